@@ -1,0 +1,160 @@
+"""Where artefacts lie: a storage root on any filesystem, fingerprints, manifests, atomic completion.
+
+    <root>/<noun>/<fingerprint>/part-00000.parquet …, manifest.json
+
+The manifest is written last and at once, so a stage is either complete or not there. Single files are written to a
+temporary name and moved (local), or in one upload (object stores): a reader never sees half a file.
+"""
+
+import hashlib
+import json
+import os
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs
+
+from . import tables
+from .errors import InputError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+def fingerprint(value: Any) -> str:
+    """Twelve hexadecimal digits for plain data: the same for equal values, whatever the order of a mapping's keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Directory:
+    """A directory on a pyarrow filesystem. Names are relative to it and may hold slashes."""
+
+    filesystem: fs.FileSystem
+    path: str
+
+    @property
+    def uri(self) -> str:
+        """What a person can open: a local path, or scheme and path."""
+        if self.is_local:
+            return self.path
+        return f"{self.filesystem.type_name}://{self.path}"
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.filesystem, fs.LocalFileSystem)
+
+    def __truediv__(self, name: str) -> "Directory":
+        return Directory(self.filesystem, f"{self.path}/{name}")
+
+    def exists(self, name: str) -> bool:
+        return self.filesystem.get_file_info(f"{self.path}/{name}").type == fs.FileType.File
+
+    def files(self) -> dict[str, fs.FileInfo]:
+        """Every file below, by its name relative to this directory, sorted; empty where the directory is missing."""
+        selector = fs.FileSelector(self.path, recursive=True, allow_not_found=True)
+        found = [info for info in self.filesystem.get_file_info(selector) if info.type == fs.FileType.File]
+        return {info.path[len(self.path) + 1 :]: info for info in sorted(found, key=lambda info: info.path)}
+
+    def read(self, name: str) -> bytes:
+        with self.filesystem.open_input_file(f"{self.path}/{name}") as stream:
+            return stream.read()
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a whole file at once; an older one of that name is replaced."""
+        target = f"{self.path}/{name}"
+        if not self.is_local:
+            with self.filesystem.open_output_stream(target) as stream:
+                stream.write(data)
+            return
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        temporary = f"{target}.{uuid.uuid4().hex}.tmp"
+        try:
+            with open(temporary, "wb") as stream:
+                stream.write(data)
+            os.replace(temporary, target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    def read_json(self, name: str) -> Any:
+        return json.loads(self.read(name))
+
+    def write_json(self, name: str, value: Any) -> None:
+        self.write(name, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+
+    def delete(self) -> None:
+        if self.filesystem.get_file_info(self.path).type == fs.FileType.Directory:
+            self.filesystem.delete_dir(self.path)
+
+
+def open_directory(location: str) -> Directory:
+    """The directory at a local path or URI (`s3://bucket/prefix`); it need not exist yet."""
+    if re.match(r"[a-z][a-z0-9+.-]*://", location):
+        try:
+            filesystem, path = fs.FileSystem.from_uri(location)
+        except (ValueError, OSError) as error:
+            raise InputError(f"{location}: can't be opened as a filesystem: {' '.join(str(error).split())}") from error
+        return Directory(filesystem, path.rstrip("/"))
+    return Directory(fs.LocalFileSystem(), str(Path(location).expanduser().absolute()))
+
+
+def open_storage(location: str) -> Directory:
+    """The storage root, checked to be writable and of a format that this version reads.
+
+    Raises InputError for a root that can't be written, or that a newer version wrote.
+    """
+    root = open_directory(location)
+    try:
+        if root.exists("format.json"):
+            found = root.read_json("format.json")["format"]
+            if found > FORMAT:
+                raise InputError(
+                    f"storage: {root.uri} holds artefacts of format {found}, this version reads up to {FORMAT}; "
+                    "update ims3_ray or choose another storage"
+                )
+        else:
+            root.write_json("format.json", {"format": FORMAT})
+            return root
+        root.write("writable", b"")
+    except OSError as error:
+        raise InputError(
+            f"storage: {root.uri} can't be written ({error.strerror or error}); choose another storage=DIR"
+        ) from error
+    return root
+
+
+def read_manifest(directory: Directory) -> dict[str, Any] | None:
+    """The manifest of a complete artefact, or None while it is not complete."""
+    if not directory.exists(MANIFEST):
+        return None
+    manifest = directory.read_json(MANIFEST)
+    if manifest["format"] > FORMAT:
+        raise InputError(
+            f"{directory.uri}/{MANIFEST}: format {manifest['format']} is newer than {FORMAT}, which this version reads; "
+            "update ims3_ray or choose another storage"
+        )
+    return manifest
+
+
+def complete(directory: Directory, details: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the manifest, which makes the artefact complete: `details` beside every file's size."""
+    files = {name: info.size for name, info in directory.files().items() if not name.endswith(".tmp")}
+    manifest = {"format": FORMAT, "files": files, **details}
+    directory.write_json(MANIFEST, manifest)
+    return manifest
+
+
+def part_names(directory: Directory) -> list[str]:
+    """The Parquet parts of an artefact, in order."""
+    return [name for name in directory.files() if name.endswith(".parquet")]
+
+
+def read_rows(directory: Directory, table: tables.Table, columns: list[str] | None = None) -> tables.Columns:
+    """All rows of an artefact, parts in order; `columns` reads those alone."""
+    return tables.concatenate(tables.from_parquet(directory.read(n), table, columns) for n in part_names(directory))

@@ -1,0 +1,90 @@
+"""The command line: `jobs/*.py` and the `ims3` console script are this module.
+
+A person's mistake gives one line on standard error and exit code 2; an unexpected failure leaves its trace in a log file
+and gives one line that says where, exit code 1.
+"""
+
+import argparse
+import importlib
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from .errors import InputError
+
+COMMANDS = {  # name → module of this package with `add_arguments(parser)` and `run(arguments)`
+    "distill": "ims3_ray.commands.distill",
+    "pretrain": "ims3_ray.commands.pretrain",
+    "runs": "ims3_ray.commands.runs",
+}
+BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run `ims3 COMMAND …`; gives the exit code."""
+    words = sys.argv[1:] if words is None else words
+    if not words or words[0] not in COMMANDS:
+        print(f"usage: ims3 {{{','.join(COMMANDS)}}} …", file=sys.stderr)
+        return 0 if words[:1] in (["-h"], ["--help"]) else BAD_INPUT
+    return run_command(words[0], words[1:])
+
+
+def run_command(name: str, words: list[str]) -> int:
+    """Run one command with its own words; gives the exit code."""
+    command = importlib.import_module(COMMANDS[name])
+    parser = argparse.ArgumentParser(prog=name, description=command.__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    command.add_arguments(parser)
+    return guarded(lambda: command.run(parser.parse_args(words)))
+
+
+def guarded(action: Callable[[], None]) -> int:
+    """Run `action` and turn what goes wrong into one line and an exit code."""
+    try:
+        action()
+    except InputError as error:
+        return _say(error)
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to go on", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:  # the one place that shows what nobody expected
+        if (given := bad_input_behind(error)) is not None:
+            return _say(given)
+        log = Path(tempfile.gettempdir()) / f"ims3-{time.strftime('%Y%m%d-%H%M%S')}.log"
+        log.write_text("".join(traceback.format_exception(error)))
+        print(f"failed: {type(error).__name__}: {_first_line(error)}; the trace is in {log}", file=sys.stderr)
+        return FAILURE
+    return 0
+
+
+def bad_input_behind(error: BaseException) -> InputError | None:
+    """The InputError that a Ray worker raised, from inside the exceptions that Ray wraps around it."""
+    seen: set[int] = set()
+    for inner in _chain(error, seen):
+        if isinstance(inner, InputError):
+            return inner
+    return None
+
+
+def _chain(error: BaseException, seen: set[int]) -> Iterator[BaseException]:
+    if id(error) in seen:
+        return
+    seen.add(id(error))
+    yield error
+    wrapped = [error.__cause__, error.__context__, getattr(error, "cause", None)]
+    wrapped += list(getattr(error, "worker_failures", {}).values())
+    for inner in wrapped:
+        if isinstance(inner, BaseException):
+            yield from _chain(inner, seen)
+
+
+def _say(error: InputError) -> int:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return BAD_INPUT
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "no message"

@@ -1,0 +1,107 @@
+"""The Ray cluster or machine that works on a run, and how many actors fit it."""
+
+import logging
+import os
+from dataclasses import dataclass
+
+import ray
+
+from .config import DeviceKind, Workers
+from .errors import InputError
+
+CPUS_PER_ACTOR = 0.8  # a pool that takes every whole CPU can hang after a node is lost (ray#44687)
+MEMORY_PER_ACTOR = 1.2e9  # bytes: a worker process with torch and a small model
+MIN_SHARDS = 2
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the cluster offers, and the sizes that follow from it unless `Workers` gives them."""
+
+    device: DeviceKind
+    cpus: int
+    gpus: int
+    memory: float  # bytes
+    workers: Workers
+
+    @property
+    def actors(self) -> int:
+        """Actors in a pool of models: one a GPU, or one a CPU core as far as memory goes."""
+        if self.workers.actors:
+            return self.workers.actors
+        if self.device == "cuda":
+            return self.gpus
+        return max(1, min(self.cpus, int(self.memory / MEMORY_PER_ACTOR)))
+
+    @property
+    def shards(self) -> int:
+        return self.workers.shards or max(MIN_SHARDS, self.cpus)
+
+    def train_workers(self, micro_batches: int) -> int:
+        """Train workers: the given number, or the largest divisor of `micro_batches` that the devices allow."""
+        devices = self.gpus if self.device == "cuda" else self.cpus
+        given = self.workers.train_workers
+        if given and micro_batches % given:
+            raise InputError(
+                f"workers.train_workers: {given} does not divide finetune.micro_batches={micro_batches}; "
+                "choose a divisor, so that every worker count sums the same parts"
+            )
+        return given or max(n for n in range(1, max(1, devices) + 1) if micro_batches % n == 0)
+
+    @property
+    def actor_resources(self) -> dict[str, float]:
+        """What each actor reserves, as Ray's options."""
+        if self.device == "cuda":
+            return {"num_gpus": 1, "num_cpus": CPUS_PER_ACTOR}
+        return {"num_cpus": CPUS_PER_ACTOR}
+
+
+def connect() -> None:
+    """Join the cluster of RAY_ADDRESS, or start one on this machine; nothing where a driver is connected already."""
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # `uv run` would start every worker anew (ray#50961)
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    options = {} if has_address() else {"address": "local", "dashboard_host": "127.0.0.1"}
+    # Nothing that workers print reaches the driver: their errors travel as exceptions, their figures as metrics.
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def machine(workers: Workers) -> Machine:
+    """The machine as `workers` wants it used. Raises InputError for a GPU that Ray does not see."""
+    if ray.is_initialized():
+        total = ray.cluster_resources()
+        cpus, gpus, memory = int(total.get("CPU", 1)), int(total.get("GPU", 0)), total.get("memory", 4e9)
+    else:  # before anything is started, as for --dry-run
+        import torch
+
+        cpus, gpus = os.cpu_count() or 1, torch.cuda.device_count()
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 0.7
+    if workers.device == "cuda" and not gpus:
+        raise InputError("workers.device: cuda asked for, but Ray sees no GPU; use workers.device=cpu or a node with one")
+    device = ("cuda" if gpus else "cpu") if workers.device == "auto" else workers.device
+    return Machine(device, max(1, cpus), gpus, memory, workers)
+
+
+def has_address() -> bool:
+    """Whether RAY_ADDRESS names a cluster to join."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
+def gpu_is_possible() -> bool:
+    """Whether this machine has a GPU, or a cluster is named that may."""
+    import torch  # seconds to import
+
+    return has_address() or torch.cuda.is_available()
+
+
+def inside_job() -> bool:
+    """Whether this driver was started by `ray job submit`, in a temporary working directory."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def num_nodes() -> int:
+    return sum(node["Alive"] for node in ray.nodes())

@@ -1,0 +1,1 @@
+"""What each job does: parse, connect, one call, print."""

@@ -1,0 +1,89 @@
+"""Distil a labelled image set into a few images a class.
+
+    python jobs/distill.py                                  the bundled digits
+    python jobs/distill.py --recipe imagewoof storage=s3://bucket/runs data.train=/data/imagewoof/train
+    python jobs/distill.py ipc=5 sample.subgroups=20 select.alpha=0.5
+
+What is complete under the storage is found and not made again.
+"""
+
+import argparse
+from typing import Any
+
+import yaml
+
+from .. import cluster
+from ..config import Config, load_config, parse_overrides
+from ..errors import InputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--recipe", default="digits", metavar="NAME|FILE", help="a named run, or a YAML file like those")
+    parser.add_argument("--dry-run", action="store_true", help="show the resolved recipe and what each stage would do")
+    parser.add_argument("overrides", nargs="*", metavar="field=value", help="such as ipc=5 or storage=DIR")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    config = load_config(arguments.recipe, parse_overrides(arguments.overrides))
+    if config.workers.device == "cuda" and not cluster.gpu_is_possible():
+        raise InputError("workers.device: cuda asked for, but this machine has no GPU and RAY_ADDRESS names no cluster")
+    if arguments.dry_run:
+        _dry_run(config)
+        return
+    from ..distillation import run as distil  # heavy, not needed to refuse bad input
+
+    made = distil(config)
+    print()
+    print("\n".join(summary_lines(config, made)))
+
+
+def summary_lines(config: Config, made: Any) -> list[str]:
+    """The short table at the end of a run, and where everything is."""
+    lines = []
+    if made.evaluation:
+        document = made.evaluation
+        lines.append(f"accuracy on the {document['split']} images, {document['protocol']}, mean ± 95 % interval over seeds")
+        lines.append(f"  {'set':<12}{'images':>8}  {'last':>14}  {'best':>14}   coverage  low-density")
+        titles = {"distilled": "distilled", "random": "random real", "full": "full real"}
+        for name, of_set in document["sets"].items():
+            covered = document["coverage"].get(name)
+            shown = f"{covered['coverage']:11.3f}{covered['low_density_coverage']:13.3f}" if covered else ""
+            cells = [f"{100 * of_set[w]['mean']:6.2f} ± {100 * of_set[w]['interval']:.2f}" for w in ("last", "best")]
+            lines.append(f"  {titles[name]:<12}{of_set['images']:>8}  {cells[0]:>14}  {cells[1]:>14}{shown}")
+        lines.append("  (last is the figure; best looks at the scored images and is a diagnostic)")
+        lines.append("")
+    lines.append(f"  {'stage':<10}{'rows':>8} {'unit':<12}{'seconds':>9}{'rows/s':>10}")
+    for stage in made.stages:
+        found = "" if stage["ran"] else "  found complete"
+        lines.append(
+            f"  {stage['name']:<10}{stage['rows']:>8} {stage['unit']:<12}{stage['seconds']:>9.1f}{stage['rate']:>10.1f}{found}"
+        )
+    lines += [
+        "",
+        f"distilled set  {made.distilled}",
+        f"report         {made.report}",
+        f"query          python jobs/runs.py storage={config.storage} --where run={made.key}",
+    ]
+    return lines
+
+
+def _dry_run(config: Config) -> None:
+    from .. import preparation  # heavy, as above
+    from ..estimate import estimates
+    from ..pipeline import plan
+
+    preparation.check_storage(config)
+    if cluster.has_address():
+        cluster.connect()
+    context = preparation.prepare(config, cluster.machine(config.workers))
+    steps = plan(context)
+    print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    machine = context.machine
+    print(f"machine: {machine.device}, {machine.actors} actors, {machine.shards} shards")
+    print(f"  {'stage':<10}{'state':<12}{'rows':>8}{'about':>9}{'disk':>10}{'memory':>10}   artefact")
+    for step, estimate in zip(steps, estimates(context, steps).values(), strict=True):
+        state = "complete" if step.manifest else "would run"
+        cells = f"{estimate.rows:>8}{estimate.seconds:>7.0f} s{estimate.disk / 1e6:>7.1f} MB{estimate.memory / 1e9:>7.1f} GB"
+        print(f"  {step.stage.name:<10}{state:<12}{cells}   {step.stage.noun}/{step.fingerprint}")
+    missing = [e.seconds for s, e in zip(steps, estimates(context, steps).values(), strict=True) if not s.manifest]
+    print(f"estimated time of what is missing: {sum(missing):.0f} s")

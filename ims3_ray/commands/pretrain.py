@@ -1,0 +1,36 @@
+"""Train a generator (VAE and DiT) and a feature extractor on class folders of your own.
+
+python jobs/pretrain.py --out my-model data.train=/data/my-images image_size=32
+python jobs/distill.py model.path=my-model embed.extractor=my-model/extractor data.train=/data/my-images …
+"""
+
+import argparse
+from pathlib import Path
+
+from .. import cluster
+from ..artifacts import open_storage
+from ..config import load_pretrain, parse_overrides
+from ..data.images import open_images
+from ..errors import InputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", required=True, metavar="DIR", help="a new folder for the model")
+    parser.add_argument("overrides", nargs="*", metavar="field=value", help="such as transformer.steps=20000")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    config = load_pretrain(parse_overrides(arguments.overrides))
+    out = Path(arguments.out).absolute()
+    if out.exists():
+        raise InputError(f"--out: {out} exists; name a new folder")
+    storage = open_storage(config.storage)
+    data = config.data
+    images = open_images(data.train, storage, name="data.train", seed=config.seed, max_bad_fraction=data.max_bad_fraction)
+    cluster.connect()
+    from ..stages.pretrain import Pretraining  # heavy: torch and diffusers, not needed to refuse bad input
+
+    figures = Pretraining(config, images, storage, cluster.machine(config.workers)).run(out)
+    print(f"model: {out}")
+    for name, value in figures.items():
+        print(f"  {name.replace('_', ' ')}: {value:.4g}")

@@ -1,0 +1,327 @@
+"""The configuration: one frozen typed section per stage, checked at construction.
+
+Sources, strongest first: overrides (`sample.subgroups=20`), the recipe's YAML, environment variables
+(`IMS3_STORAGE`, `IMS3_WORKERS__ACTORS`), defaults: the environment fills in what a recipe leaves open and never bends
+what it says. All that changes a result stands in the recipe's sections and is fingerprinted; `Workers` and `storage`
+change speed and place alone.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from .errors import InputError
+
+DeviceKind = Literal["cpu", "cuda"]
+Precision = Literal["fp32", "bf16"]
+Count = Annotated[int, Field(ge=1)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class BatchSize(Section):
+    """Rows a forward pass, per kind of device: a row's bits depend on it, so it is a recipe value."""
+
+    cpu: Count
+    cuda: Count
+
+    def on(self, device: DeviceKind) -> int:
+        return getattr(self, device)
+
+
+class Data(Section):
+    train: str = "package://digits/train"
+    validation: str | None = None
+    test: str | None = None
+    class_map: str | None = None  # a YAML or JSON table of folder name → model label, or "new" for fresh class rows
+    mirror: bool = True
+    max_bad_fraction: Share = 0.01
+
+
+class Model(Section):
+    path: str = "package://digits"
+    vae: str | None = None  # beside an original DiT .pt file
+    heads: Count | None = None
+    frequency_shift: Literal[0, 1] | None = None  # None: by the checkpoint's kind
+    precision: dict[DeviceKind, Precision] = {"cpu": "fp32", "cuda": "bf16"}
+
+
+class Encode(Section):
+    images_per_class: Count | None = None  # a seeded random subset; None takes all
+    batch_size: BatchSize = BatchSize(cpu=50, cuda=64)
+
+
+class Invert(Section):
+    points: Annotated[int, Field(ge=1, le=999)] = 10  # S grid points up to T − 1
+    batch_size: BatchSize = BatchSize(cpu=50, cuda=128)
+
+
+class Minimax(Section):
+    """Minimax Diffusion's criteria; weights and memory as it publishes them, once `im.minimax` is on."""
+
+    representativeness: Weight = 0.002
+    diversity: Weight = 0.008
+    memory: Count = 64
+
+
+class InversionMatching(Section):
+    weight: Weight = 0.002  # λ_IM of the paper
+    grad_ratio: Weight | None = None  # λ_IM as the ratio of gradient norms, matching to diffusion; replaces weight
+    target: Literal["trajectory", "one_step"] = "trajectory"  # one_step: the published code, to reproduce it
+    metric: Literal["cosine", "l1", "l2"] = "cosine"
+    minimax: Minimax | None = None
+
+    @field_validator("minimax", mode="before")
+    @classmethod
+    def _on_or_off(cls, value: Any) -> Any:
+        return {} if value is True else None if value is False else value
+
+
+class Finetune(Section):
+    epochs: Annotated[int, Field(ge=0)] = 8  # 0 keeps the pretrained model
+    batch_size: Count = 8
+    micro_batches: Count = 2  # parts of a batch whose gradients are summed in order: worker counts divide it
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Weight = 0.0
+    label_dropout: Share = 0.1
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
+    log_every: Count = 50
+    checkpoint_every: Count = 500
+
+    @model_validator(mode="after")
+    def _parts_fill_the_batch(self) -> "Finetune":
+        if self.batch_size % self.micro_batches:
+            raise ValueError(f"finetune.batch_size: {self.batch_size} is no multiple of micro_batches {self.micro_batches}")
+        return self
+
+
+class Embed(Section):
+    extractor: str = "package://digits"
+    batch_size: BatchSize = BatchSize(cpu=100, cuda=256)
+
+
+class Sample(Section):
+    subgroups: Count = 5  # G
+    sampler: Literal["ancestral", "ddim"] = "ancestral"
+    steps: Annotated[int, Field(ge=2, le=1000)] = 50
+    spacing: Literal["linspace", "leading"] = "linspace"
+    guidance_scale: Annotated[float, Field(ge=0)] = 4.0
+    guidance_channels: Count = 3  # DiT's published sampler guides 3 of the 4 latent channels
+    weights: Literal["ema", "last"] = "ema"
+    batch_size: BatchSize = BatchSize(cpu=25, cuda=256)
+
+
+class Select(Section):
+    alpha: Weight = 0.4
+    beta: Weight = 0.9
+    epsilon: Weight = 0.0
+    normalization: Literal["per_class", "none"] = "per_class"
+    partners: Literal["selected", "pool"] = "selected"
+    restarts: Annotated[int, Field(ge=0)] = 8
+    real_images: Count = 200  # K_i, a seeded random subset per class
+
+
+class Evaluate(Section):
+    protocol: str = "quick"  # "none" leaves evaluation out
+    seeds: Annotated[int, Field(ge=2)] = 3  # fewer give no interval
+    full: bool = True  # also train on the full real set
+    neighbours: Count = 5  # k of the coverage balls
+
+
+class Workers(Section):
+    """What changes speed alone. None sizes a number to the machine or cluster at hand."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    actors: Count | None = None
+    train_workers: Count | None = None
+    shards: Count | None = None
+
+
+class TrainVae(Section):
+    """AutoencoderKL: L1 reconstruction plus a weak pull of the latents towards a normal distribution."""
+
+    channels: tuple[Count, ...] = (16, 32, 64)  # one level a value; every level but the last halves the image
+    latent_channels: Count = 4
+    kl_weight: Weight = 1e-3
+    steps: Count = 1500
+    batch_size: Count = 64
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+
+
+class TrainTransformer(Section):
+    """DiT: noise and variance prediction with label dropout, exponential moving average of the weights."""
+
+    hidden_size: Count = 128
+    depth: Count = 6
+    heads: Count = 4
+    patch_size: Count = 2
+    label_dropout: Share = 0.1
+    steps: Count = 5000
+    batch_size: Count = 128
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+
+
+class TrainExtractor(Section):
+    """φ: one of the evaluation networks, trained to classify; its penultimate features serve."""
+
+    network: str = "convnet3"
+    width: Count = 32
+    steps: Count = 1500
+    batch_size: Count = 64
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+
+
+class Pretrain(BaseSettings):
+    """A generator and an extractor of one's own, from class folders (jobs/pretrain.py)."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", validate_default=True, env_prefix="IMS3_PRETRAIN_", env_nested_delimiter="__"
+    )
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    image_size: Annotated[int, Field(ge=16)] = 32
+    data: Data = Data(mirror=False)
+    micro_batches: Count = 2
+    vae: TrainVae = TrainVae()
+    transformer: TrainTransformer = TrainTransformer()
+    extractor: TrainExtractor = TrainExtractor()
+    check_images: Annotated[int, Field(ge=0)] = 1000  # samples that a second classifier judges, for the model card
+    check_guidance_scale: Annotated[float, Field(ge=0)] = 1.5
+    log_every: Count = 100
+    checkpoint_every: Count = 1000
+    workers: Workers = Workers()
+    storage: str = "./runs"
+
+
+class Config(BaseSettings):
+    """A run: the recipe's sections, where it stores, and how many work on it."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", validate_default=True, env_prefix="IMS3_", env_nested_delimiter="__"
+    )
+
+    recipe: str = "digits"
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    ipc: Count = 10
+    data: Data = Data()
+    model: Model = Model()
+    encode: Encode = Encode()
+    invert: Invert = Invert()
+    im: InversionMatching = InversionMatching()
+    finetune: Finetune = Finetune()
+    embed: Embed = Embed()
+    sample: Sample = Sample()
+    select: Select = Select()
+    evaluate: Evaluate = Evaluate()
+    workers: Workers = Workers()
+    storage: str = "./runs"
+
+    def results(self) -> dict[str, Any]:
+        """All that a result depends on, as plain data."""
+        return self.model_dump(mode="json", exclude={"workers", "storage"})
+
+
+Settings = TypeVar("Settings", Config, Pretrain)
+
+
+def recipe_names() -> list[str]:
+    return sorted(
+        p.name.removesuffix(".yaml") for p in resources.files("ims3_ray.recipes").iterdir() if p.name.endswith(".yaml")
+    )
+
+
+def recipe_text(recipe: str) -> tuple[str, str]:
+    """(name, YAML text) of a recipe given by name or by path."""
+    if recipe in recipe_names():
+        return recipe, (resources.files("ims3_ray.recipes") / f"{recipe}.yaml").read_text()
+    path = Path(recipe)
+    if path.suffix in {".yaml", ".yml"} and path.is_file():
+        return path.stem, path.read_text()
+    raise InputError(f"recipe: {recipe!r} is neither a known recipe ({', '.join(recipe_names())}) nor a YAML file")
+
+
+def load_config(recipe: str = "digits", overrides: Mapping[str, Any] | None = None) -> Config:
+    """The configuration of `recipe` (name or path) with dotted `overrides`; InputError names every field at fault."""
+    name, text = recipe_text(recipe)
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise InputError(f"recipe {recipe}: is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"recipe {recipe}: holds a {type(values).__name__}; give a mapping of sections to fields")
+    values.setdefault("recipe", name)
+    return _build(Config, values, overrides or {})
+
+
+def load_pretrain(overrides: Mapping[str, Any] | None = None) -> Pretrain:
+    """The configuration of a pretraining: the bundled digits' with `overrides`."""
+    return _build(Pretrain, {}, overrides or {})
+
+
+def _build(kind: type[Settings], values: dict[str, Any], overrides: Mapping[str, Any]) -> Settings:
+    for field, value in overrides.items():
+        _put(values, field, value)
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        raise InputError("; ".join(_explain(e, kind) for e in error.errors())) from error
+
+
+def parse_overrides(words: list[str]) -> dict[str, Any]:
+    """`["sample.subgroups=20"]` as `{"sample.subgroups": 20}`; values are read as YAML."""
+    overrides = {}
+    for word in words:
+        field, equals, text = word.partition("=")
+        if not equals or not re.fullmatch(r"[a-z_][a-z0-9_.]*", field):
+            raise InputError(f"{word!r}: is no override; write field=value, such as sample.subgroups=20")
+        try:
+            overrides[field] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"{field}: value {text!r} can't be read; quote it as YAML") from error
+    return overrides
+
+
+def _put(values: dict[str, Any], field: str, value: Any) -> None:
+    *sections, last = field.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise InputError(f"{field}: {section} is a plain value and has no field {last}")
+    if isinstance(value, Mapping) and isinstance(values.get(last), dict):
+        for inner, inner_value in value.items():
+            _put(values[last], inner, inner_value)
+    else:
+        values[last] = value
+
+
+def _explain(error: Mapping[str, Any], kind: type[BaseModel]) -> str:
+    location = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = _fields_beside(error["loc"], kind)
+        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        return f"{location}: unknown field; {hint}known here: {', '.join(known)}"
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return message if message.startswith(f"{location}.") else f"{location}: {message}, got {error['input']!r}"
+
+
+def _fields_beside(location: tuple[Any, ...], model: Any) -> list[str]:
+    for part in location[:-1]:
+        annotation = model.model_fields[part].annotation
+        models = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
+        if not models:
+            return []
+        model = models[0]
+    return list(model.model_fields)

@@ -1,0 +1,145 @@
+"""The product: the distilled set, written so that anybody's tools read it, and read back as a torch Dataset.
+
+train/<class>/<k>.png                         class folders, as torchvision's ImageFolder reads them
+data/train-00000-of-00001.parquet             the same as Parquet, as Hugging Face's `load_dataset` reads it
+README.md                                     the data set card
+manifest.json                                 for every image its checksum, class, subgroup, index, seed
+"""
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from torch.utils.data import Dataset
+
+from ..artifacts import MANIFEST, Directory, open_directory, read_manifest
+from ..errors import InputError
+
+PARQUET = "data/train-00000-of-00001.parquet"
+UNSAFE_NAME = re.compile(r'^\.|[/\\:*?"<>|\x00-\x1f]|[. ]$')
+
+
+@dataclass(frozen=True)
+class DistilledImage:
+    """One image of the product, and what it was made from."""
+
+    label: int
+    place: int  # k in the class
+    subgroup: int
+    index: int
+    seed: int
+    png: bytes
+
+
+def check_class_names(classes: Sequence[str]) -> None:
+    """InputError for a class whose name can't be a folder's name everywhere."""
+    for name in classes:
+        if not name or UNSAFE_NAME.search(name):
+            raise InputError(f"data.train: class folder {name!r} can't be a folder's name in the distilled set; rename it")
+
+
+def image_path(images: Sequence[DistilledImage], image: DistilledImage, classes: Sequence[str]) -> str:
+    """Path of the image's PNG, numbered with as many digits as the set needs."""
+    digits = len(str(max(i.place for i in images)))
+    return f"train/{classes[image.label]}/{image.place:0{digits}d}.png"
+
+
+def write_class(out: Directory, images: Sequence[DistilledImage], classes: Sequence[str], label: int) -> list[dict[str, Any]]:
+    """Write one class's PNGs; gives their entries of the manifest."""
+    entries = []
+    for image in images:
+        if image.label == label:
+            path = image_path(images, image, classes)
+            out.write(path, image.png)
+            entries.append(
+                {
+                    "path": path,
+                    "sha256": hashlib.sha256(image.png).hexdigest(),
+                    "class": classes[label],
+                    "subgroup": image.subgroup,
+                    "index": image.index,
+                    "seed": image.seed,
+                }
+            )
+    return entries
+
+
+def to_parquet(images: Sequence[DistilledImage], classes: Sequence[str]) -> bytes:
+    """The set as Parquet with an image column and class names, in the form of Hugging Face `datasets`."""
+    integers = {name: {"dtype": "int64", "_type": "Value"} for name in ("subgroup", "index", "seed")}
+    features = {"image": {"_type": "Image"}, "label": {"names": list(classes), "_type": "ClassLabel"}} | integers
+    columns = {
+        "image": pa.array(
+            [{"bytes": i.png, "path": image_path(images, i, classes).replace("/", "_")} for i in images],
+            type=pa.struct({"bytes": pa.binary(), "path": pa.string()}),
+        ),
+        "label": pa.array([i.label for i in images], pa.int64()),
+    } | {name: pa.array([getattr(i, name) for i in images], pa.int64()) for name in integers}
+    table = pa.table(columns).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    return sink.getvalue()
+
+
+def card(images: Sequence[DistilledImage], classes: Sequence[str], recipe: str, fingerprint: str) -> str:
+    """The README.md of the set, in the form that the Hugging Face hub reads."""
+    per_class = len(images) // len(classes)
+    names = ", ".join(json.dumps(name, ensure_ascii=False) for name in classes[:20]) + (", …" if len(classes) > 20 else "")
+    return f"""---
+task_categories:
+- image-classification
+tags:
+- dataset-distillation
+size_categories:
+- {"n<1K" if len(images) < 1000 else "1K<n<10K" if len(images) < 10_000 else "10K<n<100K"}
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data/train-*.parquet
+---
+# {len(images)} synthetic images that stand for a training set of {len(classes)} classes
+
+{per_class} images a class, drawn by a class-conditional diffusion model that was fine-tuned with Inversion-Matching, and
+chosen by Selective Subgroup Sampling (IMS3, arXiv 2603.13960), with ims3_ray.
+
+- recipe `{recipe}`, artefact `{fingerprint}`
+- classes: {names}
+- `manifest.json` names for every image its checksum, class, subgroup, index and seed
+- the images are synthetic; the licences of the generator's weights and of the images it was trained on apply
+"""
+
+
+class DistilledSet(Dataset):
+    """The distilled images in memory: item i is (PIL image, or `transform` of it, label). `classes` names the labels."""
+
+    def __init__(self, directory: Directory, transform: Callable[[Image.Image], Any] | None = None):
+        with pa.BufferReader(directory.read(PARQUET)) as source:
+            table = pq.read_table(source)
+        info = json.loads(table.schema.metadata[b"huggingface"])["info"]
+        self.classes: list[str] = info["features"]["label"]["names"]
+        self.targets: list[int] = table["label"].to_pylist()
+        self.transform = transform
+        self._pngs = [row["bytes"] for row in table["image"].to_pylist()]
+
+    def __len__(self) -> int:
+        return len(self._pngs)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image = Image.open(io.BytesIO(self._pngs[index])).convert("RGB")
+        return (self.transform(image) if self.transform else image), self.targets[index]
+
+
+def load_distilled(location: str, transform: Callable[[Image.Image], Any] | None = None) -> DistilledSet:
+    """The distilled set at a local path or URI, as a torch Dataset. InputError where there is no complete one."""
+    directory = open_directory(location)
+    if read_manifest(directory) is None or not directory.exists(PARQUET):
+        raise InputError(f"{location}: holds no complete distilled set ({MANIFEST} and {PARQUET}); finish its run first")
+    return DistilledSet(directory, transform)

@@ -1,0 +1,52 @@
+"""Reading a batch of images inside an actor, the unreadable ones noted."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from ..artifacts import Directory
+from ..tables import Columns
+from .images import READERS, ImageSet, decode, square
+
+
+def payloads(images: ImageSet, rows: Sequence[int], size: int) -> list[dict[str, Any]]:
+    """`rows` of the set in batches of `size`, as plain data for a `BatchReader`."""
+    cut = [rows[start : start + size] for start in range(0, len(rows), size)]
+    return [
+        {
+            "paths": [images.paths[row] for row in batch],
+            "ids": [images.ids[row] for row in batch],
+            "labels": [int(images.labels[row]) for row in batch],
+        }
+        for batch in cut
+    ]
+
+
+class BatchReader:
+    """Reads, decodes and scales a batch's images on threads."""
+
+    def __init__(self, directory: Directory, image_size: int):
+        self._directory, self._image_size = directory, image_size
+        self._threads = ThreadPoolExecutor(READERS)
+
+    def __call__(self, payload: dict[str, Any]) -> tuple[np.ndarray, Columns, dict[str, str]]:
+        """Pixels (N, 3, size, size) uint8 of the readable images, their ids and labels, and {path: why} of the others."""
+        read = list(self._threads.map(self._read, payload["paths"]))
+        bad = {path: r for path, r in zip(payload["paths"], read, strict=True) if isinstance(r, str)}
+        good = [row for row, r in enumerate(read) if not isinstance(r, str)]
+        pixels = np.empty((len(good), 3, self._image_size, self._image_size), np.uint8)
+        for place, row in enumerate(good):
+            pixels[place] = read[row]
+        known = {
+            "image_id": np.array([payload["ids"][row] for row in good], dtype=object),
+            "label": np.array([payload["labels"][row] for row in good], dtype=np.int64),
+        }
+        return pixels, known, bad
+
+    def _read(self, path: str) -> np.ndarray | str:
+        try:
+            return square(decode(self._directory.read(path)), self._image_size)
+        except ValueError as error:
+            return str(error)

@@ -1,0 +1,192 @@
+"""Batched training augmentation: a whole batch on its device at once, with parameters for each image.
+
+What the DataLoader-and-PIL path does to one image at a time, in the order and with the distributions of the published
+scripts (Kim et al. 2022, Gu et al. 2024). All randomness is drawn from one generator, which must live on the images'
+device. Images are (N, 3, H, W) floats that start in [0, 1]; nothing is clipped, as in the published code.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+import torchvision.transforms.v2.functional as ops
+from jaxtyping import Float, Int, UInt8
+from torch import Generator, Tensor
+
+from ims3_ray.evaluation.protocols import Protocol
+
+CROP_ATTEMPTS = 10  # as torchvision: the first crop that fits inside the image, else the whole image
+LUMA = (0.299, 0.587, 0.114)
+# Principal components of ImageNet's RGB values in [0, 1]: deviations, and directions as columns.
+COLOUR_DEVIATIONS = (0.2175, 0.0188, 0.0045)
+COLOUR_DIRECTIONS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
+MAGNITUDES = 30  # RandAugment's scale, as in torchvision
+
+
+def _uniform(low: float, high: float, *shape: int, like: Tensor, generator: Generator) -> Tensor:
+    return torch.rand(shape, generator=generator, device=like.device) * (high - low) + low
+
+
+def augment(images: UInt8[Tensor, "n 3 h w"], protocol: Protocol, generator: Generator) -> Float[Tensor, "n 3 h w"]:
+    """The protocol's training view of a batch, normalised, CutMix excepted."""
+    steps = protocol.augmentations
+    x = images.float() / 255
+    if steps.crop_scale is not None:
+        x = resized_crop(x, steps.crop_scale, generator)
+    if steps.flip > 0:
+        x = flip(x, steps.flip, generator)
+    for _ in range(steps.randaugment_ops):
+        x = randaugment(x, steps.randaugment_magnitude, generator)
+    if steps.jitter > 0:
+        x = colour_jitter(x, steps.jitter, generator)
+    if steps.lighting > 0:
+        x = lighting(x, steps.lighting, generator)
+    return normalise(x, protocol)
+
+
+def normalise(images: Float[Tensor, "n 3 h w"], protocol: Protocol) -> Float[Tensor, "n 3 h w"]:
+    """Subtract the protocol's mean and divide by its deviation, colour by colour."""
+    mean, deviation = (images.new_tensor(values).view(3, 1, 1) for values in (protocol.mean, protocol.deviation))
+    return (images - mean) / deviation
+
+
+def resized_crop(
+    images: Float[Tensor, "n 3 h w"],
+    scale: tuple[float, float],
+    generator: Generator,
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Float[Tensor, "n 3 h w"]:
+    """A random box of each image, stretched to the image's size: torchvision's RandomResizedCrop.
+
+    Area uniform in `scale` x the image's, aspect ratio log-uniform in `ratio`, place uniform; whole pixels. Bilinear,
+    reading no pixel outside the box.
+    """
+    n, _, height, width = images.shape
+    area = _uniform(*scale, n, CROP_ATTEMPTS, like=images, generator=generator) * (height * width)
+    log_ratio = (math.log(ratio[0]), math.log(ratio[1]))
+    aspect = _uniform(*log_ratio, n, CROP_ATTEMPTS, like=images, generator=generator).exp()
+    widths, heights = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+    fits = (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
+    first = fits.int().argmax(dim=1, keepdim=True)
+    found = fits.any(dim=1)
+    box_width = torch.where(found, widths.gather(1, first).squeeze(1), float(width))
+    box_height = torch.where(found, heights.gather(1, first).squeeze(1), float(height))
+    place = _uniform(0.0, 1.0, n, 2, like=images, generator=generator)
+    left = (place[:, 0] * (width - box_width + 1)).floor()
+    top = (place[:, 1] * (height - box_height + 1)).floor()
+    columns = _box_coordinates(width, left, box_width)[:, None, :].expand(n, height, width)
+    rows = _box_coordinates(height, top, box_height)[:, :, None].expand(n, height, width)
+    grid = torch.stack((columns, rows), dim=-1)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _box_coordinates(size: int, start: Float[Tensor, " n"], length: Float[Tensor, " n"]) -> Float[Tensor, "n size"]:
+    """Where each of `size` output pixels reads inside [start, start + length), in grid_sample's units (-1 to 1)."""
+    pixel = torch.arange(size, device=start.device) + 0.5
+    inside = pixel * (length / size)[:, None] - 0.5
+    inside = inside.clamp(min=0).minimum((length - 1)[:, None])
+    return (2 * (inside + start[:, None]) + 1) / size - 1
+
+
+def flip(images: Float[Tensor, "n 3 h w"], probability: float, generator: Generator) -> Float[Tensor, "n 3 h w"]:
+    """Mirror left to right, each image with this probability."""
+    mirrored = _uniform(0.0, 1.0, len(images), 1, 1, 1, like=images, generator=generator) < probability
+    return torch.where(mirrored, images.flip(-1), images)
+
+
+def colour_jitter(images: Float[Tensor, "n 3 h w"], strength: float, generator: Generator) -> Float[Tensor, "n 3 h w"]:
+    """Brightness, contrast and saturation of each image by factors uniform in 1 ± strength."""
+    factors = _uniform(1 - strength, 1 + strength, 3, len(images), 1, 1, 1, like=images, generator=generator)
+    return adjust_colours(images, *factors)
+
+
+def adjust_colours(
+    images: Float[Tensor, "n 3 h w"], brightness: Tensor, contrast: Tensor, saturation: Tensor
+) -> Float[Tensor, "n 3 h w"]:
+    """b (c s x + c (1-s) g + (1-c) mean(g)), with g the grey image and factors (N, 1, 1, 1).
+
+    Without clipping the three operations are linear and commute, so their random order in the published code changes
+    nothing, and one formula serves all six orders.
+    """
+    grey = (images * images.new_tensor(LUMA).view(3, 1, 1)).sum(dim=1, keepdim=True)
+    flat = grey.mean(dim=(2, 3), keepdim=True)
+    base = contrast * (1 - saturation) * grey + (1 - contrast) * flat
+    return brightness * (contrast * saturation * images + base)
+
+
+def lighting(images: Float[Tensor, "n 3 h w"], deviation: float, generator: Generator) -> Float[Tensor, "n 3 h w"]:
+    """Add one colour to a whole image, normal along ImageNet's principal colours (Krizhevsky et al. 2012)."""
+    alpha = torch.randn((len(images), 3), generator=generator, device=images.device) * deviation
+    directions = images.new_tensor(COLOUR_DIRECTIONS)
+    colour = (alpha * images.new_tensor(COLOUR_DEVIATIONS)) @ directions.T
+    return images + colour[:, :, None, None]
+
+
+def randaugment(images: Float[Tensor, "n 3 h w"], magnitude: int, generator: Generator) -> Float[Tensor, "n 3 h w"]:
+    """One of 14 operations for each image, uniformly drawn, at a fixed magnitude and a random sign (Cubuk et al. 2020).
+
+    Torchvision's list, ranges and 8-bit arithmetic; images that drew the same operation and sign are done together.
+    """
+    *_, height, width = images.shape
+    x = (images.clamp(0, 1) * 255).round().to(torch.uint8)
+    operations = _randaugment_operations(magnitude, height, width)
+    chosen = torch.randint(2 * len(operations), (len(x),), generator=generator, device=x.device).tolist()
+    done = x.clone()
+    for choice in sorted(set(chosen)):
+        rows = torch.tensor([row for row, drawn in enumerate(chosen) if drawn == choice], device=x.device)
+        done[rows] = operations[choice // 2](x[rows], 1.0 if choice % 2 else -1.0)
+    return done.float() / 255
+
+
+def _randaugment_operations(magnitude: int, height: int, width: int) -> list:
+    """Functions of (uint8 images, sign), in torchvision's order; unsigned operations ignore the sign."""
+    m = magnitude / MAGNITUDES
+    shear = math.degrees(math.atan(0.3 * m))
+    across, down = int(150 / 331 * width * m), int(150 / 331 * height * m)
+
+    def affine(x, translate=(0, 0), shear=(0.0, 0.0)):
+        return ops.affine(x, angle=0.0, translate=list(translate), scale=1.0, shear=list(shear), center=[0, 0])
+
+    return [
+        lambda x, sign: x,
+        lambda x, sign: affine(x, shear=(sign * shear, 0.0)),
+        lambda x, sign: affine(x, shear=(0.0, sign * shear)),
+        lambda x, sign: affine(x, translate=(int(sign) * across, 0)),
+        lambda x, sign: affine(x, translate=(0, int(sign) * down)),
+        lambda x, sign: ops.rotate(x, sign * 30 * m),
+        lambda x, sign: ops.adjust_brightness(x, 1 + sign * 0.9 * m),
+        lambda x, sign: ops.adjust_saturation(x, 1 + sign * 0.9 * m),
+        lambda x, sign: ops.adjust_contrast(x, 1 + sign * 0.9 * m),
+        lambda x, sign: ops.adjust_sharpness(x, 1 + sign * 0.9 * m),
+        lambda x, sign: ops.posterize(x, 8 - round(4 * m)),
+        lambda x, sign: ops.solarize(x, 255 * (1 - m)),
+        lambda x, sign: ops.autocontrast(x),
+        lambda x, sign: ops.equalize(x),
+    ]
+
+
+def cutmix(
+    images: Float[Tensor, "n 3 h w"], labels: Int[Tensor, " n"], probability: float, generator: Generator
+) -> tuple[Float[Tensor, "n 3 h w"], Int[Tensor, " n"], Float[Tensor, ""]]:
+    """Mixed images, their partners' labels, and the share of the area that is an image's own (Yun et al. 2019).
+
+    As published: one box for the whole batch, λ from Beta(1, 1), centre uniform, cut off at the edges; partners from a
+    permutation of the batch. With probability 1 - `probability` nothing is mixed and the share is 1.
+    """
+    n, _, height, width = images.shape
+    lam, mixes, centre_x, centre_y = _uniform(0.0, 1.0, 4, like=images, generator=generator)
+    partners = torch.randperm(n, generator=generator, device=images.device)
+    cut = (1 - lam).sqrt() * (mixes < probability)
+    inside_x = _cut_span(width, cut, centre_x)
+    inside_y = _cut_span(height, cut, centre_y)
+    box = inside_y[:, None] & inside_x
+    own_share = 1 - box.float().mean()
+    return torch.where(box, images[partners], images), labels[partners], own_share
+
+
+def _cut_span(size: int, cut: Tensor, centre: Tensor) -> Tensor:
+    """Which of `size` pixels lie within half of floor(size x cut) of the centre pixel (bool)."""
+    half = torch.div((size * cut).floor(), 2, rounding_mode="floor")
+    middle = (centre * size).floor()
+    pixel = torch.arange(size, device=cut.device)
+    return (pixel >= middle - half) & (pixel < middle + half)

@@ -1,0 +1,160 @@
+"""Named, versioned evaluation protocols: everything that an accuracy depends on besides the images and the seed.
+
+Three incompatible protocols share names such as "ImageWoof, IPC 10" in the literature, so a number is only worth
+something together with its protocol's `label`. Any change of a value here raises the protocol's version.
+Sources: Gu et al., CVPR 2024 (`minimax`), the published script of IMS3 (`ims3`); `quick` is this project's own.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ims3_ray.errors import InputError
+from ims3_ray.models.classifiers import NETWORKS, NetworkName
+
+IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Epochs by images per class: up to this many images, this many epochs; beyond the last, EPOCHS_BEYOND.
+EPOCHS_BY_IPC = ((1, 3000), (10, 2000), (50, 1500), (200, 1000), (500, 500))
+EPOCHS_BEYOND = 300
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Augmentations(_Frozen):
+    """What is done to a training image, in this order; a zero or None leaves a step out. Normalising comes last."""
+
+    crop_scale: tuple[float, float] | None = None
+    """Random resized crop: smallest and largest share of the area; aspect ratio from 3/4 to 4/3."""
+    flip: float = Field(0.0, ge=0, le=1)
+    """Probability of mirroring left to right."""
+    randaugment_ops: int = Field(0, ge=0)
+    randaugment_magnitude: int = Field(0, ge=0, le=30)
+    """Out of 30, as in torchvision."""
+    jitter: float = Field(0.0, ge=0, lt=1)
+    """Brightness, contrast and saturation, each by a factor within 1 ± this."""
+    lighting: float = Field(0.0, ge=0)
+    """Deviation of the noise along ImageNet's principal colours (Krizhevsky et al. 2012)."""
+
+
+class Budget(_Frozen):
+    """How long and how fast a classifier trains on a set of a given size: a number of epochs, or of steps."""
+
+    epochs: int | None
+    steps: int | None
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+
+
+class Protocol(_Frozen):
+    """One way of turning a training set into an accuracy. SGD with momentum, cross-entropy, hard labels."""
+
+    name: str
+    version: int = Field(ge=1)
+    split: Literal["test", "validation"]
+    """Whose images are scored. Choices are made on validation images; test images give the final number alone."""
+    network: NetworkName
+    width: int | None = None
+    """Channels of the network's first block; None is the published width."""
+    image_size: int = Field(ge=8)
+    """Pixels a side: images are resized and centre-cropped to it."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    deviation: tuple[float, float, float] = IMAGENET_DEVIATION
+    augmentations: Augmentations
+    cutmix: float = Field(ge=0, le=1)
+    """Probability that a batch is mixed; Beta(1, 1), one box a batch, partners from a permutation of the batch."""
+    steps: int | None = Field(None, ge=1)
+    """Full batches drawn from an endless stream of epochs; None: epochs by the set's size, last batch kept short."""
+    batch_size: int = Field(64, ge=1)
+    learning_rate: float = Field(gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = False
+    weight_decay: float = Field(5e-4, ge=0)
+    schedule: Literal["steps", "cosine"] = "steps"
+    """`steps`: x 0.2 at two thirds and at five sixths of the epochs. `cosine`: to zero, after the warm-up."""
+    warmup: float = Field(0.0, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises linearly to its full value."""
+    evaluations: int = Field(100, ge=1)
+    """How many times the scored images are looked at, evenly spaced, the last one at the end."""
+
+    @model_validator(mode="after")
+    def _warm_up_belongs_to_the_cosine(self) -> "Protocol":
+        if self.warmup and self.schedule != "cosine":
+            raise ValueError(f"warmup: {self.warmup} needs schedule=cosine, not {self.schedule}")
+        return self
+
+    @property
+    def label(self) -> str:
+        """Name, version and network, as they stand beside every number: `minimax-v1/resnetap10`."""
+        width = "" if self.width is None else f"-w{self.width}"
+        return f"{self.name}-v{self.version}/{self.network}{width}"
+
+    def budget(self, ipc: int, num_classes: int) -> Budget:
+        """Training length and speed for a set of `ipc` images a class."""
+        many = num_classes > 100 and self.steps is None
+        return Budget(
+            epochs=None if self.steps else epochs_for(ipc, num_classes),
+            steps=self.steps,
+            batch_size=max(128, self.batch_size) if many else self.batch_size,
+            learning_rate=0.1 if many else self.learning_rate,
+            weight_decay=1e-4 if many else self.weight_decay,
+        )
+
+
+def epochs_for(ipc: int, num_classes: int) -> int:
+    """Epochs by images per class (Kim et al. 2022); at 100 classes two thirds of them, floored to a hundred."""
+    if ipc < 1:
+        raise InputError(f"ipc: a set needs at least 1 image per class, not {ipc}")
+    epochs = next((epochs for limit, epochs in EPOCHS_BY_IPC if ipc <= limit), EPOCHS_BEYOND)
+    return epochs * 2 // 3 // 100 * 100 if num_classes == 100 else epochs
+
+
+_MINIMAX = Protocol(
+    name="minimax",
+    version=1,
+    split="test",
+    network="resnetap10",
+    image_size=224,
+    augmentations=Augmentations(crop_scale=(0.5, 1.0), flip=0.5, jitter=0.4, lighting=0.1),
+    cutmix=1.0,
+    learning_rate=0.01,
+)
+_IMS3 = _MINIMAX.model_copy(
+    update={
+        "name": "ims3",
+        "augmentations": _MINIMAX.augmentations.model_copy(update={"randaugment_ops": 1, "randaugment_magnitude": 6}),
+        "learning_rate": 0.1,
+    }
+)
+_QUICK = Protocol(
+    name="quick",
+    version=1,
+    split="test",
+    network="convnet3",
+    width=32,
+    image_size=32,
+    augmentations=Augmentations(crop_scale=(0.7, 1.0)),
+    cutmix=0.0,
+    steps=300,
+    learning_rate=0.02,
+    evaluations=5,
+)
+_QUICK_VAL = _QUICK.model_copy(update={"name": "quick-val", "split": "validation"})
+PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in (_QUICK, _QUICK_VAL, _MINIMAX, _IMS3)}
+
+
+def protocol(name: str, network: str | None = None) -> Protocol:
+    """The protocol of this name, with another network if one is named (at its published width).
+
+    Raises InputError for an unknown protocol or network, with the choices.
+    """
+    if name not in PROTOCOLS:
+        raise InputError(f"protocol: {name!r} is not known; choose one of {', '.join(PROTOCOLS)}")
+    chosen = PROTOCOLS[name]
+    if network is None or network == chosen.network:
+        return chosen
+    if network not in NETWORKS:
+        raise InputError(f"network: {network!r} is not known; choose one of {', '.join(NETWORKS)}")
+    return chosen.model_copy(update={"network": network, "width": None})

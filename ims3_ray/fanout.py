@@ -1,0 +1,98 @@
+"""Fanning a stage's parts out over a Ray Data actor pool, each part one Parquet file.
+
+A part is a fixed set of rows, composed by the recipe: one batch of the model. An actor computes a part and writes it at
+once, so memory stays at a part per actor, a retried part replaces itself with the same bytes, and a stage that died goes
+on with the parts that are missing.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.data import ActorPoolStrategy
+
+from . import progress, tables
+from .artifacts import Directory, part_names
+from .cluster import Machine
+from .tables import Columns, Table
+
+NOTES = ".notes.json"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One unit of work: `rows` is how many it makes, `payload` plain data that tells the actor what to do."""
+
+    index: int
+    rows: int
+    payload: Any
+
+    @property
+    def file(self) -> str:
+        return f"part-{self.index:05d}.parquet"
+
+
+class Worker:
+    """The pool's actor: builds the stage's worker once, then turns parts into files."""
+
+    def __init__(
+        self,
+        build: Callable[..., Callable[[Any], tuple[Columns, dict[str, str]]]],
+        arguments: dict,
+        table: Table,
+        out: Directory,
+    ):
+        self._work, self._table, self._out = build(**arguments), table, out
+
+    def __call__(self, batch: dict) -> dict:
+        (file,), (payload,) = batch["file"], batch["payload"]
+        columns, notes = self._work(json.loads(payload))
+        if notes:
+            self._out.write(file + NOTES, json.dumps(notes).encode())
+        self._out.write(file, tables.to_parquet(columns, self._table))
+        return {"file": [file], "rows": [len(next(iter(columns.values())))]}
+
+
+def fan_out(
+    build: Callable[..., Callable[[Any], tuple[Columns, dict[str, str]]]],
+    arguments: dict[str, Any],
+    parts: Sequence[Part],
+    *,
+    table: Table,
+    out: Directory,
+    machine: Machine,
+    stage: str,
+    unit: str = "images",
+) -> dict[str, Any]:
+    """Make every part that is not there yet; gives the number of rows, of those made now, and the rows left out.
+
+    `build(**arguments)` runs once an actor and gives a function from a part's payload to the columns of `table` and to
+    notes: {name of a row that had to be left out: why}.
+    """
+    there = set(part_names(out))
+    todo = [part for part in parts if part.file not in there]
+    total, made = sum(part.rows for part in parts), sum(part.rows for part in todo)
+    with progress.bar(stage, total, unit, done=total - made) as shown:
+        if todo:
+            for row in _dataset(build, arguments, todo, table, out, machine).iter_rows():
+                shown.update(int(row["rows"]))
+    notes: dict[str, str] = {}
+    for name in out.files():
+        if name.endswith(NOTES):
+            notes |= out.read_json(name)
+    return {"rows": total - len(notes), "rows_made": made, "notes": notes}
+
+
+def _dataset(build, arguments, todo, table, out, machine) -> "ray.data.Dataset":
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    items = [{"file": part.file, "payload": json.dumps(part.payload)} for part in todo]
+    return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        Worker,
+        batch_size=1,
+        compute=ActorPoolStrategy(size=min(machine.actors, len(todo))),
+        fn_constructor_kwargs={"build": build, "arguments": arguments, "table": table, "out": out},
+        **machine.actor_resources,
+    )

@@ -1,0 +1,165 @@
+"""How well a synthetic set covers a real one, in feature space, class by class.
+
+Notation (Naeem et al. 2020, Kynkäänniemi et al. 2019):
+| here | meaning |
+|---|---|
+| x, X (N, D) | features of the real images of a class |
+| y, Y (M, D) | features of its synthetic images |
+| NND_k(x) | distance from x to its k-th nearest neighbour among the other real images of its class |
+| ball of x | all points within NND_k(x) of x, its surface included |
+
+Distances are Euclidean, summed term by term in float32 (faiss, exact), not through ‖x‖² + ‖y‖² − 2xy: so a copy is at
+distance 0, and an image's k-th neighbour lies on the surface of its ball, never outside by rounding.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import faiss
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int
+
+Features = Float[np.ndarray, "_ d"]
+Values = dict[str, float | None]
+LOW_DENSITY_SHARE = 0.2  # the fifth of the real images with the largest NND_k
+COPY_PERCENTILE = 1.0
+
+
+@dataclass(frozen=True)
+class ClassCoverage:
+    """Each metric by name: averaged over the classes, and per class. None where a class has too few images for it."""
+
+    mean: Values
+    per_class: dict[int, Values]
+
+
+def class_coverage(
+    real: Features,
+    real_labels: Int[np.ndarray, " n"],
+    synthetic: Features,
+    synthetic_labels: Int[np.ndarray, " m"],
+    k: int = 5,
+) -> ClassCoverage:
+    """All metrics of this module but KID, inside each class that the real images have, and averaged over the classes.
+
+    With few synthetic images a class, read coverage beside its value for a random real subset of the same size.
+    Raises ValueError for a class with k real images or fewer, or with no synthetic image.
+    """
+    per_class = {}
+    for label in np.unique(real_labels):
+        x, y = real[real_labels == label], synthetic[synthetic_labels == label]
+        if len(x) <= k:
+            raise ValueError(f"class {label}: {len(x)} real images; k = {k} neighbours need at least {k + 1}")
+        if len(y) == 0:
+            raise ValueError(f"class {label}: no synthetic image, but {len(x)} real ones")
+        per_class[int(label)] = _metrics(x, y, k)
+    names = next(iter(per_class.values()))
+    columns = {name: [values[name] for values in per_class.values()] for name in names}
+    mean = {name: None if None in column else float(np.mean(column)) for name, column in columns.items()}
+    return ClassCoverage(mean, per_class)
+
+
+def _metrics(x: Features, y: Features, k: int) -> Values:
+    nnd, d = _neighbour_distances2(x, k), _distances2(x, y)
+    inside = d <= nnd[:, None]  # (N, M): y_j in the ball of x_i
+    covered_by_some = inside.any(axis=1)
+    recall = None
+    if len(y) > k:
+        recall = float((d <= _neighbour_distances2(y, k)[None, :]).any(axis=1).mean())
+    return {
+        "coverage": float(covered_by_some.mean()),
+        "low_density_coverage": float(covered_by_some[sparsest(np.sqrt(nnd))].mean()),
+        "density": float(inside.sum() / (k * len(y))),
+        "precision": float(inside.any(axis=0).mean()),
+        "recall": recall,
+        "copy_rate": copy_rate(x, y),
+        "vendi": vendi(y),
+    }
+
+
+def neighbour_distances(real: Features, k: int = 5) -> Float32[np.ndarray, " n"]:
+    """NND_k of every row among the others: the larger, the sparser the region it lies in. Needs more than k rows."""
+    return np.sqrt(_neighbour_distances2(real, k))
+
+
+def covered(real: Features, synthetic: Features, k: int = 5) -> Bool[np.ndarray, " n"]:
+    """Which real images have a synthetic one in their ball; both of one class. Their share is the coverage."""
+    return (_distances2(real, synthetic) <= _neighbour_distances2(real, k)[:, None]).any(axis=1)
+
+
+def sparsest(nnd: Float[np.ndarray, " n"], share: float = LOW_DENSITY_SHARE) -> Int[np.ndarray, " s"]:
+    """Rows of the `share` of the images with the largest NND_k, at least one; ties by row."""
+    return np.argsort(-nnd, kind="stable")[: max(1, round(share * len(nnd)))]
+
+
+def copy_rate(real: Features, synthetic: Features) -> float:
+    """Share of synthetic images as near to a real one as the nearest percent of real images are to each other."""
+    threshold = np.percentile(_neighbour_distances2(real, 1), COPY_PERCENTILE)
+    return float((_distances2(real, synthetic).min(axis=0) <= threshold).mean())
+
+
+def vendi(features: Features) -> float:
+    """exp(−Σ λ log λ) of the eigenvalues of K/n, K the cosine similarities: an effective number of distinct images.
+
+    Friedman & Dieng 2023. From 1 (all alike) to n (all orthogonal).
+    """
+    x = features.astype(np.float64)
+    x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    gram = x @ x.T if len(x) <= x.shape[1] else x.T @ x  # the same eigenvalues, zeros apart
+    eigenvalues = np.linalg.eigvalsh(gram / len(x))
+    eigenvalues = eigenvalues[eigenvalues > 1e-12]
+    return float(np.exp(-np.sum(eigenvalues * np.log(eigenvalues))))
+
+
+def kid(real: Features, synthetic: Features) -> float:
+    """Unbiased squared maximum mean discrepancy with the kernel (xy/D + 1)³ (Bińkowski et al. 2018); may be below 0.
+
+    Needs at least two rows in each set.
+    """
+    if min(len(real), len(synthetic)) < 2:
+        raise ValueError(f"kid: needs at least 2 real and 2 synthetic rows, not {len(real)} and {len(synthetic)}")
+    x, y = real.astype(np.float64), synthetic.astype(np.float64)
+
+    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    def among(a: np.ndarray) -> float:
+        values = kernel(a, a)
+        return (values.sum() - np.trace(values)) / (len(a) * (len(a) - 1))
+
+    return float(among(x) + among(y) - 2 * kernel(x, y).mean())
+
+
+@contextmanager
+def _term_by_term() -> Iterator[None]:
+    """Keep faiss from its matrix-product shortcut, which rounds a copy's distance to something else than 0."""
+    before = faiss.cvar.distance_compute_blas_threshold
+    faiss.cvar.distance_compute_blas_threshold = 2**31 - 1
+    try:
+        yield
+    finally:
+        faiss.cvar.distance_compute_blas_threshold = before
+
+
+def _distances2(x: Features, y: Features) -> Float32[np.ndarray, "n m"]:
+    """Squared distances of every row of x to every row of y."""
+    order = _search(y, x, len(y))
+    distances = np.empty((len(x), len(y)), np.float32)
+    np.put_along_axis(distances, order[1], order[0], axis=1)
+    return distances
+
+
+def _neighbour_distances2(x: Features, k: int) -> Float32[np.ndarray, " n"]:
+    """Squared NND_k. Of the k + 1 nearest rows one is the row itself, at distance 0."""
+    if len(x) <= k:
+        raise ValueError(f"k: {k} neighbours need at least {k + 1} rows, not {len(x)}")
+    return _search(x, x, k + 1)[0][:, k]
+
+
+def _search(base: Features, queries: Features, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Squared distances and rows of the `count` rows of `base` nearest to each query, nearest first."""
+    index = faiss.IndexFlatL2(base.shape[1])
+    index.add(np.ascontiguousarray(base, np.float32))
+    with _term_by_term():
+        return index.search(np.ascontiguousarray(queries, np.float32), count)

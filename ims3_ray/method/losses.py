@@ -1,0 +1,109 @@
+"""The training losses, each unweighted and per image; weights are applied, and logged, by the trainer.
+
+z_t       noised latents, z̃_s their deterministic DDIM step to the grid point s (Eq. 4)
+z_s^inv   the stored inversion of the same image at the same s
+σ(a, b)   cosine similarity of flattened tensors
+"""
+
+import math
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from .ddim import (
+    Labels,
+    Latents,
+    Predict,
+    ddim_step,
+    level,
+    noise_of,
+    posterior_mean,
+    posterior_variance,
+    predicted_clean,
+    predicted_log_variance,
+)
+
+Metric = Literal["cosine", "l1", "l2"]
+PerImage = Float[Tensor, " B"]
+
+
+def diffusion_loss(predicted: Latents, noise: Latents) -> PerImage:
+    """L_diff = ‖ε_θ(z_t, c) − ε‖², averaged over an image's values (Eq. 5; Ho et al. 2020, eq. 14)."""
+    return (predicted - noise).square().flatten(1).mean(1)
+
+
+def variational_loss(output: Tensor, x: Latents, z0: Latents, *, abar_from: Tensor, abar_to: Tensor) -> PerImage:
+    """KL between the true and the predicted step z_t → z_{t−1}, in bits per value, which trains the variance alone.
+
+    `output` (B, 2·C, H, W) holds noise and variance; the mean is detached (Nichol & Dhariwal 2021, L_vlb of the hybrid
+    objective, as DiT uses it). t must be at least 1: the likelihood term of t = 0 is not defined here.
+    """
+    channels = x.shape[1]
+    eps = noise_of(output, channels).detach()
+    true_mean = posterior_mean(x, z0, abar_from=abar_from, abar_to=abar_to)
+    mean = posterior_mean(x, predicted_clean(x, eps, abar=abar_from), abar_from=abar_from, abar_to=abar_to)
+    log_variance = predicted_log_variance(output[:, channels:], abar_from=abar_from, abar_to=abar_to)
+    true_log_variance = posterior_variance(abar_from=abar_from, abar_to=abar_to)[1].log()
+    kl = 0.5 * (
+        log_variance
+        - true_log_variance
+        + (true_log_variance - log_variance).exp()
+        + (true_mean - mean).square() * (-log_variance).exp()
+        - 1
+    )
+    return kl.flatten(1).mean(1) / math.log(2)
+
+
+def matching_loss(stepped: Latents, inverted: Latents, metric: Metric = "cosine") -> PerImage:
+    """Distance between z̃_s and z_s^inv of the same image: 1 − σ (Eq. 6), or the mean L1 or L2 distance (ablations)."""
+    a, b = stepped.flatten(1), inverted.flatten(1)
+    if metric == "cosine":
+        return 1 - cosine_similarity(a, b, dim=1)
+    if metric == "l1":
+        return (a - b).abs().mean(1)
+    if metric == "l2":
+        return (a - b).square().mean(1)
+    raise ValueError(f"metric: {metric!r} is none of cosine, l1, l2")
+
+
+def masked_mean(values: PerImage, mask: Bool[Tensor, " B"], total: int) -> Float[Tensor, ""]:
+    """Sum of `values` where `mask` holds, divided by `total`: the share of one part in a mean over the global batch.
+
+    0 when `total` is 0 (no image of the global batch has the term).
+    """
+    return (values * mask).sum() / max(total, 1)
+
+
+def one_step_pair(
+    predict: Predict, z0: Latents, z_t: Latents, eps: Latents, timesteps: Tensor, labels: Labels, abar: Tensor
+) -> tuple[Latents, Latents]:
+    """(z̃_{t−1}, z_{t+1}^inv) as the published code pairs them, for reproduction only.
+
+    It treats the clean latents as if they were at level t, clips their predicted x̂0 to [−1, 1], inverts them one step
+    up, and compares with the denoising step one level down: two different levels, off any trajectory. Use the
+    trajectory target for anything else.
+    """
+    here, below, above = (level(abar, (timesteps + d).clamp(0, len(abar) - 1)) for d in (0, -1, 1))
+    with torch.no_grad():
+        eps_clean = noise_of(predict(z0, timesteps, labels), z0.shape[1])
+        clipped = predicted_clean(z0, eps_clean, abar=here).clamp(-1, 1)
+        eps_clipped = (z0 - here.sqrt() * clipped) / (1 - here).sqrt()
+        inverted = above.sqrt() * clipped + (1 - above).sqrt() * eps_clipped
+    return ddim_step(z_t, eps, abar_from=here, abar_to=below), inverted
+
+
+def representativeness_loss(predicted: Latents, memory: Float[Tensor, "M C H W"]) -> PerImage:
+    """1 − min over real latents of the same class of σ(x̂0, z) (Minimax Diffusion, Gu et al. 2024, eq. 5)."""
+    return 1 - _similarities(predicted, memory).amin(1)
+
+
+def diversity_loss(predicted: Latents, memory: Float[Tensor, "M C H W"]) -> PerImage:
+    """max over earlier predictions of the same class of σ(x̂0, ẑ) (Minimax Diffusion, Gu et al. 2024, eq. 6)."""
+    return _similarities(predicted, memory).amax(1)
+
+
+def _similarities(a: Tensor, b: Tensor) -> Float[Tensor, "B M"]:
+    return cosine_similarity(a.flatten(1)[:, None], b.flatten(1)[None], dim=2)

@@ -1,0 +1,54 @@
+"""Noise levels over time.
+
+ᾱ_t   cumulative product of 1 − β, β linear from 1e-4 to 0.02 over T = 1000 steps (Ho et al. 2020; DiT)
+s_k   the inversion's grid 0 = s_0 < s_1 < … < s_S = T − 1
+τ_i   the respaced steps at which a sampler asks the model
+"""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+NUM_TRAIN_TIMESTEPS = 1000
+BETA_START, BETA_END = 1e-4, 0.02
+
+
+def alphas_bar(num_timesteps: int = NUM_TRAIN_TIMESTEPS) -> Float[Tensor, " T"]:
+    """ᾱ_t for t = 0 … T − 1 in float64. The linear schedule of Ho et al. 2020, as DiT's checkpoints were trained."""
+    betas = torch.linspace(BETA_START, BETA_END, num_timesteps, dtype=torch.float64)
+    return torch.cumprod(1 - betas, dim=0)
+
+
+def inversion_grid(points: int, num_timesteps: int = NUM_TRAIN_TIMESTEPS) -> Int[Tensor, " S+1"]:
+    """The grid s_0 = 0 < s_1 < … < s_S = T − 1, evenly spaced and rounded; `points` is S.
+
+    Raises ValueError unless 1 <= points <= T − 1.
+    """
+    if not 1 <= points <= num_timesteps - 1:
+        raise ValueError(f"points: must lie between 1 and {num_timesteps - 1}, got {points}")
+    return torch.from_numpy(np.linspace(0, num_timesteps - 1, points + 1).round().astype(np.int64))
+
+
+def grid_index_below(timesteps: Int[Tensor, " B"], grid: Int[Tensor, " S+1"]) -> Int[Tensor, " B"]:
+    """For every t the k of the largest grid point s_k < t; 0 where only s_0 lies below (the image has no matching term)."""
+    return torch.searchsorted(grid, timesteps, right=False) - 1
+
+
+def respaced(
+    steps: int, spacing: Literal["linspace", "leading"] = "linspace", num_timesteps: int = NUM_TRAIN_TIMESTEPS
+) -> Int[Tensor, " n"]:
+    """The timesteps τ_0 < … < τ_{n−1} that a sampler of `steps` steps visits (from the last to the first).
+
+    `linspace` runs from 0 to T − 1 as DiT's own sampler does; `leading` starts at 0 and ends at T − T // steps, as
+    diffusers' schedulers do by default. Raises ValueError unless 2 <= steps <= T.
+    """
+    if not 2 <= steps <= num_timesteps:
+        raise ValueError(f"steps: must lie between 2 and {num_timesteps}, got {steps}")
+    if spacing == "linspace":
+        return torch.from_numpy(np.linspace(0, num_timesteps - 1, steps).round().astype(np.int64))
+    if spacing == "leading":
+        return torch.arange(steps) * (num_timesteps // steps)
+    raise ValueError(f"spacing: {spacing!r} is none of linspace, leading")

@@ -1,0 +1,200 @@
+"""The evaluation networks: ConvNet-3, ConvNet-6, ResNetAP-10, ResNet-18, as dataset distillation uses them.
+
+Instance norm stands where the originals have batch norm (`GroupNorm(C, C)`, affine), so that a network trained on ten
+images a class has no running statistics to get wrong. Every network gives `features(x)` and `forward(x)`, carries the
+`architecture` that builds it again, and is initialised from a generator, never from the global one.
+Sources: Zhao & Bilen 2021 (ConvNet), Kim et al. 2022 (ResNetAP: average pooling strides), He et al. 2016 (ResNet).
+"""
+
+import math
+from typing import Literal, TypedDict, get_args
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ims3_ray.errors import InputError
+
+NetworkName = Literal["convnet3", "convnet6", "resnetap10", "resnet18"]
+NETWORKS: tuple[str, ...] = get_args(NetworkName)
+DEFAULT_WIDTH = {"convnet3": 128, "convnet6": 128, "resnetap10": 64, "resnet18": 64}
+# An instance norm over a single position gives its bias whatever the image, so the last norm must see at least 2x2.
+SMALLEST_IMAGE = {"convnet3": 8, "convnet6": 64, "resnetap10": 64, "resnet18": 33}
+
+
+class Architecture(TypedDict):
+    """All that `build` needs to make the same network again."""
+
+    network: str
+    num_classes: int
+    image_size: int
+    width: int
+
+
+class Classifier(nn.Module):
+    """A body that gives features, and a linear layer `fc` on them."""
+
+    architecture: Architecture
+    fc: nn.Linear
+
+    @property
+    def dim(self) -> int:
+        """Number of values in an image's features."""
+        return self.fc.in_features
+
+    def features(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """Penultimate representation: the last map flattened (ConvNet) or averaged over its positions (ResNets)."""
+        raise NotImplementedError
+
+    def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
+        return self.fc(self.features(x))
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(channels, channels, affine=True)
+
+
+class _HalveOnCpu(torch.autograd.Function):
+    """2x2 average pooling in whole rows: forward and backward take half of `avg_pool2d`'s time on a CPU core."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        rows = x[..., ::2, :] + x[..., 1::2, :]
+        return (rows[..., ::2] + rows[..., 1::2]).mul_(0.25)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        *batch, height, width = gradient.shape
+        rows = gradient.new_empty(*batch, height, 2 * width)
+        rows[..., ::2] = rows[..., 1::2] = gradient * 0.25
+        whole = gradient.new_empty(*batch, 2 * height, 2 * width)
+        whole[..., ::2, :] = whole[..., 1::2, :] = rows
+        return whole
+
+
+class Halve(nn.Module):
+    """2x2 average pooling, stride 2; an odd last row or column is dropped."""
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Tensor:
+        if x.is_cuda or x.shape[2] % 2 or x.shape[3] % 2:
+            return F.avg_pool2d(x, 2)
+        return _HalveOnCpu.apply(x)
+
+
+class ConvNet(Classifier):
+    """`depth` blocks of 3x3 convolution, norm, ReLU, 2x2 average pooling; its features are the flattened last map."""
+
+    def __init__(self, depth: int, width: int, num_classes: int, image_size: int):
+        super().__init__()
+        blocks = []
+        for block in range(depth):
+            convolution = nn.Conv2d(3 if block == 0 else width, width, kernel_size=3, padding=1)
+            blocks += [convolution, _norm(width), nn.ReLU(inplace=True), Halve()]
+        self.body = nn.Sequential(*blocks)
+        self.fc = nn.Linear(width * (image_size // 2**depth) ** 2, num_classes)
+
+    def features(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        return self.body(x).flatten(1)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut. Strides by convolution (ResNet) or by average pooling (ResNetAP)."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int, average_pooling: bool):
+        super().__init__()
+        strided = 1 if average_pooling else stride
+        pool = nn.AvgPool2d(stride) if average_pooling and stride > 1 else nn.Identity()
+        self.conv1 = nn.Conv2d(channels_in, channels, kernel_size=3, stride=strided, padding=1, bias=False)
+        self.norm1 = _norm(channels)
+        self.pool = pool
+        self.conv2 = nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False)
+        self.norm2 = _norm(channels)
+        self.shortcut = nn.Identity()
+        if stride > 1 or channels_in != channels:
+            projection = nn.Conv2d(channels_in, channels, kernel_size=1, stride=strided, bias=False)
+            self.shortcut = nn.Sequential(projection, pool, _norm(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.pool(F.relu(self.norm1(self.conv1(x))))
+        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
+
+
+class ResNet(Classifier):
+    """Four stages of basic blocks at strides 1, 2, 2, 2; its features are the average over the last map.
+
+    ResNet: stem 7x7 stride 2, max pooling 3 stride 2. ResNetAP: stem 7x7 stride 1, average pooling 4.
+    """
+
+    def __init__(self, blocks_per_stage: int, width: int, num_classes: int, average_pooling: bool):
+        super().__init__()
+        stem = nn.Conv2d(3, width, kernel_size=7, stride=1 if average_pooling else 2, padding=3, bias=False)
+        pool = nn.AvgPool2d(4) if average_pooling else nn.MaxPool2d(3, stride=2, padding=1)
+        layers: list[nn.Module] = [stem, _norm(width), nn.ReLU(inplace=True), pool]
+        channels_in = width
+        for stage in range(4):
+            channels = width * 2**stage
+            for block in range(blocks_per_stage):
+                stride = 2 if stage > 0 and block == 0 else 1
+                layers.append(BasicBlock(channels_in, channels, stride, average_pooling))
+                channels_in = channels
+        self.body = nn.Sequential(*layers)
+        self.fc = nn.Linear(channels_in, num_classes)
+
+    def features(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        return self.body(x).mean(dim=(2, 3))
+
+
+def build(
+    name: str, num_classes: int, image_size: int, generator: torch.Generator | None, *, width: int | None = None
+) -> Classifier:
+    """A network by name, on the CPU, its weights drawn from `generator` (None: unset, for weights to be loaded).
+
+    `width`: channels of the first block; None is the published one. Raises InputError for an unknown name, fewer than
+    two classes, or an image too small for the network's depth.
+    """
+    if name not in NETWORKS:
+        raise InputError(f"network: {name!r} is not known; choose one of {', '.join(NETWORKS)}")
+    if num_classes < 2:
+        raise InputError(f"num_classes: a classifier needs at least 2 classes, not {num_classes}")
+    if image_size < SMALLEST_IMAGE[name]:
+        fitting = [other for other in NETWORKS if image_size >= SMALLEST_IMAGE[other]]
+        remedy = f"choose {' or '.join(fitting)}, or larger images" if fitting else "use larger images"
+        raise InputError(
+            f"network: {name} is too deep for images of {image_size} px, "
+            f"it needs at least {SMALLEST_IMAGE[name]}; {remedy}"
+        )
+    width = DEFAULT_WIDTH[name] if width is None else width
+    if width < 1:
+        raise InputError(f"width: a network needs at least 1 channel, not {width}")
+    with torch.device("meta"):  # no memory, and no draw from the global generator
+        if name in ("convnet3", "convnet6"):
+            model: Classifier = ConvNet(int(name[-1]), width, num_classes, image_size)
+        else:
+            average_pooling = name == "resnetap10"
+            model = ResNet(1 if average_pooling else 2, width, num_classes, average_pooling)
+    model = model.to_empty(device="cpu")
+    model.architecture = Architecture(network=name, num_classes=num_classes, image_size=image_size, width=width)
+    if generator is not None:
+        initialise(model, generator)
+    return model
+
+
+@torch.no_grad()
+def initialise(model: Classifier, generator: torch.Generator) -> None:
+    """Draw all weights from `generator`, in the order of the modules.
+
+    ResNets' convolutions: normal, variance 2 / (kernel area x output channels), as in He et al. 2015 and Kim et al.
+    2022. ConvNets' convolutions and every linear layer: torch's default, uniform within 1 / sqrt(fan-in).
+    """
+    for module in model.modules():
+        if isinstance(module, nn.GroupNorm):
+            module.weight.fill_(1.0)
+            module.bias.zero_()
+        elif isinstance(module, nn.Conv2d) and isinstance(model, ResNet):
+            fan_out = module.out_channels * math.prod(module.kernel_size)
+            module.weight.normal_(0.0, math.sqrt(2.0 / fan_out), generator=generator)
+        elif isinstance(module, nn.Conv2d | nn.Linear):
+            bound = 1.0 / math.sqrt(module.weight[0].numel())
+            module.weight.uniform_(-bound, bound, generator=generator)
+            module.bias.uniform_(-bound, bound, generator=generator)

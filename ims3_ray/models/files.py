@@ -1,0 +1,171 @@
+"""Where a model lies and what its files hold: JSON and tensors, never code from outside."""
+
+import argparse
+import json
+import pickle
+import re
+import zipfile
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ims3_ray.errors import InputError
+
+PACKAGE_SCHEME = "package://"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_WEIGHTS_STEM = "diffusion_pytorch_model"
+_WEIGHTS_NAMES = tuple(  # the order of preference: no pickle before pickle, full precision before half
+    f"{_WEIGHTS_STEM}{variant}{suffix}"
+    for kind in ("safetensors", "bin")
+    for variant in ("", ".fp16")
+    for suffix in (f".{kind}", f".{kind}.index.json")
+)
+
+
+def resolve_model(path: str | Path) -> Path:
+    """The local file or folder that `path` names: itself, `package://name` (comes with this package), or a hub id.
+
+    Only a hub id ("org/name" that is no local path) is looked up on the network. Raises InputError where nothing is
+    found.
+    """
+    text = str(path)
+    if text.startswith(PACKAGE_SCHEME):
+        return _packaged(text)
+    if Path(text).exists():
+        return Path(text)
+    if _HUB_ID.fullmatch(text):
+        return _downloaded(text)
+    raise InputError(f"{text}: no such model file or folder; give a diffusers folder, an original DiT .pt file or a hub id")
+
+
+def _packaged(text: str) -> Path:
+    name, root = text.removeprefix(PACKAGE_SCHEME), Path(str(files("ims3_ray"))) / "pretrained"
+    known = sorted(folder.name for folder in root.iterdir() if folder.is_dir()) if root.is_dir() else []
+    if name not in known:
+        raise InputError(f"{text}: no such model in this package; it brings {', '.join(known) or 'none'}")
+    return root / name
+
+
+def _downloaded(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(hub_id, allow_patterns=["*.json"]))
+        weights = [f"{part.relative_to(folder)}/*" for part in (folder / "transformer", folder / "vae") if part.is_dir()]
+        patterns = weights or ["*.safetensors", "*.bin"]
+        return Path(snapshot_download(hub_id, allow_patterns=["*.json", *patterns]))
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"{hub_id}: no such folder here, and not to be had from the Hugging Face hub ({reason}); "
+            "give a local folder, or check the id and the network"
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; InputError if the file isn't there or holds anything else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; a diffusers model folder has it") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: must be JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: must hold a JSON object, not a {type(value).__name__}")
+    return value
+
+
+def find_weights(folder: Path) -> list[Path]:
+    """The weight files of a diffusers model folder: one, or the parts of a split one. Prefers safetensors."""
+    for name in _WEIGHTS_NAMES:
+        path = folder / name
+        if not path.is_file():
+            continue
+        if not name.endswith(".index.json"):
+            return [path]
+        parts = sorted({str(part) for part in read_json(path).get("weight_map", {}).values()})
+        missing = [part for part in parts if Path(part).name != part or not (folder / part).is_file()]
+        if missing or not parts:
+            raise InputError(f"{path}: names weight files that are not in its folder ({shortened(missing or ['none'])})")
+        return [folder / part for part in parts]
+    raise InputError(f"{folder}: holds no weights; {_WEIGHTS_NAMES[0]} (or .bin, or parts with an index) is needed")
+
+
+def read_tensors(paths: list[Path]) -> dict[str, Tensor]:
+    """All tensors by name, on the CPU. Pickled files are read as plain tensors only: InputError for anything more."""
+    tensors: dict[str, Tensor] = {}
+    for path in paths:
+        if path.suffix == ".safetensors":
+            try:
+                tensors.update(load_file(path))
+            except SafetensorError as error:
+                raise InputError(f"{path}: is no whole safetensors file ({error}); fetch it again") from error
+        else:
+            tensors.update(_state_dict(path, "cpu"))
+    return tensors
+
+
+def read_shapes(paths: list[Path]) -> dict[str, tuple[int, ...]]:
+    """Shapes by name, from headers alone."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in paths:
+        if path.suffix == ".safetensors":
+            try:
+                with safe_open(path, framework="pt") as opened:
+                    shapes.update({name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()})  # noqa: SIM118
+            except SafetensorError as error:
+                raise InputError(f"{path}: is no whole safetensors file ({error}); fetch it again") from error
+        else:
+            shapes.update({name: tuple(tensor.shape) for name, tensor in _state_dict(path, "meta").items()})
+    return shapes
+
+
+def _state_dict(path: Path, device: str) -> dict[str, Tensor]:
+    """The state dict in a torch file: its "ema" where it holds one, else its "model", else the file itself.
+
+    Training files of the original DiT also hold their command line, an argparse.Namespace: the one class let through.
+    """
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            held = torch.load(path, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path}: is damaged or holds more than plain tensors, and is not opened, since pickled files can run "
+            "code; save its state dict alone"
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise InputError(f"{path}: is no whole torch file ({str(error).splitlines()[0]}); fetch it again") from error
+    for key in ("ema", "model"):
+        if isinstance(held, dict) and isinstance(held.get(key), dict):
+            held = held[key]
+            break
+    if not isinstance(held, dict) or not all(isinstance(value, Tensor) for value in held.values()):
+        raise InputError(f"{path}: must hold tensors by name, by themselves or under 'ema' or 'model'")
+    return held
+
+
+def check_shapes(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], source: Path, what: str) -> None:
+    """InputError, with the names shortened, unless both hold the same names with the same shapes."""
+    problems = {
+        "missing": [name for name in expected if name not in found],
+        "left over": [name for name in found if name not in expected],
+        "of another shape": [
+            f"{name} is {found[name]}, not {shape}"
+            for name, shape in expected.items()
+            if name in found and found[name] != shape
+        ],
+    }
+    told = "; ".join(f"{problem}: {shortened(names)}" for problem, names in problems.items() if names)
+    if told:
+        raise InputError(f"{source}: is not {what} ({told})")
+
+
+def shortened(names: list[str], shown: int = 3) -> str:
+    """The first few names, and how many more there are."""
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")

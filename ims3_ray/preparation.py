@@ -1,0 +1,109 @@
+"""Everything that is checked before any heavy work: paths, images, models, classes, numbers that must fit each other."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from . import cluster
+from .artifacts import Directory, fingerprint, open_storage
+from .cluster import Machine
+from .config import Config
+from .context import Context
+from .data.classes import NEW, class_map
+from .data.distilled import check_class_names
+from .data.images import ImageSet, open_images
+from .errors import InputError
+from .evaluation.protocols import protocol
+from .hashing import content_hash
+from .models.features import inspect_extractor
+from .models.generator import inspect_generator
+
+NO_PROTOCOL = "none"
+
+
+def check_storage(config: Config) -> None:
+    """InputError for a relative storage where the working directory is temporary or each node has its own."""
+    is_relative = "://" not in config.storage and not Path(config.storage).expanduser().is_absolute()
+    if is_relative and (cluster.inside_job() or (ray.is_initialized() and cluster.num_nodes() > 1)):
+        raise InputError(
+            f"storage: {config.storage!r} is relative, and the working directory of a job or a node is its own; "
+            "name a path or URI that every node reaches, such as storage=/mnt/shared/runs or storage=s3://bucket/runs"
+        )
+
+
+def prepare(config: Config, machine: Machine) -> Context:
+    """The run's context. InputError, in one line, for whatever a person must mend first."""
+    storage = open_storage(config.storage)
+    images = _open_all(config, storage)
+    train = images["train"]
+    check_class_names(train.classes)
+    info = inspect_generator(
+        config.model.path, vae=config.model.vae, heads=config.model.heads, frequency_shift=config.model.frequency_shift
+    )
+    names = tuple(info.id2label) if info.id2label else None
+    labels = class_map(train.classes, names, info.num_classes, config.data.class_map)
+    _check_numbers(config, train, info.config.in_channels)
+    extractor = inspect_extractor(config.embed.extractor)
+    models = [Path(info.path)] if config.model.vae is None else [Path(info.path), Path(info.vae_path)]
+    inputs = {
+        "images": train.fingerprint,
+        "model": fingerprint([content_hash(path, storage) for path in models]),
+        "extractor": content_hash(extractor, storage) if isinstance(extractor, Path) else extractor,
+    }
+    if config.evaluate.protocol != NO_PROTOCOL:
+        inputs["scored"] = images[protocol(config.evaluate.protocol).split].fingerprint
+    return Context(config, storage, machine, images, info, labels, inputs)
+
+
+def _open_all(config: Config, storage: Directory) -> dict[str, ImageSet]:
+    """The training images, and those that the protocol scores on."""
+    data = config.data
+    places = {"train": data.train}
+    if config.evaluate.protocol != NO_PROTOCOL:
+        split = protocol(config.evaluate.protocol).split
+        places[split] = getattr(data, split)
+        if places[split] is None:
+            raise InputError(
+                f"data.{split}: protocol {config.evaluate.protocol} scores on it; give a folder, or evaluate.protocol=none"
+            )
+    opened = {
+        name: open_images(place, storage, name=f"data.{name}", seed=config.seed, max_bad_fraction=data.max_bad_fraction)
+        for name, place in places.items()
+    }
+    for name, images in opened.items():
+        if images.classes != opened["train"].classes:
+            odd = sorted(set(images.classes) ^ set(opened["train"].classes))
+            raise InputError(f"data.{name}: its class folders differ from data.train's: {', '.join(map(repr, odd[:5]))}")
+    return opened
+
+
+def _check_numbers(config: Config, train: ImageSet, channels: int) -> None:
+    counts = train.counts()
+    smallest = int(counts.argmin())
+    needed, why = config.ipc, f"ipc={config.ipc}"
+    if config.evaluate.protocol != NO_PROTOCOL and config.evaluate.neighbours + 1 > needed:
+        needed, why = config.evaluate.neighbours + 1, f"evaluate.neighbours={config.evaluate.neighbours}"
+    if counts[smallest] < needed:
+        raise InputError(
+            f"data.train: class {train.classes[smallest]!r} has {counts[smallest]} images, {why} needs {needed}; "
+            "add images or lower it"
+        )
+    if config.sample.guidance_channels > channels:
+        raise InputError(f"sample.guidance_channels: {config.sample.guidance_channels} of {channels} latent channels; lower it")
+    tuned = int(np.minimum(counts, config.encode.images_per_class or counts.max()).sum())
+    if config.finetune.epochs and tuned < config.finetune.batch_size:
+        raise InputError(
+            f"finetune.batch_size: {config.finetune.batch_size} is more than the {tuned} images to tune on; lower it"
+        )
+
+
+def depends_on(context: Context) -> dict[str, Any]:
+    """What more than one stage depends on, for their fingerprints."""
+    config, machine = context.config, context.machine
+    return {
+        "device": [machine.device, context.precision],
+        "model": [context.inputs["model"], config.model.heads, config.model.frequency_shift],
+        "classes": [list(context.classes), context.model_labels, config.seed if config.data.class_map == NEW else None],
+    }

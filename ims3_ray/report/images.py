@@ -1,0 +1,116 @@
+"""Images of the distilled set: as data URIs of a page, and all together on one contact sheet."""
+
+import base64
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import matplotlib
+from PIL import Image, ImageDraw, ImageFont
+
+from .inputs import ReportData, shortened, shown_classes
+
+SMALL = 64  # pixels: up to here an image is shown enlarged, its pixels as squares
+THUMBNAIL = 160  # pixels a side of a larger image on the page
+PAGE_CLASSES, PAGE_IMAGES = 24, 240  # the page shows at most these, so that it stays below 3 MB
+SHEET_CLASSES, SHEET_COLUMNS, SHEET_CELL = 40, 20, 64
+GAP, MARGIN = 3, 16
+PAPER, INK, MUTED = "#ffffff", "#1b1f24", "#6b7280"
+
+
+@dataclass(frozen=True)
+class Strip:
+    """The images of one class as data URIs, and how many there are beyond those shown."""
+
+    name: str
+    distilled: list[str]
+    real: list[str]
+    hidden: int
+
+
+def strips(data: ReportData) -> list[Strip]:
+    """The distilled and the real images of the classes that the page shows."""
+    chosen = shown_classes(data.classes, PAGE_CLASSES)
+    limit = max(1, PAGE_IMAGES // len(chosen))
+    result = []
+    for name in (data.classes[i] for i in chosen):
+        images = data.contact[name]
+        distilled = [data_uri(image) for image in images.distilled[:limit]]
+        real = [data_uri(image) for image in images.real[:limit]]
+        result.append(Strip(name, distilled, real, len(images.distilled) - len(distilled)))
+    return result
+
+
+def is_small(data: ReportData) -> bool:
+    """Whether the set's images are so small that a page should enlarge them."""
+    return max(_decoded(data.contact[data.classes[0]].distilled[0]).size) <= SMALL
+
+
+def data_uri(encoded: bytes) -> str:
+    """An image as a data URI: PNG where it is small, else a JPEG thumbnail. Raises OSError for what is no image."""
+    image, buffer = _decoded(encoded), BytesIO()
+    if max(image.size) <= THUMBNAIL // 2:
+        kind = "png"
+        image.save(buffer, "PNG", optimize=True)
+    else:
+        kind = "jpeg"
+        image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+        image.save(buffer, "JPEG", quality=85, optimize=True)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def contact_sheet(data: ReportData) -> bytes:
+    """The distilled set as one PNG: a row a class with its name, a column an image; the same bytes every time.
+
+    Beyond 40 classes or 20 images a class a part is shown, and a line at the foot says so.
+    """
+    chosen = [data.classes[i] for i in shown_classes(data.classes, SHEET_CLASSES)]
+    counts = [len(data.contact[name].distilled) for name in data.classes]
+    columns = min(max(counts), SHEET_COLUMNS)
+    font, names = _font(15), [shortened(name) for name in chosen]
+    left = MARGIN + max(int(font.getlength(name)) for name in names) + 14
+    step = SHEET_CELL + GAP
+    note = _note(len(chosen), len(counts), columns, max(counts))
+    size = (left + columns * step - GAP + MARGIN, 2 * MARGIN + len(chosen) * step - GAP + (24 if note else 0))
+    sheet = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for row, (name, shown) in enumerate(zip(chosen, names, strict=True)):
+        top = MARGIN + row * step
+        draw.text((left - 14, top + SHEET_CELL // 2), shown, fill=INK, font=font, anchor="rm")
+        for column, encoded in enumerate(data.contact[name].distilled[:columns]):
+            image = _cell(encoded)
+            at = ((SHEET_CELL - image.width) // 2, (SHEET_CELL - image.height) // 2)
+            sheet.paste(image, (left + column * step + at[0], top + at[1]))
+    if note:
+        draw.text((left, size[1] - MARGIN), note, fill=MUTED, font=_font(12), anchor="ls")
+    buffer = BytesIO()
+    sheet.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _note(classes: int, all_classes: int, columns: int, all_columns: int) -> str:
+    parts = []
+    if classes < all_classes:
+        parts.append(f"{classes} of {all_classes:,} classes")
+    if columns < all_columns:
+        parts.append(f"{columns} of {all_columns:,} images a class")
+    return ", ".join(parts)
+
+
+def _cell(encoded: bytes) -> Image.Image:
+    """Enlarged by whole pixels where it is small, reduced where it is large."""
+    image = _decoded(encoded)
+    factor = SHEET_CELL // max(image.size)
+    if factor:
+        return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    image.thumbnail((SHEET_CELL, SHEET_CELL), Image.Resampling.LANCZOS)
+    return image
+
+
+def _decoded(encoded: bytes) -> Image.Image:
+    with Image.open(BytesIO(encoded)) as image:
+        return image.convert("RGB")
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")), size)

@@ -1,0 +1,86 @@
+"""A matplotlib figure as SVG that lives inside a page: its colours are the page's, its text is text.
+
+Figures are drawn in role colours (`INK`, `DISTILLED`, …). On the way out each becomes a CSS variable, so that one
+drawing serves light and dark. One unit of a figure is one pixel of the page.
+"""
+
+import re
+import warnings
+from io import BytesIO
+
+import matplotlib
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Roles as colours that occur nowhere else; matplotlib writes them back as they are.
+INK, MUTED, GRID, PAPER = "#010101", "#020202", "#030303", "#040404"
+DISTILLED, RANDOM, FULL, REAL = "#050505", "#060606", "#070707", "#080808"
+CLASS_COLOURS = tuple(f"#0a0a{i:02x}" for i in range(12))
+_VARIABLES = {
+    INK: "ink",
+    MUTED: "muted",
+    GRID: "grid",
+    PAPER: "paper",
+    DISTILLED: "distilled",
+    RANDOM: "random",
+    FULL: "full",
+    REAL: "real",
+    **{colour: f"class-{i}" for i, colour in enumerate(CLASS_COLOURS)},
+}
+_HALO = "halo"  # the id of text that lies on data and gets an edge in the colour of the paper
+
+
+def figure(width: int, height: int) -> Figure:
+    """An empty figure of so many pixels; no global state of matplotlib is involved."""
+    return Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
+
+
+def style(axes: Axes, *, grid: str = "both", title: str = "", x: str = "", y: str = "") -> None:
+    """Thin grid behind the data, no frame, labels in the page's ink."""
+    axes.set_facecolor("none")
+    axes.spines[:].set_visible(False)
+    axes.tick_params(colors=MUTED, labelsize=12, length=0, pad=6)
+    axes.grid(True, axis=grid, color=GRID, linewidth=1)
+    axes.set_axisbelow(True)
+    axes.set_xlabel(x, color=MUTED, fontsize=12, labelpad=6)
+    axes.set_ylabel(y, color=MUTED, fontsize=12, labelpad=6)
+    if title:
+        axes.set_title(title, color=INK, fontsize=13, loc="left", pad=10, parse_math=False)
+
+
+def label(axes: Axes, x: float, y: float, text: str, colour: str = INK, *, halo: bool = False, **kwargs) -> None:
+    """Text at data coordinates, taken as it is: a `$` in a class name starts no formula."""
+    if halo:
+        kwargs["gid"] = _HALO
+    axes.annotate(text, (x, y), color=colour, parse_math=False, **{"fontsize": 12, "va": "center", **kwargs})
+
+
+def to_svg(drawing: Figure, name: str, description: str) -> Markup:
+    """The figure for inclusion in HTML. `name` tells its ids from those of the page's other figures."""
+    drawing.patch.set_visible(False)
+    buffer = BytesIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # the browser's fonts have more of them than ours
+        drawing.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue().decode()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style[^>]*>.*?</style>", "", text, flags=re.DOTALL)
+    text = re.sub(r'<g id="(\w+?)(_\d+)?">', lambda m: f'<g class="{_HALO}">' if m[1] == _HALO else "<g>", text)
+    text = re.sub(r' (x|y|d|transform|points)="([^"<>]*)"', _rounded, text)
+    text = re.sub(r"(?<=: )#0[1-9a]0[1-9a][0-9a-f]{2}", _variable, text).replace("xlink:href", "href")
+    head = f'<svg class="plot" role="img" aria-label="{escape(description)}" viewBox="{_view_box(text)}">'
+    return Markup(re.sub(r"^<svg[^>]*>", lambda _: head, text))
+
+
+def _variable(match: re.Match) -> str:
+    return f"var(--{_VARIABLES[match[0]]})" if match[0] in _VARIABLES else match[0]
+
+
+def _rounded(match: re.Match) -> str:
+    numbers = re.sub(r"\d+\.\d+", lambda m: f"{float(m[0]):.2f}".rstrip("0").rstrip("."), match[2])
+    return f' {match[1]}="{" ".join(numbers.split())}"'
+
+
+def _view_box(text: str) -> str:
+    return re.search(r'viewBox="([-\d. ]+)"', text)[1]

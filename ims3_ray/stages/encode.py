@@ -1,0 +1,66 @@
+"""Encode the training images: the VAE's posterior of each, and of its mirror image. Reads images, makes latents."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import tables
+from ..artifacts import Directory
+from ..context import Context
+from ..data.images import check_bad
+from ..data.reading import BatchReader, payloads
+from ..fanout import Part, fan_out
+from ..models.batches import in_batches, to_images
+from ..models.device import DTYPES, prepare_device
+from ..models.vae import load_vae
+from ..tables import Columns
+
+VERSION = 1
+
+
+def run(context: Context, out: Directory) -> dict[str, Any]:
+    """Encode a seeded subset of `encode.images_per_class` images a class. InputError beyond `data.max_bad_fraction`."""
+    config, train = context.config, context.images["train"]
+    rows = train.subset(config.encode.images_per_class, "encode", config.seed)
+    size = context.batch_size(config.encode)
+    parts = [Part(i, len(p["paths"]), p) for i, p in enumerate(payloads(train, rows.tolist(), size))]
+    arguments = {
+        "images": train.directory,
+        "path": config.model.path,
+        "vae": config.model.vae,
+        "mirror": config.data.mirror,
+        "batch_size": size,
+        "device": context.machine.device,
+        "precision": context.precision,
+    }
+    table = tables.MIRRORED_LATENTS if config.data.mirror else tables.LATENTS
+    made = fan_out(Encoder, arguments, parts, table=table, out=out, machine=context.machine, stage="encode")
+    bad = train.bad | made.pop("notes")
+    check_bad("data.train", train.directory.uri, bad, len(train) + len(train.bad), config.data.max_bad_fraction)
+    return made | {"bad_images": bad}
+
+
+class Encoder:
+    """Paths of a batch → latents. Images that can't be decoded are noted and left out."""
+
+    def __init__(
+        self, images: Directory, path: str, vae: str | None, mirror: bool, batch_size: int, device: str, precision: str
+    ):
+        self._device = prepare_device(device)
+        self._vae = load_vae(path, vae=vae, device=self._device, dtype=DTYPES[precision])
+        self._read = BatchReader(images, self._vae.image_size)
+        self._mirror, self._batch_size = mirror, batch_size
+
+    def __call__(self, payload: dict) -> tuple[Columns, dict[str, str]]:
+        pixels, columns, bad = self._read(payload)
+        columns["mean"], columns["logvar"] = self._encode(pixels)
+        if self._mirror:
+            columns["mirror_mean"], columns["mirror_logvar"] = self._encode(pixels[..., ::-1])
+        return columns, bad
+
+    @torch.inference_mode()
+    def _encode(self, pixels: np.ndarray) -> list[np.ndarray]:
+        return in_batches(
+            lambda batch: [x.half() for x in self._vae.encode(to_images(batch))], [pixels], self._batch_size, self._device
+        )

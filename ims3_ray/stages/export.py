@@ -1,0 +1,51 @@
+"""Write the product. Reads the selection and the selected candidates, makes the distilled set."""
+
+from typing import Any
+
+import numpy as np
+import ray
+
+from .. import tables
+from ..artifacts import Directory, read_rows
+from ..context import Context
+from ..data import distilled
+from ..data.distilled import DistilledImage
+
+VERSION = 1
+
+
+def run(context: Context, out: Directory, selection: Directory, candidates: Directory) -> dict[str, Any]:
+    """Copy the chosen candidates' bytes into class folders (a Ray task a class), Parquet, and the card."""
+    classes = context.classes
+    images = chosen_images(candidates, selection, classes)
+    shared = ray.put(images)
+    write = ray.remote(num_cpus=0.5)(distilled.write_class)
+    written = ray.get([write.remote(out, shared, classes, label) for label in range(len(classes))])
+    out.write(distilled.PARQUET, distilled.to_parquet(images, classes))
+    out.write("README.md", distilled.card(images, classes, context.config.recipe, out.path.rsplit("/", 1)[-1]).encode())
+    return {"rows": len(images), "images": [entry for entries in written for entry in entries]}
+
+
+def chosen_images(candidates: Directory, selection: Directory, classes: tuple[str, ...]) -> list[DistilledImage]:
+    """The candidates of the chosen subgroups, by class and index."""
+    chosen = selection.read_json("selection.json")["selection"]
+    of_class = np.array([chosen[name] for name in classes])
+    rows = read_rows(candidates, tables.CANDIDATES, ["label", "subgroup", "index", "seed", "image"])
+    kept = np.flatnonzero(rows["subgroup"] == of_class[rows["label"]])
+    kept = kept[np.lexsort((rows["index"][kept], rows["label"][kept]))]
+    places: dict[int, int] = {}
+    images = []
+    for row in kept:
+        label = int(rows["label"][row])
+        places[label] = places.get(label, -1) + 1
+        images.append(
+            DistilledImage(
+                label,
+                places[label],
+                int(rows["subgroup"][row]),
+                int(rows["index"][row]),
+                int(rows["seed"][row]),
+                rows["image"][row],
+            )
+        )
+    return images

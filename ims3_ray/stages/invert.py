@@ -1,0 +1,78 @@
+"""Invert the latents by DDIM under the pretrained model (Eq. 1–3). Reads latents, makes inversions."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from .. import tables
+from ..artifacts import Directory, part_names
+from ..context import Context
+from ..fanout import Part, fan_out
+from ..method.ddim import invert
+from ..method.schedule import alphas_bar, inversion_grid
+from ..models.batches import in_batches
+from ..models.device import prepare_device
+from ..models.tuned import TunedModel
+from ..tables import Columns
+
+VERSION = 1
+
+
+def run(context: Context, out: Directory, latents: Directory) -> dict[str, Any]:
+    """Part by part of the latents, the trajectory at the S grid points, of the image and of its mirror image."""
+    config = context.config
+    parts = [Part(i, _num_rows(latents, name), name) for i, name in enumerate(part_names(latents))]
+    arguments = {
+        "latents": latents,
+        "model": context.tuned_model(),
+        "model_labels": context.model_labels,
+        "points": config.invert.points,
+        "mirror": config.data.mirror,
+        "batch_size": context.batch_size(config.invert),
+    }
+    table = tables.MIRRORED_INVERSIONS if config.data.mirror else tables.INVERSIONS
+    made = fan_out(Inverter, arguments, parts, table=table, out=out, machine=context.machine, stage="invert")
+    return made | {"grid": inversion_grid(config.invert.points).tolist()}
+
+
+def _num_rows(directory: Directory, name: str) -> int:
+    with directory.filesystem.open_input_file(f"{directory.path}/{name}") as stream:
+        return pq.read_metadata(stream).num_rows
+
+
+class Inverter:
+    """A part of the latents → its inversions."""
+
+    def __init__(
+        self,
+        latents: Directory,
+        model: TunedModel,
+        model_labels: list[int],
+        points: int,
+        mirror: bool,
+        batch_size: int,
+    ):
+        self._device = prepare_device(model.device)
+        self._predict = model.load(self._device).predict
+        self._latents, self._mirror, self._batch_size = latents, mirror, batch_size
+        self._model_labels = np.array(model_labels)
+        self._grid, self._abar = inversion_grid(points), alphas_bar()
+
+    def __call__(self, part_name: str) -> tuple[Columns, dict]:
+        table = tables.MIRRORED_LATENTS if self._mirror else tables.LATENTS
+        rows = tables.from_parquet(self._latents.read(part_name), table)
+        labels = self._model_labels[rows["label"]]
+        columns = {"image_id": rows["image_id"], "label": rows["label"]}
+        columns["inversion"] = self._invert(rows["mean"], labels)
+        if self._mirror:
+            columns["mirror_inversion"] = self._invert(rows["mirror_mean"], labels)
+        return columns, {}
+
+    @torch.inference_mode()
+    def _invert(self, mean: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        def trajectories(z0: torch.Tensor, label: torch.Tensor) -> list[torch.Tensor]:
+            return [invert(self._predict, z0.float(), label, self._grid, self._abar).half()]
+
+        return in_batches(trajectories, [mean, labels], self._batch_size, self._device)[0]

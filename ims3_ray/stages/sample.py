@@ -1,0 +1,114 @@
+"""Draw the candidates: G subgroups of IPC images for every class. Reads an adapter, makes candidates.
+
+A candidate's noise comes from a generator of its own, keyed by (seed, class, subgroup, index): the pool for fewer
+subgroups or images is a part of the pool for more. Sampling and embedding share one actor and one decoding.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import tables
+from ..artifacts import Directory
+from ..config import Sample
+from ..context import Context
+from ..data.images import encode_png
+from ..fanout import Part, fan_out
+from ..method.ddim import sample_ancestral, sample_ddim, with_guidance
+from ..method.rng import generator, key_seed, normal
+from ..method.schedule import alphas_bar, respaced
+from ..models.batches import in_batches, to_pixels
+from ..models.device import DTYPES, prepare_device
+from ..models.features import embed_pixels, load_extractor
+from ..models.tuned import TunedModel
+from ..models.vae import load_vae
+from ..tables import Columns
+
+VERSION = 1
+
+
+def run(context: Context, out: Directory, adapter: Directory) -> dict[str, Any]:
+    """All candidates, in batches that mix classes and subgroups, composed by the recipe alone."""
+    config = context.config
+    rows = [
+        (label, subgroup, index)
+        for subgroup in range(config.sample.subgroups)
+        for label in range(len(context.classes))
+        for index in range(config.ipc)
+    ]
+    size = context.batch_size(config.sample)
+    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+    arguments = {
+        "model": context.tuned_model(adapter if config.finetune.epochs else None, config.sample.weights),
+        "vae": config.model.vae,
+        "extractor": config.embed.extractor,
+        "settings": config.sample,
+        "classes": context.classes,
+        "model_labels": context.model_labels,
+        "seed": config.seed,
+        "batch_size": size,
+    }
+    parts = [Part(index, len(batch), batch) for index, batch in enumerate(batches)]
+    return fan_out(Sampler, arguments, parts, table=tables.CANDIDATES, out=out, machine=context.machine, stage="sample")
+
+
+class Sampler:
+    """(class, subgroup, index) of a batch → images and their features."""
+
+    def __init__(
+        self,
+        model: TunedModel,
+        vae: str | None,
+        extractor: str,
+        settings: Sample,
+        classes: tuple[str, ...],
+        model_labels: list[int],
+        seed: int,
+        batch_size: int,
+    ):
+        self._device = prepare_device(model.device)
+        loaded = model.load(self._device)
+        self._vae = load_vae(model.path, vae=vae, device=self._device, dtype=DTYPES[model.precision])
+        self._extractor = load_extractor(extractor, self._device)
+        self._settings, self._seed, self._batch_size = settings, seed, batch_size
+        self._classes, self._model_labels = classes, np.array(model_labels)
+        self._shape = (loaded.dit.config.in_channels, loaded.dit.config.sample_size, loaded.dit.config.sample_size)
+        self._predict = with_guidance(
+            loaded.predict, loaded.dit.null_label, scale=settings.guidance_scale, channels=settings.guidance_channels
+        )
+        self._timesteps, self._abar = respaced(settings.steps, settings.spacing), alphas_bar()
+
+    def __call__(self, payload: list[list[int]]) -> tuple[Columns, dict]:
+        label, subgroup, index = np.array(payload, dtype=np.int64).T
+        keys = [("sample", self._seed, self._classes[c], int(g), int(k)) for c, g, k in payload]
+        pixels = self._sample(label, keys)
+        columns = {
+            "label": label,
+            "subgroup": subgroup,
+            "index": index,
+            "seed": np.array([key_seed(*key) for key in keys]),
+            "image": np.array([encode_png(image) for image in pixels], dtype=object),
+            "feature": embed_pixels(self._extractor, pixels, self._batch_size, self._device),
+        }
+        return columns, {}
+
+    @torch.inference_mode()
+    def _sample(self, label: np.ndarray, keys: list[tuple]) -> np.ndarray:
+        """Pixels (N, 3, H, W) uint8. The batch is filled up to its full size, so that a short one gives the same bits."""
+        generators = [generator(*key) for key in keys]
+        surplus = self._batch_size - len(generators)
+
+        def fresh() -> Tensor:
+            noise = normal(generators, self._shape)
+            return torch.cat([noise, noise.new_zeros(surplus, *self._shape)]).to(self._device)
+
+        def draw(labels: Tensor) -> list[Tensor]:
+            if self._settings.sampler == "ddim":
+                z = sample_ddim(self._predict, fresh(), labels, self._timesteps, self._abar)
+            else:
+                z = sample_ancestral(self._predict, fresh(), labels, self._timesteps, self._abar, fresh)
+            return [to_pixels(self._vae.decode(z))]
+
+        return in_batches(draw, [self._model_labels[label]], self._batch_size, self._device)[0]

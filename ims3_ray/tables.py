@@ -1,0 +1,111 @@
+"""The columns of every artefact, written once; checked on write and on read.
+
+A table travels through the stages as a dict of numpy arrays, first axis the rows. Tensors lie in Parquet as Arrow's
+fixed-shape tensors, which plain pyarrow reads.
+"""
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+Columns = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column. `shape` is that of a row's value: () is a scalar; None marks an axis that each table fixes itself."""
+
+    dtype: str  # numpy's name, or "str", or "bytes"
+    shape: tuple[int | None, ...] = ()
+
+
+Table = Mapping[str, Column]
+
+LATENT = (None, None, None)
+LATENTS: Table = {
+    "image_id": Column("str"),  # content hash
+    "label": Column("int64"),  # class id: place of the class's name among the sorted names
+    "mean": Column("float16", LATENT),  # posterior mean, times the VAE's scaling factor
+    "logvar": Column("float16", LATENT),  # log-variance of the scaled posterior
+}
+MIRRORED_LATENTS: Table = LATENTS | {"mirror_mean": Column("float16", LATENT), "mirror_logvar": Column("float16", LATENT)}
+INVERSIONS: Table = {
+    "image_id": Column("str"),
+    "label": Column("int64"),
+    "inversion": Column("float16", (None, *LATENT)),  # z^inv at s_1 … s_S
+}
+MIRRORED_INVERSIONS: Table = INVERSIONS | {"mirror_inversion": Column("float16", (None, *LATENT))}
+FEATURES: Table = {"image_id": Column("str"), "label": Column("int64"), "feature": Column("float32", (None,))}
+CANDIDATES: Table = {
+    "label": Column("int64"),
+    "subgroup": Column("int64"),
+    "index": Column("int64"),
+    "seed": Column("int64"),  # of the image's own noise generator
+    "image": Column("bytes"),  # PNG
+    "feature": Column("float32", (None,)),
+}
+
+
+def to_parquet(columns: Columns, table: Table) -> bytes:
+    """The rows as a Parquet file in memory, checked against `table`."""
+    sink = io.BytesIO()
+    pq.write_table(_to_arrow(columns, table), sink, compression="zstd")
+    return sink.getvalue()
+
+
+def from_parquet(data: bytes, table: Table, columns: Sequence[str] | None = None) -> Columns:
+    """The rows of a Parquet file; `columns` reads those alone. ValueError names a column that is missing or off."""
+    names = list(columns or table)
+    read = pq.read_table(pa.BufferReader(data), columns=names)
+    if missing := [name for name in names if name not in read.column_names]:
+        raise ValueError(f"columns {', '.join(missing)} are missing; the file holds {', '.join(read.column_names)}")
+    rows = {name: _to_numpy(read[name].combine_chunks(), table[name]) for name in names}
+    check(rows, {name: table[name] for name in names})
+    return rows
+
+
+def concatenate(parts: Iterable[Columns]) -> Columns:
+    """The rows of several tables in the order given."""
+    parts = list(parts)
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def check(columns: Columns, table: Table) -> None:
+    """AssertionError where `columns` are not what `table` says: names, types, shapes, equal numbers of rows."""
+    assert set(columns) == set(table), f"columns {sorted(columns)} where {sorted(table)} belong"
+    rows = len(next(iter(columns.values())))
+    for name, column in table.items():
+        values = columns[name]
+        assert len(values) == rows, f"{name}: {len(values)} rows, others have {rows}"
+        assert values.ndim == 1 + len(column.shape), f"{name}: shape {values.shape}, a row's is {column.shape}"
+        for have, want in zip(values.shape[1:], column.shape, strict=True):
+            assert want is None or have == want, f"{name}: shape {values.shape}, a row's is {column.shape}"
+        if column.dtype not in ("str", "bytes"):
+            assert values.dtype == np.dtype(column.dtype), f"{name}: {values.dtype}, not {column.dtype}"
+
+
+def _to_arrow(columns: Columns, table: Table) -> pa.Table:
+    check(columns, table)
+    arrays = {}
+    for name, column in table.items():
+        values = columns[name]
+        if column.shape:
+            arrays[name] = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values))
+        elif column.dtype in ("str", "bytes"):
+            arrays[name] = pa.array(values.tolist(), type=pa.string() if column.dtype == "str" else pa.binary())
+        else:
+            arrays[name] = pa.array(values)
+    return pa.table(arrays)
+
+
+def _to_numpy(array: pa.Array, column: Column) -> np.ndarray:
+    if isinstance(array, pa.ChunkedArray):  # an extension type in one chunk
+        array = array.chunk(0)
+    if column.shape:
+        return array.to_numpy_ndarray()
+    values = array.to_numpy(zero_copy_only=False)
+    return values.astype(object) if column.dtype in ("str", "bytes") else values

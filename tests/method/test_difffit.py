@@ -1,0 +1,141 @@
+"""DiffFit: what it trains, that its scales change nothing until trained, and that they fold away."""
+
+import pytest
+import torch
+
+from ims3_ray.method import difffit
+from ims3_ray.models.dit import DiT, DiTConfig
+
+SIZES = {"sample_size": 8, "hidden_size": 48, "depth": 5, "num_heads": 4, "num_classes": 10}
+
+
+def small_dit(seed: int = 0, **changes) -> DiT:
+    return DiT(DiTConfig(**SIZES | changes)).initialize(torch.Generator().manual_seed(seed), zero_outputs=False)
+
+
+def output(model: DiT) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        return model(
+            torch.randn(3, 4, 8, 8, generator=generator), torch.tensor([3, 400, 999]), torch.tensor([0, 7, 10])
+        )
+
+
+def disturb(model: DiT, seed: int = 2) -> None:
+    """Move every trainable value, as tuning does."""
+    generator = torch.Generator().manual_seed(seed)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name in difffit.trainable_names(model):
+            parameters[name].add_(torch.randn(parameters[name].shape, generator=generator), alpha=0.2)
+
+
+def test_dit_xl_trains_the_published_number_of_values():
+    with torch.device("meta"):
+        dit = DiT(DiTConfig(sample_size=32, hidden_size=1152, depth=28, num_heads=16, num_classes=1000))
+    names = difffit.prepare(dit)
+    sizes = {name: parameter.numel() for name, parameter in dit.named_parameters()}
+    assert sum(sizes[name] for name in names) == 1_739_552
+    assert sum(sizes[name] for name in names if name.endswith("bias")) == 489_632
+    assert sum(sizes[name] for name in names if name.endswith(difffit.SCALE_NAMES)) == 96_768
+    assert sizes["y_embedder.embedding_table.weight"] == 1_153_152
+    assert sum(sizes.values()) + dit.pos_embed.numel() == 675_226_400
+    assert {name for name, parameter in dit.named_parameters() if parameter.requires_grad} == set(names)
+
+
+def test_scales_stand_in_the_first_half_of_the_blocks():
+    dit = small_dit()
+    difffit.add_scales(dit)
+    assert {int(name.split(".")[1]) for name, _ in dit.named_parameters() if name.endswith("_scale")} == {0, 1}
+
+
+def test_fresh_scales_change_nothing():
+    dit = small_dit()
+    before = output(dit)
+    difffit.prepare(dit)
+    assert torch.equal(output(dit), before)
+
+
+def test_every_trainable_value_and_no_other_receives_a_gradient():
+    dit = small_dit()
+    names = difffit.prepare(dit)
+    dit(torch.randn(2, 4, 8, 8), torch.tensor([3, 999]), torch.tensor([0, 10])).square().sum().backward()
+    assert [name for name, parameter in dit.named_parameters() if parameter.grad is not None] == names
+    assert all(dit.get_parameter(name).grad.abs().max() > 0 for name in names)
+
+
+def test_every_scale_acts_on_the_output():
+    dit = small_dit()
+    difffit.add_scales(dit)
+    before = output(dit)
+    for name, parameter in dit.named_parameters():
+        if name.endswith(difffit.SCALE_NAMES):
+            parameter.data.mul_(1.5)
+            assert (output(dit) - before).abs().max() > 1e-3, name
+            parameter.data.div_(1.5)
+
+
+def test_bf16_model_keeps_its_trainable_values_in_fp32():
+    dit = small_dit()
+    exact = output(dit)
+    dit.to(torch.bfloat16)
+    names = difffit.prepare(dit)
+    for name, parameter in dit.named_parameters():
+        assert parameter.dtype == (torch.float32 if name in names else torch.bfloat16), name
+    assert (output(dit).float() - exact).norm() / exact.norm() < 0.02
+
+
+def test_folding_keeps_the_output_and_removes_the_scales():
+    dit = small_dit()
+    difffit.add_scales(dit)
+    disturb(dit)
+    before = output(dit)
+    difffit.fold(dit)
+    assert not difffit.has_scales(dit)
+    torch.testing.assert_close(output(dit), before, atol=1e-6 * before.abs().max().item(), rtol=1e-6)
+
+
+def test_adapter_moves_all_that_tuning_changed():
+    tuned, fresh = small_dit(), small_dit()
+    difffit.prepare(tuned)
+    disturb(tuned)
+    difffit.load_adapter(fresh, difffit.adapter_state(tuned))
+    assert torch.equal(output(fresh), output(tuned))
+
+
+def test_adapter_is_a_copy():
+    dit = small_dit()
+    difffit.prepare(dit)
+    state = difffit.adapter_state(dit)
+    before = {name: value.clone() for name, value in state.items()}
+    disturb(dit)
+    assert all(torch.equal(state[name], before[name]) for name in state)
+
+
+def test_model_without_scales_has_no_adapter():
+    with pytest.raises(ValueError, match="no DiffFit scales"):
+        difffit.adapter_state(small_dit())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda s: s.pop("blocks.1.mlp_scale"), r"missing: blocks\.1\.mlp_scale"),
+        (lambda s: s.update({"blocks.4.mlp_scale": torch.ones(48)}), r"left over: blocks\.4\.mlp_scale"),
+        (
+            lambda s: s.update({"y_embedder.embedding_table.weight": torch.ones(3, 48)}),
+            r"of another shape: y_embedder\.embedding_table\.weight is \(3, 48\), the model's \(11, 48\)",
+        ),
+    ],
+)
+def test_adapter_of_another_model_is_refused_and_changes_nothing(spoil, told):
+    dit, tuned = small_dit(), small_dit()
+    difffit.prepare(tuned)
+    disturb(tuned)
+    state = difffit.adapter_state(tuned)
+    spoil(state)
+    before = output(dit)
+    with pytest.raises(ValueError, match=told):
+        difffit.load_adapter(dit, state)
+    assert torch.equal(output(dit), before)
+    assert not difffit.has_scales(dit)

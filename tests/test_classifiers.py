@@ -1,0 +1,85 @@
+"""Evaluation networks: their sizes, their initialisation, what they refuse."""
+
+import pytest
+import torch
+
+from ims3_ray.errors import InputError
+from ims3_ray.models.classifiers import SMALLEST_IMAGE, Halve, build
+
+
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("resnetap10", {10: 4_910_922, 100: 4_957_092, 1000: 5_418_792}),
+        ("resnet18", {10: 11_181_642, 100: 11_227_812, 1000: 11_689_512}),
+        ("convnet6", {10: 754_570, 100: 858_340, 1000: 1_896_040}),
+    ],
+)
+def test_parameter_counts_are_the_published_ones(name, counts):
+    for num_classes, count in counts.items():
+        model = build(name, num_classes, 224, None)
+        assert sum(p.numel() for p in model.parameters()) == count
+
+
+def test_convnet3_of_width_32_has_24_714_parameters_and_512_features():
+    model = build("convnet3", 10, 32, _seeded(0), width=32)
+    assert sum(p.numel() for p in model.parameters()) == 24_714  # 896 + 2 * 9248 + 3 * 64 + 512 * 10 + 10
+    assert model.dim == 512
+    assert model.features(torch.zeros(2, 3, 32, 32)).shape == (2, 512)
+
+
+@pytest.mark.parametrize("name", sorted(SMALLEST_IMAGE))
+def test_the_smallest_image_still_tells_two_images_apart_and_one_pixel_less_is_refused(name):
+    size = SMALLEST_IMAGE[name]
+    model = build(name, 3, size, _seeded(0), width=4)
+    logits = model(torch.randn(2, 3, size, size, generator=_seeded(1)))
+    assert logits.shape == (2, 3) and (logits[0] - logits[1]).abs().max() > 1e-3
+    with pytest.raises(InputError, match=f"{name} is too deep for images of {size - 1} px, it needs at least {size}"):
+        build(name, 3, size - 1, _seeded(0))
+
+
+def test_weights_come_from_the_generator_alone():
+    before = torch.get_rng_state()
+    first, second, other = (build("resnetap10", 2, 64, _seeded(seed), width=4) for seed in (3, 3, 4))
+    assert torch.equal(before, torch.get_rng_state())
+    for name, weight in first.state_dict().items():
+        assert torch.equal(weight, second.state_dict()[name])
+    assert not torch.equal(first.fc.weight, other.fc.weight)
+
+
+def test_initial_weights_have_torchs_default_spread_in_convnets_and_he_s_in_resnets():
+    convnet = build("convnet3", 10, 32, _seeded(0))
+    weight = convnet.body[4].weight  # 128 -> 128 channels, 3x3: uniform within 1/sqrt(1152)
+    assert weight.abs().max() <= 1152**-0.5 and weight.std().item() == pytest.approx(1152**-0.5 / 3**0.5, rel=0.02)
+    resnet = build("resnet18", 10, 64, _seeded(0))
+    weight = resnet.body[4].conv1.weight  # 64 -> 64 channels, 3x3
+    assert weight.std().item() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.02)
+
+
+def test_resnetap_strides_by_averaging_and_resnet_by_convolution():
+    strides = {
+        name: {module.stride for module in build(name, 2, 64, None).modules() if isinstance(module, torch.nn.Conv2d)}
+        for name in ("resnetap10", "resnet18")
+    }
+    assert strides == {"resnetap10": {(1, 1)}, "resnet18": {(1, 1), (2, 2)}}
+
+
+@pytest.mark.parametrize("size", [(4, 6), (5, 4), (4, 7)])
+def test_halving_is_average_pooling_forward_and_backward(size):
+    x = torch.randn(2, 3, *size, generator=_seeded(0), dtype=torch.float64, requires_grad=True)
+    expected = torch.nn.functional.avg_pool2d(x, 2)
+    weight = torch.randn(expected.shape, generator=_seeded(1), dtype=torch.float64)
+    assert torch.allclose(Halve()(x), expected)
+    gradient, expected_gradient = (torch.autograd.grad((y * weight).sum(), x)[0] for y in (Halve()(x), expected))
+    assert torch.allclose(gradient, expected_gradient)
+
+
+def test_unknown_networks_are_refused_with_the_choices():
+    with pytest.raises(InputError, match="'vgg' is not known; choose one of convnet3, convnet6, resnetap10, resnet18"):
+        build("vgg", 10, 32, None)
+    with pytest.raises(InputError, match="at least 2 classes, not 1"):
+        build("convnet3", 1, 32, None)

@@ -1,0 +1,176 @@
+"""Batched augmentation against the plain torchvision path: same functions, same distributions, per image."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.v2.functional as reference
+from torchvision import transforms
+from torchvision.transforms import v2
+
+from ims3_ray.evaluation.augment import (
+    COLOUR_DEVIATIONS,
+    COLOUR_DIRECTIONS,
+    adjust_colours,
+    augment,
+    colour_jitter,
+    cutmix,
+    flip,
+    lighting,
+    normalise,
+    randaugment,
+    resized_crop,
+)
+from ims3_ray.evaluation.protocols import protocol
+
+
+def _seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _assert_same_mean_and_spread(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Of draws (N, ...): means within 4 standard errors of each other, deviations within a tenth."""
+    error = (found.var(0) / len(found) + expected.var(0) / len(expected)).sqrt()
+    assert ((found.mean(0) - expected.mean(0)).abs() <= 4 * error + 1e-6).all()
+    assert torch.allclose(found.std(0), expected.std(0), rtol=0.1, atol=1e-4)
+
+
+def _ramps(n: int, height: int, width: int) -> torch.Tensor:
+    """Images whose first two colours are the column and the row, so that a crop tells its own box."""
+    image = torch.rand(3, height, width, generator=_seeded(9))
+    image[0], image[1] = torch.arange(width).expand(height, width), torch.arange(height)[:, None].expand(height, width)
+    return image.expand(n, 3, height, width)
+
+
+def _boxes(crops: torch.Tensor) -> torch.Tensor:
+    """(top, left, height, width) of each crop of a ramp."""
+    left, right, top, bottom = crops[:, 0, 0, 0], crops[:, 0, 0, -1], crops[:, 1, 0, 0], crops[:, 1, -1, 0]
+    return torch.stack((top, left, bottom - top + 1, right - left + 1), dim=1).round().int()
+
+
+def test_each_crop_is_what_torchvision_makes_of_the_same_box():
+    images = _ramps(20, 16, 20)
+    crops = resized_crop(images, (0.3, 1.0), _seeded())
+    boxes = _boxes(crops).tolist()
+    assert len({tuple(box) for box in boxes}) > 10, "every image has a box of its own"
+    for image, crop, (top, left, height, width) in zip(images, crops, boxes, strict=True):
+        expected = reference.resized_crop(image, top, left, height, width, [16, 20], antialias=False)
+        assert torch.allclose(crop, expected, atol=1e-4)
+
+
+def test_boxes_are_distributed_as_torchvisions():
+    images = _ramps(3000, 32, 32)
+    found = _boxes(resized_crop(images, (0.5, 1.0), _seeded())).float()
+    draw = transforms.RandomResizedCrop.get_params
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        expected = torch.tensor([draw(images[0], [0.5, 1.0], [3 / 4, 4 / 3]) for _ in range(3000)]).float()
+    _assert_same_mean_and_spread(found, expected)
+    area = found[:, 2] * found[:, 3] / 32**2
+    assert area.min() > 0.45 and area.max() <= 1
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_colours_are_adjusted_as_by_torchvision_in_any_order(order):
+    image = torch.rand(3, 4, 4, generator=_seeded(3)) * 0.2 + 0.35  # torchvision clips, the published code does not
+    factors = (1.3, 0.7, 1.4)
+    adjust = (reference.adjust_brightness, reference.adjust_contrast, reference.adjust_saturation)
+    expected = image
+    for index in order:
+        expected = adjust[index](expected, factors[index])
+    found = adjust_colours(image[None], *(torch.full((1, 1, 1, 1), factor) for factor in factors))[0]
+    assert torch.allclose(found, expected, atol=2e-4)  # torchvision's luma has one digit more
+
+
+def test_colour_jitter_has_torchvisions_mean_and_spread():
+    image = torch.rand(3, 2, 2, generator=_seeded(3)) * 0.2 + 0.35
+    path = transforms.ColorJitter(0.4, 0.4, 0.4)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        expected = torch.stack([path(image) for _ in range(1000)])
+    _assert_same_mean_and_spread(colour_jitter(image.expand(6000, 3, 2, 2), 0.4, _seeded()), expected)
+
+
+def test_jitter_and_lighting_draw_anew_for_every_image():
+    images = torch.rand(1, 3, 4, 4, generator=_seeded(4)).expand(6, 3, 4, 4)
+    for made in (colour_jitter(images, 0.4, _seeded()), lighting(images, 0.1, _seeded())):
+        assert len({tuple(image.flatten().tolist()) for image in made}) == 6
+
+
+def test_lighting_adds_one_colour_with_the_published_covariance():
+    added = lighting(torch.zeros(20_000, 3, 2, 2), 0.1, _seeded())
+    assert torch.equal(added, added[:, :, :1, :1].expand_as(added))
+    directions, deviations = np.array(COLOUR_DIRECTIONS), 0.1 * np.array(COLOUR_DEVIATIONS)
+    expected = directions @ np.diag(deviations**2) @ directions.T
+    assert np.allclose(np.cov(added[:, :, 0, 0].T.numpy()), expected, atol=0.03 * expected.max())
+
+
+def test_half_of_the_images_are_mirrored():
+    images = torch.rand(2000, 3, 2, 4, generator=_seeded(5))
+    made = flip(images, 0.5, _seeded())
+    same, mirrored = ((made == other).flatten(1).all(dim=1) for other in (images, images.flip(-1)))
+    assert (same ^ mirrored).all() and 0.45 < mirrored.float().mean() < 0.55
+
+
+def test_randaugment_makes_the_images_that_torchvisions_makes_as_often():
+    image = torch.randint(20, 240, (3, 20, 20), dtype=torch.uint8, generator=_seeded(6))
+    path = v2.RandAugment(num_ops=1, magnitude=6)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        expected = torch.stack([path(image) for _ in range(1200)]).unique(dim=0).int()
+    made = randaugment(image.expand(3000, 3, 20, 20).float() / 255, 6, _seeded())
+    found, counts = (made * 255).round().int().unique(dim=0, return_counts=True)
+    apart = (found[:, None] - expected).abs().flatten(2).amax(dim=2)  # one grey level: magnitudes in float32
+    assert len(found) == len(expected) == 23  # 9 operations with two signs, 5 without
+    assert apart.amin(dim=1).max() <= 1 and apart.amin(dim=0).max() <= 1
+    unchanged = (found == image.int()).flatten(1).all(dim=1)
+    assert (counts[unchanged] / 3000).item() == pytest.approx(1 / 14, abs=0.02)
+
+
+def test_cutmix_shares_out_labels_as_areas_with_the_published_boxes():
+    images = torch.arange(4.0)[:, None, None, None].expand(4, 3, 8, 8)
+    generator, shares = _seeded(), []
+    for _ in range(1000):
+        mixed, partners, own = cutmix(images, torch.arange(4), 1.0, generator)
+        assert sorted(partners.tolist()) == [0, 1, 2, 3]
+        for image, label, partner in zip(mixed, range(4), partners.tolist(), strict=True):
+            assert set(image.unique().tolist()) <= {label, partner}
+            if label != partner:
+                assert (image == label).float().mean().item() == pytest.approx(own.item())
+        shares.append(own)
+    _assert_same_mean_and_spread(torch.stack(shares), _published_shares(20_000, 8))
+
+
+def _published_shares(count: int, size: int) -> torch.Tensor:
+    """Own shares of the area by the box of Yun et al. 2019, drawn with numpy."""
+    rng = np.random.default_rng(0)
+    cut = (size * np.sqrt(1 - rng.beta(1, 1, count))).astype(int)
+    spans = []
+    for centre in rng.integers(0, size, (2, count)):
+        spans.append(np.clip(centre + cut // 2, 0, size) - np.clip(centre - cut // 2, 0, size))
+    return torch.from_numpy(1 - spans[0] * spans[1] / size**2).float()
+
+
+def test_cutmix_leaves_batches_alone_as_often_as_asked():
+    images, labels, generator = torch.rand(2, 3, 8, 8, generator=_seeded(7)), torch.arange(2), _seeded()
+    mixed, _, own = cutmix(images, labels, 0.0, generator)
+    assert torch.equal(mixed, images) and own == 1
+    whole = [cutmix(images, labels, 0.5, generator)[2].item() == 1 for _ in range(400)]
+    always = [cutmix(images, labels, 1.0, generator)[2].item() == 1 for _ in range(400)]
+    assert np.mean(whole) == pytest.approx(0.5 + 0.5 * np.mean(always), abs=0.1)
+
+
+@pytest.mark.parametrize("name", ["quick", "minimax", "ims3"])
+def test_a_training_view_depends_on_its_generator_alone(name):
+    images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=_seeded(8))
+    before = torch.get_rng_state()
+    first, again, other = (augment(images, protocol(name), _seeded(seed)) for seed in (0, 0, 1))
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_normalising_is_torchvisions():
+    images, chosen = torch.rand(2, 3, 4, 4, generator=_seeded(1)), protocol("minimax")
+    expected = reference.normalize(images, list(chosen.mean), list(chosen.deviation))
+    assert torch.allclose(normalise(images, chosen), expected)

@@ -1,0 +1,86 @@
+"""Protocols: the published numbers, and that none of them changes without a new version."""
+
+import hashlib
+
+import pytest
+from pydantic import ValidationError
+
+from ims3_ray.errors import InputError
+from ims3_ray.evaluation.protocols import PROTOCOLS, epochs_for, protocol
+
+# Of every value of the protocol. A failure here means: raise the protocol's version, then pin its new fingerprint.
+FINGERPRINTS = {
+    ("quick", 1): "",
+    ("quick-val", 1): "",
+    ("minimax", 1): "",
+    ("ims3", 1): "",
+}
+
+
+@pytest.mark.parametrize("name", sorted(PROTOCOLS))
+def test_a_changed_protocol_has_a_new_version(name):
+    chosen = protocol(name)
+    digest = hashlib.sha256(chosen.model_dump_json().encode()).hexdigest()[:12]
+    assert FINGERPRINTS.get((name, chosen.version)) == digest
+
+
+def test_epochs_are_the_published_ones():
+    limits = (1, 2, 10, 11, 50, 51, 200, 201, 500, 501, 1300)
+    assert [epochs_for(ipc, 10) for ipc in limits] == [3000, 2000, 2000, 1500, 1500, 1000, 1000, 500, 500, 300, 300]
+    assert [epochs_for(ipc, 100) for ipc in (1, 10, 50, 100, 500, 600)] == [2000, 1300, 1000, 600, 300, 200]
+    assert [epochs_for(ipc, 1000) for ipc in (1, 10, 50)] == [3000, 2000, 1500]
+    with pytest.raises(InputError, match="ipc: a set needs at least 1 image per class, not 0"):
+        epochs_for(0, 10)
+
+
+def test_more_than_100_classes_train_faster_and_with_less_decay():
+    few, many = (protocol("minimax").budget(10, classes) for classes in (100, 1000))
+    assert (few.batch_size, few.learning_rate, few.weight_decay) == (64, 0.01, 5e-4)
+    assert (many.batch_size, many.learning_rate, many.weight_decay) == (128, 0.1, 1e-4)
+
+
+def test_quick_takes_the_same_steps_whatever_the_set():
+    budgets = {protocol("quick").budget(ipc, classes) for ipc, classes in ((1, 10), (350, 10), (10, 1000))}
+    assert len(budgets) == 1
+    assert (budgets.pop().steps, protocol("quick").image_size, protocol("quick").width) == (300, 32, 32)
+
+
+def test_ims3_is_minimax_with_randaugment_and_ten_times_the_learning_rate():
+    minimax, ims3 = protocol("minimax").model_dump(), protocol("ims3").model_dump()
+    changed = {field for field in minimax if minimax[field] != ims3[field]}
+    assert changed == {"name", "augmentations", "learning_rate"}
+    assert (ims3["augmentations"]["randaugment_ops"], ims3["augmentations"]["randaugment_magnitude"]) == (1, 6)
+    assert ims3["learning_rate"] == pytest.approx(10 * minimax["learning_rate"])
+
+
+def test_quick_val_differs_from_quick_in_its_images_alone():
+    quick, quick_val = protocol("quick"), protocol("quick-val")
+    assert (quick.split, quick_val.split) == ("test", "validation")
+    assert quick_val.model_copy(update={"name": "quick", "split": "test"}) == quick
+
+
+def test_digits_are_never_mirrored():
+    assert protocol("quick").augmentations.flip == 0 and protocol("quick").augmentations.jitter == 0
+
+
+def test_labels_name_protocol_version_and_network():
+    assert protocol("quick").label == "quick-v1/convnet3-w32"
+    assert protocol("minimax").label == "minimax-v1/resnetap10"
+    assert protocol("minimax", network="convnet6").label == "minimax-v1/convnet6"
+    assert protocol("quick", network="convnet3") == protocol("quick")
+
+
+def test_unknown_names_are_refused_with_the_choices():
+    with pytest.raises(
+        InputError, match="protocol: 'fast' is not known; choose one of quick, quick-val, minimax, ims3"
+    ):
+        protocol("fast")
+    with pytest.raises(InputError, match="network: 'vgg' is not known; choose one of convnet3, convnet6"):
+        protocol("minimax", network="vgg")
+
+
+def test_protocols_are_frozen_and_refuse_unknown_fields():
+    with pytest.raises(ValidationError):
+        protocol("quick").learning_rate = 1.0
+    with pytest.raises(ValidationError, match="momentun"):
+        type(protocol("quick"))(**protocol("quick").model_dump(), momentun=0.5)

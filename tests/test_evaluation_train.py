@@ -1,0 +1,155 @@
+"""Training and scoring: reproducible, right on what can be known, and honest about last and best."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from torchvision.transforms.v2.functional import center_crop, resize
+
+from ims3_ray.errors import InputError
+from ims3_ray.evaluation.protocols import Augmentations, Budget, Protocol, protocol
+from ims3_ray.evaluation.train import batch_rows, fit_to, plan, rate, summary, train_and_score
+
+BASE = protocol("minimax").budget(10, 10)
+
+
+def _protocol(**changes) -> Protocol:
+    tiny = {
+        "network": "convnet3",
+        "width": 4,
+        "image_size": 8,
+        "batch_size": 8,
+        "steps": 12,
+        "evaluations": 3,
+        "learning_rate": 0.05,
+        "augmentations": Augmentations(crop_scale=(0.8, 1.0), flip=0.5),
+    }
+    return protocol("quick").model_copy(update=tiny | changes)
+
+
+def _set(per_class: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Class 0 has stripes across, class 1 stripes down, both under noise."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(2).repeat(per_class)
+    across = (torch.arange(8) // 2 % 2 * 150).expand(3, 8, 8)
+    stripes = torch.stack((across.transpose(1, 2), across))[labels]
+    return (stripes + torch.randint(0, 100, stripes.shape, generator=generator)).to(torch.uint8), labels
+
+
+def _score(train=None, test=None, *, chosen=None, seed=0, **changes):
+    chosen = chosen or _protocol(**changes)
+    return train_and_score(
+        *(train or _set(10, 1)), *(test or _set(20, 2)), protocol=chosen, num_classes=2, ipc=10, seed=seed
+    )
+
+
+def _values(score) -> dict:
+    return {name: value for name, value in dataclasses.asdict(score).items() if name != "seconds"}
+
+
+@pytest.mark.parametrize(("cutmix", "steps"), [(0.0, 60), (1.0, 120)])
+def test_it_learns_what_can_be_learnt_and_the_labels_it_was_given(cutmix, steps):
+    assert _score(steps=steps, cutmix=cutmix).last > 0.95
+    images, labels = _set(10, 1)
+    assert _score((images, 1 - labels), steps=steps, cutmix=cutmix).last < 0.05
+
+
+def test_a_seed_fixes_every_number_and_the_global_generator_is_left_alone():
+    before = torch.get_rng_state()
+    first, again, other = (_values(_score(seed=seed, cutmix=0.5)) for seed in (0, 0, 1))
+    assert torch.equal(before, torch.get_rng_state())
+    assert first == again != other
+    torch.manual_seed(123)
+    assert _values(_score(cutmix=0.5)) == first
+
+
+def test_scored_images_do_not_touch_the_training():
+    losses = [_score(test=_set(20, seed)).train_loss for seed in (2, 3)]
+    losses.append(_score(evaluations=6).train_loss[1::2])
+    assert [step for step, _ in losses[0]] == [4, 8, 12]
+    assert losses[0] == losses[1] and losses[0][-1][0] == losses[2][-1][0]
+    assert losses[0][0][1] != losses[0][1][1]
+
+
+def test_last_is_the_last_and_best_the_best_of_evenly_spaced_looks():
+    score = _score(steps=10, evaluations=4)
+    assert [step for step, _ in score.history] == [3, 5, 8, 10]
+    assert score.last == score.history[-1][1] and score.best == max(value for _, value in score.history)
+    assert json.loads(json.dumps(dataclasses.asdict(score)))["last"] == score.last
+
+
+def test_progress_is_told_after_every_step():
+    told = []
+    train_and_score(
+        *_set(4, 1), *_set(4, 2), protocol=_protocol(steps=5), num_classes=2, ipc=4, seed=0,
+        progress=lambda step, steps: told.append((step, steps)),
+    )  # fmt: skip
+    assert told == [(step, 5) for step in range(1, 6)]
+
+
+def test_published_protocols_score_a_hundred_times_the_last_time_at_the_end():
+    for ipc in (1, 10, 50, 200, 500, 1300):
+        budget = protocol("minimax").budget(ipc, 10)
+        steps, marks = plan(budget, 10 * ipc, 100)
+        assert len(marks) == 100 and max(marks) == steps == budget.epochs * -(-10 * ipc // 64)
+
+
+def test_epochs_see_every_image_once_and_keep_the_short_last_batch():
+    budget = BASE.model_copy(update={"epochs": 3, "batch_size": 4})
+    batches = list(batch_rows(budget, 10, torch.Generator().manual_seed(0)))
+    assert [len(rows) for rows in batches] == [4, 4, 2] * 3
+    epochs = [torch.cat(batches[start : start + 3]).tolist() for start in (0, 3, 6)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs) and epochs[0] != epochs[1]
+
+
+def test_steps_fill_every_batch_and_see_images_equally_often():
+    budget = Budget(epochs=None, steps=7, batch_size=8, learning_rate=1.0, weight_decay=0.0)
+    rows = list(batch_rows(budget, 3, torch.Generator().manual_seed(0)))
+    assert [len(batch) for batch in rows] == [8] * 7
+    counts = torch.bincount(torch.cat(rows)).tolist()
+    assert sum(counts) == 56 and max(counts) - min(counts) <= 1
+
+
+def test_learning_rate_falls_where_the_published_schedule_lets_it_fall():
+    chosen, budget = protocol("minimax"), BASE.model_copy(update={"epochs": 100})
+    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimiser, [2 * 100 // 3, 5 * 100 // 6], gamma=0.2)
+    for epoch in range(100):
+        expected = pytest.approx(scheduler.get_last_lr()[0])
+        assert rate(chosen, budget, 2 * epoch, 200) == expected and rate(chosen, budget, 2 * epoch + 1, 200) == expected
+        optimiser.step(), scheduler.step()
+
+
+def test_cosine_rises_to_one_and_falls_to_nearly_nothing():
+    chosen = _protocol(schedule="cosine", warmup=0.1)
+    rates = [rate(chosen, BASE, step, 300) for step in range(300)]
+    assert max(rates) == rates[30] == 1 and rates[0] < 0.05 and rates[-1] < 0.001
+    assert rates[:31] == sorted(rates[:31]) and rates[30:] == sorted(rates[30:], reverse=True)
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (40, 57), (20, 12), (16, 16)])
+def test_images_are_fitted_as_torchvision_resizes_and_crops(height, width):
+    images = torch.randint(0, 256, (2, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = center_crop(resize(images, [16], antialias=True), [16])
+    assert (fit_to(images, 16).int() - expected.int()).abs().max() <= 1
+
+
+def test_impossible_sets_are_refused():
+    images, labels = _set(4, 1)
+    with pytest.raises(InputError, match="no training image for class 1, which the scored images have"):
+        _score((images[labels == 0], labels[labels == 0]))
+    with pytest.raises(InputError, match="test_labels: labels from 0 to 2 do not fit 2 classes; give 0 to 1"):
+        _score(test=(images, labels * 2))
+    with pytest.raises(InputError, match="train_labels: the set has no images"):
+        _score((images[:0], labels[:0]))
+    with pytest.raises(InputError, match="convnet6 is too deep for images of 8 px"):
+        _score(network="convnet6")
+
+
+def test_summary_is_students_interval():
+    found = summary([1.0, 2.0, 3.0])
+    assert (found.mean, found.deviation, found.count) == (2.0, 1.0, 3)
+    assert found.interval == pytest.approx(4.302653 / 3**0.5, rel=1e-6)  # t of 2 degrees of freedom at 97.5 %
+    alone = summary([0.5])
+    assert (alone.mean, alone.deviation, alone.interval) == (0.5, None, None)

@@ -1,0 +1,245 @@
+"""Our DiT against two other definitions of it: diffusers' model, and the paper's equations written out here."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import DiTTransformer2DModel
+
+from ims3_ray.method import difffit
+from ims3_ray.models.checkpoints import export_transformer, load_transformer
+from ims3_ray.models.dit import DiT, DiTConfig
+
+SIZES = {"sample_size": 8, "hidden_size": 48, "depth": 3, "num_heads": 4, "num_classes": 10}
+
+
+def small_dit(seed: int = 0, **changes) -> DiT:
+    """A random DiT, none of whose values is zero."""
+    dit = DiT(DiTConfig(**SIZES | changes)).eval()
+    generator = torch.Generator().manual_seed(seed)
+    dit.initialize(generator, zero_outputs=False)
+    for name, parameter in dit.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.1, generator=generator)
+    return dit
+
+
+def inputs(dit: DiT, seed: int = 1):
+    """Latents at several timesteps, with all kinds of labels, the null label among them."""
+    config, generator = dit.config, torch.Generator().manual_seed(seed)
+    timesteps = torch.tensor([0, 1, 37, 500, 999])
+    labels = torch.tensor([0, dit.null_label, config.num_classes - 1, 3, dit.null_label])
+    shape = (len(labels), config.in_channels, config.sample_size, config.sample_size)
+    return torch.randn(shape, generator=generator), timesteps, labels
+
+
+def paper_dit(state: dict[str, torch.Tensor], heads: int, latents, timesteps, labels):
+    """DiT with adaLN-zero as the paper and its published checkpoints define it, one equation after the other."""
+
+    def linear(name, x):
+        return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
+
+    def norm(x):
+        return (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, correction=0) + 1e-6).sqrt()
+
+    def attention(name, x):
+        batch, tokens, width = x.shape
+        query, key, value = (
+            part.reshape(batch, tokens, heads, -1).transpose(1, 2) for part in linear(f"{name}.qkv", x).split(width, -1)
+        )
+        weights = (query @ key.transpose(-1, -2) / math.sqrt(width // heads)).softmax(-1)
+        return linear(f"{name}.proj", (weights @ value).transpose(1, 2).reshape(batch, tokens, width))
+
+    patch = state["x_embedder.proj.weight"].shape[-1]
+    x = F.conv2d(latents, state["x_embedder.proj.weight"], state["x_embedder.proj.bias"], stride=patch)
+    side = x.shape[-1]
+    x = x.flatten(2).transpose(1, 2) + state["pos_embed"]
+    angles = timesteps[:, None] * torch.exp(-math.log(10000) * torch.arange(128) / 128)
+    conditioning = linear("t_embedder.mlp.0", torch.cat([angles.cos(), angles.sin()], 1))
+    conditioning = linear("t_embedder.mlp.2", F.silu(conditioning)) + state["y_embedder.embedding_table.weight"][labels]
+    depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
+    for i in range(depth):
+        modulation = linear(f"blocks.{i}.adaLN_modulation.1", F.silu(conditioning))[:, None]
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.chunk(6, -1)
+        x = x + gate_a * attention(f"blocks.{i}.attn", norm(x) * (1 + scale_a) + shift_a)
+        hidden = linear(f"blocks.{i}.mlp.fc1", norm(x) * (1 + scale_m) + shift_m)
+        x = x + gate_m * linear(f"blocks.{i}.mlp.fc2", F.gelu(hidden, approximate="tanh"))
+    shift, scale = linear("final_layer.adaLN_modulation.1", F.silu(conditioning))[:, None].chunk(2, -1)
+    x = linear("final_layer.linear", norm(x) * (1 + scale) + shift)
+    rows = x.unflatten(-1, (patch, patch, -1)).unflatten(1, (side, side))  # b, row, column, patch row, patch column, c
+    return rows.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+
+
+def original_state(seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random tensors with the names and shapes of a published DiT checkpoint: width 48, depth 2, 10 classes."""
+    generator = torch.Generator().manual_seed(seed)
+    layers = {"t_embedder.mlp.0": (48, 256), "t_embedder.mlp.2": (48, 48), "x_embedder.proj": (48, 4, 2, 2)}
+    layers |= {"final_layer.linear": (32, 48), "final_layer.adaLN_modulation.1": (96, 48)}
+    for i in range(2):
+        layers |= {f"blocks.{i}.attn.qkv": (144, 48), f"blocks.{i}.attn.proj": (48, 48)}
+        layers |= {f"blocks.{i}.mlp.fc1": (192, 48), f"blocks.{i}.mlp.fc2": (48, 192)}
+        layers |= {f"blocks.{i}.adaLN_modulation.1": (288, 48)}
+    state = {"pos_embed": fixed_positions(4, 48), "y_embedder.embedding_table.weight": (11, 48)}
+    for name, shape in layers.items():
+        state |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    return {
+        name: torch.randn(value, generator=generator) * 0.15 if isinstance(value, tuple) else value
+        for name, value in state.items()
+    }
+
+
+def fixed_positions(side: int, width: int) -> torch.Tensor:
+    """The table of the paper, entry by entry: a half for the column and one for the row, each sines then cosines."""
+    quarter = width // 4
+    table = torch.empty(1, side * side, width)
+    for row in range(side):
+        for column in range(side):
+            for half, position in enumerate((column, row)):
+                for k in range(quarter):
+                    angle = position / 10000 ** (k / quarter)
+                    table[0, row * side + column, half * 2 * quarter + k] = math.sin(angle)
+                    table[0, row * side + column, half * 2 * quarter + quarter + k] = math.cos(angle)
+    return table
+
+
+def test_original_checkpoint_gives_what_the_papers_equations_give(tmp_path):
+    state = original_state()
+    torch.save(state, tmp_path / "DiT.pt")
+    dit = load_transformer(tmp_path / "DiT.pt", heads=4)
+    x, t, y = inputs(dit)
+    expected = paper_dit(state, 4, x, t, y)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(dit(x, t, y), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_guided_noise_of_an_original_checkpoint_is_the_papers(tmp_path, channels):
+    state = original_state()
+    torch.save(state, tmp_path / "DiT.pt")
+    dit = load_transformer(tmp_path / "DiT.pt", heads=4)
+    x, t, _ = inputs(dit)
+    x, t = x.repeat(2, 1, 1, 1), t.repeat(2)
+    y = torch.tensor([1, 2, 3, 4, 5] + [10] * 5)
+
+    def guided(output):
+        conditional, unconditional = output.chunk(2)
+        noise = unconditional[:, :channels] + 4.0 * (conditional - unconditional)[:, :channels]
+        return torch.cat([noise, conditional[:, channels:]], 1)
+
+    torch.testing.assert_close(guided(dit(x, t, y)), guided(paper_dit(state, 4, x, t, y)), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("norm_eps", [1e-6, 1e-1])
+def test_diffusers_model_in_eval_mode_gives_the_same_output(tmp_path, norm_eps):
+    torch.manual_seed(0)
+    theirs = DiTTransformer2DModel(
+        num_attention_heads=4, attention_head_dim=12, in_channels=4, out_channels=8, num_layers=3, sample_size=8,
+        num_embeds_ada_norm=10, norm_eps=norm_eps,
+    ).eval()  # fmt: skip
+    for name, parameter in theirs.named_parameters():  # diffusers draws the embedders anew in every block
+        torch.nn.init.normal_(parameter, std=0.15)
+        if ".norm1.emb." in name:
+            part = name.split(".norm1.emb.")[1]
+            parameter.data.copy_(theirs.get_parameter(f"transformer_blocks.0.norm1.emb.{part}"))
+    theirs.save_pretrained(tmp_path)
+    dit = load_transformer(tmp_path)
+    x, t, y = inputs(dit)
+    with torch.no_grad():
+        expected = theirs(x, timestep=t, class_labels=y).sample
+        assert expected.std() > 0.1
+        torch.testing.assert_close(dit(x, t, y), expected, atol=1e-5, rtol=0)
+
+
+def test_exported_model_gives_the_same_output_with_scales_folded_in():
+    dit = small_dit(frequency_shift=1.0)
+    difffit.add_scales(dit)
+    for name, parameter in dit.named_parameters():
+        if name.endswith(difffit.SCALE_NAMES):
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    x, t, y = inputs(dit)
+    with torch.no_grad():
+        expected = dit(x, t, y)
+        torch.testing.assert_close(
+            export_transformer(dit)(x, timestep=t, class_labels=y).sample, expected, atol=1e-5, rtol=0
+        )
+        torch.testing.assert_close(dit(x, t, y), expected, atol=0, rtol=0)  # exporting left it as it was
+
+
+def test_frequency_shift_changes_the_output():
+    ours, shifted = small_dit(), small_dit(frequency_shift=1.0)
+    x, t, y = inputs(ours)
+    assert (ours(x, t, y) - shifted(x, t, y)).abs().max() > 1e-2
+
+
+def test_output_of_a_row_does_not_depend_on_training_mode_or_the_global_generator():
+    dit = small_dit()
+    x, t, y = inputs(dit)
+    torch.manual_seed(1)
+    first = dit.eval()(x, t, y)
+    torch.manual_seed(2)
+    torch.testing.assert_close(dit.train()(x, t, y), first, atol=0, rtol=0)
+
+
+def test_fresh_model_predicts_zero_and_drawn_outputs_do_not():
+    dit = DiT(DiTConfig(**SIZES))
+    x, t, y = inputs(dit)
+    assert dit.initialize(torch.Generator().manual_seed(0))(x, t, y).abs().max() == 0
+    assert dit.initialize(torch.Generator().manual_seed(0), zero_outputs=False)(x, t, y).std() > 0.1
+
+
+def test_initial_values_depend_on_the_given_generator_alone():
+    def drawn(seed, global_seed):
+        torch.manual_seed(global_seed)
+        return DiT(DiTConfig(**SIZES)).initialize(torch.Generator().manual_seed(seed)).state_dict()
+
+    first, again, other = drawn(0, 1), drawn(0, 2), drawn(3, 1)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["blocks.0.attn.qkv.weight"], other["blocks.0.attn.qkv.weight"])
+
+
+def test_a_model_made_without_storage_becomes_whole_when_initialized():
+    with torch.device("meta"):
+        dit = DiT(DiTConfig(**SIZES))
+    dit.to_empty(device="cpu").initialize(torch.Generator().manual_seed(0))
+    expected = DiT(DiTConfig(**SIZES)).initialize(torch.Generator().manual_seed(0)).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in dit.state_dict().items())
+
+
+@pytest.mark.parametrize("how", ["cast", "autocast"])
+def test_bf16_stays_close_to_fp32(how):
+    dit = small_dit()
+    x, t, y = inputs(dit)
+    exact = dit(x, t, y)
+    if how == "cast":
+        rough = dit.to(torch.bfloat16)(x, t, y)
+    else:
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = dit(x, t, y)
+    assert rough.dtype == torch.bfloat16
+    assert (rough.float() - exact).norm() / exact.norm() < 0.02
+
+
+def test_compiles_as_one_graph_with_and_without_scales():
+    dit = small_dit()
+    x, t, y = inputs(dit)
+    for prepare in (lambda model: None, difffit.prepare):
+        prepare(dit)
+        torch._dynamo.reset()
+        compiled = torch.compile(dit, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(x, t, y), dit(x, t, y), atol=1e-6, rtol=0)
+
+
+def test_latents_of_another_size_are_refused():
+    dit = small_dit()
+    with pytest.raises(ValueError, match=r"latents must be \(batch, 4, 8, 8\)"):
+        dit(torch.zeros(1, 4, 16, 16), torch.zeros(1), torch.zeros(1, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"num_heads": 5}, {"sample_size": 7}, {"depth": 0}, {"out_channels": 5}, {"hidden_size": 50, "num_heads": 5}],
+)
+def test_impossible_sizes_are_refused(change):
+    with pytest.raises(ValueError, match="DiTConfig"):
+        DiTConfig(**SIZES | change)
