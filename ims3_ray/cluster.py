@@ -66,8 +66,6 @@ def connect() -> None:
     options = {} if has_address() else {"address": "local", "dashboard_host": "127.0.0.1"}
     # Nothing that workers print reaches the driver: their errors travel as exceptions, their figures as metrics.
     ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-    for name in ("ray.data", "ray.train", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def machine(workers: Workers) -> Machine:

@@ -1,7 +1,5 @@
 """A whole distillation: prepare, run the stages that are missing, track, and say what came out."""
 
-import importlib.metadata
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,14 +8,13 @@ from typing import Any
 import yaml
 
 from . import cluster, preparation
-from .artifacts import Directory, fingerprint
+from .artifacts import fingerprint
 from .config import Config, load_config
 from .context import Context
+from .environment import hardware, versions
 from .pipeline import Step, plan, run_step
 from .stages.evaluate import headline
 from .tracking import Tracker, tracking_uri
-
-VERSIONED = ("ims3-ray", "ray", "torch", "torchvision", "diffusers", "pyarrow", "faiss-cpu", "mlflow", "timm")
 
 
 @dataclass(frozen=True)
@@ -117,24 +114,9 @@ def _under(stage: str, metrics: dict[str, float]) -> dict[str, float]:
     return metrics if stage == "evaluate" and "accuracy" in metrics else {f"{stage}/{name}": v for name, v in metrics.items()}
 
 
-def versions() -> dict[str, str]:
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in VERSIONED}
-
-
-def hardware(context: Context) -> dict[str, Any]:
-    machine = context.machine
-    return {
-        "device": machine.device,
-        "cpus": machine.cpus,
-        "gpus": machine.gpus,
-        "memory_gb": round(machine.memory / 1e9, 1),
-        "processor": platform.processor() or platform.machine(),
-    }
-
-
 def _tags(context: Context) -> dict[str, str]:
     described = {f"version.{name}": text for name, text in versions().items()}
-    return described | {f"hardware.{name}": str(value) for name, value in hardware(context).items()}
+    return described | {f"hardware.{name}": str(value) for name, value in hardware(context.machine).items()}
 
 
 def _record(context: Context, steps: list[Step], ran: list[dict[str, Any]]) -> dict[str, Any]:
@@ -145,14 +127,9 @@ def _record(context: Context, steps: list[Step], ran: list[dict[str, Any]]) -> d
         "config": context.config.model_dump(mode="json"),
         "config_fingerprint": fingerprint(context.config.results()),
         "versions": versions(),
-        "hardware": hardware(context),
+        "hardware": hardware(context.machine),
         "seed": context.config.seed,
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "stages": ran,
         "artifacts": {step.stage.noun: step.directory.uri for step in steps},
     }
-
-
-def query_command(storage: Directory, key: str) -> str:
-    """The command that shows a run."""
-    return f"python jobs/runs.py storage={storage.path if storage.is_local else storage.uri} --where run={key}"

@@ -5,6 +5,7 @@ Estimates, and said to be: within a factor of two on the machines that they were
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from .evaluation.protocols import protocol
 from .models.classifiers import build
 from .models.dit import DiT
 from .models.features import load_extractor
-from .models.vae import vae_config
+from .models.files import read_json
 from .pipeline import Step
 
 EFFICIENCY = 0.35  # share of the matrix rate that small models reach
@@ -101,7 +102,7 @@ def _flops(context: Context) -> dict[str, Any]:
     """Operations an image: of the DiT's forward pass, the VAE's two halves, and the extractor; and φ's dimension."""
     info = context.info
     with torch.device("meta"):
-        dit, vae = DiT(info.config), AutoencoderKL.from_config(vae_config(info.vae_path))
+        dit, vae = DiT(info.config), AutoencoderKL.from_config(read_json(Path(info.vae_path) / "config.json"))
         z = torch.zeros(1, *info.latent_shape)
         image = torch.zeros(1, 3, info.image_size, info.image_size)
         label = torch.zeros(1, dtype=torch.int64)

@@ -6,6 +6,7 @@ on with the parts that are missing.
 """
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from .cluster import Machine
 from .tables import Columns, Table
 
 NOTES = ".notes.json"
+logging.getLogger("ray.data").setLevel(logging.ERROR)  # its own import sets the level, so after it
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def fan_out(
 
 def _dataset(build, arguments, todo, table, out, machine) -> "ray.data.Dataset":
     context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
+    context.enable_progress_bars = context.print_on_execution_start = False
     items = [{"file": part.file, "payload": json.dumps(part.payload)} for part in todo]
     return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         Worker,

@@ -1,7 +1,8 @@
 """The trainings from scratch: VAE, DiT, extractor φ. Each a task for the loop in training.py, on images held in memory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import safetensors.torch
@@ -48,8 +49,8 @@ class PixelTask:
     """What the three trainings share: batches keyed by (seed, epoch), parts of them, noise keyed by (seed, step, part)."""
 
     name = ""
-    weights: dict[str, float] = {}
-    ratios: dict[str, float] = {}
+    weights: Mapping[str, float] = MappingProxyType({})
+    ratios: Mapping[str, float] = MappingProxyType({})
 
     def __init__(self, device: torch.device, pixels: Pixels, batch_size: int, micro_batches: int, seed: int):
         self._pixels, self._labels = pixels.read()
@@ -114,7 +115,7 @@ class VaeTask(PixelTask):
 
 class TransformerTask(PixelTask):
     name = "transformer"
-    weights = {"diffusion": 1.0, "variational": 1.0}
+    weights = MappingProxyType({"diffusion": 1.0, "variational": 1.0})
 
     def __init__(
         self,
@@ -152,7 +153,7 @@ class TransformerTask(PixelTask):
 
 class ExtractorTask(PixelTask):
     name = "extractor"
-    weights = {"cross_entropy": 1.0}
+    weights = MappingProxyType({"cross_entropy": 1.0})
 
     def __init__(self, device: torch.device, network: dict[str, Any], **shared: Any):
         super().__init__(device, **shared)

@@ -7,7 +7,7 @@ Steps, noise and batches are keyed by (seed, step, position), so a resumed run n
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
@@ -32,8 +32,8 @@ class Task(Protocol):
     """What is trained: its parameters, its loss terms, and how they are weighted."""
 
     parameters: dict[str, nn.Parameter]
-    weights: dict[str, float]  # of every term in the sum
-    ratios: dict[str, float]  # terms weighted so that their gradient has this share of the first term's norm
+    weights: Mapping[str, float]  # of every term in the sum
+    ratios: Mapping[str, float]  # terms weighted so that their gradient has this share of the first term's norm
 
     def losses(self, step: int, part: int) -> dict[str, Tensor]:
         """Each term's share, by this part, of its mean over the global batch: unweighted scalars."""

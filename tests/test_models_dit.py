@@ -1,6 +1,9 @@
 """Our DiT against two other definitions of it: diffusers' model, and the paper's equations written out here."""
 
+import importlib.util
+import inspect
 import math
+import sys
 
 import pytest
 import torch
@@ -8,7 +11,8 @@ import torch.nn.functional as F
 from diffusers import DiTTransformer2DModel
 
 from ims3_ray.method import difffit
-from ims3_ray.models.checkpoints import export_transformer, load_transformer
+from ims3_ray.models import dit as dit_module
+from ims3_ray.models.checkpoints import DIFFUSERS_DEFAULTS, export_transformer, load_transformer
 from ims3_ray.models.dit import DiT, DiTConfig
 
 SIZES = {"sample_size": 8, "hidden_size": 48, "depth": 3, "num_heads": 4, "num_classes": 10}
@@ -151,6 +155,11 @@ def test_diffusers_model_in_eval_mode_gives_the_same_output(tmp_path, norm_eps):
         torch.testing.assert_close(dit(x, t, y), expected, atol=1e-5, rtol=0)
 
 
+def test_values_left_out_of_a_configuration_are_those_of_diffusers():
+    parameters = inspect.signature(DiTTransformer2DModel.__init__).parameters.values()
+    assert {p.name: p.default for p in parameters if p.name != "self"} == DIFFUSERS_DEFAULTS
+
+
 def test_exported_model_gives_the_same_output_with_scales_folded_in():
     dit = small_dit(frequency_shift=1.0)
     difffit.add_scales(dit)
@@ -160,9 +169,7 @@ def test_exported_model_gives_the_same_output_with_scales_folded_in():
     x, t, y = inputs(dit)
     with torch.no_grad():
         expected = dit(x, t, y)
-        torch.testing.assert_close(
-            export_transformer(dit)(x, timestep=t, class_labels=y).sample, expected, atol=1e-5, rtol=0
-        )
+        torch.testing.assert_close(export_transformer(dit)(x, timestep=t, class_labels=y).sample, expected, atol=1e-5, rtol=0)
         torch.testing.assert_close(dit(x, t, y), expected, atol=0, rtol=0)  # exporting left it as it was
 
 
@@ -220,8 +227,12 @@ def test_bf16_stays_close_to_fp32(how):
     assert (rough.float() - exact).norm() / exact.norm() < 0.02
 
 
-def test_compiles_as_one_graph_with_and_without_scales():
-    dit = small_dit()
+def test_compiles_as_one_graph_with_and_without_scales(monkeypatch):
+    spec = importlib.util.spec_from_file_location("unchecked_dit", dit_module.__file__)  # as in production: no type checks
+    unchecked = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "unchecked_dit", unchecked)
+    spec.loader.exec_module(unchecked)
+    dit = unchecked.DiT(unchecked.DiTConfig(**SIZES)).initialize(torch.Generator().manual_seed(0), zero_outputs=False)
     x, t, y = inputs(dit)
     for prepare in (lambda model: None, difffit.prepare):
         prepare(dit)

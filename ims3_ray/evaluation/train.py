@@ -99,7 +99,7 @@ def train_and_score(
     for step, rows in enumerate(batch_rows(budget, len(labels), order), start=1):
         for group in optimiser.param_groups:
             group["lr"] = budget.learning_rate * rate(protocol, budget, step - 1, steps)
-        losses.append(_train_step(model, optimiser, images[rows], labels[rows], protocol, views))
+        losses.append(train_step(model, optimiser, images[rows], labels[rows], protocol, views))
         if step in marks:  # the only times that the device is waited for
             train_loss.append((step, torch.stack(losses).mean().item()))
             history.append((step, accuracy(model, *scored, protocol)))
@@ -190,7 +190,7 @@ def rate(protocol: Protocol, budget: Budget, step: int, steps: int) -> float:
     return 0.2 ** sum(unit >= milestone for milestone in (2 * units // 3, 5 * units // 6))
 
 
-def _train_step(
+def train_step(
     model: nn.Module,
     optimiser: torch.optim.Optimizer,
     images: UInt8[Tensor, "b 3 s s"],
@@ -214,9 +214,7 @@ def _train_step(
 
 
 @torch.no_grad()
-def accuracy(
-    model: nn.Module, images: UInt8[Tensor, "m 3 s s"], labels: Int[Tensor, " m"], protocol: Protocol
-) -> float:
+def accuracy(model: nn.Module, images: UInt8[Tensor, "m 3 s s"], labels: Int[Tensor, " m"], protocol: Protocol) -> float:
     """Share of the images that the model labels right."""
     correct = torch.zeros((), dtype=torch.int64, device=labels.device)
     for batch, truth in zip(images.split(SCORING_BATCH), labels.split(SCORING_BATCH), strict=True):

@@ -3,33 +3,29 @@
 L is the energy of a complete pairwise graph over the classes,
     L(g) = Σ_i θ_i(g_i) + Σ_{i<j} θ_ij(g_i, g_j),
     θ_i(g) = α log(d(c_{i,g}, r_i) + ε),  θ_ij(g, h) = -w log(d(c_{i,g}, c_{j,h}) + ε).
+Costs may be moved between θ_i and θ_ij as long as L stays; then Σ_i min θ_i + Σ_{i<j} min θ_ij bounds L from below.
+All methods begin with the costs *linearised* at the selection, which leaves 0 in θ_ij where i or j keeps its choice.
 
-- *half pair*: every class takes the better half of each of its pairs, L ≥ Σ_i min_g [θ_i(g) + ½ Σ_j min_h θ_ij(g, h)].
+| method | what it does | needs |
+|---|---|---|
+| `half_pair` | each class takes the better half of each of its pairs | every pair once, in any order |
+| `handshake` | each pair in turn gives what it can to its classes (MPLP++, Tourani et al. 2018) | every pair once |
+| `trws` | passes over the classes in order and back (TRW-S, Kolmogorov 2006) | C·C·G messages in one process |
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
-from .selection import Objective, Selection, log_distances
+from .certificate_pairs import Group, half_pair, handshake, linear_costs, matchings
+from .certificate_trws import trws
+from .selection import Objective, Selection
 
 GROUP = 256  # classes a group: what one task compares with another group
-
-
-@dataclass(frozen=True)
-class Group:
-    """The candidates of the classes first_class, first_class + 1, …, and their attractions (R,): see Shard."""
-
-    first_class: int
-    candidates: list[np.ndarray]
-    attractions: np.ndarray
-
-    def flat(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Candidates (R, D), the class (R,) of each, and where each class begins."""
-        sizes = np.array([len(pool) for pool in self.candidates])
-        classes = self.first_class + np.repeat(np.arange(len(sizes)), sizes)
-        return np.concatenate(self.candidates), classes, np.cumsum(sizes) - sizes
+TRWS_MESSAGES = 10**8  # C·C·G up to which `auto` takes TRW-S (400 MB)
+HANDSHAKE_ROWS = 50_000  # C·G up to which `auto` takes the handshake: about a minute
+ROUNDING = 1e-6  # of a pair's weight, allowed for float32 products and logarithms
 
 
 def split_groups(num_classes: int) -> list[range]:
@@ -51,31 +47,84 @@ def run_here(function: Callable, arguments: list[tuple]) -> list:
     return [function(*values) for values in arguments]
 
 
-def certify(selection: Selection, groups: list, objective: Objective, *, run: Callable = run_here) -> Selection:
-    """`selection` with a lower bound. `groups` are Groups, or handles of them that `run` resolves."""
-    if selection.lower_bound is not None:
+def certify(
+    selection: Selection, groups: list, objective: Objective, *, method: str = "auto", run: Callable = run_here
+) -> Selection:
+    """`selection` with a lower bound and the name of what gave it.
+
+    `groups` are Groups in the order of their classes, or handles of them that `run` resolves; the bound is the same
+    however `run` spreads its tasks. `auto` takes the tightest method that the size allows within about a minute, and
+    none above; a selection that is known to be exact keeps its own.
+    """
+    methods = {"half_pair": half_pair_bound, "handshake": handshake_bound, "trws": trws_bound}
+    if method not in ("auto", "none", *methods):
+        raise ValueError(f"certify must be one of auto, none, {', '.join(methods)}, not {method!r}")
+    if method == "none" or selection.lower_bound is not None:
         return selection
+    num_classes = len(selection.choice)
+    weight = objective.pair_weight(num_classes)
+    if method == "auto":
+        rows = sum(run(Group.num_candidates, [(group,) for group in groups]))
+        method = "trws" if num_classes * rows <= TRWS_MESSAGES else "handshake" if rows <= HANDSHAKE_ROWS else "none"
+        if method == "none":
+            return selection
+    if weight == 0:
+        bound = sum(run(Group.closest, [(group, objective.alpha) for group in groups]))
+    else:
+        bound = weight * methods[method](selection, groups, objective, run)
+    return replace(selection, lower_bound=min(bound, selection.objective), certificate=method)
+
+
+def half_pair_bound(selection: Selection, groups, objective: Objective, run) -> float:
+    """Σ_i min_g [θ_i(g) + ½ Σ_j min_h θ_ij(g, h)], in units of w."""
+    choices, costs = _linearise(selection, groups, objective, run)
     pairs = [(a, b) for a in range(len(groups)) for b in range(a, len(groups))]
-    weight = objective.pair_weight(len(selection.choice))
-    parts = run(half_pair_shares, [(groups[a], groups[b], objective.epsilon) for a, b in pairs])
-    shares = [0.0] * len(groups)
-    for (a, b), (share_a, share_b) in zip(pairs, parts, strict=True):
-        shares[a] = shares[a] + share_a
+    arguments = [(groups[a], groups[b], choices[a], choices[b], objective.epsilon) for a, b in pairs]
+    for (a, b), (share_a, share_b) in zip(pairs, run(half_pair, arguments), strict=True):
+        costs[a] = costs[a] + share_a
         if a != b:
-            shares[b] = shares[b] + share_b
-    minima = run(half_pair_minimum, [(g, s, objective.alpha, weight) for g, s in zip(groups, shares, strict=True)])
-    return replace(selection, lower_bound=min(float(sum(minima)), selection.objective), certificate="half pair")
+            costs[b] = costs[b] + share_b
+    return _total(costs, selection)
 
 
-def half_pair_shares(a: Group, b: Group, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
-    """½ Σ_j max_h log(d + ε) of every candidate of one group over the classes j of the other, both ways."""
-    (rows, row_classes, row_starts), (columns, column_classes, column_starts) = a.flat(), b.flat()
-    logs = log_distances(rows, columns, row_classes, column_classes, epsilon)
-    share_a = np.maximum.reduceat(logs, column_starts, axis=1).sum(axis=1, dtype=np.float64)
-    share_b = np.maximum.reduceat(logs, row_starts, axis=0).sum(axis=0, dtype=np.float64)
-    return 0.5 * share_a, 0.5 * share_b
+def handshake_bound(selection: Selection, groups, objective: Objective, run) -> float:
+    """Σ_i min θ_i, in units of w, once every pair has given its costs to its two classes.
+
+    Rounds of a tournament: the groups that meet in a round are disjoint, so that their tasks can run side by side.
+    """
+    choices, costs = _linearise(selection, groups, objective, run)
+    everyone = np.arange(len(groups))
+    for round_a, round_b in [(everyone, everyone), *matchings(len(groups), None)]:
+        arguments = [
+            (groups[a], groups[b], choices[a], choices[b], costs[a], costs[b], objective.epsilon)
+            for a, b in zip(round_a, round_b, strict=True)
+        ]
+        for a, b, (cost_a, cost_b) in zip(round_a, round_b, run(handshake, arguments), strict=True):
+            costs[a] = cost_a
+            if a != b:
+                costs[b] = cost_b
+    return _total(costs, selection)
 
 
-def half_pair_minimum(group: Group, shares, alpha: float, weight: float) -> float:
-    """The group's part of the half-pair bound."""
-    return float(np.minimum.reduceat(alpha * group.attractions - weight * shares, group.flat()[2]).sum())
+def trws_bound(selection: Selection, groups, objective: Objective, run) -> float:
+    """The best of the bounds of TRW-S passes, in units of w. One task: the classes are visited in turn."""
+    weight = objective.pair_weight(len(selection.choice))
+    enough = selection.objective / weight
+    arguments = (selection.choice, objective.alpha / weight, objective.epsilon, enough, *groups)
+    return run(trws, [arguments])[0]
+
+
+def _linearise(selection, groups, objective, run) -> tuple[list, list]:
+    """The choice and the linearised costs (G, n) in units of w of each group."""
+    num_classes = len(selection.choice)
+    choices = [selection.choice[ids.start : ids.stop] for ids in split_groups(num_classes)]
+    chosen = np.concatenate(run(Group.chosen, list(zip(groups, choices, strict=True))))
+    ratio = objective.alpha / objective.pair_weight(num_classes)
+    costs = run(linear_costs, [(g, c, chosen, ratio, objective.epsilon) for g, c in zip(groups, choices, strict=True)])
+    return choices, costs
+
+
+def _total(costs, selection) -> float:
+    num_classes = len(selection.choice)
+    allowance = ROUNDING * num_classes * (num_classes - 1) / 2
+    return float(sum(cost.min(axis=0).sum() for cost in costs)) - allowance

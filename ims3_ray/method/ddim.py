@@ -50,7 +50,7 @@ def noise_of(output: Tensor, channels: int) -> Latents:
 
 
 def invert(
-    predict: Predict, z0: Latents, labels: Labels, grid: Int[Tensor, " S+1"], abar: Float[Tensor, " T"]
+    predict: Predict, z0: Latents, labels: Labels, grid: Int[Tensor, " levels"], abar: Float[Tensor, " T"]
 ) -> Float[Tensor, "B S C H W"]:
     """The inversion trajectory z^inv at s_1 … s_S of clean latents `z0` (Eq. 1–3): DDIM run backwards, no guidance.
 

@@ -6,7 +6,6 @@ z_s^inv   the stored inversion of the same image at the same s
 """
 
 import math
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -26,7 +25,6 @@ from .ddim import (
     predicted_log_variance,
 )
 
-Metric = Literal["cosine", "l1", "l2"]
 PerImage = Float[Tensor, " B"]
 
 
@@ -57,7 +55,7 @@ def variational_loss(output: Tensor, x: Latents, z0: Latents, *, abar_from: Tens
     return kl.flatten(1).mean(1) / math.log(2)
 
 
-def matching_loss(stepped: Latents, inverted: Latents, metric: Metric = "cosine") -> PerImage:
+def matching_loss(stepped: Latents, inverted: Latents, metric: str = "cosine") -> PerImage:
     """Distance between z̃_s and z_s^inv of the same image: 1 − σ (Eq. 6), or the mean L1 or L2 distance (ablations)."""
     a, b = stepped.flatten(1), inverted.flatten(1)
     if metric == "cosine":

@@ -22,7 +22,7 @@ def alphas_bar(num_timesteps: int = NUM_TRAIN_TIMESTEPS) -> Float[Tensor, " T"]:
     return torch.cumprod(1 - betas, dim=0)
 
 
-def inversion_grid(points: int, num_timesteps: int = NUM_TRAIN_TIMESTEPS) -> Int[Tensor, " S+1"]:
+def inversion_grid(points: int, num_timesteps: int = NUM_TRAIN_TIMESTEPS) -> Int[Tensor, " levels"]:
     """The grid s_0 = 0 < s_1 < … < s_S = T − 1, evenly spaced and rounded; `points` is S.
 
     Raises ValueError unless 1 <= points <= T − 1.
@@ -32,7 +32,7 @@ def inversion_grid(points: int, num_timesteps: int = NUM_TRAIN_TIMESTEPS) -> Int
     return torch.from_numpy(np.linspace(0, num_timesteps - 1, points + 1).round().astype(np.int64))
 
 
-def grid_index_below(timesteps: Int[Tensor, " B"], grid: Int[Tensor, " S+1"]) -> Int[Tensor, " B"]:
+def grid_index_below(timesteps: Int[Tensor, " B"], grid: Int[Tensor, " levels"]) -> Int[Tensor, " B"]:
     """For every t the k of the largest grid point s_k < t; 0 where only s_0 lies below (the image has no matching term)."""
     return torch.searchsorted(grid, timesteps, right=False) - 1
 

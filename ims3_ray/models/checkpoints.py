@@ -5,7 +5,6 @@ timestep and class embedders in every block. Original files show every size but 
 """
 
 import copy
-import inspect
 import math
 import re
 from collections.abc import Mapping
@@ -13,8 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from diffusers import DiTTransformer2DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from ims3_ray.errors import InputError
 from ims3_ray.method import difffit
@@ -41,6 +39,24 @@ _COPIED = {  # held once in ours, by every block in diffusers'
     "t_embedder.mlp.2": "norm1.emb.timestep_embedder.linear_2",
 }
 _QKV = ("attn1.to_q", "attn1.to_k", "attn1.to_v")  # the thirds of our attn.qkv
+DIFFUSERS_DEFAULTS = {  # of DiTTransformer2DModel, for configurations that leave a value out
+    "num_attention_heads": 16,
+    "attention_head_dim": 72,
+    "in_channels": 4,
+    "out_channels": None,
+    "num_layers": 28,
+    "dropout": 0.0,
+    "norm_num_groups": 32,
+    "attention_bias": True,
+    "sample_size": 32,
+    "patch_size": 2,
+    "activation_fn": "gelu-approximate",
+    "num_embeds_ada_norm": 1000,
+    "upcast_attention": False,
+    "norm_type": "ada_norm_zero",
+    "norm_elementwise_affine": False,
+    "norm_eps": 1e-5,
+}
 _SUPPORTED = {  # settings of diffusers' model that this architecture fixes
     "norm_type": "ada_norm_zero",
     "activation_fn": "gelu-approximate",
@@ -101,9 +117,7 @@ def _inspect_original(path: Path, heads: int | None, frequency_shift: float | No
     )
     missing = [name for name in needed if name not in shapes]
     if missing:
-        raise InputError(
-            f"{path}: is no original DiT checkpoint (it has no {missing[0]}); give such a file or a folder"
-        )
+        raise InputError(f"{path}: is no original DiT checkpoint (it has no {missing[0]}); give such a file or a folder")
     (hidden_size, in_channels, patch_size, _), rows = shapes[needed[0]], shapes[needed[2]][0]
     depth = 1 + max(int(found[1]) for name in shapes if (found := re.match(r"blocks\.(\d+)\.", name)))
     heads = heads or KNOWN_HEADS.get((hidden_size, depth))
@@ -139,9 +153,7 @@ def _inspect_folder(path: Path, heads: int | None, frequency_shift: float | None
         path = path / "transformer"
     settings = _diffusers_settings(path / "config.json")
     if heads not in (None, settings["num_attention_heads"]):
-        raise InputError(
-            f"heads is {heads}, but {path}/config.json says {settings['num_attention_heads']}; leave it out"
-        )
+        raise InputError(f"heads is {heads}, but {path}/config.json says {settings['num_attention_heads']}; leave it out")
     rows = settings["num_embeds_ada_norm"] + 1
     config = DiTConfig(
         sample_size=settings["sample_size"],
@@ -166,8 +178,7 @@ def _diffusers_settings(path: Path) -> dict[str, Any]:
     given = read_json(path)
     if given.get("_class_name") not in ("DiTTransformer2DModel", "Transformer2DModel"):  # the latter: before 2024
         raise InputError(f"{path}: must describe a DiTTransformer2DModel, but describes a {given.get('_class_name')}")
-    parameters = inspect.signature(DiTTransformer2DModel.__init__).parameters.values()
-    settings = {p.name: p.default for p in parameters if p.default is not p.empty} | given
+    settings = DIFFUSERS_DEFAULTS | given
     for name, value in _SUPPORTED.items():
         if settings[name] != value:
             raise InputError(f"{path}: {name} must be {value!r} for a DiT, not {settings[name]!r}")
@@ -178,7 +189,7 @@ def _diffusers_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def export_transformer(dit: DiT, null_label: int | None = None) -> DiTTransformer2DModel:
+def export_transformer(dit: DiT, null_label: int | None = None) -> nn.Module:
     """diffusers' model with the same values (fp32, CPU, eval), DiffFit scales folded in; `dit` stays as it is.
 
     Its output is that of `dit` to round-off where the frequency shift is 1, diffusers' own. Another shift is noted in
@@ -195,6 +206,8 @@ def export_transformer(dit: DiT, null_label: int | None = None) -> DiTTransforme
         raise InputError("this DiT's position table is not the fixed one that diffusers' models compute for themselves")
     if config.mlp_ratio != 4:
         raise InputError(f"a DiT with mlp_ratio {config.mlp_ratio} has no form in diffusers, whose models have 4")
+    from diffusers import DiTTransformer2DModel  # seconds to import, and needed here alone
+
     with torch.device("meta"):
         exported = DiTTransformer2DModel(
             num_attention_heads=config.num_heads,

@@ -161,8 +161,7 @@ def build(
         fitting = [other for other in NETWORKS if image_size >= SMALLEST_IMAGE[other]]
         remedy = f"choose {' or '.join(fitting)}, or larger images" if fitting else "use larger images"
         raise InputError(
-            f"network: {name} is too deep for images of {image_size} px, "
-            f"it needs at least {SMALLEST_IMAGE[name]}; {remedy}"
+            f"network: {name} is too deep for images of {image_size} px, it needs at least {SMALLEST_IMAGE[name]}; {remedy}"
         )
     width = DEFAULT_WIDTH[name] if width is None else width
     if width < 1:

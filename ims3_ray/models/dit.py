@@ -54,9 +54,7 @@ class DiTConfig:
                 f"DiTConfig.sample_size must be a multiple of patch_size {self.patch_size}, not {self.sample_size}"
             )
         if self.hidden_size % self.num_heads:
-            raise ValueError(
-                f"DiTConfig.hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}"
-            )
+            raise ValueError(f"DiTConfig.hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
         if self.hidden_size % 4:
             raise ValueError(f"DiTConfig.hidden_size must be a multiple of 4, not {self.hidden_size}")
         if self.out_channels not in (self.in_channels, 2 * self.in_channels):
@@ -190,9 +188,7 @@ class DiTBlock(nn.Module):
         self.register_parameter("mlp_scale", None)
 
     def forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (
-            self.adaLN_modulation(conditioning).unsqueeze(1).chunk(6, dim=-1)
-        )
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.adaLN_modulation(conditioning).unsqueeze(1).chunk(6, dim=-1)
         x = x + gate_1 * scaled(self.attn(modulate(self.norm1(x), shift_1, scale_1)), self.attention_scale)
         return x + gate_2 * scaled(self.mlp(modulate(self.norm2(x), shift_2, scale_2)), self.mlp_scale)
 

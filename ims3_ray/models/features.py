@@ -105,9 +105,7 @@ def embed_pixels(
     return in_batches(lambda batch: [extractor(to_images(batch))], [pixels], batch_size, device)[0]
 
 
-def save_extractor(
-    model: Classifier, folder: str | Path, *, mean: Colour, deviation: Colour, half: bool = True
-) -> None:
+def save_extractor(model: Classifier, folder: str | Path, *, mean: Colour, deviation: Colour, half: bool = True) -> None:
     """Write a trained classifier as an extractor folder that `load_extractor` reads; weights in fp16 unless not `half`.
 
     `mean` and `deviation` are those of pixels in [0, 1] that the model was trained with.

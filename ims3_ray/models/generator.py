@@ -5,25 +5,21 @@ Latents everywhere in this package are scaled: the VAE's own times its `scaling_
 
 import copy
 import json
-import math
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline
-from jaxtyping import Float
-from safetensors import SafetensorError
-from torch import Tensor
+from torch import nn
 
 from ims3_ray.errors import InputError
 from ims3_ray.method import difffit
 from ims3_ray.method.schedule import BETA_END, BETA_START, NUM_TRAIN_TIMESTEPS
 from ims3_ray.models.checkpoints import CLASS_TABLE, export_transformer, inspect_transformer, load_transformer
 from ims3_ray.models.dit import DiT, DiTConfig
-from ims3_ray.models.files import find_weights, read_json, resolve_model, shortened
+from ims3_ray.models.files import find_weights, read_json, resolve_model
+from ims3_ray.models.vae import Vae, downsampling, read_vae, vae_config, vae_folder
 
 __all__ = [
     "Generator",
@@ -51,7 +47,7 @@ class Generator:
     """Transformer and VAE, in eval mode, and the names of the classes where the checkpoint tells them."""
 
     transformer: DiT
-    vae: AutoencoderKL
+    vae: Vae
     id2label: list[str] | None = None
 
     @property
@@ -61,31 +57,13 @@ class Generator:
     @property
     def image_size(self) -> int:
         """Height and width of the images."""
-        return self.transformer.config.sample_size * _downsampling(self.vae.config)
+        return self.vae.image_size
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of one latent."""
         config = self.transformer.config
         return config.in_channels, config.sample_size, config.sample_size
-
-    @torch.no_grad()
-    def encode(
-        self, images: Float[Tensor, "b 3 height width"]
-    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
-        """Mean and log-variance (fp32) of the scaled latents of images in [-1, 1].
-
-        The VAE's posterior N(m, exp(v)) with scaling factor k gives mean k m and log-variance v + 2 log k.
-        """
-        factor = self.vae.config.scaling_factor
-        posterior = self.vae.encode(images.to(self.vae.dtype)).latent_dist
-        return posterior.mean.float() * factor, posterior.logvar.float() + 2 * math.log(factor)
-
-    @torch.no_grad()
-    def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 height width"]:
-        """Images (fp32, clamped to [-1, 1]) of scaled latents."""
-        latents = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
-        return self.vae.decode(latents).sample.float().clamp(-1, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,20 +104,22 @@ def inspect_generator(
     """
     local = resolve_model(path)
     checkpoint = inspect_transformer(local, heads, frequency_shift)
-    vae_folder = _vae_folder(local, vae)
-    vae_config = _vae_config(vae_folder, checkpoint.config)
-    find_weights(vae_folder)
+    folder = vae_folder(local, vae)
+    its_config = vae_config(folder, checkpoint.config)
+    find_weights(folder)
     _check_schedule(local / "scheduler" / "scheduler_config.json")
+    from diffusers import AutoencoderKL  # seconds to import, as below
+
     with torch.device("meta"):
         transformer_parameters = _count(DiT(checkpoint.config))
-        vae_parameters = _count(AutoencoderKL.from_config(vae_config))
+        vae_parameters = _count(AutoencoderKL.from_config(its_config))
     return GeneratorInfo(
         path=str(local),
-        vae_path=str(vae_folder),
+        vae_path=str(folder),
         kind=checkpoint.kind,
         config=checkpoint.config,
-        image_size=checkpoint.config.sample_size * _downsampling(vae_config),
-        scaling_factor=vae_config["scaling_factor"],
+        image_size=checkpoint.config.sample_size * downsampling(its_config),
+        scaling_factor=its_config["scaling_factor"],
         transformer_parameters=transformer_parameters,
         vae_parameters=vae_parameters,
         id2label=_class_names(local / "model_index.json", checkpoint.config.num_classes),
@@ -162,8 +142,21 @@ def load_generator(
     """
     info = inspect_generator(path, vae=vae, heads=heads, frequency_shift=frequency_shift)
     transformer = load_transformer(info.path, heads, frequency_shift).to(device, dtype)
-    autoencoder = read_vae(info.vae_path).to(device, dtype)
+    autoencoder = Vae(read_vae(info.vae_path).to(device, dtype), info.image_size)
     return Generator(transformer, autoencoder, info.id2label)
+
+
+def load_vae(
+    path: str | Path,
+    *,
+    vae: str | Path | None = None,
+    heads: int | None = None,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Vae:
+    """The VAE of the generator at `path`, without the transformer's weights; arguments as in `load_generator`."""
+    info = inspect_generator(path, vae=vae, heads=heads)
+    return Vae(read_vae(info.vae_path).to(device, dtype), info.image_size)
 
 
 def with_new_classes(dit: DiT, count: int, generator: torch.Generator) -> DiT:
@@ -188,7 +181,7 @@ def with_new_classes(dit: DiT, count: int, generator: torch.Generator) -> DiT:
 
 def save_pipeline(
     dit: DiT,
-    vae: AutoencoderKL,
+    vae: nn.Module,
     out: str | Path,
     *,
     id2label: list[str] | None = None,
@@ -206,10 +199,10 @@ def save_pipeline(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: must be a new or empty folder to save a pipeline in; name another or clear it")
     if id2label is not None and len(id2label) != dit.config.num_classes:
-        raise InputError(
-            f"id2label has {len(id2label)} names, the model {dit.config.num_classes} classes; give one each"
-        )
+        raise InputError(f"id2label has {len(id2label)} names, the model {dit.config.num_classes} classes; give one each")
     settings = {key: value for key, value in SCHEDULE.items() if value is not None} | {"clip_sample": False}
+    from diffusers import DDIMScheduler, DiTPipeline
+
     pipeline = DiTPipeline(
         transformer=export_transformer(dit, null_label).to(dtype),
         vae=copy.deepcopy(vae).to("cpu", dtype),
@@ -223,57 +216,6 @@ def save_pipeline(
             index = read_json(folder / "model_index.json") | {"id2label": dict(enumerate(id2label))}
             (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         folder.replace(out)
-
-
-def _vae_folder(local: Path, vae: str | Path | None) -> Path:
-    """The folder of the VAE: in the one given, or beside the transformer."""
-    holder = local if vae is None else resolve_model(vae)
-    if (holder / "vae" / "config.json").is_file():
-        return holder / "vae"
-    if vae is None:
-        raise InputError(f"{local}: brings no VAE (vae/config.json); name the folder or hub id of one as vae")
-    return holder
-
-
-def _vae_config(folder: Path, transformer: DiTConfig) -> dict[str, Any]:
-    """The VAE's configuration; InputError unless it is an AutoencoderKL whose latents the transformer takes."""
-    path = folder / "config.json"
-    config = {"latent_channels": 4, "in_channels": 3, "scaling_factor": 0.18215} | read_json(path)
-    if config.get("_class_name") != "AutoencoderKL":
-        raise InputError(f"{path}: must describe an AutoencoderKL, but describes a {config.get('_class_name')}")
-    if config["latent_channels"] != transformer.in_channels:
-        raise InputError(
-            f"{path}: the VAE's latents have {config['latent_channels']} channels, the transformer takes "
-            f"{transformer.in_channels}; name a VAE that belongs to the transformer"
-        )
-    if config["in_channels"] != 3:
-        raise InputError(f"{path}: in_channels must be 3 (RGB images), not {config['in_channels']}")
-    for name in ("shift_factor", "latents_mean", "latents_std"):
-        if config.get(name):
-            raise InputError(f"{path}: {name} must be absent, not {config[name]}; latents are scaled, never shifted")
-    return config
-
-
-def read_vae(folder: str | Path) -> AutoencoderKL:
-    """The VAE of a folder, in fp32; InputError if its weights are not whole. Leaves the global random state alone."""
-    folder = Path(folder)
-    half = ".fp16." in find_weights(folder)[0].name
-    with torch.random.fork_rng(devices=[]):
-        try:
-            vae, told = AutoencoderKL.from_pretrained(
-                folder,
-                variant="fp16" if half else None,
-                local_files_only=True,
-                low_cpu_mem_usage=False,
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise InputError(f"{folder}: the VAE cannot be loaded ({' '.join(str(error).split())[:200]})") from error
-    problems = {"missing": told["missing_keys"], "left over": told["unexpected_keys"]}
-    names = "; ".join(f"{problem}: {shortened(sorted(keys))}" for problem, keys in problems.items() if keys)
-    if names:
-        raise InputError(f"{folder}: is not the VAE that its config.json describes ({names})")
-    return vae.eval()
 
 
 def _check_schedule(path: Path) -> None:
@@ -294,11 +236,6 @@ def _class_names(path: Path, num_classes: int) -> list[str] | None:
     if set(named) != {str(label) for label in range(num_classes)}:
         raise InputError(f"{path}: id2label must name the labels 0 to {num_classes - 1}, one each; it has {len(named)}")
     return [named[str(label)] for label in range(num_classes)]
-
-
-def _downsampling(vae_config: Mapping[str, Any]) -> int:
-    """Pixels per latent along one side: every block of the VAE but the last halves it."""
-    return 2 ** (len(vae_config["block_out_channels"]) - 1)
 
 
 def _count(module: torch.nn.Module) -> int:

@@ -1,24 +1,26 @@
-"""The VAE alone, for the stages that need no transformer: images to scaled latents and back."""
+"""The VAE between images and the latents that the transformer denoises: diffusers' AutoencoderKL, latents scaled."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from jaxtyping import Float
-from torch import Tensor
+from safetensors import SafetensorError
+from torch import Tensor, nn
 
-from .files import read_json
-from .generator import inspect_generator, read_vae
+from ims3_ray.errors import InputError
+from ims3_ray.models.dit import DiTConfig
+from ims3_ray.models.files import find_weights, read_json, resolve_model, shortened
 
 
 @dataclass(frozen=True)
 class Vae:
-    """A diffusers AutoencoderKL in eval mode; latents are scaled by its `scaling_factor`."""
+    """A diffusers AutoencoderKL in eval mode. Latents are the model's own times its `scaling_factor`."""
 
-    model: AutoencoderKL
+    model: nn.Module
     image_size: int  # height and width that the transformer's latents decode to
 
     @torch.no_grad()
@@ -38,12 +40,58 @@ class Vae:
         return self.model.decode(latents).sample.float().clamp(-1, 1)
 
 
-def load_vae(path: str, *, vae: str | None, device: torch.device, dtype: torch.dtype) -> Vae:
-    """The VAE of the generator at `path` (or `vae`, beside an original checkpoint), without the transformer's weights."""
-    info = inspect_generator(path, vae=vae)
-    return Vae(read_vae(info.vae_path).to(device, dtype), info.image_size)
+def vae_folder(local: Path, vae: str | Path | None) -> Path:
+    """The folder of the VAE: in the one given, or beside the transformer."""
+    holder = local if vae is None else resolve_model(vae)
+    if (holder / "vae" / "config.json").is_file():
+        return holder / "vae"
+    if vae is None:
+        raise InputError(f"{local}: brings no VAE (vae/config.json); name the folder or hub id of one as vae")
+    return holder
 
 
-def vae_config(folder: str) -> dict[str, Any]:
-    """The configuration that an AutoencoderKL is built from."""
-    return read_json(Path(folder) / "config.json")
+def vae_config(folder: Path, transformer: DiTConfig) -> dict[str, Any]:
+    """The VAE's configuration; InputError unless it is an AutoencoderKL whose latents the transformer takes."""
+    path = folder / "config.json"
+    config = {"latent_channels": 4, "in_channels": 3, "scaling_factor": 0.18215} | read_json(path)
+    if config.get("_class_name") != "AutoencoderKL":
+        raise InputError(f"{path}: must describe an AutoencoderKL, but describes a {config.get('_class_name')}")
+    if config["latent_channels"] != transformer.in_channels:
+        raise InputError(
+            f"{path}: the VAE's latents have {config['latent_channels']} channels, the transformer takes "
+            f"{transformer.in_channels}; name a VAE that belongs to the transformer"
+        )
+    if config["in_channels"] != 3:
+        raise InputError(f"{path}: in_channels must be 3 (RGB images), not {config['in_channels']}")
+    for name in ("shift_factor", "latents_mean", "latents_std"):
+        if config.get(name):
+            raise InputError(f"{path}: {name} must be absent, not {config[name]}; latents are scaled, never shifted")
+    return config
+
+
+def read_vae(folder: str | Path) -> nn.Module:
+    """The VAE of a folder, in fp32; InputError if its weights are not whole. Leaves the global random state alone."""
+    from diffusers import AutoencoderKL
+
+    folder = Path(folder)
+    half = ".fp16." in find_weights(folder)[0].name
+    try:
+        vae, told = AutoencoderKL.from_pretrained(
+            folder,
+            variant="fp16" if half else None,
+            local_files_only=True,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"{folder}: the VAE cannot be loaded ({' '.join(str(error).split())[:200]})") from error
+    problems = {"missing": told["missing_keys"], "left over": told["unexpected_keys"]}
+    names = "; ".join(f"{problem}: {shortened(sorted(keys))}" for problem, keys in problems.items() if keys)
+    if names:
+        raise InputError(f"{folder}: is not the VAE that its config.json describes ({names})")
+    return vae.eval()
+
+
+def downsampling(vae_config: Mapping[str, Any]) -> int:
+    """Pixels per latent along one side: every block of the VAE but the last halves it."""
+    return 2 ** (len(vae_config["block_out_channels"]) - 1)

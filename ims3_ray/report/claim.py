@@ -53,12 +53,12 @@ def claim(evaluation: Mapping[str, Any] | None) -> Claim:
     same = sets["distilled"]["images"] == sets["random"]["images"]
     other = "random real images of the same number" if same else "random real images"
     found, seeds = difference(ours, random), f"{len(ours)} against {len(random)} seeds"
-    means = f"{100 * np.mean(ours):.1f} % against {100 * np.mean(random):.1f} %"
+    means = f"{100 * np.mean(ours):.1f}\u202f% against {100 * np.mean(random):.1f}\u202f%"
     if found is None:
         gap = _points(float(np.mean(ours) - np.mean(random)))
         reason = f"{means}, {gap} points, {seeds}: without spread between seeds it can't be told from noise."
         return Claim(f"The difference to {other} can't be judged", reason)
-    interval = f"95 % interval {_points(found.low)} to {_points(found.high)}, Welch's t-test, {seeds}"
+    interval = f"95\u202f% interval {_points(found.low)} to {_points(found.high)}, Welch's t-test, {seeds}"
     numbers = f"{means}: {_points(found.mean)} points ({interval})."
     if not found.larger_than_noise:
         return Claim(f"No difference from {other} can be shown", f"{numbers} The difference is within the noise.")

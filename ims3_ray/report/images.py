@@ -35,15 +35,15 @@ def strips(data: ReportData) -> list[Strip]:
     result = []
     for name in (data.classes[i] for i in chosen):
         images = data.contact[name]
-        distilled = [data_uri(image) for image in images.distilled[:limit]]
-        real = [data_uri(image) for image in images.real[:limit]]
-        result.append(Strip(name, distilled, real, len(images.distilled) - len(distilled)))
+        distilled = [data_uri(image) for image in images["distilled"][:limit]]
+        real = [data_uri(image) for image in images["real"][:limit]]
+        result.append(Strip(name, distilled, real, len(images["distilled"]) - len(distilled)))
     return result
 
 
 def is_small(data: ReportData) -> bool:
     """Whether the set's images are so small that a page should enlarge them."""
-    return max(_decoded(data.contact[data.classes[0]].distilled[0]).size) <= SMALL
+    return max(_decoded(data.contact[data.classes[0]]["distilled"][0]).size) <= SMALL
 
 
 def data_uri(encoded: bytes) -> str:
@@ -65,7 +65,7 @@ def contact_sheet(data: ReportData) -> bytes:
     Beyond 40 classes or 20 images a class a part is shown, and a line at the foot says so.
     """
     chosen = [data.classes[i] for i in shown_classes(data.classes, SHEET_CLASSES)]
-    counts = [len(data.contact[name].distilled) for name in data.classes]
+    counts = [len(data.contact[name]["distilled"]) for name in data.classes]
     columns = min(max(counts), SHEET_COLUMNS)
     font, names = _font(15), [shortened(name) for name in chosen]
     left = MARGIN + max(int(font.getlength(name)) for name in names) + 14
@@ -77,7 +77,7 @@ def contact_sheet(data: ReportData) -> bytes:
     for row, (name, shown) in enumerate(zip(chosen, names, strict=True)):
         top = MARGIN + row * step
         draw.text((left - 14, top + SHEET_CELL // 2), shown, fill=INK, font=font, anchor="rm")
-        for column, encoded in enumerate(data.contact[name].distilled[:columns]):
+        for column, encoded in enumerate(data.contact[name]["distilled"][:columns]):
             image = _cell(encoded)
             at = ((SHEET_CELL - image.width) // 2, (SHEET_CELL - image.height) // 2)
             sheet.paste(image, (left + column * step + at[0], top + at[1]))

@@ -8,38 +8,23 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 
-@dataclass(frozen=True)
-class ClassImages:
-    """Encoded images of one class: the distilled ones in order, and a few real ones to hold them against."""
-
-    distilled: Sequence[bytes]
-    real: Sequence[bytes] = ()
-
-
-@dataclass(frozen=True)
-class Features:
-    """φ of the real images and of every candidate. Labels are places in `ReportData.classes`."""
-
-    real: Float[np.ndarray, "n d"]
-    real_labels: Int[np.ndarray, " n"]
-    candidates: Float[np.ndarray, "m d"]
-    candidate_labels: Int[np.ndarray, " m"]
-    subgroups: Int[np.ndarray, " m"]
-    selected: Bool[np.ndarray, " m"]
-
-
 @dataclass(frozen=True, kw_only=True)
 class ReportData:
-    """Everything that the page shows. Names of classes are untrusted text; numbers are not checked again."""
+    """Everything that the page shows. Class names are untrusted text. Labels are places in `classes`."""
 
     recipe: str
     config: Mapping[str, Any]
     classes: tuple[str, ...]
-    environment: Mapping[str, Any]
+    about: Mapping[str, Any]
     """Versions and hardware, by name."""
-    contact: Mapping[str, ClassImages]
-    """By class name."""
-    features: Features
+    contact: Mapping[str, Mapping[str, Sequence[bytes]]]
+    """By class name: `distilled`, its encoded images in order, and `real`, a few to hold them against, or none."""
+    real_features: Float[np.ndarray, "n d"]
+    real_labels: Int[np.ndarray, " n"]
+    candidate_features: Float[np.ndarray, "m d"]
+    candidate_labels: Int[np.ndarray, " m"]
+    candidate_subgroups: Int[np.ndarray, " m"]
+    candidate_selected: Bool[np.ndarray, " m"]
     selection: Mapping[str, Any]
     """As in selection.json: `selection` and `per_class` by class name, objective, terms, bound, gap, solver, settings."""
     history: Sequence[Mapping[str, float]] = ()
@@ -47,21 +32,22 @@ class ReportData:
     evaluation: Mapping[str, Any] | None = None
     """`protocol`, `split`, `sets` by name, `coverage` by set; accuracies are fractions. None: left out."""
     stages: Sequence[Mapping[str, Any]] = ()
-    """`name`, `rows`, `seconds`, `rate` (rows/s), in the order in which they ran."""
+    """`name`, `rows`, `unit` of the rows, `seconds`, `rate` (rows/s), in the order in which they ran."""
     commands: Mapping[str, str] = field(default_factory=dict)
     """What it is for → the shell command."""
 
     def __post_init__(self):
-        """Raises ValueError for a class without images, and for labels that are no class."""
+        """Raises ValueError for a class without images, labels that are no class, and another selection's candidates."""
         for name in self.classes:
-            if name not in self.contact or not self.contact[name].distilled:
+            if name not in self.contact or not self.contact[name]["distilled"]:
                 raise ValueError(f"contact: class {name!r} has no distilled image")
-        for field_name in ("real_labels", "candidate_labels"):
-            labels = getattr(self.features, field_name)
+        for labels_of in ("real_labels", "candidate_labels"):
+            labels = getattr(self, labels_of)
             if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classes):
-                raise ValueError(
-                    f"features.{field_name}: {labels.min()} to {labels.max()} do not fit {len(self.classes)} classes"
-                )
+                raise ValueError(f"{labels_of}: {labels.min()} to {labels.max()} do not fit {len(self.classes)} classes")
+        chosen = np.array([self.selection["selection"][name] for name in self.classes])[self.candidate_labels]
+        if not np.array_equal(self.candidate_selected, self.candidate_subgroups == chosen):
+            raise ValueError("candidate_selected: not the candidates of the subgroups in `selection`; give both of one run")
 
 
 def shown_classes(classes: Sequence[str], limit: int) -> list[int]:

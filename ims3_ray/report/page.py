@@ -9,12 +9,12 @@ from markupsafe import Markup
 
 from . import plots
 from .claim import claim
-from .images import is_small, strips
+from .images import contact_sheet, is_small, strips
 from .inputs import ReportData, shown_classes
 from .projection import feature_map
 from .svg import CLASS_COLOURS
 
-__all__ = ["ReportData", "render"]
+__all__ = ["ReportData", "contact_sheet", "render"]
 
 # What each metric of coverage says, in the order of the table. Others are listed after these, by name alone.
 METRICS = {
@@ -23,7 +23,10 @@ METRICS = {
     "density": ("Density", "real neighbourhoods around a synthetic image, in units of k: more where real images crowd"),
     "precision": ("Precision", "share of synthetic images inside some real neighbourhood"),
     "recall": ("Recall", "share of real images inside some synthetic neighbourhood"),
-    "copy_rate": ("Copy rate", "share of synthetic images nearer to a real one than 99 % of real images are to each other"),
+    "copy_rate": (
+        "Copy rate",
+        "share of synthetic images nearer to a real one than 99\u202f% of real images are to each other",
+    ),
     "vendi": ("Vendi score", "effective number of different images a class"),
 }
 
@@ -37,10 +40,8 @@ def render(data: ReportData) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        percent=_percent, points=_points, number=_number, duration=_duration, count=_count, value=_value
-    )
-    counts = [len(data.contact[name].distilled) for name in data.classes]
+    environment.filters.update(percent=_percent, points=_points, number=_number, duration=_duration, count=_count, value=_value)
+    counts = [len(data.contact[name]["distilled"]) for name in data.classes]
     context = {
         "data": data,
         "images": sum(counts),
@@ -82,7 +83,7 @@ def _evaluation(evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def _map(data: ReportData) -> dict[str, Any]:
     shown = shown_classes(data.classes, len(CLASS_COLOURS))
-    found = feature_map(data.features, shown)
+    found = feature_map(data, shown)
     names = {i: data.classes[i] for i in shown}
     return {"map": found, "map_classes": len(shown), "map_plot": plots.feature_map(found, names) if found else None}
 

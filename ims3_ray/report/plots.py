@@ -17,7 +17,7 @@ WIDTH = 1000
 SET_COLOURS = {"distilled": DISTILLED, "random": RANDOM, "full": FULL}
 SET_NAMES = {"distilled": "Distilled", "random": "Random real", "full": "Full real set"}
 MARKS = {
-    "real": {"markersize": 4.5, "alpha": 0.4},
+    "real": {"markersize": 4.5, "markeredgewidth": 0, "alpha": 0.4},
     "candidate": {"markersize": 6, "markeredgewidth": 1.1, "alpha": 0.8},
     "selected": {"markersize": 10, "markeredgewidth": 1.3},
 }
@@ -80,8 +80,8 @@ def learning_curves(sets: Mapping[str, Mapping[str, Any]]) -> Markup | None:
     return svg.to_svg(drawing, "curves", "Accuracy of the classifier during its training, by set")
 
 
-def common_steps(curves: Sequence[Sequence[tuple[int, float]]]) -> tuple[np.ndarray, np.ndarray]:
-    """Steps (S,) at which every seed was scored, and the accuracies (seeds, S)."""
+def common_steps(curves: Sequence[Sequence[Sequence[float]]]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps (S,) at which every seed was scored, and the accuracies (seeds, S), of a list of (step, accuracy) a seed."""
     tables = [{int(step): value for step, value in curve} for curve in curves]
     steps = sorted(set.intersection(*map(set, tables))) if tables else []
     return np.array(steps), np.array([[table[step] for step in steps] for table in tables])
@@ -145,7 +145,7 @@ def feature_map(found: Map, names: Mapping[int, str]) -> Markup:
     for colour, label in zip(CLASS_COLOURS, names, strict=False):
         for kind, marks in MARKS.items():
             points = found.points[kind][found.labels[kind] == label]
-            edge = {"real": "none", "candidate": colour, "selected": PAPER}[kind]
+            edge = PAPER if kind == "selected" else colour
             fill = "none" if kind == "candidate" else colour
             axes.plot(*points.T, "o", color=colour, markerfacecolor=fill, markeredgecolor=edge, **marks)
     for label, name in names.items():

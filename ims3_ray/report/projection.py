@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
-from .inputs import Features
+from .inputs import ReportData
 
 MAX_SELECTED, MAX_CANDIDATES, MAX_POINTS = 300, 500, 1500
 SEED = 0
@@ -22,31 +22,29 @@ class Map:
     totals: dict[str, int]
 
 
-def feature_map(features: Features, classes: list[int]) -> Map | None:
+def feature_map(data: ReportData, classes: list[int]) -> Map | None:
     """t-SNE of the unit-length features of `classes`, at most 1,500 in all: a seeded subset where there are more.
 
     None where fewer than four images are left: a map needs neighbours.
     """
-    rng, kinds = np.random.default_rng(SEED), {}
-    of_real = np.isin(features.real_labels, classes)
-    of_candidates = np.isin(features.candidate_labels, classes)
-    rows, totals, left = {}, {}, MAX_POINTS
-    for kind, mask, limit in (
-        ("selected", of_candidates & features.selected, MAX_SELECTED),
-        ("candidate", of_candidates & ~features.selected, MAX_CANDIDATES),
-        ("real", of_real, MAX_POINTS),
+    real, candidates = (data.real_features, data.real_labels), (data.candidate_features, data.candidate_labels)
+    of_candidates, selected = np.isin(data.candidate_labels, classes), data.candidate_selected
+    rng, left = np.random.default_rng(SEED), MAX_POINTS
+    vectors, labels, totals = {}, {}, {}
+    for kind, (features, labels_of), mask, limit in (
+        ("selected", candidates, of_candidates & selected, MAX_SELECTED),
+        ("candidate", candidates, of_candidates & ~selected, MAX_CANDIDATES),
+        ("real", real, np.isin(data.real_labels, classes), MAX_POINTS),
     ):
         found = np.flatnonzero(mask)
-        rows[kind] = np.sort(rng.permutation(found)[: min(limit, left)])
-        totals[kind], left = len(found), left - len(rows[kind])
-        kinds[kind] = features.real if kind == "real" else features.candidates
-    vectors = np.concatenate([kinds[kind][rows[kind]] for kind in rows]).astype(np.float32)
-    if len(vectors) < 4:
+        rows = np.sort(rng.permutation(found)[: min(limit, left)])
+        vectors[kind], labels[kind], totals[kind] = features[rows], labels_of[rows], len(found)
+        left -= len(rows)
+    if MAX_POINTS - left < 4:
         return None
-    points = np.split(tsne(vectors), np.cumsum([len(r) for r in rows.values()])[:-1])
-    sources = {kind: features.real_labels if kind == "real" else features.candidate_labels for kind in rows}
-    labels = {kind: sources[kind][rows[kind]] for kind in rows}
-    return Map(dict(zip(rows, points, strict=True)), labels, totals)
+    points = tsne(np.concatenate(list(vectors.values())).astype(np.float32))
+    parts = np.split(points, np.cumsum([len(part) for part in vectors.values()])[:-1])
+    return Map(dict(zip(vectors, parts, strict=True)), labels, totals)
 
 
 def tsne(vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n 2"]:

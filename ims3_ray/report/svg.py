@@ -66,9 +66,10 @@ def to_svg(drawing: Figure, name: str, description: str) -> Markup:
     text = buffer.getvalue().decode()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style[^>]*>.*?</style>", "", text, flags=re.DOTALL)
-    text = re.sub(r'<g id="(\w+?)(_\d+)?">', lambda m: f'<g class="{_HALO}">' if m[1] == _HALO else "<g>", text)
+    text = re.sub(r'<g id="([^"]*)"', lambda m: f'<g class="{_HALO}"' if m[1] == _HALO else "<g", text)
     text = re.sub(r' (x|y|d|transform|points)="([^"<>]*)"', _rounded, text)
-    text = re.sub(r"(?<=: )#0[1-9a]0[1-9a][0-9a-f]{2}", _variable, text).replace("xlink:href", "href")
+    text = re.sub(r"(?<=: )#0[1-9a]0[1-9a][0-9a-f]{2}", _variable, text)
+    text = re.sub(r" font-family: [^;\"<>]*;", "", text).replace("xlink:href", "href")
     head = f'<svg class="plot" role="img" aria-label="{escape(description)}" viewBox="{_view_box(text)}">'
     return Markup(re.sub(r"^<svg[^>]*>", lambda _: head, text))
 

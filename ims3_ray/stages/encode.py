@@ -7,13 +7,14 @@ import torch
 
 from .. import tables
 from ..artifacts import Directory
+from ..config import Model
 from ..context import Context
 from ..data.images import check_bad
 from ..data.reading import BatchReader, payloads
 from ..fanout import Part, fan_out
 from ..models.batches import in_batches, to_images
 from ..models.device import DTYPES, prepare_device
-from ..models.vae import load_vae
+from ..models.generator import load_vae
 from ..tables import Columns
 
 VERSION = 1
@@ -27,8 +28,7 @@ def run(context: Context, out: Directory) -> dict[str, Any]:
     parts = [Part(i, len(p["paths"]), p) for i, p in enumerate(payloads(train, rows.tolist(), size))]
     arguments = {
         "images": train.directory,
-        "path": config.model.path,
-        "vae": config.model.vae,
+        "model": config.model,
         "mirror": config.data.mirror,
         "batch_size": size,
         "device": context.machine.device,
@@ -44,11 +44,9 @@ def run(context: Context, out: Directory) -> dict[str, Any]:
 class Encoder:
     """Paths of a batch → latents. Images that can't be decoded are noted and left out."""
 
-    def __init__(
-        self, images: Directory, path: str, vae: str | None, mirror: bool, batch_size: int, device: str, precision: str
-    ):
+    def __init__(self, images: Directory, model: Model, mirror: bool, batch_size: int, device: str, precision: str):
         self._device = prepare_device(device)
-        self._vae = load_vae(path, vae=vae, device=self._device, dtype=DTYPES[precision])
+        self._vae = load_vae(model.path, vae=model.vae, heads=model.heads, device=self._device, dtype=DTYPES[precision])
         self._read = BatchReader(images, self._vae.image_size)
         self._mirror, self._batch_size = mirror, batch_size
 

@@ -1,5 +1,6 @@
 """Report on a run. Reads everything, makes one self-contained page and a contact sheet."""
 
+import shlex
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from ..artifacts import Directory, read_manifest, read_rows
 from ..context import Context
 from ..data.distilled import DistilledSet
 from ..data.images import decode, encode_png, square
+from ..environment import hardware, versions
 from ..report.page import ReportData, contact_sheet, render
 
 VERSION = 1
@@ -36,7 +38,7 @@ def gather(context: Context, inputs: dict[str, Directory]) -> ReportData:
         recipe=config.recipe,
         config=config.results(),
         classes=classes,
-        about={"device": context.machine.device},
+        about=versions() | hardware(context.machine),
         contact=_contact(context, inputs["distilled"]),
         real_features=real["feature"],
         real_labels=real["label"],
@@ -51,25 +53,20 @@ def gather(context: Context, inputs: dict[str, Directory]) -> ReportData:
             {"name": m["stage"], "rows": m["rows"], "unit": m["unit"], "seconds": m["seconds"], "rate": m["rate"]}
             for m in manifests.values()
         ],
-        commands={},
+        commands={
+            "Make it again, or go on where it stopped": f"python jobs/distill.py --recipe {shlex.quote(config.recipe)}",
+            "Find it among other runs": "python jobs/runs.py --order accuracy",
+        },
     )
 
 
-def _contact(context: Context, distilled: Directory) -> dict[str, Any]:
+def _contact(context: Context, distilled: Directory) -> dict[str, dict[str, list[bytes]]]:
+    """PNGs of every class: the distilled images, and a few real ones."""
     made, train = DistilledSet(distilled), context.images["train"]
-    shown = train.subset(REAL_SHOWN, "report", context.config.seed)
-    return {
-        name: {
-            "distilled": [encode_png(np.asarray(made[i][0]).transpose(2, 0, 1)) for i, y in enumerate(made.targets) if y == label],
-            "real": [
-                encode_png(square(decode(train.directory.read(train.paths[row])), context.info.image_size))
-                for row in shown
-                if train.labels[row] == label
-            ],
-        }
-        for label, name in enumerate(classes_of(made))
-    }
-
-
-def classes_of(made: DistilledSet) -> list[str]:
-    return made.classes
+    contact: dict[str, dict[str, list[bytes]]] = {name: {"distilled": [], "real": []} for name in made.classes}
+    for image, label in made:
+        contact[made.classes[label]]["distilled"].append(encode_png(np.asarray(image).transpose(2, 0, 1)))
+    for row in train.subset(REAL_SHOWN, "report", context.config.seed):
+        real = square(decode(train.directory.read(train.paths[row])), context.info.image_size)
+        contact[train.classes[train.labels[row]]]["real"].append(encode_png(real))
+    return contact

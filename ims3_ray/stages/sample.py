@@ -22,8 +22,8 @@ from ..method.schedule import alphas_bar, respaced
 from ..models.batches import in_batches, to_pixels
 from ..models.device import DTYPES, prepare_device
 from ..models.features import embed_pixels, load_extractor
+from ..models.generator import load_vae
 from ..models.tuned import TunedModel
-from ..models.vae import load_vae
 from ..tables import Columns
 
 VERSION = 1
@@ -70,7 +70,7 @@ class Sampler:
     ):
         self._device = prepare_device(model.device)
         loaded = model.load(self._device)
-        self._vae = load_vae(model.path, vae=vae, device=self._device, dtype=DTYPES[model.precision])
+        self._vae = load_vae(model.path, vae=vae, heads=model.heads, device=self._device, dtype=DTYPES[model.precision])
         self._extractor = load_extractor(extractor, self._device)
         self._settings, self._seed, self._batch_size = settings, seed, batch_size
         self._classes, self._model_labels = classes, np.array(model_labels)

@@ -1,47 +1,125 @@
 """Lower bounds of the selection objective."""
 
+import itertools
+
 import numpy as np
 import pytest
 
-from ims3_ray.method import certificate
-from ims3_ray.method.certificate import certify, make_groups
+from ims3_ray.method import certificate, certificate_pairs, certificate_trws
+from ims3_ray.method.certificate import certify, make_groups, run_here
+from ims3_ray.method.certificate_pairs import matchings, shake
 from ims3_ray.method.exact import exhaustive
 from ims3_ray.method.selection import Objective
 from ims3_ray.method.selection_rounds import select
 from ims3_ray.method.selection_shard import Shard
 
+METHODS = ["half_pair", "handshake", "trws"]
 
-def instance(sizes, seed=0, width=24):
-    """Candidates without structure, a list of (G_i, D), and real centroids (C, D)."""
+
+def instance(sizes, seed=0, noise=None, width=24):
+    """Candidates (G_i, D) by class around real centroids (C, D); without any structure where noise is None."""
     rng = np.random.default_rng(seed)
-    unit = [rng.random((g, width), dtype=np.float32) for g in (*sizes, len(sizes))]
-    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in unit]
+    real = rng.random((len(sizes), width))
+    weights = (0, 1) if noise is None else (1, noise)
+    pools = [weights[0] * r + weights[1] * rng.random((g, width)) for r, g in zip(real, sizes, strict=True)]
+    unit = [(rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32) for rows in (*pools, real)]
     return unit[:-1], unit[-1]
 
 
-def certified(candidates, real, objective):
+def certified(candidates, real, objective, method, run=run_here):
     groups = make_groups(candidates, Shard(0, candidates, real, objective, len(candidates)).attractions())
-    return certify(select(candidates, real, objective), groups, objective)
+    return certify(select(candidates, real, objective), groups, objective, method=method, run=run)
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("precision", ["double", "single"])
 @pytest.mark.parametrize("normalization", ["per_class", "none"])
-@pytest.mark.parametrize("epsilon", [0.0, 0.5])
-def test_no_choice_is_below_the_bound(normalization, epsilon, monkeypatch):
+def test_no_choice_is_below_the_bound(method, precision, normalization, monkeypatch):
     monkeypatch.setattr(certificate, "GROUP", 3)
-    objective = Objective(0.4, 0.9, epsilon, normalization)
-    for seed in range(5):
-        candidates, real = instance([3, 1, 4, 2, 4, 3, 3], seed)
+    monkeypatch.setattr(certificate_pairs, "TILE", 2)
+    monkeypatch.setattr(certificate_trws, "BLOCK_VALUES", 200)
+    monkeypatch.setattr(certificate_trws, "DOUBLE_ROWS", 0 if precision == "single" else 1000)
+    for seed, epsilon in itertools.product(range(4), (0.0, 0.5)):
+        objective = Objective(0.4, 0.9, epsilon, normalization)
+        candidates, real = instance([3, 1, 4, 2, 4, 3, 2], seed, [None, 0.5][seed % 2])
         _, best = exhaustive(candidates, real, objective)
-        assert certified(candidates, real, objective).lower_bound <= best.total + 1e-9
+        assert certified(candidates, real, objective, method).lower_bound <= best.total + 1e-9
 
 
-def test_one_candidate_a_class_leaves_no_gap():
-    result = certified(*instance([1] * 9), Objective(0.4, 0.9))
-    assert result.gap == pytest.approx(0, abs=1e-6)
+def test_tighter_methods_leave_smaller_gaps():
+    candidates, real = instance([5] * 60, noise=0.3)
+    gaps = [certified(candidates, real, Objective(0.4, 0.9), method).gap for method in METHODS]
+    assert 0.5 > gaps[0] > 2 * gaps[1] > 4 * gaps[2] >= 0
 
 
-def test_the_bound_does_not_depend_on_the_size_of_a_group(monkeypatch):
-    candidates, real = instance([3] * 20)
-    whole = certified(candidates, real, Objective(0.4, 0.9)).lower_bound
+def test_clear_choices_are_proved_optimal():
+    result = certified(*instance([5] * 30, noise=0.05), Objective(0.4, 0.9), "auto")
+    assert result.certificate == "trws"
+    assert result.gap < 1e-6
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_candidate_a_class_leaves_no_gap(method):
+    assert certified(*instance([1] * 9), Objective(0.4, 0.9), method).gap == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_missing_subgroups_change_nothing(method):
+    """Unequal pools are filled up with copies; a pool that holds such copies itself has the same bound."""
+    candidates, real = instance([4, 2, 1, 4, 3, 4], noise=0.5)
+    filled = [np.concatenate([c, c[:1].repeat(4 - len(c), axis=0)]) for c in candidates]
+    bounds = [certified(c, real, Objective(0.4, 0.9), method).lower_bound for c in (candidates, filled)]
+    assert bounds[0] == pytest.approx(bounds[1], abs=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_bound_is_the_same_in_whatever_order_tasks_run(method, monkeypatch):
     monkeypatch.setattr(certificate, "GROUP", 6)
-    assert certified(candidates, real, Objective(0.4, 0.9)).lower_bound == pytest.approx(whole, rel=1e-6)
+    candidates, real = instance([3] * 20, noise=0.5)
+
+    def run_backwards(function, arguments):
+        return [function(*values) for values in arguments[::-1]][::-1]
+
+    results = [certified(candidates, real, Objective(0.4, 0.9), method, run) for run in (run_here, run_backwards)]
+    assert results[0].lower_bound == results[1].lower_bound
+
+
+@pytest.mark.parametrize("method", ["half_pair", "trws"])
+def test_the_bound_does_not_depend_on_how_classes_are_grouped(method, monkeypatch):
+    candidates, real = instance([3] * 20, noise=0.5)
+    whole = certified(candidates, real, Objective(0.4, 0.9), method).lower_bound
+    monkeypatch.setattr(certificate, "GROUP", 6)
+    monkeypatch.setattr(certificate_pairs, "TILE", 4)
+    assert certified(candidates, real, Objective(0.4, 0.9), method).lower_bound == pytest.approx(whole, rel=1e-6)
+
+
+def test_a_handshake_moves_costs_and_leaves_none_below_zero():
+    rng = np.random.default_rng(0)
+    costs, a, b = rng.normal(size=(4, 3, 5)), rng.normal(size=(4, 5)), rng.normal(size=(3, 5))
+    new_a, new_b = shake(costs.copy(), a, b)
+    left = costs + a[:, None] + b - new_a[:, None] - new_b
+    assert left.min() > -1e-12
+    np.testing.assert_allclose(left.min(axis=0), 0, atol=1e-12)
+    np.testing.assert_allclose(left.min(axis=1), 0, atol=1e-12)
+    assert np.all(new_a.min(axis=0) + new_b.min(axis=0) >= (costs + a[:, None] + b).min(axis=(0, 1)) - 1e-12)
+
+
+@pytest.mark.parametrize("sizes", [(6, None), (7, None), (1, None), (5, 5), (3, 8), (8, 3)])
+def test_matchings_hold_every_pair_once_and_no_class_twice_a_round(sizes):
+    num, other = sizes
+    rounds = matchings(num, other)
+    pairs = [(int(i), int(j)) for a, b in rounds for i, j in zip(a, b, strict=True)]
+    expected = itertools.combinations(range(num), 2) if other is None else itertools.product(range(num), range(other))
+    assert sorted(pairs) == sorted(expected)
+    for a, b in rounds:
+        members = [a, b] if other is not None else [np.concatenate([a, b])]
+        assert all(len(set(ids.tolist())) == len(ids) for ids in members)
+
+
+def test_only_what_is_asked_for_is_computed():
+    candidates, real = instance([3] * 5)
+    assert certified(candidates, real, Objective(0.4, 0.9), "none").gap is None
+    assert certified(candidates, real, Objective(0.4, 0.9, partners="pool"), "trws").certificate == "exact"
+    assert certified(candidates, real, Objective(0.4, 0.0), "trws").gap == pytest.approx(0, abs=1e-12)
+    with pytest.raises(ValueError, match="certify must be one of auto, none, half_pair, handshake, trws, not 'best'"):
+        certified(candidates, real, Objective(0.4, 0.9), "best")

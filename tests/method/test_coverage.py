@@ -98,9 +98,7 @@ def test_impossible_sets_are_refused_by_class():
 
 
 def test_distances_do_not_round_far_from_the_origin_and_faiss_is_left_as_it_was(monkeypatch):
-    monkeypatch.setattr(
-        faiss.cvar, "distance_compute_blas_threshold", 17
-    )  # queries from which faiss takes its shortcut
+    monkeypatch.setattr(faiss.cvar, "distance_compute_blas_threshold", 17)  # queries from which faiss takes its shortcut
     x = np.random.default_rng(1).normal(size=(60, 64)).astype(np.float32) + 100
     assert np.allclose(neighbour_distances(x, 3) ** 2, _nnd2(x, 3), rtol=1e-5)
     assert covered(np.concatenate([x[:30], x[:30]]), x[:30], k=1).all()  # every ball has radius 0

@@ -16,9 +16,7 @@ def small_dit(seed: int = 0, **changes) -> DiT:
 def output(model: DiT) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        return model(
-            torch.randn(3, 4, 8, 8, generator=generator), torch.tensor([3, 400, 999]), torch.tensor([0, 7, 10])
-        )
+        return model(torch.randn(3, 4, 8, 8, generator=generator), torch.tensor([3, 400, 999]), torch.tensor([0, 7, 10]))
 
 
 def disturb(model: DiT, seed: int = 2) -> None:

@@ -13,9 +13,7 @@ from ims3_ray.method.selection_rounds import accept, local_call, select, solve
 from ims3_ray.method.selection_shard import History, Moves, Shard, split_classes
 
 PAPER = Objective(0.4, 0.9)
-VARIANTS = [
-    Objective(0.4, 0.9, epsilon, normalization) for epsilon in (0.0, 0.1) for normalization in ("per_class", "none")
-]
+VARIANTS = [Objective(0.4, 0.9, epsilon, normalization) for epsilon in (0.0, 0.1) for normalization in ("per_class", "none")]
 
 
 def instance(num_classes, sizes, seed=0, noise=0.6, width=24):

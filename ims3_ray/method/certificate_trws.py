@@ -1,0 +1,115 @@
+"""TRW-S (Kolmogorov 2006) over the complete graph of classes, with recomputed costs: only messages are stored.
+
+M_ji(g), a message, is what class j says that candidate g of class i costs it. With θ̂_i = θ_i + Σ_j M_ji and
+γ_i = 1 / max(classes before i, classes after i), a pass visits the classes in order and sends
+    M_ij(h) = min_g [γ_i (θ̂_i(g) - min θ̂_i) - M_ji(g) + θ_ij(g, h)] - δ_ij   to every later j,   min M_ij = 0,
+and Σ_i min θ̂_i + Σ_{i<j} δ_ij bounds the energy. The next pass goes back. Costs are in units of w.
+"""
+
+import numpy as np
+
+from .certificate_pairs import ABSENT, Group
+from .selection import COINCIDENT
+
+DOUBLE_ROWS = 2000  # candidates up to which everything is in double precision
+PASSES = ((5000, 24), (20_000, 8))  # candidates up to which so many passes are made; 4 above
+BLOCK_VALUES = 4_000_000  # of a block of the cost table
+ROUNDING = 1e-6  # of a pair's weight, allowed for float32; see certificate.py
+
+
+def trws(choice, ratio: float, epsilon: float, enough: float, *groups: Group) -> float:
+    """The best bound of alternating passes over the classes of all `groups`; ratio = α / w.
+
+    Messages begin linearised at `choice` (C,). Stops early at a bound within 1e-9 of `enough`.
+    """
+    candidates, unary = _stack(groups, ratio)
+    rows = int((unary < ABSENT).sum())
+    precision = np.float64 if rows <= DOUBLE_ROWS else np.float32
+    num_classes = unary.shape[1]
+    allowance = 0.0 if precision is np.float64 else ROUNDING * num_classes * (num_classes - 1) / 2
+    candidates = candidates.astype(precision)
+    messages = first_messages(candidates, choice, epsilon)
+    num_passes, best = next((n for limit, n in PASSES if rows <= limit), 4), -np.inf
+
+    def gains(start, stop, others):
+        return block_gains(candidates, start, stop, others, epsilon)
+
+    for number in range(num_passes):
+        best = max(best, trws_pass(gains, unary, messages, forward=number % 2 == 0) - allowance)
+        if best >= enough - 1e-9 * abs(enough):
+            break
+    return best
+
+
+def first_messages(candidates, choice, epsilon: float) -> np.ndarray:
+    """M_ji(g) = θ_ij(g, g*_j) as (C, G, C): class i, its candidate, class j; `candidates` are (G, C, D)."""
+    size, num_classes, width = candidates.shape
+    chosen = candidates[choice, np.arange(num_classes)]
+    logs = _log(candidates.reshape(-1, width) @ chosen.T, epsilon).reshape(size, num_classes, num_classes)
+    messages = np.ascontiguousarray(-logs.transpose(1, 0, 2))
+    messages[np.arange(num_classes), :, np.arange(num_classes)] = 0
+    return messages
+
+
+def trws_pass(gains, unary, messages, *, forward: bool) -> float:
+    """Visit all classes once, in order or back, update `messages` (C, G, C) in place, and give the bound.
+
+    `gains(start, stop, others)` gives -θ_ij as (n, G, H, m), an array to overwrite, of the classes start ... stop - 1
+    to the m classes of the slice `others`; `unary` (G, C) is θ_i.
+    """
+    size, num_classes = unary.shape
+    tile = int(np.clip(BLOCK_VALUES // (size * size * num_classes), 1, 64))
+    starts = range(0, num_classes, tile)
+    bound = 0.0
+    for start in starts if forward else reversed(starts):
+        stop = min(start + tile, num_classes)
+        others = slice(start, num_classes) if forward else slice(0, stop)
+        block = gains(start, stop, others)
+        for i in range(start, stop) if forward else range(stop - 1, start - 1, -1):
+            later = slice(i + 1, num_classes) if forward else slice(0, i)
+            table = block[i - start][:, :, later.start - others.start : later.stop - others.start]
+            bound += _visit(i, later, table, unary, messages)
+    return bound
+
+
+def _visit(i, later, table, unary, messages) -> float:
+    """Send the messages of class i to the `later` ones; `table` (G, H, n) holds -θ_ij and is overwritten."""
+    num_classes = unary.shape[1]
+    reached = unary[:, i] + messages[i].sum(axis=1, dtype=np.float64)
+    least = reached.min()
+    if later.stop == later.start:
+        return float(least)
+    share = (reached - least) / max(later.stop - later.start, num_classes - 1 - (later.stop - later.start))
+    table -= share.astype(table.dtype)[:, None, None] - messages[i][:, None, later]
+    sent = -table.max(axis=0)
+    lowest = sent.min(axis=0)
+    messages[later, :, i] = (sent - lowest).T
+    return float(least + lowest.sum(dtype=np.float64))
+
+
+def block_gains(candidates, start, stop, others, epsilon) -> np.ndarray:
+    """-θ_ij = log(d + ε) as (n, G, H, m) of the classes start ... stop - 1 of `candidates` (G, C, D) to the `others`."""
+    size, _, width = candidates.shape
+    rows = candidates[:, start:stop].transpose(1, 0, 2).reshape(-1, width)
+    logs = np.empty((len(rows), size, others.stop - others.start), candidates.dtype)
+    for h in range(size):
+        np.matmul(rows, candidates[h, others].T, out=logs[:, h])
+    return _log(logs, epsilon).reshape(stop - start, size, size, -1)
+
+
+def _log(products, epsilon) -> np.ndarray:
+    """log(1 - products + ε), in place; distances are at least COINCIDENT, which only lowers the costs."""
+    np.subtract(1, products, out=products)
+    np.maximum(products, COINCIDENT, out=products)
+    products += products.dtype.type(epsilon)
+    return np.log(products, out=products)
+
+
+def _stack(groups, ratio) -> tuple[np.ndarray, np.ndarray]:
+    """All candidates (G, C, D), and θ_i / w (G, C): see Group.padded."""
+    parts = [group.padded() for group in groups]
+    size = max(len(attractions) for _, attractions in parts)
+    candidates = [np.concatenate([c, np.repeat(c[:1], size - len(c), axis=0)]) for c, _ in parts]
+    unary = [np.pad(a, ((0, size - len(a)), (0, 0)), constant_values=np.inf) for _, a in parts]
+    unary = np.concatenate(unary, axis=1)
+    return np.concatenate(candidates, axis=1), np.where(np.isinf(unary), ABSENT, ratio * unary)

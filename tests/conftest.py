@@ -1,0 +1,110 @@
+"""What the tests share: shapes checked throughout the package, one Ray cluster, a tiny model and tiny images."""
+
+from jaxtyping import install_import_hook
+
+# Before any module of the package is imported. Left out: the selection, which takes plain numbers and checks them
+# itself, and the stages, whose functions Ray replaces.
+CHECKED = ("data", "evaluation", "models", *(f"method.{name}" for name in ("coverage", "ddim", "losses", "rng", "schedule")))
+install_import_hook([f"ims3_ray.{name}" for name in CHECKED], "typecheck.checker")
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from PIL import Image  # noqa: E402
+
+ACTORS = 3
+TINY = [  # the digits' path on three classes of 16-pixel images, in seconds
+    "data.validation=null",
+    "ipc=6",
+    "encode.images_per_class=8",
+    "encode.batch_size={cpu: 5, cuda: 5}",
+    "invert.points=3",
+    "invert.batch_size={cpu: 5, cuda: 5}",
+    "finetune.epochs=2",
+    "finetune.log_every=4",
+    "finetune.checkpoint_every=3",
+    "embed.batch_size={cpu: 7, cuda: 7}",
+    "sample.subgroups=3",
+    "sample.steps=3",
+    "sample.batch_size={cpu: 7, cuda: 7}",
+    "evaluate.protocol=smoke",
+    "evaluate.neighbours=3",
+    "evaluate.seeds=2",
+]
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """One cluster for all tests; logical CPUs = actors + 2."""
+    import ray
+
+    from ims3_ray import cluster
+
+    ray.init(address="local", num_cpus=ACTORS + 2, log_to_driver=False, dashboard_host="127.0.0.1")
+    assert cluster.num_nodes() == 1
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """A model folder with random weights: DiT on 4×4 latents of 16-pixel images, three classes, and an extractor."""
+    from diffusers import AutoencoderKL
+
+    from ims3_ray.method.rng import generator
+    from ims3_ray.models import classifiers
+    from ims3_ray.models.dit import DiT, DiTConfig
+    from ims3_ray.models.features import save_extractor
+    from ims3_ray.models.generator import save_pipeline
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    config = DiTConfig(sample_size=4, hidden_size=32, depth=2, num_heads=2, num_classes=3, frequency_shift=1, norm_eps=1e-5)
+    dit = DiT(config).initialize(generator("tiny-dit"), zero_outputs=False)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 8, 8),
+        norm_num_groups=4,
+        sample_size=16,
+        scaling_factor=0.5,
+    )
+    draws = generator("tiny-vae")
+    for parameter in vae.parameters():
+        parameter.data.normal_(0, 0.1, generator=draws)
+    save_pipeline(dit, vae, folder, id2label=["blue", "green", "red"])
+    network = classifiers.build("convnet3", 3, 16, generator("tiny-extractor"), width=8)
+    save_extractor(network, folder / "extractor", mean=(0.5,) * 3, deviation=(0.5,) * 3)
+    return folder
+
+
+def write_images(folder, per_class, seed, classes=("blue", "green", "red")):
+    """Class folders of coloured noise, 20 pixels a side: each class has a tint of its own."""
+    draws = np.random.default_rng(seed)
+    for place, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for index in range(per_class):
+            pixels = draws.integers(0, 128, (20, 20, 3))
+            pixels[..., place % 3] += 100
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{index:03d}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_images(tmp_path_factory):
+    """`train` with 12 images a class and `test` with 4."""
+    root = tmp_path_factory.mktemp("images")
+    write_images(root / "train", 12, seed=0)
+    write_images(root / "test", 4, seed=1)
+    return root
+
+
+@pytest.fixture
+def tiny_overrides(tiny_model, tiny_images, tmp_path):
+    """The command-line overrides of a tiny run, with a storage of its own."""
+    return [
+        *TINY,
+        f"data.train={tiny_images / 'train'}",
+        f"data.test={tiny_images / 'test'}",
+        f"model.path={tiny_model}",
+        f"embed.extractor={tiny_model}",
+        f"storage={tmp_path / 'runs'}",
+    ]

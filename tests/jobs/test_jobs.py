@@ -1,0 +1,178 @@
+"""The jobs as a person would run them: as processes, by their words, output and exit codes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+STAGES = ("encode", "invert", "finetune", "embed", "sample", "select", "export", "evaluate", "report")
+
+
+def environment():
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_", "IMS3_"))}
+    return kept | {"PYTHONUNBUFFERED": "1"}
+
+
+def job(name, *words, **options):
+    """Start `jobs/<name>.py` with a Ray cluster of its own."""
+    return subprocess.Popen(
+        [sys.executable, ROOT / "jobs" / f"{name}.py", *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        start_new_session=True,
+        **options,
+    )
+
+
+def finished(name, *words, **options):
+    process = job(name, *words, **options)
+    out, err = process.communicate(timeout=600)
+    return process.returncode, out, err
+
+
+def checksums(storage):
+    manifests = sorted(Path(storage).glob("distilled/*/manifest.json"))
+    return [[(e["path"], e["sha256"]) for e in json.loads(m.read_text())["images"]] for m in manifests]
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_every_stage_ends_as_an_undisturbed_one(tiny_overrides, tmp_path):
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    code, out, err = finished("distill", *tiny_overrides, f"storage={undisturbed}")
+    assert code == 0, err
+    assert "accuracy on the test images" in out and "query" in out
+    for stage in STAGES:
+        process = job("distill", *tiny_overrides, f"storage={killed}")
+        for line in process.stdout:
+            if f"] {stage} " in line:
+                break
+        else:
+            pytest.fail(f"{stage} never began: {process.stderr.read()}")
+        time.sleep(1.0)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+    code, _, err = finished("distill", *tiny_overrides, f"storage={killed}")
+    assert code == 0, err
+    assert checksums(killed) == checksums(undisturbed) != []
+
+
+def test_a_dry_run_prints_the_recipe_and_each_stage_and_starts_nothing(tiny_overrides, tmp_path):
+    code, out, err = finished("distill", "--dry-run", *tiny_overrides)
+    assert code == 0, err
+    assert "subgroups: 3" in out
+    for stage in STAGES:
+        assert f"  {stage} " in out
+    assert out.count("would run") == len(STAGES) and "estimated time" in out
+    assert not (tmp_path / "runs" / "latents").exists()
+
+
+def bad(tmp_path, tiny_model, tiny_images):
+    """Bad words → what the one line must name."""
+    empty, one, junk, few, wide = (tmp_path / n for n in ("empty", "one", "junk", "few", "wide"))
+    empty.mkdir()
+    (one / "only").mkdir(parents=True)
+    (one / "only" / "a.png").write_bytes((tiny_images / "train" / "red" / "000.png").read_bytes())
+    for name in ("blue", "green", "red"):
+        for folder, count, data in ((junk, 6, b"no image"), (few, 2, None)):
+            (folder / name).mkdir(parents=True)
+            for i in range(count):
+                (folder / name / f"{i}.png").write_bytes(data or (tiny_images / "train" / name / f"{i:03d}.png").read_bytes())
+    (tmp_path / "unet" / "transformer").mkdir(parents=True)
+    (tmp_path / "unet" / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    for name in ("cat", "dog"):
+        (wide / name).mkdir(parents=True)
+        for i in range(6):
+            (wide / name / f"{i}.png").write_bytes((tiny_images / "train" / "red" / f"{i:03d}.png").read_bytes())
+    newer = tmp_path / "newer"
+    newer.mkdir()
+    (newer / "format.json").write_text('{"format": 2}')
+    return [
+        (["--recipe", "nope"], ["recipe", "nope", "digits"]),
+        (["sample.subgroup=3"], ["sample.subgroup", "subgroups"]),
+        (["nonsense"], ["nonsense", "field=value"]),
+        (["ipc=0"], ["ipc", "0", "1"]),
+        (["sample.subgroups=0"], ["sample.subgroups", "0"]),
+        (["workers.device=cuda"], ["workers.device", "cuda"]),
+        ([f"data.train={tmp_path / 'missing'}"], ["data.train", "missing", "does not exist"]),
+        ([f"data.train={empty}"], ["data.train", "empty"]),
+        ([f"data.train={one}"], ["data.train", "only", "2 class"]),
+        ([f"data.train={junk}"], ["data.train", "max_bad_fraction", "blue/0.png"]),
+        ([f"data.train={few}"], ["data.train", "'blue'", "ipc=6"]),
+        ([f"data.train={wide}", f"data.test={wide}"], ["'cat'", "data.class_map"]),
+        ([f"model.path={tmp_path / 'missing'}"], ["missing", "model"]),
+        ([f"model.path={tmp_path / 'unet'}"], ["StableDiffusionPipeline"]),
+        ([f"storage={newer}"], ["storage", "format 2"]),
+        (["storage=/proc/nowhere"], ["storage", "/proc/nowhere"]),
+        (["evaluate.protocol=best"], ["best", "minimax"]),
+        (["sample.guidance_channels=5"], ["guidance_channels", "4"]),
+        (["finetune.batch_size=100"], ["finetune.batch_size", "100"]),
+    ]
+
+
+@pytest.mark.slow
+def test_bad_input_gives_one_line_that_names_it_and_exit_code_2(tiny_overrides, tiny_model, tiny_images, tmp_path):
+    """All at once in one process: each would take seconds of imports alone."""
+    cases = bad(tmp_path, tiny_model, tiny_images)
+    script = (
+        "import json, sys\nfrom ims3_ray.cli import main\n"
+        "for words in json.load(sys.stdin):\n"
+        "    print(json.dumps(main(['distill', '--dry-run', *words])), file=sys.stderr)\n"
+    )
+    words = json.dumps([[*tiny_overrides, *extra] for extra, _ in cases])
+    options = {"capture_output": True, "text": True, "env": environment(), "timeout": 300}
+    done = subprocess.run([sys.executable, "-c", script], input=words, **options)
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2 * len(cases), done.stderr
+    for (extra, named), line, code in zip(cases, lines[::2], lines[1::2], strict=True):
+        assert code == "2" and line.startswith("error: "), (extra, line)
+        for word in named:
+            assert word in line, (extra, word, line)
+    assert not list((tmp_path / "runs").glob("latents"))
+
+
+def test_a_bad_word_stops_the_real_job_with_exit_code_2():
+    code, out, err = finished("distill", "ipc=-1")
+    assert (code, out) == (2, "")
+    assert err == "error: ipc: should be greater than or equal to 1, got -1\n"
+
+
+def test_unreadable_images_within_the_limit_are_listed_and_skipped(tiny_images, tmp_path):
+    import shutil
+
+    from ims3_ray.artifacts import open_storage
+    from ims3_ray.data.images import open_images
+
+    folder = tmp_path / "some-bad"
+    shutil.copytree(tiny_images / "train", folder)
+    (folder / "red" / "zzz.png").write_bytes(b"no image")
+    (folder / "blue" / "000.png").write_bytes((folder / "blue" / "001.png").read_bytes()[:60])
+    images = open_images(str(folder), open_storage(str(tmp_path / "s")), name="data.train", seed=0, max_bad_fraction=0.1)
+    assert sorted(images.bad) == ["blue/000.png", "red/zzz.png"]
+    assert images.counts().tolist() == [11, 12, 12]
+
+
+def test_runs_lists_sorts_and_filters(tiny_overrides, tmp_path):
+    from ims3_ray.artifacts import open_storage
+    from ims3_ray.tracking import Tracker
+
+    storage = open_storage(str(tmp_path / "tracked"))
+    for ipc, accuracy in ((1, 0.5), (10, 0.8), (10, 0.9)):
+        tracker = Tracker(storage, pytest.fail)
+        tracker.start(f"key{accuracy}", f"digits-{accuracy}", {"ipc": ipc, "sample": {"subgroups": 5}}, {})
+        tracker.log(0, {"accuracy": accuracy})
+        tracker.finish("FINISHED")
+    code, out, err = finished("runs", "--order", "accuracy", "--where", "ipc=10", f"storage={storage.path}")
+    assert code == 0, err
+    assert [line.split()[0] for line in out.splitlines()] == ["run", "digits-0.9", "digits-0.8"]
+    code, out, _ = finished("runs", "--where", "accuracy>0.85", f"storage={storage.path}")
+    assert [line.split()[0] for line in out.splitlines()] == ["run", "digits-0.9"]
+    code, _, err = finished("runs", "--where", "ipc~10", f"storage={storage.path}")
+    assert code == 2 and "ipc~10" in err

@@ -1,0 +1,35 @@
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+
+from ims3_ray.method.schedule import alphas_bar, grid_index_below, inversion_grid, respaced
+
+
+def test_levels_are_those_of_the_linear_schedule_of_diffusers():
+    theirs = DDPMScheduler(beta_schedule="linear", beta_start=1e-4, beta_end=0.02).alphas_cumprod
+    torch.testing.assert_close(alphas_bar().float(), theirs, rtol=1e-5, atol=1e-8)
+
+
+def test_the_inversion_grid_runs_from_zero_to_the_last_step():
+    assert inversion_grid(10).tolist() == [0, 100, 200, 300, 400, 500, 599, 699, 799, 899, 999]
+    assert inversion_grid(999).tolist() == list(range(1000))
+
+
+def test_a_timestep_is_matched_at_the_largest_grid_point_below_it():
+    grid = inversion_grid(10)
+    t = torch.tensor([1, 100, 101, 200, 201, 999])
+    assert grid_index_below(t, grid).tolist() == [0, 0, 1, 1, 2, 9]
+
+
+@pytest.mark.parametrize("spacing", ["linspace", "leading"])
+@pytest.mark.parametrize("steps", [2, 10, 50])
+def test_respacing_is_that_of_diffusers(spacing, steps):
+    scheduler = DDIMScheduler(beta_schedule="linear", timestep_spacing=spacing)
+    scheduler.set_timesteps(steps)
+    assert respaced(steps, spacing).tolist() == scheduler.timesteps.flip(0).tolist()
+
+
+@pytest.mark.parametrize("call", [lambda: inversion_grid(0), lambda: inversion_grid(1000), lambda: respaced(1)])
+def test_impossible_grids_are_refused_with_their_range(call):
+    with pytest.raises(ValueError, match="must lie between"):
+        call()

@@ -1,0 +1,173 @@
+"""The whole pipeline on three classes of 16-pixel images: the digits' path, in the session's cluster."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchvision.datasets import ImageFolder
+
+from ims3_ray import distillation, load_distilled
+from ims3_ray.config import load_config, parse_overrides
+from ims3_ray.errors import InputError
+
+
+def run(overrides, *more):
+    lines = []
+    return distillation.run(load_config("digits", parse_overrides([*overrides, *more])), lines.append)
+
+
+def digests(folder):
+    """Of every file that the run made, but what tells of time or place."""
+    files = sorted(p for p in Path(folder).rglob("*") if p.is_file() and p.name != "manifest.json")
+    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+@pytest.fixture(scope="module")
+def finished(ray_cluster, tiny_model, tiny_images, tmp_path_factory):
+    """A finished run with one actor per pool, two shards and one Train worker."""
+    from conftest import TINY
+
+    overrides = [
+        *TINY,
+        f"data.train={tiny_images / 'train'}",
+        f"data.test={tiny_images / 'test'}",
+        f"model.path={tiny_model}",
+        f"embed.extractor={tiny_model}",
+        f"storage={tmp_path_factory.mktemp('one') / 'runs'}",
+    ]
+    return overrides, run(overrides, "workers={actors: 1, shards: 2, train_workers: 1}")
+
+
+def test_the_distilled_set_has_ipc_images_a_class_in_every_form(finished):
+    _, made = finished
+    folders = ImageFolder(Path(made.distilled, "train"))
+    assert folders.classes == ["blue", "green", "red"]
+    assert np.bincount(folders.targets).tolist() == [6, 6, 6]
+    loaded = load_distilled(made.distilled)
+    assert loaded.classes == folders.classes and loaded.targets == folders.targets
+    for ours, theirs in zip(loaded, folders, strict=True):
+        assert np.array_equal(np.asarray(ours[0]), np.asarray(theirs[0]))
+
+
+def test_hugging_face_datasets_reads_the_parquet_with_images_and_class_names(finished, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    _, made = finished
+    files = str(Path(made.distilled, "data", "*.parquet"))
+    loaded = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path))
+    assert loaded.features["label"].names == ["blue", "green", "red"]
+    assert loaded[0]["image"].size == (16, 16)
+
+
+def test_the_manifest_names_every_image_with_its_checksum_and_origin(finished):
+    _, made = finished
+    manifest = json.loads(Path(made.distilled, "manifest.json").read_text())
+    assert len(manifest["images"]) == 18
+    for entry in manifest["images"]:
+        assert hashlib.sha256(Path(made.distilled, entry["path"]).read_bytes()).hexdigest() == entry["sha256"]
+        assert {"class", "subgroup", "index", "seed"} <= set(entry)
+
+
+def test_running_twice_does_nothing(finished):
+    overrides, made = finished
+    before = {p: p.stat().st_mtime_ns for p in Path(made.distilled).rglob("*")}
+    again = run(overrides)
+    assert not any(stage["ran"] for stage in again.stages)
+    assert again.mlflow_run_id == made.mlflow_run_id
+    assert {p: p.stat().st_mtime_ns for p in Path(made.distilled).rglob("*")} == before
+
+
+def test_three_actors_three_shards_and_two_train_workers_give_the_same_bytes(finished, tmp_path):
+    overrides, made = finished
+    other = run([*overrides, f"storage={tmp_path}"], "workers={actors: 3, shards: 3, train_workers: 2}")
+    assert Path(other.distilled).name == Path(made.distilled).name
+    one, many = Path(made.distilled).parents[1], Path(tmp_path)
+    for noun in ("latents", "inversions", "adapter", "features", "candidates", "distilled"):
+        assert digests(one / noun) == digests(many / noun), noun
+    assert made.evaluation["sets"] == other.evaluation["sets"]
+
+
+def test_a_changed_alpha_selects_again_and_finds_the_rest_complete(finished):
+    overrides, _ = finished
+    changed = run(overrides, "select.alpha=0.7")
+    assert [s["name"] for s in changed.stages if s["ran"]] == ["select", "export", "evaluate", "report"]
+
+
+def test_a_smaller_pool_is_a_part_of_a_larger_one(finished, tmp_path):
+    """Same noise per (class, subgroup, index): a candidate of the larger pool has the smaller pool's seed and place."""
+    from ims3_ray import tables
+    from ims3_ray.artifacts import open_directory, read_rows
+
+    overrides, made = finished
+    larger = run(overrides, "sample.subgroups=4", "ipc=7", "evaluate.protocol=none")
+    pools = []
+    for run_made in (made, larger):
+        record = json.loads(next(Path(run_made.distilled).parents[1].glob(f"runs/*{run_made.key}/run.json")).read_text())
+        pools.append(read_rows(open_directory(record["artifacts"]["candidates"]), tables.CANDIDATES))
+    names = ("label", "subgroup", "index", "seed", "image")
+    small, large = ({(c, g, k): (seed, png) for c, g, k, seed, png in zip(*(p[n] for n in names), strict=True)} for p in pools)
+    assert set(small) < set(large)
+    assert all(large[key] == small[key] for key in small)
+
+
+def test_fine_tuning_logs_each_term_unweighted_and_the_gradients_ratio(finished):
+    _, made = finished
+    record = json.loads(next(Path(made.distilled).parents[1].glob("runs/*/run.json")).read_text())
+    history = json.loads(Path(record["artifacts"]["adapter"], "manifest.json").read_text())["history"]
+    assert [entry["step"] for entry in history] == [4, 6]
+    assert {"diffusion", "variational", "matching", "grad_ratio/matching", "weight/matching", "images_per_s"} <= set(history[0])
+    assert 0 < history[0]["grad_ratio/matching"] < 0.1
+
+
+def test_a_gradient_ratio_is_kept_to(finished, tmp_path):
+    overrides, _ = finished
+    made = run(overrides, "im.grad_ratio=0.3", "im.minimax=true", "evaluate.protocol=none")
+    record = json.loads(next(Path(made.distilled).parents[1].glob(f"runs/*{made.key}/run.json")).read_text())
+    history = json.loads(Path(record["artifacts"]["adapter"], "manifest.json").read_text())["history"]
+    assert history[-1]["grad_ratio/matching"] == pytest.approx(0.3, rel=1e-4)
+    assert {"representativeness", "diversity"} <= set(history[-1])
+
+
+def test_the_run_is_in_mlflow_with_parameters_metrics_artefacts_and_data_set(finished):
+    from mlflow import MlflowClient
+
+    _, made = finished
+    client = MlflowClient(made.tracking_uri)
+    found = client.get_run(made.mlflow_run_id)
+    assert found.info.status == "FINISHED"
+    assert found.data.params["ipc"] == "6" and found.data.params["sample.subgroups"] == "3"
+    assert found.data.metrics["accuracy"] == made.figures["accuracy"]
+    assert {"finetune/diffusion", "select/objective", "sample/rows_per_s", "coverage/distilled"} <= set(found.data.metrics)
+    assert {a.path for a in client.list_artifacts(made.mlflow_run_id)} == {"index.html", "contact-sheet.png"}
+    assert [d.dataset.name for d in found.inputs.dataset_inputs] == ["distilled"]
+    assert [m.step for m in client.get_metric_history(made.mlflow_run_id, "finetune/diffusion")] == [4, 6]
+
+
+def test_the_exported_images_are_the_selected_candidates(finished):
+    _, made = finished
+    root = Path(made.distilled).parents[1]
+    selection = json.loads(next(root.glob("selection/*/selection.json")).read_text())
+    manifest = json.loads(Path(made.distilled, "manifest.json").read_text())
+    assert {(e["class"], e["subgroup"]) for e in manifest["images"]} == set(selection["selection"].items())
+    assert selection["lower_bound"] <= selection["objective"] <= selection["start_objective"]
+
+
+def test_a_newer_format_is_refused_and_left_alone(finished, tmp_path):
+    overrides, _ = finished
+    (tmp_path / "format.json").write_text('{"format": 99}')
+    with pytest.raises(InputError, match="format 99"):
+        run(overrides, f"storage={tmp_path}")
+    assert [p.name for p in tmp_path.iterdir()] == ["format.json"]
+
+
+def test_an_adapter_of_no_epochs_leaves_the_pretrained_model(finished, tmp_path):
+    from ims3_ray.models.tuned import TunedModel
+
+    overrides, _ = finished
+    path = next(word.partition("=")[2] for word in overrides if word.startswith("model.path"))
+    plain = TunedModel(path, None, None, "cpu", "fp32")
+    z, t, y = torch.ones(2, 4, 4, 4), torch.tensor([10, 500]), torch.tensor([0, 3])
+    tuned = plain.trainable(torch.device("cpu"))
+    torch.testing.assert_close(tuned.predict(z, t, y), plain.load(torch.device("cpu")).predict(z, t, y))

@@ -1,0 +1,183 @@
+"""Model files and folders: every key is accounted for, and everything that does not fit is refused in one line."""
+
+import argparse
+import pickle
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+from safetensors.torch import load_file, save_file
+from tiny_generator import NAMES, WEIGHTS, edit, original_file, small_dit, small_vae
+
+from ims3_ray.errors import InputError
+from ims3_ray.models.checkpoints import inspect_transformer
+from ims3_ray.models.dit import DiT, DiTConfig
+from ims3_ray.models.generator import inspect_generator, load_generator, load_transformer, resolve_model, save_pipeline
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A pipeline folder with 10 classes, 8x8 latents and 16x16 images."""
+    save_pipeline(small_dit(), small_vae(), tmp_path / "model", id2label=NAMES)
+    return tmp_path / "model"
+
+
+def test_ema_weights_are_preferred_in_a_training_file(tmp_path):
+    ema, model = small_dit().state_dict(), small_dit(num_classes=7).state_dict()
+    arguments = argparse.Namespace(model="DiT-S/2")
+    path = original_file(tmp_path / "0050000.pt", model=model, ema=ema, opt={"state": {}}, args=arguments)
+    assert load_transformer(path, heads=4).config.num_classes == 10
+
+
+def test_heads_of_the_published_sizes_are_known_and_others_asked_for(tmp_path):
+    for heads, hidden_size, depth in ((6, 384, 12), (12, 768, 12), (16, 1024, 24), (16, 1152, 28)):
+        config = DiTConfig(sample_size=32, hidden_size=hidden_size, depth=depth, num_heads=heads, num_classes=1000)
+        with torch.device("meta"):
+            shapes = {name: value.shape for name, value in DiT(config).state_dict().items()}
+        file = original_file(tmp_path / "DiT.pt", **{name: torch.zeros(1).expand(shape) for name, shape in shapes.items()})
+        assert inspect_transformer(file).config == config
+    with pytest.raises(InputError, match="give it as heads"):
+        load_transformer(original_file(tmp_path / "small.pt"))
+
+
+def test_pickled_code_is_refused_and_not_run(tmp_path):
+    ran = tmp_path / "ran"
+
+    class Bomb:
+        def __reduce__(self):
+            return open, (str(ran), "w")
+
+    torch.save({"ema": small_dit().state_dict(), "extra": Bomb()}, tmp_path / "zip.pt")
+    (tmp_path / "bare.pt").write_bytes(pickle.dumps(Bomb(), protocol=2))
+    for name in ("zip.pt", "bare.pt"):
+        with pytest.raises(InputError, match="holds more than plain tensors"):
+            load_transformer(tmp_path / name, heads=4)
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda s: s.pop("blocks.1.attn.proj.bias"), r"missing: blocks\.1\.attn\.proj\.bias"),
+        (lambda s: s.update({"blocks.0.extra": torch.ones(1)}), r"left over: blocks\.0\.extra"),
+        (
+            lambda s: s.update({"blocks.1.attn.proj.bias": torch.ones(5)}),
+            r"another shape: blocks\.1\.attn\.proj\.bias is \(5,\), not \(32,\)",
+        ),
+        (lambda s: s.pop("x_embedder.proj.weight"), "no original DiT checkpoint"),
+    ],
+)
+def test_every_key_of_an_original_file_is_accounted_for(tmp_path, spoil, told):
+    state = small_dit().state_dict()
+    spoil(state)
+    torch.save(state, tmp_path / "DiT.pt")
+    with pytest.raises(InputError, match=told):
+        load_transformer(tmp_path / "DiT.pt", heads=4)
+
+
+def test_damaged_files_are_refused(tmp_path, folder):
+    (tmp_path / "text.pt").write_text("not a checkpoint")
+    torch.save([1, 2], tmp_path / "list.pt")
+    whole = original_file(tmp_path / "whole.pt").read_bytes()
+    (tmp_path / "half.pt").write_bytes(whole[: len(whole) // 2])
+    for name in ("text.pt", "list.pt", "half.pt"):
+        with pytest.raises(InputError, match=name):
+            load_transformer(tmp_path / name, heads=4)
+    weights = folder / "transformer" / WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(InputError, match="no whole safetensors file"):
+        inspect_generator(folder)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda s: s.pop("proj_out_1.bias"), r"missing: proj_out_1\.bias"),
+        (lambda s: s.update({"extra": torch.ones(1)}), "left over: extra"),
+        (
+            lambda s: s["transformer_blocks.1.norm1.emb.class_embedder.embedding_table.weight"].add_(1),
+            r"transformer_blocks\.1\.norm1\.emb\.class_embedder\.embedding_table\.weight differs from that of block 0",
+        ),
+        (
+            lambda s: s["transformer_blocks.1.norm1.emb.timestep_embedder.linear_2.bias"].add_(1),
+            r"timestep_embedder\.linear_2\.bias differs from that of block 0",
+        ),
+    ],
+)
+def test_every_key_of_a_folder_is_accounted_for(folder, spoil, told):
+    state = load_file(folder / "transformer" / WEIGHTS)
+    spoil(state)
+    save_file(state, folder / "transformer" / WEIGHTS)
+    with pytest.raises(InputError, match=told):
+        load_generator(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "told"),
+    [
+        ("transformer/config.json", {"sample_size": "8"}, "sample_size must be a whole number, not '8'"),
+        ("transformer/config.json", {"num_layers": 3}, "missing: transformer_blocks.2"),
+        ("transformer/config.json", {"num_embeds_ada_norm": 12}, r"is \(11, 32\), not \(13, 32\)"),
+        ("transformer/config.json", {"norm_elementwise_affine": True}, "norm_elementwise_affine must be False"),
+        ("transformer/config.json", {"_class_name": "UNet2DModel"}, "describes a UNet2DModel"),
+        ("transformer/config.json", {"patch_size": 3}, "must be a multiple of patch_size"),
+        ("model_index.json", {"_class_name": "StableDiffusionPipeline"}, "is a StableDiffusionPipeline"),
+        ("model_index.json", {"id2label": {"0": "one"}}, "must name the labels 0 to 9"),
+        ("vae/config.json", {"latent_channels": 16}, "latents have 16 channels, the transformer takes 4"),
+        ("vae/config.json", {"_class_name": "VQModel"}, "describes a VQModel"),
+        ("vae/config.json", {"shift_factor": 0.1}, "never shifted"),
+        ("scheduler/scheduler_config.json", {"beta_schedule": "scaled_linear"}, "must be 'linear'"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "v_prediction"}, "must be 'epsilon'"),
+    ],
+)
+def test_folder_that_does_not_fit_is_refused_before_loading(folder, file, change, told):
+    edit(folder / file, lambda held: held.update(change))
+    with pytest.raises(InputError, match=told) as caught:
+        inspect_generator(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_vae_with_missing_weights_is_refused(folder):
+    state = load_file(folder / "vae" / WEIGHTS)
+    state.pop("decoder.conv_in.bias")
+    save_file(state, folder / "vae" / WEIGHTS)
+    with pytest.raises(InputError, match=r"missing: decoder\.conv_in\.bias"):
+        load_generator(folder)
+
+
+def test_folders_of_another_kind_are_refused(tmp_path, folder):
+    with pytest.raises(InputError, match="no such model file or folder"):
+        inspect_generator(tmp_path / "absent")
+    UNet2DModel(
+        sample_size=8, block_out_channels=(8,), norm_num_groups=4, down_block_types=["DownBlock2D"],
+        up_block_types=["UpBlock2D"],
+    ).save_pretrained(tmp_path / "unet")  # fmt: skip
+    with pytest.raises(InputError, match="describes a UNet2DModel"):
+        inspect_generator(tmp_path / "unet")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"config\.json: no such file"):
+        inspect_generator(tmp_path / "empty")
+    with pytest.raises(InputError, match="brings no VAE"):
+        inspect_generator(folder / "transformer")
+    for part in ("vae", "transformer"):
+        (folder / part / WEIGHTS).unlink()
+        with pytest.raises(InputError, match=f"{part}: holds no weights"):
+            inspect_generator(folder)
+
+
+def test_hub_id_out_of_reach_is_told_in_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(InputError, match="someone/some-model: no such folder here") as caught:
+        resolve_model("someone/some-model")
+    assert "\n" not in str(caught.value)
+
+
+def test_models_of_the_package_are_named_not_pathed(tmp_path, monkeypatch):
+    (tmp_path / "pretrained" / "digits").mkdir(parents=True)
+    (tmp_path / "outside").mkdir()
+    monkeypatch.setattr("ims3_ray.models.files.files", lambda package: tmp_path)
+    assert resolve_model("package://digits") == tmp_path / "pretrained" / "digits"
+    for name in ("package://other", "package://../outside", "package://"):
+        with pytest.raises(InputError, match="it brings digits"):
+            resolve_model(name)

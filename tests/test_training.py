@@ -1,0 +1,116 @@
+"""The training loop without Ray: parts, weights, averages, resuming."""
+
+import pytest
+import torch
+from torch import nn
+
+from ims3_ray.training import Optimisation, _Trainer, ema_decay_at
+
+DATA = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+
+
+class Regression:
+    """Two terms on a linear layer; a part is a slice of the batch of 8."""
+
+    def __init__(self, micro_batches, ratios=None, weights=None):
+        self.layer = nn.Linear(3, 1)
+        nn.init.constant_(self.layer.weight, 0.5)
+        nn.init.constant_(self.layer.bias, 0.1)
+        self.parameters = dict(self.layer.named_parameters())
+        self.weights = weights or {"square": 1.0, "absolute": 0.5}
+        self.ratios = ratios or {}
+        self.size = 8 // micro_batches
+
+    def losses(self, step, part):
+        out = self.layer(DATA[part * self.size : (part + 1) * self.size])
+        return {"square": ((out - step) ** 2).sum() / 8, "absolute": out.abs().sum() / 8}
+
+    def after_step(self, step, gather): ...
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state): ...
+
+
+def trainer(micro_batches=2, rank=0, world=1, task=None, **options):
+    settings = {"steps": 20, "batch_size": 8, "micro_batches": micro_batches, "lr": 0.01, "log_every": 5} | options
+    optimisation = Optimisation(**settings)
+    return _Trainer(task or Regression(micro_batches), optimisation, rank, world, torch.device("cpu"))
+
+
+def test_a_step_has_the_gradient_of_the_weighted_sum_over_the_whole_batch():
+    ours = trainer(micro_batches=4)
+    losses = Regression(1).losses(0, 0)
+    reference = Regression(1)
+    losses = reference.losses(0, 0)
+    (losses["square"] + 0.5 * losses["absolute"]).backward()
+    ours.advance()
+    for parameter, theirs in zip(ours.parameters, reference.parameters.values(), strict=True):
+        torch.testing.assert_close(parameter.grad, theirs.grad)
+
+
+def test_logging_a_step_does_not_change_it_beyond_rounding():
+    quiet, loud = trainer(log_every=1000), trainer(log_every=1)
+    for _ in range(10):
+        quiet.advance()
+        loud.advance()
+    for a, b in zip(quiet.parameters, loud.parameters, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_terms_are_logged_unweighted_and_ratios_kept():
+    task = Regression(2, ratios={"absolute": 0.25})
+    ours = trainer(task=task, log_every=1)
+    first = Regression(1).losses(0, 0)
+    metrics = ours.advance()
+    assert metrics["square"] == pytest.approx(first["square"].item())
+    assert metrics["absolute"] == pytest.approx(first["absolute"].item())
+    assert metrics["grad_ratio/absolute"] == pytest.approx(0.25)
+
+
+def test_a_resumed_training_ends_as_an_uninterrupted_one(tmp_path):
+    whole = trainer()
+    for _ in range(20):
+        whole.advance()
+    first = trainer()
+    for _ in range(7):
+        first.advance()
+    torch.save(first.state_dict(), tmp_path / "state.pt")
+    second = trainer()
+    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    while second.step < 20:
+        second.advance()
+    for a, b in zip((*whole.parameters, whole.ema), (*second.parameters, second.ema), strict=True):
+        assert torch.equal(a, b)
+    unclocked = lambda history: [{k: v for k, v in entry.items() if k != "images_per_s"} for entry in history]  # noqa: E731
+    assert unclocked(whole.history) == unclocked(second.history)
+
+
+def test_a_checkpoint_of_another_configuration_is_refused():
+    state = trainer(lr=0.02).state_dict()
+    with pytest.raises(AssertionError, match="another configuration"):
+        trainer().load_state_dict(state)
+
+
+def test_the_average_warms_up_and_forgets_its_start():
+    assert ema_decay_at(0, 0.9999) == 0.1 and ema_decay_at(10**6, 0.9999) == 0.9999
+    kept = 1.0
+    for n in range(8000):
+        kept *= ema_decay_at(n, 0.9999)
+    assert kept < 1e-6  # a constant 0.9999 would keep 0.45 of the pretrained values
+
+
+def test_the_average_is_of_the_trained_values_alone():
+    ours = trainer()
+    for _ in range(3):
+        ours.advance()
+    assert set(ours.averages()) == set(ours.values()) == {"weight", "bias"}
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero():
+    optimisation = Optimisation(steps=100, batch_size=8, micro_batches=2, lr=1.0, warmup_steps=9, decay="cosine")
+    assert optimisation.lr_at(0) == pytest.approx(0.1)
+    assert optimisation.lr_at(50) == pytest.approx(0.5)
+    assert optimisation.lr_at(100) == pytest.approx(0.0, abs=1e-12)
+    assert Optimisation(steps=100, batch_size=8, micro_batches=2, lr=1.0).lr_at(99) == 1.0

@@ -1,0 +1,41 @@
+"""A generator small enough to make anew in every test: 10 classes, 8x8 latents, 16x16 images."""
+
+import json
+
+import torch
+from diffusers import AutoencoderKL
+
+from ims3_ray.models.dit import DiT, DiTConfig
+
+NAMES = [f"class {label}" for label in range(10)]
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def small_dit(**changes) -> DiT:
+    sizes = {"sample_size": 8, "hidden_size": 32, "depth": 2, "num_heads": 4, "num_classes": 10, "frequency_shift": 1.0}
+    return DiT(DiTConfig(**sizes | changes)).initialize(torch.Generator().manual_seed(0), zero_outputs=False).eval()
+
+
+def small_vae(**changes) -> AutoencoderKL:
+    sizes = {"block_out_channels": (8, 8), "norm_num_groups": 4, "latent_channels": 4, "scaling_factor": 0.5}
+    sizes |= {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AutoencoderKL(**sizes | changes).eval()
+
+
+def inputs(num_classes: int = 10):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(3, 4, 8, 8, generator=generator), torch.tensor([0, 500, 999]), torch.tensor([1, 2, num_classes])
+
+
+def edit(path, change) -> None:
+    """Change the JSON object in a file."""
+    held = json.loads(path.read_text())
+    change(held)
+    path.write_text(json.dumps(held))
+
+
+def original_file(path, dit: DiT | None = None, **held):
+    torch.save(held or (dit or small_dit()).state_dict(), path)
+    return path
