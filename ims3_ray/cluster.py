@@ -63,9 +63,16 @@ def connect() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # `uv run` would start every worker anew (ray#50961)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    logging.getLogger("ray").setLevel(logging.ERROR)  # before init, which warns of the token that it makes
     options = {} if has_address() else {"address": "local", "dashboard_host": "127.0.0.1"}
     # Nothing that workers print reaches the driver: their errors travel as exceptions, their figures as metrics.
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    except ConnectionError as error:
+        raise InputError(
+            f"RAY_ADDRESS: {os.environ.get('RAY_ADDRESS')} can't be joined; is the cluster up, and, where its ports are "
+            "guarded by a token, is RAY_AUTH_MODE=token exported here too?"
+        ) from error
 
 
 def machine(workers: Workers) -> Machine:

@@ -29,6 +29,8 @@ TINY = [  # the digits' path on three classes of 16-pixel images, in seconds
     "evaluate.protocol=smoke",
     "evaluate.neighbours=3",
     "evaluate.seeds=2",
+    "workers.actors=2",
+    "workers.shards=2",
 ]
 
 

@@ -13,7 +13,20 @@ from ims3_ray.data.distilled import check_class_names
 from ims3_ray.data.images import decode, encode_png, open_images, square
 from ims3_ray.errors import InputError
 
-WOOF = tuple("n02086240 n02087394 n02088364 n02089973 n02093754 n02096294 n02099601 n02105641 n02111889 n02115641".split())
+WOOF = tuple(
+    [
+        "n02086240",
+        "n02087394",
+        "n02088364",
+        "n02089973",
+        "n02093754",
+        "n02096294",
+        "n02099601",
+        "n02105641",
+        "n02111889",
+        "n02115641",
+    ]
+)
 
 
 def png(image):
@@ -81,7 +94,7 @@ def test_a_rotated_image_is_set_upright_by_its_exif():
     assert decode(sink.getvalue()).size == (4, 8)
 
 
-@pytest.mark.parametrize("data", [b"", b"no image", png(Image.new("RGB", (8, 8)))[:50]])
+@pytest.mark.parametrize("data", [b"", b"no image", png(Image.effect_noise((64, 64), 50))[:1500]], ids=("empty", "text", "cut"))
 def test_what_is_no_image_is_refused_with_the_reason(data):
     with pytest.raises(ValueError, match="is no readable image"):
         decode(data)

@@ -78,12 +78,13 @@ def _dry_run(config: Config) -> None:
     context = preparation.prepare(config, cluster.machine(config.workers))
     steps = plan(context)
     print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    machine = context.machine
+    machine, costs = context.machine, estimates(context, steps)
     print(f"machine: {machine.device}, {machine.actors} actors, {machine.shards} shards")
     print(f"  {'stage':<10}{'state':<12}{'rows':>8}{'about':>9}{'disk':>10}{'memory':>10}   artefact")
-    for step, estimate in zip(steps, estimates(context, steps).values(), strict=True):
+    for step in steps:
+        cost = costs[step.stage.name]
         state = "complete" if step.manifest else "would run"
-        cells = f"{estimate.rows:>8}{estimate.seconds:>7.0f} s{estimate.disk / 1e6:>7.1f} MB{estimate.memory / 1e9:>7.1f} GB"
+        cells = f"{cost.rows:>8}{cost.seconds:>7.0f} s{cost.disk / 1e6:>7.1f} MB{cost.memory / 1e9:>7.1f} GB"
         print(f"  {step.stage.name:<10}{state:<12}{cells}   {step.stage.noun}/{step.fingerprint}")
-    missing = [e.seconds for s, e in zip(steps, estimates(context, steps).values(), strict=True) if not s.manifest]
-    print(f"estimated time of what is missing: {sum(missing):.0f} s")
+    missing = sum(costs[step.stage.name].seconds for step in steps if not step.manifest)
+    print(f"estimated time of what is missing: {missing:.0f} s")

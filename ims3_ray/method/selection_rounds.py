@@ -10,6 +10,7 @@ from .selection import Objective, Selection, Terms, log_distances, pair_separati
 from .selection_shard import History, Moves, Shard, check_counts, first_minimum, split_classes
 
 ACCEPT_BLOCK = 256  # moves whose interactions are computed together
+MOST_MOVED = 0.25  # of the classes, a round: the others answer to those that gain most. All at once ends in worse optima
 POOL_BLOCK = 256  # classes whose candidates travel together
 
 
@@ -76,22 +77,19 @@ def descend(call, choice, centroids, objective: Objective) -> tuple[np.ndarray, 
             return choice, centroids, rounds
         choice[moves.classes], centroids[moves.classes] = moves.choice, moves.centroids
         rounds += 1
-        if 2 * len(moves.classes) > len(choice):
-            history = History(choice.copy(), centroids.copy())
-        else:
-            history = History(history.choice, history.centroids, (*history.moves, moves))
+        history = History(history.choice, history.centroids, (*history.moves, moves))
 
 
 def accept(moves: Moves, centroids, objective: Objective, tolerance: float) -> Moves:
     """Those of `moves` that lower L by more than `tolerance`, each given the ones accepted before it.
 
-    By gain, ties by class; changes of L are in double precision and hold all pairs of moving classes, so that the
-    accepted moves together lower L by the sum of their changes. `centroids` (C, D) are those chosen before.
+    By gain, ties by class, up to MOST_MOVED of the classes. Changes of L are in double precision and hold all pairs of
+    moving classes: the accepted moves together lower L by their sum. `centroids` (C, D) are those chosen before.
     """
     weight, epsilon = objective.pair_weight(len(centroids)), objective.epsilon
     moves = moves.take(np.lexsort((moves.classes, -moves.gains)))
     all_ids, current = np.arange(len(centroids)), centroids.astype(np.float64)
-    accepted = []
+    accepted, most = [], max(1, int(MOST_MOVED * len(centroids)))
     for start in range(0, len(moves.classes), ACCEPT_BLOCK):
         block = moves.take(slice(start, start + ACCEPT_BLOCK))
         ids, new = block.classes, block.centroids.astype(np.float64)
@@ -104,11 +102,13 @@ def accept(moves: Moves, centroids, objective: Objective, tolerance: float) -> M
         mutual = -weight * (new_new - new_all[:, ids] - new_all[:, ids].T + old_all[:, ids])
         kept = []
         for k in range(len(ids)):
-            if changes[k] < -tolerance:
+            if changes[k] < -tolerance and len(accepted) + len(kept) < most:
                 kept.append(k)
                 changes += mutual[k]
         current[ids[kept]] = new[kept]
         accepted.extend(start + k for k in kept)
+        if len(accepted) == most:
+            break
     return moves.take(np.array(accepted, dtype=np.int64))
 
 
