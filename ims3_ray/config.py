@@ -167,8 +167,8 @@ class TrainTransformer(Section):
     heads: Count = 4
     patch_size: Count = 2
     label_dropout: Share = 0.1
-    steps: Count = 5000
-    batch_size: Count = 128
+    steps: Count = 12000
+    batch_size: Count = 64
     lr: Annotated[float, Field(gt=0)] = 1e-3
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
 

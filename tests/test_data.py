@@ -13,19 +13,17 @@ from ims3_ray.data.distilled import check_class_names
 from ims3_ray.data.images import decode, encode_png, open_images, square
 from ims3_ray.errors import InputError
 
-WOOF = tuple(
-    [
-        "n02086240",
-        "n02087394",
-        "n02088364",
-        "n02089973",
-        "n02093754",
-        "n02096294",
-        "n02099601",
-        "n02105641",
-        "n02111889",
-        "n02115641",
-    ]
+WOOF = (
+    "n02086240",
+    "n02087394",
+    "n02088364",
+    "n02089973",
+    "n02093754",
+    "n02096294",
+    "n02099601",
+    "n02105641",
+    "n02111889",
+    "n02115641",
 )
 
 

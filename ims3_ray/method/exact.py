@@ -2,15 +2,16 @@
 
 A node of the search is a `Problem`: the classes that are still free and the subgroups that they still have. TRW-S
 bounds it from below, every subgroup's own bound removes what can't be part of a better choice, and what is left is
-enumerated or split at one class. Costs are in units of w, as in certificate_trws.py, and in double precision.
+enumerated or split at one class. Costs are in units of w and in double precision.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
 from .certificate_pairs import ABSENT
-from .certificate_trws import trws_pass
+from .exact_problem import Problem, descend, restrict, subgroup_bounds, tighten
 from .selection import Objective, Selection, Terms, evaluate, log_distances
 from .selection_rounds import select
 
@@ -19,33 +20,8 @@ ENUMERATED = 50_000  # choices that a node lists instead of splitting
 PASS_PAIRS = 3  # passes back and forth before subgroups are removed
 
 
-@dataclass(frozen=True)
-class Problem:
-    """n free classes with at most G subgroups each; the other classes have their choice."""
-
-    constant: float  # what the fixed classes cost
-    unary: np.ndarray  # (n, G) θ_i with the fixed classes' pairs; ABSENT where a class has fewer subgroups
-    gains: np.ndarray  # (n, G, G, n) -θ_ij(g, h) as [i, g, h, j], 0 where i = j
-    classes: np.ndarray  # (n,) which classes are free
-    subgroups: np.ndarray  # (n, G) which subgroups they have
-    messages: np.ndarray  # (n, G, n), see certificate_trws.py
-    choice: np.ndarray  # (C,) of the fixed classes
-
-    def total(self, x) -> float:
-        """The cost of taking subgroups x (n,), by position."""
-        own = np.arange(len(x))
-        pairs = self.gains[own[:, None], x[:, None], x, own]
-        return self.constant + float(self.unary[own, x].sum() - 0.5 * pairs.sum())
-
-    def whole(self, x) -> np.ndarray:
-        """The choice (C,) that x (n,) completes."""
-        choice = self.choice.copy()
-        choice[self.classes] = self.subgroups[np.arange(len(x)), x]
-        return choice
-
-
 def branch_and_bound(
-    candidates, real, objective: Objective, *, restarts: int = 8, seed: int = 0, max_nodes: int = 2000
+    candidates, real, objective: Objective, *, restarts: int = 8, seed: int = 0, max_nodes: int = 200
 ) -> Selection:
     """The best choice of all, proved so within 1e-9; or, after `max_nodes` nodes, the best known and its bound.
 
@@ -127,23 +103,24 @@ class _Best:
 def _expand(node: Problem, best: _Best) -> list[tuple[float, Problem]]:
     """Nodes that together hold every choice of `node` that beats `best`, the most promising last."""
     while True:
-        if np.prod((node.unary < ABSENT).sum(axis=1).astype(float)) <= ENUMERATED:
+        if np.prod(node.present().sum(axis=1).astype(float)) <= ENUMERATED:
             best.offer(node, _enumerate(node))
             return []
         for number in range(2 * PASS_PAIRS):
-            _pass(node, forward=number % 2 == 1)
+            tighten(node, forward=number % 2 == 1)
         bounds = subgroup_bounds(node)
-        best.offer(node, _descend(node, bounds.argmin(axis=1)))
+        best.offer(node, descend(node, bounds.argmin(axis=1)))
         keep = bounds < best.enough
         if not keep.any(axis=1).all():
             return []
-        removed = (node.unary < ABSENT).sum() - keep.sum()
+        if keep.sum() == node.present().sum():
+            return _split(node, keep, bounds)
         node = restrict(node, keep)
-        if removed == 0:
-            break
-        bounds = None
-    regret = np.sort(bounds, axis=1)[:, 1]
-    split = int(np.argmax(np.where(regret < ABSENT / 2, regret, -np.inf)))
+
+
+def _split(node: Problem, keep, bounds) -> list[tuple[float, Problem]]:
+    """A node for each subgroup of the class whose second best one costs most, the cheapest last."""
+    split = int(np.argmax(np.sort(bounds, axis=1)[:, 1]))
     children = []
     for g in np.argsort(-bounds[split]):
         if keep[split, g]:
@@ -153,79 +130,9 @@ def _expand(node: Problem, best: _Best) -> list[tuple[float, Problem]]:
     return children
 
 
-def _pass(node: Problem, *, forward: bool) -> float:
-    def gains(start, stop, others):
-        return node.gains[start:stop, :, :, others].copy()
-
-    return trws_pass(gains, node.unary.T, node.messages, forward=forward) + node.constant
-
-
-def subgroup_bounds(node: Problem) -> np.ndarray:
-    """A lower bound (n, G) of all choices that take a subgroup, after a forward pass.
-
-    The pass leaves, with the share γ_i (θ̂_i - min θ̂_i) given to every later pair, costs of at least 0 above its bound:
-    a subgroup adds its own rest and the least of each of its pairs.
-    """
-    num = len(node.unary)
-    later = np.arange(num - 1, -1, -1)[:, None]
-    reached = node.unary + node.messages.sum(axis=2)
-    above = reached - reached.min(axis=1, keepdims=True)
-    share = above / np.maximum(np.maximum(later, num - 1 - later), 1)
-    rest = np.where(node.unary < ABSENT, np.maximum(above - later * share, 0), ABSENT)
-    costs = share[:, :, None, None] - node.gains - node.messages[:, :, None, :] - node.messages.transpose(2, 1, 0)[:, None]
-    least = costs.min(axis=(1, 2))
-    earlier = np.triu(np.ones((num, num), dtype=bool), 1)
-    bound = node.constant + reached.min(axis=1).sum() + least[earlier].sum()
-    costs -= least[:, None, None, :]
-    costs = np.where(earlier[:, None, None, :], costs, costs.transpose(3, 2, 1, 0))
-    costs[np.arange(num), :, :, np.arange(num)] = 0
-    reach = (costs + rest.T).min(axis=2)
-    reach[np.arange(num), :, np.arange(num)] = 0
-    return bound + rest + reach.sum(axis=2)
-
-
-def restrict(node: Problem, keep) -> Problem:
-    """`node` with only the subgroups `keep` (n, G), classes with a single one fixed."""
-    counts = keep.sum(axis=1)
-    constant, unary, choice = node.constant, node.unary.copy(), node.choice.copy()
-    for i in np.flatnonzero(counts == 1):
-        g = int(np.argmax(keep[i]))
-        constant += float(unary[i, g])
-        unary -= node.gains[:, :, g, i]
-        choice[node.classes[i]] = node.subgroups[i, g]
-    free = np.flatnonzero(counts > 1)
-    size = int(counts[free].max(initial=1))
-    order = np.argsort(~keep[free], axis=1, kind="stable")[:, :size]
-    absent = np.arange(size) >= counts[free, None]
-    order = np.where(absent, order[:, :1], order)
-    own = free[:, None]
-    return Problem(
-        constant=constant,
-        unary=np.where(absent, ABSENT, unary[own, order]),
-        gains=node.gains[own[:, :, None, None], order[:, :, None, None], order.T, free],
-        classes=node.classes[free],
-        subgroups=node.subgroups[own, order],
-        messages=node.messages[own[:, :, None], order[:, :, None], free],
-        choice=choice,
-    )
-
-
-def _descend(node: Problem, x) -> np.ndarray:
-    """x (n,) after moving one class at a time, the one that gains most, until none gains."""
-    x, own = x.copy(), np.arange(len(x))
-    scores = node.unary - node.gains[:, :, x, own].sum(axis=2)
-    while True:
-        gains = scores[own, x][:, None] - scores
-        i, g = np.unravel_index(int(np.argmax(gains)), gains.shape)
-        if gains[i, g] <= 1e-12 * (1 + abs(scores[i, g])):
-            return x
-        scores += node.gains[:, :, x[i], i] - node.gains[:, :, g, i]
-        x[i] = g
-
-
 def _enumerate(node: Problem) -> np.ndarray:
     """The best x (n,) of all, the first in lexicographic order among equals."""
-    counts = (node.unary < ABSENT).sum(axis=1)
+    counts = node.present().sum(axis=1)
     pairs = [[-node.gains[i, : counts[i], : counts[j], j] for j in range(i)] for i in range(len(counts))]
     return _best_of_all([row[:n] for row, n in zip(node.unary, counts, strict=True)], pairs)
 
@@ -254,7 +161,7 @@ def exhaustive(candidates, real, objective: Objective, *, limit: int = 20_000_00
     if number > limit:
         raise ValueError(f"exhaustive search allows {limit} choices, not {number:.3g}; use fewer classes or subgroups")
     unary, pairs, offsets = pair_tables(candidates, real, objective)
-    slices = [slice(a, b) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    slices = [slice(first, last) for first, last in pairwise(offsets)]
     tables = [[pairs[own, other] for other in slices[:i]] for i, own in enumerate(slices)]
     choice = _best_of_all([unary[own] for own in slices], tables)
     return choice, evaluate(choice, candidates, real, objective)

@@ -54,18 +54,22 @@ class Objective:
 
 @dataclass(frozen=True)
 class Terms:
-    """L and its two sums of logarithms: total = α · attraction - w · separation."""
+    """L and its two sums of logarithms: total = α · attraction - w · separation.
+
+    `coverage` is a sum over the classes of the share of real images that the chosen ones cover: selection_images.py.
+    """
 
     attraction: float
     separation: float
     total: float
+    coverage: float = 0.0
 
 
 @dataclass(frozen=True)
 class Selection:
     """A choice of subgroups, its objective, and how far from the best one it can be."""
 
-    choice: np.ndarray  # (C,) int64
+    choice: np.ndarray  # (C,) int64; (C, K) where images are chosen
     terms: Terms
     start: float  # the objective of the closest-to-real choice
     lower_bound: float | None  # no choice has a smaller objective; None: not computed

@@ -37,7 +37,7 @@ def solve(call, objective: Objective, *, restarts: int = 0, seed: int = 0) -> Se
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     attractions = np.concatenate(call("attractions"))
     weight = objective.pair_weight(len(sizes))
-    closest = first_minimum(attractions, offsets) - offsets[:-1]
+    closest = first_minimum(attractions, offsets, slack=1e-9) - offsets[:-1]
     settings = {**vars(objective), "restarts": restarts, "seed": seed}
     if objective.partners == "pool":
         return _separable(call, objective, offsets, attractions, closest, settings)
@@ -98,7 +98,7 @@ def accept(moves: Moves, centroids, objective: Objective, tolerance: float) -> M
         order = np.argsort(ids)
         new_new = np.empty((len(ids), len(ids)))
         new_new[:, order] = log_distances(new, new[order], ids, ids[order], epsilon)
-        changes = objective.alpha * block.attraction - weight * (new_all.sum(axis=1) - old_all.sum(axis=1))
+        changes = block.own - weight * (new_all.sum(axis=1) - old_all.sum(axis=1))
         mutual = -weight * (new_new - new_all[:, ids] - new_all[:, ids].T + old_all[:, ids])
         kept = []
         for k in range(len(ids)):
@@ -121,7 +121,7 @@ def _separable(call, objective, offsets, attractions, closest, settings) -> Sele
         separations += np.concatenate(call("pool_separations", start, pools))
     weight = 0.5 * objective.pair_weight(num_classes)
     scores = objective.alpha * attractions - weight * separations
-    best = first_minimum(scores, offsets)
+    best = first_minimum(scores, offsets, slack=objective.tolerance(num_classes) / 2)
     terms = Terms(float(attractions[best].sum()), float(0.5 * separations[best].sum()), float(scores[best].sum()))
     start = float(scores[offsets[:-1] + closest].sum())
     return Selection(best - offsets[:-1], terms, start, terms.total, "exact", "separable", 1, 0, settings)

@@ -17,9 +17,9 @@ class Moves:
     """Changes of choice, one a class: who moves where, what it gains alone, and the centroid it moves to."""
 
     classes: np.ndarray  # (M,) int64
-    choice: np.ndarray  # (M,) int64
+    choice: np.ndarray  # (M,) int64; (M, K) where images are chosen
     gains: np.ndarray  # (M,) decrease of L, float32 products
-    attraction: np.ndarray  # (M,) change of log(d(c, r) + ε), double
+    own: np.ndarray  # (M,) change of the terms of L that hold this class alone, double
     centroids: np.ndarray  # (M, D) float32
 
     def take(self, rows) -> "Moves":
@@ -30,9 +30,16 @@ class Moves:
 class History:
     """How the choice of a round came about: a full choice, and the moves accepted since, in order."""
 
-    choice: np.ndarray  # (C,) int64
+    choice: np.ndarray  # (C,) int64; (C, K) where images are chosen
     centroids: np.ndarray  # (C, D) float32
     moves: tuple[Moves, ...] = ()
+
+    def end(self) -> tuple[np.ndarray, np.ndarray]:
+        """Choice and centroids after all moves."""
+        choice, centroids = self.choice.copy(), self.centroids.copy()
+        for moves in self.moves:
+            choice[moves.classes], centroids[moves.classes] = moves.choice, moves.centroids
+        return choice, centroids
 
     def begins_with(self, earlier: "History") -> bool:
         """Whether this history continues `earlier`."""
@@ -115,7 +122,7 @@ class Shard:
         weight = self._objective.pair_weight(self._num_classes)
         scores = self._objective.alpha * self._attractions - weight * self._separations
         current = self._offsets[:-1] + self._choice
-        best = first_minimum(scores, self._offsets)
+        best = first_minimum(scores, self._offsets, slack=tolerance / 2)
         gains = scores[current] - scores[best]
         moving = np.flatnonzero(gains > tolerance)
         best, current = best[moving], current[moving]
@@ -125,7 +132,7 @@ class Shard:
             classes=self._first + moving,
             choice=choice,
             gains=gains[moving],
-            attraction=self._attractions[best] - self._attractions[current],
+            own=self._objective.alpha * (self._attractions[best] - self._attractions[current]),
             centroids=np.stack(rows) if rows else np.empty((0, self._centroids.shape[1]), np.float32),
         )
 
@@ -152,12 +159,12 @@ class Shard:
             self._separations = self._sums(self._centroids, np.arange(self._num_classes))
             seen = History(history.choice, history.centroids)
         for moves in history.moves[len(seen.moves) :]:
-            order = np.argsort(moves.classes)
-            ids, new = moves.classes[order], moves.centroids[order]
-            self._separations += self._sums(new, ids) - self._sums(self._centroids[ids], ids)
-            self._centroids[ids] = new
+            moves = moves.take(np.argsort(moves.classes))
+            ids = moves.classes
+            self._separations += self._sums(moves.centroids, ids) - self._sums(self._centroids[ids], ids)
+            self._centroids[ids] = moves.centroids
             mine = (ids >= self._first) & (ids < self._first + len(self._candidates))
-            self._choice[ids[mine] - self._first] = moves.choice[order][mine]
+            self._choice[ids[mine] - self._first] = moves.choice[mine]
         self._followed = history
 
     def _own(self, values):
@@ -174,10 +181,13 @@ class Shard:
         return sums
 
 
-def first_minimum(values, offsets) -> np.ndarray:
-    """Position (n,) of the first smallest of the values offsets[i] ... offsets[i+1] - 1, for each i."""
-    smallest = np.repeat(np.minimum.reduceat(values, offsets[:-1]), np.diff(offsets))
-    hits = np.flatnonzero(values == smallest)
+def first_minimum(values, offsets, slack: float) -> np.ndarray:
+    """Position (n,) of the first of the values offsets[i] ... offsets[i+1] - 1 within `slack` of their least, for each i.
+
+    Equal candidates get values that differ by rounding: the first of them is taken.
+    """
+    least = np.repeat(np.minimum.reduceat(values, offsets[:-1]), np.diff(offsets))
+    hits = np.flatnonzero(values <= least + slack)
     return hits[np.searchsorted(hits, offsets[:-1])]
 
 

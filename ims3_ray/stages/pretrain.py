@@ -43,12 +43,20 @@ SECOND_SEED = 1  # added to the seed of the classifier that judges samples
 
 
 class Pretraining:
-    """One run over all trainings; `work` holds what they leave on the way."""
+    """One run over all trainings. What each leaves is fingerprinted by what it depends on, and found by later runs."""
 
     def __init__(self, config: Pretrain, images: ImageSet, storage: Directory, machine: Machine):
         self.config, self.images, self.machine, self.storage = config, images, machine, storage
-        self.name = fingerprint([config.model_dump(mode="json", exclude={"workers", "storage"}), images.fingerprint])
-        self.work = storage / "pretrain" / self.name
+        shared = [config.seed, config.image_size, config.micro_batches, config.log_every, images.fingerprint]
+        vae = fingerprint([shared, config.vae.model_dump(mode="json"), machine.device])
+        extractor = config.extractor.model_dump(mode="json")
+        keys = {
+            "vae": vae,
+            "transformer": fingerprint([shared, config.transformer.model_dump(mode="json"), vae, machine.device]),
+            "extractor": fingerprint([shared, extractor, machine.device]),
+            "judge": fingerprint([shared, extractor, machine.device, SECOND_SEED]),
+        }
+        self.made = {name: storage / "pretrain" / name / key for name, key in keys.items()}
         self.pixels = Pixels(images, config.image_size)
         self.network = {
             "name": config.extractor.network,
@@ -71,7 +79,7 @@ class Pretraining:
             config=dit,
             vae=config.vae,
             scaling_factor=factor,
-            trained_vae=self.work / "vae",
+            trained_vae=self.made["vae"],
             image_size=config.image_size,
         )
         for which, seed in (("extractor", config.seed), ("judge", config.seed + SECOND_SEED)):
@@ -81,7 +89,7 @@ class Pretraining:
         return figures
 
     def _train(self, name: str, task: type[Task], section: Any, *, seed: int | None = None, **arguments: Any) -> None:
-        out = self.work / name
+        out = self.made[name]
         if out.exists(VALUES):
             return
         ema_decay = getattr(section, "ema_decay", 0.999)
@@ -107,15 +115,14 @@ class Pretraining:
             ),
             out=out,
             checkpoints=self.storage / "checkpoints",
-            name=f"pretrain-{name}-{self.name}",
+            name=f"pretrain-{name}-{out.path.rsplit('/', 1)[-1]}",
             stage=name[:9],
             machine=self.machine,
-            on_metrics=lambda step, metrics: self.work.write(f"{name}-metrics.json", json.dumps(metrics).encode()),
         )
 
     def _scaling_factor(self) -> tuple[float, float]:
         """1 / deviation of the training images' latents (Rombach et al. 2022, appendix G), and that deviation."""
-        vae = load_trained_vae(self.config.vae, self.config.image_size, 1.0, self.work / "vae", torch.device("cpu"))
+        vae = load_trained_vae(self.config.vae, self.config.image_size, 1.0, self.made["vae"], torch.device("cpu"))
         mean, logvar = encode_all(vae, self.pixels.read()[0], torch.device("cpu"))
         variance = mean.double().var() + logvar.double().exp().mean()
         return round(float(variance.rsqrt()), 6), float(variance.sqrt())
@@ -141,15 +148,15 @@ class Pretraining:
             return {}
         options = self.machine.actor_resources
         agreed = ray.get(
-            ray.remote(**options)(agreement).remote(self.config, dit, factor, self.work, self.network, self.machine.device)
+            ray.remote(**options)(agreement).remote(self.config, dit, factor, self.made, self.network, self.machine.device)
         )
         return {"agreement": agreed, "agreement_images": self.config.check_images}
 
     def _write(self, out: Path, dit: DiTConfig, factor: float, figures: dict[str, Any]) -> None:
         cpu = torch.device("cpu")
-        vae = load_trained_vae(self.config.vae, self.config.image_size, factor, self.work / "vae", cpu)
-        model = _load(DiT(dit), self.work / "transformer")
-        classifier = _load(build_classifier(self.network, 0), self.work / "extractor")
+        vae = load_trained_vae(self.config.vae, self.config.image_size, factor, self.made["vae"], cpu)
+        model = _load(DiT(dit), self.made["transformer"])
+        classifier = _load(build_classifier(self.network, 0), self.made["extractor"])
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
             folder = Path(temporary) / out.name
@@ -159,12 +166,12 @@ class Pretraining:
             folder.replace(out)
 
 
-def agreement(config: Pretrain, dit: DiTConfig, factor: float, work: Directory, network: dict, device: str) -> float:
+def agreement(config: Pretrain, dit: DiTConfig, factor: float, made: dict[str, Directory], network: dict, device: str) -> float:
     """Share of samples at `check_guidance_scale` whose label the second classifier gives."""
     on = prepare_device(device)
-    model = _load(DiT(dit), work / "transformer").to(on)
-    judge = _load(build_classifier(network, 0), work / "judge").to(on)
-    vae = load_trained_vae(config.vae, config.image_size, factor, work / "vae", on)
+    model = _load(DiT(dit), made["transformer"]).to(on)
+    judge = _load(build_classifier(network, 0), made["judge"]).to(on)
+    vae = load_trained_vae(config.vae, config.image_size, factor, made["vae"], on)
     predict = with_guidance(model, model.null_label, scale=config.check_guidance_scale, channels=dit.in_channels)
     timesteps, abar = respaced(CHECK_STEPS), alphas_bar()
     labels = torch.arange(config.check_images) % dit.num_classes
