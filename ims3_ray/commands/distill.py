@@ -16,6 +16,8 @@ from .. import cluster
 from ..config import Config, load_config, parse_overrides
 from ..errors import InputError
 
+SETS = {"distilled": "distilled", "random": "random real", "full": "full real"}  # in the order of the table
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", default="digits", metavar="NAME|FILE", help="a named run, or a YAML file like those")
@@ -44,19 +46,21 @@ def summary_lines(config: Config, made: Any) -> list[str]:
         document = made.evaluation
         lines.append(f"accuracy on the {document['split']} images, {document['protocol']}, mean ± 95 % interval over seeds")
         lines.append(f"  {'set':<12}{'images':>8}  {'last':>14}  {'best':>14}   coverage  low-density")
-        titles = {"distilled": "distilled", "random": "random real", "full": "full real"}
-        for name, of_set in document["sets"].items():
+        for name, title in SETS.items():
+            if name not in document["sets"]:
+                continue
+            of_set = document["sets"][name]
             covered = document["coverage"].get(name)
             shown = f"{covered['coverage']:11.3f}{covered['low_density_coverage']:13.3f}" if covered else ""
             cells = [f"{100 * of_set[w]['mean']:6.2f} ± {100 * of_set[w]['interval']:.2f}" for w in ("last", "best")]
-            lines.append(f"  {titles[name]:<12}{of_set['images']:>8}  {cells[0]:>14}  {cells[1]:>14}{shown}")
+            lines.append(f"  {title:<12}{of_set['images']:>8}  {cells[0]:>14}  {cells[1]:>14}{shown}")
         lines.append("  (last is the figure; best looks at the scored images and is a diagnostic)")
         lines.append("")
     lines.append(f"  {'stage':<10}{'rows':>8} {'unit':<12}{'seconds':>9}{'rows/s':>10}")
     for stage in made.stages:
         found = "" if stage["ran"] else "  found complete"
         lines.append(
-            f"  {stage['name']:<10}{stage['rows']:>8} {stage['unit']:<12}{stage['seconds']:>9.1f}{stage['rate']:>10.1f}{found}"
+            f"  {stage['name']:<10}{stage['rows']:>8} {stage['unit']:<12}{stage['seconds']:>9.1f}{stage['rate']:>10.2f}{found}"
         )
     lines += [
         "",
