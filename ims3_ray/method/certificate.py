@@ -72,6 +72,8 @@ def certify(
         bound = sum(run(Group.closest, [(group, objective.alpha) for group in groups]))
     else:
         bound = weight * methods[method](selection, groups, objective, run)
+    rounding = ROUNDING * (abs(selection.objective) + weight * num_classes * (num_classes - 1) / 2)
+    assert bound <= selection.objective + rounding, f"{method} gives {bound} above a choice of {selection.objective}"
     return replace(selection, lower_bound=min(bound, selection.objective), certificate=method)
 
 

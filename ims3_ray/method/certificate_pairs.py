@@ -79,7 +79,6 @@ def handshake(a: Group, b: Group, choice_a, choice_b, cost_a, cost_b, epsilon: f
     rows, columns = a.padded()[0], b.padded()[0]
     cost_a = cost_a.copy()
     cost_b = cost_a if a.first_class == b.first_class else cost_b.copy()
-    absent_a, absent_b = cost_a >= ABSENT, cost_b >= ABSENT
     for i, j in _tile_pairs(len(choice_a), len(choice_b)):
         within = cost_a is cost_b and i == j
         if cost_a is cost_b and j.start < i.start:
@@ -90,9 +89,7 @@ def handshake(a: Group, b: Group, choice_a, choice_b, cost_a, cost_b, epsilon: f
         for one, other in matchings(num_a, None if within else num_b):
             costs = np.take(table, one * num_b + other, axis=2).astype(np.float64)
             one, other = i.start + one, j.start + other
-            new_a, new_b = shake(costs, cost_a[:, one], cost_b[:, other])
-            cost_a[:, one] = np.where(absent_a[:, one], ABSENT, new_a)
-            cost_b[:, other] = np.where(absent_b[:, other], ABSENT, new_b)
+            cost_a[:, one], cost_b[:, other] = shake(costs, cost_a[:, one], cost_b[:, other])
     return cost_a, cost_b
 
 

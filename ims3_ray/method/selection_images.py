@@ -12,11 +12,12 @@ selection_rounds.py. The outcome is a choice that no single swap improves.
 import numpy as np
 
 from .coverage import neighbour_distances
-from .selection import Objective, Selection, Terms, evaluate, pair_separation
+from .selection import COINCIDENT, Objective, Selection, Terms, evaluate, pair_separation, refuse_coincident
 from .selection_rounds import descend, local_call
 from .selection_shard import History, Moves, check_candidates, check_counts, split_classes
 
 SHORTLIST = 64  # swaps, the best by first order, that are computed before all are
+BLOCK_VALUES = 1_000_000  # of a block of swaps times classes
 
 
 def select_images(images, real, objective: Objective, size: int, **options) -> Selection:
@@ -119,6 +120,7 @@ class ImageShard:
     def own_terms(self, choice) -> np.ndarray:
         """log(d(c, r) + ε) and coverage, (n, 2)."""
         distances = 1 - np.einsum("cd,cd->c", self.centroids(choice).astype(np.float64), self._real)
+        refuse_coincident(distances[:, None], self._first + np.arange(len(distances)), None, self._objective.epsilon)
         logs = np.log(np.maximum(distances, 0) + self._objective.epsilon)
         covered = [c[chosen].any(axis=0).mean() for c, chosen in zip(self._covers, self._own(choice), strict=True)]
         return np.stack([logs, covered], axis=1)
@@ -128,7 +130,7 @@ class ImageShard:
         choice, centroids = history.end()
         moving = []
         for k, before in enumerate(self._own(choice)):
-            pool = _Pool(self, k, centroids)
+            pool = self._pool(k, np.delete(centroids, self._first + k, axis=0))
             after, gain = pool.improve(before, tolerance)
             if gain > tolerance:
                 own = pool.own_cost(after) - pool.own_cost(before)
@@ -138,6 +140,10 @@ class ImageShard:
             return Moves(none.astype(int), np.zeros((0, self._size), int), none, none, centroids[:0])
         return Moves(*(np.array(column) for column in zip(*moving, strict=True)))
 
+    def _pool(self, k: int, others) -> "_Pool":
+        real, covers = self._real[k], self._covers[k].astype(np.float64)
+        return _Pool(self._images[k], real, others, self._objective, self._weight, covers, self._coverage)
+
     def _own(self, values):
         return values[self._first : self._first + len(self._images)]
 
@@ -145,14 +151,11 @@ class ImageShard:
 class _Pool:
     """One class's images against the centroids of the others: products, in double precision, and swaps."""
 
-    def __init__(self, shard: ImageShard, k: int, centroids):
-        images, real = shard._images[k], shard._real[k]
-        others = np.delete(centroids, shard._first + k, axis=0)
-        self.objective, self.weight, self.kappa = shard._objective, shard._weight, shard._coverage
-        self.covers = shard._covers[k].astype(np.float64)
+    def __init__(self, images, real, others, objective: Objective, weight: float, covers, kappa: float):
+        self.epsilon, self.alpha, self.covers, self.kappa = objective.epsilon, objective.alpha, covers, kappa
         self.products = np.column_stack([images.astype(np.float64) @ real, (images @ others.T).astype(np.float64)])
         self.gram = (images @ images.T).astype(np.float64)
-        self.weights = np.concatenate([[self.objective.alpha], np.full(len(others), -self.weight)])
+        self.weights = np.concatenate([[objective.alpha], np.full(len(others), -weight)])
 
     def improve(self, chosen, tolerance: float) -> tuple[np.ndarray, float]:
         """`chosen` (K,) after up to K of the best swaps that gain more than `tolerance` each, and what they gain."""
@@ -176,7 +179,7 @@ class _Pool:
         """α log(d(c, r) + ε) - κ coverage."""
         cosine = self.products[chosen, 0].sum() / np.sqrt(self.gram[np.ix_(chosen, chosen)].sum())
         covered = self.covers[chosen].any(axis=0).mean()
-        return self.objective.alpha * np.log(max(1 - cosine, 0) + self.objective.epsilon) - self.kappa * covered
+        return self.alpha * np.log(max(1 - cosine, COINCIDENT) + self.epsilon) - self.kappa * covered
 
     def _best(self, chosen, free, swaps, shape) -> tuple[tuple[int, int], float]:
         """The best of the `swaps`, flat indices into (K, N - K), by the exact change of L, and its gain."""
@@ -185,8 +188,9 @@ class _Pool:
         sums, reach = self.products[chosen].sum(axis=0), self.gram[chosen].sum(axis=0)
         coverage = self._coverage_changes(chosen, free)
         now = self._costs(sums[None], squared)[0]
-        for start in range(0, len(swaps), 1024):
-            a, b = np.unravel_index(swaps[start : start + 1024], shape)
+        block = max(1, BLOCK_VALUES // len(sums))
+        for start in range(0, len(swaps), block):
+            a, b = np.unravel_index(swaps[start : start + block], shape)
             out, into = chosen[a], free[b]
             moved = self.gram[out, out] + self.gram[into, into] - 2 * self.gram[out, into]
             norms = squared + 2 * (reach[into] - reach[out]) + moved
@@ -200,26 +204,28 @@ class _Pool:
     def _costs(self, sums, squared) -> np.ndarray:
         """α log(d(c, r) + ε) - w Σ_j log(d(c, c_j) + ε) of sums of products (m, C) and squared lengths |s|² (m,)."""
         cosines = sums / np.sqrt(squared)[..., None]
-        return np.log(np.maximum(1 - cosines, 1e-12) + self.objective.epsilon) @ self.weights
+        return np.log(np.maximum(1 - cosines, COINCIDENT) + self.epsilon) @ self.weights
 
     def _first_order(self, chosen, free) -> np.ndarray:
         """The change of L by every swap (K, N - K), up to first order in the centroid."""
         length = np.sqrt(self.gram[np.ix_(chosen, chosen)].sum())
         cosines = self.products[chosen].sum(axis=0) / length
-        slopes = -self.weights / (np.maximum(1 - cosines, 1e-12) + self.objective.epsilon)
+        slopes = -self.weights / (np.maximum(1 - cosines, COINCIDENT) + self.epsilon)
         along = self.gram[:, chosen].sum(axis=1) / length  # f·c
         values = (self.products @ slopes - along * (cosines @ slopes)) / length
         return values[free] - values[chosen][:, None] - self.kappa * self._coverage_changes(chosen, free)
 
     def _coverage_changes(self, chosen, free) -> np.ndarray:
-        """Change of coverage (K, N - K) by every swap."""
-        if not self.kappa:
-            return np.zeros((len(chosen), len(free)))
-        counts = self.covers[chosen].sum(axis=0)
-        gained = (self.covers[free] * (counts == 0)).sum(axis=1)
-        alone = self.covers[chosen] * (counts == 1)
-        lost = alone.sum(axis=1)[:, None] - alone @ self.covers[free].T
-        return (gained - lost) / len(counts)
+        return coverage_changes(self.covers, chosen, free) if self.kappa else np.zeros((len(chosen), len(free)))
+
+
+def coverage_changes(covers, chosen, free) -> np.ndarray:
+    """Change of the covered share (K, N - K) when one of `chosen` (K,) makes way for one of `free`; covers (N, M)."""
+    counts = covers[chosen].sum(axis=0)
+    gained = covers[free] @ (counts == 0)
+    alone = covers[chosen] * (counts == 1)
+    lost = alone.sum(axis=1)[:, None] - alone @ covers[free].T
+    return (gained - lost) / len(counts)
 
 
 def _unit(rows) -> np.ndarray:

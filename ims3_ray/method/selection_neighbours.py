@@ -7,7 +7,7 @@ An approximation of what shards propose alone: the moves are still accepted by t
 import faiss
 import numpy as np
 
-from .selection import Objective
+from .selection import COINCIDENT, Objective
 from .selection_shard import History, Shard
 
 
@@ -30,19 +30,23 @@ class NeighbourShard(Shard):
         choice, self._centroids = history.end()
         self._choice = choice[self._first : self._first + len(self._candidates)]
         total = self._centroids.sum(axis=0, dtype=np.float64)
-        sums = [self._pruned(k, near, total) for k, near in enumerate(self._near)]
+        sums = [
+            pruned_sums(pool, i, near, self._centroids, total, self._objective.epsilon)
+            for i, (pool, near) in enumerate(zip(self._candidates, self._near, strict=True), self._first)
+        ]
         self._separations, self._followed = np.concatenate(sums), history
 
-    def _pruned(self, k: int, near, total) -> np.ndarray:
-        """Σ_j log(d + ε) (G,) of the candidates of the shard's class k."""
-        epsilon, pool = self._objective.epsilon, self._candidates[k]
-        close = self._centroids[near]
-        logs = np.log(np.maximum(1 - pool @ close.T, 1e-6) + np.float32(epsilon)).sum(axis=1, dtype=np.float64)
-        far = len(self._centroids) - 1 - len(near)
-        if far:
-            mean = (total - close.sum(axis=0, dtype=np.float64) - self._centroids[self._first + k]) / far
-            logs += far * np.log(1 - pool @ mean + epsilon)
-        return logs
+
+def pruned_sums(pool, i: int, near, centroids, total, epsilon: float) -> np.ndarray:
+    """Σ_j log(d + ε) (G,) of class i's candidates to `centroids` (C, D), whose sum is `total`: `near` ones exactly."""
+    close = centroids[near]
+    distances = np.maximum(1 - pool @ close.T, np.float32(COINCIDENT))
+    logs = np.log(distances + np.float32(epsilon)).sum(axis=1, dtype=np.float64)
+    num_far = len(centroids) - 1 - len(near)
+    if num_far:
+        mean = (total - close.sum(axis=0, dtype=np.float64) - centroids[i]) / num_far
+        logs += num_far * np.log(1 - pool @ mean + epsilon)
+    return logs
 
 
 def nearest_classes(centroids, own, first_class: int, neighbours: int) -> np.ndarray:
@@ -51,5 +55,8 @@ def nearest_classes(centroids, own, first_class: int, neighbours: int) -> np.nda
     index = faiss.IndexFlatIP(centroids.shape[1])
     index.add(np.ascontiguousarray(centroids))
     found = index.search(np.ascontiguousarray(own), count + 1)[1]
-    ids = first_class + np.arange(len(own))
-    return np.array([np.delete(row, np.append(np.flatnonzero(row == i), count)[0]) for row, i in zip(found, ids, strict=True)])
+    rows = []
+    for i, row in enumerate(found, first_class):
+        itself = np.flatnonzero(row == i)
+        rows.append(np.delete(row, itself[0] if len(itself) else count))
+    return np.array(rows)

@@ -1,6 +1,7 @@
 """Proven minima."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from ims3_ray.method.exact import branch_and_bound, exhaustive, whole_problem
 from ims3_ray.method.exact_problem import restrict, subgroup_bounds, tighten
 from ims3_ray.method.selection import Objective, evaluate
+from ims3_ray.method.selection_rounds import select
 
 PAPER = Objective(0.4, 0.9)
 VARIANTS = [Objective(0.4, 0.9), Objective(0.4, 0.9, 0.01, "none")]
@@ -59,6 +61,21 @@ def test_branch_and_bound_finds_what_enumeration_finds(objective, noise, monkeyp
         assert result.certificate == "exact" and result.gap == 0
         assert result.objective == pytest.approx(best.total, rel=1e-9)
         assert np.array_equal(result.choice, choice)
+
+
+@pytest.mark.parametrize("rank", [1, -1])
+@pytest.mark.parametrize("noise", [None, 0.5])
+def test_branch_and_bound_improves_on_any_start(noise, rank, monkeypatch):
+    """From the second best choice, of which little is left to gain, and from the worst."""
+    monkeypatch.setattr("ims3_ray.method.exact.ENUMERATED", 1)
+    monkeypatch.setattr("ims3_ray.method.exact.descend", lambda node, x: x)
+    for seed in range(6):
+        candidates, real = instance([3, 1, 2, 4, 2], seed, noise, width=6)
+        everything = {c: evaluate(c, candidates, real, PAPER) for c in itertools.product(*map(range, [3, 1, 2, 4, 2]))}
+        ranked = sorted(everything, key=lambda c: everything[c].total)
+        first = replace(select(candidates, real, PAPER), choice=np.array(ranked[rank]), terms=everything[ranked[rank]])
+        monkeypatch.setattr("ims3_ray.method.exact.select", lambda *args, first=first, **options: first)
+        assert tuple(branch_and_bound(candidates, real, PAPER).choice) == ranked[0]
 
 
 def test_a_hundred_classes_are_proved_optimal():
