@@ -46,6 +46,11 @@ class Directory:
         return f"{self.filesystem.type_name}://{self.path}"
 
     @property
+    def name(self) -> str:
+        """The last part of the path: of an artefact, its fingerprint."""
+        return self.path.rsplit("/", 1)[-1]
+
+    @property
     def is_local(self) -> bool:
         return isinstance(self.filesystem, fs.LocalFileSystem)
 

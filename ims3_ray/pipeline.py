@@ -87,7 +87,7 @@ class Step:
 
     @property
     def fingerprint(self) -> str:
-        return self.directory.path.rsplit("/", 1)[-1]
+        return self.directory.name
 
 
 def plan(context: Context) -> list[Step]:
@@ -118,7 +118,7 @@ def run_step(context: Context, step: Step) -> Step:
             "stage": step.stage.name,
             "version": step.stage.module.VERSION,
             "fingerprint": step.fingerprint,
-            "inputs": {noun: directory.path.rsplit("/", 1)[-1] for noun, directory in step.parents.items()},
+            "inputs": {noun: directory.name for noun, directory in step.parents.items()},
             "seconds": round(seconds, 3),
             "rate": round(made / seconds, 3),
             "device": context.machine.device,

@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Key = tuple[int | str, ...]
-
 
 def key_seed(*key: int | str) -> int:
     """A 63-bit seed for `key`: BLAKE2b of its parts, each with its type and length, so that no two keys run together."""

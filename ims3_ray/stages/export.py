@@ -22,7 +22,7 @@ def run(context: Context, out: Directory, selection: Directory, candidates: Dire
     write = ray.remote(num_cpus=0.5)(distilled.write_class)
     written = ray.get([write.remote(out, shared, classes, label) for label in range(len(classes))])
     out.write(distilled.PARQUET, distilled.to_parquet(images, classes))
-    out.write("README.md", distilled.card(images, classes, context.config.recipe, out.path.rsplit("/", 1)[-1]).encode())
+    out.write("README.md", distilled.card(images, classes, context.config.recipe, out.name).encode())
     return {"rows": len(images), "images": [entry for entries in written for entry in entries]}
 
 

@@ -54,7 +54,7 @@ def run(context: Context, out: Directory, latents: Directory, inversions: Direct
         optimisation,
         out=out,
         checkpoints=context.storage / "checkpoints",
-        name=f"finetune-{out.path.rsplit('/', 1)[-1]}",
+        name=f"finetune-{out.name}",
         stage="finetune",
         machine=context.machine,
         on_metrics=lambda step, metrics: context.on_metrics("finetune", step, metrics),

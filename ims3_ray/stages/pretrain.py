@@ -115,7 +115,7 @@ class Pretraining:
             ),
             out=out,
             checkpoints=self.storage / "checkpoints",
-            name=f"pretrain-{name}-{out.path.rsplit('/', 1)[-1]}",
+            name=f"pretrain-{name}-{out.name}",
             stage=name[:9],
             machine=self.machine,
         )
