@@ -92,7 +92,7 @@ def _evaluation(context: Context) -> tuple[int, float]:
         per_set["full"] = len(context.images["train"])
     operations = 0.0
     for images in per_set.values():
-        budget = rules.budget(c.ipc, classes)
+        budget = rules.budget(max(1, round(images / classes)), classes)
         steps = budget.steps or budget.epochs * -(-images // budget.batch_size)
         operations += c.evaluate.seeds * steps * min(budget.batch_size, images) * BACKWARD * one
     return c.evaluate.seeds * len(per_set), operations

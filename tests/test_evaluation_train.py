@@ -39,7 +39,7 @@ def _set(per_class: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _score(train=None, test=None, *, chosen=None, seed=0, **changes):
     chosen = chosen or _protocol(**changes)
-    return train_and_score(*(train or _set(10, 1)), *(test or _set(20, 2)), protocol=chosen, num_classes=2, ipc=10, seed=seed)
+    return train_and_score(*(train or _set(10, 1)), *(test or _set(20, 2)), protocol=chosen, num_classes=2, seed=seed)
 
 
 def _values(score) -> dict:
@@ -85,6 +85,20 @@ def test_scored_images_do_not_touch_the_training():
     assert _score(test=_set(20, 2)).train_loss == _score(test=_set(20, 3)).train_loss
 
 
+def test_a_set_trains_for_the_epochs_of_its_own_size():
+    class Planned(Exception):
+        pass
+
+    def stop(step, steps):
+        raise Planned(steps)
+
+    for per_class, epochs in ((10, 2000), (11, 1500), (60, 1000)):
+        with pytest.raises(Planned) as planned:
+            chosen = _protocol(steps=None, schedule="steps", warmup=0.0)
+            train_and_score(*_set(per_class, 1), *_set(2, 2), protocol=chosen, num_classes=2, seed=0, progress=stop)
+        assert planned.value.args == (epochs * -(-2 * per_class // 8),)
+
+
 def test_training_losses_are_means_since_the_look_before():
     thirds, whole = _score(evaluations=3).train_loss, _score(evaluations=1).train_loss
     assert [step for step, _ in thirds] == [4, 8, 12] and [step for step, _ in whole] == [12]
@@ -101,7 +115,7 @@ def test_last_is_the_last_and_best_the_best_of_evenly_spaced_looks():
 def test_progress_is_told_after_every_step():
     told = []
     train_and_score(
-        *_set(4, 1), *_set(4, 2), protocol=_protocol(steps=5), num_classes=2, ipc=4, seed=0,
+        *_set(4, 1), *_set(4, 2), protocol=_protocol(steps=5), num_classes=2, seed=0,
         progress=lambda step, steps: told.append((step, steps)),
     )  # fmt: skip
     assert told == [(step, 5) for step in range(1, 6)]

@@ -69,20 +69,20 @@ def train_and_score(
     *,
     protocol: Protocol,
     num_classes: int,
-    ipc: int,
     seed: int,
     device: str | torch.device = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> Score:
     """Train the protocol's network on the first set and score it on the second.
 
-    `ipc` sets the number of epochs. `progress(step, steps)` is called after every step. Raises InputError for labels
-    outside the classes, a scored class without training images, and a network too deep for the protocol's image size.
+    The set's mean number of images a class sets the number of epochs, so that a full set trains as a full set does.
+    `progress(step, steps)` is called after every step. Raises InputError for labels outside the classes, a scored class
+    without training images, and a network too deep for the protocol's image size.
     """
     _check_labels(train_labels, test_labels, num_classes)
     device, size = torch.device(device), protocol.image_size
     model = build(protocol.network, num_classes, size, _generator(seed, "weights"), width=protocol.width).to(device)
-    budget = protocol.budget(ipc, num_classes)
+    budget = protocol.budget(max(1, round(len(train_labels) / num_classes)), num_classes)
     optimiser = torch.optim.SGD(
         model.parameters(),
         lr=budget.learning_rate,

@@ -22,7 +22,7 @@ from ..method.coverage import class_coverage
 from ..models.device import prepare_device
 from ..progress import bar
 
-VERSION = 1
+VERSION = 2
 READ_ROWS = 512  # images a reading task
 COVERAGE = ("coverage", "low_density_coverage", "density", "precision", "copy_rate", "vendi")
 
@@ -75,9 +75,7 @@ def _train(context: Context, rules: Protocol, sets: dict, tests: tuple[Any, Any]
     test = ray.put(tests)
     order = sorted(sets, key=lambda key: -len(sets[key][1]))
     pending = {
-        train.remote(
-            shared[id(sets[key])], test, rules, len(context.classes), context.config.ipc, key[1], context.machine.device
-        ): key
+        train.remote(shared[id(sets[key])], test, rules, len(context.classes), key[1], context.machine.device): key
         for key in order
     }
     done: dict[tuple[str, int], dict[str, Any]] = {}
@@ -90,14 +88,14 @@ def _train(context: Context, rules: Protocol, sets: dict, tests: tuple[Any, Any]
     return {name: [done[key] for key in sets if key[0] == name] for name in names}
 
 
-def score(data: tuple, tests: tuple, rules: Protocol, num_classes: int, ipc: int, seed: int, device: str) -> dict[str, Any]:
+def score(data: tuple, tests: tuple, rules: Protocol, num_classes: int, seed: int, device: str) -> dict[str, Any]:
     """One classifier trained on `data` (pixels, labels) and scored on `tests`, as plain data."""
     import torch
 
     images, labels, test_images, test_labels = (torch.from_numpy(np.array(a)) for a in (*data, *tests))
     result = train_and_score(
         images, labels, test_images, test_labels,
-        protocol=rules, num_classes=num_classes, ipc=ipc, seed=seed, device=prepare_device(device),
+        protocol=rules, num_classes=num_classes, seed=seed, device=prepare_device(device),
     )  # fmt: skip
     return dataclasses.asdict(result) | {"images": len(labels)}
 
