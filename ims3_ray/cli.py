@@ -19,6 +19,7 @@ COMMANDS = {  # name → module of this package with `add_arguments(parser)` and
     "distill": "ims3_ray.commands.distill",
     "pretrain": "ims3_ray.commands.pretrain",
     "runs": "ims3_ray.commands.runs",
+    "select": "ims3_ray.commands.select",
 }
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
 

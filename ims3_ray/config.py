@@ -6,18 +6,10 @@ what it says. All that changes a result stands in the recipe's sections and is f
 change speed and place alone.
 """
 
-import difflib
-import re
-from collections.abc import Mapping
-from importlib import resources
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
-
-from .errors import InputError
 
 DeviceKind = Literal["cpu", "cuda"]
 Precision = Literal["fp32", "bf16"]
@@ -128,8 +120,29 @@ class Select(Section):
     epsilon: Weight = 0.0
     normalization: Literal["per_class", "none"] = "per_class"
     partners: Literal["selected", "pool"] = "selected"
+    solver: Literal["rounds", "exact"] = "rounds"  # exact: branch and bound, up to 2,000 candidates in all
     restarts: Annotated[int, Field(ge=0)] = 8
-    real_images: Count = 200  # K_i, a seeded random subset per class
+    neighbours: Count | None = None  # rounds score this many nearest classes one by one, the far ones by their mean
+    certify: Literal["auto", "none", "half_pair", "handshake", "trws"] = "auto"  # what gives the lower bound
+    unit: Literal["subgroup", "image"] = "subgroup"  # image: any ipc of a class's candidates, beyond the paper
+    coverage: Weight = 0.0  # weight of the covered share of real images, where images are chosen
+    coverage_neighbours: Count = 5  # k of the coverage balls
+    real_images: Count | None = 200  # K_i, a seeded random subset per class; None takes all
+    memory: Annotated[float, Field(gt=0)] = 2.5  # GB an actor may take: more shards where they need more
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> "Select":
+        rules = (
+            (self.coverage and self.unit != "image", f"select.coverage: {self.coverage} needs select.unit=image"),
+            (self.unit == "image" and self.solver == "exact", "select.solver: exact needs select.unit=subgroup"),
+            (self.unit == "image" and self.partners == "pool", "select.partners: pool needs select.unit=subgroup"),
+            (self.neighbours and self.solver == "exact", "select.neighbours: needs select.solver=rounds"),
+            (self.neighbours and self.partners == "pool", "select.neighbours: needs select.partners=selected"),
+        )
+        for broken, rule in rules:
+            if broken:
+                raise ValueError(rule)
+        return self
 
 
 class Evaluate(Section):
@@ -205,6 +218,19 @@ class Pretrain(BaseSettings):
     storage: str = "./runs"
 
 
+class Selecting(BaseSettings):
+    """Selection alone, from anybody's candidates (jobs/select.py)."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", validate_default=True, env_prefix="IMS3_", env_nested_delimiter="__"
+    )
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    ipc: Count = 10  # images a class, where select.unit=image
+    select: Select = Select()
+    workers: Workers = Workers()
+
+
 class Config(BaseSettings):
     """A run: the recipe's sections, where it stores, and how many work on it."""
 
@@ -231,97 +257,3 @@ class Config(BaseSettings):
     def results(self) -> dict[str, Any]:
         """All that a result depends on, as plain data."""
         return self.model_dump(mode="json", exclude={"workers", "storage"})
-
-
-Settings = TypeVar("Settings", Config, Pretrain)
-
-
-def recipe_names() -> list[str]:
-    return sorted(
-        p.name.removesuffix(".yaml") for p in resources.files("ims3_ray.recipes").iterdir() if p.name.endswith(".yaml")
-    )
-
-
-def recipe_text(recipe: str) -> tuple[str, str]:
-    """(name, YAML text) of a recipe given by name or by path."""
-    if recipe in recipe_names():
-        return recipe, (resources.files("ims3_ray.recipes") / f"{recipe}.yaml").read_text()
-    path = Path(recipe)
-    if path.suffix in {".yaml", ".yml"} and path.is_file():
-        return path.stem, path.read_text()
-    raise InputError(f"recipe: {recipe!r} is neither a known recipe ({', '.join(recipe_names())}) nor a YAML file")
-
-
-def load_config(recipe: str = "digits", overrides: Mapping[str, Any] | None = None) -> Config:
-    """The configuration of `recipe` (name or path) with dotted `overrides`; InputError names every field at fault."""
-    name, text = recipe_text(recipe)
-    try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise InputError(f"recipe {recipe}: is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"recipe {recipe}: holds a {type(values).__name__}; give a mapping of sections to fields")
-    values.setdefault("recipe", name)
-    return _build(Config, values, overrides or {})
-
-
-def load_pretrain(overrides: Mapping[str, Any] | None = None) -> Pretrain:
-    """The configuration of a pretraining: the bundled digits' with `overrides`."""
-    return _build(Pretrain, {}, overrides or {})
-
-
-def _build(kind: type[Settings], values: dict[str, Any], overrides: Mapping[str, Any]) -> Settings:
-    for field, value in overrides.items():
-        _put(values, field, value)
-    try:
-        return kind(**values)
-    except ValidationError as error:
-        raise InputError("; ".join(_explain(e, kind) for e in error.errors())) from error
-
-
-def parse_overrides(words: list[str]) -> dict[str, Any]:
-    """`["sample.subgroups=20"]` as `{"sample.subgroups": 20}`; values are read as YAML."""
-    overrides = {}
-    for word in words:
-        field, equals, text = word.partition("=")
-        if not equals or not re.fullmatch(r"[a-z_][a-z0-9_.]*", field):
-            raise InputError(f"{word!r}: is no override; write field=value, such as sample.subgroups=20")
-        try:
-            overrides[field] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise InputError(f"{field}: value {text!r} can't be read; quote it as YAML") from error
-    return overrides
-
-
-def _put(values: dict[str, Any], field: str, value: Any) -> None:
-    *sections, last = field.split(".")
-    for section in sections:
-        values = values.setdefault(section, {})
-        if not isinstance(values, dict):
-            raise InputError(f"{field}: {section} is a plain value and has no field {last}")
-    if isinstance(value, Mapping) and isinstance(values.get(last), dict):
-        for inner, inner_value in value.items():
-            _put(values[last], inner, inner_value)
-    else:
-        values[last] = value
-
-
-def _explain(error: Mapping[str, Any], kind: type[BaseModel]) -> str:
-    location = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        known = _fields_beside(error["loc"], kind)
-        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        return f"{location}: unknown field; {hint}known here: {', '.join(known)}"
-    message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return message if message.startswith(f"{location}.") else f"{location}: {message}, got {error['input']!r}"
-
-
-def _fields_beside(location: tuple[Any, ...], model: Any) -> list[str]:
-    for part in location[:-1]:
-        annotation = model.model_fields[part].annotation
-        models = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
-        if not models:
-            return []
-        model = models[0]
-    return list(model.model_fields)

@@ -9,9 +9,10 @@ import yaml
 
 from . import cluster, preparation
 from .artifacts import fingerprint
-from .config import Config, load_config
+from .config import Config
 from .context import Context
 from .environment import hardware, versions
+from .overrides import load_config
 from .pipeline import Step, plan, run_step
 from .stages.evaluate import headline
 from .tracking import Tracker, tracking_uri

@@ -51,6 +51,11 @@ def _embed(c: Context) -> Any:
     return [c.inputs["images"], _on_device(c, c.config.embed), c.inputs["extractor"], c.info.image_size, device]
 
 
+def _select(c: Context) -> Any:
+    settings = c.config.select.model_dump(mode="json", exclude={"memory"})
+    return [settings, c.config.seed, list(c.classes), c.config.ipc if c.config.select.unit == "image" else None]
+
+
 def _evaluate(c: Context) -> Any:
     rules = protocol(c.config.evaluate.protocol).model_dump(mode="json")
     return [c.config.evaluate.model_dump(mode="json"), rules, c.config.seed, c.config.ipc, c.inputs["scored"], c.machine.device]
@@ -62,9 +67,7 @@ STAGES = (
     Stage("finetune", "adapter", ("latents", "inversions"), _finetune),
     Stage("embed", "features", (), _embed),
     Stage("sample", "candidates", ("adapter",), _sample),
-    Stage(
-        "select", "selection", ("candidates", "features"), lambda c: [c.config.select.model_dump(mode="json"), c.config.seed]
-    ),
+    Stage("select", "selection", ("candidates", "features"), _select),
     Stage("export", "distilled", ("selection", "candidates"), lambda c: [c.config.recipe, list(c.classes)]),
     Stage("evaluate", "evaluation", ("distilled", "selection", "candidates", "features"), _evaluate),
     Stage(

@@ -18,7 +18,8 @@ from .data.reading import BatchReader, payloads
 from .evaluation.augment import resized_crop
 from .method import losses
 from .method.ddim import add_noise, level, noise_of
-from .method.rng import generator, permutation
+from .method.keys import permutation
+from .method.rng import generator
 from .method.schedule import NUM_TRAIN_TIMESTEPS, alphas_bar
 from .models import classifiers
 from .models.batches import in_batches, to_images

@@ -4,7 +4,8 @@ from jaxtyping import install_import_hook
 
 # Before any module of the package is imported. Left out: the selection, which takes plain numbers and checks them
 # itself, and the stages, whose functions Ray replaces.
-CHECKED = ("data", "evaluation", "models", *(f"method.{name}" for name in ("coverage", "ddim", "losses", "rng", "schedule")))
+METHOD = ("coverage", "ddim", "keys", "losses", "rng", "schedule")
+CHECKED = ("data", "evaluation", "models", *(f"method.{name}" for name in METHOD))
 install_import_hook([f"ims3_ray.{name}" for name in CHECKED], "typecheck.checker")
 
 import numpy as np  # noqa: E402
@@ -99,14 +100,27 @@ def tiny_images(tmp_path_factory):
     return root
 
 
+def tiny_words(model, images, storage):
+    """The command-line overrides of a tiny run."""
+    places = {
+        "data.train": images / "train", "data.test": images / "test", "model.path": model, "embed.extractor": model,
+        "storage": storage,
+    }  # fmt: skip
+    return [*TINY, *(f"{field}={place}" for field, place in places.items())]
+
+
 @pytest.fixture
 def tiny_overrides(tiny_model, tiny_images, tmp_path):
-    """The command-line overrides of a tiny run, with a storage of its own."""
-    return [
-        *TINY,
-        f"data.train={tiny_images / 'train'}",
-        f"data.test={tiny_images / 'test'}",
-        f"model.path={tiny_model}",
-        f"embed.extractor={tiny_model}",
-        f"storage={tmp_path / 'runs'}",
-    ]
+    """The words of a tiny run with a storage of its own."""
+    return tiny_words(tiny_model, tiny_images, tmp_path / "runs")
+
+
+@pytest.fixture(scope="session")
+def finished_run(ray_cluster, tiny_model, tiny_images, tmp_path_factory):
+    """The words, and what came out, of an undisturbed tiny run: one actor a pool, two shards, one Train worker."""
+    from ims3_ray import distillation
+    from ims3_ray.overrides import load_config, parse_overrides
+
+    words = tiny_words(tiny_model, tiny_images, tmp_path_factory.mktemp("finished") / "runs")
+    config = load_config("digits", parse_overrides([*words, "workers={actors: 1, shards: 2, train_workers: 1}"]))
+    return words, distillation.run(config, lambda line: None)

@@ -1,8 +1,9 @@
 import pytest
 import yaml
 
-from ims3_ray.config import Config, load_config, load_pretrain, parse_overrides, recipe_names
+from ims3_ray.config import Config
 from ims3_ray.errors import InputError
+from ims3_ray.overrides import load_config, load_pretrain, parse_overrides, recipe_names
 
 
 def test_overrides_beat_the_recipe_the_recipe_the_environment_and_that_the_defaults(monkeypatch):

@@ -13,7 +13,7 @@ MAY_IMPORT = {  # a folder → what of the package it may import, beside itself
 }
 STAGE_MAY = {
     "artifacts", "cluster", "config", "context", "data", "environment", "errors", "evaluation", "fanout", "method", "models",
-    "pretraining", "progress", "report", "tables", "training",
+    "pretraining", "progress", "report", "selecting", "tables", "training",
 }  # fmt: skip
 
 

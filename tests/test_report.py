@@ -68,13 +68,18 @@ def evaluation(distilled=(0.90, 0.91, 0.92), random=(0.80, 0.81, 0.82)) -> dict:
 
 
 def selection(classes) -> dict:
-    per_class = {c: {"subgroups": [0, 1, 2], "distances_to_real": [0.3, 0.1, 0.2 + i]} for i, c in enumerate(classes)}
+    per_class = {
+        c: {"subgroups": [0, 1, 2], "distances_to_real": [0.3, 0.1, 0.2 + i], "distance_to_real": 0.2 + i}
+        for i, c in enumerate(classes)
+    }
     return {
         "selection": dict.fromkeys(classes, 2),
         "objective": -3.0,
         "terms": {"attraction": -4.0, "separation": -1.0},
         "start_objective": -2.5,
+        "unit": "subgroup",
         "lower_bound": None,
+        "certificate": "none",
         "gap": None,
         "solver": "coordinate descent",
         "settings": {"alpha": 0.4},
@@ -106,7 +111,6 @@ def report(classes=(HOSTILE, TEMPLATE, FORMULA), **changes) -> ReportData:
             "real_labels": labels,
             "candidate_features": near(labels),
             "candidate_labels": labels,
-            "candidate_subgroups": subgroups,
             "candidate_selected": subgroups == 2,
             "selection": selection(classes),
             "history": history,
@@ -249,7 +253,6 @@ def test_the_map_is_bounded_and_keeps_what_was_selected():
         "real_labels": np.zeros(n, int),
         "candidate_features": rng.normal(size=(n, 2)),
         "candidate_labels": np.zeros(n, int),
-        "candidate_subgroups": np.where(np.arange(n) < 50, 2, 1),
         "candidate_selected": np.arange(n) < 50,
     }
     with pytest.MonkeyPatch.context() as patch:
@@ -279,5 +282,3 @@ def test_data_that_does_not_fit_is_refused_with_its_field():
         report(("a", "b"), contact={"a": images, "b": images | {"distilled": []}})
     with pytest.raises(ValueError, match="real_labels: 0 to 7 do not fit 3 classes"):
         report(real_labels=np.array([0, 7]))
-    with pytest.raises(ValueError, match="candidate_selected: not the candidates of the subgroups"):
-        report(candidate_selected=report().candidate_subgroups == 1)

@@ -13,8 +13,9 @@ from typing import Any
 import yaml
 
 from .. import cluster
-from ..config import Config, load_config, parse_overrides
+from ..config import Config
 from ..errors import InputError
+from ..overrides import load_config, parse_overrides
 
 SETS = {"distilled": "distilled", "random": "random real", "full": "full real"}  # in the order of the table
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from .. import cluster
 from ..artifacts import open_storage
-from ..config import load_pretrain, parse_overrides
 from ..data.images import open_images
 from ..errors import InputError
+from ..overrides import load_pretrain, parse_overrides
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

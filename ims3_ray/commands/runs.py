@@ -9,8 +9,9 @@ import re
 from typing import Any
 
 from ..artifacts import open_directory
-from ..config import Config, load_config, parse_overrides
+from ..config import Config
 from ..errors import InputError
+from ..overrides import load_config, parse_overrides
 from ..tracking import RUN_TAG, client, experiment_id, flatten
 
 COLUMNS = ("accuracy", "accuracy/random/last", "coverage/distilled", "low_density_coverage/distilled")

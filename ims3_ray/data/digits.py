@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..artifacts import Directory
 from ..errors import InputError
-from ..method.rng import permutation
+from ..method.keys import permutation
 
 SPLITS = {"train": (0, 350), "validation": (350, 400), "test": (400, 500)}
 PREFIX = "package://digits/"

@@ -10,10 +10,11 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
@@ -21,6 +22,7 @@ from torch.utils.data import Dataset
 
 from ..artifacts import MANIFEST, Directory, open_directory, read_manifest
 from ..errors import InputError
+from ..tables import Columns
 
 PARQUET = "data/train-00000-of-00001.parquet"
 UNSAFE_NAME = re.compile(r'^\.|[/\\:*?"<>|\x00-\x1f]|[. ]$')
@@ -36,6 +38,16 @@ class DistilledImage:
     index: int
     seed: int
     png: bytes
+
+
+def is_selected(selection: Mapping[str, Any], classes: Sequence[str], rows: Columns) -> np.ndarray:
+    """Which candidates (N,) bool, by their label, subgroup and index, a selection.json names: subgroups or single images."""
+    chosen = selection["selection"]
+    if selection["unit"] == "subgroup":
+        return rows["subgroup"] == np.array([chosen[name] for name in classes])[rows["label"]]
+    named = {(label, g, k) for label, name in enumerate(classes) for g, k in chosen[name]}
+    keys = (rows[name].tolist() for name in ("label", "subgroup", "index"))
+    return np.array([key in named for key in zip(*keys, strict=True)], dtype=bool)
 
 
 def check_class_names(classes: Sequence[str]) -> None:

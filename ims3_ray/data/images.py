@@ -18,7 +18,7 @@ from pyarrow import fs
 
 from ..artifacts import Directory, fingerprint, open_directory
 from ..errors import InputError
-from ..method.rng import permutation
+from ..method.keys import permutation
 from . import digits
 
 SAMPLED_UP_FRONT = 64  # images decoded in full before any work starts, chosen by seed

@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.augment import augment, cutmix, normalise
 from ims3_ray.evaluation.protocols import Budget, Protocol
-from ims3_ray.method.rng import key_seed
+from ims3_ray.method.keys import key_seed
 from ims3_ray.models.classifiers import build
 
 SCORING_BATCH = 128  # images a forward pass when scoring; changes no result, larger ones are slower on a CPU

@@ -159,18 +159,33 @@ def log_distances(rows, columns, row_classes, column_classes, epsilon) -> np.nda
 
 
 def refuse_coincident(distances, row_classes, column_classes, epsilon) -> None:
-    """Raise ValueError, naming the classes, where ε is 0 and a distance (R, N) is nothing but rounding.
+    """Raise CoincidentError where ε is 0 and a distance (R, N) is nothing but rounding.
 
     `column_classes` None: each row's own real centroid is its one column.
     """
     if epsilon or not distances.size or distances.min() >= COINCIDENT:
         return
     row, column = np.unravel_index(int(np.argmin(distances)), distances.shape)
-    other = "its real centroid" if column_classes is None else f"one of class {column_classes[column]}"
-    raise ValueError(
-        f"epsilon must be above 0 where centroids coincide, not {epsilon}: a candidate of class {row_classes[row]} "
-        f"equals {other}; set epsilon to 1e-6, or remove the duplicate images"
-    )
+    raise CoincidentError(int(row_classes[row]), None if column_classes is None else int(column_classes[column]))
+
+
+class CoincidentError(ValueError):
+    """ε is 0 and a centroid of class `own` equals one of class `other`, or, where that is None, its real centroid."""
+
+    def __init__(self, own: int, other: int | None):
+        super().__init__(own, other)
+        self.own, self.other = own, other
+
+    def __str__(self) -> str:
+        return self.explain(str)
+
+    def explain(self, name_of) -> str:
+        """One line, with the class ids as `name_of` gives them."""
+        other = "its real centroid" if self.other is None else f"one of class {name_of(self.other)}"
+        return (
+            f"epsilon must be above 0 where centroids coincide: one of class {name_of(self.own)} equals {other}; "
+            "set epsilon to 1e-6, or remove the duplicate images"
+        )
 
 
 def subgroup_centroids(features, subgroups, *, label: str = "candidates") -> tuple[np.ndarray, np.ndarray]:
@@ -179,13 +194,13 @@ def subgroup_centroids(features, subgroups, *, label: str = "candidates") -> tup
     A centroid is the unit-length mean of unit-length features (N, D) whose subgroup (N,) is the same. `label` names
     the features in errors. Raises ValueError for no rows, NaN, zero features, and features that cancel out.
     """
-    unit, subgroups = _unit_rows(features, label), np.asarray(subgroups)
+    unit, subgroups = unit_rows(features, label), np.asarray(subgroups)
     if subgroups.shape != (len(unit),):
         raise ValueError(f"{label}: subgroups must be one number per feature ({len(unit)}), not {subgroups.shape}")
     order = np.argsort(subgroups, kind="stable")
     ids, first = np.unique(subgroups[order], return_index=True)
     sums = np.add.reduceat(unit[order], first, axis=0)
-    return ids, _unit_rows(sums, f"{label}: the means of the subgroups").astype(np.float32)
+    return ids, unit_rows(sums, f"{label}: the means of the subgroups").astype(np.float32)
 
 
 def real_centroid(features, *, label: str = "real images") -> np.ndarray:
@@ -193,7 +208,7 @@ def real_centroid(features, *, label: str = "real images") -> np.ndarray:
     return subgroup_centroids(features, np.zeros(len(features), int), label=label)[1][0]
 
 
-def _unit_rows(features, label) -> np.ndarray:
+def unit_rows(features, label) -> np.ndarray:
     """`features` (N, D) in double precision, each of unit length."""
     features = np.asarray(features, dtype=np.float64)
     if features.ndim != 2 or 0 in features.shape:

@@ -23,7 +23,6 @@ class ReportData:
     real_labels: Int[np.ndarray, " n"]
     candidate_features: Float[np.ndarray, "m d"]
     candidate_labels: Int[np.ndarray, " m"]
-    candidate_subgroups: Int[np.ndarray, " m"]
     candidate_selected: Bool[np.ndarray, " m"]
     selection: Mapping[str, Any]
     """As in selection.json: `selection` and `per_class` by class name, objective, terms, bound, gap, solver, settings."""
@@ -37,7 +36,7 @@ class ReportData:
     """What it is for → the shell command."""
 
     def __post_init__(self):
-        """Raises ValueError for a class without images, labels that are no class, and another selection's candidates."""
+        """Raises ValueError for a class without images and for labels that are no class."""
         for name in self.classes:
             if name not in self.contact or not self.contact[name]["distilled"]:
                 raise ValueError(f"contact: class {name!r} has no distilled image")
@@ -45,9 +44,6 @@ class ReportData:
             labels = getattr(self, labels_of)
             if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classes):
                 raise ValueError(f"{labels_of}: {labels.min()} to {labels.max()} do not fit {len(self.classes)} classes")
-        chosen = np.array([self.selection["selection"][name] for name in self.classes])[self.candidate_labels]
-        if not np.array_equal(self.candidate_selected, self.candidate_subgroups == chosen):
-            raise ValueError("candidate_selected: not the candidates of the subgroups in `selection`; give both of one run")
 
 
 def shown_classes(classes: Sequence[str], limit: int) -> list[int]:

@@ -170,12 +170,14 @@ def subgroups(selection: Mapping[str, Any], classes: Sequence[str]) -> Markup:
     svg.style(axes, grid="x", x="cosine distance of the subgroup's centroid to that of the real class")
     for row, name in enumerate(classes):
         ids, distances = (selection["per_class"][name][key] for key in ("subgroups", "distances_to_real"))
-        chosen = list(ids).index(selection["selection"][name])
-        axes.plot([min(distances), max(distances)], [row, row], color=GRID, linewidth=3, solid_capstyle="round")
-        others = [d for i, d in enumerate(distances) if i != chosen]
+        chosen = chosen_distance(selection, name)
+        axes.plot(
+            [min(*distances, chosen), max(*distances, chosen)], [row, row], color=GRID, linewidth=3, solid_capstyle="round"
+        )
+        others = [d for i, d in zip(ids, distances, strict=True) if i != selection["selection"][name]]
         ring = {"markerfacecolor": PAPER, "markeredgecolor": REAL, "markeredgewidth": 1.6}
         axes.plot(others, [row] * len(others), "o", markersize=8, **ring)
-        axes.plot(distances[chosen], row, "o", color=DISTILLED, markersize=11, markeredgecolor=PAPER, markeredgewidth=1.5)
+        axes.plot(chosen, row, "o", color=DISTILLED, markersize=11, markeredgecolor=PAPER, markeredgewidth=1.5)
     axes.set_yticks(range(len(classes)), [shortened(name) for name in classes], parse_math=False)
     axes.tick_params(axis="y", labelsize=13, labelcolor=INK, pad=12)
     axes.set_ylim(len(classes) - 0.4, -0.6)
@@ -190,6 +192,5 @@ def subgroup_rows(selection: Mapping[str, Any], classes: Sequence[str]) -> list[
 
 
 def chosen_distance(selection: Mapping[str, Any], name: str) -> float:
-    """Distance of the class's chosen subgroup to the real class."""
-    of_class = selection["per_class"][name]
-    return of_class["distances_to_real"][list(of_class["subgroups"]).index(selection["selection"][name])]
+    """Distance of what the class chose to the real class."""
+    return selection["per_class"][name]["distance_to_real"]

@@ -13,7 +13,7 @@ import ray
 from .. import tables
 from ..artifacts import Directory, read_rows
 from ..context import Context
-from ..data.distilled import DistilledSet
+from ..data.distilled import DistilledSet, is_selected
 from ..data.images import ImageSet
 from ..data.reading import BatchReader, payloads
 from ..evaluation.protocols import Protocol, protocol
@@ -124,9 +124,8 @@ def _coverage(context: Context, selection: Directory, candidates: Directory, fea
     """Class coverage of the distilled images, beside that of a random real subset of the same number, the yardstick."""
     config = context.config
     real = read_rows(features, tables.FEATURES)
-    drawn = read_rows(candidates, tables.CANDIDATES, ["label", "subgroup", "feature"])
-    chosen = selection.read_json("selection.json")["selection"]
-    picked = drawn["subgroup"] == np.array([chosen[name] for name in context.classes])[drawn["label"]]
+    drawn = read_rows(candidates, tables.CANDIDATES, ["label", "subgroup", "index", "feature"])
+    picked = is_selected(selection.read_json("selection.json"), context.classes, drawn)
     subset = context.images["train"].subset(config.ipc, "random", config.seed)
     ids = {context.images["train"].ids[row] for row in subset}
     yardstick = np.array([image_id in ids for image_id in real["image_id"]])

@@ -27,12 +27,10 @@ def run(context: Context, out: Directory, selection: Directory, candidates: Dire
 
 
 def chosen_images(candidates: Directory, selection: Directory, classes: tuple[str, ...]) -> list[DistilledImage]:
-    """The candidates of the chosen subgroups, by class and index."""
-    chosen = selection.read_json("selection.json")["selection"]
-    of_class = np.array([chosen[name] for name in classes])
+    """The chosen candidates, by class, subgroup and index."""
     rows = read_rows(candidates, tables.CANDIDATES, ["label", "subgroup", "index", "seed", "image"])
-    kept = np.flatnonzero(rows["subgroup"] == of_class[rows["label"]])
-    kept = kept[np.lexsort((rows["index"][kept], rows["label"][kept]))]
+    kept = np.flatnonzero(distilled.is_selected(selection.read_json("selection.json"), classes, rows))
+    kept = kept[np.lexsort(tuple(rows[name][kept] for name in ("index", "subgroup", "label")))]
     places: dict[int, int] = {}
     images = []
     for row in kept:

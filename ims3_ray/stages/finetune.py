@@ -13,7 +13,8 @@ from ..config import Finetune, InversionMatching
 from ..context import Context
 from ..method import losses
 from ..method.ddim import add_noise, ddim_step, level, noise_of, predicted_clean
-from ..method.rng import generator, permutation
+from ..method.keys import permutation
+from ..method.rng import generator
 from ..method.schedule import NUM_TRAIN_TIMESTEPS, alphas_bar, grid_index_below, inversion_grid
 from ..models.minimax import MinimaxMemory
 from ..models.tuned import TunedModel, save_adapter

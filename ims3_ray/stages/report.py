@@ -8,12 +8,12 @@ import numpy as np
 from .. import tables
 from ..artifacts import Directory, read_manifest, read_rows
 from ..context import Context
-from ..data.distilled import DistilledSet
+from ..data.distilled import DistilledSet, is_selected
 from ..data.images import decode, encode_png, square
 from ..environment import hardware, versions
 from ..report.page import ReportData, contact_sheet, render
 
-VERSION = 1
+VERSION = 2
 REAL_SHOWN = 10  # real images of a class beside its distilled ones
 
 
@@ -31,8 +31,7 @@ def gather(context: Context, inputs: dict[str, Directory]) -> ReportData:
     manifests = {noun: read_manifest(directory) for noun, directory in inputs.items()}
     selection = inputs["selection"].read_json("selection.json")
     real = read_rows(inputs["features"], tables.FEATURES, ["label", "feature"])
-    drawn = read_rows(inputs["candidates"], tables.CANDIDATES, ["label", "subgroup", "feature"])
-    chosen = np.array([selection["selection"][name] for name in classes])
+    drawn = read_rows(inputs["candidates"], tables.CANDIDATES, ["label", "subgroup", "index", "feature"])
     evaluation = inputs["evaluation"].read_json("evaluation.json") if "evaluation" in inputs else None
     return ReportData(
         recipe=config.recipe,
@@ -44,8 +43,7 @@ def gather(context: Context, inputs: dict[str, Directory]) -> ReportData:
         real_labels=real["label"],
         candidate_features=drawn["feature"],
         candidate_labels=drawn["label"],
-        candidate_subgroups=drawn["subgroup"],
-        candidate_selected=drawn["subgroup"] == chosen[drawn["label"]],
+        candidate_selected=is_selected(selection, classes, drawn),
         history=manifests["adapter"]["history"],
         evaluation=evaluation,
         selection=selection,

@@ -17,7 +17,8 @@ from ..context import Context
 from ..data.images import encode_png
 from ..fanout import Part, fan_out
 from ..method.ddim import sample_ancestral, sample_ddim, with_guidance
-from ..method.rng import generator, key_seed, normal
+from ..method.keys import key_seed
+from ..method.rng import generator, normal
 from ..method.schedule import alphas_bar, respaced
 from ..models.batches import in_batches, to_pixels
 from ..models.device import DTYPES, prepare_device

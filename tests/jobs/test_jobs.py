@@ -44,11 +44,8 @@ def checksums(storage):
 
 
 @pytest.mark.slow
-def test_a_run_killed_in_every_stage_ends_as_an_undisturbed_one(tiny_overrides, tmp_path):
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    code, out, err = finished("distill", *tiny_overrides, f"storage={undisturbed}")
-    assert code == 0, err
-    assert "accuracy on the test images" in out and "query" in out
+def test_a_run_killed_in_every_stage_ends_as_an_undisturbed_one(finished_run, tiny_overrides, tmp_path):
+    undisturbed, killed = Path(finished_run[1].distilled).parents[1], tmp_path / "killed"
     for stage in STAGES:
         process = job("distill", *tiny_overrides, f"storage={killed}")
         for line in process.stdout:
@@ -59,8 +56,9 @@ def test_a_run_killed_in_every_stage_ends_as_an_undisturbed_one(tiny_overrides, 
         time.sleep(1.0)
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
-    code, _, err = finished("distill", *tiny_overrides, f"storage={killed}")
+    code, out, err = finished("distill", *tiny_overrides, f"storage={killed}")
     assert code == 0, err
+    assert "accuracy on the test images" in out and "query" in out
     assert checksums(killed) == checksums(undisturbed) != []
 
 

@@ -10,8 +10,8 @@ import torch
 from torchvision.datasets import ImageFolder
 
 from ims3_ray import distillation, load_distilled
-from ims3_ray.config import load_config, parse_overrides
 from ims3_ray.errors import InputError
+from ims3_ray.overrides import load_config, parse_overrides
 
 
 def run(overrides, *more):
@@ -25,20 +25,9 @@ def digests(folder):
     return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-@pytest.fixture(scope="module")
-def finished(ray_cluster, tiny_model, tiny_images, tmp_path_factory):
-    """A finished run with one actor per pool, two shards and one Train worker."""
-    from conftest import TINY
-
-    overrides = [
-        *TINY,
-        f"data.train={tiny_images / 'train'}",
-        f"data.test={tiny_images / 'test'}",
-        f"model.path={tiny_model}",
-        f"embed.extractor={tiny_model}",
-        f"storage={tmp_path_factory.mktemp('one') / 'runs'}",
-    ]
-    return overrides, run(overrides, "workers={actors: 1, shards: 2, train_workers: 1}")
+@pytest.fixture
+def finished(finished_run):
+    return finished_run
 
 
 def test_the_distilled_set_has_ipc_images_a_class_in_every_form(finished):
@@ -152,6 +141,19 @@ def test_the_exported_images_are_the_selected_candidates(finished):
     manifest = json.loads(Path(made.distilled, "manifest.json").read_text())
     assert {(e["class"], e["subgroup"]) for e in manifest["images"]} == set(selection["selection"].items())
     assert selection["lower_bound"] <= selection["objective"] <= selection["start_objective"]
+
+
+def test_single_images_can_be_chosen_and_are_exported(finished):
+    overrides, _ = finished
+    made = run(overrides, "select={unit: image, coverage: 0.5, coverage_neighbours: 3}", "evaluate.protocol=none")
+    root = Path(made.distilled).parents[1]
+    record = json.loads(next(root.glob(f"runs/*{made.key}/run.json")).read_text())
+    selection = json.loads(Path(record["artifacts"]["selection"], "selection.json").read_text())
+    assert selection["objective"] <= selection["subgroup_selection"]["objective"]
+    manifest = json.loads(Path(made.distilled, "manifest.json").read_text())
+    exported = sorted((e["class"], e["subgroup"], e["index"]) for e in manifest["images"])
+    assert exported == sorted((name, g, k) for name, chosen in selection["selection"].items() for g, k in chosen)
+    assert len(exported) == 18
 
 
 def test_a_newer_format_is_refused_and_left_alone(finished, tmp_path):

@@ -1,0 +1,168 @@
+"""S³ on a cluster, for anybody's candidates: check the tables, select on the actor pool, certify, and say it as data."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import ray
+
+from .cluster import CPUS_PER_ACTOR, Machine
+from .config import Select
+from .data.feature_tables import Candidates
+from .errors import InputError
+from .method.certificate import certify, make_groups, split_groups
+from .method.exact import MOST_ROWS, branch_and_bound
+from .method.selection import CoincidentError, Selection
+from .method.selection_images import solve_images
+from .method.selection_rounds import solve
+from .progress import bar
+from .selection_pool import ShardPool, Source
+
+
+@dataclass(frozen=True)
+class Selected:
+    """What was selected. `document` is selection.json; `process_bytes` the most that each actor has held."""
+
+    selection: Selection
+    document: dict[str, Any]
+    shards: int
+    subgroups: int
+    process_bytes: list[float]
+
+
+def select_features(
+    pool: Candidates,
+    settings: Select,
+    *,
+    ipc: int,
+    seed: int,
+    machine: Machine,
+    names: tuple[str, ...] | None = None,
+) -> Selected:
+    """Select from a pool of candidates. `names` are the classes' names where the tables hold class ids 0, 1, …
+
+    Raises InputError for settings that do not fit the pool, for features that are no use, and where ε is 0 and two
+    centroids coincide.
+    """
+    num_subgroups = int(pool.num_subgroups.sum())
+    if settings.solver == "exact" and num_subgroups > MOST_ROWS:
+        raise InputError(f"select.solver: exact takes up to {MOST_ROWS} subgroups in all, here are {num_subgroups}; use rounds")
+    names = names or tuple(map(str, pool.classes))
+    fewest = int(pool.num_images.argmin())
+    if settings.unit == "image" and ipc > pool.num_images[fewest]:
+        raise InputError(f"ipc: {ipc} images are more than the {pool.num_images[fewest]} candidates of class {names[fewest]!r}")
+    source = Source(pool, names, settings, ipc, seed)
+    with bar("select", None, "rounds") as shown:
+        try:
+            return _select(source, ShardPool(source, machine), shown)
+        except CoincidentError as error:
+            raise InputError(f"select.{error.explain(lambda i: repr(source.names[i]))}") from error
+
+
+def _select(source: Source, pool: ShardPool, shown: Any) -> Selected:
+    settings, objective = source.settings, source.objective
+    ask, groups = pool.call("range"), _counting(pool.call("groups"), shown)
+    started = ask("process")  # reads the features
+    subgroups = [ids for of_actor in ask("subgroups") for ids in of_actor]
+    distances = [d for of_actor in ask("distances") for d in of_actor]
+    if settings.solver == "exact":
+        real = np.concatenate(ask("real_centroids"))
+        held = [pool for start in split_groups(len(real)) for pool in _candidates(groups, start)]
+        restarts = {"restarts": settings.restarts, "seed": source.seed}
+        selection = run_tasks(branch_and_bound, [(held, real, objective)], **restarts)[0]
+    else:
+        selection = solve(groups, objective, restarts=settings.restarts, seed=source.seed)
+    chosen = {name: int(ids[g]) for name, ids, g in zip(source.names, subgroups, selection.choice, strict=True)}
+    per_class = {
+        name: {"subgroups": ids.tolist(), "distances_to_real": d.tolist(), "distance_to_real": float(d[g])}
+        for name, ids, d, g in zip(source.names, subgroups, distances, selection.choice, strict=True)
+    }
+    more: dict[str, Any] = {}
+    if settings.unit == "image":
+        selection, more = _select_images(source, pool, selection, shown)
+        chosen, distance = more.pop("images"), more.pop("distances")
+        for name, d in zip(source.names, distance, strict=True):
+            per_class[name]["distance_to_real"] = d
+    elif settings.certify != "none":
+        selection = _certify(groups, selection, source)
+    measured = [memory for _, memory in ask("process")]
+    assert len(started) == len(measured)
+    document = describe(selection, source) | more | {"selection": chosen, "per_class": per_class}
+    return Selected(selection, document, len(pool.ranges), sum(map(len, subgroups)), measured)
+
+
+def describe(selection: Selection, source: Source) -> dict[str, Any]:
+    """What selection.json says of how good the selection is, and how it was made."""
+    terms = selection.terms
+    return {
+        "unit": source.settings.unit,
+        "objective": selection.objective,
+        "terms": {"attraction": terms.attraction, "separation": terms.separation, "coverage": terms.coverage},
+        "start_objective": selection.start,
+        "lower_bound": selection.lower_bound,
+        "gap": selection.gap,
+        "gap_of_gain": selection.gap_of_gain,
+        "certificate": selection.certificate,
+        "solver": selection.solver,
+        "rounds": selection.rounds,
+        "settings": source.settings.model_dump(mode="json", exclude={"memory"}) | {"seed": source.seed},
+    }
+
+
+def _select_images(source: Source, pool: ShardPool, groups: Selection, shown: Any) -> tuple[Selection, dict[str, Any]]:
+    """Swaps of single images, from those of the selected subgroups where these have ipc images each."""
+    ask, images = pool.call("range"), _counting(pool.call("images"), shown)
+    members = [rows for of_actor in ask("images_of", groups.choice) for rows in of_actor]
+    start, covered = None, 0.0
+    if all(len(rows) == source.ipc for rows in members):
+        start = np.stack(members)
+        covered = float(np.concatenate(images("own_terms", start))[:, 1].sum())
+    coverage = source.settings.coverage
+    selection = solve_images(images, source.objective, start=start, coverage=coverage)
+    places = [rows for of_actor in ask("places", selection.choice) for rows in of_actor]
+    centroids = np.concatenate(images("centroids", selection.choice)).astype(np.float64)
+    distances = 1 - np.einsum("cd,cd->c", centroids, np.concatenate(ask("real_centroids")))
+    compared = {"objective": groups.objective - coverage * covered, "coverage": covered} if start is not None else None
+    return selection, {
+        "subgroup_selection": compared,  # the same objective of the best subgroups of the same pool
+        "images": {name: rows.tolist() for name, rows in zip(source.names, places, strict=True)},
+        "distances": distances.tolist(),
+    }
+
+
+def _certify(groups: Any, selection: Selection, source: Source) -> Selection:
+    """The selection with its lower bound, computed by tasks on groups of classes."""
+    if selection.lower_bound is not None:
+        return selection
+    attractions, sizes = np.concatenate(groups("attractions")), np.concatenate(groups("sizes"))
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    shared = []
+    for ids in split_groups(len(sizes)):  # one group at a time goes through the driver
+        held = make_groups(_candidates(groups, ids), attractions[offsets[ids.start] : offsets[ids.stop]])
+        shared.append(ray.put(replace(held[0], first_class=ids.start)))
+    return certify(selection, shared, source.objective, method=source.settings.certify, run=run_tasks)
+
+
+def run_tasks(function: Any, arguments: list[tuple], **options: Any) -> list[Any]:
+    """Results of `function` on each tuple of `arguments`, in order, each a Ray task."""
+    return ray.get([_task.remote(function, options, *values) for values in arguments])
+
+
+@ray.remote(num_cpus=CPUS_PER_ACTOR)
+def _task(function: Any, options: dict[str, Any], *arguments: Any) -> Any:
+    return function(*arguments, **options)
+
+
+def _counting(call: Any, shown: Any) -> Any:
+    """The same call; its rounds move the bar."""
+
+    def counted(method: str, *arguments: Any) -> list[Any]:
+        answers = call(method, *arguments)
+        shown.update(method == "propose")
+        return answers
+
+    return counted
+
+
+def _candidates(call: Any, classes: range) -> list[np.ndarray]:
+    return [centroids for held in call("candidates", classes.start, classes.stop) for centroids in held]

@@ -1,0 +1,177 @@
+"""The S³ actor pool: classes split over actors, each with the centroids of its own classes, read from Parquet.
+
+An actor reads the features of its own classes alone, in portions that fit its memory. Its answers depend on the
+arguments of a call alone: a killed actor is started again by Ray, reads the same files and answers the same.
+"""
+
+import os
+import resource
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+
+from .cluster import Machine
+from .config import Select
+from .data.feature_tables import Candidates
+from .errors import InputError
+from .method.keys import permutation
+from .method.selection import Objective, real_centroid, subgroup_centroids, unit_rows
+from .method.selection_images import ImageShard, cover_table
+from .method.selection_neighbours import NeighbourShard
+from .method.selection_shard import Shard, split_classes
+
+CPUS_PER_SHARD = 0.5
+ANSWER_WITHIN_S = 3600  # a pool that can't be placed any more would block for ever
+PROCESS_BYTES = 4e8  # an actor without data: Ray, numpy, pyarrow, faiss
+LEAST_ROWS_BYTES = 1e8  # for the rows that are being read
+COPIES_OF_CHOSEN = 4  # centroids of all classes: the round's, the shard's own, and work space
+COPIES_OF_ROWS = 6  # of a row while it is read: Arrow's, float32, double
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the actors read, and what they make of it. `names` are the classes', in the order of their ids."""
+
+    pool: Candidates
+    names: tuple[str, ...]
+    settings: Select
+    ipc: int
+    seed: int
+
+    @property
+    def objective(self) -> Objective:
+        s = self.settings
+        return Objective(s.alpha, s.beta, s.epsilon, s.normalization, s.partners)
+
+
+class ClassRange:
+    """The classes `ids` of a source: what an actor holds."""
+
+    def __init__(self, source: Source, ids: range, rows: int):
+        """Read and average the features of the classes, `rows` of them at a time."""
+        self.source, self.ids = source, ids
+        self._keys: list[dict[str, np.ndarray]] = []
+        self._subgroups, centroids, images = [], [], []
+        by_image = source.settings.unit == "image"
+        values = source.pool.classes[ids.start : ids.stop]
+        for label, (keys, features) in zip(ids, source.pool.candidates.read(values, rows), strict=True):
+            name = f"candidates of class {source.names[label]!r}"
+            found, of_class = subgroup_centroids(features, keys["subgroup"], label=name)
+            self._subgroups.append(found)
+            centroids.append(of_class)
+            if by_image:
+                self._keys.append(keys)
+                images.append(unit_rows(features, name).astype(np.float32))
+        real, covers = [], []
+        for label, (_, features) in zip(ids, source.pool.real.read(values, rows), strict=True):
+            name = source.names[label]
+            kept = permutation(len(features), "real", source.seed, name)[: source.settings.real_images]
+            real.append(real_centroid(features[kept], label=f"real images of class {name!r}"))
+            if by_image and source.settings.coverage:
+                covers.append(self._covers(images[label - ids.start], features[kept], name))
+        self._real = np.stack(real)
+        shared = (self._real, source.objective, len(source.names))
+        neighbours = source.settings.neighbours
+        if neighbours:
+            self.groups = NeighbourShard(ids.start, centroids, *shared, neighbours)
+        else:
+            self.groups = Shard(ids.start, centroids, *shared)
+        if by_image:
+            options = {"coverage": source.settings.coverage, "covers": covers or None}
+            self.images = ImageShard(ids.start, images, *shared, source.ipc, **options)
+
+    def subgroups(self) -> list[np.ndarray]:
+        """The subgroup ids (G_i,) of each class, ascending, as its candidates stand."""
+        return self._subgroups
+
+    def distances(self) -> list[np.ndarray]:
+        """1 - c·r (G_i,) of each class."""
+        pools = self.groups.candidates(self.ids.start, self.ids.stop)
+        return [1 - pool.astype(np.float64) @ r for pool, r in zip(pools, self._real, strict=True)]
+
+    def real_centroids(self) -> np.ndarray:
+        """(n, D) float32."""
+        return self._real
+
+    def images_of(self, choice) -> list[np.ndarray]:
+        """For each class the places (K_i,), among its images, of those of the subgroup that `choice` (C,) selects."""
+        own = [ids[g] for ids, g in zip(self._subgroups, choice[self.ids.start : self.ids.stop], strict=True)]
+        return [np.flatnonzero(keys["subgroup"] == g) for keys, g in zip(self._keys, own, strict=True)]
+
+    def places(self, choice) -> list[np.ndarray]:
+        """(subgroup, index), as (K, 2), of the images of each class that `choice` (C, K) selects."""
+        own = zip(self._keys, choice[self.ids.start : self.ids.stop], strict=True)
+        return [np.stack([keys["subgroup"][rows], keys["index"][rows]], axis=1) for keys, rows in own]
+
+    def process(self) -> tuple[int, float]:
+        """Process id, and the most memory that the process has held, in bytes."""
+        return os.getpid(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+
+    def _covers(self, images: np.ndarray, real: np.ndarray, name: str) -> np.ndarray:
+        k = self.source.settings.coverage_neighbours
+        if len(real) <= k:
+            raise InputError(
+                f"select.coverage_neighbours: {k} needs more than {k} real images a class; class {name!r} has {len(real)}"
+            )
+        return cover_table(images, unit_rows(real, f"real images of class {name!r}").astype(np.float32), k)
+
+
+@ray.remote(max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")
+class ShardActor:
+    """A ClassRange, read when the actor is first asked: its errors travel with the answer."""
+
+    def __init__(self, source: Source, ids: range, rows: int):
+        self._arguments, self._held = (source, ids, rows), None
+
+    def ask(self, part: str, method: str, *arguments: Any) -> Any:
+        """The answer of the range itself, or of its `groups` or `images`."""
+        self._held = self._held or ClassRange(*self._arguments)
+        return getattr(self._held if part == "range" else getattr(self._held, part), method)(*arguments)
+
+
+class ShardPool:
+    """The actors of a source. `call("groups")` is what selection_rounds.solve takes."""
+
+    def __init__(self, source: Source, machine: Machine):
+        """As many actors as the machine suggests, or more where select.memory asks for it."""
+        shards, rows = split(source, machine.shards)
+        self.ranges = split_classes(len(source.names), shards)
+        cpus = min(CPUS_PER_SHARD, 0.9 * machine.cpus / len(self.ranges))
+        self.actors = [ShardActor.options(num_cpus=cpus).remote(source, ids, rows) for ids in self.ranges]
+
+    def call(self, part: str) -> Callable[..., list[Any]]:
+        """`call(method, *arguments) -> list of answers, one an actor`, of that part of every actor."""
+
+        def ask(method: str, *arguments: Any) -> list[Any]:
+            shared = [ray.put(argument) for argument in arguments]  # once, not once an actor
+            return ray.get([a.ask.remote(part, method, *shared) for a in self.actors], timeout=ANSWER_WITHIN_S)
+
+        return ask
+
+
+def split(source: Source, at_least: int) -> tuple[int, int]:
+    """How many shards keep each actor within select.memory, and how many rows it may read at a time.
+
+    Raises InputError where even a shard a tile of classes would not.
+    """
+    pool = source.pool
+    row = 4 * pool.candidates.width
+    held = pool.num_subgroups.sum() * row
+    if source.settings.unit == "image":
+        held += pool.num_images.sum() * row
+    fixed = PROCESS_BYTES + COPIES_OF_CHOSEN * len(source.names) * row
+    reading = max(LEAST_ROWS_BYTES, COPIES_OF_ROWS * row * int(pool.num_images.max()))
+    budget = source.settings.memory * 1e9
+    shards = at_least
+    while True:
+        ranges = split_classes(len(source.names), shards)
+        largest = max(len(ids) for ids in ranges) / len(source.names) * held
+        if fixed + reading + largest <= budget:
+            return len(ranges), int((budget - fixed - largest) / (COPIES_OF_ROWS * row))
+        if len(ranges) < shards:
+            needed = (fixed + reading + largest) / 1e9
+            raise InputError(f"select.memory: {source.settings.memory} GB an actor is too little; at least {needed:.1f} GB")
+        shards += 1
