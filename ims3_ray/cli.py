@@ -16,6 +16,7 @@ from pathlib import Path
 from .errors import InputError
 
 COMMANDS = {  # name → module of this package with `add_arguments(parser)` and `run(arguments)`
+    "bench": "ims3_ray.commands.bench",
     "distill": "ims3_ray.commands.distill",
     "pretrain": "ims3_ray.commands.pretrain",
     "runs": "ims3_ray.commands.runs",

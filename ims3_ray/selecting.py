@@ -84,7 +84,7 @@ def _select(source: Source, pool: ShardPool, shown: Any) -> Selected:
         for name, d in zip(source.names, distance, strict=True):
             per_class[name]["distance_to_real"] = d
     elif settings.certify != "none":
-        selection = _certify(groups, selection, source)
+        selection = certify_pool(groups, selection, source)
     measured = [memory for _, memory in ask("process")]
     assert len(started) == len(measured)
     document = describe(selection, source) | more | {"selection": chosen, "per_class": per_class}
@@ -130,7 +130,7 @@ def _select_images(source: Source, pool: ShardPool, groups: Selection, shown: An
     }
 
 
-def _certify(groups: Any, selection: Selection, source: Source) -> Selection:
+def certify_pool(groups: Any, selection: Selection, source: Source) -> Selection:
     """The selection with its lower bound, computed by tasks on groups of classes."""
     if selection.lower_bound is not None:
         return selection

@@ -4,10 +4,13 @@ The driver reaches its shards through `call(method, *arguments) -> list of resul
 so that shards may be objects of this process (`local_call`) or actors elsewhere. A repeated call is harmless.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from .selection import Objective, Selection, Terms, log_distances, pair_separation
 from .selection_shard import History, Moves, Shard, check_counts, first_minimum, split_classes
+from .selection_walk import MOST_VALUES, walk
 
 ACCEPT_BLOCK = 256  # moves whose interactions are computed together
 MOST_MOVED = 0.25  # of the classes, a round: the others answer to those that gain most. All at once ends in worse optima
@@ -30,7 +33,7 @@ def local_call(shards):
 
 
 def solve(call, objective: Objective, *, restarts: int = 0, seed: int = 0) -> Selection:
-    """The best of the rounds from the closest-to-real choice and from `restarts` random ones."""
+    """The best of the rounds from the closest-to-real choice and from `restarts` random ones; where small, of the walk."""
     if restarts < 0:
         raise ValueError(f"restarts must be at least 0, not {restarts}")
     sizes = np.concatenate(call("sizes"))
@@ -58,7 +61,15 @@ def solve(call, objective: Objective, *, restarts: int = 0, seed: int = 0) -> Se
         if best is None or terms.total < best[1].total:
             best = choice, terms, rounds, start
     choice, terms, rounds, start = best
-    return Selection(choice, terms, start_total, None, "none", "rounds", rounds, start, settings)
+    rounded = Selection(choice, terms, start_total, None, "none", "rounds", rounds, start, settings)
+    if len(sizes) * sizes.sum() > MOST_VALUES:
+        return rounded
+    pools = [pool for held in call("candidates", 0, len(sizes)) for pool in held]
+    choice, sweeps = walk(pools, attractions, closest, objective)
+    terms = terms_of(choice, np.stack([pool[g] for pool, g in zip(pools, choice, strict=True)]))
+    if terms.total >= rounded.objective - objective.tolerance(len(sizes)):
+        return rounded
+    return replace(rounded, choice=choice, terms=terms, solver="walk", rounds=sweeps, best_start=0)
 
 
 def descend(call, choice, centroids, objective: Objective) -> tuple[np.ndarray, np.ndarray, int]:

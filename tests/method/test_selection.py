@@ -11,6 +11,7 @@ from ims3_ray.method.exact import exhaustive
 from ims3_ray.method.selection import Objective, evaluate, real_centroid, subgroup_centroids
 from ims3_ray.method.selection_rounds import accept, local_call, select, solve
 from ims3_ray.method.selection_shard import History, Moves, Shard, split_classes
+from ims3_ray.method.selection_walk import walk
 
 PAPER = Objective(0.4, 0.9)
 VARIANTS = [Objective(0.4, 0.9, epsilon, normalization) for epsilon in (0.0, 0.1) for normalization in ("per_class", "none")]
@@ -263,3 +264,29 @@ def test_impossible_objectives_are_refused(fields, message):
 def test_bad_features_are_refused_by_row(features, subgroups, message):
     with pytest.raises(ValueError, match=message):
         subgroup_centroids(features, subgroups, label="class 7")
+
+
+def plain_walk(candidates, real, objective, choice):
+    """The published loop: the whole objective for every trial."""
+    choice, moved = list(choice), True
+    while moved:
+        moved = False
+        for i, pool in enumerate(candidates):
+            totals = [evaluate([*choice[:i], g, *choice[i + 1 :]], candidates, real, objective).total for g in range(len(pool))]
+            best = int(np.argmin(totals))
+            if totals[best] < totals[choice[i]] - objective.tolerance(len(candidates)):
+                choice[i], moved = best, True
+    return choice
+
+
+@pytest.mark.parametrize("objective", VARIANTS, ids=str)
+def test_the_walk_ends_where_the_published_loop_ends_and_no_selection_is_worse(objective):
+    for seed in range(4):
+        candidates, real = instance(9, [3, 1, 4, 2, 5, 3, 3, 2, 4], seed=seed)
+        (shard,) = make_shards(candidates, real, objective, 1)
+        closest = [int(np.argmax(pool @ r)) for pool, r in zip(candidates, real, strict=True)]
+        walked, _ = walk(candidates, shard.attractions(), closest, objective)
+        assert walked.tolist() == plain_walk(candidates, real, objective, closest)
+        found = select(candidates, real, objective)
+        slack = objective.tolerance(9)
+        assert found.objective <= evaluate(walked, candidates, real, objective).total + slack

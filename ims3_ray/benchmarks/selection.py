@@ -1,0 +1,183 @@
+"""S³ measured: the actor pool over sizes and noise, against the loop that evaluates the whole objective at every trial.
+
+The plain loop visits the classes in turn, tries each candidate and keeps the best, until a sweep changes nothing. Where
+that takes too long its seconds are a trial's, measured, times the trials of all its sweeps, which selection_walk.walk
+counts: it makes the same choices.
+"""
+
+import hashlib
+import resource
+import time
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from ..artifacts import Directory
+from ..cluster import Machine
+from ..config import Select
+from ..data.feature_tables import open_candidates
+from ..method.exact import branch_and_bound
+from ..method.selection import Objective, Selection, evaluate
+from ..method.selection_rounds import select, solve
+from ..method.selection_walk import MOST_VALUES, walk
+from ..selecting import certify_pool, run_tasks
+from ..selection_pool import ShardPool, Source
+from . import instances
+from .instances import Kind
+
+PLAIN_LIMIT_S = 120.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem: C classes of G subgroups."""
+
+    classes: int
+    subgroups: int
+    noise: float
+    kind: Kind = "structured"
+    normalization: str = "per_class"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds by part, the most memory of an actor and of the driver, and how good the selection is."""
+
+    case: Case
+    shards: int
+    read_s: float
+    rounds_s: float
+    rounds: int
+    objective: float
+    certificate: str
+    certify_s: float
+    gap: float | None
+    gap_of_gain: float | None
+    actor_gb: float
+    driver_gb: float
+    plain_s: float
+    plain_is: str  # "measured", "extrapolated", or "one sweep, extrapolated"
+    plain_objective: float | None
+    choice_sha: str
+
+    def flat(self) -> dict:
+        values = asdict(self)
+        return values.pop("case") | values
+
+
+def measure(case: Case, folder: Directory, machine: Machine, certify: str, seed: int = 0, plain: bool = True) -> Measured:
+    """Write the problem's tables below `folder` where they are not there yet, select on the pool, certify, compare."""
+    files = folder / f"{case.kind}-{case.classes}x{case.subgroups}-{case.noise}-{seed}"
+    if not files.exists("complete"):
+        of_problem = (case.subgroups, case.noise, case.kind, seed)
+        run_tasks(instances.write, [(files, ids, *of_problem) for ids in instances.chunks(case.classes)])
+        files.write("complete", b"")
+    settings = Select(restarts=0, normalization=case.normalization, certify=certify, real_images=None)
+    began = time.perf_counter()
+    candidates = open_candidates(files / "candidates", files / "real", ("candidates", "real"))
+    source = Source(candidates, tuple(map(str, candidates.classes)), settings, 1, seed)
+    pool = ShardPool(source, machine)
+    pool.call("range")("process")  # the features are read
+    read = time.perf_counter()
+    selection = solve(pool.call("groups"), source.objective)
+    solved = time.perf_counter()
+    selection = certify_pool(pool.call("groups"), selection, source)
+    certified = time.perf_counter()
+    memory = max(held for _, held in pool.call("range")("process"))
+    driver = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    shards = len(pool.ranges)
+    del pool  # its actors end
+    plain_s, plain_is, plain_objective = plain_loop(case, seed, source.objective) if plain else (float("nan"), "not run", None)
+    return Measured(
+        case=case,
+        shards=shards,
+        read_s=read - began,
+        rounds_s=solved - read,
+        rounds=selection.rounds,
+        objective=selection.objective,
+        certificate=selection.certificate,
+        certify_s=certified - solved,
+        gap=selection.gap,
+        gap_of_gain=selection.gap_of_gain,
+        actor_gb=memory / 1e9,
+        driver_gb=driver / 1e9,
+        plain_s=plain_s,
+        plain_is=plain_is,
+        plain_objective=plain_objective,
+        choice_sha=digest(selection),
+    )
+
+
+def digest(selection: Selection) -> str:
+    """Eight hexadecimal digits that stand for the choice."""
+    return hashlib.sha256(selection.choice.astype("<i8").tobytes()).hexdigest()[:8]
+
+
+def plain_loop(case: Case, seed: int, objective: Objective) -> tuple[float, str, float | None]:
+    """Seconds of the plain loop, whether they were measured or extrapolated, and the objective that it ends at."""
+    candidates, real = instances.vectors(range(case.classes), case.subgroups, case.noise, case.kind, seed)
+    closest = np.einsum("cgd,cd->cg", candidates, real).argmax(axis=1)
+    num_trials = case.classes * case.subgroups
+    sweeps, end = 1, None
+    if float(num_trials) * case.classes <= MOST_VALUES:
+        attractions = np.log(1 - np.einsum("cgd,cd->cg", candidates, real, dtype=float) + objective.epsilon).ravel()
+        walked, sweeps = walk(list(candidates), attractions, closest, objective)
+        end = evaluate(walked, list(candidates), real, objective).total
+    choice, trials, began = closest.copy(), 0, time.perf_counter()
+    for i in np.tile(np.arange(case.classes), sweeps):
+        costs = []
+        for choice[i] in range(case.subgroups):
+            costs.append(whole_objective(candidates, real, choice, objective))
+        choice[i], trials = int(np.argmin(costs)), trials + case.subgroups
+        if time.perf_counter() - began > PLAIN_LIMIT_S:
+            break
+    seconds = time.perf_counter() - began
+    if trials == sweeps * num_trials and end is not None:
+        return seconds, "measured", end
+    kind = "extrapolated" if end is not None else "one sweep, extrapolated"
+    return seconds * sweeps * num_trials / trials, kind, end
+
+
+def whole_objective(candidates: np.ndarray, real: np.ndarray, choice: np.ndarray, objective: Objective) -> float:
+    """L of a choice (C,) from nothing: all C·C distances, in float32."""
+    chosen = candidates[np.arange(len(choice)), choice]
+    attraction = np.log(1 - np.einsum("cd,cd->c", chosen, real) + objective.epsilon).sum()
+    distances = 1 - chosen @ chosen.T
+    np.fill_diagonal(distances, 1 - objective.epsilon)
+    separation = 0.5 * np.log(distances + objective.epsilon).sum()
+    return float(objective.alpha * attraction - objective.pair_weight(len(choice)) * separation)
+
+
+@dataclass(frozen=True)
+class Optimality:
+    """Many small problems of one kind, each solved by rounds with restarts and proved by branch and bound."""
+
+    case: Case
+    instances: int
+    restarts: int
+    reached: int
+    proved: int
+    rounds_s: float  # mean a problem
+    exact_s: float  # largest
+
+
+def optimality(case: Case, count: int, restarts: int) -> Optimality:
+    """How often the rounds end at the optimum, over seeds 0 … count − 1, in Ray tasks."""
+    batches = np.array_split(np.arange(count), 20)
+    found = [one for part in run_tasks(_solve_both, [(case, b.tolist(), restarts) for b in batches if len(b)]) for one in part]
+    rounds, exact, reached, proved = (np.array(column) for column in zip(*found, strict=True))
+    return Optimality(case, count, restarts, int(reached.sum()), int(proved.sum()), float(rounds.mean()), float(exact.max()))
+
+
+def _solve_both(case: Case, seeds: list[int], restarts: int) -> list[tuple[float, float, bool, bool]]:
+    objective, found = Objective(0.4, 0.9, normalization=case.normalization), []
+    for seed in seeds:
+        candidates, real = instances.vectors(range(case.classes), case.subgroups, case.noise, case.kind, seed)
+        began = time.perf_counter()
+        rounds = select(list(candidates), real, objective, restarts=restarts, seed=seed)
+        middle = time.perf_counter()
+        best = branch_and_bound(list(candidates), real, objective, seed=seed)
+        slack = 1e-9 * max(1.0, abs(best.objective))
+        times = middle - began, time.perf_counter() - middle
+        found.append((*times, rounds.objective <= best.objective + slack, best.certificate == "exact"))
+    return found
