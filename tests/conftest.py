@@ -38,10 +38,13 @@ TINY = [  # the digits' path on three classes of 16-pixel images, in seconds
 @pytest.fixture(scope="session")
 def ray_cluster():
     """One cluster for all tests; logical CPUs = actors + 2."""
+    import os
+
     import ray
 
     from ims3_ray import cluster
 
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     ray.init(address="local", num_cpus=ACTORS + 2, log_to_driver=False, dashboard_host="127.0.0.1")
     assert cluster.num_nodes() == 1
     yield ray
