@@ -21,13 +21,11 @@ from .selection_pool import ShardPool, Source
 
 @dataclass(frozen=True)
 class Selected:
-    """What was selected. `document` is selection.json; `process_bytes` the most that each actor has held."""
+    """What was selected, as selection.json says it, by how many actors, from how many subgroups."""
 
-    selection: Selection
     document: dict[str, Any]
     shards: int
     subgroups: int
-    process_bytes: list[float]
 
 
 def select_features(
@@ -60,35 +58,32 @@ def select_features(
 
 
 def _select(source: Source, pool: ShardPool, shown: Any) -> Selected:
-    settings, objective = source.settings, source.objective
     ask, groups = pool.call("range"), _counting(pool.call("groups"), shown)
-    started = ask("process")  # reads the features
-    subgroups = [ids for of_actor in ask("subgroups") for ids in of_actor]
+    subgroups = [ids for of_actor in ask("subgroups") for ids in of_actor]  # the first question reads the features
     distances = [d for of_actor in ask("distances") for d in of_actor]
-    if settings.solver == "exact":
-        real = np.concatenate(ask("real_centroids"))
-        held = [pool for start in split_groups(len(real)) for pool in _candidates(groups, start)]
-        restarts = {"restarts": settings.restarts, "seed": source.seed}
-        selection = run_tasks(branch_and_bound, [(held, real, objective)], **restarts)[0]
-    else:
-        selection = solve(groups, objective, restarts=settings.restarts, seed=source.seed)
-    chosen = {name: int(ids[g]) for name, ids, g in zip(source.names, subgroups, selection.choice, strict=True)}
-    per_class = {
-        name: {"subgroups": ids.tolist(), "distances_to_real": d.tolist(), "distance_to_real": float(d[g])}
-        for name, ids, d, g in zip(source.names, subgroups, distances, selection.choice, strict=True)
-    }
-    more: dict[str, Any] = {}
-    if settings.unit == "image":
-        selection, more = _select_images(source, pool, selection, shown)
-        chosen, distance = more.pop("images"), more.pop("distances")
-        for name, d in zip(source.names, distance, strict=True):
-            per_class[name]["distance_to_real"] = d
-    elif settings.certify != "none":
+    selection = _solve(source, ask, groups)
+    chosen: dict[str, Any] = {}
+    per_class: dict[str, Any] = {}
+    for name, ids, d, g in zip(source.names, subgroups, distances, selection.choice, strict=True):
+        chosen[name] = int(ids[g])
+        per_class[name] = {"subgroups": ids.tolist(), "distances_to_real": d.tolist(), "distance_to_real": float(d[g])}
+    compared: dict[str, Any] = {}
+    if source.settings.unit == "image":
+        selection, compared, chosen, found = _select_images(source, pool, selection, shown)
+        for name, distance in zip(source.names, found, strict=True):
+            per_class[name]["distance_to_real"] = distance
+    elif source.settings.certify != "none":
         selection = certify_pool(groups, selection, source)
-    measured = [memory for _, memory in ask("process")]
-    assert len(started) == len(measured)
-    document = describe(selection, source) | more | {"selection": chosen, "per_class": per_class}
-    return Selected(selection, document, len(pool.ranges), sum(map(len, subgroups)), measured)
+    document = describe(selection, source) | compared | {"selection": chosen, "per_class": per_class}
+    return Selected(document, len(pool.ranges), sum(map(len, subgroups)))
+
+
+def _solve(source: Source, ask: Any, groups: Any) -> Selection:
+    restarts = {"restarts": source.settings.restarts, "seed": source.seed}
+    if source.settings.solver == "rounds":
+        return solve(groups, source.objective, **restarts)
+    held = _candidates(groups, range(len(source.names)))
+    return run_tasks(branch_and_bound, [(held, np.concatenate(ask("real_centroids")), source.objective)], **restarts)[0]
 
 
 def describe(selection: Selection, source: Source) -> dict[str, Any]:
@@ -109,25 +104,27 @@ def describe(selection: Selection, source: Source) -> dict[str, Any]:
     }
 
 
-def _select_images(source: Source, pool: ShardPool, groups: Selection, shown: Any) -> tuple[Selection, dict[str, Any]]:
-    """Swaps of single images, from those of the selected subgroups where these have ipc images each."""
+def _select_images(
+    source: Source, pool: ShardPool, groups: Selection, shown: Any
+) -> tuple[Selection, dict[str, Any], dict[str, list], list[float]]:
+    """Swaps of single images, from those of the selected subgroups `groups` where these have ipc images each.
+
+    Gives the selection, the same objective of the selected subgroups, (subgroup, index) of the chosen images by class,
+    and the distance of each class's centroid to its real one.
+    """
     ask, images = pool.call("range"), _counting(pool.call("images"), shown)
     members = [rows for of_actor in ask("images_of", groups.choice) for rows in of_actor]
-    start, covered = None, 0.0
+    coverage, start, compared = source.settings.coverage, None, None
     if all(len(rows) == source.ipc for rows in members):
         start = np.stack(members)
         covered = float(np.concatenate(images("own_terms", start))[:, 1].sum())
-    coverage = source.settings.coverage
+        compared = {"objective": groups.objective - coverage * covered, "coverage": covered}
     selection = solve_images(images, source.objective, start=start, coverage=coverage)
-    places = [rows for of_actor in ask("places", selection.choice) for rows in of_actor]
+    places = [rows.tolist() for of_actor in ask("places", selection.choice) for rows in of_actor]
     centroids = np.concatenate(images("centroids", selection.choice)).astype(np.float64)
     distances = 1 - np.einsum("cd,cd->c", centroids, np.concatenate(ask("real_centroids")))
-    compared = {"objective": groups.objective - coverage * covered, "coverage": covered} if start is not None else None
-    return selection, {
-        "subgroup_selection": compared,  # the same objective of the best subgroups of the same pool
-        "images": {name: rows.tolist() for name, rows in zip(source.names, places, strict=True)},
-        "distances": distances.tolist(),
-    }
+    chosen = dict(zip(source.names, places, strict=True))
+    return selection, {"subgroup_selection": compared}, chosen, distances.tolist()
 
 
 def certify_pool(groups: Any, selection: Selection, source: Source) -> Selection:

@@ -274,3 +274,33 @@ def test_the_job_writes_the_selection_and_says_how_good_it_is(ray_cluster, tmp_p
     assert {"objective", "terms", "lower_bound", "gap", "gap_of_gain", "solver"} <= set(document)
     shown = capsys.readouterr().out
     assert f"{document['objective']:.6f}" in shown and "lower bound" in shown
+
+
+def test_the_bench_measures_the_pool_beside_the_plain_loop(ray_cluster, tmp_path, capsys):
+    out = tmp_path / "figures.json"
+    words = ["select", "--grid", "12x3", "--noise", "0.3", "--normalization", "per_class", "--out", str(out)]
+    assert run_command("bench", [*words, "workers.shards=2"]) == 0
+    structured, structureless = json.loads(out.read_text())
+    assert structured["kind"] == "structured" and structureless["kind"] == "structureless"
+    for figures in (structured, structureless):
+        assert figures["plain_is"] == "measured" and figures["plain_s"] > 0 and figures["rounds_s"] > 0
+        assert figures["objective"] <= figures["plain_objective"] + 1e-5
+    assert "| 12 × 3 | noise 0.3 |" in capsys.readouterr().out
+
+
+def test_the_plain_loop_of_the_bench_is_the_objective_by_definition():
+    from ims3_ray.benchmarks.instances import vectors
+    from ims3_ray.benchmarks.selection import whole_objective
+    from ims3_ray.method.selection import evaluate
+
+    candidates, real = vectors(range(6), 3, 0.4, "structured", 0)
+    choice = np.array([0, 2, 1, 0, 1, 2])
+    for normalization in ("per_class", "none"):
+        objective = Objective(0.4, 0.9, 1e-3, normalization)
+        expected = evaluate(choice, list(candidates), real, objective).total
+        assert whole_objective(candidates, real, choice, objective) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_bench_of_no_size_is_refused(capsys):
+    assert run_command("bench", ["select", "--grid", "10by5"]) == 2
+    assert "--grid" in capsys.readouterr().err
