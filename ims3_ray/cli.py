@@ -39,7 +39,7 @@ def run_command(name: str, words: list[str]) -> int:
     command = importlib.import_module(COMMANDS[name])
     parser = argparse.ArgumentParser(prog=name, description=command.__doc__, formatter_class=argparse.RawTextHelpFormatter)
     command.add_arguments(parser)
-    return guarded(lambda: command.run(parser.parse_args(words)))
+    return guarded(lambda: command.run(parser.parse_intermixed_args(words)))
 
 
 def guarded(action: Callable[[], None]) -> int:
