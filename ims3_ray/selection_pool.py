@@ -121,14 +121,14 @@ class ClassRange:
 
 @ray.remote(max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")
 class ShardActor:
-    """A ClassRange, read when the actor is first asked: its errors travel with the answer."""
+    """A ClassRange, read when the actor is first asked: an actor that was started again is told by the question itself."""
 
-    def __init__(self, source: Source, ids: range, rows: int):
-        self._arguments, self._held = (source, ids, rows), None
+    def __init__(self):
+        self._held: ClassRange | None = None
 
-    def ask(self, part: str, method: str, *arguments: Any) -> Any:
+    def ask(self, source: Source, ids: range, rows: int, part: str, method: str, *arguments: Any) -> Any:
         """The answer of the range itself, or of its `groups` or `images`."""
-        self._held = self._held or ClassRange(*self._arguments)
+        self._held = self._held or ClassRange(source, ids, rows)
         return getattr(self._held if part == "range" else getattr(self._held, part), method)(*arguments)
 
 
@@ -137,19 +137,21 @@ class ShardPool:
 
     def __init__(self, source: Source, machine: Machine):
         """As many actors as the machine suggests, or more where select.memory asks for it."""
-        shards, rows = split(source, machine.shards)
+        shards, self._rows = split(source, machine.shards)
         self.ranges = split_classes(len(source.names), shards)
         cpus = min(CPUS_PER_SHARD, 0.9 * machine.cpus / len(self.ranges))
-        self.actors = [ShardActor.options(num_cpus=cpus).remote(source, ids, rows) for ids in self.ranges]
+        self._source = ray.put(source)
+        self._actors = [ShardActor.options(num_cpus=cpus).remote() for _ in self.ranges]
+
+    def submit(self, part: str, method: str, *arguments: Any) -> list["ray.ObjectRef"]:
+        """Ask that part of every actor; gives handles of the answers, in the order of the classes."""
+        shared = [ray.put(argument) for argument in arguments]  # once, not once an actor
+        asked = zip(self._actors, self.ranges, strict=True)
+        return [actor.ask.remote(self._source, ids, self._rows, part, method, *shared) for actor, ids in asked]
 
     def call(self, part: str) -> Callable[..., list[Any]]:
         """`call(method, *arguments) -> list of answers, one an actor`, of that part of every actor."""
-
-        def ask(method: str, *arguments: Any) -> list[Any]:
-            shared = [ray.put(argument) for argument in arguments]  # once, not once an actor
-            return ray.get([a.ask.remote(part, method, *shared) for a in self.actors], timeout=ANSWER_WITHIN_S)
-
-        return ask
+        return lambda method, *arguments: ray.get(self.submit(part, method, *arguments), timeout=ANSWER_WITHIN_S)
 
 
 def split(source: Source, at_least: int) -> tuple[int, int]:

@@ -97,12 +97,11 @@ def test_an_actor_killed_in_mid_round_is_rebuilt_and_the_selection_is_the_same(r
     objective, killed = source.objective, []
 
     def call(method, *arguments):
-        asked = [actor.ask.remote("groups", method, *arguments) for actor in pool.actors]
+        pids = [pid for pid, _ in ray.get(pool.submit("range", "process"))]
+        asked = pool.submit("groups", method, *arguments)
         if method == "propose" and len(killed) < 2:
-            pid = ray.get(pool.actors[len(killed)].ask.remote("range", "process"))[0]
-            asked[len(killed)] = pool.actors[len(killed)].ask.remote("groups", method, *arguments)
-            os.kill(pid, signal.SIGKILL)
-            killed.append(pid)
+            os.kill(pids[len(killed)], signal.SIGKILL)
+            killed.append(pids[len(killed)])
         return ray.get(asked)
 
     disturbed = solve(call, objective, restarts=3)
