@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from .cluster import CPUS_PER_ACTOR, Machine
+from .cluster import Machine
 from .config import Select
 from .data.feature_tables import Candidates
 from .errors import InputError
@@ -17,6 +17,8 @@ from .method.selection_images import solve_images
 from .method.selection_rounds import solve
 from .progress import bar
 from .selection_pool import ShardPool, Source
+
+CPUS_PER_TASK = 0.5  # fits beside the shards on a machine of one core
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def run_tasks(function: Any, arguments: list[tuple], **options: Any) -> list[Any
     return ray.get([_task.remote(function, options, *values) for values in arguments])
 
 
-@ray.remote(num_cpus=CPUS_PER_ACTOR)
+@ray.remote(num_cpus=CPUS_PER_TASK)
 def _task(function: Any, options: dict[str, Any], *arguments: Any) -> Any:
     return function(*arguments, **options)
 

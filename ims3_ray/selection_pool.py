@@ -24,6 +24,7 @@ from .method.selection_neighbours import NeighbourShard
 from .method.selection_shard import Shard, split_classes
 
 CPUS_PER_SHARD = 0.5
+SHARE_OF_CPUS = 0.5  # that all shards may reserve: the certificate's tasks need the rest
 ANSWER_WITHIN_S = 3600  # a pool that can't be placed any more would block for ever
 PROCESS_BYTES = 4e8  # an actor without data: Ray, numpy, pyarrow, faiss
 LEAST_ROWS_BYTES = 1e8  # for the rows that are being read
@@ -139,7 +140,7 @@ class ShardPool:
         """As many actors as the machine suggests, or more where select.memory asks for it."""
         shards, self._rows = split(source, machine.shards)
         self.ranges = split_classes(len(source.names), shards)
-        cpus = min(CPUS_PER_SHARD, 0.9 * machine.cpus / len(self.ranges))
+        cpus = min(CPUS_PER_SHARD, SHARE_OF_CPUS * machine.cpus / len(self.ranges))
         self._source = ray.put(source)
         self._actors = [ShardActor.options(num_cpus=cpus).remote() for _ in self.ranges]
 
