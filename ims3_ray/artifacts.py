@@ -60,6 +60,9 @@ class Directory:
     def exists(self, name: str) -> bool:
         return self.filesystem.get_file_info(f"{self.path}/{name}").type == fs.FileType.File
 
+    def has_directory(self, name: str) -> bool:
+        return self.filesystem.get_file_info(f"{self.path}/{name}").type == fs.FileType.Directory
+
     def files(self) -> dict[str, fs.FileInfo]:
         """Every file below, by its name relative to this directory, sorted; empty where the directory is missing."""
         selector = fs.FileSelector(self.path, recursive=True, allow_not_found=True)

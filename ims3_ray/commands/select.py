@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     config = load_selecting(parse_overrides(arguments.overrides))
     folder, _, name = arguments.out.rpartition("/")
-    if not name or (open_directory(folder or ".") / name).files():
+    out = open_directory(folder or ("/" if arguments.out.startswith("/") else "."))
+    if not name or out.has_directory(name):
         raise InputError(f"--out: {arguments.out} is a folder; name a file, such as selection.json")
     pool = open_candidates(arguments.candidates, arguments.real, ("--candidates", "--real"))
     cluster.connect()
@@ -38,7 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
     machine = cluster.machine(config.workers)
     made = select_features(pool, config.select, ipc=config.ipc, seed=config.seed, machine=machine)
     seconds = time.perf_counter() - began
-    open_directory(folder or ".").write_json(name, made.document)
+    out.write_json(name, made.document)
     print("\n".join(table(made.document)))
     print(f"\n{made.subgroups} subgroups on {made.shards} actors in {seconds:.1f} s, features read and bound included")
     print(f"selection      {arguments.out}")

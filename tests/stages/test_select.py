@@ -267,6 +267,8 @@ def test_the_job_writes_the_selection_and_says_how_good_it_is(ray_cluster, tmp_p
     out = tmp_path / "new" / "selection.json"
     words = ["--candidates", candidates, "--real", real, "--out", str(out), "select.beta=0.5", "workers.shards=2"]
     assert run_command("select", words) == 0
+    first = out.read_bytes()
+    assert run_command("select", words) == 0 and out.read_bytes() == first  # replaced
     document = json.loads(out.read_text())
     assert set(document["selection"]) == {f"class-{i:02d}" for i in range(4)}
     assert document["settings"]["beta"] == 0.5
