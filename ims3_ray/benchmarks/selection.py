@@ -19,13 +19,14 @@ from ..data.feature_tables import open_candidates
 from ..method.exact import branch_and_bound
 from ..method.selection import Objective, Selection, evaluate
 from ..method.selection_rounds import select, solve
-from ..method.selection_walk import MOST_VALUES, walk
+from ..method.selection_walk import walk
 from ..selecting import certify_pool, run_tasks
 from ..selection_pool import ShardPool, Source
 from . import instances
 from .instances import Kind
 
 PLAIN_LIMIT_S = 120.0
+COUNTED_VALUES = 25_000_000  # pairs of a candidate and a class up to which the plain loop's sweeps are counted
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def plain_loop(case: Case, seed: int, objective: Objective) -> tuple[float, str,
     closest = np.einsum("cgd,cd->cg", candidates, real).argmax(axis=1)
     num_trials = case.classes * case.subgroups
     sweeps, end = 1, None
-    if float(num_trials) * case.classes <= MOST_VALUES:
+    if float(num_trials) * case.classes <= COUNTED_VALUES:
         attractions = np.log(1 - np.einsum("cgd,cd->cg", candidates, real, dtype=float) + objective.epsilon).ravel()
         walked, sweeps = walk(list(candidates), attractions, closest, objective)
         end = evaluate(walked, list(candidates), real, objective).total

@@ -4,14 +4,13 @@ The driver reaches its shards through `call(method, *arguments) -> list of resul
 so that shards may be objects of this process (`local_call`) or actors elsewhere. A repeated call is harmless.
 """
 
-from dataclasses import replace
-
 import numpy as np
 
 from .selection import Objective, Selection, Terms, log_distances, pair_separation
 from .selection_shard import History, Moves, Shard, check_counts, first_minimum, split_classes
-from .selection_walk import MOST_VALUES, walk
+from .selection_walk import walk
 
+MOST_VALUES = 10_000_000  # a table of 40 MB
 ACCEPT_BLOCK = 256  # moves whose interactions are computed together
 MOST_MOVED = 0.25  # of the classes, a round: the others answer to those that gain most. All at once ends in worse optima
 POOL_BLOCK = 256  # classes whose candidates travel together
@@ -33,7 +32,10 @@ def local_call(shards):
 
 
 def solve(call, objective: Objective, *, restarts: int = 0, seed: int = 0) -> Selection:
-    """The best of the rounds from the closest-to-real choice and from `restarts` random ones; where small, of the walk."""
+    """The best of the rounds from the closest-to-real choice and from `restarts` random ones.
+
+    Up to MOST_VALUES pairs of a candidate and a class this process walks instead: rounds would cost more in messages.
+    """
     if restarts < 0:
         raise ValueError(f"restarts must be at least 0, not {restarts}")
     sizes = np.concatenate(call("sizes"))
@@ -50,26 +52,24 @@ def solve(call, objective: Objective, *, restarts: int = 0, seed: int = 0) -> Se
         separation = pair_separation(centroids, objective.epsilon)
         return Terms(attraction, separation, objective.alpha * attraction - weight * separation)
 
+    small = len(sizes) * sizes.sum() <= MOST_VALUES
+    pools = [pool for held in call("candidates", 0, len(sizes)) for pool in held] if small else []
     best, start_total = None, None
     for start in range(restarts + 1):
         choice = np.random.default_rng((seed, start)).integers(sizes) if start else closest
         centroids = np.concatenate(call("centroids", choice))
         if start == 0:
             start_total = terms_of(choice, centroids).total
-        choice, centroids, rounds = descend(call, choice, centroids, objective)
+        if small:
+            choice, rounds = walk(pools, attractions, choice, objective)
+            centroids = np.stack([pool[g] for pool, g in zip(pools, choice, strict=True)])
+        else:
+            choice, centroids, rounds = descend(call, choice, centroids, objective)
         terms = terms_of(choice, centroids)
         if best is None or terms.total < best[1].total:
             best = choice, terms, rounds, start
     choice, terms, rounds, start = best
-    rounded = Selection(choice, terms, start_total, None, "none", "rounds", rounds, start, settings)
-    if len(sizes) * sizes.sum() > MOST_VALUES:
-        return rounded
-    pools = [pool for held in call("candidates", 0, len(sizes)) for pool in held]
-    choice, sweeps = walk(pools, attractions, closest, objective)
-    terms = terms_of(choice, np.stack([pool[g] for pool, g in zip(pools, choice, strict=True)]))
-    if terms.total >= rounded.objective - objective.tolerance(len(sizes)):
-        return rounded
-    return replace(rounded, choice=choice, terms=terms, solver="walk", rounds=sweeps, best_start=0)
+    return Selection(choice, terms, start_total, None, "none", "walk" if small else "rounds", rounds, start, settings)
 
 
 def descend(call, choice, centroids, objective: Objective) -> tuple[np.ndarray, np.ndarray, int]:

@@ -1,14 +1,12 @@
 """The published solver, with sums that are kept: visit the classes in turn, take each one's best subgroup, until none moves.
 
 The published loop evaluates all of L for every trial. Here a trial costs a look-up and a move one row of a (C, R) table of
-logarithms, so that the same walk takes a fraction of a second where the table fits: solve takes it as one more start.
+logarithms, so that the same walk takes a fraction of a second where the table fits: see selection_rounds.solve.
 """
 
 import numpy as np
 
 from .selection import Objective, log_distances
-
-MOST_VALUES = 25_000_000  # of the table (C, R) up to which solve walks: 100 MB
 
 
 def walk(candidates, attractions, choice, objective: Objective) -> tuple[np.ndarray, int]:

@@ -16,6 +16,7 @@ from ims3_ray.cli import run_command
 from ims3_ray.config import Select, Workers
 from ims3_ray.data.feature_tables import open_candidates, open_features
 from ims3_ray.errors import InputError
+from ims3_ray.method import selection_rounds
 from ims3_ray.method.exact import exhaustive
 from ims3_ray.method.selection import Objective, real_centroid, subgroup_centroids
 from ims3_ray.method.selection_rounds import select, solve
@@ -71,13 +72,16 @@ def centroids(candidates, real):
     return groups, np.stack([real_centroid(rows.astype(np.float32)) for rows in real.values()])
 
 
-def test_ray_gives_what_the_plain_call_gives_for_any_number_of_shards(ray_cluster, tmp_path):
+@pytest.mark.parametrize("solver", ["walk", "rounds"])
+def test_ray_gives_what_the_plain_call_gives_for_any_number_of_shards(ray_cluster, tmp_path, monkeypatch, solver):
+    if solver == "rounds":
+        monkeypatch.setattr(selection_rounds, "MOST_VALUES", 0)
     made = features(9)
     pool = opened(tmp_path, *made)
     plain = select(*centroids(*made), Objective(0.4, 0.9), restarts=1)
     for shards in (1, 9):  # 9: more than the cluster has CPUs, and the certificate still finds room
         of_ray = chosen(pool, shards=shards)
-        assert of_ray.shards == shards
+        assert of_ray.shards == shards and of_ray.document["solver"] == solver
         assert list(of_ray.document["selection"].values()) == plain.choice.tolist()
         assert of_ray.document["objective"] == plain.objective
 
@@ -91,7 +95,8 @@ def test_order_and_number_of_files_change_nothing(ray_cluster, tmp_path):
     assert chosen(parts).document == whole
 
 
-def test_an_actor_killed_in_mid_round_is_rebuilt_and_the_selection_is_the_same(ray_cluster, tmp_path):
+def test_an_actor_killed_in_mid_round_is_rebuilt_and_the_selection_is_the_same(ray_cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(selection_rounds, "MOST_VALUES", 0)
     source = Source(opened(tmp_path, *features(9)), tuple(map(str, range(9))), SETTINGS, IPC, 0)
     pool = ShardPool(source, cluster.machine(Workers(shards=3)))
     objective, killed = source.objective, []
@@ -141,9 +146,10 @@ def test_single_images_are_never_worse_than_the_best_subgroups(ray_cluster, tmp_
     assert chosen(pool, shards=3, unit="image", coverage=0.3, coverage_neighbours=2).document == document
 
 
-def test_pruned_rounds_and_pools_select_too(ray_cluster, tmp_path):
+def test_pruned_rounds_and_pools_select_too(ray_cluster, tmp_path, monkeypatch):
     pool = opened(tmp_path, *features(6, seed=6))
     exact = chosen(pool, certify="none").document
+    monkeypatch.setattr(selection_rounds, "MOST_VALUES", 0)
     all_near = chosen(pool, neighbours=5).document
     assert all_near["selection"] == exact["selection"] and exact["lower_bound"] is None
     assert chosen(pool, partners="pool").document["gap"] == 0
