@@ -44,7 +44,7 @@ def tighten(node: Problem, *, forward: bool) -> float:
     """Improve the messages of `node` in place by one pass over its classes, and give the bound."""
 
     def gains(start, stop, others):
-        return node.gains[start:stop, :, :, others].copy()
+        return node.gains[start:stop, :, :, others]
 
     return trws_pass(gains, node.unary.T, node.messages, forward=forward) + node.constant
 

@@ -1,12 +1,16 @@
-"""The published solver, with sums that are kept: visit the classes in turn, take each one's best subgroup, until none moves.
+"""The published solver, made cheap: visit the classes in turn, take each one's best subgroup, until none moves.
 
-The published loop evaluates all of L for every trial. Here a trial costs a look-up and a move one row of a (C, R) table of
-logarithms, so that the same walk takes a fraction of a second where the table fits: see selection_rounds.solve.
+The published loop evaluates all of L for every trial. Here every candidate's sum of logarithms is kept: a trial is a
+look-up, a move touches the candidates of its own tile of classes at once, and those of all classes, together with the
+tile's other moves, as one matrix product. The walk is the published one, move by move: see selection_rounds.solve.
 """
 
 import numpy as np
 
 from .selection import Objective, log_distances
+
+TILE = 64  # classes whose moves reach the other classes together
+MOST_SWEEPS = 1000  # single precision can't send it in circles beyond these
 
 
 def walk(candidates, attractions, choice, objective: Objective) -> tuple[np.ndarray, int]:
@@ -20,15 +24,38 @@ def walk(candidates, attractions, choice, objective: Objective) -> tuple[np.ndar
     tolerance = objective.tolerance(len(sizes))
     table = log_distances(rows[offsets[:-1] + choice], rows, np.arange(len(sizes)), classes, objective.epsilon)
     sums = table.sum(axis=0, dtype=np.float64)  # Σ_j log(d(c, c_j) + ε) of every candidate
+    tiles = [slice(start, min(start + TILE, len(sizes))) for start in range(0, len(sizes), TILE)]
     sweeps, moved = 0, True
-    while moved:
+    while moved and sweeps < MOST_SWEEPS:
         sweeps, moved = sweeps + 1, False
-        for i, start in enumerate(offsets[:-1]):
-            own = slice(start, offsets[i + 1])
-            costs = objective.alpha * attractions[own] - weight * sums[own]
-            best = int(costs.argmin())
-            if costs[best] < costs[choice[i]] - tolerance:
-                logs = log_distances(rows[start + best][None], rows, np.array([i]), classes, objective.epsilon)[0]
-                sums += logs.astype(np.float64) - table[i]
-                choice[i], table[i], moved = best, logs, True
+        for tile in tiles:
+            own = slice(offsets[tile.start], offsets[tile.stop])
+            scores = objective.alpha * attractions[own] - weight * sums[own]
+            starts = offsets[tile] - own.start
+            ids = tile.start + _visit(rows[own], scores, starts, choice[tile], weight, tolerance, objective.epsilon)
+            if len(ids):
+                logs = log_distances(rows[offsets[ids] + choice[ids]], rows, ids, classes, objective.epsilon)
+                sums += (logs - table[ids]).sum(axis=0, dtype=np.float64)
+                table[ids], moved = logs, True
     return choice, sweeps
+
+
+def _visit(rows, scores, starts, choice, weight: float, tolerance: float, epsilon: float) -> np.ndarray:
+    """Visit n classes in turn: changes `choice` (n,) and `scores` (r,) in place, gives which classes moved.
+
+    `rows` (r, D) are their candidates, `starts` (n,) where each class's begin.
+    """
+    ends = np.append(starts[1:], len(rows))
+    labels = np.repeat(np.arange(len(starts)), ends - starts)
+    moved, following = [], 0
+    while True:
+        gains = scores[starts + choice] - np.minimum.reduceat(scores, starts)
+        wanting = following + np.flatnonzero(gains[following:] > tolerance)
+        if not len(wanting):
+            return np.array(moved, dtype=np.int64)
+        i = int(wanting[0])
+        old, best = choice[i], int(scores[starts[i] : ends[i]].argmin())
+        both = log_distances(rows[starts[i] + np.array([old, best])], rows, np.array([i, i]), labels, epsilon)
+        scores -= weight * (both[1] - both[0])
+        choice[i], following = best, i + 1
+        moved.append(i)

@@ -108,6 +108,23 @@ def test_the_bound_is_the_same_in_whatever_order_tasks_run(method, monkeypatch):
     assert results[0].lower_bound == results[1].lower_bound
 
 
+def test_costs_that_are_kept_give_the_bound_of_costs_that_are_computed_again(monkeypatch):
+    monkeypatch.setattr(certificate_trws, "MOST_PASSES", certificate_trws.LEAST_PASSES)
+    candidates, real = instance([3, 4, 2, 4] * 6, noise=0.5)
+    kept = certified(candidates, real, Objective(0.4, 0.9), "trws").lower_bound
+    monkeypatch.setattr(certificate_trws, "TABLE_BYTES", 0)
+    assert certified(candidates, real, Objective(0.4, 0.9), "trws").lower_bound == pytest.approx(kept, rel=1e-9)
+
+
+def test_more_passes_leave_a_smaller_gap(monkeypatch):
+    candidates, real = instance([5] * 40)
+    objective, gaps = Objective(0.4, 0.9, normalization="none"), []
+    for most in (4, 16, 64):
+        monkeypatch.setattr(certificate_trws, "MOST_PASSES", most)
+        gaps.append(certified(candidates, real, objective, "trws").gap)
+    assert gaps[0] > gaps[1] > gaps[2] > 0
+
+
 @pytest.mark.parametrize("method", ["half_pair", "trws"])
 def test_the_bound_does_not_depend_on_how_classes_are_grouped(method, monkeypatch):
     candidates, real = instance([3] * 20, noise=0.5)

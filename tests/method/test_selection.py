@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ims3_ray.method import selection, selection_rounds
+from ims3_ray.method import selection, selection_rounds, selection_walk
 from ims3_ray.method.exact import exhaustive
 from ims3_ray.method.selection import Objective, evaluate, real_centroid, subgroup_centroids
 from ims3_ray.method.selection_rounds import accept, local_call, select, solve
@@ -285,8 +285,10 @@ def plain_walk(candidates, real, objective, choice):
     return choice
 
 
+@pytest.mark.parametrize("tile", [64, 2])
 @pytest.mark.parametrize("objective", VARIANTS, ids=str)
-def test_the_walk_ends_where_the_published_loop_ends_and_restarts_are_never_worse(objective):
+def test_the_walk_ends_where_the_published_loop_ends_and_restarts_are_never_worse(objective, tile, monkeypatch):
+    monkeypatch.setattr(selection_walk, "TILE", tile)
     for seed in range(4):
         candidates, real = instance(9, [3, 1, 4, 2, 5, 3, 3, 2, 4], seed=seed)
         (shard,) = make_shards(candidates, real, objective, 1)
