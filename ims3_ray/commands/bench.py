@@ -2,7 +2,8 @@
 
 python jobs/bench.py select                                   S³ over sizes and noise levels, beside the plain loop
 python jobs/bench.py select --grid 21841x20 --noise 0.3 --no-plain workers.shards=4
-python jobs/bench.py select --optimum 200                     how often rounds end at the proven optimum
+python jobs/bench.py select --optimum 200                     how often the solver ends at the proven optimum
+python jobs/bench.py select --grid 5000x20 --neighbours 32    rounds that score near classes alone, against all
 """
 
 import argparse
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-plain", dest="plain", action="store_false", help="leave out the plain loop")
     parser.add_argument("--certify", default="auto", metavar="METHOD", help="as select.certify")
     parser.add_argument("--optimum", type=int, metavar="N", help="instead: N problems a kind, rounds against the optimum")
+    parser.add_argument("--neighbours", type=int, metavar="M", help="instead: rounds pruned to M nearest classes, against all")
     parser.add_argument("--work", metavar="DIR", help="where the problems are kept (default: a temporary folder)")
     parser.add_argument("--out", metavar="JSON", help="also write the figures here")
     parser.add_argument("overrides", nargs="*", metavar="field=value", help="such as workers.shards=4")
@@ -53,12 +55,15 @@ def run(arguments: argparse.Namespace) -> None:
     ]
     if arguments.structureless:
         cases += [Case(*size, 0.0, "structureless", norm) for size in grid for norm in arguments.normalization.split(",")]
+    machine = cluster.machine(config.workers)
     with tempfile.TemporaryDirectory() as temporary:
+        work = open_directory(arguments.work or temporary)
         if arguments.optimum:
             found = _optimum(cases, arguments.optimum)
+        elif arguments.neighbours:
+            found = _pruning(cases, work, machine, arguments.neighbours)
         else:
-            work = open_directory(arguments.work or temporary)
-            found = _speed(cases, work, cluster.machine(config.workers), arguments)
+            found = _speed(cases, work, machine, arguments)
     if arguments.out:
         Path(arguments.out).write_text(json.dumps(found, indent=2) + "\n")
 
@@ -94,6 +99,22 @@ def _speed(cases: list, work: Any, machine: Any, arguments: argparse.Namespace) 
         if m.plain_objective is not None and m.objective > m.plain_objective + 1e-9 * abs(m.plain_objective):
             print(f"  the plain loop ends lower: {m.plain_objective:.9g} against {m.objective:.9g}", flush=True)
         found.append(m.flat())
+    return found
+
+
+def _pruning(cases: list, work: Any, machine: Any, neighbours: int) -> list[dict[str, Any]]:
+    from ..benchmarks.selection import pruning
+
+    print("| C × G | instance | weights | nearest | all s | pruned s | same choice | objective, all | objective, pruned |")
+    print("|---" * 9 + "|")
+    found = []
+    for case in cases:
+        p = pruning(case, work, machine, neighbours)
+        instance = f"noise {case.noise}" if case.kind == "structured" else case.kind
+        print(f"| {case.classes} × {case.subgroups} | {instance} | {case.normalization} | {p.neighbours} | {p.exact_s:.2f} "
+              f"| {p.pruned_s:.2f} | {100 * p.agreement:.2f} % | {p.exact_objective:.6f} | {p.pruned_objective:.6f} |",
+              flush=True)  # fmt: skip
+        found.append(vars(p) | {"case": vars(case)})
     return found
 
 
