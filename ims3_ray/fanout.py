@@ -95,13 +95,13 @@ def _dataset(build, arguments, todo, table, out, machine) -> "ray.data.Dataset":
     return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         Worker,
         batch_size=1,
-        compute=_pool(machine, len(todo)),
+        compute=actor_pool(machine, len(todo)),
         fn_constructor_kwargs={"build": build, "arguments": arguments, "table": table, "out": out},
         **machine.actor_resources,
     )
 
 
-def _pool(machine: Machine, num_parts: int) -> ActorPoolStrategy:
+def actor_pool(machine: Machine, num_parts: int) -> ActorPoolStrategy:
     """All actors at once where there is room, and as few as the minimum while there is none or a node is lost."""
     most = min(machine.actors, num_parts)
     return ActorPoolStrategy(

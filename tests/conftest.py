@@ -13,6 +13,7 @@ import pytest  # noqa: E402
 from PIL import Image  # noqa: E402
 
 ACTORS = 3
+OBJECT_STORE = 80 * 2**20  # bytes
 TINY = [  # the digits' path on three classes of 16-pixel images, in seconds
     "data.validation=null",
     "ipc=6",
@@ -37,7 +38,7 @@ TINY = [  # the digits' path on three classes of 16-pixel images, in seconds
 
 @pytest.fixture(scope="session")
 def ray_cluster():
-    """One cluster for all tests; logical CPUs = actors + 2."""
+    """One cluster for all tests; logical CPUs = actors + 2, and an object store that no stage's data would fit."""
     import os
 
     import ray
@@ -45,7 +46,9 @@ def ray_cluster():
     from ims3_ray import cluster
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    ray.init(address="local", num_cpus=ACTORS + 2, log_to_driver=False, dashboard_host="127.0.0.1")
+    ray.init(
+        address="local", num_cpus=ACTORS + 2, object_store_memory=OBJECT_STORE, log_to_driver=False, dashboard_host="127.0.0.1"
+    )
     assert cluster.num_nodes() == 1
     yield ray
     ray.shutdown()

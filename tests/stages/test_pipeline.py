@@ -112,7 +112,8 @@ def test_fine_tuning_logs_each_term_unweighted_and_the_gradients_ratio(finished)
 
 def test_a_gradient_ratio_is_kept_to(finished, tmp_path):
     overrides, _ = finished
-    made = run(overrides, "im.grad_ratio=0.3", "im.minimax=true", "evaluate.protocol=none")
+    elastic = "workers={train_workers: 2, min_train_workers: 1}"
+    made = run(overrides, "im.grad_ratio=0.3", "im.minimax=true", "evaluate.protocol=none", elastic)
     record = json.loads(next(Path(made.distilled).parents[1].glob(f"runs/*{made.key}/run.json")).read_text())
     history = json.loads(Path(record["artifacts"]["adapter"], "manifest.json").read_text())["history"]
     assert history[-1]["grad_ratio/matching"] == pytest.approx(0.3, rel=1e-4)
