@@ -86,6 +86,11 @@ def load_extractor(spec: str, device: str | torch.device = "cpu") -> Extractor:
     return _saved_extractor(spec, device)
 
 
+def without_weights(spec: str) -> str:
+    """The spec of the same network that needs nothing from the network: for its size and shape alone."""
+    return f"{spec.partition('?')[0]}?pretrained=false" if spec.startswith(TIMM_SCHEME) else spec
+
+
 def inspect_extractor(spec: str) -> Path | str:
     """What the features' bits come from: the extractor's folder, or the timm model and timm's version.
 
