@@ -50,13 +50,49 @@ class Compile(PerDevice):
     cuda: bool = True
 
 
+class Licence(Section):
+    """As the distilled set's card states it: an identifier of the Hugging Face hub, or `other` with a name and a link."""
+
+    id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.+-]*$")]
+    name: str | None = None
+    link: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_identifier(cls, value: Any) -> Any:
+        return {"id": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _other_alone_has_a_name(self) -> "Licence":
+        if (self.id == "other") != bool(self.name) or (self.link and not self.name):
+            raise ValueError("id=other needs a name, and takes a link; the hub's own identifiers stand alone")
+        return self
+
+
 class Data(Section):
-    train: str = "package://digits/train"
+    train: str | None = None  # a recipe for images that everybody has to fetch leaves it open, and a run stops without it
     validation: str | None = None
     test: str | None = None
+    classes: tuple[str, ...] | None = None  # the class folders to use, in every split; None uses all
     class_map: str | None = None  # a YAML or JSON table of folder name → model label, or "new" for fresh class rows
     mirror: bool = True
     max_bad_fraction: Share = 0.01
+    licence: Licence | None = None  # of the images
+
+    @field_validator("classes")
+    @classmethod
+    def _are_folder_names(cls, classes: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        """Sorted, so that their order says nothing."""
+        if classes is None:
+            return None
+        for name in classes:
+            if not name or name.startswith(".") or "/" in name or "\\" in name:
+                raise ValueError(f"{name!r} can't be a class folder's name")
+            if classes.count(name) > 1:
+                raise ValueError(f"{name!r} is named twice")
+        if len(classes) < 2:
+            raise ValueError("name at least 2 class folders, or null for all")
+        return tuple(sorted(classes))
 
 
 class Model(Section):
@@ -66,6 +102,7 @@ class Model(Section):
     frequency_shift: Literal[0, 1] | None = None  # None: by the checkpoint's kind
     precision: Arithmetic = Arithmetic()
     compile: Compile = Compile()
+    licence: Licence | None = None  # of the weights
 
 
 class Encode(Section):
@@ -226,7 +263,7 @@ class Pretrain(BaseSettings):
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     image_size: Annotated[int, Field(ge=16)] = 32
-    data: Data = Data(mirror=False)
+    data: Data = Data(train="package://digits/train", mirror=False)
     micro_batches: Count = 2
     vae: TrainVae = TrainVae()
     transformer: TrainTransformer = TrainTransformer()

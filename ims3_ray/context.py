@@ -37,6 +37,12 @@ class Context:
     def classes(self) -> tuple[str, ...]:
         return self.images["train"].classes
 
+    @property
+    def licences(self) -> dict[str, dict[str, Any] | None]:
+        """What is known of the weights' and the images' licences, for the product's card."""
+        stated = {"weights": self.config.model.licence, "images": self.config.data.licence}
+        return {name: licence.model_dump() if licence else None for name, licence in stated.items()}
+
     def batch_size(self, section: Any) -> int:
         return section.batch_size.on(self.machine.device)
 

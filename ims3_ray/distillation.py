@@ -42,6 +42,7 @@ def distill(recipe: str = "digits", say: Callable[[str], None] = print, **overri
 
 def run(config: Config, say: Callable[[str], None] = print) -> Distillation:
     """Distil as `config` says: stages that are complete are found, the others run."""
+    preparation.image_places(config)  # before a cluster is started for a run that can't be
     preparation.check_storage(config)
     cluster.connect()
     preparation.check_storage(config)  # again: now the nodes are known
@@ -49,6 +50,8 @@ def run(config: Config, say: Callable[[str], None] = print) -> Distillation:
     for note in context.notes:
         say(note)
     steps = plan(context)
+    if any(step.manifest is None for step in steps if step.stage.name in ("embed", "sample")):
+        preparation.fetch_extractor(config)
     key = steps[-1].fingerprint
     tracker = Tracker(context.storage, say)
     tracker.start(key, f"{config.recipe}-{key}", config.results(), _tags(context))

@@ -16,7 +16,7 @@ from .context import Context
 from .evaluation.protocols import protocol
 from .models.classifiers import build
 from .models.dit import DiT
-from .models.features import load_extractor
+from .models.features import load_extractor, without_weights
 from .models.files import read_json
 from .pipeline import Step
 
@@ -106,7 +106,7 @@ def _flops(context: Context) -> dict[str, Any]:
         z = torch.zeros(1, *info.latent_shape)
         image = torch.zeros(1, 3, info.image_size, info.image_size)
         label = torch.zeros(1, dtype=torch.int64)
-    extractor = load_extractor(context.config.embed.extractor)
+    extractor = load_extractor(without_weights(context.config.embed.extractor))
     return {
         "dit": _count(dit, z, label, label),
         "encode": _count(vae.encode, image),

@@ -1,5 +1,6 @@
 """A configuration out of a recipe, a person's overrides and the environment; every mistake is named with its field."""
 
+import copy
 import difflib
 import re
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from .config import Config, Pretrain, Selecting
 from .errors import InputError
 
 Settings = TypeVar("Settings", Config, Pretrain, Selecting)
+LICENSED = {"model": ("path", "vae"), "data": ("train", "class_map")}  # what a section's licence speaks of
 
 
 def recipe_names() -> list[str]:
@@ -56,8 +58,10 @@ def load_selecting(overrides: Mapping[str, Any] | None = None) -> Selecting:
 
 
 def _build(kind: type[Settings], values: dict[str, Any], overrides: Mapping[str, Any]) -> Settings:
+    recipe = copy.deepcopy(values)
     for field, value in overrides.items():
         _put(values, field, value)
+    _drop_licences(values, recipe, overrides)
     try:
         return kind(**values)
     except ValidationError as error:
@@ -89,6 +93,22 @@ def _put(values: dict[str, Any], field: str, value: Any) -> None:
             _put(values[last], inner, inner_value)
     else:
         values[last] = value
+
+
+def _drop_licences(values: dict[str, Any], recipe: dict[str, Any], overrides: Mapping[str, Any]) -> None:
+    """Unset a recipe's licence where an override puts other weights or images in the place of those it speaks of."""
+    for section, fields in LICENSED.items():
+        said, now = recipe.get(section), values.get(section)
+        if not isinstance(said, dict) or not isinstance(now, dict) or _is_given(overrides, section, "licence"):
+            continue
+        if "licence" in said and any(field in said and now.get(field) != said[field] for field in fields):
+            now["licence"] = None
+
+
+def _is_given(overrides: Mapping[str, Any], section: str, field: str) -> bool:
+    inner = overrides.get(section)
+    within = isinstance(inner, Mapping) and field in inner
+    return within or any(f"{given}.".startswith(f"{section}.{field}.") for given in overrides)
 
 
 def _explain(error: Mapping[str, Any], kind: type[BaseModel]) -> str:

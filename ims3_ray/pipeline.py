@@ -61,6 +61,10 @@ def _evaluate(c: Context) -> Any:
     return [c.config.evaluate.model_dump(mode="json"), rules, c.config.seed, c.config.ipc, c.inputs["scored"], c.machine.device]
 
 
+def _export(c: Context) -> Any:
+    return [c.config.recipe, list(c.classes), c.licences]
+
+
 STAGES = (
     Stage("encode", "latents", (), _encode),
     Stage("invert", "inversions", ("latents",), lambda c: [_on_device(c, c.config.invert), depends_on(c)]),
@@ -68,7 +72,7 @@ STAGES = (
     Stage("embed", "features", (), _embed),
     Stage("sample", "candidates", ("adapter",), _sample),
     Stage("select", "selection", ("candidates", "features"), _select),
-    Stage("export", "distilled", ("selection", "candidates"), lambda c: [c.config.recipe, list(c.classes)]),
+    Stage("export", "distilled", ("selection", "candidates"), _export),
     Stage("evaluate", "evaluation", ("distilled", "selection", "candidates", "features"), _evaluate),
     Stage(
         "report",

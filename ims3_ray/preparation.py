@@ -19,7 +19,7 @@ from .errors import InputError
 from .evaluation.protocols import protocol
 from .hashing import content_hash
 from .models.device import Numerics, supported
-from .models.features import inspect_extractor
+from .models.features import inspect_extractor, load_extractor
 from .models.generator import inspect_generator
 
 NO_PROTOCOL = "none"
@@ -33,6 +33,26 @@ def check_storage(config: Config) -> None:
             f"storage: {config.storage!r} is relative, and the working directory of a job or a node is its own; "
             "name a path or URI that every node reaches, such as storage=/mnt/shared/runs or storage=s3://bucket/runs"
         )
+
+
+def image_places(config: Config) -> dict[str, str]:
+    """Where the training images lie, and those that the protocol scores on. InputError where that was left open."""
+    data = config.data
+    if data.train is None:
+        raise InputError(
+            f"data.train: recipe {config.recipe} brings no images; give the folder that holds one folder of training images "
+            "a class, such as data.train=/data/my-images/train"
+        )
+    places = {"train": data.train}
+    if config.evaluate.protocol != NO_PROTOCOL:
+        split = protocol(config.evaluate.protocol).split
+        scored = getattr(data, split)
+        if scored is None:
+            raise InputError(
+                f"data.{split}: protocol {config.evaluate.protocol} scores on it; give a folder, or evaluate.protocol=none"
+            )
+        places[split] = scored
+    return places
 
 
 def prepare(config: Config, machine: Machine) -> Context:
@@ -74,18 +94,8 @@ def _numerics(config: Config, machine: Machine) -> tuple[Numerics, list[str]]:
 def _open_all(config: Config, storage: Directory) -> dict[str, ImageSet]:
     """The training images, and those that the protocol scores on."""
     data = config.data
-    places = {"train": data.train}
-    if config.evaluate.protocol != NO_PROTOCOL:
-        split = protocol(config.evaluate.protocol).split
-        places[split] = getattr(data, split)
-        if places[split] is None:
-            raise InputError(
-                f"data.{split}: protocol {config.evaluate.protocol} scores on it; give a folder, or evaluate.protocol=none"
-            )
-    opened = {
-        name: open_images(place, storage, name=f"data.{name}", seed=config.seed, max_bad_fraction=data.max_bad_fraction)
-        for name, place in places.items()
-    }
+    shared = {"seed": config.seed, "max_bad_fraction": data.max_bad_fraction, "classes": data.classes}
+    opened = {name: open_images(place, storage, name=f"data.{name}", **shared) for name, place in image_places(config).items()}
     for name, images in opened.items():
         if images.classes != opened["train"].classes:
             odd = sorted(set(images.classes) ^ set(opened["train"].classes))
@@ -115,6 +125,11 @@ def _check_numbers(config: Config, train: ImageSet, channels: int) -> None:
 
 def _named(numerics: Numerics) -> list[str]:
     return [numerics.device, numerics.precision, *(["compiled"] if numerics.compiled else [])]
+
+
+def fetch_extractor(config: Config) -> None:
+    """InputError where φ's weights can't be had: known before the hours of tuning that come ahead of its first use."""
+    load_extractor(config.embed.extractor)
 
 
 def depends_on(context: Context) -> dict[str, Any]:

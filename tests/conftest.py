@@ -14,6 +14,8 @@ from PIL import Image  # noqa: E402
 
 ACTORS = 3
 OBJECT_STORE = 80 * 2**20  # bytes
+THREE = ("n02086240", "n02087394", "n02088364")  # of ImageWoof, labels 155, 159, 162
+OTHERS = ("n01440764", "n01443537")
 TINY = [  # the digits' path on three classes of 16-pixel images, in seconds
     "data.validation=null",
     "ipc=6",
@@ -104,6 +106,17 @@ def tiny_images(tmp_path_factory):
     write_images(root / "train", 12, seed=0)
     write_images(root / "test", 4, seed=1)
     return root
+
+
+@pytest.fixture
+def imagenet_tree(tmp_path):
+    """`train` and `test` with three classes of ImageWoof, and two more folders that hold garbage."""
+    for split, count, seed in (("train", 12, 0), ("test", 8, 1)):
+        write_images(tmp_path / split, count, seed, classes=THREE)
+        for name in OTHERS:
+            (tmp_path / split / name).mkdir()
+            (tmp_path / split / name / "a.JPEG").write_bytes(b"no image")
+    return tmp_path
 
 
 def tiny_words(model, images, storage):

@@ -9,7 +9,13 @@ from safetensors.torch import load_file, save_file
 
 from ims3_ray.errors import InputError
 from ims3_ray.models.classifiers import build
-from ims3_ray.models.features import embed_pixels, load_extractor, save_extractor
+from ims3_ray.models.features import (
+    embed_pixels,
+    inspect_extractor,
+    load_extractor,
+    save_extractor,
+    without_weights,
+)
 
 CPU = torch.device("cpu")
 MEAN, DEVIATION = (0.2, 0.3, 0.4), (0.5, 0.6, 0.7)
@@ -103,6 +109,25 @@ def test_missing_weights_of_a_timm_model_are_one_line(monkeypatch):
     with pytest.raises(InputError, match="pretrained weights can't be had") as caught:
         load_extractor("timm:resnet18")
     assert "no network" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_folder_of_a_timm_model_serves_without_a_network(tmp_path):
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("test_resnet.r160_in1k", pretrained=False)
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    spec, images = f"timm:{tmp_path}", torch.rand(2, 3, 40, 40) * 2 - 1
+    extractor, untrained = load_extractor(spec), load_extractor(without_weights(spec))
+    given = extractor(images)
+    again = timm.create_model("test_resnet.r160_in1k", pretrained=False, num_classes=0)
+    again.load_state_dict({n: v for n, v in model.state_dict().items() if not n.startswith("fc.")})
+    extractor._body = again.eval()
+    assert torch.equal(extractor(images), given) and not torch.equal(untrained(images), given)
+    assert inspect_extractor(spec) == tmp_path and untrained.dim == extractor.dim
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="names no architecture"):
+        inspect_extractor(spec)
+    with pytest.raises(InputError, match=r"nowhere/config\.json is not there"):
+        load_extractor(f"timm:{tmp_path}/nowhere")
 
 
 def test_folders_that_hold_something_else_are_refused(tmp_path):

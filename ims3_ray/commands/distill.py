@@ -1,7 +1,8 @@
 """Distil a labelled image set into a few images a class.
 
     python jobs/distill.py                                  the bundled digits
-    python jobs/distill.py --recipe imagewoof storage=s3://bucket/runs data.train=/data/imagewoof/train
+    python jobs/distill.py --recipe imagewoof storage=s3://bucket/runs data.train=/data/imagenet/train \\
+        data.test=/data/imagenet/val
     python jobs/distill.py ipc=5 sample.subgroups=20 select.alpha=0.5
 
 What is complete under the storage is found and not made again.
@@ -77,6 +78,7 @@ def _dry_run(config: Config) -> None:
     from ..estimate import estimates
     from ..pipeline import plan
 
+    preparation.image_places(config)
     preparation.check_storage(config)
     if cluster.has_address():
         cluster.connect()

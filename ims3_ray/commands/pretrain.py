@@ -24,9 +24,12 @@ def run(arguments: argparse.Namespace) -> None:
     out = Path(arguments.out).absolute()
     if out.exists():
         raise InputError(f"--out: {out} exists; name a new folder")
-    storage = open_storage(config.storage)
     data = config.data
-    images = open_images(data.train, storage, name="data.train", seed=config.seed, max_bad_fraction=data.max_bad_fraction)
+    if data.train is None:
+        raise InputError("data.train: no images to train on; give a folder with one folder of images a class")
+    storage = open_storage(config.storage)
+    shared = {"seed": config.seed, "max_bad_fraction": data.max_bad_fraction, "classes": data.classes}
+    images = open_images(data.train, storage, name="data.train", **shared)
     cluster.connect()
     from ..stages.pretrain import Pretraining  # heavy: torch and diffusers, not needed to refuse bad input
 

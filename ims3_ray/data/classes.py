@@ -1,6 +1,8 @@
 """From a data set's class folders to the labels that the generator knows, one map for every stage."""
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -13,20 +15,22 @@ NEW = "new"
 def class_map(classes: tuple[str, ...], model_names: tuple[str, ...] | None, num_labels: int, given: str | None) -> list[int]:
     """The model's label of every class, in the order of `classes`.
 
-    Without `given`, folders are mapped by name: equal to the model's class names, or ImageNet ids (n01440764 …) where
-    the model has ImageNet's 1000 classes. `given` is the path of a YAML or JSON table of folder name → label, or "new":
-    own classes then get labels 0 … C − 1 of a fresh class table. InputError says which folders have no label.
+    Without `given`, folders are mapped by name: equal to the model's class names (but not to one that two classes bear,
+    as ImageNet's cranes do), or ImageNet ids (n01440764 …) where the model has ImageNet's 1000 classes. `given` is the
+    path of a YAML or JSON table of folder name → label, or "new": own classes then get labels 0 … C − 1 of a fresh class
+    table. InputError says which folders have no label.
     """
     if given == NEW:
         return list(range(len(classes)))
     if given is not None:
         return _from_table(classes, num_labels, given)
-    known = {name: label for label, name in enumerate(model_names or ())}
+    bearers = Counter(model_names)
+    known = {name: label for label, name in enumerate(model_names or ()) if bearers[name] == 1}
     if num_labels == 1000:
         known |= imagenet_labels()
     if missing := [name for name in classes if name not in known]:
         raise InputError(
-            f"data.train: class folders {_some(missing)} match none of the generator's {num_labels} classes; "
+            f"data.train: class folders {some(missing)} match none of the generator's {num_labels} classes; "
             "give data.class_map=TABLE.yaml (folder name: label), or data.class_map=new to train rows for them"
         )
     labels = [known[name] for name in classes]
@@ -51,16 +55,17 @@ def _from_table(classes: tuple[str, ...], num_labels: int, given: str) -> list[i
         raise InputError(f"data.class_map: {given} holds a {type(table).__name__}; give a table of folder name: label")
     table = {str(name): label for name, label in table.items()}
     if missing := [name for name in classes if name not in table]:
-        raise InputError(f"data.class_map: {given} has no label for class folders {_some(missing)}")
+        raise InputError(f"data.class_map: {given} has no label for class folders {some(missing)}")
     labels = [table[name] for name in classes]
     for name, label in zip(classes, labels, strict=True):
-        if not isinstance(label, int) or not 0 <= label < num_labels:
+        if type(label) is not int or not 0 <= label < num_labels:
             raise InputError(f"data.class_map: {name!r} has label {label!r}; the generator knows 0 … {num_labels - 1}")
     if len(set(labels)) < len(labels):
         raise InputError(f"data.class_map: {given} gives one label to two class folders")
     return labels
 
 
-def _some(names: list[str], most: int = 5) -> str:
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first few names, and how many more there are."""
     shown = ", ".join(repr(name) for name in names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

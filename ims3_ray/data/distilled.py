@@ -25,6 +25,7 @@ from ..errors import InputError
 from ..tables import Columns
 
 PARQUET = "data/train-00000-of-00001.parquet"
+Licences = Mapping[str, Mapping[str, Any] | None]  # of what → id, name, link; None where nothing is known
 UNSAFE_NAME = re.compile(r'^\.|[/\\:*?"<>|\x00-\x1f]|[. ]$')
 
 
@@ -100,11 +101,12 @@ def to_parquet(images: Sequence[DistilledImage], classes: Sequence[str]) -> byte
     return sink.getvalue()
 
 
-def card(images: Sequence[DistilledImage], classes: Sequence[str], recipe: str, fingerprint: str) -> str:
-    """The README.md of the set, in the form that the Hugging Face hub reads."""
+def card(images: Sequence[DistilledImage], classes: Sequence[str], recipe: str, fingerprint: str, licences: Licences) -> str:
+    """The README.md of the set, in the form that the Hugging Face hub reads; `licences` of the "weights" and "images"."""
     per_class = len(images) // len(classes)
     names = ", ".join(json.dumps(name, ensure_ascii=False) for name in classes[:20]) + (", …" if len(classes) > 20 else "")
     return f"""---
+{licence_entries(licences)}
 task_categories:
 - image-classification
 tags:
@@ -125,8 +127,31 @@ chosen by Selective Subgroup Sampling (IMS3, arXiv 2603.13960), with ims3_ray.
 - recipe `{recipe}`, artefact `{fingerprint}`
 - classes: {names}
 - `manifest.json` names for every image its checksum, class, subgroup, index and seed
-- the images are synthetic; the licences of the generator's weights and of the images it was trained on apply
+
+## Licences
+
+The images are synthetic. They were drawn by the generator's weights and stand for real images; the terms of both apply:
+
+- the generator's weights: {_stated(licences["weights"], "model.licence")}
+- the real images: {_stated(licences["images"], "data.licence")}
 """
+
+
+def licence_entries(licences: Licences) -> str:
+    """The front matter's licence, by the hub's identifiers: one, or a list; `unknown` stands for what nobody stated."""
+    stated = [licence or {"id": "unknown"} for licence in licences.values()]
+    ids = list(dict.fromkeys(licence["id"] for licence in stated))
+    lines = [f"license: {ids[0]}"] if len(ids) == 1 else ["license:", *(f"- {name}" for name in ids)]
+    others = [licence for licence in stated if licence["id"] == "other"]
+    if others:
+        lines += [f"license_{key}: {json.dumps(others[0][key])}" for key in ("name", "link") if others[0].get(key)]
+    return "\n".join(lines)
+
+
+def _stated(licence: Mapping[str, Any] | None, field: str) -> str:
+    if licence is None:
+        return f"not stated ({field} of the recipe)"
+    return ", ".join(filter(None, (licence["name"] or licence["id"], licence["link"])))
 
 
 class DistilledSet(Dataset):

@@ -2,13 +2,15 @@
 
 A data set is a folder with one folder a class and its images anywhere below, on any filesystem. Everything in a class
 folder counts as an image, whatever its name ends in; what can't be decoded is listed by name. Hidden files and folders
-(leading dot) are not part of the set.
+(leading dot) are not part of the set. Where classes are named, no other folder is looked into: ten of ImageNet's cost a
+hundredth of a look at its whole tree.
 """
 
 import hashlib
 import io
 import json
 import warnings
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -20,6 +22,7 @@ from ..artifacts import Directory, fingerprint, open_directory
 from ..errors import InputError
 from ..method.keys import permutation
 from . import digits
+from .classes import some
 
 SAMPLED_UP_FRONT = 64  # images decoded in full before any work starts, chosen by seed
 MAX_PIXELS = 64_000_000  # a larger image is a decompression bomb, or should be scaled down beforehand
@@ -92,18 +95,27 @@ def encode_png(pixels: np.ndarray) -> bytes:
     return sink.getvalue()
 
 
-def open_images(location: str, storage: Directory, *, name: str, seed: int, max_bad_fraction: float) -> ImageSet:
+def open_images(
+    location: str,
+    storage: Directory,
+    *,
+    name: str,
+    seed: int,
+    max_bad_fraction: float,
+    classes: Sequence[str] | None = None,
+) -> ImageSet:
     """The image set at `location`, checked: `name` is the field that messages speak of.
 
-    Lists the folders, hashes every file and reads its header, and decodes a seeded sample. The listing is kept under
-    `storage` and used again while names, sizes and times are the same. Raises InputError for a folder that is missing,
-    empty, or of one class, and where more than `max_bad_fraction` of its files are no images.
+    Lists the folders of `classes` alone, or all where None, hashes every file and reads its header, and decodes a seeded
+    sample. What was found in a class is kept under `storage` and used again while names, sizes and times are the same.
+    Raises InputError for a folder that is missing, empty, or of one class, and where more than `max_bad_fraction` of its
+    files are no images.
     """
     directory = digits.materialise(location, storage) if location.startswith("package://") else open_directory(location)
-    listing = _listing(directory, name)
+    listing = _listing(directory, name, classes)
     if len(listing) < 2:
         raise InputError(f"{name}: {location} holds {len(listing)} class ({', '.join(listing)}); give at least 2 class folders")
-    inspected = _inspect(directory, listing, storage, name)
+    inspected = _inspect(directory, listing, storage)
     files = [(label, path) for label, cls in enumerate(sorted(listing)) for path in sorted(listing[cls])]
     good = [(label, path) for label, path in files if "bad" not in inspected[path]]
     bad = {path: inspected[path]["bad"] for _, path in files if "bad" in inspected[path]}
@@ -115,12 +127,12 @@ def open_images(location: str, storage: Directory, *, name: str, seed: int, max_
             bad[path] = str(error)
     check_bad(name, location, bad, len(files), max_bad_fraction)
     good = [(label, path) for label, path in good if path not in bad]
-    classes = tuple(sorted(listing))
+    found = tuple(sorted(listing))
     labels = np.array([label for label, _ in good], dtype=np.int64)
-    for cls, count in zip(classes, np.bincount(labels, minlength=len(classes)), strict=True):
+    for cls, count in zip(found, np.bincount(labels, minlength=len(found)), strict=True):
         if count == 0:
             raise InputError(f"{name}: class folder {cls!r} of {location} holds no readable image; fill or remove it")
-    return ImageSet(directory, classes, tuple(p for _, p in good), labels, tuple(inspected[p]["id"] for _, p in good), bad)
+    return ImageSet(directory, found, tuple(p for _, p in good), labels, tuple(inspected[p]["id"] for _, p in good), bad)
 
 
 def check_bad(name: str, location: str, bad: dict[str, str], total: int, max_bad_fraction: float) -> None:
@@ -133,27 +145,55 @@ def check_bad(name: str, location: str, bad: dict[str, str], total: int, max_bad
         )
 
 
-def _listing(directory: Directory, name: str) -> dict[str, dict[str, fs.FileInfo]]:
+def _listing(directory: Directory, name: str, classes: Sequence[str] | None) -> dict[str, dict[str, fs.FileInfo]]:
+    """`{class: {path: info}}` of the visible files, paths relative to the directory."""
     kind = directory.filesystem.get_file_info(directory.path).type
     if kind != fs.FileType.Directory:
         what = "does not exist" if kind == fs.FileType.NotFound else "is no folder"
         raise InputError(f"{name}: {directory.uri} {what}; give a folder with one folder of images a class")
+    if classes is not None:
+        return _named(directory, name, classes)
     listing: dict[str, dict[str, fs.FileInfo]] = {}
     for path, info in directory.files().items():
         cls, _, rest = path.partition("/")
-        if rest and not any(part.startswith(".") for part in path.split("/")):
+        if rest and _is_visible(path):
             listing.setdefault(cls, {})[path] = info
     if not listing:
         raise InputError(f"{name}: {directory.uri} holds no class folders with images; give one folder of images a class")
     return listing
 
 
-def _inspect(directory: Directory, listing: dict, storage: Directory, name: str) -> dict[str, dict[str, str]]:
-    """`{path: {"id": …} or {"bad": why}}` for every file, from the last look where nothing has changed."""
-    files = {path: [info.size, info.mtime_ns] for group in listing.values() for path, info in group.items()}
-    cache, key = storage / "index", f"{fingerprint([directory.uri, files])}.json"
-    if cache.exists(key):
-        return cache.read_json(key)
+def _named(directory: Directory, name: str, classes: Sequence[str]) -> dict[str, dict[str, fs.FileInfo]]:
+    """`_listing` of these class folders, each listed by itself: on an object store, by its own prefix."""
+    infos = directory.filesystem.get_file_info([f"{directory.path}/{cls}" for cls in classes])
+    kinds = zip(classes, infos, strict=True)
+    if missing := [cls for cls, info in kinds if info.type != fs.FileType.Directory]:
+        raise InputError(
+            f"{name}: {directory.uri} lacks {len(missing)} of the {len(classes)} class folders that data.classes names: "
+            f"{some(missing)}; give the folder that holds them, or change data.classes"
+        )
+
+    def files(cls: str) -> dict[str, fs.FileInfo]:
+        return {f"{cls}/{path}": info for path, info in (directory / cls).files().items() if _is_visible(path)}
+
+    with ThreadPoolExecutor(READERS) as pool:
+        return dict(zip(classes, pool.map(files, classes), strict=True))
+
+
+def _is_visible(path: str) -> bool:
+    return not any(part.startswith(".") for part in path.split("/"))
+
+
+def _inspect(directory: Directory, listing: dict[str, dict[str, fs.FileInfo]], storage: Directory) -> dict[str, dict[str, str]]:
+    """`{path: {"id": …} or {"bad": why}}` for every file, from the last look at its class where nothing has changed."""
+    cache = storage / "index"
+
+    def key(group: dict[str, fs.FileInfo]) -> str:
+        files = {path: [info.size, info.mtime_ns] for path, info in group.items()}
+        return f"{fingerprint([directory.uri, files])}.json"
+
+    def last_look(name: str) -> dict[str, dict[str, str]] | None:
+        return cache.read_json(name) if cache.exists(name) else None
 
     def look(path: str) -> dict[str, str]:
         data = directory.read(path)
@@ -164,7 +204,12 @@ def _inspect(directory: Directory, listing: dict, storage: Directory, name: str)
             return {"bad": f"is no image ({' '.join(str(error).split())[:120]})"}
         return {"id": hashlib.blake2b(data, digest_size=16).hexdigest()}
 
+    inspected: dict[str, dict[str, str]] = {}
     with ThreadPoolExecutor(READERS) as pool:
-        inspected = dict(zip(files, pool.map(look, files), strict=True))
-    cache.write(key, json.dumps(inspected).encode())
+        names = [key(group) for group in listing.values()]
+        for name, group, known in zip(names, listing.values(), pool.map(last_look, names), strict=True):
+            if known is None:
+                known = dict(zip(group, pool.map(look, group), strict=True))
+                cache.write(name, json.dumps(known).encode())
+            inspected |= known
     return inspected

@@ -78,12 +78,18 @@ class Extractor:
 def load_extractor(spec: str, device: str | torch.device = "cpu") -> Extractor:
     """The extractor that `spec` names: `timm:MODEL`, `timm:MODEL?pretrained=false`, a folder, or `package://NAME`.
 
-    Raises InputError for a spec that names nothing, weights that can't be had, and files that don't fit each other.
+    MODEL is a name of timm's, or a folder as the hub has it (timm's config.json and weights). Raises InputError for a spec
+    that names nothing, weights that can't be had, and files that don't fit each other.
     """
     device = torch.device(device)
     if spec.startswith(TIMM_SCHEME):
         return _timm_extractor(spec, device)
     return _saved_extractor(spec, device)
+
+
+def without_weights(spec: str) -> str:
+    """The spec of the same network that needs nothing from the network: for its size and shape alone."""
+    return f"{spec.partition('?')[0]}?pretrained=false" if spec.startswith(TIMM_SCHEME) else spec
 
 
 def inspect_extractor(spec: str) -> Path | str:
@@ -92,6 +98,8 @@ def inspect_extractor(spec: str) -> Path | str:
     Raises InputError as `load_extractor` does, for what shows without loading weights.
     """
     if spec.startswith(TIMM_SCHEME):
+        if folder := _timm_folder(_timm_name(spec)):
+            return folder
         import timm  # as in _timm_extractor
 
         return f"{spec} of timm {timm.__version__}"
@@ -145,13 +153,30 @@ def _saved_extractor(spec: str, device: torch.device) -> Extractor:
     )  # fmt: skip
 
 
+def _timm_name(spec: str) -> str:
+    return spec.removeprefix(TIMM_SCHEME).partition("?")[0]
+
+
+def _timm_folder(name: str) -> Path | None:
+    """The folder that a timm spec names, or None for a name of timm's. InputError for a folder of anything else."""
+    if "/" not in name:
+        return None
+    if not (Path(name) / CONFIG_NAME).is_file():
+        raise InputError(f"{TIMM_SCHEME}{name}: {Path(name) / CONFIG_NAME} is not there; a timm model's folder holds it")
+    if "architecture" not in read_json(Path(name) / CONFIG_NAME):
+        raise InputError(f"{Path(name) / CONFIG_NAME}: names no architecture; timm's {CONFIG_NAME} on the hub does")
+    return Path(name)
+
+
 def _timm_extractor(spec: str, device: torch.device) -> Extractor:
     import timm  # seconds to import, and needed for this kind alone
 
-    name, _, query = spec.removeprefix(TIMM_SCHEME).partition("?")
+    name, query = _timm_name(spec), spec.partition("?")[2]
     if query not in ("", "pretrained=true", "pretrained=false"):
         raise InputError(f"{spec}: after '?' only pretrained=true or pretrained=false can stand, not {query!r}")
-    if not timm.is_model(name):
+    if folder := _timm_folder(name):
+        name = f"local-dir:{folder}"
+    elif not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=5)
         raise InputError(f"{spec}: timm has no model {name!r}; near it: {', '.join(near) or 'none'}")
     hub_log = logging.getLogger("huggingface_hub")
@@ -165,7 +190,7 @@ def _timm_extractor(spec: str, device: torch.device) -> Extractor:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(
                 f"{spec}: its pretrained weights can't be had ({reason}); "
-                "check the network, fill the Hugging Face cache beforehand, or name a folder"
+                "check the network, fill the Hugging Face cache beforehand, or name the folder of a copy: timm:FOLDER"
             ) from error
         finally:
             hub_log.setLevel(level)

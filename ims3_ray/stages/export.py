@@ -11,7 +11,7 @@ from ..context import Context
 from ..data import distilled
 from ..data.distilled import DistilledImage
 
-VERSION = 1
+VERSION = 2  # 2: the card states licences
 
 
 def run(context: Context, out: Directory, selection: Directory, candidates: Directory) -> dict[str, Any]:
@@ -22,7 +22,8 @@ def run(context: Context, out: Directory, selection: Directory, candidates: Dire
     write = ray.remote(num_cpus=0.5)(distilled.write_class)
     written = ray.get([write.remote(out, shared, classes, label) for label in range(len(classes))])
     out.write(distilled.PARQUET, distilled.to_parquet(images, classes))
-    out.write("README.md", distilled.card(images, classes, context.config.recipe, out.name).encode())
+    card = distilled.card(images, classes, context.config.recipe, out.name, context.licences)
+    out.write("README.md", card.encode())
     return {"rows": len(images), "images": [entry for entries in written for entry in entries]}
 
 
