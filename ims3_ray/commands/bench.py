@@ -20,6 +20,7 @@ from ..overrides import load_selecting, parse_overrides
 
 GRID = "10x5,100x5,1000x5,1000x20"
 NOISE = "0.1,0.3,0.5"
+ROUNDING = 1e-7  # of an objective: the pool's centroids are averaged and normalised once more
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,7 +97,7 @@ def _speed(cases: list, work: Any, machine: Any, arguments: argparse.Namespace) 
             f"{m.actor_gb:.2f}", f"{m.driver_gb:.2f}", m.choice_sha,
         ]  # fmt: skip
         print(f"| {' | '.join(map(str, row))} |", flush=True)
-        if m.plain_objective is not None and m.objective > m.plain_objective + 1e-9 * abs(m.plain_objective):
+        if m.plain_objective is not None and m.objective > m.plain_objective + ROUNDING * abs(m.plain_objective):
             print(f"  the plain loop ends lower: {m.plain_objective:.9g} against {m.objective:.9g}", flush=True)
         found.append(m.flat())
     return found

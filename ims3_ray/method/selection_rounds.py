@@ -54,18 +54,24 @@ def solve(call, objective: Objective, *, restarts: int = 0, seed: int = 0, walke
         return Terms(attraction, separation, objective.alpha * attraction - weight * separation)
 
     small = walked and len(sizes) * sizes.sum() <= MOST_VALUES
-    pools = [pool for held in call("candidates", 0, len(sizes)) for pool in held] if small else []
+    pools = [pool for held in call("candidates", 0, len(sizes)) for pool in held] if small else None
+
+    def centroids_of(choice) -> np.ndarray:
+        if pools is None:
+            return np.concatenate(call("centroids", choice))
+        return np.stack([pool[g] for pool, g in zip(pools, choice, strict=True)])
+
     best, start_total = None, None
     for start in range(restarts + 1):
         choice = np.random.default_rng((seed, start)).integers(sizes) if start else closest
-        centroids = np.concatenate(call("centroids", choice))
+        centroids = centroids_of(choice)
         if start == 0:
             start_total = terms_of(choice, centroids).total
-        if small:
-            choice, rounds = walk(pools, attractions, choice, objective)
-            centroids = np.stack([pool[g] for pool, g in zip(pools, choice, strict=True)])
-        else:
+        if pools is None:
             choice, centroids, rounds = descend(call, choice, centroids, objective)
+        else:
+            choice, rounds = walk(pools, attractions, choice, objective)
+            centroids = centroids_of(choice)
         terms = terms_of(choice, centroids)
         if best is None or terms.total < best[1].total:
             best = choice, terms, rounds, start
