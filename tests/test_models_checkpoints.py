@@ -181,3 +181,52 @@ def test_models_of_the_package_are_named_not_pathed(tmp_path, monkeypatch):
     for name in ("package://other", "package://../outside", "package://"):
         with pytest.raises(InputError, match="it brings digits"):
             resolve_model(name)
+
+
+def test_a_missing_file_is_never_looked_up_on_the_network(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: pytest.fail("network call"))
+    for name in ("checkpoints/DiT-XL-2-256x256.pt", "models/vae.safetensors"):
+        with pytest.raises(InputError, match=f"{name}: no such model file"):
+            resolve_model(name)
+
+
+def test_a_vae_that_makes_images_of_another_size_is_refused_where_the_size_is_known(tmp_path, folder):
+    deeper = {"block_out_channels": (8,) * 3, "down_block_types": ["DownEncoderBlock2D"] * 3}
+    small_vae(**deeper, up_block_types=["UpDecoderBlock2D"] * 3).save_pretrained(tmp_path / "deeper")
+    with pytest.raises(InputError, match=r"makes images of 32 pixels .* but .* is for 16 pixels"):
+        inspect_generator(folder, vae=tmp_path / "deeper")
+    named = original_file(tmp_path / "DiT-S-2-16x16.pt")
+    assert inspect_generator(named, vae=folder, heads=4).image_size == 16
+    with pytest.raises(InputError, match=r"32 pixels .*DiT-S-2-16x16\.pt is for 16 pixels"):
+        inspect_generator(named, vae=tmp_path / "deeper", heads=4)
+    unnamed = original_file(tmp_path / "mine.pt")
+    assert inspect_generator(unnamed, vae=tmp_path / "deeper", heads=4).image_size == 32
+
+
+def test_what_is_no_vae_folder_is_refused(tmp_path, folder):
+    file = original_file(tmp_path / "DiT.pt")
+    for vae, told in ((file, r"DiT\.pt/config\.json: no such file"), (tmp_path, r"config\.json: no such file")):
+        with pytest.raises(InputError, match=told):
+            inspect_generator(file, vae=vae, heads=4)
+    with pytest.raises(InputError, match=r"brings no VAE .*--vae"):
+        inspect_generator(file, heads=4)
+
+
+@pytest.mark.parametrize(("heads", "told"), [(0, "num_heads must be 1 or more"), (5, "not a multiple of num_heads 5")])
+def test_impossible_heads_are_refused(tmp_path, heads, told):
+    with pytest.raises(InputError, match=told):
+        inspect_transformer(original_file(tmp_path / "DiT.pt"), heads=heads)
+
+
+def test_vae_weights_with_the_attention_names_of_older_files_load(folder):
+    """The VAEs published for DiT (sd-vae-ft-ema and -mse) carry these names."""
+    older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    state = load_file(folder / "vae" / WEIGHTS)
+    for new, old in older.items():
+        for name in [name for name in state if f".{new}." in name]:
+            state[name.replace(f".{new}.", f".{old}.")] = state.pop(name)
+    assert any(".proj_attn." in name for name in state)
+    before = load_generator(folder).vae.model.state_dict()
+    save_file(state, folder / "vae" / WEIGHTS)
+    after = load_generator(folder).vae.model.state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
