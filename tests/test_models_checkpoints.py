@@ -120,6 +120,8 @@ def test_every_key_of_a_folder_is_accounted_for(folder, spoil, told):
         ("transformer/config.json", {"num_embeds_ada_norm": 12}, r"is \(11, 32\), not \(13, 32\)"),
         ("transformer/config.json", {"norm_elementwise_affine": True}, "norm_elementwise_affine must be False"),
         ("transformer/config.json", {"_class_name": "UNet2DModel"}, "describes a UNet2DModel"),
+        ("transformer/config.json", {"_num_classes": 11}, "_num_classes must be a whole number from 1 to .* 10, not 11"),
+        ("transformer/config.json", {"_num_classes": "9"}, "_num_classes must be .*, not '9'"),
         ("transformer/config.json", {"patch_size": 3}, "must be a multiple of patch_size"),
         ("model_index.json", {"_class_name": "StableDiffusionPipeline"}, "is a StableDiffusionPipeline"),
         ("model_index.json", {"id2label": {"0": "one"}}, "must name the labels 0 to 9"),

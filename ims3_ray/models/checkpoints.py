@@ -163,7 +163,7 @@ def _inspect_folder(path: Path, heads: int | None, frequency_shift: float | None
         hidden_size=settings["num_attention_heads"] * settings["attention_head_dim"],
         depth=settings["num_layers"],
         num_heads=settings["num_attention_heads"],
-        num_classes=settings.get(_CLASSES_KEY, rows - 1),
+        num_classes=settings[_CLASSES_KEY],
         frequency_shift=settings.get(_SHIFT_KEY, 1.0) if frequency_shift is None else frequency_shift,
         norm_eps=settings["norm_eps"],
     )
@@ -186,6 +186,9 @@ def _diffusers_settings(path: Path) -> dict[str, Any]:
     for name in (*sizes, "num_embeds_ada_norm"):
         if not isinstance(settings[name], int):
             raise InputError(f"{path}: {name} must be a whole number, not {settings[name]!r}")
+    held, most = settings.setdefault(_CLASSES_KEY, settings["num_embeds_ada_norm"]), settings["num_embeds_ada_norm"]
+    if not isinstance(held, int) or not 1 <= held <= most:
+        raise InputError(f"{path}: {_CLASSES_KEY} must be a whole number from 1 to num_embeds_ada_norm {most}, not {held!r}")
     return settings
 
 
