@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 from safetensors.torch import load_file, save_file
-from tiny_generator import NAMES, WEIGHTS, edit, original_file, small_dit, small_vae
+from tiny_generator import NAMES, WEIGHTS, edit, inputs, original_file, small_dit, small_vae
 
 from ims3_ray.errors import InputError
 from ims3_ray.models.checkpoints import inspect_transformer
@@ -173,6 +173,23 @@ def test_hub_id_out_of_reach_is_told_in_one_line(monkeypatch, tmp_path):
     with pytest.raises(InputError, match="someone/some-model: no such folder here") as caught:
         resolve_model("someone/some-model")
     assert "\n" not in str(caught.value)
+
+
+def test_hub_ids_of_transformer_and_vae_load_what_they_name(monkeypatch, tmp_path, folder):
+    """As from the hub: the JSON files first, then the weights of what a generator needs."""
+    asked, held = [], {"someone/pipeline": folder, "someone/vae": folder / "vae"}
+
+    def fetch(hub_id, allow_patterns):
+        asked.append((hub_id, allow_patterns))
+        return str(held[hub_id])
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    x, t, y = inputs()
+    assert torch.equal(load_generator("someone/pipeline").transformer(x, t, y), small_dit()(x, t, y))
+    assert asked[1] == ("someone/pipeline", ["*.json", "transformer/*", "vae/*"])
+    assert load_generator(original_file(tmp_path / "DiT.pt"), vae="someone/vae", heads=4).image_size == 16
+    assert asked[-1] == ("someone/vae", ["*.json", "*.safetensors", "*.bin"])
 
 
 def test_models_of_the_package_are_named_not_pathed(tmp_path, monkeypatch):
