@@ -17,6 +17,7 @@ from .errors import InputError
 
 COMMANDS = {  # name → module of this package with `add_arguments(parser)` and `run(arguments)`
     "bench": "ims3_ray.commands.bench",
+    "convert": "ims3_ray.commands.convert",
     "distill": "ims3_ray.commands.distill",
     "pretrain": "ims3_ray.commands.pretrain",
     "runs": "ims3_ray.commands.runs",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 from safetensors.torch import load_file, save_file
-from tiny_generator import NAMES, WEIGHTS, edit, original_file, small_dit, small_vae
+from tiny_generator import NAMES, WEIGHTS, edit, inputs, original_file, small_dit, small_vae
 
 from ims3_ray.errors import InputError
 from ims3_ray.models.checkpoints import inspect_transformer
@@ -120,6 +120,8 @@ def test_every_key_of_a_folder_is_accounted_for(folder, spoil, told):
         ("transformer/config.json", {"num_embeds_ada_norm": 12}, r"is \(11, 32\), not \(13, 32\)"),
         ("transformer/config.json", {"norm_elementwise_affine": True}, "norm_elementwise_affine must be False"),
         ("transformer/config.json", {"_class_name": "UNet2DModel"}, "describes a UNet2DModel"),
+        ("transformer/config.json", {"_num_classes": 11}, "_num_classes must be a whole number from 1 to .* 10, not 11"),
+        ("transformer/config.json", {"_num_classes": "9"}, "_num_classes must be .*, not '9'"),
         ("transformer/config.json", {"patch_size": 3}, "must be a multiple of patch_size"),
         ("model_index.json", {"_class_name": "StableDiffusionPipeline"}, "is a StableDiffusionPipeline"),
         ("model_index.json", {"id2label": {"0": "one"}}, "must name the labels 0 to 9"),
@@ -173,6 +175,23 @@ def test_hub_id_out_of_reach_is_told_in_one_line(monkeypatch, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_hub_ids_of_transformer_and_vae_load_what_they_name(monkeypatch, tmp_path, folder):
+    """As from the hub: the JSON files first, then the weights of what a generator needs."""
+    asked, held = [], {"someone/pipeline": folder, "someone/vae": folder / "vae"}
+
+    def fetch(hub_id, allow_patterns):
+        asked.append((hub_id, allow_patterns))
+        return str(held[hub_id])
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    x, t, y = inputs()
+    assert torch.equal(load_generator("someone/pipeline").transformer(x, t, y), small_dit()(x, t, y))
+    assert asked[1] == ("someone/pipeline", ["*.json", "transformer/*", "vae/*"])
+    assert load_generator(original_file(tmp_path / "DiT.pt"), vae="someone/vae", heads=4).image_size == 16
+    assert asked[-1] == ("someone/vae", ["*.json", "*.safetensors", "*.bin"])
+
+
 def test_models_of_the_package_are_named_not_pathed(tmp_path, monkeypatch):
     (tmp_path / "pretrained" / "digits").mkdir(parents=True)
     (tmp_path / "outside").mkdir()
@@ -181,3 +200,52 @@ def test_models_of_the_package_are_named_not_pathed(tmp_path, monkeypatch):
     for name in ("package://other", "package://../outside", "package://"):
         with pytest.raises(InputError, match="it brings digits"):
             resolve_model(name)
+
+
+def test_a_missing_file_is_never_looked_up_on_the_network(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: pytest.fail("network call"))
+    for name in ("checkpoints/DiT-XL-2-256x256.pt", "models/vae.safetensors"):
+        with pytest.raises(InputError, match=f"{name}: no such model file"):
+            resolve_model(name)
+
+
+def test_a_vae_that_makes_images_of_another_size_is_refused_where_the_size_is_known(tmp_path, folder):
+    deeper = {"block_out_channels": (8,) * 3, "down_block_types": ["DownEncoderBlock2D"] * 3}
+    small_vae(**deeper, up_block_types=["UpDecoderBlock2D"] * 3).save_pretrained(tmp_path / "deeper")
+    with pytest.raises(InputError, match=r"makes images of 32 pixels .* but .* is for 16 pixels"):
+        inspect_generator(folder, vae=tmp_path / "deeper")
+    named = original_file(tmp_path / "DiT-S-2-16x16.pt")
+    assert inspect_generator(named, vae=folder, heads=4).image_size == 16
+    with pytest.raises(InputError, match=r"32 pixels .*DiT-S-2-16x16\.pt is for 16 pixels"):
+        inspect_generator(named, vae=tmp_path / "deeper", heads=4)
+    unnamed = original_file(tmp_path / "mine.pt")
+    assert inspect_generator(unnamed, vae=tmp_path / "deeper", heads=4).image_size == 32
+
+
+def test_what_is_no_vae_folder_is_refused(tmp_path, folder):
+    file = original_file(tmp_path / "DiT.pt")
+    for vae, told in ((file, r"DiT\.pt/config\.json: no such file"), (tmp_path, r"config\.json: no such file")):
+        with pytest.raises(InputError, match=told):
+            inspect_generator(file, vae=vae, heads=4)
+    with pytest.raises(InputError, match=r"brings no VAE .*--vae"):
+        inspect_generator(file, heads=4)
+
+
+@pytest.mark.parametrize(("heads", "told"), [(0, "num_heads must be 1 or more"), (5, "not a multiple of num_heads 5")])
+def test_impossible_heads_are_refused(tmp_path, heads, told):
+    with pytest.raises(InputError, match=told):
+        inspect_transformer(original_file(tmp_path / "DiT.pt"), heads=heads)
+
+
+def test_vae_weights_with_the_attention_names_of_older_files_load(folder):
+    """The VAEs published for DiT (sd-vae-ft-ema and -mse) carry these names."""
+    older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    state = load_file(folder / "vae" / WEIGHTS)
+    for new, old in older.items():
+        for name in [name for name in state if f".{new}." in name]:
+            state[name.replace(f".{new}.", f".{old}.")] = state.pop(name)
+    assert any(".proj_attn." in name for name in state)
+    before = load_generator(folder).vae.model.state_dict()
+    save_file(state, folder / "vae" / WEIGHTS)
+    after = load_generator(folder).vae.model.state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in after.items())

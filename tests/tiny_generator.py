@@ -5,7 +5,10 @@ import json
 import torch
 from diffusers import AutoencoderKL
 
+from ims3_ray.artifacts import complete, open_directory
+from ims3_ray.method import difffit
 from ims3_ray.models.dit import DiT, DiTConfig
+from ims3_ray.models.tuned import save_adapter
 
 NAMES = [f"class {label}" for label in range(10)]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -39,3 +42,19 @@ def edit(path, change) -> None:
 def original_file(path, dit: DiT | None = None, **held):
     torch.save(held or (dit or small_dit()).state_dict(), path)
     return path
+
+
+def small_adapter(path, own_classes=None, frequency_shift=None, **changes):
+    """A complete adapter folder as fine-tuning leaves it, its values drawn; gives its "ema" and "last" values."""
+    dit = small_dit(**changes)
+    difffit.prepare(dit)
+    values = difffit.adapter_state(dit)
+    draws = torch.Generator().manual_seed(3)
+    tuned = {
+        which: {name: v + 0.3 * torch.randn(v.shape, generator=draws) for name, v in values.items()}
+        for which in ("last", "ema")
+    }
+    directory = open_directory(str(path))
+    save_adapter(directory, tuned["last"], tuned["ema"])
+    complete(directory, {"stage": "finetune", "own_classes": own_classes, "frequency_shift": frequency_shift})
+    return tuned

@@ -46,6 +46,14 @@ def imagenet_labels() -> dict[str, int]:
     return {wnid: label for label, wnid in enumerate(sorted(ImageNetInfo().label_names()))}
 
 
+def imagenet_names() -> list[str]:
+    """Words for ImageNet's 1000 classes, in the order of their labels: "great white shark, white shark, …"."""
+    from timm.data import ImageNetInfo  # as above
+
+    info = ImageNetInfo()
+    return [info.label_name_to_description(wnid) for wnid in imagenet_labels()]
+
+
 def _from_table(classes: tuple[str, ...], num_labels: int, given: str) -> list[int]:
     path = Path(given)
     if not path.is_file():

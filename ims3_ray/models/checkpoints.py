@@ -120,11 +120,11 @@ def _inspect_original(path: Path, heads: int | None, frequency_shift: float | No
         raise InputError(f"{path}: is no original DiT checkpoint (it has no {missing[0]}); give such a file or a folder")
     (hidden_size, in_channels, patch_size, _), rows = shapes[needed[0]], shapes[needed[2]][0]
     depth = 1 + max(int(found[1]) for name in shapes if (found := re.match(r"blocks\.(\d+)\.", name)))
-    heads = heads or KNOWN_HEADS.get((hidden_size, depth))
+    heads = KNOWN_HEADS.get((hidden_size, depth)) if heads is None else heads
     if heads is None:
         raise InputError(
             f"{path}: hidden size {hidden_size} and depth {depth} are of no known DiT, and the file does not show the "
-            "number of attention heads; give it as heads"
+            "number of attention heads; give it as heads (--heads, model.heads)"
         )
     config = DiTConfig(
         sample_size=math.isqrt(shapes["pos_embed"][1]) * patch_size,
@@ -163,7 +163,7 @@ def _inspect_folder(path: Path, heads: int | None, frequency_shift: float | None
         hidden_size=settings["num_attention_heads"] * settings["attention_head_dim"],
         depth=settings["num_layers"],
         num_heads=settings["num_attention_heads"],
-        num_classes=settings.get(_CLASSES_KEY, rows - 1),
+        num_classes=settings[_CLASSES_KEY],
         frequency_shift=settings.get(_SHIFT_KEY, 1.0) if frequency_shift is None else frequency_shift,
         norm_eps=settings["norm_eps"],
     )
@@ -186,6 +186,9 @@ def _diffusers_settings(path: Path) -> dict[str, Any]:
     for name in (*sizes, "num_embeds_ada_norm"):
         if not isinstance(settings[name], int):
             raise InputError(f"{path}: {name} must be a whole number, not {settings[name]!r}")
+    held, most = settings.setdefault(_CLASSES_KEY, settings["num_embeds_ada_norm"]), settings["num_embeds_ada_norm"]
+    if not isinstance(held, int) or not 1 <= held <= most:
+        raise InputError(f"{path}: {_CLASSES_KEY} must be a whole number from 1 to num_embeds_ada_norm {most}, not {held!r}")
     return settings
 
 
@@ -197,8 +200,9 @@ def export_transformer(dit: DiT, null_label: int | None = None) -> nn.Module:
     label, since diffusers' pipeline guides with label 1000 however many classes there are; the number of classes is
     noted then. Raises InputError for a DiT that diffusers' model cannot express.
     """
-    dit = copy.deepcopy(dit).to("cpu", torch.float32)
-    difffit.fold(dit)
+    if difffit.has_scales(dit) or any(p.device.type != "cpu" or p.dtype != torch.float32 for p in dit.parameters()):
+        dit = copy.deepcopy(dit).to("cpu", torch.float32)
+        difffit.fold(dit)
     config = dit.config
     classes = max(config.num_classes, null_label or 0)
     table = position_table(config.sample_size // config.patch_size, config.hidden_size)
@@ -225,7 +229,7 @@ def export_transformer(dit: DiT, null_label: int | None = None) -> nn.Module:
     if classes != config.num_classes:
         exported.register_to_config(**{_CLASSES_KEY: config.num_classes})
     exported.load_state_dict(_to_diffusers(dit.state_dict(), config, classes + 1), assign=True)
-    exported.pos_embed.pos_embed = dit.pos_embed
+    exported.pos_embed.pos_embed = dit.pos_embed.clone()
     return exported.requires_grad_(True).eval()
 
 

@@ -18,6 +18,7 @@ from ims3_ray.errors import InputError
 
 PACKAGE_SCHEME = "package://"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FILE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")  # a missing file of such a name is never a hub id
 _WEIGHTS_STEM = "diffusion_pytorch_model"
 _WEIGHTS_NAMES = tuple(  # the order of preference: no pickle before pickle, full precision before half
     f"{_WEIGHTS_STEM}{variant}{suffix}"
@@ -38,7 +39,7 @@ def resolve_model(path: str | Path) -> Path:
         return _packaged(text)
     if Path(text).exists():
         return Path(text)
-    if _HUB_ID.fullmatch(text):
+    if _HUB_ID.fullmatch(text) and not text.endswith(_FILE_SUFFIXES):
         return _downloaded(text)
     raise InputError(f"{text}: no such model file or folder; give a diffusers folder, an original DiT .pt file or a hub id")
 
@@ -72,7 +73,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; InputError if the file isn't there or holds anything else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path}: no such file; a diffusers model folder has it") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: must be JSON ({error})") from error

@@ -5,6 +5,7 @@ Latents everywhere in this package are scaled: the VAE's own times its `scaling_
 
 import copy
 import json
+import os
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from ims3_ray.method.schedule import BETA_END, BETA_START, NUM_TRAIN_TIMESTEPS
 from ims3_ray.models.checkpoints import CLASS_TABLE, export_transformer, inspect_transformer, load_transformer
 from ims3_ray.models.dit import DiT, DiTConfig
 from ims3_ray.models.files import find_weights, read_json, resolve_model
-from ims3_ray.models.vae import Vae, downsampling, read_vae, vae_config, vae_folder
+from ims3_ray.models.vae import Vae, image_size, read_vae, vae_config, vae_folder
 
 __all__ = [
     "Generator",
@@ -27,6 +28,7 @@ __all__ = [
     "inspect_generator",
     "load_generator",
     "load_transformer",
+    "new_folder",
     "resolve_model",
     "save_pipeline",
     "with_new_classes",
@@ -100,7 +102,7 @@ def inspect_generator(
     """What `load_generator` would load with the same arguments, from JSON and the headers of the weight files.
 
     Raises InputError for a folder that is missing or of another kind, names or shapes that don't fit the configuration,
-    a VAE with other latents, another noise schedule, or class names that don't fit the number of classes.
+    a VAE with other latents or image size, another noise schedule, or class names that don't fit the number of classes.
     """
     local = resolve_model(path)
     checkpoint = inspect_transformer(local, heads, frequency_shift)
@@ -118,7 +120,7 @@ def inspect_generator(
         vae_path=str(folder),
         kind=checkpoint.kind,
         config=checkpoint.config,
-        image_size=checkpoint.config.sample_size * downsampling(its_config),
+        image_size=image_size(local, folder, its_config, checkpoint.config),
         scaling_factor=its_config["scaling_factor"],
         transformer_parameters=transformer_parameters,
         vae_parameters=vae_parameters,
@@ -196,17 +198,15 @@ def save_pipeline(
     `export_transformer` (1000 lets diffusers' pipeline guide models of fewer classes). InputError if `out` holds
     anything.
     """
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: must be a new or empty folder to save a pipeline in; name another or clear it")
+    out = new_folder(out)
     if id2label is not None and len(id2label) != dit.config.num_classes:
         raise InputError(f"id2label has {len(id2label)} names, the model {dit.config.num_classes} classes; give one each")
     settings = {key: value for key, value in SCHEDULE.items() if value is not None} | {"clip_sample": False}
     from diffusers import DDIMScheduler, DiTPipeline
 
     pipeline = DiTPipeline(
-        transformer=export_transformer(dit, null_label).to(dtype),
-        vae=copy.deepcopy(vae).to("cpu", dtype),
+        transformer=nn.Module.to(export_transformer(dit, null_label), dtype),  # diffusers' own `to` warns about nothing
+        vae=nn.Module.to(copy.deepcopy(vae), "cpu", dtype),
         scheduler=DDIMScheduler(**settings | (scheduler or {})),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -217,6 +217,17 @@ def save_pipeline(
             index = read_json(folder / "model_index.json") | {"id2label": dict(enumerate(id2label))}
             (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         folder.replace(out)
+
+
+def new_folder(out: str | Path) -> Path:
+    """`out` as an absolute path; InputError if it holds anything or can't be made."""
+    out = Path(out).expanduser().absolute()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: must be a new or empty folder to save a pipeline in; name another or clear it")
+    above = next(folder for folder in (out, *out.parents) if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise InputError(f"{out}: can't be made, since {above} is no folder that can be written to; name another")
+    return out
 
 
 def _check_schedule(path: Path) -> None:

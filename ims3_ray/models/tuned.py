@@ -1,17 +1,23 @@
 """The generator as a run uses it: pretrained weights, own class rows, a tuned adapter, at the recipe's precision."""
 
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from ..artifacts import Directory
+from ..artifacts import MANIFEST, Directory, open_directory, read_manifest
+from ..errors import InputError
 from ..method import difffit
 from ..method.ddim import Predict
 from ..method.rng import generator
 from .device import Numerics
-from .dit import DiT
+from .dit import DiT, DiTConfig
+from .files import check_shapes
 from .generator import load_transformer, with_new_classes
 
 ADAPTER = "adapter.safetensors"
@@ -79,6 +85,50 @@ def predictor(dit: DiT) -> Predict:
         return dit(latents, timesteps, labels).float()
 
     return predict
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """A complete adapter, as its manifest tells it."""
+
+    folder: Directory
+    own_classes: list[str] | None  # names of the classes of a fresh class table; None: the pretrained model's
+    frequency_shift: int | None  # that it was tuned with; None: by the checkpoint's kind
+
+
+def inspect_adapter(location: str) -> AdapterInfo:
+    """What a run's `adapter/<fingerprint>` folder holds; InputError unless it is complete."""
+    folder = open_directory(location)
+    try:
+        manifest = read_manifest(folder)
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"{location}/{MANIFEST}: is no manifest of ims3_ray; name a run's adapter/<fingerprint>") from error
+    if manifest is None:
+        raise InputError(f"{location}: is no complete adapter (no {MANIFEST}); name adapter/<fingerprint> of a run that ended")
+    found, size = folder.files().get(ADAPTER), manifest.get("files", {}).get(ADAPTER)
+    if found is None or found.size != size:
+        held = "is not there" if found is None else f"has {found.size} bytes, not {size}"
+        raise InputError(f"{location}: is no complete adapter ({ADAPTER} {held}); name a run's adapter/<fingerprint>")
+    return AdapterInfo(folder, manifest.get("own_classes"), manifest.get("frequency_shift"))
+
+
+def check_adapter(adapter: AdapterInfo, config: DiTConfig, weights: str) -> None:
+    """InputError unless the adapter's names and shapes are those of a DiT of these sizes."""
+    source = Path(adapter.folder.path, ADAPTER)
+    try:
+        tensors = read_adapter(adapter.folder, weights)
+    except SafetensorError as error:
+        raise InputError(f"{source}: is no whole safetensors file ({error}); copy it again or run the stage again") from error
+    if adapter.own_classes:
+        config = replace(config, num_classes=len(adapter.own_classes))
+    with torch.device("meta"):
+        dit = DiT(config)
+    expected = _shapes((name, dit.get_parameter(name)) for name in difffit.prepare(dit))
+    check_shapes(_shapes(tensors.items()), expected, source, "of this checkpoint; name the one that was tuned")
+
+
+def _shapes(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in sorted(tensors)}
 
 
 def save_adapter(out: Directory, values: dict[str, Tensor], averages: dict[str, Tensor]) -> None:

@@ -1,6 +1,7 @@
 """The VAE between images and the latents that the transformer denoises: diffusers' AutoencoderKL, latents scaled."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 from ims3_ray.errors import InputError
 from ims3_ray.models.dit import DiTConfig
 from ims3_ray.models.files import find_weights, read_json, resolve_model, shortened
+
+_PUBLISHED = re.compile(r"DiT-(?:S|B|L|XL)-[248]-(\d+)x\1\.pt")  # original files, named by the size of their images
+_DEFAULTS = {"latent_channels": 4, "in_channels": 3, "scaling_factor": 0.18215, "block_out_channels": (64,)}  # diffusers'
 
 
 @dataclass(frozen=True)
@@ -46,14 +50,14 @@ def vae_folder(local: Path, vae: str | Path | None) -> Path:
     if (holder / "vae" / "config.json").is_file():
         return holder / "vae"
     if vae is None:
-        raise InputError(f"{local}: brings no VAE (vae/config.json); name the folder or hub id of one as vae")
+        raise InputError(f"{local}: brings no VAE (vae/config.json); name a folder or hub id as vae (--vae, model.vae)")
     return holder
 
 
 def vae_config(folder: Path, transformer: DiTConfig) -> dict[str, Any]:
     """The VAE's configuration; InputError unless it is an AutoencoderKL whose latents the transformer takes."""
     path = folder / "config.json"
-    config = {"latent_channels": 4, "in_channels": 3, "scaling_factor": 0.18215} | read_json(path)
+    config = _DEFAULTS | read_json(path)
     if config.get("_class_name") != "AutoencoderKL":
         raise InputError(f"{path}: must describe an AutoencoderKL, but describes a {config.get('_class_name')}")
     if config["latent_channels"] != transformer.in_channels:
@@ -67,6 +71,25 @@ def vae_config(folder: Path, transformer: DiTConfig) -> dict[str, Any]:
         if config.get(name):
             raise InputError(f"{path}: {name} must be absent, not {config[name]}; latents are scaled, never shifted")
     return config
+
+
+def image_size(checkpoint: Path, folder: Path, config: Mapping[str, Any], transformer: DiTConfig) -> int:
+    """Height and width of the images that the VAE in `folder` makes of the transformer's latents.
+
+    InputError where the checkpoint tells another size: by a VAE of its own, or by the name of a published original file.
+    A VAE's own `sample_size` tells none, since one VAE serves several sizes.
+    """
+    size = transformer.sample_size * downsampling(config)
+    own, named = checkpoint / "vae" / "config.json", _PUBLISHED.fullmatch(checkpoint.name)
+    told = int(named[1]) if named else size
+    if own.is_file():
+        told = transformer.sample_size * downsampling(_DEFAULTS | read_json(own))
+    if size != told:
+        raise InputError(
+            f"{folder}: this VAE makes images of {size} pixels of the transformer's {transformer.sample_size} x "
+            f"{transformer.sample_size} latents, but {checkpoint} is for {told} pixels; name a VAE that belongs to it"
+        )
+    return size
 
 
 def read_vae(folder: str | Path) -> nn.Module:

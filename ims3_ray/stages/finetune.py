@@ -11,6 +11,7 @@ from .. import tables
 from ..artifacts import Directory, read_manifest, read_rows
 from ..config import Finetune, InversionMatching
 from ..context import Context
+from ..data.classes import NEW
 from ..method import losses
 from ..method.ddim import add_noise, ddim_step, level, noise_of, predicted_clean
 from ..method.keys import permutation
@@ -60,7 +61,9 @@ def run(context: Context, out: Directory, latents: Directory, inversions: Direct
         machine=context.machine,
         on_metrics=lambda step, metrics: context.on_metrics("finetune", step, metrics),
     )
-    return {"rows": steps * settings.batch_size, "history": history}
+    own_classes = list(context.classes) if config.data.class_map == NEW else None
+    tuned = {"own_classes": own_classes, "frequency_shift": config.model.frequency_shift}  # what reading the adapter needs
+    return {"rows": steps * settings.batch_size, "history": history, **tuned}
 
 
 class InversionMatchingTask:

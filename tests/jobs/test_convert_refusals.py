@@ -1,0 +1,88 @@
+"""jobs/convert.py with bad input: one line that names it, exit code 2, nothing read and nothing written."""
+
+import shutil
+
+import pytest
+from tiny_generator import NAMES, edit, original_file, small_adapter, small_dit, small_vae
+
+from ims3_ray.cli import main
+from ims3_ray.models.generator import save_pipeline
+from ims3_ray.models.tuned import ADAPTER
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A diffusers-born pipeline folder with 10 classes, 8x8 latents and 16x16 images."""
+    save_pipeline(small_dit(), small_vae(), tmp_path / "model", id2label=NAMES)
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def original(tmp_path):
+    return original_file(tmp_path / "DiT.pt", small_dit(frequency_shift=0.0, norm_eps=1e-6))
+
+
+def bad(tmp_path, folder, original):
+    """Bad words → what the one line must name."""
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "kept.txt").write_text("kept")
+    small_vae(latent_channels=16).save_pretrained(tmp_path / "channels")
+    blocks = {"block_out_channels": (8,) * 3, "down_block_types": ["DownEncoderBlock2D"] * 3}
+    small_vae(**blocks, up_block_types=["UpDecoderBlock2D"] * 3).save_pretrained(tmp_path / "deeper")
+    shutil.copytree(folder / "vae", tmp_path / "unfit")
+    edit(tmp_path / "unfit" / "config.json", lambda held: held.update(layers_per_block=2))
+    shutil.copytree(folder, tmp_path / "wider")
+    edit(tmp_path / "wider" / "transformer" / "config.json", lambda held: held.update(attention_head_dim=16))
+    adapters = {"classes": {"num_classes": 7}, "width": {"hidden_size": 64}, "depth": {"depth": 4}}
+    for name, changes in adapters.items():
+        small_adapter(tmp_path / name, **changes)
+    for name in ("unfinished", "truncated", "lost", "damaged"):
+        small_adapter(tmp_path / name)
+    (tmp_path / "unfinished" / "manifest.json").unlink()
+    (tmp_path / "lost" / ADAPTER).unlink()
+    data = (tmp_path / "truncated" / ADAPTER).read_bytes()
+    (tmp_path / "truncated" / ADAPTER).write_bytes(data[:100])
+    (tmp_path / "damaged" / ADAPTER).write_bytes(b"\xff" * len(data))
+    (tmp_path / "adapters").mkdir()
+    (tmp_path / "adapters" / "manifest.json").write_text("[1]")
+    original_kind, born = ("--checkpoint", original, "--heads", 4), ("--checkpoint", folder)
+    return [
+        (original_kind, ["DiT.pt", "no VAE", "--vae"]),
+        (("--checkpoint", original, "--vae", folder), ["DiT.pt", "heads", "--heads"]),
+        ((*original_kind, "--vae", tmp_path / "channels"), ["channels", "16 channels", "4"]),
+        ((*born, "--vae", tmp_path / "deeper"), ["deeper", "32 pixels", "16 pixels"]),
+        ((*born, "--vae", tmp_path / "unfit"), ["unfit", "VAE", "missing"]),
+        (("--checkpoint", tmp_path / "wider"), ["wider", "another shape", "config.json"]),
+        (("--checkpoint", tmp_path / "missing"), ["missing", "no such model"]),
+        ((*born, "--out", tmp_path / "full"), ["full", "new or empty"]),
+        ((*born, "--out", tmp_path / "full" / "kept.txt"), ["kept.txt", "new or empty"]),
+        ((*born, "--out", tmp_path / "full" / "kept.txt" / "below"), ["kept.txt", "can't be made"]),
+        ((*born, "--out", "s3://bucket/model"), ["--out", "s3://bucket/model", "local"]),
+        *(
+            ((*born, "--adapter", tmp_path / name), [name, "of this checkpoint", "another shape"])
+            for name in ("classes", "width")
+        ),
+        ((*born, "--adapter", tmp_path / "depth"), ["depth", "left over: blocks.1.attention_scale"]),
+        ((*born, "--adapter", tmp_path / "unfinished"), ["unfinished", "no manifest.json"]),
+        ((*born, "--adapter", tmp_path / "lost"), ["lost", ADAPTER, "not there"]),
+        ((*born, "--adapter", tmp_path / "truncated"), ["truncated", ADAPTER, "100 bytes"]),
+        ((*born, "--adapter", tmp_path / "damaged"), ["damaged", ADAPTER, "no whole"]),
+        ((*born, "--adapter", tmp_path / "adapters"), ["adapters", "manifest"]),
+        ((*born, "--adapter", tmp_path / "nowhere"), ["nowhere", "no complete adapter"]),
+    ]
+
+
+def test_bad_input_gives_one_line_and_exit_code_2_before_any_weights_are_read(tmp_path, folder, original, capsys, monkeypatch):
+    cases = bad(tmp_path, folder, original)
+    monkeypatch.setattr("ims3_ray.models.tuned.load_transformer", lambda *a, **k: pytest.fail("read weights"))
+    before = sorted(tmp_path.rglob("*"))
+    for words, named in cases:
+        words = words if "--out" in words else (*words, "--out", tmp_path / "out")
+        capsys.readouterr()
+        assert main(["convert", *map(str, words)]) == 2, words
+        printed = capsys.readouterr()
+        assert printed.err.startswith("error: ") and printed.err.count("\n") == 1, printed.err
+        for word in named:
+            assert word in printed.err, (word, printed.err)
+        assert printed.out == ""
+        assert sorted(tmp_path.rglob("*")) == before
