@@ -28,7 +28,40 @@ def run(context: Context, out: Directory, latents: Directory, inversions: Direct
     config = context.config
     settings = config.finetune
     steps = settings.epochs * (read_manifest(latents)["rows"] // settings.batch_size)
-    optimisation = Optimisation(
+    history = train(
+        InversionMatchingTask,
+        task_arguments(context, latents, inversions),
+        optimisation(settings, steps),
+        out=out,
+        checkpoints=context.storage / "checkpoints",
+        name=f"finetune-{out.name}",
+        stage="finetune",
+        batch_field="finetune.batch_size",
+        machine=context.machine,
+        on_metrics=lambda step, metrics: context.on_metrics("finetune", step, metrics),
+    )
+    return {"rows": steps * settings.batch_size, "history": history}
+
+
+def task_arguments(context: Context, latents: Directory, inversions: Directory) -> dict[str, Any]:
+    """What an `InversionMatchingTask` is built with, beside its device."""
+    config = context.config
+    return {
+        "model": context.tuned_model(),
+        "latents": latents,
+        "inversions": inversions,
+        "mirror": config.data.mirror,
+        "model_labels": context.model_labels,
+        "finetune": config.finetune,
+        "im": config.im,
+        "points": config.invert.points,
+        "seed": config.seed,
+    }
+
+
+def optimisation(settings: Finetune, steps: int) -> Optimisation:
+    """`settings` as the training loop takes them."""
+    return Optimisation(
         steps=steps,
         batch_size=settings.batch_size,
         micro_batches=settings.micro_batches,
@@ -38,29 +71,6 @@ def run(context: Context, out: Directory, latents: Directory, inversions: Direct
         log_every=settings.log_every,
         checkpoint_every=settings.checkpoint_every,
     )
-    arguments = {
-        "model": context.tuned_model(),
-        "latents": latents,
-        "inversions": inversions,
-        "mirror": config.data.mirror,
-        "model_labels": context.model_labels,
-        "finetune": settings,
-        "im": config.im,
-        "points": config.invert.points,
-        "seed": config.seed,
-    }
-    history = train(
-        InversionMatchingTask,
-        arguments,
-        optimisation,
-        out=out,
-        checkpoints=context.storage / "checkpoints",
-        name=f"finetune-{out.name}",
-        stage="finetune",
-        machine=context.machine,
-        on_metrics=lambda step, metrics: context.on_metrics("finetune", step, metrics),
-    )
-    return {"rows": steps * settings.batch_size, "history": history}
 
 
 class InversionMatchingTask:
