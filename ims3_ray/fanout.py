@@ -36,6 +36,11 @@ class Part:
     def file(self) -> str:
         return f"part-{self.index:05d}.parquet"
 
+    @property
+    def item(self) -> dict[str, str]:
+        """What travels to the actor."""
+        return {"file": self.file, "payload": json.dumps(self.payload)}
+
 
 class Worker:
     """The pool's actor: builds the stage's worker once, then turns parts into files."""
@@ -96,8 +101,7 @@ def fan_out(
 def _dataset(build, arguments, todo, table, out, machine, batch_field) -> "ray.data.Dataset":
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
-    items = [{"file": part.file, "payload": json.dumps(part.payload)} for part in todo]
-    return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+    return ray.data.from_items([part.item for part in todo], override_num_blocks=len(todo)).map_batches(
         Worker,
         batch_size=1,
         compute=ActorPoolStrategy(size=min(machine.actors, len(todo))),
