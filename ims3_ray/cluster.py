@@ -34,19 +34,31 @@ class Machine:
         return max(1, min(self.cpus, int(self.memory / MEMORY_PER_ACTOR)))
 
     @property
+    def min_actors(self) -> int:
+        """What a pool starts work with, while the cluster grows towards `actors` or has lost nodes."""
+        return min(self.workers.min_actors, self.actors)
+
+    @property
     def shards(self) -> int:
         return self.workers.shards or max(MIN_SHARDS, self.cpus)
 
     def train_workers(self, micro_batches: int) -> int:
         """Train workers: the given number, or the largest divisor of `micro_batches` that the devices allow."""
         devices = self.gpus if self.device == "cuda" else self.cpus
-        given = self.workers.train_workers
-        if given and micro_batches % given:
-            raise InputError(
-                f"workers.train_workers: {given} does not divide finetune.micro_batches={micro_batches}; "
-                "choose a divisor, so that every worker count sums the same parts"
-            )
-        return given or max(n for n in range(1, max(1, devices) + 1) if micro_batches % n == 0)
+        for name in ("train_workers", "min_train_workers"):
+            if (getattr(self.workers, name) or 1) > micro_batches:
+                raise InputError(
+                    f"workers.{name}: {getattr(self.workers, name)} are more than the {micro_batches} parts of a batch "
+                    "(finetune.micro_batches); lower it"
+                )
+        if self.workers.train_workers:
+            return self.workers.train_workers
+        return max(n for n in range(1, max(1, devices) + 1) if micro_batches % n == 0)
+
+    def elastic_train_workers(self, micro_batches: int) -> int | tuple[int, int]:
+        """As ScalingConfig takes it: the number, or the least and the most where workers.min_train_workers is given."""
+        most, least = self.train_workers(micro_batches), self.workers.min_train_workers
+        return most if least is None or least >= most else (least, most)
 
     @property
     def actor_resources(self) -> dict[str, float]:

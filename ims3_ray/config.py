@@ -22,14 +22,32 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
-class BatchSize(Section):
-    """Rows a forward pass, per kind of device: a row's bits depend on it, so it is a recipe value."""
+class PerDevice(Section):
+    """A value for each kind of device: bits depend on it, so it is a recipe value and not one of Workers."""
+
+    def on(self, device: DeviceKind) -> Any:
+        return getattr(self, device)
+
+
+class BatchSize(PerDevice):
+    """Rows a forward pass."""
 
     cpu: Count
     cuda: Count
 
-    def on(self, device: DeviceKind) -> int:
-        return getattr(self, device)
+
+class Arithmetic(PerDevice):
+    """Of matrices; values that train are fp32 everywhere."""
+
+    cpu: Precision = "fp32"
+    cuda: Precision = "bf16"
+
+
+class Compile(PerDevice):
+    """torch.compile of the transformer's blocks."""
+
+    cpu: bool = False
+    cuda: bool = True
 
 
 class Data(Section):
@@ -46,7 +64,8 @@ class Model(Section):
     vae: str | None = None  # beside an original DiT .pt file
     heads: Count | None = None
     frequency_shift: Literal[0, 1] | None = None  # None: by the checkpoint's kind
-    precision: dict[DeviceKind, Precision] = {"cpu": "fp32", "cuda": "bf16"}
+    precision: Arithmetic = Arithmetic()
+    compile: Compile = Compile()
 
 
 class Encode(Section):
@@ -157,7 +176,9 @@ class Workers(Section):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     actors: Count | None = None
+    min_actors: Count = 1  # a pool works with as few while the cluster grows or after nodes are lost
     train_workers: Count | None = None
+    min_train_workers: Count | None = None  # lets fine-tuning go on with as few when nodes are lost, and grow again
     shards: Count | None = None
 
 

@@ -6,9 +6,10 @@ from typing import Any
 
 from .artifacts import Directory
 from .cluster import Machine
-from .config import Config, Precision
+from .config import Config
 from .data.classes import NEW
 from .data.images import ImageSet
+from .models.device import Numerics
 from .models.generator import GeneratorInfo
 from .models.tuned import TunedModel
 
@@ -27,16 +28,14 @@ class Context:
     images: dict[str, ImageSet]  # "train", and "validation" and "test" where they are given
     info: GeneratorInfo
     model_labels: list[int]  # the generator's label of every class, in the order of the training set's classes
+    numerics: Numerics
+    notes: tuple[str, ...] = ()  # what the machine can't do as the recipe says, a line each
     inputs: dict[str, str] = field(default_factory=dict)  # fingerprints of what lies outside the storage
     on_metrics: Callable[[str, int, dict[str, float]], None] = _unheard  # stage, step, metrics: while a stage runs
 
     @property
     def classes(self) -> tuple[str, ...]:
         return self.images["train"].classes
-
-    @property
-    def precision(self) -> Precision:
-        return self.config.model.precision[self.machine.device]
 
     def batch_size(self, section: Any) -> int:
         return section.batch_size.on(self.machine.device)
@@ -48,8 +47,7 @@ class Context:
             path=model.path,
             heads=model.heads,
             frequency_shift=model.frequency_shift,
-            device=self.machine.device,
-            precision=self.precision,
+            numerics=self.numerics,
             new_classes=len(self.classes) if self.config.data.class_map == NEW else None,
             seed=self.config.seed,
             adapter=adapter,

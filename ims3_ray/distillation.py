@@ -46,6 +46,8 @@ def run(config: Config, say: Callable[[str], None] = print) -> Distillation:
     cluster.connect()
     preparation.check_storage(config)  # again: now the nodes are known
     context = preparation.prepare(config, cluster.machine(config.workers))
+    for note in context.notes:
+        say(note)
     steps = plan(context)
     key = steps[-1].fingerprint
     tracker = Tracker(context.storage, say)

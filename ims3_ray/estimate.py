@@ -15,7 +15,6 @@ from .benchmarks.machine import matrix_rate
 from .context import Context
 from .evaluation.protocols import protocol
 from .models.classifiers import build
-from .models.device import DTYPES
 from .models.dit import DiT
 from .models.features import load_extractor
 from .models.files import read_json
@@ -120,10 +119,10 @@ def operations_per_image(context: Context) -> dict[str, Any]:
 
 def _rate(context: Context) -> float:
     """Operations a second of one worker, in float32 where the device of a cluster is not here to be measured."""
-    device, precision = context.machine.device, context.precision
+    device, dtype = context.numerics.device, context.numerics.dtype
     if device == "cuda" and not torch.cuda.is_available():
-        device, precision = "cpu", "fp32"
-    return matrix_rate(device, DTYPES[precision], seconds=RATE_S)
+        device, dtype = "cpu", torch.float32
+    return matrix_rate(device, dtype, seconds=RATE_S)
 
 
 def count_operations(function: Any, *arguments: torch.Tensor) -> float:

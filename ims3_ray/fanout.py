@@ -1,8 +1,8 @@
 """Fanning a stage's parts out over a Ray Data actor pool, each part one Parquet file.
 
 A part is a fixed set of rows, composed by the recipe: one batch of the model. An actor computes a part and writes it at
-once, so memory stays at a part per actor, a retried part replaces itself with the same bytes, and a stage that died goes
-on with the parts that are missing.
+once, so memory stays at CALLS_PER_ACTOR parts per actor, a retried part replaces itself with the same bytes, and a stage
+that died goes on with the parts that are missing. While one part has the device, another is read or written.
 """
 
 import json
@@ -21,6 +21,7 @@ from .models.memory import batch_must_fit
 from .tables import Columns, Table
 
 NOTES = ".notes.json"
+CALLS_PER_ACTOR = 2  # at once, on threads; models.batches.DEVICE_TURN lets one of them compute
 logging.getLogger("ray.data").setLevel(logging.ERROR)  # its own import sets the level, so after it
 
 
@@ -104,7 +105,7 @@ def _dataset(build, arguments, todo, table, out, machine, batch_field) -> "ray.d
     return ray.data.from_items([part.item for part in todo], override_num_blocks=len(todo)).map_batches(
         Worker,
         batch_size=1,
-        compute=ActorPoolStrategy(size=min(machine.actors, len(todo))),
+        compute=_pool(machine, len(todo)),
         fn_constructor_kwargs={
             "build": build,
             "arguments": arguments,
@@ -113,4 +114,17 @@ def _dataset(build, arguments, todo, table, out, machine, batch_field) -> "ray.d
             "batch_field": batch_field,
         },
         **machine.actor_resources,
+    )
+
+
+def _pool(machine: Machine, num_parts: int) -> ActorPoolStrategy:
+    """All actors at once where there is room, and as few as the minimum while there is none or a node is lost."""
+    most = min(machine.actors, num_parts)
+    return ActorPoolStrategy(
+        min_size=min(machine.min_actors, most),
+        max_size=most,
+        initial_size=most,
+        max_concurrent_calls_per_actor=CALLS_PER_ACTOR,
+        max_tasks_in_flight_per_actor=CALLS_PER_ACTOR,  # a part waits in the queue, not for one actor
+        enable_true_multi_threading=True,
     )

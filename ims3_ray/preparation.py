@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import ray
+import torch
 
 from . import cluster
 from .artifacts import Directory, fingerprint, open_storage
@@ -17,6 +18,7 @@ from .data.images import ImageSet, open_images
 from .errors import InputError
 from .evaluation.protocols import protocol
 from .hashing import content_hash
+from .models.device import Numerics, supported
 from .models.features import inspect_extractor
 from .models.generator import inspect_generator
 
@@ -54,7 +56,19 @@ def prepare(config: Config, machine: Machine) -> Context:
     }
     if config.evaluate.protocol != NO_PROTOCOL:
         inputs["scored"] = images[protocol(config.evaluate.protocol).split].fingerprint
-    return Context(config, storage, machine, images, info, labels, inputs)
+    numerics, notes = _numerics(config, machine)
+    return Context(config, storage, machine, images, info, labels, numerics, tuple(notes), inputs)
+
+
+def _numerics(config: Config, machine: Machine) -> tuple[Numerics, list[str]]:
+    """The recipe's precision and compilation, as far as the device that will work can do them, and what it can't."""
+    device = machine.device
+    wanted = Numerics(device, config.model.precision.on(device), config.model.compile.on(device))
+    if wanted == Numerics():
+        return wanted, []
+    if not ray.is_initialized():  # a dry run: what this machine can do stands for what a cluster can
+        return supported(wanted) if device == "cpu" or torch.cuda.is_available() else (wanted, [])
+    return ray.get(ray.remote(**machine.actor_resources)(supported).remote(wanted))
 
 
 def _open_all(config: Config, storage: Directory) -> dict[str, ImageSet]:
@@ -99,11 +113,15 @@ def _check_numbers(config: Config, train: ImageSet, channels: int) -> None:
         )
 
 
+def _named(numerics: Numerics) -> list[str]:
+    return [numerics.device, numerics.precision, *(["compiled"] if numerics.compiled else [])]
+
+
 def depends_on(context: Context) -> dict[str, Any]:
     """What more than one stage depends on, for their fingerprints."""
-    config, machine = context.config, context.machine
+    config = context.config
     return {
-        "device": [machine.device, context.precision],
+        "device": _named(context.numerics),
         "model": [context.inputs["model"], config.model.heads, config.model.frequency_shift],
         "classes": [list(context.classes), context.model_labels, config.seed if config.data.class_map == NEW else None],
     }

@@ -83,7 +83,7 @@ def _select(source: Source, pool: ShardPool, shown: Any) -> Selected:
 def _solve(source: Source, ask: Any, groups: Any) -> Selection:
     restarts = {"restarts": source.settings.restarts, "seed": source.seed}
     if source.settings.solver == "rounds":
-        return solve(groups, source.objective, **restarts)
+        return solve(groups, source.objective, walked=source.settings.neighbours is None, **restarts)
     held = _candidates(groups, range(len(source.names)))
     return run_tasks(branch_and_bound, [(held, np.concatenate(ask("real_centroids")), source.objective)], **restarts)[0]
 

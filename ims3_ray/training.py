@@ -1,14 +1,16 @@
 """The training loop that fine-tuning and pretraining share, run by Ray Train.
 
 A global batch is cut into parts. Each worker computes the gradients of its parts, all parts' gradients are gathered and
-summed in the order of the parts on every worker: any worker count that divides the number of parts gives the same bits.
-Steps, noise and batches are keyed by (seed, step, position), so a resumed run needs no generator state.
+summed in the order of the parts on every worker: any number of workers up to that of the parts gives the same bits, and
+the number may change in mid-training, when a node is lost or joins. Steps, noise and batches are keyed by (seed, step,
+position), so a resumed run needs no generator state.
 """
 
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any, Literal, Protocol
 
 import ray.train
@@ -118,7 +120,7 @@ def train(
         },
         torch_config=TorchConfig(backend="nccl" if machine.device == "cuda" else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=machine.train_workers(optimisation.micro_batches),
+            num_workers=machine.elastic_train_workers(optimisation.micro_batches),
             use_gpu=machine.device == "cuda",
             resources_per_worker=_resources(machine),
         ),
@@ -167,9 +169,9 @@ class Trainer:
     """The state of a training on one worker; the same on all."""
 
     def __init__(self, task: Task, optimisation: Optimisation, rank: int, world: int, device: torch.device):
-        self.task, self.optimisation, self.rank, self.world, self.device = task, optimisation, rank, world, device
-        per_worker = optimisation.micro_batches // world
-        self.parts = range(rank * per_worker, (rank + 1) * per_worker)
+        self.task, self.optimisation, self.rank, self.device = task, optimisation, rank, device
+        shares = split_parts(optimisation.micro_batches, world)
+        self.counts, self.parts = [len(share) for share in shares], shares[rank]
         self.names, self.parameters = list(task.parameters), list(task.parameters.values())
         self.ema = _flat(self.parameters).detach().clone()
         self.optimizer = torch.optim.AdamW(self.parameters, lr=optimisation.lr, weight_decay=optimisation.weight_decay)
@@ -188,7 +190,7 @@ class Trainer:
             group["lr"] = self.optimisation.lr_at(self.step)
         self.optimizer.step()
         self.ema.lerp_(_flat(self.parameters).detach(), 1 - ema_decay_at(self.step, self.optimisation.ema_decay))
-        self.task.after_step(self.step, lambda parts: _gather(parts, self.world))
+        self.task.after_step(self.step, lambda parts: gather(parts, self.counts))
         self.step += 1
         self._steps_since += 1
         return self._log(terms, norms, weights) if log else {}
@@ -205,7 +207,7 @@ class Trainer:
             else:
                 targets = [sum(self.task.weights[name] * loss for name, loss in losses.items())]
             rows.append(torch.stack([self._gradient(t, keep=i + 1 < len(targets)) for i, t in enumerate(targets)]))
-        return _sum_in_order(torch.stack(rows), self.world), _sum_in_order(torch.stack(values), self.world)
+        return sum_in_order(torch.stack(rows), self.counts), sum_in_order(torch.stack(values), self.counts)
 
     def _gradient(self, target: Tensor, keep: bool) -> Tensor:
         if not target.requires_grad:  # a term that no image of this part has
@@ -273,22 +275,31 @@ class Trainer:
         return {n: v.view_as(p).clone() for n, v, p in zip(self.names, parts, self.parameters, strict=True)}
 
 
-def _sum_in_order(local: Tensor, world: int) -> Tensor:
+def split_parts(micro_batches: int, world: int) -> list[range]:
+    """Contiguous parts of every worker, as even as they can be; ValueError for more workers than parts."""
+    if world > micro_batches:
+        raise ValueError(f"{world} workers are more than the {micro_batches} parts of a batch")
+    ends = [micro_batches * k // world for k in range(world + 1)]
+    return [range(start, stop) for start, stop in pairwise(ends)]
+
+
+def sum_in_order(local: Tensor, counts: list[int]) -> Tensor:
     """Sum over parts (first axis) of all workers, in the order of the parts."""
-    first, *others = _gather(local, world)
+    first, *others = gather(local, counts)
     total = first.clone()
     for part in others:
         total += part
     return total
 
 
-def _gather(local: Tensor, world: int) -> Tensor:
-    """The parts (first axis) of all workers in order, on every worker."""
-    if world == 1:
+def gather(local: Tensor, counts: list[int]) -> Tensor:
+    """The parts (first axis) of all workers in order, on every worker; `counts` says how many each has."""
+    if len(counts) == 1:
         return local
-    gathered = [torch.empty_like(local) for _ in range(world)]
-    dist.all_gather(gathered, local.contiguous())
-    return torch.cat(gathered)
+    filled = torch.cat([local, local.new_zeros(max(counts) - len(local), *local.shape[1:])]).contiguous()
+    gathered = [torch.empty_like(filled) for _ in counts]
+    dist.all_gather(gathered, filled)
+    return torch.cat([parts[:count] for parts, count in zip(gathered, counts, strict=True)])
 
 
 def _flat(tensors: list[Tensor]) -> Tensor:

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from ims3_ray.training import Optimisation, Trainer, ema_decay_at
+from ims3_ray import training
+from ims3_ray.training import Optimisation, Trainer, ema_decay_at, split_parts
 
 DATA = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
 
@@ -85,6 +86,28 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(tmp_path):
         assert torch.equal(a, b)
     unclocked = lambda history: [{k: v for k, v in entry.items() if k != "images_per_s"} for entry in history]  # noqa: E731
     assert unclocked(whole.history) == unclocked(second.history)
+
+
+@pytest.mark.parametrize("micro_batches, world", [(2, 1), (2, 2), (4, 3), (5, 2), (8, 8)])
+def test_every_part_belongs_to_one_worker_in_order(micro_batches, world):
+    shares = split_parts(micro_batches, world)
+    assert [part for share in shares for part in share] == list(range(micro_batches))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1 and min(map(len, shares)) >= 1
+
+
+def test_parts_of_unequal_shares_are_gathered_in_order(monkeypatch):
+    """Workers of 1, 2 and 1 parts: what each sends is filled up, and the filling left out again."""
+    parts, sent = torch.arange(8.0).reshape(4, 2), []
+
+    def all_gather(out, mine):
+        sent.append(mine)
+        for tensor, (start, stop) in zip(out, ((0, 1), (1, 3), (3, 4)), strict=True):
+            tensor.zero_()[: stop - start] = parts[start:stop]
+
+    monkeypatch.setattr(training.dist, "all_gather", all_gather)
+    assert torch.equal(training.gather(parts[:1], [1, 2, 1]), parts)
+    assert sent[0].shape == (2, 2)
+    assert torch.equal(training.sum_in_order(parts[:1], [1, 2, 1]), parts.sum(0))
 
 
 def test_a_checkpoint_of_another_configuration_is_refused():

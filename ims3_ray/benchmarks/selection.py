@@ -68,17 +68,11 @@ class Measured:
 
 def measure(case: Case, folder: Directory, machine: Machine, certify: str, seed: int = 0, plain: bool = True) -> Measured:
     """Write the problem's tables below `folder` where they are not there yet, select on the pool, certify, compare."""
-    files = folder / f"{case.kind}-{case.classes}x{case.subgroups}-{case.noise}-{seed}"
-    if not files.exists("complete"):
-        of_problem = (case.subgroups, case.noise, case.kind, seed)
-        run_tasks(instances.write, [(files, ids, *of_problem) for ids in instances.chunks(case.classes)])
-        files.write("complete", b"")
-    settings = Select(restarts=0, normalization=case.normalization, certify=certify, real_images=None)
+    files = written(case, folder, seed)
     began = time.perf_counter()
-    candidates = open_candidates(files / "candidates", files / "real", ("candidates", "real"))
-    source = Source(candidates, tuple(map(str, candidates.classes)), settings, 1, seed)
-    pool = ShardPool(source, machine)
-    pool.call("range")("process")  # the features are read
+    source, pool = opened(
+        files, Select(restarts=0, normalization=case.normalization, certify=certify, real_images=None), machine
+    )
     read = time.perf_counter()
     selection = solve(pool.call("groups"), source.objective)
     solved = time.perf_counter()
@@ -107,6 +101,52 @@ def measure(case: Case, folder: Directory, machine: Machine, certify: str, seed:
         plain_objective=plain_objective,
         choice_sha=digest(selection),
     )
+
+
+def written(case: Case, folder: Directory, seed: int) -> Directory:
+    """Where the problem's tables lie below `folder`; written where they are not there yet."""
+    files = folder / f"{case.kind}-{case.classes}x{case.subgroups}-{case.noise}-{seed}"
+    if not files.exists("complete"):
+        of_problem = (case.subgroups, case.noise, case.kind, seed)
+        run_tasks(instances.write, [(files, ids, *of_problem) for ids in instances.chunks(case.classes)])
+        files.write("complete", b"")
+    return files
+
+
+def opened(files: Directory, settings: Select, machine: Machine) -> tuple[Source, ShardPool]:
+    """The pool of the tables in `files`, its features read."""
+    candidates = open_candidates(files / "candidates", files / "real", ("candidates", "real"))
+    source = Source(candidates, tuple(map(str, candidates.classes)), settings, 1, 0)
+    pool = ShardPool(source, machine)
+    pool.call("range")("process")
+    return source, pool
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """Rounds that score every class, against rounds that score the nearest ones and a mean."""
+
+    case: Case
+    neighbours: int
+    exact_s: float
+    pruned_s: float
+    agreement: float  # share of the classes with the same choice
+    exact_objective: float
+    pruned_objective: float
+
+
+def pruning(case: Case, folder: Directory, machine: Machine, neighbours: int) -> Pruned:
+    """Both kinds of rounds on one problem, from the closest-to-real start."""
+    files, found = written(case, folder, 0), []
+    for count in (None, neighbours):
+        settings = Select(restarts=0, normalization=case.normalization, neighbours=count, real_images=None)
+        source, pool = opened(files, settings, machine)
+        began = time.perf_counter()
+        found.append((solve(pool.call("groups"), source.objective, walked=False), time.perf_counter() - began))
+        del pool
+    (exact, exact_s), (pruned, pruned_s) = found
+    agreement = float((exact.choice == pruned.choice).mean())
+    return Pruned(case, neighbours, exact_s, pruned_s, agreement, exact.objective, pruned.objective)
 
 
 def digest(selection: Selection) -> str:

@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ class Side:
     images: int  # that a call makes
     operations: float  # an image
     batch_field: str  # what to lower where a batch does not fit
+    calls_at_once: int = 1  # on threads
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Measured:
     matrix_share: float  # of the device's measured matrix rate
     peak_memory_bytes: int  # allocated on a GPU, resident on a CPU
     load_s: float
-    warm_up_s: float  # the first call, with whatever is compiled then, less an ordinary one
+    warm_up_s: float  # the first calls, with whatever is compiled then, less ordinary ones
     checkpoint_bytes: int | None
 
 
@@ -54,18 +56,25 @@ class Runner:
     def __init__(self, side: Side, device: DeviceKind):
         began = time.perf_counter()
         self._side, self._device = side, device
+        self._threads = ThreadPoolExecutor(side.calls_at_once)
         self._call = side.build(**side.arguments)
         synchronize(device)
         self.load_s = time.perf_counter() - began
 
     def run(self, seconds: float) -> tuple[int, float]:
-        """Calls made, at least one, and the time that they took; memory that is not in use is given back."""
-        began, calls = time.perf_counter(), 0
-        while not calls or time.perf_counter() - began < seconds:
-            with batch_must_fit(self._side.batch_field, self._side.batch_size):
-                self._call()
-                synchronize(self._device)
-            calls += 1
+        """Calls made, at least one a thread, and the time that they took; memory that is not in use is given back."""
+        began = time.perf_counter()
+
+        def caller(_: int) -> int:
+            calls = 0
+            while not calls or time.perf_counter() - began < seconds:
+                with batch_must_fit(self._side.batch_field, self._side.batch_size):
+                    self._call()
+                    synchronize(self._device)
+                calls += 1
+            return calls
+
+        calls = sum(self._threads.map(caller, range(self._side.calls_at_once)))
         took = time.perf_counter() - began
         if self._device == "cuda":
             torch.cuda.empty_cache()  # the sides share the GPU
@@ -82,7 +91,7 @@ def compare(sides: list[Side], machine: Machine, device: DeviceFigures, *, repet
     """Every side's figures; in each repetition all take their turn, for at least `seconds` and one call."""
     gpus = 0.99 / len(sides) if machine.device == "cuda" else 0  # of one GPU, which all of them share
     runners = [Runner.options(num_gpus=gpus).remote(side, machine.device) for side in sides]
-    first = [ray.get(runner.run.remote(0))[1] for runner in runners]
+    first = [ray.get(runner.run.remote(0)) for runner in runners]
     turns = [[ray.get(runner.run.remote(seconds)) for runner in runners] for _ in range(repetitions)]
     rates = [
         [s.images * calls / took for calls, took in column] for s, column in zip(sides, zip(*turns, strict=True), strict=True)
@@ -99,10 +108,10 @@ def compare(sides: list[Side], machine: Machine, device: DeviceFigures, *, repet
             rates=of_side,
             operations_per_image=side.operations,
             matrix_share=rate * side.operations / device.matrix_rate,
-            warm_up_s=max(0.0, once - side.images / rate),
+            warm_up_s=max(0.0, took - side.images * calls / rate),
             **ray.get(runner.figures.remote()),
         )
-        for side, runner, rate, of_side, once in zip(sides, runners, medians, rates, first, strict=True)
+        for side, runner, rate, of_side, (calls, took) in zip(sides, runners, medians, rates, first, strict=True)
     ]
 
 

@@ -11,7 +11,7 @@ from .. import tables
 from ..artifacts import Directory, part_names
 from ..context import Context
 from ..data.reading import payloads
-from ..fanout import Part
+from ..fanout import CALLS_PER_ACTOR, Part
 from ..models.device import prepare_device
 from ..stages.encode import Encoder, encoder_arguments
 from ..stages.finetune import InversionMatchingTask, optimisation, task_arguments
@@ -84,13 +84,14 @@ def own_side(context: Context, stage: str, work: Directory) -> Side:
         }[stage]
     return Side(
         name="own",
-        settings=f"{context.precision}, {how}",
+        settings=f"{context.numerics.precision}{', compiled blocks' if context.numerics.compiled else ''}, {how}",
         build=build,
         arguments=arguments,
         batch_size=size,
         images=images,
         operations=operations(context, stage).own,
         batch_field=field,
+        calls_at_once=CALLS_PER_ACTOR if stage in POOLS else 1,
     )
 
 

@@ -2,7 +2,8 @@
 
 python jobs/bench.py select                                   S³ over sizes and noise levels, beside the plain loop
 python jobs/bench.py select --grid 21841x20 --noise 0.3 --no-plain workers.shards=4
-python jobs/bench.py select --optimum 200                     how often rounds end at the proven optimum
+python jobs/bench.py select --optimum 200                     how often the solver ends at the proven optimum
+python jobs/bench.py select --grid 5000x20 --neighbours 32    rounds that score near classes alone, against all
 
 python jobs/bench.py sample                                   a stage (sample, finetune, encode, invert) of the bundled
                                                               digits, beside the published settings, in one run

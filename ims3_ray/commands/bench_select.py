@@ -22,6 +22,7 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument("--no-plain", dest="plain", action="store_false", help="leave out the plain loop")
     parser.add_argument("--certify", default="auto", metavar="METHOD", help="as select.certify")
     parser.add_argument("--optimum", type=int, metavar="N", help="instead: N problems a kind, rounds against the optimum")
+    parser.add_argument("--neighbours", type=int, metavar="M", help="instead: rounds pruned to M nearest classes, against all")
 
 
 def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -43,11 +44,14 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     ]
     if arguments.structureless:
         cases += [Case(*size, 0.0, "structureless", norm) for size in grid for norm in arguments.normalization.split(",")]
+    machine = cluster.machine(config.workers)
     with tempfile.TemporaryDirectory() as temporary:
+        work = open_directory(arguments.work or temporary)
         if arguments.optimum:
             return _optimum(cases, arguments.optimum)
-        work = open_directory(arguments.work or temporary)
-        return _speed(cases, work, cluster.machine(config.workers), arguments)
+        if arguments.neighbours:
+            return _pruning(cases, work, machine, arguments.neighbours)
+        return _speed(cases, work, machine, arguments)
 
 
 def _size(word: str) -> tuple[int, int]:
@@ -81,6 +85,22 @@ def _speed(cases: list, work: Any, machine: Any, arguments: argparse.Namespace) 
         if m.plain_objective is not None and m.objective > m.plain_objective + 1e-9 * abs(m.plain_objective):
             print(f"  the plain loop ends lower: {m.plain_objective:.9g} against {m.objective:.9g}", flush=True)
         found.append(m.flat())
+    return found
+
+
+def _pruning(cases: list, work: Any, machine: Any, neighbours: int) -> list[dict[str, Any]]:
+    from ..benchmarks.selection import pruning
+
+    print("| C × G | instance | weights | nearest | all s | pruned s | same choice | objective, all | objective, pruned |")
+    print("|---" * 9 + "|")
+    found = []
+    for case in cases:
+        p = pruning(case, work, machine, neighbours)
+        instance = f"noise {case.noise}" if case.kind == "structured" else case.kind
+        print(f"| {case.classes} × {case.subgroups} | {instance} | {case.normalization} | {p.neighbours} | {p.exact_s:.2f} "
+              f"| {p.pruned_s:.2f} | {100 * p.agreement:.2f} % | {p.exact_objective:.6f} | {p.pruned_objective:.6f} |",
+              flush=True)  # fmt: skip
+        found.append(vars(p) | {"case": vars(case)})
     return found
 
 

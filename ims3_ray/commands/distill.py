@@ -81,6 +81,7 @@ def _dry_run(config: Config) -> None:
     context = preparation.prepare(config, cluster.machine(config.workers))
     steps = plan(context)
     print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    print("\n".join(context.notes), end="\n" if context.notes else "")
     machine, costs = context.machine, estimates(context, steps)
     print(f"machine: {machine.device}, {machine.actors} actors, {machine.shards} shards")
     print(f"  {'stage':<10}{'state':<12}{'rows':>8}{'about':>9}{'disk':>10}{'memory':>10}   artefact")

@@ -10,7 +10,7 @@ from .selection import Objective, Selection, Terms, log_distances, pair_separati
 from .selection_shard import History, Moves, Shard, check_counts, first_minimum, split_classes
 from .selection_walk import walk
 
-MOST_VALUES = 10_000_000  # a table of 40 MB
+MOST_VALUES = 25_000_000  # a table of 100 MB
 ACCEPT_BLOCK = 256  # moves whose interactions are computed together
 MOST_MOVED = 0.25  # of the classes, a round: the others answer to those that gain most. All at once ends in worse optima
 POOL_BLOCK = 256  # classes whose candidates travel together
@@ -31,10 +31,11 @@ def local_call(shards):
     return lambda method, *arguments: [getattr(shard, method)(*arguments) for shard in shards]
 
 
-def solve(call, objective: Objective, *, restarts: int = 0, seed: int = 0) -> Selection:
+def solve(call, objective: Objective, *, restarts: int = 0, seed: int = 0, walked: bool = True) -> Selection:
     """The best of the rounds from the closest-to-real choice and from `restarts` random ones.
 
-    Up to MOST_VALUES pairs of a candidate and a class this process walks instead: rounds would cost more in messages.
+    Up to MOST_VALUES pairs of a candidate and a class this process walks instead, unless `walked` forbids it: rounds
+    would cost more in messages.
     """
     if restarts < 0:
         raise ValueError(f"restarts must be at least 0, not {restarts}")
@@ -52,7 +53,7 @@ def solve(call, objective: Objective, *, restarts: int = 0, seed: int = 0) -> Se
         separation = pair_separation(centroids, objective.epsilon)
         return Terms(attraction, separation, objective.alpha * attraction - weight * separation)
 
-    small = len(sizes) * sizes.sum() <= MOST_VALUES
+    small = walked and len(sizes) * sizes.sum() <= MOST_VALUES
     pools = [pool for held in call("candidates", 0, len(sizes)) for pool in held] if small else []
     best, start_total = None, None
     for start in range(restarts + 1):

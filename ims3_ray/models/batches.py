@@ -1,11 +1,14 @@
 """Full batches whatever the number of rows: a row's bits depend on the batch's size, never on its neighbours."""
 
+import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
+
+DEVICE_TURN = threading.Lock()  # an actor's calls overlap (fanout.py): one computes while others read, encode and write
 
 
 def in_batches(
@@ -21,8 +24,9 @@ def in_batches(
         filled = [np.zeros((size, *a.shape[1:]), a.dtype) for a in arrays]
         for batch, array in zip(filled, arrays, strict=True):
             batch[:count] = array[start : start + count]
-        outputs = function(*(torch.from_numpy(batch).to(device) for batch in filled))
-        results.append([output[:count].cpu().numpy() for output in outputs])
+        with DEVICE_TURN:
+            outputs = function(*(torch.from_numpy(batch).to(device) for batch in filled))
+            results.append([output[:count].cpu().numpy() for output in outputs])
     return [np.concatenate(column) for column in zip(*results, strict=True)]
 
 

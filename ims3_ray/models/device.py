@@ -1,10 +1,24 @@
 """Putting a process on its device so that the same work gives the same bits."""
 
 import os
+from dataclasses import dataclass
 
 import torch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # by the recipe's name of a precision
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """What an output's bits depend on beside the weights: kind of device, precision, compilation."""
+
+    device: str = "cpu"  # or "cuda"
+    precision: str = "fp32"  # of matrices; values that train are fp32
+    compiled: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.precision]
 
 
 def prepare_device(kind: str) -> torch.device:
@@ -13,6 +27,7 @@ def prepare_device(kind: str) -> torch.device:
     One thread on a CPU, since sums over threads depend on their number; on a GPU no kernel is chosen by timing, and
     algorithms are the deterministic ones.
     """
+    os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")  # compiled kernels are not chosen by timing either
     if kind == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
@@ -22,3 +37,23 @@ def prepare_device(kind: str) -> torch.device:
         torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True, warn_only=True)
     return torch.device(kind)
+
+
+def supported(wanted: Numerics) -> tuple[Numerics, list[str]]:
+    """What this process' device can do of `wanted`, tried out, and a line for each thing that it can't."""
+    precision, compiled, told = wanted.precision, wanted.compiled, []
+    if precision == "bf16" and wanted.device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        precision = "fp32"
+        told.append(f"model.precision: {torch.cuda.get_device_name()} has no bf16; fp32 is used")
+    if compiled and (reason := _why_not_compile(prepare_device(wanted.device))):
+        compiled = False
+        told.append(f"model.compile: torch.compile does not work here ({reason}); the model runs as it is")
+    return Numerics(wanted.device, precision, compiled), told
+
+
+def _why_not_compile(device: torch.device) -> str | None:
+    try:
+        torch.compile(lambda x: (x * 2).sin() + 1)(torch.ones(8, device=device))
+    except Exception as error:  # a missing compiler, driver or Triton: each raises its own
+        return " ".join(str(error).split())[:120] or type(error).__name__
+    return None

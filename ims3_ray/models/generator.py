@@ -156,7 +156,8 @@ def load_vae(
 ) -> Vae:
     """The VAE of the generator at `path`, without the transformer's weights; arguments as in `load_generator`."""
     info = inspect_generator(path, vae=vae, heads=heads)
-    return Vae(read_vae(info.vae_path).to(device, dtype), info.image_size)
+    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format  # as tensor cores read
+    return Vae(read_vae(info.vae_path).to(device, dtype, memory_format=layout), info.image_size)
 
 
 def with_new_classes(dit: DiT, count: int, generator: torch.Generator) -> DiT:

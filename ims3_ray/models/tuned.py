@@ -10,7 +10,7 @@ from ..artifacts import Directory
 from ..method import difffit
 from ..method.ddim import Predict
 from ..method.rng import generator
-from .device import DTYPES
+from .device import Numerics
 from .dit import DiT
 from .generator import load_transformer, with_new_classes
 
@@ -32,8 +32,7 @@ class TunedModel:
     path: str
     heads: int | None
     frequency_shift: int | None
-    device: str
-    precision: str
+    numerics: Numerics
     new_classes: int | None = None  # own classes in a fresh class table
     seed: int = 0  # of that table
     adapter: Directory | None = None
@@ -45,13 +44,18 @@ class TunedModel:
         if self.adapter:
             difffit.load_adapter(dit, read_adapter(self.adapter, self.weights))
             difffit.fold(dit)
-        dit = dit.to(device, DTYPES[self.precision]).eval().requires_grad_(False)
-        return Loaded(dit, predictor(dit))
+        dit = dit.to(device, self.numerics.dtype).eval().requires_grad_(False)
+        return self._loaded(dit)
 
     def trainable(self, device: torch.device) -> Loaded:
         """Load for fine-tuning: frozen matrices at the precision, DiffFit's parameters in float32."""
-        dit = self.pretrained().to(device, DTYPES[self.precision]).eval()
+        dit = self.pretrained().to(device, self.numerics.dtype).eval()
         difffit.prepare(dit)
+        return self._loaded(dit)
+
+    def _loaded(self, dit: DiT) -> Loaded:
+        if self.numerics.compiled:
+            compile_blocks(dit)
         return Loaded(dit, predictor(dit))
 
     def pretrained(self) -> DiT:
@@ -59,6 +63,13 @@ class TunedModel:
         if self.new_classes:
             dit = with_new_classes(dit, self.new_classes, generator("class-table", self.seed))
         return dit
+
+
+def compile_blocks(dit: DiT) -> None:
+    """Compile the blocks in place, for one batch size: all of a kind share one compilation, so the first pass is short."""
+    torch._functorch.config.donated_buffer = False  # logging steps go backward through one graph more than once
+    for block in dit.blocks:
+        block.compile(dynamic=False, fullgraph=True)
 
 
 def predictor(dit: DiT) -> Predict:

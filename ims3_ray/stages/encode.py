@@ -13,7 +13,7 @@ from ..data.images import check_bad
 from ..data.reading import BatchReader, payloads
 from ..fanout import Part, fan_out
 from ..models.batches import in_batches, to_images
-from ..models.device import DTYPES, prepare_device
+from ..models.device import Numerics, prepare_device
 from ..models.generator import load_vae
 from ..tables import Columns
 
@@ -48,17 +48,16 @@ def encoder_arguments(context: Context) -> dict[str, Any]:
         "model": config.model,
         "mirror": config.data.mirror,
         "batch_size": context.batch_size(config.encode),
-        "device": context.machine.device,
-        "precision": context.precision,
+        "numerics": context.numerics,
     }
 
 
 class Encoder:
     """Paths of a batch → latents. Images that can't be decoded are noted and left out."""
 
-    def __init__(self, images: Directory, model: Model, mirror: bool, batch_size: int, device: str, precision: str):
-        self._device = prepare_device(device)
-        self._vae = load_vae(model.path, vae=model.vae, heads=model.heads, device=self._device, dtype=DTYPES[precision])
+    def __init__(self, images: Directory, model: Model, mirror: bool, batch_size: int, numerics: Numerics):
+        self._device = prepare_device(numerics.device)
+        self._vae = load_vae(model.path, vae=model.vae, heads=model.heads, device=self._device, dtype=numerics.dtype)
         self._read = BatchReader(images, self._vae.image_size)
         self._mirror, self._batch_size = mirror, batch_size
 

@@ -66,7 +66,7 @@ class Inverter:
         mirror: bool,
         batch_size: int,
     ):
-        self._device = prepare_device(model.device)
+        self._device = prepare_device(model.numerics.device)
         self._predict = model.load(self._device).predict
         self._latents, self._mirror, self._batch_size = latents, mirror, batch_size
         self._model_labels = np.array(model_labels)

@@ -21,7 +21,7 @@ from ..method.keys import key_seed
 from ..method.rng import generator, normal
 from ..method.schedule import alphas_bar, respaced
 from ..models.batches import in_batches, to_pixels
-from ..models.device import DTYPES, prepare_device
+from ..models.device import prepare_device
 from ..models.features import embed_pixels, load_extractor
 from ..models.generator import load_vae
 from ..models.tuned import TunedModel
@@ -75,9 +75,9 @@ class Sampler:
         seed: int,
         batch_size: int,
     ):
-        self._device = prepare_device(model.device)
+        self._device = prepare_device(model.numerics.device)
         loaded = model.load(self._device)
-        self._vae = load_vae(model.path, vae=vae, heads=model.heads, device=self._device, dtype=DTYPES[model.precision])
+        self._vae = load_vae(model.path, vae=vae, heads=model.heads, device=self._device, dtype=model.numerics.dtype)
         self._extractor = load_extractor(extractor, self._device)
         self._settings, self._seed, self._batch_size = settings, seed, batch_size
         self._classes, self._model_labels = classes, np.array(model_labels)

@@ -165,11 +165,12 @@ def test_a_newer_format_is_refused_and_left_alone(finished, tmp_path):
 
 
 def test_an_adapter_of_no_epochs_leaves_the_pretrained_model(finished, tmp_path):
+    from ims3_ray.models.device import Numerics
     from ims3_ray.models.tuned import TunedModel
 
     overrides, _ = finished
     path = next(word.partition("=")[2] for word in overrides if word.startswith("model.path"))
-    plain = TunedModel(path, None, None, "cpu", "fp32")
+    plain = TunedModel(path, None, None, Numerics())
     z, t, y = torch.ones(2, 4, 4, 4), torch.tensor([10, 500]), torch.tensor([0, 3])
     tuned = plain.trainable(torch.device("cpu"))
     torch.testing.assert_close(tuned.predict(z, t, y), plain.load(torch.device("cpu")).predict(z, t, y))

@@ -146,11 +146,11 @@ def test_single_images_are_never_worse_than_the_best_subgroups(ray_cluster, tmp_
     assert chosen(pool, shards=3, unit="image", coverage=0.3, coverage_neighbours=2).document == document
 
 
-def test_pruned_rounds_and_pools_select_too(ray_cluster, tmp_path, monkeypatch):
+def test_pruned_rounds_and_pools_select_too(ray_cluster, tmp_path):
     pool = opened(tmp_path, *features(6, seed=6))
     exact = chosen(pool, certify="none").document
-    monkeypatch.setattr(selection_rounds, "MOST_VALUES", 0)
     all_near = chosen(pool, neighbours=5).document
+    assert (exact["solver"], all_near["solver"]) == ("walk", "rounds")
     assert all_near["selection"] == exact["selection"] and exact["lower_bound"] is None
     assert chosen(pool, partners="pool").document["gap"] == 0
 
