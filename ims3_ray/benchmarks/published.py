@@ -59,7 +59,7 @@ def published_side(context: Context, stage: str, work: Directory) -> Side:
         how += " eager, image by image"
     else:
         build, size, images = Inversion, 1, LOOP_IMAGES
-        latents, _ = random_latents(context, work, 1, images)
+        latents, _ = random_latents(context, work / "published", 1, images)
         arguments = shared | {"latents": latents, "points": context.config.invert.points, "model_labels": labels}
         arguments["mirror"] = context.config.data.mirror
         how += " eager, image by image"
@@ -203,7 +203,7 @@ class Inversion:
         self._device = plain_device(device)
         self._predict = predictor(model.pretrained().to(self._device).eval().requires_grad_(False))
         rows = tables.from_parquet(latents.read("part-00000.parquet"), tables.MIRRORED_LATENTS if mirror else tables.LATENTS)
-        self._views = [torch.from_numpy(rows[name]) for name in (("mean", "mirror_mean") if mirror else ("mean",))]
+        self._views = [torch.from_numpy(rows[name].copy()) for name in (("mean", "mirror_mean") if mirror else ("mean",))]
         self._labels = torch.tensor(model_labels)[rows["label"]]
         self._grid, self._abar = inversion_grid(points), alphas_bar()
 

@@ -27,7 +27,7 @@ SIDE_COLUMNS = (
     "images/s",
     "ratio",
     "TFLOP an image",
-    "matrix rate",
+    "matrix share",
     "peak GB",
     "load s",
     "warm-up s",

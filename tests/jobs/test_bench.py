@@ -165,24 +165,20 @@ def test_a_batch_that_does_not_fit_names_its_field_and_the_memory():
         raise torch.OutOfMemoryError("out of memory")
 
 
-class TooLarge:
-    """A pool's worker whose batches never fit."""
-
-    def __init__(self, batch_size):
-        self.batch_size = batch_size
-
-    def __call__(self, payload):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-
-
 def test_a_stage_whose_batch_does_not_fit_says_so_from_its_pool(context, tmp_path):
     from ims3_ray import tables
     from ims3_ray.cli import bad_input_behind
     from ims3_ray.fanout import Part, fan_out
 
+    def too_large(batch_size):  # local, so that workers need not import this file
+        def work(payload):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+        return work
+
     with pytest.raises(Exception) as raised:
         fan_out(
-            TooLarge,
+            too_large,
             {"batch_size": 32},
             [Part(0, 1, [])],
             table=tables.FEATURES,
