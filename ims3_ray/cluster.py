@@ -116,6 +116,12 @@ def gpu_is_possible() -> bool:
     return has_address() or torch.cuda.is_available()
 
 
+def refuse_impossible(workers: Workers) -> None:
+    """InputError, before anything is started, for a GPU asked for where there can be none."""
+    if workers.device == "cuda" and not gpu_is_possible():
+        raise InputError("workers.device: cuda asked for, but this machine has no GPU and RAY_ADDRESS names no cluster")
+
+
 def inside_job() -> bool:
     """Whether this driver was started by `ray job submit`, in a temporary working directory."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ

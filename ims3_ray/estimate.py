@@ -3,7 +3,6 @@
 Estimates, and said to be: within a factor of two on the machines that they were compared on.
 """
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch.utils.flop_counter import FlopCounterMode
 
+from .benchmarks.machine import matrix_rate
 from .context import Context
 from .evaluation.protocols import protocol
 from .models.classifiers import build
@@ -21,6 +21,7 @@ from .models.files import read_json
 from .pipeline import Step
 
 EFFICIENCY = 0.35  # share of the matrix rate that small models reach
+RATE_S = 0.25  # over which it is measured
 START_S = 6.0  # of a pool of workers
 TRAIN_START_S = 15.0  # of Ray Train's workers
 PROCESS_BYTES = 5e8  # a worker with torch
@@ -41,7 +42,7 @@ class Estimate:
 def estimates(context: Context, steps: list[Step]) -> dict[str, Estimate]:
     """An estimate for every step, by the stage's name."""
     c, machine = context.config, context.machine
-    flops, rate = _flops(context), _rate(machine.device) * EFFICIENCY
+    flops, rate = operations_per_image(context), _rate(context) * EFFICIENCY
     counts = context.images["train"].counts()
     tuned = int(counts.clip(max=c.encode.images_per_class or counts.max()).sum())
     images, views = int(counts.sum()), 2 if c.data.mirror else 1
@@ -86,7 +87,7 @@ def _evaluation(context: Context) -> tuple[int, float]:
         return 0, 0.0
     rules, classes = protocol(c.evaluate.protocol), len(context.classes)
     network = build(rules.network, classes, rules.image_size, None, width=rules.width).to("meta")
-    one = _count(network, torch.zeros(1, 3, rules.image_size, rules.image_size, device="meta"))
+    one = count_operations(network, torch.zeros(1, 3, rules.image_size, rules.image_size, device="meta"))
     per_set = {"distilled": c.ipc * classes, "random": c.ipc * classes}
     if c.evaluate.full:
         per_set["full"] = len(context.images["train"])
@@ -98,7 +99,7 @@ def _evaluation(context: Context) -> tuple[int, float]:
     return c.evaluate.seeds * len(per_set), operations
 
 
-def _flops(context: Context) -> dict[str, Any]:
+def operations_per_image(context: Context) -> dict[str, Any]:
     """Operations an image: of the DiT's forward pass, the VAE's two halves, and the extractor; and φ's dimension."""
     info = context.info
     with torch.device("meta"):
@@ -108,31 +109,24 @@ def _flops(context: Context) -> dict[str, Any]:
         label = torch.zeros(1, dtype=torch.int64)
     extractor = load_extractor(without_weights(context.config.embed.extractor))
     return {
-        "dit": _count(dit, z, label, label),
-        "encode": _count(vae.encode, image),
-        "decode": _count(vae.decode, z),
-        "embed": _count(extractor, torch.zeros(1, 3, info.image_size, info.image_size)),
+        "dit": count_operations(dit, z, label, label),
+        "encode": count_operations(vae.encode, image),
+        "decode": count_operations(vae.decode, z),
+        "embed": count_operations(extractor, torch.zeros(1, 3, info.image_size, info.image_size)),
         "feature_dim": extractor.dim,
     }
 
 
-def _count(function: Any, *arguments: torch.Tensor) -> float:
+def _rate(context: Context) -> float:
+    """Operations a second of one worker, in float32 where the device of a cluster is not here to be measured."""
+    device, dtype = context.numerics.device, context.numerics.dtype
+    if device == "cuda" and not torch.cuda.is_available():
+        device, dtype = "cpu", torch.float32
+    return matrix_rate(device, dtype, seconds=RATE_S)
+
+
+def count_operations(function: Any, *arguments: torch.Tensor) -> float:
+    """Operations of `function(*arguments)`, counted without doing them where the tensors are on the meta device."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         function(*arguments)
     return float(counter.get_total_flops())
-
-
-def _rate(device: str) -> float:
-    """Operations a second of one worker, measured on a matrix product of a quarter of a second."""
-    threads = torch.get_num_threads()
-    if device == "cpu":
-        torch.set_num_threads(1)
-    size = 512 if device == "cpu" else 8192
-    a = torch.ones(size, size, device=device if torch.cuda.is_available() else "cpu")
-    a @ a
-    began, products = time.perf_counter(), 0
-    while time.perf_counter() - began < 0.25:
-        (a @ a)[0, 0].item()
-        products += 1
-    torch.set_num_threads(threads)
-    return 2 * size**3 * products / (time.perf_counter() - began)

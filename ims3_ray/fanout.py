@@ -17,6 +17,7 @@ from ray.data import ActorPoolStrategy
 from . import progress, tables
 from .artifacts import Directory, part_names
 from .cluster import Machine
+from .models.memory import batch_must_fit
 from .tables import Columns, Table
 
 NOTES = ".notes.json"
@@ -36,6 +37,11 @@ class Part:
     def file(self) -> str:
         return f"part-{self.index:05d}.parquet"
 
+    @property
+    def item(self) -> dict[str, str]:
+        """What travels to the actor."""
+        return {"file": self.file, "payload": json.dumps(self.payload)}
+
 
 class Worker:
     """The pool's actor: builds the stage's worker once, then turns parts into files."""
@@ -46,12 +52,15 @@ class Worker:
         arguments: dict,
         table: Table,
         out: Directory,
+        batch_field: str,
     ):
         self._work, self._table, self._out = build(**arguments), table, out
+        self._batch = batch_field, arguments["batch_size"]
 
     def __call__(self, batch: dict) -> dict:
         (file,), (payload,) = batch["file"], batch["payload"]
-        columns, notes = self._work(json.loads(payload))
+        with batch_must_fit(*self._batch):
+            columns, notes = self._work(json.loads(payload))
         if notes:
             self._out.write(file + NOTES, json.dumps(notes).encode())
         self._out.write(file, tables.to_parquet(columns, self._table))
@@ -71,15 +80,17 @@ def fan_out(
 ) -> dict[str, Any]:
     """Make every part that is not there yet; gives the number of rows, of those made now, and the rows left out.
 
-    `build(**arguments)` runs once an actor and gives a function from a part's payload to the columns of `table` and to
-    notes: {name of a row that had to be left out: why}.
+    `build(**arguments)`, its `batch_size` among them, runs once an actor and gives a function from a part's payload to the
+    columns of `table` and to notes: {name of a row that had to be left out: why}. InputError where a batch does not fit the
+    GPU's memory.
     """
     there = set(part_names(out))
     todo = [part for part in parts if part.file not in there]
     total, made = sum(part.rows for part in parts), sum(part.rows for part in todo)
     with progress.bar(stage, total, unit, done=total - made) as shown:
         if todo:
-            for row in _dataset(build, arguments, todo, table, out, machine).iter_rows():
+            field = f"{stage}.batch_size.{machine.device}"
+            for row in _dataset(build, arguments, todo, table, out, machine, field).iter_rows():
                 shown.update(int(row["rows"]))
     notes: dict[str, str] = {}
     for name in out.files():
@@ -88,15 +99,20 @@ def fan_out(
     return {"rows": total - len(notes), "rows_made": made, "notes": notes}
 
 
-def _dataset(build, arguments, todo, table, out, machine) -> "ray.data.Dataset":
+def _dataset(build, arguments, todo, table, out, machine, batch_field) -> "ray.data.Dataset":
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
-    items = [{"file": part.file, "payload": json.dumps(part.payload)} for part in todo]
-    return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+    return ray.data.from_items([part.item for part in todo], override_num_blocks=len(todo)).map_batches(
         Worker,
         batch_size=1,
         compute=actor_pool(machine, len(todo)),
-        fn_constructor_kwargs={"build": build, "arguments": arguments, "table": table, "out": out},
+        fn_constructor_kwargs={
+            "build": build,
+            "arguments": arguments,
+            "table": table,
+            "out": out,
+            "batch_field": batch_field,
+        },
         **machine.actor_resources,
     )
 

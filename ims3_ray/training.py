@@ -24,6 +24,7 @@ from . import progress
 from .artifacts import Directory
 from .cluster import Machine
 from .models.device import prepare_device
+from .models.memory import batch_must_fit
 
 STATE = "state.pt"
 MAX_FAILURES = 3
@@ -88,12 +89,14 @@ def train(
     checkpoints: Directory,
     name: str,
     stage: str,
+    batch_field: str,
     machine: Machine,
     on_metrics: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
 ) -> list[dict[str, float]]:
     """Train `build(device=…, **arguments)` and have it saved to `out`; gives the logged metrics, one dict a log step.
 
-    `name` must belong to this configuration alone: a run of that name under `checkpoints` is resumed.
+    `name` must belong to this configuration alone: a run of that name under `checkpoints` is resumed. `batch_field` names
+    the recipe's batch size, for the InputError where a batch does not fit the device's memory.
     """
     board = progress.Board.remote()
     shown = progress.bar(stage, optimisation.steps, "steps")
@@ -112,6 +115,7 @@ def train(
             "optimisation": optimisation,
             "out": out,
             "device": machine.device,
+            "batch_field": batch_field,
             "board": board,
         },
         torch_config=TorchConfig(backend="nccl" if machine.device == "cuda" else "gloo"),
@@ -145,12 +149,13 @@ def _loop(config: dict[str, Any]) -> list[dict[str, float]]:
     device = ray.train.torch.get_device() if config["device"] == "cuda" else torch.device("cpu")
     prepare_device(config["device"])
     task = config["build"](device=device, **config["arguments"])
-    trainer = _Trainer(task, optimisation, context.get_world_rank(), context.get_world_size(), device)
+    trainer = Trainer(task, optimisation, context.get_world_rank(), context.get_world_size(), device)
     if checkpoint := ray.train.get_checkpoint():
         with checkpoint.as_directory() as folder:
             trainer.load_state_dict(torch.load(f"{folder}/{STATE}", map_location=device, weights_only=True))
     while trainer.step < optimisation.steps:
-        metrics = trainer.advance()
+        with batch_must_fit(config["batch_field"], optimisation.batch_size):
+            metrics = trainer.advance()
         if trainer.rank == 0 and (metrics or trainer.step % 10 == 0):
             config["board"].post.remote({"step": trainer.step, "metrics": metrics})
         if trainer.step % optimisation.checkpoint_every == 0 or trainer.step == optimisation.steps:
@@ -160,7 +165,7 @@ def _loop(config: dict[str, Any]) -> list[dict[str, float]]:
     return trainer.history
 
 
-class _Trainer:
+class Trainer:
     """The state of a training on one worker; the same on all."""
 
     def __init__(self, task: Task, optimisation: Optimisation, rank: int, world: int, device: torch.device):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ims3_ray import training
-from ims3_ray.training import Optimisation, _Trainer, ema_decay_at, split_parts
+from ims3_ray.training import Optimisation, Trainer, ema_decay_at, split_parts
 
 DATA = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
 
@@ -37,7 +37,7 @@ class Regression:
 def trainer(micro_batches=2, rank=0, world=1, task=None, **options):
     settings = {"steps": 20, "batch_size": 8, "micro_batches": micro_batches, "lr": 0.01, "log_every": 5} | options
     optimisation = Optimisation(**settings)
-    return _Trainer(task or Regression(micro_batches), optimisation, rank, world, torch.device("cpu"))
+    return Trainer(task or Regression(micro_batches), optimisation, rank, world, torch.device("cpu"))
 
 
 def test_a_step_has_the_gradient_of_the_weighted_sum_over_the_whole_batch():

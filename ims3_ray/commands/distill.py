@@ -15,7 +15,6 @@ import yaml
 
 from .. import cluster
 from ..config import Config
-from ..errors import InputError
 from ..overrides import load_config, parse_overrides
 
 SETS = {"distilled": "distilled", "random": "random real", "full": "full real"}  # in the order of the table
@@ -29,8 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.recipe, parse_overrides(arguments.overrides))
-    if config.workers.device == "cuda" and not cluster.gpu_is_possible():
-        raise InputError("workers.device: cuda asked for, but this machine has no GPU and RAY_ADDRESS names no cluster")
+    cluster.refuse_impossible(config.workers)
     if arguments.dry_run:
         _dry_run(config)
         return

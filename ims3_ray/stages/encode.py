@@ -26,18 +26,30 @@ def run(context: Context, out: Directory) -> dict[str, Any]:
     rows = train.subset(config.encode.images_per_class, "encode", config.seed)
     size = context.batch_size(config.encode)
     parts = [Part(i, len(p["paths"]), p) for i, p in enumerate(payloads(train, rows.tolist(), size))]
-    arguments = {
-        "images": train.directory,
-        "model": config.model,
-        "mirror": config.data.mirror,
-        "batch_size": size,
-        "numerics": context.numerics,
-    }
-    table = tables.MIRRORED_LATENTS if config.data.mirror else tables.LATENTS
-    made = fan_out(Encoder, arguments, parts, table=table, out=out, machine=context.machine, stage="encode")
+    made = fan_out(
+        Encoder,
+        encoder_arguments(context),
+        parts,
+        table=tables.MIRRORED_LATENTS if config.data.mirror else tables.LATENTS,
+        out=out,
+        machine=context.machine,
+        stage="encode",
+    )
     bad = train.bad | made.pop("notes")
     check_bad("data.train", train.directory.uri, bad, len(train) + len(train.bad), config.data.max_bad_fraction)
     return made | {"bad_images": bad}
+
+
+def encoder_arguments(context: Context) -> dict[str, Any]:
+    """What an `Encoder` is built with."""
+    config = context.config
+    return {
+        "images": context.images["train"].directory,
+        "model": config.model,
+        "mirror": config.data.mirror,
+        "batch_size": context.batch_size(config.encode),
+        "numerics": context.numerics,
+    }
 
 
 class Encoder:

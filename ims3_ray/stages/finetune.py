@@ -29,7 +29,42 @@ def run(context: Context, out: Directory, latents: Directory, inversions: Direct
     config = context.config
     settings = config.finetune
     steps = settings.epochs * (read_manifest(latents)["rows"] // settings.batch_size)
-    optimisation = Optimisation(
+    history = train(
+        InversionMatchingTask,
+        task_arguments(context, latents, inversions),
+        optimisation(settings, steps),
+        out=out,
+        checkpoints=context.storage / "checkpoints",
+        name=f"finetune-{out.name}",
+        stage="finetune",
+        batch_field="finetune.batch_size",
+        machine=context.machine,
+        on_metrics=lambda step, metrics: context.on_metrics("finetune", step, metrics),
+    )
+    own_classes = list(context.classes) if config.data.class_map == NEW else None
+    tuned = {"own_classes": own_classes, "frequency_shift": config.model.frequency_shift}  # what reading the adapter needs
+    return {"rows": steps * settings.batch_size, "history": history, **tuned}
+
+
+def task_arguments(context: Context, latents: Directory, inversions: Directory) -> dict[str, Any]:
+    """What an `InversionMatchingTask` is built with, beside its device."""
+    config = context.config
+    return {
+        "model": context.tuned_model(),
+        "latents": latents,
+        "inversions": inversions,
+        "mirror": config.data.mirror,
+        "model_labels": context.model_labels,
+        "finetune": config.finetune,
+        "im": config.im,
+        "points": config.invert.points,
+        "seed": config.seed,
+    }
+
+
+def optimisation(settings: Finetune, steps: int) -> Optimisation:
+    """`settings` as the training loop takes them."""
+    return Optimisation(
         steps=steps,
         batch_size=settings.batch_size,
         micro_batches=settings.micro_batches,
@@ -39,31 +74,6 @@ def run(context: Context, out: Directory, latents: Directory, inversions: Direct
         log_every=settings.log_every,
         checkpoint_every=settings.checkpoint_every,
     )
-    arguments = {
-        "model": context.tuned_model(),
-        "latents": latents,
-        "inversions": inversions,
-        "mirror": config.data.mirror,
-        "model_labels": context.model_labels,
-        "finetune": settings,
-        "im": config.im,
-        "points": config.invert.points,
-        "seed": config.seed,
-    }
-    history = train(
-        InversionMatchingTask,
-        arguments,
-        optimisation,
-        out=out,
-        checkpoints=context.storage / "checkpoints",
-        name=f"finetune-{out.name}",
-        stage="finetune",
-        machine=context.machine,
-        on_metrics=lambda step, metrics: context.on_metrics("finetune", step, metrics),
-    )
-    own_classes = list(context.classes) if config.data.class_map == NEW else None
-    tuned = {"own_classes": own_classes, "frequency_shift": config.model.frequency_shift}  # what reading the adapter needs
-    return {"rows": steps * settings.batch_size, "history": history, **tuned}
 
 
 class InversionMatchingTask:

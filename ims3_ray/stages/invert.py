@@ -24,7 +24,22 @@ def run(context: Context, out: Directory, latents: Directory) -> dict[str, Any]:
     """Part by part of the latents, the trajectory at the S grid points, of the image and of its mirror image."""
     config = context.config
     parts = [Part(i, _num_rows(latents, name), name) for i, name in enumerate(part_names(latents))]
-    arguments = {
+    made = fan_out(
+        Inverter,
+        inverter_arguments(context, latents),
+        parts,
+        table=tables.MIRRORED_INVERSIONS if config.data.mirror else tables.INVERSIONS,
+        out=out,
+        machine=context.machine,
+        stage="invert",
+    )
+    return made | {"grid": inversion_grid(config.invert.points).tolist()}
+
+
+def inverter_arguments(context: Context, latents: Directory) -> dict[str, Any]:
+    """What an `Inverter` is built with."""
+    config = context.config
+    return {
         "latents": latents,
         "model": context.tuned_model(),
         "model_labels": context.model_labels,
@@ -32,9 +47,6 @@ def run(context: Context, out: Directory, latents: Directory) -> dict[str, Any]:
         "mirror": config.data.mirror,
         "batch_size": context.batch_size(config.invert),
     }
-    table = tables.MIRRORED_INVERSIONS if config.data.mirror else tables.INVERSIONS
-    made = fan_out(Inverter, arguments, parts, table=table, out=out, machine=context.machine, stage="invert")
-    return made | {"grid": inversion_grid(config.invert.points).tolist()}
 
 
 def _num_rows(directory: Directory, name: str) -> int:

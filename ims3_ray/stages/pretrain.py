@@ -117,6 +117,7 @@ class Pretraining:
             checkpoints=self.storage / "checkpoints",
             name=f"pretrain-{name}-{out.name}",
             stage=name[:9],
+            batch_field=f"{'extractor' if name == 'judge' else name}.batch_size",
             machine=self.machine,
         )
 

@@ -41,18 +41,24 @@ def run(context: Context, out: Directory, adapter: Directory) -> dict[str, Any]:
     ]
     size = context.batch_size(config.sample)
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
-    arguments = {
-        "model": context.tuned_model(adapter if config.finetune.epochs else None, config.sample.weights),
+    arguments = sampler_arguments(context, adapter if config.finetune.epochs else None)
+    parts = [Part(index, len(batch), batch) for index, batch in enumerate(batches)]
+    return fan_out(Sampler, arguments, parts, table=tables.CANDIDATES, out=out, machine=context.machine, stage="sample")
+
+
+def sampler_arguments(context: Context, adapter: Directory | None) -> dict[str, Any]:
+    """What a `Sampler` is built with."""
+    config = context.config
+    return {
+        "model": context.tuned_model(adapter, config.sample.weights),
         "vae": config.model.vae,
         "extractor": config.embed.extractor,
         "settings": config.sample,
         "classes": context.classes,
         "model_labels": context.model_labels,
         "seed": config.seed,
-        "batch_size": size,
+        "batch_size": context.batch_size(config.sample),
     }
-    parts = [Part(index, len(batch), batch) for index, batch in enumerate(batches)]
-    return fan_out(Sampler, arguments, parts, table=tables.CANDIDATES, out=out, machine=context.machine, stage="sample")
 
 
 class Sampler:
