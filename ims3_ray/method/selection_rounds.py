@@ -8,7 +8,7 @@ import numpy as np
 
 from .selection import Objective, Selection, Terms, log_distances, pair_separation
 from .selection_shard import History, Moves, Shard, check_counts, first_minimum, split_classes
-from .selection_walk import walk
+from .selection_walk import walk_pairs
 
 MOST_VALUES = 25_000_000  # a table of 100 MB
 ACCEPT_BLOCK = 256  # moves whose interactions are computed together
@@ -70,7 +70,7 @@ def solve(call, objective: Objective, *, restarts: int = 0, seed: int = 0, walke
         if pools is None:
             choice, centroids, rounds = descend(call, choice, centroids, objective)
         else:
-            choice, rounds = walk(pools, attractions, choice, objective)
+            choice, rounds = walk_pairs(pools, attractions, choice, objective)
             centroids = centroids_of(choice)
         terms = terms_of(choice, centroids)
         if best is None or terms.total < best[1].total:

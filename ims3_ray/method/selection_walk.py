@@ -9,6 +9,7 @@ import numpy as np
 
 from .selection import Objective, log_distances
 
+MOST_PAIRED = 2000  # candidates up to which two classes may move together: a table has their square
 TILE = 64  # classes whose moves reach the other classes together
 MOST_SWEEPS = 1000  # single precision can't send it in circles beyond these
 
@@ -59,3 +60,40 @@ def _visit(rows, scores, starts, choice, weight: float, tolerance: float, epsilo
         scores -= weight * (both[1] - both[0])
         choice[i], following = best, i + 1
         moved.append(i)
+
+
+def walk_pairs(candidates, attractions, choice, objective: Objective) -> tuple[np.ndarray, int]:
+    """As `walk`, and then on by joint moves of two classes where MOST_PAIRED allows: ends where neither kind gains."""
+    choice, sweeps = walk(candidates, attractions, choice, objective)
+    if len(attractions) > MOST_PAIRED or len(candidates) < 2:
+        return choice, sweeps
+    rows, sizes = np.concatenate(candidates).astype(np.float64), np.array([len(pool) for pool in candidates])
+    first, classes = np.cumsum(sizes) - sizes, np.repeat(np.arange(len(sizes)), sizes)
+    logs = log_distances(rows, rows, classes, classes, objective.epsilon)
+    tolerance = objective.tolerance(len(sizes))
+    while sweeps < MOST_SWEEPS:
+        g, h, gain = best_pair(logs, attractions, first + choice, classes, objective)
+        if gain <= tolerance:
+            break
+        for row in (g, h):
+            choice[classes[row]] = row - first[classes[row]]
+        choice, more = walk(candidates, attractions, choice, objective)
+        sweeps += more
+    return choice, sweeps
+
+
+def best_pair(logs, attractions, current, classes, objective: Objective) -> tuple[int, int, float]:
+    """The two candidates of different classes that lower L most when both are chosen at once, and by how much.
+
+    `logs` (R, R) are log(d + ε), 0 within a class; `current` (C,) the chosen candidates, as rows.
+    """
+    weight = objective.pair_weight(len(current))
+    costs = objective.alpha * attractions - weight * logs[:, current].sum(axis=1)
+    of_class = current[classes]  # the chosen one of each candidate's class
+    gains = costs[of_class] - costs
+    across = logs[:, of_class]
+    joint = logs - across - across.T + logs[of_class[:, None], of_class]
+    joint = gains[:, None] + gains + weight * joint
+    joint[classes[:, None] == classes] = -np.inf
+    g, h = np.unravel_index(int(joint.argmax()), joint.shape)
+    return int(g), int(h), float(joint[g, h])

@@ -11,7 +11,7 @@ from ims3_ray.method.exact import exhaustive
 from ims3_ray.method.selection import Objective, evaluate, real_centroid, subgroup_centroids
 from ims3_ray.method.selection_rounds import accept, local_call, select, solve
 from ims3_ray.method.selection_shard import History, Moves, Shard, split_classes
-from ims3_ray.method.selection_walk import walk
+from ims3_ray.method.selection_walk import best_pair, walk, walk_pairs
 
 PAPER = Objective(0.4, 0.9)
 VARIANTS = [Objective(0.4, 0.9, epsilon, normalization) for epsilon in (0.0, 0.1) for normalization in ("per_class", "none")]
@@ -289,6 +289,7 @@ def plain_walk(candidates, real, objective, choice):
 @pytest.mark.parametrize("objective", VARIANTS, ids=str)
 def test_the_walk_ends_where_the_published_loop_ends_and_restarts_are_never_worse(objective, tile, monkeypatch):
     monkeypatch.setattr(selection_walk, "TILE", tile)
+    monkeypatch.setattr(selection_walk, "MOST_PAIRED", 0)
     for seed in range(4):
         candidates, real = instance(9, [3, 1, 4, 2, 5, 3, 3, 2, 4], seed=seed)
         (shard,) = make_shards(candidates, real, objective, 1)
@@ -299,3 +300,36 @@ def test_the_walk_ends_where_the_published_loop_ends_and_restarts_are_never_wors
         assert found.solver == "walk" and found.choice.tolist() == walked.tolist()
         again = select(candidates, real, objective, restarts=5, num_shards=3)
         assert again.objective <= found.objective
+
+
+@pytest.mark.parametrize("objective", VARIANTS, ids=str)
+def test_no_joint_move_of_two_classes_improves_where_the_walk_ends(objective):
+    better = 0
+    for seed in range(6):
+        candidates, real = instance(6, [3, 1, 4, 2, 3, 3], seed=seed, noise=3.0, width=6)
+        (shard,) = make_shards(candidates, real, objective, 1)
+        start = np.random.default_rng(seed).integers([len(c) for c in candidates])
+        alone, _ = walk(candidates, shard.attractions(), start, objective)
+        choice, _ = walk_pairs(candidates, shard.attractions(), start, objective)
+        least = evaluate(choice, candidates, real, objective).total
+        better += least < evaluate(alone, candidates, real, objective).total - 1e-9
+        for i, j in itertools.combinations(range(6), 2):
+            for g, h in itertools.product(range(len(candidates[i])), range(len(candidates[j]))):
+                moved = choice.copy()
+                moved[[i, j]] = g, h
+                assert evaluate(moved, candidates, real, objective).total > least - 2 * objective.tolerance(6)
+    assert better > 0  # single moves alone end above
+
+
+def test_the_best_pair_gains_what_it_says():
+    candidates, real = instance(5, 3, noise=3.0, width=6)
+    objective = Objective(0.4, 0.9)
+    (shard,) = make_shards(candidates, real, objective, 1)
+    classes, choice = np.repeat(np.arange(5), 3), np.zeros(5, int)
+    rows = np.concatenate(candidates).astype(float)
+    logs = selection.log_distances(rows, rows, classes, classes, 0.0)
+    g, h, gain = best_pair(logs, shard.attractions(), 3 * np.arange(5) + choice, classes, objective)
+    moved = choice.copy()
+    moved[[g // 3, h // 3]] = g % 3, h % 3
+    before, after = (evaluate(c, candidates, real, objective).total for c in (choice, moved))
+    assert before - after == pytest.approx(gain, abs=1e-9)
