@@ -15,6 +15,7 @@ import ray
 from ..artifacts import Directory
 from ..cluster import Machine
 from ..context import Context
+from ..errors import InputError
 from ..fanout import Worker, fan_out
 from ..stages.finetune import InversionMatchingTask
 from ..training import Optimisation, train
@@ -82,7 +83,9 @@ def bare_pool(work: PoolWork, out: Directory, batch_field: str) -> list[float]:
     """Make all parts in this process, files written; gives the moments at which they were done."""
     worker, done = Worker(work.build, work.arguments, work.table, out, batch_field), []
     for part in work.parts:
-        worker({name: [value] for name, value in part.item.items()})  # a batch of one row
+        made = worker({name: [value] for name, value in part.item.items()})  # a batch of one row
+        if made["refused"][0]:
+            raise InputError(made["refused"][0])
         done.append(time.time())
     return done
 
