@@ -17,6 +17,7 @@ from ray.data import ActorPoolStrategy
 from . import progress, tables
 from .artifacts import Directory, part_names
 from .cluster import Machine
+from .errors import InputError
 from .models.memory import batch_must_fit
 from .tables import Columns, Table
 
@@ -59,12 +60,15 @@ class Worker:
 
     def __call__(self, batch: dict) -> dict:
         (file,), (payload,) = batch["file"], batch["payload"]
-        with batch_must_fit(*self._batch):
-            columns, notes = self._work(json.loads(payload))
+        try:
+            with batch_must_fit(*self._batch):
+                columns, notes = self._work(json.loads(payload))
+        except InputError as error:  # as a value: of an exception, Ray Data brings the driver no more than the text
+            return {"file": [file], "rows": [0], "refused": [str(error)]}
         if notes:
             self._out.write(file + NOTES, json.dumps(notes).encode())
         self._out.write(file, tables.to_parquet(columns, self._table))
-        return {"file": [file], "rows": [len(next(iter(columns.values())))]}
+        return {"file": [file], "rows": [len(next(iter(columns.values())))], "refused": [""]}
 
 
 def fan_out(
@@ -91,6 +95,8 @@ def fan_out(
         if todo:
             field = f"{stage}.batch_size.{machine.device}"
             for row in _dataset(build, arguments, todo, table, out, machine, field).iter_rows():
+                if row["refused"]:
+                    raise InputError(row["refused"])
                 shown.update(int(row["rows"]))
     notes: dict[str, str] = {}
     for name in out.files():

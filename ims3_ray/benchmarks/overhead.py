@@ -15,7 +15,8 @@ import ray
 from ..artifacts import Directory
 from ..cluster import Machine
 from ..context import Context
-from ..fanout import Worker, fan_out
+from ..errors import InputError
+from ..fanout import CALLS_PER_ACTOR, Worker, fan_out
 from ..stages.finetune import InversionMatchingTask
 from ..training import Optimisation, train
 from .stages import PoolWork, bare_trainer, pool_work, training_work
@@ -47,7 +48,7 @@ class Run:
 
 
 def overhead(context: Context, stage: str, work: Directory, *, batches: int, repetitions: int) -> Overhead:
-    """Both ways of `stage`, in turn; `batches` of a pool (at least 2), or INTERVALS log intervals of a training."""
+    """Both ways of `stage`, in turn; `batches` of a pool (at least 3), or INTERVALS log intervals of a training."""
     one = context.machine.workers.model_copy(update={"actors": 1, "train_workers": 1})
     context = replace(context, machine=replace(context.machine, workers=one))
     measure = _training if stage == "finetune" else _pool
@@ -74,7 +75,8 @@ def _pool(context: Context, stage: str, work: Directory, batches: int) -> tuple[
     fan_out(made.build, made.arguments, made.parts, table=made.table, out=out, machine=context.machine, stage=stage)
     whole = time.time() - began
     done = sorted(info.mtime_ns / 1e9 for name, info in out.files().items() if name.endswith(".parquet"))
-    rate = rows * (batches - 1) / (done[-1] - done[0])
+    steady = done[: 1 - CALLS_PER_ACTOR]  # the last parts find the device free, and are done as soon as those before them
+    rate = rows * (len(steady) - 1) / (steady[-1] - steady[0])
     return rows * (batches - 1) / (times[-1] - times[0]), Run(rate, done[0] - began - rows / rate, whole)
 
 
@@ -82,7 +84,9 @@ def bare_pool(work: PoolWork, out: Directory, batch_field: str) -> list[float]:
     """Make all parts in this process, files written; gives the moments at which they were done."""
     worker, done = Worker(work.build, work.arguments, work.table, out, batch_field), []
     for part in work.parts:
-        worker({name: [value] for name, value in part.item.items()})  # a batch of one row
+        made = worker({name: [value] for name, value in part.item.items()})  # a batch of one row
+        if made["refused"][0]:
+            raise InputError(made["refused"][0])
         done.append(time.time())
     return done
 

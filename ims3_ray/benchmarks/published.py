@@ -204,7 +204,7 @@ class Inversion:
         self._predict = predictor(model.pretrained().to(self._device).eval().requires_grad_(False))
         rows = tables.from_parquet(latents.read("part-00000.parquet"), tables.MIRRORED_LATENTS if mirror else tables.LATENTS)
         self._views = [torch.from_numpy(rows[name].copy()) for name in (("mean", "mirror_mean") if mirror else ("mean",))]
-        self._labels = torch.tensor(model_labels)[rows["label"]]
+        self._labels = torch.from_numpy(np.array(model_labels)[rows["label"]])
         self._grid, self._abar = inversion_grid(points), alphas_bar()
 
     @torch.no_grad()

@@ -52,8 +52,8 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Print the device's line and the table; gives all figures, with what they were measured on."""
     stages, sizes = _stages(arguments), _batch_sizes(arguments)
-    if arguments.repetitions < 1 or arguments.batches < 2:
-        raise InputError("--repetitions: must be 1 or more, --batches 2 or more")
+    if arguments.repetitions < 1 or arguments.batches < 3:
+        raise InputError("--repetitions: must be 1 or more, --batches 3 or more")
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(arguments.work or temporary).absolute()
         overrides = _overrides(arguments, work)
