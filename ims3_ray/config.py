@@ -112,7 +112,7 @@ class Encode(Section):
 
 class Invert(Section):
     points: Annotated[int, Field(ge=1, le=999)] = 10  # S grid points up to T − 1
-    batch_size: BatchSize = BatchSize(cpu=50, cuda=128)
+    batch_size: BatchSize = BatchSize(cpu=50, cuda=128)  # a part of the latents, with its mirror images on a GPU
 
 
 class Minimax(Section):
