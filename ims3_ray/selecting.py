@@ -15,6 +15,7 @@ from .method.exact import MOST_ROWS, branch_and_bound
 from .method.selection import CoincidentError, Selection
 from .method.selection_images import solve_images
 from .method.selection_rounds import solve
+from .method.selection_shard import fetch_pools
 from .progress import bar
 from .selection_pool import ShardPool, Source
 
@@ -84,7 +85,7 @@ def _solve(source: Source, ask: Any, groups: Any) -> Selection:
     restarts = {"restarts": source.settings.restarts, "seed": source.seed}
     if source.settings.solver == "rounds":
         return solve(groups, source.objective, walked=source.settings.neighbours is None, **restarts)
-    held = _candidates(groups, range(len(source.names)))
+    held = fetch_pools(groups, 0, len(source.names), np.concatenate(groups("sizes")))
     return run_tasks(branch_and_bound, [(held, np.concatenate(ask("real_centroids")), source.objective)], **restarts)[0]
 
 
@@ -137,7 +138,8 @@ def certify_pool(groups: Any, selection: Selection, source: Source) -> Selection
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     shared = []
     for ids in split_groups(len(sizes)):  # one group at a time goes through the driver
-        held = make_groups(_candidates(groups, ids), attractions[offsets[ids.start] : offsets[ids.stop]])
+        pools = fetch_pools(groups, ids.start, ids.stop, sizes)
+        held = make_groups(pools, attractions[offsets[ids.start] : offsets[ids.stop]])
         shared.append(ray.put(replace(held[0], first_class=ids.start)))
     return certify(selection, shared, source.objective, method=source.settings.certify, run=run_tasks)
 
@@ -161,7 +163,3 @@ def _counting(call: Any, shown: Any) -> Any:
         return answers
 
     return counted
-
-
-def _candidates(call: Any, classes: range) -> list[np.ndarray]:
-    return [centroids for held in call("candidates", classes.start, classes.stop) for centroids in held]

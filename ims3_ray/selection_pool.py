@@ -90,7 +90,8 @@ class ClassRange:
 
     def distances(self) -> list[np.ndarray]:
         """1 - c·r (G_i,) of each class."""
-        pools = self.groups.candidates(self.ids.start, self.ids.stop)
+        rows = self.groups.candidates(self.ids.start, self.ids.stop)
+        pools = np.split(rows, np.cumsum(self.groups.sizes())[:-1])
         return [1 - pool.astype(np.float64) @ r for pool, r in zip(pools, self._real, strict=True)]
 
     def real_centroids(self) -> np.ndarray:

@@ -7,7 +7,7 @@ so that shards may be objects of this process (`local_call`) or actors elsewhere
 import numpy as np
 
 from .selection import Objective, Selection, Terms, log_distances, pair_separation
-from .selection_shard import History, Moves, Shard, check_counts, first_minimum, split_classes
+from .selection_shard import History, Moves, Shard, check_counts, fetch_pools, first_minimum, split_classes
 from .selection_walk import walk_pairs
 
 MOST_VALUES = 25_000_000  # a table of 100 MB
@@ -54,7 +54,7 @@ def solve(call, objective: Objective, *, restarts: int = 0, seed: int = 0, walke
         return Terms(attraction, separation, objective.alpha * attraction - weight * separation)
 
     small = walked and len(sizes) * sizes.sum() <= MOST_VALUES
-    pools = [pool for held in call("candidates", 0, len(sizes)) for pool in held] if small else None
+    pools = fetch_pools(call, 0, len(sizes), sizes) if small else None
 
     def centroids_of(choice) -> np.ndarray:
         if pools is None:
@@ -135,7 +135,7 @@ def _separable(call, objective, offsets, attractions, closest, settings) -> Sele
     num_classes = len(closest)
     separations = np.zeros(len(attractions))
     for start in range(0, num_classes, POOL_BLOCK):
-        pools = [pool for held in call("candidates", start, start + POOL_BLOCK) for pool in held]
+        pools = fetch_pools(call, start, start + POOL_BLOCK, np.diff(offsets))
         separations += np.concatenate(call("pool_separations", start, pools))
     weight = 0.5 * objective.pair_weight(num_classes)
     scores = objective.alpha * attractions - weight * separations

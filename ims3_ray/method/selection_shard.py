@@ -101,9 +101,10 @@ class Shard:
         own = choice[self._first : self._first + len(self._candidates)]
         return np.stack([c[g] for c, g in zip(self._candidates, own, strict=True)])
 
-    def candidates(self, start: int, stop: int) -> list[np.ndarray]:
-        """The candidates of those of the classes start ... stop - 1 that are this shard's."""
-        return list(self._candidates[max(start - self._first, 0) : max(stop - self._first, 0)])
+    def candidates(self, start: int, stop: int) -> np.ndarray:
+        """The candidates (r, D) of those of the classes start ... stop - 1 that are this shard's: see fetch_pools."""
+        own = self._candidates[max(start - self._first, 0) : max(stop - self._first, 0)]
+        return np.concatenate(own) if own else self._candidates[0][:0]
 
     def pool_separations(self, start: int, pools) -> np.ndarray:
         """Σ_j mean_h log(d(c, c_{j,h}) + ε) of every candidate (R,) against the `pools` of classes start, start+1, …"""
@@ -179,6 +180,14 @@ class Shard:
                 logs = log_distances(rows, columns[block], classes, ids[block], self._objective.epsilon)
                 sums[where] += logs.sum(axis=1, dtype=np.float64)
         return sums
+
+
+def fetch_pools(call, start: int, stop: int, sizes) -> list[np.ndarray]:
+    """The candidates (G_i, D) of each of the classes start ... stop - 1; `sizes` (C,) are G_i. `call`: see solve.
+
+    They travel as one array a shard: a thousand small ones take longer to pack than to send.
+    """
+    return np.split(np.concatenate(call("candidates", start, stop)), np.cumsum(sizes[start:stop])[:-1])
 
 
 def first_minimum(values, offsets, slack: float) -> np.ndarray:
