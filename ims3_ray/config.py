@@ -176,7 +176,7 @@ class Select(Section):
     epsilon: Weight = 0.0
     normalization: Literal["per_class", "none"] = "per_class"
     partners: Literal["selected", "pool"] = "selected"
-    solver: Literal["rounds", "exact"] = "rounds"  # exact: branch and bound, up to 2,000 candidates in all
+    solver: Literal["auto", "rounds", "exact"] = "auto"  # exact: branch and bound, up to 2,000 subgroups; auto: up to 200
     restarts: Annotated[int, Field(ge=0)] = 8
     neighbours: Count | None = None  # rounds score this many nearest classes one by one, the far ones by their mean
     certify: Literal["auto", "none", "half_pair", "handshake", "trws"] = "auto"  # what gives the lower bound
@@ -192,7 +192,7 @@ class Select(Section):
             (self.coverage and self.unit != "image", f"select.coverage: {self.coverage} needs select.unit=image"),
             (self.unit == "image" and self.solver == "exact", "select.solver: exact needs select.unit=subgroup"),
             (self.unit == "image" and self.partners == "pool", "select.partners: pool needs select.unit=subgroup"),
-            (self.neighbours and self.solver == "exact", "select.neighbours: needs select.solver=rounds"),
+            (self.neighbours and self.solver == "exact", "select.neighbours: needs select.solver=auto or rounds"),
             (self.neighbours and self.partners == "pool", "select.neighbours: needs select.partners=selected"),
         )
         for broken, rule in rules:

@@ -19,6 +19,7 @@ from .method.selection_shard import fetch_pools
 from .progress import bar
 from .selection_pool import ShardPool, Source
 
+PROVED_SUBGROUPS = 200  # in all, up to which solver=auto is exact
 CPUS_PER_TASK = 0.5  # fits beside the shards on a machine of one core
 
 
@@ -83,10 +84,17 @@ def _select(source: Source, pool: ShardPool, shown: Any) -> Selected:
 
 def _solve(source: Source, ask: Any, groups: Any) -> Selection:
     restarts = {"restarts": source.settings.restarts, "seed": source.seed}
-    if source.settings.solver == "rounds":
+    if not _is_exact(source.settings, int(source.pool.num_subgroups.sum())):
         return solve(groups, source.objective, walked=source.settings.neighbours is None, **restarts)
     held = fetch_pools(groups, 0, len(source.names), np.concatenate(groups("sizes")))
     return run_tasks(branch_and_bound, [(held, np.concatenate(ask("real_centroids")), source.objective)], **restarts)[0]
+
+
+def _is_exact(settings: Select, num_subgroups: int) -> bool:
+    """Whether branch and bound selects: where asked for, or where a proof costs a second or two at most."""
+    plain = settings.unit == "subgroup" and settings.partners == "selected" and settings.neighbours is None
+    proved = settings.solver == "auto" and settings.certify == "auto" and num_subgroups <= PROVED_SUBGROUPS
+    return settings.solver == "exact" or (plain and proved)
 
 
 def describe(selection: Selection, source: Source) -> dict[str, Any]:

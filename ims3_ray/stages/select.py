@@ -7,7 +7,7 @@ from ..context import Context
 from ..data.feature_tables import open_candidates
 from ..selecting import select_features
 
-VERSION = 2
+VERSION = 3
 
 
 def run(context: Context, out: Directory, candidates: Directory, features: Directory) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from ims3_ray.selecting import select_features
 from ims3_ray.selection_pool import ShardPool, Source, split
 
 WIDTH, IPC = 8, 3
-SETTINGS = Select(restarts=1, real_images=None)
+SETTINGS = Select(restarts=1, real_images=None, solver="rounds")
 
 
 def features(num_classes, seed=0, subgroups=4, ipc=IPC):
@@ -124,6 +124,14 @@ def test_the_exact_solver_finds_what_enumeration_finds(ray_cluster, tmp_path):
     assert list(document["selection"].values()) == best.tolist()
     assert document["gap"] == 0 and document["certificate"] == "exact"
     assert document["objective"] == pytest.approx(terms.total, abs=1e-12)
+
+
+def test_small_problems_are_proved_unless_another_certificate_is_asked_for(ray_cluster, tmp_path):
+    pool = opened(tmp_path, *features(5, seed=3))
+    document = chosen(pool, solver="auto").document
+    assert (document["solver"], document["gap"], document["certificate"]) == ("exact", 0, "exact")
+    assert chosen(pool, solver="auto", certify="half_pair").document["certificate"] == "half_pair"
+    assert chosen(pool, solver="auto", certify="none").document["solver"] == "walk"
 
 
 def test_every_certificate_is_below_the_optimum(ray_cluster, tmp_path):
