@@ -22,7 +22,7 @@ from .models.memory import batch_must_fit
 from .tables import Columns, Table
 
 NOTES = ".notes.json"
-CALLS_PER_ACTOR = 2  # at once, on threads; models.batches.DEVICE_TURN lets one of them compute
+CALLS_PER_ACTOR = 2  # at once, on threads; models.batches.Turn lets one of them compute
 logging.getLogger("ray.data").setLevel(logging.ERROR)  # its own import sets the level, so after it
 
 

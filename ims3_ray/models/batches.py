@@ -1,20 +1,47 @@
 """Full batches whatever the number of rows: a row's bits depend on the batch's size, never on its neighbours."""
 
+import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-DEVICE_TURN = threading.Lock()  # an actor's calls overlap (fanout.py): one computes while others read, encode and write
+
+class Turn:
+    """One call of an actor at a time (fanout.py overlaps them). What waits for different turns runs side by side."""
+
+    def __init__(self, *, own_stream: bool = False):
+        """With `own_stream`, kernels on a GPU are queued beside those of other turns, not behind them."""
+        self._lock, self._own_stream = threading.Lock(), own_stream
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+
+    @contextlib.contextmanager
+    def on(self, device: torch.device) -> Iterator[None]:
+        with self._lock:
+            if not self._own_stream or device.type != "cuda":
+                yield
+                return
+            if device not in self._streams:
+                torch.cuda.synchronize(device)  # the models are there
+                self._streams[device] = torch.cuda.Stream(device)
+            with torch.cuda.stream(self._streams[device]):
+                yield
+
+
+TRANSFORMER, DECODER = Turn(), Turn(own_stream=True)  # the heavy work, and what follows it: VAE decoding, features
 
 
 def in_batches(
-    function: Callable[..., Sequence[Tensor]], arrays: Sequence[np.ndarray], size: int, device: torch.device
+    function: Callable[..., Sequence[Tensor]],
+    arrays: Sequence[np.ndarray],
+    size: int,
+    device: torch.device,
+    turn: Turn = TRANSFORMER,
 ) -> list[np.ndarray]:
-    """`function` of `arrays` (equal numbers of rows) in batches of exactly `size` rows on `device`.
+    """`function` of `arrays` (equal numbers of rows) in batches of exactly `size` rows on `device`, each at its `turn`.
 
     The last batch is filled up with zeros, whose results are cut off.
     """
@@ -24,7 +51,7 @@ def in_batches(
         filled = [np.zeros((size, *a.shape[1:]), a.dtype) for a in arrays]
         for batch, array in zip(filled, arrays, strict=True):
             batch[:count] = array[start : start + count]
-        with DEVICE_TURN:
+        with turn.on(device):
             outputs = function(*(torch.from_numpy(batch).to(device) for batch in filled))
             results.append([output[:count].cpu().numpy() for output in outputs])
     return [np.concatenate(column) for column in zip(*results, strict=True)]

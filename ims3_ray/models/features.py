@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ims3_ray.errors import InputError
-from ims3_ray.models.batches import in_batches, to_images
+from ims3_ray.models.batches import DECODER, in_batches, to_images
 from ims3_ray.models.classifiers import Classifier, NetworkName, build
 from ims3_ray.models.files import check_shapes, read_json, read_tensors, resolve_model
 
@@ -110,7 +110,7 @@ def embed_pixels(
     extractor: Extractor, pixels: UInt8[np.ndarray, "n 3 h w"], batch_size: int, device: torch.device
 ) -> Float32[np.ndarray, "n d"]:
     """Features of pixels 0 … 255, in batches of exactly `batch_size`, so that a row's bits depend on no other row."""
-    return in_batches(lambda batch: [extractor(to_images(batch))], [pixels], batch_size, device)[0]
+    return in_batches(lambda batch: [extractor(to_images(batch))], [pixels], batch_size, device, DECODER)[0]
 
 
 def save_extractor(model: Classifier, folder: str | Path, *, mean: Colour, deviation: Colour, half: bool = True) -> None:

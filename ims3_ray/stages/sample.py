@@ -20,7 +20,7 @@ from ..method.ddim import sample_ancestral, sample_ddim, with_guidance
 from ..method.keys import key_seed
 from ..method.rng import generator, normal
 from ..method.schedule import alphas_bar, respaced
-from ..models.batches import in_batches, to_pixels
+from ..models.batches import DECODER, in_batches, to_pixels
 from ..models.device import prepare_device
 from ..models.features import embed_pixels, load_extractor
 from ..models.generator import load_vae
@@ -90,7 +90,7 @@ class Sampler:
     def __call__(self, payload: list[list[int]]) -> tuple[Columns, dict]:
         label, subgroup, index = np.array(payload, dtype=np.int64).T
         keys = [("sample", self._seed, self._classes[c], int(g), int(k)) for c, g, k in payload]
-        pixels = self._sample(label, keys)
+        pixels = self._decode(self._denoise(label, keys))
         columns = {
             "label": label,
             "subgroup": subgroup,
@@ -102,8 +102,8 @@ class Sampler:
         return columns, {}
 
     @torch.inference_mode()
-    def _sample(self, label: np.ndarray, keys: list[tuple]) -> np.ndarray:
-        """Pixels (N, 3, H, W) uint8. The batch is filled up to its full size, so that a short one gives the same bits."""
+    def _denoise(self, label: np.ndarray, keys: list[tuple]) -> np.ndarray:
+        """Latents (N, C, h, w). The batch is filled up to its full size, so that a short one gives the same bits."""
         generators = [generator(*key) for key in keys]
         surplus = self._batch_size - len(generators)
 
@@ -113,9 +113,12 @@ class Sampler:
 
         def draw(labels: Tensor) -> list[Tensor]:
             if self._settings.sampler == "ddim":
-                z = sample_ddim(self._predict, fresh(), labels, self._timesteps, self._abar)
-            else:
-                z = sample_ancestral(self._predict, fresh(), labels, self._timesteps, self._abar, fresh)
-            return [to_pixels(self._vae.decode(z))]
+                return [sample_ddim(self._predict, fresh(), labels, self._timesteps, self._abar)]
+            return [sample_ancestral(self._predict, fresh(), labels, self._timesteps, self._abar, fresh)]
 
         return in_batches(draw, [self._model_labels[label]], self._batch_size, self._device)[0]
+
+    @torch.inference_mode()
+    def _decode(self, latents: np.ndarray) -> np.ndarray:
+        """Pixels (N, 3, H, W) uint8, while another call of the actor denoises."""
+        return in_batches(lambda z: [to_pixels(self._vae.decode(z))], [latents], self._batch_size, self._device, DECODER)[0]

@@ -13,7 +13,7 @@ from ims3_ray import cluster, tables
 from ims3_ray.artifacts import open_directory
 from ims3_ray.config import Workers
 from ims3_ray.fanout import Part, actor_pool, fan_out
-from ims3_ray.models.batches import in_batches
+from ims3_ray.models import batches
 
 DIM = 512
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors can't import a test
@@ -32,15 +32,17 @@ def features(rows, seed):
 class Heavy:
     """A part → its rows; the note tells the most memory that the process has held."""
 
+    def __init__(self, batch_size): ...
+
     def __call__(self, payload):
         columns = features(payload["rows"], payload["seed"])
         return columns, {f"memory-{payload['seed']}": str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)}
 
 
 class Meeting:
-    """Passes only where two calls of one actor are under way at once, while one alone computes."""
+    """Passes only where two calls of one actor are under way at once, while one alone has its turn."""
 
-    def __init__(self):
+    def __init__(self, batch_size):
         self._barrier, self._inside = threading.Barrier(2), 0
 
     def __call__(self, payload):
@@ -54,14 +56,31 @@ class Meeting:
             return out
 
         rows = features(8, payload)
-        rows["feature"] = in_batches(compute, [rows["feature"]], 8, torch.device("cpu"))[0]
+        rows["feature"] = batches.in_batches(compute, [rows["feature"]], 8, torch.device("cpu"))[0]
+        return rows, {}
+
+
+class Relay:
+    """Passes only where one call decodes while another has the transformer."""
+
+    def __init__(self, batch_size):
+        self._met = threading.Barrier(2)
+
+    def __call__(self, payload):
+        def meet(x):
+            self._met.wait(timeout=60)
+            return [x]
+
+        rows = features(8, payload)
+        turn = batches.TRANSFORMER if payload % 2 else batches.DECODER
+        rows["feature"] = batches.in_batches(meet, [rows["feature"]], 8, torch.device("cpu"), turn)[0]
         return rows, {}
 
 
 def run(build, parts, folder, **workers):
     machine = cluster.machine(Workers(**workers))
     out = open_directory(str(folder))
-    return out, fan_out(build, {}, parts, table=tables.FEATURES, out=out, machine=machine, stage="test")
+    return out, fan_out(build, {"batch_size": 8}, parts, table=tables.FEATURES, out=out, machine=machine, stage="test")
 
 
 def test_a_pool_ten_times_the_object_store_streams_through(ray_cluster, tmp_path):
@@ -79,6 +98,11 @@ def test_a_pool_ten_times_the_object_store_streams_through(ray_cluster, tmp_path
 def test_calls_of_an_actor_overlap_and_one_computes_at_a_time(ray_cluster, tmp_path):
     _, made = run(Meeting, [Part(i, 8, i) for i in range(4)], tmp_path, actors=1)
     assert made["rows"] == made["rows_made"] == 32
+
+
+def test_a_call_decodes_while_another_has_the_transformer(ray_cluster, tmp_path):
+    _, made = run(Relay, [Part(i, 8, i) for i in range(2)], tmp_path, actors=1)
+    assert made["rows"] == 16
 
 
 def test_only_missing_parts_are_made(ray_cluster, tmp_path):
