@@ -42,18 +42,32 @@ TINY = [  # the digits' path on three classes of 16-pixel images, in seconds
 def ray_cluster():
     """One cluster for all tests; logical CPUs = actors + 2, and an object store that no stage's data would fit."""
     import os
+    import sys
+    from pathlib import Path
 
     import ray
 
     from ims3_ray import cluster
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # submitted jobs run the head's python
     ray.init(
         address="local", num_cpus=ACTORS + 2, object_store_memory=OBJECT_STORE, log_to_driver=False, dashboard_host="127.0.0.1"
     )
     assert cluster.num_nodes() == 1
     yield ray
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def cluster_environment(ray_cluster):
+    """The variables with which another process joins the cluster, or submits a job to it."""
+    context = ray_cluster.get_runtime_context()
+    return {
+        "RAY_ADDRESS": context.gcs_address,
+        "RAY_API_SERVER_ADDRESS": f"http://{ray_cluster._private.worker.global_worker.node.webui_url}",
+        "RAY_AUTH_MODE": "token",
+    }
 
 
 @pytest.fixture(scope="session")

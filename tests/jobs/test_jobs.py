@@ -20,13 +20,13 @@ def environment():
 
 
 def job(name, *words, **options):
-    """Start `jobs/<name>.py` with a Ray cluster of its own."""
+    """Start `jobs/<name>.py`, with a Ray cluster of its own unless `env` names one."""
+    options = {"env": environment()} | options
     return subprocess.Popen(
         [sys.executable, ROOT / "jobs" / f"{name}.py", *map(str, words)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment(),
         start_new_session=True,
         **options,
     )
@@ -44,10 +44,11 @@ def checksums(storage):
 
 
 @pytest.mark.slow
-def test_a_run_killed_in_every_stage_ends_as_an_undisturbed_one(finished_run, tiny_overrides, tmp_path):
+def test_a_run_killed_in_every_stage_ends_as_an_undisturbed_one(finished_run, cluster_environment, tiny_overrides, tmp_path):
     undisturbed, killed = Path(finished_run[1].distilled).parents[1], tmp_path / "killed"
+    env = environment() | cluster_environment
     for stage in STAGES:
-        process = job("distill", *tiny_overrides, f"storage={killed}")
+        process = job("distill", *tiny_overrides, f"storage={killed}", env=env)
         for line in process.stdout:
             if f"] {stage} " in line:
                 break
@@ -56,7 +57,7 @@ def test_a_run_killed_in_every_stage_ends_as_an_undisturbed_one(finished_run, ti
         time.sleep(1.0)
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
-    code, out, err = finished("distill", *tiny_overrides, f"storage={killed}")
+    code, out, err = finished("distill", *tiny_overrides, f"storage={killed}")  # in a cluster of its own
     assert code == 0, err
     assert "accuracy on the test images" in out and "query" in out
     assert checksums(killed) == checksums(undisturbed) != []
