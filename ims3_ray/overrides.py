@@ -11,7 +11,8 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from .config import Config, Pretrain, Selecting
+from .config import Config, Selecting
+from .config_pretrain import Pretrain
 from .errors import InputError
 
 Settings = TypeVar("Settings", Config, Pretrain, Selecting)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, l1_loss
 
 from .artifacts import Directory
-from .config import TrainTransformer, TrainVae
+from .config_pretrain import TrainTransformer, TrainVae
 from .data.images import ImageSet
 from .data.reading import BatchReader, payloads
 from .evaluation.augment import resized_crop

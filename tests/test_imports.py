@@ -12,8 +12,8 @@ MAY_IMPORT = {  # a folder → what of the package it may import, beside itself
     "report": {"errors"},
 }
 STAGE_MAY = {
-    "artifacts", "cluster", "config", "context", "data", "environment", "errors", "evaluation", "fanout", "method", "models",
-    "pretraining", "progress", "report", "selecting", "tables", "training",
+    "artifacts", "cluster", "config", "config_pretrain", "context", "data", "environment", "errors", "evaluation",
+    "fanout", "method", "models", "pretraining", "progress", "report", "selecting", "tables", "training",
 }  # fmt: skip
 
 

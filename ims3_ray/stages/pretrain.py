@@ -14,7 +14,7 @@ import torch
 
 from ..artifacts import Directory, fingerprint
 from ..cluster import Machine
-from ..config import Pretrain
+from ..config_pretrain import Pretrain
 from ..data.images import ImageSet
 from ..method.ddim import sample_ancestral, with_guidance
 from ..method.rng import generator, normal
