@@ -116,7 +116,6 @@ def bad(tmp_path, tiny_model, tiny_images):
     ]
 
 
-@pytest.mark.slow
 def test_bad_input_gives_one_line_that_names_it_and_exit_code_2(tiny_overrides, tiny_model, tiny_images, tmp_path):
     """All at once in one process: each would take seconds of imports alone."""
     cases = bad(tmp_path, tiny_model, tiny_images)

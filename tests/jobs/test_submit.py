@@ -14,7 +14,6 @@ from ims3_ray.preparation import check_storage
 BIN = Path(sys.executable).parent
 
 
-@pytest.mark.slow
 def test_a_submitted_job_gives_the_same_distilled_set(finished_run, cluster_environment, tiny_overrides, tmp_path):
     command = [BIN / "ray", "job", "submit", "--working-dir", ".", "--", "python", "jobs/distill.py"]
     words = [*tiny_overrides, f"storage={tmp_path / 'submitted'}"]
