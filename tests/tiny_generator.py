@@ -8,6 +8,7 @@ from diffusers import AutoencoderKL
 from ims3_ray.artifacts import complete, open_directory
 from ims3_ray.method import difffit
 from ims3_ray.models.dit import DiT, DiTConfig
+from ims3_ray.models.generator import save_pipeline
 from ims3_ray.models.tuned import save_adapter
 
 NAMES = [f"class {label}" for label in range(10)]
@@ -37,6 +38,12 @@ def edit(path, change) -> None:
     held = json.loads(path.read_text())
     change(held)
     path.write_text(json.dumps(held))
+
+
+def diffusers_folder(folder):
+    """A diffusers-born pipeline folder with 10 classes, 8x8 latents and 16x16 images."""
+    save_pipeline(small_dit(), small_vae(), folder, id2label=NAMES)
+    return folder
 
 
 def original_file(path, dit: DiT | None = None, **held):

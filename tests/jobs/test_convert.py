@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import DiTPipeline
 from safetensors.torch import load_file
-from tiny_generator import NAMES, WEIGHTS, inputs, original_file, small_adapter, small_dit, small_vae
+from tiny_generator import NAMES, WEIGHTS, diffusers_folder, inputs, original_file, small_adapter, small_dit, small_vae
 
 from ims3_ray.cli import main
 from ims3_ray.method import difffit
@@ -26,9 +26,7 @@ SCALE = 4.0
 
 @pytest.fixture
 def folder(tmp_path):
-    """A diffusers-born pipeline folder with 10 classes, 8x8 latents and 16x16 images."""
-    save_pipeline(small_dit(), small_vae(), tmp_path / "model", id2label=NAMES)
-    return tmp_path / "model"
+    return diffusers_folder(tmp_path / "model")
 
 
 @pytest.fixture

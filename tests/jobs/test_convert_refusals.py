@@ -3,18 +3,15 @@
 import shutil
 
 import pytest
-from tiny_generator import NAMES, edit, original_file, small_adapter, small_dit, small_vae
+from tiny_generator import diffusers_folder, edit, original_file, small_adapter, small_dit, small_vae
 
 from ims3_ray.cli import main
-from ims3_ray.models.generator import save_pipeline
 from ims3_ray.models.tuned import ADAPTER
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A diffusers-born pipeline folder with 10 classes, 8x8 latents and 16x16 images."""
-    save_pipeline(small_dit(), small_vae(), tmp_path / "model", id2label=NAMES)
-    return tmp_path / "model"
+    return diffusers_folder(tmp_path / "model")
 
 
 @pytest.fixture
