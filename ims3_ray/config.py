@@ -161,6 +161,12 @@ class Embed(Section):
 
 class Sample(Section):
     subgroups: Count = 5  # G
+    pool_ipc: Count | None = None  # images a subgroup, of which the first `ipc` count; None draws ipc
+    start: Literal["noise", "inversion"] = "noise"  # inversion: of real images, at start_level, beyond the paper
+    start_level: Annotated[int, Field(ge=1, le=999)] = 400  # timestep; the nearest grid point of the inversions is taken
+    start_from: Literal["medoids", "random", "sparse"] = "medoids"  # real images: k-means medoids, any, or the sparsest
+    start_images: Count | None = None  # how many a class; None: one a candidate, as far as there are so many
+    start_noise: Share = 0.15  # share of fresh noise in the variance of a start
     sampler: Literal["ancestral", "ddim"] = "ancestral"
     steps: Annotated[int, Field(ge=2, le=1000)] = 50
     spacing: Literal["linspace", "leading"] = "linspace"
@@ -176,6 +182,7 @@ class Select(Section):
     epsilon: Weight = 0.0
     normalization: Literal["per_class", "none"] = "per_class"
     partners: Literal["selected", "pool"] = "selected"
+    subgroups: Count | None = None  # choose among a class's first so many, with 1 among nothing; None: all
     solver: Literal["auto", "rounds", "exact"] = "auto"  # exact: branch and bound, up to 2,000 subgroups; auto: up to 200
     restarts: Annotated[int, Field(ge=0)] = 8
     neighbours: Count | None = None  # rounds score this many nearest classes one by one, the far ones by their mean

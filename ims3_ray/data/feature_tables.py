@@ -8,7 +8,7 @@ without it are skipped, so that files sorted by class cost a reader its own clas
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -34,10 +34,11 @@ class FeatureTable:
     class_column: str
     keys: tuple[str, ...]
     width: int  # D
+    below: tuple[tuple[str, int], ...] = ()  # (key, limit): rows whose key is not below it count for nothing
 
     def index(self) -> tuple[list, np.ndarray, dict[str, np.ndarray]]:
         """The classes, sorted; of every row, in the files' order, its class's place among them (N,), and its keys (N,)."""
-        table = self._dataset().to_table(columns=[self.class_column, *self.keys])
+        table = self._rows([self.class_column, *self.keys])
         for name in table.column_names:
             if table[name].null_count:
                 raise InputError(f"{self.name}: column {name} has {table[name].null_count} empty values; fill or drop them")
@@ -56,7 +57,7 @@ class FeatureTable:
         """
         for batch in self._batches(classes, limit):
             wanted = pc.field(self.class_column).isin(pa.array(list(batch)))
-            table = self._dataset().to_table(columns=[self.class_column, *self.keys, FEATURE], filter=wanted)
+            table = self._rows([self.class_column, *self.keys, FEATURE], wanted)
             of_rows = self._values(table, self.class_column)
             keys = {name: self._values(table, name) for name in self.keys}
             features = self._features(table[FEATURE], of_rows, keys)
@@ -70,7 +71,7 @@ class FeatureTable:
         if limit is None:
             yield list(classes)
             return
-        counted = self._dataset().to_table(columns=[self.class_column])[self.class_column].value_counts().to_pylist()
+        counted = self._rows([self.class_column])[self.class_column].value_counts().to_pylist()
         rows_of = {entry["values"]: entry["counts"] for entry in counted}
         batch, rows = [], 0
         for value in classes:
@@ -81,8 +82,12 @@ class FeatureTable:
             rows += rows_of[value]
         yield batch
 
-    def _dataset(self) -> pads.Dataset:
-        return pads.dataset(list(self.files), format="parquet", filesystem=self.filesystem)
+    def _rows(self, columns: list[str], wanted: pc.Expression | None = None) -> pa.Table:
+        for name, limit in self.below:
+            within = pc.field(name) < limit
+            wanted = within if wanted is None else wanted & within
+        dataset = pads.dataset(list(self.files), format="parquet", filesystem=self.filesystem)
+        return dataset.to_table(columns=columns, filter=wanted)
 
     def _values(self, table: pa.Table, name: str) -> np.ndarray:
         values = table[name].to_numpy()
@@ -124,12 +129,18 @@ class Candidates:
     num_subgroups: np.ndarray  # (C,)
 
 
-def open_candidates(candidates: str | Directory, real: str | Directory, names: tuple[str, str]) -> Candidates:
+def open_candidates(
+    candidates: str | Directory, real: str | Directory, names: tuple[str, str], **below: int | None
+) -> Candidates:
     """The pool in two tables, see open_features; `names` are theirs in errors.
+
+    `below` limits the candidates' keys: with subgroup=5 and index=10 those of the first 5 subgroups and 10 images count.
 
     Raises InputError for what can't be read, for tables that do not fit each other, and for candidates that stand twice.
     """
-    return _check_tables(open_features(candidates, names[0], CANDIDATE_KEYS), open_features(real, names[1], REAL_KEYS))
+    limits = tuple((key, limit) for key, limit in below.items() if limit is not None)
+    pool = replace(open_features(candidates, names[0], CANDIDATE_KEYS), below=limits)
+    return _check_tables(pool, open_features(real, names[1], REAL_KEYS))
 
 
 def _check_tables(candidates: FeatureTable, real: FeatureTable) -> Candidates:
