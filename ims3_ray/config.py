@@ -262,6 +262,19 @@ class Config(BaseSettings):
     workers: Workers = Workers()
     storage: str = "./runs"
 
+    @model_validator(mode="after")
+    def _pool_holds_what_is_chosen(self) -> "Config":
+        if self.pool_ipc < self.ipc:
+            raise ValueError(f"sample.pool_ipc: {self.pool_ipc} is less than ipc {self.ipc}; raise it, or null draws ipc")
+        if (self.select.subgroups or 1) > self.sample.subgroups:
+            raise ValueError(f"select.subgroups: {self.select.subgroups} of sample.subgroups {self.sample.subgroups}; lower it")
+        return self
+
+    @property
+    def pool_ipc(self) -> int:
+        """Images drawn a subgroup."""
+        return self.sample.pool_ipc or self.ipc
+
     def results(self) -> dict[str, Any]:
         """All that a result depends on, as plain data."""
         return self.model_dump(mode="json", exclude={"workers", "storage"})

@@ -46,7 +46,7 @@ def estimates(context: Context, steps: list[Step]) -> dict[str, Estimate]:
     counts = context.images["train"].counts()
     tuned = int(counts.clip(max=c.encode.images_per_class or counts.max()).sum())
     images, views = int(counts.sum()), 2 if c.data.mirror else 1
-    drawn = c.ipc * len(counts) * c.sample.subgroups
+    drawn = c.pool_ipc * len(counts) * c.sample.subgroups
     guided = 1 if c.sample.guidance_scale == 1 else 2
     latent = 2 * context.info.config.in_channels * context.info.config.sample_size**2
     feature = 4 * flops["feature_dim"]

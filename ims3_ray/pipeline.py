@@ -20,6 +20,7 @@ class Stage:
     noun: str
     parents: tuple[str, ...]  # nouns
     settings: Callable[[Context], Any]
+    reads: Callable[[Context, str], bool] = lambda context, noun: True  # whether this run's stage reads that parent
 
     @property
     def module(self) -> Any:
@@ -43,7 +44,10 @@ def _finetune(c: Context) -> Any:
 
 
 def _sample(c: Context) -> Any:
-    return [_on_device(c, c.config.sample), c.config.ipc, c.config.seed, c.inputs["extractor"], depends_on(c)]
+    settings = _on_device(c, c.config.sample) | {"pool_ipc": c.config.pool_ipc}
+    if c.config.sample.start == "noise":
+        settings = {name: value for name, value in settings.items() if not name.startswith("start")}
+    return [settings, c.config.seed, c.inputs["extractor"], depends_on(c)]
 
 
 def _embed(c: Context) -> Any:
@@ -53,7 +57,7 @@ def _embed(c: Context) -> Any:
 
 def _select(c: Context) -> Any:
     settings = c.config.select.model_dump(mode="json", exclude={"memory"})
-    return [settings, c.config.seed, list(c.classes), c.config.ipc if c.config.select.unit == "image" else None]
+    return [settings, c.config.seed, list(c.classes), c.config.ipc]
 
 
 def _evaluate(c: Context) -> Any:
@@ -65,12 +69,16 @@ def _export(c: Context) -> Any:
     return [c.config.recipe, list(c.classes), c.licences]
 
 
+def _sample_reads(c: Context, noun: str) -> bool:
+    return noun == "adapter" or c.config.sample.start == "inversion"
+
+
 STAGES = (
     Stage("encode", "latents", (), _encode),
     Stage("invert", "inversions", ("latents",), lambda c: [_on_device(c, c.config.invert), depends_on(c)]),
     Stage("finetune", "adapter", ("latents", "inversions"), _finetune),
     Stage("embed", "features", (), _embed),
-    Stage("sample", "candidates", ("adapter",), _sample),
+    Stage("sample", "candidates", ("adapter", "inversions", "features"), _sample, _sample_reads),
     Stage("select", "selection", ("candidates", "features"), _select),
     Stage("export", "distilled", ("selection", "candidates"), _export),
     Stage("evaluate", "evaluation", ("distilled", "selection", "candidates", "features"), _evaluate),
@@ -103,7 +111,7 @@ def plan(context: Context) -> list[Step]:
     for stage in STAGES:
         if stage.name == "evaluate" and context.config.evaluate.protocol == NO_PROTOCOL:
             continue
-        parents = {noun: steps[noun].directory for noun in stage.parents if noun in steps}
+        parents = {noun: steps[noun].directory for noun in stage.parents if noun in steps and stage.reads(context, noun)}
         inputs = {noun: steps[noun].fingerprint for noun in parents}
         key = fingerprint([stage.name, stage.module.VERSION, stage.settings(context), inputs])
         directory = context.storage / stage.noun / key

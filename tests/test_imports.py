@@ -13,7 +13,7 @@ MAY_IMPORT = {  # a folder → what of the package it may import, beside itself
 }
 STAGE_MAY = {
     "artifacts", "cluster", "config", "config_pretrain", "context", "data", "environment", "errors", "evaluation",
-    "fanout", "method", "models", "pretraining", "progress", "report", "selecting", "tables", "training",
+    "fanout", "method", "models", "pretraining", "progress", "report", "selecting", "starts", "tables", "training",
 }  # fmt: skip
 
 

@@ -31,7 +31,8 @@ def run(arguments: argparse.Namespace) -> None:
     out = open_directory(folder or ("/" if arguments.out.startswith("/") else "."))
     if not name or out.has_directory(name):
         raise InputError(f"--out: {arguments.out} is a folder; name a file, such as selection.json")
-    pool = open_candidates(arguments.candidates, arguments.real, ("--candidates", "--real"))
+    below = {"subgroup": config.select.subgroups}
+    pool = open_candidates(arguments.candidates, arguments.real, ("--candidates", "--real"), **below)
     cluster.connect()
     from ..selecting import select_features  # heavy: faiss
 

@@ -45,7 +45,8 @@ def is_selected(selection: Mapping[str, Any], classes: Sequence[str], rows: Colu
     """Which candidates (N,) bool, by their label, subgroup and index, a selection.json names: subgroups or single images."""
     chosen = selection["selection"]
     if selection["unit"] == "subgroup":
-        return rows["subgroup"] == np.array([chosen[name] for name in classes])[rows["label"]]
+        of_subgroup = rows["subgroup"] == np.array([chosen[name] for name in classes])[rows["label"]]
+        return of_subgroup & (rows["index"] < selection["ipc"])
     named = {(label, g, k) for label, name in enumerate(classes) for g, k in chosen[name]}
     keys = (rows[name].tolist() for name in ("label", "subgroup", "index"))
     return np.array([key in named for key in zip(*keys, strict=True)], dtype=bool)

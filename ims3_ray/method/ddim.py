@@ -44,6 +44,11 @@ def ddim_step(x: Latents, eps: Latents, *, abar_from: Tensor, abar_to: Tensor) -
     return add_noise(predicted_clean(x, eps, abar=abar_from), eps, abar=abar_to)
 
 
+def mixed_start(start: Latents, noise: Latents, *, share: float) -> Latents:
+    """√(1 − share) z + √share ε: part of a start of unit variance replaced by noise, the variance staying what it is."""
+    return (1 - share) ** 0.5 * start + share**0.5 * noise
+
+
 def noise_of(output: Tensor, channels: int) -> Latents:
     """The noise part (B, C, H, W) of a model's output of C or 2·C channels."""
     return output[:, :channels]

@@ -52,3 +52,8 @@ def respaced(
     if spacing == "leading":
         return torch.arange(steps) * (num_timesteps // steps)
     raise ValueError(f"spacing: {spacing!r} is none of linspace, leading")
+
+
+def descending_from(timesteps: Int[Tensor, " n"], level: int) -> Int[Tensor, " m"]:
+    """The timesteps of a sampler that starts at `level`: those of `timesteps` below it, and the level itself, ascending."""
+    return torch.cat([timesteps[timesteps < level], timesteps.new_tensor([level])])

@@ -1,6 +1,6 @@
 """Draw the candidates: G subgroups of IPC images for every class. Reads an adapter, makes candidates.
 
-A candidate's noise comes from a generator of its own, keyed by (seed, class, subgroup, index): the pool for fewer
+Every candidate starts from noise, or from the stored inversion of a real image (starts.py). A candidate's noise comes from a generator of its own, keyed by (seed, class, subgroup, index): the pool for fewer
 subgroups or images is a part of the pool for more. Sampling and embedding share one actor and one decoding.
 """
 
@@ -16,32 +16,43 @@ from ..config import Sample
 from ..context import Context
 from ..data.images import encode_png
 from ..fanout import Part, fan_out
-from ..method.ddim import sample_ancestral, sample_ddim, with_guidance
+from ..method.ddim import mixed_start, sample_ancestral, sample_ddim, with_guidance
 from ..method.keys import key_seed
 from ..method.rng import generator, normal
-from ..method.schedule import alphas_bar, respaced
+from ..method.schedule import alphas_bar, descending_from, respaced
 from ..models.batches import DECODER, in_batches, to_pixels
 from ..models.device import prepare_device
 from ..models.features import embed_pixels, load_extractor
 from ..models.generator import load_vae
 from ..models.tuned import TunedModel
+from ..starts import Starts, collect_starts
 from ..tables import Columns
 
 VERSION = 1
 
 
-def run(context: Context, out: Directory, adapter: Directory) -> dict[str, Any]:
+def run(
+    context: Context,
+    out: Directory,
+    adapter: Directory,
+    inversions: Directory | None = None,
+    features: Directory | None = None,
+) -> dict[str, Any]:
     """All candidates, in batches that mix classes and subgroups, composed by the recipe alone."""
     config = context.config
     rows = [
         (label, subgroup, index)
         for subgroup in range(config.sample.subgroups)
         for label in range(len(context.classes))
-        for index in range(config.ipc)
+        for index in range(config.pool_ipc)
     ]
     size = context.batch_size(config.sample)
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
     arguments = sampler_arguments(context, adapter if config.finetune.epochs else None)
+    if config.sample.start == "inversion":
+        arguments["starts"] = collect_starts(
+            config.sample, config.pool_ipc, config.seed, context.classes, inversions, features, config.invert.points
+        )
     parts = [Part(index, len(batch), batch) for index, batch in enumerate(batches)]
     return fan_out(Sampler, arguments, parts, table=tables.CANDIDATES, out=out, machine=context.machine, stage="sample")
 
@@ -74,6 +85,7 @@ class Sampler:
         model_labels: list[int],
         seed: int,
         batch_size: int,
+        starts: Starts | None = None,
     ):
         self._device = prepare_device(model.numerics.device)
         loaded = model.load(self._device)
@@ -85,12 +97,15 @@ class Sampler:
         self._predict = with_guidance(
             loaded.predict, loaded.dit.null_label, scale=settings.guidance_scale, channels=settings.guidance_channels
         )
-        self._timesteps, self._abar = respaced(settings.steps, settings.spacing), alphas_bar()
+        self._timesteps, self._abar, self._starts = respaced(settings.steps, settings.spacing), alphas_bar(), starts
+        if starts:
+            self._timesteps = descending_from(self._timesteps, starts.timestep)
 
     def __call__(self, payload: list[list[int]]) -> tuple[Columns, dict]:
         label, subgroup, index = np.array(payload, dtype=np.int64).T
         keys = [("sample", self._seed, self._classes[c], int(g), int(k)) for c, g, k in payload]
-        pixels = self._decode(self._denoise(label, keys))
+        starts = self._starts.latents[self._starts.rows(label, subgroup, index)] if self._starts else None
+        pixels = self._decode(self._denoise(label, keys, starts))
         columns = {
             "label": label,
             "subgroup": subgroup,
@@ -102,7 +117,7 @@ class Sampler:
         return columns, {}
 
     @torch.inference_mode()
-    def _denoise(self, label: np.ndarray, keys: list[tuple]) -> np.ndarray:
+    def _denoise(self, label: np.ndarray, keys: list[tuple], starts: np.ndarray | None) -> np.ndarray:
         """Latents (N, C, h, w). The batch is filled up to its full size, so that a short one gives the same bits."""
         generators = [generator(*key) for key in keys]
         surplus = self._batch_size - len(generators)
@@ -111,12 +126,16 @@ class Sampler:
             noise = normal(generators, self._shape)
             return torch.cat([noise, noise.new_zeros(surplus, *self._shape)]).to(self._device)
 
-        def draw(labels: Tensor) -> list[Tensor]:
+        def draw(labels: Tensor, *inverted: Tensor) -> list[Tensor]:
+            z = fresh()
+            for start in inverted:
+                z = mixed_start(start.float(), z, share=self._settings.start_noise)
             if self._settings.sampler == "ddim":
-                return [sample_ddim(self._predict, fresh(), labels, self._timesteps, self._abar)]
-            return [sample_ancestral(self._predict, fresh(), labels, self._timesteps, self._abar, fresh)]
+                return [sample_ddim(self._predict, z, labels, self._timesteps, self._abar)]
+            return [sample_ancestral(self._predict, z, labels, self._timesteps, self._abar, fresh)]
 
-        return in_batches(draw, [self._model_labels[label]], self._batch_size, self._device)[0]
+        rows = [self._model_labels[label]] + ([] if starts is None else [starts])
+        return in_batches(draw, rows, self._batch_size, self._device)[0]
 
     @torch.inference_mode()
     def _decode(self, latents: np.ndarray) -> np.ndarray:

@@ -1,0 +1,97 @@
+"""Where candidates start: stored inversions of chosen real images, in place of pure noise (`sample.start=inversion`).
+
+Beyond the paper, which uses inversions for matching alone. A start keeps what the image is down to its level and leaves the
+rest to the sampler; as many starts as candidates, spread over the class, reach regions that pure noise seldom ends in.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import ray
+
+from . import tables
+from .artifacts import Directory, part_names, read_rows
+from .config import Sample
+from .method import coresets
+from .method.coverage import neighbour_distances, sparsest
+from .method.keys import permutation
+from .method.schedule import inversion_grid
+
+NEIGHBOURS = 5  # k of the distances by which an image counts as sparse
+CPUS_PER_TASK = 0.5
+
+
+@dataclass(frozen=True)
+class Starts:
+    """Inversions (N, C, h, w) float16 at `timestep`, of unit variance over all of them, class after class."""
+
+    timestep: int
+    latents: np.ndarray
+    offsets: np.ndarray  # (classes + 1,): class i has the rows from offsets[i] on
+    pool_ipc: int
+
+    def rows(self, label: np.ndarray, subgroup: np.ndarray, index: np.ndarray) -> np.ndarray:
+        """The start of every candidate (B,): a class's starts are dealt out in order, again from the first when all are."""
+        counts = np.diff(self.offsets)[label]
+        return self.offsets[label] + (subgroup * self.pool_ipc + index) % counts
+
+
+def collect_starts(
+    settings: Sample, pool_ipc: int, seed: int, classes: tuple[str, ...], inversions: Directory, features: Directory, points: int
+) -> Starts:
+    """Choose `start_images` inverted images of every class by their features, and read their inversions at the level."""
+    grid = inversion_grid(points)[1:].numpy()
+    level = int(np.abs(grid - settings.start_level).argmin())
+    names = part_names(inversions)
+    inverted = ray.get([_ids.remote(inversions, name) for name in names])
+    known = set().union(*({key for key in part} for part in inverted))
+    real = read_rows(features, tables.FEATURES)
+    keys = list(zip(real["label"].tolist(), real["image_id"].tolist(), strict=True))
+    is_known = np.array([key in known for key in keys])
+    wanted = settings.start_images or pool_ipc * settings.subgroups
+    rows = [np.flatnonzero(is_known & (real["label"] == label)) for label in range(len(classes))]
+    choose = ray.remote(num_cpus=CPUS_PER_TASK)(choose_images)
+    chosen = ray.get(
+        [
+            choose.remote(real["feature"][own], min(wanted, len(own)), settings.start_from, seed, name)
+            for own, name in zip(rows, classes, strict=True)
+        ]
+    )
+    order = [keys[own[place]] for own, places in zip(rows, chosen, strict=True) for place in places]
+    kept = set(order)
+    read = [
+        _read.remote(inversions, name, level, [key in kept for key in part])
+        for name, part in zip(names, inverted, strict=True)
+        if any(key in kept for key in part)
+    ]
+    found = {key: latent for part in ray.get(read) for key, latent in part}
+    latents = np.stack([found[key] for key in order]).astype(np.float32)
+    latents /= np.sqrt(np.mean(latents.astype(np.float64) ** 2))
+    offsets = np.concatenate([[0], np.cumsum([len(places) for places in chosen])])
+    return Starts(int(grid[level]), latents.astype(np.float16), offsets, pool_ipc)
+
+
+def choose_images(features: np.ndarray, count: int, how: str, seed: int, name: str) -> np.ndarray:
+    """Places (count,) of the chosen images of a class with `features` (N, D): k-means medoids, a random subset, or those
+    with the largest distance to their neighbours, the sparsest first."""
+    if how == "medoids":
+        return coresets.medoids(features, count, "starts", seed, name)
+    if how == "sparse":
+        return sparsest(neighbour_distances(features, min(NEIGHBOURS, len(features) - 1)), 1.0)[:count]
+    return permutation(len(features), "starts", seed, name)[:count]
+
+
+@ray.remote(num_cpus=CPUS_PER_TASK)
+def _ids(inversions: Directory, name: str) -> list[tuple[int, str]]:
+    """(label, image id) of the rows of a part."""
+    rows = tables.from_parquet(inversions.read(name), tables.INVERSIONS, ["label", "image_id"])
+    return list(zip(rows["label"].tolist(), rows["image_id"].tolist(), strict=True))
+
+
+@ray.remote(num_cpus=CPUS_PER_TASK)
+def _read(inversions: Directory, name: str, level: int, kept: list[bool]) -> list[tuple[tuple[int, str], np.ndarray]]:
+    """The inversions of the kept rows of a part at one level, by (label, image id)."""
+    rows = tables.from_parquet(inversions.read(name), tables.INVERSIONS)
+    return [
+        ((int(rows["label"][row]), rows["image_id"][row]), rows["inversion"][row, level]) for row in np.flatnonzero(kept)
+    ]
