@@ -4,9 +4,12 @@ Notation: X (N, D) features of the real images of one class, μ their mean. Ever
 int64, in the order in which they were chosen; among equals the first row is taken. Distances are Euclidean.
 """
 
+import warnings
+
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
 from .coverage import inside_balls
@@ -59,7 +62,8 @@ def medoids(x: Features, count: int, *key: int | str) -> Rows:
     """
     _check(x, count)
     x = x.astype(np.float64)
-    with threadpool_limits(limits=1):
+    with threadpool_limits(limits=1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of duplicates: the nearest free images fill up
         found = KMeans(count, n_init=RESTARTS, random_state=key_seed("medoids", *key) % 2**32).fit(x)
     sizes = np.bincount(found.labels_, minlength=count)
     chosen, free = [], np.ones(len(x), bool)

@@ -25,9 +25,9 @@ def _choosers():
 @pytest.mark.parametrize("name", _choosers())
 def test_rows_are_distinct_even_among_duplicates_and_repeat_with_the_call(name):
     x = np.repeat(_points(4), 3, axis=0)
-    rows = _choosers()[name](x, 4)
-    assert len(set(rows.tolist())) == 4 and rows.dtype == np.int64
-    assert np.array_equal(rows, _choosers()[name](x, 4))
+    rows = _choosers()[name](x, 6)
+    assert len(set(rows.tolist())) == 6 and rows.dtype == np.int64
+    assert np.array_equal(rows, _choosers()[name](x, 6))
     assert sorted(_choosers()[name](_points(5), 5).tolist()) == list(range(5))
 
 
@@ -60,8 +60,8 @@ def test_k_center_starts_in_the_middle_and_is_within_twice_the_smallest_radius()
 
 def test_medoids_are_the_image_nearest_to_each_cluster_the_largest_first():
     offsets = np.array([[0.0, 0.0], [0.2, 0.0], [-0.2, 0.0], [0.0, 0.2], [0.0, -0.2], [0.1, 0.1], [-0.1, -0.1]])
-    groups = [offsets[:3] + [9, 0], offsets[:7], offsets[:5] + [0, 9]]  # each has its centre first
-    x = np.concatenate(groups).astype(np.float32)
+    right, above = np.array([9, 0]), np.array([0, 9])
+    x = np.concatenate([right + offsets[:3], offsets, above + offsets[:5]]).astype(np.float32)  # each has its centre first
     assert medoids(x, 3, "any", 1).tolist() == [3, 10, 0]
 
 
