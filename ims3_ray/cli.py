@@ -16,6 +16,7 @@ from pathlib import Path
 from .errors import InputError
 
 COMMANDS = {  # name → module of this package with `add_arguments(parser)` and `run(arguments)`
+    "ablate": "ims3_ray.commands.ablate",
     "bench": "ims3_ray.commands.bench",
     "convert": "ims3_ray.commands.convert",
     "distill": "ims3_ray.commands.distill",
