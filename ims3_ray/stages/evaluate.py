@@ -17,7 +17,8 @@ from ..data.distilled import DistilledSet, is_selected
 from ..data.images import ImageSet
 from ..data.reading import BatchReader, payloads
 from ..evaluation.protocols import Protocol, protocol
-from ..evaluation.train import summary, train_and_score
+from ..evaluation.statistics import summary
+from ..evaluation.train import train_and_score
 from ..method.coverage import class_coverage
 from ..models.device import prepare_device
 from ..progress import bar
