@@ -1,11 +1,7 @@
 """The report on a run as one HTML page: images, plots and style inside, nothing fetched, no script."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from . import plots
 from .claim import claim
@@ -13,34 +9,13 @@ from .images import contact_sheet, is_small, strips
 from .inputs import ReportData, shown_classes
 from .projection import feature_map
 from .svg import CLASS_COLOURS
+from .wording import METRICS, environment
 
 __all__ = ["ReportData", "contact_sheet", "render"]
-
-# What each metric of coverage says, in the order of the table. Others are listed after these, by name alone.
-METRICS = {
-    "coverage": ("Coverage", "share of real images that have a synthetic one among their near neighbours"),
-    "low_density_coverage": ("Low-density coverage", "the same for the sparsest fifth of the real images"),
-    "density": ("Density", "real neighbourhoods around a synthetic image, in units of k: more where real images crowd"),
-    "precision": ("Precision", "share of synthetic images inside some real neighbourhood"),
-    "recall": ("Recall", "share of real images inside some synthetic neighbourhood"),
-    "copy_rate": (
-        "Copy rate",
-        "share of synthetic images nearer to a real one than 99\u202f% of real images are to each other",
-    ),
-    "vendi": ("Vendi score", "effective number of different images a class"),
-}
 
 
 def render(data: ReportData) -> bytes:
     """The page, UTF-8; the same bytes for the same data. Raises OSError for bytes that are no image."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,  # class names come from folders: text, never markup
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(percent=_percent, points=_points, number=_number, duration=_duration, count=_count, value=_value)
     counts = [len(data.contact[name]["distilled"]) for name in data.classes]
     context = {
         "data": data,
@@ -59,7 +34,7 @@ def render(data: ReportData) -> bytes:
         "slowest": max((stage["seconds"] for stage in data.stages), default=0),
         "config": _sections(data.config),
     }
-    return environment.get_template("page.html").render(context).encode()
+    return environment().get_template("page.html").render(context).encode()
 
 
 def _evaluation(evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -117,34 +92,3 @@ def _flat(values: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:
     for key, value in values.items():
         rows += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
     return rows
-
-
-def _value(value: Any) -> str:
-    """As it is written in YAML."""
-    named = {None: "null", True: "true", False: "false"}
-    return named[value] if value is None or isinstance(value, bool) else str(value)
-
-
-def _percent(fraction: float | None, digits: int = 1) -> str | Markup:
-    """With a thin space that never breaks."""
-    return "–" if fraction is None else Markup("{:.{}f}&#8239;%").format(100 * fraction, digits)
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
-
-
-def _points(fraction: float | None, sign: str = "") -> str:
-    """Percentage points, without a unit."""
-    return "–" if fraction is None else f"{sign}{100 * fraction:.1f}"
-
-
-def _count(value: float) -> str:
-    return f"{value:,.0f}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
