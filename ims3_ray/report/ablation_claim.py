@@ -60,7 +60,8 @@ def _clear(comparison: Comparison, name: str, *, above: bool) -> list[int]:
 
 def _size(cell: Cell) -> str:
     found = cell.difference
-    return f"{'+' if found.mean > 0 else '−'}{points(found.mean)} ± {points(found.interval)} points ({p_in_words(found.p_adjusted)})"
+    sign = "+" if found.mean > 0 else "−"
+    return f"{sign}{points(found.mean)} ± {points(found.interval)} points ({p_in_words(found.p_adjusted)})"
 
 
 def _nearest(comparison: Comparison) -> str:

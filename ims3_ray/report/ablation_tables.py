@@ -10,6 +10,7 @@ from typing import Any
 
 from ..evaluation.statistics import Cell, Comparison, compare
 from .ablation_numbers import POOL, Measurement, by_row, measurements
+from .wording import signed
 
 POOL_COLUMNS = {"coverage": "Coverage", "low_density_coverage": "Low-density coverage", "copy_rate": "Copy rate"}
 
@@ -44,7 +45,7 @@ def accuracy_in_words(cell: Cell) -> str:
         text += f" ± {100 * cell.accuracy.interval:.1f}"
     if (found := cell.difference) is None:
         return text
-    versus = f"{100 * found.mean:+.1f}".replace("-", "−")
+    versus = signed(found.mean)
     if found.interval is not None:
         versus += f" ± {100 * found.interval:.1f}"
     return f"{text} (**{versus}**)" if found.larger_than_noise else f"{text} ({versus})"

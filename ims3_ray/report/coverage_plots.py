@@ -45,7 +45,7 @@ def by_decile(lines: Sequence[Line]) -> Markup | None:
     svg.style(axes, x="tenths of the real images of a class, from the densest region to the sparsest")
     for line in lines:
         style = {"linestyle": (0, (4, 3)), "linewidth": 1.8} if line.yardstick else {"linewidth": 2.4}
-        axes.plot(range(1, len(line.values) + 1), line.values, "-", color=line.colour, **style)
+        axes.plot(range(1, len(line.values) + 1), line.values, color=line.colour, **style)
         axes.plot(range(1, len(line.values) + 1), line.values, "o", color=line.colour, markersize=4.5)
     axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
     axes.yaxis.set_major_formatter(_PERCENT)

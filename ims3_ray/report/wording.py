@@ -30,7 +30,8 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(percent=percent, points=points, number=number, duration=duration, count=count, value=value)
+    for worded in (percent, points, signed, number, duration, count, value):
+        made.filters[worded.__name__] = worded
     return made
 
 
@@ -52,6 +53,11 @@ def number(value: float | None, digits: int = 3) -> str:
 def points(fraction: float | None, sign: str = "") -> str:
     """Percentage points, without a unit."""
     return "–" if fraction is None else f"{sign}{100 * fraction:.1f}"
+
+
+def signed(fraction: float | None) -> str:
+    """Percentage points with their sign: 0.012 is +1.2."""
+    return "–" if fraction is None else f"{100 * fraction:+.1f}".replace("-", "−")
 
 
 def count(value: float) -> str:
