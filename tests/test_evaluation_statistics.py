@@ -96,7 +96,7 @@ def test_words_tell_a_difference_from_noise():
     base = repeats(0.9)
     tuned = row("IM", ipc1=repeats(0.9, seed=3), ipc10=shifted(base, 0.02))
     (sentence,) = in_words(compare(document(row("DiT", ipc1=base, ipc10=base), tuned)))
-    assert sentence.startswith("IM is 2.0 ± 0.1 points above DiT (p < 0.001, adjusted) at 10 images a class; at 1: within")
+    assert sentence.startswith("IM is 2.0 ± 0.1 points above DiT at 10 images a class (p < 0.001, adjusted); at 1: within")
     below = compare(document(row("DiT", ipc1=base), row("IM", ipc1=shifted(base, -0.02)), ipcs=[1]))
     assert "points below DiT" in in_words(below)[0]
     assert "at 1 image a class" in in_words(below)[0]

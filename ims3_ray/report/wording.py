@@ -57,7 +57,10 @@ def points(fraction: float | None, sign: str = "") -> str:
 
 def signed(fraction: float | None) -> str:
     """Percentage points with their sign: 0.012 is +1.2."""
-    return "–" if fraction is None else f"{100 * fraction:+.1f}".replace("-", "−")
+    if fraction is None:
+        return "–"
+    text = f"{100 * fraction:+.1f}".replace("-", "−")
+    return "0.0" if text in ("+0.0", "−0.0") else text
 
 
 def count(value: float) -> str:
