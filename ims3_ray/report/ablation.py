@@ -74,7 +74,7 @@ def _pool_metrics(document: Mapping[str, Any], numbers: Numbers, yardsticks: Map
     of_yardsticks = {
         YARDSTICKS.get(name, name): [values.get(key) for key in order] for name, values in yardsticks.items() if values
     }
-    titles = [METRICS.get(key, (key.upper() if key == "kid" else key, ""))[0] for key in order]
+    titles = [METRICS.get(key, (key, ""))[0] for key in order]
     return {"titles": titles, "rows": rows, "yardsticks": of_yardsticks}
 
 

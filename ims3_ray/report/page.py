@@ -3,15 +3,18 @@
 from collections.abc import Mapping
 from typing import Any
 
-from . import plots
+from . import coverage_plots, plots
 from .claim import claim
-from .images import contact_sheet, is_small, strips
+from .coverage_plots import Line
+from .images import contact_sheet, is_small, missed_strips, strips
 from .inputs import ReportData, shown_classes
 from .projection import feature_map
-from .svg import CLASS_COLOURS
+from .svg import CLASS_COLOURS, INK
 from .wording import METRICS, environment
 
 __all__ = ["ReportData", "contact_sheet", "render"]
+
+DECILES = "deciles"  # the key of a coverage block that holds ten values, not one
 
 
 def render(data: ReportData) -> bytes:
@@ -25,6 +28,7 @@ def render(data: ReportData) -> bytes:
         "set_name": plots.set_name,
         "strips": strips(data),
         "small": is_small(data),
+        "missed": missed_strips(data),
         **_evaluation(data.evaluation),
         **_map(data),
         "finetuning": plots.finetuning(data.history),
@@ -39,9 +43,9 @@ def render(data: ReportData) -> bytes:
 
 def _evaluation(evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
     if evaluation is None:
-        return {"accuracy": None, "curves": None, "metrics": [], "share": None}
+        return {"accuracy": None, "curves": None, "metrics": [], "deciles": None, "share": None}
     sets, coverage = evaluation["sets"], evaluation.get("coverage") or {}
-    names = dict.fromkeys(name for values in coverage.values() for name in values)
+    names = dict.fromkeys(name for values in coverage.values() for name in values if name != DECILES)
     rows = [
         (*METRICS.get(name, (name, "")), [coverage[of].get(name) for of in coverage])
         for name in [*(name for name in METRICS if name in names), *(name for name in names if name not in METRICS)]
@@ -52,8 +56,20 @@ def _evaluation(evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
         "accuracy": plots.accuracy(sets),
         "curves": plots.learning_curves(sets),
         "metrics": rows,
+        "deciles": coverage_plots.by_decile(_decile_lines(coverage)),
         "share": share,
     }
+
+
+def _decile_lines(coverage: Mapping[str, Any]) -> list[Line]:
+    """A line a set that has deciles; the random real subset and the ceiling are yardsticks."""
+    colours = plots.SET_COLOURS | {"ceiling": INK}
+    lines = []
+    for place, (name, values) in enumerate(coverage.items()):
+        if values.get(DECILES):
+            colour = colours.get(name, CLASS_COLOURS[place % len(CLASS_COLOURS)])
+            lines.append(Line(plots.set_name(name), values[DECILES], colour, yardstick=name in ("random", "ceiling")))
+    return lines
 
 
 def _map(data: ReportData) -> dict[str, Any]:

@@ -18,6 +18,7 @@ METRICS = {
         "share of synthetic images nearer to a real one than 99\u202f% of real images are to each other",
     ),
     "vendi": ("Vendi score", "effective number of different images a class"),
+    "kid": ("KID", "squared distance between the distributions of features: near 0 is alike, below 0 is chance"),
 }
 
 
