@@ -14,11 +14,10 @@ from scipy import stats
 from ims3_ray.report import ReportData, contact_sheet, plots, render
 from ims3_ray.report.claim import claim, difference
 from ims3_ray.report.images import data_uri
-from ims3_ray.report.inputs import Uncovered, shortened, shown_classes
+from ims3_ray.report.inputs import shortened, shown_classes
 from ims3_ray.report.page import METRICS
 from ims3_ray.report.plots import common_steps, spread, subgroup_rows
 from ims3_ray.report.projection import MAX_POINTS, feature_map
-from ims3_ray.report.uncovered import missed
 
 HOSTILE = "<script>alert(1)</script>"
 TEMPLATE = "{{7*7}}"
@@ -186,38 +185,6 @@ def test_coverage_stands_beside_its_yardstick_and_gaps_are_shown_as_gaps(page):
     assert found["Coverage"] == ("0.250", "0.750")
     assert found["Recall"] == ("–", "–")
     assert found["mystery"] == ("0.500", "–")
-
-
-def test_coverage_by_density_is_drawn_only_where_it_was_measured(page):
-    assert "Coverage by density" not in Page(page).text
-    measured = evaluation()
-    measured["coverage"]["distilled"]["deciles"] = [0.9 - 0.05 * i for i in range(10)]
-    measured["coverage"]["random"]["deciles"] = None
-    measured["coverage"]["ceiling"] = {"coverage": 0.9, "deciles": [0.95] * 10}
-    text = Page(render(report(evaluation=measured))).text
-    plot = text.partition("Coverage by density")[2].partition("Each point")[0]
-    assert "Ceiling" in plot and "Distilled" in plot
-    assert "Random" not in plot
-    assert "deciles" not in text, "ten values are no row of the table"
-
-
-def test_what_the_set_misses_is_shown_worst_class_first():
-    rng = np.random.default_rng(0)
-    lost = {TEMPLATE: Uncovered([png(rng)] * 2, 5, 20), HOSTILE: Uncovered([png(rng)], 1, 2), FORMULA: Uncovered([], 0, 9)}
-    text = (
-        Page(render(report(uncovered=lost))).text.partition("Real images that the set misses")[2].partition("Where the set")[0]
-    )
-    assert text.index("1 of 2 not covered") < text.index("5 of 20 not covered")
-    assert FORMULA not in text
-    assert "the set misses" not in Page(render(report())).text.partition("Where the set")[0]
-
-
-def test_missed_images_are_those_that_nothing_covers_sparsest_first():
-    real = np.array([[0.0], [0.1], [0.2], [0.3], [10.0], [11.0], [12.0], [20.0], [40.0]], np.float32)
-    found = missed(real, np.zeros(9, int), np.array([[0.15]], np.float32), np.zeros(1, int), labels=[0, 1], k=2)
-    assert list(found) == [0], "a class without images is left out"
-    assert found[0].rows.tolist() == [8, 7, 4]
-    assert (found[0].count, found[0].total) == (5, 9)
 
 
 @pytest.mark.parametrize(
