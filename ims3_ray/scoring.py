@@ -19,7 +19,8 @@ from .data.reading import BatchReader, payloads
 from .errors import InputError
 from .evaluation.protocols import Protocol
 from .evaluation.robustness import label_robust_score
-from .evaluation.train import plan, summary, train_and_score
+from .evaluation.statistics import summary
+from .evaluation.train import plan, train_and_score
 from .models.classifiers import build
 from .models.device import prepare_device
 from .progress import bar

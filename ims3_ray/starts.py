@@ -37,7 +37,13 @@ class Starts:
 
 
 def collect_starts(
-    settings: Sample, pool_ipc: int, seed: int, classes: tuple[str, ...], inversions: Directory, features: Directory, points: int
+    settings: Sample,
+    pool_ipc: int,
+    seed: int,
+    classes: tuple[str, ...],
+    inversions: Directory,
+    features: Directory,
+    points: int,
 ) -> Starts:
     """Choose `start_images` inverted images of every class by their features, and read their inversions at the level."""
     grid = inversion_grid(points)[1:].numpy()
@@ -92,6 +98,4 @@ def _ids(inversions: Directory, name: str) -> list[tuple[int, str]]:
 def _read(inversions: Directory, name: str, level: int, kept: list[bool]) -> list[tuple[tuple[int, str], np.ndarray]]:
     """The inversions of the kept rows of a part at one level, by (label, image id)."""
     rows = tables.from_parquet(inversions.read(name), tables.INVERSIONS)
-    return [
-        ((int(rows["label"][row]), rows["image_id"][row]), rows["inversion"][row, level]) for row in np.flatnonzero(kept)
-    ]
+    return [((int(rows["label"][row]), rows["image_id"][row]), rows["inversion"][row, level]) for row in np.flatnonzero(kept)]

@@ -9,7 +9,7 @@ from torchvision.transforms.v2.functional import center_crop, resize
 
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.protocols import Augmentations, Budget, Protocol, protocol
-from ims3_ray.evaluation.train import batch_rows, fit_to, plan, rate, summary, train_and_score, train_step
+from ims3_ray.evaluation.train import batch_rows, fit_to, plan, rate, train_and_score, train_step
 
 BASE = protocol("minimax").budget(10, 10)
 
@@ -178,11 +178,3 @@ def test_impossible_sets_are_refused():
         _score((images[:0], labels[:0]))
     with pytest.raises(InputError, match="convnet6 is too deep for images of 8 px"):
         _score(network="convnet6")
-
-
-def test_summary_is_students_interval():
-    found = summary([1.0, 2.0, 3.0])
-    assert (found.mean, found.deviation, found.count) == (2.0, 1.0, 3)
-    assert found.interval == pytest.approx(4.302653 / 3**0.5, rel=1e-6)  # t of 2 degrees of freedom at 97.5 %
-    alone = summary([0.5])
-    assert (alone.mean, alone.deviation, alone.interval) == (0.5, None, None)

@@ -26,7 +26,8 @@ POOL_IMAGES = 40
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", default="digits", metavar="NAME|FILE", help="as for distill")
-    parser.add_argument("--rows", default=STANDARD, metavar="NAME|FILE", help=f"named rows ({', '.join(named())}) or a YAML file")
+    rows = f"named rows ({', '.join(named())}) or a YAML file"
+    parser.add_argument("--rows", default=STANDARD, metavar="NAME|FILE", help=rows)
     parser.add_argument("--ipc", default="1,5,10", metavar="K,K,…", help="images a class (default 1,5,10)")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="generator seeds (default 5)")
     parser.add_argument(
@@ -112,7 +113,8 @@ def _track(document: Mapping[str, Any], out: Any, files: Mapping[str, bytes]) ->
 
     storage = open_storage(out.uri.rsplit("/", 2)[0])
     tracker = Tracker(storage, print)
-    params = {name: document[name] for name in ("recipe", "protocol", "baseline", "ipcs", "generator_seeds", "classifier_seeds")}
+    named_in = ("recipe", "protocol", "baseline", "ipcs", "generator_seeds", "classifier_seeds")
+    params = {name: document[name] for name in named_in}
     tracker.start(out.name, f"ablation-{out.name}", params, {"kind": "ablation"})
     if tracker.is_finished:
         return

@@ -9,11 +9,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
-from scipy import stats
 from torch import Generator, Tensor, nn
 
 from ims3_ray.errors import InputError
@@ -36,29 +34,6 @@ class Score:
     train_loss: list[tuple[int, float]]
     """(step, mean training loss since the evaluation before)."""
     seconds: float
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Of repeated measurements. `deviation` (of the sample) and `interval` are None for a single value."""
-
-    mean: float
-    deviation: float | None
-    interval: float | None
-    """Half the width of the 95 % interval of the mean, by Student's t: mean ± interval."""
-    count: int
-
-
-def summary(values: list[float]) -> Summary:
-    """Mean, sample deviation and 95 % interval of at least one value."""
-    count = len(values)
-    if count == 0:
-        raise ValueError("values: a summary needs at least one value, not 0")
-    if count == 1:
-        return Summary(float(values[0]), None, None, 1)
-    deviation = float(np.std(values, ddof=1))
-    interval = float(stats.t.ppf(0.975, count - 1)) * deviation / math.sqrt(count)
-    return Summary(float(np.mean(values)), deviation, interval, count)
 
 
 def train_and_score(

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from .wording import signed
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -55,18 +57,14 @@ def claim(evaluation: Mapping[str, Any] | None) -> Claim:
     found, seeds = difference(ours, random), f"{len(ours)} against {len(random)} seeds"
     means = f"{100 * np.mean(ours):.1f}\u202f% against {100 * np.mean(random):.1f}\u202f%"
     if found is None:
-        gap = _points(float(np.mean(ours) - np.mean(random)))
+        gap = signed(float(np.mean(ours) - np.mean(random)))
         reason = f"{means}, {gap} points, {seeds}: without spread between seeds it can't be told from noise."
         return Claim(f"The difference to {other} can't be judged", reason)
-    interval = f"95\u202f% interval {_points(found.low)} to {_points(found.high)}, Welch's t-test, {seeds}"
-    numbers = f"{means}: {_points(found.mean)} points ({interval})."
+    interval = f"95\u202f% interval {signed(found.low)} to {signed(found.high)}, Welch's t-test, {seeds}"
+    numbers = f"{means}: {signed(found.mean)} points ({interval})."
     if not found.larger_than_noise:
         return Claim(f"No difference from {other} can be shown", f"{numbers} The difference is within the noise.")
     verdict = "better" if found.mean > 0 else "worse"
     return Claim(
         f"The distilled set is {verdict} than {other}", f"{numbers} The difference is larger than the noise between seeds."
     )
-
-
-def _points(fraction: float) -> str:
-    return f"{100 * fraction:+.1f}".replace("-", "−")

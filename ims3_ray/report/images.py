@@ -41,6 +41,22 @@ def strips(data: ReportData) -> list[Strip]:
     return result
 
 
+@dataclass(frozen=True)
+class MissedStrip:
+    """Real images of a class that the set does not cover, as data URIs, with their number and that of all real ones."""
+
+    name: str
+    uris: list[str]
+    count: int
+    total: int
+
+
+def missed_strips(data: ReportData) -> list[MissedStrip]:
+    """The classes that have such images, the worst covered first."""
+    found = sorted(data.uncovered.items(), key=lambda item: -item[1].count / item[1].total)
+    return [MissedStrip(name, [data_uri(i) for i in of.images], of.count, of.total) for name, of in found if of.images]
+
+
 def is_small(data: ReportData) -> bool:
     """Whether the set's images are so small that a page should enlarge them."""
     return max(_decoded(data.contact[data.classes[0]]["distilled"][0]).size) <= SMALL

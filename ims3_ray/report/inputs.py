@@ -8,6 +8,16 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 
+@dataclass(frozen=True)
+class Uncovered:
+    """Real images of a class that no image of the set covers: a few encoded ones, sparsest first, and their number."""
+
+    images: Sequence[bytes]
+    count: int
+    total: int
+    """Real images of the class."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReportData:
     """Everything that the page shows. Class names are untrusted text. Labels are places in `classes`."""
@@ -35,6 +45,8 @@ class ReportData:
     """
     stages: Sequence[Mapping[str, Any]] = ()
     """`name`, `rows`, `unit` of the rows, `seconds`, `rate` (rows/s), in the order in which they ran."""
+    uncovered: Mapping[str, Uncovered] = field(default_factory=dict)
+    """By class name, of the classes that the page shows; empty: left out."""
     commands: Mapping[str, str] = field(default_factory=dict)
     """What it is for → the shell command."""
 

@@ -7,6 +7,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from scipy.optimize import isotonic_regression
 
 from . import svg
 from .inputs import shortened
@@ -97,11 +98,11 @@ def common_steps(curves: Sequence[Sequence[Sequence[float]]]) -> tuple[np.ndarra
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:
-    """The heights, moved so that they are `gap` or more apart, in their order and about their common middle."""
-    result, floor = np.zeros(len(heights)), -np.inf
-    for i in np.argsort(heights, kind="stable"):
-        result[i] = floor = max(heights[i], floor + gap)
-    return list(result - np.mean(result - np.array(heights)))
+    """The heights, moved as little as it takes (least squares) to lie `gap` or more apart, in their order."""
+    order, steps = np.argsort(heights, kind="stable"), gap * np.arange(len(heights))
+    result = np.empty(len(heights))
+    result[order] = isotonic_regression(np.asarray(heights, float)[order] - steps).x + steps
+    return list(result)
 
 
 def finetuning(history: Sequence[Mapping[str, float]]) -> Markup | None:

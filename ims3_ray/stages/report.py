@@ -11,7 +11,10 @@ from ..context import Context
 from ..data.distilled import DistilledSet, is_selected
 from ..data.images import decode, encode_png, square
 from ..environment import hardware, versions
+from ..report.images import PAGE_CLASSES
+from ..report.inputs import Uncovered, shown_classes
 from ..report.page import ReportData, contact_sheet, render
+from ..report.uncovered import missed
 
 VERSION = 3
 REAL_SHOWN = 10  # real images of a class beside its distilled ones
@@ -30,8 +33,9 @@ def gather(context: Context, inputs: dict[str, Directory]) -> ReportData:
     config, classes = context.config, context.classes
     manifests = {noun: read_manifest(directory) for noun, directory in inputs.items()}
     selection = inputs["selection"].read_json("selection.json")
-    real = read_rows(inputs["features"], tables.FEATURES, ["label", "feature"])
+    real = read_rows(inputs["features"], tables.FEATURES, ["image_id", "label", "feature"])
     drawn = read_rows(inputs["candidates"], tables.CANDIDATES, ["label", "subgroup", "index", "feature"])
+    picked = is_selected(selection, classes, drawn)
     evaluation = inputs["evaluation"].read_json("evaluation.json") if "evaluation" in inputs else None
     return ReportData(
         recipe=config.recipe,
@@ -43,7 +47,8 @@ def gather(context: Context, inputs: dict[str, Directory]) -> ReportData:
         real_labels=real["label"],
         candidate_features=drawn["feature"],
         candidate_labels=drawn["label"],
-        candidate_selected=is_selected(selection, classes, drawn),
+        candidate_selected=picked,
+        uncovered=_uncovered(context, real, drawn["feature"][picked], drawn["label"][picked]),
         history=manifests["adapter"]["history"],
         evaluation=evaluation,
         selection=selection,
@@ -65,6 +70,24 @@ def _contact(context: Context, distilled: Directory) -> dict[str, dict[str, list
     for image, label in made:
         contact[made.classes[label]]["distilled"].append(encode_png(np.asarray(image).transpose(2, 0, 1)))
     for row in train.subset(REAL_SHOWN, "report", context.config.seed):
-        real = square(decode(train.directory.read(train.paths[row])), context.info.image_size)
-        contact[train.classes[train.labels[row]]]["real"].append(encode_png(real))
+        contact[train.classes[train.labels[row]]]["real"].append(_real_image(context, row))
     return contact
+
+
+def _uncovered(context: Context, real: tables.Columns, features: np.ndarray, labels: np.ndarray) -> dict[str, Uncovered]:
+    """Of the classes on the page: the real images that none of the set's (features (M, D), labels (M,)) covers."""
+    row_of = {image_id: row for row, image_id in enumerate(context.images["train"].ids)}
+    shown, neighbours = shown_classes(context.classes, PAGE_CLASSES), context.config.evaluate.neighbours
+    found = missed(real["feature"], real["label"], features, labels, labels=shown, k=neighbours)
+    return {
+        context.classes[label]: Uncovered(
+            [_real_image(context, row_of[image_id]) for image_id in real["image_id"][of.rows]], of.count, of.total
+        )
+        for label, of in found.items()
+    }
+
+
+def _real_image(context: Context, row: int) -> bytes:
+    """A training image as the run sees it, as PNG."""
+    train = context.images["train"]
+    return encode_png(square(decode(train.directory.read(train.paths[row])), context.info.image_size))

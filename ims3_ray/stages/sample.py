@@ -1,7 +1,8 @@
 """Draw the candidates: G subgroups of IPC images for every class. Reads an adapter, makes candidates.
 
-Every candidate starts from noise, or from the stored inversion of a real image (starts.py). A candidate's noise comes from a generator of its own, keyed by (seed, class, subgroup, index): the pool for fewer
-subgroups or images is a part of the pool for more. Sampling and embedding share one actor and one decoding.
+A candidate starts from noise, or from the stored inversion of a real image (starts.py). Its noise comes from a generator
+of its own, keyed by (seed, class, subgroup, index): the pool for fewer subgroups or images is a part of the pool for more.
+Sampling and embedding share one actor and one decoding.
 """
 
 from typing import Any

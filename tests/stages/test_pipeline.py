@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,14 @@ def test_the_manifest_names_every_image_with_its_checksum_and_origin(finished):
     for entry in manifest["images"]:
         assert hashlib.sha256(Path(made.distilled, entry["path"]).read_bytes()).hexdigest() == entry["sha256"]
         assert {"class", "subgroup", "index", "seed"} <= set(entry)
+
+
+def test_the_report_counts_as_missed_what_coverage_does_not_count(finished):
+    _, made = finished
+    page = Path(made.report).read_text()
+    missed = [int(found) / int(total) for found, total in re.findall(r"(\d+) of (\d+) not covered", page)]
+    assert 1 - sum(missed) / 3 == pytest.approx(made.evaluation["coverage"]["distilled"]["coverage"])
+    assert page.count("that is not covered") == sum(min(3, round(12 * share)) for share in missed)
 
 
 def test_running_twice_does_nothing(finished):

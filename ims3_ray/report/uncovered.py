@@ -1,0 +1,46 @@
+"""What a set misses: the real images that none of its images covers, in feature space."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from ..method.coverage import covered, neighbour_distances
+
+SHOWN = 3  # images a class: enough to see a kind of image that is missing
+
+
+@dataclass(frozen=True)
+class Missed:
+    """Of one class: the rows to show, sparsest first, how many are not covered, and how many real images there are."""
+
+    rows: Int[np.ndarray, " s"]
+    count: int
+    total: int
+
+
+def missed(
+    real: Float[np.ndarray, "n d"],
+    real_labels: Int[np.ndarray, " n"],
+    synthetic: Float[np.ndarray, "m d"],
+    synthetic_labels: Int[np.ndarray, " m"],
+    *,
+    labels: Iterable[int],
+    k: int,
+) -> dict[int, Missed]:
+    """By label, for those of `labels` where it is defined: more than k real images, and a synthetic one.
+
+    Covered is as in coverage: a synthetic image of the class within NND_k. `rows` are at most three rows of `real`.
+    """
+    found = {}
+    for label in labels:
+        rows, y = np.flatnonzero(real_labels == label), synthetic[synthetic_labels == label]
+        if len(rows) <= k or len(y) == 0:
+            continue
+        x = real[rows]
+        outside = ~covered(x, y, k)
+        sparsest_first = np.argsort(-neighbour_distances(x, k), kind="stable")
+        shown = rows[sparsest_first[outside[sparsest_first]]][:SHOWN]
+        found[label] = Missed(shown, int(outside.sum()), len(rows))
+    return found
