@@ -168,7 +168,7 @@ class Sample(Section):
     start_level: Annotated[int, Field(ge=1, le=999)] = 400  # timestep; the nearest grid point of the inversions is taken
     start_from: Literal["medoids", "random", "sparse"] = "medoids"  # real images: k-means medoids, any, or the sparsest
     start_images: Count | None = None  # how many a class; None: one a candidate, as far as there are so many
-    start_noise: Share = 0.15  # share of fresh noise in the variance of a start
+    start_noise: Share | None = None  # share of fresh noise in the variance of a start; None: what the inversions lack of 1
     sampler: Literal["ancestral", "ddim"] = "ancestral"
     steps: Annotated[int, Field(ge=2, le=1000)] = 50
     spacing: Literal["linspace", "leading"] = "linspace"
@@ -190,8 +190,11 @@ class Select(Section):
     neighbours: Count | None = None  # rounds score this many nearest classes one by one, the far ones by their mean
     certify: Literal["auto", "none", "half_pair", "handshake", "trws"] = "auto"  # what gives the lower bound
     unit: Literal["subgroup", "image"] = "subgroup"  # image: any ipc of a class's candidates, beyond the paper
-    coverage: Weight = 0.0  # weight of the covered share of real images, where images are chosen
-    coverage_neighbours: Count = 5  # k of the coverage balls
+    coverage: Weight = 0.0  # weight of how well the real images are covered, where images are chosen
+    # balls: the share with a chosen image in their k-nearest-neighbour ball; distance: closeness to the nearest chosen one
+    coverage_by: Literal["balls", "distance"] = "balls"
+    coverage_neighbours: Count = 5  # k of the balls
+    exclude_copies: bool = False  # leave out candidates as near to a real image as the nearest percent of these to each other
     real_images: Count | None = 200  # K_i, a seeded random subset per class; None takes all
     memory: Annotated[float, Field(gt=0)] = 2.5  # GB an actor may take: more shards where they need more
 
@@ -199,6 +202,7 @@ class Select(Section):
     def _belong_together(self) -> "Select":
         rules = (
             (self.coverage and self.unit != "image", f"select.coverage: {self.coverage} needs select.unit=image"),
+            (self.exclude_copies and self.unit != "image", "select.exclude_copies: needs select.unit=image"),
             (self.unit == "image" and self.solver == "exact", "select.solver: exact needs select.unit=subgroup"),
             (self.unit == "image" and self.partners == "pool", "select.partners: pool needs select.unit=subgroup"),
             (self.neighbours and self.solver == "exact", "select.neighbours: needs select.solver=auto or rounds"),

@@ -17,9 +17,10 @@ from .cluster import Machine
 from .config import Select
 from .data.feature_tables import Candidates
 from .errors import InputError
+from .method.coverage import copies
 from .method.keys import permutation
 from .method.selection import Objective, real_centroid, subgroup_centroids, unit_rows
-from .method.selection_images import ImageShard, cover_table
+from .method.selection_images import ImageShard, ball_table, closeness_table
 from .method.selection_neighbours import NeighbourShard
 from .method.selection_shard import Shard, split_classes
 
@@ -29,7 +30,7 @@ ANSWER_WITHIN_S = 3600  # a pool that can't be placed any more would block for e
 PROCESS_BYTES = 4e8  # an actor without data: Ray, numpy, pyarrow, faiss
 LEAST_ROWS_BYTES = 1e8  # for the rows that are being read
 COPIES_OF_CHOSEN = 4  # centroids of all classes: the round's, the shard's own, and work space
-COPIES_OF_ROWS = 6  # of a row while it is read: Arrow's, float32, double
+COPIES_OF_ROWS = 12  # of a row while it is read: Arrow's, float32, double; of candidates and of real images
 
 
 @dataclass(frozen=True)
@@ -55,24 +56,25 @@ class ClassRange:
         """Read and average the features of the classes, `rows` of them at a time."""
         self.source, self.ids = source, ids
         self._keys: list[dict[str, np.ndarray]] = []
-        self._subgroups, centroids, images = [], [], []
-        by_image = source.settings.unit == "image"
+        self._subgroups, centroids, images, real, covers = [], [], [], [], []
+        by_image, settings = source.settings.unit == "image", source.settings
         values = source.pool.classes[ids.start : ids.stop]
-        for label, (keys, features) in zip(ids, source.pool.candidates.read(values, rows), strict=True):
-            name = f"candidates of class {source.names[label]!r}"
-            found, of_class = subgroup_centroids(features, keys["subgroup"], label=name)
+        tables = source.pool.candidates.read(values, rows), source.pool.real.read(values, rows)
+        for label, (keys, features), (_, of_real) in zip(ids, *tables, strict=True):
+            name = source.names[label]
+            found, of_class = subgroup_centroids(features, keys["subgroup"], label=f"candidates of class {name!r}")
             self._subgroups.append(found)
             centroids.append(of_class)
-            if by_image:
-                self._keys.append(keys)
-                images.append(unit_rows(features, name).astype(np.float32))
-        real, covers = [], []
-        for label, (_, features) in zip(ids, source.pool.real.read(values, rows), strict=True):
-            name = source.names[label]
-            kept = permutation(len(features), "real", source.seed, name)[: source.settings.real_images]
-            real.append(real_centroid(features[kept], label=f"real images of class {name!r}"))
-            if by_image and source.settings.coverage:
-                covers.append(self._covers(images[label - ids.start], features[kept], name))
+            kept = of_real[permutation(len(of_real), "real", source.seed, name)[: settings.real_images]]
+            real.append(real_centroid(kept, label=f"real images of class {name!r}"))
+            if not by_image:
+                continue
+            if settings.exclude_copies:
+                keys, features = self._without_copies(keys, features, of_real, name)
+            self._keys.append(keys)
+            images.append(unit_rows(features, f"candidates of class {name!r}").astype(np.float32))
+            if settings.coverage:
+                covers.append(self._covers(images[-1], kept, name))
         self._real = np.stack(real)
         shared = (self._real, source.objective, len(source.names))
         neighbours = source.settings.neighbours
@@ -112,13 +114,27 @@ class ClassRange:
         """Process id, and the most memory that the process has held, in bytes."""
         return os.getpid(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
 
-    def _covers(self, images: np.ndarray, real: np.ndarray, name: str) -> np.ndarray:
-        k = self.source.settings.coverage_neighbours
-        if len(real) <= k:
+    def _without_copies(self, keys: dict, features: np.ndarray, real: np.ndarray, name: str) -> tuple[dict, np.ndarray]:
+        """The candidates that are no copies of real images; InputError where fewer than ipc are left."""
+        self._check_real(real, 1, "select.exclude_copies", name)
+        kept = ~copies(real, features)
+        if kept.sum() < self.source.ipc:
             raise InputError(
-                f"select.coverage_neighbours: {k} needs more than {k} real images a class; class {name!r} has {len(real)}"
+                f"select.exclude_copies: class {name!r} has {kept.sum()} candidates that copy no real image, "
+                f"ipc needs {self.source.ipc}; draw more (sample.subgroups, sample.pool_ipc)"
             )
-        return cover_table(images, unit_rows(real, f"real images of class {name!r}").astype(np.float32), k)
+        return {key: column[kept] for key, column in keys.items()}, features[kept]
+
+    def _covers(self, images: np.ndarray, real: np.ndarray, name: str) -> np.ndarray:
+        settings, units = self.source.settings, unit_rows(real, f"real images of class {name!r}").astype(np.float32)
+        if settings.coverage_by == "distance":
+            return closeness_table(images, units)
+        self._check_real(real, settings.coverage_neighbours, "select.coverage_neighbours", name)
+        return ball_table(images, units, settings.coverage_neighbours)
+
+    def _check_real(self, real: np.ndarray, k: int, field: str, name: str) -> None:
+        if len(real) <= k:
+            raise InputError(f"{field}: needs more than {k} real images a class; class {name!r} has {len(real)}")
 
 
 @ray.remote(max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")

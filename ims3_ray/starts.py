@@ -23,10 +23,15 @@ CPUS_PER_TASK = 0.5
 
 @dataclass(frozen=True)
 class Starts:
-    """Inversions (N, C, h, w) float16 at `timestep`, of unit variance over all of them, class after class."""
+    """Inversions (N, C, h, w) float16 at `timestep`, scaled to unit variance over all of them, class after class.
+
+    Latents are of unit variance at every level, and inversions of less: their errors shrink them. `noise` is the share of
+    fresh noise in the variance of a start; the share that leaves the inversion itself as it is fills up what it lacks.
+    """
 
     timestep: int
     latents: np.ndarray
+    noise: float
     offsets: np.ndarray  # (classes + 1,): class i has the rows from offsets[i] on
     pool_ipc: int
 
@@ -72,9 +77,10 @@ def collect_starts(
     ]
     found = {key: latent for part in ray.get(read) for key, latent in part}
     latents = np.stack([found[key] for key in order]).astype(np.float32)
-    latents /= np.sqrt(np.mean(latents.astype(np.float64) ** 2))
+    variance = float(np.mean(latents.astype(np.float64) ** 2))
+    noise = max(0.0, 1 - variance) if settings.start_noise is None else settings.start_noise
     offsets = np.concatenate([[0], np.cumsum([len(places) for places in chosen])])
-    return Starts(int(grid[level]), latents.astype(np.float16), offsets, pool_ipc)
+    return Starts(int(grid[level]), (latents / variance**0.5).astype(np.float16), noise, offsets, pool_ipc)
 
 
 def choose_images(features: np.ndarray, count: int, how: str, seed: int, name: str) -> np.ndarray:

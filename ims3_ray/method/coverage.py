@@ -117,8 +117,13 @@ def sparsest(nnd: Float[np.ndarray, " n"], share: float = LOW_DENSITY_SHARE) -> 
 
 def copy_rate(real: Features, synthetic: Features) -> float:
     """Share of synthetic images as near to a real one as the nearest percent of real images are to each other."""
+    return float(copies(real, synthetic).mean())
+
+
+def copies(real: Features, synthetic: Features) -> Bool[np.ndarray, " m"]:
+    """Which synthetic images (M, D) count as copies of a real one (N, D); both of one class."""
     threshold = np.percentile(_neighbour_distances2(real, 1), COPY_PERCENTILE)
-    return float((_distances2(real, synthetic).min(axis=0) <= threshold).mean())
+    return _distances2(real, synthetic).min(axis=0) <= threshold
 
 
 def vendi(features: Features) -> float:

@@ -2,8 +2,12 @@
 
 A choice S_i of K of the images (N_i, D) of class i has the centroid c_i = s_i / |s_i|, s_i = Σ_{n in S_i} f_n, and
     L(S) = α Σ_i log(d(c_i, r_i) + ε) - w Σ_{i<j} log(d(c_i, c_j) + ε) - κ Σ_i coverage(S_i),
-the objective of selection.py and, with a weight κ of its own, the share of the class's real images whose k-nearest-
-neighbour ball holds a chosen image: one centroid does not see how widely its images spread.
+the objective of selection.py and, with a weight κ of its own, how well the chosen images cover the real ones, which one
+centroid does not see:
+    coverage(S) = mean over real x of max_{n in S} v(n, x).
+v(n, x) is 1 where n lies in the k-nearest-neighbour ball of x and 0 elsewhere (`ball_table`: the covered share), or
+1 - |f_n - x| / 2 (`closeness_table`: with the mean distance to the nearest chosen image as what is minimised, k-medoids
+among the candidates; Kaufman & Rousseeuw 1990).
 
 A class swaps images one by one against the other classes' centroids; classes move together in the rounds of
 selection_rounds.py. The outcome is a choice that no single swap improves.
@@ -72,24 +76,37 @@ def evaluate_images(choice, images, real, objective: Objective, *, coverage: flo
     terms = evaluate(np.zeros(len(images), dtype=int), centroids, real, objective)
     covered = 0.0
     if covers is not None:
-        covered = float(sum(c[list(chosen)].any(axis=0).mean() for c, chosen in zip(covers, choice, strict=True)))
+        covered = float(sum(covered_share(c, list(chosen)) for c, chosen in zip(covers, choice, strict=True)))
     return Terms(terms.attraction, terms.separation, terms.total - coverage * covered, covered)
 
 
-def cover_table(images, real_images, k: int = 5) -> np.ndarray:
-    """Which of `images` (N, D) lie in the ball of which of a class's `real_images` (M, D): (N, M) bool. Unit length.
+def ball_table(images, real_images, k: int = 5) -> np.ndarray:
+    """Which of `images` (N, D) lie in the ball of which of a class's `real_images` (M, D): (N, M) of 0 and 1. Unit length.
 
     A ball reaches to the k-th nearest other real image.
     """
+    return (_distances(images, real_images) <= neighbour_distances(real_images, k)).astype(np.float64)
+
+
+def closeness_table(images, real_images) -> np.ndarray:
+    """1 - |f - x| / 2 of `images` (N, D) and a class's `real_images` (M, D), of unit length: (N, M) from 0 to 1."""
+    return 1 - _distances(images, real_images) / 2
+
+
+def _distances(images, real_images) -> np.ndarray:
     products = images.astype(np.float64) @ real_images.astype(np.float64).T
-    distances = np.sqrt(np.maximum(2 - 2 * products, 0))
-    return distances <= neighbour_distances(real_images, k)
+    return np.sqrt(np.maximum(2 - 2 * products, 0))
+
+
+def covered_share(covers, chosen) -> float:
+    """coverage(S) of `chosen` rows of a table (N, M)."""
+    return float(covers[chosen].max(axis=0).mean())
 
 
 class ImageShard:
     """Images (N_i, D) of the classes first_class, first_class + 1, …; the counterpart of selection_shard.Shard.
 
-    `real` (n, D) are real centroids, `size` is K, `covers` holds each class's cover_table and `coverage` is κ.
+    `real` (n, D) are real centroids, `size` is K, `covers` holds each class's table v (N_i, M) and `coverage` is κ.
     """
 
     def __init__(
@@ -122,7 +139,7 @@ class ImageShard:
         distances = 1 - np.einsum("cd,cd->c", self.centroids(choice).astype(np.float64), self._real)
         refuse_coincident(distances[:, None], self._first + np.arange(len(distances)), None, self._objective.epsilon)
         logs = np.log(np.maximum(distances, 0) + self._objective.epsilon)
-        covered = [c[chosen].any(axis=0).mean() for c, chosen in zip(self._covers, self._own(choice), strict=True)]
+        covered = [covered_share(c, chosen) for c, chosen in zip(self._covers, self._own(choice), strict=True)]
         return np.stack([logs, covered], axis=1)
 
     def propose(self, history: History, tolerance: float) -> Moves:
@@ -141,8 +158,8 @@ class ImageShard:
         return Moves(*(np.array(column) for column in zip(*moving, strict=True)))
 
     def _pool(self, k: int, others) -> "_Pool":
-        real, covers = self._real[k], self._covers[k].astype(np.float64)
-        return _Pool(self._images[k], real, others, self._objective, self._weight, covers, self._coverage)
+        of_class = self._images[k], self._real[k], others
+        return _Pool(*of_class, self._objective, self._weight, self._covers[k], self._coverage)
 
     def _own(self, values):
         return values[self._first : self._first + len(self._images)]
@@ -178,7 +195,7 @@ class _Pool:
     def own_cost(self, chosen) -> float:
         """α log(d(c, r) + ε) - κ coverage."""
         cosine = self.products[chosen, 0].sum() / np.sqrt(self.gram[np.ix_(chosen, chosen)].sum())
-        covered = self.covers[chosen].any(axis=0).mean()
+        covered = covered_share(self.covers, chosen)
         return self.alpha * np.log(max(1 - cosine, COINCIDENT) + self.epsilon) - self.kappa * covered
 
     def _best(self, chosen, free, swaps, shape) -> tuple[tuple[int, int], float]:
@@ -220,12 +237,19 @@ class _Pool:
 
 
 def coverage_changes(covers, chosen, free) -> np.ndarray:
-    """Change of the covered share (K, N - K) when one of `chosen` (K,) makes way for one of `free`; covers (N, M)."""
-    counts = covers[chosen].sum(axis=0)
-    gained = covers[free] @ (counts == 0)
-    alone = covers[chosen] * (counts == 1)
-    lost = alone.sum(axis=1)[:, None] - alone @ covers[free].T
-    return (gained - lost) / len(counts)
+    """Change of coverage(S) (K, N - K) when one of `chosen` (K,) makes way for one of `free`; covers (N, M).
+
+    Where the one that goes is a real image's best, its second best or the new one takes over; elsewhere the new one only
+    adds (Schubert & Rousseeuw 2019, FastPAM1).
+    """
+    values = np.sort(covers[chosen], axis=0)
+    best = values[-1]
+    second = values[-2] if len(chosen) > 1 else np.zeros_like(best)
+    new = covers[free]
+    gained = np.maximum(new - best, 0).sum(axis=1)
+    taken_over = np.minimum(np.maximum(second, new) - best, 0)  # (N - K, M), for images that lose their best
+    is_best = covers[chosen].argmax(axis=0) == np.arange(len(chosen))[:, None]
+    return (gained + is_best.astype(np.float64) @ taken_over.T) / len(best)
 
 
 def _unit(rows) -> np.ndarray:

@@ -130,7 +130,7 @@ class Sampler:
         def draw(labels: Tensor, *inverted: Tensor) -> list[Tensor]:
             z = fresh()
             for start in inverted:
-                z = mixed_start(start.float(), z, share=self._settings.start_noise)
+                z = mixed_start(start.float(), z, share=self._starts.noise)
             if self._settings.sampler == "ddim":
                 return [sample_ddim(self._predict, z, labels, self._timesteps, self._abar)]
             return [sample_ancestral(self._predict, z, labels, self._timesteps, self._abar, fresh)]

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from ims3_ray.method.selection import Objective
-from ims3_ray.method.selection_images import cover_table, coverage_changes, evaluate_images, select_images
+from ims3_ray.method.selection_images import (
+    ball_table,
+    closeness_table,
+    coverage_changes,
+    covered_share,
+    evaluate_images,
+    select_images,
+)
 from ims3_ray.method.selection_neighbours import NeighbourShard, nearest_classes, pruned_sums
 from ims3_ray.method.selection_rounds import local_call, select, solve
 from ims3_ray.method.selection_shard import split_classes
@@ -27,19 +34,21 @@ def instance(num_classes, num_images, seed=0, noise=0.8, width=12):
     return images, reals, unit(np.stack([r.mean(axis=0) for r in reals]))
 
 
-def covers_of(images, reals):
-    return [cover_table(pool, real, 2) for pool, real in zip(images, reals, strict=True)]
+def covers_of(images, reals, by="balls"):
+    pairs = zip(images, reals, strict=True)
+    return [ball_table(pool, real, 2) if by == "balls" else closeness_table(pool, real) for pool, real in pairs]
 
 
+@pytest.mark.parametrize("by", ["balls", "distance"])
 @pytest.mark.parametrize("shortlist", [64, 1])
 @pytest.mark.parametrize("coverage", [0.0, 0.5])
 @pytest.mark.parametrize("normalization", ["per_class", "none"])
-def test_no_single_swap_improves_a_selection_of_images(normalization, coverage, shortlist, monkeypatch):
+def test_no_single_swap_improves_a_selection_of_images(normalization, coverage, shortlist, by, monkeypatch):
     monkeypatch.setattr("ims3_ray.method.selection_images.SHORTLIST", shortlist)
     objective = Objective(0.4, 0.9, 0.01, normalization)
     for seed in range(3):
         images, reals, real = instance(4, 8, seed, noise=3.0, width=4)
-        options = {"coverage": coverage, "covers": covers_of(images, reals)}
+        options = {"coverage": coverage, "covers": covers_of(images, reals, by)}
         result = select_images(images, real, objective, 3, **options)
         total = evaluate_images(result.choice, images, real, objective, **options).total
         assert result.terms.total == pytest.approx(total, abs=1e-5)
@@ -51,14 +60,16 @@ def test_no_single_swap_improves_a_selection_of_images(normalization, coverage, 
                 assert after > total - 3 * objective.tolerance(4)
 
 
-def test_changes_of_coverage_are_those_of_its_definition():
+@pytest.mark.parametrize("chosen", [[1, 4, 5, 8], [3]])
+@pytest.mark.parametrize("kind", ["balls", "distance"])
+def test_changes_of_coverage_are_those_of_its_definition(kind, chosen):
     rng = np.random.default_rng(0)
-    covers = (rng.random((9, 30)) < 0.2).astype(float)
-    chosen, free = np.array([1, 4, 5, 8]), np.array([0, 2, 3, 6, 7])
+    covers = rng.random((9, 30)) if kind == "distance" else (rng.random((9, 30)) < 0.2).astype(float)
+    chosen, free = np.array(chosen), np.setdiff1d(np.arange(9), chosen)
     changes = coverage_changes(covers, chosen, free)
     for (a, out), (b, into) in itertools.product(enumerate(chosen), enumerate(free)):
-        before = covers[chosen].any(axis=0).mean()
-        after = covers[[into if n == out else n for n in chosen]].any(axis=0).mean()
+        before = covers[chosen].max(axis=0).mean()
+        after = covers[[into if n == out else n for n in chosen]].max(axis=0).mean()
         assert changes[a, b] == pytest.approx(after - before, abs=1e-12)
 
 
@@ -85,7 +96,16 @@ def test_coverage_counts_the_balls_that_hold_an_image():
     images, real = unit(rng.random((6, 4))), unit(rng.random((9, 4)))
     for m, n in itertools.product(range(9), range(6)):
         radius = np.sort(np.linalg.norm(real - real[m], axis=1))[3]
-        assert cover_table(images, real, 3)[n, m] == (np.linalg.norm(real[m] - images[n]) <= radius)
+        assert ball_table(images, real, 3)[n, m] == (np.linalg.norm(real[m] - images[n]) <= radius)
+
+
+def test_closeness_falls_with_the_distance_to_the_nearest_chosen_image():
+    rng = np.random.default_rng(0)
+    images, real = unit(rng.random((6, 4)) - 0.5), unit(rng.random((9, 4)) - 0.5)
+    distances = np.linalg.norm(images[:, None] - real[None], axis=2)
+    table = closeness_table(images, real)
+    assert table == pytest.approx(1 - distances / 2)
+    assert covered_share(table, [1, 4]) == pytest.approx(1 - distances[[1, 4]].min(axis=0).mean() / 2)
 
 
 def test_same_images_for_any_number_of_shards():

@@ -1,7 +1,5 @@
 """Pools that are larger than the set that is chosen from them, and candidates that start from inversions."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -81,11 +79,10 @@ def test_a_pool_from_noise_reads_no_inversions(words):
 
 
 def test_starts_are_dealt_out_in_order_and_again_from_the_first():
-    starts = Starts(400, np.zeros((5, 1, 1, 1), np.float16), np.array([0, 2, 5]), pool_ipc=2)
+    starts = Starts(400, np.zeros((5, 1, 1, 1), np.float16), 0.5, np.array([0, 2, 5]), pool_ipc=2)
     subgroup, index = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
     assert starts.rows(np.zeros(4, int), subgroup, index).tolist() == [0, 1, 0, 1]
     assert starts.rows(np.ones(4, int), subgroup, index).tolist() == [2, 3, 4, 2]
-    assert dataclasses.is_dataclass(starts)
 
 
 def test_sparse_starts_are_those_farthest_from_their_neighbours():

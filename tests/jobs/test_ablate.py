@@ -1,0 +1,87 @@
+"""jobs/ablate.py on the tiny model: what rows share, what the table says, and rows that are refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ims3_ray import ablation
+from ims3_ray.commands.ablate import read_rows
+from ims3_ray.errors import InputError
+from ims3_ray.evaluation.statistics import compare
+from ims3_ray.overrides import parse_overrides
+from ims3_ray.report.ablation_tables import markdown
+
+ROWS = """
+baseline: DiT
+rows:
+  - {name: random real, real: random}
+  - {name: medoids, real: medoids}
+  - {name: DiT, overrides: {finetune.epochs: 0, select.subgroups: 1}}
+  - {name: DiT + S³, overrides: {finetune.epochs: 0}}
+  - {name: inverted, overrides: {finetune.epochs: 0, sample.start: inversion, select.unit: image}}
+"""
+
+
+def rows_file(tmp_path, text=ROWS):
+    path = tmp_path / "rows.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.fixture
+def plan(tiny_overrides, tmp_path):
+    overrides = {k: v for k, v in parse_overrides(tiny_overrides).items() if k != "ipc"}
+    return ablation.Plan("digits", overrides, read_rows(rows_file(tmp_path)), (2, 3), (0, 1), 6)
+
+
+def test_rows_share_what_they_have_in_common_and_a_second_run_makes_nothing(ray_cluster, plan, tmp_path):
+    said = []
+    document, out = ablation.run(plan, said.append)
+    counts = {noun: len(list((tmp_path / "runs" / noun).iterdir())) for noun in ("latents", "features", "candidates")}
+    # encoded once for each seed (a subset is drawn), embedded once; a pool a generator and seed, for both IPCs
+    assert counts == {"latents": 2, "features": 1, "candidates": 4}
+    assert len([line for line in said if ": sample →" in line]) == 4
+    again = []
+    second, same = ablation.run(plan, again.append)
+    assert again == [] and same.path == out.path
+    assert {**second, "written": ""} == {**document, "written": ""}
+
+
+def test_the_table_compares_every_row_with_the_baseline_over_the_seeds(ray_cluster, plan):
+    document, _ = ablation.run(plan, lambda line: None)
+    assert [row["name"] for row in document["rows"]] == ["random real", "medoids", "DiT", "DiT + S³", "inverted"]
+    for row in document["rows"]:
+        for ipc in ("2", "3"):
+            assert [len(of_seed) for of_seed in row["accuracy"][ipc]["last"]] == [2, 2]
+        assert len(row["pool"]["coverage"]) == 2
+    assert document["yardsticks"]["ceiling"]["coverage"] >= document["yardsticks"]["random"]["coverage"]
+    assert json.loads(json.dumps(document)) == document
+    comparison = compare(document)
+    table = markdown(document)
+    assert comparison.baseline == "DiT" and "DiT + S³" in table and "k-means" not in table
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("rows: []", "`baseline`"),
+        ("baseline: a\nrows: [{overrides: {}}]", "no row"),
+        ("baseline: a\nrows: [{name: a}, {name: a}]", "stands twice"),
+        ("baseline: b\nrows: [{name: a}]", "baseline 'b'"),
+        ("baseline: a\nrows: [{name: a}, {name: b, real: best}]", "choose one of random"),
+        ("baseline: a\nrows: [{name: a, overrides: 3}]", "fields and values"),
+        ("baseline: [", "not valid YAML"),
+    ],
+)
+def test_rows_that_are_none_are_refused_in_one_line(text, said, tmp_path):
+    with pytest.raises(InputError, match=said):
+        read_rows(rows_file(tmp_path, text))
+
+
+def test_a_row_with_an_unknown_field_is_refused_before_any_work(plan, tmp_path):
+    text = "baseline: a\nrows: [{name: a, overrides: {im.wieght: 1}}]"
+    wrong = ablation.Plan(plan.recipe, plan.overrides, read_rows(rows_file(tmp_path, text)), (2,), (0,), None)
+    with pytest.raises(InputError, match=r"im.wieght.*did you mean weight"):
+        ablation.run(wrong, print)
+    assert not Path(tmp_path, "runs").exists()
