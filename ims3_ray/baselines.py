@@ -9,7 +9,7 @@ import ray
 
 from .cluster import CPUS_PER_ACTOR
 from .errors import InputError
-from .method.coresets import greedy_coverage, herding, k_center, medoids
+from .method.coresets import greedy_coverage, herding, k_center, k_medoids, medoids
 from .method.coverage import Values, class_coverage, class_mean
 from .progress import bar
 
@@ -17,6 +17,7 @@ CORESETS: dict[str, Callable[..., np.ndarray]] = {  # (features (N, D) of a clas
     "herding": lambda x, count, seed: herding(x, count),
     "k_center": lambda x, count, seed: k_center(x, count),
     "medoids": medoids,
+    "k_medoids": lambda x, count, seed: k_medoids(x, count),
 }
 SEEDED = ("random", "medoids")  # a choice for each seed; the others are one for all
 Vectors = tuple[np.ndarray, np.ndarray]  # features (N, D), labels (N,)

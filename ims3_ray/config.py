@@ -167,7 +167,7 @@ class Sample(Section):
     start: Literal["noise", "inversion"] = "noise"  # inversion: of real images, at start_level, beyond the paper
     start_level: Annotated[int, Field(ge=1, le=999)] = 400  # timestep; the nearest grid point of the inversions is taken
     start_from: Literal["medoids", "random", "sparse"] = "medoids"  # real images: k-means medoids, any, or the sparsest
-    start_images: Count | None = None  # how many a class; None: one a candidate, as far as there are so many
+    start_images: Count | None = None  # how many a class, dealt out in turn; None: pool_ipc, the same for every subgroup
     start_noise: Share | None = None  # share of fresh noise in the variance of a start; None: what the inversions lack of 1
     sampler: Literal["ancestral", "ddim"] = "ancestral"
     steps: Annotated[int, Field(ge=2, le=1000)] = 50
@@ -218,7 +218,9 @@ class Evaluate(Section):
     protocol: str = "quick"  # "none" leaves evaluation out
     networks: Annotated[tuple[NetworkName, ...], Field(min_length=1)] | None = None  # None: the protocol's own
     seeds: Annotated[int, Field(ge=2, le=SEEDS_A_RUN)] = 3  # fewer than 2 give no interval
-    baselines: tuple[Literal["random", "herding", "k_center", "medoids"], ...] = ("random",)  # real images, as many
+    baselines: tuple[Literal["random", "herding", "k_center", "medoids", "k_medoids"], ...] = (
+        "random",
+    )  # real images, as many
     full: bool = True  # also train on the full real set
     neighbours: Count = 5  # k of the coverage balls
     pool_images: Count | None = None  # also measure the coverage of the pool's first so many candidates a class
@@ -282,10 +284,12 @@ class Config(BaseSettings):
 
     @model_validator(mode="after")
     def _pool_holds_what_is_chosen(self) -> "Config":
-        if self.pool_ipc < self.ipc:
-            raise ValueError(f"sample.pool_ipc: {self.pool_ipc} is less than ipc {self.ipc}; raise it, or null draws ipc")
-        if (self.select.subgroups or 1) > self.sample.subgroups:
-            raise ValueError(f"select.subgroups: {self.select.subgroups} of sample.subgroups {self.sample.subgroups}; lower it")
+        subgroups = self.select.subgroups or self.sample.subgroups
+        if subgroups > self.sample.subgroups:
+            raise ValueError(f"select.subgroups: {subgroups} of sample.subgroups {self.sample.subgroups}; lower it")
+        held = self.pool_ipc * (subgroups if self.select.unit == "image" else 1)
+        if held < self.ipc:
+            raise ValueError(f"sample.pool_ipc: {self.pool_ipc} holds {held} images to choose ipc={self.ipc} from; raise it")
         return self
 
     @property

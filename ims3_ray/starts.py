@@ -59,7 +59,7 @@ def collect_starts(
     real = read_rows(features, tables.FEATURES)
     keys = list(zip(real["label"].tolist(), real["image_id"].tolist(), strict=True))
     is_known = np.array([key in known for key in keys])
-    wanted = settings.start_images or pool_ipc * settings.subgroups
+    wanted = settings.start_images or pool_ipc
     rows = [np.flatnonzero(is_known & (real["label"] == label)) for label in range(len(classes))]
     choose = ray.remote(num_cpus=CPUS_PER_TASK)(choose_images)
     chosen = ray.get(
@@ -84,13 +84,15 @@ def collect_starts(
 
 
 def choose_images(features: np.ndarray, count: int, how: str, seed: int, name: str) -> np.ndarray:
-    """Places (count,) of the chosen images of a class with `features` (N, D): k-means medoids, a random subset, or those
-    with the largest distance to their neighbours, the sparsest first."""
+    """Places (count,) of the chosen images of a class with `features` (N, D), in a random order: so that the first of them
+    are spread as all are. k-means medoids, any, or those with the largest distance to their neighbours."""
     if how == "medoids":
-        return coresets.medoids(features, count, "starts", seed, name)
-    if how == "sparse":
-        return sparsest(neighbour_distances(features, min(NEIGHBOURS, len(features) - 1)), 1.0)[:count]
-    return permutation(len(features), "starts", seed, name)[:count]
+        chosen = coresets.medoids(features, count, "starts", seed, name)
+    elif how == "sparse":
+        chosen = sparsest(neighbour_distances(features, min(NEIGHBOURS, len(features) - 1)), 1.0)[:count]
+    else:
+        chosen = permutation(len(features), "starts", seed, name)[:count]
+    return chosen[permutation(count, "start-order", seed, name)]
 
 
 @ray.remote(num_cpus=CPUS_PER_TASK)

@@ -4,7 +4,7 @@
     python jobs/ablate.py --recipe imagewoof --ipc 10,50 --seeds 3 storage=s3://bucket/runs data.train=… data.test=…
     python jobs/ablate.py --rows my-rows.yaml evaluate.protocol=quick-val
 
-Rows are YAML: `baseline`, and `rows` of {name, overrides, note} or {name, real: random | herding | k_center | medoids};
+Rows are YAML: `baseline`, and `rows` of {name, overrides, note} or {name, real}, real images chosen as evaluate.baselines;
 ims3_ray/ablations has examples. What rows have in common is made once, and what is complete under the storage not again.
 """
 

@@ -22,7 +22,8 @@ SETS = {  # in the order of the table
     "random": "random real",
     "herding": "herding",
     "k_center": "k-centre",
-    "medoids": "medoids",
+    "medoids": "k-means medoids",
+    "k_medoids": "k-medoids",
     "full": "full real",
     "pool": "pool",
     "ceiling": "greedy cover",
@@ -54,7 +55,7 @@ def summary_lines(config: Config, made: Any) -> list[str]:
     if made.evaluation:
         document = made.evaluation
         lines.append(f"accuracy on the {document['split']} images, {document['protocol']}, mean ± 95 % interval over seeds")
-        lines.append(f"  {'set':<12}{'images':>8}  {'last':>14}  {'best':>14}   coverage  low-density")
+        lines.append(f"  {'set':<15}{'images':>8}  {'last':>14}  {'best':>14}   coverage  low-density")
         for name, title in SETS.items():
             of_set, covered = document["sets"].get(name), document["coverage"].get(name)
             if of_set is None and covered is None:
@@ -63,7 +64,7 @@ def summary_lines(config: Config, made: Any) -> list[str]:
             if of_set:
                 cells = [_accuracy(of_set[which]) for which in ("last", "best")]
             shown = f"{covered['coverage']:11.3f}{covered['low_density_coverage']:13.3f}" if covered else ""
-            lines.append(f"  {title:<12}{images:>8}  {cells[0]:>14}  {cells[1]:>14}{shown}")
+            lines.append(f"  {title:<15}{images:>8}  {cells[0]:>14}  {cells[1]:>14}{shown}")
         lines.append("  (last is the figure; best looks at the scored images and is a diagnostic)")
         for label, sets in document.get("networks", {}).items():
             if label != document["protocol"]:

@@ -8,15 +8,18 @@ import warnings
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
 from .coverage import inside_balls
 from .keys import key_seed
+from .selection_images import coverage_changes
 
 Features = Float[np.ndarray, "n d"]
 Rows = Int[np.ndarray, " count"]
+SWAP_TOLERANCE = 1e-12  # of the largest distance: less is round-off, and two swaps could take turns for ever
 RESTARTS = 10  # of k-means, each from centres of its own; the one with the least sum of squares is kept
 
 
@@ -72,6 +75,31 @@ def medoids(x: Features, count: int, *key: int | str) -> Rows:
         chosen.append(int(np.where(free, distances, np.inf).argmin()))
         free[chosen[-1]] = False
     return np.array(chosen)
+
+
+def k_medoids(x: Features, count: int) -> Rows:
+    """The images with the least mean distance of all images to the nearest of them, as far as single swaps find them.
+
+    PAM (Kaufman & Rousseeuw 1990): greedily built, then the best swap of a chosen and a free image until none helps.
+    """
+    _check(x, count)
+    d = cdist(x.astype(np.float64), x.astype(np.float64))
+    closeness = d.max() - d
+    chosen = np.empty(0, np.int64)
+    best = np.zeros(len(x))
+    for _ in range(count):
+        gains = np.maximum(closeness - best, 0).sum(axis=1)
+        gains[chosen] = -1.0
+        chosen = np.append(chosen, gains.argmax())
+        best = np.maximum(best, closeness[chosen[-1]])
+    free = np.setdiff1d(np.arange(len(x)), chosen)
+    while len(free):
+        changes = coverage_changes(closeness, chosen, free)
+        out, into = np.unravel_index(changes.argmax(), changes.shape)
+        if changes[out, into] <= SWAP_TOLERANCE * d.max():
+            break
+        chosen[out], free[into] = free[into], chosen[out]
+    return chosen
 
 
 def greedy_coverage(x: Features, count: int, k: int = 5) -> Rows:

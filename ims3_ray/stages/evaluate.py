@@ -115,12 +115,12 @@ def _coverage(
     sets = {"distilled": (drawn["feature"][picked], drawn["label"][picked])}
     sets |= {name: (real[0][places], real[1][places]) for name, places in rows.items()}
     if config.evaluate.pool_images:
-        first = _first(drawn, config.evaluate.pool_images)
+        first = first_of_pool(drawn, config.evaluate.pool_images)
         sets["pool"] = drawn["feature"][first], drawn["label"][first]
     return measure_all(real, sets, config.evaluate.neighbours, context.classes, COVERAGE)
 
 
-def _first(drawn: tables.Columns, count: int) -> np.ndarray:
+def first_of_pool(drawn: tables.Columns, count: int) -> np.ndarray:
     """Rows of the first `count` candidates a class, in the order of subgroup and index."""
     order = np.lexsort((drawn["index"], drawn["subgroup"], drawn["label"]))
     labels = drawn["label"][order]

@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from ims3_ray.method.coresets import greedy_cover, greedy_coverage, herding, k_center, medoids
+from ims3_ray.method.coresets import greedy_cover, greedy_coverage, herding, k_center, k_medoids, medoids
 from ims3_ray.method.coverage import class_coverage, copy_rate, covered, deciles, neighbour_distances
 
 
@@ -18,6 +18,7 @@ def _choosers():
         "herding": herding,
         "k_center": k_center,
         "medoids": lambda x, count: medoids(x, count, 0),
+        "k_medoids": k_medoids,
         "greedy_coverage": lambda x, count: greedy_coverage(x, count, k=2),
     }
 
@@ -102,3 +103,19 @@ def test_kid_is_left_out_of_a_class_with_one_synthetic_image():
     x, labels = _points(20, 7), np.zeros(20, int)
     assert class_coverage(x, labels, x[:1] + 1, labels[:1]).mean["kid"] is None
     assert class_coverage(x, labels, x[:4] + 5, labels[:4]).mean["kid"] > 0
+
+
+def test_no_single_swap_brings_k_medoids_nearer_to_all_images():
+    for seed in range(5):
+        x = _points(14, seed)
+        distances = np.linalg.norm(x[:, None] - x[None], axis=2)
+        rows = k_medoids(x, 4).tolist()
+        reached = distances[:, rows].min(axis=1).mean()
+        swaps = [[into if row == out else row for row in rows] for out in rows for into in set(range(14)) - set(rows)]
+        assert reached <= min(distances[:, swap].min(axis=1).mean() for swap in swaps) + 1e-6
+
+
+def test_one_medoid_is_the_image_nearest_to_all():
+    x = _points(20)
+    distances = np.linalg.norm(x[:, None] - x[None], axis=2)
+    assert k_medoids(x, 1).tolist() == [distances.mean(axis=0).argmin()]

@@ -87,7 +87,7 @@ def test_starts_are_dealt_out_in_order_and_again_from_the_first():
 
 def test_sparse_starts_are_those_farthest_from_their_neighbours():
     features = np.concatenate([np.linspace(0, 1, 20), [5.0, 9.0]])[:, None].astype(np.float32)
-    assert choose_images(features, 2, "sparse", 0, "a").tolist() == [21, 20]
+    assert set(choose_images(features, 2, "sparse", 0, "a").tolist()) == {20, 21}
     assert len(set(choose_images(features, 7, "random", 0, "a").tolist())) == 7
     assert set(choose_images(features, 3, "medoids", 0, "a").tolist()) >= {20, 21}
 
