@@ -21,6 +21,7 @@ from ims3_ray.evaluation.augment import augment, cutmix, normalise
 from ims3_ray.evaluation.protocols import Budget, Protocol
 from ims3_ray.method.keys import key_seed
 from ims3_ray.models.classifiers import build
+from ims3_ray.models.device import keep_freed_memory
 
 SCORING_BATCH = 128  # images a forward pass when scoring; changes no result, larger ones are slower on a CPU
 
@@ -81,6 +82,8 @@ def train_and_score(
     """
     _check_labels(train_labels, test_labels, num_classes)
     device, size = torch.device(device), protocol.image_size
+    if device.type == "cpu":
+        keep_freed_memory()
     model = build(protocol.network, num_classes, size, _generator(seed, "weights"), width=protocol.width).to(device)
     budget = protocol.budget(max(1, round(len(train_labels) / num_classes)), num_classes)
     optimiser = torch.optim.SGD(
