@@ -22,7 +22,7 @@ from ..method.coverage import class_coverage
 from ..models.device import prepare_device
 from ..progress import bar
 
-VERSION = 2
+VERSION = 3
 READ_ROWS = 512  # images a reading task
 COVERAGE = ("coverage", "low_density_coverage", "density", "precision", "copy_rate", "vendi")
 
