@@ -20,7 +20,7 @@ from .machine import DeviceFigures, measure_device, peak_memory, synchronize
 class Side:
     """`build(**arguments)` gives what does the work when it is called; a training also has `checkpoint()`."""
 
-    name: str  # "own" or "published"
+    name: str  # "own", or what it stands beside: "published", "plain"
     settings: str  # what a person should know of it
     build: Callable[..., Callable[[], Any]]
     arguments: dict[str, Any]
@@ -39,7 +39,7 @@ class Measured:
     settings: str
     batch_size: int
     images_per_s: float
-    ratio: float | None  # over the published side's, where it is measured
+    ratio: float | None  # over the reference's, where it is measured
     rates: list[float]
     operations_per_image: float
     matrix_share: float  # of the device's measured matrix rate
@@ -87,8 +87,19 @@ class Runner:
         return figures
 
 
-def compare(sides: list[Side], machine: Machine, device: DeviceFigures, *, repetitions: int, seconds: float) -> list[Measured]:
-    """Every side's figures; in each repetition all take their turn, for at least `seconds` and one call."""
+def compare(
+    sides: list[Side],
+    machine: Machine,
+    device: DeviceFigures,
+    *,
+    repetitions: int,
+    seconds: float,
+    reference: str = "published",
+) -> list[Measured]:
+    """Every side's figures; in each repetition all take their turn, for at least `seconds` and one call.
+
+    `reference`: the side that ratios are over.
+    """
     gpus = 0.99 / len(sides) if machine.device == "cuda" else 0  # of one GPU, which all of them share
     runners = [Runner.options(num_gpus=gpus).remote(side, machine.device) for side in sides]
     first = [ray.get(runner.run.remote(0)) for runner in runners]
@@ -97,14 +108,14 @@ def compare(sides: list[Side], machine: Machine, device: DeviceFigures, *, repet
         [s.images * calls / took for calls, took in column] for s, column in zip(sides, zip(*turns, strict=True), strict=True)
     ]
     medians = [statistics.median(of_side) for of_side in rates]
-    reference = next((rate for side, rate in zip(sides, medians, strict=True) if side.name == "published"), None)
+    base = next((rate for side, rate in zip(sides, medians, strict=True) if side.name == reference), None)
     return [
         Measured(
             name=side.name,
             settings=side.settings,
             batch_size=side.batch_size,
             images_per_s=rate,
-            ratio=rate / reference if reference else None,
+            ratio=rate / base if base else None,
             rates=of_side,
             operations_per_image=side.operations,
             matrix_share=rate * side.operations / device.matrix_rate,

@@ -10,6 +10,9 @@ python jobs/bench.py sample                                   a stage (sample, f
 python jobs/bench.py finetune --random-init --size XL/2       with random weights of that size: nothing is downloaded
 python jobs/bench.py sample --recipe my.yaml model.path=DIR --batch-size 128,256
 python jobs/bench.py pipeline                                 the stages under Ray beside the bare loop of the same parts
+
+python jobs/bench.py evaluate                                 training a classifier, beside DataLoader and PIL
+python jobs/bench.py evaluate --protocol minimax --steps 4 --scored 2 --accuracy 5
 """
 
 import argparse
@@ -17,9 +20,9 @@ import json
 from pathlib import Path
 
 from ..errors import InputError
-from . import bench_select, bench_stages
+from . import bench_evaluate, bench_select, bench_stages
 
-WHAT = {"select": bench_select} | dict.fromkeys(bench_stages.WHAT, bench_stages)
+WHAT = {"select": bench_select, "evaluate": bench_evaluate} | dict.fromkeys(bench_stages.WHAT, bench_stages)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="JSON", help="also write the figures here")
     bench_select.add_arguments(parser.add_argument_group("select"))
     bench_stages.add_arguments(parser.add_argument_group(", ".join(bench_stages.WHAT)))
+    bench_evaluate.add_arguments(parser.add_argument_group("evaluate"))
     parser.add_argument("overrides", nargs="*", metavar="field=value", help="such as workers.shards=4 or model.path=DIR")
 
 

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.augment import augment, cutmix, normalise
+from ims3_ray.evaluation.forward import forward_in, numerics_for
 from ims3_ray.evaluation.protocols import Budget, Protocol
 from ims3_ray.method.keys import key_seed
 from ims3_ray.models.classifiers import build
+from ims3_ray.models.device import Numerics, keep_freed_memory
 
 SCORING_BATCH = 128  # images a forward pass when scoring; changes no result, larger ones are slower on a CPU
 
@@ -34,6 +36,8 @@ class Score:
     train_loss: list[tuple[int, float]]
     """(step, mean training loss since the evaluation before)."""
     seconds: float
+    numerics: Numerics
+    """What the network ran in: kind of device, precision, compilation."""
 
 
 def train_and_score(
@@ -56,6 +60,8 @@ def train_and_score(
     """
     _check_labels(train_labels, test_labels, num_classes)
     device, size = torch.device(device), protocol.image_size
+    if device.type == "cpu":
+        keep_freed_memory()
     model = build(protocol.network, num_classes, size, _generator(seed, "weights"), width=protocol.width).to(device)
     budget = protocol.budget(max(1, round(len(train_labels) / num_classes)), num_classes)
     optimiser = torch.optim.SGD(
@@ -69,20 +75,22 @@ def train_and_score(
     scored = fit_to(test_images.to(device), size), test_labels.to(device).long()
     order, views = _generator(seed, "batches", device), _generator(seed, "augmentations", device)
     steps, marks = plan(budget, len(labels), protocol.evaluations)
+    numerics = numerics_for(device.type, steps)
+    forward = forward_in(model, numerics)
     history, train_loss, losses = [], [], []
     start = time.perf_counter()
     for step, rows in enumerate(batch_rows(budget, len(labels), order), start=1):
         for group in optimiser.param_groups:
             group["lr"] = budget.learning_rate * rate(protocol, budget, step - 1, steps)
-        losses.append(train_step(model, optimiser, images[rows], labels[rows], protocol, views))
+        losses.append(train_step(forward, optimiser, images[rows], labels[rows], protocol, views))
         if step in marks:  # the only times that the device is waited for
             train_loss.append((step, torch.stack(losses).mean().item()))
-            history.append((step, accuracy(model, *scored, protocol)))
+            history.append((step, accuracy(forward, *scored, protocol)))
             losses.clear()
         if progress is not None:
             progress(step, steps)
     best = max(value for _, value in history)
-    return Score(history[-1][1], best, history, train_loss, time.perf_counter() - start)
+    return Score(history[-1][1], best, history, train_loss, time.perf_counter() - start, numerics)
 
 
 def _check_labels(train_labels: Tensor, test_labels: Tensor, num_classes: int) -> None:
@@ -166,7 +174,7 @@ def rate(protocol: Protocol, budget: Budget, step: int, steps: int) -> float:
 
 
 def train_step(
-    model: nn.Module,
+    model: Callable[[Tensor], Tensor],
     optimiser: torch.optim.Optimizer,
     images: UInt8[Tensor, "b 3 s s"],
     labels: Int[Tensor, " b"],
@@ -189,7 +197,9 @@ def train_step(
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, images: UInt8[Tensor, "m 3 s s"], labels: Int[Tensor, " m"], protocol: Protocol) -> float:
+def accuracy(
+    model: Callable[[Tensor], Tensor], images: UInt8[Tensor, "m 3 s s"], labels: Int[Tensor, " m"], protocol: Protocol
+) -> float:
     """Share of the images that the model labels right."""
     correct = torch.zeros((), dtype=torch.int64, device=labels.device)
     for batch, truth in zip(images.split(SCORING_BATCH), labels.split(SCORING_BATCH), strict=True):

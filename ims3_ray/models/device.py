@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
+# glibc serves blocks of up to its mmap threshold from its own heap and returns larger ones to the system at once. Freeing
+# a mapped block raises the threshold to its size, up to 32 MiB, and what the heap keeps to twice that.
+KEPT_BYTES = 31 * 2**20
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # by the recipe's name of a precision
 
 
@@ -35,8 +38,18 @@ def prepare_device(kind: str) -> torch.device:
         torch.set_float32_matmul_precision("high")
     else:
         torch.set_num_threads(1)
+        keep_freed_memory()
     torch.use_deterministic_algorithms(True, warn_only=True)
     return torch.device(kind)
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory of the tensors that it frees, up to 31 MiB each, for the next ones.
+
+    Without it every activation of some megabytes is mapped, zeroed page by page and unmapped again in every step: a third
+    of the time of a small network's step on a CPU. It changes no value. Allocators other than glibc's are not affected.
+    """
+    torch.empty(KEPT_BYTES, dtype=torch.uint8)  # never touched, so that it costs no memory
 
 
 def supported(wanted: Numerics) -> tuple[Numerics, list[str]]:
