@@ -17,7 +17,8 @@ from ..data.digits import PREFIX, materialise
 from ..data.reading import BatchReader
 from ..estimate import count_operations
 from ..evaluation.protocols import Protocol
-from ..evaluation.train import Score, summary, train_and_score
+from ..evaluation.statistics import summary
+from ..evaluation.train import Score, train_and_score
 from ..models import classifiers
 from ..models.device import prepare_device
 from .evaluation_plain import train_plainly
