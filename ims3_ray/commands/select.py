@@ -58,9 +58,9 @@ def table(document: dict[str, Any]) -> list[str]:
     if document["unit"] == "image" and document["subgroup_selection"]:
         rows.append(("best subgroups", f"{document['subgroup_selection']['objective']:.6f}", "of the same pool"))
     if document["settings"]["coverage"]:
-        rows.append(
-            ("  coverage", f"{terms['coverage'] / len(document['selection']):.6f}", "mean covered share of real images")
-        )
+        what = {"balls": "mean covered share of real images", "distance": "mean 1 − d/2, d to the nearest chosen image"}
+        covered = f"{terms['coverage'] / len(document['selection']):.6f}"
+        rows.append(("  coverage", covered, what[document["settings"]["coverage_by"]]))
     if bound is not None:
         of_gain = "" if document["gap_of_gain"] is None else f", {100 * document['gap_of_gain']:.3f} % of the gain"
         gap = f"gap {100 * document['gap']:.3f} % of the objective{of_gain} ({document['certificate']})"

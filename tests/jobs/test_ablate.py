@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import tiny_words
 
 from ims3_ray import ablation
 from ims3_ray.commands.ablate import read_rows
@@ -29,16 +30,19 @@ def rows_file(tmp_path, text=ROWS):
     return str(path)
 
 
-@pytest.fixture
-def plan(tiny_overrides, tmp_path):
-    overrides = {k: v for k, v in parse_overrides(tiny_overrides).items() if k != "ipc"}
-    return ablation.Plan("digits", overrides, read_rows(rows_file(tmp_path)), (2, 3), (0, 1), 6)
-
-
-def test_rows_share_what_they_have_in_common_and_a_second_run_makes_nothing(ray_cluster, plan, tmp_path):
+@pytest.fixture(scope="module")
+def ran(ray_cluster, tiny_model, tiny_images, tmp_path_factory):
+    """A finished ablation: its plan, storage, what it said, document and folder."""
+    folder = tmp_path_factory.mktemp("ablation")
+    words = [word for word in tiny_words(tiny_model, tiny_images, folder / "runs") if not word.startswith("ipc=")]
+    plan = ablation.Plan("digits", parse_overrides(words), read_rows(rows_file(folder)), (2, 3), (0, 1), 6)
     said = []
-    document, out = ablation.run(plan, said.append)
-    counts = {noun: len(list((tmp_path / "runs" / noun).iterdir())) for noun in ("latents", "features", "candidates")}
+    return plan, folder / "runs", said, *ablation.run(plan, said.append)
+
+
+def test_rows_share_what_they_have_in_common_and_a_second_run_makes_nothing(ran):
+    plan, storage, said, document, out = ran
+    counts = {noun: len(list((storage / noun).iterdir())) for noun in ("latents", "features", "candidates")}
     # encoded once for each seed (a subset is drawn), embedded once; a pool a generator and seed, for both IPCs
     assert counts == {"latents": 2, "features": 1, "candidates": 4}
     assert len([line for line in said if ": sample →" in line]) == 4
@@ -48,8 +52,8 @@ def test_rows_share_what_they_have_in_common_and_a_second_run_makes_nothing(ray_
     assert {**second, "written": ""} == {**document, "written": ""}
 
 
-def test_the_table_compares_every_row_with_the_baseline_over_the_seeds(ray_cluster, plan):
-    document, _ = ablation.run(plan, lambda line: None)
+def test_the_table_compares_every_row_with_the_baseline_over_the_seeds(ran):
+    document = ran[3]
     assert [row["name"] for row in document["rows"]] == ["random real", "medoids", "DiT", "DiT + S³", "inverted"]
     for row in document["rows"]:
         for ipc in ("2", "3"):
@@ -79,9 +83,9 @@ def test_rows_that_are_none_are_refused_in_one_line(text, said, tmp_path):
         read_rows(rows_file(tmp_path, text))
 
 
-def test_a_row_with_an_unknown_field_is_refused_before_any_work(plan, tmp_path):
+def test_a_row_with_an_unknown_field_is_refused_before_any_work(tmp_path):
     text = "baseline: a\nrows: [{name: a, overrides: {im.wieght: 1}}]"
-    wrong = ablation.Plan(plan.recipe, plan.overrides, read_rows(rows_file(tmp_path, text)), (2,), (0,), None)
+    wrong = ablation.Plan("digits", {"storage": str(tmp_path / "runs")}, read_rows(rows_file(tmp_path, text)), (2,), (0,), None)
     with pytest.raises(InputError, match=r"im.wieght.*did you mean weight"):
         ablation.run(wrong, print)
     assert not Path(tmp_path, "runs").exists()
