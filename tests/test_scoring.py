@@ -44,7 +44,7 @@ def test_ray_gives_what_the_plain_call_gives_for_every_network_set_and_seed(ray_
 
 def test_a_set_without_a_class_that_is_scored_is_refused_before_any_training():
     sets = {("mine", 0): pixels(3, 0, labels=(0,))}
-    with pytest.raises(InputError, match="set 'mine': has no image of 1 of the 2 classes .* 'red'; add images"):
+    with pytest.raises(InputError, match=r"set 'mine': has no image of 1 of the 2 classes .* 'red'; add images"):
         train_all(sets, pixels(2, 1), [SMOKE], CLASSES, Machine("cpu", 1, 0, 1e9, Workers()))
 
 
