@@ -77,6 +77,7 @@ class Data(Section):
     class_map: str | None = None  # a YAML or JSON table of folder name → model label, or "new" for fresh class rows
     mirror: bool = True
     max_bad_fraction: Share = 0.01
+    max_overlap_fraction: Share = 0.01  # of the scored images that may be training files: a few are told, more are refused
     licence: Licence | None = None  # of the images
 
     @field_validator("classes")

@@ -9,6 +9,7 @@ import torch
 
 from . import cluster
 from .artifacts import Directory, fingerprint, open_storage
+from .auditing import check_splits, refuse_nested
 from .cluster import Machine
 from .config import Config
 from .context import Context
@@ -23,6 +24,7 @@ from .models.features import inspect_extractor, load_extractor
 from .models.generator import inspect_generator
 
 NO_PROTOCOL = "none"
+BUNDLED = "package://"  # no folder until it is written
 
 
 def check_storage(config: Config) -> None:
@@ -51,6 +53,8 @@ def image_places(config: Config) -> dict[str, str]:
             raise InputError(
                 f"data.{split}: protocol {config.evaluate.protocol} scores on it; give a folder, or evaluate.protocol=none"
             )
+        if data.classes is None and not data.train.startswith(BUNDLED) and not scored.startswith(BUNDLED):
+            refuse_nested(data.train, scored, f"data.{split}")
         places[split] = scored
     return places
 
@@ -77,6 +81,7 @@ def prepare(config: Config, machine: Machine) -> Context:
     if config.evaluate.protocol != NO_PROTOCOL:
         inputs["scored"] = images[protocol(config.evaluate.protocol).split].fingerprint
     numerics, notes = _numerics(config, machine)
+    notes += [f"warning: {line}" for line in check_splits(images, config.data.max_overlap_fraction)]
     return Context(config, storage, machine, images, info, labels, numerics, tuple(notes), inputs)
 
 

@@ -167,4 +167,5 @@ def test_a_class_without_real_images_is_nearest_to_nothing_and_ties_keep_the_ide
     of_classes = np.array([[1.0, 0], [np.nan, np.nan], [0, 1.0]])
     assert nearest_class(np.array([[1, 0.1], [0.1, 1]], np.float32), of_classes).tolist() == [0, 2]
     assert swapped_classes(np.full((3, 3), 1 / 3)) == {}
+    assert swapped_classes(np.array([[0.3, 0.4, 0.3], [0.4, 0.3, 0.3], [0.3, 0.3, 0.4]])) == {}  # no majority
     assert swapped_classes(np.array([[0.5, 0.5], [0.5, 0.5]])) == {}

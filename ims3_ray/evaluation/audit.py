@@ -168,7 +168,7 @@ def refuse_overlap(train: AuditedImages, scored: AuditedImages, *, limit: float,
     if len(same) > limit * len(scored.labels):
         raise InputError(
             f"{scored.name}: {of} in {places[scored.name]} are also in {train.name} {places[train.name]} ({named}); "
-            "give images that were not trained on, or remove these"
+            "give images that were not trained on, remove these, or raise data.max_overlap_fraction"
         )
     return [f"{scored.name}: {of} are also in {train.name} ({named}); the accuracy counts them"]
 
