@@ -233,6 +233,21 @@ class Selecting(BaseSettings):
     workers: Workers = Workers()
 
 
+class Evaluating(BaseSettings):
+    """Scoring anybody's image sets (jobs/evaluate.py); the number of images a class is read off each set."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", validate_default=True, env_prefix="IMS3_", env_nested_delimiter="__"
+    )
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    data: Data = Data()
+    embed: Embed = Embed()
+    evaluate: Evaluate = Evaluate()
+    workers: Workers = Workers()
+    storage: str = "./runs"  # of what is unpacked and embedded once
+
+
 class Config(BaseSettings):
     """A run: the recipe's sections, where it stores, and how many work on it."""
 
