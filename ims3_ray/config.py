@@ -16,6 +16,8 @@ Precision = Literal["fp32", "bf16"]
 Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
+NetworkName = Literal["convnet3", "convnet6", "resnetap10", "resnet18"]
+SEEDS_A_RUN = 1000  # classifier seeds that belong to one seed of the run
 
 
 class Section(BaseModel):
@@ -204,9 +206,20 @@ class Select(Section):
 
 class Evaluate(Section):
     protocol: str = "quick"  # "none" leaves evaluation out
-    seeds: Annotated[int, Field(ge=2)] = 3  # fewer give no interval
+    networks: Annotated[tuple[NetworkName, ...], Field(min_length=1)] | None = None  # None: the protocol's own
+    seeds: Annotated[int, Field(ge=2, le=SEEDS_A_RUN)] = 3  # fewer than 2 give no interval
+    baselines: tuple[Literal["random", "herding", "k_center", "medoids"], ...] = ("random",)  # real images, as many
     full: bool = True  # also train on the full real set
     neighbours: Count = 5  # k of the coverage balls
+    pool_images: Count | None = None  # also measure the coverage of the pool's first so many candidates a class
+
+    @field_validator("networks", "baselines")
+    @classmethod
+    def _are_named_once(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for name in names or ():
+            if names.count(name) > 1:
+                raise ValueError(f"{name!r} is named twice")
+        return names
 
 
 class Workers(Section):
@@ -218,6 +231,7 @@ class Workers(Section):
     train_workers: Count | None = None
     min_train_workers: Count | None = None  # lets fine-tuning go on with as few when nodes are lost, and grow again
     shards: Count | None = None
+    gpus_per_classifier: Annotated[float, Field(gt=0, le=1)] = 0.25  # small networks leave most of a GPU idle
 
 
 class Selecting(BaseSettings):

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .benchmarks.machine import matrix_rate
 from .context import Context
-from .evaluation.protocols import protocol
+from .evaluation.protocols import protocols
 from .models.classifiers import build
 from .models.dit import DiT
 from .models.features import load_extractor, without_weights
@@ -85,18 +85,19 @@ def _evaluation(context: Context) -> tuple[int, float]:
     c = context.config
     if c.evaluate.protocol == "none":
         return 0, 0.0
-    rules, classes = protocol(c.evaluate.protocol), len(context.classes)
-    network = build(rules.network, classes, rules.image_size, None, width=rules.width).to("meta")
-    one = count_operations(network, torch.zeros(1, 3, rules.image_size, rules.image_size, device="meta"))
-    per_set = {"distilled": c.ipc * classes, "random": c.ipc * classes}
+    classes, operations = len(context.classes), 0.0
+    per_set = dict.fromkeys(["distilled", *c.evaluate.baselines], c.ipc * classes)
     if c.evaluate.full:
         per_set["full"] = len(context.images["train"])
-    operations = 0.0
-    for images in per_set.values():
-        budget = rules.budget(max(1, round(images / classes)), classes)
-        steps = budget.steps or budget.epochs * -(-images // budget.batch_size)
-        operations += c.evaluate.seeds * steps * min(budget.batch_size, images) * BACKWARD * one
-    return c.evaluate.seeds * len(per_set), operations
+    networks = protocols(c.evaluate.protocol, c.evaluate.networks)
+    for rules in networks:
+        network = build(rules.network, classes, rules.image_size, None, width=rules.width).to("meta")
+        one = count_operations(network, torch.zeros(1, 3, rules.image_size, rules.image_size, device="meta"))
+        for images in per_set.values():
+            budget = rules.budget(max(1, round(images / classes)), classes)
+            steps = budget.steps or budget.epochs * -(-images // budget.batch_size)
+            operations += c.evaluate.seeds * steps * min(budget.batch_size, images) * BACKWARD * one
+    return c.evaluate.seeds * len(per_set) * len(networks), operations
 
 
 def operations_per_image(context: Context) -> dict[str, Any]:

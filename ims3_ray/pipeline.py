@@ -8,7 +8,7 @@ from typing import Any
 
 from .artifacts import Directory, complete, fingerprint, read_manifest
 from .context import Context
-from .evaluation.protocols import protocol
+from .evaluation.protocols import protocols
 from .preparation import NO_PROTOCOL, depends_on
 
 
@@ -57,7 +57,7 @@ def _select(c: Context) -> Any:
 
 
 def _evaluate(c: Context) -> Any:
-    rules = protocol(c.config.evaluate.protocol).model_dump(mode="json")
+    rules = [r.model_dump(mode="json") for r in protocols(c.config.evaluate.protocol, c.config.evaluate.networks)]
     return [c.config.evaluate.model_dump(mode="json"), rules, c.config.seed, c.config.ipc, c.inputs["scored"], c.machine.device]
 
 

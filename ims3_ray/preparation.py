@@ -18,11 +18,12 @@ from .data.classes import NEW, class_map
 from .data.distilled import check_class_names
 from .data.images import ImageSet, open_images
 from .errors import InputError
-from .evaluation.protocols import protocol
+from .evaluation.protocols import protocol, protocols
 from .hashing import content_hash
 from .models.device import Numerics, supported
 from .models.features import inspect_extractor, load_extractor
 from .models.generator import inspect_generator
+from .scoring import check_networks
 
 NO_PROTOCOL = "none"
 BUNDLED = "package://"  # no folder until it is written
@@ -73,6 +74,7 @@ def prepare(config: Config, machine: Machine) -> Context:
     names = tuple(info.id2label) if info.id2label else None
     labels = class_map(train.classes, names, info.num_classes, config.data.class_map)
     _check_numbers(config, train, info.config.in_channels)
+    _check_evaluation(config, len(train.classes))
     extractor = inspect_extractor(config.embed.extractor)
     models = [Path(info.path)] if config.model.vae is None else [Path(info.path), Path(info.vae_path)]
     inputs = {
@@ -126,6 +128,18 @@ def _check_numbers(config: Config, train: ImageSet, channels: int) -> None:
     if config.finetune.epochs and tuned < config.finetune.batch_size:
         raise InputError(
             f"finetune.batch_size: {config.finetune.batch_size} is more than the {tuned} images to tune on; lower it"
+        )
+
+
+def _check_evaluation(config: Config, num_classes: int) -> None:
+    if config.evaluate.protocol == NO_PROTOCOL:
+        return
+    check_networks(protocols(config.evaluate.protocol, config.evaluate.networks), num_classes)
+    pool = config.ipc * config.sample.subgroups
+    if (config.evaluate.pool_images or 0) > pool:
+        raise InputError(
+            f"evaluate.pool_images: {config.evaluate.pool_images} a class are more than the pool's {pool} "
+            "(ipc times sample.subgroups); lower it, or sample more"
         )
 
 

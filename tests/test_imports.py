@@ -12,8 +12,8 @@ MAY_IMPORT = {  # a folder → what of the package it may import, beside itself
     "report": {"errors"},
 }
 STAGE_MAY = {
-    "artifacts", "cluster", "config", "config_pretrain", "context", "data", "environment", "errors", "evaluation",
-    "fanout", "method", "models", "pretraining", "progress", "report", "selecting", "tables", "training",
+    "artifacts", "baselines", "cluster", "config", "config_pretrain", "context", "data", "environment", "errors", "evaluation",
+    "fanout", "method", "models", "pretraining", "progress", "report", "scoring", "selecting", "tables", "training",
 }  # fmt: skip
 
 

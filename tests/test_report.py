@@ -63,7 +63,8 @@ def evaluation(distilled=(0.90, 0.91, 0.92), random=(0.80, 0.81, 0.82)) -> dict:
         name: {"images": 6, "last": score(*values), "best": score(*values), "curves": [[[10, 0.3], [20, values[0]]]]}
         for name, values in (("distilled", distilled), ("random", random), ("full", (0.98, 0.98, 0.99)))
     }
-    coverage = {"distilled": dict.fromkeys(METRICS, 0.25) | {"recall": None, "kid": 0.5}, "random": {"coverage": 0.75}}
+    measured = dict.fromkeys(METRICS, 0.25) | {"recall": None, "kid": 0.5, "deciles": None}
+    coverage = {"distilled": measured, "random": {"coverage": 0.75}}
     return {"protocol": "quick-v1/convnet3-w32", "split": "test", "sets": sets, "coverage": coverage}
 
 
@@ -184,7 +185,23 @@ def test_coverage_stands_beside_its_yardstick_and_gaps_are_shown_as_gaps(page):
     found = {row[0]: row[1:] for row in rows}
     assert found["Coverage"] == ("0.250", "0.750")
     assert found["Recall"] == ("–", "–")
-    assert found["kid"] == ("0.500", "–")
+    assert found["KID"] == ("0.500", "–") and "deciles" not in found
+
+
+def test_deciles_networks_and_the_label_robust_score_are_shown_where_there_are_any(page):
+    text = Page(page).text
+    for heading in ("Coverage by density", "Other networks", "Label-robust score"):
+        assert heading not in text
+    document = evaluation()
+    document["coverage"]["distilled"]["deciles"] = [tenth / 100 for tenth in range(10)]
+    document["sets"]["distilled"]["label_robust_score"] = 0.321
+    second = {name: of_set | {"last": score(0.125, 0.125)} for name, of_set in document["sets"].items()}
+    document["networks"] = {document["protocol"]: document["sets"], "quick-v1/resnet18": second}
+    html = render(report(evaluation=document)).decode()
+    tenths = re.findall(r"<tr><th>(\d+)(?:<small>\w+</small>)?</th><td>([\d.]+)</td></tr>", html)
+    assert tenths == [(str(tenth + 1), f"{tenth / 100:.3f}") for tenth in range(10)]
+    assert "<b>0.321</b>" in html
+    assert re.search(r"<th>quick-v1/resnet18</th><td>12.5 ±0.0</td>", html)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ something together with its protocol's `label`. Any change of a value here raise
 Sources: Gu et al., CVPR 2024 (`minimax`), the published script of IMS3 (`ims3`); `quick` is this project's own.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -164,3 +165,8 @@ def protocol(name: str, network: str | None = None) -> Protocol:
     if network not in NETWORKS:
         raise InputError(f"network: {network!r} is not known; choose one of {', '.join(NETWORKS)}")
     return chosen.model_copy(update={"network": network, "width": None})
+
+
+def protocols(name: str, networks: Sequence[str] | None = None) -> list[Protocol]:
+    """The protocol of this name with each of the networks, or with its own alone where None."""
+    return [protocol(name, network) for network in networks or (None,)]

@@ -21,14 +21,18 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 
 Features = Float[np.ndarray, "_ d"]
-Values = dict[str, float | None]
+Values = dict[str, float | list[float] | None]
 LOW_DENSITY_SHARE = 0.2  # the fifth of the real images with the largest NND_k
+DECILES = 10
 COPY_PERCENTILE = 1.0
 
 
 @dataclass(frozen=True)
 class ClassCoverage:
-    """Each metric by name: averaged over the classes, and per class. None where a class has too few images for it."""
+    """Each metric by name: averaged over the classes, and per class. None where a class has too few images for it.
+
+    `deciles` is a list, the others are numbers.
+    """
 
     mean: Values
     per_class: dict[int, Values]
@@ -41,7 +45,7 @@ def class_coverage(
     synthetic_labels: Int[np.ndarray, " m"],
     k: int = 5,
 ) -> ClassCoverage:
-    """All metrics of this module but KID, inside each class that the real images have, and averaged over the classes.
+    """All metrics of this module, inside each class that the real images have, and averaged over the classes.
 
     With few synthetic images a class, read coverage beside its value for a random real subset of the same size.
     Raises ValueError for a class with k real images or fewer, or with no synthetic image.
@@ -54,15 +58,19 @@ def class_coverage(
         if len(y) == 0:
             raise ValueError(f"class {label}: no synthetic image, but {len(x)} real ones")
         per_class[int(label)] = _metrics(x, y, k)
+    return ClassCoverage(class_mean(per_class), per_class)
+
+
+def class_mean(per_class: dict[int, Values]) -> Values:
+    """Each metric averaged over the classes, `deciles` one by one; None where a class has none."""
     names = next(iter(per_class.values()))
     columns = {name: [values[name] for values in per_class.values()] for name in names}
-    mean = {name: None if None in column else float(np.mean(column)) for name, column in columns.items()}
-    return ClassCoverage(mean, per_class)
+    return {name: None if None in column else np.mean(column, axis=0).tolist() for name, column in columns.items()}
 
 
 def _metrics(x: Features, y: Features, k: int) -> Values:
     nnd, d = _neighbour_distances2(x, k), _distances2(x, y)
-    inside = d <= nnd[:, None]  # (N, M): y_j in the ball of x_i
+    inside = d <= nnd[:, None]
     covered_by_some = inside.any(axis=1)
     recall = None
     if len(y) > k:
@@ -70,11 +78,13 @@ def _metrics(x: Features, y: Features, k: int) -> Values:
     return {
         "coverage": float(covered_by_some.mean()),
         "low_density_coverage": float(covered_by_some[sparsest(np.sqrt(nnd))].mean()),
+        "deciles": deciles(covered_by_some, nnd),
         "density": float(inside.sum() / (k * len(y))),
         "precision": float(inside.any(axis=0).mean()),
         "recall": recall,
         "copy_rate": copy_rate(x, y),
         "vendi": vendi(y),
+        "kid": kid(x, y) if len(y) > 1 else None,
     }
 
 
@@ -85,7 +95,19 @@ def neighbour_distances(real: Features, k: int = 5) -> Float32[np.ndarray, " n"]
 
 def covered(real: Features, synthetic: Features, k: int = 5) -> Bool[np.ndarray, " n"]:
     """Which real images have a synthetic one in their ball; both of one class. Their share is the coverage."""
-    return (_distances2(real, synthetic) <= _neighbour_distances2(real, k)[:, None]).any(axis=1)
+    return inside_balls(real, synthetic, k).any(axis=1)
+
+
+def inside_balls(real: Features, points: Features, k: int = 5) -> Bool[np.ndarray, "n m"]:
+    """Which of `points` (M, D) lie in the ball of which real image (N, D)."""
+    return _distances2(real, points) <= _neighbour_distances2(real, k)[:, None]
+
+
+def deciles(covered: Bool[np.ndarray, " n"], nnd: Float[np.ndarray, " n"]) -> list[float] | None:
+    """Coverage of each tenth of the real images by density, those with the smallest NND_k first. None below 10 images."""
+    if len(nnd) < DECILES:
+        return None
+    return [float(covered[rows].mean()) for rows in np.array_split(np.argsort(nnd, kind="stable"), DECILES)]
 
 
 def sparsest(nnd: Float[np.ndarray, " n"], share: float = LOW_DENSITY_SHARE) -> Int[np.ndarray, " s"]:

@@ -7,16 +7,16 @@ Sources: Zhao & Bilen 2021 (ConvNet), Kim et al. 2022 (ResNetAP: average pooling
 """
 
 import math
-from typing import Literal, TypedDict, get_args
+from typing import TypedDict, get_args
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ims3_ray.config import NetworkName
 from ims3_ray.errors import InputError
 
-NetworkName = Literal["convnet3", "convnet6", "resnetap10", "resnet18"]
 NETWORKS: tuple[str, ...] = get_args(NetworkName)
 DEFAULT_WIDTH = {"convnet3": 128, "convnet6": 128, "resnetap10": 64, "resnet18": 64}
 # An instance norm over a single position gives its bias whatever the image, so the last norm must see at least 2x2.

@@ -29,7 +29,10 @@ class ReportData:
     history: Sequence[Mapping[str, float]] = ()
     """Fine-tuning's metrics, a mapping a log step, with `step`; empty where the pretrained model was kept."""
     evaluation: Mapping[str, Any] | None = None
-    """`protocol`, `split`, `sets` by name, `coverage` by set; accuracies are fractions. None: left out."""
+    """`protocol`, `split`, `sets` by name, `coverage` by set; accuracies are fractions. None: left out.
+
+    `networks`, where there are several: `sets` by the protocol's label.
+    """
     stages: Sequence[Mapping[str, Any]] = ()
     """`name`, `rows`, `unit` of the rows, `seconds`, `rate` (rows/s), in the order in which they ran."""
     commands: Mapping[str, str] = field(default_factory=dict)

@@ -28,6 +28,7 @@ METRICS = {
         "share of synthetic images nearer to a real one than 99\u202f% of real images are to each other",
     ),
     "vendi": ("Vendi score", "effective number of different images a class"),
+    "kid": ("KID", "squared distance of the distributions of features, unbiased: 0 where they are one"),
 }
 
 
@@ -64,9 +65,9 @@ def render(data: ReportData) -> bytes:
 
 def _evaluation(evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
     if evaluation is None:
-        return {"accuracy": None, "curves": None, "metrics": [], "share": None}
+        return {"accuracy": None, "curves": None, "metrics": [], "deciles": {}, "share": None}
     sets, coverage = evaluation["sets"], evaluation.get("coverage") or {}
-    names = dict.fromkeys(name for values in coverage.values() for name in values)
+    names = dict.fromkeys(name for values in coverage.values() for name in values if name != "deciles")
     rows = [
         (*METRICS.get(name, (name, "")), [coverage[of].get(name) for of in coverage])
         for name in [*(name for name in METRICS if name in names), *(name for name in names if name not in METRICS)]
@@ -77,6 +78,7 @@ def _evaluation(evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
         "accuracy": plots.accuracy(sets),
         "curves": plots.learning_curves(sets),
         "metrics": rows,
+        "deciles": {of: values["deciles"] for of, values in coverage.items() if values.get("deciles")},
         "share": share,
     }
 

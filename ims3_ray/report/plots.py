@@ -15,7 +15,16 @@ from .svg import CLASS_COLOURS, DISTILLED, FULL, GRID, INK, MUTED, PAPER, RANDOM
 
 WIDTH = 1000
 SET_COLOURS = {"distilled": DISTILLED, "random": RANDOM, "full": FULL}
-SET_NAMES = {"distilled": "Distilled", "random": "Random real", "full": "Full real set"}
+SET_NAMES = {
+    "distilled": "Distilled",
+    "random": "Random real",
+    "herding": "Herding, real",
+    "k_center": "k-centre, real",
+    "medoids": "Medoids, real",
+    "full": "Full real set",
+    "ceiling": "Greedy cover, real",
+    "pool": "First of the pool",
+}
 MARKS = {
     "real": {"markersize": 4.5, "markeredgewidth": 0, "alpha": 0.4},
     "candidate": {"markersize": 6, "markeredgewidth": 1.1, "alpha": 0.8},

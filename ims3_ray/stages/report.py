@@ -13,7 +13,7 @@ from ..data.images import decode, encode_png, square
 from ..environment import hardware, versions
 from ..report.page import ReportData, contact_sheet, render
 
-VERSION = 2
+VERSION = 3
 REAL_SHOWN = 10  # real images of a class beside its distilled ones
 
 

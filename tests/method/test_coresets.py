@@ -1,0 +1,104 @@
+"""Coresets against their definitions, written out over every choice that there is."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from ims3_ray.method.coresets import greedy_cover, greedy_coverage, herding, k_center, medoids
+from ims3_ray.method.coverage import class_coverage, copy_rate, covered, deciles, neighbour_distances
+
+
+def _points(rows: int, seed: int = 0, dim: int = 3) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(rows, dim)).astype(np.float32)
+
+
+def _choosers():
+    return {
+        "herding": herding,
+        "k_center": k_center,
+        "medoids": lambda x, count: medoids(x, count, 0),
+        "greedy_coverage": lambda x, count: greedy_coverage(x, count, k=2),
+    }
+
+
+@pytest.mark.parametrize("name", _choosers())
+def test_rows_are_distinct_even_among_duplicates_and_repeat_with_the_call(name):
+    x = np.repeat(_points(4), 3, axis=0)
+    rows = _choosers()[name](x, 6)
+    assert len(set(rows.tolist())) == 6 and rows.dtype == np.int64
+    assert np.array_equal(rows, _choosers()[name](x, 6))
+    assert sorted(_choosers()[name](_points(5), 5).tolist()) == list(range(5))
+
+
+@pytest.mark.parametrize("name", _choosers())
+def test_a_count_that_the_class_can_not_give_is_refused(name):
+    for count in (0, 6):
+        with pytest.raises(ValueError, match=f"count: {count} of 5 images; choose 1 to 5"):
+            _choosers()[name](_points(5), count)
+
+
+def test_each_herded_image_brings_the_mean_nearest_to_the_class_mean():
+    x = _points(30, seed=1)
+    rows = herding(x, 6).tolist()
+    for t in range(1, 7):
+        errors = {r: np.linalg.norm(x.mean(0) - x[[*rows[: t - 1], r]].mean(0)) for r in set(range(30)) - set(rows[: t - 1])}
+        assert errors[rows[t - 1]] == pytest.approx(min(errors.values()), rel=1e-5)
+
+
+def test_k_center_starts_in_the_middle_and_is_within_twice_the_smallest_radius():
+    x = _points(12, seed=2)
+    rows = k_center(x, 3).tolist()
+    assert rows[0] == np.linalg.norm(x - x.mean(0), axis=1).argmin()
+
+    def radius(chosen):
+        return np.linalg.norm(x[:, None] - x[list(chosen)], axis=2).min(axis=1)
+
+    assert rows[1] == radius(rows[:1]).argmax() and rows[2] == radius(rows[:2]).argmax()
+    assert radius(rows).max() <= 2 * min(radius(c).max() for c in combinations(range(12), 3)) + 1e-6
+
+
+def test_medoids_are_the_image_nearest_to_each_cluster_the_largest_first():
+    offsets = np.array([[0.0, 0.0], [0.2, 0.0], [-0.2, 0.0], [0.0, 0.2], [0.0, -0.2], [0.1, 0.1], [-0.1, -0.1]])
+    right, above = np.array([9, 0]), np.array([0, 9])
+    x = np.concatenate([right + offsets[:3], offsets, above + offsets[:5]]).astype(np.float32)  # each has its centre first
+    assert medoids(x, 3, "any", 1).tolist() == [3, 10, 0]
+
+
+def test_medoids_of_another_seed_are_another_choice():
+    x = _points(200, seed=3, dim=8)
+    assert set(medoids(x, 20, 1).tolist()) != set(medoids(x, 20, 2).tolist())
+
+
+def test_a_greedy_cover_takes_the_most_new_rows_each_time():
+    covers = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0], [0, 1, 0, 1], [0, 0, 1, 0]], dtype=bool)
+    assert greedy_cover(covers, 4).tolist() == [0, 1, 2, 3]  # columns 0 and 1 tie; all rows are covered before column 3
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_greedy_coverage_is_near_to_the_best_choice_and_no_random_choice_beats_it(seed):
+    x = _points(18, seed=seed + 10)
+    rows = greedy_coverage(x, 3, k=2)
+    reached = covered(x, x[rows], k=2).mean()
+    best = max(covered(x, x[list(c)], k=2).mean() for c in combinations(range(18), 3))
+    assert (1 - 1 / np.e) * best <= reached <= best
+    draws = np.random.default_rng(seed)
+    assert reached >= np.mean([covered(x, x[draws.permutation(18)[:3]], k=2).mean() for _ in range(50)])
+    assert copy_rate(x, x[rows]) == 1.0
+
+
+def test_deciles_are_the_coverage_of_each_tenth_the_densest_first():
+    nnd = np.random.default_rng(0).permutation(30).astype(np.float32)
+    assert deciles(nnd < 4, nnd) == pytest.approx([1, 1 / 3, 0, 0, 0, 0, 0, 0, 0, 0])
+    assert deciles(nnd[:9] < 4, nnd[:9]) is None
+    x, y, labels = _points(40, 5), _points(6, 6), np.zeros(40, int)
+    found = class_coverage(x, labels, y, labels[:6]).mean
+    assert np.mean(found["deciles"]) == pytest.approx(found["coverage"])
+    by_density = np.argsort(neighbour_distances(x))
+    assert found["deciles"][0] == covered(x, y)[by_density[:4]].mean()
+
+
+def test_kid_is_left_out_of_a_class_with_one_synthetic_image():
+    x, labels = _points(20, 7), np.zeros(20, int)
+    assert class_coverage(x, labels, x[:1] + 1, labels[:1]).mean["kid"] is None
+    assert class_coverage(x, labels, x[:4] + 5, labels[:4]).mean["kid"] > 0
