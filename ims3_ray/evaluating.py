@@ -29,7 +29,7 @@ from .preparation import NO_PROTOCOL, image_places, open_splits
 from .scoring import Sets, check_networks, classifier_seeds, read_pixels, summarise, train_all
 
 COVERAGE = ("coverage", "low_density_coverage", "deciles", "density", "precision", "recall", "copy_rate", "vendi", "kid")
-RESERVED = {"random", "full", "ceiling", "herding", "k_center", "medoids"}
+RESERVED = {"random", "herding", "k_center", "medoids", "full", "ceiling"}  # names of what stands beside the given sets
 
 
 @dataclass(frozen=True)
@@ -131,10 +131,10 @@ def _check_counts(config: Evaluating, train: ImageSet, given: Mapping[str, Image
     coresets = [name for name in config.evaluate.baselines if name != "random"]
     for name, of_set in given.items():
         if (short := np.flatnonzero(of_set.counts() > counts)).size and config.evaluate.baselines:
-            cls = train.classes[short[0]]
+            ours, real = of_set.counts()[short[0]], counts[short[0]]
             raise InputError(
-                f"--set {name}: has {of_set.counts()[short[0]]} images of class {cls!r}, data.train {counts[short[0]]}: too few "
-                "for baselines of the same number; use evaluate.baselines=[]"
+                f"--set {name}: has {ours} images of class {train.classes[short[0]]!r}, data.train {real}: too few for "
+                "baselines of the same number; use evaluate.baselines=[]"
             )
         if coresets and len(set(of_set.counts().tolist())) > 1:
             raise InputError(
@@ -206,7 +206,7 @@ def _coverage(
             sets[name] = real.features[places], real.labels[places]
     neighbours = prepared.config.evaluate.neighbours
     counts = {count for of_set in prepared.given.values() for count in of_set.counts().tolist()}
-    if len(counts) == 1:
+    if len(counts) == 1 and max(counts) <= np.bincount(real.labels).min():
         places = ceiling(vectors, counts.pop(), neighbours, train.classes)
         sets["ceiling"] = real.features[places], real.labels[places]
     return measure_all(vectors, sets, neighbours, train.classes, COVERAGE)

@@ -17,6 +17,7 @@ from .. import cluster
 from ..artifacts import open_directory
 from ..errors import InputError
 from ..overrides import load_evaluating, parse_overrides
+from .figures import evaluation_lines
 
 NAMED = re.compile(r"([A-Za-z0-9_.-]+)=(.+)")
 
@@ -66,31 +67,5 @@ def named_sets(words: list[str]) -> dict[str, str]:
 
 def table(document: Mapping[str, Any]) -> list[str]:
     """Accuracies by network and set, coverage, and what the audit found."""
-    networks = document.get("networks") or {document["protocol"]: document["sets"]}
-    lines = []
-    for label, sets in networks.items():
-        lines.append(f"accuracy on the {document['split']} images, {label}, mean ± 95 % interval over seeds")
-        lines += accuracy_lines(sets, document["coverage"])
-    lines.append("  (last is the figure; best looks at the scored images and is a diagnostic)")
-    lines.append("")
-    warnings = document["audit"]["warnings"]
-    return lines + ([f"warning: {line}" for line in warnings] or ["audit: nothing found"])
-
-
-def accuracy_lines(sets: Mapping[str, Any], coverage: Mapping[str, Any]) -> list[str]:
-    """A line a set, below their heading."""
-    width = max(12, *(len(_title(name)) + 1 for name in sets))
-    lines = [f"  {'set':<{width}}{'images':>8}  {'last':>14}  {'best':>14}   coverage  low-density"]
-    for name, of_set in sets.items():
-        covered = coverage.get(name)
-        shown = f"{covered['coverage']:11.3f}{covered['low_density_coverage']:13.3f}" if covered else ""
-        cells = [f"{100 * of_set[w]['mean']:6.2f} ± {100 * of_set[w]['interval']:.2f}" for w in ("last", "best")]
-        lines.append(f"  {_title(name):<{width}}{of_set['images']:>8}  {cells[0]:>14}  {cells[1]:>14}{shown}")
-    return lines
-
-
-def _title(name: str) -> str:
-    """A baseline's name in words."""
-    kind, _, images = name.partition(" ")
-    titles = {"random": "random real", "full": "full real", "k_center": "k-centre"}
-    return f"{titles.get(kind, kind)} {images}".rstrip()
+    warnings = [f"warning: {line}" for line in document["audit"]["warnings"]]
+    return [*evaluation_lines(document), "", *(warnings or ["audit          no shared, doubly labelled or swapped images"])]
