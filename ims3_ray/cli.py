@@ -20,6 +20,7 @@ COMMANDS = {  # name → module of this package with `add_arguments(parser)` and
     "bench": "ims3_ray.commands.bench",
     "convert": "ims3_ray.commands.convert",
     "distill": "ims3_ray.commands.distill",
+    "evaluate": "ims3_ray.commands.evaluate",
     "pretrain": "ims3_ray.commands.pretrain",
     "runs": "ims3_ray.commands.runs",
     "select": "ims3_ray.commands.select",

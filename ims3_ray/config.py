@@ -79,6 +79,7 @@ class Data(Section):
     class_map: str | None = None  # a YAML or JSON table of folder name → model label, or "new" for fresh class rows
     mirror: bool = True
     max_bad_fraction: Share = 0.01
+    max_overlap_fraction: Share = 0.01  # of the scored images that may be training files: a few are told, more are refused
     licence: Licence | None = None  # of the images
 
     @field_validator("classes")
@@ -257,6 +258,21 @@ class Selecting(BaseSettings):
     ipc: Count = 10  # images a class, where select.unit=image
     select: Select = Select()
     workers: Workers = Workers()
+
+
+class Evaluating(BaseSettings):
+    """Scoring anybody's image sets (jobs/evaluate.py); the number of images a class is read off each set."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", validate_default=True, env_prefix="IMS3_", env_nested_delimiter="__"
+    )
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    data: Data = Data()
+    embed: Embed = Embed()
+    evaluate: Evaluate = Evaluate()
+    workers: Workers = Workers()
+    storage: str = "./runs"  # of what is unpacked and embedded once
 
 
 class Config(BaseSettings):

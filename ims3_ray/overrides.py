@@ -11,11 +11,11 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from .config import Config, Selecting
+from .config import Config, Evaluating, Selecting
 from .config_pretrain import Pretrain
 from .errors import InputError
 
-Settings = TypeVar("Settings", Config, Pretrain, Selecting)
+Settings = TypeVar("Settings", Config, Evaluating, Pretrain, Selecting)
 LICENSED = {"model": ("path", "vae"), "data": ("train", "class_map")}  # what a section's licence speaks of
 
 
@@ -56,6 +56,11 @@ def load_pretrain(overrides: Mapping[str, Any] | None = None) -> Pretrain:
 def load_selecting(overrides: Mapping[str, Any] | None = None) -> Selecting:
     """The configuration of a selection alone: the defaults with `overrides`."""
     return _build(Selecting, {}, overrides or {})
+
+
+def load_evaluating(overrides: Mapping[str, Any] | None = None) -> Evaluating:
+    """The configuration of an evaluation alone: the defaults with `overrides`."""
+    return _build(Evaluating, {}, overrides or {})
 
 
 def _build(kind: type[Settings], values: dict[str, Any], overrides: Mapping[str, Any]) -> Settings:

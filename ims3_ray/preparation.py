@@ -1,5 +1,6 @@
 """Everything that is checked before any heavy work: paths, images, models, classes, numbers that must fit each other."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import torch
 
 from . import cluster
 from .artifacts import Directory, fingerprint, open_storage
+from .auditing import check_splits, refuse_nested
 from .cluster import Machine
-from .config import Config
+from .config import Config, Data, Evaluating
 from .context import Context
 from .data.classes import NEW, class_map
 from .data.distilled import check_class_names
@@ -24,6 +26,7 @@ from .models.generator import inspect_generator
 from .scoring import check_networks
 
 NO_PROTOCOL = "none"
+BUNDLED = "package://"  # no folder until it is written
 
 
 def check_storage(config: Config) -> None:
@@ -36,13 +39,14 @@ def check_storage(config: Config) -> None:
         )
 
 
-def image_places(config: Config) -> dict[str, str]:
+def image_places(config: Config | Evaluating) -> dict[str, str]:
     """Where the training images lie, and those that the protocol scores on. InputError where that was left open."""
     data = config.data
     if data.train is None:
+        why = f"recipe {config.recipe} brings no images" if isinstance(config, Config) else "no training images are named"
         raise InputError(
-            f"data.train: recipe {config.recipe} brings no images; give the folder that holds one folder of training images "
-            "a class, such as data.train=/data/my-images/train"
+            f"data.train: {why}; give the folder that holds one folder of training images a class, "
+            "such as data.train=/data/my-images/train"
         )
     places = {"train": data.train}
     if config.evaluate.protocol != NO_PROTOCOL:
@@ -52,6 +56,8 @@ def image_places(config: Config) -> dict[str, str]:
             raise InputError(
                 f"data.{split}: protocol {config.evaluate.protocol} scores on it; give a folder, or evaluate.protocol=none"
             )
+        if data.classes is None and not data.train.startswith(BUNDLED) and not scored.startswith(BUNDLED):
+            refuse_nested(data.train, scored, f"data.{split}")
         places[split] = scored
     return places
 
@@ -59,7 +65,7 @@ def image_places(config: Config) -> dict[str, str]:
 def prepare(config: Config, machine: Machine) -> Context:
     """The run's context. InputError, in one line, for whatever a person must mend first."""
     storage = open_storage(config.storage)
-    images = _open_all(config, storage)
+    images = open_splits(image_places(config), config.data, config.seed, storage)
     train = images["train"]
     check_class_names(train.classes)
     info = inspect_generator(
@@ -79,6 +85,7 @@ def prepare(config: Config, machine: Machine) -> Context:
     if config.evaluate.protocol != NO_PROTOCOL:
         inputs["scored"] = images[protocol(config.evaluate.protocol).split].fingerprint
     numerics, notes = _numerics(config, machine)
+    notes += [f"warning: {line}" for line in check_splits(images, config.data.max_overlap_fraction)]
     return Context(config, storage, machine, images, info, labels, numerics, tuple(notes), inputs)
 
 
@@ -93,11 +100,10 @@ def _numerics(config: Config, machine: Machine) -> tuple[Numerics, list[str]]:
     return ray.get(ray.remote(**machine.actor_resources)(supported).remote(wanted))
 
 
-def _open_all(config: Config, storage: Directory) -> dict[str, ImageSet]:
-    """The training images, and those that the protocol scores on."""
-    data = config.data
-    shared = {"seed": config.seed, "max_bad_fraction": data.max_bad_fraction, "classes": data.classes}
-    opened = {name: open_images(place, storage, name=f"data.{name}", **shared) for name, place in image_places(config).items()}
+def open_splits(places: Mapping[str, str], data: Data, seed: int, storage: Directory) -> dict[str, ImageSet]:
+    """The sets at `places` ("train", and the split that is scored), of the same classes."""
+    shared = {"seed": seed, "max_bad_fraction": data.max_bad_fraction, "classes": data.classes}
+    opened = {name: open_images(place, storage, name=f"data.{name}", **shared) for name, place in places.items()}
     for name, images in opened.items():
         if images.classes != opened["train"].classes:
             odd = sorted(set(images.classes) ^ set(opened["train"].classes))

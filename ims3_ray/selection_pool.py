@@ -117,7 +117,7 @@ class ClassRange:
     def _without_copies(self, keys: dict, features: np.ndarray, real: np.ndarray, name: str) -> tuple[dict, np.ndarray]:
         """The candidates that are no copies of real images; InputError where fewer than ipc are left."""
         self._check_real(real, 1, "select.exclude_copies", name)
-        kept = ~copies(real, features)
+        kept = ~copies(real, features)[1]
         if kept.sum() < self.source.ipc:
             raise InputError(
                 f"select.exclude_copies: class {name!r} has {kept.sum()} candidates that copy no real image, "

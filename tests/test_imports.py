@@ -16,6 +16,15 @@ STAGE_MAY = {
     "fanout", "method", "models", "pretraining", "progress", "report", "scoring", "selecting", "starts", "tables", "training",
 }  # fmt: skip
 
+MODULE_MAY = {  # top-level modules that score anybody's sets: below them are no stages and no pipeline
+    "auditing": {"artifacts", "data", "errors", "evaluation"},
+    "embedding": {"artifacts", "cluster", "config", "data", "evaluation", "fanout", "models", "tables"},
+    "evaluating": {
+        "artifacts", "auditing", "baselines", "cluster", "config", "data", "embedding", "environment", "errors",
+        "evaluation", "hashing", "models", "preparation", "scoring",
+    },
+}  # fmt: skip
+
 
 def imported(path):
     """First names below ims3_ray that a module imports, at any depth of its code."""
@@ -35,6 +44,12 @@ def test_folders_import_in_one_direction_alone():
         for path in (PACKAGE / folder).rglob("*.py"):
             wrong = set(imported(path)) - allowed - {folder}
             assert not wrong, f"{path.relative_to(PACKAGE)} imports {sorted(wrong)}"
+
+
+def test_modules_that_score_anybodys_sets_import_no_stage():
+    for module, allowed in MODULE_MAY.items():
+        wrong = set(imported(PACKAGE / f"{module}.py")) - allowed
+        assert not wrong, f"{module}.py imports {sorted(wrong)}"
 
 
 def test_stages_never_import_each_other():

@@ -16,18 +16,7 @@ import yaml
 from .. import cluster
 from ..config import Config
 from ..overrides import load_config, parse_overrides
-
-SETS = {  # in the order of the table
-    "distilled": "distilled",
-    "random": "random real",
-    "herding": "herding",
-    "k_center": "k-centre",
-    "medoids": "k-means medoids",
-    "k_medoids": "k-medoids",
-    "full": "full real",
-    "pool": "pool",
-    "ceiling": "greedy cover",
-}
+from .figures import evaluation_lines
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,22 +42,7 @@ def summary_lines(config: Config, made: Any) -> list[str]:
     """The short table at the end of a run, and where everything is."""
     lines = []
     if made.evaluation:
-        document = made.evaluation
-        lines.append(f"accuracy on the {document['split']} images, {document['protocol']}, mean ± 95 % interval over seeds")
-        lines.append(f"  {'set':<15}{'images':>8}  {'last':>14}  {'best':>14}   coverage  low-density")
-        for name, title in SETS.items():
-            of_set, covered = document["sets"].get(name), document["coverage"].get(name)
-            if of_set is None and covered is None:
-                continue
-            images, cells = of_set["images"] if of_set else "", ("", "")
-            if of_set:
-                cells = [_accuracy(of_set[which]) for which in ("last", "best")]
-            shown = f"{covered['coverage']:11.3f}{covered['low_density_coverage']:13.3f}" if covered else ""
-            lines.append(f"  {title:<15}{images:>8}  {cells[0]:>14}  {cells[1]:>14}{shown}")
-        lines.append("  (last is the figure; best looks at the scored images and is a diagnostic)")
-        for label, sets in document.get("networks", {}).items():
-            if label != document["protocol"]:
-                lines.append(f"  {label}: " + ", ".join(f"{SETS[name]} {_accuracy(sets[name]['last'])}" for name in sets))
+        lines += evaluation_lines(made.evaluation)
         lines.append("")
     lines.append(f"  {'stage':<10}{'rows':>8} {'unit':<12}{'seconds':>9}{'rows/s':>10}")
     for stage in made.stages:
@@ -83,10 +57,6 @@ def summary_lines(config: Config, made: Any) -> list[str]:
         f"query          python jobs/runs.py storage={config.storage} --where run={made.key}",
     ]
     return lines
-
-
-def _accuracy(found: dict[str, Any]) -> str:
-    return f"{100 * found['mean']:6.2f} ± {100 * found['interval']:.2f}"
 
 
 def _dry_run(config: Config) -> None:

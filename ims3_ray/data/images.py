@@ -51,14 +51,17 @@ class ImageSet:
         """Images per class (C,)."""
         return np.bincount(self.labels, minlength=len(self.classes))
 
-    def subset(self, per_class: int | None, *key: int | str) -> np.ndarray:
-        """Rows of a random subset of `per_class` images a class for `key`, in the set's order; all where None."""
+    def subset(self, per_class: int | Sequence[int] | None, *key: int | str) -> np.ndarray:
+        """Rows of a random subset of `per_class` images a class, or as many as it says for each class, for `key`.
+
+        In the set's order; all where None.
+        """
         if per_class is None:
             return np.arange(len(self))
         chosen = []
         for label in range(len(self.classes)):
-            rows = np.flatnonzero(self.labels == label)
-            chosen.append(rows[permutation(len(rows), *key, self.classes[label])[:per_class]])
+            rows, count = np.flatnonzero(self.labels == label), per_class if isinstance(per_class, int) else per_class[label]
+            chosen.append(rows[permutation(len(rows), *key, self.classes[label])[:count]])
         return np.sort(np.concatenate(chosen))
 
 

@@ -115,15 +115,20 @@ def sparsest(nnd: Float[np.ndarray, " n"], share: float = LOW_DENSITY_SHARE) -> 
     return np.argsort(-nnd, kind="stable")[: max(1, round(share * len(nnd)))]
 
 
-def copy_rate(real: Features, synthetic: Features) -> float:
-    """Share of synthetic images as near to a real one as the nearest percent of real images are to each other."""
-    return float(copies(real, synthetic).mean())
+def copies(real: Features, others: Features) -> tuple[Int[np.ndarray, " m"], Bool[np.ndarray, " m"]]:
+    """The real image nearest to each other image, and whether that one counts as its copy.
 
-
-def copies(real: Features, synthetic: Features) -> Bool[np.ndarray, " m"]:
-    """Which synthetic images (M, D) count as copies of a real one (N, D); both of one class."""
+    A copy is as near to a real image as the nearest percent of real images are to each other; both of one class. Of fresh
+    images from the real distribution about one percent count. Needs at least two real images.
+    """
     threshold = np.percentile(_neighbour_distances2(real, 1), COPY_PERCENTILE)
-    return _distances2(real, synthetic).min(axis=0) <= threshold
+    distances, rows = _search(real, others, 1)
+    return rows[:, 0], distances[:, 0] <= threshold
+
+
+def copy_rate(real: Features, synthetic: Features) -> float:
+    """Share of synthetic images that `copies` counts: says whether a generator memorised."""
+    return float(copies(real, synthetic)[1].mean())
 
 
 def vendi(features: Features) -> float:

@@ -106,6 +106,8 @@ def bad(tmp_path, tiny_model, tiny_images):
         ([f"data.train={junk}"], ["data.train", "max_bad_fraction", "blue/0.png"]),
         ([f"data.train={few}"], ["data.train", "'blue'", "ipc=6"]),
         ([f"data.train={wide}", f"data.test={wide}"], ["'cat'", "data.class_map"]),
+        ([f"data.test={tiny_images / 'train'}"], ["data.test", "training folder"]),
+        ([f"data.test={few}"], ["data.test", "6 of 6", "few", "blue/0.png = blue/000.png"]),
         ([f"model.path={tmp_path / 'missing'}"], ["missing", "model"]),
         ([f"model.path={tmp_path / 'unet'}"], ["StableDiffusionPipeline"]),
         ([f"storage={newer}"], ["storage", "format 2"]),

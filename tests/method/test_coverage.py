@@ -6,6 +6,7 @@ import pytest
 
 from ims3_ray.method.coverage import (
     class_coverage,
+    copies,
     copy_rate,
     covered,
     kid,
@@ -127,3 +128,10 @@ def test_kid_is_unbiased_around_zero_for_one_distribution_and_positive_for_two()
     assert kid(rng.normal(size=(40, 4)), rng.normal(size=(30, 4)) + 2) > 5 * np.std(same)
     x, y = np.array([[1.0], [2.0]]), np.array([[0.0], [3.0]])
     assert kid(x, y) == pytest.approx((1 * 2 + 1) ** 3 + 1 - 2 * (1 + 4**3 + 1 + 7**3) / 4)
+
+
+def test_a_copy_is_within_the_first_percentile_of_real_to_real_distances():
+    x = np.cumsum(np.arange(1, 202, dtype=np.float32))[:, None]  # neighbours 2, 2, 3, 4 … apart: the percentile is 3
+    y = np.array([[x[-1, 0] + 2], [x[-1, 0] + 4], [x[50, 0] - 3]], np.float32)
+    rows, is_copy = copies(x, y)
+    assert rows.tolist() == [200, 200, 50] and is_copy.tolist() == [True, False, True]

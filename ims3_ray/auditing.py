@@ -1,0 +1,53 @@
+"""Image sets before they are scored: folders that overlap, files that two sets share, splits mixed up."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from .artifacts import Directory, open_directory
+from .data.images import ImageSet
+from .errors import InputError
+from .evaluation.audit import AuditedImages, imagenet_split_warnings, refuse_overlap
+
+
+def listed(name: str, images: ImageSet) -> AuditedImages:
+    """The set as its listing knows it: paths, labels, hashes of the files."""
+    return AuditedImages(name, images.paths, images.labels, images.ids)
+
+
+def refuse_nested(train: str, scored: str, name: str) -> None:
+    """InputError where `scored`, the place of `name`, lies within the training folder, or around it."""
+    ours, theirs = _place(open_directory(train)), _place(open_directory(scored))
+    if ours != theirs and (f"{ours}/".startswith(f"{theirs}/") or f"{theirs}/".startswith(f"{ours}/")):
+        raise InputError(
+            f"{name}: {scored} and data.train {train} lie one within the other; give two folders side by side, "
+            "or name the class folders with data.classes"
+        )
+
+
+def check_splits(images: Mapping[str, ImageSet], max_overlap: float) -> list[str]:
+    """Sentences on what makes the scored images doubtful: `images` holds "train" and the scored split.
+
+    Raises InputError for one folder as both, and where more than the share `max_overlap` of the scored files are training
+    files, byte for byte.
+    """
+    train = listed("data.train", images["train"])
+    places = {f"data.{split}": of_split.directory.uri for split, of_split in images.items()}
+    said = []
+    for split in images:
+        if split == "train":
+            continue
+        scored = listed(f"data.{split}", images[split])
+        if _place(images[split].directory) == _place(images["train"].directory):
+            raise InputError(
+                f"{scored.name}: {places[scored.name]} is the training folder, data.train; give images that were not trained on"
+            )
+        said += refuse_overlap(train, scored, limit=max_overlap, places=places)
+        if split == "test":  # a validation split is a part of the training images by intention
+            said += imagenet_split_warnings(scored.name, scored.paths, is_training=False)
+            said += imagenet_split_warnings(train.name, train.paths, is_training=True)
+    return said
+
+
+def _place(directory: Directory) -> str:
+    """The same text for every way of writing one folder."""
+    return str(Path(directory.path).resolve()) if directory.is_local else directory.uri

@@ -1,0 +1,70 @@
+"""Features of any image set and hashes of its decoded pixels, in one pass over a pool of actors; kept in the storage."""
+
+import numpy as np
+
+from .artifacts import Directory, fingerprint, read_rows
+from .cluster import Machine
+from .config import Embed
+from .data.images import ImageSet, check_bad
+from .data.reading import BatchReader, payloads
+from .evaluation.audit import AuditedImages, pixel_hash
+from .fanout import Part, fan_out
+from .models.device import prepare_device
+from .models.features import embed_pixels, load_extractor
+from .tables import FEATURES, Column, Columns
+
+VERSION = 1
+EMBEDDED = FEATURES | {"path": Column("str"), "pixels": Column("str")}  # pixels: hash of the decoded image as embedded
+NOUN = "embedded"
+
+
+class Embedder:
+    """Paths of a batch → rows of EMBEDDED."""
+
+    def __init__(self, images: Directory, extractor: str, image_size: int, batch_size: int, device: str):
+        self._device = prepare_device(device)
+        self._extractor = load_extractor(extractor, self._device)
+        self._read = BatchReader(images, image_size)
+        self._batch_size = batch_size
+
+    def __call__(self, payload: dict) -> tuple[Columns, dict[str, str]]:
+        pixels, columns, bad = self._read(payload)
+        columns["path"] = np.array([path for path in payload["paths"] if path not in bad], dtype=object)
+        columns["pixels"] = np.array([pixel_hash(image) for image in pixels], dtype=object)
+        columns["feature"] = embed_pixels(self._extractor, pixels, self._batch_size, self._device)
+        return columns, bad
+
+
+def embed_images(
+    images: ImageSet,
+    settings: Embed,
+    extractor_hash: str,
+    storage: Directory,
+    machine: Machine,
+    *,
+    name: str,
+    image_size: int,
+    max_bad_fraction: float,
+) -> AuditedImages:
+    """The set's readable images with features and hashes, at `image_size` pixels a side; made once for a storage.
+
+    Raises InputError, with `name`, where more than `max_bad_fraction` of the files turn out to be unreadable.
+    """
+    size = settings.batch_size.on(machine.device)
+    key = fingerprint([VERSION, images.directory.uri, images.fingerprint, extractor_hash, image_size, size, machine.device])
+    out = storage / NOUN / key
+    parts = [Part(i, len(p["paths"]), p) for i, p in enumerate(payloads(images, range(len(images)), size))]
+    arguments = {
+        "images": images.directory,
+        "extractor": settings.extractor,
+        "image_size": image_size,
+        "batch_size": size,
+        "device": machine.device,
+    }
+    made = fan_out(Embedder, arguments, parts, table=EMBEDDED, out=out, machine=machine, stage="embed")
+    bad = images.bad | made["notes"]
+    check_bad(name, images.directory.uri, bad, len(images) + len(images.bad), max_bad_fraction)
+    rows = read_rows(out, EMBEDDED)
+    return AuditedImages(
+        name, rows["path"].tolist(), rows["label"], rows["image_id"].tolist(), rows["pixels"].tolist(), rows["feature"]
+    )

@@ -1,0 +1,173 @@
+"""The audit: what two sets share, what bears two labels, which classes are mixed up."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ims3_ray.errors import InputError
+from ims3_ray.evaluation.audit import (
+    SHOWN,
+    AuditedImages,
+    audit,
+    exact_duplicates,
+    imagenet_split_warnings,
+    label_conflicts,
+    near_duplicates,
+    pixel_hash,
+    refuse_overlap,
+)
+from ims3_ray.evaluation.class_order import audit_classes, nearest_class, swapped_classes
+from ims3_ray.method.coverage import copy_rate
+
+CLASSES = ["ant", "bee", "cat"]
+CENTRES = np.eye(3, 8) * 4
+
+
+def of(name, contents, labels=None, **known):
+    labels = [0] * len(contents) if labels is None else labels
+    return AuditedImages(name, [f"{name}/{i}" for i in range(len(contents))], np.array(labels, np.int64), contents, **known)
+
+
+def clusters(per_class, seed):
+    """Features around a centre a class, and their labels."""
+    draws = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(3), per_class)
+    return (CENTRES[labels] + draws.normal(size=(len(labels), 8))).astype(np.float32), labels
+
+
+def featured(name, features, labels):
+    return of(name, [f"{name}{i}" for i in range(len(labels))], labels, features=features)
+
+
+def encoded(pixels, kind):
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, kind)
+    with Image.open(io.BytesIO(sink.getvalue())) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def test_a_reencoded_copy_has_the_same_pixel_hash_and_another_pixel_another():
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
+    assert pixel_hash(encoded(pixels, "PNG")) == pixel_hash(encoded(pixels, "BMP")) == pixel_hash(pixels)
+    changed = pixels.copy()
+    changed[0, 0, 0] ^= 1
+    assert pixel_hash(changed) != pixel_hash(pixels)
+    assert pixel_hash(pixels.reshape(7, 5, 3)) != pixel_hash(pixels)
+
+
+def test_exact_duplicates_are_found_by_bytes_and_by_pixels_whatever_their_label():
+    train = of("train", ["a", "b", "c"], [0, 0, 1], pixels=["A", "B", "C"])
+    test = of("test", ["b", "x", "y"], [1, 0, 0], pixels=["B", "C", "Y"])
+    assert exact_duplicates(train, test) == [(1, 0), (2, 1)]
+    assert exact_duplicates(of("train", ["a", "b"]), of("test", ["x", "b"])) == [(1, 1)]  # no pixels were read
+
+
+def test_near_duplicates_have_the_share_that_the_copy_rate_names():
+    real, labels = clusters(150, seed=0)
+    fresh, fresh_labels = clusters(40, seed=1)
+    fresh[:10] = real[:10] + np.float32(1e-4)
+    pairs, compared = near_duplicates(featured("train", real, labels), featured("made", fresh, fresh_labels))
+    assert compared == 120 and {(i, i) for i in range(10)} <= set(pairs)
+    rates = [copy_rate(real[labels == c], fresh[fresh_labels == c]) for c in range(3)]
+    assert len(pairs) == pytest.approx(40 * sum(rates))
+
+
+def test_near_duplicates_leave_out_exact_ones_other_classes_and_small_ones():
+    real, labels = clusters(120, seed=0)
+    train = featured("train", real, labels)
+    other_class = featured("made", real[:1], np.array([1]))
+    assert near_duplicates(train, other_class) == ([], 1)
+    assert near_duplicates(train, featured("made", real[:2], labels[:2]), without={0}) == ([(1, 1)], 1)
+    small = featured("train", real[:60], labels[:60])
+    assert near_duplicates(small, featured("made", real[:2], labels[:2])) == ([], 0)
+
+
+def test_chance_copies_give_no_warning_and_planted_ones_do():
+    real, labels = clusters(200, seed=0)
+    fresh, fresh_labels = clusters(100, seed=1)
+    train = featured("train", real, labels)
+    assert audit([train, featured("made", fresh, fresh_labels)], CLASSES)["warnings"] == []
+    fresh[:20] = real[:20] + np.float32(1e-4)
+    found = audit([train, featured("made", fresh, fresh_labels)], CLASSES)
+    assert len(found["warnings"]) == 1 and "near copies" in found["warnings"][0] and "made/0 ≈ train/0" in found["warnings"][0]
+
+
+def test_one_content_under_two_labels_is_a_conflict_inside_a_set_and_across_sets():
+    train = of("train", ["a", "b", "b2"], [0, 0, 1], pixels=["A", "B", "B"])
+    test = of("test", ["a", "c"], [2, 1], pixels=["A", "C"])
+    conflicts = label_conflicts([train, test])
+    named = [[(i["path"], i["label"]) for i in bearers] for bearers in conflicts]
+    assert named == [[("train/0", 0), ("test/0", 2)], [("train/1", 0), ("train/2", 1)]]
+    assert any("more than one class" in line and "'cat'" in line for line in audit([train, test], CLASSES)["warnings"])
+
+
+def test_the_document_counts_all_pairs_shows_some_and_is_plain_data():
+    import json
+
+    contents = [str(i) for i in range(SHOWN + 7)]
+    document = audit([of("train", contents), of("test", contents), of("made", ["x"])], CLASSES)
+    assert [(e["sets"], e["count"], len(e["pairs"])) for e in document["exact"]] == [
+        (["train", "test"], SHOWN + 7, SHOWN), (["train", "made"], 0, 0), (["test", "made"], 0, 0),
+    ]  # fmt: skip
+    assert json.loads(json.dumps(document)) == document
+    quiet = audit([of("train", contents), of("core", contents)], CLASSES, expected_copies=[("train", "core")])
+    assert quiet["warnings"] == [] and quiet["exact"][0]["count"] == SHOWN + 7
+
+
+def test_fast_ais_splits_are_told_by_their_file_names_and_imagenets_own_are_not():
+    woof = [f"n02086240/n02086240_{i}.JPEG" for i in range(3)]
+    val = ["n02086240/ILSVRC2012_val_00000907.JPEG"]
+    (line,) = imagenet_split_warnings("data.test", woof + val, is_training=False)
+    assert "data.test: 3 of 4 images" in line and woof[0] in line
+    assert imagenet_split_warnings("data.test", val, is_training=False) == []
+    (line,) = imagenet_split_warnings("data.train", woof + val, is_training=True)
+    assert "1 of 4" in line and val[0] in line
+    assert imagenet_split_warnings("data.train", woof, is_training=True) == []
+    assert imagenet_split_warnings("data.test", ["n02086240/n01440764_1.JPEG", "dog/1.JPEG"], is_training=False) == []
+
+
+def test_more_shared_files_than_the_limit_are_refused_by_name_and_fewer_are_told():
+    train, test = of("data.train", list("abcdef")), of("data.test", ["f", *map(str, range(9))])
+    places = {"data.train": "/here", "data.test": "/there"}
+    with pytest.raises(InputError, match=r"data\.test: 1 of 10 images in /there .*data\.test/0 = data\.train/5") as error:
+        refuse_overlap(train, test, limit=0.05, places=places)
+    assert "\n" not in str(error.value)
+    (line,) = refuse_overlap(train, test, limit=0.1, places=places)
+    assert "data.test/0 = data.train/5" in line
+    assert refuse_overlap(train, of("data.test", ["x"]), limit=0, places=places) == []
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [1, 0, 2], [1, 2, 0]])
+def test_permuted_classes_are_named_and_right_ones_are_not(order):
+    real, labels = clusters(40, seed=0)
+    made, looks = clusters(10, seed=1)
+    claimed = np.argsort(order)[looks]  # an image of class c was drawn as order[c]
+    found = audit_classes(real, labels, made, claimed, CLASSES)
+    assert found["looks_like"] == {CLASSES[c]: CLASSES[d] for c, d in enumerate(order) if c != d}
+    assert bool(found["warnings"]) == (order != [0, 1, 2])
+    assert found["own_share"] == pytest.approx(np.mean([order[c] == c for c in range(3)]), abs=0.1)
+
+
+def test_a_classifiers_head_assigns_in_the_place_of_centroids():
+    real, labels = clusters(10, seed=0)
+    made, looks = clusters(4, seed=1)
+    head = np.eye(3)[(looks + 1) % 3]
+    found = audit_classes(real, labels, made, looks, CLASSES, head=head)
+    assert found["by"] == "head" and found["looks_like"] == {"ant": "bee", "bee": "cat", "cat": "ant"}
+
+
+def test_a_poor_set_is_warned_of_but_not_called_swapped():
+    real, labels = clusters(40, seed=0)
+    made, looks = clusters(10, seed=1)
+    found = audit_classes(real, labels, made[looks == 0], np.repeat([0, 1, 2], [3, 3, 4]), CLASSES)
+    assert found["looks_like"] == {} and "look like their own class" in found["warnings"][0]
+
+
+def test_a_class_without_real_images_is_nearest_to_nothing_and_ties_keep_the_identity():
+    of_classes = np.array([[1.0, 0], [np.nan, np.nan], [0, 1.0]])
+    assert nearest_class(np.array([[1, 0.1], [0.1, 1]], np.float32), of_classes).tolist() == [0, 2]
+    assert swapped_classes(np.full((3, 3), 1 / 3)) == {}
+    assert swapped_classes(np.array([[0.3, 0.4, 0.3], [0.4, 0.3, 0.3], [0.3, 0.3, 0.4]])) == {}  # no majority
+    assert swapped_classes(np.array([[0.5, 0.5], [0.5, 0.5]])) == {}
