@@ -8,7 +8,7 @@ from ims3_ray.cluster import machine
 from ims3_ray.commands.distill import summary_lines
 from ims3_ray.errors import InputError
 from ims3_ray.overrides import load_config, parse_overrides
-from ims3_ray.stages.evaluate import _first, headline
+from ims3_ray.stages.evaluate import first_of_pool, headline
 
 NAMES = ["random", "herding", "k_center", "medoids"]
 
@@ -56,7 +56,7 @@ def test_the_figures_are_numbers_under_stable_names(evaluated):
 def test_the_pools_first_candidates_are_taken_by_subgroup_and_index_whatever_their_order():
     keys = np.random.default_rng(0).permutation([(c, g, k) for c in (0, 1) for g in range(3) for k in range(2)])
     drawn = dict(zip(("label", "subgroup", "index"), keys.T, strict=True))
-    taken = [tuple(keys[row]) for row in _first(drawn, 3)]
+    taken = [tuple(keys[row]) for row in first_of_pool(drawn, 3)]
     assert taken == [(c, g, k) for c in (0, 1) for g, k in ((0, 0), (0, 1), (1, 0))]
 
 
