@@ -45,12 +45,12 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError(f"--seeds: {arguments.seeds} generator seeds; give at least 1, and 2 for intervals")
     if "ipc" in overrides:
         raise InputError("ipc: an ablation runs over several; give them as --ipc 1,5,10")
-    from .. import ablation  # heavy, not needed to refuse bad input
+    from .. import ablation, ablation_plan  # heavy, not needed to refuse bad input
     from ..report.ablation import render_ablation
     from ..report.ablation_tables import long_csv, markdown
 
     seeds = tuple(range(seed, seed + arguments.seeds))
-    plan = ablation.Plan(arguments.recipe, overrides, rows, ipcs, seeds, arguments.pool_images or None)
+    plan = ablation_plan.Plan(arguments.recipe, overrides, rows, ipcs, seeds, arguments.pool_images or None)
     document, out = ablation.run(plan, print)
     files = {
         "ablation.json": json.dumps(document, indent=1).encode(),
@@ -74,7 +74,7 @@ def named() -> list[str]:
 
 def read_rows(place: str) -> Any:
     """The rows that a name or a YAML file stands for; InputError for what is not as above."""
-    from ..ablation import Row, Rows
+    from ..ablation_plan import Row, Rows
 
     if place in named():
         text = (resources.files("ims3_ray") / "ablations" / f"{place}.yaml").read_text()

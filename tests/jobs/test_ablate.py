@@ -7,6 +7,7 @@ import pytest
 from conftest import tiny_words
 
 from ims3_ray import ablation
+from ims3_ray.ablation_plan import Plan
 from ims3_ray.commands.ablate import read_rows
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.statistics import compare
@@ -34,7 +35,7 @@ def ran(ray_cluster, tiny_model, tiny_images, tmp_path_factory):
     """A finished ablation: its plan, storage, what it said, document and folder."""
     folder = tmp_path_factory.mktemp("ablation")
     words = [word for word in tiny_words(tiny_model, tiny_images, folder / "runs") if not word.startswith("ipc=")]
-    plan = ablation.Plan("digits", parse_overrides(words), read_rows(rows_file(folder)), (2, 3), (0, 1), 6)
+    plan = Plan("digits", parse_overrides(words), read_rows(rows_file(folder)), (2, 3), (0, 1), 6)
     said = []
     return plan, folder / "runs", said, *ablation.run(plan, said.append)
 
@@ -84,7 +85,7 @@ def test_rows_that_are_none_are_refused_in_one_line(text, said, tmp_path):
 
 def test_a_row_with_an_unknown_field_is_refused_before_any_work(tmp_path):
     text = "baseline: a\nrows: [{name: a, overrides: {im.wieght: 1}}]"
-    wrong = ablation.Plan("digits", {"storage": str(tmp_path / "runs")}, read_rows(rows_file(tmp_path, text)), (2,), (0,), None)
+    wrong = Plan("digits", {"storage": str(tmp_path / "runs")}, read_rows(rows_file(tmp_path, text)), (2,), (0,), None)
     with pytest.raises(InputError, match=r"im.wieght.*did you mean weight"):
         ablation.run(wrong, print)
     assert not Path(tmp_path, "runs").exists()
