@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import ray
+import safetensors.numpy
 
 from . import tables
 from .artifacts import Directory, part_names, read_rows
@@ -17,6 +18,7 @@ from .method.coverage import neighbour_distances, sparsest
 from .method.keys import permutation
 from .method.schedule import inversion_grid
 
+STARTS = "starts.safetensors"
 NEIGHBOURS = 5  # k of the distances by which an image counts as sparse
 CPUS_PER_TASK = 0.5
 
@@ -32,8 +34,20 @@ class Starts:
     timestep: int
     latents: np.ndarray
     noise: float
-    offsets: np.ndarray  # (classes + 1,): class i has the rows from offsets[i] on
+    offsets: np.ndarray  # (classes + 1,) int64: class i has the rows from offsets[i] on
     pool_ipc: int
+
+    def save(self, out: Directory) -> None:
+        """Write them beside the candidates, for every actor to read: an actor that is started again needs no other."""
+        numbers = {"timestep": self.timestep, "noise": self.noise, "pool_ipc": self.pool_ipc}
+        arrays = {name: np.array(value) for name, value in numbers.items()}
+        out.write(STARTS, safetensors.numpy.save(arrays | {"latents": self.latents, "offsets": self.offsets}))
+
+    @classmethod
+    def load(cls, folder: Directory) -> "Starts":
+        arrays = safetensors.numpy.load(folder.read(STARTS))
+        numbers = {name: arrays.pop(name).item() for name in ("timestep", "noise", "pool_ipc")}
+        return cls(**arrays, **numbers)
 
     def rows(self, label: np.ndarray, subgroup: np.ndarray, index: np.ndarray) -> np.ndarray:
         """The start of every candidate (B,): a class's starts are dealt out in order, again from the first when all are."""

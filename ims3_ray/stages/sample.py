@@ -51,9 +51,10 @@ def run(
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
     arguments = sampler_arguments(context, adapter if config.finetune.epochs else None)
     if config.sample.start == "inversion":
-        arguments["starts"] = collect_starts(
+        collect_starts(
             config.sample, config.pool_ipc, config.seed, context.classes, inversions, features, config.invert.points
-        )
+        ).save(out)
+        arguments["starts"] = out
     parts = [Part(index, len(batch), batch) for index, batch in enumerate(batches)]
     return fan_out(Sampler, arguments, parts, table=tables.CANDIDATES, out=out, machine=context.machine, stage="sample")
 
@@ -86,7 +87,7 @@ class Sampler:
         model_labels: list[int],
         seed: int,
         batch_size: int,
-        starts: Starts | None = None,
+        starts: Directory | None = None,  # where they were saved
     ):
         self._device = prepare_device(model.numerics.device)
         loaded = model.load(self._device)
@@ -98,9 +99,10 @@ class Sampler:
         self._predict = with_guidance(
             loaded.predict, loaded.dit.null_label, scale=settings.guidance_scale, channels=settings.guidance_channels
         )
-        self._timesteps, self._abar, self._starts = respaced(settings.steps, settings.spacing), alphas_bar(), starts
-        if starts:
-            self._timesteps = descending_from(self._timesteps, starts.timestep)
+        self._timesteps, self._abar = respaced(settings.steps, settings.spacing), alphas_bar()
+        self._starts = Starts.load(starts) if starts else None
+        if self._starts:
+            self._timesteps = descending_from(self._timesteps, self._starts.timestep)
 
     def __call__(self, payload: list[list[int]]) -> tuple[Columns, dict]:
         label, subgroup, index = np.array(payload, dtype=np.int64).T

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ims3_ray import cluster, preparation, tables
-from ims3_ray.artifacts import read_rows
+from ims3_ray.artifacts import open_directory, read_rows
 from ims3_ray.errors import InputError
 from ims3_ray.method import schedule
 from ims3_ray.overrides import load_config, parse_overrides
@@ -101,3 +101,12 @@ def test_a_pool_smaller_than_the_set_is_refused(words):
     for word, field in (("sample.pool_ipc=3", "sample.pool_ipc"), ("select.subgroups=9", "select.subgroups")):
         with pytest.raises(InputError, match=field):
             load_config("digits", parse_overrides([*words, word]))
+
+
+def test_starts_are_read_as_they_were_saved(tmp_path):
+    latents = np.random.default_rng(0).normal(size=(5, 4, 2, 2)).astype(np.float16)
+    starts = Starts(400, latents, 0.75, np.array([0, 2, 5]), pool_ipc=2)
+    starts.save(open_directory(str(tmp_path)))
+    read = Starts.load(open_directory(str(tmp_path)))
+    assert np.array_equal(read.latents, latents) and np.array_equal(read.offsets, starts.offsets)
+    assert (read.timestep, read.noise, read.pool_ipc) == (400, 0.75, 2)
