@@ -39,7 +39,7 @@ def run(ablation: Plan, say: Callable[[str], None]) -> tuple[dict[str, Any], Dir
         say(note)
     made = _make(ablation, contexts, say)
     document = describe(ablation, contexts, made)
-    key = fingerprint([config.results() for config in configs.values()])
+    key = fingerprint([ablation.rows.baseline, [config.results() for config in configs.values()]])
     return document, next(iter(contexts.values())).storage / "ablations" / f"{first.recipe}-{key}"
 
 

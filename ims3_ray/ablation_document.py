@@ -27,7 +27,7 @@ def describe(ablation: Plan, contexts: Mapping[Cell, Context], steps: Mapping[Ce
     largest = max(ablation.ipcs)
     rows = []
     for row in ablation.rows.rows:
-        source, of_set = (row.name, "distilled") if row.real is None else (ablation.rows.baseline, row.real)
+        source, of_set = (row.name, "distilled") if row.real is None else (ablation.rows.host, row.real)
         cells = {ipc: [_evaluation(steps[source, ipc, seed]) for seed in ablation.seeds] for ipc in ablation.ipcs}
         line = {
             "name": row.name,
@@ -98,7 +98,7 @@ def _coverage(ablation: Plan, contexts: Mapping[Cell, Context], steps: Mapping[C
         return {}
     found: dict[str, list[dict[str, Any]]] = {}
     for seed in ablation.seeds:
-        key = (ablation.rows.baseline, max(ablation.ipcs), seed)
+        key = (ablation.rows.host, max(ablation.ipcs), seed)
         context, features = contexts[key], steps[key]["features"].directory
         real = read_rows(features, tables.FEATURES)
         sets = _real_sets(ablation, context, real, seed)

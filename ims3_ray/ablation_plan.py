@@ -41,9 +41,15 @@ class Rows:
                 raise InputError(f"rows: {row.name!r}: real={row.real!r} is unknown; choose one of {', '.join(REAL)}")
             if row.real is not None and row.overrides:
                 raise InputError(f"rows: {row.name!r}: real images have no overrides; drop them or real")
-        generated = [row.name for row in self.rows if row.real is None]
-        if self.baseline not in generated:
-            raise InputError(f"rows: baseline {self.baseline!r} is no generated row; choose one of {', '.join(generated)}")
+        if self.baseline not in names:
+            raise InputError(f"rows: baseline {self.baseline!r} is no row; choose one of {', '.join(names)}")
+        if all(row.real for row in self.rows):
+            raise InputError("rows: all stand for real images; add one that is generated, if only {name: DiT}")
+
+    @property
+    def host(self) -> str:
+        """The first generated row: its runs also score the real images."""
+        return next(row.name for row in self.rows if row.real is None)
 
 
 @dataclass(frozen=True)
@@ -59,10 +65,11 @@ class Plan:
 
     def config(self, row: Row, ipc: int, seed: int) -> Config:
         """The run of one cell. Candidates are drawn for the largest IPC, unless the row says otherwise."""
+        real = sorted({row.real for row in self.rows.rows if row.real})
         shared = {
             "sample.pool_ipc": max(self.ipcs),
             "evaluate.full": False,
-            "evaluate.baselines": sorted({r.real for r in self.rows.rows if r.real}) if row.name == self.rows.baseline else [],
+            "evaluate.baselines": real if row.name == self.rows.host else [],
         }
         return load_config(self.recipe, shared | {**self.overrides, **row.overrides, "ipc": ipc, "seed": seed})
 

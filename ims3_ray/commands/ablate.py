@@ -11,6 +11,7 @@ ims3_ray/ablations has examples. What rows have in common is made once, and what
 import argparse
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", default="digits", metavar="NAME|FILE", help="as for distill")
     rows = f"named rows ({', '.join(named())}) or a YAML file"
     parser.add_argument("--rows", default=STANDARD, metavar="NAME|FILE", help=rows)
+    parser.add_argument("--baseline", metavar="ROW", help="the row that differences are taken to (default: as the rows say)")
     parser.add_argument("--ipc", default="1,5,10", metavar="K,K,…", help="images a class (default 1,5,10)")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="generator seeds (default 5)")
     parser.add_argument(
@@ -41,6 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
     overrides = parse_overrides(arguments.overrides)
     ipcs = _numbers(arguments.ipc)
     rows, seed = read_rows(arguments.rows), overrides.pop("seed", 0)
+    rows = replace(rows, baseline=arguments.baseline) if arguments.baseline else rows
     if arguments.seeds < 1:
         raise InputError(f"--seeds: {arguments.seeds} generator seeds; give at least 1, and 2 for intervals")
     if "ipc" in overrides:

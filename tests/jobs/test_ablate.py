@@ -1,6 +1,7 @@
 """jobs/ablate.py on the tiny model: what rows share, what the table says, and rows that are refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,14 @@ def test_the_table_compares_every_row_with_the_baseline_over_the_seeds(ran):
     assert comparison.baseline == "DiT" and "inverted" in table and "k-means" not in table
 
 
+def test_differences_to_another_row_need_no_new_runs(ran):
+    plan, _, _, document, out = ran
+    said = []
+    other, place = ablation.run(replace(plan, rows=replace(plan.rows, baseline="medoids")), said.append)
+    assert said == [] and place.path != out.path
+    assert other["rows"] == document["rows"] and compare(other).baseline == "medoids"
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -74,6 +83,7 @@ def test_the_table_compares_every_row_with_the_baseline_over_the_seeds(ran):
         ("baseline: a\nrows: [{name: a}, {name: a}]", "stands twice"),
         ("baseline: b\nrows: [{name: a}]", "baseline 'b'"),
         ("baseline: a\nrows: [{name: a}, {name: b, real: best}]", "choose one of random"),
+        ("baseline: a\nrows: [{name: a, real: random}]", "add one that is generated"),
         ("baseline: a\nrows: [{name: a, overrides: 3}]", "fields and values"),
         ("baseline: [", "not valid YAML"),
     ],
