@@ -14,7 +14,7 @@ from .data.distilled import is_selected
 from .evaluation.protocols import protocol
 from .pipeline import Step
 from .scoring import classifier_seeds
-from .stages.evaluate import COVERAGE, first_of_pool
+from .stages.evaluate import first_of_pool
 
 Steps = Mapping[str, Step]  # by noun
 
@@ -108,7 +108,7 @@ def _coverage(ablation: Plan, contexts: Mapping[Cell, Context], steps: Mapping[C
                 vectors = _drawn(context, ablation.pool_images, steps.get(chosen), steps[largest])
                 sets |= {row.name: vectors} if vectors else {}
         of_real, k = (real["feature"], real["label"]), context.config.evaluate.neighbours
-        for name, values in baselines.measure_all(of_real, sets, k, context.classes, COVERAGE).items():
+        for name, values in baselines.measure_all(of_real, sets, k, context.classes, baselines.COVERAGE).items():
             found.setdefault(name, []).append(values)
     return {name: _columns(records) for name, records in found.items()}
 

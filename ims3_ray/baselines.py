@@ -19,6 +19,7 @@ CORESETS: dict[str, Callable[..., np.ndarray]] = {  # (features (N, D) of a clas
     "medoids": medoids,
     "k_medoids": lambda x, count, seed: k_medoids(x, count),
 }
+COVERAGE = ("coverage", "low_density_coverage", "deciles", "density", "precision", "recall", "copy_rate", "vendi", "kid")
 SEEDED = ("random", "medoids")  # a choice for each seed; the others are one for all
 Vectors = tuple[np.ndarray, np.ndarray]  # features (N, D), labels (N,)
 

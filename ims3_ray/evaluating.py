@@ -13,7 +13,7 @@ from PIL import Image
 from . import cluster
 from .artifacts import Directory, open_storage
 from .auditing import check_splits
-from .baselines import SEEDED, Vectors, ceiling, choose_all, measure_all
+from .baselines import CORESETS, COVERAGE, SEEDED, Vectors, ceiling, choose_all, measure_all
 from .config import Evaluating
 from .data.images import READERS, ImageSet
 from .data.labelled import open_labelled
@@ -28,8 +28,7 @@ from .models.features import inspect_extractor, load_extractor
 from .preparation import NO_PROTOCOL, image_places, open_splits
 from .scoring import Sets, check_networks, classifier_seeds, read_pixels, summarise, train_all
 
-COVERAGE = ("coverage", "low_density_coverage", "deciles", "density", "precision", "recall", "copy_rate", "vendi", "kid")
-RESERVED = {"random", "herding", "k_center", "medoids", "full", "ceiling"}  # names of what stands beside the given sets
+RESERVED = {"random", *CORESETS, "full", "ceiling"}  # names of what stands beside the given sets
 
 
 @dataclass(frozen=True)

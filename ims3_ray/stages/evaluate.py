@@ -10,14 +10,13 @@ import numpy as np
 
 from .. import tables
 from ..artifacts import Directory, read_rows
-from ..baselines import SEEDED, Vectors, ceiling, choose_all, measure_all
+from ..baselines import COVERAGE, SEEDED, Vectors, ceiling, choose_all, measure_all
 from ..context import Context
 from ..data.distilled import DistilledSet, is_selected
 from ..evaluation.protocols import Protocol, protocols
 from ..scoring import Pixels, classifier_seeds, pixels_of, read_pixels, summarise, train_all
 
 VERSION = 3
-COVERAGE = ("coverage", "low_density_coverage", "deciles", "density", "precision", "recall", "copy_rate", "vendi", "kid")
 
 
 def run(
