@@ -135,11 +135,11 @@ def _check_evaluation(config: Config, num_classes: int) -> None:
     if config.evaluate.protocol == NO_PROTOCOL:
         return
     check_networks(protocols(config.evaluate.protocol, config.evaluate.networks), num_classes)
-    pool = config.ipc * config.sample.subgroups
+    pool = config.pool_ipc * config.sample.subgroups
     if (config.evaluate.pool_images or 0) > pool:
         raise InputError(
             f"evaluate.pool_images: {config.evaluate.pool_images} a class are more than the pool's {pool} "
-            "(ipc times sample.subgroups); lower it, or sample more"
+            "(images a subgroup times sample.subgroups); lower it, or sample more"
         )
 
 

@@ -154,6 +154,26 @@ def test_single_images_are_never_worse_than_the_best_subgroups(ray_cluster, tmp_
     assert chosen(pool, shards=3, unit="image", coverage=0.3, coverage_neighbours=2).document == document
 
 
+def test_copies_of_real_images_are_left_out_where_that_is_asked_for(ray_cluster, tmp_path):
+    candidates, real = features(4, seed=5)
+    for name, of_class in candidates.items():  # the first of every subgroup is a real image, and the best there is
+        for g in range(4):
+            of_class[g * IPC] = (g, 0, real[name][g])
+    pool = opened(tmp_path, candidates, real)
+    free, without = (chosen(pool, unit="image", exclude_copies=copies).document["selection"] for copies in (False, True))
+    assert any(k == 0 for places in free.values() for _, k in places)
+    assert all(k != 0 for places in without.values() for _, k in places)
+    settings = SETTINGS.model_copy(update={"unit": "image", "exclude_copies": True})
+    with pytest.raises(InputError, match=r"select.exclude_copies: .* candidates that copy no real image, ipc needs 9"):
+        select_features(pool, settings, ipc=9, seed=0, machine=cluster.machine(Workers(shards=1)))
+
+
+def test_closeness_to_real_images_grows_with_its_weight(ray_cluster, tmp_path):
+    pool = opened(tmp_path, *features(4, seed=5))
+    terms = [chosen(pool, unit="image", coverage_by="distance", coverage=weight).document["terms"] for weight in (0.01, 100.0)]
+    assert terms[1]["coverage"] > terms[0]["coverage"]
+
+
 def test_pruned_rounds_and_pools_select_too(ray_cluster, tmp_path):
     pool = opened(tmp_path, *features(6, seed=6))
     exact = chosen(pool, certify="none").document
