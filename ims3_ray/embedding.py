@@ -1,4 +1,4 @@
-"""Features of any image set and hashes of its decoded pixels, in one pass over a pool of actors; kept in the storage."""
+"""Features of images by the frozen extractor φ, and of any set the hashes of its decoded pixels in the same pass."""
 
 import numpy as np
 
@@ -19,7 +19,7 @@ NOUN = "embedded"
 
 
 class Embedder:
-    """Paths of a batch → rows of EMBEDDED."""
+    """Paths of a batch → features (N, D), L2-normalised."""
 
     def __init__(self, images: Directory, extractor: str, image_size: int, batch_size: int, device: str):
         self._device = prepare_device(device)
@@ -29,10 +29,19 @@ class Embedder:
 
     def __call__(self, payload: dict) -> tuple[Columns, dict[str, str]]:
         pixels, columns, bad = self._read(payload)
-        columns["path"] = np.array([path for path in payload["paths"] if path not in bad], dtype=object)
-        columns["pixels"] = np.array([pixel_hash(image) for image in pixels], dtype=object)
         columns["feature"] = embed_pixels(self._extractor, pixels, self._batch_size, self._device)
-        return columns, bad
+        return columns | self._more(payload, pixels, bad), bad
+
+    def _more(self, payload: dict, pixels: np.ndarray, bad: dict[str, str]) -> Columns:
+        return {}
+
+
+class HashingEmbedder(Embedder):
+    """Paths of a batch → rows of EMBEDDED."""
+
+    def _more(self, payload: dict, pixels: np.ndarray, bad: dict[str, str]) -> Columns:
+        paths = np.array([path for path in payload["paths"] if path not in bad], dtype=object)
+        return {"path": paths, "pixels": np.array([pixel_hash(image) for image in pixels], dtype=object)}
 
 
 def embed_images(
@@ -61,7 +70,7 @@ def embed_images(
         "batch_size": size,
         "device": machine.device,
     }
-    made = fan_out(Embedder, arguments, parts, table=EMBEDDED, out=out, machine=machine, stage="embed")
+    made = fan_out(HashingEmbedder, arguments, parts, table=EMBEDDED, out=out, machine=machine, stage="embed")
     bad = images.bad | made["notes"]
     check_bad(name, images.directory.uri, bad, len(images) + len(images.bad), max_bad_fraction)
     rows = read_rows(out, EMBEDDED)

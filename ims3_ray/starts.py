@@ -69,7 +69,7 @@ def collect_starts(
     level = int(np.abs(grid - settings.start_level).argmin())
     names = part_names(inversions)
     inverted = ray.get([_ids.remote(inversions, name) for name in names])
-    known = set().union(*({key for key in part} for part in inverted))
+    known = set().union(*inverted)
     real = read_rows(features, tables.FEATURES)
     keys = list(zip(real["label"].tolist(), real["image_id"].tolist(), strict=True))
     is_known = np.array([key in known for key in keys])

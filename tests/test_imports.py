@@ -12,8 +12,9 @@ MAY_IMPORT = {  # a folder → what of the package it may import, beside itself
     "report": {"evaluation", "method", "errors"},
 }
 STAGE_MAY = {
-    "artifacts", "baselines", "cluster", "config", "config_pretrain", "context", "data", "environment", "errors", "evaluation",
-    "fanout", "method", "models", "pretraining", "progress", "report", "scoring", "selecting", "starts", "tables", "training",
+    "artifacts", "baselines", "cluster", "config", "config_pretrain", "context", "data", "embedding", "environment", "errors",
+    "evaluation", "fanout", "method", "models", "pretraining", "progress", "report", "scoring", "selecting", "starts", "tables",
+    "training",
 }  # fmt: skip
 
 MODULE_MAY = {  # top-level modules that score anybody's sets: below them are no stages and no pipeline
