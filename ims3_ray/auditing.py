@@ -37,7 +37,8 @@ def check_splits(images: Mapping[str, ImageSet], max_overlap: float) -> list[str
         if split == "train":
             continue
         scored = listed(f"data.{split}", images[split])
-        if _place(images[split].directory) == _place(images["train"].directory):
+        same = _place(images[split].directory) == _place(images["train"].directory)
+        if same and not set(scored.paths).isdisjoint(train.paths):  # a part that is held out has no path in common
             raise InputError(
                 f"{scored.name}: {places[scored.name]} is the training folder, data.train; give images that were not trained on"
             )

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from .cluster import CPUS_PER_ACTOR
+from .cluster import ANYWHERE, CPUS_PER_ACTOR
 from .errors import InputError
 from .method.coresets import greedy_coverage, herding, k_center, k_medoids, medoids
 from .method.coverage import Values, class_coverage, class_mean
@@ -98,7 +98,7 @@ def _rows_by_class(real: Vectors, least: int, classes: Sequence[str]) -> list[np
 
 def _each_class(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
     """`function(*arguments[i])` for every class i, as Ray tasks."""
-    task = ray.remote(num_cpus=CPUS_PER_ACTOR)(lambda *values: function(*values))
+    task = ray.remote(num_cpus=CPUS_PER_ACTOR, **ANYWHERE)(lambda *values: function(*values))
     pending = {task.remote(*values): label for label, values in enumerate(arguments)}
     done: dict[int, Any] = {}
     with bar("evaluate", len(pending), "classes") as shown:

@@ -24,6 +24,7 @@ COMMANDS = {  # name → module of this package with `add_arguments(parser)` and
     "pretrain": "ims3_ray.commands.pretrain",
     "runs": "ims3_ray.commands.runs",
     "select": "ims3_ray.commands.select",
+    "sweep": "ims3_ray.commands.sweep",
 }
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
 

@@ -12,6 +12,7 @@ from .errors import InputError
 CPUS_PER_ACTOR = 0.8  # a pool that takes every whole CPU can hang after a node is lost (ray#44687)
 MEMORY_PER_ACTOR = 1.2e9  # bytes: a worker process with torch and a small model
 MIN_SHARDS = 2
+ANYWHERE = {"scheduling_strategy": "DEFAULT"}  # of a task: else those of Tune's trials may only use what the trial reserved
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,13 @@ class Machine:
     @property
     def shards(self) -> int:
         return self.workers.shards or max(MIN_SHARDS, self.cpus)
+
+    @property
+    def trials(self) -> int:
+        """Trials of a sweep at once: as many as train a classifier at once, so that one may select while another trains."""
+        if self.workers.trials:
+            return self.workers.trials
+        return max(1, int(self.gpus / self.workers.gpus_per_classifier) if self.device == "cuda" else self.cpus)
 
     def train_workers(self, micro_batches: int) -> int:
         """Train workers: the given number, or the largest divisor of `micro_batches` that the devices allow."""

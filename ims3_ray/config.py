@@ -75,12 +75,20 @@ class Data(Section):
     train: str | None = None  # a recipe for images that everybody has to fetch leaves it open, and a run stops without it
     validation: str | None = None
     test: str | None = None
+    # share of every class's training images that is held out of all training; `validation` where no folder is named
+    validation_split: Annotated[float, Field(ge=0, lt=1)] = 0.0
     classes: tuple[str, ...] | None = None  # the class folders to use, in every split; None uses all
     class_map: str | None = None  # a YAML or JSON table of folder name → model label, or "new" for fresh class rows
     mirror: bool = True
     max_bad_fraction: Share = 0.01
     max_overlap_fraction: Share = 0.01  # of the scored images that may be training files: a few are told, more are refused
     licence: Licence | None = None  # of the images
+
+    @model_validator(mode="after")
+    def _one_validation_set(self) -> "Data":
+        if self.validation_split and self.validation:
+            raise ValueError("data.validation_split: data.validation names a folder; drop one of them")
+        return self
 
     @field_validator("classes")
     @classmethod
@@ -244,6 +252,7 @@ class Workers(Section):
     train_workers: Count | None = None
     min_train_workers: Count | None = None  # lets fine-tuning go on with as few when nodes are lost, and grow again
     shards: Count | None = None
+    trials: Count | None = None  # of a sweep at once
     gpus_per_classifier: Annotated[float, Field(gt=0, le=1)] = 0.25  # small networks leave most of a GPU idle
 
 

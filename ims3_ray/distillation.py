@@ -55,7 +55,7 @@ def run(config: Config, say: Callable[[str], None] = print) -> Distillation:
     key = steps[-1].fingerprint
     tracker = Tracker(context.storage, say)
     tracker.start(key, f"{config.recipe}-{key}", config.results(), _tags(context))
-    context = replace(context, on_metrics=lambda stage, step, metrics: tracker.log(step, _under(stage, metrics)))
+    context = replace(context, on_metrics=lambda stage, step, metrics: tracker.log(step, under(stage, metrics)))
     records = context.storage / "runs" / f"{config.recipe}-{key}"
     records.write("config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
     ran: list[dict[str, Any]] = []
@@ -103,19 +103,19 @@ def _track_stage(tracker: Tracker, step: Step, fresh: bool) -> None:
     if tracker.is_finished:
         return
     name, manifest = step.stage.name, step.manifest
-    tracker.log(0, _under(name, {"seconds": manifest["seconds"], "rows_per_s": manifest["rate"]}))
+    tracker.log(0, under(name, {"seconds": manifest["seconds"], "rows_per_s": manifest["rate"]}))
     if fresh:
         return
     for entry in manifest.get("history", []) if not tracker.has(f"{name}/diffusion") else []:
-        tracker.log(entry["step"], _under(name, {k: v for k, v in entry.items() if k != "step"}))
+        tracker.log(entry["step"], under(name, {k: v for k, v in entry.items() if k != "step"}))
     if name == "evaluate":
         tracker.log(0, headline(step.directory.read_json("evaluation.json")))
     if name == "select":
         selection = step.directory.read_json("selection.json")
-        tracker.log(0, _under(name, {"objective": selection["objective"], **selection["terms"]}))
+        tracker.log(0, under(name, {"objective": selection["objective"], **selection["terms"]}))
 
 
-def _under(stage: str, metrics: dict[str, float]) -> dict[str, float]:
+def under(stage: str, metrics: dict[str, float]) -> dict[str, float]:
     """Metrics by the names they have in MLflow: the evaluation's as they are, others below their stage."""
     return metrics if stage == "evaluate" and "accuracy" in metrics else {f"{stage}/{name}": v for name, v in metrics.items()}
 

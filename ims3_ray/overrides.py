@@ -128,6 +128,24 @@ def _explain(error: Mapping[str, Any], kind: type[BaseModel]) -> str:
     return message if message.startswith(f"{location}.") else f"{location}: {message}, got {error['input']!r}"
 
 
+def require_field(field: str) -> None:
+    """InputError, with the fields that there are, for what is no field of a recipe."""
+    parts = tuple(field.split("."))
+    for depth in range(1, len(parts) + 1):
+        known = _fields_beside(parts[:depth], Config)
+        if parts[depth - 1] not in known:
+            raise InputError(_explain({"type": "extra_forbidden", "loc": parts[:depth]}, Config))
+
+
+def accepts(recipe: str, overrides: Mapping[str, Any], field: str, value: Any) -> bool:
+    """Whether the recipe with these overrides takes `value` for `field`, whatever other fields say to it."""
+    try:
+        load_config(recipe, {**overrides, field: value})
+    except InputError as error:
+        return not any(part.strip().startswith(f"{field}:") for part in str(error).split("; "))
+    return True
+
+
 def _fields_beside(location: tuple[Any, ...], model: Any) -> list[str]:
     for part in location[:-1]:
         annotation = model.model_fields[part].annotation

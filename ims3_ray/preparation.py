@@ -52,9 +52,12 @@ def image_places(config: Config | Evaluating) -> dict[str, str]:
     if config.evaluate.protocol != NO_PROTOCOL:
         split = protocol(config.evaluate.protocol).split
         scored = getattr(data, split)
+        if scored is None and split == "validation" and data.validation_split:
+            return places  # taken from the training images once they are listed
         if scored is None:
+            given = "a folder, data.validation_split=0.1" if split == "validation" else "a folder"
             raise InputError(
-                f"data.{split}: protocol {config.evaluate.protocol} scores on it; give a folder, or evaluate.protocol=none"
+                f"data.{split}: protocol {config.evaluate.protocol} scores on it; give {given}, or evaluate.protocol=none"
             )
         if data.classes is None and not data.train.startswith(BUNDLED) and not scored.startswith(BUNDLED):
             refuse_nested(data.train, scored, f"data.{split}")
@@ -97,17 +100,22 @@ def _numerics(config: Config, machine: Machine) -> tuple[Numerics, list[str]]:
         return wanted, []
     if not ray.is_initialized():  # a dry run: what this machine can do stands for what a cluster can
         return supported(wanted) if device == "cpu" or torch.cuda.is_available() else (wanted, [])
-    return ray.get(ray.remote(**machine.actor_resources)(supported).remote(wanted))
+    return ray.get(ray.remote(**machine.actor_resources, **cluster.ANYWHERE)(supported).remote(wanted))
 
 
 def open_splits(places: Mapping[str, str], data: Data, seed: int, storage: Directory) -> dict[str, ImageSet]:
-    """The sets at `places` ("train", and the split that is scored), of the same classes."""
+    """The sets at `places` ("train", and the split that is scored), of the same classes.
+
+    With data.validation_split a part of the training images becomes "validation", whatever is scored.
+    """
     shared = {"seed": seed, "max_bad_fraction": data.max_bad_fraction, "classes": data.classes}
     opened = {name: open_images(place, storage, name=f"data.{name}", **shared) for name, place in places.items()}
     for name, images in opened.items():
         if images.classes != opened["train"].classes:
             odd = sorted(set(images.classes) ^ set(opened["train"].classes))
             raise InputError(f"data.{name}: its class folders differ from data.train's: {', '.join(map(repr, odd[:5]))}")
+    if data.validation_split:
+        opened["train"], opened["validation"] = opened["train"].split(data.validation_split)
     return opened
 
 

@@ -4,13 +4,13 @@ A set is (pixels (N, 3, S, S) uint8, labels (N,) int64), whatever it came from.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import ray
 
-from .cluster import Machine
+from .cluster import ANYWHERE, Machine
 from .config import SEEDS_A_RUN
 from .data.classes import some
 from .data.distilled import DistilledSet
@@ -20,7 +20,7 @@ from .errors import InputError
 from .evaluation.protocols import Protocol
 from .evaluation.robustness import label_robust_score
 from .evaluation.statistics import summary
-from .evaluation.train import plan, train_and_score
+from .evaluation.train import plan, training_in_looks
 from .models.classifiers import build
 from .models.device import prepare_device
 from .progress import bar
@@ -28,6 +28,7 @@ from .progress import bar
 READ_ROWS = 512  # images a reading task
 Pixels = tuple[np.ndarray, np.ndarray]
 Sets = Mapping[tuple[str, int], Pixels]  # (name of a set, classifier seed) → what that seed trains on
+Hear = Callable[[str, str, int, int, float], None]
 Scores = dict[str, dict[str, dict[int, dict[str, Any]]]]  # protocol's label → name of a set → seed → evaluation.train.Score
 
 
@@ -36,29 +37,27 @@ def classifier_seeds(seed: int, count: int) -> list[int]:
     return [seed * SEEDS_A_RUN + i for i in range(count)]
 
 
-def train_all(sets: Sets, tests: Pixels, protocols: Sequence[Protocol], classes: Sequence[str], machine: Machine) -> Scores:
+def train_all(
+    sets: Sets, tests: Pixels, protocols: Sequence[Protocol], classes: Sequence[str], machine: Machine, hear: Hear | None = None
+) -> Scores:
     """A classifier for every set, seed and protocol, scored on `tests`. A set that seeds share is stored once.
 
-    The longest trainings begin first. A score holds `images` beside Score's fields. Raises InputError, before any
-    training, for a set without a class that the scored images have, and for a network too deep for its protocol's images.
+    The longest trainings begin first. `hear(protocol's label, set, seed, step, accuracy)` is called at every look at the
+    scored images; what it raises ends the trainings. A score holds `images` beside Score's fields. Raises InputError, before
+    any training, for a set without a class that the scored images have, and for a network too deep for its protocol's images.
     """
     check_networks(protocols, len(classes))
     check_classes(sets, tests, classes)
-    train = ray.remote(**classifier_resources(machine))(score)
+    train = ray.remote(num_returns="streaming", **classifier_resources(machine), **ANYWHERE)(score_in_looks)
     stored = {id(pair): ray.put(pair) for pair in {id(pair): pair for pair in sets.values()}.values()}
     test = ray.put(tests)
     jobs = [(rules, *key) for rules in protocols for key in sets]
     jobs.sort(key=lambda job: -_images_seen(job[0], len(sets[job[1:]][1]), len(classes)))
-    pending = {
+    running = {
         train.remote(stored[id(sets[name, seed])], test, rules, len(classes), seed, machine.device): (rules.label, name, seed)
         for rules, name, seed in jobs
     }
-    done: dict[tuple[str, str, int], dict[str, Any]] = {}
-    with bar("evaluate", len(pending), "classifiers") as shown:
-        while pending:
-            (ready,), _ = ray.wait(list(pending), num_returns=1)
-            done[pending.pop(ready)] = ray.get(ready)
-            shown.update(1)
+    done = _collect(running, hear)
     scores: Scores = {}
     for rules in protocols:
         for name, seed in sets:
@@ -66,16 +65,39 @@ def train_all(sets: Sets, tests: Pixels, protocols: Sequence[Protocol], classes:
     return scores
 
 
-def score(data: Pixels, tests: Pixels, rules: Protocol, num_classes: int, seed: int, device: str) -> dict[str, Any]:
-    """One classifier trained on `data` and scored on `tests`, as plain data."""
+def _collect(running: dict[Any, tuple[str, str, int]], hear: Hear | None) -> dict[tuple[str, str, int], dict[str, Any]]:
+    """The scores of streaming trainings by their keys; whatever ends this early ends them too."""
+    done: dict[tuple[str, str, int], dict[str, Any]] = {}
+    pending = dict(running)
+    try:
+        with bar("evaluate", len(pending), "classifiers") as shown:
+            while pending:
+                (ready,), _ = ray.wait(list(pending), num_returns=1)
+                said = ray.get(next(ready))
+                if isinstance(said, dict):
+                    done[pending.pop(ready)] = said
+                    shown.update(1)
+                elif hear is not None:
+                    hear(*pending[ready], *said)
+    except BaseException:  # a sweep ends a trial by raising SystemExit
+        for training in pending:
+            ray.cancel(training, force=True)
+        raise
+    return done
+
+
+def score_in_looks(
+    data: Pixels, tests: Pixels, rules: Protocol, num_classes: int, seed: int, device: str
+) -> Iterator[tuple[int, float] | dict[str, Any]]:
+    """One classifier trained on `data` and scored on `tests`: (step, accuracy) at every look, at last the score as data."""
     import torch
 
     images, labels, test_images, test_labels = (torch.from_numpy(np.array(a)) for a in (*data, *tests))
-    result = train_and_score(
+    result = yield from training_in_looks(
         images, labels, test_images, test_labels,
         protocol=rules, num_classes=num_classes, seed=seed, device=prepare_device(device),
     )  # fmt: skip
-    return dataclasses.asdict(result) | {"images": len(labels)}
+    yield dataclasses.asdict(result) | {"images": len(labels)}
 
 
 def summarise(scores: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
@@ -130,7 +152,7 @@ def _images_seen(rules: Protocol, images: int, num_classes: int) -> int:
 
 def read_pixels(images: ImageSet, rows: np.ndarray, size: int) -> Pixels:
     """Rows of a set at `size` pixels a side, read by Ray tasks; unreadable images are left out."""
-    read = ray.remote(num_cpus=0.5)(lambda payload: BatchReader(images.directory, size)(payload)[:2])
+    read = ray.remote(num_cpus=0.5, **ANYWHERE)(lambda payload: BatchReader(images.directory, size)(payload)[:2])
     parts = ray.get([read.remote(payload) for payload in payloads(images, rows.tolist(), READ_ROWS)])
     return np.concatenate([p for p, _ in parts]), np.concatenate([known["label"] for _, known in parts])
 

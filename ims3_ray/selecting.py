@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from .cluster import Machine
+from .cluster import ANYWHERE, Machine
 from .config import Select
 from .data.feature_tables import Candidates
 from .errors import InputError
@@ -157,7 +157,7 @@ def run_tasks(function: Any, arguments: list[tuple], **options: Any) -> list[Any
     return ray.get([_task.remote(function, options, *values) for values in arguments])
 
 
-@ray.remote(num_cpus=CPUS_PER_TASK)
+@ray.remote(num_cpus=CPUS_PER_TASK, **ANYWHERE)
 def _task(function: Any, options: dict[str, Any], *arguments: Any) -> Any:
     return function(*arguments, **options)
 

@@ -147,17 +147,29 @@ class ShardActor:
     def ask(self, source: Source, ids: range, rows: int, part: str, method: str, *arguments: Any) -> Any:
         """The answer of the range itself, or of its `groups` or `images`."""
         self._held = self._held or ClassRange(source, ids, rows)
-        return getattr(self._held if part == "range" else getattr(self._held, part), method)(*arguments)
+        return ask_range(self._held, part, method, *arguments)
+
+
+def ask_range(held: ClassRange, part: str, method: str, *arguments: Any) -> Any:
+    """The answer of the range itself, or of its `groups` or `images`."""
+    return getattr(held if part == "range" else getattr(held, part), method)(*arguments)
 
 
 class ShardPool:
-    """The actors of a source. `call("groups")` is what selection_rounds.solve takes."""
+    """The actors of a source. `call("groups")` is what selection_rounds.solve takes.
+
+    Where one shard is asked for (workers.shards=1) and holds all, this process is it: starting an actor takes longer than
+    a small selection, and a sweep makes many.
+    """
 
     def __init__(self, source: Source, machine: Machine):
         """As many actors as the machine suggests, or more where select.memory asks for it."""
         shards, self._rows = split(source, machine.shards)
         self.ranges = split_classes(len(source.names), shards)
         cpus = min(CPUS_PER_SHARD, SHARE_OF_CPUS * machine.cpus / len(self.ranges))
+        self._here = ClassRange(source, self.ranges[0], self._rows) if machine.workers.shards == len(self.ranges) == 1 else None
+        if self._here:
+            return
         self._source = ray.put(source)
         self._actors = [ShardActor.options(num_cpus=cpus).remote() for _ in self.ranges]
 
@@ -169,6 +181,8 @@ class ShardPool:
 
     def call(self, part: str) -> Callable[..., list[Any]]:
         """`call(method, *arguments) -> list of answers, one an actor`, of that part of every actor."""
+        if self._here:
+            return lambda method, *arguments: [ask_range(self._here, part, method, *arguments)]
         return lambda method, *arguments: ray.get(self.submit(part, method, *arguments), timeout=ANSWER_WITHIN_S)
 
 

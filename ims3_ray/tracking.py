@@ -17,6 +17,7 @@ from .errors import InputError
 
 EXPERIMENT = "ims3_ray"
 RUN_TAG = "ims3.run"
+PARENT_TAG = "mlflow.parentRunId"  # by which MLflow nests runs
 MAX_PARAM = 500  # characters that every MLflow store takes
 
 
@@ -64,18 +65,24 @@ class Tracker:
             self._client = client(storage)
             self._experiment = experiment_id(self._client, storage)
 
-    def start(self, key: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-        """Find the run tagged `key`, or create it with `params` (nested: `sample.subgroups`) and `tags`."""
+    def start(self, key: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str], parent: str | None = None) -> None:
+        """Find the run tagged `key`, or create it with `params` (nested: `sample.subgroups`) and `tags`, under `parent`."""
         with self._wish():
             found = self._client.search_runs([self._experiment], f"tags.`{RUN_TAG}` = '{key}'")
             if found:
                 self.run_id, self.is_finished = found[0].info.run_id, found[0].info.status == "FINISHED"
                 return
-            self.run_id = self._client.create_run(self._experiment, run_name=name, tags={RUN_TAG: key, **tags}).info.run_id
+            tags = {RUN_TAG: key, **tags, **({PARENT_TAG: parent} if parent else {})}
+            self.run_id = self._client.create_run(self._experiment, run_name=name, tags=tags).info.run_id
             from mlflow.entities import Param
 
             flat = [Param(field, str(value)[:MAX_PARAM]) for field, value in flatten(params).items()]
             self._client.log_batch(self.run_id, params=flat)
+
+    def tag(self, name: str, value: str) -> None:
+        with self._wish():
+            if self.run_id:
+                self._client.set_tag(self.run_id, name, value)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         with self._wish():

@@ -214,3 +214,19 @@ def test_a_reader_never_sees_half_a_file(tmp_path):
 
 def test_fingerprints_follow_values_not_the_order_of_keys():
     assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1}) != fingerprint({"a": 1, "b": [3]})
+
+
+def test_a_held_out_split_shares_no_image_with_what_is_kept_and_depends_on_the_files_alone(tmp_path):
+    from conftest import write_images
+
+    folder = write_images(tmp_path / "train", 10, seed=3)
+    for copy in ("zz.png", "yy.png"):  # twins of one image
+        (folder / "red" / copy).write_bytes((folder / "red" / "000.png").read_bytes())
+    open_it = {"storage": open_storage(str(tmp_path / "s")), "name": "data.train", "max_bad_fraction": 0.0}
+    kept, held = open_images(str(folder), seed=0, **open_it).split(0.2)
+    assert sorted(kept.paths + held.paths) == sorted(open_images(str(folder), seed=0, **open_it).paths)
+    assert set(kept.ids).isdisjoint(held.ids) and kept.fingerprint != held.fingerprint
+    assert all(count >= 2 for count in held.counts()) and kept.labels.tolist() == sorted(kept.labels.tolist())
+    assert open_images(str(folder), seed=7, **open_it).split(0.2)[1].paths == held.paths
+    with pytest.raises(InputError, match=r"data.validation_split: 0.99 leaves class 'blue' none of its 10"):
+        open_images(str(folder), seed=0, **open_it).split(0.99)

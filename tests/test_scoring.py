@@ -10,7 +10,8 @@ from ims3_ray.config import Workers
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.protocols import PROTOCOLS, protocols
 from ims3_ray.evaluation.robustness import label_robust_score
-from ims3_ray.scoring import classifier_resources, classifier_seeds, score, summarise, train_all
+from ims3_ray.scoring import classifier_resources, classifier_seeds, score_in_looks, summarise, train_all
+from ims3_ray.stages.evaluate import MeanCurve
 
 SMOKE = PROTOCOLS["smoke"]
 CLASSES = ("blue", "red")
@@ -37,9 +38,47 @@ def test_ray_gives_what_the_plain_call_gives_for_every_network_set_and_seed(ray_
     for rules in (SMOKE, narrow):
         assert {name: list(found) for name, found in scores[rules.label].items()} == {"distilled": [5, 6], "full": [5]}
         for name, seed in sets:
-            plain = score(sets[name, seed], tests, rules, 2, seed, here.device)
+            *_, plain = score_in_looks(sets[name, seed], tests, rules, 2, seed, here.device)
             found = scores[rules.label][name][seed]
             assert {k: v for k, v in found.items() if k != "seconds"} == {k: v for k, v in plain.items() if k != "seconds"}
+
+
+def test_every_look_is_heard_once_while_training_and_agrees_with_the_history(ray_cluster):
+    heard = {}
+
+    def hear(label, name, seed, step, accuracy):
+        heard.setdefault((label, name, seed), []).append((step, accuracy))
+
+    sets = {("distilled", seed): pixels(3, 0) for seed in (5, 6)}
+    scores = train_all(sets, pixels(6, 9), [SMOKE], CLASSES, machine(Workers()), hear)
+    for seed in (5, 6):
+        assert heard[SMOKE.label, "distilled", seed] == [
+            tuple(look) for look in scores[SMOKE.label]["distilled"][seed]["history"]
+        ]
+        assert len(heard[SMOKE.label, "distilled", seed]) == SMOKE.evaluations
+
+
+def test_a_listener_that_raises_ends_the_trainings(ray_cluster):
+    def stop(*look):
+        raise SystemExit(0)
+
+    endless = SMOKE.model_copy(update={"steps": 10**6, "evaluations": 10**5})
+    with pytest.raises(SystemExit):
+        train_all({("distilled", 5): pixels(3, 0)}, pixels(6, 9), [endless], CLASSES, machine(Workers()), stop)
+    *_, after = score_in_looks(pixels(3, 0), pixels(6, 9), SMOKE, 2, 5, "cpu")
+    fresh = train_all({("distilled", 5): pixels(3, 0)}, pixels(6, 9), [SMOKE], CLASSES, machine(Workers()))
+    assert fresh[SMOKE.label]["distilled"][5]["last"] == after["last"]  # and leave room for others
+
+
+def test_the_curve_tells_the_mean_of_each_step_once_all_seeds_are_there():
+    told = []
+    curve = MeanCurve("quick", "distilled", [1, 2], lambda step, mean: told.append((step, mean)))
+    looks = [(1, 10, 0.2), (2, 10, 0.4), (2, 20, 0.6), (2, 10, 0.4), (1, 20, 0.8)]
+    for seed, step, accuracy in looks:
+        curve("quick", "distilled", seed, step, accuracy)
+        curve("quick", "random", seed, step, 0.0)
+        curve("other", "distilled", seed, step, 0.0)
+    assert told == [(10, pytest.approx(0.3)), (20, pytest.approx(0.7))]
 
 
 def test_a_set_without_a_class_that_is_scored_is_refused_before_any_training():

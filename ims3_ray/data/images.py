@@ -12,7 +12,7 @@ import json
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -63,6 +63,30 @@ class ImageSet:
             rows, count = np.flatnonzero(self.labels == label), per_class if isinstance(per_class, int) else per_class[label]
             chosen.append(rows[permutation(len(rows), *key, self.classes[label])[:count]])
         return np.sort(np.concatenate(chosen))
+
+    def rows(self, kept: np.ndarray) -> "ImageSet":
+        """The set of these rows alone."""
+        paths, ids = (tuple(column[row] for row in kept) for column in (self.paths, self.ids))
+        return replace(self, paths=paths, ids=ids, labels=self.labels[kept])
+
+    def split(self, share: float) -> tuple["ImageSet", "ImageSet"]:
+        """(kept, held out): at least one image of every class is held out, the same ones for every seed of a run.
+
+        Chosen by content, so that copies of an image stay on one side. InputError where a class has nothing left.
+        """
+        order = np.array([int(hashlib.blake2b(f"split:{i}".encode(), digest_size=8).hexdigest(), 16) for i in self.ids])
+        held = np.zeros(len(self), dtype=bool)
+        for label, name in enumerate(self.classes):
+            own = np.flatnonzero(self.labels == label)
+            ranks = np.unique(order[own])
+            count = max(1, round(share * len(ranks)))
+            if count >= len(ranks):
+                raise InputError(
+                    f"data.validation_split: {share:g} leaves class {name!r} none of its {len(ranks)} images to train on; "
+                    "lower it or add images"
+                )
+            held[own] = order[own] < ranks[count]
+        return self.rows(np.flatnonzero(~held)), self.rows(np.flatnonzero(held))
 
 
 def decode(data: bytes) -> Image.Image:

@@ -145,11 +145,13 @@ _QUICK = Protocol(  # its values were chosen on the digits' validation images al
     warmup=0.1,
     evaluations=5,
 )
-_QUICK_VAL = _QUICK.model_copy(update={"name": "quick-val", "split": "validation"})
 _SMOKE = _QUICK.model_copy(  # shows that a pipeline runs, in seconds; its accuracies say nothing
     update={"name": "smoke", "width": 8, "image_size": 16, "steps": 6, "batch_size": 16, "evaluations": 2}
 )
-PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in (_QUICK, _QUICK_VAL, _MINIMAX, _IMS3, _SMOKE)}
+VALIDATION = "-val"  # ends the name of a protocol's twin that scores on the validation images, for sweeps and every choice
+_TESTED = (_QUICK, _MINIMAX, _IMS3, _SMOKE)
+_VALIDATED = [p.model_copy(update={"name": p.name + VALIDATION, "split": "validation"}) for p in _TESTED]
+PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in (*_TESTED, *_VALIDATED)}
 
 
 def protocol(name: str, network: str | None = None) -> Protocol:
@@ -165,6 +167,11 @@ def protocol(name: str, network: str | None = None) -> Protocol:
     if network not in NETWORKS:
         raise InputError(f"network: {network!r} is not known; choose one of {', '.join(NETWORKS)}")
     return chosen.model_copy(update={"network": network, "width": None})
+
+
+def on_validation(name: str) -> str:
+    """The name of the protocol that differs from this one in scoring on the validation images. InputError as `protocol`."""
+    return protocol(name).name.removesuffix(VALIDATION) + VALIDATION
 
 
 def protocols(name: str, networks: Sequence[str] | None = None) -> list[Protocol]:

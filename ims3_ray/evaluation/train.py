@@ -4,10 +4,12 @@ The training set and the scored images live on the device as uint8 tensors; augm
 comes from generators keyed by the seed, so one (set, protocol, seed, kind of device) gives one number.
 """
 
+import collections.abc
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +42,20 @@ class Score:
     """What the network ran in: kind of device, precision, compilation."""
 
 
-def train_and_score(
+Looks = collections.abc.Generator[tuple[int, float], None, Score]
+
+
+def train_and_score(*sets: Tensor, **options: Any) -> Score:
+    """Train a protocol's network on one set and score it on another: `training_in_looks`, which see, to its end."""
+    training = training_in_looks(*sets, **options)
+    while True:
+        try:
+            next(training)
+        except StopIteration as end:
+            return end.value
+
+
+def training_in_looks(
     train_images: UInt8[Tensor, "n 3 h w"],
     train_labels: Int[Tensor, " n"],
     test_images: UInt8[Tensor, "m 3 hm wm"],
@@ -51,8 +66,8 @@ def train_and_score(
     seed: int,
     device: str | torch.device = "cpu",
     progress: Callable[[int, int], None] | None = None,
-) -> Score:
-    """Train the protocol's network on the first set and score it on the second.
+) -> Looks:
+    """Train the protocol's network on the first set; gives (step, accuracy) at every look at the second, and ends in a Score.
 
     The set's mean number of images a class sets the number of epochs, so that a full set trains as a full set does.
     `progress(step, steps)` is called after every step. Raises InputError for labels outside the classes, a scored class
@@ -64,13 +79,7 @@ def train_and_score(
         keep_freed_memory()
     model = build(protocol.network, num_classes, size, _generator(seed, "weights"), width=protocol.width).to(device)
     budget = protocol.budget(max(1, round(len(train_labels) / num_classes)), num_classes)
-    optimiser = torch.optim.SGD(
-        model.parameters(),
-        lr=budget.learning_rate,
-        momentum=protocol.momentum,
-        nesterov=protocol.nesterov,
-        weight_decay=budget.weight_decay,
-    )
+    optimiser = _optimiser(model, protocol, budget)
     images, labels = fit_to(train_images.to(device), size), train_labels.to(device).long()
     scored = fit_to(test_images.to(device), size), test_labels.to(device).long()
     order, views = _generator(seed, "batches", device), _generator(seed, "augmentations", device)
@@ -87,10 +96,21 @@ def train_and_score(
             train_loss.append((step, torch.stack(losses).mean().item()))
             history.append((step, accuracy(forward, *scored, protocol)))
             losses.clear()
+            yield history[-1]
         if progress is not None:
             progress(step, steps)
     best = max(value for _, value in history)
     return Score(history[-1][1], best, history, train_loss, time.perf_counter() - start, numerics)
+
+
+def _optimiser(model: torch.nn.Module, protocol: Protocol, budget: Budget) -> torch.optim.SGD:
+    return torch.optim.SGD(
+        model.parameters(),
+        lr=budget.learning_rate,
+        momentum=protocol.momentum,
+        nesterov=protocol.nesterov,
+        weight_decay=budget.weight_decay,
+    )
 
 
 def _check_labels(train_labels: Tensor, test_labels: Tensor, num_classes: int) -> None:

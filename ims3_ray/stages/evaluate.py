@@ -4,6 +4,7 @@ Classifiers are trained on the distilled set, on baselines of as many real image
 the same seeds; coverage is measured in feature space beside the baselines', a random real subset's and the ceiling's.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from ..evaluation.protocols import Protocol, protocols
 from ..scoring import Pixels, classifier_seeds, pixels_of, read_pixels, summarise, train_all
 
 VERSION = 3
+CURVE = "distilled_accuracy"  # the metric, by step, of the distilled set while its classifiers train
 
 
 def run(
@@ -34,7 +36,8 @@ def run(
     scored = context.images[rules.split]
     tests = read_pixels(scored, np.arange(len(scored)), rules.image_size)
     sets = _sets(context, rules, pixels_of(DistilledSet(distilled)), chosen, seeds)
-    scores = train_all(sets, tests, networks, context.classes, context.machine)
+    curve = MeanCurve(rules.label, "distilled", seeds, lambda step, mean: context.on_metrics("evaluate", step, {CURVE: mean}))
+    scores = train_all(sets, tests, networks, context.classes, context.machine, curve)
     by_network = {label: summarise(of_network) for label, of_network in scores.items()}
     document = {
         "protocol": rules.label,
@@ -48,6 +51,25 @@ def run(
     out.write_json("evaluation.json", document)
     context.on_metrics("evaluate", 0, headline(document))
     return {"rows": len(sets) * len(networks), "unit": "classifiers"}
+
+
+class MeanCurve:
+    """A set's accuracy while its classifiers train, as `train_all` tells it: the mean over seeds, once all are at a step."""
+
+    def __init__(self, label: str, name: str, seeds: Sequence[int], tell: Callable[[int, float], None]):
+        """Looks of the set `name` under the protocol `label` count; `tell(step, mean)` is called with ascending steps."""
+        self._of, self._seeds, self._tell = (label, name), set(seeds), tell
+        self._at: dict[int, dict[int, float]] = {}
+        self._told = 0
+
+    def __call__(self, label: str, name: str, seed: int, step: int, accuracy: float) -> None:
+        if (label, name) != self._of:
+            return
+        self._at.setdefault(step, {})[seed] = accuracy
+        for known in sorted(step for step, found in self._at.items() if set(found) == self._seeds):
+            if known > self._told:  # a training that was begun anew says again what it said
+                self._told = known
+                self._tell(known, sum(self._at[known].values()) / len(self._seeds))
 
 
 def headline(document: dict[str, Any]) -> dict[str, float]:

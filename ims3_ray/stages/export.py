@@ -7,6 +7,7 @@ import ray
 
 from .. import tables
 from ..artifacts import Directory, read_rows
+from ..cluster import ANYWHERE
 from ..context import Context
 from ..data import distilled
 from ..data.distilled import DistilledImage
@@ -19,7 +20,7 @@ def run(context: Context, out: Directory, selection: Directory, candidates: Dire
     classes = context.classes
     images = chosen_images(candidates, selection, classes)
     shared = ray.put(images)
-    write = ray.remote(num_cpus=0.5)(distilled.write_class)
+    write = ray.remote(num_cpus=0.5, **ANYWHERE)(distilled.write_class)
     written = ray.get([write.remote(out, shared, classes, label) for label in range(len(classes))])
     out.write(distilled.PARQUET, distilled.to_parquet(images, classes))
     card = distilled.card(images, classes, context.config.recipe, out.name, context.licences)

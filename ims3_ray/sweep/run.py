@@ -1,0 +1,193 @@
+"""A whole sweep: check, make the pools that are known, let Tune run the trials, and say what came out as data."""
+
+import json
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import ray
+import yaml
+from ray import tune
+
+from .. import cluster, preparation
+from ..artifacts import Directory
+from ..context import Context
+from ..evaluation.protocols import protocol
+from ..report.sweep import render_sweep
+from ..tracking import Tracker
+from .document import best_places, describe, trials_csv
+from .keeper import Keeper, make_pool
+from .plan import Sweep, say, trial_key
+from .records import FAILED, FINISHED, RUNNING, Record, read_record, read_records
+from .schedule import ByIPC
+from .trial import LOOK, Trial
+
+CPUS_PER_TRIAL = 0.05  # its work is done by tasks that reserve their own
+MAX_FAILURES = 3  # of a trial's process; what a trial raises itself is not tried again
+
+
+def run(sweep: Sweep, told: Callable[[str], None] = print) -> tuple[dict[str, Any], Directory]:
+    """sweep.json as data, and the folder below the storage root that holds it, its page and the winners' recipes.
+
+    Trials that are over are found. Raises InputError, before any heavy work, for what can't be run; a trial that fails later
+    is recorded, and the others go on.
+    """
+    points = sweep.points()
+    first = sweep.config(points[0] if points else sweep.space.any())
+    preparation.image_places(first)
+    preparation.check_storage(first)
+    cluster.connect()
+    preparation.check_storage(first)
+    machine = cluster.machine(first.workers)
+    contexts = [preparation.prepare(sweep.config(values), machine) for values in points or [sweep.space.any()]]
+    preparation.fetch_extractor(first)
+    for note in contexts[0].notes:
+        told(note)
+    folder = contexts[0].storage / "sweeps" / f"{first.recipe}-{sweep.key}"
+    tracker = _track(sweep, contexts[0], told)
+    began = time.time()
+    try:
+        made = set().union(*(make_pool(context, told) for context in contexts if points))
+        made |= _tune(sweep, points, contexts[0], folder, tracker.run_id, told)
+    except BaseException:
+        tracker.finish("FAILED")
+        raise
+    document = describe(sweep, contexts[0], read_records(folder), made, time.time() - began)
+    _publish(sweep, document, folder, tracker)
+    return document, folder
+
+
+def _track(sweep: Sweep, context: Context, told: Callable[[str], None]) -> Tracker:
+    """MLflow's run of the sweep, the parent of its trials'; made before any of them, so that only one makes a database."""
+    tracker = Tracker(context.storage, told)
+    space = {f"space.{field}": str(domain) for field, domain in sweep.space.describe().items()}
+    chosen = {"search": sweep.search, "trials": sweep.trials, "objective": ",".join(sweep.objective), "asha": sweep.asha}
+    params = sweep.base.results() | space | chosen
+    tracker.start(sweep.key, f"sweep-{context.config.recipe}-{sweep.key}", params, {"kind": "sweep"})
+    return tracker
+
+
+def _tune(
+    sweep: Sweep, points: list | None, context: Context, folder: Directory, parent: str | None, told: Callable[[str], None]
+) -> set[str]:
+    """Run the trials until each has ended in one way or another; gives the artefacts that their keeper made."""
+    machine = replace(context.machine, workers=context.machine.workers.model_copy(update={"shards": 1}))
+    numbers = {trial_key(values): number for number, values in enumerate(points or [])}
+    keeper = Keeper.remote(sweep, machine, folder, numbers, uuid.uuid4().hex)
+    trial = Trial(sweep, machine, context.storage, folder, keeper, parent)
+    (folder / "tune").delete()
+    count = sweep.trials if points is None else len(points)
+    tuner = tune.Tuner(
+        tune.with_resources(trial_of(trial), {"CPU": CPUS_PER_TRIAL}),
+        param_space=_param_space(sweep, points),
+        tune_config=tune.TuneConfig(
+            num_samples=count if points is None else 1,
+            search_alg=_bayes(sweep, folder) if points is None else None,
+            scheduler=_asha(sweep, context) if sweep.asha else None,
+            max_concurrent_trials=machine.trials,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=folder.path,
+            storage_filesystem=folder.filesystem,
+            failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+            callbacks=[Teller(sweep, folder, count, told)],
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+    return ray.get(keeper.made.remote())
+
+
+def trial_of(trial: Trial) -> Callable[[dict[str, Any]], None]:
+    """What Tune calls with the values that it chose."""
+    return lambda drawn: trial.run(drawn)
+
+
+def _param_space(sweep: Sweep, points: list | None) -> dict[str, Any]:
+    if points is None:
+        return {field: domain.tune() for field, domain in sweep.space.domains.items()}
+    return {"values": tune.grid_search(points)}
+
+
+def _bayes(sweep: Sweep, folder: Directory) -> Any:
+    """Optuna's TPE over the objectives. Trials that are over come first, and are found: that is how it goes on."""
+    from ray.tune.search.optuna import OptunaSearch
+
+    domains = sweep.space.domains
+    found = [
+        {field: domain.encode(record.values[field]) for field, domain in domains.items()}
+        for record in read_records(folder)
+        if record.is_over
+    ]
+    several = len(sweep.objective) > 1
+    return OptunaSearch(
+        metric=list(sweep.objective) if several else sweep.objective[0],
+        mode=["max"] * len(sweep.objective) if several else "max",
+        points_to_evaluate=found,
+        seed=sweep.base.seed,
+    )
+
+
+def _asha(sweep: Sweep, context: Context) -> ByIPC:
+    looks = protocol(context.config.evaluate.protocol).evaluations + 1
+    options = {"time_attr": LOOK, "metric": "accuracy", "mode": "max", "max_t": looks}
+    return ByIPC(lambda trial: sweep.config(sweep.values(trial.config)).ipc, options)
+
+
+class Teller(tune.Callback):
+    """A line for every trial that ends; and the record of one whose process died."""
+
+    def __init__(self, sweep: Sweep, folder: Directory, count: int, told: Callable[[str], None]):
+        self._sweep, self._folder, self._count, self._told = sweep, folder, count, told
+        self._ended = 0
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self._tell(trial)
+
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        record = self._record(trial)
+        if record.status == RUNNING:  # it never came to say so itself
+            record.end(self._folder, FAILED, error="the trial's process died, and again when it was started anew")
+        self._tell(trial)
+
+    def _record(self, trial: Any) -> Record:
+        values = self._sweep.values(trial.config)
+        return read_record(self._folder, values) or Record(self._ended, values)
+
+    def _tell(self, trial: Any) -> None:
+        self._ended += 1
+        record = self._record(trial)
+        what, metrics = record.error or record.status, record.metrics
+        if metrics and not record.error:
+            heard = [name for name in self._sweep.objective if name in metrics]
+            figures = ", ".join(f"{name} {100 * metrics[name]:.2f} %" for name in heard)
+            what = figures if record.status == FINISHED else f"{record.status} at {figures}"
+        self._told(f"[{self._ended}/{self._count}] {say(record.values)}: {what} ({record.seconds or 0:.0f} s)")
+
+
+def _publish(sweep: Sweep, document: dict[str, Any], folder: Directory, tracker: Tracker) -> None:
+    """Write the sweep's files, and log them with the best figures to its MLflow run."""
+    winners = {ipc: sweep.winner(document["trials"][place]["values"]) for ipc, place in best_places(document).items()}
+    files = {
+        "sweep.json": json.dumps(document, indent=1).encode(),
+        "sweep.csv": trials_csv(document),
+        "index.html": render_sweep(document),
+    }
+    for ipc, config in winners.items():
+        head = f"# Sweep {sweep.key}: the best at {ipc} images a class by {sweep.objective[0]} on {document['split']} images."
+        body = yaml.safe_dump(config.results(), sort_keys=False, allow_unicode=True)
+        files[f"best-ipc{ipc}.yaml"] = f"{head}\n{body}".encode()
+    for name, data in files.items():
+        folder.write(name, data)
+    for ipc, place in best_places(document).items():
+        figures = document["trials"][place]["metrics"]
+        tracker.log(0, {f"best/{name}/ipc{ipc}": figures[name] for name in sweep.objective})
+    counts = {"trials": len(document["trials"]), "pools": len(document["pools"])}
+    tracker.log(0, counts | {name: document[name] for name in ("seconds", "saved_seconds")})
+    for name, data in files.items():
+        tracker.log_file(name, data)
+    tracker.finish("FINISHED")
