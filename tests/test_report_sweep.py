@@ -273,4 +273,7 @@ def test_many_ipcs_are_all_in_the_table_and_the_claim_says_that_it_left_some_out
     found = sweep_claim(Sweep(given))
     assert found.headline.endswith("at 18, 50.0 ± 2.0\u202f% at 19 and 50.0 ± 2.0\u202f% at 20 images a class")
     assert "The table has 17 more." in found.detail
-    assert len(best_rows(Sweep(given))) == 20 and b"best-ipc1.yaml" in render_sweep(given)
+    assert Sweep(given).marked == {17, 18, 19}
+    page = Page(render_sweep(given)).text
+    assert len(best_rows(Sweep(given))) == 20 and "best-ipc1.yaml" in page
+    assert "the best: of the 3 largest numbers of images a class" in page

@@ -2,10 +2,8 @@
 
 from .ablation_claim import listed
 from .claim import Claim
-from .sweep_trials import ACCURACY, FAILED, FINISHED, IPC, STOPPED, Sweep, Trial, metric_name, setting
+from .sweep_trials import ACCURACY, FAILED, FINISHED, IPC, MOST_NAMED, STOPPED, Sweep, Trial, metric_name, setting
 from .wording import duration
-
-MOST_NAMED = 3  # IPCs that the claim names; the table of the best has all
 
 
 def sweep_claim(sweep: Sweep) -> Claim:

@@ -10,16 +10,15 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis as Edge
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from . import svg
 from .inputs import shortened
 from .plots import WIDTH
 from .svg import CLASS_COLOURS, DISTILLED, INK, PAPER
-from .sweep_trials import ACCURACY, IPC, STOPPED, SUBGROUPS, Axis, Sweep, Trial, metric_name
+from .sweep_trials import ACCURACY, IPC, MOST_TOLD, STOPPED, SUBGROUPS, Axis, Sweep, Trial, metric_name
 
 PANEL_HEIGHT, MAX_COLUMNS, LETTER = 270, 3, 7.5  # pixels; a letter of a tick's label is so wide
-MOST_COLOURS = 8  # IPCs that can be told apart by colour
 DODGE = 0.32  # how far to either side trials of one listed value are laid out, in distances between values
 GREEK = {"select.alpha": "α", "select.beta": "β", SUBGROUPS: "G"}
 _PERCENT = FuncFormatter(lambda value, _: f"{100 * value:g} %")
@@ -27,7 +26,7 @@ _PERCENT = FuncFormatter(lambda value, _: f"{100 * value:g} %")
 
 def ipc_colours(sweep: Sweep) -> dict[Any, str]:
     """A colour an IPC; none where IPC is not swept, or over more values than colours can tell."""
-    return dict(zip(sweep.ipcs, CLASS_COLOURS, strict=False)) if len(sweep.ipcs) <= MOST_COLOURS else {}
+    return dict(zip(sweep.ipcs, CLASS_COLOURS, strict=False)) if len(sweep.ipcs) <= MOST_TOLD else {}
 
 
 def colour_of(colours: Mapping[Any, str], trial: Trial) -> str:
@@ -39,15 +38,15 @@ def field_title(field: str) -> str:
 
 
 def by_ipc(sweep: Sweep) -> Markup | None:
-    """The objective of every trial at its IPC with its interval, the best of each IPC named."""
+    """The objective of every trial at its IPC with its interval, the best of each listed IPC named."""
     if IPC not in sweep.axes or not sweep.scored:
         return None
     drawing = svg.figure(WIDTH, 400)
     axes = drawing.add_subplot()
     svg.style(axes, grid="y", x="images a class")
-    axis, best = sweep.axes[IPC], {trial.number for trial in sweep.best.values()}
+    axis, best = sweep.axes[IPC], sweep.marked
     for place, (ipc, trials) in enumerate(_grouped(sweep, axis).items()):
-        colour = CLASS_COLOURS[place % len(CLASS_COLOURS)] if len(sweep.ipcs) <= MOST_COLOURS else DISTILLED
+        colour = CLASS_COLOURS[place % len(CLASS_COLOURS)] if len(sweep.ipcs) <= MOST_TOLD else DISTILLED
         xs = dict(zip((t.number for t in trials), _dodged(axis.place(ipc), len(trials), axis), strict=True))
         for trial in trials:
             if (interval := sweep.interval(trial)) is not None and trial.status != STOPPED:
@@ -56,7 +55,7 @@ def by_ipc(sweep: Sweep) -> Markup | None:
                 axes.vlines(xs[trial.number], *ends, color=colour, linewidth=weight[0], alpha=weight[1])
         _dots(axes, sweep, trials, [xs[trial.number] for trial in trials], colour)
         for trial in trials:
-            if trial.number in best:
+            if trial.number in best and axis.listed:
                 _name_best(axes, sweep, trial, xs[trial.number])
     _finish(axes.xaxis, axis, WIDTH)
     axes.margins(y=0.12)
@@ -134,11 +133,10 @@ def _means(axes: Axes, sweep: Sweep, trials: Sequence[Trial], xs: np.ndarray, co
 
 def _dots(axes: Axes, sweep: Sweep, trials: Sequence[Trial], xs: Iterable[float], colour: str) -> None:
     placed = [(trial, x) for trial, x in zip(trials, xs, strict=True)]
-    best = {trial.number for trial in sweep.best.values()}
     kinds = (  # which, their size, filling, edge and its width
         (lambda trial: trial.status == STOPPED, 6, "none", colour, 1.4),
         (lambda trial: trial.status != STOPPED, 8, colour, PAPER, 1),
-        (lambda trial: trial.number in best, 11, colour, INK, 2.2),
+        (lambda trial: trial.number in sweep.marked, 11, colour, INK, 2.2),
     )
     for is_one, size, fill, edge, width in kinds:
         points = np.reshape([(x, sweep.score(trial)) for trial, x in placed if is_one(trial)], (-1, 2))
@@ -190,6 +188,7 @@ def _finish(edge: Edge, axis: Axis, width: float) -> None:
         return
     if axis.is_log:
         edge.axes.set_xscale("log")
+        edge.set_major_locator(LogLocator(subs=(1,) if axis.high > 100 * axis.low else (1, 2, 5)))
         edge.set_major_formatter("{x:g}")
         edge.set_minor_locator(NullLocator())
     else:

@@ -127,7 +127,7 @@ def parallel(sweep: Sweep) -> Markup | None:
     axes = drawing.add_subplot()
     svg.style(axes, grid="x")
     ends = {name: _ends(sweep, name) for name in sweep.objectives}
-    colours, best = ipc_colours(sweep), {trial.number for trial in sweep.best.values()}
+    colours, best = ipc_colours(sweep), sweep.marked
     strong = _strong(sweep)
     kinds = (("weak", 1.2, 0.22), ("strong", 2.0, 0.8), ("best", 4.0, 1.0))
     drawn: dict[str, list[tuple[list, str]]] = {kind: [] for kind, *_ in kinds}
@@ -198,7 +198,7 @@ def curves(sweep: Sweep) -> Markup | None:
     drawing = svg.figure(WIDTH, 360)
     axes = drawing.add_subplot()
     svg.style(axes, x="training step of the classifier")
-    colours, best = ipc_colours(sweep), {trial.number for trial in sweep.best.values()}
+    colours, best = ipc_colours(sweep), sweep.marked
     for trial in sorted(shown, key=lambda trial: (trial.number in best, trial.status != FINISHED)):
         steps, scores = np.array(trial.history).T
         colour = colour_of(colours, trial)

@@ -12,6 +12,8 @@ from .wording import METRICS, value
 ACCURACY, IPC, SUBGROUPS = "accuracy", "ipc", "sample.subgroups"
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
 LONGEST_VALUE = 36  # letters of a value in a table or a sentence
+MOST_TOLD = 8  # IPCs that colours and marks can tell apart
+MOST_NAMED = 3  # IPCs that the claim names, and that plots mark where there are too many to tell apart
 MOST_LISTED = 12  # numbers that get evenly spaced places; more of them lie along an axis by size
 
 
@@ -87,6 +89,12 @@ class Sweep:
         """The best trial by IPC, as text, the smallest first."""
         found = {ipc: self.by_number[number] for ipc, number in document_best(self.document).items()}
         return {ipc: trial for ipc, trial in found.items() if self.objective in trial.metrics}
+
+    @cached_property
+    def marked(self) -> set[int]:
+        """Numbers of the best trials that plots mark: of each IPC, or of the largest where there are many."""
+        best = list(self.best.values())
+        return {trial.number for trial in (best if len(best) <= MOST_TOLD else best[-MOST_NAMED:])}
 
     @cached_property
     def ipcs(self) -> list[Any]:
