@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from ims3_ray.errors import InputError
-from ims3_ray.evaluation.protocols import PROTOCOLS, epochs_for, protocol
+from ims3_ray.evaluation.protocols import PROTOCOLS, epochs_for, on_validation, protocol
 
 # Of every value of the protocol. A failure here means: raise the protocol's version, then pin its new fingerprint.
 FINGERPRINTS = {
@@ -15,6 +15,9 @@ FINGERPRINTS = {
     ("minimax", 1): "ce1bfc19964d",
     ("ims3", 1): "5423f9cc2c32",
     ("smoke", 1): "370264152987",
+    ("minimax-val", 1): "d155021321c1",
+    ("ims3-val", 1): "c7c934b2b86d",
+    ("smoke-val", 1): "27d1fb98b17c",
 }
 
 
@@ -72,7 +75,7 @@ def test_labels_name_protocol_version_and_network():
 
 
 def test_unknown_names_are_refused_with_the_choices():
-    with pytest.raises(InputError, match="protocol: 'fast' is not known; choose one of quick, quick-val, minimax, ims3"):
+    with pytest.raises(InputError, match="protocol: 'fast' is not known; choose one of quick, minimax, ims3"):
         protocol("fast")
     with pytest.raises(InputError, match="network: 'vgg' is not known; choose one of convnet3, convnet6"):
         protocol("minimax", network="vgg")
@@ -83,3 +86,12 @@ def test_protocols_are_frozen_and_refuse_unknown_fields():
         protocol("quick").learning_rate = 1.0
     with pytest.raises(ValidationError, match="momentun"):
         type(protocol("quick"))(**protocol("quick").model_dump(), momentun=0.5)
+
+
+def test_every_protocol_has_a_twin_that_scores_on_validation_images_and_differs_in_nothing_else():
+    for name in ("quick", "minimax", "ims3", "smoke"):
+        twin = protocol(on_validation(name))
+        assert (protocol(name).split, twin.split) == ("test", "validation") and on_validation(twin.name) == twin.name
+        assert twin.model_copy(update={"name": name, "split": "test"}) == protocol(name)
+    with pytest.raises(InputError, match="'fast' is not known"):
+        on_validation("fast")

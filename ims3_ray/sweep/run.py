@@ -115,8 +115,10 @@ def _param_space(sweep: Sweep, points: list | None) -> dict[str, Any]:
 
 def _bayes(sweep: Sweep, folder: Directory) -> Any:
     """Optuna's TPE over the objectives. Trials that are over come first, and are found: that is how it goes on."""
+    import optuna
     from ray.tune.search.optuna import OptunaSearch
 
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     domains = sweep.space.domains
     found = [
         {field: domain.encode(record.values[field]) for field, domain in domains.items()}

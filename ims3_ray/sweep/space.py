@@ -200,6 +200,7 @@ def _range(field: str, low: float, high: float, log: bool, whole: bool, recipe: 
     if log and low <= 0:
         raise InputError(f"--space {field}: a logarithmic range begins above 0, not at {low:g}")
     integer = whole and not accepts(recipe, overrides, field, low + 0.5)
-    if not integer and not accepts(recipe, overrides, field, low):
-        raise InputError(f"--space {field}: takes no {low:g}; give values that the recipe takes")
+    for end in (low, high):
+        if not accepts(recipe, overrides, field, int(end) if integer else end):
+            raise InputError(f"--space {field}: takes no {end:g}; give values that the recipe takes")
     return Range(low, high, log, integer)

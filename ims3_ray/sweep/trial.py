@@ -1,5 +1,6 @@
 """One trial: the pipeline on changed fields, from its selection to its score, told to Tune and to MLflow as it goes."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,11 +22,8 @@ from .plan import OBJECTIVES, Sweep, say, trial_key
 from .records import FAILED, FINISHED, STOPPED, Record, read_record
 
 LOOK = "look"  # Tune's clock: how often the classifiers have been scored, the end of the trial counted as one more
+NEVER = 10**9  # looks: beyond any trial, where no scheduler compares
 WAIT_S = 0.5
-
-
-class TrialError(RuntimeError):
-    """A trial went wrong; the record says how."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +43,21 @@ class Trial:
         if not is_mine:
             record = self._wait(record)
             if record.status == FAILED:
-                raise TrialError(record.error)
+                self.report_failure()
+                return
             for look, (_, accuracy) in enumerate(record.history, start=1):
-                tune.report({"accuracy": accuracy, LOOK: look})
-            tune.report({**record.metrics, LOOK: len(record.history) + 1})
+                self.report({"accuracy": accuracy}, look)
+            self.report(record.metrics, len(record.history) + 1)
             return
         Run(self, record).run()
+
+    def report(self, metrics: Mapping[str, float], look: int) -> None:
+        """Tell Tune; what is not known (yet) is NaN, since it asks for every objective in every report."""
+        tune.report({**dict.fromkeys(("accuracy", *self.sweep.objective), math.nan), **metrics, LOOK: look})
+
+    def report_failure(self) -> None:
+        """Tell Tune that there is no result; raising would have it try again, which is for processes that died."""
+        self.report({}, NEVER)
 
     def _wait(self, record: Record) -> Record:
         """The record of the trial with equal values that runs elsewhere, once it is over."""
@@ -83,11 +90,12 @@ class Run:
             self._tracker.tag("error", _one_line(error))
             self._tracker.finish("FAILED")
             self._record.end(folder, FAILED, error=_one_line(error), **self._so_far())
-            raise TrialError(_one_line(error)) from error
+            self._trial.report_failure()
+            return
         self._tracker.finish("FINISHED")
         self._known = figures
         self._record.end(folder, FINISHED, interval=interval, **self._so_far())
-        tune.report({**figures, LOOK: len(self._history) + 1})
+        self._trial.report(figures, len(self._history) + 1)
 
     def _score(self) -> tuple[dict[str, float], float | None]:
         """Headline figures of this trial, and the interval of its accuracy; what is missing is made."""
@@ -141,7 +149,7 @@ class Run:
         self._history.append((step, accuracy))
         self._known = {"accuracy": accuracy}
         self._tracker.log(step, {f"evaluate/{CURVE}": accuracy})
-        tune.report({"accuracy": accuracy, LOOK: len(self._history)})
+        self._trial.report({"accuracy": accuracy}, len(self._history))
 
     def _so_far(self) -> dict[str, Any]:
         return {
