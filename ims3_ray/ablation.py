@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from . import cluster, preparation
+from . import cluster, preparation, records
 from .ablation_document import Steps, describe
 from .ablation_plan import Cell, Plan
 from .artifacts import Directory, fingerprint
@@ -37,10 +37,20 @@ def run(ablation: Plan, say: Callable[[str], None]) -> tuple[dict[str, Any], Dir
     preparation.fetch_extractor(first)
     for note in next(iter(contexts.values())).notes:
         say(note)
-    made = _make(ablation, contexts, say)
-    document = describe(ablation, contexts, made)
+    storage = next(iter(contexts.values())).storage
     key = fingerprint([ablation.rows.baseline, [config.results() for config in configs.values()]])
-    return document, next(iter(contexts.values())).storage / "ablations" / f"{first.recipe}-{key}"
+    out = storage / "ablations" / f"{first.recipe}-{key}"
+    place, cells = f"ablations/{out.name}/artifacts.json", _artifacts(ablation, contexts)
+    records.write(storage, place, cells, key=out.name)
+    document = describe(ablation, contexts, _make(ablation, contexts, say))
+    records.write(storage, place, cells, key=out.name, state=records.FINISHED)
+    return document, out
+
+
+def _artifacts(ablation: Plan, contexts: Mapping[Cell, Context]) -> list[str]:
+    """What the cells need, those for the pool alone as far as their selection."""
+    cells = [_upto(plan(context), "evaluate" if cell[1] in ablation.ipcs else "select") for cell, context in contexts.items()]
+    return records.places(step.directory for steps in cells for step in steps)
 
 
 def _make(ablation: Plan, contexts: Mapping[Cell, Context], say: Callable[[str], None]) -> dict[Cell, Steps]:

@@ -1,21 +1,21 @@
 """A whole distillation: prepare, run the stages that are missing, track, and say what came out."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
 
-from . import cluster, preparation
+from . import cluster, preparation, records
 from .artifacts import fingerprint
 from .config import Config
 from .context import Context
 from .environment import hardware, versions
+from .evaluation.protocols import protocols
 from .overrides import load_config
 from .pipeline import Step, plan, run_step
 from .stages.evaluate import headline
-from .tracking import Tracker, tracking_uri
+from .tracking import DISTILLATION, KIND_TAG, PROTOCOL_TAG, RECIPE_FILE, SCORED_TAG, Tracker, tracking_uri
 
 
 @dataclass(frozen=True)
@@ -53,28 +53,37 @@ def run(config: Config, say: Callable[[str], None] = print) -> Distillation:
     if any(step.manifest is None for step in steps if step.stage.name in ("embed", "sample")):
         preparation.fetch_extractor(config)
     key = steps[-1].fingerprint
+    name = f"{config.recipe}-{key}"
+    _write_record(context, name, steps, [], records.RUNNING)
+    (context.storage / "runs" / name).write("config.yaml", _yaml(config.model_dump(mode="json")))
+    steps = plan(context)  # again: what is complete now stays, for the record names it
     tracker = Tracker(context.storage, say)
-    tracker.start(key, f"{config.recipe}-{key}", config.results(), _tags(context))
+    tracker.start(key, name, config.results(), tags(context))
+    if not tracker.is_finished:
+        tracker.log_file(RECIPE_FILE, _yaml(config.results()))
     context = replace(context, on_metrics=lambda stage, step, metrics: tracker.log(step, under(stage, metrics)))
-    records = context.storage / "runs" / f"{config.recipe}-{key}"
-    records.write("config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
     ran: list[dict[str, Any]] = []
+    state = records.FAILED
     try:
-        for number, step in enumerate(steps):
-            fresh = step.manifest is None
-            if fresh:
-                say(f"[{number + 1}/{len(steps)}] {step.stage.name} → {step.directory.uri}")
-                steps[number] = step = run_step(context, step)
-            ran.append(
-                {"name": step.stage.name, "ran": fresh} | {k: step.manifest[k] for k in ("rows", "unit", "seconds", "rate")}
-            )
-            _track_stage(tracker, step, fresh)
+        _run_missing(context, steps, ran, tracker, say)
+        state = records.FINISHED
     except BaseException:
         tracker.finish("FAILED")
         raise
     finally:
-        records.write_json("run.json", _record(context, steps, ran))
+        _write_record(context, name, steps, ran, state)
     return _result(context, {step.stage.noun: step for step in steps}, ran, key, tracker)
+
+
+def _run_missing(context: Context, steps: list[Step], ran: list, tracker: Tracker, say: Callable[[str], None]) -> None:
+    """Run the steps that are not complete, in their places in `steps`; `ran` gets a line on every step."""
+    for number, step in enumerate(steps):
+        fresh = step.manifest is None
+        if fresh:
+            say(f"[{number + 1}/{len(steps)}] {step.stage.name} → {step.directory.uri}")
+            steps[number] = step = run_step(context, step)
+        ran.append({"name": step.stage.name, "ran": fresh} | {k: step.manifest[k] for k in ("rows", "unit", "seconds", "rate")})
+        _track_stage(tracker, step, fresh)
 
 
 def _result(context: Context, steps: dict[str, Step], ran: list, key: str, tracker: Tracker) -> Distillation:
@@ -120,22 +129,34 @@ def under(stage: str, metrics: dict[str, float]) -> dict[str, float]:
     return metrics if stage == "evaluate" and "accuracy" in metrics else {f"{stage}/{name}": v for name, v in metrics.items()}
 
 
-def _tags(context: Context) -> dict[str, str]:
+def tags(context: Context) -> dict[str, str]:
+    """What a run is besides its recipe: its kind, versions, hardware, and what its accuracy was measured by and on."""
+    config = context.config
     described = {f"version.{name}": text for name, text in versions().items()}
-    return described | {f"hardware.{name}": str(value) for name, value in hardware(context.machine).items()}
+    described |= {f"hardware.{name}": str(value) for name, value in hardware(context.machine).items()}
+    if "scored" in context.inputs:
+        rules = protocols(config.evaluate.protocol, config.evaluate.networks)[0]
+        described |= {PROTOCOL_TAG: rules.label, SCORED_TAG: context.inputs["scored"]}
+    return {KIND_TAG: DISTILLATION} | described
 
 
-def _record(context: Context, steps: list[Step], ran: list[dict[str, Any]]) -> dict[str, Any]:
-    """What run.json holds: configuration, versions, hardware, seeds, and time and place per stage."""
-    return {
-        "recipe": context.config.recipe,
-        "key": steps[-1].fingerprint,
-        "config": context.config.model_dump(mode="json"),
-        "config_fingerprint": fingerprint(context.config.results()),
-        "versions": versions(),
-        "hardware": hardware(context.machine),
-        "seed": context.config.seed,
-        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "stages": ran,
-        "artifacts": {step.stage.noun: step.directory.uri for step in steps},
-    }
+def _yaml(values: dict[str, Any]) -> bytes:
+    return yaml.safe_dump(values, sort_keys=False).encode()
+
+
+def _write_record(context: Context, name: str, steps: list[Step], ran: list[dict[str, Any]], state: str) -> None:
+    """run.json: configuration, versions, hardware, seeds, time and place per stage."""
+    records.write(
+        context.storage,
+        f"runs/{name}/run.json",
+        {step.stage.noun: step.directory.uri for step in steps},
+        key=steps[-1].fingerprint,
+        state=state,
+        recipe=context.config.recipe,
+        config=context.config.model_dump(mode="json"),
+        config_fingerprint=fingerprint(context.config.results()),
+        versions=versions(),
+        hardware=hardware(context.machine),
+        seed=context.config.seed,
+        stages=ran,
+    )

@@ -17,7 +17,11 @@ from .errors import InputError
 
 EXPERIMENT = "ims3_ray"
 RUN_TAG = "ims3.run"
-PARENT_TAG = "mlflow.parentRunId"  # by which MLflow nests runs
+KIND_TAG = "kind"
+DISTILLATION, ABLATION, SWEEP, TRIAL = KINDS = ("distillation", "ablation", "sweep", "trial")
+PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: its pages nest by it
+PROTOCOL_TAG, SCORED_TAG = "protocol", "scored"  # the protocol's label, the scored images' fingerprint
+RECIPE_FILE = "recipe.yaml"
 MAX_PARAM = 500  # characters that every MLflow store takes
 
 
@@ -66,14 +70,18 @@ class Tracker:
             self._experiment = experiment_id(self._client, storage)
 
     def start(self, key: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str], parent: str | None = None) -> None:
-        """Find the run tagged `key`, or create it with `params` (nested: `sample.subgroups`) and `tags`, under `parent`."""
+        """Find the run tagged `key`, or create it with `params` (nested: `sample.subgroups`) and `tags`.
+
+        A new run lies below the one whose MLflow id is `parent`.
+        """
         with self._wish():
             found = self._client.search_runs([self._experiment], f"tags.`{RUN_TAG}` = '{key}'")
             if found:
                 self.run_id, self.is_finished = found[0].info.run_id, found[0].info.status == "FINISHED"
                 return
-            tags = {RUN_TAG: key, **tags, **({PARENT_TAG: parent} if parent else {})}
-            self.run_id = self._client.create_run(self._experiment, run_name=name, tags=tags).info.run_id
+            above = {PARENT_TAG: parent} if parent else {}
+            of_run = {RUN_TAG: key, **above, **tags}
+            self.run_id = self._client.create_run(self._experiment, run_name=name, tags=of_run).info.run_id
             from mlflow.entities import Param
 
             flat = [Param(field, str(value)[:MAX_PARAM]) for field, value in flatten(params).items()]

@@ -112,13 +112,13 @@ def _track(document: Mapping[str, Any], out: Any, files: Mapping[str, bytes]) ->
     """One MLflow run: a row's figures as metrics, the tables and the page as artefacts."""
     from ..artifacts import open_storage
     from ..report.ablation_tables import metrics_for_mlflow
-    from ..tracking import Tracker
+    from ..tracking import ABLATION, KIND_TAG, Tracker
 
     storage = open_storage(out.uri.rsplit("/", 2)[0])
     tracker = Tracker(storage, print)
     named_in = ("recipe", "protocol", "baseline", "ipcs", "generator_seeds", "classifier_seeds")
     params = {name: document[name] for name in named_in}
-    tracker.start(out.name, f"ablation-{out.name}", params, {"kind": "ablation"})
+    tracker.start(out.name, f"ablation-{out.name}", params, {KIND_TAG: ABLATION})
     if tracker.is_finished:
         return
     tracker.log(0, metrics_for_mlflow(document))

@@ -13,12 +13,12 @@ from ..context import Context
 from ..evaluation.pareto import pareto_front
 from ..evaluation.protocols import protocols
 from .plan import OBJECTIVES, Sweep
-from .records import FINISHED, Record
+from .records import FINISHED, Trial
 
 CANDIDATES = "candidates/"
 
 
-def describe(sweep: Sweep, context: Context, records: Sequence[Record], made: set[str], seconds: float) -> dict[str, Any]:
+def describe(sweep: Sweep, context: Context, records: Sequence[Trial], made: set[str], seconds: float) -> dict[str, Any]:
     """sweep.json: the trials by number, the best of each IPC, the front, and what the trials shared.
 
     `context` is that of any trial, `made` what was made under this driver (noun/fingerprint), `seconds` its time.
@@ -76,9 +76,10 @@ def _cell(value: Any) -> Any:
     return value if isinstance(value, str | int | float) else json.dumps(value)
 
 
-def _trial(record: Record) -> dict[str, Any]:
-    kept = ("number", "status", "interval", "error", "seconds", "pool", "mlflow_run_id")
+def _trial(record: Trial) -> dict[str, Any]:
+    kept = ("number", "interval", "error", "seconds", "pool", "mlflow_run_id")
     return {name: getattr(record, name) for name in kept} | {
+        "status": record.state,
         "values": dict(record.values),
         "metrics": dict(record.metrics),
         "history": [list(look) for look in record.history],
@@ -97,7 +98,7 @@ def _best(sweep: Sweep, trials: Sequence[Mapping[str, Any]], done: Sequence[int]
     return {str(ipc): best[ipc]["number"] for ipc in sorted(best)}
 
 
-def _pools(records: Sequence[Record], made: set[str], images: int) -> list[dict[str, Any]]:
+def _pools(records: Sequence[Trial], made: set[str], images: int) -> list[dict[str, Any]]:
     """The candidates that the trials chose from, by first use."""
     pools: dict[str, dict[str, Any]] = {}
     for record in records:
@@ -111,7 +112,7 @@ def _pools(records: Sequence[Record], made: set[str], images: int) -> list[dict[
     return list(pools.values())
 
 
-def _saved(records: Sequence[Record]) -> float:
+def _saved(records: Sequence[Trial]) -> float:
     """Seconds of the stages up to the candidates, had each trial run them alone, over those of the distinct ones."""
     alone = sum(sum(record.upstream.values()) for record in records)
     distinct = {name: seconds for record in records for name, seconds in record.upstream.items()}

@@ -15,7 +15,7 @@ from ..cluster import Machine
 from ..context import Context
 from ..pipeline import Step, plan, run_step
 from .plan import Sweep, trial_key
-from .records import FAILED, Record, read_record, read_records
+from .records import FAILED, Trial, read_trial, read_trials
 
 LAST_SHARED, LAST = "sample", "evaluate"  # stages of a trial: those up to the first are shared, the report is left out
 
@@ -45,21 +45,22 @@ class Keeper:
         """`numbers`: of the trials known beforehand, by key; others are numbered as they come."""
         self._sweep, self._machine, self._folder, self._session = sweep, machine, folder, session
         self._numbers, self._made = dict(numbers), set()
-        self._next = max([len(self._numbers), *(record.number + 1 for record in read_records(folder))])
+        self._next = max([len(self._numbers), *(trial.number + 1 for trial in read_trials(folder))])
 
-    def begin(self, values: Mapping[str, Any], trial_id: str) -> tuple[Record, bool]:
+    def begin(self, values: Mapping[str, Any], trial_id: str) -> tuple[Trial, bool]:
         """The trial's record, and whether it is this caller's to run.
 
         It is not where it is over, failed under this driver already, or runs as another of Tune's trials.
         """
-        found, owner = read_record(self._folder, values), [self._session, trial_id]
-        if found and (found.is_over or (found.owner[:1] == owner[:1] and (found.status == FAILED or found.owner != owner))):
+        found, owner = read_trial(self._folder, values), [self._session, trial_id]
+        if found and (found.is_over or (found.owner[:1] == owner[:1] and (found.state == FAILED or found.owner != owner))):
             return found, False
         key = trial_key(values)
         if found is None and key not in self._numbers:
             self._numbers[key], self._next = self._next, self._next + 1
-        number = found.number if found else self._numbers[key]
-        return Record(number, values, owner=owner).write(self._folder), True
+        number, held = (found.number, found.artifacts) if found else (self._numbers[key], ())
+        begun = Trial(number, values, owner=owner, artifacts=held, key=f"{self._sweep.key}-{key}")
+        return begun.write(self._folder), True
 
     def make_pool(self, values: Mapping[str, Any]) -> None:
         """Make the trial's candidates, and whatever they need."""
@@ -70,6 +71,6 @@ class Keeper:
         return self._made
 
 
-def shared(steps: Sequence[Step]) -> dict[str, float]:
+def seconds_of(steps: Sequence[Step]) -> dict[str, float]:
     """Of steps that are complete: artefact → seconds that it took."""
     return {f"{step.stage.noun}/{step.fingerprint}": step.manifest["seconds"] for step in steps}

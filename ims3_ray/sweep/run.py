@@ -14,15 +14,16 @@ from ray import tune
 from .. import cluster, preparation
 from ..artifacts import Directory
 from ..context import Context
+from ..distillation import tags
 from ..evaluation.protocols import protocol
 from ..report.sweep import render_sweep
-from ..tracking import Tracker
+from ..tracking import KIND_TAG, SWEEP, Tracker
 from .document import best_places, describe, trials_csv
-from .keeper import Keeper, make_pool
+from .keeper import Keeper, make_pool, steps_of
 from .plan import Sweep, say, trial_key
-from .records import FAILED, FINISHED, RUNNING, Record, read_record, read_records
+from .records import FAILED, FINISHED, RUNNING, Trial, read_trial, read_trials
 from .schedule import ByIPC
-from .trial import LOOK, Trial
+from .trial import LOOK, Runner
 
 CPUS_PER_TRIAL = 0.05  # its work is done by tasks that reserve their own
 MAX_FAILURES = 3  # of a trial's process; what a trial raises itself is not tried again
@@ -48,24 +49,28 @@ def run(sweep: Sweep, told: Callable[[str], None] = print) -> tuple[dict[str, An
     folder = contexts[0].storage / "sweeps" / f"{first.recipe}-{sweep.key}"
     tracker = _track(sweep, contexts[0], told)
     began = time.time()
+    for number, (values, context) in enumerate(zip(points or [], contexts, strict=bool(points))):
+        needed = [f"{step.stage.noun}/{step.fingerprint}" for step in steps_of(context)]
+        if read_trial(folder, values) is None:  # before anything is made: nothing that it will need is deleted
+            Trial(number, values, artifacts=needed, key=f"{sweep.key}-{trial_key(values)}").write(folder)
     try:
         made = set().union(*(make_pool(context, told) for context in contexts if points))
         made |= _tune(sweep, points, contexts[0], folder, tracker.run_id, told)
     except BaseException:
         tracker.finish("FAILED")
         raise
-    document = describe(sweep, contexts[0], read_records(folder), made, time.time() - began)
+    document = describe(sweep, contexts[0], read_trials(folder), made, time.time() - began)
     _publish(sweep, document, folder, tracker)
     return document, folder
 
 
-def _track(sweep: Sweep, context: Context, told: Callable[[str], None]) -> Tracker:
+def _track(sweep: Sweep, context: Context, heard: Callable[[str], None]) -> Tracker:
     """MLflow's run of the sweep, the parent of its trials'; made before any of them, so that only one makes a database."""
-    tracker = Tracker(context.storage, told)
+    tracker = Tracker(context.storage, heard)
     space = {f"space.{field}": str(domain) for field, domain in sweep.space.describe().items()}
     chosen = {"search": sweep.search, "trials": sweep.trials, "objective": ",".join(sweep.objective), "asha": sweep.asha}
-    params = sweep.base.results() | space | chosen
-    tracker.start(sweep.key, f"sweep-{context.config.recipe}-{sweep.key}", params, {"kind": "sweep"})
+    params, told = sweep.base.results() | space | chosen, tags(context) | {KIND_TAG: SWEEP}
+    tracker.start(sweep.key, f"sweep-{context.config.recipe}-{sweep.key}", params, told)
     return tracker
 
 
@@ -76,11 +81,11 @@ def _tune(
     machine = replace(context.machine, workers=context.machine.workers.model_copy(update={"shards": 1}))
     numbers = {trial_key(values): number for number, values in enumerate(points or [])}
     keeper = Keeper.remote(sweep, machine, folder, numbers, uuid.uuid4().hex)
-    trial = Trial(sweep, machine, context.storage, folder, keeper, parent)
+    runner = Runner(sweep, machine, context.storage, folder, keeper, parent)
     (folder / "tune").delete()
     count = sweep.trials if points is None else len(points)
     tuner = tune.Tuner(
-        tune.with_resources(trial_of(trial), {"CPU": CPUS_PER_TRIAL}),
+        tune.with_resources(called(runner), {"CPU": CPUS_PER_TRIAL}),
         param_space=_param_space(sweep, points),
         tune_config=tune.TuneConfig(
             num_samples=count if points is None else 1,
@@ -102,9 +107,9 @@ def _tune(
     return ray.get(keeper.made.remote())
 
 
-def trial_of(trial: Trial) -> Callable[[dict[str, Any]], None]:
-    """What Tune calls with the values that it chose."""
-    return lambda drawn: trial.run(drawn)
+def called(runner: Runner) -> Callable[[dict[str, Any]], None]:
+    """The runner as Tune takes it: a plain function of the values that it chose."""
+    return lambda drawn: runner(drawn)
 
 
 def _param_space(sweep: Sweep, points: list | None) -> dict[str, Any]:
@@ -122,7 +127,7 @@ def _bayes(sweep: Sweep, folder: Directory) -> Any:
     domains = sweep.space.domains
     found = [
         {field: domain.encode(record.values[field]) for field, domain in domains.items()}
-        for record in read_records(folder)
+        for record in read_trials(folder)
         if record.is_over
     ]
     several = len(sweep.objective) > 1
@@ -152,22 +157,22 @@ class Teller(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         record = self._record(trial)
-        if record.status == RUNNING:  # it never came to say so itself
-            record.end(self._folder, FAILED, error="the trial's process died, and again when it was started anew")
+        if record.state == RUNNING:  # it never came to say so itself
+            record.write(self._folder, state=FAILED, error="the trial's process died, and again when it was started anew")
         self._tell(trial)
 
-    def _record(self, trial: Any) -> Record:
+    def _record(self, trial: Any) -> Trial:
         values = self._sweep.values(trial.config)
-        return read_record(self._folder, values) or Record(self._ended, values)
+        return read_trial(self._folder, values) or Trial(self._ended, values)
 
     def _tell(self, trial: Any) -> None:
         self._ended += 1
         record = self._record(trial)
-        what, metrics = record.error or record.status, record.metrics
+        what, metrics = record.error or record.state, record.metrics
         if metrics and not record.error:
             heard = [name for name in self._sweep.objective if name in metrics]
             figures = ", ".join(f"{name} {100 * metrics[name]:.2f} %" for name in heard)
-            what = figures if record.status == FINISHED else f"{record.status} at {figures}"
+            what = figures if record.state == FINISHED else f"{record.state} at {figures}"
         self._told(f"[{self._ended}/{self._count}] {say(record.values)}: {what} ({record.seconds or 0:.0f} s)")
 
 

@@ -12,22 +12,24 @@ from ray import tune
 from .. import preparation
 from ..artifacts import Directory
 from ..cluster import Machine
-from ..distillation import under
+from ..context import Context
+from ..distillation import tags, under
 from ..errors import InputError
-from ..pipeline import run_step
+from ..pipeline import Step, run_step
 from ..stages.evaluate import CURVE, headline
-from ..tracking import Tracker
-from .keeper import LAST_SHARED, shared, steps_of
-from .plan import OBJECTIVES, Sweep, say, trial_key
-from .records import FAILED, FINISHED, STOPPED, Record, read_record
+from ..tracking import KIND_TAG, TRIAL, Tracker
+from .keeper import LAST_SHARED, seconds_of, steps_of
+from .plan import OBJECTIVES, Sweep
+from .records import FAILED, FINISHED, STOPPED, Trial, read_trial
 
 LOOK = "look"  # Tune's clock: how often the classifiers have been scored, the end of the trial counted as one more
 NEVER = 10**9  # looks: beyond any trial, where no scheduler compares
 WAIT_S = 0.5
+LONGEST_ERROR = 500  # characters
 
 
 @dataclass(frozen=True)
-class Trial:
+class Runner:
     """What runs the trials of a sweep: given to Tune, called with the values that it chose."""
 
     sweep: Sweep
@@ -37,19 +39,19 @@ class Trial:
     keeper: "ray.actor.ActorHandle"
     parent: str | None  # MLflow's run of the sweep
 
-    def run(self, drawn: Mapping[str, Any]) -> None:
+    def __call__(self, drawn: Mapping[str, Any]) -> None:
         values = self.sweep.values(drawn)
-        record, is_mine = ray.get(self.keeper.begin.remote(values, tune.get_context().get_trial_id()))
-        if not is_mine:
-            record = self._wait(record)
-            if record.status == FAILED:
-                self.report_failure()
-                return
-            for look, (_, accuracy) in enumerate(record.history, start=1):
-                self.report({"accuracy": accuracy}, look)
-            self.report(record.metrics, len(record.history) + 1)
+        trial, is_mine = ray.get(self.keeper.begin.remote(values, tune.get_context().get_trial_id()))
+        if is_mine:
+            Run(self, trial).run()
             return
-        Run(self, record).run()
+        trial = self._wait(trial)
+        if trial.state == FAILED:
+            self.report_failure()
+            return
+        for look, (_, accuracy) in enumerate(trial.history, start=1):
+            self.report({"accuracy": accuracy}, look)
+        self.report(trial.metrics, len(trial.history) + 1)
 
     def report(self, metrics: Mapping[str, float], look: int) -> None:
         """Tell Tune; what is not known (yet) is NaN, since it asks for every objective in every report."""
@@ -59,64 +61,57 @@ class Trial:
         """Tell Tune that there is no result; raising would have it try again, which is for processes that died."""
         self.report({}, NEVER)
 
-    def _wait(self, record: Record) -> Record:
-        """The record of the trial with equal values that runs elsewhere, once it is over."""
-        while not record.is_over and record.status != FAILED:
+    def _wait(self, trial: Trial) -> Trial:
+        """The trial with equal values that runs elsewhere, once it is over."""
+        while not trial.is_over and trial.state != FAILED:
             time.sleep(WAIT_S)
-            record = read_record(self.folder, record.values)
-        return record
+            trial = read_trial(self.folder, trial.values)
+        return trial
 
 
 class Run:
     """A trial that runs: what it has told so far."""
 
-    def __init__(self, trial: Trial, record: Record):
-        self._trial, self._record = trial, record
+    def __init__(self, runner: Runner, trial: Trial):
+        self._runner, self._trial = runner, trial
         self._history: list[tuple[int, float]] = []
         self._known: dict[str, float] = {}
         self._began = time.perf_counter()
-        self._tracker = Tracker(trial.storage, print)
+        self._tracker = Tracker(runner.storage, print)
 
     def run(self) -> None:
-        folder = self._trial.folder
         try:
-            figures, interval = self._score()
+            self._known, interval = self._score()
         except SystemExit:  # how Tune ends a trial
-            self._tracker.log(len(self._history), {"stopped_early": 1.0})
-            self._tracker.finish("KILLED")
-            self._record.end(folder, STOPPED, **self._so_far())
+            self._tracker.tag("stopped_early", "true")
+            self._end(STOPPED, "KILLED")
             raise
         except Exception as error:
-            self._tracker.tag("error", _one_line(error))
-            self._tracker.finish("FAILED")
-            self._record.end(folder, FAILED, error=_one_line(error), **self._so_far())
-            self._trial.report_failure()
+            line = f"{type(error).__name__}: {' '.join(str(error).split())}"[:LONGEST_ERROR]
+            self._tracker.tag("error", line)
+            self._end(FAILED, "FAILED", error=line)
+            self._runner.report_failure()
             return
-        self._tracker.finish("FINISHED")
-        self._known = figures
-        self._record.end(folder, FINISHED, interval=interval, **self._so_far())
-        self._trial.report(figures, len(self._history) + 1)
+        self._end(FINISHED, "FINISHED", interval=interval)
+        self._runner.report(self._known, len(self._history) + 1)
+
+    def _end(self, state: str, status: str, **found: Any) -> None:
+        self._tracker.finish(status)
+        self._trial.write(
+            self._runner.folder,
+            state=state,
+            metrics=self._known,
+            history=self._history,
+            seconds=round(time.perf_counter() - self._began, 3),
+            **found,
+        )
 
     def _score(self) -> tuple[dict[str, float], float | None]:
-        """Headline figures of this trial, and the interval of its accuracy; what is missing is made."""
-        trial, record = self._trial, self._record
-        config = trial.sweep.config(record.values)
-        self._track(config.results())
-        context = preparation.prepare(config, trial.machine)
-        if any(step.manifest is None for step in steps_of(context, LAST_SHARED)):
-            ray.get(trial.keeper.make_pool.remote(record.values))
-        context = replace(context, on_metrics=self._hear)
-        steps = steps_of(context)
-        self._record = record = replace(
-            record,
-            pool=next(step.fingerprint for step in steps if step.stage.name == LAST_SHARED),
-            upstream=shared([step for step in steps if step.manifest and step.stage.name in _UPSTREAM]),
-            artifacts=[f"{step.stage.noun}/{step.fingerprint}" for step in steps],
-            mlflow_run_id=self._tracker.run_id,
-        ).write(trial.folder)
+        """The figures of this trial that can be objectives, and the interval of its accuracy; what is missing is made."""
+        steps = self._steps()
         for number, step in enumerate(steps):
             if step.manifest is None:
-                steps[number] = run_step(context, step)
+                steps[number] = run_step(self._context, step)
             self._tracker.log(0, under(step.stage.name, {"seconds": steps[number].manifest["seconds"]}))
         document = steps[-1].directory.read_json("evaluation.json")
         if not self._history:  # found complete: told now
@@ -124,19 +119,31 @@ class Run:
                 self._look(*look)
         figures = headline(document)
         self._tracker.log(0, figures)
-        unknown = [name for name in trial.sweep.objective if OBJECTIVES[name] not in figures]
-        if unknown:
-            raise InputError(f"--objective: {unknown[0]} is not known of {config.ipc} images a class; choose another")
         known = {name: figures[of] for name, of in OBJECTIVES.items() if of in figures}  # recall needs more images than k
+        if missing := [name for name in self._runner.sweep.objective if name not in known]:
+            raise InputError(f"--objective: {missing[0]} is not known of {document['ipc']} images a class; choose another")
         return known, document["sets"]["distilled"]["last"]["interval"]
 
-    def _track(self, params: Mapping[str, Any]) -> None:
-        sweep, values = self._trial.sweep, self._record.values
-        tags = {"kind": "trial", "sweep": sweep.key, "trial": str(self._record.number)}
-        name = f"{sweep.base.recipe}-{sweep.key}-{self._record.number:03d}"
-        self._tracker.start(
-            f"{sweep.key}-{trial_key(values)}", name, params, tags | {"values": say(values)[:5000]}, parent=self._trial.parent
-        )
+    def _steps(self) -> list[Step]:
+        """The steps of this trial, those up to the candidates made, and a record of what they are."""
+        runner, values = self._runner, self._trial.values
+        config = runner.sweep.config(values)
+        context = preparation.prepare(config, runner.machine)
+        self._context = replace(context, on_metrics=self._hear)
+        self._track(context)
+        needed = [f"{step.stage.noun}/{step.fingerprint}" for step in steps_of(context)]
+        self._trial = self._trial.write(runner.folder, artifacts=needed, mlflow_run_id=self._tracker.run_id)
+        if any(step.manifest is None for step in steps_of(context, LAST_SHARED)):
+            ray.get(runner.keeper.make_pool.remote(values))
+        shared = steps_of(context, LAST_SHARED)
+        self._trial = self._trial.write(runner.folder, pool=shared[-1].fingerprint, upstream=seconds_of(shared))
+        return steps_of(context)
+
+    def _track(self, context: Context) -> None:
+        sweep, number = self._runner.sweep, self._trial.number
+        told = tags(context) | {KIND_TAG: TRIAL, "sweep": sweep.key, "trial": str(number)}
+        name = f"{context.config.recipe}-{sweep.key}-{number:03d}"
+        self._tracker.start(self._trial.key, name, context.config.results(), told, parent=self._runner.parent)
 
     def _hear(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         """A stage's metrics while it runs: the classifiers' accuracy goes to Tune, which may end the trial here."""
@@ -149,24 +156,9 @@ class Run:
         self._history.append((step, accuracy))
         self._known = {"accuracy": accuracy}
         self._tracker.log(step, {f"evaluate/{CURVE}": accuracy})
-        self._trial.report({"accuracy": accuracy}, len(self._history))
-
-    def _so_far(self) -> dict[str, Any]:
-        return {
-            "metrics": self._known,
-            "history": self._history,
-            "seconds": round(time.perf_counter() - self._began, 3),
-            "mlflow_run_id": self._tracker.run_id,
-        }
-
-
-_UPSTREAM = ("encode", "invert", "finetune", "embed", "sample")
+        self._runner.report({"accuracy": accuracy}, len(self._history))
 
 
 def _mean_curve(curves: Sequence[Sequence[Sequence[float]]]) -> list[tuple[int, float]]:
     """(step, mean accuracy) of the seeds' curves, which share their steps."""
     return [(int(looks[0][0]), sum(value for _, value in looks) / len(looks)) for looks in zip(*curves, strict=True)]
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]

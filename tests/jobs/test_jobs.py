@@ -157,22 +157,3 @@ def test_unreadable_images_within_the_limit_are_listed_and_skipped(tiny_images, 
     images = open_images(str(folder), open_storage(str(tmp_path / "s")), name="data.train", seed=0, max_bad_fraction=0.1)
     assert sorted(images.bad) == ["blue/000.png", "red/zzz.png"]
     assert images.counts().tolist() == [11, 12, 12]
-
-
-def test_runs_lists_sorts_and_filters(tiny_overrides, tmp_path):
-    from ims3_ray.artifacts import open_storage
-    from ims3_ray.tracking import Tracker
-
-    storage = open_storage(str(tmp_path / "tracked"))
-    for ipc, accuracy in ((1, 0.5), (10, 0.8), (10, 0.9)):
-        tracker = Tracker(storage, pytest.fail)
-        tracker.start(f"key{accuracy}", f"digits-{accuracy}", {"ipc": ipc, "sample": {"subgroups": 5}}, {})
-        tracker.log(0, {"accuracy": accuracy})
-        tracker.finish("FINISHED")
-    code, out, err = finished("runs", "--order", "accuracy", "--where", "ipc=10", f"storage={storage.path}")
-    assert code == 0, err
-    assert [line.split()[0] for line in out.splitlines()] == ["run", "digits-0.9", "digits-0.8"]
-    code, out, _ = finished("runs", "--where", "accuracy>0.85", f"storage={storage.path}")
-    assert [line.split()[0] for line in out.splitlines()] == ["run", "digits-0.9"]
-    code, _, err = finished("runs", "--where", "ipc~10", f"storage={storage.path}")
-    assert code == 2 and "ipc~10" in err

@@ -148,7 +148,7 @@ def test_a_bayesian_search_goes_on_from_what_is_over_and_gives_a_pareto_front(ra
     document, folder = sweeping.run(plan, lambda line: None)
     assert [t["status"] for t in document["trials"]] == ["finished"] * 3 and document["pareto"]
     kept = {t["number"]: t for t in document["trials"][:2]}
-    gone = records.read_records(folder)[2]
+    gone = records.read_trials(folder)[2]
     os.remove(f"{folder.path}/trials/{trial_key(gone.values)}.json")  # as if the driver had died before its end
     again = sweeping.run(plan, lambda line: None)[0]["trials"]
     assert len(again) == 3 and {t["number"]: t for t in again if t["number"] in kept} == kept

@@ -3,11 +3,13 @@
 import hashlib
 import json
 import re
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from torchvision.datasets import ImageFolder
 
 from ims3_ray import distillation, load_distilled
@@ -139,9 +141,30 @@ def test_the_run_is_in_mlflow_with_parameters_metrics_artefacts_and_data_set(fin
     assert found.data.params["ipc"] == "6" and found.data.params["sample.subgroups"] == "3"
     assert found.data.metrics["accuracy"] == made.figures["accuracy"]
     assert {"finetune/diffusion", "select/objective", "sample/rows_per_s", "coverage/distilled"} <= set(found.data.metrics)
-    assert {a.path for a in client.list_artifacts(made.mlflow_run_id)} == {"index.html", "contact-sheet.png"}
+    assert {a.path for a in client.list_artifacts(made.mlflow_run_id)} == {"index.html", "contact-sheet.png", "recipe.yaml"}
     assert [d.dataset.name for d in found.inputs.dataset_inputs] == ["distilled"]
     assert [m.step for m in client.get_metric_history(made.mlflow_run_id, "finetune/diffusion")] == [4, 6]
+
+
+def test_the_run_can_be_reproduced_and_needs_all_that_it_left_but_checkpoints(finished):
+    from mlflow import MlflowClient
+
+    from ims3_ray import garbage, querying, reproducing
+    from ims3_ray.artifacts import open_directory
+
+    overrides, made = finished
+    client = MlflowClient(made.tracking_uri)
+    found = querying.resolve(querying.find(client), made.key)
+    assert (found["kind"], found["protocol"]) == ("distillation", made.evaluation["protocol"])
+    recipe = querying.logged_file(client, made.mlflow_run_id, "recipe.yaml")
+    command = reproducing.reproduce(found["params"], lambda: recipe)
+    results = load_config("digits", parse_overrides(overrides)).results()
+    assert command.notes == [] and load_config(command.recipe, command.overrides).results() == results
+    assert load_config("digits", yaml.safe_load(recipe)).results() == results
+    survey = garbage.survey(open_directory(str(Path(made.distilled).parents[1])), now=time.time() + 2 * garbage.RECENT_S)
+    assert {entry.noun for entry in survey.artifacts} == {*garbage.NOUNS, "checkpoints"}
+    assert {entry.noun for entry in survey.unneeded} == {"checkpoints"}
+    assert survey.not_ours == [] and survey.notes == []
 
 
 def test_the_exported_images_are_the_selected_candidates(finished):
