@@ -33,7 +33,7 @@ def run(ablation: Plan, say: Callable[[str], None]) -> tuple[dict[str, Any], Dir
     cluster.connect()
     preparation.check_storage(first)
     machine = cluster.machine(first.workers)
-    contexts = {key: preparation.prepare(config, machine) for key, config in configs.items()}
+    contexts = dict(zip(configs, preparation.prepare_all(configs.values(), machine), strict=True))
     preparation.fetch_extractor(first)
     for note in next(iter(contexts.values())).notes:
         say(note)

@@ -1,6 +1,7 @@
 """Everything that is checked before any heavy work: paths, images, models, classes, numbers that must fit each other."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,22 @@ def prepare(config: Config, machine: Machine) -> Context:
     numerics, notes = _numerics(config, machine)
     notes += [f"warning: {line}" for line in check_splits(images, config.data.max_overlap_fraction)]
     return Context(config, storage, machine, images, info, labels, numerics, tuple(notes), inputs)
+
+
+def prepare_all(configs: Iterable[Config], machine: Machine) -> list[Context]:
+    """The contexts of runs of one recipe: what they read is opened and hashed once for those that read the same."""
+    opened: dict[str, Context] = {}
+    contexts = []
+    for config in configs:
+        sections = [config.data, config.model, config.embed]
+        key = fingerprint([*(section.model_dump(mode="json") for section in sections), config.seed, config.evaluate.protocol])
+        if key not in opened:
+            opened[key] = prepare(config, machine)
+        like = opened[key]
+        _check_numbers(config, like.images["train"], like.info.config.in_channels)
+        _check_evaluation(config, len(like.classes))
+        contexts.append(replace(like, config=config))
+    return contexts
 
 
 def _numerics(config: Config, machine: Machine) -> tuple[Numerics, list[str]]:

@@ -42,7 +42,7 @@ def run(sweep: Sweep, told: Callable[[str], None] = print) -> tuple[dict[str, An
     cluster.connect()
     preparation.check_storage(first)
     machine = cluster.machine(first.workers)
-    contexts = [preparation.prepare(sweep.config(values), machine) for values in points or [sweep.space.any()]]
+    contexts = preparation.prepare_all(map(sweep.config, points or [sweep.space.any()]), machine)
     preparation.fetch_extractor(first)
     for note in contexts[0].notes:
         told(note)
@@ -135,7 +135,7 @@ def _bayes(sweep: Sweep, folder: Directory) -> Any:
         metric=list(sweep.objective) if several else sweep.objective[0],
         mode=["max"] * len(sweep.objective) if several else "max",
         points_to_evaluate=found,
-        seed=sweep.base.seed,
+        seed=sweep.base.seed + len(found),  # else a sweep that goes on would draw again what it drew first
     )
 
 
