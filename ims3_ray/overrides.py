@@ -66,7 +66,7 @@ def load_evaluating(overrides: Mapping[str, Any] | None = None) -> Evaluating:
 def _build(kind: type[Settings], values: dict[str, Any], overrides: Mapping[str, Any]) -> Settings:
     recipe = copy.deepcopy(values)
     for field, value in overrides.items():
-        _put(values, field, value)
+        _put(values, field, copy.deepcopy(value))
     _drop_licences(values, recipe, overrides)
     try:
         return kind(**values)

@@ -211,3 +211,9 @@ def test_without_a_recipe_there_are_no_images_and_no_licence():
     assert config.data.train is None and config.data.licence is None
     with pytest.raises(InputError, match=r"data\.train"):
         preparation.image_places(config)
+
+
+def test_overrides_are_left_as_they_were_given():
+    section = {"coverage": 0}
+    load_config("digits", {"select": section, "select.alpha": 0.3})
+    assert section == {"coverage": 0}

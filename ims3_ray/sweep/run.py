@@ -1,6 +1,7 @@
 """A whole sweep: check, make the pools that are known, let Tune run the trials, and say what came out as data."""
 
 import json
+import os
 import time
 import uuid
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from .records import FAILED, FINISHED, RUNNING, Trial, read_trial, read_trials
 from .schedule import ByIPC
 from .trial import LOOK, Runner
 
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints boxes whatever it is told; a line a trial is ours
 CPUS_PER_TRIAL = 0.05  # its work is done by tasks that reserve their own
 MAX_FAILURES = 3  # of a trial's process; what a trial raises itself is not tried again
 
