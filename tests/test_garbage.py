@@ -106,14 +106,16 @@ def test_sizes_are_those_of_the_files(storage):
     assert entry.size == 1000
 
 
-def test_delete_looks_again(storage):
+def test_delete_looks_again_and_takes_no_more_than_was_agreed_on(storage):
     make(storage, f"latents/{A}")
     make(storage, f"latents/{B}")
     places = list(unneeded(storage))
     record(storage, "started-meanwhile", f"latents/{A}")
+    make(storage, f"latents/{C}")
     gone = garbage.delete(storage, places, {}, time.time() + LATER)
     assert [entry.place for entry in gone] == [f"latents/{B}"]
-    assert read_manifest(storage / f"latents/{A}") and not (storage / f"latents/{B}").files()
+    assert read_manifest(storage / f"latents/{A}") and read_manifest(storage / f"latents/{C}")
+    assert not (storage / f"latents/{B}").files()
 
 
 def test_an_artefact_that_is_half_deleted_is_not_complete(storage, monkeypatch):

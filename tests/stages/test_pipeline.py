@@ -170,7 +170,8 @@ def test_the_run_can_be_reproduced_and_needs_all_that_it_left_but_checkpoints(fi
 def test_the_exported_images_are_the_selected_candidates(finished):
     _, made = finished
     root = Path(made.distilled).parents[1]
-    selection = json.loads(next(root.glob("selection/*/selection.json")).read_text())
+    record = json.loads(next(root.glob(f"runs/*{made.key}/run.json")).read_text())
+    selection = json.loads(Path(record["artifacts"]["selection"], "selection.json").read_text())
     manifest = json.loads(Path(made.distilled, "manifest.json").read_text())
     assert {(e["class"], e["subgroup"]) for e in manifest["images"]} == set(selection["selection"].items())
     assert selection["lower_bound"] <= selection["objective"] <= selection["start_objective"]
