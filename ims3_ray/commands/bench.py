@@ -13,6 +13,8 @@ python jobs/bench.py pipeline                                 the stages under R
 
 python jobs/bench.py evaluate                                 training a classifier, beside DataLoader and PIL
 python jobs/bench.py evaluate --protocol minimax --steps 4 --scored 2 --accuracy 5
+
+python jobs/bench.py sweep --trials 50                        a sweep, beside the trainings of its classifiers alone
 """
 
 import argparse
@@ -20,9 +22,11 @@ import json
 from pathlib import Path
 
 from ..errors import InputError
-from . import bench_evaluate, bench_select, bench_stages
+from . import bench_evaluate, bench_select, bench_stages, bench_sweep
 
-WHAT = {"select": bench_select, "evaluate": bench_evaluate} | dict.fromkeys(bench_stages.WHAT, bench_stages)
+WHAT = {"select": bench_select, "evaluate": bench_evaluate, "sweep": bench_sweep} | dict.fromkeys(
+    bench_stages.WHAT, bench_stages
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     bench_select.add_arguments(parser.add_argument_group("select"))
     bench_stages.add_arguments(parser.add_argument_group(", ".join(bench_stages.WHAT)))
     bench_evaluate.add_arguments(parser.add_argument_group("evaluate"))
+    bench_sweep.add_arguments(parser.add_argument_group("sweep"))
     parser.add_argument("overrides", nargs="*", metavar="field=value", help="such as workers.shards=4 or model.path=DIR")
 
 

@@ -46,6 +46,7 @@ def describe(sweep: Sweep, context: Context, records: Sequence[Trial], made: set
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "trials": trials,
         "pools": _pools(records, made, config.sample.subgroups * config.pool_ipc * len(context.classes)),
+        "upstream_seconds": round(sum(_distinct(records).values()), 3),
         "saved_seconds": _saved(records),
         "best": _best(sweep, trials, done),
         "pareto": front,
@@ -115,5 +116,9 @@ def _pools(records: Sequence[Trial], made: set[str], images: int) -> list[dict[s
 def _saved(records: Sequence[Trial]) -> float:
     """Seconds of the stages up to the candidates, had each trial run them alone, over those of the distinct ones."""
     alone = sum(sum(record.upstream.values()) for record in records)
-    distinct = {name: seconds for record in records for name, seconds in record.upstream.items()}
-    return round(alone - sum(distinct.values()), 3)
+    return round(alone - sum(_distinct(records).values()), 3)
+
+
+def _distinct(records: Sequence[Trial]) -> dict[str, float]:
+    """Seconds of every artefact up to the candidates, each once."""
+    return {name: seconds for record in records for name, seconds in record.upstream.items()}
