@@ -59,7 +59,7 @@ class Keeper:
         if found is None and key not in self._numbers:
             self._numbers[key], self._next = self._next, self._next + 1
         number, held = (found.number, found.artifacts) if found else (self._numbers[key], ())
-        begun = Trial(number, values, owner=owner, artifacts=held, key=f"{self._sweep.key}-{key}")
+        begun = Trial(number, values, owner=owner, artifacts=held, key=self._sweep.key_of(values))
         return begun.write(self._folder), True
 
     def make_pool(self, values: Mapping[str, Any]) -> None:

@@ -90,6 +90,10 @@ class Sweep:
                 cheaper[f"evaluate.{field}"] = value
         return load_config(self.recipe, {**self._fields(base, values), **cheaper})
 
+    def key_of(self, values: Mapping[str, Any]) -> str:
+        """The key of a trial's run in MLflow."""
+        return f"{self.key}-{trial_key(values)}"
+
     def winner(self, values: Mapping[str, Any]) -> Config:
         """The same run as a person would make it, scored as the recipe says. It finds all that the trial made."""
         return load_config(self.recipe, self._fields(self.base, values))

@@ -26,6 +26,7 @@ class Trial:
     values: Mapping[str, Any]
     state: str = RUNNING
     metrics: Mapping[str, float] = field(default_factory=dict)
+    figures: Mapping[str, float] = field(default_factory=dict)  # all that MLflow's run holds, by its names there
     interval: float | None = None
     history: Sequence[Sequence[float]] = ()  # (step, accuracy), the mean over classifier seeds
     error: str | None = None

@@ -21,9 +21,10 @@ from ..report.sweep import render_sweep
 from ..tracking import KIND_TAG, SWEEP, Tracker
 from .document import best_places, describe, trials_csv
 from .keeper import Keeper, make_pool, steps_of
-from .plan import Sweep, say, trial_key
-from .records import FAILED, FINISHED, RUNNING, Trial, read_trial, read_trials
+from .plan import Sweep, trial_key
+from .records import Trial, read_trial, read_trials
 from .schedule import ByIPC
+from .scribe import Scribe
 from .trial import LOOK, Runner
 
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints boxes whatever it is told; a line a trial is ours
@@ -54,14 +55,16 @@ def run(sweep: Sweep, told: Callable[[str], None] = print) -> tuple[dict[str, An
     for number, (values, context) in enumerate(zip(points or [], contexts, strict=bool(points))):
         needed = [f"{step.stage.noun}/{step.fingerprint}" for step in steps_of(context)]
         if read_trial(folder, values) is None:  # before anything is made: nothing that it will need is deleted
-            Trial(number, values, artifacts=needed, key=f"{sweep.key}-{trial_key(values)}").write(folder)
+            Trial(number, values, artifacts=needed, key=sweep.key_of(values)).write(folder)
+    scribe = Scribe(sweep, contexts[0], folder, sweep.trials if points is None else len(points), tracker.run_id, told)
     try:
         made = set().union(*(make_pool(context, told) for context in contexts if points))
-        made |= _tune(sweep, points, contexts[0], folder, tracker.run_id, told)
+        made |= _tune(sweep, points, contexts[0], folder, scribe)
     except BaseException:
         tracker.finish("FAILED")
         raise
-    document = describe(sweep, contexts[0], read_trials(folder), made, time.time() - began)
+    ran = [trial.write(folder, mlflow_run_id=scribe.write_up(trial)) for trial in read_trials(folder)]
+    document = describe(sweep, contexts[0], ran, made, time.time() - began)
     _publish(sweep, document, folder, tracker)
     return document, folder
 
@@ -76,21 +79,18 @@ def _track(sweep: Sweep, context: Context, heard: Callable[[str], None]) -> Trac
     return tracker
 
 
-def _tune(
-    sweep: Sweep, points: list | None, context: Context, folder: Directory, parent: str | None, told: Callable[[str], None]
-) -> set[str]:
+def _tune(sweep: Sweep, points: list | None, context: Context, folder: Directory, scribe: Scribe) -> set[str]:
     """Run the trials until each has ended in one way or another; gives the artefacts that their keeper made."""
     machine = replace(context.machine, workers=context.machine.workers.model_copy(update={"shards": 1}))
     numbers = {trial_key(values): number for number, values in enumerate(points or [])}
     keeper = Keeper.remote(sweep, machine, folder, numbers, uuid.uuid4().hex)
-    runner = Runner(sweep, machine, context.storage, folder, keeper, parent)
+    runner = Runner(sweep, machine, folder, keeper)
     (folder / "tune").delete()
-    count = sweep.trials if points is None else len(points)
     tuner = tune.Tuner(
         tune.with_resources(called(runner), {"CPU": CPUS_PER_TRIAL}),
         param_space=_param_space(sweep, points),
         tune_config=tune.TuneConfig(
-            num_samples=count if points is None else 1,
+            num_samples=sweep.trials if points is None else 1,
             search_alg=_bayes(sweep, folder) if points is None else None,
             scheduler=_asha(sweep, context) if sweep.asha else None,
             max_concurrent_trials=machine.trials,
@@ -101,7 +101,7 @@ def _tune(
             storage_path=folder.path,
             storage_filesystem=folder.filesystem,
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
-            callbacks=[Teller(sweep, folder, count, told)],
+            callbacks=[scribe],
             verbose=0,
         ),
     )
@@ -145,37 +145,6 @@ def _asha(sweep: Sweep, context: Context) -> ByIPC:
     looks = protocol(context.config.evaluate.protocol).evaluations + 1
     options = {"time_attr": LOOK, "metric": "accuracy", "mode": "max", "max_t": looks}
     return ByIPC(lambda trial: sweep.config(sweep.values(trial.config)).ipc, options)
-
-
-class Teller(tune.Callback):
-    """A line for every trial that ends; and the record of one whose process died."""
-
-    def __init__(self, sweep: Sweep, folder: Directory, count: int, told: Callable[[str], None]):
-        self._sweep, self._folder, self._count, self._told = sweep, folder, count, told
-        self._ended = 0
-
-    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        self._tell(trial)
-
-    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        record = self._record(trial)
-        if record.state == RUNNING:  # it never came to say so itself
-            record.write(self._folder, state=FAILED, error="the trial's process died, and again when it was started anew")
-        self._tell(trial)
-
-    def _record(self, trial: Any) -> Trial:
-        values = self._sweep.values(trial.config)
-        return read_trial(self._folder, values) or Trial(self._ended, values)
-
-    def _tell(self, trial: Any) -> None:
-        self._ended += 1
-        record = self._record(trial)
-        what, metrics = record.error or record.state, record.metrics
-        if metrics and not record.error:
-            heard = [name for name in self._sweep.objective if name in metrics]
-            figures = ", ".join(f"{name} {100 * metrics[name]:.2f} %" for name in heard)
-            what = figures if record.state == FINISHED else f"{record.state} at {figures}"
-        self._told(f"[{self._ended}/{self._count}] {say(record.values)}: {what} ({record.seconds or 0:.0f} s)")
 
 
 def _publish(sweep: Sweep, document: dict[str, Any], folder: Directory, tracker: Tracker) -> None:

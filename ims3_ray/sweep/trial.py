@@ -1,4 +1,4 @@
-"""One trial: the pipeline on changed fields, from its selection to its score, told to Tune and to MLflow as it goes."""
+"""One trial: the pipeline on changed fields, from its selection to its score, told to Tune as it goes."""
 
 import math
 import time
@@ -12,17 +12,16 @@ from ray import tune
 from .. import preparation
 from ..artifacts import Directory
 from ..cluster import Machine
-from ..context import Context
-from ..distillation import tags, under
+from ..distillation import under
 from ..errors import InputError
 from ..pipeline import Step, run_step
 from ..stages.evaluate import CURVE, headline
-from ..tracking import KIND_TAG, TRIAL, Tracker
 from .keeper import LAST_SHARED, seconds_of, steps_of
 from .plan import OBJECTIVES, Sweep
 from .records import FAILED, FINISHED, STOPPED, Trial, read_trial
 
 LOOK = "look"  # Tune's clock: how often the classifiers have been scored, the end of the trial counted as one more
+STEP = "step"  # of the classifiers' training
 NEVER = 10**9  # looks: beyond any trial, where no scheduler compares
 WAIT_S = 0.5
 LONGEST_ERROR = 500  # characters
@@ -34,10 +33,8 @@ class Runner:
 
     sweep: Sweep
     machine: Machine
-    storage: Directory
     folder: Directory
     keeper: "ray.actor.ActorHandle"
-    parent: str | None  # MLflow's run of the sweep
 
     def __call__(self, drawn: Mapping[str, Any]) -> None:
         values = self.sweep.values(drawn)
@@ -49,8 +46,8 @@ class Runner:
         if trial.state == FAILED:
             self.report_failure()
             return
-        for look, (_, accuracy) in enumerate(trial.history, start=1):
-            self.report({"accuracy": accuracy}, look)
+        for look, (step, accuracy) in enumerate(trial.history, start=1):
+            self.report({"accuracy": accuracy, STEP: step}, look)
         self.report(trial.metrics, len(trial.history) + 1)
 
     def report(self, metrics: Mapping[str, float], look: int) -> None:
@@ -76,31 +73,29 @@ class Run:
         self._runner, self._trial = runner, trial
         self._history: list[tuple[int, float]] = []
         self._known: dict[str, float] = {}
+        self._figures: dict[str, float] = {}
         self._began = time.perf_counter()
-        self._tracker = Tracker(runner.storage, print)
 
     def run(self) -> None:
         try:
             self._known, interval = self._score()
         except SystemExit:  # how Tune ends a trial
-            self._tracker.tag("stopped_early", "true")
-            self._end(STOPPED, "KILLED")
+            self._end(STOPPED)
             raise
         except Exception as error:
             line = f"{type(error).__name__}: {' '.join(str(error).split())}"[:LONGEST_ERROR]
-            self._tracker.tag("error", line)
-            self._end(FAILED, "FAILED", error=line)
+            self._end(FAILED, error=line)
             self._runner.report_failure()
             return
-        self._end(FINISHED, "FINISHED", interval=interval)
+        self._end(FINISHED, interval=interval)
         self._runner.report(self._known, len(self._history) + 1)
 
-    def _end(self, state: str, status: str, **found: Any) -> None:
-        self._tracker.finish(status)
+    def _end(self, state: str, **found: Any) -> None:
         self._trial.write(
             self._runner.folder,
             state=state,
             metrics=self._known,
+            figures=self._figures,
             history=self._history,
             seconds=round(time.perf_counter() - self._began, 3),
             **found,
@@ -112,13 +107,13 @@ class Run:
         for number, step in enumerate(steps):
             if step.manifest is None:
                 steps[number] = run_step(self._context, step)
-            self._tracker.log(0, under(step.stage.name, {"seconds": steps[number].manifest["seconds"]}))
+            self._figures |= under(step.stage.name, {"seconds": steps[number].manifest["seconds"]})
         document = steps[-1].directory.read_json("evaluation.json")
         if not self._history:  # found complete: told now
             for look in _mean_curve(document["sets"]["distilled"]["curves"]):
                 self._look(*look)
         figures = headline(document)
-        self._tracker.log(0, figures)
+        self._figures |= figures
         known = {name: figures[of] for name, of in OBJECTIVES.items() if of in figures}  # recall needs more images than k
         if missing := [name for name in self._runner.sweep.objective if name not in known]:
             raise InputError(f"--objective: {missing[0]} is not known of {document['ipc']} images a class; choose another")
@@ -130,33 +125,25 @@ class Run:
         config = runner.sweep.config(values)
         context = preparation.prepare(config, runner.machine)
         self._context = replace(context, on_metrics=self._hear)
-        self._track(context)
         needed = [f"{step.stage.noun}/{step.fingerprint}" for step in steps_of(context)]
-        self._trial = self._trial.write(runner.folder, artifacts=needed, mlflow_run_id=self._tracker.run_id)
+        self._trial = self._trial.write(runner.folder, artifacts=needed)
         if any(step.manifest is None for step in steps_of(context, LAST_SHARED)):
             ray.get(runner.keeper.make_pool.remote(values))
         shared = steps_of(context, LAST_SHARED)
         self._trial = self._trial.write(runner.folder, pool=shared[-1].fingerprint, upstream=seconds_of(shared))
         return steps_of(context)
 
-    def _track(self, context: Context) -> None:
-        sweep, number = self._runner.sweep, self._trial.number
-        told = tags(context) | {KIND_TAG: TRIAL, "sweep": sweep.key, "trial": str(number)}
-        name = f"{context.config.recipe}-{sweep.key}-{number:03d}"
-        self._tracker.start(self._trial.key, name, context.config.results(), told, parent=self._runner.parent)
-
     def _hear(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         """A stage's metrics while it runs: the classifiers' accuracy goes to Tune, which may end the trial here."""
         if CURVE in metrics:
             self._look(step, metrics[CURVE])
-        else:
-            self._tracker.log(step, under(stage, metrics))
+        elif stage == "select":
+            self._figures |= under(stage, metrics)
 
     def _look(self, step: int, accuracy: float) -> None:
         self._history.append((step, accuracy))
         self._known = {"accuracy": accuracy}
-        self._tracker.log(step, {f"evaluate/{CURVE}": accuracy})
-        self._runner.report({"accuracy": accuracy}, len(self._history))
+        self._runner.report({"accuracy": accuracy, STEP: step}, len(self._history))
 
 
 def _mean_curve(curves: Sequence[Sequence[Sequence[float]]]) -> list[tuple[int, float]]:
