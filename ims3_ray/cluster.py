@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 
 import ray
+from ray.util import placement_group, remove_placement_group
 
 from .config import DeviceKind, Workers
 from .errors import InputError
@@ -96,8 +97,13 @@ def connect() -> None:
         ) from error
 
 
-def machine(workers: Workers) -> Machine:
-    """The machine as `workers` wants it used. Raises InputError for a GPU that Ray does not see."""
+def machine(workers: Workers, *, wait: bool = True) -> Machine:
+    """The machine as `workers` wants it used, once the cluster has the GPUs that it names.
+
+    Raises InputError for a GPU that Ray does not see. Without `wait`, GPUs to come are counted as there.
+    """
+    if ray.is_initialized() and workers.gpus and wait:
+        wait_for_gpus(workers.gpus, workers.wait_s)
     if ray.is_initialized():
         total = ray.cluster_resources()
         cpus, gpus, memory = int(total.get("CPU", 1)), int(total.get("GPU", 0)), total.get("memory", 4e9)
@@ -106,10 +112,31 @@ def machine(workers: Workers) -> Machine:
 
         cpus, gpus = os.cpu_count() or 1, torch.cuda.device_count()
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 0.7
+    gpus = gpus if wait else max(gpus, workers.gpus or 0)
     if workers.device == "cuda" and not gpus:
         raise InputError("workers.device: cuda asked for, but Ray sees no GPU; use workers.device=cpu or a node with one")
     device = ("cuda" if gpus else "cpu") if workers.device == "auto" else workers.device
     return Machine(device, max(1, cpus), gpus, memory, workers)
+
+
+def wait_for_gpus(number: int, wait_s: float) -> None:
+    """Return once the cluster has `number` GPUs. They are asked for, which makes an autoscaling cluster grow.
+
+    A run sizes its actors to the devices that it sees when it starts, and a cluster at rest shows none. InputError where they
+    are not there after `wait_s` seconds.
+    """
+    if ray.cluster_resources().get("GPU", 0) >= number:
+        return
+    group = placement_group([{"GPU": 1}] * number)
+    try:
+        ray.get(group.ready(), timeout=wait_s)
+    except ray.exceptions.GetTimeoutError as error:
+        raise InputError(
+            f"workers.gpus: the cluster has {ray.cluster_resources().get('GPU', 0):g} of {number} free after {wait_s:g} s; ask "
+            "for fewer, raise the cluster's maximum of workers, or wait longer with workers.wait_s"
+        ) from error
+    finally:
+        remove_placement_group(group)
 
 
 def has_address() -> bool:

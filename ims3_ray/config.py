@@ -247,6 +247,8 @@ class Workers(Section):
     """What changes speed alone. None sizes a number to the machine or cluster at hand."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    gpus: Count | None = None  # begin once the cluster has so many: one that was scaled down to its head grows to them
+    wait_s: Count = 1800  # at most, for gpus: those that came cost money while the others are waited for
     actors: Count | None = None
     min_actors: Count = 1  # a pool works with as few while the cluster grows or after nodes are lost
     train_workers: Count | None = None

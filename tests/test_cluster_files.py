@@ -7,7 +7,6 @@ import shlex
 import subprocess
 import sys
 import time
-from itertools import pairwise
 from pathlib import Path
 
 import jsonschema
@@ -22,7 +21,6 @@ from ims3_ray.overrides import load_config, parse_overrides, recipe_names
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "cluster"
 AWS, RAYJOB, DOCKERFILE = (FOLDER / name for name in ("aws.yaml", "rayjob.yaml", "Dockerfile"))
-WITH_GPUS = FOLDER / "with_gpus.py"
 FILES = [path for path in FOLDER.iterdir() if path.is_file()]
 SECRETS = r"AKIA|ASIA|SECRET_ACCESS|ACCESS_KEY_ID|SESSION_TOKEN|PRIVATE KEY|\.pem\b|AUTH_TOKEN=|password\s*[:=]|secretKeyRef"
 UNITS = {"gb": 10**9, "Gi": 2**30}
@@ -36,6 +34,19 @@ for _ in sys.stdin:
     nodes.add_node(num_cpus=1, num_gpus=1, **store)
 nodes.shutdown()
 """  # a process of its own, since Ray looks at RAY_AUTH_MODE once a process
+
+WAITING = """
+import ray
+from ims3_ray import cluster
+from ims3_ray.config import Workers
+from ims3_ray.errors import InputError
+cluster.connect()
+try:
+    found = cluster.machine(Workers(gpus={number}, wait_s=20))
+    print(found.device, found.gpus, ray.available_resources()["GPU"])
+except InputError as error:
+    print(str(error).split(";")[0])
+"""
 
 
 @pytest.fixture(scope="module")
@@ -242,12 +253,14 @@ def test_the_entrypoint_is_a_run_of_this_project(job, docker_lines):
     (home,) = (rest for name, rest in docker_lines if name == "WORKDIR")
     words = shlex.split(job["spec"]["entrypoint"])
     assert " ".join(words) == job["spec"]["entrypoint"] and not set("&|;<>$`'\"") & set(job["spec"]["entrypoint"])
-    wait, run = ([word for before, word in pairwise(words) if before == "python"][n].removeprefix(f"{home}/") for n in (0, 1))
-    assert ROOT / wait == WITH_GPUS and ROOT / run == ROOT / "jobs/distill.py" and (ROOT / run).is_file()
-    assert 0 < int(words[2]) <= sum(group["maxReplicas"] for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"])
+    assert words[0] == "python"
+    run = words[1].removeprefix(f"{home}/")
+    assert ROOT / run == ROOT / "jobs/distill.py" and (ROOT / run).is_file()
     recipe = words[words.index("--recipe") + 1]
     assert recipe in recipe_names()
     config = load_config(recipe, parse_overrides(words[words.index(recipe) + 1 :]))
+    most = sum(group["maxReplicas"] for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"])
+    assert 0 < config.workers.gpus <= most
     assert all(place.startswith("s3://") for place in (config.storage, config.data.train, config.data.test))
 
 
@@ -277,34 +290,27 @@ def test_the_image_holds_what_is_run_and_is_not_root(docker_lines):
     (install,) = (rest for name, rest in docker_lines if name == "RUN")
     assert "." in shlex.split(install) and not {"-e", "--editable"} & set(shlex.split(install))
     sources = [word for name, rest in docker_lines if name == "COPY" for word in rest.split()[1:-1]]
-    assert {"pyproject.toml", "ims3_ray", "jobs", "cluster/with_gpus.py"} <= set(sources)
+    assert {"pyproject.toml", "ims3_ray", "jobs"} <= set(sources)
     assert all((ROOT / source).exists() for source in sources)
     ignored = (FOLDER / "Dockerfile.dockerignore").read_text().split("\n")
     assert "*" in ignored and {line[1:] for line in ignored if line.startswith("!")} == set(sources)
 
 
-@pytest.mark.parametrize("words", [[], ["4"], ["0", "true"], ["four", "true"], ["1", "true"]])
-def test_waiting_for_gpus_refuses_what_it_cannot_do(words):
-    env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    tried = subprocess.run([sys.executable, WITH_GPUS, *words], env=env, capture_output=True, text=True, timeout=60)
-    assert tried.returncode == 1 and len(tried.stderr.splitlines()) == 1
-    assert ("RAY_ADDRESS" if words == ["1", "true"] else "usage") in tried.stderr
-
-
-def test_a_command_starts_once_the_gpus_are_there_and_finds_them_free(tmp_path):
+@pytest.mark.parametrize("number", [2, 3])
+def test_a_run_begins_once_the_gpus_that_it_names_are_there_and_says_so_where_they_do_not_come(number, tmp_path):
     (tmp_path / "auth_token").write_text("ab" * 32 + "\n")  # as the README's command writes it
     env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": f"{tmp_path}/auth_token"}
     pipes = {"env": env, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
     with subprocess.Popen([sys.executable, "-c", GROWING_CLUSTER], **pipes) as nodes:
         env["RAY_ADDRESS"] = next(line for line in nodes.stdout if line.startswith("at ")).split()[1]
-        code = "import ray, sys; ray.init(log_to_driver=False); print(ray.available_resources()['GPU']); sys.exit(7)"
-        waiting = subprocess.Popen([sys.executable, WITH_GPUS, "2", sys.executable, "-c", code], **pipes)
+        waiting = subprocess.Popen([sys.executable, "-c", WAITING.format(number=number)], **pipes)
         try:
-            time.sleep(5)  # one of two is there
+            time.sleep(5)  # one is there
             assert waiting.poll() is None
             nodes.stdin.write("one more\n")
             nodes.stdin.flush()
-            assert waiting.communicate(timeout=60)[0] == "2.0\n" and waiting.returncode == 7
+            said = waiting.communicate(timeout=90)[0]
+            assert said == ("cuda 2 2.0\n" if number == 2 else "workers.gpus: the cluster has 2 of 3 free after 20 s\n")
         finally:
             waiting.kill()
             nodes.stdin.close()

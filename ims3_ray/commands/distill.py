@@ -68,7 +68,7 @@ def _dry_run(config: Config) -> None:
     preparation.check_storage(config)
     if cluster.has_address():
         cluster.connect()
-    context = preparation.prepare(config, cluster.machine(config.workers))
+    context = preparation.prepare(config, cluster.machine(config.workers, wait=False))
     steps = plan(context)
     print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     print("\n".join(context.notes), end="\n" if context.notes else "")
