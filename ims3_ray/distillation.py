@@ -12,10 +12,13 @@ from .config import Config
 from .context import Context
 from .environment import hardware, versions
 from .evaluation.protocols import protocols
+from .journal import Journal
 from .overrides import load_config
 from .pipeline import Step, plan, run_step
 from .stages.evaluate import headline
 from .tracking import DISTILLATION, KIND_TAG, PROTOCOL_TAG, RECIPE_FILE, SCORED_TAG, Tracker, tracking_uri
+
+LONGEST_ERROR = 500  # characters
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,9 @@ def run(config: Config, say: Callable[[str], None] = print) -> Distillation:
     key = steps[-1].fingerprint
     name = f"{config.recipe}-{key}"
     _write_record(context, name, steps, [], records.RUNNING)
+    journal = Journal(context.storage / "runs" / name)
     (context.storage / "runs" / name).write("config.yaml", _yaml(config.model_dump(mode="json")))
+    journal.write("run started", key=key, recipe=config.recipe, device=context.machine.device, notes=list(context.notes))
     steps = plan(context)  # again: what is complete now stays, for the record names it
     tracker = Tracker(context.storage, say)
     tracker.start(key, name, config.results(), tags(context))
@@ -65,9 +70,12 @@ def run(config: Config, say: Callable[[str], None] = print) -> Distillation:
     ran: list[dict[str, Any]] = []
     state = records.FAILED
     try:
-        _run_missing(context, steps, ran, tracker, say)
+        with journal.alive():
+            _run_missing(context, steps, ran, tracker, say, journal)
         state = records.FINISHED
-    except BaseException:
+        journal.write("run finished")
+    except BaseException as error:
+        journal.write("run failed", error=f"{type(error).__name__}: {' '.join(str(error).split())}"[:LONGEST_ERROR])
         tracker.finish("FAILED")
         raise
     finally:
@@ -75,13 +83,18 @@ def run(config: Config, say: Callable[[str], None] = print) -> Distillation:
     return _result(context, {step.stage.noun: step for step in steps}, ran, key, tracker)
 
 
-def _run_missing(context: Context, steps: list[Step], ran: list, tracker: Tracker, say: Callable[[str], None]) -> None:
+def _run_missing(
+    context: Context, steps: list[Step], ran: list, tracker: Tracker, say: Callable[[str], None], journal: Journal
+) -> None:
     """Run the steps that are not complete, in their places in `steps`; `ran` gets a line on every step."""
     for number, step in enumerate(steps):
         fresh = step.manifest is None
         if fresh:
             say(f"[{number + 1}/{len(steps)}] {step.stage.name} → {step.directory.uri}")
+            journal.write("stage started", stage=step.stage.name, artifact=f"{step.stage.noun}/{step.fingerprint}")
             steps[number] = step = run_step(context, step)
+            told = {name: step.manifest[name] for name in ("rows", "unit", "seconds", "rate")}
+            journal.write("stage finished", stage=step.stage.name, **told)
         ran.append({"name": step.stage.name, "ran": fresh} | {k: step.manifest[k] for k in ("rows", "unit", "seconds", "rate")})
         _track_stage(tracker, step, fresh)
 

@@ -3,20 +3,54 @@
 import contextlib
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
+from ray.util.metrics import Counter, Gauge
 from tqdm import tqdm
 
 POLL_S = 0.5
 QUIET_REFRESH_S = 10  # between lines where the output is no terminal
 
 
-def bar(stage: str, total: int, unit: str, done: int = 0) -> tqdm:
+class Counted(tqdm):
+    """A bar whose progress Prometheus sees as well: rows done and their rate, by stage."""
+
+    def __init__(self, *args: Any, stage: str = "", **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        tags = {"stage": stage, "unit": str(kwargs.get("unit", "")).strip()}
+        self._count = _metric(Counter, "ims3_rows", "Rows that a stage has done, of the driver's runs", tags)
+        self._speed = _metric(Gauge, "ims3_rows_per_second", "Rows a second of the stage at work", tags)
+        self._began = time.perf_counter()
+
+    def update(self, n: float | None = 1) -> bool | None:
+        if self._count is not None and n:
+            self._count.inc(n)
+            self._speed.set((self.n + n - self.initial) / max(1e-3, time.perf_counter() - self._began))
+        return super().update(n)
+
+    def close(self) -> None:
+        if self._speed is not None and not self.disable:
+            self._speed.set(0.0)  # nothing is at work any more
+        super().close()
+
+
+def _metric(kind: Any, name: str, description: str, tags: dict[str, str]) -> Any:
+    """One of Ray's metrics, which its agent exports on every node; None where this process has no cluster."""
+    if not ray.is_initialized():
+        return None
+    metric = kind(name, description=description, tag_keys=tuple(tags))
+    metric.set_default_tags(tags)
+    return metric
+
+
+def bar(stage: str, total: int | None, unit: str, done: int = 0) -> tqdm:
     """A progress bar on standard error; a line every few seconds where that is a file."""
     terminal = sys.stderr.isatty()
-    return tqdm(
+    return Counted(
+        stage=stage,
         desc=f"{stage:>9}",
         total=total,
         initial=done,

@@ -5,16 +5,18 @@
         data.test=/data/imagenet/val
     python jobs/distill.py ipc=5 sample.subgroups=20 select.alpha=0.5
 
-What is complete under the storage is found and not made again.
+What is complete under the storage is found and not made again; --status, with the same words, says how far a run has come.
 """
 
 import argparse
+import json
 from typing import Any
 
 import yaml
 
 from .. import cluster
 from ..config import Config
+from ..errors import InputError
 from ..overrides import load_config, parse_overrides
 from .figures import evaluation_lines
 
@@ -22,14 +24,24 @@ from .figures import evaluation_lines
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", default="digits", metavar="NAME|FILE", help="a named run, or a YAML file like those")
     parser.add_argument("--dry-run", action="store_true", help="show the resolved recipe and what each stage would do")
+    parser.add_argument("--status", action="store_true", help="show how far this run has come, running or dead, and stop")
+    parser.add_argument("--json", action="store_true", help="with --status: as one JSON document")
     parser.add_argument("overrides", nargs="*", metavar="field=value", help="such as ipc=5 or storage=DIR")
 
 
 def run(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.recipe, parse_overrides(arguments.overrides))
     cluster.refuse_impossible(config.workers)
+    if arguments.dry_run and arguments.status:
+        raise InputError("--dry-run, --status: are two answers; ask for one")
     if arguments.dry_run:
         _dry_run(config)
+        return
+    if arguments.status:
+        from ..status import status
+
+        found = status(config)
+        print(json.dumps(found, indent=1) if arguments.json else "\n".join(status_lines(found)))
         return
     from ..distillation import run as distil  # heavy, not needed to refuse bad input
 
@@ -57,6 +69,27 @@ def summary_lines(config: Config, made: Any) -> list[str]:
         f"query          python jobs/runs.py storage={config.storage} --where run={made.key}",
     ]
     return lines
+
+
+def status_lines(found: dict[str, Any]) -> list[str]:
+    """What --status prints."""
+    lines = [f"run {found['run']}: {found['state']}{_sign_of_life(found)}"]
+    for stage in found["stages"]:
+        done = stage["state"] == "complete"
+        more = f"{stage['rows']:>8} {stage['unit']:<12}{stage['seconds']:>9.1f} s" if done else ""
+        more = more or (f"{stage['parts']:>8} parts" if stage["state"] == "begun" else "")
+        lines.append(f"  {stage['name']:<10}{stage['state']:<10}{more:<34}  {stage['artifact']}")
+    if event := found["last_event"]:
+        details = ", ".join(f"{name} {value}" for name, value in event.items() if name not in ("time", "event", "notes"))
+        lines.append(f"last     {event['time']} {event['event']}{': ' if details else ''}{details}")
+    if found["state"] in ("dead", "failed"):
+        lines.append("the same command, without --status, goes on with it")
+    return [*lines, f"log      {found['log']}"]
+
+
+def _sign_of_life(found: dict[str, Any]) -> str:
+    age = found["seconds_since_alive"]
+    return "" if age is None or found["state"] not in ("running", "dead") else f", last sign of life {age:.0f} s ago"
 
 
 def _dry_run(config: Config) -> None:
