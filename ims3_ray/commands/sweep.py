@@ -39,6 +39,9 @@ def run(arguments: argparse.Namespace) -> None:
     search = arguments.search or ("random" if has_range else "grid")
     sweep = Sweep(arguments.recipe, overrides, space, search, arguments.trials, objective, arguments.asha)
     document, folder = sweeping.run(sweep)
+    if not document["best"]:
+        first = next((trial["error"] for trial in document["trials"] if trial["error"]), "all were stopped early")
+        raise InputError(f"--space: of {len(document['trials'])} trials none finished; the first error: {first}")
     print()
     print("\n".join(summary_lines(document)))
     print(f"\npage     {folder.uri}/index.html")

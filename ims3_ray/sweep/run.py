@@ -52,10 +52,8 @@ def run(sweep: Sweep, told: Callable[[str], None] = print) -> tuple[dict[str, An
     folder = contexts[0].storage / "sweeps" / f"{first.recipe}-{sweep.key}"
     tracker = _track(sweep, contexts[0], told)
     began = time.time()
-    for number, (values, context) in enumerate(zip(points or [], contexts, strict=bool(points))):
-        needed = [f"{step.stage.noun}/{step.fingerprint}" for step in steps_of(context)]
-        if read_trial(folder, values) is None:  # before anything is made: nothing that it will need is deleted
-            Trial(number, values, artifacts=needed, key=sweep.key_of(values)).write(folder)
+    if points:
+        _announce(sweep, points, contexts, folder)
     scribe = Scribe(sweep, contexts[0], folder, sweep.trials if points is None else len(points), tracker.run_id, told)
     try:
         made = set().union(*(make_pool(context, told) for context in contexts if points))
@@ -67,6 +65,14 @@ def run(sweep: Sweep, told: Callable[[str], None] = print) -> tuple[dict[str, An
     document = describe(sweep, contexts[0], ran, made, time.time() - began)
     _publish(sweep, document, folder, tracker)
     return document, folder
+
+
+def _announce(sweep: Sweep, points: list, contexts: list[Context], folder: Directory) -> None:
+    """Write records of trials that are to come, before anything is made: nothing that they will need is deleted."""
+    for number, (values, context) in enumerate(zip(points, contexts, strict=True)):
+        if read_trial(folder, values) is None:
+            needed = [f"{step.stage.noun}/{step.fingerprint}" for step in steps_of(context)]
+            Trial(number, values, artifacts=needed, key=sweep.key_of(values)).write(folder)
 
 
 def _track(sweep: Sweep, context: Context, heard: Callable[[str], None]) -> Tracker:
