@@ -8,6 +8,7 @@ from conftest import tiny_words
 from test_jobs import environment, finished
 
 BUCKET = "bucket"
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +30,9 @@ def store(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched:
         for name, value in variables.items():
             patched.setenv(name, value)
-        from pyarrow import fs
+        import boto3
 
-        fs.S3FileSystem(allow_bucket_creation=True).create_dir(BUCKET)
+        boto3.client("s3").create_bucket(Bucket=BUCKET)
         yield variables
     server.stop()
 

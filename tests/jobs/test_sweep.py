@@ -170,6 +170,7 @@ def test_trials_that_fall_behind_are_stopped_among_their_own_ipc(ran, tiny_model
     assert all("accuracy" not in c.data.metrics for c in children if c.info.status == "KILLED")
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_driver_is_killed_goes_on_where_it_was(
     ran, ray_cluster, cluster_environment, tiny_model, tiny_images, tmp_path
 ):
