@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from . import cluster, preparation, records
-from .artifacts import fingerprint
+from .artifacts import fingerprint, open_directory
 from .config import Config
 from .context import Context
 from .environment import hardware, versions
@@ -47,6 +47,7 @@ def run(config: Config, say: Callable[[str], None] = print) -> Distillation:
     """Distil as `config` says: stages that are complete are found, the others run."""
     preparation.image_places(config)  # before a cluster is started for a run that can't be
     preparation.check_storage(config)
+    tracking_uri(open_directory(config.storage))
     cluster.connect()
     preparation.check_storage(config)  # again: now the nodes are known
     context = preparation.prepare(config, cluster.machine(config.workers))

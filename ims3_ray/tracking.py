@@ -1,9 +1,9 @@
 """MLflow: one run per distillation, found again by its tag, written by the driver alone.
 
-Trouble with the tracking server is said once and never stops a run.
+Trouble with the tracking server never stops a run.
 """
 
-import contextlib
+import json
 import os
 import tempfile
 import time
@@ -23,6 +23,8 @@ PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: its pages nest by it
 PROTOCOL_TAG, SCORED_TAG = "protocol", "scored"  # the protocol's label, the scored images' fingerprint
 RECIPE_FILE = "recipe.yaml"
 MAX_PARAM = 500  # characters that every MLflow store takes
+RETRY_S = 20.0  # between tries while a server is away: each may wait for its time-out
+LAST_TRIES, LAST_WAIT_S = 6, 10.0  # at the end of a run
 
 
 def tracking_uri(storage: Directory) -> str:
@@ -38,6 +40,8 @@ def client(storage: Directory) -> Any:
     """An MlflowClient for this storage; its database and experiment are made where missing."""
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # its own seven hold a run up for two minutes; we try again
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import logging
@@ -60,89 +64,142 @@ def experiment_id(mlflow_client: Any, storage: Directory) -> str:
 
 
 class Tracker:
-    """The MLflow run of one distillation. Every method is a wish: what fails is said once, on standard error."""
+    """The MLflow run of one distillation. Trouble never stops a run.
+
+    What a server that is away did not take waits and is tried again, in order, every RETRY_S and at the end; what MLflow
+    refuses for another reason is said and left out. Each kind of trouble is said once.
+    """
 
     def __init__(self, storage: Directory, say: Callable[[str], None]):
-        self._say, self._trouble = say, False
+        self._storage, self._say, self._said = storage, say, set()
         self._client, self.run_id, self.is_finished = None, None, False
-        with self._wish():
-            self._client = client(storage)
-            self._experiment = experiment_id(self._client, storage)
+        self._waiting: list[Callable[[], None]] = []
+        self._again_at = 0.0
 
     def start(self, key: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str], parent: str | None = None) -> None:
         """Find the run tagged `key`, or create it with `params` (nested: `sample.subgroups`) and `tags`.
 
         A new run lies below the one whose MLflow id is `parent`.
         """
-        with self._wish():
-            found = self._client.search_runs([self._experiment], f"tags.`{RUN_TAG}` = '{key}'")
+
+        def find_or_create() -> None:
+            self._client = client(self._storage)
+            experiment = experiment_id(self._client, self._storage)
+            found = self._client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{key}'")
             if found:
                 self.run_id, self.is_finished = found[0].info.run_id, found[0].info.status == "FINISHED"
                 return
             above = {PARENT_TAG: parent} if parent else {}
-            of_run = {RUN_TAG: key, **above, **tags}
-            self.run_id = self._client.create_run(self._experiment, run_name=name, tags=of_run).info.run_id
+            self.run_id = self._client.create_run(experiment, run_name=name, tags={RUN_TAG: key, **above, **tags}).info.run_id
             from mlflow.entities import Param
 
             flat = [Param(field, str(value)[:MAX_PARAM]) for field, value in flatten(params).items()]
             self._client.log_batch(self.run_id, params=flat)
 
+        self._do(find_or_create)
+
     def tag(self, name: str, value: str) -> None:
-        with self._wish():
-            if self.run_id:
-                self._client.set_tag(self.run_id, name, value)
+        self._do(lambda: self._client.set_tag(self.run_id, name, value))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        with self._wish():
+        now = int(time.time() * 1000)  # of the measurement, whenever it is written
+
+        def log() -> None:
             from mlflow.entities import Metric
 
-            now = int(time.time() * 1000)
             numbers = {name: float(value) for name, value in metrics.items() if value is not None}
             self._client.log_batch(self.run_id, [Metric(name, value, now, step) for name, value in numbers.items()])
 
+        self._do(log)
+
     def has(self, metric: str) -> bool:
-        """Whether the run holds `metric` already."""
-        held = False
-        with self._wish():
-            held = metric in self._client.get_run(self.run_id).data.metrics
-        return held
+        """Whether the run holds `metric` already, as far as is known."""
+        if self._waiting or self.run_id is None:
+            return False
+        try:
+            return metric in self._client.get_run(self.run_id).data.metrics
+        except Exception as error:  # whatever a store or a network raises
+            self._tell(error)
+            return False
 
     def log_file(self, name: str, data: bytes) -> None:
-        with self._wish(), tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, name)
-            path.write_bytes(data)
-            self._client.log_artifact(self.run_id, str(path))
+        def log() -> None:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder, name)
+                path.write_bytes(data)
+                self._client.log_artifact(self.run_id, str(path))
+
+        self._do(log)
 
     def log_dataset(self, name: str, digest: str, source: str, rows: int) -> None:
         """The distilled set as a logged dataset: its digest and place, never its pixels."""
-        with self._wish():
-            import json
 
+        def log() -> None:
             from mlflow.entities import Dataset, DatasetInput, InputTag
 
-            dataset = Dataset(
-                name, digest, source_type="local", source=json.dumps({"uri": source}), profile=json.dumps({"num_rows": rows})
-            )
+            place, profile = json.dumps({"uri": source}), json.dumps({"num_rows": rows})
+            dataset = Dataset(name, digest, source_type="local", source=place, profile=profile)
             tag = InputTag("mlflow.data.context", "distilled")
             self._client.log_inputs(self.run_id, datasets=[DatasetInput(dataset, [tag])])
 
-    def finish(self, status: str) -> None:
-        """Close the run as FINISHED or FAILED."""
-        with self._wish():
-            if self.run_id and not self.is_finished:
+        self._do(log)
+
+    def finish(self, status: str, *, patient: bool = True) -> bool:
+        """Close the run as FINISHED, FAILED or KILLED; whether all is written.
+
+        A `patient` one gives a server that is away a minute to come back.
+        """
+
+        def finish() -> None:
+            if not self.is_finished:
                 self._client.set_terminated(self.run_id, status)
 
-    @contextlib.contextmanager
-    def _wish(self) -> Any:
-        try:
-            yield
-        except InputError:
-            raise
-        except Exception as error:  # whatever a store or a network raises
-            if not self._trouble:
-                first = str(error).strip().splitlines() or [type(error).__name__]
-                self._say(f"MLflow: {first[0][:200]}; the run goes on without tracking what fails")
-            self._trouble = True
+        self._do(finish)
+        for _ in range(LAST_TRIES if patient else 0):
+            if not self._waiting:
+                break
+            time.sleep(LAST_WAIT_S)
+            self._flush()
+        if self._waiting and patient:
+            self._say(f"MLflow: {len(self._waiting)} records of run {self.run_id or 'that is not there'} could not be written")
+        return not self._waiting
+
+    def _do(self, action: Callable[[], None]) -> None:
+        self._waiting.append(action)
+        if time.monotonic() >= self._again_at:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Do what waits, in order, until MLflow is away."""
+        while self._waiting:
+            try:
+                self._waiting[0]()
+            except InputError:
+                raise
+            except Exception as error:  # whatever a store or a network raises
+                self._tell(error)
+                if _is_away(error) or self.run_id is None:
+                    self._again_at = time.monotonic() + RETRY_S
+                    return
+            self._waiting.pop(0)
+
+    def _tell(self, error: Exception) -> None:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        kind = "away" if _is_away(error) else first
+        if kind not in self._said:
+            self._said.add(kind)
+            goes_on = "what is not written is tried again" if kind == "away" else "the run goes on without tracking what fails"
+            self._say(f"MLflow: {first}; {goes_on}")
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether a server that does not answer, or a locked database, is behind it: another time it may work."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) or type(seen).__name__ == "OperationalError":  # requests' exceptions are OSErrors
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return "failed with exception" in str(error) or "too many 5" in str(error)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

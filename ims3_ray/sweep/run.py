@@ -13,12 +13,12 @@ import yaml
 from ray import tune
 
 from .. import cluster, preparation
-from ..artifacts import Directory
+from ..artifacts import Directory, open_directory
 from ..context import Context
 from ..distillation import tags
 from ..evaluation.protocols import protocol
 from ..report.sweep import render_sweep
-from ..tracking import KIND_TAG, SWEEP, Tracker
+from ..tracking import KIND_TAG, SWEEP, Tracker, tracking_uri
 from .document import best_places, describe, trials_csv
 from .keeper import Keeper, make_pool, steps_of
 from .plan import Sweep, trial_key
@@ -40,6 +40,7 @@ def run(sweep: Sweep, told: Callable[[str], None] = print) -> tuple[dict[str, An
     """
     points = sweep.points()
     first = sweep.config(points[0] if points else sweep.space.any())
+    tracking_uri(open_directory(first.storage))
     preparation.image_places(first)
     preparation.check_storage(first)
     cluster.connect()
@@ -61,7 +62,7 @@ def run(sweep: Sweep, told: Callable[[str], None] = print) -> tuple[dict[str, An
     except BaseException:
         tracker.finish("FAILED")
         raise
-    ran = [trial.write(folder, mlflow_run_id=scribe.write_up(trial)) for trial in read_trials(folder)]
+    ran = scribe.write_up_all(read_trials(folder))
     document = describe(sweep, contexts[0], ran, made, time.time() - began)
     _publish(sweep, document, folder, tracker)
     return document, folder

@@ -4,7 +4,7 @@ The driver alone writes to MLflow: it knows the server and how to log in there, 
 all that its run holds, so that a driver that goes on adds what another that died had not written yet.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ray import tune
@@ -51,19 +51,27 @@ class Scribe(tune.Callback):
             record = record.write(self._folder, state=FAILED, error=what)
         self._end(record)
 
-    def write_up(self, record: Trial) -> str | None:
-        """Bring MLflow's run of a trial that has ended up to its record; gives the run's id."""
+    def write_up(self, record: Trial, *, patient: bool = False) -> tuple[str | None, bool]:
+        """Bring MLflow's run of a trial that has ended up to its record; gives the run's id, and whether all is written."""
         run = self._run_of(record)
         if run.is_finished or record.state == RUNNING:
-            return run.run_id
+            return run.run_id, True
         if not run.has(f"evaluate/{CURVE}"):
             for step, accuracy in record.history:
                 run.log(int(step), {f"evaluate/{CURVE}": accuracy})
         run.log(0, dict(record.figures))
         if record.error:
             run.tag("error", record.error)
-        run.finish(STATUS[record.state])
-        return run.run_id
+        written = run.finish(STATUS[record.state], patient=patient)
+        return run.run_id, written
+
+    def write_up_all(self, records: Sequence[Trial]) -> list[Trial]:
+        """The records with their MLflow runs' ids, every run written as far as the server is there."""
+        told, patient = [], True
+        for record in records:
+            run_id, patient = self.write_up(record, patient=patient)  # one that stays away is waited for once
+            told.append(record.write(self._folder, mlflow_run_id=run_id))
+        return told
 
     def _record(self, trial: Any) -> Trial:
         values = self._sweep.values(trial.config)
