@@ -16,7 +16,7 @@ from .journal import Journal
 from .overrides import load_config
 from .pipeline import Step, plan, run_step
 from .stages.evaluate import headline
-from .tracking import DISTILLATION, KIND_TAG, PROTOCOL_TAG, RECIPE_FILE, SCORED_TAG, Tracker, tracking_uri
+from .tracking import DISTILLATION, KIND_TAG, PROTOCOL_TAG, RECIPE_FILE, SCORED_TAG, Tracker, artifact_tags, tracking_uri
 
 LONGEST_ERROR = 500  # characters
 
@@ -64,7 +64,8 @@ def run(config: Config, say: Callable[[str], None] = print) -> Distillation:
     journal.write("run started", key=key, recipe=config.recipe, device=context.machine.device, notes=list(context.notes))
     steps = plan(context)  # again: what is complete now stays, for the record names it
     tracker = Tracker(context.storage, say)
-    tracker.start(key, name, config.results(), tags(context))
+    made_of = artifact_tags(records.places(step.directory for step in steps))
+    tracker.start(key, name, config.results(), tags(context) | made_of)
     if not tracker.is_finished:
         tracker.log_file(RECIPE_FILE, _yaml(config.results()))
     context = replace(context, on_metrics=lambda stage, step, metrics: tracker.log(step, under(stage, metrics)))

@@ -8,7 +8,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +200,11 @@ def _is_away(error: Exception) -> bool:
             return True
         seen = seen.__cause__ or seen.__context__
     return "failed with exception" in str(error) or "too many 5" in str(error)
+
+
+def artifact_tags(artifacts: Iterable[str]) -> dict[str, str]:
+    """`["selection/ab12"]` as `{"artifact.selection": "ab12"}`: the fingerprints by which a run's artefacts are found."""
+    return {f"artifact.{noun}": name for noun, name in (artifact.split("/") for artifact in artifacts)}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

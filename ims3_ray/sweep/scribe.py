@@ -13,7 +13,7 @@ from ..artifacts import Directory
 from ..context import Context
 from ..distillation import tags
 from ..stages.evaluate import CURVE
-from ..tracking import KIND_TAG, TRIAL, Tracker, flatten
+from ..tracking import KIND_TAG, TRIAL, Tracker, artifact_tags, flatten
 from .plan import Sweep, say
 from .records import FAILED, FINISHED, RUNNING, STOPPED, Trial, read_trial
 from .trial import STEP
@@ -81,6 +81,7 @@ class Scribe(tune.Callback):
         if record.key not in self._runs:
             config, name = self._sweep.config(record.values), f"{self._context.config.recipe}-{self._sweep.key}"
             told = tags(self._context) | {KIND_TAG: TRIAL, "sweep": self._sweep.key, "trial": str(record.number)}
+            told |= artifact_tags(record.artifacts)
             run = self._runs[record.key] = Tracker(self._context.storage, self._told)
             run.start(record.key, f"{name}-{record.number:03d}", flatten(config.results()), told, parent=self._parent)
         return self._runs[record.key]

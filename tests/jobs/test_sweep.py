@@ -108,6 +108,8 @@ def test_mlflow_holds_the_sweep_with_a_child_for_every_trial(ran):
     assert parent.data.tags["kind"] == "sweep" and parent.info.status == "FINISHED"
     assert {c.info.status for c in children} == {"FINISHED"} and {c.data.tags["kind"] for c in children} == {"trial"}
     assert sorted(int(c.data.tags["trial"]) for c in children) == list(range(8))
+    assert len({c.data.tags["artifact.candidates"] for c in children}) == 1
+    assert {c.data.tags["artifact.selection"] for c in children} == {p.name for p in (storage / "selection").iterdir()}
     by_id = {child.info.run_id: child for child in children}
     for trial in document["trials"]:
         data = by_id[trial["mlflow_run_id"]].data
