@@ -14,6 +14,7 @@ from typing import Any
 
 from .artifacts import Directory
 from .errors import InputError
+from .shown import one_line, redacted
 
 EXPERIMENT = "ims3_ray"
 RUN_TAG = "ims3.run"
@@ -140,8 +141,8 @@ class Tracker:
             raise
         except Exception as error:  # whatever a store or a network raises
             if not self._trouble:
-                first = str(error).strip().splitlines() or [type(error).__name__]
-                self._say(f"MLflow: {first[0][:200]}; the run goes on without tracking what fails")
+                first = redacted(str(error)).strip().splitlines() or [type(error).__name__]
+                self._say(f"MLflow: {one_line(first[0])[:200]}; the run goes on without tracking what fails")
             self._trouble = True
 
 
