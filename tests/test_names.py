@@ -158,6 +158,12 @@ def test_a_message_is_one_line_whatever_a_file_is_called(tmp_path, capsys):
     assert is_one_line(warning) and named(ODD) in warning
 
 
+def test_a_class_folder_of_any_name_is_told_in_one_line(tmp_path):
+    with pytest.raises(InputError, match="holds 1 class") as refused:
+        opened(write_images(tmp_path / "set", 1, seed=0, classes=(ODD,)), tmp_path)
+    assert is_one_line(str(refused.value)) and r"\x1b[2J" in str(refused.value)
+
+
 def test_an_unexpected_failure_is_one_line_too_and_its_trace_the_owners_alone(capsys):
     def fail():
         raise RuntimeError(f"first\n{ODD}\x1b]0;title\x07")
