@@ -20,6 +20,8 @@ from pyarrow import fs
 
 from . import tables
 from .errors import InputError
+from .listing import listed
+from .shown import without_credentials
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -65,9 +67,19 @@ class Directory:
 
     def files(self) -> dict[str, fs.FileInfo]:
         """Every file below, by its name relative to this directory, sorted; empty where the directory is missing."""
-        selector = fs.FileSelector(self.path, recursive=True, allow_not_found=True)
-        found = [info for info in self.filesystem.get_file_info(selector) if info.type == fs.FileType.File]
-        return {info.path[len(self.path) + 1 :]: info for info in sorted(found, key=lambda info: info.path)}
+        return self.listed()[0]
+
+    def listed(self, within: str = "") -> tuple[dict[str, fs.FileInfo], dict[str, str]]:
+        """`files`, or those below the folder `within` of it alone; and by name why anything there is no file."""
+        odd: dict[str, str] = {}
+        if self.is_local:
+            names, odd = listed(self.path, within)
+            wanted = [f"{self.path}/{name}" for name in names]
+        else:
+            place = f"{self.path}/{within}" if within else self.path
+            wanted = fs.FileSelector(place, recursive=True, allow_not_found=True)
+        found = [info for info in self.filesystem.get_file_info(wanted) if info.type == fs.FileType.File]
+        return {info.path[len(self.path) + 1 :]: info for info in sorted(found, key=lambda info: info.path)}, odd
 
     def read(self, name: str) -> bytes:
         with self.filesystem.open_input_file(f"{self.path}/{name}") as stream:
@@ -102,7 +114,15 @@ class Directory:
 
 
 def open_directory(location: str) -> Directory:
-    """The directory at a local path or URI (`s3://bucket/prefix`); it need not exist yet."""
+    """The directory at a local path or URI (`s3://bucket/prefix`); it need not exist yet.
+
+    InputError for a URI that holds credentials: places stand in records, on pages and in MLflow.
+    """
+    if without_credentials(location) != location:
+        raise InputError(
+            f"{location}: holds credentials, which would be kept in records; leave them out, and give them by the environment "
+            "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), a profile or the machine's role"
+        )
     if re.match(r"[a-z][a-z0-9+.-]*://", location):
         try:
             filesystem, path = fs.FileSystem.from_uri(location)

@@ -11,9 +11,9 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from .errors import InputError
+from .shown import one_line, redacted
 
 COMMANDS = {  # name → module of this package with `add_arguments(parser)` and `run(arguments)`
     "ablate": "ims3_ray.commands.ablate",
@@ -58,8 +58,7 @@ def guarded(action: Callable[[], None]) -> int:
     except Exception as error:  # the one place that shows what nobody expected
         if (given := bad_input_behind(error)) is not None:
             return _say(given)
-        log = Path(tempfile.gettempdir()) / f"ims3-{time.strftime('%Y%m%d-%H%M%S')}.log"
-        log.write_text("".join(traceback.format_exception(error)))
+        log = _write_log("".join(traceback.format_exception(error)))
         print(f"failed: {type(error).__name__}: {_first_line(error)}; the trace is in {log}", file=sys.stderr)
         return FAILURE
     return 0
@@ -91,6 +90,14 @@ def _say(error: InputError) -> int:
     return BAD_INPUT
 
 
+def _write_log(trace: str) -> str:
+    """The path of a new file with the trace, which its owner alone can read."""
+    number, path = tempfile.mkstemp(prefix=f"ims3-{time.strftime('%Y%m%d-%H%M%S')}-", suffix=".log")
+    with open(number, "w", encoding="utf-8", errors="backslashreplace") as stream:
+        stream.write(redacted(trace))
+    return path
+
+
 def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [one_line(line) for line in redacted(str(error)).splitlines() if line.strip()]
     return lines[-1][:300] if lines else "no message"

@@ -1,7 +1,7 @@
 """A whole distillation: prepare, run the stages that are missing, track, and say what came out."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import yaml
@@ -32,7 +32,7 @@ class Distillation:
     figures: dict[str, float]
     stages: list[dict[str, Any]]  # name, rows, unit, seconds, rate, and whether this call ran it
     mlflow_run_id: str | None
-    tracking_uri: str
+    tracking_uri: str = field(repr=False)  # may hold a password
 
 
 def distill(recipe: str = "digits", say: Callable[[str], None] = print, **overrides: Any) -> Distillation:

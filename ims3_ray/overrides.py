@@ -125,7 +125,7 @@ def _explain(error: Mapping[str, Any], kind: type[BaseModel]) -> str:
         hint = f"did you mean {near[0]}? " if near else ""
         return f"{location}: unknown field; {hint}known here: {', '.join(known)}"
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return message if message.startswith(f"{location}.") else f"{location}: {message}, got {error['input']!r}"
+    return message if not location or message.startswith(f"{location}.") else f"{location}: {message}, got {error['input']!r}"
 
 
 def require_field(field: str) -> None:

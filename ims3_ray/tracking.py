@@ -14,6 +14,7 @@ from typing import Any
 
 from .artifacts import Directory
 from .errors import InputError
+from .shown import one_line, redacted
 
 EXPERIMENT = "ims3_ray"
 RUN_TAG = "ims3.run"
@@ -184,7 +185,7 @@ class Tracker:
             self._waiting.pop(0)
 
     def _tell(self, error: Exception) -> None:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        first = one_line((redacted(str(error)).strip().splitlines() or [type(error).__name__])[0])[:200]
         kind = "away" if _is_away(error) else first
         if kind not in self._said:
             self._said.add(kind)

@@ -58,7 +58,11 @@ def _from_table(classes: tuple[str, ...], num_labels: int, given: str) -> list[i
     path = Path(given)
     if not path.is_file():
         raise InputError(f"data.class_map: {given} is neither a file nor 'new'")
-    table = json.loads(path.read_text()) if path.suffix == ".json" else yaml.safe_load(path.read_text())
+    try:
+        text = path.read_text(encoding="utf-8")
+        table = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:  # of JSON, and of bytes that are no UTF-8
+        raise InputError(f"data.class_map: {given} is neither YAML nor JSON: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(table, dict):
         raise InputError(f"data.class_map: {given} holds a {type(table).__name__}; give a table of folder name: label")
     table = {str(name): label for name, label in table.items()}

@@ -22,11 +22,15 @@ from torch.utils.data import Dataset
 
 from ..artifacts import MANIFEST, Directory, open_directory, read_manifest
 from ..errors import InputError
+from ..shown import UNPRINTABLE, as_code, as_text
 from ..tables import Columns
+from .decoding import decode
 
 PARQUET = "data/train-00000-of-00001.parquet"
 Licences = Mapping[str, Mapping[str, Any] | None]  # of what → id, name, link; None where nothing is known
-UNSAFE_NAME = re.compile(r'^\.|[/\\:*?"<>|\x00-\x1f]|[. ]$')
+UNSAFE_NAME = re.compile(rf'\A\.|[/\\:*?"<>|{UNPRINTABLE}]|[. ]\Z')
+DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)  # what Windows makes no folder of
+MOST_BYTES = 255  # of a name, on the usual filesystems
 
 
 @dataclass(frozen=True)
@@ -52,10 +56,15 @@ def is_selected(selection: Mapping[str, Any], classes: Sequence[str], rows: Colu
     return np.array([key in named for key in zip(*keys, strict=True)], dtype=bool)
 
 
+def is_folder_name(name: str) -> bool:
+    """Whether `name` can be one folder's name everywhere: no path, nothing hidden, nothing that a screen takes for orders."""
+    return bool(name) and not (UNSAFE_NAME.search(name) or DEVICES.fullmatch(name) or len(name.encode()) > MOST_BYTES)
+
+
 def check_class_names(classes: Sequence[str]) -> None:
     """InputError for a class whose name can't be a folder's name everywhere."""
     for name in classes:
-        if not name or UNSAFE_NAME.search(name):
+        if not is_folder_name(name):
             raise InputError(f"data.train: class folder {name!r} can't be a folder's name in the distilled set; rename it")
 
 
@@ -105,7 +114,9 @@ def to_parquet(images: Sequence[DistilledImage], classes: Sequence[str]) -> byte
 def card(images: Sequence[DistilledImage], classes: Sequence[str], recipe: str, fingerprint: str, licences: Licences) -> str:
     """The README.md of the set, in the form that the Hugging Face hub reads; `licences` of the "weights" and "images"."""
     per_class = len(images) // len(classes)
-    names = ", ".join(json.dumps(name, ensure_ascii=False) for name in classes[:20]) + (", …" if len(classes) > 20 else "")
+    names = ", ".join(as_text(json.dumps(name, ensure_ascii=False)) for name in classes[:20]) + (
+        ", …" if len(classes) > 20 else ""
+    )
     return f"""---
 {licence_entries(licences)}
 task_categories:
@@ -125,7 +136,7 @@ configs:
 {per_class} images a class, drawn by a class-conditional diffusion model that was fine-tuned with Inversion-Matching, and
 chosen by Selective Subgroup Sampling (IMS3, arXiv 2603.13960), with ims3_ray.
 
-- recipe `{recipe}`, artefact `{fingerprint}`
+- recipe {as_code(recipe)}, artefact `{fingerprint}`
 - classes: {names}
 - `manifest.json` names for every image its checksum, class, subgroup, index and seed
 
@@ -152,7 +163,7 @@ def licence_entries(licences: Licences) -> str:
 def _stated(licence: Mapping[str, Any] | None, field: str) -> str:
     if licence is None:
         return f"not stated ({field} of the recipe)"
-    return ", ".join(filter(None, (licence["name"] or licence["id"], licence["link"])))
+    return ", ".join(as_text(text) for text in (licence["name"] or licence["id"], licence["link"]) if text)
 
 
 class DistilledSet(Dataset):
@@ -171,7 +182,7 @@ class DistilledSet(Dataset):
         return len(self._pngs)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        image = Image.open(io.BytesIO(self._pngs[index])).convert("RGB")
+        image = decode(self._pngs[index])
         return (self.transform(image) if self.transform else image), self.targets[index]
 
 

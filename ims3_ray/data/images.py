@@ -1,32 +1,35 @@
-"""Class folders of images: listed, checked up front, decoded.
+"""Class folders of images: listed, checked up front, scaled.
 
 A data set is a folder with one folder a class and its images anywhere below, on any filesystem. Everything in a class
 folder counts as an image, whatever its name ends in; what can't be decoded is listed by name. Hidden files and folders
-(leading dot) are not part of the set. Where classes are named, no other folder is looked into: ten of ImageNet's cost a
-hundredth of a look at its whole tree.
+(leading dot) are not part of the set. Symbolic links are followed (listing.py). Where classes are named, no other folder is
+looked into: ten of ImageNet's cost a hundredth of a look at its whole tree.
 """
 
 import hashlib
 import io
 import json
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from pyarrow import fs
 
 from ..artifacts import Directory, fingerprint, open_directory
 from ..errors import InputError
 from ..method.keys import permutation
+from ..shown import named
 from . import digits
 from .classes import some
+from .decoding import decode, without_far_ends
 
-SAMPLED_UP_FRONT = 64  # images decoded in full before any work starts, chosen by seed
-MAX_PIXELS = 64_000_000  # a larger image is a decompression bomb, or should be scaled down beforehand
+SAMPLED_UP_FRONT = 64  # images decoded in full before any work starts, chosen by seed: also where an older look is trusted
+MAX_BYTES = 2**29  # of a file: no image of MAX_PIXELS has more
+LOOK = 2  # raised where other files count as images than before: what was found in a class is looked at again
 READERS = 16  # threads; reading is waiting
+Listing = dict[str, dict[str, fs.FileInfo | str]]  # class → path → what is there, or why it is no file
 
 
 @dataclass(frozen=True)
@@ -89,24 +92,12 @@ class ImageSet:
         return self.rows(np.flatnonzero(~held)), self.rows(np.flatnonzero(held))
 
 
-def decode(data: bytes) -> Image.Image:
-    """The image in `data` as RGB, upright by its EXIF orientation. ValueError says why it is none."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise ValueError(f"{image.width}×{image.height} pixels are more than {MAX_PIXELS:,}")
-                return ImageOps.exif_transpose(image).convert("RGB")
-    except Exception as error:  # Pillow's decoders raise whatever a malformed file leads them to
-        raise ValueError(f"is no readable image ({' '.join(str(error).split())[:120] or type(error).__name__})") from error
-
-
 def square(image: Image.Image, size: int) -> np.ndarray:
     """The centre square scaled to `size`, (3, size, size) uint8: halved by box filter while that fits, then bicubic.
 
     As the training images of ADM and DiT were prepared (Dhariwal & Nichol 2021).
     """
+    image = without_far_ends(image)
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
@@ -133,8 +124,8 @@ def open_images(
 ) -> ImageSet:
     """The image set at `location`, checked: `name` is the field that messages speak of.
 
-    Lists the folders of `classes` alone, or all where None, hashes every file and reads its header, and decodes a seeded
-    sample. What was found in a class is kept under `storage` and used again while names, sizes and times are the same.
+    Lists the folders of `classes` alone, or all where None, hashes every file and decodes it, JPEGs small, and a seeded
+    sample in full. What was found in a class is kept under `storage` and used again while names, sizes and times are the same.
     Raises InputError for a folder that is missing, empty, or of one class, and where more than `max_bad_fraction` of its
     files are no images.
     """
@@ -168,29 +159,31 @@ def check_bad(name: str, location: str, bad: dict[str, str], total: int, max_bad
         path, why = next(iter(bad.items()))
         raise InputError(
             f"{name}: {len(bad)} of {total} files in {location} are no images, more than data.max_bad_fraction="
-            f"{max_bad_fraction:g} allows; first: {path} {why}; remove them or raise the limit"
+            f"{max_bad_fraction:g} allows; first: {named(path)} {why}; remove them or raise the limit"
         )
 
 
-def _listing(directory: Directory, name: str, classes: Sequence[str] | None) -> dict[str, dict[str, fs.FileInfo]]:
-    """`{class: {path: info}}` of the visible files, paths relative to the directory."""
+def _listing(directory: Directory, name: str, classes: Sequence[str] | None) -> Listing:
+    """What is visible in the class folders, paths relative to the directory."""
     kind = directory.filesystem.get_file_info(directory.path).type
     if kind != fs.FileType.Directory:
         what = "does not exist" if kind == fs.FileType.NotFound else "is no folder"
         raise InputError(f"{name}: {directory.uri} {what}; give a folder with one folder of images a class")
     if classes is not None:
-        return _named(directory, name, classes)
-    listing: dict[str, dict[str, fs.FileInfo]] = {}
-    for path, info in directory.files().items():
+        return _of_classes(directory, name, classes)
+    listing: Listing = {}
+    for path, found in _visible(directory).items():
         cls, _, rest = path.partition("/")
-        if rest and _is_visible(path):
-            listing.setdefault(cls, {})[path] = info
+        if rest:
+            listing.setdefault(cls, {})[path] = found
+        elif isinstance(found, str):  # it might have been a class folder
+            raise InputError(f"{name}: {directory.uri}/{path} {found}; mend or remove it")
     if not listing:
         raise InputError(f"{name}: {directory.uri} holds no class folders with images; give one folder of images a class")
     return listing
 
 
-def _named(directory: Directory, name: str, classes: Sequence[str]) -> dict[str, dict[str, fs.FileInfo]]:
+def _of_classes(directory: Directory, name: str, classes: Sequence[str]) -> Listing:
     """`_listing` of these class folders, each listed by itself: on an object store, by its own prefix."""
     infos = directory.filesystem.get_file_info([f"{directory.path}/{cls}" for cls in classes])
     kinds = zip(classes, infos, strict=True)
@@ -199,44 +192,52 @@ def _named(directory: Directory, name: str, classes: Sequence[str]) -> dict[str,
             f"{name}: {directory.uri} lacks {len(missing)} of the {len(classes)} class folders that data.classes names: "
             f"{some(missing)}; give the folder that holds them, or change data.classes"
         )
-
-    def files(cls: str) -> dict[str, fs.FileInfo]:
-        return {f"{cls}/{path}": info for path, info in (directory / cls).files().items() if _is_visible(path)}
-
     with ThreadPoolExecutor(READERS) as pool:
-        return dict(zip(classes, pool.map(files, classes), strict=True))
+        return dict(zip(classes, pool.map(lambda cls: _visible(directory, cls), classes), strict=True))
 
 
-def _is_visible(path: str) -> bool:
-    return not any(part.startswith(".") for part in path.split("/"))
+def _visible(directory: Directory, within: str = "") -> dict[str, fs.FileInfo | str]:
+    files, odd = directory.listed(within)
+    found = {**files, **odd}
+    return {path: found[path] for path in sorted(found) if not any(part.startswith(".") for part in path.split("/"))}
 
 
-def _inspect(directory: Directory, listing: dict[str, dict[str, fs.FileInfo]], storage: Directory) -> dict[str, dict[str, str]]:
-    """`{path: {"id": …} or {"bad": why}}` for every file, from the last look at its class where nothing has changed."""
+def _inspect(directory: Directory, listing: Listing, storage: Directory) -> dict[str, dict[str, str]]:
+    """`{path: {"id": …} or {"bad": why}}` for everything, from the last look at its class where nothing has changed."""
     cache = storage / "index"
 
-    def key(group: dict[str, fs.FileInfo]) -> str:
-        files = {path: [info.size, info.mtime_ns] for path, info in group.items()}
-        return f"{fingerprint([directory.uri, files])}.json"
+    def key(group: dict[str, fs.FileInfo | str]) -> str:
+        files = {path: it if isinstance(it, str) else [it.size, it.mtime_ns] for path, it in group.items()}
+        return f"{fingerprint([LOOK, directory.uri, files])}.json"
 
     def last_look(name: str) -> dict[str, dict[str, str]] | None:
         return cache.read_json(name) if cache.exists(name) else None
-
-    def look(path: str) -> dict[str, str]:
-        data = directory.read(path)
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                image.verify()
-        except Exception as error:  # as in decode
-            return {"bad": f"is no image ({' '.join(str(error).split())[:120]})"}
-        return {"id": hashlib.blake2b(data, digest_size=16).hexdigest()}
 
     inspected: dict[str, dict[str, str]] = {}
     with ThreadPoolExecutor(READERS) as pool:
         names = [key(group) for group in listing.values()]
         for name, group, known in zip(names, listing.values(), pool.map(last_look, names), strict=True):
             if known is None:
-                known = dict(zip(group, pool.map(look, group), strict=True))
+                looks = pool.map(lambda path, group=group: _look(directory, path, group[path]), group)
+                known = dict(zip(group, looks, strict=True))
                 cache.write(name, json.dumps(known).encode())
             inspected |= known
     return inspected
+
+
+def _look(directory: Directory, path: str, found: fs.FileInfo | str) -> dict[str, str]:
+    """The content hash of an image, or why it is none. InputError for a file that this user may not read."""
+    if isinstance(found, str):
+        return {"bad": found}
+    if found.size > MAX_BYTES:
+        return {"bad": f"is no readable image ({found.size:,} bytes are more than {MAX_BYTES:,})"}
+    try:
+        data = directory.read(path)
+    except PermissionError as error:
+        place, why = f"{directory.uri}/{named(path)}", error.strerror or error
+        raise InputError(f"{place}: can't be read ({why}); let this user read it") from error
+    try:
+        decode(data, small=True)
+    except ValueError as error:
+        return {"bad": str(error)}
+    return {"id": hashlib.blake2b(data, digest_size=16).hexdigest()}

@@ -16,7 +16,7 @@ from pyarrow import fs
 from ..artifacts import MANIFEST, Directory, fingerprint, open_directory
 from ..errors import InputError
 from .classes import some
-from .distilled import PARQUET, UNSAFE_NAME
+from .distilled import PARQUET, is_folder_name
 from .images import ImageSet, open_images
 
 CLASS_COLUMNS = ("label", "class")
@@ -104,7 +104,7 @@ def _rows(directory: Directory, files: list[str], name: str, known: Sequence[str
         dataset = pads.dataset(files, format="parquet", filesystem=directory.filesystem)
         schema = dataset.schema
         column = _class_column(schema, where)
-        names = _class_names(schema, column, known)
+        names = _class_names(schema, column, known, where)
         row = 0
         for batch in dataset.to_batches(columns=["image", column], batch_size=ROWS):
             labels, images = batch.column(column).to_pylist(), batch.column("image").to_pylist()
@@ -136,10 +136,13 @@ def _class_column(schema: pa.Schema, where: str) -> str:
     return column
 
 
-def _class_names(schema: pa.Schema, column: str, known: Sequence[str]) -> Sequence[str]:
+def _class_names(schema: pa.Schema, column: str, known: Sequence[str], where: str) -> Sequence[str]:
     """What integers of the class column stand for."""
-    info = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {})
-    return info.get("features", {}).get(column, {}).get("names") or known
+    try:
+        info = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {})
+        return list(info.get("features", {}).get(column, {}).get("names") or known)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InputError(f"{where}: its metadata `huggingface` can't be read ({error}); write the set anew") from error
 
 
 def _class_name(label: int | str | None, names: Sequence[str], where: str) -> str:
@@ -147,6 +150,6 @@ def _class_name(label: int | str | None, names: Sequence[str], where: str) -> st
         if not 0 <= label < len(names):
             raise InputError(f"{where} has label {label}, but there are {len(names)} classes; give 0 … {len(names) - 1}")
         label = str(names[label])
-    if not label or UNSAFE_NAME.search(label):
+    if not label or not is_folder_name(label):
         raise InputError(f"{where} has class {label!r}, which can't be a folder's name; rename it")
     return label

@@ -21,6 +21,7 @@ from scipy import stats
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.class_order import audit_classes
 from ims3_ray.method.coverage import COPY_PERCENTILE, copies
+from ims3_ray.shown import named
 
 LEAST_IMAGES = 100  # of a class, for a percent of them to be more than one
 SHOWN = 20  # pairs of a document; the counts are of all
@@ -151,7 +152,7 @@ def imagenet_split_warnings(name: str, paths: Sequence[str], *, is_training: boo
         else ("training", "a generator or extractor that was trained on ImageNet has seen them")
     )
     return [
-        f"{name}: {len(odd)} of {len(paths)} images are named as ImageNet's {whose} images are (first: {odd[0]}), as in "
+        f"{name}: {len(odd)} of {len(paths)} images are named as ImageNet's {whose} images are (first: {named(odd[0])}), as in "
         f"fast.ai's imagewoof2 and imagenette2: {risk}; take training and test images from ImageNet's own train and val"
     ]
 
@@ -164,15 +165,15 @@ def refuse_overlap(train: AuditedImages, scored: AuditedImages, *, limit: float,
     same = exact_duplicates(train, scored)
     if not same:
         return []
-    pairs = [f"{scored.paths[row]} = {train.paths[twin]}" for twin, row in same]
-    named = ", ".join(pairs[:3]) + (f" and {len(pairs) - 3} more" if len(pairs) > 3 else "")
+    pairs = [f"{named(scored.paths[row])} = {named(train.paths[twin])}" for twin, row in same]
+    first = ", ".join(pairs[:3]) + (f" and {len(pairs) - 3} more" if len(pairs) > 3 else "")
     of = f"{len(same)} of {len(scored.labels)} images"
     if len(same) > limit * len(scored.labels):
         raise InputError(
-            f"{scored.name}: {of} in {places[scored.name]} are also in {train.name} {places[train.name]} ({named}); "
+            f"{scored.name}: {of} in {places[scored.name]} are also in {train.name} {places[train.name]} ({first}); "
             "give images that were not trained on, remove these, or raise data.max_overlap_fraction"
         )
-    return [f"{scored.name}: {of} are also in {train.name} ({named}); the accuracy counts them"]
+    return [f"{scored.name}: {of} are also in {train.name} ({first}); the accuracy counts them"]
 
 
 def _first_rows(hashes: Sequence[str]) -> dict[str, int]:
@@ -181,14 +182,14 @@ def _first_rows(hashes: Sequence[str]) -> dict[str, int]:
 
 
 def _described(first: AuditedImages, second: AuditedImages, pairs: Pairs) -> dict[str, Any]:
-    named = [[first.paths[a], second.paths[b]] for a, b in pairs[:SHOWN]]
-    return {"sets": [first.name, second.name], "count": len(pairs), "of": len(second.labels), "pairs": named}
+    shown = [[first.paths[a], second.paths[b]] for a, b in pairs[:SHOWN]]
+    return {"sets": [first.name, second.name], "count": len(pairs), "of": len(second.labels), "pairs": shown}
 
 
 def _warn_of_exact(first: AuditedImages, second: AuditedImages, found: Mapping[str, Any]) -> list[str]:
     if not found["count"]:
         return []
-    ours, theirs = found["pairs"][0]
+    ours, theirs = map(named, found["pairs"][0])
     return [
         f"{second.name}: {found['count']} of {found['of']} images are also in {first.name}, pixel for pixel ({theirs} = {ours})"
     ]
@@ -199,7 +200,7 @@ def _warn_of_near(first: AuditedImages, second: AuditedImages, found: Mapping[st
     most = stats.binom.isf(SIGNIFICANCE, found["compared"], COPY_PERCENTILE / 100)
     if found["count"] <= most:
         return []
-    ours, theirs = found["pairs"][0]
+    ours, theirs = map(named, found["pairs"][0])
     return [
         f"{second.name}: {found['count']} of {found['compared']} images are near copies of images in {first.name}, where "
         f"{found['expected']:.1f} would be by chance ({theirs} ≈ {ours})"
@@ -209,7 +210,7 @@ def _warn_of_near(first: AuditedImages, second: AuditedImages, found: Mapping[st
 def _warn_of_conflicts(conflicts: list[list[dict[str, Any]]], classes: Sequence[str]) -> list[str]:
     if not conflicts:
         return []
-    bearers = " and ".join(f"{i['set']} {i['path']} as {classes[i['label']]!r}" for i in conflicts[0][:2])
+    bearers = " and ".join(f"{i['set']} {named(i['path'])} as {classes[i['label']]!r}" for i in conflicts[0][:2])
     return [f"{len(conflicts)} images stand under more than one class (first: {bearers}); keep the right one of each"]
 
 

@@ -1,0 +1,62 @@
+"""What people are shown of what others gave: on one line, without control characters or secrets, as text and no markup."""
+
+import os
+import re
+
+# Besides control characters: the marks that turn the direction of a line, lone surrogates, and what isn't printed at all.
+UNPRINTABLE = r"\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff"
+HIDDEN = "***"
+SECRETS = (  # environment variables whose values are shown nowhere
+    "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AZURE_STORAGE_KEY", "HF_TOKEN", "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN", "RAY_AUTH_TOKEN",
+)  # fmt: skip
+LEAST_SECRET = 6  # characters: what is shorter would blot out words
+_USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^\s'\"]*)@")
+_SECRET_FIELD = re.compile(
+    r"([?&;][^=&;\s]*(?:secret|token|passw|pwd|credential|signature|access_?key|sig)[^=&;\s]*=)[^&;\s'\"]+", re.IGNORECASE
+)
+_PUBLIC_USERS = ("abfs", "abfss", "gs", "gcs", "hdfs", "viewfs")  # there, what stands before @ is a container or a name
+
+
+def one_line(text: str) -> str:
+    """The same on one line: breaks are blanks, other control characters `\\x1b`."""
+    return named(re.sub(r"[ ]*[\t-\r\x1c-\x1e\x85\u2028\u2029]+[ ]*", " ", text).strip())
+
+
+def named(name: str) -> str:
+    """A name that someone else chose, every control character in it as its escape: `a\\nb`."""
+    return re.sub(f"[{UNPRINTABLE}]", lambda found: found[0].encode("unicode_escape").decode(), name)
+
+
+def redacted(text: str) -> str:
+    """Without credentials in URIs, and without the values of SECRETS."""
+    text = without_credentials(text)
+    for value in {os.environ.get(name, "") for name in SECRETS}:
+        if len(value) >= LEAST_SECRET:
+            text = text.replace(value, HIDDEN)
+    return text
+
+
+def without_credentials(text: str) -> str:
+    """URIs in it without user and password, and without the values of fields such as `?secret_key=`."""
+
+    def masked(found: re.Match) -> str:
+        scheme, user = found[1], found[2]
+        is_path = "/" in user and ":" not in user  # https://host/path@version
+        is_public = scheme.lower() in _PUBLIC_USERS and ":" not in user
+        return found[0] if is_path or is_public else f"{scheme}://{HIDDEN}@"
+
+    return _SECRET_FIELD.sub(rf"\1{HIDDEN}", _USER.sub(masked, text))
+
+
+def as_text(text: str) -> str:
+    """The same in Markdown: on one line, and nothing in it is a tag, a link or emphasis."""
+    return re.sub(r"[\\`*\[\]<>&|~$]|(?<!\w)_|_(?!\w)", lambda found: f"&#{ord(found[0])};", one_line(text))
+
+
+def as_code(text: str) -> str:
+    """The same as code in Markdown, between more backticks than it holds."""
+    text = one_line(text)
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    blank = " " if len(fence) > 1 else ""
+    return f"{fence}{blank}{text}{blank}{fence}"

@@ -1,0 +1,222 @@
+"""What comes from outside is data: nothing in it runs, leads out of its folder, or becomes markup."""
+
+import ast
+import io
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from conftest import write_images
+from PIL import Image
+from tiny_generator import small_dit, small_vae
+
+import ims3_ray
+from ims3_ray.artifacts import MANIFEST, complete, open_directory, open_storage
+from ims3_ray.data.classes import class_map
+from ims3_ray.data.distilled import PARQUET, DistilledImage, card, to_parquet, write_class
+from ims3_ray.data.feature_tables import REAL_KEYS, open_features
+from ims3_ray.data.images import open_images
+from ims3_ray.data.labelled import open_labelled
+from ims3_ray.errors import InputError
+from ims3_ray.models.features import load_extractor, save_extractor
+from ims3_ray.models.files import find_weights, read_tensors
+from ims3_ray.models.generator import load_transformer, save_pipeline
+from ims3_ray.models.tuned import check_adapter, inspect_adapter
+from ims3_ray.models.vae import read_vae
+from ims3_ray.overrides import load_config, parse_overrides
+from ims3_ray.shown import as_code, as_text
+
+KNOWN = ("blue", "green", "red")
+MARKUP = (
+    "<script>alert(1)</script>",
+    "[x](javascript:alert(1))",
+    "`x`",
+    "*x*",
+    "_x_",
+    "{{ 7*7 }}",
+    "{% raw %}",
+    "a & b",
+    "~~x~~",
+)
+
+
+@pytest.fixture
+def bomb(tmp_path):
+    """Something whose unpickling makes a file, `bomb.ran`; no test may end with it there."""
+
+    class Bomb:
+        ran = tmp_path / "ran"
+
+        def __reduce__(self):
+            return open, (str(self.ran), "w")
+
+    with pytest.raises(TypeError):  # it does go off: a file can't be pickled in its turn
+        pickle.dumps(pickle.loads(pickle.dumps(Bomb())))
+    assert Bomb.ran.exists()
+    Bomb.ran.unlink()
+    yield Bomb()
+    assert not Bomb.ran.exists()
+
+
+def png(value=0):
+    sink = io.BytesIO()
+    Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(sink, "PNG")
+    return sink.getvalue()
+
+
+def tree(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def labelled(location, tmp_path):
+    storage = open_storage(str(tmp_path / "storage"))
+    return open_labelled(str(location), storage, name="--set", seed=0, max_bad_fraction=0.0, known=KNOWN)
+
+
+def test_weights_of_any_kind_are_read_without_running_what_they_hold(tmp_path, bomb):
+    save_pipeline(small_dit(), small_vae(), tmp_path / "model", id2label=[str(i) for i in range(10)])
+    for part, load in (("transformer", load_transformer), ("vae", read_vae)):
+        (weights,) = find_weights(tmp_path / "model" / part)
+        weights.unlink()
+        torch.save({"x": bomb}, weights.with_suffix(".bin"))
+        with pytest.raises(InputError):
+            load(tmp_path / "model" / part)
+    for name in ("a.pt", "a.bin", "a.safetensors"):
+        (tmp_path / name).write_bytes(pickle.dumps(bomb))
+        with pytest.raises(InputError):
+            read_tensors([tmp_path / name])
+
+
+def test_an_extractor_is_read_without_running_what_it_holds(tmp_path, bomb):
+    import timm
+
+    from ims3_ray.method.rng import generator
+    from ims3_ray.models import classifiers
+
+    timm.models.save_for_hf(timm.create_model("test_resnet.r160_in1k"), tmp_path / "timm", safe_serialization=False)
+    (weights,) = (tmp_path / "timm").glob("*.bin")
+    torch.save({"x": bomb}, weights)
+    network = classifiers.build("convnet3", 3, 16, generator("x"), width=8)
+    save_extractor(network, tmp_path / "own", mean=(0.5,) * 3, deviation=(0.5,) * 3)
+    (weights,) = (tmp_path / "own").glob("*.safetensors")
+    weights.write_bytes(pickle.dumps(bomb))
+    for spec in (f"timm:{tmp_path / 'timm'}", str(tmp_path / "own")):
+        with pytest.raises(InputError):
+            load_extractor(spec)
+
+
+def test_an_adapter_is_read_without_running_what_it_holds(tmp_path, bomb):
+    directory = open_directory(str(tmp_path / "adapter"))
+    directory.write("adapter.safetensors", pickle.dumps(bomb))
+    complete(directory, {"own_classes": ["../../x"]})
+    with pytest.raises(InputError, match="no whole safetensors file"):
+        check_adapter(inspect_adapter(directory.uri), small_dit().config, "ema")
+
+
+def test_parquet_and_arrays_are_read_without_running_what_they_hold(tmp_path, bomb):
+    marks = {"ARROW:extension:name": "arrow.py_extension_type", "ARROW:extension:metadata": pickle.dumps(bomb)}
+    fields = [pa.field("class", pa.string(), metadata=marks), pa.field("feature", pa.list_(pa.float32()), metadata=marks)]
+    fields.append(pa.field("image", pa.binary(), metadata=marks))
+    columns = [pa.array(KNOWN), pa.array([[1.0, 2.0]] * 3, pa.list_(pa.float32())), pa.array([png(v) for v in (1, 2, 3)])]
+    pq.write_table(pa.table(columns, schema=pa.schema(fields)), tmp_path / "a.parquet")
+    assert open_features(str(tmp_path / "a.parquet"), "--real", REAL_KEYS).index()[0] == list(KNOWN)
+    assert len(labelled(tmp_path / "a.parquet", tmp_path)) == 3
+    folder = write_images(tmp_path / "set", 2, seed=0)
+    np.save(folder / "red" / "a.npy", np.array([bomb], dtype=object), allow_pickle=True)
+    np.savez(folder / "red" / "b.npz", x=np.array([bomb], dtype=object))
+    (folder / "red" / "c.pkl").write_bytes(pickle.dumps(bomb))
+    images = open_images(str(folder), open_storage(str(tmp_path / "s")), name="data.train", seed=0, max_bad_fraction=0.9)
+    assert sorted(images.bad) == ["red/a.npy", "red/b.npz", "red/c.pkl"]
+
+
+def test_yaml_makes_plain_data_alone(tmp_path):
+    ran = tmp_path / "ran"
+    text = f"a: !!python/object/apply:builtins.open [{ran}, w]\nb: 1\n"
+    (tmp_path / "x.yaml").write_text(text)
+    for read in (
+        lambda: load_config(str(tmp_path / "x.yaml")),
+        lambda: class_map(("a", "b"), None, 3, str(tmp_path / "x.yaml")),
+        lambda: parse_overrides([f"ipc={text.splitlines()[0][3:]}"]),
+    ):
+        with pytest.raises(InputError):
+            read()
+    assert not ran.exists()
+
+
+def test_nothing_in_the_package_unpickles_or_evaluates():
+    unsafe = {"eval", "exec", "unsafe_load", "full_load", "Unpickler"}
+    for path in Path(ims3_ray.__file__).parent.rglob("*.py"):
+        for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
+            name = ast.unparse(call.func)
+            given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+            assert name.split(".")[0] not in ("pickle", "cloudpickle", "joblib", "marshal") and name not in unsafe, path
+            assert not name.endswith((".unsafe_load", ".full_load")) and name not in ("yaml.load", "os.system"), path
+            assert name != "torch.load" or given.get("weights_only") == "True", path
+            assert name != "np.load" or given.get("allow_pickle", "False") == "False", path
+            assert given.get("shell") != "True" and "trust_remote_code" not in given, path
+
+
+def distilled_set(folder):
+    images = [DistilledImage(label, 0, 0, 0, 1, png(40 * label)) for label in range(3)]
+    out = open_directory(str(folder))
+    entries = [entry for label in range(3) for entry in write_class(out, images, KNOWN, label)]
+    out.write(PARQUET, to_parquet(images, KNOWN))
+    complete(out, {"images": entries})
+    return folder
+
+
+def test_paths_in_a_sets_manifest_and_parquet_lead_nowhere(tmp_path):
+    folder, outside = distilled_set(tmp_path / "theirs"), tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret.png").write_bytes(png(200))
+    manifest = json.loads((folder / MANIFEST).read_text())
+    for entry in manifest["images"]:
+        entry |= {"path": "../outside/secret.png", "class": "../../outside"}
+    manifest["files"] = {"../outside/secret.png": 1, "/etc/passwd": 1}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    before = tree(tmp_path)
+    images = labelled(folder, tmp_path)
+    assert images.paths == ("blue/0.png", "green/0.png", "red/0.png")
+    cells = [{"bytes": png(v), "path": "../../outside/made.png"} for v in (1, 2, 3)]
+    for labels, known in ((list(KNOWN), True), (["red", "blue", "../outside"], False), (["red", "blue", "/tmp/x"], False)):
+        pq.write_table(pa.table({"image": cells, "label": labels}), tmp_path / "a.parquet")
+        if known:
+            assert len(labelled(tmp_path / "a.parquet", tmp_path)) == 3
+        else:
+            with pytest.raises(InputError, match="can't be a folder's name"):
+                labelled(tmp_path / "a.parquet", tmp_path)
+    changed = {name for name, data in tree(tmp_path).items() if before.get(name) != data}
+    assert changed and all(name.startswith("storage/") or name == "a.parquet" for name in changed)
+
+
+def test_an_index_of_weights_leads_to_no_file_outside_its_folder(tmp_path):
+    (tmp_path / "secret.safetensors").write_bytes(b"x")
+    for part in ("../secret.safetensors", str(tmp_path / "secret.safetensors")):
+        (tmp_path / "m").mkdir(exist_ok=True)
+        index = {"weight_map": {"a": part}}
+        (tmp_path / "m" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(InputError, match="not in its folder"):
+            find_weights(tmp_path / "m")
+
+
+def test_a_card_shows_names_as_text_and_its_front_matter_stays_what_it_is():
+    odd = [*MARKUP, 'x"\n---\nlicense: mit\n---', "\n# heading", "![](http://x/y.png)"]
+    licence = {"id": "other", "name": odd[-3], "link": odd[-1]}
+    images = [DistilledImage(label, 0, 0, 0, 1, b"") for label in range(len(odd))]
+    text = card(images, odd, "`` x\n# y", "0" * 12, {"weights": licence, "images": licence})
+    _, front, body = text.split("---\n", 2)
+    assert yaml.safe_load(front)["license"] == "other" and yaml.safe_load(front)["license_name"] == odd[-3]
+    assert [line for line in body.splitlines() if line.startswith("#")] == [body.splitlines()[0], "## Licences"]
+    assert not any(mark in body for mark in ("<script", "](", "`x`", "*x*", " _x_"))
+    assert "---" not in body.splitlines()
+
+
+def test_ordinary_names_stand_in_a_card_as_they_are():
+    for name in ("golden_retriever", "n02086240", "great white shark", "Größe (blau)", "a-b.c"):
+        assert as_text(name) == name and as_code(name) == f"`{name}`"
