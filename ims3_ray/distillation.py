@@ -15,6 +15,7 @@ from .evaluation.protocols import protocols
 from .journal import Journal
 from .overrides import load_config
 from .pipeline import Step, plan, run_step
+from .shown import one_line, redacted
 from .stages.evaluate import headline
 from .tracking import DISTILLATION, KIND_TAG, PROTOCOL_TAG, RECIPE_FILE, SCORED_TAG, Tracker, artifact_tags, tracking_uri
 
@@ -77,7 +78,7 @@ def run(config: Config, say: Callable[[str], None] = print) -> Distillation:
         state = records.FINISHED
         journal.write("run finished")
     except BaseException as error:
-        journal.write("run failed", error=f"{type(error).__name__}: {' '.join(str(error).split())}"[:LONGEST_ERROR])
+        journal.write("run failed", error=one_line(redacted(f"{type(error).__name__}: {error}"))[:LONGEST_ERROR])
         tracker.finish("FAILED")
         raise
     finally:

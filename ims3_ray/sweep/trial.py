@@ -15,6 +15,7 @@ from ..cluster import Machine
 from ..distillation import under
 from ..errors import InputError
 from ..pipeline import Step, run_step
+from ..shown import one_line, redacted
 from ..stages.evaluate import CURVE, headline
 from .keeper import LAST_SHARED, seconds_of, steps_of
 from .plan import OBJECTIVES, Sweep
@@ -83,7 +84,7 @@ class Run:
             self._end(STOPPED)
             raise
         except Exception as error:
-            line = f"{type(error).__name__}: {' '.join(str(error).split())}"[:LONGEST_ERROR]
+            line = one_line(redacted(f"{type(error).__name__}: {error}"))[:LONGEST_ERROR]
             self._end(FAILED, error=line)
             self._runner.report_failure()
             return
