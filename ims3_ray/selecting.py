@@ -65,7 +65,8 @@ def _select(source: Source, pool: ShardPool, shown: Any) -> Selected:
     ask, groups = pool.call("range"), _counting(pool.call("groups"), shown)
     subgroups = [ids for of_actor in ask("subgroups") for ids in of_actor]  # the first question reads the features
     distances = [d for of_actor in ask("distances") for d in of_actor]
-    selection = _solve(source, ask, groups)
+    run = run_here if pool.is_here else run_tasks
+    selection = _solve(source, ask, groups, run)
     chosen: dict[str, Any] = {}
     per_class: dict[str, Any] = {}
     for name, ids, d, g in zip(source.names, subgroups, distances, selection.choice, strict=True):
@@ -77,17 +78,17 @@ def _select(source: Source, pool: ShardPool, shown: Any) -> Selected:
         for name, distance in zip(source.names, found, strict=True):
             per_class[name]["distance_to_real"] = distance
     elif source.settings.certify != "none":
-        selection = certify_pool(groups, selection, source)
+        selection = certify_pool(groups, selection, source, run)
     document = describe(selection, source) | compared | {"selection": chosen, "per_class": per_class}
     return Selected(document, len(pool.ranges), sum(map(len, subgroups)))
 
 
-def _solve(source: Source, ask: Any, groups: Any) -> Selection:
+def _solve(source: Source, ask: Any, groups: Any, run: Any) -> Selection:
     restarts = {"restarts": source.settings.restarts, "seed": source.seed}
     if not _is_exact(source.settings, int(source.pool.num_subgroups.sum())):
         return solve(groups, source.objective, walked=source.settings.neighbours is None, **restarts)
     held = fetch_pools(groups, 0, len(source.names), np.concatenate(groups("sizes")))
-    return run_tasks(branch_and_bound, [(held, np.concatenate(ask("real_centroids")), source.objective)], **restarts)[0]
+    return run(branch_and_bound, [(held, np.concatenate(ask("real_centroids")), source.objective)], **restarts)[0]
 
 
 def _is_exact(settings: Select, num_subgroups: int) -> bool:
@@ -138,8 +139,8 @@ def _select_images(
     return selection, {"subgroup_selection": compared}, chosen, distances.tolist()
 
 
-def certify_pool(groups: Any, selection: Selection, source: Source) -> Selection:
-    """The selection with its lower bound, computed by tasks on groups of classes."""
+def certify_pool(groups: Any, selection: Selection, source: Source, run: Any = None) -> Selection:
+    """The selection with its lower bound, computed on groups of classes by `run`, in tasks where None."""
     if selection.lower_bound is not None:
         return selection
     attractions, sizes = np.concatenate(groups("attractions")), np.concatenate(groups("sizes"))
@@ -149,7 +150,12 @@ def certify_pool(groups: Any, selection: Selection, source: Source) -> Selection
         pools = fetch_pools(groups, ids.start, ids.stop, sizes)
         held = make_groups(pools, attractions[offsets[ids.start] : offsets[ids.stop]])
         shared.append(ray.put(replace(held[0], first_class=ids.start)))
-    return certify(selection, shared, source.objective, method=source.settings.certify, run=run_tasks)
+    return certify(selection, shared, source.objective, method=source.settings.certify, run=run or run_tasks)
+
+
+def run_here(function: Any, arguments: list[tuple], **options: Any) -> list[Any]:
+    """`run_tasks` without a task: where the selection itself is in this process, none should wait for a core."""
+    return [function(*(ray.get(v) if isinstance(v, ray.ObjectRef) else v for v in values), **options) for values in arguments]
 
 
 def run_tasks(function: Any, arguments: list[tuple], **options: Any) -> list[Any]:

@@ -173,6 +173,11 @@ class ShardPool:
         self._source = ray.put(source)
         self._actors = [ShardActor.options(num_cpus=cpus).remote() for _ in self.ranges]
 
+    @property
+    def is_here(self) -> bool:
+        """Whether this process is the one shard."""
+        return self._here is not None
+
     def submit(self, part: str, method: str, *arguments: Any) -> list["ray.ObjectRef"]:
         """Ask that part of every actor; gives handles of the answers, in the order of the classes."""
         shared = [ray.put(argument) for argument in arguments]  # once, not once an actor
