@@ -13,7 +13,7 @@ from ..artifacts import Directory
 from ..context import Context
 from ..distillation import tags
 from ..stages.evaluate import CURVE
-from ..tracking import KIND_TAG, TRIAL, Tracker, artifact_tags, flatten
+from ..tracking import KIND_TAG, TRIAL, Tracker, artifact_tags
 from .plan import Sweep, say
 from .records import FAILED, FINISHED, RUNNING, STOPPED, Trial, read_trial
 from .trial import STEP
@@ -83,7 +83,7 @@ class Scribe(tune.Callback):
             told = tags(self._context) | {KIND_TAG: TRIAL, "sweep": self._sweep.key, "trial": str(record.number)}
             told |= artifact_tags(record.artifacts)
             run = self._runs[record.key] = Tracker(self._context.storage, self._told)
-            run.start(record.key, f"{name}-{record.number:03d}", flatten(config.results()), told, parent=self._parent)
+            run.start(record.key, f"{name}-{record.number:03d}", config.results(), told, parent=self._parent)
         return self._runs[record.key]
 
     def _end(self, record: Trial) -> None:
