@@ -96,9 +96,10 @@ def _run_missing(
             say(f"[{number + 1}/{len(steps)}] {step.stage.name} → {step.directory.uri}")
             journal.write("stage started", stage=step.stage.name, artifact=f"{step.stage.noun}/{step.fingerprint}")
             steps[number] = step = run_step(context, step)
-            told = {name: step.manifest[name] for name in ("rows", "unit", "seconds", "rate")}
+        told = {name: step.manifest[name] for name in ("rows", "unit", "seconds", "rate")}
+        if fresh:
             journal.write("stage finished", stage=step.stage.name, **told)
-        ran.append({"name": step.stage.name, "ran": fresh} | {k: step.manifest[k] for k in ("rows", "unit", "seconds", "rate")})
+        ran.append({"name": step.stage.name, "ran": fresh} | told)
         _track_stage(tracker, step, fresh)
 
 
