@@ -132,7 +132,7 @@ def _track_stage(tracker: Tracker, step: Step, fresh: bool) -> None:
     tracker.log(0, under(name, {"seconds": manifest["seconds"], "rows_per_s": manifest["rate"]}))
     if fresh:
         return
-    for entry in manifest.get("history", []) if not tracker.has(f"{name}/diffusion") else []:
+    for entry in manifest.get("history", []):
         tracker.log(entry["step"], under(name, {k: v for k, v in entry.items() if k != "step"}))
     if name == "evaluate":
         tracker.log(0, headline(step.directory.read_json("evaluation.json")))

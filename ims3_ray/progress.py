@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 from ray.util.metrics import Counter, Gauge
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
 POLL_S = 0.5
@@ -62,9 +63,12 @@ def bar(stage: str, total: int | None, unit: str, done: int = 0) -> tqdm:
     )
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class Board:
-    """Where Train workers leave their metrics and the driver, the only one to write to MLflow, picks them up."""
+    """Where Train workers leave their metrics and the driver, the only one to write to MLflow, picks them up.
+
+    One that is started again has forgotten what was not picked up yet.
+    """
 
     def __init__(self) -> None:
         self._messages: list[dict[str, Any]] = []
@@ -75,6 +79,12 @@ class Board:
     def take(self) -> list[dict[str, Any]]:
         messages, self._messages = self._messages, []
         return messages
+
+
+def board_here() -> "ray.actor.ActorHandle":
+    """A Board on this process's own node, which no other node's loss takes away."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Board.options(scheduling_strategy=here).remote()
 
 
 @contextlib.contextmanager

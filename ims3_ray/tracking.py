@@ -74,6 +74,8 @@ class Tracker:
     def __init__(self, storage: Directory, say: Callable[[str], None]):
         self._storage, self._say, self._said = storage, say, set()
         self._client, self.run_id, self.is_finished = None, None, False
+        self._steps: dict[str, set[int]] = {}  # that the run holds, by metric
+        self._is_found = False  # an older driver began it
         self._waiting: list[Callable[[], None]] = []
         self._again_at = 0.0
 
@@ -89,6 +91,7 @@ class Tracker:
             found = self._client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{key}'")
             if found:
                 self.run_id, self.is_finished = found[0].info.run_id, found[0].info.status == "FINISHED"
+                self._is_found = True
                 return
             above = {PARENT_TAG: parent} if parent else {}
             self.run_id = self._client.create_run(experiment, run_name=name, tags={RUN_TAG: key, **above, **tags}).info.run_id
@@ -103,25 +106,26 @@ class Tracker:
         self._do(lambda: self._client.set_tag(self.run_id, name, value))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log numbers of a step, but those that the run holds already: a run that goes on leaves one curve."""
         now = int(time.time() * 1000)  # of the measurement, whenever it is written
 
         def log() -> None:
             from mlflow.entities import Metric
 
-            numbers = {name: float(value) for name, value in metrics.items() if value is not None}
-            self._client.log_batch(self.run_id, [Metric(name, value, now, step) for name, value in numbers.items()])
+            numbers = {name: float(v) for name, v in metrics.items() if v is not None and step not in self._logged(name)}
+            if numbers:
+                self._client.log_batch(self.run_id, [Metric(name, value, now, step) for name, value in numbers.items()])
+            for name in numbers:
+                self._logged(name).add(step)
 
         self._do(log)
 
-    def has(self, metric: str) -> bool:
-        """Whether the run holds `metric` already, as far as is known."""
-        if self._waiting or self.run_id is None:
-            return False
-        try:
-            return metric in self._client.get_run(self.run_id).data.metrics
-        except Exception as error:  # whatever a store or a network raises
-            self._tell(error)
-            return False
+    def _logged(self, metric: str) -> set[int]:
+        """The steps at which the run holds `metric`."""
+        if metric not in self._steps:
+            points = self._client.get_metric_history(self.run_id, metric) if self._is_found else []
+            self._steps[metric] = {point.step for point in points}
+        return self._steps[metric]
 
     def log_file(self, name: str, data: bytes) -> None:
         def log() -> None:

@@ -98,7 +98,7 @@ def train(
     `name` must belong to this configuration alone: a run of that name under `checkpoints` is resumed. `batch_field` names
     the recipe's batch size, for the InputError where a batch does not fit the device's memory.
     """
-    board = progress.Board.remote()
+    board, told = progress.board_here(), set()
     shown = progress.bar(stage, optimisation.steps, "steps")
 
     def receive(message: dict[str, Any]) -> None:
@@ -106,6 +106,7 @@ def train(
         if metrics := message["metrics"]:
             shown.set_postfix({k: f"{v:.3g}" for k, v in metrics.items() if "/" not in k}, refresh=False)
             on_metrics(message["step"], metrics)
+            told.add(message["step"])
 
     trainer = TorchTrainer(
         _loop,
@@ -133,8 +134,11 @@ def train(
         ),
     )
     with shown, progress.watching(board, receive):
-        result = trainer.fit()
-    return result.return_value
+        history = trainer.fit().return_value
+    for entry in history:  # what a killed driver, or a killed board, never passed on
+        if entry["step"] not in told:
+            on_metrics(entry["step"], {name: value for name, value in entry.items() if name != "step"})
+    return history
 
 
 def _resources(machine: Machine) -> dict[str, float]:

@@ -56,9 +56,8 @@ class Scribe(tune.Callback):
         run = self._run_of(record)
         if run.is_finished or record.state == RUNNING:
             return run.run_id, True
-        if not run.has(f"evaluate/{CURVE}"):
-            for step, accuracy in record.history:
-                run.log(int(step), {f"evaluate/{CURVE}": accuracy})
+        for step, accuracy in record.history:
+            run.log(int(step), {f"evaluate/{CURVE}": accuracy})
         run.log(0, dict(record.figures))
         if record.error:
             run.tag("error", record.error)

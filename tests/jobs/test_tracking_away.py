@@ -102,5 +102,21 @@ def test_what_mlflow_refuses_is_said_and_the_rest_is_written(tmp_path):
     run.start("key", "name", {"ipc": 1}, {})
     run.log(1, {"a name that MLflow does not take: $!*": 1.0})
     run.log(2, {"loss": 0.25})
-    assert run.finish("FINISHED") and run.has("loss")
+    assert run.finish("FINISHED") and curve(run, "loss") == [(2, 0.25)]
     assert len(said) == 1 and "without tracking what fails" in said[0]
+
+
+def curve(run, metric):
+    return [(point.step, point.value) for point in tracking.client(run._storage).get_metric_history(run.run_id, metric)]
+
+
+def test_a_run_that_goes_on_leaves_one_curve(tmp_path):
+    storage = open_storage(str(tmp_path / "runs"))
+    first, second = (tracking.Tracker(storage, print) for _ in range(2))
+    first.start("key", "name", {}, {})
+    for step in (1, 2, 3):
+        first.log(step, {"loss": 1 / step})
+    second.start("key", "name", {}, {})
+    for step in (2, 3, 4, 4):
+        second.log(step, {"loss": 1 / step})
+    assert curve(second, "loss") == [(step, 1 / step) for step in (1, 2, 3, 4)]

@@ -1,0 +1,197 @@
+"""Kills that a seed decides: what is killed, in which stage, how long after that stage's first such process began."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+HERE = Path(__file__).parent
+DATA, TRAIN, SELECTION, EVALUATION, NODE, DRIVER = KINDS = (
+    "Ray Data worker", "Train worker", "selection actor", "evaluation task", "node", "driver",
+)  # fmt: skip
+TITLES = {DATA: "ray::MapWorker", TRAIN: "ray::RayTrainWorker", SELECTION: "ray::ShardActor", EVALUATION: "ray::score_in_looks"}
+STAGES = ("encode", "invert", "finetune", "embed", "sample", "select", "export", "evaluate", "report")
+STAGES_OF = {
+    DATA: ("encode", "invert", "embed", "sample"), TRAIN: ("finetune",), SELECTION: ("select",), EVALUATION: ("evaluate",),
+    NODE: STAGES, DRIVER: STAGES,
+}  # fmt: skip
+POLL_S = 0.02
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Kill one of `kind` in `stage`, `delay` seconds after the first of them was there; `draw` says which."""
+
+    kind: str
+    stage: str
+    delay: float
+    draw: float = 0.0
+
+
+def faults(kind: str, count: int, seed: int, longest: float) -> list[Fault]:
+    """`count` faults of a kind, spread evenly over the stages where there are such processes."""
+    draws = np.random.default_rng([seed, KINDS.index(kind)])
+    stages = STAGES_OF[kind]
+    return [Fault(kind, stages[i % len(stages)], longest * draws.random() ** 2, draws.random()) for i in range(count)]
+
+
+class Nodes:
+    """The cluster of nodes.py; `environment` is with what another process joins it."""
+
+    def __init__(self, count: int, folder: Path, environment: dict[str, str]):
+        token = folder / "auth_token"  # of its own: Ray's ports listen on every interface
+        token.write_text(os.urandom(32).hex())
+        self.environment = environment | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        self._process = subprocess.Popen(
+            [sys.executable, HERE / "nodes.py", str(count)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=(folder / "nodes.log").open("w"),
+            text=True,
+            env=self.environment,
+            start_new_session=True,
+        )
+        self._wanted = count
+        self._heard()
+        self.environment["RAY_ADDRESS"] = self.address
+
+    def _heard(self) -> None:
+        line = ""
+        while not line.startswith("{"):
+            line = self._process.stdout.readline()
+            assert line, "the cluster ended"
+        told = json.loads(line)
+        self.address, self.raylets = told["address"], told["nodes"]
+
+    def tell(self, words: str) -> None:
+        self._process.stdin.write(words + "\n")
+        self._process.stdin.flush()
+        self._heard()
+
+    def mend(self) -> None:
+        """As many nodes as at first."""
+        while len(self.raylets) < self._wanted:
+            self.tell("join")
+
+    def workers(self, title: str = "ray::", within: int | None = None) -> list[psutil.Process]:
+        """The cluster's worker processes whose title begins so and that have work, of one raylet or of all."""
+        found = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in psutil.Process(within or self._process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    words = process.cmdline()
+                    if words and words[0].startswith(title) and not words[0].startswith("ray::IDLE"):
+                        found.append(process)
+        return sorted(found, key=lambda process: process.pid)
+
+    def lose(self, draw: float) -> str:
+        """Take away a node, one that has work where any has."""
+        busy = [number for number, pid in self.raylets.items() if self.workers(within=pid)]
+        number = _drawn(busy or list(self.raylets), draw)
+        self.tell(f"lose {number}")
+        return f"node {number} of {len(self.raylets) + 1}" + (" at work" if busy else "")
+
+    def end(self) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.stdin.close()
+            self._process.wait(timeout=60)
+            return
+        os.killpg(self._process.pid, signal.SIGKILL)  # the group that it leads
+
+
+def _drawn(values: list, draw: float):
+    return values[int(draw * len(values))]
+
+
+@dataclass
+class Outcome:
+    """How a run ended; `killed` holds what was killed, a line each."""
+
+    code: int
+    seconds: float
+    killed: list[str] = field(default_factory=list)
+    error: str = ""
+
+
+def run_under_fire(words: list[str], nodes: Nodes, planned: list[Fault], timeout: float = 300.0) -> Outcome:
+    """Run `jobs/distill.py` on the nodes while the faults happen, in the order of their stages; again where it was the driver.
+
+    A fault that finds nothing to kill any more is missing in `killed`.
+    """
+    began, outcome = time.monotonic(), Outcome(0, 0.0)
+    left = sorted(planned, key=lambda fault: STAGES.index(fault.stage))
+    while True:
+        with _driver(words, nodes) as (process, lines, errors):
+            left = _kill(process, lines, nodes, left, outcome, began + timeout)
+            if process.poll() == -signal.SIGKILL:
+                continue
+            outcome.code, outcome.error = process.wait(), "".join(errors)
+            outcome.seconds = time.monotonic() - began
+            return outcome
+
+
+def _kill(process, lines: list[str], nodes: Nodes, left: list[Fault], outcome: Outcome, until: float) -> list[Fault]:
+    """Let the faults happen until the driver ends; gives those that have not."""
+    since: float | None = None  # the first process of the next fault's kind was there
+    while process.poll() is None:
+        if time.monotonic() > until:
+            process.kill()  # it hangs, which is no -SIGKILL of ours
+            raise TimeoutError(f"the run hangs after {outcome.killed}: {lines[-1:]}")
+        time.sleep(POLL_S)
+        if not left or not any(f"] {left[0].stage} " in line for line in lines):
+            continue
+        fault = left[0]
+        targets = [process] if fault.kind in (NODE, DRIVER) else nodes.workers(TITLES[fault.kind])
+        since = since or (time.monotonic() if targets else None)
+        if since is None or not targets or time.monotonic() - since < fault.delay:
+            continue
+        if fault.kind == NODE:
+            told = nodes.lose(fault.draw)
+        else:
+            target = _drawn(targets, fault.draw)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                os.kill(target.pid, signal.SIGKILL)
+            told = fault.kind
+        outcome.killed.append(f"{told} in {fault.stage} after {fault.delay:.2f} s")
+        left, since = left[1:], None
+        if fault.kind == DRIVER:
+            process.wait()
+            return left
+    return left
+
+
+@contextlib.contextmanager
+def _driver(words: list[str], nodes: Nodes) -> Iterator[tuple]:
+    """The job, and the lines of its two outputs as they come."""
+    process = subprocess.Popen(
+        [sys.executable, HERE.parents[1] / "jobs" / "distill.py", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=nodes.environment | {"PYTHONUNBUFFERED": "1"},
+        start_new_session=True,
+    )
+    heard = ([], [])
+    threads = [
+        threading.Thread(target=lambda s=stream, h=held: h.extend(s), daemon=True)
+        for stream, held in zip((process.stdout, process.stderr), heard, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        yield process, *heard
+    finally:
+        process.kill()
+        process.wait()
+        for thread in threads:
+            thread.join()
