@@ -79,7 +79,8 @@ def run(config: Config, say: Callable[[str], None] = print) -> Distillation:
         journal.write("run finished")
     except BaseException as error:
         journal.write("run failed", error=one_line(redacted(f"{type(error).__name__}: {error}"))[:LONGEST_ERROR])
-        tracker.finish("FAILED")
+        is_failure = isinstance(error, Exception)  # else somebody stopped it, and waits
+        tracker.finish("FAILED" if is_failure else "KILLED", patient=is_failure)
         raise
     finally:
         _write_record(context, name, steps, ran, state)

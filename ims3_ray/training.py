@@ -6,9 +6,12 @@ the number may change in mid-training, when a node is lost or joins. Steps, nois
 position), so a resumed run needs no generator state.
 """
 
+import contextlib
+import signal
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, Literal, Protocol
@@ -133,12 +136,27 @@ def train(
             failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_START_FAILURES),
         ),
     )
-    with shown, progress.watching(board, receive):
+    with shown, progress.watching(board, receive), _interruptible():
         history = trainer.fit().return_value
     for entry in history:  # what a killed driver, or a killed board, never passed on
         if entry["step"] not in told:
             on_metrics(entry["step"], {name: value for name, value in entry.items() if name != "step"})
     return history
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, in the block and after it: Ray Train's own handler stays, and ends a process as done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _resources(machine: Machine) -> dict[str, float]:

@@ -9,7 +9,7 @@ import sys
 
 import psutil
 
-CPUS_PER_NODE = 2
+CPUS_PER_NODE = 1
 OBJECT_STORE = 80 * 2**20  # bytes a node
 QUICK = {  # a lost node is noticed within two seconds
     "health_check_initial_delay_ms": 0,

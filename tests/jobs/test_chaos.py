@@ -13,7 +13,7 @@ from ims3_ray import tracking
 from ims3_ray.artifacts import open_storage
 
 NODES = 3
-ON = ["workers={actors: 3, shards: 2, train_workers: 2, device: cpu}"]
+ON = ["workers={actors: 2, shards: 2, train_workers: 2, device: cpu}"]
 PER_KIND = 9
 SEED = int(os.environ.get("CHAOS_SEED", "0"))
 LONGEST_S = 2.0  # between the first process of a kind and its death, on the tiny recipe
@@ -35,7 +35,7 @@ def mended(request):
 
 @pytest.fixture
 def words(tiny_model, tiny_images, tmp_path):
-    return [*tiny_words(tiny_model, tiny_images, tmp_path / "runs"), *ON]
+    return [*tiny_words(tiny_model, tiny_images, tmp_path / "runs"), *ON, "evaluate.full=false"]
 
 
 @pytest.fixture(scope="module")
