@@ -1,0 +1,63 @@
+"""A cluster at rest, with no worker at all: a run's demand makes it grow, and the run goes on when workers come."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_jobs import checksums, environment, finished
+
+HEAD = "ray.head.default"  # the name that Ray's provider of nodes on one machine has for it
+COMMANDS = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
+pytestmark = pytest.mark.slow
+
+
+def free_port():
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return held.getsockname()[1]
+
+
+@pytest.fixture
+def resting_cluster(tmp_path):
+    """The variables with which a process joins a head without CPUs that may start three workers of one CPU."""
+    port, token, config = free_port(), tmp_path / "auth_token", tmp_path / "autoscaling.json"
+    token.write_text(os.urandom(32).hex())
+    address = f"{socket.gethostbyname(socket.gethostname())}:{port}"
+    resting = {"resources": {"CPU": 0}, "node_config": {}, "min_workers": 0, "max_workers": 0}
+    worker = {"resources": {"CPU": 1, "object_store_memory": 80 * 2**20}, "node_config": {}, "min_workers": 0, "max_workers": 3}
+    described = {
+        "cluster_name": "resting",
+        "max_workers": 3,
+        "idle_timeout_minutes": 5,
+        "provider": {"type": "fake_multinode", "gcs_address": address, "use_node_id_as_ip": True},
+        "available_node_types": {HEAD: resting, "worker": worker},
+        "head_node_type": HEAD,
+        "auth": {"ssh_user": "nobody"},
+        "docker": {},
+        "file_mounts": {},
+        "cluster_synced_files": [],
+    } | {f"{what}_commands": [] for what in COMMANDS}
+    config.write_text(json.dumps(described))
+    env = environment() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_FAKE_CLUSTER": "1"}
+    ports = [f"--port={port}", f"--ray-client-server-port={free_port()}", f"--dashboard-port={free_port()}"]
+    sizes = ["--num-cpus=0", f"--object-store-memory={80 * 2**20}", f"--autoscaling-config={config}"]
+    log = (tmp_path / "head.log").open("w")
+    head = subprocess.Popen(
+        [Path(sys.executable).parent / "ray", "start", "--head", "--block", *ports, *sizes],
+        env=env | {"AUTOSCALER_UPDATE_INTERVAL_S": "1"}, stdout=log, stderr=log, start_new_session=True,
+    )  # fmt: skip
+    yield env | {"RAY_ADDRESS": address}
+    os.killpg(head.pid, signal.SIGTERM)
+    head.wait(timeout=60)
+
+
+def test_a_run_grows_a_cluster_that_has_no_worker(resting_cluster, finished_run, tiny_overrides, tmp_path):
+    words = [*tiny_overrides, "workers={actors: 2, shards: 2, train_workers: 2, device: cpu}"]
+    code, out, err = finished("distill", *words, env=resting_cluster)
+    assert code == 0, err
+    assert checksums(tmp_path / "runs") == checksums(Path(finished_run[1].distilled).parents[1]) != []
