@@ -13,8 +13,8 @@ MAY_IMPORT = {  # a folder → what of the package it may import, beside itself
 }
 STAGE_MAY = {
     "artifacts", "baselines", "cluster", "config", "config_pretrain", "context", "data", "embedding", "environment", "errors",
-    "evaluation", "fanout", "method", "models", "pretraining", "progress", "report", "scoring", "selecting", "starts", "tables",
-    "training",
+    "evaluation", "fanout", "method", "models", "optimisation", "pretraining", "progress", "report", "scoring", "selecting",
+    "starts", "tables", "training",
 }  # fmt: skip
 
 MODULE_MAY = {  # top-level modules that score anybody's sets: below them are no stages and no pipeline

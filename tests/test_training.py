@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from ims3_ray import training
-from ims3_ray.training import Optimisation, Trainer, ema_decay_at, split_parts
+from ims3_ray import optimisation
+from ims3_ray.optimisation import Optimisation, Trainer, ema_decay_at, split_parts
 
 DATA = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
 
@@ -104,10 +104,10 @@ def test_parts_of_unequal_shares_are_gathered_in_order(monkeypatch):
         for tensor, (start, stop) in zip(out, ((0, 1), (1, 3), (3, 4)), strict=True):
             tensor.zero_()[: stop - start] = parts[start:stop]
 
-    monkeypatch.setattr(training.dist, "all_gather", all_gather)
-    assert torch.equal(training.gather(parts[:1], [1, 2, 1]), parts)
+    monkeypatch.setattr(optimisation.dist, "all_gather", all_gather)
+    assert torch.equal(optimisation.gather(parts[:1], [1, 2, 1]), parts)
     assert sent[0].shape == (2, 2)
-    assert torch.equal(training.sum_in_order(parts[:1], [1, 2, 1]), parts.sum(0))
+    assert torch.equal(optimisation.sum_in_order(parts[:1], [1, 2, 1]), parts.sum(0))
 
 
 def test_a_checkpoint_of_another_configuration_is_refused():

@@ -17,8 +17,9 @@ from ..cluster import Machine
 from ..context import Context
 from ..errors import InputError
 from ..fanout import CALLS_PER_ACTOR, Worker, fan_out
+from ..optimisation import Optimisation
 from ..stages.finetune import InversionMatchingTask
-from ..training import Optimisation, train
+from ..training import train
 from .stages import PoolWork, bare_trainer, pool_work, training_work
 
 INTERVALS = 4  # between log steps, that a training is measured over

@@ -13,12 +13,12 @@ from ..context import Context
 from ..data.reading import payloads
 from ..fanout import CALLS_PER_ACTOR, Part
 from ..models.device import prepare_device
+from ..optimisation import Optimisation, Trainer
 from ..stages.encode import Encoder, encoder_arguments
 from ..stages.finetune import InversionMatchingTask, optimisation, task_arguments
 from ..stages.invert import Inverter, inverter_arguments
 from ..stages.sample import Sampler, sampler_arguments
 from ..tables import Table
-from ..training import Optimisation, Trainer
 from .models import random_latents
 from .operations import operations
 from .sides import Side

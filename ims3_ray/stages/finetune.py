@@ -19,7 +19,8 @@ from ..method.rng import generator
 from ..method.schedule import NUM_TRAIN_TIMESTEPS, alphas_bar, grid_index_below, inversion_grid
 from ..models.minimax import MinimaxMemory
 from ..models.tuned import TunedModel, save_adapter
-from ..training import Optimisation, train
+from ..optimisation import Optimisation
+from ..training import train
 
 VERSION = 1
 

@@ -24,6 +24,7 @@ from ..models.device import prepare_device
 from ..models.dit import DiT, DiTConfig
 from ..models.features import save_extractor
 from ..models.generator import save_pipeline
+from ..optimisation import Optimisation, Task
 from ..pretraining import (
     VALUES,
     ExtractorTask,
@@ -34,7 +35,7 @@ from ..pretraining import (
     encode_all,
     load_trained_vae,
 )
-from ..training import Optimisation, Task, train
+from ..training import train
 
 FREQUENCY_SHIFT = 1  # as diffusers' own DiT, so that the written folder is exact in plain diffusers
 CHECK_STEPS = 50

@@ -58,6 +58,6 @@ def resting_cluster(tmp_path):
 
 def test_a_run_grows_a_cluster_that_has_no_worker(resting_cluster, finished_run, tiny_overrides, tmp_path):
     words = [*tiny_overrides, "workers={actors: 2, shards: 2, train_workers: 2, device: cpu}"]
-    code, out, err = finished("distill", *words, env=resting_cluster)
+    code, _, err = finished("distill", *words, env=resting_cluster)
     assert code == 0, err
     assert checksums(tmp_path / "runs") == checksums(Path(finished_run[1].distilled).parents[1]) != []
