@@ -1,14 +1,10 @@
 """A cluster at rest, with no worker at all: a run's demand makes it grow, and the run goes on when workers come."""
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from raylets import OBJECT_STORE, free_port, guarded, node, own_address
 from test_jobs import checksums, environment, finished
 
 HEAD = "ray.head.default"  # the name that Ray's provider of nodes on one machine has for it
@@ -16,20 +12,18 @@ COMMANDS = ("initialization", "setup", "head_setup", "worker_setup", "head_start
 pytestmark = pytest.mark.slow
 
 
-def free_port():
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return held.getsockname()[1]
-
-
 @pytest.fixture
 def resting_cluster(tmp_path):
     """The variables with which a process joins a head without CPUs that may start three workers of one CPU."""
-    port, token, config = free_port(), tmp_path / "auth_token", tmp_path / "autoscaling.json"
-    token.write_text(os.urandom(32).hex())
-    address = f"{socket.gethostbyname(socket.gethostname())}:{port}"
+    port, config = free_port(), tmp_path / "autoscaling.json"
+    address = f"{own_address()}:{port}"
     resting = {"resources": {"CPU": 0}, "node_config": {}, "min_workers": 0, "max_workers": 0}
-    worker = {"resources": {"CPU": 1, "object_store_memory": 80 * 2**20}, "node_config": {}, "min_workers": 0, "max_workers": 3}
+    worker = {
+        "resources": {"CPU": 1, "object_store_memory": OBJECT_STORE},
+        "node_config": {},
+        "min_workers": 0,
+        "max_workers": 3,
+    }
     described = {
         "cluster_name": "resting",
         "max_workers": 3,
@@ -43,17 +37,10 @@ def resting_cluster(tmp_path):
         "cluster_synced_files": [],
     } | {f"{what}_commands": [] for what in COMMANDS}
     config.write_text(json.dumps(described))
-    env = environment() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_FAKE_CLUSTER": "1"}
-    ports = [f"--port={port}", f"--ray-client-server-port={free_port()}", f"--dashboard-port={free_port()}"]
-    sizes = ["--num-cpus=0", f"--object-store-memory={80 * 2**20}", f"--autoscaling-config={config}"]
-    log = (tmp_path / "head.log").open("w")
-    head = subprocess.Popen(
-        [Path(sys.executable).parent / "ray", "start", "--head", "--block", *ports, *sizes],
-        env=env | {"AUTOSCALER_UPDATE_INTERVAL_S": "1"}, stdout=log, stderr=log, start_new_session=True,
-    )  # fmt: skip
-    yield env | {"RAY_ADDRESS": address}
-    os.killpg(head.pid, signal.SIGTERM)
-    head.wait(timeout=60)
+    env = guarded(environment()) | {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+    words = ["--head", "--num-cpus=0", f"--port={port}", f"--dashboard-port={free_port()}", f"--autoscaling-config={config}"]
+    with node(*words, env=env, log=tmp_path / "head.log"):
+        yield env | {"RAY_ADDRESS": address}
 
 
 def test_a_run_grows_a_cluster_that_has_no_worker(resting_cluster, finished_run, tiny_overrides, tmp_path):
