@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+from raylets import guarded
 
 HERE = Path(__file__).parent
 DATA, TRAIN, SELECTION, EVALUATION, NODE, DRIVER = KINDS = (
@@ -49,9 +50,7 @@ class Nodes:
     """The cluster of nodes.py; `environment` is with what another process joins it."""
 
     def __init__(self, count: int, folder: Path, environment: dict[str, str]):
-        token = folder / "auth_token"  # of its own: Ray's ports listen on every interface
-        token.write_text(os.urandom(32).hex())
-        self.environment = environment | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        self.environment = guarded(environment)
         self._process = subprocess.Popen(
             [sys.executable, HERE / "nodes.py", str(count)],
             stdin=subprocess.PIPE,

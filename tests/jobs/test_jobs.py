@@ -63,6 +63,23 @@ def test_a_run_killed_in_every_stage_ends_as_an_undisturbed_one(finished_run, cl
     assert checksums(killed) == checksums(undisturbed) != []
 
 
+@pytest.mark.slow
+def test_ctrl_c_stops_a_run_in_and_after_fine_tuning_and_it_goes_on(
+    cluster_environment, finished_run, tiny_overrides, tmp_path
+):
+    env = environment() | cluster_environment
+    for stage in ("finetune", "sample"):
+        process = job("distill", *tiny_overrides, env=env)
+        assert any(f"] {stage} " in line for line in process.stdout), process.stderr.read()
+        time.sleep(1.0)
+        os.kill(process.pid, signal.SIGINT)
+        err = process.communicate(timeout=120)[1]
+        assert process.returncode == 130 and err.splitlines()[-1] == "stopped; run the same command again to go on", err
+    code, _, err = finished("distill", *tiny_overrides, env=env)
+    assert code == 0, err
+    assert checksums(tmp_path / "runs") == checksums(Path(finished_run[1].distilled).parents[1]) != []
+
+
 def test_a_dry_run_prints_the_recipe_and_each_stage_and_starts_nothing(tiny_overrides, tmp_path):
     code, out, err = finished("distill", "--dry-run", *tiny_overrides)
     assert code == 0, err

@@ -89,6 +89,14 @@ def test_three_actors_three_shards_and_two_train_workers_give_the_same_bytes(fin
     assert made.evaluation["sets"] == other.evaluation["sets"]
 
 
+def test_train_workers_for_whom_there_is_no_room_are_refused_in_one_line(finished, tmp_path, monkeypatch):
+    overrides, _ = finished
+    words = [*overrides, f"storage={tmp_path}", "finetune.micro_batches=8", "finetune.batch_size=8", "evaluate.protocol=none"]
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
+    with pytest.raises(InputError, match=r"workers\.train_workers: the cluster had no room for 8 .* within 4 s; ask for fewer"):
+        run(words, "workers={train_workers: 8}")
+
+
 def test_a_changed_alpha_selects_again_and_finds_the_rest_complete(finished):
     overrides, _ = finished
     changed = run(overrides, "select.alpha=0.7")
