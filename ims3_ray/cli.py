@@ -6,6 +6,7 @@ and gives one line that says where, exit code 1.
 
 import argparse
 import importlib
+import signal
 import sys
 import tempfile
 import time
@@ -26,7 +27,8 @@ COMMANDS = {  # name → module of this package with `add_arguments(parser)` and
     "select": "ims3_ray.commands.select",
     "sweep": "ims3_ray.commands.sweep",
 }
-BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
+BAD_INPUT, FAILURE, INTERRUPTED, TERMINATED = 2, 1, 130, 143
+STOPPED = "stopped; run the same command again to go on"
 
 
 def main(words: list[str] | None = None) -> int:
@@ -53,8 +55,13 @@ def guarded(action: Callable[[], None]) -> int:
     except InputError as error:
         return _say(error)
     except KeyboardInterrupt:
-        print("stopped; run the same command again to go on", file=sys.stderr)
+        print(STOPPED, file=sys.stderr)
         return INTERRUPTED
+    except SystemExit as error:
+        if error.code != signal.SIGTERM:  # Ray's handler ends a driver so
+            raise
+        print(STOPPED, file=sys.stderr)
+        return TERMINATED
     except Exception as error:  # the one place that shows what nobody expected
         if (given := bad_input_behind(error)) is not None:
             return _say(given)

@@ -78,8 +78,10 @@ def run(config: Config, say: Callable[[str], None] = print) -> Distillation:
         state = records.FINISHED
         journal.write("run finished")
     except BaseException as error:
-        journal.write("run failed", error=one_line(redacted(f"{type(error).__name__}: {error}"))[:LONGEST_ERROR])
         is_failure = isinstance(error, Exception)  # else somebody stopped it, and waits
+        if not is_failure:
+            state = records.STOPPED
+        journal.write(f"run {state}", error=one_line(redacted(f"{type(error).__name__}: {error}"))[:LONGEST_ERROR])
         tracker.finish("FAILED" if is_failure else "KILLED", patient=is_failure)
         raise
     finally:

@@ -19,7 +19,7 @@ from .artifacts import Directory
 from .errors import InputError
 
 RECORD = re.compile(r"runs/([^/]+)/run\.json|ablations/([^/]+)/artifacts\.json|sweeps/([^/]+)/trials/([^/]+)\.json")
-RUNNING, FINISHED, FAILED = STATES = ("running", "finished", "failed")
+RUNNING, FINISHED, FAILED, STOPPED = STATES = ("running", "finished", "failed", "stopped")
 TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 

@@ -12,7 +12,7 @@ COMPLETE, BEGUN, MISSING = "complete", "begun", "missing"
 
 
 def status(config: Config) -> dict[str, Any]:
-    """State of the run (`not started`, `running`, `dead`, `failed`, `finished`) and of its stages, its last event.
+    """State of the run (`not started`, `running`, `dead`, `failed`, `stopped`, `finished`) and of its stages, its last event.
 
     `dead` is a run that says that it runs and has left no sign of life for a while: the same command goes on with it.
     """

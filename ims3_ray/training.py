@@ -99,6 +99,8 @@ def _interruptible() -> Iterator[None]:
     try:
         yield
     except SystemExit as error:
+        if error.code == signal.SIGTERM:  # somebody ended the process
+            raise
         raise KeyboardInterrupt from error
     finally:
         signal.signal(signal.SIGINT, handler)

@@ -82,7 +82,7 @@ def status_lines(found: dict[str, Any]) -> list[str]:
     if event := found["last_event"]:
         details = ", ".join(f"{name} {value}" for name, value in event.items() if name not in ("time", "event", "notes"))
         lines.append(f"last     {event['time']} {event['event']}{': ' if details else ''}{details}")
-    if found["state"] in ("dead", "failed"):
+    if found["state"] in ("dead", "failed", "stopped"):
         lines.append("the same command, without --status, goes on with it")
     return [*lines, f"log      {found['log']}"]
 
