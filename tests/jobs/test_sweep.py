@@ -3,11 +3,6 @@
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +10,7 @@ import pytest
 import yaml
 from conftest import tiny_words
 from test_jobs import environment, finished, job
+from tracking_server import Server
 
 from ims3_ray import tracking
 from ims3_ray.artifacts import open_storage
@@ -204,26 +200,10 @@ def test_a_sweep_whose_driver_is_killed_goes_on_where_it_was(
 
 @pytest.fixture(scope="module")
 def tracking_server(tmp_path_factory):
-    """A tracking server on loopback, with a database of its own."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    words = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/m.db"]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", *words, "--artifacts-destination", str(folder / "artifacts")],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder, start_new_session=True, env=environment(),
-    )  # fmt: skip
-    uri = f"http://127.0.0.1:{port}"
-    for _ in range(240):
-        try:
-            urllib.request.urlopen(f"{uri}/health", timeout=5)
-            break
-        except OSError:
-            time.sleep(0.5)
-    yield uri
-    os.killpg(server.pid, signal.SIGTERM)
-    server.wait(timeout=30)
+    server = Server(tmp_path_factory.mktemp("mlflow"))
+    server.start()
+    yield server.uri
+    server.stop()
 
 
 def test_four_trials_at_once_lose_and_double_no_run_on_a_tracking_server(

@@ -1,54 +1,12 @@
 """An MLflow server that goes away for a while: a run goes on, and what it said meanwhile is written later."""
 
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-
 import pytest
-from test_jobs import environment
+from tracking_server import Server
 
 from ims3_ray import tracking
 from ims3_ray.artifacts import open_storage
 
 pytestmark = pytest.mark.slow
-
-
-class Server:
-    """A tracking server on loopback that can be started again over the same database."""
-
-    def __init__(self, folder):
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            self.port = sock.getsockname()[1]
-        self._folder, self.uri = folder, f"http://127.0.0.1:{self.port}"
-
-    def start(self):
-        words = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
-        words += [
-            "--backend-store-uri",
-            f"sqlite:///{self._folder}/m.db",
-            "--artifacts-destination",
-            f"{self._folder}/artifacts",
-        ]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", *words], cwd=self._folder, env=environment(),
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=5)
-                return
-            except OSError:
-                time.sleep(0.5)
-        pytest.fail("the tracking server did not start")
-
-    def stop(self):
-        os.killpg(self._process.pid, signal.SIGTERM)
-        self._process.wait(timeout=30)
 
 
 def test_what_a_run_says_while_the_server_is_away_is_written_once_it_is_back(tmp_path, monkeypatch):
