@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError("data.train: no images to train on; give a folder with one folder of images a class")
     storage = open_storage(config.storage)
     shared = {"seed": config.seed, "max_bad_fraction": data.max_bad_fraction, "classes": data.classes}
-    images = open_images(data.train, storage, name="data.train", **shared)
+    images = open_images(data.train, storage, name="data.train", split="train", **shared)
     cluster.connect()
     from ..stages.pretrain import Pretraining  # heavy: torch and diffusers, not needed to refuse bad input
 
