@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -167,19 +168,20 @@ def test_nothing_outside_the_given_folder_is_read(tmp_path):
 
 
 def test_an_unpacking_that_was_killed_is_done_again(tmp_path, monkeypatch):
-    place, write, count = saved(tmp_path / "set"), unpacking._write, iter(range(99))
+    place, replace = saved(tmp_path / "set"), os.replace
 
-    def killed(folder, name, data):
-        if next(count) == 2:
-            folder.write(f"{name.replace('/', '/.')}.rest", data[:9])  # as a process leaves it
+    def killed(source, target):
+        if "row-0000002" in target:
             raise KeyboardInterrupt
-        write(folder, name, data)
+        replace(source, target)
 
-    monkeypatch.setattr(unpacking, "_write", killed)
-    with pytest.raises(KeyboardInterrupt):
-        opened(place, tmp_path)
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", killed)
+        patched.setattr(Path, "unlink", lambda *_, **__: None)  # who is killed tidies nothing up
+        with pytest.raises(KeyboardInterrupt):
+            opened(place, tmp_path)
     (left,) = (tmp_path / "storage" / "unpacked").iterdir()
+    assert any("row-0000002" in name and name.endswith(".tmp") for name in tree(left))
     images = opened(place, tmp_path)
     assert values(images) == EXPECTED and images.directory.path == str(left)
 

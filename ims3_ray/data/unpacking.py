@@ -1,7 +1,7 @@
 """Rows unpacked once into class folders below the storage, so that whatever reads images reads these too.
 
     image or img                                 struct {bytes, path} or binary: an encoded image
-    label, class, labels or fine_label           integer, named by the file's own ClassLabel; or a string
+    label, class, labels or fine_label           integer, named by the file's own ClassLabel where it has one; or a string
 
     <storage>/unpacked/<key>/<class>/row-0000000
     <storage>/unpacked/<key>.complete            written last
@@ -29,6 +29,7 @@ IMAGE_COLUMNS = ("image", "img")  # the first that is there
 CLASS_COLUMNS = ("label", "class", "labels", "fine_label")  # likewise
 ROWS = 256  # unpacked at a time: a few hundred MB of large photographs
 WRITERS = 16  # threads; writing is waiting
+LAYOUT = 1  # raised where rows are unpacked otherwise than before
 
 
 def unpack(
@@ -44,7 +45,7 @@ def unpack(
     is_local = isinstance(rows.filesystem, fs.LocalFileSystem)  # there, one file has one place, whatever links lead to it
     places = [str(Path(i.path).resolve()) if is_local else f"{rows.filesystem.type_name}://{i.path}" for i in infos]
     files = [[place, info.size, info.mtime_ns] for place, info in zip(places, infos, strict=True)]
-    key = fingerprint([files, classes and sorted(classes), numbered and list(numbered)])
+    key = fingerprint([LAYOUT, files, classes and sorted(classes), numbered and list(numbered)])
     unpacked = storage / "unpacked"
     if not unpacked.exists(f"{key}.complete"):
         written = 0
