@@ -5,6 +5,7 @@ from pathlib import Path
 
 from .artifacts import Directory, open_directory
 from .data.images import ImageSet
+from .data.sources import is_of_rows
 from .errors import InputError
 from .evaluation.audit import AuditedImages, imagenet_split_warnings, refuse_overlap
 
@@ -15,9 +16,14 @@ def listed(name: str, images: ImageSet) -> AuditedImages:
 
 
 def refuse_nested(train: str, scored: str, name: str) -> None:
-    """InputError where `scored`, the place of `name`, lies within the training folder, or around it."""
-    ours, theirs = _place(open_directory(train)), _place(open_directory(scored))
-    if ours != theirs and (f"{ours}/".startswith(f"{theirs}/") or f"{theirs}/".startswith(f"{ours}/")):
+    """InputError where `scored`, the place of `name`, lies within the folder of training images, or around it.
+
+    Rows may: of a folder with several splits one is read alone, and the same one twice `check_splits` sees.
+    """
+    directories = open_directory(train), open_directory(scored)
+    ours, theirs = map(_place, directories)
+    is_nested = ours != theirs and (f"{ours}/".startswith(f"{theirs}/") or f"{theirs}/".startswith(f"{ours}/"))
+    if is_nested and not any(map(is_of_rows, directories)):
         raise InputError(
             f"{name}: {scored} and data.train {train} lie one within the other; give two folders side by side, "
             "or name the class folders with data.classes"
@@ -31,7 +37,7 @@ def check_splits(images: Mapping[str, ImageSet], max_overlap: float) -> list[str
     files, byte for byte.
     """
     train = listed("data.train", images["train"])
-    places = {f"data.{split}": of_split.directory.uri for split, of_split in images.items()}
+    places = {f"data.{split}": of_split.place for split, of_split in images.items()}
     said = []
     for split in images:
         if split == "train":

@@ -72,6 +72,7 @@ class Licence(Section):
 
 
 class Data(Section):
+    # places of class folders or of a Hugging Face data set, see data/sources.py
     train: str | None = None  # a recipe for images that everybody has to fetch leaves it open, and a run stops without it
     validation: str | None = None
     test: str | None = None

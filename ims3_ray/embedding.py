@@ -72,7 +72,7 @@ def embed_images(
     }
     made = fan_out(HashingEmbedder, arguments, parts, table=EMBEDDED, out=out, machine=machine, stage="embed")
     bad = images.bad | made["notes"]
-    check_bad(name, images.directory.uri, bad, len(images) + len(images.bad), max_bad_fraction)
+    check_bad(name, images.place, bad, len(images) + len(images.bad), max_bad_fraction)
     rows = read_rows(out, EMBEDDED)
     return AuditedImages(
         name, rows["path"].tolist(), rows["label"], rows["image_id"].tolist(), rows["pixels"].tolist(), rows["feature"]

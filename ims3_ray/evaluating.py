@@ -223,7 +223,7 @@ def _with_robustness(sets: dict[str, dict[str, Any]], given: Mapping[str, ImageS
 
 def _described(images: ImageSet) -> dict[str, Any]:
     return {
-        "location": images.directory.uri,
+        "location": images.place,
         "fingerprint": images.fingerprint,
         "images": len(images),
         "per_class": dict(zip(images.classes, images.counts().tolist(), strict=True)),

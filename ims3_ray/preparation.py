@@ -47,7 +47,7 @@ def image_places(config: Config | Evaluating) -> dict[str, str]:
         why = f"recipe {config.recipe} brings no images" if isinstance(config, Config) else "no training images are named"
         raise InputError(
             f"data.train: {why}; give the folder that holds one folder of training images a class, "
-            "such as data.train=/data/my-images/train"
+            "such as data.train=/data/my-images/train, or a Hugging Face dataset on disk"
         )
     places = {"train": data.train}
     if config.evaluate.protocol != NO_PROTOCOL:
@@ -126,11 +126,11 @@ def open_splits(places: Mapping[str, str], data: Data, seed: int, storage: Direc
     With data.validation_split a part of the training images becomes "validation", whatever is scored.
     """
     shared = {"seed": seed, "max_bad_fraction": data.max_bad_fraction, "classes": data.classes}
-    opened = {name: open_images(place, storage, name=f"data.{name}", **shared) for name, place in places.items()}
+    opened = {name: open_images(place, storage, name=f"data.{name}", split=name, **shared) for name, place in places.items()}
     for name, images in opened.items():
         if images.classes != opened["train"].classes:
             odd = sorted(set(images.classes) ^ set(opened["train"].classes))
-            raise InputError(f"data.{name}: its class folders differ from data.train's: {', '.join(map(repr, odd[:5]))}")
+            raise InputError(f"data.{name}: its classes differ from data.train's: {', '.join(map(repr, odd[:5]))}")
     if data.validation_split:
         opened["train"], opened["validation"] = opened["train"].split(data.validation_split)
     return opened

@@ -14,6 +14,7 @@ from PIL import Image  # noqa: E402
 
 ACTORS = 3
 OBJECT_STORE = 80 * 2**20  # bytes
+BUCKET = "bucket"
 THREE = ("n02086240", "n02087394", "n02088364")  # of ImageWoof, labels 155, 159, 162
 OTHERS = ("n01440764", "n01443537")
 TINY = [  # the digits' path on three classes of 16-pixel images, in seconds
@@ -68,6 +69,32 @@ def cluster_environment(ray_cluster):
         "RAY_API_SERVER_ADDRESS": f"http://{ray_cluster._private.worker.global_worker.node.webui_url}",
         "RAY_AUTH_MODE": "token",
     }
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """An object store on loopback that speaks S3, with one bucket: the variables with which a process finds it."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    variables = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "no-secret-at-all",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in variables.items():
+            patched.setenv(name, value)
+        import boto3
+
+        boto3.client("s3").create_bucket(Bucket=BUCKET)
+        yield variables
+    server.stop()
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,9 @@
         evaluate.networks=[resnetap10,resnet18] evaluate.seeds=3 --out evaluation.json
     python jobs/evaluate.py --set ours=runs/distilled/… --set theirs=theirs.parquet data.train=… data.test=…
 
-SET is a folder or URI with one folder of images a class, a distilled set of this project, or Parquet as Hugging Face datasets
-writes it: column image (struct {bytes, path} or binary), and label (integer or ClassLabel) or class (string).
+SET is a folder or URI with one folder of images a class, a distilled set of this project, or a Hugging Face data set of one
+split: Parquet, or what save_to_disk wrote. Column image (struct {bytes, path} or binary), and label (integer, ClassLabel or
+string).
 """
 
 import argparse

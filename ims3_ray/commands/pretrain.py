@@ -1,4 +1,4 @@
-"""Train a generator (VAE and DiT) and a feature extractor on class folders of your own.
+"""Train a generator (VAE and DiT) and a feature extractor on images of your own.
 
 python jobs/pretrain.py --out my-model data.train=/data/my-images image_size=32
 python jobs/distill.py model.path=my-model embed.extractor=my-model/extractor data.train=/data/my-images …
@@ -26,10 +26,10 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError(f"--out: {out} exists; name a new folder")
     data = config.data
     if data.train is None:
-        raise InputError("data.train: no images to train on; give a folder with one folder of images a class")
+        raise InputError("data.train: no images to train on; give one folder of images a class, or a Hugging Face dataset")
     storage = open_storage(config.storage)
     shared = {"seed": config.seed, "max_bad_fraction": data.max_bad_fraction, "classes": data.classes}
-    images = open_images(data.train, storage, name="data.train", **shared)
+    images = open_images(data.train, storage, name="data.train", split="train", **shared)
     cluster.connect()
     from ..stages.pretrain import Pretraining  # heavy: torch and diffusers, not needed to refuse bad input
 

@@ -1,6 +1,7 @@
 """Class folders of images: listed, checked up front, scaled.
 
-A data set is a folder with one folder a class and its images anywhere below, on any filesystem. Everything in a class
+A data set is a folder with one folder a class and its images anywhere below, on any filesystem; what lies as rows (sources.py)
+is unpacked into such a folder first. Everything in a class
 folder counts as an image, whatever its name ends in; what can't be decoded is listed by name. Hidden files and folders
 (leading dot) are not part of the set. Symbolic links are followed (listing.py). Where classes are named, no other folder is
 looked into: ten of ImageNet's cost a hundredth of a look at its whole tree.
@@ -24,6 +25,8 @@ from ..shown import named
 from . import digits
 from .classes import some
 from .decoding import decode, without_far_ends
+from .sources import Rows, find_set
+from .unpacking import unpack
 
 SAMPLED_UP_FRONT = 64  # images decoded in full before any work starts, chosen by seed: also where an older look is trusted
 MAX_BYTES = 2**29  # of a file: no image of MAX_PIXELS has more
@@ -42,9 +45,15 @@ class ImageSet:
     labels: np.ndarray  # (N,) int64, index into classes
     ids: tuple[str, ...]  # content hash
     bad: dict[str, str] = field(default_factory=dict)  # path → why it was skipped
+    unpacked_from: str | None = None  # the place of the rows, where the directory was unpacked from such
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def place(self) -> str:
+        """What a person gave: where the images lie, or the rows that hold them."""
+        return self.unpacked_from or self.directory.uri
 
     @property
     def fingerprint(self) -> str:
@@ -121,16 +130,23 @@ def open_images(
     seed: int,
     max_bad_fraction: float,
     classes: Sequence[str] | None = None,
+    split: str | None = None,
+    numbered: Sequence[str] | None = None,
 ) -> ImageSet:
     """The image set at `location`, checked: `name` is the field that messages speak of.
 
-    Lists the folders of `classes` alone, or all where None, hashes every file and decodes it, JPEGs small, and a seeded
-    sample in full. What was found in a class is kept under `storage` and used again while names, sizes and times are the same.
-    Raises InputError for a folder that is missing, empty, or of one class, and where more than `max_bad_fraction` of its
-    files are no images.
+    Of rows in several splits it takes those for `split` ("train", "validation", "test"), see `find_set`; integers without
+    names of their own are called as `unpack` calls them. Lists the folders of `classes` alone, or all where None, hashes every
+    file and decodes it, JPEGs small, and a seeded sample in full. What was found in a class is kept under `storage` and used
+    again while names, sizes and times are the same.
+    Raises InputError for a folder that is missing, empty, or of one class, for rows that can't be read as images with classes,
+    and where more than `max_bad_fraction` of its files are no images.
     """
-    directory = digits.materialise(location, storage) if location.startswith("package://") else open_directory(location)
-    listing = _listing(directory, name, classes)
+    given = digits.materialise(location, storage) if location.startswith("package://") else open_directory(location)
+    source = find_set(given, name, split, classes)
+    unpacked_from = given.uri if isinstance(source, Rows) else None
+    directory = unpack(source, storage, f"{name}: {given.uri}", classes, numbered) if isinstance(source, Rows) else source
+    listing = _listing(directory, unpacked_from or directory.uri, name, classes)
     if len(listing) < 2:
         raise InputError(f"{name}: {location} holds {len(listing)} class ({', '.join(listing)}); give at least 2 class folders")
     inspected = _inspect(directory, listing, storage)
@@ -150,7 +166,8 @@ def open_images(
     for cls, count in zip(found, np.bincount(labels, minlength=len(found)), strict=True):
         if count == 0:
             raise InputError(f"{name}: class folder {cls!r} of {location} holds no readable image; fill or remove it")
-    return ImageSet(directory, found, tuple(p for _, p in good), labels, tuple(inspected[p]["id"] for _, p in good), bad)
+    ids = tuple(inspected[path]["id"] for _, path in good)
+    return ImageSet(directory, found, tuple(path for _, path in good), labels, ids, bad, unpacked_from)
 
 
 def check_bad(name: str, location: str, bad: dict[str, str], total: int, max_bad_fraction: float) -> None:
@@ -163,33 +180,33 @@ def check_bad(name: str, location: str, bad: dict[str, str], total: int, max_bad
         )
 
 
-def _listing(directory: Directory, name: str, classes: Sequence[str] | None) -> Listing:
-    """What is visible in the class folders, paths relative to the directory."""
+def _listing(directory: Directory, place: str, name: str, classes: Sequence[str] | None) -> Listing:
+    """What is visible in the class folders, paths relative to the directory; `place` is what messages call it."""
     kind = directory.filesystem.get_file_info(directory.path).type
     if kind != fs.FileType.Directory:
         what = "does not exist" if kind == fs.FileType.NotFound else "is no folder"
-        raise InputError(f"{name}: {directory.uri} {what}; give a folder with one folder of images a class")
+        raise InputError(f"{name}: {place} {what}; give a folder with one folder of images a class")
     if classes is not None:
-        return _of_classes(directory, name, classes)
+        return _of_classes(directory, place, name, classes)
     listing: Listing = {}
     for path, found in _visible(directory).items():
         cls, _, rest = path.partition("/")
         if rest:
             listing.setdefault(cls, {})[path] = found
         elif isinstance(found, str):  # it might have been a class folder
-            raise InputError(f"{name}: {directory.uri}/{path} {found}; mend or remove it")
+            raise InputError(f"{name}: {place}/{path} {found}; mend or remove it")
     if not listing:
-        raise InputError(f"{name}: {directory.uri} holds no class folders with images; give one folder of images a class")
+        raise InputError(f"{name}: {place} holds no class folders with images; give one folder of images a class")
     return listing
 
 
-def _of_classes(directory: Directory, name: str, classes: Sequence[str]) -> Listing:
+def _of_classes(directory: Directory, place: str, name: str, classes: Sequence[str]) -> Listing:
     """`_listing` of these class folders, each listed by itself: on an object store, by its own prefix."""
     infos = directory.filesystem.get_file_info([f"{directory.path}/{cls}" for cls in classes])
     kinds = zip(classes, infos, strict=True)
     if missing := [cls for cls, info in kinds if info.type != fs.FileType.Directory]:
         raise InputError(
-            f"{name}: {directory.uri} lacks {len(missing)} of the {len(classes)} class folders that data.classes names: "
+            f"{name}: {place} lacks {len(missing)} of the {len(classes)} class folders that data.classes names: "
             f"{some(missing)}; give the folder that holds them, or change data.classes"
         )
     with ThreadPoolExecutor(READERS) as pool:

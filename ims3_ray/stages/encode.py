@@ -36,7 +36,7 @@ def run(context: Context, out: Directory) -> dict[str, Any]:
         stage="encode",
     )
     bad = train.bad | made.pop("notes")
-    check_bad("data.train", train.directory.uri, bad, len(train) + len(train.bad), config.data.max_bad_fraction)
+    check_bad("data.train", train.place, bad, len(train) + len(train.bad), config.data.max_bad_fraction)
     return made | {"bad_images": bad}
 
 
