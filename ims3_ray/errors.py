@@ -1,5 +1,7 @@
 """The one exception for what a person gave: shown as a single line, exit code 2."""
 
+from collections.abc import Iterator
+
 from .shown import one_line, redacted
 
 
@@ -11,3 +13,21 @@ class InputError(ValueError):
 
     def __init__(self, message: str):
         super().__init__(one_line(redacted(message)))
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """The exception and all behind it: causes, contexts, and what Ray wraps."""
+    pending, seen = [error], set()
+    while pending:
+        inner = pending.pop()
+        if not isinstance(inner, BaseException) or id(inner) in seen:
+            continue
+        seen.add(id(inner))
+        yield inner
+        wrapped = [
+            inner.__cause__,
+            inner.__context__,
+            getattr(inner, "cause", None),
+            getattr(inner, "controller_failure", None),
+        ]
+        pending += reversed([*wrapped, *getattr(inner, "worker_failures", {}).values()])

@@ -52,7 +52,7 @@ def parquet_files(directory: Directory, name: str) -> list[str]:
 
     InputError for a file that is no Parquet, and for a folder that holds several splits.
     """
-    kind = directory.filesystem.get_file_info(directory.path).type
+    kind = directory.kind
     if kind == fs.FileType.File:
         if not directory.path.endswith(SUFFIX):
             raise InputError(f"{name}: {directory.uri} is no {SUFFIX} file; give one, or a folder with one folder a class")
@@ -60,7 +60,8 @@ def parquet_files(directory: Directory, name: str) -> list[str]:
     if kind == fs.FileType.NotFound or (directory.exists(MANIFEST) and directory.exists(PARQUET)):
         return []
     for place in (directory, directory / "data"):
-        listed = directory.filesystem.get_file_info(fs.FileSelector(place.path, allow_not_found=True))
+        selector = fs.FileSelector(place.path, allow_not_found=True)
+        listed = place.patiently(lambda selector=selector: directory.filesystem.get_file_info(selector))
         found = sorted(info.path for info in listed if info.type == fs.FileType.File and info.path.endswith(SUFFIX))
         splits = {path.rsplit("/", 1)[-1].removesuffix(SUFFIX).split("-")[0] for path in found}
         if len(splits & {"train", "test", "validation"}) > 1:
@@ -86,7 +87,7 @@ def _check_classes(classes: Sequence[str], known: Sequence[str], name: str, loca
 
 def _unpack(directory: Directory, files: list[str], storage: Directory, name: str, known: Sequence[str]) -> Directory:
     """The folder below `storage` that holds the files' images as class folders; written where it is not there yet."""
-    infos = directory.filesystem.get_file_info(files)
+    infos = directory.patiently(lambda: directory.filesystem.get_file_info(files))
     key = fingerprint([directory.uri, [[i.path, i.size, i.mtime_ns] for i in infos], list(known)])
     unpacked = storage / "unpacked"
     if not unpacked.exists(f"{key}.complete"):
@@ -101,7 +102,7 @@ def _rows(directory: Directory, files: list[str], name: str, known: Sequence[str
     """Class name and encoded image of every row."""
     where = f"{name}: {directory.uri}"
     try:
-        dataset = pads.dataset(files, format="parquet", filesystem=directory.filesystem)
+        dataset = directory.patiently(lambda: pads.dataset(files, format="parquet", filesystem=directory.filesystem))
         schema = dataset.schema
         column = _class_column(schema, where)
         names = _class_names(schema, column, known, where)
