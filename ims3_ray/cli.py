@@ -51,8 +51,6 @@ def guarded(action: Callable[[], None]) -> int:
     """Run `action` and turn what goes wrong into one line and an exit code."""
     try:
         action()
-    except InputError as error:
-        return _say(error)
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on", file=sys.stderr)
         return INTERRUPTED

@@ -16,18 +16,18 @@ class InputError(ValueError):
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """The exception and all behind it: causes, contexts, and what Ray wraps."""
+    """The exception and all behind it: causes, contexts, and what Ray wraps.
+
+    What a task of Ray raised comes as itself, without Ray's copy: that is of the same type, and its text a whole trace.
+    """
     pending, seen = [error], set()
     while pending:
         inner = pending.pop()
         if not isinstance(inner, BaseException) or id(inner) in seen:
             continue
         seen.add(id(inner))
-        yield inner
-        wrapped = [
-            inner.__cause__,
-            inner.__context__,
-            getattr(inner, "cause", None),
-            getattr(inner, "controller_failure", None),
-        ]
+        raised = getattr(inner, "cause", None)
+        if not isinstance(raised, BaseException):
+            yield inner
+        wrapped = [raised, inner.__cause__, inner.__context__, getattr(inner, "controller_failure", None)]
         pending += reversed([*wrapped, *getattr(inner, "worker_failures", {}).values()])

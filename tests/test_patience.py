@@ -190,6 +190,22 @@ def test_the_command_line_knows_a_full_disk_wherever_it_is_met(capsys):
     )
 
 
+def test_what_a_task_of_ray_raised_is_told_without_its_trace(capsys):
+    from ray.exceptions import RayTaskError
+
+    def fail(error):
+        def act():
+            raise RayTaskError("write_class", "a trace\nof many lines", error).as_instanceof_cause()
+
+        return act
+
+    assert cli.guarded(fail(InputError("/data/x: no space left"))) == cli.BAD_INPUT
+    assert capsys.readouterr().err == "error: /data/x: no space left\n"
+    assert cli.guarded(fail(OSError(errno.ENOSPC, "No space left on device", "/data/x"))) == cli.BAD_INPUT
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: /data/x: no space left (No space left on device)")
+
+
 @pytest.mark.parametrize(
     ("location", "below"),
     [

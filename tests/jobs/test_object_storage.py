@@ -5,36 +5,17 @@ from pathlib import Path
 
 import pytest
 from conftest import tiny_words
+from loopback_store import BUCKET, Store, upload
 from test_jobs import environment, finished
 
-BUCKET = "bucket"
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
+def store():
     """The variables with which a process finds the store."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    variables = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_REGION": "us-east-1",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "no-secret-at-all",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    with pytest.MonkeyPatch.context() as patched:
-        for name, value in variables.items():
-            patched.setenv(name, value)
-        import boto3
-
-        boto3.client("s3").create_bucket(Bucket=BUCKET)
-        yield variables
-    server.stop()
+    with Store().running() as running:
+        yield running.variables
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +25,7 @@ def ran(store, tiny_model, tiny_images, tmp_path_factory):
 
     from ims3_ray.artifacts import open_directory
 
-    for path in sorted(tiny_images.rglob("*.png")):
-        open_directory(f"s3://{BUCKET}/images").write(str(path.relative_to(tiny_images)), path.read_bytes())
+    upload(tiny_images)
     assert isinstance(open_directory(f"s3://{BUCKET}/images").filesystem, fs.S3FileSystem)
     words = tiny_words(tiny_model, Path("unused"), f"s3://{BUCKET}/runs")
     words += [f"data.train=s3://{BUCKET}/images/train", f"data.test=s3://{BUCKET}/images/test", "workers.actors=1"]
@@ -87,8 +67,8 @@ def test_a_stage_without_its_manifest_is_not_complete(ran):
     (name,) = {n.split("/")[0] for n in open_directory(f"s3://{BUCKET}/runs/candidates").files()}
     place = open_directory(f"s3://{BUCKET}/runs/candidates/{name}")
     before = {n: place.read(n) for n in place.files() if n.endswith(".parquet")}
-    place.filesystem.delete_file(f"{place.path}/manifest.json")
-    place.filesystem.delete_file(f"{place.path}/{min(before)}")
+    place.delete_file("manifest.json")
+    place.delete_file(min(before))
     code, out, err = finished("distill", *words, env=env)
     assert code == 0 and "] sample " in out, err
     assert {n: place.read(n) for n in place.files() if n.endswith(".parquet")} == before
