@@ -68,8 +68,8 @@ def bad_input_behind(error: BaseException) -> InputError | None:
     for inner in chain(error):
         if isinstance(inner, InputError):
             return inner
-        if isinstance(inner, OSError) and is_full(inner):
-            return no_space(str(inner.filename or tempfile.gettempdir()), inner)
+        if is_full(inner):
+            return no_space(str(getattr(inner, "filename", None) or "a disk"), inner)
     return None
 
 

@@ -4,6 +4,7 @@ Artefacts of the stages and the checkpoints of fine-tunings alone are ever delet
 whatever has a name that this project does not give, stay.
 """
 
+import os
 import re
 import time
 from collections import defaultdict
@@ -90,7 +91,8 @@ def delete(
     gone = [entry for entry in survey(storage, deleted, now).unneeded if entry.place in wanted]
     for entry in gone:
         directory = storage / entry.place
-        directory.delete_file(MANIFEST)
+        if not (storage.is_local and os.path.islink(directory.path)):  # a link goes at once, and what it leads to stays
+            directory.delete_file(MANIFEST)
         directory.delete()
     return gone
 

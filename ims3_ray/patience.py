@@ -20,7 +20,7 @@ SHOWN = 200  # characters of an error
 GO_ON = "run the same command again to go on"
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_FULL_STORE = re.compile(r"HTTP status 507|StorageFull|QuotaExceeded")
+_FULL_TEXT = re.compile(r"HTTP status 507|StorageFull|QuotaExceeded|\(os error 28\)")  # the last as safetensors tells it
 _LASTING = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 _LASTING_ANSWER = re.compile(
     r"ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_(ACCESS_KEY_ID|CLIENT_TOKEN_ID|SIGNATURE)|SIGNATURE_DOES_NOT_MATCH|UNRECOGNIZED_CLIENT"
@@ -72,13 +72,14 @@ def patiently(place: str, act: Callable[[], Made]) -> Made:
             return made
 
 
-def no_space(place: str, error: OSError) -> InputError:
+def no_space(place: str, error: BaseException) -> InputError:
     """What a person reads about a full disk, or a store whose quota is used up."""
     return InputError(f"{place}: no space left ({_short(error)}); free some or choose another storage=…, then {GO_ON}")
 
 
-def is_full(error: OSError) -> bool:
-    return error.errno in _FULL or bool(_FULL_STORE.search(str(error)))
+def is_full(error: BaseException) -> bool:
+    """Whether it says that a disk or a store has no space left."""
+    return (isinstance(error, OSError) and error.errno in _FULL) or bool(_FULL_TEXT.search(str(error)))
 
 
 def _storage_error(error: Exception) -> OSError | None:
@@ -104,5 +105,5 @@ def _note(service: str, place: str, error: OSError) -> float:
         return since
 
 
-def _short(error: OSError) -> str:
-    return one_line(redacted(error.strerror or str(error) or type(error).__name__))[:SHOWN]
+def _short(error: BaseException) -> str:
+    return one_line(redacted(getattr(error, "strerror", None) or str(error) or type(error).__name__))[:SHOWN]

@@ -149,7 +149,10 @@ def test_links_end_and_what_they_lead_to_is_never_deleted(tmp_path, storage):
     assert {entry.place for entry in found.unneeded} == {f"latents/{A}", f"latents/{B}"}
     assert {entry.place for entry in found.not_ours} == {f"latents/{C}", f"candidates/{A}", "root", "gone"}
     garbage.delete(storage, [entry.place for entry in found.unneeded], {}, time.time() + LATER)
-    assert not os.path.lexists(f"{storage.path}/latents/{B}") and (there / "part-00000.parquet").exists()
+    assert not os.path.lexists(f"{storage.path}/latents/{B}") and {path.name for path in there.iterdir()} == {
+        "manifest.json",
+        "part-00000.parquet",
+    }
     assert read_manifest(storage / f"latents/{A}") is None and storage.exists("format.json")
 
 
