@@ -11,20 +11,24 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import quote
 
 from pyarrow import fs
 
 from . import tables
 from .errors import InputError
 from .listing import listed
+from .patience import patiently
 from .shown import without_credentials
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+PLAIN = ("fsspec+", "hf:")  # URIs without queries, where nothing is escaped
+Made = TypeVar("Made")
 
 
 def fingerprint(value: Any) -> str:
@@ -35,17 +39,21 @@ def fingerprint(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Directory:
-    """A directory on a pyarrow filesystem. Names are relative to it and may hold slashes."""
+    """A directory on a pyarrow filesystem. Names are relative to it and may hold slashes.
+
+    Errors of a remote one that may pass are waited out (`patience.py`). InputError when they don't, and for a full disk.
+    """
 
     filesystem: fs.FileSystem
     path: str
+    location: str = ""  # the URI that it was opened by, with host and query
 
     @property
     def uri(self) -> str:
-        """What a person can open: a local path, or scheme and path."""
+        """What a person, or `open_directory`, can open: a local path or a URI."""
         if self.is_local:
             return self.path
-        return f"{self.filesystem.type_name}://{self.path}"
+        return self.location or f"{self.filesystem.type_name.removeprefix('py::')}://{self.path}"
 
     @property
     def name(self) -> str:
@@ -57,13 +65,27 @@ class Directory:
         return isinstance(self.filesystem, fs.LocalFileSystem)
 
     def __truediv__(self, name: str) -> "Directory":
-        return Directory(self.filesystem, f"{self.path}/{name}")
+        return Directory(self.filesystem, f"{self.path}/{name}", self.location and _below(self.location, name))
+
+    def patiently(self, act: Callable[[], Made]) -> Made:
+        """What `act()` gives, which reads or writes here by the filesystem itself and is safe to repeat."""
+        return patiently(self.uri, act)
+
+    @property
+    def kind(self) -> fs.FileType:
+        """What there is at this place: a directory, a file or nothing."""
+        return self.patiently(lambda: self.filesystem.get_file_info(self.path).type)
 
     def exists(self, name: str) -> bool:
-        return self.filesystem.get_file_info(f"{self.path}/{name}").type == fs.FileType.File
+        return (self / name).kind == fs.FileType.File
 
     def has_directory(self, name: str) -> bool:
-        return self.filesystem.get_file_info(f"{self.path}/{name}").type == fs.FileType.Directory
+        return (self / name).kind == fs.FileType.Directory
+
+    def folders(self) -> dict[str, fs.FileInfo]:
+        """The directories right below, by name, sorted; empty where the directory is missing."""
+        infos = self.patiently(lambda: self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True)))
+        return {info.base_name: info for info in sorted(infos, key=lambda i: i.path) if info.type == fs.FileType.Directory}
 
     def files(self) -> dict[str, fs.FileInfo]:
         """Every file below, by its name relative to this directory, sorted; empty where the directory is missing."""
@@ -78,29 +100,25 @@ class Directory:
         else:
             place = f"{self.path}/{within}" if within else self.path
             wanted = fs.FileSelector(place, recursive=True, allow_not_found=True)
-        found = [info for info in self.filesystem.get_file_info(wanted) if info.type == fs.FileType.File]
+        infos = self.patiently(lambda: self.filesystem.get_file_info(wanted))
+        found = [info for info in infos if info.type == fs.FileType.File]
         return {info.path[len(self.path) + 1 :]: info for info in sorted(found, key=lambda info: info.path)}, odd
 
     def read(self, name: str) -> bytes:
-        with self.filesystem.open_input_file(f"{self.path}/{name}") as stream:
-            return stream.read()
+        def read() -> bytes:
+            with self.filesystem.open_input_file(f"{self.path}/{name}") as stream:
+                return stream.read()
+
+        return self.patiently(read)
 
     def write(self, name: str, data: bytes) -> None:
         """Write a whole file at once; an older one of that name is replaced."""
         target = f"{self.path}/{name}"
-        if not self.is_local:
-            with self.filesystem.open_output_stream(target) as stream:
-                stream.write(data)
-            return
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        temporary = f"{target}.{uuid.uuid4().hex}.tmp"
-        try:
-            with open(temporary, "wb") as stream:
-                stream.write(data)
-            os.replace(temporary, target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        (self / name).patiently(lambda: _write_local(target, data) if self.is_local else self._upload(target, data))
+
+    def _upload(self, target: str, data: bytes) -> None:
+        with self.filesystem.open_output_stream(target) as stream:
+            stream.write(data)
 
     def read_json(self, name: str) -> Any:
         return json.loads(self.read(name))
@@ -109,8 +127,46 @@ class Directory:
         self.write(name, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
 
     def delete(self) -> None:
-        if self.filesystem.get_file_info(self.path).type == fs.FileType.Directory:
-            self.filesystem.delete_dir(self.path)
+        """Remove it with all below it; nothing where it is not there."""
+
+        def delete() -> None:
+            if self.filesystem.get_file_info(self.path).type == fs.FileType.Directory:
+                self.filesystem.delete_dir(self.path)
+
+        self.patiently(delete)
+
+    def delete_file(self, name: str) -> None:
+        """Remove a file; nothing where it is not there."""
+
+        def delete() -> None:
+            if self.filesystem.get_file_info(f"{self.path}/{name}").type == fs.FileType.File:
+                self.filesystem.delete_file(f"{self.path}/{name}")
+
+        self.patiently(delete)
+
+
+def _write_local(target: str, data: bytes) -> None:
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    temporary = f"{target}.{uuid.uuid4().hex}.tmp"
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(data)
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _below(location: str, name: str) -> str:
+    """The URI of what is called `name` below another URI."""
+    place, query = _parted(location)
+    return f"{place}{'' if place.endswith('/') else '/'}{name if location.startswith(PLAIN) else quote(name)}{query}"
+
+
+def _parted(location: str) -> tuple[str, str]:
+    """A URI up to its query, and that with its question mark."""
+    place, mark, query = (location, "", "") if location.startswith(PLAIN) else location.partition("?")
+    return re.sub(r"(?<=[^/:])/+$", "", place), mark + query
 
 
 def open_directory(location: str) -> Directory:
@@ -128,7 +184,7 @@ def open_directory(location: str) -> Directory:
             filesystem, path = fs.FileSystem.from_uri(location)
         except (ValueError, OSError) as error:
             raise InputError(f"{location}: can't be opened as a filesystem: {' '.join(str(error).split())}") from error
-        return Directory(filesystem, path.rstrip("/"))
+        return Directory(filesystem, path.rstrip("/"), "".join(_parted(location)))
     return Directory(fs.LocalFileSystem(), str(Path(location).expanduser().absolute()))
 
 
@@ -164,7 +220,7 @@ def read_manifest(directory: Directory) -> dict[str, Any] | None:
     manifest = directory.read_json(MANIFEST)
     if manifest["format"] > FORMAT:
         raise InputError(
-            f"{directory.uri}/{MANIFEST}: format {manifest['format']} is newer than {FORMAT}, which this version reads; "
+            f"{(directory / MANIFEST).uri}: format {manifest['format']} is newer than {FORMAT}, which this version reads; "
             "update ims3_ray or choose another storage"
         )
     return manifest

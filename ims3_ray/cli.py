@@ -11,9 +11,10 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-from .errors import InputError
+from .errors import InputError, chain
+from .patience import is_full, no_space
 from .shown import one_line, redacted
 
 COMMANDS = {  # name → module of this package with `add_arguments(parser)` and `run(arguments)`
@@ -52,8 +53,6 @@ def guarded(action: Callable[[], None]) -> int:
     """Run `action` and turn what goes wrong into one line and an exit code."""
     try:
         action()
-    except InputError as error:
-        return _say(error)
     except KeyboardInterrupt:
         print(STOPPED, file=sys.stderr)
         return INTERRUPTED
@@ -72,24 +71,13 @@ def guarded(action: Callable[[], None]) -> int:
 
 
 def bad_input_behind(error: BaseException) -> InputError | None:
-    """The InputError that a Ray worker raised, from inside the exceptions that Ray wraps around it."""
-    seen: set[int] = set()
-    for inner in _chain(error, seen):
+    """What a person can mend, from inside the exceptions that Ray wraps around it: an InputError, or a full disk."""
+    for inner in chain(error):
         if isinstance(inner, InputError):
             return inner
+        if is_full(inner):
+            return no_space(str(getattr(inner, "filename", None) or "a disk"), inner)
     return None
-
-
-def _chain(error: BaseException, seen: set[int]) -> Iterator[BaseException]:
-    if id(error) in seen:
-        return
-    seen.add(id(error))
-    yield error
-    wrapped = [error.__cause__, error.__context__, getattr(error, "cause", None)]
-    wrapped += list(getattr(error, "worker_failures", {}).values())
-    for inner in wrapped:
-        if isinstance(inner, BaseException):
-            yield from _chain(inner, seen)
 
 
 def _say(error: InputError) -> int:

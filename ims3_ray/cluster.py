@@ -84,6 +84,7 @@ def connect() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # `uv run` would start every worker anew (ray#50961)
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # every report waits for the next look, 2 s apart
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # where many tasks fail alike, the first one's error is told
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     logging.getLogger("ray").setLevel(logging.ERROR)  # before init, which warns of the token that it makes
     options = {} if has_address() else {"address": "local", "dashboard_host": "127.0.0.1"}

@@ -1,5 +1,6 @@
 """A whole distillation: prepare, run the stages that are missing, track, and say what came out."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,6 +12,7 @@ from .artifacts import fingerprint, open_directory
 from .config import Config
 from .context import Context
 from .environment import hardware, versions
+from .errors import InputError
 from .evaluation.protocols import protocols
 from .journal import Journal
 from .overrides import load_config
@@ -71,21 +73,19 @@ def run(config: Config, say: Callable[[str], None] = print) -> Distillation:
         tracker.log_file(RECIPE_FILE, _yaml(config.results()))
     context = replace(context, on_metrics=lambda stage, step, metrics: tracker.log(step, under(stage, metrics)))
     ran: list[dict[str, Any]] = []
-    state = records.FAILED
     try:
         with journal.alive():
             _run_missing(context, steps, ran, tracker, say, journal)
-        state = records.FINISHED
+        _write_record(context, name, steps, ran, records.FINISHED)
         journal.write("run finished")
     except BaseException as error:
         is_failure = isinstance(error, Exception)  # else somebody stopped it, and waits
-        if not is_failure:
-            state = records.STOPPED
-        journal.write(f"run {state}", error=one_line(redacted(f"{type(error).__name__}: {error}"))[:LONGEST_ERROR])
+        state = records.FAILED if is_failure else records.STOPPED
+        with contextlib.suppress(OSError, InputError):  # a full disk takes no record, but what stopped the run is told
+            journal.write(f"run {state}", error=one_line(redacted(f"{type(error).__name__}: {error}"))[:LONGEST_ERROR])
+            _write_record(context, name, steps, ran, state)
         tracker.finish("FAILED" if is_failure else "KILLED", patient=is_failure)
         raise
-    finally:
-        _write_record(context, name, steps, ran, state)
     return _result(context, {step.stage.noun: step for step in steps}, ran, key, tracker)
 
 
@@ -118,7 +118,7 @@ def _result(context: Context, steps: dict[str, Step], ran: list, key: str, track
     return Distillation(
         key=key,
         distilled=distilled.directory.uri,
-        report=f"{report.uri}/index.html",
+        report=(report / "index.html").uri,
         evaluation=evaluation,
         figures=figures,
         stages=ran,

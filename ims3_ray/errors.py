@@ -1,5 +1,7 @@
 """The one exception for what a person gave: shown as a single line, exit code 2."""
 
+from collections.abc import Iterator
+
 from .shown import one_line, redacted
 
 
@@ -11,3 +13,21 @@ class InputError(ValueError):
 
     def __init__(self, message: str):
         super().__init__(one_line(redacted(message)))
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """The exception and all behind it: causes, contexts, and what Ray wraps.
+
+    What a task of Ray raised comes as itself, without Ray's copy: that is of the same type, and its text a whole trace.
+    """
+    pending, seen = [error], set()
+    while pending:
+        inner = pending.pop()
+        if not isinstance(inner, BaseException) or id(inner) in seen:
+            continue
+        seen.add(id(inner))
+        raised = getattr(inner, "cause", None)
+        if not isinstance(raised, BaseException):
+            yield inner
+        wrapped = [raised, inner.__cause__, inner.__context__, getattr(inner, "controller_failure", None)]
+        pending += reversed([*wrapped, *getattr(inner, "worker_failures", {}).values()])

@@ -63,11 +63,11 @@ class Worker:
         try:
             with batch_must_fit(*self._batch):
                 columns, notes = self._work(json.loads(payload))
+            if notes:
+                self._out.write(file + NOTES, json.dumps(notes).encode())
+            self._out.write(file, tables.to_parquet(columns, self._table))
         except InputError as error:  # as a value: of an exception, Ray Data brings the driver no more than the text
             return {"file": [file], "rows": [0], "refused": [str(error)]}
-        if notes:
-            self._out.write(file + NOTES, json.dumps(notes).encode())
-        self._out.write(file, tables.to_parquet(columns, self._table))
         return {"file": [file], "rows": [len(next(iter(columns.values())))], "refused": [""]}
 
 

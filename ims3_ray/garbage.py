@@ -4,14 +4,13 @@ Artefacts of the stages and the checkpoints of fine-tunings alone are ever delet
 whatever has a name that this project does not give, stay.
 """
 
+import os
 import re
 import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-
-from pyarrow import fs
 
 from . import records
 from .artifacts import MANIFEST, Directory
@@ -92,29 +91,30 @@ def delete(
     gone = [entry for entry in survey(storage, deleted, now).unneeded if entry.place in wanted]
     for entry in gone:
         directory = storage / entry.place
-        if directory.exists(MANIFEST):
-            directory.filesystem.delete_file(f"{directory.path}/{MANIFEST}")
+        if not (storage.is_local and os.path.islink(directory.path)):  # a link goes at once, and what it leads to stays
+            directory.delete_file(MANIFEST)
         directory.delete()
     return gone
 
 
 def _entries(storage: Directory) -> list[Entry]:
-    """Files of the root, and what lies one below it, or deeper where the first is a file there."""
-    selector = fs.FileSelector(storage.path, recursive=True, allow_not_found=True)
+    """Files of the root, and what lies one below it, or deeper where the first is a file there.
+
+    A link that leads nowhere, or to a folder that counts already, is no directory.
+    """
+    files, odd = storage.listed()
+    tops = [name for name in storage.folders() if name not in odd]
+    folders = {f"{top}/{name}": info for top in tops for name, info in (storage / top).folders().items()}
     found: dict[str, Entry] = {}
-    tops = set()
-    for info in storage.filesystem.get_file_info(selector):
-        parts = info.path[len(storage.path) + 1 :].split("/")
-        is_directory = info.type == fs.FileType.Directory
-        if len(parts) == 1 and is_directory:
-            tops.add(parts[0])
-            continue
+    for place, info in {**dict.fromkeys(odd), **folders, **files}.items():
+        parts = place.split("/")
         entry = found.setdefault("/".join(parts[:2]), Entry("/".join(parts[:2])))
-        entry.is_directory |= is_directory or len(parts) > 2
-        entry.size += 0 if is_directory else info.size
-        entry.changed = max(entry.changed, _seconds(info.mtime))
+        entry.is_directory |= len(parts) > 2 or (place in folders and place not in odd)
         entry.is_complete |= parts[2:] == [MANIFEST]
-    bare = tops - {*NOUNS, *OTHERS} - {place.split("/")[0] for place in found}
+        if info is not None:
+            entry.size += info.size or 0
+            entry.changed = max(entry.changed, _seconds(info.mtime))
+    bare = {*tops} - {*NOUNS, *OTHERS} - {place.split("/")[0] for place in found}
     return sorted([*found.values(), *(Entry(top, is_directory=True) for top in bare)], key=lambda entry: entry.place)
 
 

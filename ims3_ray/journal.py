@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .artifacts import Directory
+from .errors import InputError
 from .records import TIME
 
 LOG, ALIVE = "log.jsonl", "alive.json"
@@ -39,7 +40,7 @@ class Journal:
 
         def beat() -> None:
             while True:
-                with contextlib.suppress(OSError):  # a store that is away for a moment: the run itself will say so
+                with contextlib.suppress(OSError, InputError):  # the run itself meets it too
                     self._folder.write_json(ALIVE, {"time": time.time(), "pid": os.getpid(), "host": socket.gethostname()})
                 if ended.wait(BEAT_S):
                     return

@@ -87,7 +87,7 @@ def _read(storage: Directory, place: str) -> Record:
         return Record(place, keys, record.get("state") == RUNNING, written, named)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"storage: {storage.uri}/{place} is no readable record ({type(error).__name__}: {error}), so what its run needs "
+            f"storage: {(storage / place).uri} is no readable record ({type(error).__name__}: {error}), so what its run needs "
             "is not known; mend or remove it"
         ) from error
 
@@ -100,4 +100,5 @@ def _keys(place: str, key: str | None) -> tuple[str, ...]:
 
 def _place(location: str) -> str:
     """The last two parts of a path or URI, wherever the storage lay when it was written."""
-    return "/".join(location.rstrip("/").split("/")[-2:])
+    path = location.partition("?")[0] if "://" in location else location
+    return "/".join(path.rstrip("/").split("/")[-2:])

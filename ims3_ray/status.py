@@ -5,7 +5,7 @@ from typing import Any
 from . import cluster, preparation, records
 from .artifacts import part_names
 from .config import Config
-from .journal import DEAD_AFTER_S, read_log, seconds_since_alive
+from .journal import DEAD_AFTER_S, LOG, read_log, seconds_since_alive
 from .pipeline import Step, plan
 
 COMPLETE, BEGUN, MISSING = "complete", "begun", "missing"
@@ -30,7 +30,7 @@ def status(config: Config) -> dict[str, Any]:
         "state": state,
         "seconds_since_alive": age,
         "last_event": log[-1] if log else None,
-        "log": f"{folder.uri}/log.jsonl",
+        "log": (folder / LOG).uri,
         "stages": [_stage(step) for step in steps],
     }
 

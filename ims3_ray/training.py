@@ -56,33 +56,36 @@ def train(
             on_metrics(message["step"], metrics)
             told.add(message["step"])
 
-    trainer = TorchTrainer(
-        _loop,
-        train_loop_config={
-            "build": build,
-            "arguments": arguments,
-            "optimisation": optimisation,
-            "out": out,
-            "device": machine.device,
-            "batch_field": batch_field,
-            "board": board,
-        },
-        torch_config=TorchConfig(backend="nccl" if machine.device == "cuda" else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=machine.elastic_train_workers(optimisation.micro_batches),
-            use_gpu=machine.device == "cuda",
-            resources_per_worker=_resources(machine),
-        ),
-        run_config=RunConfig(
-            name=name,
-            storage_path=checkpoints.path,
-            storage_filesystem=checkpoints.filesystem,
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
-            failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_START_FAILURES),
-        ),
-    )
-    with shown, progress.watching(board, receive), _interruptible(), _patient(machine):
-        history = trainer.fit().return_value
+    def fit() -> list[dict[str, float]]:  # each time anew, from the last checkpoint
+        trainer = TorchTrainer(
+            _loop,
+            train_loop_config={
+                "build": build,
+                "arguments": arguments,
+                "optimisation": optimisation,
+                "out": out,
+                "device": machine.device,
+                "batch_field": batch_field,
+                "board": board,
+            },
+            torch_config=TorchConfig(backend="nccl" if machine.device == "cuda" else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=machine.elastic_train_workers(optimisation.micro_batches),
+                use_gpu=machine.device == "cuda",
+                resources_per_worker=_resources(machine),
+            ),
+            run_config=RunConfig(
+                name=name,
+                storage_path=checkpoints.path,
+                storage_filesystem=checkpoints.filesystem,
+                checkpoint_config=CheckpointConfig(num_to_keep=1),
+                failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_START_FAILURES),
+            ),
+        )
+        return trainer.fit().return_value
+
+    with shown, progress.watching(board, receive), _interruptible(), _time_to_grow(machine):
+        history = checkpoints.patiently(fit)  # Ray itself writes checkpoints there, and gives up at once
     for entry in history:  # what a killed driver, or a killed board, never passed on
         if entry["step"] not in told:
             on_metrics(entry["step"], {name: value for name, value in entry.items() if name != "step"})
@@ -107,7 +110,7 @@ def _interruptible() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _patient(machine: Machine) -> Iterator[None]:
+def _time_to_grow(machine: Machine) -> Iterator[None]:
     """A cluster that grows (`workers.gpus`) gets `workers.wait_s` to bring the workers' places, at first and after a loss.
 
     InputError where they do not come.

@@ -14,7 +14,6 @@ from PIL import Image  # noqa: E402
 
 ACTORS = 3
 OBJECT_STORE = 80 * 2**20  # bytes
-BUCKET = "bucket"
 THREE = ("n02086240", "n02087394", "n02088364")  # of ImageWoof, labels 155, 159, 162
 OTHERS = ("n01440764", "n01443537")
 TINY = [  # the digits' path on three classes of 16-pixel images, in seconds
@@ -72,29 +71,20 @@ def cluster_environment(ray_cluster):
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
+def store():
     """An object store on loopback that speaks S3, with one bucket: the variables with which a process finds it."""
-    from moto.server import ThreadedMotoServer
+    from loopback_store import Store
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    variables = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_REGION": "us-east-1",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "no-secret-at-all",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    with pytest.MonkeyPatch.context() as patched:
-        for name, value in variables.items():
-            patched.setenv(name, value)
-        import boto3
+    with Store().running() as running:
+        yield running.variables
 
-        boto3.client("s3").create_bucket(Bucket=BUCKET)
-        yield variables
-    server.stop()
+
+@pytest.fixture(scope="module")
+def images_in_bucket(store, tiny_images):
+    """The URI of `tiny_images` there."""
+    from loopback_store import upload
+
+    return upload(tiny_images)
 
 
 @pytest.fixture(scope="session")

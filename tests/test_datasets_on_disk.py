@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import BUCKET
+from loopback_store import BUCKET
 from PIL import Image
 
 from ims3_ray.artifacts import open_directory, open_storage

@@ -137,6 +137,25 @@ def test_folders_of_runs_without_a_record_are_told(storage):
     assert note.startswith("ablations/digits-k has no record")
 
 
+def test_links_end_and_what_they_lead_to_is_never_deleted(tmp_path, storage):
+    make(storage, f"latents/{A}")
+    make(open_storage(str(tmp_path / "elsewhere")), f"latents/{B}")
+    there = tmp_path / "elsewhere" / "latents" / B
+    for place, target in ((f"latents/{A}/up", "../.."), (f"latents/{C}", ".."), ("root", "."), ("gone", "nowhere"),
+                          (f"candidates/{A}", "itself/" + A), (f"latents/{B}", there)):  # fmt: skip
+        (tmp_path / "runs" / place).parent.mkdir(exist_ok=True)
+        os.symlink(target, tmp_path / "runs" / place)
+    found = garbage.survey(storage, {}, time.time() + LATER)
+    assert {entry.place for entry in found.unneeded} == {f"latents/{A}", f"latents/{B}"}
+    assert {entry.place for entry in found.not_ours} == {f"latents/{C}", f"candidates/{A}", "root", "gone"}
+    garbage.delete(storage, [entry.place for entry in found.unneeded], {}, time.time() + LATER)
+    assert not os.path.lexists(f"{storage.path}/latents/{B}") and {path.name for path in there.iterdir()} == {
+        "manifest.json",
+        "part-00000.parquet",
+    }
+    assert read_manifest(storage / f"latents/{A}") is None and storage.exists("format.json")
+
+
 def test_any_filesystem_will_do():
     storage = Directory(fs.PyFileSystem(fs.FSSpecHandler(fsspec.filesystem("memory"))), "/garbage-test/runs")
     assert not storage.is_local

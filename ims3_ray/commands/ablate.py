@@ -49,6 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
     if "ipc" in overrides:
         raise InputError("ipc: an ablation runs over several; give them as --ipc 1,5,10")
     from .. import ablation, ablation_plan  # heavy, not needed to refuse bad input
+    from ..artifacts import open_storage
     from ..report.ablation import render_ablation
     from ..report.ablation_tables import long_csv, markdown
 
@@ -63,11 +64,11 @@ def run(arguments: argparse.Namespace) -> None:
     }
     for name, data in files.items():
         out.write(name, data)
-    _track(document, out, files)
+    _track(document, open_storage(next(iter(plan.configs().values())).storage), out.name, files)
     print()
     print(files["ablation.md"].decode())
-    print(f"page    {out.uri}/index.html")
-    print(f"tables  {out.uri}/ablation.md, ablation.csv, ablation.json")
+    print(f"page    {(out / 'index.html').uri}")
+    print(f"tables  {(out / 'ablation.md').uri}, ablation.csv, ablation.json")
 
 
 def named() -> list[str]:
@@ -108,17 +109,15 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(sorted(int(part) for part in parts))
 
 
-def _track(document: Mapping[str, Any], out: Any, files: Mapping[str, bytes]) -> None:
+def _track(document: Mapping[str, Any], storage: Any, key: str, files: Mapping[str, bytes]) -> None:
     """One MLflow run: a row's figures as metrics, the tables and the page as artefacts."""
-    from ..artifacts import open_storage
     from ..report.ablation_tables import metrics_for_mlflow
     from ..tracking import ABLATION, KIND_TAG, Tracker
 
-    storage = open_storage(out.uri.rsplit("/", 2)[0])
     tracker = Tracker(storage, print)
     named_in = ("recipe", "protocol", "baseline", "ipcs", "generator_seeds", "classifier_seeds")
     params = {name: document[name] for name in named_in}
-    tracker.start(out.name, f"ablation-{out.name}", params, {KIND_TAG: ABLATION})
+    tracker.start(key, f"ablation-{key}", params, {KIND_TAG: ABLATION})
     if tracker.is_finished:
         return
     tracker.log(0, metrics_for_mlflow(document))

@@ -44,10 +44,10 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError(f"--space: of {len(document['trials'])} trials none finished; the first error: {first}")
     print()
     print("\n".join(summary_lines(document)))
-    print(f"\npage     {folder.uri}/index.html")
-    print(f"tables   {folder.uri}/sweep.csv, sweep.json")
+    print(f"\npage     {(folder / 'index.html').uri}")
+    print(f"tables   {(folder / 'sweep.csv').uri}, sweep.json")
     for ipc in document["best"]:
-        print(f"winner   python jobs/distill.py --recipe {folder.uri}/best-ipc{ipc}.yaml storage={sweep.base.storage}")
+        print(f"winner   python jobs/distill.py --recipe {(folder / f'best-ipc{ipc}.yaml').uri} storage={sweep.base.storage}")
     print(f"query    python jobs/runs.py storage={sweep.base.storage} --sweep {document['key']}")
 
 

@@ -29,7 +29,7 @@ class FeatureTable:
     """Where the rows of a table lie. `name` stands in every error."""
 
     name: str
-    filesystem: fs.FileSystem
+    directory: Directory
     files: tuple[str, ...]
     class_column: str
     keys: tuple[str, ...]
@@ -86,8 +86,12 @@ class FeatureTable:
         for name, limit in self.below:
             within = pc.field(name) < limit
             wanted = within if wanted is None else wanted & within
-        dataset = pads.dataset(list(self.files), format="parquet", filesystem=self.filesystem)
-        return dataset.to_table(columns=columns, filter=wanted)
+
+        def read() -> pa.Table:
+            dataset = pads.dataset(list(self.files), format="parquet", filesystem=self.directory.filesystem)
+            return dataset.to_table(columns=columns, filter=wanted)
+
+        return self.directory.patiently(read)
 
     def _values(self, table: pa.Table, name: str) -> np.ndarray:
         values = table[name].to_numpy()
@@ -181,21 +185,25 @@ def open_features(location: str | Directory, name: str, keys: tuple[str, ...]) -
     """
     directory = open_directory(location) if isinstance(location, str) else location
     location = directory.uri
-    filesystem, path = directory.filesystem, directory.path
+    path = directory.path
     try:
-        kind = filesystem.get_file_info(path).type
+        kind = directory.kind
         files = [path] if kind == fs.FileType.File else [f"{path}/{n}" for n in directory.files() if n.endswith(".parquet")]
     except OSError as error:
         raise InputError(f"{name}: {location} can't be read: {' '.join(str(error).split())}") from error
     if not files:
         missing = kind == fs.FileType.NotFound
         raise InputError(f"{name}: {location} {'does not exist' if missing else 'holds no .parquet file'}; name one")
+
+    def look() -> tuple[pa.Schema, pa.Table]:
+        dataset = pads.dataset(files, format="parquet", filesystem=directory.filesystem)
+        return dataset.schema, dataset.head(1, columns=[FEATURE] if FEATURE in dataset.schema.names else [])
+
     try:
-        dataset = pads.dataset(files, format="parquet", filesystem=filesystem)
-        first = dataset.head(1, columns=[FEATURE] if FEATURE in dataset.schema.names else [])
+        schema, first = directory.patiently(look)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{name}: {location} is no readable Parquet: {' '.join(str(error).split())[:200]}") from error
-    class_column = _check_columns(dataset.schema, name, keys)
+    class_column = _check_columns(schema, name, keys)
     if not len(first):
         raise InputError(f"{name}: {location} has no rows")
     cell = first[FEATURE].chunk(0)
@@ -203,7 +211,7 @@ def open_features(location: str | Directory, name: str, keys: tuple[str, ...]) -
     width = pc.list_value_length(cell)[0].as_py()
     if not width:
         raise InputError(f"{name}: the first row's feature is empty; extract it again or remove the row")
-    return FeatureTable(name, filesystem, tuple(files), class_column, keys, width)
+    return FeatureTable(name, directory, tuple(files), class_column, keys, width)
 
 
 def _check_columns(schema: pa.Schema, name: str, keys: tuple[str, ...]) -> str:

@@ -182,7 +182,7 @@ def check_bad(name: str, location: str, bad: dict[str, str], total: int, max_bad
 
 def _listing(directory: Directory, place: str, name: str, classes: Sequence[str] | None) -> Listing:
     """What is visible in the class folders, paths relative to the directory; `place` is what messages call it."""
-    kind = directory.filesystem.get_file_info(directory.path).type
+    kind = directory.kind
     if kind != fs.FileType.Directory:
         what = "does not exist" if kind == fs.FileType.NotFound else "is no folder"
         raise InputError(f"{name}: {place} {what}; give a folder with one folder of images a class")
@@ -202,7 +202,7 @@ def _listing(directory: Directory, place: str, name: str, classes: Sequence[str]
 
 def _of_classes(directory: Directory, place: str, name: str, classes: Sequence[str]) -> Listing:
     """`_listing` of these class folders, each listed by itself: on an object store, by its own prefix."""
-    infos = directory.filesystem.get_file_info([f"{directory.path}/{cls}" for cls in classes])
+    infos = directory.patiently(lambda: directory.filesystem.get_file_info([f"{directory.path}/{cls}" for cls in classes]))
     kinds = zip(classes, infos, strict=True)
     if missing := [cls for cls, info in kinds if info.type != fs.FileType.Directory]:
         raise InputError(
@@ -251,7 +251,7 @@ def _look(directory: Directory, path: str, found: fs.FileInfo | str) -> dict[str
     try:
         data = directory.read(path)
     except PermissionError as error:
-        place, why = f"{directory.uri}/{named(path)}", error.strerror or error
+        place, why = (directory / named(path)).uri, error.strerror or error
         raise InputError(f"{place}: can't be read ({why}); let this user read it") from error
     try:
         decode(data, small=True)

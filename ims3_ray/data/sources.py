@@ -31,9 +31,18 @@ SPLIT_FILE = re.compile(r"(?:(\w+)-\d+-of-\d+(?:-\w+)?|(train|test|validation|va
 class Rows:
     """Files of rows with an encoded image and its class."""
 
-    filesystem: fs.FileSystem
+    directory: Directory  # on whose filesystem they lie
     files: tuple[str, ...]  # full paths, in the order of the rows
     is_parquet: bool  # else Arrow streams
+
+    def infos(self) -> list[fs.FileInfo]:
+        """Size and time of each file."""
+        return infos(self.directory, self.files)
+
+
+def infos(directory: Directory, files: Sequence[str]) -> list[fs.FileInfo]:
+    """Of `files`, full paths on the directory's filesystem, what is there."""
+    return directory.patiently(lambda: directory.filesystem.get_file_info(list(files)))
 
 
 def find_set(directory: Directory, name: str, split: str | None, classes: Sequence[str] | None = None) -> Directory | Rows:
@@ -43,10 +52,10 @@ def find_set(directory: Directory, name: str, split: str | None, classes: Sequen
     that holds a folder of `classes` is not searched for anything else. InputError, with `name`, for a file that is no
     Parquet, for splits among which the wished one is not, and for a saved set that can't be read or names files elsewhere.
     """
-    if directory.filesystem.get_file_info(directory.path).type == fs.FileType.File:
+    if directory.kind == fs.FileType.File:
         if not directory.path.endswith(SUFFIX):
             raise InputError(f"{name}: {directory.uri} is no {SUFFIX} file; give one, or a folder with one folder a class")
-        return Rows(directory.filesystem, (directory.path,), is_parquet=True)
+        return Rows(directory, (directory.path,), is_parquet=True)
     if classes and any(directory.has_directory(cls) for cls in classes):
         return directory
     if directory.exists(MANIFEST) and directory.exists(PARQUET):
@@ -62,12 +71,12 @@ def find_set(directory: Directory, name: str, split: str | None, classes: Sequen
         if found := SPLIT_FILE.fullmatch(path.rsplit("/", 1)[-1]):
             by_split.setdefault(found[1] or found[2], []).append(path)
     chosen = _wanted(by_split, name, split, directory) if by_split else files
-    return Rows(directory.filesystem, tuple(chosen), is_parquet=True) if chosen else directory
+    return Rows(directory, tuple(chosen), is_parquet=True) if chosen else directory
 
 
 def is_of_rows(directory: Directory) -> bool:
     """Whether what lies there is files of rows, whatever they hold."""
-    if directory.filesystem.get_file_info(directory.path).type == fs.FileType.File:
+    if directory.kind == fs.FileType.File:
         return True
     is_product = directory.exists(MANIFEST) and directory.exists(PARQUET)
     return not is_product and (directory.exists(SAVED_SPLITS) or directory.exists(SAVED) or bool(_parquet(directory)))
@@ -93,10 +102,9 @@ def _saved(directory: Directory, name: str) -> Rows:
     entries = state.get("_data_files")
     named = [entry.get("filename") if isinstance(entry, dict) else entry for entry in entries or []]
     files = [f"{directory.path}/{file}" for file in _names(named, directory, SAVED, name)]
-    infos = directory.filesystem.get_file_info(files)
-    if missing := [info.base_name for info in infos if info.type != fs.FileType.File]:
+    if missing := [info.base_name for info in infos(directory, files) if info.type != fs.FileType.File]:
         raise InputError(f"{name}: {directory.uri} lacks the files {some(missing)} that its {SAVED} names; copy all of it")
-    return Rows(directory.filesystem, tuple(files), is_parquet=False)
+    return Rows(directory, tuple(files), is_parquet=False)
 
 
 def _read(directory: Directory, file: str, name: str) -> dict[str, Any]:
@@ -143,8 +151,8 @@ def _entries(directory: Directory) -> tuple[list[str], set[str]]:
         found = {entry.name: entry.is_dir() for entry in os.scandir(directory.path)}
     else:
         selector = fs.FileSelector(directory.path, allow_not_found=True)
-        infos = directory.filesystem.get_file_info(selector)
-        found = {info.base_name: info.type == fs.FileType.Directory for info in infos}
+        there = directory.patiently(lambda: directory.filesystem.get_file_info(selector))
+        found = {info.base_name: info.type == fs.FileType.Directory for info in there}
     visible = {name: is_folder for name, is_folder in found.items() if not name.startswith(".")}
     files = sorted(name for name, is_folder in visible.items() if not is_folder)
     return files, {name for name, is_folder in visible.items() if is_folder}

@@ -50,8 +50,11 @@ def inverter_arguments(context: Context, latents: Directory) -> dict[str, Any]:
 
 
 def _num_rows(directory: Directory, name: str) -> int:
-    with directory.filesystem.open_input_file(f"{directory.path}/{name}") as stream:
-        return pq.read_metadata(stream).num_rows
+    def read() -> int:
+        with directory.filesystem.open_input_file(f"{directory.path}/{name}") as stream:
+            return pq.read_metadata(stream).num_rows
+
+    return directory.patiently(read)
 
 
 class Inverter:

@@ -4,21 +4,20 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import BUCKET, tiny_words
+from conftest import tiny_words
+from loopback_store import BUCKET
 from test_jobs import environment, finished
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def ran(store, tiny_model, tiny_images, tmp_path_factory):
+def ran(store, images_in_bucket, tiny_model, tmp_path_factory):
     """A run with everything but the model in the bucket: words, environment, output."""
     from pyarrow import fs
 
     from ims3_ray.artifacts import open_directory
 
-    for path in sorted(tiny_images.rglob("*.png")):
-        open_directory(f"s3://{BUCKET}/images").write(str(path.relative_to(tiny_images)), path.read_bytes())
     assert isinstance(open_directory(f"s3://{BUCKET}/images").filesystem, fs.S3FileSystem)
     words = tiny_words(tiny_model, Path("unused"), f"s3://{BUCKET}/runs")
     words += [f"data.train=s3://{BUCKET}/images/train", f"data.test=s3://{BUCKET}/images/test", "workers.actors=1"]
@@ -60,8 +59,8 @@ def test_a_stage_without_its_manifest_is_not_complete(ran):
     (name,) = {n.split("/")[0] for n in open_directory(f"s3://{BUCKET}/runs/candidates").files()}
     place = open_directory(f"s3://{BUCKET}/runs/candidates/{name}")
     before = {n: place.read(n) for n in place.files() if n.endswith(".parquet")}
-    place.filesystem.delete_file(f"{place.path}/manifest.json")
-    place.filesystem.delete_file(f"{place.path}/{min(before)}")
+    place.delete_file("manifest.json")
+    place.delete_file(min(before))
     code, out, err = finished("distill", *words, env=env)
     assert code == 0 and "] sample " in out, err
     assert {n: place.read(n) for n in place.files() if n.endswith(".parquet")} == before
