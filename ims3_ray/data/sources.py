@@ -35,10 +35,6 @@ class Rows:
     files: tuple[str, ...]  # full paths, in the order of the rows
     is_parquet: bool  # else Arrow streams
 
-    def infos(self) -> list[fs.FileInfo]:
-        """Size and time of each file."""
-        return infos(self.directory, self.files)
-
 
 def infos(directory: Directory, files: Sequence[str]) -> list[fs.FileInfo]:
     """Of `files`, full paths on the directory's filesystem, what is there."""

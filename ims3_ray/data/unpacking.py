@@ -18,12 +18,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow import fs
 
 from ..artifacts import Directory, fingerprint
 from ..errors import InputError
 from .distilled import is_folder_name
-from .sources import Rows
+from .sources import Rows, infos
 
 IMAGE_COLUMNS = ("image", "img")  # the first that is there
 CLASS_COLUMNS = ("label", "class", "labels", "fine_label")  # likewise
@@ -41,10 +40,7 @@ def unpack(
     where None, an integer's class is called by its decimals. InputError, which begins with `where`, for files that can't be
     read, columns that hold no images or classes, a row without image bytes or class, and a class that can't be a folder.
     """
-    infos = rows.filesystem.get_file_info(list(rows.files))
-    is_local = isinstance(rows.filesystem, fs.LocalFileSystem)  # there, one file has one place, whatever links lead to it
-    places = [str(Path(i.path).resolve()) if is_local else f"{rows.filesystem.type_name}://{i.path}" for i in infos]
-    files = [[place, info.size, info.mtime_ns] for place, info in zip(places, infos, strict=True)]
+    files = [[_place(rows.directory, info.path), info.size, info.mtime_ns] for info in infos(rows.directory, rows.files)]
     key = fingerprint([LAYOUT, files, classes and sorted(classes), numbered and list(numbered)])
     unpacked = storage / "unpacked"
     if not unpacked.exists(f"{key}.complete"):
@@ -56,6 +52,11 @@ def unpack(
             raise InputError(f"{where} has no rows{' of the classes that data.classes names' if classes else ''}; give images")
         unpacked.write(f"{key}.complete", b"")
     return unpacked / key
+
+
+def _place(directory: Directory, path: str) -> str:
+    """Where a file lies: on a disk one place, whatever links lead to it."""
+    return str(Path(path).resolve()) if directory.is_local else f"{directory.filesystem.type_name}://{path}"
 
 
 def _write(folder: Directory, name: str, data: bytes) -> None:
@@ -92,7 +93,7 @@ def _images(
 
 def _cells(rows: Rows, path: str, where: str) -> Iterator[tuple[list, list, list[str]]]:
     """(class cells, image cells, what integers among the classes are called, if anything) of some rows of a file at a time."""
-    with rows.filesystem.open_input_file(path) as stream:
+    with _opened(rows.directory, path) as stream:
         reader = pq.ParquetFile(stream) if rows.is_parquet else pa.ipc.open_stream(stream)
         schema = reader.schema_arrow if rows.is_parquet else reader.schema
         image, column = _columns(schema, where)
@@ -103,6 +104,16 @@ def _cells(rows: Rows, path: str, where: str) -> Iterator[tuple[list, list, list
             for start in range(0, len(chosen), ROWS):
                 cells = chosen.slice(start, ROWS)
                 yield cells[column].to_pylist(), cells[image].to_pylist(), names
+
+
+def _opened(directory: Directory, path: str) -> pa.NativeFile:
+    """A file of this machine, or the bytes of a remote one at once: what was read of it could not be read again."""
+
+    def read() -> bytes:
+        with directory.filesystem.open_input_file(path) as stream:
+            return stream.read()
+
+    return directory.filesystem.open_input_file(path) if directory.is_local else pa.BufferReader(directory.patiently(read))
 
 
 def _columns(schema: pa.Schema, where: str) -> tuple[str, str]:
