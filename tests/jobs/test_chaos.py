@@ -16,8 +16,8 @@ NODES = 3
 ON = ["workers={actors: 2, shards: 2, train_workers: 2, device: cpu}"]
 PER_KIND = 9
 SEED = int(os.environ.get("CHAOS_SEED", "0"))
-LONGEST_S = 2.0  # between the first process of a kind and its death, on the tiny recipe
-RUNS = [fault for kind in KINDS for fault in faults(kind, PER_KIND, SEED, LONGEST_S)]
+LONGEST_S = dict.fromkeys(KINDS, 2.0) | {SELECTION: 1.0, EVALUATION: 1.0}  # from the first to a death; these are soon over
+RUNS = [fault for kind in KINDS for fault in faults(kind, PER_KIND, SEED, LONGEST_S[kind])]
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def undisturbed(finished_run):
 
 
 def test_one_of_each_kind_killed_in_one_run_changes_nothing(undisturbed, nodes, words, tmp_path):
-    planned = [faults(kind, 3, SEED + 1, LONGEST_S)[2] for kind in KINDS]
+    planned = [faults(kind, 3, SEED + 1, LONGEST_S[kind])[2] for kind in KINDS]
     outcome = run_under_fire(words, nodes, planned)
     assert outcome.code == 0, outcome
     assert len(outcome.killed) == len(planned), outcome
