@@ -50,9 +50,7 @@ def test_a_submitted_job_that_was_stopped_goes_on_when_it_is_submitted_again(fin
     words = [*JOB, *tiny_overrides, f"storage={storage}"]
     code, said = ray_job("submit", "--no-wait", "--submission-id", f"stopped-{tmp_path.name}", *words)
     assert code == 0, said
-    assert seen(lambda: any(e["event"] == "stage started" and e["stage"] == "finetune" for e in events(storage))), events(
-        storage
-    )
+    assert seen(lambda: ("stage started", "finetune") in events(storage)), events(storage)
     code, said = ray_job("stop", f"stopped-{tmp_path.name}")
     assert code == 0 and "was stopped" in said, said
     assert events(storage)[-1] == ("run stopped", None)
