@@ -28,7 +28,12 @@ def resting_cluster(tmp_path):
         "cluster_name": "resting",
         "max_workers": 3,
         "idle_timeout_minutes": 5,
-        "provider": {"type": "fake_multinode", "gcs_address": address, "use_node_id_as_ip": True},
+        "provider": {
+            "type": "fake_multinode",
+            "gcs_address": address,
+            "use_node_id_as_ip": True,
+            "disable_node_updaters": True,  # which would come by SSH
+        },
         "available_node_types": {HEAD: resting, "worker": worker},
         "head_node_type": HEAD,
         "auth": {"ssh_user": "nobody"},
