@@ -6,10 +6,12 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 OBJECT_STORE = 80 * 2**20  # bytes a node
+STARTED_S = 120
 RAY = Path(sys.executable).parent / "ray"
 OWN_DISK = (  # words: a folder to see still, a folder to find empty, a command
     'mount --bind "$0" /mnt && mount -t tmpfs tmpfs "$1" && mkdir -p "$0" && mount --bind /mnt "$0" && shift && exec "$@"'
@@ -44,6 +46,10 @@ def node(*words: str, env: dict[str, str], log: Path, hidden: Path | None = None
     with log.open("w") as stream:
         started = subprocess.Popen(command, env=env, stdout=stream, stderr=stream, start_new_session=True)
     try:
+        until = time.monotonic() + STARTED_S
+        while "Ray runtime started" not in log.read_text():  # two that start at the same time disturb each other
+            assert started.poll() is None and time.monotonic() < until, log.read_text()[-2000:]
+            time.sleep(0.2)
         yield
         assert started.poll() is None, log.read_text()[-2000:]
     finally:

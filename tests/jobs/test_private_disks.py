@@ -1,6 +1,5 @@
 """Nodes that share no disk: images and artefacts lie in a bucket, the model on every node, and nothing else is needed."""
 
-import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -29,7 +28,6 @@ def test_nodes_that_share_no_disk_give_the_bytes_of_a_run_on_one(
     env = guarded(environment() | store)
     with ExitStack() as running:
         address = running.enter_context(head(env=env, folder=folder))
-        time.sleep(5)  # the head's ports
         for number in range(2):
             log = folder / f"node-{number}.log"
             running.enter_context(node(f"--address={address}", "--num-cpus=1", env=env, log=log, hidden=base, seen=tiny_model))
