@@ -63,13 +63,18 @@ def test_a_run_killed_in_every_stage_ends_as_an_undisturbed_one(finished_run, cl
     assert checksums(killed) == checksums(undisturbed) != []
 
 
+def heeds_ctrl_c():
+    """A shell's background job ignores it, and so would what is started there."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.slow
 def test_ctrl_c_stops_a_run_in_and_after_fine_tuning_and_it_goes_on(
     cluster_environment, finished_run, tiny_overrides, tmp_path
 ):
     env = environment() | cluster_environment
     for stage in ("finetune", "sample"):
-        process = job("distill", *tiny_overrides, env=env)
+        process = job("distill", *tiny_overrides, env=env, preexec_fn=heeds_ctrl_c)
         assert any(f"] {stage} " in line for line in process.stdout), process.stderr.read()
         time.sleep(1.0)
         os.kill(process.pid, signal.SIGINT)
