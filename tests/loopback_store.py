@@ -42,7 +42,10 @@ class Store:
     def running(self):
         """Serves inside the block, with a bucket, and with the variables set in this process."""
         import pytest
+        from moto.s3.models import s3_backends
 
+        for account in s3_backends.values():  # which the process has once, whatever servers there are
+            account.reset()
         thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         thread.start()
         try:
