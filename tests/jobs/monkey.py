@@ -147,7 +147,9 @@ def _kill(process, lines: list[str], nodes: Nodes, left: list[Fault], outcome: O
             process.kill()  # it hangs, which is no -SIGKILL of ours
             raise TimeoutError(f"the run hangs after {outcome.killed}: {lines[-1:]}")
         time.sleep(POLL_S)
-        if not left or not any(f"] {left[0].stage} " in line for line in lines):
+        while left and left[0].kind not in (NODE, DRIVER) and _is_past(left[0].stage, lines):
+            left, since = left[1:], None  # nothing was there to kill any more
+        if not left or not _has_begun(left[0].stage, lines):
             continue
         fault = left[0]
         targets = [process] if fault.kind in (NODE, DRIVER) else nodes.workers(TITLES[fault.kind])
@@ -167,6 +169,14 @@ def _kill(process, lines: list[str], nodes: Nodes, left: list[Fault], outcome: O
             process.wait()
             return left
     return left
+
+
+def _has_begun(stage: str, lines: list[str]) -> bool:
+    return any(f"] {stage} " in line for line in lines)
+
+
+def _is_past(stage: str, lines: list[str]) -> bool:
+    return any(_has_begun(later, lines) for later in STAGES[STAGES.index(stage) + 1 :])
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import tiny_words
-from monkey import DATA, DRIVER, EVALUATION, KINDS, NODE, SELECTION, TRAIN, Fault, Nodes, faults, run_under_fire
+from monkey import EVALUATION, KINDS, SELECTION, Fault, Nodes, faults, run_under_fire
 from test_jobs import checksums, environment
 
 from ims3_ray import tracking
@@ -101,7 +101,7 @@ def undisturbed_digits(tmp_path_factory, nodes):
 @pytest.mark.chaos
 @pytest.mark.parametrize("seed", range(3))
 def test_the_digits_survive_one_kill_of_each_kind(seed, undisturbed_digits, nodes, tmp_path, table):
-    planned = [faults(kind, 9, SEED + 10 + seed, 10.0)[4 * seed] for kind in (DATA, TRAIN, SELECTION, EVALUATION, NODE, DRIVER)]
+    planned = [faults(kind, 9, SEED + 10 + seed, 5 * LONGEST_S[kind])[4 * seed] for kind in KINDS]
     outcome = run_under_fire([f"storage={tmp_path}", *ON], nodes, planned, timeout=1200)
     print(f"{outcome.seconds:.0f} s, {', '.join(outcome.killed)}")
     assert outcome.code == 0, outcome
