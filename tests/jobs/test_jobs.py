@@ -43,7 +43,7 @@ def checksums(storage):
     return [[(e["path"], e["sha256"]) for e in json.loads(m.read_text())["images"]] for m in manifests]
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_a_run_killed_in_every_stage_ends_as_an_undisturbed_one(finished_run, cluster_environment, tiny_overrides, tmp_path):
     undisturbed, killed = Path(finished_run[1].distilled).parents[1], tmp_path / "killed"
     env = environment() | cluster_environment
