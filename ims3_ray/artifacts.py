@@ -2,8 +2,9 @@
 
     <root>/<noun>/<fingerprint>/part-00000.parquet …, manifest.json
 
-The manifest is written last and at once, so a stage is either complete or not there. Single files are written to a
-temporary name and moved (local), or in one upload (object stores): a reader never sees half a file.
+The manifest is written last and at once, so a stage is either complete or not there. Single files are written to a hidden
+temporary name and moved (local), or in one upload (object stores): a reader never sees half a file, and what a killed
+process leaves of one is no part of a set of images.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -104,9 +105,18 @@ class Directory:
         found = [info for info in infos if info.type == fs.FileType.File]
         return {info.path[len(self.path) + 1 :]: info for info in sorted(found, key=lambda info: info.path)}, odd
 
+    def infos(self, paths: Sequence[str]) -> list[fs.FileInfo]:
+        """What there is at each of `paths`, full ones on this filesystem."""
+        return self.patiently(lambda: self.filesystem.get_file_info(list(paths)))
+
     def read(self, name: str) -> bytes:
+        return self.read_path(f"{self.path}/{name}")
+
+    def read_path(self, path: str) -> bytes:
+        """The bytes of a file anywhere on this filesystem, by its full path."""
+
         def read() -> bytes:
-            with self.filesystem.open_input_file(f"{self.path}/{name}") as stream:
+            with self.filesystem.open_input_file(path) as stream:
                 return stream.read()
 
         return self.patiently(read)
@@ -146,8 +156,9 @@ class Directory:
 
 
 def _write_local(target: str, data: bytes) -> None:
-    os.makedirs(os.path.dirname(target), exist_ok=True)
-    temporary = f"{target}.{uuid.uuid4().hex}.tmp"
+    folder, name = os.path.split(target)
+    os.makedirs(folder, exist_ok=True)
+    temporary = f"{folder}/.{name}.{uuid.uuid4().hex}.tmp"
     try:
         with open(temporary, "wb") as stream:
             stream.write(data)

@@ -18,6 +18,7 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NetworkName = Literal["convnet3", "convnet6", "resnetap10", "resnet18"]
 SEEDS_A_RUN = 1000  # classifier seeds that belong to one seed of the run
+SETTINGS = SettingsConfigDict(frozen=True, extra="forbid", validate_default=True, env_prefix="IMS3_", env_nested_delimiter="__")
 
 
 class Section(BaseModel):
@@ -262,9 +263,7 @@ class Workers(Section):
 class Selecting(BaseSettings):
     """Selection alone, from anybody's candidates (jobs/select.py)."""
 
-    model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", validate_default=True, env_prefix="IMS3_", env_nested_delimiter="__"
-    )
+    model_config = SETTINGS
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     ipc: Count = 10  # images a class, where select.unit=image
@@ -275,9 +274,7 @@ class Selecting(BaseSettings):
 class Evaluating(BaseSettings):
     """Scoring anybody's image sets (jobs/evaluate.py); the number of images a class is read off each set."""
 
-    model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", validate_default=True, env_prefix="IMS3_", env_nested_delimiter="__"
-    )
+    model_config = SETTINGS
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     data: Data = Data()
@@ -290,9 +287,7 @@ class Evaluating(BaseSettings):
 class Config(BaseSettings):
     """A run: the recipe's sections, where it stores, and how many work on it."""
 
-    model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", validate_default=True, env_prefix="IMS3_", env_nested_delimiter="__"
-    )
+    model_config = SETTINGS
 
     recipe: str = "digits"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0

@@ -56,33 +56,11 @@ def train(
             on_metrics(message["step"], metrics)
             told.add(message["step"])
 
+    given = {"build": build, "arguments": arguments, "optimisation": optimisation, "out": out, "batch_field": batch_field,
+             "device": machine.device, "board": board}  # fmt: skip
+
     def fit() -> list[dict[str, float]]:  # each time anew, from the last checkpoint
-        trainer = TorchTrainer(
-            _loop,
-            train_loop_config={
-                "build": build,
-                "arguments": arguments,
-                "optimisation": optimisation,
-                "out": out,
-                "device": machine.device,
-                "batch_field": batch_field,
-                "board": board,
-            },
-            torch_config=TorchConfig(backend="nccl" if machine.device == "cuda" else "gloo"),
-            scaling_config=ScalingConfig(
-                num_workers=machine.elastic_train_workers(optimisation.micro_batches),
-                use_gpu=machine.device == "cuda",
-                resources_per_worker=_resources(machine),
-            ),
-            run_config=RunConfig(
-                name=name,
-                storage_path=checkpoints.path,
-                storage_filesystem=checkpoints.filesystem,
-                checkpoint_config=CheckpointConfig(num_to_keep=1),
-                failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_START_FAILURES),
-            ),
-        )
-        return trainer.fit().return_value
+        return _trainer(given, optimisation.micro_batches, checkpoints, name, machine).fit().return_value
 
     with shown, progress.watching(board, receive), _interruptible(), _time_to_grow(machine):
         history = checkpoints.patiently(fit)  # Ray itself writes checkpoints there, and gives up at once
@@ -90,6 +68,26 @@ def train(
         if entry["step"] not in told:
             on_metrics(entry["step"], {name: value for name, value in entry.items() if name != "step"})
     return history
+
+
+def _trainer(given: dict[str, Any], micro_batches: int, checkpoints: Directory, name: str, machine: Machine) -> TorchTrainer:
+    on_gpus, options = machine.device == "cuda", machine.actor_resources
+    resources = {"CPU": options["num_cpus"]} | ({"GPU": options["num_gpus"]} if "num_gpus" in options else {})
+    return TorchTrainer(
+        _loop,
+        train_loop_config=given,
+        torch_config=TorchConfig(backend="nccl" if on_gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=machine.elastic_train_workers(micro_batches), use_gpu=on_gpus, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=checkpoints.path,
+            storage_filesystem=checkpoints.filesystem,
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_START_FAILURES),
+        ),
+    )
 
 
 @contextlib.contextmanager
@@ -128,11 +126,6 @@ def _time_to_grow(machine: Machine) -> Iterator[None]:
             f"workers.train_workers: the cluster had no room for {number} at once within {waited:g} s; ask for fewer, let "
             "fine-tuning begin with fewer by workers.min_train_workers, or add nodes; the same command goes on"
         ) from error
-
-
-def _resources(machine: Machine) -> dict[str, float]:
-    options = machine.actor_resources
-    return {"CPU": options["num_cpus"]} | ({"GPU": options["num_gpus"]} if "num_gpus" in options else {})
 
 
 def _loop(config: dict[str, Any]) -> list[dict[str, float]]:

@@ -1,7 +1,6 @@
 """An object store on loopback that speaks S3, and answers nothing but 503 while it is told to be away."""
 
 import contextlib
-import json
 import threading
 
 BUCKET = "bucket"
@@ -68,12 +67,3 @@ def upload(images):
     for path in sorted(images.rglob("*.png")):
         place.write(str(path.relative_to(images)), path.read_bytes())
     return place.uri
-
-
-def checksums_in_bucket():
-    """As `test_jobs.checksums` gives those of a storage of this machine."""
-    from ims3_ray.artifacts import open_directory
-
-    sets = open_directory(f"s3://{BUCKET}/runs/distilled")
-    manifests = [json.loads(sets.read(name)) for name in sets.files() if name.endswith("/manifest.json")]
-    return [[(e["path"], e["sha256"]) for e in manifest["images"]] for manifest in manifests]

@@ -14,7 +14,7 @@ import pytest
 from loopback_store import BUCKET
 from PIL import Image
 
-from ims3_ray.artifacts import open_directory, open_storage
+from ims3_ray.artifacts import Directory, open_directory, open_storage
 from ims3_ray.auditing import check_splits
 from ims3_ray.data import unpacking
 from ims3_ray.data.images import decode, open_images
@@ -181,23 +181,23 @@ def test_an_unpacking_that_was_killed_is_done_again(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             opened(place, tmp_path)
     (left,) = (tmp_path / "storage" / "unpacked").iterdir()
-    assert any("row-0000002" in name and name.endswith(".tmp") for name in tree(left))
+    assert any(".row-0000002" in name and name.endswith(".tmp") for name in tree(left))
     images = opened(place, tmp_path)
     assert values(images) == EXPECTED and images.directory.path == str(left)
 
 
 def test_two_unpackings_at_once_leave_each_other_whole(tmp_path, monkeypatch):
-    place, write, others = saved(tmp_path / "set"), unpacking._write, []
+    place, write, others = saved(tmp_path / "set"), Directory.write, []
 
     def interrupted(folder, name, data):
-        monkeypatch.setattr(unpacking, "_write", write)
+        monkeypatch.setattr(Directory, "write", write)
         if not others:
             others.append(None)
             others[0] = opened(place, tmp_path)  # begins later and ends earlier
         write(folder, name, data)
         assert values(others[0]) == EXPECTED
 
-    monkeypatch.setattr(unpacking, "_write", interrupted)
+    monkeypatch.setattr(Directory, "write", interrupted)
     monkeypatch.setattr(unpacking, "WRITERS", 1)
     assert values(opened(place, tmp_path)) == values(others[0]) == EXPECTED
 

@@ -202,8 +202,7 @@ def _listing(directory: Directory, place: str, name: str, classes: Sequence[str]
 
 def _of_classes(directory: Directory, place: str, name: str, classes: Sequence[str]) -> Listing:
     """`_listing` of these class folders, each listed by itself: on an object store, by its own prefix."""
-    infos = directory.patiently(lambda: directory.filesystem.get_file_info([f"{directory.path}/{cls}" for cls in classes]))
-    kinds = zip(classes, infos, strict=True)
+    kinds = zip(classes, directory.infos([f"{directory.path}/{cls}" for cls in classes]), strict=True)
     if missing := [cls for cls, info in kinds if info.type != fs.FileType.Directory]:
         raise InputError(
             f"{name}: {place} lacks {len(missing)} of the {len(classes)} class folders that data.classes names: "

@@ -36,11 +36,6 @@ class Rows:
     is_parquet: bool  # else Arrow streams
 
 
-def infos(directory: Directory, files: Sequence[str]) -> list[fs.FileInfo]:
-    """Of `files`, full paths on the directory's filesystem, what is there."""
-    return directory.patiently(lambda: directory.filesystem.get_file_info(list(files)))
-
-
 def find_set(directory: Directory, name: str, split: str | None, classes: Sequence[str] | None = None) -> Directory | Rows:
     """The class folders or the files of rows at the place that `directory` stands for.
 
@@ -98,7 +93,7 @@ def _saved(directory: Directory, name: str) -> Rows:
     entries = state.get("_data_files")
     named = [entry.get("filename") if isinstance(entry, dict) else entry for entry in entries or []]
     files = [f"{directory.path}/{file}" for file in _names(named, directory, SAVED, name)]
-    if missing := [info.base_name for info in infos(directory, files) if info.type != fs.FileType.File]:
+    if missing := [info.base_name for info in directory.infos(files) if info.type != fs.FileType.File]:
         raise InputError(f"{name}: {directory.uri} lacks the files {some(missing)} that its {SAVED} names; copy all of it")
     return Rows(directory, tuple(files), is_parquet=False)
 

@@ -11,7 +11,6 @@ once do not disturb each other.
 """
 
 import json
-import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +21,7 @@ import pyarrow.parquet as pq
 from ..artifacts import Directory, fingerprint
 from ..errors import InputError
 from .distilled import is_folder_name
-from .sources import Rows, infos
+from .sources import Rows
 
 IMAGE_COLUMNS = ("image", "img")  # the first that is there
 CLASS_COLUMNS = ("label", "class", "labels", "fine_label")  # likewise
@@ -40,14 +39,14 @@ def unpack(
     where None, an integer's class is called by its decimals. InputError, which begins with `where`, for files that can't be
     read, columns that hold no images or classes, a row without image bytes or class, and a class that can't be a folder.
     """
-    files = [[_place(rows.directory, info.path), info.size, info.mtime_ns] for info in infos(rows.directory, rows.files)]
+    files = [[_place(rows.directory, info.path), info.size, info.mtime_ns] for info in rows.directory.infos(rows.files)]
     key = fingerprint([LAYOUT, files, classes and sorted(classes), numbered and list(numbered)])
     unpacked = storage / "unpacked"
     if not unpacked.exists(f"{key}.complete"):
         written = 0
         with ThreadPoolExecutor(WRITERS) as pool:
             for images in _images(rows, where, classes, numbered):
-                written += len(list(pool.map(lambda name, data: _write(unpacked / key, name, data), images, images.values())))
+                written += len(list(pool.map((unpacked / key).write, images, images.values())))
         if not written:
             raise InputError(f"{where} has no rows{' of the classes that data.classes names' if classes else ''}; give images")
         unpacked.write(f"{key}.complete", b"")
@@ -57,17 +56,6 @@ def unpack(
 def _place(directory: Directory, path: str) -> str:
     """Where a file lies: on a disk one place, whatever links lead to it."""
     return str(Path(path).resolve()) if directory.is_local else f"{directory.filesystem.type_name}://{path}"
-
-
-def _write(folder: Directory, name: str, data: bytes) -> None:
-    """Write one image; what a killed process leaves of one on a disk is hidden, and so no part of the set."""
-    if not folder.is_local:
-        folder.write(name, data)
-        return
-    cls, _, file = name.partition("/")
-    hidden = f"{cls}/.{file}.{uuid.uuid4().hex}"
-    folder.write(hidden, data)
-    folder.filesystem.move(f"{folder.path}/{hidden}", f"{folder.path}/{name}")
 
 
 def _images(
@@ -108,12 +96,7 @@ def _cells(rows: Rows, path: str, where: str) -> Iterator[tuple[list, list, list
 
 def _opened(directory: Directory, path: str) -> pa.NativeFile:
     """A file of this machine, or the bytes of a remote one at once: what was read of it could not be read again."""
-
-    def read() -> bytes:
-        with directory.filesystem.open_input_file(path) as stream:
-            return stream.read()
-
-    return directory.filesystem.open_input_file(path) if directory.is_local else pa.BufferReader(directory.patiently(read))
+    return directory.filesystem.open_input_file(path) if directory.is_local else pa.BufferReader(directory.read_path(path))
 
 
 def _columns(schema: pa.Schema, where: str) -> tuple[str, str]:

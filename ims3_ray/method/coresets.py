@@ -9,8 +9,6 @@ import warnings
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.spatial.distance import cdist
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
 from .coverage import inside_balls
@@ -63,6 +61,9 @@ def medoids(x: Features, count: int, *key: int | str) -> Rows:
     Lloyd's algorithm from k-means++ centres (Arthur & Vassilvitskii 2007) drawn for `key`, RESTARTS times. A centroid
     whose nearest image is taken gets the nearest free one. On one thread, whose sums have one order.
     """
+    from sklearn.cluster import KMeans  # as long to import as torch, in every worker that draws images
+    from sklearn.exceptions import ConvergenceWarning
+
     _check(x, count)
     x = x.astype(np.float64)
     with threadpool_limits(limits=1), warnings.catch_warnings():

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from ims3_ray.artifacts import open_directory
+
 ROOT = Path(__file__).parents[2]
 STAGES = ("encode", "invert", "finetune", "embed", "sample", "select", "export", "evaluate", "report")
 
@@ -39,8 +41,10 @@ def finished(name, *words, **options):
 
 
 def checksums(storage):
-    manifests = sorted(Path(storage).glob("distilled/*/manifest.json"))
-    return [[(e["path"], e["sha256"]) for e in json.loads(m.read_text())["images"]] for m in manifests]
+    """Path and checksum of each image of each distilled set in a storage, wherever it lies."""
+    sets = open_directory(str(storage)) / "distilled"
+    manifests = [sets.read_json(name) for name in sets.files() if name.endswith("/manifest.json")]
+    return [[(image["path"], image["sha256"]) for image in manifest["images"]] for manifest in manifests]
 
 
 @pytest.mark.chaos

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import tiny_words
 from loopback_store import BUCKET
-from test_jobs import environment, finished
+from test_jobs import checksums, environment, finished
 
 pytestmark = pytest.mark.slow
 
@@ -34,11 +34,10 @@ def test_a_run_in_a_bucket_gives_the_bytes_of_a_run_on_disk(ran, finished_run):
 
     (name,) = {n.split("/")[0] for n in open_directory(f"s3://{BUCKET}/runs/distilled").files()}
     place = open_directory(f"s3://{BUCKET}/runs/distilled/{name}")
-    on_disk = json.loads(Path(finished_run[1].distilled, "manifest.json").read_text())
-    in_bucket = place.read_json("manifest.json")
-    assert [(e["path"], e["sha256"]) for e in in_bucket["images"]] == [(e["path"], e["sha256"]) for e in on_disk["images"]]
+    (on_disk,) = checksums(Path(finished_run[1].distilled).parents[1])
+    assert checksums(f"s3://{BUCKET}/runs") == [on_disk]
     assert place.read("README.md")
-    assert len(load_distilled(place.uri)) == len(on_disk["images"])
+    assert len(load_distilled(place.uri)) == len(on_disk)
 
 
 def test_it_is_found_complete_and_can_be_asked_about(ran):

@@ -6,16 +6,10 @@ from pathlib import Path
 import pytest
 from conftest import tiny_words
 from raylets import can_have_own_disk, guarded, head, node
-from test_jobs import environment, finished
-
-from ims3_ray.artifacts import Directory, open_directory, read_manifest
+from test_jobs import checksums, environment, finished
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not can_have_own_disk(), reason="no mount namespaces here")]
 WORKERS = "workers={actors: 2, shards: 2, train_workers: 2, device: cpu}"
-
-
-def images_of(distilled: Directory) -> list[tuple[str, str]]:
-    return [(image["path"], image["sha256"]) for image in read_manifest(distilled)["images"]]
 
 
 def test_nodes_that_share_no_disk_give_the_bytes_of_a_run_on_one(
@@ -34,6 +28,4 @@ def test_nodes_that_share_no_disk_give_the_bytes_of_a_run_on_one(
         env |= {"RAY_ADDRESS": address, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/m.db"}
         code, _, err = finished("distill", *words, env=env)
     assert code == 0, err
-    distilled = open_directory(f"{storage}/distilled")
-    (name,) = {path.split("/")[0] for path in distilled.files()}
-    assert images_of(distilled / name) == images_of(open_directory(finished_run[1].distilled))
+    assert checksums(storage) == checksums(Path(finished_run[1].distilled).parents[1]) != []
