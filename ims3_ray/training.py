@@ -12,7 +12,8 @@ import ray.train
 import torch
 from ray.train import Checkpoint, CheckpointConfig, ControllerError, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError  # what ControllerError holds has no public name
+from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE  # neither this has a public name
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError  # nor this, which ControllerError holds
 
 from . import progress
 from .artifacts import Directory
@@ -25,6 +26,7 @@ from .optimisation import Optimisation, Task, Trainer
 STATE = "state.pt"
 MAX_FAILURES = 8  # workers or nodes lost in one training; beyond, the same command goes on from the last checkpoint
 MAX_START_FAILURES = 3  # Ray's default waits for ever for resources that never come
+ADDRESS = "RAY_ADDRESS"
 START_TIMEOUT, START_TIMEOUT_S = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", 60.0  # Ray's own
 
 
@@ -62,7 +64,7 @@ def train(
     def fit() -> list[dict[str, float]]:  # each time anew, from the last checkpoint
         return _trainer(given, optimisation.micro_batches, checkpoints, name, machine).fit().return_value
 
-    with shown, progress.watching(board, receive), _interruptible(), _time_to_grow(machine):
+    with shown, progress.watching(board, receive), _interruptible(), _time_to_grow(machine), _in_this_cluster():
         history = checkpoints.patiently(fit)  # Ray itself writes checkpoints there, and gives up at once
     for entry in history:  # what a killed driver, or a killed board, never passed on
         if entry["step"] not in told:
@@ -126,6 +128,24 @@ def _time_to_grow(machine: Machine) -> Iterator[None]:
             f"workers.train_workers: the cluster had no room for {number} at once within {waited:g} s; ask for fewer, let "
             "fine-tuning begin with fewer by workers.min_train_workers, or add nodes; the same command goes on"
         ) from error
+
+
+@contextlib.contextmanager
+def _in_this_cluster() -> Iterator[None]:
+    """Let Ray Train's cleaner, an actor that asks every second whether the controller lives, ask the cluster of this run.
+
+    Without RAY_ADDRESS it asks whichever `ray start` made last on its machine: one that is gone keeps a training 12 s at its
+    end, and to another that runs the controller is unknown, which counts as dead: its workers' places are taken away.
+    """
+    ENV_VARS_TO_PROPAGATE.add(ADDRESS)
+    before = os.environ.get(ADDRESS)
+    os.environ[ADDRESS] = ray.get_runtime_context().gcs_address
+    try:
+        yield
+    finally:
+        del os.environ[ADDRESS]
+        if before is not None:
+            os.environ[ADDRESS] = before
 
 
 def _loop(config: dict[str, Any]) -> list[dict[str, float]]:

@@ -61,10 +61,12 @@ def test_a_start_without_noise_at_the_first_level_is_close_to_its_image_and_pure
     assert not np.array_equal(near["feature"], noise["feature"])
 
 
-def test_starts_are_the_same_for_any_number_of_actors(words, tmp_path):
+def test_starts_are_the_same_for_any_number_of_actors(words):
     start = ("sample.start=inversion", "sample.start_level=600", "finetune.epochs=0")
-    one = candidates(made(words, *start, "workers.actors=1", upto="sample"))
-    many = candidates(made([*words, f"storage={tmp_path}"], *start, "workers.actors=3", upto="sample"))
+    steps = made(words, *start, "workers.actors=1", upto="sample")
+    one = candidates(steps)
+    steps["candidates"].directory.delete()
+    many = candidates(made(words, *start, "workers.actors=3", upto="sample"))
     for name in one:
         assert np.array_equal(one[name], many[name]), name
 
