@@ -13,6 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
 POLL_S = 0.5
+PATIENCE_S = 10.0  # `delay` of what is short for most data
 QUIET_REFRESH_S = 10  # between lines where the output is no terminal
 
 
@@ -47,8 +48,8 @@ def _metric(kind: Any, name: str, description: str, tags: dict[str, str]) -> Any
     return metric
 
 
-def bar(stage: str, total: int | None, unit: str, done: int = 0) -> tqdm:
-    """A progress bar on standard error; a line every few seconds where that is a file."""
+def bar(stage: str, total: int | None, unit: str, done: int = 0, delay: float = 0.0) -> tqdm:
+    """A progress bar on standard error; a line every few seconds where that is a file. Nothing before `delay` seconds."""
     terminal = sys.stderr.isatty()
     return Counted(
         stage=stage,
@@ -56,6 +57,7 @@ def bar(stage: str, total: int | None, unit: str, done: int = 0) -> tqdm:
         total=total,
         initial=done,
         unit=f" {unit}",
+        delay=delay,
         mininterval=0.2 if terminal else QUIET_REFRESH_S,
         ascii=not terminal,
         dynamic_ncols=terminal,

@@ -14,6 +14,7 @@ import pytest
 from loopback_store import BUCKET
 from PIL import Image
 
+from ims3_ray import progress
 from ims3_ray.artifacts import Directory, open_directory, open_storage
 from ims3_ray.auditing import check_splits
 from ims3_ray.data import unpacking
@@ -184,6 +185,15 @@ def test_an_unpacking_that_was_killed_is_done_again(tmp_path, monkeypatch):
     assert any(".row-0000002" in name and name.endswith(".tmp") for name in tree(left))
     images = opened(place, tmp_path)
     assert values(images) == EXPECTED and images.directory.path == str(left)
+
+
+def test_an_unpacking_and_a_look_are_shown_where_they_take_long(tmp_path, monkeypatch, capsys):
+    opened(saved(tmp_path / "set"), tmp_path)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(progress, "PATIENCE_S", 0.0)
+    opened(saved(tmp_path / "other"), tmp_path)
+    shown = capsys.readouterr().err
+    assert f"unpack: {len(EXPECTED)} images" in shown and f"inspect: 100%|##########| {len(EXPECTED)}/{len(EXPECTED)}" in shown
 
 
 def test_two_unpackings_at_once_leave_each_other_whole(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ MAY_IMPORT = {  # a folder → what of the package it may import, beside itself
     "method": set(),
     "evaluation": {"method", "models", "errors", "shown"},
     "models": {"method", "artifacts", "config", "errors", "tables"},
-    "data": {"method", "tables", "artifacts", "errors", "shown"},
+    "data": {"method", "tables", "artifacts", "errors", "progress", "shown"},
     "report": {"evaluation", "method", "errors"},
 }
 STAGE_MAY = {

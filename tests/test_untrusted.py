@@ -195,6 +195,21 @@ def test_paths_in_a_sets_manifest_and_parquet_lead_nowhere(tmp_path):
     assert changed and all(name.startswith("storage/") or name == "a.parquet" for name in changed)
 
 
+def test_a_set_whose_parquet_is_not_ours_is_refused_in_one_line(tmp_path):
+    place = open_directory(str(tmp_path))
+    for table in (
+        pa.table({"image": [b"x"], "label": [0]}),
+        pa.table({"pixels": [1]}).replace_schema_metadata({"huggingface": "{}"}),
+    ):
+        sink = io.BytesIO()
+        pq.write_table(table, sink)
+        for parquet in (sink.getvalue(), sink.getvalue()[:40]):
+            place.write(PARQUET, parquet)
+            complete(place, {})
+            with pytest.raises(InputError, match=f"{PARQUET} is none that this project wrote"):
+                ims3_ray.load_distilled(str(tmp_path))
+
+
 def test_an_index_of_weights_leads_to_no_file_outside_its_folder(tmp_path):
     (tmp_path / "secret.safetensors").write_bytes(b"x")
     for part in ("../secret.safetensors", str(tmp_path / "secret.safetensors")):

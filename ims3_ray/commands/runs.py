@@ -14,7 +14,6 @@ Every answer is one JSON document with --json; --gc --json deletes nothing unles
 import argparse
 import json
 import math
-import os
 import re
 import sys
 from typing import Any
@@ -56,7 +55,6 @@ def run(arguments: argparse.Namespace) -> None:
     storage = open_directory(load_config("digits", overrides).storage)
     if storage.is_local and not storage.exists("format.json"):
         raise InputError(f"storage: {storage.uri} holds no runs; name another storage=DIR")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # a person waits; the default takes minutes
     if mode == "gc":
         from .runs_gc import collect  # heavy: the pipeline's stages
 

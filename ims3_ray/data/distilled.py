@@ -172,7 +172,7 @@ class DistilledSet(Dataset):
     def __init__(self, directory: Directory, transform: Callable[[Image.Image], Any] | None = None):
         with pa.BufferReader(directory.read(PARQUET)) as source:
             table = pq.read_table(source)
-        info = json.loads(table.schema.metadata[b"huggingface"])["info"]
+        info = json.loads((table.schema.metadata or {})[b"huggingface"])["info"]
         self.classes: list[str] = info["features"]["label"]["names"]
         self.targets: list[int] = table["label"].to_pylist()
         self.transform = transform
@@ -191,4 +191,7 @@ def load_distilled(location: str, transform: Callable[[Image.Image], Any] | None
     directory = open_directory(location)
     if read_manifest(directory) is None or not directory.exists(PARQUET):
         raise InputError(f"{location}: holds no complete distilled set ({MANIFEST} and {PARQUET}); finish its run first")
-    return DistilledSet(directory, transform)
+    try:
+        return DistilledSet(directory, transform)
+    except (pa.ArrowException, ValueError, LookupError, TypeError) as error:
+        raise InputError(f"{location}: {PARQUET} is none that this project wrote ({error!r}); finish its run anew") from error

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 from pyarrow import fs
 
+from .. import progress
 from ..artifacts import Directory, fingerprint, open_directory
 from ..errors import InputError
 from ..method.keys import permutation
@@ -230,13 +231,18 @@ def _inspect(directory: Directory, listing: Listing, storage: Directory) -> dict
         return cache.read_json(name) if cache.exists(name) else None
 
     inspected: dict[str, dict[str, str]] = {}
-    with ThreadPoolExecutor(READERS) as pool:
+    shown = progress.bar("inspect", sum(map(len, listing.values())), "images", delay=progress.PATIENCE_S)
+    with shown, ThreadPoolExecutor(READERS) as pool:
         names = [key(group) for group in listing.values()]
         for name, group, known in zip(names, listing.values(), pool.map(last_look, names), strict=True):
             if known is None:
-                looks = pool.map(lambda path, group=group: _look(directory, path, group[path]), group)
-                known = dict(zip(group, looks, strict=True))
+                looks, known = pool.map(lambda path, group=group: _look(directory, path, group[path]), group), {}
+                for path, found in zip(group, looks, strict=True):
+                    known[path] = found
+                    shown.update()
                 cache.write(name, json.dumps(known).encode())
+            else:
+                shown.update(len(known))
             inspected |= known
     return inspected
 

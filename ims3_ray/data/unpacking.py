@@ -18,6 +18,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .. import progress
 from ..artifacts import Directory, fingerprint
 from ..errors import InputError
 from .distilled import is_folder_name
@@ -43,11 +44,12 @@ def unpack(
     key = fingerprint([LAYOUT, files, classes and sorted(classes), numbered and list(numbered)])
     unpacked = storage / "unpacked"
     if not unpacked.exists(f"{key}.complete"):
-        written = 0
-        with ThreadPoolExecutor(WRITERS) as pool:
+        shown = progress.bar("unpack", None, "images", delay=progress.PATIENCE_S)
+        with shown, ThreadPoolExecutor(WRITERS) as pool:
             for images in _images(rows, where, classes, numbered):
-                written += len(list(pool.map((unpacked / key).write, images, images.values())))
-        if not written:
+                for _ in pool.map((unpacked / key).write, images, images.values()):
+                    shown.update()
+        if not shown.n:
             raise InputError(f"{where} has no rows{' of the classes that data.classes names' if classes else ''}; give images")
         unpacked.write(f"{key}.complete", b"")
     return unpacked / key

@@ -206,6 +206,7 @@ def tracking_server(tmp_path_factory):
     server.stop()
 
 
+@pytest.mark.slow
 def test_four_trials_at_once_lose_and_double_no_run_on_a_tracking_server(
     ran, tracking_server, cluster_environment, tiny_model, tiny_images
 ):
