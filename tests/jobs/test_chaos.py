@@ -71,7 +71,7 @@ def undisturbed(finished_run):
 
 def test_one_of_each_kind_killed_in_one_run_changes_nothing(undisturbed, nodes, words, tmp_path):
     planned = [faults(kind, 3, SEED + 1, LONGEST_S[kind])[2] for kind in KINDS]
-    outcome = run_under_fire(words, nodes, planned)
+    outcome = run_under_fire([*words, "evaluate.seeds=8"], nodes, planned)  # enough to evaluate for a kill to come in time
     assert outcome.code == 0, outcome
     assert results(tmp_path / "runs") == undisturbed
     assert len(outcome.killed) == len(planned), outcome
