@@ -82,8 +82,9 @@ def test_checkpoints_serve_until_their_adapter_is_complete(storage):
 
 def test_caches_records_and_strangers_stay(storage):
     ours = [f"index/{A}.json", f"index/.{A}.json.0f.tmp", "digits/train/0/1.png", "digits/train.complete",
-            f"unpacked/{A}/a/row-0", f"embedded/{B}/part", f"pretrain/vae/{A}/values", f"checkpoints/pretrain-vae-{A}/x",
-            "sweeps/k/state", "mlflow.db", "mlartifacts/1/x", "ablations/k/ablation.md"]  # fmt: skip
+            f"unpacked/{A}/a/row-0", f"unpacked/.{A}.complete.0f.tmp", f"embedded/{B}/part", f"pretrain/vae/{A}/values",
+            f"checkpoints/pretrain-vae-{A}/x", "sweeps/k/state", "mlflow.db", "mlartifacts/1/x",
+            "ablations/k/ablation.md"]  # fmt: skip
     strange = ["notes.txt", "photos/1.png", "latents/mine/1.png", f"latents/{C}", f"candidates/{A}x/1", "index/mine.json",
                "checkpoints/mine/1", f"old/latents/{A}/1"]  # fmt: skip
     for name in (*ours, *strange):
