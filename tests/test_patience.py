@@ -22,13 +22,14 @@ SLOW_DOWN = "When listing: AWS Error SLOW_DOWN during ListObjectsV2 operation: P
 class Failing(fs.FSSpecHandler):
     """A filesystem in memory, whose operations raise `error` while `left` is above 0."""
 
-    error, left, calls = OSError(SLOW_DOWN), 0, 0
+    error, left, calls, lock = OSError(SLOW_DOWN), 0, 0, threading.Lock()
 
     def _trouble(self):
-        self.calls += 1
-        if self.left > 0:
-            self.left -= 1
-            raise type(self.error)(*self.error.args)
+        with self.lock:  # threads count together
+            self.calls += 1
+            if self.left > 0:
+                self.left -= 1
+                raise type(self.error)(*self.error.args)
 
     def get_file_info(self, paths):
         self._trouble()
@@ -150,7 +151,7 @@ def test_threads_tell_it_once(bucket, failing, clock, capsys, monkeypatch):
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(capsys.readouterr().err.splitlines()) == 1 and failing.left <= 0
+    assert len(capsys.readouterr().err.splitlines()) == 1 and failing.left == 0
 
 
 def test_what_ray_wraps_is_seen_through(clock):

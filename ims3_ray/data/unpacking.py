@@ -44,12 +44,13 @@ def unpack(
     key = fingerprint([LAYOUT, files, classes and sorted(classes), numbered and list(numbered)])
     unpacked = storage / "unpacked"
     if not unpacked.exists(f"{key}.complete"):
-        shown = progress.bar("unpack", None, "images", delay=progress.PATIENCE_S)
+        written, shown = 0, progress.bar("unpack", None, "images", delay=progress.PATIENCE_S)
         with shown, ThreadPoolExecutor(WRITERS) as pool:
             for images in _images(rows, where, classes, numbered):
                 for _ in pool.map((unpacked / key).write, images, images.values()):
                     shown.update()
-        if not shown.n:
+                written += len(images)
+        if not written:
             raise InputError(f"{where} has no rows{' of the classes that data.classes names' if classes else ''}; give images")
         unpacked.write(f"{key}.complete", b"")
     return unpacked / key
