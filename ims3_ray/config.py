@@ -15,14 +15,22 @@ DeviceKind = Literal["cpu", "cuda"]
 Precision = Literal["fp32", "bf16"]
 Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NetworkName = Literal["convnet3", "convnet6", "resnetap10", "resnet18"]
 SEEDS_A_RUN = 1000  # classifier seeds that belong to one seed of the run
-SETTINGS = SettingsConfigDict(frozen=True, extra="forbid", validate_default=True, env_prefix="IMS3_", env_nested_delimiter="__")
 
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class Settings(BaseSettings):
+    """All that a command is told; environment variables fill in what it leaves open."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", validate_default=True, env_prefix="IMS3_", env_nested_delimiter="__"
+    )
 
 
 class PerDevice(Section):
@@ -260,23 +268,19 @@ class Workers(Section):
     gpus_per_classifier: Annotated[float, Field(gt=0, le=1)] = 0.25  # small networks leave most of a GPU idle
 
 
-class Selecting(BaseSettings):
+class Selecting(Settings):
     """Selection alone, from anybody's candidates (jobs/select.py)."""
 
-    model_config = SETTINGS
-
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Seed = 0
     ipc: Count = 10  # images a class, where select.unit=image
     select: Select = Select()
     workers: Workers = Workers()
 
 
-class Evaluating(BaseSettings):
+class Evaluating(Settings):
     """Scoring anybody's image sets (jobs/evaluate.py); the number of images a class is read off each set."""
 
-    model_config = SETTINGS
-
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Seed = 0
     data: Data = Data()
     embed: Embed = Embed()
     evaluate: Evaluate = Evaluate()
@@ -284,13 +288,11 @@ class Evaluating(BaseSettings):
     storage: str = "./runs"  # of what is unpacked and embedded once
 
 
-class Config(BaseSettings):
+class Config(Settings):
     """A run: the recipe's sections, where it stores, and how many work on it."""
 
-    model_config = SETTINGS
-
     recipe: str = "digits"
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Seed = 0
     ipc: Count = 10
     data: Data = Data()
     model: Model = Model()

@@ -3,9 +3,9 @@
 from typing import Annotated
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
-from .config import Count, Data, Section, Share, Weight, Workers
+from .config import Count, Data, Section, Seed, Settings, Share, Weight, Workers
 
 
 class TrainVae(Section):
@@ -43,14 +43,12 @@ class TrainExtractor(Section):
     lr: Annotated[float, Field(gt=0)] = 1e-3
 
 
-class Pretrain(BaseSettings):
+class Pretrain(Settings):
     """A generator and an extractor of one's own, from class folders (jobs/pretrain.py)."""
 
-    model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", validate_default=True, env_prefix="IMS3_PRETRAIN_", env_nested_delimiter="__"
-    )
+    model_config = SettingsConfigDict(env_prefix="IMS3_PRETRAIN_")
 
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Seed = 0
     image_size: Annotated[int, Field(ge=16)] = 32
     data: Data = Data(train="package://digits/train", mirror=False)
     micro_batches: Count = 2

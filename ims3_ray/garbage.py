@@ -22,7 +22,8 @@ CHECKPOINTS = re.compile(rf"checkpoints/finetune-({HEX})")
 ARTIFACT = re.compile(rf"({'|'.join(NOUNS)})/{HEX}")
 CACHES = re.compile(
     rf"index/{HEX}\.json|digits/(train|validation|test)(\.complete)?|unpacked/{HEX}(\.complete)?|embedded/{HEX}"
-    rf"|(index|digits|unpacked)/\.[^/]+\.tmp|pretrain/(vae|transformer|extractor|judge)|checkpoints/pretrain-(vae|transformer|extractor|judge)-{HEX}"
+    rf"|(index|digits|unpacked)/\.[^/]+\.tmp"
+    rf"|pretrain/(vae|transformer|extractor|judge)|checkpoints/pretrain-(vae|transformer|extractor|judge)-{HEX}"
 )
 KEPT = re.compile(r"(runs|ablations|sweeps|mlartifacts)/.+|format\.json|writable|mlflow\.db.*")  # records, MLflow's, our own
 OTHERS = ("index", "digits", "unpacked", "embedded", "pretrain", "checkpoints", "runs", "ablations", "sweeps", "mlartifacts")

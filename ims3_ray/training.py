@@ -12,8 +12,8 @@ import ray.train
 import torch
 from ray.train import Checkpoint, CheckpointConfig, ControllerError, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE  # neither this has a public name
-from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError  # nor this, which ControllerError holds
+from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE  # of the driver, to the controller; has no public name
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError  # what ControllerError holds has none either
 
 from . import progress
 from .artifacts import Directory
