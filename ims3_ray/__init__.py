@@ -5,7 +5,7 @@ from typing import Any
 
 __all__ = ["distill", "load_distilled", "load_transformer"]
 
-_HOMES = {"distill": ".distillation", "load_distilled": ".data.distilled", "load_transformer": ".models.generator"}
+_HOMES = {"distill": ".jobs.distill.run", "load_distilled": ".data.distilled", "load_transformer": ".models.generator"}
 
 
 def __getattr__(name: str) -> Any:

@@ -14,19 +14,19 @@ import traceback
 from collections.abc import Callable
 
 from .errors import InputError, chain
-from .patience import is_full, no_space
-from .shown import one_line, redacted
+from .storage.patience import is_full, no_space
+from .text import one_line, redacted
 
 COMMANDS = {  # name → module of this package with `add_arguments(parser)` and `run(arguments)`
-    "ablate": "ims3_ray.commands.ablate",
-    "bench": "ims3_ray.commands.bench",
-    "convert": "ims3_ray.commands.convert",
-    "distill": "ims3_ray.commands.distill",
-    "evaluate": "ims3_ray.commands.evaluate",
-    "pretrain": "ims3_ray.commands.pretrain",
-    "runs": "ims3_ray.commands.runs",
-    "select": "ims3_ray.commands.select",
-    "sweep": "ims3_ray.commands.sweep",
+    "ablate": "ims3_ray.jobs.ablate.command",
+    "bench": "ims3_ray.jobs.bench.command",
+    "convert": "ims3_ray.jobs.convert",
+    "distill": "ims3_ray.jobs.distill.command",
+    "evaluate": "ims3_ray.jobs.evaluate.command",
+    "pretrain": "ims3_ray.jobs.pretrain.command",
+    "runs": "ims3_ray.jobs.runs.command",
+    "select": "ims3_ray.jobs.select",
+    "sweep": "ims3_ray.jobs.sweep.command",
 }
 BAD_INPUT, FAILURE, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 STOPPED = "stopped; run the same command again to go on"

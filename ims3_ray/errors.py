@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from .shown import one_line, redacted
+from .text import one_line, redacted
 
 
 class InputError(ValueError):

@@ -8,34 +8,8 @@ METHOD = ("coresets", "coverage", "ddim", "keys", "losses", "rng", "schedule")
 CHECKED = ("data", "evaluation", "models", *(f"method.{name}" for name in METHOD))
 install_import_hook([f"ims3_ray.{name}" for name in CHECKED], "typecheck.checker")
 
-import numpy as np  # noqa: E402
 import pytest  # noqa: E402
-from PIL import Image  # noqa: E402
-
-ACTORS = 3
-OBJECT_STORE = 80 * 2**20  # bytes
-THREE = ("n02086240", "n02087394", "n02088364")  # of ImageWoof, labels 155, 159, 162
-OTHERS = ("n01440764", "n01443537")
-TINY = [  # the digits' path on three classes of 16-pixel images, in seconds
-    "data.validation=null",
-    "ipc=6",
-    "encode.images_per_class=8",
-    "encode.batch_size={cpu: 5, cuda: 5}",
-    "invert.points=3",
-    "invert.batch_size={cpu: 5, cuda: 5}",
-    "finetune.epochs=2",
-    "finetune.log_every=4",
-    "finetune.checkpoint_every=3",
-    "embed.batch_size={cpu: 7, cuda: 7}",
-    "sample.subgroups=3",
-    "sample.steps=3",
-    "sample.batch_size={cpu: 7, cuda: 7}",
-    "evaluate.protocol=smoke",
-    "evaluate.neighbours=3",
-    "evaluate.seeds=2",
-    "workers.actors=2",
-    "workers.shards=2",
-]
+from tiny import ACTORS, OBJECT_STORE, OTHERS, THREE, tiny_words, write_images  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +21,7 @@ def ray_cluster():
 
     import ray
 
-    from ims3_ray import cluster
+    from ims3_ray.cluster import machine as cluster
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # submitted jobs run the head's python
@@ -95,7 +69,7 @@ def tiny_model(tmp_path_factory):
     from ims3_ray.method.rng import generator
     from ims3_ray.models import classifiers
     from ims3_ray.models.dit import DiT, DiTConfig
-    from ims3_ray.models.features import save_extractor
+    from ims3_ray.models.extractor import save_extractor
     from ims3_ray.models.generator import save_pipeline
 
     folder = tmp_path_factory.mktemp("models") / "tiny"
@@ -115,18 +89,6 @@ def tiny_model(tmp_path_factory):
     save_pipeline(dit, vae, folder, id2label=["blue", "green", "red"])
     network = classifiers.build("convnet3", 3, 16, generator("tiny-extractor"), width=8)
     save_extractor(network, folder / "extractor", mean=(0.5,) * 3, deviation=(0.5,) * 3)
-    return folder
-
-
-def write_images(folder, per_class, seed, classes=("blue", "green", "red")):
-    """Class folders of coloured noise, 20 pixels a side: each class has a tint of its own."""
-    draws = np.random.default_rng(seed)
-    for place, name in enumerate(classes):
-        (folder / name).mkdir(parents=True)
-        for index in range(per_class):
-            pixels = draws.integers(0, 128, (20, 20, 3))
-            pixels[..., place % 3] += 100
-            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{index:03d}.png")
     return folder
 
 
@@ -150,15 +112,6 @@ def imagenet_tree(tmp_path):
     return tmp_path
 
 
-def tiny_words(model, images, storage):
-    """The command-line overrides of a tiny run."""
-    places = {
-        "data.train": images / "train", "data.test": images / "test", "model.path": model, "embed.extractor": model,
-        "storage": storage,
-    }  # fmt: skip
-    return [*TINY, *(f"{field}={place}" for field, place in places.items())]
-
-
 @pytest.fixture
 def tiny_overrides(tiny_model, tiny_images, tmp_path):
     """The words of a tiny run with a storage of its own."""
@@ -168,8 +121,8 @@ def tiny_overrides(tiny_model, tiny_images, tmp_path):
 @pytest.fixture(scope="session")
 def finished_run(ray_cluster, tiny_model, tiny_images, tmp_path_factory):
     """The words, and what came out, of an undisturbed tiny run: one actor a pool, two shards, one Train worker."""
-    from ims3_ray import distillation
-    from ims3_ray.overrides import load_config, parse_overrides
+    from ims3_ray.config.load import load_config, parse_overrides
+    from ims3_ray.jobs.distill import run as distillation
 
     words = tiny_words(tiny_model, tiny_images, tmp_path_factory.mktemp("finished") / "runs")
     config = load_config("digits", parse_overrides([*words, "workers={actors: 1, shards: 2, train_workers: 1}"]))

@@ -5,20 +5,24 @@ from pathlib import Path
 
 import pytest
 import ray
-from conftest import tiny_words
+from tiny import tiny_words
 
-from ims3_ray import cli, cluster, distillation, preparation, records
-from ims3_ray.artifacts import open_directory, open_storage
-from ims3_ray.config import Workers
-from ims3_ray.data.feature_tables import REAL_KEYS, open_features
+from ims3_ray import cli
+from ims3_ray.cluster import machine as cluster
+from ims3_ray.config.load import load_config, parse_overrides
+from ims3_ray.config.sections import Workers
 from ims3_ray.data.images import open_images
 from ims3_ray.data.labelled import open_labelled
 from ims3_ray.errors import InputError
+from ims3_ray.jobs.distill import run as distillation
 from ims3_ray.models.tuned import inspect_adapter
-from ims3_ray.overrides import load_config, parse_overrides
-from ims3_ray.pipeline import plan
-from ims3_ray.shown import SECRETS, redacted, without_credentials
-from ims3_ray.tracking import Tracker
+from ims3_ray.pipeline import prepare as preparation
+from ims3_ray.pipeline.steps import plan
+from ims3_ray.runs import records
+from ims3_ray.runs.tracking import Tracker
+from ims3_ray.stages.select.features import REAL_KEYS, open_features
+from ims3_ray.storage.artifacts import open_directory, open_storage
+from ims3_ray.text import SECRETS, redacted, without_credentials
 
 SECRET = "hunter2/Zx+9q"
 USERS = (f"AKIAKEY:{SECRET}", "AKIAKEY:hunter2%2FZx", "AKIAKEY", ":hunter2", "user@mail:hunter2")

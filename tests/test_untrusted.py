@@ -12,25 +12,25 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import write_images
 from PIL import Image
+from tiny import write_images
 from tiny_generator import small_dit, small_vae
 
 import ims3_ray
-from ims3_ray.artifacts import MANIFEST, complete, open_directory, open_storage
+from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.data.classes import class_map
 from ims3_ray.data.distilled import PARQUET, DistilledImage, card, to_parquet, write_class
-from ims3_ray.data.feature_tables import REAL_KEYS, open_features
 from ims3_ray.data.images import open_images
 from ims3_ray.data.labelled import open_labelled
 from ims3_ray.errors import InputError
-from ims3_ray.models.features import load_extractor, save_extractor
+from ims3_ray.models.extractor import load_extractor, save_extractor
 from ims3_ray.models.files import find_weights, read_tensors
 from ims3_ray.models.generator import load_transformer, save_pipeline
 from ims3_ray.models.tuned import check_adapter, inspect_adapter
 from ims3_ray.models.vae import read_vae
-from ims3_ray.overrides import load_config, parse_overrides
-from ims3_ray.shown import as_code, as_text
+from ims3_ray.stages.select.features import REAL_KEYS, open_features
+from ims3_ray.storage.artifacts import MANIFEST, complete, open_directory, open_storage
+from ims3_ray.text import as_code, as_text
 
 KNOWN = ("blue", "green", "red")
 MARKUP = (

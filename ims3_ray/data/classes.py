@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from ..errors import InputError
+from ims3_ray.errors import InputError
 
 NEW = "new"
 

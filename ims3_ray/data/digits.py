@@ -7,9 +7,9 @@ import io
 
 from PIL import Image
 
-from ..artifacts import Directory
-from ..errors import InputError
-from ..method.keys import permutation
+from ims3_ray.errors import InputError
+from ims3_ray.method.keys import permutation
+from ims3_ray.storage.artifacts import Directory
 
 SPLITS = {"train": (0, 350), "validation": (350, 400), "test": (400, 500)}
 PREFIX = "package://digits/"

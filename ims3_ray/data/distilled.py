@@ -20,11 +20,12 @@ import pyarrow.parquet as pq
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ..artifacts import MANIFEST, Directory, open_directory, read_manifest
-from ..errors import InputError
-from ..shown import UNPRINTABLE, as_code, as_text
-from ..tables import Columns
-from .decoding import decode
+from ims3_ray.errors import InputError
+from ims3_ray.storage.artifacts import MANIFEST, Directory, open_directory, read_manifest
+from ims3_ray.storage.tables import Columns
+from ims3_ray.text import UNPRINTABLE, as_code, as_text
+
+from .pixels import decode
 
 PARQUET = "data/train-00000-of-00001.parquet"
 Licences = Mapping[str, Mapping[str, Any] | None]  # of what → id, name, link; None where nothing is known

@@ -18,14 +18,15 @@ import numpy as np
 from PIL import Image
 from pyarrow import fs
 
-from .. import progress
-from ..artifacts import Directory, fingerprint, open_directory
-from ..errors import InputError
-from ..method.keys import permutation
-from ..shown import named
+from ims3_ray import progress
+from ims3_ray.errors import InputError
+from ims3_ray.method.keys import permutation
+from ims3_ray.storage.artifacts import Directory, fingerprint, open_directory
+from ims3_ray.text import named
+
 from . import digits
 from .classes import some
-from .decoding import decode, without_far_ends
+from .pixels import decode, without_far_ends
 from .sources import Rows, find_set
 from .unpacking import unpack
 

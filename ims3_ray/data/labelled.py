@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from ..artifacts import Directory
-from ..errors import InputError
+from ims3_ray.errors import InputError
+from ims3_ray.storage.artifacts import Directory
+
 from .classes import some
 from .images import ImageSet, open_images
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ..artifacts import Directory
-from ..tables import Columns
+from ims3_ray.storage.artifacts import Directory
+from ims3_ray.storage.tables import Columns
+
 from .images import READERS, ImageSet, decode, square
 
 

@@ -15,8 +15,9 @@ from typing import Any
 
 from pyarrow import fs
 
-from ..artifacts import MANIFEST, Directory
-from ..errors import InputError
+from ims3_ray.errors import InputError
+from ims3_ray.storage.artifacts import MANIFEST, Directory
+
 from .classes import some
 from .distilled import PARQUET, is_folder_name
 

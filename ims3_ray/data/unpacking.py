@@ -18,9 +18,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .. import progress
-from ..artifacts import Directory, fingerprint
-from ..errors import InputError
+from ims3_ray import progress
+from ims3_ray.errors import InputError
+from ims3_ray.storage.artifacts import Directory, fingerprint
+
 from .distilled import is_folder_name
 from .sources import Rows
 

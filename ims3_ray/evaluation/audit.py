@@ -19,9 +19,10 @@ from jaxtyping import Float, Int, UInt8
 from scipy import stats
 
 from ims3_ray.errors import InputError
-from ims3_ray.evaluation.class_order import audit_classes
 from ims3_ray.method.coverage import COPY_PERCENTILE, copies
-from ims3_ray.shown import named
+from ims3_ray.text import named
+
+from .class_order import audit_classes
 
 LEAST_IMAGES = 100  # of a class, for a percent of them to be more than one
 SHOWN = 20  # pairs of a document; the counts are of all

@@ -13,7 +13,7 @@ import torchvision.transforms.v2.functional as ops
 from jaxtyping import Float, Int, UInt8
 from torch import Generator, Tensor
 
-from ims3_ray.evaluation.protocols import Protocol
+from .protocols import Protocol
 
 CROP_ATTEMPTS = 10  # as torchvision: the first crop that fits inside the image, else the whole image
 LUMA = (0.299, 0.587, 0.114)

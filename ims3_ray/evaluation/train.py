@@ -17,12 +17,13 @@ from jaxtyping import Float, Int, UInt8
 from torch import Generator, Tensor
 
 from ims3_ray.errors import InputError
-from ims3_ray.evaluation.augment import augment, cutmix, normalise
-from ims3_ray.evaluation.forward import forward_in, numerics_for
-from ims3_ray.evaluation.protocols import Budget, Protocol
 from ims3_ray.method.keys import key_seed
 from ims3_ray.models.classifiers import build
 from ims3_ray.models.device import Numerics, keep_freed_memory
+
+from .augment import augment, cutmix, normalise
+from .forward import forward_in, numerics_for
+from .protocols import Budget, Protocol
 
 SCORING_BATCH = 128  # images a forward pass when scoring; changes no result, larger ones are slower on a CPU
 

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from .coverage import inside_balls
 from .keys import key_seed
-from .selection_images import coverage_changes
+from .s3.single_images import coverage_changes
 
 Features = Float[np.ndarray, "n d"]
 Rows = Int[np.ndarray, " count"]

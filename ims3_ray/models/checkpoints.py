@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from ims3_ray.errors import InputError
 from ims3_ray.method import difffit
-from ims3_ray.models.dit import DiT, DiTConfig, position_table
-from ims3_ray.models.files import check_shapes, find_weights, read_json, read_shapes, read_tensors, resolve_model
+
+from .dit import DiT, DiTConfig, position_table
+from .files import check_shapes, find_weights, read_json, read_shapes, read_tensors, resolve_model
 
 KNOWN_HEADS = {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1152, 28): 16}  # DiT-S, B, L, XL by (hidden size, depth)
 CLASS_TABLE = "y_embedder.embedding_table.weight"

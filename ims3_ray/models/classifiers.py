@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ims3_ray.config import NetworkName
+from ims3_ray.config.sections import NetworkName
 from ims3_ray.errors import InputError
 
 NETWORKS: tuple[str, ...] = get_args(NetworkName)

@@ -17,10 +17,11 @@ from torch import nn
 from ims3_ray.errors import InputError
 from ims3_ray.method import difffit
 from ims3_ray.method.schedule import BETA_END, BETA_START, NUM_TRAIN_TIMESTEPS
-from ims3_ray.models.checkpoints import CLASS_TABLE, export_transformer, inspect_transformer, load_transformer
-from ims3_ray.models.dit import DiT, DiTConfig
-from ims3_ray.models.files import find_weights, read_json, resolve_model
-from ims3_ray.models.vae import Vae, image_size, read_vae, vae_config, vae_folder
+
+from .checkpoints import CLASS_TABLE, export_transformer, inspect_transformer, load_transformer
+from .dit import DiT, DiTConfig
+from .files import find_weights, read_json, resolve_model
+from .vae import Vae, image_size, read_vae, vae_config, vae_folder
 
 __all__ = [
     "Generator",

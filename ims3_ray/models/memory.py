@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ..errors import InputError
+from ims3_ray.errors import InputError
 
 _AMOUNT = r"([\d.]+ [KMGT]iB)"
 

@@ -10,11 +10,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..artifacts import MANIFEST, Directory, open_directory, read_manifest
-from ..errors import InputError
-from ..method import difffit
-from ..method.ddim import Predict
-from ..method.rng import generator
+from ims3_ray.errors import InputError
+from ims3_ray.method import difffit
+from ims3_ray.method.ddim import Predict
+from ims3_ray.method.rng import generator
+from ims3_ray.storage.artifacts import MANIFEST, Directory, open_directory, read_manifest
+
 from .device import Numerics
 from .dit import DiT, DiTConfig
 from .files import check_shapes

@@ -13,8 +13,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ims3_ray.errors import InputError
-from ims3_ray.models.dit import DiTConfig
-from ims3_ray.models.files import find_weights, read_json, resolve_model, shortened
+
+from .dit import DiTConfig
+from .files import find_weights, read_json, resolve_model, shortened
 
 _PUBLISHED = re.compile(r"DiT-(?:S|B|L|XL)-[248]-(\d+)x\1\.pt")  # original files, named by the size of their images
 _DEFAULTS = {"latent_channels": 4, "in_channels": 3, "scaling_factor": 0.18215, "block_out_channels": (64,)}  # diffusers'

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from ..method.coverage import covered, neighbour_distances
+from ims3_ray.method.coverage import covered, neighbour_distances
 
 SHOWN = 3  # images a class: enough to see a kind of image that is missing
 

@@ -6,6 +6,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+HERE = Path(__file__).parent
+
 # What each metric of coverage says, in the order of the table. Others are listed after these, by name alone.
 METRICS = {
     "coverage": ("Coverage", "share of real images that have a synthetic one among their near neighbours"),
@@ -22,10 +24,10 @@ METRICS = {
 }
 
 
-def environment() -> Environment:
-    """Of the templates beside this file, with the functions below as filters."""
+def environment(folder: Path = HERE) -> Environment:
+    """Of the templates in `folder` and beside this file, with the functions below as filters."""
     made = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader([folder, HERE]),
         autoescape=True,  # names come from folders and files: text, never markup
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from .. import tables
-from ..artifacts import Directory
-from ..context import Context
-from ..data.reading import payloads
-from ..embedding import Embedder
-from ..fanout import Part, fan_out
+from ims3_ray.cluster.fan_out import Part, fan_out
+from ims3_ray.data.reading import payloads
+from ims3_ray.storage import tables
+from ims3_ray.storage.artifacts import Directory
+
+from .context import Context
+from .embedding import Embedder
 
 VERSION = 1
 

@@ -5,17 +5,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import tables
-from ..artifacts import Directory
-from ..config import Model
-from ..context import Context
-from ..data.images import check_bad
-from ..data.reading import BatchReader, payloads
-from ..fanout import Part, fan_out
-from ..models.batches import in_batches, to_images
-from ..models.device import Numerics, prepare_device
-from ..models.generator import load_vae
-from ..tables import Columns
+from ims3_ray.cluster.fan_out import Part, fan_out
+from ims3_ray.config.sections import Model
+from ims3_ray.data.images import check_bad
+from ims3_ray.data.reading import BatchReader, payloads
+from ims3_ray.models.batches import in_batches, to_images
+from ims3_ray.models.device import Numerics, prepare_device
+from ims3_ray.models.generator import load_vae
+from ims3_ray.storage import tables
+from ims3_ray.storage.artifacts import Directory
+from ims3_ray.storage.tables import Columns
+
+from .context import Context
 
 VERSION = 1
 

@@ -5,12 +5,13 @@ from typing import Any
 import numpy as np
 import ray
 
-from .. import tables
-from ..artifacts import Directory, read_rows
-from ..cluster import ANYWHERE
-from ..context import Context
-from ..data import distilled
-from ..data.distilled import DistilledImage
+from ims3_ray.cluster.machine import ANYWHERE
+from ims3_ray.data import distilled
+from ims3_ray.data.distilled import DistilledImage
+from ims3_ray.storage import tables
+from ims3_ray.storage.artifacts import Directory, read_rows
+
+from .context import Context
 
 VERSION = 2  # 2: the card states licences
 

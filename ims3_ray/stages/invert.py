@@ -6,16 +6,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from .. import tables
-from ..artifacts import Directory, part_names
-from ..context import Context
-from ..fanout import Part, fan_out
-from ..method.ddim import invert
-from ..method.schedule import alphas_bar, inversion_grid
-from ..models.batches import in_batches
-from ..models.device import prepare_device
-from ..models.tuned import TunedModel
-from ..tables import Columns
+from ims3_ray.cluster.fan_out import Part, fan_out
+from ims3_ray.method.ddim import invert
+from ims3_ray.method.schedule import alphas_bar, inversion_grid
+from ims3_ray.models.batches import in_batches
+from ims3_ray.models.device import prepare_device
+from ims3_ray.models.tuned import TunedModel
+from ims3_ray.storage import tables
+from ims3_ray.storage.artifacts import Directory, part_names
+from ims3_ray.storage.tables import Columns
+
+from .context import Context
 
 VERSION = 1
 

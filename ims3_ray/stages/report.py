@@ -5,16 +5,17 @@ from typing import Any
 
 import numpy as np
 
-from .. import tables
-from ..artifacts import Directory, read_manifest, read_rows
-from ..context import Context
-from ..data.distilled import DistilledSet, is_selected
-from ..data.images import decode, encode_png, square
-from ..environment import hardware, versions
-from ..report.images import PAGE_CLASSES
-from ..report.inputs import Uncovered, shown_classes
-from ..report.page import ReportData, contact_sheet, render
-from ..report.uncovered import missed
+from ims3_ray.cluster.environment import hardware, versions
+from ims3_ray.data.distilled import DistilledSet, is_selected
+from ims3_ray.data.images import decode, encode_png, square
+from ims3_ray.report.images import PAGE_CLASSES
+from ims3_ray.report.inputs import Uncovered, shown_classes
+from ims3_ray.report.page import ReportData, contact_sheet, render
+from ims3_ray.report.uncovered import missed
+from ims3_ray.storage import tables
+from ims3_ray.storage.artifacts import Directory, read_manifest, read_rows
+
+from .context import Context
 
 VERSION = 3
 REAL_SHOWN = 10  # real images of a class beside its distilled ones

@@ -4,16 +4,7 @@ import faiss
 import numpy as np
 import pytest
 
-from ims3_ray.method.coverage import (
-    class_coverage,
-    copies,
-    copy_rate,
-    covered,
-    kid,
-    neighbour_distances,
-    sparsest,
-    vendi,
-)
+from ims3_ray.method.coverage import class_coverage, copies, copy_rate, covered, kid, neighbour_distances, sparsest, vendi
 
 K = 3
 

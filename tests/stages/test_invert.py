@@ -3,13 +3,13 @@
 import numpy as np
 import torch
 
-from ims3_ray import tables
-from ims3_ray.artifacts import open_directory
 from ims3_ray.method.ddim import invert
 from ims3_ray.method.schedule import alphas_bar, inversion_grid
 from ims3_ray.models.device import Numerics
 from ims3_ray.models.tuned import TunedModel
 from ims3_ray.stages.invert import Inverter
+from ims3_ray.storage import tables
+from ims3_ray.storage.artifacts import open_directory
 
 
 def test_images_and_their_mirror_images_get_the_inversions_of_their_own_latents(tiny_model, tmp_path):

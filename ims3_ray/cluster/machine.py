@@ -1,0 +1,167 @@
+"""The Ray cluster or machine that works on a run, and how many actors fit it."""
+
+import logging
+import os
+from dataclasses import dataclass
+
+import ray
+from ray.util import placement_group, remove_placement_group
+
+from ims3_ray.config.sections import DeviceKind, Workers
+from ims3_ray.errors import InputError
+
+CPUS_PER_ACTOR = 0.8  # a pool that takes every whole CPU can hang after a node is lost (ray#44687)
+MEMORY_PER_ACTOR = 1.2e9  # bytes: a worker process with torch and a small model
+MIN_SHARDS = 2
+ANYWHERE = {"scheduling_strategy": "DEFAULT"}  # of a task: else those of Tune's trials may only use what the trial reserved
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the cluster offers, and the sizes that follow from it unless `Workers` gives them."""
+
+    device: DeviceKind
+    cpus: int
+    gpus: int
+    memory: float  # bytes
+    workers: Workers
+
+    @property
+    def actors(self) -> int:
+        """Actors in a pool of models: one a GPU, or one a CPU core as far as memory goes."""
+        if self.workers.actors:
+            return self.workers.actors
+        if self.device == "cuda":
+            return self.gpus
+        return max(1, min(self.cpus, int(self.memory / MEMORY_PER_ACTOR)))
+
+    @property
+    def min_actors(self) -> int:
+        """What a pool starts work with, while the cluster grows towards `actors` or has lost nodes."""
+        return min(self.workers.min_actors, self.actors)
+
+    @property
+    def shards(self) -> int:
+        return self.workers.shards or max(MIN_SHARDS, self.cpus)
+
+    @property
+    def trials(self) -> int:
+        """Trials of a sweep at once: as many as train a classifier at once, so that one may select while another trains."""
+        if self.workers.trials:
+            return self.workers.trials
+        return max(1, int(self.gpus / self.workers.gpus_per_classifier) if self.device == "cuda" else self.cpus)
+
+    def train_workers(self, micro_batches: int) -> int:
+        """Train workers: the given number, or the largest divisor of `micro_batches` that the devices allow."""
+        devices = self.gpus if self.device == "cuda" else self.cpus
+        for name in ("train_workers", "min_train_workers"):
+            if (getattr(self.workers, name) or 1) > micro_batches:
+                raise InputError(
+                    f"workers.{name}: {getattr(self.workers, name)} are more than the {micro_batches} parts of a batch "
+                    "(finetune.micro_batches); lower it"
+                )
+        if self.workers.train_workers:
+            return self.workers.train_workers
+        return max(n for n in range(1, max(1, devices) + 1) if micro_batches % n == 0)
+
+    def elastic_train_workers(self, micro_batches: int) -> int | tuple[int, int]:
+        """As ScalingConfig takes it: the number, or the least and the most where workers.min_train_workers is given."""
+        most, least = self.train_workers(micro_batches), self.workers.min_train_workers
+        return most if least is None or least >= most else (least, most)
+
+    @property
+    def actor_resources(self) -> dict[str, float]:
+        """What each actor reserves, as Ray's options."""
+        if self.device == "cuda":
+            return {"num_gpus": 1, "num_cpus": CPUS_PER_ACTOR}
+        return {"num_cpus": CPUS_PER_ACTOR}
+
+
+def connect() -> None:
+    """Join the cluster of RAY_ADDRESS, or start one on this machine; nothing where a driver is connected already."""
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # `uv run` would start every worker anew (ray#50961)
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # every report waits for the next look, 2 s apart
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # where many tasks fail alike, the first one's error is told
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    logging.getLogger("ray").setLevel(logging.ERROR)  # before init, which warns of the token that it makes
+    options = {} if has_address() else {"address": "local", "dashboard_host": "127.0.0.1"}
+    # Nothing that workers print reaches the driver: their errors travel as exceptions, their figures as metrics.
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    except ConnectionError as error:
+        raise InputError(
+            f"RAY_ADDRESS: {os.environ.get('RAY_ADDRESS')} can't be joined; is the cluster up, and, where its ports are "
+            "guarded by a token, is RAY_AUTH_MODE=token exported here too?"
+        ) from error
+
+
+def machine(workers: Workers, *, wait: bool = True) -> Machine:
+    """The machine as `workers` wants it used, once the cluster has the GPUs that it names.
+
+    Raises InputError for a GPU that Ray does not see. Without `wait`, GPUs to come are counted as there.
+    """
+    if ray.is_initialized() and workers.gpus and wait:
+        wait_for_gpus(workers.gpus, workers.wait_s)
+    if ray.is_initialized():
+        total = ray.cluster_resources()
+        cpus, gpus, memory = int(total.get("CPU", 1)), int(total.get("GPU", 0)), total.get("memory", 4e9)
+    else:  # before anything is started, as for --dry-run
+        import torch
+
+        cpus, gpus = os.cpu_count() or 1, torch.cuda.device_count()
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 0.7
+    gpus = gpus if wait else max(gpus, workers.gpus or 0)
+    if workers.device == "cuda" and not gpus:
+        raise InputError("workers.device: cuda asked for, but Ray sees no GPU; use workers.device=cpu or a node with one")
+    device = ("cuda" if gpus else "cpu") if workers.device == "auto" else workers.device
+    return Machine(device, max(1, cpus), gpus, memory, workers)
+
+
+def wait_for_gpus(number: int, wait_s: float) -> None:
+    """Return once the cluster has `number` GPUs. They are asked for, which makes an autoscaling cluster grow.
+
+    A run sizes its actors to the devices that it sees when it starts, and a cluster at rest shows none. InputError where they
+    are not there after `wait_s` seconds.
+    """
+    if ray.cluster_resources().get("GPU", 0) >= number:
+        return
+    group = placement_group([{"GPU": 1}] * number)
+    try:
+        ray.get(group.ready(), timeout=wait_s)
+    except ray.exceptions.GetTimeoutError as error:
+        raise InputError(
+            f"workers.gpus: the cluster has {ray.cluster_resources().get('GPU', 0):g} of {number} free after {wait_s:g} s; ask "
+            "for fewer, raise the cluster's maximum of workers, or wait longer with workers.wait_s"
+        ) from error
+    finally:
+        remove_placement_group(group)
+
+
+def has_address() -> bool:
+    """Whether RAY_ADDRESS names a cluster to join."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
+def gpu_is_possible() -> bool:
+    """Whether this machine has a GPU, or a cluster is named that may."""
+    import torch  # seconds to import
+
+    return has_address() or torch.cuda.is_available()
+
+
+def refuse_impossible(workers: Workers) -> None:
+    """InputError, before anything is started, for a GPU asked for where there can be none."""
+    if workers.device == "cuda" and not gpu_is_possible():
+        raise InputError("workers.device: cuda asked for, but this machine has no GPU and RAY_ADDRESS names no cluster")
+
+
+def inside_job() -> bool:
+    """Whether this driver was started by `ray job submit`, in a temporary working directory."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def num_nodes() -> int:
+    return sum(node["Alive"] for node in ray.nodes())

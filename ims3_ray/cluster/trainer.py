@@ -1,0 +1,207 @@
+"""The optimiser's steps that fine-tuning and pretraining share: plain torch, any number of workers the same bits.
+
+A global batch is cut into parts. Each worker computes the gradients of its parts, all parts' gradients are gathered and
+summed in the order of the parts on every worker: any number of workers up to that of the parts gives the same bits, and
+the number may change in mid-training, when a node is lost or joins. Steps, noise and batches are keyed by (seed, step,
+position), so a resumed run needs no generator state.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ims3_ray.storage.artifacts import Directory
+
+
+class Task(Protocol):
+    """What is trained: its parameters, its loss terms, and how they are weighted."""
+
+    parameters: dict[str, nn.Parameter]
+    weights: Mapping[str, float]  # of every term in the sum
+    ratios: Mapping[str, float]  # terms weighted so that their gradient has this share of the first term's norm
+
+    def losses(self, step: int, part: int) -> dict[str, Tensor]:
+        """Each term's share, by this part, of its mean over the global batch: unweighted scalars."""
+
+    def after_step(self, step: int, gather: Callable[[Tensor], Tensor]) -> None:
+        """Called when a step is done; `gather` joins the parts (first axis) of all workers in order."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold beside the parameters; tensors and plain data."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    def save(self, values: dict[str, Tensor], averages: dict[str, Tensor], out: Directory) -> None:
+        """Write the trained values and their moving averages."""
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """Numbers of a training: AdamW, learning rate constant or cosine to zero after a linear warm-up."""
+
+    steps: int
+    batch_size: int  # for images/s
+    micro_batches: int
+    lr: float
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+    decay: Literal["constant", "cosine"] = "constant"
+    ema_decay: float = 0.9999
+    log_every: int = 50
+    checkpoint_every: int = 500
+
+    def lr_at(self, step: int) -> float:
+        lr = self.lr * min(1.0, (step + 1) / (self.warmup_steps + 1))
+        if self.decay == "cosine":
+            lr *= 0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / self.steps, dtype=torch.float64)).item())
+        return lr
+
+
+def ema_decay_at(step: int, decay: float) -> float:
+    """min(decay, (1 + n) / (10 + n)): a young average forgets its start quickly, so short runs don't keep it."""
+    return min(decay, (1 + step) / (10 + step))
+
+
+class Trainer:
+    """The state of a training on one worker; the same on all."""
+
+    def __init__(self, task: Task, optimisation: Optimisation, rank: int, world: int, device: torch.device):
+        self.task, self.optimisation, self.rank, self.device = task, optimisation, rank, device
+        shares = split_parts(optimisation.micro_batches, world)
+        self.counts, self.parts = [len(share) for share in shares], shares[rank]
+        self.names, self.parameters = list(task.parameters), list(task.parameters.values())
+        self.ema = _flat(self.parameters).detach().clone()
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=optimisation.lr, weight_decay=optimisation.weight_decay)
+        self.step, self.history, self._since = 0, [], time.perf_counter()
+        self._steps_since = 0
+
+    def advance(self) -> dict[str, float]:
+        """One optimiser step; gives metrics where this is a log step."""
+        log = (self.step + 1) % self.optimisation.log_every == 0 or self.step + 1 == self.optimisation.steps
+        separate = log or bool(self.task.ratios)
+        gradients, terms = self._gradients(separate)
+        norms = gradients.norm(dim=1)
+        weights = self._weights(norms) if separate else torch.ones(1, device=self.device)
+        _assign(self.parameters, (weights[:, None] * gradients).sum(0))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.optimisation.lr_at(self.step)
+        self.optimizer.step()
+        self.ema.lerp_(_flat(self.parameters).detach(), 1 - ema_decay_at(self.step, self.optimisation.ema_decay))
+        self.task.after_step(self.step, lambda parts: gather(parts, self.counts))
+        self.step += 1
+        self._steps_since += 1
+        return self._log(terms, norms, weights) if log else {}
+
+    def _gradients(self, separate: bool) -> tuple[Tensor, Tensor]:
+        """Gradients (terms, P) of the whole batch, parts summed in order, one row a term or one row for the sum; terms."""
+        rows, values = [], []
+        for part in self.parts:
+            losses = self.task.losses(self.step, part)
+            assert list(losses) == list(self.task.weights), f"terms {list(losses)}, weights {list(self.task.weights)}"
+            values.append(torch.stack([loss.detach() for loss in losses.values()]))
+            if separate:
+                targets = list(losses.values())
+            else:
+                targets = [sum(self.task.weights[name] * loss for name, loss in losses.items())]
+            rows.append(torch.stack([self._gradient(t, keep=i + 1 < len(targets)) for i, t in enumerate(targets)]))
+        return sum_in_order(torch.stack(rows), self.counts), sum_in_order(torch.stack(values), self.counts)
+
+    def _gradient(self, target: Tensor, keep: bool) -> Tensor:
+        if not target.requires_grad:  # a term that no image of this part has
+            return torch.zeros_like(self.ema)
+        gradients = torch.autograd.grad(target, self.parameters, retain_graph=keep, allow_unused=True)
+        return _flat([torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, gradients, strict=True)])
+
+    def _weights(self, norms: Tensor) -> Tensor:
+        weights = []
+        for name, norm in zip(self.task.weights, norms, strict=True):
+            if name in self.task.ratios:
+                weights.append(torch.where(norm > 0, self.task.ratios[name] * norms[0] / norm.clamp_min(1e-30), 0 * norm))
+            else:
+                weights.append(norms.new_tensor(self.task.weights[name]))
+        return torch.stack(weights)
+
+    def _log(self, terms: Tensor, norms: Tensor, weights: Tensor) -> dict[str, float]:
+        seconds, self._since = time.perf_counter() - self._since, time.perf_counter()
+        metrics = dict(zip(self.task.weights, terms.tolist(), strict=True))
+        first = norms[0].item()
+        for name, norm, weight in zip(list(self.task.weights)[1:], norms.tolist()[1:], weights.tolist()[1:], strict=True):
+            metrics[f"grad_ratio/{name}"] = weight * norm / first if first else 0.0
+            metrics[f"weight/{name}"] = weight
+        metrics["images_per_s"] = self._steps_since * self.optimisation.batch_size / seconds
+        self._steps_since = 0
+        self.history.append({"step": self.step, **metrics})
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "values": self.values(),
+            "ema": self.ema,
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "history": self.history,
+            "optimisation": asdict(self.optimisation),
+            "task": self.task.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert state["optimisation"] == asdict(self.optimisation), "a checkpoint of another configuration"
+        with torch.no_grad():
+            for name, parameter in zip(self.names, self.parameters, strict=True):
+                parameter.copy_(state["values"][name])
+        self.ema.copy_(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.history = state["step"], state["history"]
+        self.task.load_state_dict(state["task"])
+
+    def values(self) -> dict[str, Tensor]:
+        return {name: p.detach().clone() for name, p in zip(self.names, self.parameters, strict=True)}
+
+    def averages(self) -> dict[str, Tensor]:
+        sizes = [p.numel() for p in self.parameters]
+        parts = self.ema.split(sizes)
+        return {n: v.view_as(p).clone() for n, v, p in zip(self.names, parts, self.parameters, strict=True)}
+
+
+def split_parts(micro_batches: int, world: int) -> list[range]:
+    """Contiguous parts of every worker, as even as they can be; ValueError for more workers than parts."""
+    if world > micro_batches:
+        raise ValueError(f"{world} workers are more than the {micro_batches} parts of a batch")
+    ends = [micro_batches * k // world for k in range(world + 1)]
+    return [range(start, stop) for start, stop in pairwise(ends)]
+
+
+def sum_in_order(local: Tensor, counts: list[int]) -> Tensor:
+    """Sum over parts (first axis) of all workers, in the order of the parts."""
+    first, *others = gather(local, counts)
+    total = first.clone()
+    for part in others:
+        total += part
+    return total
+
+
+def gather(local: Tensor, counts: list[int]) -> Tensor:
+    """The parts (first axis) of all workers in order, on every worker; `counts` says how many each has."""
+    if len(counts) == 1:
+        return local
+    filled = torch.cat([local, local.new_zeros(max(counts) - len(local), *local.shape[1:])]).contiguous()
+    gathered = [torch.empty_like(filled) for _ in counts]
+    dist.all_gather(gathered, filled)
+    return torch.cat([parts[:count] for parts, count in zip(gathered, counts, strict=True)])
+
+
+def _flat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([t.reshape(-1) for t in tensors])
+
+
+def _assign(parameters: list[nn.Parameter], gradient: Tensor) -> None:
+    offset = 0
+    for parameter in parameters:
+        parameter.grad = gradient[offset : offset + parameter.numel()].view_as(parameter)
+        offset += parameter.numel()

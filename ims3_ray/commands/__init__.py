@@ -1,1 +1,0 @@
-"""What each job does: parse, connect, one call, print."""

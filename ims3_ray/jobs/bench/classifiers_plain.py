@@ -1,0 +1,127 @@
+"""An evaluation classifier trained the plain way: class folders, PIL and torchvision transforms, a DataLoader's workers.
+
+The protocol is the same: network, optimiser, schedule, batches, augmentations in their published order, looks at the
+scored images. The network has torch's own modules throughout. Nothing of `evaluation.augment` is used.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+from ims3_ray.evaluation.augment import COLOUR_DEVIATIONS, COLOUR_DIRECTIONS
+from ims3_ray.evaluation.protocols import Protocol
+from ims3_ray.evaluation.train import batch_rows, plan, rate
+from ims3_ray.method.rng import generator
+from ims3_ray.models import classifiers
+
+SCORED_AT_ONCE = 128
+
+
+class Lighting:
+    """One colour added to a whole image, normal along ImageNet's principal colours (Krizhevsky et al. 2012)."""
+
+    def __init__(self, deviation: float):
+        self.deviation = deviation
+
+    def __call__(self, image: Tensor) -> Tensor:
+        alpha = torch.randn(3) * self.deviation * torch.tensor(COLOUR_DEVIATIONS)
+        return image + (torch.tensor(COLOUR_DIRECTIONS) @ alpha).view(3, 1, 1)
+
+
+def training_view(protocol: Protocol) -> transforms.Compose:
+    """What a PIL image goes through to be trained on, as the published scripts have it."""
+    steps, size = protocol.augmentations, protocol.image_size
+    chain: list[Any] = [transforms.Resize(size), transforms.CenterCrop(size)]
+    if steps.crop_scale is not None:
+        chain.append(transforms.RandomResizedCrop(size, scale=steps.crop_scale))
+    if steps.flip:
+        chain.append(transforms.RandomHorizontalFlip(steps.flip))
+    if steps.randaugment_ops:
+        chain.append(transforms.RandAugment(steps.randaugment_ops, steps.randaugment_magnitude))
+    if steps.jitter:
+        chain.append(transforms.ColorJitter(steps.jitter, steps.jitter, steps.jitter))
+    chain.append(transforms.ToTensor())
+    if steps.lighting:
+        chain.append(Lighting(steps.lighting))
+    return transforms.Compose([*chain, transforms.Normalize(protocol.mean, protocol.deviation)])
+
+
+def scored_view(protocol: Protocol) -> transforms.Compose:
+    """What a PIL image goes through to be scored."""
+    size, normal = protocol.image_size, transforms.Normalize(protocol.mean, protocol.deviation)
+    return transforms.Compose([transforms.Resize(size), transforms.CenterCrop(size), transforms.ToTensor(), normal])
+
+
+def stock(model: nn.Module) -> nn.Module:
+    """The same network with torch's average pooling where this project has its own."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, classifiers.Halve):
+                setattr(parent, name, nn.AvgPool2d(2))
+    return model
+
+
+def mixed(images: Tensor, labels: Tensor, probability: float, draws: np.random.Generator) -> tuple[Tensor, Tensor, float]:
+    """CutMix as it is published (Yun et al. 2019): the batch, its partners' labels, the own share of the area."""
+    partners = torch.from_numpy(draws.permutation(len(images)))
+    if draws.random() >= probability:
+        return images, labels, 1.0
+    height, width = images.shape[2:]
+    cut = np.sqrt(1 - draws.beta(1, 1))
+    x, y, half_x, half_y = draws.integers(width), draws.integers(height), int(width * cut) // 2, int(height * cut) // 2
+    left, right = np.clip([x - half_x, x + half_x], 0, width)
+    top, bottom = np.clip([y - half_y, y + half_y], 0, height)
+    images[:, :, top:bottom, left:right] = images[partners, :, top:bottom, left:right]
+    return images, labels[partners], 1 - (right - left) * (bottom - top) / (height * width)
+
+
+def train_plainly(train: Path, scored: Path, protocol: Protocol, *, workers: int, seed: int, device: str) -> float:
+    """Accuracy on `scored` of the protocol's network, trained on `train`: folders of the same classes."""
+    torch.manual_seed(seed)  # the workers' seeds follow from it
+    trained_on = ImageFolder(train, training_view(protocol))
+    looked_at = ImageFolder(scored, scored_view(protocol))
+    num_classes, draws = len(trained_on.classes), np.random.default_rng(seed)
+    weights = generator("plain", seed)
+    model = stock(classifiers.build(protocol.network, num_classes, protocol.image_size, weights, width=protocol.width))
+    model.to(device)
+    budget = protocol.budget(max(1, round(len(trained_on) / num_classes)), num_classes)
+    optimiser = torch.optim.SGD(
+        model.parameters(),
+        budget.learning_rate,
+        protocol.momentum,
+        weight_decay=budget.weight_decay,
+        nesterov=protocol.nesterov,
+    )
+    steps, marks = plan(budget, len(trained_on), protocol.evaluations)
+    order = [rows.tolist() for rows in batch_rows(budget, len(trained_on), torch.Generator().manual_seed(seed))]
+    batches = DataLoader(trained_on, batch_sampler=order, num_workers=workers, pin_memory=device == "cuda")
+    tests = DataLoader(looked_at, SCORED_AT_ONCE, num_workers=workers, pin_memory=device == "cuda")
+    found = 0.0
+    for step, (images, labels) in enumerate(batches, start=1):
+        for group in optimiser.param_groups:
+            group["lr"] = budget.learning_rate * rate(protocol, budget, step - 1, steps)
+        images, labels = images.to(device), labels.to(device)
+        images, partners, own = mixed(images, labels, protocol.cutmix, draws)
+        logits = model(images)
+        loss = own * F.cross_entropy(logits, labels) + (1 - own) * F.cross_entropy(logits, partners)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        if step in marks:
+            found = plain_accuracy(model, tests, device)
+    return found
+
+
+@torch.no_grad()
+def plain_accuracy(model: nn.Module, batches: Iterable, device: str) -> float:
+    """Share of the images that the model labels right."""
+    right = [(model(images.to(device)).argmax(1) == labels.to(device)).cpu() for images, labels in batches]
+    return torch.cat(right).float().mean().item()

@@ -1,0 +1,142 @@
+"""Generators of real sizes with random weights, and the images, latents and inversions that a stage's bench works on.
+
+Speed does not depend on what the weights and images are, so nothing has to be downloaded to measure it.
+"""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ims3_ray.errors import InputError
+from ims3_ray.method.keys import key_seed
+from ims3_ray.method.rng import generator
+from ims3_ray.models.dit import DiT, DiTConfig
+from ims3_ray.models.generator import save_pipeline
+from ims3_ray.stages.context import Context
+from ims3_ray.storage import tables
+from ims3_ray.storage.artifacts import Directory
+from ims3_ray.storage.tables import Columns
+
+CLASSES = 10  # folders of images
+LARGER = 1.25  # an image's side over what the model takes, so that it must be scaled
+
+
+@dataclass(frozen=True)
+class Size:
+    """A DiT (patches of 2, learned variance), a VAE, and the extractor φ beside them."""
+
+    hidden_size: int
+    depth: int
+    heads: int
+    sample_size: int = 32  # latent height and width
+    num_classes: int = 1000
+    vae_channels: tuple[int, ...] = (128, 256, 512, 512)  # Stable Diffusion's, as DiT's
+    vae_layers: int = 2
+    vae_groups: int = 32
+    scaling_factor: float = 0.18215
+    extractor: str = "timm:resnet18?pretrained=false"
+
+    @property
+    def image_size(self) -> int:
+        return self.sample_size * 2 ** (len(self.vae_channels) - 1)
+
+
+SIZES = {  # Peebles and Xie 2023, table 1, at 256 pixels; and one for a test
+    "tiny": Size(32, 2, 2, 8, 10, (8, 8), 1, 4, extractor="package://digits"),
+    "S/2": Size(384, 12, 6),
+    "B/2": Size(768, 12, 12),
+    "L/2": Size(1024, 24, 16),
+    "XL/2": Size(1152, 28, 16),
+}
+
+
+def size_named(name: str) -> Size:
+    if name not in SIZES:
+        raise InputError(f"--size: {name!r} is none of {', '.join(SIZES)}")
+    return SIZES[name]
+
+
+def random_pipeline(size: Size, folder: Path) -> None:
+    """A pipeline folder of `size` with random weights, those drawn that training starts at zero; kept where it is there."""
+    if (folder / "model_index.json").is_file():
+        return
+    from diffusers import AutoencoderKL
+
+    config = DiTConfig(
+        sample_size=size.sample_size,
+        hidden_size=size.hidden_size,
+        depth=size.depth,
+        num_heads=size.heads,
+        num_classes=size.num_classes,
+        frequency_shift=1,  # as diffusers' folders are read
+        norm_eps=1e-5,
+    )
+    dit = DiT(config).initialize(generator("bench", "dit"), zero_outputs=False)
+    levels = len(size.vae_channels)
+    with torch.random.fork_rng(devices=[]):  # diffusers draws from the global generator
+        torch.manual_seed(key_seed("bench", "vae"))
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            block_out_channels=size.vae_channels,
+            layers_per_block=size.vae_layers,
+            norm_num_groups=size.vae_groups,
+            latent_channels=config.in_channels,
+            sample_size=size.image_size,
+            scaling_factor=size.scaling_factor,
+        )
+    save_pipeline(dit, vae, folder, id2label=[class_name(label) for label in range(size.num_classes)])
+
+
+def class_name(label: int) -> str:
+    return f"class-{label:04d}"
+
+
+def random_images(size: Size, folder: Path, per_class: int) -> None:
+    """Class folders of `per_class` JPEGs each: a smooth field of colours under noise, by seed; kept where they are there."""
+    side = round(size.image_size * LARGER)
+    for label in range(min(CLASSES, size.num_classes)):
+        (folder / class_name(label)).mkdir(parents=True, exist_ok=True)
+        for index in range(per_class):
+            path = folder / class_name(label) / f"{index:04d}.jpg"
+            if path.is_file():
+                continue
+            draws = np.random.default_rng(key_seed("bench", "image", label, index))
+            field = Image.fromarray(draws.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize(
+                (side, side), Image.Resampling.BICUBIC
+            )
+            pixels = np.clip(np.asarray(field) + draws.normal(0, 8, (side, side, 3)), 0, 255).astype(np.uint8)
+            sink = io.BytesIO()
+            Image.fromarray(pixels).save(sink, "JPEG", quality=90)
+            path.write_bytes(sink.getvalue())
+
+
+def random_latents(context: Context, work: Directory, parts: int, rows: int) -> tuple[Directory, Directory]:
+    """Latents and their inversions, normal ones, as the stages write them: `parts` files of `rows` rows each."""
+    mirror, classes = context.config.data.mirror, len(context.classes)
+    latents, inversions = work / "latents", work / "inversions"
+    latents.delete()  # of an earlier bench, which may have had more parts
+    inversions.delete()
+    for part in range(parts):
+        name = f"part-{part:05d}.parquet"
+        draws = np.random.default_rng(key_seed("bench", "latents", part))
+        ids = np.array([f"{part:05d}-{row:05d}" for row in range(rows)], dtype=object)
+        known = {"image_id": ids, "label": np.arange(rows, dtype=np.int64) % classes}
+        columns = known | _drawn(draws, rows, {"mean": context.info.latent_shape}, mirror)
+        spread = {name.replace("mean", "logvar"): np.full_like(v, -6) for name, v in columns.items() if name not in known}
+        points = (context.config.invert.points, *context.info.latent_shape)
+        trajectory = known | _drawn(draws, rows, {"inversion": points}, mirror)
+        latents.write(name, tables.to_parquet(columns | spread, tables.MIRRORED_LATENTS if mirror else tables.LATENTS))
+        inversions.write(name, tables.to_parquet(trajectory, tables.MIRRORED_INVERSIONS if mirror else tables.INVERSIONS))
+    return latents, inversions
+
+
+def _drawn(draws: np.random.Generator, rows: int, shapes: dict[str, tuple[int, ...]], mirror: bool) -> Columns:
+    """Normal float16 columns of `shapes`, and those of the mirror images."""
+    names: dict[str, Any] = shapes | ({f"mirror_{name}": shape for name, shape in shapes.items()} if mirror else {})
+    return {name: draws.standard_normal((rows, *shape), dtype=np.float32).astype(np.float16) for name, shape in names.items()}

@@ -1,0 +1,118 @@
+"""Distil a labelled image set into a few images a class.
+
+    python jobs/distill.py                                  the bundled digits
+    python jobs/distill.py --recipe imagewoof storage=s3://bucket/runs data.train=/data/imagenet/train \\
+        data.test=/data/imagenet/val
+    python jobs/distill.py ipc=5 sample.subgroups=20 select.alpha=0.5
+
+What is complete under the storage is found and not made again; --status, with the same words, says how far a run has come.
+"""
+
+import argparse
+import json
+from typing import Any
+
+import yaml
+
+from ims3_ray.cluster import machine as cluster
+from ims3_ray.config.load import load_config, parse_overrides
+from ims3_ray.config.sections import Config
+from ims3_ray.errors import InputError
+from ims3_ray.evaluation.table import evaluation_lines
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--recipe", default="digits", metavar="NAME|FILE", help="a named run, or a YAML file like those")
+    parser.add_argument("--dry-run", action="store_true", help="show the resolved recipe and what each stage would do")
+    parser.add_argument("--status", action="store_true", help="show how far this run has come, running or dead, and stop")
+    parser.add_argument("--json", action="store_true", help="with --status: as one JSON document")
+    parser.add_argument("overrides", nargs="*", metavar="field=value", help="such as ipc=5 or storage=DIR")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    config = load_config(arguments.recipe, parse_overrides(arguments.overrides))
+    cluster.refuse_impossible(config.workers)
+    if arguments.dry_run and arguments.status:
+        raise InputError("--dry-run, --status: are two answers; ask for one")
+    if arguments.dry_run:
+        _dry_run(config)
+        return
+    if arguments.status:
+        from .status import status
+
+        found = status(config)
+        print(json.dumps(found, indent=1) if arguments.json else "\n".join(status_lines(found)))
+        return
+    from .run import run as distil  # heavy, not needed to refuse bad input
+
+    made = distil(config)
+    print()
+    print("\n".join(summary_lines(config, made)))
+
+
+def summary_lines(config: Config, made: Any) -> list[str]:
+    """The short table at the end of a run, and where everything is."""
+    lines = []
+    if made.evaluation:
+        lines += evaluation_lines(made.evaluation)
+        lines.append("")
+    lines.append(f"  {'stage':<10}{'rows':>8} {'unit':<12}{'seconds':>9}{'rows/s':>10}")
+    for stage in made.stages:
+        found = "" if stage["ran"] else "  found complete"
+        lines.append(
+            f"  {stage['name']:<10}{stage['rows']:>8} {stage['unit']:<12}{stage['seconds']:>9.1f}{stage['rate']:>10.2f}{found}"
+        )
+    lines += [
+        "",
+        f"distilled set  {made.distilled}",
+        f"report         {made.report}",
+        f"query          python jobs/runs.py storage={config.storage} --where run={made.key}",
+    ]
+    return lines
+
+
+def status_lines(found: dict[str, Any]) -> list[str]:
+    """What --status prints."""
+    lines = [f"run {found['run']}: {found['state']}{_sign_of_life(found)}"]
+    for stage in found["stages"]:
+        done = stage["state"] == "complete"
+        more = f"{stage['rows']:>8} {stage['unit']:<12}{stage['seconds']:>9.1f} s" if done else ""
+        more = more or (f"{stage['parts']:>8} parts" if stage["state"] == "begun" else "")
+        lines.append(f"  {stage['name']:<10}{stage['state']:<10}{more:<34}  {stage['artifact']}")
+    if event := found["last_event"]:
+        details = ", ".join(f"{name} {value}" for name, value in event.items() if name not in ("time", "event", "notes"))
+        lines.append(f"last     {event['time']} {event['event']}{': ' if details else ''}{details}")
+    if found["state"] in ("dead", "failed", "stopped"):
+        lines.append("the same command, without --status, goes on with it")
+    return [*lines, f"log      {found['log']}"]
+
+
+def _sign_of_life(found: dict[str, Any]) -> str:
+    age = found["seconds_since_alive"]
+    return "" if age is None or found["state"] not in ("running", "dead") else f", last sign of life {age:.0f} s ago"
+
+
+def _dry_run(config: Config) -> None:
+    from ims3_ray.pipeline import prepare as preparation  # heavy, as above
+    from ims3_ray.pipeline.steps import plan
+
+    from .estimate import estimates
+
+    preparation.image_places(config)
+    preparation.check_storage(config)
+    if cluster.has_address():
+        cluster.connect()
+    context = preparation.prepare(config, cluster.machine(config.workers, wait=False))
+    steps = plan(context)
+    print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    print("\n".join(context.notes), end="\n" if context.notes else "")
+    machine, costs = context.machine, estimates(context, steps)
+    print(f"machine: {machine.device}, {machine.actors} actors, {machine.shards} shards")
+    print(f"  {'stage':<10}{'state':<12}{'rows':>8}{'about':>9}{'disk':>10}{'memory':>10}   artefact")
+    for step in steps:
+        cost = costs[step.stage.name]
+        state = "complete" if step.manifest else "would run"
+        cells = f"{cost.rows:>8}{cost.seconds:>7.0f} s{cost.disk / 1e6:>7.1f} MB{cost.memory / 1e9:>7.1f} GB"
+        print(f"  {step.stage.name:<10}{state:<12}{cells}   {step.stage.noun}/{step.fingerprint}")
+    missing = sum(costs[step.stage.name].seconds for step in steps if not step.manifest)
+    print(f"estimated time of what is missing: {missing:.0f} s")

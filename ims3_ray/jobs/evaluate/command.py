@@ -1,0 +1,72 @@
+"""Score any labelled image set as a distilled one is scored: classifiers over seeds, real images beside them, coverage, audit.
+
+    python jobs/evaluate.py --set SET data.train=TRAIN data.test=TEST evaluate.protocol=minimax \\
+        evaluate.networks=[resnetap10,resnet18] evaluate.seeds=3 --out evaluation.json
+    python jobs/evaluate.py --set ours=runs/distilled/… --set theirs=theirs.parquet data.train=… data.test=…
+
+SET is a folder or URI with one folder of images a class, a distilled set of this project, or a Hugging Face data set of one
+split: Parquet, or what save_to_disk wrote. Column image (struct {bytes, path} or binary), and label (integer, ClassLabel or
+string).
+"""
+
+import argparse
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ims3_ray.cluster import machine as cluster
+from ims3_ray.config.load import load_evaluating, parse_overrides
+from ims3_ray.errors import InputError
+from ims3_ray.evaluation.table import evaluation_lines
+from ims3_ray.storage.artifacts import open_directory
+
+NAMED = re.compile(r"([A-Za-z0-9_.-]+)=(.+)")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set", required=True, action="append", dest="sets", metavar="[NAME=]SET", help="what is scored; may be given again"
+    )
+    parser.add_argument(
+        "--out", default="evaluation.json", metavar="JSON", help="where the figures are written; replaced where it exists"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="field=value", help="such as data.train=DIR or evaluate.seeds=5")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    config = load_evaluating(parse_overrides(arguments.overrides))
+    locations = named_sets(arguments.sets)
+    cluster.refuse_impossible(config.workers)
+    folder, _, name = arguments.out.rpartition("/")
+    out = open_directory(folder or ("/" if arguments.out.startswith("/") else "."))
+    if not name or out.has_directory(name):
+        raise InputError(f"--out: {arguments.out} is a folder; name a file, such as evaluation.json")
+    from . import run as evaluating  # heavy: torch, faiss
+
+    prepared = evaluating.prepare(config, locations)
+    cluster.connect()
+    document = evaluating.score(prepared, cluster.machine(config.workers))
+    out.write_json(name, document)
+    print()
+    print("\n".join(table(document)))
+    print(f"\nevaluation     {arguments.out}")
+
+
+def named_sets(words: list[str]) -> dict[str, str]:
+    """{name: place} of the sets given; one without a name is called as its file or folder is."""
+    sets: dict[str, str] = {}
+    for word in words:
+        match = NAMED.fullmatch(word)
+        name, place = match.groups() if match else (word.rstrip("/").rsplit("/", 1)[-1].removesuffix(".parquet"), word)
+        if not place or not name:
+            raise InputError(f"--set: {word!r} names no set; write --set PLACE or --set NAME=PLACE")
+        if name in sets:
+            raise InputError(f"--set: two sets are called {name!r}; write --set NAME=PLACE to tell them apart")
+        sets[name] = place
+    return sets
+
+
+def table(document: Mapping[str, Any]) -> list[str]:
+    """Accuracies by network and set, coverage, and what the audit found."""
+    warnings = [f"warning: {line}" for line in document["audit"]["warnings"]]
+    return [*evaluation_lines(document), "", *(warnings or ["audit          no shared, doubly labelled or swapped images"])]

@@ -1,0 +1,67 @@
+"""A trial's record: one JSON file below the sweep, written when it begins and when it ends. All resuming goes by it.
+
+    <root>/sweeps/<recipe>-<key>/trials/<trial>.json
+
+It is one of those that say what a run needs of the storage (ims3_ray.runs.records).
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from ims3_ray.runs.records import FAILED, FINISHED, RUNNING, TIME
+from ims3_ray.storage.artifacts import Directory
+
+from .plan import trial_key
+
+STOPPED = "stopped"  # by the scheduler
+TRIALS = "trials"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is known of a trial. Metrics of a stopped one are those that were heard last."""
+
+    number: int
+    values: Mapping[str, Any]
+    state: str = RUNNING
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    figures: Mapping[str, float] = field(default_factory=dict)  # all that MLflow's run holds, by its names there
+    interval: float | None = None
+    history: Sequence[Sequence[float]] = ()  # (step, accuracy), the mean over classifier seeds
+    error: str | None = None
+    seconds: float | None = None
+    pool: str | None = None  # fingerprint of the candidates
+    upstream: Mapping[str, float] = field(default_factory=dict)  # artefact up to the candidates → seconds that it took
+    artifacts: Sequence[str] = ()  # noun/fingerprint
+    mlflow_run_id: str | None = None
+    owner: Sequence[str] = ()  # the driver's session and Tune's trial under which it last ran
+    key: str = ""  # the tag by which MLflow's run is found
+    written: str = ""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it needs not run again: a failed one does, its cause may have gone."""
+        return self.state in (FINISHED, STOPPED)
+
+    def write(self, folder: Directory, **changes: Any) -> "Trial":
+        """The same with `changes`, written."""
+        changed = replace(self, **changes, written=time.strftime(TIME, time.gmtime()))
+        (folder / TRIALS).write_json(f"{trial_key(self.values)}.json", asdict(changed))
+        return changed
+
+
+def read_trial(folder: Directory, values: Mapping[str, Any]) -> Trial | None:
+    name = f"{trial_key(values)}.json"
+    return Trial(**(folder / TRIALS).read_json(name)) if (folder / TRIALS).exists(name) else None
+
+
+def read_trials(folder: Directory) -> list[Trial]:
+    """Every trial, by number."""
+    trials = folder / TRIALS
+    found = [Trial(**trials.read_json(name)) for name in trials.files() if name.endswith(".json")]
+    return sorted(found, key=lambda trial: trial.number)
+
+
+__all__ = ["FAILED", "FINISHED", "RUNNING", "STOPPED", "Trial", "read_trial", "read_trials"]

@@ -1,0 +1,203 @@
+"""The frozen extractor φ: images to L2-normalised features, on which selection and coverage are measured.
+
+Two kinds: a timm model (`timm:resnet18`: its pooled features before the classifier, with its own size and
+normalisation), or a classifier of this project saved in a folder (`config.json` and `model.safetensors`), which may
+come with the package (`package://digits`). Whatever the kind, pixels in, unit vectors out.
+"""
+
+import difflib
+import json
+import logging
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float32, UInt8
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ims3_ray.errors import InputError
+
+from .batches import DECODER, in_batches, to_images
+from .classifiers import Classifier, NetworkName, build
+from .files import check_shapes, read_json, read_tensors, resolve_model
+
+TIMM_SCHEME = "timm:"
+CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
+SUBFOLDER = "extractor"  # of a model folder that also holds a generator
+Colour = tuple[float, float, float]
+
+
+class ExtractorConfig(BaseModel):
+    """What `config.json` holds: how to build the classifier, and what its input must be normalised with."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["ims3_ray.classifier"] = "ims3_ray.classifier"
+    format_version: Literal[1] = 1
+    network: NetworkName
+    width: Annotated[int, Field(ge=1)]
+    num_classes: Annotated[int, Field(ge=2)]
+    image_size: Annotated[int, Field(ge=8)]
+    mean: Colour
+    """Of pixels in [0, 1], as `deviation`."""
+    deviation: Colour
+
+    @classmethod
+    def read(cls, path: Path) -> "ExtractorConfig":
+        try:
+            return cls.model_validate(read_json(path))
+        except ValidationError as error:
+            problem = error.errors()[0]
+            field = ".".join(map(str, problem["loc"])) or "config"
+            raise InputError(f"{path}: {field}: {problem['msg']}; save_extractor writes what is needed") from None
+
+
+class Extractor:
+    """φ: images (B, 3, H, W) in [-1, 1] to features (B, dim), float32 of length 1. Frozen, in evaluation mode."""
+
+    def __init__(
+        self, body: nn.Module, *, spec: str, dim: int, image_size: int, mean: Colour, deviation: Colour,
+        device: torch.device,
+    ):  # fmt: skip
+        self.spec, self.dim, self.image_size = spec, dim, image_size
+        self._body = body.to(device).eval().requires_grad_(False)
+        self._mean, self._deviation = (torch.tensor(v, device=device).view(3, 1, 1) for v in (mean, deviation))
+
+    @torch.inference_mode()
+    def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Float32[Tensor, "b d"]:
+        x = images.float()
+        if x.shape[-2:] != (self.image_size, self.image_size):
+            x = F.interpolate(x, size=(self.image_size,) * 2, mode="bicubic", antialias=True).clamp(-1, 1)
+        x = ((x + 1) / 2 - self._mean) / self._deviation
+        return F.normalize(self._body(x).flatten(1).float(), dim=1)
+
+
+def load_extractor(spec: str, device: str | torch.device = "cpu") -> Extractor:
+    """The extractor that `spec` names: `timm:MODEL`, `timm:MODEL?pretrained=false`, a folder, or `package://NAME`.
+
+    MODEL is a name of timm's, or a folder as the hub has it (timm's config.json and weights). Raises InputError for a spec
+    that names nothing, weights that can't be had, and files that don't fit each other.
+    """
+    device = torch.device(device)
+    if spec.startswith(TIMM_SCHEME):
+        return _timm_extractor(spec, device)
+    return _saved_extractor(spec, device)
+
+
+def without_weights(spec: str) -> str:
+    """The spec of the same network that needs nothing from the network: for its size and shape alone."""
+    return f"{spec.partition('?')[0]}?pretrained=false" if spec.startswith(TIMM_SCHEME) else spec
+
+
+def inspect_extractor(spec: str) -> Path | str:
+    """What the features' bits come from: the extractor's folder, or the timm model and timm's version.
+
+    Raises InputError as `load_extractor` does, for what shows without loading weights.
+    """
+    if spec.startswith(TIMM_SCHEME):
+        if folder := _timm_folder(_timm_name(spec)):
+            return folder
+        import timm  # as in _timm_extractor
+
+        return f"{spec} of timm {timm.__version__}"
+    return _extractor_folder(spec)
+
+
+def embed_pixels(
+    extractor: Extractor, pixels: UInt8[np.ndarray, "n 3 h w"], batch_size: int, device: torch.device
+) -> Float32[np.ndarray, "n d"]:
+    """Features of pixels 0 … 255, in batches of exactly `batch_size`, so that a row's bits depend on no other row."""
+    return in_batches(lambda batch: [extractor(to_images(batch))], [pixels], batch_size, device, DECODER)[0]
+
+
+def save_extractor(model: Classifier, folder: str | Path, *, mean: Colour, deviation: Colour, half: bool = True) -> None:
+    """Write a trained classifier as an extractor folder that `load_extractor` reads; weights in fp16 unless not `half`.
+
+    `mean` and `deviation` are those of pixels in [0, 1] that the model was trained with.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = ExtractorConfig(**model.architecture, mean=mean, deviation=deviation)
+    dtype = torch.float16 if half else torch.float32
+    weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in model.state_dict().items()}
+    save_file(weights, folder / WEIGHTS_NAME)
+    (folder / CONFIG_NAME).write_text(json.dumps(config.model_dump(), indent=2) + "\n", encoding="utf-8")
+
+
+def _extractor_folder(spec: str) -> Path:
+    folder = resolve_model(spec)
+    if (folder / SUBFOLDER).is_dir():
+        folder = folder / SUBFOLDER
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        if not (folder / name).is_file():
+            raise InputError(f"{spec}: {folder / name} is not there; an extractor folder holds it")
+    return folder
+
+
+def _saved_extractor(spec: str, device: torch.device) -> Extractor:
+    folder = _extractor_folder(spec)
+    config = ExtractorConfig.read(folder / CONFIG_NAME)
+    model = build(config.network, config.num_classes, config.image_size, None, width=config.width)
+    tensors = read_tensors([folder / WEIGHTS_NAME])
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    check_shapes(found, expected, folder / WEIGHTS_NAME, f"the {config.network} that {CONFIG_NAME} describes")
+    model.load_state_dict(tensors)
+    dim, model.fc = model.dim, nn.Identity()
+    return Extractor(
+        model, spec=spec, dim=dim, image_size=config.image_size, mean=config.mean, deviation=config.deviation,
+        device=device,
+    )  # fmt: skip
+
+
+def _timm_name(spec: str) -> str:
+    return spec.removeprefix(TIMM_SCHEME).partition("?")[0]
+
+
+def _timm_folder(name: str) -> Path | None:
+    """The folder that a timm spec names, or None for a name of timm's. InputError for a folder of anything else."""
+    if "/" not in name:
+        return None
+    if not (Path(name) / CONFIG_NAME).is_file():
+        raise InputError(f"{TIMM_SCHEME}{name}: {Path(name) / CONFIG_NAME} is not there; a timm model's folder holds it")
+    if "architecture" not in read_json(Path(name) / CONFIG_NAME):
+        raise InputError(f"{Path(name) / CONFIG_NAME}: names no architecture; timm's {CONFIG_NAME} on the hub does")
+    return Path(name)
+
+
+def _timm_extractor(spec: str, device: torch.device) -> Extractor:
+    import timm  # seconds to import, and needed for this kind alone
+
+    name, query = _timm_name(spec), spec.partition("?")[2]
+    if query not in ("", "pretrained=true", "pretrained=false"):
+        raise InputError(f"{spec}: after '?' only pretrained=true or pretrained=false can stand, not {query!r}")
+    if folder := _timm_folder(name):
+        name = f"local-dir:{folder}"
+    elif not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=5)
+        raise InputError(f"{spec}: timm has no model {name!r}; near it: {', '.join(near) or 'none'}")
+    hub_log = logging.getLogger("huggingface_hub")
+    level = hub_log.level
+    with torch.random.fork_rng(devices=[]):  # timm draws from the global generator
+        torch.manual_seed(0)  # so that untrained weights are the same on every worker
+        try:
+            hub_log.setLevel(logging.ERROR)  # a dozen lines on its retries
+            model = timm.create_model(name, pretrained=query != "pretrained=false", num_classes=0)
+        except (OSError, RuntimeError, ValueError) as error:  # the hub's client and timm raise all three
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InputError(
+                f"{spec}: its pretrained weights can't be had ({reason}); "
+                "check the network, fill the Hugging Face cache beforehand, or name the folder of a copy: timm:FOLDER"
+            ) from error
+        finally:
+            hub_log.setLevel(level)
+    data = timm.data.resolve_model_data_config(model)
+    size = data["input_size"][-1]
+    with torch.inference_mode():
+        dim = model.eval()(torch.zeros(1, 3, size, size)).shape[1]
+    mean, deviation = (tuple(map(float, data[key])) for key in ("mean", "std"))
+    return Extractor(model, spec=spec, dim=dim, image_size=size, mean=mean, deviation=deviation, device=device)

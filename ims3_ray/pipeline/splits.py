@@ -1,0 +1,60 @@
+"""Image sets before they are scored: folders that overlap, files that two sets share, splits mixed up."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ims3_ray.data.images import ImageSet
+from ims3_ray.data.sources import is_of_rows
+from ims3_ray.errors import InputError
+from ims3_ray.evaluation.audit import AuditedImages, imagenet_split_warnings, refuse_overlap
+from ims3_ray.storage.artifacts import Directory, open_directory
+
+
+def listed(name: str, images: ImageSet) -> AuditedImages:
+    """The set as its listing knows it: paths, labels, hashes of the files."""
+    return AuditedImages(name, images.paths, images.labels, images.ids)
+
+
+def refuse_nested(train: str, scored: str, name: str) -> None:
+    """InputError where `scored`, the place of `name`, lies within the folder of training images, or around it.
+
+    Rows may: of a folder with several splits one is read alone, and the same one twice `check_splits` sees.
+    """
+    directories = open_directory(train), open_directory(scored)
+    ours, theirs = map(_place, directories)
+    is_nested = ours != theirs and (f"{ours}/".startswith(f"{theirs}/") or f"{theirs}/".startswith(f"{ours}/"))
+    if is_nested and not any(map(is_of_rows, directories)):
+        raise InputError(
+            f"{name}: {scored} and data.train {train} lie one within the other; give two folders side by side, "
+            "or name the class folders with data.classes"
+        )
+
+
+def check_splits(images: Mapping[str, ImageSet], max_overlap: float) -> list[str]:
+    """Sentences on what makes the scored images doubtful: `images` holds "train" and the scored split.
+
+    Raises InputError for one folder as both, and where more than the share `max_overlap` of the scored files are training
+    files, byte for byte.
+    """
+    train = listed("data.train", images["train"])
+    places = {f"data.{split}": of_split.place for split, of_split in images.items()}
+    said = []
+    for split in images:
+        if split == "train":
+            continue
+        scored = listed(f"data.{split}", images[split])
+        same = _place(images[split].directory) == _place(images["train"].directory)
+        if same and not set(scored.paths).isdisjoint(train.paths):  # a part that is held out has no path in common
+            raise InputError(
+                f"{scored.name}: {places[scored.name]} is the training folder, data.train; give images that were not trained on"
+            )
+        said += refuse_overlap(train, scored, limit=max_overlap, places=places)
+        if split == "test":  # a validation split is a part of the training images by intention
+            said += imagenet_split_warnings(scored.name, scored.paths, is_training=False)
+            said += imagenet_split_warnings(train.name, train.paths, is_training=True)
+    return said
+
+
+def _place(directory: Directory) -> str:
+    """The same text for every way of writing one folder."""
+    return str(Path(directory.path).resolve()) if directory.is_local else directory.uri

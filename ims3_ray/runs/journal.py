@@ -1,0 +1,65 @@
+"""What a run tells while it runs: a log of one JSON line an event below its record, and a sign that its driver is alive.
+
+<root>/runs/<recipe>-<key>/log.jsonl, alive.json
+"""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from ims3_ray.errors import InputError
+from ims3_ray.storage.artifacts import Directory
+
+from .records import TIME
+
+LOG, ALIVE = "log.jsonl", "alive.json"
+BEAT_S = 10.0  # between signs of life
+DEAD_AFTER_S = 6 * BEAT_S  # without one: a busy machine may miss a few
+
+
+class Journal:
+    """The log of one run; a run that goes on writes on. Object stores know no appending, so the file is written whole."""
+
+    def __init__(self, folder: Directory):
+        self._folder = folder
+        self._lines = folder.read(LOG).decode().splitlines() if folder.exists(LOG) else []
+
+    def write(self, event: str, **details: Any) -> None:
+        now = time.strftime(TIME, time.gmtime())
+        self._lines.append(json.dumps({"time": now, "event": event, **details}, ensure_ascii=False))
+        self._folder.write(LOG, ("\n".join(self._lines) + "\n").encode())
+
+    @contextlib.contextmanager
+    def alive(self) -> Iterator[None]:
+        """Leave a sign of life every few seconds while the block runs."""
+        ended = threading.Event()
+
+        def beat() -> None:
+            while True:
+                with contextlib.suppress(OSError, InputError):  # the run itself meets it too
+                    self._folder.write_json(ALIVE, {"time": time.time(), "pid": os.getpid(), "host": socket.gethostname()})
+                if ended.wait(BEAT_S):
+                    return
+
+        thread = threading.Thread(target=beat, name="sign-of-life", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+def read_log(folder: Directory) -> list[dict[str, Any]]:
+    """The events of a run, oldest first; none where it never began."""
+    return [json.loads(line) for line in folder.read(LOG).decode().splitlines()] if folder.exists(LOG) else []
+
+
+def seconds_since_alive(folder: Directory) -> float | None:
+    """Since the last sign of life; None where there never was one."""
+    return max(0.0, time.time() - folder.read_json(ALIVE)["time"]) if folder.exists(ALIVE) else None

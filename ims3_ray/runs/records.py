@@ -1,0 +1,104 @@
+"""What every run needs of a storage, written when it starts: nothing that it counts on is deleted beneath it.
+
+    runs/<recipe>-<key>/run.json             of a distillation
+    ablations/<recipe>-<key>/artifacts.json  of all cells of an ablation
+    sweeps/<key>/trials/<trial>.json         of a trial
+
+A record's `artifacts` are a list of "noun/fingerprint", or a mapping from noun to URI. A run needs them until its MLflow
+run is deleted there, or its record here.
+"""
+
+import calendar
+import re
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ims3_ray.errors import InputError
+from ims3_ray.storage.artifacts import Directory
+
+RECORD = re.compile(r"runs/([^/]+)/run\.json|ablations/([^/]+)/artifacts\.json|sweeps/([^/]+)/trials/([^/]+)\.json")
+RUNNING, FINISHED, FAILED, STOPPED = STATES = ("running", "finished", "failed", "stopped")
+TIME = "%Y-%m-%dT%H:%M:%SZ"
+
+
+@dataclass(frozen=True)
+class Record:
+    """`keys` are the tags by which MLflow knows the run and, of a trial, its sweep."""
+
+    place: str
+    keys: tuple[str, ...]
+    is_running: bool  # as far as it says: a killed run never wrote that it ended
+    written: float  # seconds since 1970
+    artifacts: frozenset[str]  # "noun/fingerprint"
+
+    def is_released(self, deleted: Mapping[str, float]) -> bool:
+        """Whether a person deleted the run: `deleted` holds, by key, when the last run deleted in MLflow had begun.
+
+        A record that says "running" is written before its MLflow run begins: a deletion of an earlier one is not meant.
+        """
+        return any(key in deleted and (not self.is_running or deleted[key] >= self.written) for key in self.keys)
+
+
+def write(
+    storage: Directory,
+    place: str,
+    artifacts: Iterable[str] | Mapping[str, str],
+    *,
+    key: str,
+    state: str = RUNNING,
+    **details: Any,
+) -> None:
+    """Write the record at `place`, such as "sweeps/ab12/trials/7.json": before the first stage, and again at the end.
+
+    `key` is the tag `ims3.run` of its MLflow run, `state` one of STATES; `details` stand beside what is needed.
+    """
+    assert RECORD.fullmatch(place) and state in STATES, f"{place}, {state}"
+    held = dict(artifacts) if isinstance(artifacts, Mapping) else sorted(set(artifacts))
+    written = time.strftime(TIME, time.gmtime())
+    storage.write_json(place, {**details, "key": key, "state": state, "written": written, "artifacts": held})
+
+
+def places(directories: Iterable[Directory]) -> list[str]:
+    """Artefacts as records name them, "noun/fingerprint", once each."""
+    return sorted({_place(directory.path) for directory in directories})
+
+
+def read(storage: Directory) -> list[Record]:
+    """Every record. InputError for one that can't be read: what its run needs is not known."""
+    found = [f"{top}/{name}" for top in ("runs", "ablations", "sweeps") for name in (storage / top).files()]
+    return [_read(storage, place) for place in found if RECORD.fullmatch(place)]
+
+
+def needed(storage: Directory, deleted: Mapping[str, float] | None = None) -> set[str]:
+    """The artefacts, as "noun/fingerprint", of every run that was not deleted in MLflow (`Record.is_released`)."""
+    kept = [record for record in read(storage) if not record.is_released(deleted or {})]
+    return {artifact for record in kept for artifact in record.artifacts}
+
+
+def _read(storage: Directory, place: str) -> Record:
+    try:
+        record = storage.read_json(place)
+        held = record["artifacts"]
+        named = frozenset(_place(artifact) for artifact in (held.values() if isinstance(held, Mapping) else held))
+        written = calendar.timegm(time.strptime(record["written"], TIME)) if "written" in record else 0.0
+        keys = _keys(place, record.get("key"))
+        return Record(place, keys, record.get("state") == RUNNING, written, named)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"storage: {(storage / place).uri} is no readable record ({type(error).__name__}: {error}), so what its run needs "
+            "is not known; mend or remove it"
+        ) from error
+
+
+def _keys(place: str, key: str | None) -> tuple[str, ...]:
+    run, ablation, sweep, trial = RECORD.fullmatch(place).groups()
+    own = key or run or ablation or trial
+    return (own, sweep.rsplit("-", 1)[-1]) if sweep else (own,)  # of a sweep, the folder begins with the recipe's name
+
+
+def _place(location: str) -> str:
+    """The last two parts of a path or URI, wherever the storage lay when it was written."""
+    path = location.partition("?")[0] if "://" in location else location
+    return "/".join(path.rstrip("/").split("/")[-2:])

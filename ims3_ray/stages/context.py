@@ -1,0 +1,61 @@
+"""What every stage of a run is given: the configuration, the data sets, the model's labels, the machine."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ims3_ray.cluster.machine import Machine
+from ims3_ray.config.sections import Config
+from ims3_ray.data.classes import NEW
+from ims3_ray.data.images import ImageSet
+from ims3_ray.models.device import Numerics
+from ims3_ray.models.generator import GeneratorInfo
+from ims3_ray.models.tuned import TunedModel
+from ims3_ray.storage.artifacts import Directory
+
+
+def _unheard(stage: str, step: int, metrics: dict[str, float]) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Context:
+    """A run, resolved and checked. Stages read it and never change it."""
+
+    config: Config
+    storage: Directory
+    machine: Machine
+    images: dict[str, ImageSet]  # "train", and "validation" and "test" where they are given
+    info: GeneratorInfo
+    model_labels: list[int]  # the generator's label of every class, in the order of the training set's classes
+    numerics: Numerics
+    notes: tuple[str, ...] = ()  # what the machine can't do as the recipe says, a line each
+    inputs: dict[str, str] = field(default_factory=dict)  # fingerprints of what lies outside the storage
+    on_metrics: Callable[[str, int, dict[str, float]], None] = _unheard  # stage, step, metrics: while a stage runs
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.images["train"].classes
+
+    @property
+    def licences(self) -> dict[str, dict[str, Any] | None]:
+        """What is known of the weights' and the images' licences, for the product's card."""
+        stated = {"weights": self.config.model.licence, "images": self.config.data.licence}
+        return {name: licence.model_dump() if licence else None for name, licence in stated.items()}
+
+    def batch_size(self, section: Any) -> int:
+        return section.batch_size.on(self.machine.device)
+
+    def tuned_model(self, adapter: Directory | None = None, weights: str = "ema") -> TunedModel:
+        """The generator, with the adapter where one is given, as actors load it."""
+        model = self.config.model
+        return TunedModel(
+            path=model.path,
+            heads=model.heads,
+            frequency_shift=model.frequency_shift,
+            numerics=self.numerics,
+            new_classes=len(self.classes) if self.config.data.class_map == NEW else None,
+            seed=self.config.seed,
+            adapter=adapter,
+            weights=weights,
+        )

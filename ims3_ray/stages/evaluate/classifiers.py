@@ -1,0 +1,163 @@
+"""Training classifiers on image sets, each a Ray task, and summing up their accuracies.
+
+A set is (pixels (N, 3, S, S) uint8, labels (N,) int64), whatever it came from.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import ray
+
+from ims3_ray.cluster.machine import ANYWHERE, Machine
+from ims3_ray.config.sections import SEEDS_A_RUN
+from ims3_ray.data.classes import some
+from ims3_ray.data.distilled import DistilledSet
+from ims3_ray.data.images import ImageSet
+from ims3_ray.data.reading import BatchReader, payloads
+from ims3_ray.errors import InputError
+from ims3_ray.evaluation.protocols import Protocol
+from ims3_ray.evaluation.robustness import label_robust_score
+from ims3_ray.evaluation.statistics import summary
+from ims3_ray.evaluation.train import plan, training_in_looks
+from ims3_ray.models.classifiers import build
+from ims3_ray.models.device import prepare_device
+from ims3_ray.progress import bar
+
+READ_ROWS = 512  # images a reading task
+Pixels = tuple[np.ndarray, np.ndarray]
+Sets = Mapping[tuple[str, int], Pixels]  # (name of a set, classifier seed) → what that seed trains on
+Hear = Callable[[str, str, int, int, float], None]
+Scores = dict[str, dict[str, dict[int, dict[str, Any]]]]  # protocol's label → name of a set → seed → evaluation.train.Score
+
+
+def classifier_seeds(seed: int, count: int) -> list[int]:
+    """Seeds of `count` repeats, which no other seed of a run shares."""
+    return [seed * SEEDS_A_RUN + i for i in range(count)]
+
+
+def train_all(
+    sets: Sets, tests: Pixels, protocols: Sequence[Protocol], classes: Sequence[str], machine: Machine, hear: Hear | None = None
+) -> Scores:
+    """A classifier for every set, seed and protocol, scored on `tests`. A set that seeds share is stored once.
+
+    The longest trainings begin first. `hear(protocol's label, set, seed, step, accuracy)` is called at every look at the
+    scored images; what it raises ends the trainings. A score holds `images` beside Score's fields. Raises InputError, before
+    any training, for a set without a class that the scored images have, and for a network too deep for its protocol's images.
+    """
+    check_networks(protocols, len(classes))
+    check_classes(sets, tests, classes)
+    train = ray.remote(num_returns="streaming", **classifier_resources(machine), **ANYWHERE)(score_in_looks)
+    stored = {id(pair): ray.put(pair) for pair in {id(pair): pair for pair in sets.values()}.values()}
+    test = ray.put(tests)
+    jobs = [(rules, *key) for rules in protocols for key in sets]
+    jobs.sort(key=lambda job: -_images_seen(job[0], len(sets[job[1:]][1]), len(classes)))
+    running = {
+        train.remote(stored[id(sets[name, seed])], test, rules, len(classes), seed, machine.device): (rules.label, name, seed)
+        for rules, name, seed in jobs
+    }
+    done = _collect(running, hear)
+    scores: Scores = {}
+    for rules in protocols:
+        for name, seed in sets:
+            scores.setdefault(rules.label, {}).setdefault(name, {})[seed] = done[rules.label, name, seed]
+    return scores
+
+
+def _collect(running: dict[Any, tuple[str, str, int]], hear: Hear | None) -> dict[tuple[str, str, int], dict[str, Any]]:
+    """The scores of streaming trainings by their keys; whatever ends this early ends them too."""
+    done: dict[tuple[str, str, int], dict[str, Any]] = {}
+    pending = dict(running)
+    try:
+        with bar("evaluate", len(pending), "classifiers") as shown:
+            while pending:
+                (ready,), _ = ray.wait(list(pending), num_returns=1)
+                said = ray.get(next(ready))
+                if isinstance(said, dict):
+                    done[pending.pop(ready)] = said
+                    shown.update(1)
+                elif hear is not None:
+                    hear(*pending[ready], *said)
+    except BaseException:  # a sweep ends a trial by raising SystemExit
+        for training in pending:
+            ray.cancel(training, force=True)
+        raise
+    return done
+
+
+def score_in_looks(
+    data: Pixels, tests: Pixels, rules: Protocol, num_classes: int, seed: int, device: str
+) -> Iterator[tuple[int, float] | dict[str, Any]]:
+    """One classifier trained on `data` and scored on `tests`: (step, accuracy) at every look, at last the score as data."""
+    import torch
+
+    images, labels, test_images, test_labels = (torch.from_numpy(np.array(a)) for a in (*data, *tests))
+    result = yield from training_in_looks(
+        images, labels, test_images, test_labels,
+        protocol=rules, num_classes=num_classes, seed=seed, device=prepare_device(device),
+    )  # fmt: skip
+    yield dataclasses.asdict(result) | {"images": len(labels)}
+
+
+def summarise(scores: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """By set: images, seeds, curves, and `last` and `best` with mean, deviation, 95 % interval, count and values.
+
+    A distilled set, which is neither real nor a baseline, has a `label_robust_score` too: of the means of the last
+    accuracies, or None where the full set or random images are missing.
+    """
+    sets: dict[str, dict[str, Any]] = {}
+    for name, by_seed in scores.items():
+        runs = list(by_seed.values())
+        sets[name] = {"images": runs[0]["images"], "seeds": list(by_seed), "curves": [run["history"] for run in runs]}
+        for which in ("last", "best"):
+            values = [run[which] for run in runs]
+            sets[name][which] = dataclasses.asdict(summary(values)) | {"values": values}
+    if "distilled" in sets:
+        full, random, ours = (sets[name]["last"]["mean"] if name in sets else None for name in ("full", "random", "distilled"))
+        known = full is not None and random is not None
+        sets["distilled"]["label_robust_score"] = label_robust_score(full, random, ours) if known else None
+    return sets
+
+
+def check_networks(protocols: Sequence[Protocol], num_classes: int) -> None:
+    """InputError for a network too deep for its protocol's images, or fewer than two classes."""
+    for rules in protocols:
+        build(rules.network, num_classes, rules.image_size, None, width=rules.width)
+
+
+def check_classes(sets: Sets, tests: Pixels, classes: Sequence[str]) -> None:
+    """InputError for a set without an image of a class that the scored images have."""
+    scored = np.unique(tests[1])
+    for (name, _), (_, labels) in sets.items():
+        if missing := [classes[label] for label in np.setdiff1d(scored, labels)]:
+            raise InputError(
+                f"set {name!r}: has no image of {len(missing)} of the {len(scored)} classes that the scored images have: "
+                f"{some(missing)}; add images, or score on the classes that it has"
+            )
+
+
+def classifier_resources(machine: Machine) -> dict[str, float]:
+    """What a classifier's training reserves, as Ray's options: a part of a GPU where there is one."""
+    if machine.device == "cuda":
+        return machine.actor_resources | {"num_gpus": machine.workers.gpus_per_classifier}
+    return machine.actor_resources
+
+
+def _images_seen(rules: Protocol, images: int, num_classes: int) -> int:
+    """How long a training is, in images that pass through it."""
+    budget = rules.budget(max(1, round(images / num_classes)), num_classes)
+    return plan(budget, images, 1)[0] * min(budget.batch_size, images)
+
+
+def read_pixels(images: ImageSet, rows: np.ndarray, size: int) -> Pixels:
+    """Rows of a set at `size` pixels a side, read by Ray tasks; unreadable images are left out."""
+    read = ray.remote(num_cpus=0.5, **ANYWHERE)(lambda payload: BatchReader(images.directory, size)(payload)[:2])
+    parts = ray.get([read.remote(payload) for payload in payloads(images, rows.tolist(), READ_ROWS)])
+    return np.concatenate([p for p, _ in parts]), np.concatenate([known["label"] for _, known in parts])
+
+
+def pixels_of(made: DistilledSet) -> Pixels:
+    """A distilled set's images, at their own size."""
+    pixels = [np.asarray(made[row][0]).transpose(2, 0, 1) for row in range(len(made))]
+    return np.stack(pixels), np.array(made.targets, dtype=np.int64)

@@ -1,0 +1,147 @@
+"""Draw the candidates: G subgroups of IPC images for every class. Reads an adapter, makes candidates.
+
+A candidate starts from noise, or from the stored inversion of a real image (starts.py). Its noise comes from a generator
+of its own, keyed by (seed, class, subgroup, index): the pool for fewer subgroups or images is a part of the pool for more.
+Sampling and embedding share one actor and one decoding.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ims3_ray.cluster.fan_out import Part, fan_out
+from ims3_ray.config.sections import Sample
+from ims3_ray.data.images import encode_png
+from ims3_ray.method.ddim import mixed_start, sample_ancestral, sample_ddim, with_guidance
+from ims3_ray.method.keys import key_seed
+from ims3_ray.method.rng import generator, normal
+from ims3_ray.method.schedule import alphas_bar, descending_from, respaced
+from ims3_ray.models.batches import DECODER, in_batches, to_pixels
+from ims3_ray.models.device import prepare_device
+from ims3_ray.models.extractor import embed_pixels, load_extractor
+from ims3_ray.models.generator import load_vae
+from ims3_ray.models.tuned import TunedModel
+from ims3_ray.stages.context import Context
+from ims3_ray.storage import tables
+from ims3_ray.storage.artifacts import Directory
+from ims3_ray.storage.tables import Columns
+
+from .starts import Starts, collect_starts
+
+VERSION = 1
+
+
+def run(
+    context: Context,
+    out: Directory,
+    adapter: Directory,
+    inversions: Directory | None = None,
+    features: Directory | None = None,
+) -> dict[str, Any]:
+    """All candidates, in batches that mix classes and subgroups, composed by the recipe alone."""
+    config = context.config
+    rows = [
+        (label, subgroup, index)
+        for subgroup in range(config.sample.subgroups)
+        for label in range(len(context.classes))
+        for index in range(config.pool_ipc)
+    ]
+    size = context.batch_size(config.sample)
+    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+    arguments = sampler_arguments(context, adapter if config.finetune.epochs else None)
+    if config.sample.start == "inversion":
+        collect_starts(
+            config.sample, config.pool_ipc, config.seed, context.classes, inversions, features, config.invert.points
+        ).save(out)
+        arguments["starts"] = out
+    parts = [Part(index, len(batch), batch) for index, batch in enumerate(batches)]
+    return fan_out(Sampler, arguments, parts, table=tables.CANDIDATES, out=out, machine=context.machine, stage="sample")
+
+
+def sampler_arguments(context: Context, adapter: Directory | None) -> dict[str, Any]:
+    """What a `Sampler` is built with."""
+    config = context.config
+    return {
+        "model": context.tuned_model(adapter, config.sample.weights),
+        "vae": config.model.vae,
+        "extractor": config.embed.extractor,
+        "settings": config.sample,
+        "classes": context.classes,
+        "model_labels": context.model_labels,
+        "seed": config.seed,
+        "batch_size": context.batch_size(config.sample),
+    }
+
+
+class Sampler:
+    """(class, subgroup, index) of a batch → images and their features."""
+
+    def __init__(
+        self,
+        model: TunedModel,
+        vae: str | None,
+        extractor: str,
+        settings: Sample,
+        classes: tuple[str, ...],
+        model_labels: list[int],
+        seed: int,
+        batch_size: int,
+        starts: Directory | None = None,  # where they were saved
+    ):
+        self._device = prepare_device(model.numerics.device)
+        loaded = model.load(self._device)
+        self._vae = load_vae(model.path, vae=vae, heads=model.heads, device=self._device, dtype=model.numerics.dtype)
+        self._extractor = load_extractor(extractor, self._device)
+        self._settings, self._seed, self._batch_size = settings, seed, batch_size
+        self._classes, self._model_labels = classes, np.array(model_labels)
+        self._shape = (loaded.dit.config.in_channels, loaded.dit.config.sample_size, loaded.dit.config.sample_size)
+        self._predict = with_guidance(
+            loaded.predict, loaded.dit.null_label, scale=settings.guidance_scale, channels=settings.guidance_channels
+        )
+        self._timesteps, self._abar = respaced(settings.steps, settings.spacing), alphas_bar()
+        self._starts = Starts.load(starts) if starts else None
+        if self._starts:
+            self._timesteps = descending_from(self._timesteps, self._starts.timestep)
+
+    def __call__(self, payload: list[list[int]]) -> tuple[Columns, dict]:
+        label, subgroup, index = np.array(payload, dtype=np.int64).T
+        keys = [("sample", self._seed, self._classes[c], int(g), int(k)) for c, g, k in payload]
+        starts = self._starts.latents[self._starts.rows(label, subgroup, index)] if self._starts else None
+        pixels = self._decode(self._denoise(label, keys, starts))
+        columns = {
+            "label": label,
+            "subgroup": subgroup,
+            "index": index,
+            "seed": np.array([key_seed(*key) for key in keys]),
+            "image": np.array([encode_png(image) for image in pixels], dtype=object),
+            "feature": embed_pixels(self._extractor, pixels, self._batch_size, self._device),
+        }
+        return columns, {}
+
+    @torch.inference_mode()
+    def _denoise(self, label: np.ndarray, keys: list[tuple], starts: np.ndarray | None) -> np.ndarray:
+        """Latents (N, C, h, w). The batch is filled up to its full size, so that a short one gives the same bits."""
+        generators = [generator(*key) for key in keys]
+        surplus = self._batch_size - len(generators)
+
+        def fresh() -> Tensor:
+            noise = normal(generators, self._shape)
+            return torch.cat([noise, noise.new_zeros(surplus, *self._shape)]).to(self._device)
+
+        def draw(labels: Tensor, *inverted: Tensor) -> list[Tensor]:
+            z = fresh()
+            for start in inverted:
+                z = mixed_start(start.float(), z, share=self._starts.noise)
+            if self._settings.sampler == "ddim":
+                return [sample_ddim(self._predict, z, labels, self._timesteps, self._abar)]
+            return [sample_ancestral(self._predict, z, labels, self._timesteps, self._abar, fresh)]
+
+        rows = [self._model_labels[label]] + ([] if starts is None else [starts])
+        return in_batches(draw, rows, self._batch_size, self._device)[0]
+
+    @torch.inference_mode()
+    def _decode(self, latents: np.ndarray) -> np.ndarray:
+        """Pixels (N, 3, H, W) uint8, while another call of the actor denoises."""
+        return in_batches(lambda z: [to_pixels(self._vae.decode(z))], [latents], self._batch_size, self._device, DECODER)[0]

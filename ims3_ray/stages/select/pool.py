@@ -1,0 +1,217 @@
+"""The S³ actor pool: classes split over actors, each with the centroids of its own classes, read from Parquet.
+
+An actor reads the features of its own classes alone, in portions that fit its memory. Its answers depend on the
+arguments of a call alone: a killed actor is started again by Ray, reads the same files and answers the same.
+"""
+
+import os
+import resource
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+
+from ims3_ray.cluster.machine import Machine
+from ims3_ray.config.sections import Select
+from ims3_ray.errors import InputError
+from ims3_ray.method.coverage import copies
+from ims3_ray.method.keys import permutation
+from ims3_ray.method.s3.neighbours import NeighbourShard
+from ims3_ray.method.s3.objective import Objective, real_centroid, subgroup_centroids, unit_rows
+from ims3_ray.method.s3.shard import Shard, split_classes
+from ims3_ray.method.s3.single_images import ImageShard, ball_table, closeness_table
+
+from .features import Candidates
+
+CPUS_PER_SHARD = 0.5
+SHARE_OF_CPUS = 0.5  # that all shards may reserve: the certificate's tasks need the rest
+ANSWER_WITHIN_S = 3600  # a pool that can't be placed any more would block for ever
+PROCESS_BYTES = 4e8  # an actor without data: Ray, numpy, pyarrow, faiss
+LEAST_ROWS_BYTES = 1e8  # for the rows that are being read
+COPIES_OF_CHOSEN = 4  # centroids of all classes: the round's, the shard's own, and work space
+COPIES_OF_ROWS = 12  # of a row while it is read: Arrow's, float32, double; of candidates and of real images
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the actors read, and what they make of it. `names` are the classes', in the order of their ids."""
+
+    pool: Candidates
+    names: tuple[str, ...]
+    settings: Select
+    ipc: int
+    seed: int
+
+    @property
+    def objective(self) -> Objective:
+        s = self.settings
+        return Objective(s.alpha, s.beta, s.epsilon, s.normalization, s.partners)
+
+
+class ClassRange:
+    """The classes `ids` of a source: what an actor holds."""
+
+    def __init__(self, source: Source, ids: range, rows: int):
+        """Read and average the features of the classes, `rows` of them at a time."""
+        self.source, self.ids = source, ids
+        self._keys: list[dict[str, np.ndarray]] = []
+        self._subgroups, centroids, images, real, covers = [], [], [], [], []
+        by_image, settings = source.settings.unit == "image", source.settings
+        values = source.pool.classes[ids.start : ids.stop]
+        tables = source.pool.candidates.read(values, rows), source.pool.real.read(values, rows)
+        for label, (keys, features), (_, of_real) in zip(ids, *tables, strict=True):
+            name = source.names[label]
+            found, of_class = subgroup_centroids(features, keys["subgroup"], label=f"candidates of class {name!r}")
+            self._subgroups.append(found)
+            centroids.append(of_class)
+            kept = of_real[permutation(len(of_real), "real", source.seed, name)[: settings.real_images]]
+            real.append(real_centroid(kept, label=f"real images of class {name!r}"))
+            if not by_image:
+                continue
+            if settings.exclude_copies:
+                keys, features = self._without_copies(keys, features, of_real, name)
+            self._keys.append(keys)
+            images.append(unit_rows(features, f"candidates of class {name!r}").astype(np.float32))
+            if settings.coverage:
+                covers.append(self._covers(images[-1], kept, name))
+        self._real = np.stack(real)
+        shared = (self._real, source.objective, len(source.names))
+        neighbours = source.settings.neighbours
+        if neighbours:
+            self.groups = NeighbourShard(ids.start, centroids, *shared, neighbours)
+        else:
+            self.groups = Shard(ids.start, centroids, *shared)
+        if by_image:
+            options = {"coverage": source.settings.coverage, "covers": covers or None}
+            self.images = ImageShard(ids.start, images, *shared, source.ipc, **options)
+
+    def subgroups(self) -> list[np.ndarray]:
+        """The subgroup ids (G_i,) of each class, ascending, as its candidates stand."""
+        return self._subgroups
+
+    def distances(self) -> list[np.ndarray]:
+        """1 - c·r (G_i,) of each class."""
+        rows = self.groups.candidates(self.ids.start, self.ids.stop)
+        pools = np.split(rows, np.cumsum(self.groups.sizes())[:-1])
+        return [1 - pool.astype(np.float64) @ r for pool, r in zip(pools, self._real, strict=True)]
+
+    def real_centroids(self) -> np.ndarray:
+        """(n, D) float32."""
+        return self._real
+
+    def images_of(self, choice) -> list[np.ndarray]:
+        """For each class the places (K_i,), among its images, of those of the subgroup that `choice` (C,) selects."""
+        own = [ids[g] for ids, g in zip(self._subgroups, choice[self.ids.start : self.ids.stop], strict=True)]
+        return [np.flatnonzero(keys["subgroup"] == g) for keys, g in zip(self._keys, own, strict=True)]
+
+    def places(self, choice) -> list[np.ndarray]:
+        """(subgroup, index), as (K, 2), of the images of each class that `choice` (C, K) selects."""
+        own = zip(self._keys, choice[self.ids.start : self.ids.stop], strict=True)
+        return [np.stack([keys["subgroup"][rows], keys["index"][rows]], axis=1) for keys, rows in own]
+
+    def process(self) -> tuple[int, float]:
+        """Process id, and the most memory that the process has held, in bytes."""
+        return os.getpid(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+
+    def _without_copies(self, keys: dict, features: np.ndarray, real: np.ndarray, name: str) -> tuple[dict, np.ndarray]:
+        """The candidates that are no copies of real images; InputError where fewer than ipc are left."""
+        self._check_real(real, 1, "select.exclude_copies", name)
+        kept = ~copies(real, features)[1]
+        if kept.sum() < self.source.ipc:
+            raise InputError(
+                f"select.exclude_copies: class {name!r} has {kept.sum()} candidates that copy no real image, "
+                f"ipc needs {self.source.ipc}; draw more (sample.subgroups, sample.pool_ipc)"
+            )
+        return {key: column[kept] for key, column in keys.items()}, features[kept]
+
+    def _covers(self, images: np.ndarray, real: np.ndarray, name: str) -> np.ndarray:
+        settings, units = self.source.settings, unit_rows(real, f"real images of class {name!r}").astype(np.float32)
+        if settings.coverage_by == "distance":
+            return closeness_table(images, units)
+        self._check_real(real, settings.coverage_neighbours, "select.coverage_neighbours", name)
+        return ball_table(images, units, settings.coverage_neighbours)
+
+    def _check_real(self, real: np.ndarray, k: int, field: str, name: str) -> None:
+        if len(real) <= k:
+            raise InputError(f"{field}: needs more than {k} real images a class; class {name!r} has {len(real)}")
+
+
+@ray.remote(max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")
+class ShardActor:
+    """A ClassRange, read when the actor is first asked: an actor that was started again is told by the question itself."""
+
+    def __init__(self):
+        self._held: ClassRange | None = None
+
+    def ask(self, source: Source, ids: range, rows: int, part: str, method: str, *arguments: Any) -> Any:
+        """The answer of the range itself, or of its `groups` or `images`."""
+        self._held = self._held or ClassRange(source, ids, rows)
+        return ask_range(self._held, part, method, *arguments)
+
+
+def ask_range(held: ClassRange, part: str, method: str, *arguments: Any) -> Any:
+    """The answer of the range itself, or of its `groups` or `images`."""
+    return getattr(held if part == "range" else getattr(held, part), method)(*arguments)
+
+
+class ShardPool:
+    """The actors of a source. `call("groups")` is what selection_rounds.solve takes.
+
+    Where one shard is asked for (workers.shards=1) and holds all, this process is it: starting an actor takes longer than
+    a small selection, and a sweep makes many.
+    """
+
+    def __init__(self, source: Source, machine: Machine):
+        """As many actors as the machine suggests, or more where select.memory asks for it."""
+        shards, self._rows = split(source, machine.shards)
+        self.ranges = split_classes(len(source.names), shards)
+        cpus = min(CPUS_PER_SHARD, SHARE_OF_CPUS * machine.cpus / len(self.ranges))
+        self._here = ClassRange(source, self.ranges[0], self._rows) if machine.workers.shards == len(self.ranges) == 1 else None
+        if self._here:
+            return
+        self._source = ray.put(source)
+        self._actors = [ShardActor.options(num_cpus=cpus).remote() for _ in self.ranges]
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this process is the one shard."""
+        return self._here is not None
+
+    def submit(self, part: str, method: str, *arguments: Any) -> list["ray.ObjectRef"]:
+        """Ask that part of every actor; gives handles of the answers, in the order of the classes."""
+        shared = [ray.put(argument) for argument in arguments]  # once, not once an actor
+        asked = zip(self._actors, self.ranges, strict=True)
+        return [actor.ask.remote(self._source, ids, self._rows, part, method, *shared) for actor, ids in asked]
+
+    def call(self, part: str) -> Callable[..., list[Any]]:
+        """`call(method, *arguments) -> list of answers, one an actor`, of that part of every actor."""
+        if self._here:
+            return lambda method, *arguments: [ask_range(self._here, part, method, *arguments)]
+        return lambda method, *arguments: ray.get(self.submit(part, method, *arguments), timeout=ANSWER_WITHIN_S)
+
+
+def split(source: Source, at_least: int) -> tuple[int, int]:
+    """How many shards keep each actor within select.memory, and how many rows it may read at a time.
+
+    Raises InputError where even a shard a tile of classes would not.
+    """
+    pool = source.pool
+    row = 4 * pool.candidates.width
+    held = pool.num_subgroups.sum() * row
+    if source.settings.unit == "image":
+        held += pool.num_images.sum() * row
+    fixed = PROCESS_BYTES + COPIES_OF_CHOSEN * len(source.names) * row
+    reading = max(LEAST_ROWS_BYTES, COPIES_OF_ROWS * row * int(pool.num_images.max()))
+    budget = source.settings.memory * 1e9
+    shards = at_least
+    while True:
+        ranges = split_classes(len(source.names), shards)
+        largest = max(len(ids) for ids in ranges) / len(source.names) * held
+        if fixed + reading + largest <= budget:
+            return len(ranges), int((budget - fixed - largest) / (COPIES_OF_ROWS * row))
+        if len(ranges) < shards:
+            needed = (fixed + reading + largest) / 1e9
+            raise InputError(f"select.memory: {source.settings.memory} GB an actor is too little; at least {needed:.1f} GB")
+        shards += 1

@@ -1,0 +1,30 @@
+"""Select one subgroup a class (S³, Eq. 8–11). Reads features of candidates and real images, makes a selection."""
+
+from typing import Any
+
+from ims3_ray.stages.context import Context
+from ims3_ray.storage.artifacts import Directory
+
+from .features import open_candidates
+from .solve import select_features
+
+VERSION = 4  # 4: the first ipc images of the first select.subgroups
+
+
+def run(context: Context, out: Directory, candidates: Directory, features: Directory) -> dict[str, Any]:
+    """Write selection.json: what is chosen, the objective and its terms, bound and gap, solver and settings."""
+    config = context.config
+    by_subgroup = config.select.unit == "subgroup"  # of which the first ipc images count; single images are taken from all
+    below = {"subgroup": config.select.subgroups, "index": config.ipc if by_subgroup else None}
+    made = select_features(
+        open_candidates(candidates, features, ("candidates", "features"), **below),
+        config.select,
+        ipc=config.ipc,
+        seed=config.seed,
+        machine=context.machine,
+        names=context.classes,
+    )
+    document = made.document | ({"ipc": config.ipc} if by_subgroup else {})
+    out.write_json("selection.json", document)
+    context.on_metrics("select", 0, {"objective": document["objective"], **document["terms"]})
+    return {"rows": made.subgroups, "unit": "subgroups", "shards": made.shards}

@@ -1,0 +1,256 @@
+"""Where artefacts lie: a storage root on any filesystem, fingerprints, manifests, atomic completion.
+
+    <root>/<noun>/<fingerprint>/part-00000.parquet …, manifest.json
+
+The manifest is written last and at once, so a stage is either complete or not there. Single files are written to a hidden
+temporary name and moved (local), or in one upload (object stores): a reader never sees half a file, and what a killed
+process leaves of one is no part of a set of images.
+"""
+
+import hashlib
+import json
+import os
+import re
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from pyarrow import fs
+
+from ims3_ray.errors import InputError
+from ims3_ray.text import without_credentials
+
+from . import tables
+from .listing import listed
+from .patience import patiently
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+PLAIN = ("fsspec+", "hf:")  # URIs without queries, where nothing is escaped
+Made = TypeVar("Made")
+
+
+def fingerprint(value: Any) -> str:
+    """Twelve hexadecimal digits for plain data: the same for equal values, whatever the order of a mapping's keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Directory:
+    """A directory on a pyarrow filesystem. Names are relative to it and may hold slashes.
+
+    Errors of a remote one that may pass are waited out (`patience.py`). InputError when they don't, and for a full disk.
+    """
+
+    filesystem: fs.FileSystem
+    path: str
+    location: str = ""  # the URI that it was opened by, with host and query
+
+    @property
+    def uri(self) -> str:
+        """What a person, or `open_directory`, can open: a local path or a URI."""
+        if self.is_local:
+            return self.path
+        return self.location or f"{self.filesystem.type_name.removeprefix('py::')}://{self.path}"
+
+    @property
+    def name(self) -> str:
+        """The last part of the path: of an artefact, its fingerprint."""
+        return self.path.rsplit("/", 1)[-1]
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.filesystem, fs.LocalFileSystem)
+
+    def __truediv__(self, name: str) -> "Directory":
+        return Directory(self.filesystem, f"{self.path}/{name}", self.location and _below(self.location, name))
+
+    def patiently(self, act: Callable[[], Made]) -> Made:
+        """What `act()` gives, which reads or writes here by the filesystem itself and is safe to repeat."""
+        return patiently(self.uri, act)
+
+    @property
+    def kind(self) -> fs.FileType:
+        """What there is at this place: a directory, a file or nothing."""
+        return self.patiently(lambda: self.filesystem.get_file_info(self.path).type)
+
+    def exists(self, name: str) -> bool:
+        return (self / name).kind == fs.FileType.File
+
+    def has_directory(self, name: str) -> bool:
+        return (self / name).kind == fs.FileType.Directory
+
+    def folders(self) -> dict[str, fs.FileInfo]:
+        """The directories right below, by name, sorted; empty where the directory is missing."""
+        infos = self.patiently(lambda: self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True)))
+        return {info.base_name: info for info in sorted(infos, key=lambda i: i.path) if info.type == fs.FileType.Directory}
+
+    def files(self) -> dict[str, fs.FileInfo]:
+        """Every file below, by its name relative to this directory, sorted; empty where the directory is missing."""
+        return self.listed()[0]
+
+    def listed(self, within: str = "") -> tuple[dict[str, fs.FileInfo], dict[str, str]]:
+        """`files`, or those below the folder `within` of it alone; and by name why anything there is no file."""
+        odd: dict[str, str] = {}
+        if self.is_local:
+            names, odd = listed(self.path, within)
+            wanted = [f"{self.path}/{name}" for name in names]
+        else:
+            place = f"{self.path}/{within}" if within else self.path
+            wanted = fs.FileSelector(place, recursive=True, allow_not_found=True)
+        infos = self.patiently(lambda: self.filesystem.get_file_info(wanted))
+        found = [info for info in infos if info.type == fs.FileType.File]
+        return {info.path[len(self.path) + 1 :]: info for info in sorted(found, key=lambda info: info.path)}, odd
+
+    def infos(self, paths: Sequence[str]) -> list[fs.FileInfo]:
+        """What there is at each of `paths`, full ones on this filesystem."""
+        return self.patiently(lambda: self.filesystem.get_file_info(list(paths)))
+
+    def read(self, name: str) -> bytes:
+        return self.read_path(f"{self.path}/{name}")
+
+    def read_path(self, path: str) -> bytes:
+        """The bytes of a file anywhere on this filesystem, by its full path."""
+
+        def read() -> bytes:
+            with self.filesystem.open_input_file(path) as stream:
+                return stream.read()
+
+        return self.patiently(read)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a whole file at once; an older one of that name is replaced."""
+        target = f"{self.path}/{name}"
+        (self / name).patiently(lambda: _write_local(target, data) if self.is_local else self._upload(target, data))
+
+    def _upload(self, target: str, data: bytes) -> None:
+        with self.filesystem.open_output_stream(target) as stream:
+            stream.write(data)
+
+    def read_json(self, name: str) -> Any:
+        return json.loads(self.read(name))
+
+    def write_json(self, name: str, value: Any) -> None:
+        self.write(name, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+
+    def delete(self) -> None:
+        """Remove it with all below it; nothing where it is not there."""
+
+        def delete() -> None:
+            if self.filesystem.get_file_info(self.path).type == fs.FileType.Directory:
+                self.filesystem.delete_dir(self.path)
+
+        self.patiently(delete)
+
+    def delete_file(self, name: str) -> None:
+        """Remove a file; nothing where it is not there."""
+
+        def delete() -> None:
+            if self.filesystem.get_file_info(f"{self.path}/{name}").type == fs.FileType.File:
+                self.filesystem.delete_file(f"{self.path}/{name}")
+
+        self.patiently(delete)
+
+
+def _write_local(target: str, data: bytes) -> None:
+    folder, name = os.path.split(target)
+    os.makedirs(folder, exist_ok=True)
+    temporary = f"{folder}/.{name}.{uuid.uuid4().hex}.tmp"
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(data)
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _below(location: str, name: str) -> str:
+    """The URI of what is called `name` below another URI."""
+    place, query = _parted(location)
+    return f"{place}{'' if place.endswith('/') else '/'}{name if location.startswith(PLAIN) else quote(name)}{query}"
+
+
+def _parted(location: str) -> tuple[str, str]:
+    """A URI up to its query, and that with its question mark."""
+    place, mark, query = (location, "", "") if location.startswith(PLAIN) else location.partition("?")
+    return re.sub(r"(?<=[^/:])/+$", "", place), mark + query
+
+
+def open_directory(location: str) -> Directory:
+    """The directory at a local path or URI (`s3://bucket/prefix`); it need not exist yet.
+
+    InputError for a URI that holds credentials: places stand in records, on pages and in MLflow.
+    """
+    if without_credentials(location) != location:
+        raise InputError(
+            f"{location}: holds credentials, which would be kept in records; leave them out, and give them by the environment "
+            "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), a profile or the machine's role"
+        )
+    if re.match(r"[a-z][a-z0-9+.-]*://", location):
+        try:
+            filesystem, path = fs.FileSystem.from_uri(location)
+        except (ValueError, OSError) as error:
+            raise InputError(f"{location}: can't be opened as a filesystem: {' '.join(str(error).split())}") from error
+        return Directory(filesystem, path.rstrip("/"), "".join(_parted(location)))
+    return Directory(fs.LocalFileSystem(), str(Path(location).expanduser().absolute()))
+
+
+def open_storage(location: str) -> Directory:
+    """The storage root, checked to be writable and of a format that this version reads.
+
+    Raises InputError for a root that can't be written, or that a newer version wrote.
+    """
+    root = open_directory(location)
+    try:
+        if root.exists("format.json"):
+            found = root.read_json("format.json")["format"]
+            if found > FORMAT:
+                raise InputError(
+                    f"storage: {root.uri} holds artefacts of format {found}, this version reads up to {FORMAT}; "
+                    "update ims3_ray or choose another storage"
+                )
+        else:
+            root.write_json("format.json", {"format": FORMAT})
+            return root
+        root.write("writable", b"")
+    except OSError as error:
+        raise InputError(
+            f"storage: {root.uri} can't be written ({error.strerror or error}); choose another storage=DIR"
+        ) from error
+    return root
+
+
+def read_manifest(directory: Directory) -> dict[str, Any] | None:
+    """The manifest of a complete artefact, or None while it is not complete."""
+    if not directory.exists(MANIFEST):
+        return None
+    manifest = directory.read_json(MANIFEST)
+    if manifest["format"] > FORMAT:
+        raise InputError(
+            f"{(directory / MANIFEST).uri}: format {manifest['format']} is newer than {FORMAT}, which this version reads; "
+            "update ims3_ray or choose another storage"
+        )
+    return manifest
+
+
+def complete(directory: Directory, details: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the manifest, which makes the artefact complete: `details` beside every file's size."""
+    files = {name: info.size for name, info in directory.files().items() if not name.endswith(".tmp")}
+    manifest = {"format": FORMAT, "files": files, **details}
+    directory.write_json(MANIFEST, manifest)
+    return manifest
+
+
+def part_names(directory: Directory) -> list[str]:
+    """The Parquet parts of an artefact, in order."""
+    return [name for name in directory.files() if name.endswith(".parquet")]
+
+
+def read_rows(directory: Directory, table: tables.Table, columns: list[str] | None = None) -> tables.Columns:
+    """All rows of an artefact, parts in order; `columns` reads those alone."""
+    return tables.concatenate(tables.from_parquet(directory.read(n), table, columns) for n in part_names(directory))

@@ -1,0 +1,109 @@
+"""A storage in trouble: errors that pass are waited out, a full disk stops a run with one line."""
+
+import errno
+import math
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from ims3_ray.errors import InputError, chain
+from ims3_ray.text import one_line, redacted
+
+PATIENCE_S = 120.0
+LONGEST_PAUSE_S = 15.0  # between tries; the first pause is 1 s, each is twice the one before
+QUIET_S = 10.0  # without an error: the next one is told again
+SHOWN = 200  # characters of an error
+GO_ON = "run the same command again to go on"
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL_TEXT = re.compile(r"HTTP status 507|StorageFull|QuotaExceeded|\(os error 28\)")  # the last as safetensors tells it
+_LASTING = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+_LASTING_ANSWER = re.compile(
+    r"ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_(ACCESS_KEY_ID|CLIENT_TOKEN_ID|SIGNATURE)|SIGNATURE_DOES_NOT_MATCH|UNRECOGNIZED_CLIENT"
+    r"|HTTP status (?!408|429)4\d\d"
+)
+
+Made = TypeVar("Made")
+
+
+@dataclass
+class _Trouble:
+    """With one service, in this process."""
+
+    since: float | None  # the first error with no success after it
+    latest: float  # error
+
+
+_troubles: dict[str, _Trouble] = {}
+_lock = threading.Lock()
+
+
+def patiently(place: str, act: Callable[[], Made]) -> Made:
+    """What `act()` gives, which reads or writes at `place`, a URI or local path, and is safe to repeat.
+
+    Errors that a service behind a URI may get over are waited out for PATIENCE_S from the first, on a clock that all threads
+    share until something succeeds. The first is told on standard error. Raises InputError, in one line, when that time is
+    over, and where no space is left; any other error at once.
+    """
+    service = re.match(r"[^/]+://[^/?]*|", place)[0]
+    began, pause = math.inf, 1.0
+    while True:
+        try:
+            made = act()
+        except Exception as error:
+            behind = _storage_error(error)
+            if behind is not None and is_full(behind):
+                raise no_space(place, behind) from error
+            if behind is None or not service or not _may_pass(behind):
+                raise
+            began = min(began, _note(service, place, behind))
+            left = began + PATIENCE_S - time.monotonic()
+            if left <= 0:
+                raise InputError(f"{place}: answers with an error ({_short(behind)}) for {PATIENCE_S:g} s; {GO_ON}") from error
+            time.sleep(min(pause, left))
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+        else:
+            if service in _troubles:
+                _troubles[service].since = None
+            return made
+
+
+def no_space(place: str, error: BaseException) -> InputError:
+    """What a person reads about a full disk, or a store whose quota is used up."""
+    return InputError(f"{place}: no space left ({_short(error)}); free some or choose another storage=…, then {GO_ON}")
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether it says that a disk or a store has no space left."""
+    return (isinstance(error, OSError) and error.errno in _FULL) or bool(_FULL_TEXT.search(str(error)))
+
+
+def _storage_error(error: Exception) -> OSError | None:
+    """The OSError behind what was raised, unless it was told as an InputError already."""
+    known = next((inner for inner in chain(error) if isinstance(inner, OSError | InputError)), None)
+    return known if isinstance(known, OSError) else None
+
+
+def _may_pass(error: OSError) -> bool:
+    return not isinstance(error, _LASTING) and not _LASTING_ANSWER.search(str(error))
+
+
+def _note(service: str, place: str, error: OSError) -> float:
+    """Since when `service` has failed; says so where this is news."""
+    with _lock:
+        now, trouble = time.monotonic(), _troubles.get(service)
+        quiet = math.inf if trouble is None else now - trouble.latest
+        if quiet > (QUIET_S if trouble and trouble.since is None else PATIENCE_S):
+            said = f"{place} answers with an error ({_short(error)}); trying again for up to {PATIENCE_S:g} s"
+            print(one_line(redacted(said)), file=sys.stderr, flush=True)
+        since = now if trouble is None or trouble.since is None or quiet > PATIENCE_S else trouble.since
+        _troubles[service] = _Trouble(since, now)
+        return since
+
+
+def _short(error: BaseException) -> str:
+    return one_line(redacted(getattr(error, "strerror", None) or str(error) or type(error).__name__))[:SHOWN]

@@ -1,0 +1,124 @@
+"""Parts over an actor pool: bounded memory, overlapping calls, what is missing is made."""
+
+import resource
+import sys
+import threading
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from ims3_ray.cluster import machine as cluster
+from ims3_ray.cluster.fan_out import Part, actor_pool, fan_out
+from ims3_ray.config.sections import Workers
+from ims3_ray.models import batches
+from ims3_ray.storage import tables
+from ims3_ray.storage.artifacts import open_directory
+
+DIM = 512
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors can't import a test
+
+
+def features(rows, seed):
+    """Columns of FEATURES with `rows` random vectors."""
+    values = np.random.default_rng(seed).random((rows, DIM), dtype=np.float32)
+    return {
+        "image_id": np.array([f"{seed}-{i}" for i in range(rows)], object),
+        "label": np.zeros(rows, np.int64),
+        "feature": values,
+    }
+
+
+class Heavy:
+    """A part → its rows; the note tells the most memory that the process has held."""
+
+    def __init__(self, batch_size): ...
+
+    def __call__(self, payload):
+        columns = features(payload["rows"], payload["seed"])
+        return columns, {f"memory-{payload['seed']}": str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)}
+
+
+class Meeting:
+    """Passes only where two calls of one actor are under way at once, while one alone has its turn."""
+
+    def __init__(self, batch_size):
+        self._barrier, self._inside = threading.Barrier(2), 0
+
+    def __call__(self, payload):
+        self._barrier.wait(timeout=60)
+
+        def compute(x):
+            self._inside += 1
+            assert self._inside == 1
+            out = [x @ x.T @ x]
+            self._inside -= 1
+            return out
+
+        rows = features(8, payload)
+        rows["feature"] = batches.in_batches(compute, [rows["feature"]], 8, torch.device("cpu"))[0]
+        return rows, {}
+
+
+class Relay:
+    """Passes only where one call decodes while another has the transformer."""
+
+    def __init__(self, batch_size):
+        self._met = threading.Barrier(2)
+
+    def __call__(self, payload):
+        def meet(x):
+            self._met.wait(timeout=60)
+            return [x]
+
+        rows = features(8, payload)
+        turn = batches.TRANSFORMER if payload % 2 else batches.DECODER
+        rows["feature"] = batches.in_batches(meet, [rows["feature"]], 8, torch.device("cpu"), turn)[0]
+        return rows, {}
+
+
+def run(build, parts, folder, **workers):
+    machine = cluster.machine(Workers(**workers))
+    out = open_directory(str(folder))
+    return out, fan_out(build, {"batch_size": 8}, parts, table=tables.FEATURES, out=out, machine=machine, stage="test")
+
+
+def test_a_pool_ten_times_the_object_store_streams_through(ray_cluster, tmp_path):
+    store = int(ray_cluster.cluster_resources()["object_store_memory"])
+    rows = 8192  # 16 MB a part
+    count = -(-11 * store // (4 * DIM * rows))  # Parquet makes it a little less
+    parts = [Part(i, rows, {"rows": rows, "seed": i}) for i in range(count)]
+    out, made = run(Heavy, parts, tmp_path, actors=2)
+    sizes = [info.size for name, info in out.files().items() if name.endswith(".parquet")]
+    assert len(sizes) == count and sum(sizes) >= 10 * store
+    assert max(float(note) for note in made["notes"].values()) < 1.5e9
+    assert ray_cluster.available_resources()["object_store_memory"] > 0.5 * store
+
+
+def test_calls_of_an_actor_overlap_and_one_computes_at_a_time(ray_cluster, tmp_path):
+    _, made = run(Meeting, [Part(i, 8, i) for i in range(4)], tmp_path, actors=1)
+    assert made["rows"] == made["rows_made"] == 32
+
+
+def test_a_call_decodes_while_another_has_the_transformer(ray_cluster, tmp_path):
+    _, made = run(Relay, [Part(i, 8, i) for i in range(2)], tmp_path, actors=1)
+    assert made["rows"] == 16
+
+
+def test_only_missing_parts_are_made(ray_cluster, tmp_path):
+    parts = [Part(i, 4, {"rows": 4, "seed": i}) for i in range(3)]
+    out, first = run(Heavy, parts, tmp_path)
+    before = {name: info.mtime_ns for name, info in out.files().items()}
+    out.filesystem.delete_file(f"{out.path}/{parts[1].file}")
+    _, second = run(Heavy, parts, tmp_path)
+    assert (first["rows_made"], second["rows_made"]) == (12, 4)
+    changed = {name for name, info in out.files().items() if before.get(name) != info.mtime_ns}
+    assert changed == {parts[1].file, parts[1].file + ".notes.json"}
+
+
+@pytest.mark.parametrize("workers, bounds", [({"actors": 3}, (1, 3)), ({"actors": 2, "min_actors": 5}, (2, 2))])
+def test_a_pool_grows_between_its_bounds(workers, bounds):
+    pool = actor_pool(cluster.Machine("cpu", 4, 0, 8e9, Workers(**workers)), 10)
+    assert (pool.min_size, pool.max_size) == bounds
+    assert pool.initial_size == bounds[1]

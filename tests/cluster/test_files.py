@@ -1,0 +1,318 @@
+"""The files of `cluster/`: what their own validators accept, and what those do not look at. Nothing here reaches a cloud."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jsonschema
+import pytest
+import ray
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from ims3_ray.config.load import load_config, parse_overrides, recipe_names
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "cluster"
+AWS, RAYJOB, DOCKERFILE = (FOLDER / name for name in ("aws.yaml", "rayjob.yaml", "Dockerfile"))
+FILES = [path for path in FOLDER.iterdir() if path.is_file()]
+SECRETS = r"AKIA|ASIA|SECRET_ACCESS|ACCESS_KEY_ID|SESSION_TOKEN|PRIVATE KEY|\.pem\b|AUTH_TOKEN=|password\s*[:=]|secretKeyRef"
+UNITS = {"gb": 10**9, "Gi": 2**30}
+GROWING_CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+store = {"object_store_memory": 80 * 2**20}
+nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 1, **store})
+print("at", nodes.address, flush=True)
+for _ in sys.stdin:
+    nodes.add_node(num_cpus=1, num_gpus=1, **store)
+nodes.shutdown()
+"""  # a process of its own, since Ray looks at RAY_AUTH_MODE once a process
+
+WAITING = """
+import ray, time
+from ims3_ray.cluster import machine as cluster
+from ims3_ray.config.sections import Workers
+from ims3_ray.errors import InputError
+cluster.connect()
+try:
+    found = cluster.machine(Workers(gpus={number}, wait_s=20))
+    while ray.available_resources().get("GPU") != found.gpus:  # what was held while waiting is free soon
+        time.sleep(0.2)
+    print(found.device, found.gpus)
+except InputError as error:
+    print(str(error).split(";")[0])
+"""
+
+
+@pytest.fixture(scope="module")
+def aws():
+    return yaml.safe_load(AWS.read_text())
+
+
+@pytest.fixture(scope="module")
+def workers(aws):
+    return {name: node for name, node in aws["available_node_types"].items() if name != aws["head_node_type"]}
+
+
+@pytest.fixture(scope="module")
+def documents():
+    return list(yaml.safe_load_all(RAYJOB.read_text()))
+
+
+@pytest.fixture(scope="module")
+def job(documents):
+    (found,) = (document for document in documents if document["kind"] == "RayJob")
+    return found
+
+
+@pytest.fixture(scope="module")
+def pods(job):
+    cluster = job["spec"]["rayClusterSpec"]
+    groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
+    templates = {"submitter": job["spec"]["submitterPodTemplate"], "head": cluster["headGroupSpec"]["template"]}
+    return {name: template["spec"] for name, template in (templates | {n: g["template"] for n, g in groups.items()}).items()}
+
+
+@pytest.fixture(scope="module")
+def docker_lines():
+    """The Dockerfile's instructions, continued lines joined."""
+    text = re.sub(r"^#.*\n", "", DOCKERFILE.read_text(), flags=re.M).replace("\\\n", " ")
+    return [line.split(maxsplit=1) for line in text.splitlines() if line.strip()]
+
+
+def start_command(aws, role):
+    (line,) = (line for line in aws[f"{role}_start_ray_commands"] if "ray start" in line)
+    return line
+
+
+def option(words, name):
+    (value,) = re.findall(rf"{re.escape(name)}[= ](\S+)", words)
+    return value
+
+
+def size(text):
+    number, unit = re.fullmatch(r"(\d+)(\w+)", text).groups()
+    return int(number) * UNITS[unit]
+
+
+def options(aws, role):
+    return " ".join(aws["docker"]["run_options"] + aws["docker"][f"{role}_run_options"])
+
+
+def image_tags(aws, pods, docker_lines):
+    return {
+        "aws.yaml": aws["docker"]["image"],
+        **{f"rayjob.yaml, {name}": pod["containers"][0]["image"] for name, pod in pods.items()},
+        "Dockerfile": dict(docker_lines)["FROM"],
+    }
+
+
+def test_ray_accepts_the_aws_file(aws):
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    prepared = prepare_config(aws)
+    validate_config(prepared)
+    commands = [line for name, lines in prepared.items() if name.endswith("_commands") for line in lines]
+    assert not any("pip install" in line or "conda" in line for line in commands)  # Ray's defaults: a nightly for Python 3.10
+
+
+def test_starting_the_aws_cluster_opens_nothing_and_makes_no_role(tmp_path, monkeypatch):
+    """What `ray up` does before it starts the head, against a simulated EC2 and IAM with a person's group and profiles."""
+    import boto3
+    from moto import mock_aws
+    from ray.autoscaler._private.commands import _bootstrap_config
+    from ray.autoscaler._private.util import prepare_config
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "simulated")
+    monkeypatch.setenv("HOME", str(tmp_path))  # Ray writes the SSH key that it makes below it
+    with mock_aws():
+        ec2, iam = boto3.client("ec2", "us-east-1"), boto3.client("iam", "us-east-1")
+        vpc = ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
+        group = ec2.create_security_group(GroupName="own", Description="own", VpcId=vpc)["GroupId"]
+        before = ec2.describe_security_groups()["SecurityGroups"]
+        for name in ("FILL_IN-head", "FILL_IN-worker"):
+            iam.create_instance_profile(InstanceProfileName=name)
+        filled = yaml.safe_load(AWS.read_text().replace("sg-FILL_IN", group))
+        made = _bootstrap_config(prepare_config(filled), no_config_cache=True)
+        assert ec2.describe_security_groups()["SecurityGroups"] == before and not iam.list_roles()["Roles"]
+        assert {n: node["node_config"]["SecurityGroupIds"] for n, node in made["available_node_types"].items()} == {
+            n: [group] for n in filled["available_node_types"]
+        }
+    for name in ("gpu_spot", "gpu_on_demand"):  # the declared GPUs are those of the instance type
+        resources = made["available_node_types"][name]["resources"]
+        assert {"CPU": 16, "GPU": 1, "accelerator_type:L40S": 1}.items() <= resources.items()
+
+
+def test_a_person_fills_in_the_first_block_alone(aws):
+    first, rest = AWS.read_text().split("\ncluster_name:")
+    assert "FILL_IN" in first and "FILL_IN" not in rest
+    assert set(re.findall(r"&(\w+)", first)) == set(re.findall(r"\*(\w+)", rest)) - set(re.findall(r"&(\w+)", rest))
+    for name in aws["metadata"]:
+        assert re.search(rf"^  {name}: &{name} ", first, flags=re.M), name
+
+
+def test_nothing_is_open_to_the_world(aws, job):
+    for path in FILES:
+        assert not re.search(r"0\.0\.0\.0|::/0", path.read_text()), path.name
+    for name, node in aws["available_node_types"].items():
+        assert node["node_config"]["SecurityGroupIds"], name
+        assert not {"NetworkInterfaces", "KeyName"} & set(node["node_config"]), name
+    assert "security_group" not in aws["provider"]
+    assert option(start_command(aws, "head"), "--dashboard-host") == "127.0.0.1"
+    (server,) = (line for line in aws["head_start_ray_commands"] if "mlflow server" in line)
+    assert option(server, "--host") == "127.0.0.1"
+    assert job["spec"]["rayClusterSpec"]["headGroupSpec"]["serviceType"] == "ClusterIP"
+
+
+def test_jobs_find_the_mlflow_server(aws, pods):
+    (server,) = (line for line in aws["head_start_ray_commands"] if "mlflow server" in line)
+    assert f"MLFLOW_TRACKING_URI=http://127.0.0.1:{option(server, '--port')}" in options(aws, "head").split()
+    assert "MLFLOW_TRACKING_URI" in {variable["name"] for variable in pods["head"]["containers"][0]["env"]}
+
+
+def test_every_process_asks_for_the_token(aws, job, pods):
+    (folder,) = aws["file_mounts"]
+    for role in ("head", "worker"):
+        assert {"RAY_AUTH_MODE=token", f"RAY_AUTH_TOKEN_PATH={folder}/auth_token"} <= set(options(aws, role).split())
+    assert job["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+    for name in ("head", "gpu"):
+        assert {"name": "RAY_AUTH_MODE", "value": "token"} in pods[name]["containers"][0]["env"]
+
+
+def test_no_worker_until_there_is_work(aws, workers, job):
+    assert workers and all(node["min_workers"] == 0 < node["max_workers"] <= aws["max_workers"] for node in workers.values())
+    assert aws["available_node_types"][aws["head_node_type"]]["resources"] == {"CPU": 0}
+    cluster = job["spec"]["rayClusterSpec"]
+    assert cluster["enableInTreeAutoscaling"] and cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    for group in cluster["workerGroupSpecs"]:
+        assert group["replicas"] == group["minReplicas"] == 0 < group["maxReplicas"]
+    assert job["spec"]["shutdownAfterJobFinishes"] and job["spec"]["activeDeadlineSeconds"]
+
+
+def test_spot_is_tried_before_on_demand(workers):
+    market = {name: "InstanceMarketOptions" in node["node_config"] for name, node in workers.items()}
+    spot, on_demand = ([workers[name] for name in workers if market[name] is is_spot] for is_spot in (True, False))
+    assert min(node["priority"] for node in spot) > max(node["priority"] for node in on_demand)
+
+
+def test_resources_are_whole_numbers(aws):
+    amounts = [amount for node in aws["available_node_types"].values() for amount in node["resources"].values()]
+    assert {type(amount) for amount in amounts} == {int}
+
+
+def test_buckets_are_opened_by_roles_and_no_key_is_here(aws, documents, pods):
+    for name, node in aws["available_node_types"].items():
+        assert node["node_config"]["IamInstanceProfile"], name
+        assert node["node_config"]["MetadataOptions"]["HttpTokens"] == "required", name
+    assert list(aws["file_mounts"]) == ["/home/ray/token"]
+    accounts = {document["metadata"]["name"]: document for document in documents if document["kind"] == "ServiceAccount"}
+    for name in ("head", "gpu"):
+        assert accounts[pods[name]["serviceAccountName"]]["metadata"]["annotations"]["eks.amazonaws.com/role-arn"]
+    assert pods["head"]["serviceAccountName"] != pods["gpu"]["serviceAccountName"]  # the head's may delete pods
+    for path in FILES:
+        assert not re.search(SECRETS, path.read_text()), path.name
+
+
+def test_one_ray_one_python_one_image(aws, job, pods, docker_lines):
+    images = image_tags(aws, pods, docker_lines)
+    (tag,) = {image.rpartition(":")[2] for image in images.values()}
+    assert images["Dockerfile"] == f"rayproject/ray:{tag}" and len({i for n, i in images.items() if n != "Dockerfile"}) == 1
+    version, python, device = tag.split("-")
+    assert version == ray.__version__ == job["spec"]["rayClusterSpec"]["rayVersion"] and device == "gpu"
+
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (allowed,) = (r.specifier for r in map(Requirement, project["dependencies"]) if r.name == "ray")
+    assert version in allowed
+    assert re.sub(r"py(\d)(\d+)", r"\1.\2", python) in SpecifierSet(project["requires-python"])
+    (install,) = (rest for name, rest in docker_lines if name == "RUN")
+    assert f"ray=={version}" in shlex.split(install)
+
+
+def test_shared_memory_holds_the_object_store(aws, job, pods):
+    for role in ("head", "worker"):
+        store = int(option(start_command(aws, role), "--object-store-memory"))
+        assert store < size(option(options(aws, role), "--shm-size")), role
+    cluster = job["spec"]["rayClusterSpec"]
+    for name, group in {"head": cluster["headGroupSpec"], "gpu": cluster["workerGroupSpecs"][0]}.items():
+        (volume,), (container,) = pods[name]["volumes"], pods[name]["containers"]
+        assert {"name": volume["name"], "mountPath": "/dev/shm"} in container["volumeMounts"]
+        assert volume["emptyDir"]["medium"] == "Memory"
+        room = size(volume["emptyDir"]["sizeLimit"])
+        assert int(group["rayStartParams"]["object-store-memory"]) < room < size(container["resources"]["limits"]["memory"])
+
+
+def test_the_entrypoint_is_a_run_of_this_project(job, docker_lines):
+    (home,) = (rest for name, rest in docker_lines if name == "WORKDIR")
+    words = shlex.split(job["spec"]["entrypoint"])
+    assert " ".join(words) == job["spec"]["entrypoint"] and not set("&|;<>$`'\"") & set(job["spec"]["entrypoint"])
+    assert words[0] == "python"
+    run = words[1].removeprefix(f"{home}/")
+    assert ROOT / run == ROOT / "jobs/distill.py" and (ROOT / run).is_file()
+    recipe = words[words.index("--recipe") + 1]
+    assert recipe in recipe_names()
+    config = load_config(recipe, parse_overrides(words[words.index(recipe) + 1 :]))
+    most = sum(group["maxReplicas"] for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"])
+    assert 0 < config.workers.gpus <= most
+    assert all(place.startswith("s3://") for place in (config.storage, config.data.train, config.data.test))
+
+
+def test_the_rayjob_has_kuberays_fields_alone(job):
+    schema = json.loads((ROOT / "tests/data/rayjob.schema.json").read_text())
+    validator = jsonschema.Draft202012Validator(schema)
+    validator.check_schema(schema)
+    assert [f"{error.json_path}: {error.message}" for error in validator.iter_errors(job)] == []
+    assert not validator.is_valid(job | {"spec": job["spec"] | {"entryPoint": "true"}})
+
+
+def test_pods_are_not_root_and_say_what_they_take(job, pods):
+    for name, pod in pods.items():
+        context, (container,) = pod["securityContext"], pod["containers"]
+        assert context["runAsNonRoot"] and context["runAsUser"] > 0 and context["seccompProfile"]["type"] == "RuntimeDefault"
+        assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}, name
+        assert {"cpu", "memory"} <= set(container["resources"]["requests"]) & set(container["resources"]["limits"]), name
+        assert container["resources"]["limits"].get("nvidia.com/gpu", 0) == (name == "gpu")
+    autoscaler = job["spec"]["rayClusterSpec"]["autoscalerOptions"]
+    assert autoscaler["securityContext"] == pods["head"]["containers"][0]["securityContext"]
+
+
+def test_the_image_holds_what_is_run_and_is_not_root(docker_lines):
+    users = [rest for name, rest in docker_lines if name == "USER"]
+    assert users and all(int(user.partition(":")[0]) > 0 for user in users)
+    assert not {name for name, _ in docker_lines} & {"ARG", "ENV", "ADD"}  # nothing to leave a secret in
+    (install,) = (rest for name, rest in docker_lines if name == "RUN")
+    assert "." in shlex.split(install) and not {"-e", "--editable"} & set(shlex.split(install))
+    sources = [word for name, rest in docker_lines if name == "COPY" for word in rest.split()[1:-1]]
+    assert {"pyproject.toml", "ims3_ray", "jobs"} <= set(sources)
+    assert all((ROOT / source).exists() for source in sources)
+    ignored = (FOLDER / "Dockerfile.dockerignore").read_text().split("\n")
+    assert "*" in ignored and {line[1:] for line in ignored if line.startswith("!")} == set(sources)
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_a_run_begins_once_the_gpus_that_it_names_are_there_and_says_so_where_they_do_not_come(number, tmp_path):
+    (tmp_path / "auth_token").write_text("ab" * 32 + "\n")  # as the README's command writes it
+    env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": f"{tmp_path}/auth_token"}
+    pipes = {"env": env, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen([sys.executable, "-c", GROWING_CLUSTER], **pipes) as nodes:
+        env["RAY_ADDRESS"] = next(line for line in nodes.stdout if line.startswith("at ")).split()[1]
+        waiting = subprocess.Popen([sys.executable, "-c", WAITING.format(number=number)], **pipes)
+        try:
+            time.sleep(5)  # one is there
+            assert waiting.poll() is None
+            nodes.stdin.write("one more\n")
+            nodes.stdin.flush()
+            said = waiting.communicate(timeout=90)[0]
+            assert said == ("cuda 2\n" if number == 2 else "workers.gpus: the cluster has 2 of 3 free after 20 s\n")
+        finally:
+            waiting.kill()
+            nodes.stdin.close()

@@ -1,0 +1,50 @@
+"""What Ray Train's processes are told about the cluster that they belong to."""
+
+import os
+
+import torch
+from torch import nn
+
+from ims3_ray.cluster import machine as cluster
+from ims3_ray.cluster import train as training
+from ims3_ray.cluster.trainer import Optimisation
+from ims3_ray.config.sections import Workers
+from ims3_ray.storage.artifacts import open_directory
+
+
+def telling():
+    """A class that Ray carries by value: its workers can't import this file."""
+
+    class Told:
+        """A task of one value, which saves the address that its process was told."""
+
+        def __init__(self, device):
+            self.parameters = {"value": nn.Parameter(torch.ones(1, device=device))}
+            self.weights, self.ratios = {"square": 1.0}, {}
+
+        def losses(self, step, part):
+            return {"square": self.parameters["value"].square().sum()}
+
+        def after_step(self, step, gather): ...
+
+        def state_dict(self):
+            return {}
+
+        def load_state_dict(self, state): ...
+
+        def save(self, values, averages, out):
+            out.write("address", os.environ.get("RAY_ADDRESS", "").encode())
+
+    return Told
+
+
+def test_a_training_asks_its_own_cluster_whichever_else_was_started_on_the_machine(ray_cluster, tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    out = open_directory(str(tmp_path / "out"))
+    optimisation = Optimisation(steps=1, batch_size=1, micro_batches=1, lr=0.1)
+    training.train(
+        telling(), {}, optimisation, out=out, checkpoints=open_directory(str(tmp_path / "checkpoints")), name="told",
+        stage="told", batch_field="none", machine=cluster.machine(Workers(device="cpu", train_workers=1)),
+    )  # fmt: skip
+    assert out.read("address").decode() == ray_cluster.get_runtime_context().gcs_address
+    assert "RAY_ADDRESS" not in os.environ

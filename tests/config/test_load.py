@@ -1,0 +1,70 @@
+import pytest
+import yaml
+
+from ims3_ray.config.load import load_config, load_pretrain, parse_overrides, recipe_names
+from ims3_ray.config.sections import Config
+from ims3_ray.errors import InputError
+
+
+def test_overrides_beat_the_recipe_the_recipe_the_environment_and_that_the_defaults(monkeypatch):
+    monkeypatch.setenv("IMS3_SAMPLE__GUIDANCE_SCALE", "7.0")  # the recipe says 1.5
+    monkeypatch.setenv("IMS3_SELECT__ALPHA", "0.25")  # the recipe is silent
+    config = load_config("digits", parse_overrides(["ipc=3"]))
+    assert (config.ipc, config.sample.guidance_scale, config.select.alpha, config.select.beta) == (3, 1.5, 0.25, 0.9)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_loads_and_survives_a_round_trip(name, tmp_path):
+    config = load_config(name)
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    assert load_config(str(path)) == config
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["sample.subgroup=2"], ["sample.subgroup", "did you mean subgroups", "guidance_scale"]),
+        (["sample.sampler=euler"], ["sample.sampler", "'ancestral' or 'ddim'", "'euler'"]),
+        (["finetune.batch_size=9"], ["finetune.batch_size", "9", "micro_batches 2"]),
+        (["select.alpha=-1"], ["select.alpha", "greater than or equal to 0", "-1"]),
+        (["data.max_bad_fraction=2"], ["data.max_bad_fraction", "less than or equal to 1"]),
+        (["evaluate.seeds=1"], ["evaluate.seeds", "2"]),
+        (["data.train.deep=1"], ["data.train.deep", "plain value"]),
+        (["sample"], ["sample", "field=value"]),
+        (["Sample.steps=3"], ["Sample.steps"]),
+        (["sample.steps={"], ["sample.steps", "can't be read"]),
+    ],
+)
+def test_a_wrong_override_is_refused_with_field_rule_and_value(words, named):
+    with pytest.raises(InputError) as refused:
+        load_config("digits", parse_overrides(words))
+    for word in named:
+        assert word in str(refused.value)
+
+
+def test_a_recipe_that_is_no_mapping_is_refused(tmp_path):
+    path = tmp_path / "list.yaml"
+    path.write_text("- 1")
+    with pytest.raises(InputError, match="mapping"):
+        load_config(str(path))
+
+
+def test_published_traps_are_off_by_default():
+    """A silent Minimax memory, an off-trajectory target, a selection that grows with the number of classes."""
+    config = Config()
+    assert config.im.minimax is None and config.im.target == "trajectory"
+    assert config.select.normalization == "per_class"
+    assert load_config("digits", {"im.minimax": True}).im.minimax.memory == 64
+
+
+def test_speed_and_place_are_no_part_of_the_results():
+    results = load_config("digits", {"workers.actors": 7, "storage": "/elsewhere"}).results()
+    assert results == load_config("digits").results()
+    assert not {"workers", "storage"} & set(results)
+
+
+def test_pretraining_is_configured_by_the_same_words():
+    assert load_pretrain(parse_overrides(["transformer.steps=7"])).transformer.steps == 7
+    with pytest.raises(InputError, match="did you mean steps"):
+        load_pretrain(parse_overrides(["transformer.step=7"]))

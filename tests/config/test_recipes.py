@@ -1,0 +1,220 @@
+"""The packaged recipes: what they say, the classes that they take out of a tree, the labels that these get."""
+
+from importlib import resources
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from tiny import THREE
+
+from ims3_ray.cli import main
+from ims3_ray.cluster.machine import machine
+from ims3_ray.config.load import load_config, parse_overrides, recipe_names, recipe_text
+from ims3_ray.config.sections import Config
+from ims3_ray.data.classes import class_map
+from ims3_ray.errors import InputError
+from ims3_ray.models import extractor as features
+from ims3_ray.models.files import resolve_model
+from ims3_ray.pipeline import prepare as preparation
+from ims3_ray.pipeline.steps import plan
+from ims3_ray.stages.finetune.stage import InversionMatchingTask
+from ims3_ray.stages.sample.stage import Sampler
+from ims3_ray.storage import tables
+from ims3_ray.storage.artifacts import complete, open_directory
+
+IMAGENET = ("imagewoof", "imagenette", "imageidc", "imagenet100", "imagenet1k")
+LABELS = {
+    "imagewoof": [155, 159, 162, 167, 182, 193, 207, 229, 258, 273],
+    "imagenette": [0, 217, 482, 491, 497, 566, 569, 571, 574, 701],
+}
+
+
+@pytest.fixture(scope="module")
+def thousand(tmp_path_factory):
+    """A DiT folder of ImageNet's thousand classes, tiny, with random weights."""
+    from diffusers import AutoencoderKL
+
+    from ims3_ray.method.rng import generator
+    from ims3_ray.models.dit import DiT, DiTConfig
+    from ims3_ray.models.generator import save_pipeline
+
+    shape = {"sample_size": 4, "hidden_size": 32, "depth": 2, "num_heads": 2, "num_classes": 1000}
+    dit = DiT(DiTConfig(**shape, frequency_shift=1, norm_eps=1e-5)).initialize(generator("thousand"), zero_outputs=False)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        sample_size=8,
+    )
+    folder = tmp_path_factory.mktemp("models") / "thousand"
+    save_pipeline(dit, vae, folder)
+    return folder
+
+
+def woof_words(imagenet_tree, model):
+    """A tiny run of the ImageWoof recipe on three of its classes."""
+    places = [
+        f"data.train={imagenet_tree / 'train'}",
+        f"data.test={imagenet_tree / 'test'}",
+        f"model.path={model}",
+        f"storage={imagenet_tree / 'runs'}",
+    ]
+    return [*places, f"data.classes=[{', '.join(THREE)}]", "ipc=6"]
+
+
+def context_of(imagenet_tree, model, *words):
+    config = load_config("imagewoof", parse_overrides([*woof_words(imagenet_tree, model), *words]))
+    return preparation.prepare(config, machine(config.workers))
+
+
+def test_every_yaml_file_of_the_package_is_a_recipe_whose_header_says_what_was_measured():
+    files = {p.name for p in resources.files("ims3_ray.recipes").iterdir() if p.name.endswith(".yaml")}
+    assert files == {f"{name}.yaml" for name in recipe_names()} and set(recipe_names()) == {"digits", *IMAGENET}
+    for name in recipe_names():
+        header = [line for line in recipe_text(name)[1].splitlines() if line.startswith("#")]
+        assert any("Hardware:" in line for line in header) and any("measured" in line for line in header)
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_imagenet_recipes_are_the_published_one(name):
+    c = load_config(name)
+    assert (c.model.path, c.embed.extractor) == ("facebook/DiT-XL-2-256", "timm:resnet18.tv_in1k")
+    tuning = c.finetune
+    assert (tuning.epochs, tuning.batch_size, tuning.lr, tuning.weight_decay) == (8, 8, 1e-3, 0.0)
+    assert (c.im.weight, c.im.minimax, c.im.target) == (0.002, None, "trajectory")
+    drawn = c.sample
+    assert (drawn.sampler, drawn.steps, drawn.spacing, drawn.subgroups) == ("ancestral", 50, "linspace", 5)
+    assert (drawn.guidance_scale, drawn.guidance_channels) == (4.0, 3)
+    assert (c.select.alpha, c.select.beta, c.select.epsilon, c.select.normalization) == (0.4, 0.9, 0.0, "per_class")
+    assert (c.evaluate.protocol, c.data.train, c.data.test) == ("ims3", None, None)
+    written = yaml.safe_load(recipe_text(name)[1])
+    assert {"guidance_channels", "spacing"} <= set(written["sample"])
+    assert "not yet measured" in recipe_text(name)[1]
+
+
+@pytest.mark.parametrize("name", IMAGENET[:4])
+def test_a_subset_keeps_imagenets_own_labels(name):
+    classes = load_config(name).data.classes
+    labels = class_map(classes, None, 1000, None)
+    assert list(classes) == sorted(classes) and labels == sorted(labels)
+    assert len(labels) == (100 if name == "imagenet100" else 10)
+    assert labels == LABELS.get(name, labels)
+
+
+def test_imagenet100_holds_the_ten_of_imageidc():
+    assert set(load_config("imageidc").data.classes) < set(load_config("imagenet100").data.classes)
+
+
+def test_a_name_that_two_classes_bear_maps_to_neither():
+    with pytest.raises(InputError, match="'crane'"):
+        class_map(("crane", "dog"), ("crane", "dog", "crane"), 3, None)
+    assert class_map(("dog",), ("crane", "dog", "crane"), 3, None) == [1]
+
+
+@pytest.mark.parametrize("words", [(), ("--dry-run",)])
+def test_a_recipe_without_images_says_which_field_to_give(words, tmp_path, capsys):
+    assert main(["distill", "--recipe", "imagewoof", *words, f"storage={tmp_path / 'runs'}"]) == 2
+    told = capsys.readouterr()
+    assert told.err.startswith("error: data.train: recipe imagewoof brings no images; give the folder") and not told.out
+    assert main(["distill", "--recipe", "imagewoof", *words, f"storage={tmp_path / 'runs'}", "data.train=/nowhere"]) == 2
+    assert capsys.readouterr().err.startswith("error: data.test: protocol ims3 scores on it; give a folder")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_named_classes_count_and_their_order_does_not(imagenet_tree, thousand):
+    def keys(*words):
+        return {step.stage.name: step.fingerprint for step in plan(context_of(imagenet_tree, thousand, *words))}
+
+    all_three, two = keys(), keys(f"data.classes=[{THREE[0]}, {THREE[1]}]")
+    assert keys(f"data.classes=[{', '.join(reversed(THREE))}]") == all_three
+    assert all(two[name] != key for name, key in all_three.items())
+
+
+def test_classes_are_taken_out_of_training_and_test_images_alike(imagenet_tree, thousand):
+    context = context_of(imagenet_tree, thousand)
+    assert context.images["train"].classes == context.images["test"].classes == THREE
+    assert context.model_labels == [155, 159, 162]
+    with pytest.raises(InputError, match=r"data\.test: .* lacks 1 of the 3 class folders"):
+        (imagenet_tree / "test" / THREE[0]).rename(imagenet_tree / "test" / "renamed")
+        context_of(imagenet_tree, thousand)
+
+
+def test_tuning_and_sampling_use_the_labels_of_one_map(imagenet_tree, thousand):
+    """Set labels 0, 1, 2 reach the model as 155, 159, 162 in both."""
+    context = context_of(imagenet_tree, thousand, "invert.points=2", "data.mirror=false")
+    config, rows = context.config, {"image_id": np.array(["a", "b", "c"], dtype=object), "label": np.array([2, 0, 1])}
+    latent, inversion = np.zeros((3, 4, 4, 4), np.float16), np.zeros((3, 2, 4, 4, 4), np.float16)
+    latents, inversions = (open_directory(str(imagenet_tree / noun)) for noun in ("latents", "inversions"))
+    latents.write("part-0.parquet", tables.to_parquet(rows | {"mean": latent, "logvar": latent}, tables.LATENTS))
+    inversions.write("part-0.parquet", tables.to_parquet(rows | {"inversion": inversion}, tables.INVERSIONS))
+    for made in (latents, inversions):
+        complete(made, {"rows": 3})
+    shared = {"model": context.tuned_model(), "model_labels": context.model_labels, "seed": 0}
+    tuning = {"mirror": False, "finetune": config.finetune, "im": config.im, "points": 2}
+    task = InversionMatchingTask(torch.device("cpu"), latents=latents, inversions=inversions, **tuning, **shared)
+    assert task._labels.tolist() == [162, 155, 159]
+
+    settings = config.sample.model_copy(update={"steps": 2})
+    sampling = {"vae": None, "extractor": "package://digits", "settings": settings, "classes": context.classes}
+    sampler = Sampler(batch_size=3, **sampling, **shared)
+    asked, predict = [], sampler._predict
+    sampler._predict = lambda z, t, labels: asked.append(labels.tolist()) or predict(z, t, labels)
+    sampler([[2, 0, 0], [0, 0, 0], [1, 0, 0]])
+    assert asked == [[162, 155, 159]] * 2
+
+
+def test_a_dry_run_of_a_recipe_needs_no_gpu_and_no_network(imagenet_tree, thousand, monkeypatch, capsys):
+    import timm
+
+    create = timm.create_model
+
+    def offline(name, *, pretrained, **options):
+        assert not pretrained
+        return create(name, pretrained=False, **options)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    assert main(["distill", "--dry-run", "--recipe", "imagewoof", *woof_words(imagenet_tree, thousand)]) == 0
+    shown = capsys.readouterr().out
+    assert "guidance_channels: 3" in shown and shown.count("would run") == 9
+
+
+def test_a_hub_out_of_reach_is_told_in_one_line(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(InputError, match=r"facebook/DiT-XL-2-256: .*not to be had from the Hugging Face hub") as refused:
+        resolve_model(load_config("imagewoof").model.path)
+    assert "\n" not in str(refused.value)
+    with pytest.raises(InputError, match=r"timm:resnet18\.tv_in1k: its pretrained weights can't be had") as refused:
+        preparation.fetch_extractor(load_config("imagewoof"))
+    assert "\n" not in str(refused.value)
+
+
+def test_only_the_shape_of_a_timm_extractor_is_asked_for_without_weights():
+    assert features.without_weights("timm:resnet18.tv_in1k") == "timm:resnet18.tv_in1k?pretrained=false"
+    assert features.without_weights("timm:resnet18?pretrained=true") == "timm:resnet18?pretrained=false"
+    assert features.without_weights("package://digits") == "package://digits"
+
+
+def test_a_licence_changes_the_product_and_what_follows_alone(imagenet_tree, thousand):
+    def keys(*words):
+        return {step.stage.name: step.fingerprint for step in plan(context_of(imagenet_tree, thousand, *words))}
+
+    plain, stated = keys(), keys("model.licence=mit")
+    assert {name for name, key in plain.items() if stated[name] != key} == {"export", "evaluate", "report"}
+
+
+def test_without_a_recipe_there_are_no_images_and_no_licence():
+    config = Config()
+    assert config.data.train is None and config.data.licence is None
+    with pytest.raises(InputError, match=r"data\.train"):
+        preparation.image_places(config)
+
+
+def test_overrides_are_left_as_they_were_given():
+    section = {"coverage": 0}
+    load_config("digits", {"select": section, "select.alpha": 0.3})
+    assert section == {"coverage": 0}

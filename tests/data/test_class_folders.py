@@ -1,0 +1,94 @@
+"""Named class folders: what is listed, read and remembered of a tree that holds more."""
+
+import pytest
+from tiny import OTHERS, THREE, write_images
+
+from ims3_ray.config.load import load_config, parse_overrides
+from ims3_ray.data import images as images_module
+from ims3_ray.data.images import open_images
+from ims3_ray.errors import InputError
+from ims3_ray.storage.artifacts import Directory, open_storage
+
+
+def opened(folder, storage, classes=None):
+    shared = {"name": "data.train", "seed": 0, "max_bad_fraction": 0.0}
+    return open_images(str(folder), open_storage(str(storage)), classes=classes, **shared)
+
+
+def test_folders_that_are_not_named_are_neither_listed_nor_read(imagenet_tree, monkeypatch):
+    listed, read = [], []
+    listing, reading = Directory.listed, Directory.read
+    monkeypatch.setattr(Directory, "listed", lambda self, within="": listed.append(within) or listing(self, within))
+    monkeypatch.setattr(Directory, "read", lambda self, name: read.append(name) or reading(self, name))
+    images = opened(imagenet_tree / "train", imagenet_tree / "s", THREE[:2])
+    assert images.classes == THREE[:2] and images.counts().tolist() == [12, 12] and images.bad == {}
+    assert sorted(listed) == sorted(THREE[:2])
+    assert {name.split("/")[0] for name in read} == set(THREE[:2])
+    with pytest.raises(InputError, match=r"n01440764/a\.JPEG"):
+        opened(imagenet_tree / "train", imagenet_tree / "s")
+
+
+def test_on_an_object_store_only_the_named_prefixes_are_listed(imagenet_tree, monkeypatch):
+    from fsspec.implementations.memory import MemoryFileSystem
+    from pyarrow import fs
+
+    class Bucket(MemoryFileSystem):
+        store, pseudo_dirs, cachable, found = {}, [""], False, []
+
+        def find(self, path, **options):
+            self.found.append(path)
+            return super().find(path, **options)
+
+    bucket = Bucket()
+    for name in (*THREE, *OTHERS):
+        for file in (imagenet_tree / "train" / name).iterdir():
+            bucket.pipe(f"/bucket/train/{name}/{file.name}", file.read_bytes())
+    there = Directory(fs.PyFileSystem(fs.FSSpecHandler(bucket)), "/bucket/train")
+    monkeypatch.setattr(images_module, "open_directory", lambda location: there)
+    images = opened("s3://bucket/train", imagenet_tree / "s", THREE)
+    assert images.counts().tolist() == [12, 12, 12]
+    assert sorted(bucket.found) == [f"/bucket/train/{name}" for name in THREE]
+    monkeypatch.undo()
+    assert images.fingerprint == opened(imagenet_tree / "train", imagenet_tree / "s", THREE).fingerprint
+
+
+def test_a_subset_is_the_same_set_as_a_tree_that_holds_it_alone(imagenet_tree, tmp_path):
+    alone = opened(write_images(tmp_path / "alone", 12, 0, classes=THREE), imagenet_tree / "s")
+    assert opened(imagenet_tree / "train", imagenet_tree / "s", THREE).fingerprint == alone.fingerprint
+    assert opened(imagenet_tree / "train", imagenet_tree / "s", THREE[:2]).fingerprint != alone.fingerprint
+
+
+def test_what_was_found_in_a_class_serves_every_subset(imagenet_tree, monkeypatch):
+    opened(imagenet_tree / "train", imagenet_tree / "s", THREE[:2])
+    read, reading = [], Directory.read
+    monkeypatch.setattr(Directory, "read", lambda self, name: read.append(name.split("/")[0]) or reading(self, name))
+    opened(imagenet_tree / "train", imagenet_tree / "s", THREE[1:])
+    assert (read.count(THREE[1]), read.count(THREE[2])) == (12, 24)  # once for the sample; the new ones for their hash too
+
+
+def test_missing_class_folders_are_named_in_one_line(imagenet_tree):
+    wanted = load_config("imagewoof").data.classes
+    with pytest.raises(InputError) as refused:
+        opened(imagenet_tree / "train", imagenet_tree / "s", wanted)
+    told = str(refused.value)
+    assert told.startswith("data.train: ") and "lacks 7 of the 10 class folders" in told and "\n" not in told
+    assert "'n02089973', 'n02093754'" in told and told.count("'n0") == 5 and "and 2 more" in told
+    (imagenet_tree / "train" / "n09999999").mkdir()
+    with pytest.raises(InputError, match=r"'n09999999' of .* holds no readable image"):
+        opened(imagenet_tree / "train", imagenet_tree / "s", (*THREE, "n09999999"))
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ("[a, ../b]", "'../b' can't be"),
+        ("[a, .b]", "'.b' can't be"),
+        ("[a, a]", "named twice"),
+        ("[a]", "at least 2"),
+        ("[a, 1]", r"data\.classes\.1"),
+        ("[]", "at least 2"),
+    ],
+)
+def test_class_names_that_can_be_no_folders_are_refused(given, named):
+    with pytest.raises(InputError, match=named):
+        load_config("digits", parse_overrides([f"data.classes={given}"]))

@@ -1,0 +1,181 @@
+"""Names and links in a data folder: odd ones work or are told in one line, and what they point to is never more than read."""
+
+import os
+import re
+
+import pytest
+from tiny import write_images
+
+from ims3_ray import cli
+from ims3_ray.data.distilled import check_class_names, is_folder_name
+from ims3_ray.data.images import open_images
+from ims3_ray.errors import InputError
+from ims3_ray.pipeline.splits import check_splits
+from ims3_ray.storage.artifacts import open_directory, open_storage
+from ims3_ray.text import UNPRINTABLE, named, one_line
+
+ODD = "a\nb\x1b[2J\r\u202egnp"
+FINE = ("great white shark", "Größe", "犬", "c++", "{{ 7+7 }}", "$x$", "con2", "auxiliary", "a..b", "-rf", "~")
+UNSAFE = (
+    "", ".", "..", ".hidden", "../x", "a/b", "a\\b", "a\nb", "a\n", "\x1b[2J", "a\x7f", "a\x85", "a\u2028b", "a\u202eb",
+    "\udcff", "con", "CON", "nul.txt", "LPT1", "com¹", "c:", "a.", "a ", "<b>", 'a"b', "a|b", "a?", "x" * 256, "ö" * 128,
+)  # fmt: skip
+
+
+def opened(folder, tmp_path, limit=1.0, classes=None):
+    storage = open_storage(str(tmp_path / "storage"))
+    return open_images(str(folder), storage, name="data.train", seed=0, max_bad_fraction=limit, classes=classes)
+
+
+def tree(folder):
+    """Every path below, with what it holds."""
+    return {p: p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+
+
+def is_one_line(text):
+    return not re.search(f"[{UNPRINTABLE}]", text)
+
+
+@pytest.mark.parametrize("name", UNSAFE)
+def test_a_name_that_is_no_safe_folder_is_refused_in_one_line(name):
+    assert not is_folder_name(name)
+    with pytest.raises(InputError, match="can't be a folder's name") as refused:
+        check_class_names(["fine", name])
+    assert is_one_line(str(refused.value))
+
+
+def test_a_class_of_any_other_name_is_fine():
+    check_class_names(FINE)
+
+
+def test_files_of_any_name_are_read(tmp_path):
+    folder = write_images(tmp_path / "set", 1, seed=0, classes=FINE)
+    for name in ("with blank.png", "größe.png", "犬.png", ODD, "-rf", "%2e%2e", "*"):
+        os.link(folder / "犬" / "000.png", folder / "犬" / name)
+    images = opened(folder, tmp_path, limit=0.0)
+    assert images.classes == tuple(sorted(FINE)) and f"犬/{ODD}" in images.paths
+    assert images.counts()[images.classes.index("犬")] == 8
+
+
+def test_hidden_files_and_folders_are_no_part_of_the_set(tmp_path):
+    folder = write_images(tmp_path / "set", 2, seed=0)
+    (folder / ".cache").mkdir()
+    (folder / "red" / ".DS_Store").write_bytes(b"x")
+    (folder / "red" / ".link").symlink_to("nowhere")
+    images = opened(folder, tmp_path, limit=0.0)
+    assert images.classes == ("blue", "green", "red") and len(images) == 6
+
+
+def test_links_to_files_and_folders_elsewhere_are_read_as_if_they_lay_here(tmp_path):
+    there = write_images(tmp_path / "elsewhere", 3, seed=0)
+    here = tmp_path / "here"
+    (here / "red").mkdir(parents=True)
+    for name in ("blue", "green"):
+        (here / name).symlink_to(there / name)
+    for file in (there / "red").iterdir():
+        (here / "red" / file.name).symlink_to(file)
+    before = tree(there)
+    images = opened(here, tmp_path, limit=0.0)
+    assert images.fingerprint == opened(there, tmp_path, limit=0.0).fingerprint
+    assert opened(here, tmp_path, 0.0, ("blue", "red")).counts().tolist() == [3, 3] and tree(there) == before
+
+
+def looped(tmp_path):
+    """A set with two links that lead back up, in each other's reach: their paths are more than could be listed."""
+    folder = write_images(tmp_path / "set", 2, seed=0)
+    for cls in ("red", "green"):
+        for name in ("up", "again"):
+            (folder / cls / name).symlink_to(folder)
+    (folder / "red" / "deep").mkdir()
+    (folder / "red" / "deep" / "self").symlink_to(folder / "red")
+    (folder / "red" / "twin").symlink_to(folder / "red" / "deep")
+    return folder
+
+
+def test_loops_of_links_end_and_are_told_by_name(tmp_path):
+    folder = looped(tmp_path)
+    links = ["green/again", "green/up", "red/again", "red/deep/self", "red/twin", "red/up"]
+    for classes in (None, ("blue", "green", "red")):
+        images = opened(folder, tmp_path, classes=classes)
+        assert images.counts().tolist() == [2, 2, 2]
+        assert images.bad == dict.fromkeys(links, "leads to a folder that is listed already")
+    with pytest.raises(InputError, match=r"6 of 12 files .* first: green/again leads to a folder"):
+        opened(folder, tmp_path, limit=0.0)
+
+
+def test_what_is_no_file_is_told_by_name(tmp_path):
+    folder = write_images(tmp_path / "set", 2, seed=0)
+    (folder / "red" / "gone.png").symlink_to("nowhere.png")
+    (folder / "red" / "self.png").symlink_to("self.png")
+    (folder / "red" / "zero.png").symlink_to("/dev/zero")
+    os.mkfifo(folder / "red" / "pipe.png")
+    open(os.fsencode(folder / "red") + b"/latin\xe9.png", "w").close()
+    images = opened(folder, tmp_path)
+    assert images.counts().tolist() == [2, 2, 2]
+    assert images.bad == {
+        "red/gone.png": "is a symbolic link to nothing",
+        "red/self.png": "is a symbolic link that leads to itself",
+        "red/zero.png": "can't be listed (it is no regular file)",
+        "red/pipe.png": "can't be listed (it is no regular file)",
+        "red/latin\\udce9.png": "can't be listed (its name is no UTF-8)",
+    }
+
+
+def test_a_class_folder_that_is_a_broken_link_is_refused_and_not_left_out(tmp_path):
+    folder = write_images(tmp_path / "set", 2, seed=0)
+    (folder / "teal").symlink_to("unmounted")
+    with pytest.raises(InputError, match=r"data.train: .*/teal is a symbolic link to nothing; mend or remove it"):
+        opened(folder, tmp_path)
+
+
+def test_an_artefact_lists_and_deletes_no_more_than_its_own(tmp_path):
+    outside = write_images(tmp_path / "outside", 1, seed=0)
+    artefact = open_directory(str(tmp_path / "storage" / "noun" / "key"))
+    artefact.write("part.parquet", b"1")
+    os.symlink(tmp_path / "storage", f"{artefact.path}/loop")
+    os.symlink(artefact.path, f"{artefact.path}/self")
+    assert list(artefact.files()) == ["part.parquet"]
+    os.symlink(outside, f"{artefact.path}/outside")
+    before = tree(outside)
+    artefact.delete()
+    assert not os.path.exists(artefact.path) and tree(outside) == before
+
+
+def test_a_message_is_one_line_whatever_a_file_is_called(tmp_path, capsys):
+    train = write_images(tmp_path / "train", 9, seed=0)
+    (train / "red" / ODD).write_bytes(b"no image")
+
+    def run():
+        opened(train, tmp_path, limit=0.0)
+
+    assert cli.guarded(run) == cli.BAD_INPUT
+    told = capsys.readouterr().err
+    assert told.endswith("\n") and is_one_line(told[:-1]) and r"red/a\nb\x1b[2J\r\u202egnp is no readable image" in told
+    test = write_images(tmp_path / "test", 9, seed=1)
+    (test / "red" / ODD).write_bytes((train / "red" / "000.png").read_bytes())
+    images = {"train": opened(train, tmp_path), "test": opened(test, tmp_path)}
+    (warning,) = check_splits(images, max_overlap=0.5)
+    assert is_one_line(warning) and named(ODD) in warning
+
+
+def test_a_class_folder_of_any_name_is_told_in_one_line(tmp_path):
+    with pytest.raises(InputError, match="holds 1 class") as refused:
+        opened(write_images(tmp_path / "set", 1, seed=0, classes=(ODD,)), tmp_path)
+    assert is_one_line(str(refused.value)) and r"\x1b[2J" in str(refused.value)
+
+
+def test_an_unexpected_failure_is_one_line_too_and_its_trace_the_owners_alone(capsys):
+    def fail():
+        raise RuntimeError(f"first\n{ODD}\x1b]0;title\x07")
+
+    assert cli.guarded(fail) == cli.FAILURE
+    told = capsys.readouterr().err
+    assert is_one_line(told[:-1]) and told.endswith(".log\n")
+    log = told.split()[-1]
+    assert os.stat(log).st_mode & 0o077 == 0
+    os.unlink(log)
+
+
+def test_lines_and_names_keep_what_is_printable():
+    assert one_line(" a\n\tb \x1b[0m  c\u2028d") == r"a b \x1b[0m  c d"
+    assert named("größe 犬 😀.png") == "größe 犬 😀.png" and named("a\nb\udce9") == r"a\nb\udce9"

@@ -1,0 +1,101 @@
+"""jobs/ablate.py on the tiny model: what rows share, what the table says, and rows that are refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny import tiny_words
+
+from ims3_ray.config.load import parse_overrides
+from ims3_ray.errors import InputError
+from ims3_ray.evaluation.statistics import compare
+from ims3_ray.jobs.ablate import run as ablation
+from ims3_ray.jobs.ablate.command import read_rows
+from ims3_ray.jobs.ablate.plan import Plan
+from ims3_ray.jobs.ablate.tables import markdown
+
+ROWS = """
+baseline: DiT
+rows:
+  - {name: random real, real: random}
+  - {name: medoids, real: medoids}
+  - {name: DiT, overrides: {finetune.epochs: 0, select.subgroups: 1}}
+  - {name: inverted, overrides: {finetune.epochs: 0, sample.start: inversion, select.unit: image}}
+"""
+
+
+def rows_file(tmp_path, text=ROWS):
+    path = tmp_path / "rows.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def ran(ray_cluster, tiny_model, tiny_images, tmp_path_factory):
+    """A finished ablation: its plan, storage, what it said, document and folder."""
+    folder = tmp_path_factory.mktemp("ablation")
+    words = [word for word in tiny_words(tiny_model, tiny_images, folder / "runs") if not word.startswith("ipc=")]
+    plan = Plan("digits", parse_overrides(words), read_rows(rows_file(folder)), (2, 3), (0, 1), 6)
+    said = []
+    return plan, folder / "runs", said, *ablation.run(plan, said.append)
+
+
+def test_rows_share_what_they_have_in_common_and_a_second_run_makes_nothing(ran):
+    plan, storage, said, document, out = ran
+    counts = {noun: len(list((storage / noun).iterdir())) for noun in ("latents", "features", "candidates")}
+    # encoded once for each seed (a subset is drawn), embedded once; a pool a generator and seed, for both IPCs
+    assert counts == {"latents": 2, "features": 1, "candidates": 4}
+    assert len([line for line in said if ": sample →" in line]) == 4
+    again = []
+    second, same = ablation.run(plan, again.append)
+    assert again == [] and same.path == out.path
+    assert {**second, "written": ""} == {**document, "written": ""}
+
+
+def test_the_table_compares_every_row_with_the_baseline_over_the_seeds(ran):
+    document = ran[3]
+    assert [row["name"] for row in document["rows"]] == ["random real", "medoids", "DiT", "inverted"]
+    for row in document["rows"]:
+        for ipc in ("2", "3"):
+            assert [len(of_seed) for of_seed in row["accuracy"][ipc]["last"]] == [2, 2]
+        assert len(row["pool"]["coverage"]) == 2
+    assert document["yardsticks"]["ceiling"]["coverage"] >= document["yardsticks"]["random"]["coverage"]
+    assert json.loads(json.dumps(document)) == document
+    comparison = compare(document)
+    table = markdown(document)
+    assert comparison.baseline == "DiT" and "inverted" in table and "k-means" not in table
+
+
+def test_differences_to_another_row_need_no_new_runs(ran):
+    plan, _, _, document, out = ran
+    said = []
+    other, place = ablation.run(replace(plan, rows=replace(plan.rows, baseline="medoids")), said.append)
+    assert said == [] and place.path != out.path
+    assert other["rows"] == document["rows"] and compare(other).baseline == "medoids"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("rows: []", "`baseline`"),
+        ("baseline: a\nrows: [{overrides: {}}]", "no row"),
+        ("baseline: a\nrows: [{name: a}, {name: a}]", "stands twice"),
+        ("baseline: b\nrows: [{name: a}]", "baseline 'b'"),
+        ("baseline: a\nrows: [{name: a}, {name: b, real: best}]", "choose one of random"),
+        ("baseline: a\nrows: [{name: a, real: random}]", "add one that is generated"),
+        ("baseline: a\nrows: [{name: a, overrides: 3}]", "fields and values"),
+        ("baseline: [", "not valid YAML"),
+    ],
+)
+def test_rows_that_are_none_are_refused_in_one_line(text, said, tmp_path):
+    with pytest.raises(InputError, match=said):
+        read_rows(rows_file(tmp_path, text))
+
+
+def test_a_row_with_an_unknown_field_is_refused_before_any_work(tmp_path):
+    text = "baseline: a\nrows: [{name: a, overrides: {im.wieght: 1}}]"
+    wrong = Plan("digits", {"storage": str(tmp_path / "runs")}, read_rows(rows_file(tmp_path, text)), (2,), (0,), None)
+    with pytest.raises(InputError, match=r"im.wieght.*did you mean weight"):
+        ablation.run(wrong, print)
+    assert not Path(tmp_path, "runs").exists()

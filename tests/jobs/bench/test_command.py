@@ -1,0 +1,218 @@
+"""jobs/bench.py on a tiny random model: both sides do their work and are told apart. No figure of speed is tested."""
+
+import io
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from ims3_ray.cli import run_command
+from ims3_ray.cluster import machine as cluster
+from ims3_ray.cluster.device_rate import matrix_rate, measure_device
+from ims3_ray.config.load import load_config
+from ims3_ray.errors import InputError
+from ims3_ray.jobs.bench import models
+from ims3_ray.jobs.bench.operations import operations, step_operations
+from ims3_ray.jobs.bench.published import EMA_DECAY, FineTuning, published_side
+from ims3_ray.jobs.bench.sides import saved_bytes
+from ims3_ray.jobs.bench.stages import own_side
+from ims3_ray.method.difffit import trainable_names
+from ims3_ray.models.dit import DiTConfig
+from ims3_ray.models.memory import batch_must_fit
+from ims3_ray.pipeline import prepare as preparation
+from ims3_ray.storage.artifacts import open_directory
+
+TINY = ["--random-init", "--size", "tiny", "--repetitions", "2", "--seconds", "0.01"]
+SMALL = ["ipc=2", "sample.steps=3", "invert.points=3", "finetune.log_every=2"]
+SMALL += [f"{stage}.batch_size={{cpu: 4, cuda: 4}}" for stage in ("sample", "encode", "invert", "embed")]
+KEYS = {"what", "date", "device", "hardware", "versions", "model", "parameters", "image_size", "repetitions", "recipe"}
+
+
+def benched(folder, *words):
+    """The document of a bench on the tiny model, made once below `folder`."""
+    out = folder / "figures.json"
+    assert run_command("bench", [*TINY, *words, "--work", str(folder / "work"), "--out", str(out), *SMALL]) == 0
+    return json.loads(out.read_text())
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    return tmp_path_factory.mktemp("bench")
+
+
+@pytest.fixture
+def context(ray_cluster, tiny_model, tiny_images, tmp_path):
+    places = {"data.train": str(tiny_images / "train"), "model.path": str(tiny_model), "embed.extractor": str(tiny_model)}
+    small = {"ipc": 2, "sample.steps": 3, "sample.batch_size": {"cpu": 4, "cuda": 4}, "invert.points": 3}
+    config = load_config("digits", places | small | {"evaluate.protocol": "none", "storage": str(tmp_path / "storage")})
+    return preparation.prepare(config, cluster.machine(config.workers))
+
+
+@pytest.mark.parametrize("stage", ["sample", "finetune", "encode", "invert"])
+def test_the_bench_of_a_stage_measures_both_sides(ray_cluster, work, stage, capsys):
+    document = benched(work, stage)
+    assert KEYS | {"sides"} == set(document) and document["what"] == stage
+    assert document["device"]["matrix_rate"] > 0 and document["device"]["copy_bandwidth"] > 0
+    assert [s["name"] for s in document["sides"]] == ["own"] * (2 if stage == "finetune" else 1) + ["published"]
+    for side in document["sides"]:
+        assert len(side["rates"]) == 2 and min(side["rates"]) > 0 and side["images_per_s"] > 0 and side["ratio"] > 0
+        assert side["peak_memory_bytes"] > 0 and side["load_s"] > 0 and side["warm_up_s"] >= 0 and side["matrix_share"] > 0
+        assert (side["checkpoint_bytes"] is not None) == (stage == "finetune")
+    shown = capsys.readouterr().out
+    assert "one thread" in shown and "| own |" in shown and "| published |" in shown
+
+
+@pytest.mark.slow
+def test_the_bench_of_the_pipeline_tells_start_and_rate_apart(ray_cluster, work, capsys):
+    document = benched(work, "pipeline", "--repetitions", "1", "--stages", "invert,finetune", "--batches", "3")
+    assert [o["stage"] for o in document["stages"]] == ["invert", "finetune"]
+    for o in document["stages"]:
+        assert min(o["bare_images_per_s"], o["ray_images_per_s"], o["ratio"], o["start_s"], o["whole_s"]) > 0
+        assert o["start_s"] < o["whole_s"]
+
+
+def test_batch_sizes_and_the_published_settings_are_chosen(ray_cluster, work, capsys):
+    document = benched(work, "sample", "--batch-size", "2,3", "--no-published")
+    assert [(s["batch_size"], s["ratio"]) for s in document["sides"]] == [(2, None), (3, None)]
+
+
+def test_both_sides_of_sampling_draw_images_of_one_kind(context, tmp_path):
+    own, published = (make(context, "sample", open_directory(str(tmp_path))) for make in (own_side, published_side))
+    drawn, _ = own.build(**own.arguments)()
+    theirs = published.build(**published.arguments)()
+    assert (len(drawn["image"]), len(theirs)) == (own.images, published.images) == (4, 10)
+    assert {Image.open(io.BytesIO(data)).size for data in [*drawn["image"], *theirs]} == {(16, 16)}
+
+
+def test_both_sides_of_encoding_and_inversion_make_the_same_kind_of_latents(context, tmp_path):
+    for stage, column in (("encode", "mean"), ("invert", "inversion")):
+        own, published = (make(context, stage, open_directory(str(tmp_path / stage))) for make in (own_side, published_side))
+        made, _ = own.build(**own.arguments)()
+        theirs = published.build(**published.arguments)()
+        assert len(theirs) == published.images and len(made[column]) == own.images
+        assert {one.shape for one in theirs} == {(1, *made[column].shape[1:])}
+
+
+def test_published_fine_tuning_averages_all_parameters_and_spares_none_its_gradient(context, tmp_path):
+    side = published_side(context, "finetune", open_directory(str(tmp_path)))
+    step: FineTuning = side.build(**side.arguments)
+    before = {name: value.clone() for name, value in step.dit.state_dict().items()}
+    step()
+    tuned = set(trainable_names(step.dit))
+    parameters, averages = dict(step.dit.named_parameters()), dict(step.ema.named_parameters())
+    assert set(averages) == set(parameters) > tuned
+    for name, parameter in parameters.items():
+        expected = EMA_DECAY * before[name] + (1 - EMA_DECAY) * parameter.detach()
+        torch.testing.assert_close(averages[name].detach(), expected)
+        assert parameter.requires_grad
+        if name not in tuned:
+            assert parameter.grad is not None and torch.equal(parameter.detach(), before[name])
+    assert any(not torch.equal(parameters[name].detach(), before[name]) for name in tuned)
+    own = own_side(context, "finetune", open_directory(str(tmp_path / "own")))
+    assert saved_bytes(own.build(**own.arguments).checkpoint()) > 0
+    values = sum(p.numel() for p in parameters.values())
+    assert saved_bytes(step.checkpoint()) > 2 * 4 * values  # model and average
+
+
+def test_freezing_saves_the_gradients_of_matrices(context):
+    config = DiTConfig(sample_size=8, hidden_size=64, depth=4, num_heads=2, num_classes=3)
+    frozen, whole = (step_operations(config, frozen=f) for f in (True, False))
+    assert frozen < 0.75 * whole
+    counted = operations(context, "finetune")
+    assert counted.published > counted.own > 0
+
+
+def test_the_largest_size_is_dit_xl():
+    size = models.SIZES["XL/2"]
+    assert (size.hidden_size, size.depth, size.heads, size.sample_size, size.num_classes) == (1152, 28, 16, 32, 1000)
+    assert (size.vae_channels, size.vae_layers, size.image_size) == ((128, 256, 512, 512), 2, 256)
+
+
+def test_random_weights_and_images_belong_to_their_seed(tmp_path):
+    size = models.SIZES["tiny"]
+    for name in "ab":
+        models.random_pipeline(size, tmp_path / name)
+        models.random_images(size, tmp_path / name / "images", 2)
+    files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file())
+    assert len(files) > 20
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+
+
+def test_the_device_is_measured_on_one_thread_and_threads_are_given_back():
+    threads = torch.get_num_threads()
+    figures = measure_device("cpu")
+    assert figures.matrix_rate > 0 and figures.copy_bandwidth > 0 and figures.name
+    assert "fp32" in figures.line() and "one thread" in figures.line()
+    assert matrix_rate("cpu", torch.float32, 64, seconds=0.01) > 0
+    assert torch.get_num_threads() == threads
+
+
+def test_a_batch_that_does_not_fit_names_its_field_and_the_memory():
+    def too_large():
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.11 GiB."
+        )
+
+    with pytest.raises(InputError) as told, batch_must_fit("sample.batch_size.cuda", 256):
+        too_large()
+    for word in ("sample.batch_size.cuda", "256", "20.00 GiB", "79.11 GiB", "lower"):
+        assert word in str(told.value)
+    with (
+        pytest.raises(InputError, match=r"finetune.batch_size: a batch of 8 .*needs at least"),
+        batch_must_fit("finetune.batch_size", 8),
+    ):
+        raise torch.OutOfMemoryError("out of memory")
+
+
+def test_a_stage_whose_batch_does_not_fit_says_so_from_its_pool(context, tmp_path):
+    from ims3_ray.cluster.fan_out import Part, fan_out
+    from ims3_ray.storage import tables
+
+    def too_large(batch_size):  # local, so that workers need not import this file
+        def work(payload):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+        return work
+
+    with pytest.raises(InputError, match=r"sample.batch_size.cpu: a batch of 32 .*20.00 GiB"):
+        fan_out(
+            too_large,
+            {"batch_size": 32},
+            [Part(0, 1, [])],
+            table=tables.FEATURES,
+            out=open_directory(str(tmp_path)),
+            machine=context.machine,
+            stage="sample",
+        )
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["nonsense"], ["nonsense", "sample", "pipeline"]),
+        (["sample", "--random-init", "--size", "huge"], ["--size", "huge", "XL/2"]),
+        (["sample", "--size", "tiny"], ["--size", "--random-init"]),
+        (["sample", "--batch-size", "0"], ["--batch-size", "0"]),
+        (["pipeline", "--batch-size", "8"], ["--batch-size", "sample.batch_size"]),
+        (["pipeline", "--repetitions", "1", "--stages", "select"], ["--stages", "select", "finetune"]),
+        (["pipeline", "--batches", "1"], ["--batches"]),
+        (["sample", "--random-init", "model.path=x"], ["model.path", "--random-init"]),
+        (["finetune", "--batch-size", "7"], ["finetune.batch_size", "7", "micro_batches"]),
+        (["sample", "--out", "/nowhere/figures.json"], ["--out", "/nowhere"]),
+    ],
+)  # fmt: skip
+def test_bad_words_give_one_line_and_exit_code_2(words, named, capsys):
+    assert run_command("bench", words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    for word in named:
+        assert word in error, (word, error)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused(capsys, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert run_command("bench", ["sample", "workers.device=cuda"]) == 2
+    assert "workers.device" in capsys.readouterr().err

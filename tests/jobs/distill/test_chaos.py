@@ -1,0 +1,110 @@
+"""Whatever is killed while a run is at work on a cluster of several nodes, it ends with the bytes of an undisturbed one."""
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from monkey import EVALUATION, KINDS, SELECTION, Fault, Nodes, faults, run_under_fire
+from processes import checksums, environment
+from tiny import tiny_words
+
+from ims3_ray.runs import tracking
+from ims3_ray.storage.artifacts import open_storage
+
+NODES = 3
+ON = ["workers={actors: 2, shards: 2, train_workers: 2, device: cpu}"]
+PER_KIND = 9
+SEED = int(os.environ.get("CHAOS_SEED", "0"))
+LONGEST_S = dict.fromkeys(KINDS, 2.0) | {SELECTION: 0.3, EVALUATION: 0.3}  # from the first to a death; these are soon over
+RUNS = [fault for kind in KINDS for fault in faults(kind, PER_KIND, SEED, LONGEST_S[kind])]
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory):
+    made = Nodes(NODES, tmp_path_factory.mktemp("nodes"), environment())
+    yield made
+    made.end()
+
+
+@pytest.fixture(autouse=True)
+def mended(request):
+    if "nodes" in request.fixturenames:
+        request.getfixturevalue("nodes").mend()
+
+
+@pytest.fixture
+def words(tiny_model, tiny_images, tmp_path):
+    return [*tiny_words(tiny_model, tiny_images, tmp_path / "runs"), *ON, "evaluate.full=false"]
+
+
+@pytest.fixture(scope="module")
+def table():
+    """Rows of the README's table: a Counter of (kind, what came of it)."""
+    counted: Counter = Counter()
+    yield counted
+    print("\n| killed | runs | finished | results equal |\n|---|---|---|---|")
+    for kind in KINDS:
+        runs, ended, equal = (counted[kind, what] for what in ("runs", "finished", "equal"))
+        print(f"| {kind} | {runs} | {ended} | {equal} |")
+
+
+def results(storage, run_id=None):
+    """Checksums of the distilled images, and the loss curve as MLflow has it, of the run of that id or the only one."""
+    root = open_storage(str(storage))
+    client = tracking.client(root)
+    if run_id is None:
+        ours = f"tags.`{tracking.KIND_TAG}` = '{tracking.DISTILLATION}'"
+        (run,) = client.search_runs([tracking.experiment_id(client, root)], ours)
+        run_id = run.info.run_id
+    points = client.get_metric_history(run_id, "finetune/diffusion")
+    return checksums(storage), sorted((point.step, point.value) for point in points)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(finished_run):
+    made = finished_run[1]
+    found = results(Path(made.distilled).parents[1], made.mlflow_run_id)
+    assert all(found)
+    return found
+
+
+def test_one_of_each_kind_killed_in_one_run_changes_nothing(undisturbed, nodes, words, tmp_path):
+    planned = [faults(kind, 3, SEED + 1, LONGEST_S[kind])[2] for kind in KINDS]
+    outcome = run_under_fire([*words, "evaluate.seeds=8"], nodes, planned)  # enough to evaluate for a kill to come in time
+    assert outcome.code == 0, outcome
+    assert results(tmp_path / "runs") == undisturbed
+    assert len(outcome.killed) == len(planned), outcome
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("fault", RUNS, ids=[f"{i}-{f.kind}-{f.stage}".replace(" ", "-") for i, f in enumerate(RUNS)])
+def test_a_kill_at_a_random_moment_changes_nothing(fault: Fault, undisturbed, nodes, words, tmp_path, table):
+    table[fault.kind, "runs"] += 1
+    outcome = run_under_fire(words, nodes, [fault])
+    print(f"{outcome.seconds:.0f} s, {', '.join(outcome.killed)}")
+    assert outcome.code == 0, outcome
+    table[fault.kind, "finished"] += 1
+    equal = results(tmp_path / "runs") == undisturbed
+    table[fault.kind, "equal"] += equal
+    assert equal and outcome.killed, outcome
+
+
+@pytest.fixture(scope="module")
+def undisturbed_digits(tmp_path_factory, nodes):
+    folder = tmp_path_factory.mktemp("digits")
+    outcome = run_under_fire([f"storage={folder}", *ON], nodes, [], timeout=900)
+    assert outcome.code == 0, outcome
+    return results(folder)
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("seed", range(3))
+def test_the_digits_survive_one_kill_of_each_kind(seed, undisturbed_digits, nodes, tmp_path, table):
+    longest = {kind: 5 * LONGEST_S[kind] for kind in KINDS} | {SELECTION: LONGEST_S[SELECTION]}  # as soon over as the tiny one
+    planned = [faults(kind, 9, SEED + 10 + seed, longest[kind])[4 * seed] for kind in KINDS]
+    outcome = run_under_fire([f"storage={tmp_path}", *ON], nodes, planned, timeout=1200)
+    print(f"{outcome.seconds:.0f} s, {', '.join(outcome.killed)}")
+    assert outcome.code == 0, outcome
+    assert results(tmp_path) == undisturbed_digits
+    assert len(outcome.killed) == len(planned), outcome

@@ -1,0 +1,86 @@
+"""Where a run stands, from its storage alone; its log; and what Prometheus sees of its stages."""
+
+import json
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from ims3_ray.cli import run_command
+from ims3_ray.config.load import load_config, parse_overrides
+from ims3_ray.jobs.distill.status import status
+from ims3_ray.progress import bar
+from ims3_ray.runs.journal import ALIVE, LOG, Journal, read_log
+from ims3_ray.storage.artifacts import open_directory
+
+
+@pytest.fixture
+def folder(finished_run):
+    """The record of the finished run, left as it was found."""
+    made = finished_run[1]  # its storage holds other tests' runs, too
+    (place,) = Path(made.distilled).parents[1].glob(f"runs/*-{made.key}/run.json")
+    before = {name: (place.parent / name).read_bytes() for name in ("run.json", ALIVE, LOG)}
+    yield place.parent
+    for name, data in before.items():
+        (place.parent / name).write_bytes(data)
+
+
+def test_a_finished_run_is_complete_and_its_log_tells_of_every_stage(finished_run, folder):
+    words, made = finished_run
+    found = status(load_config("digits", parse_overrides(words)))
+    assert found["state"] == "finished" and found["run"] == made.key
+    assert {stage["state"] for stage in found["stages"]} == {"complete"} and len(found["stages"]) == 9
+    log = read_log(open_directory(str(folder)))
+    first = log[: [e["event"] for e in log].index("run finished") + 1]  # other tests may have found it complete since
+    assert [e["event"] for e in first if "stage" not in e] == ["run started", "run finished"]
+    for event in ("stage started", "stage finished"):
+        assert [e["stage"] for e in first if e["event"] == event] == [stage["name"] for stage in found["stages"]]
+    assert found["last_event"] == log[-1] and found["log"] == f"{folder}/{LOG}"
+
+
+def test_a_run_that_says_that_it_runs_is_dead_once_it_shows_no_sign_of_life(finished_run, folder):
+    config = load_config("digits", parse_overrides(finished_run[0]))
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(record | {"state": "running"}))
+    (folder / ALIVE).write_text(json.dumps({"time": time.time() - 3600}))
+    assert status(config)["state"] == "dead"
+    with Journal(open_directory(str(folder))).alive():
+        time.sleep(0.5)
+        found = status(config)
+    assert found["state"] == "running" and found["seconds_since_alive"] < 60
+
+
+def test_a_run_that_never_began_and_one_that_failed_say_so(finished_run, folder, tmp_path, capsys):
+    words, _ = finished_run
+    assert run_command("distill", ["--status", *words, f"storage={tmp_path / 'new'}"]) == 0
+    out = capsys.readouterr().out
+    assert ": not started" in out and out.count("missing") == 9
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(record | {"state": "failed"}))
+    Journal(open_directory(str(folder))).write("run failed", error="OSError: disk full")
+    assert run_command("distill", ["--status", "--json", *words]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["state"] == "failed" and found["last_event"]["error"] == "OSError: disk full"
+    assert run_command("distill", ["--status", *words]) == 0
+    assert "the same command, without --status, goes on with it" in capsys.readouterr().out
+
+
+def test_prometheus_sees_rows_and_rates_by_stage(ray_cluster):
+    node = ray_cluster.nodes()[0]
+    place = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+
+    def exported(name):
+        text = urllib.request.urlopen(place, timeout=10).read().decode()
+        lines = [line for line in text.splitlines() if line.startswith(name) and 'stage="seen"' in line]
+        return float(lines[0].rsplit(" ", 1)[1]) if lines else 0.0
+
+    with bar("seen", 100, "images") as shown:  # a stage of this test alone: counters live as long as the session
+        shown.update(30)
+        shown.update(12)
+        for _ in range(90):
+            rows, speed = exported("ray_ims3_rows_total"), exported("ray_ims3_rows_per_second")
+            if rows == 42 and speed > 0:
+                return
+            time.sleep(1)
+    pytest.fail(f"{rows} rows, {speed} a second")

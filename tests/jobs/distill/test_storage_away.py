@@ -1,0 +1,73 @@
+"""Faults of the storage under a whole run: a bucket that is away for a while, a disk that is full."""
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from loopback_store import BUCKET, Store, upload
+from processes import ROOT, checksums, environment, job
+from tiny import tiny_words
+
+AWAY_S = 10.0
+TOLD = "answers with an error"
+pytestmark = pytest.mark.slow
+
+
+def test_a_run_waits_for_a_bucket_that_is_away_twice(finished_run, tiny_model, tiny_images, tmp_path):
+    with Store().running() as store:
+        upload(tiny_images)
+        words = tiny_words(tiny_model, Path("unused"), f"s3://{BUCKET}/runs")
+        words += [f"data.train=s3://{BUCKET}/images/train", f"data.test=s3://{BUCKET}/images/test", "workers.actors=1"]
+        tracked = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/m.db"}
+        process, said = job("distill", *words, env=environment() | store.variables | tracked), []
+        listener = threading.Thread(target=lambda: said.extend(process.stderr), daemon=True)
+        listener.start()
+        outages = 0
+        for line in process.stdout:
+            if "] encode " in line or "] finetune " in line:
+                outages += 1
+                store.is_away, began = True, time.monotonic()
+                while time.monotonic() - began < AWAY_S or sum(TOLD in each for each in said) < outages:
+                    assert time.monotonic() - began < 100, said
+                    time.sleep(0.1)
+                store.is_away = False
+        listener.join()
+        assert process.wait() == 0, said
+        assert outages == sum(TOLD in line for line in said) == 2, said
+        assert checksums(f"s3://{BUCKET}/runs") == checksums(Path(finished_run[1].distilled).parents[1]) != []
+
+
+def test_a_run_on_a_full_disk_stops_with_a_line_and_goes_on_once_there_is_space(
+    finished_run, tiny_model, tiny_images, tmp_path
+):
+    disk, kept = tmp_path / "disk", tmp_path / "kept"
+    disk.mkdir()
+    kept.mkdir()
+    if subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    script = """
+        mount -t tmpfs -o size=$SMALL tmpfs "$0"
+        "$@" 2> "$KEPT/first.err"; echo $? > "$KEPT/first.code"
+        find "$0" -name '*.tmp' > "$KEPT/half-written"
+        mount -o remount,size=100m "$0"
+        "$@" 2> "$KEPT/second.err"; echo $? > "$KEPT/second.code"
+        cp -r "$0/runs/distilled" "$KEPT"; du -sk "$0" > "$KEPT/size"
+    """
+    run = [sys.executable, ROOT / "jobs" / "distill.py", *tiny_words(tiny_model, tiny_images, disk / "runs")]
+    tracked = {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/m.db",
+        "KEPT": str(kept),
+        "SMALL": "300k",
+    }  # full when the images are written
+    words = ["unshare", "-rm", "bash", "-c", script, disk, *run]
+    subprocess.run(words, env=environment() | tracked, stdout=subprocess.DEVNULL, timeout=600, check=True)
+    told = {path.name: path.read_text() for path in kept.iterdir() if path.is_file()}
+    *bars, line = told["first.err"].splitlines()
+    assert told["first.code"] == "2\n" and not any("rror" in each for each in bars), told["first.err"]
+    assert line.startswith(f"error: {disk}/runs/") and "no space left" in line and line.endswith("again to go on")
+    assert told["half-written"] == ""
+    assert told["second.code"] == "0\n", told["second.err"]
+    assert checksums(kept) == checksums(Path(finished_run[1].distilled).parents[1]) != []

@@ -1,0 +1,113 @@
+"""jobs/evaluate.py: anybody's image set scored, and what is refused."""
+
+import json
+import shutil
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tiny import write_images
+
+from ims3_ray.cli import main
+from ims3_ray.errors import InputError
+from ims3_ray.jobs.evaluate.command import named_sets
+
+TINY = [
+    "evaluate.protocol=smoke",
+    "evaluate.neighbours=3",
+    "evaluate.seeds=2",
+    "embed.batch_size={cpu: 7, cuda: 7}",
+    "workers.actors=2",
+]
+
+
+@pytest.fixture
+def words(tiny_model, tiny_images, tmp_path):
+    places = {"data.train": tiny_images / "train", "data.test": tiny_images / "test", "embed.extractor": tiny_model}
+    out = ["--out", str(tmp_path / "evaluation.json")]
+    return [*TINY, *(f"{f}={p}" for f, p in places.items()), f"storage={tmp_path / 'storage'}", *out]
+
+
+def parquet_of(folder, path):
+    files = sorted(folder.glob("*/*.png"))
+    pq.write_table(pa.table({"image": [f.read_bytes() for f in files], "class": [f.parent.name for f in files]}), path)
+    return path
+
+
+def test_folders_and_parquet_of_one_set_have_the_same_figures(ray_cluster, words, tmp_path, capsys):
+    folder = write_images(tmp_path / "mine", 5, seed=7)
+    parquet = parquet_of(folder, tmp_path / "same.parquet")
+    assert main(["evaluate", "--set", str(folder), "--set", str(parquet), *words]) == 0, capsys.readouterr().err
+    document = json.loads((tmp_path / "evaluation.json").read_text())
+    mine, same = (document["sets"][name] for name in ("mine", "same"))
+    assert mine == same and mine["images"] == 15 and len(mine["last"]["values"]) == 2
+    assert document["coverage"]["mine"] == document["coverage"]["same"]
+    assert set(document["sets"]) == {"mine", "same", "random", "full"} and document["sets"]["random"]["images"] == 15
+    assert document["given"]["mine"]["per_class"] == {"blue": 5, "green": 5, "red": 5}
+    assert "same: 15 of 15 images are also in mine" in " ".join(document["audit"]["warnings"])
+    out = capsys.readouterr().out
+    for shown in ("accuracy on the test images, smoke-v1", "mine", "random real", "full real", "warning: same: 15 of 15"):
+        assert shown in out
+
+
+def test_uneven_sets_and_copies_of_test_images_are_told(ray_cluster, words, tiny_images, tmp_path, capsys):
+    folder = write_images(tmp_path / "mine", 3, seed=7)
+    for place in range(2):
+        shutil.copy(tiny_images / "test" / "red" / f"00{place}.png", folder / "red" / f"copy{place}.png")
+    more = ["evaluate.full=false", "data.max_bad_fraction=0"]
+    assert main(["evaluate", "--set", f"ours={folder}", *words, *more]) == 0, capsys.readouterr().err
+    document = json.loads((tmp_path / "evaluation.json").read_text())
+    assert document["sets"]["random"]["images"] == document["sets"]["ours"]["images"] == 11
+    (pair,) = [e for e in document["audit"]["exact"] if e["sets"] == ["data.test", "ours"]]
+    assert pair["count"] == 2 and ["red/000.png", "red/copy0.png"] in pair["pairs"]
+    assert any(line.startswith("ours: 2 of 11 images are also in data.test") for line in document["audit"]["warnings"])
+    assert "ours: 2 of 11 images are also in data.test" in capsys.readouterr().out
+
+
+def refused(tmp_path, images):
+    """Words → what the one line must name."""
+    good, fewer, more, many = (tmp_path / n for n in ("good", "fewer", "more", "many"))
+    write_images(good, 2, seed=7)
+    write_images(fewer, 2, seed=7, classes=("blue", "green"))
+    write_images(more, 2, seed=7, classes=("blue", "green", "red", "teal"))
+    write_images(many, 13, seed=7)
+    junk = write_images(tmp_path / "junk", 2, seed=7)
+    (junk / "red" / "x.png").write_bytes(b"no image")
+    one = [f"--set={good}"]
+    return [
+        ([f"--set={fewer}"], ["--set fewer", "'red'", "no image of 1"]),
+        ([f"--set={more}"], ["--set more", "'teal'"]),
+        ([f"--set={junk}"], ["--set junk", "red/x.png"]),
+        ([f"--set={tmp_path / 'absent'}"], ["--set absent", "does not exist"]),
+        ([f"--set={many}"], ["--set many", "13 images", "evaluate.baselines"]),
+        ([f"--set=random={good}"], ["--set", "'random'"]),
+        ([*one, *one], ["--set", "two sets", "'good'"]),
+        ([*one, "evaluate.protocol=quick-val"], ["data.validation", "quick-val"]),
+        ([*one, "evaluate.protocol=none"], ["evaluate.protocol"]),
+        ([*one, "evaluate.protocol=best"], ["best", "minimax"]),
+        ([*one, "evaluate.networks=[convnet6]"], ["convnet6", "16"]),
+        ([*one, "evaluate.neighbours=12"], ["data.train", "evaluate.neighbours=12"]),
+        ([*one, "data.train=null"], ["data.train", "no training images"]),
+        ([*one, f"data.test={images / 'train'}"], ["data.test", "training folder"]),
+        ([*one, "ipc=3"], ["ipc", "unknown field"]),
+        ([*one, f"embed.extractor={tmp_path / 'absent'}"], ["absent"]),
+        ([*one, f"--out={good}"], ["--out", "folder"]),
+    ]
+
+
+def test_bad_input_gives_one_line_and_exit_code_2(words, tiny_images, tmp_path, capsys):
+    for extra, named in refused(tmp_path, tiny_images):
+        capsys.readouterr()
+        code, line = main(["evaluate", *words, *extra]), capsys.readouterr().err
+        assert code == 2 and line.startswith("error: ") and line.count("\n") == 1, (extra, line)
+        for word in named:
+            assert word in line, (extra, word, line)
+    assert not (tmp_path / "evaluation.json").exists()
+
+
+def test_a_set_is_called_by_its_name_or_by_its_place():
+    assert named_sets(["a/b/mine/", "x.parquet", "ours=s3://bucket/a=b", "/data/label=3/set"]) == {
+        "mine": "a/b/mine/", "x": "x.parquet", "ours": "s3://bucket/a=b", "set": "/data/label=3/set",
+    }  # fmt: skip
+    with pytest.raises(InputError, match="two sets"):
+        named_sets(["a/x", "b/x"])

@@ -1,0 +1,267 @@
+"""jobs/runs.py over MLflow's own SQLite: as a process once, by its words in this process else."""
+
+import csv
+import io
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ims3_ray.cli import main
+from ims3_ray.config.load import load_config, parse_overrides
+from ims3_ray.jobs.runs import garbage
+from ims3_ray.runs import query as querying
+from ims3_ray.runs import records
+from ims3_ray.runs.tracking import KIND_TAG, PROTOCOL_TAG, SCORED_TAG, Tracker, client
+from ims3_ray.storage.artifacts import complete, open_storage
+
+ROOT = Path(__file__).parents[3]
+RUNS = {  # key → overrides, metrics, tags
+    "k1aa": ({"ipc": 1}, {"accuracy": 0.5, "coverage/distilled": 0.4, "finetune/seconds": 9.0}, {"version.ray": "1"}),
+    "k2bb": ({"ipc": 10, "sample.subgroups": 20}, {"accuracy": 0.8, "coverage/distilled": 0.2}, {"version.ray": "2"}),
+    "k2cc": ({"ipc": 10}, {"accuracy": 0.9, "coverage/distilled": 0.1}, {}),
+    "k3dd": ({"ipc": 10}, {"accuracy": 0.7, "coverage/distilled": 0.1}, {}),
+    "v1aa": ({"ipc": 10}, {"accuracy": 0.95, "coverage/distilled": 0.9}, {PROTOCOL_TAG: "quick-val-v1/n"}),
+    "o1aa": ({"ipc": 10}, {"accuracy": 0.99}, {SCORED_TAG: "others"}),
+}
+
+
+def track(storage, key, overrides, metrics, tags, parent=None):
+    tracker = Tracker(storage, pytest.fail)
+    known = {KIND_TAG: "distillation", PROTOCOL_TAG: "quick-v1/n", SCORED_TAG: "ours"}
+    tracker.start(key, f"digits-{key}", load_config("digits", overrides).results(), known | tags, parent)
+    tracker.log(0, metrics)
+    tracker.finish("FINISHED")
+    return tracker.run_id
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory):
+    """Six distillations, an ablation, and a sweep of two trials."""
+    root = open_storage(str(tmp_path_factory.mktemp("tracked")))
+    for key, (overrides, metrics, tags) in RUNS.items():
+        track(root, key, overrides, metrics, tags)
+    track(root, "digits-t", {}, {"ablation/DiT/accuracy": 0.1}, {KIND_TAG: "ablation"})
+    sweep = track(root, "s9", {}, {}, {KIND_TAG: "sweep"})
+    for trial, accuracy in (("1", 0.3), ("2", 0.999)):
+        track(root, f"s9/{trial}", {"ipc": 10}, {"accuracy": accuracy}, {KIND_TAG: "trial"}, sweep)
+    return root
+
+
+@pytest.fixture
+def ask(storage, capsys):
+    """What the command prints, and its one line where the input is bad."""
+
+    def asked(*words, code=0):
+        capsys.readouterr()
+        got = main(["runs", *words, f"storage={storage.path}"])
+        out, err = capsys.readouterr()
+        assert got == code, err
+        if code:
+            assert out == "" and err.startswith("error: ") and err.count("\n") == 1
+        return err if code else out
+
+    return asked
+
+
+def names(out):
+    return [line.split()[0] for line in out.splitlines() if line.split()[0].startswith("digits-")]
+
+
+def test_the_job_lists_sorts_and_filters(storage):
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_", "IMS3_"))}
+    command = [sys.executable, ROOT / "jobs" / "runs.py", f"storage={storage.path}", "--order", "accuracy", "--where"]
+    done = subprocess.run([*command, "ipc=10", "--where", "accuracy>0.75"], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    found = ["run", "digits-o1aa", "digits-v1aa", "digits-k2cc", "digits-k2bb"]
+    assert [line.split()[0] for line in done.stdout.splitlines()] == found
+    done = subprocess.run([*command, "ipc~1"], capture_output=True, text=True, env=env)
+    assert done.returncode == 2 and "ipc~1" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_trials_are_left_out_until_their_sweep_is_named(ask):
+    assert names(ask("--order", "accuracy"))[:2] == ["digits-o1aa", "digits-v1aa"]
+    assert not any("/" in name for name in names(ask()))
+    assert names(ask("--sweep", "s9", "--order", "accuracy")) == ["digits-s9/2", "digits-s9/1"]
+    assert set(names(ask("--where", "kind=trial"))) == {"digits-s9/1", "digits-s9/2"}
+    assert names(ask("--where", "run=s9/1")) == ["digits-s9/1"]
+
+
+def test_kind_and_protocol_are_shown_and_filtered(ask):
+    (line,) = [line for line in ask().splitlines() if line.startswith("digits-v1aa")]
+    assert line.split()[1:3] == ["distillation", "quick-val-v1/n"]
+    assert names(ask("--where", "kind=ablation")) == ["digits-digits-t"]
+    assert names(ask("--where", "protocol!=quick-v1/n")) == ["digits-v1aa"]
+
+
+def test_all_pages_are_read(storage, monkeypatch):
+    monkeypatch.setattr(querying, "PAGE", 2)
+    assert len(querying.find(client(storage))) == len(RUNS) + 4
+
+
+def test_the_best_is_never_taken_over_protocols_or_scored_images(ask):
+    found = json.loads(ask("--best", "--json"))["best"]
+    assert [(line["protocol"], line["scored"], line["ipc"], line["run"]["key"]) for line in found] == [
+        ("quick-v1/n", "others", "10", "o1aa"),
+        ("quick-v1/n", "ours", "1", "k1aa"),
+        ("quick-v1/n", "ours", "10", "k2cc"),
+        ("quick-val-v1/n", "ours", "10", "v1aa"),
+    ]
+    assert names(ask("--best")) == ["digits-o1aa", "digits-k1aa", "digits-k2cc", "digits-v1aa"]
+    smallest = json.loads(ask("--best", "--metric=-accuracy", "--json"))["best"]
+    assert [(line["run"]["key"], line["value"]) for line in smallest if line["scored"] == "ours"][1] == ("k3dd", 0.7)
+
+
+def test_the_front_holds_what_no_run_of_its_protocol_beats(ask):
+    fronts = json.loads(ask("--pareto", "accuracy,coverage/distilled", "--json"))["fronts"]
+    held = {(front["protocol"], front["scored"]): [run["key"] for run in front["runs"]] for front in fronts}
+    assert held == {("quick-v1/n", "ours"): ["k2cc", "k2bb", "k1aa"], ("quick-val-v1/n", "ours"): ["v1aa"]}
+    fewest = json.loads(ask("--pareto", "accuracy,-ipc", "--json"))["fronts"]
+    assert [run["key"] for run in fewest[1]["runs"]] == ["k2cc", "k1aa"]
+
+
+def test_differences_are_all_that_differs_and_no_more(ask):
+    found = json.loads(ask("--diff", "k1aa", "digits-k2bb", "--json"))
+    assert found["params"] == {"ipc": ["1", "10"], "sample.subgroups": ["5", "20"]}
+    assert found["tags"] == {"version.ray": ["1", "2"]}
+    assert found["metrics"] == {"accuracy": [0.5, 0.8], "coverage/distilled": [0.4, 0.2]}  # and no stage's seconds
+    assert "+0.3000" in ask("--diff", "k1aa", "k2bb")
+
+
+def test_a_run_is_named_by_key_beginning_name_or_id(ask, storage):
+    run_id = querying.resolve(querying.find(client(storage)), "k2bb")["run_id"]
+    for text in ("k2b", "digits-k2bb", run_id):
+        assert json.loads(ask("--diff", text, "k1", "--json"))["runs"][0]["key"] == "k2bb"
+    assert json.loads(ask("--diff", "s9", "k1", "--json"))["runs"][0]["key"] == "s9"  # whole, though trials begin so
+
+
+def test_a_csv_holds_every_parameter_and_metric_and_no_formula(ask, storage, tmp_path):
+    tracker = Tracker(storage, pytest.fail)
+    evil = {"recipe": "=1+2", "ipc": -5, "data": {"train": "@SUM(A1)", "test": "+x", "classes": "-a"}}
+    tracker.start("evil", "-evil", evil, {KIND_TAG: "sweep"})
+    tracker.log(0, {"loss": -1.5})
+    assert "written" in ask("--csv", str(tmp_path / "runs.csv"))
+    rows = {row["key"]: row for row in csv.DictReader(io.StringIO((tmp_path / "runs.csv").read_text()))}
+    assert rows["k2bb"]["params.sample.subgroups"] == "20" and rows["k2bb"]["metrics.accuracy"] == "0.8"
+    of_evil = rows["evil"]
+    assert (of_evil["params.ipc"], of_evil["metrics.loss"]) == ("-5", "-1.5")
+    for name in ("name", "params.recipe", "params.data.train", "params.data.test", "params.data.classes"):
+        assert of_evil[name].startswith("'"), name
+    client(storage).delete_run(tracker.run_id)
+
+
+def test_the_command_printed_reproduces_the_run(ask):
+    python, job, _, recipe, *words = shlex.split(ask("--reproduce", "k2bb"))
+    assert (python, job, words) == ("python", "jobs/distill.py", ["sample.subgroups=20"])
+    assert load_config(recipe, parse_overrides(words)) == load_config("digits", RUNS["k2bb"][0])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--best", "--metric", "acuracy"], "did you mean accuracy? known here: ablation/DiT/accuracy, accuracy"),
+        (["--pareto", "accuracy,speed"], "speed: no run has this metric"),
+        (["--pareto", "accuracy"], "two or more"),
+        (["--pareto", "accuracy,-accuracy"], "different"),
+        (["--order", "speed"], "speed: no run has this metric"),
+        (["--order", "a`b"], "can't be a metric's name"),
+        (["--best", "--pareto", "a,b"], "--best and --pareto: answer different questions"),
+        (["--diff", "k2", "k1"], "names 2 runs"),
+        (["--diff", "nobody", "k1"], "is no run's key"),
+        (["--reproduce", "k2"], "digits-k2bb (key k2bb, MLflow id"),
+        (["--sweep", "k1aa"], "is no run's key, name or MLflow id"),
+        (["--reproduce", "k1aa", "--csv", "x"], "--csv: goes with"),
+        (["--metric", "accuracy"], "--metric: goes with --best"),
+        (["--yes"], "--yes: goes with --gc"),
+        (["--csv", "/proc/no/x.csv"], "--csv: /proc/no/x.csv can't be written"),
+        (["--where", "kind=nonsense"], "choose one of distillation"),
+        (["--where", "accuracy>inf"], "number"),
+        (["ipc=3"], "only storage=DIR"),
+    ],
+)
+def test_bad_words_give_one_line_and_exit_code_2(ask, words, said):
+    assert said in ask(*words, code=2)
+
+
+def test_a_storage_without_tracking_has_no_runs_and_gets_no_database(tmp_path, capsys):
+    open_storage(str(tmp_path))
+    assert main(["runs", f"storage={tmp_path}"]) == 0 and capsys.readouterr().out == "no run matches\n"
+    assert main(["runs", "--gc", f"storage={tmp_path}"]) == 0 and "nothing to delete" in capsys.readouterr().out
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+@pytest.fixture
+def filled(storage):
+    """The storage with an artefact that k1aa needs and one that no run names any more."""
+    for key in ("a" * 12, "b" * 12):
+        (storage / "latents" / key).write("part-00000.parquet", b"x" * 2_000_000)
+        complete(storage / "latents" / key, {})
+    records.write(storage, "runs/digits-k1aa/run.json", [f"latents/{'a' * 12}"], key="k1aa", state=records.FINISHED)
+    yield storage
+    (storage / "latents").delete()
+    (storage / "runs").delete()
+
+
+@pytest.fixture
+def later(monkeypatch):
+    now = time.time() + garbage.RECENT_S + 60
+    monkeypatch.setattr(garbage.time, "time", lambda: now)
+
+
+@pytest.mark.parametrize(("typed", "is_gone"), [("y\n", True), ("n\n", False), ("", False)])
+def test_gc_lists_and_deletes_once_agreed(filled, ask, later, monkeypatch, typed, is_gone):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+    out = ask("--gc")
+    assert "delete 1 artefact, 2.0 MB? [y/N]" in out and f"latents/{'b' * 12}" in out
+    assert (filled / "latents").has_directory("b" * 12) != is_gone
+    assert (filled / "latents").has_directory("a" * 12)
+
+
+def test_gc_answers_programs_and_deletes_with_yes_alone(filled, ask, later):
+    first = json.loads(ask("--gc", "--json"))
+    assert first["nouns"]["latents"] | {"bytes": 0, "unneeded_bytes": 0} == {
+        "artifacts": 2, "bytes": 0, "needed": 1, "unneeded": 1, "unneeded_bytes": 0,
+    }  # fmt: skip
+    assert first["deleted"] == [] and (filled / "latents").has_directory("b" * 12)
+    second = json.loads(ask("--gc", "--json", "--yes"))
+    assert [gone["place"] for gone in second["deleted"]] == [f"latents/{'b' * 12}"]
+    assert not (filled / "latents").has_directory("b" * 12)
+
+
+def test_a_run_deleted_in_mlflow_needs_nothing_until_it_is_restored(filled, ask):
+    def lost():
+        return [entry["place"] for entry in json.loads(ask("--gc", "--json"))["unneeded"]]
+
+    mlflow_client = client(filled)
+    run_id = querying.resolve(querying.find(mlflow_client), "k1aa")["run_id"]
+    assert lost() == []
+    mlflow_client.delete_run(run_id)
+    try:
+        assert lost() == [f"latents/{'a' * 12}"]
+        again = track(filled, "k1aa", {"ipc": 1}, {}, {})  # the same run, run again
+        assert lost() == []
+        mlflow_client.delete_run(again)
+    finally:
+        mlflow_client.restore_run(run_id)
+    assert lost() == []
+
+
+def test_nothing_is_given_up_where_mlflow_can_not_be_asked(filled, ask, later, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    found = json.loads(ask("--gc", "--json"))
+    assert [entry["place"] for entry in found["unneeded"]] == [f"latents/{'b' * 12}"]
+    assert any("MLflow can't be asked" in note for note in found["notes"])
+
+
+def test_a_run_below_another_names_its_parent_and_is_found_again(storage):
+    runs = querying.find(client(storage))
+    sweep = querying.resolve(runs, "s9")
+    assert {run["key"] for run in runs if run["parent"] == sweep["run_id"]} == {"s9/1", "s9/2"}
+    trial = querying.resolve(runs, "s9/1")
+    assert track(storage, "s9/1", {}, {}, {}, sweep["run_id"]) == trial["run_id"]

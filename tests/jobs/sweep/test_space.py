@@ -1,0 +1,137 @@
+"""What a sweep varies: domains read, refused and drawn; the configuration of a trial."""
+
+import pytest
+
+from ims3_ray.config.load import load_config
+from ims3_ray.config.sections import Config
+from ims3_ray.errors import InputError
+from ims3_ray.jobs.sweep.plan import Sweep
+from ims3_ray.jobs.sweep.space import Choice, Range, read_space
+
+
+def space(*words):
+    return read_space(words, "digits", {})
+
+
+def sweep(*words, search="grid", overrides=None, **options):
+    return Sweep("digits", overrides or {}, space(*words), search, options.pop("trials", 5), **options)
+
+
+def test_values_are_read_as_yaml_and_ranges_by_what_the_field_takes():
+    domains = space(
+        "ipc=1,10", "select.unit=subgroup,image", "im.minimax=true,null", "select.alpha=0:1", "sample.steps=10:50",
+        "finetune.lr=1e-4:1e-2:log", "im={weight: 0},{grad_ratio: 0.5}",
+    ).domains  # fmt: skip
+    assert domains["ipc"] == Choice((1, 10)) and domains["select.unit"] == Choice(("subgroup", "image"))
+    assert domains["im.minimax"] == Choice((True, None))
+    assert domains["select.alpha"] == Range(0, 1) and domains["sample.steps"] == Range(10, 50, integer=True)
+    assert domains["finetune.lr"] == Range(1e-4, 1e-2, log=True)
+    assert domains["im"] == Choice(({"weight": 0}, {"grad_ratio": 0.5}))
+
+
+def test_a_file_says_the_same_as_words(tmp_path):
+    path = tmp_path / "space.yaml"
+    path.write_text('ipc: [1, 10]\nselect.alpha: {low: 0.1, high: 0.9, log: true}\nselect.beta: "0.1:0.9"\nseed: 3\n')
+    of_words = space("ipc=1,10", "select.alpha=0.1:0.9:log", "select.beta=0.1:0.9", "seed=3")
+    assert read_space([str(path)], "digits", {}) == of_words
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["select.alfa=0.1,0.2"], r"select.alfa: unknown field; did you mean alpha\?"),
+        (["selekt.alpha=0.1,0.2"], "selekt: unknown field; did you mean select"),
+        (["select.alpha.x=1"], "select.alpha.x: unknown field"),
+        ([], "--space: is empty"),
+        (["ipc="], "--space ipc: has no values"),
+        (["ipc"], "neither field=values nor a YAML file"),
+        (["ipc=1,2", "seed"], "'seed': is no domain"),
+        (["ipc=1,2", "ipc=3,4"], "ipc: stands twice"),
+        (["ipc=1,1"], "a value stands twice"),
+        (["select.alpha=0.9:0.1"], "no range"),
+        (["select.alpha=0:1:log"], "begins above 0"),
+        (["select.unit=1:2"], "takes no 1"),
+        (["ipc=[1"], "can't be read"),
+        (["evaluate.protocol=quick,minimax"], "can't be swept"),
+        (["workers.actors=1,2"], "can't be swept"),
+        (["storage=a,b"], "can't be swept"),
+    ],
+)
+def test_a_space_that_is_none_is_refused_in_one_line(words, said):
+    with pytest.raises(InputError, match=said):
+        space(*words)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"search": "best"}, "--search: 'best' is unknown; choose one of grid"),
+        ({"search": "random", "trials": 0}, "--trials: 0"),
+        ({"objective": ("acuracy",)}, "'acuracy' is a metric that no trial reports; choose from accuracy"),
+        ({"objective": ()}, "--objective: is empty"),
+        ({"objective": ("coverage", "coverage")}, "stands twice"),
+    ],
+)
+def test_a_sweep_that_can_not_be_is_refused_in_one_line(options, said):
+    with pytest.raises(InputError, match=said):
+        sweep("ipc=1,2", **options)
+
+
+def test_a_grid_over_a_range_is_refused_and_one_with_an_impossible_combination_names_it():
+    with pytest.raises(InputError, match=r"select.alpha: 0.1:0.9 is a range, and a grid needs values"):
+        sweep("select.alpha=0.1:0.9").points()
+    with pytest.raises(InputError, match=r"select.unit=subgroup select.coverage=5: select.coverage"):
+        sweep("select.unit=subgroup,image", "select.coverage=5,0").points()
+    with pytest.raises(InputError, match=r"evaluate.protocol: a sweep compares accuracies"):
+        sweep("ipc=1,2", overrides={"evaluate.protocol": "none"}).points()
+
+
+def test_a_grid_holds_every_combination_once_and_random_draws_are_different_and_repeat():
+    points = sweep("ipc=1,10", "seed=0,1,2").points()
+    assert len(points) == 6 and points[:2] == [{"ipc": 1, "seed": 0}, {"ipc": 1, "seed": 1}]
+    words = ("select.alpha=0.1:0.9", "ipc=1,10", "sample.steps=10:12")
+    drawn = sweep(*words, search="random", trials=30).points()
+    assert drawn == sweep(*words, search="random", trials=30).points()
+    assert drawn != sweep(*words, search="random", trials=30, overrides={"seed": 1}).points()
+    assert len({str(values) for values in drawn}) == 30
+    assert all(0.1 <= v["select.alpha"] <= 0.9 and v["sample.steps"] in (10, 11, 12) for v in drawn)
+    assert {v["sample.steps"] for v in drawn} == {10, 11, 12}
+    assert len(sweep("ipc=1,10", search="random", trials=30).points()) == 2  # there are no more
+
+
+def test_every_trial_chooses_from_the_pool_that_the_largest_needs():
+    made = sweep("ipc=1,10,4", "sample.subgroups=2,20")
+    for values in made.points():
+        config = made.config(values)
+        assert (config.sample.subgroups, config.sample.pool_ipc) == (20, 10)
+        assert (config.select.subgroups, config.ipc) == (values["sample.subgroups"], values["ipc"])
+
+
+def test_what_a_recipe_says_of_its_pool_is_kept():
+    own = sweep("ipc=1,10", "sample.subgroups=5,20", overrides={"sample.pool_ipc": 30, "select.subgroups": 4})
+    config = own.config({"ipc": 1, "sample.subgroups": 5})
+    assert (config.sample.pool_ipc, config.sample.subgroups, config.select.subgroups) == (30, 5, 4)
+
+
+def test_trials_are_scored_on_validation_images_and_the_winner_as_the_recipe_says():
+    made = sweep("select.alpha=0.2,0.4")
+    trial, winner = made.config({"select.alpha": 0.2}), made.winner({"select.alpha": 0.2})
+    assert trial.evaluate.protocol == "quick-val" and not trial.evaluate.full and trial.evaluate.baselines == ()
+    assert winner == load_config("digits", {"select.alpha": 0.2}) and isinstance(winner, Config)
+    kept = sweep("ipc=1,2", overrides={"evaluate.full": True, "evaluate.protocol": "quick-val"}).config({"ipc": 1})
+    assert kept.evaluate.full and kept.evaluate.protocol == "quick-val"
+
+
+def test_the_key_says_what_a_sweep_is():
+    keys = [
+        sweep("ipc=1,2").key,
+        sweep("ipc=1,3").key,
+        sweep("ipc=1,2", overrides={"seed": 1}).key,
+        sweep("ipc=1,2", search="random").key,
+        sweep("ipc=1,2", search="random", trials=6).key,
+        sweep("ipc=1,2", asha=True).key,
+        sweep("ipc=1,2", objective=("coverage",)).key,
+    ]
+    assert len(set(keys)) == len(keys)
+    assert sweep("ipc=1,2", trials=9).key == keys[0]  # a grid's number of trials is its own
+    assert sweep("ipc=1,2", overrides={"storage": "elsewhere", "workers.trials": 3}).key == keys[0]

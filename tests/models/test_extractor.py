@@ -1,0 +1,141 @@
+"""The frozen extractor: unit features, the same whatever the batch, saved and loaded, and what it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ims3_ray.errors import InputError
+from ims3_ray.models.classifiers import build
+from ims3_ray.models.extractor import embed_pixels, inspect_extractor, load_extractor, save_extractor, without_weights
+
+CPU = torch.device("cpu")
+MEAN, DEVIATION = (0.2, 0.3, 0.4), (0.5, 0.6, 0.7)
+
+
+def _saved(folder, half=False):
+    model = build("convnet3", 3, 16, torch.Generator().manual_seed(0), width=4)
+    save_extractor(model, folder, mean=MEAN, deviation=DEVIATION, half=half)
+    return model
+
+
+def _pixels(rows: int, size: int = 16) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (rows, 3, size, size), dtype=np.uint8)
+
+
+def test_a_saved_classifier_gives_its_own_normalised_features(tmp_path):
+    model = _saved(tmp_path)
+    extractor = load_extractor(str(tmp_path))
+    pixels = torch.from_numpy(_pixels(5))
+    x = (pixels.float() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(DEVIATION).view(3, 1, 1)
+    expected = torch.nn.functional.normalize(model.features(x), dim=1)
+    found = extractor(pixels.float() / 127.5 - 1)
+    assert extractor.dim == model.dim == found.shape[1] and extractor.image_size == 16
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert torch.allclose(found.norm(dim=1), torch.ones(5))
+
+
+def test_half_precision_files_give_nearly_the_same_features_at_half_the_size(tmp_path):
+    _saved(tmp_path / "full"), _saved(tmp_path / "half", half=True)
+    full, half = (load_extractor(str(tmp_path / name)) for name in ("full", "half"))
+    images = torch.from_numpy(_pixels(5)).float() / 127.5 - 1
+    assert (full(images) * half(images)).sum(dim=1).min() > 0.9999
+    assert all(value.dtype == torch.float16 for value in load_file(tmp_path / "half" / "model.safetensors").values())
+
+
+def test_an_extractor_inside_a_model_folder_is_found(tmp_path):
+    _saved(tmp_path / "extractor")
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    assert torch.equal(load_extractor(str(tmp_path))(images), load_extractor(str(tmp_path / "extractor"))(images))
+
+
+def test_features_of_a_row_depend_on_no_other_row(tmp_path):
+    _saved(tmp_path)
+    extractor, pixels = load_extractor(str(tmp_path)), _pixels(7)
+    together = embed_pixels(extractor, pixels, 4, CPU)
+    alone = np.concatenate([embed_pixels(extractor, pixels[row : row + 1], 4, CPU) for row in range(7)])
+    assert together.dtype == np.float32 and np.array_equal(together, alone)
+
+
+def test_images_of_another_size_are_resized(tmp_path):
+    _saved(tmp_path)
+    extractor = load_extractor(str(tmp_path))
+    small = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    large = small.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
+    assert (extractor(small) * extractor(large)).sum() > 0.95
+
+
+def test_timm_features_are_its_pooled_features_at_its_own_size_and_normalisation():
+    timm = pytest.importorskip("timm")
+    state = torch.get_rng_state()
+    extractor = load_extractor("timm:test_resnet.r160_in1k?pretrained=false")
+    assert torch.equal(state, torch.get_rng_state())
+    images = torch.rand(2, 3, 40, 40) * 2 - 1
+    assert torch.equal(extractor(images), load_extractor(extractor.spec)(images)), "untrained weights differ"
+    assert extractor(images).shape == (2, extractor.dim)
+    size = timm.get_pretrained_cfg("test_resnet.r160_in1k").input_size[-1]
+    assert extractor.image_size == size
+    assert torch.allclose(extractor(images).norm(dim=1), torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("timm:resnet_18", "timm has no model 'resnet_18'; near it: resnet18"),
+        ("timm:resnet18?width=3", "only pretrained=true or pretrained=false can stand, not 'width=3'"),
+        ("/nowhere/at/all", "no such model"),
+    ],
+)
+def test_specs_that_name_nothing_are_refused(spec, message):
+    with pytest.raises(InputError, match=message):
+        load_extractor(spec)
+
+
+def test_missing_weights_of_a_timm_model_are_one_line(monkeypatch):
+    timm = pytest.importorskip("timm")
+
+    def unreachable(*args, **kwargs):
+        raise FileNotFoundError("no network\nand a second line")
+
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    with pytest.raises(InputError, match="pretrained weights can't be had") as caught:
+        load_extractor("timm:resnet18")
+    assert "no network" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_folder_of_a_timm_model_serves_without_a_network(tmp_path):
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("test_resnet.r160_in1k", pretrained=False)
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    spec, images = f"timm:{tmp_path}", torch.rand(2, 3, 40, 40) * 2 - 1
+    extractor, untrained = load_extractor(spec), load_extractor(without_weights(spec))
+    given = extractor(images)
+    again = timm.create_model("test_resnet.r160_in1k", pretrained=False, num_classes=0)
+    again.load_state_dict({n: v for n, v in model.state_dict().items() if not n.startswith("fc.")})
+    extractor._body = again.eval()
+    assert torch.equal(extractor(images), given) and not torch.equal(untrained(images), given)
+    assert inspect_extractor(spec) == tmp_path and untrained.dim == extractor.dim
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="names no architecture"):
+        inspect_extractor(spec)
+    with pytest.raises(InputError, match=r"nowhere/config\.json is not there"):
+        load_extractor(f"timm:{tmp_path}/nowhere")
+
+
+def test_folders_that_hold_something_else_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"config\.json is not there"):
+        load_extractor(str(tmp_path))
+    _saved(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_classes": 7}))
+    with pytest.raises(InputError, match=r"fc\.bias is \(3,\), not \(7,\)"):
+        load_extractor(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "UNet"}))
+    with pytest.raises(InputError, match=r"config\.json: network: Field required"):
+        load_extractor(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=r"is not the convnet3 that config\.json describes"):
+        load_extractor(str(tmp_path))

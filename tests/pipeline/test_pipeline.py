@@ -1,0 +1,221 @@
+"""The whole pipeline on three classes of 16-pixel images: the digits' path, in the session's cluster."""
+
+import hashlib
+import json
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torchvision.datasets import ImageFolder
+
+from ims3_ray import load_distilled
+from ims3_ray.config.load import load_config, parse_overrides
+from ims3_ray.errors import InputError
+from ims3_ray.jobs.distill import run as distillation
+
+
+def run(overrides, *more):
+    lines = []
+    return distillation.run(load_config("digits", parse_overrides([*overrides, *more])), lines.append)
+
+
+def digests(folder):
+    """Of every file that the run made, but what tells of time or place."""
+    files = sorted(p for p in Path(folder).rglob("*") if p.is_file() and p.name != "manifest.json")
+    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+@pytest.fixture
+def finished(finished_run):
+    return finished_run
+
+
+def test_the_distilled_set_has_ipc_images_a_class_in_every_form(finished):
+    _, made = finished
+    folders = ImageFolder(Path(made.distilled, "train"))
+    assert folders.classes == ["blue", "green", "red"]
+    assert np.bincount(folders.targets).tolist() == [6, 6, 6]
+    loaded = load_distilled(made.distilled)
+    assert loaded.classes == folders.classes and loaded.targets == folders.targets
+    for ours, theirs in zip(loaded, folders, strict=True):
+        assert np.array_equal(np.asarray(ours[0]), np.asarray(theirs[0]))
+
+
+def test_hugging_face_datasets_reads_the_parquet_with_images_and_class_names(finished, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    _, made = finished
+    files = str(Path(made.distilled, "data", "*.parquet"))
+    loaded = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path))
+    assert loaded.features["label"].names == ["blue", "green", "red"]
+    assert loaded[0]["image"].size == (16, 16)
+
+
+def test_the_manifest_names_every_image_with_its_checksum_and_origin(finished):
+    _, made = finished
+    manifest = json.loads(Path(made.distilled, "manifest.json").read_text())
+    assert len(manifest["images"]) == 18
+    for entry in manifest["images"]:
+        assert hashlib.sha256(Path(made.distilled, entry["path"]).read_bytes()).hexdigest() == entry["sha256"]
+        assert {"class", "subgroup", "index", "seed"} <= set(entry)
+
+
+def test_the_report_counts_as_missed_what_coverage_does_not_count(finished):
+    _, made = finished
+    page = Path(made.report).read_text()
+    missed = [int(found) / int(total) for found, total in re.findall(r"(\d+) of (\d+) not covered", page)]
+    assert 1 - sum(missed) / 3 == pytest.approx(made.evaluation["coverage"]["distilled"]["coverage"])
+    assert page.count("that is not covered") == sum(min(3, round(12 * share)) for share in missed)
+
+
+def test_running_twice_does_nothing(finished):
+    overrides, made = finished
+    before = {p: p.stat().st_mtime_ns for p in Path(made.distilled).rglob("*")}
+    again = run(overrides)
+    assert not any(stage["ran"] for stage in again.stages)
+    assert again.mlflow_run_id == made.mlflow_run_id
+    assert {p: p.stat().st_mtime_ns for p in Path(made.distilled).rglob("*")} == before
+
+
+def test_three_actors_three_shards_and_two_train_workers_give_the_same_bytes(finished, tmp_path):
+    overrides, made = finished
+    other = run([*overrides, f"storage={tmp_path}"], "workers={actors: 3, shards: 3, train_workers: 2}")
+    assert Path(other.distilled).name == Path(made.distilled).name
+    one, many = Path(made.distilled).parents[1], Path(tmp_path)
+    for noun in ("latents", "inversions", "adapter", "features", "candidates", "distilled"):
+        assert digests(one / noun) == digests(many / noun), noun
+    assert made.evaluation["sets"] == other.evaluation["sets"]
+
+
+def test_train_workers_for_whom_there_is_no_room_are_refused_in_one_line(finished, tmp_path, monkeypatch):
+    overrides, _ = finished
+    words = [*overrides, f"storage={tmp_path}", "finetune.micro_batches=8", "finetune.batch_size=8", "evaluate.protocol=none"]
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
+    with pytest.raises(InputError, match=r"workers\.train_workers: the cluster had no room for 8 .* within 4 s; ask for fewer"):
+        run(words, "workers={train_workers: 8}")
+
+
+def test_a_changed_alpha_selects_again_and_finds_the_rest_complete(finished):
+    overrides, _ = finished
+    changed = run(overrides, "select.alpha=0.7")
+    assert [s["name"] for s in changed.stages if s["ran"]] == ["select", "export", "evaluate", "report"]
+
+
+def test_a_smaller_pool_is_a_part_of_a_larger_one(finished, tmp_path):
+    """Same noise per (class, subgroup, index): a candidate of the larger pool has the smaller pool's seed and place."""
+    from ims3_ray.storage import tables
+    from ims3_ray.storage.artifacts import open_directory, read_rows
+
+    overrides, made = finished
+    larger = run(overrides, "sample.subgroups=4", "ipc=7", "evaluate.protocol=none")
+    pools = []
+    for run_made in (made, larger):
+        record = json.loads(next(Path(run_made.distilled).parents[1].glob(f"runs/*{run_made.key}/run.json")).read_text())
+        pools.append(read_rows(open_directory(record["artifacts"]["candidates"]), tables.CANDIDATES))
+    names = ("label", "subgroup", "index", "seed", "image")
+    small, large = ({(c, g, k): (seed, png) for c, g, k, seed, png in zip(*(p[n] for n in names), strict=True)} for p in pools)
+    assert set(small) < set(large)
+    assert all(large[key] == small[key] for key in small)
+
+
+def test_fine_tuning_logs_each_term_unweighted_and_the_gradients_ratio(finished):
+    _, made = finished
+    record = json.loads(next(Path(made.distilled).parents[1].glob("runs/*/run.json")).read_text())
+    history = json.loads(Path(record["artifacts"]["adapter"], "manifest.json").read_text())["history"]
+    assert [entry["step"] for entry in history] == [4, 6]
+    assert {"diffusion", "variational", "matching", "grad_ratio/matching", "weight/matching", "images_per_s"} <= set(history[0])
+    assert 0 < history[0]["grad_ratio/matching"] < 0.1
+
+
+def test_a_gradient_ratio_is_kept_to(finished, tmp_path):
+    overrides, _ = finished
+    elastic = "workers={train_workers: 2, min_train_workers: 1}"
+    made = run(overrides, "im.grad_ratio=0.3", "im.minimax=true", "evaluate.protocol=none", elastic)
+    record = json.loads(next(Path(made.distilled).parents[1].glob(f"runs/*{made.key}/run.json")).read_text())
+    history = json.loads(Path(record["artifacts"]["adapter"], "manifest.json").read_text())["history"]
+    assert history[-1]["grad_ratio/matching"] == pytest.approx(0.3, rel=1e-4)
+    assert {"representativeness", "diversity"} <= set(history[-1])
+
+
+def test_the_run_is_in_mlflow_with_parameters_metrics_artefacts_and_data_set(finished):
+    from mlflow import MlflowClient
+
+    _, made = finished
+    client = MlflowClient(made.tracking_uri)
+    found = client.get_run(made.mlflow_run_id)
+    assert found.info.status == "FINISHED"
+    assert found.data.params["ipc"] == "6" and found.data.params["sample.subgroups"] == "3"
+    assert found.data.metrics["accuracy"] == made.figures["accuracy"]
+    assert {"finetune/diffusion", "select/objective", "sample/rows_per_s", "coverage/distilled"} <= set(found.data.metrics)
+    assert {a.path for a in client.list_artifacts(made.mlflow_run_id)} == {"index.html", "contact-sheet.png", "recipe.yaml"}
+    assert [d.dataset.name for d in found.inputs.dataset_inputs] == ["distilled"]
+    assert [m.step for m in client.get_metric_history(made.mlflow_run_id, "finetune/diffusion")] == [4, 6]
+
+
+def test_the_run_can_be_reproduced_and_needs_all_that_it_left_but_checkpoints(finished):
+    from mlflow import MlflowClient
+
+    from ims3_ray.jobs.runs import garbage
+    from ims3_ray.runs import query as querying
+    from ims3_ray.runs import reproduce as reproducing
+    from ims3_ray.storage.artifacts import open_directory
+
+    overrides, made = finished
+    client = MlflowClient(made.tracking_uri)
+    found = querying.resolve(querying.find(client), made.key)
+    assert (found["kind"], found["protocol"]) == ("distillation", made.evaluation["protocol"])
+    recipe = querying.logged_file(client, made.mlflow_run_id, "recipe.yaml")
+    command = reproducing.reproduce(found["params"], lambda: recipe)
+    results = load_config("digits", parse_overrides(overrides)).results()
+    assert command.notes == [] and load_config(command.recipe, command.overrides).results() == results
+    assert load_config("digits", yaml.safe_load(recipe)).results() == results
+    survey = garbage.survey(open_directory(str(Path(made.distilled).parents[1])), now=time.time() + 2 * garbage.RECENT_S)
+    assert {entry.noun for entry in survey.artifacts} == {*garbage.NOUNS, "checkpoints"}
+    assert {entry.noun for entry in survey.unneeded} == {"checkpoints"}
+    assert survey.not_ours == [] and survey.notes == []
+
+
+def test_the_exported_images_are_the_selected_candidates(finished):
+    _, made = finished
+    root = Path(made.distilled).parents[1]
+    record = json.loads(next(root.glob(f"runs/*{made.key}/run.json")).read_text())
+    selection = json.loads(Path(record["artifacts"]["selection"], "selection.json").read_text())
+    manifest = json.loads(Path(made.distilled, "manifest.json").read_text())
+    assert {(e["class"], e["subgroup"]) for e in manifest["images"]} == set(selection["selection"].items())
+    assert selection["lower_bound"] <= selection["objective"] <= selection["start_objective"]
+
+
+def test_single_images_can_be_chosen_and_are_exported(finished):
+    overrides, _ = finished
+    made = run(overrides, "select={unit: image, coverage: 0.5, coverage_neighbours: 3}", "evaluate.protocol=none")
+    root = Path(made.distilled).parents[1]
+    record = json.loads(next(root.glob(f"runs/*{made.key}/run.json")).read_text())
+    selection = json.loads(Path(record["artifacts"]["selection"], "selection.json").read_text())
+    assert selection["objective"] <= selection["subgroup_selection"]["objective"]
+    manifest = json.loads(Path(made.distilled, "manifest.json").read_text())
+    exported = sorted((e["class"], e["subgroup"], e["index"]) for e in manifest["images"])
+    assert exported == sorted((name, g, k) for name, chosen in selection["selection"].items() for g, k in chosen)
+    assert len(exported) == 18
+
+
+def test_a_newer_format_is_refused_and_left_alone(finished, tmp_path):
+    overrides, _ = finished
+    (tmp_path / "format.json").write_text('{"format": 99}')
+    with pytest.raises(InputError, match="format 99"):
+        run(overrides, f"storage={tmp_path}")
+    assert [p.name for p in tmp_path.iterdir()] == ["format.json"]
+
+
+def test_an_adapter_of_no_epochs_leaves_the_pretrained_model(finished, tmp_path):
+    from ims3_ray.models.device import Numerics
+    from ims3_ray.models.tuned import TunedModel
+
+    overrides, _ = finished
+    path = next(word.partition("=")[2] for word in overrides if word.startswith("model.path"))
+    plain = TunedModel(path, None, None, Numerics())
+    z, t, y = torch.ones(2, 4, 4, 4), torch.tensor([10, 500]), torch.tensor([0, 3])
+    tuned = plain.trainable(torch.device("cpu"))
+    torch.testing.assert_close(tuned.predict(z, t, y), plain.load(torch.device("cpu")).predict(z, t, y))

@@ -1,0 +1,195 @@
+"""The report: one page that fetches nothing and runs nothing, says what the numbers allow, and is the same every time."""
+
+import base64
+import re
+from io import BytesIO
+
+import matplotlib
+import numpy as np
+import pytest
+from pages import FORMULA, HOSTILE, TEMPLATE, Page, evaluation, png, report, score, selection
+from PIL import Image
+from scipy import stats
+
+from ims3_ray.report import contact_sheet, plots, render
+from ims3_ray.report.claim import claim, difference
+from ims3_ray.report.images import data_uri
+from ims3_ray.report.inputs import shortened, shown_classes
+from ims3_ray.report.plots import common_steps, spread, subgroup_rows
+from ims3_ray.report.projection import MAX_POINTS, feature_map
+
+
+@pytest.fixture(scope="module")
+def page() -> bytes:
+    return render(report())
+
+
+def test_the_page_fetches_and_runs_nothing(page):
+    found = Page(page)
+    assert "script" not in {tag for tag, _ in found.elements}
+    assert not [name for _, attributes in found.elements for name in attributes if name.startswith("on")]
+    links = found.values("src", "href", "xlink:href", "srcset", "data", "action", "poster")
+    assert links and all(link.startswith(("data:image/", "#")) for link in links)
+    assert not re.search(rb"@import|url\((?!#)", page)
+
+
+def test_class_names_are_shown_as_they_are_and_do_nothing(page):
+    text = Page(page).text
+    for name in (HOSTILE, TEMPLATE, FORMULA):
+        assert name in text
+        assert text.count(shortened(name)) >= 2, "in the plots too"
+    assert HOSTILE.encode() not in page
+    assert b"<done>" not in page
+
+
+def test_the_page_is_the_same_every_time(page):
+    assert render(report()) == page
+    assert contact_sheet(report()) == contact_sheet(report())
+
+
+def test_drawing_leaves_matplotlib_as_it_was():
+    before = dict(matplotlib.rcParams)
+    plots.accuracy(evaluation()["sets"])
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_plots_follow_the_page_and_share_no_id(page):
+    found = Page(page)
+    ids = found.values("id")
+    assert len(ids) == len(set(ids))
+    assert {link[1:] for link in found.values("href")} <= set(ids)
+    svg = page.decode().partition("</style>")[2]
+    assert not re.findall(r"(?:fill|stroke|color): ?(?:#|rgb)\S+", svg), (
+        "a colour of its own is unreadable in one of light and dark"
+    )
+
+
+def test_the_page_says_what_it_has_no_data_for():
+    text = Page(render(report(evaluation=None, history=(), stages=(), commands={}))).text
+    assert "not been evaluated" in text
+    assert "Fine-tuning was off" in text
+    assert "%" not in text.split("Images")[0]
+
+
+def test_the_configuration_has_the_names_of_the_command_line(page):
+    text = Page(page).text
+    assert all(name in text for name in ("sample.subgroups", "sample.batch_size.cpu", "im.minimax"))
+
+
+def test_coverage_stands_beside_its_yardstick_and_gaps_are_shown_as_gaps(page):
+    rows = re.findall(r"<tr><th>([\w -]+)<small>.*?</th><td>(.*?)</td><td>(.*?)</td>", page.decode())
+    found = {row[0]: row[1:] for row in rows}
+    assert found["Coverage"] == ("0.250", "0.750")
+    assert found["Recall"] == ("–", "–")
+    assert found["KID"] == ("0.500", "–") and "deciles" not in found
+
+
+def test_deciles_networks_and_the_label_robust_score_are_shown_where_there_are_any(page):
+    text = Page(page).text
+    for heading in ("Coverage by density", "Other networks", "Label-robust score"):
+        assert heading not in text
+    document = evaluation()
+    document["coverage"]["distilled"]["deciles"] = [tenth / 100 for tenth in range(10)]
+    document["sets"]["distilled"]["label_robust_score"] = 0.321
+    second = {name: of_set | {"last": score(0.125, 0.125)} for name, of_set in document["sets"].items()}
+    document["networks"] = {document["protocol"]: document["sets"], "quick-v1/resnet18": second}
+    html = render(report(evaluation=document)).decode()
+    assert "<b>0.321</b>" in html
+    assert re.search(r"<th>quick-v1/resnet18</th><td>12.5 ±0.0</td>", html)
+
+
+@pytest.mark.parametrize(
+    ("distilled", "random", "words"),
+    [
+        ((0.90, 0.91, 0.92), (0.80, 0.81, 0.82), "better than random"),
+        ((0.70, 0.71, 0.72), (0.80, 0.81, 0.82), "worse than random"),
+        ((0.80, 0.82, 0.84), (0.80, 0.81, 0.82), "No difference"),
+        ((0.90,), (0.80,), "can't be judged"),
+        ((0.90, 0.90), (0.80, 0.80), "can't be judged"),
+    ],
+)
+def test_only_a_difference_larger_than_the_noise_is_claimed(distilled, random, words):
+    assert words in claim(evaluation(distilled, random)).headline
+
+
+def test_the_difference_is_that_of_welch():
+    a, b = [0.90, 0.93, 0.91, 0.95], [0.85, 0.86, 0.91]
+    expected = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    found = difference(a, b)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_ten_classes_of_ten_large_images_stay_below_three_megabytes():
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (16, 16, 3), np.uint8)
+    buffer = BytesIO()
+    Image.fromarray(noise).resize((256, 256), Image.Resampling.BICUBIC).save(buffer, "PNG")
+    assert 160 * len(data_uri(buffer.getvalue())) < 2_200_000, "beside 0.6 MB of plots"
+
+
+def test_a_small_image_keeps_its_pixels():
+    original = png(np.random.default_rng(1), size=32)
+    shown = base64.b64decode(data_uri(original).split(",")[1])
+    assert Image.open(BytesIO(shown)).tobytes() == Image.open(BytesIO(original)).tobytes()
+
+
+def test_the_contact_sheet_has_a_row_a_class_and_a_column_an_image():
+    solid = {}
+    for name, colour in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
+        buffer = BytesIO()
+        Image.new("RGB", (32, 32), colour).save(buffer, "PNG")
+        solid[name] = {"distilled": [buffer.getvalue()] * 3, "real": []}
+    sheet = np.asarray(Image.open(BytesIO(contact_sheet(report(("red", "blue"), contact=solid)))))
+    for name, colour in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
+        rows, columns = np.nonzero((sheet == colour).all(axis=2))
+        assert len(rows) == 3 * 64 * 64, name
+        assert np.ptp(rows) + 1 == 64
+        assert len(np.unique(columns)) == 3 * 64
+
+
+def test_many_classes_are_shown_in_part_and_the_page_says_so():
+    names = tuple(f"n{i:03}" for i in range(50))
+    text = Page(render(report(names, evaluation=None))).text
+    assert "24 of 50 classes are shown" in text
+    assert "12 of 50 classes are shown" in text
+    assert "Shown: the 40 classes whose chosen subgroup is farthest" in text
+    assert subgroup_rows(selection(names), names) == list(names[:9:-1])
+    assert shown_classes(names, 3) == [0, 24, 49]
+
+
+def test_the_map_is_bounded_and_keeps_what_was_selected():
+    rng, n = np.random.default_rng(0), 4000
+    many = {
+        "real_features": rng.normal(size=(n, 2)),
+        "real_labels": np.zeros(n, int),
+        "candidate_features": rng.normal(size=(n, 2)),
+        "candidate_labels": np.zeros(n, int),
+        "candidate_selected": np.arange(n) < 50,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ims3_ray.report.projection.tsne", lambda vectors: vectors[:, :2])
+        found = feature_map(report(("a", "b"), **many), [0])
+    assert sum(len(points) for points in found.points.values()) == MAX_POINTS
+    assert np.array_equal(found.points["selected"], many["candidate_features"][:50].astype(np.float32))
+    assert found.totals == {"selected": 50, "candidate": n - 50, "real": n}
+
+
+def test_labels_of_curves_keep_their_order_and_do_not_touch():
+    heights = [0.9, 0.91, 0.2, 0.905]
+    moved = spread(heights, 0.1)
+    assert np.argsort(moved).tolist() == np.argsort(heights).tolist()
+    assert np.diff(np.sort(moved)).min() >= 0.1 - 1e-12
+
+
+def test_curves_are_compared_at_steps_that_all_seeds_have():
+    steps, table = common_steps([[[10, 0.1], [20, 0.2], [30, 0.3]], [[20, 0.4], [30, 0.5]]])
+    assert steps.tolist() == [20, 30]
+    assert table.tolist() == [[0.2, 0.3], [0.4, 0.5]]
+
+
+def test_data_that_does_not_fit_is_refused_with_its_field():
+    images = {"distilled": [b""], "real": []}
+    with pytest.raises(ValueError, match="contact: class 'b' has no distilled image"):
+        report(("a", "b"), contact={"a": images, "b": images | {"distilled": []}})
+    with pytest.raises(ValueError, match="real_labels: 0 to 7 do not fit 3 classes"):
+        report(real_labels=np.array([0, 7]))

@@ -1,0 +1,103 @@
+"""The command that reproduces a run gives its parameters back."""
+
+import shlex
+
+import pytest
+import yaml
+
+from ims3_ray.config.load import load_config, parse_overrides
+from ims3_ray.errors import InputError
+from ims3_ray.runs.reproduce import reproduce
+from ims3_ray.runs.tracking import MAX_PARAM, flatten
+
+MANY = [f"class {number:03d}: =+-@'\"" for number in range(60)]
+
+
+def logged(config):
+    """A configuration as MLflow holds it."""
+    return {field: str(value)[:MAX_PARAM] for field, value in flatten(config.results()).items()}
+
+
+def nothing():
+    return None
+
+
+def typed(command):
+    """The configuration that a shell and jobs/distill.py make of the command."""
+    python, job, option, recipe, *words = shlex.split(command)
+    assert (python, job, option) == ("python", "jobs/distill.py", "--recipe")
+    return load_config(recipe, parse_overrides(words))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"ipc": 5, "sample.subgroups": 20, "finetune.lr": 1e-5, "sample.guidance_scale": 3.0},
+        {"encode.images_per_class": None, "im.minimax": True, "data.mirror": True, "evaluate.networks": ["resnet18"]},
+        {"sample.batch_size": {"cpu": 7, "cuda": 9}, "data.classes": ["b c", "a", "it's"], "evaluate.baselines": []},
+        {"data.train": "/data/my images; rm -rf /", "data.test": "1: 2", "model.path": "no", "data.class_map": "new"},
+        {"data.licence": {"id": "other", "name": "My Own", "link": "https://example.org"}, "recipe": "123"},
+        {"model.licence": None, "data.validation": None, "data.max_bad_fraction": 1e-7},
+    ],
+)
+@pytest.mark.parametrize("recipe", ["digits", "imagewoof"])
+def test_the_command_gives_the_runs_parameters(recipe, overrides):
+    config = load_config(recipe, overrides)
+    made = reproduce(logged(config), nothing)
+    assert made.notes == []
+    assert typed(made.command).results() == config.results()
+
+
+def test_only_fields_that_differ_are_said():
+    assert reproduce(logged(load_config("imagewoof")), nothing).words == ["--recipe", "imagewoof"]
+    changed = load_config("digits", {"ipc": 5, "data.train": "/elsewhere"})
+    assert changed.data.licence is None  # dropped with the images that it speaks of: it follows, and is not said
+    assert set(reproduce(logged(changed), nothing).overrides) == {"ipc", "data.train"}
+
+
+def test_a_recipe_of_ones_own_is_said_as_changes_of_a_named_one(tmp_path):
+    own = tmp_path / "mine.yaml"
+    own.write_text("ipc: 3\nmodel: {licence: mit}\nim: {minimax: {memory: 9}}\n")
+    config = load_config(str(own))
+    made = reproduce(logged(config), nothing)
+    assert made.overrides["recipe"] == "mine" and made.notes == []
+    assert typed(made.command).results() == config.results()
+
+
+def test_what_mlflow_cut_is_taken_from_the_logged_recipe():
+    config = load_config("digits", {"data.classes": MANY})
+    assert len(logged(config)["data.classes"]) == MAX_PARAM
+    made = reproduce(logged(config), lambda: yaml.safe_dump(config.results()).encode())
+    assert made.notes == []
+    assert typed(made.command).results() == config.results()
+
+
+def test_what_mlflow_cut_and_no_file_holds_is_said():
+    notes = reproduce(logged(load_config("digits", {"data.classes": MANY})), nothing).notes
+    assert any("data.classes" in note and "first 500 characters" in note for note in notes)
+
+
+def test_the_logged_recipe_is_not_fetched_where_parameters_suffice():
+    reproduce(logged(load_config("digits", {"ipc": 5})), lambda: pytest.fail("fetched"))
+
+
+def test_fields_that_one_version_alone_knows_are_said_and_the_rest_is_given():
+    params = logged(load_config("digits", {"ipc": 5})) | {"sample.flavour": "sweet"}
+    del params["select.coverage_by"]
+    made = reproduce(params, nothing)
+    assert made.overrides["ipc"] == 5 and "sample.flavour" not in made.overrides
+    assert any(note.startswith("sample.flavour: unknown to this version") for note in made.notes)
+    assert any(note.startswith("select.coverage_by: unknown to the run's version") for note in made.notes)
+
+
+def test_the_environment_bends_nothing(monkeypatch):
+    config = load_config("digits", {"seed": 3})
+    monkeypatch.setenv("IMS3_SEED", "3")
+    assert reproduce(logged(config), nothing).overrides == {"seed": 3}
+    assert load_config("digits").seed == 3  # and the environment is as before
+
+
+def test_an_ablation_is_no_recipe():
+    with pytest.raises(InputError, match="no recipe"):
+        reproduce({"recipe": "digits", "baseline": "DiT"}, nothing)

@@ -1,0 +1,116 @@
+"""Pools that are larger than the set that is chosen from them, and candidates that start from inversions."""
+
+import numpy as np
+import pytest
+
+from ims3_ray.cluster import machine as cluster
+from ims3_ray.config.load import load_config, parse_overrides
+from ims3_ray.errors import InputError
+from ims3_ray.method import schedule
+from ims3_ray.pipeline import prepare as preparation
+from ims3_ray.pipeline.steps import plan, run_step
+from ims3_ray.stages.sample.starts import Starts, choose_images
+from ims3_ray.storage import tables
+from ims3_ray.storage.artifacts import open_directory, read_rows
+
+
+def made(words, *more, upto="select"):
+    """The steps of a run up to a stage, by noun, made where they are missing."""
+    config = load_config("digits", parse_overrides([*words, *more]))
+    context = preparation.prepare(config, cluster.machine(config.workers))
+    steps = {}
+    for step in plan(context):
+        steps[step.stage.noun] = step if step.manifest else run_step(context, step)
+        if step.stage.name == upto:
+            return steps
+    raise AssertionError(upto)
+
+
+def candidates(steps):
+    rows = read_rows(steps["candidates"].directory, tables.CANDIDATES)
+    order = np.lexsort((rows["index"], rows["subgroup"], rows["label"]))
+    return {name: column[order] for name, column in rows.items()}
+
+
+@pytest.fixture
+def words(finished_run):
+    return finished_run[0]
+
+
+def test_a_selection_from_a_larger_pool_is_that_of_its_own_pool(words):
+    """One pool serves every IPC and number of subgroups: what lies beyond them has no say."""
+    small = ("ipc=4", "sample.subgroups=2")
+    large = ("ipc=4", "sample.pool_ipc=6", "sample.subgroups=3", "select.subgroups=2")
+    own, shared = made(words, *small, upto="export"), made(words, *large, upto="export")
+    assert shared["candidates"].fingerprint == made(words, upto="sample")["candidates"].fingerprint
+    first, second = (steps["selection"].directory.read_json("selection.json") for steps in (own, shared))
+    assert first["selection"] == second["selection"]
+    assert first["objective"] == pytest.approx(second["objective"], abs=1e-5)  # batches of other rows: round-off
+    assert len(own["distilled"].manifest["images"]) == len(shared["distilled"].manifest["images"]) == 12
+
+
+def test_one_subgroup_is_no_selection(words):
+    selection = made(words, "select.subgroups=1")["selection"].directory.read_json("selection.json")
+    assert set(selection["selection"].values()) == {0}
+
+
+def test_a_start_without_noise_at_the_first_level_is_close_to_its_image_and_pure_noise_is_none(words):
+    """Sampled from just above clean, a candidate's latents are those of its start; from noise alone they are not."""
+    near = candidates(made(words, "sample.start=inversion", "sample.start_level=1", "sample.start_noise=0", upto="sample"))
+    far = candidates(made(words, "sample.start=inversion", "sample.start_level=1", "sample.start_noise=1", upto="sample"))
+    noise = candidates(made(words, upto="sample"))
+    assert not np.array_equal(near["feature"], far["feature"])
+    assert not np.array_equal(near["feature"], noise["feature"])
+
+
+def test_starts_are_the_same_for_any_number_of_actors(words):
+    start = ("sample.start=inversion", "sample.start_level=600", "finetune.epochs=0")
+    steps = made(words, *start, "workers.actors=1", upto="sample")
+    one = candidates(steps)
+    steps["candidates"].directory.delete()
+    many = candidates(made(words, *start, "workers.actors=3", upto="sample"))
+    for name in one:
+        assert np.array_equal(one[name], many[name]), name
+
+
+def test_a_pool_from_noise_reads_no_inversions(words):
+    context_words = [*words, "sample.start=noise"]
+    steps = made(context_words, upto="sample")
+    assert set(steps["candidates"].parents) == {"adapter"}
+    assert set(made([*words, "sample.start=inversion"], upto="sample")["candidates"].parents) == {
+        "adapter", "inversions", "features",
+    }  # fmt: skip
+
+
+def test_starts_are_dealt_out_in_order_and_again_from_the_first():
+    starts = Starts(400, np.zeros((5, 1, 1, 1), np.float16), 0.5, np.array([0, 2, 5]), pool_ipc=2)
+    subgroup, index = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
+    assert starts.rows(np.zeros(4, int), subgroup, index).tolist() == [0, 1, 0, 1]
+    assert starts.rows(np.ones(4, int), subgroup, index).tolist() == [2, 3, 4, 2]
+
+
+def test_sparse_starts_are_those_farthest_from_their_neighbours():
+    features = np.concatenate([np.linspace(0, 1, 20), [5.0, 9.0]])[:, None].astype(np.float32)
+    assert set(choose_images(features, 2, "sparse", 0, "a").tolist()) == {20, 21}
+    assert len(set(choose_images(features, 7, "random", 0, "a").tolist())) == 7
+    assert set(choose_images(features, 3, "medoids", 0, "a").tolist()) >= {20, 21}
+
+
+def test_a_sampler_from_a_level_visits_the_timesteps_below_it():
+    steps = schedule.descending_from(schedule.respaced(11), 400)
+    assert steps.tolist() == [0, 100, 200, 300, 400]
+
+
+def test_a_pool_smaller_than_the_set_is_refused(words):
+    for word, field in (("sample.pool_ipc=3", "sample.pool_ipc"), ("select.subgroups=9", "select.subgroups")):
+        with pytest.raises(InputError, match=field):
+            load_config("digits", parse_overrides([*words, word]))
+
+
+def test_starts_are_read_as_they_were_saved(tmp_path):
+    latents = np.random.default_rng(0).normal(size=(5, 4, 2, 2)).astype(np.float16)
+    starts = Starts(400, latents, 0.75, np.array([0, 2, 5]), pool_ipc=2)
+    starts.save(open_directory(str(tmp_path)))
+    read = Starts.load(open_directory(str(tmp_path)))
+    assert np.array_equal(read.latents, latents) and np.array_equal(read.offsets, starts.offsets)
+    assert (read.timestep, read.noise, read.pool_ipc) == (400, 0.75, 2)

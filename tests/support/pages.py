@@ -1,0 +1,113 @@
+"""A page as its tests read it, and the data of a small one."""
+
+from html.parser import HTMLParser
+from io import BytesIO
+
+import numpy as np
+from PIL import Image
+
+from ims3_ray.report import ReportData
+from ims3_ray.report.page import METRICS
+
+HOSTILE = "<script>alert(1)</script>"
+TEMPLATE = "{{7*7}}"
+FORMULA = "$\\frac{$ x_1"
+IPC, SUBGROUPS = 2, 3
+
+
+class Page(HTMLParser):
+    """Elements with their attributes, and the text outside of style sheets."""
+
+    def __init__(self, page: bytes):
+        super().__init__()
+        self.elements, self.text, self._style = [], "", False
+        self.feed(page.decode())
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        self._style = tag == "style"
+
+    def handle_endtag(self, tag):
+        self._style = False
+
+    def handle_data(self, data):
+        self.text += "" if self._style else data
+
+    def values(self, *names):
+        return [found[name] for _, found in self.elements for name in names if name in found]
+
+
+def png(rng, size=8) -> bytes:
+    buffer = BytesIO()
+    Image.fromarray(rng.integers(0, 256, (size, size, 3), np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def score(*values) -> dict:
+    spread_of = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "deviation": spread_of, "interval": spread_of, "values": list(values)}
+
+
+def evaluation(distilled=(0.90, 0.91, 0.92), random=(0.80, 0.81, 0.82)) -> dict:
+    sets = {
+        name: {"images": 6, "last": score(*values), "best": score(*values), "curves": [[[10, 0.3], [20, values[0]]]]}
+        for name, values in (("distilled", distilled), ("random", random), ("full", (0.98, 0.98, 0.99)))
+    }
+    measured = dict.fromkeys(METRICS, 0.25) | {"recall": None, "kid": 0.5, "deciles": None}
+    coverage = {"distilled": measured, "random": {"coverage": 0.75}}
+    return {"protocol": "quick-v1/convnet3-w32", "split": "test", "sets": sets, "coverage": coverage}
+
+
+def selection(classes) -> dict:
+    per_class = {
+        c: {"subgroups": [0, 1, 2], "distances_to_real": [0.3, 0.1, 0.2 + i], "distance_to_real": 0.2 + i}
+        for i, c in enumerate(classes)
+    }
+    return {
+        "selection": dict.fromkeys(classes, 2),
+        "objective": -3.0,
+        "terms": {"attraction": -4.0, "separation": -1.0},
+        "start_objective": -2.5,
+        "unit": "subgroup",
+        "lower_bound": None,
+        "certificate": "none",
+        "gap": None,
+        "solver": "coordinate descent",
+        "settings": {"alpha": 0.4},
+        "per_class": per_class,
+    }
+
+
+def report(classes=(HOSTILE, TEMPLATE, FORMULA), **changes) -> ReportData:
+    rng, count = np.random.default_rng(0), len(classes)
+    labels = np.repeat(np.arange(count), IPC * SUBGROUPS)
+    subgroups = np.tile(np.repeat(np.arange(SUBGROUPS), IPC), count)
+    centres = rng.normal(size=(count, 5)).astype(np.float32)
+
+    def near(of):
+        return (centres[of] + 0.1 * rng.normal(size=(len(of), 5))).astype(np.float32)
+
+    history = [
+        {"step": s, "diffusion": 1 / s, "matching": 0.5, "grad_ratio/matching": 0.01, "weight/matching": 0.002}
+        for s in range(1, 30)
+    ]
+    return ReportData(
+        **{
+            "recipe": "tiny",
+            "config": {"ipc": IPC, "sample": {"subgroups": SUBGROUPS, "batch_size": {"cpu": 25}}, "im": {"minimax": None}},
+            "classes": tuple(classes),
+            "about": {"ray": "2.60.0"},
+            "contact": {c: {"distilled": [png(rng) for _ in range(IPC)], "real": [png(rng)]} for c in classes},
+            "real_features": near(labels),
+            "real_labels": labels,
+            "candidate_features": near(labels),
+            "candidate_labels": labels,
+            "candidate_selected": subgroups == 2,
+            "selection": selection(classes),
+            "history": history,
+            "evaluation": evaluation(),
+            "stages": [{"name": "encode", "rows": 10, "unit": "images", "seconds": 2.0, "rate": 5.0}],
+            "commands": {"Again": "ims3 distill ipc=2 && echo '<done>'"},
+        }
+        | changes
+    )
