@@ -1,11 +1,17 @@
-"""Dataset distillation with diffusion models on Ray: Inversion-Matching and Selective Subgroup Sampling (IMS3)."""
+"""Dataset distillation with diffusion models on Ray: Inversion-Matching and Selective Subgroup Sampling
+(IMS3).
+"""
 
 from importlib import import_module
 from typing import Any
 
 __all__ = ["distill", "load_distilled", "load_transformer"]
 
-_HOMES = {"distill": ".jobs.distill.run", "load_distilled": ".data.distilled", "load_transformer": ".models.generator"}
+_HOMES = {
+    "distill": ".jobs.distill.run",
+    "load_distilled": ".data.distilled",
+    "load_transformer": ".models.generator",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
 """The command line: `jobs/*.py` and the `ims3` console script are this module.
 
-A person's mistake gives one line on standard error and exit code 2; an unexpected failure leaves its trace in a log file
-and gives one line that says where, exit code 1.
+A person's mistake gives one line on standard error and exit code 2; an unexpected failure leaves its trace in
+a log file and gives one line that says where, exit code 1.
 """
 
 import argparse
@@ -44,7 +44,9 @@ def main(words: list[str] | None = None) -> int:
 def run_command(name: str, words: list[str]) -> int:
     """Run one command with its own words; gives the exit code."""
     command = importlib.import_module(COMMANDS[name])
-    parser = argparse.ArgumentParser(prog=name, description=command.__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=name, description=command.__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     command.add_arguments(parser)
     return guarded(lambda: command.run(parser.parse_intermixed_args(words)))
 
@@ -71,7 +73,9 @@ def guarded(action: Callable[[], None]) -> int:
 
 
 def bad_input_behind(error: BaseException) -> InputError | None:
-    """What a person can mend, from inside the exceptions that Ray wraps around it: an InputError, or a full disk."""
+    """What a person can mend, from inside the exceptions that Ray wraps around it: an InputError, or a full
+    disk.
+    """
     for inner in chain(error):
         if isinstance(inner, InputError):
             return inner

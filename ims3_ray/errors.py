@@ -8,7 +8,8 @@ from .text import one_line, redacted
 class InputError(ValueError):
     """Bad input. The message names the field or file, the rule, the value and the remedy, in one line.
 
-    Names of files hold anything, and URIs credentials: what would break the line, or tell a secret, is replaced.
+    Names of files hold anything, and URIs credentials: what would break the line, or tell a secret, is
+    replaced.
     """
 
     def __init__(self, message: str):
@@ -18,7 +19,8 @@ class InputError(ValueError):
 def chain(error: BaseException) -> Iterator[BaseException]:
     """The exception and all behind it: causes, contexts, and what Ray wraps.
 
-    What a task of Ray raised comes as itself, without Ray's copy: that is of the same type, and its text a whole trace.
+    What a task of Ray raised comes as itself, without Ray's copy: that is of the same type, and its text a
+    whole trace.
     """
     pending, seen = [error], set()
     while pending:

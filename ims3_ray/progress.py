@@ -1,4 +1,6 @@
-"""What a person sees while stages run: one bar a stage, fed by the driver or, from Train workers, through a small actor."""
+"""What a person sees while stages run: one bar a stage, fed by the driver or, from Train workers, through a
+small actor.
+"""
 
 import contextlib
 import sys
@@ -49,7 +51,9 @@ def _metric(kind: Any, name: str, description: str, tags: dict[str, str]) -> Any
 
 
 def bar(stage: str, total: int | None, unit: str, done: int = 0, delay: float = 0.0) -> tqdm:
-    """A progress bar on standard error; a line every few seconds where that is a file. Nothing before `delay` seconds."""
+    """A progress bar on standard error; a line every few seconds where that is a file. Nothing before `delay`
+    seconds.
+    """
     terminal = sys.stderr.isatty()
     return Counted(
         stage=stage,

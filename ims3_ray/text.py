@@ -1,9 +1,12 @@
-"""What people are shown of what others gave: on one line, without control characters or secrets, as text and no markup."""
+"""What people are shown of what others gave: on one line, without control characters or secrets, as text and
+no markup.
+"""
 
 import os
 import re
 
-# Besides control characters: the marks that turn the direction of a line, lone surrogates, and what isn't printed at all.
+# Besides control characters: the marks that turn the direction of a line, lone surrogates, and what isn't
+# printed at all.
 UNPRINTABLE = r"\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff"
 HIDDEN = "***"
 SECRETS = (  # environment variables whose values are shown nowhere
@@ -13,9 +16,11 @@ SECRETS = (  # environment variables whose values are shown nowhere
 LEAST_SECRET = 6  # characters: what is shorter would blot out words
 _USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^\s'\"]*)@")
 _SECRET_FIELD = re.compile(
-    r"([?&;][^=&;\s]*(?:secret|token|passw|pwd|credential|signature|access_?key|sig)[^=&;\s]*=)[^&;\s'\"]+", re.IGNORECASE
+    r"([?&;][^=&;\s]*(?:secret|token|passw|pwd|credential|signature|access_?key|sig)[^=&;\s]*=)[^&;\s'\"]+",
+    re.IGNORECASE,
 )
-_PUBLIC_USERS = ("abfs", "abfss", "gs", "gcs", "hdfs", "viewfs")  # there, what stands before @ is a container or a name
+# there, what stands before @ is a container or a name
+_PUBLIC_USERS = ("abfs", "abfss", "gs", "gcs", "hdfs", "viewfs")
 
 
 def one_line(text: str) -> str:

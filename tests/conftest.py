@@ -2,8 +2,8 @@
 
 from jaxtyping import install_import_hook
 
-# Before any module of the package is imported. Left out: the selection, which takes plain numbers and checks them
-# itself, and the stages, whose functions Ray replaces.
+# Before any module of the package is imported. Left out: the selection, which takes plain numbers and checks
+# them itself, and the stages, whose functions Ray replaces.
 METHOD = ("coresets", "coverage", "ddim", "keys", "losses", "rng", "schedule")
 CHECKED = ("data", "evaluation", "models", *(f"method.{name}" for name in METHOD))
 install_import_hook([f"ims3_ray.{name}" for name in CHECKED], "typecheck.checker")
@@ -14,7 +14,9 @@ from tiny import ACTORS, OBJECT_STORE, OTHERS, THREE, tiny_words, write_images  
 
 @pytest.fixture(scope="session")
 def ray_cluster():
-    """One cluster for all tests; logical CPUs = actors + 2, and an object store that no stage's data would fit."""
+    """One cluster for all tests; logical CPUs = actors + 2, and an object store that no stage's data would
+    fit.
+    """
     import os
     import sys
     from pathlib import Path
@@ -24,9 +26,14 @@ def ray_cluster():
     from ims3_ray.cluster import machine as cluster
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # submitted jobs run the head's python
+    # submitted jobs run the head's python
+    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     ray.init(
-        address="local", num_cpus=ACTORS + 2, object_store_memory=OBJECT_STORE, log_to_driver=False, dashboard_host="127.0.0.1"
+        address="local",
+        num_cpus=ACTORS + 2,
+        object_store_memory=OBJECT_STORE,
+        log_to_driver=False,
+        dashboard_host="127.0.0.1",
     )
     assert cluster.num_nodes() == 1
     yield ray
@@ -46,7 +53,9 @@ def cluster_environment(ray_cluster):
 
 @pytest.fixture(scope="module")
 def store():
-    """An object store on loopback that speaks S3, with one bucket: the variables with which a process finds it."""
+    """An object store on loopback that speaks S3, with one bucket: the variables with which a process finds
+    it.
+    """
     from loopback_store import Store
 
     with Store().running() as running:
@@ -63,7 +72,9 @@ def images_in_bucket(store, tiny_images):
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
-    """A model folder with random weights: DiT on 4×4 latents of 16-pixel images, three classes, and an extractor."""
+    """A model folder with random weights: DiT on 4×4 latents of 16-pixel images, three classes, and an
+    extractor.
+    """
     from diffusers import AutoencoderKL
 
     from ims3_ray.method.rng import generator
@@ -73,7 +84,9 @@ def tiny_model(tmp_path_factory):
     from ims3_ray.models.generator import save_pipeline
 
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    config = DiTConfig(sample_size=4, hidden_size=32, depth=2, num_heads=2, num_classes=3, frequency_shift=1, norm_eps=1e-5)
+    config = DiTConfig(
+        sample_size=4, hidden_size=32, depth=2, num_heads=2, num_classes=3, frequency_shift=1, norm_eps=1e-5
+    )
     dit = DiT(config).initialize(generator("tiny-dit"), zero_outputs=False)
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
@@ -120,10 +133,14 @@ def tiny_overrides(tiny_model, tiny_images, tmp_path):
 
 @pytest.fixture(scope="session")
 def finished_run(ray_cluster, tiny_model, tiny_images, tmp_path_factory):
-    """The words, and what came out, of an undisturbed tiny run: one actor a pool, two shards, one Train worker."""
+    """The words, and what came out, of an undisturbed tiny run: one actor a pool, two shards, one Train
+    worker.
+    """
     from ims3_ray.config.load import load_config, parse_overrides
     from ims3_ray.jobs.distill import run as distillation
 
     words = tiny_words(tiny_model, tiny_images, tmp_path_factory.mktemp("finished") / "runs")
-    config = load_config("digits", parse_overrides([*words, "workers={actors: 1, shards: 2, train_workers: 1}"]))
+    config = load_config(
+        "digits", parse_overrides([*words, "workers={actors: 1, shards: 2, train_workers: 1}"])
+    )
     return words, distillation.run(config, lambda line: None)

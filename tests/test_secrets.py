@@ -39,7 +39,9 @@ def secrets(monkeypatch):
 
 @pytest.mark.parametrize("user", USERS)
 @pytest.mark.parametrize("rest", ["bucket/runs", "bucket/runs?region=us-east-1&endpoint_override=host:9000"])
-def test_a_place_with_credentials_is_refused_wherever_it_is_given_and_the_line_tells_none(tmp_path, user, rest):
+def test_a_place_with_credentials_is_refused_wherever_it_is_given_and_the_line_tells_none(
+    tmp_path, user, rest
+):
     place, storage = f"s3://{user}@{rest}", open_storage(str(tmp_path))
     images = {"name": "data.train", "seed": 0, "max_bad_fraction": 0.0}
     for use in (
@@ -53,7 +55,8 @@ def test_a_place_with_credentials_is_refused_wherever_it_is_given_and_the_line_t
     ):
         with pytest.raises(InputError, match="holds credentials") as refused:
             use()
-        assert "AKIA" not in str(refused.value) and "hunter2" not in str(refused.value)
+        assert "AKIA" not in str(refused.value)
+        assert "hunter2" not in str(refused.value)
     assert list(tmp_path.iterdir()) == [tmp_path / "format.json"]
 
 
@@ -74,7 +77,9 @@ def test_places_without_credentials_are_left_as_they_are():
 
 def test_a_wrong_recipe_is_told_without_all_else_that_it_holds():
     with pytest.raises(InputError) as refused:
-        load_config("digits", {"ipc": 50, "sample.pool_ipc": 10, "storage": f"s3://AKIAKEY:{SECRET}@bucket/runs"})
+        load_config(
+            "digits", {"ipc": 50, "sample.pool_ipc": 10, "storage": f"s3://AKIAKEY:{SECRET}@bucket/runs"}
+        )
     assert str(refused.value) == "sample.pool_ipc: 10 holds 10 images to choose ipc=50 from; raise it"
 
 
@@ -89,10 +94,12 @@ def test_no_line_and_no_trace_holds_a_secret(secrets, capsys):
 
         return act
 
-    assert cli.guarded(fail(InputError)) == cli.BAD_INPUT and cli.guarded(fail(RuntimeError)) == cli.FAILURE
+    assert cli.guarded(fail(InputError)) == cli.BAD_INPUT
+    assert cli.guarded(fail(RuntimeError)) == cli.FAILURE
     said = capsys.readouterr().err
     log = Path(said.split()[-1])
-    assert said.count("https://***@host") == 2 and "OSError" in log.read_text()
+    assert said.count("https://***@host") == 2
+    assert "OSError" in log.read_text()
     assert not any(secret in text for secret in secrets for text in (said, log.read_text()))
     log.unlink()
 
@@ -102,7 +109,10 @@ def test_trouble_with_a_tracking_server_is_told_without_its_password(tmp_path, m
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     said = []
     Tracker(open_storage(str(tmp_path)), said.append).start("key", "name", {}, {})
-    assert len(said) == 1 and "127.0.0.1" in said[0] and "hunter2" not in said[0] and "me:" not in said[0]
+    assert len(said) == 1
+    assert "127.0.0.1" in said[0]
+    assert "hunter2" not in said[0]
+    assert "me:" not in said[0]
     made = distillation.Distillation("k", "d", "r", None, {}, [], None, os.environ["MLFLOW_TRACKING_URI"])
     assert "hunter2" not in repr(made)
 
@@ -137,11 +147,17 @@ def test_what_ray_serves_listens_on_this_machine_alone(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     cluster.connect()
     started, joined = given
-    assert started["address"] == "local" and started["dashboard_host"] == "127.0.0.1"
+    assert started["address"] == "local"
+    assert started["dashboard_host"] == "127.0.0.1"
     assert not {"dashboard_host", "_node_ip_address"} & set(joined)
 
 
 def test_nothing_here_asks_to_listen_on_every_interface():
-    below = [path for top in ("ims3_ray", "jobs", "cluster") for path in (ROOT / top).rglob("*") if path.is_file()]
-    texts = [path for path in [*below, ROOT / "README.md"] if path.suffix in (".py", ".yaml", ".md", ".html", "")]
-    assert texts and not [path for path in texts if b"0.0.0.0" in path.read_bytes()]
+    below = [
+        path for top in ("ims3_ray", "jobs", "cluster") for path in (ROOT / top).rglob("*") if path.is_file()
+    ]
+    texts = [
+        path for path in [*below, ROOT / "README.md"] if path.suffix in (".py", ".yaml", ".md", ".html", "")
+    ]
+    assert texts
+    assert not [path for path in texts if b"0.0.0.0" in path.read_bytes()]

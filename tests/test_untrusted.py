@@ -99,7 +99,9 @@ def test_an_extractor_is_read_without_running_what_it_holds(tmp_path, bomb):
     from ims3_ray.method.rng import generator
     from ims3_ray.models import classifiers
 
-    timm.models.save_for_hf(timm.create_model("test_resnet.r160_in1k"), tmp_path / "timm", safe_serialization=False)
+    timm.models.save_for_hf(
+        timm.create_model("test_resnet.r160_in1k"), tmp_path / "timm", safe_serialization=False
+    )
     (weights,) = (tmp_path / "timm").glob("*.bin")
     torch.save({"x": bomb}, weights)
     network = classifiers.build("convnet3", 3, 16, generator("x"), width=8)
@@ -120,10 +122,20 @@ def test_an_adapter_is_read_without_running_what_it_holds(tmp_path, bomb):
 
 
 def test_parquet_and_arrays_are_read_without_running_what_they_hold(tmp_path, bomb):
-    marks = {"ARROW:extension:name": "arrow.py_extension_type", "ARROW:extension:metadata": pickle.dumps(bomb)}
-    fields = [pa.field("class", pa.string(), metadata=marks), pa.field("feature", pa.list_(pa.float32()), metadata=marks)]
+    marks = {
+        "ARROW:extension:name": "arrow.py_extension_type",
+        "ARROW:extension:metadata": pickle.dumps(bomb),
+    }
+    fields = [
+        pa.field("class", pa.string(), metadata=marks),
+        pa.field("feature", pa.list_(pa.float32()), metadata=marks),
+    ]
     fields.append(pa.field("image", pa.binary(), metadata=marks))
-    columns = [pa.array(KNOWN), pa.array([[1.0, 2.0]] * 3, pa.list_(pa.float32())), pa.array([png(v) for v in (1, 2, 3)])]
+    columns = [
+        pa.array(KNOWN),
+        pa.array([[1.0, 2.0]] * 3, pa.list_(pa.float32())),
+        pa.array([png(v) for v in (1, 2, 3)]),
+    ]
     pq.write_table(pa.table(columns, schema=pa.schema(fields)), tmp_path / "a.parquet")
     assert open_features(str(tmp_path / "a.parquet"), "--real", REAL_KEYS).index()[0] == list(KNOWN)
     assert len(labelled(tmp_path / "a.parquet", tmp_path)) == 3
@@ -131,7 +143,9 @@ def test_parquet_and_arrays_are_read_without_running_what_they_hold(tmp_path, bo
     np.save(folder / "red" / "a.npy", np.array([bomb], dtype=object), allow_pickle=True)
     np.savez(folder / "red" / "b.npz", x=np.array([bomb], dtype=object))
     (folder / "red" / "c.pkl").write_bytes(pickle.dumps(bomb))
-    images = open_images(str(folder), open_storage(str(tmp_path / "s")), name="data.train", seed=0, max_bad_fraction=0.9)
+    images = open_images(
+        str(folder), open_storage(str(tmp_path / "s")), name="data.train", seed=0, max_bad_fraction=0.9
+    )
     assert sorted(images.bad) == ["red/a.npy", "red/b.npz", "red/c.pkl"]
 
 
@@ -155,8 +169,14 @@ def test_nothing_in_the_package_unpickles_or_evaluates():
         for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
             name = ast.unparse(call.func)
             given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
-            assert name.split(".")[0] not in ("pickle", "cloudpickle", "joblib", "marshal") and name not in unsafe, path
-            assert not name.endswith((".unsafe_load", ".full_load")) and name not in ("yaml.load", "os.system"), path
+            assert (
+                name.split(".")[0] not in ("pickle", "cloudpickle", "joblib", "marshal")
+                and name not in unsafe
+            ), path
+            assert not name.endswith((".unsafe_load", ".full_load")) and name not in (
+                "yaml.load",
+                "os.system",
+            ), path
             assert name != "torch.load" or given.get("weights_only") == "True", path
             assert name != "np.load" or given.get("allow_pickle", "False") == "False", path
             assert given.get("shell") != "True" and "trust_remote_code" not in given, path
@@ -184,7 +204,11 @@ def test_paths_in_a_sets_manifest_and_parquet_lead_nowhere(tmp_path):
     images = labelled(folder, tmp_path)
     assert images.paths == ("blue/0.png", "green/0.png", "red/0.png")
     cells = [{"bytes": png(v), "path": "../../outside/made.png"} for v in (1, 2, 3)]
-    for labels, known in ((list(KNOWN), True), (["red", "blue", "../outside"], False), (["red", "blue", "/tmp/x"], False)):
+    for labels, known in (
+        (list(KNOWN), True),
+        (["red", "blue", "../outside"], False),
+        (["red", "blue", "/tmp/x"], False),
+    ):
         pq.write_table(pa.table({"image": cells, "label": labels}), tmp_path / "a.parquet")
         if known:
             assert len(labelled(tmp_path / "a.parquet", tmp_path)) == 3
@@ -192,7 +216,8 @@ def test_paths_in_a_sets_manifest_and_parquet_lead_nowhere(tmp_path):
             with pytest.raises(InputError, match="can't be a folder's name"):
                 labelled(tmp_path / "a.parquet", tmp_path)
     changed = {name for name, data in tree(tmp_path).items() if before.get(name) != data}
-    assert changed and all(name.startswith("storage/") or name == "a.parquet" for name in changed)
+    assert changed
+    assert all(name.startswith("storage/") or name == "a.parquet" for name in changed)
 
 
 def test_a_set_whose_parquet_is_not_ours_is_refused_in_one_line(tmp_path):
@@ -226,12 +251,17 @@ def test_a_card_shows_names_as_text_and_its_front_matter_stays_what_it_is():
     images = [DistilledImage(label, 0, 0, 0, 1, b"") for label in range(len(odd))]
     text = card(images, odd, "`` x\n# y", "0" * 12, {"weights": licence, "images": licence})
     _, front, body = text.split("---\n", 2)
-    assert yaml.safe_load(front)["license"] == "other" and yaml.safe_load(front)["license_name"] == odd[-3]
-    assert [line for line in body.splitlines() if line.startswith("#")] == [body.splitlines()[0], "## Licences"]
+    assert yaml.safe_load(front)["license"] == "other"
+    assert yaml.safe_load(front)["license_name"] == odd[-3]
+    assert [line for line in body.splitlines() if line.startswith("#")] == [
+        body.splitlines()[0],
+        "## Licences",
+    ]
     assert not any(mark in body for mark in ("<script", "](", "`x`", "*x*", " _x_"))
     assert "---" not in body.splitlines()
 
 
 def test_ordinary_names_stand_in_a_card_as_they_are():
     for name in ("golden_retriever", "n02086240", "great white shark", "Größe (blau)", "a-b.c"):
-        assert as_text(name) == name and as_code(name) == f"`{name}`"
+        assert as_text(name) == name
+        assert as_code(name) == f"`{name}`"

@@ -1,4 +1,6 @@
-"""What a device can do: its matrix rate and copy bandwidth, measured, and the most memory that a process has held."""
+"""What a device can do: its matrix rate and copy bandwidth, measured, and the most memory that a process has
+held.
+"""
 
 import platform
 import resource
@@ -45,7 +47,9 @@ def measure_device(kind: DeviceKind) -> DeviceFigures:
     return DeviceFigures(kind, device_name(kind), precision, size, rate, copy_bandwidth(kind))
 
 
-def matrix_rate(kind: DeviceKind, dtype: torch.dtype, size: int | None = None, seconds: float = MEASURED_S) -> float:
+def matrix_rate(
+    kind: DeviceKind, dtype: torch.dtype, size: int | None = None, seconds: float = MEASURED_S
+) -> float:
     """Operations a second of products of two normal `size` × `size` matrices (that of MATRIX where None)."""
     size = size or MATRIX[kind]
     a = torch.randn(size, size, device=kind).to(dtype)

@@ -10,7 +10,9 @@ VERSIONED = ("ims3-ray", "ray", "torch", "torchvision", "diffusers", "pyarrow", 
 
 
 def versions() -> dict[str, str]:
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in VERSIONED}
+    return {"python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in VERSIONED
+    }
 
 
 def hardware(machine: Machine) -> dict[str, Any]:

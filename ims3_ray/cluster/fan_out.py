@@ -1,8 +1,9 @@
 """Fanning a stage's parts out over a Ray Data actor pool, each part one Parquet file.
 
-A part is a fixed set of rows, composed by the recipe: one batch of the model. An actor computes a part and writes it at
-once, so memory stays at CALLS_PER_ACTOR parts per actor, a retried part replaces itself with the same bytes, and a stage
-that died goes on with the parts that are missing. While one part has the device, another is read or written.
+A part is a fixed set of rows, composed by the recipe: one batch of the model. An actor computes a part and
+writes it at once, so memory stays at CALLS_PER_ACTOR parts per actor, a retried part replaces itself with the
+same bytes, and a stage that died goes on with the parts that are missing. While one part has the device,
+another is read or written.
 """
 
 import json
@@ -68,7 +69,8 @@ class Worker:
             if notes:
                 self._out.write(file + NOTES, json.dumps(notes).encode())
             self._out.write(file, tables.to_parquet(columns, self._table))
-        except InputError as error:  # as a value: of an exception, Ray Data brings the driver no more than the text
+        except InputError as error:
+            # as a value: of an exception, Ray Data brings the driver no more than the text
             return {"file": [file], "rows": [0], "refused": [str(error)]}
         return {"file": [file], "rows": [len(next(iter(columns.values())))], "refused": [""]}
 
@@ -84,11 +86,12 @@ def fan_out(
     stage: str,
     unit: str = "images",
 ) -> dict[str, Any]:
-    """Make every part that is not there yet; gives the number of rows, of those made now, and the rows left out.
+    """Make every part that is not there yet; gives the number of rows, of those made now, and the rows left
+    out.
 
-    `build(**arguments)`, its `batch_size` among them, runs once an actor and gives a function from a part's payload to the
-    columns of `table` and to notes: {name of a row that had to be left out: why}. InputError where a batch does not fit the
-    GPU's memory.
+    `build(**arguments)`, its `batch_size` among them, runs once an actor and gives a function from a part's
+    payload to the columns of `table` and to notes: {name of a row that had to be left out: why}. InputError
+    where a batch does not fit the GPU's memory.
     """
     there = set(part_names(out))
     todo = [part for part in parts if part.file not in there]
@@ -126,7 +129,9 @@ def _dataset(build, arguments, todo, table, out, machine, batch_field) -> "ray.d
 
 
 def actor_pool(machine: Machine, num_parts: int) -> ActorPoolStrategy:
-    """All actors at once where there is room, and as few as the minimum while there is none or a node is lost."""
+    """All actors at once where there is room, and as few as the minimum while there is none or a node is
+    lost.
+    """
     most = min(machine.actors, num_parts)
     return ActorPoolStrategy(
         min_size=min(machine.min_actors, most),

@@ -13,7 +13,8 @@ from ims3_ray.errors import InputError
 CPUS_PER_ACTOR = 0.8  # a pool that takes every whole CPU can hang after a node is lost (ray#44687)
 MEMORY_PER_ACTOR = 1.2e9  # bytes: a worker process with torch and a small model
 MIN_SHARDS = 2
-ANYWHERE = {"scheduling_strategy": "DEFAULT"}  # of a task: else those of Tune's trials may only use what the trial reserved
+# of a task: else those of Tune's trials may only use what the trial reserved
+ANYWHERE = {"scheduling_strategy": "DEFAULT"}
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,14 @@ class Machine:
 
     @property
     def trials(self) -> int:
-        """Trials of a sweep at once: as many as train a classifier at once, so that one may select while another trains."""
+        """Trials of a sweep at once: as many as train a classifier at once, so that one may select while
+        another trains.
+        """
         if self.workers.trials:
             return self.workers.trials
-        return max(1, int(self.gpus / self.workers.gpus_per_classifier) if self.device == "cuda" else self.cpus)
+        return max(
+            1, int(self.gpus / self.workers.gpus_per_classifier) if self.device == "cuda" else self.cpus
+        )
 
     def train_workers(self, micro_batches: int) -> int:
         """Train workers: the given number, or the largest divisor of `micro_batches` that the devices allow."""
@@ -65,7 +70,9 @@ class Machine:
         return max(n for n in range(1, max(1, devices) + 1) if micro_batches % n == 0)
 
     def elastic_train_workers(self, micro_batches: int) -> int | tuple[int, int]:
-        """As ScalingConfig takes it: the number, or the least and the most where workers.min_train_workers is given."""
+        """As ScalingConfig takes it: the number, or the least and the most where workers.min_train_workers is
+        given.
+        """
         most, least = self.train_workers(micro_batches), self.workers.min_train_workers
         return most if least is None or least >= most else (least, most)
 
@@ -78,17 +85,23 @@ class Machine:
 
 
 def connect() -> None:
-    """Join the cluster of RAY_ADDRESS, or start one on this machine; nothing where a driver is connected already."""
+    """Join the cluster of RAY_ADDRESS, or start one on this machine; nothing where a driver is connected
+    already.
+    """
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # `uv run` would start every worker anew (ray#50961)
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # every report waits for the next look, 2 s apart
-    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # where many tasks fail alike, the first one's error is told
+    # `uv run` would start every worker anew (ray#50961)
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    # every report waits for the next look, 2 s apart
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    # where many tasks fail alike, the first one's error is told
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     logging.getLogger("ray").setLevel(logging.ERROR)  # before init, which warns of the token that it makes
     options = {} if has_address() else {"address": "local", "dashboard_host": "127.0.0.1"}
-    # Nothing that workers print reaches the driver: their errors travel as exceptions, their figures as metrics.
+    # Nothing that workers print reaches the driver: their errors travel as exceptions, their figures as
+    # metrics.
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     except ConnectionError as error:
@@ -115,7 +128,9 @@ def machine(workers: Workers, *, wait: bool = True) -> Machine:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 0.7
     gpus = gpus if wait else max(gpus, workers.gpus or 0)
     if workers.device == "cuda" and not gpus:
-        raise InputError("workers.device: cuda asked for, but Ray sees no GPU; use workers.device=cpu or a node with one")
+        raise InputError(
+            "workers.device: cuda asked for, but Ray sees no GPU; use workers.device=cpu or a node with one"
+        )
     device = ("cuda" if gpus else "cpu") if workers.device == "auto" else workers.device
     return Machine(device, max(1, cpus), gpus, memory, workers)
 
@@ -123,8 +138,8 @@ def machine(workers: Workers, *, wait: bool = True) -> Machine:
 def wait_for_gpus(number: int, wait_s: float) -> None:
     """Return once the cluster has `number` GPUs. They are asked for, which makes an autoscaling cluster grow.
 
-    A run sizes its actors to the devices that it sees when it starts, and a cluster at rest shows none. InputError where they
-    are not there after `wait_s` seconds.
+    A run sizes its actors to the devices that it sees when it starts, and a cluster at rest shows none.
+    InputError where they are not there after `wait_s` seconds.
     """
     if ray.cluster_resources().get("GPU", 0) >= number:
         return
@@ -155,7 +170,9 @@ def gpu_is_possible() -> bool:
 def refuse_impossible(workers: Workers) -> None:
     """InputError, before anything is started, for a GPU asked for where there can be none."""
     if workers.device == "cuda" and not gpu_is_possible():
-        raise InputError("workers.device: cuda asked for, but this machine has no GPU and RAY_ADDRESS names no cluster")
+        raise InputError(
+            "workers.device: cuda asked for, but this machine has no GPU and RAY_ADDRESS names no cluster"
+        )
 
 
 def inside_job() -> bool:

@@ -1,4 +1,6 @@
-"""Training on Ray Train: workers, checkpoints, what happens when one is lost; the steps are those of optimisation.py."""
+"""Training on Ray Train: workers, checkpoints, what happens when one is lost; the steps are those of
+optimisation.py.
+"""
 
 import contextlib
 import os
@@ -12,8 +14,12 @@ import ray.train
 import torch
 from ray.train import Checkpoint, CheckpointConfig, ControllerError, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE  # of the driver, to the controller; has no public name
-from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError  # what ControllerError holds has none either
+
+# of the driver, to the controller; has no public name
+from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
+
+# what ControllerError holds has none either
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from ims3_ray import progress
 from ims3_ray.errors import InputError
@@ -25,7 +31,8 @@ from .machine import Machine
 from .trainer import Optimisation, Task, Trainer
 
 STATE = "state.pt"
-MAX_FAILURES = 8  # workers or nodes lost in one training; beyond, the same command goes on from the last checkpoint
+# workers or nodes lost in one training; beyond, the same command goes on from the last checkpoint
+MAX_FAILURES = 8
 MAX_START_FAILURES = 3  # Ray's default waits for ever for resources that never come
 ADDRESS = "RAY_ADDRESS"
 START_TIMEOUT, START_TIMEOUT_S = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", 60.0  # Ray's own
@@ -44,10 +51,12 @@ def train(
     machine: Machine,
     on_metrics: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
 ) -> list[dict[str, float]]:
-    """Train `build(device=…, **arguments)` and have it saved to `out`; gives the logged metrics, one dict a log step.
+    """Train `build(device=…, **arguments)` and have it saved to `out`; gives the logged metrics, one dict a
+    log step.
 
-    `name` must belong to this configuration alone: a run of that name under `checkpoints` is resumed. `batch_field` names
-    the recipe's batch size, for the InputError where a batch does not fit the device's memory.
+    `name` must belong to this configuration alone: a run of that name under `checkpoints` is resumed.
+    `batch_field` names the recipe's batch size, for the InputError where a batch does not fit the device's
+    memory.
     """
     board, told = progress.board_here(), set()
     shown = progress.bar(stage, optimisation.steps, "steps")
@@ -65,7 +74,13 @@ def train(
     def fit() -> list[dict[str, float]]:  # each time anew, from the last checkpoint
         return _trainer(given, optimisation.micro_batches, checkpoints, name, machine).fit().return_value
 
-    with shown, progress.watching(board, receive), _interruptible(), _time_to_grow(machine), _in_this_cluster():
+    with (
+        shown,
+        progress.watching(board, receive),
+        _interruptible(),
+        _time_to_grow(machine),
+        _in_this_cluster(),
+    ):
         history = checkpoints.patiently(fit)  # Ray itself writes checkpoints there, and gives up at once
     for entry in history:  # what a killed driver, or a killed board, never passed on
         if entry["step"] not in told:
@@ -73,7 +88,9 @@ def train(
     return history
 
 
-def _trainer(given: dict[str, Any], micro_batches: int, checkpoints: Directory, name: str, machine: Machine) -> TorchTrainer:
+def _trainer(
+    given: dict[str, Any], micro_batches: int, checkpoints: Directory, name: str, machine: Machine
+) -> TorchTrainer:
     on_gpus, options = machine.device == "cuda", machine.actor_resources
     resources = {"CPU": options["num_cpus"]} | ({"GPU": options["num_gpus"]} if "num_gpus" in options else {})
     return TorchTrainer(
@@ -81,21 +98,27 @@ def _trainer(given: dict[str, Any], micro_batches: int, checkpoints: Directory, 
         train_loop_config=given,
         torch_config=TorchConfig(backend="nccl" if on_gpus else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=machine.elastic_train_workers(micro_batches), use_gpu=on_gpus, resources_per_worker=resources
+            num_workers=machine.elastic_train_workers(micro_batches),
+            use_gpu=on_gpus,
+            resources_per_worker=resources,
         ),
         run_config=RunConfig(
             name=name,
             storage_path=checkpoints.path,
             storage_filesystem=checkpoints.filesystem,
             checkpoint_config=CheckpointConfig(num_to_keep=1),
-            failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_START_FAILURES),
+            failure_config=FailureConfig(
+                max_failures=MAX_FAILURES, controller_failure_limit=MAX_START_FAILURES
+            ),
         ),
     )
 
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """Ctrl-C raises KeyboardInterrupt, in the block and after it: Ray Train's own handler stays, and ends a process as done."""
+    """Ctrl-C raises KeyboardInterrupt, in the block and after it: Ray Train's own handler stays, and ends a
+    process as done.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -112,7 +135,8 @@ def _interruptible() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _time_to_grow(machine: Machine) -> Iterator[None]:
-    """A cluster that grows (`workers.gpus`) gets `workers.wait_s` to bring the workers' places, at first and after a loss.
+    """A cluster that grows (`workers.gpus`) gets `workers.wait_s` to bring the workers' places, at first and
+    after a loss.
 
     InputError where they do not come.
     """
@@ -133,10 +157,12 @@ def _time_to_grow(machine: Machine) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _in_this_cluster() -> Iterator[None]:
-    """Let Ray Train's cleaner, an actor that asks every second whether the controller lives, ask the cluster of this run.
+    """Let Ray Train's cleaner, an actor that asks every second whether the controller lives, ask the cluster
+    of this run.
 
-    Without RAY_ADDRESS it asks whichever `ray start` made last on its machine: one that is gone keeps a training 12 s at its
-    end, and to another that runs the controller is unknown, which counts as dead: its workers' places are taken away.
+    Without RAY_ADDRESS it asks whichever `ray start` made last on its machine: one that is gone keeps a
+    training 12 s at its end, and to another that runs the controller is unknown, which counts as dead: its
+    workers' places are taken away.
     """
     ENV_VARS_TO_PROPAGATE.add(ADDRESS)
     before = os.environ.get(ADDRESS)
@@ -179,4 +205,6 @@ def _report(trainer: Trainer) -> None:
         if trainer.rank == 0:
             torch.save(trainer.state_dict(), f"{folder}/{STATE}")
             checkpoint = Checkpoint.from_directory(folder)
-        ray.train.report({"step": trainer.step}, checkpoint=checkpoint, checkpoint_dir_name=f"step_{trainer.step:07d}")
+        ray.train.report(
+            {"step": trainer.step}, checkpoint=checkpoint, checkpoint_dir_name=f"step_{trainer.step:07d}"
+        )

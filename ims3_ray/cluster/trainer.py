@@ -1,9 +1,10 @@
-"""The optimiser's steps that fine-tuning and pretraining share: plain torch, any number of workers the same bits.
+"""The optimiser's steps that fine-tuning and pretraining share: plain torch, any number of workers the same
+bits.
 
-A global batch is cut into parts. Each worker computes the gradients of its parts, all parts' gradients are gathered and
-summed in the order of the parts on every worker: any number of workers up to that of the parts gives the same bits, and
-the number may change in mid-training, when a node is lost or joins. Steps, noise and batches are keyed by (seed, step,
-position), so a resumed run needs no generator state.
+A global batch is cut into parts. Each worker computes the gradients of its parts, all parts' gradients are
+gathered and summed in the order of the parts on every worker: any number of workers up to that of the parts
+gives the same bits, and the number may change in mid-training, when a node is lost or joins. Steps, noise and
+batches are keyed by (seed, step, position), so a resumed run needs no generator state.
 """
 
 import time
@@ -24,7 +25,8 @@ class Task(Protocol):
 
     parameters: dict[str, nn.Parameter]
     weights: Mapping[str, float]  # of every term in the sum
-    ratios: Mapping[str, float]  # terms weighted so that their gradient has this share of the first term's norm
+    # terms weighted so that their gradient has this share of the first term's norm
+    ratios: Mapping[str, float]
 
     def losses(self, step: int, part: int) -> dict[str, Tensor]:
         """Each term's share, by this part, of its mean over the global batch: unweighted scalars."""
@@ -59,7 +61,9 @@ class Optimisation:
     def lr_at(self, step: int) -> float:
         lr = self.lr * min(1.0, (step + 1) / (self.warmup_steps + 1))
         if self.decay == "cosine":
-            lr *= 0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / self.steps, dtype=torch.float64)).item())
+            lr *= 0.5 * (
+                1 + torch.cos(torch.tensor(torch.pi * step / self.steps, dtype=torch.float64)).item()
+            )
         return lr
 
 
@@ -77,7 +81,9 @@ class Trainer:
         self.counts, self.parts = [len(share) for share in shares], shares[rank]
         self.names, self.parameters = list(task.parameters), list(task.parameters.values())
         self.ema = _flat(self.parameters).detach().clone()
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=optimisation.lr, weight_decay=optimisation.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=optimisation.lr, weight_decay=optimisation.weight_decay
+        )
         self.step, self.history, self._since = 0, [], time.perf_counter()
         self._steps_since = 0
 
@@ -92,37 +98,49 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.optimisation.lr_at(self.step)
         self.optimizer.step()
-        self.ema.lerp_(_flat(self.parameters).detach(), 1 - ema_decay_at(self.step, self.optimisation.ema_decay))
+        self.ema.lerp_(
+            _flat(self.parameters).detach(), 1 - ema_decay_at(self.step, self.optimisation.ema_decay)
+        )
         self.task.after_step(self.step, lambda parts: gather(parts, self.counts))
         self.step += 1
         self._steps_since += 1
         return self._log(terms, norms, weights) if log else {}
 
     def _gradients(self, separate: bool) -> tuple[Tensor, Tensor]:
-        """Gradients (terms, P) of the whole batch, parts summed in order, one row a term or one row for the sum; terms."""
+        """Gradients (terms, P) of the whole batch, parts summed in order, one row a term or one row for the
+        sum; terms.
+        """
         rows, values = [], []
         for part in self.parts:
             losses = self.task.losses(self.step, part)
-            assert list(losses) == list(self.task.weights), f"terms {list(losses)}, weights {list(self.task.weights)}"
+            assert list(losses) == list(self.task.weights), (
+                f"terms {list(losses)}, weights {list(self.task.weights)}"
+            )
             values.append(torch.stack([loss.detach() for loss in losses.values()]))
             if separate:
                 targets = list(losses.values())
             else:
                 targets = [sum(self.task.weights[name] * loss for name, loss in losses.items())]
-            rows.append(torch.stack([self._gradient(t, keep=i + 1 < len(targets)) for i, t in enumerate(targets)]))
+            rows.append(
+                torch.stack([self._gradient(t, keep=i + 1 < len(targets)) for i, t in enumerate(targets)])
+            )
         return sum_in_order(torch.stack(rows), self.counts), sum_in_order(torch.stack(values), self.counts)
 
     def _gradient(self, target: Tensor, keep: bool) -> Tensor:
         if not target.requires_grad:  # a term that no image of this part has
             return torch.zeros_like(self.ema)
         gradients = torch.autograd.grad(target, self.parameters, retain_graph=keep, allow_unused=True)
-        return _flat([torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, gradients, strict=True)])
+        return _flat(
+            [torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, gradients, strict=True)]
+        )
 
     def _weights(self, norms: Tensor) -> Tensor:
         weights = []
         for name, norm in zip(self.task.weights, norms, strict=True):
             if name in self.task.ratios:
-                weights.append(torch.where(norm > 0, self.task.ratios[name] * norms[0] / norm.clamp_min(1e-30), 0 * norm))
+                weights.append(
+                    torch.where(norm > 0, self.task.ratios[name] * norms[0] / norm.clamp_min(1e-30), 0 * norm)
+                )
             else:
                 weights.append(norms.new_tensor(self.task.weights[name]))
         return torch.stack(weights)
@@ -131,7 +149,9 @@ class Trainer:
         seconds, self._since = time.perf_counter() - self._since, time.perf_counter()
         metrics = dict(zip(self.task.weights, terms.tolist(), strict=True))
         first = norms[0].item()
-        for name, norm, weight in zip(list(self.task.weights)[1:], norms.tolist()[1:], weights.tolist()[1:], strict=True):
+        for name, norm, weight in zip(
+            list(self.task.weights)[1:], norms.tolist()[1:], weights.tolist()[1:], strict=True
+        ):
             metrics[f"grad_ratio/{name}"] = weight * norm / first if first else 0.0
             metrics[f"weight/{name}"] = weight
         metrics["images_per_s"] = self._steps_since * self.optimisation.batch_size / seconds

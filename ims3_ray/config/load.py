@@ -1,4 +1,6 @@
-"""A configuration out of a recipe, a person's overrides and the environment; every mistake is named with its field."""
+"""A configuration out of a recipe, a person's overrides and the environment; every mistake is named with its
+field.
+"""
 
 import copy
 import difflib
@@ -22,7 +24,9 @@ LICENSED = {"model": ("path", "vae"), "data": ("train", "class_map")}  # what a 
 
 def recipe_names() -> list[str]:
     return sorted(
-        p.name.removesuffix(".yaml") for p in resources.files("ims3_ray.recipes").iterdir() if p.name.endswith(".yaml")
+        p.name.removesuffix(".yaml")
+        for p in resources.files("ims3_ray.recipes").iterdir()
+        if p.name.endswith(".yaml")
     )
 
 
@@ -33,18 +37,24 @@ def recipe_text(recipe: str) -> tuple[str, str]:
     path = Path(recipe)
     if path.suffix in {".yaml", ".yml"} and path.is_file():
         return path.stem, path.read_text()
-    raise InputError(f"recipe: {recipe!r} is neither a known recipe ({', '.join(recipe_names())}) nor a YAML file")
+    raise InputError(
+        f"recipe: {recipe!r} is neither a known recipe ({', '.join(recipe_names())}) nor a YAML file"
+    )
 
 
 def load_config(recipe: str = "digits", overrides: Mapping[str, Any] | None = None) -> Config:
-    """The configuration of `recipe` (name or path) with dotted `overrides`; InputError names every field at fault."""
+    """The configuration of `recipe` (name or path) with dotted `overrides`; InputError names every field at
+    fault.
+    """
     name, text = recipe_text(recipe)
     try:
         values = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
         raise InputError(f"recipe {recipe}: is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise InputError(f"recipe {recipe}: holds a {type(values).__name__}; give a mapping of sections to fields")
+        raise InputError(
+            f"recipe {recipe}: holds a {type(values).__name__}; give a mapping of sections to fields"
+        )
     values.setdefault("recipe", name)
     return _build(Config, values, overrides or {})
 
@@ -103,10 +113,16 @@ def _put(values: dict[str, Any], field: str, value: Any) -> None:
 
 
 def _drop_licences(values: dict[str, Any], recipe: dict[str, Any], overrides: Mapping[str, Any]) -> None:
-    """Unset a recipe's licence where an override puts other weights or images in the place of those it speaks of."""
+    """Unset a recipe's licence where an override puts other weights or images in the place of those it speaks
+    of.
+    """
     for section, fields in LICENSED.items():
         said, now = recipe.get(section), values.get(section)
-        if not isinstance(said, dict) or not isinstance(now, dict) or _is_given(overrides, section, "licence"):
+        if (
+            not isinstance(said, dict)
+            or not isinstance(now, dict)
+            or _is_given(overrides, section, "licence")
+        ):
             continue
         if "licence" in said and any(field in said and now.get(field) != said[field] for field in fields):
             now["licence"] = None
@@ -126,7 +142,11 @@ def _explain(error: Mapping[str, Any], kind: type[BaseModel]) -> str:
         hint = f"did you mean {near[0]}? " if near else ""
         return f"{location}: unknown field; {hint}known here: {', '.join(known)}"
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return message if not location or message.startswith(f"{location}.") else f"{location}: {message}, got {error['input']!r}"
+    return (
+        message
+        if not location or message.startswith(f"{location}.")
+        else f"{location}: {message}, got {error['input']!r}"
+    )
 
 
 def require_field(field: str) -> None:
@@ -150,7 +170,9 @@ def accepts(recipe: str, overrides: Mapping[str, Any], field: str, value: Any) -
 def _fields_beside(location: tuple[Any, ...], model: Any) -> list[str]:
     for part in location[:-1]:
         annotation = model.model_fields[part].annotation
-        models = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
+        models = [
+            a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)
+        ]
         if not models:
             return []
         model = models[0]

@@ -55,7 +55,8 @@ class Pretrain(Settings):
     vae: TrainVae = TrainVae()
     transformer: TrainTransformer = TrainTransformer()
     extractor: TrainExtractor = TrainExtractor()
-    check_images: Annotated[int, Field(ge=0)] = 1000  # samples that a second classifier judges, for the model card
+    # samples that a second classifier judges, for the model card
+    check_images: Annotated[int, Field(ge=0)] = 1000
     check_guidance_scale: Annotated[float, Field(ge=0)] = 1.5
     log_every: Count = 100
     checkpoint_every: Count = 1000

@@ -1,9 +1,9 @@
 """The configuration: one frozen typed section per stage, checked at construction.
 
 Sources, strongest first: overrides (`sample.subgroups=20`), the recipe's YAML, environment variables
-(`IMS3_STORAGE`, `IMS3_WORKERS__ACTORS`), defaults: the environment fills in what a recipe leaves open and never bends
-what it says. All that changes a result stands in the recipe's sections and is fingerprinted; `Workers` and `storage`
-change speed and place alone.
+(`IMS3_STORAGE`, `IMS3_WORKERS__ACTORS`), defaults: the environment fills in what a recipe leaves open and
+never bends what it says. All that changes a result stands in the recipe's sections and is fingerprinted;
+`Workers` and `storage` change speed and place alone.
 """
 
 from typing import Annotated, Any, Literal
@@ -62,7 +62,9 @@ class Compile(PerDevice):
 
 
 class Licence(Section):
-    """As the distilled set's card states it: an identifier of the Hugging Face hub, or `other` with a name and a link."""
+    """As the distilled set's card states it: an identifier of the Hugging Face hub, or `other` with a name
+    and a link.
+    """
 
     id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.+-]*$")]
     name: str | None = None
@@ -82,16 +84,20 @@ class Licence(Section):
 
 class Data(Section):
     # places of class folders or of a Hugging Face data set, see data/sources.py
-    train: str | None = None  # a recipe for images that everybody has to fetch leaves it open, and a run stops without it
+    # a recipe for images that everybody has to fetch leaves it open, and a run stops without it
+    train: str | None = None
     validation: str | None = None
     test: str | None = None
-    # share of every class's training images that is held out of all training; `validation` where no folder is named
+    # share of every class's training images that is held out of all training; `validation` where no folder is
+    # named
     validation_split: Annotated[float, Field(ge=0, lt=1)] = 0.0
     classes: tuple[str, ...] | None = None  # the class folders to use, in every split; None uses all
-    class_map: str | None = None  # a YAML or JSON table of folder name → model label, or "new" for fresh class rows
+    # a YAML or JSON table of folder name → model label, or "new" for fresh class rows
+    class_map: str | None = None
     mirror: bool = True
     max_bad_fraction: Share = 0.01
-    max_overlap_fraction: Share = 0.01  # of the scored images that may be training files: a few are told, more are refused
+    # of the scored images that may be training files: a few are told, more are refused
+    max_overlap_fraction: Share = 0.01
     licence: Licence | None = None  # of the images
 
     @model_validator(mode="after")
@@ -133,7 +139,8 @@ class Encode(Section):
 
 class Invert(Section):
     points: Annotated[int, Field(ge=1, le=999)] = 10  # S grid points up to T − 1
-    batch_size: BatchSize = BatchSize(cpu=50, cuda=128)  # a part of the latents, with its mirror images on a GPU
+    # a part of the latents, with its mirror images on a GPU
+    batch_size: BatchSize = BatchSize(cpu=50, cuda=128)
 
 
 class Minimax(Section):
@@ -146,7 +153,8 @@ class Minimax(Section):
 
 class InversionMatching(Section):
     weight: Weight = 0.002  # λ_IM of the paper
-    grad_ratio: Weight | None = None  # λ_IM as the ratio of gradient norms, matching to diffusion; replaces weight
+    # λ_IM as the ratio of gradient norms, matching to diffusion; replaces weight
+    grad_ratio: Weight | None = None
     target: Literal["trajectory", "one_step"] = "trajectory"  # one_step: the published code, to reproduce it
     metric: Literal["cosine", "l1", "l2"] = "cosine"
     minimax: Minimax | None = None
@@ -171,7 +179,9 @@ class Finetune(Section):
     @model_validator(mode="after")
     def _parts_fill_the_batch(self) -> "Finetune":
         if self.batch_size % self.micro_batches:
-            raise ValueError(f"finetune.batch_size: {self.batch_size} is no multiple of micro_batches {self.micro_batches}")
+            raise ValueError(
+                f"finetune.batch_size: {self.batch_size} is no multiple of micro_batches {self.micro_batches}"
+            )
         return self
 
 
@@ -183,11 +193,16 @@ class Embed(Section):
 class Sample(Section):
     subgroups: Count = 5  # G
     pool_ipc: Count | None = None  # images a subgroup, of which the first `ipc` count; None draws ipc
-    start: Literal["noise", "inversion"] = "noise"  # inversion: of real images, at start_level, beyond the paper
-    start_level: Annotated[int, Field(ge=1, le=999)] = 400  # timestep; the nearest grid point of the inversions is taken
-    start_from: Literal["medoids", "random", "sparse"] = "medoids"  # real images: k-means medoids, any, or the sparsest
-    start_images: Count | None = None  # how many a class, dealt out in turn; None: pool_ipc, the same for every subgroup
-    start_noise: Share | None = None  # share of fresh noise in the variance of a start; None: what the inversions lack of 1
+    # inversion: of real images, at start_level, beyond the paper
+    start: Literal["noise", "inversion"] = "noise"
+    # timestep; the nearest grid point of the inversions is taken
+    start_level: Annotated[int, Field(ge=1, le=999)] = 400
+    # real images: k-means medoids, any, or the sparsest
+    start_from: Literal["medoids", "random", "sparse"] = "medoids"
+    # how many a class, dealt out in turn; None: pool_ipc, the same for every subgroup
+    start_images: Count | None = None
+    # share of fresh noise in the variance of a start; None: what the inversions lack of 1
+    start_noise: Share | None = None
     sampler: Literal["ancestral", "ddim"] = "ancestral"
     steps: Annotated[int, Field(ge=2, le=1000)] = 50
     spacing: Literal["linspace", "leading"] = "linspace"
@@ -204,28 +219,48 @@ class Select(Section):
     normalization: Literal["per_class", "none"] = "per_class"
     partners: Literal["selected", "pool"] = "selected"
     subgroups: Count | None = None  # choose among a class's first so many, with 1 among nothing; None: all
-    solver: Literal["auto", "rounds", "exact"] = "auto"  # exact: branch and bound, up to 2,000 subgroups; auto: up to 200
+    # exact: branch and bound, up to 2,000 subgroups; auto: up to 200
+    solver: Literal["auto", "rounds", "exact"] = "auto"
     restarts: Annotated[int, Field(ge=0)] = 8
-    neighbours: Count | None = None  # rounds score this many nearest classes one by one, the far ones by their mean
+    # rounds score this many nearest classes one by one, the far ones by their mean
+    neighbours: Count | None = None
     certify: Literal["auto", "none", "half_pair", "handshake", "trws"] = "auto"  # what gives the lower bound
-    unit: Literal["subgroup", "image"] = "subgroup"  # image: any ipc of a class's candidates, beyond the paper
+    # image: any ipc of a class's candidates, beyond the paper
+    unit: Literal["subgroup", "image"] = "subgroup"
     coverage: Weight = 0.0  # weight of how well the real images are covered, where images are chosen
-    # balls: the share with a chosen image in their k-nearest-neighbour ball; distance: closeness to the nearest chosen one
+    # balls: the share with a chosen image in their k-nearest-neighbour ball; distance: closeness to the
+    # nearest chosen one
     coverage_by: Literal["balls", "distance"] = "balls"
     coverage_neighbours: Count = 5  # k of the balls
-    exclude_copies: bool = False  # leave out candidates as near to a real image as the nearest percent of these to each other
+    # leave out candidates as near to a real image as the nearest percent of these to each other
+    exclude_copies: bool = False
     real_images: Count | None = 200  # K_i, a seeded random subset per class; None takes all
     memory: Annotated[float, Field(gt=0)] = 2.5  # GB an actor may take: more shards where they need more
 
     @model_validator(mode="after")
     def _belong_together(self) -> "Select":
         rules = (
-            (self.coverage and self.unit != "image", f"select.coverage: {self.coverage} needs select.unit=image"),
+            (
+                self.coverage and self.unit != "image",
+                f"select.coverage: {self.coverage} needs select.unit=image",
+            ),
             (self.exclude_copies and self.unit != "image", "select.exclude_copies: needs select.unit=image"),
-            (self.unit == "image" and self.solver == "exact", "select.solver: exact needs select.unit=subgroup"),
-            (self.unit == "image" and self.partners == "pool", "select.partners: pool needs select.unit=subgroup"),
-            (self.neighbours and self.solver == "exact", "select.neighbours: needs select.solver=auto or rounds"),
-            (self.neighbours and self.partners == "pool", "select.neighbours: needs select.partners=selected"),
+            (
+                self.unit == "image" and self.solver == "exact",
+                "select.solver: exact needs select.unit=subgroup",
+            ),
+            (
+                self.unit == "image" and self.partners == "pool",
+                "select.partners: pool needs select.unit=subgroup",
+            ),
+            (
+                self.neighbours and self.solver == "exact",
+                "select.neighbours: needs select.solver=auto or rounds",
+            ),
+            (
+                self.neighbours and self.partners == "pool",
+                "select.neighbours: needs select.partners=selected",
+            ),
         )
         for broken, rule in rules:
             if broken:
@@ -235,14 +270,16 @@ class Select(Section):
 
 class Evaluate(Section):
     protocol: str = "quick"  # "none" leaves evaluation out
-    networks: Annotated[tuple[NetworkName, ...], Field(min_length=1)] | None = None  # None: the protocol's own
+    # None: the protocol's own
+    networks: Annotated[tuple[NetworkName, ...], Field(min_length=1)] | None = None
     seeds: Annotated[int, Field(ge=2, le=SEEDS_A_RUN)] = 3  # fewer than 2 give no interval
     baselines: tuple[Literal["random", "herding", "k_center", "medoids", "k_medoids"], ...] = (
         "random",
     )  # real images, as many
     full: bool = True  # also train on the full real set
     neighbours: Count = 5  # k of the coverage balls
-    pool_images: Count | None = None  # also measure the coverage of the pool's first so many candidates a class
+    # also measure the coverage of the pool's first so many candidates a class
+    pool_images: Count | None = None
 
     @field_validator("networks", "baselines")
     @classmethod
@@ -257,12 +294,14 @@ class Workers(Section):
     """What changes speed alone. None sizes a number to the machine or cluster at hand."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    gpus: Count | None = None  # begin once the cluster has so many: one that was scaled down to its head grows to them
+    # begin once the cluster has so many: one that was scaled down to its head grows to them
+    gpus: Count | None = None
     wait_s: Count = 1800  # at most, for gpus: those that came cost money while the others are waited for
     actors: Count | None = None
     min_actors: Count = 1  # a pool works with as few while the cluster grows or after nodes are lost
     train_workers: Count | None = None
-    min_train_workers: Count | None = None  # lets fine-tuning go on with as few when nodes are lost, and grow again
+    # lets fine-tuning go on with as few when nodes are lost, and grow again
+    min_train_workers: Count | None = None
     shards: Count | None = None
     trials: Count | None = None  # of a sweep at once
     gpus_per_classifier: Annotated[float, Field(gt=0, le=1)] = 0.25  # small networks leave most of a GPU idle
@@ -311,10 +350,14 @@ class Config(Settings):
     def _pool_holds_what_is_chosen(self) -> "Config":
         subgroups = self.select.subgroups or self.sample.subgroups
         if subgroups > self.sample.subgroups:
-            raise ValueError(f"select.subgroups: {subgroups} of sample.subgroups {self.sample.subgroups}; lower it")
+            raise ValueError(
+                f"select.subgroups: {subgroups} of sample.subgroups {self.sample.subgroups}; lower it"
+            )
         held = self.pool_ipc * (subgroups if self.select.unit == "image" else 1)
         if held < self.ipc:
-            raise ValueError(f"sample.pool_ipc: {self.pool_ipc} holds {held} images to choose ipc={self.ipc} from; raise it")
+            raise ValueError(
+                f"sample.pool_ipc: {self.pool_ipc} holds {held} images to choose ipc={self.ipc} from; raise it"
+            )
         return self
 
     @property

@@ -12,13 +12,15 @@ from ims3_ray.errors import InputError
 NEW = "new"
 
 
-def class_map(classes: tuple[str, ...], model_names: tuple[str, ...] | None, num_labels: int, given: str | None) -> list[int]:
+def class_map(
+    classes: tuple[str, ...], model_names: tuple[str, ...] | None, num_labels: int, given: str | None
+) -> list[int]:
     """The model's label of every class, in the order of `classes`.
 
-    Without `given`, folders are mapped by name: equal to the model's class names (but not to one that two classes bear,
-    as ImageNet's cranes do), or ImageNet ids (n01440764 …) where the model has ImageNet's 1000 classes. `given` is the
-    path of a YAML or JSON table of folder name → label, or "new": own classes then get labels 0 … C − 1 of a fresh class
-    table. InputError says which folders have no label.
+    Without `given`, folders are mapped by name: equal to the model's class names (but not to one that two
+    classes bear, as ImageNet's cranes do), or ImageNet ids (n01440764 …) where the model has ImageNet's 1000
+    classes. `given` is the path of a YAML or JSON table of folder name → label, or "new": own classes then
+    get labels 0 … C − 1 of a fresh class table. InputError says which folders have no label.
     """
     if given == NEW:
         return list(range(len(classes)))
@@ -35,7 +37,9 @@ def class_map(classes: tuple[str, ...], model_names: tuple[str, ...] | None, num
         )
     labels = [known[name] for name in classes]
     if len(set(labels)) < len(labels):
-        raise InputError("data.train: two class folders map to one label of the generator; give data.class_map=TABLE.yaml")
+        raise InputError(
+            "data.train: two class folders map to one label of the generator; give data.class_map=TABLE.yaml"
+        )
     return labels
 
 
@@ -62,16 +66,22 @@ def _from_table(classes: tuple[str, ...], num_labels: int, given: str) -> list[i
         text = path.read_text(encoding="utf-8")
         table = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (ValueError, yaml.YAMLError) as error:  # of JSON, and of bytes that are no UTF-8
-        raise InputError(f"data.class_map: {given} is neither YAML nor JSON: {' '.join(str(error).split())[:200]}") from error
+        raise InputError(
+            f"data.class_map: {given} is neither YAML nor JSON: {' '.join(str(error).split())[:200]}"
+        ) from error
     if not isinstance(table, dict):
-        raise InputError(f"data.class_map: {given} holds a {type(table).__name__}; give a table of folder name: label")
+        raise InputError(
+            f"data.class_map: {given} holds a {type(table).__name__}; give a table of folder name: label"
+        )
     table = {str(name): label for name, label in table.items()}
     if missing := [name for name in classes if name not in table]:
         raise InputError(f"data.class_map: {given} has no label for class folders {some(missing)}")
     labels = [table[name] for name in classes]
     for name, label in zip(classes, labels, strict=True):
         if type(label) is not int or not 0 <= label < num_labels:
-            raise InputError(f"data.class_map: {name!r} has label {label!r}; the generator knows 0 … {num_labels - 1}")
+            raise InputError(
+                f"data.class_map: {name!r} has label {label!r}; the generator knows 0 … {num_labels - 1}"
+            )
     if len(set(labels)) < len(labels):
         raise InputError(f"data.class_map: {given} gives one label to two class folders")
     return labels

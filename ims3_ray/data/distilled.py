@@ -30,7 +30,8 @@ from .pixels import decode
 PARQUET = "data/train-00000-of-00001.parquet"
 Licences = Mapping[str, Mapping[str, Any] | None]  # of what → id, name, link; None where nothing is known
 UNSAFE_NAME = re.compile(rf'\A\.|[/\\:*?"<>|{UNPRINTABLE}]|[. ]\Z')
-DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)  # what Windows makes no folder of
+# what Windows makes no folder of
+DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
 MOST_BYTES = 255  # of a name, on the usual filesystems
 
 
@@ -47,7 +48,9 @@ class DistilledImage:
 
 
 def is_selected(selection: Mapping[str, Any], classes: Sequence[str], rows: Columns) -> np.ndarray:
-    """Which candidates (N,) bool, by their label, subgroup and index, a selection.json names: subgroups or single images."""
+    """Which candidates (N,) bool, by their label, subgroup and index, a selection.json names: subgroups or
+    single images.
+    """
     chosen = selection["selection"]
     if selection["unit"] == "subgroup":
         of_subgroup = rows["subgroup"] == np.array([chosen[name] for name in classes])[rows["label"]]
@@ -58,15 +61,21 @@ def is_selected(selection: Mapping[str, Any], classes: Sequence[str], rows: Colu
 
 
 def is_folder_name(name: str) -> bool:
-    """Whether `name` can be one folder's name everywhere: no path, nothing hidden, nothing that a screen takes for orders."""
-    return bool(name) and not (UNSAFE_NAME.search(name) or DEVICES.fullmatch(name) or len(name.encode()) > MOST_BYTES)
+    """Whether `name` can be one folder's name everywhere: no path, nothing hidden, nothing that a screen
+    takes for orders.
+    """
+    return bool(name) and not (
+        UNSAFE_NAME.search(name) or DEVICES.fullmatch(name) or len(name.encode()) > MOST_BYTES
+    )
 
 
 def check_class_names(classes: Sequence[str]) -> None:
     """InputError for a class whose name can't be a folder's name everywhere."""
     for name in classes:
         if not is_folder_name(name):
-            raise InputError(f"data.train: class folder {name!r} can't be a folder's name in the distilled set; rename it")
+            raise InputError(
+                f"data.train: class folder {name!r} can't be a folder's name in the distilled set; rename it"
+            )
 
 
 def image_path(images: Sequence[DistilledImage], image: DistilledImage, classes: Sequence[str]) -> str:
@@ -75,7 +84,9 @@ def image_path(images: Sequence[DistilledImage], image: DistilledImage, classes:
     return f"train/{classes[image.label]}/{image.place:0{digits}d}.png"
 
 
-def write_class(out: Directory, images: Sequence[DistilledImage], classes: Sequence[str], label: int) -> list[dict[str, Any]]:
+def write_class(
+    out: Directory, images: Sequence[DistilledImage], classes: Sequence[str], label: int
+) -> list[dict[str, Any]]:
     """Write one class's PNGs; gives their entries of the manifest."""
     entries = []
     for image in images:
@@ -98,7 +109,10 @@ def write_class(out: Directory, images: Sequence[DistilledImage], classes: Seque
 def to_parquet(images: Sequence[DistilledImage], classes: Sequence[str]) -> bytes:
     """The set as Parquet with an image column and class names, in the form of Hugging Face `datasets`."""
     integers = {name: {"dtype": "int64", "_type": "Value"} for name in ("subgroup", "index", "seed")}
-    features = {"image": {"_type": "Image"}, "label": {"names": list(classes), "_type": "ClassLabel"}} | integers
+    features = {
+        "image": {"_type": "Image"},
+        "label": {"names": list(classes), "_type": "ClassLabel"},
+    } | integers
     columns = {
         "image": pa.array(
             [{"bytes": i.png, "path": image_path(images, i, classes).replace("/", "_")} for i in images],
@@ -106,14 +120,24 @@ def to_parquet(images: Sequence[DistilledImage], classes: Sequence[str]) -> byte
         ),
         "label": pa.array([i.label for i in images], pa.int64()),
     } | {name: pa.array([getattr(i, name) for i in images], pa.int64()) for name in integers}
-    table = pa.table(columns).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    table = pa.table(columns).replace_schema_metadata(
+        {"huggingface": json.dumps({"info": {"features": features}})}
+    )
     sink = io.BytesIO()
     pq.write_table(table, sink)
     return sink.getvalue()
 
 
-def card(images: Sequence[DistilledImage], classes: Sequence[str], recipe: str, fingerprint: str, licences: Licences) -> str:
-    """The README.md of the set, in the form that the Hugging Face hub reads; `licences` of the "weights" and "images"."""
+def card(
+    images: Sequence[DistilledImage],
+    classes: Sequence[str],
+    recipe: str,
+    fingerprint: str,
+    licences: Licences,
+) -> str:
+    """The README.md of the set, in the form that the Hugging Face hub reads; `licences` of the "weights" and
+    "images".
+    """
     per_class = len(images) // len(classes)
     names = ", ".join(as_text(json.dumps(name, ensure_ascii=False)) for name in classes[:20]) + (
         ", …" if len(classes) > 20 else ""
@@ -151,13 +175,17 @@ The images are synthetic. They were drawn by the generator's weights and stand f
 
 
 def licence_entries(licences: Licences) -> str:
-    """The front matter's licence, by the hub's identifiers: one, or a list; `unknown` stands for what nobody stated."""
+    """The front matter's licence, by the hub's identifiers: one, or a list; `unknown` stands for what nobody
+    stated.
+    """
     stated = [licence or {"id": "unknown"} for licence in licences.values()]
     ids = list(dict.fromkeys(licence["id"] for licence in stated))
     lines = [f"license: {ids[0]}"] if len(ids) == 1 else ["license:", *(f"- {name}" for name in ids)]
     others = [licence for licence in stated if licence["id"] == "other"]
     if others:
-        lines += [f"license_{key}: {json.dumps(others[0][key])}" for key in ("name", "link") if others[0].get(key)]
+        lines += [
+            f"license_{key}: {json.dumps(others[0][key])}" for key in ("name", "link") if others[0].get(key)
+        ]
     return "\n".join(lines)
 
 
@@ -168,7 +196,9 @@ def _stated(licence: Mapping[str, Any] | None, field: str) -> str:
 
 
 class DistilledSet(Dataset):
-    """The distilled images in memory: item i is (PIL image, or `transform` of it, label). `classes` names the labels."""
+    """The distilled images in memory: item i is (PIL image, or `transform` of it, label). `classes` names the
+    labels.
+    """
 
     def __init__(self, directory: Directory, transform: Callable[[Image.Image], Any] | None = None):
         with pa.BufferReader(directory.read(PARQUET)) as source:
@@ -188,11 +218,17 @@ class DistilledSet(Dataset):
 
 
 def load_distilled(location: str, transform: Callable[[Image.Image], Any] | None = None) -> DistilledSet:
-    """The distilled set at a local path or URI, as a torch Dataset. InputError where there is no complete one."""
+    """The distilled set at a local path or URI, as a torch Dataset. InputError where there is no complete
+    one.
+    """
     directory = open_directory(location)
     if read_manifest(directory) is None or not directory.exists(PARQUET):
-        raise InputError(f"{location}: holds no complete distilled set ({MANIFEST} and {PARQUET}); finish its run first")
+        raise InputError(
+            f"{location}: holds no complete distilled set ({MANIFEST} and {PARQUET}); finish its run first"
+        )
     try:
         return DistilledSet(directory, transform)
     except (pa.ArrowException, ValueError, LookupError, TypeError) as error:
-        raise InputError(f"{location}: {PARQUET} is none that this project wrote ({error!r}); finish its run anew") from error
+        raise InputError(
+            f"{location}: {PARQUET} is none that this project wrote ({error!r}); finish its run anew"
+        ) from error

@@ -1,9 +1,9 @@
 """Class folders of images: listed, checked up front, scaled.
 
-A data set is a folder with one folder a class and its images anywhere below, on any filesystem; what lies as rows (sources.py)
-is unpacked into such a folder first. Everything in a class
-folder counts as an image, whatever its name ends in; what can't be decoded is listed by name. Hidden files and folders
-(leading dot) are not part of the set. Symbolic links are followed (listing.py). Where classes are named, no other folder is
+A data set is a folder with one folder a class and its images anywhere below, on any filesystem; what lies as
+rows (sources.py) is unpacked into such a folder first. Everything in a class folder counts as an image,
+whatever its name ends in; what can't be decoded is listed by name. Hidden files and folders (leading dot) are
+not part of the set. Symbolic links are followed (listing.py). Where classes are named, no other folder is
 looked into: ten of ImageNet's cost a hundredth of a look at its whole tree.
 """
 
@@ -30,7 +30,8 @@ from .pixels import decode, without_far_ends
 from .sources import Rows, find_set
 from .unpacking import unpack
 
-SAMPLED_UP_FRONT = 64  # images decoded in full before any work starts, chosen by seed: also where an older look is trusted
+# images decoded in full before any work starts, chosen by seed: also where an older look is trusted
+SAMPLED_UP_FRONT = 64
 MAX_BYTES = 2**29  # of a file: no image of MAX_PIXELS has more
 LOOK = 2  # raised where other files count as images than before: what was found in a class is looked at again
 READERS = 16  # threads; reading is waiting
@@ -66,7 +67,8 @@ class ImageSet:
         return np.bincount(self.labels, minlength=len(self.classes))
 
     def subset(self, per_class: int | Sequence[int] | None, *key: int | str) -> np.ndarray:
-        """Rows of a random subset of `per_class` images a class, or as many as it says for each class, for `key`.
+        """Rows of a random subset of `per_class` images a class, or as many as it says for each class, for
+        `key`.
 
         In the set's order; all where None.
         """
@@ -74,7 +76,10 @@ class ImageSet:
             return np.arange(len(self))
         chosen = []
         for label in range(len(self.classes)):
-            rows, count = np.flatnonzero(self.labels == label), per_class if isinstance(per_class, int) else per_class[label]
+            rows, count = (
+                np.flatnonzero(self.labels == label),
+                per_class if isinstance(per_class, int) else per_class[label],
+            )
             chosen.append(rows[permutation(len(rows), *key, self.classes[label])[:count]])
         return np.sort(np.concatenate(chosen))
 
@@ -84,11 +89,15 @@ class ImageSet:
         return replace(self, paths=paths, ids=ids, labels=self.labels[kept])
 
     def split(self, share: float) -> tuple["ImageSet", "ImageSet"]:
-        """(kept, held out): at least one image of every class is held out, the same ones for every seed of a run.
+        """(kept, held out): at least one image of every class is held out, the same ones for every seed of a
+        run.
 
-        Chosen by content, so that copies of an image stay on one side. InputError where a class has nothing left.
+        Chosen by content, so that copies of an image stay on one side. InputError where a class has nothing
+        left.
         """
-        order = np.array([int(hashlib.blake2b(f"split:{i}".encode(), digest_size=8).hexdigest(), 16) for i in self.ids])
+        order = np.array(
+            [int(hashlib.blake2b(f"split:{i}".encode(), digest_size=8).hexdigest(), 16) for i in self.ids]
+        )
         held = np.zeros(len(self), dtype=bool)
         for label, name in enumerate(self.classes):
             own = np.flatnonzero(self.labels == label)
@@ -104,7 +113,8 @@ class ImageSet:
 
 
 def square(image: Image.Image, size: int) -> np.ndarray:
-    """The centre square scaled to `size`, (3, size, size) uint8: halved by box filter while that fits, then bicubic.
+    """The centre square scaled to `size`, (3, size, size) uint8: halved by box filter while that fits, then
+    bicubic.
 
     As the training images of ADM and DiT were prepared (Dhariwal & Nichol 2021).
     """
@@ -137,20 +147,30 @@ def open_images(
 ) -> ImageSet:
     """The image set at `location`, checked: `name` is the field that messages speak of.
 
-    Of rows in several splits it takes those for `split` ("train", "validation", "test"), see `find_set`; integers without
-    names of their own are called as `unpack` calls them. Lists the folders of `classes` alone, or all where None, hashes every
-    file and decodes it, JPEGs small, and a seeded sample in full. What was found in a class is kept under `storage` and used
-    again while names, sizes and times are the same.
-    Raises InputError for a folder that is missing, empty, or of one class, for rows that can't be read as images with classes,
-    and where more than `max_bad_fraction` of its files are no images.
+    Of rows in several splits it takes those for `split` ("train", "validation", "test"), see `find_set`;
+    integers without names of their own are called as `unpack` calls them. Lists the folders of `classes`
+    alone, or all where None, hashes every file and decodes it, JPEGs small, and a seeded sample in full. What
+    was found in a class is kept under `storage` and used again while names, sizes and times are the same.
+    Raises InputError for a folder that is missing, empty, or of one class, for rows that can't be read as
+    images with classes, and where more than `max_bad_fraction` of its files are no images.
     """
-    given = digits.materialise(location, storage) if location.startswith("package://") else open_directory(location)
+    given = (
+        digits.materialise(location, storage)
+        if location.startswith("package://")
+        else open_directory(location)
+    )
     source = find_set(given, name, split, classes)
     unpacked_from = given.uri if isinstance(source, Rows) else None
-    directory = unpack(source, storage, f"{name}: {given.uri}", classes, numbered) if isinstance(source, Rows) else source
+    directory = (
+        unpack(source, storage, f"{name}: {given.uri}", classes, numbered)
+        if isinstance(source, Rows)
+        else source
+    )
     listing = _listing(directory, unpacked_from or directory.uri, name, classes)
     if len(listing) < 2:
-        raise InputError(f"{name}: {location} holds {len(listing)} class ({', '.join(listing)}); give at least 2 class folders")
+        raise InputError(
+            f"{name}: {location} holds {len(listing)} class ({', '.join(listing)}); give at least 2 class folders"
+        )
     inspected = _inspect(directory, listing, storage)
     files = [(label, path) for label, cls in enumerate(sorted(listing)) for path in sorted(listing[cls])]
     good = [(label, path) for label, path in files if "bad" not in inspected[path]]
@@ -167,7 +187,9 @@ def open_images(
     labels = np.array([label for label, _ in good], dtype=np.int64)
     for cls, count in zip(found, np.bincount(labels, minlength=len(found)), strict=True):
         if count == 0:
-            raise InputError(f"{name}: class folder {cls!r} of {location} holds no readable image; fill or remove it")
+            raise InputError(
+                f"{name}: class folder {cls!r} of {location} holds no readable image; fill or remove it"
+            )
     ids = tuple(inspected[path]["id"] for _, path in good)
     return ImageSet(directory, found, tuple(path for _, path in good), labels, ids, bad, unpacked_from)
 
@@ -183,7 +205,9 @@ def check_bad(name: str, location: str, bad: dict[str, str], total: int, max_bad
 
 
 def _listing(directory: Directory, place: str, name: str, classes: Sequence[str] | None) -> Listing:
-    """What is visible in the class folders, paths relative to the directory; `place` is what messages call it."""
+    """What is visible in the class folders, paths relative to the directory; `place` is what messages call
+    it.
+    """
     kind = directory.kind
     if kind != fs.FileType.Directory:
         what = "does not exist" if kind == fs.FileType.NotFound else "is no folder"
@@ -198,7 +222,9 @@ def _listing(directory: Directory, place: str, name: str, classes: Sequence[str]
         elif isinstance(found, str):  # it might have been a class folder
             raise InputError(f"{name}: {place}/{path} {found}; mend or remove it")
     if not listing:
-        raise InputError(f"{name}: {place} holds no class folders with images; give one folder of images a class")
+        raise InputError(
+            f"{name}: {place} holds no class folders with images; give one folder of images a class"
+        )
     return listing
 
 
@@ -217,11 +243,17 @@ def _of_classes(directory: Directory, place: str, name: str, classes: Sequence[s
 def _visible(directory: Directory, within: str = "") -> dict[str, fs.FileInfo | str]:
     files, odd = directory.listed(within)
     found = {**files, **odd}
-    return {path: found[path] for path in sorted(found) if not any(part.startswith(".") for part in path.split("/"))}
+    return {
+        path: found[path]
+        for path in sorted(found)
+        if not any(part.startswith(".") for part in path.split("/"))
+    }
 
 
 def _inspect(directory: Directory, listing: Listing, storage: Directory) -> dict[str, dict[str, str]]:
-    """`{path: {"id": …} or {"bad": why}}` for everything, from the last look at its class where nothing has changed."""
+    """`{path: {"id": …} or {"bad": why}}` for everything, from the last look at its class where nothing has
+    changed.
+    """
     cache = storage / "index"
 
     def key(group: dict[str, fs.FileInfo | str]) -> str:
@@ -237,7 +269,10 @@ def _inspect(directory: Directory, listing: Listing, storage: Directory) -> dict
         names = [key(group) for group in listing.values()]
         for name, group, known in zip(names, listing.values(), pool.map(last_look, names), strict=True):
             if known is None:
-                looks, known = pool.map(lambda path, group=group: _look(directory, path, group[path]), group), {}
+                looks, known = (
+                    pool.map(lambda path, group=group: _look(directory, path, group[path]), group),
+                    {},
+                )
                 for path, found in zip(group, looks, strict=True):
                     known[path] = found
                     shown.update()

@@ -14,11 +14,14 @@ def open_labelled(
 ) -> ImageSet:
     """The set at a path or URI, checked as `open_images` checks; `name` is what messages call it.
 
-    `known` are the classes that it shall be scored on, sorted. Where these are no numbers, integers without names of their own
-    count them. Raises InputError as `open_images` does, for a class that is not known, and for a known one that is missing.
+    `known` are the classes that it shall be scored on, sorted. Where these are no numbers, integers without
+    names of their own count them. Raises InputError as `open_images` does, for a class that is not known, and
+    for a known one that is missing.
     """
     numbered = None if all(cls.isdecimal() for cls in known) else known
-    images = open_images(location, storage, name=name, seed=seed, max_bad_fraction=max_bad_fraction, numbered=numbered)
+    images = open_images(
+        location, storage, name=name, seed=seed, max_bad_fraction=max_bad_fraction, numbered=numbered
+    )
     unknown, missing = sorted(set(images.classes) - set(known)), sorted(set(known) - set(images.classes))
     if unknown:
         raise InputError(

@@ -1,4 +1,6 @@
-"""An encoded image as a person would see it: RGB, 8 bits, upright, on white, the first picture of an animation."""
+"""An encoded image as a person would see it: RGB, 8 bits, upright, on white, the first picture of an
+animation.
+"""
 
 import io
 
@@ -7,7 +9,22 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 64_000_000  # a larger image is a decompression bomb, or should be scaled down beforehand
 # Told by content, whatever the file is called. Not among them: EPS, which Pillow hands to Ghostscript to run.
-FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "SGI", "TGA", "TIFF", "WEBP")
+FORMATS = (
+    "AVIF",
+    "BMP",
+    "DIB",
+    "GIF",
+    "ICO",
+    "JPEG",
+    "JPEG2000",
+    "PCX",
+    "PNG",
+    "PPM",
+    "SGI",
+    "TGA",
+    "TIFF",
+    "WEBP",
+)
 BACKGROUND = (255, 255, 255, 255)  # behind what is transparent
 DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N")  # Pillow's modes of 16 bits: convert("RGB") clips them to 255
 LONGEST = 16  # times the short side: what is longer is cut to that around its centre before it is scaled
@@ -16,8 +33,9 @@ LONGEST = 16  # times the short side: what is longer is cut to that around its c
 def decode(data: bytes, *, small: bool = False) -> Image.Image:
     """The image in `data` as RGB, upright by its EXIF orientation. ValueError says why it is none.
 
-    Grey values of 16 bits are scaled to 8, those of floating point from 0 … 1; what is transparent shows white. `small`
-    decodes a JPEG at an eighth of its sides: whether it can be read costs less to know than what it shows.
+    Grey values of 16 bits are scaled to 8, those of floating point from 0 … 1; what is transparent shows
+    white. `small` decodes a JPEG at an eighth of its sides: whether it can be read costs less to know than
+    what it shows.
     """
     if not data:
         raise ValueError("is no readable image (the file is empty)")
@@ -31,11 +49,15 @@ def decode(data: bytes, *, small: bool = False) -> Image.Image:
     except UnidentifiedImageError as error:
         raise ValueError("is no readable image (its content is of none of the known formats)") from error
     except Exception as error:  # Pillow's decoders raise whatever a malformed file leads them to
-        raise ValueError(f"is no readable image ({' '.join(str(error).split())[:120] or type(error).__name__})") from error
+        raise ValueError(
+            f"is no readable image ({' '.join(str(error).split())[:120] or type(error).__name__})"
+        ) from error
 
 
 def without_far_ends(image: Image.Image) -> Image.Image:
-    """The same, or its middle where one side is far longer than the other: scaling a strip up takes its length squared."""
+    """The same, or its middle where one side is far longer than the other: scaling a strip up takes its
+    length squared.
+    """
     most = LONGEST * min(image.size)
     if max(image.size) <= most:
         return image
@@ -48,12 +70,16 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode in DEEP:
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"its values from {values.min()} to {values.max()} are not of 16 bits; save it with 8 or 16")
+            raise ValueError(
+                f"its values from {values.min()} to {values.max()} are not of 16 bits; save it with 8 or 16"
+            )
         return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         values = np.asarray(image)
         if not (values.min() >= 0 and values.max() <= 1):
-            raise ValueError(f"its values from {values.min():g} to {values.max():g} are not in 0 … 1; save it with 8 bits")
+            raise ValueError(
+                f"its values from {values.min():g} to {values.max():g} are not in 0 … 1; save it with 8 bits"
+            )
         return Image.fromarray((255 * values).round().astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         shown = image.convert("RGBA")

@@ -33,7 +33,9 @@ class BatchReader:
         self._threads = ThreadPoolExecutor(READERS)
 
     def __call__(self, payload: dict[str, Any]) -> tuple[np.ndarray, Columns, dict[str, str]]:
-        """Pixels (N, 3, size, size) uint8 of the readable images, their ids and labels, and {path: why} of the others."""
+        """Pixels (N, 3, size, size) uint8 of the readable images, their ids and labels, and {path: why} of
+        the others.
+        """
         read = list(self._threads.map(self._read, payload["paths"]))
         bad = {path: r for path, r in zip(payload["paths"], read, strict=True) if isinstance(r, str)}
         good = [row for row, r in enumerate(read) if not isinstance(r, str)]

@@ -1,9 +1,10 @@
 """Where a labelled image set lies: class folders, or files of rows as Hugging Face `datasets` writes them.
 
-NAME.parquet; a folder, or its `data`, with *.parquet        Parquet; names such as train-00000-of-00002.parquet say the split
-a folder with state.json                                     `Dataset.save_to_disk`: the Arrow streams that it names
-a folder with dataset_dict.json                              `DatasetDict.save_to_disk`: such a folder a split
-a folder with manifest.json and data/train-….parquet         the product of this project: the class folders of its `train`
+NAME.parquet; a folder, or its `data`, with *.parquet        Parquet; names such as
+train-00000-of-00002.parquet say the split a folder with state.json
+`Dataset.save_to_disk`: the Arrow streams that it names a folder with dataset_dict.json
+`DatasetDict.save_to_disk`: such a folder a split a folder with manifest.json and data/train-….parquet
+the product of this project: the class folders of its `train`
 """
 
 import json
@@ -24,7 +25,8 @@ from .distilled import PARQUET, is_folder_name
 SUFFIX = ".parquet"
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"
 OF_VALIDATION = ("validation", "valid", "val")
-WANTED = {"train": ("train",), "validation": OF_VALIDATION, "test": ("test", *OF_VALIDATION)}  # the first that is there
+# the first that is there
+WANTED = {"train": ("train",), "validation": OF_VALIDATION, "test": ("test", *OF_VALIDATION)}
 SPLIT_FILE = re.compile(r"(?:(\w+)-\d+-of-\d+(?:-\w+)?|(train|test|validation|valid|val)(?:-.*)?)\.parquet")
 
 
@@ -37,16 +39,21 @@ class Rows:
     is_parquet: bool  # else Arrow streams
 
 
-def find_set(directory: Directory, name: str, split: str | None, classes: Sequence[str] | None = None) -> Directory | Rows:
+def find_set(
+    directory: Directory, name: str, split: str | None, classes: Sequence[str] | None = None
+) -> Directory | Rows:
     """The class folders or the files of rows at the place that `directory` stands for.
 
-    Of several splits the one for `split` ("train", "validation", "test"); where it is None there must be one alone. A folder
-    that holds a folder of `classes` is not searched for anything else. InputError, with `name`, for a file that is no
-    Parquet, for splits among which the wished one is not, and for a saved set that can't be read or names files elsewhere.
+    Of several splits the one for `split` ("train", "validation", "test"); where it is None there must be one
+    alone. A folder that holds a folder of `classes` is not searched for anything else. InputError, with
+    `name`, for a file that is no Parquet, for splits among which the wished one is not, and for a saved set
+    that can't be read or names files elsewhere.
     """
     if directory.kind == fs.FileType.File:
         if not directory.path.endswith(SUFFIX):
-            raise InputError(f"{name}: {directory.uri} is no {SUFFIX} file; give one, or a folder with one folder a class")
+            raise InputError(
+                f"{name}: {directory.uri} is no {SUFFIX} file; give one, or a folder with one folder a class"
+            )
         return Rows(directory, (directory.path,), is_parquet=True)
     if classes and any(directory.has_directory(cls) for cls in classes):
         return directory
@@ -54,7 +61,9 @@ def find_set(directory: Directory, name: str, split: str | None, classes: Sequen
         return _wanted({"train": directory / "train"}, name, split, directory)
     if directory.exists(SAVED_SPLITS):
         splits = _names(_read(directory, SAVED_SPLITS, name).get("splits"), directory, SAVED_SPLITS, name)
-        return _saved(_wanted({of_split: directory / of_split for of_split in splits}, name, split, directory), name)
+        return _saved(
+            _wanted({of_split: directory / of_split for of_split in splits}, name, split, directory), name
+        )
     if directory.exists(SAVED):
         return _saved(directory, name)
     files = _parquet(directory)
@@ -71,7 +80,9 @@ def is_of_rows(directory: Directory) -> bool:
     if directory.kind == fs.FileType.File:
         return True
     is_product = directory.exists(MANIFEST) and directory.exists(PARQUET)
-    return not is_product and (directory.exists(SAVED_SPLITS) or directory.exists(SAVED) or bool(_parquet(directory)))
+    return not is_product and (
+        directory.exists(SAVED_SPLITS) or directory.exists(SAVED) or bool(_parquet(directory))
+    )
 
 
 def _wanted(splits: Mapping[str, Any], name: str, split: str | None, directory: Directory) -> Any:
@@ -90,12 +101,16 @@ def _saved(directory: Directory, name: str) -> Rows:
     """The Arrow streams that a saved set names."""
     state = _read(directory, SAVED, name)
     if any(value for key, value in state.items() if key.startswith("_indices")):
-        raise InputError(f"{name}: {directory.uri} keeps the order of its rows apart, as old versions did; save it anew")
+        raise InputError(
+            f"{name}: {directory.uri} keeps the order of its rows apart, as old versions did; save it anew"
+        )
     entries = state.get("_data_files")
     named = [entry.get("filename") if isinstance(entry, dict) else entry for entry in entries or []]
     files = [f"{directory.path}/{file}" for file in _names(named, directory, SAVED, name)]
     if missing := [info.base_name for info in directory.infos(files) if info.type != fs.FileType.File]:
-        raise InputError(f"{name}: {directory.uri} lacks the files {some(missing)} that its {SAVED} names; copy all of it")
+        raise InputError(
+            f"{name}: {directory.uri} lacks the files {some(missing)} that its {SAVED} names; copy all of it"
+        )
     return Rows(directory, tuple(files), is_parquet=False)
 
 
@@ -103,11 +118,15 @@ def _read(directory: Directory, file: str, name: str) -> dict[str, Any]:
     try:
         document = directory.read_json(file)
     except FileNotFoundError as error:
-        raise InputError(f"{name}: {directory.uri} lacks its {file}; copy all of it, or save it anew") from error
+        raise InputError(
+            f"{name}: {directory.uri} lacks its {file}; copy all of it, or save it anew"
+        ) from error
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{name}: {directory.uri}/{file} is no JSON ({error}); save the set anew") from error
     if not isinstance(document, dict):
-        raise InputError(f"{name}: {directory.uri}/{file} holds a {type(document).__name__}; save the set anew")
+        raise InputError(
+            f"{name}: {directory.uri}/{file} holds a {type(document).__name__}; save the set anew"
+        )
     return document
 
 

@@ -1,9 +1,10 @@
-"""What may make an accuracy untrue: images that two sets share, one content under two labels, classes mixed up.
+"""What may make an accuracy untrue: images that two sets share, one content under two labels, classes mixed
+up.
 
-Exact duplicates have the same decoded pixels, so that a re-encoded copy counts; files of the same bytes are found first,
-for that needs no decoding. Near duplicates are as near in feature space as the nearest percent of real images of the class
-are to each other (`method.coverage.copies`), so about one percent of unrelated images count too: a warning needs more.
-All results are plain data.
+Exact duplicates have the same decoded pixels, so that a re-encoded copy counts; files of the same bytes are
+found first, for that needs no decoding. Near duplicates are as near in feature space as the nearest percent
+of real images of the class are to each other (`method.coverage.copies`), so about one percent of unrelated
+images count too: a warning needs more. All results are plain data.
 """
 
 import hashlib
@@ -41,7 +42,8 @@ class AuditedImages:
     labels: Int[np.ndarray, " n"]  # index into the classes that all sets share
     contents: Sequence[str]  # (N,) hash of the file's bytes
     pixels: Sequence[str] | None = None  # (N,) `pixel_hash`; None leaves re-encoded copies undetected
-    features: Float[np.ndarray, "n d"] | None = None  # None leaves near duplicates and mixed-up classes undetected
+    # None leaves near duplicates and mixed-up classes undetected
+    features: Float[np.ndarray, "n d"] | None = None
 
     def __post_init__(self) -> None:
         for field in ("paths", "contents", "pixels", "features"):
@@ -51,7 +53,9 @@ class AuditedImages:
 
 
 def pixel_hash(pixels: UInt8[np.ndarray, "..."]) -> str:
-    """Hash of an image's decoded pixels, its shape included: the same for every lossless encoding of one image."""
+    """Hash of an image's decoded pixels, its shape included: the same for every lossless encoding of one
+    image.
+    """
     digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(pixels))
     return digest.hexdigest()
@@ -63,11 +67,12 @@ def audit(
     *,
     expected_copies: Sequence[tuple[str, str]] = (),
 ) -> dict[str, Any]:
-    """All checks between `sets`, of which the first is the training set and the real one that classes are known by.
+    """All checks between `sets`, of which the first is the training set and the real one that classes are
+    known by.
 
-    Gives {"exact": […], "near": […], "conflicts": {…}, "classes": {set: …}, "warnings": [sentences]}: of every pair of sets
-    how many images of the second have a duplicate in the first, with up to SHOWN pairs of paths. Pairs of names in
-    `expected_copies` give no warning: a coreset is made of training images.
+    Gives {"exact": […], "near": […], "conflicts": {…}, "classes": {set: …}, "warnings": [sentences]}: of
+    every pair of sets how many images of the second have a duplicate in the first, with up to SHOWN pairs of
+    paths. Pairs of names in `expected_copies` give no warning: a coreset is made of training images.
     """
     exact, near, warnings = [], [], []
     for first, second in combinations(sets, 2):
@@ -77,7 +82,10 @@ def audit(
         warnings += [] if quiet else _warn_of_exact(first, second, exact[-1])
         if first.features is not None and second.features is not None:
             alike, compared = near_duplicates(first, second, without={row for _, row in same})
-            near.append(_described(first, second, alike) | {"compared": compared, "expected": compared * COPY_PERCENTILE / 100})
+            near.append(
+                _described(first, second, alike)
+                | {"compared": compared, "expected": compared * COPY_PERCENTILE / 100}
+            )
             warnings += [] if quiet else _warn_of_near(first, second, near[-1])
     conflicts = label_conflicts(sets)
     warnings += _warn_of_conflicts(conflicts, classes)
@@ -92,7 +100,9 @@ def audit(
 
 
 def exact_duplicates(first: AuditedImages, second: AuditedImages) -> Pairs:
-    """(row of the first, row of the second) for every image of the second that the first holds, whatever its label."""
+    """(row of the first, row of the second) for every image of the second that the first holds, whatever its
+    label.
+    """
     by_content = _first_rows(first.contents)
     by_pixels = _first_rows(first.pixels) if first.pixels is not None and second.pixels is not None else {}
     found = []
@@ -105,11 +115,13 @@ def exact_duplicates(first: AuditedImages, second: AuditedImages) -> Pairs:
     return found
 
 
-def near_duplicates(first: AuditedImages, second: AuditedImages, without: set[int] | None = None) -> tuple[Pairs, int]:
+def near_duplicates(
+    first: AuditedImages, second: AuditedImages, without: set[int] | None = None
+) -> tuple[Pairs, int]:
     """(row of the first, row of the second) inside each class, and how many rows of the second were compared.
 
-    Left out are the rows `without` of the second, and classes with so few images in the first that the nearest percent of
-    their distances is one pair: nearness by chance would be more frequent than a percent.
+    Left out are the rows `without` of the second, and classes with so few images in the first that the
+    nearest percent of their distances is one pair: nearness by chance would be more frequent than a percent.
     """
     rest = np.array([row not in (without or ()) for row in range(len(second.labels))], dtype=bool)
     found, compared = [], 0
@@ -127,7 +139,10 @@ def label_conflicts(sets: Sequence[AuditedImages]) -> list[list[dict[str, Any]]]
     """For every content that bears two labels or more, inside a set or across them: one image of each label."""
     bearers: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
     pixels_of = {
-        c: p for images in sets if images.pixels is not None for c, p in zip(images.contents, images.pixels, strict=True)
+        c: p
+        for images in sets
+        if images.pixels is not None
+        for c, p in zip(images.contents, images.pixels, strict=True)
     }
     for images in sets:
         for path, label, content in zip(images.paths, images.labels.tolist(), images.contents, strict=True):
@@ -139,9 +154,9 @@ def label_conflicts(sets: Sequence[AuditedImages]) -> list[list[dict[str, Any]]]
 def imagenet_split_warnings(name: str, paths: Sequence[str], *, is_training: bool) -> list[str]:
     """Sentences on a set whose file names show that it mixes ImageNet's splits, as fast.ai's subsets do.
 
-    ImageNet's training images are `n02086240/n02086240_123.JPEG`, its validation images `ILSVRC2012_val_00000123.JPEG`. Of
-    fast.ai's imagewoof2 validation images 95.9 % are training images of ImageNet, and its training split holds validation
-    images.
+    ImageNet's training images are `n02086240/n02086240_123.JPEG`, its validation images
+    `ILSVRC2012_val_00000123.JPEG`. Of fast.ai's imagewoof2 validation images 95.9 % are training images of
+    ImageNet, and its training split holds validation images.
     """
     pattern = IMAGENET_VALIDATION_FILE if is_training else IMAGENET_TRAINING_FILE
     odd = [path for path in paths if pattern.search(path)]
@@ -158,10 +173,14 @@ def imagenet_split_warnings(name: str, paths: Sequence[str], *, is_training: boo
     ]
 
 
-def refuse_overlap(train: AuditedImages, scored: AuditedImages, *, limit: float, places: Mapping[str, str]) -> list[str]:
-    """InputError where more than `limit` (a share) of the scored images are files of the training set, byte for byte.
+def refuse_overlap(
+    train: AuditedImages, scored: AuditedImages, *, limit: float, places: Mapping[str, str]
+) -> list[str]:
+    """InputError where more than `limit` (a share) of the scored images are files of the training set, byte
+    for byte.
 
-    `places` says where each set lies. Up to the limit, gives a sentence that names the files; nothing where there are none.
+    `places` says where each set lies. Up to the limit, gives a sentence that names the files; nothing where
+    there are none.
     """
     same = exact_duplicates(train, scored)
     if not same:
@@ -211,8 +230,12 @@ def _warn_of_near(first: AuditedImages, second: AuditedImages, found: Mapping[st
 def _warn_of_conflicts(conflicts: list[list[dict[str, Any]]], classes: Sequence[str]) -> list[str]:
     if not conflicts:
         return []
-    bearers = " and ".join(f"{i['set']} {named(i['path'])} as {classes[i['label']]!r}" for i in conflicts[0][:2])
-    return [f"{len(conflicts)} images stand under more than one class (first: {bearers}); keep the right one of each"]
+    bearers = " and ".join(
+        f"{i['set']} {named(i['path'])} as {classes[i['label']]!r}" for i in conflicts[0][:2]
+    )
+    return [
+        f"{len(conflicts)} images stand under more than one class (first: {bearers}); keep the right one of each"
+    ]
 
 
 def _audit_orders(sets: Sequence[AuditedImages], classes: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -220,6 +243,8 @@ def _audit_orders(sets: Sequence[AuditedImages], classes: Sequence[str]) -> tupl
     found, warnings = {}, []
     for images in others:
         if real.features is not None and images.features is not None:
-            found[images.name] = audit_classes(real.features, real.labels, images.features, images.labels, classes)
+            found[images.name] = audit_classes(
+                real.features, real.labels, images.features, images.labels, classes
+            )
             warnings += [f"{images.name}: {sentence}" for sentence in found[images.name].pop("warnings")]
     return found, warnings

@@ -1,8 +1,9 @@
 """Batched training augmentation: a whole batch on its device at once, with parameters for each image.
 
-What the DataLoader-and-PIL path does to one image at a time, in the order and with the distributions of the published
-scripts (Kim et al. 2022, Gu et al. 2024). All randomness is drawn from one generator, which must live on the images'
-device. Images are (N, 3, H, W) floats that start in [0, 1]; nothing is clipped, as in the published code.
+What the DataLoader-and-PIL path does to one image at a time, in the order and with the distributions of the
+published scripts (Kim et al. 2022, Gu et al. 2024). All randomness is drawn from one generator, which must
+live on the images' device. Images are (N, 3, H, W) floats that start in [0, 1]; nothing is clipped, as in the
+published code.
 """
 
 import math
@@ -27,7 +28,9 @@ def _uniform(low: float, high: float, *shape: int, like: Tensor, generator: Gene
     return torch.rand(shape, generator=generator, device=like.device) * (high - low) + low
 
 
-def augment(images: UInt8[Tensor, "n 3 h w"], protocol: Protocol, generator: Generator) -> Float[Tensor, "n 3 h w"]:
+def augment(
+    images: UInt8[Tensor, "n 3 h w"], protocol: Protocol, generator: Generator
+) -> Float[Tensor, "n 3 h w"]:
     """The protocol's training view of a batch, normalised, CutMix excepted."""
     steps = protocol.augmentations
     x = images.float() / 255
@@ -46,7 +49,9 @@ def augment(images: UInt8[Tensor, "n 3 h w"], protocol: Protocol, generator: Gen
 
 def normalise(images: Float[Tensor, "n 3 h w"], protocol: Protocol) -> Float[Tensor, "n 3 h w"]:
     """Subtract the protocol's mean and divide by its deviation, colour by colour."""
-    mean, deviation = (images.new_tensor(values).view(3, 1, 1) for values in (protocol.mean, protocol.deviation))
+    mean, deviation = (
+        images.new_tensor(values).view(3, 1, 1) for values in (protocol.mean, protocol.deviation)
+    )
     return (images - mean) / deviation
 
 
@@ -58,8 +63,8 @@ def resized_crop(
 ) -> Float[Tensor, "n 3 h w"]:
     """A random box of each image, stretched to the image's size: torchvision's RandomResizedCrop.
 
-    Area uniform in `scale` x the image's, aspect ratio log-uniform in `ratio`, place uniform; whole pixels. Bilinear,
-    reading no pixel outside the box.
+    Area uniform in `scale` x the image's, aspect ratio log-uniform in `ratio`, place uniform; whole pixels.
+    Bilinear, reading no pixel outside the box.
     """
     n, _, height, width = images.shape
     area = _uniform(*scale, n, CROP_ATTEMPTS, like=images, generator=generator) * (height * width)
@@ -80,21 +85,29 @@ def resized_crop(
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def _box_coordinates(size: int, start: Float[Tensor, " n"], length: Float[Tensor, " n"]) -> Float[Tensor, "n size"]:
-    """Where each of `size` output pixels reads inside [start, start + length), in grid_sample's units (-1 to 1)."""
+def _box_coordinates(
+    size: int, start: Float[Tensor, " n"], length: Float[Tensor, " n"]
+) -> Float[Tensor, "n size"]:
+    """Where each of `size` output pixels reads inside [start, start + length), in grid_sample's units (-1 to
+    1).
+    """
     pixel = torch.arange(size, device=start.device) + 0.5
     inside = pixel * (length / size)[:, None] - 0.5
     inside = inside.clamp(min=0).minimum((length - 1)[:, None])
     return (2 * (inside + start[:, None]) + 1) / size - 1
 
 
-def flip(images: Float[Tensor, "n 3 h w"], probability: float, generator: Generator) -> Float[Tensor, "n 3 h w"]:
+def flip(
+    images: Float[Tensor, "n 3 h w"], probability: float, generator: Generator
+) -> Float[Tensor, "n 3 h w"]:
     """Mirror left to right, each image with this probability."""
     mirrored = _uniform(0.0, 1.0, len(images), 1, 1, 1, like=images, generator=generator) < probability
     return torch.where(mirrored, images.flip(-1), images)
 
 
-def colour_jitter(images: Float[Tensor, "n 3 h w"], strength: float, generator: Generator) -> Float[Tensor, "n 3 h w"]:
+def colour_jitter(
+    images: Float[Tensor, "n 3 h w"], strength: float, generator: Generator
+) -> Float[Tensor, "n 3 h w"]:
     """Brightness, contrast and saturation of each image by factors uniform in 1 ± strength."""
     factors = _uniform(1 - strength, 1 + strength, 3, len(images), 1, 1, 1, like=images, generator=generator)
     return adjust_colours(images, *factors)
@@ -105,8 +118,8 @@ def adjust_colours(
 ) -> Float[Tensor, "n 3 h w"]:
     """b (c s x + c (1-s) g + (1-c) mean(g)), with g the grey image and factors (N, 1, 1, 1).
 
-    Without clipping the three operations are linear and commute, so their random order in the published code changes
-    nothing, and one formula serves all six orders.
+    Without clipping the three operations are linear and commute, so their random order in the published code
+    changes nothing, and one formula serves all six orders.
     """
     grey = (images * images.new_tensor(LUMA).view(3, 1, 1)).sum(dim=1, keepdim=True)
     flat = grey.mean(dim=(2, 3), keepdim=True)
@@ -114,7 +127,9 @@ def adjust_colours(
     return brightness * (contrast * saturation * images + base)
 
 
-def lighting(images: Float[Tensor, "n 3 h w"], deviation: float, generator: Generator) -> Float[Tensor, "n 3 h w"]:
+def lighting(
+    images: Float[Tensor, "n 3 h w"], deviation: float, generator: Generator
+) -> Float[Tensor, "n 3 h w"]:
     """Add one colour to a whole image, normal along ImageNet's principal colours (Krizhevsky et al. 2012)."""
     alpha = torch.randn((len(images), 3), generator=generator, device=images.device) * deviation
     directions = images.new_tensor(COLOUR_DIRECTIONS)
@@ -122,10 +137,14 @@ def lighting(images: Float[Tensor, "n 3 h w"], deviation: float, generator: Gene
     return images + colour[:, :, None, None]
 
 
-def randaugment(images: Float[Tensor, "n 3 h w"], magnitude: int, generator: Generator) -> Float[Tensor, "n 3 h w"]:
-    """One of 14 operations for each image, uniformly drawn, at a fixed magnitude and a random sign (Cubuk et al. 2020).
+def randaugment(
+    images: Float[Tensor, "n 3 h w"], magnitude: int, generator: Generator
+) -> Float[Tensor, "n 3 h w"]:
+    """One of 14 operations for each image, uniformly drawn, at a fixed magnitude and a random sign (Cubuk et
+    al. 2020).
 
-    Torchvision's list, ranges and 8-bit arithmetic; images that drew the same operation and sign are done together.
+    Torchvision's list, ranges and 8-bit arithmetic; images that drew the same operation and sign are done
+    together.
     """
     *_, height, width = images.shape
     x = (images.clamp(0, 1) * 255).round().to(torch.uint8)
@@ -145,7 +164,9 @@ def _randaugment_operations(magnitude: int, height: int, width: int) -> list:
     across, down = int(150 / 331 * width * m), int(150 / 331 * height * m)
 
     def affine(x, translate=(0, 0), shear=(0.0, 0.0)):
-        return ops.affine(x, angle=0.0, translate=list(translate), scale=1.0, shear=list(shear), center=[0, 0])
+        return ops.affine(
+            x, angle=0.0, translate=list(translate), scale=1.0, shear=list(shear), center=[0, 0]
+        )
 
     return [
         lambda x, sign: x,
@@ -168,10 +189,12 @@ def _randaugment_operations(magnitude: int, height: int, width: int) -> list:
 def cutmix(
     images: Float[Tensor, "n 3 h w"], labels: Int[Tensor, " n"], probability: float, generator: Generator
 ) -> tuple[Float[Tensor, "n 3 h w"], Int[Tensor, " n"], Float[Tensor, ""]]:
-    """Mixed images, their partners' labels, and the share of the area that is an image's own (Yun et al. 2019).
+    """Mixed images, their partners' labels, and the share of the area that is an image's own (Yun et al.
+    2019).
 
-    As published: one box for the whole batch, λ from Beta(1, 1), centre uniform, cut off at the edges; partners from a
-    permutation of the batch. With probability 1 - `probability` nothing is mixed and the share is 1.
+    As published: one box for the whole batch, λ from Beta(1, 1), centre uniform, cut off at the edges;
+    partners from a permutation of the batch. With probability 1 - `probability` nothing is mixed and the
+    share is 1.
     """
     n, _, height, width = images.shape
     lam, mixes, centre_x, centre_y = _uniform(0.0, 1.0, 4, like=images, generator=generator)

@@ -1,4 +1,5 @@
-"""How a device runs a classifier's forward pass: as written on a CPU; in bf16, channels last, compiled on a GPU.
+"""How a device runs a classifier's forward pass: as written on a CPU; in bf16, channels last, compiled on a
+GPU.
 
 What is chosen follows from the kind of device, what it can do and the number of steps, never from timing.
 """
@@ -34,12 +35,14 @@ def _tried(compiled: bool) -> Numerics:
 def forward_in(model: nn.Module, numerics: Numerics) -> Callable[[Tensor], Tensor]:
     """The function from images (B, 3, S, S) to logits (B, classes) in float32; `model` itself for plain fp32.
 
-    Weights, their gradients and the optimiser stay in float32: bf16 is autocast's, in the matrix products alone.
+    Weights, their gradients and the optimiser stay in float32: bf16 is autocast's, in the matrix products
+    alone.
     """
     if numerics.precision == "fp32" and not numerics.compiled:
         return model
     model.to(memory_format=torch.channels_last)
-    run = torch.compile(model, dynamic=False) if numerics.compiled else model  # few shapes: full and last batches
+    # few shapes: full and last batches
+    run = torch.compile(model, dynamic=False) if numerics.compiled else model
 
     def forward(x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=numerics.precision == "bf16"):

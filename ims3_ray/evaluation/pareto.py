@@ -4,9 +4,11 @@ import numpy as np
 
 
 def pareto_front(figures: np.ndarray) -> list[int]:
-    """Rows of `figures` (N, M), larger being better, that no other row dominates: as good in all, better in one.
+    """Rows of `figures` (N, M), larger being better, that no other row dominates: as good in all, better in
+    one.
 
-    Sorted by the first figure, best first; ties by the others, then by row. Rows with a NaN are left out, equal rows stay.
+    Sorted by the first figure, best first; ties by the others, then by row. Rows with a NaN are left out,
+    equal rows stay.
     """
     figures = np.asarray(figures, dtype=np.float64)
     if figures.ndim != 2:

@@ -1,8 +1,10 @@
-"""Named, versioned evaluation protocols: everything that an accuracy depends on besides the images and the seed.
+"""Named, versioned evaluation protocols: everything that an accuracy depends on besides the images and the
+seed.
 
-Three incompatible protocols share names such as "ImageWoof, IPC 10" in the literature, so a number is only worth
-something together with its protocol's `label`. Any change of a value here raises the protocol's version.
-Sources: Gu et al., CVPR 2024 (`minimax`), the published script of IMS3 (`ims3`); `quick` is this project's own.
+Three incompatible protocols share names such as "ImageWoof, IPC 10" in the literature, so a number is only
+worth something together with its protocol's `label`. Any change of a value here raises the protocol's
+version. Sources: Gu et al., CVPR 2024 (`minimax`), the published script of IMS3 (`ims3`); `quick` is this
+project's own.
 """
 
 from collections.abc import Sequence
@@ -24,7 +26,9 @@ class _Frozen(BaseModel):
 
 
 class Augmentations(_Frozen):
-    """What is done to a training image, in this order; a zero or None leaves a step out. Normalising comes last."""
+    """What is done to a training image, in this order; a zero or None leaves a step out. Normalising comes
+    last.
+    """
 
     crop_scale: tuple[float, float] | None = None
     """Random resized crop: smallest and largest share of the area; aspect ratio from 3/4 to 4/3."""
@@ -125,7 +129,9 @@ _MINIMAX = Protocol(
 _IMS3 = _MINIMAX.model_copy(
     update={
         "name": "ims3",
-        "augmentations": _MINIMAX.augmentations.model_copy(update={"randaugment_ops": 1, "randaugment_magnitude": 6}),
+        "augmentations": _MINIMAX.augmentations.model_copy(
+            update={"randaugment_ops": 1, "randaugment_magnitude": 6}
+        ),
         "learning_rate": 0.1,
     }
 )
@@ -148,7 +154,8 @@ _QUICK = Protocol(  # its values were chosen on the digits' validation images al
 _SMOKE = _QUICK.model_copy(  # shows that a pipeline runs, in seconds; its accuracies say nothing
     update={"name": "smoke", "width": 8, "image_size": 16, "steps": 6, "batch_size": 16, "evaluations": 2}
 )
-VALIDATION = "-val"  # ends the name of a protocol's twin that scores on the validation images, for sweeps and every choice
+# ends the name of a protocol's twin that scores on the validation images, for sweeps and every choice
+VALIDATION = "-val"
 _TESTED = (_QUICK, _MINIMAX, _IMS3, _SMOKE)
 _VALIDATED = [p.model_copy(update={"name": p.name + VALIDATION, "split": "validation"}) for p in _TESTED]
 PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in (*_TESTED, *_VALIDATED)}
@@ -170,7 +177,9 @@ def protocol(name: str, network: str | None = None) -> Protocol:
 
 
 def on_validation(name: str) -> str:
-    """The name of the protocol that differs from this one in scoring on the validation images. InputError as `protocol`."""
+    """The name of the protocol that differs from this one in scoring on the validation images. InputError as
+    `protocol`.
+    """
     return protocol(name).name.removesuffix(VALIDATION) + VALIDATION
 
 

@@ -1,4 +1,5 @@
-"""What repeated measurements allow to say: means with intervals, and paired differences to a baseline, adjusted.
+"""What repeated measurements allow to say: means with intervals, and paired differences to a baseline,
+adjusted.
 
 | here | meaning |
 |---|---|
@@ -58,7 +59,9 @@ class Difference:
 
 @dataclass(frozen=True)
 class Cell:
-    """A row at one IPC. `accuracy` is None where it failed; `difference` also where the baseline did, and for itself."""
+    """A row at one IPC. `accuracy` is None where it failed; `difference` also where the baseline did, and for
+    itself.
+    """
 
     accuracy: Summary | None
     difference: Difference | None
@@ -104,7 +107,9 @@ def row_summary(repeats: Repeats) -> Summary | None:
 
 
 def paired_difference(repeats: Repeats, baseline: Repeats) -> Difference | None:
-    """Row minus baseline, paired by generator and classifier seed; None where no pair is complete or one side failed."""
+    """Row minus baseline, paired by generator and classifier seed; None where no pair is complete or one side
+    failed.
+    """
     if not repeats or not baseline:
         return None
     units = []
@@ -133,7 +138,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def compare(document: Mapping[str, Any]) -> Comparison:
     """Every row × IPC of an ablation document against its baseline, adjusted over all of them by Holm.
 
-    Raises InputError for a baseline that is no row, a name used twice, and a cell with another number of generator seeds.
+    Raises InputError for a baseline that is no row, a name used twice, and a cell with another number of
+    generator seeds.
     """
     rows = {row["name"]: row for row in document["rows"]}
     _check(document, rows)
@@ -170,8 +176,13 @@ def _sentence(comparison: Comparison, name: str) -> str:
     cells = {ipc: comparison.cells[name, ipc] for ipc in comparison.ipcs}
     if all(cell.accuracy is None for cell in cells.values()):
         return f"{name} gave no result."
-    clear = {ipc: cell for ipc, cell in cells.items() if cell.difference and cell.difference.larger_than_noise}
-    first = [_versus(cell.difference, comparison.baseline, ipc, place == 0) for place, (ipc, cell) in enumerate(clear.items())]
+    clear = {
+        ipc: cell for ipc, cell in cells.items() if cell.difference and cell.difference.larger_than_noise
+    }
+    first = [
+        _versus(cell.difference, comparison.baseline, ipc, place == 0)
+        for place, (ipc, cell) in enumerate(clear.items())
+    ]
     rest = [f"at {ipc}: {_unclear(cell)}" for ipc, cell in cells.items() if ipc not in clear]
     if not first:
         first = [f"not shown to differ from {comparison.baseline}"]
@@ -179,7 +190,9 @@ def _sentence(comparison: Comparison, name: str) -> str:
 
 
 def _versus(difference: Difference, baseline: str, ipc: int, in_full: bool) -> str:
-    """`1.2 ± 0.5 points above DiT at 10 images a class (p = 0.003, adjusted)`, or its short form for a second one."""
+    """`1.2 ± 0.5 points above DiT at 10 images a class (p = 0.003, adjusted)`, or its short form for a second
+    one.
+    """
     side, p = "above" if difference.mean > 0 else "below", p_in_words(difference.p_adjusted)
     size = f"{points(difference.mean)} ± {points(difference.interval)}"
     if not in_full:
@@ -211,7 +224,9 @@ def _check(document: Mapping[str, Any], rows: Mapping[str, Any]) -> None:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"rows: the name {twice[0]!r} stands twice; give every row a name of its own")
     if document["baseline"] not in rows:
-        raise InputError(f"baseline: {document['baseline']!r} is no row; choose one of {', '.join(map(repr, rows))}")
+        raise InputError(
+            f"baseline: {document['baseline']!r} is no row; choose one of {', '.join(map(repr, rows))}"
+        )
     seeds = len(document["generator_seeds"])
     for name, ipc, found in _lengths(document, rows):
         if found != seeds:

@@ -35,7 +35,10 @@ def evaluation_lines(document: Mapping[str, Any]) -> list[str]:
     lines.append("  (last is the figure; best looks at the scored images and is a diagnostic)")
     for label, of_network in document.get("networks", {}).items():
         if label != document["protocol"]:
-            lines.append(f"  {label}: " + ", ".join(f"{title(n)} {_accuracy(of_network[n]['last'])}" for n in of_network))
+            lines.append(
+                f"  {label}: "
+                + ", ".join(f"{title(n)} {_accuracy(of_network[n]['last'])}" for n in of_network)
+            )
     return lines
 
 

@@ -1,7 +1,8 @@
 """Train a classifier from scratch on a small set and score it: the number that this project is about.
 
-The training set and the scored images live on the device as uint8 tensors; augmentation is batched. All randomness
-comes from generators keyed by the seed, so one (set, protocol, seed, kind of device) gives one number.
+The training set and the scored images live on the device as uint8 tensors; augmentation is batched. All
+randomness comes from generators keyed by the seed, so one (set, protocol, seed, kind of device) gives one
+number.
 """
 
 import collections.abc
@@ -30,7 +31,9 @@ SCORING_BATCH = 128  # images a forward pass when scoring; changes no result, la
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracies are fractions of the scored images. `last` is the result; `best` looked at them, a diagnostic only."""
+    """Accuracies are fractions of the scored images. `last` is the result; `best` looked at them, a
+    diagnostic only.
+    """
 
     last: float
     best: float
@@ -47,7 +50,9 @@ Looks = collections.abc.Generator[tuple[int, float], None, Score]
 
 
 def train_and_score(*sets: Tensor, **options: Any) -> Score:
-    """Train a protocol's network on one set and score it on another: `training_in_looks`, which see, to its end."""
+    """Train a protocol's network on one set and score it on another: `training_in_looks`, which see, to its
+    end.
+    """
     training = training_in_looks(*sets, **options)
     while True:
         try:
@@ -68,17 +73,20 @@ def training_in_looks(
     device: str | torch.device = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> Looks:
-    """Train the protocol's network on the first set; gives (step, accuracy) at every look at the second, and ends in a Score.
+    """Train the protocol's network on the first set; gives (step, accuracy) at every look at the second, and
+    ends in a Score.
 
-    The set's mean number of images a class sets the number of epochs, so that a full set trains as a full set does.
-    `progress(step, steps)` is called after every step. Raises InputError for labels outside the classes, a scored class
-    without training images, and a network too deep for the protocol's image size.
+    The set's mean number of images a class sets the number of epochs, so that a full set trains as a full set
+    does. `progress(step, steps)` is called after every step. Raises InputError for labels outside the
+    classes, a scored class without training images, and a network too deep for the protocol's image size.
     """
     _check_labels(train_labels, test_labels, num_classes)
     device, size = torch.device(device), protocol.image_size
     if device.type == "cpu":
         keep_freed_memory()
-    model = build(protocol.network, num_classes, size, _generator(seed, "weights"), width=protocol.width).to(device)
+    model = build(protocol.network, num_classes, size, _generator(seed, "weights"), width=protocol.width).to(
+        device
+    )
     budget = protocol.budget(max(1, round(len(train_labels) / num_classes)), num_classes)
     optimiser = _optimiser(model, protocol, budget)
     images, labels = fit_to(train_images.to(device), size), train_labels.to(device).long()
@@ -145,7 +153,9 @@ def fit_to(images: UInt8[Tensor, "n 3 h w"], size: int) -> UInt8[Tensor, "n 3 si
     top, left = round((height - size) / 2), round((width - size) / 2)
     parts = []
     for part in images.split(SCORING_BATCH):  # floats of a whole test set would need four times its memory
-        x = F.interpolate(part.float(), size=(height, width), mode="bilinear", antialias=True, align_corners=False)
+        x = F.interpolate(
+            part.float(), size=(height, width), mode="bilinear", antialias=True, align_corners=False
+        )
         parts.append(x.round().clamp(0, 255).to(torch.uint8)[:, :, top : top + size, left : left + size])
     return torch.cat(parts)
 
@@ -163,8 +173,8 @@ def plan(budget: Budget, num_images: int, evaluations: int) -> tuple[int, set[in
 def batch_rows(budget: Budget, num_images: int, generator: Generator) -> Iterator[Int[Tensor, " b"]]:
     """Rows of each batch: epochs of shuffled images, cut into batches.
 
-    By epochs the last batch of each is short. By steps epochs follow each other without a seam, so that every batch is
-    full however small the set is.
+    By epochs the last batch of each is short. By steps epochs follow each other without a seam, so that every
+    batch is full however small the set is.
     """
 
     def shuffled() -> Tensor:
@@ -219,7 +229,10 @@ def train_step(
 
 @torch.no_grad()
 def accuracy(
-    model: Callable[[Tensor], Tensor], images: UInt8[Tensor, "m 3 s s"], labels: Int[Tensor, " m"], protocol: Protocol
+    model: Callable[[Tensor], Tensor],
+    images: UInt8[Tensor, "m 3 s s"],
+    labels: Int[Tensor, " m"],
+    protocol: Protocol,
 ) -> float:
     """Share of the images that the model labels right."""
     correct = torch.zeros((), dtype=torch.int64, device=labels.device)

@@ -1,4 +1,5 @@
-"""Write a DiT checkpoint, tuned or not, as a folder that plain diffusers.DiTPipeline loads; tell how its outputs differ.
+"""Write a DiT checkpoint, tuned or not, as a folder that plain diffusers.DiTPipeline loads; tell how its
+outputs differ.
 
 python jobs/convert.py --checkpoint DiT-XL-2-256x256.pt --vae stabilityai/sd-vae-ft-ema --out my-pipeline
 python jobs/convert.py --checkpoint package://digits --adapter runs/adapter/0123456789ab --out my-pipeline
@@ -16,15 +17,29 @@ IMAGENET = 1000  # classes: a model with so many, and no names, is ImageNet's
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--checkpoint", required=True, help="original DiT .pt file, diffusers folder, hub id or package://digits"
+        "--checkpoint",
+        required=True,
+        help="original DiT .pt file, diffusers folder, hub id or package://digits",
     )
     parser.add_argument("--vae", metavar="DIR|ID", help="folder or hub id of the VAE; a .pt file needs one")
     parser.add_argument("--out", required=True, metavar="DIR", help="a new folder for the pipeline")
-    parser.add_argument("--adapter", metavar="DIR", help="a run's adapter/<fingerprint>, whose tuned values are taken")
-    parser.add_argument("--weights", choices=("ema", "last"), default="ema", help="which of the adapter's values (default ema)")
-    parser.add_argument("--heads", type=int, metavar="N", help="attention heads, for a .pt file of no published size")
     parser.add_argument(
-        "--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="of the stored weights (default fp32)"
+        "--adapter", metavar="DIR", help="a run's adapter/<fingerprint>, whose tuned values are taken"
+    )
+    parser.add_argument(
+        "--weights",
+        choices=("ema", "last"),
+        default="ema",
+        help="which of the adapter's values (default ema)",
+    )
+    parser.add_argument(
+        "--heads", type=int, metavar="N", help="attention heads, for a .pt file of no published size"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("fp32", "fp16", "bf16"),
+        default="fp32",
+        help="of the stored weights (default fp32)",
     )
 
 
@@ -41,7 +56,9 @@ def run(arguments: argparse.Namespace) -> None:
     began, out = time.perf_counter(), new_folder(arguments.out)
     adapter = inspect_adapter(arguments.adapter) if arguments.adapter else None
     shift = adapter.frequency_shift if adapter else None
-    info = inspect_generator(arguments.checkpoint, vae=arguments.vae, heads=arguments.heads, frequency_shift=shift)
+    info = inspect_generator(
+        arguments.checkpoint, vae=arguments.vae, heads=arguments.heads, frequency_shift=shift
+    )
     if adapter:
         check_adapter(adapter, info.config, arguments.weights)
     own = adapter.own_classes if adapter else None
@@ -62,7 +79,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def class_names(own: list[str] | None, info: Any) -> list[str] | None:
-    """The names of the model's classes: the run's own, the checkpoint's, or ImageNet's; None where nothing tells them."""
+    """The names of the model's classes: the run's own, the checkpoint's, or ImageNet's; None where nothing
+    tells them.
+    """
     names = own or info.id2label
     return imagenet_names() if names is None and info.num_classes == IMAGENET else names
 
@@ -81,7 +100,10 @@ def lines(arguments: argparse.Namespace, info: Any, num_classes: int, found: Any
         made.append(
             f"guidance  none in diffusers' pipeline, which guides with label {NULL}, here a class: take guidance_scale=1"
         )
-    outputs, rounding = f"diffusers' differ from ours by {found.as_it_is:.1e} (relative RMS)", f"{arguments.dtype} round-off"
+    outputs, rounding = (
+        f"diffusers' differ from ours by {found.as_it_is:.1e} (relative RMS)",
+        f"{arguments.dtype} round-off",
+    )
     if not found.shifted:
         return [*made, f"outputs   {outputs}: {rounding}"]
     return [

@@ -1,7 +1,8 @@
 """Real images that stand for their class: the baselines that a synthetic set is held against.
 
-Notation: X (N, D) features of the real images of one class, μ their mean. Every function gives distinct rows of X (count,)
-int64, in the order in which they were chosen; among equals the first row is taken. Distances are Euclidean.
+Notation: X (N, D) features of the real images of one class, μ their mean. Every function gives distinct rows
+of X (count,) int64, in the order in which they were chosen; among equals the first row is taken. Distances
+are Euclidean.
 """
 
 import warnings
@@ -39,7 +40,8 @@ def herding(x: Features, count: int) -> Rows:
 
 
 def k_center(x: Features, count: int) -> Rows:
-    """Each the image farthest from those chosen, the first the one nearest to μ: balls of a small radius hold all of X.
+    """Each the image farthest from those chosen, the first the one nearest to μ: balls of a small radius hold
+    all of X.
 
     Gonzalez 1985, at most twice the smallest radius; Sener & Savarese 2018, algorithm 1.
     """
@@ -58,8 +60,8 @@ def k_center(x: Features, count: int) -> Rows:
 def medoids(x: Features, count: int, *key: int | str) -> Rows:
     """The image nearest to each of `count` k-means centroids, the largest cluster's first.
 
-    Lloyd's algorithm from k-means++ centres (Arthur & Vassilvitskii 2007) drawn for `key`, RESTARTS times. A centroid
-    whose nearest image is taken gets the nearest free one. On one thread, whose sums have one order.
+    Lloyd's algorithm from k-means++ centres (Arthur & Vassilvitskii 2007) drawn for `key`, RESTARTS times. A
+    centroid whose nearest image is taken gets the nearest free one. On one thread, whose sums have one order.
     """
     from sklearn.cluster import KMeans  # as long to import as torch, in every worker that draws images
     from sklearn.exceptions import ConvergenceWarning
@@ -79,9 +81,11 @@ def medoids(x: Features, count: int, *key: int | str) -> Rows:
 
 
 def k_medoids(x: Features, count: int) -> Rows:
-    """The images with the least mean distance of all images to the nearest of them, as far as single swaps find them.
+    """The images with the least mean distance of all images to the nearest of them, as far as single swaps
+    find them.
 
-    PAM (Kaufman & Rousseeuw 1990): greedily built, then the best swap of a chosen and a free image until none helps.
+    PAM (Kaufman & Rousseeuw 1990): greedily built, then the best swap of a chosen and a free image until none
+    helps.
     """
     _check(x, count)
     d = cdist(x.astype(np.float64), x.astype(np.float64))
@@ -113,7 +117,9 @@ def greedy_coverage(x: Features, count: int, k: int = 5) -> Rows:
 
 
 def greedy_cover(covers: Bool[np.ndarray, "n m"], count: int) -> Rows:
-    """Columns (count,) of `covers`, each with the most rows that no column before it has; distinct, first among equals."""
+    """Columns (count,) of `covers`, each with the most rows that no column before it has; distinct, first
+    among equals.
+    """
     gains, free = covers.sum(axis=0), np.ones(covers.shape[1], bool)
     left = np.ones(len(covers), bool)
     chosen = []

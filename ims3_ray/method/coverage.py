@@ -8,8 +8,9 @@ Notation (Naeem et al. 2020, Kynkäänniemi et al. 2019):
 | NND_k(x) | distance from x to its k-th nearest neighbour among the other real images of its class |
 | ball of x | all points within NND_k(x) of x, its surface included |
 
-Distances are Euclidean, summed term by term in float32 (faiss, exact), not through ‖x‖² + ‖y‖² − 2xy: so a copy is at
-distance 0, and an image's k-th neighbour lies on the surface of its ball, never outside by rounding.
+Distances are Euclidean, summed term by term in float32 (faiss, exact), not through ‖x‖² + ‖y‖² − 2xy: so a
+copy is at distance 0, and an image's k-th neighbour lies on the surface of its ball, never outside by
+rounding.
 """
 
 from collections.abc import Iterator
@@ -29,7 +30,8 @@ COPY_PERCENTILE = 1.0
 
 @dataclass(frozen=True)
 class ClassCoverage:
-    """Each metric by name: averaged over the classes, and per class. None where a class has too few images for it.
+    """Each metric by name: averaged over the classes, and per class. None where a class has too few images
+    for it.
 
     `deciles` is a list, the others are numbers.
     """
@@ -47,8 +49,8 @@ def class_coverage(
 ) -> ClassCoverage:
     """All metrics of this module, inside each class that the real images have, and averaged over the classes.
 
-    With few synthetic images a class, read coverage beside its value for a random real subset of the same size.
-    Raises ValueError for a class with k real images or fewer, or with no synthetic image.
+    With few synthetic images a class, read coverage beside its value for a random real subset of the same
+    size. Raises ValueError for a class with k real images or fewer, or with no synthetic image.
     """
     per_class = {}
     for label in np.unique(real_labels):
@@ -65,7 +67,9 @@ def class_mean(per_class: dict[int, Values]) -> Values:
     """Each metric averaged over the classes, `deciles` one by one; None where a class has none."""
     names = next(iter(per_class.values()))
     columns = {name: [values[name] for values in per_class.values()] for name in names}
-    return {name: None if None in column else np.mean(column, axis=0).tolist() for name, column in columns.items()}
+    return {
+        name: None if None in column else np.mean(column, axis=0).tolist() for name, column in columns.items()
+    }
 
 
 def _metrics(x: Features, y: Features, k: int) -> Values:
@@ -89,7 +93,9 @@ def _metrics(x: Features, y: Features, k: int) -> Values:
 
 
 def neighbour_distances(real: Features, k: int = 5) -> Float32[np.ndarray, " n"]:
-    """NND_k of every row among the others: the larger, the sparser the region it lies in. Needs more than k rows."""
+    """NND_k of every row among the others: the larger, the sparser the region it lies in. Needs more than k
+    rows.
+    """
     return np.sqrt(_neighbour_distances2(real, k))
 
 
@@ -104,7 +110,9 @@ def inside_balls(real: Features, points: Features, k: int = 5) -> Bool[np.ndarra
 
 
 def deciles(covered: Bool[np.ndarray, " n"], nnd: Float[np.ndarray, " n"]) -> list[float] | None:
-    """Coverage of each tenth of the real images by density, those with the smallest NND_k first. None below 10 images."""
+    """Coverage of each tenth of the real images by density, those with the smallest NND_k first. None below
+    10 images.
+    """
     if len(nnd) < DECILES:
         return None
     return [float(covered[rows].mean()) for rows in np.array_split(np.argsort(nnd, kind="stable"), DECILES)]
@@ -118,8 +126,8 @@ def sparsest(nnd: Float[np.ndarray, " n"], share: float = LOW_DENSITY_SHARE) -> 
 def copies(real: Features, others: Features) -> tuple[Int[np.ndarray, " m"], Bool[np.ndarray, " m"]]:
     """The real image nearest to each other image, and whether that one counts as its copy.
 
-    A copy is as near to a real image as the nearest percent of real images are to each other; both of one class. Of fresh
-    images from the real distribution about one percent count. Needs at least two real images.
+    A copy is as near to a real image as the nearest percent of real images are to each other; both of one
+    class. Of fresh images from the real distribution about one percent count. Needs at least two real images.
     """
     threshold = np.percentile(_neighbour_distances2(real, 1), COPY_PERCENTILE)
     distances, rows = _search(real, others, 1)
@@ -132,7 +140,8 @@ def copy_rate(real: Features, synthetic: Features) -> float:
 
 
 def vendi(features: Features) -> float:
-    """exp(−Σ λ log λ) of the eigenvalues of K/n, K the cosine similarities: an effective number of distinct images.
+    """exp(−Σ λ log λ) of the eigenvalues of K/n, K the cosine similarities: an effective number of distinct
+    images.
 
     Friedman & Dieng 2023. From 1 (all alike) to n (all orthogonal).
     """
@@ -145,12 +154,15 @@ def vendi(features: Features) -> float:
 
 
 def kid(real: Features, synthetic: Features) -> float:
-    """Unbiased squared maximum mean discrepancy with the kernel (xy/D + 1)³ (Bińkowski et al. 2018); may be below 0.
+    """Unbiased squared maximum mean discrepancy with the kernel (xy/D + 1)³ (Bińkowski et al. 2018); may be
+    below 0.
 
     Needs at least two rows in each set.
     """
     if min(len(real), len(synthetic)) < 2:
-        raise ValueError(f"kid: needs at least 2 real and 2 synthetic rows, not {len(real)} and {len(synthetic)}")
+        raise ValueError(
+            f"kid: needs at least 2 real and 2 synthetic rows, not {len(real)} and {len(synthetic)}"
+        )
     x, y = real.astype(np.float64), synthetic.astype(np.float64)
 
     def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -1,4 +1,5 @@
-"""Moving latents between noise levels: the DDIM step in both directions, inversion, guidance, ancestral sampling.
+"""Moving latents between noise levels: the DDIM step in both directions, inversion, guidance, ancestral
+sampling.
 
     z      latents (B, C, H, W), scaled by the VAE's scaling factor
     ᾱ      cumulative alpha of a level; 1 is clean
@@ -6,7 +7,8 @@
     x̂0     predicted clean latents
     v      the variance channels of models that also predict the variance (DiT), −1 … 1 between the two bounds
 
-Nothing is clipped. `predict(z, t, labels)` gives the model's whole output: C channels of noise, or 2·C with the variance.
+Nothing is clipped. `predict(z, t, labels)` gives the model's whole output: C channels of noise, or 2·C with
+the variance.
 """
 
 from collections.abc import Callable, Iterator
@@ -38,14 +40,16 @@ def predicted_clean(x: Latents, eps: Latents, *, abar: Tensor) -> Latents:
 def ddim_step(x: Latents, eps: Latents, *, abar_from: Tensor, abar_to: Tensor) -> Latents:
     """Move latents `x` between two noise levels, keeping their predicted noise `eps` fixed.
 
-    Song et al. 2021, eq. 12 with sigma = 0; the paper's Eq. 2 and 3. abar_to > abar_from samples, abar_to < abar_from
-    inverts.
+    Song et al. 2021, eq. 12 with sigma = 0; the paper's Eq. 2 and 3. abar_to > abar_from samples, abar_to <
+    abar_from inverts.
     """
     return add_noise(predicted_clean(x, eps, abar=abar_from), eps, abar=abar_to)
 
 
 def mixed_start(start: Latents, noise: Latents, *, share: float) -> Latents:
-    """√(1 − share) z + √share ε: part of a start of unit variance replaced by noise, the variance staying what it is."""
+    """√(1 − share) z + √share ε: part of a start of unit variance replaced by noise, the variance staying
+    what it is.
+    """
     return (1 - share) ** 0.5 * start + share**0.5 * noise
 
 
@@ -57,9 +61,11 @@ def noise_of(output: Tensor, channels: int) -> Latents:
 def invert(
     predict: Predict, z0: Latents, labels: Labels, grid: Int[Tensor, " levels"], abar: Float[Tensor, " T"]
 ) -> Float[Tensor, "B S C H W"]:
-    """The inversion trajectory z^inv at s_1 … s_S of clean latents `z0` (Eq. 1–3): DDIM run backwards, no guidance.
+    """The inversion trajectory z^inv at s_1 … s_S of clean latents `z0` (Eq. 1–3): DDIM run backwards, no
+    guidance.
 
-    z_{s_0} = z0 is taken as clean (ᾱ = 1) and the model asked there at t = 0; from then on ᾱ is the level's own.
+    z_{s_0} = z0 is taken as clean (ᾱ = 1) and the model asked there at t = 0; from then on ᾱ is the level's
+    own.
     """
     z, trajectory = z0, []
     abar_from = torch.ones(1, device=z0.device)
@@ -76,8 +82,8 @@ def invert(
 def guided(conditional: Tensor, unconditional: Tensor, *, scale: float, channels: int) -> Tensor:
     """Classifier-free guidance on the first `channels` channels: u + scale · (c − u) (Ho & Salimans 2022).
 
-    The other channels stay the conditional ones. DiT's published sampler guides 3 of its 4 latent channels, diffusers'
-    pipeline all 4; the variance channels are never guided.
+    The other channels stay the conditional ones. DiT's published sampler guides 3 of its 4 latent channels,
+    diffusers' pipeline all 4; the variance channels are never guided.
     """
     first = unconditional[:, :channels] + scale * (conditional[:, :channels] - unconditional[:, :channels])
     return torch.cat([first, conditional[:, channels:]], dim=1)
@@ -88,7 +94,9 @@ def with_guidance(predict: Predict, null_label: int, *, scale: float, channels: 
 
     def doubled(z: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
         both = predict(
-            torch.cat([z, z]), torch.cat([timesteps, timesteps]), torch.cat([labels, torch.full_like(labels, null_label)])
+            torch.cat([z, z]),
+            torch.cat([timesteps, timesteps]),
+            torch.cat([labels, torch.full_like(labels, null_label)]),
         )
         return guided(*both.chunk(2), scale=scale, channels=channels)
 
@@ -96,7 +104,9 @@ def with_guidance(predict: Predict, null_label: int, *, scale: float, channels: 
 
 
 def posterior_variance(*, abar_from: Tensor, abar_to: Tensor) -> tuple[Tensor, Tensor]:
-    """β and β̃ of the step between two levels: the upper and lower bound of its variance (Ho et al. 2020, eq. 7)."""
+    """β and β̃ of the step between two levels: the upper and lower bound of its variance (Ho et al. 2020, eq.
+    7).
+    """
     beta = 1 - abar_from / abar_to
     return beta, beta * (1 - abar_to) / (1 - abar_from)
 
@@ -108,17 +118,21 @@ def posterior_mean(x: Latents, x0: Latents, *, abar_from: Tensor, abar_to: Tenso
 
 
 def predicted_log_variance(v: Latents, *, abar_from: Tensor, abar_to: Tensor) -> Latents:
-    """log of the predicted variance: v interpolates between log β̃ and log β (Nichol & Dhariwal 2021, eq. 15)."""
+    """log of the predicted variance: v interpolates between log β̃ and log β (Nichol & Dhariwal 2021, eq.
+    15).
+    """
     beta, beta_tilde = posterior_variance(abar_from=abar_from, abar_to=abar_to)
     share = (v + 1) / 2
     return share * beta.log() + (1 - share) * beta_tilde.clamp_min(1e-20).log()
 
 
-def ancestral_step(x: Latents, output: Tensor, noise: Latents, *, abar_from: Tensor, abar_to: Tensor) -> Latents:
+def ancestral_step(
+    x: Latents, output: Tensor, noise: Latents, *, abar_from: Tensor, abar_to: Tensor
+) -> Latents:
     """One DDPM step from `abar_from` to the cleaner `abar_to` with fresh `noise` (Ho et al. 2020, alg. 2).
 
-    The variance is the predicted one where the model gives it (2·C output channels), else β̃. At abar_to = 1 the step
-    gives the mean and adds no noise.
+    The variance is the predicted one where the model gives it (2·C output channels), else β̃. At abar_to = 1
+    the step gives the mean and adds no noise.
     """
     channels = x.shape[1]
     mean = posterior_mean(
@@ -136,7 +150,9 @@ def ancestral_step(x: Latents, output: Tensor, noise: Latents, *, abar_from: Ten
     return mean + beta_tilde.sqrt() * noise
 
 
-def descending_levels(timesteps: Int[Tensor, " n"], abar: Float[Tensor, " T"]) -> Iterator[tuple[int, Tensor, Tensor]]:
+def descending_levels(
+    timesteps: Int[Tensor, " n"], abar: Float[Tensor, " T"]
+) -> Iterator[tuple[int, Tensor, Tensor]]:
     """(t, ᾱ_from, ᾱ_to) for every step of a sampler, from the noisiest respaced timestep down to clean."""
     levels = torch.cat([torch.ones(1, dtype=abar.dtype), abar[timesteps]]).to(torch.float32)
     for i in range(len(timesteps) - 1, -1, -1):
@@ -151,7 +167,9 @@ def sample_ancestral(
     abar: Float[Tensor, " T"],
     noise: Callable[[], Latents],
 ) -> Latents:
-    """Clean latents from `z` at the level of the last of `timesteps`; `noise()` gives each step's fresh noise."""
+    """Clean latents from `z` at the level of the last of `timesteps`; `noise()` gives each step's fresh
+    noise.
+    """
     for t, abar_from, abar_to in descending_levels(timesteps, abar):
         output = predict(z, torch.full((len(z),), t, device=z.device), labels)
         fresh = noise() if t != int(timesteps[0]) else torch.zeros_like(z)

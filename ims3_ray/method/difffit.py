@@ -1,8 +1,8 @@
 """DiffFit: fine-tuning of a diffusion transformer by its biases, class table and a few scale vectors.
 
 Xie et al. 2023, "DiffFit: Unlocking Transferability of Large Diffusion Models via Simple Parameter-Efficient
-Fine-Tuning" (arXiv 2304.06648). Trainable are every bias, the class table, the affine values of norms where there are
-any, and the scale vectors; all else is frozen.
+Fine-Tuning" (arXiv 2304.06648). Trainable are every bias, the class table, the affine values of norms where
+there are any, and the scale vectors; all else is frozen.
 
 | symbol       | here                    | scales, channel by channel                     | starts at |
 |--------------|-------------------------|------------------------------------------------|-----------|
@@ -11,8 +11,9 @@ any, and the scale vectors; all else is frozen.
 | γ_1          | `attention_scale` (d,)  | the attention branch, as it joins the residual | 1         |
 | γ_2          | `mlp_scale` (d,)        | the MLP branch, as it joins the residual       | 1         |
 
-Scales stand in the first half of the blocks (`depth // 2` of them). A model fits here if it has `blocks`, each with
-`attn.qkv`, `attn.proj`, `mlp.fc2` (linear layers with biases) and the four attributes above, None while absent.
+Scales stand in the first half of the blocks (`depth // 2` of them). A model fits here if it has `blocks`,
+each with `attn.qkv`, `attn.proj`, `mlp.fc2` (linear layers with biases) and the four attributes above, None
+while absent.
 """
 
 from collections.abc import Iterable, Mapping
@@ -67,7 +68,9 @@ def prepare(model: nn.Module) -> list[str]:
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
     """Copies of the trainable values by name (fp32, on the CPU): all that tuning changed."""
     if not has_scales(model):
-        raise ValueError("the model has no DiffFit scales: add_scales or prepare it before its adapter is read")
+        raise ValueError(
+            "the model has no DiffFit scales: add_scales or prepare it before its adapter is read"
+        )
     return {
         name: parameter.detach().to("cpu", torch.float32, copy=True)
         for name, parameter in _parameters(model, trainable_names(model))
@@ -78,9 +81,9 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
 def load_adapter(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Set the trainable values from `tensors`, adding scales where the model has none.
 
-    Names and shapes must agree exactly: ValueError lists what is missing, left over or of another shape, and then
-    nothing has been set. Values take the type of the parameter that they go to: load into fp32, fold, then lower the
-    precision.
+    Names and shapes must agree exactly: ValueError lists what is missing, left over or of another shape, and
+    then nothing has been set. Values take the type of the parameter that they go to: load into fp32, fold,
+    then lower the precision.
     """
     had_scales = has_scales(model)
     add_scales(model)
@@ -106,7 +109,8 @@ def load_adapter(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 @torch.no_grad()
 def fold(model: nn.Module) -> None:
-    """Multiply every scale vector into the weights and biases that it scales, and remove it; the output stays the same.
+    """Multiply every scale vector into the weights and biases that it scales, and remove it; the output stays
+    the same.
 
     Exact to round-off of the weights' type (1e-6 in fp32), so fold before lowering the precision.
     """

@@ -1,4 +1,5 @@
-"""Seeds that belong to the sample: a key, such as ("sample", seed, class, subgroup, index), gives a seed of its own.
+"""Seeds that belong to the sample: a key, such as ("sample", seed, class, subgroup, index), gives a seed of
+its own.
 
 Without torch, which processes that only select have no use for.
 """
@@ -9,11 +10,15 @@ import numpy as np
 
 
 def key_seed(*key: int | str) -> int:
-    """A 63-bit seed for `key`: BLAKE2b of its parts, each with its type and length, so that no two keys run together."""
+    """A 63-bit seed for `key`: BLAKE2b of its parts, each with its type and length, so that no two keys run
+    together.
+    """
     digest = hashlib.blake2b(digest_size=8)
     for part in key:
         if not isinstance(part, int | str | np.integer) or isinstance(part, bool):
-            raise ValueError(f"key: parts are integers or strings, got {part!r} of type {type(part).__name__}")
+            raise ValueError(
+                f"key: parts are integers or strings, got {part!r} of type {type(part).__name__}"
+            )
         text = part if isinstance(part, str) else str(int(part))
         kind = "s" if isinstance(part, str) else "i"
         digest.update(f"{kind}{len(text)}:{text}".encode())

@@ -33,11 +33,15 @@ def diffusion_loss(predicted: Latents, noise: Latents) -> PerImage:
     return (predicted - noise).square().flatten(1).mean(1)
 
 
-def variational_loss(output: Tensor, x: Latents, z0: Latents, *, abar_from: Tensor, abar_to: Tensor) -> PerImage:
-    """KL between the true and the predicted step z_t → z_{t−1}, in bits per value, which trains the variance alone.
+def variational_loss(
+    output: Tensor, x: Latents, z0: Latents, *, abar_from: Tensor, abar_to: Tensor
+) -> PerImage:
+    """KL between the true and the predicted step z_t → z_{t−1}, in bits per value, which trains the variance
+    alone.
 
-    `output` (B, 2·C, H, W) holds noise and variance; the mean is detached (Nichol & Dhariwal 2021, L_vlb of the hybrid
-    objective, as DiT uses it). t must be at least 1: the likelihood term of t = 0 is not defined here.
+    `output` (B, 2·C, H, W) holds noise and variance; the mean is detached (Nichol & Dhariwal 2021, L_vlb of
+    the hybrid objective, as DiT uses it). t must be at least 1: the likelihood term of t = 0 is not defined
+    here.
     """
     channels = x.shape[1]
     eps = noise_of(output, channels).detach()
@@ -56,7 +60,9 @@ def variational_loss(output: Tensor, x: Latents, z0: Latents, *, abar_from: Tens
 
 
 def matching_loss(stepped: Latents, inverted: Latents, metric: str = "cosine") -> PerImage:
-    """Distance between z̃_s and z_s^inv of the same image: 1 − σ (Eq. 6), or the mean L1 or L2 distance (ablations)."""
+    """Distance between z̃_s and z_s^inv of the same image: 1 − σ (Eq. 6), or the mean L1 or L2 distance
+    (ablations).
+    """
     a, b = stepped.flatten(1), inverted.flatten(1)
     if metric == "cosine":
         return 1 - cosine_similarity(a, b, dim=1)
@@ -68,7 +74,8 @@ def matching_loss(stepped: Latents, inverted: Latents, metric: str = "cosine") -
 
 
 def masked_mean(values: PerImage, mask: Bool[Tensor, " B"], total: int) -> Float[Tensor, ""]:
-    """Sum of `values` where `mask` holds, divided by `total`: the share of one part in a mean over the global batch.
+    """Sum of `values` where `mask` holds, divided by `total`: the share of one part in a mean over the global
+    batch.
 
     0 when `total` is 0 (no image of the global batch has the term).
     """
@@ -80,9 +87,9 @@ def one_step_pair(
 ) -> tuple[Latents, Latents]:
     """(z̃_{t−1}, z_{t+1}^inv) as the published code pairs them, for reproduction only.
 
-    It treats the clean latents as if they were at level t, clips their predicted x̂0 to [−1, 1], inverts them one step
-    up, and compares with the denoising step one level down: two different levels, off any trajectory. Use the
-    trajectory target for anything else.
+    It treats the clean latents as if they were at level t, clips their predicted x̂0 to [−1, 1], inverts them
+    one step up, and compares with the denoising step one level down: two different levels, off any
+    trajectory. Use the trajectory target for anything else.
     """
     here, below, above = (level(abar, (timesteps + d).clamp(0, len(abar) - 1)) for d in (0, -1, 1))
     with torch.no_grad():

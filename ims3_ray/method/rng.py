@@ -1,7 +1,7 @@
 """Randomness that belongs to the sample: every draw has a key, never a worker, a batch or a position in time.
 
-A key is a tuple of integers and strings, such as ("sample", seed, class, subgroup, index). Draws are made on the CPU,
-so that the same key gives the same numbers whatever the device.
+A key is a tuple of integers and strings, such as ("sample", seed, class, subgroup, index). Draws are made on
+the CPU, so that the same key gives the same numbers whatever the device.
 """
 
 import torch

@@ -11,7 +11,9 @@ from torch import Tensor
 
 
 class Turn:
-    """One call of an actor at a time (fanout.py overlaps them). What waits for different turns runs side by side."""
+    """One call of an actor at a time (fanout.py overlaps them). What waits for different turns runs side by
+    side.
+    """
 
     def __init__(self, *, own_stream: bool = False):
         """With `own_stream`, kernels on a GPU are queued beside those of other turns, not behind them."""
@@ -31,7 +33,8 @@ class Turn:
                 yield
 
 
-TRANSFORMER, DECODER = Turn(), Turn(own_stream=True)  # the heavy work, and what follows it: VAE decoding, features
+# the heavy work, and what follows it: VAE decoding, features
+TRANSFORMER, DECODER = Turn(), Turn(own_stream=True)
 
 
 def in_batches(
@@ -41,7 +44,8 @@ def in_batches(
     device: torch.device,
     turn: Turn = TRANSFORMER,
 ) -> list[np.ndarray]:
-    """`function` of `arrays` (equal numbers of rows) in batches of exactly `size` rows on `device`, each at its `turn`.
+    """`function` of `arrays` (equal numbers of rows) in batches of exactly `size` rows on `device`, each at
+    its `turn`.
 
     The last batch is filled up with zeros, whose results are cut off.
     """

@@ -1,7 +1,7 @@
 """Transformer checkpoints: original DiT files and diffusers folders, read strictly; diffusers models, made.
 
-Our parameter names are the original's. diffusers has its own names, splits qkv in three, and holds a copy of the
-timestep and class embedders in every block. Original files show every size but the number of heads.
+Our parameter names are the original's. diffusers has its own names, splits qkv in three, and holds a copy of
+the timestep and class embedders in every block. Original files show every size but the number of heads.
 """
 
 import copy
@@ -20,7 +20,8 @@ from ims3_ray.method import difffit
 from .dit import DiT, DiTConfig, position_table
 from .files import check_shapes, find_weights, read_json, read_shapes, read_tensors, resolve_model
 
-KNOWN_HEADS = {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1152, 28): 16}  # DiT-S, B, L, XL by (hidden size, depth)
+# DiT-S, B, L, XL by (hidden size, depth)
+KNOWN_HEADS = {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1152, 28): 16}
 CLASS_TABLE = "y_embedder.embedding_table.weight"
 
 # Layers of ours -> diffusers'.
@@ -75,15 +76,17 @@ class Checkpoint(NamedTuple):
     kind: Literal["diffusers", "original"]
     files: list[Path]
     config: DiTConfig
-    table_rows: int  # of the class table as stored; more than classes + 1 where diffusers' pipeline needs padding
+    # of the class table as stored; more than classes + 1 where diffusers' pipeline needs padding
+    table_rows: int
 
 
 def load_transformer(path: str | Path, heads: int | None = None, frequency_shift: float | None = None) -> DiT:
-    """The transformer of a diffusers folder (pipeline or transformer), original DiT file or hub id: fp32, CPU, eval.
+    """The transformer of a diffusers folder (pipeline or transformer), original DiT file or hub id: fp32,
+    CPU, eval.
 
-    `heads` tells the number of attention heads of an original file of unusual size. `frequency_shift` overrides the one
-    that goes with the checkpoint's kind (diffusers 1, original 0). Raises InputError that lists the keys that are
-    missing, left over or of another shape.
+    `heads` tells the number of attention heads of an original file of unusual size. `frequency_shift`
+    overrides the one that goes with the checkpoint's kind (diffusers 1, original 0). Raises InputError that
+    lists the keys that are missing, left over or of another shape.
     """
     checkpoint = inspect_transformer(resolve_model(path), heads, frequency_shift)
     tensors = read_tensors(checkpoint.files)
@@ -91,11 +94,15 @@ def load_transformer(path: str | Path, heads: int | None = None, frequency_shift
         tensors = _from_diffusers(tensors, checkpoint)
     with torch.device("meta"):
         dit = DiT(checkpoint.config)
-    dit.load_state_dict({name: value.to(torch.float32, copy=True) for name, value in tensors.items()}, assign=True)
+    dit.load_state_dict(
+        {name: value.to(torch.float32, copy=True) for name, value in tensors.items()}, assign=True
+    )
     return dit.requires_grad_(True).eval()
 
 
-def inspect_transformer(path: Path, heads: int | None = None, frequency_shift: float | None = None) -> Checkpoint:
+def inspect_transformer(
+    path: Path, heads: int | None = None, frequency_shift: float | None = None
+) -> Checkpoint:
     """Configuration of a local checkpoint, from JSON and file headers; InputError as in `load_transformer`."""
     try:
         if path.is_dir():
@@ -118,7 +125,9 @@ def _inspect_original(path: Path, heads: int | None, frequency_shift: float | No
     )
     missing = [name for name in needed if name not in shapes]
     if missing:
-        raise InputError(f"{path}: is no original DiT checkpoint (it has no {missing[0]}); give such a file or a folder")
+        raise InputError(
+            f"{path}: is no original DiT checkpoint (it has no {missing[0]}); give such a file or a folder"
+        )
     (hidden_size, in_channels, patch_size, _), rows = shapes[needed[0]], shapes[needed[2]][0]
     depth = 1 + max(int(found[1]) for name in shapes if (found := re.match(r"blocks\.(\d+)\.", name)))
     heads = KNOWN_HEADS.get((hidden_size, depth)) if heads is None else heads
@@ -154,7 +163,9 @@ def _inspect_folder(path: Path, heads: int | None, frequency_shift: float | None
         path = path / "transformer"
     settings = _diffusers_settings(path / "config.json")
     if heads not in (None, settings["num_attention_heads"]):
-        raise InputError(f"heads is {heads}, but {path}/config.json says {settings['num_attention_heads']}; leave it out")
+        raise InputError(
+            f"heads is {heads}, but {path}/config.json says {settings['num_attention_heads']}; leave it out"
+        )
     rows = settings["num_embeds_ada_norm"] + 1
     config = DiTConfig(
         sample_size=settings["sample_size"],
@@ -177,40 +188,63 @@ def _inspect_folder(path: Path, heads: int | None, frequency_shift: float | None
 def _diffusers_settings(path: Path) -> dict[str, Any]:
     """The configuration of a diffusers transformer, defaults filled in; InputError unless it is a DiT."""
     given = read_json(path)
-    if given.get("_class_name") not in ("DiTTransformer2DModel", "Transformer2DModel"):  # the latter: before 2024
-        raise InputError(f"{path}: must describe a DiTTransformer2DModel, but describes a {given.get('_class_name')}")
+    # the latter: before 2024
+    if given.get("_class_name") not in ("DiTTransformer2DModel", "Transformer2DModel"):
+        raise InputError(
+            f"{path}: must describe a DiTTransformer2DModel, but describes a {given.get('_class_name')}"
+        )
     settings = DIFFUSERS_DEFAULTS | given
     for name, value in _SUPPORTED.items():
         if settings[name] != value:
             raise InputError(f"{path}: {name} must be {value!r} for a DiT, not {settings[name]!r}")
-    sizes = ("sample_size", "patch_size", "in_channels", "num_layers", "num_attention_heads", "attention_head_dim")
+    sizes = (
+        "sample_size",
+        "patch_size",
+        "in_channels",
+        "num_layers",
+        "num_attention_heads",
+        "attention_head_dim",
+    )
     for name in (*sizes, "num_embeds_ada_norm"):
         if not isinstance(settings[name], int):
             raise InputError(f"{path}: {name} must be a whole number, not {settings[name]!r}")
-    held, most = settings.setdefault(_CLASSES_KEY, settings["num_embeds_ada_norm"]), settings["num_embeds_ada_norm"]
+    held, most = (
+        settings.setdefault(_CLASSES_KEY, settings["num_embeds_ada_norm"]),
+        settings["num_embeds_ada_norm"],
+    )
     if not isinstance(held, int) or not 1 <= held <= most:
-        raise InputError(f"{path}: {_CLASSES_KEY} must be a whole number from 1 to num_embeds_ada_norm {most}, not {held!r}")
+        raise InputError(
+            f"{path}: {_CLASSES_KEY} must be a whole number from 1 to num_embeds_ada_norm {most}, not {held!r}"
+        )
     return settings
 
 
 def export_transformer(dit: DiT, null_label: int | None = None) -> nn.Module:
-    """diffusers' model with the same values (fp32, CPU, eval), DiffFit scales folded in; `dit` stays as it is.
+    """diffusers' model with the same values (fp32, CPU, eval), DiffFit scales folded in; `dit` stays as it
+    is.
 
-    Its output is that of `dit` to round-off where the frequency shift is 1, diffusers' own. Another shift is noted in
-    the configuration for `load_transformer`. `null_label` pads the class table with copies of the null row up to that
-    label, since diffusers' pipeline guides with label 1000 however many classes there are; the number of classes is
-    noted then. Raises InputError for a DiT that diffusers' model cannot express.
+    Its output is that of `dit` to round-off where the frequency shift is 1, diffusers' own. Another shift is
+    noted in the configuration for `load_transformer`. `null_label` pads the class table with copies of the
+    null row up to that label, since diffusers' pipeline guides with label 1000 however many classes there
+    are; the number of classes is noted then. Raises InputError for a DiT that diffusers' model cannot
+    express.
     """
-    if difffit.has_scales(dit) or any(p.device.type != "cpu" or p.dtype != torch.float32 for p in dit.parameters()):
+    if difffit.has_scales(dit) or any(
+        p.device.type != "cpu" or p.dtype != torch.float32 for p in dit.parameters()
+    ):
         dit = copy.deepcopy(dit).to("cpu", torch.float32)
         difffit.fold(dit)
     config = dit.config
     classes = max(config.num_classes, null_label or 0)
     table = position_table(config.sample_size // config.patch_size, config.hidden_size)
     if not torch.allclose(dit.pos_embed, table, atol=1e-4):
-        raise InputError("this DiT's position table is not the fixed one that diffusers' models compute for themselves")
+        raise InputError(
+            "this DiT's position table is not the fixed one that diffusers' models compute for themselves"
+        )
     if config.mlp_ratio != 4:
-        raise InputError(f"a DiT with mlp_ratio {config.mlp_ratio} has no form in diffusers, whose models have 4")
+        raise InputError(
+            f"a DiT with mlp_ratio {config.mlp_ratio} has no form in diffusers, whose models have 4"
+        )
     from diffusers import DiTTransformer2DModel  # seconds to import, and needed here alone
 
     with torch.device("meta"):
@@ -235,7 +269,9 @@ def export_transformer(dit: DiT, null_label: int | None = None) -> nn.Module:
 
 
 def _diffusers_names(depth: int) -> dict[str, tuple[str, int | None]]:
-    """Every tensor of diffusers' model -> the one of ours that holds it, and which third of that (None: all of it)."""
+    """Every tensor of diffusers' model -> the one of ours that holds it, and which third of that (None: all
+    of it).
+    """
     layers: dict[str, tuple[str, int | None]] = {theirs: (ours, None) for ours, theirs in _WHOLE.items()}
     names: dict[str, tuple[str, int | None]] = {}
     for i in range(depth):
@@ -263,8 +299,8 @@ def _to_diffusers(state: Mapping[str, Tensor], config: DiTConfig, table_rows: in
 def _from_diffusers(tensors: Mapping[str, Tensor], checkpoint: Checkpoint) -> dict[str, Tensor]:
     """Tensors of a diffusers model whose names were checked, under ours.
 
-    InputError where the embedders of its blocks differ (ours holds one), or where rows that pad the class table are not
-    the null row.
+    InputError where the embedders of its blocks differ (ours holds one), or where rows that pad the class
+    table are not the null row.
     """
     config, source = checkpoint.config, checkpoint.files[0]
     state: dict[str, Tensor] = {}

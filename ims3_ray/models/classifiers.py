@@ -1,9 +1,10 @@
 """The evaluation networks: ConvNet-3, ConvNet-6, ResNetAP-10, ResNet-18, as dataset distillation uses them.
 
-Instance norm stands where the originals have batch norm (`GroupNorm(C, C)`, affine), so that a network trained on ten
-images a class has no running statistics to get wrong. Every network gives `features(x)` and `forward(x)`, carries the
-`architecture` that builds it again, and is initialised from a generator, never from the global one.
-Sources: Zhao & Bilen 2021 (ConvNet), Kim et al. 2022 (ResNetAP: average pooling strides), He et al. 2016 (ResNet).
+Instance norm stands where the originals have batch norm (`GroupNorm(C, C)`, affine), so that a network
+trained on ten images a class has no running statistics to get wrong. Every network gives `features(x)` and
+`forward(x)`, carries the `architecture` that builds it again, and is initialised from a generator, never from
+the global one. Sources: Zhao & Bilen 2021 (ConvNet), Kim et al. 2022 (ResNetAP: average pooling strides), He
+et al. 2016 (ResNet).
 """
 
 import math
@@ -19,7 +20,8 @@ from ims3_ray.errors import InputError
 
 NETWORKS: tuple[str, ...] = get_args(NetworkName)
 DEFAULT_WIDTH = {"convnet3": 128, "convnet6": 128, "resnetap10": 64, "resnet18": 64}
-# An instance norm over a single position gives its bias whatever the image, so the last norm must see at least 2x2.
+# An instance norm over a single position gives its bias whatever the image, so the last norm must see at
+# least 2x2.
 SMALLEST_IMAGE = {"convnet3": 8, "convnet6": 64, "resnetap10": 64, "resnet18": 33}
 
 
@@ -44,7 +46,9 @@ class Classifier(nn.Module):
         return self.fc.in_features
 
     def features(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        """Penultimate representation: the last map flattened (ConvNet) or averaged over its positions (ResNets)."""
+        """Penultimate representation: the last map flattened (ConvNet) or averaged over its positions
+        (ResNets).
+        """
         raise NotImplementedError
 
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
@@ -83,7 +87,9 @@ class Halve(nn.Module):
 
 
 class ConvNet(Classifier):
-    """`depth` blocks of 3x3 convolution, norm, ReLU, 2x2 average pooling; its features are the flattened last map."""
+    """`depth` blocks of 3x3 convolution, norm, ReLU, 2x2 average pooling; its features are the flattened last
+    map.
+    """
 
     def __init__(self, depth: int, width: int, num_classes: int, image_size: int):
         super().__init__()
@@ -146,12 +152,18 @@ class ResNet(Classifier):
 
 
 def build(
-    name: str, num_classes: int, image_size: int, generator: torch.Generator | None, *, width: int | None = None
+    name: str,
+    num_classes: int,
+    image_size: int,
+    generator: torch.Generator | None,
+    *,
+    width: int | None = None,
 ) -> Classifier:
-    """A network by name, on the CPU, its weights drawn from `generator` (None: unset, for weights to be loaded).
+    """A network by name, on the CPU, its weights drawn from `generator` (None: unset, for weights to be
+    loaded).
 
-    `width`: channels of the first block; None is the published one. Raises InputError for an unknown name, fewer than
-    two classes, or an image too small for the network's depth.
+    `width`: channels of the first block; None is the published one. Raises InputError for an unknown name,
+    fewer than two classes, or an image too small for the network's depth.
     """
     if name not in NETWORKS:
         raise InputError(f"network: {name!r} is not known; choose one of {', '.join(NETWORKS)}")
@@ -173,7 +185,9 @@ def build(
             average_pooling = name == "resnetap10"
             model = ResNet(1 if average_pooling else 2, width, num_classes, average_pooling)
     model = model.to_empty(device="cpu")
-    model.architecture = Architecture(network=name, num_classes=num_classes, image_size=image_size, width=width)
+    model.architecture = Architecture(
+        network=name, num_classes=num_classes, image_size=image_size, width=width
+    )
     if generator is not None:
         initialise(model, generator)
     return model

@@ -1,4 +1,6 @@
-"""A generator, tuned or not, as a folder that diffusers' plain DiTPipeline loads, and how near its outputs are to ours."""
+"""A generator, tuned or not, as a folder that diffusers' plain DiTPipeline loads, and how near its outputs
+are to ours.
+"""
 
 import tempfile
 from dataclasses import dataclass, replace
@@ -17,7 +19,8 @@ from .generator import new_folder, save_pipeline
 STORED = {**DTYPES, "fp16": torch.float16}  # types of the weights as stored, by name
 PIPELINE_NULL_LABEL = 1000  # diffusers' DiTPipeline guides with it, however many classes the model has
 DIFFUSERS_SHIFT = 1.0  # of the timestep frequencies, see DiTConfig
-ROUND_OFF = {"fp32": 1e-3, "bf16": 0.2, "fp16": 0.02}  # more than this is no rounding; relative, as the differences below
+# more than this is no rounding; relative, as the differences below
+ROUND_OFF = {"fp32": 1e-3, "bf16": 0.2, "fp16": 0.02}
 TIMESTEPS = (0, 250, 750, 999)  # at which outputs are compared
 
 
@@ -31,18 +34,21 @@ class Difference:
 
 
 def convert(dit: DiT, vae: nn.Module, out: Path, *, id2label: list[str] | None, dtype: str) -> Difference:
-    """Write the pipeline to `out`, a new or empty folder, and compare diffusers' model as loaded back from it with `dit`.
+    """Write the pipeline to `out`, a new or empty folder, and compare diffusers' model as loaded back from it
+    with `dit`.
 
-    `dit` is on the CPU in fp32, any scales folded in. Where it has fewer than 1000 classes, the class table is padded up
-    to the label that diffusers' pipeline guides with. `dtype` names the type of the weights as stored. Nothing is left
-    in `out` where the outputs differ by more than frequencies and rounding explain: InputError for a `dtype` that can't
-    hold the weights.
+    `dit` is on the CPU in fp32, any scales folded in. Where it has fewer than 1000 classes, the class table
+    is padded up to the label that diffusers' pipeline guides with. `dtype` names the type of the weights as
+    stored. Nothing is left in `out` where the outputs differ by more than frequencies and rounding explain:
+    InputError for a `dtype` that can't hold the weights.
     """
     out = new_folder(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
         folder = Path(temporary) / out.name
-        save_pipeline(dit, vae, folder, id2label=id2label, dtype=STORED[dtype], null_label=PIPELINE_NULL_LABEL)
+        save_pipeline(
+            dit, vae, folder, id2label=id2label, dtype=STORED[dtype], null_label=PIPELINE_NULL_LABEL
+        )
         found = difference(dit, folder)
         if not found.same_frequencies <= ROUND_OFF[dtype]:  # also where it is no number
             told = f"the written model's outputs differ from ours by {found.same_frequencies:.2g}, more than {dtype} rounds"
@@ -55,7 +61,9 @@ def convert(dit: DiT, vae: nn.Module, out: Path, *, id2label: list[str] | None, 
 
 @torch.no_grad()
 def difference(dit: DiT, folder: Path) -> Difference:
-    """How far the outputs of diffusers' model in a pipeline folder (computing in fp32) are from those of `dit`."""
+    """How far the outputs of diffusers' model in a pipeline folder (computing in fp32) are from those of
+    `dit`.
+    """
     from diffusers import DiTTransformer2DModel  # seconds to import
 
     model = DiTTransformer2DModel.from_pretrained(
@@ -71,7 +79,9 @@ def difference(dit: DiT, folder: Path) -> Difference:
 
 
 def _inputs(dit: DiT) -> tuple[Tensor, Tensor, Tensor]:
-    """Latents (b, c, h, w) of noise, timesteps and labels (b,): the first and last class and, twice, the null label."""
+    """Latents (b, c, h, w) of noise, timesteps and labels (b,): the first and last class and, twice, the null
+    label.
+    """
     config = dit.config
     shape = (config.in_channels, config.sample_size, config.sample_size)
     latents = normal([generator("conversion", index) for index in range(len(TIMESTEPS))], shape)
@@ -88,4 +98,7 @@ def _with_shift(dit: DiT, shift: float) -> DiT:
 
 
 def _relative(theirs: Tensor, ours: Tensor) -> float:
-    return float((theirs - ours).double().square().mean().sqrt() / ours.double().square().mean().sqrt().clamp_min(1e-12))
+    return float(
+        (theirs - ours).double().square().mean().sqrt()
+        / ours.double().square().mean().sqrt().clamp_min(1e-12)
+    )

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-# glibc serves blocks of up to its mmap threshold from its own heap and returns larger ones to the system at once. Freeing
-# a mapped block raises the threshold to its size, up to 32 MiB, and what the heap keeps to twice that.
+# glibc serves blocks of up to its mmap threshold from its own heap and returns larger ones to the system at
+# once. Freeing a mapped block raises the threshold to its size, up to 32 MiB, and what the heap keeps to
+# twice that.
 KEPT_BYTES = 31 * 2**20
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # by the recipe's name of a precision
 
@@ -27,10 +28,11 @@ class Numerics:
 def prepare_device(kind: str) -> torch.device:
     """The device for `kind` ("cpu" or "cuda"), set for reproducible kernels.
 
-    One thread on a CPU, since sums over threads depend on their number; on a GPU no kernel is chosen by timing, and
-    algorithms are the deterministic ones.
+    One thread on a CPU, since sums over threads depend on their number; on a GPU no kernel is chosen by
+    timing, and algorithms are the deterministic ones.
     """
-    os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")  # compiled kernels are not chosen by timing either
+    # compiled kernels are not chosen by timing either
+    os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")
     if kind == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
@@ -46,8 +48,9 @@ def prepare_device(kind: str) -> torch.device:
 def keep_freed_memory() -> None:
     """Let this process keep the memory of the tensors that it frees, up to 31 MiB each, for the next ones.
 
-    Without it every activation of some megabytes is mapped, zeroed page by page and unmapped again in every step: a third
-    of the time of a small network's step on a CPU. It changes no value. Allocators other than glibc's are not affected.
+    Without it every activation of some megabytes is mapped, zeroed page by page and unmapped again in every
+    step: a third of the time of a small network's step on a CPU. It changes no value. Allocators other than
+    glibc's are not affected.
     """
     torch.empty(KEPT_BYTES, dtype=torch.uint8)  # never touched, so that it costs no memory
 
@@ -55,7 +58,11 @@ def keep_freed_memory() -> None:
 def supported(wanted: Numerics) -> tuple[Numerics, list[str]]:
     """What this process' device can do of `wanted`, tried out, and a line for each thing that it can't."""
     precision, compiled, told = wanted.precision, wanted.compiled, []
-    if precision == "bf16" and wanted.device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if (
+        precision == "bf16"
+        and wanted.device == "cuda"
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
         precision = "fp32"
         told.append(f"model.precision: {torch.cuda.get_device_name()} has no bf16; fp32 is used")
     if compiled and (reason := _why_not_compile(prepare_device(wanted.device))):

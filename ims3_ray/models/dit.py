@@ -1,11 +1,12 @@
 """DiT: a transformer that predicts the noise in a latent image, given its noise level and its class.
 
-Peebles and Xie 2023, "Scalable Diffusion Models with Transformers" (arXiv 2212.09748), the adaLN-zero variant.
-Parameters carry the names and shapes of the original's checkpoints. Beside those there are the scale vectors of DiffFit
-(Xie et al. 2023, arXiv 2304.06648), absent (None, at no cost) until `ims3_ray.method.difffit` adds them.
+Peebles and Xie 2023, "Scalable Diffusion Models with Transformers" (arXiv 2212.09748), the adaLN-zero
+variant. Parameters carry the names and shapes of the original's checkpoints. Beside those there are the scale
+vectors of DiffFit (Xie et al. 2023, arXiv 2304.06648), absent (None, at no cost) until
+`ims3_ray.method.difffit` adds them.
 
-Precision: all arithmetic is done in the type of the weight matrices, the sinusoids of the timestep in fp32. Biases, the
-class table and the scales may be kept in fp32 beside bf16 matrices, as values that train are.
+Precision: all arithmetic is done in the type of the weight matrices, the sinusoids of the timestep in fp32.
+Biases, the class table and the scales may be kept in fp32 beside bf16 matrices, as values that train are.
 
 Letters in shapes: b images, c channels, h and w latent height and width, n tokens, d hidden size.
 """
@@ -27,10 +28,10 @@ NORM_EPS = 1e-6  # of every norm but the one ahead of the MLP, where diffusers' 
 class DiTConfig:
     """Sizes of a DiT, and the two constants in which checkpoints of different origin differ.
 
-    `sample_size` is the height and width of the latents. `out_channels` is twice `in_channels` for models that predict
-    the variance too. `frequency_shift` k spaces the timestep frequencies as 10000^(-i/(128 - k)): 0 in the original, 1
-    in diffusers. `norm_eps` is the epsilon of the norm ahead of the MLP: 1e-6 in the original, by default 1e-5 in
-    diffusers.
+    `sample_size` is the height and width of the latents. `out_channels` is twice `in_channels` for models
+    that predict the variance too. `frequency_shift` k spaces the timestep frequencies as 10000^(-i/(128 -
+    k)): 0 in the original, 1 in diffusers. `norm_eps` is the epsilon of the norm ahead of the MLP: 1e-6 in
+    the original, by default 1e-5 in diffusers.
     """
 
     sample_size: int
@@ -46,7 +47,15 @@ class DiTConfig:
     norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        for name in ("sample_size", "hidden_size", "depth", "num_heads", "num_classes", "patch_size", "in_channels"):
+        for name in (
+            "sample_size",
+            "hidden_size",
+            "depth",
+            "num_heads",
+            "num_classes",
+            "patch_size",
+            "in_channels",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"DiTConfig.{name} must be 1 or more, not {getattr(self, name)}")
         if self.sample_size % self.patch_size:
@@ -54,7 +63,9 @@ class DiTConfig:
                 f"DiTConfig.sample_size must be a multiple of patch_size {self.patch_size}, not {self.sample_size}"
             )
         if self.hidden_size % self.num_heads:
-            raise ValueError(f"DiTConfig.hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
+            raise ValueError(
+                f"DiTConfig.hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}"
+            )
         if self.hidden_size % 4:
             raise ValueError(f"DiTConfig.hidden_size must be a multiple of 4, not {self.hidden_size}")
         if self.out_channels not in (self.in_channels, 2 * self.in_channels):
@@ -73,7 +84,9 @@ def timestep_sinusoids(timesteps: Num[Tensor, " b"], frequency_shift: float) -> 
 
 
 def position_table(grid_size: int, hidden_size: int) -> Float[Tensor, "1 n d"]:
-    """The fixed table of a square token grid: sines and cosines of the column, then of the row (fp32, row-major)."""
+    """The fixed table of a square token grid: sines and cosines of the column, then of the row (fp32, row-
+    major).
+    """
     quarter = hidden_size // 4
     frequencies = MAX_PERIOD ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
     angles = torch.arange(grid_size, dtype=torch.float64)[:, None] * frequencies
@@ -106,7 +119,9 @@ class PatchEmbedder(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.patch_size = config.patch_size
-        self.proj = nn.Conv2d(config.in_channels, config.hidden_size, config.patch_size, stride=config.patch_size)
+        self.proj = nn.Conv2d(
+            config.in_channels, config.hidden_size, config.patch_size, stride=config.patch_size
+        )
 
     def forward(self, latents: Tensor) -> Tensor:
         patches = F.pixel_unshuffle(latents, self.patch_size).flatten(2).transpose(1, 2)
@@ -128,7 +143,9 @@ class TimestepEmbedder(nn.Module):
 
 
 class LabelEmbedder(nn.Module):
-    """A row per class, and a last one for "no class". Labels are never dropped here: training code replaces them."""
+    """A row per class, and a last one for "no class". Labels are never dropped here: training code replaces
+    them.
+    """
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -139,7 +156,9 @@ class LabelEmbedder(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention. Scales of DiffFit: `qkv_scale` (3d,) and `proj_scale` (d,), on the two outputs."""
+    """Multi-head self-attention. Scales of DiffFit: `qkv_scale` (3d,) and `proj_scale` (d,), on the two
+    outputs.
+    """
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -188,7 +207,9 @@ class DiTBlock(nn.Module):
         self.register_parameter("mlp_scale", None)
 
     def forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.adaLN_modulation(conditioning).unsqueeze(1).chunk(6, dim=-1)
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (
+            self.adaLN_modulation(conditioning).unsqueeze(1).chunk(6, dim=-1)
+        )
         x = x + gate_1 * scaled(self.attn(modulate(self.norm1(x), shift_1, scale_1)), self.attention_scale)
         return x + gate_2 * scaled(self.mlp(modulate(self.norm2(x), shift_2, scale_2)), self.mlp_scale)
 
@@ -217,7 +238,9 @@ class DiT(nn.Module):
         self.x_embedder = PatchEmbedder(config)
         self.t_embedder = TimestepEmbedder(config)
         self.y_embedder = LabelEmbedder(config)
-        self.register_buffer("pos_embed", position_table(config.sample_size // config.patch_size, config.hidden_size))
+        self.register_buffer(
+            "pos_embed", position_table(config.sample_size // config.patch_size, config.hidden_size)
+        )
         self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.depth))
         self.final_layer = FinalLayer(config)
 
@@ -231,8 +254,8 @@ class DiT(nn.Module):
     ) -> Float[Tensor, "b c_out h w"]:
         """Predicted noise (and variance values after it, where the model has them) of scaled latents.
 
-        Timesteps count from 0 (clean) to 999, whole or fractional; labels from 0 to `null_label`. The output has the
-        type of the weight matrices. Raises ValueError for latents of another size.
+        Timesteps count from 0 (clean) to 999, whole or fractional; labels from 0 to `null_label`. The output
+        has the type of the weight matrices. Raises ValueError for latents of another size.
         """
         config = self.config
         if latents.shape[1:] != (config.in_channels, config.sample_size, config.sample_size):
@@ -257,8 +280,9 @@ class DiT(nn.Module):
     def initialize(self, generator: torch.Generator, *, zero_outputs: bool = True) -> "DiT":
         """Draw every weight from `generator` (on the model's device) as the paper does; biases are zero.
 
-        Xavier-uniform matrices, normal (0.02) class table and timestep MLP, zero modulation and output layers. With
-        `zero_outputs=False` those last are drawn as well, so that a random model does work that shows in its output.
+        Xavier-uniform matrices, normal (0.02) class table and timestep MLP, zero modulation and output
+        layers. With `zero_outputs=False` those last are drawn as well, so that a random model does work that
+        shows in its output.
         """
         for name, module in self.named_modules():
             if not isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):

@@ -1,8 +1,8 @@
 """The frozen extractor φ: images to L2-normalised features, on which selection and coverage are measured.
 
 Two kinds: a timm model (`timm:resnet18`: its pooled features before the classifier, with its own size and
-normalisation), or a classifier of this project saved in a folder (`config.json` and `model.safetensors`), which may
-come with the package (`package://digits`). Whatever the kind, pixels in, unit vectors out.
+normalisation), or a classifier of this project saved in a folder (`config.json` and `model.safetensors`),
+which may come with the package (`package://digits`). Whatever the kind, pixels in, unit vectors out.
 """
 
 import difflib
@@ -53,11 +53,15 @@ class ExtractorConfig(BaseModel):
         except ValidationError as error:
             problem = error.errors()[0]
             field = ".".join(map(str, problem["loc"])) or "config"
-            raise InputError(f"{path}: {field}: {problem['msg']}; save_extractor writes what is needed") from None
+            raise InputError(
+                f"{path}: {field}: {problem['msg']}; save_extractor writes what is needed"
+            ) from None
 
 
 class Extractor:
-    """φ: images (B, 3, H, W) in [-1, 1] to features (B, dim), float32 of length 1. Frozen, in evaluation mode."""
+    """φ: images (B, 3, H, W) in [-1, 1] to features (B, dim), float32 of length 1. Frozen, in evaluation
+    mode.
+    """
 
     def __init__(
         self, body: nn.Module, *, spec: str, dim: int, image_size: int, mean: Colour, deviation: Colour,
@@ -65,7 +69,9 @@ class Extractor:
     ):  # fmt: skip
         self.spec, self.dim, self.image_size = spec, dim, image_size
         self._body = body.to(device).eval().requires_grad_(False)
-        self._mean, self._deviation = (torch.tensor(v, device=device).view(3, 1, 1) for v in (mean, deviation))
+        self._mean, self._deviation = (
+            torch.tensor(v, device=device).view(3, 1, 1) for v in (mean, deviation)
+        )
 
     @torch.inference_mode()
     def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Float32[Tensor, "b d"]:
@@ -77,10 +83,11 @@ class Extractor:
 
 
 def load_extractor(spec: str, device: str | torch.device = "cpu") -> Extractor:
-    """The extractor that `spec` names: `timm:MODEL`, `timm:MODEL?pretrained=false`, a folder, or `package://NAME`.
+    """The extractor that `spec` names: `timm:MODEL`, `timm:MODEL?pretrained=false`, a folder, or
+    `package://NAME`.
 
-    MODEL is a name of timm's, or a folder as the hub has it (timm's config.json and weights). Raises InputError for a spec
-    that names nothing, weights that can't be had, and files that don't fit each other.
+    MODEL is a name of timm's, or a folder as the hub has it (timm's config.json and weights). Raises
+    InputError for a spec that names nothing, weights that can't be had, and files that don't fit each other.
     """
     device = torch.device(device)
     if spec.startswith(TIMM_SCHEME):
@@ -110,12 +117,17 @@ def inspect_extractor(spec: str) -> Path | str:
 def embed_pixels(
     extractor: Extractor, pixels: UInt8[np.ndarray, "n 3 h w"], batch_size: int, device: torch.device
 ) -> Float32[np.ndarray, "n d"]:
-    """Features of pixels 0 … 255, in batches of exactly `batch_size`, so that a row's bits depend on no other row."""
+    """Features of pixels 0 … 255, in batches of exactly `batch_size`, so that a row's bits depend on no other
+    row.
+    """
     return in_batches(lambda batch: [extractor(to_images(batch))], [pixels], batch_size, device, DECODER)[0]
 
 
-def save_extractor(model: Classifier, folder: str | Path, *, mean: Colour, deviation: Colour, half: bool = True) -> None:
-    """Write a trained classifier as an extractor folder that `load_extractor` reads; weights in fp16 unless not `half`.
+def save_extractor(
+    model: Classifier, folder: str | Path, *, mean: Colour, deviation: Colour, half: bool = True
+) -> None:
+    """Write a trained classifier as an extractor folder that `load_extractor` reads; weights in fp16 unless
+    not `half`.
 
     `mean` and `deviation` are those of pixels in [0, 1] that the model was trained with.
     """
@@ -123,7 +135,9 @@ def save_extractor(model: Classifier, folder: str | Path, *, mean: Colour, devia
     folder.mkdir(parents=True, exist_ok=True)
     config = ExtractorConfig(**model.architecture, mean=mean, deviation=deviation)
     dtype = torch.float16 if half else torch.float32
-    weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in model.state_dict().items()}
+    weights = {
+        name: value.detach().to("cpu", dtype).contiguous() for name, value in model.state_dict().items()
+    }
     save_file(weights, folder / WEIGHTS_NAME)
     (folder / CONFIG_NAME).write_text(json.dumps(config.model_dump(), indent=2) + "\n", encoding="utf-8")
 
@@ -159,13 +173,19 @@ def _timm_name(spec: str) -> str:
 
 
 def _timm_folder(name: str) -> Path | None:
-    """The folder that a timm spec names, or None for a name of timm's. InputError for a folder of anything else."""
+    """The folder that a timm spec names, or None for a name of timm's. InputError for a folder of anything
+    else.
+    """
     if "/" not in name:
         return None
     if not (Path(name) / CONFIG_NAME).is_file():
-        raise InputError(f"{TIMM_SCHEME}{name}: {Path(name) / CONFIG_NAME} is not there; a timm model's folder holds it")
+        raise InputError(
+            f"{TIMM_SCHEME}{name}: {Path(name) / CONFIG_NAME} is not there; a timm model's folder holds it"
+        )
     if "architecture" not in read_json(Path(name) / CONFIG_NAME):
-        raise InputError(f"{Path(name) / CONFIG_NAME}: names no architecture; timm's {CONFIG_NAME} on the hub does")
+        raise InputError(
+            f"{Path(name) / CONFIG_NAME}: names no architecture; timm's {CONFIG_NAME} on the hub does"
+        )
     return Path(name)
 
 
@@ -174,7 +194,9 @@ def _timm_extractor(spec: str, device: torch.device) -> Extractor:
 
     name, query = _timm_name(spec), spec.partition("?")[2]
     if query not in ("", "pretrained=true", "pretrained=false"):
-        raise InputError(f"{spec}: after '?' only pretrained=true or pretrained=false can stand, not {query!r}")
+        raise InputError(
+            f"{spec}: after '?' only pretrained=true or pretrained=false can stand, not {query!r}"
+        )
     if folder := _timm_folder(name):
         name = f"local-dir:{folder}"
     elif not timm.is_model(name):
@@ -200,4 +222,6 @@ def _timm_extractor(spec: str, device: torch.device) -> Extractor:
     with torch.inference_mode():
         dim = model.eval()(torch.zeros(1, 3, size, size)).shape[1]
     mean, deviation = (tuple(map(float, data[key])) for key in ("mean", "std"))
-    return Extractor(model, spec=spec, dim=dim, image_size=size, mean=mean, deviation=deviation, device=device)
+    return Extractor(
+        model, spec=spec, dim=dim, image_size=size, mean=mean, deviation=deviation, device=device
+    )

@@ -18,7 +18,8 @@ from ims3_ray.errors import InputError
 
 PACKAGE_SCHEME = "package://"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_FILE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")  # a missing file of such a name is never a hub id
+# a missing file of such a name is never a hub id
+_FILE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 _WEIGHTS_STEM = "diffusion_pytorch_model"
 _WEIGHTS_NAMES = tuple(  # the order of preference: no pickle before pickle, full precision before half
     f"{_WEIGHTS_STEM}{variant}{suffix}"
@@ -29,10 +30,11 @@ _WEIGHTS_NAMES = tuple(  # the order of preference: no pickle before pickle, ful
 
 
 def resolve_model(path: str | Path) -> Path:
-    """The local file or folder that `path` names: itself, `package://name` (comes with this package), or a hub id.
+    """The local file or folder that `path` names: itself, `package://name` (comes with this package), or a
+    hub id.
 
-    Only a hub id ("org/name" that is no local path) is looked up on the network. Raises InputError where nothing is
-    found.
+    Only a hub id ("org/name" that is no local path) is looked up on the network. Raises InputError where
+    nothing is found.
     """
     text = str(path)
     if text.startswith(PACKAGE_SCHEME):
@@ -41,7 +43,9 @@ def resolve_model(path: str | Path) -> Path:
         return Path(text)
     if _HUB_ID.fullmatch(text) and not text.endswith(_FILE_SUFFIXES):
         return _downloaded(text)
-    raise InputError(f"{text}: no such model file or folder; give a diffusers folder, an original DiT .pt file or a hub id")
+    raise InputError(
+        f"{text}: no such model file or folder; give a diffusers folder, an original DiT .pt file or a hub id"
+    )
 
 
 def _packaged(text: str) -> Path:
@@ -58,7 +62,11 @@ def _downloaded(hub_id: str) -> Path:
 
     try:
         folder = Path(snapshot_download(hub_id, allow_patterns=["*.json"]))
-        weights = [f"{part.relative_to(folder)}/*" for part in (folder / "transformer", folder / "vae") if part.is_dir()]
+        weights = [
+            f"{part.relative_to(folder)}/*"
+            for part in (folder / "transformer", folder / "vae")
+            if part.is_dir()
+        ]
         patterns = weights or ["*.safetensors", "*.bin"]
         return Path(snapshot_download(hub_id, allow_patterns=["*.json", *patterns]))
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
@@ -93,13 +101,19 @@ def find_weights(folder: Path) -> list[Path]:
         parts = sorted({str(part) for part in read_json(path).get("weight_map", {}).values()})
         missing = [part for part in parts if Path(part).name != part or not (folder / part).is_file()]
         if missing or not parts:
-            raise InputError(f"{path}: names weight files that are not in its folder ({shortened(missing or ['none'])})")
+            raise InputError(
+                f"{path}: names weight files that are not in its folder ({shortened(missing or ['none'])})"
+            )
         return [folder / part for part in parts]
-    raise InputError(f"{folder}: holds no weights; {_WEIGHTS_NAMES[0]} (or .bin, or parts with an index) is needed")
+    raise InputError(
+        f"{folder}: holds no weights; {_WEIGHTS_NAMES[0]} (or .bin, or parts with an index) is needed"
+    )
 
 
 def read_tensors(paths: list[Path]) -> dict[str, Tensor]:
-    """All tensors by name, on the CPU. Pickled files are read as plain tensors only: InputError for anything more."""
+    """All tensors by name, on the CPU. Pickled files are read as plain tensors only: InputError for anything
+    more.
+    """
     tensors: dict[str, Tensor] = {}
     for path in paths:
         if path.suffix == ".safetensors":
@@ -130,7 +144,8 @@ def read_shapes(paths: list[Path]) -> dict[str, tuple[int, ...]]:
 def _state_dict(path: Path, device: str) -> dict[str, Tensor]:
     """The state dict in a torch file: its "ema" where it holds one, else its "model", else the file itself.
 
-    Training files of the original DiT also hold their command line, an argparse.Namespace: the one class let through.
+    Training files of the original DiT also hold their command line, an argparse.Namespace: the one class let
+    through.
     """
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -141,7 +156,9 @@ def _state_dict(path: Path, device: str) -> dict[str, Tensor]:
             "code; save its state dict alone"
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
-        raise InputError(f"{path}: is no whole torch file ({str(error).splitlines()[0]}); fetch it again") from error
+        raise InputError(
+            f"{path}: is no whole torch file ({str(error).splitlines()[0]}); fetch it again"
+        ) from error
     for key in ("ema", "model"):
         if isinstance(held, dict) and isinstance(held.get(key), dict):
             held = held[key]
@@ -151,7 +168,9 @@ def _state_dict(path: Path, device: str) -> dict[str, Tensor]:
     return held
 
 
-def check_shapes(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], source: Path, what: str) -> None:
+def check_shapes(
+    found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], source: Path, what: str
+) -> None:
     """InputError, with the names shortened, unless both hold the same names with the same shapes."""
     problems = {
         "missing": [name for name in expected if name not in found],

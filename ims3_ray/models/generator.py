@@ -1,4 +1,5 @@
-"""The generator: a DiT and the VAE whose latents it denoises; loading, inspecting, saving as a diffusers pipeline.
+"""The generator: a DiT and the VAE whose latents it denoises; loading, inspecting, saving as a diffusers
+pipeline.
 
 Latents everywhere in this package are scaled: the VAE's own times its `scaling_factor`.
 """
@@ -100,10 +101,12 @@ def inspect_generator(
     heads: int | None = None,
     frequency_shift: float | None = None,
 ) -> GeneratorInfo:
-    """What `load_generator` would load with the same arguments, from JSON and the headers of the weight files.
+    """What `load_generator` would load with the same arguments, from JSON and the headers of the weight
+    files.
 
-    Raises InputError for a folder that is missing or of another kind, names or shapes that don't fit the configuration,
-    a VAE with other latents or image size, another noise schedule, or class names that don't fit the number of classes.
+    Raises InputError for a folder that is missing or of another kind, names or shapes that don't fit the
+    configuration, a VAE with other latents or image size, another noise schedule, or class names that don't
+    fit the number of classes.
     """
     local = resolve_model(path)
     checkpoint = inspect_transformer(local, heads, frequency_shift)
@@ -138,7 +141,8 @@ def load_generator(
     heads: int | None = None,
     frequency_shift: float | None = None,
 ) -> Generator:
-    """Transformer and VAE of a diffusers pipeline folder, hub id, `package://name`, or original `.pt` file with `vae`.
+    """Transformer and VAE of a diffusers pipeline folder, hub id, `package://name`, or original `.pt` file
+    with `vae`.
 
     `dtype` is that of both; `heads` and `frequency_shift` as in `load_transformer`. Raises InputError as
     `inspect_generator` does, before any weight is read.
@@ -157,17 +161,20 @@ def load_vae(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Vae:
-    """The VAE of the generator at `path`, without the transformer's weights; arguments as in `load_generator`."""
+    """The VAE of the generator at `path`, without the transformer's weights; arguments as in
+    `load_generator`.
+    """
     info = inspect_generator(path, vae=vae, heads=heads)
     layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format  # as tensor cores read
     return Vae(read_vae(info.vae_path).to(device, dtype, memory_format=layout), info.image_size)
 
 
 def with_new_classes(dit: DiT, count: int, generator: torch.Generator) -> DiT:
-    """`dit` for `count` other classes: a fresh class table, the null row and all else kept (shared with `dit`).
+    """`dit` for `count` other classes: a fresh class table, the null row and all else kept (shared with
+    `dit`).
 
-    A fresh row is the mean of the old classes' rows with normal noise of 0.02 (DiT's initial spread) from `generator`
-    (on the CPU): an image of no class in particular, told apart by tuning.
+    A fresh row is the mean of the old classes' rows with normal noise of 0.02 (DiT's initial spread) from
+    `generator` (on the CPU): an image of no class in particular, told apart by tuning.
     """
     if count < 1:
         raise InputError(f"the number of new classes must be 1 or more, not {count}")
@@ -195,18 +202,21 @@ def save_pipeline(
 ) -> None:
     """Write a folder that plain `DiTPipeline.from_pretrained` loads, DiffFit scales folded in.
 
-    `scheduler` overrides settings of the DDIM scheduler; `dtype` is that of the weights as stored; `null_label` as in
-    `export_transformer` (1000 lets diffusers' pipeline guide models of fewer classes). InputError if `out` holds
-    anything.
+    `scheduler` overrides settings of the DDIM scheduler; `dtype` is that of the weights as stored;
+    `null_label` as in `export_transformer` (1000 lets diffusers' pipeline guide models of fewer classes).
+    InputError if `out` holds anything.
     """
     out = new_folder(out)
     if id2label is not None and len(id2label) != dit.config.num_classes:
-        raise InputError(f"id2label has {len(id2label)} names, the model {dit.config.num_classes} classes; give one each")
+        raise InputError(
+            f"id2label has {len(id2label)} names, the model {dit.config.num_classes} classes; give one each"
+        )
     settings = {key: value for key, value in SCHEDULE.items() if value is not None} | {"clip_sample": False}
     from diffusers import DDIMScheduler, DiTPipeline
 
     pipeline = DiTPipeline(
-        transformer=nn.Module.to(export_transformer(dit, null_label), dtype),  # diffusers' own `to` warns about nothing
+        # diffusers' own `to` warns about nothing
+        transformer=nn.Module.to(export_transformer(dit, null_label), dtype),
         vae=nn.Module.to(copy.deepcopy(vae), "cpu", dtype),
         scheduler=DDIMScheduler(**settings | (scheduler or {})),
     )
@@ -224,10 +234,14 @@ def new_folder(out: str | Path) -> Path:
     """`out` as an absolute path; InputError if it holds anything or can't be made."""
     out = Path(out).expanduser().absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: must be a new or empty folder to save a pipeline in; name another or clear it")
+        raise InputError(
+            f"{out}: must be a new or empty folder to save a pipeline in; name another or clear it"
+        )
     above = next(folder for folder in (out, *out.parents) if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise InputError(f"{out}: can't be made, since {above} is no folder that can be written to; name another")
+        raise InputError(
+            f"{out}: can't be made, since {above} is no folder that can be written to; name another"
+        )
     return out
 
 
@@ -247,7 +261,9 @@ def _class_names(path: Path, num_classes: int) -> list[str] | None:
     if named is None:
         return None
     if set(named) != {str(label) for label in range(num_classes)}:
-        raise InputError(f"{path}: id2label must name the labels 0 to {num_classes - 1}, one each; it has {len(named)}")
+        raise InputError(
+            f"{path}: id2label must name the labels 0 to {num_classes - 1}, one each; it has {len(named)}"
+        )
     return [named[str(label)] for label in range(num_classes)]
 
 

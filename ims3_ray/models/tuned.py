@@ -1,4 +1,6 @@
-"""The generator as a run uses it: pretrained weights, own class rows, a tuned adapter, at the recipe's precision."""
+"""The generator as a run uses it: pretrained weights, own class rows, a tuned adapter, at the recipe's
+precision.
+"""
 
 import json
 from collections.abc import Iterable
@@ -73,8 +75,11 @@ class TunedModel:
 
 
 def compile_blocks(dit: DiT) -> None:
-    """Compile the blocks in place, for one batch size: all of a kind share one compilation, so the first pass is short."""
-    torch._functorch.config.donated_buffer = False  # logging steps go backward through one graph more than once
+    """Compile the blocks in place, for one batch size: all of a kind share one compilation, so the first pass
+    is short.
+    """
+    # logging steps go backward through one graph more than once
+    torch._functorch.config.donated_buffer = False
     for block in dit.blocks:
         block.compile(dynamic=False, fullgraph=True)
 
@@ -103,13 +108,19 @@ def inspect_adapter(location: str) -> AdapterInfo:
     try:
         manifest = read_manifest(folder)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{location}/{MANIFEST}: is no manifest of ims3_ray; name a run's adapter/<fingerprint>") from error
+        raise InputError(
+            f"{location}/{MANIFEST}: is no manifest of ims3_ray; name a run's adapter/<fingerprint>"
+        ) from error
     if manifest is None:
-        raise InputError(f"{location}: is no complete adapter (no {MANIFEST}); name adapter/<fingerprint> of a run that ended")
+        raise InputError(
+            f"{location}: is no complete adapter (no {MANIFEST}); name adapter/<fingerprint> of a run that ended"
+        )
     found, size = folder.files().get(ADAPTER), manifest.get("files", {}).get(ADAPTER)
     if found is None or found.size != size:
         held = "is not there" if found is None else f"has {found.size} bytes, not {size}"
-        raise InputError(f"{location}: is no complete adapter ({ADAPTER} {held}); name a run's adapter/<fingerprint>")
+        raise InputError(
+            f"{location}: is no complete adapter ({ADAPTER} {held}); name a run's adapter/<fingerprint>"
+        )
     return AdapterInfo(folder, manifest.get("own_classes"), manifest.get("frequency_shift"))
 
 
@@ -119,13 +130,17 @@ def check_adapter(adapter: AdapterInfo, config: DiTConfig, weights: str) -> None
     try:
         tensors = read_adapter(adapter.folder, weights)
     except SafetensorError as error:
-        raise InputError(f"{source}: is no whole safetensors file ({error}); copy it again or run the stage again") from error
+        raise InputError(
+            f"{source}: is no whole safetensors file ({error}); copy it again or run the stage again"
+        ) from error
     if adapter.own_classes:
         config = replace(config, num_classes=len(adapter.own_classes))
     with torch.device("meta"):
         dit = DiT(config)
     expected = _shapes((name, dit.get_parameter(name)) for name in difffit.prepare(dit))
-    check_shapes(_shapes(tensors.items()), expected, source, "of this checkpoint; name the one that was tuned")
+    check_shapes(
+        _shapes(tensors.items()), expected, source, "of this checkpoint; name the one that was tuned"
+    )
 
 
 def _shapes(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, tuple[int, ...]]:
@@ -137,10 +152,15 @@ def save_adapter(out: Directory, values: dict[str, Tensor], averages: dict[str, 
     tensors = {f"last.{name}": value for name, value in values.items()} | {
         f"ema.{name}": value for name, value in averages.items()
     }
-    out.write(ADAPTER, safetensors.torch.save({n: t.detach().cpu().contiguous() for n, t in sorted(tensors.items())}))
+    out.write(
+        ADAPTER,
+        safetensors.torch.save({n: t.detach().cpu().contiguous() for n, t in sorted(tensors.items())}),
+    )
 
 
 def read_adapter(adapter: Directory, weights: str) -> dict[str, Tensor]:
     """The adapter's "last" or "ema" values by the model's parameter names."""
     tensors = safetensors.torch.load(adapter.read(ADAPTER))
-    return {name.removeprefix(f"{weights}."): t for name, t in tensors.items() if name.startswith(f"{weights}.")}
+    return {
+        name.removeprefix(f"{weights}."): t for name, t in tensors.items() if name.startswith(f"{weights}.")
+    }

@@ -1,4 +1,6 @@
-"""The VAE between images and the latents that the transformer denoises: diffusers' AutoencoderKL, latents scaled."""
+"""The VAE between images and the latents that the transformer denoises: diffusers' AutoencoderKL, latents
+scaled.
+"""
 
 import math
 import re
@@ -17,8 +19,10 @@ from ims3_ray.errors import InputError
 from .dit import DiTConfig
 from .files import find_weights, read_json, resolve_model, shortened
 
-_PUBLISHED = re.compile(r"DiT-(?:S|B|L|XL)-[248]-(\d+)x\1\.pt")  # original files, named by the size of their images
-_DEFAULTS = {"latent_channels": 4, "in_channels": 3, "scaling_factor": 0.18215, "block_out_channels": (64,)}  # diffusers'
+# original files, named by the size of their images
+_PUBLISHED = re.compile(r"DiT-(?:S|B|L|XL)-[248]-(\d+)x\1\.pt")
+# diffusers'
+_DEFAULTS = {"latent_channels": 4, "in_channels": 3, "scaling_factor": 0.18215, "block_out_channels": (64,)}
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,9 @@ class Vae:
     image_size: int  # height and width that the transformer's latents decode to
 
     @torch.no_grad()
-    def encode(self, images: Float[Tensor, "b 3 height width"]) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
+    def encode(
+        self, images: Float[Tensor, "b 3 height width"]
+    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
         """Mean and log-variance (fp32) of the scaled latents of images in [-1, 1].
 
         The VAE's posterior N(m, exp(v)) with scaling factor k gives mean k m and log-variance v + 2 log k.
@@ -51,7 +57,9 @@ def vae_folder(local: Path, vae: str | Path | None) -> Path:
     if (holder / "vae" / "config.json").is_file():
         return holder / "vae"
     if vae is None:
-        raise InputError(f"{local}: brings no VAE (vae/config.json); name a folder or hub id as vae (--vae, model.vae)")
+        raise InputError(
+            f"{local}: brings no VAE (vae/config.json); name a folder or hub id as vae (--vae, model.vae)"
+        )
     return holder
 
 
@@ -60,7 +68,9 @@ def vae_config(folder: Path, transformer: DiTConfig) -> dict[str, Any]:
     path = folder / "config.json"
     config = _DEFAULTS | read_json(path)
     if config.get("_class_name") != "AutoencoderKL":
-        raise InputError(f"{path}: must describe an AutoencoderKL, but describes a {config.get('_class_name')}")
+        raise InputError(
+            f"{path}: must describe an AutoencoderKL, but describes a {config.get('_class_name')}"
+        )
     if config["latent_channels"] != transformer.in_channels:
         raise InputError(
             f"{path}: the VAE's latents have {config['latent_channels']} channels, the transformer takes "
@@ -70,15 +80,17 @@ def vae_config(folder: Path, transformer: DiTConfig) -> dict[str, Any]:
         raise InputError(f"{path}: in_channels must be 3 (RGB images), not {config['in_channels']}")
     for name in ("shift_factor", "latents_mean", "latents_std"):
         if config.get(name):
-            raise InputError(f"{path}: {name} must be absent, not {config[name]}; latents are scaled, never shifted")
+            raise InputError(
+                f"{path}: {name} must be absent, not {config[name]}; latents are scaled, never shifted"
+            )
     return config
 
 
 def image_size(checkpoint: Path, folder: Path, config: Mapping[str, Any], transformer: DiTConfig) -> int:
     """Height and width of the images that the VAE in `folder` makes of the transformer's latents.
 
-    InputError where the checkpoint tells another size: by a VAE of its own, or by the name of a published original file.
-    A VAE's own `sample_size` tells none, since one VAE serves several sizes.
+    InputError where the checkpoint tells another size: by a VAE of its own, or by the name of a published
+    original file. A VAE's own `sample_size` tells none, since one VAE serves several sizes.
     """
     size = transformer.sample_size * downsampling(config)
     own, named = checkpoint / "vae" / "config.json", _PUBLISHED.fullmatch(checkpoint.name)
@@ -94,7 +106,9 @@ def image_size(checkpoint: Path, folder: Path, config: Mapping[str, Any], transf
 
 
 def read_vae(folder: str | Path) -> nn.Module:
-    """The VAE of a folder, in fp32; InputError if its weights are not whole. Leaves the global random state alone."""
+    """The VAE of a folder, in fp32; InputError if its weights are not whole. Leaves the global random state
+    alone.
+    """
     from diffusers import AutoencoderKL
 
     folder = Path(folder)
@@ -108,7 +122,9 @@ def read_vae(folder: str | Path) -> nn.Module:
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{folder}: the VAE cannot be loaded ({' '.join(str(error).split())[:200]})") from error
+        raise InputError(
+            f"{folder}: the VAE cannot be loaded ({' '.join(str(error).split())[:200]})"
+        ) from error
     problems = {"missing": told["missing_keys"], "left over": told["unexpected_keys"]}
     names = "; ".join(f"{problem}: {shortened(sorted(keys))}" for problem, keys in problems.items() if keys)
     if names:

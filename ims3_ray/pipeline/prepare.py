@@ -1,4 +1,6 @@
-"""Everything that is checked before any heavy work: paths, images, models, classes, numbers that must fit each other."""
+"""Everything that is checked before any heavy work: paths, images, models, classes, numbers that must fit
+each other.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -42,10 +44,16 @@ def check_storage(config: Config) -> None:
 
 
 def image_places(config: Config | Evaluating) -> dict[str, str]:
-    """Where the training images lie, and those that the protocol scores on. InputError where that was left open."""
+    """Where the training images lie, and those that the protocol scores on. InputError where that was left
+    open.
+    """
     data = config.data
     if data.train is None:
-        why = f"recipe {config.recipe} brings no images" if isinstance(config, Config) else "no training images are named"
+        why = (
+            f"recipe {config.recipe} brings no images"
+            if isinstance(config, Config)
+            else "no training images are named"
+        )
         raise InputError(
             f"data.train: {why}; give the folder that holds one folder of training images a class, "
             "such as data.train=/data/my-images/train, or a Hugging Face dataset on disk"
@@ -74,7 +82,10 @@ def prepare(config: Config, machine: Machine) -> Context:
     train = images["train"]
     check_class_names(train.classes)
     info = inspect_generator(
-        config.model.path, vae=config.model.vae, heads=config.model.heads, frequency_shift=config.model.frequency_shift
+        config.model.path,
+        vae=config.model.vae,
+        heads=config.model.heads,
+        frequency_shift=config.model.frequency_shift,
     )
     names = tuple(info.id2label) if info.id2label else None
     labels = class_map(train.classes, names, info.num_classes, config.data.class_map)
@@ -95,12 +106,20 @@ def prepare(config: Config, machine: Machine) -> Context:
 
 
 def prepare_all(configs: Iterable[Config], machine: Machine) -> list[Context]:
-    """The contexts of runs of one recipe: what they read is opened and hashed once for those that read the same."""
+    """The contexts of runs of one recipe: what they read is opened and hashed once for those that read the
+    same.
+    """
     opened: dict[str, Context] = {}
     contexts = []
     for config in configs:
         sections = [config.data, config.model, config.embed]
-        key = fingerprint([*(section.model_dump(mode="json") for section in sections), config.seed, config.evaluate.protocol])
+        key = fingerprint(
+            [
+                *(section.model_dump(mode="json") for section in sections),
+                config.seed,
+                config.evaluate.protocol,
+            ]
+        )
         if key not in opened:
             opened[key] = prepare(config, machine)
         like = opened[key]
@@ -111,7 +130,9 @@ def prepare_all(configs: Iterable[Config], machine: Machine) -> list[Context]:
 
 
 def _numerics(config: Config, machine: Machine) -> tuple[Numerics, list[str]]:
-    """The recipe's precision and compilation, as far as the device that will work can do them, and what it can't."""
+    """The recipe's precision and compilation, as far as the device that will work can do them, and what it
+    can't.
+    """
     device = machine.device
     wanted = Numerics(device, config.model.precision.on(device), config.model.compile.on(device))
     if wanted == Numerics():
@@ -127,11 +148,16 @@ def open_splits(places: Mapping[str, str], data: Data, seed: int, storage: Direc
     With data.validation_split a part of the training images becomes "validation", whatever is scored.
     """
     shared = {"seed": seed, "max_bad_fraction": data.max_bad_fraction, "classes": data.classes}
-    opened = {name: open_images(place, storage, name=f"data.{name}", split=name, **shared) for name, place in places.items()}
+    opened = {
+        name: open_images(place, storage, name=f"data.{name}", split=name, **shared)
+        for name, place in places.items()
+    }
     for name, images in opened.items():
         if images.classes != opened["train"].classes:
             odd = sorted(set(images.classes) ^ set(opened["train"].classes))
-            raise InputError(f"data.{name}: its classes differ from data.train's: {', '.join(map(repr, odd[:5]))}")
+            raise InputError(
+                f"data.{name}: its classes differ from data.train's: {', '.join(map(repr, odd[:5]))}"
+            )
     if data.validation_split:
         opened["train"], opened["validation"] = opened["train"].split(data.validation_split)
     return opened
@@ -149,7 +175,9 @@ def _check_numbers(config: Config, train: ImageSet, channels: int) -> None:
             "add images or lower it"
         )
     if config.sample.guidance_channels > channels:
-        raise InputError(f"sample.guidance_channels: {config.sample.guidance_channels} of {channels} latent channels; lower it")
+        raise InputError(
+            f"sample.guidance_channels: {config.sample.guidance_channels} of {channels} latent channels; lower it"
+        )
     tuned = int(np.minimum(counts, config.encode.images_per_class or counts.max()).sum())
     if config.finetune.epochs and tuned < config.finetune.batch_size:
         raise InputError(
@@ -174,7 +202,9 @@ def _named(numerics: Numerics) -> list[str]:
 
 
 def fetch_extractor(config: Config) -> None:
-    """InputError where φ's weights can't be had: known before the hours of tuning that come ahead of its first use."""
+    """InputError where φ's weights can't be had: known before the hours of tuning that come ahead of its
+    first use.
+    """
     load_extractor(config.embed.extractor)
 
 
@@ -184,5 +214,9 @@ def depends_on(context: Context) -> dict[str, Any]:
     return {
         "device": _named(context.numerics),
         "model": [context.inputs["model"], config.model.heads, config.model.frequency_shift],
-        "classes": [list(context.classes), context.model_labels, config.seed if config.data.class_map == NEW else None],
+        "classes": [
+            list(context.classes),
+            context.model_labels,
+            config.seed if config.data.class_map == NEW else None,
+        ],
     }

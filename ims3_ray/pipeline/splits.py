@@ -16,13 +16,16 @@ def listed(name: str, images: ImageSet) -> AuditedImages:
 
 
 def refuse_nested(train: str, scored: str, name: str) -> None:
-    """InputError where `scored`, the place of `name`, lies within the folder of training images, or around it.
+    """InputError where `scored`, the place of `name`, lies within the folder of training images, or around
+    it.
 
     Rows may: of a folder with several splits one is read alone, and the same one twice `check_splits` sees.
     """
     directories = open_directory(train), open_directory(scored)
     ours, theirs = map(_place, directories)
-    is_nested = ours != theirs and (f"{ours}/".startswith(f"{theirs}/") or f"{theirs}/".startswith(f"{ours}/"))
+    is_nested = ours != theirs and (
+        f"{ours}/".startswith(f"{theirs}/") or f"{theirs}/".startswith(f"{ours}/")
+    )
     if is_nested and not any(map(is_of_rows, directories)):
         raise InputError(
             f"{name}: {scored} and data.train {train} lie one within the other; give two folders side by side, "
@@ -33,8 +36,8 @@ def refuse_nested(train: str, scored: str, name: str) -> None:
 def check_splits(images: Mapping[str, ImageSet], max_overlap: float) -> list[str]:
     """Sentences on what makes the scored images doubtful: `images` holds "train" and the scored split.
 
-    Raises InputError for one folder as both, and where more than the share `max_overlap` of the scored files are training
-    files, byte for byte.
+    Raises InputError for one folder as both, and where more than the share `max_overlap` of the scored files
+    are training files, byte for byte.
     """
     train = listed("data.train", images["train"])
     places = {f"data.{split}": of_split.place for split, of_split in images.items()}
@@ -44,7 +47,8 @@ def check_splits(images: Mapping[str, ImageSet], max_overlap: float) -> list[str
             continue
         scored = listed(f"data.{split}", images[split])
         same = _place(images[split].directory) == _place(images["train"].directory)
-        if same and not set(scored.paths).isdisjoint(train.paths):  # a part that is held out has no path in common
+        # a part that is held out has no path in common
+        if same and not set(scored.paths).isdisjoint(train.paths):
             raise InputError(
                 f"{scored.name}: {places[scored.name]} is the training folder, data.train; give images that were not trained on"
             )

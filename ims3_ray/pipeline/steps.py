@@ -15,17 +15,22 @@ from .prepare import NO_PROTOCOL, depends_on
 
 @dataclass(frozen=True)
 class Stage:
-    """A verb, the artefact that it makes, the artefacts that it reads, and the settings that its bits depend on."""
+    """A verb, the artefact that it makes, the artefacts that it reads, and the settings that its bits depend
+    on.
+    """
 
     name: str
     noun: str
     parents: tuple[str, ...]  # nouns
     settings: Callable[[Context], Any]
-    reads: Callable[[Context, str], bool] = lambda context, noun: True  # whether this run's stage reads that parent
+    # whether this run's stage reads that parent
+    reads: Callable[[Context, str], bool] = lambda context, noun: True
 
     @property
     def module(self) -> Any:
-        folder = "." + self.name + (".stage" if self.name in ("finetune", "sample", "select", "evaluate") else "")
+        folder = (
+            "." + self.name + (".stage" if self.name in ("finetune", "sample", "select", "evaluate") else "")
+        )
         return importlib.import_module(folder, "ims3_ray.stages")
 
 
@@ -36,7 +41,11 @@ def _on_device(context: Context, section: Any) -> dict[str, Any]:
 
 def _encode(c: Context) -> Any:
     shared = depends_on(c)
-    of_data = [c.inputs["images"], c.config.data.mirror, c.config.seed if c.config.encode.images_per_class else None]
+    of_data = [
+        c.inputs["images"],
+        c.config.data.mirror,
+        c.config.seed if c.config.encode.images_per_class else None,
+    ]
     return [of_data, _on_device(c, c.config.encode), shared["model"], shared["device"]]
 
 
@@ -54,7 +63,13 @@ def _sample(c: Context) -> Any:
 
 def _embed(c: Context) -> Any:
     device = c.machine.device
-    return [c.inputs["images"], _on_device(c, c.config.embed), c.inputs["extractor"], c.info.image_size, device]
+    return [
+        c.inputs["images"],
+        _on_device(c, c.config.embed),
+        c.inputs["extractor"],
+        c.info.image_size,
+        device,
+    ]
 
 
 def _select(c: Context) -> Any:
@@ -63,8 +78,17 @@ def _select(c: Context) -> Any:
 
 
 def _evaluate(c: Context) -> Any:
-    rules = [r.model_dump(mode="json") for r in protocols(c.config.evaluate.protocol, c.config.evaluate.networks)]
-    return [c.config.evaluate.model_dump(mode="json"), rules, c.config.seed, c.config.ipc, c.inputs["scored"], c.machine.device]
+    rules = [
+        r.model_dump(mode="json") for r in protocols(c.config.evaluate.protocol, c.config.evaluate.networks)
+    ]
+    return [
+        c.config.evaluate.model_dump(mode="json"),
+        rules,
+        c.config.seed,
+        c.config.ipc,
+        c.inputs["scored"],
+        c.machine.device,
+    ]
 
 
 def _export(c: Context) -> Any:
@@ -87,7 +111,16 @@ STAGES = (
     Stage(
         "report",
         "report",
-        ("latents", "inversions", "adapter", "features", "candidates", "selection", "distilled", "evaluation"),
+        (
+            "latents",
+            "inversions",
+            "adapter",
+            "features",
+            "candidates",
+            "selection",
+            "distilled",
+            "evaluation",
+        ),
         lambda c: c.config.results(),
     ),
 )
@@ -113,7 +146,11 @@ def plan(context: Context) -> list[Step]:
     for stage in STAGES:
         if stage.name == "evaluate" and context.config.evaluate.protocol == NO_PROTOCOL:
             continue
-        parents = {noun: steps[noun].directory for noun in stage.parents if noun in steps and stage.reads(context, noun)}
+        parents = {
+            noun: steps[noun].directory
+            for noun in stage.parents
+            if noun in steps and stage.reads(context, noun)
+        }
         inputs = {noun: steps[noun].fingerprint for noun in parents}
         key = fingerprint([stage.name, stage.module.VERSION, stage.settings(context), inputs])
         directory = context.storage / stage.noun / key

@@ -1,4 +1,6 @@
-"""The report on a run: from data to the bytes of one HTML page and of one contact sheet. Reads no files of the run."""
+"""The report on a run: from data to the bytes of one HTML page and of one contact sheet. Reads no files of
+the run.
+"""
 
 from .images import contact_sheet
 from .inputs import ReportData

@@ -1,4 +1,6 @@
-"""What may be said about a set's accuracy: the difference to a baseline, its interval, and whether it is noise."""
+"""What may be said about a set's accuracy: the difference to a baseline, its interval, and whether it is
+noise.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -63,8 +65,11 @@ def claim(evaluation: Mapping[str, Any] | None) -> Claim:
     interval = f"95\u202f% interval {signed(found.low)} to {signed(found.high)}, Welch's t-test, {seeds}"
     numbers = f"{means}: {signed(found.mean)} points ({interval})."
     if not found.larger_than_noise:
-        return Claim(f"No difference from {other} can be shown", f"{numbers} The difference is within the noise.")
+        return Claim(
+            f"No difference from {other} can be shown", f"{numbers} The difference is within the noise."
+        )
     verdict = "better" if found.mean > 0 else "worse"
     return Claim(
-        f"The distilled set is {verdict} than {other}", f"{numbers} The difference is larger than the noise between seeds."
+        f"The distilled set is {verdict} than {other}",
+        f"{numbers} The difference is larger than the noise between seeds.",
     )

@@ -13,7 +13,8 @@ from .plots import WIDTH, spread
 from .svg import GRID, INK
 
 _PERCENT = FuncFormatter(lambda value, _: f"{100 * value:g} %")
-LABEL_HEIGHT, FRAME_HEIGHT = 19, 80  # pixels that a name beside a line takes, and that a plot needs about its axes
+# pixels that a name beside a line takes, and that a plot needs about its axes
+LABEL_HEIGHT, FRAME_HEIGHT = 19, 80
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,11 @@ def _height(names: int) -> int:
 
 
 def _names(
-    axes: Axes, points: Sequence[tuple[float, float]], names: Sequence[str], colours: Sequence[str], height: int
+    axes: Axes,
+    points: Sequence[tuple[float, float]],
+    names: Sequence[str],
+    colours: Sequence[str],
+    height: int,
 ) -> None:
     """Each name at the right edge, on a thin line from its point, none upon another."""
     (low, high), edge = axes.get_ylim(), axes.get_xlim()[1]

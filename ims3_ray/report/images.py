@@ -43,7 +43,9 @@ def strips(data: ReportData) -> list[Strip]:
 
 @dataclass(frozen=True)
 class MissedStrip:
-    """Real images of a class that the set does not cover, as data URIs, with their number and that of all real ones."""
+    """Real images of a class that the set does not cover, as data URIs, with their number and that of all
+    real ones.
+    """
 
     name: str
     uris: list[str]
@@ -54,7 +56,11 @@ class MissedStrip:
 def missed_strips(data: ReportData) -> list[MissedStrip]:
     """The classes that have such images, the worst covered first."""
     found = sorted(data.uncovered.items(), key=lambda item: -item[1].count / item[1].total)
-    return [MissedStrip(name, [data_uri(i) for i in of.images], of.count, of.total) for name, of in found if of.images]
+    return [
+        MissedStrip(name, [data_uri(i) for i in of.images], of.count, of.total)
+        for name, of in found
+        if of.images
+    ]
 
 
 def is_small(data: ReportData) -> bool:
@@ -63,7 +69,9 @@ def is_small(data: ReportData) -> bool:
 
 
 def data_uri(encoded: bytes) -> str:
-    """An image as a data URI: PNG where it is small, else a JPEG thumbnail. Raises OSError for what is no image."""
+    """An image as a data URI: PNG where it is small, else a JPEG thumbnail. Raises OSError for what is no
+    image.
+    """
     image, buffer = _decoded(encoded), BytesIO()
     if max(image.size) <= THUMBNAIL // 2:
         kind = "png"
@@ -76,7 +84,8 @@ def data_uri(encoded: bytes) -> str:
 
 
 def contact_sheet(data: ReportData) -> bytes:
-    """The distilled set as one PNG: a row a class with its name, a column an image; the same bytes every time.
+    """The distilled set as one PNG: a row a class with its name, a column an image; the same bytes every
+    time.
 
     Beyond 40 classes or 20 images a class a part is shown, and a line at the foot says so.
     """

@@ -10,7 +10,9 @@ from jaxtyping import Bool, Float, Int
 
 @dataclass(frozen=True)
 class Uncovered:
-    """Real images of a class that no image of the set covers: a few encoded ones, sparsest first, and their number."""
+    """Real images of a class that no image of the set covers: a few encoded ones, sparsest first, and their
+    number.
+    """
 
     images: Sequence[bytes]
     count: int
@@ -58,7 +60,9 @@ class ReportData:
         for labels_of in ("real_labels", "candidate_labels"):
             labels = getattr(self, labels_of)
             if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classes):
-                raise ValueError(f"{labels_of}: {labels.min()} to {labels.max()} do not fit {len(self.classes)} classes")
+                raise ValueError(
+                    f"{labels_of}: {labels.min()} to {labels.max()} do not fit {len(self.classes)} classes"
+                )
 
 
 def shown_classes(classes: Sequence[str], limit: int) -> list[int]:
@@ -67,7 +71,9 @@ def shown_classes(classes: Sequence[str], limit: int) -> list[int]:
 
 
 def shortened(name: str, limit: int = 24) -> str:
-    """A class name on one line, with an ellipsis in place of its middle where it is long: ids differ at the end."""
+    """A class name on one line, with an ellipsis in place of its middle where it is long: ids differ at the
+    end.
+    """
     name = " ".join(name.split())
     if len(name) <= limit:
         return name

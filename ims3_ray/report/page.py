@@ -48,7 +48,10 @@ def _evaluation(evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
     names = dict.fromkeys(name for values in coverage.values() for name in values if name != DECILES)
     rows = [
         (*METRICS.get(name, (name, "")), [coverage[of].get(name) for of in coverage])
-        for name in [*(name for name in METRICS if name in names), *(name for name in names if name not in METRICS)]
+        for name in [
+            *(name for name in METRICS if name in names),
+            *(name for name in names if name not in METRICS),
+        ]
     ]
     both = "full" in sets and "distilled" in sets
     share = sets["distilled"]["last"]["mean"] / sets["full"]["last"]["mean"] if both else None
@@ -68,7 +71,9 @@ def _decile_lines(coverage: Mapping[str, Any]) -> list[Line]:
     for place, (name, values) in enumerate(coverage.items()):
         if values.get(DECILES):
             colour = colours.get(name, CLASS_COLOURS[place % len(CLASS_COLOURS)])
-            lines.append(Line(plots.set_name(name), values[DECILES], colour, yardstick=name in ("random", "ceiling")))
+            lines.append(
+                Line(plots.set_name(name), values[DECILES], colour, yardstick=name in ("random", "ceiling"))
+            )
     return lines
 
 
@@ -76,14 +81,19 @@ def _map(data: ReportData) -> dict[str, Any]:
     shown = shown_classes(data.classes, len(CLASS_COLOURS))
     found = feature_map(data, shown)
     names = {i: data.classes[i] for i in shown}
-    return {"map": found, "map_classes": len(shown), "map_plot": plots.feature_map(found, names) if found else None}
+    return {
+        "map": found,
+        "map_classes": len(shown),
+        "map_plot": plots.feature_map(found, names) if found else None,
+    }
 
 
 def _selection(data: ReportData) -> dict[str, Any]:
     """The plot, and how many classes took another subgroup than the one closest to their real images."""
     rows = plots.subgroup_rows(data.selection, data.classes)
     moved = sum(
-        plots.chosen_distance(data.selection, name) > min(data.selection["per_class"][name]["distances_to_real"])
+        plots.chosen_distance(data.selection, name)
+        > min(data.selection["per_class"][name]["distances_to_real"])
         for name in data.classes
     )
     return {"subgroups": plots.subgroups(data.selection, rows), "subgroup_rows": len(rows), "moved": moved}
@@ -100,7 +110,9 @@ def _last_metrics(data: ReportData) -> dict[str, float]:
 def _sections(config: Mapping[str, Any]) -> dict[str, list[tuple[str, Any]]]:
     """The configuration by section, with the dotted names that the command line takes; bare values first."""
     bare = {"run": _flat({key: value for key, value in config.items() if not isinstance(value, Mapping)}, "")}
-    return bare | {key: _flat(value, f"{key}.") for key, value in config.items() if isinstance(value, Mapping)}
+    return bare | {
+        key: _flat(value, f"{key}.") for key, value in config.items() if isinstance(value, Mapping)
+    }
 
 
 def _flat(values: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:

@@ -48,12 +48,27 @@ def accuracy(sets: Mapping[str, Mapping[str, Any]]) -> Markup:
     rows = list(sets)
     for row, name in enumerate(rows):
         last, colour = sets[name]["last"], SET_COLOURS.get(name, MUTED)
-        axes.plot(last["values"], [row + 0.3] * len(last["values"]), "|", color=colour, markersize=8, markeredgewidth=1.5)
+        axes.plot(
+            last["values"],
+            [row + 0.3] * len(last["values"]),
+            "|",
+            color=colour,
+            markersize=8,
+            markeredgewidth=1.5,
+        )
         if last["interval"] is not None:
             ends = last["mean"] - last["interval"], last["mean"] + last["interval"]
             axes.plot(ends, [row, row], color=colour, linewidth=5, alpha=0.3, solid_capstyle="round")
-        axes.plot(last["mean"], row, "o", color=colour, markersize=11, markeredgecolor=PAPER, markeredgewidth=2)
-        where = {"xytext": (0, 17), "textcoords": "offset points", "ha": "center", "weight": "bold", "fontsize": 14}
+        axes.plot(
+            last["mean"], row, "o", color=colour, markersize=11, markeredgecolor=PAPER, markeredgewidth=2
+        )
+        where = {
+            "xytext": (0, 17),
+            "textcoords": "offset points",
+            "ha": "center",
+            "weight": "bold",
+            "fontsize": 14,
+        }
         interval = "" if last["interval"] is None else f" ± {100 * last['interval']:.1f}"
         svg.label(axes, last["mean"], row, f"{100 * last['mean']:.1f} %{interval}", colour, **where)
     axes.set_yticks(range(len(rows)), [set_name(name) for name in rows], parse_math=False)
@@ -92,7 +107,9 @@ def learning_curves(sets: Mapping[str, Mapping[str, Any]]) -> Markup | None:
 
 
 def common_steps(curves: Sequence[Sequence[Sequence[float]]]) -> tuple[np.ndarray, np.ndarray]:
-    """Steps (S,) at which every seed was scored, and the accuracies (seeds, S), of a list of (step, accuracy) a seed."""
+    """Steps (S,) at which every seed was scored, and the accuracies (seeds, S), of a list of (step, accuracy)
+    a seed.
+    """
     tables = [{int(step): value for step, value in curve} for curve in curves]
     steps = sorted(set.intersection(*map(set, tables))) if tables else []
     return np.array(steps), np.array([[table[step] for step in steps] for table in tables])
@@ -109,7 +126,9 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
 def finetuning(history: Sequence[Mapping[str, float]]) -> Markup | None:
     """Each loss term, unweighted, and each ratio of gradient norms against the step; None without history."""
     ratios = [key for key in _keys(history) if key.startswith("grad_ratio/")]
-    panels = [key for key in _keys(history) if "/" not in key and key not in ("step", "images_per_s")] + ratios
+    panels = [
+        key for key in _keys(history) if "/" not in key and key not in ("step", "images_per_s")
+    ] + ratios
     if not panels:
         return None
     columns = 2 if len(panels) in (2, 4) else min(3, len(panels))
@@ -119,7 +138,10 @@ def finetuning(history: Sequence[Mapping[str, float]]) -> Markup | None:
     for place, key in enumerate(panels, start=1):
         axes = drawing.add_subplot(rows, columns, place)
         term = key.removeprefix("grad_ratio/")
-        svg.style(axes, title=f"Gradient ratio, {term} / diffusion" if key in ratios else f"{term.capitalize()} loss")
+        svg.style(
+            axes,
+            title=f"Gradient ratio, {term} / diffusion" if key in ratios else f"{term.capitalize()} loss",
+        )
         points = np.array([(entry["step"], entry[key]) for entry in history if key in entry])
         _trend(axes, points, DISTILLED if key in ratios else INK)
         if key in ratios and (points[:, 1] > 0).all():
@@ -128,7 +150,9 @@ def finetuning(history: Sequence[Mapping[str, float]]) -> Markup | None:
             axes.yaxis.set_minor_locator(NullLocator())
             axes.yaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    return svg.to_svg(drawing, "finetuning", "Loss terms and gradient ratio during fine-tuning, against the step")
+    return svg.to_svg(
+        drawing, "finetuning", "Loss terms and gradient ratio during fine-tuning, against the step"
+    )
 
 
 def _keys(history: Sequence[Mapping[str, float]]) -> list[str]:
@@ -147,7 +171,9 @@ def _trend(axes: Axes, points: np.ndarray, colour: str) -> None:
 
 
 def feature_map(found: Map, names: Mapping[int, str]) -> Markup:
-    """t-SNE: real images as dots, candidates as rings, selected ones filled; the name of a class beside its dots."""
+    """t-SNE: real images as dots, candidates as rings, selected ones filled; the name of a class beside its
+    dots.
+    """
     drawing = svg.figure(WIDTH, 640)
     axes = drawing.add_subplot()
     svg.style(axes, grid="x")
@@ -163,13 +189,17 @@ def feature_map(found: Map, names: Mapping[int, str]) -> Markup:
         of_class = [points[found.labels[kind] == label] for kind, points in found.points.items()]
         own = next((points for points in reversed(of_class) if len(points)), None)
         if own is not None:
-            svg.label(axes, *densest(own), shortened(name), halo=True, ha="center", fontsize=15, weight="bold")
+            svg.label(
+                axes, *densest(own), shortened(name), halo=True, ha="center", fontsize=15, weight="bold"
+            )
     axes.margins(0.02)
     return svg.to_svg(drawing, "map", "t-SNE of real images, candidates and selected images in feature space")
 
 
 def densest(points: np.ndarray) -> np.ndarray:
-    """The point (2,) of `points` (N, 2) that an eighth of the others lie closest around: a class may be in parts."""
+    """The point (2,) of `points` (N, 2) that an eighth of the others lie closest around: a class may be in
+    parts.
+    """
     distances = np.sort(np.linalg.norm(points[:, None] - points[None], axis=2), axis=1)
     return points[np.argmin(distances[:, len(points) // 8])]
 
@@ -183,20 +213,30 @@ def subgroups(selection: Mapping[str, Any], classes: Sequence[str]) -> Markup:
         ids, distances = (selection["per_class"][name][key] for key in ("subgroups", "distances_to_real"))
         chosen = chosen_distance(selection, name)
         axes.plot(
-            [min(*distances, chosen), max(*distances, chosen)], [row, row], color=GRID, linewidth=3, solid_capstyle="round"
+            [min(*distances, chosen), max(*distances, chosen)],
+            [row, row],
+            color=GRID,
+            linewidth=3,
+            solid_capstyle="round",
         )
         others = [d for i, d in zip(ids, distances, strict=True) if i != selection["selection"][name]]
         ring = {"markerfacecolor": PAPER, "markeredgecolor": REAL, "markeredgewidth": 1.6}
         axes.plot(others, [row] * len(others), "o", markersize=8, **ring)
-        axes.plot(chosen, row, "o", color=DISTILLED, markersize=11, markeredgecolor=PAPER, markeredgewidth=1.5)
+        axes.plot(
+            chosen, row, "o", color=DISTILLED, markersize=11, markeredgecolor=PAPER, markeredgewidth=1.5
+        )
     axes.set_yticks(range(len(classes)), [shortened(name) for name in classes], parse_math=False)
     axes.tick_params(axis="y", labelsize=13, labelcolor=INK, pad=12)
     axes.set_ylim(len(classes) - 0.4, -0.6)
-    return svg.to_svg(drawing, "subgroups", "Distance of each class's subgroups to its real images, the chosen one filled")
+    return svg.to_svg(
+        drawing, "subgroups", "Distance of each class's subgroups to its real images, the chosen one filled"
+    )
 
 
 def subgroup_rows(selection: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
-    """The classes to plot: all where they fit, else those whose chosen subgroup is farthest from its real class."""
+    """The classes to plot: all where they fit, else those whose chosen subgroup is farthest from its real
+    class.
+    """
     if len(classes) <= MAX_ROWS:
         return list(classes)
     return sorted(classes, key=lambda name: -chosen_distance(selection, name))[:MAX_ROWS]

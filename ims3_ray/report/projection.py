@@ -23,11 +23,15 @@ class Map:
 
 
 def feature_map(data: ReportData, classes: list[int]) -> Map | None:
-    """t-SNE of the unit-length features of `classes`, at most 1,500 in all: a seeded subset where there are more.
+    """t-SNE of the unit-length features of `classes`, at most 1,500 in all: a seeded subset where there are
+    more.
 
     None where fewer than four images are left: a map needs neighbours.
     """
-    real, candidates = (data.real_features, data.real_labels), (data.candidate_features, data.candidate_labels)
+    real, candidates = (
+        (data.real_features, data.real_labels),
+        (data.candidate_features, data.candidate_labels),
+    )
     of_candidates, selected = np.isin(data.candidate_labels, classes), data.candidate_selected
     rng, left = np.random.default_rng(SEED), MAX_POINTS
     vectors, labels, totals = {}, {}, {}
@@ -48,7 +52,9 @@ def feature_map(data: ReportData, classes: list[int]) -> Map | None:
 
 
 def tsne(vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n 2"]:
-    """t-SNE of directions (cosine neighbourhoods). One thread: sums over several threads differ from run to run."""
+    """t-SNE of directions (cosine neighbourhoods). One thread: sums over several threads differ from run to
+    run.
+    """
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     perplexity = min(30.0, (len(unit) - 1) / 3)
     with threadpool_limits(1):

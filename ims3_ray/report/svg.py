@@ -1,7 +1,7 @@
 """A matplotlib figure as SVG that lives inside a page: its colours are the page's, its text is text.
 
-Figures are drawn in role colours (`INK`, `DISTILLED`, …). On the way out each becomes a CSS variable, so that one
-drawing serves light and dark. One unit of a figure is one pixel of the page.
+Figures are drawn in role colours (`INK`, `DISTILLED`, …). On the way out each becomes a CSS variable, so that
+one drawing serves light and dark. One unit of a figure is one pixel of the page.
 """
 
 import re
@@ -49,7 +49,9 @@ def style(axes: Axes, *, grid: str = "both", title: str = "", x: str = "", y: st
         axes.set_title(title, color=INK, fontsize=13, loc="left", pad=10, parse_math=False)
 
 
-def label(axes: Axes, x: float, y: float, text: str, colour: str = INK, *, halo: bool = False, **kwargs) -> None:
+def label(
+    axes: Axes, x: float, y: float, text: str, colour: str = INK, *, halo: bool = False, **kwargs
+) -> None:
     """Text at data coordinates, taken as it is: a `$` in a class name starts no formula."""
     if halo:
         kwargs["gid"] = _HALO

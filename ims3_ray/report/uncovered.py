@@ -13,7 +13,9 @@ SHOWN = 3  # images a class: enough to see a kind of image that is missing
 
 @dataclass(frozen=True)
 class Missed:
-    """Of one class: the rows to show, sparsest first, how many are not covered, and how many real images there are."""
+    """Of one class: the rows to show, sparsest first, how many are not covered, and how many real images
+    there are.
+    """
 
     rows: Int[np.ndarray, " s"]
     count: int
@@ -31,7 +33,8 @@ def missed(
 ) -> dict[int, Missed]:
     """By label, for those of `labels` where it is defined: more than k real images, and a synthetic one.
 
-    Covered is as in coverage: a synthetic image of the class within NND_k. `rows` are at most three rows of `real`.
+    Covered is as in coverage: a synthetic image of the class within NND_k. `rows` are at most three rows of
+    `real`.
     """
     found = {}
     for label in labels:

@@ -1,4 +1,6 @@
-"""What the pages have in common: how they word numbers, what they call each metric, and how a template becomes a page."""
+"""What the pages have in common: how they word numbers, what they call each metric, and how a template
+becomes a page.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,10 @@ HERE = Path(__file__).parent
 METRICS = {
     "coverage": ("Coverage", "share of real images that have a synthetic one among their near neighbours"),
     "low_density_coverage": ("Low-density coverage", "the same for the sparsest fifth of the real images"),
-    "density": ("Density", "real neighbourhoods around a synthetic image, in units of k: more where real images crowd"),
+    "density": (
+        "Density",
+        "real neighbourhoods around a synthetic image, in units of k: more where real images crowd",
+    ),
     "precision": ("Precision", "share of synthetic images inside some real neighbourhood"),
     "recall": ("Recall", "share of real images inside some synthetic neighbourhood"),
     "copy_rate": (
@@ -20,7 +25,10 @@ METRICS = {
         "share of synthetic images nearer to a real one than 99\u202f% of real images are to each other",
     ),
     "vendi": ("Vendi score", "effective number of different images a class"),
-    "kid": ("KID", "squared distance between the distributions of features: near 0 is alike, below 0 is chance"),
+    "kid": (
+        "KID",
+        "squared distance between the distributions of features: near 0 is alike, below 0 is chance",
+    ),
 }
 
 

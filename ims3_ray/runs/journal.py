@@ -1,4 +1,5 @@
-"""What a run tells while it runs: a log of one JSON line an event below its record, and a sign that its driver is alive.
+"""What a run tells while it runs: a log of one JSON line an event below its record, and a sign that its
+driver is alive.
 
 <root>/runs/<recipe>-<key>/log.jsonl, alive.json
 """
@@ -23,7 +24,9 @@ DEAD_AFTER_S = 6 * BEAT_S  # without one: a busy machine may miss a few
 
 
 class Journal:
-    """The log of one run; a run that goes on writes on. Object stores know no appending, so the file is written whole."""
+    """The log of one run; a run that goes on writes on. Object stores know no appending, so the file is
+    written whole.
+    """
 
     def __init__(self, folder: Directory):
         self._folder = folder
@@ -42,7 +45,9 @@ class Journal:
         def beat() -> None:
             while True:
                 with contextlib.suppress(OSError, InputError):  # the run itself meets it too
-                    self._folder.write_json(ALIVE, {"time": time.time(), "pid": os.getpid(), "host": socket.gethostname()})
+                    self._folder.write_json(
+                        ALIVE, {"time": time.time(), "pid": os.getpid(), "host": socket.gethostname()}
+                    )
                 if ended.wait(BEAT_S):
                     return
 

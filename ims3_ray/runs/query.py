@@ -1,4 +1,5 @@
-"""Questions about runs, over MLflow's own search: plain functions that take an MlflowClient and give plain dicts.
+"""Questions about runs, over MLflow's own search: plain functions that take an MlflowClient and give plain
+dicts.
 
 A run is {run_id, name, key, kind, protocol, scored, status, start_time, parent, params, metrics, tags}.
 """
@@ -22,12 +23,24 @@ from .tracking import DISTILLATION, EXPERIMENT, KIND_TAG, PARENT_TAG, PROTOCOL_T
 
 Run = dict[str, Any]
 PAGE = 1000
-STAGE_METRICS = ("encode", "invert", "finetune", "embed", "sample", "select", "export", "evaluate", "report", "ablation")
+STAGE_METRICS = (
+    "encode",
+    "invert",
+    "finetune",
+    "embed",
+    "sample",
+    "select",
+    "export",
+    "evaluate",
+    "report",
+    "ablation",
+)
 COMPARED_TAGS = ("version.", "hardware.", KIND_TAG, PROTOCOL_TAG, SCORED_TAG)
 
 
 def find(client: Any, conditions: str = "", order: str = "start_time") -> list[Run]:
-    """All runs that meet `conditions`, in MLflow's filter language; by `order`: newest first, or a metric, best first.
+    """All runs that meet `conditions`, in MLflow's filter language; by `order`: newest first, or a metric,
+    best first.
 
     A metric with a minus before it is best where it is smallest.
     """
@@ -38,7 +51,9 @@ def find(client: Any, conditions: str = "", order: str = "start_time") -> list[R
 
 
 def last_deleted(client: Any) -> dict[str, float]:
-    """By the key of every run that was deleted, and of which none is left: when the last of them began, Unix seconds."""
+    """By the key of every run that was deleted, and of which none is left: when the last of them began, Unix
+    seconds.
+    """
     left = {run["key"] for run in find(client)}
     began: dict[str, float] = {}
     for found in _search(client, "", [], is_deleted=True):
@@ -61,14 +76,20 @@ def resolve(runs: Sequence[Run], text: str) -> Run:
     if len(found) == 1:
         return found[0]
     if found:
-        raise InputError(f"{text!r}: names {len(found)} runs; give one's key or MLflow id: {_candidates(found)}")
+        raise InputError(
+            f"{text!r}: names {len(found)} runs; give one's key or MLflow id: {_candidates(found)}"
+        )
     known = {name: run for run in runs for name in (run["name"], run["key"]) if name}
     near = [known[name] for name in difflib.get_close_matches(text, known, n=3, cutoff=0.4)] or list(runs[:3])
-    raise InputError(f"{text!r}: is no run's key, name or MLflow id; there are, for example: {_candidates(near) or 'none'}")
+    raise InputError(
+        f"{text!r}: is no run's key, name or MLflow id; there are, for example: {_candidates(near) or 'none'}"
+    )
 
 
 def figure(run: Run, name: str) -> float:
-    """A metric, or a parameter that is a number, of a run; larger is better, so negated after a minus. NaN where missing."""
+    """A metric, or a parameter that is a number, of a run; larger is better, so negated after a minus. NaN
+    where missing.
+    """
     plain = name.removeprefix("-")
     value = run["metrics"].get(plain, run["params"].get(plain))
     try:
@@ -84,7 +105,9 @@ def check_figures(runs: Sequence[Run], names: Sequence[str]) -> None:
             known = sorted({metric for run in runs for metric in run["metrics"]})
             first = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {first[0]}? " if first else ""
-            raise InputError(f"{name}: no run has this metric; {hint}known here: {', '.join(known) or 'none'}")
+            raise InputError(
+                f"{name}: no run has this metric; {hint}known here: {', '.join(known) or 'none'}"
+            )
 
 
 def groups(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
@@ -96,7 +119,9 @@ def groups(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
 
 
 def best(runs: Sequence[Run], metric: str) -> list[dict[str, Any]]:
-    """The best run by `metric` for every protocol, scored images and IPC: [{protocol, scored, ipc, value, run}, …]."""
+    """The best run by `metric` for every protocol, scored images and IPC: [{protocol, scored, ipc, value,
+    run}, …].
+    """
     found = []
     for (protocol, scored), comparable in groups(runs).items():
         by_ipc: dict[str, Run] = {}
@@ -106,7 +131,9 @@ def best(runs: Sequence[Run], metric: str) -> list[dict[str, Any]]:
                 by_ipc[ipc] = run
         for ipc in sorted(by_ipc, key=lambda text: (not text.isdigit(), int(text) if text.isdigit() else 0)):
             value = logged(by_ipc[ipc], metric)
-            found.append({"protocol": protocol, "scored": scored, "ipc": ipc, "value": value, "run": by_ipc[ipc]})
+            found.append(
+                {"protocol": protocol, "scored": scored, "ipc": ipc, "value": value, "run": by_ipc[ipc]}
+            )
     return found
 
 
@@ -116,7 +143,9 @@ def logged(run: Run, name: str) -> float:
 
 
 def fronts(runs: Sequence[Run], names: Sequence[str]) -> list[dict[str, Any]]:
-    """The Pareto front of every protocol and scored images: [{protocol, scored, runs}, …], best first by the first name."""
+    """The Pareto front of every protocol and scored images: [{protocol, scored, runs}, …], best first by the
+    first name.
+    """
     found = []
     for (protocol, scored), comparable in groups(runs).items():
         rows = pareto_front(np.array([[figure(run, name) for name in names] for run in comparable]))
@@ -126,7 +155,9 @@ def fronts(runs: Sequence[Run], names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def differences(one: Run, other: Run) -> dict[str, dict[str, list[Any]]]:
-    """What differs: parameters, tags of versions and hardware, headline metrics, each {name: [one's, other's]}."""
+    """What differs: parameters, tags of versions and hardware, headline metrics, each {name: [one's,
+    other's]}.
+    """
 
     def differing(kind: str, is_compared: Callable[[str], bool]) -> dict[str, list[Any]]:
         names = sorted(name for name in {**one[kind], **other[kind]} if is_compared(name))
@@ -149,7 +180,9 @@ def logged_file(client: Any, run_id: str, name: str) -> bytes | None:
 
 
 def has_tracking(storage: Directory) -> bool:
-    """Whether there can be runs: a tracking server is named, or the storage holds a database. Asking would make one."""
+    """Whether there can be runs: a tracking server is named, or the storage holds a database. Asking would
+    make one.
+    """
     return bool(os.environ.get("MLFLOW_TRACKING_URI")) or not storage.is_local or storage.exists("mlflow.db")
 
 

@@ -4,8 +4,8 @@
     ablations/<recipe>-<key>/artifacts.json  of all cells of an ablation
     sweeps/<key>/trials/<trial>.json         of a trial
 
-A record's `artifacts` are a list of "noun/fingerprint", or a mapping from noun to URI. A run needs them until its MLflow
-run is deleted there, or its record here.
+A record's `artifacts` are a list of "noun/fingerprint", or a mapping from noun to URI. A run needs them until
+its MLflow run is deleted there, or its record here.
 """
 
 import calendar
@@ -18,7 +18,9 @@ from typing import Any
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import Directory
 
-RECORD = re.compile(r"runs/([^/]+)/run\.json|ablations/([^/]+)/artifacts\.json|sweeps/([^/]+)/trials/([^/]+)\.json")
+RECORD = re.compile(
+    r"runs/([^/]+)/run\.json|ablations/([^/]+)/artifacts\.json|sweeps/([^/]+)/trials/([^/]+)\.json"
+)
 RUNNING, FINISHED, FAILED, STOPPED = STATES = ("running", "finished", "failed", "stopped")
 TIME = "%Y-%m-%dT%H:%M:%SZ"
 
@@ -34,11 +36,15 @@ class Record:
     artifacts: frozenset[str]  # "noun/fingerprint"
 
     def is_released(self, deleted: Mapping[str, float]) -> bool:
-        """Whether a person deleted the run: `deleted` holds, by key, when the last run deleted in MLflow had begun.
+        """Whether a person deleted the run: `deleted` holds, by key, when the last run deleted in MLflow had
+        begun.
 
-        A record that says "running" is written before its MLflow run begins: a deletion of an earlier one is not meant.
+        A record that says "running" is written before its MLflow run begins: a deletion of an earlier one is
+        not meant.
         """
-        return any(key in deleted and (not self.is_running or deleted[key] >= self.written) for key in self.keys)
+        return any(
+            key in deleted and (not self.is_running or deleted[key] >= self.written) for key in self.keys
+        )
 
 
 def write(
@@ -50,9 +56,11 @@ def write(
     state: str = RUNNING,
     **details: Any,
 ) -> None:
-    """Write the record at `place`, such as "sweeps/ab12/trials/7.json": before the first stage, and again at the end.
+    """Write the record at `place`, such as "sweeps/ab12/trials/7.json": before the first stage, and again at
+    the end.
 
-    `key` is the tag `ims3.run` of its MLflow run, `state` one of STATES; `details` stand beside what is needed.
+    `key` is the tag `ims3.run` of its MLflow run, `state` one of STATES; `details` stand beside what is
+    needed.
     """
     assert RECORD.fullmatch(place) and state in STATES, f"{place}, {state}"
     held = dict(artifacts) if isinstance(artifacts, Mapping) else sorted(set(artifacts))
@@ -72,7 +80,9 @@ def read(storage: Directory) -> list[Record]:
 
 
 def needed(storage: Directory, deleted: Mapping[str, float] | None = None) -> set[str]:
-    """The artefacts, as "noun/fingerprint", of every run that was not deleted in MLflow (`Record.is_released`)."""
+    """The artefacts, as "noun/fingerprint", of every run that was not deleted in MLflow
+    (`Record.is_released`).
+    """
     kept = [record for record in read(storage) if not record.is_released(deleted or {})]
     return {artifact for record in kept for artifact in record.artifacts}
 
@@ -81,7 +91,9 @@ def _read(storage: Directory, place: str) -> Record:
     try:
         record = storage.read_json(place)
         held = record["artifacts"]
-        named = frozenset(_place(artifact) for artifact in (held.values() if isinstance(held, Mapping) else held))
+        named = frozenset(
+            _place(artifact) for artifact in (held.values() if isinstance(held, Mapping) else held)
+        )
         written = calendar.timegm(time.strptime(record["written"], TIME)) if "written" in record else 0.0
         keys = _keys(place, record.get("key"))
         return Record(place, keys, record.get("state") == RUNNING, written, named)
@@ -95,7 +107,8 @@ def _read(storage: Directory, place: str) -> Record:
 def _keys(place: str, key: str | None) -> tuple[str, ...]:
     run, ablation, sweep, trial = RECORD.fullmatch(place).groups()
     own = key or run or ablation or trial
-    return (own, sweep.rsplit("-", 1)[-1]) if sweep else (own,)  # of a sweep, the folder begins with the recipe's name
+    # of a sweep, the folder begins with the recipe's name
+    return (own, sweep.rsplit("-", 1)[-1]) if sweep else (own,)
 
 
 def _place(location: str) -> str:

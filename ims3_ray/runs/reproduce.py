@@ -31,7 +31,11 @@ class Reproduction:
 
     @property
     def words(self) -> list[str]:
-        return ["--recipe", self.recipe, *(f"{field}={yaml_word(value)}" for field, value in self.overrides.items())]
+        return [
+            "--recipe",
+            self.recipe,
+            *(f"{field}={yaml_word(value)}" for field, value in self.overrides.items()),
+        ]
 
     @property
     def command(self) -> str:
@@ -39,30 +43,40 @@ class Reproduction:
 
 
 def reproduce(params: Mapping[str, str], resolved: Callable[[], bytes | None]) -> Reproduction:
-    """The command for a run with these MLflow parameters; `resolved` fetches its recipe.yaml where they do not suffice.
+    """The command for a run with these MLflow parameters; `resolved` fetches its recipe.yaml where they do
+    not suffice.
 
     InputError for a run whose parameters are no recipe's.
     """
     if "recipe" not in params or "sample.subgroups" not in params:
-        raise InputError("--reproduce: this run's parameters are no recipe; name a distillation or a trial of a sweep")
+        raise InputError(
+            "--reproduce: this run's parameters are no recipe; name a distillation or a trial of a sweep"
+        )
     recipe = params["recipe"] if params["recipe"] in recipe_names() else STANDIN
     with _without_environment():
         base = flatten(load_config(recipe).results())
         cut = [field for field, text in params.items() if len(text) >= MAX_PARAM]
-        of_params = {field: parsed(text, base.get(field)) for field, text in params.items() if field not in cut}
+        of_params = {
+            field: parsed(text, base.get(field)) for field, text in params.items() if field not in cut
+        }
         of_params |= {field: base[field] for field in cut if _shown(base.get(field)) == params[field]}
         made = _minimal(recipe, base, of_params, params)
         if (cut or made.notes) and (text := resolved()):
-            exact = flatten({name: value for name, value in yaml.safe_load(text).items() if name not in PLACE_AND_SPEED})
+            exact = flatten(
+                {name: value for name, value in yaml.safe_load(text).items() if name not in PLACE_AND_SPEED}
+            )
             return _minimal(recipe, base, exact, params, exact)
     unsure = [
-        f"{field}: MLflow holds its first {MAX_PARAM} characters alone, and the run logged no recipe.yaml" for field in cut
+        f"{field}: MLflow holds its first {MAX_PARAM} characters alone, and the run logged no recipe.yaml"
+        for field in cut
     ]
     return Reproduction(recipe, made.overrides, [*made.notes, *unsure])
 
 
 def parsed(text: str, like: Any) -> Any:
-    """The value whose `str` is `text`; `like` is another value of the field: where it is a text, so is this one."""
+    """The value whose `str` is `text`; `like` is another value of the field: where it is a text, so is this
+    one.
+    """
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -72,13 +86,23 @@ def parsed(text: str, like: Any) -> Any:
 
 def yaml_word(value: Any) -> str:
     """`value` in YAML on one line."""
-    return yaml.safe_dump(value, default_flow_style=True, width=2**31, allow_unicode=True).removesuffix("...\n").strip()
+    return (
+        yaml.safe_dump(value, default_flow_style=True, width=2**31, allow_unicode=True)
+        .removesuffix("...\n")
+        .strip()
+    )
 
 
 def _minimal(
-    recipe: str, base: dict[str, Any], wanted: dict[str, Any], params: Mapping[str, str], exact: dict[str, Any] | None = None
+    recipe: str,
+    base: dict[str, Any],
+    wanted: dict[str, Any],
+    params: Mapping[str, str],
+    exact: dict[str, Any] | None = None,
 ) -> Reproduction:
-    """The fewest overrides that give what `params` show, and `exact` where it is known, or the most that can be given."""
+    """The fewest overrides that give what `params` show, and `exact` where it is known, or the most that can
+    be given.
+    """
     differing = {field: value for field, value in wanted.items() if field not in base or base[field] != value}
     overrides = _grouped(differing, wanted)
     notes = _mismatches(recipe, overrides, params, exact)
@@ -91,7 +115,8 @@ def _minimal(
 
 
 def _grouped(overrides: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
-    """Overrides as load_config takes them: parts of a value, such as a licence or a batch size, as one mapping.
+    """Overrides as load_config takes them: parts of a value, such as a licence or a batch size, as one
+    mapping.
 
     Fields that this version does not know are left out.
     """
@@ -101,7 +126,9 @@ def _grouped(overrides: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any
         whole = ".".join(field.split(".")[:2])
         if whole not in known:
             continue
-        parts = {other.removeprefix(f"{whole}."): v for other, v in wanted.items() if other.startswith(f"{whole}.")}
+        parts = {
+            other.removeprefix(f"{whole}."): v for other, v in wanted.items() if other.startswith(f"{whole}.")
+        }
         found[whole] = value if field == whole else parts
     return found
 
@@ -132,7 +159,9 @@ def _shown(value: Any) -> str:
 
 @contextmanager
 def _without_environment() -> Iterator[None]:
-    """IMS3_ variables fill in what a recipe leaves open: here all that differs from the recipe itself is to be said."""
+    """IMS3_ variables fill in what a recipe leaves open: here all that differs from the recipe itself is to
+    be said.
+    """
     taken = {name: os.environ.pop(name) for name in list(os.environ) if name.upper().startswith("IMS3_")}
     try:
         yield

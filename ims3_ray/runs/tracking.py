@@ -29,11 +29,15 @@ LAST_TRIES, LAST_WAIT_S = 6, 10.0  # at the end of a run
 
 
 def tracking_uri(storage: Directory) -> str:
-    """MLFLOW_TRACKING_URI, or a SQLite file in a local storage. InputError where storage is remote and no URI is set."""
+    """MLFLOW_TRACKING_URI, or a SQLite file in a local storage. InputError where storage is remote and no URI
+    is set.
+    """
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
     if not storage.is_local:
-        raise InputError(f"storage: {storage.uri} can hold no MLflow database; set MLFLOW_TRACKING_URI to a tracking server")
+        raise InputError(
+            f"storage: {storage.uri} can hold no MLflow database; set MLFLOW_TRACKING_URI to a tracking server"
+        )
     return f"sqlite:///{storage.path}/mlflow.db"
 
 
@@ -41,7 +45,8 @@ def client(storage: Directory) -> Any:
     """An MlflowClient for this storage; its database and experiment are made where missing."""
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # its own seven hold a run up for two minutes; we try again
+    # its own seven hold a run up for two minutes; we try again
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -67,8 +72,8 @@ def experiment_id(mlflow_client: Any, storage: Directory) -> str:
 class Tracker:
     """The MLflow run of one distillation. Trouble never stops a run.
 
-    What a server that is away did not take waits and is tried again, in order, every RETRY_S and at the end; what MLflow
-    refuses for another reason is said and left out. Each kind of trouble is said once.
+    What a server that is away did not take waits and is tried again, in order, every RETRY_S and at the end;
+    what MLflow refuses for another reason is said and left out. Each kind of trouble is said once.
     """
 
     def __init__(self, storage: Directory, say: Callable[[str], None]):
@@ -79,7 +84,14 @@ class Tracker:
         self._waiting: list[Callable[[], None]] = []
         self._again_at = 0.0
 
-    def start(self, key: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str], parent: str | None = None) -> None:
+    def start(
+        self,
+        key: str,
+        name: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        parent: str | None = None,
+    ) -> None:
         """Find the run tagged `key`, or create it with `params` (nested: `sample.subgroups`) and `tags`.
 
         A new run lies below the one whose MLflow id is `parent`.
@@ -94,7 +106,9 @@ class Tracker:
                 self._is_found = True
                 return
             above = {PARENT_TAG: parent} if parent else {}
-            self.run_id = self._client.create_run(experiment, run_name=name, tags={RUN_TAG: key, **above, **tags}).info.run_id
+            self.run_id = self._client.create_run(
+                experiment, run_name=name, tags={RUN_TAG: key, **above, **tags}
+            ).info.run_id
             from mlflow.entities import Param
 
             flat = [Param(field, str(value)[:MAX_PARAM]) for field, value in flatten(params).items()]
@@ -112,9 +126,15 @@ class Tracker:
         def log() -> None:
             from mlflow.entities import Metric
 
-            numbers = {name: float(v) for name, v in metrics.items() if v is not None and step not in self._logged(name)}
+            numbers = {
+                name: float(v)
+                for name, v in metrics.items()
+                if v is not None and step not in self._logged(name)
+            }
             if numbers:
-                self._client.log_batch(self.run_id, [Metric(name, value, now, step) for name, value in numbers.items()])
+                self._client.log_batch(
+                    self.run_id, [Metric(name, value, now, step) for name, value in numbers.items()]
+                )
             for name in numbers:
                 self._logged(name).add(step)
 
@@ -166,7 +186,9 @@ class Tracker:
             time.sleep(LAST_WAIT_S)
             self._flush()
         if self._waiting and patient:
-            self._say(f"MLflow: {len(self._waiting)} records of run {self.run_id or 'that is not there'} could not be written")
+            self._say(
+                f"MLflow: {len(self._waiting)} records of run {self.run_id or 'that is not there'} could not be written"
+            )
         return not self._waiting
 
     def _do(self, action: Callable[[], None]) -> None:
@@ -193,7 +215,11 @@ class Tracker:
         kind = "away" if _is_away(error) else first
         if kind not in self._said:
             self._said.add(kind)
-            goes_on = "what is not written is tried again" if kind == "away" else "the run goes on without tracking what fails"
+            goes_on = (
+                "what is not written is tried again"
+                if kind == "away"
+                else "the run goes on without tracking what fails"
+            )
             self._say(f"MLflow: {first}; {goes_on}")
 
 
@@ -201,14 +227,17 @@ def _is_away(error: Exception) -> bool:
     """Whether a server that does not answer, or a locked database, is behind it: another time it may work."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, OSError) or type(seen).__name__ == "OperationalError":  # requests' exceptions are OSErrors
+        # requests' exceptions are OSErrors
+        if isinstance(seen, OSError) or type(seen).__name__ == "OperationalError":
             return True
         seen = seen.__cause__ or seen.__context__
     return "failed with exception" in str(error) or "too many 5" in str(error)
 
 
 def artifact_tags(artifacts: Iterable[str]) -> dict[str, str]:
-    """`["selection/ab12"]` as `{"artifact.selection": "ab12"}`: the fingerprints by which a run's artefacts are found."""
+    """`["selection/ab12"]` as `{"artifact.selection": "ab12"}`: the fingerprints by which a run's artefacts
+    are found.
+    """
     return {f"artifact.{noun}": name for noun, name in (artifact.split("/") for artifact in artifacts)}
 
 

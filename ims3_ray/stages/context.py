@@ -27,11 +27,13 @@ class Context:
     machine: Machine
     images: dict[str, ImageSet]  # "train", and "validation" and "test" where they are given
     info: GeneratorInfo
-    model_labels: list[int]  # the generator's label of every class, in the order of the training set's classes
+    # the generator's label of every class, in the order of the training set's classes
+    model_labels: list[int]
     numerics: Numerics
     notes: tuple[str, ...] = ()  # what the machine can't do as the recipe says, a line each
     inputs: dict[str, str] = field(default_factory=dict)  # fingerprints of what lies outside the storage
-    on_metrics: Callable[[str, int, dict[str, float]], None] = _unheard  # stage, step, metrics: while a stage runs
+    # stage, step, metrics: while a stage runs
+    on_metrics: Callable[[str, int, dict[str, float]], None] = _unheard
 
     @property
     def classes(self) -> tuple[str, ...]:

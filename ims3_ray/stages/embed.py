@@ -25,5 +25,7 @@ def run(context: Context, out: Directory) -> dict[str, Any]:
         "batch_size": size,
         "device": context.machine.device,
     }
-    made = fan_out(Embedder, arguments, parts, table=tables.FEATURES, out=out, machine=context.machine, stage="embed")
+    made = fan_out(
+        Embedder, arguments, parts, table=tables.FEATURES, out=out, machine=context.machine, stage="embed"
+    )
     return made | {"bad_images": train.bad | made.pop("notes")}

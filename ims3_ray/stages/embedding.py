@@ -1,4 +1,6 @@
-"""Features of images by the frozen extractor φ, and of any set the hashes of its decoded pixels in the same pass."""
+"""Features of images by the frozen extractor φ, and of any set the hashes of its decoded pixels in the same
+pass.
+"""
 
 import numpy as np
 
@@ -14,7 +16,8 @@ from ims3_ray.storage.artifacts import Directory, fingerprint, read_rows
 from ims3_ray.storage.tables import FEATURES, Column, Columns
 
 VERSION = 1
-EMBEDDED = FEATURES | {"path": Column("str"), "pixels": Column("str")}  # pixels: hash of the decoded image as embedded
+# pixels: hash of the decoded image as embedded
+EMBEDDED = FEATURES | {"path": Column("str"), "pixels": Column("str")}
 NOUN = "embedded"
 
 
@@ -55,12 +58,15 @@ def embed_images(
     image_size: int,
     max_bad_fraction: float,
 ) -> AuditedImages:
-    """The set's readable images with features and hashes, at `image_size` pixels a side; made once for a storage.
+    """The set's readable images with features and hashes, at `image_size` pixels a side; made once for a
+    storage.
 
     Raises InputError, with `name`, where more than `max_bad_fraction` of the files turn out to be unreadable.
     """
     size = settings.batch_size.on(machine.device)
-    key = fingerprint([VERSION, images.directory.uri, images.fingerprint, extractor_hash, image_size, size, machine.device])
+    key = fingerprint(
+        [VERSION, images.directory.uri, images.fingerprint, extractor_hash, image_size, size, machine.device]
+    )
     out = storage / NOUN / key
     parts = [Part(i, len(p["paths"]), p) for i, p in enumerate(payloads(images, range(len(images)), size))]
     arguments = {
@@ -75,5 +81,10 @@ def embed_images(
     check_bad(name, images.place, bad, len(images) + len(images.bad), max_bad_fraction)
     rows = read_rows(out, EMBEDDED)
     return AuditedImages(
-        name, rows["path"].tolist(), rows["label"], rows["image_id"].tolist(), rows["pixels"].tolist(), rows["feature"]
+        name,
+        rows["path"].tolist(),
+        rows["label"],
+        rows["image_id"].tolist(),
+        rows["pixels"].tolist(),
+        rows["feature"],
     )

@@ -1,4 +1,6 @@
-"""Encode the training images: the VAE's posterior of each, and of its mirror image. Reads images, makes latents."""
+"""Encode the training images: the VAE's posterior of each, and of its mirror image. Reads images, makes
+latents.
+"""
 
 from typing import Any
 
@@ -22,7 +24,9 @@ VERSION = 1
 
 
 def run(context: Context, out: Directory) -> dict[str, Any]:
-    """Encode a seeded subset of `encode.images_per_class` images a class. InputError beyond `data.max_bad_fraction`."""
+    """Encode a seeded subset of `encode.images_per_class` images a class. InputError beyond
+    `data.max_bad_fraction`.
+    """
     config, train = context.config, context.images["train"]
     rows = train.subset(config.encode.images_per_class, "encode", config.seed)
     size = context.batch_size(config.encode)
@@ -58,7 +62,9 @@ class Encoder:
 
     def __init__(self, images: Directory, model: Model, mirror: bool, batch_size: int, numerics: Numerics):
         self._device = prepare_device(numerics.device)
-        self._vae = load_vae(model.path, vae=model.vae, heads=model.heads, device=self._device, dtype=numerics.dtype)
+        self._vae = load_vae(
+            model.path, vae=model.vae, heads=model.heads, device=self._device, dtype=numerics.dtype
+        )
         self._read = BatchReader(images, self._vae.image_size)
         self._mirror, self._batch_size = mirror, batch_size
 
@@ -72,5 +78,8 @@ class Encoder:
     @torch.inference_mode()
     def _encode(self, pixels: np.ndarray) -> list[np.ndarray]:
         return in_batches(
-            lambda batch: [x.half() for x in self._vae.encode(to_images(batch))], [pixels], self._batch_size, self._device
+            lambda batch: [x.half() for x in self._vae.encode(to_images(batch))],
+            [pixels],
+            self._batch_size,
+            self._device,
         )

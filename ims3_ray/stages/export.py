@@ -29,7 +29,9 @@ def run(context: Context, out: Directory, selection: Directory, candidates: Dire
     return {"rows": len(images), "images": [entry for entries in written for entry in entries]}
 
 
-def chosen_images(candidates: Directory, selection: Directory, classes: tuple[str, ...]) -> list[DistilledImage]:
+def chosen_images(
+    candidates: Directory, selection: Directory, classes: tuple[str, ...]
+) -> list[DistilledImage]:
     """The chosen candidates, by class, subgroup and index."""
     rows = read_rows(candidates, tables.CANDIDATES, ["label", "subgroup", "index", "seed", "image"])
     kept = np.flatnonzero(distilled.is_selected(selection.read_json("selection.json"), classes, rows))

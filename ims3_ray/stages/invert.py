@@ -81,7 +81,9 @@ class Inverter:
         rows = tables.from_parquet(self._latents.read(part_name), table)
         labels = self._model_labels[rows["label"]]
         views = ("", "mirror_") if self._mirror else ("",)  # together they fill a batch
-        inverted = self._invert(np.concatenate([rows[f"{view}mean"] for view in views]), np.tile(labels, len(views)))
+        inverted = self._invert(
+            np.concatenate([rows[f"{view}mean"] for view in views]), np.tile(labels, len(views))
+        )
         columns = {"image_id": rows["image_id"], "label": rows["label"]}
         for view, trajectories in zip(views, np.split(inverted, len(views)), strict=True):
             columns[f"{view}inversion"] = trajectories

@@ -54,7 +54,13 @@ def gather(context: Context, inputs: dict[str, Directory]) -> ReportData:
         evaluation=evaluation,
         selection=selection,
         stages=[
-            {"name": m["stage"], "rows": m["rows"], "unit": m["unit"], "seconds": m["seconds"], "rate": m["rate"]}
+            {
+                "name": m["stage"],
+                "rows": m["rows"],
+                "unit": m["unit"],
+                "seconds": m["seconds"],
+                "rate": m["rate"],
+            }
             for m in manifests.values()
         ],
         commands={
@@ -67,7 +73,9 @@ def gather(context: Context, inputs: dict[str, Directory]) -> ReportData:
 def _contact(context: Context, distilled: Directory) -> dict[str, dict[str, list[bytes]]]:
     """PNGs of every class: the distilled images, and a few real ones."""
     made, train = DistilledSet(distilled), context.images["train"]
-    contact: dict[str, dict[str, list[bytes]]] = {name: {"distilled": [], "real": []} for name in made.classes}
+    contact: dict[str, dict[str, list[bytes]]] = {
+        name: {"distilled": [], "real": []} for name in made.classes
+    }
     for image, label in made:
         contact[made.classes[label]]["distilled"].append(encode_png(np.asarray(image).transpose(2, 0, 1)))
     for row in train.subset(REAL_SHOWN, "report", context.config.seed):
@@ -75,14 +83,20 @@ def _contact(context: Context, distilled: Directory) -> dict[str, dict[str, list
     return contact
 
 
-def _uncovered(context: Context, real: tables.Columns, features: np.ndarray, labels: np.ndarray) -> dict[str, Uncovered]:
-    """Of the classes on the page: the real images that none of the set's (features (M, D), labels (M,)) covers."""
+def _uncovered(
+    context: Context, real: tables.Columns, features: np.ndarray, labels: np.ndarray
+) -> dict[str, Uncovered]:
+    """Of the classes on the page: the real images that none of the set's (features (M, D), labels (M,))
+    covers.
+    """
     row_of = {image_id: row for row, image_id in enumerate(context.images["train"].ids)}
     shown, neighbours = shown_classes(context.classes, PAGE_CLASSES), context.config.evaluate.neighbours
     found = missed(real["feature"], real["label"], features, labels, labels=shown, k=neighbours)
     return {
         context.classes[label]: Uncovered(
-            [_real_image(context, row_of[image_id]) for image_id in real["image_id"][of.rows]], of.count, of.total
+            [_real_image(context, row_of[image_id]) for image_id in real["image_id"][of.rows]],
+            of.count,
+            of.total,
         )
         for label, of in found.items()
     }

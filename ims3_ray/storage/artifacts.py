@@ -2,9 +2,9 @@
 
     <root>/<noun>/<fingerprint>/part-00000.parquet …, manifest.json
 
-The manifest is written last and at once, so a stage is either complete or not there. Single files are written to a hidden
-temporary name and moved (local), or in one upload (object stores): a reader never sees half a file, and what a killed
-process leaves of one is no part of a set of images.
+The manifest is written last and at once, so a stage is either complete or not there. Single files are written
+to a hidden temporary name and moved (local), or in one upload (object stores): a reader never sees half a
+file, and what a killed process leaves of one is no part of a set of images.
 """
 
 import hashlib
@@ -34,7 +34,9 @@ Made = TypeVar("Made")
 
 
 def fingerprint(value: Any) -> str:
-    """Twelve hexadecimal digits for plain data: the same for equal values, whatever the order of a mapping's keys."""
+    """Twelve hexadecimal digits for plain data: the same for equal values, whatever the order of a mapping's
+    keys.
+    """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -43,7 +45,8 @@ def fingerprint(value: Any) -> str:
 class Directory:
     """A directory on a pyarrow filesystem. Names are relative to it and may hold slashes.
 
-    Errors of a remote one that may pass are waited out (`patience.py`). InputError when they don't, and for a full disk.
+    Errors of a remote one that may pass are waited out (`patience.py`). InputError when they don't, and for a
+    full disk.
     """
 
     filesystem: fs.FileSystem
@@ -67,7 +70,9 @@ class Directory:
         return isinstance(self.filesystem, fs.LocalFileSystem)
 
     def __truediv__(self, name: str) -> "Directory":
-        return Directory(self.filesystem, f"{self.path}/{name}", self.location and _below(self.location, name))
+        return Directory(
+            self.filesystem, f"{self.path}/{name}", self.location and _below(self.location, name)
+        )
 
     def patiently(self, act: Callable[[], Made]) -> Made:
         """What `act()` gives, which reads or writes here by the filesystem itself and is safe to repeat."""
@@ -86,11 +91,19 @@ class Directory:
 
     def folders(self) -> dict[str, fs.FileInfo]:
         """The directories right below, by name, sorted; empty where the directory is missing."""
-        infos = self.patiently(lambda: self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True)))
-        return {info.base_name: info for info in sorted(infos, key=lambda i: i.path) if info.type == fs.FileType.Directory}
+        infos = self.patiently(
+            lambda: self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
+        )
+        return {
+            info.base_name: info
+            for info in sorted(infos, key=lambda i: i.path)
+            if info.type == fs.FileType.Directory
+        }
 
     def files(self) -> dict[str, fs.FileInfo]:
-        """Every file below, by its name relative to this directory, sorted; empty where the directory is missing."""
+        """Every file below, by its name relative to this directory, sorted; empty where the directory is
+        missing.
+        """
         return self.listed()[0]
 
     def listed(self, within: str = "") -> tuple[dict[str, fs.FileInfo], dict[str, str]]:
@@ -104,7 +117,9 @@ class Directory:
             wanted = fs.FileSelector(place, recursive=True, allow_not_found=True)
         infos = self.patiently(lambda: self.filesystem.get_file_info(wanted))
         found = [info for info in infos if info.type == fs.FileType.File]
-        return {info.path[len(self.path) + 1 :]: info for info in sorted(found, key=lambda info: info.path)}, odd
+        return {
+            info.path[len(self.path) + 1 :]: info for info in sorted(found, key=lambda info: info.path)
+        }, odd
 
     def infos(self, paths: Sequence[str]) -> list[fs.FileInfo]:
         """What there is at each of `paths`, full ones on this filesystem."""
@@ -125,7 +140,9 @@ class Directory:
     def write(self, name: str, data: bytes) -> None:
         """Write a whole file at once; an older one of that name is replaced."""
         target = f"{self.path}/{name}"
-        (self / name).patiently(lambda: _write_local(target, data) if self.is_local else self._upload(target, data))
+        (self / name).patiently(
+            lambda: _write_local(target, data) if self.is_local else self._upload(target, data)
+        )
 
     def _upload(self, target: str, data: bytes) -> None:
         with self.filesystem.open_output_stream(target) as stream:
@@ -195,7 +212,9 @@ def open_directory(location: str) -> Directory:
         try:
             filesystem, path = fs.FileSystem.from_uri(location)
         except (ValueError, OSError) as error:
-            raise InputError(f"{location}: can't be opened as a filesystem: {' '.join(str(error).split())}") from error
+            raise InputError(
+                f"{location}: can't be opened as a filesystem: {' '.join(str(error).split())}"
+            ) from error
         return Directory(filesystem, path.rstrip("/"), "".join(_parted(location)))
     return Directory(fs.LocalFileSystem(), str(Path(location).expanduser().absolute()))
 
@@ -253,4 +272,6 @@ def part_names(directory: Directory) -> list[str]:
 
 def read_rows(directory: Directory, table: tables.Table, columns: list[str] | None = None) -> tables.Columns:
     """All rows of an artefact, parts in order; `columns` reads those alone."""
-    return tables.concatenate(tables.from_parquet(directory.read(n), table, columns) for n in part_names(directory))
+    return tables.concatenate(
+        tables.from_parquet(directory.read(n), table, columns) for n in part_names(directory)
+    )

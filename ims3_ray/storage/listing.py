@@ -1,7 +1,8 @@
 """The files below a folder of this machine. Symbolic links are followed wherever they lead, and loops end.
 
-Below each entry of the folder, a folder counts once however many links lead to it: two links that lead back up would
-otherwise have more paths than could ever be listed. What is no file is told by name, never left out in silence.
+Below each entry of the folder, a folder counts once however many links lead to it: two links that lead back
+up would otherwise have more paths than could ever be listed. What is no file is told by name, never left out
+in silence.
 """
 
 import errno
@@ -10,12 +11,16 @@ import stat
 
 from ims3_ray.text import named
 
-REASONS = {errno.ENOENT: "is a symbolic link to nothing", errno.ELOOP: "is a symbolic link that leads to itself"}
+REASONS = {
+    errno.ENOENT: "is a symbolic link to nothing",
+    errno.ELOOP: "is a symbolic link that leads to itself",
+}
 TWICE = "leads to a folder that is listed already"
 
 
 def listed(root: str, within: str = "") -> tuple[list[str], dict[str, str]]:
-    """(names of the files, {name: why it is none}), relative to `root`, sorted; nothing where there is no such folder.
+    """(names of the files, {name: why it is none}), relative to `root`, sorted; nothing where there is no
+    such folder.
 
     `within` lists what is below that folder of it alone.
     """

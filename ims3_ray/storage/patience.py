@@ -20,7 +20,8 @@ SHOWN = 200  # characters of an error
 GO_ON = "run the same command again to go on"
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_FULL_TEXT = re.compile(r"HTTP status 507|StorageFull|QuotaExceeded|\(os error 28\)")  # the last as safetensors tells it
+# the last as safetensors tells it
+_FULL_TEXT = re.compile(r"HTTP status 507|StorageFull|QuotaExceeded|\(os error 28\)")
 _LASTING = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 _LASTING_ANSWER = re.compile(
     r"ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_(ACCESS_KEY_ID|CLIENT_TOKEN_ID|SIGNATURE)|SIGNATURE_DOES_NOT_MATCH|UNRECOGNIZED_CLIENT"
@@ -45,9 +46,9 @@ _lock = threading.Lock()
 def patiently(place: str, act: Callable[[], Made]) -> Made:
     """What `act()` gives, which reads or writes at `place`, a URI or local path, and is safe to repeat.
 
-    Errors that a service behind a URI may get over are waited out for PATIENCE_S from the first, on a clock that all threads
-    share until something succeeds. The first is told on standard error. Raises InputError, in one line, when that time is
-    over, and where no space is left; any other error at once.
+    Errors that a service behind a URI may get over are waited out for PATIENCE_S from the first, on a clock
+    that all threads share until something succeeds. The first is told on standard error. Raises InputError,
+    in one line, when that time is over, and where no space is left; any other error at once.
     """
     service = re.match(r"[^/]+://[^/?]*|", place)[0]
     began, pause = math.inf, 1.0
@@ -63,7 +64,9 @@ def patiently(place: str, act: Callable[[], Made]) -> Made:
             began = min(began, _note(service, place, behind))
             left = began + PATIENCE_S - time.monotonic()
             if left <= 0:
-                raise InputError(f"{place}: answers with an error ({_short(behind)}) for {PATIENCE_S:g} s; {GO_ON}") from error
+                raise InputError(
+                    f"{place}: answers with an error ({_short(behind)}) for {PATIENCE_S:g} s; {GO_ON}"
+                ) from error
             time.sleep(min(pause, left))
             pause = min(2 * pause, LONGEST_PAUSE_S)
         else:
@@ -74,7 +77,9 @@ def patiently(place: str, act: Callable[[], Made]) -> Made:
 
 def no_space(place: str, error: BaseException) -> InputError:
     """What a person reads about a full disk, or a store whose quota is used up."""
-    return InputError(f"{place}: no space left ({_short(error)}); free some or choose another storage=…, then {GO_ON}")
+    return InputError(
+        f"{place}: no space left ({_short(error)}); free some or choose another storage=…, then {GO_ON}"
+    )
 
 
 def is_full(error: BaseException) -> bool:

@@ -1,7 +1,7 @@
 """The columns of every artefact, written once; checked on write and on read.
 
-A table travels through the stages as a dict of numpy arrays, first axis the rows. Tensors lie in Parquet as Arrow's
-fixed-shape tensors, which plain pyarrow reads.
+A table travels through the stages as a dict of numpy arrays, first axis the rows. Tensors lie in Parquet as
+Arrow's fixed-shape tensors, which plain pyarrow reads.
 """
 
 import io
@@ -17,7 +17,9 @@ Columns = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Column:
-    """One column. `shape` is that of a row's value: () is a scalar; None marks an axis that each table fixes itself."""
+    """One column. `shape` is that of a row's value: () is a scalar; None marks an axis that each table fixes
+    itself.
+    """
 
     dtype: str  # numpy's name, or "str", or "bytes"
     shape: tuple[int | None, ...] = ()
@@ -32,7 +34,10 @@ LATENTS: Table = {
     "mean": Column("float16", LATENT),  # posterior mean, times the VAE's scaling factor
     "logvar": Column("float16", LATENT),  # log-variance of the scaled posterior
 }
-MIRRORED_LATENTS: Table = LATENTS | {"mirror_mean": Column("float16", LATENT), "mirror_logvar": Column("float16", LATENT)}
+MIRRORED_LATENTS: Table = LATENTS | {
+    "mirror_mean": Column("float16", LATENT),
+    "mirror_logvar": Column("float16", LATENT),
+}
 INVERSIONS: Table = {
     "image_id": Column("str"),
     "label": Column("int64"),
@@ -58,11 +63,15 @@ def to_parquet(columns: Columns, table: Table) -> bytes:
 
 
 def from_parquet(data: bytes, table: Table, columns: Sequence[str] | None = None) -> Columns:
-    """The rows of a Parquet file; `columns` reads those alone. ValueError names a column that is missing or off."""
+    """The rows of a Parquet file; `columns` reads those alone. ValueError names a column that is missing or
+    off.
+    """
     names = list(columns or table)
     read = pq.read_table(pa.BufferReader(data), columns=names)
     if missing := [name for name in names if name not in read.column_names]:
-        raise ValueError(f"columns {', '.join(missing)} are missing; the file holds {', '.join(read.column_names)}")
+        raise ValueError(
+            f"columns {', '.join(missing)} are missing; the file holds {', '.join(read.column_names)}"
+        )
     rows = {name: _to_numpy(read[name].combine_chunks(), table[name]) for name in names}
     check(rows, {name: table[name] for name in names})
     return rows
@@ -81,7 +90,9 @@ def check(columns: Columns, table: Table) -> None:
     for name, column in table.items():
         values = columns[name]
         assert len(values) == rows, f"{name}: {len(values)} rows, others have {rows}"
-        assert values.ndim == 1 + len(column.shape), f"{name}: shape {values.shape}, a row's is {column.shape}"
+        assert values.ndim == 1 + len(column.shape), (
+            f"{name}: shape {values.shape}, a row's is {column.shape}"
+        )
         for have, want in zip(values.shape[1:], column.shape, strict=True):
             assert want is None or have == want, f"{name}: shape {values.shape}, a row's is {column.shape}"
         if column.dtype not in ("str", "bytes"):
@@ -96,7 +107,9 @@ def _to_arrow(columns: Columns, table: Table) -> pa.Table:
         if column.shape:
             arrays[name] = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values))
         elif column.dtype in ("str", "bytes"):
-            arrays[name] = pa.array(values.tolist(), type=pa.string() if column.dtype == "str" else pa.binary())
+            arrays[name] = pa.array(
+                values.tolist(), type=pa.string() if column.dtype == "str" else pa.binary()
+            )
         else:
             arrays[name] = pa.array(values)
     return pa.table(arrays)

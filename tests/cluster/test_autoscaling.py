@@ -1,4 +1,6 @@
-"""A cluster at rest, with no worker at all: a run's demand makes it grow, and the run goes on when workers come."""
+"""A cluster at rest, with no worker at all: a run's demand makes it grow, and the run goes on when workers
+come.
+"""
 
 import json
 from pathlib import Path
@@ -43,7 +45,13 @@ def resting_cluster(tmp_path):
     } | {f"{what}_commands": [] for what in COMMANDS}
     config.write_text(json.dumps(described))
     env = guarded(environment()) | {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
-    words = ["--head", "--num-cpus=0", f"--port={port}", f"--dashboard-port={free_port()}", f"--autoscaling-config={config}"]
+    words = [
+        "--head",
+        "--num-cpus=0",
+        f"--port={port}",
+        f"--dashboard-port={free_port()}",
+        f"--autoscaling-config={config}",
+    ]
     with node(*words, env=env, log=tmp_path / "head.log"):
         yield env | {"RAY_ADDRESS": address}
 

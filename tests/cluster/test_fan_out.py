@@ -37,7 +37,9 @@ class Heavy:
 
     def __call__(self, payload):
         columns = features(payload["rows"], payload["seed"])
-        return columns, {f"memory-{payload['seed']}": str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)}
+        return columns, {
+            f"memory-{payload['seed']}": str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        }
 
 
 class Meeting:
@@ -81,7 +83,9 @@ class Relay:
 def run(build, parts, folder, **workers):
     machine = cluster.machine(Workers(**workers))
     out = open_directory(str(folder))
-    return out, fan_out(build, {"batch_size": 8}, parts, table=tables.FEATURES, out=out, machine=machine, stage="test")
+    return out, fan_out(
+        build, {"batch_size": 8}, parts, table=tables.FEATURES, out=out, machine=machine, stage="test"
+    )
 
 
 def test_a_pool_ten_times_the_object_store_streams_through(ray_cluster, tmp_path):
@@ -91,7 +95,8 @@ def test_a_pool_ten_times_the_object_store_streams_through(ray_cluster, tmp_path
     parts = [Part(i, rows, {"rows": rows, "seed": i}) for i in range(count)]
     out, made = run(Heavy, parts, tmp_path, actors=2)
     sizes = [info.size for name, info in out.files().items() if name.endswith(".parquet")]
-    assert len(sizes) == count and sum(sizes) >= 10 * store
+    assert len(sizes) == count
+    assert sum(sizes) >= 10 * store
     assert max(float(note) for note in made["notes"].values()) < 1.5e9
     assert ray_cluster.available_resources()["object_store_memory"] > 0.5 * store
 
@@ -117,7 +122,9 @@ def test_only_missing_parts_are_made(ray_cluster, tmp_path):
     assert changed == {parts[1].file, parts[1].file + ".notes.json"}
 
 
-@pytest.mark.parametrize("workers, bounds", [({"actors": 3}, (1, 3)), ({"actors": 2, "min_actors": 5}, (2, 2))])
+@pytest.mark.parametrize(
+    ("workers", "bounds"), [({"actors": 3}, (1, 3)), ({"actors": 2, "min_actors": 5}, (2, 2))]
+)
 def test_a_pool_grows_between_its_bounds(workers, bounds):
     pool = actor_pool(cluster.Machine("cpu", 4, 0, 8e9, Workers(**workers)), 10)
     assert (pool.min_size, pool.max_size) == bounds

@@ -1,4 +1,6 @@
-"""The files of `cluster/`: what their own validators accept, and what those do not look at. Nothing here reaches a cloud."""
+"""The files of `cluster/`: what their own validators accept, and what those do not look at. Nothing here
+reaches a cloud.
+"""
 
 import json
 import os
@@ -76,8 +78,14 @@ def job(documents):
 def pods(job):
     cluster = job["spec"]["rayClusterSpec"]
     groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
-    templates = {"submitter": job["spec"]["submitterPodTemplate"], "head": cluster["headGroupSpec"]["template"]}
-    return {name: template["spec"] for name, template in (templates | {n: g["template"] for n, g in groups.items()}).items()}
+    templates = {
+        "submitter": job["spec"]["submitterPodTemplate"],
+        "head": cluster["headGroupSpec"]["template"],
+    }
+    return {
+        name: template["spec"]
+        for name, template in (templates | {n: g["template"] for n, g in groups.items()}).items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -120,11 +128,14 @@ def test_ray_accepts_the_aws_file(aws):
     prepared = prepare_config(aws)
     validate_config(prepared)
     commands = [line for name, lines in prepared.items() if name.endswith("_commands") for line in lines]
-    assert not any("pip install" in line or "conda" in line for line in commands)  # Ray's defaults: a nightly for Python 3.10
+    # Ray's defaults: a nightly for Python 3.10
+    assert not any("pip install" in line or "conda" in line for line in commands)
 
 
 def test_starting_the_aws_cluster_opens_nothing_and_makes_no_role(tmp_path, monkeypatch):
-    """What `ray up` does before it starts the head, against a simulated EC2 and IAM with a person's group and profiles."""
+    """What `ray up` does before it starts the head, against a simulated EC2 and IAM with a person's group and
+    profiles.
+    """
     import boto3
     from moto import mock_aws
     from ray.autoscaler._private.commands import _bootstrap_config
@@ -142,10 +153,11 @@ def test_starting_the_aws_cluster_opens_nothing_and_makes_no_role(tmp_path, monk
             iam.create_instance_profile(InstanceProfileName=name)
         filled = yaml.safe_load(AWS.read_text().replace("sg-FILL_IN", group))
         made = _bootstrap_config(prepare_config(filled), no_config_cache=True)
-        assert ec2.describe_security_groups()["SecurityGroups"] == before and not iam.list_roles()["Roles"]
-        assert {n: node["node_config"]["SecurityGroupIds"] for n, node in made["available_node_types"].items()} == {
-            n: [group] for n in filled["available_node_types"]
-        }
+        assert ec2.describe_security_groups()["SecurityGroups"] == before
+        assert not iam.list_roles()["Roles"]
+        assert {
+            n: node["node_config"]["SecurityGroupIds"] for n, node in made["available_node_types"].items()
+        } == {n: [group] for n in filled["available_node_types"]}
     for name in ("gpu_spot", "gpu_on_demand"):  # the declared GPUs are those of the instance type
         resources = made["available_node_types"][name]["resources"]
         assert {"CPU": 16, "GPU": 1, "accelerator_type:L40S": 1}.items() <= resources.items()
@@ -153,8 +165,11 @@ def test_starting_the_aws_cluster_opens_nothing_and_makes_no_role(tmp_path, monk
 
 def test_a_person_fills_in_the_first_block_alone(aws):
     first, rest = AWS.read_text().split("\ncluster_name:")
-    assert "FILL_IN" in first and "FILL_IN" not in rest
-    assert set(re.findall(r"&(\w+)", first)) == set(re.findall(r"\*(\w+)", rest)) - set(re.findall(r"&(\w+)", rest))
+    assert "FILL_IN" in first
+    assert "FILL_IN" not in rest
+    assert set(re.findall(r"&(\w+)", first)) == set(re.findall(r"\*(\w+)", rest)) - set(
+        re.findall(r"&(\w+)", rest)
+    )
     for name in aws["metadata"]:
         assert re.search(rf"^  {name}: &{name} ", first, flags=re.M), name
 
@@ -181,30 +196,41 @@ def test_jobs_find_the_mlflow_server(aws, pods):
 def test_every_process_asks_for_the_token(aws, job, pods):
     (folder,) = aws["file_mounts"]
     for role in ("head", "worker"):
-        assert {"RAY_AUTH_MODE=token", f"RAY_AUTH_TOKEN_PATH={folder}/auth_token"} <= set(options(aws, role).split())
+        assert {"RAY_AUTH_MODE=token", f"RAY_AUTH_TOKEN_PATH={folder}/auth_token"} <= set(
+            options(aws, role).split()
+        )
     assert job["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
     for name in ("head", "gpu"):
         assert {"name": "RAY_AUTH_MODE", "value": "token"} in pods[name]["containers"][0]["env"]
 
 
 def test_no_worker_until_there_is_work(aws, workers, job):
-    assert workers and all(node["min_workers"] == 0 < node["max_workers"] <= aws["max_workers"] for node in workers.values())
+    assert workers
+    assert all(
+        node["min_workers"] == 0 < node["max_workers"] <= aws["max_workers"] for node in workers.values()
+    )
     assert aws["available_node_types"][aws["head_node_type"]]["resources"] == {"CPU": 0}
     cluster = job["spec"]["rayClusterSpec"]
-    assert cluster["enableInTreeAutoscaling"] and cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    assert cluster["enableInTreeAutoscaling"]
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     for group in cluster["workerGroupSpecs"]:
         assert group["replicas"] == group["minReplicas"] == 0 < group["maxReplicas"]
-    assert job["spec"]["shutdownAfterJobFinishes"] and job["spec"]["activeDeadlineSeconds"]
+    assert job["spec"]["shutdownAfterJobFinishes"]
+    assert job["spec"]["activeDeadlineSeconds"]
 
 
 def test_spot_is_tried_before_on_demand(workers):
     market = {name: "InstanceMarketOptions" in node["node_config"] for name, node in workers.items()}
-    spot, on_demand = ([workers[name] for name in workers if market[name] is is_spot] for is_spot in (True, False))
+    spot, on_demand = (
+        [workers[name] for name in workers if market[name] is is_spot] for is_spot in (True, False)
+    )
     assert min(node["priority"] for node in spot) > max(node["priority"] for node in on_demand)
 
 
 def test_resources_are_whole_numbers(aws):
-    amounts = [amount for node in aws["available_node_types"].values() for amount in node["resources"].values()]
+    amounts = [
+        amount for node in aws["available_node_types"].values() for amount in node["resources"].values()
+    ]
     assert {type(amount) for amount in amounts} == {int}
 
 
@@ -213,10 +239,17 @@ def test_buckets_are_opened_by_roles_and_no_key_is_here(aws, documents, pods):
         assert node["node_config"]["IamInstanceProfile"], name
         assert node["node_config"]["MetadataOptions"]["HttpTokens"] == "required", name
     assert list(aws["file_mounts"]) == ["/home/ray/token"]
-    accounts = {document["metadata"]["name"]: document for document in documents if document["kind"] == "ServiceAccount"}
+    accounts = {
+        document["metadata"]["name"]: document
+        for document in documents
+        if document["kind"] == "ServiceAccount"
+    }
     for name in ("head", "gpu"):
-        assert accounts[pods[name]["serviceAccountName"]]["metadata"]["annotations"]["eks.amazonaws.com/role-arn"]
-    assert pods["head"]["serviceAccountName"] != pods["gpu"]["serviceAccountName"]  # the head's may delete pods
+        assert accounts[pods[name]["serviceAccountName"]]["metadata"]["annotations"][
+            "eks.amazonaws.com/role-arn"
+        ]
+    # the head's may delete pods
+    assert pods["head"]["serviceAccountName"] != pods["gpu"]["serviceAccountName"]
     for path in FILES:
         assert not re.search(SECRETS, path.read_text()), path.name
 
@@ -224,9 +257,11 @@ def test_buckets_are_opened_by_roles_and_no_key_is_here(aws, documents, pods):
 def test_one_ray_one_python_one_image(aws, job, pods, docker_lines):
     images = image_tags(aws, pods, docker_lines)
     (tag,) = {image.rpartition(":")[2] for image in images.values()}
-    assert images["Dockerfile"] == f"rayproject/ray:{tag}" and len({i for n, i in images.items() if n != "Dockerfile"}) == 1
+    assert images["Dockerfile"] == f"rayproject/ray:{tag}"
+    assert len({i for n, i in images.items() if n != "Dockerfile"}) == 1
     version, python, device = tag.split("-")
-    assert version == ray.__version__ == job["spec"]["rayClusterSpec"]["rayVersion"] and device == "gpu"
+    assert version == ray.__version__ == job["spec"]["rayClusterSpec"]["rayVersion"]
+    assert device == "gpu"
 
     import tomllib
 
@@ -248,16 +283,22 @@ def test_shared_memory_holds_the_object_store(aws, job, pods):
         assert {"name": volume["name"], "mountPath": "/dev/shm"} in container["volumeMounts"]
         assert volume["emptyDir"]["medium"] == "Memory"
         room = size(volume["emptyDir"]["sizeLimit"])
-        assert int(group["rayStartParams"]["object-store-memory"]) < room < size(container["resources"]["limits"]["memory"])
+        assert (
+            int(group["rayStartParams"]["object-store-memory"])
+            < room
+            < size(container["resources"]["limits"]["memory"])
+        )
 
 
 def test_the_entrypoint_is_a_run_of_this_project(job, docker_lines):
     (home,) = (rest for name, rest in docker_lines if name == "WORKDIR")
     words = shlex.split(job["spec"]["entrypoint"])
-    assert " ".join(words) == job["spec"]["entrypoint"] and not set("&|;<>$`'\"") & set(job["spec"]["entrypoint"])
+    assert " ".join(words) == job["spec"]["entrypoint"]
+    assert not set("&|;<>$`'\"") & set(job["spec"]["entrypoint"])
     assert words[0] == "python"
     run = words[1].removeprefix(f"{home}/")
-    assert ROOT / run == ROOT / "jobs/distill.py" and (ROOT / run).is_file()
+    assert ROOT / run == ROOT / "jobs/distill.py"
+    assert (ROOT / run).is_file()
     recipe = words[words.index("--recipe") + 1]
     assert recipe in recipe_names()
     config = load_config(recipe, parse_overrides(words[words.index(recipe) + 1 :]))
@@ -277,9 +318,16 @@ def test_the_rayjob_has_kuberays_fields_alone(job):
 def test_pods_are_not_root_and_say_what_they_take(job, pods):
     for name, pod in pods.items():
         context, (container,) = pod["securityContext"], pod["containers"]
-        assert context["runAsNonRoot"] and context["runAsUser"] > 0 and context["seccompProfile"]["type"] == "RuntimeDefault"
-        assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}, name
-        assert {"cpu", "memory"} <= set(container["resources"]["requests"]) & set(container["resources"]["limits"]), name
+        assert context["runAsNonRoot"]
+        assert context["runAsUser"] > 0
+        assert context["seccompProfile"]["type"] == "RuntimeDefault"
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+        }, name
+        assert {"cpu", "memory"} <= set(container["resources"]["requests"]) & set(
+            container["resources"]["limits"]
+        ), name
         assert container["resources"]["limits"].get("nvidia.com/gpu", 0) == (name == "gpu")
     autoscaler = job["spec"]["rayClusterSpec"]["autoscalerOptions"]
     assert autoscaler["securityContext"] == pods["head"]["containers"][0]["securityContext"]
@@ -287,22 +335,33 @@ def test_pods_are_not_root_and_say_what_they_take(job, pods):
 
 def test_the_image_holds_what_is_run_and_is_not_root(docker_lines):
     users = [rest for name, rest in docker_lines if name == "USER"]
-    assert users and all(int(user.partition(":")[0]) > 0 for user in users)
+    assert users
+    assert all(int(user.partition(":")[0]) > 0 for user in users)
     assert not {name for name, _ in docker_lines} & {"ARG", "ENV", "ADD"}  # nothing to leave a secret in
     (install,) = (rest for name, rest in docker_lines if name == "RUN")
-    assert "." in shlex.split(install) and not {"-e", "--editable"} & set(shlex.split(install))
+    assert "." in shlex.split(install)
+    assert not {"-e", "--editable"} & set(shlex.split(install))
     sources = [word for name, rest in docker_lines if name == "COPY" for word in rest.split()[1:-1]]
     assert {"pyproject.toml", "ims3_ray", "jobs"} <= set(sources)
     assert all((ROOT / source).exists() for source in sources)
     ignored = (FOLDER / "Dockerfile.dockerignore").read_text().split("\n")
-    assert "*" in ignored and {line[1:] for line in ignored if line.startswith("!")} == set(sources)
+    assert "*" in ignored
+    assert {line[1:] for line in ignored if line.startswith("!")} == set(sources)
 
 
 @pytest.mark.parametrize("number", [2, 3])
-def test_a_run_begins_once_the_gpus_that_it_names_are_there_and_says_so_where_they_do_not_come(number, tmp_path):
+def test_a_run_begins_once_the_gpus_that_it_names_are_there_and_says_so_where_they_do_not_come(
+    number, tmp_path
+):
     (tmp_path / "auth_token").write_text("ab" * 32 + "\n")  # as the README's command writes it
     env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": f"{tmp_path}/auth_token"}
-    pipes = {"env": env, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    pipes = {
+        "env": env,
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.DEVNULL,
+        "text": True,
+    }
     with subprocess.Popen([sys.executable, "-c", GROWING_CLUSTER], **pipes) as nodes:
         env["RAY_ADDRESS"] = next(line for line in nodes.stdout if line.startswith("at ")).split()[1]
         waiting = subprocess.Popen([sys.executable, "-c", WAITING.format(number=number)], **pipes)
@@ -312,7 +371,9 @@ def test_a_run_begins_once_the_gpus_that_it_names_are_there_and_says_so_where_th
             nodes.stdin.write("one more\n")
             nodes.stdin.flush()
             said = waiting.communicate(timeout=90)[0]
-            assert said == ("cuda 2\n" if number == 2 else "workers.gpus: the cluster has 2 of 3 free after 20 s\n")
+            assert said == (
+                "cuda 2\n" if number == 2 else "workers.gpus: the cluster has 2 of 3 free after 20 s\n"
+            )
         finally:
             waiting.kill()
             nodes.stdin.close()

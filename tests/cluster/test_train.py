@@ -38,7 +38,9 @@ def telling():
     return Told
 
 
-def test_a_training_asks_its_own_cluster_whichever_else_was_started_on_the_machine(ray_cluster, tmp_path, monkeypatch):
+def test_a_training_asks_its_own_cluster_whichever_else_was_started_on_the_machine(
+    ray_cluster, tmp_path, monkeypatch
+):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     out = open_directory(str(tmp_path / "out"))
     optimisation = Optimisation(steps=1, batch_size=1, micro_batches=1, lr=0.1)

@@ -35,7 +35,13 @@ class Regression:
 
 
 def trainer(micro_batches=2, rank=0, world=1, task=None, **options):
-    settings = {"steps": 20, "batch_size": 8, "micro_batches": micro_batches, "lr": 0.01, "log_every": 5} | options
+    settings = {
+        "steps": 20,
+        "batch_size": 8,
+        "micro_batches": micro_batches,
+        "lr": 0.01,
+        "log_every": 5,
+    } | options
     optimisation = Optimisation(**settings)
     return Trainer(task or Regression(micro_batches), optimisation, rank, world, torch.device("cpu"))
 
@@ -88,11 +94,12 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(tmp_path):
     assert unclocked(whole.history) == unclocked(second.history)
 
 
-@pytest.mark.parametrize("micro_batches, world", [(2, 1), (2, 2), (4, 3), (5, 2), (8, 8)])
+@pytest.mark.parametrize(("micro_batches", "world"), [(2, 1), (2, 2), (4, 3), (5, 2), (8, 8)])
 def test_every_part_belongs_to_one_worker_in_order(micro_batches, world):
     shares = split_parts(micro_batches, world)
     assert [part for share in shares for part in share] == list(range(micro_batches))
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1 and min(map(len, shares)) >= 1
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert min(map(len, shares)) >= 1
 
 
 def test_parts_of_unequal_shares_are_gathered_in_order(monkeypatch):
@@ -133,7 +140,8 @@ def test_a_resumable_checkpoint_of_dit_xl_2_takes_less_than_30_megabytes(tmp_pat
 
 
 def test_the_average_warms_up_and_forgets_its_start():
-    assert ema_decay_at(0, 0.9999) == 0.1 and ema_decay_at(10**6, 0.9999) == 0.9999
+    assert ema_decay_at(0, 0.9999) == 0.1
+    assert ema_decay_at(10**6, 0.9999) == 0.9999
     kept = 1.0
     for n in range(8000):
         kept *= ema_decay_at(n, 0.9999)
@@ -148,7 +156,9 @@ def test_the_average_is_of_the_trained_values_alone():
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero():
-    optimisation = Optimisation(steps=100, batch_size=8, micro_batches=2, lr=1.0, warmup_steps=9, decay="cosine")
+    optimisation = Optimisation(
+        steps=100, batch_size=8, micro_batches=2, lr=1.0, warmup_steps=9, decay="cosine"
+    )
     assert optimisation.lr_at(0) == pytest.approx(0.1)
     assert optimisation.lr_at(50) == pytest.approx(0.5)
     assert optimisation.lr_at(100) == pytest.approx(0.0, abs=1e-12)

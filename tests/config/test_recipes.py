@@ -40,7 +40,9 @@ def thousand(tmp_path_factory):
     from ims3_ray.models.generator import save_pipeline
 
     shape = {"sample_size": 4, "hidden_size": 32, "depth": 2, "num_heads": 2, "num_classes": 1000}
-    dit = DiT(DiTConfig(**shape, frequency_shift=1, norm_eps=1e-5)).initialize(generator("thousand"), zero_outputs=False)
+    dit = DiT(DiTConfig(**shape, frequency_shift=1, norm_eps=1e-5)).initialize(
+        generator("thousand"), zero_outputs=False
+    )
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
@@ -71,10 +73,15 @@ def context_of(imagenet_tree, model, *words):
 
 def test_every_yaml_file_of_the_package_is_a_recipe_whose_header_says_what_was_measured():
     files = {p.name for p in resources.files("ims3_ray.recipes").iterdir() if p.name.endswith(".yaml")}
-    assert files == {f"{name}.yaml" for name in recipe_names()} and set(recipe_names()) == {"digits", *IMAGENET}
+    assert files == {f"{name}.yaml" for name in recipe_names()}
+    assert set(recipe_names()) == {
+        "digits",
+        *IMAGENET,
+    }
     for name in recipe_names():
         header = [line for line in recipe_text(name)[1].splitlines() if line.startswith("#")]
-        assert any("Hardware:" in line for line in header) and any("measured" in line for line in header)
+        assert any("Hardware:" in line for line in header)
+        assert any("measured" in line for line in header)
 
 
 @pytest.mark.parametrize("name", IMAGENET)
@@ -87,7 +94,12 @@ def test_imagenet_recipes_are_the_published_one(name):
     drawn = c.sample
     assert (drawn.sampler, drawn.steps, drawn.spacing, drawn.subgroups) == ("ancestral", 50, "linspace", 5)
     assert (drawn.guidance_scale, drawn.guidance_channels) == (4.0, 3)
-    assert (c.select.alpha, c.select.beta, c.select.epsilon, c.select.normalization) == (0.4, 0.9, 0.0, "per_class")
+    assert (c.select.alpha, c.select.beta, c.select.epsilon, c.select.normalization) == (
+        0.4,
+        0.9,
+        0.0,
+        "per_class",
+    )
     assert (c.evaluate.protocol, c.data.train, c.data.test) == ("ims3", None, None)
     written = yaml.safe_load(recipe_text(name)[1])
     assert {"guidance_channels", "spacing"} <= set(written["sample"])
@@ -98,7 +110,8 @@ def test_imagenet_recipes_are_the_published_one(name):
 def test_a_subset_keeps_imagenets_own_labels(name):
     classes = load_config(name).data.classes
     labels = class_map(classes, None, 1000, None)
-    assert list(classes) == sorted(classes) and labels == sorted(labels)
+    assert list(classes) == sorted(classes)
+    assert labels == sorted(labels)
     assert len(labels) == (100 if name == "imagenet100" else 10)
     assert labels == LABELS.get(name, labels)
 
@@ -117,15 +130,30 @@ def test_a_name_that_two_classes_bear_maps_to_neither():
 def test_a_recipe_without_images_says_which_field_to_give(words, tmp_path, capsys):
     assert main(["distill", "--recipe", "imagewoof", *words, f"storage={tmp_path / 'runs'}"]) == 2
     told = capsys.readouterr()
-    assert told.err.startswith("error: data.train: recipe imagewoof brings no images; give the folder") and not told.out
-    assert main(["distill", "--recipe", "imagewoof", *words, f"storage={tmp_path / 'runs'}", "data.train=/nowhere"]) == 2
+    assert told.err.startswith("error: data.train: recipe imagewoof brings no images; give the folder")
+    assert not told.out
+    assert (
+        main(
+            [
+                "distill",
+                "--recipe",
+                "imagewoof",
+                *words,
+                f"storage={tmp_path / 'runs'}",
+                "data.train=/nowhere",
+            ]
+        )
+        == 2
+    )
     assert capsys.readouterr().err.startswith("error: data.test: protocol ims3 scores on it; give a folder")
     assert not (tmp_path / "runs").exists()
 
 
 def test_named_classes_count_and_their_order_does_not(imagenet_tree, thousand):
     def keys(*words):
-        return {step.stage.name: step.fingerprint for step in plan(context_of(imagenet_tree, thousand, *words))}
+        return {
+            step.stage.name: step.fingerprint for step in plan(context_of(imagenet_tree, thousand, *words))
+        }
 
     all_three, two = keys(), keys(f"data.classes=[{THREE[0]}, {THREE[1]}]")
     assert keys(f"data.classes=[{', '.join(reversed(THREE))}]") == all_three
@@ -144,20 +172,32 @@ def test_classes_are_taken_out_of_training_and_test_images_alike(imagenet_tree, 
 def test_tuning_and_sampling_use_the_labels_of_one_map(imagenet_tree, thousand):
     """Set labels 0, 1, 2 reach the model as 155, 159, 162 in both."""
     context = context_of(imagenet_tree, thousand, "invert.points=2", "data.mirror=false")
-    config, rows = context.config, {"image_id": np.array(["a", "b", "c"], dtype=object), "label": np.array([2, 0, 1])}
+    config, rows = (
+        context.config,
+        {"image_id": np.array(["a", "b", "c"], dtype=object), "label": np.array([2, 0, 1])},
+    )
     latent, inversion = np.zeros((3, 4, 4, 4), np.float16), np.zeros((3, 2, 4, 4, 4), np.float16)
     latents, inversions = (open_directory(str(imagenet_tree / noun)) for noun in ("latents", "inversions"))
-    latents.write("part-0.parquet", tables.to_parquet(rows | {"mean": latent, "logvar": latent}, tables.LATENTS))
+    latents.write(
+        "part-0.parquet", tables.to_parquet(rows | {"mean": latent, "logvar": latent}, tables.LATENTS)
+    )
     inversions.write("part-0.parquet", tables.to_parquet(rows | {"inversion": inversion}, tables.INVERSIONS))
     for made in (latents, inversions):
         complete(made, {"rows": 3})
     shared = {"model": context.tuned_model(), "model_labels": context.model_labels, "seed": 0}
     tuning = {"mirror": False, "finetune": config.finetune, "im": config.im, "points": 2}
-    task = InversionMatchingTask(torch.device("cpu"), latents=latents, inversions=inversions, **tuning, **shared)
+    task = InversionMatchingTask(
+        torch.device("cpu"), latents=latents, inversions=inversions, **tuning, **shared
+    )
     assert task._labels.tolist() == [162, 155, 159]
 
     settings = config.sample.model_copy(update={"steps": 2})
-    sampling = {"vae": None, "extractor": "package://digits", "settings": settings, "classes": context.classes}
+    sampling = {
+        "vae": None,
+        "extractor": "package://digits",
+        "settings": settings,
+        "classes": context.classes,
+    }
     sampler = Sampler(batch_size=3, **sampling, **shared)
     asked, predict = [], sampler._predict
     sampler._predict = lambda z, t, labels: asked.append(labels.tolist()) or predict(z, t, labels)
@@ -177,7 +217,8 @@ def test_a_dry_run_of_a_recipe_needs_no_gpu_and_no_network(imagenet_tree, thousa
     monkeypatch.setattr(timm, "create_model", offline)
     assert main(["distill", "--dry-run", "--recipe", "imagewoof", *woof_words(imagenet_tree, thousand)]) == 0
     shown = capsys.readouterr().out
-    assert "guidance_channels: 3" in shown and shown.count("would run") == 9
+    assert "guidance_channels: 3" in shown
+    assert shown.count("would run") == 9
 
 
 def test_a_hub_out_of_reach_is_told_in_one_line(tmp_path, monkeypatch):
@@ -185,10 +226,14 @@ def test_a_hub_out_of_reach_is_told_in_one_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(InputError, match=r"facebook/DiT-XL-2-256: .*not to be had from the Hugging Face hub") as refused:
+    with pytest.raises(
+        InputError, match=r"facebook/DiT-XL-2-256: .*not to be had from the Hugging Face hub"
+    ) as refused:
         resolve_model(load_config("imagewoof").model.path)
     assert "\n" not in str(refused.value)
-    with pytest.raises(InputError, match=r"timm:resnet18\.tv_in1k: its pretrained weights can't be had") as refused:
+    with pytest.raises(
+        InputError, match=r"timm:resnet18\.tv_in1k: its pretrained weights can't be had"
+    ) as refused:
         preparation.fetch_extractor(load_config("imagewoof"))
     assert "\n" not in str(refused.value)
 
@@ -201,7 +246,9 @@ def test_only_the_shape_of_a_timm_extractor_is_asked_for_without_weights():
 
 def test_a_licence_changes_the_product_and_what_follows_alone(imagenet_tree, thousand):
     def keys(*words):
-        return {step.stage.name: step.fingerprint for step in plan(context_of(imagenet_tree, thousand, *words))}
+        return {
+            step.stage.name: step.fingerprint for step in plan(context_of(imagenet_tree, thousand, *words))
+        }
 
     plain, stated = keys(), keys("model.licence=mit")
     assert {name for name, key in plain.items() if stated[name] != key} == {"export", "evaluate", "report"}
@@ -209,7 +256,8 @@ def test_a_licence_changes_the_product_and_what_follows_alone(imagenet_tree, tho
 
 def test_without_a_recipe_there_are_no_images_and_no_licence():
     config = Config()
-    assert config.data.train is None and config.data.licence is None
+    assert config.data.train is None
+    assert config.data.licence is None
     with pytest.raises(InputError, match=r"data\.train"):
         preparation.image_places(config)
 

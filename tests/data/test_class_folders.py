@@ -18,10 +18,14 @@ def opened(folder, storage, classes=None):
 def test_folders_that_are_not_named_are_neither_listed_nor_read(imagenet_tree, monkeypatch):
     listed, read = [], []
     listing, reading = Directory.listed, Directory.read
-    monkeypatch.setattr(Directory, "listed", lambda self, within="": listed.append(within) or listing(self, within))
+    monkeypatch.setattr(
+        Directory, "listed", lambda self, within="": listed.append(within) or listing(self, within)
+    )
     monkeypatch.setattr(Directory, "read", lambda self, name: read.append(name) or reading(self, name))
     images = opened(imagenet_tree / "train", imagenet_tree / "s", THREE[:2])
-    assert images.classes == THREE[:2] and images.counts().tolist() == [12, 12] and images.bad == {}
+    assert images.classes == THREE[:2]
+    assert images.counts().tolist() == [12, 12]
+    assert images.bad == {}
     assert sorted(listed) == sorted(THREE[:2])
     assert {name.split("/")[0] for name in read} == set(THREE[:2])
     with pytest.raises(InputError, match=r"n01440764/a\.JPEG"):
@@ -61,9 +65,12 @@ def test_a_subset_is_the_same_set_as_a_tree_that_holds_it_alone(imagenet_tree, t
 def test_what_was_found_in_a_class_serves_every_subset(imagenet_tree, monkeypatch):
     opened(imagenet_tree / "train", imagenet_tree / "s", THREE[:2])
     read, reading = [], Directory.read
-    monkeypatch.setattr(Directory, "read", lambda self, name: read.append(name.split("/")[0]) or reading(self, name))
+    monkeypatch.setattr(
+        Directory, "read", lambda self, name: read.append(name.split("/")[0]) or reading(self, name)
+    )
     opened(imagenet_tree / "train", imagenet_tree / "s", THREE[1:])
-    assert (read.count(THREE[1]), read.count(THREE[2])) == (12, 24)  # once for the sample; the new ones for their hash too
+    # once for the sample; the new ones for their hash too
+    assert (read.count(THREE[1]), read.count(THREE[2])) == (12, 24)
 
 
 def test_missing_class_folders_are_named_in_one_line(imagenet_tree):
@@ -71,8 +78,12 @@ def test_missing_class_folders_are_named_in_one_line(imagenet_tree):
     with pytest.raises(InputError) as refused:
         opened(imagenet_tree / "train", imagenet_tree / "s", wanted)
     told = str(refused.value)
-    assert told.startswith("data.train: ") and "lacks 7 of the 10 class folders" in told and "\n" not in told
-    assert "'n02089973', 'n02093754'" in told and told.count("'n0") == 5 and "and 2 more" in told
+    assert told.startswith("data.train: ")
+    assert "lacks 7 of the 10 class folders" in told
+    assert "\n" not in told
+    assert "'n02089973', 'n02093754'" in told
+    assert told.count("'n0") == 5
+    assert "and 2 more" in told
     (imagenet_tree / "train" / "n09999999").mkdir()
     with pytest.raises(InputError, match=r"'n09999999' of .* holds no readable image"):
         opened(imagenet_tree / "train", imagenet_tree / "s", (*THREE, "n09999999"))

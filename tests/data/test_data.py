@@ -11,7 +11,15 @@ from ims3_ray.data.distilled import check_class_names
 from ims3_ray.data.images import decode, encode_png, open_images, square
 from ims3_ray.errors import InputError
 from ims3_ray.storage import tables
-from ims3_ray.storage.artifacts import MANIFEST, complete, fingerprint, open_directory, open_storage, read_manifest, read_rows
+from ims3_ray.storage.artifacts import (
+    MANIFEST,
+    complete,
+    fingerprint,
+    open_directory,
+    open_storage,
+    read_manifest,
+    read_rows,
+)
 
 WOOF = (
     "n02086240",
@@ -70,9 +78,12 @@ def test_digits_are_350_50_and_100_a_class_and_share_no_image(tmp_path):
     ids = []
     for split, count in (("train", 350), ("validation", 50), ("test", 100)):
         images = open_images(f"package://digits/{split}", storage, name="data", seed=0, max_bad_fraction=0.0)
-        assert images.classes == tuple("0123456789") and set(images.counts()) == {count}
+        assert images.classes == tuple("0123456789")
+        assert set(images.counts()) == {count}
         ids.append(set(images.ids))
-    assert not (ids[0] & ids[1] or ids[0] & ids[2] or ids[1] & ids[2])
+    assert not (ids[0] & ids[1])
+    assert not (ids[0] & ids[2])
+    assert not (ids[1] & ids[2])
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "CMYK", "I;16", "RGBA", "1"])
@@ -92,7 +103,9 @@ def test_a_rotated_image_is_set_upright_by_its_exif():
     assert decode(sink.getvalue()).size == (4, 8)
 
 
-@pytest.mark.parametrize("data", [b"", b"no image", png(Image.effect_noise((64, 64), 50))[:1500]], ids=("empty", "text", "cut"))
+@pytest.mark.parametrize(
+    "data", [b"", b"no image", png(Image.effect_noise((64, 64), 50))[:1500]], ids=("empty", "text", "cut")
+)
 def test_what_is_no_image_is_refused_with_the_reason(data):
     with pytest.raises(ValueError, match="is no readable image"):
         decode(data)
@@ -118,7 +131,9 @@ def test_png_bytes_are_the_pixels_and_always_the_same():
 
 def test_imagenet_ids_map_to_their_place_among_the_sorted_thousand():
     labels = imagenet_labels()
-    assert len(labels) == 1000 and labels["n01440764"] == 0 and labels["n15075141"] == 999
+    assert len(labels) == 1000
+    assert labels["n01440764"] == 0
+    assert labels["n15075141"] == 999
     assert class_map(WOOF, None, 1000, None) == [labels[wnid] for wnid in WOOF]
     assert class_map(WOOF, None, 1000, None)[:3] == [155, 159, 162]
 
@@ -208,12 +223,15 @@ def test_a_reader_never_sees_half_a_file(tmp_path):
         writing = pool.submit(lambda: [directory.write("file", bodies[i % 4]) for i in range(40)])
         while not writing.done():
             seen = directory.read("file")
-            assert len(seen) == 2_000_000 and len(set(seen)) == 1
+            assert len(seen) == 2_000_000
+            assert len(set(seen)) == 1
     assert list(directory.files()) == ["file"]
 
 
 def test_fingerprints_follow_values_not_the_order_of_keys():
-    assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1}) != fingerprint({"a": 1, "b": [3]})
+    assert (
+        fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1}) != fingerprint({"a": 1, "b": [3]})
+    )
 
 
 def test_a_held_out_split_shares_no_image_with_what_is_kept_and_depends_on_the_files_alone(tmp_path):
@@ -225,8 +243,10 @@ def test_a_held_out_split_shares_no_image_with_what_is_kept_and_depends_on_the_f
     open_it = {"storage": open_storage(str(tmp_path / "s")), "name": "data.train", "max_bad_fraction": 0.0}
     kept, held = open_images(str(folder), seed=0, **open_it).split(0.2)
     assert sorted(kept.paths + held.paths) == sorted(open_images(str(folder), seed=0, **open_it).paths)
-    assert set(kept.ids).isdisjoint(held.ids) and kept.fingerprint != held.fingerprint
-    assert all(count >= 2 for count in held.counts()) and kept.labels.tolist() == sorted(kept.labels.tolist())
+    assert set(kept.ids).isdisjoint(held.ids)
+    assert kept.fingerprint != held.fingerprint
+    assert all(count >= 2 for count in held.counts())
+    assert kept.labels.tolist() == sorted(kept.labels.tolist())
     assert open_images(str(folder), seed=7, **open_it).split(0.2)[1].paths == held.paths
     with pytest.raises(InputError, match=r"data.validation_split: 0.99 leaves class 'blue' none of its 10"):
         open_images(str(folder), seed=0, **open_it).split(0.99)

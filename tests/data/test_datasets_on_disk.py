@@ -1,4 +1,6 @@
-"""Data sets as Hugging Face `datasets` leaves them on a disk or in a bucket: the same images as class folders hold."""
+"""Data sets as Hugging Face `datasets` leaves them on a disk or in a bucket: the same images as class folders
+hold.
+"""
 
 import io
 import json
@@ -39,7 +41,11 @@ def png(value):
 
 def made(first=0, labels=LABELS, names=NAMES, columns=("image", "label")):
     """A data set of flat images with the values `first`, `first` + 1, …"""
-    kind = datasets.ClassLabel(names=names) if names else datasets.Value("int64" if isinstance(labels[0], int) else "string")
+    kind = (
+        datasets.ClassLabel(names=names)
+        if names
+        else datasets.Value("int64" if isinstance(labels[0], int) else "string")
+    )
     cells = [{"bytes": png(first + place), "path": None} for place in range(len(labels))]
     features = datasets.Features({columns[0]: datasets.Image(), columns[1]: kind})
     return datasets.Dataset.from_dict({columns[0]: cells, columns[1]: labels}, features=features)
@@ -112,7 +118,9 @@ def test_each_field_takes_its_own_split_of_one_folder(form, tmp_path):
 @pytest.mark.parametrize("form", ["saved", "parquet"])
 def test_a_split_that_is_not_there_is_refused_with_those_that_are(form, tmp_path):
     folder = with_splits(form, tmp_path / "folder", train=0, extra=40)
-    with pytest.raises(InputError, match=r"^data\.test: .*folder holds the splits 'extra', 'train', .*name one file, or the"):
+    with pytest.raises(
+        InputError, match=r"^data\.test: .*folder holds the splits 'extra', 'train', .*name one file, or the"
+    ):
         opened(folder, tmp_path, "data.test")
     with pytest.raises(InputError, match=r"^--set: .*'extra', 'train', of which any could be meant"):
         opened(folder, tmp_path, "--set", split=None)
@@ -134,7 +142,9 @@ def test_two_splits_of_a_folder_may_be_trained_and_scored_on_and_one_may_not(for
 
 def test_an_integer_without_a_name_is_the_same_class_in_every_set(tmp_path):
     numbers = {"names": None, "labels": [10, 2, 9]}
-    images = splits(tmp_path, train=saved(tmp_path / "a", **numbers), test=saved(tmp_path / "b", first=40, **numbers))
+    images = splits(
+        tmp_path, train=saved(tmp_path / "a", **numbers), test=saved(tmp_path / "b", first=40, **numbers)
+    )
     assert images["train"].classes == images["test"].classes == ("10", "2", "9")
     assert values(images["test"]) == [("10", 40), ("2", 41), ("9", 42)]
     shared = {"name": "--set", "seed": 0, "max_bad_fraction": 0.0, "known": images["train"].classes}
@@ -156,14 +166,23 @@ def test_rows_of_classes_that_are_not_named_are_not_unpacked(tmp_path):
 def test_nothing_outside_the_given_folder_is_read(tmp_path):
     saved(tmp_path / "outside")
     arrow = tmp_path / "outside" / "data-00000-of-00001.arrow"
-    for file in ("../outside/data-00000-of-00001.arrow", str(arrow), "..", "a/../../outside/data-00000-of-00001.arrow"):
+    for file in (
+        "../outside/data-00000-of-00001.arrow",
+        str(arrow),
+        "..",
+        "a/../../outside/data-00000-of-00001.arrow",
+    ):
         (saved(tmp_path / "set") / "state.json").write_text(json.dumps({"_data_files": [{"filename": file}]}))
-        with pytest.raises(InputError, match=r"^data\.train: .*state\.json names '.*', which is no name in that folder"):
+        with pytest.raises(
+            InputError, match=r"^data\.train: .*state\.json names '.*', which is no name in that folder"
+        ):
             opened(tmp_path / "set", tmp_path)
     (tmp_path / "dict").mkdir()
     for split in ("../outside", str(tmp_path / "outside")):
         (tmp_path / "dict" / "dataset_dict.json").write_text(json.dumps({"splits": ["train", split]}))
-        with pytest.raises(InputError, match=r"dataset_dict\.json names '.*outside', which is no name in that folder"):
+        with pytest.raises(
+            InputError, match=r"dataset_dict\.json names '.*outside', which is no name in that folder"
+        ):
             opened(tmp_path / "dict", tmp_path)
     assert not (tmp_path / "storage" / "unpacked").exists()
 
@@ -184,7 +203,8 @@ def test_an_unpacking_that_was_killed_is_done_again(tmp_path, monkeypatch):
     (left,) = (tmp_path / "storage" / "unpacked").iterdir()
     assert any(".row-0000002" in name and name.endswith(".tmp") for name in tree(left))
     images = opened(place, tmp_path)
-    assert values(images) == EXPECTED and images.directory.path == str(left)
+    assert values(images) == EXPECTED
+    assert images.directory.path == str(left)
 
 
 def test_an_unpacking_and_a_look_are_shown_where_they_take_long(tmp_path, monkeypatch, capsys):
@@ -193,7 +213,8 @@ def test_an_unpacking_and_a_look_are_shown_where_they_take_long(tmp_path, monkey
     monkeypatch.setattr(progress, "PATIENCE_S", 0.0)
     opened(saved(tmp_path / "other"), tmp_path)
     shown = capsys.readouterr().err
-    assert f"unpack: {len(EXPECTED)} images" in shown and f"inspect: 100%|##########| {len(EXPECTED)}/{len(EXPECTED)}" in shown
+    assert f"unpack: {len(EXPECTED)} images" in shown
+    assert f"inspect: 100%|##########| {len(EXPECTED)}/{len(EXPECTED)}" in shown
 
 
 def test_two_unpackings_at_once_leave_each_other_whole(tmp_path, monkeypatch):
@@ -217,7 +238,8 @@ def out_of_range(path):
     table = pa.table({"image": [b"x" * 7777], "label": ["red"]})
     with pa.ipc.new_stream(path, table.schema) as stream:
         stream.write_table(table)
-    before, end, after = path.read_bytes().rpartition(np.int32(7777).tobytes())  # in the body, behind the header
+    # in the body, behind the header
+    before, end, after = path.read_bytes().rpartition(np.int32(7777).tobytes())
     path.write_bytes(before + np.int32(2**30).tobytes() + after)
     assert end
 
@@ -235,7 +257,9 @@ def broken(tmp_path):
     (torn / arrow).write_bytes((torn / arrow).read_bytes()[:-600])
     (lacking / arrow).unlink()
     state = json.loads((ordered / "state.json").read_text())
-    (ordered / "state.json").write_text(json.dumps(state | {"_indices_data_files": [{"filename": "indices.arrow"}]}))
+    (ordered / "state.json").write_text(
+        json.dumps(state | {"_indices_data_files": [{"filename": "indices.arrow"}]})
+    )
     out_of_range(far / arrow)
     (saved(tmp_path / "text") / "state.json").write_text("{")
     (saved(tmp_path / "list") / "state.json").write_text("[]")
@@ -262,7 +286,9 @@ def test_what_cant_be_read_is_refused_in_one_line_with_the_remedy(tmp_path):
         with pytest.raises(InputError) as error:
             opened(tmp_path / name, tmp_path)
         line = str(error.value)
-        assert line.startswith("data.train: ") and "\n" not in line and str(tmp_path / name) in line
+        assert line.startswith("data.train: ")
+        assert "\n" not in line
+        assert str(tmp_path / name) in line
         assert all(word in line for word in words), line
 
 
@@ -294,5 +320,6 @@ def test_class_folders_stay_class_folders(tmp_path):
         open_directory(str(tmp_path / "set")).write(f"{name}.png", png(value))
     made().to_parquet(tmp_path / "set" / "table.parquet")
     images = opened(tmp_path / "set", tmp_path)
-    assert images.paths == ("blue/a.png", "data/b.png", "red/c.png") and images.place == str(tmp_path / "set")
+    assert images.paths == ("blue/a.png", "data/b.png", "red/c.png")
+    assert images.place == str(tmp_path / "set")
     assert not (tmp_path / "storage" / "unpacked").exists()

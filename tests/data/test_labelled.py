@@ -27,7 +27,9 @@ def png(value):
 
 def written(path, images, labels, column="label", names=None):
     """Parquet with an image column (struct where its cells are dicts) and a class column."""
-    table = pa.table({"image": pa.array(images, STRUCT if isinstance(images[0], dict) else None), column: labels})
+    table = pa.table(
+        {"image": pa.array(images, STRUCT if isinstance(images[0], dict) else None), column: labels}
+    )
     if names:
         features = {"image": {"_type": "Image"}, column: {"names": names, "_type": "ClassLabel"}}
         table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
@@ -70,7 +72,9 @@ def test_every_make_of_parquet_gives_the_same_set(tmp_path):
 
 def test_what_hugging_face_datasets_writes_is_read(tmp_path):
     datasets = pytest.importorskip("datasets")
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["red", "green", "blue"])})
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["red", "green", "blue"])}
+    )
     rows = {"image": [Image.open(io.BytesIO(data)) for data in IMAGES], "label": NAMED}
     datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "hf.parquet"))
     assert values(opened(tmp_path / "hf.parquet", tmp_path)) == EXPECTED
@@ -81,7 +85,8 @@ def test_parquet_is_unpacked_once_and_anew_when_it_changes(tmp_path):
     first = opened(path, tmp_path)
     marker = tmp_path / "storage" / "unpacked" / f"{first.directory.name}.complete"
     before = marker.stat().st_mtime_ns
-    assert opened(path, tmp_path).directory == first.directory and marker.stat().st_mtime_ns == before
+    assert opened(path, tmp_path).directory == first.directory
+    assert marker.stat().st_mtime_ns == before
     written(path, [png(v) for v in (31, 10, 20, 40)], NAMED)
     assert ("red", 31) in values(opened(path, tmp_path))
 
@@ -114,11 +119,17 @@ def bad(tmp_path):
         (written(tmp_path / "range.parquet", IMAGES, [0, 1, 2, 3]), ["row 3", "label 3"]),
         (written(tmp_path / "unlabelled.parquet", IMAGES, [0, 1, 2, -1]), ["row 3", "label -1"]),
         (written(tmp_path / "climb.parquet", IMAGES, ["red", "blue", "green", "../x"]), ["row 3", "'../x'"]),
-        (written(tmp_path / "named.parquet", IMAGES, [0, 1, 2, 0], names=["../x", "b", "c"]), ["row 0", "'../x'"]),
+        (
+            written(tmp_path / "named.parquet", IMAGES, [0, 1, 2, 0], names=["../x", "b", "c"]),
+            ["row 0", "'../x'"],
+        ),
         (written(tmp_path / "linked.parquet", linked, NAMED), ["row 0", "no image bytes"]),
         (written(tmp_path / "floats.parquet", IMAGES, [0.0, 1.0, 2.0, 0.0]), ["column label", "double"]),
         (written(tmp_path / "text.parquet", ["x"] * 4, NAMED), ["column image", "string"]),
-        (written(tmp_path / "junk.parquet", [b"junk", *IMAGES], ["red", *NAMED]), ["red/row-0000000", "no image"]),
+        (
+            written(tmp_path / "junk.parquet", [b"junk", *IMAGES], ["red", *NAMED]),
+            ["red/row-0000000", "no image"],
+        ),
     ]
 
 
@@ -127,6 +138,7 @@ def test_what_is_no_labelled_image_set_is_refused_in_one_line(tmp_path):
         with pytest.raises(InputError) as error:
             opened(location, tmp_path)
         line = str(error.value)
-        assert line.startswith("--set: ") and "\n" not in line
+        assert line.startswith("--set: ")
+        assert "\n" not in line
         for word in named:
             assert word in line, (location, line)

@@ -1,4 +1,6 @@
-"""Names and links in a data folder: odd ones work or are told in one line, and what they point to is never more than read."""
+"""Names and links in a data folder: odd ones work or are told in one line, and what they point to is never
+more than read.
+"""
 
 import os
 import re
@@ -15,7 +17,19 @@ from ims3_ray.storage.artifacts import open_directory, open_storage
 from ims3_ray.text import UNPRINTABLE, named, one_line
 
 ODD = "a\nb\x1b[2J\r\u202egnp"
-FINE = ("great white shark", "Größe", "犬", "c++", "{{ 7+7 }}", "$x$", "con2", "auxiliary", "a..b", "-rf", "~")
+FINE = (
+    "great white shark",
+    "Größe",
+    "犬",
+    "c++",
+    "{{ 7+7 }}",
+    "$x$",
+    "con2",
+    "auxiliary",
+    "a..b",
+    "-rf",
+    "~",
+)
 UNSAFE = (
     "", ".", "..", ".hidden", "../x", "a/b", "a\\b", "a\nb", "a\n", "\x1b[2J", "a\x7f", "a\x85", "a\u2028b", "a\u202eb",
     "\udcff", "con", "CON", "nul.txt", "LPT1", "com¹", "c:", "a.", "a ", "<b>", 'a"b', "a|b", "a?", "x" * 256, "ö" * 128,
@@ -24,7 +38,9 @@ UNSAFE = (
 
 def opened(folder, tmp_path, limit=1.0, classes=None):
     storage = open_storage(str(tmp_path / "storage"))
-    return open_images(str(folder), storage, name="data.train", seed=0, max_bad_fraction=limit, classes=classes)
+    return open_images(
+        str(folder), storage, name="data.train", seed=0, max_bad_fraction=limit, classes=classes
+    )
 
 
 def tree(folder):
@@ -53,7 +69,8 @@ def test_files_of_any_name_are_read(tmp_path):
     for name in ("with blank.png", "größe.png", "犬.png", ODD, "-rf", "%2e%2e", "*"):
         os.link(folder / "犬" / "000.png", folder / "犬" / name)
     images = opened(folder, tmp_path, limit=0.0)
-    assert images.classes == tuple(sorted(FINE)) and f"犬/{ODD}" in images.paths
+    assert images.classes == tuple(sorted(FINE))
+    assert f"犬/{ODD}" in images.paths
     assert images.counts()[images.classes.index("犬")] == 8
 
 
@@ -63,7 +80,8 @@ def test_hidden_files_and_folders_are_no_part_of_the_set(tmp_path):
     (folder / "red" / ".DS_Store").write_bytes(b"x")
     (folder / "red" / ".link").symlink_to("nowhere")
     images = opened(folder, tmp_path, limit=0.0)
-    assert images.classes == ("blue", "green", "red") and len(images) == 6
+    assert images.classes == ("blue", "green", "red")
+    assert len(images) == 6
 
 
 def test_links_to_files_and_folders_elsewhere_are_read_as_if_they_lay_here(tmp_path):
@@ -77,11 +95,14 @@ def test_links_to_files_and_folders_elsewhere_are_read_as_if_they_lay_here(tmp_p
     before = tree(there)
     images = opened(here, tmp_path, limit=0.0)
     assert images.fingerprint == opened(there, tmp_path, limit=0.0).fingerprint
-    assert opened(here, tmp_path, 0.0, ("blue", "red")).counts().tolist() == [3, 3] and tree(there) == before
+    assert opened(here, tmp_path, 0.0, ("blue", "red")).counts().tolist() == [3, 3]
+    assert tree(there) == before
 
 
 def looped(tmp_path):
-    """A set with two links that lead back up, in each other's reach: their paths are more than could be listed."""
+    """A set with two links that lead back up, in each other's reach: their paths are more than could be
+    listed.
+    """
     folder = write_images(tmp_path / "set", 2, seed=0)
     for cls in ("red", "green"):
         for name in ("up", "again"):
@@ -124,7 +145,9 @@ def test_what_is_no_file_is_told_by_name(tmp_path):
 def test_a_class_folder_that_is_a_broken_link_is_refused_and_not_left_out(tmp_path):
     folder = write_images(tmp_path / "set", 2, seed=0)
     (folder / "teal").symlink_to("unmounted")
-    with pytest.raises(InputError, match=r"data.train: .*/teal is a symbolic link to nothing; mend or remove it"):
+    with pytest.raises(
+        InputError, match=r"data.train: .*/teal is a symbolic link to nothing; mend or remove it"
+    ):
         opened(folder, tmp_path)
 
 
@@ -138,7 +161,8 @@ def test_an_artefact_lists_and_deletes_no_more_than_its_own(tmp_path):
     os.symlink(outside, f"{artefact.path}/outside")
     before = tree(outside)
     artefact.delete()
-    assert not os.path.exists(artefact.path) and tree(outside) == before
+    assert not os.path.exists(artefact.path)
+    assert tree(outside) == before
 
 
 def test_a_message_is_one_line_whatever_a_file_is_called(tmp_path, capsys):
@@ -150,18 +174,22 @@ def test_a_message_is_one_line_whatever_a_file_is_called(tmp_path, capsys):
 
     assert cli.guarded(run) == cli.BAD_INPUT
     told = capsys.readouterr().err
-    assert told.endswith("\n") and is_one_line(told[:-1]) and r"red/a\nb\x1b[2J\r\u202egnp is no readable image" in told
+    assert told.endswith("\n")
+    assert is_one_line(told[:-1])
+    assert r"red/a\nb\x1b[2J\r\u202egnp is no readable image" in told
     test = write_images(tmp_path / "test", 9, seed=1)
     (test / "red" / ODD).write_bytes((train / "red" / "000.png").read_bytes())
     images = {"train": opened(train, tmp_path), "test": opened(test, tmp_path)}
     (warning,) = check_splits(images, max_overlap=0.5)
-    assert is_one_line(warning) and named(ODD) in warning
+    assert is_one_line(warning)
+    assert named(ODD) in warning
 
 
 def test_a_class_folder_of_any_name_is_told_in_one_line(tmp_path):
     with pytest.raises(InputError, match="holds 1 class") as refused:
         opened(write_images(tmp_path / "set", 1, seed=0, classes=(ODD,)), tmp_path)
-    assert is_one_line(str(refused.value)) and r"\x1b[2J" in str(refused.value)
+    assert is_one_line(str(refused.value))
+    assert r"\x1b[2J" in str(refused.value)
 
 
 def test_an_unexpected_failure_is_one_line_too_and_its_trace_the_owners_alone(capsys):
@@ -170,7 +198,8 @@ def test_an_unexpected_failure_is_one_line_too_and_its_trace_the_owners_alone(ca
 
     assert cli.guarded(fail) == cli.FAILURE
     told = capsys.readouterr().err
-    assert is_one_line(told[:-1]) and told.endswith(".log\n")
+    assert is_one_line(told[:-1])
+    assert told.endswith(".log\n")
     log = told.split()[-1]
     assert os.stat(log).st_mode & 0o077 == 0
     os.unlink(log)
@@ -178,4 +207,5 @@ def test_an_unexpected_failure_is_one_line_too_and_its_trace_the_owners_alone(ca
 
 def test_lines_and_names_keep_what_is_printable():
     assert one_line(" a\n\tb \x1b[0m  c\u2028d") == r"a b \x1b[0m  c d"
-    assert named("größe 犬 😀.png") == "größe 犬 😀.png" and named("a\nb\udce9") == r"a\nb\udce9"
+    assert named("größe 犬 😀.png") == "größe 犬 😀.png"
+    assert named("a\nb\udce9") == r"a\nb\udce9"

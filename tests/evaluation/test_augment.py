@@ -39,7 +39,10 @@ def _assert_same_mean_and_spread(found: torch.Tensor, expected: torch.Tensor) ->
 def _ramps(n: int, height: int, width: int) -> torch.Tensor:
     """Images whose first two colours are the column and the row, so that a crop tells its own box."""
     image = torch.rand(3, height, width, generator=_seeded(9))
-    image[0], image[1] = torch.arange(width).expand(height, width), torch.arange(height)[:, None].expand(height, width)
+    image[0], image[1] = (
+        torch.arange(width).expand(height, width),
+        torch.arange(height)[:, None].expand(height, width),
+    )
     return image.expand(n, 3, height, width)
 
 
@@ -68,12 +71,14 @@ def test_boxes_are_distributed_as_torchvisions():
         expected = torch.tensor([draw(images[0], [0.5, 1.0], [3 / 4, 4 / 3]) for _ in range(3000)]).float()
     _assert_same_mean_and_spread(found, expected)
     area = found[:, 2] * found[:, 3] / 32**2
-    assert area.min() > 0.45 and area.max() <= 1
+    assert area.min() > 0.45
+    assert area.max() <= 1
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_colours_are_adjusted_as_by_torchvision_in_any_order(order):
-    image = torch.rand(3, 4, 4, generator=_seeded(3)) * 0.2 + 0.35  # torchvision clips, the published code does not
+    # torchvision clips, the published code does not
+    image = torch.rand(3, 4, 4, generator=_seeded(3)) * 0.2 + 0.35
     factors = (1.3, 0.7, 1.4)
     adjust = (reference.adjust_brightness, reference.adjust_contrast, reference.adjust_saturation)
     expected = image
@@ -110,7 +115,8 @@ def test_half_of_the_images_are_mirrored():
     images = torch.rand(2000, 3, 2, 4, generator=_seeded(5))
     made = flip(images, 0.5, _seeded())
     same, mirrored = ((made == other).flatten(1).all(dim=1) for other in (images, images.flip(-1)))
-    assert (same ^ mirrored).all() and 0.45 < mirrored.float().mean() < 0.55
+    assert (same ^ mirrored).all()
+    assert 0.45 < mirrored.float().mean() < 0.55
 
 
 def test_randaugment_makes_the_images_that_torchvisions_makes_as_often():
@@ -123,7 +129,8 @@ def test_randaugment_makes_the_images_that_torchvisions_makes_as_often():
     found, counts = (made * 255).round().int().unique(dim=0, return_counts=True)
     apart = (found[:, None] - expected).abs().flatten(2).amax(dim=2)  # one grey level: magnitudes in float32
     assert len(found) == len(expected) == 23  # 9 operations with two signs, 5 without
-    assert apart.amin(dim=1).max() <= 1 and apart.amin(dim=0).max() <= 1
+    assert apart.amin(dim=1).max() <= 1
+    assert apart.amin(dim=0).max() <= 1
     unchanged = (found == image.int()).flatten(1).all(dim=1)
     assert (counts[unchanged] / 3000).item() == pytest.approx(1 / 14, abs=0.02)
 
@@ -155,7 +162,8 @@ def _published_shares(count: int, size: int) -> torch.Tensor:
 def test_cutmix_leaves_batches_alone_as_often_as_asked():
     images, labels, generator = torch.rand(2, 3, 8, 8, generator=_seeded(7)), torch.arange(2), _seeded()
     mixed, _, own = cutmix(images, labels, 0.0, generator)
-    assert torch.equal(mixed, images) and own == 1
+    assert torch.equal(mixed, images)
+    assert own == 1
     whole = [cutmix(images, labels, 0.5, generator)[2].item() == 1 for _ in range(400)]
     always = [cutmix(images, labels, 1.0, generator)[2].item() == 1 for _ in range(400)]
     assert np.mean(whole) == pytest.approx(0.5 + 0.5 * np.mean(always), abs=0.1)
@@ -167,7 +175,8 @@ def test_a_training_view_depends_on_its_generator_alone(name):
     before = torch.get_rng_state()
     first, again, other = (augment(images, protocol(name), _seeded(seed)) for seed in (0, 0, 1))
     assert torch.equal(before, torch.get_rng_state())
-    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
 def test_normalising_is_torchvisions():

@@ -32,15 +32,19 @@ def test_bf16_gives_float32_logits_and_gradients_near_fp32s(name):
         model = _network(name)
         found = forward_in(model, Numerics("cpu", precision))(x)
         found.square().mean().backward()
-        assert found.dtype == torch.float32 and all(p.dtype == p.grad.dtype == torch.float32 for p in model.parameters())
+        assert found.dtype == torch.float32
+        assert all(p.dtype == p.grad.dtype == torch.float32 for p in model.parameters())
         logits.append(found.detach()), gradients.append(model.fc.weight.grad)
     for fp32, bf16 in (logits, gradients):
-        assert not torch.equal(fp32, bf16) and (fp32 - bf16).norm() < 0.05 * fp32.norm()
+        assert not torch.equal(fp32, bf16)
+        assert (fp32 - bf16).norm() < 0.05 * fp32.norm()
 
 
 def test_what_a_gpu_lacks_is_told_once_and_the_rest_is_kept(monkeypatch, caplog):
     def lacking(wanted: Numerics) -> tuple[Numerics, list[str]]:
-        return Numerics(wanted.device, wanted.precision), ["model.compile: torch.compile does not work here (no compiler)"]
+        return Numerics(wanted.device, wanted.precision), [
+            "model.compile: torch.compile does not work here (no compiler)"
+        ]
 
     monkeypatch.setattr(forward, "supported", lacking)
     forward._tried.cache_clear()
@@ -50,4 +54,6 @@ def test_what_a_gpu_lacks_is_told_once_and_the_rest_is_kept(monkeypatch, caplog)
     finally:
         forward._tried.cache_clear()
     assert found == [Numerics("cuda", "bf16")] * 3
-    assert [record.message for record in caplog.records] == ["evaluation: torch.compile does not work here (no compiler)"]
+    assert [record.message for record in caplog.records] == [
+        "evaluation: torch.compile does not work here (no compiler)"
+    ]

@@ -15,7 +15,8 @@ def test_the_front_holds_what_nothing_dominates_and_nothing_else():
             beaten = any((other >= figures[row]).all() and (other > figures[row]).any() for other in figures)
             assert (row in front) != beaten
         firsts = [figures[row][0] for row in front]
-        assert firsts == sorted(firsts, reverse=True) and len(set(front)) == len(front)
+        assert firsts == sorted(firsts, reverse=True)
+        assert len(set(front)) == len(front)
 
 
 def test_rows_without_a_figure_are_left_out_and_equal_rows_both_stay():

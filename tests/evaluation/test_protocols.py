@@ -8,7 +8,8 @@ from pydantic import ValidationError
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.protocols import PROTOCOLS, epochs_for, on_validation, protocol
 
-# Of every value of the protocol. A failure here means: raise the protocol's version, then pin its new fingerprint.
+# Of every value of the protocol. A failure here means: raise the protocol's version, then pin its new
+# fingerprint.
 FINGERPRINTS = {
     ("quick", 1): "05ffcd7ac498",
     ("quick-val", 1): "d7ddf3f07251",
@@ -30,7 +31,19 @@ def test_a_changed_protocol_has_a_new_version(name):
 
 def test_epochs_are_the_published_ones():
     limits = (1, 2, 10, 11, 50, 51, 200, 201, 500, 501, 1300)
-    assert [epochs_for(ipc, 10) for ipc in limits] == [3000, 2000, 2000, 1500, 1500, 1000, 1000, 500, 500, 300, 300]
+    assert [epochs_for(ipc, 10) for ipc in limits] == [
+        3000,
+        2000,
+        2000,
+        1500,
+        1500,
+        1000,
+        1000,
+        500,
+        500,
+        300,
+        300,
+    ]
     assert [epochs_for(ipc, 100) for ipc in (1, 10, 50, 100, 500, 600)] == [2000, 1300, 1000, 600, 300, 200]
     assert [epochs_for(ipc, 1000) for ipc in (1, 10, 50)] == [3000, 2000, 1500]
     with pytest.raises(InputError, match="ipc: a set needs at least 1 image per class, not 0"):
@@ -53,7 +66,10 @@ def test_ims3_is_minimax_with_randaugment_and_ten_times_the_learning_rate():
     minimax, ims3 = protocol("minimax").model_dump(), protocol("ims3").model_dump()
     changed = {field for field in minimax if minimax[field] != ims3[field]}
     assert changed == {"name", "augmentations", "learning_rate"}
-    assert (ims3["augmentations"]["randaugment_ops"], ims3["augmentations"]["randaugment_magnitude"]) == (1, 6)
+    assert (ims3["augmentations"]["randaugment_ops"], ims3["augmentations"]["randaugment_magnitude"]) == (
+        1,
+        6,
+    )
     assert ims3["learning_rate"] == pytest.approx(10 * minimax["learning_rate"])
 
 
@@ -64,7 +80,8 @@ def test_quick_val_differs_from_quick_in_its_images_alone():
 
 
 def test_digits_are_never_mirrored():
-    assert protocol("quick").augmentations.flip == 0 and protocol("quick").augmentations.jitter == 0
+    assert protocol("quick").augmentations.flip == 0
+    assert protocol("quick").augmentations.jitter == 0
 
 
 def test_labels_name_protocol_version_and_network():
@@ -91,7 +108,8 @@ def test_protocols_are_frozen_and_refuse_unknown_fields():
 def test_every_protocol_has_a_twin_that_scores_on_validation_images_and_differs_in_nothing_else():
     for name in ("quick", "minimax", "ims3", "smoke"):
         twin = protocol(on_validation(name))
-        assert (protocol(name).split, twin.split) == ("test", "validation") and on_validation(twin.name) == twin.name
+        assert (protocol(name).split, twin.split) == ("test", "validation")
+        assert on_validation(twin.name) == twin.name
         assert twin.model_copy(update={"name": name, "split": "test"}) == protocol(name)
     with pytest.raises(InputError, match="'fast' is not known"):
         on_validation("fast")

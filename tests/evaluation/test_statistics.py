@@ -1,4 +1,6 @@
-"""Statistics of an ablation: the generator seed is the unit, pairs are paired, and only what is shown is claimed."""
+"""Statistics of an ablation: the generator seed is the unit, pairs are paired, and only what is shown is
+claimed.
+"""
 
 import numpy as np
 import pytest
@@ -96,7 +98,9 @@ def test_words_tell_a_difference_from_noise():
     base = repeats(0.9)
     tuned = row("IM", ipc1=repeats(0.9, seed=3), ipc10=shifted(base, 0.02))
     (sentence,) = in_words(compare(document(row("DiT", ipc1=base, ipc10=base), tuned)))
-    assert sentence.startswith("IM is 2.0 ± 0.1 points above DiT at 10 images a class (p < 0.001, adjusted); at 1: within")
+    assert sentence.startswith(
+        "IM is 2.0 ± 0.1 points above DiT at 10 images a class (p < 0.001, adjusted); at 1: within"
+    )
     below = compare(document(row("DiT", ipc1=base), row("IM", ipc1=shifted(base, -0.02)), ipcs=[1]))
     assert "points below DiT" in in_words(below)[0]
     assert "at 1 image a class" in in_words(below)[0]
@@ -106,7 +110,9 @@ def test_a_row_that_failed_is_said_to_have_failed():
     base = repeats(0.9)
     failed = row("gone")
     failed["accuracy"] = None
-    found = compare(document(row("DiT", ipc1=base), row("half", ipc1=shifted(base, 0.02), ipc10=[None] * SEEDS), failed))
+    found = compare(
+        document(row("DiT", ipc1=base), row("half", ipc1=shifted(base, 0.02), ipc10=[None] * SEEDS), failed)
+    )
     half, gone = in_words(found)
     assert "at 10: no result" in half
     assert gone == "gone gave no result."
@@ -114,7 +120,9 @@ def test_a_row_that_failed_is_said_to_have_failed():
 
 
 def test_one_generator_seed_gives_no_interval_and_no_claim():
-    found = compare(document(row("DiT", ipc10=[[0.9, 0.91]]), row("IM", ipc10=[[0.95, 0.96]]), ipcs=[10], seeds=1))
+    found = compare(
+        document(row("DiT", ipc10=[[0.9, 0.91]]), row("IM", ipc10=[[0.95, 0.96]]), ipcs=[10], seeds=1)
+    )
     cell = found.cells["IM", 10]
     assert cell.accuracy.interval is cell.difference.interval is cell.difference.p_adjusted is None
     (sentence,) = in_words(found)

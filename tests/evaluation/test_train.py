@@ -39,7 +39,9 @@ def _set(per_class: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _score(train=None, test=None, *, chosen=None, seed=0, **changes):
     chosen = chosen or _protocol(**changes)
-    return train_and_score(*(train or _set(10, 1)), *(test or _set(20, 2)), protocol=chosen, num_classes=2, seed=seed)
+    return train_and_score(
+        *(train or _set(10, 1)), *(test or _set(20, 2)), protocol=chosen, num_classes=2, seed=seed
+    )
 
 
 def _values(score) -> dict:
@@ -67,7 +69,9 @@ def test_mixing_changes_no_loss_of_a_model_that_is_blind():
         model = Blind()
         expected = torch.nn.functional.cross_entropy(model(images), labels)
         optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
-        step = train_step(model, optimiser, images, labels, _protocol(cutmix=cutmix), torch.Generator().manual_seed(0))
+        step = train_step(
+            model, optimiser, images, labels, _protocol(cutmix=cutmix), torch.Generator().manual_seed(0)
+        )
         assert step.item() == pytest.approx(expected.item())
         assert not torch.equal(model.logits, torch.tensor([1.0, -1.0]))
 
@@ -95,20 +99,24 @@ def test_a_set_trains_for_the_epochs_of_its_own_size():
     for per_class, epochs in ((10, 2000), (11, 1500), (60, 1000)):
         with pytest.raises(Planned) as planned:
             chosen = _protocol(steps=None, schedule="steps", warmup=0.0)
-            train_and_score(*_set(per_class, 1), *_set(2, 2), protocol=chosen, num_classes=2, seed=0, progress=stop)
+            train_and_score(
+                *_set(per_class, 1), *_set(2, 2), protocol=chosen, num_classes=2, seed=0, progress=stop
+            )
         assert planned.value.args == (epochs * -(-2 * per_class // 8),)
 
 
 def test_training_losses_are_means_since_the_look_before():
     thirds, whole = _score(evaluations=3).train_loss, _score(evaluations=1).train_loss
-    assert [step for step, _ in thirds] == [4, 8, 12] and [step for step, _ in whole] == [12]
+    assert [step for step, _ in thirds] == [4, 8, 12]
+    assert [step for step, _ in whole] == [12]
     assert sum(loss for _, loss in thirds) / 3 == pytest.approx(whole[0][1])
 
 
 def test_last_is_the_last_and_best_the_best_of_evenly_spaced_looks():
     score = _score(steps=10, evaluations=4)
     assert [step for step, _ in score.history] == [3, 5, 8, 10]
-    assert score.last == score.history[-1][1] and score.best == max(value for _, value in score.history)
+    assert score.last == score.history[-1][1]
+    assert score.best == max(value for _, value in score.history)
     assert json.loads(json.dumps(dataclasses.asdict(score)))["last"] == score.last
 
 
@@ -125,7 +133,8 @@ def test_published_protocols_score_a_hundred_times_the_last_time_at_the_end():
     for ipc in (1, 10, 50, 200, 500, 1300):
         budget = protocol("minimax").budget(ipc, 10)
         steps, marks = plan(budget, 10 * ipc, 100)
-        assert len(marks) == 100 and max(marks) == steps == budget.epochs * -(-10 * ipc // 64)
+        assert len(marks) == 100
+        assert max(marks) == steps == budget.epochs * -(-10 * ipc // 64)
 
 
 def test_epochs_see_every_image_once_and_keep_the_short_last_batch():
@@ -133,7 +142,8 @@ def test_epochs_see_every_image_once_and_keep_the_short_last_batch():
     batches = list(batch_rows(budget, 10, torch.Generator().manual_seed(0)))
     assert [len(rows) for rows in batches] == [4, 4, 2] * 3
     epochs = [torch.cat(batches[start : start + 3]).tolist() for start in (0, 3, 6)]
-    assert all(sorted(epoch) == list(range(10)) for epoch in epochs) and epochs[0] != epochs[1]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert epochs[0] != epochs[1]
 
 
 def test_steps_fill_every_batch_and_see_images_equally_often():
@@ -141,7 +151,8 @@ def test_steps_fill_every_batch_and_see_images_equally_often():
     rows = list(batch_rows(budget, 3, torch.Generator().manual_seed(0)))
     assert [len(batch) for batch in rows] == [8] * 7
     counts = torch.bincount(torch.cat(rows)).tolist()
-    assert sum(counts) == 56 and max(counts) - min(counts) <= 1
+    assert sum(counts) == 56
+    assert max(counts) - min(counts) <= 1
 
 
 def test_learning_rate_falls_where_the_published_schedule_lets_it_fall():
@@ -150,20 +161,26 @@ def test_learning_rate_falls_where_the_published_schedule_lets_it_fall():
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimiser, [2 * 100 // 3, 5 * 100 // 6], gamma=0.2)
     for epoch in range(100):
         expected = pytest.approx(scheduler.get_last_lr()[0])
-        assert rate(chosen, budget, 2 * epoch, 200) == expected and rate(chosen, budget, 2 * epoch + 1, 200) == expected
+        assert rate(chosen, budget, 2 * epoch, 200) == expected
+        assert rate(chosen, budget, 2 * epoch + 1, 200) == expected
         optimiser.step(), scheduler.step()
 
 
 def test_cosine_rises_to_one_and_falls_to_nearly_nothing():
     chosen = _protocol(schedule="cosine", warmup=0.1)
     rates = [rate(chosen, BASE, step, 300) for step in range(300)]
-    assert max(rates) == rates[30] == 1 and rates[0] < 0.05 and rates[-1] < 0.001
-    assert rates[:31] == sorted(rates[:31]) and rates[30:] == sorted(rates[30:], reverse=True)
+    assert max(rates) == rates[30] == 1
+    assert rates[0] < 0.05
+    assert rates[-1] < 0.001
+    assert rates[:31] == sorted(rates[:31])
+    assert rates[30:] == sorted(rates[30:], reverse=True)
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (40, 57), (20, 12), (16, 16)])
 def test_images_are_fitted_as_torchvision_resizes_and_crops(height, width):
-    images = torch.randint(0, 256, (2, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(
+        0, 256, (2, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     expected = center_crop(resize(images, [16], antialias=True), [16])
     assert (fit_to(images, 16).int() - expected.int()).abs().max() <= 1
 

@@ -27,7 +27,8 @@ def _choosers():
 def test_rows_are_distinct_even_among_duplicates_and_repeat_with_the_call(name):
     x = np.repeat(_points(4), 3, axis=0)
     rows = _choosers()[name](x, 6)
-    assert len(set(rows.tolist())) == 6 and rows.dtype == np.int64
+    assert len(set(rows.tolist())) == 6
+    assert rows.dtype == np.int64
     assert np.array_equal(rows, _choosers()[name](x, 6))
     assert sorted(_choosers()[name](_points(5), 5).tolist()) == list(range(5))
 
@@ -43,7 +44,10 @@ def test_each_herded_image_brings_the_mean_nearest_to_the_class_mean():
     x = _points(30, seed=1)
     rows = herding(x, 6).tolist()
     for t in range(1, 7):
-        errors = {r: np.linalg.norm(x.mean(0) - x[[*rows[: t - 1], r]].mean(0)) for r in set(range(30)) - set(rows[: t - 1])}
+        errors = {
+            r: np.linalg.norm(x.mean(0) - x[[*rows[: t - 1], r]].mean(0))
+            for r in set(range(30)) - set(rows[: t - 1])
+        }
         assert errors[rows[t - 1]] == pytest.approx(min(errors.values()), rel=1e-5)
 
 
@@ -55,14 +59,18 @@ def test_k_center_starts_in_the_middle_and_is_within_twice_the_smallest_radius()
     def radius(chosen):
         return np.linalg.norm(x[:, None] - x[list(chosen)], axis=2).min(axis=1)
 
-    assert rows[1] == radius(rows[:1]).argmax() and rows[2] == radius(rows[:2]).argmax()
+    assert rows[1] == radius(rows[:1]).argmax()
+    assert rows[2] == radius(rows[:2]).argmax()
     assert radius(rows).max() <= 2 * min(radius(c).max() for c in combinations(range(12), 3)) + 1e-6
 
 
 def test_medoids_are_the_image_nearest_to_each_cluster_the_largest_first():
-    offsets = np.array([[0.0, 0.0], [0.2, 0.0], [-0.2, 0.0], [0.0, 0.2], [0.0, -0.2], [0.1, 0.1], [-0.1, -0.1]])
+    offsets = np.array(
+        [[0.0, 0.0], [0.2, 0.0], [-0.2, 0.0], [0.0, 0.2], [0.0, -0.2], [0.1, 0.1], [-0.1, -0.1]]
+    )
     right, above = np.array([9, 0]), np.array([0, 9])
-    x = np.concatenate([right + offsets[:3], offsets, above + offsets[:5]]).astype(np.float32)  # each has its centre first
+    # each has its centre first
+    x = np.concatenate([right + offsets[:3], offsets, above + offsets[:5]]).astype(np.float32)
     assert medoids(x, 3, "any", 1).tolist() == [3, 10, 0]
 
 
@@ -73,7 +81,8 @@ def test_medoids_of_another_seed_are_another_choice():
 
 def test_a_greedy_cover_takes_the_most_new_rows_each_time():
     covers = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0], [0, 1, 0, 1], [0, 0, 1, 0]], dtype=bool)
-    assert greedy_cover(covers, 4).tolist() == [0, 1, 2, 3]  # columns 0 and 1 tie; all rows are covered before column 3
+    # columns 0 and 1 tie; all rows are covered before column 3
+    assert greedy_cover(covers, 4).tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -111,7 +120,11 @@ def test_no_single_swap_brings_k_medoids_nearer_to_all_images():
         distances = np.linalg.norm(x[:, None] - x[None], axis=2)
         rows = k_medoids(x, 4).tolist()
         reached = distances[:, rows].min(axis=1).mean()
-        swaps = [[into if row == out else row for row in rows] for out in rows for into in set(range(14)) - set(rows)]
+        swaps = [
+            [into if row == out else row for row in rows]
+            for out in rows
+            for into in set(range(14)) - set(rows)
+        ]
         assert reached <= min(distances[:, swap].min(axis=1).mean() for swap in swaps) + 1e-6
 
 

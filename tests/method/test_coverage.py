@@ -1,10 +1,21 @@
-"""Coverage metrics against their definitions, written out in plain numpy loops over exactly representable numbers."""
+"""Coverage metrics against their definitions, written out in plain numpy loops over exactly representable
+numbers.
+"""
 
 import faiss
 import numpy as np
 import pytest
 
-from ims3_ray.method.coverage import class_coverage, copies, copy_rate, covered, kid, neighbour_distances, sparsest, vendi
+from ims3_ray.method.coverage import (
+    class_coverage,
+    copies,
+    copy_rate,
+    covered,
+    kid,
+    neighbour_distances,
+    sparsest,
+    vendi,
+)
 
 K = 3
 
@@ -15,7 +26,9 @@ def _grid(rows: int, seed: int, size: int = 6) -> np.ndarray:
 
 
 def _distance2(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.array([[sum((p - q) ** 2 for p, q in zip(u, v, strict=True)) for v in b] for u in a.astype(float)])
+    return np.array(
+        [[sum((p - q) ** 2 for p, q in zip(u, v, strict=True)) for v in b] for u in a.astype(float)]
+    )
 
 
 def _nnd2(x: np.ndarray, k: int) -> np.ndarray:
@@ -31,10 +44,16 @@ def test_metrics_match_their_definitions_with_ties_and_duplicates(seed):
     sparse = sorted(range(25), key=lambda i: (-nnd[i], i))[:5]
     assert found["coverage"] == pytest.approx(np.mean(hit))
     assert found["low_density_coverage"] == pytest.approx(np.mean([hit[i] for i in sparse]))
-    assert found["density"] == pytest.approx(sum(d[i, j] <= nnd[i] for i in range(25) for j in range(7)) / (K * 7))
-    assert found["precision"] == pytest.approx(np.mean([any(d[i, j] <= nnd[i] for i in range(25)) for j in range(7)]))
+    assert found["density"] == pytest.approx(
+        sum(d[i, j] <= nnd[i] for i in range(25) for j in range(7)) / (K * 7)
+    )
+    assert found["precision"] == pytest.approx(
+        np.mean([any(d[i, j] <= nnd[i] for i in range(25)) for j in range(7)])
+    )
     nnd_y = _nnd2(y, K)
-    assert found["recall"] == pytest.approx(np.mean([any(d[i, j] <= nnd_y[j] for j in range(7)) for i in range(25)]))
+    assert found["recall"] == pytest.approx(
+        np.mean([any(d[i, j] <= nnd_y[j] for j in range(7)) for i in range(25)])
+    )
 
 
 def test_neighbour_distance_leaves_the_image_itself_out_but_not_its_duplicates():
@@ -47,7 +66,8 @@ def test_a_class_covers_itself_and_the_ball_has_its_surface():
     x = np.random.default_rng(0).normal(size=(40, 16)).astype(np.float32)
     assert covered(x, x).all()
     line = np.arange(8, dtype=np.float32)[:, None]
-    assert covered(line, line[:1], k=2).tolist() == [True] * 2 + [False] * 6  # |1 - 0| = NND_2(1) is on the surface
+    # |1 - 0| = NND_2(1) is on the surface
+    assert covered(line, line[:1], k=2).tolist() == [True] * 2 + [False] * 6
     assert covered(line, np.array([[-2.0]], np.float32), k=2).tolist() == [True] + [False] * 7
 
 
@@ -57,28 +77,34 @@ def test_low_density_coverage_sees_what_coverage_hides():
     outskirts[:, 1] = 10 * np.arange(1, 11)
     x, labels = np.concatenate([crowd, outskirts]), np.zeros(50, int)
     found = class_coverage(x, labels, crowd, np.zeros(40, int), k=5).per_class[0]
-    assert found["coverage"] >= 0.8 and found["low_density_coverage"] < 0.6
+    assert found["coverage"] >= 0.8
+    assert found["low_density_coverage"] < 0.6
     assert sorted(sparsest(neighbour_distances(x))) == list(range(40, 50))
 
 
 def test_classes_are_kept_apart_and_weigh_the_same():
     x = np.concatenate([_grid(20, 1), _grid(8, 2) + 100])
     labels = np.array([4] * 20 + [7] * 8)
-    y, y_labels = np.concatenate([x[:20], x[:8]]), np.array([4] * 20 + [7] * 8)  # class 7 gets class 4's images
+    # class 7 gets class 4's images
+    y, y_labels = np.concatenate([x[:20], x[:8]]), np.array([4] * 20 + [7] * 8)
     found = class_coverage(x, labels, y, y_labels, k=K)
-    assert found.per_class[4]["coverage"] == 1.0 and found.per_class[7]["coverage"] == 0.0
+    assert found.per_class[4]["coverage"] == 1.0
+    assert found.per_class[7]["coverage"] == 0.0
     assert found.mean["coverage"] == 0.5
     order = np.random.default_rng(0).permutation(28)
     shuffled = class_coverage(x[order], labels[order], y, y_labels, k=K)
-    assert shuffled.mean["coverage"] == 0.5 and shuffled.mean["density"] == found.mean["density"]
+    assert shuffled.mean["coverage"] == 0.5
+    assert shuffled.mean["density"] == found.mean["density"]
 
 
 def test_recall_is_none_where_a_class_has_too_few_synthetic_images():
     x, labels = _grid(20, 3), np.repeat([0, 1], 10)
     y, y_labels = _grid(6, 4), np.array([0, 0, 0, 0, 1, 1])
     found = class_coverage(x, labels, y, y_labels, k=K)
-    assert found.per_class[0]["recall"] is not None and found.per_class[1]["recall"] is None
-    assert found.mean["recall"] is None and found.mean["coverage"] is not None
+    assert found.per_class[0]["recall"] is not None
+    assert found.per_class[1]["recall"] is None
+    assert found.mean["recall"] is None
+    assert found.mean["coverage"] is not None
 
 
 def test_impossible_sets_are_refused_by_class():
@@ -90,7 +116,8 @@ def test_impossible_sets_are_refused_by_class():
 
 
 def test_distances_do_not_round_far_from_the_origin_and_faiss_is_left_as_it_was(monkeypatch):
-    monkeypatch.setattr(faiss.cvar, "distance_compute_blas_threshold", 17)  # queries from which faiss takes its shortcut
+    # queries from which faiss takes its shortcut
+    monkeypatch.setattr(faiss.cvar, "distance_compute_blas_threshold", 17)
     x = np.random.default_rng(1).normal(size=(60, 64)).astype(np.float32) + 100
     assert np.allclose(neighbour_distances(x, 3) ** 2, _nnd2(x, 3), rtol=1e-5)
     assert covered(np.concatenate([x[:30], x[:30]]), x[:30], k=1).all()  # every ball has radius 0
@@ -109,7 +136,8 @@ def test_vendi_counts_distinct_directions():
     axes = np.eye(6, dtype=np.float32)
     assert vendi(axes[:4]) == pytest.approx(4)
     assert vendi(np.repeat(axes[:1], 5, axis=0)) == pytest.approx(1)
-    assert vendi(np.repeat(3 * axes[:2], 5, axis=0)) == pytest.approx(2)  # 10 rows, 6 columns; length is ignored
+    # 10 rows, 6 columns; length is ignored
+    assert vendi(np.repeat(3 * axes[:2], 5, axis=0)) == pytest.approx(2)
 
 
 def test_kid_is_unbiased_around_zero_for_one_distribution_and_positive_for_two():
@@ -122,7 +150,9 @@ def test_kid_is_unbiased_around_zero_for_one_distribution_and_positive_for_two()
 
 
 def test_a_copy_is_within_the_first_percentile_of_real_to_real_distances():
-    x = np.cumsum(np.arange(1, 202, dtype=np.float32))[:, None]  # neighbours 2, 2, 3, 4 … apart: the percentile is 3
+    # neighbours 2, 2, 3, 4 … apart: the percentile is 3
+    x = np.cumsum(np.arange(1, 202, dtype=np.float32))[:, None]
     y = np.array([[x[-1, 0] + 2], [x[-1, 0] + 4], [x[50, 0] - 3]], np.float32)
     rows, is_copy = copies(x, y)
-    assert rows.tolist() == [200, 200, 50] and is_copy.tolist() == [True, False, True]
+    assert rows.tolist() == [200, 200, 50]
+    assert is_copy.tolist() == [True, False, True]

@@ -49,7 +49,9 @@ def test_inverting_gaussian_data_matches_the_closed_form():
     found = ddim.invert(gaussian_model(deviation), z0, torch.zeros(3, dtype=torch.int64), grid, ABAR)
     for k in (99, 499, 998):
         abar = ABAR[grid[k + 1]]
-        torch.testing.assert_close(found[:, k], z0 * (abar + (1 - abar) / deviation**2).sqrt(), rtol=0.02, atol=0.01)
+        torch.testing.assert_close(
+            found[:, k], z0 * (abar + (1 - abar) / deviation**2).sqrt(), rtol=0.02, atol=0.01
+        )
 
 
 def test_inversion_then_ddim_sampling_gives_the_image_back():
@@ -90,7 +92,11 @@ def random_model(channels):
 def test_ddim_sampling_is_that_of_diffusers():
     predict, z = random_model(4), draw(2, 4, 3, 3)
     scheduler = DDIMScheduler(
-        beta_schedule="linear", clip_sample=False, timestep_spacing="leading", steps_offset=0, set_alpha_to_one=True
+        beta_schedule="linear",
+        clip_sample=False,
+        timestep_spacing="leading",
+        steps_offset=0,
+        set_alpha_to_one=True,
     )
     scheduler.set_timesteps(50)
     theirs = z
@@ -141,7 +147,9 @@ def test_guidance_asks_for_class_and_null_in_one_doubled_batch():
         asked.append(labels.tolist())
         return labels[:, None, None, None] * torch.ones_like(z)
 
-    out = ddim.with_guidance(predict, 9, scale=2.0, channels=4)(draw(2, 4, 2, 2), torch.ones(2), torch.tensor([1, 2]))
+    out = ddim.with_guidance(predict, 9, scale=2.0, channels=4)(
+        draw(2, 4, 2, 2), torch.ones(2), torch.tensor([1, 2])
+    )
     assert asked == [[1, 2, 9, 9]]
     assert out[:, 0, 0, 0].tolist() == [9 + 2 * (1 - 9), 9 + 2 * (2 - 9)]
 

@@ -10,13 +10,19 @@ SIZES = {"sample_size": 8, "hidden_size": 48, "depth": 5, "num_heads": 4, "num_c
 
 
 def small_dit(seed: int = 0, **changes) -> DiT:
-    return DiT(DiTConfig(**SIZES | changes)).initialize(torch.Generator().manual_seed(seed), zero_outputs=False)
+    return DiT(DiTConfig(**SIZES | changes)).initialize(
+        torch.Generator().manual_seed(seed), zero_outputs=False
+    )
 
 
 def output(model: DiT) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        return model(torch.randn(3, 4, 8, 8, generator=generator), torch.tensor([3, 400, 999]), torch.tensor([0, 7, 10]))
+        return model(
+            torch.randn(3, 4, 8, 8, generator=generator),
+            torch.tensor([3, 400, 999]),
+            torch.tensor([0, 7, 10]),
+        )
 
 
 def disturb(model: DiT, seed: int = 2) -> None:
@@ -44,7 +50,10 @@ def test_dit_xl_trains_the_published_number_of_values():
 def test_scales_stand_in_the_first_half_of_the_blocks():
     dit = small_dit()
     difffit.add_scales(dit)
-    assert {int(name.split(".")[1]) for name, _ in dit.named_parameters() if name.endswith("_scale")} == {0, 1}
+    assert {int(name.split(".")[1]) for name, _ in dit.named_parameters() if name.endswith("_scale")} == {
+        0,
+        1,
+    }
 
 
 def test_fresh_scales_change_nothing():

@@ -14,7 +14,9 @@ def draw(*shape, seed=0):
 
 
 def test_matching_compares_each_image_with_itself_alone():
-    """The published code's cosine runs over all pairs of the batch: there a permutation of the inversions costs nothing."""
+    """The published code's cosine runs over all pairs of the batch: there a permutation of the inversions
+    costs nothing.
+    """
     stepped = draw(3, 4, 2, 2)
     assert losses.matching_loss(stepped, stepped).abs().max() < 1e-6
     assert losses.matching_loss(stepped, stepped.roll(1, 0)).min() > 0.1
@@ -63,7 +65,9 @@ def test_the_variational_term_is_the_divergence_of_the_two_steps_in_bits():
 def test_the_variational_term_trains_the_variance_alone():
     output = draw(2, 8, 2, 2).requires_grad_()
     here, there = ABAR[300].float(), ABAR[299].float()
-    losses.variational_loss(output, draw(2, 4, 2, 2), draw(2, 4, 2, 2, seed=1), abar_from=here, abar_to=there).sum().backward()
+    losses.variational_loss(
+        output, draw(2, 4, 2, 2), draw(2, 4, 2, 2, seed=1), abar_from=here, abar_to=there
+    ).sum().backward()
     assert output.grad[:, :4].abs().max() == 0
     assert output.grad[:, 4:].abs().min() > 0
 

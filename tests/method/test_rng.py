@@ -13,7 +13,19 @@ def test_a_key_gives_the_same_noise_whoever_draws_beside_it():
 
 
 def test_keys_that_differ_anywhere_give_other_seeds():
-    keys = [("a", 1), ("a", 2), ("b", 1), ("a", "1"), ("a1",), ("a", 1, 0), (1, "a"), ("1", "1"), ("11",), (11,), (1, 1)]
+    keys = [
+        ("a", 1),
+        ("a", 2),
+        ("b", 1),
+        ("a", "1"),
+        ("a1",),
+        ("a", 1, 0),
+        (1, "a"),
+        ("1", "1"),
+        ("11",),
+        (11,),
+        (1, 1),
+    ]
     assert len({key_seed(*key) for key in keys}) == len(keys)
 
 

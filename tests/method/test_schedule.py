@@ -29,7 +29,9 @@ def test_respacing_is_that_of_diffusers(spacing, steps):
     assert respaced(steps, spacing).tolist() == scheduler.timesteps.flip(0).tolist()
 
 
-@pytest.mark.parametrize("call", [lambda: inversion_grid(0), lambda: inversion_grid(1000), lambda: respaced(1)])
+@pytest.mark.parametrize(
+    "call", [lambda: inversion_grid(0), lambda: inversion_grid(1000), lambda: respaced(1)]
+)
 def test_impossible_grids_are_refused_with_their_range(call):
     with pytest.raises(ValueError, match="must lie between"):
         call()

@@ -1,4 +1,6 @@
-"""Model files and folders: every key is accounted for, and everything that does not fit is refused in one line."""
+"""Model files and folders: every key is accounted for, and everything that does not fit is refused in one
+line.
+"""
 
 import argparse
 import pickle
@@ -12,7 +14,13 @@ from tiny_generator import NAMES, WEIGHTS, edit, inputs, original_file, small_di
 from ims3_ray.errors import InputError
 from ims3_ray.models.checkpoints import inspect_transformer
 from ims3_ray.models.dit import DiT, DiTConfig
-from ims3_ray.models.generator import inspect_generator, load_generator, load_transformer, resolve_model, save_pipeline
+from ims3_ray.models.generator import (
+    inspect_generator,
+    load_generator,
+    load_transformer,
+    resolve_model,
+    save_pipeline,
+)
 
 
 @pytest.fixture
@@ -31,10 +39,14 @@ def test_ema_weights_are_preferred_in_a_training_file(tmp_path):
 
 def test_heads_of_the_published_sizes_are_known_and_others_asked_for(tmp_path):
     for heads, hidden_size, depth in ((6, 384, 12), (12, 768, 12), (16, 1024, 24), (16, 1152, 28)):
-        config = DiTConfig(sample_size=32, hidden_size=hidden_size, depth=depth, num_heads=heads, num_classes=1000)
+        config = DiTConfig(
+            sample_size=32, hidden_size=hidden_size, depth=depth, num_heads=heads, num_classes=1000
+        )
         with torch.device("meta"):
             shapes = {name: value.shape for name, value in DiT(config).state_dict().items()}
-        file = original_file(tmp_path / "DiT.pt", **{name: torch.zeros(1).expand(shape) for name, shape in shapes.items()})
+        file = original_file(
+            tmp_path / "DiT.pt", **{name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}
+        )
         assert inspect_transformer(file).config == config
     with pytest.raises(InputError, match="give it as heads"):
         load_transformer(original_file(tmp_path / "small.pt"))
@@ -118,9 +130,17 @@ def test_every_key_of_a_folder_is_accounted_for(folder, spoil, told):
         ("transformer/config.json", {"sample_size": "8"}, "sample_size must be a whole number, not '8'"),
         ("transformer/config.json", {"num_layers": 3}, "missing: transformer_blocks.2"),
         ("transformer/config.json", {"num_embeds_ada_norm": 12}, r"is \(11, 32\), not \(13, 32\)"),
-        ("transformer/config.json", {"norm_elementwise_affine": True}, "norm_elementwise_affine must be False"),
+        (
+            "transformer/config.json",
+            {"norm_elementwise_affine": True},
+            "norm_elementwise_affine must be False",
+        ),
         ("transformer/config.json", {"_class_name": "UNet2DModel"}, "describes a UNet2DModel"),
-        ("transformer/config.json", {"_num_classes": 11}, "_num_classes must be a whole number from 1 to .* 10, not 11"),
+        (
+            "transformer/config.json",
+            {"_num_classes": 11},
+            "_num_classes must be a whole number from 1 to .* 10, not 11",
+        ),
         ("transformer/config.json", {"_num_classes": "9"}, "_num_classes must be .*, not '9'"),
         ("transformer/config.json", {"patch_size": 3}, "must be a multiple of patch_size"),
         ("model_index.json", {"_class_name": "StableDiffusionPipeline"}, "is a StableDiffusionPipeline"),
@@ -224,14 +244,19 @@ def test_a_vae_that_makes_images_of_another_size_is_refused_where_the_size_is_kn
 
 def test_what_is_no_vae_folder_is_refused(tmp_path, folder):
     file = original_file(tmp_path / "DiT.pt")
-    for vae, told in ((file, r"DiT\.pt/config\.json: no such file"), (tmp_path, r"config\.json: no such file")):
+    for vae, told in (
+        (file, r"DiT\.pt/config\.json: no such file"),
+        (tmp_path, r"config\.json: no such file"),
+    ):
         with pytest.raises(InputError, match=told):
             inspect_generator(file, vae=vae, heads=4)
     with pytest.raises(InputError, match=r"brings no VAE .*--vae"):
         inspect_generator(file, heads=4)
 
 
-@pytest.mark.parametrize(("heads", "told"), [(0, "num_heads must be 1 or more"), (5, "not a multiple of num_heads 5")])
+@pytest.mark.parametrize(
+    ("heads", "told"), [(0, "num_heads must be 1 or more"), (5, "not a multiple of num_heads 5")]
+)
 def test_impossible_heads_are_refused(tmp_path, heads, told):
     with pytest.raises(InputError, match=told):
         inspect_transformer(original_file(tmp_path / "DiT.pt"), heads=heads)

@@ -37,8 +37,11 @@ def test_the_smallest_image_still_tells_two_images_apart_and_one_pixel_less_is_r
     size = SMALLEST_IMAGE[name]
     model = build(name, 3, size, _seeded(0), width=4)
     logits = model(torch.randn(2, 3, size, size, generator=_seeded(1)))
-    assert logits.shape == (2, 3) and (logits[0] - logits[1]).abs().max() > 1e-3
-    with pytest.raises(InputError, match=f"{name} is too deep for images of {size - 1} px, it needs at least {size}"):
+    assert logits.shape == (2, 3)
+    assert (logits[0] - logits[1]).abs().max() > 1e-3
+    with pytest.raises(
+        InputError, match=f"{name} is too deep for images of {size - 1} px, it needs at least {size}"
+    ):
         build(name, 3, size - 1, _seeded(0))
 
 
@@ -54,7 +57,8 @@ def test_weights_come_from_the_generator_alone():
 def test_initial_weights_have_torchs_default_spread_in_convnets_and_he_s_in_resnets():
     convnet = build("convnet3", 10, 32, _seeded(0))
     weight = convnet.body[4].weight  # 128 -> 128 channels, 3x3: uniform within 1/sqrt(1152)
-    assert weight.abs().max() <= 1152**-0.5 and weight.std().item() == pytest.approx(1152**-0.5 / 3**0.5, rel=0.02)
+    assert weight.abs().max() <= 1152**-0.5
+    assert weight.std().item() == pytest.approx(1152**-0.5 / 3**0.5, rel=0.02)
     resnet = build("resnet18", 10, 64, _seeded(0))
     weight = resnet.body[4].conv1.weight  # 64 -> 64 channels, 3x3
     assert weight.std().item() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.02)
@@ -62,7 +66,11 @@ def test_initial_weights_have_torchs_default_spread_in_convnets_and_he_s_in_resn
 
 def test_resnetap_strides_by_averaging_and_resnet_by_convolution():
     strides = {
-        name: {module.stride for module in build(name, 2, 64, None).modules() if isinstance(module, torch.nn.Conv2d)}
+        name: {
+            module.stride
+            for module in build(name, 2, 64, None).modules()
+            if isinstance(module, torch.nn.Conv2d)
+        }
         for name in ("resnetap10", "resnet18")
     }
     assert strides == {"resnetap10": {(1, 1)}, "resnet18": {(1, 1), (2, 2)}}
@@ -74,12 +82,16 @@ def test_halving_is_average_pooling_forward_and_backward(size):
     expected = torch.nn.functional.avg_pool2d(x, 2)
     weight = torch.randn(expected.shape, generator=_seeded(1), dtype=torch.float64)
     assert torch.allclose(Halve()(x), expected)
-    gradient, expected_gradient = (torch.autograd.grad((y * weight).sum(), x)[0] for y in (Halve()(x), expected))
+    gradient, expected_gradient = (
+        torch.autograd.grad((y * weight).sum(), x)[0] for y in (Halve()(x), expected)
+    )
     assert torch.allclose(gradient, expected_gradient)
 
 
 def test_unknown_networks_are_refused_with_the_choices():
-    with pytest.raises(InputError, match="'vgg' is not known; choose one of convnet3, convnet6, resnetap10, resnet18"):
+    with pytest.raises(
+        InputError, match="'vgg' is not known; choose one of convnet3, convnet6, resnetap10, resnet18"
+    ):
         build("vgg", 10, 32, None)
     with pytest.raises(InputError, match="at least 2 classes, not 1"):
         build("convnet3", 1, 32, None)

@@ -1,4 +1,6 @@
-"""Compilation and precision: what a device can't do is said and left out, what it can does not change the model."""
+"""Compilation and precision: what a device can't do is said and left out, what it can does not change the
+model.
+"""
 
 import pytest
 import torch
@@ -29,7 +31,11 @@ def pair():
 
 
 def inputs():
-    return torch.randn(3, 4, 4, 4, generator=generator("z")), torch.tensor([1, 500, 999]), torch.tensor([0, 2, 3])
+    return (
+        torch.randn(3, 4, 4, 4, generator=generator("z")),
+        torch.tensor([1, 500, 999]),
+        torch.tensor([0, 2, 3]),
+    )
 
 
 def test_compiled_blocks_give_what_the_blocks_give_and_the_same_bits_again(can_compile):
@@ -64,14 +70,17 @@ def test_where_compilation_fails_the_model_runs_as_it_is_and_it_is_said(monkeypa
     monkeypatch.setattr(device.torch, "compile", refuse)
     found, told = supported(Numerics("cpu", "fp32", compiled=True))
     assert found == Numerics("cpu", "fp32", compiled=False)
-    assert len(told) == 1 and "model.compile" in told[0] and "no compiler anywhere" in told[0]
+    assert len(told) == 1
+    assert "model.compile" in told[0]
+    assert "no compiler anywhere" in told[0]
 
 
 def test_where_bf16_is_missing_fp32_is_used_and_it_is_said(monkeypatch):
     monkeypatch.setattr(device.torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(device.torch.cuda, "get_device_name", lambda: "an old card")
     found, told = supported(Numerics("cuda", "bf16", compiled=False))
-    assert found.precision == "fp32" and "an old card" in told[0]
+    assert found.precision == "fp32"
+    assert "an old card" in told[0]
 
 
 def test_what_is_supported_is_not_spoken_of():

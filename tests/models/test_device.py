@@ -25,7 +25,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is set")
 def test_memory_of_freed_tensors_is_used_again_without_asking_the_system():
     pages = {
-        how: int(subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True).stdout)
+        how: int(
+            subprocess.run(
+                [sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True
+            ).stdout
+        )
         for how in ("keep", "return")
     }
     assert pages["keep"] < 100 < pages["return"], pages

@@ -50,7 +50,8 @@ def paper_dit(state: dict[str, torch.Tensor], heads: int, latents, timesteps, la
     def attention(name, x):
         batch, tokens, width = x.shape
         query, key, value = (
-            part.reshape(batch, tokens, heads, -1).transpose(1, 2) for part in linear(f"{name}.qkv", x).split(width, -1)
+            part.reshape(batch, tokens, heads, -1).transpose(1, 2)
+            for part in linear(f"{name}.qkv", x).split(width, -1)
         )
         weights = (query @ key.transpose(-1, -2) / math.sqrt(width // heads)).softmax(-1)
         return linear(f"{name}.proj", (weights @ value).transpose(1, 2).reshape(batch, tokens, width))
@@ -61,7 +62,9 @@ def paper_dit(state: dict[str, torch.Tensor], heads: int, latents, timesteps, la
     x = x.flatten(2).transpose(1, 2) + state["pos_embed"]
     angles = timesteps[:, None] * torch.exp(-math.log(10000) * torch.arange(128) / 128)
     conditioning = linear("t_embedder.mlp.0", torch.cat([angles.cos(), angles.sin()], 1))
-    conditioning = linear("t_embedder.mlp.2", F.silu(conditioning)) + state["y_embedder.embedding_table.weight"][labels]
+    conditioning = (
+        linear("t_embedder.mlp.2", F.silu(conditioning)) + state["y_embedder.embedding_table.weight"][labels]
+    )
     depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
     for i in range(depth):
         modulation = linear(f"blocks.{i}.adaLN_modulation.1", F.silu(conditioning))[:, None]
@@ -71,7 +74,8 @@ def paper_dit(state: dict[str, torch.Tensor], heads: int, latents, timesteps, la
         x = x + gate_m * linear(f"blocks.{i}.mlp.fc2", F.gelu(hidden, approximate="tanh"))
     shift, scale = linear("final_layer.adaLN_modulation.1", F.silu(conditioning))[:, None].chunk(2, -1)
     x = linear("final_layer.linear", norm(x) * (1 + scale) + shift)
-    rows = x.unflatten(-1, (patch, patch, -1)).unflatten(1, (side, side))  # b, row, column, patch row, patch column, c
+    # b, row, column, patch row, patch column, c
+    rows = x.unflatten(-1, (patch, patch, -1)).unflatten(1, (side, side))
     return rows.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
 
@@ -94,7 +98,9 @@ def original_state(seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 def fixed_positions(side: int, width: int) -> torch.Tensor:
-    """The table of the paper, entry by entry: a half for the column and one for the row, each sines then cosines."""
+    """The table of the paper, entry by entry: a half for the column and one for the row, each sines then
+    cosines.
+    """
     quarter = width // 4
     table = torch.empty(1, side * side, width)
     for row in range(side):
@@ -169,7 +175,9 @@ def test_exported_model_gives_the_same_output_with_scales_folded_in():
     x, t, y = inputs(dit)
     with torch.no_grad():
         expected = dit(x, t, y)
-        torch.testing.assert_close(export_transformer(dit)(x, timestep=t, class_labels=y).sample, expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            export_transformer(dit)(x, timestep=t, class_labels=y).sample, expected, atol=1e-5, rtol=0
+        )
         torch.testing.assert_close(dit(x, t, y), expected, atol=0, rtol=0)  # exporting left it as it was
 
 
@@ -228,11 +236,14 @@ def test_bf16_stays_close_to_fp32(how):
 
 
 def test_compiles_as_one_graph_with_and_without_scales(monkeypatch):
-    spec = importlib.util.spec_from_file_location("unchecked_dit", dit_module.__file__)  # as in production: no type checks
+    # as in production: no type checks
+    spec = importlib.util.spec_from_file_location("unchecked_dit", dit_module.__file__)
     unchecked = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "unchecked_dit", unchecked)
     spec.loader.exec_module(unchecked)
-    dit = unchecked.DiT(unchecked.DiTConfig(**SIZES)).initialize(torch.Generator().manual_seed(0), zero_outputs=False)
+    dit = unchecked.DiT(unchecked.DiTConfig(**SIZES)).initialize(
+        torch.Generator().manual_seed(0), zero_outputs=False
+    )
     x, t, y = inputs(dit)
     for prepare in (lambda model: None, difffit.prepare):
         prepare(dit)
@@ -249,7 +260,13 @@ def test_latents_of_another_size_are_refused():
 
 @pytest.mark.parametrize(
     "change",
-    [{"num_heads": 5}, {"sample_size": 7}, {"depth": 0}, {"out_channels": 5}, {"hidden_size": 50, "num_heads": 5}],
+    [
+        {"num_heads": 5},
+        {"sample_size": 7},
+        {"depth": 0},
+        {"out_channels": 5},
+        {"hidden_size": 50, "num_heads": 5},
+    ],
 )
 def test_impossible_sizes_are_refused(change):
     with pytest.raises(ValueError, match="DiTConfig"):

@@ -9,7 +9,13 @@ from safetensors.torch import load_file, save_file
 
 from ims3_ray.errors import InputError
 from ims3_ray.models.classifiers import build
-from ims3_ray.models.extractor import embed_pixels, inspect_extractor, load_extractor, save_extractor, without_weights
+from ims3_ray.models.extractor import (
+    embed_pixels,
+    inspect_extractor,
+    load_extractor,
+    save_extractor,
+    without_weights,
+)
 
 CPU = torch.device("cpu")
 MEAN, DEVIATION = (0.2, 0.3, 0.4), (0.5, 0.6, 0.7)
@@ -32,7 +38,8 @@ def test_a_saved_classifier_gives_its_own_normalised_features(tmp_path):
     x = (pixels.float() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(DEVIATION).view(3, 1, 1)
     expected = torch.nn.functional.normalize(model.features(x), dim=1)
     found = extractor(pixels.float() / 127.5 - 1)
-    assert extractor.dim == model.dim == found.shape[1] and extractor.image_size == 16
+    assert extractor.dim == model.dim == found.shape[1]
+    assert extractor.image_size == 16
     assert torch.allclose(found, expected, atol=1e-5)
     assert torch.allclose(found.norm(dim=1), torch.ones(5))
 
@@ -42,13 +49,17 @@ def test_half_precision_files_give_nearly_the_same_features_at_half_the_size(tmp
     full, half = (load_extractor(str(tmp_path / name)) for name in ("full", "half"))
     images = torch.from_numpy(_pixels(5)).float() / 127.5 - 1
     assert (full(images) * half(images)).sum(dim=1).min() > 0.9999
-    assert all(value.dtype == torch.float16 for value in load_file(tmp_path / "half" / "model.safetensors").values())
+    assert all(
+        value.dtype == torch.float16 for value in load_file(tmp_path / "half" / "model.safetensors").values()
+    )
 
 
 def test_an_extractor_inside_a_model_folder_is_found(tmp_path):
     _saved(tmp_path / "extractor")
     images = torch.rand(2, 3, 16, 16) * 2 - 1
-    assert torch.equal(load_extractor(str(tmp_path))(images), load_extractor(str(tmp_path / "extractor"))(images))
+    assert torch.equal(
+        load_extractor(str(tmp_path))(images), load_extractor(str(tmp_path / "extractor"))(images)
+    )
 
 
 def test_features_of_a_row_depend_on_no_other_row(tmp_path):
@@ -56,7 +67,8 @@ def test_features_of_a_row_depend_on_no_other_row(tmp_path):
     extractor, pixels = load_extractor(str(tmp_path)), _pixels(7)
     together = embed_pixels(extractor, pixels, 4, CPU)
     alone = np.concatenate([embed_pixels(extractor, pixels[row : row + 1], 4, CPU) for row in range(7)])
-    assert together.dtype == np.float32 and np.array_equal(together, alone)
+    assert together.dtype == np.float32
+    assert np.array_equal(together, alone)
 
 
 def test_images_of_another_size_are_resized(tmp_path):
@@ -102,7 +114,8 @@ def test_missing_weights_of_a_timm_model_are_one_line(monkeypatch):
     monkeypatch.setattr(timm, "create_model", unreachable)
     with pytest.raises(InputError, match="pretrained weights can't be had") as caught:
         load_extractor("timm:resnet18")
-    assert "no network" in str(caught.value) and "\n" not in str(caught.value)
+    assert "no network" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_folder_of_a_timm_model_serves_without_a_network(tmp_path):
@@ -115,8 +128,10 @@ def test_a_folder_of_a_timm_model_serves_without_a_network(tmp_path):
     again = timm.create_model("test_resnet.r160_in1k", pretrained=False, num_classes=0)
     again.load_state_dict({n: v for n, v in model.state_dict().items() if not n.startswith("fc.")})
     extractor._body = again.eval()
-    assert torch.equal(extractor(images), given) and not torch.equal(untrained(images), given)
-    assert inspect_extractor(spec) == tmp_path and untrained.dim == extractor.dim
+    assert torch.equal(extractor(images), given)
+    assert not torch.equal(untrained(images), given)
+    assert inspect_extractor(spec) == tmp_path
+    assert untrained.dim == extractor.dim
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="names no architecture"):
         inspect_extractor(spec)

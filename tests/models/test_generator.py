@@ -8,7 +8,13 @@ from tiny_generator import NAMES, WEIGHTS, inputs, original_file, small_dit, sma
 
 from ims3_ray.errors import InputError
 from ims3_ray.method import difffit
-from ims3_ray.models.generator import inspect_generator, load_generator, load_transformer, save_pipeline, with_new_classes
+from ims3_ray.models.generator import (
+    inspect_generator,
+    load_generator,
+    load_transformer,
+    save_pipeline,
+    with_new_classes,
+)
 
 
 @pytest.fixture
@@ -31,7 +37,9 @@ def test_saved_pipeline_runs_in_diffusers_and_gives_our_output(tmp_path):
     with torch.no_grad():
         theirs = pipeline.transformer(x, timestep=t, class_labels=y).sample
         torch.testing.assert_close(theirs, dit(x, t, y), atol=1e-5, rtol=0)
-        torch.testing.assert_close(load_transformer(tmp_path / "out")(x, t, y), dit(x, t, y), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            load_transformer(tmp_path / "out")(x, t, y), dit(x, t, y), atol=1e-5, rtol=0
+        )
     assert pipeline.get_label_ids(["class 3"]) == [3]
     assert isinstance(pipeline.scheduler, DDIMScheduler)
     schedule = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
@@ -46,7 +54,12 @@ def test_padded_pipeline_is_guided_by_diffusers_and_loads_unpadded(tmp_path):
     save_pipeline(dit, small_vae(), tmp_path / "out", id2label=NAMES, null_label=1000)
     pipeline = DiTPipeline.from_pretrained(tmp_path / "out")
     pipeline.set_progress_bar_config(disable=True)
-    assert pipeline([3], guidance_scale=4.0, num_inference_steps=2, output_type="np").images.shape == (1, 16, 16, 3)
+    assert pipeline([3], guidance_scale=4.0, num_inference_steps=2, output_type="np").images.shape == (
+        1,
+        16,
+        16,
+        3,
+    )
     x, t, y = inputs()
     theirs = pipeline.transformer(x, timestep=t, class_labels=torch.where(y == 10, 1000, y)).sample
     torch.testing.assert_close(theirs, dit(x, t, y), atol=1e-5, rtol=0)
@@ -65,7 +78,9 @@ def test_frequency_shift_survives_saving_and_can_be_overridden(tmp_path):
 
 def test_half_precision_files_load_as_fp32(tmp_path):
     save_pipeline(small_dit(), small_vae(), tmp_path / "out", dtype=torch.float16)
-    assert {value.dtype for value in load_file(tmp_path / "out/transformer" / WEIGHTS).values()} == {torch.float16}
+    assert {value.dtype for value in load_file(tmp_path / "out/transformer" / WEIGHTS).values()} == {
+        torch.float16
+    }
     loaded = load_generator(tmp_path / "out")
     for module in (loaded.transformer, loaded.vae.model):
         assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
@@ -116,7 +131,12 @@ def test_inspecting_and_loading_need_no_network_and_leave_the_global_generator_a
 def test_original_file_loads_with_a_vae(tmp_path, folder):
     path = original_file(tmp_path / "DiT.pt", small_dit(frequency_shift=0.0))
     info = inspect_generator(path, vae=folder, heads=4)
-    assert (info.kind, info.image_size, info.config.frequency_shift, info.id2label) == ("original", 16, 0.0, None)
+    assert (info.kind, info.image_size, info.config.frequency_shift, info.id2label) == (
+        "original",
+        16,
+        0.0,
+        None,
+    )
     x, t, y = inputs()
     loaded = load_generator(path, vae=folder / "vae", heads=4).transformer
     assert torch.equal(loaded(x, t, y), small_dit(frequency_shift=0.0)(x, t, y))

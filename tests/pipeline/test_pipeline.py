@@ -40,7 +40,8 @@ def test_the_distilled_set_has_ipc_images_a_class_in_every_form(finished):
     assert folders.classes == ["blue", "green", "red"]
     assert np.bincount(folders.targets).tolist() == [6, 6, 6]
     loaded = load_distilled(made.distilled)
-    assert loaded.classes == folders.classes and loaded.targets == folders.targets
+    assert loaded.classes == folders.classes
+    assert loaded.targets == folders.targets
     for ours, theirs in zip(loaded, folders, strict=True):
         assert np.array_equal(np.asarray(ours[0]), np.asarray(theirs[0]))
 
@@ -92,9 +93,18 @@ def test_three_actors_three_shards_and_two_train_workers_give_the_same_bytes(fin
 
 def test_train_workers_for_whom_there_is_no_room_are_refused_in_one_line(finished, tmp_path, monkeypatch):
     overrides, _ = finished
-    words = [*overrides, f"storage={tmp_path}", "finetune.micro_batches=8", "finetune.batch_size=8", "evaluate.protocol=none"]
+    words = [
+        *overrides,
+        f"storage={tmp_path}",
+        "finetune.micro_batches=8",
+        "finetune.batch_size=8",
+        "evaluate.protocol=none",
+    ]
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
-    with pytest.raises(InputError, match=r"workers\.train_workers: the cluster had no room for 8 .* within 4 s; ask for fewer"):
+    with pytest.raises(
+        InputError,
+        match=r"workers\.train_workers: the cluster had no room for 8 .* within 4 s; ask for fewer",
+    ):
         run(words, "workers={train_workers: 8}")
 
 
@@ -105,7 +115,9 @@ def test_a_changed_alpha_selects_again_and_finds_the_rest_complete(finished):
 
 
 def test_a_smaller_pool_is_a_part_of_a_larger_one(finished, tmp_path):
-    """Same noise per (class, subgroup, index): a candidate of the larger pool has the smaller pool's seed and place."""
+    """Same noise per (class, subgroup, index): a candidate of the larger pool has the smaller pool's seed and
+    place.
+    """
     from ims3_ray.storage import tables
     from ims3_ray.storage.artifacts import open_directory, read_rows
 
@@ -113,10 +125,15 @@ def test_a_smaller_pool_is_a_part_of_a_larger_one(finished, tmp_path):
     larger = run(overrides, "sample.subgroups=4", "ipc=7", "evaluate.protocol=none")
     pools = []
     for run_made in (made, larger):
-        record = json.loads(next(Path(run_made.distilled).parents[1].glob(f"runs/*{run_made.key}/run.json")).read_text())
+        record = json.loads(
+            next(Path(run_made.distilled).parents[1].glob(f"runs/*{run_made.key}/run.json")).read_text()
+        )
         pools.append(read_rows(open_directory(record["artifacts"]["candidates"]), tables.CANDIDATES))
     names = ("label", "subgroup", "index", "seed", "image")
-    small, large = ({(c, g, k): (seed, png) for c, g, k, seed, png in zip(*(p[n] for n in names), strict=True)} for p in pools)
+    small, large = (
+        {(c, g, k): (seed, png) for c, g, k, seed, png in zip(*(p[n] for n in names), strict=True)}
+        for p in pools
+    )
     assert set(small) < set(large)
     assert all(large[key] == small[key] for key in small)
 
@@ -126,7 +143,14 @@ def test_fine_tuning_logs_each_term_unweighted_and_the_gradients_ratio(finished)
     record = json.loads(next(Path(made.distilled).parents[1].glob("runs/*/run.json")).read_text())
     history = json.loads(Path(record["artifacts"]["adapter"], "manifest.json").read_text())["history"]
     assert [entry["step"] for entry in history] == [4, 6]
-    assert {"diffusion", "variational", "matching", "grad_ratio/matching", "weight/matching", "images_per_s"} <= set(history[0])
+    assert {
+        "diffusion",
+        "variational",
+        "matching",
+        "grad_ratio/matching",
+        "weight/matching",
+        "images_per_s",
+    } <= set(history[0])
     assert 0 < history[0]["grad_ratio/matching"] < 0.1
 
 
@@ -147,10 +171,17 @@ def test_the_run_is_in_mlflow_with_parameters_metrics_artefacts_and_data_set(fin
     client = MlflowClient(made.tracking_uri)
     found = client.get_run(made.mlflow_run_id)
     assert found.info.status == "FINISHED"
-    assert found.data.params["ipc"] == "6" and found.data.params["sample.subgroups"] == "3"
+    assert found.data.params["ipc"] == "6"
+    assert found.data.params["sample.subgroups"] == "3"
     assert found.data.metrics["accuracy"] == made.figures["accuracy"]
-    assert {"finetune/diffusion", "select/objective", "sample/rows_per_s", "coverage/distilled"} <= set(found.data.metrics)
-    assert {a.path for a in client.list_artifacts(made.mlflow_run_id)} == {"index.html", "contact-sheet.png", "recipe.yaml"}
+    assert {"finetune/diffusion", "select/objective", "sample/rows_per_s", "coverage/distilled"} <= set(
+        found.data.metrics
+    )
+    assert {a.path for a in client.list_artifacts(made.mlflow_run_id)} == {
+        "index.html",
+        "contact-sheet.png",
+        "recipe.yaml",
+    }
     assert [d.dataset.name for d in found.inputs.dataset_inputs] == ["distilled"]
     assert [m.step for m in client.get_metric_history(made.mlflow_run_id, "finetune/diffusion")] == [4, 6]
 
@@ -170,12 +201,16 @@ def test_the_run_can_be_reproduced_and_needs_all_that_it_left_but_checkpoints(fi
     recipe = querying.logged_file(client, made.mlflow_run_id, "recipe.yaml")
     command = reproducing.reproduce(found["params"], lambda: recipe)
     results = load_config("digits", parse_overrides(overrides)).results()
-    assert command.notes == [] and load_config(command.recipe, command.overrides).results() == results
+    assert command.notes == []
+    assert load_config(command.recipe, command.overrides).results() == results
     assert load_config("digits", yaml.safe_load(recipe)).results() == results
-    survey = garbage.survey(open_directory(str(Path(made.distilled).parents[1])), now=time.time() + 2 * garbage.RECENT_S)
+    survey = garbage.survey(
+        open_directory(str(Path(made.distilled).parents[1])), now=time.time() + 2 * garbage.RECENT_S
+    )
     assert {entry.noun for entry in survey.artifacts} == {*garbage.NOUNS, "checkpoints"}
     assert {entry.noun for entry in survey.unneeded} == {"checkpoints"}
-    assert survey.not_ours == [] and survey.notes == []
+    assert survey.not_ours == []
+    assert survey.notes == []
 
 
 def test_the_exported_images_are_the_selected_candidates(finished):
@@ -190,14 +225,18 @@ def test_the_exported_images_are_the_selected_candidates(finished):
 
 def test_single_images_can_be_chosen_and_are_exported(finished):
     overrides, _ = finished
-    made = run(overrides, "select={unit: image, coverage: 0.5, coverage_neighbours: 3}", "evaluate.protocol=none")
+    made = run(
+        overrides, "select={unit: image, coverage: 0.5, coverage_neighbours: 3}", "evaluate.protocol=none"
+    )
     root = Path(made.distilled).parents[1]
     record = json.loads(next(root.glob(f"runs/*{made.key}/run.json")).read_text())
     selection = json.loads(Path(record["artifacts"]["selection"], "selection.json").read_text())
     assert selection["objective"] <= selection["subgroup_selection"]["objective"]
     manifest = json.loads(Path(made.distilled, "manifest.json").read_text())
     exported = sorted((e["class"], e["subgroup"], e["index"]) for e in manifest["images"])
-    assert exported == sorted((name, g, k) for name, chosen in selection["selection"].items() for g, k in chosen)
+    assert exported == sorted(
+        (name, g, k) for name, chosen in selection["selection"].items() for g, k in chosen
+    )
     assert len(exported) == 18
 
 

@@ -25,7 +25,9 @@ def splits(tmp_path):
     write_images(tmp_path / "train", 6, seed=0)
     write_images(tmp_path / "test", 4, seed=1)
     storage = open_storage(str(tmp_path / "storage"))
-    return tmp_path, lambda: {split: opened(tmp_path / split, storage, f"data.{split}") for split in ("train", "test")}
+    return tmp_path, lambda: {
+        split: opened(tmp_path / split, storage, f"data.{split}") for split in ("train", "test")
+    }
 
 
 def prepared(model, images, tmp_path, *words):
@@ -41,7 +43,9 @@ def test_separate_folders_pass_in_silence(splits):
 def test_test_files_that_are_training_files_are_refused_by_name(splits):
     root, both = splits
     shutil.copy(root / "train" / "red" / "002.png", root / "test" / "red" / "renamed.png")
-    with pytest.raises(InputError, match=r"data\.test: 1 of 13 .*red/renamed\.png = red/002\.png.*max_overlap_fraction"):
+    with pytest.raises(
+        InputError, match=r"data\.test: 1 of 13 .*red/renamed\.png = red/002\.png.*max_overlap_fraction"
+    ):
         check_splits(both(), 0.01)
     (line,) = check_splits(both(), 0.1)
     assert "red/renamed.png = red/002.png" in line
@@ -59,7 +63,12 @@ def test_a_run_refuses_folders_one_within_the_other(tiny_model, tiny_images, tmp
         prepared(tiny_model, tiny_images, tmp_path, f"data.train={tiny_images}")
     beside = write_images(tmp_path / "train-more", 12, seed=5)  # its name begins as another folder's
     shutil.copytree(tiny_images / "test", tmp_path / "train")
-    assert prepared(tiny_model, tiny_images, tmp_path, f"data.train={beside}", f"data.test={tmp_path / 'train'}").notes == ()
+    assert (
+        prepared(
+            tiny_model, tiny_images, tmp_path, f"data.train={beside}", f"data.test={tmp_path / 'train'}"
+        ).notes
+        == ()
+    )
 
 
 def test_a_run_tells_of_fast_ais_splits(tmp_path):
@@ -71,5 +80,6 @@ def test_a_run_tells_of_fast_ais_splits(tmp_path):
     storage = open_storage(str(tmp_path / "storage"))
     images = {split: opened(tmp_path / split, storage, f"data.{split}") for split in ("train", "test")}
     (line,) = check_splits(images, 0.0)
-    assert "data.test: 12 of 12 images" in line and "imagewoof2" in line
+    assert "data.test: 12 of 12 images" in line
+    assert "imagewoof2" in line
     assert check_splits({"train": images["train"], "validation": images["test"]}, 0.0) == []

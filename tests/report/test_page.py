@@ -1,4 +1,6 @@
-"""The report: one page that fetches nothing and runs nothing, says what the numbers allow, and is the same every time."""
+"""The report: one page that fetches nothing and runs nothing, says what the numbers allow, and is the same
+every time.
+"""
 
 import base64
 import re
@@ -29,7 +31,8 @@ def test_the_page_fetches_and_runs_nothing(page):
     assert "script" not in {tag for tag, _ in found.elements}
     assert not [name for _, attributes in found.elements for name in attributes if name.startswith("on")]
     links = found.values("src", "href", "xlink:href", "srcset", "data", "action", "poster")
-    assert links and all(link.startswith(("data:image/", "#")) for link in links)
+    assert links
+    assert all(link.startswith(("data:image/", "#")) for link in links)
     assert not re.search(rb"@import|url\((?!#)", page)
 
 
@@ -81,7 +84,8 @@ def test_coverage_stands_beside_its_yardstick_and_gaps_are_shown_as_gaps(page):
     found = {row[0]: row[1:] for row in rows}
     assert found["Coverage"] == ("0.250", "0.750")
     assert found["Recall"] == ("–", "–")
-    assert found["KID"] == ("0.500", "–") and "deciles" not in found
+    assert found["KID"] == ("0.500", "–")
+    assert "deciles" not in found
 
 
 def test_deciles_networks_and_the_label_robust_score_are_shown_where_there_are_any(page):

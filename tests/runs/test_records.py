@@ -21,7 +21,9 @@ A, B, C = "latents/aaaaaaaaaaaa", "adapter/bbbbbbbbbbbb", "report/cccccccccccc"
 def test_runs_ablations_and_trials_are_read(tmp_path):
     storage = open_storage(str(tmp_path))
     records.write(storage, "runs/digits-k1/run.json", {"latents": f"s3://elsewhere/runs/{A}"}, key="k1")
-    records.write(storage, "ablations/digits-k2/artifacts.json", [B, B], key="digits-k2", state=records.FINISHED)
+    records.write(
+        storage, "ablations/digits-k2/artifacts.json", [B, B], key="digits-k2", state=records.FINISHED
+    )
     records.write(storage, "sweeps/k3/trials/7.json", records.places([storage / C]), key="k3/7")
     (tmp_path / "sweeps" / "k3" / "state.json").write_text("no record")
     assert records.needed(storage) == {A, B, C}
@@ -30,7 +32,8 @@ def test_runs_ablations_and_trials_are_read(tmp_path):
 def test_a_record_of_an_earlier_version_is_read(tmp_path):
     storage = open_storage(str(tmp_path))
     storage.write_json("runs/digits-k1/run.json", {"key": "k1", "artifacts": {"latents": f"{tmp_path}/{A}"}})
-    assert records.needed(storage) == {A} and records.needed(storage, {"k1": 0.0}) == set()
+    assert records.needed(storage) == {A}
+    assert records.needed(storage, {"k1": 0.0}) == set()
 
 
 @pytest.mark.parametrize("deleted", ["k1", "digits-k2", "k3", "k3/7"])
@@ -40,7 +43,9 @@ def test_a_deleted_run_needs_nothing_and_the_others_theirs(tmp_path, deleted):
              C: ("sweeps/k3/trials/7.json", "k3/7")}  # fmt: skip
     for artifact, (place, key) in kinds.items():
         records.write(storage, place, [artifact], key=key, state=records.FINISHED)
-    lost = next(artifact for artifact, (place, key) in kinds.items() if deleted == key or deleted in place.split("/"))
+    lost = next(
+        artifact for artifact, (place, key) in kinds.items() if deleted == key or deleted in place.split("/")
+    )
     assert records.needed(storage, {deleted: 0.0}) == {A, B, C} - {lost}
 
 
@@ -59,12 +64,16 @@ def test_a_record_that_can_not_be_read_stops_everything(tmp_path):
             garbage.survey(storage)
 
 
-def test_a_distillation_names_all_that_it_needs_before_its_first_stage(ray_cluster, tiny_overrides, monkeypatch):
+def test_a_distillation_names_all_that_it_needs_before_its_first_stage(
+    ray_cluster, tiny_overrides, monkeypatch
+):
     seen = []
 
     def stopped(context, step):
         (record,) = records.read(context.storage)
-        seen.append((record.is_running, len(record.artifacts), record.artifacts >= {f"latents/{step.fingerprint}"}))
+        seen.append(
+            (record.is_running, len(record.artifacts), record.artifacts >= {f"latents/{step.fingerprint}"})
+        )
         raise KeyboardInterrupt
 
     monkeypatch.setattr(distillation, "run_step", stopped)
@@ -73,12 +82,17 @@ def test_a_distillation_names_all_that_it_needs_before_its_first_stage(ray_clust
         distillation.run(config, lambda line: None)
     assert seen == [(True, 9, True)]
     (record,) = records.read(open_directory(config.storage))
-    assert not record.is_running and len(record.artifacts) == 9
+    assert not record.is_running
+    assert len(record.artifacts) == 9
 
 
-def test_an_ablation_names_what_all_cells_need_before_the_first(ray_cluster, tiny_model, tiny_images, tmp_path, monkeypatch):
+def test_an_ablation_names_what_all_cells_need_before_the_first(
+    ray_cluster, tiny_model, tiny_images, tmp_path, monkeypatch
+):
     words = [w for w in tiny_words(tiny_model, tiny_images, tmp_path / "runs") if not w.startswith("ipc=")]
-    rows = Rows((Row("one", {"finetune.epochs": 0}), Row("two", {"finetune.epochs": 0, "select.alpha": 0.1})), "one")
+    rows = Rows(
+        (Row("one", {"finetune.epochs": 0}), Row("two", {"finetune.epochs": 0, "select.alpha": 0.1})), "one"
+    )
     plan = Plan("digits", parse_overrides(words), rows, (2,), (0,), None)
 
     def stopped(context, step):
@@ -89,6 +103,9 @@ def test_an_ablation_names_what_all_cells_need_before_the_first(ray_cluster, tin
         ablation.run(plan, lambda line: None)
     (written,) = (tmp_path / "runs" / "ablations").glob("*/artifacts.json")
     named = json.loads(written.read_text())["artifacts"]
-    counts = {noun: sum(place.startswith(f"{noun}/") for place in named) for noun in ("candidates", "selection", "evaluation")}
+    counts = {
+        noun: sum(place.startswith(f"{noun}/") for place in named)
+        for noun in ("candidates", "selection", "evaluation")
+    }
     assert counts == {"candidates": 1, "selection": 2, "evaluation": 2}
     assert records.needed(open_directory(str(tmp_path / "runs"))) == set(named)

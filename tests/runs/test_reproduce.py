@@ -34,9 +34,23 @@ def typed(command):
     [
         {},
         {"ipc": 5, "sample.subgroups": 20, "finetune.lr": 1e-5, "sample.guidance_scale": 3.0},
-        {"encode.images_per_class": None, "im.minimax": True, "data.mirror": True, "evaluate.networks": ["resnet18"]},
-        {"sample.batch_size": {"cpu": 7, "cuda": 9}, "data.classes": ["b c", "a", "it's"], "evaluate.baselines": []},
-        {"data.train": "/data/my images; rm -rf /", "data.test": "1: 2", "model.path": "no", "data.class_map": "new"},
+        {
+            "encode.images_per_class": None,
+            "im.minimax": True,
+            "data.mirror": True,
+            "evaluate.networks": ["resnet18"],
+        },
+        {
+            "sample.batch_size": {"cpu": 7, "cuda": 9},
+            "data.classes": ["b c", "a", "it's"],
+            "evaluate.baselines": [],
+        },
+        {
+            "data.train": "/data/my images; rm -rf /",
+            "data.test": "1: 2",
+            "model.path": "no",
+            "data.class_map": "new",
+        },
         {"data.licence": {"id": "other", "name": "My Own", "link": "https://example.org"}, "recipe": "123"},
         {"model.licence": None, "data.validation": None, "data.max_bad_fraction": 1e-7},
     ],
@@ -52,7 +66,8 @@ def test_the_command_gives_the_runs_parameters(recipe, overrides):
 def test_only_fields_that_differ_are_said():
     assert reproduce(logged(load_config("imagewoof")), nothing).words == ["--recipe", "imagewoof"]
     changed = load_config("digits", {"ipc": 5, "data.train": "/elsewhere"})
-    assert changed.data.licence is None  # dropped with the images that it speaks of: it follows, and is not said
+    # dropped with the images that it speaks of: it follows, and is not said
+    assert changed.data.licence is None
     assert set(reproduce(logged(changed), nothing).overrides) == {"ipc", "data.train"}
 
 
@@ -61,7 +76,8 @@ def test_a_recipe_of_ones_own_is_said_as_changes_of_a_named_one(tmp_path):
     own.write_text("ipc: 3\nmodel: {licence: mit}\nim: {minimax: {memory: 9}}\n")
     config = load_config(str(own))
     made = reproduce(logged(config), nothing)
-    assert made.overrides["recipe"] == "mine" and made.notes == []
+    assert made.overrides["recipe"] == "mine"
+    assert made.notes == []
     assert typed(made.command).results() == config.results()
 
 
@@ -86,7 +102,8 @@ def test_fields_that_one_version_alone_knows_are_said_and_the_rest_is_given():
     params = logged(load_config("digits", {"ipc": 5})) | {"sample.flavour": "sweet"}
     del params["select.coverage_by"]
     made = reproduce(params, nothing)
-    assert made.overrides["ipc"] == 5 and "sample.flavour" not in made.overrides
+    assert made.overrides["ipc"] == 5
+    assert "sample.flavour" not in made.overrides
     assert any(note.startswith("sample.flavour: unknown to this version") for note in made.notes)
     assert any(note.startswith("select.coverage_by: unknown to the run's version") for note in made.notes)
 

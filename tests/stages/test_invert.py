@@ -14,14 +14,19 @@ from ims3_ray.storage.artifacts import open_directory
 
 def test_images_and_their_mirror_images_get_the_inversions_of_their_own_latents(tiny_model, tmp_path):
     draws = np.random.default_rng(0)
-    values = {name: draws.standard_normal((5, 4, 4, 4)).astype(np.float16) for name in ("mean", "mirror_mean")}
+    values = {
+        name: draws.standard_normal((5, 4, 4, 4)).astype(np.float16) for name in ("mean", "mirror_mean")
+    }
     rows = {"image_id": np.array(list("abcde"), object), "label": np.array([0, 1, 2, 0, 1])}
     rows |= values | {name: np.zeros_like(values["mean"]) for name in ("logvar", "mirror_logvar")}
     latents = open_directory(str(tmp_path))
     latents.write("part-00000.parquet", tables.to_parquet(rows, tables.MIRRORED_LATENTS))
     model = TunedModel(str(tiny_model), None, None, Numerics())
-    columns, notes = Inverter(latents, model, [2, 0, 1], points=3, mirror=True, batch_size=4)("part-00000.parquet")
-    assert notes == {} and columns["image_id"].tolist() == list("abcde")
+    columns, notes = Inverter(latents, model, [2, 0, 1], points=3, mirror=True, batch_size=4)(
+        "part-00000.parquet"
+    )
+    assert notes == {}
+    assert columns["image_id"].tolist() == list("abcde")
     predict, labels = model.load(torch.device("cpu")).predict, torch.tensor([2, 0, 1, 2, 0])
     for name, column in (("mean", "inversion"), ("mirror_mean", "mirror_inversion")):
         z0 = torch.from_numpy(values[name]).float()

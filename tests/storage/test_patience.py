@@ -1,4 +1,6 @@
-"""A storage in trouble: what passes is waited out and told once, what lasts is raised at once, a full disk is one line."""
+"""A storage in trouble: what passes is waited out and told once, what lasts is raised at once, a full disk is
+one line.
+"""
 
 import errno
 import os
@@ -17,7 +19,9 @@ from ims3_ray.errors import InputError
 from ims3_ray.storage import patience
 from ims3_ray.storage.artifacts import Directory, open_directory
 
-SLOW_DOWN = "When listing: AWS Error SLOW_DOWN during ListObjectsV2 operation: Please reduce your request rate"
+SLOW_DOWN = (
+    "When listing: AWS Error SLOW_DOWN during ListObjectsV2 operation: Please reduce your request rate"
+)
 
 
 class Failing(fs.FSSpecHandler):
@@ -90,7 +94,9 @@ def test_every_operation_comes_back_and_the_trouble_is_told_once(bucket, failing
         assert clock[before:] == [1.0, 2.0, 4.0], name
         clock.append(patience.QUIET_S)
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith("s3://bucket") and f"answers with an error ({SLOW_DOWN})" in line and "up to 120 s" in line
+        assert line.startswith("s3://bucket")
+        assert f"answers with an error ({SLOW_DOWN})" in line
+        assert "up to 120 s" in line
     assert not bucket.files()
 
 
@@ -108,7 +114,12 @@ def test_what_lasts_is_raised_at_once(bucket, failing, clock, capsys, error):
     failing.error, failing.left = error, 1
     with pytest.raises(type(error)) as raised:
         bucket.read("a")
-    assert not isinstance(raised.value, InputError) and (failing.calls, clock, capsys.readouterr().err) == (1, [], "")
+    assert not isinstance(raised.value, InputError)
+    assert (failing.calls, clock, capsys.readouterr().err) == (
+        1,
+        [],
+        "",
+    )
 
 
 def test_a_disk_of_this_machine_is_not_waited_for(tmp_path, clock, monkeypatch):
@@ -125,9 +136,12 @@ def test_patience_ends_in_one_line_and_is_not_begun_anew_by_what_follows(bucket,
     failing.left = 10**6
     for seconds in (patience.PATIENCE_S, 0.0):
         before = sum(clock)
-        with pytest.raises(InputError, match=r"^s3://bucket.*SLOW_DOWN.* for 120 s; run the same command again to go on$"):
+        with pytest.raises(
+            InputError, match=r"^s3://bucket.*SLOW_DOWN.* for 120 s; run the same command again to go on$"
+        ):
             bucket.read("a")
-        assert sum(clock) - before == seconds and max(clock) <= patience.LONGEST_PAUSE_S
+        assert sum(clock) - before == seconds
+        assert max(clock) <= patience.LONGEST_PAUSE_S
     assert len(capsys.readouterr().err.splitlines()) == 1
     failing.left = 0
     bucket.write("a", b"")
@@ -140,7 +154,8 @@ def test_errors_now_and_then_are_told_once_and_waited_out_each_by_itself(bucket,
     for _ in range(100):
         failing.left = 2
         assert bucket.read("a") == b""
-    assert len(capsys.readouterr().err.splitlines()) == 1 and sum(clock) > patience.PATIENCE_S
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert sum(clock) > patience.PATIENCE_S
 
 
 def test_threads_tell_it_once(bucket, failing, clock, capsys, monkeypatch):
@@ -152,7 +167,8 @@ def test_threads_tell_it_once(bucket, failing, clock, capsys, monkeypatch):
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(capsys.readouterr().err.splitlines()) == 1 and failing.left == 0
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert failing.left == 0
 
 
 def test_what_ray_wraps_is_seen_through(clock):
@@ -166,7 +182,8 @@ def test_what_ray_wraps_is_seen_through(clock):
             raise error
         return "made"
 
-    assert patience.patiently("s3://bucket/checkpoints", act) == "made" and clock == [1.0, 2.0]
+    assert patience.patiently("s3://bucket/checkpoints", act) == "made"
+    assert clock == [1.0, 2.0]
     for error in (RuntimeError("a bug"), InputError("said already")):
         with pytest.raises(type(error), match=str(error)):
             patience.patiently("s3://bucket/x", lambda error=error: (_ for _ in ()).throw(error))
@@ -174,7 +191,9 @@ def test_what_ray_wraps_is_seen_through(clock):
 
 def test_a_full_store_is_not_waited_for(bucket, failing, clock):
     failing.error, failing.left = OSError("AWS Error UNKNOWN (HTTP status 507): XMinioStorageFull"), 1
-    with pytest.raises(InputError, match=r"no space left.*choose another storage=…, then run the same command again"):
+    with pytest.raises(
+        InputError, match=r"no space left.*choose another storage=…, then run the same command again"
+    ):
         bucket.write("a", b"")
     assert clock == []
 
@@ -212,9 +231,15 @@ def test_what_a_task_of_ray_raised_is_told_without_its_trace(capsys):
 @pytest.mark.parametrize(
     ("location", "below"),
     [
-        ("s3://b/p?endpoint_override=127.0.0.1:1&scheme=http", "s3://b/p/x%20y/%3F?endpoint_override=127.0.0.1:1&scheme=http"),
+        (
+            "s3://b/p?endpoint_override=127.0.0.1:1&scheme=http",
+            "s3://b/p/x%20y/%3F?endpoint_override=127.0.0.1:1&scheme=http",
+        ),
         ("s3://b/p/?region=us-east-1", "s3://b/p/x%20y/%3F?region=us-east-1"),
-        ("gs://anonymous@b/p?endpoint_override=127.0.0.1:1", "gs://anonymous@b/p/x%20y/%3F?endpoint_override=127.0.0.1:1"),
+        (
+            "gs://anonymous@b/p?endpoint_override=127.0.0.1:1",
+            "gs://anonymous@b/p/x%20y/%3F?endpoint_override=127.0.0.1:1",
+        ),
         ("abfss://c@account.dfs.core.windows.net/p", "abfss://c@account.dfs.core.windows.net/p/x%20y/%3F"),
         ("fsspec+memory://p", "fsspec+memory://p/x y/?"),
         ("fsspec+memory://", "fsspec+memory://x y/?"),
@@ -225,12 +250,14 @@ def test_a_uri_opens_what_it_was_made_of(location, below):
     directory = pickle.loads(pickle.dumps(open_directory(location) / "x y" / "?"))
     again = open_directory(directory.uri)
     assert directory.uri == again.uri == below
-    assert directory.path == again.path and directory.filesystem.equals(again.filesystem)
+    assert directory.path == again.path
+    assert directory.filesystem.equals(again.filesystem)
 
 
 def test_a_directory_made_of_a_filesystem_has_a_uri_too():
     directory = Directory(fs.PyFileSystem(fs.FSSpecHandler(fsspec.filesystem("memory"))), "/made/by") / "hand"
-    assert directory.uri == "fsspec+memory:///made/by/hand" and open_directory(directory.uri).path == directory.path
+    assert directory.uri == "fsspec+memory:///made/by/hand"
+    assert open_directory(directory.uri).path == directory.path
 
 
 def on_small_disk(folder, script):
@@ -275,4 +302,6 @@ def test_a_full_disk_is_one_line_leaves_nothing_half_written_and_works_again_wit
     lines = on_small_disk(tmp_path / "disk", script).splitlines()
     assert len(lines) == 3
     for line, place in zip(lines, ("runs/part", "runs/old", "other/"), strict=True):
-        assert f"{tmp_path}/disk/{place}" in line and "no space left" in line and line.endswith("again to go on")
+        assert f"{tmp_path}/disk/{place}" in line
+        assert "no space left" in line
+        assert line.endswith("again to go on")

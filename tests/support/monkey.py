@@ -1,4 +1,6 @@
-"""Kills that a seed decides: what is killed, in which stage, how long after that stage's first such process began."""
+"""Kills that a seed decides: what is killed, in which stage, how long after that stage's first such process
+began.
+"""
 
 import contextlib
 import json
@@ -20,7 +22,12 @@ HERE = Path(__file__).parent
 DATA, TRAIN, SELECTION, EVALUATION, NODE, DRIVER = KINDS = (
     "Ray Data worker", "Train worker", "selection actor", "evaluation task", "node", "driver",
 )  # fmt: skip
-TITLES = {DATA: "ray::MapWorker", TRAIN: "ray::RayTrainWorker", SELECTION: "ray::ShardActor", EVALUATION: "ray::score_in_looks"}
+TITLES = {
+    DATA: "ray::MapWorker",
+    TRAIN: "ray::RayTrainWorker",
+    SELECTION: "ray::ShardActor",
+    EVALUATION: "ray::score_in_looks",
+}
 STAGES = ("encode", "invert", "finetune", "embed", "sample", "select", "export", "evaluate", "report")
 STAGES_OF = {
     DATA: ("encode", "invert", "embed", "sample"), TRAIN: ("finetune",), SELECTION: ("select",), EVALUATION: ("evaluate",),
@@ -43,7 +50,10 @@ def faults(kind: str, count: int, seed: int, longest: float) -> list[Fault]:
     """`count` faults of a kind, spread evenly over the stages where there are such processes."""
     draws = np.random.default_rng([seed, KINDS.index(kind)])
     stages = STAGES_OF[kind]
-    return [Fault(kind, stages[i % len(stages)], longest * draws.random() ** 2, draws.random()) for i in range(count)]
+    return [
+        Fault(kind, stages[i % len(stages)], longest * draws.random() ** 2, draws.random())
+        for i in range(count)
+    ]
 
 
 class Nodes:
@@ -123,7 +133,8 @@ class Outcome:
 
 
 def run_under_fire(words: list[str], nodes: Nodes, planned: list[Fault], timeout: float = 300.0) -> Outcome:
-    """Run `jobs/distill.py` on the nodes while the faults happen, in the order of their stages; again where it was the driver.
+    """Run `jobs/distill.py` on the nodes while the faults happen, in the order of their stages; again where
+    it was the driver.
 
     A fault that finds nothing to kill any more is missing in `killed`.
     """
@@ -139,7 +150,9 @@ def run_under_fire(words: list[str], nodes: Nodes, planned: list[Fault], timeout
             return outcome
 
 
-def _kill(process, lines: list[str], nodes: Nodes, left: list[Fault], outcome: Outcome, until: float) -> list[Fault]:
+def _kill(
+    process, lines: list[str], nodes: Nodes, left: list[Fault], outcome: Outcome, until: float
+) -> list[Fault]:
     """Let the faults happen until the driver ends; gives those that have not."""
     since: float | None = None  # the first process of the next fault's kind was there
     while process.poll() is None:

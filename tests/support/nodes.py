@@ -1,7 +1,9 @@
-"""A Ray cluster of a head and several worker nodes on this machine, in a process of its own, told by lines what to do.
+"""A Ray cluster of a head and several worker nodes on this machine, in a process of its own, told by lines
+what to do.
 
-`lose N` takes worker node N away, as a machine goes that loses power; `join` brings a new one; the end of its input ends
-the cluster. It answers with lines of JSON: at first, and after each, {"address": …, "nodes": {number: raylet's process id}}.
+`lose N` takes worker node N away, as a machine goes that loses power; `join` brings a new one; the end of its
+input ends the cluster. It answers with lines of JSON: at first, and after each, {"address": …, "nodes":
+{number: raylet's process id}}.
 """
 
 import json
@@ -31,7 +33,10 @@ def main(count: int) -> None:
         return nodes[number].all_processes["raylet"][0].process.pid
 
     def say() -> None:
-        print(json.dumps({"address": cluster.address, "nodes": {number: raylet(number) for number in nodes}}), flush=True)
+        print(
+            json.dumps({"address": cluster.address, "nodes": {number: raylet(number) for number in nodes}}),
+            flush=True,
+        )
 
     say()
     for line in sys.stdin:

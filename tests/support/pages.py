@@ -45,12 +45,22 @@ def png(rng, size=8) -> bytes:
 
 def score(*values) -> dict:
     spread_of = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {"mean": float(np.mean(values)), "deviation": spread_of, "interval": spread_of, "values": list(values)}
+    return {
+        "mean": float(np.mean(values)),
+        "deviation": spread_of,
+        "interval": spread_of,
+        "values": list(values),
+    }
 
 
 def evaluation(distilled=(0.90, 0.91, 0.92), random=(0.80, 0.81, 0.82)) -> dict:
     sets = {
-        name: {"images": 6, "last": score(*values), "best": score(*values), "curves": [[[10, 0.3], [20, values[0]]]]}
+        name: {
+            "images": 6,
+            "last": score(*values),
+            "best": score(*values),
+            "curves": [[[10, 0.3], [20, values[0]]]],
+        }
         for name, values in (("distilled", distilled), ("random", random), ("full", (0.98, 0.98, 0.99)))
     }
     measured = dict.fromkeys(METRICS, 0.25) | {"recall": None, "kid": 0.5, "deciles": None}
@@ -88,16 +98,28 @@ def report(classes=(HOSTILE, TEMPLATE, FORMULA), **changes) -> ReportData:
         return (centres[of] + 0.1 * rng.normal(size=(len(of), 5))).astype(np.float32)
 
     history = [
-        {"step": s, "diffusion": 1 / s, "matching": 0.5, "grad_ratio/matching": 0.01, "weight/matching": 0.002}
+        {
+            "step": s,
+            "diffusion": 1 / s,
+            "matching": 0.5,
+            "grad_ratio/matching": 0.01,
+            "weight/matching": 0.002,
+        }
         for s in range(1, 30)
     ]
     return ReportData(
         **{
             "recipe": "tiny",
-            "config": {"ipc": IPC, "sample": {"subgroups": SUBGROUPS, "batch_size": {"cpu": 25}}, "im": {"minimax": None}},
+            "config": {
+                "ipc": IPC,
+                "sample": {"subgroups": SUBGROUPS, "batch_size": {"cpu": 25}},
+                "im": {"minimax": None},
+            },
             "classes": tuple(classes),
             "about": {"ray": "2.60.0"},
-            "contact": {c: {"distilled": [png(rng) for _ in range(IPC)], "real": [png(rng)]} for c in classes},
+            "contact": {
+                c: {"distilled": [png(rng) for _ in range(IPC)], "real": [png(rng)]} for c in classes
+            },
             "real_features": near(labels),
             "real_labels": labels,
             "candidate_features": near(labels),

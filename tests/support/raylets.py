@@ -1,4 +1,6 @@
-"""Nodes of a Ray cluster as `ray start --block` makes them, each a process that ends with the block that began it."""
+"""Nodes of a Ray cluster as `ray start --block` makes them, each a process that ends with the block that
+began it.
+"""
 
 import contextlib
 import os
@@ -38,8 +40,12 @@ def guarded(env: dict[str, str]) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def node(*words: str, env: dict[str, str], log: Path, hidden: Path | None = None, seen: Path | None = None) -> Iterator[None]:
-    """A node by `ray start WORDS`; `hidden` is an empty disk of its own there, but for the folder `seen` below it."""
+def node(
+    *words: str, env: dict[str, str], log: Path, hidden: Path | None = None, seen: Path | None = None
+) -> Iterator[None]:
+    """A node by `ray start WORDS`; `hidden` is an empty disk of its own there, but for the folder `seen`
+    below it.
+    """
     command = [RAY, "start", "--block", f"--object-store-memory={OBJECT_STORE}", *words]
     if hidden:
         command = ["unshare", "-rm", "bash", "-c", OWN_DISK, seen, hidden, *command]
@@ -47,7 +53,8 @@ def node(*words: str, env: dict[str, str], log: Path, hidden: Path | None = None
         started = subprocess.Popen(command, env=env, stdout=stream, stderr=stream, start_new_session=True)
     try:
         until = time.monotonic() + STARTED_S
-        while "Ray runtime started" not in log.read_text():  # two that start at the same time disturb each other
+        # two that start at the same time disturb each other
+        while "Ray runtime started" not in log.read_text():
             assert started.poll() is None and time.monotonic() < until, log.read_text()[-2000:]
             time.sleep(0.2)
         yield
@@ -65,5 +72,12 @@ def node(*words: str, env: dict[str, str], log: Path, hidden: Path | None = None
 def head(env: dict[str, str], folder: Path) -> Iterator[str]:
     """A head node without CPUs; gives its address."""
     port = free_port()
-    with node("--head", "--num-cpus=0", f"--port={port}", f"--dashboard-port={free_port()}", env=env, log=folder / "head.log"):
+    with node(
+        "--head",
+        "--num-cpus=0",
+        f"--port={port}",
+        f"--dashboard-port={free_port()}",
+        env=env,
+        log=folder / "head.log",
+    ):
         yield f"{own_address()}:{port}"

@@ -16,8 +16,19 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def small_dit(**changes) -> DiT:
-    sizes = {"sample_size": 8, "hidden_size": 32, "depth": 2, "num_heads": 4, "num_classes": 10, "frequency_shift": 1.0}
-    return DiT(DiTConfig(**sizes | changes)).initialize(torch.Generator().manual_seed(0), zero_outputs=False).eval()
+    sizes = {
+        "sample_size": 8,
+        "hidden_size": 32,
+        "depth": 2,
+        "num_heads": 4,
+        "num_classes": 10,
+        "frequency_shift": 1.0,
+    }
+    return (
+        DiT(DiTConfig(**sizes | changes))
+        .initialize(torch.Generator().manual_seed(0), zero_outputs=False)
+        .eval()
+    )
 
 
 def small_vae(**changes) -> AutoencoderKL:
@@ -30,7 +41,11 @@ def small_vae(**changes) -> AutoencoderKL:
 
 def inputs(num_classes: int = 10):
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(3, 4, 8, 8, generator=generator), torch.tensor([0, 500, 999]), torch.tensor([1, 2, num_classes])
+    return (
+        torch.randn(3, 4, 8, 8, generator=generator),
+        torch.tensor([0, 500, 999]),
+        torch.tensor([1, 2, num_classes]),
+    )
 
 
 def edit(path, change) -> None:
@@ -52,7 +67,9 @@ def original_file(path, dit: DiT | None = None, **held):
 
 
 def small_adapter(path, own_classes=None, frequency_shift=None, **changes):
-    """A complete adapter folder as fine-tuning leaves it, its values drawn; gives its "ema" and "last" values."""
+    """A complete adapter folder as fine-tuning leaves it, its values drawn; gives its "ema" and "last"
+    values.
+    """
     dit = small_dit(**changes)
     difffit.prepare(dit)
     values = difffit.adapter_state(dit)

@@ -27,7 +27,9 @@ def ablation_claim(comparison: Comparison) -> Claim:
     detail = "; ".join(f"at {ipc}: {_size(comparison.cells[winner, ipc])}" for ipc in ahead)
     detail = f"{detail[0].upper()}{detail[1:]}; adjusted over {comparison.num_tests} comparisons."
     if others:
-        detail += f" Also above {baseline}: {', '.join(others)}; differences among these rows were not tested."
+        detail += (
+            f" Also above {baseline}: {', '.join(others)}; differences among these rows were not tested."
+        )
     return Claim(headline, _and_missing(comparison, f"{detail} {_real_rows(comparison)}"))
 
 
@@ -76,7 +78,9 @@ def _nearest(comparison: Comparison) -> str:
 
 
 def _real_rows(comparison: Comparison) -> str:
-    """Whether real images of the same number do better than every generated row, at the largest IPC; means alone."""
+    """Whether real images of the same number do better than every generated row, at the largest IPC; means
+    alone.
+    """
     ipc = comparison.ipcs[-1]
     real = _best(comparison, sorted(comparison.real, key=comparison.rows.index), ipc)
     made = _best(comparison, [name for name in comparison.rows if name not in comparison.real], ipc)

@@ -1,11 +1,13 @@
-"""Run the rows of an ablation on one recipe, over generator seeds and IPCs, and say which differences are real.
+"""Run the rows of an ablation on one recipe, over generator seeds and IPCs, and say which differences are
+real.
 
-    python jobs/ablate.py                                        the bundled digits, the paper's rows
-    python jobs/ablate.py --recipe imagewoof --ipc 10,50 --seeds 3 storage=s3://bucket/runs data.train=… data.test=…
+    python jobs/ablate.py                                        the bundled digits, the paper's rows python
+    jobs/ablate.py --recipe imagewoof --ipc 10,50 --seeds 3 storage=s3://bucket/runs data.train=… data.test=…
     python jobs/ablate.py --rows my-rows.yaml evaluate.protocol=quick-val
 
-Rows are YAML: `baseline`, and `rows` of {name, overrides, note} or {name, real}, real images chosen as evaluate.baselines;
-ims3_ray/jobs/ablate/rows has examples. What rows have in common is made once, and what is complete under the storage not again.
+Rows are YAML: `baseline`, and `rows` of {name, overrides, note} or {name, real}, real images chosen as
+evaluate.baselines; ims3_ray/jobs/ablate/rows has examples. What rows have in common is made once, and what is
+complete under the storage not again.
 """
 
 import argparse
@@ -29,14 +31,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", default="digits", metavar="NAME|FILE", help="as for distill")
     rows = f"named rows ({', '.join(named())}) or a YAML file"
     parser.add_argument("--rows", default=STANDARD, metavar="NAME|FILE", help=rows)
-    parser.add_argument("--baseline", metavar="ROW", help="the row that differences are taken to (default: as the rows say)")
+    parser.add_argument(
+        "--baseline", metavar="ROW", help="the row that differences are taken to (default: as the rows say)"
+    )
     parser.add_argument("--ipc", default="1,5,10", metavar="K,K,…", help="images a class (default 1,5,10)")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="generator seeds (default 5)")
     parser.add_argument(
         "--pool-images", type=int, default=POOL_IMAGES, metavar="N",
         help=f"candidates a class whose coverage is measured (default {POOL_IMAGES}); 0 leaves it out",
     )  # fmt: skip
-    parser.add_argument("overrides", nargs="*", metavar="field=value", help="for every row, such as evaluate.seeds=3")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="field=value", help="for every row, such as evaluate.seeds=3"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -92,15 +98,27 @@ def read_rows(place: str) -> Any:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise InputError(f"--rows: {place} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, Mapping) or set(values) != {"baseline", "rows"} or not isinstance(values["rows"], list):
-        raise InputError(f"--rows: {place} must hold `baseline`, a row's name, and `rows`, a list; nothing else")
+    if (
+        not isinstance(values, Mapping)
+        or set(values) != {"baseline", "rows"}
+        or not isinstance(values["rows"], list)
+    ):
+        raise InputError(
+            f"--rows: {place} must hold `baseline`, a row's name, and `rows`, a list; nothing else"
+        )
     known = {"name", "overrides", "real", "note"}
     for row in values["rows"]:
         if not isinstance(row, Mapping) or "name" not in row or set(row) - known:
-            raise InputError(f"--rows: {row!r} in {place} is no row; give a name and {', '.join(sorted(known - {'name'}))}")
+            raise InputError(
+                f"--rows: {row!r} in {place} is no row; give a name and {', '.join(sorted(known - {'name'}))}"
+            )
         if not isinstance(row.get("overrides", {}), Mapping):
-            raise InputError(f"--rows: overrides of {row['name']!r} must be fields and values, such as {{im.weight: 0}}")
-    rows = tuple(Row(str(r["name"]), r.get("overrides", {}), r.get("real"), r.get("note", "")) for r in values["rows"])
+            raise InputError(
+                f"--rows: overrides of {row['name']!r} must be fields and values, such as {{im.weight: 0}}"
+            )
+    rows = tuple(
+        Row(str(r["name"]), r.get("overrides", {}), r.get("real"), r.get("note", "")) for r in values["rows"]
+    )
     return Rows(rows, str(values["baseline"]))
 
 

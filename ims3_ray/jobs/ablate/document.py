@@ -1,4 +1,6 @@
-"""What an ablation found, as plain data: its rows' accuracies, coverage and cost, read off the artefacts of its cells."""
+"""What an ablation found, as plain data: its rows' accuracies, coverage and cost, read off the artefacts of
+its cells.
+"""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -30,17 +32,24 @@ def describe(ablation: Plan, contexts: Mapping[Cell, Context], steps: Mapping[Ce
     rows = []
     for row in ablation.rows.rows:
         source, of_set = (row.name, "distilled") if row.real is None else (ablation.rows.host, row.real)
-        cells = {ipc: [_evaluation(steps[source, ipc, seed]) for seed in ablation.seeds] for ipc in ablation.ipcs}
+        cells = {
+            ipc: [_evaluation(steps[source, ipc, seed]) for seed in ablation.seeds] for ipc in ablation.ipcs
+        }
         line = {
             "name": row.name,
             "overrides": dict(row.overrides),
             "is_real": row.real is not None,
             "note": row.note,
             "accuracy": {str(ipc): _accuracies(documents, of_set) for ipc, documents in cells.items()},
-            "metrics": {str(ipc): _columns([d["coverage"][of_set] for d in documents]) for ipc, documents in cells.items()},
+            "metrics": {
+                str(ipc): _columns([d["coverage"][of_set] for d in documents])
+                for ipc, documents in cells.items()
+            },
         }
         if row.real is None:
-            runs = [(contexts[source, largest, seed], steps[source, largest, seed]) for seed in ablation.seeds]
+            runs = [
+                (contexts[source, largest, seed], steps[source, largest, seed]) for seed in ablation.seeds
+            ]
             line |= {"seconds": _columns([_seconds(*run) for run in runs])}
             line["device_seconds"] = [sum(_seconds(*run).values()) * run[0].machine.actors for run in runs]
         else:
@@ -68,7 +77,10 @@ def _evaluation(steps: Steps) -> dict[str, Any]:
 
 def _accuracies(documents: Sequence[Mapping], of_set: str) -> dict[str, list[list[float]]]:
     """last and best: a list of the classifier seeds' for each generator seed."""
-    return {which: [document["sets"][of_set][which]["values"] for document in documents] for which in ("last", "best")}
+    return {
+        which: [document["sets"][of_set][which]["values"] for document in documents]
+        for which in ("last", "best")
+    }
 
 
 def _columns(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
@@ -90,11 +102,14 @@ def _seconds(context: Context, steps: Mapping[str, Step]) -> dict[str, float]:
     return {steps[n].stage.name: steps[n].manifest["seconds"] for n in nouns if wanted.get(n, True)}
 
 
-def _coverage(ablation: Plan, contexts: Mapping[Cell, Context], steps: Mapping[Cell, Steps]) -> dict[str, dict[str, list[Any]]]:
-    """Coverage of `pool_images` images a class over the seeds: of every row, a random real subset and the ceiling.
+def _coverage(
+    ablation: Plan, contexts: Mapping[Cell, Context], steps: Mapping[Cell, Steps]
+) -> dict[str, dict[str, list[Any]]]:
+    """Coverage of `pool_images` images a class over the seeds: of every row, a random real subset and the
+    ceiling.
 
-    A row that chooses single images chooses so many; of others the first candidates are taken, before any selection. Rows
-    with fewer candidates are left out.
+    A row that chooses single images chooses so many; of others the first candidates are taken, before any
+    selection. Rows with fewer candidates are left out.
     """
     if not ablation.pool_images:
         return {}
@@ -106,18 +121,28 @@ def _coverage(ablation: Plan, contexts: Mapping[Cell, Context], steps: Mapping[C
         sets = _real_sets(ablation, context, real, seed)
         for row in ablation.rows.rows:
             if row.real is None:
-                chosen, largest = ((row.name, ipc, seed) for ipc in (ablation.pool_images, max(ablation.ipcs)))
+                chosen, largest = (
+                    (row.name, ipc, seed) for ipc in (ablation.pool_images, max(ablation.ipcs))
+                )
                 vectors = _drawn(context, ablation.pool_images, steps.get(chosen), steps[largest])
                 sets |= {row.name: vectors} if vectors else {}
         of_real, k = (real["feature"], real["label"]), context.config.evaluate.neighbours
-        for name, values in baselines.measure_all(of_real, sets, k, context.classes, baselines.COVERAGE).items():
+        for name, values in baselines.measure_all(
+            of_real, sets, k, context.classes, baselines.COVERAGE
+        ).items():
             found.setdefault(name, []).append(values)
     return {name: _columns(records) for name, records in found.items()}
 
 
 def _drawn(context: Context, count: int, selected: Steps | None, steps: Steps) -> baselines.Vectors | None:
-    """Features and labels of the selected candidates, or of the first `count` a class where there are so many."""
-    rows = read_rows((selected or steps)["candidates"].directory, tables.CANDIDATES, ["label", "subgroup", "index", "feature"])
+    """Features and labels of the selected candidates, or of the first `count` a class where there are so
+    many.
+    """
+    rows = read_rows(
+        (selected or steps)["candidates"].directory,
+        tables.CANDIDATES,
+        ["label", "subgroup", "index", "feature"],
+    )
     if selected:
         selection = selected["selection"].directory.read_json("selection.json")
         kept = np.flatnonzero(is_selected(selection, context.classes, rows))
@@ -128,7 +153,9 @@ def _drawn(context: Context, count: int, selected: Steps | None, steps: Steps) -
     return rows["feature"][kept], rows["label"][kept]
 
 
-def _real_sets(ablation: Plan, context: Context, real: tables.Columns, seed: int) -> dict[str, baselines.Vectors]:
+def _real_sets(
+    ablation: Plan, context: Context, real: tables.Columns, seed: int
+) -> dict[str, baselines.Vectors]:
     """`pool_images` real images a class: those of the rows that stand for real images, and the yardsticks."""
     count, train, first = ablation.pool_images, context.images["train"], classifier_seeds(seed, 1)
     vectors = real["feature"], real["label"]
@@ -139,5 +166,7 @@ def _real_sets(ablation: Plan, context: Context, real: tables.Columns, seed: int
     chosen |= {name: rows for (name, _), rows in coresets.items()}
     of_rows = {row.name: chosen[row.real] for row in ablation.rows.rows if row.real}
     of_rows["random"] = chosen["random"]
-    of_rows["ceiling"] = baselines.ceiling(vectors, count, context.config.evaluate.neighbours, context.classes)
+    of_rows["ceiling"] = baselines.ceiling(
+        vectors, count, context.config.evaluate.neighbours, context.classes
+    )
     return {name: (vectors[0][rows], vectors[1][rows]) for name, rows in of_rows.items()}

@@ -13,7 +13,9 @@ DECILES = "deciles"
 
 @dataclass(frozen=True)
 class Measurement:
-    """A metric of a row; `difference` is to the baseline, paired by generator seed. None: undefined or not measured."""
+    """A metric of a row; `difference` is to the baseline, paired by generator seed. None: undefined or not
+    measured.
+    """
 
     row: str
     ipc: int | None
@@ -51,7 +53,9 @@ def measurements(document: Mapping[str, Any], comparison: Comparison) -> list[Me
     return found
 
 
-def _columns(document: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[tuple[int | None, str, Sequence]]:
+def _columns(
+    document: Mapping[str, Any], row: Mapping[str, Any]
+) -> Iterator[tuple[int | None, str, Sequence]]:
     """(ipc, metric, a list a generator seed of its repeats) of everything that the row has."""
     for ipc in document["ipcs"]:
         yield ipc, "accuracy", repeats_of(row, ipc)
@@ -74,7 +78,11 @@ def _by_seed(ipc: int | None, metric: str, values: Any) -> Iterator[tuple[int | 
         yield ipc, metric, [[value] for value in values]
         return
     for place in range(max((len(of_seed) for of_seed in values if of_seed), default=0)):
-        yield ipc, f"{metric.removesuffix('s')}_{place + 1}", [of_seed and [of_seed[place]] for of_seed in values]
+        yield (
+            ipc,
+            f"{metric.removesuffix('s')}_{place + 1}",
+            [of_seed and [of_seed[place]] for of_seed in values],
+        )
 
 
 def by_row(found: Sequence[Measurement]) -> dict[str, dict[tuple[int | None, str], Measurement]]:

@@ -1,4 +1,6 @@
-"""The report on an ablation as one HTML page, for a person who decides which row to ship: nothing fetched, no script."""
+"""The report on an ablation as one HTML page, for a person who decides which row to ship: nothing fetched, no
+script.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,11 +35,13 @@ class Cost:
     """Its share of the dearest row's time, in percent."""
 
 
-def render_ablation(document: Mapping[str, Any], images: Mapping[str, Sequence[bytes]] | None = None) -> bytes:
+def render_ablation(
+    document: Mapping[str, Any], images: Mapping[str, Sequence[bytes]] | None = None
+) -> bytes:
     """The page, UTF-8; the same bytes for the same document.
 
-    `images`: encoded images by row name, in order. Row names are untrusted text. Raises InputError for a document that
-    does not fit (see `compare`), OSError for bytes that are no image.
+    `images`: encoded images by row name, in order. Row names are untrusted text. Raises InputError for a
+    document that does not fit (see `compare`), OSError for bytes that are no image.
     """
     comparison = compare(document)
     numbers = by_row(measurements(document, comparison))
@@ -55,16 +59,26 @@ def render_ablation(document: Mapping[str, Any], images: Mapping[str, Sequence[b
         "copying": coverage_plots.copying(_dots(document, numbers, comparison)),
         "stages": _stages(numbers),
         "costs": costs(numbers, comparison),
-        "strips": {name: [data_uri(image) for image in shown[:IMAGES_SHOWN]] for name, shown in (images or {}).items()},
+        "strips": {
+            name: [data_uri(image) for image in shown[:IMAGES_SHOWN]]
+            for name, shown in (images or {}).items()
+        },
         "yardsticks": {YARDSTICKS.get(name, name): values for name, values in yardsticks.items() if values},
     }
     return environment(Path(__file__).parent).get_template("page.html").render(context).encode()
 
 
-def _pool_metrics(document: Mapping[str, Any], numbers: Numbers, yardsticks: Mapping[str, Any]) -> dict[str, Any]:
-    """Names of the pool's metrics in the order of the run report's table, deciles left out; each row's values."""
+def _pool_metrics(
+    document: Mapping[str, Any], numbers: Numbers, yardsticks: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Names of the pool's metrics in the order of the run report's table, deciles left out; each row's
+    values.
+    """
     keys = dict.fromkeys(
-        metric.removeprefix(POOL) for of_row in numbers.values() for _, metric in of_row if metric.startswith(POOL)
+        metric.removeprefix(POOL)
+        for of_row in numbers.values()
+        for _, metric in of_row
+        if metric.startswith(POOL)
     )
     plain = [key for key in keys if not key.startswith("decile_")]
     order = [key for key in METRICS if key in plain] + [key for key in plain if key not in METRICS]
@@ -74,22 +88,30 @@ def _pool_metrics(document: Mapping[str, Any], numbers: Numbers, yardsticks: Map
         if any(metric.startswith(POOL) for _, metric in of_row)
     }
     of_yardsticks = {
-        YARDSTICKS.get(name, name): [values.get(key) for key in order] for name, values in yardsticks.items() if values
+        YARDSTICKS.get(name, name): [values.get(key) for key in order]
+        for name, values in yardsticks.items()
+        if values
     }
     titles = [METRICS.get(key, (key, ""))[0] for key in order]
     return {"titles": titles, "rows": rows, "yardsticks": of_yardsticks}
 
 
-def _decile_lines(document: Mapping[str, Any], numbers: Numbers, yardsticks: Mapping[str, Any]) -> list[coverage_plots.Line]:
+def _decile_lines(
+    document: Mapping[str, Any], numbers: Numbers, yardsticks: Mapping[str, Any]
+) -> list[coverage_plots.Line]:
     lines = []
     for name, of_row in numbers.items():
         keys = [(document["pool_images"], f"{POOL}decile_{place}") for place in range(1, 11)]
         if all(key in of_row for key in keys):
-            lines.append(coverage_plots.Line(name, [of_row[key].mean for key in keys], _colour(numbers, name)))
+            lines.append(
+                coverage_plots.Line(name, [of_row[key].mean for key in keys], _colour(numbers, name))
+            )
     for name, values in yardsticks.items():
         if values and values.get("deciles"):
             colour = RANDOM if name == "random" else INK
-            lines.append(coverage_plots.Line(YARDSTICKS.get(name, name), values["deciles"], colour, yardstick=True))
+            lines.append(
+                coverage_plots.Line(YARDSTICKS.get(name, name), values["deciles"], colour, yardstick=True)
+            )
     return lines
 
 
@@ -120,10 +142,17 @@ def costs(numbers: Numbers, comparison: Comparison) -> list[Cost]:
     found = []
     for name in comparison.rows:
         of_row = numbers.get(name, {})
-        seconds = {stage: of_row[None, SECONDS + stage].mean for stage in _stages(numbers) if (None, SECONDS + stage) in of_row}
+        seconds = {
+            stage: of_row[None, SECONDS + stage].mean
+            for stage in _stages(numbers)
+            if (None, SECONDS + stage) in of_row
+        }
         device = of_row.get((None, "device_seconds"))
         if seconds or device:
             hours = device and device.mean * device.n / 3600
             found.append(Cost(name, seconds, device and device.mean, hours, sum(seconds.values())))
     longest = max((cost.bar for cost in found), default=0)
-    return [Cost(c.name, c.seconds, c.device_seconds, c.device_hours, 100 * c.bar / longest if longest else 0) for c in found]
+    return [
+        Cost(c.name, c.seconds, c.device_seconds, c.device_hours, 100 * c.bar / longest if longest else 0)
+        for c in found
+    ]

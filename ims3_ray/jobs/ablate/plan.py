@@ -38,13 +38,17 @@ class Rows:
             if row.name in YARDSTICKS:
                 raise InputError(f"rows: the name {row.name!r} is a yardstick's; name the row differently")
             if row.real is not None and row.real not in REAL:
-                raise InputError(f"rows: {row.name!r}: real={row.real!r} is unknown; choose one of {', '.join(REAL)}")
+                raise InputError(
+                    f"rows: {row.name!r}: real={row.real!r} is unknown; choose one of {', '.join(REAL)}"
+                )
             if row.real is not None and row.overrides:
                 raise InputError(f"rows: {row.name!r}: real images have no overrides; drop them or real")
         if self.baseline not in names:
             raise InputError(f"rows: baseline {self.baseline!r} is no row; choose one of {', '.join(names)}")
         if all(row.real for row in self.rows):
-            raise InputError("rows: all stand for real images; add one that is generated, if only {name: DiT}")
+            raise InputError(
+                "rows: all stand for real images; add one that is generated, if only {name: DiT}"
+            )
 
     @property
     def host(self) -> str:
@@ -61,7 +65,8 @@ class Plan:
     rows: Rows
     ipcs: tuple[int, ...]
     seeds: tuple[int, ...]
-    pool_images: int | None  # images a class whose coverage tells of generators, apart from any IPC; None leaves it out
+    # images a class whose coverage tells of generators, apart from any IPC; None leaves it out
+    pool_images: int | None
 
     def config(self, row: Row, ipc: int, seed: int) -> Config:
         """The run of one cell. Candidates are drawn for the largest IPC, unless the row says otherwise."""
@@ -71,10 +76,14 @@ class Plan:
             "evaluate.full": False,
             "evaluate.baselines": real if row.name == self.rows.host else [],
         }
-        return load_config(self.recipe, shared | {**self.overrides, **row.overrides, "ipc": ipc, "seed": seed})
+        return load_config(
+            self.recipe, shared | {**self.overrides, **row.overrides, "ipc": ipc, "seed": seed}
+        )
 
     def configs(self) -> dict[Cell, Config]:
-        """Of every cell; rows that choose single images also choose `pool_images`, whose coverage is compared."""
+        """Of every cell; rows that choose single images also choose `pool_images`, whose coverage is
+        compared.
+        """
         found = {}
         for seed in self.seeds:
             for row in self.rows.rows:

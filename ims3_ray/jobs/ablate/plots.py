@@ -38,9 +38,22 @@ def _panel(axes: Axes, comparison: Comparison, ipc: int) -> None:
     for row, name in enumerate(comparison.rows):
         cell = comparison.cells[name, ipc]
         if cell.accuracy is None:
-            axes.text(0.02, row, "no result", color=MUTED, fontsize=12, va="center", transform=axes.get_yaxis_transform())
+            axes.text(
+                0.02,
+                row,
+                "no result",
+                color=MUTED,
+                fontsize=12,
+                va="center",
+                transform=axes.get_yaxis_transform(),
+            )
             continue
-        _row(axes, row, cell, INK if name == comparison.baseline else RANDOM if name in comparison.real else DISTILLED)
+        _row(
+            axes,
+            row,
+            cell,
+            INK if name == comparison.baseline else RANDOM if name in comparison.real else DISTILLED,
+        )
     axes.margins(x=0.06)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
     axes.xaxis.set_major_locator(MaxNLocator(4, steps=(1, 2, 5, 10)))
@@ -52,5 +65,9 @@ def _row(axes: Axes, row: int, cell: Cell, colour: str) -> None:
         ends = [mean - interval, mean + interval]
         axes.plot(ends, [row, row], color=colour, linewidth=4, alpha=0.35, solid_capstyle="round")
     is_filled = colour == INK or (cell.difference is not None and cell.difference.larger_than_noise)
-    edge = {"markerfacecolor": colour if is_filled else PAPER, "markeredgecolor": colour, "markeredgewidth": 2}
+    edge = {
+        "markerfacecolor": colour if is_filled else PAPER,
+        "markeredgecolor": colour,
+        "markeredgewidth": 2,
+    }
     axes.plot(mean, row, "o", markersize=9, **edge)

@@ -1,8 +1,10 @@
-"""An ablation: the rows of a table, each a change of one recipe, run over generator seeds and IPCs, sharing all they can.
+"""An ablation: the rows of a table, each a change of one recipe, run over generator seeds and IPCs, sharing
+all they can.
 
-A row is a set of overrides, or a baseline of real images. Every (row, IPC, seed) is a run of the pipeline as far as its
-evaluation: fingerprints see to it that rows encode, invert and sample once for what they have in common. What it gives
-is plain data, ablation.json, that evaluation.statistics compares and report.ablation shows.
+A row is a set of overrides, or a baseline of real images. Every (row, IPC, seed) is a run of the pipeline as
+far as its evaluation: fingerprints see to it that rows encode, invert and sample once for what they have in
+common. What it gives is plain data, ablation.json, that evaluation.statistics compares and report.ablation
+shows.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +26,8 @@ EVALUATIONS_AT_ONCE = 4  # fewer would leave cores idle while another writes or 
 
 
 def run(ablation: Plan, say: Callable[[str], None]) -> tuple[dict[str, Any], Directory]:
-    """The document, and the folder below the storage root for what is made of it. Cells that are complete are found.
+    """The document, and the folder below the storage root for what is made of it. Cells that are complete are
+    found.
 
     Raises InputError, before any heavy work, for a row that can't be run.
     """
@@ -52,12 +55,17 @@ def run(ablation: Plan, say: Callable[[str], None]) -> tuple[dict[str, Any], Dir
 
 def _artifacts(ablation: Plan, contexts: Mapping[Cell, Context]) -> list[str]:
     """What the cells need, those for the pool alone as far as their selection."""
-    cells = [_upto(plan(context), "evaluate" if cell[1] in ablation.ipcs else "select") for cell, context in contexts.items()]
+    cells = [
+        _upto(plan(context), "evaluate" if cell[1] in ablation.ipcs else "select")
+        for cell, context in contexts.items()
+    ]
     return records.places(step.directory for steps in cells for step in steps)
 
 
 def _make(ablation: Plan, contexts: Mapping[Cell, Context], say: Callable[[str], None]) -> dict[Cell, Steps]:
-    """The steps of every cell by noun, those made that are missing: one run after another, evaluations several at once."""
+    """The steps of every cell by noun, those made that are missing: one run after another, evaluations
+    several at once.
+    """
     for number, (cell, context) in enumerate(contexts.items()):
         for step in _upto(plan(context), "export" if cell[1] in ablation.ipcs else "select"):
             if step.manifest is None:
@@ -69,7 +77,9 @@ def _make(ablation: Plan, contexts: Mapping[Cell, Context], say: Callable[[str],
         scored = {cell: context for cell, context in contexts.items() if cell[1] in ablation.ipcs}
         made = dict(zip(scored, pool.map(_evaluated, scored.values()), strict=True))
     pools = {cell: context for cell, context in contexts.items() if cell not in made}
-    return made | {cell: {s.stage.noun: s for s in _upto(plan(context), "select")} for cell, context in pools.items()}
+    return made | {
+        cell: {s.stage.noun: s for s in _upto(plan(context), "select")} for cell, context in pools.items()
+    }
 
 
 def _upto(steps: Sequence[Step], last: str) -> list[Step]:

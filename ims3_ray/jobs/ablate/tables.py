@@ -13,20 +13,32 @@ from ims3_ray.report.wording import signed
 
 from .numbers import POOL, Measurement, by_row, measurements
 
-POOL_COLUMNS = {"coverage": "Coverage", "low_density_coverage": "Low-density coverage", "copy_rate": "Copy rate"}
+POOL_COLUMNS = {
+    "coverage": "Coverage",
+    "low_density_coverage": "Low-density coverage",
+    "copy_rate": "Copy rate",
+}
 
 
 def markdown(document: Mapping[str, Any]) -> str:
     """A row a row: accuracy at each IPC with its interval and difference, coverage of the pool, device time.
 
-    Differences in bold are larger than the noise after adjustment. Names are escaped: they can't break the table.
+    Differences in bold are larger than the noise after adjustment. Names are escaped: they can't break the
+    table.
     """
     comparison = compare(document)
     numbers = by_row(measurements(document, comparison))
     metrics = [
-        metric for metric in POOL_COLUMNS if any((document["pool_images"], POOL + metric) in row for row in numbers.values())
+        metric
+        for metric in POOL_COLUMNS
+        if any((document["pool_images"], POOL + metric) in row for row in numbers.values())
     ]
-    heads = ["Row", *(f"IPC {ipc}" for ipc in comparison.ipcs), *(POOL_COLUMNS[metric] for metric in metrics), "Device time"]
+    heads = [
+        "Row",
+        *(f"IPC {ipc}" for ipc in comparison.ipcs),
+        *(POOL_COLUMNS[metric] for metric in metrics),
+        "Device time",
+    ]
     lines = [_line(heads), _line(["---"] + ["---:"] * (len(heads) - 1))]
     for name in comparison.rows:
         of_row = numbers.get(name, {})
@@ -62,7 +74,9 @@ def long_csv(document: Mapping[str, Any]) -> str:
 
 
 def metrics_for_mlflow(document: Mapping[str, Any]) -> dict[str, float]:
-    """`ablation/<row>/<metric>/ipc<n>` and its `…/difference`, under names that MLflow takes; undefined ones left out."""
+    """`ablation/<row>/<metric>/ipc<n>` and its `…/difference`, under names that MLflow takes; undefined ones
+    left out.
+    """
     comparison = compare(document)
     names = _plain_names(comparison.rows)
     figures = {}

@@ -1,4 +1,6 @@
-"""Training an evaluation classifier: this project's path beside the plain one, both from class folders to an accuracy."""
+"""Training an evaluation classifier: this project's path beside the plain one, both from class folders to an
+accuracy.
+"""
 
 import io
 import itertools
@@ -25,13 +27,16 @@ from ims3_ray.storage.artifacts import Directory, open_directory
 from .classifiers_plain import train_plainly
 from .sides import Side
 
-LARGE = 256  # pixels a side of the files where a protocol wants more than the digits' 28, as distilled images have
+# pixels a side of the files where a protocol wants more than the digits' 28, as distilled images have
+LARGE = 256
 READ_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
 class Task:
-    """What both sides are given: folders `train` and `scored` below `folder`, with the same class folders in them."""
+    """What both sides are given: folders `train` and `scored` below `folder`, with the same class folders in
+    them.
+    """
 
     folder: Path
     protocol: Protocol
@@ -45,7 +50,9 @@ class Task:
 def digits_task(
     folder: Path, protocol: Protocol, machine: Machine, *, ipc: int, scored: int | None, loader_workers: int
 ) -> Task:
-    """Digits below `folder`: `ipc` a class to train on, and `scored` a class (all where None) of the protocol's split."""
+    """Digits below `folder`: `ipc` a class to train on, and `scored` a class (all where None) of the
+    protocol's split.
+    """
     storage = open_directory(str(folder / "storage"))
     size = LARGE if protocol.image_size > 32 else None
     counts = {}
@@ -56,7 +63,9 @@ def digits_task(
             _copy(source, path, folder / name / path, size)
         counts[name] = len(chosen)
     num_classes = len({path.split("/")[0] for path in chosen})
-    return Task(folder, protocol, machine.device, loader_workers, counts["train"], counts["scored"], num_classes)
+    return Task(
+        folder, protocol, machine.device, loader_workers, counts["train"], counts["scored"], num_classes
+    )
 
 
 def _of_each_class(paths: list[str], per_class: int | None) -> list[str]:
@@ -73,10 +82,21 @@ def _copy(source: Directory, path: str, target: Path, size: int | None) -> None:
 
 def sides(task: Task) -> list[Side]:
     """The sides "own" and "plain"; a call is one whole training with its looks at the scored images."""
-    shared = {"batch_size": task.protocol.batch_size, "images": trained_images(task), "operations": _operations(task)}
+    shared = {
+        "batch_size": task.protocol.batch_size,
+        "images": trained_images(task),
+        "operations": _operations(task),
+    }
     loader = f"ImageFolder, PIL transforms, DataLoader with {task.loader_workers} workers, torch's own modules, fp32"
     return [
-        Side("own", "images decoded once, augmented by batches", OwnTraining, {"task": task}, batch_field="protocol", **shared),
+        Side(
+            "own",
+            "images decoded once, augmented by batches",
+            OwnTraining,
+            {"task": task},
+            batch_field="protocol",
+            **shared,
+        ),
         Side("plain", loader, PlainTraining, {"task": task}, batch_field="protocol", **shared),
     ]
 
@@ -92,7 +112,9 @@ def trained_images(task: Task) -> int:
 def _operations(task: Task) -> float:
     """Operations of a trained image: the network forward, and backward at twice that; looks are not counted."""
     size = task.protocol.image_size
-    model = classifiers.build(task.protocol.network, task.num_classes, size, None, width=task.protocol.width).to("meta")
+    model = classifiers.build(
+        task.protocol.network, task.num_classes, size, None, width=task.protocol.width
+    ).to("meta")
     return 3 * count_operations(model, torch.zeros(1, 3, size, size, device="meta"))
 
 
@@ -107,7 +129,12 @@ class OwnTraining:
         task = self._task
         train, scored = (_read(task.folder / name, task.protocol.image_size) for name in ("train", "scored"))
         score: Score = train_and_score(
-            *train, *scored, protocol=task.protocol, num_classes=task.num_classes, seed=self._seed, device=self._device
+            *train,
+            *scored,
+            protocol=task.protocol,
+            num_classes=task.num_classes,
+            seed=self._seed,
+            device=self._device,
         )
         return score.last
 
@@ -117,7 +144,9 @@ def _read(folder: Path, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     classes = {name: label for label, name in enumerate(sorted(p.name for p in folder.iterdir()))}
     paths = [str(p.relative_to(folder)) for p in sorted(folder.glob("*/*"))]
     labels = [classes[path.split("/")[0]] for path in paths]
-    pixels, _, bad = BatchReader(open_directory(str(folder)), size)({"paths": paths, "ids": paths, "labels": labels})
+    pixels, _, bad = BatchReader(open_directory(str(folder)), size)(
+        {"paths": paths, "ids": paths, "labels": labels}
+    )
     assert not bad, bad  # written by this bench
     return torch.from_numpy(pixels), torch.tensor(labels)
 
@@ -141,12 +170,17 @@ class PlainTraining:
 def accuracies(task: Task, machine: Machine, seeds: int) -> dict[str, Any]:
     """Summary of either side's accuracy over as many seeds, and of the difference of their means.
 
-    `difference_interval` is the half width of its 95 % interval (Welch's t): within it the sides are the same.
+    `difference_interval` is the half width of its 95 % interval (Welch's t): within it the sides are the
+    same.
     """
     train = ray.remote(**machine.actor_resources)(lambda kind, seed: kind(task, seed)())
     kinds = {"own": OwnTraining, "plain": PlainTraining}
-    values = {name: ray.get([train.remote(kind, seed) for seed in range(seeds)]) for name, kind in kinds.items()}
-    found: dict[str, Any] = {name: asdict(summary(of_side)) | {"values": of_side} for name, of_side in values.items()}
+    values = {
+        name: ray.get([train.remote(kind, seed) for seed in range(seeds)]) for name, kind in kinds.items()
+    }
+    found: dict[str, Any] = {
+        name: asdict(summary(of_side)) | {"values": of_side} for name, of_side in values.items()
+    }
     low, high = stats.ttest_ind(values["own"], values["plain"], equal_var=False).confidence_interval(0.95)
     found["difference"] = found["own"]["mean"] - found["plain"]["mean"]
     found["difference_interval"] = float(high - low) / 2

@@ -1,7 +1,8 @@
-"""An evaluation classifier trained the plain way: class folders, PIL and torchvision transforms, a DataLoader's workers.
+"""An evaluation classifier trained the plain way: class folders, PIL and torchvision transforms, a
+DataLoader's workers.
 
-The protocol is the same: network, optimiser, schedule, batches, augmentations in their published order, looks at the
-scored images. The network has torch's own modules throughout. Nothing of `evaluation.augment` is used.
+The protocol is the same: network, optimiser, schedule, batches, augmentations in their published order, looks
+at the scored images. The network has torch's own modules throughout. Nothing of `evaluation.augment` is used.
 """
 
 from collections.abc import Iterable
@@ -57,7 +58,9 @@ def training_view(protocol: Protocol) -> transforms.Compose:
 def scored_view(protocol: Protocol) -> transforms.Compose:
     """What a PIL image goes through to be scored."""
     size, normal = protocol.image_size, transforms.Normalize(protocol.mean, protocol.deviation)
-    return transforms.Compose([transforms.Resize(size), transforms.CenterCrop(size), transforms.ToTensor(), normal])
+    return transforms.Compose(
+        [transforms.Resize(size), transforms.CenterCrop(size), transforms.ToTensor(), normal]
+    )
 
 
 def stock(model: nn.Module) -> nn.Module:
@@ -69,28 +72,41 @@ def stock(model: nn.Module) -> nn.Module:
     return model
 
 
-def mixed(images: Tensor, labels: Tensor, probability: float, draws: np.random.Generator) -> tuple[Tensor, Tensor, float]:
-    """CutMix as it is published (Yun et al. 2019): the batch, its partners' labels, the own share of the area."""
+def mixed(
+    images: Tensor, labels: Tensor, probability: float, draws: np.random.Generator
+) -> tuple[Tensor, Tensor, float]:
+    """CutMix as it is published (Yun et al. 2019): the batch, its partners' labels, the own share of the
+    area.
+    """
     partners = torch.from_numpy(draws.permutation(len(images)))
     if draws.random() >= probability:
         return images, labels, 1.0
     height, width = images.shape[2:]
     cut = np.sqrt(1 - draws.beta(1, 1))
-    x, y, half_x, half_y = draws.integers(width), draws.integers(height), int(width * cut) // 2, int(height * cut) // 2
+    x, y, half_x, half_y = (
+        draws.integers(width),
+        draws.integers(height),
+        int(width * cut) // 2,
+        int(height * cut) // 2,
+    )
     left, right = np.clip([x - half_x, x + half_x], 0, width)
     top, bottom = np.clip([y - half_y, y + half_y], 0, height)
     images[:, :, top:bottom, left:right] = images[partners, :, top:bottom, left:right]
     return images, labels[partners], 1 - (right - left) * (bottom - top) / (height * width)
 
 
-def train_plainly(train: Path, scored: Path, protocol: Protocol, *, workers: int, seed: int, device: str) -> float:
+def train_plainly(
+    train: Path, scored: Path, protocol: Protocol, *, workers: int, seed: int, device: str
+) -> float:
     """Accuracy on `scored` of the protocol's network, trained on `train`: folders of the same classes."""
     torch.manual_seed(seed)  # the workers' seeds follow from it
     trained_on = ImageFolder(train, training_view(protocol))
     looked_at = ImageFolder(scored, scored_view(protocol))
     num_classes, draws = len(trained_on.classes), np.random.default_rng(seed)
     weights = generator("plain", seed)
-    model = stock(classifiers.build(protocol.network, num_classes, protocol.image_size, weights, width=protocol.width))
+    model = stock(
+        classifiers.build(protocol.network, num_classes, protocol.image_size, weights, width=protocol.width)
+    )
     model.to(device)
     budget = protocol.budget(max(1, round(len(trained_on) / num_classes)), num_classes)
     optimiser = torch.optim.SGD(
@@ -101,7 +117,9 @@ def train_plainly(train: Path, scored: Path, protocol: Protocol, *, workers: int
         nesterov=protocol.nesterov,
     )
     steps, marks = plan(budget, len(trained_on), protocol.evaluations)
-    order = [rows.tolist() for rows in batch_rows(budget, len(trained_on), torch.Generator().manual_seed(seed))]
+    order = [
+        rows.tolist() for rows in batch_rows(budget, len(trained_on), torch.Generator().manual_seed(seed))
+    ]
     batches = DataLoader(trained_on, batch_sampler=order, num_workers=workers, pin_memory=device == "cuda")
     tests = DataLoader(looked_at, SCORED_AT_ONCE, num_workers=workers, pin_memory=device == "cuda")
     found = 0.0

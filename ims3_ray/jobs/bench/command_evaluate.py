@@ -1,4 +1,6 @@
-"""`bench evaluate`: training an evaluation classifier, this project's path beside a DataLoader with PIL transforms."""
+"""`bench evaluate`: training an evaluation classifier, this project's path beside a DataLoader with PIL
+transforms.
+"""
 
 import argparse
 import tempfile
@@ -11,16 +13,37 @@ from ims3_ray.cluster import machine as cluster
 from ims3_ray.config.load import load_selecting, parse_overrides
 from ims3_ray.errors import InputError
 
-COLUMNS = ("side", "images/s", "ratio", "s a training", "GFLOP an image", "matrix share", "peak GB", "settings")
+COLUMNS = (
+    "side",
+    "images/s",
+    "ratio",
+    "s a training",
+    "GFLOP an image",
+    "matrix share",
+    "peak GB",
+    "settings",
+)
 
 
 def add_arguments(parser: argparse._ArgumentGroup) -> None:
-    parser.add_argument("--protocol", default="quick", metavar="NAME", help="of the evaluation (default quick)")
-    parser.add_argument("--ipc", type=int, default=10, metavar="N", help="digits a class to train on (default 10)")
-    parser.add_argument("--steps", type=int, metavar="N", help="train for N steps, scored once (default: the protocol's)")
-    parser.add_argument("--scored", type=int, metavar="N", help="score N images a class (default: all of the split)")
-    parser.add_argument("--loader-workers", type=int, default=2, metavar="N", help="of the plain side (default 2)")
-    parser.add_argument("--accuracy", type=int, default=0, metavar="N", help="also compare accuracies over N seeds")
+    parser.add_argument(
+        "--protocol", default="quick", metavar="NAME", help="of the evaluation (default quick)"
+    )
+    parser.add_argument(
+        "--ipc", type=int, default=10, metavar="N", help="digits a class to train on (default 10)"
+    )
+    parser.add_argument(
+        "--steps", type=int, metavar="N", help="train for N steps, scored once (default: the protocol's)"
+    )
+    parser.add_argument(
+        "--scored", type=int, metavar="N", help="score N images a class (default: all of the split)"
+    )
+    parser.add_argument(
+        "--loader-workers", type=int, default=2, metavar="N", help="of the plain side (default 2)"
+    )
+    parser.add_argument(
+        "--accuracy", type=int, default=0, metavar="N", help="also compare accuracies over N seeds"
+    )
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -53,7 +76,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             repetitions=arguments.repetitions, seconds=arguments.seconds, reference="plain",
         )  # fmt: skip
         _show(measured, evaluation.trained_images(task))
-        document = _document(arguments, rules, task, machine, device) | {"sides": [asdict(m) for m in measured]}
+        document = _document(arguments, rules, task, machine, device) | {
+            "sides": [asdict(m) for m in measured]
+        }
         if arguments.accuracy:
             document["accuracy"] = found = evaluation.accuracies(task, machine, arguments.accuracy)
             print(_accuracy_line(found))
@@ -81,12 +106,17 @@ def _show(measured: list[Any], images: int) -> None:
 
 
 def _accuracy_line(found: dict[str, Any]) -> str:
-    sides = [f"{name} {100 * found[name]['mean']:.2f} ± {100 * found[name]['interval']:.2f} %" for name in ("own", "plain")]
+    sides = [
+        f"{name} {100 * found[name]['mean']:.2f} ± {100 * found[name]['interval']:.2f} %"
+        for name in ("own", "plain")
+    ]
     apart = f"apart by {100 * found['difference']:+.2f} ± {100 * found['difference_interval']:.2f} points"
     return f"accuracy over {found['own']['count']} seeds: {', '.join(sides)}; {apart} (95 %)"
 
 
-def _document(arguments: argparse.Namespace, rules: Any, task: Any, machine: Any, device: Any) -> dict[str, Any]:
+def _document(
+    arguments: argparse.Namespace, rules: Any, task: Any, machine: Any, device: Any
+) -> dict[str, Any]:
     from ims3_ray.cluster.environment import hardware, versions
 
     return {

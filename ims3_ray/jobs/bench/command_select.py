@@ -17,13 +17,24 @@ ROUNDING = 1e-7  # of an objective: the pool's centroids are averaged and normal
 
 def add_arguments(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument("--grid", default=GRID, metavar="CxG,…", help=f"classes × subgroups (default {GRID})")
-    parser.add_argument("--noise", default=NOISE, metavar="N,…", help="deviation of the candidates from their class")
+    parser.add_argument(
+        "--noise", default=NOISE, metavar="N,…", help="deviation of the candidates from their class"
+    )
     parser.add_argument("--normalization", default="per_class,none", metavar="NAME,…")
-    parser.add_argument("--no-structureless", dest="structureless", action="store_false", help="leave out the adversarial case")
+    parser.add_argument(
+        "--no-structureless",
+        dest="structureless",
+        action="store_false",
+        help="leave out the adversarial case",
+    )
     parser.add_argument("--no-plain", dest="plain", action="store_false", help="leave out the plain loop")
     parser.add_argument("--certify", default="auto", metavar="METHOD", help="as select.certify")
-    parser.add_argument("--optimum", type=int, metavar="N", help="instead: N problems a kind, rounds against the optimum")
-    parser.add_argument("--neighbours", type=int, metavar="M", help="instead: rounds pruned to M nearest classes, against all")
+    parser.add_argument(
+        "--optimum", type=int, metavar="N", help="instead: N problems a kind, rounds against the optimum"
+    )
+    parser.add_argument(
+        "--neighbours", type=int, metavar="M", help="instead: rounds pruned to M nearest classes, against all"
+    )
 
 
 def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -44,7 +55,11 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         for noise in noises
     ]
     if arguments.structureless:
-        cases += [Case(*size, 0.0, "structureless", norm) for size in grid for norm in arguments.normalization.split(",")]
+        cases += [
+            Case(*size, 0.0, "structureless", norm)
+            for size in grid
+            for norm in arguments.normalization.split(",")
+        ]
     machine = cluster.machine(config.workers)
     with tempfile.TemporaryDirectory() as temporary:
         work = open_directory(arguments.work or temporary)
@@ -83,8 +98,12 @@ def _speed(cases: list, work: Any, machine: Any, arguments: argparse.Namespace) 
             f"{m.actor_gb:.2f}", f"{m.driver_gb:.2f}", m.choice_sha,
         ]  # fmt: skip
         print(f"| {' | '.join(map(str, row))} |", flush=True)
-        if m.plain_objective is not None and m.objective > m.plain_objective + ROUNDING * abs(m.plain_objective):
-            print(f"  the plain loop ends lower: {m.plain_objective:.9g} against {m.objective:.9g}", flush=True)
+        if m.plain_objective is not None and m.objective > m.plain_objective + ROUNDING * abs(
+            m.plain_objective
+        ):
+            print(
+                f"  the plain loop ends lower: {m.plain_objective:.9g} against {m.objective:.9g}", flush=True
+            )
         found.append(m.flat())
     return found
 
@@ -92,7 +111,9 @@ def _speed(cases: list, work: Any, machine: Any, arguments: argparse.Namespace) 
 def _pruning(cases: list, work: Any, machine: Any, neighbours: int) -> list[dict[str, Any]]:
     from .selection import pruning
 
-    print("| C × G | instance | weights | nearest | all s | pruned s | same choice | objective, all | objective, pruned |")
+    print(
+        "| C × G | instance | weights | nearest | all s | pruned s | same choice | objective, all | objective, pruned |"
+    )
     print("|---" * 9 + "|")
     found = []
     for case in cases:

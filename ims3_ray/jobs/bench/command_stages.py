@@ -1,4 +1,5 @@
-"""`bench sample | finetune | encode | invert | pipeline`: this project's own path beside what it is measured against.
+"""`bench sample | finetune | encode | invert | pipeline`: this project's own path beside what it is measured
+against.
 
 The stages stand beside the published settings, `pipeline` beside the bare loop of the same parts.
 """
@@ -38,15 +39,33 @@ RAY_COLUMNS = ("stage", "batches × size", "bare images/s", "Ray images/s", "rat
 
 
 def add_arguments(parser: argparse._ArgumentGroup) -> None:
-    parser.add_argument("--recipe", default="digits", metavar="NAME|FILE", help="a named run, or a YAML file like those")
-    parser.add_argument("--random-init", action="store_true", help="random weights and images instead of the recipe's")
-    parser.add_argument("--size", metavar="NAME", help=f"of the random model: tiny, S/2, B/2, L/2, XL/2 (default {SIZE})")
-    parser.add_argument("--batch-size", metavar="N,…", help="of the own path (default: the recipe's; finetune: 8,64)")
-    parser.add_argument("--no-published", dest="published", action="store_false", help="leave the published settings out")
-    parser.add_argument("--repetitions", type=int, default=3, metavar="N", help="of which medians are shown (default 3)")
-    parser.add_argument("--seconds", type=float, default=3.0, metavar="S", help="a repetition takes at least (default 3)")
-    parser.add_argument("--stages", default=",".join(STAGES), metavar="NAME,…", help="pipeline: which (default all)")
-    parser.add_argument("--batches", type=int, default=6, metavar="N", help="pipeline: of every pool (default 6)")
+    parser.add_argument(
+        "--recipe", default="digits", metavar="NAME|FILE", help="a named run, or a YAML file like those"
+    )
+    parser.add_argument(
+        "--random-init", action="store_true", help="random weights and images instead of the recipe's"
+    )
+    parser.add_argument(
+        "--size", metavar="NAME", help=f"of the random model: tiny, S/2, B/2, L/2, XL/2 (default {SIZE})"
+    )
+    parser.add_argument(
+        "--batch-size", metavar="N,…", help="of the own path (default: the recipe's; finetune: 8,64)"
+    )
+    parser.add_argument(
+        "--no-published", dest="published", action="store_false", help="leave the published settings out"
+    )
+    parser.add_argument(
+        "--repetitions", type=int, default=3, metavar="N", help="of which medians are shown (default 3)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=3.0, metavar="S", help="a repetition takes at least (default 3)"
+    )
+    parser.add_argument(
+        "--stages", default=",".join(STAGES), metavar="NAME,…", help="pipeline: which (default all)"
+    )
+    parser.add_argument(
+        "--batches", type=int, default=6, metavar="N", help="pipeline: of every pool (default 6)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -58,7 +77,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         work = Path(arguments.work or temporary).absolute()
         overrides = _overrides(arguments, work)
         config = load_config(arguments.recipe, overrides)
-        per_size = {size: load_config(arguments.recipe, overrides | _batch(arguments.what, size)) for size in sizes}
+        per_size = {
+            size: load_config(arguments.recipe, overrides | _batch(arguments.what, size)) for size in sizes
+        }
         cluster.refuse_impossible(config.workers)
         cluster.connect()
         context = _context(arguments, config, work)
@@ -66,7 +87,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
         device = device_figures(context.machine)
         print(device.line(), flush=True)
-        print(f"model  {_named(arguments, config)}, {context.info.transformer_parameters / 1e6:.4g} M parameters", flush=True)
+        print(
+            f"model  {_named(arguments, config)}, {context.info.transformer_parameters / 1e6:.4g} M parameters",
+            flush=True,
+        )
         document = _document(arguments, context, device)
         if arguments.what == "pipeline":
             return document | {"stages": _pipeline(context, stages, work, arguments)}
@@ -86,9 +110,13 @@ def _batch_sizes(arguments: argparse.Namespace) -> list[int]:
     if arguments.batch_size is None:
         return list(TUNED_AT_ONCE) if arguments.what == "finetune" else []
     if arguments.what == "pipeline":
-        raise InputError("--batch-size: pipeline measures the recipe's; give sample.batch_size={cpu: N, cuda: N} instead")
+        raise InputError(
+            "--batch-size: pipeline measures the recipe's; give sample.batch_size={cpu: N, cuda: N} instead"
+        )
     if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", arguments.batch_size):
-        raise InputError(f"--batch-size: {arguments.batch_size!r} is no list of numbers from 1 on, such as 8,64")
+        raise InputError(
+            f"--batch-size: {arguments.batch_size!r} is no list of numbers from 1 on, such as 8,64"
+        )
     return [int(word) for word in arguments.batch_size.split(",")]
 
 
@@ -111,9 +139,13 @@ def _overrides(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
         if arguments.recipe == "digits":  # whose guidance is made for its own small model
             weak |= {"sample.guidance_scale": 4.0, "sample.guidance_channels": 3}
     elif arguments.size:
-        raise InputError(f"--size: {arguments.size} is a random model's; give --random-init too, or leave it out")
+        raise InputError(
+            f"--size: {arguments.size} is a random model's; give --random-init too, or leave it out"
+        )
     if clash := sorted(set(given) & set(made)):
-        raise InputError(f"{clash[0]}: the bench sets it{' for --random-init' if arguments.random_init else ''}; leave it out")
+        raise InputError(
+            f"{clash[0]}: the bench sets it{' for --random-init' if arguments.random_init else ''}; leave it out"
+        )
     return weak | given | made
 
 
@@ -134,7 +166,9 @@ def _context(arguments: argparse.Namespace, config: Config, work: Path) -> Any:
     machine = cluster.machine(config.workers)
     if arguments.random_init:
         size = models.size_named(arguments.size or SIZE)
-        needed = max(config.encode.batch_size.on(machine.device), config.finetune.batch_size, max(TUNED_AT_ONCE))
+        needed = max(
+            config.encode.batch_size.on(machine.device), config.finetune.batch_size, max(TUNED_AT_ONCE)
+        )
         models.random_pipeline(size, _model_folder(arguments, work))
         models.random_images(size, Path(config.data.train), max(config.ipc, -(-needed // models.CLASSES)))
     return preparation.prepare(config, machine)
@@ -157,16 +191,22 @@ def _document(arguments: argparse.Namespace, context: Any, device: Any) -> dict[
     }
 
 
-def _sides(contexts: list[Any], work: Path, device: Any, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def _sides(
+    contexts: list[Any], work: Path, device: Any, arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
     from .published import published_side
     from .sides import compare
     from .stages import own_side
 
     stage, folder = arguments.what, open_directory(str(work / "inputs"))
-    sides = [own_side(context, stage, folder / f"{stage}-own-{place}") for place, context in enumerate(contexts)]
+    sides = [
+        own_side(context, stage, folder / f"{stage}-own-{place}") for place, context in enumerate(contexts)
+    ]
     if arguments.published:
         sides.append(published_side(contexts[0], stage, folder / f"{stage}-published"))
-    measured = compare(sides, contexts[0].machine, device, repetitions=arguments.repetitions, seconds=arguments.seconds)
+    measured = compare(
+        sides, contexts[0].machine, device, repetitions=arguments.repetitions, seconds=arguments.seconds
+    )
     print(f"\n{_row(SIDE_COLUMNS)}\n{'|---' * len(SIDE_COLUMNS)}|")
     for m in measured:
         ratio = "–" if m.ratio is None else f"{m.ratio:.2f}"
@@ -179,7 +219,9 @@ def _sides(contexts: list[Any], work: Path, device: Any, arguments: argparse.Nam
     return [asdict(m) for m in measured]
 
 
-def _pipeline(context: Any, stages: list[str], work: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def _pipeline(
+    context: Any, stages: list[str], work: Path, arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
     from .overhead import overhead
 
     print(f"\n{_row(RAY_COLUMNS)}\n{'|---' * len(RAY_COLUMNS)}|")

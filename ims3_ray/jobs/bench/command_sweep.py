@@ -14,7 +14,13 @@ SPACE = ("select.alpha=0.1:0.9", "select.beta=0.1:0.9", "sample.subgroups=2,5,10
 
 def add_arguments(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument("--trials", type=int, default=50, metavar="N", help="of the sweep (default 50)")
-    parser.add_argument("--alone", type=int, default=8, metavar="N", help="trials whose classifiers are also trained alone (8)")
+    parser.add_argument(
+        "--alone",
+        type=int,
+        default=8,
+        metavar="N",
+        help="trials whose classifiers are also trained alone (8)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -35,8 +41,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         cost = sweeps.measure(plan, arguments.alone, print)
     at_once = cost.alone / cost.trials_at_once
     print(f"\n{cost.trials} trials, {cost.trials_at_once} at once, over {', '.join(SPACE)}")
-    print(f"sweep               {cost.whole:8.1f} s, of which {cost.pools:.1f} s candidates and what leads to them")
-    print(f"classifiers alone   {cost.alone:8.1f} s one after another, from {cost.measured} trials; {at_once:.1f} s at once")
+    print(
+        f"sweep               {cost.whole:8.1f} s, of which {cost.pools:.1f} s candidates and what leads to them"
+    )
+    print(
+        f"classifiers alone   {cost.alone:8.1f} s one after another, from {cost.measured} trials; {at_once:.1f} s at once"
+    )
     print(f"ratio               {cost.ratio:8.2f} (without the candidates, to the classifiers at once)")
     print(f"saved               {cost.saved:8.1f} s of sampling and what leads to it, shared by the trials")
     return {

@@ -1,7 +1,9 @@
-"""Selection problems of any size: features like a network's, and tables without structure as the adversarial case.
+"""Selection problems of any size: features like a network's, and tables without structure as the adversarial
+case.
 
-Structured: classes come in families of ten; features are non-negative, as after a ReLU, and their cosines lie mostly
-between 0.4 and 0.95. Structureless: every vector is independent of its class, in few dimensions, so that distances vary.
+Structured: classes come in families of ten; features are non-negative, as after a ReLU, and their cosines lie
+mostly between 0.4 and 0.95. Structureless: every vector is independent of its class, in few dimensions, so
+that distances vary.
 """
 
 from typing import Literal
@@ -27,7 +29,9 @@ def chunks(num_classes: int) -> list[range]:
 
 
 def vectors(ids: range, subgroups: int, noise: float, kind: Kind, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Unit-length candidates (n, G, D) and real centroids (n, D) float32 of some classes, each drawn by its own key."""
+    """Unit-length candidates (n, G, D) and real centroids (n, D) float32 of some classes, each drawn by its
+    own key.
+    """
     candidates = np.zeros((len(ids), subgroups, WIDTH), np.float32)
     real = np.zeros((len(ids), WIDTH), np.float32)
     draws = _draws("base", seed)
@@ -46,14 +50,20 @@ def vectors(ids: range, subgroups: int, noise: float, kind: Kind, seed: int) -> 
             real[row] = base + place @ directions
     fold = np.abs if kind == "structureless" else lambda values: np.maximum(values, 0)
     candidates, real = fold(candidates), fold(real)
-    return candidates / np.linalg.norm(candidates, axis=2, keepdims=True), real / np.linalg.norm(real, axis=1, keepdims=True)
+    return candidates / np.linalg.norm(candidates, axis=2, keepdims=True), real / np.linalg.norm(
+        real, axis=1, keepdims=True
+    )
 
 
 def write(folder: Directory, ids: range, subgroups: int, noise: float, kind: Kind, seed: int) -> None:
     """Both tables of some classes, as files of their own below candidates/ and real/."""
     candidates, real = vectors(ids, subgroups, noise, kind, seed)
     labels = np.repeat(np.arange(ids.start, ids.stop), subgroups)
-    own = {"class": labels, "subgroup": np.tile(np.arange(subgroups), len(ids)), "index": np.zeros(len(labels), np.int64)}
+    own = {
+        "class": labels,
+        "subgroup": np.tile(np.arange(subgroups), len(ids)),
+        "index": np.zeros(len(labels), np.int64),
+    }
     tables = {
         "candidates": own | {"feature": _lists(candidates.reshape(-1, WIDTH))},
         "real": {"class": np.arange(ids.start, ids.stop), "feature": _lists(real)},
@@ -64,8 +74,12 @@ def write(folder: Directory, ids: range, subgroups: int, noise: float, kind: Kin
         (folder / name).write(f"part-{ids.start:06d}.parquet", sink.getvalue().to_pybytes())
 
 
-def cosines(num_classes: int, subgroups: int, noise: float, kind: Kind, seed: int) -> tuple[float, float, float]:
-    """The 5th, 50th and 95th percentile of the cosines between candidates of different classes, of up to 200 classes."""
+def cosines(
+    num_classes: int, subgroups: int, noise: float, kind: Kind, seed: int
+) -> tuple[float, float, float]:
+    """The 5th, 50th and 95th percentile of the cosines between candidates of different classes, of up to 200
+    classes.
+    """
     candidates, _ = vectors(range(min(num_classes, 200)), min(subgroups, 5), noise, kind, seed)
     flat = candidates.reshape(-1, WIDTH)
     labels = np.repeat(np.arange(len(candidates)), candidates.shape[1])

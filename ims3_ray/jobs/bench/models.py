@@ -1,4 +1,5 @@
-"""Generators of real sizes with random weights, and the images, latents and inversions that a stage's bench works on.
+"""Generators of real sizes with random weights, and the images, latents and inversions that a stage's bench
+works on.
 
 Speed does not depend on what the weights and images are, so nothing has to be downloaded to measure it.
 """
@@ -62,7 +63,9 @@ def size_named(name: str) -> Size:
 
 
 def random_pipeline(size: Size, folder: Path) -> None:
-    """A pipeline folder of `size` with random weights, those drawn that training starts at zero; kept where it is there."""
+    """A pipeline folder of `size` with random weights, those drawn that training starts at zero; kept where
+    it is there.
+    """
     if (folder / "model_index.json").is_file():
         return
     from diffusers import AutoencoderKL
@@ -98,7 +101,9 @@ def class_name(label: int) -> str:
 
 
 def random_images(size: Size, folder: Path, per_class: int) -> None:
-    """Class folders of `per_class` JPEGs each: a smooth field of colours under noise, by seed; kept where they are there."""
+    """Class folders of `per_class` JPEGs each: a smooth field of colours under noise, by seed; kept where
+    they are there.
+    """
     side = round(size.image_size * LARGER)
     for label in range(min(CLASSES, size.num_classes)):
         (folder / class_name(label)).mkdir(parents=True, exist_ok=True)
@@ -128,15 +133,30 @@ def random_latents(context: Context, work: Directory, parts: int, rows: int) -> 
         ids = np.array([f"{part:05d}-{row:05d}" for row in range(rows)], dtype=object)
         known = {"image_id": ids, "label": np.arange(rows, dtype=np.int64) % classes}
         columns = known | _drawn(draws, rows, {"mean": context.info.latent_shape}, mirror)
-        spread = {name.replace("mean", "logvar"): np.full_like(v, -6) for name, v in columns.items() if name not in known}
+        spread = {
+            name.replace("mean", "logvar"): np.full_like(v, -6)
+            for name, v in columns.items()
+            if name not in known
+        }
         points = (context.config.invert.points, *context.info.latent_shape)
         trajectory = known | _drawn(draws, rows, {"inversion": points}, mirror)
-        latents.write(name, tables.to_parquet(columns | spread, tables.MIRRORED_LATENTS if mirror else tables.LATENTS))
-        inversions.write(name, tables.to_parquet(trajectory, tables.MIRRORED_INVERSIONS if mirror else tables.INVERSIONS))
+        latents.write(
+            name, tables.to_parquet(columns | spread, tables.MIRRORED_LATENTS if mirror else tables.LATENTS)
+        )
+        inversions.write(
+            name, tables.to_parquet(trajectory, tables.MIRRORED_INVERSIONS if mirror else tables.INVERSIONS)
+        )
     return latents, inversions
 
 
-def _drawn(draws: np.random.Generator, rows: int, shapes: dict[str, tuple[int, ...]], mirror: bool) -> Columns:
+def _drawn(
+    draws: np.random.Generator, rows: int, shapes: dict[str, tuple[int, ...]], mirror: bool
+) -> Columns:
     """Normal float16 columns of `shapes`, and those of the mirror images."""
-    names: dict[str, Any] = shapes | ({f"mirror_{name}": shape for name, shape in shapes.items()} if mirror else {})
-    return {name: draws.standard_normal((rows, *shape), dtype=np.float32).astype(np.float16) for name, shape in names.items()}
+    names: dict[str, Any] = shapes | (
+        {f"mirror_{name}": shape for name, shape in shapes.items()} if mirror else {}
+    )
+    return {
+        name: draws.standard_normal((rows, *shape), dtype=np.float32).astype(np.float16)
+        for name, shape in names.items()
+    }

@@ -38,7 +38,9 @@ def operations(context: Context, stage: str) -> Operations:
 
 
 def step_operations(config: DiTConfig, *, frozen: bool) -> float:
-    """Forward and backward pass of one image: to DiffFit's parameters where the rest is `frozen`, or to all of them."""
+    """Forward and backward pass of one image: to DiffFit's parameters where the rest is `frozen`, or to all
+    of them.
+    """
     with torch.device("meta"):
         dit, z = DiT(config), torch.zeros(1, config.in_channels, config.sample_size, config.sample_size)
         label = torch.zeros(1, dtype=torch.int64)

@@ -1,7 +1,8 @@
-"""What Ray costs: a stage as the pipeline runs it, on one actor or Train worker, against the bare loop of the same parts.
+"""What Ray costs: a stage as the pipeline runs it, on one actor or Train worker, against the bare loop of the
+same parts.
 
-A rate is that of all batches but the first, between the moments that they were done: the start of a pool, and what is
-compiled then, is apart.
+A rate is that of all batches but the first, between the moments that they were done: the start of a pool, and
+what is compiled then, is apart.
 """
 
 import statistics
@@ -28,7 +29,9 @@ INTERVALS = 4  # between log steps, that a training is measured over
 
 @dataclass(frozen=True)
 class Overhead:
-    """Images/s of both, medians of the repetitions; seconds before the pool's first batch is begun, and of all in all."""
+    """Images/s of both, medians of the repetitions; seconds before the pool's first batch is begun, and of
+    all in all.
+    """
 
     stage: str
     batches: int
@@ -50,7 +53,9 @@ class Run:
 
 
 def overhead(context: Context, stage: str, work: Directory, *, batches: int, repetitions: int) -> Overhead:
-    """Both ways of `stage`, in turn; `batches` of a pool (at least 3), or INTERVALS log intervals of a training."""
+    """Both ways of `stage`, in turn; `batches` of a pool (at least 3), or INTERVALS log intervals of a
+    training.
+    """
     one = context.machine.workers.model_copy(update={"actors": 1, "train_workers": 1})
     context = replace(context, machine=replace(context.machine, workers=one))
     measure = _training if stage == "finetune" else _pool
@@ -74,10 +79,19 @@ def _pool(context: Context, stage: str, work: Directory, batches: int) -> tuple[
     out.delete()
     times = _elsewhere(context.machine, bare_pool, made, bare, f"{stage}.batch_size.{context.machine.device}")
     began = time.time()
-    fan_out(made.build, made.arguments, made.parts, table=made.table, out=out, machine=context.machine, stage=stage)
+    fan_out(
+        made.build,
+        made.arguments,
+        made.parts,
+        table=made.table,
+        out=out,
+        machine=context.machine,
+        stage=stage,
+    )
     whole = time.time() - began
     done = sorted(info.mtime_ns / 1e9 for name, info in out.files().items() if name.endswith(".parquet"))
-    steady = done[: 1 - CALLS_PER_ACTOR]  # the last parts find the device free, and are done as soon as those before them
+    # the last parts find the device free, and are done as soon as those before them
+    steady = done[: 1 - CALLS_PER_ACTOR]
     rate = rows * (len(steady) - 1) / (steady[-1] - steady[0])
     return rows * (batches - 1) / (times[-1] - times[0]), Run(rate, done[0] - began - rows / rate, whole)
 

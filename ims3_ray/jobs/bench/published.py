@@ -1,8 +1,9 @@
-"""The published settings of each stage, written with this project's parts: what its own path is measured against.
+"""The published settings of each stage, written with this project's parts: what its own path is measured
+against.
 
-Sampling and fine-tuning as the code of IMS3 and of the DiT that it builds on run them (sample.py and train.py); encoding
-and inversion, which that code has no stage for, as the plain loop over single images. Eager, fp32, with TF32 matrices and
-convolutions on a GPU; on a CPU one thread, as this project's actors have.
+Sampling and fine-tuning as the code of IMS3 and of the DiT that it builds on run them (sample.py and
+train.py); encoding and inversion, which that code has no stage for, as the plain loop over single images.
+Eager, fp32, with TF32 matrices and convolutions on a GPU; on a CPU one thread, as this project's actors have.
 """
 
 import copy
@@ -61,12 +62,23 @@ def published_side(context: Context, stage: str, work: Directory) -> Side:
     else:
         build, size, images = Inversion, 1, LOOP_IMAGES
         latents, _ = random_latents(context, work / "published", 1, images)
-        arguments = shared | {"latents": latents, "points": context.config.invert.points, "model_labels": labels}
+        arguments = shared | {
+            "latents": latents,
+            "points": context.config.invert.points,
+            "model_labels": labels,
+        }
         arguments["mirror"] = context.config.data.mirror
         how += " eager, image by image"
     operated = operations(context, stage).published
     return Side(
-        "published", how, build, arguments, size, images, operated, "published settings (--no-published leaves them out)"
+        "published",
+        how,
+        build,
+        arguments,
+        size,
+        images,
+        operated,
+        "published settings (--no-published leaves them out)",
     )
 
 
@@ -93,7 +105,9 @@ class Sampling:
         self._vae = plain_vae(model, vae, self._device)
         self._label, config = label, self._dit.config
         self._shape = (SAMPLED_AT_ONCE, config.in_channels, config.sample_size, config.sample_size)
-        self._predict = with_guidance(predictor(self._dit), self._dit.null_label, scale=GUIDANCE, channels=channels)
+        self._predict = with_guidance(
+            predictor(self._dit), self._dit.null_label, scale=GUIDANCE, channels=channels
+        )
         self._timesteps, self._abar = respaced(PUBLISHED_STEPS), alphas_bar()
 
     @torch.no_grad()
@@ -107,7 +121,9 @@ class Sampling:
 
 
 class FineTuning:
-    """A step on eight images a call: encoded anew, noised, matched with a one-step inversion (a pass of its own)."""
+    """A step on eight images a call: encoded anew, noised, matched with a one-step inversion (a pass of its
+    own).
+    """
 
     def __init__(
         self,
@@ -142,7 +158,9 @@ class FineTuning:
         self._average()
 
     def _loss(self, z0: Tensor, labels: Tensor) -> Tensor:
-        """Diffusion loss (and the variational one of a model that learns its variance) plus λ_IM times the matching loss."""
+        """Diffusion loss (and the variational one of a model that learns its variance) plus λ_IM times the
+        matching loss.
+        """
         t = torch.randint(1, NUM_TRAIN_TIMESTEPS, (len(z0),), device=self._device)
         dropped = torch.rand(len(z0), device=self._device) < LABEL_DROPOUT
         labels = torch.where(dropped, self.dit.null_label, labels)
@@ -164,7 +182,11 @@ class FineTuning:
 
     def checkpoint(self) -> dict[str, Any]:
         """What the published code saves: model, average and optimiser."""
-        return {"model": self.dit.state_dict(), "ema": self.ema.state_dict(), "opt": self.optimizer.state_dict()}
+        return {
+            "model": self.dit.state_dict(),
+            "ema": self.ema.state_dict(),
+            "opt": self.optimizer.state_dict(),
+        }
 
 
 class Encoding:
@@ -183,7 +205,9 @@ class Encoding:
         self._device = plain_device(device)
         self._vae = plain_vae(model, vae, self._device)
         self._read, self._mirror = BatchReader(images, image_size), mirror
-        self._single = [{name: values[row : row + 1] for name, values in payload.items()} for row in range(LOOP_IMAGES)]
+        self._single = [
+            {name: values[row : row + 1] for name, values in payload.items()} for row in range(LOOP_IMAGES)
+        ]
 
     @torch.no_grad()
     def __call__(self) -> list[np.ndarray]:
@@ -200,11 +224,23 @@ class Encoding:
 class Inversion:
     """Latents inverted one by one."""
 
-    def __init__(self, device: str, model: TunedModel, latents: Directory, points: int, model_labels: list[int], mirror: bool):
+    def __init__(
+        self,
+        device: str,
+        model: TunedModel,
+        latents: Directory,
+        points: int,
+        model_labels: list[int],
+        mirror: bool,
+    ):
         self._device = plain_device(device)
         self._predict = predictor(model.pretrained().to(self._device).eval().requires_grad_(False))
-        rows = tables.from_parquet(latents.read("part-00000.parquet"), tables.MIRRORED_LATENTS if mirror else tables.LATENTS)
-        self._views = [torch.from_numpy(rows[name].copy()) for name in (("mean", "mirror_mean") if mirror else ("mean",))]
+        rows = tables.from_parquet(
+            latents.read("part-00000.parquet"), tables.MIRRORED_LATENTS if mirror else tables.LATENTS
+        )
+        self._views = [
+            torch.from_numpy(rows[name].copy()) for name in (("mean", "mirror_mean") if mirror else ("mean",))
+        ]
         self._labels = torch.from_numpy(np.array(model_labels)[rows["label"]])
         self._grid, self._abar = inversion_grid(points), alphas_bar()
 
@@ -215,5 +251,7 @@ class Inversion:
         for row, label in enumerate(self._labels.to(self._device)):
             for view in self._views:
                 z0 = view[row : row + 1].to(self._device).float()
-                trajectories.append(invert(self._predict, z0, label[None], self._grid, self._abar).cpu().numpy())
+                trajectories.append(
+                    invert(self._predict, z0, label[None], self._grid, self._abar).cpu().numpy()
+                )
         return trajectories

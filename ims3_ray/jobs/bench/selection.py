@@ -1,8 +1,9 @@
-"""S³ measured: the actor pool over sizes and noise, against the loop that evaluates the whole objective at every trial.
+"""S³ measured: the actor pool over sizes and noise, against the loop that evaluates the whole objective at
+every trial.
 
-The plain loop visits the classes in turn, tries each candidate and keeps the best, until a sweep changes nothing. Where
-that takes too long its seconds are a trial's, measured, times the trials of all its sweeps, which selection_walk.walk
-counts: it makes the same choices.
+The plain loop visits the classes in turn, tries each candidate and keeps the best, until a sweep changes
+nothing. Where that takes too long its seconds are a trial's, measured, times the trials of all its sweeps,
+which selection_walk.walk counts: it makes the same choices.
 """
 
 import hashlib
@@ -27,7 +28,8 @@ from . import instances
 from .instances import Kind
 
 PLAIN_LIMIT_S = 120.0
-COUNTED_VALUES = 25_000_000  # pairs of a candidate and a class up to which the plain loop's sweeps are counted
+# pairs of a candidate and a class up to which the plain loop's sweeps are counted
+COUNTED_VALUES = 25_000_000
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,18 @@ class Measured:
         return values.pop("case") | values
 
 
-def measure(case: Case, folder: Directory, machine: Machine, certify: str, seed: int = 0, plain: bool = True) -> Measured:
-    """Write the problem's tables below `folder` where they are not there yet, select on the pool, certify, compare."""
+def measure(
+    case: Case, folder: Directory, machine: Machine, certify: str, seed: int = 0, plain: bool = True
+) -> Measured:
+    """Write the problem's tables below `folder` where they are not there yet, select on the pool, certify,
+    compare.
+    """
     files = written(case, folder, seed)
     began = time.perf_counter()
     source, pool = opened(
-        files, Select(restarts=0, normalization=case.normalization, certify=certify, real_images=None), machine
+        files,
+        Select(restarts=0, normalization=case.normalization, certify=certify, real_images=None),
+        machine,
     )
     read = time.perf_counter()
     selection = solve(pool.call("groups"), source.objective)
@@ -83,7 +91,9 @@ def measure(case: Case, folder: Directory, machine: Machine, certify: str, seed:
     driver = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     shards = len(pool.ranges)
     del pool  # its actors end
-    plain_s, plain_is, plain_objective = plain_loop(case, seed, source.objective) if plain else (float("nan"), "not run", None)
+    plain_s, plain_is, plain_objective = (
+        plain_loop(case, seed, source.objective) if plain else (float("nan"), "not run", None)
+    )
     return Measured(
         case=case,
         shards=shards,
@@ -143,7 +153,9 @@ def pruning(case: Case, folder: Directory, machine: Machine, neighbours: int) ->
         settings = Select(restarts=0, normalization=case.normalization, neighbours=count, real_images=None)
         source, pool = opened(files, settings, machine)
         began = time.perf_counter()
-        found.append((solve(pool.call("groups"), source.objective, walked=False), time.perf_counter() - began))
+        found.append(
+            (solve(pool.call("groups"), source.objective, walked=False), time.perf_counter() - began)
+        )
         del pool
     (exact, exact_s), (pruned, pruned_s) = found
     agreement = float((exact.choice == pruned.choice).mean())
@@ -156,13 +168,17 @@ def digest(selection: Selection) -> str:
 
 
 def plain_loop(case: Case, seed: int, objective: Objective) -> tuple[float, str, float | None]:
-    """Seconds of the plain loop, whether they were measured or extrapolated, and the objective that it ends at."""
+    """Seconds of the plain loop, whether they were measured or extrapolated, and the objective that it ends
+    at.
+    """
     candidates, real = instances.vectors(range(case.classes), case.subgroups, case.noise, case.kind, seed)
     closest = np.einsum("cgd,cd->cg", candidates, real).argmax(axis=1)
     num_trials = case.classes * case.subgroups
     sweeps, end = 1, None
     if float(num_trials) * case.classes <= COUNTED_VALUES:
-        attractions = np.log(1 - np.einsum("cgd,cd->cg", candidates, real, dtype=float) + objective.epsilon).ravel()
+        attractions = np.log(
+            1 - np.einsum("cgd,cd->cg", candidates, real, dtype=float) + objective.epsilon
+        ).ravel()
         walked, sweeps = walk(list(candidates), attractions, closest, objective)
         end = evaluate(walked, list(candidates), real, objective).total
     choice, trials, began = closest.copy(), 0, time.perf_counter()
@@ -180,7 +196,9 @@ def plain_loop(case: Case, seed: int, objective: Objective) -> tuple[float, str,
     return seconds * sweeps * num_trials / trials, kind, end
 
 
-def whole_objective(candidates: np.ndarray, real: np.ndarray, choice: np.ndarray, objective: Objective) -> float:
+def whole_objective(
+    candidates: np.ndarray, real: np.ndarray, choice: np.ndarray, objective: Objective
+) -> float:
     """L of a choice (C,) from nothing: all C·C distances, in float32."""
     chosen = candidates[np.arange(len(choice)), choice]
     attraction = np.log(1 - np.einsum("cd,cd->c", chosen, real) + objective.epsilon).sum()
@@ -206,9 +224,15 @@ class Optimality:
 def optimality(case: Case, count: int, restarts: int) -> Optimality:
     """How often the rounds end at the optimum, over seeds 0 … count − 1, in Ray tasks."""
     batches = np.array_split(np.arange(count), 20)
-    found = [one for part in run_tasks(_solve_both, [(case, b.tolist(), restarts) for b in batches if len(b)]) for one in part]
+    found = [
+        one
+        for part in run_tasks(_solve_both, [(case, b.tolist(), restarts) for b in batches if len(b)])
+        for one in part
+    ]
     rounds, exact, reached, proved = (np.array(column) for column in zip(*found, strict=True))
-    return Optimality(case, count, restarts, int(reached.sum()), int(proved.sum()), float(rounds.mean()), float(exact.max()))
+    return Optimality(
+        case, count, restarts, int(reached.sum()), int(proved.sum()), float(rounds.mean()), float(exact.max())
+    )
 
 
 def _solve_both(case: Case, seeds: list[int], restarts: int) -> list[tuple[float, float, bool, bool]]:

@@ -1,4 +1,6 @@
-"""Two or more ways of doing the same work, measured beside each other: each in a process of its own, taking turns."""
+"""Two or more ways of doing the same work, measured beside each other: each in a process of its own, taking
+turns.
+"""
 
 import statistics
 import time
@@ -62,7 +64,9 @@ class Runner:
         self.load_s = time.perf_counter() - began
 
     def run(self, seconds: float) -> tuple[int, float]:
-        """Calls made, at least one a thread, and the time that they took; memory that is not in use is given back."""
+        """Calls made, at least one a thread, and the time that they took; memory that is not in use is given
+        back.
+        """
         began = time.perf_counter()
 
         def caller(_: int) -> int:
@@ -81,7 +85,11 @@ class Runner:
         return calls, took
 
     def figures(self) -> dict[str, Any]:
-        figures = {"load_s": self.load_s, "peak_memory_bytes": peak_memory(self._device), "checkpoint_bytes": None}
+        figures = {
+            "load_s": self.load_s,
+            "peak_memory_bytes": peak_memory(self._device),
+            "checkpoint_bytes": None,
+        }
         if hasattr(self._call, "checkpoint"):
             figures["checkpoint_bytes"] = saved_bytes(self._call.checkpoint())
         return figures
@@ -105,7 +113,8 @@ def compare(
     first = [ray.get(runner.run.remote(0)) for runner in runners]
     turns = [[ray.get(runner.run.remote(seconds)) for runner in runners] for _ in range(repetitions)]
     rates = [
-        [s.images * calls / took for calls, took in column] for s, column in zip(sides, zip(*turns, strict=True), strict=True)
+        [s.images * calls / took for calls, took in column]
+        for s, column in zip(sides, zip(*turns, strict=True), strict=True)
     ]
     medians = [statistics.median(of_side) for of_side in rates]
     base = next((rate for side, rate in zip(sides, medians, strict=True) if side.name == reference), None)
@@ -122,7 +131,9 @@ def compare(
             warm_up_s=max(0.0, took - side.images * calls / rate),
             **ray.get(runner.figures.remote()),
         )
-        for side, runner, rate, of_side, (calls, took) in zip(sides, runners, medians, rates, first, strict=True)
+        for side, runner, rate, of_side, (calls, took) in zip(
+            sides, runners, medians, rates, first, strict=True
+        )
     ]
 
 

@@ -50,7 +50,9 @@ def pool_work(context: Context, stage: str, work: Directory, num_parts: int) -> 
     if stage == "encode":
         cut = payloads(train, (np.arange(num_parts * size) % len(train)).tolist(), size)
         parts = [Part(n, size, payload) for n, payload in enumerate(cut)]
-        return PoolWork(Encoder, encoder_arguments(context), parts, tables.MIRRORED_LATENTS if mirror else tables.LATENTS)
+        return PoolWork(
+            Encoder, encoder_arguments(context), parts, tables.MIRRORED_LATENTS if mirror else tables.LATENTS
+        )
     latents, _ = random_latents(context, work, num_parts, size)  # in parts of the size that encode makes
     parts = [Part(n, size, name) for n, name in enumerate(part_names(latents))]
     table = tables.MIRRORED_INVERSIONS if mirror else tables.INVERSIONS
@@ -64,18 +66,29 @@ def training_work(context: Context, work: Directory, steps: int) -> tuple[dict[s
 
 
 def own_side(context: Context, stage: str, work: Directory) -> Side:
-    """The side "own" of `stage` at the batch size of the context's recipe; what it reads is written below `work`."""
+    """The side "own" of `stage` at the batch size of the context's recipe; what it reads is written below
+    `work`.
+    """
     config = context.config
     if stage == "finetune":
         size = config.finetune.batch_size
         arguments, numbers = training_work(context, work, ENDLESS)
-        build, arguments = TrainingStep, {"arguments": arguments, "numbers": numbers, "device": context.machine.device}
+        build, arguments = (
+            TrainingStep,
+            {"arguments": arguments, "numbers": numbers, "device": context.machine.device},
+        )
         images, field = size, "finetune.batch_size"
         how = f"latents read, {config.finetune.micro_batches} parts, EMA of DiffFit's parameters"
     else:
-        size, field = context.batch_size(getattr(config, stage)), f"{stage}.batch_size.{context.machine.device}"
+        size, field = (
+            context.batch_size(getattr(config, stage)),
+            f"{stage}.batch_size.{context.machine.device}",
+        )
         made = pool_work(context, stage, work, 1)
-        build, arguments = WorkerCall, {"build": made.build, "arguments": made.arguments, "payload": made.parts[0].payload}
+        build, arguments = (
+            WorkerCall,
+            {"build": made.build, "arguments": made.arguments, "payload": made.parts[0].payload},
+        )
         images = made.parts[0].rows
         how = {
             "sample": f"{config.sample.steps} {config.sample.sampler} steps, guidance {config.sample.guidance_scale:g}, "

@@ -15,12 +15,20 @@ from ims3_ray.jobs.sweep.keeper import steps_of
 from ims3_ray.jobs.sweep.plan import Sweep
 from ims3_ray.method.keys import permutation
 from ims3_ray.pipeline import prepare as preparation
-from ims3_ray.stages.evaluate.classifiers import classifier_resources, classifier_seeds, pixels_of, read_pixels, score_in_looks
+from ims3_ray.stages.evaluate.classifiers import (
+    classifier_resources,
+    classifier_seeds,
+    pixels_of,
+    read_pixels,
+    score_in_looks,
+)
 
 
 @dataclass(frozen=True)
 class SweepCost:
-    """Seconds. `alone` is what all classifiers of the sweep take one after another, from `measured` of the trials."""
+    """Seconds. `alone` is what all classifiers of the sweep take one after another, from `measured` of the
+    trials.
+    """
 
     trials: int
     trials_at_once: int
@@ -37,7 +45,9 @@ class SweepCost:
 
 
 def measure(sweep: Sweep, measured: int, say: Any) -> SweepCost:
-    """Run the sweep, whose trials must not be there yet, then the classifiers of `measured` of its trials alone."""
+    """Run the sweep, whose trials must not be there yet, then the classifiers of `measured` of its trials
+    alone.
+    """
     began = time.perf_counter()
     document, _ = sweeping.run(sweep, say)
     whole = time.perf_counter() - began
@@ -56,7 +66,9 @@ def measure(sweep: Sweep, measured: int, say: Any) -> SweepCost:
 
 
 def _alone(sweep: Sweep, values: dict[str, Any]) -> float:
-    """Seconds of training a trial's classifiers, one after another, each a Ray task of its own as in the sweep."""
+    """Seconds of training a trial's classifiers, one after another, each a Ray task of its own as in the
+    sweep.
+    """
     config = sweep.config(values)
     context = preparation.prepare(config, cluster.machine(config.workers))
     made = next(step.directory for step in steps_of(context) if step.stage.noun == "distilled")
@@ -64,7 +76,11 @@ def _alone(sweep: Sweep, values: dict[str, Any]) -> float:
     scored = context.images[rules[0].split]
     tests = ray.put(read_pixels(scored, np.arange(len(scored)), rules[0].image_size))
     pixels = ray.put(pixels_of(DistilledSet(made)))
-    train = ray.remote(**classifier_resources(context.machine))(lambda *work: list(score_in_looks(*work))[-1]["seconds"])
+    train = ray.remote(**classifier_resources(context.machine))(
+        lambda *work: list(score_in_looks(*work))[-1]["seconds"]
+    )
     jobs = [(of, seed) for of in rules for seed in classifier_seeds(config.seed, config.evaluate.seeds)]
     device = context.machine.device
-    return sum(ray.get(train.remote(pixels, tests, of, len(context.classes), seed, device)) for of, seed in jobs)
+    return sum(
+        ray.get(train.remote(pixels, tests, of, len(context.classes), seed, device)) for of, seed in jobs
+    )

@@ -5,7 +5,8 @@
         data.test=/data/imagenet/val
     python jobs/distill.py ipc=5 sample.subgroups=20 select.alpha=0.5
 
-What is complete under the storage is found and not made again; --status, with the same words, says how far a run has come.
+What is complete under the storage is found and not made again; --status, with the same words, says how far a
+run has come.
 """
 
 import argparse
@@ -22,9 +23,15 @@ from ims3_ray.evaluation.table import evaluation_lines
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--recipe", default="digits", metavar="NAME|FILE", help="a named run, or a YAML file like those")
-    parser.add_argument("--dry-run", action="store_true", help="show the resolved recipe and what each stage would do")
-    parser.add_argument("--status", action="store_true", help="show how far this run has come, running or dead, and stop")
+    parser.add_argument(
+        "--recipe", default="digits", metavar="NAME|FILE", help="a named run, or a YAML file like those"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show the resolved recipe and what each stage would do"
+    )
+    parser.add_argument(
+        "--status", action="store_true", help="show how far this run has come, running or dead, and stop"
+    )
     parser.add_argument("--json", action="store_true", help="with --status: as one JSON document")
     parser.add_argument("overrides", nargs="*", metavar="field=value", help="such as ipc=5 or storage=DIR")
 
@@ -80,7 +87,9 @@ def status_lines(found: dict[str, Any]) -> list[str]:
         more = more or (f"{stage['parts']:>8} parts" if stage["state"] == "begun" else "")
         lines.append(f"  {stage['name']:<10}{stage['state']:<10}{more:<34}  {stage['artifact']}")
     if event := found["last_event"]:
-        details = ", ".join(f"{name} {value}" for name, value in event.items() if name not in ("time", "event", "notes"))
+        details = ", ".join(
+            f"{name} {value}" for name, value in event.items() if name not in ("time", "event", "notes")
+        )
         lines.append(f"last     {event['time']} {event['event']}{': ' if details else ''}{details}")
     if found["state"] in ("dead", "failed", "stopped"):
         lines.append("the same command, without --status, goes on with it")
@@ -89,7 +98,11 @@ def status_lines(found: dict[str, Any]) -> list[str]:
 
 def _sign_of_life(found: dict[str, Any]) -> str:
     age = found["seconds_since_alive"]
-    return "" if age is None or found["state"] not in ("running", "dead") else f", last sign of life {age:.0f} s ago"
+    return (
+        ""
+        if age is None or found["state"] not in ("running", "dead")
+        else f", last sign of life {age:.0f} s ago"
+    )
 
 
 def _dry_run(config: Config) -> None:

@@ -1,4 +1,5 @@
-"""What a stage will cost, for --dry-run: rows, time, disk and memory, from counted operations and a measured matrix rate.
+"""What a stage will cost, for --dry-run: rows, time, disk and memory, from counted operations and a measured
+matrix rate.
 
 Estimates, and said to be: within a factor of two on the machines that they were compared on.
 """
@@ -55,7 +56,12 @@ def estimates(context: Context, steps: list[Step]) -> dict[str, Estimate]:
     weights = 4.0 * (context.info.transformer_parameters + context.info.vae_parameters)
     work = {  # name: (rows, operations, disk, model bytes a worker)
         "encode": (tuned, tuned * views * flops["encode"], tuned * views * 2 * latent, weights),
-        "invert": (tuned, tuned * views * c.invert.points * flops["dit"], tuned * views * c.invert.points * latent, weights),
+        "invert": (
+            tuned,
+            tuned * views * c.invert.points * flops["dit"],
+            tuned * views * c.invert.points * latent,
+            weights,
+        ),
         "finetune": (tuning, tuning * BACKWARD * flops["dit"], 1e6, 2 * weights),
         "embed": (images, images * flops["embed"], images * feature, 0.0),
         "sample": (
@@ -101,7 +107,9 @@ def _evaluation(context: Context) -> tuple[int, float]:
 
 
 def operations_per_image(context: Context) -> dict[str, Any]:
-    """Operations an image: of the DiT's forward pass, the VAE's two halves, and the extractor; and φ's dimension."""
+    """Operations an image: of the DiT's forward pass, the VAE's two halves, and the extractor; and φ's
+    dimension.
+    """
     info = context.info
     with torch.device("meta"):
         dit, vae = DiT(info.config), AutoencoderKL.from_config(read_json(Path(info.vae_path) / "config.json"))
@@ -127,7 +135,9 @@ def _rate(context: Context) -> float:
 
 
 def count_operations(function: Any, *arguments: torch.Tensor) -> float:
-    """Operations of `function(*arguments)`, counted without doing them where the tensors are on the meta device."""
+    """Operations of `function(*arguments)`, counted without doing them where the tensors are on the meta
+    device.
+    """
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         function(*arguments)
     return float(counter.get_total_flops())

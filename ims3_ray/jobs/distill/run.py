@@ -50,9 +50,11 @@ class Distillation:
 
 
 def distill(recipe: str = "digits", say: Callable[[str], None] = print, **overrides: Any) -> Distillation:
-    """Distil as `recipe` (a name or a YAML path) says, with `overrides` by section: `ipc=10, sample={"subgroups": 20}`.
+    """Distil as `recipe` (a name or a YAML path) says, with `overrides` by section: `ipc=10,
+    sample={"subgroups": 20}`.
 
-    `say` takes the lines that a person should read. Raises InputError, before any heavy work, for what can't be run.
+    `say` takes the lines that a person should read. Raises InputError, before any heavy work, for what can't
+    be run.
     """
     return run(load_config(recipe, overrides), say)
 
@@ -75,14 +77,18 @@ def run(config: Config, say: Callable[[str], None] = print) -> Distillation:
     _write_record(context, name, steps, [], records.RUNNING)
     journal = Journal(context.storage / "runs" / name)
     (context.storage / "runs" / name).write("config.yaml", _yaml(config.model_dump(mode="json")))
-    journal.write("run started", key=key, recipe=config.recipe, device=context.machine.device, notes=list(context.notes))
+    journal.write(
+        "run started", key=key, recipe=config.recipe, device=context.machine.device, notes=list(context.notes)
+    )
     steps = plan(context)  # again: what is complete now stays, for the record names it
     tracker = Tracker(context.storage, say)
     made_of = artifact_tags(records.places(step.directory for step in steps))
     tracker.start(key, name, config.results(), tags(context) | made_of)
     if not tracker.is_finished:
         tracker.log_file(RECIPE_FILE, _yaml(config.results()))
-    context = replace(context, on_metrics=lambda stage, step, metrics: tracker.log(step, under(stage, metrics)))
+    context = replace(
+        context, on_metrics=lambda stage, step, metrics: tracker.log(step, under(stage, metrics))
+    )
     ran: list[dict[str, Any]] = []
     try:
         with journal.alive():
@@ -92,8 +98,11 @@ def run(config: Config, say: Callable[[str], None] = print) -> Distillation:
     except BaseException as error:
         is_failure = isinstance(error, Exception)  # else somebody stopped it, and waits
         state = records.FAILED if is_failure else records.STOPPED
-        with contextlib.suppress(OSError, InputError):  # a full disk takes no record, but what stopped the run is told
-            journal.write(f"run {state}", error=one_line(redacted(f"{type(error).__name__}: {error}"))[:LONGEST_ERROR])
+        # a full disk takes no record, but what stopped the run is told
+        with contextlib.suppress(OSError, InputError):
+            journal.write(
+                f"run {state}", error=one_line(redacted(f"{type(error).__name__}: {error}"))[:LONGEST_ERROR]
+            )
             _write_record(context, name, steps, ran, state)
         tracker.finish("FAILED" if is_failure else "KILLED", patient=is_failure)
         raise
@@ -101,14 +110,21 @@ def run(config: Config, say: Callable[[str], None] = print) -> Distillation:
 
 
 def _run_missing(
-    context: Context, steps: list[Step], ran: list, tracker: Tracker, say: Callable[[str], None], journal: Journal
+    context: Context,
+    steps: list[Step],
+    ran: list,
+    tracker: Tracker,
+    say: Callable[[str], None],
+    journal: Journal,
 ) -> None:
     """Run the steps that are not complete, in their places in `steps`; `ran` gets a line on every step."""
     for number, step in enumerate(steps):
         fresh = step.manifest is None
         if fresh:
             say(f"[{number + 1}/{len(steps)}] {step.stage.name} → {step.directory.uri}")
-            journal.write("stage started", stage=step.stage.name, artifact=f"{step.stage.noun}/{step.fingerprint}")
+            journal.write(
+                "stage started", stage=step.stage.name, artifact=f"{step.stage.noun}/{step.fingerprint}"
+            )
             steps[number] = step = run_step(context, step)
         told = {name: step.manifest[name] for name in ("rows", "unit", "seconds", "rate")}
         if fresh:
@@ -124,7 +140,9 @@ def _result(context: Context, steps: dict[str, Step], ran: list, key: str, track
     if not tracker.is_finished:
         for name in ("index.html", "contact-sheet.png"):
             tracker.log_file(name, report.read(name))
-        tracker.log_dataset("distilled", distilled.fingerprint, distilled.directory.uri, distilled.manifest["rows"])
+        tracker.log_dataset(
+            "distilled", distilled.fingerprint, distilled.directory.uri, distilled.manifest["rows"]
+        )
         tracker.finish("FINISHED")
     return Distillation(
         key=key,
@@ -157,11 +175,17 @@ def _track_stage(tracker: Tracker, step: Step, fresh: bool) -> None:
 
 def under(stage: str, metrics: dict[str, float]) -> dict[str, float]:
     """Metrics by the names they have in MLflow: the evaluation's as they are, others below their stage."""
-    return metrics if stage == "evaluate" and "accuracy" in metrics else {f"{stage}/{name}": v for name, v in metrics.items()}
+    return (
+        metrics
+        if stage == "evaluate" and "accuracy" in metrics
+        else {f"{stage}/{name}": v for name, v in metrics.items()}
+    )
 
 
 def tags(context: Context) -> dict[str, str]:
-    """What a run is besides its recipe: its kind, versions, hardware, and what its accuracy was measured by and on."""
+    """What a run is besides its recipe: its kind, versions, hardware, and what its accuracy was measured by
+    and on.
+    """
     config = context.config
     described = {f"version.{name}": text for name, text in versions().items()}
     described |= {f"hardware.{name}": str(value) for name, value in hardware(context.machine).items()}
@@ -175,7 +199,9 @@ def _yaml(values: dict[str, Any]) -> bytes:
     return yaml.safe_dump(values, sort_keys=False).encode()
 
 
-def _write_record(context: Context, name: str, steps: list[Step], ran: list[dict[str, Any]], state: str) -> None:
+def _write_record(
+    context: Context, name: str, steps: list[Step], ran: list[dict[str, Any]], state: str
+) -> None:
     """run.json: configuration, versions, hardware, seeds, time and place per stage."""
     records.write(
         context.storage,

@@ -14,9 +14,11 @@ COMPLETE, BEGUN, MISSING = "complete", "begun", "missing"
 
 
 def status(config: Config) -> dict[str, Any]:
-    """State of the run (`not started`, `running`, `dead`, `failed`, `stopped`, `finished`) and of its stages, its last event.
+    """State of the run (`not started`, `running`, `dead`, `failed`, `stopped`, `finished`) and of its stages,
+    its last event.
 
-    `dead` is a run that says that it runs and has left no sign of life for a while: the same command goes on with it.
+    `dead` is a run that says that it runs and has left no sign of life for a while: the same command goes on
+    with it.
     """
     preparation.image_places(config)
     context = preparation.prepare(config, cluster.machine(config.workers, wait=False))
@@ -40,6 +42,10 @@ def status(config: Config) -> dict[str, Any]:
 def _stage(step: Step) -> dict[str, Any]:
     told = {"name": step.stage.name, "artifact": f"{step.stage.noun}/{step.fingerprint}"}
     if step.manifest:
-        return told | {"state": COMPLETE} | {name: step.manifest[name] for name in ("rows", "unit", "seconds", "rate")}
+        return (
+            told
+            | {"state": COMPLETE}
+            | {name: step.manifest[name] for name in ("rows", "unit", "seconds", "rate")}
+        )
     parts = part_names(step.directory)
     return told | {"state": BEGUN if parts or step.directory.files() else MISSING, "parts": len(parts)}

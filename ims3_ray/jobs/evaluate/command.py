@@ -1,12 +1,13 @@
-"""Score any labelled image set as a distilled one is scored: classifiers over seeds, real images beside them, coverage, audit.
+"""Score any labelled image set as a distilled one is scored: classifiers over seeds, real images beside them,
+coverage, audit.
 
     python jobs/evaluate.py --set SET data.train=TRAIN data.test=TEST evaluate.protocol=minimax \\
         evaluate.networks=[resnetap10,resnet18] evaluate.seeds=3 --out evaluation.json
     python jobs/evaluate.py --set ours=runs/distilled/… --set theirs=theirs.parquet data.train=… data.test=…
 
-SET is a folder or URI with one folder of images a class, a distilled set of this project, or a Hugging Face data set of one
-split: Parquet, or what save_to_disk wrote. Column image (struct {bytes, path} or binary), and label (integer, ClassLabel or
-string).
+SET is a folder or URI with one folder of images a class, a distilled set of this project, or a Hugging Face
+data set of one split: Parquet, or what save_to_disk wrote. Column image (struct {bytes, path} or binary), and
+label (integer, ClassLabel or string).
 """
 
 import argparse
@@ -25,12 +26,22 @@ NAMED = re.compile(r"([A-Za-z0-9_.-]+)=(.+)")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--set", required=True, action="append", dest="sets", metavar="[NAME=]SET", help="what is scored; may be given again"
+        "--set",
+        required=True,
+        action="append",
+        dest="sets",
+        metavar="[NAME=]SET",
+        help="what is scored; may be given again",
     )
     parser.add_argument(
-        "--out", default="evaluation.json", metavar="JSON", help="where the figures are written; replaced where it exists"
+        "--out",
+        default="evaluation.json",
+        metavar="JSON",
+        help="where the figures are written; replaced where it exists",
     )
-    parser.add_argument("overrides", nargs="*", metavar="field=value", help="such as data.train=DIR or evaluate.seeds=5")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="field=value", help="such as data.train=DIR or evaluate.seeds=5"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -57,11 +68,15 @@ def named_sets(words: list[str]) -> dict[str, str]:
     sets: dict[str, str] = {}
     for word in words:
         match = NAMED.fullmatch(word)
-        name, place = match.groups() if match else (word.rstrip("/").rsplit("/", 1)[-1].removesuffix(".parquet"), word)
+        name, place = (
+            match.groups() if match else (word.rstrip("/").rsplit("/", 1)[-1].removesuffix(".parquet"), word)
+        )
         if not place or not name:
             raise InputError(f"--set: {word!r} names no set; write --set PLACE or --set NAME=PLACE")
         if name in sets:
-            raise InputError(f"--set: two sets are called {name!r}; write --set NAME=PLACE to tell them apart")
+            raise InputError(
+                f"--set: two sets are called {name!r}; write --set NAME=PLACE to tell them apart"
+            )
         sets[name] = place
     return sets
 
@@ -69,4 +84,8 @@ def named_sets(words: list[str]) -> dict[str, str]:
 def table(document: Mapping[str, Any]) -> list[str]:
     """Accuracies by network and set, coverage, and what the audit found."""
     warnings = [f"warning: {line}" for line in document["audit"]["warnings"]]
-    return [*evaluation_lines(document), "", *(warnings or ["audit          no shared, doubly labelled or swapped images"])]
+    return [
+        *evaluation_lines(document),
+        "",
+        *(warnings or ["audit          no shared, doubly labelled or swapped images"]),
+    ]

@@ -1,4 +1,6 @@
-"""Anybody's image sets, scored as a distilled one is: classifiers over seeds, real images beside them, coverage, audit."""
+"""Anybody's image sets, scored as a distilled one is: classifiers over seeds, real images beside them,
+coverage, audit.
+"""
 
 import io
 from collections.abc import Mapping
@@ -23,8 +25,23 @@ from ims3_ray.models.extractor import inspect_extractor, load_extractor
 from ims3_ray.pipeline.prepare import NO_PROTOCOL, image_places, open_splits
 from ims3_ray.pipeline.splits import check_splits
 from ims3_ray.stages.embedding import embed_images
-from ims3_ray.stages.evaluate.baselines import CORESETS, COVERAGE, SEEDED, Vectors, ceiling, choose_all, measure_all
-from ims3_ray.stages.evaluate.classifiers import Sets, check_networks, classifier_seeds, read_pixels, summarise, train_all
+from ims3_ray.stages.evaluate.baselines import (
+    CORESETS,
+    COVERAGE,
+    SEEDED,
+    Vectors,
+    ceiling,
+    choose_all,
+    measure_all,
+)
+from ims3_ray.stages.evaluate.classifiers import (
+    Sets,
+    check_networks,
+    classifier_seeds,
+    read_pixels,
+    summarise,
+    train_all,
+)
 from ims3_ray.storage.artifacts import Directory, open_storage
 from ims3_ray.storage.hashing import content_hash
 
@@ -52,9 +69,13 @@ def prepare(config: Evaluating, locations: Mapping[str, str]) -> Prepared:
     InputError, in one line, for whatever a person must mend first.
     """
     if config.evaluate.protocol == NO_PROTOCOL:
-        raise InputError("evaluate.protocol: none scores nothing; name a protocol, such as evaluate.protocol=minimax")
+        raise InputError(
+            "evaluate.protocol: none scores nothing; name a protocol, such as evaluate.protocol=minimax"
+        )
     if odd := RESERVED & set(locations):
-        raise InputError(f"--set: the name {min(odd)!r} is that of a baseline; choose another, such as --set mine=PLACE")
+        raise InputError(
+            f"--set: the name {min(odd)!r} is that of a baseline; choose another, such as --set mine=PLACE"
+        )
     networks = protocols(config.evaluate.protocol, config.evaluate.networks)
     places = image_places(config)
     storage = open_storage(config.storage)
@@ -62,7 +83,10 @@ def prepare(config: Evaluating, locations: Mapping[str, str]) -> Prepared:
     train, scored = images["train"], images[networks[0].split]
     check_networks(networks, len(train.classes))
     shared = {"seed": config.seed, "max_bad_fraction": config.data.max_bad_fraction, "known": scored.classes}
-    given = {name: open_labelled(place, storage, name=f"--set {name}", **shared) for name, place in locations.items()}
+    given = {
+        name: open_labelled(place, storage, name=f"--set {name}", **shared)
+        for name, place in locations.items()
+    }
     _check_counts(config, train, given)
     extractor = inspect_extractor(config.embed.extractor)
     return Prepared(
@@ -82,15 +106,20 @@ def score(prepared: Prepared, machine: cluster.Machine) -> dict[str, Any]:
     """evaluation.json of the given sets: as a run's own, with `given` and `audit` beside it."""
     config, networks, given = prepared.config, prepared.networks, prepared.given
     rules, seeds = networks[0], classifier_seeds(config.seed, config.evaluate.seeds)
-    load_extractor(config.embed.extractor)  # InputError here, where it is caught, for weights that can't be had
+    # InputError here, where it is caught, for weights that can't be had
+    load_extractor(config.embed.extractor)
     embedded = _embed(prepared, machine)
     chosen = _baselines(prepared, embedded["train"], seeds)
     coverage = _coverage(prepared, embedded, chosen, seeds[0])
     sets = _sets(prepared, chosen, seeds)
     tests = read_pixels(prepared.scored, np.arange(len(prepared.scored)), rules.image_size)
     scores = train_all(sets, tests, networks, prepared.train.classes, machine)
-    by_network = {label: _with_robustness(summarise(of_network), given) for label, of_network in scores.items()}
-    audited = audit([embedded["train"], embedded["scored"], *(embedded[name] for name in given)], prepared.train.classes)
+    by_network = {
+        label: _with_robustness(summarise(of_network), given) for label, of_network in scores.items()
+    }
+    audited = audit(
+        [embedded["train"], embedded["scored"], *(embedded[name] for name in given)], prepared.train.classes
+    )
     audited["warnings"] = list(dict.fromkeys(prepared.warnings + audited["warnings"]))
     document = {
         "protocol": rules.label,
@@ -156,7 +185,9 @@ def _embed(prepared: Prepared, machine: cluster.Machine) -> dict[str, AuditedIma
     }  # fmt: skip
 
 
-def _baselines(prepared: Prepared, real: AuditedImages, seeds: list[int]) -> dict[tuple[str, int], np.ndarray]:
+def _baselines(
+    prepared: Prepared, real: AuditedImages, seeds: list[int]
+) -> dict[tuple[str, int], np.ndarray]:
     """Rows of the training images by name of the baseline and seed, as many as each given set has.
 
     Sets of different sizes have baselines of their own, told apart by the number of images.
@@ -192,9 +223,14 @@ def _sets(prepared: Prepared, chosen: Mapping[tuple[str, int], np.ndarray], seed
 
 
 def _coverage(
-    prepared: Prepared, embedded: Mapping[str, AuditedImages], chosen: Mapping[tuple[str, int], np.ndarray], seed: int
+    prepared: Prepared,
+    embedded: Mapping[str, AuditedImages],
+    chosen: Mapping[tuple[str, int], np.ndarray],
+    seed: int,
 ) -> dict[str, Any]:
-    """Coverage of the given sets, of the baselines as `seed` chose them, and, for sets of one size, of the ceiling."""
+    """Coverage of the given sets, of the baselines as `seed` chose them, and, for sets of one size, of the
+    ceiling.
+    """
     real, train = embedded["train"], prepared.train
     vectors: Vectors = (real.features, real.labels)
     place_of = {path: place for place, path in enumerate(real.paths)}
@@ -211,8 +247,12 @@ def _coverage(
     return measure_all(vectors, sets, neighbours, train.classes, COVERAGE)
 
 
-def _with_robustness(sets: dict[str, dict[str, Any]], given: Mapping[str, ImageSet]) -> dict[str, dict[str, Any]]:
-    """The same, with the label-robust score of each given set, None where full or random real images are missing."""
+def _with_robustness(
+    sets: dict[str, dict[str, Any]], given: Mapping[str, ImageSet]
+) -> dict[str, dict[str, Any]]:
+    """The same, with the label-robust score of each given set, None where full or random real images are
+    missing.
+    """
     for name in given:
         random = sets.get("random") or sets.get(f"random {sets[name]['images']}")
         known = random is not None and "full" in sets

@@ -26,7 +26,9 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError(f"--out: {out} exists; name a new folder")
     data = config.data
     if data.train is None:
-        raise InputError("data.train: no images to train on; give one folder of images a class, or a Hugging Face dataset")
+        raise InputError(
+            "data.train: no images to train on; give one folder of images a class, or a Hugging Face dataset"
+        )
     storage = open_storage(config.storage)
     shared = {"seed": config.seed, "max_bad_fraction": data.max_bad_fraction, "classes": data.classes}
     images = open_images(data.train, storage, name="data.train", split="train", **shared)

@@ -1,6 +1,7 @@
 """Train a generator (VAE, then DiT) and an extractor φ on class folders, and write them as one model folder.
 
-Reads images; makes a diffusers pipeline folder with `extractor/` and a model card. Run again, it goes on where it was.
+Reads images; makes a diffusers pipeline folder with `extractor/` and a model card. Run again, it goes on
+where it was.
 """
 
 import json
@@ -27,7 +28,16 @@ from ims3_ray.models.extractor import save_extractor
 from ims3_ray.models.generator import save_pipeline
 from ims3_ray.storage.artifacts import Directory, fingerprint
 
-from .tasks import VALUES, ExtractorTask, Pixels, TransformerTask, VaeTask, build_classifier, encode_all, load_trained_vae
+from .tasks import (
+    VALUES,
+    ExtractorTask,
+    Pixels,
+    TransformerTask,
+    VaeTask,
+    build_classifier,
+    encode_all,
+    load_trained_vae,
+)
 
 FREQUENCY_SHIFT = 1  # as diffusers' own DiT, so that the written folder is exact in plain diffusers
 CHECK_STEPS = 50
@@ -36,7 +46,9 @@ SECOND_SEED = 1  # added to the seed of the classifier that judges samples
 
 
 class Pretraining:
-    """One run over all trainings. What each leaves is fingerprinted by what it depends on, and found by later runs."""
+    """One run over all trainings. What each leaves is fingerprinted by what it depends on, and found by later
+    runs.
+    """
 
     def __init__(self, config: Pretrain, images: ImageSet, storage: Directory, machine: Machine):
         self.config, self.images, self.machine, self.storage = config, images, machine, storage
@@ -45,7 +57,9 @@ class Pretraining:
         extractor = config.extractor.model_dump(mode="json")
         keys = {
             "vae": vae,
-            "transformer": fingerprint([shared, config.transformer.model_dump(mode="json"), vae, machine.device]),
+            "transformer": fingerprint(
+                [shared, config.transformer.model_dump(mode="json"), vae, machine.device]
+            ),
             "extractor": fingerprint([shared, extractor, machine.device]),
             "judge": fingerprint([shared, extractor, machine.device, SECOND_SEED]),
         }
@@ -81,7 +95,9 @@ class Pretraining:
         self._write(out, dit, factor, figures)
         return figures
 
-    def _train(self, name: str, task: type[Task], section: Any, *, seed: int | None = None, **arguments: Any) -> None:
+    def _train(
+        self, name: str, task: type[Task], section: Any, *, seed: int | None = None, **arguments: Any
+    ) -> None:
         out = self.made[name]
         if out.exists(VALUES):
             return
@@ -115,8 +131,12 @@ class Pretraining:
         )
 
     def _scaling_factor(self) -> tuple[float, float]:
-        """1 / deviation of the training images' latents (Rombach et al. 2022, appendix G), and that deviation."""
-        vae = load_trained_vae(self.config.vae, self.config.image_size, 1.0, self.made["vae"], torch.device("cpu"))
+        """1 / deviation of the training images' latents (Rombach et al. 2022, appendix G), and that
+        deviation.
+        """
+        vae = load_trained_vae(
+            self.config.vae, self.config.image_size, 1.0, self.made["vae"], torch.device("cpu")
+        )
         mean, logvar = encode_all(vae, self.pixels.read()[0], torch.device("cpu"))
         variance = mean.double().var() + logvar.double().exp().mean()
         return round(float(variance.rsqrt()), 6), float(variance.sqrt())
@@ -142,7 +162,9 @@ class Pretraining:
             return {}
         options = self.machine.actor_resources
         agreed = ray.get(
-            ray.remote(**options)(agreement).remote(self.config, dit, factor, self.made, self.network, self.machine.device)
+            ray.remote(**options)(agreement).remote(
+                self.config, dit, factor, self.made, self.network, self.machine.device
+            )
         )
         return {"agreement": agreed, "agreement_images": self.config.check_images}
 
@@ -160,13 +182,17 @@ class Pretraining:
             folder.replace(out)
 
 
-def agreement(config: Pretrain, dit: DiTConfig, factor: float, made: dict[str, Directory], network: dict, device: str) -> float:
+def agreement(
+    config: Pretrain, dit: DiTConfig, factor: float, made: dict[str, Directory], network: dict, device: str
+) -> float:
     """Share of samples at `check_guidance_scale` whose label the second classifier gives."""
     on = prepare_device(device)
     model = _load(DiT(dit), made["transformer"]).to(on)
     judge = _load(build_classifier(network, 0), made["judge"]).to(on)
     vae = load_trained_vae(config.vae, config.image_size, factor, made["vae"], on)
-    predict = with_guidance(model, model.null_label, scale=config.check_guidance_scale, channels=dit.in_channels)
+    predict = with_guidance(
+        model, model.null_label, scale=config.check_guidance_scale, channels=dit.in_channels
+    )
     timesteps, abar = respaced(CHECK_STEPS), alphas_bar()
     labels = torch.arange(config.check_images) % dit.num_classes
     shape = (dit.in_channels, dit.sample_size, dit.sample_size)

@@ -1,4 +1,6 @@
-"""The trainings from scratch: VAE, DiT, extractor φ. Each a task for the loop in training.py, on images held in memory."""
+"""The trainings from scratch: VAE, DiT, extractor φ. Each a task for the loop in training.py, on images held
+in memory.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -47,7 +49,9 @@ class Pixels:
 
 
 class PixelTask:
-    """What the three trainings share: batches keyed by (seed, epoch), parts of them, noise keyed by (seed, step, part)."""
+    """What the three trainings share: batches keyed by (seed, epoch), parts of them, noise keyed by (seed,
+    step, part).
+    """
 
     name = ""
     weights: Mapping[str, float] = MappingProxyType({})
@@ -148,7 +152,9 @@ class TransformerTask(PixelTask):
         output = self._dit(z_t, t.to(self._device), labels)
         return {
             "diffusion": self.share(losses.diffusion_loss(noise_of(output, z0.shape[1]), eps)),
-            "variational": self.share(losses.variational_loss(output, z_t, z0, abar_from=abar_t, abar_to=below)),
+            "variational": self.share(
+                losses.variational_loss(output, z_t, z0, abar_from=abar_t, abar_to=below)
+            ),
         }
 
 
@@ -164,7 +170,11 @@ class ExtractorTask(PixelTask):
         rows, draws = self.part(step, part)
         images = resized_crop(to_images(self._pixels[rows]), EXTRACTOR_CROP, draws)
         logits = self._network(images.to(self._device))
-        return {"cross_entropy": self.share(cross_entropy(logits, self._labels[rows].to(self._device), reduction="none"))}
+        return {
+            "cross_entropy": self.share(
+                cross_entropy(logits, self._labels[rows].to(self._device), reduction="none")
+            )
+        }
 
 
 def build_vae(settings: TrainVae, image_size: int, seed: int, scaling_factor: float = 1.0) -> AutoencoderKL:

@@ -13,7 +13,8 @@ from .table import aligned
 
 
 def collect(storage: Directory, *, asks: bool, is_agreed: bool) -> tuple[dict[str, Any], list[str]]:
-    """Survey the storage and, where agreed on or agreed to, delete what no run needs; the answer and the last lines.
+    """Survey the storage and, where agreed on or agreed to, delete what no run needs; the answer and the last
+    lines.
 
     `asks` prints the survey and the question; without it only `is_agreed` deletes.
     """
@@ -56,7 +57,9 @@ def _lines(storage: Directory, found: Survey) -> list[str]:
         lost = [entry for entry in of_noun if entry.state == UNNEEDED]
         needed = sum(entry.state == NEEDED for entry in of_noun)
         kept = len(of_noun) - needed - len(lost)
-        rows.append([noun, str(len(of_noun)), _mb(of_noun), str(needed), str(kept), str(len(lost)), _mb(lost)])
+        rows.append(
+            [noun, str(len(of_noun)), _mb(of_noun), str(needed), str(kept), str(len(lost)), _mb(lost)]
+        )
     lines = [f"in {storage.uri}", *(aligned(rows, left=1) if len(rows) > 1 else ["no artefacts"]), ""]
     for head, entries in (("caches", found.caches), ("records and tracking", found.kept)):
         tops = sorted({entry.noun for entry in entries})
@@ -64,7 +67,11 @@ def _lines(storage: Directory, found: Survey) -> list[str]:
     lines += [f"not ours, kept: {entry.place}, {_mb([entry])} MB" for entry in found.not_ours]
     lines += [f"note: {note}" for note in found.notes]
     lost = [[f"  {entry.place}", f"{_mb([entry])} MB", entry.why] for entry in found.unneeded]
-    return lines + ["", "no run needs:"] + [f"{place}  {size}  {why}" for place, size, why in _padded(lost)] if lost else lines
+    return (
+        lines + ["", "no run needs:"] + [f"{place}  {size}  {why}" for place, size, why in _padded(lost)]
+        if lost
+        else lines
+    )
 
 
 def _padded(rows: list[list[str]]) -> list[tuple[str, str, str]]:

@@ -34,14 +34,26 @@ MODES = ("best", "pareto", "diff", "reproduce", "gc")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     say = parser.add_argument
     say("--order", metavar="METRIC", help="sort by this, best first (default: newest)")
-    say("--where", action="append", default=[], metavar="COND", help='such as "ipc=10", "accuracy>0.9", "kind=ablation"')
+    say(
+        "--where",
+        action="append",
+        default=[],
+        metavar="COND",
+        help='such as "ipc=10", "accuracy>0.9", "kind=ablation"',
+    )
     say("--sweep", metavar="RUN", help="the trials of this sweep, which are left out otherwise")
     say("--best", action="store_true", help="the best run for every protocol and IPC")
     say("--metric", metavar="METRIC", help="what is best (default accuracy)")
-    say("--pareto", metavar="METRIC,METRIC", help="the runs that no other beats in all of these, for every protocol")
+    say(
+        "--pareto",
+        metavar="METRIC,METRIC",
+        help="the runs that no other beats in all of these, for every protocol",
+    )
     say("--diff", nargs=2, metavar="RUN", help="what differs between two runs")
     say("--reproduce", metavar="RUN", help="the command that gives this run again")
-    say("--gc", action="store_true", help="what lies in the storage and what no run needs: asks, then deletes")
+    say(
+        "--gc", action="store_true", help="what lies in the storage and what no run needs: asks, then deletes"
+    )
     say("--yes", action="store_true", help="with --gc: delete without asking")
     say("--csv", metavar="FILE", help="write what is listed, with all parameters and metrics")
     say("--json", action="store_true", help="one JSON document in place of tables")
@@ -69,14 +81,25 @@ def checked_mode(arguments: argparse.Namespace) -> str:
     """One of MODES, or "list". InputError for two at once, and for options that do not belong together."""
     given = [mode for mode in MODES if getattr(arguments, mode)]
     if len(given) > 1:
-        raise InputError(f"{' and '.join(f'--{mode}' for mode in given)}: answer different questions; give one")
+        raise InputError(
+            f"{' and '.join(f'--{mode}' for mode in given)}: answer different questions; give one"
+        )
     mode = given[0] if given else "list"
     lists = ("list", "best", "pareto")
-    rules = {"order": ("list",), "where": lists, "sweep": lists, "csv": lists, "metric": ("best",), "yes": ("gc",)}
+    rules = {
+        "order": ("list",),
+        "where": lists,
+        "sweep": lists,
+        "csv": lists,
+        "metric": ("best",),
+        "yes": ("gc",),
+    }
     for option, modes in rules.items():
         if getattr(arguments, option) and mode not in modes:
             named = ", ".join("a plain list" if m == "list" else f"--{m}" for m in modes)
-            raise InputError(f"--{option}: goes with {named}, not with {'a plain list' if mode == 'list' else f'--{mode}'}")
+            raise InputError(
+                f"--{option}: goes with {named}, not with {'a plain list' if mode == 'list' else f'--{mode}'}"
+            )
     return mode
 
 
@@ -90,7 +113,11 @@ def listed(storage: Directory, arguments: argparse.Namespace) -> list[querying.R
     if not querying.has_tracking(storage):
         return []
     mlflow_client = client(storage)
-    runs = [run for run in querying.find(mlflow_client, " and ".join(filters), order) if all(meets(run) for meets in local)]
+    runs = [
+        run
+        for run in querying.find(mlflow_client, " and ".join(filters), order)
+        if all(meets(run) for meets in local)
+    ]
     if arguments.sweep:
         everything = querying.find(mlflow_client)
         sweep = querying.resolve([run for run in everything if run["kind"] == SWEEP], arguments.sweep)
@@ -118,7 +145,9 @@ def _best(storage: Directory, arguments: argparse.Namespace) -> tuple[Any, list[
 def _pareto(storage: Directory, arguments: argparse.Namespace) -> tuple[Any, list[str]]:
     names = [name.strip() for name in arguments.pareto.split(",")]
     if len(names) < 2 or len({name.removeprefix("-") for name in names}) < len(names) or not all(names):
-        raise InputError(f"--pareto {arguments.pareto!r}: give two or more different metrics, as accuracy,coverage/distilled")
+        raise InputError(
+            f"--pareto {arguments.pareto!r}: give two or more different metrics, as accuracy,coverage/distilled"
+        )
     runs = listed(storage, arguments)
     querying.check_figures(runs, names)
     found = querying.fronts(runs, names)
@@ -149,7 +178,9 @@ def _reproduce(storage: Directory, arguments: argparse.Namespace) -> tuple[Any, 
         for note in made.notes:
             print(f"note: {note}", file=sys.stderr)
     words = ["python", "jobs/distill.py", *made.words]
-    return {"run_id": found["run_id"], "command": made.command, "words": words, "notes": made.notes}, [made.command]
+    return {"run_id": found["run_id"], "command": made.command, "words": words, "notes": made.notes}, [
+        made.command
+    ]
 
 
 ANSWERS = {"list": _list, "best": _best, "pareto": _pareto, "diff": _diff, "reproduce": _reproduce}
@@ -166,7 +197,9 @@ def _write_csv(runs: list[querying.Run], arguments: argparse.Namespace) -> list[
         with open(arguments.csv, "w", newline="", encoding="utf-8") as stream:
             stream.write(runs_shown.as_csv(runs))
     except OSError as error:
-        raise InputError(f"--csv: {arguments.csv} can't be written ({error.strerror}); name another file") from error
+        raise InputError(
+            f"--csv: {arguments.csv} can't be written ({error.strerror}); name another file"
+        ) from error
     return [f"written: {arguments.csv}, {len(runs)} runs"]
 
 

@@ -1,4 +1,6 @@
-"""`--where`: conditions in a person's words as MLflow's filter language, or as a question to a run where it has none."""
+"""`--where`: conditions in a person's words as MLflow's filter language, or as a question to a run where it
+has none.
+"""
 
 import re
 from collections.abc import Callable
@@ -25,12 +27,16 @@ def split_conditions(texts: list[str]) -> tuple[list[str], list[Callable[[Run], 
         elif name == "kind" and value not in KINDS:
             raise InputError(f"--where {text!r}: {value!r} is no kind; choose one of {', '.join(KINDS)}")
         else:
-            local.append(lambda run, name=name, value=value, same=operator == "=": (run[name] == value) == same)
+            local.append(
+                lambda run, name=name, value=value, same=operator == "=": (run[name] == value) == same
+            )
     return server, local
 
 
 def server_condition(text: str) -> str:
-    """One condition in MLflow's filter language: a recipe's field is a parameter, `run` the run's key, all else a metric."""
+    """One condition in MLflow's filter language: a recipe's field is a parameter, `run` the run's key, all
+    else a metric.
+    """
     name, operator, value = _parts(text)
     fields = flatten(Config().results())
     if name == "run":
@@ -41,14 +47,18 @@ def server_condition(text: str) -> str:
         return f"params.`{name}` {operator} '{value}'"
     if not NUMBER.fullmatch(value):
         known = ", ".join(sorted(fields))
-        raise InputError(f"--where {text!r}: {name} is no recipe field ({known}), and a metric's value is a number")
+        raise InputError(
+            f"--where {text!r}: {name} is no recipe field ({known}), and a metric's value is a number"
+        )
     return f"metrics.`{name}` {operator} {float(value)}"
 
 
 def _parts(text: str) -> tuple[str, str, str]:
     match = CONDITION.fullmatch(text.strip())
     if not match:
-        raise InputError(f"--where {text!r}: is no condition; write field=value, such as ipc=10 or accuracy>0.9")
+        raise InputError(
+            f"--where {text!r}: is no condition; write field=value, such as ipc=10 or accuracy>0.9"
+        )
     value = match[3].strip("'\" ")
     if "'" in value:
         raise InputError(f"--where {text!r}: the value can't hold a quote")

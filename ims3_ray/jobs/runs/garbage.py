@@ -1,7 +1,7 @@
 """What lies in a storage root, what of it no run needs, and deleting that.
 
-Artefacts of the stages and the checkpoints of fine-tunings alone are ever deleted. Caches, records, MLflow's files, and
-whatever has a name that this project does not give, stay.
+Artefacts of the stages and the checkpoints of fine-tunings alone are ever deleted. Caches, records, MLflow's
+files, and whatever has a name that this project does not give, stay.
 """
 
 import os
@@ -25,8 +25,20 @@ CACHES = re.compile(
     rf"|(index|digits|unpacked)/\.[^/]+\.tmp"
     rf"|pretrain/(vae|transformer|extractor|judge)|checkpoints/pretrain-(vae|transformer|extractor|judge)-{HEX}"
 )
-KEPT = re.compile(r"(runs|ablations|sweeps|mlartifacts)/.+|format\.json|writable|mlflow\.db.*")  # records, MLflow's, our own
-OTHERS = ("index", "digits", "unpacked", "embedded", "pretrain", "checkpoints", "runs", "ablations", "sweeps", "mlartifacts")
+# records, MLflow's, our own
+KEPT = re.compile(r"(runs|ablations|sweeps|mlartifacts)/.+|format\.json|writable|mlflow\.db.*")
+OTHERS = (
+    "index",
+    "digits",
+    "unpacked",
+    "embedded",
+    "pretrain",
+    "checkpoints",
+    "runs",
+    "ablations",
+    "sweeps",
+    "mlartifacts",
+)
 RECENT_S = 600  # what is younger, and in no record, may be in the making
 
 NEEDED, UNNEEDED, KEPT_BACK = "needed", "unneeded", "kept"
@@ -64,8 +76,12 @@ class Survey:
         return [entry for entry in self.artifacts if entry.state == UNNEEDED]
 
 
-def survey(storage: Directory, deleted: Mapping[str, float] | None = None, now: float | None = None) -> Survey:
-    """Everything below the root, artefacts judged; `deleted` as in `records.needed`, None where MLflow can't be asked."""
+def survey(
+    storage: Directory, deleted: Mapping[str, float] | None = None, now: float | None = None
+) -> Survey:
+    """Everything below the root, artefacts judged; `deleted` as in `records.needed`, None where MLflow can't
+    be asked.
+    """
     known = records.read(storage)
     needed = {a for record in known if not record.is_released(deleted or {}) for a in record.artifacts}
     released = {a for record in known for a in record.artifacts} - needed
@@ -82,7 +98,10 @@ def survey(storage: Directory, deleted: Mapping[str, float] | None = None, now: 
 
 
 def delete(
-    storage: Directory, places: Iterable[str], deleted: Mapping[str, float] | None = None, now: float | None = None
+    storage: Directory,
+    places: Iterable[str],
+    deleted: Mapping[str, float] | None = None,
+    now: float | None = None,
 ) -> list[Entry]:
     """Delete those of `places` that are unneeded still, on a second look; gives what was deleted.
 
@@ -92,7 +111,8 @@ def delete(
     gone = [entry for entry in survey(storage, deleted, now).unneeded if entry.place in wanted]
     for entry in gone:
         directory = storage / entry.place
-        if not (storage.is_local and os.path.islink(directory.path)):  # a link goes at once, and what it leads to stays
+        # a link goes at once, and what it leads to stays
+        if not (storage.is_local and os.path.islink(directory.path)):
             directory.delete_file(MANIFEST)
         directory.delete()
     return gone
@@ -116,7 +136,9 @@ def _entries(storage: Directory) -> list[Entry]:
             entry.size += info.size or 0
             entry.changed = max(entry.changed, _seconds(info.mtime))
     bare = {*tops} - {*NOUNS, *OTHERS} - {place.split("/")[0] for place in found}
-    return sorted([*found.values(), *(Entry(top, is_directory=True) for top in bare)], key=lambda entry: entry.place)
+    return sorted(
+        [*found.values(), *(Entry(top, is_directory=True) for top in bare)], key=lambda entry: entry.place
+    )
 
 
 def _seconds(moment: datetime | None) -> float:
@@ -131,8 +153,12 @@ def _kind(entry: Entry) -> str:
     return "kept" if KEPT.fullmatch(entry.place) else "not_ours"
 
 
-def _judge(entry: Entry, needed: Collection[str], released: Collection[str], complete: Collection[str]) -> None:
-    """State and reason of an artefact, or of a fine-tuning's checkpoints: those serve until the adapter is complete."""
+def _judge(
+    entry: Entry, needed: Collection[str], released: Collection[str], complete: Collection[str]
+) -> None:
+    """State and reason of an artefact, or of a fine-tuning's checkpoints: those serve until the adapter is
+    complete.
+    """
     of_tuning = CHECKPOINTS.fullmatch(entry.place)
     place = f"adapter/{of_tuning[1]}" if of_tuning else entry.place
     if of_tuning and place in complete:
@@ -150,7 +176,11 @@ def _judge(entry: Entry, needed: Collection[str], released: Collection[str], com
 
 def _spare_recent(artifacts: list[Entry], recorded: Collection[str], now: float) -> list[str]:
     """Keep all that no record names while some of it is recent: what makes it may need the rest."""
-    unnamed = [e for e in artifacts if e.state == UNNEEDED and e.place not in recorded and not CHECKPOINTS.fullmatch(e.place)]
+    unnamed = [
+        e
+        for e in artifacts
+        if e.state == UNNEEDED and e.place not in recorded and not CHECKPOINTS.fullmatch(e.place)
+    ]
     young = [entry for entry in unnamed if now - entry.changed < RECENT_S]
     if not young:
         return []

@@ -25,7 +25,9 @@ def table(runs: Sequence[Run], metrics: Mapping[str, str] = METRICS) -> list[str
     if not runs:
         return ["no run matches"]
     heads = ["run", *FACTS, *PARAMS, *metrics]
-    return aligned([heads, *([_text(run["name"]), *_cells(run, metrics)] for run in runs)], left=1 + len(FACTS))
+    return aligned(
+        [heads, *([_text(run["name"]), *_cells(run, metrics)] for run in runs)], left=1 + len(FACTS)
+    )
 
 
 def best_table(found: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
@@ -86,7 +88,10 @@ def aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
 
     def line(row: Sequence[str]) -> str:
-        cells = [cell.ljust(w) if at < left else cell.rjust(w) for at, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        cells = [
+            cell.ljust(w) if at < left else cell.rjust(w)
+            for at, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
         return "  ".join(cells).rstrip()
 
     return [line(row) for row in rows]

@@ -1,4 +1,6 @@
-"""What a sweep's page opens with: the best trial by IPC and its setting, what its score may be taken for, what was shared."""
+"""What a sweep's page opens with: the best trial by IPC and its setting, what its score may be taken for,
+what was shared.
+"""
 
 from ims3_ray.jobs.ablate.claim import listed
 from ims3_ray.report.claim import Claim
@@ -15,7 +17,9 @@ def sweep_claim(sweep: Sweep) -> Claim:
     named = list(sweep.best.items())[-MOST_NAMED:]
     scores = [f"{score_in_words(sweep, trial)} at {ipc}" for ipc, trial in named]
     images = "image" if named[-1][0] == "1" else "images"
-    headline = f"Best {metric_name(sweep.objective).lower()} on {split} images: {listed(scores)} {images} a class"
+    headline = (
+        f"Best {metric_name(sweep.objective).lower()} on {split} images: {listed(scores)} {images} a class"
+    )
     settings = [f"{_at(sweep, ipc)}trial {trial.number} ({_setting(trial)})" for ipc, trial in named]
     more = f" The table has {len(sweep.best) - len(named)} more." if len(sweep.best) > len(named) else ""
     return Claim(headline, f"{_sentence('; '.join(settings))}{more} {_scored_on(sweep, split)}")
@@ -42,7 +46,9 @@ def counts(sweep: Sweep) -> str:
     by = f" by {sweep.document['scheduler']}" if sweep.document["scheduler"] else ""
     parts = [f"{sweep.status_count(FINISHED)} finished", f"{sweep.status_count(FAILED)} failed"]
     if by or sweep.status_count(STOPPED):
-        parts.insert(1, f"{sweep.status_count(STOPPED)} {_were(sweep.status_count(STOPPED))} stopped early{by}")
+        parts.insert(
+            1, f"{sweep.status_count(STOPPED)} {_were(sweep.status_count(STOPPED))} stopped early{by}"
+        )
     before = f" {found} {_were(found)} complete before this sweep." if found else ""
     return f"Of {total} trial{'' if total == 1 else 's'} {listed(parts)}.{before}"
 
@@ -60,9 +66,13 @@ def shared(sweep: Sweep) -> str:
 
 def _scored_on(sweep: Sweep, split: str) -> str:
     if split == "test":
-        return "Trials were scored on test images: these figures served a choice, and none of them is a result."
+        return (
+            "Trials were scored on test images: these figures served a choice, and none of them is a result."
+        )
     luck = f"; the highest of {len(sweep.scored)} is in part luck, so score the winner on test images, once"
-    return f"Trials were scored on {split} images, never on test images{luck if len(sweep.scored) > 1 else ''}."
+    return (
+        f"Trials were scored on {split} images, never on test images{luck if len(sweep.scored) > 1 else ''}."
+    )
 
 
 def _setting(trial: Trial) -> str:

@@ -19,17 +19,24 @@ from .records import FINISHED, Trial
 CANDIDATES = "candidates/"
 
 
-def describe(sweep: Sweep, context: Context, records: Sequence[Trial], made: set[str], seconds: float) -> dict[str, Any]:
+def describe(
+    sweep: Sweep, context: Context, records: Sequence[Trial], made: set[str], seconds: float
+) -> dict[str, Any]:
     """sweep.json: the trials by number, the best of each IPC, the front, and what the trials shared.
 
-    `context` is that of any trial, `made` what was made under this driver (noun/fingerprint), `seconds` its time.
+    `context` is that of any trial, `made` what was made under this driver (noun/fingerprint), `seconds` its
+    time.
     """
     config = context.config
     rules = protocols(config.evaluate.protocol, config.evaluate.networks)[0]
     trials = [_trial(record) for record in records]
     done = [place for place, trial in enumerate(trials) if trial["status"] == FINISHED]
     figures = np.array([[trials[place]["metrics"][name] for name in sweep.objective] for place in done])
-    front = [trials[done[row]]["number"] for row in pareto_front(figures)] if len(sweep.objective) > 1 and done else []
+    front = (
+        [trials[done[row]]["number"] for row in pareto_front(figures)]
+        if len(sweep.objective) > 1 and done
+        else []
+    )
     return {
         "recipe": config.recipe,
         "key": sweep.key,
@@ -70,7 +77,9 @@ def trials_csv(document: Mapping[str, Any]) -> bytes:
         values = [_cell(trial["values"].get(field)) for field in fields]
         found = [trial["metrics"].get(name, "") for name in metrics]
         rest = [trial["interval"], trial["seconds"], trial["error"]]
-        lines.writerow([trial["number"], trial["status"], *values, *found, *("" if v is None else v for v in rest)])
+        lines.writerow(
+            [trial["number"], trial["status"], *values, *found, *("" if v is None else v for v in rest)]
+        )
     return sink.getvalue().encode()
 
 
@@ -89,7 +98,9 @@ def _trial(record: Trial) -> dict[str, Any]:
 
 
 def _best(sweep: Sweep, trials: Sequence[Mapping[str, Any]], done: Sequence[int]) -> dict[str, int]:
-    """IPC, as text → number of the trial that is best in the first objective; the earlier one where two are equal."""
+    """IPC, as text → number of the trial that is best in the first objective; the earlier one where two are
+    equal.
+    """
     best: dict[int, Mapping[str, Any]] = {}
     name = sweep.objective[0]
     for place in done:
@@ -107,7 +118,13 @@ def _pools(records: Sequence[Trial], made: set[str], images: int) -> list[dict[s
         if record.pool is None:
             continue
         name = CANDIDATES + record.pool
-        known = {"fingerprint": record.pool, "seconds": 0.0, "trials": 0, "images": images, "made": name in made}
+        known = {
+            "fingerprint": record.pool,
+            "seconds": 0.0,
+            "trials": 0,
+            "images": images,
+            "made": name in made,
+        }
         pool = pools.setdefault(record.pool, known)
         pool["trials"] += 1
         pool["seconds"] = record.upstream.get(name, pool["seconds"])
@@ -115,7 +132,9 @@ def _pools(records: Sequence[Trial], made: set[str], images: int) -> list[dict[s
 
 
 def _saved(records: Sequence[Trial]) -> float:
-    """Seconds of the stages up to the candidates, had each trial run them alone, over those of the distinct ones."""
+    """Seconds of the stages up to the candidates, had each trial run them alone, over those of the distinct
+    ones.
+    """
     alone = sum(sum(record.upstream.values()) for record in records)
     return round(alone - sum(_distinct(records).values()), 3)
 

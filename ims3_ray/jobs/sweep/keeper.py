@@ -1,7 +1,8 @@
-"""The keeper of what trials share: one actor that numbers them and makes their candidates, one request after another.
+"""The keeper of what trials share: one actor that numbers them and makes their candidates, one request after
+another.
 
-Whatever number of trials ask for the same pool at once, it is made once: the first request makes it while the others wait,
-and these find it complete.
+Whatever number of trials ask for the same pool at once, it is made once: the first request makes it while the
+others wait, and these find it complete.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,8 @@ from ims3_ray.storage.artifacts import Directory
 from .plan import Sweep, trial_key
 from .records import FAILED, Trial, read_trial, read_trials
 
-LAST_SHARED, LAST = "sample", "evaluate"  # stages of a trial: those up to the first are shared, the report is left out
+# stages of a trial: those up to the first are shared, the report is left out
+LAST_SHARED, LAST = "sample", "evaluate"
 
 
 def steps_of(context: Context, last: str = LAST) -> list[Step]:
@@ -42,7 +44,9 @@ def make_pool(context: Context, say: Callable[[str], None]) -> set[str]:
 class Keeper:
     """Answers one call at a time, which is what makes it safe to share."""
 
-    def __init__(self, sweep: Sweep, machine: Machine, folder: Directory, numbers: Mapping[str, int], session: str):
+    def __init__(
+        self, sweep: Sweep, machine: Machine, folder: Directory, numbers: Mapping[str, int], session: str
+    ):
         """`numbers`: of the trials known beforehand, by key; others are numbered as they come."""
         self._sweep, self._machine, self._folder, self._session = sweep, machine, folder, session
         self._numbers, self._made = dict(numbers), set()
@@ -54,7 +58,10 @@ class Keeper:
         It is not where it is over, failed under this driver already, or runs as another of Tune's trials.
         """
         found, owner = read_trial(self._folder, values), [self._session, trial_id]
-        if found and (found.is_over or (found.owner[:1] == owner[:1] and (found.state == FAILED or found.owner != owner))):
+        if found and (
+            found.is_over
+            or (found.owner[:1] == owner[:1] and (found.state == FAILED or found.owner != owner))
+        ):
             return found, False
         key = trial_key(values)
         if found is None and key not in self._numbers:
@@ -65,7 +72,9 @@ class Keeper:
 
     def make_pool(self, values: Mapping[str, Any]) -> None:
         """Make the trial's candidates, and whatever they need."""
-        self._made |= make_pool(preparation.prepare(self._sweep.config(values), self._machine), lambda line: None)
+        self._made |= make_pool(
+            preparation.prepare(self._sweep.config(values), self._machine), lambda line: None
+        )
 
     def made(self) -> set[str]:
         """What this actor made, as noun/fingerprint."""

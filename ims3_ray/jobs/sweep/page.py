@@ -1,4 +1,6 @@
-"""The report on a sweep as one HTML page, for a person who picks a setting to run: nothing fetched, no script."""
+"""The report on a sweep as one HTML page, for a person who picks a setting to run: nothing fetched, no
+script.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +16,19 @@ from . import plots as sweep_plots
 from . import shape as sweep_shape
 from .claim import sweep_claim, sweep_work
 from .plots import MAX_COLUMNS
-from .trials import ACCURACY, FAILED, FINISHED, IPC, LONGEST_VALUE, STOPPED, Sweep, Trial, metric_name, setting, short
+from .trials import (
+    ACCURACY,
+    FAILED,
+    FINISHED,
+    IPC,
+    LONGEST_VALUE,
+    STOPPED,
+    Sweep,
+    Trial,
+    metric_name,
+    setting,
+    short,
+)
 
 STATUSES = (FINISHED, STOPPED, FAILED)  # in the table's order
 
@@ -33,8 +47,9 @@ class Row:
 def render_sweep(document: Mapping[str, Any]) -> bytes:
     """The page, UTF-8; the same bytes for the same document.
 
-    `document`: plain data as in sweep.json. Recipe, fields, their values and errors are untrusted text. Figures that are
-    missing or not finite are dashes; a stopped trial's are the last heard of it and enter no mean, no heat map, no front.
+    `document`: plain data as in sweep.json. Recipe, fields, their values and errors are untrusted text.
+    Figures that are missing or not finite are dashes; a stopped trial's are the last heard of it and enter no
+    mean, no heat map, no front.
     """
     sweep = Sweep(document)
     names = sweep.metric_names()
@@ -106,7 +121,9 @@ def failures(sweep: Sweep) -> dict[str, list[tuple[int, str]]]:
     found: dict[str, list[tuple[int, str]]] = {}
     for trial in sweep.trials:
         if trial.status == FAILED:
-            found.setdefault(trial.error or "No error was reported.", []).append((trial.number, setting(trial)))
+            found.setdefault(trial.error or "No error was reported.", []).append(
+                (trial.number, setting(trial))
+            )
     return found
 
 
@@ -123,7 +140,9 @@ def in_words(spec: Mapping[str, Any]) -> str:
     """`0.1 to 0.9, log scale`, or the listed values."""
     if "values" in spec:
         return ", ".join(short(given) for given in spec["values"])
-    kinds = [name for name, has in (("whole numbers", spec.get("integer")), ("log scale", spec.get("log"))) if has]
+    kinds = [
+        name for name, has in (("whole numbers", spec.get("integer")), ("log scale", spec.get("log"))) if has
+    ]
     return ", ".join([f"{short(spec['low'])} to {short(spec['high'])}", *kinds])
 
 

@@ -1,4 +1,6 @@
-"""What a sweep runs: a recipe, the fields that vary, how values are chosen, and the configuration of every trial."""
+"""What a sweep runs: a recipe, the fields that vary, how values are chosen, and the configuration of every
+trial.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,13 +18,18 @@ from .space import Space, key_of
 SEARCHES = ("grid", "random", "bayes")
 OBJECTIVES = {  # what a sweep maximises → its name among a run's figures
     "accuracy": "accuracy",
-    **{name: f"{name}/distilled" for name in ("coverage", "low_density_coverage", "density", "precision", "recall", "vendi")},
+    **{
+        name: f"{name}/distilled"
+        for name in ("coverage", "low_density_coverage", "density", "precision", "recall", "vendi")
+    },
 }
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """`recipe` with `overrides`, over a space. `trials` is how many of it are drawn; a grid has as many as it has."""
+    """`recipe` with `overrides`, over a space. `trials` is how many of it are drawn; a grid has as many as it
+    has.
+    """
 
     recipe: str
     overrides: Mapping[str, Any]
@@ -58,7 +65,12 @@ class Sweep:
     @property
     def key(self) -> str:
         """Fingerprint of all that decides which trials there are and how they are scored."""
-        chosen = [self.search, None if self.search == "grid" else self.trials, list(self.objective), self.asha]
+        chosen = [
+            self.search,
+            None if self.search == "grid" else self.trials,
+            list(self.objective),
+            self.asha,
+        ]
         return fingerprint([self.base.results(), self.space.describe(), chosen])
 
     def points(self) -> list[dict[str, Any]] | None:
@@ -68,7 +80,9 @@ class Sweep:
         """
         if self.search == "bayes":
             return None
-        points = self.space.grid() if self.search == "grid" else self.space.random(self.trials, self.base.seed)
+        points = (
+            self.space.grid() if self.search == "grid" else self.space.random(self.trials, self.base.seed)
+        )
         for values in points:
             try:
                 self.config(values)
@@ -77,13 +91,17 @@ class Sweep:
         return points
 
     def values(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
-        """A trial's values out of what Tune calls it with: one of `points`, or the searcher's draw for each field."""
+        """A trial's values out of what Tune calls it with: one of `points`, or the searcher's draw for each
+        field.
+        """
         if "values" in drawn:
             return dict(drawn["values"])
         return {field: domain.decode(drawn[field]) for field, domain in self.space.domains.items()}
 
     def config(self, values: Mapping[str, Any]) -> Config:
-        """The run of one trial: scored on validation images, without the sets that all trials would train anew."""
+        """The run of one trial: scored on validation images, without the sets that all trials would train
+        anew.
+        """
         base = self.base
         cheaper = {"evaluate.protocol": on_validation(base.evaluate.protocol)}
         for field, value in (("full", False), ("baselines", [])):
@@ -96,13 +114,19 @@ class Sweep:
         return f"{self.key}-{trial_key(values)}"
 
     def winner(self, values: Mapping[str, Any]) -> Config:
-        """The same run as a person would make it, scored as the recipe says. It finds all that the trial made."""
+        """The same run as a person would make it, scored as the recipe says. It finds all that the trial
+        made.
+        """
         return load_config(self.recipe, self._fields(self.base, values))
 
     def _fields(self, base: Config, values: Mapping[str, Any]) -> dict[str, Any]:
         """All fields of a trial: every trial chooses from the candidates that the largest G and IPC need."""
         fields, domains = {**self.overrides, **values}, self.space.domains
-        if "sample.subgroups" in domains and "select.subgroups" not in domains and base.select.subgroups is None:
+        if (
+            "sample.subgroups" in domains
+            and "select.subgroups" not in domains
+            and base.select.subgroups is None
+        ):
             fields["sample.subgroups"] = domains["sample.subgroups"].largest()
             fields["select.subgroups"] = values["sample.subgroups"]
         if "ipc" in domains and "sample.pool_ipc" not in domains and base.sample.pool_ipc is None:

@@ -1,4 +1,5 @@
-"""The sweep's plots of dots: its objective against IPC, against each other swept field, and one objective against another.
+"""The sweep's plots of dots: its objective against IPC, against each other swept field, and one objective
+against another.
 
 A dot is a trial, filled where it finished and a ring where it was stopped early; its colour is its IPC.
 """
@@ -67,14 +68,26 @@ def by_ipc(sweep: Sweep) -> Markup | None:
 def _name_best(axes: Axes, sweep: Sweep, trial: Trial, x: float) -> None:
     score = sweep.score(trial)
     text = f"{100 * score:.1f} %" if sweep.objective == ACCURACY else f"{score:.3f}"
-    where = {"xytext": (0, 18), "textcoords": "offset points", "ha": "center", "fontsize": 13, "weight": "bold"}
-    svg.label(axes, x, score + (sweep.interval(trial) or 0), f"{text} · trial {trial.number}", halo=True, **where)
+    where = {
+        "xytext": (0, 18),
+        "textcoords": "offset points",
+        "ha": "center",
+        "fontsize": 13,
+        "weight": "bold",
+    }
+    svg.label(
+        axes, x, score + (sweep.interval(trial) or 0), f"{text} · trial {trial.number}", halo=True, **where
+    )
 
 
 def _grouped(sweep: Sweep, axis: Axis) -> dict[Any, list[Trial]]:
     """Trials with a score by IPC, the smallest first."""
     shown = [trial for trial in sweep.trials if sweep.objective in trial.metrics]
-    return {ipc: [t for t in shown if t.values.get(IPC) == ipc] for ipc in sweep.ipcs if axis.place(ipc) is not None}
+    return {
+        ipc: [t for t in shown if t.values.get(IPC) == ipc]
+        for ipc in sweep.ipcs
+        if axis.place(ipc) is not None
+    }
 
 
 def _dodged(at: float, number: int, axis: Axis) -> np.ndarray:
@@ -84,7 +97,9 @@ def _dodged(at: float, number: int, axis: Axis) -> np.ndarray:
 
 
 def field_panels(sweep: Sweep) -> Markup | None:
-    """A panel a swept field but IPC: the objective against the field's value, a dash at the mean of each listed one."""
+    """A panel a swept field but IPC: the objective against the field's value, a dash at the mean of each
+    listed one.
+    """
     fields = sorted((field for field in sweep.axes if field != IPC), key=lambda field: field != SUBGROUPS)
     if not fields or not sweep.scored:
         return None
@@ -102,7 +117,9 @@ def field_panels(sweep: Sweep) -> Markup | None:
         if place % columns:
             axes.tick_params(axis="y", labelleft=False)
     _figures(first.yaxis, sweep.objective)
-    return svg.to_svg(drawing, "fields", f"{metric_name(sweep.objective)} of every trial against each swept field")
+    return svg.to_svg(
+        drawing, "fields", f"{metric_name(sweep.objective)} of every trial against each swept field"
+    )
 
 
 def _field_panel(axes: Axes, sweep: Sweep, axis: Axis) -> None:
@@ -113,7 +130,9 @@ def _field_panel(axes: Axes, sweep: Sweep, axis: Axis) -> None:
         trials = [
             trial
             for trial, theirs in zip(sweep.trials, groups, strict=True)
-            if theirs == colour and sweep.objective in trial.metrics and axis.place(trial.values.get(axis.field)) is not None
+            if theirs == colour
+            and sweep.objective in trial.metrics
+            and axis.place(trial.values.get(axis.field)) is not None
         ]
         aside = (place - (len(order) - 1) / 2) * 2 * DODGE / len(order) if axis.listed else 0.0
         xs = np.array([axis.place(trial.values.get(axis.field)) + aside for trial in trials])
@@ -122,7 +141,9 @@ def _field_panel(axes: Axes, sweep: Sweep, axis: Axis) -> None:
             _means(axes, sweep, trials, xs, colour, half=DODGE / len(order))
 
 
-def _means(axes: Axes, sweep: Sweep, trials: Sequence[Trial], xs: np.ndarray, colour: str, *, half: float) -> None:
+def _means(
+    axes: Axes, sweep: Sweep, trials: Sequence[Trial], xs: np.ndarray, colour: str, *, half: float
+) -> None:
     """A dash at the mean of the finished trials at each place that has two of them or more."""
     finished = np.array([trial.status != STOPPED for trial in trials], bool)
     scores = np.array([sweep.score(trial) for trial in trials])
@@ -146,7 +167,9 @@ def _dots(axes: Axes, sweep: Sweep, trials: Sequence[Trial], xs: Iterable[float]
 
 
 def pareto(sweep: Sweep) -> Markup | None:
-    """The first objective against each other one; trials on the front are named, and joined where there are two."""
+    """The first objective against each other one; trials on the front are named, and joined where there are
+    two.
+    """
     others = sweep.objectives[1:]
     shown = [trial for trial in sweep.finished if all(name in trial.metrics for name in sweep.objectives)]
     if not others or not shown:
@@ -155,16 +178,30 @@ def pareto(sweep: Sweep) -> Markup | None:
     front = [sweep.by_number[number] for number in sweep.document["pareto"]]
     for place, name in enumerate(others[:MAX_COLUMNS], start=1):
         axes = drawing.add_subplot(1, min(len(others), MAX_COLUMNS), place)
-        svg.style(axes, x=metric_name(name).lower(), y=metric_name(sweep.objective).lower() if place == 1 else "")
+        svg.style(
+            axes, x=metric_name(name).lower(), y=metric_name(sweep.objective).lower() if place == 1 else ""
+        )
         points = {trial.number: (trial.metrics[name], sweep.score(trial)) for trial in shown}
         if len(others) == 1:
-            line = np.array(sorted(points[trial.number] for trial in front if trial.number in points)).reshape(-1, 2)
+            line = np.array(
+                sorted(points[trial.number] for trial in front if trial.number in points)
+            ).reshape(-1, 2)
             axes.plot(*line.T, color=INK, linewidth=1.6, drawstyle="steps-pre", zorder=1)
         colours, on_front = ipc_colours(sweep), {trial.number for trial in front}
         for trial in shown:
             is_front = trial.number in on_front
-            style = {"markersize": 10, "markeredgecolor": INK} if is_front else {"markersize": 8, "markeredgecolor": PAPER}
-            axes.plot(*points[trial.number], "o", color=colour_of(colours, trial), alpha=1 if is_front else 0.55, **style)
+            style = (
+                {"markersize": 10, "markeredgecolor": INK}
+                if is_front
+                else {"markersize": 8, "markeredgecolor": PAPER}
+            )
+            axes.plot(
+                *points[trial.number],
+                "o",
+                color=colour_of(colours, trial),
+                alpha=1 if is_front else 0.55,
+                **style,
+            )
             if is_front:
                 where = {"xytext": (9, 9), "textcoords": "offset points"}
                 svg.label(axes, *points[trial.number], str(trial.number), halo=True, weight="bold", **where)
@@ -184,7 +221,9 @@ def _finish(edge: Edge, axis: Axis, width: float) -> None:
     """Ticks of a field's values; labels are cut to the room between them, `width` pixels in all."""
     if axis.listed:
         room = max(4, int(width * 0.85 / len(axis.listed) / LETTER))
-        edge.set_ticks(range(len(axis.listed)), [shortened(name, room) for name in axis.labels], parse_math=False)
+        edge.set_ticks(
+            range(len(axis.listed)), [shortened(name, room) for name in axis.labels], parse_math=False
+        )
         edge.axes.set_xlim(-0.6, len(axis.listed) - 0.4)
         return
     if axis.is_log:

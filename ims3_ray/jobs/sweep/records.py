@@ -1,4 +1,5 @@
-"""A trial's record: one JSON file below the sweep, written when it begins and when it ends. All resuming goes by it.
+"""A trial's record: one JSON file below the sweep, written when it begins and when it ends. All resuming goes
+by it.
 
     <root>/sweeps/<recipe>-<key>/trials/<trial>.json
 
@@ -27,13 +28,15 @@ class Trial:
     values: Mapping[str, Any]
     state: str = RUNNING
     metrics: Mapping[str, float] = field(default_factory=dict)
-    figures: Mapping[str, float] = field(default_factory=dict)  # all that MLflow's run holds, by its names there
+    # all that MLflow's run holds, by its names there
+    figures: Mapping[str, float] = field(default_factory=dict)
     interval: float | None = None
     history: Sequence[Sequence[float]] = ()  # (step, accuracy), the mean over classifier seeds
     error: str | None = None
     seconds: float | None = None
     pool: str | None = None  # fingerprint of the candidates
-    upstream: Mapping[str, float] = field(default_factory=dict)  # artefact up to the candidates → seconds that it took
+    # artefact up to the candidates → seconds that it took
+    upstream: Mapping[str, float] = field(default_factory=dict)
     artifacts: Sequence[str] = ()  # noun/fingerprint
     mlflow_run_id: str | None = None
     owner: Sequence[str] = ()  # the driver's session and Tune's trial under which it last ran

@@ -1,4 +1,6 @@
-"""A whole sweep: check, make the pools that are known, let Tune run the trials, and say what came out as data."""
+"""A whole sweep: check, make the pools that are known, let Tune run the trials, and say what came out as
+data.
+"""
 
 import json
 import os
@@ -29,16 +31,18 @@ from .schedule import ByIPC
 from .scribe import Scribe
 from .trial import LOOK, Runner
 
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints boxes whatever it is told; a line a trial is ours
+# the new one prints boxes whatever it is told; a line a trial is ours
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 CPUS_PER_TRIAL = 0.05  # its work is done by tasks that reserve their own
 MAX_FAILURES = 3  # of a trial's process; what a trial raises itself is not tried again
 
 
 def run(sweep: Sweep, told: Callable[[str], None] = print) -> tuple[dict[str, Any], Directory]:
-    """sweep.json as data, and the folder below the storage root that holds it, its page and the winners' recipes.
+    """sweep.json as data, and the folder below the storage root that holds it, its page and the winners'
+    recipes.
 
-    Trials that are over are found. Raises InputError, before any heavy work, for what can't be run; a trial that fails later
-    is recorded, and the others go on.
+    Trials that are over are found. Raises InputError, before any heavy work, for what can't be run; a trial
+    that fails later is recorded, and the others go on.
     """
     points = sweep.points()
     first = sweep.config(points[0] if points else sweep.space.any())
@@ -57,7 +61,9 @@ def run(sweep: Sweep, told: Callable[[str], None] = print) -> tuple[dict[str, An
     began = time.time()
     if points:
         _announce(sweep, points, contexts, folder)
-    scribe = Scribe(sweep, contexts[0], folder, sweep.trials if points is None else len(points), tracker.run_id, told)
+    scribe = Scribe(
+        sweep, contexts[0], folder, sweep.trials if points is None else len(points), tracker.run_id, told
+    )
     try:
         made = set().union(*(make_pool(context, told) for context in contexts if points))
         made |= _tune(sweep, points, contexts[0], folder, scribe)
@@ -71,7 +77,9 @@ def run(sweep: Sweep, told: Callable[[str], None] = print) -> tuple[dict[str, An
 
 
 def _announce(sweep: Sweep, points: list, contexts: list[Context], folder: Directory) -> None:
-    """Write records of trials that are to come, before anything is made: nothing that they will need is deleted."""
+    """Write records of trials that are to come, before anything is made: nothing that they will need is
+    deleted.
+    """
     for number, (values, context) in enumerate(zip(points, contexts, strict=True)):
         if read_trial(folder, values) is None:
             needed = [f"{step.stage.noun}/{step.fingerprint}" for step in steps_of(context)]
@@ -79,10 +87,17 @@ def _announce(sweep: Sweep, points: list, contexts: list[Context], folder: Direc
 
 
 def _track(sweep: Sweep, context: Context, heard: Callable[[str], None]) -> Tracker:
-    """MLflow's run of the sweep, the parent of its trials'; made before any of them, so that only one makes a database."""
+    """MLflow's run of the sweep, the parent of its trials'; made before any of them, so that only one makes a
+    database.
+    """
     tracker = Tracker(context.storage, heard)
     space = {f"space.{field}": str(domain) for field, domain in sweep.space.describe().items()}
-    chosen = {"search": sweep.search, "trials": sweep.trials, "objective": ",".join(sweep.objective), "asha": sweep.asha}
+    chosen = {
+        "search": sweep.search,
+        "trials": sweep.trials,
+        "objective": ",".join(sweep.objective),
+        "asha": sweep.asha,
+    }
     params, told = sweep.base.results() | space | chosen, tags(context) | {KIND_TAG: SWEEP}
     tracker.start(sweep.key, f"sweep-{context.config.recipe}-{sweep.key}", params, told)
     return tracker
@@ -130,7 +145,9 @@ def _param_space(sweep: Sweep, points: list | None) -> dict[str, Any]:
 
 
 def _bayes(sweep: Sweep, folder: Directory) -> Any:
-    """Optuna's TPE over the objectives. Trials that are over come first, and are found: that is how it goes on."""
+    """Optuna's TPE over the objectives. Trials that are over come first, and are found: that is how it goes
+    on.
+    """
     import optuna
     from ray.tune.search.optuna import OptunaSearch
 
@@ -158,7 +175,9 @@ def _asha(sweep: Sweep, context: Context) -> ByIPC:
 
 def _publish(sweep: Sweep, document: dict[str, Any], folder: Directory, tracker: Tracker) -> None:
     """Write the sweep's files, and log them with the best figures to its MLflow run."""
-    winners = {ipc: sweep.winner(document["trials"][place]["values"]) for ipc, place in best_places(document).items()}
+    winners = {
+        ipc: sweep.winner(document["trials"][place]["values"]) for ipc, place in best_places(document).items()
+    }
     files = {
         "sweep.json": json.dumps(document, indent=1).encode(),
         "sweep.csv": trials_csv(document),

@@ -7,7 +7,9 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
 
 class ByIPC(FIFOScheduler):
-    """Successive halving (Li et al. 2020) among trials of one IPC: among all, those of small sets would always be stopped."""
+    """Successive halving (Li et al. 2020) among trials of one IPC: among all, those of small sets would
+    always be stopped.
+    """
 
     def __init__(self, ipc_of: Callable[[Any], int], options: dict[str, Any]):
         """`options` are ASHAScheduler's; `ipc_of` gives the IPC of one of Tune's trials."""
@@ -35,7 +37,9 @@ class ByIPC(FIFOScheduler):
         self._its(trial).on_trial_error(controller, trial)
 
     def debug_string(self) -> str:
-        return "; ".join(f"ipc {ipc}: {scheduler.debug_string()}" for ipc, scheduler in sorted(self._of.items()))
+        return "; ".join(
+            f"ipc {ipc}: {scheduler.debug_string()}" for ipc, scheduler in sorted(self._of.items())
+        )
 
     def _its(self, trial: Any) -> ASHAScheduler:
         ipc = self._ipc_of(trial)

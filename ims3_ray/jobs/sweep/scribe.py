@@ -1,7 +1,9 @@
-"""What the driver says of a sweep while it runs: a line for every trial that ends, and a run of MLflow for each.
+"""What the driver says of a sweep while it runs: a line for every trial that ends, and a run of MLflow for
+each.
 
-The driver alone writes to MLflow: it knows the server and how to log in there, which workers need not. A trial's record has
-all that its run holds, so that a driver that goes on adds what another that died had not written yet.
+The driver alone writes to MLflow: it knows the server and how to log in there, which workers need not. A
+trial's record has all that its run holds, so that a driver that goes on adds what another that died had not
+written yet.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,18 +28,34 @@ class Scribe(tune.Callback):
     """Hears Tune in the driver."""
 
     def __init__(
-        self, sweep: Sweep, context: Context, folder: Directory, count: int, parent: str | None, told: Callable[[str], None]
+        self,
+        sweep: Sweep,
+        context: Context,
+        folder: Directory,
+        count: int,
+        parent: str | None,
+        told: Callable[[str], None],
     ):
         """`context`: of any trial. `parent`: MLflow's run of the sweep."""
-        self._sweep, self._context, self._folder, self._count, self._told = sweep, context, folder, count, told
+        self._sweep, self._context, self._folder, self._count, self._told = (
+            sweep,
+            context,
+            folder,
+            count,
+            told,
+        )
         self._parent, self._ended = parent, 0
         self._runs: dict[str, Tracker] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune keeps its callbacks with the experiment; connections and where to speak to are nothing to keep."""
+        """Tune keeps its callbacks with the experiment; connections and where to speak to are nothing to
+        keep.
+        """
         return self.__dict__ | {"_told": None, "_runs": {}}
 
-    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list, trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         record = read_trial(self._folder, self._sweep.values(trial.config))
         if result.get(STEP) and record and record.state == RUNNING:
             self._run_of(record).log(result[STEP], {f"evaluate/{CURVE}": result["accuracy"]})
@@ -53,7 +71,9 @@ class Scribe(tune.Callback):
         self._end(record)
 
     def write_up(self, record: Trial, *, patient: bool = False) -> tuple[str | None, bool]:
-        """Bring MLflow's run of a trial that has ended up to its record; gives the run's id, and whether all is written."""
+        """Bring MLflow's run of a trial that has ended up to its record; gives the run's id, and whether all
+        is written.
+        """
         run = self._run_of(record)
         if run.is_finished or record.state == RUNNING:
             return run.run_id, True
@@ -79,8 +99,15 @@ class Scribe(tune.Callback):
 
     def _run_of(self, record: Trial) -> Tracker:
         if record.key not in self._runs:
-            config, name = self._sweep.config(record.values), f"{self._context.config.recipe}-{self._sweep.key}"
-            told = tags(self._context) | {KIND_TAG: TRIAL, "sweep": self._sweep.key, "trial": str(record.number)}
+            config, name = (
+                self._sweep.config(record.values),
+                f"{self._context.config.recipe}-{self._sweep.key}",
+            )
+            told = tags(self._context) | {
+                KIND_TAG: TRIAL,
+                "sweep": self._sweep.key,
+                "trial": str(record.number),
+            }
             told |= artifact_tags(record.artifacts)
             run = self._runs[record.key] = Tracker(self._context.storage, self._told)
             run.start(record.key, f"{name}-{record.number:03d}", config.results(), told, parent=self._parent)
@@ -94,4 +121,6 @@ class Scribe(tune.Callback):
             heard = [name for name in self._sweep.objective if name in metrics]
             figures = ", ".join(f"{name} {100 * metrics[name]:.2f} %" for name in heard)
             what = figures if record.state == FINISHED else f"{record.state} at {figures}"
-        self._told(f"[{self._ended}/{self._count}] {say(record.values)}: {what} ({record.seconds or 0:.0f} s)")
+        self._told(
+            f"[{self._ended}/{self._count}] {say(record.values)}: {what} ({record.seconds or 0:.0f} s)"
+        )

@@ -1,4 +1,6 @@
-"""The sweep's plots of fields together: heat maps of two, parallel coordinates of all, and the trials' learning curves."""
+"""The sweep's plots of fields together: heat maps of two, parallel coordinates of all, and the trials'
+learning curves.
+"""
 
 import math
 from collections.abc import Sequence
@@ -30,7 +32,9 @@ _PERCENT = FuncFormatter(lambda value, _: f"{100 * value:g} %")
 
 
 def heat_pair(sweep: Sweep) -> tuple[str, str] | None:
-    """α and β where both are swept, else the first two fields of numbers but IPC; None where there are not two."""
+    """α and β where both are swept, else the first two fields of numbers but IPC; None where there are not
+    two.
+    """
     numbers = [field for field, axis in sweep.axes.items() if axis.is_number and field != IPC]
     if set(USUAL_PAIR) <= set(numbers):
         return USUAL_PAIR
@@ -38,7 +42,9 @@ def heat_pair(sweep: Sweep) -> tuple[str, str] | None:
 
 
 def heat_maps(sweep: Sweep) -> Markup | None:
-    """A map an IPC: in each cell of two fields the best of the finished trials, and the mean and number of them."""
+    """A map an IPC: in each cell of two fields the best of the finished trials, and the mean and number of
+    them.
+    """
     pair = heat_pair(sweep)
     if pair is None or not sweep.scored:
         return None
@@ -55,7 +61,11 @@ def heat_maps(sweep: Sweep) -> Markup | None:
         axes.grid(False)
         trials = [trial for trial in sweep.scored if ipc is None or trial.values.get(IPC) == ipc]
         _map(axes, sweep, trials, across, down, room=WIDTH * 0.85 / columns / across.number)
-    return svg.to_svg(drawing, "heat", f"{metric_name(sweep.objective)} over {field_title(pair[0])} and {field_title(pair[1])}")
+    return svg.to_svg(
+        drawing,
+        "heat",
+        f"{metric_name(sweep.objective)} over {field_title(pair[0])} and {field_title(pair[1])}",
+    )
 
 
 class _Cells:
@@ -84,7 +94,9 @@ class _Cells:
         return list(np.arange(self.number + 1) - 0.5), [f"{edge:.3g}" for edge in edges]
 
 
-def _map(axes: Axes, sweep: Sweep, trials: Sequence[Trial], across: _Cells, down: _Cells, *, room: float) -> None:
+def _map(
+    axes: Axes, sweep: Sweep, trials: Sequence[Trial], across: _Cells, down: _Cells, *, room: float
+) -> None:
     cells: dict[tuple[int, int], list[float]] = {}
     for trial in trials:
         if (place := (across.of(trial), down.of(trial))) and None not in place:
@@ -97,7 +109,9 @@ def _map(axes: Axes, sweep: Sweep, trials: Sequence[Trial], across: _Cells, down
             axes.add_patch(Rectangle(corner, 0.94, 0.94, facecolor="none", edgecolor=GRID, linewidth=1))
             continue
         strength = (max(scores) - low) / (high - low) if high > low else 1.0
-        axes.add_patch(Rectangle(corner, 0.94, 0.94, facecolor=DISTILLED, alpha=TINT[0] + strength * (TINT[1] - TINT[0])))
+        axes.add_patch(
+            Rectangle(corner, 0.94, 0.94, facecolor=DISTILLED, alpha=TINT[0] + strength * (TINT[1] - TINT[0]))
+        )
         if max(scores) == high:
             axes.add_patch(Rectangle(corner, 0.94, 0.94, facecolor="none", edgecolor=INK, linewidth=2))
         _cell_text(axes, sweep, column, row, scores, is_wide=room > 78)
@@ -106,9 +120,13 @@ def _map(axes: Axes, sweep: Sweep, trials: Sequence[Trial], across: _Cells, down
     axes.set(xlim=(-0.52, across.number - 0.48), ylim=(-0.52, down.number - 0.48))
 
 
-def _cell_text(axes: Axes, sweep: Sweep, column: int, row: int, scores: Sequence[float], *, is_wide: bool) -> None:
+def _cell_text(
+    axes: Axes, sweep: Sweep, column: int, row: int, scores: Sequence[float], *, is_wide: bool
+) -> None:
     many = len(scores) > 1
-    svg.label(axes, column, row + 0.17 * many, _figure(sweep, max(scores)), ha="center", weight="bold", fontsize=13)
+    svg.label(
+        axes, column, row + 0.17 * many, _figure(sweep, max(scores)), ha="center", weight="bold", fontsize=13
+    )
     if many:
         mean = _figure(sweep, float(np.mean(scores)))
         text = f"mean {mean} of {len(scores)}" if is_wide else f"{mean} · {len(scores)}"
@@ -120,7 +138,9 @@ def _figure(sweep: Sweep, score: float) -> str:
 
 
 def parallel(sweep: Sweep) -> Markup | None:
-    """A line a finished trial through all swept fields to its objectives; the best quarter of each IPC is strong."""
+    """A line a finished trial through all swept fields to its objectives; the best quarter of each IPC is
+    strong.
+    """
     if len(sweep.axes) < 2 or not sweep.scored:
         return None
     names = [*sweep.axes, *sweep.objectives]
@@ -140,7 +160,9 @@ def parallel(sweep: Sweep) -> Markup | None:
         drawn[kind].append((line, colour_of(colours, trial)))
     for kind, width, alpha in kinds:
         lines, of_lines = [line for line, _ in drawn[kind]], [colour for _, colour in drawn[kind]]
-        axes.add_collection(LineCollection(lines, colors=of_lines, linewidths=width, alpha=alpha, capstyle="round"))
+        axes.add_collection(
+            LineCollection(lines, colors=of_lines, linewidths=width, alpha=alpha, capstyle="round")
+        )
     for place, name in enumerate(names):
         axes.axvline(place, color=MUTED, linewidth=1.2, zorder=1)
         marks = _field_marks(sweep.axes[name]) if name in sweep.axes else _objective_marks(name, *ends[name])
@@ -151,7 +173,9 @@ def parallel(sweep: Sweep) -> Markup | None:
     axes.set_xticks(range(len(names)), heads, parse_math=False)
     axes.tick_params(axis="x", labeltop=True, labelbottom=False, labelcolor=INK)
     axes.set(yticks=[], xlim=(-0.1, len(names) - 0.4), ylim=(-0.06, 1.06))
-    return svg.to_svg(drawing, "parallel", "Parallel coordinates of the trials over all swept fields and the objectives")
+    return svg.to_svg(
+        drawing, "parallel", "Parallel coordinates of the trials over all swept fields and the objectives"
+    )
 
 
 def _strong(sweep: Sweep) -> set[int]:
@@ -177,8 +201,14 @@ def _between(given: float | None, low: float, high: float) -> float | None:
 def _field_marks(axis: Axis) -> list[tuple[float, str]]:
     if axis.listed:
         last = max(1, len(axis.listed) - 1)
-        return [(place / last if len(axis.listed) > 1 else 0.5, name) for place, name in enumerate(axis.labels)]
-    return [(0.0, f"{axis.low:.3g}"), (1.0, f"{axis.high:.3g}")] if axis.low < axis.high else [(0.5, f"{axis.low:.3g}")]
+        return [
+            (place / last if len(axis.listed) > 1 else 0.5, name) for place, name in enumerate(axis.labels)
+        ]
+    return (
+        [(0.0, f"{axis.low:.3g}"), (1.0, f"{axis.high:.3g}")]
+        if axis.low < axis.high
+        else [(0.5, f"{axis.low:.3g}")]
+    )
 
 
 def _objective_marks(name: str, low: float, high: float) -> list[tuple[float, str]]:
@@ -192,7 +222,9 @@ def _two_lines(field: str) -> str:
 
 
 def curves(sweep: Sweep) -> Markup | None:
-    """Running accuracy of every trial, where some were stopped early: those are drawn strongly to the step of their end."""
+    """Running accuracy of every trial, where some were stopped early: those are drawn strongly to the step of
+    their end.
+    """
     shown = [trial for trial in sweep.trials if trial.history]
     if not any(trial.status == STOPPED for trial in shown):
         return None
@@ -209,4 +241,8 @@ def curves(sweep: Sweep) -> Markup | None:
             axes.plot(steps[-1], scores[-1], "X", color=colour, markersize=7, markeredgewidth=0)
     axes.margins(x=0.02)
     axes.yaxis.set_major_formatter(_PERCENT)
-    return svg.to_svg(drawing, "histories", "Running accuracy of the trials, those that were stopped early marked at their end")
+    return svg.to_svg(
+        drawing,
+        "histories",
+        "Running accuracy of the trials, those that were stopped early marked at their end",
+    )

@@ -23,7 +23,8 @@ from ims3_ray.errors import InputError
 
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 RANGE = re.compile(rf"({NUMBER}):({NUMBER})(:log)?")
-FIXED = ("evaluate", "workers", "storage", "recipe")  # what would make trials incomparable, or changes no result
+# what would make trials incomparable, or changes no result
+FIXED = ("evaluate", "workers", "storage", "recipe")
 DIGITS = 4  # significant digits of a drawn number: a winner's recipe is read by people
 
 
@@ -90,7 +91,9 @@ class Space:
     domains: Mapping[str, Choice | Range]
 
     def grid(self) -> list[dict[str, Any]]:
-        """Every combination, the last field changing fastest. InputError for a range, which has no end of values."""
+        """Every combination, the last field changing fastest. InputError for a range, which has no end of
+        values.
+        """
         for field, domain in self.domains.items():
             if isinstance(domain, Range):
                 raise InputError(
@@ -102,14 +105,19 @@ class Space:
 
     def any(self) -> dict[str, Any]:
         """One combination: the first or lowest value of every field."""
-        return {field: d.values[0] if isinstance(d, Choice) else d.decode(d.low) for field, d in self.domains.items()}
+        return {
+            field: d.values[0] if isinstance(d, Choice) else d.decode(d.low)
+            for field, d in self.domains.items()
+        }
 
     def random(self, count: int, seed: int) -> list[dict[str, Any]]:
         """`count` different combinations, drawn with `seed`; fewer where there are no more."""
         draws = np.random.default_rng(seed)
         found: dict[str, dict[str, Any]] = {}
         for _ in range(100 * count):
-            values = {field: d.decode(d.tune().sample(random_state=draws)) for field, d in self.domains.items()}
+            values = {
+                field: d.decode(d.tune().sample(random_state=draws)) for field, d in self.domains.items()
+            }
             found.setdefault(key_of(values), values)
             if len(found) == count:
                 break
@@ -125,7 +133,8 @@ def key_of(values: Mapping[str, Any]) -> str:
 
 
 def read_space(words: Sequence[str], recipe: str, overrides: Mapping[str, Any]) -> Space:
-    """The space of `field=domain` words, or of one YAML file that maps fields to lists, {low, high, log} or such text.
+    """The space of `field=domain` words, or of one YAML file that maps fields to lists, {low, high, log} or
+    such text.
 
     InputError for a field that the recipe does not have or a sweep can't vary, and for a domain that is none.
     """
@@ -141,7 +150,9 @@ def read_space(words: Sequence[str], recipe: str, overrides: Mapping[str, Any]) 
                 raise InputError(f"--space {field}: stands twice; give its values once")
             given[field] = text
     if not given:
-        raise InputError("--space: is empty; name a field and its values, such as select.alpha=0.1:0.9 or ipc=1,10")
+        raise InputError(
+            "--space: is empty; name a field and its values, such as select.alpha=0.1:0.9 or ipc=1,10"
+        )
     domains = {}
     for field, domain in given.items():
         require_field(field)
@@ -162,7 +173,9 @@ def _from_file(place: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise InputError(f"--space {place}: is not valid YAML: {' '.join(str(error).split())}") from error
     if given is not None and not isinstance(given, dict):
-        raise InputError(f"--space {place}: holds a {type(given).__name__}; give a mapping of fields to values")
+        raise InputError(
+            f"--space {place}: holds a {type(given).__name__}; give a mapping of fields to values"
+        )
     return {str(field): domain for field, domain in (given or {}).items()}
 
 
@@ -183,7 +196,9 @@ def _domain(field: str, given: Any, recipe: str, overrides: Mapping[str, Any]) -
         try:
             values = yaml.safe_load(f"[{given}]")
         except yaml.YAMLError as error:
-            raise InputError(f"--space {field}: values {given!r} can't be read; write a,b,c as YAML") from error
+            raise InputError(
+                f"--space {field}: values {given!r} can't be read; write a,b,c as YAML"
+            ) from error
     else:
         values = given if isinstance(given, list) else [given]
     if not values:
@@ -193,10 +208,14 @@ def _domain(field: str, given: Any, recipe: str, overrides: Mapping[str, Any]) -
     return Choice(tuple(values))
 
 
-def _range(field: str, low: float, high: float, log: bool, whole: bool, recipe: str, overrides: Mapping[str, Any]) -> Range:
+def _range(
+    field: str, low: float, high: float, log: bool, whole: bool, recipe: str, overrides: Mapping[str, Any]
+) -> Range:
     """Whole numbers where the ends are and the recipe takes nothing between them."""
     if not math.isfinite(low) or not math.isfinite(high) or low >= high:
-        raise InputError(f"--space {field}: {low:g}:{high:g} is no range; the first number is the smaller one")
+        raise InputError(
+            f"--space {field}: {low:g}:{high:g} is no range; the first number is the smaller one"
+        )
     if log and low <= 0:
         raise InputError(f"--space {field}: a logarithmic range begins above 0, not at {low:g}")
     integer = whole and not accepts(recipe, overrides, field, low + 0.5)

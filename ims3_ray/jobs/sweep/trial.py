@@ -22,7 +22,8 @@ from .keeper import LAST_SHARED, seconds_of, steps_of
 from .plan import OBJECTIVES, Sweep
 from .records import FAILED, FINISHED, STOPPED, Trial, read_trial
 
-LOOK = "look"  # Tune's clock: how often the classifiers have been scored, the end of the trial counted as one more
+# Tune's clock: how often the classifiers have been scored, the end of the trial counted as one more
+LOOK = "look"
 STEP = "step"  # of the classifiers' training
 NEVER = 10**9  # looks: beyond any trial, where no scheduler compares
 WAIT_S = 0.5
@@ -57,7 +58,9 @@ class Runner:
         tune.report({**dict.fromkeys(("accuracy", *self.sweep.objective), math.nan), **metrics, LOOK: look})
 
     def report_failure(self) -> None:
-        """Tell Tune that there is no result; raising would have it try again, which is for processes that died."""
+        """Tell Tune that there is no result; raising would have it try again, which is for processes that
+        died.
+        """
         self.report({}, NEVER)
 
     def _wait(self, trial: Trial) -> Trial:
@@ -104,7 +107,9 @@ class Run:
         )
 
     def _score(self) -> tuple[dict[str, float], float | None]:
-        """The figures of this trial that can be objectives, and the interval of its accuracy; what is missing is made."""
+        """The figures of this trial that can be objectives, and the interval of its accuracy; what is missing
+        is made.
+        """
         steps = self._steps()
         for number, step in enumerate(steps):
             if step.manifest is None:
@@ -116,9 +121,12 @@ class Run:
                 self._look(*look)
         figures = headline(document)
         self._figures |= figures
-        known = {name: figures[of] for name, of in OBJECTIVES.items() if of in figures}  # recall needs more images than k
+        # recall needs more images than k
+        known = {name: figures[of] for name, of in OBJECTIVES.items() if of in figures}
         if missing := [name for name in self._runner.sweep.objective if name not in known]:
-            raise InputError(f"--objective: {missing[0]} is not known of {document['ipc']} images a class; choose another")
+            raise InputError(
+                f"--objective: {missing[0]} is not known of {document['ipc']} images a class; choose another"
+            )
         return known, document["sets"]["distilled"]["last"]["interval"]
 
     def _steps(self) -> list[Step]:
@@ -132,11 +140,15 @@ class Run:
         if any(step.manifest is None for step in steps_of(context, LAST_SHARED)):
             ray.get(runner.keeper.make_pool.remote(values))
         shared = steps_of(context, LAST_SHARED)
-        self._trial = self._trial.write(runner.folder, pool=shared[-1].fingerprint, upstream=seconds_of(shared))
+        self._trial = self._trial.write(
+            runner.folder, pool=shared[-1].fingerprint, upstream=seconds_of(shared)
+        )
         return steps_of(context)
 
     def _hear(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-        """A stage's metrics while it runs: the classifiers' accuracy goes to Tune, which may end the trial here."""
+        """A stage's metrics while it runs: the classifiers' accuracy goes to Tune, which may end the trial
+        here.
+        """
         if CURVE in metrics:
             self._look(step, metrics[CURVE])
         elif stage == "select":
@@ -150,4 +162,7 @@ class Run:
 
 def _mean_curve(curves: Sequence[Sequence[Sequence[float]]]) -> list[tuple[int, float]]:
     """(step, mean accuracy) of the seeds' curves, which share their steps."""
-    return [(int(looks[0][0]), sum(value for _, value in looks) / len(looks)) for looks in zip(*curves, strict=True)]
+    return [
+        (int(looks[0][0]), sum(value for _, value in looks) / len(looks))
+        for looks in zip(*curves, strict=True)
+    ]

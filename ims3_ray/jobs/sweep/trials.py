@@ -1,4 +1,6 @@
-"""A sweep's document as its page reads it: trials with finite figures, and where each field's values lie along an axis."""
+"""A sweep's document as its page reads it: trials with finite figures, and where each field's values lie
+along an axis.
+"""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,7 +41,9 @@ class Trial:
 
 @dataclass(frozen=True)
 class Axis:
-    """A swept field's values along an axis: evenly spaced where a few are listed, by size where they fill a range."""
+    """A swept field's values along an axis: evenly spaced where a few are listed, by size where they fill a
+    range.
+    """
 
     field: str
     listed: tuple[float | str, ...]
@@ -122,7 +126,9 @@ class Sweep:
         interval = self.interval(best)
         if interval is None:
             return None
-        rivals = [t for t in self.scored if t.values.get(IPC) == best.values.get(IPC) and t.number != best.number]
+        rivals = [
+            t for t in self.scored if t.values.get(IPC) == best.values.get(IPC) and t.number != best.number
+        ]
         return sum(self.score(trial) >= self.score(best) - interval for trial in rivals)
 
     def metric_names(self) -> list[str]:
@@ -163,7 +169,9 @@ def _key(given: Any) -> float | str:
 
 
 def _trial(given: Mapping[str, Any]) -> Trial:
-    history = tuple((step, score) for step, score in given.get("history") or () if is_number(step) and is_number(score))
+    history = tuple(
+        (step, score) for step, score in given.get("history") or () if is_number(step) and is_number(score)
+    )
     return Trial(
         number=given["number"],
         status=given["status"],
@@ -192,7 +200,15 @@ def _axis(field: str, spec: Mapping[str, Any], trials: Sequence[Trial]) -> Axis:
     if are_numbers and len(set(known)) > MOST_LISTED:
         return _range(field, known)
     labels = {_key(one): short(one) for one in (sorted(known) if are_numbers else known)}
-    return Axis(field, tuple(labels), tuple(labels.values()), 0, max(0, len(labels) - 1), is_log=False, is_number=are_numbers)
+    return Axis(
+        field,
+        tuple(labels),
+        tuple(labels.values()),
+        0,
+        max(0, len(labels) - 1),
+        is_log=False,
+        is_number=are_numbers,
+    )
 
 
 def _range(field: str, known: Iterable[Any], *, is_log: bool = False) -> Axis:

@@ -12,7 +12,8 @@ from .shard import History, Shard
 
 
 class NeighbourShard(Shard):
-    """A Shard that compares its candidates with the centroids of the `neighbours` nearest classes and one mean.
+    """A Shard that compares its candidates with the centroids of the `neighbours` nearest classes and one
+    mean.
 
     Which classes are near is settled by the centroids that a history begins with.
     """
@@ -38,7 +39,9 @@ class NeighbourShard(Shard):
 
 
 def pruned_sums(pool, i: int, near, centroids, total, epsilon: float) -> np.ndarray:
-    """Σ_j log(d + ε) (G,) of class i's candidates to `centroids` (C, D), whose sum is `total`: `near` ones exactly."""
+    """Σ_j log(d + ε) (G,) of class i's candidates to `centroids` (C, D), whose sum is `total`: `near` ones
+    exactly.
+    """
     close = centroids[near]
     distances = np.maximum(1 - pool @ close.T, np.float32(COINCIDENT))
     logs = np.log(distances + np.float32(epsilon)).sum(axis=1, dtype=np.float64)

@@ -1,4 +1,5 @@
-"""Selective Subgroup Sampling (S³): one subgroup per class, close to its real class and far from the other choices.
+"""Selective Subgroup Sampling (S³): one subgroup per class, close to its real class and far from the other
+choices.
 
 | here | paper | meaning |
 |---|---|---|
@@ -10,7 +11,8 @@
 
     L(g) = α Σ_i log(d(c_{i,g_i}, r_i) + ε) - w Σ_{i<j} log(d(c_{i,g_i}, c_{j,g_j}) + ε)          (Eq. 8-11)
 
-`selection_shard.py` scores candidates, `selection_rounds.py` minimises L, `certificate.py` bounds it from below.
+`selection_shard.py` scores candidates, `selection_rounds.py` minimises L, `certificate.py` bounds it from
+below.
 """
 
 from dataclasses import dataclass, field
@@ -18,13 +20,16 @@ from typing import Literal
 
 import numpy as np
 
-COINCIDENT = 2.0**-20  # a cosine distance below this is the rounding of float32 features: the two centroids coincide
+# a cosine distance below this is the rounding of float32 features: the two centroids coincide
+COINCIDENT = 2.0**-20
 BLOCK = 1024  # classes a block of a distance matrix
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The weights and variants of L. `partners` "pool" measures the distance to all candidates of the other classes."""
+    """The weights and variants of L. `partners` "pool" measures the distance to all candidates of the other
+    classes.
+    """
 
     alpha: float
     beta: float
@@ -42,13 +47,17 @@ class Objective:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
 
     def pair_weight(self, num_classes: int) -> float:
-        """w: 2β/(C-1), so that both terms grow alike with the number of classes, or β as in the published code."""
+        """w: 2β/(C-1), so that both terms grow alike with the number of classes, or β as in the published
+        code.
+        """
         if num_classes < 2:
             return 0.0
         return self.beta if self.normalization == "none" else 2 * self.beta / (num_classes - 1)
 
     def tolerance(self, num_classes: int) -> float:
-        """The least gain that counts: a millionth of one class's weights, above the rounding of float32 products."""
+        """The least gain that counts: a millionth of one class's weights, above the rounding of float32
+        products.
+        """
         return 1e-6 * (self.alpha + self.pair_weight(num_classes) * max(num_classes - 1, 0))
 
 
@@ -56,7 +65,8 @@ class Objective:
 class Terms:
     """L and its two sums of logarithms: total = α · attraction - w · separation.
 
-    `coverage` is a sum over the classes of the share of real images that the chosen ones cover: selection_images.py.
+    `coverage` is a sum over the classes of the share of real images that the chosen ones cover:
+    selection_images.py.
     """
 
     attraction: float
@@ -129,7 +139,9 @@ def pair_separation(chosen: np.ndarray, epsilon: float) -> float:
 
 
 def _pool_separation(chosen, candidates, epsilon) -> float:
-    """½ Σ_i Σ_{j≠i} mean_h log(d(c_{i,g_i}, c_{j,h}) + ε): each class against the average candidate of the others."""
+    """½ Σ_i Σ_{j≠i} mean_h log(d(c_{i,g_i}, c_{j,h}) + ε): each class against the average candidate of the
+    others.
+    """
     ids, total = np.arange(len(chosen)), 0.0
     for j, pool in enumerate(candidates):
         logs = log_distances(chosen, pool.astype(np.float64), ids, np.full(len(pool), j), epsilon)
@@ -140,7 +152,8 @@ def _pool_separation(chosen, candidates, epsilon) -> float:
 def log_distances(rows, columns, row_classes, column_classes, epsilon) -> np.ndarray:
     """log(d + ε) of every row (R, D) to every column (N, D), in their own precision; 0 within a class.
 
-    `column_classes` (N,) ascends. Raises ValueError where ε is 0 and a row coincides with a column of another class.
+    `column_classes` (N,) ascends. Raises ValueError where ε is 0 and a row coincides with a column of another
+    class.
     """
     first = np.searchsorted(column_classes, row_classes, side="left")
     count = np.searchsorted(column_classes, row_classes, side="right") - first
@@ -166,11 +179,15 @@ def refuse_coincident(distances, row_classes, column_classes, epsilon) -> None:
     if epsilon or not distances.size or distances.min() >= COINCIDENT:
         return
     row, column = np.unravel_index(int(np.argmin(distances)), distances.shape)
-    raise CoincidentError(int(row_classes[row]), None if column_classes is None else int(column_classes[column]))
+    raise CoincidentError(
+        int(row_classes[row]), None if column_classes is None else int(column_classes[column])
+    )
 
 
 class CoincidentError(ValueError):
-    """ε is 0 and a centroid of class `own` equals one of class `other`, or, where that is None, its real centroid."""
+    """ε is 0 and a centroid of class `own` equals one of class `other`, or, where that is None, its real
+    centroid.
+    """
 
     def __init__(self, own: int, other: int | None):
         super().__init__(own, other)
@@ -191,12 +208,15 @@ class CoincidentError(ValueError):
 def subgroup_centroids(features, subgroups, *, label: str = "candidates") -> tuple[np.ndarray, np.ndarray]:
     """Subgroup ids (G,), ascending, and the centroid (G, D) of each, of a class's `features` (N, D) float32.
 
-    A centroid is the unit-length mean of unit-length features (N, D) whose subgroup (N,) is the same. `label` names
-    the features in errors. Raises ValueError for no rows, NaN, zero features, and features that cancel out.
+    A centroid is the unit-length mean of unit-length features (N, D) whose subgroup (N,) is the same. `label`
+    names the features in errors. Raises ValueError for no rows, NaN, zero features, and features that cancel
+    out.
     """
     unit, subgroups = unit_rows(features, label), np.asarray(subgroups)
     if subgroups.shape != (len(unit),):
-        raise ValueError(f"{label}: subgroups must be one number per feature ({len(unit)}), not {subgroups.shape}")
+        raise ValueError(
+            f"{label}: subgroups must be one number per feature ({len(unit)}), not {subgroups.shape}"
+        )
     order = np.argsort(subgroups, kind="stable")
     ids, first = np.unique(subgroups[order], return_index=True)
     sums = np.add.reduceat(unit[order], first, axis=0)
@@ -204,7 +224,9 @@ def subgroup_centroids(features, subgroups, *, label: str = "candidates") -> tup
 
 
 def real_centroid(features, *, label: str = "real images") -> np.ndarray:
-    """The unit-length mean (D,) float32 of a class's `features` (N, D), each brought to unit length. See above."""
+    """The unit-length mean (D,) float32 of a class's `features` (N, D), each brought to unit length. See
+    above.
+    """
     return subgroup_centroids(features, np.zeros(len(features), int), label=label)[1][0]
 
 
@@ -212,9 +234,13 @@ def unit_rows(features, label) -> np.ndarray:
     """`features` (N, D) in double precision, each of unit length."""
     features = np.asarray(features, dtype=np.float64)
     if features.ndim != 2 or 0 in features.shape:
-        raise ValueError(f"{label}: features must be a table of at least one row and column, not {features.shape}")
+        raise ValueError(
+            f"{label}: features must be a table of at least one row and column, not {features.shape}"
+        )
     norms = np.linalg.norm(features, axis=1, keepdims=True)
     bad = np.flatnonzero(~(np.isfinite(norms[:, 0]) & (norms[:, 0] > 1e-12)))
     if len(bad):
-        raise ValueError(f"{label}: row {bad[0]} has length {norms[bad[0], 0]}; remove it or extract its feature again")
+        raise ValueError(
+            f"{label}: row {bad[0]} has length {norms[bad[0], 0]}; remove it or extract its feature again"
+        )
     return features / norms

@@ -1,7 +1,8 @@
 """Minimise L by rounds: every shard proposes, the driver accepts what improves L exactly, until nothing does.
 
-The driver reaches its shards through `call(method, *arguments) -> list of results, one a shard, in the shards' order`,
-so that shards may be objects of this process (`local_call`) or actors elsewhere. A repeated call is harmless.
+The driver reaches its shards through `call(method, *arguments) -> list of results, one a shard, in the
+shards' order`, so that shards may be objects of this process (`local_call`) or actors elsewhere. A repeated
+call is harmless.
 """
 
 import numpy as np
@@ -12,15 +13,20 @@ from .walk import walk_pairs
 
 MOST_VALUES = 25_000_000  # a table of 100 MB
 ACCEPT_BLOCK = 256  # moves whose interactions are computed together
-MOST_MOVED = 0.25  # of the classes, a round: the others answer to those that gain most. All at once ends in worse optima
+# of the classes, a round: the others answer to those that gain most. All at once ends in worse optima
+MOST_MOVED = 0.25
 POOL_BLOCK = 256  # classes whose candidates travel together
 
 
 def select(candidates, real, objective: Objective, *, restarts=0, seed=0, num_shards=1) -> Selection:
-    """Choose one of `candidates[i]` (G_i, D) per class against the `real` centroids (C, D), all of unit length."""
+    """Choose one of `candidates[i]` (G_i, D) per class against the `real` centroids (C, D), all of unit
+    length.
+    """
     check_counts(candidates, real)
     shards = [
-        Shard(ids[0], candidates[ids[0] : ids[-1] + 1], real[ids[0] : ids[-1] + 1], objective, len(candidates))
+        Shard(
+            ids[0], candidates[ids[0] : ids[-1] + 1], real[ids[0] : ids[-1] + 1], objective, len(candidates)
+        )
         for ids in split_classes(len(candidates), num_shards)
     ]
     return solve(local_call(shards), objective, restarts=restarts, seed=seed)
@@ -34,8 +40,8 @@ def local_call(shards):
 def solve(call, objective: Objective, *, restarts: int = 0, seed: int = 0, walked: bool = True) -> Selection:
     """The best of the rounds from the closest-to-real choice and from `restarts` random ones.
 
-    Up to MOST_VALUES pairs of a candidate and a class this process walks instead, unless `walked` forbids it: rounds
-    would cost more in messages.
+    Up to MOST_VALUES pairs of a candidate and a class this process walks instead, unless `walked` forbids it:
+    rounds would cost more in messages.
     """
     if restarts < 0:
         raise ValueError(f"restarts must be at least 0, not {restarts}")
@@ -76,11 +82,14 @@ def solve(call, objective: Objective, *, restarts: int = 0, seed: int = 0, walke
         if best is None or terms.total < best[1].total:
             best = choice, terms, rounds, start
     choice, terms, rounds, start = best
-    return Selection(choice, terms, start_total, None, "none", "walk" if small else "rounds", rounds, start, settings)
+    return Selection(
+        choice, terms, start_total, None, "none", "walk" if small else "rounds", rounds, start, settings
+    )
 
 
 def descend(call, choice, centroids, objective: Objective) -> tuple[np.ndarray, np.ndarray, int]:
-    """Follow accepted moves from `choice` (C,) with `centroids` (C, D) until no single change gains over the tolerance.
+    """Follow accepted moves from `choice` (C,) with `centroids` (C, D) until no single change gains over the
+    tolerance.
 
     Returns choice, centroids and the number of rounds that moved something.
     """
@@ -89,7 +98,9 @@ def descend(call, choice, centroids, objective: Objective) -> tuple[np.ndarray, 
     tolerance = objective.tolerance(len(choice))
     while True:
         proposals = call("propose", history, tolerance)
-        moves = Moves(*(np.concatenate([getattr(p, name) for p in proposals]) for name in Moves.__dataclass_fields__))
+        moves = Moves(
+            *(np.concatenate([getattr(p, name) for p in proposals]) for name in Moves.__dataclass_fields__)
+        )
         moves = accept(moves, centroids, objective, tolerance)
         if not len(moves.classes):
             return choice, centroids, rounds
@@ -101,8 +112,9 @@ def descend(call, choice, centroids, objective: Objective) -> tuple[np.ndarray, 
 def accept(moves: Moves, centroids, objective: Objective, tolerance: float) -> Moves:
     """Those of `moves` that lower L by more than `tolerance`, each given the ones accepted before it.
 
-    By gain, ties by class, up to MOST_MOVED of the classes. Changes of L are in double precision and hold all pairs of
-    moving classes: the accepted moves together lower L by their sum. `centroids` (C, D) are those chosen before.
+    By gain, ties by class, up to MOST_MOVED of the classes. Changes of L are in double precision and hold all
+    pairs of moving classes: the accepted moves together lower L by their sum. `centroids` (C, D) are those
+    chosen before.
     """
     weight, epsilon = objective.pair_weight(len(centroids)), objective.epsilon
     moves = moves.take(np.lexsort((moves.classes, -moves.gains)))
@@ -140,6 +152,8 @@ def _separable(call, objective, offsets, attractions, closest, settings) -> Sele
     weight = 0.5 * objective.pair_weight(num_classes)
     scores = objective.alpha * attractions - weight * separations
     best = first_minimum(scores, offsets, slack=objective.tolerance(num_classes) / 2)
-    terms = Terms(float(attractions[best].sum()), float(0.5 * separations[best].sum()), float(scores[best].sum()))
+    terms = Terms(
+        float(attractions[best].sum()), float(0.5 * separations[best].sum()), float(scores[best].sum())
+    )
     start = float(scores[offsets[:-1] + closest].sum())
     return Selection(best - offsets[:-1], terms, start, terms.total, "exact", "separable", 1, 0, settings)

@@ -1,7 +1,7 @@
 """The candidates of a range of classes, scored against the centroids that are chosen so far in all classes.
 
-Products and logarithms are float32, sums double. A tile of classes and a block of columns have the same shapes for any
-number of shards, so that a score has the same bits wherever it is computed.
+Products and logarithms are float32, sums double. A tile of classes and a block of columns have the same
+shapes for any number of shards, so that a score has the same bits wherever it is computed.
 """
 
 from dataclasses import dataclass
@@ -59,7 +59,9 @@ def tile_classes(num_classes: int) -> int:
 
 
 def split_classes(num_classes: int, num_shards: int) -> list[range]:
-    """Even, contiguous ranges of whole tiles, one a shard; fewer than `num_shards` where there are fewer tiles."""
+    """Even, contiguous ranges of whole tiles, one a shard; fewer than `num_shards` where there are fewer
+    tiles.
+    """
     if num_shards < 1:
         raise ValueError(f"num_shards must be at least 1, not {num_shards}")
     tile = tile_classes(num_classes)
@@ -72,8 +74,9 @@ def split_classes(num_classes: int, num_shards: int) -> list[range]:
 class Shard:
     """Candidates of the classes first_class ... first_class + n - 1 of `num_classes`.
 
-    `candidates` holds n arrays (G_i, D) float32 of unit length, `real` (n, D). Answers depend on the arguments of a
-    call alone: a shard that has just been rebuilt, or that is asked the same again, gives the same bits.
+    `candidates` holds n arrays (G_i, D) float32 of unit length, `real` (n, D). Answers depend on the
+    arguments of a call alone: a shard that has just been rebuilt, or that is asked the same again, gives the
+    same bits.
     """
 
     def __init__(self, first_class: int, candidates, real, objective: Objective, num_classes: int):
@@ -83,7 +86,8 @@ class Shard:
         self._sizes = np.array([len(c) for c in candidates])
         check_candidates(candidates, real, first_class)
         self._offsets = np.concatenate([[0], np.cumsum(self._sizes)])
-        self._classes = first_class + np.repeat(np.arange(len(candidates)), self._sizes)  # (R,) of each candidate
+        # (R,) of each candidate
+        self._classes = first_class + np.repeat(np.arange(len(candidates)), self._sizes)
         self._attractions = self._measure_attractions(np.asarray(real))
         self._followed = None  # the History that the table stands for
         self._separations = self._centroids = self._choice = None
@@ -102,12 +106,16 @@ class Shard:
         return np.stack([c[g] for c, g in zip(self._candidates, own, strict=True)])
 
     def candidates(self, start: int, stop: int) -> np.ndarray:
-        """The candidates (r, D) of those of the classes start ... stop - 1 that are this shard's: see fetch_pools."""
+        """The candidates (r, D) of those of the classes start ... stop - 1 that are this shard's: see
+        fetch_pools.
+        """
         own = self._candidates[max(start - self._first, 0) : max(stop - self._first, 0)]
         return np.concatenate(own) if own else self._candidates[0][:0]
 
     def pool_separations(self, start: int, pools) -> np.ndarray:
-        """Σ_j mean_h log(d(c, c_{j,h}) + ε) of every candidate (R,) against the `pools` of classes start, start+1, …"""
+        """Σ_j mean_h log(d(c, c_{j,h}) + ε) of every candidate (R,) against the `pools` of classes start,
+        start+1, …
+        """
         sizes = np.array([len(pool) for pool in pools])
         columns, ids = np.concatenate(pools), start + np.repeat(np.arange(len(pools)), sizes)
         means = np.repeat(1 / sizes, sizes)
@@ -153,7 +161,9 @@ class Shard:
             yield np.concatenate(self._candidates[start : start + tile]), self._classes[where], where
 
     def _follow(self, history: History) -> None:
-        """Bring the table to the end of `history`: by the moves since the one seen, or from the start of another."""
+        """Bring the table to the end of `history`: by the moves since the one seen, or from the start of
+        another.
+        """
         seen = self._followed
         if seen is None or not history.begins_with(seen):
             self._centroids, self._choice = history.centroids.copy(), self._own(history.choice).copy()
@@ -172,7 +182,9 @@ class Shard:
         return values[self._first : self._first + len(self._candidates)]
 
     def _sums(self, columns, ids) -> np.ndarray:
-        """Σ_j log(d + ε) of every candidate (R,) to `columns` (N, D) of the classes `ids` (N,), its own left out."""
+        """Σ_j log(d + ε) of every candidate (R,) to `columns` (N, D) of the classes `ids` (N,), its own left
+        out.
+        """
         sums = np.zeros(self._offsets[-1])
         for rows, classes, where in self._tiles():
             for start in range(0, len(columns), BLOCK):
@@ -183,7 +195,8 @@ class Shard:
 
 
 def fetch_pools(call, start: int, stop: int, sizes) -> list[np.ndarray]:
-    """The candidates (G_i, D) of each of the classes start ... stop - 1; `sizes` (C,) are G_i. `call`: see solve.
+    """The candidates (G_i, D) of each of the classes start ... stop - 1; `sizes` (C,) are G_i. `call`: see
+    solve.
 
     They travel as one array a shard: a thousand small ones take longer to pack than to send.
     """
@@ -191,7 +204,8 @@ def fetch_pools(call, start: int, stop: int, sizes) -> list[np.ndarray]:
 
 
 def first_minimum(values, offsets, slack: float) -> np.ndarray:
-    """Position (n,) of the first of the values offsets[i] ... offsets[i+1] - 1 within `slack` of their least, for each i.
+    """Position (n,) of the first of the values offsets[i] ... offsets[i+1] - 1 within `slack` of their least,
+    for each i.
 
     Equal candidates get values that differ by rounding: the first of them is taken.
     """
@@ -203,22 +217,32 @@ def first_minimum(values, offsets, slack: float) -> np.ndarray:
 def check_counts(candidates, real) -> None:
     """Raise ValueError unless every class with candidates has its real centroid."""
     if not len(candidates) or len(real) != len(candidates):
-        raise ValueError(f"real must hold one centroid per class with candidates ({len(candidates)}), not {len(real)}")
+        raise ValueError(
+            f"real must hold one centroid per class with candidates ({len(candidates)}), not {len(real)}"
+        )
 
 
 def check_candidates(candidates, real, first_class: int = 0) -> None:
-    """Raise ValueError, naming the class, unless candidates and real centroids are unit-length rows of one width."""
+    """Raise ValueError, naming the class, unless candidates and real centroids are unit-length rows of one
+    width.
+    """
     check_counts(candidates, real)
     width = np.shape(real)[1] if np.ndim(real) == 2 else None
     for i, pool in enumerate(candidates, first_class):
         if np.ndim(pool) != 2 or len(pool) == 0:
-            raise ValueError(f"class {i} needs at least one candidate centroid, as (G, D), not {np.shape(pool)}")
+            raise ValueError(
+                f"class {i} needs at least one candidate centroid, as (G, D), not {np.shape(pool)}"
+            )
         if pool.shape[1] != width:
-            raise ValueError(f"class {i}: candidate centroids have {pool.shape[1]} values, the real ones {width}")
+            raise ValueError(
+                f"class {i}: candidate centroids have {pool.shape[1]} values, the real ones {width}"
+            )
     for name, row_sets in (("candidate", candidates), ("real", [real])):
         for i, rows in enumerate(row_sets, first_class):
             wrong = ~(np.abs(np.einsum("rd,rd->r", rows, rows) - 1) < 1e-3)  # NaN is wrong too
             if wrong.any():
                 k = int(np.argmax(wrong))
                 owner = i if name == "candidate" else first_class + k
-                raise ValueError(f"class {owner}: {name} centroid {k} must be finite and of unit length; normalise it")
+                raise ValueError(
+                    f"class {owner}: {name} centroid {k} must be finite and of unit length; normalise it"
+                )

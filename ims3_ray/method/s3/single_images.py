@@ -26,7 +26,8 @@ BLOCK_VALUES = 1_000_000  # of a block of swaps times classes
 
 
 def select_images(images, real, objective: Objective, size: int, **options) -> Selection:
-    """Choose `size` of `images[i]` (N_i, D) per class against the `real` centroids (C, D), all of unit length.
+    """Choose `size` of `images[i]` (N_i, D) per class against the `real` centroids (C, D), all of unit
+    length.
 
     Options: coverage and covers (see ImageShard), start (C, size) to begin from, num_shards.
     """
@@ -63,16 +64,22 @@ def solve_images(call, objective: Objective, *, start=None, coverage: float = 0.
 
     first = closest if start is None else np.asarray(start, dtype=np.int64)
     if first.shape != closest.shape:
-        raise ValueError(f"start must hold {size} images for each of {num_classes} classes, not {first.shape}")
+        raise ValueError(
+            f"start must hold {size} images for each of {num_classes} classes, not {first.shape}"
+        )
     choice, _, rounds = descend(call, first, np.concatenate(call("centroids", first)), objective)
     settings = {**vars(objective), "unit": "image", "coverage": coverage, "size": size}
     total = terms_of(closest).total
     return Selection(np.sort(choice), terms_of(choice), total, None, "none", "swaps", rounds, 0, settings)
 
 
-def evaluate_images(choice, images, real, objective: Objective, *, coverage: float = 0.0, covers=None) -> Terms:
+def evaluate_images(
+    choice, images, real, objective: Objective, *, coverage: float = 0.0, covers=None
+) -> Terms:
     """L of `choice` (C, K) by its definition, in double precision."""
-    sums = [pool[list(chosen)].astype(np.float64).sum(axis=0) for pool, chosen in zip(images, choice, strict=True)]
+    sums = [
+        pool[list(chosen)].astype(np.float64).sum(axis=0) for pool, chosen in zip(images, choice, strict=True)
+    ]
     centroids = [(s / np.linalg.norm(s))[None] for s in sums]
     terms = evaluate(np.zeros(len(images), dtype=int), centroids, real, objective)
     covered = 0.0
@@ -82,7 +89,8 @@ def evaluate_images(choice, images, real, objective: Objective, *, coverage: flo
 
 
 def ball_table(images, real_images, k: int = 5) -> np.ndarray:
-    """Which of `images` (N, D) lie in the ball of which of a class's `real_images` (M, D): (N, M) of 0 and 1. Unit length.
+    """Which of `images` (N, D) lie in the ball of which of a class's `real_images` (M, D): (N, M) of 0 and 1.
+    Unit length.
 
     A ball reaches to the k-th nearest other real image.
     """
@@ -90,7 +98,9 @@ def ball_table(images, real_images, k: int = 5) -> np.ndarray:
 
 
 def closeness_table(images, real_images) -> np.ndarray:
-    """1 - |f - x| / 2 of `images` (N, D) and a class's `real_images` (M, D), of unit length: (N, M) from 0 to 1."""
+    """1 - |f - x| / 2 of `images` (N, D) and a class's `real_images` (M, D), of unit length: (N, M) from 0 to
+    1.
+    """
     return 1 - _distances(images, real_images) / 2
 
 
@@ -105,20 +115,35 @@ def covered_share(covers, chosen) -> float:
 
 
 class ImageShard:
-    """Images (N_i, D) of the classes first_class, first_class + 1, …; the counterpart of selection_shard.Shard.
+    """Images (N_i, D) of the classes first_class, first_class + 1, …; the counterpart of
+    selection_shard.Shard.
 
-    `real` (n, D) are real centroids, `size` is K, `covers` holds each class's table v (N_i, M) and `coverage` is κ.
+    `real` (n, D) are real centroids, `size` is K, `covers` holds each class's table v (N_i, M) and `coverage`
+    is κ.
     """
 
     def __init__(
-        self, first_class, images, real, objective: Objective, num_classes, size, *, coverage: float = 0.0, covers=None
+        self,
+        first_class,
+        images,
+        real,
+        objective: Objective,
+        num_classes,
+        size,
+        *,
+        coverage: float = 0.0,
+        covers=None,
     ):
         check_candidates(images, real, first_class)
         for i, pool in enumerate(images, first_class):
             if len(pool) < size:
-                raise ValueError(f"class {i} has {len(pool)} images; size {size} needs at least {size}, sample more")
+                raise ValueError(
+                    f"class {i} has {len(pool)} images; size {size} needs at least {size}, sample more"
+                )
         if objective.partners != "selected":
-            raise ValueError(f"partners must be selected where single images are chosen, not {objective.partners}")
+            raise ValueError(
+                f"partners must be selected where single images are chosen, not {objective.partners}"
+            )
         if coverage and covers is None:
             raise ValueError(f"coverage {coverage} needs the real images' features; set it to 0 or give them")
         self._first, self._size, self._objective, self._coverage = first_class, size, objective, coverage
@@ -128,19 +153,27 @@ class ImageShard:
 
     def closest(self) -> np.ndarray:
         """The `size` images (n, size) of each class nearest to its real centroid."""
-        nearest = [np.argsort(-(pool @ r), kind="stable") for pool, r in zip(self._images, self._real, strict=True)]
+        nearest = [
+            np.argsort(-(pool @ r), kind="stable") for pool, r in zip(self._images, self._real, strict=True)
+        ]
         return np.sort([order[: self._size] for order in nearest])
 
     def centroids(self, choice) -> np.ndarray:
         """The centroids (n, D) float32 of this shard's part of `choice` (C, K)."""
-        return np.stack([_unit(pool[chosen]) for pool, chosen in zip(self._images, self._own(choice), strict=True)])
+        return np.stack(
+            [_unit(pool[chosen]) for pool, chosen in zip(self._images, self._own(choice), strict=True)]
+        )
 
     def own_terms(self, choice) -> np.ndarray:
         """log(d(c, r) + ε) and coverage, (n, 2)."""
         distances = 1 - np.einsum("cd,cd->c", self.centroids(choice).astype(np.float64), self._real)
-        refuse_coincident(distances[:, None], self._first + np.arange(len(distances)), None, self._objective.epsilon)
+        refuse_coincident(
+            distances[:, None], self._first + np.arange(len(distances)), None, self._objective.epsilon
+        )
         logs = np.log(np.maximum(distances, 0) + self._objective.epsilon)
-        covered = [covered_share(c, chosen) for c, chosen in zip(self._covers, self._own(choice), strict=True)]
+        covered = [
+            covered_share(c, chosen) for c, chosen in zip(self._covers, self._own(choice), strict=True)
+        ]
         return np.stack([logs, covered], axis=1)
 
     def propose(self, history: History, tolerance: float) -> Moves:
@@ -171,12 +204,16 @@ class _Pool:
 
     def __init__(self, images, real, others, objective: Objective, weight: float, covers, kappa: float):
         self.epsilon, self.alpha, self.covers, self.kappa = objective.epsilon, objective.alpha, covers, kappa
-        self.products = np.column_stack([images.astype(np.float64) @ real, (images @ others.T).astype(np.float64)])
+        self.products = np.column_stack(
+            [images.astype(np.float64) @ real, (images @ others.T).astype(np.float64)]
+        )
         self.gram = (images @ images.T).astype(np.float64)
         self.weights = np.concatenate([[objective.alpha], np.full(len(others), -weight)])
 
     def improve(self, chosen, tolerance: float) -> tuple[np.ndarray, float]:
-        """`chosen` (K,) after up to K of the best swaps that gain more than `tolerance` each, and what they gain."""
+        """`chosen` (K,) after up to K of the best swaps that gain more than `tolerance` each, and what they
+        gain.
+        """
         chosen, total = chosen.copy(), 0.0
         for _ in range(len(chosen)):
             free = np.setdiff1d(np.arange(len(self.gram)), chosen)
@@ -220,7 +257,9 @@ class _Pool:
         return best, -least
 
     def _costs(self, sums, squared) -> np.ndarray:
-        """α log(d(c, r) + ε) - w Σ_j log(d(c, c_j) + ε) of sums of products (m, C) and squared lengths |s|² (m,)."""
+        """α log(d(c, r) + ε) - w Σ_j log(d(c, c_j) + ε) of sums of products (m, C) and squared lengths |s|²
+        (m,).
+        """
         cosines = sums / np.sqrt(squared)[..., None]
         return np.log(np.maximum(1 - cosines, COINCIDENT) + self.epsilon) @ self.weights
 
@@ -234,14 +273,16 @@ class _Pool:
         return values[free] - values[chosen][:, None] - self.kappa * self._coverage_changes(chosen, free)
 
     def _coverage_changes(self, chosen, free) -> np.ndarray:
-        return coverage_changes(self.covers, chosen, free) if self.kappa else np.zeros((len(chosen), len(free)))
+        return (
+            coverage_changes(self.covers, chosen, free) if self.kappa else np.zeros((len(chosen), len(free)))
+        )
 
 
 def coverage_changes(covers, chosen, free) -> np.ndarray:
     """Change of coverage(S) (K, N - K) when one of `chosen` (K,) makes way for one of `free`; covers (N, M).
 
-    Where the one that goes is a real image's best, its second best or the new one takes over; elsewhere the new one only
-    adds (Schubert & Rousseeuw 2019, FastPAM1).
+    Where the one that goes is a real image's best, its second best or the new one takes over; elsewhere the
+    new one only adds (Schubert & Rousseeuw 2019, FastPAM1).
     """
     values = np.sort(covers[chosen], axis=0)
     best = values[-1]

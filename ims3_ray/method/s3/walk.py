@@ -1,8 +1,10 @@
-"""The published solver, made cheap: visit the classes in turn, take each one's best subgroup, until none moves.
+"""The published solver, made cheap: visit the classes in turn, take each one's best subgroup, until none
+moves.
 
-The published loop evaluates all of L for every trial. Here every candidate's sum of logarithms is kept: a trial is a
-look-up, a move touches the candidates of its own tile of classes at once, and those of all classes, together with the
-tile's other moves, as one matrix product. The walk is the published one, move by move: see selection_rounds.solve.
+The published loop evaluates all of L for every trial. Here every candidate's sum of logarithms is kept: a
+trial is a look-up, a move touches the candidates of its own tile of classes at once, and those of all
+classes, together with the tile's other moves, as one matrix product. The walk is the published one, move by
+move: see selection_rounds.solve.
 """
 
 import numpy as np
@@ -15,7 +17,8 @@ MOST_SWEEPS = 1000  # single precision can't send it in circles beyond these
 
 
 def walk(candidates, attractions, choice, objective: Objective) -> tuple[np.ndarray, int]:
-    """The choice (C,) where the walk from `choice` ends, and its number of sweeps, the last one without a move included.
+    """The choice (C,) where the walk from `choice` ends, and its number of sweeps, the last one without a
+    move included.
 
     `candidates` is a list of (G_i, D), `attractions` (R,) are log(d(c, r) + ε) of all of them: see Shard.
     """
@@ -23,7 +26,9 @@ def walk(candidates, attractions, choice, objective: Objective) -> tuple[np.ndar
     offsets, classes = np.concatenate([[0], np.cumsum(sizes)]), np.repeat(np.arange(len(sizes)), sizes)
     choice, weight = np.array(choice, dtype=np.int64), objective.pair_weight(len(sizes))
     tolerance = objective.tolerance(len(sizes))
-    table = log_distances(rows[offsets[:-1] + choice], rows, np.arange(len(sizes)), classes, objective.epsilon)
+    table = log_distances(
+        rows[offsets[:-1] + choice], rows, np.arange(len(sizes)), classes, objective.epsilon
+    )
     sums = table.sum(axis=0, dtype=np.float64)  # Σ_j log(d(c, c_j) + ε) of every candidate
     tiles = [slice(start, min(start + TILE, len(sizes))) for start in range(0, len(sizes), TILE)]
     sweeps, moved = 0, True
@@ -33,7 +38,9 @@ def walk(candidates, attractions, choice, objective: Objective) -> tuple[np.ndar
             own = slice(offsets[tile.start], offsets[tile.stop])
             scores = objective.alpha * attractions[own] - weight * sums[own]
             starts = offsets[tile] - own.start
-            ids = tile.start + _visit(rows[own], scores, starts, choice[tile], weight, tolerance, objective.epsilon)
+            ids = tile.start + _visit(
+                rows[own], scores, starts, choice[tile], weight, tolerance, objective.epsilon
+            )
             if len(ids):
                 logs = log_distances(rows[offsets[ids] + choice[ids]], rows, ids, classes, objective.epsilon)
                 sums += (logs - table[ids]).sum(axis=0, dtype=np.float64)
@@ -63,7 +70,9 @@ def _visit(rows, scores, starts, choice, weight: float, tolerance: float, epsilo
 
 
 def walk_pairs(candidates, attractions, choice, objective: Objective) -> tuple[np.ndarray, int]:
-    """As `walk`, and then on by joint moves of two classes where MOST_PAIRED allows: ends where neither kind gains."""
+    """As `walk`, and then on by joint moves of two classes where MOST_PAIRED allows: ends where neither kind
+    gains.
+    """
     choice, sweeps = walk(candidates, attractions, choice, objective)
     if len(attractions) > MOST_PAIRED or len(candidates) < 2:
         return choice, sweeps
@@ -83,7 +92,8 @@ def walk_pairs(candidates, attractions, choice, objective: Objective) -> tuple[n
 
 
 def best_pair(logs, attractions, current, classes, objective: Objective) -> tuple[int, int, float]:
-    """The two candidates of different classes that lower L most when both are chosen at once, and by how much.
+    """The two candidates of different classes that lower L most when both are chosen at once, and by how
+    much.
 
     `logs` (R, R) are log(d + ε), 0 within a class; `current` (C,) the chosen candidates, as rows.
     """

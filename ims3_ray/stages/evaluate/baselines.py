@@ -1,4 +1,6 @@
-"""Real images in the place of synthetic ones, and how well any set covers the real images; class by class, as Ray tasks."""
+"""Real images in the place of synthetic ones, and how well any set covers the real images; class by class, as
+Ray tasks.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -13,13 +15,24 @@ from ims3_ray.method.coresets import greedy_coverage, herding, k_center, k_medoi
 from ims3_ray.method.coverage import Values, class_coverage, class_mean
 from ims3_ray.progress import bar
 
-CORESETS: dict[str, Callable[..., np.ndarray]] = {  # (features (N, D) of a class, count, seed) → rows (count,)
+# (features (N, D) of a class, count, seed) → rows (count,)
+CORESETS: dict[str, Callable[..., np.ndarray]] = {
     "herding": lambda x, count, seed: herding(x, count),
     "k_center": lambda x, count, seed: k_center(x, count),
     "medoids": medoids,
     "k_medoids": lambda x, count, seed: k_medoids(x, count),
 }
-COVERAGE = ("coverage", "low_density_coverage", "deciles", "density", "precision", "recall", "copy_rate", "vendi", "kid")
+COVERAGE = (
+    "coverage",
+    "low_density_coverage",
+    "deciles",
+    "density",
+    "precision",
+    "recall",
+    "copy_rate",
+    "vendi",
+    "kid",
+)
 SEEDED = ("random", "medoids")  # a choice for each seed; the others are one for all
 Vectors = tuple[np.ndarray, np.ndarray]  # features (N, D), labels (N,)
 
@@ -32,7 +45,9 @@ def choose_all(
     Raises InputError where there are no features to choose by, and for a class of fewer than `count` images.
     """
     if unknown := set(names) - set(CORESETS):
-        raise InputError(f"evaluate.baselines: {', '.join(sorted(unknown))} unknown; choose from {', '.join(CORESETS)}")
+        raise InputError(
+            f"evaluate.baselines: {', '.join(sorted(unknown))} unknown; choose from {', '.join(CORESETS)}"
+        )
     if not names:
         return {}
     if real is None:
@@ -44,7 +59,9 @@ def choose_all(
     keys = [(name, seed) for name in names for seed in (seeds if name in SEEDED else seeds[:1])]
     found = _each_class(partial(_choose, keys=keys, count=count), [(real[0][r],) for r in rows])
     chosen = {key: np.concatenate([r[of[key]] for r, of in zip(rows, found, strict=True)]) for key in keys}
-    return {(name, seed): chosen[name, seed if name in SEEDED else seeds[0]] for name in names for seed in seeds}
+    return {
+        (name, seed): chosen[name, seed if name in SEEDED else seeds[0]] for name in names for seed in seeds
+    }
 
 
 def ceiling(real: Vectors, count: int, neighbours: int, classes: Sequence[str]) -> np.ndarray:
@@ -55,7 +72,11 @@ def ceiling(real: Vectors, count: int, neighbours: int, classes: Sequence[str]) 
 
 
 def measure_all(
-    real: Vectors, sets: Mapping[str, Vectors], neighbours: int, classes: Sequence[str], metrics: Sequence[str]
+    real: Vectors,
+    sets: Mapping[str, Vectors],
+    neighbours: int,
+    classes: Sequence[str],
+    metrics: Sequence[str],
 ) -> dict[str, Values]:
     """Each set's `metrics` of method.coverage, averaged over the classes.
 
@@ -64,7 +85,9 @@ def measure_all(
     rows = _rows_by_class(real, neighbours + 1, classes)
     for name, (_, labels) in sets.items():
         if missing := set(range(len(classes))) - set(labels.tolist()):
-            raise InputError(f"set {name!r}: has no image of class {classes[min(missing)]!r}, whose coverage is asked for")
+            raise InputError(
+                f"set {name!r}: has no image of class {classes[min(missing)]!r}, whose coverage is asked for"
+            )
     work = [
         (label, real[0][r], {name: vectors[labels == label] for name, (vectors, labels) in sets.items()})
         for label, r in enumerate(rows)
@@ -82,7 +105,10 @@ def _measure(label: int, x: np.ndarray, sets: dict[str, np.ndarray], neighbours:
     def of_class(vectors: np.ndarray) -> np.ndarray:
         return np.full(len(vectors), label)
 
-    return {name: class_coverage(x, of_class(x), y, of_class(y), k=neighbours).per_class[label] for name, y in sets.items()}
+    return {
+        name: class_coverage(x, of_class(x), y, of_class(y), k=neighbours).per_class[label]
+        for name, y in sets.items()
+    }
 
 
 def _rows_by_class(real: Vectors, least: int, classes: Sequence[str]) -> list[np.ndarray]:

@@ -29,7 +29,8 @@ READ_ROWS = 512  # images a reading task
 Pixels = tuple[np.ndarray, np.ndarray]
 Sets = Mapping[tuple[str, int], Pixels]  # (name of a set, classifier seed) → what that seed trains on
 Hear = Callable[[str, str, int, int, float], None]
-Scores = dict[str, dict[str, dict[int, dict[str, Any]]]]  # protocol's label → name of a set → seed → evaluation.train.Score
+# protocol's label → name of a set → seed → evaluation.train.Score
+Scores = dict[str, dict[str, dict[int, dict[str, Any]]]]
 
 
 def classifier_seeds(seed: int, count: int) -> list[int]:
@@ -38,13 +39,20 @@ def classifier_seeds(seed: int, count: int) -> list[int]:
 
 
 def train_all(
-    sets: Sets, tests: Pixels, protocols: Sequence[Protocol], classes: Sequence[str], machine: Machine, hear: Hear | None = None
+    sets: Sets,
+    tests: Pixels,
+    protocols: Sequence[Protocol],
+    classes: Sequence[str],
+    machine: Machine,
+    hear: Hear | None = None,
 ) -> Scores:
-    """A classifier for every set, seed and protocol, scored on `tests`. A set that seeds share is stored once.
+    """A classifier for every set, seed and protocol, scored on `tests`. A set that seeds share is stored
+    once.
 
-    The longest trainings begin first. `hear(protocol's label, set, seed, step, accuracy)` is called at every look at the
-    scored images; what it raises ends the trainings. A score holds `images` beside Score's fields. Raises InputError, before
-    any training, for a set without a class that the scored images have, and for a network too deep for its protocol's images.
+    The longest trainings begin first. `hear(protocol's label, set, seed, step, accuracy)` is called at every
+    look at the scored images; what it raises ends the trainings. A score holds `images` beside Score's
+    fields. Raises InputError, before any training, for a set without a class that the scored images have, and
+    for a network too deep for its protocol's images.
     """
     check_networks(protocols, len(classes))
     check_classes(sets, tests, classes)
@@ -54,7 +62,11 @@ def train_all(
     jobs = [(rules, *key) for rules in protocols for key in sets]
     jobs.sort(key=lambda job: -_images_seen(job[0], len(sets[job[1:]][1]), len(classes)))
     running = {
-        train.remote(stored[id(sets[name, seed])], test, rules, len(classes), seed, machine.device): (rules.label, name, seed)
+        train.remote(stored[id(sets[name, seed])], test, rules, len(classes), seed, machine.device): (
+            rules.label,
+            name,
+            seed,
+        )
         for rules, name, seed in jobs
     }
     done = _collect(running, hear)
@@ -65,7 +77,9 @@ def train_all(
     return scores
 
 
-def _collect(running: dict[Any, tuple[str, str, int]], hear: Hear | None) -> dict[tuple[str, str, int], dict[str, Any]]:
+def _collect(
+    running: dict[Any, tuple[str, str, int]], hear: Hear | None
+) -> dict[tuple[str, str, int], dict[str, Any]]:
     """The scores of streaming trainings by their keys; whatever ends this early ends them too."""
     done: dict[tuple[str, str, int], dict[str, Any]] = {}
     pending = dict(running)
@@ -89,7 +103,9 @@ def _collect(running: dict[Any, tuple[str, str, int]], hear: Hear | None) -> dic
 def score_in_looks(
     data: Pixels, tests: Pixels, rules: Protocol, num_classes: int, seed: int, device: str
 ) -> Iterator[tuple[int, float] | dict[str, Any]]:
-    """One classifier trained on `data` and scored on `tests`: (step, accuracy) at every look, at last the score as data."""
+    """One classifier trained on `data` and scored on `tests`: (step, accuracy) at every look, at last the
+    score as data.
+    """
     import torch
 
     images, labels, test_images, test_labels = (torch.from_numpy(np.array(a)) for a in (*data, *tests))
@@ -101,20 +117,27 @@ def score_in_looks(
 
 
 def summarise(scores: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """By set: images, seeds, curves, and `last` and `best` with mean, deviation, 95 % interval, count and values.
+    """By set: images, seeds, curves, and `last` and `best` with mean, deviation, 95 % interval, count and
+    values.
 
-    A distilled set, which is neither real nor a baseline, has a `label_robust_score` too: of the means of the last
-    accuracies, or None where the full set or random images are missing.
+    A distilled set, which is neither real nor a baseline, has a `label_robust_score` too: of the means of the
+    last accuracies, or None where the full set or random images are missing.
     """
     sets: dict[str, dict[str, Any]] = {}
     for name, by_seed in scores.items():
         runs = list(by_seed.values())
-        sets[name] = {"images": runs[0]["images"], "seeds": list(by_seed), "curves": [run["history"] for run in runs]}
+        sets[name] = {
+            "images": runs[0]["images"],
+            "seeds": list(by_seed),
+            "curves": [run["history"] for run in runs],
+        }
         for which in ("last", "best"):
             values = [run[which] for run in runs]
             sets[name][which] = dataclasses.asdict(summary(values)) | {"values": values}
     if "distilled" in sets:
-        full, random, ours = (sets[name]["last"]["mean"] if name in sets else None for name in ("full", "random", "distilled"))
+        full, random, ours = (
+            sets[name]["last"]["mean"] if name in sets else None for name in ("full", "random", "distilled")
+        )
         known = full is not None and random is not None
         sets["distilled"]["label_robust_score"] = label_robust_score(full, random, ours) if known else None
     return sets
@@ -152,7 +175,9 @@ def _images_seen(rules: Protocol, images: int, num_classes: int) -> int:
 
 def read_pixels(images: ImageSet, rows: np.ndarray, size: int) -> Pixels:
     """Rows of a set at `size` pixels a side, read by Ray tasks; unreadable images are left out."""
-    read = ray.remote(num_cpus=0.5, **ANYWHERE)(lambda payload: BatchReader(images.directory, size)(payload)[:2])
+    read = ray.remote(num_cpus=0.5, **ANYWHERE)(
+        lambda payload: BatchReader(images.directory, size)(payload)[:2]
+    )
     parts = ray.get([read.remote(payload) for payload in payloads(images, rows.tolist(), READ_ROWS)])
     return np.concatenate([p for p, _ in parts]), np.concatenate([known["label"] for _, known in parts])
 

@@ -1,7 +1,8 @@
 """Score the distilled set. Reads it and the real images, makes an evaluation.
 
-Classifiers are trained on the distilled set, on baselines of as many real images and, where asked, on the full set, over
-the same seeds; coverage is measured in feature space beside the baselines', a random real subset's and the ceiling's.
+Classifiers are trained on the distilled set, on baselines of as many real images and, where asked, on the
+full set, over the same seeds; coverage is measured in feature space beside the baselines', a random real
+subset's and the ceiling's.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +24,12 @@ CURVE = "distilled_accuracy"  # the metric, by step, of the distilled set while 
 
 
 def run(
-    context: Context, out: Directory, distilled: Directory, selection: Directory, candidates: Directory, features: Directory
+    context: Context,
+    out: Directory,
+    distilled: Directory,
+    selection: Directory,
+    candidates: Directory,
+    features: Directory,
 ) -> dict[str, Any]:
     """Write evaluation.json: per network and set last and best over the seeds with 95 % intervals; coverage."""
     config = context.config
@@ -37,7 +43,12 @@ def run(
     scored = context.images[rules.split]
     tests = read_pixels(scored, np.arange(len(scored)), rules.image_size)
     sets = _sets(context, rules, pixels_of(DistilledSet(distilled)), chosen, seeds)
-    curve = MeanCurve(rules.label, "distilled", seeds, lambda step, mean: context.on_metrics("evaluate", step, {CURVE: mean}))
+    curve = MeanCurve(
+        rules.label,
+        "distilled",
+        seeds,
+        lambda step, mean: context.on_metrics("evaluate", step, {CURVE: mean}),
+    )
     scores = train_all(sets, tests, networks, context.classes, context.machine, curve)
     by_network = {label: summarise(of_network) for label, of_network in scores.items()}
     document = {
@@ -55,10 +66,14 @@ def run(
 
 
 class MeanCurve:
-    """A set's accuracy while its classifiers train, as `train_all` tells it: the mean over seeds, once all are at a step."""
+    """A set's accuracy while its classifiers train, as `train_all` tells it: the mean over seeds, once all
+    are at a step.
+    """
 
     def __init__(self, label: str, name: str, seeds: Sequence[int], tell: Callable[[int, float], None]):
-        """Looks of the set `name` under the protocol `label` count; `tell(step, mean)` is called with ascending steps."""
+        """Looks of the set `name` under the protocol `label` count; `tell(step, mean)` is called with
+        ascending steps.
+        """
         self._of, self._seeds, self._tell = (label, name), set(seeds), tell
         self._at: dict[int, dict[int, float]] = {}
         self._told = 0
@@ -85,14 +100,18 @@ def headline(document: dict[str, Any]) -> dict[str, float]:
     for label, sets in document.get("networks", {}).items():
         figures |= {f"accuracy/{name}/last/{label}": of_set["last"]["mean"] for name, of_set in sets.items()}
     for name, values in document["coverage"].items():
-        figures |= {f"{metric}/{name}": value for metric, value in values.items() if isinstance(value, int | float)}
+        figures |= {
+            f"{metric}/{name}": value for metric, value in values.items() if isinstance(value, int | float)
+        }
     return figures
 
 
 def _baselines(
     context: Context, image_ids: np.ndarray, real: Vectors, seeds: list[int]
 ) -> dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]:
-    """By baseline and seed: rows of the training images, and of the features. Random is there, asked for or not."""
+    """By baseline and seed: rows of the training images, and of the features. Random is there, asked for or
+    not.
+    """
     config, train = context.config, context.images["train"]
     named = [name for name in config.evaluate.baselines if name != "random"]
     row_of = {image_id: row for row, image_id in reversed(list(enumerate(train.ids)))}
@@ -107,14 +126,18 @@ def _baselines(
     return chosen
 
 
-def _sets(context: Context, rules: Protocol, made: Pixels, chosen: dict, seeds: list[int]) -> dict[tuple[str, int], Pixels]:
+def _sets(
+    context: Context, rules: Protocol, made: Pixels, chosen: dict, seeds: list[int]
+) -> dict[tuple[str, int], Pixels]:
     """What each seed trains on: the distilled set, the baselines asked for, the full set."""
     train = context.images["train"]
     sets = {("distilled", seed): made for seed in seeds}
     for name in context.config.evaluate.baselines:
         for seed in seeds:
             same = name not in SEEDED and seed != seeds[0]
-            pixels = sets[name, seeds[0]] if same else read_pixels(train, chosen[name, seed][0], rules.image_size)
+            pixels = (
+                sets[name, seeds[0]] if same else read_pixels(train, chosen[name, seed][0], rules.image_size)
+            )
             sets[name, seed] = pixels
     if context.config.evaluate.full:
         full = read_pixels(train, np.arange(len(train)), rules.image_size)
@@ -125,7 +148,8 @@ def _sets(context: Context, rules: Protocol, made: Pixels, chosen: dict, seeds: 
 def _coverage(
     context: Context, real: Vectors, chosen: dict, selection: Directory, candidates: Directory, seed: int
 ) -> dict[str, Any]:
-    """Coverage of the distilled images, of the baselines as `seed` chose them, random ones the yardstick, of the ceiling.
+    """Coverage of the distilled images, of the baselines as `seed` chose them, random ones the yardstick, of
+    the ceiling.
 
     Where asked, of the pool's first candidates a class too, in the order of subgroup and index.
     """

@@ -1,8 +1,8 @@
 """Minimax Diffusion's memories (Gu et al. 2024), off by default: a row of its own in every ablation.
 
-Per class the last images seen and the last predictions made; the criteria compare each prediction x̂0 with them. Where
-the published code takes the extreme over a class's images in a batch, each image counts here, so that cutting a batch
-into parts changes nothing.
+Per class the last images seen and the last predictions made; the criteria compare each prediction x̂0 with
+them. Where the published code takes the extreme over a class's images in a batch, each image counts here, so
+that cutting a batch into parts changes nothing.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,9 @@ class MinimaxMemory:
         self._predicted: dict[int, Tensor] = {}
         self._pending: dict[int, Tensor] = {}  # part → (B, 2, C, H, W), real and predicted
 
-    def losses(self, part: int, clean: Tensor, z0: Tensor, labels: list[int], total: int) -> dict[str, Tensor]:
+    def losses(
+        self, part: int, clean: Tensor, z0: Tensor, labels: list[int], total: int
+    ) -> dict[str, Tensor]:
         """Both criteria's shares by this part; 0 for images of a class that nothing is remembered of."""
         self._pending[part] = torch.stack([z0, clean.detach()], dim=1)
         terms = {name: clean.new_zeros(()) for name in self.weights}
@@ -33,9 +35,12 @@ class MinimaxMemory:
             if label in self._real:
                 one = clean[row : row + 1]
                 terms["representativeness"] = (
-                    terms["representativeness"] + representativeness_loss(one, self._real[label]).sum() / total
+                    terms["representativeness"]
+                    + representativeness_loss(one, self._real[label]).sum() / total
                 )
-                terms["diversity"] = terms["diversity"] + diversity_loss(one, self._predicted[label]).sum() / total
+                terms["diversity"] = (
+                    terms["diversity"] + diversity_loss(one, self._predicted[label]).sum() / total
+                )
         return terms
 
     def remember(self, gather: Callable[[Tensor], Tensor], labels: list[int]) -> None:

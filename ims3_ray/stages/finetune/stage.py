@@ -44,7 +44,8 @@ def run(context: Context, out: Directory, latents: Directory, inversions: Direct
         on_metrics=lambda step, metrics: context.on_metrics("finetune", step, metrics),
     )
     own_classes = list(context.classes) if config.data.class_map == NEW else None
-    tuned = {"own_classes": own_classes, "frequency_shift": config.model.frequency_shift}  # what reading the adapter needs
+    # what reading the adapter needs
+    tuned = {"own_classes": own_classes, "frequency_shift": config.model.frequency_shift}
     return {"rows": steps * settings.batch_size, "history": history, **tuned}
 
 
@@ -140,14 +141,25 @@ class InversionMatchingTask:
         terms = {"diffusion": losses.diffusion_loss(predicted, eps).sum() / total}
         if self._learns_variance:
             below = level(self._abar, t - 1)
-            terms["variational"] = losses.variational_loss(output, z_t, z0, abar_from=abar_t, abar_to=below).sum() / total
+            terms["variational"] = (
+                losses.variational_loss(output, z_t, z0, abar_from=abar_t, abar_to=below).sum() / total
+            )
         if "matching" in self.weights:
             if self._im.target == "trajectory":
-                stepped = ddim_step(z_t, predicted, abar_from=abar_t, abar_to=level(self._abar, self._grid[k].to(self._device)))
-                inverted = torch.stack([d["inversion"][max(int(i) - 1, 0)] for d, i in zip(draws[here], k, strict=True)])
+                stepped = ddim_step(
+                    z_t,
+                    predicted,
+                    abar_from=abar_t,
+                    abar_to=level(self._abar, self._grid[k].to(self._device)),
+                )
+                inverted = torch.stack(
+                    [d["inversion"][max(int(i) - 1, 0)] for d, i in zip(draws[here], k, strict=True)]
+                )
                 inverted = inverted.to(self._device).float()
             else:
-                stepped, inverted = losses.one_step_pair(self._predict, z0, z_t, predicted, t, labels, self._abar)
+                stepped, inverted = losses.one_step_pair(
+                    self._predict, z0, z_t, predicted, t, labels, self._abar
+                )
             distance = losses.matching_loss(stepped, inverted, self._im.metric)
             terms["matching"] = losses.masked_mean(distance, matched, matched_total)
         if self._minimax:
@@ -207,6 +219,11 @@ def _read_views(latents: Directory, inversions: Directory, mirror: bool) -> list
     views = [{name: z[name] for name in ("label", "mean", "logvar")} | {"inversion": inv["inversion"]}]
     if mirror:
         views.append(
-            {"label": z["label"], "mean": z["mirror_mean"], "logvar": z["mirror_logvar"], "inversion": inv["mirror_inversion"]}
+            {
+                "label": z["label"],
+                "mean": z["mirror_mean"],
+                "logvar": z["mirror_logvar"],
+                "inversion": inv["mirror_inversion"],
+            }
         )
     return views

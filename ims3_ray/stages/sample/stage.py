@@ -1,8 +1,8 @@
 """Draw the candidates: G subgroups of IPC images for every class. Reads an adapter, makes candidates.
 
-A candidate starts from noise, or from the stored inversion of a real image (starts.py). Its noise comes from a generator
-of its own, keyed by (seed, class, subgroup, index): the pool for fewer subgroups or images is a part of the pool for more.
-Sampling and embedding share one actor and one decoding.
+A candidate starts from noise, or from the stored inversion of a real image (starts.py). Its noise comes from
+a generator of its own, keyed by (seed, class, subgroup, index): the pool for fewer subgroups or images is a
+part of the pool for more. Sampling and embedding share one actor and one decoding.
 """
 
 from typing import Any
@@ -53,11 +53,19 @@ def run(
     arguments = sampler_arguments(context, adapter if config.finetune.epochs else None)
     if config.sample.start == "inversion":
         collect_starts(
-            config.sample, config.pool_ipc, config.seed, context.classes, inversions, features, config.invert.points
+            config.sample,
+            config.pool_ipc,
+            config.seed,
+            context.classes,
+            inversions,
+            features,
+            config.invert.points,
         ).save(out)
         arguments["starts"] = out
     parts = [Part(index, len(batch), batch) for index, batch in enumerate(batches)]
-    return fan_out(Sampler, arguments, parts, table=tables.CANDIDATES, out=out, machine=context.machine, stage="sample")
+    return fan_out(
+        Sampler, arguments, parts, table=tables.CANDIDATES, out=out, machine=context.machine, stage="sample"
+    )
 
 
 def sampler_arguments(context: Context, adapter: Directory | None) -> dict[str, Any]:
@@ -92,13 +100,22 @@ class Sampler:
     ):
         self._device = prepare_device(model.numerics.device)
         loaded = model.load(self._device)
-        self._vae = load_vae(model.path, vae=vae, heads=model.heads, device=self._device, dtype=model.numerics.dtype)
+        self._vae = load_vae(
+            model.path, vae=vae, heads=model.heads, device=self._device, dtype=model.numerics.dtype
+        )
         self._extractor = load_extractor(extractor, self._device)
         self._settings, self._seed, self._batch_size = settings, seed, batch_size
         self._classes, self._model_labels = classes, np.array(model_labels)
-        self._shape = (loaded.dit.config.in_channels, loaded.dit.config.sample_size, loaded.dit.config.sample_size)
+        self._shape = (
+            loaded.dit.config.in_channels,
+            loaded.dit.config.sample_size,
+            loaded.dit.config.sample_size,
+        )
         self._predict = with_guidance(
-            loaded.predict, loaded.dit.null_label, scale=settings.guidance_scale, channels=settings.guidance_channels
+            loaded.predict,
+            loaded.dit.null_label,
+            scale=settings.guidance_scale,
+            channels=settings.guidance_channels,
         )
         self._timesteps, self._abar = respaced(settings.steps, settings.spacing), alphas_bar()
         self._starts = Starts.load(starts) if starts else None
@@ -122,7 +139,9 @@ class Sampler:
 
     @torch.inference_mode()
     def _denoise(self, label: np.ndarray, keys: list[tuple], starts: np.ndarray | None) -> np.ndarray:
-        """Latents (N, C, h, w). The batch is filled up to its full size, so that a short one gives the same bits."""
+        """Latents (N, C, h, w). The batch is filled up to its full size, so that a short one gives the same
+        bits.
+        """
         generators = [generator(*key) for key in keys]
         surplus = self._batch_size - len(generators)
 
@@ -144,4 +163,6 @@ class Sampler:
     @torch.inference_mode()
     def _decode(self, latents: np.ndarray) -> np.ndarray:
         """Pixels (N, 3, H, W) uint8, while another call of the actor denoises."""
-        return in_batches(lambda z: [to_pixels(self._vae.decode(z))], [latents], self._batch_size, self._device, DECODER)[0]
+        return in_batches(
+            lambda z: [to_pixels(self._vae.decode(z))], [latents], self._batch_size, self._device, DECODER
+        )[0]

@@ -1,7 +1,9 @@
-"""Where candidates start: stored inversions of chosen real images, in place of pure noise (`sample.start=inversion`).
+"""Where candidates start: stored inversions of chosen real images, in place of pure noise
+(`sample.start=inversion`).
 
-Beyond the paper, which uses inversions for matching alone. A start keeps what the image is down to its level and leaves the
-rest to the sampler; as many starts as candidates, spread over the class, reach regions that pure noise seldom ends in.
+Beyond the paper, which uses inversions for matching alone. A start keeps what the image is down to its level
+and leaves the rest to the sampler; as many starts as candidates, spread over the class, reach regions that
+pure noise seldom ends in.
 """
 
 from dataclasses import dataclass
@@ -25,10 +27,12 @@ CPUS_PER_TASK = 0.5
 
 @dataclass(frozen=True)
 class Starts:
-    """Inversions (N, C, h, w) float16 at `timestep`, scaled to unit variance over all of them, class after class.
+    """Inversions (N, C, h, w) float16 at `timestep`, scaled to unit variance over all of them, class after
+    class.
 
-    Latents are of unit variance at every level, and inversions of less: their errors shrink them. `noise` is the share of
-    fresh noise in the variance of a start; the share that leaves the inversion itself as it is fills up what it lacks.
+    Latents are of unit variance at every level, and inversions of less: their errors shrink them. `noise` is
+    the share of fresh noise in the variance of a start; the share that leaves the inversion itself as it is
+    fills up what it lacks.
     """
 
     timestep: int
@@ -38,7 +42,9 @@ class Starts:
     pool_ipc: int
 
     def save(self, out: Directory) -> None:
-        """Write them beside the candidates, for every actor to read: an actor that is started again needs no other."""
+        """Write them beside the candidates, for every actor to read: an actor that is started again needs no
+        other.
+        """
         numbers = {"timestep": self.timestep, "noise": self.noise, "pool_ipc": self.pool_ipc}
         arrays = {name: np.array(value) for name, value in numbers.items()}
         out.write(STARTS, safetensors.numpy.save(arrays | {"latents": self.latents, "offsets": self.offsets}))
@@ -50,7 +56,9 @@ class Starts:
         return cls(**arrays, **numbers)
 
     def rows(self, label: np.ndarray, subgroup: np.ndarray, index: np.ndarray) -> np.ndarray:
-        """The start of every candidate (B,): a class's starts are dealt out in order, again from the first when all are."""
+        """The start of every candidate (B,): a class's starts are dealt out in order, again from the first
+        when all are.
+        """
         counts = np.diff(self.offsets)[label]
         return self.offsets[label] + (subgroup * self.pool_ipc + index) % counts
 
@@ -64,7 +72,9 @@ def collect_starts(
     features: Directory,
     points: int,
 ) -> Starts:
-    """Choose `start_images` inverted images of every class by their features, and read their inversions at the level."""
+    """Choose `start_images` inverted images of every class by their features, and read their inversions at
+    the level.
+    """
     grid = inversion_grid(points)[1:].numpy()
     level = int(np.abs(grid - settings.start_level).argmin())
     names = part_names(inversions)
@@ -98,8 +108,9 @@ def collect_starts(
 
 
 def choose_images(features: np.ndarray, count: int, how: str, seed: int, name: str) -> np.ndarray:
-    """Places (count,) of the chosen images of a class with `features` (N, D), in a random order: so that the first of them
-    are spread as all are. k-means medoids, any, or those with the largest distance to their neighbours."""
+    """Places (count,) of the chosen images of a class with `features` (N, D), in a random order: so that the
+    first of them are spread as all are. k-means medoids, any, or those with the largest distance to their
+    neighbours."""
     if how == "medoids":
         chosen = coresets.medoids(features, count, "starts", seed, name)
     elif how == "sparse":
@@ -117,7 +128,12 @@ def _ids(inversions: Directory, name: str) -> list[tuple[int, str]]:
 
 
 @ray.remote(num_cpus=CPUS_PER_TASK)
-def _read(inversions: Directory, name: str, level: int, kept: list[bool]) -> list[tuple[tuple[int, str], np.ndarray]]:
+def _read(
+    inversions: Directory, name: str, level: int, kept: list[bool]
+) -> list[tuple[tuple[int, str], np.ndarray]]:
     """The inversions of the kept rows of a part at one level, by (label, image id)."""
     rows = tables.from_parquet(inversions.read(name), tables.INVERSIONS)
-    return [((int(rows["label"][row]), rows["image_id"][row]), rows["inversion"][row, level]) for row in np.flatnonzero(kept)]
+    return [
+        ((int(rows["label"][row]), rows["image_id"][row]), rows["inversion"][row, level])
+        for row in np.flatnonzero(kept)
+    ]

@@ -1,10 +1,10 @@
 """Features in Parquet, read by class: a run's own candidates and real images, or anybody's.
 
-    candidates   class (or label), subgroup, index, feature (D)
-    real         class (or label), feature (D): a row a real image, or a row a class where they are centroids already
+    candidates   class (or label), subgroup, index, feature (D) real         class (or label), feature (D): a
+    row a real image, or a row a class where they are centroids already
 
-Classes are strings or integers, features lists of numbers of one length. What is read is what a class needs: row groups
-without it are skipped, so that files sorted by class cost a reader its own classes alone.
+Classes are strings or integers, features lists of numbers of one length. What is read is what a class needs:
+row groups without it are skipped, so that files sorted by class cost a reader its own classes alone.
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,11 +37,15 @@ class FeatureTable:
     below: tuple[tuple[str, int], ...] = ()  # (key, limit): rows whose key is not below it count for nothing
 
     def index(self) -> tuple[list, np.ndarray, dict[str, np.ndarray]]:
-        """The classes, sorted; of every row, in the files' order, its class's place among them (N,), and its keys (N,)."""
+        """The classes, sorted; of every row, in the files' order, its class's place among them (N,), and its
+        keys (N,).
+        """
         table = self._rows([self.class_column, *self.keys])
         for name in table.column_names:
             if table[name].null_count:
-                raise InputError(f"{self.name}: column {name} has {table[name].null_count} empty values; fill or drop them")
+                raise InputError(
+                    f"{self.name}: column {name} has {table[name].null_count} empty values; fill or drop them"
+                )
         encoded = table[self.class_column].combine_chunks().dictionary_encode()
         found = encoded.dictionary.to_pylist()
         classes = sorted(found)
@@ -49,11 +53,14 @@ class FeatureTable:
         places = np.array([place[value] for value in found], dtype=np.int64)[encoded.indices.to_numpy()]
         return classes, places, {name: self._values(table, name) for name in self.keys}
 
-    def read(self, classes: Sequence, limit: int | None = None) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
-        """For each of `classes`, in their order, its keys and its features (n, D) float32, in the order of the keys.
+    def read(
+        self, classes: Sequence, limit: int | None = None
+    ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+        """For each of `classes`, in their order, its keys and its features (n, D) float32, in the order of
+        the keys.
 
-        At most `limit` rows are in memory at a time, and never fewer than a class. Raises InputError, naming the row,
-        for a feature of another length than the first, of NaN or infinity, or of zeros.
+        At most `limit` rows are in memory at a time, and never fewer than a class. Raises InputError, naming
+        the row, for a feature of another length than the first, of NaN or infinity, or of zeros.
         """
         for batch in self._batches(classes, limit):
             wanted = pc.field(self.class_column).isin(pa.array(list(batch)))
@@ -64,7 +71,11 @@ class FeatureTable:
             del table
             order = np.lexsort((*reversed(list(keys.values())), of_rows))
             for value in batch:
-                rows = order[np.searchsorted(of_rows[order], value, "left") : np.searchsorted(of_rows[order], value, "right")]
+                rows = order[
+                    np.searchsorted(of_rows[order], value, "left") : np.searchsorted(
+                        of_rows[order], value, "right"
+                    )
+                ]
                 yield {name: column[rows] for name, column in keys.items()}, features[rows]
 
     def _batches(self, classes: Sequence, limit: int | None) -> Iterator[list]:
@@ -97,9 +108,13 @@ class FeatureTable:
         values = table[name].to_numpy()
         return values.astype(str) if values.dtype == object else values
 
-    def _features(self, column: pa.ChunkedArray, classes: np.ndarray, keys: dict[str, np.ndarray]) -> np.ndarray:
+    def _features(
+        self, column: pa.ChunkedArray, classes: np.ndarray, keys: dict[str, np.ndarray]
+    ) -> np.ndarray:
         def at(row: int) -> str:
-            return ", ".join([f"class {classes[row]!s}", *(f"{name} {values[row]}" for name, values in keys.items())])
+            return ", ".join(
+                [f"class {classes[row]!s}", *(f"{name} {values[row]}" for name, values in keys.items())]
+            )
 
         features, start = np.empty((len(column), self.width), np.float32), 0
         for chunk in column.chunks:
@@ -118,7 +133,9 @@ class FeatureTable:
         if (wrong := np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))).size:
             row = int(wrong[0])
             what = "zero" if norms[row] == 0 else "not finite"
-            raise InputError(f"{self.name}: the feature of {at(row)} is {what}; extract it again or remove the row")
+            raise InputError(
+                f"{self.name}: the feature of {at(row)} is {what}; extract it again or remove the row"
+            )
         return features
 
 
@@ -138,9 +155,11 @@ def open_candidates(
 ) -> Candidates:
     """The pool in two tables, see open_features; `names` are theirs in errors.
 
-    `below` limits the candidates' keys: with subgroup=5 and index=10 those of the first 5 subgroups and 10 images count.
+    `below` limits the candidates' keys: with subgroup=5 and index=10 those of the first 5 subgroups and 10
+    images count.
 
-    Raises InputError for what can't be read, for tables that do not fit each other, and for candidates that stand twice.
+    Raises InputError for what can't be read, for tables that do not fit each other, and for candidates that
+    stand twice.
     """
     limits = tuple((key, limit) for key, limit in below.items() if limit is not None)
     pool = replace(open_features(candidates, names[0], CANDIDATE_KEYS), below=limits)
@@ -161,16 +180,23 @@ def _check_tables(candidates: FeatureTable, real: FeatureTable) -> Candidates:
             f"{type(classes[0]).__name__}; write them alike"
         )
     if missing := sorted(set(classes) - set(real_classes)):
-        raise InputError(f"{real.name}: no real image of class {_few(missing)}, which has candidates; add some")
+        raise InputError(
+            f"{real.name}: no real image of class {_few(missing)}, which has candidates; add some"
+        )
     if missing := sorted(set(real_classes) - set(classes)):
-        raise InputError(f"{candidates.name}: no candidate of class {_few(missing)}, which has real images; add some")
+        raise InputError(
+            f"{candidates.name}: no candidate of class {_few(missing)}, which has real images; add some"
+        )
     subgroup, index = keys["subgroup"], keys["index"]
     order = np.lexsort((index, subgroup, places))
     ordered = np.stack([places[order], subgroup[order], index[order]])
     if (twice := np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).all(axis=0))).size:
         at, g, k = ordered[:, twice[0]]
-        raise InputError(f"{candidates.name}: class {classes[at]}, subgroup {g}, index {k} stands twice; keep one row")
-    first = np.flatnonzero(np.r_[True, (ordered[:2, 1:] != ordered[:2, :-1]).any(axis=0)])  # row of each subgroup
+        raise InputError(
+            f"{candidates.name}: class {classes[at]}, subgroup {g}, index {k} stands twice; keep one row"
+        )
+    # row of each subgroup
+    first = np.flatnonzero(np.r_[True, (ordered[:2, 1:] != ordered[:2, :-1]).any(axis=0)])
     return Candidates(candidates, real, tuple(classes), np.bincount(places), np.bincount(ordered[0][first]))
 
 
@@ -181,19 +207,26 @@ def _few(values: list) -> str:
 def open_features(location: str | Directory, name: str, keys: tuple[str, ...]) -> FeatureTable:
     """The table at a path or URI: a Parquet file, or a folder of them at any depth.
 
-    Raises InputError for what is missing or is no Parquet, and for columns that are missing or of the wrong kind.
+    Raises InputError for what is missing or is no Parquet, and for columns that are missing or of the wrong
+    kind.
     """
     directory = open_directory(location) if isinstance(location, str) else location
     location = directory.uri
     path = directory.path
     try:
         kind = directory.kind
-        files = [path] if kind == fs.FileType.File else [f"{path}/{n}" for n in directory.files() if n.endswith(".parquet")]
+        files = (
+            [path]
+            if kind == fs.FileType.File
+            else [f"{path}/{n}" for n in directory.files() if n.endswith(".parquet")]
+        )
     except OSError as error:
         raise InputError(f"{name}: {location} can't be read: {' '.join(str(error).split())}") from error
     if not files:
         missing = kind == fs.FileType.NotFound
-        raise InputError(f"{name}: {location} {'does not exist' if missing else 'holds no .parquet file'}; name one")
+        raise InputError(
+            f"{name}: {location} {'does not exist' if missing else 'holds no .parquet file'}; name one"
+        )
 
     def look() -> tuple[pa.Schema, pa.Table]:
         dataset = pads.dataset(files, format="parquet", filesystem=directory.filesystem)
@@ -202,7 +235,9 @@ def open_features(location: str | Directory, name: str, keys: tuple[str, ...]) -
     try:
         schema, first = directory.patiently(look)
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{name}: {location} is no readable Parquet: {' '.join(str(error).split())[:200]}") from error
+        raise InputError(
+            f"{name}: {location} is no readable Parquet: {' '.join(str(error).split())[:200]}"
+        ) from error
     class_column = _check_columns(schema, name, keys)
     if not len(first):
         raise InputError(f"{name}: {location} has no rows")
@@ -221,7 +256,9 @@ def _check_columns(schema: pa.Schema, name: str, keys: tuple[str, ...]) -> str:
     if missing := ([] if class_column else ["class"]) + [c for c in (*keys, FEATURE) if c not in columns]:
         raise InputError(f"{name}: no column {', '.join(missing)}; it holds {', '.join(columns)}")
     of_class = columns[class_column]
-    if not (pa.types.is_integer(of_class) or pa.types.is_string(of_class) or pa.types.is_large_string(of_class)):
+    if not (
+        pa.types.is_integer(of_class) or pa.types.is_string(of_class) or pa.types.is_large_string(of_class)
+    ):
         raise InputError(f"{name}: column {class_column} holds {of_class}; classes are strings or integers")
     for key in keys:
         if not pa.types.is_integer(columns[key]):

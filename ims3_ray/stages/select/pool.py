@@ -1,7 +1,9 @@
-"""The S³ actor pool: classes split over actors, each with the centroids of its own classes, read from Parquet.
+"""The S³ actor pool: classes split over actors, each with the centroids of its own classes, read from
+Parquet.
 
-An actor reads the features of its own classes alone, in portions that fit its memory. Its answers depend on the
-arguments of a call alone: a killed actor is started again by Ray, reads the same files and answers the same.
+An actor reads the features of its own classes alone, in portions that fit its memory. Its answers depend on
+the arguments of a call alone: a killed actor is started again by Ray, reads the same files and answers the
+same.
 """
 
 import os
@@ -63,7 +65,9 @@ class ClassRange:
         tables = source.pool.candidates.read(values, rows), source.pool.real.read(values, rows)
         for label, (keys, features), (_, of_real) in zip(ids, *tables, strict=True):
             name = source.names[label]
-            found, of_class = subgroup_centroids(features, keys["subgroup"], label=f"candidates of class {name!r}")
+            found, of_class = subgroup_centroids(
+                features, keys["subgroup"], label=f"candidates of class {name!r}"
+            )
             self._subgroups.append(found)
             centroids.append(of_class)
             kept = of_real[permutation(len(of_real), "real", source.seed, name)[: settings.real_images]]
@@ -102,7 +106,9 @@ class ClassRange:
         return self._real
 
     def images_of(self, choice) -> list[np.ndarray]:
-        """For each class the places (K_i,), among its images, of those of the subgroup that `choice` (C,) selects."""
+        """For each class the places (K_i,), among its images, of those of the subgroup that `choice` (C,)
+        selects.
+        """
         own = [ids[g] for ids, g in zip(self._subgroups, choice[self.ids.start : self.ids.stop], strict=True)]
         return [np.flatnonzero(keys["subgroup"] == g) for keys, g in zip(self._keys, own, strict=True)]
 
@@ -115,7 +121,9 @@ class ClassRange:
         """Process id, and the most memory that the process has held, in bytes."""
         return os.getpid(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
 
-    def _without_copies(self, keys: dict, features: np.ndarray, real: np.ndarray, name: str) -> tuple[dict, np.ndarray]:
+    def _without_copies(
+        self, keys: dict, features: np.ndarray, real: np.ndarray, name: str
+    ) -> tuple[dict, np.ndarray]:
         """The candidates that are no copies of real images; InputError where fewer than ipc are left."""
         self._check_real(real, 1, "select.exclude_copies", name)
         kept = ~copies(real, features)[1]
@@ -127,7 +135,10 @@ class ClassRange:
         return {key: column[kept] for key, column in keys.items()}, features[kept]
 
     def _covers(self, images: np.ndarray, real: np.ndarray, name: str) -> np.ndarray:
-        settings, units = self.source.settings, unit_rows(real, f"real images of class {name!r}").astype(np.float32)
+        settings, units = (
+            self.source.settings,
+            unit_rows(real, f"real images of class {name!r}").astype(np.float32),
+        )
         if settings.coverage_by == "distance":
             return closeness_table(images, units)
         self._check_real(real, settings.coverage_neighbours, "select.coverage_neighbours", name)
@@ -135,12 +146,16 @@ class ClassRange:
 
     def _check_real(self, real: np.ndarray, k: int, field: str, name: str) -> None:
         if len(real) <= k:
-            raise InputError(f"{field}: needs more than {k} real images a class; class {name!r} has {len(real)}")
+            raise InputError(
+                f"{field}: needs more than {k} real images a class; class {name!r} has {len(real)}"
+            )
 
 
 @ray.remote(max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")
 class ShardActor:
-    """A ClassRange, read when the actor is first asked: an actor that was started again is told by the question itself."""
+    """A ClassRange, read when the actor is first asked: an actor that was started again is told by the
+    question itself.
+    """
 
     def __init__(self):
         self._held: ClassRange | None = None
@@ -159,8 +174,8 @@ def ask_range(held: ClassRange, part: str, method: str, *arguments: Any) -> Any:
 class ShardPool:
     """The actors of a source. `call("groups")` is what selection_rounds.solve takes.
 
-    Where one shard is asked for (workers.shards=1) and holds all, this process is it: starting an actor takes longer than
-    a small selection, and a sweep makes many.
+    Where one shard is asked for (workers.shards=1) and holds all, this process is it: starting an actor takes
+    longer than a small selection, and a sweep makes many.
     """
 
     def __init__(self, source: Source, machine: Machine):
@@ -168,7 +183,11 @@ class ShardPool:
         shards, self._rows = split(source, machine.shards)
         self.ranges = split_classes(len(source.names), shards)
         cpus = min(CPUS_PER_SHARD, SHARE_OF_CPUS * machine.cpus / len(self.ranges))
-        self._here = ClassRange(source, self.ranges[0], self._rows) if machine.workers.shards == len(self.ranges) == 1 else None
+        self._here = (
+            ClassRange(source, self.ranges[0], self._rows)
+            if machine.workers.shards == len(self.ranges) == 1
+            else None
+        )
         if self._here:
             return
         self._source = ray.put(source)
@@ -183,13 +202,17 @@ class ShardPool:
         """Ask that part of every actor; gives handles of the answers, in the order of the classes."""
         shared = [ray.put(argument) for argument in arguments]  # once, not once an actor
         asked = zip(self._actors, self.ranges, strict=True)
-        return [actor.ask.remote(self._source, ids, self._rows, part, method, *shared) for actor, ids in asked]
+        return [
+            actor.ask.remote(self._source, ids, self._rows, part, method, *shared) for actor, ids in asked
+        ]
 
     def call(self, part: str) -> Callable[..., list[Any]]:
         """`call(method, *arguments) -> list of answers, one an actor`, of that part of every actor."""
         if self._here:
             return lambda method, *arguments: [ask_range(self._here, part, method, *arguments)]
-        return lambda method, *arguments: ray.get(self.submit(part, method, *arguments), timeout=ANSWER_WITHIN_S)
+        return lambda method, *arguments: ray.get(
+            self.submit(part, method, *arguments), timeout=ANSWER_WITHIN_S
+        )
 
 
 def split(source: Source, at_least: int) -> tuple[int, int]:
@@ -213,5 +236,7 @@ def split(source: Source, at_least: int) -> tuple[int, int]:
             return len(ranges), int((budget - fixed - largest) / (COPIES_OF_ROWS * row))
         if len(ranges) < shards:
             needed = (fixed + reading + largest) / 1e9
-            raise InputError(f"select.memory: {source.settings.memory} GB an actor is too little; at least {needed:.1f} GB")
+            raise InputError(
+                f"select.memory: {source.settings.memory} GB an actor is too little; at least {needed:.1f} GB"
+            )
         shards += 1

@@ -1,4 +1,6 @@
-"""S³ on a cluster, for anybody's candidates: check the tables, select on the actor pool, certify, and say it as data."""
+"""S³ on a cluster, for anybody's candidates: check the tables, select on the actor pool, certify, and say it
+as data.
+"""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -42,18 +44,23 @@ def select_features(
     machine: Machine,
     names: tuple[str, ...] | None = None,
 ) -> Selected:
-    """Select from a pool of candidates. `names` are the classes' names where the tables hold class ids 0, 1, …
+    """Select from a pool of candidates. `names` are the classes' names where the tables hold class ids 0, 1,
+    …
 
-    Raises InputError for settings that do not fit the pool, for features that are no use, and where ε is 0 and two
-    centroids coincide.
+    Raises InputError for settings that do not fit the pool, for features that are no use, and where ε is 0
+    and two centroids coincide.
     """
     num_subgroups = int(pool.num_subgroups.sum())
     if settings.solver == "exact" and num_subgroups > MOST_ROWS:
-        raise InputError(f"select.solver: exact takes up to {MOST_ROWS} subgroups in all, here are {num_subgroups}; use rounds")
+        raise InputError(
+            f"select.solver: exact takes up to {MOST_ROWS} subgroups in all, here are {num_subgroups}; use rounds"
+        )
     names = names or tuple(map(str, pool.classes))
     fewest = int(pool.num_images.argmin())
     if settings.unit == "image" and ipc > pool.num_images[fewest]:
-        raise InputError(f"ipc: {ipc} images are more than the {pool.num_images[fewest]} candidates of class {names[fewest]!r}")
+        raise InputError(
+            f"ipc: {ipc} images are more than the {pool.num_images[fewest]} candidates of class {names[fewest]!r}"
+        )
     source = Source(pool, names, settings, ipc, seed)
     with bar("select", None, "rounds") as shown:
         try:
@@ -64,7 +71,8 @@ def select_features(
 
 def _select(source: Source, pool: ShardPool, shown: Any) -> Selected:
     ask, groups = pool.call("range"), _counting(pool.call("groups"), shown)
-    subgroups = [ids for of_actor in ask("subgroups") for ids in of_actor]  # the first question reads the features
+    # the first question reads the features
+    subgroups = [ids for of_actor in ask("subgroups") for ids in of_actor]
     distances = [d for of_actor in ask("distances") for d in of_actor]
     run = run_here if pool.is_here else run_tasks
     selection = _solve(source, ask, groups, run)
@@ -72,7 +80,11 @@ def _select(source: Source, pool: ShardPool, shown: Any) -> Selected:
     per_class: dict[str, Any] = {}
     for name, ids, d, g in zip(source.names, subgroups, distances, selection.choice, strict=True):
         chosen[name] = int(ids[g])
-        per_class[name] = {"subgroups": ids.tolist(), "distances_to_real": d.tolist(), "distance_to_real": float(d[g])}
+        per_class[name] = {
+            "subgroups": ids.tolist(),
+            "distances_to_real": d.tolist(),
+            "distance_to_real": float(d[g]),
+        }
     compared: dict[str, Any] = {}
     if source.settings.unit == "image":
         selection, compared, chosen, found = _select_images(source, pool, selection, shown)
@@ -89,7 +101,9 @@ def _solve(source: Source, ask: Any, groups: Any, run: Any) -> Selection:
     if not _is_exact(source.settings, int(source.pool.num_subgroups.sum())):
         return solve(groups, source.objective, walked=source.settings.neighbours is None, **restarts)
     held = fetch_pools(groups, 0, len(source.names), np.concatenate(groups("sizes")))
-    return run(branch_and_bound, [(held, np.concatenate(ask("real_centroids")), source.objective)], **restarts)[0]
+    return run(
+        branch_and_bound, [(held, np.concatenate(ask("real_centroids")), source.objective)], **restarts
+    )[0]
 
 
 def _is_exact(settings: Select, num_subgroups: int) -> bool:
@@ -122,8 +136,8 @@ def _select_images(
 ) -> tuple[Selection, dict[str, Any], dict[str, list], list[float]]:
     """Swaps of single images, from those of the selected subgroups `groups` where these have ipc images each.
 
-    Gives the selection, the same objective of the selected subgroups, (subgroup, index) of the chosen images by class,
-    and the distance of each class's centroid to its real one.
+    Gives the selection, the same objective of the selected subgroups, (subgroup, index) of the chosen images
+    by class, and the distance of each class's centroid to its real one.
     """
     ask, images = pool.call("range"), _counting(pool.call("images"), shown)
     members = [rows for of_actor in ask("images_of", groups.choice) for rows in of_actor]
@@ -156,7 +170,10 @@ def certify_pool(groups: Any, selection: Selection, source: Source, run: Any = N
 
 def run_here(function: Any, arguments: list[tuple], **options: Any) -> list[Any]:
     """`run_tasks` without a task: where the selection itself is in this process, none should wait for a core."""
-    return [function(*(ray.get(v) if isinstance(v, ray.ObjectRef) else v for v in values), **options) for values in arguments]
+    return [
+        function(*(ray.get(v) if isinstance(v, ray.ObjectRef) else v for v in values), **options)
+        for values in arguments
+    ]
 
 
 def run_tasks(function: Any, arguments: list[tuple], **options: Any) -> list[Any]:

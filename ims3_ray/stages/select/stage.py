@@ -1,4 +1,6 @@
-"""Select one subgroup a class (S³, Eq. 8–11). Reads features of candidates and real images, makes a selection."""
+"""Select one subgroup a class (S³, Eq. 8–11). Reads features of candidates and real images, makes a
+selection.
+"""
 
 from typing import Any
 
@@ -14,7 +16,8 @@ VERSION = 4  # 4: the first ipc images of the first select.subgroups
 def run(context: Context, out: Directory, candidates: Directory, features: Directory) -> dict[str, Any]:
     """Write selection.json: what is chosen, the objective and its terms, bound and gap, solver and settings."""
     config = context.config
-    by_subgroup = config.select.unit == "subgroup"  # of which the first ipc images count; single images are taken from all
+    # of which the first ipc images count; single images are taken from all
+    by_subgroup = config.select.unit == "subgroup"
     below = {"subgroup": config.select.subgroups, "index": config.ipc if by_subgroup else None}
     made = select_features(
         open_candidates(candidates, features, ("candidates", "features"), **below),

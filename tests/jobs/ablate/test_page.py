@@ -1,4 +1,6 @@
-"""The page, tables and figures of an ablation: they agree, claim what the numbers allow, and treat names as text."""
+"""The page, tables and figures of an ablation: they agree, claim what the numbers allow, and treat names as
+text.
+"""
 
 import csv
 import re
@@ -34,7 +36,10 @@ def row(name, gain=0.0, *, real=False, seed=0, seeds=SEEDS, **changes):
         "is_real": real,
         "note": f"note of {name}",
         "accuracy": {str(ipc): {"last": scores(), "best": scores()} for ipc in IPCS},
-        "metrics": {str(ipc): {"coverage": around(0.4), "copy_rate": around(0.1), "recall": [None] * seeds} for ipc in IPCS},
+        "metrics": {
+            str(ipc): {"coverage": around(0.4), "copy_rate": around(0.1), "recall": [None] * seeds}
+            for ipc in IPCS
+        },
         "pool": {
             "coverage": around(0.5),
             "low_density_coverage": around(0.3),
@@ -58,8 +63,12 @@ def document(*rows, **changes):
         "device": "a device",
         "written": "2026-01-01T00:00:00Z",
         "recipe": "tiny",
-        "rows": list(rows) or [row("DiT"), row("IM + S³", 0.03, seed=1), row("medoids", 0.05, seed=2, real=True)],
-        "yardsticks": {"random": {"coverage": 0.6, "deciles": [0.6] * 10}, "ceiling": {"coverage": 0.9, "deciles": [0.9] * 10}},
+        "rows": list(rows)
+        or [row("DiT"), row("IM + S³", 0.03, seed=1), row("medoids", 0.05, seed=2, real=True)],
+        "yardsticks": {
+            "random": {"coverage": 0.6, "deciles": [0.6] * 10},
+            "ceiling": {"coverage": 0.9, "deciles": [0.9] * 10},
+        },
     } | changes
 
 
@@ -72,7 +81,8 @@ def test_the_page_fetches_and_runs_nothing_and_is_the_same_every_time():
     found = Page(page)
     assert "script" not in {tag for tag, _ in found.elements}
     links = found.values("src", "href", "xlink:href")
-    assert links and all(link.startswith(("data:image/", "#")) for link in links)
+    assert links
+    assert all(link.startswith(("data:image/", "#")) for link in links)
     ids = found.values("id")
     assert len(ids) == len(set(ids))
     assert {link[1:] for link in links} <= set(ids)
@@ -81,7 +91,10 @@ def test_the_page_fetches_and_runs_nothing_and_is_the_same_every_time():
 
 def test_names_and_notes_are_shown_as_they_are_and_do_nothing():
     names = (HOSTILE, TEMPLATE, FORMULA)
-    rows = [row("DiT"), *(row(name, 0.02, seed=i, note=name, overrides={name: name}) for i, name in enumerate(names))]
+    rows = [
+        row("DiT"),
+        *(row(name, 0.02, seed=i, note=name, overrides={name: name}) for i, name in enumerate(names)),
+    ]
     shown = document(*rows, device=HOSTILE, recipe=HOSTILE)
     page = render_ablation(shown, {HOSTILE: [png()]})
     text = Page(page).text
@@ -142,7 +155,9 @@ def test_what_failed_is_a_dash_in_every_table_and_is_counted():
 def test_the_page_says_what_was_not_measured():
     bare = [row("DiT", pool=None, seconds=None, device_seconds=None, metrics=None)]
     text = Page(
-        render_ablation(document(*bare, row("IM", 0.1, seed=1, pool=None, seconds=None, device_seconds=None, metrics={})))
+        render_ablation(
+            document(*bare, row("IM", 0.1, seed=1, pool=None, seconds=None, device_seconds=None, metrics={}))
+        )
     )
     assert "No pool was measured" in text.text
     assert "No row was timed" in text.text
@@ -151,7 +166,9 @@ def test_the_page_says_what_was_not_measured():
 def test_csv_page_markdown_and_mlflow_show_the_same_numbers():
     shown = document()
     cell = compare(shown).cells["IM + S³", 10]
-    lines = {(line["row"], line["ipc"], line["metric"]): line for line in csv.DictReader(StringIO(long_csv(shown)))}
+    lines = {
+        (line["row"], line["ipc"], line["metric"]): line for line in csv.DictReader(StringIO(long_csv(shown)))
+    }
     line = lines["IM + S³", "10", "accuracy"]
     assert float(line["mean"]) == cell.accuracy.mean
     assert float(line["difference_interval"]) == cell.difference.interval
@@ -179,7 +196,9 @@ def test_mlflow_takes_every_name_and_no_two_rows_share_one():
     from mlflow.utils.validation import _validate_metric_name
 
     names = ["+IM", "|IM", "..", "/", "³"]
-    figures = metrics_for_mlflow(document(row("DiT"), *(row(name, 0.01, seed=i) for i, name in enumerate(names))))
+    figures = metrics_for_mlflow(
+        document(row("DiT"), *(row(name, 0.01, seed=i) for i, name in enumerate(names)))
+    )
     for name in figures:
         _validate_metric_name(name)
     rows = {name.split("/")[1] for name in figures}

@@ -1,4 +1,6 @@
-"""The plain way of training a classifier, which this project's is measured beside: the same protocol, the same views."""
+"""The plain way of training a classifier, which this project's is measured beside: the same protocol, the
+same views.
+"""
 
 import numpy as np
 import pytest
@@ -17,7 +19,9 @@ def _seeded(seed: int = 0) -> torch.Generator:
 
 
 def _spread_apart(found: torch.Tensor, expected: torch.Tensor, rounding: float = 0.0) -> tuple[float, float]:
-    """Of draws (N, ...): largest distance of means beyond `rounding` in standard errors, and of deviations as a share."""
+    """Of draws (N, ...): largest distance of means beyond `rounding` in standard errors, and of deviations as
+    a share.
+    """
     error = (found.var(0) / len(found) + expected.var(0) / len(expected)).sqrt()
     means = ((found.mean(0) - expected.mean(0)).abs() - rounding).clamp(min=0) / error
     return means.max().item(), (found.std(0) / expected.std(0) - 1).abs().max().item()
@@ -28,7 +32,9 @@ def test_whole_views_have_the_means_and_deviations_of_the_pil_path(name):
     rules = protocol(name).model_copy(update={"image_size": 8})
     # A smooth image of middling values: PIL rounds and clips where the published colour operations do not.
     ramp = np.linspace(100, 150, 8)
-    image = np.stack((ramp[:, None] + 0 * ramp, 0 * ramp[:, None] + ramp, (ramp[:, None] + ramp) / 2), -1).astype(np.uint8)
+    image = np.stack(
+        (ramp[:, None] + 0 * ramp, 0 * ramp[:, None] + ramp, (ramp[:, None] + ramp) / 2), -1
+    ).astype(np.uint8)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         view = training_view(rules)
@@ -45,9 +51,12 @@ def test_the_plain_cutmix_shares_areas_out_as_the_batched_one():
     plain = torch.tensor([mixed(images.clone(), labels, 1.0, draws)[2] for _ in range(3000)])
     batched = torch.stack([cutmix(images, labels, 1.0, generator)[2] for _ in range(3000)])
     means, deviations = _spread_apart(batched, plain)
-    assert means < 4 and deviations < 0.1
+    assert means < 4
+    assert deviations < 0.1
     whole, partners, own = mixed(images.clone(), labels, 0.0, draws)
-    assert torch.equal(whole, images) and own == 1 and torch.equal(partners, labels)
+    assert torch.equal(whole, images)
+    assert own == 1
+    assert torch.equal(partners, labels)
 
 
 def test_stock_modules_make_the_same_network():

@@ -1,4 +1,6 @@
-"""jobs/bench.py on a tiny random model: both sides do their work and are told apart. No figure of speed is tested."""
+"""jobs/bench.py on a tiny random model: both sides do their work and are told apart. No figure of speed is
+tested.
+"""
 
 import io
 import json
@@ -26,13 +28,26 @@ from ims3_ray.storage.artifacts import open_directory
 TINY = ["--random-init", "--size", "tiny", "--repetitions", "2", "--seconds", "0.01"]
 SMALL = ["ipc=2", "sample.steps=3", "invert.points=3", "finetune.log_every=2"]
 SMALL += [f"{stage}.batch_size={{cpu: 4, cuda: 4}}" for stage in ("sample", "encode", "invert", "embed")]
-KEYS = {"what", "date", "device", "hardware", "versions", "model", "parameters", "image_size", "repetitions", "recipe"}
+KEYS = {
+    "what",
+    "date",
+    "device",
+    "hardware",
+    "versions",
+    "model",
+    "parameters",
+    "image_size",
+    "repetitions",
+    "recipe",
+}
 
 
 def benched(folder, *words):
     """The document of a bench on the tiny model, made once below `folder`."""
     out = folder / "figures.json"
-    assert run_command("bench", [*TINY, *words, "--work", str(folder / "work"), "--out", str(out), *SMALL]) == 0
+    assert (
+        run_command("bench", [*TINY, *words, "--work", str(folder / "work"), "--out", str(out), *SMALL]) == 0
+    )
     return json.loads(out.read_text())
 
 
@@ -43,29 +58,49 @@ def work(tmp_path_factory):
 
 @pytest.fixture
 def context(ray_cluster, tiny_model, tiny_images, tmp_path):
-    places = {"data.train": str(tiny_images / "train"), "model.path": str(tiny_model), "embed.extractor": str(tiny_model)}
+    places = {
+        "data.train": str(tiny_images / "train"),
+        "model.path": str(tiny_model),
+        "embed.extractor": str(tiny_model),
+    }
     small = {"ipc": 2, "sample.steps": 3, "sample.batch_size": {"cpu": 4, "cuda": 4}, "invert.points": 3}
-    config = load_config("digits", places | small | {"evaluate.protocol": "none", "storage": str(tmp_path / "storage")})
+    config = load_config(
+        "digits", places | small | {"evaluate.protocol": "none", "storage": str(tmp_path / "storage")}
+    )
     return preparation.prepare(config, cluster.machine(config.workers))
 
 
 @pytest.mark.parametrize("stage", ["sample", "finetune", "encode", "invert"])
 def test_the_bench_of_a_stage_measures_both_sides(ray_cluster, work, stage, capsys):
     document = benched(work, stage)
-    assert KEYS | {"sides"} == set(document) and document["what"] == stage
-    assert document["device"]["matrix_rate"] > 0 and document["device"]["copy_bandwidth"] > 0
-    assert [s["name"] for s in document["sides"]] == ["own"] * (2 if stage == "finetune" else 1) + ["published"]
+    assert KEYS | {"sides"} == set(document)
+    assert document["what"] == stage
+    assert document["device"]["matrix_rate"] > 0
+    assert document["device"]["copy_bandwidth"] > 0
+    assert [s["name"] for s in document["sides"]] == ["own"] * (2 if stage == "finetune" else 1) + [
+        "published"
+    ]
     for side in document["sides"]:
-        assert len(side["rates"]) == 2 and min(side["rates"]) > 0 and side["images_per_s"] > 0 and side["ratio"] > 0
-        assert side["peak_memory_bytes"] > 0 and side["load_s"] > 0 and side["warm_up_s"] >= 0 and side["matrix_share"] > 0
+        assert len(side["rates"]) == 2
+        assert min(side["rates"]) > 0
+        assert side["images_per_s"] > 0
+        assert side["ratio"] > 0
+        assert side["peak_memory_bytes"] > 0
+        assert side["load_s"] > 0
+        assert side["warm_up_s"] >= 0
+        assert side["matrix_share"] > 0
         assert (side["checkpoint_bytes"] is not None) == (stage == "finetune")
     shown = capsys.readouterr().out
-    assert "one thread" in shown and "| own |" in shown and "| published |" in shown
+    assert "one thread" in shown
+    assert "| own |" in shown
+    assert "| published |" in shown
 
 
 @pytest.mark.slow
 def test_the_bench_of_the_pipeline_tells_start_and_rate_apart(ray_cluster, work, capsys):
-    document = benched(work, "pipeline", "--repetitions", "1", "--stages", "invert,finetune", "--batches", "3")
+    document = benched(
+        work, "pipeline", "--repetitions", "1", "--stages", "invert,finetune", "--batches", "3"
+    )
     assert [o["stage"] for o in document["stages"]] == ["invert", "finetune"]
     for o in document["stages"]:
         assert min(o["bare_images_per_s"], o["ray_images_per_s"], o["ratio"], o["start_s"], o["whole_s"]) > 0
@@ -78,7 +113,9 @@ def test_batch_sizes_and_the_published_settings_are_chosen(ray_cluster, work, ca
 
 
 def test_both_sides_of_sampling_draw_images_of_one_kind(context, tmp_path):
-    own, published = (make(context, "sample", open_directory(str(tmp_path))) for make in (own_side, published_side))
+    own, published = (
+        make(context, "sample", open_directory(str(tmp_path))) for make in (own_side, published_side)
+    )
     drawn, _ = own.build(**own.arguments)()
     theirs = published.build(**published.arguments)()
     assert (len(drawn["image"]), len(theirs)) == (own.images, published.images) == (4, 10)
@@ -87,10 +124,13 @@ def test_both_sides_of_sampling_draw_images_of_one_kind(context, tmp_path):
 
 def test_both_sides_of_encoding_and_inversion_make_the_same_kind_of_latents(context, tmp_path):
     for stage, column in (("encode", "mean"), ("invert", "inversion")):
-        own, published = (make(context, stage, open_directory(str(tmp_path / stage))) for make in (own_side, published_side))
+        own, published = (
+            make(context, stage, open_directory(str(tmp_path / stage))) for make in (own_side, published_side)
+        )
         made, _ = own.build(**own.arguments)()
         theirs = published.build(**published.arguments)()
-        assert len(theirs) == published.images and len(made[column]) == own.images
+        assert len(theirs) == published.images
+        assert len(made[column]) == own.images
         assert {one.shape for one in theirs} == {(1, *made[column].shape[1:])}
 
 
@@ -107,7 +147,8 @@ def test_published_fine_tuning_averages_all_parameters_and_spares_none_its_gradi
         torch.testing.assert_close(averages[name].detach(), expected)
         assert parameter.requires_grad
         if name not in tuned:
-            assert parameter.grad is not None and torch.equal(parameter.detach(), before[name])
+            assert parameter.grad is not None
+            assert torch.equal(parameter.detach(), before[name])
     assert any(not torch.equal(parameters[name].detach(), before[name]) for name in tuned)
     own = own_side(context, "finetune", open_directory(str(tmp_path / "own")))
     assert saved_bytes(own.build(**own.arguments).checkpoint()) > 0
@@ -125,7 +166,13 @@ def test_freezing_saves_the_gradients_of_matrices(context):
 
 def test_the_largest_size_is_dit_xl():
     size = models.SIZES["XL/2"]
-    assert (size.hidden_size, size.depth, size.heads, size.sample_size, size.num_classes) == (1152, 28, 16, 32, 1000)
+    assert (size.hidden_size, size.depth, size.heads, size.sample_size, size.num_classes) == (
+        1152,
+        28,
+        16,
+        32,
+        1000,
+    )
     assert (size.vae_channels, size.vae_layers, size.image_size) == ((128, 256, 512, 512), 2, 256)
 
 
@@ -143,8 +190,11 @@ def test_random_weights_and_images_belong_to_their_seed(tmp_path):
 def test_the_device_is_measured_on_one_thread_and_threads_are_given_back():
     threads = torch.get_num_threads()
     figures = measure_device("cpu")
-    assert figures.matrix_rate > 0 and figures.copy_bandwidth > 0 and figures.name
-    assert "fp32" in figures.line() and "one thread" in figures.line()
+    assert figures.matrix_rate > 0
+    assert figures.copy_bandwidth > 0
+    assert figures.name
+    assert "fp32" in figures.line()
+    assert "one thread" in figures.line()
     assert matrix_rate("cpu", torch.float32, 64, seconds=0.01) > 0
     assert torch.get_num_threads() == threads
 
@@ -206,7 +256,8 @@ def test_a_stage_whose_batch_does_not_fit_says_so_from_its_pool(context, tmp_pat
 def test_bad_words_give_one_line_and_exit_code_2(words, named, capsys):
     assert run_command("bench", words) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
     for word in named:
         assert word in error, (word, error)
 

@@ -10,14 +10,29 @@ import pytest
 import torch
 from diffusers import DiTPipeline
 from safetensors.torch import load_file
-from tiny_generator import NAMES, WEIGHTS, diffusers_folder, inputs, original_file, small_adapter, small_dit, small_vae
+from tiny_generator import (
+    NAMES,
+    WEIGHTS,
+    diffusers_folder,
+    inputs,
+    original_file,
+    small_adapter,
+    small_dit,
+    small_vae,
+)
 
 from ims3_ray.cli import main
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.method import difffit
 from ims3_ray.method.ddim import ddim_step, noise_of, with_guidance
 from ims3_ray.method.schedule import alphas_bar
-from ims3_ray.models.generator import Generator, inspect_generator, load_generator, load_transformer, save_pipeline
+from ims3_ray.models.generator import (
+    Generator,
+    inspect_generator,
+    load_generator,
+    load_transformer,
+    save_pipeline,
+)
 from ims3_ray.stages.finetune import stage as finetune
 
 ROOT = Path(__file__).parents[3]
@@ -53,7 +68,9 @@ def plain(path):
 def sampled_by_diffusers(path, labels):
     """Images (b, 3, height, width) in [0, 1] after two guided steps of the plain pipeline."""
     draws = torch.Generator().manual_seed(5)
-    return plain(path)(labels, guidance_scale=SCALE, num_inference_steps=2, generator=draws, output_type="pt").images
+    return plain(path)(
+        labels, guidance_scale=SCALE, num_inference_steps=2, generator=draws, output_type="pt"
+    ).images
 
 
 @torch.no_grad()
@@ -76,7 +93,8 @@ def test_an_original_file_samples_with_guidance_in_plain_diffusers(tmp_path, fol
     out = tmp_path / "out"
     assert convert("--checkpoint", original, "--vae", folder / "vae", "--heads", 4, "--out", out) == 0
     images = sampled_by_diffusers(out, [3, 7])
-    assert images.shape == (2, 3, 16, 16) and images.std() > 0.01
+    assert images.shape == (2, 3, 16, 16)
+    assert images.std() > 0.01
     as_diffusers = load_generator(out, frequency_shift=1.0)
     torch.testing.assert_close(images, sampled_by_us(as_diffusers, [3, 7]), atol=1e-4, rtol=0)
     assert "10 classes" in capsys.readouterr().out
@@ -96,7 +114,16 @@ def test_a_tuned_folder_samples_with_guidance_in_plain_diffusers(tmp_path, folde
 @pytest.mark.parametrize("weights", ["ema", "last"])
 def test_the_adapters_values_that_were_asked_for_are_folded_in(tmp_path, folder, weights):
     values = small_adapter(tmp_path / "adapter")
-    words = ("--checkpoint", folder, "--adapter", tmp_path / "adapter", "--out", tmp_path / "out", "--weights", weights)
+    words = (
+        "--checkpoint",
+        folder,
+        "--adapter",
+        tmp_path / "adapter",
+        "--out",
+        tmp_path / "out",
+        "--weights",
+        weights,
+    )
     assert convert(*words) == 0
     model, (x, t, y) = plain(tmp_path / "out").transformer, inputs()
     with torch.no_grad():
@@ -108,18 +135,21 @@ def test_the_line_tells_round_off_for_a_diffusers_born_checkpoint(tmp_path, fold
     assert convert("--checkpoint", folder, "--out", tmp_path / "out") == 0
     printed = capsys.readouterr().out
     assert difference_told(printed) < 1e-5
-    assert "fp32 round-off" in printed and "frequency shift" not in printed
+    assert "fp32 round-off" in printed
+    assert "frequency shift" not in printed
 
 
 def test_the_line_tells_the_frequency_shift_for_an_original_checkpoint(tmp_path, folder, original, capsys):
-    for checkpoint, out in ((original, tmp_path / "one"), (tmp_path / "one", tmp_path / "two")):  # and for what was made of it
+    # and for what was made of it
+    for checkpoint, out in ((original, tmp_path / "one"), (tmp_path / "one", tmp_path / "two")):
         assert convert("--checkpoint", checkpoint, "--vae", folder, "--heads", 4, "--out", out) == 0
         printed = capsys.readouterr().out
         x, t, y = inputs()
         with torch.no_grad():
             theirs = plain(out).transformer(x, timestep=t, class_labels=torch.where(y == 10, 1000, y)).sample
             ours = load_transformer(original, heads=4)(x, t, y)
-        measured = float((theirs - ours).norm() / ours.norm())  # on other latents and timesteps than the command's
+        # on other latents and timesteps than the command's
+        measured = float((theirs - ours).norm() / ours.norm())
         assert 1e-3 < measured < 0.5
         assert measured / 3 < difference_told(printed) < measured * 3
         assert "frequency shift" in printed
@@ -134,7 +164,9 @@ def test_a_padded_folder_reads_as_the_model_that_it_holds(tmp_path, folder):
     for path in (tmp_path / "out", tmp_path / "again", tmp_path / "again" / "transformer"):
         dit = load_transformer(path)
         assert (dit.config.num_classes, dit.null_label) == (10, 10)
-        assert all(torch.equal(value, dit.state_dict()[name]) for name, value in small_dit().state_dict().items())
+        assert all(
+            torch.equal(value, dit.state_dict()[name]) for name, value in small_dit().state_dict().items()
+        )
     assert inspect_generator(tmp_path / "out").id2label == NAMES
 
 
@@ -152,20 +184,27 @@ def test_names_come_from_the_checkpoint_or_the_run_or_imagenet(tmp_path, folder)
     assert inspect_generator(tmp_path / "imagenet").num_classes == 1000
 
 
-def test_a_model_of_more_classes_than_the_pipelines_null_label_is_said_to_have_no_guidance_there(tmp_path, folder, capsys):
+def test_a_model_of_more_classes_than_the_pipelines_null_label_is_said_to_have_no_guidance_there(
+    tmp_path, folder, capsys
+):
     save_pipeline(small_dit(num_classes=1200), small_vae(), tmp_path / "many")
     assert convert("--checkpoint", tmp_path / "many", "--out", tmp_path / "out") == 0
     assert "guidance_scale=1" in capsys.readouterr().out
     assert load_transformer(tmp_path / "out").config.num_classes == 1200
-    images = plain(tmp_path / "out")([1100], guidance_scale=1.0, num_inference_steps=2, output_type="np").images
+    images = plain(tmp_path / "out")(
+        [1100], guidance_scale=1.0, num_inference_steps=2, output_type="np"
+    ).images
     assert images.shape == (1, 16, 16, 3)
 
 
 def test_half_precision_is_stored_and_weights_that_it_cannot_hold_are_refused(tmp_path, folder, capsys):
     assert convert("--checkpoint", folder, "--out", tmp_path / "half", "--dtype", "fp16") == 0
-    assert {value.dtype for value in load_file(tmp_path / "half" / "transformer" / WEIGHTS).values()} == {torch.float16}
+    assert {value.dtype for value in load_file(tmp_path / "half" / "transformer" / WEIGHTS).values()} == {
+        torch.float16
+    }
     printed = capsys.readouterr().out
-    assert 1e-5 < difference_told(printed) < 1e-2 and "fp16 round-off" in printed
+    assert 1e-5 < difference_told(printed) < 1e-2
+    assert "fp16 round-off" in printed
     large = small_dit()
     large.blocks[0].attn.proj.bias.data.fill_(1e6)  # beyond fp16
     save_pipeline(large, small_vae(), tmp_path / "large")
@@ -182,7 +221,16 @@ def test_no_network_call_happens_when_all_paths_are_local(tmp_path, folder, orig
     monkeypatch.setattr("socket.socket.connect", refuse)
     monkeypatch.setattr("socket.getaddrinfo", refuse)
     small_adapter(tmp_path / "adapter")
-    words = ("--vae", folder / "vae", "--heads", 4, "--adapter", tmp_path / "adapter", "--out", tmp_path / "out")
+    words = (
+        "--vae",
+        folder / "vae",
+        "--heads",
+        4,
+        "--adapter",
+        tmp_path / "adapter",
+        "--out",
+        tmp_path / "out",
+    )
     assert convert("--checkpoint", original, *words) == 0
     load_transformer(original, heads=4)
     load_generator(original, vae=folder, heads=4)
@@ -197,10 +245,18 @@ def test_nothing_is_left_of_a_conversion_that_fails(tmp_path, folder, monkeypatc
 
 
 def test_the_job_converts_the_bundled_model(tmp_path):
-    job = [sys.executable, ROOT / "jobs" / "convert.py", "--checkpoint", "package://digits", "--out", tmp_path / "out"]
+    job = [
+        sys.executable,
+        ROOT / "jobs" / "convert.py",
+        "--checkpoint",
+        "package://digits",
+        "--out",
+        tmp_path / "out",
+    ]
     done = subprocess.run(job, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "round-off" in done.stdout and str(tmp_path / "out") in done.stdout
+    assert "round-off" in done.stdout
+    assert str(tmp_path / "out") in done.stdout
     assert json.loads((tmp_path / "out" / "model_index.json").read_text())["id2label"]["9"] == "9"
     assert sampled_by_diffusers(tmp_path / "out", [9]).shape == (1, 3, 32, 32)
 
@@ -219,7 +275,9 @@ def test_an_adapter_keeps_the_frequency_shift_that_it_was_tuned_with(tmp_path, f
 def test_fine_tuning_notes_what_reading_its_adapter_needs(tmp_path, monkeypatch, class_map, own):
     monkeypatch.setattr(finetune, "train", lambda *a, **k: [])
     monkeypatch.setattr(finetune, "read_manifest", lambda directory: {"rows": 8})
-    config = load_config("digits", parse_overrides([f"data.class_map={class_map}", "model.frequency_shift=0"]))
+    config = load_config(
+        "digits", parse_overrides([f"data.class_map={class_map}", "model.frequency_shift=0"])
+    )
     context = SimpleNamespace(
         config=config, classes=("blue", "red"), model_labels=[0, 1], machine=None, storage=tmp_path, tuned_model=lambda: None
     )  # fmt: skip

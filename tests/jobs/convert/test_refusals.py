@@ -69,7 +69,9 @@ def bad(tmp_path, folder, original):
     ]
 
 
-def test_bad_input_gives_one_line_and_exit_code_2_before_any_weights_are_read(tmp_path, folder, original, capsys, monkeypatch):
+def test_bad_input_gives_one_line_and_exit_code_2_before_any_weights_are_read(
+    tmp_path, folder, original, capsys, monkeypatch
+):
     cases = bad(tmp_path, folder, original)
     monkeypatch.setattr("ims3_ray.models.tuned.load_transformer", lambda *a, **k: pytest.fail("read weights"))
     before = sorted(tmp_path.rglob("*"))

@@ -1,4 +1,6 @@
-"""Whatever is killed while a run is at work on a cluster of several nodes, it ends with the bytes of an undisturbed one."""
+"""Whatever is killed while a run is at work on a cluster of several nodes, it ends with the bytes of an
+undisturbed one.
+"""
 
 import os
 from collections import Counter
@@ -16,7 +18,8 @@ NODES = 3
 ON = ["workers={actors: 2, shards: 2, train_workers: 2, device: cpu}"]
 PER_KIND = 9
 SEED = int(os.environ.get("CHAOS_SEED", "0"))
-LONGEST_S = dict.fromkeys(KINDS, 2.0) | {SELECTION: 0.3, EVALUATION: 0.3}  # from the first to a death; these are soon over
+# from the first to a death; these are soon over
+LONGEST_S = dict.fromkeys(KINDS, 2.0) | {SELECTION: 0.3, EVALUATION: 0.3}
 RUNS = [fault for kind in KINDS for fault in faults(kind, PER_KIND, SEED, LONGEST_S[kind])]
 
 
@@ -50,7 +53,9 @@ def table():
 
 
 def results(storage, run_id=None):
-    """Checksums of the distilled images, and the loss curve as MLflow has it, of the run of that id or the only one."""
+    """Checksums of the distilled images, and the loss curve as MLflow has it, of the run of that id or the
+    only one.
+    """
     root = open_storage(str(storage))
     client = tracking.client(root)
     if run_id is None:
@@ -71,14 +76,17 @@ def undisturbed(finished_run):
 
 def test_one_of_each_kind_killed_in_one_run_changes_nothing(undisturbed, nodes, words, tmp_path):
     planned = [faults(kind, 3, SEED + 1, LONGEST_S[kind])[2] for kind in KINDS]
-    outcome = run_under_fire([*words, "evaluate.seeds=8"], nodes, planned)  # enough to evaluate for a kill to come in time
+    # enough to evaluate for a kill to come in time
+    outcome = run_under_fire([*words, "evaluate.seeds=8"], nodes, planned)
     assert outcome.code == 0, outcome
     assert results(tmp_path / "runs") == undisturbed
     assert len(outcome.killed) == len(planned), outcome
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize("fault", RUNS, ids=[f"{i}-{f.kind}-{f.stage}".replace(" ", "-") for i, f in enumerate(RUNS)])
+@pytest.mark.parametrize(
+    "fault", RUNS, ids=[f"{i}-{f.kind}-{f.stage}".replace(" ", "-") for i, f in enumerate(RUNS)]
+)
 def test_a_kill_at_a_random_moment_changes_nothing(fault: Fault, undisturbed, nodes, words, tmp_path, table):
     table[fault.kind, "runs"] += 1
     outcome = run_under_fire(words, nodes, [fault])
@@ -101,7 +109,8 @@ def undisturbed_digits(tmp_path_factory, nodes):
 @pytest.mark.chaos
 @pytest.mark.parametrize("seed", range(3))
 def test_the_digits_survive_one_kill_of_each_kind(seed, undisturbed_digits, nodes, tmp_path, table):
-    longest = {kind: 5 * LONGEST_S[kind] for kind in KINDS} | {SELECTION: LONGEST_S[SELECTION]}  # as soon over as the tiny one
+    # as soon over as the tiny one
+    longest = {kind: 5 * LONGEST_S[kind] for kind in KINDS} | {SELECTION: LONGEST_S[SELECTION]}
     planned = [faults(kind, 9, SEED + 10 + seed, longest[kind])[4 * seed] for kind in KINDS]
     outcome = run_under_fire([f"storage={tmp_path}", *ON], nodes, planned, timeout=1200)
     print(f"{outcome.seconds:.0f} s, {', '.join(outcome.killed)}")

@@ -20,7 +20,11 @@ def ran(store, images_in_bucket, tiny_model, tmp_path_factory):
 
     assert isinstance(open_directory(f"s3://{BUCKET}/images").filesystem, fs.S3FileSystem)
     words = tiny_words(tiny_model, Path("unused"), f"s3://{BUCKET}/runs")
-    words += [f"data.train=s3://{BUCKET}/images/train", f"data.test=s3://{BUCKET}/images/test", "workers.actors=1"]
+    words += [
+        f"data.train=s3://{BUCKET}/images/train",
+        f"data.test=s3://{BUCKET}/images/test",
+        "workers.actors=1",
+    ]
     tracked = f"sqlite:///{tmp_path_factory.mktemp('tracking')}/m.db"
     env = environment() | store | {"MLFLOW_TRACKING_URI": tracked}
     code, out, err = finished("distill", *words, env=env)
@@ -67,10 +71,16 @@ def test_a_stage_without_its_manifest_is_not_complete(ran):
 
 def test_a_bucket_needs_a_tracking_server_and_no_secret_is_written_anywhere(ran, store):
     words, env, _ = ran
-    code, _, err = finished("distill", *words, env={k: v for k, v in env.items() if k != "MLFLOW_TRACKING_URI"})
-    assert code == 2 and err.startswith("error: ") and "MLFLOW_TRACKING_URI" in err and len(err.splitlines()) == 1
+    code, _, err = finished(
+        "distill", *words, env={k: v for k, v in env.items() if k != "MLFLOW_TRACKING_URI"}
+    )
+    assert code == 2
+    assert err.startswith("error: ")
+    assert "MLFLOW_TRACKING_URI" in err
+    assert len(err.splitlines()) == 1
     from ims3_ray.storage.artifacts import open_directory
 
     root, secret = open_directory(f"s3://{BUCKET}/runs"), store["AWS_SECRET_ACCESS_KEY"].encode()
     texts = [name for name in root.files() if name.endswith((".json", ".jsonl", ".yaml", ".md", ".html"))]
-    assert len(texts) > 10 and not [name for name in texts if secret in root.read(name)]
+    assert len(texts) > 10
+    assert not [name for name in texts if secret in root.read(name)]

@@ -1,4 +1,6 @@
-"""Nodes that share no disk: images and artefacts lie in a bucket, the model on every node, and nothing else is needed."""
+"""Nodes that share no disk: images and artefacts lie in a bucket, the model on every node, and nothing else
+is needed.
+"""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -8,7 +10,10 @@ from processes import checksums, environment, finished
 from raylets import can_have_own_disk, guarded, head, node
 from tiny import tiny_words
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not can_have_own_disk(), reason="no mount namespaces here")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not can_have_own_disk(), reason="no mount namespaces here"),
+]
 WORKERS = "workers={actors: 2, shards: 2, train_workers: 2, device: cpu}"
 
 
@@ -24,7 +29,9 @@ def test_nodes_that_share_no_disk_give_the_bytes_of_a_run_on_one(
         address = running.enter_context(head(env=env, folder=folder))
         for number in range(2):
             log = folder / f"node-{number}.log"
-            running.enter_context(node(f"--address={address}", "--num-cpus=1", env=env, log=log, hidden=base, seen=tiny_model))
+            running.enter_context(
+                node(f"--address={address}", "--num-cpus=1", env=env, log=log, hidden=base, seen=tiny_model)
+            )
         env |= {"RAY_ADDRESS": address, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/m.db"}
         code, _, err = finished("distill", *words, env=env)
     assert code == 0, err

@@ -15,7 +15,9 @@ STAGES = ("encode", "invert", "finetune", "embed", "sample", "select", "export",
 
 
 @pytest.mark.chaos
-def test_a_run_killed_in_every_stage_ends_as_an_undisturbed_one(finished_run, cluster_environment, tiny_overrides, tmp_path):
+def test_a_run_killed_in_every_stage_ends_as_an_undisturbed_one(
+    finished_run, cluster_environment, tiny_overrides, tmp_path
+):
     undisturbed, killed = Path(finished_run[1].distilled).parents[1], tmp_path / "killed"
     env = environment() | cluster_environment
     for stage in STAGES:
@@ -30,7 +32,8 @@ def test_a_run_killed_in_every_stage_ends_as_an_undisturbed_one(finished_run, cl
         process.communicate()
     code, out, err = finished("distill", *tiny_overrides, f"storage={killed}")  # in a cluster of its own
     assert code == 0, err
-    assert "accuracy on the test images" in out and "query" in out
+    assert "accuracy on the test images" in out
+    assert "query" in out
     assert checksums(killed) == checksums(undisturbed) != []
 
 
@@ -50,7 +53,10 @@ def test_ctrl_c_stops_a_run_in_and_after_fine_tuning_and_it_goes_on(
         time.sleep(1.0)
         os.kill(process.pid, signal.SIGINT)
         err = process.communicate(timeout=120)[1]
-        assert process.returncode == 130 and err.splitlines()[-1] == "stopped; run the same command again to go on", err
+        assert (
+            process.returncode == 130
+            and err.splitlines()[-1] == "stopped; run the same command again to go on"
+        ), err
     code, _, err = finished("distill", *tiny_overrides, env=env)
     assert code == 0, err
     assert checksums(tmp_path / "runs") == checksums(Path(finished_run[1].distilled).parents[1]) != []
@@ -62,7 +68,8 @@ def test_a_dry_run_prints_the_recipe_and_each_stage_and_starts_nothing(tiny_over
     assert "subgroups: 3" in out
     for stage in STAGES:
         assert f"  {stage} " in out
-    assert out.count("would run") == len(STAGES) and "estimated time" in out
+    assert out.count("would run") == len(STAGES)
+    assert "estimated time" in out
     assert not (tmp_path / "runs" / "latents").exists()
 
 
@@ -76,13 +83,17 @@ def bad(tmp_path, tiny_model, tiny_images):
         for folder, count, data in ((junk, 6, b"no image"), (few, 2, None)):
             (folder / name).mkdir(parents=True)
             for i in range(count):
-                (folder / name / f"{i}.png").write_bytes(data or (tiny_images / "train" / name / f"{i:03d}.png").read_bytes())
+                (folder / name / f"{i}.png").write_bytes(
+                    data or (tiny_images / "train" / name / f"{i:03d}.png").read_bytes()
+                )
     (tmp_path / "unet" / "transformer").mkdir(parents=True)
     (tmp_path / "unet" / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     for name in ("cat", "dog"):
         (wide / name).mkdir(parents=True)
         for i in range(6):
-            (wide / name / f"{i}.png").write_bytes((tiny_images / "train" / "red" / f"{i:03d}.png").read_bytes())
+            (wide / name / f"{i}.png").write_bytes(
+                (tiny_images / "train" / "red" / f"{i:03d}.png").read_bytes()
+            )
     newer = tmp_path / "newer"
     newer.mkdir()
     (newer / "format.json").write_text('{"format": 2}')
@@ -111,7 +122,9 @@ def bad(tmp_path, tiny_model, tiny_images):
     ]
 
 
-def test_bad_input_gives_one_line_that_names_it_and_exit_code_2(tiny_overrides, tiny_model, tiny_images, tmp_path):
+def test_bad_input_gives_one_line_that_names_it_and_exit_code_2(
+    tiny_overrides, tiny_model, tiny_images, tmp_path
+):
     """All at once in one process: each would take seconds of imports alone."""
     cases = bad(tmp_path, tiny_model, tiny_images)
     script = (
@@ -147,6 +160,8 @@ def test_unreadable_images_within_the_limit_are_listed_and_skipped(tiny_images, 
     shutil.copytree(tiny_images / "train", folder)
     (folder / "red" / "zzz.png").write_bytes(b"no image")
     (folder / "blue" / "000.png").write_bytes((folder / "blue" / "001.png").read_bytes()[:60])
-    images = open_images(str(folder), open_storage(str(tmp_path / "s")), name="data.train", seed=0, max_bad_fraction=0.1)
+    images = open_images(
+        str(folder), open_storage(str(tmp_path / "s")), name="data.train", seed=0, max_bad_fraction=0.1
+    )
     assert sorted(images.bad) == ["blue/000.png", "red/zzz.png"]
     assert images.counts().tolist() == [11, 12, 12]

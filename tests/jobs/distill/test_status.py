@@ -29,14 +29,20 @@ def folder(finished_run):
 def test_a_finished_run_is_complete_and_its_log_tells_of_every_stage(finished_run, folder):
     words, made = finished_run
     found = status(load_config("digits", parse_overrides(words)))
-    assert found["state"] == "finished" and found["run"] == made.key
-    assert {stage["state"] for stage in found["stages"]} == {"complete"} and len(found["stages"]) == 9
+    assert found["state"] == "finished"
+    assert found["run"] == made.key
+    assert {stage["state"] for stage in found["stages"]} == {"complete"}
+    assert len(found["stages"]) == 9
     log = read_log(open_directory(str(folder)))
-    first = log[: [e["event"] for e in log].index("run finished") + 1]  # other tests may have found it complete since
+    # other tests may have found it complete since
+    first = log[: [e["event"] for e in log].index("run finished") + 1]
     assert [e["event"] for e in first if "stage" not in e] == ["run started", "run finished"]
     for event in ("stage started", "stage finished"):
-        assert [e["stage"] for e in first if e["event"] == event] == [stage["name"] for stage in found["stages"]]
-    assert found["last_event"] == log[-1] and found["log"] == f"{folder}/{LOG}"
+        assert [e["stage"] for e in first if e["event"] == event] == [
+            stage["name"] for stage in found["stages"]
+        ]
+    assert found["last_event"] == log[-1]
+    assert found["log"] == f"{folder}/{LOG}"
 
 
 def test_a_run_that_says_that_it_runs_is_dead_once_it_shows_no_sign_of_life(finished_run, folder):
@@ -48,20 +54,23 @@ def test_a_run_that_says_that_it_runs_is_dead_once_it_shows_no_sign_of_life(fini
     with Journal(open_directory(str(folder))).alive():
         time.sleep(0.5)
         found = status(config)
-    assert found["state"] == "running" and found["seconds_since_alive"] < 60
+    assert found["state"] == "running"
+    assert found["seconds_since_alive"] < 60
 
 
 def test_a_run_that_never_began_and_one_that_failed_say_so(finished_run, folder, tmp_path, capsys):
     words, _ = finished_run
     assert run_command("distill", ["--status", *words, f"storage={tmp_path / 'new'}"]) == 0
     out = capsys.readouterr().out
-    assert ": not started" in out and out.count("missing") == 9
+    assert ": not started" in out
+    assert out.count("missing") == 9
     record = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps(record | {"state": "failed"}))
     Journal(open_directory(str(folder))).write("run failed", error="OSError: disk full")
     assert run_command("distill", ["--status", "--json", *words]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["state"] == "failed" and found["last_event"]["error"] == "OSError: disk full"
+    assert found["state"] == "failed"
+    assert found["last_event"]["error"] == "OSError: disk full"
     assert run_command("distill", ["--status", *words]) == 0
     assert "the same command, without --status, goes on with it" in capsys.readouterr().out
 
@@ -75,7 +84,8 @@ def test_prometheus_sees_rows_and_rates_by_stage(ray_cluster):
         lines = [line for line in text.splitlines() if line.startswith(name) and 'stage="seen"' in line]
         return float(lines[0].rsplit(" ", 1)[1]) if lines else 0.0
 
-    with bar("seen", 100, "images") as shown:  # a stage of this test alone: counters live as long as the session
+    # a stage of this test alone: counters live as long as the session
+    with bar("seen", 100, "images") as shown:
         shown.update(30)
         shown.update(12)
         for _ in range(90):

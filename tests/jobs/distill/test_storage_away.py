@@ -20,7 +20,11 @@ def test_a_run_waits_for_a_bucket_that_is_away_twice(finished_run, tiny_model, t
     with Store().running() as store:
         upload(tiny_images)
         words = tiny_words(tiny_model, Path("unused"), f"s3://{BUCKET}/runs")
-        words += [f"data.train=s3://{BUCKET}/images/train", f"data.test=s3://{BUCKET}/images/test", "workers.actors=1"]
+        words += [
+            f"data.train=s3://{BUCKET}/images/train",
+            f"data.test=s3://{BUCKET}/images/test",
+            "workers.actors=1",
+        ]
         tracked = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/m.db"}
         process, said = job("distill", *words, env=environment() | store.variables | tracked), []
         listener = threading.Thread(target=lambda: said.extend(process.stderr), daemon=True)
@@ -46,7 +50,9 @@ def test_a_run_on_a_full_disk_stops_with_a_line_and_goes_on_once_there_is_space(
     disk, kept = tmp_path / "disk", tmp_path / "kept"
     disk.mkdir()
     kept.mkdir()
-    if subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", disk], capture_output=True).returncode:
+    if subprocess.run(
+        ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", disk], capture_output=True
+    ).returncode:
         pytest.skip("no file system can be mounted here")
     script = """
         mount -t tmpfs -o size=$SMALL tmpfs "$0"
@@ -67,7 +73,9 @@ def test_a_run_on_a_full_disk_stops_with_a_line_and_goes_on_once_there_is_space(
     told = {path.name: path.read_text() for path in kept.iterdir() if path.is_file()}
     *bars, line = told["first.err"].splitlines()
     assert told["first.code"] == "2\n" and not any("rror" in each for each in bars), told["first.err"]
-    assert line.startswith(f"error: {disk}/runs/") and "no space left" in line and line.endswith("again to go on")
+    assert line.startswith(f"error: {disk}/runs/")
+    assert "no space left" in line
+    assert line.endswith("again to go on")
     assert told["half-written"] == ""
     assert told["second.code"] == "0\n", told["second.err"]
     assert checksums(kept) == checksums(Path(finished_run[1].distilled).parents[1]) != []

@@ -32,7 +32,9 @@ def ray_job(cluster_environment):
 
 def events(storage):
     """(event, its stage or None), of the lines of the only run's log."""
-    lines = [json.loads(line) for log in storage.glob("runs/*/log.jsonl") for line in log.read_text().splitlines()]
+    lines = [
+        json.loads(line) for log in storage.glob("runs/*/log.jsonl") for line in log.read_text().splitlines()
+    ]
     return [(line["event"], line.get("stage")) for line in lines]
 
 
@@ -45,7 +47,9 @@ def seen(predicate, seconds=240):
     return False
 
 
-def test_a_submitted_job_that_was_stopped_goes_on_when_it_is_submitted_again(finished_run, ray_job, tiny_overrides, tmp_path):
+def test_a_submitted_job_that_was_stopped_goes_on_when_it_is_submitted_again(
+    finished_run, ray_job, tiny_overrides, tmp_path
+):
     storage = tmp_path / "submitted"
     words = [*JOB, *tiny_overrides, f"storage={storage}"]
     code, said = ray_job("submit", "--no-wait", "--submission-id", f"stopped-{tmp_path.name}", *words)

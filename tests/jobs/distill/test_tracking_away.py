@@ -19,7 +19,9 @@ def test_what_a_run_says_while_the_server_is_away_is_written_once_it_is_back(tmp
     early = tracking.Tracker(storage, said.append)
     early.start("early", "early", {"ipc": 1}, {"kind": "distillation"})  # before the server is there at all
     early.log(1, {"loss": 1.0})
-    assert early.run_id is None and len(said) == 1 and "is tried again" in said[0]
+    assert early.run_id is None
+    assert len(said) == 1
+    assert "is tried again" in said[0]
     server.start()
     run = tracking.Tracker(storage, said.append)
     run.start("key", "name", {"ipc": 5}, {"kind": "distillation"})
@@ -31,7 +33,8 @@ def test_what_a_run_says_while_the_server_is_away_is_written_once_it_is_back(tmp
     assert run.finish("FINISHED", patient=False) is False
     server.start()
     try:
-        assert run.finish("FINISHED") and early.finish("FINISHED")
+        assert run.finish("FINISHED")
+        assert early.finish("FINISHED")
         client = tracking.client(storage)
         for tracker, steps in ((run, [1, 2, 3]), (early, [1])):
             assert [m.step for m in client.get_metric_history(tracker.run_id, "loss")] == steps
@@ -51,7 +54,8 @@ def test_a_server_that_never_comes_is_given_up_with_a_line(tmp_path, monkeypatch
     run.start("key", "name", {}, {})
     run.log(1, {"loss": 0.5})
     assert run.finish("FINISHED") is False
-    assert len(said) == 2 and "3 records of run that is not there could not be written" in said[1]
+    assert len(said) == 2
+    assert "3 records of run that is not there could not be written" in said[1]
 
 
 def test_what_mlflow_refuses_is_said_and_the_rest_is_written(tmp_path):
@@ -60,12 +64,17 @@ def test_what_mlflow_refuses_is_said_and_the_rest_is_written(tmp_path):
     run.start("key", "name", {"ipc": 1}, {})
     run.log(1, {"a name that MLflow does not take: $!*": 1.0})
     run.log(2, {"loss": 0.25})
-    assert run.finish("FINISHED") and curve(run, "loss") == [(2, 0.25)]
-    assert len(said) == 1 and "without tracking what fails" in said[0]
+    assert run.finish("FINISHED")
+    assert curve(run, "loss") == [(2, 0.25)]
+    assert len(said) == 1
+    assert "without tracking what fails" in said[0]
 
 
 def curve(run, metric):
-    return [(point.step, point.value) for point in tracking.client(run._storage).get_metric_history(run.run_id, metric)]
+    return [
+        (point.step, point.value)
+        for point in tracking.client(run._storage).get_metric_history(run.run_id, metric)
+    ]
 
 
 def test_a_run_that_goes_on_leaves_one_curve(tmp_path):

@@ -23,30 +23,47 @@ TINY = [
 
 @pytest.fixture
 def words(tiny_model, tiny_images, tmp_path):
-    places = {"data.train": tiny_images / "train", "data.test": tiny_images / "test", "embed.extractor": tiny_model}
+    places = {
+        "data.train": tiny_images / "train",
+        "data.test": tiny_images / "test",
+        "embed.extractor": tiny_model,
+    }
     out = ["--out", str(tmp_path / "evaluation.json")]
     return [*TINY, *(f"{f}={p}" for f, p in places.items()), f"storage={tmp_path / 'storage'}", *out]
 
 
 def parquet_of(folder, path):
     files = sorted(folder.glob("*/*.png"))
-    pq.write_table(pa.table({"image": [f.read_bytes() for f in files], "class": [f.parent.name for f in files]}), path)
+    pq.write_table(
+        pa.table({"image": [f.read_bytes() for f in files], "class": [f.parent.name for f in files]}), path
+    )
     return path
 
 
 def test_folders_and_parquet_of_one_set_have_the_same_figures(ray_cluster, words, tmp_path, capsys):
     folder = write_images(tmp_path / "mine", 5, seed=7)
     parquet = parquet_of(folder, tmp_path / "same.parquet")
-    assert main(["evaluate", "--set", str(folder), "--set", str(parquet), *words]) == 0, capsys.readouterr().err
+    assert main(["evaluate", "--set", str(folder), "--set", str(parquet), *words]) == 0, (
+        capsys.readouterr().err
+    )
     document = json.loads((tmp_path / "evaluation.json").read_text())
     mine, same = (document["sets"][name] for name in ("mine", "same"))
-    assert mine == same and mine["images"] == 15 and len(mine["last"]["values"]) == 2
+    assert mine == same
+    assert mine["images"] == 15
+    assert len(mine["last"]["values"]) == 2
     assert document["coverage"]["mine"] == document["coverage"]["same"]
-    assert set(document["sets"]) == {"mine", "same", "random", "full"} and document["sets"]["random"]["images"] == 15
+    assert set(document["sets"]) == {"mine", "same", "random", "full"}
+    assert document["sets"]["random"]["images"] == 15
     assert document["given"]["mine"]["per_class"] == {"blue": 5, "green": 5, "red": 5}
     assert "same: 15 of 15 images are also in mine" in " ".join(document["audit"]["warnings"])
     out = capsys.readouterr().out
-    for shown in ("accuracy on the test images, smoke-v1", "mine", "random real", "full real", "warning: same: 15 of 15"):
+    for shown in (
+        "accuracy on the test images, smoke-v1",
+        "mine",
+        "random real",
+        "full real",
+        "warning: same: 15 of 15",
+    ):
         assert shown in out
 
 
@@ -59,8 +76,12 @@ def test_uneven_sets_and_copies_of_test_images_are_told(ray_cluster, words, tiny
     document = json.loads((tmp_path / "evaluation.json").read_text())
     assert document["sets"]["random"]["images"] == document["sets"]["ours"]["images"] == 11
     (pair,) = [e for e in document["audit"]["exact"] if e["sets"] == ["data.test", "ours"]]
-    assert pair["count"] == 2 and ["red/000.png", "red/copy0.png"] in pair["pairs"]
-    assert any(line.startswith("ours: 2 of 11 images are also in data.test") for line in document["audit"]["warnings"])
+    assert pair["count"] == 2
+    assert ["red/000.png", "red/copy0.png"] in pair["pairs"]
+    assert any(
+        line.startswith("ours: 2 of 11 images are also in data.test")
+        for line in document["audit"]["warnings"]
+    )
     assert "ours: 2 of 11 images are also in data.test" in capsys.readouterr().out
 
 

@@ -44,7 +44,8 @@ def test_what_a_record_names_is_needed_and_the_rest_is_not(storage):
     record(storage, "k", *(f"{noun}/{A}" for noun in garbage.NOUNS))
     found = unneeded(storage)
     assert set(found) == {f"{noun}/{B}" for noun in garbage.NOUNS} | {f"candidates/{C}"}
-    assert "half-written" in found[f"candidates/{C}"] and "half-written" not in found[f"latents/{B}"]
+    assert "half-written" in found[f"candidates/{C}"]
+    assert "half-written" not in found[f"latents/{B}"]
 
 
 def test_what_two_runs_need_stays_until_both_are_deleted(storage):
@@ -66,7 +67,8 @@ def test_what_no_record_names_is_kept_while_some_of_it_is_recent(storage):
     ):
         os.utime(path, (old, old))
     found = garbage.survey(storage)
-    assert found.unneeded == [] and any(f"adapter/{B}" in note and "in the making" in note for note in found.notes)
+    assert found.unneeded == []
+    assert any(f"adapter/{B}" in note and "in the making" in note for note in found.notes)
     assert set(unneeded(storage)) == {f"latents/{A}", f"adapter/{B}"}
 
 
@@ -116,7 +118,8 @@ def test_delete_looks_again_and_takes_no_more_than_was_agreed_on(storage):
     make(storage, f"latents/{C}")
     gone = garbage.delete(storage, places, {}, time.time() + LATER)
     assert [entry.place for entry in gone] == [f"latents/{B}"]
-    assert read_manifest(storage / f"latents/{A}") and read_manifest(storage / f"latents/{C}")
+    assert read_manifest(storage / f"latents/{A}")
+    assert read_manifest(storage / f"latents/{C}")
     assert not (storage / f"latents/{B}").files()
 
 
@@ -129,7 +132,8 @@ def test_an_artefact_that_is_half_deleted_is_not_complete(storage, monkeypatch):
     monkeypatch.setattr(Directory, "delete", stopped)
     with pytest.raises(KeyboardInterrupt):
         garbage.delete(storage, [f"latents/{A}"], {}, time.time() + LATER)
-    assert read_manifest(storage / f"latents/{A}") is None and (storage / f"latents/{A}").files()
+    assert read_manifest(storage / f"latents/{A}") is None
+    assert (storage / f"latents/{A}").files()
 
 
 def test_folders_of_runs_without_a_record_are_told(storage):
@@ -151,11 +155,13 @@ def test_links_end_and_what_they_lead_to_is_never_deleted(tmp_path, storage):
     assert {entry.place for entry in found.unneeded} == {f"latents/{A}", f"latents/{B}"}
     assert {entry.place for entry in found.not_ours} == {f"latents/{C}", f"candidates/{A}", "root", "gone"}
     garbage.delete(storage, [entry.place for entry in found.unneeded], {}, time.time() + LATER)
-    assert not os.path.lexists(f"{storage.path}/latents/{B}") and {path.name for path in there.iterdir()} == {
+    assert not os.path.lexists(f"{storage.path}/latents/{B}")
+    assert {path.name for path in there.iterdir()} == {
         "manifest.json",
         "part-00000.parquet",
     }
-    assert read_manifest(storage / f"latents/{A}") is None and storage.exists("format.json")
+    assert read_manifest(storage / f"latents/{A}") is None
+    assert storage.exists("format.json")
 
 
 def test_any_filesystem_will_do():

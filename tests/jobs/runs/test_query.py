@@ -22,8 +22,16 @@ from ims3_ray.storage.artifacts import complete, open_storage
 
 ROOT = Path(__file__).parents[3]
 RUNS = {  # key → overrides, metrics, tags
-    "k1aa": ({"ipc": 1}, {"accuracy": 0.5, "coverage/distilled": 0.4, "finetune/seconds": 9.0}, {"version.ray": "1"}),
-    "k2bb": ({"ipc": 10, "sample.subgroups": 20}, {"accuracy": 0.8, "coverage/distilled": 0.2}, {"version.ray": "2"}),
+    "k1aa": (
+        {"ipc": 1},
+        {"accuracy": 0.5, "coverage/distilled": 0.4, "finetune/seconds": 9.0},
+        {"version.ray": "1"},
+    ),
+    "k2bb": (
+        {"ipc": 10, "sample.subgroups": 20},
+        {"accuracy": 0.8, "coverage/distilled": 0.2},
+        {"version.ray": "2"},
+    ),
     "k2cc": ({"ipc": 10}, {"accuracy": 0.9, "coverage/distilled": 0.1}, {}),
     "k3dd": ({"ipc": 10}, {"accuracy": 0.7, "coverage/distilled": 0.1}, {}),
     "v1aa": ({"ipc": 10}, {"accuracy": 0.95, "coverage/distilled": 0.9}, {PROTOCOL_TAG: "quick-val-v1/n"}),
@@ -63,7 +71,9 @@ def ask(storage, capsys):
         out, err = capsys.readouterr()
         assert got == code, err
         if code:
-            assert out == "" and err.startswith("error: ") and err.count("\n") == 1
+            assert out == ""
+            assert err.startswith("error: ")
+            assert err.count("\n") == 1
         return err if code else out
 
     return asked
@@ -74,14 +84,27 @@ def names(out):
 
 
 def test_the_job_lists_sorts_and_filters(storage):
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_", "IMS3_"))}
-    command = [sys.executable, ROOT / "jobs" / "runs.py", f"storage={storage.path}", "--order", "accuracy", "--where"]
-    done = subprocess.run([*command, "ipc=10", "--where", "accuracy>0.75"], capture_output=True, text=True, env=env)
+    env = {
+        name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_", "IMS3_"))
+    }
+    command = [
+        sys.executable,
+        ROOT / "jobs" / "runs.py",
+        f"storage={storage.path}",
+        "--order",
+        "accuracy",
+        "--where",
+    ]
+    done = subprocess.run(
+        [*command, "ipc=10", "--where", "accuracy>0.75"], capture_output=True, text=True, env=env
+    )
     assert done.returncode == 0, done.stderr
     found = ["run", "digits-o1aa", "digits-v1aa", "digits-k2cc", "digits-k2bb"]
     assert [line.split()[0] for line in done.stdout.splitlines()] == found
     done = subprocess.run([*command, "ipc~1"], capture_output=True, text=True, env=env)
-    assert done.returncode == 2 and "ipc~1" in done.stderr and done.stderr.count("\n") == 1
+    assert done.returncode == 2
+    assert "ipc~1" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_trials_are_left_out_until_their_sweep_is_named(ask):
@@ -114,7 +137,10 @@ def test_the_best_is_never_taken_over_protocols_or_scored_images(ask):
     ]
     assert names(ask("--best")) == ["digits-o1aa", "digits-k1aa", "digits-k2cc", "digits-v1aa"]
     smallest = json.loads(ask("--best", "--metric=-accuracy", "--json"))["best"]
-    assert [(line["run"]["key"], line["value"]) for line in smallest if line["scored"] == "ours"][1] == ("k3dd", 0.7)
+    assert [(line["run"]["key"], line["value"]) for line in smallest if line["scored"] == "ours"][1] == (
+        "k3dd",
+        0.7,
+    )
 
 
 def test_the_front_holds_what_no_run_of_its_protocol_beats(ask):
@@ -129,7 +155,8 @@ def test_differences_are_all_that_differs_and_no_more(ask):
     found = json.loads(ask("--diff", "k1aa", "digits-k2bb", "--json"))
     assert found["params"] == {"ipc": ["1", "10"], "sample.subgroups": ["5", "20"]}
     assert found["tags"] == {"version.ray": ["1", "2"]}
-    assert found["metrics"] == {"accuracy": [0.5, 0.8], "coverage/distilled": [0.4, 0.2]}  # and no stage's seconds
+    # and no stage's seconds
+    assert found["metrics"] == {"accuracy": [0.5, 0.8], "coverage/distilled": [0.4, 0.2]}
     assert "+0.3000" in ask("--diff", "k1aa", "k2bb")
 
 
@@ -137,7 +164,8 @@ def test_a_run_is_named_by_key_beginning_name_or_id(ask, storage):
     run_id = querying.resolve(querying.find(client(storage)), "k2bb")["run_id"]
     for text in ("k2b", "digits-k2bb", run_id):
         assert json.loads(ask("--diff", text, "k1", "--json"))["runs"][0]["key"] == "k2bb"
-    assert json.loads(ask("--diff", "s9", "k1", "--json"))["runs"][0]["key"] == "s9"  # whole, though trials begin so
+    # whole, though trials begin so
+    assert json.loads(ask("--diff", "s9", "k1", "--json"))["runs"][0]["key"] == "s9"
 
 
 def test_a_csv_holds_every_parameter_and_metric_and_no_formula(ask, storage, tmp_path):
@@ -147,7 +175,8 @@ def test_a_csv_holds_every_parameter_and_metric_and_no_formula(ask, storage, tmp
     tracker.log(0, {"loss": -1.5})
     assert "written" in ask("--csv", str(tmp_path / "runs.csv"))
     rows = {row["key"]: row for row in csv.DictReader(io.StringIO((tmp_path / "runs.csv").read_text()))}
-    assert rows["k2bb"]["params.sample.subgroups"] == "20" and rows["k2bb"]["metrics.accuracy"] == "0.8"
+    assert rows["k2bb"]["params.sample.subgroups"] == "20"
+    assert rows["k2bb"]["metrics.accuracy"] == "0.8"
     of_evil = rows["evil"]
     assert (of_evil["params.ipc"], of_evil["metrics.loss"]) == ("-5", "-1.5")
     for name in ("name", "params.recipe", "params.data.train", "params.data.test", "params.data.classes"):
@@ -164,7 +193,10 @@ def test_the_command_printed_reproduces_the_run(ask):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--best", "--metric", "acuracy"], "did you mean accuracy? known here: ablation/DiT/accuracy, accuracy"),
+        (
+            ["--best", "--metric", "acuracy"],
+            "did you mean accuracy? known here: ablation/DiT/accuracy, accuracy",
+        ),
         (["--pareto", "accuracy,speed"], "speed: no run has this metric"),
         (["--pareto", "accuracy"], "two or more"),
         (["--pareto", "accuracy,-accuracy"], "different"),
@@ -190,8 +222,10 @@ def test_bad_words_give_one_line_and_exit_code_2(ask, words, said):
 
 def test_a_storage_without_tracking_has_no_runs_and_gets_no_database(tmp_path, capsys):
     open_storage(str(tmp_path))
-    assert main(["runs", f"storage={tmp_path}"]) == 0 and capsys.readouterr().out == "no run matches\n"
-    assert main(["runs", "--gc", f"storage={tmp_path}"]) == 0 and "nothing to delete" in capsys.readouterr().out
+    assert main(["runs", f"storage={tmp_path}"]) == 0
+    assert capsys.readouterr().out == "no run matches\n"
+    assert main(["runs", "--gc", f"storage={tmp_path}"]) == 0
+    assert "nothing to delete" in capsys.readouterr().out
     assert not (tmp_path / "mlflow.db").exists()
 
 
@@ -201,7 +235,9 @@ def filled(storage):
     for key in ("a" * 12, "b" * 12):
         (storage / "latents" / key).write("part-00000.parquet", b"x" * 2_000_000)
         complete(storage / "latents" / key, {})
-    records.write(storage, "runs/digits-k1aa/run.json", [f"latents/{'a' * 12}"], key="k1aa", state=records.FINISHED)
+    records.write(
+        storage, "runs/digits-k1aa/run.json", [f"latents/{'a' * 12}"], key="k1aa", state=records.FINISHED
+    )
     yield storage
     (storage / "latents").delete()
     (storage / "runs").delete()
@@ -217,7 +253,8 @@ def later(monkeypatch):
 def test_gc_lists_and_deletes_once_agreed(filled, ask, later, monkeypatch, typed, is_gone):
     monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
     out = ask("--gc")
-    assert "delete 1 artefact, 2.0 MB? [y/N]" in out and f"latents/{'b' * 12}" in out
+    assert "delete 1 artefact, 2.0 MB? [y/N]" in out
+    assert f"latents/{'b' * 12}" in out
     assert (filled / "latents").has_directory("b" * 12) != is_gone
     assert (filled / "latents").has_directory("a" * 12)
 
@@ -227,7 +264,8 @@ def test_gc_answers_programs_and_deletes_with_yes_alone(filled, ask, later):
     assert first["nouns"]["latents"] | {"bytes": 0, "unneeded_bytes": 0} == {
         "artifacts": 2, "bytes": 0, "needed": 1, "unneeded": 1, "unneeded_bytes": 0,
     }  # fmt: skip
-    assert first["deleted"] == [] and (filled / "latents").has_directory("b" * 12)
+    assert first["deleted"] == []
+    assert (filled / "latents").has_directory("b" * 12)
     second = json.loads(ask("--gc", "--json", "--yes"))
     assert [gone["place"] for gone in second["deleted"]] == [f"latents/{'b' * 12}"]
     assert not (filled / "latents").has_directory("b" * 12)

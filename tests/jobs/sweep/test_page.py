@@ -57,7 +57,15 @@ def document(*trials, **changes):
         "seconds": 321.0,
         "written": "2026-01-01T00:00:00Z",
         "trials": trials,
-        "pools": [{"fingerprint": "ab12cd34ef56", "seconds": 41.0, "trials": len(trials), "images": 2000, "made": True}],
+        "pools": [
+            {
+                "fingerprint": "ab12cd34ef56",
+                "seconds": 41.0,
+                "trials": len(trials),
+                "images": 2000,
+                "made": True,
+            }
+        ],
         "saved_seconds": 900.0,
         "best": {key: number for key, (_, number) in best.items()},
         "pareto": [],
@@ -67,7 +75,9 @@ def document(*trials, **changes):
 def over(fields, *points, ipc=None):
     """A document that sweeps `fields`, a finished trial a point (its values, then its accuracy)."""
     trials = [
-        trial(i, point[-1], values=dict(zip(fields, point[:-1], strict=True)) | ({"ipc": ipc[i]} if ipc else {}))
+        trial(
+            i, point[-1], values=dict(zip(fields, point[:-1], strict=True)) | ({"ipc": ipc[i]} if ipc else {})
+        )
         for i, point in enumerate(points)
     ]
     return document(*trials, space=fields | ({"ipc": {"values": sorted(set(ipc))}} if ipc else {}))
@@ -78,7 +88,8 @@ def test_the_page_fetches_and_runs_nothing_and_is_the_same_every_time():
     found = Page(page)
     assert "script" not in {tag for tag, _ in found.elements}
     links = found.values("src", "href", "xlink:href")
-    assert links and all(link.startswith(("data:image/", "#")) for link in links)
+    assert links
+    assert all(link.startswith(("data:image/", "#")) for link in links)
     ids = found.values("id")
     assert len(ids) == len(set(ids))
     assert {link[1:] for link in links} <= set(ids)
@@ -103,13 +114,16 @@ def test_the_claim_gives_the_best_of_each_ipc_with_its_interval_and_setting():
         found.headline
         == "Best accuracy on validation images: 71.0 ± 2.0\u202f% at 1 and 91.0 ± 2.0\u202f% at 10 images a class"
     )
-    assert found.detail.startswith("At 1: trial 0 (select.alpha=0.3, select.unit=image); at 10: trial 2 (select.alpha=0.7,")
+    assert found.detail.startswith(
+        "At 1: trial 0 (select.alpha=0.3, select.unit=image); at 10: trial 2 (select.alpha=0.7,"
+    )
 
 
 def test_the_claim_says_which_images_were_scored():
     assert "never on test images" in sweep_claim(Sweep(document())).detail
     of_test = sweep_claim(Sweep(document(split="test")))
-    assert "never" not in of_test.detail and "none of them is a result" in of_test.detail
+    assert "never" not in of_test.detail
+    assert "none of them is a result" in of_test.detail
     assert "this is not the final number" in Page(render_sweep(document())).text
 
 
@@ -119,7 +133,9 @@ def test_the_claim_says_that_the_highest_of_many_is_luck_in_part():
 
 
 def test_all_trials_are_counted_and_what_they_shared_is_said():
-    found = sweep_work(Sweep(document(trial(0, found=True), trial(1, status="stopped"), trial(2, status="failed"))))
+    found = sweep_work(
+        Sweep(document(trial(0, found=True), trial(1, status="stopped"), trial(2, status="failed")))
+    )
     assert "Of 3 trials 1 finished, 1 was stopped early by asha and 1 failed. 1 was complete before" in found
     assert "1 pool of candidates served 3 trials, which saved 15 min 00 s." in found
     alone = sweep_work(Sweep(document(trial(0), scheduler=None, pools=[], saved_seconds=0.0)))
@@ -129,9 +145,11 @@ def test_all_trials_are_counted_and_what_they_shared_is_said():
 def test_a_failed_trial_is_shown_with_its_error_and_no_figure():
     given = document(trial(0, 0.8), trial(1, status="failed", alpha=0.777))
     last = rows(Sweep(given), ["accuracy", "coverage"])[-1]
-    assert last.trial.number == 1 and last.metrics == ["–", "–"]
+    assert last.trial.number == 1
+    assert last.metrics == ["–", "–"]
     text = Page(render_sweep(given)).text.partition("Failed trials")[2]
-    assert "ValueError: it broke" in text and "select.alpha=0.777" in text
+    assert "ValueError: it broke" in text
+    assert "select.alpha=0.777" in text
 
 
 def test_failed_trials_with_one_cause_stand_together():
@@ -146,13 +164,16 @@ def test_a_sweep_in_which_all_failed_says_so_and_offers_nothing_to_run():
     given = document(*(trial(i, status="failed") for i in range(3)))
     page = Page(render_sweep(given))
     assert sweep_claim(Sweep(given)).headline == "No trial finished"
-    assert "there is nothing to choose" in page.text and "jobs/distill.py" not in page.text
+    assert "there is nothing to choose" in page.text
+    assert "jobs/distill.py" not in page.text
     assert "svg" not in {tag for tag, _ in page.elements}
 
 
 def test_a_sweep_of_one_trial_and_one_without_any_have_a_page():
     assert "Trial 0 (select.alpha=0.3" in Page(render_sweep(document(trial(0)))).text
-    assert "There was no trial" in Page(render_sweep(document() | {"trials": [], "best": {}, "pools": []})).text
+    assert (
+        "There was no trial" in Page(render_sweep(document() | {"trials": [], "best": {}, "pools": []})).text
+    )
 
 
 def test_an_ipc_at_which_nothing_finished_is_named():
@@ -162,7 +183,8 @@ def test_an_ipc_at_which_nothing_finished_is_named():
 
 def test_the_winner_of_each_ipc_can_be_run():
     text = Page(render_sweep(document())).text
-    assert "--recipe best-ipc1.yaml" in text and "--recipe best-ipc10.yaml" in text
+    assert "--recipe best-ipc1.yaml" in text
+    assert "--recipe best-ipc10.yaml" in text
 
 
 def test_rivals_are_finished_trials_of_the_same_ipc_within_the_interval():
@@ -174,15 +196,23 @@ def test_rivals_are_finished_trials_of_the_same_ipc_within_the_interval():
 
 
 def test_the_table_has_every_trial_finished_ones_first_and_the_highest_on_top():
-    given = document(trial(0, 0.5), trial(1, 0.95, status="stopped"), trial(2, status="failed"), trial(3, 0.7), trial(4, 0.9))
+    given = document(
+        trial(0, 0.5),
+        trial(1, 0.95, status="stopped"),
+        trial(2, status="failed"),
+        trial(3, 0.7),
+        trial(4, 0.9),
+    )
     assert [row.trial.number for row in rows(Sweep(given), ["accuracy"])] == [4, 3, 0, 1, 2]
     text = Page(render_sweep(given)).text
-    assert "90.0\u202f% ± 2.0" in text and "12.3 s" in text
+    assert "90.0\u202f% ± 2.0" in text
+    assert "12.3 s" in text
 
 
 def test_ipcs_stand_in_their_order_as_numbers():
     given = document(
-        *(trial(i, 0.5, ipc=ipc) for i, ipc in enumerate((50, 5, 10, 1))), space={"ipc": {"values": [50, 5, 10, 1]}}
+        *(trial(i, 0.5, ipc=ipc) for i, ipc in enumerate((50, 5, 10, 1))),
+        space={"ipc": {"values": [50, 5, 10, 1]}},
     )
     assert list(Sweep(given).best) == ["1", "5", "10", "50"]
     assert Sweep(given).axes["ipc"].labels == ("1", "5", "10", "50")
@@ -203,41 +233,63 @@ def test_a_number_and_the_same_number_as_a_fraction_are_one_value_but_not_true()
 def test_a_log_range_puts_its_geometric_mean_in_the_middle():
     axis = Sweep(over({"a": {"low": 0.01, "high": 1.0, "log": True, "integer": False}}, (0.1, 0.5))).axes["a"]
     assert axis.share(0.1) == pytest.approx(0.5)
-    assert axis.place(0.0) is None and axis.place("x") is None
+    assert axis.place(0.0) is None
+    assert axis.place("x") is None
 
 
 def test_alpha_and_beta_make_the_heat_map_and_else_the_first_two_numbers():
     span = {"low": 0.0, "high": 1.0, "log": False, "integer": False}
-    fields = {"im.weight": span, "select.beta": span, "select.unit": {"values": ["a", "b"]}, "select.alpha": span}
+    fields = {
+        "im.weight": span,
+        "select.beta": span,
+        "select.unit": {"values": ["a", "b"]},
+        "select.alpha": span,
+    }
     assert heat_pair(Sweep(document(trial(0), space=fields))) == ("select.alpha", "select.beta")
-    fewer = {"ipc": {"values": [1, 10]}, **{name: fields[name] for name in ("im.weight", "select.unit", "select.beta")}}
+    fewer = {
+        "ipc": {"values": [1, 10]},
+        **{name: fields[name] for name in ("im.weight", "select.unit", "select.beta")},
+    }
     assert heat_pair(Sweep(document(trial(0), space=fewer))) == ("im.weight", "select.beta")
     assert heat_pair(Sweep(document())) is None
 
 
 def test_a_cell_of_the_heat_map_has_the_best_the_mean_and_the_number_of_finished_trials():
-    fields = {"select.alpha": {"values": [0.2, 0.8]}, "select.beta": {"low": 0.0, "high": 1.0, "log": False, "integer": False}}
+    fields = {
+        "select.alpha": {"values": [0.2, 0.8]},
+        "select.beta": {"low": 0.0, "high": 1.0, "log": False, "integer": False},
+    }
     given = over(fields, (0.2, 0.1, 0.61), (0.2, 0.12, 0.83), (0.8, 1.0, 0.95))
     given["trials"].append(trial(3, 0.99, status="stopped", values={"select.alpha": 0.2, "select.beta": 0.1}))
     text = Page(heat_maps(Sweep(given)).encode()).text
-    assert "83.0" in text and "mean 72.0 of 2" in text and "95.0" in text
+    assert "83.0" in text
+    assert "mean 72.0 of 2" in text
+    assert "95.0" in text
     assert "99.0" not in text
 
 
 def test_ipcs_are_not_mixed_in_a_heat_map():
     fields = {"a": {"values": [1, 2]}, "b": {"values": [1, 2]}}
     text = Page(heat_maps(Sweep(over(fields, (1, 1, 0.4), (1, 1, 0.8), ipc=[1, 10]))).encode()).text
-    assert "1 image a class" in text and "10 images a class" in text
+    assert "1 image a class" in text
+    assert "10 images a class" in text
     assert "mean" not in text
 
 
 def test_plots_are_there_for_what_was_swept_alone():
     alone = Sweep(over({"select.unit": {"values": ["a", "b"]}}, ("a", 0.5), ("b", 0.6)))
-    assert by_ipc(alone) is None and heat_maps(alone) is None and parallel(alone) is None and pareto(alone) is None
+    assert by_ipc(alone) is None
+    assert heat_maps(alone) is None
+    assert parallel(alone) is None
+    assert pareto(alone) is None
     assert "select.unit" in Page(field_panels(alone).encode()).text
     only_ipc = Sweep(document(space={"ipc": {"values": [1, 10]}}))
-    assert field_panels(only_ipc) is None and "91.0 % · trial 2" in Page(by_ipc(only_ipc).encode()).text
-    assert "G" in Page(field_panels(Sweep(over({"sample.subgroups": {"values": [2, 5]}}, (2, 0.5)))).encode()).text
+    assert field_panels(only_ipc) is None
+    assert "91.0 % · trial 2" in Page(by_ipc(only_ipc).encode()).text
+    assert (
+        "G"
+        in Page(field_panels(Sweep(over({"sample.subgroups": {"values": [2, 5]}}, (2, 0.5)))).encode()).text
+    )
 
 
 def test_curves_are_there_where_a_trial_was_stopped():
@@ -248,7 +300,8 @@ def test_curves_are_there_where_a_trial_was_stopped():
 
 def test_two_objectives_have_a_front_with_the_trials_that_the_document_names():
     trials = [
-        trial(i, a, metrics={"accuracy": a, "coverage": c}) for i, (a, c) in enumerate([(0.9, 0.1), (0.8, 0.3), (0.7, 0.2)])
+        trial(i, a, metrics={"accuracy": a, "coverage": c})
+        for i, (a, c) in enumerate([(0.9, 0.1), (0.8, 0.3), (0.7, 0.2)])
     ]
     given = document(*trials, objective=["accuracy", "coverage"], pareto=[0, 1])
     labels = re.findall(r">\s*(\d)\s*</text>", str(pareto(Sweep(given))))
@@ -268,12 +321,16 @@ def test_another_objective_than_accuracy_is_no_percentage_and_has_no_interval():
 
 def test_many_ipcs_are_all_in_the_table_and_the_claim_says_that_it_left_some_out():
     given = document(
-        *(trial(i, 0.5, ipc=i + 1) for i in range(20)), space={"ipc": {"low": 1, "high": 20, "log": False, "integer": True}}
+        *(trial(i, 0.5, ipc=i + 1) for i in range(20)),
+        space={"ipc": {"low": 1, "high": 20, "log": False, "integer": True}},
     )
     found = sweep_claim(Sweep(given))
-    assert found.headline.endswith("at 18, 50.0 ± 2.0\u202f% at 19 and 50.0 ± 2.0\u202f% at 20 images a class")
+    assert found.headline.endswith(
+        "at 18, 50.0 ± 2.0\u202f% at 19 and 50.0 ± 2.0\u202f% at 20 images a class"
+    )
     assert "The table has 17 more." in found.detail
     assert Sweep(given).marked == {17, 18, 19}
     page = Page(render_sweep(given)).text
-    assert len(best_rows(Sweep(given))) == 20 and "best-ipc1.yaml" in page
+    assert len(best_rows(Sweep(given))) == 20
+    assert "best-ipc1.yaml" in page
     assert "the best: of the 3 largest numbers of images a class" in page

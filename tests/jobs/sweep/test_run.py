@@ -1,4 +1,6 @@
-"""jobs/sweep.py on the tiny model: what trials share, how a sweep goes on, what MLflow holds, what is refused."""
+"""jobs/sweep.py on the tiny model: what trials share, how a sweep goes on, what MLflow holds, what is
+refused.
+"""
 
 import json
 import os
@@ -31,7 +33,14 @@ def words_of(model, images, storage):
 
 def sweep(words, space=SPACE, search="grid", **options):
     overrides = parse_overrides(list(words))
-    return Sweep("digits", overrides, read_space(space, "digits", overrides), search, options.pop("trials", 8), **options)
+    return Sweep(
+        "digits",
+        overrides,
+        read_space(space, "digits", overrides),
+        search,
+        options.pop("trials", 8),
+        **options,
+    )
 
 
 def runs_of(storage, key):
@@ -65,7 +74,9 @@ def test_a_sweep_samples_once_and_selects_once_a_trial(ran):
     assert [t["status"] for t in document["trials"]] == ["finished"] * 8
     (pool,) = document["pools"]
     assert (pool["trials"], pool["images"], pool["made"]) == (8, 3 * 4 * 3, True)
-    alone = sum(json.loads(m.read_text())["seconds"] for noun in once for m in storage.glob(f"{noun}/*/manifest.json"))
+    alone = sum(
+        json.loads(m.read_text())["seconds"] for noun in once for m in storage.glob(f"{noun}/*/manifest.json")
+    )
     assert document["saved_seconds"] == pytest.approx(7 * alone, abs=0.01)
     assert sum(line.startswith("sample →") for line in said) == 1
 
@@ -74,24 +85,34 @@ def test_the_same_command_again_runs_nothing_and_says_the_same(ran):
     plan, storage, _, document, folder = ran
     before, said = manifests(storage), []
     again, same = sweeping.run(plan, said.append)
-    assert manifests(storage) == before and same == folder
+    assert manifests(storage) == before
+    assert same == folder
     differing = ("written", "seconds", "pools")
-    assert {k: v for k, v in again.items() if k not in differing} == {k: v for k, v in document.items() if k not in differing}
+    assert {k: v for k, v in again.items() if k not in differing} == {
+        k: v for k, v in document.items() if k not in differing
+    }
     assert [pool["made"] for pool in again["pools"]] == [False]
     assert len(runs_of(storage, plan.key)[1]) == 8
 
 
-def test_the_best_of_each_ipc_is_the_best_trial_and_its_recipe_finds_all_that_the_trial_made(ran, cluster_environment):
+def test_the_best_of_each_ipc_is_the_best_trial_and_its_recipe_finds_all_that_the_trial_made(
+    ran, cluster_environment
+):
     _, storage, _, document, folder = ran
     for ipc, number in document["best"].items():
         rivals = [t for t in document["trials"] if t["values"]["ipc"] == int(ipc)]
-        assert document["trials"][number]["metrics"]["accuracy"] == max(t["metrics"]["accuracy"] for t in rivals)
+        assert document["trials"][number]["metrics"]["accuracy"] == max(
+            t["metrics"]["accuracy"] for t in rivals
+        )
     before = manifests(storage)
     recipe = f"{folder.path}/best-ipc4.yaml"
     config = yaml.safe_load(Path(recipe).read_text())
-    assert config["evaluate"]["protocol"] == "smoke" and config["evaluate"]["full"] is True
+    assert config["evaluate"]["protocol"] == "smoke"
+    assert config["evaluate"]["full"] is True
     env = environment() | cluster_environment
-    code, out, err = finished("distill", "--recipe", recipe, f"storage={storage}", "workers.actors=1", env=env)
+    code, out, err = finished(
+        "distill", "--recipe", recipe, f"storage={storage}", "workers.actors=1", env=env
+    )
     assert code == 0, err
     fresh = Counter(path.parent.name for path in manifests(storage).keys() - before.keys())
     assert fresh == {"evaluation": 1, "report": 1}  # on the test images
@@ -101,11 +122,15 @@ def test_the_best_of_each_ipc_is_the_best_trial_and_its_recipe_finds_all_that_th
 def test_mlflow_holds_the_sweep_with_a_child_for_every_trial(ran):
     plan, storage, _, document, _ = ran
     parent, children = runs_of(storage, plan.key)
-    assert parent.data.tags["kind"] == "sweep" and parent.info.status == "FINISHED"
-    assert {c.info.status for c in children} == {"FINISHED"} and {c.data.tags["kind"] for c in children} == {"trial"}
+    assert parent.data.tags["kind"] == "sweep"
+    assert parent.info.status == "FINISHED"
+    assert {c.info.status for c in children} == {"FINISHED"}
+    assert {c.data.tags["kind"] for c in children} == {"trial"}
     assert sorted(int(c.data.tags["trial"]) for c in children) == list(range(8))
     assert len({c.data.tags["artifact.candidates"] for c in children}) == 1
-    assert {c.data.tags["artifact.selection"] for c in children} == {p.name for p in (storage / "selection").iterdir()}
+    assert {c.data.tags["artifact.selection"] for c in children} == {
+        p.name for p in (storage / "selection").iterdir()
+    }
     by_id = {child.info.run_id: child for child in children}
     for trial in document["trials"]:
         data = by_id[trial["mlflow_run_id"]].data
@@ -127,29 +152,39 @@ def test_a_trial_that_fails_is_recorded_with_its_error_and_the_others_go_on(ran,
     plan = sweep(words, ["select.coverage_neighbours=50,2", "select.beta=0.3,0.5"])
     document, _ = sweeping.run(plan, lambda line: None)
     assert [t["status"] for t in document["trials"]] == ["failed", "failed", "finished", "finished"]
-    assert document["trials"][0]["error"].startswith("InputError: select.coverage_neighbours: needs more than 50")
+    assert document["trials"][0]["error"].startswith(
+        "InputError: select.coverage_neighbours: needs more than 50"
+    )
     _, children = runs_of(storage, plan.key)
     assert Counter(c.info.status for c in children) == {"FAILED": 2, "FINISHED": 2}
     assert any("coverage_neighbours" in c.data.tags.get("error", "") for c in children)
     before = manifests(storage)
     again, _ = sweeping.run(plan, lambda line: None)  # what failed is tried again, what is over is not
     assert [t["status"] for t in again["trials"]] == ["failed", "failed", "finished", "finished"]
-    assert manifests(storage) == before and len(runs_of(storage, plan.key)[1]) == 4
+    assert manifests(storage) == before
+    assert len(runs_of(storage, plan.key)[1]) == 4
 
 
 def test_a_bayesian_search_goes_on_from_what_is_over_and_gives_a_pareto_front(ran, tiny_model, tiny_images):
     _, storage, *_ = ran
     words = [*words_of(tiny_model, tiny_images, storage), "ipc=4", "sample.pool_ipc=4"]
-    space = ["select.alpha=0.1:0.9", "select.normalization=per_class,none", "select={coverage: 0},{unit: image, coverage: 1}"]
+    space = [
+        "select.alpha=0.1:0.9",
+        "select.normalization=per_class,none",
+        "select={coverage: 0},{unit: image, coverage: 1}",
+    ]
     options = {"search": "bayes", "objective": ("accuracy", "coverage")}
     plan = sweep(words, space[:2], trials=3, **options)
     document, folder = sweeping.run(plan, lambda line: None)
-    assert [t["status"] for t in document["trials"]] == ["finished"] * 3 and document["pareto"]
+    assert [t["status"] for t in document["trials"]] == ["finished"] * 3
+    assert document["pareto"]
     kept = {t["number"]: t for t in document["trials"][:2]}
     gone = records.read_trials(folder)[2]
-    os.remove(f"{folder.path}/trials/{trial_key(gone.values)}.json")  # as if the driver had died before its end
+    # as if the driver had died before its end
+    os.remove(f"{folder.path}/trials/{trial_key(gone.values)}.json")
     again = sweeping.run(plan, lambda line: None)[0]["trials"]
-    assert len(again) == 3 and {t["number"]: t for t in again if t["number"] in kept} == kept
+    assert len(again) == 3
+    assert {t["number"]: t for t in again if t["number"] in kept} == kept
     wider = sweep(words, [space[2], space[0]], trials=2, **options)
     assert [t["status"] for t in sweeping.run(wider, lambda line: None)[0]["trials"]] == ["finished"] * 2
 
@@ -160,7 +195,8 @@ def test_trials_that_fall_behind_are_stopped_among_their_own_ipc(ran, tiny_model
     plan = sweep([*words, "workers.trials=1"], ["ipc=2,4", "select.beta=0.1,0.2,0.3,0.4,0.6,0.7"], asha=True)
     document, _ = sweeping.run(plan, lambda line: None)
     statuses = Counter((t["values"]["ipc"], t["status"]) for t in document["trials"])
-    assert sum(statuses.values()) == 12 and all(statuses[ipc, "finished"] for ipc in (2, 4))
+    assert sum(statuses.values()) == 12
+    assert all(statuses[ipc, "finished"] for ipc in (2, 4))
     stopped = [t for t in document["trials"] if t["status"] == "stopped"]
     assert stopped, statuses
     _, children = runs_of(storage, plan.key)
@@ -187,7 +223,8 @@ def test_a_sweep_whose_driver_is_killed_goes_on_where_it_was(
     assert len(over) >= 2
     code, out, err = finished("sweep", *words, "--space", *SPACE, env=env)
     assert code == 0, err
-    assert "8 finished" in out and "winner   python jobs/distill.py --recipe" in out
+    assert "8 finished" in out
+    assert "winner   python jobs/distill.py --recipe" in out
     assert {p: p.stat().st_mtime_ns for p in over} == over
     (place,) = storage.glob("sweeps/*/sweep.json")
     document = json.loads(place.read_text())
@@ -195,7 +232,11 @@ def test_a_sweep_whose_driver_is_killed_goes_on_where_it_was(
         assert document[name] == undisturbed[name]
     assert [t["metrics"] for t in document["trials"]] == [t["metrics"] for t in undisturbed["trials"]]
     parent, children = runs_of(storage, document["key"])
-    assert (len(children), {c.info.status for c in children}) == (8, {"FINISHED"}) and parent.info.status == "FINISHED"
+    assert (len(children), {c.info.status for c in children}) == (
+        8,
+        {"FINISHED"},
+    )
+    assert parent.info.status == "FINISHED"
 
 
 @pytest.fixture(scope="module")
@@ -223,9 +264,11 @@ def test_four_trials_at_once_lose_and_double_no_run_on_a_tracking_server(
     finally:
         mlflow.set_tracking_uri(None)
     kinds = Counter(found["tags.kind"])
-    assert kinds == {"sweep": 1, "trial": 8} and set(found["status"]) == {"FINISHED"}
+    assert kinds == {"sweep": 1, "trial": 8}
+    assert set(found["status"]) == {"FINISHED"}
     trials = found[found["tags.kind"] == "trial"]
-    assert len(set(trials["tags.trial"])) == 8 and trials["metrics.accuracy"].notna().all()
+    assert len(set(trials["tags.trial"])) == 8
+    assert trials["metrics.accuracy"].notna().all()
     assert set(trials["tags.mlflow.parentRunId"]) == set(found[found["tags.kind"] == "sweep"]["run_id"])
 
 
@@ -244,5 +287,7 @@ def test_a_sweep_that_can_not_be_gives_one_line_and_exit_code_2(words, said, cap
 
     assert run_command("sweep", [f"storage={tmp_path / 'runs'}", *words]) == 2
     err = capsys.readouterr().err
-    assert err.startswith("error: ") and said in err and len(err.splitlines()) == 1
+    assert err.startswith("error: ")
+    assert said in err
+    assert len(err.splitlines()) == 1
     assert not (tmp_path / "runs" / "sweeps").exists()

@@ -22,16 +22,20 @@ def test_values_are_read_as_yaml_and_ranges_by_what_the_field_takes():
         "ipc=1,10", "select.unit=subgroup,image", "im.minimax=true,null", "select.alpha=0:1", "sample.steps=10:50",
         "finetune.lr=1e-4:1e-2:log", "im={weight: 0},{grad_ratio: 0.5}",
     ).domains  # fmt: skip
-    assert domains["ipc"] == Choice((1, 10)) and domains["select.unit"] == Choice(("subgroup", "image"))
+    assert domains["ipc"] == Choice((1, 10))
+    assert domains["select.unit"] == Choice(("subgroup", "image"))
     assert domains["im.minimax"] == Choice((True, None))
-    assert domains["select.alpha"] == Range(0, 1) and domains["sample.steps"] == Range(10, 50, integer=True)
+    assert domains["select.alpha"] == Range(0, 1)
+    assert domains["sample.steps"] == Range(10, 50, integer=True)
     assert domains["finetune.lr"] == Range(1e-4, 1e-2, log=True)
     assert domains["im"] == Choice(({"weight": 0}, {"grad_ratio": 0.5}))
 
 
 def test_a_file_says_the_same_as_words(tmp_path):
     path = tmp_path / "space.yaml"
-    path.write_text('ipc: [1, 10]\nselect.alpha: {low: 0.1, high: 0.9, log: true}\nselect.beta: "0.1:0.9"\nseed: 3\n')
+    path.write_text(
+        'ipc: [1, 10]\nselect.alpha: {low: 0.1, high: 0.9, log: true}\nselect.beta: "0.1:0.9"\nseed: 3\n'
+    )
     of_words = space("ipc=1,10", "select.alpha=0.1:0.9:log", "select.beta=0.1:0.9", "seed=3")
     assert read_space([str(path)], "digits", {}) == of_words
 
@@ -88,7 +92,8 @@ def test_a_grid_over_a_range_is_refused_and_one_with_an_impossible_combination_n
 
 def test_a_grid_holds_every_combination_once_and_random_draws_are_different_and_repeat():
     points = sweep("ipc=1,10", "seed=0,1,2").points()
-    assert len(points) == 6 and points[:2] == [{"ipc": 1, "seed": 0}, {"ipc": 1, "seed": 1}]
+    assert len(points) == 6
+    assert points[:2] == [{"ipc": 1, "seed": 0}, {"ipc": 1, "seed": 1}]
     words = ("select.alpha=0.1:0.9", "ipc=1,10", "sample.steps=10:12")
     drawn = sweep(*words, search="random", trials=30).points()
     assert drawn == sweep(*words, search="random", trials=30).points()
@@ -116,10 +121,16 @@ def test_what_a_recipe_says_of_its_pool_is_kept():
 def test_trials_are_scored_on_validation_images_and_the_winner_as_the_recipe_says():
     made = sweep("select.alpha=0.2,0.4")
     trial, winner = made.config({"select.alpha": 0.2}), made.winner({"select.alpha": 0.2})
-    assert trial.evaluate.protocol == "quick-val" and not trial.evaluate.full and trial.evaluate.baselines == ()
-    assert winner == load_config("digits", {"select.alpha": 0.2}) and isinstance(winner, Config)
-    kept = sweep("ipc=1,2", overrides={"evaluate.full": True, "evaluate.protocol": "quick-val"}).config({"ipc": 1})
-    assert kept.evaluate.full and kept.evaluate.protocol == "quick-val"
+    assert trial.evaluate.protocol == "quick-val"
+    assert not trial.evaluate.full
+    assert trial.evaluate.baselines == ()
+    assert winner == load_config("digits", {"select.alpha": 0.2})
+    assert isinstance(winner, Config)
+    kept = sweep("ipc=1,2", overrides={"evaluate.full": True, "evaluate.protocol": "quick-val"}).config(
+        {"ipc": 1}
+    )
+    assert kept.evaluate.full
+    assert kept.evaluate.protocol == "quick-val"
 
 
 def test_the_key_says_what_a_sweep_is():

@@ -16,7 +16,11 @@ from ims3_ray.method.s3.shard import History, Moves, Shard, split_classes
 from ims3_ray.method.s3.walk import best_pair, walk, walk_pairs
 
 PAPER = Objective(0.4, 0.9)
-VARIANTS = [Objective(0.4, 0.9, epsilon, normalization) for epsilon in (0.0, 0.1) for normalization in ("per_class", "none")]
+VARIANTS = [
+    Objective(0.4, 0.9, epsilon, normalization)
+    for epsilon in (0.0, 0.1)
+    for normalization in ("per_class", "none")
+]
 
 
 @pytest.fixture(autouse=True)
@@ -37,13 +41,21 @@ def instance(num_classes, sizes, seed=0, noise=0.6, width=24):
 
 def make_shards(candidates, real, objective, num_shards):
     return [
-        Shard(ids.start, candidates[ids.start : ids.stop], real[ids.start : ids.stop], objective, len(candidates))
+        Shard(
+            ids.start,
+            candidates[ids.start : ids.stop],
+            real[ids.start : ids.stop],
+            objective,
+            len(candidates),
+        )
         for ids in split_classes(len(candidates), num_shards)
     ]
 
 
 def assert_same(a, b):
-    assert np.array_equal(a.choice, b.choice) and a.terms == b.terms and a.rounds == b.rounds
+    assert np.array_equal(a.choice, b.choice)
+    assert a.terms == b.terms
+    assert a.rounds == b.rounds
 
 
 @pytest.mark.parametrize("objective", VARIANTS, ids=str)
@@ -64,7 +76,9 @@ def test_the_objective_is_its_definition(objective, monkeypatch):
         for (i, c), j in itertools.product(enumerate(chosen), range(5))
         if i != j
     )
-    assert evaluate(choice, candidates, real, replace(objective, partners="pool")).separation == pytest.approx(pool)
+    assert evaluate(
+        choice, candidates, real, replace(objective, partners="pool")
+    ).separation == pytest.approx(pool)
 
 
 def test_pools_of_one_candidate_make_both_kinds_of_partners_equal():
@@ -125,7 +139,9 @@ def test_separable_partners_are_solved_exactly():
 
 
 @pytest.mark.parametrize("num_classes", [10, 130])
-@pytest.mark.parametrize("objective", [VARIANTS[0], VARIANTS[1], Objective(0.4, 0.9, partners="pool")], ids=str)
+@pytest.mark.parametrize(
+    "objective", [VARIANTS[0], VARIANTS[1], Objective(0.4, 0.9, partners="pool")], ids=str
+)
 def test_same_selection_for_any_number_of_shards(num_classes, objective):
     candidates, real = instance(num_classes, np.arange(num_classes) % 4 + 1, noise=3.0)
     single = select(candidates, real, objective, restarts=1)
@@ -171,7 +187,8 @@ def test_a_shard_follows_moves_as_if_it_had_started_from_them():
     stepped.propose(History(first, at(first)), 0.0)
     stepped = stepped.propose(History(first, at(first), (moves,)), 0.0)
     fresh = Shard(0, candidates, real, PAPER, 100).propose(History(second, at(second)), 0.0)
-    assert np.array_equal(stepped.classes, fresh.classes) and np.array_equal(stepped.choice, fresh.choice)
+    assert np.array_equal(stepped.classes, fresh.classes)
+    assert np.array_equal(stepped.choice, fresh.choice)
     np.testing.assert_allclose(stepped.gains, fresh.gains, atol=1e-6)
 
 
@@ -214,7 +231,8 @@ def test_centroids_are_unit_length_means_of_unit_length_features():
     rng = np.random.default_rng(0)
     features, subgroups = rng.random((9, 5)) * 7, np.array([4, 1, 4, 1, 4, 1, 4, 9, 9])
     ids, centroids = subgroup_centroids(features, subgroups)
-    assert ids.tolist() == [1, 4, 9] and centroids.dtype == np.float32
+    assert ids.tolist() == [1, 4, 9]
+    assert centroids.dtype == np.float32
     for g, centroid in zip(ids, centroids, strict=True):
         mean = np.mean([f / np.linalg.norm(f) for f in features[subgroups == g]], axis=0)
         np.testing.assert_allclose(centroid, mean / np.linalg.norm(mean), rtol=1e-6)
@@ -222,13 +240,19 @@ def test_centroids_are_unit_length_means_of_unit_length_features():
 
 
 @pytest.mark.parametrize(
-    "broken, message",
+    ("broken", "message"),
     [
         (lambda c, r: (c[:3], r), "real must hold one centroid per class"),
-        (lambda c, r: ([*c[:3], c[3][:, :7]], r), "class 3: candidate centroids have 7 values, the real ones 24"),
+        (
+            lambda c, r: ([*c[:3], c[3][:, :7]], r),
+            "class 3: candidate centroids have 7 values, the real ones 24",
+        ),
         (lambda c, r: ([*c[:2], c[2][:0], c[3]], r), "class 2 needs at least one candidate"),
         (lambda c, r: ([*c[:2], c[2] * np.nan, c[3]], r), "class 2: candidate centroid 0 must be finite"),
-        (lambda c, r: (c, r * np.array([[1], [1], [0], [1]])), "class 2: real centroid 2 must be finite and of unit"),
+        (
+            lambda c, r: (c, r * np.array([[1], [1], [0], [1]])),
+            "class 2: real centroid 2 must be finite and of unit",
+        ),
         (lambda c, r: ([*c[:3], np.concatenate([c[3], r[3:]])], r), "class 3 equals its real centroid"),
         (lambda c, r: ([*c[:3], c[0]], r), "equals one of class"),
     ],
@@ -245,7 +269,7 @@ def test_coinciding_centroids_are_fine_with_epsilon():
 
 
 @pytest.mark.parametrize(
-    "fields, message",
+    ("fields", "message"),
     [
         ({"alpha": -1}, "alpha must be a finite number of at least 0"),
         ({"beta": float("nan")}, "beta must be a finite"),
@@ -260,7 +284,7 @@ def test_impossible_objectives_are_refused(fields, message):
 
 
 @pytest.mark.parametrize(
-    "features, subgroups, message",
+    ("features", "subgroups", "message"),
     [
         (np.ones((2, 3)), [0], "class 7: subgroups must be one number per feature"),
         (np.array([[1.0, 0], [0, 0]]), [0, 1], "class 7: row 1 has length 0.0"),
@@ -280,7 +304,10 @@ def plain_walk(candidates, real, objective, choice):
     while moved:
         moved = False
         for i, pool in enumerate(candidates):
-            totals = [evaluate([*choice[:i], g, *choice[i + 1 :]], candidates, real, objective).total for g in range(len(pool))]
+            totals = [
+                evaluate([*choice[:i], g, *choice[i + 1 :]], candidates, real, objective).total
+                for g in range(len(pool))
+            ]
             best = int(np.argmin(totals))
             if totals[best] < totals[choice[i]] - objective.tolerance(len(candidates)):
                 choice[i], moved = best, True
@@ -289,7 +316,9 @@ def plain_walk(candidates, real, objective, choice):
 
 @pytest.mark.parametrize("tile", [64, 2])
 @pytest.mark.parametrize("objective", VARIANTS, ids=str)
-def test_the_walk_ends_where_the_published_loop_ends_and_restarts_are_never_worse(objective, tile, monkeypatch):
+def test_the_walk_ends_where_the_published_loop_ends_and_restarts_are_never_worse(
+    objective, tile, monkeypatch
+):
     monkeypatch.setattr(selection_walk, "TILE", tile)
     monkeypatch.setattr(selection_walk, "MOST_PAIRED", 0)
     for seed in range(4):
@@ -299,7 +328,8 @@ def test_the_walk_ends_where_the_published_loop_ends_and_restarts_are_never_wors
         walked, _ = walk(candidates, shard.attractions(), closest, objective)
         assert walked.tolist() == plain_walk(candidates, real, objective, closest)
         found = select(candidates, real, objective)
-        assert found.solver == "walk" and found.choice.tolist() == walked.tolist()
+        assert found.solver == "walk"
+        assert found.choice.tolist() == walked.tolist()
         again = select(candidates, real, objective, restarts=5, num_shards=3)
         assert again.objective <= found.objective
 

@@ -36,7 +36,9 @@ def instance(num_classes, num_images, seed=0, noise=0.8, width=12):
 
 def covers_of(images, reals, by="balls"):
     pairs = zip(images, reals, strict=True)
-    return [ball_table(pool, real, 2) if by == "balls" else closeness_table(pool, real) for pool, real in pairs]
+    return [
+        ball_table(pool, real, 2) if by == "balls" else closeness_table(pool, real) for pool, real in pairs
+    ]
 
 
 @pytest.mark.parametrize("by", ["balls", "distance"])
@@ -114,7 +116,8 @@ def test_same_images_for_any_number_of_shards():
     whole = select_images(images, real, PAPER, 3, **options)
     for num_shards in (2, 3, 7, 16):
         result = select_images(images, real, PAPER, 3, num_shards=num_shards, **options)
-        assert np.array_equal(result.choice, whole.choice) and result.terms == whole.terms
+        assert np.array_equal(result.choice, whole.choice)
+        assert result.terms == whole.terms
 
 
 def test_a_pool_of_exactly_the_size_is_taken_whole():
@@ -123,7 +126,7 @@ def test_a_pool_of_exactly_the_size_is_taken_whole():
 
 
 @pytest.mark.parametrize(
-    "options, message",
+    ("options", "message"),
     [
         ({"size": 9}, "class 0 has 8 images; size 9 needs at least 9"),
         ({"size": 3, "coverage": 1.0}, "coverage 1.0 needs the real images' features"),
@@ -139,7 +142,9 @@ def test_impossible_image_selections_are_refused(options, message):
 
 def solve_pruned(candidates, real, neighbours, num_shards=1):
     shards = [
-        NeighbourShard(ids[0], candidates[ids[0] : ids[-1] + 1], real[ids], PAPER, len(candidates), neighbours)
+        NeighbourShard(
+            ids[0], candidates[ids[0] : ids[-1] + 1], real[ids], PAPER, len(candidates), neighbours
+        )
         for ids in split_classes(len(candidates), num_shards)
     ]
     return solve(local_call(shards), PAPER)
@@ -156,7 +161,9 @@ def test_far_classes_count_through_their_mean():
     sums = pruned_sums(candidates[2], 2, near, real, real.sum(axis=0), 0.01)
     for c, found in zip(candidates[2], sums, strict=True):
         exact = sum(np.log(1 - c @ real[j] + 0.01) for j in near)
-        assert found == pytest.approx(exact + 4 * np.log(1 - c @ real[[0, 3, 4, 6]].mean(axis=0) + 0.01), rel=1e-5)
+        assert found == pytest.approx(
+            exact + 4 * np.log(1 - c @ real[[0, 3, 4, 6]].mean(axis=0) + 0.01), rel=1e-5
+        )
 
 
 def test_few_neighbours_agree_on_nearly_all_classes():

@@ -10,7 +10,13 @@ from ims3_ray.config.sections import Workers
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.protocols import PROTOCOLS, protocols
 from ims3_ray.evaluation.robustness import label_robust_score
-from ims3_ray.stages.evaluate.classifiers import classifier_resources, classifier_seeds, score_in_looks, summarise, train_all
+from ims3_ray.stages.evaluate.classifiers import (
+    classifier_resources,
+    classifier_seeds,
+    score_in_looks,
+    summarise,
+    train_all,
+)
 from ims3_ray.stages.evaluate.stage import MeanCurve
 
 SMOKE = PROTOCOLS["smoke"]
@@ -36,11 +42,16 @@ def test_ray_gives_what_the_plain_call_gives_for_every_network_set_and_seed(ray_
     scores = train_all(sets, tests, [SMOKE, narrow], CLASSES, here)
     assert list(scores) == [SMOKE.label, narrow.label]
     for rules in (SMOKE, narrow):
-        assert {name: list(found) for name, found in scores[rules.label].items()} == {"distilled": [5, 6], "full": [5]}
+        assert {name: list(found) for name, found in scores[rules.label].items()} == {
+            "distilled": [5, 6],
+            "full": [5],
+        }
         for name, seed in sets:
             *_, plain = score_in_looks(sets[name, seed], tests, rules, 2, seed, here.device)
             found = scores[rules.label][name][seed]
-            assert {k: v for k, v in found.items() if k != "seconds"} == {k: v for k, v in plain.items() if k != "seconds"}
+            assert {k: v for k, v in found.items() if k != "seconds"} == {
+                k: v for k, v in plain.items() if k != "seconds"
+            }
 
 
 def test_every_look_is_heard_once_while_training_and_agrees_with_the_history(ray_cluster):
@@ -64,7 +75,9 @@ def test_a_listener_that_raises_ends_the_trainings(ray_cluster):
 
     endless = SMOKE.model_copy(update={"steps": 10**6, "evaluations": 10**5})
     with pytest.raises(SystemExit):
-        train_all({("distilled", 5): pixels(3, 0)}, pixels(6, 9), [endless], CLASSES, machine(Workers()), stop)
+        train_all(
+            {("distilled", 5): pixels(3, 0)}, pixels(6, 9), [endless], CLASSES, machine(Workers()), stop
+        )
     *_, after = score_in_looks(pixels(3, 0), pixels(6, 9), SMOKE, 2, 5, "cpu")
     fresh = train_all({("distilled", 5): pixels(3, 0)}, pixels(6, 9), [SMOKE], CLASSES, machine(Workers()))
     assert fresh[SMOKE.label]["distilled"][5]["last"] == after["last"]  # and leave room for others
@@ -83,12 +96,15 @@ def test_the_curve_tells_the_mean_of_each_step_once_all_seeds_are_there():
 
 def test_a_set_without_a_class_that_is_scored_is_refused_before_any_training():
     sets = {("mine", 0): pixels(3, 0, labels=(0,))}
-    with pytest.raises(InputError, match=r"set 'mine': has no image of 1 of the 2 classes .* 'red'; add images"):
+    with pytest.raises(
+        InputError, match=r"set 'mine': has no image of 1 of the 2 classes .* 'red'; add images"
+    ):
         train_all(sets, pixels(2, 1), [SMOKE], CLASSES, Machine("cpu", 1, 0, 1e9, Workers()))
 
 
 def test_a_network_too_deep_for_the_images_is_refused_before_any_training(monkeypatch):
-    monkeypatch.setattr("ims3_ray.stages.evaluate.classifiers.ray", None)  # a training would say the same, but later
+    # a training would say the same, but later
+    monkeypatch.setattr("ims3_ray.stages.evaluate.classifiers.ray", None)
     with pytest.raises(InputError, match="resnet18 is too deep for images of 16 px, it needs at least 33"):
         train_all(
             {("mine", 0): pixels(3, 0)}, pixels(2, 1), protocols("smoke", ["convnet3", "resnet18"]), CLASSES,
@@ -110,13 +126,20 @@ def test_several_classifiers_share_a_gpu_and_none_takes_one_without():
 
 def test_the_summary_keeps_every_seed_with_its_value():
     found = summarise({"random": {7: run_of(0.5), 9: run_of(0.7)}})["random"]
-    assert found["seeds"] == [7, 9] and found["last"]["values"] == [0.5, 0.7] and found["images"] == 4
-    assert found["last"]["mean"] == pytest.approx(0.6) and found["last"]["count"] == 2
+    assert found["seeds"] == [7, 9]
+    assert found["last"]["values"] == [0.5, 0.7]
+    assert found["images"] == 4
+    assert found["last"]["mean"] == pytest.approx(0.6)
+    assert found["last"]["count"] == 2
     assert "label_robust_score" not in found
 
 
 def test_the_label_robust_score_needs_the_full_set_and_random_images():
-    sets = {"distilled": {0: run_of(0.7), 1: run_of(0.9)}, "random": {0: run_of(0.6)}, "full": {0: run_of(0.9)}}
+    sets = {
+        "distilled": {0: run_of(0.7), 1: run_of(0.9)},
+        "random": {0: run_of(0.6)},
+        "full": {0: run_of(0.9)},
+    }
     a = ((0.8 - 0.6) - (0.9 - 0.8)) / 2
     expected = (math.exp(a) - math.exp(-1)) / (math.e - math.exp(-1))
     assert summarise(sets)["distilled"]["label_robust_score"] == pytest.approx(expected)

@@ -1,4 +1,6 @@
-"""The evaluation of a tiny run with every baseline: what its document holds, and what is refused before a run."""
+"""The evaluation of a tiny run with every baseline: what its document holds, and what is refused before a
+run.
+"""
 
 import numpy as np
 import pytest
@@ -16,7 +18,9 @@ NAMES = ["random", "herding", "k_center", "medoids"]
 
 @pytest.fixture(scope="module")
 def evaluated(finished_run):
-    """The finished run with a seed's worth of baselines more: the stages ahead of evaluation are found complete."""
+    """The finished run with a seed's worth of baselines more: the stages ahead of evaluation are found
+    complete.
+    """
     words = [*finished_run[0], f"evaluate.baselines=[{', '.join(NAMES)}]", "evaluate.pool_images=8"]
     config = load_config("digits", parse_overrides(words))
     return config, distillation.run(config, lambda line: None)
@@ -27,9 +31,9 @@ def test_every_baseline_stands_beside_the_set_with_its_seeds_and_coverage(evalua
     document = made.evaluation
     assert set(document["sets"]) == {"distilled", *NAMES, "full"}
     assert all(found["seeds"] == [0, 1] for found in document["sets"].values())
-    assert {name: found["images"] for name, found in document["sets"].items()} == dict.fromkeys(("distilled", *NAMES), 18) | {
-        "full": 36
-    }
+    assert {name: found["images"] for name, found in document["sets"].items()} == dict.fromkeys(
+        ("distilled", *NAMES), 18
+    ) | {"full": 36}
     assert set(document["coverage"]) == {"distilled", *NAMES, "ceiling", "pool"}
     assert 0 <= document["sets"]["distilled"]["label_robust_score"] <= 1
     assert "networks" not in document
@@ -38,24 +42,33 @@ def test_every_baseline_stands_beside_the_set_with_its_seeds_and_coverage(evalua
 def test_a_real_set_copies_and_no_baseline_covers_more_than_the_ceiling_reaches(evaluated):
     coverage = evaluated[1].evaluation["coverage"]
     assert all(coverage[name]["copy_rate"] == 1.0 for name in (*NAMES, "ceiling"))
-    assert all(coverage["ceiling"]["coverage"] >= (1 - 1 / np.e) * coverage[name]["coverage"] for name in NAMES)
+    assert all(
+        coverage["ceiling"]["coverage"] >= (1 - 1 / np.e) * coverage[name]["coverage"] for name in NAMES
+    )
     for values in coverage.values():
-        assert np.mean(values["deciles"]) == pytest.approx(values["coverage"], abs=0.1)  # 12 images: tenths of 1 or 2
+        # 12 images: tenths of 1 or 2
+        assert np.mean(values["deciles"]) == pytest.approx(values["coverage"], abs=0.1)
 
 
 def test_the_figures_are_numbers_under_stable_names(evaluated):
     config, made = evaluated
     figures = headline(made.evaluation)
-    assert {"accuracy", "accuracy/random/last", "accuracy/full/best", "coverage/pool", "label_robust_score/distilled"} <= set(
-        figures
-    )
+    assert {
+        "accuracy",
+        "accuracy/random/last",
+        "accuracy/full/best",
+        "coverage/pool",
+        "label_robust_score/distilled",
+    } <= set(figures)
     assert all(isinstance(value, float) for value in figures.values())
     table = "\n".join(summary_lines(config, made))
     assert all(title in table for title in ("k-centre", "greedy cover", "pool", "full real"))
 
 
 def test_the_pools_first_candidates_are_taken_by_subgroup_and_index_whatever_their_order():
-    keys = np.random.default_rng(0).permutation([(c, g, k) for c in (0, 1) for g in range(3) for k in range(2)])
+    keys = np.random.default_rng(0).permutation(
+        [(c, g, k) for c in (0, 1) for g in range(3) for k in range(2)]
+    )
     drawn = dict(zip(("label", "subgroup", "index"), keys.T, strict=True))
     taken = [tuple(keys[row]) for row in first_of_pool(drawn, 3)]
     assert taken == [(c, g, k) for c in (0, 1) for g, k in ((0, 0), (0, 1), (1, 0))]
@@ -78,4 +91,5 @@ def test_an_evaluation_that_can_not_be_is_refused_before_a_run(tiny_overrides, w
     with pytest.raises(InputError) as refused:
         config = load_config("digits", parse_overrides([*tiny_overrides, word]))
         preparation.prepare(config, machine(config.workers))
-    assert message in str(refused.value) and "\n" not in str(refused.value)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)

@@ -45,7 +45,8 @@ def test_a_selection_from_a_larger_pool_is_that_of_its_own_pool(words):
     assert shared["candidates"].fingerprint == made(words, upto="sample")["candidates"].fingerprint
     first, second = (steps["selection"].directory.read_json("selection.json") for steps in (own, shared))
     assert first["selection"] == second["selection"]
-    assert first["objective"] == pytest.approx(second["objective"], abs=1e-5)  # batches of other rows: round-off
+    # batches of other rows: round-off
+    assert first["objective"] == pytest.approx(second["objective"], abs=1e-5)
     assert len(own["distilled"].manifest["images"]) == len(shared["distilled"].manifest["images"]) == 12
 
 
@@ -55,9 +56,15 @@ def test_one_subgroup_is_no_selection(words):
 
 
 def test_a_start_without_noise_at_the_first_level_is_close_to_its_image_and_pure_noise_is_none(words):
-    """Sampled from just above clean, a candidate's latents are those of its start; from noise alone they are not."""
-    near = candidates(made(words, "sample.start=inversion", "sample.start_level=1", "sample.start_noise=0", upto="sample"))
-    far = candidates(made(words, "sample.start=inversion", "sample.start_level=1", "sample.start_noise=1", upto="sample"))
+    """Sampled from just above clean, a candidate's latents are those of its start; from noise alone they are
+    not.
+    """
+    near = candidates(
+        made(words, "sample.start=inversion", "sample.start_level=1", "sample.start_noise=0", upto="sample")
+    )
+    far = candidates(
+        made(words, "sample.start=inversion", "sample.start_level=1", "sample.start_noise=1", upto="sample")
+    )
     noise = candidates(made(words, upto="sample"))
     assert not np.array_equal(near["feature"], far["feature"])
     assert not np.array_equal(near["feature"], noise["feature"])
@@ -112,5 +119,6 @@ def test_starts_are_read_as_they_were_saved(tmp_path):
     starts = Starts(400, latents, 0.75, np.array([0, 2, 5]), pool_ipc=2)
     starts.save(open_directory(str(tmp_path)))
     read = Starts.load(open_directory(str(tmp_path)))
-    assert np.array_equal(read.latents, latents) and np.array_equal(read.offsets, starts.offsets)
+    assert np.array_equal(read.latents, latents)
+    assert np.array_equal(read.offsets, starts.offsets)
     assert (read.timestep, read.noise, read.pool_ipc) == (400, 0.75, 2)

@@ -37,7 +37,10 @@ def features(num_classes, seed=0, subgroups=4, ipc=IPC):
         name: [(g, k, np.abs(c + 0.3 * rng.standard_normal(WIDTH))) for g, k in keys]
         for name, c in zip(names, centres, strict=True)
     }
-    real = {name: np.abs(c + 0.2 * rng.standard_normal((8, WIDTH))) for name, c in zip(names, centres, strict=True)}
+    real = {
+        name: np.abs(c + 0.2 * rng.standard_normal((8, WIDTH)))
+        for name, c in zip(names, centres, strict=True)
+    }
     return candidates, real
 
 
@@ -49,9 +52,17 @@ def write(folder, candidates, real, *, shuffled=False, files=1):
         rows = [rows[i] for i in np.random.default_rng(1).permutation(len(rows))]
     for number in range(files):
         part = rows[number::files]
-        columns = {"class": [r[0] for r in part], "subgroup": [r[1] for r in part], "index": [r[2] for r in part]}
+        columns = {
+            "class": [r[0] for r in part],
+            "subgroup": [r[1] for r in part],
+            "index": [r[2] for r in part],
+        }
         vectors = pa.array([np.asarray(r[3], np.float32).tolist() for r in part], pa.list_(pa.float32()))
-        pq.write_table(pa.table(columns | {"feature": vectors}), folder / f"candidates-{number}.parquet", row_group_size=7)
+        pq.write_table(
+            pa.table(columns | {"feature": vectors}),
+            folder / f"candidates-{number}.parquet",
+            row_group_size=7,
+        )
     names = [name for name, of_class in real.items() for _ in of_class]
     vectors = pa.array([row.astype(np.float32).tolist() for of_class in real.values() for row in of_class])
     pq.write_table(pa.table({"class": names, "feature": vectors}), folder / "real.parquet")
@@ -68,12 +79,17 @@ def chosen(pool, settings=SETTINGS, shards=2, **changes):
 
 
 def centroids(candidates, real):
-    groups = [subgroup_centroids(np.float32([f for *_, f in rows]), [g for g, *_ in rows])[1] for rows in candidates.values()]
+    groups = [
+        subgroup_centroids(np.float32([f for *_, f in rows]), [g for g, *_ in rows])[1]
+        for rows in candidates.values()
+    ]
     return groups, np.stack([real_centroid(rows.astype(np.float32)) for rows in real.values()])
 
 
 @pytest.mark.parametrize("solver", ["walk", "rounds"])
-def test_ray_gives_what_the_plain_call_gives_for_any_number_of_shards(ray_cluster, tmp_path, monkeypatch, solver):
+def test_ray_gives_what_the_plain_call_gives_for_any_number_of_shards(
+    ray_cluster, tmp_path, monkeypatch, solver
+):
     if solver == "rounds":
         monkeypatch.setattr(selection_rounds, "MOST_VALUES", 0)
     made = features(9)
@@ -81,7 +97,8 @@ def test_ray_gives_what_the_plain_call_gives_for_any_number_of_shards(ray_cluste
     plain = select(*centroids(*made), Objective(0.4, 0.9), restarts=1)
     for shards in (1, 9):  # 9: more than the cluster has CPUs, and the certificate still finds room
         of_ray = chosen(pool, shards=shards)
-        assert of_ray.shards == shards and of_ray.document["solver"] == solver
+        assert of_ray.shards == shards
+        assert of_ray.document["solver"] == solver
         assert list(of_ray.document["selection"].values()) == plain.choice.tolist()
         assert of_ray.document["objective"] == plain.objective
 
@@ -91,11 +108,15 @@ def test_order_and_number_of_files_change_nothing(ray_cluster, tmp_path):
     whole = chosen(opened(tmp_path / "whole", *made)).document
     write(tmp_path / "parts", *made, shuffled=True, files=3)
     (tmp_path / "parts" / "real.parquet").rename(tmp_path / "real.parquet")
-    parts = open_candidates(str(tmp_path / "parts"), str(tmp_path / "real.parquet"), ("--candidates", "--real"))
+    parts = open_candidates(
+        str(tmp_path / "parts"), str(tmp_path / "real.parquet"), ("--candidates", "--real")
+    )
     assert chosen(parts).document == whole
 
 
-def test_an_actor_killed_in_mid_round_is_rebuilt_and_the_selection_is_the_same(ray_cluster, tmp_path, monkeypatch):
+def test_an_actor_killed_in_mid_round_is_rebuilt_and_the_selection_is_the_same(
+    ray_cluster, tmp_path, monkeypatch
+):
     monkeypatch.setattr(selection_rounds, "MOST_VALUES", 0)
     source = Source(opened(tmp_path, *features(9)), tuple(map(str, range(9))), SETTINGS, IPC, 0)
     pool = ShardPool(source, cluster.machine(Workers(shards=3)))
@@ -114,7 +135,8 @@ def test_an_actor_killed_in_mid_round_is_rebuilt_and_the_selection_is_the_same(r
     pids = [pid for pid, _ in pool.call("range")("process")]
     assert len(set(pids) & set(killed)) == 0
     undisturbed = solve(pool.call("groups"), objective, restarts=3)
-    assert np.array_equal(disturbed.choice, undisturbed.choice) and disturbed.terms == undisturbed.terms
+    assert np.array_equal(disturbed.choice, undisturbed.choice)
+    assert disturbed.terms == undisturbed.terms
 
 
 def test_the_exact_solver_finds_what_enumeration_finds(ray_cluster, tmp_path):
@@ -122,7 +144,8 @@ def test_the_exact_solver_finds_what_enumeration_finds(ray_cluster, tmp_path):
     document = chosen(opened(tmp_path, *made), solver="exact").document
     best, terms = exhaustive(*centroids(*made), Objective(0.4, 0.9))
     assert list(document["selection"].values()) == best.tolist()
-    assert document["gap"] == 0 and document["certificate"] == "exact"
+    assert document["gap"] == 0
+    assert document["certificate"] == "exact"
     assert document["objective"] == pytest.approx(terms.total, abs=1e-12)
 
 
@@ -139,7 +162,8 @@ def test_every_certificate_is_below_the_optimum(ray_cluster, tmp_path):
     pool, least = opened(tmp_path, *made), exhaustive(*centroids(*made), Objective(0.4, 0.9))[1].total
     for method in ("half_pair", "handshake"):  # trws is what auto takes at this size
         document = chosen(pool, certify=method).document
-        assert document["certificate"] == method and document["lower_bound"] <= least + 1e-12
+        assert document["certificate"] == method
+        assert document["lower_bound"] <= least + 1e-12
 
 
 def test_single_images_are_never_worse_than_the_best_subgroups(ray_cluster, tmp_path):
@@ -156,21 +180,29 @@ def test_single_images_are_never_worse_than_the_best_subgroups(ray_cluster, tmp_
 
 def test_copies_of_real_images_are_left_out_where_that_is_asked_for(ray_cluster, tmp_path):
     candidates, real = features(4, seed=5)
-    for name, of_class in candidates.items():  # the first of every subgroup is a real image, and the best there is
+    # the first of every subgroup is a real image, and the best there is
+    for name, of_class in candidates.items():
         for g in range(4):
             of_class[g * IPC] = (g, 0, real[name][g])
     pool = opened(tmp_path, candidates, real)
-    free, without = (chosen(pool, unit="image", exclude_copies=copies).document["selection"] for copies in (False, True))
+    free, without = (
+        chosen(pool, unit="image", exclude_copies=copies).document["selection"] for copies in (False, True)
+    )
     assert any(k == 0 for places in free.values() for _, k in places)
     assert all(k != 0 for places in without.values() for _, k in places)
     settings = SETTINGS.model_copy(update={"unit": "image", "exclude_copies": True})
-    with pytest.raises(InputError, match=r"select.exclude_copies: .* candidates that copy no real image, ipc needs 9"):
+    with pytest.raises(
+        InputError, match=r"select.exclude_copies: .* candidates that copy no real image, ipc needs 9"
+    ):
         select_features(pool, settings, ipc=9, seed=0, machine=cluster.machine(Workers(shards=1)))
 
 
 def test_closeness_to_real_images_grows_with_its_weight(ray_cluster, tmp_path):
     pool = opened(tmp_path, *features(4, seed=5))
-    terms = [chosen(pool, unit="image", coverage_by="distance", coverage=weight).document["terms"] for weight in (0.01, 100.0)]
+    terms = [
+        chosen(pool, unit="image", coverage_by="distance", coverage=weight).document["terms"]
+        for weight in (0.01, 100.0)
+    ]
     assert terms[1]["coverage"] > terms[0]["coverage"]
 
 
@@ -179,7 +211,8 @@ def test_pruned_rounds_and_pools_select_too(ray_cluster, tmp_path):
     exact = chosen(pool, certify="none").document
     all_near = chosen(pool, neighbours=5).document
     assert (exact["solver"], all_near["solver"]) == ("walk", "rounds")
-    assert all_near["selection"] == exact["selection"] and exact["lower_bound"] is None
+    assert all_near["selection"] == exact["selection"]
+    assert exact["lower_bound"] is None
     assert chosen(pool, partners="pool").document["gap"] == 0
 
 
@@ -190,14 +223,16 @@ def test_memory_decides_the_number_of_shards_and_of_rows_read_at_once(tmp_path):
         return Source(pool, tuple(map(str, range(9))), SETTINGS.model_copy(update={"memory": memory}), IPC, 0)
 
     shards, rows = split(of(2.5), 2)
-    assert shards == 2 and rows > 1e6
+    assert shards == 2
+    assert rows > 1e6
     with pytest.raises(InputError, match=r"select.memory: 0.3 GB an actor is too little; at least 0\.5 GB"):
         split(of(0.3), 2)
     table = pool.candidates
     wanted = [f"class-{i:02d}" for i in range(9)]
     whole, portions = (list(table.read(wanted, limit)) for limit in (None, 15))
     for (keys, vectors), (same_keys, same_vectors) in zip(whole, portions, strict=True):
-        assert np.array_equal(vectors, same_vectors) and np.array_equal(keys["index"], same_keys["index"])
+        assert np.array_equal(vectors, same_vectors)
+        assert np.array_equal(keys["index"], same_keys["index"])
 
 
 def test_a_larger_pool_gets_more_shards_where_memory_is_short(tmp_path):
@@ -219,9 +254,11 @@ def test_features_are_read_from_every_kind_of_list(tmp_path, kind):
     name = "label" if kind == "label" else "class"
     pq.write_table(pa.table({name: [7, 3, 7], "feature": column}), tmp_path / "real.parquet")
     table = open_features(str(tmp_path / "real.parquet"), "--real", ())
-    assert table.index()[0] == [3, 7] and table.width == 4
+    assert table.index()[0] == [3, 7]
+    assert table.width == 4
     (_, three), (_, seven) = table.read([3, 7])
-    assert np.array_equal(three, vectors[[1]]) and np.array_equal(seven, vectors[[0, 2]])
+    assert np.array_equal(three, vectors[[1]])
+    assert np.array_equal(seven, vectors[[0, 2]])
 
 
 def bad_tables(tmp_path):
@@ -249,19 +286,26 @@ def bad_tables(tmp_path):
 
     nothing = ("class-01", "--candidates")
     return [
-        case(set_feature([1.0] * 5), named=["--candidates", "class-01", "subgroup 0, index 1", "5 values", "8"]),
+        case(
+            set_feature([1.0] * 5), named=["--candidates", "class-01", "subgroup 0, index 1", "5 values", "8"]
+        ),
         case(set_feature([np.nan] * WIDTH), named=["--candidates", "class-01", "index 1", "not finite"]),
         case(set_feature([0.0] * WIDTH), named=["--candidates", "class-01", "zero"]),
         case(lambda c, r: c.pop("class-01"), named=[*nothing, "no candidate"]),
         case(lambda c, r: r.pop("class-01"), named=["class-01", "--real", "no real image"]),
-        case(lambda c, r: c["class-02"].append(c["class-02"][4]), named=["class-02", "subgroup 1, index 1", "twice"]),
+        case(
+            lambda c, r: c["class-02"].append(c["class-02"][4]),
+            named=["class-02", "subgroup 1, index 1", "twice"],
+        ),
         case(lambda c, r: None, "select.alpha=-1", named=["select.alpha", "-1"]),
         case(lambda c, r: None, "select.beta=-0.5", named=["select.beta", "-0.5"]),
         case(lambda c, r: None, "select.normalization=all", named=["select.normalization", "per_class"]),
         case(lambda c, r: None, "select.coverage=1", named=["select.coverage", "select.unit=image"]),
         case(lambda c, r: None, "sample.subgroups=3", named=["sample", "select", "workers"]),
         case(coincide, named=["select.epsilon", "'class-00'", "'class-02'"]),
-        case(lambda c, r: None, "select.unit=image", "ipc=13", named=["ipc", "13", "12 candidates", "class-00"]),
+        case(
+            lambda c, r: None, "select.unit=image", "ipc=13", named=["ipc", "13", "12 candidates", "class-00"]
+        ),
         case(lambda c, r: None, "select.memory=0.1", named=["select.memory", "0.1 GB"]),
     ]
 
@@ -283,15 +327,25 @@ def test_bad_files_give_one_line_and_exit_code_2(tmp_path, capsys):
     (tmp_path / "text.parquet").write_text("no parquet")
     out = ["--out", str(tmp_path / "selection.json")]
     for words, named in (
-        (["--candidates", str(tmp_path / "missing.parquet"), "--real", real, *out], ["--candidates", "does not exist"]),
-        (["--candidates", str(tmp_path / "empty"), "--real", real, *out], ["--candidates", "no .parquet file"]),
-        (["--candidates", str(tmp_path / "text.parquet"), "--real", real, *out], ["--candidates", "no readable Parquet"]),
+        (
+            ["--candidates", str(tmp_path / "missing.parquet"), "--real", real, *out],
+            ["--candidates", "does not exist"],
+        ),
+        (
+            ["--candidates", str(tmp_path / "empty"), "--real", real, *out],
+            ["--candidates", "no .parquet file"],
+        ),
+        (
+            ["--candidates", str(tmp_path / "text.parquet"), "--real", real, *out],
+            ["--candidates", "no readable Parquet"],
+        ),
         (["--candidates", real, "--real", real, *out], ["--candidates", "no column subgroup, index"]),
         (["--candidates", candidates, "--real", real, "--out", str(tmp_path)], ["--out", "is a folder"]),
     ):
         assert run_command("select", words) == 2
         error = capsys.readouterr().err
-        assert error.startswith("error: ") and error.count("\n") == 1
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
         for word in named:
             assert word in error, (word, error)
 
@@ -299,16 +353,27 @@ def test_bad_files_give_one_line_and_exit_code_2(tmp_path, capsys):
 def test_the_job_writes_the_selection_and_says_how_good_it_is(ray_cluster, tmp_path, capsys):
     candidates, real = write(tmp_path, *features(4))
     out = tmp_path / "new" / "selection.json"
-    words = ["--candidates", candidates, "--real", real, "--out", str(out), "select.beta=0.5", "workers.shards=2"]
+    words = [
+        "--candidates",
+        candidates,
+        "--real",
+        real,
+        "--out",
+        str(out),
+        "select.beta=0.5",
+        "workers.shards=2",
+    ]
     assert run_command("select", words) == 0
     first = out.read_bytes()
-    assert run_command("select", words) == 0 and out.read_bytes() == first  # replaced
+    assert run_command("select", words) == 0
+    assert out.read_bytes() == first
     document = json.loads(out.read_text())
     assert set(document["selection"]) == {f"class-{i:02d}" for i in range(4)}
     assert document["settings"]["beta"] == 0.5
     assert {"objective", "terms", "lower_bound", "gap", "gap_of_gain", "solver"} <= set(document)
     shown = capsys.readouterr().out
-    assert f"{document['objective']:.6f}" in shown and "lower bound" in shown
+    assert f"{document['objective']:.6f}" in shown
+    assert "lower bound" in shown
 
 
 def test_the_bench_measures_the_pool_beside_the_plain_loop(ray_cluster, tmp_path, capsys):
@@ -316,9 +381,12 @@ def test_the_bench_measures_the_pool_beside_the_plain_loop(ray_cluster, tmp_path
     words = ["select", "--grid", "12x3", "--noise", "0.3", "--normalization", "per_class", "--out", str(out)]
     assert run_command("bench", [*words, "workers.shards=2"]) == 0
     structured, structureless = json.loads(out.read_text())
-    assert structured["kind"] == "structured" and structureless["kind"] == "structureless"
+    assert structured["kind"] == "structured"
+    assert structureless["kind"] == "structureless"
     for figures in (structured, structureless):
-        assert figures["plain_is"] == "measured" and figures["plain_s"] > 0 and figures["rounds_s"] > 0
+        assert figures["plain_is"] == "measured"
+        assert figures["plain_s"] > 0
+        assert figures["rounds_s"] > 0
         assert figures["objective"] <= figures["plain_objective"] + 1e-5
     assert "| 12 × 3 | noise 0.3 |" in capsys.readouterr().out
 

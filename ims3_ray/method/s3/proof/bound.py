@@ -38,7 +38,11 @@ def make_groups(candidates, attractions) -> list[Group]:
     """Groups of `candidates`, a list of (G_i, D) by class, with `attractions` (R,) as the shards give them."""
     offsets = np.concatenate([[0], np.cumsum([len(pool) for pool in candidates])])
     return [
-        Group(ids.start, list(candidates[ids.start : ids.stop]), attractions[offsets[ids.start] : offsets[ids.stop]])
+        Group(
+            ids.start,
+            list(candidates[ids.start : ids.stop]),
+            attractions[offsets[ids.start] : offsets[ids.stop]],
+        )
         for ids in split_groups(len(candidates))
     ]
 
@@ -49,13 +53,18 @@ def run_here(function: Callable, arguments: list[tuple]) -> list:
 
 
 def certify(
-    selection: Selection, groups: list, objective: Objective, *, method: str = "auto", run: Callable = run_here
+    selection: Selection,
+    groups: list,
+    objective: Objective,
+    *,
+    method: str = "auto",
+    run: Callable = run_here,
 ) -> Selection:
     """`selection` with a lower bound and the name of what gave it.
 
-    `groups` are Groups in the order of their classes, or handles of them that `run` resolves; the bound is the same
-    however `run` spreads its tasks. `auto` takes the tightest method that the size allows within about a minute, and
-    none above; a selection that is known to be exact keeps its own.
+    `groups` are Groups in the order of their classes, or handles of them that `run` resolves; the bound is
+    the same however `run` spreads its tasks. `auto` takes the tightest method that the size allows within
+    about a minute, and none above; a selection that is known to be exact keeps its own.
     """
     methods = {"half_pair": half_pair_bound, "handshake": handshake_bound, "trws": trws_bound}
     if method not in ("auto", "none", *methods):
@@ -66,7 +75,13 @@ def certify(
     weight = objective.pair_weight(num_classes)
     if method == "auto":
         rows = sum(run(Group.num_candidates, [(group,) for group in groups]))
-        method = "trws" if num_classes * rows <= TRWS_MESSAGES else "handshake" if rows <= HANDSHAKE_ROWS else "none"
+        method = (
+            "trws"
+            if num_classes * rows <= TRWS_MESSAGES
+            else "handshake"
+            if rows <= HANDSHAKE_ROWS
+            else "none"
+        )
         if method == "none":
             return selection
     if weight == 0:
@@ -74,7 +89,9 @@ def certify(
     else:
         bound = weight * methods[method](selection, groups, objective, run)
     rounding = ROUNDING * (abs(selection.objective) + weight * num_classes * (num_classes - 1) / 2)
-    assert bound <= selection.objective + rounding, f"{method} gives {bound} above a choice of {selection.objective}"
+    assert bound <= selection.objective + rounding, (
+        f"{method} gives {bound} above a choice of {selection.objective}"
+    )
     return replace(selection, lower_bound=min(bound, selection.objective), certificate=method)
 
 
@@ -93,7 +110,8 @@ def half_pair_bound(selection: Selection, groups, objective: Objective, run) -> 
 def handshake_bound(selection: Selection, groups, objective: Objective, run) -> float:
     """Σ_i min θ_i, in units of w, once every pair has given its costs to its two classes.
 
-    Rounds of a tournament: the groups that meet in a round are disjoint, so that their tasks can run side by side.
+    Rounds of a tournament: the groups that meet in a round are disjoint, so that their tasks can run side by
+    side.
     """
     choices, costs = _linearise(selection, groups, objective, run)
     everyone = np.arange(len(groups))
@@ -123,7 +141,9 @@ def _linearise(selection, groups, objective, run) -> tuple[list, list]:
     choices = [selection.choice[ids.start : ids.stop] for ids in split_groups(num_classes)]
     chosen = np.concatenate(run(Group.chosen, list(zip(groups, choices, strict=True))))
     ratio = objective.alpha / objective.pair_weight(num_classes)
-    costs = run(linear_costs, [(g, c, chosen, ratio, objective.epsilon) for g, c in zip(groups, choices, strict=True)])
+    costs = run(
+        linear_costs, [(g, c, chosen, ratio, objective.epsilon) for g, c in zip(groups, choices, strict=True)]
+    )
     return choices, costs
 
 

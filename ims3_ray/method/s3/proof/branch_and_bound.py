@@ -1,8 +1,8 @@
 """Proven minima of the selection objective, for few classes: enumeration, and branch and bound.
 
-A node of the search is a `Problem`: the classes that are still free and the subgroups that they still have. TRW-S
-bounds it from below, every subgroup's own bound removes what can't be part of a better choice, and what is left is
-enumerated or split at one class. Costs are in units of w and in double precision.
+A node of the search is a `Problem`: the classes that are still free and the subgroups that they still have.
+TRW-S bounds it from below, every subgroup's own bound removes what can't be part of a better choice, and what
+is left is enumerated or split at one class. Costs are in units of w and in double precision.
 """
 
 from dataclasses import replace
@@ -24,20 +24,25 @@ PASS_PAIRS = 3  # passes back and forth before subgroups are removed
 def branch_and_bound(
     candidates, real, objective: Objective, *, restarts: int = 8, seed: int = 0, max_nodes: int = 200
 ) -> Selection:
-    """The best choice of all, proved so within 1e-9; or, after `max_nodes` nodes, the best known and its bound.
+    """The best choice of all, proved so within 1e-9; or, after `max_nodes` nodes, the best known and its
+    bound.
 
     Raises ValueError for more than MOST_ROWS candidates.
     """
     rows = sum(len(pool) for pool in candidates)
     if rows > MOST_ROWS:
-        raise ValueError(f"exact selection takes up to {MOST_ROWS} candidates, not {rows}; set solver to rounds")
+        raise ValueError(
+            f"exact selection takes up to {MOST_ROWS} candidates, not {rows}; set solver to rounds"
+        )
     first = select(candidates, real, objective, restarts=restarts, seed=seed)
     weight = objective.pair_weight(len(candidates))
     settings = {**first.settings, "max_nodes": max_nodes}
     if first.lower_bound is not None:
         return replace(first, settings=settings)
     if weight == 0:
-        return replace(first, lower_bound=first.objective, certificate="exact", solver="exact", settings=settings)
+        return replace(
+            first, lower_bound=first.objective, certificate="exact", solver="exact", settings=settings
+        )
     choice, bound = _search(whole_problem(candidates, real, objective), first.choice, max_nodes)
     terms = evaluate(choice, candidates, real, objective)
     proved = bound is None
@@ -153,14 +158,18 @@ def _best_of_all(unary: list, pairs: list) -> np.ndarray:
     return np.array(np.unravel_index(int(np.argmin(totals)), sizes) if sizes else [], dtype=np.int64)
 
 
-def exhaustive(candidates, real, objective: Objective, *, limit: int = 20_000_000) -> tuple[np.ndarray, Terms]:
+def exhaustive(
+    candidates, real, objective: Objective, *, limit: int = 20_000_000
+) -> tuple[np.ndarray, Terms]:
     """The best of all choices, the first in lexicographic order among equals, and its terms.
 
     Raises ValueError for more than `limit` choices.
     """
     number = np.prod([float(len(pool)) for pool in candidates])
     if number > limit:
-        raise ValueError(f"exhaustive search allows {limit} choices, not {number:.3g}; use fewer classes or subgroups")
+        raise ValueError(
+            f"exhaustive search allows {limit} choices, not {number:.3g}; use fewer classes or subgroups"
+        )
     unary, pairs, offsets = pair_tables(candidates, real, objective)
     slices = [slice(first, last) for first, last in pairwise(offsets)]
     tables = [[pairs[own, other] for other in slices[:i]] for i, own in enumerate(slices)]
@@ -169,7 +178,8 @@ def exhaustive(candidates, real, objective: Objective, *, limit: int = 20_000_00
 
 
 def pair_tables(candidates, real, objective: Objective) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """θ_i(g) (R,), θ_ij(g, h) (R, R) in double precision, 0 within a class, and where each class begins (C + 1,).
+    """θ_i(g) (R,), θ_ij(g, h) (R, R) in double precision, 0 within a class, and where each class begins (C +
+    1,).
 
     Where partners are pools, their mean is part of θ_i and θ_ij is 0.
     """
@@ -178,7 +188,9 @@ def pair_tables(candidates, real, objective: Objective) -> tuple[np.ndarray, np.
     rows = np.concatenate(candidates).astype(np.float64)
     distances = 1 - np.einsum("rd,rd->r", rows, np.asarray(real, np.float64)[classes])
     unary = objective.alpha * np.log(np.maximum(distances, 0) + objective.epsilon)
-    pairs = -objective.pair_weight(len(sizes)) * log_distances(rows, rows, classes, classes, objective.epsilon)
+    pairs = -objective.pair_weight(len(sizes)) * log_distances(
+        rows, rows, classes, classes, objective.epsilon
+    )
     if objective.partners == "pool":
         unary, pairs = unary + 0.5 * pairs @ np.repeat(1 / sizes, sizes), np.zeros_like(pairs)
     return unary, pairs, np.concatenate([[0], np.cumsum(sizes)])

@@ -1,7 +1,7 @@
 """Groups of classes against each other: what the pairs of two groups give to the costs of their classes.
 
-Costs are in units of w, in double precision, and lie as (G, n): subgroup, class of the group. Classes with fewer
-subgroups than the largest of their group are filled with copies of their first one, which cost ABSENT.
+Costs are in units of w, in double precision, and lie as (G, n): subgroup, class of the group. Classes with
+fewer subgroups than the largest of their group are filled with copies of their first one, which cost ABSENT.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,9 @@ TILE = 64  # classes whose pairs are in memory at a time
 
 @dataclass(frozen=True)
 class Group:
-    """The candidates (G_i, D) of the classes first_class, first_class + 1, …, and their attractions (R,): see Shard."""
+    """The candidates (G_i, D) of the classes first_class, first_class + 1, …, and their attractions (R,): see
+    Shard.
+    """
 
     first_class: int
     candidates: list[np.ndarray]
@@ -47,21 +49,29 @@ class Group:
 
 
 def linear_costs(group: Group, choice, chosen, ratio: float, epsilon: float) -> np.ndarray:
-    """θ_i(g) + Σ_j [θ_ij(g, g*_j) - ½ θ_ij(g*_i, g*_j)], (G, n), for the `chosen` centroids (C, D); ratio = α / w."""
+    """θ_i(g) + Σ_j [θ_ij(g, g*_j) - ½ θ_ij(g*_i, g*_j)], (G, n), for the `chosen` centroids (C, D); ratio = α
+    / w.
+    """
     candidates, attractions = group.padded()
     size, (num, width) = candidates.shape[0], candidates.shape[1:]
     ids = group.first_class + np.tile(np.arange(num), size)
     sums = np.zeros(size * num)
     for start in range(0, len(chosen), BLOCK):
         block = chosen[start : start + BLOCK]
-        logs = log_distances(candidates.reshape(-1, width), block, ids, start + np.arange(len(block)), epsilon)
+        logs = log_distances(
+            candidates.reshape(-1, width), block, ids, start + np.arange(len(block)), epsilon
+        )
         sums -= logs.sum(axis=1, dtype=np.float64)
     sums = sums.reshape(size, num)
-    return np.where(np.isinf(attractions), ABSENT, ratio * attractions + sums - 0.5 * sums[choice, np.arange(num)])
+    return np.where(
+        np.isinf(attractions), ABSENT, ratio * attractions + sums - 0.5 * sums[choice, np.arange(num)]
+    )
 
 
 def half_pair(a: Group, b: Group, choice_a, choice_b, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
-    """½ Σ_j min_h of the residual costs, (G, n), of every candidate of one group over the classes j of the other."""
+    """½ Σ_j min_h of the residual costs, (G, n), of every candidate of one group over the classes j of the
+    other.
+    """
     (rows, cost_a), (columns, cost_b) = a.padded(), b.padded()
     share_a, share_b = np.zeros(cost_a.shape), np.zeros(cost_b.shape)
     for i, j in _tile_pairs(len(choice_a), len(choice_b)):
@@ -74,7 +84,9 @@ def half_pair(a: Group, b: Group, choice_a, choice_b, epsilon: float) -> tuple[n
     return share_a, share_b
 
 
-def handshake(a: Group, b: Group, choice_a, choice_b, cost_a, cost_b, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
+def handshake(
+    a: Group, b: Group, choice_a, choice_b, cost_a, cost_b, epsilon: float
+) -> tuple[np.ndarray, np.ndarray]:
     """The costs (G, n) of two groups after every pair between them, or within one group, gave what it could."""
     rows, columns = a.padded()[0], b.padded()[0]
     cost_a = cost_a.copy()
@@ -96,8 +108,8 @@ def handshake(a: Group, b: Group, choice_a, choice_b, cost_a, cost_b, epsilon: f
 def shake(costs, a, b) -> tuple[np.ndarray, np.ndarray]:
     """The MPLP++ handshake of n pairs: all of `costs` (G, H, n), `a` (G, n), `b` (H, n) into new a and b.
 
-    Half of what a candidate of the first class costs at least goes to it, then all that is left to the second class,
-    then the rest to the first: the costs that stay are at least 0. `costs` is overwritten.
+    Half of what a candidate of the first class costs at least goes to it, then all that is left to the second
+    class, then the rest to the first: the costs that stay are at least 0. `costs` is overwritten.
     """
     costs += a[:, None]
     costs += b
@@ -132,7 +144,8 @@ def _tile_pairs(num_a: int, num_b: int):
 
 
 def _residual_costs(rows, columns, choice_a, choice_b, epsilon) -> np.ndarray:
-    """θ_ij(g, h) / w once linearised at the choices, (G, n, H, m) float32, of candidates (G, n, D) and (H, m, D).
+    """θ_ij(g, h) / w once linearised at the choices, (G, n, H, m) float32, of candidates (G, n, D) and (H, m,
+    D).
 
     Distances are at least COINCIDENT here: that only lowers θ_ij.
     """

@@ -52,8 +52,8 @@ def tighten(node: Problem, *, forward: bool) -> float:
 def subgroup_bounds(node: Problem) -> np.ndarray:
     """A lower bound (n, G) of all choices that take a subgroup, after a forward pass.
 
-    The pass leaves, with the share γ_i (θ̂_i - min θ̂_i) given to every later pair, costs of at least 0 above its bound:
-    a subgroup adds its own rest and the least of each of its pairs.
+    The pass leaves, with the share γ_i (θ̂_i - min θ̂_i) given to every later pair, costs of at least 0 above
+    its bound: a subgroup adds its own rest and the least of each of its pairs.
     """
     num = len(node.unary)
     later = np.arange(num - 1, -1, -1)[:, None]
@@ -61,7 +61,12 @@ def subgroup_bounds(node: Problem) -> np.ndarray:
     above = reached - reached.min(axis=1, keepdims=True)
     share = above / np.maximum(np.maximum(later, num - 1 - later), 1)
     rest = np.where(node.unary < ABSENT, np.maximum(above - later * share, 0), ABSENT)
-    costs = share[:, :, None, None] - node.gains - node.messages[:, :, None, :] - node.messages.transpose(2, 1, 0)[:, None]
+    costs = (
+        share[:, :, None, None]
+        - node.gains
+        - node.messages[:, :, None, :]
+        - node.messages.transpose(2, 1, 0)[:, None]
+    )
     least = costs.min(axis=(1, 2))
     earlier = np.triu(np.ones((num, num), dtype=bool), 1)
     bound = node.constant + reached.min(axis=1).sum() + least[earlier].sum()

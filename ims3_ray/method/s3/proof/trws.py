@@ -1,4 +1,5 @@
-"""TRW-S (Kolmogorov 2006) over the complete graph of classes, with recomputed costs: only messages are stored.
+"""TRW-S (Kolmogorov 2006) over the complete graph of classes, with recomputed costs: only messages are
+stored.
 
 M_ji(g), a message, is what class j says that candidate g of class i costs it. With θ̂_i = θ_i + Σ_j M_ji and
 γ_i = 1 / max(classes before i, classes after i), a pass visits the classes in order and sends
@@ -84,8 +85,8 @@ def first_messages(candidates, choice, epsilon: float) -> np.ndarray:
 def trws_pass(gains, unary, messages, *, forward: bool) -> float:
     """Visit all classes once, in order or back, update `messages` (C, G, C) in place, and give the bound.
 
-    `gains(start, stop, others)` gives -θ_ij as (n, G, H, m) of the classes start ... stop - 1 to the m classes of the
-    slice `others`; `unary` (G, C) is θ_i.
+    `gains(start, stop, others)` gives -θ_ij as (n, G, H, m) of the classes start ... stop - 1 to the m
+    classes of the slice `others`; `unary` (G, C) is θ_i.
     """
     size, num_classes = unary.shape
     tile = int(np.clip(BLOCK_VALUES // (size * size * num_classes), 1, 64))
@@ -121,7 +122,9 @@ def _visit(i, later, table, unary, messages) -> float:
 
 
 def block_gains(candidates, start, stop, others, epsilon) -> np.ndarray:
-    """-θ_ij = log(d + ε) as (n, G, H, m) of the classes start ... stop - 1 of `candidates` (G, C, D) to the `others`."""
+    """-θ_ij = log(d + ε) as (n, G, H, m) of the classes start ... stop - 1 of `candidates` (G, C, D) to the
+    `others`.
+    """
     size, _, width = candidates.shape
     rows = candidates[:, start:stop].transpose(1, 0, 2).reshape(-1, width)
     logs = np.empty((len(rows), size, others.stop - others.start), candidates.dtype)

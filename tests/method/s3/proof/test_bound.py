@@ -25,7 +25,9 @@ def instance(sizes, seed=0, noise=None, width=24):
     real = rng.random((len(sizes), width))
     weights = (0, 1) if noise is None else (1, noise)
     pools = [weights[0] * r + weights[1] * rng.random((g, width)) for r, g in zip(real, sizes, strict=True)]
-    unit = [(rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32) for rows in (*pools, real)]
+    unit = [
+        (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32) for rows in (*pools, real)
+    ]
     return unit[:-1], unit[-1]
 
 
@@ -52,7 +54,9 @@ def test_no_choice_is_below_the_bound(method, precision, normalization, monkeypa
         _, best = exhaustive(candidates, real, objective)
         worst = np.array([int(np.argmin(c @ r)) for c, r in zip(candidates, real, strict=True)])
         for choice in (None, worst):
-            assert certified(candidates, real, objective, method, choice=choice).lower_bound <= best.total + 1e-9
+            assert (
+                certified(candidates, real, objective, method, choice=choice).lower_bound <= best.total + 1e-9
+            )
 
 
 def test_the_half_pair_bound_is_its_definition():
@@ -66,7 +70,12 @@ def test_the_half_pair_bound_is_its_definition():
         for j, other in enumerate(blocks):
             if i != j:
                 linear = pairs[own, chosen[j]]
-                left = pairs[own, other] - linear[:, None] - pairs[chosen[i], other] + pairs[chosen[i], chosen[j]]
+                left = (
+                    pairs[own, other]
+                    - linear[:, None]
+                    - pairs[chosen[i], other]
+                    + pairs[chosen[i], chosen[j]]
+                )
                 costs += linear - 0.5 * pairs[chosen[i], chosen[j]] + 0.5 * left.min(axis=1)
         bound += costs.min()
     assert result.lower_bound == pytest.approx(bound, rel=1e-4)
@@ -106,7 +115,9 @@ def test_the_bound_is_the_same_in_whatever_order_tasks_run(method, monkeypatch):
     def run_backwards(function, arguments):
         return [function(*values) for values in arguments[::-1]][::-1]
 
-    results = [certified(candidates, real, Objective(0.4, 0.9), method, run) for run in (run_here, run_backwards)]
+    results = [
+        certified(candidates, real, Objective(0.4, 0.9), method, run) for run in (run_here, run_backwards)
+    ]
     assert results[0].lower_bound == results[1].lower_bound
 
 
@@ -115,7 +126,9 @@ def test_costs_that_are_kept_give_the_bound_of_costs_that_are_computed_again(mon
     candidates, real = instance([3, 4, 2, 4] * 6, noise=0.5)
     kept = certified(candidates, real, Objective(0.4, 0.9), "trws").lower_bound
     monkeypatch.setattr(certificate_trws, "TABLE_BYTES", 0)
-    assert certified(candidates, real, Objective(0.4, 0.9), "trws").lower_bound == pytest.approx(kept, rel=1e-9)
+    assert certified(candidates, real, Objective(0.4, 0.9), "trws").lower_bound == pytest.approx(
+        kept, rel=1e-9
+    )
 
 
 def test_more_passes_leave_a_smaller_gap(monkeypatch):
@@ -133,7 +146,9 @@ def test_the_bound_does_not_depend_on_how_classes_are_grouped(method, monkeypatc
     whole = certified(candidates, real, Objective(0.4, 0.9), method).lower_bound
     monkeypatch.setattr(certificate, "GROUP", 6)
     monkeypatch.setattr(certificate_pairs, "TILE", 4)
-    assert certified(candidates, real, Objective(0.4, 0.9), method).lower_bound == pytest.approx(whole, rel=1e-6)
+    assert certified(candidates, real, Objective(0.4, 0.9), method).lower_bound == pytest.approx(
+        whole, rel=1e-6
+    )
 
 
 def test_a_handshake_moves_costs_and_leaves_none_below_zero():
@@ -152,7 +167,11 @@ def test_matchings_hold_every_pair_once_and_no_class_twice_a_round(sizes):
     num, other = sizes
     rounds = matchings(num, other)
     pairs = [(int(i), int(j)) for a, b in rounds for i, j in zip(a, b, strict=True)]
-    expected = itertools.combinations(range(num), 2) if other is None else itertools.product(range(num), range(other))
+    expected = (
+        itertools.combinations(range(num), 2)
+        if other is None
+        else itertools.product(range(num), range(other))
+    )
     assert sorted(pairs) == sorted(expected)
     for a, b in rounds:
         members = [a, b] if other is not None else [np.concatenate([a, b])]
@@ -164,5 +183,7 @@ def test_only_what_is_asked_for_is_computed():
     assert certified(candidates, real, Objective(0.4, 0.9), "none").gap is None
     assert certified(candidates, real, Objective(0.4, 0.9, partners="pool"), "trws").certificate == "exact"
     assert certified(candidates, real, Objective(0.4, 0.0), "trws").gap == pytest.approx(0, abs=1e-12)
-    with pytest.raises(ValueError, match="certify must be one of auto, none, half_pair, handshake, trws, not 'best'"):
+    with pytest.raises(
+        ValueError, match="certify must be one of auto, none, half_pair, handshake, trws, not 'best'"
+    ):
         certified(candidates, real, Objective(0.4, 0.9), "best")

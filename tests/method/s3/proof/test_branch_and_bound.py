@@ -21,7 +21,9 @@ def instance(sizes, seed=0, noise=None, width=24):
     real = rng.random((len(sizes), width))
     weights = (0, 1) if noise is None else (1, noise)
     pools = [weights[0] * r + weights[1] * rng.random((g, width)) for r, g in zip(real, sizes, strict=True)]
-    unit = [(rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32) for rows in (*pools, real)]
+    unit = [
+        (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32) for rows in (*pools, real)
+    ]
     return unit[:-1], unit[-1]
 
 
@@ -31,7 +33,9 @@ def test_exhaustive_search_finds_the_smallest_of_all(normalization, partners):
     sizes = [3, 1, 2, 4, 2]
     objective = Objective(0.4, 0.9, 0.01, normalization, partners)
     candidates, real = instance(sizes)
-    everything = {c: evaluate(c, candidates, real, objective).total for c in itertools.product(*map(range, sizes))}
+    everything = {
+        c: evaluate(c, candidates, real, objective).total for c in itertools.product(*map(range, sizes))
+    }
     choice, terms = exhaustive(candidates, real, objective)
     assert tuple(choice) == min(everything, key=everything.get)
     assert terms.total == min(everything.values())
@@ -40,7 +44,9 @@ def test_exhaustive_search_finds_the_smallest_of_all(normalization, partners):
 def test_searches_refuse_what_they_cannot_finish():
     with pytest.raises(ValueError, match=r"exhaustive search allows 20000000 choices, not 1e\+09"):
         exhaustive(*instance([10] * 9), PAPER)
-    with pytest.raises(ValueError, match="exact selection takes up to 2000 candidates, not 2010; set solver to rounds"):
+    with pytest.raises(
+        ValueError, match="exact selection takes up to 2000 candidates, not 2010; set solver to rounds"
+    ):
         branch_and_bound(*instance([10] * 201), PAPER)
 
 
@@ -58,7 +64,8 @@ def test_branch_and_bound_finds_what_enumeration_finds(objective, noise, monkeyp
         candidates, real = instance([4, 1, 3, 5, 2, 4, 4], seed, noise, width=6)
         result = branch_and_bound(candidates, real, objective, restarts=0)
         choice, best = exhaustive(candidates, real, objective)
-        assert result.certificate == "exact" and result.gap == 0
+        assert result.certificate == "exact"
+        assert result.gap == 0
         assert result.objective == pytest.approx(best.total, rel=1e-9)
         assert np.array_equal(result.choice, choice)
 
@@ -71,10 +78,16 @@ def test_branch_and_bound_improves_on_any_start(noise, rank, monkeypatch):
     monkeypatch.setattr("ims3_ray.method.s3.proof.branch_and_bound.descend", lambda node, x: x)
     for seed in range(6):
         candidates, real = instance([3, 1, 2, 4, 2], seed, noise, width=6)
-        everything = {c: evaluate(c, candidates, real, PAPER) for c in itertools.product(*map(range, [3, 1, 2, 4, 2]))}
+        everything = {
+            c: evaluate(c, candidates, real, PAPER) for c in itertools.product(*map(range, [3, 1, 2, 4, 2]))
+        }
         ranked = sorted(everything, key=lambda c: everything[c].total)
-        first = replace(select(candidates, real, PAPER), choice=np.array(ranked[rank]), terms=everything[ranked[rank]])
-        monkeypatch.setattr("ims3_ray.method.s3.proof.branch_and_bound.select", lambda *args, first=first, **options: first)
+        first = replace(
+            select(candidates, real, PAPER), choice=np.array(ranked[rank]), terms=everything[ranked[rank]]
+        )
+        monkeypatch.setattr(
+            "ims3_ray.method.s3.proof.branch_and_bound.select", lambda *args, first=first, **options: first
+        )
         assert tuple(branch_and_bound(candidates, real, PAPER).choice) == ranked[0]
 
 
@@ -122,4 +135,6 @@ def test_a_restricted_problem_costs_the_same():
         whole = smaller.whole(np.array(x))
         assert all(keep[i, g] for i, g in enumerate(whole))
         assert smaller.total(np.array(x)) == pytest.approx(problem.total(whole), rel=1e-12)
-    assert restrict(smaller, np.array([[1, 0, 0], [0, 1, 0]], dtype=bool)).whole(np.array([], int)).tolist() == [1, 1, 2, 2]
+    assert restrict(smaller, np.array([[1, 0, 0], [0, 1, 0]], dtype=bool)).whole(
+        np.array([], int)
+    ).tolist() == [1, 1, 2, 2]
