@@ -23,7 +23,7 @@ def ray_cluster():
 
     import ray
 
-    from ims3_ray.cluster import machine as cluster
+    from ims3_ray.cluster.machine import num_nodes
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     # submitted jobs run the head's python
@@ -35,7 +35,7 @@ def ray_cluster():
         log_to_driver=False,
         dashboard_host="127.0.0.1",
     )
-    assert cluster.num_nodes() == 1
+    assert num_nodes() == 1
     yield ray
     ray.shutdown()
 

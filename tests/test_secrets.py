@@ -8,7 +8,7 @@ import ray
 from tiny import tiny_words
 
 from ims3_ray import cli
-from ims3_ray.cluster import machine as cluster
+from ims3_ray.cluster.machine import Machine, connect
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.config.sections import Workers
 from ims3_ray.data.images import open_images
@@ -119,7 +119,7 @@ def test_trouble_with_a_tracking_server_is_told_without_its_password(tmp_path, m
 
 def test_what_a_run_records_holds_no_secret(secrets, tiny_model, tiny_images, tmp_path):
     config = load_config("digits", parse_overrides(tiny_words(tiny_model, tiny_images, tmp_path / "runs")))
-    context = preparation.prepare(config, cluster.Machine("cpu", 1, 0, 4e9, Workers(actors=1, shards=1)))
+    context = preparation.prepare(config, Machine("cpu", 1, 0, 4e9, Workers(actors=1, shards=1)))
     steps = plan(context)
     distillation._write_record(context, "tiny", steps, [], records.RUNNING)
     context.storage.write("runs/tiny/config.yaml", distillation._yaml(config.model_dump(mode="json")))
@@ -143,9 +143,9 @@ def test_what_ray_serves_listens_on_this_machine_alone(monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda **options: given.append(options))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    cluster.connect()
+    connect()
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    cluster.connect()
+    connect()
     started, joined = given
     assert started["address"] == "local"
     assert started["dashboard_host"] == "127.0.0.1"

@@ -111,7 +111,7 @@ def connect() -> None:
         ) from error
 
 
-def machine(workers: Workers, *, wait: bool = True) -> Machine:
+def find_machine(workers: Workers, *, wait: bool = True) -> Machine:
     """The machine as `workers` wants it used, once the cluster has the GPUs that it names.
 
     Raises InputError for a GPU that Ray does not see. Without `wait`, GPUs to come are counted as there.

@@ -13,7 +13,7 @@ import argparse
 import time
 from typing import Any
 
-from ims3_ray.cluster import machine as cluster
+from ims3_ray.cluster.machine import connect, find_machine
 from ims3_ray.config.load import load_selecting, parse_overrides
 from ims3_ray.errors import InputError
 from ims3_ray.stages.select.features import open_candidates
@@ -42,11 +42,11 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError(f"--out: {arguments.out} is a folder; name a file, such as selection.json")
     below = {"subgroup": config.select.subgroups}
     pool = open_candidates(arguments.candidates, arguments.real, ("--candidates", "--real"), **below)
-    cluster.connect()
+    connect()
     from ims3_ray.stages.select.solve import select_features  # heavy: faiss
 
     began = time.perf_counter()
-    machine = cluster.machine(config.workers)
+    machine = find_machine(config.workers)
     made = select_features(pool, config.select, ipc=config.ipc, seed=config.seed, machine=machine)
     seconds = time.perf_counter() - began
     out.write_json(name, made.document)

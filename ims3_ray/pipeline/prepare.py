@@ -11,8 +11,7 @@ import numpy as np
 import ray
 import torch
 
-from ims3_ray.cluster import machine as cluster
-from ims3_ray.cluster.machine import Machine
+from ims3_ray.cluster.machine import ANYWHERE, Machine, inside_job, num_nodes
 from ims3_ray.config.sections import Config, Data, Evaluating
 from ims3_ray.data.classes import NEW, class_map
 from ims3_ray.data.distilled import check_class_names
@@ -36,7 +35,7 @@ BUNDLED = "package://"  # no folder until it is written
 def check_storage(config: Config) -> None:
     """InputError for a relative storage where the working directory is temporary or each node has its own."""
     is_relative = "://" not in config.storage and not Path(config.storage).expanduser().is_absolute()
-    if is_relative and (cluster.inside_job() or (ray.is_initialized() and cluster.num_nodes() > 1)):
+    if is_relative and (inside_job() or (ray.is_initialized() and num_nodes() > 1)):
         raise InputError(
             f"storage: {config.storage!r} is relative, and the working directory of a job or a node is its own; "
             "name a path or URI that every node reaches, such as storage=/mnt/shared/runs or storage=s3://bucket/runs"
@@ -139,7 +138,7 @@ def _numerics(config: Config, machine: Machine) -> tuple[Numerics, list[str]]:
         return wanted, []
     if not ray.is_initialized():  # a dry run: what this machine can do stands for what a cluster can
         return supported(wanted) if device == "cpu" or torch.cuda.is_available() else (wanted, [])
-    return ray.get(ray.remote(**machine.actor_resources, **cluster.ANYWHERE)(supported).remote(wanted))
+    return ray.get(ray.remote(**machine.actor_resources, **ANYWHERE)(supported).remote(wanted))
 
 
 def open_splits(places: Mapping[str, str], data: Data, seed: int, storage: Directory) -> dict[str, ImageSet]:

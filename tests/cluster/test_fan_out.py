@@ -9,8 +9,8 @@ import pytest
 import ray
 import torch
 
-from ims3_ray.cluster import machine as cluster
 from ims3_ray.cluster.fan_out import Part, actor_pool, fan_out
+from ims3_ray.cluster.machine import Machine, find_machine
 from ims3_ray.config.sections import Workers
 from ims3_ray.models import batches
 from ims3_ray.storage import tables
@@ -81,7 +81,7 @@ class Relay:
 
 
 def run(build, parts, folder, **workers):
-    machine = cluster.machine(Workers(**workers))
+    machine = find_machine(Workers(**workers))
     out = open_directory(str(folder))
     return out, fan_out(
         build, {"batch_size": 8}, parts, table=tables.FEATURES, out=out, machine=machine, stage="test"
@@ -126,6 +126,6 @@ def test_only_missing_parts_are_made(ray_cluster, tmp_path):
     ("workers", "bounds"), [({"actors": 3}, (1, 3)), ({"actors": 2, "min_actors": 5}, (2, 2))]
 )
 def test_a_pool_grows_between_its_bounds(workers, bounds):
-    pool = actor_pool(cluster.Machine("cpu", 4, 0, 8e9, Workers(**workers)), 10)
+    pool = actor_pool(Machine("cpu", 4, 0, 8e9, Workers(**workers)), 10)
     assert (pool.min_size, pool.max_size) == bounds
     assert pool.initial_size == bounds[1]

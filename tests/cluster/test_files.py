@@ -39,12 +39,12 @@ nodes.shutdown()
 
 WAITING = """
 import ray, time
-from ims3_ray.cluster import machine as cluster
+from ims3_ray.cluster.machine import connect, find_machine
 from ims3_ray.config.sections import Workers
 from ims3_ray.errors import InputError
-cluster.connect()
+connect()
 try:
-    found = cluster.machine(Workers(gpus={number}, wait_s=20))
+    found = find_machine(Workers(gpus={number}, wait_s=20))
     while ray.available_resources().get("GPU") != found.gpus:  # what was held while waiting is free soon
         time.sleep(0.2)
     print(found.device, found.gpus)

@@ -9,7 +9,7 @@ import yaml
 from tiny import THREE
 
 from ims3_ray.cli import main
-from ims3_ray.cluster.machine import machine
+from ims3_ray.cluster.machine import find_machine
 from ims3_ray.config.load import load_config, parse_overrides, recipe_names, recipe_text
 from ims3_ray.config.sections import Config
 from ims3_ray.data.classes import class_map
@@ -68,7 +68,7 @@ def woof_words(imagenet_tree, model):
 
 def context_of(imagenet_tree, model, *words):
     config = load_config("imagewoof", parse_overrides([*woof_words(imagenet_tree, model), *words]))
-    return preparation.prepare(config, machine(config.workers))
+    return preparation.prepare(config, find_machine(config.workers))
 
 
 def test_every_yaml_file_of_the_package_is_a_recipe_whose_header_says_what_was_measured():

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from ims3_ray.cluster import machine as cluster
+from ims3_ray.cluster.machine import connect, find_machine
 from ims3_ray.errors import InputError
 from ims3_ray.pipeline import prepare as preparation
 from ims3_ray.pipeline.steps import Step, plan, run_step
@@ -36,9 +36,9 @@ def run(ablation: Plan, say: Callable[[str], None]) -> tuple[dict[str, Any], Dir
     if first.evaluate.protocol == preparation.NO_PROTOCOL:
         raise InputError("evaluate.protocol: an ablation compares accuracies; name a protocol")
     preparation.check_storage(first)
-    cluster.connect()
+    connect()
     preparation.check_storage(first)
-    machine = cluster.machine(first.workers)
+    machine = find_machine(first.workers)
     contexts = dict(zip(configs, preparation.prepare_all(configs.values(), machine), strict=True))
     preparation.fetch_extractor(first)
     for note in next(iter(contexts.values())).notes:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ims3_ray.cluster import machine as cluster
+from ims3_ray.cluster.machine import connect, find_machine, refuse_impossible
 from ims3_ray.config.load import load_selecting, parse_overrides
 from ims3_ray.errors import InputError
 
@@ -50,14 +50,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Print the device's line and the table; gives all figures, with what they were measured on."""
     _check(arguments)
     config = load_selecting(parse_overrides(arguments.overrides))
-    cluster.refuse_impossible(config.workers)
+    refuse_impossible(config.workers)
     from ims3_ray.evaluation.protocols import protocol  # heavy, as below
 
     rules = protocol(arguments.protocol)
     if arguments.steps:
         rules = rules.model_copy(update={"steps": arguments.steps, "evaluations": 1})
-    cluster.connect()
-    machine = cluster.machine(config.workers)
+    connect()
+    machine = find_machine(config.workers)
     from . import classifiers as evaluation
     from .sides import compare, device_figures
 

@@ -5,7 +5,7 @@ import re
 import tempfile
 from typing import Any
 
-from ims3_ray.cluster import machine as cluster
+from ims3_ray.cluster.machine import connect, find_machine
 from ims3_ray.config.load import load_selecting, parse_overrides
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import open_directory
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         noises = [float(word) for word in arguments.noise.split(",")]
     except ValueError as error:
         raise InputError(f"--noise: {arguments.noise!r} is no list of numbers, such as 0.1,0.3") from error
-    cluster.connect()
+    connect()
     from .selection import Case  # heavy
 
     cases = [
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             for size in grid
             for norm in arguments.normalization.split(",")
         ]
-    machine = cluster.machine(config.workers)
+    machine = find_machine(config.workers)
     with tempfile.TemporaryDirectory() as temporary:
         work = open_directory(arguments.work or temporary)
         if arguments.optimum:

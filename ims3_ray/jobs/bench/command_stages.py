@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ims3_ray.cluster import machine as cluster
+from ims3_ray.cluster.machine import connect, find_machine, refuse_impossible
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.config.sections import Config
 from ims3_ray.errors import InputError
@@ -80,8 +80,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         per_size = {
             size: load_config(arguments.recipe, overrides | _batch(arguments.what, size)) for size in sizes
         }
-        cluster.refuse_impossible(config.workers)
-        cluster.connect()
+        refuse_impossible(config.workers)
+        connect()
         context = _context(arguments, config, work)
         from .sides import device_figures  # heavy, as below
 
@@ -163,7 +163,7 @@ def _context(arguments: argparse.Namespace, config: Config, work: Path) -> Any:
 
     from . import models
 
-    machine = cluster.machine(config.workers)
+    machine = find_machine(config.workers)
     if arguments.random_init:
         size = models.size_named(arguments.size or SIZE)
         needed = max(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from ims3_ray.cluster import machine as cluster
+from ims3_ray.cluster.machine import find_machine
 from ims3_ray.data.distilled import DistilledSet
 from ims3_ray.evaluation.protocols import protocols
 from ims3_ray.jobs.sweep import run as sweeping
@@ -70,7 +70,7 @@ def _alone(sweep: Sweep, values: dict[str, Any]) -> float:
     sweep.
     """
     config = sweep.config(values)
-    context = preparation.prepare(config, cluster.machine(config.workers))
+    context = preparation.prepare(config, find_machine(config.workers))
     made = next(step.directory for step in steps_of(context) if step.stage.noun == "distilled")
     rules = protocols(config.evaluate.protocol, config.evaluate.networks)
     scored = context.images[rules[0].split]

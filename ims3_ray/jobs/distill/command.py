@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from ims3_ray.cluster import machine as cluster
+from ims3_ray.cluster.machine import connect, find_machine, has_address, refuse_impossible
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.config.sections import Config
 from ims3_ray.errors import InputError
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.recipe, parse_overrides(arguments.overrides))
-    cluster.refuse_impossible(config.workers)
+    refuse_impossible(config.workers)
     if arguments.dry_run and arguments.status:
         raise InputError("--dry-run, --status: are two answers; ask for one")
     if arguments.dry_run:
@@ -113,9 +113,9 @@ def _dry_run(config: Config) -> None:
 
     preparation.image_places(config)
     preparation.check_storage(config)
-    if cluster.has_address():
-        cluster.connect()
-    context = preparation.prepare(config, cluster.machine(config.workers, wait=False))
+    if has_address():
+        connect()
+    context = preparation.prepare(config, find_machine(config.workers, wait=False))
     steps = plan(context)
     print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     print("\n".join(context.notes), end="\n" if context.notes else "")

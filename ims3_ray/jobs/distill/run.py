@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from ims3_ray.cluster import machine as cluster
 from ims3_ray.cluster.environment import hardware, versions
+from ims3_ray.cluster.machine import connect, find_machine
 from ims3_ray.config.load import load_config
 from ims3_ray.config.sections import Config
 from ims3_ray.errors import InputError
@@ -64,9 +64,9 @@ def run(config: Config, say: Callable[[str], None] = print) -> Distillation:
     preparation.image_places(config)  # before a cluster is started for a run that can't be
     preparation.check_storage(config)
     tracking_uri(open_directory(config.storage))
-    cluster.connect()
+    connect()
     preparation.check_storage(config)  # again: now the nodes are known
-    context = preparation.prepare(config, cluster.machine(config.workers))
+    context = preparation.prepare(config, find_machine(config.workers))
     for note in context.notes:
         say(note)
     steps = plan(context)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ims3_ray.cluster import machine as cluster
+from ims3_ray.cluster.machine import find_machine
 from ims3_ray.config.sections import Config
 from ims3_ray.pipeline import prepare as preparation
 from ims3_ray.pipeline.steps import Step, plan
@@ -21,7 +21,7 @@ def status(config: Config) -> dict[str, Any]:
     with it.
     """
     preparation.image_places(config)
-    context = preparation.prepare(config, cluster.machine(config.workers, wait=False))
+    context = preparation.prepare(config, find_machine(config.workers, wait=False))
     steps = plan(context)
     folder = context.storage / "runs" / f"{config.recipe}-{steps[-1].fingerprint}"
     record = folder.read_json("run.json") if folder.exists("run.json") else None

@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ims3_ray.cluster import machine as cluster
+from ims3_ray.cluster.machine import connect, find_machine, refuse_impossible
 from ims3_ray.config.load import load_evaluating, parse_overrides
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.table import evaluation_lines
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     config = load_evaluating(parse_overrides(arguments.overrides))
     locations = named_sets(arguments.sets)
-    cluster.refuse_impossible(config.workers)
+    refuse_impossible(config.workers)
     folder, _, name = arguments.out.rpartition("/")
     out = open_directory(folder or ("/" if arguments.out.startswith("/") else "."))
     if not name or out.has_directory(name):
@@ -55,8 +55,8 @@ def run(arguments: argparse.Namespace) -> None:
     from . import run as evaluating  # heavy: torch, faiss
 
     prepared = evaluating.prepare(config, locations)
-    cluster.connect()
-    document = evaluating.score(prepared, cluster.machine(config.workers))
+    connect()
+    document = evaluating.score(prepared, find_machine(config.workers))
     out.write_json(name, document)
     print()
     print("\n".join(table(document)))

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ims3_ray.cluster import machine as cluster
 from ims3_ray.cluster.environment import hardware, versions
+from ims3_ray.cluster.machine import Machine
 from ims3_ray.config.sections import Evaluating
 from ims3_ray.data.images import READERS, ImageSet
 from ims3_ray.data.labelled import open_labelled
@@ -102,7 +102,7 @@ def prepare(config: Evaluating, locations: Mapping[str, str]) -> Prepared:
     )
 
 
-def score(prepared: Prepared, machine: cluster.Machine) -> dict[str, Any]:
+def score(prepared: Prepared, machine: Machine) -> dict[str, Any]:
     """evaluation.json of the given sets: as a run's own, with `given` and `audit` beside it."""
     config, networks, given = prepared.config, prepared.networks, prepared.given
     rules, seeds = networks[0], classifier_seeds(config.seed, config.evaluate.seeds)
@@ -171,7 +171,7 @@ def _check_counts(config: Evaluating, train: ImageSet, given: Mapping[str, Image
             )
 
 
-def _embed(prepared: Prepared, machine: cluster.Machine) -> dict[str, AuditedImages]:
+def _embed(prepared: Prepared, machine: Machine) -> dict[str, AuditedImages]:
     """Every set, the training images as "train" and the scored ones as "scored", all at one size."""
     config, split = prepared.config, prepared.networks[0].split
     named = {"train": ("data.train", prepared.train), "scored": (f"data.{split}", prepared.scored)}

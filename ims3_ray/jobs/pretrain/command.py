@@ -7,7 +7,7 @@ python jobs/distill.py model.path=my-model embed.extractor=my-model/extractor da
 import argparse
 from pathlib import Path
 
-from ims3_ray.cluster import machine as cluster
+from ims3_ray.cluster.machine import connect, find_machine
 from ims3_ray.config.load import load_pretrain, parse_overrides
 from ims3_ray.data.images import open_images
 from ims3_ray.errors import InputError
@@ -32,10 +32,10 @@ def run(arguments: argparse.Namespace) -> None:
     storage = open_storage(config.storage)
     shared = {"seed": config.seed, "max_bad_fraction": data.max_bad_fraction, "classes": data.classes}
     images = open_images(data.train, storage, name="data.train", split="train", **shared)
-    cluster.connect()
+    connect()
     from .run import Pretraining  # heavy: torch and diffusers, not needed to refuse bad input
 
-    figures = Pretraining(config, images, storage, cluster.machine(config.workers)).run(out)
+    figures = Pretraining(config, images, storage, find_machine(config.workers)).run(out)
     print(f"model: {out}")
     for name, value in figures.items():
         print(f"  {name.replace('_', ' ')}: {value:.4g}")

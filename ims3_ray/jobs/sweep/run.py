@@ -14,7 +14,7 @@ import ray
 import yaml
 from ray import tune
 
-from ims3_ray.cluster import machine as cluster
+from ims3_ray.cluster.machine import connect, find_machine
 from ims3_ray.evaluation.protocols import protocol
 from ims3_ray.jobs.distill.run import tags
 from ims3_ray.pipeline import prepare as preparation
@@ -49,9 +49,9 @@ def run(sweep: Sweep, told: Callable[[str], None] = print) -> tuple[dict[str, An
     tracking_uri(open_directory(first.storage))
     preparation.image_places(first)
     preparation.check_storage(first)
-    cluster.connect()
+    connect()
     preparation.check_storage(first)
-    machine = cluster.machine(first.workers)
+    machine = find_machine(first.workers)
     contexts = preparation.prepare_all(map(sweep.config, points or [sweep.space.any()]), machine)
     preparation.fetch_extractor(first)
     for note in contexts[0].notes:

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from ims3_ray.cli import run_command
-from ims3_ray.cluster import machine as cluster
 from ims3_ray.cluster.device_rate import matrix_rate, measure_device
+from ims3_ray.cluster.machine import find_machine
 from ims3_ray.config.load import load_config
 from ims3_ray.errors import InputError
 from ims3_ray.jobs.bench import models
@@ -67,7 +67,7 @@ def context(ray_cluster, tiny_model, tiny_images, tmp_path):
     config = load_config(
         "digits", places | small | {"evaluate.protocol": "none", "storage": str(tmp_path / "storage")}
     )
-    return preparation.prepare(config, cluster.machine(config.workers))
+    return preparation.prepare(config, find_machine(config.workers))
 
 
 @pytest.mark.parametrize("stage", ["sample", "finetune", "encode", "invert"])

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from ims3_ray.cluster.machine import Machine, machine
+from ims3_ray.cluster.machine import Machine, find_machine
 from ims3_ray.config.sections import Workers
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.protocols import PROTOCOLS, protocols
@@ -35,7 +35,7 @@ def run_of(last, images=4):
 
 
 def test_ray_gives_what_the_plain_call_gives_for_every_network_set_and_seed(ray_cluster):
-    here, tests = machine(Workers()), pixels(6, 9)
+    here, tests = find_machine(Workers()), pixels(6, 9)
     shared, other = pixels(3, 0), pixels(8, 1)
     sets = {("distilled", 5): shared, ("distilled", 6): shared, ("full", 5): other}
     narrow = SMOKE.model_copy(update={"width": 4})
@@ -61,7 +61,7 @@ def test_every_look_is_heard_once_while_training_and_agrees_with_the_history(ray
         heard.setdefault((label, name, seed), []).append((step, accuracy))
 
     sets = {("distilled", seed): pixels(3, 0) for seed in (5, 6)}
-    scores = train_all(sets, pixels(6, 9), [SMOKE], CLASSES, machine(Workers()), hear)
+    scores = train_all(sets, pixels(6, 9), [SMOKE], CLASSES, find_machine(Workers()), hear)
     for seed in (5, 6):
         assert heard[SMOKE.label, "distilled", seed] == [
             tuple(look) for look in scores[SMOKE.label]["distilled"][seed]["history"]
@@ -76,10 +76,10 @@ def test_a_listener_that_raises_ends_the_trainings(ray_cluster):
     endless = SMOKE.model_copy(update={"steps": 10**6, "evaluations": 10**5})
     with pytest.raises(SystemExit):
         train_all(
-            {("distilled", 5): pixels(3, 0)}, pixels(6, 9), [endless], CLASSES, machine(Workers()), stop
+            {("distilled", 5): pixels(3, 0)}, pixels(6, 9), [endless], CLASSES, find_machine(Workers()), stop
         )
     *_, after = score_in_looks(pixels(3, 0), pixels(6, 9), SMOKE, 2, 5, "cpu")
-    fresh = train_all({("distilled", 5): pixels(3, 0)}, pixels(6, 9), [SMOKE], CLASSES, machine(Workers()))
+    fresh = train_all({("distilled", 5): pixels(3, 0)}, pixels(6, 9), [SMOKE], CLASSES, find_machine(Workers()))
     assert fresh[SMOKE.label]["distilled"][5]["last"] == after["last"]  # and leave room for others
 
 

@@ -5,7 +5,7 @@ run.
 import numpy as np
 import pytest
 
-from ims3_ray.cluster.machine import machine
+from ims3_ray.cluster.machine import find_machine
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.errors import InputError
 from ims3_ray.jobs.distill import run as distillation
@@ -90,6 +90,6 @@ def test_the_pools_first_candidates_are_taken_by_subgroup_and_index_whatever_the
 def test_an_evaluation_that_can_not_be_is_refused_before_a_run(tiny_overrides, word, message):
     with pytest.raises(InputError) as refused:
         config = load_config("digits", parse_overrides([*tiny_overrides, word]))
-        preparation.prepare(config, machine(config.workers))
+        preparation.prepare(config, find_machine(config.workers))
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)

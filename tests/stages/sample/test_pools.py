@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ims3_ray.cluster import machine as cluster
+from ims3_ray.cluster.machine import find_machine
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.errors import InputError
 from ims3_ray.method import schedule
@@ -17,7 +17,7 @@ from ims3_ray.storage.artifacts import open_directory, read_rows
 def made(words, *more, upto="select"):
     """The steps of a run up to a stage, by noun, made where they are missing."""
     config = load_config("digits", parse_overrides([*words, *more]))
-    context = preparation.prepare(config, cluster.machine(config.workers))
+    context = preparation.prepare(config, find_machine(config.workers))
     steps = {}
     for step in plan(context):
         steps[step.stage.noun] = step if step.manifest else run_step(context, step)

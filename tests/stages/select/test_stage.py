@@ -12,7 +12,7 @@ import pytest
 import ray
 
 from ims3_ray.cli import run_command
-from ims3_ray.cluster import machine as cluster
+from ims3_ray.cluster.machine import find_machine
 from ims3_ray.config.sections import Select, Workers
 from ims3_ray.errors import InputError
 from ims3_ray.method.s3 import rounds as selection_rounds
@@ -74,7 +74,7 @@ def opened(folder, candidates, real, **options):
 
 
 def chosen(pool, settings=SETTINGS, shards=2, **changes):
-    machine = cluster.machine(Workers(shards=shards))
+    machine = find_machine(Workers(shards=shards))
     return select_features(pool, settings.model_copy(update=changes), ipc=IPC, seed=0, machine=machine)
 
 
@@ -119,7 +119,7 @@ def test_an_actor_killed_in_mid_round_is_rebuilt_and_the_selection_is_the_same(
 ):
     monkeypatch.setattr(selection_rounds, "MOST_VALUES", 0)
     source = Source(opened(tmp_path, *features(9)), tuple(map(str, range(9))), SETTINGS, IPC, 0)
-    pool = ShardPool(source, cluster.machine(Workers(shards=3)))
+    pool = ShardPool(source, find_machine(Workers(shards=3)))
     objective, killed = source.objective, []
 
     def call(method, *arguments):
@@ -194,7 +194,7 @@ def test_copies_of_real_images_are_left_out_where_that_is_asked_for(ray_cluster,
     with pytest.raises(
         InputError, match=r"select.exclude_copies: .* candidates that copy no real image, ipc needs 9"
     ):
-        select_features(pool, settings, ipc=9, seed=0, machine=cluster.machine(Workers(shards=1)))
+        select_features(pool, settings, ipc=9, seed=0, machine=find_machine(Workers(shards=1)))
 
 
 def test_closeness_to_real_images_grows_with_its_weight(ray_cluster, tmp_path):
