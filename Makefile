@@ -1,0 +1,18 @@
+# With the environment that README's first command makes, and `.venv/bin/pip install -c constraints.txt -e ".[dev]"`.
+BIN := .venv/bin
+
+.PHONY: check test docs
+
+check:  ## linters and type checkers, nothing started
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/typos
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+	$(BIN)/pyright -p pyright-strict.json
+
+test:  ## what `pytest` runs by default; `-m slow`, `-m gpu` and `-m chaos` are the rest
+	$(BIN)/pytest
+
+docs:  ## that commands, fields, links and imports in the pages are true
+	$(BIN)/pytest tests/docs
