@@ -10,7 +10,7 @@ from tiny import tiny_words
 from ims3_ray import cli
 from ims3_ray.cluster.machine import Machine, connect
 from ims3_ray.config.load import load_config, parse_overrides
-from ims3_ray.config.sections import Workers
+from ims3_ray.config.settings import Workers
 from ims3_ray.data.images import open_images
 from ims3_ray.data.labelled import open_labelled
 from ims3_ray.errors import InputError
@@ -19,6 +19,7 @@ from ims3_ray.models.tuned import inspect_adapter
 from ims3_ray.pipeline import prepare as preparation
 from ims3_ray.pipeline.steps import plan
 from ims3_ray.runs import records
+from ims3_ray.runs.tags import describe_run
 from ims3_ray.runs.tracking import Tracker
 from ims3_ray.stages.select.features import REAL_KEYS, open_features
 from ims3_ray.storage.artifacts import open_directory, open_storage
@@ -124,7 +125,7 @@ def test_what_a_run_records_holds_no_secret(secrets, tiny_model, tiny_images, tm
     distillation._write_record(context, "tiny", steps, [], records.RUNNING)
     context.storage.write("runs/tiny/config.yaml", distillation._yaml(config.model_dump(mode="json")))
     tracker = Tracker(context.storage, pytest.fail)
-    tracker.start("key", "tiny", config.results(), distillation.tags(context))
+    tracker.start("key", "tiny", config.results(), describe_run(context))
     tracker.log_file("recipe.yaml", distillation._yaml(config.results()))
     tracker.log_dataset("distilled", "f", context.storage.uri, 1)
     files = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]

@@ -19,7 +19,8 @@ from ims3_ray.errors import InputError
 from ims3_ray.evaluation.pareto import pareto_front
 from ims3_ray.storage.artifacts import Directory
 
-from .tracking import DISTILLATION, EXPERIMENT, KIND_TAG, PARENT_TAG, PROTOCOL_TAG, RUN_TAG, SCORED_TAG
+from . import tags as run_tags
+from .tracking import EXPERIMENT
 
 Run = dict[str, Any]
 PAGE = 1000
@@ -35,7 +36,7 @@ STAGE_METRICS = (
     "report",
     "ablation",
 )
-COMPARED_TAGS = ("version.", "hardware.", KIND_TAG, PROTOCOL_TAG, SCORED_TAG)
+COMPARED_TAGS = ("version.", "hardware.", run_tags.KIND, run_tags.PROTOCOL, run_tags.SCORED)
 
 
 def find(client: Any, conditions: str = "", order: str = "start_time") -> list[Run]:
@@ -57,7 +58,7 @@ def last_deleted(client: Any) -> dict[str, float]:
     left = {run["key"] for run in find(client)}
     began: dict[str, float] = {}
     for found in _search(client, "", [], is_deleted=True):
-        key = found.data.tags.get(RUN_TAG)
+        key = found.data.tags.get(run_tags.RUN)
         if key is not None and key not in left:
             began[key] = max(began.get(key, 0.0), found.info.start_time / 1000)
     return began
@@ -201,18 +202,18 @@ def _search(client: Any, conditions: str, order: list[str], is_deleted: bool = F
 
 def _plain(found: Any) -> Run:
     params, tags = dict(found.data.params), dict(found.data.tags)
-    protocol = tags.get(PROTOCOL_TAG) or params.get("protocol") or params.get("evaluate.protocol")
+    protocol = tags.get(run_tags.PROTOCOL) or params.get("protocol") or params.get("evaluate.protocol")
     split = "validation" if "-val" in (protocol or "") else "test"
     return {
         "run_id": found.info.run_id,
         "name": found.info.run_name,
-        "key": tags.get(RUN_TAG),
-        "kind": tags.get(KIND_TAG, DISTILLATION),  # runs of earlier versions have no kind
+        "key": tags.get(run_tags.RUN),
+        "kind": tags.get(run_tags.KIND, run_tags.DISTILLATION),  # runs of earlier versions have no kind
         "protocol": protocol,
-        "scored": tags.get(SCORED_TAG) or params.get(f"data.{split}"),
+        "scored": tags.get(run_tags.SCORED) or params.get(f"data.{split}"),
         "status": found.info.status,
         "start_time": datetime.fromtimestamp(found.info.start_time / 1000, UTC).isoformat(timespec="seconds"),
-        "parent": tags.get(PARENT_TAG),
+        "parent": tags.get(run_tags.PARENT),
         "params": params,
         "metrics": dict(found.data.metrics),
         "tags": tags,

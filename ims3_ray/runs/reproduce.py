@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from ims3_ray.config.load import load_config, recipe_names
-from ims3_ray.config.sections import Config
+from ims3_ray.config.settings import Config
 from ims3_ray.errors import InputError
 
 from .tracking import MAX_PARAM, flatten

@@ -8,7 +8,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,9 @@ from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.text import one_line, redacted
 
+from .tags import PARENT, RUN
+
 EXPERIMENT = "ims3_ray"
-RUN_TAG = "ims3.run"
-KIND_TAG = "kind"
-DISTILLATION, ABLATION, SWEEP, TRIAL = KINDS = ("distillation", "ablation", "sweep", "trial")
-PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: its pages nest by it
-PROTOCOL_TAG, SCORED_TAG = "protocol", "scored"  # the protocol's label, the scored images' fingerprint
 RECIPE_FILE = "recipe.yaml"
 MAX_PARAM = 500  # characters that every MLflow store takes
 RETRY_S = 20.0  # between tries while a server is away: each may wait for its time-out
@@ -100,14 +97,14 @@ class Tracker:
         def find_or_create() -> None:
             self._client = client(self._storage)
             experiment = experiment_id(self._client, self._storage)
-            found = self._client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{key}'")
+            found = self._client.search_runs([experiment], f"tags.`{RUN}` = '{key}'")
             if found:
                 self.run_id, self.is_finished = found[0].info.run_id, found[0].info.status == "FINISHED"
                 self._is_found = True
                 return
-            above = {PARENT_TAG: parent} if parent else {}
+            above = {PARENT: parent} if parent else {}
             self.run_id = self._client.create_run(
-                experiment, run_name=name, tags={RUN_TAG: key, **above, **tags}
+                experiment, run_name=name, tags={RUN: key, **above, **tags}
             ).info.run_id
             from mlflow.entities import Param
 
@@ -232,13 +229,6 @@ def _is_away(error: Exception) -> bool:
             return True
         seen = seen.__cause__ or seen.__context__
     return "failed with exception" in str(error) or "too many 5" in str(error)
-
-
-def artifact_tags(artifacts: Iterable[str]) -> dict[str, str]:
-    """`["selection/ab12"]` as `{"artifact.selection": "ab12"}`: the fingerprints by which a run's artefacts
-    are found.
-    """
-    return {f"artifact.{noun}": name for noun, name in (artifact.split("/") for artifact in artifacts)}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -131,14 +131,15 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def _track(document: Mapping[str, Any], storage: Any, key: str, files: Mapping[str, bytes]) -> None:
     """One MLflow run: a row's figures as metrics, the tables and the page as artefacts."""
-    from ims3_ray.runs.tracking import ABLATION, KIND_TAG, Tracker
+    from ims3_ray.runs import tags
+    from ims3_ray.runs.tracking import Tracker
 
     from .tables import metrics_for_mlflow
 
     tracker = Tracker(storage, print)
     named_in = ("recipe", "protocol", "baseline", "ipcs", "generator_seeds", "classifier_seeds")
     params = {name: document[name] for name in named_in}
-    tracker.start(key, f"ablation-{key}", params, {KIND_TAG: ABLATION})
+    tracker.start(key, f"ablation-{key}", params, {tags.KIND: tags.ABLATION})
     if tracker.is_finished:
         return
     tracker.log(0, metrics_for_mlflow(document))

@@ -10,23 +10,14 @@ import yaml
 from ims3_ray.cluster.environment import hardware, versions
 from ims3_ray.cluster.machine import connect, find_machine
 from ims3_ray.config.load import load_config
-from ims3_ray.config.sections import Config
+from ims3_ray.config.settings import Config
 from ims3_ray.errors import InputError
-from ims3_ray.evaluation.protocols import protocols
 from ims3_ray.pipeline import prepare as preparation
 from ims3_ray.pipeline.steps import Step, plan, run_step
 from ims3_ray.runs import records
 from ims3_ray.runs.journal import Journal
-from ims3_ray.runs.tracking import (
-    DISTILLATION,
-    KIND_TAG,
-    PROTOCOL_TAG,
-    RECIPE_FILE,
-    SCORED_TAG,
-    Tracker,
-    artifact_tags,
-    tracking_uri,
-)
+from ims3_ray.runs.tags import describe_run, name_metrics, tag_artifacts
+from ims3_ray.runs.tracking import RECIPE_FILE, Tracker, tracking_uri
 from ims3_ray.stages.context import Context
 from ims3_ray.stages.evaluate.stage import headline
 from ims3_ray.storage.artifacts import fingerprint, open_directory
@@ -82,12 +73,12 @@ def run(config: Config, say: Callable[[str], None] = print) -> Distillation:
     )
     steps = plan(context)  # again: what is complete now stays, for the record names it
     tracker = Tracker(context.storage, say)
-    made_of = artifact_tags(records.places(step.directory for step in steps))
-    tracker.start(key, name, config.results(), tags(context) | made_of)
+    made_of = tag_artifacts(records.places(step.directory for step in steps))
+    tracker.start(key, name, config.results(), describe_run(context) | made_of)
     if not tracker.is_finished:
         tracker.log_file(RECIPE_FILE, _yaml(config.results()))
     context = replace(
-        context, on_metrics=lambda stage, step, metrics: tracker.log(step, under(stage, metrics))
+        context, on_metrics=lambda stage, step, metrics: tracker.log(step, name_metrics(stage, metrics))
     )
     ran: list[dict[str, Any]] = []
     try:
@@ -161,38 +152,16 @@ def _track_stage(tracker: Tracker, step: Step, fresh: bool) -> None:
     if tracker.is_finished:
         return
     name, manifest = step.stage.name, step.manifest
-    tracker.log(0, under(name, {"seconds": manifest["seconds"], "rows_per_s": manifest["rate"]}))
+    tracker.log(0, name_metrics(name, {"seconds": manifest["seconds"], "rows_per_s": manifest["rate"]}))
     if fresh:
         return
     for entry in manifest.get("history", []):
-        tracker.log(entry["step"], under(name, {k: v for k, v in entry.items() if k != "step"}))
+        tracker.log(entry["step"], name_metrics(name, {k: v for k, v in entry.items() if k != "step"}))
     if name == "evaluate":
         tracker.log(0, headline(step.directory.read_json("evaluation.json")))
     if name == "select":
         selection = step.directory.read_json("selection.json")
-        tracker.log(0, under(name, {"objective": selection["objective"], **selection["terms"]}))
-
-
-def under(stage: str, metrics: dict[str, float]) -> dict[str, float]:
-    """Metrics by the names they have in MLflow: the evaluation's as they are, others below their stage."""
-    return (
-        metrics
-        if stage == "evaluate" and "accuracy" in metrics
-        else {f"{stage}/{name}": v for name, v in metrics.items()}
-    )
-
-
-def tags(context: Context) -> dict[str, str]:
-    """What a run is besides its recipe: its kind, versions, hardware, and what its accuracy was measured by
-    and on.
-    """
-    config = context.config
-    described = {f"version.{name}": text for name, text in versions().items()}
-    described |= {f"hardware.{name}": str(value) for name, value in hardware(context.machine).items()}
-    if "scored" in context.inputs:
-        rules = protocols(config.evaluate.protocol, config.evaluate.networks)[0]
-        described |= {PROTOCOL_TAG: rules.label, SCORED_TAG: context.inputs["scored"]}
-    return {KIND_TAG: DISTILLATION} | described
+        tracker.log(0, name_metrics(name, {"objective": selection["objective"], **selection["terms"]}))
 
 
 def _yaml(values: dict[str, Any]) -> bytes:

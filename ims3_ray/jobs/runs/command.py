@@ -21,7 +21,8 @@ from typing import Any
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.errors import InputError
 from ims3_ray.runs import query as querying
-from ims3_ray.runs.tracking import RECIPE_FILE, RUN_TAG, SWEEP, TRIAL, client
+from ims3_ray.runs import tags
+from ims3_ray.runs.tracking import RECIPE_FILE, client
 from ims3_ray.storage.artifacts import Directory, open_directory
 
 from . import table as runs_shown
@@ -120,10 +121,10 @@ def listed(storage: Directory, arguments: argparse.Namespace) -> list[querying.R
     ]
     if arguments.sweep:
         everything = querying.find(mlflow_client)
-        sweep = querying.resolve([run for run in everything if run["kind"] == SWEEP], arguments.sweep)
+        sweep = querying.resolve([run for run in everything if run["kind"] == tags.SWEEP], arguments.sweep)
         runs = [run for run in runs if run["parent"] == sweep["run_id"]]
-    elif not local and not any(f"tags.`{RUN_TAG}`" in text for text in filters):
-        runs = [run for run in runs if run["kind"] != TRIAL]
+    elif not local and not any(f"tags.`{tags.RUN}`" in text for text in filters):
+        runs = [run for run in runs if run["kind"] != tags.TRIAL]
     if order != "start_time":
         querying.check_figures(runs, [order])
     return runs

@@ -5,10 +5,11 @@ has none.
 import re
 from collections.abc import Callable
 
-from ims3_ray.config.sections import Config
+from ims3_ray.config.settings import Config
 from ims3_ray.errors import InputError
 from ims3_ray.runs.query import Run
-from ims3_ray.runs.tracking import KINDS, RUN_TAG, flatten
+from ims3_ray.runs.tags import KINDS, RUN
+from ims3_ray.runs.tracking import flatten
 
 CONDITION = re.compile(r"([A-Za-z_][\w./]*)\s*(!=|>=|<=|=|>|<)\s*(.+)")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -40,7 +41,7 @@ def server_condition(text: str) -> str:
     name, operator, value = _parts(text)
     fields = flatten(Config().results())
     if name == "run":
-        return f"tags.`{RUN_TAG}` {operator} '{value}'"
+        return f"tags.`{RUN}` {operator} '{value}'"
     if name in fields:
         if operator not in ("=", "!="):
             raise InputError(f"--where {text!r}: recipe fields compare with = or != alone")

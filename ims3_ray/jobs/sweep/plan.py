@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ims3_ray.config.load import load_config
-from ims3_ray.config.sections import Config
+from ims3_ray.config.settings import Config
 from ims3_ray.errors import InputError
-from ims3_ray.evaluation.protocols import on_validation
-from ims3_ray.pipeline.prepare import NO_PROTOCOL
+from ims3_ray.evaluation.protocols import NO_PROTOCOL, on_validation
 from ims3_ray.storage.artifacts import fingerprint
 
 from .space import Space, key_of

@@ -16,9 +16,9 @@ from ray import tune
 
 from ims3_ray.cluster.machine import connect, find_machine
 from ims3_ray.evaluation.protocols import protocol
-from ims3_ray.jobs.distill.run import tags
 from ims3_ray.pipeline import prepare as preparation
-from ims3_ray.runs.tracking import KIND_TAG, SWEEP, Tracker, tracking_uri
+from ims3_ray.runs import tags
+from ims3_ray.runs.tracking import Tracker, tracking_uri
 from ims3_ray.stages.context import Context
 from ims3_ray.storage.artifacts import Directory, open_directory
 
@@ -98,7 +98,7 @@ def _track(sweep: Sweep, context: Context, heard: Callable[[str], None]) -> Trac
         "objective": ",".join(sweep.objective),
         "asha": sweep.asha,
     }
-    params, told = sweep.base.results() | space | chosen, tags(context) | {KIND_TAG: SWEEP}
+    params, told = sweep.base.results() | space | chosen, tags.describe_run(context) | {tags.KIND: tags.SWEEP}
     tracker.start(sweep.key, f"sweep-{context.config.recipe}-{sweep.key}", params, told)
     return tracker
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from ray import tune
 
-from ims3_ray.jobs.distill.run import tags
-from ims3_ray.runs.tracking import KIND_TAG, TRIAL, Tracker, artifact_tags
+from ims3_ray.runs import tags
+from ims3_ray.runs.tracking import Tracker
 from ims3_ray.stages.context import Context
 from ims3_ray.stages.evaluate.stage import CURVE
 from ims3_ray.storage.artifacts import Directory
@@ -103,12 +103,12 @@ class Scribe(tune.Callback):
                 self._sweep.config(record.values),
                 f"{self._context.config.recipe}-{self._sweep.key}",
             )
-            told = tags(self._context) | {
-                KIND_TAG: TRIAL,
+            told = tags.describe_run(self._context) | {
+                tags.KIND: tags.TRIAL,
                 "sweep": self._sweep.key,
                 "trial": str(record.number),
             }
-            told |= artifact_tags(record.artifacts)
+            told |= tags.tag_artifacts(record.artifacts)
             run = self._runs[record.key] = Tracker(self._context.storage, self._told)
             run.start(record.key, f"{name}-{record.number:03d}", config.results(), told, parent=self._parent)
         return self._runs[record.key]

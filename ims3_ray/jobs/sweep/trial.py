@@ -11,9 +11,9 @@ from ray import tune
 
 from ims3_ray.cluster.machine import Machine
 from ims3_ray.errors import InputError
-from ims3_ray.jobs.distill.run import under
 from ims3_ray.pipeline import prepare as preparation
 from ims3_ray.pipeline.steps import Step, run_step
+from ims3_ray.runs.tags import name_metrics
 from ims3_ray.stages.evaluate.stage import CURVE, headline
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.text import one_line, redacted
@@ -114,7 +114,7 @@ class Run:
         for number, step in enumerate(steps):
             if step.manifest is None:
                 steps[number] = run_step(self._context, step)
-            self._figures |= under(step.stage.name, {"seconds": steps[number].manifest["seconds"]})
+            self._figures |= name_metrics(step.stage.name, {"seconds": steps[number].manifest["seconds"]})
         document = steps[-1].directory.read_json("evaluation.json")
         if not self._history:  # found complete: told now
             for look in _mean_curve(document["sets"]["distilled"]["curves"]):
@@ -152,7 +152,7 @@ class Run:
         if CURVE in metrics:
             self._look(step, metrics[CURVE])
         elif stage == "select":
-            self._figures |= under(stage, metrics)
+            self._figures |= name_metrics(stage, metrics)
 
     def _look(self, step: int, accuracy: float) -> None:
         self._history.append((step, accuracy))

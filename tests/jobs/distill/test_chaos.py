@@ -11,7 +11,7 @@ from monkey import EVALUATION, KINDS, SELECTION, Fault, Nodes, faults, run_under
 from processes import checksums, environment
 from tiny import tiny_words
 
-from ims3_ray.runs import tracking
+from ims3_ray.runs import tags, tracking
 from ims3_ray.storage.artifacts import open_storage
 
 NODES = 3
@@ -59,7 +59,7 @@ def results(storage, run_id=None):
     root = open_storage(str(storage))
     client = tracking.client(root)
     if run_id is None:
-        ours = f"tags.`{tracking.KIND_TAG}` = '{tracking.DISTILLATION}'"
+        ours = f"tags.`{tags.KIND}` = '{tags.DISTILLATION}'"
         (run,) = client.search_runs([tracking.experiment_id(client, root)], ours)
         run_id = run.info.run_id
     points = client.get_metric_history(run_id, "finetune/diffusion")

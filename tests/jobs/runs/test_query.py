@@ -17,7 +17,8 @@ from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.jobs.runs import garbage
 from ims3_ray.runs import query as querying
 from ims3_ray.runs import records
-from ims3_ray.runs.tracking import KIND_TAG, PROTOCOL_TAG, SCORED_TAG, Tracker, client
+from ims3_ray.runs import tags as run_tags
+from ims3_ray.runs.tracking import Tracker, client
 from ims3_ray.storage.artifacts import complete, open_storage
 
 ROOT = Path(__file__).parents[3]
@@ -34,14 +35,14 @@ RUNS = {  # key → overrides, metrics, tags
     ),
     "k2cc": ({"ipc": 10}, {"accuracy": 0.9, "coverage/distilled": 0.1}, {}),
     "k3dd": ({"ipc": 10}, {"accuracy": 0.7, "coverage/distilled": 0.1}, {}),
-    "v1aa": ({"ipc": 10}, {"accuracy": 0.95, "coverage/distilled": 0.9}, {PROTOCOL_TAG: "quick-val-v1/n"}),
-    "o1aa": ({"ipc": 10}, {"accuracy": 0.99}, {SCORED_TAG: "others"}),
+    "v1aa": ({"ipc": 10}, {"accuracy": 0.95, "coverage/distilled": 0.9}, {run_tags.PROTOCOL: "quick-val-v1/n"}),
+    "o1aa": ({"ipc": 10}, {"accuracy": 0.99}, {run_tags.SCORED: "others"}),
 }
 
 
 def track(storage, key, overrides, metrics, tags, parent=None):
     tracker = Tracker(storage, pytest.fail)
-    known = {KIND_TAG: "distillation", PROTOCOL_TAG: "quick-v1/n", SCORED_TAG: "ours"}
+    known = {run_tags.KIND: "distillation", run_tags.PROTOCOL: "quick-v1/n", run_tags.SCORED: "ours"}
     tracker.start(key, f"digits-{key}", load_config("digits", overrides).results(), known | tags, parent)
     tracker.log(0, metrics)
     tracker.finish("FINISHED")
@@ -54,10 +55,10 @@ def storage(tmp_path_factory):
     root = open_storage(str(tmp_path_factory.mktemp("tracked")))
     for key, (overrides, metrics, tags) in RUNS.items():
         track(root, key, overrides, metrics, tags)
-    track(root, "digits-t", {}, {"ablation/DiT/accuracy": 0.1}, {KIND_TAG: "ablation"})
-    sweep = track(root, "s9", {}, {}, {KIND_TAG: "sweep"})
+    track(root, "digits-t", {}, {"ablation/DiT/accuracy": 0.1}, {run_tags.KIND: "ablation"})
+    sweep = track(root, "s9", {}, {}, {run_tags.KIND: "sweep"})
     for trial, accuracy in (("1", 0.3), ("2", 0.999)):
-        track(root, f"s9/{trial}", {"ipc": 10}, {"accuracy": accuracy}, {KIND_TAG: "trial"}, sweep)
+        track(root, f"s9/{trial}", {"ipc": 10}, {"accuracy": accuracy}, {run_tags.KIND: "trial"}, sweep)
     return root
 
 
@@ -171,7 +172,7 @@ def test_a_run_is_named_by_key_beginning_name_or_id(ask, storage):
 def test_a_csv_holds_every_parameter_and_metric_and_no_formula(ask, storage, tmp_path):
     tracker = Tracker(storage, pytest.fail)
     evil = {"recipe": "=1+2", "ipc": -5, "data": {"train": "@SUM(A1)", "test": "+x", "classes": "-a"}}
-    tracker.start("evil", "-evil", evil, {KIND_TAG: "sweep"})
+    tracker.start("evil", "-evil", evil, {run_tags.KIND: "sweep"})
     tracker.log(0, {"loss": -1.5})
     assert "written" in ask("--csv", str(tmp_path / "runs.csv"))
     rows = {row["key"]: row for row in csv.DictReader(io.StringIO((tmp_path / "runs.csv").read_text()))}

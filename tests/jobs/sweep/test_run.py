@@ -19,7 +19,7 @@ from ims3_ray.jobs.sweep import records
 from ims3_ray.jobs.sweep import run as sweeping
 from ims3_ray.jobs.sweep.plan import Sweep, trial_key
 from ims3_ray.jobs.sweep.space import read_space
-from ims3_ray.runs import tracking
+from ims3_ray.runs import tags, tracking
 from ims3_ray.storage.artifacts import open_storage
 
 SPACE = ["select.alpha=0.2,0.8", "ipc=2,4", "sample.subgroups=2,3"]
@@ -48,8 +48,8 @@ def runs_of(storage, key):
     directory = open_storage(str(storage))
     client = tracking.client(directory)
     experiment = tracking.experiment_id(client, directory)
-    (parent,) = client.search_runs([experiment], f"tags.`{tracking.RUN_TAG}` = '{key}'")
-    children = client.search_runs([experiment], f"tags.`{tracking.PARENT_TAG}` = '{parent.info.run_id}'")
+    (parent,) = client.search_runs([experiment], f"tags.`{tags.RUN}` = '{key}'")
+    children = client.search_runs([experiment], f"tags.`{tags.PARENT}` = '{parent.info.run_id}'")
     return parent, children
 
 

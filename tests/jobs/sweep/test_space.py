@@ -3,7 +3,7 @@
 import pytest
 
 from ims3_ray.config.load import load_config
-from ims3_ray.config.sections import Config
+from ims3_ray.config.settings import Config
 from ims3_ray.errors import InputError
 from ims3_ray.jobs.sweep.plan import Sweep
 from ims3_ray.jobs.sweep.space import Choice, Range, read_space
