@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ims3_ray.config.sections import DeviceKind, Precision
+from ims3_ray.config.base import DeviceKind, Precision
 from ims3_ray.models.device import DTYPES
 
 MATRIX = {"cpu": 1024, "cuda": 8192}  # rows and columns

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import ray
 from ray.util import placement_group, remove_placement_group
 
-from ims3_ray.config.sections import DeviceKind, Workers
+from ims3_ray.config.base import DeviceKind
+from ims3_ray.config.settings import Workers
 from ims3_ray.errors import InputError
 
 CPUS_PER_ACTOR = 0.8  # a pool that takes every whole CPU can hang after a node is lost (ray#44687)

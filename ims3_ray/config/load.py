@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from ims3_ray.errors import InputError
 
 from .pretrain import Pretrain
-from .sections import Config, Evaluating, Selecting
+from .settings import Config, Evaluating, Selecting
 
 Settings = TypeVar("Settings", Config, Evaluating, Pretrain, Selecting)
 LICENSED = {"model": ("path", "vae"), "data": ("train", "class_map")}  # what a section's licence speaks of

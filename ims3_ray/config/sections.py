@@ -1,104 +1,49 @@
-"""The configuration: one frozen typed section per stage, checked at construction.
+"""The sections of a recipe: one frozen typed section per stage, checked at construction.
 
-Sources, strongest first: overrides (`sample.subgroups=20`), the recipe's YAML, environment variables
-(`IMS3_STORAGE`, `IMS3_WORKERS__ACTORS`), defaults: the environment fills in what a recipe leaves open and
-never bends what it says. All that changes a result stands in the recipe's sections and is fingerprinted;
-`Workers` and `storage` change speed and place alone.
+A field's `description` is what `--help` and docs/configuration.md say of it (describe.py).
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, field_validator, model_validator
 
-DeviceKind = Literal["cpu", "cuda"]
-Precision = Literal["fp32", "bf16"]
-Count = Annotated[int, Field(ge=1)]
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
-Share = Annotated[float, Field(ge=0, le=1)]
+from .base import Arithmetic, BatchSize, Compile, Count, Licence, Section, Share, Weight
+
 NetworkName = Literal["convnet3", "convnet6", "resnetap10", "resnet18"]
 SEEDS_A_RUN = 1000  # classifier seeds that belong to one seed of the run
+PLACE = "folder or URI of class folders or of a Hugging Face data set"
 
 
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
-
-class Settings(BaseSettings):
-    """All that a command is told; environment variables fill in what it leaves open."""
-
-    model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", validate_default=True, env_prefix="IMS3_", env_nested_delimiter="__"
-    )
-
-
-class PerDevice(Section):
-    """A value for each kind of device: bits depend on it, so it is a recipe value and not one of Workers."""
-
-    def on(self, device: DeviceKind) -> Any:
-        return getattr(self, device)
-
-
-class BatchSize(PerDevice):
-    """Rows a forward pass."""
-
-    cpu: Count
-    cuda: Count
-
-
-class Arithmetic(PerDevice):
-    """Of matrices; values that train are fp32 everywhere."""
-
-    cpu: Precision = "fp32"
-    cuda: Precision = "bf16"
-
-
-class Compile(PerDevice):
-    """torch.compile of the transformer's blocks."""
-
-    cpu: bool = False
-    cuda: bool = True
-
-
-class Licence(Section):
-    """As the distilled set's card states it: an identifier of the Hugging Face hub, or `other` with a name
-    and a link.
-    """
-
-    id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.+-]*$")]
-    name: str | None = None
-    link: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_identifier(cls, value: Any) -> Any:
-        return {"id": value} if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _other_alone_has_a_name(self) -> "Licence":
-        if (self.id == "other") != bool(self.name) or (self.link and not self.name):
-            raise ValueError("id=other needs a name, and takes a link; the hub's own identifiers stand alone")
-        return self
+def _rows(cpu: int, cuda: int, what: str = "images a forward pass") -> BatchSize:
+    return Field(BatchSize(cpu=cpu, cuda=cuda), description=what)
 
 
 class Data(Section):
-    # places of class folders or of a Hugging Face data set, see data/sources.py
-    # a recipe for images that everybody has to fetch leaves it open, and a run stops without it
-    train: str | None = None
-    validation: str | None = None
-    test: str | None = None
-    # share of every class's training images that is held out of all training; `validation` where no folder is
-    # named
-    validation_split: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    classes: tuple[str, ...] | None = None  # the class folders to use, in every split; None uses all
-    # a YAML or JSON table of folder name → model label, or "new" for fresh class rows
-    class_map: str | None = None
-    mirror: bool = True
-    max_bad_fraction: Share = 0.01
-    # of the scored images that may be training files: a few are told, more are refused
-    max_overlap_fraction: Share = 0.01
-    licence: Licence | None = None  # of the images
+    """The images: where they lie, which of them count."""
+
+    train: str | None = Field(None, description=f"training images: {PLACE}")
+    validation: str | None = Field(
+        None, description=f"images that protocols ending in -val score on: {PLACE}"
+    )
+    test: str | None = Field(None, description=f"images that the other protocols score on: {PLACE}")
+    validation_split: float = Field(
+        0.0, ge=0, lt=1,
+        description="share of each class's training images held out for validation, where no folder is named",
+    )  # fmt: skip
+    classes: tuple[str, ...] | None = Field(
+        None, description="class folders to use in every split, at least 2; null uses all"
+    )
+    class_map: str | None = Field(
+        None,
+        description="YAML or JSON table of class folder: label of the generator, or new for fresh class rows",
+    )
+    mirror: bool = Field(True, description="whether the mirror image of each image is learned too")
+    max_bad_fraction: Share = Field(0.01, description="share of files that may be no readable images")
+    max_overlap_fraction: Share = Field(
+        0.01,
+        description="share of the scored images that may be training files: so many are told, more refused",
+    )
+    licence: Licence | None = Field(None, description="licence of the images")
 
     @model_validator(mode="after")
     def _one_validation_set(self) -> "Data":
@@ -115,66 +60,98 @@ class Data(Section):
         for name in classes:
             if not name or name.startswith(".") or "/" in name or "\\" in name:
                 raise ValueError(f"{name!r} can't be a class folder's name")
-            if classes.count(name) > 1:
-                raise ValueError(f"{name!r} is named twice")
         if len(classes) < 2:
             raise ValueError("name at least 2 class folders, or null for all")
-        return tuple(sorted(classes))
+        return tuple(sorted(_named_once(classes)))
+
+
+def _named_once(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name!r} is named twice")
+    return names
 
 
 class Model(Section):
-    path: str = "package://digits"
-    vae: str | None = None  # beside an original DiT .pt file
-    heads: Count | None = None
-    frequency_shift: Literal[0, 1] | None = None  # None: by the checkpoint's kind
-    precision: Arithmetic = Arithmetic()
-    compile: Compile = Compile()
-    licence: Licence | None = None  # of the weights
+    """The pretrained generator."""
+
+    path: str = Field(
+        "package://digits", description="diffusers folder, original DiT .pt file, hub id or package://digits"
+    )
+    vae: str | None = Field(None, description="folder or hub id of the VAE, beside an original DiT .pt file")
+    heads: Count | None = Field(None, description="attention heads, for a .pt file of no published size")
+    frequency_shift: Literal[0, 1] | None = Field(
+        None,
+        description="of the timestep's sinusoids: 0 as DiT, 1 as diffusers; null: by the checkpoint's kind",
+    )
+    precision: Arithmetic = Field(
+        Arithmetic(), description="arithmetic of matrices; values that train are fp32 everywhere"
+    )
+    compile: Compile = Field(Compile(), description="torch.compile of the transformer's blocks")
+    licence: Licence | None = Field(None, description="licence of the weights")
 
 
 class Encode(Section):
-    images_per_class: Count | None = None  # a seeded random subset; None takes all
-    batch_size: BatchSize = BatchSize(cpu=50, cuda=64)
+    """Latents of the training images."""
+
+    images_per_class: Count | None = Field(
+        None, description="a seeded random subset of each class; null: all"
+    )
+    batch_size: BatchSize = _rows(50, 64)
 
 
 class Invert(Section):
-    points: Annotated[int, Field(ge=1, le=999)] = 10  # S grid points up to T − 1
-    # a part of the latents, with its mirror images on a GPU
-    batch_size: BatchSize = BatchSize(cpu=50, cuda=128)
+    """DDIM inversion of the latents."""
+
+    points: int = Field(
+        10, ge=1, le=999, description="S, grid points up to T − 1 at which inversions are kept"
+    )
+    batch_size: BatchSize = _rows(50, 128, "latents a forward pass, with their mirror images on a GPU")
 
 
 class Minimax(Section):
     """Minimax Diffusion's criteria; weights and memory as it publishes them, once `im.minimax` is on."""
 
-    representativeness: Weight = 0.002
-    diversity: Weight = 0.008
-    memory: Count = 64
+    representativeness: Weight = Field(0.002, description="weight of closeness to the memory of real latents")
+    diversity: Weight = Field(0.008, description="weight of distance to the memory of generated latents")
+    memory: Count = Field(64, description="latents that each memory holds")
 
 
 class InversionMatching(Section):
-    weight: Weight = 0.002  # λ_IM of the paper
-    # λ_IM as the ratio of gradient norms, matching to diffusion; replaces weight
-    grad_ratio: Weight | None = None
-    target: Literal["trajectory", "one_step"] = "trajectory"  # one_step: the published code, to reproduce it
-    metric: Literal["cosine", "l1", "l2"] = "cosine"
-    minimax: Minimax | None = None
+    """What fine-tuning matches beside the diffusion loss."""
+
+    weight: Weight = Field(0.002, description="λ_IM of the paper; 0 leaves matching out")
+    grad_ratio: Weight | None = Field(
+        None, description="λ_IM as the ratio of gradient norms, matching to diffusion; replaces weight"
+    )
+    target: Literal["trajectory", "one_step"] = Field(
+        "trajectory", description="what is matched; one_step reproduces the published code"
+    )
+    metric: Literal["cosine", "l1", "l2"] = Field("cosine", description="distance to the target")
+    minimax: Minimax | None = Field(None, description="Minimax Diffusion's criteria: true, or its fields")
 
     @field_validator("minimax", mode="before")
     @classmethod
-    def _on_or_off(cls, value: Any) -> Any:
+    def _on_or_off(cls, value: object) -> object:
         return {} if value is True else None if value is False else value
 
 
 class Finetune(Section):
-    epochs: Annotated[int, Field(ge=0)] = 8  # 0 keeps the pretrained model
-    batch_size: Count = 8
-    micro_batches: Count = 2  # parts of a batch whose gradients are summed in order: worker counts divide it
-    lr: Annotated[float, Field(gt=0)] = 1e-3
-    weight_decay: Weight = 0.0
-    label_dropout: Share = 0.1
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
-    log_every: Count = 50
-    checkpoint_every: Count = 500
+    """Training of the generator's difffit values."""
+
+    epochs: int = Field(8, ge=0, description="passes over the latents; 0 keeps the pretrained model")
+    batch_size: Count = Field(8, description="latents a step, a multiple of micro_batches")
+    micro_batches: Count = Field(
+        2, description="parts of a batch whose gradients are summed in order: worker counts divide it"
+    )
+    lr: float = Field(1e-3, gt=0, description="learning rate of AdamW")
+    weight_decay: Weight = Field(0.0, description="of AdamW")
+    label_dropout: Share = Field(0.1, description="share of labels replaced by no class, for guidance")
+    ema_decay: float = Field(0.9999, ge=0, lt=1, description="of the moving average of the weights, a step")
+    log_every: Count = Field(50, description="steps between logged losses")
+    checkpoint_every: Count = Field(
+        500, description="steps between checkpoints, from which a killed run goes on"
+    )
 
     @model_validator(mode="after")
     def _parts_fill_the_batch(self) -> "Finetune":
@@ -186,185 +163,141 @@ class Finetune(Section):
 
 
 class Embed(Section):
-    extractor: str = "package://digits"
-    batch_size: BatchSize = BatchSize(cpu=100, cuda=256)
+    """Features of real and drawn images."""
+
+    extractor: str = Field("package://digits", description="φ: timm:NAME, a folder, or package://digits")
+    batch_size: BatchSize = _rows(100, 256)
 
 
 class Sample(Section):
-    subgroups: Count = 5  # G
-    pool_ipc: Count | None = None  # images a subgroup, of which the first `ipc` count; None draws ipc
-    # inversion: of real images, at start_level, beyond the paper
-    start: Literal["noise", "inversion"] = "noise"
-    # timestep; the nearest grid point of the inversions is taken
-    start_level: Annotated[int, Field(ge=1, le=999)] = 400
-    # real images: k-means medoids, any, or the sparsest
-    start_from: Literal["medoids", "random", "sparse"] = "medoids"
-    # how many a class, dealt out in turn; None: pool_ipc, the same for every subgroup
-    start_images: Count | None = None
-    # share of fresh noise in the variance of a start; None: what the inversions lack of 1
-    start_noise: Share | None = None
-    sampler: Literal["ancestral", "ddim"] = "ancestral"
-    steps: Annotated[int, Field(ge=2, le=1000)] = 50
-    spacing: Literal["linspace", "leading"] = "linspace"
-    guidance_scale: Annotated[float, Field(ge=0)] = 4.0
-    guidance_channels: Count = 3  # DiT's published sampler guides 3 of the 4 latent channels
-    weights: Literal["ema", "last"] = "ema"
-    batch_size: BatchSize = BatchSize(cpu=25, cuda=256)
+    """The pool of candidates that the tuned generator draws."""
+
+    subgroups: Count = Field(5, description="G, subgroups of candidates a class")
+    pool_ipc: Count | None = Field(
+        None, description="images a subgroup, of which the first ipc count; null draws ipc"
+    )
+    start: Literal["noise", "inversion"] = Field(
+        "noise", description="inversion: from inverted real images at start_level, beyond the paper"
+    )
+    start_level: int = Field(
+        400,
+        ge=1,
+        le=999,
+        description="timestep of inverted starts; the nearest grid point of invert is taken",
+    )
+    start_from: Literal["medoids", "random", "sparse"] = Field(
+        "medoids", description="real images to start from: k-means medoids, any, or the sparsest"
+    )
+    start_images: Count | None = Field(
+        None,
+        description="such images a class, dealt out in turn; null: pool_ipc, the same for every subgroup",
+    )
+    start_noise: Share | None = Field(
+        None, description="share of fresh noise in a start's variance; null: what inversions lack of 1"
+    )
+    sampler: Literal["ancestral", "ddim"] = Field(
+        "ancestral", description="DDPM's random steps, or DDIM's fixed"
+    )
+    steps: int = Field(50, ge=2, le=1000, description="denoising steps an image")
+    spacing: Literal["linspace", "leading"] = Field(
+        "linspace", description="timesteps of the steps: DiT's published, or diffusers' default"
+    )
+    guidance_scale: float = Field(4.0, ge=0, description="of classifier-free guidance; 1 is none")
+    guidance_channels: Count = Field(
+        3, description="latent channels that are guided; DiT's published sampler guides 3 of 4"
+    )
+    weights: Literal["ema", "last"] = Field(
+        "ema", description="tuned values to draw with: averaged, or the last"
+    )
+    batch_size: BatchSize = _rows(25, 256)
 
 
 class Select(Section):
-    alpha: Weight = 0.4
-    beta: Weight = 0.9
-    epsilon: Weight = 0.0
-    normalization: Literal["per_class", "none"] = "per_class"
-    partners: Literal["selected", "pool"] = "selected"
-    subgroups: Count | None = None  # choose among a class's first so many, with 1 among nothing; None: all
-    # exact: branch and bound, up to 2,000 subgroups; auto: up to 200
-    solver: Literal["auto", "rounds", "exact"] = "auto"
-    restarts: Annotated[int, Field(ge=0)] = 8
-    # rounds score this many nearest classes one by one, the far ones by their mean
-    neighbours: Count | None = None
-    certify: Literal["auto", "none", "half_pair", "handshake", "trws"] = "auto"  # what gives the lower bound
-    # image: any ipc of a class's candidates, beyond the paper
-    unit: Literal["subgroup", "image"] = "subgroup"
-    coverage: Weight = 0.0  # weight of how well the real images are covered, where images are chosen
-    # balls: the share with a chosen image in their k-nearest-neighbour ball; distance: closeness to the
-    # nearest chosen one
-    coverage_by: Literal["balls", "distance"] = "balls"
-    coverage_neighbours: Count = 5  # k of the balls
-    # leave out candidates as near to a real image as the nearest percent of these to each other
-    exclude_copies: bool = False
-    real_images: Count | None = 200  # K_i, a seeded random subset per class; None takes all
-    memory: Annotated[float, Field(gt=0)] = 2.5  # GB an actor may take: more shards where they need more
+    """S³: which candidates stand for their class."""
+
+    alpha: Weight = Field(0.4, description="weight of attraction to the own class's real images")
+    beta: Weight = Field(0.9, description="weight of separation from the other classes")
+    epsilon: Weight = Field(0.0, description="added to every distance before its logarithm")
+    normalization: Literal["per_class", "none"] = Field(
+        "per_class", description="whether separation is divided by the number of other classes"
+    )
+    partners: Literal["selected", "pool"] = Field(
+        "selected", description="whose distances separate: the other classes' selections, or their pools"
+    )
+    subgroups: Count | None = Field(
+        None, description="choose among a class's first so many, with 1 among nothing; null: all"
+    )
+    solver: Literal["auto", "rounds", "exact"] = Field(
+        "auto",
+        description="exact: branch and bound, up to 2,000 subgroups; auto: exact up to 200, then rounds",
+    )
+    restarts: int = Field(8, ge=0, description="further starts of the rounds, each from a random selection")
+    neighbours: Count | None = Field(
+        None,
+        description="rounds score so many nearest classes one by one, the far ones by their mean; null: all",
+    )
+    certify: Literal["auto", "none", "half_pair", "handshake", "trws"] = Field(
+        "auto", description="method that gives the lower bound"
+    )
+    unit: Literal["subgroup", "image"] = Field(
+        "subgroup", description="image: any ipc of a class's candidates, beyond the paper"
+    )
+    coverage: Weight = Field(
+        0.0, description="weight of how well the chosen images cover the real ones; needs unit=image"
+    )
+    coverage_by: Literal["balls", "distance"] = Field(
+        "balls",
+        description="share of real images with a chosen one in their k-nearest-neighbour ball, or closeness",
+    )
+    coverage_neighbours: Count = Field(5, description="k of the balls")
+    exclude_copies: bool = Field(
+        False,
+        description="leave out candidates as near to a real image as the nearest percent of these to another",
+    )
+    real_images: Count | None = Field(
+        200, description="K_i, real images a class that count, a seeded random subset; null: all"
+    )
+    memory: float = Field(2.5, gt=0, description="GB an actor may take: more shards where they need more")
 
     @model_validator(mode="after")
     def _belong_together(self) -> "Select":
+        of_images = self.unit == "image"
         rules = (
-            (
-                self.coverage and self.unit != "image",
-                f"select.coverage: {self.coverage} needs select.unit=image",
-            ),
-            (self.exclude_copies and self.unit != "image", "select.exclude_copies: needs select.unit=image"),
-            (
-                self.unit == "image" and self.solver == "exact",
-                "select.solver: exact needs select.unit=subgroup",
-            ),
-            (
-                self.unit == "image" and self.partners == "pool",
-                "select.partners: pool needs select.unit=subgroup",
-            ),
-            (
-                self.neighbours and self.solver == "exact",
-                "select.neighbours: needs select.solver=auto or rounds",
-            ),
-            (
-                self.neighbours and self.partners == "pool",
-                "select.neighbours: needs select.partners=selected",
-            ),
+            (self.coverage and not of_images, f"coverage: {self.coverage} needs select.unit=image"),
+            (self.exclude_copies and not of_images, "exclude_copies: needs select.unit=image"),
+            (of_images and self.solver == "exact", "solver: exact needs select.unit=subgroup"),
+            (of_images and self.partners == "pool", "partners: pool needs select.unit=subgroup"),
+            (self.neighbours and self.solver == "exact", "neighbours: needs select.solver=auto or rounds"),
+            (self.neighbours and self.partners == "pool", "neighbours: needs select.partners=selected"),
         )
-        for broken, rule in rules:
-            if broken:
-                raise ValueError(rule)
+        for is_broken, rule in rules:
+            if is_broken:
+                raise ValueError(f"select.{rule}")
         return self
 
 
 class Evaluate(Section):
-    protocol: str = "quick"  # "none" leaves evaluation out
-    # None: the protocol's own
-    networks: Annotated[tuple[NetworkName, ...], Field(min_length=1)] | None = None
-    seeds: Annotated[int, Field(ge=2, le=SEEDS_A_RUN)] = 3  # fewer than 2 give no interval
-    baselines: tuple[Literal["random", "herding", "k_center", "medoids", "k_medoids"], ...] = (
-        "random",
-    )  # real images, as many
-    full: bool = True  # also train on the full real set
-    neighbours: Count = 5  # k of the coverage balls
-    # also measure the coverage of the pool's first so many candidates a class
-    pool_images: Count | None = None
+    """How an image set is scored."""
+
+    protocol: str = Field(
+        "quick", description="name of a protocol, with -val on validation images; none leaves evaluation out"
+    )
+    networks: Annotated[tuple[NetworkName, ...], Field(min_length=1)] | None = Field(
+        None, description="classifiers to train; null: the protocol's own"
+    )
+    seeds: int = Field(
+        3, ge=2, le=SEEDS_A_RUN, description="classifiers a set and network; 1 gives no interval"
+    )
+    baselines: tuple[Literal["random", "herding", "k_center", "medoids", "k_medoids"], ...] = Field(
+        ("random",), description="ways to choose as many real images, scored beside the set"
+    )
+    full: bool = Field(True, description="also train on the full real set")
+    neighbours: Count = Field(5, description="k of the coverage balls")
+    pool_images: Count | None = Field(
+        None, description="also measure the coverage of the pool's first so many candidates a class"
+    )
 
     @field_validator("networks", "baselines")
     @classmethod
     def _are_named_once(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        for name in names or ():
-            if names.count(name) > 1:
-                raise ValueError(f"{name!r} is named twice")
-        return names
-
-
-class Workers(Section):
-    """What changes speed alone. None sizes a number to the machine or cluster at hand."""
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    # begin once the cluster has so many: one that was scaled down to its head grows to them
-    gpus: Count | None = None
-    wait_s: Count = 1800  # at most, for gpus: those that came cost money while the others are waited for
-    actors: Count | None = None
-    min_actors: Count = 1  # a pool works with as few while the cluster grows or after nodes are lost
-    train_workers: Count | None = None
-    # lets fine-tuning go on with as few when nodes are lost, and grow again
-    min_train_workers: Count | None = None
-    shards: Count | None = None
-    trials: Count | None = None  # of a sweep at once
-    gpus_per_classifier: Annotated[float, Field(gt=0, le=1)] = 0.25  # small networks leave most of a GPU idle
-
-
-class Selecting(Settings):
-    """Selection alone, from anybody's candidates (jobs/select_subgroups.py)."""
-
-    seed: Seed = 0
-    ipc: Count = 10  # images a class, where select.unit=image
-    select: Select = Select()
-    workers: Workers = Workers()
-
-
-class Evaluating(Settings):
-    """Scoring anybody's image sets (jobs/evaluate.py); the number of images a class is read off each set."""
-
-    seed: Seed = 0
-    data: Data = Data()
-    embed: Embed = Embed()
-    evaluate: Evaluate = Evaluate()
-    workers: Workers = Workers()
-    storage: str = "./runs"  # of what is unpacked and embedded once
-
-
-class Config(Settings):
-    """A run: the recipe's sections, where it stores, and how many work on it."""
-
-    recipe: str = "digits"
-    seed: Seed = 0
-    ipc: Count = 10
-    data: Data = Data()
-    model: Model = Model()
-    encode: Encode = Encode()
-    invert: Invert = Invert()
-    im: InversionMatching = InversionMatching()
-    finetune: Finetune = Finetune()
-    embed: Embed = Embed()
-    sample: Sample = Sample()
-    select: Select = Select()
-    evaluate: Evaluate = Evaluate()
-    workers: Workers = Workers()
-    storage: str = "./runs"
-
-    @model_validator(mode="after")
-    def _pool_holds_what_is_chosen(self) -> "Config":
-        subgroups = self.select.subgroups or self.sample.subgroups
-        if subgroups > self.sample.subgroups:
-            raise ValueError(
-                f"select.subgroups: {subgroups} of sample.subgroups {self.sample.subgroups}; lower it"
-            )
-        held = self.pool_ipc * (subgroups if self.select.unit == "image" else 1)
-        if held < self.ipc:
-            raise ValueError(
-                f"sample.pool_ipc: {self.pool_ipc} holds {held} images to choose ipc={self.ipc} from; raise it"
-            )
-        return self
-
-    @property
-    def pool_ipc(self) -> int:
-        """Images drawn a subgroup."""
-        return self.sample.pool_ipc or self.ipc
-
-    def results(self) -> dict[str, Any]:
-        """All that a result depends on, as plain data."""
-        return self.model_dump(mode="json", exclude={"workers", "storage"})
+        return names and _named_once(names)

@@ -11,7 +11,7 @@ import torch
 
 from ims3_ray.cluster.fan_out import Part, actor_pool, fan_out
 from ims3_ray.cluster.machine import Machine, find_machine
-from ims3_ray.config.sections import Workers
+from ims3_ray.config.settings import Workers
 from ims3_ray.models import batches
 from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import open_directory

@@ -40,7 +40,7 @@ nodes.shutdown()
 WAITING = """
 import ray, time
 from ims3_ray.cluster.machine import connect, find_machine
-from ims3_ray.config.sections import Workers
+from ims3_ray.config.settings import Workers
 from ims3_ray.errors import InputError
 connect()
 try:

@@ -8,7 +8,7 @@ from torch import nn
 from ims3_ray.cluster import train as training
 from ims3_ray.cluster.machine import find_machine
 from ims3_ray.cluster.trainer import Optimisation
-from ims3_ray.config.sections import Workers
+from ims3_ray.config.settings import Workers
 from ims3_ray.storage.artifacts import open_directory
 
 

@@ -2,7 +2,7 @@ import pytest
 import yaml
 
 from ims3_ray.config.load import load_config, load_pretrain, parse_overrides, recipe_names
-from ims3_ray.config.sections import Config
+from ims3_ray.config.settings import Config
 from ims3_ray.errors import InputError
 
 

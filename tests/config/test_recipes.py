@@ -11,7 +11,7 @@ from tiny import THREE
 from ims3_ray.cli import main
 from ims3_ray.cluster.machine import find_machine
 from ims3_ray.config.load import load_config, parse_overrides, recipe_names, recipe_text
-from ims3_ray.config.sections import Config
+from ims3_ray.config.settings import Config
 from ims3_ray.data.classes import class_map
 from ims3_ray.errors import InputError
 from ims3_ray.models import extractor as features

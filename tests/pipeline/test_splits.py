@@ -8,7 +8,7 @@ from tiny import THREE, tiny_words, write_images
 
 from ims3_ray.cluster.machine import Machine
 from ims3_ray.config.load import load_config, parse_overrides
-from ims3_ray.config.sections import Workers
+from ims3_ray.config.settings import Workers
 from ims3_ray.data.images import open_images
 from ims3_ray.errors import InputError
 from ims3_ray.pipeline.prepare import image_places, prepare

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ims3_ray.config.load import load_config
-from ims3_ray.config.sections import Config
+from ims3_ray.config.settings import Config
 from ims3_ray.errors import InputError
 from ims3_ray.stages.evaluate.baselines import CORESETS
 

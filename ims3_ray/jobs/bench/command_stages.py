@@ -14,7 +14,7 @@ from typing import Any
 
 from ims3_ray.cluster.machine import connect, find_machine, refuse_impossible
 from ims3_ray.config.load import load_config, parse_overrides
-from ims3_ray.config.sections import Config
+from ims3_ray.config.settings import Config
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import open_directory
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ims3_ray.cluster.machine import find_machine
-from ims3_ray.config.sections import Config
+from ims3_ray.config.settings import Config
 from ims3_ray.pipeline import prepare as preparation
 from ims3_ray.pipeline.steps import Step, plan
 from ims3_ray.runs import records

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ims3_ray.cluster.machine import Machine, find_machine
-from ims3_ray.config.sections import Workers
+from ims3_ray.config.settings import Workers
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.protocols import PROTOCOLS, protocols
 from ims3_ray.evaluation.robustness import label_robust_score

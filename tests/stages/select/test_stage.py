@@ -13,7 +13,8 @@ import ray
 
 from ims3_ray.cli import run_command
 from ims3_ray.cluster.machine import find_machine
-from ims3_ray.config.sections import Select, Workers
+from ims3_ray.config.sections import Select
+from ims3_ray.config.settings import Workers
 from ims3_ray.errors import InputError
 from ims3_ray.method.s3 import rounds as selection_rounds
 from ims3_ray.method.s3.objective import Objective, real_centroid, subgroup_centroids

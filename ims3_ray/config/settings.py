@@ -1,0 +1,121 @@
+"""What each command is told: the sections that it takes, where it stores, and how many work on it.
+
+Sources, strongest first: overrides (`sample.subgroups=20`), the recipe's YAML, environment variables
+(`IMS3_STORAGE`, `IMS3_WORKERS__ACTORS`), defaults: the environment fills in what a recipe leaves open and
+never bends what it says. All that changes a result stands in the recipe's sections and is fingerprinted;
+`Workers` and `storage` change speed and place alone.
+"""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from .base import Count, Section, Seed, Settings
+from .sections import (
+    Data,
+    Embed,
+    Encode,
+    Evaluate,
+    Finetune,
+    InversionMatching,
+    Invert,
+    Model,
+    Sample,
+    Select,
+)
+
+
+class Workers(Section):
+    """What changes speed alone. null sizes a number to the machine or cluster at hand."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
+    gpus: Count | None = Field(
+        None,
+        description="begin once the cluster has so many: one that was scaled down to its head grows to them",
+    )
+    wait_s: Count = Field(
+        1800,
+        description="seconds to wait for gpus: those that came cost money while the others are waited for",
+    )
+    actors: Count | None = Field(None, description="actors of a stage's pool")
+    min_actors: Count = Field(
+        1, description="actors a pool works with while the cluster grows or after nodes are lost"
+    )
+    train_workers: Count | None = Field(None, description="workers of a training; they divide micro_batches")
+    min_train_workers: Count | None = Field(
+        None, description="lets fine-tuning go on with so few when nodes are lost, and grow again"
+    )
+    shards: Count | None = Field(None, description="actors that a selection's candidates are spread over")
+    trials: Count | None = Field(None, description="trials of a sweep at once")
+    gpus_per_classifier: float = Field(
+        0.25, gt=0, le=1, description="share of a GPU; small networks leave most of one idle"
+    )
+
+
+OF_RUN = "of the run: every random draw follows from it"
+IMAGES_A_CLASS = "images a class that are chosen"
+STORAGE = "folder or URI where all is kept"
+
+
+class Selecting(Settings):
+    """Selection alone, from anybody's candidates (jobs/select_subgroups.py)."""
+
+    seed: Seed = Field(0, description=OF_RUN)
+    ipc: Count = Field(10, description=f"{IMAGES_A_CLASS}, where select.unit=image")
+    select: Select = Select()
+    workers: Workers = Workers()
+
+
+class Evaluating(Settings):
+    """Scoring anybody's image sets (jobs/evaluate.py); the number of images a class is read off each set."""
+
+    seed: Seed = Field(0, description=OF_RUN)
+    data: Data = Data()
+    embed: Embed = Embed()
+    evaluate: Evaluate = Evaluate()
+    workers: Workers = Workers()
+    storage: str = Field("./runs", description=f"{STORAGE} that is unpacked and embedded once")
+
+
+class Config(Settings):
+    """A run: the recipe's sections, where it stores, and how many work on it."""
+
+    recipe: str = Field("digits", description="name of the recipe, as pages and records state it")
+    seed: Seed = Field(0, description=OF_RUN)
+    ipc: Count = Field(10, description=IMAGES_A_CLASS)
+    data: Data = Data()
+    model: Model = Model()
+    encode: Encode = Encode()
+    invert: Invert = Invert()
+    im: InversionMatching = InversionMatching()
+    finetune: Finetune = Finetune()
+    embed: Embed = Embed()
+    sample: Sample = Sample()
+    select: Select = Select()
+    evaluate: Evaluate = Evaluate()
+    workers: Workers = Workers()
+    storage: str = Field("./runs", description=STORAGE)
+
+    @model_validator(mode="after")
+    def _pool_holds_what_is_chosen(self) -> "Config":
+        subgroups = self.select.subgroups or self.sample.subgroups
+        if subgroups > self.sample.subgroups:
+            raise ValueError(
+                f"select.subgroups: {subgroups} of sample.subgroups {self.sample.subgroups}; lower it"
+            )
+        held = self.pool_ipc * (subgroups if self.select.unit == "image" else 1)
+        if held < self.ipc:
+            raise ValueError(
+                f"sample.pool_ipc: {self.pool_ipc} holds {held} images to choose ipc={self.ipc} from; "
+                "raise it"
+            )
+        return self
+
+    @property
+    def pool_ipc(self) -> int:
+        """Images drawn a subgroup."""
+        return self.sample.pool_ipc or self.ipc
+
+    def results(self) -> dict[str, Any]:
+        """All that a result depends on, as plain data."""
+        return self.model_dump(mode="json", exclude={"workers", "storage"})
