@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ims3_ray.errors import InputError
 from ims3_ray.models.classifiers import NETWORKS, NetworkName
 
+NO_PROTOCOL = "none"  # of a run that scores nothing
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Epochs by images per class: up to this many images, this many epochs; beyond the last, EPOCHS_BEYOND.
 EPOCHS_BY_IPC = ((1, 3000), (10, 2000), (50, 1500), (200, 1000), (500, 500))

@@ -5,19 +5,19 @@ each other.
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import ray
 import torch
 
 from ims3_ray.cluster.machine import ANYWHERE, Machine, inside_job, num_nodes
-from ims3_ray.config.sections import Config, Data, Evaluating
-from ims3_ray.data.classes import NEW, class_map
+from ims3_ray.config.sections import Data
+from ims3_ray.config.settings import Config, Evaluating
+from ims3_ray.data.classes import class_map
 from ims3_ray.data.distilled import check_class_names
 from ims3_ray.data.images import ImageSet, open_images
 from ims3_ray.errors import InputError
-from ims3_ray.evaluation.protocols import protocol, protocols
+from ims3_ray.evaluation.protocols import NO_PROTOCOL, protocol, protocols
 from ims3_ray.models.device import Numerics, supported
 from ims3_ray.models.extractor import inspect_extractor, load_extractor
 from ims3_ray.models.generator import inspect_generator
@@ -28,7 +28,6 @@ from ims3_ray.storage.hashing import content_hash
 
 from .splits import check_splits, refuse_nested
 
-NO_PROTOCOL = "none"
 BUNDLED = "package://"  # no folder until it is written
 
 
@@ -196,26 +195,8 @@ def _check_evaluation(config: Config, num_classes: int) -> None:
         )
 
 
-def _named(numerics: Numerics) -> list[str]:
-    return [numerics.device, numerics.precision, *(["compiled"] if numerics.compiled else [])]
-
-
 def fetch_extractor(config: Config) -> None:
     """InputError where φ's weights can't be had: known before the hours of tuning that come ahead of its
     first use.
     """
     load_extractor(config.embed.extractor)
-
-
-def depends_on(context: Context) -> dict[str, Any]:
-    """What more than one stage depends on, for their fingerprints."""
-    config = context.config
-    return {
-        "device": _named(context.numerics),
-        "model": [context.inputs["model"], config.model.heads, config.model.frequency_shift],
-        "classes": [
-            list(context.classes),
-            context.model_labels,
-            config.seed if config.data.class_map == NEW else None,
-        ],
-    }

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from ims3_ray.cluster.machine import Machine
-from ims3_ray.config.sections import Config
+from ims3_ray.config.settings import Config
 from ims3_ray.data.classes import NEW
 from ims3_ray.data.images import ImageSet
 from ims3_ray.models.device import Numerics
@@ -40,6 +42,21 @@ class Context:
         return self.images["train"].classes
 
     @property
+    def num_tuned(self) -> int:
+        """Images that the generator is tuned on."""
+        counts = self.images["train"].counts()
+        return int(np.minimum(counts, self.config.encode.images_per_class or counts.max()).sum())
+
+    @property
+    def num_candidates(self) -> int:
+        return self.config.pool_ipc * len(self.classes) * self.config.sample.subgroups
+
+    @property
+    def num_views(self) -> int:
+        """2 where every image is encoded with its mirror image."""
+        return 2 if self.config.data.mirror else 1
+
+    @property
     def licences(self) -> dict[str, dict[str, Any] | None]:
         """What is known of the weights' and the images' licences, for the product's card."""
         stated = {"weights": self.config.model.licence, "images": self.config.data.licence}
@@ -47,6 +64,20 @@ class Context:
 
     def batch_size(self, section: Any) -> int:
         return section.batch_size.on(self.machine.device)
+
+    def values_of(self, section: Any) -> dict[str, Any]:
+        """A section's values for a fingerprint, its batch size for this kind of device alone."""
+        return section.model_dump(mode="json") | {"batch_size": self.batch_size(section)}
+
+    def generator_values(self) -> dict[str, Any]:
+        """What the bits of every stage that runs the generator depend on."""
+        numerics, config = self.numerics, self.config
+        seed = config.seed if config.data.class_map == NEW else None
+        return {
+            "device": [numerics.device, numerics.precision, *(["compiled"] if numerics.compiled else [])],
+            "model": [self.inputs["model"], config.model.heads, config.model.frequency_shift],
+            "classes": [list(self.classes), self.model_labels, seed],
+        }
 
     def tuned_model(self, adapter: Directory | None = None, weights: str = "ema") -> TunedModel:
         """The generator, with the adapter where one is given, as actors load it."""

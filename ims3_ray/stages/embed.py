@@ -8,9 +8,9 @@ from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import Directory
 
 from .context import Context
+from .contract import Stage
+from .costs import Cost, Forward
 from .embedding import Embedder
-
-VERSION = 1
 
 
 def run(context: Context, out: Directory) -> dict[str, Any]:
@@ -29,3 +29,16 @@ def run(context: Context, out: Directory) -> dict[str, Any]:
         Embedder, arguments, parts, table=tables.FEATURES, out=out, machine=context.machine, stage="embed"
     )
     return made | {"bad_images": train.bad | made.pop("notes")}
+
+
+def _depends(context: Context) -> object:
+    inputs, settings = context.inputs, context.values_of(context.config.embed)
+    return [inputs["images"], settings, inputs["extractor"], context.info.image_size, context.machine.device]
+
+
+def _cost(context: Context, forward: Forward) -> Cost:
+    rows = len(context.images["train"])
+    return Cost(rows, forward.embed, rows * 4 * forward.feature_dim)
+
+
+STAGE = Stage(name="embed", noun="features", version=1, run=run, depends=_depends, cost=_cost)

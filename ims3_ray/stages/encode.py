@@ -19,8 +19,8 @@ from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.tables import Columns
 
 from .context import Context
-
-VERSION = 1
+from .contract import Stage
+from .costs import Cost, Forward, generator_bytes, latent_bytes
 
 
 def run(context: Context, out: Directory) -> dict[str, Any]:
@@ -83,3 +83,19 @@ class Encoder:
             self._batch_size,
             self._device,
         )
+
+
+def _depends(context: Context) -> object:
+    config, generator = context.config, context.generator_values()
+    seed = config.seed if config.encode.images_per_class else None
+    images = [context.inputs["images"], config.data.mirror, seed]
+    return [images, context.values_of(config.encode), generator["model"], generator["device"]]
+
+
+def _cost(context: Context, forward: Forward) -> Cost:
+    rows, views = context.num_tuned, context.num_views
+    disk = rows * views * 2 * latent_bytes(context)
+    return Cost(rows, views * forward.encode, disk, generator_bytes(context))
+
+
+STAGE = Stage(name="encode", noun="latents", version=1, run=run, depends=_depends, cost=_cost)

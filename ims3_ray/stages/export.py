@@ -12,8 +12,8 @@ from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import Directory, read_rows
 
 from .context import Context
-
-VERSION = 2  # 2: the card states licences
+from .contract import Stage
+from .costs import Cost, Forward, png_bytes
 
 
 def run(context: Context, out: Directory, selection: Directory, candidates: Directory) -> dict[str, Any]:
@@ -52,3 +52,19 @@ def chosen_images(
             )
         )
     return images
+
+
+def _cost(context: Context, forward: Forward) -> Cost:  # noqa: ARG001
+    rows = context.config.ipc * len(context.classes)
+    return Cost(rows, disk=2 * rows * png_bytes(context))
+
+
+STAGE = Stage(
+    name="export",
+    noun="distilled",
+    version=2,  # 2: the card states licences
+    reads=("selection", "candidates"),
+    run=run,
+    depends=lambda context: [context.config.recipe, list(context.classes), context.licences],
+    cost=_cost,
+)

@@ -17,8 +17,8 @@ from ims3_ray.storage.artifacts import Directory, part_names
 from ims3_ray.storage.tables import Columns
 
 from .context import Context
-
-VERSION = 1
+from .contract import Stage
+from .costs import Cost, Forward, generator_bytes, latent_bytes
 
 
 def run(context: Context, out: Directory, latents: Directory) -> dict[str, Any]:
@@ -95,3 +95,19 @@ class Inverter:
             return [invert(self._predict, z0.float(), label, self._grid, self._abar).half()]
 
         return in_batches(trajectories, [mean, labels], self._batch_size, self._device)[0]
+
+
+def _cost(context: Context, forward: Forward) -> Cost:
+    rows, levels = context.num_tuned, context.num_views * context.config.invert.points
+    return Cost(rows, levels * forward.dit, rows * levels * latent_bytes(context), generator_bytes(context))
+
+
+STAGE = Stage(
+    name="invert",
+    noun="inversions",
+    version=1,
+    reads=("latents",),
+    run=run,
+    depends=lambda context: [context.values_of(context.config.invert), context.generator_values()],
+    cost=_cost,
+)

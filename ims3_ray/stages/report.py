@@ -16,8 +16,9 @@ from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import Directory, read_manifest, read_rows
 
 from .context import Context
+from .contract import Stage
+from .costs import Cost, Forward
 
-VERSION = 3
 REAL_SHOWN = 10  # real images of a class beside its distilled ones
 
 
@@ -26,7 +27,7 @@ def run(context: Context, out: Directory, **inputs: Directory) -> dict[str, Any]
     data = gather(context, inputs)
     out.write("index.html", render(data))
     out.write("contact-sheet.png", contact_sheet(data))
-    return {"rows": 1, "unit": "pages"}
+    return {"rows": 1}
 
 
 def gather(context: Context, inputs: dict[str, Directory]) -> ReportData:
@@ -106,3 +107,20 @@ def _real_image(context: Context, row: int) -> bytes:
     """A training image as the run sees it, as PNG."""
     train = context.images["train"]
     return encode_png(square(decode(train.directory.read(train.paths[row])), context.info.image_size))
+
+
+def _cost(context: Context, forward: Forward) -> Cost:
+    features = len(context.images["train"]) * 4 * forward.feature_dim
+    return Cost(1, disk=2e6, memory=features, start_s=10.0, workers=1)
+
+
+STAGE = Stage(
+    name="report",
+    noun="report",
+    version=3,
+    reads=tuple("latents inversions adapter features candidates selection distilled evaluation".split()),
+    unit="pages",
+    run=run,
+    depends=lambda context: context.config.results(),
+    cost=_cost,
+)

@@ -13,6 +13,7 @@ from typing import Any
 
 from ims3_ray.cluster.machine import connect, find_machine
 from ims3_ray.errors import InputError
+from ims3_ray.evaluation.protocols import NO_PROTOCOL
 from ims3_ray.pipeline import prepare as preparation
 from ims3_ray.pipeline.steps import Step, plan, run_step
 from ims3_ray.runs import records
@@ -33,7 +34,7 @@ def run(ablation: Plan, say: Callable[[str], None]) -> tuple[dict[str, Any], Dir
     """
     configs = ablation.configs()
     first = next(iter(configs.values()))
-    if first.evaluate.protocol == preparation.NO_PROTOCOL:
+    if first.evaluate.protocol == NO_PROTOCOL:
         raise InputError("evaluate.protocol: an ablation compares accuracies; name a protocol")
     preparation.check_storage(first)
     connect()

@@ -19,9 +19,9 @@ from ims3_ray.data.reading import BatchReader
 from ims3_ray.evaluation.protocols import Protocol
 from ims3_ray.evaluation.statistics import summary
 from ims3_ray.evaluation.train import Score, train_and_score
-from ims3_ray.jobs.distill.estimate import count_operations
 from ims3_ray.models import classifiers
 from ims3_ray.models.device import prepare_device
+from ims3_ray.stages.costs import BACKWARD, count_operations
 from ims3_ray.storage.artifacts import Directory, open_directory
 
 from .classifiers_plain import train_plainly
@@ -115,7 +115,7 @@ def _operations(task: Task) -> float:
     model = classifiers.build(
         task.protocol.network, task.num_classes, size, None, width=task.protocol.width
     ).to("meta")
-    return 3 * count_operations(model, torch.zeros(1, 3, size, size, device="meta"))
+    return BACKWARD * count_operations(model, torch.zeros(1, 3, size, size, device="meta"))
 
 
 class OwnTraining:

@@ -1,13 +1,14 @@
-"""Operations an image of each stage, counted by torch: of this project's path and of the published settings'."""
+"""Operations an image of each stage, counted by torch: as this project works, and as published."""
 
 from typing import NamedTuple
 
 import torch
 
-from ims3_ray.jobs.distill.estimate import count_operations, operations_per_image
 from ims3_ray.method import difffit
 from ims3_ray.models.dit import DiT, DiTConfig
+from ims3_ray.pipeline.steps import STAGES
 from ims3_ray.stages.context import Context
+from ims3_ray.stages.costs import count_forward, count_operations
 
 PUBLISHED_STEPS = 50
 
@@ -21,20 +22,12 @@ class Operations(NamedTuple):
 
 def operations(context: Context, stage: str) -> Operations:
     """Operations an image of the stages that a generator works in: sample, finetune, encode, invert."""
-    config, one = context.config, operations_per_image(context)
-    views = 2 if config.data.mirror else 1
-    if stage == "sample":
-        guided = 1 if config.sample.guidance_scale == 1 else 2
-        own = config.sample.steps * guided * one["dit"] + one["decode"] + one["embed"]
-        return Operations(own, PUBLISHED_STEPS * 2 * one["dit"] + one["decode"])
-    if stage == "encode":
-        return Operations(views * one["encode"], views * one["encode"])
-    if stage == "invert":
-        inverted = views * config.invert.points * one["dit"]
-        return Operations(inverted, inverted)
-    assert stage == "finetune", stage
-    own, whole = (step_operations(context.info.config, frozen=frozen) for frozen in (True, False))
-    return Operations(own, one["encode"] + one["dit"] + whole)
+    forward = count_forward(context)
+    if stage == "finetune":
+        own, whole = (step_operations(context.info.config, frozen=frozen) for frozen in (True, False))
+        return Operations(own, forward.encode + forward.dit + whole)
+    own = next(of.cost(context, forward).operations for of in STAGES if of.name == stage)
+    return Operations(own, PUBLISHED_STEPS * 2 * forward.dit + forward.decode if stage == "sample" else own)
 
 
 def step_operations(config: DiTConfig, *, frozen: bool) -> float:

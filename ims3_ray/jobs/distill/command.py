@@ -17,7 +17,7 @@ import yaml
 
 from ims3_ray.cluster.machine import connect, find_machine, has_address, refuse_impossible
 from ims3_ray.config.load import load_config, parse_overrides
-from ims3_ray.config.sections import Config
+from ims3_ray.config.settings import Config
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.table import evaluation_lines
 
@@ -109,7 +109,7 @@ def _dry_run(config: Config) -> None:
     from ims3_ray.pipeline import prepare as preparation  # heavy, as above
     from ims3_ray.pipeline.steps import plan
 
-    from .estimate import estimates
+    from .estimate import estimate_steps
 
     preparation.image_places(config)
     preparation.check_storage(config)
@@ -119,13 +119,12 @@ def _dry_run(config: Config) -> None:
     steps = plan(context)
     print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     print("\n".join(context.notes), end="\n" if context.notes else "")
-    machine, costs = context.machine, estimates(context, steps)
+    machine, estimates = context.machine, estimate_steps(context, steps)
     print(f"machine: {machine.device}, {machine.actors} actors, {machine.shards} shards")
     print(f"  {'stage':<10}{'state':<12}{'rows':>8}{'about':>9}{'disk':>10}{'memory':>10}   artefact")
-    for step in steps:
-        cost = costs[step.stage.name]
+    for step, cost in zip(steps, estimates, strict=True):
         state = "complete" if step.manifest else "would run"
         cells = f"{cost.rows:>8}{cost.seconds:>7.0f} s{cost.disk / 1e6:>7.1f} MB{cost.memory / 1e9:>7.1f} GB"
-        print(f"  {step.stage.name:<10}{state:<12}{cells}   {step.stage.noun}/{step.fingerprint}")
-    missing = sum(costs[step.stage.name].seconds for step in steps if not step.manifest)
+        print(f"  {step.stage.name:<10}{state:<12}{cells}   {step.artifact}")
+    missing = sum(cost.seconds for step, cost in zip(steps, estimates, strict=True) if not step.manifest)
     print(f"estimated time of what is missing: {missing:.0f} s")

@@ -14,15 +14,15 @@ from PIL import Image
 
 from ims3_ray.cluster.environment import hardware, versions
 from ims3_ray.cluster.machine import Machine
-from ims3_ray.config.sections import Evaluating
+from ims3_ray.config.settings import Evaluating
 from ims3_ray.data.images import READERS, ImageSet
 from ims3_ray.data.labelled import open_labelled
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.audit import AuditedImages, audit
-from ims3_ray.evaluation.protocols import Protocol, protocols
+from ims3_ray.evaluation.protocols import NO_PROTOCOL, Protocol, protocols
 from ims3_ray.evaluation.robustness import label_robust_score
 from ims3_ray.models.extractor import inspect_extractor, load_extractor
-from ims3_ray.pipeline.prepare import NO_PROTOCOL, image_places, open_splits
+from ims3_ray.pipeline.prepare import image_places, open_splits
 from ims3_ray.pipeline.splits import check_splits
 from ims3_ray.stages.embedding import embed_images
 from ims3_ray.stages.evaluate.baselines import (

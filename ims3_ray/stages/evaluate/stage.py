@@ -9,17 +9,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from ims3_ray.data.distilled import DistilledSet, is_selected
-from ims3_ray.evaluation.protocols import Protocol, protocols
+from ims3_ray.evaluation.protocols import NO_PROTOCOL, Protocol, protocols
+from ims3_ray.models.classifiers import build
 from ims3_ray.stages.context import Context
+from ims3_ray.stages.contract import Stage
+from ims3_ray.stages.costs import BACKWARD, Cost, Forward, count_operations
 from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import Directory, read_rows
 
 from .baselines import COVERAGE, SEEDED, Vectors, ceiling, choose_all, measure_all
 from .classifiers import Pixels, classifier_seeds, pixels_of, read_pixels, summarise, train_all
 
-VERSION = 3
 CURVE = "distilled_accuracy"  # the metric, by step, of the distilled set while its classifiers train
 
 
@@ -62,7 +65,7 @@ def run(
         document["networks"] = by_network
     out.write_json("evaluation.json", document)
     context.on_metrics("evaluate", 0, headline(document))
-    return {"rows": len(sets) * len(networks), "unit": "classifiers"}
+    return {"rows": len(sets) * len(networks)}
 
 
 class MeanCurve:
@@ -172,3 +175,43 @@ def first_of_pool(drawn: tables.Columns, count: int) -> np.ndarray:
     labels = drawn["label"][order]
     place = np.arange(len(order)) - np.searchsorted(labels, labels)
     return order[place < count]
+
+
+def _depends(context: Context) -> object:
+    config = context.config
+    networks = protocols(config.evaluate.protocol, config.evaluate.networks)
+    rules = [protocol.model_dump(mode="json") for protocol in networks]
+    settings = config.evaluate.model_dump(mode="json")
+    return [settings, rules, config.seed, config.ipc, context.inputs["scored"], context.machine.device]
+
+
+def _cost(context: Context, forward: Forward) -> Cost:  # noqa: ARG001
+    """Rows are the classifiers to train, on sets of different sizes; looks at the scored images don't count."""
+    config, num_classes = context.config, len(context.classes)
+    sizes = [config.ipc * num_classes] * len({"distilled", *config.evaluate.baselines})
+    if config.evaluate.full:
+        sizes.append(len(context.images["train"]))
+    networks, operations = protocols(config.evaluate.protocol, config.evaluate.networks), 0.0
+    for rules in networks:
+        network = build(rules.network, num_classes, rules.image_size, None, width=rules.width).to("meta")
+        image = torch.zeros(1, 3, rules.image_size, rules.image_size, device="meta")
+        step_operations = BACKWARD * count_operations(network, image)
+        for images in sizes:
+            budget = rules.budget(max(1, round(images / num_classes)), num_classes)
+            steps = budget.steps or budget.epochs * -(-images // budget.batch_size)
+            operations += steps * min(budget.batch_size, images) * step_operations
+    count = len(sizes) * len(networks)
+    return Cost(config.evaluate.seeds * count, operations / count, disk=1e5)
+
+
+STAGE = Stage(
+    name="evaluate",
+    noun="evaluation",
+    version=3,
+    reads=("distilled", "selection", "candidates", "features"),
+    unit="classifiers",
+    is_part=lambda context: context.config.evaluate.protocol != NO_PROTOCOL,
+    run=run,
+    depends=_depends,
+    cost=_cost,
+)

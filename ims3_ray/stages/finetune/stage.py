@@ -1,13 +1,14 @@
 """Fine-tune the generator by inversion matching (Eq. 4–7). Reads latents and inversions, makes an adapter."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ims3_ray.cluster.train import train
+from ims3_ray.cluster.train import Training, train
 from ims3_ray.cluster.trainer import Optimisation
 from ims3_ray.config.sections import Finetune, InversionMatching
 from ims3_ray.data.classes import NEW
@@ -18,12 +19,12 @@ from ims3_ray.method.rng import generator
 from ims3_ray.method.schedule import NUM_TRAIN_TIMESTEPS, alphas_bar, grid_index_below, inversion_grid
 from ims3_ray.models.tuned import TunedModel, save_adapter
 from ims3_ray.stages.context import Context
+from ims3_ray.stages.contract import Stage
+from ims3_ray.stages.costs import BACKWARD, Cost, Forward, generator_bytes
 from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import Directory, read_manifest, read_rows
 
 from .minimax import MinimaxMemory
-
-VERSION = 1
 
 
 def run(context: Context, out: Directory, latents: Directory, inversions: Directory) -> dict[str, Any]:
@@ -31,18 +32,16 @@ def run(context: Context, out: Directory, latents: Directory, inversions: Direct
     config = context.config
     settings = config.finetune
     steps = settings.epochs * (read_manifest(latents)["rows"] // settings.batch_size)
-    history = train(
-        InversionMatchingTask,
-        task_arguments(context, latents, inversions),
-        optimisation(settings, steps),
+    training = Training(
+        name=f"finetune-{out.name}",
+        build=InversionMatchingTask,
+        arguments=task_arguments(context, latents, inversions),
+        optimisation=optimisation(settings, steps),
         out=out,
         checkpoints=context.storage / "checkpoints",
-        name=f"finetune-{out.name}",
-        stage="finetune",
         batch_field="finetune.batch_size",
-        machine=context.machine,
-        on_metrics=lambda step, metrics: context.on_metrics("finetune", step, metrics),
     )
+    history = train(training, context.machine, "finetune", partial(context.on_metrics, "finetune"))
     own_classes = list(context.classes) if config.data.class_map == NEW else None
     # what reading the adapter needs
     tuned = {"own_classes": own_classes, "frequency_shift": config.model.frequency_shift}
@@ -227,3 +226,32 @@ def _read_views(latents: Directory, inversions: Directory, mirror: bool) -> list
             }
         )
     return views
+
+
+def _depends(context: Context) -> object:
+    config = context.config
+    settings = config.finetune.model_dump(mode="json", exclude={"checkpoint_every"})
+    return [settings, config.im.model_dump(mode="json"), config.seed, context.generator_values()]
+
+
+def _cost(context: Context, forward: Forward) -> Cost:
+    settings = context.config.finetune
+    return Cost(
+        rows=context.num_tuned // settings.batch_size * settings.batch_size * settings.epochs,
+        operations=BACKWARD * forward.dit,
+        disk=1e6,
+        memory=2 * generator_bytes(context),
+        start_s=15.0,  # of Ray Train's workers
+        workers=context.machine.train_workers(settings.micro_batches),
+    )
+
+
+STAGE = Stage(
+    name="finetune",
+    noun="adapter",
+    version=1,
+    reads=("latents", "inversions"),
+    run=run,
+    depends=_depends,
+    cost=_cost,
+)

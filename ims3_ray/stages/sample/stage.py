@@ -24,13 +24,13 @@ from ims3_ray.models.extractor import embed_pixels, load_extractor
 from ims3_ray.models.generator import load_vae
 from ims3_ray.models.tuned import TunedModel
 from ims3_ray.stages.context import Context
+from ims3_ray.stages.contract import Stage
+from ims3_ray.stages.costs import Cost, Forward, generator_bytes, png_bytes
 from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.tables import Columns
 
 from .starts import Starts, collect_starts
-
-VERSION = 1
 
 
 def run(
@@ -166,3 +166,31 @@ class Sampler:
         return in_batches(
             lambda z: [to_pixels(self._vae.decode(z))], [latents], self._batch_size, self._device, DECODER
         )[0]
+
+
+def _depends(context: Context) -> object:
+    config = context.config
+    settings = context.values_of(config.sample) | {"pool_ipc": config.pool_ipc}
+    if config.sample.start == "noise":
+        settings = {name: value for name, value in settings.items() if not name.startswith("start")}
+    return [settings, config.seed, context.inputs["extractor"], context.generator_values()]
+
+
+def _cost(context: Context, forward: Forward) -> Cost:
+    rows, settings = context.num_candidates, context.config.sample
+    passes = settings.steps * (1 if settings.guidance_scale == 1 else 2)
+    operations = passes * forward.dit + forward.decode + forward.embed
+    disk = rows * (png_bytes(context) + 4 * forward.feature_dim)
+    return Cost(rows, operations, disk, generator_bytes(context))
+
+
+STAGE = Stage(
+    name="sample",
+    noun="candidates",
+    version=1,
+    reads=("adapter", "inversions", "features"),
+    is_read=lambda context, noun: noun == "adapter" or context.config.sample.start == "inversion",
+    run=run,
+    depends=_depends,
+    cost=_cost,
+)

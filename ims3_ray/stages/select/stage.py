@@ -5,12 +5,12 @@ selection.
 from typing import Any
 
 from ims3_ray.stages.context import Context
+from ims3_ray.stages.contract import Stage
+from ims3_ray.stages.costs import Cost, Forward
 from ims3_ray.storage.artifacts import Directory
 
 from .features import open_candidates
 from .solve import select_features
-
-VERSION = 4  # 4: the first ipc images of the first select.subgroups
 
 
 def run(context: Context, out: Directory, candidates: Directory, features: Directory) -> dict[str, Any]:
@@ -30,4 +30,27 @@ def run(context: Context, out: Directory, candidates: Directory, features: Direc
     document = made.document | ({"ipc": config.ipc} if by_subgroup else {})
     out.write_json("selection.json", document)
     context.on_metrics("select", 0, {"objective": document["objective"], **document["terms"]})
-    return {"rows": made.subgroups, "unit": "subgroups", "shards": made.shards}
+    return {"rows": made.subgroups, "shards": made.shards}
+
+
+def _depends(context: Context) -> object:
+    config = context.config
+    settings = config.select.model_dump(mode="json", exclude={"memory"})
+    return [settings, config.seed, list(context.classes), config.ipc]
+
+
+def _cost(context: Context, forward: Forward) -> Cost:
+    features = context.num_candidates * 4 * forward.feature_dim
+    return Cost(len(context.classes) * context.config.sample.subgroups, disk=1e4, memory=features)
+
+
+STAGE = Stage(
+    name="select",
+    noun="selection",
+    version=4,  # 4: the first ipc images of the first select.subgroups
+    reads=("candidates", "features"),
+    unit="subgroups",
+    run=run,
+    depends=_depends,
+    cost=_cost,
+)

@@ -1,0 +1,80 @@
+"""What stages cost: operations counted by torch on networks without weights, bytes from shapes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from torch.utils.flop_counter import FlopCounterMode
+
+from ims3_ray.models.dit import DiT
+from ims3_ray.models.extractor import load_extractor, without_weights
+from ims3_ray.models.files import read_json
+
+from .context import Context
+
+START_S = 6.0  # of a pool of workers
+BACKWARD = 3  # a training step costs about three forward passes
+PNG_BYTES_A_PIXEL = 1.2
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a stage has to do, and what its workers hold."""
+
+    rows: int
+    operations: float = 0.0  # a row; a multiplication and an addition are two
+    disk: float = 0.0  # bytes of the artefact
+    memory: float = 0.0  # bytes that a worker holds beside its process
+    start_s: float = START_S
+    workers: int | None = None  # None: a pool's actors
+
+
+@dataclass(frozen=True)
+class Forward:
+    """Operations an image of the DiT, of the VAE's two halves and of the extractor φ; and φ's dimension."""
+
+    dit: float
+    encode: float
+    decode: float
+    embed: float
+    feature_dim: int
+
+
+def count_forward(context: Context) -> Forward:
+    info = context.info
+    with torch.device("meta"):
+        dit, vae = DiT(info.config), AutoencoderKL.from_config(read_json(Path(info.vae_path) / "config.json"))
+        z, label = torch.zeros(1, *info.latent_shape), torch.zeros(1, dtype=torch.int64)
+        image = torch.zeros(1, 3, info.image_size, info.image_size)
+    extractor = load_extractor(without_weights(context.config.embed.extractor))
+    return Forward(
+        dit=count_operations(dit, z, label, label),
+        encode=count_operations(vae.encode, image),
+        decode=count_operations(vae.decode, z),
+        embed=count_operations(extractor, torch.zeros(image.shape)),
+        feature_dim=extractor.dim,
+    )
+
+
+def count_operations(function: Callable[..., object], *arguments: torch.Tensor) -> float:
+    """Operations of `function(*arguments)`; on the meta device they are counted without being done."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        function(*arguments)
+    return float(counter.get_total_flops())
+
+
+def latent_bytes(context: Context) -> int:
+    """Of one latent in float16."""
+    channels, height, width = context.info.latent_shape
+    return 2 * channels * height * width
+
+
+def png_bytes(context: Context) -> float:
+    return PNG_BYTES_A_PIXEL * context.info.image_size**2
+
+
+def generator_bytes(context: Context) -> float:
+    """Of the generator's weights in float32."""
+    return 4.0 * (context.info.transformer_parameters + context.info.vae_parameters)
