@@ -4,6 +4,7 @@ no markup.
 
 import os
 import re
+from collections.abc import Callable, Iterable
 
 # Besides control characters: the marks that turn the direction of a line, lone surrogates, and what isn't
 # printed at all.
@@ -21,6 +22,12 @@ _SECRET_FIELD = re.compile(
 )
 # there, what stands before @ is a container or a name
 _PUBLIC_USERS = ("abfs", "abfss", "gs", "gcs", "hdfs", "viewfs")
+
+
+def some(values: Iterable[object], most: int = 5, show: Callable[[object], str] = repr) -> str:
+    """The first few of them, and how many more there are."""
+    shown = [show(value) for value in values]
+    return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
 
 
 def one_line(text: str) -> str:

@@ -2,12 +2,12 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
 from ims3_ray.errors import InputError
+from ims3_ray.text import some
 
 NEW = "new"
 
@@ -85,9 +85,3 @@ def _from_table(classes: tuple[str, ...], num_labels: int, given: str) -> list[i
     if len(set(labels)) < len(labels):
         raise InputError(f"data.class_map: {given} gives one label to two class folders")
     return labels
-
-
-def some(names: Sequence[str], most: int = 5) -> str:
-    """The first few names, and how many more there are."""
-    shown = ", ".join(repr(name) for name in names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

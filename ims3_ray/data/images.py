@@ -22,10 +22,9 @@ from ims3_ray import progress
 from ims3_ray.errors import InputError
 from ims3_ray.method.keys import permutation
 from ims3_ray.storage.artifacts import Directory, fingerprint, open_directory
-from ims3_ray.text import named
+from ims3_ray.text import named, some
 
 from . import digits
-from .classes import some
 from .pixels import decode, without_far_ends
 from .sources import Rows, find_set
 from .unpacking import unpack

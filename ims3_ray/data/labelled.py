@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import Directory
+from ims3_ray.text import some
 
-from .classes import some
 from .images import ImageSet, open_images
 
 

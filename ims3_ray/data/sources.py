@@ -18,8 +18,8 @@ from pyarrow import fs
 
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import MANIFEST, Directory
+from ims3_ray.text import some
 
-from .classes import some
 from .distilled import PARQUET, is_folder_name
 
 SUFFIX = ".parquet"

@@ -21,7 +21,7 @@ from scipy import stats
 
 from ims3_ray.errors import InputError
 from ims3_ray.method.coverage import COPY_PERCENTILE, copies
-from ims3_ray.text import named
+from ims3_ray.text import named, some
 
 from .class_order import audit_classes
 
@@ -186,7 +186,7 @@ def refuse_overlap(
     if not same:
         return []
     pairs = [f"{named(scored.paths[row])} = {named(train.paths[twin])}" for twin, row in same]
-    first = ", ".join(pairs[:3]) + (f" and {len(pairs) - 3} more" if len(pairs) > 3 else "")
+    first = some(pairs, 3, str)
     of = f"{len(same)} of {len(scored.labels)} images"
     if len(same) > limit * len(scored.labels):
         raise InputError(

@@ -21,6 +21,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from ims3_ray.text import some
+
 SCALE_NAMES = ("attn.qkv_scale", "attn.proj_scale", "attention_scale", "mlp_scale")
 _TRAINED_WHOLE = (nn.Embedding, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)  # class table, affine norms
 
@@ -98,7 +100,7 @@ def load_adapter(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         "left over": [name for name in tensors if name not in parameters],
         "of another shape": shapes,
     }
-    found = "; ".join(f"{what}: {_shortened(names)}" for what, names in problems.items() if names)
+    found = "; ".join(f"{what}: {some(names, 3, str)}" for what, names in problems.items() if names)
     if found:
         if not had_scales:
             _remove_scales(model)
@@ -142,7 +144,3 @@ def _owner(block: nn.Module, name: str) -> tuple[nn.Module, str]:
 def _parameters(model: nn.Module, names: Iterable[str]) -> Iterable[tuple[str, nn.Parameter]]:
     parameters = dict(model.named_parameters())
     return ((name, parameters[name]) for name in names)
-
-
-def _shortened(names: list[str], shown: int = 3) -> str:
-    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")

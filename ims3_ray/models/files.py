@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ims3_ray.errors import InputError
+from ims3_ray.text import some
 
 PACKAGE_SCHEME = "package://"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -102,7 +103,7 @@ def find_weights(folder: Path) -> list[Path]:
         missing = [part for part in parts if Path(part).name != part or not (folder / part).is_file()]
         if missing or not parts:
             raise InputError(
-                f"{path}: names weight files that are not in its folder ({shortened(missing or ['none'])})"
+                f"{path}: names weight files that are not in its folder ({some(missing or ['none'], 3, str)})"
             )
         return [folder / part for part in parts]
     raise InputError(
@@ -181,11 +182,6 @@ def check_shapes(
             if name in found and found[name] != shape
         ],
     }
-    told = "; ".join(f"{problem}: {shortened(names)}" for problem, names in problems.items() if names)
+    told = "; ".join(f"{problem}: {some(names, 3, str)}" for problem, names in problems.items() if names)
     if told:
         raise InputError(f"{source}: is not {what} ({told})")
-
-
-def shortened(names: list[str], shown: int = 3) -> str:
-    """The first few names, and how many more there are."""
-    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")

@@ -15,9 +15,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ims3_ray.errors import InputError
+from ims3_ray.text import some
 
 from .dit import DiTConfig
-from .files import find_weights, read_json, resolve_model, shortened
+from .files import find_weights, read_json, resolve_model
 
 # original files, named by the size of their images
 _PUBLISHED = re.compile(r"DiT-(?:S|B|L|XL)-[248]-(\d+)x\1\.pt")
@@ -126,7 +127,7 @@ def read_vae(folder: str | Path) -> nn.Module:
             f"{folder}: the VAE cannot be loaded ({' '.join(str(error).split())[:200]})"
         ) from error
     problems = {"missing": told["missing_keys"], "left over": told["unexpected_keys"]}
-    names = "; ".join(f"{problem}: {shortened(sorted(keys))}" for problem, keys in problems.items() if keys)
+    names = "; ".join(f"{problem}: {some(sorted(keys), 3, str)}" for problem, keys in problems.items() if keys)
     if names:
         raise InputError(f"{folder}: is not the VAE that its config.json describes ({names})")
     return vae.eval()

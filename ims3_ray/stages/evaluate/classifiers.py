@@ -12,7 +12,6 @@ import ray
 
 from ims3_ray.cluster.machine import ANYWHERE, Machine
 from ims3_ray.config.sections import SEEDS_A_RUN
-from ims3_ray.data.classes import some
 from ims3_ray.data.distilled import DistilledSet
 from ims3_ray.data.images import ImageSet
 from ims3_ray.data.reading import BatchReader, payloads
@@ -24,6 +23,7 @@ from ims3_ray.evaluation.train import plan, training_in_looks
 from ims3_ray.models.classifiers import build
 from ims3_ray.models.device import prepare_device
 from ims3_ray.progress import bar
+from ims3_ray.text import some
 
 READ_ROWS = 512  # images a reading task
 Pixels = tuple[np.ndarray, np.ndarray]

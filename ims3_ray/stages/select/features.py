@@ -18,6 +18,7 @@ from pyarrow import fs
 
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import Directory, open_directory
+from ims3_ray.text import some
 
 CLASS_COLUMNS = ("class", "label")  # the second is what a run's own artefacts call it
 FEATURE = "feature"
@@ -181,11 +182,11 @@ def _check_tables(candidates: FeatureTable, real: FeatureTable) -> Candidates:
         )
     if missing := sorted(set(classes) - set(real_classes)):
         raise InputError(
-            f"{real.name}: no real image of class {_few(missing)}, which has candidates; add some"
+            f"{real.name}: no real image of class {some(missing)}, which has candidates; add some"
         )
     if missing := sorted(set(real_classes) - set(classes)):
         raise InputError(
-            f"{candidates.name}: no candidate of class {_few(missing)}, which has real images; add some"
+            f"{candidates.name}: no candidate of class {some(missing)}, which has real images; add some"
         )
     subgroup, index = keys["subgroup"], keys["index"]
     order = np.lexsort((index, subgroup, places))
@@ -199,9 +200,6 @@ def _check_tables(candidates: FeatureTable, real: FeatureTable) -> Candidates:
     first = np.flatnonzero(np.r_[True, (ordered[:2, 1:] != ordered[:2, :-1]).any(axis=0)])
     return Candidates(candidates, real, tuple(classes), np.bincount(places), np.bincount(ordered[0][first]))
 
-
-def _few(values: list) -> str:
-    return ", ".join(map(repr, values[:5])) + (f" and {len(values) - 5} more" if len(values) > 5 else "")
 
 
 def open_features(location: str | Directory, name: str, keys: tuple[str, ...]) -> FeatureTable:
