@@ -1,11 +1,16 @@
-"""Dataset distillation with diffusion models on Ray: Inversion-Matching and Selective Subgroup Sampling
-(IMS3).
-"""
+"""Dataset distillation with diffusion models on Ray: Inversion-Matching and Subgroup Sampling (IMS3)."""
 
 from importlib import import_module
-from typing import Any
+from importlib.metadata import version
+from typing import TYPE_CHECKING
 
-__all__ = ["distill", "load_distilled", "load_transformer"]
+if TYPE_CHECKING:
+    __version__: str
+    from .data.distilled import load_distilled
+    from .jobs.distill.run import distill
+    from .models.generator import load_transformer
+
+__all__ = ["__version__", "distill", "load_distilled", "load_transformer"]
 
 _HOMES = {
     "distill": ".jobs.distill.run",
@@ -14,8 +19,14 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Load what is asked for when it is asked for: torch and Ray take seconds."""
+    if name == "__version__":
+        return version("ims3-ray")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

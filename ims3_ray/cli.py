@@ -6,12 +6,14 @@ a log file and gives one line that says where, exit code 1.
 
 import argparse
 import importlib
+import logging
 import signal
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from importlib.metadata import version
 
 from .errors import InputError, chain
 from .storage.patience import is_full, no_space
@@ -35,6 +37,9 @@ STOPPED = "stopped; run the same command again to go on"
 def main(words: list[str] | None = None) -> int:
     """Run `ims3 COMMAND …`; gives the exit code."""
     words = sys.argv[1:] if words is None else words
+    if words == ["--version"]:
+        print(f"ims3 {version('ims3-ray')}")
+        return 0
     if not words or words[0] not in COMMANDS:
         print(f"usage: ims3 {{{','.join(COMMANDS)}}} …", file=sys.stderr)
         return 0 if words[:1] in (["-h"], ["--help"]) else BAD_INPUT
@@ -48,7 +53,16 @@ def run_command(name: str, words: list[str]) -> int:
         prog=name, description=command.__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     command.add_arguments(parser)
-    return guarded(lambda: command.run(parser.parse_intermixed_args(words)))
+    if {"-h", "--help"} & set(words):
+        from .config.describe import help_text
+
+        parser.epilog = help_text(name)
+    warnings, logger = logging.StreamHandler(), logging.getLogger(__package__)
+    logger.addHandler(warnings)
+    try:
+        return guarded(lambda: command.run(parser.parse_intermixed_args(words)))
+    finally:
+        logger.removeHandler(warnings)
 
 
 def guarded(action: Callable[[], None]) -> int:
@@ -73,9 +87,7 @@ def guarded(action: Callable[[], None]) -> int:
 
 
 def bad_input_behind(error: BaseException) -> InputError | None:
-    """What a person can mend, from inside the exceptions that Ray wraps around it: an InputError, or a full
-    disk.
-    """
+    """What a person can mend, from inside what Ray wraps around it: an InputError, or a full disk."""
     for inner in chain(error):
         if isinstance(inner, InputError):
             return inner

@@ -1,34 +1,39 @@
 """A storage in trouble: errors that pass are waited out, a full disk stops a run with one line."""
 
 import errno
+import logging
 import math
 import re
-import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential
+
 from ims3_ray.errors import InputError, chain
 from ims3_ray.text import one_line, redacted
 
 PATIENCE_S = 120.0
-LONGEST_PAUSE_S = 15.0  # between tries; the first pause is 1 s, each is twice the one before
+LONGEST_PAUSE_S = 15.0  # between tries
+PAUSES = wait_exponential(max=LONGEST_PAUSE_S)  # 1 s, each twice the one before
 QUIET_S = 10.0  # without an error: the next one is told again
 SHOWN = 200  # characters of an error
 GO_ON = "run the same command again to go on"
+_logger = logging.getLogger(__name__)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# the last as safetensors tells it
-_FULL_TEXT = re.compile(r"HTTP status 507|StorageFull|QuotaExceeded|\(os error 28\)")
+_FULL_TEXT = re.compile(
+    r"HTTP status 507|StorageFull|QuotaExceeded|\(os error 28\)"
+)  # the last of safetensors
 _LASTING = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 _LASTING_ANSWER = re.compile(
     r"ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_(ACCESS_KEY_ID|CLIENT_TOKEN_ID|SIGNATURE)|SIGNATURE_DOES_NOT_MATCH|UNRECOGNIZED_CLIENT"
     r"|HTTP status (?!408|429)4\d\d"
 )
 
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -43,36 +48,43 @@ _troubles: dict[str, _Trouble] = {}
 _lock = threading.Lock()
 
 
-def patiently(place: str, act: Callable[[], Made]) -> Made:
+def patiently(place: str, act: Callable[[], Result]) -> Result:
     """What `act()` gives, which reads or writes at `place`, a URI or local path, and is safe to repeat.
 
     Errors that a service behind a URI may get over are waited out for PATIENCE_S from the first, on a clock
-    that all threads share until something succeeds. The first is told on standard error. Raises InputError,
-    in one line, when that time is over, and where no space is left; any other error at once.
+    that all threads share until something succeeds. The first is logged as a warning. Raises InputError, in
+    one line, when that time is over, and where no space is left; any other error at once.
     """
-    service = re.match(r"[^/]+://[^/?]*|", place)[0]
-    began, pause = math.inf, 1.0
-    while True:
-        try:
-            made = act()
-        except Exception as error:
-            behind = _storage_error(error)
-            if behind is not None and is_full(behind):
-                raise no_space(place, behind) from error
-            if behind is None or not service or not _may_pass(behind):
-                raise
-            began = min(began, _note(service, place, behind))
-            left = began + PATIENCE_S - time.monotonic()
-            if left <= 0:
-                raise InputError(
-                    f"{place}: answers with an error ({_short(behind)}) for {PATIENCE_S:g} s; {GO_ON}"
-                ) from error
-            time.sleep(min(pause, left))
-            pause = min(2 * pause, LONGEST_PAUSE_S)
-        else:
-            if service in _troubles:
-                _troubles[service].since = None
-            return made
+    service = re.match(r"[^/]+://[^/?]*|", place)[0]  # pyright: ignore[reportOptionalSubscript]: it matches ""
+    end = math.inf
+
+    def passes(error: BaseException) -> bool:
+        nonlocal end
+        behind = _storage_error(error)
+        if behind is not None and is_full(behind):
+            raise no_space(place, behind) from error
+        if behind is None or not service or not _may_pass(behind):
+            return False
+        end = min(end, _note(service, place, behind) + PATIENCE_S)
+        return True
+
+    def give_up(state: RetryCallState) -> Result:
+        error = state.outcome and state.outcome.exception()
+        why = error and _storage_error(error)
+        raise InputError(
+            f"{place}: answers with an error ({_short(why)}) for {PATIENCE_S:g} s; {GO_ON}"
+        ) from error
+
+    retrying = Retrying(
+        retry=retry_if_exception(passes),
+        wait=lambda state: min(PAUSES(state), end - time.monotonic()),
+        stop=lambda _: time.monotonic() >= end,
+        retry_error_callback=give_up,
+    )
+    result = retrying(act)
+    if service in _troubles:
+        _troubles[service].since = None
+    return result
 
 
 def no_space(place: str, error: BaseException) -> InputError:
@@ -87,8 +99,10 @@ def is_full(error: BaseException) -> bool:
     return (isinstance(error, OSError) and error.errno in _FULL) or bool(_FULL_TEXT.search(str(error)))
 
 
-def _storage_error(error: Exception) -> OSError | None:
-    """The OSError behind what was raised, unless it was told as an InputError already."""
+def _storage_error(error: BaseException) -> OSError | None:
+    """The OSError behind what was raised, unless it was told as an InputError already, or a person stops it."""
+    if not isinstance(error, Exception):
+        return None
     known = next((inner for inner in chain(error) if isinstance(inner, OSError | InputError)), None)
     return known if isinstance(known, OSError) else None
 
@@ -103,8 +117,8 @@ def _note(service: str, place: str, error: OSError) -> float:
         now, trouble = time.monotonic(), _troubles.get(service)
         quiet = math.inf if trouble is None else now - trouble.latest
         if quiet > (QUIET_S if trouble and trouble.since is None else PATIENCE_S):
-            said = f"{place} answers with an error ({_short(error)}); trying again for up to {PATIENCE_S:g} s"
-            print(one_line(redacted(said)), file=sys.stderr, flush=True)
+            line = f"{place} answers with an error ({_short(error)}); trying again for up to {PATIENCE_S:g} s"
+            _logger.warning("%s", one_line(redacted(line)))
         since = now if trouble is None or trouble.since is None or quiet > PATIENCE_S else trouble.since
         _troubles[service] = _Trouble(since, now)
         return since

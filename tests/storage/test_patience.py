@@ -77,7 +77,7 @@ def bucket(failing, tmp_path):
     return Directory(fs.PyFileSystem(failing), f"{tmp_path}/runs", f"s3://bucket{tmp_path}/runs")
 
 
-def test_every_operation_comes_back_and_the_trouble_is_told_once(bucket, failing, clock, capsys):
+def test_every_operation_comes_back_and_the_trouble_is_told_once(bucket, failing, clock, caplog):
     operations = {
         "write": (lambda: bucket.write("a/b", b"data"), None),
         "read": (lambda: bucket.read("a/b"), b"data"),
@@ -93,7 +93,8 @@ def test_every_operation_comes_back_and_the_trouble_is_told_once(bucket, failing
         assert act() == wanted, name
         assert clock[before:] == [1.0, 2.0, 4.0], name
         clock.append(patience.QUIET_S)
-        (line,) = capsys.readouterr().err.splitlines()
+        (line,) = caplog.messages
+        caplog.clear()
         assert line.startswith("s3://bucket")
         assert f"answers with an error ({SLOW_DOWN})" in line
         assert "up to 120 s" in line
@@ -110,16 +111,12 @@ def test_every_operation_comes_back_and_the_trouble_is_told_once(bucket, failing
         OSError("AWS Error UNKNOWN (HTTP status 400) during ListObjectsV2 operation: ExpiredToken"),
     ],
 )
-def test_what_lasts_is_raised_at_once(bucket, failing, clock, capsys, error):
+def test_what_lasts_is_raised_at_once(bucket, failing, clock, caplog, error):
     failing.error, failing.left = error, 1
     with pytest.raises(type(error)) as raised:
         bucket.read("a")
     assert not isinstance(raised.value, InputError)
-    assert (failing.calls, clock, capsys.readouterr().err) == (
-        1,
-        [],
-        "",
-    )
+    assert (failing.calls, clock, caplog.messages) == (1, [], [])
 
 
 def test_a_disk_of_this_machine_is_not_waited_for(tmp_path, clock, monkeypatch):
@@ -132,7 +129,7 @@ def test_a_disk_of_this_machine_is_not_waited_for(tmp_path, clock, monkeypatch):
     assert clock == []
 
 
-def test_patience_ends_in_one_line_and_is_not_begun_anew_by_what_follows(bucket, failing, clock, capsys):
+def test_patience_ends_in_one_line_and_is_not_begun_anew_by_what_follows(bucket, failing, clock, caplog):
     failing.left = 10**6
     for seconds in (patience.PATIENCE_S, 0.0):
         before = sum(clock)
@@ -142,23 +139,23 @@ def test_patience_ends_in_one_line_and_is_not_begun_anew_by_what_follows(bucket,
             bucket.read("a")
         assert sum(clock) - before == seconds
         assert max(clock) <= patience.LONGEST_PAUSE_S
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert len(caplog.messages) == 1
     failing.left = 0
     bucket.write("a", b"")
     failing.left = 2
     assert bucket.read("a") == b""
 
 
-def test_errors_now_and_then_are_told_once_and_waited_out_each_by_itself(bucket, failing, clock, capsys):
+def test_errors_now_and_then_are_told_once_and_waited_out_each_by_itself(bucket, failing, clock, caplog):
     bucket.write("a", b"")
     for _ in range(100):
         failing.left = 2
         assert bucket.read("a") == b""
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert len(caplog.messages) == 1
     assert sum(clock) > patience.PATIENCE_S
 
 
-def test_threads_tell_it_once(bucket, failing, clock, capsys, monkeypatch):
+def test_threads_tell_it_once(bucket, failing, clock, caplog, monkeypatch):
     monkeypatch.setattr(patience.time, "monotonic", lambda: 1000.0)  # pauses at the same time do not add up
     bucket.write("a", b"")
     failing.left = 8
@@ -167,7 +164,7 @@ def test_threads_tell_it_once(bucket, failing, clock, capsys, monkeypatch):
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert len(caplog.messages) == 1
     assert failing.left == 0
 
 
