@@ -1,16 +1,13 @@
-"""Everything that is checked before any heavy work: paths, images, models, classes, numbers that must fit
-each other.
-"""
+"""What is checked before any heavy work: paths, images, models, classes, numbers that must fit each other."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import ray
 import torch
 
-from ims3_ray.cluster.machine import ANYWHERE, Machine, inside_job, num_nodes
+from ims3_ray.cluster.machine import ANYWHERE, Machine, connect, find_machine, inside_job, num_nodes
 from ims3_ray.config.sections import Data
 from ims3_ray.config.settings import Config, Evaluating
 from ims3_ray.data.classes import class_map
@@ -21,14 +18,41 @@ from ims3_ray.evaluation.protocols import NO_PROTOCOL, protocol, protocols
 from ims3_ray.models.device import Numerics, supported
 from ims3_ray.models.extractor import inspect_extractor, load_extractor
 from ims3_ray.models.generator import inspect_generator
+from ims3_ray.runs.tracking import tracking_uri
 from ims3_ray.stages.context import Context
 from ims3_ray.stages.evaluate.classifiers import check_networks
-from ims3_ray.storage.artifacts import Directory, fingerprint, open_storage
+from ims3_ray.storage.artifacts import Directory, fingerprint, open_directory, open_storage
 from ims3_ray.storage.hashing import content_hash
 
 from .splits import check_splits, refuse_nested
+from .steps import plan
 
 BUNDLED = "package://"  # no folder until it is written
+
+
+def begin(configs: Sequence[Config], say: Callable[[str], None]) -> list[Context]:
+    """The contexts of runs of one recipe, on the cluster that they are for; `say` takes what to know of it.
+
+    InputError for whatever a person must mend first: before a cluster is started, where it can be told.
+    """
+    first = configs[0]
+    check_places(first)
+    tracking_uri(open_directory(first.storage))
+    connect()
+    check_storage(first)  # again: now the nodes are known
+    contexts = prepare_all(configs, find_machine(first.workers))
+    for note in contexts[0].notes:
+        say(note)
+    missing = {step.stage.name for context in contexts for step in plan(context) if not step.manifest}
+    if missing & {"embed", "sample"}:
+        load_extractor(first.embed.extractor)  # where weights can't be had: now, not after hours of tuning
+    return contexts
+
+
+def check_places(config: Config) -> None:
+    """InputError for images that are not named, and a storage that can't be reached from everywhere."""
+    image_places(config)
+    check_storage(config)
 
 
 def check_storage(config: Config) -> None:
@@ -36,22 +60,18 @@ def check_storage(config: Config) -> None:
     is_relative = "://" not in config.storage and not Path(config.storage).expanduser().is_absolute()
     if is_relative and (inside_job() or (ray.is_initialized() and num_nodes() > 1)):
         raise InputError(
-            f"storage: {config.storage!r} is relative, and the working directory of a job or a node is its own; "
-            "name a path or URI that every node reaches, such as storage=/mnt/shared/runs or storage=s3://bucket/runs"
+            f"storage: {config.storage!r} is relative, and the working directory of a job or a node is its "
+            "own; name a path or URI that every node reaches, such as storage=/mnt/shared/runs or "
+            "storage=s3://bucket/runs"
         )
 
 
 def image_places(config: Config | Evaluating) -> dict[str, str]:
-    """Where the training images lie, and those that the protocol scores on. InputError where that was left
-    open.
-    """
+    """Where the training images and those that the protocol scores on lie. InputError where that is open."""
     data = config.data
     if data.train is None:
-        why = (
-            f"recipe {config.recipe} brings no images"
-            if isinstance(config, Config)
-            else "no training images are named"
-        )
+        has_recipe = isinstance(config, Config)
+        why = f"recipe {config.recipe} brings no images" if has_recipe else "no training images are named"
         raise InputError(
             f"data.train: {why}; give the folder that holds one folder of training images a class, "
             "such as data.train=/data/my-images/train, or a Hugging Face dataset on disk"
@@ -65,7 +85,8 @@ def image_places(config: Config | Evaluating) -> dict[str, str]:
         if scored is None:
             given = "a folder, data.validation_split=0.1" if split == "validation" else "a folder"
             raise InputError(
-                f"data.{split}: protocol {config.evaluate.protocol} scores on it; give {given}, or evaluate.protocol=none"
+                f"data.{split}: protocol {config.evaluate.protocol} scores on it; "
+                f"give {given}, or evaluate.protocol=none"
             )
         if data.classes is None and not data.train.startswith(BUNDLED) and not scored.startswith(BUNDLED):
             refuse_nested(data.train, scored, f"data.{split}")
@@ -75,25 +96,39 @@ def image_places(config: Config | Evaluating) -> dict[str, str]:
 
 def prepare(config: Config, machine: Machine) -> Context:
     """The run's context. InputError, in one line, for whatever a person must mend first."""
-    storage = open_storage(config.storage)
-    images = open_splits(image_places(config), config.data, config.seed, storage)
-    train = images["train"]
+    return prepare_all([config], machine)[0]
+
+
+def prepare_all(configs: Iterable[Config], machine: Machine) -> list[Context]:
+    """The contexts of runs of one recipe: what several of them read is opened and hashed once."""
+    opened: dict[str, Context] = {}
+    contexts = []
+    for config in configs:
+        sections = [section.model_dump(mode="json") for section in (config.data, config.model, config.embed)]
+        key = fingerprint([sections, config.seed, config.evaluate.protocol])
+        if key not in opened:
+            opened[key] = _open(config, machine)
+        contexts.append(replace(opened[key], config=config))
+        _check_numbers(contexts[-1])
+        _check_evaluation(contexts[-1])
+    return contexts
+
+
+def _open(config: Config, machine: Machine) -> Context:
+    places, storage = image_places(config), open_storage(config.storage)
+    images = open_splits(places, config.data, config.seed, storage)
+    train, model = images["train"], config.model
     check_class_names(train.classes)
     info = inspect_generator(
-        config.model.path,
-        vae=config.model.vae,
-        heads=config.model.heads,
-        frequency_shift=config.model.frequency_shift,
+        model.path, vae=model.vae, heads=model.heads, frequency_shift=model.frequency_shift
     )
     names = tuple(info.id2label) if info.id2label else None
     labels = class_map(train.classes, names, info.num_classes, config.data.class_map)
-    _check_numbers(config, train, info.config.in_channels)
-    _check_evaluation(config, len(train.classes))
     extractor = inspect_extractor(config.embed.extractor)
-    models = [Path(info.path)] if config.model.vae is None else [Path(info.path), Path(info.vae_path)]
+    folders = [Path(info.path)] if model.vae is None else [Path(info.path), Path(info.vae_path)]
     inputs = {
         "images": train.fingerprint,
-        "model": fingerprint([content_hash(path, storage) for path in models]),
+        "model": fingerprint([content_hash(folder, storage) for folder in folders]),
         "extractor": content_hash(extractor, storage) if isinstance(extractor, Path) else extractor,
     }
     if config.evaluate.protocol != NO_PROTOCOL:
@@ -103,34 +138,8 @@ def prepare(config: Config, machine: Machine) -> Context:
     return Context(config, storage, machine, images, info, labels, numerics, tuple(notes), inputs)
 
 
-def prepare_all(configs: Iterable[Config], machine: Machine) -> list[Context]:
-    """The contexts of runs of one recipe: what they read is opened and hashed once for those that read the
-    same.
-    """
-    opened: dict[str, Context] = {}
-    contexts = []
-    for config in configs:
-        sections = [config.data, config.model, config.embed]
-        key = fingerprint(
-            [
-                *(section.model_dump(mode="json") for section in sections),
-                config.seed,
-                config.evaluate.protocol,
-            ]
-        )
-        if key not in opened:
-            opened[key] = prepare(config, machine)
-        like = opened[key]
-        _check_numbers(config, like.images["train"], like.info.config.in_channels)
-        _check_evaluation(config, len(like.classes))
-        contexts.append(replace(like, config=config))
-    return contexts
-
-
 def _numerics(config: Config, machine: Machine) -> tuple[Numerics, list[str]]:
-    """The recipe's precision and compilation, as far as the device that will work can do them, and what it
-    can't.
-    """
+    """The recipe's precision and compilation as far as the device that will work can; and what it can't."""
     device = machine.device
     wanted = Numerics(device, config.model.precision.on(device), config.model.compile.on(device))
     if wanted == Numerics():
@@ -161,42 +170,33 @@ def open_splits(places: Mapping[str, str], data: Data, seed: int, storage: Direc
     return opened
 
 
-def _check_numbers(config: Config, train: ImageSet, channels: int) -> None:
-    counts = train.counts()
+def _check_numbers(context: Context) -> None:
+    config, counts = context.config, context.images["train"].counts()
     smallest = int(counts.argmin())
     needed, why = config.ipc, f"ipc={config.ipc}"
     if config.evaluate.protocol != NO_PROTOCOL and config.evaluate.neighbours + 1 > needed:
         needed, why = config.evaluate.neighbours + 1, f"evaluate.neighbours={config.evaluate.neighbours}"
     if counts[smallest] < needed:
         raise InputError(
-            f"data.train: class {train.classes[smallest]!r} has {counts[smallest]} images, {why} needs {needed}; "
-            "add images or lower it"
+            f"data.train: class {context.classes[smallest]!r} has {counts[smallest]} images, "
+            f"{why} needs {needed}; add images or lower it"
         )
-    if config.sample.guidance_channels > channels:
-        raise InputError(
-            f"sample.guidance_channels: {config.sample.guidance_channels} of {channels} latent channels; lower it"
-        )
-    tuned = int(np.minimum(counts, config.encode.images_per_class or counts.max()).sum())
-    if config.finetune.epochs and tuned < config.finetune.batch_size:
-        raise InputError(
-            f"finetune.batch_size: {config.finetune.batch_size} is more than the {tuned} images to tune on; lower it"
-        )
+    channels, guided = context.info.config.in_channels, config.sample.guidance_channels
+    if guided > channels:
+        raise InputError(f"sample.guidance_channels: {guided} of {channels} latent channels; lower it")
+    tuned, batch = context.num_tuned, config.finetune.batch_size
+    if config.finetune.epochs and tuned < batch:
+        raise InputError(f"finetune.batch_size: {batch} is more than the {tuned} images to tune on; lower it")
 
 
-def _check_evaluation(config: Config, num_classes: int) -> None:
-    if config.evaluate.protocol == NO_PROTOCOL:
+def _check_evaluation(context: Context) -> None:
+    config, settings = context.config, context.config.evaluate
+    if settings.protocol == NO_PROTOCOL:
         return
-    check_networks(protocols(config.evaluate.protocol, config.evaluate.networks), num_classes)
+    check_networks(protocols(settings.protocol, settings.networks), len(context.classes))
     pool = config.pool_ipc * config.sample.subgroups
-    if (config.evaluate.pool_images or 0) > pool:
+    if (settings.pool_images or 0) > pool:
         raise InputError(
-            f"evaluate.pool_images: {config.evaluate.pool_images} a class are more than the pool's {pool} "
+            f"evaluate.pool_images: {settings.pool_images} a class are more than the pool's {pool} "
             "(images a subgroup times sample.subgroups); lower it, or sample more"
         )
-
-
-def fetch_extractor(config: Config) -> None:
-    """InputError where φ's weights can't be had: known before the hours of tuning that come ahead of its
-    first use.
-    """
-    load_extractor(config.embed.extractor)

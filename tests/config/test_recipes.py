@@ -234,7 +234,7 @@ def test_a_hub_out_of_reach_is_told_in_one_line(tmp_path, monkeypatch):
     with pytest.raises(
         InputError, match=r"timm:resnet18\.tv_in1k: its pretrained weights can't be had"
     ) as refused:
-        preparation.fetch_extractor(load_config("imagewoof"))
+        features.load_extractor(load_config("imagewoof").embed.extractor)
     assert "\n" not in str(refused.value)
 
 

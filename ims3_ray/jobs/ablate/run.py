@@ -11,10 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from ims3_ray.cluster.machine import connect, find_machine
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.protocols import NO_PROTOCOL
-from ims3_ray.pipeline import prepare as preparation
+from ims3_ray.pipeline.prepare import begin
 from ims3_ray.pipeline.steps import Step, plan, run_step
 from ims3_ray.runs import records
 from ims3_ray.stages.context import Context
@@ -36,14 +35,7 @@ def run(ablation: Plan, say: Callable[[str], None]) -> tuple[dict[str, Any], Dir
     first = next(iter(configs.values()))
     if first.evaluate.protocol == NO_PROTOCOL:
         raise InputError("evaluate.protocol: an ablation compares accuracies; name a protocol")
-    preparation.check_storage(first)
-    connect()
-    preparation.check_storage(first)
-    machine = find_machine(first.workers)
-    contexts = dict(zip(configs, preparation.prepare_all(configs.values(), machine), strict=True))
-    preparation.fetch_extractor(first)
-    for note in next(iter(contexts.values())).notes:
-        say(note)
+    contexts = dict(zip(configs, begin(list(configs.values()), say), strict=True))
     storage = next(iter(contexts.values())).storage
     key = fingerprint([ablation.rows.baseline, [config.results() for config in configs.values()]])
     out = storage / "ablations" / f"{first.recipe}-{key}"

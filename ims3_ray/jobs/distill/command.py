@@ -106,16 +106,15 @@ def _sign_of_life(found: dict[str, Any]) -> str:
 
 
 def _dry_run(config: Config) -> None:
-    from ims3_ray.pipeline import prepare as preparation  # heavy, as above
+    from ims3_ray.pipeline.prepare import check_places, prepare  # heavy, as above
     from ims3_ray.pipeline.steps import plan
 
     from .estimate import estimate_steps
 
-    preparation.image_places(config)
-    preparation.check_storage(config)
+    check_places(config)
     if has_address():
         connect()
-    context = preparation.prepare(config, find_machine(config.workers, wait=False))
+    context = prepare(config, find_machine(config.workers, wait=False))
     steps = plan(context)
     print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     print("\n".join(context.notes), end="\n" if context.notes else "")

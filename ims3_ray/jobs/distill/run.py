@@ -8,19 +8,18 @@ from typing import Any
 import yaml
 
 from ims3_ray.cluster.environment import hardware, versions
-from ims3_ray.cluster.machine import connect, find_machine
 from ims3_ray.config.load import load_config
 from ims3_ray.config.settings import Config
 from ims3_ray.errors import InputError
-from ims3_ray.pipeline import prepare as preparation
+from ims3_ray.evaluation.figures import headline
+from ims3_ray.pipeline.prepare import begin
 from ims3_ray.pipeline.steps import Step, plan, run_step
 from ims3_ray.runs import records
 from ims3_ray.runs.journal import Journal
 from ims3_ray.runs.tags import describe_run, name_metrics, tag_artifacts
 from ims3_ray.runs.tracking import RECIPE_FILE, Tracker, tracking_uri
 from ims3_ray.stages.context import Context
-from ims3_ray.stages.evaluate.stage import headline
-from ims3_ray.storage.artifacts import fingerprint, open_directory
+from ims3_ray.storage.artifacts import fingerprint
 from ims3_ray.text import one_line, redacted
 
 LONGEST_ERROR = 500  # characters
@@ -52,17 +51,8 @@ def distill(recipe: str = "digits", say: Callable[[str], None] = print, **overri
 
 def run(config: Config, say: Callable[[str], None] = print) -> Distillation:
     """Distil as `config` says: stages that are complete are found, the others run."""
-    preparation.image_places(config)  # before a cluster is started for a run that can't be
-    preparation.check_storage(config)
-    tracking_uri(open_directory(config.storage))
-    connect()
-    preparation.check_storage(config)  # again: now the nodes are known
-    context = preparation.prepare(config, find_machine(config.workers))
-    for note in context.notes:
-        say(note)
+    (context,) = begin([config], say)
     steps = plan(context)
-    if any(step.manifest is None for step in steps if step.stage.name in ("embed", "sample")):
-        preparation.fetch_extractor(config)
     key = steps[-1].fingerprint
     name = f"{config.recipe}-{key}"
     _write_record(context, name, steps, [], records.RUNNING)

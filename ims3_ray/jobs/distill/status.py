@@ -4,7 +4,7 @@ from typing import Any
 
 from ims3_ray.cluster.machine import find_machine
 from ims3_ray.config.settings import Config
-from ims3_ray.pipeline import prepare as preparation
+from ims3_ray.pipeline.prepare import prepare
 from ims3_ray.pipeline.steps import Step, plan
 from ims3_ray.runs import records
 from ims3_ray.runs.journal import DEAD_AFTER_S, LOG, read_log, seconds_since_alive
@@ -20,9 +20,7 @@ def status(config: Config) -> dict[str, Any]:
     `dead` is a run that says that it runs and has left no sign of life for a while: the same command goes on
     with it.
     """
-    preparation.image_places(config)
-    context = preparation.prepare(config, find_machine(config.workers, wait=False))
-    steps = plan(context)
+    steps = plan(context := prepare(config, find_machine(config.workers, wait=False)))
     folder = context.storage / "runs" / f"{config.recipe}-{steps[-1].fingerprint}"
     record = folder.read_json("run.json") if folder.exists("run.json") else None
     age, log = seconds_since_alive(folder), read_log(folder)

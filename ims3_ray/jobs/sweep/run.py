@@ -14,13 +14,12 @@ import ray
 import yaml
 from ray import tune
 
-from ims3_ray.cluster.machine import connect, find_machine
 from ims3_ray.evaluation.protocols import protocol
-from ims3_ray.pipeline import prepare as preparation
+from ims3_ray.pipeline.prepare import begin
 from ims3_ray.runs import tags
-from ims3_ray.runs.tracking import Tracker, tracking_uri
+from ims3_ray.runs.tracking import Tracker
 from ims3_ray.stages.context import Context
-from ims3_ray.storage.artifacts import Directory, open_directory
+from ims3_ray.storage.artifacts import Directory
 
 from .document import best_places, describe, trials_csv
 from .keeper import Keeper, make_pool, steps_of
@@ -45,18 +44,8 @@ def run(sweep: Sweep, told: Callable[[str], None] = print) -> tuple[dict[str, An
     that fails later is recorded, and the others go on.
     """
     points = sweep.points()
-    first = sweep.config(points[0] if points else sweep.space.any())
-    tracking_uri(open_directory(first.storage))
-    preparation.image_places(first)
-    preparation.check_storage(first)
-    connect()
-    preparation.check_storage(first)
-    machine = find_machine(first.workers)
-    contexts = preparation.prepare_all(map(sweep.config, points or [sweep.space.any()]), machine)
-    preparation.fetch_extractor(first)
-    for note in contexts[0].notes:
-        told(note)
-    folder = contexts[0].storage / "sweeps" / f"{first.recipe}-{sweep.key}"
+    contexts = begin([sweep.config(values) for values in points or [sweep.space.any()]], told)
+    folder = contexts[0].storage / "sweeps" / f"{contexts[0].config.recipe}-{sweep.key}"
     tracker = _track(sweep, contexts[0], told)
     began = time.time()
     if points:

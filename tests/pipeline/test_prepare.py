@@ -1,0 +1,20 @@
+"""What a run, an ablation and a sweep check before they start a cluster."""
+
+import pytest
+
+from ims3_ray.cli import run_command
+from ims3_ray.pipeline import prepare
+
+BUCKET = "storage=s3://bucket/runs?region=us-east-1"  # with a region nothing is asked for
+COMMANDS = {"distill": [], "ablate": ["--seeds=1"], "sweep": ["--space", "select.alpha=0.3,0.7"]}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_bucket_without_a_tracking_server_is_refused_before_a_cluster_starts(command, monkeypatch, capsys):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(prepare, "connect", lambda: pytest.fail("a cluster was started"))
+    assert run_command(command, [BUCKET, *COMMANDS[command]]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: storage: s3://bucket/runs")
+    assert "set MLFLOW_TRACKING_URI" in err
+    assert len(err.splitlines()) == 1
