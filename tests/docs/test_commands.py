@@ -68,9 +68,7 @@ def parsed(name: str, words: list[str]) -> argparse.Namespace:
 
 
 def resolve_recipe(arguments: argparse.Namespace, overrides: dict) -> str:
-    recipe = (
-        "digits" if arguments.recipe.endswith(".yaml") else arguments.recipe
-    )  # a file is the reader's own
+    recipe = "digits" if arguments.recipe.endswith(".yaml") else arguments.recipe  # a file is the reader's
     load.load_config(recipe, overrides)
     return recipe
 
