@@ -14,5 +14,6 @@ check:  ## linters and type checkers, nothing started
 test:  ## what `pytest` runs by default; `-m slow`, `-m gpu` and `-m chaos` are the rest
 	$(BIN)/pytest
 
-docs:  ## that commands, fields, links and imports in the pages are true
+docs:  ## the page of fields, made anew; that commands, fields, files and links in the pages are true
+	$(BIN)/python -m ims3_ray.config.describe > docs/configuration.md
 	$(BIN)/pytest tests/docs

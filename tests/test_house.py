@@ -1,0 +1,39 @@
+"""The size and order of the house: what CONTRIBUTING asks of every file, and no linter holds."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+FILES = {path: path.read_text(encoding="utf-8") for path in (ROOT / "ims3_ray").rglob("*.py")}
+
+
+def test_files_and_functions_are_short_enough_to_read() -> None:
+    long_files = {str(path) for path, text in FILES.items() if len(text.splitlines()) > 300}
+    functions = [
+        (path, node)
+        for path, text in FILES.items()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    long_functions = {f"{path} {f.name}" for path, f in functions if f.end_lineno - f.lineno >= 50}
+    assert not long_files | long_functions
+
+
+def test_the_front_door_is_five_modules() -> None:
+    assert {path.stem for path in (ROOT / "ims3_ray").glob("*.py")} == {
+        "__init__",
+        "cli",
+        "errors",
+        "progress",
+        "text",
+    }
+
+
+def test_the_tests_mirror_the_package() -> None:
+    folders = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
+    apart = {Path("docs"), Path("gpu")}
+    assert not {
+        f
+        for f in folders - apart
+        if not any((ROOT / "ims3_ray" / f).with_suffix(s).exists() for s in ("", ".py"))
+    }
