@@ -1,5 +1,4 @@
-"""What a run tells while it runs: a log of one JSON line an event below its record, and a sign that its
-driver is alive.
+"""What a run tells while it runs: one JSON line an event below its record, and a sign that its driver lives.
 
 <root>/runs/<recipe>-<key>/log.jsonl, alive.json
 """
@@ -24,15 +23,13 @@ DEAD_AFTER_S = 6 * BEAT_S  # without one: a busy machine may miss a few
 
 
 class Journal:
-    """The log of one run; a run that goes on writes on. Object stores know no appending, so the file is
-    written whole.
-    """
+    """The log of one run; a run that goes on writes on. Whole each time: object stores know no appending."""
 
     def __init__(self, folder: Directory):
         self._folder = folder
         self._lines = folder.read(LOG).decode().splitlines() if folder.exists(LOG) else []
 
-    def write(self, event: str, **details: Any) -> None:
+    def write(self, event: str, **details: object) -> None:
         now = time.strftime(TIME, time.gmtime())
         self._lines.append(json.dumps({"time": now, "event": event, **details}, ensure_ascii=False))
         self._folder.write(LOG, ("\n".join(self._lines) + "\n").encode())
@@ -43,13 +40,11 @@ class Journal:
         ended = threading.Event()
 
         def beat() -> None:
-            while True:
+            while not ended.is_set():
+                sign = {"time": time.time(), "pid": os.getpid(), "host": socket.gethostname()}
                 with contextlib.suppress(OSError, InputError):  # the run itself meets it too
-                    self._folder.write_json(
-                        ALIVE, {"time": time.time(), "pid": os.getpid(), "host": socket.gethostname()}
-                    )
-                if ended.wait(BEAT_S):
-                    return
+                    self._folder.write_json(ALIVE, sign)
+                ended.wait(BEAT_S)
 
         thread = threading.Thread(target=beat, name="sign-of-life", daemon=True)
         thread.start()

@@ -13,7 +13,6 @@ import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import Directory
@@ -36,11 +35,9 @@ class Record:
     artifacts: frozenset[str]  # "noun/fingerprint"
 
     def is_released(self, deleted: Mapping[str, float]) -> bool:
-        """Whether a person deleted the run: `deleted` holds, by key, when the last run deleted in MLflow had
-        begun.
+        """Whether a person deleted the run. `deleted`: by key, when the last such run in MLflow had begun.
 
-        A record that says "running" is written before its MLflow run begins: a deletion of an earlier one is
-        not meant.
+        One that says "running" was written before its MLflow run began: older deletions do not mean it.
         """
         return any(
             key in deleted and (not self.is_running or deleted[key] >= self.written) for key in self.keys
@@ -54,18 +51,19 @@ def write(
     *,
     key: str,
     state: str = RUNNING,
-    **details: Any,
+    **details: object,
 ) -> None:
-    """Write the record at `place`, such as "sweeps/ab12/trials/7.json": before the first stage, and again at
-    the end.
+    """Write the record at `place`, "sweeps/ab12/trials/7.json": before the first stage, and again at the end.
 
-    `key` is the tag `ims3.run` of its MLflow run, `state` one of STATES; `details` stand beside what is
-    needed.
+    `key` is the tag `ims3.run` of its MLflow run; `details` stand beside what is needed.
     """
-    assert RECORD.fullmatch(place) and state in STATES, f"{place}, {state}"
-    held = dict(artifacts) if isinstance(artifacts, Mapping) else sorted(set(artifacts))
+    assert RECORD.fullmatch(place), place
+    assert state in STATES, state
+    needed = dict(artifacts) if isinstance(artifacts, Mapping) else sorted(set(artifacts))
     written = time.strftime(TIME, time.gmtime())
-    storage.write_json(place, {**details, "key": key, "state": state, "written": written, "artifacts": held})
+    storage.write_json(
+        place, {**details, "key": key, "state": state, "written": written, "artifacts": needed}
+    )
 
 
 def places(directories: Iterable[Directory]) -> list[str]:
@@ -75,40 +73,26 @@ def places(directories: Iterable[Directory]) -> list[str]:
 
 def read(storage: Directory) -> list[Record]:
     """Every record. InputError for one that can't be read: what its run needs is not known."""
-    found = [f"{top}/{name}" for top in ("runs", "ablations", "sweeps") for name in (storage / top).files()]
-    return [_read(storage, place) for place in found if RECORD.fullmatch(place)]
+    names = [f"{top}/{name}" for top in ("runs", "ablations", "sweeps") for name in (storage / top).files()]
+    return [_read(storage, match) for match in map(RECORD.fullmatch, names) if match]
 
 
-def needed(storage: Directory, deleted: Mapping[str, float] | None = None) -> set[str]:
-    """The artefacts, as "noun/fingerprint", of every run that was not deleted in MLflow
-    (`Record.is_released`).
-    """
-    kept = [record for record in read(storage) if not record.is_released(deleted or {})]
-    return {artifact for record in kept for artifact in record.artifacts}
-
-
-def _read(storage: Directory, place: str) -> Record:
+def _read(storage: Directory, match: re.Match[str]) -> Record:
+    place, (run, ablation, sweep, trial) = match[0], match.groups()
     try:
         record = storage.read_json(place)
-        held = record["artifacts"]
-        named = frozenset(
-            _place(artifact) for artifact in (held.values() if isinstance(held, Mapping) else held)
-        )
+        needed = record["artifacts"]
+        artifacts = frozenset(map(_place, needed.values() if isinstance(needed, Mapping) else needed))
         written = calendar.timegm(time.strptime(record["written"], TIME)) if "written" in record else 0.0
-        keys = _keys(place, record.get("key"))
-        return Record(place, keys, record.get("state") == RUNNING, written, named)
+        own = record.get("key") or run or ablation or trial
+        # of a sweep, the folder begins with the recipe's name
+        keys = (own, sweep.rsplit("-", 1)[-1]) if sweep else (own,)
+        return Record(place, keys, record.get("state") == RUNNING, written, artifacts)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"storage: {(storage / place).uri} is no readable record ({type(error).__name__}: {error}), so what its run needs "
-            "is not known; mend or remove it"
+            f"storage: {(storage / place).uri} is no readable record ({type(error).__name__}: {error}), "
+            "so what its run needs is not known; mend or remove it"
         ) from error
-
-
-def _keys(place: str, key: str | None) -> tuple[str, ...]:
-    run, ablation, sweep, trial = RECORD.fullmatch(place).groups()
-    own = key or run or ablation or trial
-    # of a sweep, the folder begins with the recipe's name
-    return (own, sweep.rsplit("-", 1)[-1]) if sweep else (own,)
 
 
 def _place(location: str) -> str:

@@ -6,12 +6,10 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import yaml
 
 from ims3_ray.config.load import load_config, recipe_names
-from ims3_ray.config.settings import Config
 from ims3_ray.errors import InputError
 
 from .tracking import MAX_PARAM, flatten
@@ -20,31 +18,29 @@ STANDIN = "digits"  # for a recipe file of one's own: all that differs from a na
 MOST_NOTES = 5
 PLACE_AND_SPEED = ("storage", "workers")  # change no result
 
+Values = Mapping[str, object]  # by field, as `sample.subgroups`
+
 
 @dataclass(frozen=True)
 class Reproduction:
     """`notes` say, a line each, where the command does not give what the run had."""
 
     recipe: str
-    overrides: dict[str, Any]
+    overrides: dict[str, object]
     notes: list[str]
 
     @property
     def words(self) -> list[str]:
-        return [
-            "--recipe",
-            self.recipe,
-            *(f"{field}={yaml_word(value)}" for field, value in self.overrides.items()),
-        ]
+        fields = [f"{field}={_yaml_word(value)}" for field, value in self.overrides.items()]
+        return ["python", "jobs/distill.py", "--recipe", self.recipe, *fields]
 
     @property
     def command(self) -> str:
-        return "python jobs/distill.py " + " ".join(shlex.quote(word) for word in self.words)
+        return shlex.join(self.words)
 
 
-def reproduce(params: Mapping[str, str], resolved: Callable[[], bytes | None]) -> Reproduction:
-    """The command for a run with these MLflow parameters; `resolved` fetches its recipe.yaml where they do
-    not suffice.
+def reproduce(params: Mapping[str, str], read_recipe: Callable[[], bytes | None]) -> Reproduction:
+    """The command for a run with these MLflow parameters; where they do not suffice, its recipe.yaml is read.
 
     InputError for a run whose parameters are no recipe's.
     """
@@ -56,27 +52,22 @@ def reproduce(params: Mapping[str, str], resolved: Callable[[], bytes | None]) -
     with _without_environment():
         base = flatten(load_config(recipe).results())
         cut = [field for field, text in params.items() if len(text) >= MAX_PARAM]
-        of_params = {
-            field: parsed(text, base.get(field)) for field, text in params.items() if field not in cut
-        }
-        of_params |= {field: base[field] for field in cut if _shown(base.get(field)) == params[field]}
-        made = _minimal(recipe, base, of_params, params)
-        if (cut or made.notes) and (text := resolved()):
-            exact = flatten(
-                {name: value for name, value in yaml.safe_load(text).items() if name not in PLACE_AND_SPEED}
-            )
+        values = {field: _parse(text, base.get(field)) for field, text in params.items() if field not in cut}
+        values |= {field: base[field] for field in cut if _param(base.get(field)) == params[field]}
+        result = _minimal(recipe, base, values, params)
+        if (cut or result.notes) and (text := read_recipe()):
+            logged = yaml.safe_load(text)
+            exact = flatten({name: value for name, value in logged.items() if name not in PLACE_AND_SPEED})
             return _minimal(recipe, base, exact, params, exact)
     unsure = [
         f"{field}: MLflow holds its first {MAX_PARAM} characters alone, and the run logged no recipe.yaml"
         for field in cut
     ]
-    return Reproduction(recipe, made.overrides, [*made.notes, *unsure])
+    return Reproduction(recipe, result.overrides, [*result.notes, *unsure])
 
 
-def parsed(text: str, like: Any) -> Any:
-    """The value whose `str` is `text`; `like` is another value of the field: where it is a text, so is this
-    one.
-    """
+def _parse(text: str, like: object) -> object:
+    """The value whose `str` is `text`; a text where `like`, another value of the field, is one."""
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -84,27 +75,23 @@ def parsed(text: str, like: Any) -> Any:
     return text if isinstance(like, str) and value is not None else value
 
 
-def yaml_word(value: Any) -> str:
+def _param(value: object) -> str:
+    """As MLflow holds it."""
+    return str(value)[:MAX_PARAM]
+
+
+def _yaml_word(value: object) -> str:
     """`value` in YAML on one line."""
-    return (
-        yaml.safe_dump(value, default_flow_style=True, width=2**31, allow_unicode=True)
-        .removesuffix("...\n")
-        .strip()
-    )
+    text = yaml.safe_dump(value, default_flow_style=True, width=2**31, allow_unicode=True)
+    return text.removesuffix("...\n").strip()
 
 
 def _minimal(
-    recipe: str,
-    base: dict[str, Any],
-    wanted: dict[str, Any],
-    params: Mapping[str, str],
-    exact: dict[str, Any] | None = None,
+    recipe: str, base: Values, wanted: Values, params: Mapping[str, str], exact: Values | None = None
 ) -> Reproduction:
-    """The fewest overrides that give what `params` show, and `exact` where it is known, or the most that can
-    be given.
-    """
-    differing = {field: value for field, value in wanted.items() if field not in base or base[field] != value}
-    overrides = _grouped(differing, wanted)
+    """The fewest overrides that give what `params` show, and `exact` where known; else the most there are."""
+    differing = [field for field, value in wanted.items() if field not in base or base[field] != value]
+    overrides = _grouped(differing, wanted, base)
     notes = _mismatches(recipe, overrides, params, exact)
     if not notes:
         for field in list(overrides):  # what follows from another: a licence that goes with its images
@@ -114,54 +101,43 @@ def _minimal(
     return Reproduction(recipe, overrides, notes)
 
 
-def _grouped(overrides: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
-    """Overrides as load_config takes them: parts of a value, such as a licence or a batch size, as one
-    mapping.
+def _grouped(fields: list[str], values: Values, base: Values) -> dict[str, object]:
+    """Overrides as load_config takes them: parts of a value, such as a licence's, as one mapping.
 
     Fields that this version does not know are left out.
     """
-    known = {".".join(field.split(".")[:2]) for field in flatten(Config().results())}
-    found: dict[str, Any] = {}
-    for field, value in overrides.items():
+    known = {".".join(field.split(".")[:2]) for field in base}
+    overrides: dict[str, object] = {}
+    for field in fields:
         whole = ".".join(field.split(".")[:2])
-        if whole not in known:
-            continue
-        parts = {
-            other.removeprefix(f"{whole}."): v for other, v in wanted.items() if other.startswith(f"{whole}.")
-        }
-        found[whole] = value if field == whole else parts
-    return found
+        if whole in known:
+            parts = {k.removeprefix(f"{whole}."): v for k, v in values.items() if k.startswith(f"{whole}.")}
+            overrides[whole] = values[field] if field == whole else parts
+    return overrides
 
 
-def _mismatches(
-    recipe: str, overrides: Mapping[str, Any], params: Mapping[str, str], exact: Mapping[str, Any] | None
-) -> list[str]:
+def _mismatches(recipe: str, overrides: Values, params: Mapping[str, str], exact: Values | None) -> list[str]:
     """A line for every field in which the configuration differs from the run's."""
     try:
-        made = flatten(load_config(recipe, overrides).results())
+        ours = flatten(load_config(recipe, overrides).results())
     except InputError as error:
         return [f"this version refuses the run's recipe: {error}"]
     lines = []
-    for field in sorted({*made, *params, *(exact or {})}):
+    fields: set[str] = {*ours, *params, *(exact or {})}
+    for field in sorted(fields):
         if field not in params:
-            lines.append(f"{field}: unknown to the run's version; {_shown(made[field])} is taken")
-        elif field not in made:
+            lines.append(f"{field}: unknown to the run's version; {_param(ours[field])} is taken")
+        elif field not in ours:
             lines.append(f"{field}: unknown to this version; the run had {params[field]}")
-        elif _shown(made[field]) != params[field] or (exact is not None and exact.get(field) != made[field]):
-            lines.append(f"{field}: the command gives {_shown(made[field])}, the run had {params[field]}")
+        elif _param(ours[field]) != params[field] or (exact is not None and exact.get(field) != ours[field]):
+            lines.append(f"{field}: the command gives {_param(ours[field])}, the run had {params[field]}")
     more = len(lines) - MOST_NOTES
     return lines[:MOST_NOTES] + ([f"{more} more fields differ"] if more > 0 else [])
 
 
-def _shown(value: Any) -> str:
-    return str(value)[:MAX_PARAM]
-
-
 @contextmanager
 def _without_environment() -> Iterator[None]:
-    """IMS3_ variables fill in what a recipe leaves open: here all that differs from the recipe itself is to
-    be said.
-    """
+    """IMS3_ variables fill in what a recipe leaves open: here the command is to say all of it."""
     taken = {name: os.environ.pop(name) for name in list(os.environ) if name.upper().startswith("IMS3_")}
     try:
         yield

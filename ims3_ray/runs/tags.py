@@ -1,4 +1,4 @@
-"""What MLflow calls a run and its parts: every tag, the kinds of runs, and a metric's name below its stage."""
+"""What MLflow calls a run and its parts: every tag, the kinds of runs, metrics by the name of their stage."""
 
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING

@@ -4,13 +4,14 @@ Trouble with the tracking server never stops a run.
 """
 
 import json
+import logging
 import os
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import Directory
@@ -18,37 +19,40 @@ from ims3_ray.text import one_line, redacted
 
 from .tags import PARENT, RUN
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
 EXPERIMENT = "ims3_ray"
 RECIPE_FILE = "recipe.yaml"
 MAX_PARAM = 500  # characters that every MLflow store takes
 RETRY_S = 20.0  # between tries while a server is away: each may wait for its time-out
 LAST_TRIES, LAST_WAIT_S = 6, 10.0  # at the end of a run
+DEFAULTS = {  # of MLflow's environment
+    "GIT_PYTHON_REFRESH": "quiet",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # its own seven hold a run up for two minutes; we try again
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
 
 
 def tracking_uri(storage: Directory) -> str:
-    """MLFLOW_TRACKING_URI, or a SQLite file in a local storage. InputError where storage is remote and no URI
-    is set.
-    """
+    """MLFLOW_TRACKING_URI, or a SQLite file in the storage. InputError for a remote one without it."""
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
     if not storage.is_local:
         raise InputError(
-            f"storage: {storage.uri} can hold no MLflow database; set MLFLOW_TRACKING_URI to a tracking server"
+            f"storage: {storage.uri} can hold no MLflow database; "
+            "set MLFLOW_TRACKING_URI to a tracking server"
         )
     return f"sqlite:///{storage.path}/mlflow.db"
 
 
-def client(storage: Directory) -> Any:
-    """An MlflowClient for this storage; its database and experiment are made where missing."""
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # its own seven hold a run up for two minutes; we try again
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+def client(storage: Directory) -> "MlflowClient":
+    """The client for this storage; its database is made where missing."""
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import logging
-
         logging.getLogger("alembic").setLevel(logging.ERROR)
         logging.getLogger("mlflow").setLevel(logging.ERROR)
         from mlflow import MlflowClient  # seconds to import
@@ -56,14 +60,13 @@ def client(storage: Directory) -> Any:
         return MlflowClient(tracking_uri(storage))
 
 
-def experiment_id(mlflow_client: Any, storage: Directory) -> str:
-    found = mlflow_client.get_experiment_by_name(EXPERIMENT)
-    if found:
-        return found.experiment_id
-    location = Path(storage.path, "mlartifacts").as_uri() if storage.is_local else None
-    if os.environ.get("MLFLOW_TRACKING_URI"):
-        location = None  # the server's own
-    return mlflow_client.create_experiment(EXPERIMENT, artifact_location=location)
+def experiment_id(client: "MlflowClient", storage: Directory) -> str:
+    """Of the experiment that holds all runs; it is made where missing."""
+    if experiment := client.get_experiment_by_name(EXPERIMENT):
+        return experiment.experiment_id
+    is_ours = storage.is_local and not os.environ.get("MLFLOW_TRACKING_URI")  # else the server says where
+    location = Path(storage.path, "mlartifacts").as_uri() if is_ours else None
+    return client.create_experiment(EXPERIMENT, artifact_location=location)
 
 
 class Tracker:
@@ -73,19 +76,23 @@ class Tracker:
     what MLflow refuses for another reason is said and left out. Each kind of trouble is said once.
     """
 
+    _client: "MlflowClient"  # from the first action on, which finds or creates the run
+
     def __init__(self, storage: Directory, say: Callable[[str], None]):
-        self._storage, self._say, self._said = storage, say, set()
-        self._client, self.run_id, self.is_finished = None, None, False
+        self._storage, self._say = storage, say
+        self._troubles: set[str] = set()  # that were said
+        self.run_id: str | None = None
+        self.is_finished = False
         self._steps: dict[str, set[int]] = {}  # that the run holds, by metric
-        self._is_found = False  # an older driver began it
-        self._waiting: list[Callable[[], None]] = []
+        self._is_old = False  # another driver began it
+        self._waiting: list[Callable[[], object]] = []
         self._again_at = 0.0
 
     def start(
         self,
         key: str,
         name: str,
-        params: Mapping[str, Any],
+        params: Mapping[str, object],
         tags: Mapping[str, str],
         parent: str | None = None,
     ) -> None:
@@ -95,61 +102,47 @@ class Tracker:
         """
 
         def find_or_create() -> None:
-            self._client = client(self._storage)
-            experiment = experiment_id(self._client, self._storage)
-            found = self._client.search_runs([experiment], f"tags.`{RUN}` = '{key}'")
-            if found:
-                self.run_id, self.is_finished = found[0].info.run_id, found[0].info.status == "FINISHED"
-                self._is_found = True
-                return
-            above = {PARENT: parent} if parent else {}
-            self.run_id = self._client.create_run(
-                experiment, run_name=name, tags={RUN: key, **above, **tags}
-            ).info.run_id
             from mlflow.entities import Param
 
-            flat = [Param(field, str(value)[:MAX_PARAM]) for field, value in flatten(params).items()]
-            self._client.log_batch(self.run_id, params=flat)
+            self._client = client(self._storage)
+            experiment = experiment_id(self._client, self._storage)
+            if old := self._client.search_runs([experiment], f"tags.`{RUN}` = '{key}'"):
+                self.run_id, self.is_finished = old[0].info.run_id, old[0].info.status == "FINISHED"
+                self._is_old = True
+                return
+            all_tags = {RUN: key, **({PARENT: parent} if parent else {}), **tags}
+            self.run_id = self._client.create_run(experiment, run_name=name, tags=all_tags).info.run_id
+            texts = {field: str(value)[:MAX_PARAM] for field, value in flatten(params).items()}
+            self._client.log_batch(self._run, params=[Param(*item) for item in texts.items()])
 
         self._do(find_or_create)
 
     def tag(self, name: str, value: str) -> None:
-        self._do(lambda: self._client.set_tag(self.run_id, name, value))
+        self._do(lambda: self._client.set_tag(self._run, name, value))
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log numbers of a step, but those that the run holds already: a run that goes on leaves one curve."""
+    def log(self, step: int, metrics: Mapping[str, float | None]) -> None:
+        """Log numbers of a step, but those that the run holds: one that goes on leaves one curve."""
         now = int(time.time() * 1000)  # of the measurement, whenever it is written
 
         def log() -> None:
             from mlflow.entities import Metric
 
-            numbers = {
-                name: float(v)
-                for name, v in metrics.items()
-                if v is not None and step not in self._logged(name)
-            }
-            if numbers:
-                self._client.log_batch(
-                    self.run_id, [Metric(name, value, now, step) for name, value in numbers.items()]
-                )
-            for name in numbers:
+            known = {name: float(value) for name, value in metrics.items() if value is not None}
+            fresh = [name for name in known if step not in self._logged(name)]
+            if fresh:
+                points = [Metric(name, known[name], now, step) for name in fresh]
+                self._client.log_batch(self._run, points)
+            for name in fresh:
                 self._logged(name).add(step)
 
         self._do(log)
-
-    def _logged(self, metric: str) -> set[int]:
-        """The steps at which the run holds `metric`."""
-        if metric not in self._steps:
-            points = self._client.get_metric_history(self.run_id, metric) if self._is_found else []
-            self._steps[metric] = {point.step for point in points}
-        return self._steps[metric]
 
     def log_file(self, name: str, data: bytes) -> None:
         def log() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder, name)
                 path.write_bytes(data)
-                self._client.log_artifact(self.run_id, str(path))
+                self._client.log_artifact(self._run, str(path))
 
         self._do(log)
 
@@ -162,7 +155,7 @@ class Tracker:
             place, profile = json.dumps({"uri": source}), json.dumps({"num_rows": rows})
             dataset = Dataset(name, digest, source_type="local", source=place, profile=profile)
             tag = InputTag("mlflow.data.context", "distilled")
-            self._client.log_inputs(self.run_id, datasets=[DatasetInput(dataset, [tag])])
+            self._client.log_inputs(self._run, datasets=[DatasetInput(dataset, [tag])])
 
         self._do(log)
 
@@ -174,7 +167,7 @@ class Tracker:
 
         def finish() -> None:
             if not self.is_finished:
-                self._client.set_terminated(self.run_id, status)
+                self._client.set_terminated(self._run, status)
 
         self._do(finish)
         for _ in range(LAST_TRIES if patient else 0):
@@ -183,12 +176,23 @@ class Tracker:
             time.sleep(LAST_WAIT_S)
             self._flush()
         if self._waiting and patient:
-            self._say(
-                f"MLflow: {len(self._waiting)} records of run {self.run_id or 'that is not there'} could not be written"
-            )
+            run = self.run_id or "that is not there"
+            self._say(f"MLflow: {len(self._waiting)} records of run {run} could not be written")
         return not self._waiting
 
-    def _do(self, action: Callable[[], None]) -> None:
+    @property
+    def _run(self) -> str:
+        assert self.run_id, "the first action gives it"
+        return self.run_id
+
+    def _logged(self, metric: str) -> set[int]:
+        """The steps at which the run holds `metric`."""
+        if metric not in self._steps:
+            points = self._client.get_metric_history(self._run, metric) if self._is_old else []
+            self._steps[metric] = {point.step for point in points}
+        return self._steps[metric]
+
+    def _do(self, action: Callable[[], object]) -> None:
         self._waiting.append(action)
         if time.monotonic() >= self._again_at:
             self._flush()
@@ -201,39 +205,41 @@ class Tracker:
             except InputError:
                 raise
             except Exception as error:  # whatever a store or a network raises
-                self._tell(error)
+                self._report(error)
                 if _is_away(error) or self.run_id is None:
                     self._again_at = time.monotonic() + RETRY_S
                     return
             self._waiting.pop(0)
 
-    def _tell(self, error: Exception) -> None:
-        first = one_line((redacted(str(error)).strip().splitlines() or [type(error).__name__])[0])[:200]
-        kind = "away" if _is_away(error) else first
-        if kind not in self._said:
-            self._said.add(kind)
-            goes_on = (
-                "what is not written is tried again"
-                if kind == "away"
-                else "the run goes on without tracking what fails"
-            )
-            self._say(f"MLflow: {first}; {goes_on}")
+    def _report(self, error: Exception) -> None:
+        line, outcome = describe_trouble(error), "the run goes on without tracking what fails"
+        kind = line
+        if _is_away(error):
+            kind, outcome = "away", "what is not written is tried again"
+        if kind not in self._troubles:
+            self._troubles.add(kind)
+            self._say(f"MLflow: {line}; {outcome}")
 
 
-def _is_away(error: Exception) -> bool:
+def describe_trouble(error: Exception) -> str:
+    """The first line of what MLflow or the network raised, without secrets."""
+    return one_line((redacted(str(error)).strip().splitlines() or [type(error).__name__])[0])[:200]
+
+
+def _is_away(error: BaseException) -> bool:
     """Whether a server that does not answer, or a locked database, is behind it: another time it may work."""
-    seen: BaseException | None = error
-    while seen is not None:
+    cause: BaseException | None = error
+    while cause is not None:
         # requests' exceptions are OSErrors
-        if isinstance(seen, OSError) or type(seen).__name__ == "OperationalError":
+        if isinstance(cause, OSError) or type(cause).__name__ == "OperationalError":
             return True
-        seen = seen.__cause__ or seen.__context__
+        cause = cause.__cause__ or cause.__context__
     return "failed with exception" in str(error) or "too many 5" in str(error)
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """`{"sample": {"steps": 50}}` as `{"sample.steps": 50}`."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
             flat |= flatten(value, f"{prefix}{name}.")

@@ -1,4 +1,4 @@
-"""Records of what runs need: all three kinds, written before the first stage, released by a deletion alone."""
+"""Records of what runs need: of all three kinds, written before the first stage, released by a deletion."""
 
 import json
 import time
@@ -18,6 +18,11 @@ from ims3_ray.storage.artifacts import open_directory, open_storage
 A, B, C = "latents/aaaaaaaaaaaa", "adapter/bbbbbbbbbbbb", "report/cccccccccccc"
 
 
+def needed(storage, deleted=None):
+    kept = [record for record in records.read(storage) if not record.is_released(deleted or {})]
+    return {artifact for record in kept for artifact in record.artifacts}
+
+
 def test_runs_ablations_and_trials_are_read(tmp_path):
     storage = open_storage(str(tmp_path))
     records.write(storage, "runs/digits-k1/run.json", {"latents": f"s3://elsewhere/runs/{A}"}, key="k1")
@@ -26,34 +31,37 @@ def test_runs_ablations_and_trials_are_read(tmp_path):
     )
     records.write(storage, "sweeps/k3/trials/7.json", records.places([storage / C]), key="k3/7")
     (tmp_path / "sweeps" / "k3" / "state.json").write_text("no record")
-    assert records.needed(storage) == {A, B, C}
+    assert needed(storage) == {A, B, C}
 
 
 def test_a_record_of_an_earlier_version_is_read(tmp_path):
     storage = open_storage(str(tmp_path))
     storage.write_json("runs/digits-k1/run.json", {"key": "k1", "artifacts": {"latents": f"{tmp_path}/{A}"}})
-    assert records.needed(storage) == {A}
-    assert records.needed(storage, {"k1": 0.0}) == set()
+    assert needed(storage) == {A}
+    assert needed(storage, {"k1": 0.0}) == set()
 
 
 @pytest.mark.parametrize("deleted", ["k1", "digits-k2", "k3", "k3/7"])
 def test_a_deleted_run_needs_nothing_and_the_others_theirs(tmp_path, deleted):
     storage = open_storage(str(tmp_path))
-    kinds = {A: ("runs/digits-k1/run.json", "k1"), B: ("ablations/digits-k2/artifacts.json", "digits-k2"),
-             C: ("sweeps/k3/trials/7.json", "k3/7")}  # fmt: skip
+    kinds = {
+        A: ("runs/digits-k1/run.json", "k1"),
+        B: ("ablations/digits-k2/artifacts.json", "digits-k2"),
+        C: ("sweeps/k3/trials/7.json", "k3/7"),
+    }
     for artifact, (place, key) in kinds.items():
         records.write(storage, place, [artifact], key=key, state=records.FINISHED)
     lost = next(
         artifact for artifact, (place, key) in kinds.items() if deleted == key or deleted in place.split("/")
     )
-    assert records.needed(storage, {deleted: 0.0}) == {A, B, C} - {lost}
+    assert needed(storage, {deleted: 0.0}) == {A, B, C} - {lost}
 
 
 def test_a_run_that_began_after_the_deletion_is_safe(tmp_path):
     storage = open_storage(str(tmp_path))
     records.write(storage, "runs/digits-k1/run.json", [A], key="k1")
-    assert records.needed(storage, {"k1": time.time() - 60}) == {A}
-    assert records.needed(storage, {"k1": time.time() + 60}) == set()  # killed, and deleted by a person
+    assert needed(storage, {"k1": time.time() - 60}) == {A}
+    assert needed(storage, {"k1": time.time() + 60}) == set()  # killed, and deleted by a person
 
 
 def test_a_record_that_can_not_be_read_stops_everything(tmp_path):
@@ -61,7 +69,7 @@ def test_a_record_that_can_not_be_read_stops_everything(tmp_path):
     for text in ("{", "[]", '{"key": "k"}', '{"artifacts": [3]}'):
         storage.write("runs/digits-k1/run.json", text.encode())
         with pytest.raises(InputError, match=r"run\.json is no readable record.*mend or remove it"):
-            garbage.survey(storage)
+            garbage.survey(storage, {})
 
 
 def test_a_distillation_names_all_that_it_needs_before_its_first_stage(
@@ -108,4 +116,4 @@ def test_an_ablation_names_what_all_cells_need_before_the_first(
         for noun in ("candidates", "selection", "evaluation")
     }
     assert counts == {"candidates": 1, "selection": 2, "evaluation": 2}
-    assert records.needed(open_directory(str(tmp_path / "runs"))) == set(named)
+    assert needed(open_directory(str(tmp_path / "runs"))) == set(named)

@@ -64,7 +64,7 @@ def test_the_command_gives_the_runs_parameters(recipe, overrides):
 
 
 def test_only_fields_that_differ_are_said():
-    assert reproduce(logged(load_config("imagewoof")), nothing).words == ["--recipe", "imagewoof"]
+    assert reproduce(logged(load_config("imagewoof")), nothing).words[2:] == ["--recipe", "imagewoof"]
     changed = load_config("digits", {"ipc": 5, "data.train": "/elsewhere"})
     # dropped with the images that it speaks of: it follows, and is not said
     assert changed.data.licence is None

@@ -16,49 +16,43 @@ import json
 import math
 import re
 import sys
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
 
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.errors import InputError
-from ims3_ray.runs import query as querying
-from ims3_ray.runs import tags
+from ims3_ray.runs import query, tags
+from ims3_ray.runs.query import Run
 from ims3_ray.runs.tracking import RECIPE_FILE, client
 from ims3_ray.storage.artifacts import Directory, open_directory
 
-from . import table as runs_shown
-from .conditions import server_condition, split_conditions
+from .conditions import read_conditions
+from .table import as_csv, best_table, differences_table, fronts_table, table
 
 METRIC = re.compile(r"-?[\w./: -]+")  # as MLflow names them, a minus before for less being better
 MODES = ("best", "pareto", "diff", "reproduce", "gc")
 
+Answer = tuple[Mapping[str, object], list[str]]  # the document, and the lines that a person reads
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    say = parser.add_argument
-    say("--order", metavar="METRIC", help="sort by this, best first (default: newest)")
-    say(
-        "--where",
-        action="append",
-        default=[],
-        metavar="COND",
-        help='such as "ipc=10", "accuracy>0.9", "kind=ablation"',
-    )
-    say("--sweep", metavar="RUN", help="the trials of this sweep, which are left out otherwise")
-    say("--best", action="store_true", help="the best run for every protocol and IPC")
-    say("--metric", metavar="METRIC", help="what is best (default accuracy)")
-    say(
-        "--pareto",
-        metavar="METRIC,METRIC",
-        help="the runs that no other beats in all of these, for every protocol",
-    )
-    say("--diff", nargs=2, metavar="RUN", help="what differs between two runs")
-    say("--reproduce", metavar="RUN", help="the command that gives this run again")
-    say(
-        "--gc", action="store_true", help="what lies in the storage and what no run needs: asks, then deletes"
-    )
-    say("--yes", action="store_true", help="with --gc: delete without asking")
-    say("--csv", metavar="FILE", help="write what is listed, with all parameters and metrics")
-    say("--json", action="store_true", help="one JSON document in place of tables")
-    say("overrides", nargs="*", metavar="storage=DIR", help="where the runs are (default ./runs)")
+    add = parser.add_argument
+    add("--order", metavar="METRIC", help="sort by this, best first (default: newest)")
+    conditions = 'such as "ipc=10", "accuracy>0.9", "kind=ablation"'
+    add("--where", action="append", default=[], metavar="COND", help=conditions)
+    add("--sweep", metavar="RUN", help="the trials of this sweep, which are left out otherwise")
+    add("--best", action="store_true", help="the best run for every protocol and IPC")
+    add("--metric", metavar="METRIC", help="what is best (default accuracy)")
+    front = "the runs that no other beats in all of these, for every protocol"
+    add("--pareto", metavar="METRIC,METRIC", help=front)
+    add("--diff", nargs=2, metavar="RUN", help="what differs between two runs")
+    add("--reproduce", metavar="RUN", help="the command that gives this run again")
+    garbage = "what lies in the storage and what no run needs: asks, then deletes"
+    add("--gc", action="store_true", help=garbage)
+    add("--yes", action="store_true", help="with --gc: delete without asking")
+    add("--csv", metavar="FILE", help="write what is listed, with all parameters and metrics")
+    add("--json", action="store_true", help="one JSON document in place of tables")
+    add("overrides", nargs="*", metavar="storage=DIR", help="where the runs are (default ./runs)")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -69,12 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
     storage = open_directory(load_config("digits", overrides).storage)
     if storage.is_local and not storage.exists("format.json"):
         raise InputError(f"storage: {storage.uri} holds no runs; name another storage=DIR")
-    if mode == "gc":
-        from .collect import collect  # heavy: the pipeline's stages
-
-        answer, lines = collect(storage, asks=not arguments.json, is_agreed=arguments.yes)
-    else:
-        answer, lines = ANSWERS[mode](storage, arguments)
+    answer, lines = ANSWERS[mode](storage, arguments)
     print(json.dumps(finite(answer), indent=1) if arguments.json else "\n".join(lines))
 
 
@@ -82,121 +71,112 @@ def checked_mode(arguments: argparse.Namespace) -> str:
     """One of MODES, or "list". InputError for two at once, and for options that do not belong together."""
     given = [mode for mode in MODES if getattr(arguments, mode)]
     if len(given) > 1:
-        raise InputError(
-            f"{' and '.join(f'--{mode}' for mode in given)}: answer different questions; give one"
-        )
+        options = " and ".join(f"--{mode}" for mode in given)
+        raise InputError(f"{options}: answer different questions; give one")
     mode = given[0] if given else "list"
-    lists = ("list", "best", "pareto")
-    rules = {
-        "order": ("list",),
-        "where": lists,
-        "sweep": lists,
-        "csv": lists,
-        "metric": ("best",),
-        "yes": ("gc",),
-    }
+    names = {"list": "a plain list"} | {other: f"--{other}" for other in MODES}
+    rules = {"order": ("list",), "metric": ("best",), "yes": ("gc",)}
+    rules |= dict.fromkeys(("where", "sweep", "csv"), ("list", "best", "pareto"))
     for option, modes in rules.items():
         if getattr(arguments, option) and mode not in modes:
-            named = ", ".join("a plain list" if m == "list" else f"--{m}" for m in modes)
-            raise InputError(
-                f"--{option}: goes with {named}, not with {'a plain list' if mode == 'list' else f'--{mode}'}"
-            )
+            allowed = ", ".join(names[other] for other in modes)
+            raise InputError(f"--{option}: goes with {allowed}, not with {names[mode]}")
     return mode
 
 
-def listed(storage: Directory, arguments: argparse.Namespace) -> list[querying.Run]:
+def listed(storage: Directory, arguments: argparse.Namespace) -> list[Run]:
     """The runs that meet every --where; a sweep's trials alone with --sweep, and else without any."""
-    server, local = split_conditions(arguments.where)
-    filters = [server_condition(text) for text in server]
+    filters, questions = read_conditions(arguments.where)
     order = arguments.order or "start_time"
     if not METRIC.fullmatch(order):
         raise InputError(f"--order {order!r}: can't be a metric's name")
-    if not querying.has_tracking(storage):
+    if not query.has_tracking(storage):
         return []
     mlflow_client = client(storage)
-    runs = [
-        run
-        for run in querying.find(mlflow_client, " and ".join(filters), order)
-        if all(meets(run) for meets in local)
-    ]
+    runs = query.find(mlflow_client, " and ".join(filters), order)
+    runs = [run for run in runs if all(is_met(run) for is_met in questions)]
     if arguments.sweep:
-        everything = querying.find(mlflow_client)
-        sweep = querying.resolve([run for run in everything if run["kind"] == tags.SWEEP], arguments.sweep)
+        sweeps = [run for run in query.find(mlflow_client) if run["kind"] == tags.SWEEP]
+        sweep = query.resolve(sweeps, arguments.sweep)
         runs = [run for run in runs if run["parent"] == sweep["run_id"]]
-    elif not local and not any(f"tags.`{tags.RUN}`" in text for text in filters):
+    elif not questions and not any(f"tags.`{tags.RUN}`" in text for text in filters):
         runs = [run for run in runs if run["kind"] != tags.TRIAL]
     if order != "start_time":
-        querying.check_figures(runs, [order])
+        query.check_figures(runs, [order])
     return runs
 
 
-def _list(storage: Directory, arguments: argparse.Namespace) -> tuple[Any, list[str]]:
+def _list(storage: Directory, arguments: argparse.Namespace) -> Answer:
     runs = listed(storage, arguments)
-    return {"runs": runs}, [*runs_shown.table(runs), *_write_csv(runs, arguments)]
+    return {"runs": runs}, [*table(runs), *_write_csv(runs, arguments)]
 
 
-def _best(storage: Directory, arguments: argparse.Namespace) -> tuple[Any, list[str]]:
+def _best(storage: Directory, arguments: argparse.Namespace) -> Answer:
     runs, metric = listed(storage, arguments), arguments.metric or "accuracy"
-    querying.check_figures(runs, [metric])
-    found = querying.best(runs, metric)
-    said = _write_csv([line["run"] for line in found], arguments)
-    return {"metric": metric, "best": found}, [*runs_shown.best_table(found, metric), *said]
+    query.check_figures(runs, [metric])
+    rows = query.best(runs, metric)
+    written = _write_csv([row["run"] for row in rows], arguments)
+    return {"metric": metric, "best": rows}, [*best_table(rows, metric), *written]
 
 
-def _pareto(storage: Directory, arguments: argparse.Namespace) -> tuple[Any, list[str]]:
+def _pareto(storage: Directory, arguments: argparse.Namespace) -> Answer:
     names = [name.strip() for name in arguments.pareto.split(",")]
     if len(names) < 2 or len({name.removeprefix("-") for name in names}) < len(names) or not all(names):
-        raise InputError(
-            f"--pareto {arguments.pareto!r}: give two or more different metrics, as accuracy,coverage/distilled"
-        )
+        example = "give two or more different metrics, as accuracy,coverage/distilled"
+        raise InputError(f"--pareto {arguments.pareto!r}: {example}")
     runs = listed(storage, arguments)
-    querying.check_figures(runs, names)
-    found = querying.fronts(runs, names)
-    said = _write_csv([run for front in found for run in front["runs"]], arguments)
-    return {"metrics": names, "fronts": found}, [*runs_shown.fronts_table(found, names), *said]
+    query.check_figures(runs, names)
+    fronts = query.fronts(runs, names)
+    written = _write_csv([run for front in fronts for run in front["runs"]], arguments)
+    return {"metrics": names, "fronts": fronts}, [*fronts_table(fronts, names), *written]
 
 
-def _diff(storage: Directory, arguments: argparse.Namespace) -> tuple[Any, list[str]]:
+def _diff(storage: Directory, arguments: argparse.Namespace) -> Answer:
+    from ims3_ray.pipeline.steps import STAGES  # heavy
+
     runs = _all(storage)
-    one, other = (querying.resolve(runs, text) for text in arguments.diff)
-    found = querying.differences(one, other)
-    who = [{name: run[name] for name in ("name", "key", "run_id")} for run in (one, other)]
-    return {"runs": who, **found}, runs_shown.differences_table(one, other, found)
+    one, other = (query.resolve(runs, text) for text in arguments.diff)
+    differences = query.differences(one, other, [stage.name for stage in STAGES] + [tags.ABLATION])
+    pair = [{"name": run["name"], "key": run["key"], "run_id": run["run_id"]} for run in (one, other)]
+    return {"runs": pair, **differences}, differences_table(one, other, differences)
 
 
-def _reproduce(storage: Directory, arguments: argparse.Namespace) -> tuple[Any, list[str]]:
+def _reproduce(storage: Directory, arguments: argparse.Namespace) -> Answer:
     from ims3_ray.runs.reproduce import reproduce
 
-    found = querying.resolve(_all(storage), arguments.reproduce)
+    wanted = query.resolve(_all(storage), arguments.reproduce)
 
-    def resolved() -> bytes | None:
-        kept = storage / "runs" / str(found["name"])
-        logged = querying.logged_file(client(storage), found["run_id"], RECIPE_FILE)
+    def read_recipe() -> bytes | None:
+        kept = storage / "runs" / wanted["name"]
+        logged = query.logged_file(client(storage), wanted["run_id"], RECIPE_FILE)
         return logged or (kept.read("config.yaml") if kept.exists("config.yaml") else None)
 
-    made = reproduce(found["params"], resolved)
+    result = reproduce(wanted["params"], read_recipe)
     if not arguments.json:
-        for note in made.notes:
+        for note in result.notes:
             print(f"note: {note}", file=sys.stderr)
-    words = ["python", "jobs/distill.py", *made.words]
-    return {"run_id": found["run_id"], "command": made.command, "words": words, "notes": made.notes}, [
-        made.command
-    ]
+    answer = {"command": result.command, "words": result.words, "notes": result.notes}
+    return {"run_id": wanted["run_id"], **answer}, [result.command]
 
 
-ANSWERS = {"list": _list, "best": _best, "pareto": _pareto, "diff": _diff, "reproduce": _reproduce}
+def _gc(storage: Directory, arguments: argparse.Namespace) -> Answer:
+    from .collect import collect  # heavy: the pipeline's stages
+
+    return collect(storage, asks=not arguments.json, is_agreed=arguments.yes)
 
 
-def _all(storage: Directory) -> list[querying.Run]:
-    return querying.find(client(storage)) if querying.has_tracking(storage) else []
+ANSWERS = {"list": _list, "best": _best, "pareto": _pareto, "diff": _diff, "reproduce": _reproduce, "gc": _gc}
 
 
-def _write_csv(runs: list[querying.Run], arguments: argparse.Namespace) -> list[str]:
+def _all(storage: Directory) -> list[Run]:
+    return query.find(client(storage)) if query.has_tracking(storage) else []
+
+
+def _write_csv(runs: list[Run], arguments: argparse.Namespace) -> list[str]:
     if not arguments.csv:
         return []
     try:
-        with open(arguments.csv, "w", newline="", encoding="utf-8") as stream:
-            stream.write(runs_shown.as_csv(runs))
+        Path(arguments.csv).write_text(as_csv(runs), encoding="utf-8", newline="")
     except OSError as error:
         raise InputError(
             f"--csv: {arguments.csv} can't be written ({error.strerror}); name another file"
@@ -204,9 +184,9 @@ def _write_csv(runs: list[querying.Run], arguments: argparse.Namespace) -> list[
     return [f"written: {arguments.csv}, {len(runs)} runs"]
 
 
-def finite(value: Any) -> Any:
+def finite(value: object) -> object:
     """The same, None in the place of numbers that JSON has no word for."""
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {name: finite(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
         return [finite(inner) for inner in value]

@@ -1,14 +1,13 @@
-"""`--where`: conditions in a person's words as MLflow's filter language, or as a question to a run where it
-has none.
-"""
+"""`--where`: conditions in a person's words as MLflow's filter language, or as a question to a run."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 
-from ims3_ray.config.settings import Config
+from ims3_ray.config.load import load_config
 from ims3_ray.errors import InputError
+from ims3_ray.runs import tags
 from ims3_ray.runs.query import Run
-from ims3_ray.runs.tags import KINDS, RUN
 from ims3_ray.runs.tracking import flatten
 
 CONDITION = re.compile(r"([A-Za-z_][\w./]*)\s*(!=|>=|<=|=|>|<)\s*(.+)")
@@ -16,32 +15,33 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 LOCAL = ("kind", "protocol")  # MLflow's `!=` passes over runs without the tag, and earlier versions gave none
 
 
-def split_conditions(texts: list[str]) -> tuple[list[str], list[Callable[[Run], bool]]]:
-    """Those that MLflow answers, and the others as questions to a run."""
-    server, local = [], []
+def read_conditions(texts: Iterable[str]) -> tuple[list[str], list[Callable[[Run], bool]]]:
+    """Those that MLflow answers, in its language, and the others as questions to a run."""
+    filters: list[str] = []
+    questions: list[Callable[[Run], bool]] = []
     for text in texts:
         name, operator, value = _parts(text)
         if name not in LOCAL:
-            server.append(text)
+            filters.append(_filter(text, name, operator, value))
         elif operator not in ("=", "!="):
             raise InputError(f"--where {text!r}: {name} compares with = or != alone")
-        elif name == "kind" and value not in KINDS:
-            raise InputError(f"--where {text!r}: {value!r} is no kind; choose one of {', '.join(KINDS)}")
+        elif name == "kind" and value not in tags.KINDS:
+            kinds = ", ".join(tags.KINDS)
+            raise InputError(f"--where {text!r}: {value!r} is no kind; choose one of {kinds}")
         else:
-            local.append(
-                lambda run, name=name, value=value, same=operator == "=": (run[name] == value) == same
-            )
-    return server, local
+            questions.append(partial(_meets, name, value, operator == "="))
+    return filters, questions
 
 
-def server_condition(text: str) -> str:
-    """One condition in MLflow's filter language: a recipe's field is a parameter, `run` the run's key, all
-    else a metric.
-    """
-    name, operator, value = _parts(text)
-    fields = flatten(Config().results())
+def _meets(name: str, value: str, is_wanted: bool, run: Run) -> bool:
+    return (run[name] == value) == is_wanted
+
+
+def _filter(text: str, name: str, operator: str, value: str) -> str:
+    """A recipe's field is a parameter to MLflow, `run` the run's key, all else a metric."""
+    fields = flatten(load_config().results())
     if name == "run":
-        return f"tags.`{RUN}` {operator} '{value}'"
+        return f"tags.`{tags.RUN}` {operator} '{value}'"
     if name in fields:
         if operator not in ("=", "!="):
             raise InputError(f"--where {text!r}: recipe fields compare with = or != alone")

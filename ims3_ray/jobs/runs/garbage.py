@@ -10,7 +10,6 @@ import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 
 from ims3_ray.pipeline.steps import STAGES
 from ims3_ray.runs import records
@@ -27,17 +26,8 @@ CACHES = re.compile(
 )
 # records, MLflow's, our own
 KEPT = re.compile(r"(runs|ablations|sweeps|mlartifacts)/.+|format\.json|writable|mlflow\.db.*")
-OTHERS = (
-    "index",
-    "digits",
-    "unpacked",
-    "embedded",
-    "pretrain",
-    "checkpoints",
-    "runs",
-    "ablations",
-    "sweeps",
-    "mlartifacts",
+TOP = re.compile(
+    rf"index|digits|unpacked|embedded|pretrain|checkpoints|runs|ablations|sweeps|mlartifacts|{'|'.join(NOUNS)}"
 )
 RECENT_S = 600  # what is younger, and in no record, may be in the making
 
@@ -76,15 +66,11 @@ class Survey:
         return [entry for entry in self.artifacts if entry.state == UNNEEDED]
 
 
-def survey(
-    storage: Directory, deleted: Mapping[str, float] | None = None, now: float | None = None
-) -> Survey:
-    """Everything below the root, artefacts judged; `deleted` as in `records.needed`, None where MLflow can't
-    be asked.
-    """
+def survey(storage: Directory, deleted: Mapping[str, float]) -> Survey:
+    """Everything below the root, artefacts judged; `deleted` as in `Record.is_released`."""
     known = records.read(storage)
-    needed = {a for record in known if not record.is_released(deleted or {}) for a in record.artifacts}
-    released = {a for record in known for a in record.artifacts} - needed
+    needed = {place for record in known if not record.is_released(deleted) for place in record.artifacts}
+    released = {place for record in known for place in record.artifacts} - needed
     kinds: dict[str, list[Entry]] = defaultdict(list)
     for entry in _entries(storage):
         kinds[_kind(entry)].append(entry)
@@ -92,23 +78,18 @@ def survey(
     complete = {entry.place for entry in artifacts if entry.is_complete}
     for entry in artifacts:
         _judge(entry, needed, released, complete)
-    notes = _silent(kinds["kept"], {record.place for record in known})
-    notes += _spare_recent(artifacts, needed | released, time.time() if now is None else now)
+    notes = _silent(kinds["kept"], [record.place for record in known])
+    notes += _spare_recent(artifacts, needed | released)
     return Survey(artifacts, kinds["caches"], kinds["kept"], kinds["not_ours"], notes)
 
 
-def delete(
-    storage: Directory,
-    places: Iterable[str],
-    deleted: Mapping[str, float] | None = None,
-    now: float | None = None,
-) -> list[Entry]:
+def delete(storage: Directory, places: Iterable[str], deleted: Mapping[str, float]) -> list[Entry]:
     """Delete those of `places` that are unneeded still, on a second look; gives what was deleted.
 
     Each one's manifest goes first: what is half deleted is not complete.
     """
     wanted = set(places)
-    gone = [entry for entry in survey(storage, deleted, now).unneeded if entry.place in wanted]
+    gone = [entry for entry in survey(storage, deleted).unneeded if entry.place in wanted]
     for entry in gone:
         directory = storage / entry.place
         # a link goes at once, and what it leads to stays
@@ -126,23 +107,18 @@ def _entries(storage: Directory) -> list[Entry]:
     files, odd = storage.listed()
     tops = [name for name in storage.folders() if name not in odd]
     folders = {f"{top}/{name}": info for top in tops for name, info in (storage / top).folders().items()}
-    found: dict[str, Entry] = {}
+    entries: dict[str, Entry] = {}
     for place, info in {**dict.fromkeys(odd), **folders, **files}.items():
         parts = place.split("/")
-        entry = found.setdefault("/".join(parts[:2]), Entry("/".join(parts[:2])))
+        entry = entries.setdefault("/".join(parts[:2]), Entry("/".join(parts[:2])))
         entry.is_directory |= len(parts) > 2 or (place in folders and place not in odd)
         entry.is_complete |= parts[2:] == [MANIFEST]
         if info is not None:
             entry.size += info.size or 0
-            entry.changed = max(entry.changed, _seconds(info.mtime))
-    bare = {*tops} - {*NOUNS, *OTHERS} - {place.split("/")[0] for place in found}
-    return sorted(
-        [*found.values(), *(Entry(top, is_directory=True) for top in bare)], key=lambda entry: entry.place
-    )
-
-
-def _seconds(moment: datetime | None) -> float:
-    return moment.timestamp() if moment else 0.0
+            entry.changed = max(entry.changed, info.mtime.timestamp() if info.mtime else 0.0)
+    bare = {top for top in tops if not TOP.fullmatch(top)} - {entry.noun for entry in entries.values()}
+    entries |= {top: Entry(top, is_directory=True) for top in bare}
+    return sorted(entries.values(), key=lambda entry: entry.place)
 
 
 def _kind(entry: Entry) -> str:
@@ -174,28 +150,28 @@ def _judge(
         entry.state, entry.why = UNNEEDED, f"{half}no record names it"
 
 
-def _spare_recent(artifacts: list[Entry], recorded: Collection[str], now: float) -> list[str]:
+def _spare_recent(artifacts: list[Entry], recorded: Collection[str]) -> list[str]:
     """Keep all that no record names while some of it is recent: what makes it may need the rest."""
     unnamed = [
-        e
-        for e in artifacts
-        if e.state == UNNEEDED and e.place not in recorded and not CHECKPOINTS.fullmatch(e.place)
+        entry
+        for entry in artifacts
+        if entry.state == UNNEEDED and entry.place not in recorded and not CHECKPOINTS.fullmatch(entry.place)
     ]
-    young = [entry for entry in unnamed if now - entry.changed < RECENT_S]
-    if not young:
+    latest = max(unnamed, key=lambda entry: entry.changed, default=None)
+    age = time.time() - latest.changed if latest else RECENT_S
+    if latest is None or age >= RECENT_S:
         return []
     for entry in unnamed:
         entry.state = KEPT_BACK
-    latest = max(young, key=lambda entry: entry.changed)
     return [
-        f"{latest.place}, which no record names, changed {max(0, now - latest.changed):.0f} s ago and may be in the making: "
+        f"{latest.place}, which no record names, changed {max(0, age):.0f} s ago and may be in the making: "
         f"{len(unnamed)} that no record names are kept until {RECENT_S // 60} minutes have passed"
     ]
 
 
 def _silent(kept: list[Entry], known: Collection[str]) -> list[str]:
     """Folders of runs and ablations without a record: an earlier version wrote one at the end, or none."""
-    folders = [e.place for e in kept if e.is_directory and e.noun in ("runs", "ablations")]
+    folders = [entry.place for entry in kept if entry.is_directory and entry.noun in ("runs", "ablations")]
     silent = [place for place in folders if not any(record.startswith(f"{place}/") for record in known)]
-    return [f"{place} has no record of what it needs; run it again to have one, or what it alone needs counts as unneeded"
-            for place in silent]  # fmt: skip
+    remedy = "run it again to have one, or what it alone needs counts as unneeded"
+    return [f"{place} has no record of what it needs; {remedy}" for place in silent]

@@ -2,10 +2,9 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from ims3_ray.runs.query import Run, logged
+from ims3_ray.runs.query import Best, Differences, Front, Run, figure
 
 FACTS = ("kind", "protocol", "status")
 PARAMS = {"ipc": "ipc", "G": "sample.subgroups", "seed": "seed"}  # by head
@@ -21,109 +20,93 @@ NONE = "–"
 
 
 def table(runs: Sequence[Run], metrics: Mapping[str, str] = METRICS) -> list[str]:
-    """A line a run: name, kind, protocol, state, the recipe's main fields, the headline metrics."""
+    """A line a run: name, kind, protocol, state, the recipe's main fields, the metrics, by their heads."""
     if not runs:
         return ["no run matches"]
-    heads = ["run", *FACTS, *PARAMS, *metrics]
-    return aligned(
-        [heads, *([_text(run["name"]), *_cells(run, metrics)] for run in runs)], left=1 + len(FACTS)
-    )
+    rows = [["run", *FACTS, *PARAMS, *metrics]]
+    for run in runs:
+        figures = (figure(run, name) for name in metrics.values())
+        params = (run["params"].get(field, NONE) for field in PARAMS.values())
+        facts = (_text(run[name]) for name in FACTS)
+        rows.append([run["name"], *facts, *params, *(NONE if v != v else f"{v:.4f}" for v in figures)])
+    return aligned(rows, left=range(1 + len(FACTS)))
 
 
-def best_table(found: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
-    if not found:
-        return ["no run matches"]
-    metrics = {head: name for head, name in METRICS.items() if name != metric.removeprefix("-")}
+def best_table(rows: Iterable[Best], metric: str) -> list[str]:
     plain = metric.removeprefix("-")
-    lines = []
-    for heading, of_protocol in _by_protocol([(line, line["run"]) for line in found]).items():
-        lines += [heading, *(f"  {line}" for line in table(of_protocol, {plain: plain, **metrics}))]
-    return lines
+    metrics = {plain: plain} | {head: name for head, name in METRICS.items() if name != plain}
+    groups: dict[str, list[Run]] = {}
+    for row in rows:
+        groups.setdefault(_heading(row), []).append(row["run"])
+    return _below_headings(groups, metrics) or ["no run matches"]
 
 
-def fronts_table(found: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
-    if not found:
-        return ["no run has all of these"]
-    lines = []
-    for front in found:
-        metrics = {name.removeprefix("-"): name.removeprefix("-") for name in names}
-        lines += [_heading(front), *(f"  {line}" for line in table(front["runs"], metrics))]
-    return lines
+def fronts_table(fronts: Iterable[Front], names: Iterable[str]) -> list[str]:
+    metrics = {name.removeprefix("-"): name.removeprefix("-") for name in names}
+    groups = {_heading(front): front["runs"] for front in fronts}
+    return _below_headings(groups, metrics) or ["no run has all of these"]
 
 
-def differences_table(one: Run, other: Run, found: Mapping[str, Mapping[str, Sequence[Any]]]) -> list[str]:
+def differences_table(one: Run, other: Run, differences: Differences) -> list[str]:
     """Three parts: parameters, versions and hardware, metrics with what the second has more."""
-    heads = {"params": "parameter", "tags": "tag", "metrics": "metric"}
     lines = []
-    for kind, head in heads.items():
-        if not found[kind]:
+    for kind, head in {"params": "parameter", "tags": "tag", "metrics": "metric"}.items():
+        if not differences[kind]:
             lines.append(f"{kind}: no difference")
             continue
-        rows = [[head, one["name"], other["name"], *(["difference"] if kind == "metrics" else [])]]
-        for name, (first, second) in found[kind].items():
-            row = [name, _text(first), _text(second)]
-            if kind == "metrics":
-                row.append(NONE if first is None or second is None else f"{second - first:+.4f}")
-            rows.append(row)
-        lines += aligned(rows, left=1 if kind == "metrics" else 3)
+        are_numbers = kind == "metrics"
+        rows = [[head, one["name"], other["name"], *(["difference"] if are_numbers else [])]]
+        for name, (first, second) in differences[kind].items():
+            rows.append([name, _text(first), _text(second)])
+            if isinstance(first, float) and isinstance(second, float):
+                rows[-1].append(f"{second - first:+.4f}")
+            elif are_numbers:
+                rows[-1].append(NONE)
+        lines += aligned(rows, left=[0] if are_numbers else range(3))
     return lines
 
 
-def as_csv(runs: Sequence[Run]) -> str:
+def as_csv(runs: Iterable[Run]) -> str:
     """A line a run; parameters and metrics under the names that mlflow.search_runs gives them."""
+    runs = list(runs)
     params = sorted({name for run in runs for name in run["params"]})
     metrics = sorted({name for run in runs for name in run["metrics"]})
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
     heads = [*CSV_FACTS, *(f"params.{name}" for name in params), *(f"metrics.{name}" for name in metrics)]
-    writer.writerow([_inert(head) for head in heads])
+    writer.writerow(map(_inert, heads))
     for run in runs:
         texts = [*(run[name] for name in CSV_FACTS), *(run["params"].get(name) for name in params)]
         writer.writerow([*map(_inert, texts), *(run["metrics"].get(name, "") for name in metrics)])
     return sink.getvalue()
 
 
-def aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
-    """Rows of cells as lines: the first `left` columns flush left, numbers flush right, two blanks between."""
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-
-    def line(row: Sequence[str]) -> str:
-        cells = [
-            cell.ljust(w) if at < left else cell.rjust(w)
-            for at, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ]
-        return "  ".join(cells).rstrip()
-
-    return [line(row) for row in rows]
+def aligned(rows: Sequence[Sequence[str]], left: Collection[int]) -> list[str]:
+    """Rows of cells as lines, two blanks between: columns in `left` flush left, the others flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = enumerate(zip(row, widths, strict=True))
+        parts = [cell.ljust(width) if at in left else cell.rjust(width) for at, (cell, width) in cells]
+        lines.append("  ".join(parts).rstrip())
+    return lines
 
 
-def _cells(run: Run, metrics: Mapping[str, str]) -> list[str]:
-    facts = [_text(run[name]) for name in FACTS]
-    params = [run["params"].get(field, NONE) for field in PARAMS.values()]
-    return [*facts, *params, *(_number(logged(run, name)) for name in metrics.values())]
+def _below_headings(groups: Mapping[str, Sequence[Run]], metrics: Mapping[str, str]) -> list[str]:
+    tables = ([heading, *(f"  {line}" for line in table(runs, metrics))] for heading, runs in groups.items())
+    return [line for lines in tables for line in lines]
 
 
-def _by_protocol(lines: Sequence[tuple[Mapping[str, Any], Run]]) -> dict[str, list[Run]]:
-    found: dict[str, list[Run]] = {}
-    for line, run in lines:
-        found.setdefault(_heading(line), []).append(run)
-    return found
+def _heading(of: Best | Front) -> str:
+    scored = f", scored images {of['scored']}" if of["scored"] else ""
+    return f"protocol {of['protocol'] or NONE}{scored}"
 
 
-def _heading(line: Mapping[str, Any]) -> str:
-    scored = f", scored images {line['scored']}" if line["scored"] else ""
-    return f"protocol {line['protocol'] or NONE}{scored}"
-
-
-def _number(value: float) -> str:
-    return NONE if value != value else f"{value:.4f}"
-
-
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return NONE if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def _inert(value: Any) -> Any:
+def _inert(value: object) -> object:
     """A text that no spreadsheet takes for a formula; numbers stay numbers."""
     if not isinstance(value, str) or not value.startswith(FORMULA):
         return value

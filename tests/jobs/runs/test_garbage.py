@@ -12,12 +12,18 @@ from ims3_ray.runs import records
 from ims3_ray.storage.artifacts import Directory, complete, open_storage, read_manifest
 
 A, B, C = (letter * 12 for letter in "abc")
-LATER = garbage.RECENT_S + 60
+LATER = time.time() + garbage.RECENT_S + 3600
 
 
 @pytest.fixture
 def storage(tmp_path):
     return open_storage(str(tmp_path / "runs"))
+
+
+@pytest.fixture(autouse=True)
+def later(monkeypatch):
+    """The hour after: nothing is recent."""
+    monkeypatch.setattr(garbage.time, "time", lambda: LATER)
 
 
 def make(storage, place, size=100, is_complete=True):
@@ -31,8 +37,8 @@ def record(storage, key, *places):
     records.write(storage, f"runs/digits-{key}/run.json", places, key=key, state=records.FINISHED)
 
 
-def unneeded(storage, deleted=None, now=None):
-    found = garbage.survey(storage, deleted, now or time.time() + LATER)
+def unneeded(storage, deleted=()):
+    found = garbage.survey(storage, dict.fromkeys(deleted, 0.0))
     return {entry.place: entry.why for entry in found.unneeded}
 
 
@@ -52,24 +58,17 @@ def test_what_two_runs_need_stays_until_both_are_deleted(storage):
     make(storage, f"latents/{A}")
     record(storage, "k1", f"latents/{A}")
     record(storage, "k2", f"latents/{A}")
-    assert unneeded(storage, {"k1": 0.0}) == {}
-    assert unneeded(storage, {"k1": 0.0, "k2": 0.0}) == {f"latents/{A}": "its runs were deleted in MLflow"}
-    assert unneeded(storage, None) == {}  # MLflow can't be asked
+    assert unneeded(storage, ["k1"]) == {}
+    assert unneeded(storage, ["k1", "k2"]) == {f"latents/{A}": "its runs were deleted in MLflow"}
 
 
 def test_what_no_record_names_is_kept_while_some_of_it_is_recent(storage):
     make(storage, f"latents/{A}")
     make(storage, f"adapter/{B}", is_complete=False)
-    old = time.time() - LATER
-    for path in (
-        f"{storage.path}/latents/{A}",
-        *(f"{storage.path}/latents/{A}/{name}" for name in (storage / f"latents/{A}").files()),
-    ):
-        os.utime(path, (old, old))
-    found = garbage.survey(storage)
+    os.utime(f"{storage.path}/adapter/{B}/part-00000.parquet", (LATER, LATER))
+    found = garbage.survey(storage, {})
     assert found.unneeded == []
     assert any(f"adapter/{B}" in note and "in the making" in note for note in found.notes)
-    assert set(unneeded(storage)) == {f"latents/{A}", f"adapter/{B}"}
 
 
 def test_checkpoints_serve_until_their_adapter_is_complete(storage):
@@ -78,36 +77,32 @@ def test_checkpoints_serve_until_their_adapter_is_complete(storage):
     assert unneeded(storage) == {}
     record(storage, "k", f"adapter/{A}")
     assert unneeded(storage) == {}
-    assert set(unneeded(storage, {"k": 0.0})) == {checkpoints}
+    assert set(unneeded(storage, ["k"])) == {checkpoints}
     make(storage, f"adapter/{A}")
     assert unneeded(storage) == {checkpoints: "its adapter is complete"}
 
 
 def test_caches_records_and_strangers_stay(storage):
-    ours = [f"index/{A}.json", f"index/.{A}.json.0f.tmp", "digits/train/0/1.png", "digits/train.complete",
-            f"unpacked/{A}/a/row-0", f"unpacked/.{A}.complete.0f.tmp", f"embedded/{B}/part", f"pretrain/vae/{A}/values",
-            f"checkpoints/pretrain-vae-{A}/x", "sweeps/k/state", "mlflow.db", "mlartifacts/1/x",
-            "ablations/k/ablation.md"]  # fmt: skip
-    strange = ["notes.txt", "photos/1.png", "latents/mine/1.png", f"latents/{C}", f"candidates/{A}x/1", "index/mine.json",
-               "checkpoints/mine/1", f"old/latents/{A}/1"]  # fmt: skip
+    ours = (
+        f"index/{A}.json index/.{A}.json.0f.tmp digits/train/0/1.png digits/train.complete unpacked/{A}/a/0 "
+        f"unpacked/.{A}.complete.0f.tmp embedded/{B}/part pretrain/vae/{A}/x checkpoints/pretrain-vae-{A}/x "
+        "sweeps/k/state mlflow.db mlartifacts/1/x ablations/k/ablation.md"
+    ).split()
+    strange = (
+        f"notes.txt photos/1.png latents/mine/1.png latents/{C} candidates/{A}x/1 index/mine.json "
+        f"checkpoints/mine/1 old/latents/{A}/1"
+    ).split()
     for name in (*ours, *strange):
         storage.write(name, b"x")
     (storage / "empty").filesystem.create_dir(f"{storage.path}/empty")
-    found = garbage.survey(storage, {}, time.time() + LATER)
+    found = garbage.survey(storage, {})
     assert found.artifacts == []
-    shallow = {"notes.txt", "photos/1.png", "latents/mine", f"latents/{C}", f"candidates/{A}x", "index/mine.json",
-               "checkpoints/mine", "old/latents", "empty"}  # fmt: skip
+    shallow = {"/".join(name.split("/")[:2]) for name in strange} | {"empty"}
     assert {entry.place for entry in found.not_ours} == shallow
     before = set(storage.files())
     everything = [e.place for e in (*found.not_ours, *found.caches, *found.kept)]
-    assert garbage.delete(storage, everything, {}, time.time() + LATER) == []
+    assert garbage.delete(storage, everything, {}) == []
     assert set(storage.files()) == before
-
-
-def test_sizes_are_those_of_the_files(storage):
-    make(storage, f"latents/{A}", size=1000, is_complete=False)
-    (entry,) = garbage.survey(storage).artifacts
-    assert entry.size == 1000
 
 
 def test_delete_looks_again_and_takes_no_more_than_was_agreed_on(storage):
@@ -116,7 +111,7 @@ def test_delete_looks_again_and_takes_no_more_than_was_agreed_on(storage):
     places = list(unneeded(storage))
     record(storage, "started-meanwhile", f"latents/{A}")
     make(storage, f"latents/{C}")
-    gone = garbage.delete(storage, places, {}, time.time() + LATER)
+    gone = garbage.delete(storage, places, {})
     assert [entry.place for entry in gone] == [f"latents/{B}"]
     assert read_manifest(storage / f"latents/{A}")
     assert read_manifest(storage / f"latents/{C}")
@@ -131,7 +126,7 @@ def test_an_artefact_that_is_half_deleted_is_not_complete(storage, monkeypatch):
 
     monkeypatch.setattr(Directory, "delete", stopped)
     with pytest.raises(KeyboardInterrupt):
-        garbage.delete(storage, [f"latents/{A}"], {}, time.time() + LATER)
+        garbage.delete(storage, [f"latents/{A}"], {})
     assert read_manifest(storage / f"latents/{A}") is None
     assert (storage / f"latents/{A}").files()
 
@@ -139,7 +134,7 @@ def test_an_artefact_that_is_half_deleted_is_not_complete(storage, monkeypatch):
 def test_folders_of_runs_without_a_record_are_told(storage):
     storage.write("ablations/digits-k/ablation.json", b"{}")
     record(storage, "k", f"latents/{A}")
-    (note,) = garbage.survey(storage).notes
+    (note,) = garbage.survey(storage, {}).notes
     assert note.startswith("ablations/digits-k has no record")
 
 
@@ -147,19 +142,23 @@ def test_links_end_and_what_they_lead_to_is_never_deleted(tmp_path, storage):
     make(storage, f"latents/{A}")
     make(open_storage(str(tmp_path / "elsewhere")), f"latents/{B}")
     there = tmp_path / "elsewhere" / "latents" / B
-    for place, target in ((f"latents/{A}/up", "../.."), (f"latents/{C}", ".."), ("root", "."), ("gone", "nowhere"),
-                          (f"candidates/{A}", "itself/" + A), (f"latents/{B}", there)):  # fmt: skip
+    links = {
+        f"latents/{A}/up": "../..",
+        f"latents/{C}": "..",
+        "root": ".",
+        "gone": "nowhere",
+        f"candidates/{A}": f"itself/{A}",
+        f"latents/{B}": there,
+    }
+    for place, target in links.items():
         (tmp_path / "runs" / place).parent.mkdir(exist_ok=True)
         os.symlink(target, tmp_path / "runs" / place)
-    found = garbage.survey(storage, {}, time.time() + LATER)
+    found = garbage.survey(storage, {})
     assert {entry.place for entry in found.unneeded} == {f"latents/{A}", f"latents/{B}"}
     assert {entry.place for entry in found.not_ours} == {f"latents/{C}", f"candidates/{A}", "root", "gone"}
-    garbage.delete(storage, [entry.place for entry in found.unneeded], {}, time.time() + LATER)
+    garbage.delete(storage, [entry.place for entry in found.unneeded], {})
     assert not os.path.lexists(f"{storage.path}/latents/{B}")
-    assert {path.name for path in there.iterdir()} == {
-        "manifest.json",
-        "part-00000.parquet",
-    }
+    assert {path.name for path in there.iterdir()} == {"manifest.json", "part-00000.parquet"}
     assert read_manifest(storage / f"latents/{A}") is None
     assert storage.exists("format.json")
 
@@ -172,6 +171,6 @@ def test_any_filesystem_will_do():
     storage.write("notes.txt", b"mine")
     record(storage, "k", f"latents/{A}")
     assert set(unneeded(storage)) == {f"latents/{B}"}
-    garbage.delete(storage, [f"latents/{B}"], {}, time.time() + LATER)
+    garbage.delete(storage, [f"latents/{B}"], {})
     assert {name.split("/")[0] for name in storage.files()} == {"latents", "notes.txt", "runs"}
     assert unneeded(storage) == {}
