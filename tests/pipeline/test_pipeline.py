@@ -186,7 +186,7 @@ def test_the_run_is_in_mlflow_with_parameters_metrics_artefacts_and_data_set(fin
     assert [m.step for m in client.get_metric_history(made.mlflow_run_id, "finetune/diffusion")] == [4, 6]
 
 
-def test_the_run_can_be_reproduced_and_needs_all_that_it_left_but_checkpoints(finished):
+def test_the_run_can_be_reproduced_and_needs_all_that_it_left_but_checkpoints(finished, monkeypatch):
     from mlflow import MlflowClient
 
     from ims3_ray.jobs.runs import garbage
@@ -204,9 +204,9 @@ def test_the_run_can_be_reproduced_and_needs_all_that_it_left_but_checkpoints(fi
     assert command.notes == []
     assert load_config(command.recipe, command.overrides).results() == results
     assert load_config("digits", yaml.safe_load(recipe)).results() == results
-    survey = garbage.survey(
-        open_directory(str(Path(made.distilled).parents[1])), now=time.time() + 2 * garbage.RECENT_S
-    )
+    later = time.time() + 2 * garbage.RECENT_S
+    monkeypatch.setattr(garbage.time, "time", lambda: later)
+    survey = garbage.survey(open_directory(str(Path(made.distilled).parents[1])), {})
     assert {entry.noun for entry in survey.artifacts} == {*garbage.NOUNS, "checkpoints"}
     assert {entry.noun for entry in survey.unneeded} == {"checkpoints"}
     assert survey.not_ours == []
