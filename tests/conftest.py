@@ -1,4 +1,4 @@
-"""What the tests share: shapes checked throughout the package, one Ray cluster, a tiny model and tiny images."""
+"""What the tests share: shapes checked throughout the package, one Ray cluster, a tiny model and images."""
 
 from jaxtyping import install_import_hook
 
@@ -9,65 +9,69 @@ CHECKED = ("data", "evaluation", "models", *(f"method.{name}" for name in METHOD
 install_import_hook([f"ims3_ray.{name}" for name in CHECKED], "typecheck.checker")
 
 import pytest  # noqa: E402
-from tiny import ACTORS, OBJECT_STORE, OTHERS, THREE, tiny_words, write_images  # noqa: E402
+from tiny import ACTORS, CLASSES, OBJECT_STORE, OTHERS, THREE, tiny_words, write_images  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def empty_database():
+    """A new MLflow database is the first one's copy as it was when new: its migrations take two seconds."""
+    import sqlite3
+    import sys
+
+    if "ims3_ray.runs.tracking" not in sys.modules:  # no test here needs MLflow, seconds to import
+        yield
+        return
+    from mlflow.store.db import utils
+
+    migrate, first = utils._initialize_tables, sqlite3.connect(":memory:", check_same_thread=False)
+
+    def initialize(engine):
+        if is_first := not first.execute("select count(*) from sqlite_master").fetchone()[0]:
+            migrate(engine)
+        with engine.begin() as connection:
+            new = connection.connection.driver_connection
+            new.backup(first) if is_first else first.backup(new)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(utils, "_initialize_tables", initialize)
+        yield
 
 
 @pytest.fixture(scope="session")
-def ray_cluster():
-    """One cluster for all tests; logical CPUs = actors + 2, and an object store that no stage's data would
-    fit.
-    """
-    import os
-    import sys
-    from pathlib import Path
+def bucket_server():
+    """An object store on loopback that speaks S3, which the cluster's workers know."""
+    from loopback_store import Store
 
+    return Store()
+
+
+@pytest.fixture(scope="module")
+def store(bucket_server):
+    """The store with one bucket, empty, and this process knows it: gives its variables."""
+    with bucket_server.running():
+        yield bucket_server.variables
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(bucket_server):
+    """One cluster for all; logical CPUs = actors + 2, and an object store that no stage's data would fit."""
     import ray
+    import warm
 
-    from ims3_ray.cluster.machine import num_nodes
-
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    # submitted jobs run the head's python
-    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    ray.init(
-        address="local",
-        num_cpus=ACTORS + 2,
-        object_store_memory=OBJECT_STORE,
-        log_to_driver=False,
-        dashboard_host="127.0.0.1",
-    )
-    assert num_nodes() == 1
+    with pytest.MonkeyPatch.context() as patched, warm.workers():
+        patched.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+        for name, value in bucket_server.variables.items():
+            patched.setenv(name, value)
+        options = {"num_cpus": ACTORS + 2, "object_store_memory": OBJECT_STORE, "dashboard_host": "127.0.0.1"}
+        ray.init(address="local", log_to_driver=False, include_dashboard=False, **options)
     yield ray
     ray.shutdown()
 
 
 @pytest.fixture(scope="session")
 def cluster_environment(ray_cluster):
-    """The variables with which another process joins the cluster, or submits a job to it."""
-    context = ray_cluster.get_runtime_context()
-    return {
-        "RAY_ADDRESS": context.gcs_address,
-        "RAY_API_SERVER_ADDRESS": f"http://{ray_cluster._private.worker.global_worker.node.webui_url}",
-        "RAY_AUTH_MODE": "token",
-    }
-
-
-@pytest.fixture(scope="module")
-def store():
-    """An object store on loopback that speaks S3, with one bucket: the variables with which a process finds
-    it.
-    """
-    from loopback_store import Store
-
-    with Store().running() as running:
-        yield running.variables
-
-
-@pytest.fixture(scope="module")
-def images_in_bucket(store, tiny_images):
-    """The URI of `tiny_images` there."""
-    from loopback_store import upload
-
-    return upload(tiny_images)
+    """The variables with which another process joins the cluster."""
+    return {"RAY_ADDRESS": ray_cluster.get_runtime_context().gcs_address, "RAY_AUTH_MODE": "token"}
 
 
 @pytest.fixture(scope="session")
@@ -99,7 +103,7 @@ def tiny_model(tmp_path_factory):
     draws = generator("tiny-vae")
     for parameter in vae.parameters():
         parameter.data.normal_(0, 0.1, generator=draws)
-    save_pipeline(dit, vae, folder, id2label=["blue", "green", "red"])
+    save_pipeline(dit, vae, folder, id2label=list(CLASSES))
     network = classifiers.build("convnet3", 3, 16, generator("tiny-extractor"), width=8)
     save_extractor(network, folder / "extractor", mean=(0.5,) * 3, deviation=(0.5,) * 3)
     return folder
@@ -133,14 +137,18 @@ def tiny_overrides(tiny_model, tiny_images, tmp_path):
 
 @pytest.fixture(scope="session")
 def finished_run(ray_cluster, tiny_model, tiny_images, tmp_path_factory):
-    """The words, and what came out, of an undisturbed tiny run: one actor a pool, two shards, one Train
-    worker.
-    """
+    """Words and product of an undisturbed tiny run: one actor a pool, one Train worker, two shards."""
     from ims3_ray.config.load import load_config, parse_overrides
-    from ims3_ray.jobs.distill import run as distillation
+    from ims3_ray.jobs.distill.run import run
 
     words = tiny_words(tiny_model, tiny_images, tmp_path_factory.mktemp("finished") / "runs")
-    config = load_config(
-        "digits", parse_overrides([*words, "workers={actors: 1, shards: 2, train_workers: 1}"])
-    )
-    return words, distillation.run(config, lambda line: None)
+    one = "workers={actors: 1, shards: 2, train_workers: 1}"
+    return words, run(load_config("digits", parse_overrides([*words, one])), lambda line: None)
+
+
+@pytest.fixture(scope="session")
+def finished_images(finished_run):
+    """`checksums` of a storage that holds what an undisturbed tiny run makes."""
+    from processes import images
+
+    return [images(finished_run[1].distilled)]

@@ -3,46 +3,36 @@ come.
 """
 
 import json
-from pathlib import Path
 
 import pytest
 from processes import checksums, environment, finished
 from raylets import OBJECT_STORE, free_port, guarded, node, own_address
 
 HEAD = "ray.head.default"  # the name that Ray's provider of nodes on one machine has for it
-COMMANDS = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def resting_cluster(tmp_path):
-    """The variables with which a process joins a head without CPUs that may start three workers of one CPU."""
+    """The variables with which a process joins a head without CPUs; three workers of one CPU may come."""
     port, config = free_port(), tmp_path / "autoscaling.json"
     address = f"{own_address()}:{port}"
     resting = {"resources": {"CPU": 0}, "node_config": {}, "min_workers": 0, "max_workers": 0}
-    worker = {
-        "resources": {"CPU": 1, "object_store_memory": OBJECT_STORE},
-        "node_config": {},
-        "min_workers": 0,
-        "max_workers": 3,
-    }
+    worker = resting | {"resources": {"CPU": 1, "object_store_memory": OBJECT_STORE}, "max_workers": 3}
+    nodes = [f"{who}_{what}" for who in ("head", "worker") for what in ("setup", "start_ray")]
+    provider = {"type": "fake_multinode", "gcs_address": address, "use_node_id_as_ip": True}
     described = {
         "cluster_name": "resting",
         "max_workers": 3,
         "idle_timeout_minutes": 5,
-        "provider": {
-            "type": "fake_multinode",
-            "gcs_address": address,
-            "use_node_id_as_ip": True,
-            "disable_node_updaters": True,  # which would come by SSH
-        },
+        "provider": provider | {"disable_node_updaters": True},  # which would come by SSH
         "available_node_types": {HEAD: resting, "worker": worker},
         "head_node_type": HEAD,
         "auth": {"ssh_user": "nobody"},
-        "docker": {},
-        "file_mounts": {},
+        **{name: {} for name in ("docker", "file_mounts")},
+        **{f"{what}_commands": [] for what in ("initialization", "setup", *nodes)},
         "cluster_synced_files": [],
-    } | {f"{what}_commands": [] for what in COMMANDS}
+    }
     config.write_text(json.dumps(described))
     env = guarded(environment()) | {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
     words = [
@@ -56,8 +46,8 @@ def resting_cluster(tmp_path):
         yield env | {"RAY_ADDRESS": address}
 
 
-def test_a_run_grows_a_cluster_that_has_no_worker(resting_cluster, finished_run, tiny_overrides, tmp_path):
+def test_a_run_grows_a_cluster_that_has_no_worker(resting_cluster, finished_images, tiny_overrides, tmp_path):
     words = [*tiny_overrides, "workers={actors: 2, shards: 2, train_workers: 2, device: cpu}"]
     code, _, err = finished("distill", *words, env=resting_cluster)
     assert code == 0, err
-    assert checksums(tmp_path / "runs") == checksums(Path(finished_run[1].distilled).parents[1]) != []
+    assert checksums(tmp_path / "runs") == finished_images

@@ -1,6 +1,4 @@
-"""The files of `cluster/`: what their own validators accept, and what those do not look at. Nothing here
-reaches a cloud.
-"""
+"""The files of `cluster/`: what their own validators accept, and what those do not look at."""
 
 import json
 import os
@@ -9,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import jsonschema
@@ -18,13 +17,19 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from ims3_ray.cluster.machine import find_machine
 from ims3_ray.config.load import load_config, parse_overrides, recipe_names
+from ims3_ray.config.settings import Workers
+from ims3_ray.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "cluster"
 AWS, RAYJOB, DOCKERFILE = (FOLDER / name for name in ("aws.yaml", "rayjob.yaml", "Dockerfile"))
 FILES = [path for path in FOLDER.iterdir() if path.is_file()]
-SECRETS = r"AKIA|ASIA|SECRET_ACCESS|ACCESS_KEY_ID|SESSION_TOKEN|PRIVATE KEY|\.pem\b|AUTH_TOKEN=|password\s*[:=]|secretKeyRef"
+SECRETS = (
+    r"AKIA|ASIA|SECRET_ACCESS|ACCESS_KEY_ID|SESSION_TOKEN|PRIVATE KEY|\.pem\b|AUTH_TOKEN=|password\s*[:=]"
+    "|secretKeyRef"
+)
 UNITS = {"gb": 10**9, "Gi": 2**30}
 GROWING_CLUSTER = """
 import sys
@@ -75,17 +80,21 @@ def job(documents):
 
 
 @pytest.fixture(scope="module")
-def pods(job):
-    cluster = job["spec"]["rayClusterSpec"]
-    groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
-    templates = {
-        "submitter": job["spec"]["submitterPodTemplate"],
-        "head": cluster["headGroupSpec"]["template"],
-    }
-    return {
-        name: template["spec"]
-        for name, template in (templates | {n: g["template"] for n, g in groups.items()}).items()
-    }
+def cluster(job):
+    return job["spec"]["rayClusterSpec"]
+
+
+@pytest.fixture(scope="module")
+def pods(job, cluster):
+    templates = {group["groupName"]: group["template"] for group in cluster["workerGroupSpecs"]}
+    templates["submitter"] = job["spec"]["submitterPodTemplate"]
+    templates["head"] = cluster["headGroupSpec"]["template"]
+    return {name: template["spec"] for name, template in templates.items()}
+
+
+@pytest.fixture(scope="module")
+def containers(pods):
+    return {name: pod["containers"][0] for name, pod in pods.items()}
 
 
 @pytest.fixture(scope="module")
@@ -114,14 +123,6 @@ def options(aws, role):
     return " ".join(aws["docker"]["run_options"] + aws["docker"][f"{role}_run_options"])
 
 
-def image_tags(aws, pods, docker_lines):
-    return {
-        "aws.yaml": aws["docker"]["image"],
-        **{f"rayjob.yaml, {name}": pod["containers"][0]["image"] for name, pod in pods.items()},
-        "Dockerfile": dict(docker_lines)["FROM"],
-    }
-
-
 def test_ray_accepts_the_aws_file(aws):
     from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -133,9 +134,7 @@ def test_ray_accepts_the_aws_file(aws):
 
 
 def test_starting_the_aws_cluster_opens_nothing_and_makes_no_role(tmp_path, monkeypatch):
-    """What `ray up` does before it starts the head, against a simulated EC2 and IAM with a person's group and
-    profiles.
-    """
+    """As `ray up` does before it starts the head; EC2 and IAM, with a group and profiles, are simulated."""
     import boto3
     from moto import mock_aws
     from ray.autoscaler._private.commands import _bootstrap_config
@@ -155,9 +154,8 @@ def test_starting_the_aws_cluster_opens_nothing_and_makes_no_role(tmp_path, monk
         made = _bootstrap_config(prepare_config(filled), no_config_cache=True)
         assert ec2.describe_security_groups()["SecurityGroups"] == before
         assert not iam.list_roles()["Roles"]
-        assert {
-            n: node["node_config"]["SecurityGroupIds"] for n, node in made["available_node_types"].items()
-        } == {n: [group] for n in filled["available_node_types"]}
+        for node in made["available_node_types"].values():
+            assert node["node_config"]["SecurityGroupIds"] == [group]
     for name in ("gpu_spot", "gpu_on_demand"):  # the declared GPUs are those of the instance type
         resources = made["available_node_types"][name]["resources"]
         assert {"CPU": 16, "GPU": 1, "accelerator_type:L40S": 1}.items() <= resources.items()
@@ -167,14 +165,13 @@ def test_a_person_fills_in_the_first_block_alone(aws):
     first, rest = AWS.read_text().split("\ncluster_name:")
     assert "FILL_IN" in first
     assert "FILL_IN" not in rest
-    assert set(re.findall(r"&(\w+)", first)) == set(re.findall(r"\*(\w+)", rest)) - set(
-        re.findall(r"&(\w+)", rest)
-    )
+    defined, used = (set(re.findall(rf"{mark}(\w+)", rest)) for mark in (r"&", r"\*"))
+    assert set(re.findall(r"&(\w+)", first)) == used - defined
     for name in aws["metadata"]:
         assert re.search(rf"^  {name}: &{name} ", first, flags=re.M), name
 
 
-def test_nothing_is_open_to_the_world(aws, job):
+def test_nothing_is_open_to_the_world(aws, cluster):
     for path in FILES:
         assert not re.search(r"0\.0\.0\.0|::/0", path.read_text()), path.name
     for name, node in aws["available_node_types"].items():
@@ -184,33 +181,30 @@ def test_nothing_is_open_to_the_world(aws, job):
     assert option(start_command(aws, "head"), "--dashboard-host") == "127.0.0.1"
     (server,) = (line for line in aws["head_start_ray_commands"] if "mlflow server" in line)
     assert option(server, "--host") == "127.0.0.1"
-    assert job["spec"]["rayClusterSpec"]["headGroupSpec"]["serviceType"] == "ClusterIP"
+    assert cluster["headGroupSpec"]["serviceType"] == "ClusterIP"
 
 
-def test_jobs_find_the_mlflow_server(aws, pods):
+def test_jobs_find_the_mlflow_server(aws, containers):
     (server,) = (line for line in aws["head_start_ray_commands"] if "mlflow server" in line)
     assert f"MLFLOW_TRACKING_URI=http://127.0.0.1:{option(server, '--port')}" in options(aws, "head").split()
-    assert "MLFLOW_TRACKING_URI" in {variable["name"] for variable in pods["head"]["containers"][0]["env"]}
+    assert "MLFLOW_TRACKING_URI" in {variable["name"] for variable in containers["head"]["env"]}
 
 
-def test_every_process_asks_for_the_token(aws, job, pods):
+def test_every_process_asks_for_the_token(aws, cluster, containers):
     (folder,) = aws["file_mounts"]
     for role in ("head", "worker"):
-        assert {"RAY_AUTH_MODE=token", f"RAY_AUTH_TOKEN_PATH={folder}/auth_token"} <= set(
-            options(aws, role).split()
-        )
-    assert job["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+        asked = {"RAY_AUTH_MODE=token", f"RAY_AUTH_TOKEN_PATH={folder}/auth_token"}
+        assert asked <= set(options(aws, role).split())
+    assert cluster["authOptions"] == {"mode": "token"}
     for name in ("head", "gpu"):
-        assert {"name": "RAY_AUTH_MODE", "value": "token"} in pods[name]["containers"][0]["env"]
+        assert {"name": "RAY_AUTH_MODE", "value": "token"} in containers[name]["env"]
 
 
-def test_no_worker_until_there_is_work(aws, workers, job):
+def test_no_worker_until_there_is_work(aws, workers, job, cluster):
     assert workers
-    assert all(
-        node["min_workers"] == 0 < node["max_workers"] <= aws["max_workers"] for node in workers.values()
-    )
+    for node in workers.values():
+        assert node["min_workers"] == 0 < node["max_workers"] <= aws["max_workers"]
     assert aws["available_node_types"][aws["head_node_type"]]["resources"] == {"CPU": 0}
-    cluster = job["spec"]["rayClusterSpec"]
     assert cluster["enableInTreeAutoscaling"]
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     for group in cluster["workerGroupSpecs"]:
@@ -220,18 +214,15 @@ def test_no_worker_until_there_is_work(aws, workers, job):
 
 
 def test_spot_is_tried_before_on_demand(workers):
-    market = {name: "InstanceMarketOptions" in node["node_config"] for name, node in workers.items()}
-    spot, on_demand = (
-        [workers[name] for name in workers if market[name] is is_spot] for is_spot in (True, False)
-    )
-    assert min(node["priority"] for node in spot) > max(node["priority"] for node in on_demand)
+    priorities = {True: [], False: []}
+    for node in workers.values():
+        priorities["InstanceMarketOptions" in node["node_config"]].append(node["priority"])
+    assert min(priorities[True]) > max(priorities[False])
 
 
 def test_resources_are_whole_numbers(aws):
-    amounts = [
-        amount for node in aws["available_node_types"].values() for amount in node["resources"].values()
-    ]
-    assert {type(amount) for amount in amounts} == {int}
+    nodes = aws["available_node_types"].values()
+    assert {type(amount) for node in nodes for amount in node["resources"].values()} == {int}
 
 
 def test_buckets_are_opened_by_roles_and_no_key_is_here(aws, documents, pods):
@@ -239,31 +230,22 @@ def test_buckets_are_opened_by_roles_and_no_key_is_here(aws, documents, pods):
         assert node["node_config"]["IamInstanceProfile"], name
         assert node["node_config"]["MetadataOptions"]["HttpTokens"] == "required", name
     assert list(aws["file_mounts"]) == ["/home/ray/token"]
-    accounts = {
-        document["metadata"]["name"]: document
-        for document in documents
-        if document["kind"] == "ServiceAccount"
-    }
+    accounts = {d["metadata"]["name"]: d["metadata"] for d in documents if d["kind"] == "ServiceAccount"}
     for name in ("head", "gpu"):
-        assert accounts[pods[name]["serviceAccountName"]]["metadata"]["annotations"][
-            "eks.amazonaws.com/role-arn"
-        ]
+        assert accounts[pods[name]["serviceAccountName"]]["annotations"]["eks.amazonaws.com/role-arn"]
     # the head's may delete pods
     assert pods["head"]["serviceAccountName"] != pods["gpu"]["serviceAccountName"]
     for path in FILES:
         assert not re.search(SECRETS, path.read_text()), path.name
 
 
-def test_one_ray_one_python_one_image(aws, job, pods, docker_lines):
-    images = image_tags(aws, pods, docker_lines)
-    (tag,) = {image.rpartition(":")[2] for image in images.values()}
-    assert images["Dockerfile"] == f"rayproject/ray:{tag}"
-    assert len({i for n, i in images.items() if n != "Dockerfile"}) == 1
+def test_one_ray_one_python_one_image(aws, cluster, containers, docker_lines):
+    (image,) = {aws["docker"]["image"], *(container["image"] for container in containers.values())}
+    tag = image.rpartition(":")[2]
+    assert dict(docker_lines)["FROM"] == f"rayproject/ray:{tag}"
     version, python, device = tag.split("-")
-    assert version == ray.__version__ == job["spec"]["rayClusterSpec"]["rayVersion"]
+    assert version == ray.__version__ == cluster["rayVersion"]
     assert device == "gpu"
-
-    import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     (allowed,) = (r.specifier for r in map(Requirement, project["dependencies"]) if r.name == "ray")
@@ -273,24 +255,19 @@ def test_one_ray_one_python_one_image(aws, job, pods, docker_lines):
     assert f"ray=={version}" in shlex.split(install)
 
 
-def test_shared_memory_holds_the_object_store(aws, job, pods):
+def test_shared_memory_holds_the_object_store(aws, cluster, pods, containers):
     for role in ("head", "worker"):
         store = int(option(start_command(aws, role), "--object-store-memory"))
         assert store < size(option(options(aws, role), "--shm-size")), role
-    cluster = job["spec"]["rayClusterSpec"]
     for name, group in {"head": cluster["headGroupSpec"], "gpu": cluster["workerGroupSpecs"][0]}.items():
-        (volume,), (container,) = pods[name]["volumes"], pods[name]["containers"]
+        (volume,), container = pods[name]["volumes"], containers[name]
         assert {"name": volume["name"], "mountPath": "/dev/shm"} in container["volumeMounts"]
         assert volume["emptyDir"]["medium"] == "Memory"
-        room = size(volume["emptyDir"]["sizeLimit"])
-        assert (
-            int(group["rayStartParams"]["object-store-memory"])
-            < room
-            < size(container["resources"]["limits"]["memory"])
-        )
+        store, room = group["rayStartParams"]["object-store-memory"], size(volume["emptyDir"]["sizeLimit"])
+        assert int(store) < room < size(container["resources"]["limits"]["memory"])
 
 
-def test_the_entrypoint_is_a_run_of_this_project(job, docker_lines):
+def test_the_entrypoint_is_a_run_of_this_project(job, cluster, docker_lines):
     (home,) = (rest for name, rest in docker_lines if name == "WORKDIR")
     words = shlex.split(job["spec"]["entrypoint"])
     assert " ".join(words) == job["spec"]["entrypoint"]
@@ -302,7 +279,7 @@ def test_the_entrypoint_is_a_run_of_this_project(job, docker_lines):
     recipe = words[words.index("--recipe") + 1]
     assert recipe in recipe_names()
     config = load_config(recipe, parse_overrides(words[words.index(recipe) + 1 :]))
-    most = sum(group["maxReplicas"] for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"])
+    most = sum(group["maxReplicas"] for group in cluster["workerGroupSpecs"])
     assert 0 < config.workers.gpus <= most
     assert all(place.startswith("s3://") for place in (config.storage, config.data.train, config.data.test))
 
@@ -315,22 +292,17 @@ def test_the_rayjob_has_kuberays_fields_alone(job):
     assert not validator.is_valid(job | {"spec": job["spec"] | {"entryPoint": "true"}})
 
 
-def test_pods_are_not_root_and_say_what_they_take(job, pods):
+def test_pods_are_not_root_and_say_what_they_take(cluster, pods, containers):
+    guarded = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     for name, pod in pods.items():
-        context, (container,) = pod["securityContext"], pod["containers"]
+        context, resources = pod["securityContext"], containers[name]["resources"]
         assert context["runAsNonRoot"]
         assert context["runAsUser"] > 0
         assert context["seccompProfile"]["type"] == "RuntimeDefault"
-        assert container["securityContext"] == {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-        }, name
-        assert {"cpu", "memory"} <= set(container["resources"]["requests"]) & set(
-            container["resources"]["limits"]
-        ), name
-        assert container["resources"]["limits"].get("nvidia.com/gpu", 0) == (name == "gpu")
-    autoscaler = job["spec"]["rayClusterSpec"]["autoscalerOptions"]
-    assert autoscaler["securityContext"] == pods["head"]["containers"][0]["securityContext"]
+        assert containers[name]["securityContext"] == guarded, name
+        assert {"cpu", "memory"} <= set(resources["requests"]) & set(resources["limits"]), name
+        assert resources["limits"].get("nvidia.com/gpu", 0) == (name == "gpu")
+    assert cluster["autoscalerOptions"]["securityContext"] == guarded
 
 
 def test_the_image_holds_what_is_run_and_is_not_root(docker_lines):
@@ -349,19 +321,17 @@ def test_the_image_holds_what_is_run_and_is_not_root(docker_lines):
     assert {line[1:] for line in ignored if line.startswith("!")} == set(sources)
 
 
-@pytest.mark.parametrize("number", [2, 3])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "end"), [(2, "cuda 2\n"), (3, "workers.gpus: the cluster has 2 of 3 free after 20 s\n")]
+)
 def test_a_run_begins_once_the_gpus_that_it_names_are_there_and_says_so_where_they_do_not_come(
-    number, tmp_path
+    number, end, tmp_path
 ):
     (tmp_path / "auth_token").write_text("ab" * 32 + "\n")  # as the README's command writes it
     env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": f"{tmp_path}/auth_token"}
-    pipes = {
-        "env": env,
-        "stdin": subprocess.PIPE,
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.DEVNULL,
-        "text": True,
-    }
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    pipes |= {"env": env, "text": True}
     with subprocess.Popen([sys.executable, "-c", GROWING_CLUSTER], **pipes) as nodes:
         env["RAY_ADDRESS"] = next(line for line in nodes.stdout if line.startswith("at ")).split()[1]
         waiting = subprocess.Popen([sys.executable, "-c", WAITING.format(number=number)], **pipes)
@@ -370,10 +340,13 @@ def test_a_run_begins_once_the_gpus_that_it_names_are_there_and_says_so_where_th
             assert waiting.poll() is None
             nodes.stdin.write("one more\n")
             nodes.stdin.flush()
-            said = waiting.communicate(timeout=90)[0]
-            assert said == (
-                "cuda 2\n" if number == 2 else "workers.gpus: the cluster has 2 of 3 free after 20 s\n"
-            )
+            assert waiting.communicate(timeout=90)[0] == end
         finally:
             waiting.kill()
             nodes.stdin.close()
+
+
+def test_gpus_that_do_not_come_are_said_with_what_there_is(ray_cluster):
+    number = int(ray_cluster.cluster_resources().get("GPU", 0)) + 1
+    with pytest.raises(InputError, match=f"^workers.gpus: the cluster has .* of {number} free after 0.2 s"):
+        find_machine(Workers(gpus=number, wait_s=0.2))

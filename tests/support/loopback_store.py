@@ -3,26 +3,20 @@
 import contextlib
 import threading
 
+from raylets import free_port
+from tiny import tiny_words
+
 BUCKET = "bucket"
 SECRET = "no-secret-at-all"
 
 
 class Store:
-    """The server, and the variables with which a process finds it."""
+    """A server, and the variables with which a process finds it."""
 
     def __init__(self):
-        from moto.server import DomainDispatcherApplication, create_backend_app
-        from werkzeug.serving import WSGIRequestHandler, make_server
-
-        class Silent(WSGIRequestHandler):
-            def log(self, *_):
-                pass
-
-        self.is_away, self.refused = False, 0
-        self._moto = DomainDispatcherApplication(create_backend_app)
-        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=Silent)
+        self.is_away, self.refused, self._port = False, 0, free_port()
         self.variables = {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._server.port}",
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._port}",
             "AWS_REGION": "us-east-1",
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_ACCESS_KEY_ID": "testing",
@@ -39,31 +33,39 @@ class Store:
 
     @contextlib.contextmanager
     def running(self):
-        """Serves inside the block, with a bucket, and with the variables set in this process."""
+        """Serves inside the block, with an empty bucket, and with the variables set in this process."""
+        import boto3
         import pytest
         from moto.s3.models import s3_backends
+        from moto.server import DomainDispatcherApplication, create_backend_app
+        from werkzeug.serving import WSGIRequestHandler, make_server
+
+        class Silent(WSGIRequestHandler):
+            def log(self, *_): ...
 
         for account in s3_backends.values():  # which the process has once, whatever servers there are
             account.reset()
-        thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            with pytest.MonkeyPatch.context() as patched:
-                for name, value in self.variables.items():
-                    patched.setenv(name, value)
-                import boto3
-
-                boto3.client("s3").create_bucket(Bucket=BUCKET)
+        self._moto = DomainDispatcherApplication(create_backend_app)
+        options = {"threaded": True, "request_handler": Silent}
+        with (
+            make_server("127.0.0.1", self._port, self._answer, **options) as server,
+            pytest.MonkeyPatch.context() as patched,
+        ):
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            for name, value in self.variables.items():
+                patched.setenv(name, value)
+            boto3.client("s3").create_bucket(Bucket=BUCKET)
+            try:
                 yield self
-        finally:
-            self._server.shutdown()
+            finally:
+                server.shutdown()
 
 
-def upload(images):
-    """Class folders of this machine, as `images` in the bucket; gives their URI."""
+def in_bucket(model, images):
+    """Uploads class folders; gives the words of a tiny run that has them, and its storage, in the bucket."""
     from ims3_ray.storage.artifacts import open_directory
 
     place = open_directory(f"s3://{BUCKET}/images")
     for path in sorted(images.rglob("*.png")):
         place.write(str(path.relative_to(images)), path.read_bytes())
-    return place.uri
+    return tiny_words(model, place.uri, f"s3://{BUCKET}/runs")

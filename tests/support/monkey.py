@@ -19,20 +19,22 @@ import psutil
 from raylets import guarded
 
 HERE = Path(__file__).parent
-DATA, TRAIN, SELECTION, EVALUATION, NODE, DRIVER = KINDS = (
-    "Ray Data worker", "Train worker", "selection actor", "evaluation task", "node", "driver",
-)  # fmt: skip
-TITLES = {
-    DATA: "ray::MapWorker",
-    TRAIN: "ray::RayTrainWorker",
-    SELECTION: "ray::ShardActor",
-    EVALUATION: "ray::score_in_looks",
-}
 STAGES = ("encode", "invert", "finetune", "embed", "sample", "select", "export", "evaluate", "report")
-STAGES_OF = {
-    DATA: ("encode", "invert", "embed", "sample"), TRAIN: ("finetune",), SELECTION: ("select",), EVALUATION: ("evaluate",),
-    NODE: STAGES, DRIVER: STAGES,
-}  # fmt: skip
+NODE, DRIVER = "node", "driver"
+TITLES = {  # of processes
+    "Ray Data worker": "ray::MapWorker",
+    "Train worker": "ray::RayTrainWorker",
+    "selection actor": "ray::ShardActor",
+    "evaluation task": "ray::score_in_looks",
+}
+KINDS = (*TITLES, NODE, DRIVER)
+STAGES_OF = dict(
+    zip(
+        TITLES,
+        (("encode", "invert", "embed", "sample"), ("finetune",), ("select",), ("evaluate",)),
+        strict=True,
+    )
+)
 POLL_S = 0.02
 
 
@@ -49,7 +51,7 @@ class Fault:
 def faults(kind: str, count: int, seed: int, longest: float) -> list[Fault]:
     """`count` faults of a kind, spread evenly over the stages where there are such processes."""
     draws = np.random.default_rng([seed, KINDS.index(kind)])
-    stages = STAGES_OF[kind]
+    stages = STAGES_OF.get(kind, STAGES)
     return [
         Fault(kind, stages[i % len(stages)], longest * draws.random() ** 2, draws.random())
         for i in range(count)
@@ -79,8 +81,8 @@ class Nodes:
         while not line.startswith("{"):
             line = self._process.stdout.readline()
             assert line, "the cluster ended"
-        told = json.loads(line)
-        self.address, self.raylets = told["address"], told["nodes"]
+        answer = json.loads(line)
+        self.address, self.raylets = answer["address"], answer["nodes"]
 
     def tell(self, words: str) -> None:
         self._process.stdin.write(words + "\n")
@@ -93,15 +95,15 @@ class Nodes:
             self.tell("join")
 
     def workers(self, title: str = "ray::", within: int | None = None) -> list[psutil.Process]:
-        """The cluster's worker processes whose title begins so and that have work, of one raylet or of all."""
-        found = []
+        """Processes whose title begins so and that have work, of one raylet or of the whole cluster."""
+        busy = []
         with contextlib.suppress(psutil.NoSuchProcess):
             for process in psutil.Process(within or self._process.pid).children(recursive=True):
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    words = process.cmdline()
-                    if words and words[0].startswith(title) and not words[0].startswith("ray::IDLE"):
-                        found.append(process)
-        return sorted(found, key=lambda process: process.pid)
+                    name = "".join(process.cmdline()[:1])
+                    if name.startswith(title) and not name.startswith("ray::IDLE"):
+                        busy.append(process)
+        return sorted(busy, key=lambda process: process.pid)
 
     def lose(self, draw: float) -> str:
         """Take away a node, one that has work where any has."""
@@ -170,13 +172,13 @@ def _kill(
         if since is None or not targets or time.monotonic() - since < fault.delay:
             continue
         if fault.kind == NODE:
-            told = nodes.lose(fault.draw)
+            victim = nodes.lose(fault.draw)
         else:
             target = _drawn(targets, fault.draw)
             with contextlib.suppress(psutil.NoSuchProcess):
                 os.kill(target.pid, signal.SIGKILL)
-            told = fault.kind
-        outcome.killed.append(f"{told} in {fault.stage} after {fault.delay:.2f} s")
+            victim = fault.kind
+        outcome.killed.append(f"{victim} in {fault.stage} after {fault.delay:.2f} s")
         left, since = left[1:], None
         if fault.kind == DRIVER:
             process.wait()

@@ -34,8 +34,14 @@ def finished(name, *words, **options):
     return process.returncode, out, err
 
 
+def images(distilled):
+    """Path and checksum of each image of a distilled set, wherever it lies."""
+    entries = open_directory(str(distilled)).read_json("manifest.json")["images"]
+    assert entries
+    return [(entry["path"], entry["sha256"]) for entry in entries]
+
+
 def checksums(storage):
-    """Path and checksum of each image of each distilled set in a storage, wherever it lies."""
-    sets = open_directory(str(storage)) / "distilled"
-    manifests = [sets.read_json(name) for name in sets.files() if name.endswith("/manifest.json")]
-    return [[(image["path"], image["sha256"]) for image in manifest["images"]] for manifest in manifests]
+    """`images` of each distilled set in a storage."""
+    sets = open_directory(f"{storage}/distilled")
+    return [images(sets / name.split("/")[0]) for name in sets.files() if name.endswith("/manifest.json")]

@@ -16,7 +16,8 @@ OBJECT_STORE = 80 * 2**20  # bytes a node
 STARTED_S = 120
 RAY = Path(sys.executable).parent / "ray"
 OWN_DISK = (  # words: a folder to see still, a folder to find empty, a command
-    'mount --bind "$0" /mnt && mount -t tmpfs tmpfs "$1" && mkdir -p "$0" && mount --bind /mnt "$0" && shift && exec "$@"'
+    'mount --bind "$0" /mnt && mount -t tmpfs tmpfs "$1" && mkdir -p "$0" && mount --bind /mnt "$0" '
+    '&& shift && exec "$@"'
 )
 
 
@@ -55,7 +56,7 @@ def node(
         until = time.monotonic() + STARTED_S
         # two that start at the same time disturb each other
         while "Ray runtime started" not in log.read_text():
-            assert started.poll() is None and time.monotonic() < until, log.read_text()[-2000:]
+            assert (started.poll(), time.monotonic() < until) == (None, True), log.read_text()[-2000:]
             time.sleep(0.2)
         yield
         assert started.poll() is None, log.read_text()[-2000:]

@@ -5,6 +5,7 @@ from PIL import Image
 
 ACTORS = 3
 OBJECT_STORE = 80 * 2**20  # bytes
+CLASSES = ("blue", "green", "red")
 THREE = ("n02086240", "n02087394", "n02088364")  # of ImageWoof, labels 155, 159, 162
 OTHERS = ("n01440764", "n01443537")
 TINY = [  # the digits' path on three classes of 16-pixel images, in seconds
@@ -29,7 +30,7 @@ TINY = [  # the digits' path on three classes of 16-pixel images, in seconds
 ]
 
 
-def write_images(folder, per_class, seed, classes=("blue", "green", "red")):
+def write_images(folder, per_class, seed, classes=CLASSES):
     """Class folders of coloured noise, 20 pixels a side: each class has a tint of its own."""
     draws = np.random.default_rng(seed)
     for place, name in enumerate(classes):
@@ -43,8 +44,6 @@ def write_images(folder, per_class, seed, classes=("blue", "green", "red")):
 
 def tiny_words(model, images, storage):
     """The command-line overrides of a tiny run."""
-    places = {
-        "data.train": images / "train", "data.test": images / "test", "model.path": model, "embed.extractor": model,
-        "storage": storage,
-    }  # fmt: skip
+    places = {"model.path": model, "embed.extractor": model, "storage": storage}
+    places |= {f"data.{split}": f"{images}/{split}" for split in ("train", "test")}
     return [*TINY, *(f"{field}={place}" for field, place in places.items())]
