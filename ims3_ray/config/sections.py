@@ -5,7 +5,7 @@ A field's `description` is what `--help` and docs/configuration.md say of it (de
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from .base import Arithmetic, BatchSize, Compile, Count, Licence, Section, Share, Weight
 
@@ -212,6 +212,11 @@ class Sample(Section):
     batch_size: BatchSize = _rows(25, 256)
 
 
+# What select's fingerprint and a run's stored settings state beside its fields, so that they keep their keys:
+# separation is measured between the selected subgroups, of all classes. A recipe may state both too.
+SETTLED: dict[str, object] = {"partners": "selected", "neighbours": None}
+
+
 class Select(Section):
     """S³: which candidates stand for their class."""
 
@@ -221,9 +226,6 @@ class Select(Section):
     normalization: Literal["per_class", "none"] = Field(
         "per_class", description="whether separation is divided by the number of other classes"
     )
-    partners: Literal["selected", "pool"] = Field(
-        "selected", description="whose distances separate: the other classes' selections, or their pools"
-    )
     subgroups: Count | None = Field(
         None, description="choose among a class's first so many, with 1 among nothing; null: all"
     )
@@ -232,11 +234,7 @@ class Select(Section):
         description="exact: branch and bound, up to 2,000 subgroups; auto: exact up to 200, then rounds",
     )
     restarts: int = Field(8, ge=0, description="further starts of the rounds, each from a random selection")
-    neighbours: Count | None = Field(
-        None,
-        description="rounds score so many nearest classes one by one, the far ones by their mean; null: all",
-    )
-    certify: Literal["auto", "none", "half_pair", "handshake", "trws"] = Field(
+    certify: Literal["auto", "none", "handshake", "trws"] = Field(
         "auto", description="method that gives the lower bound"
     )
     unit: Literal["subgroup", "image"] = Field(
@@ -259,6 +257,20 @@ class Select(Section):
     )
     memory: float = Field(2.5, gt=0, description="GB an actor may take: more shards where they need more")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_settled(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        for name, only in SETTLED.items():
+            if value.get(name, only) != only:
+                raise ValueError(f"select.{name}: is no field any more, got {value[name]!r}; leave it out")
+        return {name: given for name, given in value.items() if name not in SETTLED}
+
+    @model_serializer(mode="wrap")
+    def _state_settled(self, fields: SerializerFunctionWrapHandler) -> dict[str, object]:
+        return fields(self) | SETTLED
+
     @model_validator(mode="after")
     def _belong_together(self) -> "Select":
         of_images = self.unit == "image"
@@ -266,9 +278,6 @@ class Select(Section):
             (self.coverage and not of_images, f"coverage: {self.coverage} needs select.unit=image"),
             (self.exclude_copies and not of_images, "exclude_copies: needs select.unit=image"),
             (of_images and self.solver == "exact", "solver: exact needs select.unit=subgroup"),
-            (of_images and self.partners == "pool", "partners: pool needs select.unit=subgroup"),
-            (self.neighbours and self.solver == "exact", "neighbours: needs select.solver=auto or rounds"),
-            (self.neighbours and self.partners == "pool", "neighbours: needs select.partners=selected"),
         )
         for is_broken, rule in rules:
             if is_broken:

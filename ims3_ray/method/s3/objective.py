@@ -1,5 +1,4 @@
-"""Selective Subgroup Sampling (S³): one subgroup per class, close to its real class and far from the other
-choices.
+"""Selective Subgroup Sampling (S³): one subgroup a class, close to its real class, far from other choices.
 
 | here | paper | meaning |
 |---|---|---|
@@ -11,53 +10,42 @@ choices.
 
     L(g) = α Σ_i log(d(c_{i,g_i}, r_i) + ε) - w Σ_{i<j} log(d(c_{i,g_i}, c_{j,g_j}) + ε)          (Eq. 8-11)
 
-`selection_shard.py` scores candidates, `selection_rounds.py` minimises L, `certificate.py` bounds it from
-below.
+`shard` scores candidates, `rounds` and `walk` minimise L, `proof` bounds it from below.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Float, Float32, Float64, Int
 
-# a cosine distance below this is the rounding of float32 features: the two centroids coincide
-COINCIDENT = 2.0**-20
+Pools = Sequence[Float[np.ndarray, "_ _"]]  # candidates (G_i, D) of each class
+Centroids = Float[np.ndarray, "C D"]
+Choice = Int[np.ndarray, " C"]
+
+COINCIDENT = 2.0**-20  # a cosine distance below is the rounding of float32 features: the centroids coincide
 BLOCK = 1024  # classes a block of a distance matrix
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The weights and variants of L. `partners` "pool" measures the distance to all candidates of the other
-    classes.
-    """
+    """The weights of L; `coverage` is κ, where single images are chosen."""
 
     alpha: float
     beta: float
     epsilon: float = 0.0
     normalization: Literal["per_class", "none"] = "per_class"
-    partners: Literal["selected", "pool"] = "selected"
-
-    def __post_init__(self):
-        for name in ("alpha", "beta", "epsilon"):
-            value = getattr(self, name)
-            if not (np.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be a finite number of at least 0, not {value}")
-        for name, choices in (("normalization", ("per_class", "none")), ("partners", ("selected", "pool"))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
+    coverage: float = 0.0
 
     def pair_weight(self, num_classes: int) -> float:
-        """w: 2β/(C-1), so that both terms grow alike with the number of classes, or β as in the published
-        code.
-        """
+        """w: 2β/(C-1), so that both terms grow alike with the classes, or β as in the published code."""
         if num_classes < 2:
             return 0.0
         return self.beta if self.normalization == "none" else 2 * self.beta / (num_classes - 1)
 
     def tolerance(self, num_classes: int) -> float:
-        """The least gain that counts: a millionth of one class's weights, above the rounding of float32
-        products.
-        """
+        """The least gain that counts: a millionth of a class's weights, above the rounding of float32."""
         return 1e-6 * (self.alpha + self.pair_weight(num_classes) * max(num_classes - 1, 0))
 
 
@@ -65,8 +53,7 @@ class Objective:
 class Terms:
     """L and its two sums of logarithms: total = α · attraction - w · separation.
 
-    `coverage` is a sum over the classes of the share of real images that the chosen ones cover:
-    selection_images.py.
+    `coverage` sums over the classes the share of real images that the chosen ones cover: see single_images.
     """
 
     attraction: float
@@ -79,15 +66,14 @@ class Terms:
 class Selection:
     """A choice of subgroups, its objective, and how far from the best one it can be."""
 
-    choice: np.ndarray  # (C,) int64; (C, K) where images are chosen
+    choice: Int[np.ndarray, "C ..."]  # (C, K) where images are chosen
     terms: Terms
     start: float  # the objective of the closest-to-real choice
-    lower_bound: float | None  # no choice has a smaller objective; None: not computed
-    certificate: str  # what gave the bound
     solver: str
     rounds: int  # of the best start
-    best_start: int  # 0: closest to real; r: the r-th restart
-    settings: dict = field(default_factory=dict)
+    best_start: int = 0  # 0: closest to real; r: the r-th restart
+    lower_bound: float | None = None  # no choice has a smaller objective; None: not computed
+    certificate: str = "none"  # what gave the bound
 
     @property
     def objective(self) -> float:
@@ -110,26 +96,29 @@ class Selection:
         return 0.0 if not missed else missed / gain if gain > 0 else None
 
 
-def evaluate(choice, candidates, real, objective: Objective) -> Terms:
-    """L of `choice` (C,) by its definition, in double precision.
+def evaluate(choice: Choice, candidates: Pools, real: Centroids, objective: Objective) -> Terms:
+    """L of `choice` by its definition, in double precision.
 
-    Raises ValueError where ε is 0 and two of the centroids coincide.
+    Raises CoincidentError where ε is 0 and two of the centroids coincide.
     """
-    chosen = np.stack([candidates[i][g] for i, g in enumerate(choice)]).astype(np.float64)
-    num_classes, ids = len(chosen), np.arange(len(chosen))
-    distances = 1 - np.einsum("cd,cd->c", chosen, np.asarray(real, dtype=np.float64))
-    refuse_coincident(distances[:, None], ids, None, objective.epsilon)
-    attraction = float(np.log(np.maximum(distances, 0) + objective.epsilon).sum())
-    if objective.partners == "pool":
-        separation = _pool_separation(chosen, candidates, objective.epsilon)
-    else:
-        separation = pair_separation(chosen, objective.epsilon)
-    total = objective.alpha * attraction - objective.pair_weight(num_classes) * separation
+    chosen = np.stack([pool[g] for pool, g in zip(candidates, choice, strict=True)]).astype(np.float64)
+    distances = 1 - np.einsum("cd,cd->c", chosen, real.astype(np.float64))
+    attraction = float(own_logs(distances, np.arange(len(chosen)), objective.epsilon).sum())
+    separation = pair_separation(chosen, objective.epsilon)
+    total = objective.alpha * attraction - objective.pair_weight(len(chosen)) * separation
     return Terms(attraction, separation, total)
 
 
-def pair_separation(chosen: np.ndarray, epsilon: float) -> float:
-    """Σ_{i<j} log(d_ij + ε) of centroids (C, D), in double precision, by blocks of rows."""
+def own_logs(
+    distances: Float64[np.ndarray, " R"], classes: Int[np.ndarray, " R"], epsilon: float
+) -> Float64[np.ndarray, " R"]:
+    """log(d + ε) of distances to the real centroids of `classes`; raises CoincidentError as log_distances."""
+    refuse_coincident(distances[:, None], classes, None, epsilon)
+    return np.log(np.maximum(distances, 0) + epsilon)
+
+
+def pair_separation(chosen: Centroids, epsilon: float) -> float:
+    """Σ_{i<j} log(d_ij + ε) of centroids, in double precision, by blocks of rows."""
     chosen, ids, total = chosen.astype(np.float64), np.arange(len(chosen)), 0.0
     for start in range(0, len(chosen), BLOCK):
         rows, others = slice(start, start + BLOCK), slice(start, None)
@@ -138,21 +127,16 @@ def pair_separation(chosen: np.ndarray, epsilon: float) -> float:
     return total
 
 
-def _pool_separation(chosen, candidates, epsilon) -> float:
-    """½ Σ_i Σ_{j≠i} mean_h log(d(c_{i,g_i}, c_{j,h}) + ε): each class against the average candidate of the
-    others.
-    """
-    ids, total = np.arange(len(chosen)), 0.0
-    for j, pool in enumerate(candidates):
-        logs = log_distances(chosen, pool.astype(np.float64), ids, np.full(len(pool), j), epsilon)
-        total += 0.5 * float(logs.mean(axis=1).sum())
-    return total
+def log_distances(
+    rows: Float[np.ndarray, "R D"],
+    columns: Float[np.ndarray, "N D"],
+    row_classes: Int[np.ndarray, " R"],
+    column_classes: Int[np.ndarray, " N"],
+    epsilon: float,
+) -> Float[np.ndarray, "R N"]:
+    """log(d + ε) of every row to every column, in their own precision; 0 within a class.
 
-
-def log_distances(rows, columns, row_classes, column_classes, epsilon) -> np.ndarray:
-    """log(d + ε) of every row (R, D) to every column (N, D), in their own precision; 0 within a class.
-
-    `column_classes` (N,) ascends. Raises ValueError where ε is 0 and a row coincides with a column of another
+    `column_classes` ascends. Raises CoincidentError where ε is 0 and a row coincides with a column of another
     class.
     """
     first = np.searchsorted(column_classes, row_classes, side="left")
@@ -171,8 +155,13 @@ def log_distances(rows, columns, row_classes, column_classes, epsilon) -> np.nda
     return table
 
 
-def refuse_coincident(distances, row_classes, column_classes, epsilon) -> None:
-    """Raise CoincidentError where ε is 0 and a distance (R, N) is nothing but rounding.
+def refuse_coincident(
+    distances: Float[np.ndarray, "R N"],
+    row_classes: Int[np.ndarray, " R"],
+    column_classes: Int[np.ndarray, " N"] | None,
+    epsilon: float,
+) -> None:
+    """Raise CoincidentError where ε is 0 and a distance is nothing but rounding.
 
     `column_classes` None: each row's own real centroid is its one column.
     """
@@ -185,9 +174,7 @@ def refuse_coincident(distances, row_classes, column_classes, epsilon) -> None:
 
 
 class CoincidentError(ValueError):
-    """ε is 0 and a centroid of class `own` equals one of class `other`, or, where that is None, its real
-    centroid.
-    """
+    """ε is 0 and a centroid of class `own` equals one of class `other`, or, where None, its real centroid."""
 
     def __init__(self, own: int, other: int | None):
         super().__init__(own, other)
@@ -196,43 +183,38 @@ class CoincidentError(ValueError):
     def __str__(self) -> str:
         return self.explain(str)
 
-    def explain(self, name_of) -> str:
+    def explain(self, name_of: Callable[[int], str]) -> str:
         """One line, with the class ids as `name_of` gives them."""
         other = "its real centroid" if self.other is None else f"one of class {name_of(self.other)}"
         return (
-            f"epsilon must be above 0 where centroids coincide: one of class {name_of(self.own)} equals {other}; "
-            "set epsilon to 1e-6, or remove the duplicate images"
+            f"epsilon must be above 0 where centroids coincide: one of class {name_of(self.own)} equals "
+            f"{other}; set epsilon to 1e-6, or remove the duplicate images"
         )
 
 
-def subgroup_centroids(features, subgroups, *, label: str = "candidates") -> tuple[np.ndarray, np.ndarray]:
-    """Subgroup ids (G,), ascending, and the centroid (G, D) of each, of a class's `features` (N, D) float32.
+def subgroup_centroids(
+    features: np.ndarray, subgroups: Int[np.ndarray, " _"], *, label: str
+) -> tuple[Int[np.ndarray, " G"], Float32[np.ndarray, "G D"]]:
+    """Subgroup ids, ascending, and the centroid of each: the unit-length mean of its unit-length features.
 
-    A centroid is the unit-length mean of unit-length features (N, D) whose subgroup (N,) is the same. `label`
-    names the features in errors. Raises ValueError for no rows, NaN, zero features, and features that cancel
-    out.
+    `features` (N, D) are a class's; `label` names them in errors. Raises ValueError for no rows, NaN, zero
+    features, and features that cancel out.
     """
-    unit, subgroups = unit_rows(features, label), np.asarray(subgroups)
-    if subgroups.shape != (len(unit),):
-        raise ValueError(
-            f"{label}: subgroups must be one number per feature ({len(unit)}), not {subgroups.shape}"
-        )
+    unit = unit_rows(features, label)
     order = np.argsort(subgroups, kind="stable")
     ids, first = np.unique(subgroups[order], return_index=True)
     sums = np.add.reduceat(unit[order], first, axis=0)
     return ids, unit_rows(sums, f"{label}: the means of the subgroups").astype(np.float32)
 
 
-def real_centroid(features, *, label: str = "real images") -> np.ndarray:
-    """The unit-length mean (D,) float32 of a class's `features` (N, D), each brought to unit length. See
-    above.
-    """
+def real_centroid(features: np.ndarray, *, label: str) -> Float32[np.ndarray, " D"]:
+    """The unit-length mean of a class's `features` (N, D), each brought to unit length: see above."""
     return subgroup_centroids(features, np.zeros(len(features), int), label=label)[1][0]
 
 
-def unit_rows(features, label) -> np.ndarray:
+def unit_rows(features: np.ndarray, label: str) -> Float64[np.ndarray, "N D"]:
     """`features` (N, D) in double precision, each of unit length."""
-    features = np.asarray(features, dtype=np.float64)
+    features = features.astype(np.float64)
     if features.ndim != 2 or 0 in features.shape:
         raise ValueError(
             f"{label}: features must be a table of at least one row and column, not {features.shape}"

@@ -1,107 +1,114 @@
-"""Minimise L by rounds: every shard proposes, the driver accepts what improves L exactly, until nothing does.
-
-The driver reaches its shards through `call(method, *arguments) -> list of results, one a shard, in the
-shards' order`, so that shards may be objects of this process (`local_call`) or actors elsewhere. A repeated
-call is harmless.
+"""Minimise L by rounds: every class proposes its best move, the driver accepts what improves L exactly, until
+nothing does. Notation: see objective and shard.
 """
 
-import numpy as np
+from typing import Protocol
 
-from .objective import Objective, Selection, Terms, log_distances, pair_separation
-from .shard import History, Moves, Shard, check_counts, fetch_pools, first_minimum, split_classes
+import numpy as np
+from jaxtyping import Float, Float32, Int
+
+from .objective import Centroids, Choice, Objective, Pools, Selection, Terms, log_distances, pair_separation
+from .shard import (
+    History,
+    Joined,
+    Moves,
+    Shard,
+    Shards,
+    ask_here,
+    check_candidates,
+    fetch_pools,
+    first_minimum,
+    offsets_of,
+    pick,
+    split_classes,
+)
 from .walk import walk_pairs
 
-MOST_VALUES = 25_000_000  # a table of 100 MB
+MOST_VALUES = 25_000_000  # pairs of a candidate and a class: a table of 100 MB
 ACCEPT_BLOCK = 256  # moves whose interactions are computed together
 # of the classes, a round: the others answer to those that gain most. All at once ends in worse optima
 MOST_MOVED = 0.25
-POOL_BLOCK = 256  # classes whose candidates travel together
 
 
-def select(candidates, real, objective: Objective, *, restarts=0, seed=0, num_shards=1) -> Selection:
-    """Choose one of `candidates[i]` (G_i, D) per class against the `real` centroids (C, D), all of unit
-    length.
-    """
-    check_counts(candidates, real)
-    shards = [
-        Shard(
-            ids[0], candidates[ids[0] : ids[-1] + 1], real[ids[0] : ids[-1] + 1], objective, len(candidates)
-        )
-        for ids in split_classes(len(candidates), num_shards)
-    ]
-    return solve(local_call(shards), objective, restarts=restarts, seed=seed)
+class Proposing(Protocol):
+    """What moves in rounds: subgroups or single images."""
+
+    def propose(self, history: History, tolerance: float) -> Moves: ...
 
 
-def local_call(shards):
-    """A `call` on shards of this process."""
-    return lambda method, *arguments: [getattr(shard, method)(*arguments) for shard in shards]
+def select(
+    candidates: Pools,
+    real: np.ndarray,
+    objective: Objective,
+    *,
+    restarts: int = 0,
+    seed: int = 0,
+    num_shards: int = 1,
+) -> Selection:
+    """Choose one of `candidates[i]` a class against the `real` centroids (C, D), all of unit length."""
+    check_candidates(candidates, real)
+    shards: list[Shard] = []
+    for ids in split_classes(len(candidates), num_shards):
+        own = slice(ids.start, ids.stop)
+        shards.append(Shard(ids.start, candidates[own], real[own], objective, len(candidates)))
+    return solve(Joined(ask_here(shards)), objective, restarts=restarts, seed=seed)
 
 
-def solve(call, objective: Objective, *, restarts: int = 0, seed: int = 0, walked: bool = True) -> Selection:
+def solve(shards: Shards, objective: Objective, *, restarts: int = 0, seed: int = 0) -> Selection:
     """The best of the rounds from the closest-to-real choice and from `restarts` random ones.
 
-    Up to MOST_VALUES pairs of a candidate and a class this process walks instead, unless `walked` forbids it:
-    rounds would cost more in messages.
+    Up to MOST_VALUES this process walks instead: rounds would cost more in messages.
     """
-    if restarts < 0:
-        raise ValueError(f"restarts must be at least 0, not {restarts}")
-    sizes = np.concatenate(call("sizes"))
-    offsets = np.concatenate([[0], np.cumsum(sizes)])
-    attractions = np.concatenate(call("attractions"))
+    sizes, attractions = shards.sizes(), shards.attractions()
+    offsets = offsets_of(sizes)
     weight = objective.pair_weight(len(sizes))
     closest = first_minimum(attractions, offsets, slack=1e-9) - offsets[:-1]
-    settings = {**vars(objective), "restarts": restarts, "seed": seed}
-    if objective.partners == "pool":
-        return _separable(call, objective, offsets, attractions, closest, settings)
+    is_small = len(sizes) * sizes.sum() <= MOST_VALUES
+    pools = fetch_pools(shards, 0, len(sizes), sizes) if is_small else None
 
-    def terms_of(choice, centroids) -> Terms:
+    def centroids_of(choice: Choice) -> Centroids:
+        return shards.centroids(choice) if pools is None else pick(pools, choice)
+
+    def terms_of(choice: Choice, centroids: Centroids) -> Terms:
         attraction = float(attractions[offsets[:-1] + choice].sum())
         separation = pair_separation(centroids, objective.epsilon)
         return Terms(attraction, separation, objective.alpha * attraction - weight * separation)
 
-    small = walked and len(sizes) * sizes.sum() <= MOST_VALUES
-    pools = fetch_pools(call, 0, len(sizes), sizes) if small else None
-
-    def centroids_of(choice) -> np.ndarray:
-        if pools is None:
-            return np.concatenate(call("centroids", choice))
-        return np.stack([pool[g] for pool, g in zip(pools, choice, strict=True)])
-
-    best, start_total = None, None
+    closest_centroids = centroids_of(closest)
+    start_total = terms_of(closest, closest_centroids).total
+    best: Selection | None = None
     for start in range(restarts + 1):
         choice = np.random.default_rng((seed, start)).integers(sizes) if start else closest
-        centroids = centroids_of(choice)
-        if start == 0:
-            start_total = terms_of(choice, centroids).total
         if pools is None:
-            choice, centroids, rounds = descend(call, choice, centroids, objective)
+            choice, centroids, rounds = descend(
+                shards, choice, centroids_of(choice) if start else closest_centroids, objective
+            )
         else:
             choice, rounds = walk_pairs(pools, attractions, choice, objective)
             centroids = centroids_of(choice)
         terms = terms_of(choice, centroids)
-        if best is None or terms.total < best[1].total:
-            best = choice, terms, rounds, start
-    choice, terms, rounds, start = best
-    return Selection(
-        choice, terms, start_total, None, "none", "walk" if small else "rounds", rounds, start, settings
-    )
+        if best is None or terms.total < best.objective:
+            solver = "rounds" if pools is None else "walk"
+            best = Selection(choice, terms, start_total, solver, rounds, start)
+    assert best is not None, restarts
+    return best
 
 
-def descend(call, choice, centroids, objective: Objective) -> tuple[np.ndarray, np.ndarray, int]:
-    """Follow accepted moves from `choice` (C,) with `centroids` (C, D) until no single change gains over the
-    tolerance.
+def descend(
+    shards: Proposing,
+    choice: Int[np.ndarray, "C ..."],
+    centroids: Float32[np.ndarray, "C D"],
+    objective: Objective,
+) -> tuple[Int[np.ndarray, "C ..."], Float32[np.ndarray, "C D"], int]:
+    """Follow accepted moves from `choice` with `centroids` until no single change gains over the tolerance.
 
     Returns choice, centroids and the number of rounds that moved something.
     """
-    choice, centroids = choice.astype(np.int64), centroids.astype(np.float32)
+    choice, centroids = choice.astype(np.int64), centroids.copy()
     history, rounds = History(choice.copy(), centroids.copy()), 0
     tolerance = objective.tolerance(len(choice))
     while True:
-        proposals = call("propose", history, tolerance)
-        moves = Moves(
-            *(np.concatenate([getattr(p, name) for p in proposals]) for name in Moves.__dataclass_fields__)
-        )
-        moves = accept(moves, centroids, objective, tolerance)
+        moves = accept(shards.propose(history, tolerance), centroids, objective, tolerance)
         if not len(moves.classes):
             return choice, centroids, rounds
         choice[moves.classes], centroids[moves.classes] = moves.choice, moves.centroids
@@ -109,17 +116,19 @@ def descend(call, choice, centroids, objective: Objective) -> tuple[np.ndarray, 
         history = History(history.choice, history.centroids, (*history.moves, moves))
 
 
-def accept(moves: Moves, centroids, objective: Objective, tolerance: float) -> Moves:
+def accept(
+    moves: Moves, centroids: Float[np.ndarray, "C D"], objective: Objective, tolerance: float
+) -> Moves:
     """Those of `moves` that lower L by more than `tolerance`, each given the ones accepted before it.
 
     By gain, ties by class, up to MOST_MOVED of the classes. Changes of L are in double precision and hold all
-    pairs of moving classes: the accepted moves together lower L by their sum. `centroids` (C, D) are those
-    chosen before.
+    pairs of moving classes: the accepted moves together lower L by their sum. `centroids` are those before.
     """
     weight, epsilon = objective.pair_weight(len(centroids)), objective.epsilon
     moves = moves.take(np.lexsort((moves.classes, -moves.gains)))
     all_ids, current = np.arange(len(centroids)), centroids.astype(np.float64)
-    accepted, most = [], max(1, int(MOST_MOVED * len(centroids)))
+    accepted: list[int] = []
+    most = max(1, int(MOST_MOVED * len(centroids)))
     for start in range(0, len(moves.classes), ACCEPT_BLOCK):
         block = moves.take(slice(start, start + ACCEPT_BLOCK))
         ids, new = block.classes, block.centroids.astype(np.float64)
@@ -130,7 +139,7 @@ def accept(moves: Moves, centroids, objective: Objective, tolerance: float) -> M
         new_new[:, order] = log_distances(new, new[order], ids, ids[order], epsilon)
         changes = block.own - weight * (new_all.sum(axis=1) - old_all.sum(axis=1))
         mutual = -weight * (new_new - new_all[:, ids] - new_all[:, ids].T + old_all[:, ids])
-        kept = []
+        kept: list[int] = []
         for k in range(len(ids)):
             if changes[k] < -tolerance and len(accepted) + len(kept) < most:
                 kept.append(k)
@@ -140,20 +149,3 @@ def accept(moves: Moves, centroids, objective: Objective, tolerance: float) -> M
         if len(accepted) == most:
             break
     return moves.take(np.array(accepted, dtype=np.int64))
-
-
-def _separable(call, objective, offsets, attractions, closest, settings) -> Selection:
-    """The exact answer where partners are pools: each class chooses alone."""
-    num_classes = len(closest)
-    separations = np.zeros(len(attractions))
-    for start in range(0, num_classes, POOL_BLOCK):
-        pools = fetch_pools(call, start, start + POOL_BLOCK, np.diff(offsets))
-        separations += np.concatenate(call("pool_separations", start, pools))
-    weight = 0.5 * objective.pair_weight(num_classes)
-    scores = objective.alpha * attractions - weight * separations
-    best = first_minimum(scores, offsets, slack=objective.tolerance(num_classes) / 2)
-    terms = Terms(
-        float(attractions[best].sum()), float(0.5 * separations[best].sum()), float(scores[best].sum())
-    )
-    start = float(scores[offsets[:-1] + closest].sum())
-    return Selection(best - offsets[:-1], terms, start, terms.total, "exact", "separable", 1, 0, settings)

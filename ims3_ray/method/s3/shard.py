@@ -1,40 +1,59 @@
 """The candidates of a range of classes, scored against the centroids that are chosen so far in all classes.
 
+| here | meaning |
+|---|---|
+| C, n | classes in all, and of a shard |
+| R | candidates of a shard, class by class: Σ G_i |
+| M | classes that move at once |
+
 Products and logarithms are float32, sums double. A tile of classes and a block of columns have the same
 shapes for any number of shards, so that a score has the same bits wherever it is computed.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import numpy as np
+from jaxtyping import Float, Float32, Float64, Int
 
-from .objective import BLOCK, Objective, log_distances, refuse_coincident
+from .objective import BLOCK, Centroids, Choice, Objective, Pools, log_distances, own_logs
+
+P = ParamSpec("P")
+Answer = TypeVar("Answer")
+Asked = TypeVar("Asked", covariant=True)
+PerCandidate = Float64[np.ndarray, " R"]
+Offsets = Int[np.ndarray, " n_plus_1"]  # where the candidates of each class begin, and their end
 
 
 @dataclass(frozen=True)
 class Moves:
     """Changes of choice, one a class: who moves where, what it gains alone, and the centroid it moves to."""
 
-    classes: np.ndarray  # (M,) int64
-    choice: np.ndarray  # (M,) int64; (M, K) where images are chosen
-    gains: np.ndarray  # (M,) decrease of L, float32 products
-    own: np.ndarray  # (M,) change of the terms of L that hold this class alone, double
-    centroids: np.ndarray  # (M, D) float32
+    classes: Int[np.ndarray, " M"]
+    choice: Int[np.ndarray, "M ..."]  # (M, K) where images are chosen
+    gains: Float64[np.ndarray, " M"]  # decrease of L, float32 products
+    own: Float64[np.ndarray, " M"]  # change of the terms of L that hold this class alone
+    centroids: Float32[np.ndarray, "M D"]
 
-    def take(self, rows) -> "Moves":
-        return Moves(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+    def take(self, rows: Int[np.ndarray, " _"] | slice) -> "Moves":
+        return Moves(*(column[rows] for column in vars(self).values()))
+
+    @staticmethod
+    def join(parts: Sequence["Moves"]) -> "Moves":
+        return Moves(*map(np.concatenate, zip(*(vars(part).values() for part in parts), strict=True)))
 
 
 @dataclass(frozen=True)
 class History:
     """How the choice of a round came about: a full choice, and the moves accepted since, in order."""
 
-    choice: np.ndarray  # (C,) int64; (C, K) where images are chosen
-    centroids: np.ndarray  # (C, D) float32
+    choice: Int[np.ndarray, "C ..."]  # (C, K) where images are chosen
+    centroids: Float32[np.ndarray, "C D"]
     moves: tuple[Moves, ...] = ()
 
-    def end(self) -> tuple[np.ndarray, np.ndarray]:
+    def end(self) -> tuple[Int[np.ndarray, "C ..."], Centroids]:
         """Choice and centroids after all moves."""
         choice, centroids = self.choice.copy(), self.centroids.copy()
         for moves in self.moves:
@@ -53,138 +72,175 @@ class History:
         )
 
 
-def tile_classes(num_classes: int) -> int:
-    """Classes a tile: enough to fill a matrix product, few enough that small problems can be split."""
-    return min(16, max(1, num_classes // 64))
+class Shards(Protocol):
+    """What the rounds ask of the candidates: of one Shard with all classes, or of several Joined.
 
-
-def split_classes(num_classes: int, num_shards: int) -> list[range]:
-    """Even, contiguous ranges of whole tiles, one a shard; fewer than `num_shards` where there are fewer
-    tiles.
-    """
-    if num_shards < 1:
-        raise ValueError(f"num_shards must be at least 1, not {num_shards}")
-    tile = tile_classes(num_classes)
-    num_tiles = -(-num_classes // tile)
-    num_shards = min(num_shards, num_tiles)
-    ends = [min(num_classes, tile * (num_tiles * k // num_shards)) for k in range(num_shards + 1)]
-    return [range(start, stop) for start, stop in pairwise(ends)]
-
-
-class Shard:
-    """Candidates of the classes first_class ... first_class + n - 1 of `num_classes`.
-
-    `candidates` holds n arrays (G_i, D) float32 of unit length, `real` (n, D). Answers depend on the
-    arguments of a call alone: a shard that has just been rebuilt, or that is asked the same again, gives the
-    same bits.
+    Answers depend on the arguments of a call alone, so that any may be asked again.
     """
 
-    def __init__(self, first_class: int, candidates, real, objective: Objective, num_classes: int):
-        assert first_class % tile_classes(num_classes) == 0, "a shard begins with a tile: see split_classes"
-        self._first, self._num_classes, self._objective = first_class, num_classes, objective
-        self._candidates = candidates
-        self._sizes = np.array([len(c) for c in candidates])
-        check_candidates(candidates, real, first_class)
-        self._offsets = np.concatenate([[0], np.cumsum(self._sizes)])
-        # (R,) of each candidate
-        self._classes = first_class + np.repeat(np.arange(len(candidates)), self._sizes)
-        self._attractions = self._measure_attractions(np.asarray(real))
-        self._followed = None  # the History that the table stands for
-        self._separations = self._centroids = self._choice = None
+    def sizes(self) -> Int[np.ndarray, " n"]:
+        """G_i, the number of candidates of each class."""
+        ...
 
-    def sizes(self) -> np.ndarray:
-        """Number of candidates (n,) of each class."""
-        return self._sizes
+    def attractions(self) -> PerCandidate:
+        """log(d(c, r) + ε) of every candidate."""
+        ...
 
-    def attractions(self) -> np.ndarray:
-        """log(d(c, r) + ε) of every candidate (R,), class by class, in double precision."""
-        return self._attractions
+    def centroids(self, choice: Choice) -> Float32[np.ndarray, "n D"]:
+        """What `choice` selects."""
+        ...
 
-    def centroids(self, choice) -> np.ndarray:
-        """The centroids (n, D) that `choice` (C,) selects in this shard's classes."""
-        own = choice[self._first : self._first + len(self._candidates)]
-        return np.stack([c[g] for c, g in zip(self._candidates, own, strict=True)])
-
-    def candidates(self, start: int, stop: int) -> np.ndarray:
-        """The candidates (r, D) of those of the classes start ... stop - 1 that are this shard's: see
-        fetch_pools.
-        """
-        own = self._candidates[max(start - self._first, 0) : max(stop - self._first, 0)]
-        return np.concatenate(own) if own else self._candidates[0][:0]
-
-    def pool_separations(self, start: int, pools) -> np.ndarray:
-        """Σ_j mean_h log(d(c, c_{j,h}) + ε) of every candidate (R,) against the `pools` of classes start,
-        start+1, …
-        """
-        sizes = np.array([len(pool) for pool in pools])
-        columns, ids = np.concatenate(pools), start + np.repeat(np.arange(len(pools)), sizes)
-        means = np.repeat(1 / sizes, sizes)
-        sums = [
-            log_distances(rows, columns, classes, ids, self._objective.epsilon).astype(np.float64) @ means
-            for rows, classes, _ in self._tiles()
-        ]
-        return np.concatenate(sums)
+    def candidates(self, start: int, stop: int) -> Float32[np.ndarray, "R D"]:
+        """Those of the classes start ... stop - 1, as one array: many take longer to pack than to send."""
+        ...
 
     def propose(self, history: History, tolerance: float) -> Moves:
         """The best move of each class that gains more than `tolerance`, at the end of `history`."""
-        self._follow(history)
+        ...
+
+
+class Ask(Protocol[Asked]):
+    """Asks every shard the same; gives their answers in the order of their classes."""
+
+    def __call__(
+        self, method: Callable[Concatenate[Asked, P], Answer], /, *args: P.args, **kwargs: P.kwargs
+    ) -> list[Answer]: ...
+
+
+def ask_here(shards: Sequence[Asked]) -> Ask[Asked]:
+    """`ask` of shards in this process."""
+
+    def ask(
+        method: Callable[Concatenate[Asked, P], Answer], /, *args: P.args, **kwargs: P.kwargs
+    ) -> list[Answer]:
+        return [method(shard, *args, **kwargs) for shard in shards]
+
+    return ask
+
+
+class Joined:
+    """The shards that `ask` reaches, as one: see Shards."""
+
+    def __init__(self, ask: Ask["Shard"]):
+        self._ask = ask
+
+    def sizes(self) -> Int[np.ndarray, " C"]:
+        return np.concatenate(self._ask(Shard.sizes))
+
+    def attractions(self) -> PerCandidate:
+        return np.concatenate(self._ask(Shard.attractions))
+
+    def centroids(self, choice: Choice) -> Float32[np.ndarray, "C D"]:
+        return np.concatenate(self._ask(Shard.centroids, choice))
+
+    def candidates(self, start: int, stop: int) -> Float32[np.ndarray, "R D"]:
+        return np.concatenate(self._ask(Shard.candidates, start, stop))
+
+    def propose(self, history: History, tolerance: float) -> Moves:
+        return Moves.join(self._ask(Shard.propose, history, tolerance))
+
+
+@dataclass
+class _Scores:
+    """What a shard keeps between rounds: its candidates' scores at the end of `history`."""
+
+    history: History
+    centroids: Float32[np.ndarray, "C D"]
+    choice: Int[np.ndarray, " n"]
+    separations: PerCandidate
+
+
+class Shard:
+    """Candidates of the classes first_class ... first_class + n - 1 of `num_classes`: see Shards.
+
+    `candidates` holds n arrays (G_i, D) float32 of unit length, `real` (n, D). A shard that has just been
+    rebuilt gives the same bits.
+    """
+
+    def __init__(
+        self, first_class: int, candidates: Pools, real: np.ndarray, objective: Objective, num_classes: int
+    ):
+        assert first_class % tile_classes(num_classes) == 0, "a shard begins with a tile: see split_classes"
+        check_candidates(candidates, real, first_class)
+        self._num_classes, self._objective, self._candidates = num_classes, objective, candidates
+        self._ids = slice(first_class, first_class + len(candidates))
+        self._sizes = np.array([len(pool) for pool in candidates])
+        self._offsets = offsets_of(self._sizes)
+        self._classes = first_class + np.repeat(np.arange(len(candidates)), self._sizes)  # (R,)
+        self._attractions = self._measure_attractions(real)
+        self._scores: _Scores | None = None
+
+    def sizes(self) -> Int[np.ndarray, " n"]:
+        return self._sizes
+
+    def attractions(self) -> PerCandidate:
+        return self._attractions
+
+    def centroids(self, choice: Choice) -> Float32[np.ndarray, "n D"]:
+        return pick(self._candidates, choice[self._ids])
+
+    def candidates(self, start: int, stop: int) -> Float32[np.ndarray, "r D"]:
+        first = self._ids.start
+        own = self._candidates[max(start - first, 0) : max(stop - first, 0)]
+        return np.concatenate(own) if len(own) else self._candidates[0][:0]
+
+    def propose(self, history: History, tolerance: float) -> Moves:
+        now = self._follow(history)
         weight = self._objective.pair_weight(self._num_classes)
-        scores = self._objective.alpha * self._attractions - weight * self._separations
-        current = self._offsets[:-1] + self._choice
+        scores = self._objective.alpha * self._attractions - weight * now.separations
+        current = self._offsets[:-1] + now.choice
         best = first_minimum(scores, self._offsets, slack=tolerance / 2)
         gains = scores[current] - scores[best]
         moving = np.flatnonzero(gains > tolerance)
         best, current = best[moving], current[moving]
         choice = best - self._offsets[moving]
-        rows = [self._candidates[i][g] for i, g in zip(moving, choice, strict=True)]
+        rows = [self._candidates[int(i)][g] for i, g in zip(moving, choice, strict=True)]
         return Moves(
-            classes=self._first + moving,
+            classes=self._ids.start + moving,
             choice=choice,
             gains=gains[moving],
             own=self._objective.alpha * (self._attractions[best] - self._attractions[current]),
-            centroids=np.stack(rows) if rows else np.empty((0, self._centroids.shape[1]), np.float32),
+            centroids=np.stack(rows) if rows else now.centroids[:0],
         )
 
-    def _measure_attractions(self, real) -> np.ndarray:
-        logs = []
+    def _measure_attractions(self, real: np.ndarray) -> PerCandidate:
+        logs: list[np.ndarray] = []
         for rows, classes, _ in self._tiles():
-            distances = 1 - np.einsum("rd,rd->r", rows.astype(np.float64), real[classes - self._first])
-            refuse_coincident(distances[:, None], classes, None, self._objective.epsilon)
-            logs.append(np.log(np.maximum(distances, 0) + self._objective.epsilon))
+            own = real[classes - self._ids.start]
+            distances = 1 - np.einsum("rd,rd->r", rows.astype(np.float64), own)
+            logs.append(own_logs(distances, classes, self._objective.epsilon))
         return np.concatenate(logs)
 
-    def _tiles(self):
-        """Yield the candidates (r, D) of each tile of classes, their classes (r,), and their slice of R."""
+    def _tiles(self) -> Iterator[tuple[np.ndarray, np.ndarray, slice]]:
+        """The candidates (r, D) of each tile of classes, their classes (r,), and their slice of R."""
         tile = tile_classes(self._num_classes)
         for start in range(0, len(self._candidates), tile):
             where = slice(*self._offsets[[start, min(start + tile, len(self._candidates))]])
             yield np.concatenate(self._candidates[start : start + tile]), self._classes[where], where
 
-    def _follow(self, history: History) -> None:
-        """Bring the table to the end of `history`: by the moves since the one seen, or from the start of
-        another.
-        """
-        seen = self._followed
-        if seen is None or not history.begins_with(seen):
-            self._centroids, self._choice = history.centroids.copy(), self._own(history.choice).copy()
-            self._separations = self._sums(self._centroids, np.arange(self._num_classes))
-            seen = History(history.choice, history.centroids)
-        for moves in history.moves[len(seen.moves) :]:
+    def _follow(self, history: History) -> _Scores:
+        """The scores at the end of `history`: by the moves since the last one, or from another's start."""
+        now = self._scores
+        if now is None or not history.begins_with(now.history):
+            centroids = history.centroids.copy()
+            now = _Scores(
+                history=History(history.choice, history.centroids),
+                centroids=centroids,
+                choice=history.choice[self._ids].copy(),
+                separations=self._sums(centroids, np.arange(self._num_classes)),
+            )
+        for moves in history.moves[len(now.history.moves) :]:
             moves = moves.take(np.argsort(moves.classes))
             ids = moves.classes
-            self._separations += self._sums(moves.centroids, ids) - self._sums(self._centroids[ids], ids)
-            self._centroids[ids] = moves.centroids
-            mine = (ids >= self._first) & (ids < self._first + len(self._candidates))
-            self._choice[ids[mine] - self._first] = moves.choice[mine]
-        self._followed = history
+            now.separations += self._sums(moves.centroids, ids) - self._sums(now.centroids[ids], ids)
+            now.centroids[ids] = moves.centroids
+            mine = (ids >= self._ids.start) & (ids < self._ids.stop)
+            now.choice[ids[mine] - self._ids.start] = moves.choice[mine]
+        now.history, self._scores = history, now
+        return now
 
-    def _own(self, values):
-        return values[self._first : self._first + len(self._candidates)]
-
-    def _sums(self, columns, ids) -> np.ndarray:
-        """Σ_j log(d + ε) of every candidate (R,) to `columns` (N, D) of the classes `ids` (N,), its own left
-        out.
-        """
+    def _sums(self, columns: Float32[np.ndarray, "N D"], ids: Int[np.ndarray, " N"]) -> PerCandidate:
+        """Σ_j log(d + ε) of every candidate to `columns` of the classes `ids`, its own left out."""
         sums = np.zeros(self._offsets[-1])
         for rows, classes, where in self._tiles():
             for start in range(0, len(columns), BLOCK):
@@ -194,18 +250,39 @@ class Shard:
         return sums
 
 
-def fetch_pools(call, start: int, stop: int, sizes) -> list[np.ndarray]:
-    """The candidates (G_i, D) of each of the classes start ... stop - 1; `sizes` (C,) are G_i. `call`: see
-    solve.
-
-    They travel as one array a shard: a thousand small ones take longer to pack than to send.
-    """
-    return np.split(np.concatenate(call("candidates", start, stop)), np.cumsum(sizes[start:stop])[:-1])
+def tile_classes(num_classes: int) -> int:
+    """Classes a tile: enough to fill a matrix product, few enough that small problems can be split."""
+    return min(16, max(1, num_classes // 64))
 
 
-def first_minimum(values, offsets, slack: float) -> np.ndarray:
-    """Position (n,) of the first of the values offsets[i] ... offsets[i+1] - 1 within `slack` of their least,
-    for each i.
+def split_classes(num_classes: int, num_shards: int) -> list[range]:
+    """Even, contiguous ranges of whole tiles, one a shard; fewer than `num_shards` with fewer tiles."""
+    tile = tile_classes(num_classes)
+    num_tiles = -(-num_classes // tile)
+    num_shards = min(num_shards, num_tiles)
+    ends = [min(num_classes, tile * (num_tiles * k // num_shards)) for k in range(num_shards + 1)]
+    return [range(start, stop) for start, stop in pairwise(ends)]
+
+
+def offsets_of(sizes: Int[np.ndarray, " n"]) -> Offsets:
+    """Where each class begins among all candidates, and where the last one ends."""
+    return np.concatenate([[0], np.cumsum(sizes)])
+
+
+def pick(candidates: Pools, choice: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n D"]:
+    """The centroid that each class chooses."""
+    return np.stack([pool[g] for pool, g in zip(candidates, choice, strict=True)])
+
+
+def fetch_pools(
+    shards: Shards, start: int, stop: int, sizes: Int[np.ndarray, " C"]
+) -> list[Float32[np.ndarray, "_ _"]]:
+    """The candidates (G_i, D) of each of the classes start ... stop - 1; `sizes` are G_i."""
+    return np.split(shards.candidates(start, stop), np.cumsum(sizes[start:stop])[:-1])
+
+
+def first_minimum(values: PerCandidate, offsets: Offsets, slack: float) -> Int[np.ndarray, " n"]:
+    """Position of the first of values[offsets[i] : offsets[i + 1]] within `slack` of their least, for each i.
 
     Equal candidates get values that differ by rounding: the first of them is taken.
     """
@@ -214,25 +291,16 @@ def first_minimum(values, offsets, slack: float) -> np.ndarray:
     return hits[np.searchsorted(hits, offsets[:-1])]
 
 
-def check_counts(candidates, real) -> None:
-    """Raise ValueError unless every class with candidates has its real centroid."""
+def check_candidates(candidates: Pools, real: np.ndarray, first_class: int = 0) -> None:
+    """Raise ValueError, naming the class, unless all centroids are unit-length rows of one width."""
     if not len(candidates) or len(real) != len(candidates):
         raise ValueError(
             f"real must hold one centroid per class with candidates ({len(candidates)}), not {len(real)}"
         )
-
-
-def check_candidates(candidates, real, first_class: int = 0) -> None:
-    """Raise ValueError, naming the class, unless candidates and real centroids are unit-length rows of one
-    width.
-    """
-    check_counts(candidates, real)
-    width = np.shape(real)[1] if np.ndim(real) == 2 else None
+    width = real.shape[1] if real.ndim == 2 else None
     for i, pool in enumerate(candidates, first_class):
-        if np.ndim(pool) != 2 or len(pool) == 0:
-            raise ValueError(
-                f"class {i} needs at least one candidate centroid, as (G, D), not {np.shape(pool)}"
-            )
+        if len(pool) == 0:
+            raise ValueError(f"class {i} needs at least one candidate centroid, as (G, D), not {pool.shape}")
         if pool.shape[1] != width:
             raise ValueError(
                 f"class {i}: candidate centroids have {pool.shape[1]} values, the real ones {width}"

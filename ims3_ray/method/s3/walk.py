@@ -1,30 +1,32 @@
-"""The published solver, made cheap: visit the classes in turn, take each one's best subgroup, until none
-moves.
+"""The published solver, made cheap: visit the classes in turn, take each one's best, until none moves.
 
 The published loop evaluates all of L for every trial. Here every candidate's sum of logarithms is kept: a
 trial is a look-up, a move touches the candidates of its own tile of classes at once, and those of all
 classes, together with the tile's other moves, as one matrix product. The walk is the published one, move by
-move: see selection_rounds.solve.
+move. R are the candidates of all classes, Σ G_i.
 """
 
 import numpy as np
+from jaxtyping import Float, Float64, Int
 
-from .objective import Objective, log_distances
+from .objective import Choice, Objective, Pools, log_distances
+from .shard import PerCandidate, offsets_of
 
 MOST_PAIRED = 2000  # candidates up to which two classes may move together: a table has their square
 TILE = 64  # classes whose moves reach the other classes together
 MOST_SWEEPS = 1000  # single precision can't send it in circles beyond these
 
 
-def walk(candidates, attractions, choice, objective: Objective) -> tuple[np.ndarray, int]:
-    """The choice (C,) where the walk from `choice` ends, and its number of sweeps, the last one without a
-    move included.
+def walk(
+    candidates: Pools, attractions: PerCandidate, choice: Choice, objective: Objective
+) -> tuple[Choice, int]:
+    """Where the walk from `choice` ends, and its number of sweeps, the last one without a move included.
 
-    `candidates` is a list of (G_i, D), `attractions` (R,) are log(d(c, r) + ε) of all of them: see Shard.
+    `attractions` are log(d(c, r) + ε) of all candidates.
     """
     rows, sizes = np.concatenate(candidates), np.array([len(pool) for pool in candidates])
-    offsets, classes = np.concatenate([[0], np.cumsum(sizes)]), np.repeat(np.arange(len(sizes)), sizes)
-    choice, weight = np.array(choice, dtype=np.int64), objective.pair_weight(len(sizes))
+    offsets, classes = offsets_of(sizes), np.repeat(np.arange(len(sizes)), sizes)
+    choice, weight = choice.astype(np.int64), objective.pair_weight(len(sizes))
     tolerance = objective.tolerance(len(sizes))
     table = log_distances(
         rows[offsets[:-1] + choice], rows, np.arange(len(sizes)), classes, objective.epsilon
@@ -48,14 +50,23 @@ def walk(candidates, attractions, choice, objective: Objective) -> tuple[np.ndar
     return choice, sweeps
 
 
-def _visit(rows, scores, starts, choice, weight: float, tolerance: float, epsilon: float) -> np.ndarray:
-    """Visit n classes in turn: changes `choice` (n,) and `scores` (r,) in place, gives which classes moved.
+def _visit(
+    rows: Float[np.ndarray, "r D"],
+    scores: Float64[np.ndarray, " r"],
+    starts: Int[np.ndarray, " n"],
+    choice: Int[np.ndarray, " n"],
+    weight: float,
+    tolerance: float,
+    epsilon: float,
+) -> Int[np.ndarray, " m"]:
+    """Visit n classes in turn: changes `choice` and `scores` in place, gives which classes moved.
 
-    `rows` (r, D) are their candidates, `starts` (n,) where each class's begin.
+    `rows` are their candidates, `starts` where each class's begin.
     """
     ends = np.append(starts[1:], len(rows))
     labels = np.repeat(np.arange(len(starts)), ends - starts)
-    moved, following = [], 0
+    moved: list[int] = []
+    following = 0
     while True:
         gains = scores[starts + choice] - np.minimum.reduceat(scores, starts)
         wanting = following + np.flatnonzero(gains[following:] > tolerance)
@@ -69,15 +80,15 @@ def _visit(rows, scores, starts, choice, weight: float, tolerance: float, epsilo
         moved.append(i)
 
 
-def walk_pairs(candidates, attractions, choice, objective: Objective) -> tuple[np.ndarray, int]:
-    """As `walk`, and then on by joint moves of two classes where MOST_PAIRED allows: ends where neither kind
-    gains.
-    """
+def walk_pairs(
+    candidates: Pools, attractions: PerCandidate, choice: Choice, objective: Objective
+) -> tuple[Choice, int]:
+    """As `walk`, then on by joint moves of two classes up to MOST_PAIRED: ends where neither kind gains."""
     choice, sweeps = walk(candidates, attractions, choice, objective)
     if len(attractions) > MOST_PAIRED or len(candidates) < 2:
         return choice, sweeps
     rows, sizes = np.concatenate(candidates).astype(np.float64), np.array([len(pool) for pool in candidates])
-    first, classes = np.cumsum(sizes) - sizes, np.repeat(np.arange(len(sizes)), sizes)
+    first, classes = offsets_of(sizes)[:-1], np.repeat(np.arange(len(sizes)), sizes)
     logs = log_distances(rows, rows, classes, classes, objective.epsilon)
     tolerance = objective.tolerance(len(sizes))
     while sweeps < MOST_SWEEPS:
@@ -91,11 +102,16 @@ def walk_pairs(candidates, attractions, choice, objective: Objective) -> tuple[n
     return choice, sweeps
 
 
-def best_pair(logs, attractions, current, classes, objective: Objective) -> tuple[int, int, float]:
-    """The two candidates of different classes that lower L most when both are chosen at once, and by how
-    much.
+def best_pair(
+    logs: Float64[np.ndarray, "R R"],
+    attractions: PerCandidate,
+    current: Choice,
+    classes: Int[np.ndarray, " R"],
+    objective: Objective,
+) -> tuple[int, int, float]:
+    """The two candidates of different classes that lower L most when both are chosen, and by how much.
 
-    `logs` (R, R) are log(d + ε), 0 within a class; `current` (C,) the chosen candidates, as rows.
+    `logs` are log(d + ε), 0 within a class; `current` the chosen candidates, as rows.
     """
     weight = objective.pair_weight(len(current))
     costs = objective.alpha * attractions - weight * logs[:, current].sum(axis=1)

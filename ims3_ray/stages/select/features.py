@@ -23,6 +23,7 @@ from ims3_ray.text import some
 CLASS_COLUMNS = ("class", "label")  # the second is what a run's own artefacts call it
 FEATURE = "feature"
 CANDIDATE_KEYS, REAL_KEYS = ("subgroup", "index"), ()
+Keys = dict[str, np.ndarray]  # of rows, by column
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,8 @@ class FeatureTable:
             if (wrong := np.flatnonzero(lengths != self.width)).size:
                 row = int(wrong[0])
                 raise InputError(
-                    f"{self.name}: the feature of {at(start + row)} has {lengths[row]} values, the first row's {self.width}; "
-                    "extract all features with one model"
+                    f"{self.name}: the feature of {at(start + row)} has {lengths[row]} values, "
+                    f"the first row's {self.width}; extract all features with one model"
                 )
             values = chunk.flatten().to_numpy(zero_copy_only=False)  # an empty value becomes NaN
             features[start : start + len(chunk)] = values.reshape(len(chunk), self.width)
@@ -199,7 +200,6 @@ def _check_tables(candidates: FeatureTable, real: FeatureTable) -> Candidates:
     # row of each subgroup
     first = np.flatnonzero(np.r_[True, (ordered[:2, 1:] != ordered[:2, :-1]).any(axis=0)])
     return Candidates(candidates, real, tuple(classes), np.bincount(places), np.bincount(ordered[0][first]))
-
 
 
 def open_features(location: str | Directory, name: str, keys: tuple[str, ...]) -> FeatureTable:

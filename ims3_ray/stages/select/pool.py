@@ -1,5 +1,4 @@
-"""The S³ actor pool: classes split over actors, each with the centroids of its own classes, read from
-Parquet.
+"""The S³ actor pool: classes split over actors, each with the centroids of its own, read from Parquet.
 
 An actor reads the features of its own classes alone, in portions that fit its memory. Its answers depend on
 the arguments of a call alone: a killed actor is started again by Ray, reads the same files and answers the
@@ -10,7 +9,7 @@ import os
 import resource
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import ray
@@ -20,12 +19,11 @@ from ims3_ray.config.sections import Select
 from ims3_ray.errors import InputError
 from ims3_ray.method.coverage import copies
 from ims3_ray.method.keys import permutation
-from ims3_ray.method.s3.neighbours import NeighbourShard
 from ims3_ray.method.s3.objective import Objective, real_centroid, subgroup_centroids, unit_rows
-from ims3_ray.method.s3.shard import Shard, split_classes
+from ims3_ray.method.s3.shard import Ask, Shard, split_classes
 from ims3_ray.method.s3.single_images import ImageShard, ball_table, closeness_table
 
-from .features import Candidates
+from .features import Candidates, Keys
 
 CPUS_PER_SHARD = 0.5
 SHARE_OF_CPUS = 0.5  # that all shards may reserve: the certificate's tasks need the rest
@@ -34,6 +32,9 @@ PROCESS_BYTES = 4e8  # an actor without data: Ray, numpy, pyarrow, faiss
 LEAST_ROWS_BYTES = 1e8  # for the rows that are being read
 COPIES_OF_CHOSEN = 4  # centroids of all classes: the round's, the shard's own, and work space
 COPIES_OF_ROWS = 12  # of a row while it is read: Arrow's, float32, double; of candidates and of real images
+P = ParamSpec("P")
+Answer = TypeVar("Answer")
+Asked = TypeVar("Asked")
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Source:
     @property
     def objective(self) -> Objective:
         s = self.settings
-        return Objective(s.alpha, s.beta, s.epsilon, s.normalization, s.partners)
+        return Objective(s.alpha, s.beta, s.epsilon, s.normalization, s.coverage)
 
 
 class ClassRange:
@@ -57,39 +58,36 @@ class ClassRange:
 
     def __init__(self, source: Source, ids: range, rows: int):
         """Read and average the features of the classes, `rows` of them at a time."""
-        self.source, self.ids = source, ids
-        self._keys: list[dict[str, np.ndarray]] = []
-        self._subgroups, centroids, images, real, covers = [], [], [], [], []
-        by_image, settings = source.settings.unit == "image", source.settings
-        values = source.pool.classes[ids.start : ids.stop]
+        self.source, self._ids = source, slice(ids.start, ids.stop)
+        self._keys: list[Keys] = []
+        self._subgroups: list[np.ndarray] = []
+        centroids: list[np.ndarray] = []
+        images: list[np.ndarray] = []
+        real: list[np.ndarray] = []
+        covers: list[np.ndarray] = []
+        settings = source.settings
+        values = source.pool.classes[self._ids]
         tables = source.pool.candidates.read(values, rows), source.pool.real.read(values, rows)
-        for label, (keys, features), (_, of_real) in zip(ids, *tables, strict=True):
-            name = source.names[label]
-            found, of_class = subgroup_centroids(
-                features, keys["subgroup"], label=f"candidates of class {name!r}"
-            )
-            self._subgroups.append(found)
+        for name, (keys, features), (_, of_real) in zip(source.names[self._ids], *tables, strict=True):
+            label = f"candidates of class {name!r}"
+            subgroups, of_class = subgroup_centroids(features, keys["subgroup"], label=label)
+            self._subgroups.append(subgroups)
             centroids.append(of_class)
             kept = of_real[permutation(len(of_real), "real", source.seed, name)[: settings.real_images]]
             real.append(real_centroid(kept, label=f"real images of class {name!r}"))
-            if not by_image:
+            if settings.unit == "subgroup":
                 continue
             if settings.exclude_copies:
                 keys, features = self._without_copies(keys, features, of_real, name)
             self._keys.append(keys)
-            images.append(unit_rows(features, f"candidates of class {name!r}").astype(np.float32))
+            images.append(unit_rows(features, label).astype(np.float32))
             if settings.coverage:
                 covers.append(self._covers(images[-1], kept, name))
-        self._real = np.stack(real)
-        shared = (self._real, source.objective, len(source.names))
-        neighbours = source.settings.neighbours
-        if neighbours:
-            self.groups = NeighbourShard(ids.start, centroids, *shared, neighbours)
-        else:
-            self.groups = Shard(ids.start, centroids, *shared)
-        if by_image:
-            options = {"coverage": source.settings.coverage, "covers": covers or None}
-            self.images = ImageShard(ids.start, images, *shared, source.ipc, **options)
+        self._real, objective, num_classes = np.stack(real), source.objective, len(source.names)
+        self.groups = Shard(ids.start, centroids, self._real, objective, num_classes)
+        if images:
+            shared = images, self._real, objective, num_classes
+            self.images = ImageShard(ids.start, *shared, source.ipc, covers or None)
 
     def subgroups(self) -> list[np.ndarray]:
         """The subgroup ids (G_i,) of each class, ascending, as its candidates stand."""
@@ -97,7 +95,7 @@ class ClassRange:
 
     def distances(self) -> list[np.ndarray]:
         """1 - c·r (G_i,) of each class."""
-        rows = self.groups.candidates(self.ids.start, self.ids.stop)
+        rows = self.groups.candidates(self._ids.start, self._ids.stop)
         pools = np.split(rows, np.cumsum(self.groups.sizes())[:-1])
         return [1 - pool.astype(np.float64) @ r for pool, r in zip(pools, self._real, strict=True)]
 
@@ -105,16 +103,14 @@ class ClassRange:
         """(n, D) float32."""
         return self._real
 
-    def images_of(self, choice) -> list[np.ndarray]:
-        """For each class the places (K_i,), among its images, of those of the subgroup that `choice` (C,)
-        selects.
-        """
-        own = [ids[g] for ids, g in zip(self._subgroups, choice[self.ids.start : self.ids.stop], strict=True)]
+    def images_of(self, choice: np.ndarray) -> list[np.ndarray]:
+        """The places (K_i,), among each class's images, of those of the subgroup that `choice` (C,) has."""
+        own = [ids[g] for ids, g in zip(self._subgroups, choice[self._ids], strict=True)]
         return [np.flatnonzero(keys["subgroup"] == g) for keys, g in zip(self._keys, own, strict=True)]
 
-    def places(self, choice) -> list[np.ndarray]:
+    def places(self, choice: np.ndarray) -> list[np.ndarray]:
         """(subgroup, index), as (K, 2), of the images of each class that `choice` (C, K) selects."""
-        own = zip(self._keys, choice[self.ids.start : self.ids.stop], strict=True)
+        own = zip(self._keys, choice[self._ids], strict=True)
         return [np.stack([keys["subgroup"][rows], keys["index"][rows]], axis=1) for keys, rows in own]
 
     def process(self) -> tuple[int, float]:
@@ -122,10 +118,10 @@ class ClassRange:
         return os.getpid(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
 
     def _without_copies(
-        self, keys: dict, features: np.ndarray, real: np.ndarray, name: str
-    ) -> tuple[dict, np.ndarray]:
+        self, keys: Keys, features: np.ndarray, real: np.ndarray, name: str
+    ) -> tuple[Keys, np.ndarray]:
         """The candidates that are no copies of real images; InputError where fewer than ipc are left."""
-        self._check_real(real, 1, "select.exclude_copies", name)
+        _require_more_than(1, real, "select.exclude_copies", name)
         kept = ~copies(real, features)[1]
         if kept.sum() < self.source.ipc:
             raise InputError(
@@ -135,44 +131,55 @@ class ClassRange:
         return {key: column[kept] for key, column in keys.items()}, features[kept]
 
     def _covers(self, images: np.ndarray, real: np.ndarray, name: str) -> np.ndarray:
-        settings, units = (
-            self.source.settings,
-            unit_rows(real, f"real images of class {name!r}").astype(np.float32),
-        )
+        settings = self.source.settings
+        real = unit_rows(real, f"real images of class {name!r}").astype(np.float32)
         if settings.coverage_by == "distance":
-            return closeness_table(images, units)
-        self._check_real(real, settings.coverage_neighbours, "select.coverage_neighbours", name)
-        return ball_table(images, units, settings.coverage_neighbours)
+            return closeness_table(images, real)
+        _require_more_than(settings.coverage_neighbours, real, "select.coverage_neighbours", name)
+        return ball_table(images, real, settings.coverage_neighbours)
 
-    def _check_real(self, real: np.ndarray, k: int, field: str, name: str) -> None:
-        if len(real) <= k:
-            raise InputError(
-                f"{field}: needs more than {k} real images a class; class {name!r} has {len(real)}"
-            )
+
+def _require_more_than(k: int, real: np.ndarray, field: str, name: str) -> None:
+    if len(real) <= k:
+        raise InputError(f"{field}: needs more than {k} real images a class; class {name!r} has {len(real)}")
+
+
+def of_itself(held: ClassRange) -> ClassRange:
+    return held
+
+
+def of_groups(held: ClassRange) -> Shard:
+    return held.groups
+
+
+def of_images(held: ClassRange) -> ImageShard:
+    return held.images
 
 
 @ray.remote(max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")
 class ShardActor:
-    """A ClassRange, read when the actor is first asked: an actor that was started again is told by the
-    question itself.
-    """
+    """A ClassRange, read at the first question, which says what to read: an actor may be started again."""
 
     def __init__(self):
         self._held: ClassRange | None = None
 
-    def ask(self, source: Source, ids: range, rows: int, part: str, method: str, *arguments: Any) -> Any:
-        """The answer of the range itself, or of its `groups` or `images`."""
+    def ask(
+        self,
+        source: Source,
+        ids: range,
+        rows: int,
+        part: Callable[[ClassRange], Asked],
+        method: Callable[Concatenate[Asked, P], Answer],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Answer:
+        """What `method` of a part of the range answers."""
         self._held = self._held or ClassRange(source, ids, rows)
-        return ask_range(self._held, part, method, *arguments)
-
-
-def ask_range(held: ClassRange, part: str, method: str, *arguments: Any) -> Any:
-    """The answer of the range itself, or of its `groups` or `images`."""
-    return getattr(held if part == "range" else getattr(held, part), method)(*arguments)
+        return method(part(self._held), *args, **kwargs)
 
 
 class ShardPool:
-    """The actors of a source. `call("groups")` is what selection_rounds.solve takes.
+    """The actors of a source.
 
     Where one shard is asked for (workers.shards=1) and holds all, this process is it: starting an actor takes
     longer than a small selection, and a sweep makes many.
@@ -182,14 +189,11 @@ class ShardPool:
         """As many actors as the machine suggests, or more where select.memory asks for it."""
         shards, self._rows = split(source, machine.shards)
         self.ranges = split_classes(len(source.names), shards)
-        cpus = min(CPUS_PER_SHARD, SHARE_OF_CPUS * machine.cpus / len(self.ranges))
-        self._here = (
-            ClassRange(source, self.ranges[0], self._rows)
-            if machine.workers.shards == len(self.ranges) == 1
-            else None
-        )
-        if self._here:
+        self._here: ClassRange | None = None
+        if machine.workers.shards == len(self.ranges) == 1:
+            self._here = ClassRange(source, self.ranges[0], self._rows)
             return
+        cpus = min(CPUS_PER_SHARD, SHARE_OF_CPUS * machine.cpus / len(self.ranges))
         self._source = ray.put(source)
         self._actors = [ShardActor.options(num_cpus=cpus).remote() for _ in self.ranges]
 
@@ -198,21 +202,37 @@ class ShardPool:
         """Whether this process is the one shard."""
         return self._here is not None
 
-    def submit(self, part: str, method: str, *arguments: Any) -> list["ray.ObjectRef"]:
-        """Ask that part of every actor; gives handles of the answers, in the order of the classes."""
-        shared = [ray.put(argument) for argument in arguments]  # once, not once an actor
-        asked = zip(self._actors, self.ranges, strict=True)
-        return [
-            actor.ask.remote(self._source, ids, self._rows, part, method, *shared) for actor, ids in asked
-        ]
+    def ask(
+        self, method: Callable[Concatenate[ClassRange, P], Answer], *args: P.args, **kwargs: P.kwargs
+    ) -> list[Answer]:
+        """What every range answers, in the order of the classes."""
+        return self.asking(of_itself)(method, *args, **kwargs)
 
-    def call(self, part: str) -> Callable[..., list[Any]]:
-        """`call(method, *arguments) -> list of answers, one an actor`, of that part of every actor."""
-        if self._here:
-            return lambda method, *arguments: [ask_range(self._here, part, method, *arguments)]
-        return lambda method, *arguments: ray.get(
-            self.submit(part, method, *arguments), timeout=ANSWER_WITHIN_S
-        )
+    def asking(self, part: Callable[[ClassRange], Asked]) -> Ask[Asked]:
+        """`ask` of that part of every range: what Joined takes."""
+
+        def ask(
+            method: Callable[Concatenate[Asked, P], Answer], /, *args: P.args, **kwargs: P.kwargs
+        ) -> list[Answer]:
+            if self._here:
+                return [method(part(self._here), *args, **kwargs)]
+            return ray.get(self.submit(part, method, *args, **kwargs), timeout=ANSWER_WITHIN_S)
+
+        return ask
+
+    def submit(
+        self,
+        part: Callable[[ClassRange], Asked],
+        method: Callable[Concatenate[Asked, P], Answer],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> list["ray.ObjectRef[Answer]"]:
+        """Ask that part of every actor; gives handles of the answers, in the order of the classes."""
+        shared = [ray.put(argument) for argument in args]  # once, not once an actor
+        return [
+            actor.ask.remote(self._source, ids, self._rows, part, method, *shared, **kwargs)
+            for actor, ids in zip(self._actors, self.ranges, strict=True)
+        ]
 
 
 def split(source: Source, at_least: int) -> tuple[int, int]:

@@ -1,6 +1,4 @@
-"""Select one subgroup a class (S³, Eq. 8–11). Reads features of candidates and real images, makes a
-selection.
-"""
+"""Select one subgroup a class (S³, Eq. 8–11): from features of candidates and real images, a selection."""
 
 from typing import Any
 
@@ -14,12 +12,12 @@ from .solve import select_features
 
 
 def run(context: Context, out: Directory, candidates: Directory, features: Directory) -> dict[str, Any]:
-    """Write selection.json: what is chosen, the objective and its terms, bound and gap, solver and settings."""
+    """Write selection.json: what is chosen, the objective and its terms, bound, gap, solver, settings."""
     config = context.config
     # of which the first ipc images count; single images are taken from all
     by_subgroup = config.select.unit == "subgroup"
     below = {"subgroup": config.select.subgroups, "index": config.ipc if by_subgroup else None}
-    made = select_features(
+    outcome = select_features(
         open_candidates(candidates, features, ("candidates", "features"), **below),
         config.select,
         ipc=config.ipc,
@@ -27,10 +25,14 @@ def run(context: Context, out: Directory, candidates: Directory, features: Direc
         machine=context.machine,
         names=context.classes,
     )
-    document = made.document | ({"ipc": config.ipc} if by_subgroup else {})
+    document = outcome.document | ({"ipc": config.ipc} if by_subgroup else {})
     out.write_json("selection.json", document)
-    context.on_metrics("select", 0, {"objective": document["objective"], **document["terms"]})
-    return {"rows": made.subgroups, "shards": made.shards}
+    return {"rows": outcome.subgroups, "shards": outcome.shards}
+
+
+def _figures(out: Directory) -> dict[str, float]:
+    selection = out.read_json("selection.json")
+    return {"objective": selection["objective"], **selection["terms"]}
 
 
 def _depends(context: Context) -> object:
@@ -53,4 +55,5 @@ STAGE = Stage(
     run=run,
     depends=_depends,
     cost=_cost,
+    figures=_figures,
 )

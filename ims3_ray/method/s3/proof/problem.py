@@ -1,14 +1,18 @@
 """What branch and bound works on: the choices that are still open, their costs, and bounds of each of them.
 
-Costs are in units of w and in double precision, messages as in certificate_trws.py.
+n are the classes that are free, G the most subgroups that one of them has. Costs are in units of w and in
+double precision; messages as in trws.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Float64, Int
 
 from .pairs import ABSENT
 from .trws import trws_pass
+
+Places = Int[np.ndarray, " n"]  # of a subgroup among those of each free class
 
 
 @dataclass(frozen=True)
@@ -16,25 +20,25 @@ class Problem:
     """n free classes with at most G subgroups each; the other classes have their choice."""
 
     constant: float  # what the fixed classes cost
-    unary: np.ndarray  # (n, G) θ_i with the fixed classes' pairs; ABSENT where a class has fewer subgroups
-    gains: np.ndarray  # (n, G, G, n) -θ_ij(g, h) as [i, g, h, j], 0 where i = j
-    classes: np.ndarray  # (n,) which classes are free
-    subgroups: np.ndarray  # (n, G) which subgroups they have
-    messages: np.ndarray  # (n, G, n), see certificate_trws.py
-    choice: np.ndarray  # (C,) of the fixed classes
+    unary: Float64[np.ndarray, "n G"]  # θ_i with the fixed classes' pairs; ABSENT where no subgroup is
+    gains: Float64[np.ndarray, "n G G n"]  # -θ_ij(g, h) as [i, g, h, j], 0 where i = j
+    classes: Int[np.ndarray, " n"]  # which are free
+    subgroups: Int[np.ndarray, "n G"]  # which they have
+    messages: Float64[np.ndarray, "n G n"]
+    choice: Int[np.ndarray, " C"]  # of the fixed classes
 
-    def total(self, x) -> float:
-        """The cost of taking subgroups x (n,), by position."""
+    def total(self, x: Places) -> float:
+        """The cost of taking subgroups `x`."""
         own = np.arange(len(x))
         pairs = self.gains[own[:, None], x[:, None], x, own]
         return self.constant + float(self.unary[own, x].sum() - 0.5 * pairs.sum())
 
-    def present(self) -> np.ndarray:
-        """Which of the (n, G) places hold a subgroup."""
+    def present(self) -> Bool[np.ndarray, "n G"]:
+        """Which places hold a subgroup."""
         return self.unary < ABSENT
 
-    def whole(self, x) -> np.ndarray:
-        """The choice (C,) that x (n,) completes."""
+    def whole(self, x: Places) -> Int[np.ndarray, " C"]:
+        """The choice that `x` completes."""
         choice = self.choice.copy()
         choice[self.classes] = self.subgroups[np.arange(len(x)), x]
         return choice
@@ -43,14 +47,14 @@ class Problem:
 def tighten(node: Problem, *, forward: bool) -> float:
     """Improve the messages of `node` in place by one pass over its classes, and give the bound."""
 
-    def gains(start, stop, others):
+    def gains(start: int, stop: int, others: slice) -> np.ndarray:
         return node.gains[start:stop, :, :, others]
 
     return trws_pass(gains, node.unary.T, node.messages, forward=forward) + node.constant
 
 
-def subgroup_bounds(node: Problem) -> np.ndarray:
-    """A lower bound (n, G) of all choices that take a subgroup, after a forward pass.
+def subgroup_bounds(node: Problem) -> Float64[np.ndarray, "n G"]:
+    """A lower bound of all choices that take a subgroup, after a forward pass.
 
     The pass leaves, with the share γ_i (θ̂_i - min θ̂_i) given to every later pair, costs of at least 0 above
     its bound: a subgroup adds its own rest and the least of each of its pairs.
@@ -60,7 +64,7 @@ def subgroup_bounds(node: Problem) -> np.ndarray:
     reached = node.unary + node.messages.sum(axis=2)
     above = reached - reached.min(axis=1, keepdims=True)
     share = above / np.maximum(np.maximum(later, num - 1 - later), 1)
-    rest = np.where(node.unary < ABSENT, np.maximum(above - later * share, 0), ABSENT)
+    rest = np.where(node.present(), np.maximum(above - later * share, 0), ABSENT)
     costs = (
         share[:, :, None, None]
         - node.gains
@@ -78,8 +82,8 @@ def subgroup_bounds(node: Problem) -> np.ndarray:
     return bound + rest + reach.sum(axis=2)
 
 
-def restrict(node: Problem, keep) -> Problem:
-    """`node` with only the subgroups `keep` (n, G), classes with a single one fixed."""
+def restrict(node: Problem, keep: Bool[np.ndarray, "n G"]) -> Problem:
+    """`node` with only the subgroups `keep`, classes with a single one fixed."""
     counts = keep.sum(axis=1)
     constant, unary, choice = node.constant, node.unary.copy(), node.choice.copy()
     for i in np.flatnonzero(counts == 1):
@@ -104,8 +108,8 @@ def restrict(node: Problem, keep) -> Problem:
     )
 
 
-def descend(node: Problem, x) -> np.ndarray:
-    """x (n,) after moving one class at a time, the one that gains most, until none gains."""
+def descend(node: Problem, x: Places) -> Places:
+    """`x` after moving one class at a time, the one that gains most, until none gains."""
     x, own = x.copy(), np.arange(len(x))
     scores = node.unary - node.gains[:, :, x, own].sum(axis=2)
     while True:
