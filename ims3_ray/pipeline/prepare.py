@@ -19,7 +19,7 @@ from ims3_ray.models.device import Numerics, supported
 from ims3_ray.models.extractor import inspect_extractor, load_extractor
 from ims3_ray.models.generator import inspect_generator
 from ims3_ray.runs.tracking import tracking_uri
-from ims3_ray.stages.context import Context
+from ims3_ray.stages.context import Context, Inputs
 from ims3_ray.stages.evaluate.classifiers import check_networks
 from ims3_ray.storage.artifacts import Directory, fingerprint, open_directory, open_storage
 from ims3_ray.storage.hashing import content_hash
@@ -126,7 +126,7 @@ def _open(config: Config, machine: Machine) -> Context:
     labels = class_map(train.classes, names, info.num_classes, config.data.class_map)
     extractor = inspect_extractor(config.embed.extractor)
     folders = [Path(info.path)] if model.vae is None else [Path(info.path), Path(info.vae_path)]
-    inputs = {
+    inputs: Inputs = {
         "images": train.fingerprint,
         "model": fingerprint([content_hash(folder, storage) for folder in folders]),
         "extractor": content_hash(extractor, storage) if isinstance(extractor, Path) else extractor,
@@ -135,7 +135,7 @@ def _open(config: Config, machine: Machine) -> Context:
         inputs["scored"] = images[protocol(config.evaluate.protocol).split].fingerprint
     numerics, notes = _numerics(config, machine)
     notes += [f"warning: {line}" for line in check_splits(images, config.data.max_overlap_fraction)]
-    return Context(config, storage, machine, images, info, labels, numerics, tuple(notes), inputs)
+    return Context(config, storage, machine, images, info, labels, numerics, inputs, tuple(notes))
 
 
 def _numerics(config: Config, machine: Machine) -> tuple[Numerics, list[str]]:
@@ -156,8 +156,7 @@ def open_splits(places: Mapping[str, str], data: Data, seed: int, storage: Direc
     """
     shared = {"seed": seed, "max_bad_fraction": data.max_bad_fraction, "classes": data.classes}
     opened = {
-        name: open_images(place, storage, name=f"data.{name}", split=name, **shared)
-        for name, place in places.items()
+        name: open_images(place, storage, name=f"data.{name}", **shared) for name, place in places.items()
     }
     for name, images in opened.items():
         if images.classes != opened["train"].classes:

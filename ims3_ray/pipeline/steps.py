@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TypedDict, cast
 
 from ims3_ray.stages import embed, encode, export, invert, report
 from ims3_ray.stages.context import Context
@@ -11,11 +11,20 @@ from ims3_ray.stages.evaluate import stage as evaluate
 from ims3_ray.stages.finetune import stage as finetune
 from ims3_ray.stages.sample import stage as sample
 from ims3_ray.stages.select import stage as select
-from ims3_ray.storage.artifacts import Directory, complete, fingerprint, read_manifest
+from ims3_ray.storage.artifacts import Directory, Manifest, complete, fingerprint, read_manifest
 
 STAGES: tuple[Stage, ...] = tuple(
     module.STAGE for module in (encode, invert, finetune, embed, sample, select, export, evaluate, report)
 )
+
+
+class Summary(TypedDict):
+    """Rows, their unit, seconds, and rows a second of those made."""
+
+    rows: int
+    unit: str
+    seconds: float
+    rate: float
 
 
 @dataclass(frozen=True)
@@ -25,7 +34,13 @@ class Step:
     stage: Stage
     directory: Directory
     parents: dict[str, Directory]  # by noun, the artefacts that it reads
-    manifest: dict[str, Any] | None
+    manifest: Manifest | None
+
+    @property
+    def summary(self) -> Summary:
+        """What a complete step did."""
+        assert (m := self.manifest), self.artifact
+        return {"rows": m["rows"], "unit": m["unit"], "seconds": m["seconds"], "rate": m["rate"]}
 
     @property
     def fingerprint(self) -> str:
@@ -59,6 +74,7 @@ def run_step(context: Context, step: Step) -> Step:
     began = time.perf_counter()
     details = stage.run(context, step.directory, **step.parents)
     seconds = time.perf_counter() - began
+    rows = cast(int, details.get("rows_made", details["rows"]))
     manifest = complete(
         step.directory,
         {
@@ -69,8 +85,10 @@ def run_step(context: Context, step: Step) -> Step:
             "fingerprint": step.fingerprint,
             "inputs": {noun: directory.name for noun, directory in step.parents.items()},
             "seconds": round(seconds, 3),
-            "rate": round(details.get("rows_made", details["rows"]) / seconds, 3),
+            "rate": round(rows / seconds, 3),
             "device": context.machine.device,
         },
     )
+    if figures := stage.figures(step.directory):
+        context.on_metrics(stage.name, 0, figures)
     return replace(step, manifest=manifest)

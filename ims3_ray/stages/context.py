@@ -1,12 +1,13 @@
 """What every stage of a run is given: the configuration, the data sets, the model's labels, the machine."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
 from ims3_ray.cluster.machine import Machine
+from ims3_ray.config.sections import Embed, Encode, Invert, Sample
 from ims3_ray.config.settings import Config
 from ims3_ray.data.classes import NEW
 from ims3_ray.data.images import ImageSet
@@ -16,8 +17,16 @@ from ims3_ray.models.tuned import TunedModel
 from ims3_ray.storage.artifacts import Directory
 
 
-def _unheard(stage: str, step: int, metrics: dict[str, float]) -> None:
-    pass
+class Inputs(TypedDict):
+    """Fingerprints of what lies outside the storage."""
+
+    images: str
+    model: str
+    extractor: str
+    scored: NotRequired[str]
+
+
+Batched = Encode | Invert | Embed | Sample  # sections whose batch size depends on the device
 
 
 @dataclass(frozen=True)
@@ -32,10 +41,9 @@ class Context:
     # the generator's label of every class, in the order of the training set's classes
     model_labels: list[int]
     numerics: Numerics
+    inputs: Inputs
     notes: tuple[str, ...] = ()  # what the machine can't do as the recipe says, a line each
-    inputs: dict[str, str] = field(default_factory=dict)  # fingerprints of what lies outside the storage
-    # stage, step, metrics: while a stage runs
-    on_metrics: Callable[[str, int, dict[str, float]], None] = _unheard
+    on_metrics: Callable[[str, int, Mapping[str, float]], None] = lambda *_: None  # stage, step, metrics
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -57,19 +65,19 @@ class Context:
         return 2 if self.config.data.mirror else 1
 
     @property
-    def licences(self) -> dict[str, dict[str, Any] | None]:
+    def licences(self) -> dict[str, dict[str, object] | None]:
         """What is known of the weights' and the images' licences, for the product's card."""
         stated = {"weights": self.config.model.licence, "images": self.config.data.licence}
         return {name: licence.model_dump() if licence else None for name, licence in stated.items()}
 
-    def batch_size(self, section: Any) -> int:
+    def batch_size(self, section: Batched) -> int:
         return section.batch_size.on(self.machine.device)
 
-    def values_of(self, section: Any) -> dict[str, Any]:
+    def values_of(self, section: Batched) -> dict[str, object]:
         """A section's values for a fingerprint, its batch size for this kind of device alone."""
         return section.model_dump(mode="json") | {"batch_size": self.batch_size(section)}
 
-    def generator_values(self) -> dict[str, Any]:
+    def generator_values(self) -> dict[str, object]:
         """What the bits of every stage that runs the generator depend on."""
         numerics, config = self.numerics, self.config
         seed = config.seed if config.data.class_map == NEW else None

@@ -1,8 +1,9 @@
 """What a stage tells the pipeline, the fingerprints, the estimate and the run queries of itself."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from ims3_ray.storage.artifacts import Directory
 
 from .context import Context
 from .costs import Cost, Forward
@@ -15,12 +16,13 @@ class Stage:
     name: str
     noun: str
     version: int  # raised with every change of what is written; part of the fingerprint
-    # context, directory of the artefact, by noun those of the artefacts read → details of the manifest
-    run: Callable[..., dict[str, Any]]
+    # context, directory of the artefact, by noun those of the artefacts read → for the manifest, `rows`
+    run: Callable[..., Mapping[str, object]]
     depends: Callable[[Context], object]  # plain data that the bits depend on, beside the artefacts read
     cost: Callable[[Context, Forward], Cost]
+    figures: Callable[[Directory], Mapping[str, float]] = lambda _: {}  # of its artefact, for MLflow
     reads: tuple[str, ...] = ()  # nouns
     unit: str = "images"  # of the rows
     # whether this run reads that noun, where a run makes it; and whether it has the stage at all
-    is_read: Callable[[Context, str], bool] = lambda context, noun: True  # noqa: ARG005
-    is_part: Callable[[Context], bool] = lambda context: True  # noqa: ARG005
+    is_read: Callable[[Context, str], bool] = lambda _context, _noun: True
+    is_part: Callable[[Context], bool] = lambda _: True

@@ -7,7 +7,7 @@ import numpy as np
 
 from ims3_ray.cluster.environment import hardware, versions
 from ims3_ray.data.distilled import DistilledSet, is_selected
-from ims3_ray.data.images import decode, encode_png, square
+from ims3_ray.data.pixels import decode, encode_png, square
 from ims3_ray.report.images import PAGE_CLASSES
 from ims3_ray.report.inputs import Uncovered, shown_classes
 from ims3_ray.report.page import ReportData, contact_sheet, render

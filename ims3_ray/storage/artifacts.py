@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NotRequired, TypedDict, TypeVar, cast
 from urllib.parse import quote
 
 from pyarrow import fs
@@ -244,7 +244,26 @@ def open_storage(location: str) -> Directory:
     return root
 
 
-def read_manifest(directory: Directory) -> dict[str, Any] | None:
+class Manifest(TypedDict):
+    """manifest.json of a complete artefact, and what some stages add."""
+
+    format: int
+    files: dict[str, int]  # bytes by name
+    stage: str
+    version: int
+    fingerprint: str
+    inputs: dict[str, str]  # by noun, the fingerprints of the artefacts read
+    device: str
+    rows: int
+    unit: str  # of the rows
+    seconds: float
+    rate: float  # rows a second, of those made
+    history: NotRequired[list[dict[str, float]]]  # of a training: by `step`, its metrics
+    own_classes: NotRequired[list[str] | None]  # of an adapter
+    frequency_shift: NotRequired[float | None]
+
+
+def read_manifest(directory: Directory) -> Manifest | None:
     """The manifest of a complete artefact, or None while it is not complete."""
     if not directory.exists(MANIFEST):
         return None
@@ -257,12 +276,12 @@ def read_manifest(directory: Directory) -> dict[str, Any] | None:
     return manifest
 
 
-def complete(directory: Directory, details: Mapping[str, Any]) -> dict[str, Any]:
+def complete(directory: Directory, details: Mapping[str, object]) -> Manifest:
     """Write the manifest, which makes the artefact complete: `details` beside every file's size."""
     files = {name: info.size for name, info in directory.files().items() if not name.endswith(".tmp")}
     manifest = {"format": FORMAT, "files": files, **details}
     directory.write_json(MANIFEST, manifest)
-    return manifest
+    return cast(Manifest, manifest)
 
 
 def part_names(directory: Directory) -> list[str]:

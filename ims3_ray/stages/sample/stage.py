@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ims3_ray.cluster.fan_out import Part, fan_out
 from ims3_ray.config.sections import Sample
-from ims3_ray.data.images import encode_png
+from ims3_ray.data.pixels import encode_png
 from ims3_ray.method.ddim import mixed_start, sample_ancestral, sample_ddim, with_guidance
 from ims3_ray.method.keys import key_seed
 from ims3_ray.method.rng import generator, normal
@@ -51,16 +51,8 @@ def run(
     size = context.batch_size(config.sample)
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
     arguments = sampler_arguments(context, adapter if config.finetune.epochs else None)
-    if config.sample.start == "inversion":
-        collect_starts(
-            config.sample,
-            config.pool_ipc,
-            config.seed,
-            context.classes,
-            inversions,
-            features,
-            config.invert.points,
-        ).save(out)
+    if inversions and features:
+        collect_starts(context, inversions, features).save(out)
         arguments["starts"] = out
     parts = [Part(index, len(batch), batch) for index, batch in enumerate(batches)]
     return fan_out(

@@ -1,5 +1,4 @@
-"""Where candidates start: stored inversions of chosen real images, in place of pure noise
-(`sample.start=inversion`).
+"""Where candidates start with `sample.start=inversion`: stored inversions of real images, not pure noise.
 
 Beyond the paper, which uses inversions for matching alone. A start keeps what the image is down to its level
 and leaves the rest to the sampler; as many starts as candidates, spread over the class, reach regions that
@@ -12,23 +11,23 @@ import numpy as np
 import ray
 import safetensors.numpy
 
-from ims3_ray.config.sections import Sample
 from ims3_ray.method import coresets
 from ims3_ray.method.coverage import neighbour_distances, sparsest
 from ims3_ray.method.keys import permutation
 from ims3_ray.method.schedule import inversion_grid
+from ims3_ray.stages.context import Context
 from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import Directory, part_names, read_rows
 
 STARTS = "starts.safetensors"
 NEIGHBOURS = 5  # k of the distances by which an image counts as sparse
 CPUS_PER_TASK = 0.5
+Key = tuple[int, str]  # an image's label and id
 
 
 @dataclass(frozen=True)
 class Starts:
-    """Inversions (N, C, h, w) float16 at `timestep`, scaled to unit variance over all of them, class after
-    class.
+    """Inversions (N, C, h, w) float16 at `timestep`, class after class, of unit variance over all of them.
 
     Latents are of unit variance at every level, and inversions of less: their errors shrink them. `noise` is
     the share of fresh noise in the variance of a start; the share that leaves the inversion itself as it is
@@ -42,9 +41,7 @@ class Starts:
     pool_ipc: int
 
     def save(self, out: Directory) -> None:
-        """Write them beside the candidates, for every actor to read: an actor that is started again needs no
-        other.
-        """
+        """Write them beside the candidates, where every actor reads them, one that starts again, too."""
         numbers = {"timestep": self.timestep, "noise": self.noise, "pool_ipc": self.pool_ipc}
         arrays = {name: np.array(value) for name, value in numbers.items()}
         out.write(STARTS, safetensors.numpy.save(arrays | {"latents": self.latents, "offsets": self.offsets}))
@@ -56,84 +53,80 @@ class Starts:
         return cls(**arrays, **numbers)
 
     def rows(self, label: np.ndarray, subgroup: np.ndarray, index: np.ndarray) -> np.ndarray:
-        """The start of every candidate (B,): a class's starts are dealt out in order, again from the first
-        when all are.
-        """
+        """The start of every candidate (B,): a class's are dealt out in order, then again from the first."""
         counts = np.diff(self.offsets)[label]
         return self.offsets[label] + (subgroup * self.pool_ipc + index) % counts
 
 
-def collect_starts(
-    settings: Sample,
-    pool_ipc: int,
-    seed: int,
-    classes: tuple[str, ...],
-    inversions: Directory,
-    features: Directory,
-    points: int,
-) -> Starts:
-    """Choose `start_images` inverted images of every class by their features, and read their inversions at
-    the level.
-    """
-    grid = inversion_grid(points)[1:].numpy()
+def collect_starts(context: Context, inversions: Directory, features: Directory) -> Starts:
+    """Choose `start_images` inverted images of every class, and read their inversions at the level."""
+    config, settings = context.config, context.config.sample
+    grid = inversion_grid(config.invert.points)[1:].numpy()
     level = int(np.abs(grid - settings.start_level).argmin())
     names = part_names(inversions)
-    inverted = ray.get([_ids.remote(inversions, name) for name in names])
-    known = set().union(*inverted)
-    real = read_rows(features, tables.FEATURES)
-    keys = list(zip(real["label"].tolist(), real["image_id"].tolist(), strict=True))
-    is_known = np.array([key in known for key in keys])
-    wanted = settings.start_images or pool_ipc
-    rows = [np.flatnonzero(is_known & (real["label"] == label)) for label in range(len(classes))]
-    choose = ray.remote(num_cpus=CPUS_PER_TASK)(choose_images)
-    chosen = ray.get(
-        [
-            choose.remote(real["feature"][own], min(wanted, len(own)), settings.start_from, seed, name)
-            for own, name in zip(rows, classes, strict=True)
-        ]
-    )
-    order = [keys[own[place]] for own, places in zip(rows, chosen, strict=True) for place in places]
-    kept = set(order)
-    read = [
-        _read.remote(inversions, name, level, [key in kept for key in part])
-        for name, part in zip(names, inverted, strict=True)
-        if any(key in kept for key in part)
+    parts = dict(zip(names, ray.get([_read_keys.remote(inversions, name) for name in names]), strict=True))
+    chosen = _choose(context, features, set().union(*parts.values()))
+    order = [key for of_class in chosen for key in of_class]
+    wanted = set(order)
+    reads = [
+        _read_inversions.remote(inversions, name, level, [key in wanted for key in keys])
+        for name, keys in parts.items()
+        if not wanted.isdisjoint(keys)
     ]
-    found = {key: latent for part in ray.get(read) for key, latent in part}
-    latents = np.stack([found[key] for key in order]).astype(np.float32)
+    by_key = {key: latent for part in ray.get(reads) for key, latent in part}
+    latents = np.stack([by_key[key] for key in order]).astype(np.float32)
     variance = float(np.mean(latents.astype(np.float64) ** 2))
     noise = max(0.0, 1 - variance) if settings.start_noise is None else settings.start_noise
-    offsets = np.concatenate([[0], np.cumsum([len(places) for places in chosen])])
-    return Starts(int(grid[level]), (latents / variance**0.5).astype(np.float16), noise, offsets, pool_ipc)
+    offsets = np.concatenate([[0], np.cumsum([len(of_class) for of_class in chosen])])
+    scaled = (latents / variance**0.5).astype(np.float16)
+    return Starts(int(grid[level]), scaled, noise, offsets, config.pool_ipc)
+
+
+def _choose(context: Context, features: Directory, inverted: set[Key]) -> list[list[Key]]:
+    """By class, the images to start from, of those that are inverted."""
+    settings, seed = context.config.sample, context.config.seed
+    real = read_rows(features, tables.FEATURES)
+    keys = list(zip(real["label"].tolist(), real["image_id"].tolist(), strict=True))
+    is_inverted = np.array([key in inverted for key in keys])
+    count = settings.start_images or context.config.pool_ipc
+    rows = [np.flatnonzero(is_inverted & (real["label"] == label)) for label in range(len(context.classes))]
+    choose = ray.remote(num_cpus=CPUS_PER_TASK)(choose_images)
+    tasks = [
+        choose.remote(real["feature"][own], min(count, len(own)), settings.start_from, seed, name)
+        for own, name in zip(rows, context.classes, strict=True)
+    ]
+    return [[keys[own[place]] for place in places] for own, places in zip(rows, ray.get(tasks), strict=True)]
 
 
 def choose_images(features: np.ndarray, count: int, how: str, seed: int, name: str) -> np.ndarray:
-    """Places (count,) of the chosen images of a class with `features` (N, D), in a random order: so that the
-    first of them are spread as all are. k-means medoids, any, or those with the largest distance to their
-    neighbours."""
+    """Places (count,) of a class's chosen images, of `features` (N, D), in a random order.
+
+    `medoids` of k-means, `sparse`, those farthest from their neighbours, or any. By the order the first of
+    them are spread as all are.
+    """
     if how == "medoids":
-        chosen = coresets.medoids(features, count, "starts", seed, name)
+        places = coresets.medoids(features, count, "starts", seed, name)
     elif how == "sparse":
-        chosen = sparsest(neighbour_distances(features, min(NEIGHBOURS, len(features) - 1)), 1.0)[:count]
+        places = sparsest(neighbour_distances(features, min(NEIGHBOURS, len(features) - 1)), 1.0)[:count]
     else:
-        chosen = permutation(len(features), "starts", seed, name)[:count]
-    return chosen[permutation(count, "start-order", seed, name)]
+        places = permutation(len(features), "starts", seed, name)[:count]
+    return places[permutation(count, "start-order", seed, name)]
 
 
 @ray.remote(num_cpus=CPUS_PER_TASK)
-def _ids(inversions: Directory, name: str) -> list[tuple[int, str]]:
-    """(label, image id) of the rows of a part."""
+def _read_keys(inversions: Directory, name: str) -> list[Key]:
+    """Of the rows of a part."""
     rows = tables.from_parquet(inversions.read(name), tables.INVERSIONS, ["label", "image_id"])
     return list(zip(rows["label"].tolist(), rows["image_id"].tolist(), strict=True))
 
 
 @ray.remote(num_cpus=CPUS_PER_TASK)
-def _read(
-    inversions: Directory, name: str, level: int, kept: list[bool]
-) -> list[tuple[tuple[int, str], np.ndarray]]:
-    """The inversions of the kept rows of a part at one level, by (label, image id)."""
+def _read_inversions(
+    inversions: Directory, name: str, level: int, wanted: list[bool]
+) -> list[tuple[Key, np.ndarray]]:
+    """Of the wanted rows of a part, at one level."""
     rows = tables.from_parquet(inversions.read(name), tables.INVERSIONS)
     return [
         ((int(rows["label"][row]), rows["image_id"][row]), rows["inversion"][row, level])
-        for row in np.flatnonzero(kept)
+        for row in np.flatnonzero(wanted)
     ]

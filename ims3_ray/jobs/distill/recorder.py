@@ -1,0 +1,124 @@
+"""What is kept of a run while it goes: record and log in the storage, and its MLflow run."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import yaml
+
+from ims3_ray.cluster.environment import hardware, versions
+from ims3_ray.errors import InputError
+from ims3_ray.pipeline.steps import Step, Summary
+from ims3_ray.runs import records
+from ims3_ray.runs.journal import Journal
+from ims3_ray.runs.tags import describe_run, name_metrics, tag_artifacts
+from ims3_ray.runs.tracking import RECIPE_FILE, Tracker
+from ims3_ray.stages.context import Context
+from ims3_ray.storage.artifacts import fingerprint
+from ims3_ray.text import one_line, redacted
+
+LONGEST_ERROR = 500  # characters
+
+
+class StageRun(Summary):
+    """A stage of a run, and whether this call ran it."""
+
+    name: str
+    ran: bool
+
+
+class Recorder:
+    """Of one run, from its begin on: what it needs is written before anything is made."""
+
+    def __init__(self, context: Context, steps: Sequence[Step], say: Callable[[str], None]):
+        self._context, self._steps, self._say = context, steps, say
+        config, self.key = context.config, steps[-1].fingerprint
+        self._name = f"{config.recipe}-{self.key}"
+        self.stages: list[StageRun] = []
+        self._write(records.RUNNING)
+        folder = context.storage / "runs" / self._name
+        self._journal = Journal(folder)
+        folder.write("config.yaml", _yaml(config.model_dump(mode="json")))
+        device, notes = context.machine.device, list(context.notes)
+        self._journal.write("run started", key=self.key, recipe=config.recipe, device=device, notes=notes)
+        self.tracker = Tracker(context.storage, say)
+        tags = describe_run(context) | tag_artifacts(step.artifact for step in steps)
+        self.tracker.start(self.key, self._name, config.results(), tags)
+        if not self.tracker.is_finished:
+            self.tracker.log_file(RECIPE_FILE, _yaml(config.results()))
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[None]:
+        """Leave signs of life while the block runs, and write how it ended."""
+        try:
+            with self._journal.alive():
+                yield
+            self._write(records.FINISHED)
+            self._journal.write("run finished")
+        except BaseException as error:
+            is_failure = isinstance(error, Exception)  # else somebody stopped it, and waits
+            state = records.FAILED if is_failure else records.STOPPED
+            line = one_line(redacted(f"{type(error).__name__}: {error}"))[:LONGEST_ERROR]
+            # a full disk takes no record, but what stopped the run is told
+            with contextlib.suppress(OSError, InputError):
+                self._journal.write(f"run {state}", error=line)
+                self._write(state)
+            self.tracker.finish("FAILED" if is_failure else "KILLED", patient=is_failure)
+            raise
+
+    def hear(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Metrics of a stage while it runs."""
+        self.tracker.log(step, name_metrics(stage, metrics))
+
+    def begin_stage(self, step: Step) -> None:
+        name, number = step.stage.name, len(self.stages) + 1
+        self._say(f"[{number}/{len(self._steps)}] {name} → {step.directory.uri}")
+        self._journal.write("stage started", stage=name, artifact=step.artifact)
+
+    def end_stage(self, step: Step, *, ran: bool) -> None:
+        """What the stage did; of one found complete also what it would have logged while it ran."""
+        name, summary = step.stage.name, step.summary
+        if ran:
+            self._journal.write("stage finished", stage=name, **summary)
+        self.stages.append({"name": name, "ran": ran, **summary})
+        if self.tracker.is_finished:
+            return
+        self.hear(name, 0, {"seconds": summary["seconds"], "rows_per_s": summary["rate"]})
+        if ran or not step.manifest:
+            return
+        for entry in step.manifest.get("history", []):
+            metrics = {metric: value for metric, value in entry.items() if metric != "step"}
+            self.hear(name, int(entry["step"]), metrics)
+        if figures := step.stage.figures(step.directory):
+            self.hear(name, 0, figures)
+
+    def log_product(self, distilled: Step, report: Step) -> None:
+        """The page and the data set, once all is made."""
+        if self.tracker.is_finished:
+            return
+        for name in ("index.html", "contact-sheet.png"):
+            self.tracker.log_file(name, report.directory.read(name))
+        rows, place = distilled.summary["rows"], distilled.directory.uri
+        self.tracker.log_dataset("distilled", distilled.fingerprint, place, rows)
+        self.tracker.finish("FINISHED")
+
+    def _write(self, state: str) -> None:
+        """run.json: configuration, versions, hardware, seeds, time and place per stage."""
+        config = self._context.config
+        records.write(
+            self._context.storage,
+            f"runs/{self._name}/run.json",
+            {step.stage.noun: step.directory.uri for step in self._steps},
+            key=self.key,
+            state=state,
+            recipe=config.recipe,
+            config=config.model_dump(mode="json"),
+            config_fingerprint=fingerprint(config.results()),
+            versions=versions(),
+            hardware=hardware(self._context.machine),
+            seed=config.seed,
+            stages=self.stages,
+        )
+
+
+def _yaml(values: Mapping[str, object]) -> bytes:
+    return yaml.safe_dump(values, sort_keys=False).encode()
