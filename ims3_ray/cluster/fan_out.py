@@ -7,26 +7,27 @@ another is read or written.
 """
 
 import json
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy
 
-from ims3_ray import progress
 from ims3_ray.errors import InputError
-from ims3_ray.models.memory import batch_must_fit
+from ims3_ray.models.device import batch_must_fit
+from ims3_ray.progress import bar
 from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import Directory, part_names
 from ims3_ray.storage.tables import Columns, Table
 
 from .machine import Machine
+from .workarounds import quieten
 
 NOTES = ".notes.json"
 CALLS_PER_ACTOR = 2  # at once, on threads; models.batches.Turn lets one of them compute
-logging.getLogger("ray.data").setLevel(logging.ERROR)  # its own import sets the level, so after it
+Build = Callable[..., Callable[[Any], tuple[Columns, dict[str, str]]]]  # of each stage's own payload
+quieten("ray.data")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Part:
 
     index: int
     rows: int
-    payload: Any
+    payload: object
 
     @property
     def file(self) -> str:
@@ -51,17 +52,12 @@ class Worker:
     """The pool's actor: builds the stage's worker once, then turns parts into files."""
 
     def __init__(
-        self,
-        build: Callable[..., Callable[[Any], tuple[Columns, dict[str, str]]]],
-        arguments: dict,
-        table: Table,
-        out: Directory,
-        batch_field: str,
+        self, build: Build, arguments: Mapping[str, Any], table: Table, out: Directory, batch_field: str
     ):
         self._work, self._table, self._out = build(**arguments), table, out
         self._batch = batch_field, arguments["batch_size"]
 
-    def __call__(self, batch: dict) -> dict:
+    def __call__(self, batch: Mapping[str, Sequence[str]]) -> dict[str, list[Any]]:
         (file,), (payload,) = batch["file"], batch["payload"]
         try:
             with batch_must_fit(*self._batch):
@@ -70,24 +66,21 @@ class Worker:
                 self._out.write(file + NOTES, json.dumps(notes).encode())
             self._out.write(file, tables.to_parquet(columns, self._table))
         except InputError as error:
-            # as a value: of an exception, Ray Data brings the driver no more than the text
-            return {"file": [file], "rows": [0], "refused": [str(error)]}
-        return {"file": [file], "rows": [len(next(iter(columns.values())))], "refused": [""]}
+            return {"rows": [0], "refused": [str(error)]}
+        return {"rows": [len(next(iter(columns.values())))], "refused": [""]}
 
 
 def fan_out(
-    build: Callable[..., Callable[[Any], tuple[Columns, dict[str, str]]]],
-    arguments: dict[str, Any],
+    build: Build,
+    arguments: Mapping[str, object],
     parts: Sequence[Part],
     *,
     table: Table,
     out: Directory,
     machine: Machine,
     stage: str,
-    unit: str = "images",
 ) -> dict[str, Any]:
-    """Make every part that is not there yet; gives the number of rows, of those made now, and the rows left
-    out.
+    """Make every part that is not there yet; gives the number of rows, of those made now, and notes.
 
     `build(**arguments)`, its `batch_size` among them, runs once an actor and gives a function from a part's
     payload to the columns of `table` and to notes: {name of a row that had to be left out: why}. InputError
@@ -96,13 +89,13 @@ def fan_out(
     there = set(part_names(out))
     todo = [part for part in parts if part.file not in there]
     total, made = sum(part.rows for part in parts), sum(part.rows for part in todo)
-    with progress.bar(stage, total, unit, done=total - made) as shown:
-        if todo:
-            field = f"{stage}.batch_size.{machine.device}"
-            for row in _dataset(build, arguments, todo, table, out, machine, field).iter_rows():
-                if row["refused"]:
-                    raise InputError(row["refused"])
-                shown.update(int(row["rows"]))
+    worker = {"build": build, "arguments": arguments, "table": table, "out": out}
+    worker["batch_field"] = f"{stage}.batch_size.{machine.device}"
+    with bar(stage, total, "images", done=total - made) as shown:
+        for row in _dataset(todo, worker, machine).iter_rows() if todo else ():
+            if row["refused"]:
+                raise InputError(row["refused"])
+            shown.update(int(row["rows"]))
     notes: dict[str, str] = {}
     for name in out.files():
         if name.endswith(NOTES):
@@ -110,28 +103,20 @@ def fan_out(
     return {"rows": total - len(notes), "rows_made": made, "notes": notes}
 
 
-def _dataset(build, arguments, todo, table, out, machine, batch_field) -> "ray.data.Dataset":
+def _dataset(parts: list[Part], worker: dict[str, object], machine: Machine) -> ray.data.Dataset:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
-    return ray.data.from_items([part.item for part in todo], override_num_blocks=len(todo)).map_batches(
+    return ray.data.from_items([part.item for part in parts], override_num_blocks=len(parts)).map_batches(
         Worker,
         batch_size=1,
-        compute=actor_pool(machine, len(todo)),
-        fn_constructor_kwargs={
-            "build": build,
-            "arguments": arguments,
-            "table": table,
-            "out": out,
-            "batch_field": batch_field,
-        },
+        compute=actor_pool(machine, len(parts)),
+        fn_constructor_kwargs=worker,
         **machine.actor_resources,
     )
 
 
 def actor_pool(machine: Machine, num_parts: int) -> ActorPoolStrategy:
-    """All actors at once where there is room, and as few as the minimum while there is none or a node is
-    lost.
-    """
+    """All actors at once where there is room; as few as the minimum while there is none, or a node is lost."""
     most = min(machine.actors, num_parts)
     return ActorPoolStrategy(
         min_size=min(machine.min_actors, most),

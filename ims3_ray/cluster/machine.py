@@ -3,19 +3,28 @@
 import logging
 import os
 from dataclasses import dataclass
+from typing import Literal, TypedDict
 
 import ray
+import ray.exceptions
 from ray.util import placement_group, remove_placement_group
 
 from ims3_ray.config.base import DeviceKind
 from ims3_ray.config.settings import Workers
 from ims3_ray.errors import InputError
 
-CPUS_PER_ACTOR = 0.8  # a pool that takes every whole CPU can hang after a node is lost (ray#44687)
+from .workarounds import CPUS_PER_ACTOR, ENVIRONMENT, quieten
+
 MEMORY_PER_ACTOR = 1.2e9  # bytes: a worker process with torch and a small model
 MIN_SHARDS = 2
+
+
+class Placement(TypedDict):
+    scheduling_strategy: Literal["DEFAULT"]
+
+
 # of a task: else those of Tune's trials may only use what the trial reserved
-ANYWHERE = {"scheduling_strategy": "DEFAULT"}
+ANYWHERE: Placement = {"scheduling_strategy": "DEFAULT"}
 
 
 @dataclass(frozen=True)
@@ -48,58 +57,40 @@ class Machine:
 
     @property
     def trials(self) -> int:
-        """Trials of a sweep at once: as many as train a classifier at once, so that one may select while
-        another trains.
-        """
-        if self.workers.trials:
-            return self.workers.trials
-        return max(
-            1, int(self.gpus / self.workers.gpus_per_classifier) if self.device == "cuda" else self.cpus
-        )
+        """Trials of a sweep at once: as many as train a classifier at once; one selects while another trains."""
+        at_once = int(self.gpus / self.workers.gpus_per_classifier) if self.device == "cuda" else self.cpus
+        return self.workers.trials or max(1, at_once)
 
     def train_workers(self, micro_batches: int) -> int:
         """Train workers: the given number, or the largest divisor of `micro_batches` that the devices allow."""
-        devices = self.gpus if self.device == "cuda" else self.cpus
         for name in ("train_workers", "min_train_workers"):
-            if (getattr(self.workers, name) or 1) > micro_batches:
+            if (number := getattr(self.workers, name) or 1) > micro_batches:
                 raise InputError(
-                    f"workers.{name}: {getattr(self.workers, name)} are more than the {micro_batches} parts of a batch "
+                    f"workers.{name}: {number} are more than the {micro_batches} parts of a batch "
                     "(finetune.micro_batches); lower it"
                 )
-        if self.workers.train_workers:
-            return self.workers.train_workers
-        return max(n for n in range(1, max(1, devices) + 1) if micro_batches % n == 0)
+        devices = max(1, self.gpus if self.device == "cuda" else self.cpus)
+        fitting = max(n for n in range(1, devices + 1) if micro_batches % n == 0)
+        return self.workers.train_workers or fitting
 
     def elastic_train_workers(self, micro_batches: int) -> int | tuple[int, int]:
-        """As ScalingConfig takes it: the number, or the least and the most where workers.min_train_workers is
-        given.
-        """
+        """As ScalingConfig takes it: the number, or, given workers.min_train_workers, the least and the most."""
         most, least = self.train_workers(micro_batches), self.workers.min_train_workers
         return most if least is None or least >= most else (least, most)
 
     @property
     def actor_resources(self) -> dict[str, float]:
         """What each actor reserves, as Ray's options."""
-        if self.device == "cuda":
-            return {"num_gpus": 1, "num_cpus": CPUS_PER_ACTOR}
-        return {"num_cpus": CPUS_PER_ACTOR}
+        return {"num_cpus": CPUS_PER_ACTOR} | ({"num_gpus": 1} if self.device == "cuda" else {})
 
 
 def connect() -> None:
-    """Join the cluster of RAY_ADDRESS, or start one on this machine; nothing where a driver is connected
-    already.
-    """
+    """Join the cluster of RAY_ADDRESS, or start one here; nothing where a driver is connected already."""
     if ray.is_initialized():
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # `uv run` would start every worker anew (ray#50961)
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    # every report waits for the next look, 2 s apart
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    # where many tasks fail alike, the first one's error is told
-    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    logging.getLogger("ray").setLevel(logging.ERROR)  # before init, which warns of the token that it makes
+    for name, value in (ENVIRONMENT | {"RAY_USAGE_STATS_ENABLED": "0"}).items():
+        os.environ.setdefault(name, value)
+    quieten("ray")
     options = {} if has_address() else {"address": "local", "dashboard_host": "127.0.0.1"}
     # Nothing that workers print reaches the driver: their errors travel as exceptions, their figures as
     # metrics.
@@ -107,8 +98,8 @@ def connect() -> None:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     except ConnectionError as error:
         raise InputError(
-            f"RAY_ADDRESS: {os.environ.get('RAY_ADDRESS')} can't be joined; is the cluster up, and, where its ports are "
-            "guarded by a token, is RAY_AUTH_MODE=token exported here too?"
+            f"RAY_ADDRESS: {os.environ.get('RAY_ADDRESS')} can't be joined; is the cluster up, and, where its "
+            "ports are guarded by a token, is RAY_AUTH_MODE=token exported here too?"
         ) from error
 
 
@@ -149,8 +140,9 @@ def wait_for_gpus(number: int, wait_s: float) -> None:
         ray.get(group.ready(), timeout=wait_s)
     except ray.exceptions.GetTimeoutError as error:
         raise InputError(
-            f"workers.gpus: the cluster has {ray.cluster_resources().get('GPU', 0):g} of {number} free after {wait_s:g} s; ask "
-            "for fewer, raise the cluster's maximum of workers, or wait longer with workers.wait_s"
+            f"workers.gpus: the cluster has {ray.cluster_resources().get('GPU', 0):g} of {number} free after "
+            f"{wait_s:g} s; ask for fewer, raise the cluster's maximum of workers, or wait longer with "
+            "workers.wait_s"
         ) from error
     finally:
         remove_placement_group(group)
@@ -161,16 +153,13 @@ def has_address() -> bool:
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
-def gpu_is_possible() -> bool:
-    """Whether this machine has a GPU, or a cluster is named that may."""
-    import torch  # seconds to import
-
-    return has_address() or torch.cuda.is_available()
-
-
 def refuse_impossible(workers: Workers) -> None:
     """InputError, before anything is started, for a GPU asked for where there can be none."""
-    if workers.device == "cuda" and not gpu_is_possible():
+    if workers.device != "cuda" or has_address():
+        return
+    import torch  # seconds to import
+
+    if not torch.cuda.is_available():
         raise InputError(
             "workers.device: cuda asked for, but this machine has no GPU and RAY_ADDRESS names no cluster"
         )

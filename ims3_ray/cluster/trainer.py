@@ -1,5 +1,4 @@
-"""The optimiser's steps that fine-tuning and pretraining share: plain torch, any number of workers the same
-bits.
+"""The optimiser's steps of fine-tuning and pretraining: plain torch, any number of workers the same bits.
 
 A global batch is cut into parts. Each worker computes the gradients of its parts, all parts' gradients are
 gathered and summed in the order of the parts on every worker: any number of workers up to that of the parts
@@ -8,16 +7,20 @@ batches are keyed by (seed, step, position), so a resumed run needs no generator
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypedDict
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ims3_ray.storage.artifacts import Directory
+
+Metrics = dict[str, float]
+Tensors = dict[str, Tensor]
 
 
 class Task(Protocol):
@@ -28,18 +31,20 @@ class Task(Protocol):
     # terms weighted so that their gradient has this share of the first term's norm
     ratios: Mapping[str, float]
 
-    def losses(self, step: int, part: int) -> dict[str, Tensor]:
+    def losses(self, step: int, part: int) -> Tensors:
         """Each term's share, by this part, of its mean over the global batch: unweighted scalars."""
+        ...
 
     def after_step(self, step: int, gather: Callable[[Tensor], Tensor]) -> None:
         """Called when a step is done; `gather` joins the parts (first axis) of all workers in order."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold beside the parameters; tensors and plain data."""
+        ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
-    def save(self, values: dict[str, Tensor], averages: dict[str, Tensor], out: Directory) -> None:
+    def save(self, values: Tensors, averages: Tensors, out: Directory) -> None:
         """Write the trained values and their moving averages."""
 
 
@@ -61,19 +66,29 @@ class Optimisation:
     def lr_at(self, step: int) -> float:
         lr = self.lr * min(1.0, (step + 1) / (self.warmup_steps + 1))
         if self.decay == "cosine":
-            lr *= 0.5 * (
-                1 + torch.cos(torch.tensor(torch.pi * step / self.steps, dtype=torch.float64)).item()
-            )
+            lr *= 0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / self.steps, dtype=torch.float64)).item())
         return lr
 
 
 def ema_decay_at(step: int, decay: float) -> float:
-    """min(decay, (1 + n) / (10 + n)): a young average forgets its start quickly, so short runs don't keep it."""
+    """min(decay, (1 + n) / (10 + n)): a young average soon forgets its start, so short runs don't keep it."""
     return min(decay, (1 + step) / (10 + step))
 
 
+class State(TypedDict):
+    """A checkpoint's content."""
+
+    values: Tensors
+    ema: Tensor
+    optimizer: dict[str, Any]
+    step: int
+    history: list[Metrics]
+    optimisation: dict[str, Any]
+    task: dict[str, Any]
+
+
 class Trainer:
-    """The state of a training on one worker; the same on all."""
+    """The state of a training on one worker; the same on all. P is the number of trained values."""
 
     def __init__(self, task: Task, optimisation: Optimisation, rank: int, world: int, device: torch.device):
         self.task, self.optimisation, self.rank, self.device = task, optimisation, rank, device
@@ -84,74 +99,68 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=optimisation.lr, weight_decay=optimisation.weight_decay
         )
-        self.step, self.history, self._since = 0, [], time.perf_counter()
-        self._steps_since = 0
+        self.step, self._steps_since, self._since = 0, 0, time.perf_counter()
+        self.history: list[Metrics] = []
 
-    def advance(self) -> dict[str, float]:
+    def advance(self) -> Metrics:
         """One optimiser step; gives metrics where this is a log step."""
         log = (self.step + 1) % self.optimisation.log_every == 0 or self.step + 1 == self.optimisation.steps
         separate = log or bool(self.task.ratios)
         gradients, terms = self._gradients(separate)
         norms = gradients.norm(dim=1)
         weights = self._weights(norms) if separate else torch.ones(1, device=self.device)
-        _assign(self.parameters, (weights[:, None] * gradients).sum(0))
+        gradient = (weights[:, None] * gradients).sum(0)  # (P,)
+        for parameter, its in zip(self.parameters, _like(self.parameters, gradient), strict=True):
+            parameter.grad = its
         for group in self.optimizer.param_groups:
             group["lr"] = self.optimisation.lr_at(self.step)
         self.optimizer.step()
-        self.ema.lerp_(
-            _flat(self.parameters).detach(), 1 - ema_decay_at(self.step, self.optimisation.ema_decay)
-        )
+        decay = ema_decay_at(self.step, self.optimisation.ema_decay)
+        self.ema.lerp_(_flat(self.parameters).detach(), 1 - decay)
         self.task.after_step(self.step, lambda parts: gather(parts, self.counts))
         self.step += 1
         self._steps_since += 1
         return self._log(terms, norms, weights) if log else {}
 
-    def _gradients(self, separate: bool) -> tuple[Tensor, Tensor]:
-        """Gradients (terms, P) of the whole batch, parts summed in order, one row a term or one row for the
-        sum; terms.
-        """
-        rows, values = [], []
+    def _gradients(self, separate: bool) -> tuple[Float[Tensor, "rows P"], Float[Tensor, " terms"]]:
+        """Gradients of the whole batch, parts summed in order: a row a term, or one for their weighted sum."""
+        rows: list[Tensor] = []
+        values: list[Tensor] = []
         for part in self.parts:
             losses = self.task.losses(self.step, part)
-            assert list(losses) == list(self.task.weights), (
-                f"terms {list(losses)}, weights {list(self.task.weights)}"
-            )
+            assert list(losses) == list(self.task.weights), f"{list(losses)}, not {list(self.task.weights)}"
             values.append(torch.stack([loss.detach() for loss in losses.values()]))
-            if separate:
-                targets = list(losses.values())
-            else:
-                targets = [sum(self.task.weights[name] * loss for name, loss in losses.items())]
-            rows.append(
-                torch.stack([self._gradient(t, keep=i + 1 < len(targets)) for i, t in enumerate(targets)])
-            )
+            targets = list(losses.values())
+            if not separate:
+                first, *others = (weight * losses[name] for name, weight in self.task.weights.items())
+                targets = [sum(others, start=first)]
+            *kept, last = targets  # the graph is, until the last is done
+            gradients = [self._gradient(target, keep=True) for target in kept]
+            rows.append(torch.stack([*gradients, self._gradient(last, keep=False)]))
         return sum_in_order(torch.stack(rows), self.counts), sum_in_order(torch.stack(values), self.counts)
 
     def _gradient(self, target: Tensor, keep: bool) -> Tensor:
         if not target.requires_grad:  # a term that no image of this part has
             return torch.zeros_like(self.ema)
         gradients = torch.autograd.grad(target, self.parameters, retain_graph=keep, allow_unused=True)
-        return _flat(
-            [torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, gradients, strict=True)]
-        )
+        pairs = zip(self.parameters, gradients, strict=True)
+        return _flat([torch.zeros_like(p) if g is None else g for p, g in pairs])
 
-    def _weights(self, norms: Tensor) -> Tensor:
-        weights = []
-        for name, norm in zip(self.task.weights, norms, strict=True):
+    def _weights(self, norms: Float[Tensor, " terms"]) -> Float[Tensor, " terms"]:
+        weights: list[Tensor] = []
+        for (name, weight), norm in zip(self.task.weights.items(), norms, strict=True):
             if name in self.task.ratios:
-                weights.append(
-                    torch.where(norm > 0, self.task.ratios[name] * norms[0] / norm.clamp_min(1e-30), 0 * norm)
-                )
+                ratio = self.task.ratios[name]
+                weights.append(torch.where(norm > 0, ratio * norms[0] / norm.clamp_min(1e-30), 0 * norm))
             else:
-                weights.append(norms.new_tensor(self.task.weights[name]))
+                weights.append(norms.new_tensor(weight))
         return torch.stack(weights)
 
-    def _log(self, terms: Tensor, norms: Tensor, weights: Tensor) -> dict[str, float]:
+    def _log(self, terms: Tensor, norms: Tensor, weights: Tensor) -> Metrics:
         seconds, self._since = time.perf_counter() - self._since, time.perf_counter()
-        metrics = dict(zip(self.task.weights, terms.tolist(), strict=True))
-        first = norms[0].item()
-        for name, norm, weight in zip(
-            list(self.task.weights)[1:], norms.tolist()[1:], weights.tolist()[1:], strict=True
-        ):
+        metrics: Metrics = dict(zip(self.task.weights, terms.tolist(), strict=True))
+        (_, first, _), *others = zip(self.task.weights, norms.tolist(), weights.tolist(), strict=True)
+        for name, norm, weight in others:
             metrics[f"grad_ratio/{name}"] = weight * norm / first if first else 0.0
             metrics[f"weight/{name}"] = weight
         metrics["images_per_s"] = self._steps_since * self.optimisation.batch_size / seconds
@@ -159,7 +168,7 @@ class Trainer:
         self.history.append({"step": self.step, **metrics})
         return metrics
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {
             "values": self.values(),
             "ema": self.ema,
@@ -170,7 +179,7 @@ class Trainer:
             "task": self.task.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         assert state["optimisation"] == asdict(self.optimisation), "a checkpoint of another configuration"
         with torch.no_grad():
             for name, parameter in zip(self.names, self.parameters, strict=True):
@@ -180,13 +189,12 @@ class Trainer:
         self.step, self.history = state["step"], state["history"]
         self.task.load_state_dict(state["task"])
 
-    def values(self) -> dict[str, Tensor]:
+    def values(self) -> Tensors:
         return {name: p.detach().clone() for name, p in zip(self.names, self.parameters, strict=True)}
 
-    def averages(self) -> dict[str, Tensor]:
-        sizes = [p.numel() for p in self.parameters]
-        parts = self.ema.split(sizes)
-        return {n: v.view_as(p).clone() for n, v, p in zip(self.names, parts, self.parameters, strict=True)}
+    def averages(self) -> Tensors:
+        averages = zip(self.names, _like(self.parameters, self.ema), strict=True)
+        return {name: average.clone() for name, average in averages}
 
 
 def split_parts(micro_batches: int, world: int) -> list[range]:
@@ -216,12 +224,11 @@ def gather(local: Tensor, counts: list[int]) -> Tensor:
     return torch.cat([parts[:count] for parts, count in zip(gathered, counts, strict=True)])
 
 
-def _flat(tensors: list[Tensor]) -> Tensor:
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([t.reshape(-1) for t in tensors])
 
 
-def _assign(parameters: list[nn.Parameter], gradient: Tensor) -> None:
-    offset = 0
-    for parameter in parameters:
-        parameter.grad = gradient[offset : offset + parameter.numel()].view_as(parameter)
-        offset += parameter.numel()
+def _like(parameters: Sequence[nn.Parameter], flat: Tensor) -> list[Tensor]:
+    """Views of `flat` with the parameters' shapes."""
+    parts = flat.split([p.numel() for p in parameters])
+    return [part.view_as(p) for part, p in zip(parts, parameters, strict=True)]

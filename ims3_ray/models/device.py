@@ -1,14 +1,20 @@
 """Putting a process on its device so that the same work gives the same bits."""
 
+import contextlib
 import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+
+from ims3_ray.errors import InputError
 
 # glibc serves blocks of up to its mmap threshold from its own heap and returns larger ones to the system at
 # once. Freeing a mapped block raises the threshold to its size, up to 32 MiB, and what the heap keeps to
 # twice that.
 KEPT_BYTES = 31 * 2**20
+_AMOUNT = r"([\d.]+ [KMGT]iB)"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # by the recipe's name of a precision
 
 
@@ -77,3 +83,29 @@ def _why_not_compile(device: torch.device) -> str | None:
     except Exception as error:  # a missing compiler, driver or Triton: each raises its own
         return " ".join(str(error).split())[:120] or type(error).__name__
     return None
+
+
+@contextlib.contextmanager
+def batch_must_fit(field: str, rows: int) -> Iterator[None]:
+    """Turns torch.OutOfMemoryError inside the block into an InputError: `field` holds the size, `rows`, of
+    the batch.
+
+    The message says how much was held and asked for when memory ran out: the batch needs at least the sum.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"{field}: a batch of {rows} does not fit the GPU's memory ({_needed(error)}); lower it"
+        ) from error
+
+
+def _needed(error: torch.OutOfMemoryError) -> str:
+    """Memory in use and the allocation that failed, and the GPU's capacity, from the message where it tells
+    them.
+    """
+    held = torch.cuda.memory_allocated() / 2**30  # the tensors of the failed call are still there
+    asked = re.search(rf"[Tt]ried to allocate {_AMOUNT}", str(error))
+    capacity = re.search(rf"total capacity of {_AMOUNT}", str(error))
+    needed = f"needs at least {held:.2f} GiB" + (f" and {asked[1]} more" if asked else " and more")
+    return needed + (f", it has {capacity[1]}" if capacity else "")

@@ -5,8 +5,8 @@ import os
 import torch
 from torch import nn
 
-from ims3_ray.cluster import train as training
 from ims3_ray.cluster.machine import find_machine
+from ims3_ray.cluster.train import Training, train
 from ims3_ray.cluster.trainer import Optimisation
 from ims3_ray.config.settings import Workers
 from ims3_ray.storage.artifacts import open_directory
@@ -43,10 +43,15 @@ def test_a_training_asks_its_own_cluster_whichever_else_was_started_on_the_machi
 ):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     out = open_directory(str(tmp_path / "out"))
-    optimisation = Optimisation(steps=1, batch_size=1, micro_batches=1, lr=0.1)
-    training.train(
-        telling(), {}, optimisation, out=out, checkpoints=open_directory(str(tmp_path / "checkpoints")), name="told",
-        stage="told", batch_field="none", machine=find_machine(Workers(device="cpu", train_workers=1)),
-    )  # fmt: skip
+    training = Training(
+        name="told",
+        build=telling(),
+        arguments={},
+        optimisation=Optimisation(steps=1, batch_size=1, micro_batches=1, lr=0.1),
+        out=out,
+        checkpoints=open_directory(str(tmp_path / "checkpoints")),
+        batch_field="none",
+    )
+    train(training, find_machine(Workers(device="cpu", train_workers=1)), "told")
     assert out.read("address").decode() == ray_cluster.get_runtime_context().gcs_address
     assert "RAY_ADDRESS" not in os.environ

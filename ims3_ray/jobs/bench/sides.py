@@ -15,7 +15,7 @@ import torch
 from ims3_ray.cluster.device_rate import DeviceFigures, measure_device, peak_memory, synchronize
 from ims3_ray.cluster.machine import Machine
 from ims3_ray.config.base import DeviceKind
-from ims3_ray.models.memory import batch_must_fit
+from ims3_ray.models.device import batch_must_fit
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
         )
     storage = open_storage(config.storage)
     shared = {"seed": config.seed, "max_bad_fraction": data.max_bad_fraction, "classes": data.classes}
-    images = open_images(data.train, storage, name="data.train", split="train", **shared)
+    images = open_images(data.train, storage, name="data.train", **shared)
     connect()
     from .run import Pretraining  # heavy: torch and diffusers, not needed to refuse bad input
 

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 from ims3_ray.cluster.machine import Machine
-from ims3_ray.cluster.train import train
+from ims3_ray.cluster.train import Training, train
 from ims3_ray.cluster.trainer import Optimisation, Task
 from ims3_ray.config.pretrain import Pretrain
 from ims3_ray.data.images import ImageSet
@@ -101,34 +101,33 @@ class Pretraining:
         out = self.made[name]
         if out.exists(VALUES):
             return
-        ema_decay = getattr(section, "ema_decay", 0.999)
-        train(
-            task,
-            arguments
+        optimisation = Optimisation(
+            steps=section.steps,
+            batch_size=section.batch_size,
+            micro_batches=self.config.micro_batches,
+            lr=section.lr,
+            warmup_steps=min(100, section.steps // 10),
+            decay="cosine",
+            ema_decay=getattr(section, "ema_decay", 0.999),
+            log_every=self.config.log_every,
+            checkpoint_every=self.config.checkpoint_every,
+        )
+        training = Training(
+            name=f"pretrain-{name}-{out.name}",
+            build=task,
+            arguments=arguments
             | {
                 "pixels": self.pixels,
                 "batch_size": section.batch_size,
                 "micro_batches": self.config.micro_batches,
                 "seed": self.config.seed if seed is None else seed,
             },
-            Optimisation(
-                steps=section.steps,
-                batch_size=section.batch_size,
-                micro_batches=self.config.micro_batches,
-                lr=section.lr,
-                warmup_steps=min(100, section.steps // 10),
-                decay="cosine",
-                ema_decay=ema_decay,
-                log_every=self.config.log_every,
-                checkpoint_every=self.config.checkpoint_every,
-            ),
+            optimisation=optimisation,
             out=out,
             checkpoints=self.storage / "checkpoints",
-            name=f"pretrain-{name}-{out.name}",
-            stage=name[:9],
             batch_field=f"{'extractor' if name == 'judge' else name}.batch_size",
-            machine=self.machine,
         )
+        train(training, self.machine, stage=name[:9])
 
     def _scaling_factor(self) -> tuple[float, float]:
         """1 / deviation of the training images' latents (Rombach et al. 2022, appendix G), and that
