@@ -33,7 +33,8 @@ def class_map(
     if missing := [name for name in classes if name not in known]:
         raise InputError(
             f"data.train: class folders {some(missing)} match none of the generator's {num_labels} classes; "
-            "give data.class_map=TABLE.yaml (folder name: label), or data.class_map=new to train rows for them"
+            "give data.class_map=TABLE.yaml (folder name: label), or data.class_map=new "
+            "to train rows for them"
         )
     labels = [known[name] for name in classes]
     if len(set(labels)) < len(labels):
@@ -45,14 +46,14 @@ def class_map(
 
 def imagenet_labels() -> dict[str, int]:
     """ImageNet id (wnid) → its place among the 1000 sorted ids."""
-    from timm.data import ImageNetInfo  # heavy, and needed for ImageNet alone
+    from timm.data.imagenet_info import ImageNetInfo  # heavy, and needed for ImageNet alone
 
     return {wnid: label for label, wnid in enumerate(sorted(ImageNetInfo().label_names()))}
 
 
 def imagenet_names() -> list[str]:
-    """Words for ImageNet's 1000 classes, in the order of their labels: "great white shark, white shark, …"."""
-    from timm.data import ImageNetInfo  # as above
+    """Words for ImageNet's 1000 classes, by label: "great white shark, white shark, …"."""
+    from timm.data.imagenet_info import ImageNetInfo  # as above
 
     info = ImageNetInfo()
     return [info.label_name_to_description(wnid) for wnid in imagenet_labels()]

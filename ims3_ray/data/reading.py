@@ -2,18 +2,28 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.tables import Columns
 
-from .images import READERS, ImageSet, decode, square
+from .folders import READERS
+from .images import ImageSet
+from .pixels import decode, square
 
 
-def payloads(images: ImageSet, rows: Sequence[int], size: int) -> list[dict[str, Any]]:
-    """`rows` of the set in batches of `size`, as plain data for a `BatchReader`."""
+class Payload(TypedDict):
+    """A batch of images, as plain data."""
+
+    paths: list[str]
+    ids: list[str]
+    labels: list[int]
+
+
+def payloads(images: ImageSet, rows: Sequence[int], size: int) -> list[Payload]:
+    """`rows` of the set in batches of `size`, for a `BatchReader`."""
     cut = [rows[start : start + size] for start in range(0, len(rows), size)]
     return [
         {
@@ -32,10 +42,8 @@ class BatchReader:
         self._directory, self._image_size = directory, image_size
         self._threads = ThreadPoolExecutor(READERS)
 
-    def __call__(self, payload: dict[str, Any]) -> tuple[np.ndarray, Columns, dict[str, str]]:
-        """Pixels (N, 3, size, size) uint8 of the readable images, their ids and labels, and {path: why} of
-        the others.
-        """
+    def __call__(self, payload: Payload) -> tuple[np.ndarray, Columns, dict[str, str]]:
+        """(pixels (N, 3, size, size) uint8, ids and labels) of readable images, {path: why} of the others."""
         read = list(self._threads.map(self._read, payload["paths"]))
         bad = {path: r for path, r in zip(payload["paths"], read, strict=True) if isinstance(r, str)}
         good = [row for row, r in enumerate(read) if not isinstance(r, str)]

@@ -10,8 +10,8 @@ from PIL import Image
 from tiny import write_images
 
 from ims3_ray.data import digits
-from ims3_ray.data.images import open_images, square
-from ims3_ray.data.pixels import MAX_PIXELS, decode
+from ims3_ray.data.images import open_images
+from ims3_ray.data.pixels import MAX_PIXELS, decode, square
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import open_storage
 

@@ -8,7 +8,8 @@ from tiny import write_images
 
 from ims3_ray.data.classes import class_map, imagenet_labels
 from ims3_ray.data.distilled import check_class_names
-from ims3_ray.data.images import decode, encode_png, open_images, square
+from ims3_ray.data.images import open_images
+from ims3_ray.data.pixels import decode, encode_png, square
 from ims3_ray.errors import InputError
 from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import (

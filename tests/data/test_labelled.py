@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from tiny import write_images
 
-from ims3_ray.data.images import decode
-from ims3_ray.data.labelled import open_labelled
+from ims3_ray.data.images import open_labelled
+from ims3_ray.data.pixels import decode
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import open_storage
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ims3_ray.data.images import encode_png
+from ims3_ray.data.pixels import encode_png
 from ims3_ray.data.reading import BatchReader, payloads
 from ims3_ray.method import difffit, losses
 from ims3_ray.method.ddim import add_noise, invert, level, noise_of, sample_ancestral, with_guidance

@@ -1,0 +1,112 @@
+"""Class folders: what lies in them, and what a look at each file says.
+
+Everything in a class folder counts as an image, whatever its name ends in. Hidden files and folders (leading
+dot) are not part of the set. Symbolic links are followed (storage/listing.py). Where classes are named, no
+other folder is looked into: ten of ImageNet's cost a hundredth of a look at its whole tree.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from pyarrow import fs
+
+from ims3_ray import progress
+from ims3_ray.errors import InputError
+from ims3_ray.storage.artifacts import Directory, fingerprint
+from ims3_ray.text import named, some
+
+from .pixels import decode
+
+MAX_BYTES = 2**29  # of a file: no image of MAX_PIXELS has more
+LOOK = 2  # raised where other files count as images than before: what was found in a class is looked at again
+READERS = 16  # threads; reading is waiting
+Files = Mapping[str, fs.FileInfo | str]  # path → what is there, or why it is no file
+Listing = Mapping[str, Files]  # of each class
+Looks = dict[str, dict[str, str]]  # path → {"id": content hash} or {"bad": why}
+
+
+def list_classes(directory: Directory, place: str, name: str, classes: Sequence[str] | None) -> Listing:
+    """What is visible in the class folders, paths relative to the directory, which messages call `place`."""
+    kind = directory.kind
+    if kind != fs.FileType.Directory:
+        what = "does not exist" if kind == fs.FileType.NotFound else "is no folder"
+        raise InputError(f"{name}: {place} {what}; give a folder with one folder of images a class")
+    if classes is not None:
+        return _list_named(directory, place, name, classes)
+    listing: dict[str, dict[str, fs.FileInfo | str]] = {}
+    for path, entry in _visible(directory).items():
+        cls, _, rest = path.partition("/")
+        if rest:
+            listing.setdefault(cls, {})[path] = entry
+        elif isinstance(entry, str):  # it might have been a class folder
+            raise InputError(f"{name}: {place}/{path} {entry}; mend or remove it")
+    if not listing:
+        raise InputError(
+            f"{name}: {place} holds no class folders with images; give one folder of images a class"
+        )
+    return listing
+
+
+def _list_named(directory: Directory, place: str, name: str, classes: Sequence[str]) -> Listing:
+    """These class folders, each listed by itself: on an object store, by its own prefix."""
+    kinds = zip(classes, directory.infos([f"{directory.path}/{cls}" for cls in classes]), strict=True)
+    if missing := [cls for cls, info in kinds if info.type != fs.FileType.Directory]:
+        raise InputError(
+            f"{name}: {place} lacks {len(missing)} of the {len(classes)} class folders that data.classes "
+            f"names: {some(missing)}; give the folder that holds them, or change data.classes"
+        )
+    with ThreadPoolExecutor(READERS) as pool:
+        return dict(zip(classes, pool.map(lambda cls: _visible(directory, cls), classes), strict=True))
+
+
+def _visible(directory: Directory, within: str = "") -> Files:
+    files, odd = directory.listed(within)
+    entries = sorted([*files.items(), *odd.items()], key=lambda entry: entry[0])
+    return {path: entry for path, entry in entries if not path.startswith(".") and "/." not in path}
+
+
+def inspect(directory: Directory, listing: Listing, storage: Directory) -> Looks:
+    """Looks at everything; the last look at a class serves where nothing in it has changed."""
+    cache, looks = storage / "index", Looks()
+
+    def key(files: Files) -> str:
+        stats = {path: it if isinstance(it, str) else [it.size, it.mtime_ns] for path, it in files.items()}
+        return f"{fingerprint([LOOK, directory.uri, stats])}.json"
+
+    shown = progress.bar("inspect", sum(map(len, listing.values())), "images", delay=progress.PATIENCE_S)
+    with shown, ThreadPoolExecutor(READERS) as pool:
+        names = [key(files) for files in listing.values()]
+        known = pool.map(lambda name: cache.read_json(name) if cache.exists(name) else None, names)
+        for name, files, last in zip(names, listing.values(), known, strict=True):
+            if last is None:
+                last = {}
+                for path, look in zip(files, pool.map(partial(_look, directory), files.items()), strict=True):
+                    last[path] = look
+                    shown.update()
+                cache.write(name, json.dumps(last).encode())
+            else:
+                shown.update(len(last))
+            looks |= last
+    return looks
+
+
+def _look(directory: Directory, file: tuple[str, fs.FileInfo | str]) -> dict[str, str]:
+    """The content hash of an image, or why it is none. InputError for a file that this user may not read."""
+    path, entry = file
+    if isinstance(entry, str):
+        return {"bad": entry}
+    if entry.size > MAX_BYTES:
+        return {"bad": f"is no readable image ({entry.size:,} bytes are more than {MAX_BYTES:,})"}
+    try:
+        data = directory.read(path)
+    except PermissionError as error:
+        place, why = (directory / named(path)).uri, error.strerror or error
+        raise InputError(f"{place}: can't be read ({why}); let this user read it") from error
+    try:
+        decode(data, small=True)
+    except ValueError as error:
+        return {"bad": str(error)}
+    return {"id": hashlib.blake2b(data, digest_size=16).hexdigest()}
