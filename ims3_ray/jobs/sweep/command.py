@@ -1,7 +1,6 @@
-"""Sweep recipe fields with Ray Tune, every trial scored on validation images, and all of them choosing from
-shared pools.
+"""Sweep recipe fields with Ray Tune, every trial scored on validation images, all choosing from shared pools.
 
-    python jobs/sweep.py --space select.alpha=0.2,0.4,0.8 ipc=1,5,10            the bundled digits, every combination
+    python jobs/sweep.py --space select.alpha=0.2,0.4,0.8 ipc=1,5,10     the bundled digits, every combination
     python jobs/sweep.py storage=DIR --search bayes --trials 50 --asha \\
         --space select.alpha=0.1:0.9 select.beta=0.1:0.9 sample.subgroups=2,5,10,20
     python jobs/sweep.py --recipe imagewoof --objective accuracy,coverage --space space.yaml
@@ -11,29 +10,27 @@ hold for every trial and come before --space. The same command goes on where it 
 """
 
 import argparse
+from typing import TYPE_CHECKING
 
 from ims3_ray.config.load import parse_overrides
 from ims3_ray.errors import InputError
 
+if TYPE_CHECKING:
+    from .document import Document
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--recipe", default="digits", metavar="NAME|FILE", help="as for distill")
-    parser.add_argument(
-        "--space", nargs="+", default=[], metavar="field=DOMAIN", help="what varies, or a YAML file"
-    )
-    parser.add_argument(
-        "--search", metavar="grid|random|bayes", help="default: grid, or random where there are ranges"
-    )
-    parser.add_argument("--trials", type=int, default=20, metavar="N", help="of random or bayes (default 20)")
-    parser.add_argument(
-        "--objective", default="accuracy", metavar="NAME,…", help="maximised; two or more give a Pareto front"
-    )
-    parser.add_argument(
-        "--asha", action="store_true", help="stop trials early whose classifiers fall behind at equal IPC"
-    )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="field=value", help="for every trial, such as storage=DIR"
-    )
+    add = parser.add_argument
+    add("--recipe", default="digits", metavar="NAME|FILE", help="as for distill")
+    add("--space", nargs="+", default=[], metavar="field=DOMAIN", help="what varies, or a YAML file")
+    search = "default: grid, or random where there are ranges"
+    add("--search", metavar="grid|random|bayes", help=search)
+    add("--trials", type=int, default=20, metavar="N", help="of random or bayes (default 20)")
+    objective = "maximised; two or more give a Pareto front"
+    add("--objective", default="accuracy", metavar="NAME,…", help=objective)
+    early = "stop trials early whose classifiers fall behind at equal IPC"
+    add("--asha", action="store_true", help=early)
+    add("overrides", nargs="*", metavar="field=value", help="for every trial, such as storage=DIR")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -42,8 +39,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError(
             "--space: is empty; name fields and values, such as --space select.alpha=0.1:0.9 ipc=1,10"
         )
-    from . import run as sweeping  # heavy, not needed to refuse bad input
-    from .plan import Sweep
+    from .plan import Sweep  # heavy, not needed to refuse bad input
+    from .run import run as run_sweep
     from .space import Range, read_space
 
     space = read_space(arguments.space, arguments.recipe, overrides)
@@ -51,56 +48,44 @@ def run(arguments: argparse.Namespace) -> None:
     objective = tuple(name.strip() for name in arguments.objective.split(",") if name.strip())
     search = arguments.search or ("random" if has_range else "grid")
     sweep = Sweep(arguments.recipe, overrides, space, search, arguments.trials, objective, arguments.asha)
-    document, folder = sweeping.run(sweep)
+    document, folder = run_sweep(sweep)
+    trials, storage = document["trials"], f"storage={sweep.base.storage}"
     if not document["best"]:
-        first = next(
-            (trial["error"] for trial in document["trials"] if trial["error"]), "all were stopped early"
-        )
-        raise InputError(
-            f"--space: of {len(document['trials'])} trials none finished; the first error: {first}"
-        )
-    print()
-    print("\n".join(summary_lines(document)))
-    print(f"\npage     {(folder / 'index.html').uri}")
+        errors = (trial["error"] for trial in trials if trial["error"])
+        first = next(errors, "all were stopped early")
+        raise InputError(f"--space: of {len(trials)} trials none finished; the first error: {first}")
+    print("", *summary_lines(document), "", sep="\n")
+    print(f"page     {(folder / 'index.html').uri}")
     print(f"tables   {(folder / 'sweep.csv').uri}, sweep.json")
     for ipc in document["best"]:
-        print(
-            f"winner   python jobs/distill.py --recipe {(folder / f'best-ipc{ipc}.yaml').uri} storage={sweep.base.storage}"
-        )
-    print(f"query    python jobs/runs.py storage={sweep.base.storage} --sweep {document['key']}")
+        recipe = (folder / f"best-ipc{ipc}.yaml").uri
+        print(f"winner   python jobs/distill.py --recipe {recipe} {storage}")
+    print(f"query    python jobs/runs.py {storage} --sweep {document['key']}")
 
 
-def summary_lines(document: dict) -> list[str]:
+def summary_lines(document: "Document") -> list[str]:
     """The best of each IPC, the front, and what the trials shared."""
-    by_number = {trial["number"]: trial for trial in document["trials"]}
-    name = document["objective"][0]
+    trials, pools, name = document["trials"], document["pools"], document["objective"][0]
+    by_number = {trial["number"]: trial for trial in trials}
     lines = [f"best by {name} on the {document['split']} images, {document['protocol']}"]
     for ipc, number in document["best"].items():
         trial = by_number[number]
-        spread = (
-            f" ± {100 * trial['interval']:.2f}"
-            if name == "accuracy" and trial["interval"] is not None
-            else ""
-        )
+        interval = trial["interval"] if name == "accuracy" else None
+        spread = "" if interval is None else f" ± {100 * interval:.2f}"
         values = " ".join(f"{field}={value}" for field, value in trial["values"].items())
         lines.append(f"  ipc {ipc:>4}  {100 * trial['metrics'][name]:.2f}{spread}  trial {number}: {values}")
-    if document["pareto"]:
-        lines.append(
-            f"Pareto front ({', '.join(document['objective'])}): trials {', '.join(map(str, document['pareto']))}"
-        )
-    counts = {
-        status: sum(t["status"] == status for t in document["trials"])
-        for status in ("finished", "stopped", "failed")
-    }
+    if front := document["pareto"]:
+        objectives = ", ".join(document["objective"])
+        lines.append(f"Pareto front ({objectives}): trials {', '.join(map(str, front))}")
+    statuses = [trial["status"] for trial in trials]
+    counts = {status: statuses.count(status) for status in ("finished", "stopped", "failed")}
+    ends = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    lines.append(ends or "no trial ended")
+    failed = (trial for trial in trials if trial["status"] == "failed")
+    lines += [f"  trial {trial['number']} failed: {trial['error']}" for trial in failed]
+    made = sum(pool["made"] for pool in pools)
     lines.append(
-        ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "no trial ended"
-    )
-    lines += [
-        f"  trial {t['number']} failed: {t['error']}" for t in document["trials"] if t["status"] == "failed"
-    ]
-    made = sum(pool["made"] for pool in document["pools"])
-    lines.append(
-        f"{len(document['pools'])} pools of candidates ({made} made now) for {len(document['trials'])} trials: "
+        f"{len(pools)} pools of candidates ({made} made now) for {len(trials)} trials: "
         f"{document['saved_seconds']:.0f} s of sampling and what leads to it saved; "
         f"{document['seconds']:.0f} s in all, {document['trials_at_once']} trials at once"
     )

@@ -1,34 +1,19 @@
-"""The report on a sweep as one HTML page, for a person who picks a setting to run: nothing fetched, no
-script.
-"""
+"""The report on a sweep as one HTML page, for a person who picks a setting to run. It fetches nothing."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
 from ims3_ray.report.inputs import shortened
 from ims3_ray.report.wording import environment, percent, points
+from ims3_ray.runs.records import FAILED, FINISHED, STOPPED
 
-from . import plots as sweep_plots
-from . import shape as sweep_shape
+from . import heat, plots
 from .claim import sweep_claim, sweep_work
-from .plots import MAX_COLUMNS
-from .trials import (
-    ACCURACY,
-    FAILED,
-    FINISHED,
-    IPC,
-    LONGEST_VALUE,
-    STOPPED,
-    Sweep,
-    Trial,
-    metric_name,
-    setting,
-    short,
-)
+from .document import Document, TrialRow
+from .results import ACCURACY, IPC, LONGEST_VALUE, Results, metric_name, setting, short
 
 STATUSES = (FINISHED, STOPPED, FAILED)  # in the table's order
 
@@ -37,114 +22,107 @@ STATUSES = (FINISHED, STOPPED, FAILED)  # in the table's order
 class Row:
     """A trial as a line of the table, in words; a dash for what it does not have."""
 
-    trial: Trial
-    values: list[str]
+    trial: TrialRow
+    cells: list[str]
     metrics: list[str | Markup]
     is_best: bool
     on_front: bool
 
 
-def render_sweep(document: Mapping[str, Any]) -> bytes:
+def render_sweep(document: Document) -> bytes:
     """The page, UTF-8; the same bytes for the same document.
 
-    `document`: plain data as in sweep.json. Recipe, fields, their values and errors are untrusted text.
-    Figures that are missing or not finite are dashes; a stopped trial's are the last heard of it and enter no
-    mean, no heat map, no front.
+    Recipe, fields, their values and errors are untrusted text. Figures that are missing or not finite are
+    dashes; a stopped trial's are the last heard of it and enter no mean, no heat map, no front.
     """
-    sweep = Sweep(document)
-    names = sweep.metric_names()
+    results = Results(document)
     context = {
         "document": document,
-        "sweep": sweep,
-        "claim": sweep_claim(sweep),
-        "work": sweep_work(sweep),
-        "objective": metric_name(sweep.objective),
-        "is_accuracy": sweep.objective == ACCURACY,
-        "best": best_rows(sweep),
-        "space": {field: in_words(spec) for field, spec in document["space"].items()},
-        "titles": [metric_name(name) for name in names],
-        "rows": rows(sweep, names),
-        "failures": failures(sweep),
-        "without": [short(ipc) for ipc in sweep.ipcs if short(ipc) not in sweep.best],
-        "swatches": {short(ipc): place for place, ipc in enumerate(sweep_plots.ipc_colours(sweep))},
-        "heat_pair": sweep_shape.heat_pair(sweep),
-        "most_maps": sweep_shape.MOST_MAPS,
-        "front_panels": min(len(sweep.objectives) - 1, MAX_COLUMNS),
+        "results": results,
+        "claim": sweep_claim(results),
+        "work": sweep_work(results),
+        "objective": metric_name(results.objective),
+        "is_accuracy": results.objective == ACCURACY,
+        "best": best_columns(results),
+        "space": {field: _in_words(spec) for field, spec in document["space"].items()},
+        "titles": [metric_name(name) for name in results.metric_names()],
+        "rows": rows(results),
+        "failures": failures(results),
+        "without": [short(ipc) for ipc in results.ipcs if short(ipc) not in results.best],
+        "swatches": {short(ipc): place for place, ipc in enumerate(plots.ipc_colours(results))},
+        "heat_pair": heat.heat_pair(results),
+        "most_maps": heat.MOST_MAPS,
+        "front_panels": min(len(results.objectives) - 1, plots.MAX_COLUMNS),
         "plots": {
-            "by_ipc": sweep_plots.by_ipc(sweep),
-            "heat": sweep_shape.heat_maps(sweep),
-            "fields": sweep_plots.field_panels(sweep),
-            "parallel": sweep_shape.parallel(sweep),
-            "pareto": sweep_plots.pareto(sweep),
-            "curves": sweep_shape.curves(sweep),
+            "by_ipc": plots.by_ipc(results),
+            "heat": heat.heat_maps(results),
+            "fields": plots.field_panels(results),
+            "pareto": plots.pareto(results),
         },
     }
     return environment(Path(__file__).parent).get_template("page.html").render(context).encode()
 
 
-def best_rows(sweep: Sweep) -> list[dict[str, Any]]:
+def best_columns(results: Results) -> list[dict[str, object]]:
     """The best trial of each IPC: its figure, its setting, and how many others lie within its interval."""
     return [
         {
             "ipc": ipc,
-            "trial": trial,
-            "figure": figure(trial, sweep.objective),
-            "rivals": sweep.within_interval(trial),
-            "values": {field: _value(trial, field) for field in sweep.axes if field != IPC},
+            "trial": trial["number"],
+            "figure": _figure(trial, results.objective),
+            "rivals": results.rivals(trial),
+            "cells": {field: _cell(trial, field) for field in results.axes if field != IPC},
         }
-        for ipc, trial in sweep.best.items()
+        for ipc, trial in results.best.items()
     ]
 
 
-def rows(sweep: Sweep, names: list[str]) -> list[Row]:
+def rows(results: Results) -> list[Row]:
     """Finished ones first, then the stopped, then the failed; in each the highest objective first."""
 
-    def order(trial: Trial) -> tuple[int, float, int]:
-        status = STATUSES.index(trial.status) if trial.status in STATUSES else len(STATUSES)
-        return status, -trial.metrics.get(sweep.objective, float("-inf")), trial.number
+    def order(trial: TrialRow) -> tuple[int, float, int]:
+        status = STATUSES.index(trial["status"]) if trial["status"] in STATUSES else len(STATUSES)
+        return status, -trial["metrics"].get(results.objective, float("-inf")), trial["number"]
 
-    best, front = {trial.number for trial in sweep.best.values()}, set(sweep.document["pareto"])
+    best, front = {trial["number"] for trial in results.best.values()}, results.document["pareto"]
     return [
         Row(
             trial,
-            [_value(trial, field) for field in sweep.axes],
-            [figure(trial, name) for name in names],
-            trial.number in best,
-            trial.number in front,
+            [_cell(trial, field) for field in results.axes],
+            [_figure(trial, name) for name in results.metric_names()],
+            trial["number"] in best,
+            trial["number"] in front,
         )
-        for trial in sorted(sweep.trials, key=order)
+        for trial in sorted(results.trials, key=order)
     ]
 
 
-def failures(sweep: Sweep) -> dict[str, list[tuple[int, str]]]:
+def failures(results: Results) -> dict[str, list[tuple[int, str]]]:
     """Number and setting of the failed trials by what went wrong."""
-    found: dict[str, list[tuple[int, str]]] = {}
-    for trial in sweep.trials:
-        if trial.status == FAILED:
-            found.setdefault(trial.error or "No error was reported.", []).append(
-                (trial.number, setting(trial))
-            )
-    return found
+    causes: dict[str, list[tuple[int, str]]] = {}
+    for trial in results.trials:
+        if trial["status"] == FAILED:
+            cause = causes.setdefault(trial["error"] or "No error was reported.", [])
+            cause.append((trial["number"], setting(trial)))
+    return causes
 
 
-def figure(trial: Trial, name: str) -> str | Markup:
+def _figure(trial: TrialRow, name: str) -> str | Markup:
     """A metric in words: the accuracy in percent with its interval, others plain."""
-    if (found := trial.metrics.get(name)) is None:
+    if (figure := trial["metrics"].get(name)) is None:
         return "–"
     if name != ACCURACY:
-        return f"{found:.3f}".replace("-", "−")
-    return percent(found) + ("" if trial.interval is None else points(trial.interval, " ± "))
+        return f"{figure:.3f}".replace("-", "−")
+    return percent(figure) + ("" if trial["interval"] is None else points(trial["interval"], " ± "))
 
 
-def in_words(spec: Mapping[str, Any]) -> str:
+def _in_words(spec: Mapping) -> str:
     """`0.1 to 0.9, log scale`, or the listed values."""
     if "values" in spec:
-        return ", ".join(short(given) for given in spec["values"])
-    kinds = [
-        name for name, has in (("whole numbers", spec.get("integer")), ("log scale", spec.get("log"))) if has
-    ]
+        return ", ".join(map(short, spec["values"]))
+    kinds = [name for key, name in (("integer", "whole numbers"), ("log", "log scale")) if spec.get(key)]
     return ", ".join([f"{short(spec['low'])} to {short(spec['high'])}", *kinds])
 
 
-def _value(trial: Trial, field: str) -> str:
-    return shortened(short(trial.values[field]), LONGEST_VALUE) if field in trial.values else "–"
+def _cell(trial: TrialRow, field: str) -> str:
+    return shortened(short(trial["values"][field]), LONGEST_VALUE) if field in trial["values"] else "–"

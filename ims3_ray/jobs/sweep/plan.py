@@ -1,10 +1,7 @@
-"""What a sweep runs: a recipe, the fields that vary, how values are chosen, and the configuration of every
-trial.
-"""
+"""What a sweep runs: a recipe, the fields that vary, how values are chosen, every trial's configuration."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from ims3_ray.config.load import load_config
 from ims3_ray.config.settings import Config
@@ -12,26 +9,21 @@ from ims3_ray.errors import InputError
 from ims3_ray.evaluation.protocols import NO_PROTOCOL, on_validation
 from ims3_ray.storage.artifacts import fingerprint
 
-from .space import Space, key_of
+from .space import Space, Value, Values, key_of
 
 SEARCHES = ("grid", "random", "bayes")
-OBJECTIVES = {  # what a sweep maximises → its name among a run's figures
-    "accuracy": "accuracy",
-    **{
-        name: f"{name}/distilled"
-        for name in ("coverage", "low_density_coverage", "density", "precision", "recall", "vendi")
-    },
+OBJECTIVES = {"accuracy": "accuracy"} | {  # what a sweep maximises → its name among a run's figures
+    name: f"{name}/distilled"
+    for name in ("coverage", "low_density_coverage", "density", "precision", "recall", "vendi")
 }
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """`recipe` with `overrides`, over a space. `trials` is how many of it are drawn; a grid has as many as it
-    has.
-    """
+    """`recipe` with `overrides`, over a space; `trials` is how many of it are drawn, of a grid all."""
 
     recipe: str
-    overrides: Mapping[str, Any]
+    overrides: Mapping[str, Value]
     space: Space
     search: str
     trials: int
@@ -39,16 +31,17 @@ class Sweep:
     asha: bool = False  # stop trials whose accuracy, while they train, is far from the best of their IPC
 
     def __post_init__(self):
+        choices = ", ".join(OBJECTIVES)
         if self.search not in SEARCHES:
             raise InputError(f"--search: {self.search!r} is unknown; choose one of {', '.join(SEARCHES)}")
         if self.search != "grid" and self.trials < 1:
             raise InputError(f"--trials: {self.trials} trials; give at least 1")
         if not self.objective:
-            raise InputError(f"--objective: is empty; choose from {', '.join(OBJECTIVES)}")
+            raise InputError(f"--objective: is empty; choose from {choices}")
         for name in self.objective:
             if name not in OBJECTIVES:
                 raise InputError(
-                    f"--objective: {name!r} is a metric that no trial reports; choose from {', '.join(OBJECTIVES)}"
+                    f"--objective: {name!r} is a metric that no trial reports; choose from {choices}"
                 )
             if self.objective.count(name) > 1:
                 raise InputError(f"--objective: {name} stands twice; name it once")
@@ -64,68 +57,53 @@ class Sweep:
     @property
     def key(self) -> str:
         """Fingerprint of all that decides which trials there are and how they are scored."""
-        chosen = [
-            self.search,
-            None if self.search == "grid" else self.trials,
-            list(self.objective),
-            self.asha,
-        ]
-        return fingerprint([self.base.results(), self.space.describe(), chosen])
+        trials = None if self.search == "grid" else self.trials
+        choices = [self.search, trials, list(self.objective), self.asha]
+        return fingerprint([self.base.results(), self.space.describe(), choices])
 
-    def points(self) -> list[dict[str, Any]] | None:
+    def points(self) -> list[Values] | None:
         """The values of every trial; None where the searcher chooses them while trials run.
 
         InputError, which names the values, for a combination that the recipe does not take.
         """
         if self.search == "bayes":
             return None
-        points = (
-            self.space.grid() if self.search == "grid" else self.space.random(self.trials, self.base.seed)
-        )
+        is_grid = self.search == "grid"
+        points = self.space.grid() if is_grid else self.space.random(self.trials, self.base.seed)
         for values in points:
             try:
                 self.config(values)
             except InputError as error:
-                raise InputError(f"--space: {say(values)}: {error}") from error
+                raise InputError(f"--space: {as_words(values)}: {error}") from error
         return points
 
-    def values(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
-        """A trial's values out of what Tune calls it with: one of `points`, or the searcher's draw for each
-        field.
-        """
-        if "values" in drawn:
-            return dict(drawn["values"])
-        return {field: domain.decode(drawn[field]) for field, domain in self.space.domains.items()}
+    def values(self, drawn: Mapping[str, Value]) -> Values:
+        """A trial's values out of what Tune calls it with: one of `points`, or what the searcher drew."""
+        values = drawn.get("values")
+        return dict(values) if isinstance(values, dict) else self.space.decode(drawn)
 
-    def config(self, values: Mapping[str, Any]) -> Config:
-        """The run of one trial: scored on validation images, without the sets that all trials would train
-        anew.
-        """
+    def config(self, values: Mapping[str, Value]) -> Config:
+        """A trial's run: scored on validation images, without the sets that all trials would train anew."""
         base = self.base
-        cheaper = {"evaluate.protocol": on_validation(base.evaluate.protocol)}
-        for field, value in (("full", False), ("baselines", [])):
-            if f"evaluate.{field}" not in self.overrides:
-                cheaper[f"evaluate.{field}"] = value
+        cheaper: Values = {"evaluate.protocol": on_validation(base.evaluate.protocol)}
+        for field, value in (("evaluate.full", False), ("evaluate.baselines", [])):
+            if field not in self.overrides:
+                cheaper[field] = value
         return load_config(self.recipe, {**self._fields(base, values), **cheaper})
 
-    def key_of(self, values: Mapping[str, Any]) -> str:
+    def winner(self, values: Mapping[str, Value]) -> Config:
+        """The same run as a person would make it, scored as the recipe says. It finds what the trial made."""
+        return load_config(self.recipe, self._fields(self.base, values))
+
+    def trial_tag(self, values: Mapping[str, Value]) -> str:
         """The key of a trial's run in MLflow."""
         return f"{self.key}-{trial_key(values)}"
 
-    def winner(self, values: Mapping[str, Any]) -> Config:
-        """The same run as a person would make it, scored as the recipe says. It finds all that the trial
-        made.
-        """
-        return load_config(self.recipe, self._fields(self.base, values))
-
-    def _fields(self, base: Config, values: Mapping[str, Any]) -> dict[str, Any]:
+    def _fields(self, base: Config, values: Mapping[str, Value]) -> Values:
         """All fields of a trial: every trial chooses from the candidates that the largest G and IPC need."""
         fields, domains = {**self.overrides, **values}, self.space.domains
-        if (
-            "sample.subgroups" in domains
-            and "select.subgroups" not in domains
-            and base.select.subgroups is None
-        ):
+        is_free = "select.subgroups" not in domains and base.select.subgroups is None
+        if "sample.subgroups" in domains and is_free:
             fields["sample.subgroups"] = domains["sample.subgroups"].largest()
             fields["select.subgroups"] = values["sample.subgroups"]
         if "ipc" in domains and "sample.pool_ipc" not in domains and base.sample.pool_ipc is None:
@@ -133,11 +111,11 @@ class Sweep:
         return fields
 
 
-def say(values: Mapping[str, Any]) -> str:
+def as_words(values: Mapping[str, Value]) -> str:
     """Values as a person would write them."""
     return " ".join(f"{field}={value}" for field, value in values.items())
 
 
-def trial_key(values: Mapping[str, Any]) -> str:
+def trial_key(values: Mapping[str, Value]) -> str:
     """What a trial is called within its sweep: the same for equal values."""
     return fingerprint(key_of(values))

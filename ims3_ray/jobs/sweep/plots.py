@@ -1,11 +1,9 @@
-"""The sweep's plots of dots: its objective against IPC, against each other swept field, and one objective
-against another.
+"""The sweep's plots of dots: its objective by IPC, by each other swept field, and against other objectives.
 
 A dot is a trial, filled where it finished and a ring where it was stopped early; its colour is its IPC.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from markupsafe import Markup
@@ -17,214 +15,183 @@ from ims3_ray.report import svg
 from ims3_ray.report.inputs import shortened
 from ims3_ray.report.plots import WIDTH
 from ims3_ray.report.svg import CLASS_COLOURS, DISTILLED, INK, PAPER
+from ims3_ray.runs.records import STOPPED
 
-from .trials import ACCURACY, IPC, MOST_TOLD, STOPPED, SUBGROUPS, Axis, Sweep, Trial, metric_name
+from .document import TrialRow
+from .results import ACCURACY, IPC, MOST_TOLD, SUBGROUPS, Axis, Results, ipc_of, metric_name
 
 PANEL_HEIGHT, MAX_COLUMNS, LETTER = 270, 3, 7.5  # pixels; a letter of a tick's label is so wide
 DODGE = 0.32  # how far to either side trials of one listed value are laid out, in distances between values
 GREEK = {"select.alpha": "α", "select.beta": "β", SUBGROUPS: "G"}
-_PERCENT = FuncFormatter(lambda value, _: f"{100 * value:g} %")
 
 
-def ipc_colours(sweep: Sweep) -> dict[Any, str]:
+def ipc_colours(results: Results) -> dict[object, str]:
     """A colour an IPC; none where IPC is not swept, or over more values than colours can tell."""
-    return dict(zip(sweep.ipcs, CLASS_COLOURS, strict=False)) if len(sweep.ipcs) <= MOST_TOLD else {}
-
-
-def colour_of(colours: Mapping[Any, str], trial: Trial) -> str:
-    return colours.get(trial.values.get(IPC), DISTILLED)
+    return dict(zip(results.ipcs, CLASS_COLOURS, strict=False)) if len(results.ipcs) <= MOST_TOLD else {}
 
 
 def field_title(field: str) -> str:
     return f"{shortened(field, 34)}, {GREEK[field]}" if field in GREEK else shortened(field, 34)
 
 
-def by_ipc(sweep: Sweep) -> Markup | None:
+def by_ipc(results: Results) -> Markup | None:
     """The objective of every trial at its IPC with its interval, the best of each listed IPC named."""
-    if IPC not in sweep.axes or not sweep.scored:
+    if IPC not in results.axes or not results.scored:
         return None
     drawing = svg.figure(WIDTH, 400)
     axes = drawing.add_subplot()
     svg.style(axes, grid="y", x="images a class")
-    axis, best = sweep.axes[IPC], sweep.marked
-    for place, (ipc, trials) in enumerate(_grouped(sweep, axis).items()):
-        colour = CLASS_COLOURS[place % len(CLASS_COLOURS)] if len(sweep.ipcs) <= MOST_TOLD else DISTILLED
-        xs = dict(zip((t.number for t in trials), _dodged(axis.place(ipc), len(trials), axis), strict=True))
-        for trial in trials:
-            if (interval := sweep.interval(trial)) is not None and trial.status != STOPPED:
-                ends = sweep.score(trial) - interval, sweep.score(trial) + interval
-                weight = (3.5, 0.7) if trial.number in best else (2, 0.25)
-                axes.vlines(xs[trial.number], *ends, color=colour, linewidth=weight[0], alpha=weight[1])
-        _dots(axes, sweep, trials, [xs[trial.number] for trial in trials], colour)
-        for trial in trials:
-            if trial.number in best and axis.listed:
-                _name_best(axes, sweep, trial, xs[trial.number])
-    _finish(axes.xaxis, axis, WIDTH)
+    axis, colours = results.axes[IPC], ipc_colours(results)
+    shown = [trial for trial in results.trials if results.objective in trial["metrics"]]
+    for ipc in results.ipcs:
+        trials, place = [trial for trial in shown if ipc_of(trial) == ipc], axis.place(ipc)
+        if place is None:
+            continue
+        # side by side about a listed value; on a range of values, upon each other
+        width = DODGE if axis.labels and len(trials) > 1 else 0.0
+        xs, colour = place + np.linspace(-width, width, len(trials)), colours.get(ipc, DISTILLED)
+        _intervals(axes, results, trials, xs, colour)
+        _dots(axes, results, trials, xs, colour)
+        for trial, x in zip(trials, xs, strict=True):
+            if trial["number"] in results.marked and axis.labels:
+                top = results.score(trial) + (results.interval(trial) or 0)
+                text = f"{_figure(results, trial)} · trial {trial['number']}"
+                style = {"textcoords": "offset points", "ha": "center", "fontsize": 13, "weight": "bold"}
+                svg.label(axes, x, top, text, halo=True, xytext=(0, 18), **style)
+    _value_ticks(axes.xaxis, axis, WIDTH)
     axes.margins(y=0.12)
-    _figures(axes.yaxis, sweep.objective, ticks=8)
-    return svg.to_svg(drawing, "by-ipc", f"{metric_name(sweep.objective)} of every trial by images a class")
+    _figure_ticks(axes.yaxis, results.objective, most=8)
+    return svg.to_svg(drawing, "by-ipc", f"{metric_name(results.objective)} of every trial by images a class")
 
 
-def _name_best(axes: Axes, sweep: Sweep, trial: Trial, x: float) -> None:
-    score = sweep.score(trial)
-    text = f"{100 * score:.1f} %" if sweep.objective == ACCURACY else f"{score:.3f}"
-    where = {
-        "xytext": (0, 18),
-        "textcoords": "offset points",
-        "ha": "center",
-        "fontsize": 13,
-        "weight": "bold",
-    }
-    svg.label(
-        axes, x, score + (sweep.interval(trial) or 0), f"{text} · trial {trial.number}", halo=True, **where
-    )
+def _intervals(axes: Axes, results: Results, trials: Sequence[TrialRow], xs: np.ndarray, colour: str) -> None:
+    for trial, x in zip(trials, xs, strict=True):
+        interval, score = results.interval(trial), results.score(trial)
+        if interval is not None and trial["status"] != STOPPED:
+            width, alpha = (3.5, 0.7) if trial["number"] in results.marked else (2, 0.25)
+            axes.vlines(x, score - interval, score + interval, color=colour, linewidth=width, alpha=alpha)
 
 
-def _grouped(sweep: Sweep, axis: Axis) -> dict[Any, list[Trial]]:
-    """Trials with a score by IPC, the smallest first."""
-    shown = [trial for trial in sweep.trials if sweep.objective in trial.metrics]
-    return {
-        ipc: [t for t in shown if t.values.get(IPC) == ipc]
-        for ipc in sweep.ipcs
-        if axis.place(ipc) is not None
-    }
+def _figure(results: Results, trial: TrialRow) -> str:
+    score = results.score(trial)
+    return f"{100 * score:.1f} %" if results.objective == ACCURACY else f"{score:.3f}"
 
 
-def _dodged(at: float, number: int, axis: Axis) -> np.ndarray:
-    """Side by side about a listed value; on a range of values, upon each other."""
-    width = DODGE if axis.listed and number > 1 else 0.0
-    return at + np.linspace(-width, width, number)
-
-
-def field_panels(sweep: Sweep) -> Markup | None:
-    """A panel a swept field but IPC: the objective against the field's value, a dash at the mean of each
-    listed one.
-    """
-    fields = sorted((field for field in sweep.axes if field != IPC), key=lambda field: field != SUBGROUPS)
-    if not fields or not sweep.scored:
+def field_panels(results: Results) -> Markup | None:
+    """A panel a swept field but IPC: the objective by its value, a dash at the mean of each listed one."""
+    fields = sorted((field for field in results.axes if field != IPC), key=lambda field: field != SUBGROUPS)
+    if not fields or not results.scored:
         return None
     columns = 2 if len(fields) in (2, 4) else min(MAX_COLUMNS, len(fields))
     lines = -(-len(fields) // columns)
     drawing = svg.figure(WIDTH, lines * PANEL_HEIGHT)
-    drawing.get_layout_engine().set(hspace=0.08, wspace=0.04)
-    first = None
+    drawing.set_layout_engine("constrained", hspace=0.08, wspace=0.04)
+    panels: list[Axes] = []
     for place, field in enumerate(fields):
-        axes = drawing.add_subplot(lines, columns, place + 1, sharey=first)
-        first = first or axes
-        svg.style(axes, grid="y", title=field_title(field))
-        _field_panel(axes, sweep, sweep.axes[field])
-        _finish(axes.xaxis, sweep.axes[field], WIDTH / columns)
+        panels.append(drawing.add_subplot(lines, columns, place + 1, sharey=panels[0] if panels else None))
+        svg.style(panels[-1], grid="y", title=field_title(field))
+        _field_panel(panels[-1], results, results.axes[field])
+        _value_ticks(panels[-1].xaxis, results.axes[field], WIDTH / columns)
         if place % columns:
-            axes.tick_params(axis="y", labelleft=False)
-    _figures(first.yaxis, sweep.objective)
-    return svg.to_svg(
-        drawing, "fields", f"{metric_name(sweep.objective)} of every trial against each swept field"
-    )
+            panels[-1].tick_params(axis="y", labelleft=False)
+    _figure_ticks(panels[0].yaxis, results.objective)
+    title = f"{metric_name(results.objective)} of every trial against each swept field"
+    return svg.to_svg(drawing, "fields", title)
 
 
-def _field_panel(axes: Axes, sweep: Sweep, axis: Axis) -> None:
-    colours = ipc_colours(sweep)
-    groups = [colour_of(colours, trial) for trial in sweep.trials]
-    order = list(dict.fromkeys([*colours.values(), *groups]))
-    for place, colour in enumerate(order):
-        trials = [
-            trial
-            for trial, theirs in zip(sweep.trials, groups, strict=True)
-            if theirs == colour
-            and sweep.objective in trial.metrics
-            and axis.place(trial.values.get(axis.field)) is not None
-        ]
-        aside = (place - (len(order) - 1) / 2) * 2 * DODGE / len(order) if axis.listed else 0.0
-        xs = np.array([axis.place(trial.values.get(axis.field)) + aside for trial in trials])
-        _dots(axes, sweep, trials, xs, colour)
-        if axis.listed:
-            _means(axes, sweep, trials, xs, colour, half=DODGE / len(order))
+def _field_panel(axes: Axes, results: Results, axis: Axis) -> None:
+    colours = ipc_colours(results)
+    groups: dict[str, list[tuple[TrialRow, float]]] = {colour: [] for colour in colours.values()}
+    for trial in results.trials:
+        group = groups.setdefault(colours.get(ipc_of(trial), DISTILLED), [])
+        place = axis.place(trial["values"].get(axis.field))
+        if place is not None and results.objective in trial["metrics"]:
+            group.append((trial, place))
+    for number, (colour, placed) in enumerate(groups.items()):
+        aside = (number - (len(groups) - 1) / 2) * 2 * DODGE / len(groups) if axis.labels else 0.0
+        trials, xs = [trial for trial, _ in placed], np.array([place + aside for _, place in placed])
+        _dots(axes, results, trials, xs, colour)
+        if axis.labels:
+            _means(axes, results, trials, xs, colour, half=DODGE / len(groups))
 
 
 def _means(
-    axes: Axes, sweep: Sweep, trials: Sequence[Trial], xs: np.ndarray, colour: str, *, half: float
+    axes: Axes, results: Results, trials: Sequence[TrialRow], xs: np.ndarray, colour: str, *, half: float
 ) -> None:
     """A dash at the mean of the finished trials at each place that has two of them or more."""
-    finished = np.array([trial.status != STOPPED for trial in trials], bool)
-    scores = np.array([sweep.score(trial) for trial in trials])
-    for x in np.unique(xs[finished]) if len(xs) else ():
-        here = finished & (xs == x)
-        if here.sum() > 1:
-            axes.hlines(scores[here].mean(), x - half, x + half, color=colour, linewidth=2.5)
+    scores: dict[float, list[float]] = {}
+    for trial, x in zip(trials, xs, strict=True):
+        if trial["status"] != STOPPED:
+            scores.setdefault(x, []).append(results.score(trial))
+    for x, here in scores.items():
+        if len(here) > 1:
+            axes.hlines(np.mean(here), x - half, x + half, color=colour, linewidth=2.5)
 
 
-def _dots(axes: Axes, sweep: Sweep, trials: Sequence[Trial], xs: Iterable[float], colour: str) -> None:
-    placed = [(trial, x) for trial, x in zip(trials, xs, strict=True)]
-    kinds = (  # which, their size, filling, edge and its width
-        (lambda trial: trial.status == STOPPED, 6, "none", colour, 1.4),
-        (lambda trial: trial.status != STOPPED, 8, colour, PAPER, 1),
-        (lambda trial: trial.number in sweep.marked, 11, colour, INK, 2.2),
-    )
-    for is_one, size, fill, edge, width in kinds:
-        points = np.reshape([(x, sweep.score(trial)) for trial, x in placed if is_one(trial)], (-1, 2))
+def _dots(axes: Axes, results: Results, trials: Sequence[TrialRow], xs: np.ndarray, colour: str) -> None:
+    stopped = np.array([trial["status"] == STOPPED for trial in trials], bool)
+    marked = np.array([trial["number"] in results.marked for trial in trials], bool)
+    scores = np.array([results.score(trial) for trial in trials])
+    for shown, size, fill, edge, width in (
+        (stopped, 6, "none", colour, 1.4),
+        (~stopped, 8, colour, PAPER, 1),
+        (marked, 11, colour, INK, 2.2),
+    ):
         style = {"markerfacecolor": fill, "markeredgecolor": edge, "markeredgewidth": width}
-        axes.plot(*points.T, "o", markersize=size, **style)
+        axes.plot(xs[shown], scores[shown], "o", markersize=size, **style)
 
 
-def pareto(sweep: Sweep) -> Markup | None:
-    """The first objective against each other one; trials on the front are named, and joined where there are
-    two.
-    """
-    others = sweep.objectives[1:]
-    shown = [trial for trial in sweep.finished if all(name in trial.metrics for name in sweep.objectives)]
+def pareto(results: Results) -> Markup | None:
+    """The first objective against each other; those on the front are named, of two objectives joined."""
+    others = results.objectives[1:]
+    shown = [t for t in results.finished if all(name in t["metrics"] for name in results.objectives)]
     if not others or not shown:
         return None
     drawing = svg.figure(WIDTH, 420)
-    front = [sweep.by_number[number] for number in sweep.document["pareto"]]
-    for place, name in enumerate(others[:MAX_COLUMNS], start=1):
-        axes = drawing.add_subplot(1, min(len(others), MAX_COLUMNS), place)
-        svg.style(
-            axes, x=metric_name(name).lower(), y=metric_name(sweep.objective).lower() if place == 1 else ""
-        )
-        points = {trial.number: (trial.metrics[name], sweep.score(trial)) for trial in shown}
-        if len(others) == 1:
-            line = np.array(
-                sorted(points[trial.number] for trial in front if trial.number in points)
-            ).reshape(-1, 2)
-            axes.plot(*line.T, color=INK, linewidth=1.6, drawstyle="steps-pre", zorder=1)
-        colours, on_front = ipc_colours(sweep), {trial.number for trial in front}
-        for trial in shown:
-            is_front = trial.number in on_front
-            style = (
-                {"markersize": 10, "markeredgecolor": INK}
-                if is_front
-                else {"markersize": 8, "markeredgecolor": PAPER}
-            )
-            axes.plot(
-                *points[trial.number],
-                "o",
-                color=colour_of(colours, trial),
-                alpha=1 if is_front else 0.55,
-                **style,
-            )
-            if is_front:
-                where = {"xytext": (9, 9), "textcoords": "offset points"}
-                svg.label(axes, *points[trial.number], str(trial.number), halo=True, weight="bold", **where)
+    columns = min(len(others), MAX_COLUMNS)
+    title = metric_name(results.objective).lower()
+    for place, name in enumerate(others[:columns], start=1):
+        axes = drawing.add_subplot(1, columns, place)
+        svg.style(axes, x=metric_name(name).lower(), y=title if place == 1 else "")
+        _pareto_panel(axes, results, shown, name, is_joined=len(others) == 1)
         axes.margins(0.08)
-        _figures(axes.xaxis, name)
-        _figures(axes.yaxis, sweep.objective)
+        _figure_ticks(axes.xaxis, name)
+        _figure_ticks(axes.yaxis, results.objective)
     return svg.to_svg(drawing, "pareto", "Trials by their objectives, the Pareto front marked")
 
 
-def _figures(edge: Edge, metric: str, *, ticks: int = 5) -> None:
+def _pareto_panel(
+    axes: Axes, results: Results, shown: Sequence[TrialRow], name: str, *, is_joined: bool
+) -> None:
+    front, colours = set(results.document["pareto"]), ipc_colours(results)
+    points = {trial["number"]: (trial["metrics"][name], results.score(trial)) for trial in shown}
+    if is_joined:
+        line = np.reshape(sorted(points[number] for number in front & points.keys()), (-1, 2))
+        axes.plot(*line.T, color=INK, linewidth=1.6, drawstyle="steps-pre", zorder=1)
+    for trial in shown:
+        point, colour = points[trial["number"]], colours.get(ipc_of(trial), DISTILLED)
+        if trial["number"] in front:
+            axes.plot(*point, "o", color=colour, markersize=10, markeredgecolor=INK)
+            offset = {"xytext": (9, 9), "textcoords": "offset points"}
+            svg.label(axes, *point, str(trial["number"]), halo=True, weight="bold", **offset)
+        else:
+            axes.plot(*point, "o", color=colour, alpha=0.55, markersize=8, markeredgecolor=PAPER)
+
+
+def _figure_ticks(edge: Edge, metric: str, *, most: int = 5) -> None:
     """Ticks of a metric's figures: percent for the accuracy, plain for the others."""
-    edge.set_major_locator(MaxNLocator(ticks, steps=(1, 2, 5, 10)))
-    edge.set_major_formatter(_PERCENT if metric == ACCURACY else FuncFormatter(lambda found, _: f"{found:g}"))
+    edge.set_major_locator(MaxNLocator(most, steps=(1, 2, 5, 10)))
+    is_percent = metric == ACCURACY
+    edge.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:g} %" if is_percent else f"{v:g}"))
 
 
-def _finish(edge: Edge, axis: Axis, width: float) -> None:
+def _value_ticks(edge: Edge, axis: Axis, width: float) -> None:
     """Ticks of a field's values; labels are cut to the room between them, `width` pixels in all."""
-    if axis.listed:
-        room = max(4, int(width * 0.85 / len(axis.listed) / LETTER))
-        edge.set_ticks(
-            range(len(axis.listed)), [shortened(name, room) for name in axis.labels], parse_math=False
-        )
-        edge.axes.set_xlim(-0.6, len(axis.listed) - 0.4)
+    if axis.labels:
+        room = max(4, int(width * 0.85 / len(axis.labels) / LETTER))
+        labels = [shortened(name, room) for name in axis.labels.values()]
+        edge.set_ticks(range(len(labels)), labels, parse_math=False)
+        edge.axes.set_xlim(-0.6, len(labels) - 0.4)
         return
     if axis.is_log:
         edge.axes.set_xscale("log")

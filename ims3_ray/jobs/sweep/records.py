@@ -1,5 +1,4 @@
-"""A trial's record: one JSON file below the sweep, written when it begins and when it ends. All resuming goes
-by it.
+"""A trial's record: one JSON file, written when it begins and when it ends. All resuming goes by it.
 
     <root>/sweeps/<recipe>-<key>/trials/<trial>.json
 
@@ -9,14 +8,13 @@ It is one of those that say what a run needs of the storage (ims3_ray.runs.recor
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
-from ims3_ray.runs.records import FAILED, FINISHED, RUNNING, TIME
+from ims3_ray.runs.records import FINISHED, RUNNING, STOPPED, TIME
 from ims3_ray.storage.artifacts import Directory
 
 from .plan import trial_key
+from .space import Value, Values
 
-STOPPED = "stopped"  # by the scheduler
 TRIALS = "trials"
 
 
@@ -25,13 +23,13 @@ class Trial:
     """What is known of a trial. Metrics of a stopped one are those that were heard last."""
 
     number: int
-    values: Mapping[str, Any]
+    values: Values
     state: str = RUNNING
     metrics: Mapping[str, float] = field(default_factory=dict)
     # all that MLflow's run holds, by its names there
     figures: Mapping[str, float] = field(default_factory=dict)
     interval: float | None = None
-    history: Sequence[Sequence[float]] = ()  # (step, accuracy), the mean over classifier seeds
+    history: Sequence[tuple[int, float]] = ()  # (step, accuracy), the mean over classifier seeds
     error: str | None = None
     seconds: float | None = None
     pool: str | None = None  # fingerprint of the candidates
@@ -48,14 +46,15 @@ class Trial:
         """Whether it needs not run again: a failed one does, its cause may have gone."""
         return self.state in (FINISHED, STOPPED)
 
-    def write(self, folder: Directory, **changes: Any) -> "Trial":
+    def write(self, folder: Directory, **changes: object) -> "Trial":
         """The same with `changes`, written."""
-        changed = replace(self, **changes, written=time.strftime(TIME, time.gmtime()))
-        (folder / TRIALS).write_json(f"{trial_key(self.values)}.json", asdict(changed))
-        return changed
+        written = time.strftime(TIME, time.gmtime())
+        trial = replace(self, **{**changes, "written": written})  # pyright: ignore[reportArgumentType]
+        (folder / TRIALS).write_json(f"{trial_key(self.values)}.json", asdict(trial))
+        return trial
 
 
-def read_trial(folder: Directory, values: Mapping[str, Any]) -> Trial | None:
+def read_trial(folder: Directory, values: Mapping[str, Value]) -> Trial | None:
     name = f"{trial_key(values)}.json"
     return Trial(**(folder / TRIALS).read_json(name)) if (folder / TRIALS).exists(name) else None
 
@@ -63,8 +62,5 @@ def read_trial(folder: Directory, values: Mapping[str, Any]) -> Trial | None:
 def read_trials(folder: Directory) -> list[Trial]:
     """Every trial, by number."""
     trials = folder / TRIALS
-    found = [Trial(**trials.read_json(name)) for name in trials.files() if name.endswith(".json")]
-    return sorted(found, key=lambda trial: trial.number)
-
-
-__all__ = ["FAILED", "FINISHED", "RUNNING", "STOPPED", "Trial", "read_trial", "read_trials"]
+    records = [Trial(**trials.read_json(name)) for name in trials.files() if name.endswith(".json")]
+    return sorted(records, key=lambda trial: trial.number)

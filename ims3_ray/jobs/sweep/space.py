@@ -9,14 +9,16 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 from ray import tune
+from ray.tune.search.sample import Domain as TuneDomain
 
 from ims3_ray.config.load import accepts, require_field
 from ims3_ray.errors import InputError
@@ -27,32 +29,33 @@ RANGE = re.compile(rf"({NUMBER}):({NUMBER})(:log)?")
 FIXED = ("evaluate", "workers", "storage", "recipe")
 DIGITS = 4  # significant digits of a drawn number: a winner's recipe is read by people
 
+Value = Any  # of a recipe's field, as YAML gives it
+Values = dict[str, Value]  # of a trial, by field
+
 
 @dataclass(frozen=True)
 class Choice:
-    """A field's values, in the order given."""
+    """A field's values, in the order given. Tune knows them by their places."""
 
-    values: tuple[Any, ...]
+    values: tuple[Value, ...]
 
-    def tune(self) -> Any:
-        """As Tune samples it: plain values are themselves, others are told by their place."""
-        return tune.choice(list(self.values) if self._are_plain else list(range(len(self.values))))
+    def tune(self) -> TuneDomain:
+        return tune.choice(list(range(len(self.values))))
 
-    def encode(self, value: Any) -> Any:
-        return value if self._are_plain else self.values.index(value)
+    def encode(self, value: Value) -> int:
+        return self.values.index(value)
 
-    def decode(self, drawn: Any) -> Any:
-        return drawn if self._are_plain else self.values[drawn]
+    def decode(self, drawn: int) -> Value:
+        return self.values[drawn]
 
-    def largest(self) -> Any:
+    def any(self) -> Value:
+        return self.values[0]
+
+    def largest(self) -> Value:
         return max(self.values)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Value]:
         return {"values": list(self.values)}
-
-    @property
-    def _are_plain(self) -> bool:
-        return all(value is None or isinstance(value, bool | int | float | str) for value in self.values)
 
 
 @dataclass(frozen=True)
@@ -64,23 +67,26 @@ class Range:
     log: bool = False
     integer: bool = False
 
-    def tune(self) -> Any:
+    def tune(self) -> TuneDomain:
         if self.integer:
             return (tune.lograndint if self.log else tune.randint)(int(self.low), int(self.high) + 1)
         return (tune.loguniform if self.log else tune.uniform)(self.low, self.high)
 
-    def encode(self, value: Any) -> Any:
+    def encode(self, value: float) -> float:
         return value
 
-    def decode(self, drawn: Any) -> Any:
+    def decode(self, drawn: float) -> float:
         if self.integer:
             return int(drawn)
         return min(max(float(f"{drawn:.{DIGITS}g}"), self.low), self.high)
 
-    def largest(self) -> Any:
+    def any(self) -> float:
+        return self.decode(self.low)
+
+    def largest(self) -> float:
         return int(self.high) if self.integer else self.high
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Value]:
         return {"low": self.low, "high": self.high, "log": self.log, "integer": self.integer}
 
 
@@ -90,65 +96,56 @@ class Space:
 
     domains: Mapping[str, Choice | Range]
 
-    def grid(self) -> list[dict[str, Any]]:
-        """Every combination, the last field changing fastest. InputError for a range, which has no end of
-        values.
-        """
+    def grid(self) -> list[Values]:
+        """Every combination, the last field changing fastest. InputError for a range: it has no end."""
+        choices = []
         for field, domain in self.domains.items():
             if isinstance(domain, Range):
+                low, high = f"{domain.low:g}", f"{domain.high:g}"
                 raise InputError(
-                    f"--space {field}: {domain.low:g}:{domain.high:g} is a range, and a grid needs values; "
-                    f"write {field}={domain.low:g},{domain.high:g} or use --search random"
+                    f"--space {field}: {low}:{high} is a range, and a grid needs values; "
+                    f"write {field}={low},{high} or use --search random"
                 )
-        combinations = itertools.product(*(domain.values for domain in self.domains.values()))
-        return [dict(zip(self.domains, values, strict=True)) for values in combinations]
+            choices.append(domain.values)
+        return [dict(zip(self.domains, values, strict=True)) for values in itertools.product(*choices)]
 
-    def any(self) -> dict[str, Any]:
-        """One combination: the first or lowest value of every field."""
-        return {
-            field: d.values[0] if isinstance(d, Choice) else d.decode(d.low)
-            for field, d in self.domains.items()
-        }
+    def any(self) -> Values:
+        """One combination."""
+        return {field: domain.any() for field, domain in self.domains.items()}
 
-    def random(self, count: int, seed: int) -> list[dict[str, Any]]:
+    def random(self, count: int, seed: int) -> list[Values]:
         """`count` different combinations, drawn with `seed`; fewer where there are no more."""
         draws = np.random.default_rng(seed)
-        found: dict[str, dict[str, Any]] = {}
+        points: dict[str, Values] = {}
         for _ in range(100 * count):
-            values = {
-                field: d.decode(d.tune().sample(random_state=draws)) for field, d in self.domains.items()
-            }
-            found.setdefault(key_of(values), values)
-            if len(found) == count:
+            values = self.decode({f: d.tune().sample(random_state=draws) for f, d in self.domains.items()})
+            points.setdefault(key_of(values), values)
+            if len(points) == count:
                 break
-        return list(found.values())
+        return list(points.values())
 
-    def describe(self) -> dict[str, Any]:
+    def decode(self, drawn: Mapping[str, Value]) -> Values:
+        """A trial's values out of what Tune drew."""
+        return {field: domain.decode(drawn[field]) for field, domain in self.domains.items()}
+
+    def encode(self, values: Mapping[str, Value]) -> Values:
+        return {field: domain.encode(values[field]) for field, domain in self.domains.items()}
+
+    def describe(self) -> dict[str, dict[str, Value]]:
         return {field: domain.describe() for field, domain in self.domains.items()}
 
 
-def key_of(values: Mapping[str, Any]) -> str:
+def key_of(values: Mapping[str, Value]) -> str:
     """The same text for equal values."""
     return json.dumps(values, sort_keys=True)
 
 
-def read_space(words: Sequence[str], recipe: str, overrides: Mapping[str, Any]) -> Space:
-    """The space of `field=domain` words, or of one YAML file that maps fields to lists, {low, high, log} or
-    such text.
+def read_space(words: Sequence[str], recipe: str, overrides: Mapping[str, Value]) -> Space:
+    """The space of `field=domain` words, or of a YAML file of fields: lists, {low, high, log} or such text.
 
     InputError for a field that the recipe does not have or a sweep can't vary, and for a domain that is none.
     """
-    if len(words) == 1 and "=" not in words[0]:
-        given = _from_file(words[0])
-    else:
-        given = {}
-        for word in words:
-            field, equals, text = word.partition("=")
-            if not equals:
-                raise InputError(f"--space {word!r}: is no domain; write field=a,b,c or field=low:high")
-            if field in given:
-                raise InputError(f"--space {field}: stands twice; give its values once")
-            given[field] = text
+    given = _from_file(words[0]) if len(words) == 1 and "=" not in words[0] else _from_words(words)
     if not given:
         raise InputError(
             "--space: is empty; name a field and its values, such as select.alpha=0.1:0.9 or ipc=1,10"
@@ -158,40 +155,48 @@ def read_space(words: Sequence[str], recipe: str, overrides: Mapping[str, Any]) 
         require_field(field)
         if field.split(".")[0] in FIXED:
             raise InputError(
-                f"--space {field}: can't be swept, trials would not compare; give it as an override for all of them"
+                f"--space {field}: can't be swept, trials would not compare; "
+                "give it as an override for all of them"
             )
-        domains[field] = _domain(field, domain, recipe, overrides)
+        domains[field] = _read_domain(field, domain, partial(accepts, recipe, overrides, field))
     return Space(domains)
 
 
-def _from_file(place: str) -> dict[str, Any]:
+def _from_words(words: Sequence[str]) -> Values:
+    given: Values = {}
+    for word in words:
+        field, equals, text = word.partition("=")
+        if not equals:
+            raise InputError(f"--space {word!r}: is no domain; write field=a,b,c or field=low:high")
+        if field in given:
+            raise InputError(f"--space {field}: stands twice; give its values once")
+        given[field] = text
+    return given
+
+
+def _from_file(place: str) -> Values:
     path = Path(place)
     if path.suffix not in {".yaml", ".yml"} or not path.is_file():
         raise InputError(f"--space {place!r}: is neither field=values nor a YAML file that exists")
     try:
-        given = yaml.safe_load(path.read_text())
+        given = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
         raise InputError(f"--space {place}: is not valid YAML: {' '.join(str(error).split())}") from error
-    if given is not None and not isinstance(given, dict):
+    if not isinstance(given, dict):
         raise InputError(
             f"--space {place}: holds a {type(given).__name__}; give a mapping of fields to values"
         )
-    return {str(field): domain for field, domain in (given or {}).items()}
+    return {str(field): domain for field, domain in given.items()}
 
 
-def _domain(field: str, given: Any, recipe: str, overrides: Mapping[str, Any]) -> Choice | Range:
+def _read_domain(field: str, given: Value, is_taken: Callable[[Value], bool]) -> Choice | Range:
     """A domain out of its text, list or {low, high, log}."""
     if isinstance(given, str) and (match := RANGE.fullmatch(given.strip())):
-        whole = re.fullmatch(r"[+-]?\d+", match[1]) and re.fullmatch(r"[+-]?\d+", match[2])
-        return _range(field, float(match[1]), float(match[2]), bool(match[3]), bool(whole), recipe, overrides)
+        low, high = (int(end) if re.fullmatch(r"[+-]?\d+", end) else float(end) for end in match.groups()[:2])
+        given = {"low": low, "high": high, "log": bool(match[3])}
     if isinstance(given, Mapping):
-        if not {"low", "high"} <= set(given) <= {"low", "high", "log"}:
-            raise InputError(f"--space {field}: {given!r} is no range; give low, high and, where wanted, log")
-        ends = given["low"], given["high"]
-        if not all(isinstance(end, int | float) and not isinstance(end, bool) for end in ends):
-            raise InputError(f"--space {field}: low and high are numbers, not {ends[0]!r} and {ends[1]!r}")
-        whole = all(isinstance(end, int) for end in ends)
-        return _range(field, *map(float, ends), bool(given.get("log", False)), whole, recipe, overrides)
+        return _read_range(field, given, is_taken)
+    values = given if isinstance(given, list) else [given]
     if isinstance(given, str):
         try:
             values = yaml.safe_load(f"[{given}]")
@@ -199,8 +204,6 @@ def _domain(field: str, given: Any, recipe: str, overrides: Mapping[str, Any]) -
             raise InputError(
                 f"--space {field}: values {given!r} can't be read; write a,b,c as YAML"
             ) from error
-    else:
-        values = given if isinstance(given, list) else [given]
     if not values:
         raise InputError(f"--space {field}: has no values; write {field}=a,b,c")
     if len({key_of({field: value}) for value in values}) < len(values):
@@ -208,18 +211,22 @@ def _domain(field: str, given: Any, recipe: str, overrides: Mapping[str, Any]) -
     return Choice(tuple(values))
 
 
-def _range(
-    field: str, low: float, high: float, log: bool, whole: bool, recipe: str, overrides: Mapping[str, Any]
-) -> Range:
+def _read_range(field: str, given: Mapping, is_taken: Callable[[Value], bool]) -> Range:
     """Whole numbers where the ends are and the recipe takes nothing between them."""
+    if not {"low", "high"} <= set(given) <= {"low", "high", "log"}:
+        raise InputError(f"--space {field}: {given!r} is no range; give low, high and, where wanted, log")
+    ends = given["low"], given["high"]
+    if not all(isinstance(end, int | float) and not isinstance(end, bool) for end in ends):
+        raise InputError(f"--space {field}: low and high are numbers, not {ends[0]!r} and {ends[1]!r}")
+    low, high, log = float(ends[0]), float(ends[1]), bool(given.get("log"))
     if not math.isfinite(low) or not math.isfinite(high) or low >= high:
         raise InputError(
             f"--space {field}: {low:g}:{high:g} is no range; the first number is the smaller one"
         )
     if log and low <= 0:
         raise InputError(f"--space {field}: a logarithmic range begins above 0, not at {low:g}")
-    integer = whole and not accepts(recipe, overrides, field, low + 0.5)
+    is_whole = all(isinstance(end, int) for end in ends) and not is_taken(low + 0.5)
     for end in (low, high):
-        if not accepts(recipe, overrides, field, int(end) if integer else end):
+        if not is_taken(int(end) if is_whole else end):
             raise InputError(f"--space {field}: takes no {end:g}; give values that the recipe takes")
-    return Range(low, high, log, integer)
+    return Range(low, high, log, is_whole)

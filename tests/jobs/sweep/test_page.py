@@ -1,4 +1,4 @@
-"""The page of a sweep: it claims what the trials allow, hides none of them, and treats what they say as text."""
+"""The page of a sweep: it claims what the trials allow, hides none, and treats what they say as text."""
 
 import re
 
@@ -6,10 +6,10 @@ import pytest
 from pages import FORMULA, HOSTILE, TEMPLATE, Page
 
 from ims3_ray.jobs.sweep.claim import sweep_claim, sweep_work
-from ims3_ray.jobs.sweep.page import best_rows, failures, render_sweep, rows
+from ims3_ray.jobs.sweep.heat import heat_maps, heat_pair
+from ims3_ray.jobs.sweep.page import best_columns, failures, render_sweep, rows
 from ims3_ray.jobs.sweep.plots import by_ipc, field_panels, pareto
-from ims3_ray.jobs.sweep.shape import curves, heat_maps, heat_pair, parallel
-from ims3_ray.jobs.sweep.trials import Sweep
+from ims3_ray.jobs.sweep.results import Results
 
 SPACE = {
     "select.alpha": {"low": 0.1, "high": 0.9, "log": False, "integer": False},
@@ -30,7 +30,6 @@ def trial(number, accuracy=0.5, *, status="finished", ipc=10, alpha=0.3, unit="i
         "seconds": 12.3,
         "history": [] if status == "failed" else [[60, accuracy / 2], [120, accuracy]],
         "pool": "ab12cd34ef56",
-        "found": False,
     } | changes
 
 
@@ -67,7 +66,7 @@ def document(*trials, **changes):
             }
         ],
         "saved_seconds": 900.0,
-        "best": {key: number for key, (_, number) in best.items()},
+        "best": {ipc: best[ipc][1] for ipc in sorted(best, key=int)},
         "pareto": [],
     } | changes
 
@@ -109,7 +108,7 @@ def test_values_fields_and_errors_are_shown_as_they_are_and_do_nothing():
 
 
 def test_the_claim_gives_the_best_of_each_ipc_with_its_interval_and_setting():
-    found = sweep_claim(Sweep(document()))
+    found = sweep_claim(Results(document()))
     assert (
         found.headline
         == "Best accuracy on validation images: 71.0 ± 2.0\u202f% at 1 and 91.0 ± 2.0\u202f% at 10 images a class"
@@ -120,32 +119,32 @@ def test_the_claim_gives_the_best_of_each_ipc_with_its_interval_and_setting():
 
 
 def test_the_claim_says_which_images_were_scored():
-    assert "never on test images" in sweep_claim(Sweep(document())).detail
-    of_test = sweep_claim(Sweep(document(split="test")))
+    assert "never on test images" in sweep_claim(Results(document())).detail
+    of_test = sweep_claim(Results(document(split="test")))
     assert "never" not in of_test.detail
     assert "none of them is a result" in of_test.detail
     assert "this is not the final number" in Page(render_sweep(document())).text
 
 
 def test_the_claim_says_that_the_highest_of_many_is_luck_in_part():
-    assert "the highest of 3 is in part luck" in sweep_claim(Sweep(document())).detail
-    assert "luck" not in sweep_claim(Sweep(document(trial(0)))).detail
+    assert "the highest of 3 is in part luck" in sweep_claim(Results(document())).detail
+    assert "luck" not in sweep_claim(Results(document(trial(0)))).detail
 
 
 def test_all_trials_are_counted_and_what_they_shared_is_said():
     found = sweep_work(
-        Sweep(document(trial(0, found=True), trial(1, status="stopped"), trial(2, status="failed")))
+        Results(document(trial(0), trial(1, status="stopped"), trial(2, status="failed")))
     )
-    assert "Of 3 trials 1 finished, 1 was stopped early by asha and 1 failed. 1 was complete before" in found
+    assert "Of 3 trials 1 finished, 1 was stopped early by asha and 1 failed." in found
     assert "1 pool of candidates served 3 trials, which saved 15 min 00 s." in found
-    alone = sweep_work(Sweep(document(trial(0), scheduler=None, pools=[], saved_seconds=0.0)))
+    alone = sweep_work(Results(document(trial(0), scheduler=None, pools=[], saved_seconds=0.0)))
     assert alone == "Of 1 trial 1 finished and 0 failed."
 
 
 def test_a_failed_trial_is_shown_with_its_error_and_no_figure():
     given = document(trial(0, 0.8), trial(1, status="failed", alpha=0.777))
-    last = rows(Sweep(given), ["accuracy", "coverage"])[-1]
-    assert last.trial.number == 1
+    last = rows(Results(given))[-1]
+    assert last.trial["number"] == 1
     assert last.metrics == ["–", "–"]
     text = Page(render_sweep(given)).text.partition("Failed trials")[2]
     assert "ValueError: it broke" in text
@@ -154,7 +153,7 @@ def test_a_failed_trial_is_shown_with_its_error_and_no_figure():
 
 def test_failed_trials_with_one_cause_stand_together():
     given = [trial(i, status="failed", error="b" if i == 2 else "a") for i in range(4)]
-    assert {error: [n for n, _ in trials] for error, trials in failures(Sweep(document(*given))).items()} == {
+    assert {error: [n for n, _ in trials] for error, trials in failures(Results(document(*given))).items()} == {
         "a": [0, 1, 3],
         "b": [2],
     }
@@ -163,7 +162,7 @@ def test_failed_trials_with_one_cause_stand_together():
 def test_a_sweep_in_which_all_failed_says_so_and_offers_nothing_to_run():
     given = document(*(trial(i, status="failed") for i in range(3)))
     page = Page(render_sweep(given))
-    assert sweep_claim(Sweep(given)).headline == "No trial finished"
+    assert sweep_claim(Results(given)).headline == "No trial finished"
     assert "there is nothing to choose" in page.text
     assert "jobs/distill.py" not in page.text
     assert "svg" not in {tag for tag, _ in page.elements}
@@ -190,8 +189,8 @@ def test_the_winner_of_each_ipc_can_be_run():
 def test_rivals_are_finished_trials_of_the_same_ipc_within_the_interval():
     finished = trial(0, 0.90), trial(1, 0.89), trial(2, 0.87), trial(3, 0.9, ipc=1), trial(5, 0.8, ipc=1)
     given = document(*finished, trial(4, 0.895, status="stopped"))
-    assert {row["ipc"]: row["rivals"] for row in best_rows(Sweep(given))} == {"1": 0, "10": 1}
-    unknown = best_rows(Sweep(document(trial(0, interval=None))))
+    assert {row["ipc"]: row["rivals"] for row in best_columns(Results(given))} == {"1": 0, "10": 1}
+    unknown = best_columns(Results(document(trial(0, interval=None))))
     assert unknown[0]["rivals"] is None
 
 
@@ -203,7 +202,7 @@ def test_the_table_has_every_trial_finished_ones_first_and_the_highest_on_top():
         trial(3, 0.7),
         trial(4, 0.9),
     )
-    assert [row.trial.number for row in rows(Sweep(given), ["accuracy"])] == [4, 3, 0, 1, 2]
+    assert [row.trial["number"] for row in rows(Results(given))] == [4, 3, 0, 1, 2]
     text = Page(render_sweep(given)).text
     assert "90.0\u202f% ± 2.0" in text
     assert "12.3 s" in text
@@ -214,24 +213,24 @@ def test_ipcs_stand_in_their_order_as_numbers():
         *(trial(i, 0.5, ipc=ipc) for i, ipc in enumerate((50, 5, 10, 1))),
         space={"ipc": {"values": [50, 5, 10, 1]}},
     )
-    assert list(Sweep(given).best) == ["1", "5", "10", "50"]
-    assert Sweep(given).axes["ipc"].labels == ("1", "5", "10", "50")
+    assert list(Results(given).best) == ["1", "5", "10", "50"]
+    assert tuple(Results(given).axes["ipc"].labels.values()) == ("1", "5", "10", "50")
 
 
 def test_figures_that_are_no_numbers_are_dashes_and_win_nothing():
     lost = trial(1, 0.9, interval=float("nan")) | {"metrics": {"accuracy": float("nan"), "coverage": None}}
-    sweep = Sweep(document(trial(0, 0.8), best={"10": 0}) | {"trials": [trial(0, 0.8), lost]})
-    assert [one.number for one in sweep.scored] == [0]
-    assert rows(sweep, ["accuracy", "coverage"])[1].metrics == ["–", "–"]
+    sweep = Results(document(trial(0, 0.8), best={"10": 0}) | {"trials": [trial(0, 0.8), lost]})
+    assert [one["number"] for one in sweep.scored] == [0]
+    assert rows(sweep)[1].metrics == ["–", "–"]
 
 
 def test_a_number_and_the_same_number_as_a_fraction_are_one_value_but_not_true():
-    axis = Sweep(over({"a": {"values": [1, True, "1"]}}, (1.0, 0.5), (True, 0.6))).axes["a"]
+    axis = Results(over({"a": {"values": [1, True, "1"]}}, (1.0, 0.5), (True, 0.6))).axes["a"]
     assert [axis.place(1.0), axis.place(True), axis.place("1")] == [0, 1, 2]
 
 
 def test_a_log_range_puts_its_geometric_mean_in_the_middle():
-    axis = Sweep(over({"a": {"low": 0.01, "high": 1.0, "log": True, "integer": False}}, (0.1, 0.5))).axes["a"]
+    axis = Results(over({"a": {"low": 0.01, "high": 1.0, "log": True, "integer": False}}, (0.1, 0.5))).axes["a"]
     assert axis.share(0.1) == pytest.approx(0.5)
     assert axis.place(0.0) is None
     assert axis.place("x") is None
@@ -245,13 +244,13 @@ def test_alpha_and_beta_make_the_heat_map_and_else_the_first_two_numbers():
         "select.unit": {"values": ["a", "b"]},
         "select.alpha": span,
     }
-    assert heat_pair(Sweep(document(trial(0), space=fields))) == ("select.alpha", "select.beta")
+    assert heat_pair(Results(document(trial(0), space=fields))) == ("select.alpha", "select.beta")
     fewer = {
         "ipc": {"values": [1, 10]},
         **{name: fields[name] for name in ("im.weight", "select.unit", "select.beta")},
     }
-    assert heat_pair(Sweep(document(trial(0), space=fewer))) == ("im.weight", "select.beta")
-    assert heat_pair(Sweep(document())) is None
+    assert heat_pair(Results(document(trial(0), space=fewer))) == ("im.weight", "select.beta")
+    assert heat_pair(Results(document())) is None
 
 
 def test_a_cell_of_the_heat_map_has_the_best_the_mean_and_the_number_of_finished_trials():
@@ -261,7 +260,7 @@ def test_a_cell_of_the_heat_map_has_the_best_the_mean_and_the_number_of_finished
     }
     given = over(fields, (0.2, 0.1, 0.61), (0.2, 0.12, 0.83), (0.8, 1.0, 0.95))
     given["trials"].append(trial(3, 0.99, status="stopped", values={"select.alpha": 0.2, "select.beta": 0.1}))
-    text = Page(heat_maps(Sweep(given)).encode()).text
+    text = Page(heat_maps(Results(given)).encode()).text
     assert "83.0" in text
     assert "mean 72.0 of 2" in text
     assert "95.0" in text
@@ -270,32 +269,25 @@ def test_a_cell_of_the_heat_map_has_the_best_the_mean_and_the_number_of_finished
 
 def test_ipcs_are_not_mixed_in_a_heat_map():
     fields = {"a": {"values": [1, 2]}, "b": {"values": [1, 2]}}
-    text = Page(heat_maps(Sweep(over(fields, (1, 1, 0.4), (1, 1, 0.8), ipc=[1, 10]))).encode()).text
+    text = Page(heat_maps(Results(over(fields, (1, 1, 0.4), (1, 1, 0.8), ipc=[1, 10]))).encode()).text
     assert "1 image a class" in text
     assert "10 images a class" in text
     assert "mean" not in text
 
 
 def test_plots_are_there_for_what_was_swept_alone():
-    alone = Sweep(over({"select.unit": {"values": ["a", "b"]}}, ("a", 0.5), ("b", 0.6)))
+    alone = Results(over({"select.unit": {"values": ["a", "b"]}}, ("a", 0.5), ("b", 0.6)))
     assert by_ipc(alone) is None
     assert heat_maps(alone) is None
-    assert parallel(alone) is None
     assert pareto(alone) is None
     assert "select.unit" in Page(field_panels(alone).encode()).text
-    only_ipc = Sweep(document(space={"ipc": {"values": [1, 10]}}))
+    only_ipc = Results(document(space={"ipc": {"values": [1, 10]}}))
     assert field_panels(only_ipc) is None
     assert "91.0 % · trial 2" in Page(by_ipc(only_ipc).encode()).text
     assert (
         "G"
-        in Page(field_panels(Sweep(over({"sample.subgroups": {"values": [2, 5]}}, (2, 0.5)))).encode()).text
+        in Page(field_panels(Results(over({"sample.subgroups": {"values": [2, 5]}}, (2, 0.5)))).encode()).text
     )
-
-
-def test_curves_are_there_where_a_trial_was_stopped():
-    assert curves(Sweep(document(trial(0), trial(1)))) is None
-    assert curves(Sweep(document(trial(0), trial(1, status="stopped")))) is not None
-    assert curves(Sweep(document(trial(0), trial(1, status="stopped", history=[])))) is None
 
 
 def test_two_objectives_have_a_front_with_the_trials_that_the_document_names():
@@ -304,18 +296,18 @@ def test_two_objectives_have_a_front_with_the_trials_that_the_document_names():
         for i, (a, c) in enumerate([(0.9, 0.1), (0.8, 0.3), (0.7, 0.2)])
     ]
     given = document(*trials, objective=["accuracy", "coverage"], pareto=[0, 1])
-    labels = re.findall(r">\s*(\d)\s*</text>", str(pareto(Sweep(given))))
+    labels = re.findall(r">\s*(\d)\s*</text>", str(pareto(Results(given))))
     assert sorted(labels) == ["0", "1"]
-    assert [row.on_front for row in rows(Sweep(given), ["accuracy"])] == [True, True, False]
+    assert [row.on_front for row in rows(Results(given))] == [True, True, False]
     assert "2 lie on the Pareto front" in Page(render_sweep(given)).text
     three = given | {"objective": ["accuracy", "coverage", "vendi"]}
-    assert pareto(Sweep(three)) is None, "no trial has the third"
+    assert pareto(Results(three)) is None, "no trial has the third"
 
 
 def test_another_objective_than_accuracy_is_no_percentage_and_has_no_interval():
     given = document(objective=["coverage"])
-    assert sweep_claim(Sweep(given)).headline.startswith("Best coverage on validation images: 0.200 at 1")
-    assert best_rows(Sweep(given))[0]["rivals"] is None
+    assert sweep_claim(Results(given)).headline.startswith("Best coverage on validation images: 0.200 at 1")
+    assert best_columns(Results(given))[0]["rivals"] is None
     assert "within its interval" not in Page(render_sweep(given)).text
 
 
@@ -324,13 +316,13 @@ def test_many_ipcs_are_all_in_the_table_and_the_claim_says_that_it_left_some_out
         *(trial(i, 0.5, ipc=i + 1) for i in range(20)),
         space={"ipc": {"low": 1, "high": 20, "log": False, "integer": True}},
     )
-    found = sweep_claim(Sweep(given))
+    found = sweep_claim(Results(given))
     assert found.headline.endswith(
         "at 18, 50.0 ± 2.0\u202f% at 19 and 50.0 ± 2.0\u202f% at 20 images a class"
     )
     assert "The table has 17 more." in found.detail
-    assert Sweep(given).marked == {17, 18, 19}
+    assert Results(given).marked == {17, 18, 19}
     page = Page(render_sweep(given)).text
-    assert len(best_rows(Sweep(given))) == 20
+    assert len(best_columns(Results(given))) == 20
     assert "best-ipc1.yaml" in page
     assert "the best: of the 3 largest numbers of images a class" in page

@@ -1,0 +1,164 @@
+"""A sweep's document as its page reads it: what became of the trials, and each field's values as an axis."""
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeGuard
+
+from ims3_ray.report.inputs import shortened
+from ims3_ray.report.wording import METRICS, value
+from ims3_ray.runs.records import FINISHED
+
+from .document import Document, TrialRow
+
+ACCURACY, IPC, SUBGROUPS = "accuracy", "ipc", "sample.subgroups"
+LONGEST_VALUE = 36  # letters of a value in a table or a sentence
+MOST_TOLD = 8  # IPCs that colours and marks can tell apart
+MOST_NAMED = 3  # IPCs that the claim names, and that plots mark where there are too many to tell apart
+MOST_LISTED = 12  # numbers that get evenly spaced places; more of them lie along an axis by size
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A swept field's values: evenly spaced where a few are listed, by size where they fill a range."""
+
+    field: str
+    labels: dict[float | str, str]  # of the listed values, in order, by `_key`; empty for a range
+    low: float
+    high: float
+    is_log: bool
+    is_number: bool
+
+    def place(self, given: object) -> float | None:
+        """Where the value lies; None for one that the axis does not have."""
+        if self.labels:
+            return float(list(self.labels).index(_key(given))) if _key(given) in self.labels else None
+        return float(given) if is_number(given) and (given > 0 or not self.is_log) else None
+
+    def share(self, given: object) -> float | None:
+        """Place between the ends, 0 to 1, on the axis's own scale; the middle where the ends are one."""
+        at, low, high = self.place(given), self.low, self.high
+        if at is None or low == high:
+            return None if at is None else 0.5
+        return math.log(at / low) / math.log(high / low) if self.is_log else (at - low) / (high - low)
+
+
+class Results:
+    """The document's trials by what became of them, and its fields as axes. Values and errors are untrusted.
+
+    Figures that are no numbers are left out.
+    """
+
+    def __init__(self, document: Document):
+        self.document = document
+        self.objectives = document["objective"]
+        self.objective = self.objectives[0]
+        self.trials: list[TrialRow] = [
+            {**trial, "metrics": {name: v for name, v in trial["metrics"].items() if is_number(v)}}
+            for trial in document["trials"]
+        ]
+        self.by_number = {trial["number"]: trial for trial in self.trials}
+        self.axes = {field: _axis(field, spec, self.trials) for field, spec in document["space"].items()}
+
+    @cached_property
+    def finished(self) -> list[TrialRow]:
+        return [trial for trial in self.trials if trial["status"] == FINISHED]
+
+    @cached_property
+    def scored(self) -> list[TrialRow]:
+        """Finished ones with the first objective."""
+        return [trial for trial in self.finished if self.objective in trial["metrics"]]
+
+    @cached_property
+    def best(self) -> dict[str, TrialRow]:
+        """The best trial by IPC, as text, the smallest first."""
+        best = {ipc: self.by_number[number] for ipc, number in self.document["best"].items()}
+        return {ipc: trial for ipc, trial in best.items() if self.objective in trial["metrics"]}
+
+    @cached_property
+    def marked(self) -> set[int]:
+        """Numbers of the best trials that plots mark: of each IPC, or of the largest where there are many."""
+        best = [trial["number"] for trial in self.best.values()]
+        return set(best if len(best) <= MOST_TOLD else best[-MOST_NAMED:])
+
+    @cached_property
+    def ipcs(self) -> list[float]:
+        """IPCs that trials have, the smallest first; empty where none is swept."""
+        return sorted({ipc for ipc in map(ipc_of, self.trials) if is_number(ipc)}) if IPC in self.axes else []
+
+    @cached_property
+    def scored_ipcs(self) -> list[float]:
+        """Those of them that have a finished trial with a figure."""
+        scored = set(map(ipc_of, self.scored))
+        return [ipc for ipc in self.ipcs if ipc in scored]
+
+    def count(self, status: str) -> int:
+        return sum(trial["status"] == status for trial in self.trials)
+
+    def score(self, trial: TrialRow) -> float:
+        return trial["metrics"][self.objective]
+
+    def interval(self, trial: TrialRow) -> float | None:
+        """Of the first objective: known for the accuracy alone."""
+        return trial["interval"] if self.objective == ACCURACY else None
+
+    def rivals(self, best: TrialRow) -> int | None:
+        """Other finished trials of the same IPC that lie no lower than the best one's interval reaches."""
+        interval = self.interval(best)
+        if interval is None:
+            return None
+        least, ipc = self.score(best) - interval, ipc_of(best)
+        others = (trial for trial in self.scored if trial["number"] != best["number"])
+        return sum(ipc_of(trial) == ipc and self.score(trial) >= least for trial in others)
+
+    def metric_names(self) -> list[str]:
+        """Objectives first, then the others in the order of the run report's table."""
+        names = dict.fromkeys(name for trial in self.trials for name in trial["metrics"])
+        order = dict.fromkeys([*self.objectives, ACCURACY, *METRICS, *names])
+        return [name for name in order if name in names or name in self.objectives]
+
+
+def ipc_of(trial: TrialRow) -> object:
+    """None where it is not swept."""
+    return trial["values"].get(IPC)
+
+
+def metric_name(name: str) -> str:
+    return METRICS[name][0] if name in METRICS else name.replace("_", " ").capitalize()
+
+
+def is_number(given: object) -> TypeGuard[float]:
+    return isinstance(given, int | float) and not isinstance(given, bool) and math.isfinite(given)
+
+
+def setting(trial: TrialRow, leave_out: Collection[str] = ()) -> str:
+    """`select.alpha=0.3, ipc=10`, numbers at four digits."""
+    shown = [(field, given) for field, given in trial["values"].items() if field not in leave_out]
+    return ", ".join(f"{field}={shortened(short(given), LONGEST_VALUE)}" for field, given in shown)
+
+
+def short(given: object) -> str:
+    """As in YAML, numbers at four digits."""
+    if isinstance(given, list | tuple):
+        return f"[{', '.join(map(short, given))}]"
+    return f"{given:.4g}" if isinstance(given, float) else value(given)
+
+
+def _key(given: object) -> float | str:
+    """What values that mean the same have in common: 1 and 1.0, but not true."""
+    return float(given) if is_number(given) else value(given)
+
+
+def _axis(field: str, spec: dict, trials: Sequence[TrialRow]) -> Axis:
+    """Of the values that the space names and those that trials had; listed numbers are put in order."""
+    known = [trial["values"][field] for trial in trials if field in trial["values"]]
+    known = [*spec.get("values", ()), *known]
+    are_numbers = all(map(is_number, known))
+    if "values" not in spec or (are_numbers and len(set(known)) > MOST_LISTED):
+        ends = [spec[end] for end in ("low", "high") if end in spec]
+        numbers = [one for one in (*ends, *known) if is_number(one)]
+        is_log = bool(spec.get("log")) and min(numbers) > 0
+        return Axis(field, {}, min(numbers), max(numbers), is_log, is_number=True)
+    labels = {_key(one): short(one) for one in (sorted(known) if are_numbers else known)}
+    return Axis(field, labels, 0, max(0, len(labels) - 1), is_log=False, is_number=are_numbers)
