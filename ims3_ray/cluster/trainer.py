@@ -66,7 +66,9 @@ class Optimisation:
     def lr_at(self, step: int) -> float:
         lr = self.lr * min(1.0, (step + 1) / (self.warmup_steps + 1))
         if self.decay == "cosine":
-            lr *= 0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / self.steps, dtype=torch.float64)).item())
+            lr *= 0.5 * (
+                1 + torch.cos(torch.tensor(torch.pi * step / self.steps, dtype=torch.float64)).item()
+            )
         return lr
 
 

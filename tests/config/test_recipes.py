@@ -18,7 +18,7 @@ from ims3_ray.models import extractor as features
 from ims3_ray.models.files import resolve_model
 from ims3_ray.pipeline import prepare as preparation
 from ims3_ray.pipeline.steps import plan
-from ims3_ray.stages.finetune.stage import InversionMatchingTask
+from ims3_ray.stages.finetune.draws import Images, Source
 from ims3_ray.stages.sample.stage import Sampler
 from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import complete, open_directory
@@ -171,7 +171,8 @@ def test_classes_are_taken_out_of_training_and_test_images_alike(imagenet_tree, 
 
 def test_tuning_and_sampling_use_the_labels_of_one_map(imagenet_tree, thousand):
     """Set labels 0, 1, 2 reach the model as 155, 159, 162 in both."""
-    context = context_of(imagenet_tree, thousand, "invert.points=2", "data.mirror=false")
+    words = ("invert.points=2", "data.mirror=false", "sample.steps=2", "embed.extractor=package://digits")
+    context = context_of(imagenet_tree, thousand, *words)
     config, rows = (
         context.config,
         {"image_id": np.array(["a", "b", "c"], dtype=object), "label": np.array([2, 0, 1])},
@@ -184,21 +185,11 @@ def test_tuning_and_sampling_use_the_labels_of_one_map(imagenet_tree, thousand):
     inversions.write("part-0.parquet", tables.to_parquet(rows | {"inversion": inversion}, tables.INVERSIONS))
     for made in (latents, inversions):
         complete(made, {"rows": 3})
-    shared = {"model": context.tuned_model(), "model_labels": context.model_labels, "seed": 0}
-    tuning = {"mirror": False, "finetune": config.finetune, "im": config.im, "points": 2}
-    task = InversionMatchingTask(
-        torch.device("cpu"), latents=latents, inversions=inversions, **tuning, **shared
-    )
-    assert task._labels.tolist() == [162, 155, 159]
+    source = Source(latents, inversions, mirror=False, points=2, model_labels=context.model_labels)
+    assert Images(source, config.finetune, seed=0).labels.tolist() == [162, 155, 159]
 
-    settings = config.sample.model_copy(update={"steps": 2})
-    sampling = {
-        "vae": None,
-        "extractor": "package://digits",
-        "settings": settings,
-        "classes": context.classes,
-    }
-    sampler = Sampler(batch_size=3, **sampling, **shared)
+    shared = {"model": context.tuned_model(), "model_labels": context.model_labels}
+    sampler = Sampler(config, classes=context.classes, batch_size=3, **shared)
     asked, predict = [], sampler._predict
     sampler._predict = lambda z, t, labels: asked.append(labels.tolist()) or predict(z, t, labels)
     sampler([[2, 0, 0], [0, 0, 0], [1, 0, 0]])

@@ -1,136 +1,138 @@
-"""What Ray costs: a stage as the pipeline runs it, on one actor or Train worker, against the bare loop of the
-same parts.
+"""`bench pipeline`, what Ray costs: a stage as the pipeline runs it, on one actor or Train worker, against the
+bare loop of the same parts.
 
 A rate is that of all batches but the first, between the moments that they were done: the start of a pool, and
 what is compiled then, is apart.
 """
 
+import argparse
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import ray
 
 from ims3_ray.cluster.fan_out import CALLS_PER_ACTOR, Worker, fan_out
 from ims3_ray.cluster.machine import Machine
-from ims3_ray.cluster.train import train
+from ims3_ray.cluster.train import Training, train
 from ims3_ray.cluster.trainer import Optimisation
 from ims3_ray.errors import InputError
 from ims3_ray.stages.context import Context
-from ims3_ray.stages.finetune.stage import InversionMatchingTask
-from ims3_ray.storage.artifacts import Directory
+from ims3_ray.stages.finetune.task import InversionMatchingTask
+from ims3_ray.storage.artifacts import Directory, open_directory
 
-from .stages import PoolWork, bare_trainer, pool_work, training_work
+from .command import STAGES
+from .figures import Figures, print_head, print_row
+from .own import PoolWork, bare_trainer, pool_work, training_work
+from .recipe import prepare_contexts
 
+COLUMNS = "stage | batches × size | bare images/s | Ray images/s | ratio | start-up s | whole s"
 INTERVALS = 4  # between log steps, that a training is measured over
+P = ParamSpec("P")
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
-class Overhead:
-    """Images/s of both, medians of the repetitions; seconds before the pool's first batch is begun, and of
-    all in all.
-    """
+class Turn:
+    """Images/s of both ways; seconds before the pool's first batch is begun, and of all in all."""
 
-    stage: str
     batches: int
     batch_size: int
     bare_images_per_s: float
     ray_images_per_s: float
-    ratio: float
     start_s: float
     whole_s: float
 
 
-@dataclass(frozen=True)
-class Run:
-    """One run under Ray."""
-
-    images_per_s: float
-    start_s: float
-    whole_s: float
-
-
-def overhead(context: Context, stage: str, work: Directory, *, batches: int, repetitions: int) -> Overhead:
-    """Both ways of `stage`, in turn; `batches` of a pool (at least 3), or INTERVALS log intervals of a
-    training.
-    """
+def run(arguments: argparse.Namespace, work: Path) -> Figures:
+    """Print the table; gives all figures, with what they were measured on."""
+    stages = arguments.stages.split(",")
+    if unknown := [stage for stage in stages if stage not in STAGES]:
+        raise InputError(f"--stages: {unknown[0]!r} is none of {', '.join(STAGES)}")
+    (context, *_), _, document = prepare_contexts(arguments, work)
     one = context.machine.workers.model_copy(update={"actors": 1, "train_workers": 1})
     context = replace(context, machine=replace(context.machine, workers=one))
-    measure = _training if stage == "finetune" else _pool
-    turns = [measure(context, stage, work / f"{stage}-{n}", batches) for n in range(repetitions)]
-    bare = statistics.median(bare for bare, _ in turns)
-    rate, start, whole = (
-        statistics.median(getattr(run, n) for _, run in turns) for n in ("images_per_s", "start_s", "whole_s")
-    )
-    if stage == "finetune":
-        batches, size = INTERVALS * context.config.finetune.log_every, context.config.finetune.batch_size
-    else:
-        size = pool_work(context, stage, work / f"{stage}-size", 1).parts[0].rows
-    return Overhead(stage, batches, size, bare, rate, rate / bare, start, whole)
+    folder = open_directory(str(work / "pipeline"))
+    print_head(COLUMNS)
+    rows: list[Figures] = []
+    for stage in stages:
+        measure = _training if stage == "finetune" else _pool
+        numbers = range(arguments.repetitions)
+        turns = [measure(context, stage, folder / f"{stage}-{n}", arguments.batches) for n in numbers]
+        o = Turn(
+            *(statistics.median(column) for column in zip(*(vars(t).values() for t in turns), strict=True))
+        )
+        ratio = o.ray_images_per_s / o.bare_images_per_s
+        rates = f"{o.bare_images_per_s:.4g}", f"{o.ray_images_per_s:.4g}", f"{ratio:.3f}"
+        print_row(stage, f"{o.batches} × {o.batch_size}", *rates, f"{o.start_s:.1f}", f"{o.whole_s:.1f}")
+        rows.append({"stage": stage, "ratio": ratio} | asdict(o))
+    return document | {"stages": rows}
 
 
-def _pool(context: Context, stage: str, work: Directory, batches: int) -> tuple[float, Run]:
-    made = pool_work(context, stage, work, batches)
-    rows = made.parts[0].rows
+def _pool(context: Context, stage: str, work: Directory, batches: int) -> Turn:
+    """`batches` batches, at least 3."""
+    pool = pool_work(context, stage, work, batches)
+    rows = pool.parts[0].rows
     bare, out = work / "bare", work / "out"
     bare.delete()
     out.delete()
-    times = _elsewhere(context.machine, bare_pool, made, bare, f"{stage}.batch_size.{context.machine.device}")
+    times = _elsewhere(context.machine, bare_pool, pool, bare, f"{stage}.batch_size.{context.machine.device}")
     began = time.time()
     fan_out(
-        made.build,
-        made.arguments,
-        made.parts,
-        table=made.table,
-        out=out,
-        machine=context.machine,
-        stage=stage,
-    )
+        pool.build, pool.arguments, pool.parts,
+        table=pool.table, out=out, machine=context.machine, stage=stage,
+    )  # fmt: skip
     whole = time.time() - began
     done = sorted(info.mtime_ns / 1e9 for name, info in out.files().items() if name.endswith(".parquet"))
     # the last parts find the device free, and are done as soon as those before them
     steady = done[: 1 - CALLS_PER_ACTOR]
-    rate = rows * (len(steady) - 1) / (steady[-1] - steady[0])
-    return rows * (batches - 1) / (times[-1] - times[0]), Run(rate, done[0] - began - rows / rate, whole)
+    bare_rate, rate = (rows * (len(at) - 1) / (at[-1] - at[0]) for at in (times, steady))
+    return Turn(batches, rows, bare_rate, rate, done[0] - began - rows / rate, whole)
 
 
 def bare_pool(work: PoolWork, out: Directory, batch_field: str) -> list[float]:
     """Make all parts in this process, files written; gives the moments at which they were done."""
-    worker, done = Worker(work.build, work.arguments, work.table, out, batch_field), []
+    worker = Worker(work.build, work.arguments, work.table, out, batch_field)
+    done: list[float] = []
     for part in work.parts:
-        made = worker({name: [value] for name, value in part.item.items()})  # a batch of one row
-        if made["refused"][0]:
-            raise InputError(made["refused"][0])
+        row = worker({name: [value] for name, value in part.item.items()})  # a batch of one row
+        if row["refused"][0]:
+            raise InputError(row["refused"][0])
         done.append(time.time())
     return done
 
 
-def _training(context: Context, stage: str, work: Directory, batches: int) -> tuple[float, Run]:
-    arguments, numbers = training_work(context, work, INTERVALS * context.config.finetune.log_every)
+def _training(context: Context, stage: str, work: Directory, _batches: int) -> Turn:
+    """INTERVALS log intervals."""
+    settings = context.config.finetune
+    steps = INTERVALS * settings.log_every
+    arguments, numbers = training_work(context, work, steps)
     bare = _elsewhere(context.machine, bare_training, arguments, numbers, context.machine.device)
     (work / "checkpoints").delete()
     heard: list[float] = []
-    began = time.time()
-    history = train(
-        InversionMatchingTask,
-        arguments,
-        numbers,
+    training = Training(
+        name="bench",
+        build=InversionMatchingTask,
+        arguments=arguments,
+        optimisation=numbers,
         out=work / "adapter",
         checkpoints=work / "checkpoints",
-        name="bench",
-        stage=stage,
         batch_field="finetune.batch_size",
-        machine=context.machine,
-        on_metrics=lambda step, metrics: heard.append(time.time()),
     )
+    began = time.time()
+    history = train(training, context.machine, stage, lambda _step, _metrics: heard.append(time.time()))
     whole = time.time() - began
-    first = numbers.log_every * numbers.batch_size / history[0]["images_per_s"]
-    return _steady(bare), Run(_steady(history), heard[0] - began - first, whole)
+    first = settings.log_every * settings.batch_size / history[0]["images_per_s"]
+    start = heard[0] - began - first
+    return Turn(steps, settings.batch_size, _steady(bare), _steady(history), start, whole)
 
 
-def bare_training(arguments: dict, numbers: Optimisation, device: str) -> list[dict[str, float]]:
+def bare_training(
+    arguments: dict[str, object], numbers: Optimisation, device: str
+) -> Sequence[Mapping[str, float]]:
     """All steps in this process; gives the logged metrics."""
     trainer = bare_trainer(arguments, numbers, device)
     while trainer.step < numbers.steps:
@@ -138,11 +140,12 @@ def bare_training(arguments: dict, numbers: Optimisation, device: str) -> list[d
     return trainer.history
 
 
-def _elsewhere(machine: Machine, function: Callable[..., Any], *arguments: Any) -> Any:
-    """`function(*arguments)` in a process of its own, with what an actor of a pool reserves."""
-    return ray.get(ray.remote(max_calls=1)(function).options(**machine.actor_resources).remote(*arguments))
+def _elsewhere(machine: Machine, function: Callable[P, Answer], *args: P.args, **kwargs: P.kwargs) -> Answer:
+    """`function(...)` in a process of its own, with what an actor of a pool reserves."""
+    task = ray.remote(max_calls=1)(function).options(**machine.actor_resources)
+    return ray.get(task.remote(*args, **kwargs))
 
 
-def _steady(history: list[dict[str, float]]) -> float:
+def _steady(history: Sequence[Mapping[str, float]]) -> float:
     """Images/s over all log intervals but the first."""
     return (len(history) - 1) / sum(1 / entry["images_per_s"] for entry in history[1:])

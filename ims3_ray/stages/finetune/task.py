@@ -1,0 +1,99 @@
+"""Inversion matching (Eq. 4–7): the loss of a part of a batch, for the training loop in cluster/trainer.py."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ims3_ray.config.sections import Finetune, InversionMatching
+from ims3_ray.method.ddim import add_noise, ddim_step, level, noise_of, predicted_clean
+from ims3_ray.method.losses import (
+    diffusion_loss,
+    masked_mean,
+    matching_loss,
+    one_step_pair,
+    variational_loss,
+)
+from ims3_ray.method.schedule import alphas_bar
+from ims3_ray.models.tuned import TunedModel, save_adapter
+from ims3_ray.storage.artifacts import Directory
+
+from .draws import Draws, Images, Source
+from .minimax import Memories, MinimaxMemory
+
+
+class InversionMatchingTask:
+    """L = L_diff + λ_IM L_IM (Eq. 7) over DiffFit's parameters, with the terms that are asked for beside it.
+
+    `weights` has the factor of every term, λ_IM that of "matching"; `ratios` λ_IM as a share of L_diff's gradient.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        model: TunedModel,
+        source: Source,
+        finetune: Finetune,
+        im: InversionMatching,
+        seed: int,
+    ):
+        loaded = model.trainable(device)
+        self._dit, self._predict, self._device = loaded.dit, loaded.predict, device
+        self.parameters = {n: p for n, p in loaded.dit.named_parameters() if p.requires_grad}
+        self.images, self._im, self._abar = Images(source, finetune, seed), im, alphas_bar()
+        self._part_size = finetune.batch_size // finetune.micro_batches
+        self._minimax = MinimaxMemory(im.minimax) if im.minimax else None
+        self.weights = {"diffusion": 1.0}
+        if loaded.dit.config.out_channels == 2 * loaded.dit.config.in_channels:
+            self.weights["variational"] = 1.0
+        if im.weight or im.grad_ratio:
+            self.weights["matching"] = im.weight
+        self.weights |= self._minimax.weights if self._minimax else {}
+        self.ratios = {} if im.grad_ratio is None else {"matching": im.grad_ratio}
+
+    def losses(self, step: int, part: int) -> dict[str, Tensor]:
+        """Terms of one part of B images, each divided by what its mean over the global batch divides by."""
+        batch = self.images.draw(step)
+        total, num_matched = len(batch.t), int(batch.matched.sum())
+        draws = batch.part(slice(part * self._part_size, (part + 1) * self._part_size), self._device)
+        labels = draws.label.masked_fill(draws.dropped, self._dit.null_label)  # (B,)
+
+        abar_t = level(self._abar, draws.t)  # (B, 1, 1, 1)
+        z_t = add_noise(draws.z0, draws.eps, abar=abar_t)  # (B, C, H, W)
+        output = self._predict(z_t, draws.t, labels)  # (B, C or 2 C, H, W)
+        eps = noise_of(output, z_t.shape[1])  # (B, C, H, W)
+
+        terms = {"diffusion": diffusion_loss(eps, draws.eps).sum() / total}
+        if "variational" in self.weights:
+            below = level(self._abar, draws.t - 1)
+            kl = variational_loss(output, z_t, draws.z0, abar_from=abar_t, abar_to=below)  # (B,)
+            terms["variational"] = kl.sum() / total
+        if "matching" in self.weights:
+            distance = matching_loss(*self._pair(draws, z_t, eps, labels), self._im.metric)  # (B,)
+            terms["matching"] = masked_mean(distance, draws.matched, num_matched)
+        if self._minimax:
+            clean = predicted_clean(z_t, eps, abar=abar_t)  # (B, C, H, W)
+            terms |= self._minimax.losses(part, clean, draws.z0, draws.label.tolist(), total)
+        return terms
+
+    def _pair(self, draws: Draws, z_t: Tensor, eps: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """What L_IM compares: z̃_s, stepped from `z_t` with the model being tuned (Eq. 4), and z_s^inv."""
+        if self._im.target == "one_step":
+            return one_step_pair(self._predict, draws.z0, z_t, eps, draws.t, labels, self._abar)
+        abar_t, abar_s = level(self._abar, draws.t), level(self._abar, draws.s)
+        return ddim_step(z_t, eps, abar_from=abar_t, abar_to=abar_s), draws.inverted
+
+    def after_step(self, step: int, gather: Callable[[Tensor], Tensor]) -> None:
+        """Put the step's images and predictions of all parts into the Minimax memories."""
+        if self._minimax:
+            self._minimax.remember(gather, self.images.labels[self.images.rows(step)].tolist())
+
+    def state_dict(self) -> Memories:
+        return self._minimax.state_dict() if self._minimax else {}
+
+    def load_state_dict(self, state: Memories) -> None:
+        if self._minimax:
+            self._minimax.load_state_dict(state)
+
+    def save(self, values: dict[str, Tensor], averages: dict[str, Tensor], out: Directory) -> None:
+        save_adapter(out, values, averages)
