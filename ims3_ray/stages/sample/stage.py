@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ims3_ray.cluster.fan_out import Part, fan_out
-from ims3_ray.config.sections import Sample
+from ims3_ray.config.settings import Config
 from ims3_ray.data.pixels import encode_png
 from ims3_ray.method.ddim import mixed_start, sample_ancestral, sample_ddim, with_guidance
 from ims3_ray.method.keys import key_seed
@@ -32,6 +32,9 @@ from ims3_ray.storage.tables import Columns
 
 from .starts import Starts, collect_starts
 
+Place = tuple[int, int, int]  # class, subgroup and index of a candidate
+Key = tuple[str | int, ...]  # of its random draws
+
 
 def run(
     context: Context,
@@ -42,14 +45,14 @@ def run(
 ) -> dict[str, Any]:
     """All candidates, in batches that mix classes and subgroups, composed by the recipe alone."""
     config = context.config
-    rows = [
+    places: list[Place] = [
         (label, subgroup, index)
         for subgroup in range(config.sample.subgroups)
         for label in range(len(context.classes))
         for index in range(config.pool_ipc)
     ]
     size = context.batch_size(config.sample)
-    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+    batches = [places[start : start + size] for start in range(0, len(places), size)]
     arguments = sampler_arguments(context, adapter if config.finetune.epochs else None)
     if inversions and features:
         collect_starts(context, inversions, features).save(out)
@@ -62,16 +65,12 @@ def run(
 
 def sampler_arguments(context: Context, adapter: Directory | None) -> dict[str, Any]:
     """What a `Sampler` is built with."""
-    config = context.config
     return {
-        "model": context.tuned_model(adapter, config.sample.weights),
-        "vae": config.model.vae,
-        "extractor": config.embed.extractor,
-        "settings": config.sample,
+        "config": context.config,
+        "model": context.tuned_model(adapter, context.config.sample.weights),
         "classes": context.classes,
         "model_labels": context.model_labels,
-        "seed": config.seed,
-        "batch_size": context.batch_size(config.sample),
+        "batch_size": context.batch_size(context.config.sample),
     }
 
 
@@ -80,45 +79,34 @@ class Sampler:
 
     def __init__(
         self,
+        config: Config,
         model: TunedModel,
-        vae: str | None,
-        extractor: str,
-        settings: Sample,
         classes: tuple[str, ...],
         model_labels: list[int],
-        seed: int,
         batch_size: int,
         starts: Directory | None = None,  # where they were saved
     ):
-        self._device = prepare_device(model.numerics.device)
-        loaded = model.load(self._device)
-        self._vae = load_vae(
-            model.path, vae=vae, heads=model.heads, device=self._device, dtype=model.numerics.dtype
-        )
-        self._extractor = load_extractor(extractor, self._device)
-        self._settings, self._seed, self._batch_size = settings, seed, batch_size
+        device = self._device = prepare_device(model.numerics.device)
+        loaded, settings = model.load(device), config.sample
+        numerics = {"device": device, "dtype": model.numerics.dtype}
+        self._vae = load_vae(model.path, vae=config.model.vae, heads=model.heads, **numerics)
+        self._extractor = load_extractor(config.embed.extractor, device)
+        self._seed, self._sampler, self._batch_size = config.seed, settings.sampler, batch_size
         self._classes, self._model_labels = classes, np.array(model_labels)
-        self._shape = (
-            loaded.dit.config.in_channels,
-            loaded.dit.config.sample_size,
-            loaded.dit.config.sample_size,
-        )
-        self._predict = with_guidance(
-            loaded.predict,
-            loaded.dit.null_label,
-            scale=settings.guidance_scale,
-            channels=settings.guidance_channels,
-        )
+        size = loaded.dit.config.sample_size
+        self._shape = loaded.dit.config.in_channels, size, size
+        guidance = {"scale": settings.guidance_scale, "channels": settings.guidance_channels}
+        self._predict = with_guidance(loaded.predict, loaded.dit.null_label, **guidance)
         self._timesteps, self._abar = respaced(settings.steps, settings.spacing), alphas_bar()
         self._starts = Starts.load(starts) if starts else None
         if self._starts:
             self._timesteps = descending_from(self._timesteps, self._starts.timestep)
 
-    def __call__(self, payload: list[list[int]]) -> tuple[Columns, dict]:
+    def __call__(self, payload: list[Place]) -> tuple[Columns, dict[str, str]]:
         label, subgroup, index = np.array(payload, dtype=np.int64).T
         keys = [("sample", self._seed, self._classes[c], int(g), int(k)) for c, g, k in payload]
         starts = self._starts.latents[self._starts.rows(label, subgroup, index)] if self._starts else None
-        pixels = self._decode(self._denoise(label, keys, starts))
+        pixels = self._decode(self._denoise(self._model_labels[label], keys, starts))
         columns = {
             "label": label,
             "subgroup": subgroup,
@@ -130,27 +118,25 @@ class Sampler:
         return columns, {}
 
     @torch.inference_mode()
-    def _denoise(self, label: np.ndarray, keys: list[tuple], starts: np.ndarray | None) -> np.ndarray:
-        """Latents (N, C, h, w). The batch is filled up to its full size, so that a short one gives the same
-        bits.
-        """
+    def _denoise(self, labels: np.ndarray, keys: list[Key], starts: np.ndarray | None) -> np.ndarray:
+        """Latents (N, C, h, w). A short batch is filled up, so that it gives the bits of a full one."""
         generators = [generator(*key) for key in keys]
         surplus = self._batch_size - len(generators)
 
-        def fresh() -> Tensor:
+        def draw_noise() -> Tensor:
             noise = normal(generators, self._shape)
             return torch.cat([noise, noise.new_zeros(surplus, *self._shape)]).to(self._device)
 
-        def draw(labels: Tensor, *inverted: Tensor) -> list[Tensor]:
-            z = fresh()
-            for start in inverted:
-                z = mixed_start(start.float(), z, share=self._starts.noise)
-            if self._settings.sampler == "ddim":
+        def sample(labels: Tensor, *inversions: Tensor) -> list[Tensor]:
+            z = draw_noise()
+            if self._starts:
+                z = mixed_start(inversions[0].float(), z, share=self._starts.noise)
+            if self._sampler == "ddim":
                 return [sample_ddim(self._predict, z, labels, self._timesteps, self._abar)]
-            return [sample_ancestral(self._predict, z, labels, self._timesteps, self._abar, fresh)]
+            return [sample_ancestral(self._predict, z, labels, self._timesteps, self._abar, draw_noise)]
 
-        rows = [self._model_labels[label]] + ([] if starts is None else [starts])
-        return in_batches(draw, rows, self._batch_size, self._device)[0]
+        rows = [labels] if starts is None else [labels, starts]
+        return in_batches(sample, rows, self._batch_size, self._device)[0]
 
     @torch.inference_mode()
     def _decode(self, latents: np.ndarray) -> np.ndarray:
