@@ -1,5 +1,4 @@
-"""What may make an accuracy untrue: images that two sets share, one content under two labels, classes mixed
-up.
+"""What may make an accuracy untrue: shared images, one content under two labels, mixed-up classes.
 
 Exact duplicates have the same decoded pixels, so that a re-encoded copy counts; files of the same bytes are
 found first, for that needs no decoding. Near duplicates are as near in feature space as the nearest percent
@@ -13,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -23,14 +22,60 @@ from ims3_ray.errors import InputError
 from ims3_ray.method.coverage import COPY_PERCENTILE, copies
 from ims3_ray.text import named, some
 
-from .class_order import audit_classes
+from .class_order import ClassOrder, audit_classes
 
 LEAST_IMAGES = 100  # of a class, for a percent of them to be more than one
 SHOWN = 20  # pairs of a document; the counts are of all
 SIGNIFICANCE = 0.001  # that so many near duplicates come about by chance
-IMAGENET_TRAINING_FILE = re.compile(r"(?:^|/)(n\d{8})/(?:.*/)?\1_\d+\.jpe?g$", re.IGNORECASE)
-IMAGENET_VALIDATION_FILE = re.compile(r"(?:^|/)ILSVRC2012_val_\d{8}[^/]*$", re.IGNORECASE)
+# by whether it is a training set: names that it should not hold, whose they are, and what they spoil
+IMAGENET_MIXED = {
+    True: (
+        re.compile(r"(?:^|/)ILSVRC2012_val_\d{8}[^/]*$", re.IGNORECASE),
+        "validation",
+        "a test on ImageNet's validation images would not be clean",
+    ),
+    False: (
+        re.compile(r"(?:^|/)(n\d{8})/(?:.*/)?\1_\d+\.jpe?g$", re.IGNORECASE),
+        "training",
+        "a generator or extractor that was trained on ImageNet has seen them",
+    ),
+}
 Pairs = list[tuple[int, int]]
+
+
+class Duplicates(TypedDict):
+    """Images of the second set that the first has too: their number, of how many, and some pairs of paths."""
+
+    sets: list[str]
+    count: int
+    of: int
+    pairs: list[list[str]]
+
+
+class NearDuplicates(Duplicates):
+    compared: int
+    expected: float  # by chance
+
+
+class Bearer(TypedDict):
+    """An image whose content bears another label elsewhere."""
+
+    set: str
+    path: str
+    label: int
+
+
+class Conflicts(TypedDict):
+    count: int
+    images: list[list[Bearer]]
+
+
+class Audit(TypedDict):
+    exact: list[Duplicates]
+    near: list[NearDuplicates]
+    conflicts: Conflicts
+    classes: dict[str, ClassOrder]
+    warnings: list[str]
 
 
 @dataclass(frozen=True)
@@ -53,101 +98,82 @@ class AuditedImages:
 
 
 def pixel_hash(pixels: UInt8[np.ndarray, "..."]) -> str:
-    """Hash of an image's decoded pixels, its shape included: the same for every lossless encoding of one
-    image.
-    """
+    """Hash of an image's decoded pixels, shape included: the same for all its lossless encodings."""
     digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(pixels))
+    digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()
 
 
-def audit(
-    sets: Sequence[AuditedImages],
-    classes: Sequence[str],
-    *,
-    expected_copies: Sequence[tuple[str, str]] = (),
-) -> dict[str, Any]:
-    """All checks between `sets`, of which the first is the training set and the real one that classes are
-    known by.
+def audit(sets: Sequence[AuditedImages], classes: Sequence[str]) -> Audit:
+    """All checks between `sets`, the first of which is the training set, by which classes are known.
 
-    Gives {"exact": […], "near": […], "conflicts": {…}, "classes": {set: …}, "warnings": [sentences]}: of
-    every pair of sets how many images of the second have a duplicate in the first, with up to SHOWN pairs of
-    paths. Pairs of names in `expected_copies` give no warning: a coreset is made of training images.
+    Of every pair of sets: how many images of the second are also in the first, with up to SHOWN pairs.
     """
-    exact, near, warnings = [], [], []
+    exact: list[Duplicates] = []
+    near: list[NearDuplicates] = []
+    warnings: list[str] = []
     for first, second in combinations(sets, 2):
-        quiet = (first.name, second.name) in expected_copies
         same = exact_duplicates(first, second)
-        exact.append(_described(first, second, same))
-        warnings += [] if quiet else _warn_of_exact(first, second, exact[-1])
+        exact.append(_duplicates(first, second, same))
+        warnings += _warn_of_exact(exact[-1])
         if first.features is not None and second.features is not None:
             alike, compared = near_duplicates(first, second, without={row for _, row in same})
-            near.append(
-                _described(first, second, alike)
-                | {"compared": compared, "expected": compared * COPY_PERCENTILE / 100}
-            )
-            warnings += [] if quiet else _warn_of_near(first, second, near[-1])
+            expected = compared * COPY_PERCENTILE / 100
+            near.append({**_duplicates(first, second, alike), "compared": compared, "expected": expected})
+            warnings += _warn_of_near(near[-1])
     conflicts = label_conflicts(sets)
     warnings += _warn_of_conflicts(conflicts, classes)
-    ordered, of_classes = _audit_orders(sets, classes)
-    return {
-        "exact": exact,
-        "near": near,
-        "conflicts": {"count": len(conflicts), "images": conflicts[:SHOWN]},
-        "classes": ordered,
-        "warnings": warnings + of_classes,
-    }
+    orders: dict[str, ClassOrder] = {}
+    real, *others = sets
+    for images in others:
+        if real.features is not None and images.features is not None:
+            orders[images.name], sentences = audit_classes(
+                real.features, real.labels, images.features, images.labels, classes
+            )
+            warnings += [f"{images.name}: {sentence}" for sentence in sentences]
+    of_conflicts: Conflicts = {"count": len(conflicts), "images": conflicts[:SHOWN]}
+    return {"exact": exact, "near": near, "conflicts": of_conflicts, "classes": orders, "warnings": warnings}
 
 
 def exact_duplicates(first: AuditedImages, second: AuditedImages) -> Pairs:
-    """(row of the first, row of the second) for every image of the second that the first holds, whatever its
-    label.
-    """
-    by_content = _first_rows(first.contents)
-    by_pixels = _first_rows(first.pixels) if first.pixels is not None and second.pixels is not None else {}
-    found = []
-    for row, content in enumerate(second.contents):
-        twin = by_content.get(content)
-        if twin is None and by_pixels:
-            twin = by_pixels.get(second.pixels[row])
-        if twin is not None:
-            found.append((twin, row))
-    return found
+    """(row of the first, row of the second) for every image of the second that the first holds."""
+    by_content, by_pixels = _first_rows(first.contents), _first_rows(first.pixels or ())
+    pixels = second.pixels or [""] * len(second.contents)
+    twins = (by_content.get(c, by_pixels.get(p)) for c, p in zip(second.contents, pixels, strict=True))
+    return [(twin, row) for row, twin in enumerate(twins) if twin is not None]
 
 
-def near_duplicates(
-    first: AuditedImages, second: AuditedImages, without: set[int] | None = None
-) -> tuple[Pairs, int]:
+def near_duplicates(first: AuditedImages, second: AuditedImages, without: set[int]) -> tuple[Pairs, int]:
     """(row of the first, row of the second) inside each class, and how many rows of the second were compared.
 
     Left out are the rows `without` of the second, and classes with so few images in the first that the
     nearest percent of their distances is one pair: nearness by chance would be more frequent than a percent.
     """
-    rest = np.array([row not in (without or ()) for row in range(len(second.labels))], dtype=bool)
-    found, compared = [], 0
+    assert first.features is not None
+    assert second.features is not None
+    rest = np.array([row not in without for row in range(len(second.labels))], dtype=bool)
+    pairs: Pairs = []
+    compared = 0
     for label in np.unique(second.labels):
         ours, theirs = np.flatnonzero(first.labels == label), np.flatnonzero((second.labels == label) & rest)
         if len(ours) < LEAST_IMAGES or len(theirs) == 0:
             continue
         compared += len(theirs)
         nearest, is_copy = copies(first.features[ours], second.features[theirs])
-        found += list(zip(ours[nearest[is_copy]].tolist(), theirs[is_copy].tolist(), strict=True))
-    return sorted(found, key=lambda pair: pair[1]), compared
+        pairs += list(zip(ours[nearest[is_copy]].tolist(), theirs[is_copy].tolist(), strict=True))
+    return sorted(pairs, key=lambda pair: pair[1]), compared
 
 
-def label_conflicts(sets: Sequence[AuditedImages]) -> list[list[dict[str, Any]]]:
-    """For every content that bears two labels or more, inside a set or across them: one image of each label."""
-    bearers: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
-    pixels_of = {
-        c: p
-        for images in sets
-        if images.pixels is not None
-        for c, p in zip(images.contents, images.pixels, strict=True)
-    }
+def label_conflicts(sets: Sequence[AuditedImages]) -> list[list[Bearer]]:
+    """For every content that bears several labels, in a set or across them: one image of each label."""
+    bearers: dict[str, dict[int, Bearer]] = defaultdict(dict)
+    pixels_of: dict[str, str] = {}
+    for images in sets:
+        pixels_of |= zip(images.contents, images.pixels or (), strict=False)
     for images in sets:
         for path, label, content in zip(images.paths, images.labels.tolist(), images.contents, strict=True):
-            known = {"set": images.name, "path": path, "label": label}
-            bearers[pixels_of.get(content, content)].setdefault(label, known)
+            bearer: Bearer = {"set": images.name, "path": path, "label": label}
+            bearers[pixels_of.get(content, content)].setdefault(label, bearer)
     return [list(by_label.values()) for by_label in bearers.values() if len(by_label) > 1]
 
 
@@ -158,26 +184,21 @@ def imagenet_split_warnings(name: str, paths: Sequence[str], *, is_training: boo
     `ILSVRC2012_val_00000123.JPEG`. Of fast.ai's imagewoof2 validation images 95.9 % are training images of
     ImageNet, and its training split holds validation images.
     """
-    pattern = IMAGENET_VALIDATION_FILE if is_training else IMAGENET_TRAINING_FILE
+    pattern, whose, risk = IMAGENET_MIXED[is_training]
     odd = [path for path in paths if pattern.search(path)]
     if not odd:
         return []
-    whose, risk = (
-        ("validation", "a test on ImageNet's validation images would not be clean")
-        if is_training
-        else ("training", "a generator or extractor that was trained on ImageNet has seen them")
-    )
     return [
-        f"{name}: {len(odd)} of {len(paths)} images are named as ImageNet's {whose} images are (first: {named(odd[0])}), as in "
-        f"fast.ai's imagewoof2 and imagenette2: {risk}; take training and test images from ImageNet's own train and val"
+        f"{name}: {len(odd)} of {len(paths)} images are named as ImageNet's {whose} images are (first: "
+        f"{named(odd[0])}), as in fast.ai's imagewoof2 and imagenette2: {risk}; "
+        "take training and test images from ImageNet's own train and val"
     ]
 
 
 def refuse_overlap(
     train: AuditedImages, scored: AuditedImages, *, limit: float, places: Mapping[str, str]
 ) -> list[str]:
-    """InputError where more than `limit` (a share) of the scored images are files of the training set, byte
-    for byte.
+    """InputError where more than the share `limit` of the scored images are training files, byte for byte.
 
     `places` says where each set lies. Up to the limit, gives a sentence that names the files; nothing where
     there are none.
@@ -185,15 +206,14 @@ def refuse_overlap(
     same = exact_duplicates(train, scored)
     if not same:
         return []
-    pairs = [f"{named(scored.paths[row])} = {named(train.paths[twin])}" for twin, row in same]
-    first = some(pairs, 3, str)
-    of = f"{len(same)} of {len(scored.labels)} images"
+    first = some((f"{named(scored.paths[row])} = {named(train.paths[twin])}" for twin, row in same), 3, str)
+    ours, of = train.name, f"{len(same)} of {len(scored.labels)} images"
     if len(same) > limit * len(scored.labels):
         raise InputError(
-            f"{scored.name}: {of} in {places[scored.name]} are also in {train.name} {places[train.name]} ({first}); "
-            "give images that were not trained on, remove these, or raise data.max_overlap_fraction"
+            f"{scored.name}: {of} in {places[scored.name]} are also in {ours} {places[ours]} ({first}); give "
+            "images that were not trained on, remove these, or raise data.max_overlap_fraction"
         )
-    return [f"{scored.name}: {of} are also in {train.name} ({first}); the accuracy counts them"]
+    return [f"{scored.name}: {of} are also in {ours} ({first}); the accuracy counts them"]
 
 
 def _first_rows(hashes: Sequence[str]) -> dict[str, int]:
@@ -201,50 +221,36 @@ def _first_rows(hashes: Sequence[str]) -> dict[str, int]:
     return {value: row for row, value in reversed(list(enumerate(hashes)))}
 
 
-def _described(first: AuditedImages, second: AuditedImages, pairs: Pairs) -> dict[str, Any]:
-    shown = [[first.paths[a], second.paths[b]] for a, b in pairs[:SHOWN]]
-    return {"sets": [first.name, second.name], "count": len(pairs), "of": len(second.labels), "pairs": shown}
+def _duplicates(first: AuditedImages, second: AuditedImages, pairs: Pairs) -> Duplicates:
+    paths = [[first.paths[a], second.paths[b]] for a, b in pairs[:SHOWN]]
+    return {"sets": [first.name, second.name], "count": len(pairs), "of": len(second.labels), "pairs": paths}
 
 
-def _warn_of_exact(first: AuditedImages, second: AuditedImages, found: Mapping[str, Any]) -> list[str]:
-    if not found["count"]:
+def _warn_of_exact(same: Duplicates) -> list[str]:
+    if not same["count"]:
         return []
-    ours, theirs = map(named, found["pairs"][0])
-    return [
-        f"{second.name}: {found['count']} of {found['of']} images are also in {first.name}, pixel for pixel ({theirs} = {ours})"
-    ]
+    first, second = same["sets"]
+    ours, theirs = map(named, same["pairs"][0])
+    count = f"{same['count']} of {same['of']} images"
+    return [f"{second}: {count} are also in {first}, pixel for pixel ({theirs} = {ours})"]
 
 
-def _warn_of_near(first: AuditedImages, second: AuditedImages, found: Mapping[str, Any]) -> list[str]:
+def _warn_of_near(alike: NearDuplicates) -> list[str]:
     """A sentence where more images are copies than chance would have, by the binomial distribution."""
-    most = stats.binom.isf(SIGNIFICANCE, found["compared"], COPY_PERCENTILE / 100)
-    if found["count"] <= most:
+    if alike["count"] <= stats.binom.isf(SIGNIFICANCE, alike["compared"], COPY_PERCENTILE / 100):
         return []
-    ours, theirs = map(named, found["pairs"][0])
-    return [
-        f"{second.name}: {found['count']} of {found['compared']} images are near copies of images in {first.name}, where "
-        f"{found['expected']:.1f} would be by chance ({theirs} ≈ {ours})"
-    ]
+    first, second = alike["sets"]
+    ours, theirs = map(named, alike["pairs"][0])
+    count = f"{alike['count']} of {alike['compared']} images"
+    chance = f"{alike['expected']:.1f} would be by chance ({theirs} ≈ {ours})"
+    return [f"{second}: {count} are near copies of images in {first}, where {chance}"]
 
 
-def _warn_of_conflicts(conflicts: list[list[dict[str, Any]]], classes: Sequence[str]) -> list[str]:
+def _warn_of_conflicts(conflicts: list[list[Bearer]], classes: Sequence[str]) -> list[str]:
     if not conflicts:
         return []
-    bearers = " and ".join(
+    first = " and ".join(
         f"{i['set']} {named(i['path'])} as {classes[i['label']]!r}" for i in conflicts[0][:2]
     )
-    return [
-        f"{len(conflicts)} images stand under more than one class (first: {bearers}); keep the right one of each"
-    ]
-
-
-def _audit_orders(sets: Sequence[AuditedImages], classes: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    real, *others = sets
-    found, warnings = {}, []
-    for images in others:
-        if real.features is not None and images.features is not None:
-            found[images.name] = audit_classes(
-                real.features, real.labels, images.features, images.labels, classes
-            )
-            warnings += [f"{images.name}: {sentence}" for sentence in found[images.name].pop("warnings")]
-    return found, warnings
+    count = f"{len(conflicts)} images stand under more than one class"
+    return [f"{count} (first: {first}); keep the right one of each"]

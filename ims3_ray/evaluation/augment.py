@@ -7,20 +7,24 @@ published code.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 import torchvision.transforms.v2.functional as ops
 from jaxtyping import Float, Int, UInt8
 from torch import Generator, Tensor
+from torch.nn import functional
 
 from .protocols import Protocol
+
+Operation = Callable[[Tensor, float], Tensor]  # (uint8 images, sign) → images
 
 CROP_ATTEMPTS = 10  # as torchvision: the first crop that fits inside the image, else the whole image
 LUMA = (0.299, 0.587, 0.114)
 # Principal components of ImageNet's RGB values in [0, 1]: deviations, and directions as columns.
 COLOUR_DEVIATIONS = (0.2175, 0.0188, 0.0045)
 COLOUR_DIRECTIONS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
+LOG_RATIO = (math.log(3 / 4), math.log(4 / 3))
 MAGNITUDES = 30  # RandAugment's scale, as in torchvision
 
 
@@ -49,9 +53,7 @@ def augment(
 
 def normalise(images: Float[Tensor, "n 3 h w"], protocol: Protocol) -> Float[Tensor, "n 3 h w"]:
     """Subtract the protocol's mean and divide by its deviation, colour by colour."""
-    mean, deviation = (
-        images.new_tensor(values).view(3, 1, 1) for values in (protocol.mean, protocol.deviation)
-    )
+    mean, deviation = images.new_tensor([protocol.mean, protocol.deviation]).view(2, 3, 1, 1)
     return (images - mean) / deviation
 
 
@@ -59,38 +61,34 @@ def resized_crop(
     images: Float[Tensor, "n 3 h w"],
     scale: tuple[float, float],
     generator: Generator,
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Float[Tensor, "n 3 h w"]:
     """A random box of each image, stretched to the image's size: torchvision's RandomResizedCrop.
 
-    Area uniform in `scale` x the image's, aspect ratio log-uniform in `ratio`, place uniform; whole pixels.
-    Bilinear, reading no pixel outside the box.
+    Area uniform in `scale` x the image's, aspect ratio log-uniform from 3/4 to 4/3, place uniform; whole
+    pixels. Bilinear, reading no pixel outside the box.
     """
     n, _, height, width = images.shape
     area = _uniform(*scale, n, CROP_ATTEMPTS, like=images, generator=generator) * (height * width)
-    log_ratio = (math.log(ratio[0]), math.log(ratio[1]))
-    aspect = _uniform(*log_ratio, n, CROP_ATTEMPTS, like=images, generator=generator).exp()
+    aspect = _uniform(*LOG_RATIO, n, CROP_ATTEMPTS, like=images, generator=generator).exp()
     widths, heights = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
     fits = (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
     first = fits.int().argmax(dim=1, keepdim=True)
-    found = fits.any(dim=1)
-    box_width = torch.where(found, widths.gather(1, first).squeeze(1), float(width))
-    box_height = torch.where(found, heights.gather(1, first).squeeze(1), float(height))
+    any_fits = fits.any(dim=1)
+    box_width = torch.where(any_fits, widths.gather(1, first).squeeze(1), float(width))
+    box_height = torch.where(any_fits, heights.gather(1, first).squeeze(1), float(height))
     place = _uniform(0.0, 1.0, n, 2, like=images, generator=generator)
     left = (place[:, 0] * (width - box_width + 1)).floor()
     top = (place[:, 1] * (height - box_height + 1)).floor()
     columns = _box_coordinates(width, left, box_width)[:, None, :].expand(n, height, width)
     rows = _box_coordinates(height, top, box_height)[:, :, None].expand(n, height, width)
     grid = torch.stack((columns, rows), dim=-1)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def _box_coordinates(
     size: int, start: Float[Tensor, " n"], length: Float[Tensor, " n"]
 ) -> Float[Tensor, "n size"]:
-    """Where each of `size` output pixels reads inside [start, start + length), in grid_sample's units (-1 to
-    1).
-    """
+    """Where each of `size` pixels reads inside [start, start + length), as grid_sample counts (-1 to 1)."""
     pixel = torch.arange(size, device=start.device) + 0.5
     inside = pixel * (length / size)[:, None] - 0.5
     inside = inside.clamp(min=0).minimum((length - 1)[:, None])
@@ -140,8 +138,7 @@ def lighting(
 def randaugment(
     images: Float[Tensor, "n 3 h w"], magnitude: int, generator: Generator
 ) -> Float[Tensor, "n 3 h w"]:
-    """One of 14 operations for each image, uniformly drawn, at a fixed magnitude and a random sign (Cubuk et
-    al. 2020).
+    """One of 14 operations an image, at a fixed magnitude and a random sign (Cubuk et al. 2020).
 
     Torchvision's list, ranges and 8-bit arithmetic; images that drew the same operation and sign are done
     together.
@@ -149,48 +146,45 @@ def randaugment(
     *_, height, width = images.shape
     x = (images.clamp(0, 1) * 255).round().to(torch.uint8)
     operations = _randaugment_operations(magnitude, height, width)
-    chosen = torch.randint(2 * len(operations), (len(x),), generator=generator, device=x.device).tolist()
-    done = x.clone()
-    for choice in sorted(set(chosen)):
-        rows = torch.tensor([row for row, drawn in enumerate(chosen) if drawn == choice], device=x.device)
-        done[rows] = operations[choice // 2](x[rows], 1.0 if choice % 2 else -1.0)
-    return done.float() / 255
+    draws = torch.randint(2 * len(operations), (len(x),), generator=generator, device=x.device).tolist()
+    view = x.clone()
+    for draw in sorted(set(draws)):
+        rows = torch.tensor([row for row, of_row in enumerate(draws) if of_row == draw], device=x.device)
+        view[rows] = operations[draw // 2](x[rows], 1.0 if draw % 2 else -1.0)
+    return view.float() / 255
 
 
-def _randaugment_operations(magnitude: int, height: int, width: int) -> list:
-    """Functions of (uint8 images, sign), in torchvision's order; unsigned operations ignore the sign."""
+def _randaugment_operations(magnitude: int, height: int, width: int) -> list[Operation]:
+    """In torchvision's order; those without a sign ignore it."""
     m = magnitude / MAGNITUDES
     shear = math.degrees(math.atan(0.3 * m))
     across, down = int(150 / 331 * width * m), int(150 / 331 * height * m)
 
-    def affine(x, translate=(0, 0), shear=(0.0, 0.0)):
-        return ops.affine(
-            x, angle=0.0, translate=list(translate), scale=1.0, shear=list(shear), center=[0, 0]
-        )
+    def move(x: Tensor, across: int = 0, down: int = 0, shear: tuple[float, float] = (0.0, 0.0)) -> Tensor:
+        return ops.affine(x, angle=0.0, translate=[across, down], scale=1.0, shear=list(shear), center=[0, 0])
 
     return [
-        lambda x, sign: x,
-        lambda x, sign: affine(x, shear=(sign * shear, 0.0)),
-        lambda x, sign: affine(x, shear=(0.0, sign * shear)),
-        lambda x, sign: affine(x, translate=(int(sign) * across, 0)),
-        lambda x, sign: affine(x, translate=(0, int(sign) * down)),
+        lambda x, _: x,
+        lambda x, sign: move(x, shear=(sign * shear, 0.0)),
+        lambda x, sign: move(x, shear=(0.0, sign * shear)),
+        lambda x, sign: move(x, across=int(sign) * across),
+        lambda x, sign: move(x, down=int(sign) * down),
         lambda x, sign: ops.rotate(x, sign * 30 * m),
         lambda x, sign: ops.adjust_brightness(x, 1 + sign * 0.9 * m),
         lambda x, sign: ops.adjust_saturation(x, 1 + sign * 0.9 * m),
         lambda x, sign: ops.adjust_contrast(x, 1 + sign * 0.9 * m),
         lambda x, sign: ops.adjust_sharpness(x, 1 + sign * 0.9 * m),
-        lambda x, sign: ops.posterize(x, 8 - round(4 * m)),
-        lambda x, sign: ops.solarize(x, 255 * (1 - m)),
-        lambda x, sign: ops.autocontrast(x),
-        lambda x, sign: ops.equalize(x),
+        lambda x, _: ops.posterize(x, 8 - round(4 * m)),
+        lambda x, _: ops.solarize(x, 255 * (1 - m)),
+        lambda x, _: ops.autocontrast(x),
+        lambda x, _: ops.equalize(x),
     ]
 
 
 def cutmix(
     images: Float[Tensor, "n 3 h w"], labels: Int[Tensor, " n"], probability: float, generator: Generator
 ) -> tuple[Float[Tensor, "n 3 h w"], Int[Tensor, " n"], Float[Tensor, ""]]:
-    """Mixed images, their partners' labels, and the share of the area that is an image's own (Yun et al.
-    2019).
+    """Mixed images, their partners' labels, the share of the area that is an image's own (Yun et al. 2019).
 
     As published: one box for the whole batch, λ from Beta(1, 1), centre uniform, cut off at the edges;
     partners from a permutation of the batch. With probability 1 - `probability` nothing is mixed and the

@@ -1,5 +1,4 @@
-"""How a device runs a classifier's forward pass: as written on a CPU; in bf16, channels last, compiled on a
-GPU.
+"""A classifier's forward pass by device: as written on a CPU; bf16, channels last, compiled on a GPU.
 
 What is chosen follows from the kind of device, what it can do and the number of steps, never from timing.
 """
@@ -26,23 +25,23 @@ def numerics_for(kind: str, steps: int) -> Numerics:
 
 @functools.cache  # so that what is missing is tried, and told, once a process
 def _tried(compiled: bool) -> Numerics:
-    found, missing = supported(Numerics("cuda", "bf16", compiled))
+    numerics, missing = supported(Numerics("cuda", "bf16", compiled))
     for line in missing:
         logger.warning("evaluation: %s", line.partition(": ")[2])
-    return found
+    return numerics
 
 
 def forward_in(model: nn.Module, numerics: Numerics) -> Callable[[Tensor], Tensor]:
     """The function from images (B, 3, S, S) to logits (B, classes) in float32; `model` itself for plain fp32.
 
-    Weights, their gradients and the optimiser stay in float32: bf16 is autocast's, in the matrix products
-    alone.
+    Weights, their gradients and the optimiser stay in float32: autocast has bf16 in matrix products alone.
     """
     if numerics.precision == "fp32" and not numerics.compiled:
         return model
-    model.to(memory_format=torch.channels_last)
-    # few shapes: full and last batches
-    run = torch.compile(model, dynamic=False) if numerics.compiled else model
+    model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] torch's stub lacks it
+    run = (
+        torch.compile(model, dynamic=False) if numerics.compiled else model
+    )  # few shapes: full and last batches
 
     def forward(x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=numerics.precision == "bf16"):

@@ -1,5 +1,4 @@
-"""Named, versioned evaluation protocols: everything that an accuracy depends on besides the images and the
-seed.
+"""Named, versioned evaluation protocols: all that an accuracy depends on besides the images and the seed.
 
 Three incompatible protocols share names such as "ImageWoof, IPC 10" in the literature, so a number is only
 worth something together with its protocol's `label`. Any change of a value here raises the protocol's
@@ -27,20 +26,18 @@ class _Frozen(BaseModel):
 
 
 class Augmentations(_Frozen):
-    """What is done to a training image, in this order; a zero or None leaves a step out. Normalising comes
-    last.
-    """
+    """What is done to a training image, in this order, before normalising; zero or None leaves it out."""
 
     crop_scale: tuple[float, float] | None = None
     """Random resized crop: smallest and largest share of the area; aspect ratio from 3/4 to 4/3."""
-    flip: float = Field(0.0, ge=0, le=1)
+    flip: float = Field(default=0.0, ge=0, le=1)
     """Probability of mirroring left to right."""
-    randaugment_ops: int = Field(0, ge=0)
-    randaugment_magnitude: int = Field(0, ge=0, le=30)
+    randaugment_ops: int = Field(default=0, ge=0)
+    randaugment_magnitude: int = Field(default=0, ge=0, le=30)
     """Out of 30, as in torchvision."""
-    jitter: float = Field(0.0, ge=0, lt=1)
+    jitter: float = Field(default=0.0, ge=0, lt=1)
     """Brightness, contrast and saturation, each by a factor within 1 ± this."""
-    lighting: float = Field(0.0, ge=0)
+    lighting: float = Field(default=0.0, ge=0)
     """Deviation of the noise along ImageNet's principal colours (Krizhevsky et al. 2012)."""
 
 
@@ -53,6 +50,11 @@ class Budget(_Frozen):
     learning_rate: float
     weight_decay: float
 
+    @property
+    def units(self) -> int:
+        """Epochs, or steps."""
+        return self.epochs or self.steps or 0
+
 
 class Protocol(_Frozen):
     """One way of turning a training set into an accuracy. SGD with momentum, cross-entropy, hard labels."""
@@ -60,7 +62,7 @@ class Protocol(_Frozen):
     name: str
     version: int = Field(ge=1)
     split: Literal["test", "validation"]
-    """Whose images are scored. Choices are made on validation images; test images give the final number alone."""
+    """Whose images are scored: validation images for choices, test images for the final number alone."""
     network: NetworkName
     width: int | None = None
     """Channels of the network's first block; None is the published width."""
@@ -70,19 +72,19 @@ class Protocol(_Frozen):
     deviation: tuple[float, float, float] = IMAGENET_DEVIATION
     augmentations: Augmentations
     cutmix: float = Field(ge=0, le=1)
-    """Probability that a batch is mixed; Beta(1, 1), one box a batch, partners from a permutation of the batch."""
-    steps: int | None = Field(None, ge=1)
-    """Full batches drawn from an endless stream of epochs; None: epochs by the set's size, last batch kept short."""
-    batch_size: int = Field(64, ge=1)
+    """Probability that a batch is mixed; Beta(1, 1), one box a batch, partners by a permutation."""
+    steps: int | None = Field(default=None, ge=1)
+    """Full batches from an endless stream of epochs; None: epochs by the set's size, last batch short."""
+    batch_size: int = Field(default=64, ge=1)
     learning_rate: float = Field(gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = False
-    weight_decay: float = Field(5e-4, ge=0)
+    weight_decay: float = Field(default=5e-4, ge=0)
     schedule: Literal["steps", "cosine"] = "steps"
     """`steps`: x 0.2 at two thirds and at five sixths of the epochs. `cosine`: to zero, after the warm-up."""
-    warmup: float = Field(0.0, ge=0, lt=1)
+    warmup: float = Field(default=0.0, ge=0, lt=1)
     """Share of the steps over which the learning rate rises linearly to its full value."""
-    evaluations: int = Field(100, ge=1)
+    evaluations: int = Field(default=100, ge=1)
     """How many times the scored images are looked at, evenly spaced, the last one at the end."""
 
     @model_validator(mode="after")
@@ -110,7 +112,7 @@ class Protocol(_Frozen):
 
 
 def epochs_for(ipc: int, num_classes: int) -> int:
-    """Epochs by images per class (Kim et al. 2022); at 100 classes two thirds of them, floored to a hundred."""
+    """Epochs by images per class (Kim et al. 2022); at 100 classes two thirds, floored to a hundred."""
     if ipc < 1:
         raise InputError(f"ipc: a set needs at least 1 image per class, not {ipc}")
     epochs = next((epochs for limit, epochs in EPOCHS_BY_IPC if ipc <= limit), EPOCHS_BEYOND)
@@ -178,9 +180,7 @@ def protocol(name: str, network: str | None = None) -> Protocol:
 
 
 def on_validation(name: str) -> str:
-    """The name of the protocol that differs from this one in scoring on the validation images. InputError as
-    `protocol`.
-    """
+    """The name of the protocol that scores on the validation images and is else this one."""
     return protocol(name).name.removesuffix(VALIDATION) + VALIDATION
 
 

@@ -1,25 +1,20 @@
-"""What repeated measurements allow to say: means with intervals, and paired differences to a baseline,
-adjusted.
+"""What repeated measurements allow to say: means with intervals, and differences with their noise.
 
 | here | meaning |
 |---|---|
 | generator seed | one whole run: fine-tuning, candidates, selection. The independent unit of every interval |
-| classifier seed | one training on that run's set; averaged away first, for repeats on one set are no new sets |
-| cell | a row of an ablation at one number of images a class (IPC) |
+| classifier seed | one training on that run's set; averaged away first: repeats on one set are no new sets |
 | n | generator seeds that a number rests on |
 
 Intervals are half widths at 95 %, by Student's t over the generator seeds. Accuracies are fractions.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from scipy import stats
-
-from ims3_ray.errors import InputError
 
 LEVEL = 0.05  # the chance that a table as a whole may have of one false finding or more
 NO_SPREAD = 1e-12  # a deviation below this is rounding
@@ -41,44 +36,20 @@ class Summary:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of paired differences. Without spread between pairs, or of one pair, `interval` and `p` are None."""
+    """Of two means. Without spread, or of single measurements, `interval` and `p` are None."""
 
     mean: float
     interval: float | None
     p: float | None
-    """Two-sided, of the paired t-test."""
+    """Two-sided."""
     count: int
-    """Pairs: generator seeds that both rows have."""
+    """Measurements: of paired differences, generator seeds that both sides have."""
     p_adjusted: float | None = None
-    """By Holm, over every comparison of the table."""
+    """By Holm, over every comparison of a table."""
 
     @property
     def larger_than_noise(self) -> bool:
         return self.p_adjusted is not None and self.p_adjusted < LEVEL
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A row at one IPC. `accuracy` is None where it failed; `difference` also where the baseline did, and for
-    itself.
-    """
-
-    accuracy: Summary | None
-    difference: Difference | None
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Every row of an ablation against its baseline, on the accuracy after the last step."""
-
-    baseline: str
-    rows: tuple[str, ...]
-    real: frozenset[str]
-    """Rows of real images: yardsticks, never what is shipped."""
-    ipcs: tuple[int, ...]
-    cells: Mapping[tuple[str, int], Cell]
-    num_tests: int
-    """Comparisons that Holm's adjustment counts."""
 
 
 def summary(values: Sequence[float]) -> Summary:
@@ -99,31 +70,43 @@ def row_summary(repeats: Repeats) -> Summary | None:
     The same set for every generator seed (real medoids, say) has been drawn once, not n times: no interval.
     """
     present = [[value for value in of_seed or () if value is not None] for of_seed in repeats]
-    present = [of_seed for of_seed in present if of_seed]
-    if not present:
+    means = [float(np.mean(of_seed)) for of_seed in present if of_seed]
+    if not means:
         return None
-    found = summary([float(np.mean(of_seed)) for of_seed in present])
-    return replace(found, interval=None) if len(present) > 1 and found.deviation < NO_SPREAD else found
+    of_row = summary(means)
+    return replace(of_row, interval=None) if _without_spread(of_row) else of_row
 
 
 def paired_difference(repeats: Repeats, baseline: Repeats) -> Difference | None:
-    """Row minus baseline, paired by generator and classifier seed; None where no pair is complete or one side
-    failed.
+    """Row minus baseline, paired by generator and classifier seed, with the paired t-test.
+
+    None where no pair is complete or one side failed.
     """
     if not repeats or not baseline:
         return None
-    units = []
+    means: list[float] = []
     for ours, theirs in zip(repeats, baseline, strict=True):
         pairs = zip(ours or (), theirs or (), strict=False)
         if differences := [a - b for a, b in pairs if a is not None and b is not None]:
-            units.append(float(np.mean(differences)))
-    if not units:
+            means.append(float(np.mean(differences)))
+    if not means:
         return None
-    found = summary(units)
-    if found.deviation is None or found.deviation < NO_SPREAD:  # a t-test has nothing to divide by
-        return Difference(found.mean, None, None, found.count)
-    t = found.mean / (found.deviation / math.sqrt(found.count))
-    return Difference(found.mean, found.interval, float(2 * stats.t.sf(abs(t), found.count - 1)), found.count)
+    total = summary(means)
+    if _without_spread(total):  # a t-test has nothing to divide by
+        return Difference(total.mean, None, None, total.count)
+    p: float = stats.ttest_1samp(means, 0)[1]  # pyright: ignore[reportAssignmentType] an unknown tuple
+    return Difference(total.mean, total.interval, float(p), total.count)
+
+
+def welch_difference(values: Sequence[float], baseline: Sequence[float]) -> Difference:
+    """Of independent measurements of unequal variances, by Welch's t-test, a comparison of its own."""
+    mean, count = float(np.mean(values) - np.mean(baseline)), len(values)
+    if min(count, len(baseline)) < 2 or not np.ptp(values) + np.ptp(baseline):
+        return Difference(mean, None, None, count)
+    test = stats.ttest_ind(values, baseline, equal_var=False)
+    p: float = test[1]  # pyright: ignore[reportAssignmentType] as above
+    low, high = test.confidence_interval(0.95)
+    return Difference(mean, float(high - low) / 2, float(p), count, p_adjusted=float(p))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -135,109 +118,35 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def compare(document: Mapping[str, Any]) -> Comparison:
-    """Every row × IPC of an ablation document against its baseline, adjusted over all of them by Holm.
+def label_robust_score(full: float, random: float, synthetic: float) -> float:
+    """How good a distilled set is, apart from the training recipe, from 0 to 1 (DD-Ranking, 2025).
 
-    Raises InputError for a baseline that is no row, a name used twice, and a cell with another number of
-    generator seeds.
+    (e^a − e^−1) / (e − e^−1) with a = ½·IOR − ½·HLR, of accuracies as fractions by one recipe. HLR = full −
+    synthetic, what the set loses of the full real set's accuracy. IOR = synthetic − random, what it gains on
+    random real images of the same number.
     """
-    rows = {row["name"]: row for row in document["rows"]}
-    _check(document, rows)
-    baseline, ipcs = document["baseline"], tuple(document["ipcs"])
-    cells = {}
-    for name, row in rows.items():
-        for ipc in ipcs:
-            repeats = repeats_of(row, ipc)
-            versus = None if name == baseline else paired_difference(repeats, repeats_of(rows[baseline], ipc))
-            cells[name, ipc] = Cell(row_summary(repeats), versus)
-    tested = [key for key, cell in cells.items() if cell.difference and cell.difference.p is not None]
-    for key, p in zip(tested, holm([cells[key].difference.p for key in tested]), strict=True):
-        cells[key] = replace(cells[key], difference=replace(cells[key].difference, p_adjusted=p))
-    real = frozenset(name for name, row in rows.items() if row["is_real"])
-    return Comparison(baseline, tuple(rows), real, ipcs, cells, len(tested))
+    loss, gain = full - synthetic, synthetic - random
+    a = (gain - loss) / 2
+    return (math.exp(a) - math.exp(-1)) / (math.e - math.exp(-1))
 
 
-def in_words(comparison: Comparison) -> list[str]:
-    """A sentence a row: at which IPCs it differs from the baseline by more than the noise, and at which not."""
-    return [_sentence(comparison, name) for name in comparison.rows if name != comparison.baseline]
+def pareto_front(figures: np.ndarray) -> list[int]:
+    """Rows of `figures` (N, M), larger being better, that none dominates: as good in all, better in one.
 
-
-def points(fraction: float) -> str:
-    """Percentage points without a sign: 0.0123 is 1.2; below 0.05 points, a digit more."""
-    size = 100 * abs(fraction)
-    return f"{size:.2f}" if 0.005 <= size < 0.05 else f"{size:.1f}"
-
-
-def p_in_words(p: float) -> str:
-    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
-
-
-def _sentence(comparison: Comparison, name: str) -> str:
-    cells = {ipc: comparison.cells[name, ipc] for ipc in comparison.ipcs}
-    if all(cell.accuracy is None for cell in cells.values()):
-        return f"{name} gave no result."
-    clear = {
-        ipc: cell for ipc, cell in cells.items() if cell.difference and cell.difference.larger_than_noise
-    }
-    first = [
-        _versus(cell.difference, comparison.baseline, ipc, place == 0)
-        for place, (ipc, cell) in enumerate(clear.items())
-    ]
-    rest = [f"at {ipc}: {_unclear(cell)}" for ipc, cell in cells.items() if ipc not in clear]
-    if not first:
-        first = [f"not shown to differ from {comparison.baseline}"]
-    return f"{name} is {'; '.join([', '.join(first), *rest])}."
-
-
-def _versus(difference: Difference, baseline: str, ipc: int, in_full: bool) -> str:
-    """`1.2 ± 0.5 points above DiT at 10 images a class (p = 0.003, adjusted)`, or its short form for a second
-    one.
+    Sorted by the first figure, best first; ties by the others, then by row. Rows with a NaN are left out,
+    equal rows stay.
     """
-    side, p = "above" if difference.mean > 0 else "below", p_in_words(difference.p_adjusted)
-    size = f"{points(difference.mean)} ± {points(difference.interval)}"
-    if not in_full:
-        return f"{size} {side} at {ipc} ({p})"
-    return f"{size} points {side} {baseline} at {ipc} image{'' if ipc == 1 else 's'} a class ({p}, adjusted)"
+    figures = np.asarray(figures, dtype=np.float64)
+    kept = np.flatnonzero(~np.isnan(figures).any(axis=1))
+    order = kept[np.lexsort((kept, *(-figures[kept]).T[::-1]))]
+    front: list[int] = []
+    for row in order:  # none behind it in this order can dominate it
+        ahead = figures[front]
+        if not ((ahead >= figures[row]).all(axis=1) & (ahead > figures[row]).any(axis=1)).any():
+            front.append(int(row))
+    return front
 
 
-def _unclear(cell: Cell) -> str:
-    if cell.accuracy is None:
-        return "no result"
-    found = cell.difference
-    if found is None:
-        return "no result of the baseline to pair with"
-    signed = f"{'−' if found.mean < 0 else '+'}{points(found.mean)}"
-    if found.count == 1:
-        return f"{signed} points of one generator seed, no interval, so it can't be told from noise"
-    if found.p is None:
-        return f"{signed} points in every pair of seeds, without spread, so it can't be tested"
-    return f"within the noise ({signed} ± {points(found.interval)})"
-
-
-def repeats_of(row: Mapping[str, Any], ipc: int, which: str = "last") -> Repeats:
-    """The accuracies of a cell, a list a generator seed; empty where the row failed."""
-    return ((row.get("accuracy") or {}).get(str(ipc)) or {}).get(which) or []
-
-
-def _check(document: Mapping[str, Any], rows: Mapping[str, Any]) -> None:
-    names = [row["name"] for row in document["rows"]]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"rows: the name {twice[0]!r} stands twice; give every row a name of its own")
-    if document["baseline"] not in rows:
-        raise InputError(
-            f"baseline: {document['baseline']!r} is no row; choose one of {', '.join(map(repr, rows))}"
-        )
-    seeds = len(document["generator_seeds"])
-    for name, ipc, found in _lengths(document, rows):
-        if found != seeds:
-            raise InputError(
-                f"rows: {name!r} at {ipc} images a class has {found} generator seeds, the document {seeds}; "
-                "give a list for each seed, null for one that failed"
-            )
-
-
-def _lengths(document: Mapping[str, Any], rows: Mapping[str, Any]) -> Iterator[tuple[str, int, int]]:
-    for name, row in rows.items():
-        for ipc in document["ipcs"]:
-            if repeats := repeats_of(row, ipc):
-                yield name, ipc, len(repeats)
+def _without_spread(values: Summary) -> bool:
+    """Whether several values are one and the same, or there is a single one."""
+    return values.deviation is None or values.deviation < NO_SPREAD

@@ -1,34 +1,112 @@
-"""Embed the real training images with the frozen extractor φ. Reads images, makes features."""
+"""Embed images with the frozen extractor φ: the stage, of real training images, and any set for an audit."""
 
 from typing import Any
 
+import numpy as np
+
 from ims3_ray.cluster.fan_out import Part, fan_out
-from ims3_ray.data.reading import payloads
-from ims3_ray.storage import tables
-from ims3_ray.storage.artifacts import Directory
+from ims3_ray.cluster.machine import Machine
+from ims3_ray.config.sections import Embed
+from ims3_ray.config.settings import Evaluating
+from ims3_ray.data.images import ImageSet, check_bad
+from ims3_ray.data.reading import BatchReader, payloads
+from ims3_ray.evaluation.audit import AuditedImages, pixel_hash
+from ims3_ray.models.device import prepare_device
+from ims3_ray.models.extractor import embed_pixels, load_extractor
+from ims3_ray.storage.artifacts import Directory, fingerprint, read_rows
+from ims3_ray.storage.tables import FEATURES, Column, Columns
 
 from .context import Context
 from .contract import Stage
 from .costs import Cost, Forward
-from .embedding import Embedder
+
+AUDIT_VERSION = 1
+EMBEDDED = FEATURES | {
+    "path": Column("str"),
+    "pixels": Column("str"),
+}  # pixels: hash of the image as embedded
+NOUN = "embedded"
+Notes = dict[str, str]
+
+
+class Embedder:
+    """Paths of a batch → features (N, D), L2-normalised."""
+
+    def __init__(self, images: Directory, extractor: str, image_size: int, batch_size: int, device: str):
+        self._device = prepare_device(device)
+        self._extractor = load_extractor(extractor, self._device)
+        self._read = BatchReader(images, image_size)
+        self._batch_size = batch_size
+
+    def __call__(self, payload: dict[str, Any]) -> tuple[Columns, Notes]:
+        return self._embed(payload)[1:]
+
+    def _embed(self, payload: dict[str, Any]) -> tuple[np.ndarray, Columns, Notes]:
+        pixels, columns, bad = self._read(payload)
+        columns["feature"] = embed_pixels(self._extractor, pixels, self._batch_size, self._device)
+        return pixels, columns, bad
+
+
+class HashingEmbedder(Embedder):
+    """Paths of a batch → rows of EMBEDDED."""
+
+    def __call__(self, payload: dict[str, Any]) -> tuple[Columns, Notes]:
+        pixels, columns, bad = self._embed(payload)
+        columns["path"] = np.array([path for path in payload["paths"] if path not in bad], dtype=object)
+        columns["pixels"] = np.array([pixel_hash(image) for image in pixels], dtype=object)
+        return columns, bad
 
 
 def run(context: Context, out: Directory) -> dict[str, Any]:
     """Features of every training image, at the generator's image size, as the candidates have."""
-    config, train = context.config, context.images["train"]
-    size = context.batch_size(config.embed)
-    parts = [Part(i, len(p["paths"]), p) for i, p in enumerate(payloads(train, range(len(train)), size))]
+    train, size = context.images["train"], context.info.image_size
+    details = _fan_out(Embedder, train, context.config.embed, size, out, context.machine)
+    return details | {"bad_images": train.bad | details.pop("notes")}
+
+
+def embed_images(
+    name: str,
+    images: ImageSet,
+    image_size: int,
+    config: Evaluating,
+    extractor_hash: str,
+    storage: Directory,
+    machine: Machine,
+) -> AuditedImages:
+    """The readable images with features and hashes, at `image_size` pixels a side; made once for a storage.
+
+    Raises InputError, with `name`, where more files turn out to be unreadable than the configuration allows.
+    """
+    place, size = [images.directory.uri, images.fingerprint], config.embed.batch_size.on(machine.device)
+    key = fingerprint([AUDIT_VERSION, *place, extractor_hash, image_size, size, machine.device])
+    out = storage / NOUN / key
+    details = _fan_out(HashingEmbedder, images, config.embed, image_size, out, machine)
+    bad = images.bad | details["notes"]
+    check_bad(name, images.place, bad, len(images) + len(images.bad), config.data.max_bad_fraction)
+    rows = read_rows(out, EMBEDDED)
+    paths, ids, pixels = (rows[column].tolist() for column in ("path", "image_id", "pixels"))
+    return AuditedImages(name, paths, rows["label"], ids, pixels, rows["feature"])
+
+
+def _fan_out(
+    embedder: type[Embedder],
+    images: ImageSet,
+    settings: Embed,
+    image_size: int,
+    out: Directory,
+    machine: Machine,
+) -> dict[str, Any]:
+    size = settings.batch_size.on(machine.device)
+    parts = [Part(i, len(p["paths"]), p) for i, p in enumerate(payloads(images, range(len(images)), size))]
     arguments = {
-        "images": train.directory,
-        "extractor": config.embed.extractor,
-        "image_size": context.info.image_size,
+        "images": images.directory,
+        "extractor": settings.extractor,
+        "image_size": image_size,
         "batch_size": size,
-        "device": context.machine.device,
+        "device": machine.device,
     }
-    made = fan_out(
-        Embedder, arguments, parts, table=tables.FEATURES, out=out, machine=context.machine, stage="embed"
-    )
-    return made | {"bad_images": train.bad | made.pop("notes")}
+    table = FEATURES if embedder is Embedder else EMBEDDED
+    return fan_out(embedder, arguments, parts, table=table, out=out, machine=machine, stage="embed")
 
 
 def _depends(context: Context) -> object:

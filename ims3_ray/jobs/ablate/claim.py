@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ims3_ray.evaluation.statistics import Cell, Comparison, p_in_words, points
+from ims3_ray.jobs.ablate.comparison import Cell, Comparison, p_in_words, points
 from ims3_ray.report.claim import Claim
 
 

@@ -127,9 +127,7 @@ def _coverage(
                 vectors = _drawn(context, ablation.pool_images, steps.get(chosen), steps[largest])
                 sets |= {row.name: vectors} if vectors else {}
         of_real, k = (real["feature"], real["label"]), context.config.evaluate.neighbours
-        for name, values in baselines.measure_all(
-            of_real, sets, k, context.classes, baselines.COVERAGE
-        ).items():
+        for name, values in baselines.measure_all(of_real, sets, k, context.classes).items():
             found.setdefault(name, []).append(values)
     return {name: _columns(records) for name, records in found.items()}
 
@@ -162,7 +160,7 @@ def _real_sets(
     ids = {train.ids[row] for row in train.subset(count, "random", first[0])}
     chosen = {"random": np.flatnonzero([image in ids for image in real["image_id"]])}
     kinds = {row.real for row in ablation.rows.rows if row.real}
-    coresets = baselines.choose_all(vectors, sorted(kinds - {"random"}), count, first, context.classes)
+    coresets = baselines.choose_coresets(vectors, sorted(kinds - {"random"}), count, first, context.classes)
     chosen |= {name: rows for (name, _), rows in coresets.items()}
     of_rows = {row.name: chosen[row.real] for row in ablation.rows.rows if row.real}
     of_rows["random"] = chosen["random"]

@@ -4,7 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ims3_ray.evaluation.statistics import Comparison, paired_difference, repeats_of, row_summary
+from ims3_ray.evaluation.statistics import paired_difference, row_summary
+
+from .comparison import Comparison, repeats_of
 
 SECONDS = "seconds/"  # what the names of a stage's time begin with
 POOL = "pool/"  # what the names of metrics on a row's pool begin with, measured before selection

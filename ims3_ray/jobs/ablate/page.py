@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ims3_ray.evaluation.statistics import Comparison, compare, in_words, p_in_words
+from ims3_ray.jobs.ablate.comparison import Comparison, compare, in_words, p_in_words
 from ims3_ray.report import coverage_plots
 from ims3_ray.report.images import data_uri
 from ims3_ray.report.svg import CLASS_COLOURS, INK, RANDOM

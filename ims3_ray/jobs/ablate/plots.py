@@ -4,7 +4,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from ims3_ray.evaluation.statistics import Cell, Comparison
+from ims3_ray.jobs.ablate.comparison import Cell, Comparison
 from ims3_ray.report import svg
 from ims3_ray.report.inputs import shortened
 from ims3_ray.report.plots import WIDTH

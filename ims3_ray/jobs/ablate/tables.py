@@ -8,7 +8,7 @@ from dataclasses import astuple, fields
 from io import StringIO
 from typing import Any
 
-from ims3_ray.evaluation.statistics import Cell, Comparison, compare
+from ims3_ray.jobs.ablate.comparison import Cell, Comparison, compare
 from ims3_ray.report.wording import signed
 
 from .numbers import POOL, Measurement, by_row, measurements

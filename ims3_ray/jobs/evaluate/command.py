@@ -1,5 +1,4 @@
-"""Score any labelled image set as a distilled one is scored: classifiers over seeds, real images beside them,
-coverage, audit.
+"""Score any labelled image set as a distilled one is scored: classifiers, real images beside them, audit.
 
     python jobs/evaluate.py --set SET data.train=TRAIN data.test=TEST evaluate.protocol=minimax \\
         evaluate.networks=[resnetap10,resnet18] evaluate.seeds=3 --out evaluation.json
@@ -12,8 +11,6 @@ label (integer, ClassLabel or string).
 
 import argparse
 import re
-from collections.abc import Mapping
-from typing import Any
 
 from ims3_ray.cluster.machine import connect, find_machine, refuse_impossible
 from ims3_ray.config.load import load_evaluating, parse_overrides
@@ -25,20 +22,10 @@ NAMED = re.compile(r"([A-Za-z0-9_.-]+)=(.+)")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--set",
-        required=True,
-        action="append",
-        dest="sets",
-        metavar="[NAME=]SET",
-        help="what is scored; may be given again",
-    )
-    parser.add_argument(
-        "--out",
-        default="evaluation.json",
-        metavar="JSON",
-        help="where the figures are written; replaced where it exists",
-    )
+    what = "what is scored; may be given again"
+    parser.add_argument("--set", required=True, action="append", dest="sets", metavar="[NAME=]SET", help=what)
+    where = "where the figures are written; replaced where it exists"
+    parser.add_argument("--out", default="evaluation.json", metavar="JSON", help=where)
     parser.add_argument(
         "overrides", nargs="*", metavar="field=value", help="such as data.train=DIR or evaluate.seeds=5"
     )
@@ -58,8 +45,10 @@ def run(arguments: argparse.Namespace) -> None:
     connect()
     document = evaluating.score(prepared, find_machine(config.workers))
     out.write_json(name, document)
+    warnings = [f"warning: {line}" for line in document["audit"]["warnings"]]
     print()
-    print("\n".join(table(document)))
+    print(*evaluation_lines(document), "", sep="\n")
+    print(*warnings or ["audit          no shared, doubly labelled or swapped images"], sep="\n")
     print(f"\nevaluation     {arguments.out}")
 
 
@@ -68,9 +57,8 @@ def named_sets(words: list[str]) -> dict[str, str]:
     sets: dict[str, str] = {}
     for word in words:
         match = NAMED.fullmatch(word)
-        name, place = (
-            match.groups() if match else (word.rstrip("/").rsplit("/", 1)[-1].removesuffix(".parquet"), word)
-        )
+        name = match[1] if match else word.rstrip("/").rsplit("/", 1)[-1].removesuffix(".parquet")
+        place = match[2] if match else word
         if not place or not name:
             raise InputError(f"--set: {word!r} names no set; write --set PLACE or --set NAME=PLACE")
         if name in sets:
@@ -79,13 +67,3 @@ def named_sets(words: list[str]) -> dict[str, str]:
             )
         sets[name] = place
     return sets
-
-
-def table(document: Mapping[str, Any]) -> list[str]:
-    """Accuracies by network and set, coverage, and what the audit found."""
-    warnings = [f"warning: {line}" for line in document["audit"]["warnings"]]
-    return [
-        *evaluation_lines(document),
-        "",
-        *(warnings or ["audit          no shared, doubly labelled or swapped images"]),
-    ]

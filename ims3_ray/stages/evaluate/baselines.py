@@ -1,10 +1,8 @@
-"""Real images in the place of synthetic ones, and how well any set covers the real images; class by class, as
-Ray tasks.
-"""
+"""Real images in the place of synthetic ones, and how well sets cover real images: class by class, by Ray."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import ray
@@ -16,69 +14,48 @@ from ims3_ray.method.coverage import Values, class_coverage, class_mean
 from ims3_ray.progress import bar
 
 # (features (N, D) of a class, count, seed) → rows (count,)
-CORESETS: dict[str, Callable[..., np.ndarray]] = {
-    "herding": lambda x, count, seed: herding(x, count),
-    "k_center": lambda x, count, seed: k_center(x, count),
+CORESETS: dict[str, Callable[[np.ndarray, int, int], np.ndarray]] = {
+    "herding": lambda x, count, _: herding(x, count),
+    "k_center": lambda x, count, _: k_center(x, count),
     "medoids": medoids,
-    "k_medoids": lambda x, count, seed: k_medoids(x, count),
+    "k_medoids": lambda x, count, _: k_medoids(x, count),
 }
-COVERAGE = (
-    "coverage",
-    "low_density_coverage",
-    "deciles",
-    "density",
-    "precision",
-    "recall",
-    "copy_rate",
-    "vendi",
-    "kid",
-)
 SEEDED = ("random", "medoids")  # a choice for each seed; the others are one for all
+METRICS = ("coverage", "low_density_coverage", "deciles", "density", "precision", "recall")
+METRICS += ("copy_rate", "vendi", "kid")
+T = TypeVar("T")
 Vectors = tuple[np.ndarray, np.ndarray]  # features (N, D), labels (N,)
 
 
-def choose_all(
-    real: Vectors | None, names: Sequence[str], count: int, seeds: Sequence[int], classes: Sequence[str]
+def choose_coresets(
+    real: Vectors, names: Sequence[str], count: int, seeds: Sequence[int], classes: Sequence[str]
 ) -> dict[tuple[str, int], np.ndarray]:
     """Rows of `real`, `count` a class, for every coreset named and every seed, class after class.
 
-    Raises InputError where there are no features to choose by, and for a class of fewer than `count` images.
+    Raises InputError for a class of fewer than `count` images.
     """
-    if unknown := set(names) - set(CORESETS):
-        raise InputError(
-            f"evaluate.baselines: {', '.join(sorted(unknown))} unknown; choose from {', '.join(CORESETS)}"
-        )
     if not names:
         return {}
-    if real is None:
-        raise InputError(
-            f"evaluate.baselines: {', '.join(names)} choose real images by their features, and there are none; "
-            "give an extractor, or use evaluate.baselines=[random]"
-        )
     rows = _rows_by_class(real, count, classes)
     keys = [(name, seed) for name in names for seed in (seeds if name in SEEDED else seeds[:1])]
-    found = _each_class(partial(_choose, keys=keys, count=count), [(real[0][r],) for r in rows])
-    chosen = {key: np.concatenate([r[of[key]] for r, of in zip(rows, found, strict=True)]) for key in keys}
-    return {
-        (name, seed): chosen[name, seed if name in SEEDED else seeds[0]] for name in names for seed in seeds
+    by_class = _each_class(partial(_choose, keys=keys, count=count), [(real[0][r],) for r in rows])
+    coresets = {
+        key: np.concatenate([r[of[key]] for r, of in zip(rows, by_class, strict=True)]) for key in keys
     }
+    return {(name, s): coresets[name, s if name in SEEDED else seeds[0]] for name in names for s in seeds}
 
 
 def ceiling(real: Vectors, count: int, neighbours: int, classes: Sequence[str]) -> np.ndarray:
     """Rows of `real`, `count` a class, that cover as much as a greedy choice of real images can."""
     rows = _rows_by_class(real, count, classes)
-    found = _each_class(partial(greedy_coverage, count=count, k=neighbours), [(real[0][r],) for r in rows])
-    return np.concatenate([r[chosen] for r, chosen in zip(rows, found, strict=True)])
+    places = _each_class(partial(greedy_coverage, count=count, k=neighbours), [(real[0][r],) for r in rows])
+    return np.concatenate([r[of_class] for r, of_class in zip(rows, places, strict=True)])
 
 
 def measure_all(
-    real: Vectors,
-    sets: Mapping[str, Vectors],
-    neighbours: int,
-    classes: Sequence[str],
-    metrics: Sequence[str],
+    real: Vectors, sets: Mapping[str, Vectors], neighbours: int, classes: Sequence[str]
 ) -> dict[str, Values]:
-    """Each set's `metrics` of method.coverage, averaged over the classes.
+    """METRICS of method.coverage of each set, averaged over the classes.
 
     Raises InputError for a class with too few real images, or of which a set has none.
     """
@@ -92,9 +69,9 @@ def measure_all(
         (label, real[0][r], {name: vectors[labels == label] for name, (vectors, labels) in sets.items()})
         for label, r in enumerate(rows)
     ]
-    found = _each_class(partial(_measure, neighbours=neighbours), work)
-    means = {name: class_mean({label: of[name] for label, of in enumerate(found)}) for name in sets}
-    return {name: {metric: mean[metric] for metric in metrics} for name, mean in means.items()}
+    by_class = _each_class(partial(_measure, neighbours=neighbours), work)
+    means = {name: class_mean({label: of[name] for label, of in enumerate(by_class)}) for name in sets}
+    return {name: {metric: mean[metric] for metric in METRICS} for name, mean in means.items()}
 
 
 def _choose(x: np.ndarray, keys: list[tuple[str, int]], count: int) -> dict[tuple[str, int], np.ndarray]:
@@ -112,21 +89,21 @@ def _measure(label: int, x: np.ndarray, sets: dict[str, np.ndarray], neighbours:
 
 
 def _rows_by_class(real: Vectors, least: int, classes: Sequence[str]) -> list[np.ndarray]:
-    rows = [np.flatnonzero(real[1] == label) for label in range(len(classes))]
-    for name, found in zip(classes, rows, strict=True):
-        if len(found) < least:
+    by_class = [np.flatnonzero(real[1] == label) for label in range(len(classes))]
+    for name, rows in zip(classes, by_class, strict=True):
+        if len(rows) < least:
             raise InputError(
-                f"data.train: class {name!r} has {len(found)} readable images, and evaluation needs {least} "
+                f"data.train: class {name!r} has {len(rows)} readable images, and evaluation needs {least} "
                 "(ipc, evaluate.neighbours); add images or lower them"
             )
-    return rows
+    return by_class
 
 
-def _each_class(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+def _each_class(function: Callable[..., T], arguments: Sequence[tuple[object, ...]]) -> list[T]:
     """`function(*arguments[i])` for every class i, as Ray tasks."""
     task = ray.remote(num_cpus=CPUS_PER_ACTOR, **ANYWHERE)(lambda *values: function(*values))
     pending = {task.remote(*values): label for label, values in enumerate(arguments)}
-    done: dict[int, Any] = {}
+    done: dict[int, T] = {}
     with bar("evaluate", len(pending), "classes") as shown:
         while pending:
             (ready,), _ = ray.wait(list(pending), num_returns=1)

@@ -3,8 +3,7 @@
 A set is (pixels (N, 3, S, S) uint8, labels (N,) int64), whatever it came from.
 """
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,10 @@ from ims3_ray.data.distilled import DistilledSet
 from ims3_ray.data.images import ImageSet
 from ims3_ray.data.reading import BatchReader, payloads
 from ims3_ray.errors import InputError
+from ims3_ray.evaluation.figures import Accuracies, SetFigures
 from ims3_ray.evaluation.protocols import Protocol
-from ims3_ray.evaluation.robustness import label_robust_score
-from ims3_ray.evaluation.statistics import summary
-from ims3_ray.evaluation.train import plan, training_in_looks
+from ims3_ray.evaluation.statistics import label_robust_score, summary
+from ims3_ray.evaluation.train import Score, plan, training_in_looks
 from ims3_ray.models.classifiers import build
 from ims3_ray.models.device import prepare_device
 from ims3_ray.progress import bar
@@ -28,9 +27,9 @@ from ims3_ray.text import some
 READ_ROWS = 512  # images a reading task
 Pixels = tuple[np.ndarray, np.ndarray]
 Sets = Mapping[tuple[str, int], Pixels]  # (name of a set, classifier seed) → what that seed trains on
+Training = tuple[str, str, int]  # protocol's label, name of a set, seed
 Hear = Callable[[str, str, int, int, float], None]
-# protocol's label → name of a set → seed → evaluation.train.Score
-Scores = dict[str, dict[str, dict[int, dict[str, Any]]]]
+Scores = dict[str, dict[str, dict[int, Score]]]  # protocol's label → name of a set → seed
 
 
 def classifier_seeds(seed: int, count: int) -> list[int]:
@@ -50,9 +49,8 @@ def train_all(
     once.
 
     The longest trainings begin first. `hear(protocol's label, set, seed, step, accuracy)` is called at every
-    look at the scored images; what it raises ends the trainings. A score holds `images` beside Score's
-    fields. Raises InputError, before any training, for a set without a class that the scored images have, and
-    for a network too deep for its protocol's images.
+    look at the scored images; what it raises ends the trainings. Raises InputError, before any training, for
+    a set without a class that the scored images have, and for a network too deep for its protocol's images.
     """
     check_networks(protocols, len(classes))
     check_classes(sets, tests, classes)
@@ -60,15 +58,11 @@ def train_all(
     stored = {id(pair): ray.put(pair) for pair in {id(pair): pair for pair in sets.values()}.values()}
     test = ray.put(tests)
     jobs = [(rules, *key) for rules in protocols for key in sets]
-    jobs.sort(key=lambda job: -_images_seen(job[0], len(sets[job[1:]][1]), len(classes)))
-    running = {
-        train.remote(stored[id(sets[name, seed])], test, rules, len(classes), seed, machine.device): (
-            rules.label,
-            name,
-            seed,
-        )
-        for rules, name, seed in jobs
-    }
+    jobs.sort(key=lambda job: -images_seen(job[0], len(sets[job[1:]][1]), len(classes)))
+    running: dict[Any, Training] = {}
+    for rules, name, seed in jobs:
+        looks = train.remote(stored[id(sets[name, seed])], test, rules, len(classes), seed, machine.device)
+        running[looks] = rules.label, name, seed
     done = _collect(running, hear)
     scores: Scores = {}
     for rules in protocols:
@@ -77,22 +71,20 @@ def train_all(
     return scores
 
 
-def _collect(
-    running: dict[Any, tuple[str, str, int]], hear: Hear | None
-) -> dict[tuple[str, str, int], dict[str, Any]]:
-    """The scores of streaming trainings by their keys; whatever ends this early ends them too."""
-    done: dict[tuple[str, str, int], dict[str, Any]] = {}
+def _collect(running: dict[Any, Training], hear: Hear | None) -> dict[Training, Score]:
+    """The scores of streaming trainings; whatever ends this early ends them too."""
+    done: dict[Training, Score] = {}
     pending = dict(running)
     try:
         with bar("evaluate", len(pending), "classifiers") as shown:
             while pending:
                 (ready,), _ = ray.wait(list(pending), num_returns=1)
-                said = ray.get(next(ready))
-                if isinstance(said, dict):
-                    done[pending.pop(ready)] = said
+                look = ray.get(next(ready))
+                if isinstance(look, Score):
+                    done[pending.pop(ready)] = look
                     shown.update(1)
                 elif hear is not None:
-                    hear(*pending[ready], *said)
+                    hear(*pending[ready], *look)
     except BaseException:  # a sweep ends a trial by raising SystemExit
         for training in pending:
             ray.cancel(training, force=True)
@@ -102,45 +94,45 @@ def _collect(
 
 def score_in_looks(
     data: Pixels, tests: Pixels, rules: Protocol, num_classes: int, seed: int, device: str
-) -> Iterator[tuple[int, float] | dict[str, Any]]:
-    """One classifier trained on `data` and scored on `tests`: (step, accuracy) at every look, at last the
-    score as data.
-    """
+) -> Iterator[tuple[int, float] | Score]:
+    """One classifier trained on `data`: (step, accuracy) at every look at `tests`, at last its score."""
     import torch
 
-    images, labels, test_images, test_labels = (torch.from_numpy(np.array(a)) for a in (*data, *tests))
-    result = yield from training_in_looks(
-        images, labels, test_images, test_labels,
-        protocol=rules, num_classes=num_classes, seed=seed, device=prepare_device(device),
-    )  # fmt: skip
-    yield dataclasses.asdict(result) | {"images": len(labels)}
+    (x, y), (scored_x, scored_y) = (map(torch.from_numpy, map(np.array, pair)) for pair in (data, tests))
+    on = prepare_device(device)
+    yield (yield from training_in_looks((x, y), (scored_x, scored_y), rules, num_classes, seed, on))
 
 
-def summarise(scores: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """By set: images, seeds, curves, and `last` and `best` with mean, deviation, 95 % interval, count and
-    values.
+def summarise(scores: Mapping[str, Mapping[int, Score]], own: Collection[str]) -> dict[str, SetFigures]:
+    """The figures of every set over its seeds.
 
-    A distilled set, which is neither real nor a baseline, has a `label_robust_score` too: of the means of the
-    last accuracies, or None where the full set or random images are missing.
+    Those of `own`, which are neither real nor baselines, have a `label_robust_score` too: of the means of the
+    last accuracies, or None where the full set or as many random images are missing.
     """
-    sets: dict[str, dict[str, Any]] = {}
+    sets: dict[str, SetFigures] = {}
     for name, by_seed in scores.items():
         runs = list(by_seed.values())
         sets[name] = {
-            "images": runs[0]["images"],
+            "images": runs[0].images,
             "seeds": list(by_seed),
-            "curves": [run["history"] for run in runs],
+            "curves": [run.history for run in runs],
+            "last": _accuracies([run.last for run in runs]),
+            "best": _accuracies([run.best for run in runs]),
         }
-        for which in ("last", "best"):
-            values = [run[which] for run in runs]
-            sets[name][which] = dataclasses.asdict(summary(values)) | {"values": values}
-    if "distilled" in sets:
-        full, random, ours = (
-            sets[name]["last"]["mean"] if name in sets else None for name in ("full", "random", "distilled")
-        )
-        known = full is not None and random is not None
-        sets["distilled"]["label_robust_score"] = label_robust_score(full, random, ours) if known else None
+    for name in own:
+        random = sets.get("random") or sets.get(f"random {sets[name]['images']}")
+        sets[name]["label_robust_score"] = None
+        if random is not None and "full" in sets:
+            means = (of_set["last"]["mean"] for of_set in (sets["full"], random, sets[name]))
+            sets[name]["label_robust_score"] = label_robust_score(*means)
     return sets
+
+
+def _accuracies(values: list[float]) -> Accuracies:
+    of = summary(values)
+    return Accuracies(
+        mean=of.mean, deviation=of.deviation, interval=of.interval, count=of.count, values=values
+    )
 
 
 def check_networks(protocols: Sequence[Protocol], num_classes: int) -> None:
@@ -154,9 +146,10 @@ def check_classes(sets: Sets, tests: Pixels, classes: Sequence[str]) -> None:
     scored = np.unique(tests[1])
     for (name, _), (_, labels) in sets.items():
         if missing := [classes[label] for label in np.setdiff1d(scored, labels)]:
+            share = f"{len(missing)} of the {len(scored)} classes that the scored images have"
             raise InputError(
-                f"set {name!r}: has no image of {len(missing)} of the {len(scored)} classes that the scored images have: "
-                f"{some(missing)}; add images, or score on the classes that it has"
+                f"set {name!r}: has no image of {share}: {some(missing)}; "
+                "add images, or score on the classes that it has"
             )
 
 
@@ -167,8 +160,8 @@ def classifier_resources(machine: Machine) -> dict[str, float]:
     return machine.actor_resources
 
 
-def _images_seen(rules: Protocol, images: int, num_classes: int) -> int:
-    """How long a training is, in images that pass through it."""
+def images_seen(rules: Protocol, images: int, num_classes: int) -> int:
+    """How long a training on so many images is, in images that pass through it."""
     budget = rules.budget(max(1, round(images / num_classes)), num_classes)
     return plan(budget, images, 1)[0] * min(budget.batch_size, images)
 
@@ -182,7 +175,7 @@ def read_pixels(images: ImageSet, rows: np.ndarray, size: int) -> Pixels:
     return np.concatenate([p for p, _ in parts]), np.concatenate([known["label"] for _, known in parts])
 
 
-def pixels_of(made: DistilledSet) -> Pixels:
+def pixels_of(distilled: DistilledSet) -> Pixels:
     """A distilled set's images, at their own size."""
-    pixels = [np.asarray(made[row][0]).transpose(2, 0, 1) for row in range(len(made))]
-    return np.stack(pixels), np.array(made.targets, dtype=np.int64)
+    pixels = [np.asarray(image).transpose(2, 0, 1) for image, _ in distilled]
+    return np.stack(pixels), np.array(distilled.targets, dtype=np.int64)

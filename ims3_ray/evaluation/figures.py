@@ -1,0 +1,64 @@
+"""The document of an evaluation, the names of its sets, and the figures that a run is sorted by."""
+
+from typing import NotRequired, TypedDict
+
+from ims3_ray.method.coverage import Values
+
+CURVE = "distilled_accuracy"  # the metric, by step, of the distilled set while its classifiers train
+# Every set that stands beside those that are scored: its name in a line, and as a title. In a table's order.
+NAMES = {
+    "random": ("random real", "Random real"),
+    "herding": ("herding", "Herding, real"),
+    "k_center": ("k-centre", "k-centre, real"),
+    "medoids": ("k-means medoids", "k-means medoids, real"),
+    "k_medoids": ("k-medoids", "k-medoids, real"),
+    "full": ("full real", "Full real set"),
+    "pool": ("pool", "First of the pool"),
+    "ceiling": ("greedy cover", "Greedy cover, real"),
+}
+
+
+class Accuracies(TypedDict):
+    """Of a set over the seeds, as fractions; `statistics.Summary` and its values."""
+
+    mean: float
+    deviation: float | None
+    interval: float | None
+    count: int
+    values: list[float]
+
+
+class SetFigures(TypedDict):
+    """Of a training set: `last` is the result, `best` looked at the scored images and is a diagnostic."""
+
+    images: int
+    seeds: list[int]
+    curves: list[list[tuple[int, float]]]
+    last: Accuracies
+    best: Accuracies
+    label_robust_score: NotRequired[float | None]
+
+
+class Evaluation(TypedDict):
+    """evaluation.json. `networks`, where there are several: `sets` by the protocol's label."""
+
+    protocol: str
+    split: str
+    sets: dict[str, SetFigures]
+    coverage: dict[str, Values]
+    networks: NotRequired[dict[str, dict[str, SetFigures]]]
+
+
+def headline(document: Evaluation) -> dict[str, float]:
+    """What a run is sorted and filtered by. Networks but the first have theirs under their label."""
+    figures: dict[str, float | None] = {"accuracy": document["sets"]["distilled"]["last"]["mean"]}
+    for name, of_set in document["sets"].items():
+        figures[f"accuracy/{name}/last"] = of_set["last"]["mean"]
+        figures[f"accuracy/{name}/last_interval"] = of_set["last"]["interval"]
+        figures[f"accuracy/{name}/best"] = of_set["best"]["mean"]
+        figures[f"label_robust_score/{name}"] = of_set.get("label_robust_score")
+    for label, sets in document.get("networks", {}).items():
+        figures |= {f"accuracy/{name}/last/{label}": of_set["last"]["mean"] for name, of_set in sets.items()}
+    for name, values in document["coverage"].items():
+        figures |= {f"{metric}/{name}": v for metric, v in values.items() if not isinstance(v, list)}
+    return {name: figure for name, figure in figures.items() if figure is not None}

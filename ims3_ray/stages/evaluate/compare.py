@@ -1,0 +1,112 @@
+"""Image sets compared with real images: what stands beside them, what each trains on and covers.
+
+A set that is compared is named by who asks; beside it stand the baselines of as many real images, the full
+training images, and in feature space the ceiling.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ims3_ray.cluster.machine import Machine
+from ims3_ray.data.images import ImageSet
+from ims3_ray.evaluation.figures import Evaluation
+from ims3_ray.evaluation.protocols import Protocol
+from ims3_ray.method.coverage import Values
+
+from .baselines import SEEDED, Vectors, ceiling, choose_coresets, measure_all
+from .classifiers import Hear, Pixels, Sets, read_pixels, summarise, train_all
+
+
+@dataclass(frozen=True)
+class Real:
+    """The training images, and the features of the M of them that can be read."""
+
+    images: ImageSet
+    keys: Sequence[str]  # (N,) what tells the images apart: ids or paths
+    embedded: Sequence[str]  # (M,) the keys of the features
+    vectors: Vectors  # (M, D), (M,)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Real images that stand for a baseline: rows of the images, and places among the features."""
+
+    rows: np.ndarray
+    places: np.ndarray
+
+
+Choices = Mapping[tuple[str, int], Choice]  # (name of a baseline, classifier seed)
+
+
+def choose(
+    real: Real, names: Collection[str], sizes: Iterable[Sequence[int]], seeds: Sequence[int]
+) -> dict[tuple[str, int], Choice]:
+    """Every baseline for every seed, with as many images of each class as a size says.
+
+    Baselines of several sizes are told apart by their number of images: "random 50".
+    """
+    classes, sizes = real.images.classes, sorted(set(map(tuple, sizes)), key=sum)
+    row_of = {key: row for row, key in reversed(list(enumerate(real.keys)))}
+    rows_of_features = np.array([row_of[key] for key in real.embedded])
+    coresets = [name for name in names if name != "random"]
+    choices: dict[tuple[str, int], Choice] = {}
+    for counts in sizes:
+        suffix = f" {sum(counts)}" if len(sizes) > 1 else ""
+        for seed in seeds if "random" in names else ():
+            rows = real.images.subset(counts, "random", seed)
+            keys = {real.keys[row] for row in rows}
+            places = np.flatnonzero([key in keys for key in real.embedded])
+            choices[f"random{suffix}", seed] = Choice(rows, places)
+        of_size = choose_coresets(real.vectors, coresets, counts[0], seeds, classes)
+        for (name, seed), places in of_size.items():
+            choices[f"{name}{suffix}", seed] = Choice(rows_of_features[places], places)
+    return choices
+
+
+def training_sets(
+    own: Mapping[str, Pixels], choices: Choices, images: ImageSet, seeds: Sequence[int], size: int, full: bool
+) -> Sets:
+    """What each seed trains on: the sets compared, the baselines, and, where asked, all training images."""
+    sets = {(name, seed): pixels for name, pixels in own.items() for seed in seeds}
+    for (name, seed), choice in choices.items():
+        is_same = name.split()[0] not in SEEDED and seed != seeds[0]
+        sets[name, seed] = sets[name, seeds[0]] if is_same else read_pixels(images, choice.rows, size)
+    if full:
+        pixels = read_pixels(images, np.arange(len(images)), size)
+        sets |= {("full", seed): pixels for seed in seeds}
+    return sets
+
+
+def cover(
+    own: Mapping[str, Vectors], choices: Choices, real: Real, seed: int, neighbours: int, count: int | None
+) -> dict[str, Values]:
+    """Coverage of the sets compared, of the baselines by `seed`, of the ceiling of `count` images a class."""
+    places = {name: choice.places for (name, of_seed), choice in choices.items() if of_seed == seed}
+    if count is not None:
+        places["ceiling"] = ceiling(real.vectors, count, neighbours, real.images.classes)
+    features, labels = real.vectors
+    of_real = {name: (features[rows], labels[rows]) for name, rows in places.items()}
+    return measure_all(real.vectors, {**own, **of_real}, neighbours, real.images.classes)
+
+
+def score(
+    sets: Sets,
+    own: Collection[str],
+    scored: ImageSet,
+    networks: Sequence[Protocol],
+    classes: Sequence[str],
+    machine: Machine,
+    hear: Hear | None = None,
+) -> Evaluation:
+    """evaluation.json but for its coverage: every network trained on every set, scored on `scored`."""
+    rules = networks[0]
+    tests = read_pixels(scored, np.arange(len(scored)), rules.image_size)
+    scores = train_all(sets, tests, networks, classes, machine, hear)
+    by_network = {label: summarise(of_network, own) for label, of_network in scores.items()}
+    sets_of_first = by_network[rules.label]
+    document = Evaluation(protocol=rules.label, split=rules.split, sets=sets_of_first, coverage={})
+    if len(by_network) > 1:
+        document["networks"] = by_network
+    return document
