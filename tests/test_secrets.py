@@ -5,21 +5,18 @@ from pathlib import Path
 
 import pytest
 import ray
-from tiny import tiny_words
 
 from ims3_ray import cli
 from ims3_ray.cluster.machine import Machine, connect
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.config.settings import Workers
-from ims3_ray.data.images import open_images
-from ims3_ray.data.labelled import open_labelled
+from ims3_ray.data.images import open_images, open_labelled
 from ims3_ray.errors import InputError
-from ims3_ray.jobs.distill import run as distillation
+from ims3_ray.jobs.distill.recorder import Recorder
+from ims3_ray.jobs.distill.run import Distillation
 from ims3_ray.models.tuned import inspect_adapter
-from ims3_ray.pipeline import prepare as preparation
+from ims3_ray.pipeline.prepare import prepare
 from ims3_ray.pipeline.steps import plan
-from ims3_ray.runs import records
-from ims3_ray.runs.tags import describe_run
 from ims3_ray.runs.tracking import Tracker
 from ims3_ray.stages.select.features import REAL_KEYS, open_features
 from ims3_ray.storage.artifacts import open_directory, open_storage
@@ -70,17 +67,21 @@ def test_a_field_of_a_uri_with_a_secret_is_refused_too():
 
 def test_places_without_credentials_are_left_as_they_are():
     for place in (
-        "s3://bucket/runs?region=us-east-1&scheme=http", "gs://anonymous@bucket/x", "abfss://container@account.dfs.core.windows.net/x",
-        "hdfs://me@host:8020/x", "/data/me@home/a:b", "http://127.0.0.1:5000", "https://host/model@v1", "package://digits/train",
-    ):  # fmt: skip
+        *(
+            "s3://bucket/runs?region=us-east-1&scheme=http",
+            "gs://anonymous@bucket/x",
+            "hdfs://me@host:8020/x",
+        ),
+        *("abfss://container@account.dfs.core.windows.net/x", "/data/me@home/a:b", "http://127.0.0.1:5000"),
+        *("https://host/model@v1", "package://digits/train"),
+    ):
         assert without_credentials(place) == place
 
 
 def test_a_wrong_recipe_is_told_without_all_else_that_it_holds():
+    held = {"ipc": 50, "sample.pool_ipc": 10, "storage": f"s3://AKIAKEY:{SECRET}@bucket/runs"}
     with pytest.raises(InputError) as refused:
-        load_config(
-            "digits", {"ipc": 50, "sample.pool_ipc": 10, "storage": f"s3://AKIAKEY:{SECRET}@bucket/runs"}
-        )
+        load_config("digits", held)
     assert str(refused.value) == "sample.pool_ipc: 10 holds 10 images to choose ipc=50 from; raise it"
 
 
@@ -114,23 +115,20 @@ def test_trouble_with_a_tracking_server_is_told_without_its_password(tmp_path, m
     assert "127.0.0.1" in said[0]
     assert "hunter2" not in said[0]
     assert "me:" not in said[0]
-    made = distillation.Distillation("k", "d", "r", None, {}, [], None, os.environ["MLFLOW_TRACKING_URI"])
-    assert "hunter2" not in repr(made)
+    run = Distillation("k", "d", "r", None, {}, [], None, os.environ["MLFLOW_TRACKING_URI"])
+    assert "hunter2" not in repr(run)
 
 
-def test_what_a_run_records_holds_no_secret(secrets, tiny_model, tiny_images, tmp_path):
-    config = load_config("digits", parse_overrides(tiny_words(tiny_model, tiny_images, tmp_path / "runs")))
-    context = preparation.prepare(config, Machine("cpu", 1, 0, 4e9, Workers(actors=1, shards=1)))
-    steps = plan(context)
-    distillation._write_record(context, "tiny", steps, [], records.RUNNING)
-    context.storage.write("runs/tiny/config.yaml", distillation._yaml(config.model_dump(mode="json")))
-    tracker = Tracker(context.storage, pytest.fail)
-    tracker.start("key", "tiny", config.results(), describe_run(context))
-    tracker.log_file("recipe.yaml", distillation._yaml(config.results()))
-    tracker.log_dataset("distilled", "f", context.storage.uri, 1)
-    files = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
-    assert {"run.json", "config.yaml", "mlflow.db", "recipe.yaml"} <= {path.name for path in files}
-    assert not any(secret.encode() in path.read_bytes() for secret in secrets for path in files)
+def test_what_a_run_records_holds_no_secret(secrets, tiny_overrides, tmp_path):
+    config = load_config("digits", parse_overrides(tiny_overrides))
+    context = prepare(config, Machine("cpu", 1, 0, 4e9, Workers(actors=1, shards=1)))
+    recorder = Recorder(context, plan(context), pytest.fail)
+    with pytest.raises(RuntimeError), recorder.recording():
+        raise RuntimeError(f"https://me:{secrets[0]}@host")
+    recorder.tracker.log_dataset("distilled", "f", context.storage.uri, 1)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()}
+    assert {"run.json", "log.jsonl", "config.yaml", "mlflow.db", "recipe.yaml"} <= set(files)
+    assert not any(secret.encode() in data for secret in secrets for data in files.values())
 
 
 def test_short_and_empty_variables_blot_out_no_words(monkeypatch):
@@ -154,11 +152,8 @@ def test_what_ray_serves_listens_on_this_machine_alone(monkeypatch):
 
 
 def test_nothing_here_asks_to_listen_on_every_interface():
-    below = [
-        path for top in ("ims3_ray", "jobs", "cluster") for path in (ROOT / top).rglob("*") if path.is_file()
-    ]
-    texts = [
-        path for path in [*below, ROOT / "README.md"] if path.suffix in (".py", ".yaml", ".md", ".html", "")
-    ]
+    below = [path for top in ("ims3_ray", "jobs", "cluster") for path in (ROOT / top).rglob("*.*")]
+    kinds = (".py", ".yaml", ".md", ".html")
+    texts = [path for path in [*below, ROOT / "README.md"] if path.suffix in kinds and path.is_file()]
     assert texts
     assert not [path for path in texts if b"0.0.0.0" in path.read_bytes()]

@@ -24,7 +24,7 @@ from ims3_ray.models.device import prepare_device
 from ims3_ray.models.dit import DiT, DiTConfig
 from ims3_ray.models.tuned import compile_blocks, predictor, read_adapter
 from ims3_ray.pipeline.prepare import prepare
-from ims3_ray.stages.finetune.stage import InversionMatchingTask
+from ims3_ray.stages.finetune.task import InversionMatchingTask
 from ims3_ray.stages.sample.stage import Sampler
 from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import open_directory

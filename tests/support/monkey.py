@@ -3,7 +3,6 @@ began.
 """
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from raylets import guarded
+from raylets import guarded, head, node
 
 HERE = Path(__file__).parent
 STAGES = ("encode", "invert", "finetune", "embed", "sample", "select", "export", "evaluate", "report")
@@ -36,6 +35,13 @@ STAGES_OF = dict(
     )
 )
 POLL_S = 0.02
+AT_REST = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
+QUICK = {  # a lost node is noticed within two seconds
+    "RAY_health_check_initial_delay_ms": "0",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "4",
+}
 
 
 @dataclass(frozen=True)
@@ -59,65 +65,50 @@ def faults(kind: str, count: int, seed: int, longest: float) -> list[Fault]:
 
 
 class Nodes:
-    """The cluster of nodes.py; `environment` is with what another process joins it."""
+    """A head and worker nodes of one CPU; `environment` is with what a process joins them."""
 
     def __init__(self, count: int, folder: Path, environment: dict[str, str]):
-        self.environment = guarded(environment)
-        self._process = subprocess.Popen(
-            [sys.executable, HERE / "nodes.py", str(count)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=(folder / "nodes.log").open("w"),
-            text=True,
-            env=self.environment,
-            start_new_session=True,
-        )
-        self._wanted = count
-        self._heard()
-        self.environment["RAY_ADDRESS"] = self.address
+        self.environment = guarded(environment | QUICK)
+        self._count, self._folder, self._running = count, folder, contextlib.ExitStack()
+        address = self._running.enter_context(head(env=self.environment, folder=folder))
+        self.environment["RAY_ADDRESS"] = address
+        self._started: list[subprocess.Popen] = []
+        self.mend()
 
-    def _heard(self) -> None:
-        line = ""
-        while not line.startswith("{"):
-            line = self._process.stdout.readline()
-            assert line, "the cluster ended"
-        answer = json.loads(line)
-        self.address, self.raylets = answer["address"], answer["nodes"]
-
-    def tell(self, words: str) -> None:
-        self._process.stdin.write(words + "\n")
-        self._process.stdin.flush()
-        self._heard()
+    def _there(self) -> list[subprocess.Popen]:
+        return [process for process in self._started if process.poll() is None]
 
     def mend(self) -> None:
         """As many nodes as at first."""
-        while len(self.raylets) < self._wanted:
-            self.tell("join")
+        words = f"--address={self.environment['RAY_ADDRESS']}", "--num-cpus=1"
+        while len(self._there()) < self._count:
+            log = self._folder / f"node-{len(self._started)}.log"
+            self._started.append(self._running.enter_context(node(*words, env=self.environment, log=log)))
 
-    def workers(self, title: str = "ray::", within: int | None = None) -> list[psutil.Process]:
-        """Processes whose title begins so and that have work, of one raylet or of the whole cluster."""
+    def workers(self, title: str = "ray::", within: subprocess.Popen | None = None) -> list[psutil.Process]:
+        """Processes whose title begins so and that have work, of one node or of all."""
         busy = []
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for process in psutil.Process(within or self._process.pid).children(recursive=True):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    name = "".join(process.cmdline()[:1])
-                    if name.startswith(title) and not name.startswith("ray::IDLE"):
-                        busy.append(process)
+        for process in [within] if within else self._there():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for child in psutil.Process(process.pid).children(recursive=True):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        name = "".join(child.cmdline()[:1])
+                        if name.startswith(title) and not name.startswith(AT_REST):
+                            busy.append(child)
         return sorted(busy, key=lambda process: process.pid)
 
     def lose(self, draw: float) -> str:
-        """Take away a node, one that has work where any has."""
-        busy = [number for number, pid in self.raylets.items() if self.workers(within=pid)]
-        number = _drawn(busy or list(self.raylets), draw)
-        self.tell(f"lose {number}")
-        return f"node {number} of {len(self.raylets) + 1}" + (" at work" if busy else "")
+        """Take away a node, one that has work where any has, as a machine goes that loses power."""
+        there = self._there()
+        busy = [process for process in there if self.workers(within=process)]
+        process = _drawn(busy or there, draw)
+        for each in (*psutil.Process(process.pid).children(recursive=True), process):
+            each.kill()
+        process.wait()
+        return f"a node of {len(there)}" + (" at work" if busy else "")
 
     def end(self) -> None:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.stdin.close()
-            self._process.wait(timeout=60)
-            return
-        os.killpg(self._process.pid, signal.SIGKILL)  # the group that it leads
+        self._running.close()
 
 
 def _drawn(values: list, draw: float):

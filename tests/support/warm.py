@@ -16,8 +16,8 @@ import sys
 import time
 
 IMPORTS = (
-    "ray.data ray.train.torch ray.train.v2._internal.execution.controller ray.tune torch._dynamo torchvision "
-    "diffusers scipy.stats ims3_ray.jobs.distill.run ims3_ray.jobs.sweep.run"
+    "ray.train.torch ray.train.v2._internal.execution.controller torch._dynamo "
+    "ims3_ray.pipeline.steps ims3_ray.jobs.sweep.run"
 )
 REQUEST = 2**20  # bytes, at most
 
