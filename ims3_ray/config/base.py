@@ -2,7 +2,7 @@
 
 from typing import Annotated, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 DeviceKind = Literal["cpu", "cuda"]
@@ -43,34 +43,12 @@ class BatchSize(PerDevice[Count]):
 class Arithmetic(PerDevice[Precision]):
     """Of matrices; values that train are fp32 everywhere."""
 
-    cpu: Precision = Field("fp32", description="on the CPU")
-    cuda: Precision = Field("bf16", description="on a GPU")
+    cpu: Precision = Field(default="fp32", description="on the CPU")
+    cuda: Precision = Field(default="bf16", description="on a GPU")
 
 
 class Compile(PerDevice[bool]):
     """torch.compile of the transformer's blocks."""
 
-    cpu: bool = Field(False, description="on the CPU")
-    cuda: bool = Field(True, description="on a GPU")
-
-
-class Licence(Section):
-    """As the distilled set's card states it: the hub's identifier, or `other` with a name and a link."""
-
-    id: str = Field(
-        pattern=r"^[a-z0-9][a-z0-9.+-]*$",
-        description="identifier of the Hugging Face hub, such as mit; licence=mit is short for it",
-    )
-    name: str | None = Field(None, description="what it is called, where id=other")
-    link: str | None = Field(None, description="where its text is, where id=other")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_identifier(cls, value: object) -> object:
-        return {"id": value} if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _other_alone_has_a_name(self) -> "Licence":
-        if (self.id == "other") != bool(self.name) or (self.link and not self.name):
-            raise ValueError("id=other needs a name, and takes a link; the hub's own identifiers stand alone")
-        return self
+    cpu: bool = Field(default=False, description="on the CPU")
+    cuda: bool = Field(default=True, description="on a GPU")

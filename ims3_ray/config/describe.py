@@ -28,10 +28,11 @@ WIDTHS = (30, 26, 22)  # of the columns of `--help` before the sentence
 NAMES = ("field", "type", "default", "")
 INTRO = """# Configuration
 
-Fields are given as words, `sample.subgroups=20`, or in a recipe's YAML, sections as mappings. Strongest first: words,
-the recipe, environment variables (`IMS3_STORAGE`, `IMS3_WORKERS__ACTORS`; for pretrain `IMS3_PRETRAIN_…`), the defaults
-below. `python jobs/distill.py --dry-run` shows what a run resolves to. Everything but `workers` and `storage` goes into
-the fingerprints of what is made. `convert` takes no fields, `runs` takes `storage` alone.
+Fields are given as words, `sample.subgroups=20`, or in a recipe's YAML, sections as mappings. Strongest
+first: words, the recipe, environment variables (`IMS3_STORAGE`, `IMS3_WORKERS__ACTORS`; for pretrain
+`IMS3_PRETRAIN_…`), the defaults below. `python jobs/distill.py --dry-run` shows what a run resolves to.
+Everything but `workers` and `storage` goes into the fingerprints of what is made. `convert` takes no fields,
+`runs` takes `storage` alone.
 """
 
 Schema = Mapping[str, Any]  # JSON, as pydantic writes it

@@ -7,95 +7,46 @@ from typing import Annotated, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
-from .base import Arithmetic, BatchSize, Compile, Count, Licence, Section, Share, Weight
+from .base import Arithmetic, BatchSize, Compile, Count, Section, Share, Weight
+from .data import Licence, refuse_twice
 
 NetworkName = Literal["convnet3", "convnet6", "resnetap10", "resnet18"]
 SEEDS_A_RUN = 1000  # classifier seeds that belong to one seed of the run
-PLACE = "folder or URI of class folders or of a Hugging Face data set"
 
 
 def _rows(cpu: int, cuda: int, what: str = "images a forward pass") -> BatchSize:
-    return Field(BatchSize(cpu=cpu, cuda=cuda), description=what)
-
-
-class Data(Section):
-    """The images: where they lie, which of them count."""
-
-    train: str | None = Field(None, description=f"training images: {PLACE}")
-    validation: str | None = Field(
-        None, description=f"images that protocols ending in -val score on: {PLACE}"
-    )
-    test: str | None = Field(None, description=f"images that the other protocols score on: {PLACE}")
-    validation_split: float = Field(
-        0.0, ge=0, lt=1,
-        description="share of each class's training images held out for validation, where no folder is named",
-    )  # fmt: skip
-    classes: tuple[str, ...] | None = Field(
-        None, description="class folders to use in every split, at least 2; null uses all"
-    )
-    class_map: str | None = Field(
-        None,
-        description="YAML or JSON table of class folder: label of the generator, or new for fresh class rows",
-    )
-    mirror: bool = Field(True, description="whether the mirror image of each image is learned too")
-    max_bad_fraction: Share = Field(0.01, description="share of files that may be no readable images")
-    max_overlap_fraction: Share = Field(
-        0.01,
-        description="share of the scored images that may be training files: so many are told, more refused",
-    )
-    licence: Licence | None = Field(None, description="licence of the images")
-
-    @model_validator(mode="after")
-    def _one_validation_set(self) -> "Data":
-        if self.validation_split and self.validation:
-            raise ValueError("data.validation_split: data.validation names a folder; drop one of them")
-        return self
-
-    @field_validator("classes")
-    @classmethod
-    def _are_folder_names(cls, classes: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        """Sorted, so that their order says nothing."""
-        if classes is None:
-            return None
-        for name in classes:
-            if not name or name.startswith(".") or "/" in name or "\\" in name:
-                raise ValueError(f"{name!r} can't be a class folder's name")
-        if len(classes) < 2:
-            raise ValueError("name at least 2 class folders, or null for all")
-        return tuple(sorted(_named_once(classes)))
-
-
-def _named_once(names: tuple[str, ...]) -> tuple[str, ...]:
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"{name!r} is named twice")
-    return names
+    return Field(default=BatchSize(cpu=cpu, cuda=cuda), description=what)
 
 
 class Model(Section):
     """The pretrained generator."""
 
     path: str = Field(
-        "package://digits", description="diffusers folder, original DiT .pt file, hub id or package://digits"
+        default="package://digits",
+        description="diffusers folder, original DiT .pt file, hub id or package://digits",
     )
-    vae: str | None = Field(None, description="folder or hub id of the VAE, beside an original DiT .pt file")
-    heads: Count | None = Field(None, description="attention heads, for a .pt file of no published size")
+    vae: str | None = Field(
+        default=None, description="folder or hub id of the VAE, beside an original DiT .pt file"
+    )
+    heads: Count | None = Field(
+        default=None, description="attention heads, for a .pt file of no published size"
+    )
     frequency_shift: Literal[0, 1] | None = Field(
-        None,
+        default=None,
         description="of the timestep's sinusoids: 0 as DiT, 1 as diffusers; null: by the checkpoint's kind",
     )
     precision: Arithmetic = Field(
-        Arithmetic(), description="arithmetic of matrices; values that train are fp32 everywhere"
+        default=Arithmetic(), description="arithmetic of matrices; values that train are fp32 everywhere"
     )
-    compile: Compile = Field(Compile(), description="torch.compile of the transformer's blocks")
-    licence: Licence | None = Field(None, description="licence of the weights")
+    compile: Compile = Field(default=Compile(), description="torch.compile of the transformer's blocks")
+    licence: Licence | None = Field(default=None, description="licence of the weights")
 
 
 class Encode(Section):
     """Latents of the training images."""
 
     images_per_class: Count | None = Field(
-        None, description="a seeded random subset of each class; null: all"
+        default=None, description="a seeded random subset of each class; null: all"
     )
     batch_size: BatchSize = _rows(50, 64)
 
@@ -104,7 +55,7 @@ class Invert(Section):
     """DDIM inversion of the latents."""
 
     points: int = Field(
-        10, ge=1, le=999, description="S, grid points up to T − 1 at which inversions are kept"
+        default=10, ge=1, le=999, description="S, grid points up to T − 1 at which inversions are kept"
     )
     batch_size: BatchSize = _rows(50, 128, "latents a forward pass, with their mirror images on a GPU")
 
@@ -112,23 +63,30 @@ class Invert(Section):
 class Minimax(Section):
     """Minimax Diffusion's criteria; weights and memory as it publishes them, once `im.minimax` is on."""
 
-    representativeness: Weight = Field(0.002, description="weight of closeness to the memory of real latents")
-    diversity: Weight = Field(0.008, description="weight of distance to the memory of generated latents")
-    memory: Count = Field(64, description="latents that each memory holds")
+    representativeness: Weight = Field(
+        default=0.002, description="weight of closeness to the memory of real latents"
+    )
+    diversity: Weight = Field(
+        default=0.008, description="weight of distance to the memory of generated latents"
+    )
+    memory: Count = Field(default=64, description="latents that each memory holds")
 
 
 class InversionMatching(Section):
     """What fine-tuning matches beside the diffusion loss."""
 
-    weight: Weight = Field(0.002, description="λ_IM of the paper; 0 leaves matching out")
+    weight: Weight = Field(default=0.002, description="λ_IM of the paper; 0 leaves matching out")
     grad_ratio: Weight | None = Field(
-        None, description="λ_IM as the ratio of gradient norms, matching to diffusion; replaces weight"
+        default=None,
+        description="λ_IM as the ratio of gradient norms, matching to diffusion; replaces weight",
     )
     target: Literal["trajectory", "one_step"] = Field(
-        "trajectory", description="what is matched; one_step reproduces the published code"
+        default="trajectory", description="what is matched; one_step reproduces the published code"
     )
-    metric: Literal["cosine", "l1", "l2"] = Field("cosine", description="distance to the target")
-    minimax: Minimax | None = Field(None, description="Minimax Diffusion's criteria: true, or its fields")
+    metric: Literal["cosine", "l1", "l2"] = Field(default="cosine", description="distance to the target")
+    minimax: Minimax | None = Field(
+        default=None, description="Minimax Diffusion's criteria: true, or its fields"
+    )
 
     @field_validator("minimax", mode="before")
     @classmethod
@@ -139,18 +97,22 @@ class InversionMatching(Section):
 class Finetune(Section):
     """Training of the generator's difffit values."""
 
-    epochs: int = Field(8, ge=0, description="passes over the latents; 0 keeps the pretrained model")
-    batch_size: Count = Field(8, description="latents a step, a multiple of micro_batches")
+    epochs: int = Field(default=8, ge=0, description="passes over the latents; 0 keeps the pretrained model")
+    batch_size: Count = Field(default=8, description="latents a step, a multiple of micro_batches")
     micro_batches: Count = Field(
-        2, description="parts of a batch whose gradients are summed in order: worker counts divide it"
+        default=2, description="parts of a batch whose gradients are summed in order: worker counts divide it"
     )
-    lr: float = Field(1e-3, gt=0, description="learning rate of AdamW")
-    weight_decay: Weight = Field(0.0, description="of AdamW")
-    label_dropout: Share = Field(0.1, description="share of labels replaced by no class, for guidance")
-    ema_decay: float = Field(0.9999, ge=0, lt=1, description="of the moving average of the weights, a step")
-    log_every: Count = Field(50, description="steps between logged losses")
+    lr: float = Field(default=1e-3, gt=0, description="learning rate of AdamW")
+    weight_decay: Weight = Field(default=0.0, description="of AdamW")
+    label_dropout: Share = Field(
+        default=0.1, description="share of labels replaced by no class, for guidance"
+    )
+    ema_decay: float = Field(
+        default=0.9999, ge=0, lt=1, description="of the moving average of the weights, a step"
+    )
+    log_every: Count = Field(default=50, description="steps between logged losses")
     checkpoint_every: Count = Field(
-        500, description="steps between checkpoints, from which a killed run goes on"
+        default=500, description="steps between checkpoints, from which a killed run goes on"
     )
 
     @model_validator(mode="after")
@@ -165,49 +127,52 @@ class Finetune(Section):
 class Embed(Section):
     """Features of real and drawn images."""
 
-    extractor: str = Field("package://digits", description="φ: timm:NAME, a folder, or package://digits")
+    extractor: str = Field(
+        default="package://digits", description="φ: timm:NAME, a folder, or package://digits"
+    )
     batch_size: BatchSize = _rows(100, 256)
 
 
 class Sample(Section):
     """The pool of candidates that the tuned generator draws."""
 
-    subgroups: Count = Field(5, description="G, subgroups of candidates a class")
+    subgroups: Count = Field(default=5, description="G, subgroups of candidates a class")
     pool_ipc: Count | None = Field(
-        None, description="images a subgroup, of which the first ipc count; null draws ipc"
+        default=None, description="images a subgroup, of which the first ipc count; null draws ipc"
     )
     start: Literal["noise", "inversion"] = Field(
-        "noise", description="inversion: from inverted real images at start_level, beyond the paper"
+        default="noise", description="inversion: from inverted real images at start_level, beyond the paper"
     )
     start_level: int = Field(
-        400,
+        default=400,
         ge=1,
         le=999,
         description="timestep of inverted starts; the nearest grid point of invert is taken",
     )
     start_from: Literal["medoids", "random", "sparse"] = Field(
-        "medoids", description="real images to start from: k-means medoids, any, or the sparsest"
+        default="medoids", description="real images to start from: k-means medoids, any, or the sparsest"
     )
     start_images: Count | None = Field(
-        None,
+        default=None,
         description="such images a class, dealt out in turn; null: pool_ipc, the same for every subgroup",
     )
     start_noise: Share | None = Field(
-        None, description="share of fresh noise in a start's variance; null: what inversions lack of 1"
+        default=None,
+        description="share of fresh noise in a start's variance; null: what inversions lack of 1",
     )
     sampler: Literal["ancestral", "ddim"] = Field(
-        "ancestral", description="DDPM's random steps, or DDIM's fixed"
+        default="ancestral", description="DDPM's random steps, or DDIM's fixed"
     )
-    steps: int = Field(50, ge=2, le=1000, description="denoising steps an image")
+    steps: int = Field(default=50, ge=2, le=1000, description="denoising steps an image")
     spacing: Literal["linspace", "leading"] = Field(
-        "linspace", description="timesteps of the steps: DiT's published, or diffusers' default"
+        default="linspace", description="timesteps of the steps: DiT's published, or diffusers' default"
     )
-    guidance_scale: float = Field(4.0, ge=0, description="of classifier-free guidance; 1 is none")
+    guidance_scale: float = Field(default=4.0, ge=0, description="of classifier-free guidance; 1 is none")
     guidance_channels: Count = Field(
-        3, description="latent channels that are guided; DiT's published sampler guides 3 of 4"
+        default=3, description="latent channels that are guided; DiT's published sampler guides 3 of 4"
     )
     weights: Literal["ema", "last"] = Field(
-        "ema", description="tuned values to draw with: averaged, or the last"
+        default="ema", description="tuned values to draw with: averaged, or the last"
     )
     batch_size: BatchSize = _rows(25, 256)
 
@@ -220,42 +185,46 @@ SETTLED: dict[str, object] = {"partners": "selected", "neighbours": None}
 class Select(Section):
     """S³: which candidates stand for their class."""
 
-    alpha: Weight = Field(0.4, description="weight of attraction to the own class's real images")
-    beta: Weight = Field(0.9, description="weight of separation from the other classes")
-    epsilon: Weight = Field(0.0, description="added to every distance before its logarithm")
+    alpha: Weight = Field(default=0.4, description="weight of attraction to the own class's real images")
+    beta: Weight = Field(default=0.9, description="weight of separation from the other classes")
+    epsilon: Weight = Field(default=0.0, description="added to every distance before its logarithm")
     normalization: Literal["per_class", "none"] = Field(
-        "per_class", description="whether separation is divided by the number of other classes"
+        default="per_class", description="whether separation is divided by the number of other classes"
     )
     subgroups: Count | None = Field(
-        None, description="choose among a class's first so many, with 1 among nothing; null: all"
+        default=None, description="choose among a class's first so many, with 1 among nothing; null: all"
     )
     solver: Literal["auto", "rounds", "exact"] = Field(
-        "auto",
+        default="auto",
         description="exact: branch and bound, up to 2,000 subgroups; auto: exact up to 200, then rounds",
     )
-    restarts: int = Field(8, ge=0, description="further starts of the rounds, each from a random selection")
+    restarts: int = Field(
+        default=8, ge=0, description="further starts of the rounds, each from a random selection"
+    )
     certify: Literal["auto", "none", "handshake", "trws"] = Field(
-        "auto", description="method that gives the lower bound"
+        default="auto", description="method that gives the lower bound"
     )
     unit: Literal["subgroup", "image"] = Field(
-        "subgroup", description="image: any ipc of a class's candidates, beyond the paper"
+        default="subgroup", description="image: any ipc of a class's candidates, beyond the paper"
     )
     coverage: Weight = Field(
-        0.0, description="weight of how well the chosen images cover the real ones; needs unit=image"
+        default=0.0, description="weight of how well the chosen images cover the real ones; needs unit=image"
     )
     coverage_by: Literal["balls", "distance"] = Field(
-        "balls",
+        default="balls",
         description="share of real images with a chosen one in their k-nearest-neighbour ball, or closeness",
     )
-    coverage_neighbours: Count = Field(5, description="k of the balls")
+    coverage_neighbours: Count = Field(default=5, description="k of the balls")
     exclude_copies: bool = Field(
-        False,
+        default=False,
         description="leave out candidates as near to a real image as the nearest percent of these to another",
     )
     real_images: Count | None = Field(
-        200, description="K_i, real images a class that count, a seeded random subset; null: all"
+        default=200, description="K_i, real images a class that count, a seeded random subset; null: all"
     )
-    memory: float = Field(2.5, gt=0, description="GB an actor may take: more shards where they need more")
+    memory: float = Field(
+        default=2.5, gt=0, description="GB an actor may take: more shards where they need more"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -289,24 +258,25 @@ class Evaluate(Section):
     """How an image set is scored."""
 
     protocol: str = Field(
-        "quick", description="name of a protocol, with -val on validation images; none leaves evaluation out"
+        default="quick",
+        description="name of a protocol, with -val on validation images; none leaves evaluation out",
     )
     networks: Annotated[tuple[NetworkName, ...], Field(min_length=1)] | None = Field(
-        None, description="classifiers to train; null: the protocol's own"
+        default=None, description="classifiers to train; null: the protocol's own"
     )
     seeds: int = Field(
-        3, ge=2, le=SEEDS_A_RUN, description="classifiers a set and network; 1 gives no interval"
+        default=3, ge=2, le=SEEDS_A_RUN, description="classifiers a set and network; 1 gives no interval"
     )
     baselines: tuple[Literal["random", "herding", "k_center", "medoids", "k_medoids"], ...] = Field(
-        ("random",), description="ways to choose as many real images, scored beside the set"
+        default=("random",), description="ways to choose as many real images, scored beside the set"
     )
-    full: bool = Field(True, description="also train on the full real set")
-    neighbours: Count = Field(5, description="k of the coverage balls")
+    full: bool = Field(default=True, description="also train on the full real set")
+    neighbours: Count = Field(default=5, description="k of the coverage balls")
     pool_images: Count | None = Field(
-        None, description="also measure the coverage of the pool's first so many candidates a class"
+        default=None, description="also measure the coverage of the pool's first so many candidates a class"
     )
 
     @field_validator("networks", "baselines")
     @classmethod
-    def _are_named_once(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        return names and _named_once(names)
+    def _arerefuse_twice(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return names and refuse_twice(names)

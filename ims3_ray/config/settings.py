@@ -11,8 +11,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from .base import Count, Section, Seed, Settings
+from .data import Data
 from .sections import (
-    Data,
     Embed,
     Encode,
     Evaluate,
@@ -28,27 +28,33 @@ from .sections import (
 class Workers(Section):
     """What changes speed alone. null sizes a number to the machine or cluster at hand."""
 
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="auto: a GPU where there is one"
+    )
     gpus: Count | None = Field(
-        None,
+        default=None,
         description="begin once the cluster has so many: one that was scaled down to its head grows to them",
     )
     wait_s: Count = Field(
-        1800,
+        default=1800,
         description="seconds to wait for gpus: those that came cost money while the others are waited for",
     )
-    actors: Count | None = Field(None, description="actors of a stage's pool")
+    actors: Count | None = Field(default=None, description="actors of a stage's pool")
     min_actors: Count = Field(
-        1, description="actors a pool works with while the cluster grows or after nodes are lost"
+        default=1, description="actors a pool works with while the cluster grows or after nodes are lost"
     )
-    train_workers: Count | None = Field(None, description="workers of a training; they divide micro_batches")
+    train_workers: Count | None = Field(
+        default=None, description="workers of a training; they divide micro_batches"
+    )
     min_train_workers: Count | None = Field(
-        None, description="lets fine-tuning go on with so few when nodes are lost, and grow again"
+        default=None, description="lets fine-tuning go on with so few when nodes are lost, and grow again"
     )
-    shards: Count | None = Field(None, description="actors that a selection's candidates are spread over")
-    trials: Count | None = Field(None, description="trials of a sweep at once")
+    shards: Count | None = Field(
+        default=None, description="actors that a selection's candidates are spread over"
+    )
+    trials: Count | None = Field(default=None, description="trials of a sweep at once")
     gpus_per_classifier: float = Field(
-        0.25, gt=0, le=1, description="share of a GPU; small networks leave most of one idle"
+        default=0.25, gt=0, le=1, description="share of a GPU; small networks leave most of one idle"
     )
 
 
@@ -60,8 +66,8 @@ STORAGE = "folder or URI where all is kept"
 class Selecting(Settings):
     """Selection alone, from anybody's candidates (jobs/select_subgroups.py)."""
 
-    seed: Seed = Field(0, description=OF_RUN)
-    ipc: Count = Field(10, description=f"{IMAGES_A_CLASS}, where select.unit=image")
+    seed: Seed = Field(default=0, description=OF_RUN)
+    ipc: Count = Field(default=10, description=f"{IMAGES_A_CLASS}, where select.unit=image")
     select: Select = Select()
     workers: Workers = Workers()
 
@@ -69,20 +75,20 @@ class Selecting(Settings):
 class Evaluating(Settings):
     """Scoring anybody's image sets (jobs/evaluate.py); the number of images a class is read off each set."""
 
-    seed: Seed = Field(0, description=OF_RUN)
+    seed: Seed = Field(default=0, description=OF_RUN)
     data: Data = Data()
     embed: Embed = Embed()
     evaluate: Evaluate = Evaluate()
     workers: Workers = Workers()
-    storage: str = Field("./runs", description=f"{STORAGE} that is unpacked and embedded once")
+    storage: str = Field(default="./runs", description=f"{STORAGE} that is unpacked and embedded once")
 
 
 class Config(Settings):
     """A run: the recipe's sections, where it stores, and how many work on it."""
 
-    recipe: str = Field("digits", description="name of the recipe, as pages and records state it")
-    seed: Seed = Field(0, description=OF_RUN)
-    ipc: Count = Field(10, description=IMAGES_A_CLASS)
+    recipe: str = Field(default="digits", description="name of the recipe, as pages and records state it")
+    seed: Seed = Field(default=0, description=OF_RUN)
+    ipc: Count = Field(default=10, description=IMAGES_A_CLASS)
     data: Data = Data()
     model: Model = Model()
     encode: Encode = Encode()
@@ -94,7 +100,7 @@ class Config(Settings):
     select: Select = Select()
     evaluate: Evaluate = Evaluate()
     workers: Workers = Workers()
-    storage: str = Field("./runs", description=STORAGE)
+    storage: str = Field(default="./runs", description=STORAGE)
 
     @model_validator(mode="after")
     def _pool_holds_what_is_chosen(self) -> "Config":

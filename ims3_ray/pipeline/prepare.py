@@ -8,7 +8,7 @@ import ray
 import torch
 
 from ims3_ray.cluster.machine import ANYWHERE, Machine, connect, find_machine, inside_job, num_nodes
-from ims3_ray.config.sections import Data
+from ims3_ray.config.data import Data
 from ims3_ray.config.settings import Config, Evaluating
 from ims3_ray.data.classes import class_map
 from ims3_ray.data.distilled import check_class_names

@@ -1,0 +1,84 @@
+"""The images that a run is told of, and licences."""
+
+from pydantic import Field, field_validator, model_validator
+
+from .base import Section, Share
+
+PLACE = "folder or URI of class folders or of a Hugging Face data set"
+
+
+def refuse_twice(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names; ValueError where one stands twice."""
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name!r} is named twice")
+    return names
+
+
+class Licence(Section):
+    """As the distilled set's card states it: the hub's identifier, or `other` with a name and a link."""
+
+    id: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9.+-]*$",
+        description="identifier of the Hugging Face hub, such as mit; licence=mit is short for it",
+    )
+    name: str | None = Field(default=None, description="what it is called, where id=other")
+    link: str | None = Field(default=None, description="where its text is, where id=other")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_identifier(cls, value: object) -> object:
+        return {"id": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _other_alone_has_a_name(self) -> "Licence":
+        if (self.id == "other") != bool(self.name) or (self.link and not self.name):
+            raise ValueError("id=other needs a name, and takes a link; the hub's own identifiers stand alone")
+        return self
+
+
+class Data(Section):
+    """The images: where they lie, which of them count."""
+
+    train: str | None = Field(default=None, description=f"training images: {PLACE}")
+    validation: str | None = Field(
+        default=None, description=f"images that protocols ending in -val score on: {PLACE}"
+    )
+    test: str | None = Field(default=None, description=f"images that the other protocols score on: {PLACE}")
+    validation_split: float = Field(
+        default=0.0, ge=0, lt=1,
+        description="share of each class's training images held out for validation, where no folder is named",
+    )  # fmt: skip
+    classes: tuple[str, ...] | None = Field(
+        default=None, description="class folders to use in every split, at least 2; null uses all"
+    )
+    class_map: str | None = Field(
+        default=None,
+        description="YAML or JSON table of class folder: label of the generator, or new for fresh class rows",
+    )
+    mirror: bool = Field(default=True, description="whether the mirror image of each image is learned too")
+    max_bad_fraction: Share = Field(default=0.01, description="share of files that may be no readable images")
+    max_overlap_fraction: Share = Field(
+        default=0.01,
+        description="share of the scored images that may be training files: so many are told, more refused",
+    )
+    licence: Licence | None = Field(default=None, description="licence of the images")
+
+    @model_validator(mode="after")
+    def _one_validation_set(self) -> "Data":
+        if self.validation_split and self.validation:
+            raise ValueError("data.validation_split: data.validation names a folder; drop one of them")
+        return self
+
+    @field_validator("classes")
+    @classmethod
+    def _are_folder_names(cls, classes: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        """Sorted, so that their order says nothing."""
+        if classes is None:
+            return None
+        for name in classes:
+            if not name or name.startswith(".") or "/" in name or "\\" in name:
+                raise ValueError(f"{name!r} can't be a class folder's name")
+        if len(classes) < 2:
+            raise ValueError("name at least 2 class folders, or null for all")
+        return tuple(sorted(refuse_twice(classes)))
