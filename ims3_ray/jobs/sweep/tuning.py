@@ -47,7 +47,7 @@ def run_trials(
         param_space=space if points is None else {"values": tune.grid_search(points)},
         tune_config=tune.TuneConfig(
             num_samples=sweep.trials if points is None else 1,
-            search_alg=_bayes(sweep, folder) if points is None else None,
+            search_alg=search_on(sweep, folder) if points is None else None,
             scheduler=_asha(sweep, context) if sweep.asha else None,
             max_concurrent_trials=machine.trials,
             reuse_actors=True,
@@ -65,7 +65,7 @@ def run_trials(
     return ray.get(keeper.made.remote())
 
 
-def _bayes(sweep: Sweep, folder: Directory) -> Searcher:
+def search_on(sweep: Sweep, folder: Directory) -> Searcher:
     """Optuna's TPE over the objectives. Trials that are over come first, and are found: so it goes on."""
     import optuna
     from ray.tune.search.optuna import OptunaSearch

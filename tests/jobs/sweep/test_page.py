@@ -132,9 +132,7 @@ def test_the_claim_says_that_the_highest_of_many_is_luck_in_part():
 
 
 def test_all_trials_are_counted_and_what_they_shared_is_said():
-    found = sweep_work(
-        Results(document(trial(0), trial(1, status="stopped"), trial(2, status="failed")))
-    )
+    found = sweep_work(Results(document(trial(0), trial(1, status="stopped"), trial(2, status="failed"))))
     assert "Of 3 trials 1 finished, 1 was stopped early by asha and 1 failed." in found
     assert "1 pool of candidates served 3 trials, which saved 15 min 00 s." in found
     alone = sweep_work(Results(document(trial(0), scheduler=None, pools=[], saved_seconds=0.0)))
@@ -153,7 +151,9 @@ def test_a_failed_trial_is_shown_with_its_error_and_no_figure():
 
 def test_failed_trials_with_one_cause_stand_together():
     given = [trial(i, status="failed", error="b" if i == 2 else "a") for i in range(4)]
-    assert {error: [n for n, _ in trials] for error, trials in failures(Results(document(*given))).items()} == {
+    assert {
+        error: [n for n, _ in trials] for error, trials in failures(Results(document(*given))).items()
+    } == {
         "a": [0, 1, 3],
         "b": [2],
     }
@@ -230,7 +230,9 @@ def test_a_number_and_the_same_number_as_a_fraction_are_one_value_but_not_true()
 
 
 def test_a_log_range_puts_its_geometric_mean_in_the_middle():
-    axis = Results(over({"a": {"low": 0.01, "high": 1.0, "log": True, "integer": False}}, (0.1, 0.5))).axes["a"]
+    axis = Results(over({"a": {"low": 0.01, "high": 1.0, "log": True, "integer": False}}, (0.1, 0.5))).axes[
+        "a"
+    ]
     assert axis.share(0.1) == pytest.approx(0.5)
     assert axis.place(0.0) is None
     assert axis.place("x") is None

@@ -1,6 +1,4 @@
-"""jobs/sweep.py on the tiny model: what trials share, how a sweep goes on, what MLflow holds, what is
-refused.
-"""
+"""jobs/sweep.py on the tiny model: what trials share, how a sweep goes on, what MLflow holds, what is refused."""
 
 import json
 import os
@@ -15,14 +13,15 @@ from tiny import tiny_words
 from tracking_server import Server
 
 from ims3_ray.config.load import parse_overrides
-from ims3_ray.jobs.sweep import records
-from ims3_ray.jobs.sweep import run as sweeping
 from ims3_ray.jobs.sweep.plan import Sweep, trial_key
+from ims3_ray.jobs.sweep.records import read_trials
+from ims3_ray.jobs.sweep.run import run
 from ims3_ray.jobs.sweep.space import read_space
 from ims3_ray.runs import tags, tracking
 from ims3_ray.storage.artifacts import open_storage
 
-SPACE = ["select.alpha=0.2,0.8", "ipc=2,4", "sample.subgroups=2,3"]
+SPACE = ["ipc=2,4", "sample.subgroups=2,3"]
+KEPT = ("latents", "inversions", "adapter", "features", "candidates")  # made once
 
 
 def words_of(model, images, storage):
@@ -31,34 +30,37 @@ def words_of(model, images, storage):
     return [*kept, "data.validation_split=0.2", "evaluate.neighbours=2"]
 
 
-def sweep(words, space=SPACE, search="grid", **options):
+def plan_of(words, space=SPACE, search="grid", trials=8, **options):
     overrides = parse_overrides(list(words))
-    return Sweep(
-        "digits",
-        overrides,
-        read_space(space, "digits", overrides),
-        search,
-        options.pop("trials", 8),
-        **options,
-    )
+    return Sweep("digits", overrides, read_space(space, "digits", overrides), search, trials, **options)
+
+
+def say_nothing(line):
+    pass
 
 
 def runs_of(storage, key):
-    """(parent, children) of a sweep in MLflow."""
+    """(client, parent, children) of a sweep in MLflow."""
     directory = open_storage(str(storage))
     client = tracking.client(directory)
     experiment = tracking.experiment_id(client, directory)
     (parent,) = client.search_runs([experiment], f"tags.`{tags.RUN}` = '{key}'")
     children = client.search_runs([experiment], f"tags.`{tags.PARENT}` = '{parent.info.run_id}'")
-    return parent, children
+    return client, parent, children
 
 
 @pytest.fixture(scope="module")
 def ran(ray_cluster, tiny_model, tiny_images, tmp_path_factory):
     """A finished grid: its plan, storage, what it said, document and folder."""
     storage = tmp_path_factory.mktemp("sweep") / "runs"
-    plan, said = sweep(words_of(tiny_model, tiny_images, storage)), []
-    return plan, storage, said, *sweeping.run(plan, said.append)
+    plan, said = plan_of(words_of(tiny_model, tiny_images, storage)), []
+    return plan, storage, said, *run(plan, said.append)
+
+
+@pytest.fixture
+def words(ran, tiny_model, tiny_images):
+    """Of a sweep that finds what `ran` made."""
+    return words_of(tiny_model, tiny_images, ran[1])
 
 
 def manifests(storage):
@@ -66,154 +68,133 @@ def manifests(storage):
     return {p.parent: p.stat().st_mtime_ns for p in Path(storage).glob("*/*/manifest.json")}
 
 
+def statuses(document):
+    return [trial["status"] for trial in document["trials"]]
+
+
 def test_a_sweep_samples_once_and_selects_once_a_trial(ran):
-    _, storage, said, document, _ = ran
+    _, storage, said, document, folder = ran
     made = Counter(path.parent.name for path in manifests(storage))
-    once = dict.fromkeys(("latents", "inversions", "adapter", "features", "candidates"), 1)
-    assert made == once | dict.fromkeys(("selection", "distilled", "evaluation"), 8)
-    assert [t["status"] for t in document["trials"]] == ["finished"] * 8
+    assert made == dict.fromkeys(KEPT, 1) | dict.fromkeys(("selection", "distilled", "evaluation"), 4)
+    assert statuses(document) == ["finished"] * 4
     (pool,) = document["pools"]
-    assert (pool["trials"], pool["images"], pool["made"]) == (8, 3 * 4 * 3, True)
-    alone = sum(
-        json.loads(m.read_text())["seconds"] for noun in once for m in storage.glob(f"{noun}/*/manifest.json")
-    )
-    assert document["saved_seconds"] == pytest.approx(7 * alone, abs=0.01)
+    assert (pool["trials"], pool["images"], pool["made"]) == (4, 3 * 4 * 3, True)
+    once = [json.loads(path.read_text()) for noun in KEPT for path in storage.glob(f"{noun}/*/manifest.json")]
+    alone = sum(manifest["seconds"] for manifest in once)
+    assert document["saved_seconds"] == pytest.approx(3 * alone, abs=0.01)
     assert sum(line.startswith("sample →") for line in said) == 1
+    for ipc, number in document["best"].items():
+        winner = yaml.safe_load(folder.read(f"best-ipc{ipc}.yaml"))
+        assert winner["ipc"] == int(ipc) == document["trials"][number]["values"]["ipc"]
+        assert (winner["evaluate"]["protocol"], winner["evaluate"]["full"]) == ("smoke", True)
 
 
+def test_mlflow_holds_the_sweep_with_a_child_for_every_trial(ran):
+    plan, storage, _, document, _ = ran
+    client, parent, children = runs_of(storage, plan.key)
+    assert (parent.data.tags["kind"], parent.info.status) == ("sweep", "FINISHED")
+    assert {(c.data.tags["kind"], c.info.status) for c in children} == {("trial", "FINISHED")}
+    assert sorted(int(c.data.tags["trial"]) for c in children) == list(range(4))
+    assert len({c.data.tags["artifact.candidates"] for c in children}) == 1
+    selections = {path.name for path in (storage / "selection").iterdir()}
+    assert {c.data.tags["artifact.selection"] for c in children} == selections
+    by_id = {child.info.run_id: child.data for child in children}
+    for trial in document["trials"]:
+        data = by_id[trial["mlflow_run_id"]]
+        assert data.metrics["accuracy"] == pytest.approx(trial["metrics"]["accuracy"])
+        assert data.params["ipc"] == str(trial["values"]["ipc"])
+    curve = client.get_metric_history(children[0].info.run_id, "evaluate/distilled_accuracy")
+    assert [point.step for point in curve] == [3, 6]
+    logged = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
+    assert logged == {"sweep.json", "sweep.csv", "index.html", "best-ipc2.yaml", "best-ipc4.yaml"}
+
+
+@pytest.mark.slow
 def test_the_same_command_again_runs_nothing_and_says_the_same(ran):
     plan, storage, _, document, folder = ran
-    before, said = manifests(storage), []
-    again, same = sweeping.run(plan, said.append)
-    assert manifests(storage) == before
-    assert same == folder
-    differing = ("written", "seconds", "pools")
-    assert {k: v for k, v in again.items() if k not in differing} == {
-        k: v for k, v in document.items() if k not in differing
-    }
-    assert [pool["made"] for pool in again["pools"]] == [False]
-    assert len(runs_of(storage, plan.key)[1]) == 8
-
-
-def test_the_best_of_each_ipc_is_the_best_trial_and_its_recipe_finds_all_that_the_trial_made(
-    ran, cluster_environment
-):
-    _, storage, _, document, folder = ran
-    for ipc, number in document["best"].items():
-        rivals = [t for t in document["trials"] if t["values"]["ipc"] == int(ipc)]
-        assert document["trials"][number]["metrics"]["accuracy"] == max(
-            t["metrics"]["accuracy"] for t in rivals
-        )
     before = manifests(storage)
-    recipe = f"{folder.path}/best-ipc4.yaml"
-    config = yaml.safe_load(Path(recipe).read_text())
-    assert config["evaluate"]["protocol"] == "smoke"
-    assert config["evaluate"]["full"] is True
-    env = environment() | cluster_environment
-    code, out, err = finished(
-        "distill", "--recipe", recipe, f"storage={storage}", "workers.actors=1", env=env
-    )
+    again, same = run(plan, say_nothing)
+    assert (manifests(storage), same) == (before, folder)
+    lasting = document.keys() - {"written", "seconds", "pools"}
+    assert {name: again[name] for name in lasting} == {name: document[name] for name in lasting}
+    assert [pool["made"] for pool in again["pools"]] == [False]
+    assert len(runs_of(storage, plan.key)[2]) == 4
+
+
+@pytest.mark.slow
+def test_the_winners_recipe_finds_all_that_the_trial_made(ran, cluster_environment):
+    _, storage, _, _, folder = ran
+    before, env = manifests(storage), environment() | cluster_environment
+    words = ("--recipe", f"{folder.path}/best-ipc4.yaml", f"storage={storage}", "workers.actors=1")
+    code, out, err = finished("distill", *words, env=env)
     assert code == 0, err
     fresh = Counter(path.parent.name for path in manifests(storage).keys() - before.keys())
     assert fresh == {"evaluation": 1, "report": 1}  # on the test images
     assert "accuracy on the test images" in out
 
 
-def test_mlflow_holds_the_sweep_with_a_child_for_every_trial(ran):
-    plan, storage, _, document, _ = ran
-    parent, children = runs_of(storage, plan.key)
-    assert parent.data.tags["kind"] == "sweep"
-    assert parent.info.status == "FINISHED"
-    assert {c.info.status for c in children} == {"FINISHED"}
-    assert {c.data.tags["kind"] for c in children} == {"trial"}
-    assert sorted(int(c.data.tags["trial"]) for c in children) == list(range(8))
-    assert len({c.data.tags["artifact.candidates"] for c in children}) == 1
-    assert {c.data.tags["artifact.selection"] for c in children} == {
-        p.name for p in (storage / "selection").iterdir()
-    }
-    by_id = {child.info.run_id: child for child in children}
-    for trial in document["trials"]:
-        data = by_id[trial["mlflow_run_id"]].data
-        assert data.metrics["accuracy"] == pytest.approx(trial["metrics"]["accuracy"])
-        assert {field: data.params[field] for field in ("ipc", "select.alpha")} == {
-            field: str(trial["values"][field]) for field in ("ipc", "select.alpha")
-        }
-    directory = open_storage(str(storage))
-    client = tracking.client(directory)
-    curve = client.get_metric_history(children[0].info.run_id, "evaluate/distilled_accuracy")
-    assert [(m.step) for m in curve] == [3, 6]
-    logged = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
-    assert logged == {"sweep.json", "sweep.csv", "index.html", "best-ipc2.yaml", "best-ipc4.yaml"}
-
-
-def test_a_trial_that_fails_is_recorded_with_its_error_and_the_others_go_on(ran, tiny_model, tiny_images):
-    _, storage, *_ = ran  # whose pool serves
-    words = [*words_of(tiny_model, tiny_images, storage), "ipc=4", "select.unit=image", "select.coverage=1"]
-    plan = sweep(words, ["select.coverage_neighbours=50,2", "select.beta=0.3,0.5"])
-    document, _ = sweeping.run(plan, lambda line: None)
-    assert [t["status"] for t in document["trials"]] == ["failed", "failed", "finished", "finished"]
-    assert document["trials"][0]["error"].startswith(
-        "InputError: select.coverage_neighbours: needs more than 50"
-    )
-    _, children = runs_of(storage, plan.key)
+@pytest.mark.slow
+def test_a_trial_that_fails_is_recorded_with_its_error_and_the_others_go_on(ran, words):
+    words = [*words, "ipc=4", "select.unit=image", "select.coverage=1"]
+    plan, storage = plan_of(words, ["select.coverage_neighbours=50,2", "select.beta=0.3,0.5"]), ran[1]
+    document, _ = run(plan, say_nothing)
+    assert statuses(document) == ["failed", "failed", "finished", "finished"]
+    assert document["trials"][0]["error"].startswith("InputError: select.coverage_neighbours: needs more")
+    _, _, children = runs_of(storage, plan.key)
     assert Counter(c.info.status for c in children) == {"FAILED": 2, "FINISHED": 2}
     assert any("coverage_neighbours" in c.data.tags.get("error", "") for c in children)
     before = manifests(storage)
-    again, _ = sweeping.run(plan, lambda line: None)  # what failed is tried again, what is over is not
-    assert [t["status"] for t in again["trials"]] == ["failed", "failed", "finished", "finished"]
+    again, _ = run(plan, say_nothing)  # what failed is tried again, what is over is not
+    assert statuses(again) == statuses(document)
     assert manifests(storage) == before
-    assert len(runs_of(storage, plan.key)[1]) == 4
+    assert len(runs_of(storage, plan.key)[2]) == 4
 
 
-def test_a_bayesian_search_goes_on_from_what_is_over_and_gives_a_pareto_front(ran, tiny_model, tiny_images):
-    _, storage, *_ = ran
-    words = [*words_of(tiny_model, tiny_images, storage), "ipc=4", "sample.pool_ipc=4"]
-    space = [
-        "select.alpha=0.1:0.9",
-        "select.normalization=per_class,none",
-        "select={coverage: 0},{unit: image, coverage: 1}",
-    ]
+@pytest.mark.slow
+def test_a_bayesian_search_goes_on_from_what_is_over_and_gives_a_pareto_front(words):
+    words = [*words, "ipc=4", "sample.pool_ipc=4"]
+    alpha, other = "select.alpha=0.1:0.9", "select.normalization=per_class,none"
     options = {"search": "bayes", "objective": ("accuracy", "coverage")}
-    plan = sweep(words, space[:2], trials=3, **options)
-    document, folder = sweeping.run(plan, lambda line: None)
-    assert [t["status"] for t in document["trials"]] == ["finished"] * 3
+    plan = plan_of(words, [alpha, other], trials=3, **options)
+    document, folder = run(plan, say_nothing)
+    assert statuses(document) == ["finished"] * 3
     assert document["pareto"]
-    kept = {t["number"]: t for t in document["trials"][:2]}
-    gone = records.read_trials(folder)[2]
     # as if the driver had died before its end
-    os.remove(f"{folder.path}/trials/{trial_key(gone.values)}.json")
-    again = sweeping.run(plan, lambda line: None)[0]["trials"]
+    os.remove(f"{folder.path}/trials/{trial_key(read_trials(folder)[2].values)}.json")
+    again = run(plan, say_nothing)[0]["trials"]
     assert len(again) == 3
-    assert {t["number"]: t for t in again if t["number"] in kept} == kept
-    wider = sweep(words, [space[2], space[0]], trials=2, **options)
-    assert [t["status"] for t in sweeping.run(wider, lambda line: None)[0]["trials"]] == ["finished"] * 2
+    assert again[:2] == document["trials"][:2]
+    sections = "select={coverage: 0},{unit: image, coverage: 1}"
+    assert (
+        statuses(run(plan_of(words, [sections, alpha], trials=2, **options), say_nothing)[0])
+        == ["finished"] * 2
+    )
 
 
-def test_trials_that_fall_behind_are_stopped_among_their_own_ipc(ran, tiny_model, tiny_images):
-    _, storage, *_ = ran
-    words = words_of(tiny_model, tiny_images, storage)
-    plan = sweep([*words, "workers.trials=1"], ["ipc=2,4", "select.beta=0.1,0.2,0.3,0.4,0.6,0.7"], asha=True)
-    document, _ = sweeping.run(plan, lambda line: None)
-    statuses = Counter((t["values"]["ipc"], t["status"]) for t in document["trials"])
-    assert sum(statuses.values()) == 12
-    assert all(statuses[ipc, "finished"] for ipc in (2, 4))
-    stopped = [t for t in document["trials"] if t["status"] == "stopped"]
-    assert stopped, statuses
-    _, children = runs_of(storage, plan.key)
-    assert Counter(c.info.status for c in children) == {"FINISHED": 12 - len(stopped), "KILLED": len(stopped)}
+@pytest.mark.slow
+def test_trials_that_fall_behind_are_stopped(ran, words):
+    space = ["ipc=2,4", "select.beta=0.1,0.2,0.3,0.4,0.6,0.7"]
+    plan = plan_of([*words, "workers.trials=1"], space, asha=True)
+    document, _ = run(plan, say_nothing)
+    counts = Counter(statuses(document))
+    assert {t["values"]["ipc"] for t in document["trials"] if t["status"] == "finished"} == {2, 4}
+    assert counts["stopped"] == 12 - counts["finished"] > 0
+    _, _, children = runs_of(ran[1], plan.key)
+    ends = Counter(c.info.status for c in children)
+    assert ends == {"FINISHED": counts["finished"], "KILLED": counts["stopped"]}
     assert all("accuracy" not in c.data.metrics for c in children if c.info.status == "KILLED")
 
 
 @pytest.mark.slow
 def test_a_sweep_whose_driver_is_killed_goes_on_where_it_was(
-    ran, ray_cluster, cluster_environment, tiny_model, tiny_images, tmp_path
+    ran, cluster_environment, tiny_model, tiny_images, tmp_path
 ):
     undisturbed = ran[3]
     words, storage = words_of(tiny_model, tiny_images, tmp_path / "runs"), tmp_path / "runs"
     env = environment() | cluster_environment
     process = job("sweep", *words, "--space", *SPACE, env=env)
     for line in process.stdout:
-        if line.startswith("[2/8]"):
+        if line.startswith("[2/4]"):
             break
     else:
         pytest.fail(process.stderr.read())
@@ -223,25 +204,20 @@ def test_a_sweep_whose_driver_is_killed_goes_on_where_it_was(
     assert len(over) >= 2
     code, out, err = finished("sweep", *words, "--space", *SPACE, env=env)
     assert code == 0, err
-    assert "8 finished" in out
+    assert "4 finished" in out
     assert "winner   python jobs/distill.py --recipe" in out
     assert {p: p.stat().st_mtime_ns for p in over} == over
     (place,) = storage.glob("sweeps/*/sweep.json")
     document = json.loads(place.read_text())
-    for name in ("best", "key"):
-        assert document[name] == undisturbed[name]
+    assert (document["best"], document["key"]) == (undisturbed["best"], undisturbed["key"])
     assert [t["metrics"] for t in document["trials"]] == [t["metrics"] for t in undisturbed["trials"]]
-    parent, children = runs_of(storage, document["key"])
-    assert (len(children), {c.info.status for c in children}) == (
-        8,
-        {"FINISHED"},
-    )
-    assert parent.info.status == "FINISHED"
+    _, parent, children = runs_of(storage, document["key"])
+    assert [run.info.status for run in (parent, *children)] == ["FINISHED"] * 5
 
 
-@pytest.fixture(scope="module")
-def tracking_server(tmp_path_factory):
-    server = Server(tmp_path_factory.mktemp("mlflow"))
+@pytest.fixture
+def tracking_server(tmp_path):
+    server = Server(tmp_path)
     server.start()
     yield server.uri
     server.stop()
@@ -249,27 +225,19 @@ def tracking_server(tmp_path_factory):
 
 @pytest.mark.slow
 def test_four_trials_at_once_lose_and_double_no_run_on_a_tracking_server(
-    ran, tracking_server, cluster_environment, tiny_model, tiny_images
+    ran, words, tracking_server, cluster_environment, monkeypatch
 ):
-    _, storage, *_ = ran
-    words = [*words_of(tiny_model, tiny_images, storage), "workers.trials=4", "seed=0"]
-    env = environment() | cluster_environment | {"MLFLOW_TRACKING_URI": tracking_server}
-    code, _, err = finished("sweep", *words, "--space", "select.beta=0.15,0.25,0.35,0.45", "ipc=2,4", env=env)
+    words = [*words, "workers.trials=4", "seed=0", "--space", "select.beta=0.15,0.25,0.35,0.45", "ipc=2,4"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_server)
+    code, out, err = finished(
+        "sweep", *words, env=environment() | cluster_environment | {"MLFLOW_TRACKING_URI": tracking_server}
+    )
     assert code == 0, err
-    import mlflow
-
-    mlflow.set_tracking_uri(tracking_server)
-    try:
-        found = mlflow.search_runs(experiment_names=["ims3_ray"])
-    finally:
-        mlflow.set_tracking_uri(None)
-    kinds = Counter(found["tags.kind"])
-    assert kinds == {"sweep": 1, "trial": 8}
-    assert set(found["status"]) == {"FINISHED"}
-    trials = found[found["tags.kind"] == "trial"]
-    assert len(set(trials["tags.trial"])) == 8
-    assert trials["metrics.accuracy"].notna().all()
-    assert set(trials["tags.mlflow.parentRunId"]) == set(found[found["tags.kind"] == "sweep"]["run_id"])
+    key = out.split()[-1]
+    _, parent, children = runs_of(ran[1], key)
+    assert [run.info.status for run in (parent, *children)] == ["FINISHED"] * 9
+    assert {int(c.data.tags["trial"]) for c in children} == set(range(8))
+    assert all("accuracy" in c.data.metrics for c in children)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,121 @@
+"""A sweep below Ray: which trial runs, who is stopped, how a search goes on, what is best and shared."""
+
+from types import SimpleNamespace
+
+import pytest
+from ray.tune.schedulers import TrialScheduler
+
+from ims3_ray.errors import InputError
+from ims3_ray.jobs.sweep import trial as trials
+from ims3_ray.jobs.sweep.document import describe, trials_csv
+from ims3_ray.jobs.sweep.keeper import Keeper
+from ims3_ray.jobs.sweep.plan import Sweep
+from ims3_ray.jobs.sweep.records import Trial, read_trial, read_trials
+from ims3_ray.jobs.sweep.space import read_space
+from ims3_ray.jobs.sweep.trial import LOOK, NEVER, Run, Runner
+from ims3_ray.jobs.sweep.tuning import ByIPC, search_on
+from ims3_ray.runs.records import FAILED, FINISHED, STOPPED
+from ims3_ray.storage.artifacts import open_directory
+
+SPACE = read_space(["select.alpha=0.1:0.9", "select={unit: image},{unit: subgroup}"], "digits", {})
+SWEEP = Sweep("digits", {}, SPACE, "bayes", 4)
+VALUES = {"select.alpha": 0.2, "select": {"unit": "image"}}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return open_directory(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("state", "owner", "is_mine"),
+    [
+        (FINISHED, ("other", "t1"), False),
+        (STOPPED, ("other", "t1"), False),
+        (FAILED, ("other", "t1"), True),  # the next command tries it again
+        (FAILED, ("session", "t1"), False),
+        ("running", ("other", "t1"), True),  # its driver died
+        ("running", ("session", "t1"), True),  # its process died
+        ("running", ("session", "t2"), False),  # equal values run elsewhere
+        ("running", (), True),  # announced
+    ],
+)
+def test_a_trial_runs_unless_it_is_over_or_runs_elsewhere(folder, state, owner, is_mine):
+    Trial(3, VALUES, state=state, owner=owner, artifacts=["candidates/ab"]).write(folder)
+    keeper = Keeper(SWEEP, None, folder, "session")
+    trial, got_it = keeper.begin(VALUES, "t1")
+    assert (trial.number, got_it) == (3, is_mine)
+    assert read_trial(folder, VALUES).artifacts == ["candidates/ab"]  # what it needs stays named
+    fresh = [keeper.begin(VALUES | {"select.alpha": alpha}, "t3")[0].number for alpha in (0.3, 0.4, 0.3)]
+    assert fresh == [4, 5, 4]
+
+
+def test_a_trial_that_fails_is_recorded_with_its_error_and_told_as_one_without_a_result(folder, monkeypatch):
+    def refuse(config, machine):
+        raise InputError("select.alpha: too much\nof it")
+
+    told = []
+    monkeypatch.setattr(trials, "prepare", refuse)
+    monkeypatch.setattr(trials.tune, "report", told.append)
+    Run(Runner(SWEEP, None, folder, None), Trial(0, VALUES)).run()
+    (record,) = read_trials(folder)
+    assert (record.state, record.error) == (FAILED, "InputError: select.alpha: too much of it")
+    assert [report[LOOK] for report in told] == [NEVER]
+
+
+def test_trials_are_stopped_among_their_own_ipc():
+    accuracies = {"small": (1, 0.3), "smaller": (1, 0.2), "large": (10, 0.9), "larger": (10, 0.95)}
+    options = {"time_attr": LOOK, "metric": "accuracy", "mode": "max", "max_t": 9}
+    scheduler, verdicts = ByIPC(lambda trial: accuracies[trial.trial_id][0], options), {}
+    for name in ("large", "larger", "small", "smaller"):
+        trial = SimpleNamespace(trial_id=name)
+        scheduler.on_trial_add(None, trial)
+        verdicts[name] = scheduler.on_trial_result(None, trial, {LOOK: 1, "accuracy": accuracies[name][1]})
+    assert {name for name, verdict in verdicts.items() if verdict == TrialScheduler.STOP} == {"smaller"}
+
+
+def test_a_bayesian_search_starts_from_what_is_over(folder):
+    over = [VALUES, {"select.alpha": 0.7, "select": {"unit": "subgroup"}}]
+    for number, values in enumerate(over):
+        Trial(number, values, state=FINISHED).write(folder)
+    Trial(2, VALUES | {"select.alpha": 0.3}, state=FAILED).write(folder)
+    search = search_on(SWEEP, folder)
+    search.set_search_properties(None, None, {f: d.tune() for f, d in SPACE.domains.items()})
+    assert [SWEEP.values(search.suggest(str(number))) for number in range(2)] == over
+    assert SWEEP.values(search.suggest("2")) not in over
+
+
+def document(records, **options):
+    overrides = {"ipc": 4}
+    space = read_space(["ipc=2,10,4"], "digits", overrides)
+    sweep = Sweep("digits", overrides, space, "grid", 0, **options)
+    machine = SimpleNamespace(device="cpu", trials=2)
+    context = SimpleNamespace(config=sweep.config({"ipc": 2}), machine=machine, num_candidates=90)
+    return describe(sweep, context, records, {"candidates/p"}, 12.0)
+
+
+def finished(number, ipc, accuracy, coverage=0.5, **changes):
+    figures = {"accuracy": accuracy, "coverage": coverage}
+    upstream = {"latents/l": 5.0, "candidates/p": 20.0}
+    return Trial(number, {"ipc": ipc}, FINISHED, figures, pool="p", upstream=upstream, **changes)
+
+
+def test_the_best_of_each_ipc_is_the_earliest_of_the_highest_and_ipcs_are_numbers():
+    stopped = Trial(4, {"ipc": 2}, STOPPED, {"accuracy": 0.99})
+    trials = [finished(0, 10, 0.7), finished(1, 10, 0.8), finished(2, 10, 0.8), finished(3, 2, 0.4), stopped]
+    found = document(trials)
+    assert list(found["best"].items()) == [("2", 3), ("10", 1)]
+    assert found["pareto"] == []
+    front = document([*trials[:2], finished(2, 2, 0.1, 0.9)], objective=("accuracy", "coverage"))["pareto"]
+    assert front == [1, 2]
+
+
+def test_what_trials_share_is_counted_once():
+    found = document(
+        [finished(0, 2, 0.5), finished(1, 4, 0.5), Trial(2, {"ipc": 10}, FAILED, error="it broke")]
+    )
+    assert found["pools"] == [{"fingerprint": "p", "seconds": 20.0, "trials": 2, "images": 90, "made": True}]
+    assert (found["upstream_seconds"], found["saved_seconds"]) == (25.0, 25.0)
+    lines = trials_csv(found).decode().splitlines()
+    assert lines[0].startswith("trial,status,ipc,accuracy,coverage,")
+    assert lines[3] == "2,failed,10" + "," * 10 + "it broke"
