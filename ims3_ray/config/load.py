@@ -1,6 +1,4 @@
-"""A configuration out of a recipe, a person's overrides and the environment; every mistake is named with its
-field.
-"""
+"""A configuration out of a recipe, a person's overrides and the environment; mistakes are named by field."""
 
 import copy
 import difflib
@@ -8,26 +6,25 @@ import re
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, cast, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from ims3_ray.errors import InputError
 
-from .pretrain import Pretrain
-from .settings import Config, Evaluating, Selecting
+from .base import Settings
+from .settings import Config
 
-Settings = TypeVar("Settings", Config, Evaluating, Pretrain, Selecting)
+Kind = TypeVar("Kind", bound=Settings)
+Overrides = Mapping[str, object]  # dotted field → value
+Values = dict[str, Any]  # as YAML holds them: sections are mappings
 LICENSED = {"model": ("path", "vae"), "data": ("train", "class_map")}  # what a section's licence speaks of
 
 
 def recipe_names() -> list[str]:
-    return sorted(
-        p.name.removesuffix(".yaml")
-        for p in resources.files("ims3_ray.recipes").iterdir()
-        if p.name.endswith(".yaml")
-    )
+    names = (path.name for path in resources.files("ims3_ray.recipes").iterdir())
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
 
 def recipe_text(recipe: str) -> tuple[str, str]:
@@ -42,10 +39,8 @@ def recipe_text(recipe: str) -> tuple[str, str]:
     )
 
 
-def load_config(recipe: str = "digits", overrides: Mapping[str, Any] | None = None) -> Config:
-    """The configuration of `recipe` (name or path) with dotted `overrides`; InputError names every field at
-    fault.
-    """
+def load_config(recipe: str = "digits", overrides: Overrides | None = None) -> Config:
+    """The run that `recipe` (name or path) and `overrides` say; InputError names every field at fault."""
     name, text = recipe_text(recipe)
     try:
         values = yaml.safe_load(text) or {}
@@ -55,39 +50,24 @@ def load_config(recipe: str = "digits", overrides: Mapping[str, Any] | None = No
         raise InputError(
             f"recipe {recipe}: holds a {type(values).__name__}; give a mapping of sections to fields"
         )
-    values.setdefault("recipe", name)
-    return _build(Config, values, overrides or {})
+    return load_settings(Config, overrides or {}, {"recipe": name, **values})
 
 
-def load_pretrain(overrides: Mapping[str, Any] | None = None) -> Pretrain:
-    """The configuration of a pretraining: the bundled digits' with `overrides`."""
-    return _build(Pretrain, {}, overrides or {})
-
-
-def load_selecting(overrides: Mapping[str, Any] | None = None) -> Selecting:
-    """The configuration of a selection alone: the defaults with `overrides`."""
-    return _build(Selecting, {}, overrides or {})
-
-
-def load_evaluating(overrides: Mapping[str, Any] | None = None) -> Evaluating:
-    """The configuration of an evaluation alone: the defaults with `overrides`."""
-    return _build(Evaluating, {}, overrides or {})
-
-
-def _build(kind: type[Settings], values: dict[str, Any], overrides: Mapping[str, Any]) -> Settings:
-    recipe = copy.deepcopy(values)
+def load_settings(kind: type[Kind], overrides: Overrides, recipe: Values | None = None) -> Kind:
+    """What a command is told: `overrides` over what a recipe says over the defaults."""
+    values = copy.deepcopy(recipe or {})
     for field, value in overrides.items():
         _put(values, field, copy.deepcopy(value))
-    _drop_licences(values, recipe, overrides)
+    _drop_licences(values, recipe or {}, overrides)
     try:
         return kind(**values)
     except ValidationError as error:
-        raise InputError("; ".join(_explain(e, kind) for e in error.errors())) from error
+        raise InputError("; ".join(_explain(dict(e), kind) for e in error.errors())) from error
 
 
-def parse_overrides(words: list[str]) -> dict[str, Any]:
+def parse_overrides(words: list[str]) -> dict[str, object]:
     """`["sample.subgroups=20"]` as `{"sample.subgroups": 20}`; values are read as YAML."""
-    overrides = {}
+    overrides: dict[str, object] = {}
     for word in words:
         field, equals, text = word.partition("=")
         if not equals or not re.fullmatch(r"[a-z_][a-z0-9_.]*", field):
@@ -99,36 +79,32 @@ def parse_overrides(words: list[str]) -> dict[str, Any]:
     return overrides
 
 
-def _put(values: dict[str, Any], field: str, value: Any) -> None:
+def _put(values: Values, field: str, value: object) -> None:
     *sections, last = field.split(".")
     for section in sections:
-        values = values.setdefault(section, {})
-        if not isinstance(values, dict):
+        inner = values.setdefault(section, {})
+        if not isinstance(inner, dict):
             raise InputError(f"{field}: {section} is a plain value and has no field {last}")
+        values = cast(Values, inner)
     if isinstance(value, Mapping) and isinstance(values.get(last), dict):
-        for inner, inner_value in value.items():
-            _put(values[last], inner, inner_value)
+        for inner_field, inner_value in value.items():
+            _put(values[last], inner_field, inner_value)
     else:
         values[last] = value
 
 
-def _drop_licences(values: dict[str, Any], recipe: dict[str, Any], overrides: Mapping[str, Any]) -> None:
-    """Unset a recipe's licence where an override puts other weights or images in the place of those it speaks
-    of.
-    """
+def _drop_licences(values: Values, recipe: Values, overrides: Overrides) -> None:
+    """Unset a recipe's licence where an override puts others in the place of the weights or images it is of."""
     for section, fields in LICENSED.items():
-        said, now = recipe.get(section), values.get(section)
-        if (
-            not isinstance(said, dict)
-            or not isinstance(now, dict)
-            or _is_given(overrides, section, "licence")
-        ):
+        stated, now = recipe.get(section), values.get(section)
+        if not isinstance(stated, dict) or not isinstance(now, dict) or "licence" not in stated:
             continue
-        if "licence" in said and any(field in said and now.get(field) != said[field] for field in fields):
+        is_other = any(field in stated and now.get(field) != stated[field] for field in fields)
+        if is_other and not _is_given(overrides, section, "licence"):
             now["licence"] = None
 
 
-def _is_given(overrides: Mapping[str, Any], section: str, field: str) -> bool:
+def _is_given(overrides: Overrides, section: str, field: str) -> bool:
     inner = overrides.get(section)
     within = isinstance(inner, Mapping) and field in inner
     return within or any(f"{given}.".startswith(f"{section}.{field}.") for given in overrides)
@@ -142,23 +118,20 @@ def _explain(error: Mapping[str, Any], kind: type[BaseModel]) -> str:
         hint = f"did you mean {near[0]}? " if near else ""
         return f"{location}: unknown field; {hint}known here: {', '.join(known)}"
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return (
-        message
-        if not location or message.startswith(f"{location}.")
-        else f"{location}: {message}, got {error['input']!r}"
-    )
+    if not location or message.startswith(f"{location}."):
+        return message
+    return f"{location}: {message}, got {error['input']!r}"
 
 
 def require_field(field: str) -> None:
     """InputError, with the fields that there are, for what is no field of a recipe."""
     parts = tuple(field.split("."))
     for depth in range(1, len(parts) + 1):
-        known = _fields_beside(parts[:depth], Config)
-        if parts[depth - 1] not in known:
+        if parts[depth - 1] not in _fields_beside(parts[:depth], Config):
             raise InputError(_explain({"type": "extra_forbidden", "loc": parts[:depth]}, Config))
 
 
-def accepts(recipe: str, overrides: Mapping[str, Any], field: str, value: Any) -> bool:
+def accepts(recipe: str, overrides: Overrides, field: str, value: object) -> bool:
     """Whether the recipe with these overrides takes `value` for `field`, whatever other fields say to it."""
     try:
         load_config(recipe, {**overrides, field: value})
@@ -167,12 +140,11 @@ def accepts(recipe: str, overrides: Mapping[str, Any], field: str, value: Any) -
     return True
 
 
-def _fields_beside(location: tuple[Any, ...], model: Any) -> list[str]:
+def _fields_beside(location: tuple[str | int, ...], model: type[BaseModel]) -> list[str]:
     for part in location[:-1]:
-        annotation = model.model_fields[part].annotation
-        models = [
-            a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)
-        ]
+        annotation = model.model_fields[str(part)].annotation
+        kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+        models = [kind for kind in kinds if issubclass(kind, BaseModel)]
         if not models:
             return []
         model = models[0]

@@ -14,7 +14,8 @@ import time
 from typing import Any
 
 from ims3_ray.cluster.machine import connect, find_machine
-from ims3_ray.config.load import load_selecting, parse_overrides
+from ims3_ray.config.load import load_settings, parse_overrides
+from ims3_ray.config.settings import Selecting
 from ims3_ray.errors import InputError
 from ims3_ray.stages.select.features import open_candidates
 from ims3_ray.storage.artifacts import open_directory
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    config = load_selecting(parse_overrides(arguments.overrides))
+    config = load_settings(Selecting, parse_overrides(arguments.overrides))
     folder, _, name = arguments.out.rpartition("/")
     out = open_directory(folder or ("/" if arguments.out.startswith("/") else "."))
     if not name or out.has_directory(name):

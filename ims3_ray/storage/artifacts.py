@@ -244,7 +244,16 @@ def open_storage(location: str) -> Directory:
     return root
 
 
-class Manifest(TypedDict):
+class Summary(TypedDict):
+    """What making an artefact came to."""
+
+    rows: int
+    unit: str  # of the rows
+    seconds: float
+    rate: float  # rows a second, of those made
+
+
+class Manifest(Summary):
     """manifest.json of a complete artefact, and what some stages add."""
 
     format: int
@@ -254,10 +263,6 @@ class Manifest(TypedDict):
     fingerprint: str
     inputs: dict[str, str]  # by noun, the fingerprints of the artefacts read
     device: str
-    rows: int
-    unit: str  # of the rows
-    seconds: float
-    rate: float  # rows a second, of those made
     history: NotRequired[list[dict[str, float]]]  # of a training: by `step`, its metrics
     own_classes: NotRequired[list[str] | None]  # of an adapter
     frequency_shift: NotRequired[float | None]
@@ -274,6 +279,11 @@ def read_manifest(directory: Directory) -> Manifest | None:
             "update ims3_ray or choose another storage"
         )
     return manifest
+
+
+def summary_of(manifest: Manifest) -> Summary:
+    m = manifest
+    return {"rows": m["rows"], "unit": m["unit"], "seconds": m["seconds"], "rate": m["rate"]}
 
 
 def complete(directory: Directory, details: Mapping[str, object]) -> Manifest:

@@ -19,8 +19,7 @@ TWICE = "leads to a folder that is listed already"
 
 
 def listed(root: str, within: str = "") -> tuple[list[str], dict[str, str]]:
-    """(names of the files, {name: why it is none}), relative to `root`, sorted; nothing where there is no
-    such folder.
+    """(names of the files, {name: why it is none}), relative to `root`, sorted; none where there is no folder.
 
     `within` lists what is below that folder of it alone.
     """
@@ -40,13 +39,13 @@ def _below(root: str, first: str, seen: set[tuple[int, int]], files: list[str], 
     while pending or links:
         name = pending.pop() if pending else links.pop(0)
         try:
-            found = _look(f"{root}/{name}")
-            if found is None:
+            folder = _look(f"{root}/{name}")
+            if folder is None:
                 files.append(name)
-            elif found in seen:
+            elif folder in seen:
                 odd[name] = TWICE
             else:
-                seen.add(found)
+                seen.add(folder)
                 for entry in sorted(os.scandir(f"{root}/{name}"), key=lambda entry: entry.name):
                     inner = f"{name}/{entry.name}"
                     if not entry.is_symlink() and entry.is_file() and _is_text(inner):
@@ -57,7 +56,7 @@ def _below(root: str, first: str, seen: set[tuple[int, int]], files: list[str], 
             if os.path.islink(f"{root}/{name}"):  # else it was deleted since: a temporary file
                 odd[name] = REASONS[errno.ENOENT]
         except OSError as error:
-            odd[name] = REASONS.get(error.errno) or f"can't be listed ({error.strerror or error})"
+            odd[name] = REASONS.get(error.errno or 0) or f"can't be listed ({error.strerror or error})"
 
 
 def _look(path: str) -> tuple[int, int] | None:

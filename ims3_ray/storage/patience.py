@@ -69,11 +69,9 @@ def patiently(place: str, act: Callable[[], Result]) -> Result:
         return True
 
     def give_up(state: RetryCallState) -> Result:
-        error = state.outcome and state.outcome.exception()
-        why = error and _storage_error(error)
-        raise InputError(
-            f"{place}: answers with an error ({_short(why)}) for {PATIENCE_S:g} s; {GO_ON}"
-        ) from error
+        error = state.outcome.exception() if state.outcome else None
+        why = _short(_storage_error(error) or error) if error else ""
+        raise InputError(f"{place}: answers with an error ({why}) for {PATIENCE_S:g} s; {GO_ON}") from error
 
     retrying = Retrying(
         retry=retry_if_exception(passes),

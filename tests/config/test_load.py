@@ -1,7 +1,8 @@
 import pytest
 import yaml
 
-from ims3_ray.config.load import load_config, load_pretrain, parse_overrides, recipe_names
+from ims3_ray.config.load import load_config, load_settings, parse_overrides, recipe_names
+from ims3_ray.config.pretrain import Pretrain
 from ims3_ray.config.settings import Config
 from ims3_ray.errors import InputError
 
@@ -71,6 +72,6 @@ def test_speed_and_place_are_no_part_of_the_results():
 
 
 def test_pretraining_is_configured_by_the_same_words():
-    assert load_pretrain(parse_overrides(["transformer.steps=7"])).transformer.steps == 7
+    assert load_settings(Pretrain, parse_overrides(["transformer.steps=7"])).transformer.steps == 7
     with pytest.raises(InputError, match="did you mean steps"):
-        load_pretrain(parse_overrides(["transformer.step=7"]))
+        load_settings(Pretrain, parse_overrides(["transformer.step=7"]))

@@ -92,7 +92,7 @@ def resolve_ablate(arguments: argparse.Namespace, overrides: dict) -> None:
 
 def resolve_evaluate(arguments: argparse.Namespace, overrides: dict) -> None:
     named_sets(arguments.sets)
-    load.load_evaluating(overrides)
+    load.load_settings(settings.Evaluating, overrides)
 
 
 RESOLVE: dict[str, Callable[[argparse.Namespace, dict], object]] = {
@@ -101,9 +101,9 @@ RESOLVE: dict[str, Callable[[argparse.Namespace, dict], object]] = {
     "convert": lambda arguments, overrides: None,
     "distill": resolve_recipe,
     "evaluate": resolve_evaluate,
-    "pretrain": lambda arguments, overrides: load.load_pretrain(overrides),
+    "pretrain": lambda arguments, overrides: load.load_settings(pretrain.Pretrain, overrides),
     "runs": resolve_runs,
-    "select": lambda arguments, overrides: load.load_selecting(overrides),
+    "select": lambda arguments, overrides: load.load_settings(settings.Selecting, overrides),
     "sweep": resolve_sweep,
 }
 SCRIPTS = blocks("bash")

@@ -13,7 +13,8 @@ import argparse
 import re
 
 from ims3_ray.cluster.machine import connect, find_machine, refuse_impossible
-from ims3_ray.config.load import load_evaluating, parse_overrides
+from ims3_ray.config.load import load_settings, parse_overrides
+from ims3_ray.config.settings import Evaluating
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.table import evaluation_lines
 from ims3_ray.storage.artifacts import open_directory
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    config = load_evaluating(parse_overrides(arguments.overrides))
+    config = load_settings(Evaluating, parse_overrides(arguments.overrides))
     locations = named_sets(arguments.sets)
     refuse_impossible(config.workers)
     folder, _, name = arguments.out.rpartition("/")

@@ -8,7 +8,8 @@ import argparse
 from pathlib import Path
 
 from ims3_ray.cluster.machine import connect, find_machine
-from ims3_ray.config.load import load_pretrain, parse_overrides
+from ims3_ray.config.load import load_settings, parse_overrides
+from ims3_ray.config.pretrain import Pretrain
 from ims3_ray.data.images import open_images
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import open_storage
@@ -20,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    config = load_pretrain(parse_overrides(arguments.overrides))
+    config = load_settings(Pretrain, parse_overrides(arguments.overrides))
     out = Path(arguments.out).absolute()
     if out.exists():
         raise InputError(f"--out: {out} exists; name a new folder")
