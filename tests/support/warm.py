@@ -63,7 +63,8 @@ def _serve(held: socket.socket, raylet: int) -> dict:
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
     }  # CUDA does not survive a fork
     for name in IMPORTS.split():
-        importlib.import_module(name)
+        with contextlib.suppress(Exception):  # which a worker that needs it tells
+            importlib.import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     held.settimeout(1.0)
     while True:
