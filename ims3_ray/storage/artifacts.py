@@ -29,14 +29,13 @@ from .patience import patiently
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+UPDATE = "update ims3_ray or choose another storage"
 PLAIN = ("fsspec+", "hf:")  # URIs without queries, where nothing is escaped
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 
-def fingerprint(value: Any) -> str:
-    """Twelve hexadecimal digits for plain data: the same for equal values, whatever the order of a mapping's
-    keys.
-    """
+def fingerprint(value: object) -> str:
+    """Twelve hexadecimal digits for plain data, whatever the order of a mapping's keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -74,7 +73,7 @@ class Directory:
             self.filesystem, f"{self.path}/{name}", self.location and _below(self.location, name)
         )
 
-    def patiently(self, act: Callable[[], Made]) -> Made:
+    def patiently(self, act: Callable[[], Result]) -> Result:
         """What `act()` gives, which reads or writes here by the filesystem itself and is safe to repeat."""
         return patiently(self.uri, act)
 
@@ -91,23 +90,15 @@ class Directory:
 
     def folders(self) -> dict[str, fs.FileInfo]:
         """The directories right below, by name, sorted; empty where the directory is missing."""
-        infos = self.patiently(
-            lambda: self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
-        )
-        return {
-            info.base_name: info
-            for info in sorted(infos, key=lambda i: i.path)
-            if info.type == fs.FileType.Directory
-        }
+        entries = self._select(fs.FileSelector(self.path, allow_not_found=True))
+        return {entry.base_name: entry for entry in entries if entry.type == fs.FileType.Directory}
 
     def files(self) -> dict[str, fs.FileInfo]:
-        """Every file below, by its name relative to this directory, sorted; empty where the directory is
-        missing.
-        """
+        """Every file below, by its name relative to this directory, sorted; empty where it is missing."""
         return self.listed()[0]
 
     def listed(self, within: str = "") -> tuple[dict[str, fs.FileInfo], dict[str, str]]:
-        """`files`, or those below the folder `within` of it alone; and by name why anything there is no file."""
+        """`files`, or those below the folder `within` alone; and by name why anything there is no file."""
         odd: dict[str, str] = {}
         if self.is_local:
             names, odd = listed(self.path, within)
@@ -115,11 +106,12 @@ class Directory:
         else:
             place = f"{self.path}/{within}" if within else self.path
             wanted = fs.FileSelector(place, recursive=True, allow_not_found=True)
-        infos = self.patiently(lambda: self.filesystem.get_file_info(wanted))
-        found = [info for info in infos if info.type == fs.FileType.File]
-        return {
-            info.path[len(self.path) + 1 :]: info for info in sorted(found, key=lambda info: info.path)
-        }, odd
+        files = [entry for entry in self._select(wanted) if entry.type == fs.FileType.File]
+        return {entry.path[len(self.path) + 1 :]: entry for entry in files}, odd
+
+    def _select(self, wanted: fs.FileSelector | list[str]) -> list[fs.FileInfo]:
+        entries = self.patiently(lambda: self.filesystem.get_file_info(wanted))
+        return sorted(entries, key=lambda entry: entry.path)
 
     def infos(self, paths: Sequence[str]) -> list[fs.FileInfo]:
         """What there is at each of `paths`, full ones on this filesystem."""
@@ -151,24 +143,18 @@ class Directory:
     def read_json(self, name: str) -> Any:
         return json.loads(self.read(name))
 
-    def write_json(self, name: str, value: Any) -> None:
+    def write_json(self, name: str, value: object) -> None:
         self.write(name, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
 
     def delete(self) -> None:
-        """Remove it with all below it; nothing where it is not there."""
+        """Remove the file, or the directory with all below it; nothing where it is not there."""
 
         def delete() -> None:
-            if self.filesystem.get_file_info(self.path).type == fs.FileType.Directory:
+            kind = self.filesystem.get_file_info(self.path).type
+            if kind == fs.FileType.Directory:
                 self.filesystem.delete_dir(self.path)
-
-        self.patiently(delete)
-
-    def delete_file(self, name: str) -> None:
-        """Remove a file; nothing where it is not there."""
-
-        def delete() -> None:
-            if self.filesystem.get_file_info(f"{self.path}/{name}").type == fs.FileType.File:
-                self.filesystem.delete_file(f"{self.path}/{name}")
+            elif kind == fs.FileType.File:
+                self.filesystem.delete_file(self.path)
 
         self.patiently(delete)
 
@@ -189,7 +175,8 @@ def _write_local(target: str, data: bytes) -> None:
 def _below(location: str, name: str) -> str:
     """The URI of what is called `name` below another URI."""
     place, query = _parted(location)
-    return f"{place}{'' if place.endswith('/') else '/'}{name if location.startswith(PLAIN) else quote(name)}{query}"
+    name = name if location.startswith(PLAIN) else quote(name)
+    return f"{place}{'' if place.endswith('/') else '/'}{name}{query}"
 
 
 def _parted(location: str) -> tuple[str, str]:
@@ -205,8 +192,9 @@ def open_directory(location: str) -> Directory:
     """
     if without_credentials(location) != location:
         raise InputError(
-            f"{location}: holds credentials, which would be kept in records; leave them out, and give them by the environment "
-            "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), a profile or the machine's role"
+            f"{location}: holds credentials, which would be kept in records; leave them out, and give them "
+            "by the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), a profile or the machine's "
+            "role"
         )
     if re.match(r"[a-z][a-z0-9+.-]*://", location):
         try:
@@ -227,16 +215,15 @@ def open_storage(location: str) -> Directory:
     root = open_directory(location)
     try:
         if root.exists("format.json"):
-            found = root.read_json("format.json")["format"]
-            if found > FORMAT:
+            written = root.read_json("format.json")["format"]
+            if written > FORMAT:
                 raise InputError(
-                    f"storage: {root.uri} holds artefacts of format {found}, this version reads up to {FORMAT}; "
-                    "update ims3_ray or choose another storage"
+                    f"storage: {root.uri} holds artefacts of format {written}, this version reads up to "
+                    f"{FORMAT}; {UPDATE}"
                 )
+            root.write("writable", b"")
         else:
             root.write_json("format.json", {"format": FORMAT})
-            return root
-        root.write("writable", b"")
     except OSError as error:
         raise InputError(
             f"storage: {root.uri} can't be written ({error.strerror or error}); choose another storage=DIR"
@@ -275,13 +262,14 @@ def read_manifest(directory: Directory) -> Manifest | None:
     manifest = directory.read_json(MANIFEST)
     if manifest["format"] > FORMAT:
         raise InputError(
-            f"{(directory / MANIFEST).uri}: format {manifest['format']} is newer than {FORMAT}, which this version reads; "
-            "update ims3_ray or choose another storage"
+            f"{(directory / MANIFEST).uri}: format {manifest['format']} is newer than {FORMAT}, which this "
+            f"version reads; {UPDATE}"
         )
     return manifest
 
 
 def summary_of(manifest: Manifest) -> Summary:
+    """Its part that is a summary."""
     m = manifest
     return {"rows": m["rows"], "unit": m["unit"], "seconds": m["seconds"], "rate": m["rate"]}
 

@@ -19,7 +19,7 @@ TWICE = "leads to a folder that is listed already"
 
 
 def listed(root: str, within: str = "") -> tuple[list[str], dict[str, str]]:
-    """(names of the files, {name: why it is none}), relative to `root`, sorted; none where there is no folder.
+    """(names of the files, {name: why it is none}) below `root`, sorted; none where there is no folder.
 
     `within` lists what is below that folder of it alone.
     """

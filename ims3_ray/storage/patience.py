@@ -29,8 +29,8 @@ _FULL_TEXT = re.compile(
 )  # the last of safetensors
 _LASTING = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 _LASTING_ANSWER = re.compile(
-    r"ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_(ACCESS_KEY_ID|CLIENT_TOKEN_ID|SIGNATURE)|SIGNATURE_DOES_NOT_MATCH|UNRECOGNIZED_CLIENT"
-    r"|HTTP status (?!408|429)4\d\d"
+    r"ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_(ACCESS_KEY_ID|CLIENT_TOKEN_ID|SIGNATURE)"
+    r"|SIGNATURE_DOES_NOT_MATCH|UNRECOGNIZED_CLIENT|HTTP status (?!408|429)4\d\d"
 )
 
 Result = TypeVar("Result")
@@ -98,7 +98,7 @@ def is_full(error: BaseException) -> bool:
 
 
 def _storage_error(error: BaseException) -> OSError | None:
-    """The OSError behind what was raised, unless it was told as an InputError already, or a person stops it."""
+    """The OSError behind what was raised, unless it was told as an InputError, or a person stops it."""
     if not isinstance(error, Exception):
         return None
     known = next((inner for inner in chain(error) if isinstance(inner, OSError | InputError)), None)

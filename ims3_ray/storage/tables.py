@@ -17,9 +17,7 @@ Columns = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Column:
-    """One column. `shape` is that of a row's value: () is a scalar; None marks an axis that each table fixes
-    itself.
-    """
+    """One column. `shape` is that of a row's value; None marks an axis that each table fixes itself."""
 
     dtype: str  # numpy's name, or "str", or "bytes"
     shape: tuple[int | None, ...] = ()
@@ -63,9 +61,7 @@ def to_parquet(columns: Columns, table: Table) -> bytes:
 
 
 def from_parquet(data: bytes, table: Table, columns: Sequence[str] | None = None) -> Columns:
-    """The rows of a Parquet file; `columns` reads those alone. ValueError names a column that is missing or
-    off.
-    """
+    """The rows of a Parquet file, of `columns` alone; ValueError names a column that is missing."""
     names = list(columns or table)
     read = pq.read_table(pa.BufferReader(data), columns=names)
     if missing := [name for name in names if name not in read.column_names]:
@@ -84,17 +80,16 @@ def concatenate(parts: Iterable[Columns]) -> Columns:
 
 
 def check(columns: Columns, table: Table) -> None:
-    """AssertionError where `columns` are not what `table` says: names, types, shapes, equal numbers of rows."""
+    """AssertionError where `columns` are not as `table` says: names, types, shapes, numbers of rows."""
     assert set(columns) == set(table), f"columns {sorted(columns)} where {sorted(table)} belong"
     rows = len(next(iter(columns.values())))
     for name, column in table.items():
         values = columns[name]
         assert len(values) == rows, f"{name}: {len(values)} rows, others have {rows}"
-        assert values.ndim == 1 + len(column.shape), (
-            f"{name}: shape {values.shape}, a row's is {column.shape}"
-        )
-        for have, want in zip(values.shape[1:], column.shape, strict=True):
-            assert want is None or have == want, f"{name}: shape {values.shape}, a row's is {column.shape}"
+        fits = [want in (None, have) for have, want in zip(values.shape[1:], column.shape, strict=False)]
+        of_row = f"{name}: shape {values.shape}, a row's is {column.shape}"
+        assert values.ndim == 1 + len(column.shape), of_row
+        assert all(fits), of_row
         if column.dtype not in ("str", "bytes"):
             assert values.dtype == np.dtype(column.dtype), f"{name}: {values.dtype}, not {column.dtype}"
 

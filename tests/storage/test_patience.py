@@ -85,7 +85,7 @@ def test_every_operation_comes_back_and_the_trouble_is_told_once(bucket, failing
         "has_directory": (lambda: bucket.has_directory("a"), True),
         "files": (lambda: list(bucket.files()), ["a/b"]),
         "folders": (lambda: list(bucket.folders()), ["a"]),
-        "delete_file": (lambda: bucket.delete_file("a/b"), None),
+        "delete a file": (lambda: (bucket / "a/b").delete(), None),
         "delete": (lambda: bucket.delete(), None),
     }
     for name, (act, wanted) in operations.items():
@@ -293,7 +293,7 @@ def test_a_full_disk_is_one_line_leaves_nothing_half_written_and_works_again_wit
         left = os.statvfs(".").f_bavail * os.statvfs(".").f_frsize
         root.write("filling", bytes(left))
         refused(lambda: open_storage("other"))
-        root.delete_file("filling")
+        (root / "filling").delete()
         open_storage("other").write("part", bytes(left // 2))
     """
     lines = on_small_disk(tmp_path / "disk", script).splitlines()

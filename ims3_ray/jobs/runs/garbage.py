@@ -94,7 +94,7 @@ def delete(storage: Directory, places: Iterable[str], deleted: Mapping[str, floa
         directory = storage / entry.place
         # a link goes at once, and what it leads to stays
         if not (storage.is_local and os.path.islink(directory.path)):
-            directory.delete_file(MANIFEST)
+            (directory / MANIFEST).delete()
         directory.delete()
     return gone
 

@@ -52,8 +52,8 @@ def test_it_is_found_complete_and_can_be_asked_about(words, capsys):
 def test_a_stage_without_its_manifest_is_not_complete(words, capsys):
     place = artefact("candidates")
     before = {name: place.read(name) for name in place.files() if name.endswith(".parquet")}
-    place.delete_file("manifest.json")
-    place.delete_file(min(before))
+    (place / "manifest.json").delete()
+    (place / min(before)).delete()
     assert run_command("distill", words) == 0, capsys.readouterr().err
     assert "] sample " in capsys.readouterr().out
     assert {name: place.read(name) for name in place.files() if name.endswith(".parquet")} == before
