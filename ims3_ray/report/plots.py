@@ -12,9 +12,8 @@ from scipy.optimize import isotonic_regression
 from . import svg
 from .inputs import shortened
 from .projection import Map
-from .svg import CLASS_COLOURS, DISTILLED, FULL, GRID, INK, MUTED, PAPER, RANDOM, REAL
+from .svg import CLASS_COLOURS, DISTILLED, FULL, GRID, INK, MUTED, PAPER, RANDOM, REAL, WIDTH
 
-WIDTH = 1000
 SET_COLOURS = {"distilled": DISTILLED, "random": RANDOM, "full": FULL}
 SET_NAMES = {
     "distilled": "Distilled",

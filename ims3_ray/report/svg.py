@@ -6,12 +6,15 @@ one drawing serves light and dark. One unit of a figure is one pixel of the page
 
 import re
 import warnings
+from collections.abc import Sequence
 from io import BytesIO
 
 import matplotlib
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter
 
 # Roles as colours that occur nowhere else; matplotlib writes them back as they are.
 INK, MUTED, GRID, PAPER = "#010101", "#020202", "#030303", "#040404"
@@ -28,12 +31,27 @@ _VARIABLES = {
     REAL: "real",
     **{colour: f"class-{i}" for i, colour in enumerate(CLASS_COLOURS)},
 }
+WIDTH = 1000
+PERCENT = FuncFormatter(lambda value, _: f"{100 * value:g} %")
 _HALO = "halo"  # the id of text that lies on data and gets an edge in the colour of the paper
 
 
-def figure(width: int, height: int) -> Figure:
+def figure(width: int, height: int, **spaces: float) -> Figure:
     """An empty figure of so many pixels; no global state of matplotlib is involved."""
-    return Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
+    layout = ConstrainedLayoutEngine(**spaces)
+    return Figure(figsize=(width / 72, height / 72), dpi=72, layout=layout)
+
+
+def panels(count: int) -> tuple[int, int]:
+    """Rows and columns of a figure with so many panels."""
+    columns = 2 if count in (2, 4) else min(3, count)
+    return -(-count // columns), columns
+
+
+def name_rows(axes: Axes, names: Sequence[str], size: float, pad: float) -> None:
+    """The names of the rows of a plot, from above."""
+    axes.set_yticks(range(len(names)), names, parse_math=False)
+    axes.tick_params(axis="y", labelsize=size, labelcolor=INK, pad=pad)
 
 
 def style(axes: Axes, *, grid: str = "both", title: str = "", x: str = "", y: str = "") -> None:

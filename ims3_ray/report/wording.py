@@ -2,6 +2,8 @@
 becomes a page.
 """
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a page opens with: the finding, and the numbers that it rests on."""
+
+    headline: str
+    detail: str
+
 
 # What each metric of coverage says, in the order of the table. Others are listed after these, by name alone.
 METRICS = {
@@ -72,6 +83,12 @@ def signed(fraction: float | None) -> str:
         return "–"
     text = f"{100 * fraction:+.1f}".replace("-", "−")
     return "0.0" if text in ("+0.0", "−0.0") else text
+
+
+def listed(values: Iterable[object]) -> str:
+    """`1, 5 and 10`."""
+    *head, last = map(str, values)
+    return f"{', '.join(head)} and {last}" if head else last
 
 
 def count(value: float) -> str:

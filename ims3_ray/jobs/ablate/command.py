@@ -1,8 +1,7 @@
-"""Run the rows of an ablation on one recipe, over generator seeds and IPCs, and say which differences are
-real.
+"""Run the rows of an ablation on one recipe, over seeds and images a class: which differences are real?
 
-    python jobs/ablate.py                                        the bundled digits, the paper's rows python
-    jobs/ablate.py --recipe imagewoof --ipc 10,50 --seeds 3 storage=s3://bucket/runs data.train=… data.test=…
+    python jobs/ablate.py                                        the bundled digits, the paper's rows
+    python jobs/ablate.py --recipe imagewoof --ipc 10,50 --seeds 3 data.train=… data.test=…
     python jobs/ablate.py --rows my-rows.yaml evaluate.protocol=quick-val
 
 Rows are YAML: `baseline`, and `rows` of {name, overrides, note} or {name, real}, real images chosen as
@@ -14,14 +13,15 @@ import argparse
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib import resources
-from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import TYPE_CHECKING
 
 from ims3_ray.config.load import parse_overrides
 from ims3_ray.errors import InputError
+
+from .plan import Plan, named, read_rows
+
+if TYPE_CHECKING:
+    from .comparison import Ablation
 
 STANDARD = "standard"
 POOL_IMAGES = 40
@@ -31,15 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", default="digits", metavar="NAME|FILE", help="as for distill")
     rows = f"named rows ({', '.join(named())}) or a YAML file"
     parser.add_argument("--rows", default=STANDARD, metavar="NAME|FILE", help=rows)
-    parser.add_argument(
-        "--baseline", metavar="ROW", help="the row that differences are taken to (default: as the rows say)"
-    )
+    baseline = "the row that differences are taken to (default: as the rows say)"
+    parser.add_argument("--baseline", metavar="ROW", help=baseline)
     parser.add_argument("--ipc", default="1,5,10", metavar="K,K,…", help="images a class (default 1,5,10)")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="generator seeds (default 5)")
-    parser.add_argument(
-        "--pool-images", type=int, default=POOL_IMAGES, metavar="N",
-        help=f"candidates a class whose coverage is measured (default {POOL_IMAGES}); 0 leaves it out",
-    )  # fmt: skip
+    pool = f"candidates a class whose coverage is measured (default {POOL_IMAGES}); 0 leaves it out"
+    parser.add_argument("--pool-images", type=int, default=POOL_IMAGES, metavar="N", help=pool)
     parser.add_argument(
         "overrides", nargs="*", metavar="field=value", help="for every row, such as evaluate.seeds=3"
     )
@@ -49,20 +46,19 @@ def run(arguments: argparse.Namespace) -> None:
     overrides = parse_overrides(arguments.overrides)
     ipcs = _numbers(arguments.ipc)
     rows, seed = read_rows(arguments.rows), overrides.pop("seed", 0)
+    if not isinstance(seed, int):
+        raise InputError(f"seed: should be an integer, got {seed!r}")
     rows = replace(rows, baseline=arguments.baseline) if arguments.baseline else rows
     if arguments.seeds < 1:
         raise InputError(f"--seeds: {arguments.seeds} generator seeds; give at least 1, and 2 for intervals")
     if "ipc" in overrides:
         raise InputError("ipc: an ablation runs over several; give them as --ipc 1,5,10")
-    from ims3_ray.storage.artifacts import open_storage
-
-    from . import plan as ablation_plan
     from . import run as ablation  # heavy, not needed to refuse bad input
     from .page import render_ablation
     from .tables import long_csv, markdown
 
     seeds = tuple(range(seed, seed + arguments.seeds))
-    plan = ablation_plan.Plan(arguments.recipe, overrides, rows, ipcs, seeds, arguments.pool_images or None)
+    plan = Plan(arguments.recipe, overrides, rows, ipcs, seeds, arguments.pool_images or None)
     document, out = ablation.run(plan, print)
     files = {
         "ablation.json": json.dumps(document, indent=1).encode(),
@@ -72,54 +68,11 @@ def run(arguments: argparse.Namespace) -> None:
     }
     for name, data in files.items():
         out.write(name, data)
-    _track(document, open_storage(next(iter(plan.configs().values())).storage), out.name, files)
+    _track(document, next(iter(plan.configs().values())).storage, out.name, files)
     print()
     print(files["ablation.md"].decode())
     print(f"page    {(out / 'index.html').uri}")
     print(f"tables  {(out / 'ablation.md').uri}, ablation.csv, ablation.json")
-
-
-def named() -> list[str]:
-    folder = resources.files("ims3_ray.jobs.ablate") / "rows"
-    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
-
-
-def read_rows(place: str) -> Any:
-    """The rows that a name or a YAML file stands for; InputError for what is not as above."""
-    from .plan import Row, Rows
-
-    if place in named():
-        text = (resources.files("ims3_ray.jobs.ablate") / "rows" / f"{place}.yaml").read_text()
-    elif Path(place).suffix in {".yaml", ".yml"} and Path(place).is_file():
-        text = Path(place).read_text()
-    else:
-        raise InputError(f"--rows: {place!r} is neither a known name ({', '.join(named())}) nor a YAML file")
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"--rows: {place} is not valid YAML: {' '.join(str(error).split())}") from error
-    if (
-        not isinstance(values, Mapping)
-        or set(values) != {"baseline", "rows"}
-        or not isinstance(values["rows"], list)
-    ):
-        raise InputError(
-            f"--rows: {place} must hold `baseline`, a row's name, and `rows`, a list; nothing else"
-        )
-    known = {"name", "overrides", "real", "note"}
-    for row in values["rows"]:
-        if not isinstance(row, Mapping) or "name" not in row or set(row) - known:
-            raise InputError(
-                f"--rows: {row!r} in {place} is no row; give a name and {', '.join(sorted(known - {'name'}))}"
-            )
-        if not isinstance(row.get("overrides", {}), Mapping):
-            raise InputError(
-                f"--rows: overrides of {row['name']!r} must be fields and values, such as {{im.weight: 0}}"
-            )
-    rows = tuple(
-        Row(str(r["name"]), r.get("overrides", {}), r.get("real"), r.get("note", "")) for r in values["rows"]
-    )
-    return Rows(rows, str(values["baseline"]))
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -129,16 +82,17 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(sorted(int(part) for part in parts))
 
 
-def _track(document: Mapping[str, Any], storage: Any, key: str, files: Mapping[str, bytes]) -> None:
+def _track(document: "Ablation", storage: str, key: str, files: Mapping[str, bytes]) -> None:
     """One MLflow run: a row's figures as metrics, the tables and the page as artefacts."""
     from ims3_ray.runs import tags
     from ims3_ray.runs.tracking import Tracker
+    from ims3_ray.storage.artifacts import open_storage
 
     from .tables import metrics_for_mlflow
 
-    tracker = Tracker(storage, print)
-    named_in = ("recipe", "protocol", "baseline", "ipcs", "generator_seeds", "classifier_seeds")
-    params = {name: document[name] for name in named_in}
+    tracker = Tracker(open_storage(storage), print)
+    stated = {"recipe", "protocol", "baseline", "ipcs", "generator_seeds", "classifier_seeds"}
+    params = {name: value for name, value in document.items() if name in stated}
     tracker.start(key, f"ablation-{key}", params, {tags.KIND: tags.ABLATION})
     if tracker.is_finished:
         return

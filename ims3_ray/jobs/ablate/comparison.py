@@ -1,21 +1,61 @@
-"""The rows of an ablation against its baseline, on the accuracy after the last step, in numbers and words."""
+"""An ablation's document, its rows against the baseline, and every number of it once.
 
-from collections.abc import Iterator, Mapping
+A cell is a row at one number of images a class (IPC). The page, the tables and the tracking server show what
+stands here.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TypedDict
 
-from ims3_ray.errors import InputError
 from ims3_ray.evaluation.statistics import Difference, Repeats, Summary, holm, paired_difference, row_summary
+from ims3_ray.method.coverage import Values
+
+POOL = "pool/"  # what the names of metrics on a row's pool begin with, measured before selection
+SECONDS = "seconds/"  # what the names of a stage's time begin with
+Key = tuple[int | None, str]  # IPC and metric
+Column = Sequence[float | list[float] | None]  # a value a generator seed
+
+
+class Row(TypedDict):
+    """Lists are over generator seeds; the inner lists of accuracies over classifier seeds."""
+
+    name: str
+    overrides: dict[str, object]
+    is_real: bool
+    note: str
+    accuracy: dict[str, dict[str, list[list[float]]]]  # by IPC, of the last step and the best
+    metrics: dict[str, dict[str, Column]]  # by IPC
+    pool: dict[str, Column] | None  # None where it has too few candidates, or none was asked for
+    seconds: dict[str, Column]  # by stage
+    device_seconds: list[float]
+
+
+class Ablation(TypedDict):
+    """ablation.json."""
+
+    recipe: str
+    protocol: str
+    split: str
+    baseline: str
+    ipcs: list[int]
+    generator_seeds: list[int]
+    classifier_seeds: int
+    pool_images: int | None
+    device: str
+    written: str
+    rows: list[Row]
+    yardsticks: dict[str, Values] | None
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A row at one IPC. `accuracy` is None where it failed; `difference` also where the baseline did, and for
-    itself.
-    """
+    accuracy: Summary
+    difference: Difference | None  # None for the baseline itself
 
-    accuracy: Summary | None
-    difference: Difference | None
+    @property
+    def is_clear(self) -> bool:
+        return self.difference is not None and self.difference.larger_than_noise
 
 
 @dataclass(frozen=True)
@@ -32,109 +72,92 @@ class Comparison:
     """Comparisons that Holm's adjustment counts."""
 
 
-def compare(document: Mapping[str, Any]) -> Comparison:
-    """Every row × IPC of an ablation document against its baseline, adjusted over all of them by Holm.
+@dataclass(frozen=True)
+class Measurement:
+    """A metric of a row; `difference` is to the baseline, paired by generator seed. None: undefined."""
 
-    Raises InputError for a baseline that is no row, a name used twice, and a cell with another number of
-    generator seeds.
-    """
+    row: str
+    ipc: int | None
+    """Images a class; of metrics on the pool, the pool's; None for time."""
+    metric: str
+    mean: float
+    interval: float | None
+    """Half width at 95 %, over generator seeds."""
+    difference: float | None
+    difference_interval: float | None
+    p_adjusted: float | None
+    """For the accuracy alone: other metrics are descriptions, and no choice rests on them."""
+    n: int
+    """Generator seeds."""
+
+
+Measurements = Mapping[tuple[str, int | None, str], Measurement]  # by row, IPC and metric
+
+
+def compare(document: Ablation) -> Comparison:
+    """Every row × IPC against the baseline, adjusted over all of them by Holm."""
     rows = {row["name"]: row for row in document["rows"]}
-    _check(document, rows)
     baseline, ipcs = document["baseline"], tuple(document["ipcs"])
-    cells = {}
+    cells: dict[tuple[str, int], Cell] = {}
     for name, row in rows.items():
         for ipc in ipcs:
-            repeats = repeats_of(row, ipc)
-            versus = None if name == baseline else paired_difference(repeats, repeats_of(rows[baseline], ipc))
-            cells[name, ipc] = Cell(row_summary(repeats), versus)
-    tested = [key for key, cell in cells.items() if cell.difference and cell.difference.p is not None]
-    for key, p in zip(tested, holm([cells[key].difference.p for key in tested]), strict=True):
-        cells[key] = replace(cells[key], difference=replace(cells[key].difference, p_adjusted=p))
+            ours, theirs = (of["accuracy"][str(ipc)]["last"] for of in (row, rows[baseline]))
+            versus = None if name == baseline else paired_difference(ours, theirs)
+            accuracy = row_summary(ours)
+            assert accuracy is not None
+            cells[name, ipc] = Cell(accuracy, versus)
+    p = {key: c.difference.p for key, c in cells.items() if c.difference and c.difference.p is not None}
+    for key, adjusted in zip(p, holm(list(p.values())), strict=True):
+        if difference := cells[key].difference:
+            cells[key] = replace(cells[key], difference=replace(difference, p_adjusted=adjusted))
     real = frozenset(name for name, row in rows.items() if row["is_real"])
-    return Comparison(baseline, tuple(rows), real, ipcs, cells, len(tested))
+    return Comparison(baseline, tuple(rows), real, ipcs, cells, len(p))
 
 
-def in_words(comparison: Comparison) -> list[str]:
-    """A sentence a row: at which IPCs it differs from the baseline by more than the noise, and at which not."""
-    return [_sentence(comparison, name) for name in comparison.rows if name != comparison.baseline]
-
-
-def points(fraction: float) -> str:
-    """Percentage points without a sign: 0.0123 is 1.2; below 0.05 points, a digit more."""
-    size = 100 * abs(fraction)
-    return f"{size:.2f}" if 0.005 <= size < 0.05 else f"{size:.1f}"
-
-
-def p_in_words(p: float) -> str:
-    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
-
-
-def _sentence(comparison: Comparison, name: str) -> str:
-    cells = {ipc: comparison.cells[name, ipc] for ipc in comparison.ipcs}
-    if all(cell.accuracy is None for cell in cells.values()):
-        return f"{name} gave no result."
-    clear = {
-        ipc: cell for ipc, cell in cells.items() if cell.difference and cell.difference.larger_than_noise
-    }
-    first = [
-        _versus(cell.difference, comparison.baseline, ipc, place == 0)
-        for place, (ipc, cell) in enumerate(clear.items())
-    ]
-    rest = [f"at {ipc}: {_unclear(cell)}" for ipc, cell in cells.items() if ipc not in clear]
-    if not first:
-        first = [f"not shown to differ from {comparison.baseline}"]
-    return f"{name} is {'; '.join([', '.join(first), *rest])}."
-
-
-def _versus(difference: Difference, baseline: str, ipc: int, in_full: bool) -> str:
-    """`1.2 ± 0.5 points above DiT at 10 images a class (p = 0.003, adjusted)`, or its short form for a second
-    one.
-    """
-    side, p = "above" if difference.mean > 0 else "below", p_in_words(difference.p_adjusted)
-    size = f"{points(difference.mean)} ± {points(difference.interval)}"
-    if not in_full:
-        return f"{size} {side} at {ipc} ({p})"
-    return f"{size} points {side} {baseline} at {ipc} image{'' if ipc == 1 else 's'} a class ({p}, adjusted)"
-
-
-def _unclear(cell: Cell) -> str:
-    if cell.accuracy is None:
-        return "no result"
-    found = cell.difference
-    if found is None:
-        return "no result of the baseline to pair with"
-    signed = f"{'−' if found.mean < 0 else '+'}{points(found.mean)}"
-    if found.count == 1:
-        return f"{signed} points of one generator seed, no interval, so it can't be told from noise"
-    if found.p is None:
-        return f"{signed} points in every pair of seeds, without spread, so it can't be tested"
-    return f"within the noise ({signed} ± {points(found.interval)})"
-
-
-def repeats_of(row: Mapping[str, Any], ipc: int, which: str = "last") -> Repeats:
-    """The accuracies of a cell, a list a generator seed; empty where the row failed."""
-    return ((row.get("accuracy") or {}).get(str(ipc)) or {}).get(which) or []
-
-
-def _check(document: Mapping[str, Any], rows: Mapping[str, Any]) -> None:
-    names = [row["name"] for row in document["rows"]]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"rows: the name {twice[0]!r} stands twice; give every row a name of its own")
-    if document["baseline"] not in rows:
-        raise InputError(
-            f"baseline: {document['baseline']!r} is no row; choose one of {', '.join(map(repr, rows))}"
-        )
-    seeds = len(document["generator_seeds"])
-    for name, ipc, found in _lengths(document, rows):
-        if found != seeds:
-            raise InputError(
-                f"rows: {name!r} at {ipc} images a class has {found} generator seeds, the document {seeds}; "
-                "give a list for each seed, null for one that failed"
+def measurements(document: Ablation, comparison: Comparison) -> Measurements:
+    """Row by row: accuracy, last and best, metrics by IPC and of the pool, deciles, seconds."""
+    columns = {row["name"]: dict(_columns(document, row)) for row in document["rows"]}
+    of_baseline = columns[comparison.baseline]
+    numbers: dict[tuple[str, int | None, str], Measurement] = {}
+    for name, of_row in columns.items():
+        for (ipc, metric), repeats in of_row.items():
+            if (mean := row_summary(repeats)) is None:
+                continue
+            theirs = () if name == comparison.baseline else of_baseline.get((ipc, metric), ())
+            versus = paired_difference(repeats, theirs)
+            tested = comparison.cells[name, ipc].difference if ipc and metric == "accuracy" else None
+            numbers[name, ipc, metric] = Measurement(
+                name,
+                ipc,
+                metric,
+                mean.mean,
+                mean.interval,
+                versus and versus.mean,
+                versus and versus.interval,
+                tested and tested.p_adjusted,
+                mean.count,
             )
+    return numbers
 
 
-def _lengths(document: Mapping[str, Any], rows: Mapping[str, Any]) -> Iterator[tuple[str, int, int]]:
-    for name, row in rows.items():
-        for ipc in document["ipcs"]:
-            if repeats := repeats_of(row, ipc):
-                yield name, ipc, len(repeats)
+def _columns(document: Ablation, row: Row) -> Iterator[tuple[Key, Repeats]]:
+    """A list a generator seed of its repeats, of everything that the row has."""
+    for ipc in document["ipcs"]:
+        yield (ipc, "accuracy"), row["accuracy"][str(ipc)]["last"]
+        yield (ipc, "accuracy_best"), row["accuracy"][str(ipc)]["best"]
+        for metric, column in row["metrics"][str(ipc)].items():
+            yield from _by_seed(ipc, metric, column)
+    for metric, column in (row["pool"] or {}).items():
+        yield from _by_seed(document["pool_images"], POOL + metric, column)
+    for stage, column in row["seconds"].items():
+        yield from _by_seed(None, SECONDS + stage, column)
+    yield from _by_seed(None, "device_seconds", row["device_seconds"])
+
+
+def _by_seed(ipc: int | None, metric: str, column: Column) -> Iterator[tuple[Key, Repeats]]:
+    """One repeat a seed; deciles, ten values a seed, become ten metrics."""
+    deciles = [values for values in column if isinstance(values, list)]
+    for place, values in enumerate(zip(*deciles, strict=True), start=1):
+        yield (ipc, f"{metric.removesuffix('s')}_{place}"), [[value] for value in values]
+    if not deciles:
+        yield (ipc, metric), [[value] for value in column if not isinstance(value, list)]

@@ -1,60 +1,39 @@
-"""What an ablation found, as plain data: its rows' accuracies, coverage and cost, read off the artefacts of
-its cells.
-"""
+"""What an ablation gives, as plain data: accuracies, coverage and cost of its rows, read off artefacts."""
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
 from ims3_ray.data.distilled import is_selected
+from ims3_ray.evaluation.figures import Evaluation
 from ims3_ray.evaluation.protocols import protocol
+from ims3_ray.method.coverage import Values
 from ims3_ray.pipeline.steps import Step
 from ims3_ray.stages.context import Context
-from ims3_ray.stages.evaluate import baselines
+from ims3_ray.stages.evaluate.baselines import Vectors, measure_all
 from ims3_ray.stages.evaluate.classifiers import classifier_seeds
+from ims3_ray.stages.evaluate.compare import Real, choose, real_vectors
 from ims3_ray.stages.evaluate.stage import first_of_pool
-from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import read_rows
+from ims3_ray.storage.tables import CANDIDATES, FEATURES
 
-from .plan import YARDSTICKS, Cell, Plan
+from . import plan
+from .comparison import Ablation, Column
+from .comparison import Row as RowFigures
 
 Steps = Mapping[str, Step]  # by noun
+Value = TypeVar("Value")
 
 
-def describe(ablation: Plan, contexts: Mapping[Cell, Context], steps: Mapping[Cell, Steps]) -> dict[str, Any]:
-    """ablation.json of an ablation whose cells are complete: accuracies, coverage, time, by row."""
-    pools = _coverage(ablation, contexts, steps)
-    any_context = next(iter(contexts.values()))
-    config, rules = any_context.config, protocol(any_context.config.evaluate.protocol)
-    largest = max(ablation.ipcs)
-    rows = []
-    for row in ablation.rows.rows:
-        source, of_set = (row.name, "distilled") if row.real is None else (ablation.rows.host, row.real)
-        cells = {
-            ipc: [_evaluation(steps[source, ipc, seed]) for seed in ablation.seeds] for ipc in ablation.ipcs
-        }
-        line = {
-            "name": row.name,
-            "overrides": dict(row.overrides),
-            "is_real": row.real is not None,
-            "note": row.note,
-            "accuracy": {str(ipc): _accuracies(documents, of_set) for ipc, documents in cells.items()},
-            "metrics": {
-                str(ipc): _columns([d["coverage"][of_set] for d in documents])
-                for ipc, documents in cells.items()
-            },
-        }
-        if row.real is None:
-            runs = [
-                (contexts[source, largest, seed], steps[source, largest, seed]) for seed in ablation.seeds
-            ]
-            line |= {"seconds": _columns([_seconds(*run) for run in runs])}
-            line["device_seconds"] = [sum(_seconds(*run).values()) * run[0].machine.actors for run in runs]
-        else:
-            line |= {"seconds": {}, "device_seconds": [0.0] * len(ablation.seeds)}
-        rows.append(line | {"pool": pools.get(row.name)})
+def describe(
+    ablation: plan.Plan, contexts: Mapping[plan.Cell, Context], steps: Mapping[plan.Cell, Steps]
+) -> Ablation:
+    """ablation.json of an ablation whose cells are complete."""
+    pools = _pools(ablation, contexts, steps) if ablation.pool_images else {}
+    context = next(iter(contexts.values()))
+    config, rules = context.config, protocol(context.config.evaluate.protocol)
     return {
         "protocol": rules.label,
         "split": rules.split,
@@ -64,107 +43,111 @@ def describe(ablation: Plan, contexts: Mapping[Cell, Context], steps: Mapping[Ce
         "generator_seeds": list(ablation.seeds),
         "classifier_seeds": config.evaluate.seeds,
         "pool_images": ablation.pool_images,
-        "device": any_context.machine.device,
+        "device": context.machine.device,
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "rows": rows,
-        "yardsticks": {name: _first_of(pools[name]) for name in YARDSTICKS} if pools else None,
+        "rows": [_row(ablation, row, contexts, steps, pools.get(row.name)) for row in ablation.rows.rows],
+        "yardsticks": {n: {k: v[0] for k, v in pools[n].items()} for n in plan.YARDSTICKS} if pools else None,
     }
 
 
-def _evaluation(steps: Steps) -> dict[str, Any]:
-    return steps["evaluation"].directory.read_json("evaluation.json")
-
-
-def _accuracies(documents: Sequence[Mapping], of_set: str) -> dict[str, list[list[float]]]:
-    """last and best: a list of the classifier seeds' for each generator seed."""
+def _row(
+    ablation: plan.Plan,
+    row: plan.Row,
+    contexts: Mapping[plan.Cell, Context],
+    steps: Mapping[plan.Cell, Steps],
+    pool: dict[str, Column] | None,
+) -> RowFigures:
+    source, of_set = (row.name, "distilled") if row.real is None else (ablation.rows.host, row.real)
+    documents: dict[str, list[Evaluation]] = {
+        str(ipc): [
+            steps[source, ipc, seed]["evaluation"].directory.read_json("evaluation.json")
+            for seed in ablation.seeds
+        ]
+        for ipc in ablation.ipcs
+    }
+    seconds: list[dict[str, float]] = []
+    device_seconds = [0.0] * len(ablation.seeds)
+    if row.real is None:
+        cells = [(row.name, max(ablation.ipcs), seed) for seed in ablation.seeds]
+        seconds = [_seconds(contexts[cell], steps[cell]) for cell in cells]
+        actors = [contexts[cell].machine.actors for cell in cells]
+        device_seconds = [sum(s.values()) * n for s, n in zip(seconds, actors, strict=True)]
     return {
-        which: [document["sets"][of_set][which]["values"] for document in documents]
-        for which in ("last", "best")
+        "name": row.name,
+        "overrides": dict(row.overrides),
+        "is_real": row.real is not None,
+        "note": row.note,
+        "accuracy": {
+            ipc: {which: [d["sets"][of_set][which]["values"] for d in of_ipc] for which in ("last", "best")}
+            for ipc, of_ipc in documents.items()
+        },
+        "metrics": {ipc: _columns([d["coverage"][of_set] for d in of]) for ipc, of in documents.items()},
+        "seconds": _columns(seconds),
+        "device_seconds": device_seconds,
+        "pool": pool,
     }
 
 
-def _columns(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+def _columns(records: Sequence[Mapping[str, Value]]) -> dict[str, Sequence[Value]]:
     """A mapping for each generator seed as a list over the seeds for each name."""
-    return {name: [record[name] for record in records] for name in records[0]}
+    return {name: [record[name] for record in records] for name in (records[0] if records else ())}
 
 
-def _first_of(columns: Mapping[str, list[Any]]) -> dict[str, Any]:
-    return {name: values[0] for name, values in columns.items()}
-
-
-def _seconds(context: Context, steps: Mapping[str, Step]) -> dict[str, float]:
+def _seconds(context: Context, steps: Steps) -> dict[str, float]:
     """What a run alone would have spent, by stage: what others of the table made for it counts in full."""
     config = context.config
     tuned, started = config.finetune.epochs > 0, config.sample.start == "inversion"
     matched = tuned and bool(config.im.weight or config.im.grad_ratio)
     wanted = {"latents": tuned or started, "inversions": matched or started, "adapter": tuned}
     nouns = ("latents", "inversions", "adapter", "features", "candidates", "selection")
-    return {steps[n].stage.name: steps[n].manifest["seconds"] for n in nouns if wanted.get(n, True)}
+    needed = (steps[noun] for noun in nouns if wanted.get(noun, True))
+    return {step.stage.name: step.manifest["seconds"] for step in needed if step.manifest}
 
 
-def _coverage(
-    ablation: Plan, contexts: Mapping[Cell, Context], steps: Mapping[Cell, Steps]
-) -> dict[str, dict[str, list[Any]]]:
-    """Coverage of `pool_images` images a class over the seeds: of every row, a random real subset and the
-    ceiling.
+def _pools(
+    ablation: plan.Plan, contexts: Mapping[plan.Cell, Context], steps: Mapping[plan.Cell, Steps]
+) -> dict[str, dict[str, Column]]:
+    """Coverage of `pool_images` images a class over the seeds: of every row and of the yardsticks.
 
     A row that chooses single images chooses so many; of others the first candidates are taken, before any
     selection. Rows with fewer candidates are left out.
     """
-    if not ablation.pool_images:
-        return {}
-    found: dict[str, list[dict[str, Any]]] = {}
+    count, rows = ablation.pool_images or 0, ablation.rows
+    records: dict[str, list[Values]] = {}
     for seed in ablation.seeds:
-        key = (ablation.rows.host, max(ablation.ipcs), seed)
-        context, features = contexts[key], steps[key]["features"].directory
-        real = read_rows(features, tables.FEATURES)
-        sets = _real_sets(ablation, context, real, seed)
-        for row in ablation.rows.rows:
+        key = (rows.host, max(ablation.ipcs), seed)
+        context, train = contexts[key], contexts[key].images["train"]
+        table = read_rows(steps[key]["features"].directory, FEATURES)
+        real = Real(train, train.ids, table["image_id"].tolist(), (table["feature"], table["label"]))
+        sets: dict[str, Vectors] = {}
+        for row in rows.rows:
             if row.real is None:
-                chosen, largest = (
-                    (row.name, ipc, seed) for ipc in (ablation.pool_images, max(ablation.ipcs))
-                )
-                vectors = _drawn(context, ablation.pool_images, steps.get(chosen), steps[largest])
-                sets |= {row.name: vectors} if vectors else {}
-        of_real, k = (real["feature"], real["label"]), context.config.evaluate.neighbours
-        for name, values in baselines.measure_all(of_real, sets, k, context.classes).items():
-            found.setdefault(name, []).append(values)
-    return {name: _columns(records) for name, records in found.items()}
+                cells = ((row.name, ipc, seed) for ipc in (count, max(ablation.ipcs)))
+                sets |= _drawn(row.name, context, count, *(steps.get(cell) for cell in cells))
+        names = dict.fromkeys(["random", *sorted({row.real for row in rows.rows if row.real})])
+        choices = choose(real, names, [[count] * len(train.classes)], classifier_seeds(seed, 1))
+        neighbours = context.config.evaluate.neighbours
+        of_real = real_vectors(choices, real, classifier_seeds(seed, 1)[0], neighbours, count)
+        sets |= {row.name: of_real[row.real] for row in rows.rows if row.real}
+        sets |= {name: of_real[name] for name in plan.YARDSTICKS}
+        for name, values in measure_all(real.vectors, sets, neighbours, train.classes).items():
+            records.setdefault(name, []).append(values)
+    return {name: _columns(of_seeds) for name, of_seeds in records.items()}
 
 
-def _drawn(context: Context, count: int, selected: Steps | None, steps: Steps) -> baselines.Vectors | None:
-    """Features and labels of the selected candidates, or of the first `count` a class where there are so
-    many.
-    """
-    rows = read_rows(
-        (selected or steps)["candidates"].directory,
-        tables.CANDIDATES,
-        ["label", "subgroup", "index", "feature"],
-    )
+def _drawn(
+    name: str, context: Context, count: int, selected: Steps | None, steps: Steps | None
+) -> dict[str, Vectors]:
+    """The selected candidates, or the first `count` a class where there are so many."""
+    source = selected or steps
+    assert source is not None
+    columns = ["label", "subgroup", "index", "feature"]
+    rows = read_rows(source["candidates"].directory, CANDIDATES, columns)
     if selected:
         selection = selected["selection"].directory.read_json("selection.json")
         kept = np.flatnonzero(is_selected(selection, context.classes, rows))
     else:
         kept = first_of_pool(rows, count)
         if len(kept) < count * len(context.classes):
-            return None
-    return rows["feature"][kept], rows["label"][kept]
-
-
-def _real_sets(
-    ablation: Plan, context: Context, real: tables.Columns, seed: int
-) -> dict[str, baselines.Vectors]:
-    """`pool_images` real images a class: those of the rows that stand for real images, and the yardsticks."""
-    count, train, first = ablation.pool_images, context.images["train"], classifier_seeds(seed, 1)
-    vectors = real["feature"], real["label"]
-    ids = {train.ids[row] for row in train.subset(count, "random", first[0])}
-    chosen = {"random": np.flatnonzero([image in ids for image in real["image_id"]])}
-    kinds = {row.real for row in ablation.rows.rows if row.real}
-    coresets = baselines.choose_coresets(vectors, sorted(kinds - {"random"}), count, first, context.classes)
-    chosen |= {name: rows for (name, _), rows in coresets.items()}
-    of_rows = {row.name: chosen[row.real] for row in ablation.rows.rows if row.real}
-    of_rows["random"] = chosen["random"]
-    of_rows["ceiling"] = baselines.ceiling(
-        vectors, count, context.config.evaluate.neighbours, context.classes
-    )
-    return {name: (vectors[0][rows], vectors[1][rows]) for name, rows in of_rows.items()}
+            return {}
+    return {name: (rows["feature"][kept], rows["label"][kept])}

@@ -1,158 +1,83 @@
-"""The report on an ablation as one HTML page, for a person who decides which row to ship: nothing fetched, no
-script.
-"""
+"""An ablation as one HTML page, for a person who decides which row to ship: nothing fetched, no script."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from ims3_ray.jobs.ablate.comparison import Comparison, compare, in_words, p_in_words
-from ims3_ray.report import coverage_plots
-from ims3_ray.report.images import data_uri
+from ims3_ray.report.coverage_plots import Dot, Line, by_decile, copying
 from ims3_ray.report.svg import CLASS_COLOURS, INK, RANDOM
 from ims3_ray.report.wording import METRICS, environment
 
-from .claim import ablation_claim
-from .numbers import POOL, SECONDS, Measurement, by_row, measurements
+from .comparison import POOL, SECONDS, Ablation, Comparison, Measurements, compare, measurements
 from .plots import accuracy_panels
+from .words import ablation_claim, in_words, p_in_words
 
-IMAGES_SHOWN = 30  # of a row, so that twelve rows stay below 3 MB
 YARDSTICKS = {"random": "Random real (yardstick)", "ceiling": "Ceiling"}
 
-Numbers = Mapping[str, Mapping[tuple[int | None, str], Measurement]]
 
-
-@dataclass(frozen=True)
-class Cost:
-    """What a row took, mean over its generator seeds, and the device time of all seeds together."""
-
-    name: str
-    seconds: dict[str, float]
-    device_seconds: float | None
-    device_hours: float | None
-    bar: float
-    """Its share of the dearest row's time, in percent."""
-
-
-def render_ablation(
-    document: Mapping[str, Any], images: Mapping[str, Sequence[bytes]] | None = None
-) -> bytes:
-    """The page, UTF-8; the same bytes for the same document.
-
-    `images`: encoded images by row name, in order. Row names are untrusted text. Raises InputError for a
-    document that does not fit (see `compare`), OSError for bytes that are no image.
-    """
+def render_ablation(document: Ablation) -> bytes:
+    """The page, UTF-8; the same bytes for the same document. Row names are untrusted text."""
     comparison = compare(document)
-    numbers = by_row(measurements(document, comparison))
-    yardsticks = document.get("yardsticks") or {}
+    numbers = measurements(document, comparison)
+    yardsticks = {YARDSTICKS[name]: values for name, values in (document["yardsticks"] or {}).items()}
     context = {
         "document": document,
         "comparison": comparison,
+        "numbers": numbers,
         "claim": ablation_claim(comparison),
         "sentences": in_words(comparison),
-        "rows": {row["name"]: row for row in document["rows"]},
         "accuracy": accuracy_panels(comparison),
         "p_in_words": p_in_words,
-        "pool_metrics": _pool_metrics(document, numbers, yardsticks),
-        "deciles": coverage_plots.by_decile(_decile_lines(document, numbers, yardsticks)),
-        "copying": coverage_plots.copying(_dots(document, numbers, comparison)),
-        "stages": _stages(numbers),
-        "costs": costs(numbers, comparison),
-        "strips": {
-            name: [data_uri(image) for image in shown[:IMAGES_SHOWN]]
-            for name, shown in (images or {}).items()
-        },
-        "yardsticks": {YARDSTICKS.get(name, name): values for name, values in yardsticks.items() if values},
+        "pool": POOL,
+        "metrics": _titles(document, numbers),
+        "deciles": by_decile(_decile_lines(document, numbers)),
+        "copying": copying(_dots(document, comparison, numbers)),
+        "costs": _costs(document, numbers),
+        "stages": list(dict.fromkeys(stage for row in document["rows"] for stage in row["seconds"])),
+        "yardsticks": yardsticks,
     }
     return environment(Path(__file__).parent).get_template("page.html").render(context).encode()
 
 
-def _pool_metrics(
-    document: Mapping[str, Any], numbers: Numbers, yardsticks: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Names of the pool's metrics in the order of the run report's table, deciles left out; each row's
-    values.
-    """
-    keys = dict.fromkeys(
-        metric.removeprefix(POOL)
-        for of_row in numbers.values()
-        for _, metric in of_row
-        if metric.startswith(POOL)
-    )
-    plain = [key for key in keys if not key.startswith("decile_")]
-    order = [key for key in METRICS if key in plain] + [key for key in plain if key not in METRICS]
-    rows = {
-        name: [of_row.get((document["pool_images"], POOL + key)) for key in order]
-        for name, of_row in numbers.items()
-        if any(metric.startswith(POOL) for _, metric in of_row)
-    }
-    of_yardsticks = {
-        YARDSTICKS.get(name, name): [values.get(key) for key in order]
-        for name, values in yardsticks.items()
-        if values
-    }
-    titles = [METRICS.get(key, (key, ""))[0] for key in order]
-    return {"titles": titles, "rows": rows, "yardsticks": of_yardsticks}
+def _titles(document: Ablation, numbers: Measurements) -> dict[str, str]:
+    """Title of every metric of the pools, in the order of a run's table."""
+    names, size = [row["name"] for row in document["rows"]], document["pool_images"]
+    measured = [key for key in METRICS if any((name, size, POOL + key) in numbers for name in names)]
+    return {key: METRICS[key][0] for key in measured}
 
 
-def _decile_lines(
-    document: Mapping[str, Any], numbers: Numbers, yardsticks: Mapping[str, Any]
-) -> list[coverage_plots.Line]:
-    lines = []
-    for name, of_row in numbers.items():
-        keys = [(document["pool_images"], f"{POOL}decile_{place}") for place in range(1, 11)]
-        if all(key in of_row for key in keys):
-            lines.append(
-                coverage_plots.Line(name, [of_row[key].mean for key in keys], _colour(numbers, name))
-            )
-    for name, values in yardsticks.items():
-        if values and values.get("deciles"):
-            colour = RANDOM if name == "random" else INK
-            lines.append(
-                coverage_plots.Line(YARDSTICKS.get(name, name), values["deciles"], colour, yardstick=True)
-            )
+def _decile_lines(document: Ablation, numbers: Measurements) -> list[Line]:
+    size, lines = document["pool_images"], []
+    for place, row in enumerate(document["rows"]):
+        if row["pool"]:
+            keys = [(row["name"], size, f"{POOL}decile_{tenth}") for tenth in range(1, 11)]
+            lines.append(Line(row["name"], [numbers[key].mean for key in keys], _colour(place)))
+    for name, values in (document["yardsticks"] or {}).items():
+        colour, deciles = RANDOM if name == "random" else INK, values["deciles"]
+        assert isinstance(deciles, list)
+        lines.append(Line(YARDSTICKS[name], deciles, colour, yardstick=True))
     return lines
 
 
-def _dots(document: Mapping[str, Any], numbers: Numbers, comparison: Comparison) -> list[coverage_plots.Dot]:
+def _dots(document: Ablation, comparison: Comparison, numbers: Measurements) -> list[Dot]:
     """Of the pools; of the selected sets at the largest IPC where no row has a pool."""
-    of_pool = [(document["pool_images"], POOL + key) for key in ("copy_rate", "low_density_coverage")]
-    of_sets = [(comparison.ipcs[-1], key) for key in ("copy_rate", "low_density_coverage")]
-    has_pool = any(of_pool[0] in of_row for of_row in numbers.values())
-    keys = of_pool if has_pool else of_sets
-    return [
-        coverage_plots.Dot(name, *(of_row[key].mean for key in keys), _colour(numbers, name))
-        for name, of_row in numbers.items()
-        if all(key in of_row for key in keys)
-    ]
+    has_pool = any(row["pool"] for row in document["rows"])
+    ipc, prefix = (document["pool_images"], POOL) if has_pool else (comparison.ipcs[-1], "")
+    dots = []
+    for place, name in enumerate(comparison.rows):
+        shares = [numbers.get((name, ipc, prefix + key)) for key in ("copy_rate", "low_density_coverage")]
+        if all(shares):
+            dots.append(Dot(name, *(share.mean for share in shares if share), _colour(place)))
+    return dots
 
 
-def _colour(numbers: Numbers, name: str) -> str:
-    return CLASS_COLOURS[list(numbers).index(name) % len(CLASS_COLOURS)]
+def _costs(document: Ablation, numbers: Measurements) -> list[dict[str, object]]:
+    """What each row took: mean over its generator seeds by stage, and the device time."""
+    costs = []
+    for row in document["rows"]:
+        seconds = {stage: numbers[row["name"], None, SECONDS + stage].mean for stage in row["seconds"]}
+        costs.append({"name": row["name"], "seconds": seconds, "sum": sum(seconds.values())})
+        costs[-1]["device"] = numbers[row["name"], None, "device_seconds"]
+    return costs
 
 
-def _stages(numbers: Numbers) -> list[str]:
-    keys = [metric for of_row in numbers.values() for _, metric in of_row if metric.startswith(SECONDS)]
-    return list(dict.fromkeys(key.removeprefix(SECONDS) for key in keys))
-
-
-def costs(numbers: Numbers, comparison: Comparison) -> list[Cost]:
-    """A cost a row, in the table's order; rows that were not timed are left out."""
-    found = []
-    for name in comparison.rows:
-        of_row = numbers.get(name, {})
-        seconds = {
-            stage: of_row[None, SECONDS + stage].mean
-            for stage in _stages(numbers)
-            if (None, SECONDS + stage) in of_row
-        }
-        device = of_row.get((None, "device_seconds"))
-        if seconds or device:
-            hours = device and device.mean * device.n / 3600
-            found.append(Cost(name, seconds, device and device.mean, hours, sum(seconds.values())))
-    longest = max((cost.bar for cost in found), default=0)
-    return [
-        Cost(c.name, c.seconds, c.device_seconds, c.device_hours, 100 * c.bar / longest if longest else 0)
-        for c in found
-    ]
+def _colour(place: int) -> str:
+    return CLASS_COLOURS[place % len(CLASS_COLOURS)]

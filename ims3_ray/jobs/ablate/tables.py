@@ -1,17 +1,15 @@
-"""An ablation outside of its page: a Markdown table for a README, a CSV for a notebook, figures for MLflow."""
+"""An ablation outside of its page: a Markdown table for a README, a CSV, figures for MLflow."""
 
 import csv
 import html
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple, fields
 from io import StringIO
-from typing import Any
 
-from ims3_ray.jobs.ablate.comparison import Cell, Comparison, compare
 from ims3_ray.report.wording import signed
 
-from .numbers import POOL, Measurement, by_row, measurements
+from .comparison import POOL, Ablation, Cell, Comparison, Measurement, compare, measurements
 
 POOL_COLUMNS = {
     "coverage": "Coverage",
@@ -20,78 +18,56 @@ POOL_COLUMNS = {
 }
 
 
-def markdown(document: Mapping[str, Any]) -> str:
+def markdown(document: Ablation) -> str:
     """A row a row: accuracy at each IPC with its interval and difference, coverage of the pool, device time.
 
     Differences in bold are larger than the noise after adjustment. Names are escaped: they can't break the
     table.
     """
-    comparison = compare(document)
-    numbers = by_row(measurements(document, comparison))
-    metrics = [
-        metric
-        for metric in POOL_COLUMNS
-        if any((document["pool_images"], POOL + metric) in row for row in numbers.values())
-    ]
-    heads = [
-        "Row",
-        *(f"IPC {ipc}" for ipc in comparison.ipcs),
-        *(POOL_COLUMNS[metric] for metric in metrics),
-        "Device time",
-    ]
+    comparison, pool = compare(document), document["pool_images"]
+    numbers, ipcs = measurements(document, comparison), comparison.ipcs
+    metrics = [m for m in POOL_COLUMNS if any((name, pool, POOL + m) in numbers for name in comparison.rows)]
+    heads = ["Row", *(f"IPC {ipc}" for ipc in ipcs), *(POOL_COLUMNS[m] for m in metrics), "Device time"]
     lines = [_line(heads), _line(["---"] + ["---:"] * (len(heads) - 1))]
     for name in comparison.rows:
-        of_row = numbers.get(name, {})
-        cells = [accuracy_in_words(comparison.cells[name, ipc]) for ipc in comparison.ipcs]
-        pool = [_mean(of_row.get((document["pool_images"], POOL + metric))) for metric in metrics]
-        time = of_row.get((None, "device_seconds"))
-        lines.append(_line([_escaped(name), *cells, *pool, f"{time.mean:,.0f} s" if time else "–"]))
+        cells = [accuracy_in_words(comparison.cells[name, ipc]) for ipc in ipcs]
+        covered = [_mean(numbers.get((name, pool, POOL + metric))) for metric in metrics]
+        time = f"{numbers[name, None, 'device_seconds'].mean:,.0f} s"
+        lines.append(_line([_escaped(name), *cells, *covered, time]))
     return "\n".join([*lines, "", _legend(document, comparison)]) + "\n"
 
 
 def accuracy_in_words(cell: Cell) -> str:
-    """`96.5 ± 0.2 (**+0.7 ± 0.3**)`: percent and points; a dash where there is no result."""
-    if cell.accuracy is None:
-        return "–"
-    text = f"{100 * cell.accuracy.mean:.1f}"
-    if cell.accuracy.interval is not None:
-        text += f" ± {100 * cell.accuracy.interval:.1f}"
-    if (found := cell.difference) is None:
+    """`96.5 ± 0.2 (**+0.7 ± 0.3**)`: percent and points."""
+    text = f"{100 * cell.accuracy.mean:.1f}{_interval(cell.accuracy.interval)}"
+    if cell.difference is None:
         return text
-    versus = signed(found.mean)
-    if found.interval is not None:
-        versus += f" ± {100 * found.interval:.1f}"
-    return f"{text} (**{versus}**)" if found.larger_than_noise else f"{text} ({versus})"
+    versus = signed(cell.difference.mean) + _interval(cell.difference.interval)
+    return f"{text} (**{versus}**)" if cell.is_clear else f"{text} ({versus})"
 
 
-def long_csv(document: Mapping[str, Any]) -> str:
+def long_csv(document: Ablation) -> str:
     """One line a measurement, with a header of its fields; accuracies are fractions, empty is undefined."""
     out = StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([field.name for field in fields(Measurement)])
-    writer.writerows(astuple(one) for one in measurements(document, compare(document)))
+    writer.writerows(astuple(one) for one in measurements(document, compare(document)).values())
     return out.getvalue()
 
 
-def metrics_for_mlflow(document: Mapping[str, Any]) -> dict[str, float]:
-    """`ablation/<row>/<metric>/ipc<n>` and its `…/difference`, under names that MLflow takes; undefined ones
-    left out.
-    """
+def metrics_for_mlflow(document: Ablation) -> dict[str, float]:
+    """`ablation/<row>/<metric>/ipc<n>` and its `…/difference`, under names that MLflow takes."""
     comparison = compare(document)
-    names = _plain_names(comparison.rows)
-    figures = {}
-    for one in measurements(document, comparison):
-        parts = ["ablation", names[one.row], *(_plain(part) for part in one.metric.split("/"))]
+    names, figures = _plain_names(comparison.rows), {}
+    for one in measurements(document, comparison).values():
+        parts = ["ablation", names[one.row], *map(_plain, one.metric.split("/"))]
         key = "/".join(parts if one.ipc is None else [*parts, f"ipc{one.ipc}"])
-        for suffix, value in (
-            ("", one.mean), ("/interval", one.interval), ("/difference", one.difference), ("/p_adjusted", one.p_adjusted),
-        ):  # fmt: skip
-            if value is not None:
-                figures[key + suffix] = value
-    return figures
+        figures |= {key: one.mean, f"{key}/interval": one.interval, f"{key}/difference": one.difference}
+        figures[f"{key}/p_adjusted"] = one.p_adjusted
+    return {key: figure for key, figure in figures.items() if figure is not None}
 
 
-def _plain_names(names: tuple[str, ...]) -> dict[str, str]:
+def _plain_names(names: Iterable[str]) -> dict[str, str]:
     """A plain name for each, no two alike."""
     plain: dict[str, str] = {}
     for name in names:
@@ -107,15 +83,16 @@ def _plain(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "_", text.replace("³", "3")).strip("_")[:60] or "row"
 
 
-def _legend(document: Mapping[str, Any], comparison: Comparison) -> str:
-    seeds, baseline = len(document["generator_seeds"]), _escaped(comparison.baseline)
+def _legend(document: Ablation, comparison: Comparison) -> str:
+    seeds, each = len(document["generator_seeds"]), document["classifier_seeds"]
+    fields = ("protocol", "split", "baseline", "device", "written")
+    protocol, split, baseline, device, written = (_escaped(document[key]) for key in fields)
     return (
-        f"Accuracy in percent after the last step, protocol {_escaped(document['protocol'])}, {_escaped(document['split'])} "
-        f"split; mean ± 95 % interval over {seeds} generator seed{'' if seeds == 1 else 's'} (of "
-        f"{document['classifier_seeds']} classifiers each). In brackets: points above or below {baseline}, "
-        f"paired by seed; **bold**: p < 0.05 after Holm's adjustment over {comparison.num_tests} comparisons. "
-        f"Coverage and copy rate: of {document['pool_images']} images a class. "
-        f"Device: {_escaped(document['device'])}. Written {_escaped(document['written'])}."
+        f"Accuracy in percent after the last step, protocol {protocol}, {split} split; mean ± 95 % interval "
+        f"over {seeds} generator seed{'' if seeds == 1 else 's'} (of {each} classifiers each). In brackets: "
+        f"points above or below {baseline}, paired by seed; **bold**: p < 0.05 after Holm's adjustment over "
+        f"{comparison.num_tests} comparisons. Coverage and copy rate: of {document['pool_images']} images a "
+        f"class. Device: {device}. Written {written}."
     )
 
 
@@ -125,11 +102,15 @@ def _mean(one: Measurement | None) -> str:
     return f"{one.mean:.2f}" if one.interval is None else f"{one.mean:.2f} ± {one.interval:.2f}"
 
 
-def _line(cells: list[str]) -> str:
+def _interval(interval: float | None) -> str:
+    return "" if interval is None else f" ± {100 * interval:.1f}"
+
+
+def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _escaped(text: Any) -> str:
+def _escaped(text: str) -> str:
     """Text that Markdown shows as it is, on one line."""
-    plain = html.escape(" ".join(str(text).split()), quote=False)
+    plain = html.escape(" ".join(text.split()), quote=False)
     return re.sub(r"([\\`*_{}\[\]()#|~!])", r"\\\1", plain)

@@ -83,12 +83,19 @@ def cover(
     own: Mapping[str, Vectors], choices: Choices, real: Real, seed: int, neighbours: int, count: int | None
 ) -> dict[str, Values]:
     """Coverage of the sets compared, of the baselines by `seed`, of the ceiling of `count` images a class."""
+    sets = {**own, **real_vectors(choices, real, seed, neighbours, count)}
+    return measure_all(real.vectors, sets, neighbours, real.images.classes)
+
+
+def real_vectors(
+    choices: Choices, real: Real, seed: int, neighbours: int, count: int | None
+) -> dict[str, Vectors]:
+    """Of the baselines as `seed` chose them and, where a count is given, of the ceiling."""
     places = {name: choice.places for (name, of_seed), choice in choices.items() if of_seed == seed}
     if count is not None:
         places["ceiling"] = ceiling(real.vectors, count, neighbours, real.images.classes)
     features, labels = real.vectors
-    of_real = {name: (features[rows], labels[rows]) for name, rows in places.items()}
-    return measure_all(real.vectors, {**own, **of_real}, neighbours, real.images.classes)
+    return {name: (features[rows], labels[rows]) for name, rows in places.items()}
 
 
 def score(
