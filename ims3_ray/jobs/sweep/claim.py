@@ -1,12 +1,9 @@
 """What a sweep's page opens with: the best trial by IPC, what its score may be taken for, what was shared."""
 
-from ims3_ray.jobs.ablate.claim import listed
-from ims3_ray.report.claim import Claim
-from ims3_ray.report.wording import duration
+from ims3_ray.report.wording import Claim, duration, listed
 from ims3_ray.runs.records import FAILED, FINISHED, STOPPED
 
-from .document import TrialRow
-from .results import ACCURACY, IPC, MOST_NAMED, Results, metric_name, setting
+from .results import IPC, MOST_NAMED, Results, metric_name, setting
 
 
 def sweep_claim(results: Results) -> Claim:
@@ -14,9 +11,15 @@ def sweep_claim(results: Results) -> Claim:
     if not results.best:
         return Claim("No trial finished", "Nothing was chosen, and there is no setting to run.")
     split, named = results.document["split"], list(results.best.items())[-MOST_NAMED:]
-    scores = listed([f"{score_in_words(results, trial)} at {ipc}" for ipc, trial in named])
+    scores = []
+    for ipc, trial in named:
+        interval = results.interval(trial)
+        unit = ("" if interval is None else f" ± {100 * interval:.1f}") + "\u202f%"
+        scores.append(f"{results.in_words(results.score(trial), unit)} at {ipc}")
     images = "image" if named[-1][0] == "1" else "images"
-    headline = f"Best {metric_name(results.objective).lower()} on {split} images: {scores} {images} a class"
+    headline = (
+        f"Best {metric_name(results.objective).lower()} on {split} images: {listed(scores)} {images} a class"
+    )
     settings = []
     for ipc, trial in named:
         where = f"at {ipc}: " if len(results.best) > 1 else ""
@@ -46,14 +49,6 @@ def sweep_work(results: Results) -> str:
             f"{_many(len(pools), 'pool')} of candidates served {_many(served, 'trial')}{saving}."
         )
     return " ".join(sentences)
-
-
-def score_in_words(results: Results, trial: TrialRow) -> str:
-    """`91.2 ± 2.1 %`; of other objectives the plain figure."""
-    score, interval = results.score(trial), results.interval(trial)
-    if results.objective != ACCURACY:
-        return f"{score:.3f}"
-    return f"{100 * score:.1f}{'' if interval is None else f' ± {100 * interval:.1f}'}\u202f%"
 
 
 def _scored_on(results: Results, split: str) -> str:

@@ -11,18 +11,16 @@ from matplotlib.patches import Rectangle
 
 from ims3_ray.report import svg
 from ims3_ray.report.inputs import shortened
-from ims3_ray.report.plots import WIDTH
-from ims3_ray.report.svg import DISTILLED, GRID, INK
+from ims3_ray.report.svg import DISTILLED, GRID, INK, WIDTH
 
 from .document import TrialRow
 from .plots import field_title
-from .results import ACCURACY, IPC, Axis, Results, ipc_of, is_number, metric_name, short
+from .results import IPC, Axis, Results, ipc_of, is_number, metric_name, short
 
 USUAL_PAIR = ("select.alpha", "select.beta")
 BINS = 6  # of a range
 MOST_MAPS = 4  # the largest IPCs
 CELL_HEIGHT = 46  # pixels
-WIDE_CELL = 78  # pixels: room for words
 TINT = (0.06, 0.55)  # opacity of the lowest and of the highest cell: text stays legible on it, light or dark
 
 
@@ -52,8 +50,7 @@ def heat_maps(results: Results) -> Markup | None:
         svg.style(axes, title=title, x=titles[0], y=titles[1])
         axes.grid(False)
         trials = [trial for trial in results.scored if ipc is None or ipc_of(trial) == ipc]
-        is_wide = WIDTH * 0.85 / columns / across.count > WIDE_CELL
-        _map(axes, results, trials, across, down, is_wide=is_wide)
+        _map(axes, results, trials, across, down)
     return svg.to_svg(drawing, "heat", f"{metric_name(results.objective)} over {titles[0]} and {titles[1]}")
 
 
@@ -83,9 +80,7 @@ class _Cells:
         return list(np.arange(self.count + 1) - 0.5), [f"{edge:.3g}" for edge in edges]
 
 
-def _map(
-    axes: Axes, results: Results, trials: Sequence[TrialRow], across: _Cells, down: _Cells, *, is_wide: bool
-) -> None:
+def _map(axes: Axes, results: Results, trials: Sequence[TrialRow], across: _Cells, down: _Cells) -> None:
     cells: dict[tuple[int | None, int | None], list[float]] = {}
     for trial in trials:
         cells.setdefault((across.of(trial), down.of(trial)), []).append(results.score(trial))
@@ -102,12 +97,11 @@ def _map(
         if top == high:
             _box(axes, column, row, facecolor="none", edgecolor=INK, linewidth=2)
         many = len(scores) > 1
-        figure, bold = _figure(results, top), {"ha": "center", "weight": "bold", "fontsize": 13}
-        svg.label(axes, column, row + 0.17 * many, figure, **bold)
+        style = {"ha": "center", "weight": "bold", "fontsize": 13}
+        svg.label(axes, column, row + 0.17 * many, results.in_words(top), **style)
         if many:
-            mean = _figure(results, float(np.mean(scores)))
-            text = f"mean {mean} of {len(scores)}" if is_wide else f"{mean} · {len(scores)}"
-            svg.label(axes, column, row - 0.22, text, ha="center", fontsize=10.5)
+            mean = results.in_words(float(np.mean(scores)))
+            svg.label(axes, column, row - 0.22, f"{mean} · {len(scores)}", ha="center", fontsize=10.5)
     for edge, cells_of in ((axes.xaxis, across), (axes.yaxis, down)):
         edge.set_ticks(*cells_of.ticks(), parse_math=False)
     axes.set(xlim=(-0.52, across.count - 0.48), ylim=(-0.52, down.count - 0.48))
@@ -115,7 +109,3 @@ def _map(
 
 def _box(axes: Axes, column: int, row: int, **style: Any) -> None:
     axes.add_patch(Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, **style))
-
-
-def _figure(results: Results, score: float) -> str:
-    return f"{100 * score:.1f}" if results.objective == ACCURACY else f"{score:.3f}"

@@ -3,7 +3,7 @@
 A dot is a trial, filled where it finished and a ring where it was stopped early; its colour is its IPC.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from markupsafe import Markup
@@ -13,8 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from ims3_ray.report import svg
 from ims3_ray.report.inputs import shortened
-from ims3_ray.report.plots import WIDTH
-from ims3_ray.report.svg import CLASS_COLOURS, DISTILLED, INK, PAPER
+from ims3_ray.report.svg import CLASS_COLOURS, DISTILLED, INK, PAPER, WIDTH
 from ims3_ray.runs.records import STOPPED
 
 from .document import TrialRow
@@ -41,40 +40,32 @@ def by_ipc(results: Results) -> Markup | None:
     drawing = svg.figure(WIDTH, 400)
     axes = drawing.add_subplot()
     svg.style(axes, grid="y", x="images a class")
-    axis, colours = results.axes[IPC], ipc_colours(results)
-    shown = [trial for trial in results.trials if results.objective in trial["metrics"]]
-    for ipc in results.ipcs:
-        trials, place = [trial for trial in shown if ipc_of(trial) == ipc], axis.place(ipc)
-        if place is None:
-            continue
-        # side by side about a listed value; on a range of values, upon each other
-        width = DODGE if axis.labels and len(trials) > 1 else 0.0
-        xs, colour = place + np.linspace(-width, width, len(trials)), colours.get(ipc, DISTILLED)
-        _intervals(axes, results, trials, xs, colour)
-        _dots(axes, results, trials, xs, colour)
+    axis = results.axes[IPC]
+    for colour, trials, xs in _groups(results, axis):
         for trial, x in zip(trials, xs, strict=True):
-            if trial["number"] in results.marked and axis.labels:
-                top = results.score(trial) + (results.interval(trial) or 0)
-                text = f"{_figure(results, trial)} · trial {trial['number']}"
-                style = {"textcoords": "offset points", "ha": "center", "fontsize": 13, "weight": "bold"}
-                svg.label(axes, x, top, text, halo=True, xytext=(0, 18), **style)
+            _name_and_interval(axes, results, trial, x, colour, is_listed=bool(axis.labels))
+        _dots(axes, results, trials, xs, colour)
     _value_ticks(axes.xaxis, axis, WIDTH)
     axes.margins(y=0.12)
     _figure_ticks(axes.yaxis, results.objective, most=8)
     return svg.to_svg(drawing, "by-ipc", f"{metric_name(results.objective)} of every trial by images a class")
 
 
-def _intervals(axes: Axes, results: Results, trials: Sequence[TrialRow], xs: np.ndarray, colour: str) -> None:
-    for trial, x in zip(trials, xs, strict=True):
-        interval, score = results.interval(trial), results.score(trial)
-        if interval is not None and trial["status"] != STOPPED:
-            width, alpha = (3.5, 0.7) if trial["number"] in results.marked else (2, 0.25)
-            axes.vlines(x, score - interval, score + interval, color=colour, linewidth=width, alpha=alpha)
-
-
-def _figure(results: Results, trial: TrialRow) -> str:
-    score = results.score(trial)
-    return f"{100 * score:.1f} %" if results.objective == ACCURACY else f"{score:.3f}"
+def _name_and_interval(
+    axes: Axes, results: Results, trial: TrialRow, x: float, colour: str, *, is_listed: bool
+) -> None:
+    score, interval, is_marked = (
+        results.score(trial),
+        results.interval(trial),
+        trial["number"] in results.marked,
+    )
+    if interval is not None and trial["status"] != STOPPED:
+        width, alpha = (3.5, 0.7) if is_marked else (2, 0.25)
+        axes.vlines(x, score - interval, score + interval, color=colour, linewidth=width, alpha=alpha)
+    if is_marked and is_listed:
+        text = f"{results.in_words(score, ' %')} · trial {trial['number']}"
+        style = {"textcoords": "offset points", "ha": "center", "fontsize": 13, "weight": "bold"}
+        svg.label(axes, x, score + (interval or 0), text, halo=True, xytext=(0, 18), **style)
 
 
 def field_panels(results: Results) -> Markup | None:
@@ -86,20 +77,28 @@ def field_panels(results: Results) -> Markup | None:
     lines = -(-len(fields) // columns)
     drawing = svg.figure(WIDTH, lines * PANEL_HEIGHT)
     drawing.set_layout_engine("constrained", hspace=0.08, wspace=0.04)
-    panels: list[Axes] = []
+    first = None
     for place, field in enumerate(fields):
-        panels.append(drawing.add_subplot(lines, columns, place + 1, sharey=panels[0] if panels else None))
-        svg.style(panels[-1], grid="y", title=field_title(field))
-        _field_panel(panels[-1], results, results.axes[field])
-        _value_ticks(panels[-1].xaxis, results.axes[field], WIDTH / columns)
+        axes = drawing.add_subplot(lines, columns, place + 1, sharey=first)
+        first, axis = first or axes, results.axes[field]
+        svg.style(axes, grid="y", title=field_title(field))
+        for colour, trials, xs in _groups(results, axis):
+            _dots(axes, results, trials, xs, colour)
+            if axis.labels:
+                _means(axes, results, trials, xs, colour)
+        _value_ticks(axes.xaxis, axis, WIDTH / columns)
         if place % columns:
-            panels[-1].tick_params(axis="y", labelleft=False)
-    _figure_ticks(panels[0].yaxis, results.objective)
+            axes.tick_params(axis="y", labelleft=False)
+        _figure_ticks(axes.yaxis, results.objective)
     title = f"{metric_name(results.objective)} of every trial against each swept field"
     return svg.to_svg(drawing, "fields", title)
 
 
-def _field_panel(axes: Axes, results: Results, axis: Axis) -> None:
+def _groups(results: Results, axis: Axis) -> Iterator[tuple[str, list[TrialRow], np.ndarray]]:
+    """Colour, scored trials and where they lie along the axis. About a listed value IPCs stand side by side.
+
+    On the axis of IPC trials do. On a range they lie upon each other.
+    """
     colours = ipc_colours(results)
     groups: dict[str, list[tuple[TrialRow, float]]] = {colour: [] for colour in colours.values()}
     for trial in results.trials:
@@ -108,21 +107,22 @@ def _field_panel(axes: Axes, results: Results, axis: Axis) -> None:
         if place is not None and results.objective in trial["metrics"]:
             group.append((trial, place))
     for number, (colour, placed) in enumerate(groups.items()):
-        aside = (number - (len(groups) - 1) / 2) * 2 * DODGE / len(groups) if axis.labels else 0.0
-        trials, xs = [trial for trial, _ in placed], np.array([place + aside for _, place in placed])
-        _dots(axes, results, trials, xs, colour)
-        if axis.labels:
-            _means(axes, results, trials, xs, colour, half=DODGE / len(groups))
+        xs = np.array([place for _, place in placed])
+        if axis.labels and axis.field != IPC:
+            xs += (2 * number + 1 - len(groups)) * DODGE / len(groups)
+        elif axis.labels:
+            for here in (xs == place for place in set(xs)):
+                xs[here] += np.linspace(-DODGE, DODGE, here.sum()) if here.sum() > 1 else 0
+        yield colour, [trial for trial, _ in placed], xs
 
 
-def _means(
-    axes: Axes, results: Results, trials: Sequence[TrialRow], xs: np.ndarray, colour: str, *, half: float
-) -> None:
+def _means(axes: Axes, results: Results, trials: Sequence[TrialRow], xs: np.ndarray, colour: str) -> None:
     """A dash at the mean of the finished trials at each place that has two of them or more."""
     scores: dict[float, list[float]] = {}
     for trial, x in zip(trials, xs, strict=True):
         if trial["status"] != STOPPED:
             scores.setdefault(x, []).append(results.score(trial))
+    half = DODGE / max(1, len(ipc_colours(results)))
     for x, here in scores.items():
         if len(here) > 1:
             axes.hlines(np.mean(here), x - half, x + half, color=colour, linewidth=2.5)

@@ -99,6 +99,10 @@ class Results:
     def score(self, trial: TrialRow) -> float:
         return trial["metrics"][self.objective]
 
+    def in_words(self, score: float, unit: str = "") -> str:
+        """The accuracy in percent, with the unit; other objectives plain."""
+        return f"{100 * score:.1f}{unit}" if self.objective == ACCURACY else f"{score:.3f}"
+
     def interval(self, trial: TrialRow) -> float | None:
         """Of the first objective: known for the accuracy alone."""
         return trial["interval"] if self.objective == ACCURACY else None

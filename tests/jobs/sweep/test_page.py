@@ -264,7 +264,7 @@ def test_a_cell_of_the_heat_map_has_the_best_the_mean_and_the_number_of_finished
     given["trials"].append(trial(3, 0.99, status="stopped", values={"select.alpha": 0.2, "select.beta": 0.1}))
     text = Page(heat_maps(Results(given)).encode()).text
     assert "83.0" in text
-    assert "mean 72.0 of 2" in text
+    assert "72.0 · 2" in text
     assert "95.0" in text
     assert "99.0" not in text
 
@@ -274,7 +274,7 @@ def test_ipcs_are_not_mixed_in_a_heat_map():
     text = Page(heat_maps(Results(over(fields, (1, 1, 0.4), (1, 1, 0.8), ipc=[1, 10]))).encode()).text
     assert "1 image a class" in text
     assert "10 images a class" in text
-    assert "mean" not in text
+    assert "·" not in text
 
 
 def test_plots_are_there_for_what_was_swept_alone():
