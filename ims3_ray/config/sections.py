@@ -11,6 +11,7 @@ from .base import Arithmetic, BatchSize, Compile, Count, Section, Share, Weight
 from .data import Licence, refuse_twice
 
 NetworkName = Literal["convnet3", "convnet6", "resnetap10", "resnet18"]
+Baseline = Literal["random", "herding", "k_center", "medoids", "k_medoids"]
 SEEDS_A_RUN = 1000  # classifier seeds that belong to one seed of the run
 
 
@@ -267,7 +268,7 @@ class Evaluate(Section):
     seeds: int = Field(
         default=3, ge=2, le=SEEDS_A_RUN, description="classifiers a set and network; 1 gives no interval"
     )
-    baselines: tuple[Literal["random", "herding", "k_center", "medoids", "k_medoids"], ...] = Field(
+    baselines: tuple[Baseline, ...] = Field(
         default=("random",), description="ways to choose as many real images, scored beside the set"
     )
     full: bool = Field(default=True, description="also train on the full real set")
