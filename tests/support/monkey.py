@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,25 +14,18 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+from processes import job
 from raylets import guarded, head, node
 
-HERE = Path(__file__).parent
 STAGES = ("encode", "invert", "finetune", "embed", "sample", "select", "export", "evaluate", "report")
 NODE, DRIVER = "node", "driver"
-TITLES = {  # of processes
-    "Ray Data worker": "ray::MapWorker",
-    "Train worker": "ray::RayTrainWorker",
-    "selection actor": "ray::ShardActor",
-    "evaluation task": "ray::score_in_looks",
+PROCESSES = {  # title of such processes, and the stages where there are some
+    "Ray Data worker": ("ray::MapWorker", ("encode", "invert", "embed", "sample")),
+    "Train worker": ("ray::RayTrainWorker", ("finetune",)),
+    "selection actor": ("ray::ShardActor", ("select",)),
+    "evaluation task": ("ray::score_in_looks", ("evaluate",)),
 }
-KINDS = (*TITLES, NODE, DRIVER)
-STAGES_OF = dict(
-    zip(
-        TITLES,
-        (("encode", "invert", "embed", "sample"), ("finetune",), ("select",), ("evaluate",)),
-        strict=True,
-    )
-)
+KINDS = (*PROCESSES, NODE, DRIVER)
 POLL_S = 0.02
 AT_REST = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
 QUICK = {  # a lost node is noticed within two seconds
@@ -57,7 +49,7 @@ class Fault:
 def faults(kind: str, count: int, seed: int, longest: float) -> list[Fault]:
     """`count` faults of a kind, spread evenly over the stages where there are such processes."""
     draws = np.random.default_rng([seed, KINDS.index(kind)])
-    stages = STAGES_OF.get(kind, STAGES)
+    stages = PROCESSES[kind][1] if kind in PROCESSES else STAGES
     return [
         Fault(kind, stages[i % len(stages)], longest * draws.random() ** 2, draws.random())
         for i in range(count)
@@ -158,7 +150,7 @@ def _kill(
         if not left or not _has_begun(left[0].stage, lines):
             continue
         fault = left[0]
-        targets = [process] if fault.kind in (NODE, DRIVER) else nodes.workers(TITLES[fault.kind])
+        targets = [process] if fault.kind in (NODE, DRIVER) else nodes.workers(PROCESSES[fault.kind][0])
         since = since or (time.monotonic() if targets else None)
         if since is None or not targets or time.monotonic() - since < fault.delay:
             continue
@@ -188,14 +180,7 @@ def _is_past(stage: str, lines: list[str]) -> bool:
 @contextlib.contextmanager
 def _driver(words: list[str], nodes: Nodes) -> Iterator[tuple]:
     """The job, and the lines of its two outputs as they come."""
-    process = subprocess.Popen(
-        [sys.executable, HERE.parents[1] / "jobs" / "distill.py", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=nodes.environment | {"PYTHONUNBUFFERED": "1"},
-        start_new_session=True,
-    )
+    process = job("distill", *words, env=nodes.environment | {"PYTHONUNBUFFERED": "1"})
     heard = ([], [])
     threads = [
         threading.Thread(target=lambda s=stream, h=held: h.extend(s), daemon=True)
