@@ -6,29 +6,30 @@ import pytest
 from pages import FORMULA, HOSTILE, TEMPLATE, Page
 
 from ims3_ray.jobs.sweep.claim import sweep_claim, sweep_work
+from ims3_ray.jobs.sweep.document import best_trials
 from ims3_ray.jobs.sweep.heat import heat_maps, heat_pair
 from ims3_ray.jobs.sweep.page import best_columns, failures, render_sweep, rows
 from ims3_ray.jobs.sweep.plots import by_ipc, field_panels, pareto
 from ims3_ray.jobs.sweep.results import Results
 
+SPAN = {"low": 0.1, "high": 0.9, "log": False, "integer": False}
 SPACE = {
-    "select.alpha": {"low": 0.1, "high": 0.9, "log": False, "integer": False},
+    "select.alpha": SPAN,
     "ipc": {"values": [1, 10]},
     "select.unit": {"values": ["subgroup", "image", None]},
 }
 
 
-def trial(number, accuracy=0.5, *, status="finished", ipc=10, alpha=0.3, unit="image", **changes):
-    """A trial; failed ones have no figure and stopped ones a history that ends early."""
+def trial(number, accuracy=0.5, *, status="finished", ipc=10, alpha=0.3, **changes):
+    """A trial; failed ones have no figure."""
     return {
         "number": number,
         "status": status,
-        "values": {"select.alpha": alpha, "ipc": ipc, "select.unit": unit},
+        "values": {"select.alpha": alpha, "ipc": ipc, "select.unit": "image"},
         "metrics": {} if status == "failed" else {"accuracy": accuracy, "coverage": 0.2},
         "interval": 0.02 if status == "finished" else None,
         "error": "ValueError: it broke" if status == "failed" else None,
         "seconds": 12.3,
-        "history": [] if status == "failed" else [[60, accuracy / 2], [120, accuracy]],
         "pool": "ab12cd34ef56",
     } | changes
 
@@ -36,11 +37,14 @@ def trial(number, accuracy=0.5, *, status="finished", ipc=10, alpha=0.3, unit="i
 def document(*trials, **changes):
     usual = [trial(0, 0.71, ipc=1), trial(1, 0.85), trial(2, 0.91, alpha=0.7)]
     trials = list(trials) or [*usual, trial(3, 0.6, status="stopped"), trial(4, status="failed")]
-    best = {}
-    for one in trials:
-        key = str(one["values"].get("ipc", 10))
-        if one["status"] == "finished" and one["metrics"]["accuracy"] > best.get(key, (-1, None))[0]:
-            best[key] = one["metrics"]["accuracy"], one["number"]
+    finished = [t for t in trials if t["status"] == "finished"]
+    pool = {
+        "fingerprint": "ab12cd34ef56",
+        "seconds": 41.0,
+        "trials": len(trials),
+        "images": 2000,
+        "made": True,
+    }
     return {
         "recipe": "tiny",
         "key": "1a2b3c4d5e6f",
@@ -56,30 +60,24 @@ def document(*trials, **changes):
         "seconds": 321.0,
         "written": "2026-01-01T00:00:00Z",
         "trials": trials,
-        "pools": [
-            {
-                "fingerprint": "ab12cd34ef56",
-                "seconds": 41.0,
-                "trials": len(trials),
-                "images": 2000,
-                "made": True,
-            }
-        ],
+        "pools": [pool],
         "saved_seconds": 900.0,
-        "best": {ipc: best[ipc][1] for ipc in sorted(best, key=int)},
+        "best": best_trials(finished, "accuracy", 10),
         "pareto": [],
     } | changes
 
 
 def over(fields, *points, ipc=None):
     """A document that sweeps `fields`, a finished trial a point (its values, then its accuracy)."""
-    trials = [
-        trial(
-            i, point[-1], values=dict(zip(fields, point[:-1], strict=True)) | ({"ipc": ipc[i]} if ipc else {})
-        )
-        for i, point in enumerate(points)
-    ]
+    trials = []
+    for number, (*values, accuracy) in enumerate(points):
+        swept = dict(zip(fields, values, strict=True)) | ({"ipc": ipc[number]} if ipc else {})
+        trials.append(trial(number, accuracy, values=swept))
     return document(*trials, space=fields | ({"ipc": {"values": sorted(set(ipc))}} if ipc else {}))
+
+
+def text_of(plot):
+    return Page(plot.encode()).text
 
 
 def test_the_page_fetches_and_runs_nothing_and_is_the_same_every_time():
@@ -109,26 +107,20 @@ def test_values_fields_and_errors_are_shown_as_they_are_and_do_nothing():
 
 def test_the_claim_gives_the_best_of_each_ipc_with_its_interval_and_setting():
     found = sweep_claim(Results(document()))
-    assert (
-        found.headline
-        == "Best accuracy on validation images: 71.0 ± 2.0\u202f% at 1 and 91.0 ± 2.0\u202f% at 10 images a class"
-    )
-    assert found.detail.startswith(
-        "At 1: trial 0 (select.alpha=0.3, select.unit=image); at 10: trial 2 (select.alpha=0.7,"
-    )
+    scores = "71.0 ± 2.0\u202f% at 1 and 91.0 ± 2.0\u202f% at 10 images a class"
+    assert found.headline == f"Best accuracy on validation images: {scores}"
+    where = "At 1: trial 0 (select.alpha=0.3, select.unit=image); at 10: trial 2 (select.alpha=0.7,"
+    assert found.detail.startswith(where)
 
 
-def test_the_claim_says_which_images_were_scored():
-    assert "never on test images" in sweep_claim(Results(document())).detail
-    of_test = sweep_claim(Results(document(split="test")))
-    assert "never" not in of_test.detail
-    assert "none of them is a result" in of_test.detail
-    assert "this is not the final number" in Page(render_sweep(document())).text
-
-
-def test_the_claim_says_that_the_highest_of_many_is_luck_in_part():
-    assert "the highest of 3 is in part luck" in sweep_claim(Results(document())).detail
+def test_the_claim_says_which_images_were_scored_and_that_the_highest_of_many_is_luck_in_part():
+    detail = sweep_claim(Results(document())).detail
+    assert "never on test images; the highest of 3 is in part luck" in detail
     assert "luck" not in sweep_claim(Results(document(trial(0)))).detail
+    of_test = sweep_claim(Results(document(split="test"))).detail
+    assert "never" not in of_test
+    assert "none of them is a result" in of_test
+    assert "this is not the final number" in Page(render_sweep(document())).text
 
 
 def test_all_trials_are_counted_and_what_they_shared_is_said():
@@ -139,30 +131,19 @@ def test_all_trials_are_counted_and_what_they_shared_is_said():
     assert alone == "Of 1 trial 1 finished and 0 failed."
 
 
-def test_a_failed_trial_is_shown_with_its_error_and_no_figure():
-    given = document(trial(0, 0.8), trial(1, status="failed", alpha=0.777))
-    last = rows(Results(given))[-1]
-    assert last.trial["number"] == 1
-    assert last.metrics == ["–", "–"]
-    text = Page(render_sweep(given)).text.partition("Failed trials")[2]
-    assert "ValueError: it broke" in text
-    assert "select.alpha=0.777" in text
-
-
-def test_failed_trials_with_one_cause_stand_together():
-    given = [trial(i, status="failed", error="b" if i == 2 else "a") for i in range(4)]
-    assert {
-        error: [n for n, _ in trials] for error, trials in failures(Results(document(*given))).items()
-    } == {
-        "a": [0, 1, 3],
-        "b": [2],
-    }
+def test_failed_trials_are_shown_by_their_cause_and_have_no_figure():
+    given = [trial(i, status="failed", alpha=0.777, error="b" if i == 2 else "a") for i in range(4)]
+    results = Results(document(*given, trial(4, 0.8)))
+    causes = {error: [number for number, _ in trials] for error, trials in failures(results).items()}
+    assert causes == {"a": [0, 1, 3], "b": [2]}
+    last = rows(results)[-1]
+    assert (last.trial["number"], last.metrics) == (3, ["–", "–"])
+    assert "select.alpha=0.777" in Page(render_sweep(results.document)).text.partition("Failed trials")[2]
 
 
 def test_a_sweep_in_which_all_failed_says_so_and_offers_nothing_to_run():
-    given = document(*(trial(i, status="failed") for i in range(3)))
-    page = Page(render_sweep(given))
-    assert sweep_claim(Results(given)).headline == "No trial finished"
+    page = Page(render_sweep(document(*(trial(i, status="failed") for i in range(3)))))
+    assert "No trial finished" in page.text
     assert "there is nothing to choose" in page.text
     assert "jobs/distill.py" not in page.text
     assert "svg" not in {tag for tag, _ in page.elements}
@@ -170,20 +151,16 @@ def test_a_sweep_in_which_all_failed_says_so_and_offers_nothing_to_run():
 
 def test_a_sweep_of_one_trial_and_one_without_any_have_a_page():
     assert "Trial 0 (select.alpha=0.3" in Page(render_sweep(document(trial(0)))).text
-    assert (
-        "There was no trial" in Page(render_sweep(document() | {"trials": [], "best": {}, "pools": []})).text
-    )
+    none = document() | {"trials": [], "best": {}, "pools": []}
+    assert "There was no trial" in Page(render_sweep(none)).text
 
 
-def test_an_ipc_at_which_nothing_finished_is_named():
-    given = document(trial(0, 0.8), trial(1, status="failed", ipc=1))
-    assert "No trial finished with a figure at 1." in Page(render_sweep(given)).text
-
-
-def test_the_winner_of_each_ipc_can_be_run():
+def test_the_winner_of_each_ipc_can_be_run_and_an_ipc_without_one_is_named():
     text = Page(render_sweep(document())).text
     assert "--recipe best-ipc1.yaml" in text
     assert "--recipe best-ipc10.yaml" in text
+    given = document(trial(0, 0.8), trial(1, status="failed", ipc=1))
+    assert "No trial finished with a figure at 1." in Page(render_sweep(given)).text
 
 
 def test_rivals_are_finished_trials_of_the_same_ipc_within_the_interval():
@@ -195,83 +172,58 @@ def test_rivals_are_finished_trials_of_the_same_ipc_within_the_interval():
 
 
 def test_the_table_has_every_trial_finished_ones_first_and_the_highest_on_top():
-    given = document(
-        trial(0, 0.5),
-        trial(1, 0.95, status="stopped"),
-        trial(2, status="failed"),
-        trial(3, 0.7),
-        trial(4, 0.9),
-    )
+    others = [trial(1, 0.95, status="stopped"), trial(2, status="failed")]
+    given = document(trial(0, 0.5), *others, trial(3, 0.7), trial(4, 0.9))
     assert [row.trial["number"] for row in rows(Results(given))] == [4, 3, 0, 1, 2]
     text = Page(render_sweep(given)).text
     assert "90.0\u202f% ± 2.0" in text
     assert "12.3 s" in text
 
 
-def test_ipcs_stand_in_their_order_as_numbers():
-    given = document(
-        *(trial(i, 0.5, ipc=ipc) for i, ipc in enumerate((50, 5, 10, 1))),
-        space={"ipc": {"values": [50, 5, 10, 1]}},
-    )
-    assert list(Results(given).best) == ["1", "5", "10", "50"]
-    assert tuple(Results(given).axes["ipc"].labels.values()) == ("1", "5", "10", "50")
-
-
 def test_figures_that_are_no_numbers_are_dashes_and_win_nothing():
-    lost = trial(1, 0.9, interval=float("nan")) | {"metrics": {"accuracy": float("nan"), "coverage": None}}
-    sweep = Results(document(trial(0, 0.8), best={"10": 0}) | {"trials": [trial(0, 0.8), lost]})
-    assert [one["number"] for one in sweep.scored] == [0]
-    assert rows(sweep)[1].metrics == ["–", "–"]
+    lost = trial(1, metrics={"accuracy": float("nan"), "coverage": None})
+    results = Results(document(trial(0, 0.8)) | {"trials": [trial(0, 0.8), lost]})
+    assert [one["number"] for one in results.scored] == [0]
+    assert rows(results)[1].metrics == ["–", "–"]
 
 
-def test_a_number_and_the_same_number_as_a_fraction_are_one_value_but_not_true():
+def test_equal_numbers_are_one_value_in_order_and_true_is_none_of_them():
     axis = Results(over({"a": {"values": [1, True, "1"]}}, (1.0, 0.5), (True, 0.6))).axes["a"]
     assert [axis.place(1.0), axis.place(True), axis.place("1")] == [0, 1, 2]
+    axis = Results(over({"a": {"values": [50, 5, 10]}}, (5, 0.5))).axes["a"]
+    assert list(axis.labels.values()) == ["5", "10", "50"]
 
 
 def test_a_log_range_puts_its_geometric_mean_in_the_middle():
-    axis = Results(over({"a": {"low": 0.01, "high": 1.0, "log": True, "integer": False}}, (0.1, 0.5))).axes[
-        "a"
-    ]
+    axis = Results(over({"a": SPAN | {"low": 0.01, "high": 1.0, "log": True}}, (0.1, 0.5))).axes["a"]
     assert axis.share(0.1) == pytest.approx(0.5)
     assert axis.place(0.0) is None
     assert axis.place("x") is None
 
 
 def test_alpha_and_beta_make_the_heat_map_and_else_the_first_two_numbers():
-    span = {"low": 0.0, "high": 1.0, "log": False, "integer": False}
-    fields = {
-        "im.weight": span,
-        "select.beta": span,
-        "select.unit": {"values": ["a", "b"]},
-        "select.alpha": span,
-    }
+    unit = {"select.unit": {"values": ["a", "b"]}}
+    fields = {"im.weight": SPAN, "select.beta": SPAN, **unit, "select.alpha": SPAN}
     assert heat_pair(Results(document(trial(0), space=fields))) == ("select.alpha", "select.beta")
-    fewer = {
-        "ipc": {"values": [1, 10]},
-        **{name: fields[name] for name in ("im.weight", "select.unit", "select.beta")},
-    }
+    fewer = {"ipc": {"values": [1, 10]}, "im.weight": SPAN, **unit, "select.beta": SPAN}
     assert heat_pair(Results(document(trial(0), space=fewer))) == ("im.weight", "select.beta")
     assert heat_pair(Results(document())) is None
 
 
 def test_a_cell_of_the_heat_map_has_the_best_the_mean_and_the_number_of_finished_trials():
-    fields = {
-        "select.alpha": {"values": [0.2, 0.8]},
-        "select.beta": {"low": 0.0, "high": 1.0, "log": False, "integer": False},
-    }
-    given = over(fields, (0.2, 0.1, 0.61), (0.2, 0.12, 0.83), (0.8, 1.0, 0.95))
+    given = over(
+        {"select.alpha": {"values": [0.2, 0.8]}, "select.beta": SPAN},
+        (0.2, 0.1, 0.61), (0.2, 0.12, 0.83), (0.8, 0.9, 0.95),
+    )  # fmt: skip
     given["trials"].append(trial(3, 0.99, status="stopped", values={"select.alpha": 0.2, "select.beta": 0.1}))
-    text = Page(heat_maps(Results(given)).encode()).text
-    assert "83.0" in text
-    assert "72.0 · 2" in text
-    assert "95.0" in text
+    text = text_of(heat_maps(Results(given)))
+    assert all(figure in text for figure in ("83.0", "72.0 · 2", "95.0"))
     assert "99.0" not in text
 
 
 def test_ipcs_are_not_mixed_in_a_heat_map():
     fields = {"a": {"values": [1, 2]}, "b": {"values": [1, 2]}}
-    text = Page(heat_maps(Results(over(fields, (1, 1, 0.4), (1, 1, 0.8), ipc=[1, 10]))).encode()).text
+    text = text_of(heat_maps(Results(over(fields, (1, 1, 0.4), (1, 1, 0.8), ipc=[1, 10]))))
     assert "1 image a class" in text
     assert "10 images a class" in text
     assert "·" not in text
@@ -279,24 +231,17 @@ def test_ipcs_are_not_mixed_in_a_heat_map():
 
 def test_plots_are_there_for_what_was_swept_alone():
     alone = Results(over({"select.unit": {"values": ["a", "b"]}}, ("a", 0.5), ("b", 0.6)))
-    assert by_ipc(alone) is None
-    assert heat_maps(alone) is None
-    assert pareto(alone) is None
-    assert "select.unit" in Page(field_panels(alone).encode()).text
+    assert (by_ipc(alone), heat_maps(alone), pareto(alone)) == (None, None, None)
+    assert "select.unit" in text_of(field_panels(alone))
     only_ipc = Results(document(space={"ipc": {"values": [1, 10]}}))
     assert field_panels(only_ipc) is None
-    assert "91.0 % · trial 2" in Page(by_ipc(only_ipc).encode()).text
-    assert (
-        "G"
-        in Page(field_panels(Results(over({"sample.subgroups": {"values": [2, 5]}}, (2, 0.5)))).encode()).text
-    )
+    assert "91.0 % · trial 2" in text_of(by_ipc(only_ipc))
+    assert "G" in text_of(field_panels(Results(over({"sample.subgroups": {"values": [2, 5]}}, (2, 0.5)))))
 
 
 def test_two_objectives_have_a_front_with_the_trials_that_the_document_names():
-    trials = [
-        trial(i, a, metrics={"accuracy": a, "coverage": c})
-        for i, (a, c) in enumerate([(0.9, 0.1), (0.8, 0.3), (0.7, 0.2)])
-    ]
+    figures = enumerate([(0.9, 0.1), (0.8, 0.3), (0.7, 0.2)])
+    trials = [trial(i, metrics={"accuracy": a, "coverage": c}) for i, (a, c) in figures]
     given = document(*trials, objective=["accuracy", "coverage"], pareto=[0, 1])
     labels = re.findall(r">\s*(\d)\s*</text>", str(pareto(Results(given))))
     assert sorted(labels) == ["0", "1"]
@@ -314,17 +259,14 @@ def test_another_objective_than_accuracy_is_no_percentage_and_has_no_interval():
 
 
 def test_many_ipcs_are_all_in_the_table_and_the_claim_says_that_it_left_some_out():
-    given = document(
-        *(trial(i, 0.5, ipc=i + 1) for i in range(20)),
-        space={"ipc": {"low": 1, "high": 20, "log": False, "integer": True}},
-    )
+    trials = [trial(i, 0.5, ipc=i + 1) for i in range(20)]
+    given = document(*trials, space={"ipc": SPAN | {"low": 1, "high": 20, "integer": True}})
     found = sweep_claim(Results(given))
-    assert found.headline.endswith(
-        "at 18, 50.0 ± 2.0\u202f% at 19 and 50.0 ± 2.0\u202f% at 20 images a class"
-    )
+    named = "at 18, 50.0 ± 2.0\u202f% at 19 and 50.0 ± 2.0\u202f% at 20 images a class"
+    assert found.headline.endswith(named)
     assert "The table has 17 more." in found.detail
     assert Results(given).marked == {17, 18, 19}
-    page = Page(render_sweep(given)).text
     assert len(best_columns(Results(given))) == 20
+    page = Page(render_sweep(given)).text
     assert "best-ipc1.yaml" in page
     assert "the best: of the 3 largest numbers of images a class" in page

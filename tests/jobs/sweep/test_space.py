@@ -3,7 +3,6 @@
 import pytest
 
 from ims3_ray.config.load import load_config
-from ims3_ray.config.settings import Config
 from ims3_ray.errors import InputError
 from ims3_ray.jobs.sweep.plan import Sweep
 from ims3_ray.jobs.sweep.space import Choice, Range, read_space
@@ -17,25 +16,31 @@ def sweep(*words, search="grid", overrides=None, **options):
     return Sweep("digits", overrides or {}, space(*words), search, options.pop("trials", 5), **options)
 
 
-def test_values_are_read_as_yaml_and_ranges_by_what_the_field_takes():
-    domains = space(
-        "ipc=1,10", "select.unit=subgroup,image", "im.minimax=true,null", "select.alpha=0:1", "sample.steps=10:50",
-        "finetune.lr=1e-4:1e-2:log", "im={weight: 0},{grad_ratio: 0.5}",
-    ).domains  # fmt: skip
-    assert domains["ipc"] == Choice((1, 10))
-    assert domains["select.unit"] == Choice(("subgroup", "image"))
-    assert domains["im.minimax"] == Choice((True, None))
-    assert domains["select.alpha"] == Range(0, 1)
-    assert domains["sample.steps"] == Range(10, 50, integer=True)
-    assert domains["finetune.lr"] == Range(1e-4, 1e-2, log=True)
-    assert domains["im"] == Choice(({"weight": 0}, {"grad_ratio": 0.5}))
+@pytest.mark.parametrize(
+    ("word", "domain"),
+    [
+        ("ipc=1,10", Choice((1, 10))),
+        ("select.unit=subgroup,image", Choice(("subgroup", "image"))),
+        ("im.minimax=true,null", Choice((True, None))),
+        ("im={weight: 0},{grad_ratio: 0.5}", Choice(({"weight": 0}, {"grad_ratio": 0.5}))),
+        ("select.alpha=0:1", Range(0, 1)),
+        ("sample.steps=10:50", Range(10, 50, integer=True)),
+        ("finetune.lr=1e-4:1e-2:log", Range(1e-4, 1e-2, log=True)),
+    ],
+)
+def test_values_are_read_as_yaml_and_ranges_by_what_the_field_takes(word, domain):
+    assert list(space(word).domains.values()) == [domain]
 
 
 def test_a_file_says_the_same_as_words(tmp_path):
     path = tmp_path / "space.yaml"
-    path.write_text(
-        'ipc: [1, 10]\nselect.alpha: {low: 0.1, high: 0.9, log: true}\nselect.beta: "0.1:0.9"\nseed: 3\n'
+    lines = (
+        "ipc: [1, 10]",
+        "select.alpha: {low: 0.1, high: 0.9, log: true}",
+        'select.beta: "0.1:0.9"',
+        "seed: 3",
     )
+    path.write_text("\n".join(lines))
     of_words = space("ipc=1,10", "select.alpha=0.1:0.9:log", "select.beta=0.1:0.9", "seed=3")
     assert read_space([str(path)], "digits", {}) == of_words
 
@@ -81,13 +86,21 @@ def test_a_sweep_that_can_not_be_is_refused_in_one_line(options, said):
         sweep("ipc=1,2", **options)
 
 
-def test_a_grid_over_a_range_is_refused_and_one_with_an_impossible_combination_names_it():
-    with pytest.raises(InputError, match=r"select.alpha: 0.1:0.9 is a range, and a grid needs values"):
-        sweep("select.alpha=0.1:0.9").points()
-    with pytest.raises(InputError, match=r"select.unit=subgroup select.coverage=5: select.coverage"):
-        sweep("select.unit=subgroup,image", "select.coverage=5,0").points()
-    with pytest.raises(InputError, match=r"evaluate.protocol: a sweep compares accuracies"):
-        sweep("ipc=1,2", overrides={"evaluate.protocol": "none"}).points()
+@pytest.mark.parametrize(
+    ("words", "overrides", "said"),
+    [
+        (["select.alpha=0.1:0.9"], {}, "select.alpha: 0.1:0.9 is a range, and a grid needs values"),
+        (
+            ["select.unit=subgroup,image", "select.coverage=5,0"],
+            {},
+            "select.unit=subgroup select.coverage=5: select.coverage",
+        ),
+        (["ipc=1,2"], {"evaluate.protocol": "none"}, "evaluate.protocol: a sweep compares accuracies"),
+    ],
+)
+def test_a_grid_that_can_not_be_is_refused_and_its_values_named(words, overrides, said):
+    with pytest.raises(InputError, match=said):
+        sweep(*words, overrides=overrides).points()
 
 
 def test_a_grid_holds_every_combination_once_and_random_draws_are_different_and_repeat():
@@ -104,15 +117,12 @@ def test_a_grid_holds_every_combination_once_and_random_draws_are_different_and_
     assert len(sweep("ipc=1,10", search="random", trials=30).points()) == 2  # there are no more
 
 
-def test_every_trial_chooses_from_the_pool_that_the_largest_needs():
+def test_every_trial_chooses_from_the_pool_that_the_largest_needs_unless_the_recipe_says():
     made = sweep("ipc=1,10,4", "sample.subgroups=2,20")
     for values in made.points():
         config = made.config(values)
         assert (config.sample.subgroups, config.sample.pool_ipc) == (20, 10)
         assert (config.select.subgroups, config.ipc) == (values["sample.subgroups"], values["ipc"])
-
-
-def test_what_a_recipe_says_of_its_pool_is_kept():
     own = sweep("ipc=1,10", "sample.subgroups=5,20", overrides={"sample.pool_ipc": 30, "select.subgroups": 4})
     config = own.config({"ipc": 1, "sample.subgroups": 5})
     assert (config.sample.pool_ipc, config.sample.subgroups, config.select.subgroups) == (30, 5, 4)
@@ -120,17 +130,12 @@ def test_what_a_recipe_says_of_its_pool_is_kept():
 
 def test_trials_are_scored_on_validation_images_and_the_winner_as_the_recipe_says():
     made = sweep("select.alpha=0.2,0.4")
-    trial, winner = made.config({"select.alpha": 0.2}), made.winner({"select.alpha": 0.2})
-    assert trial.evaluate.protocol == "quick-val"
-    assert not trial.evaluate.full
-    assert trial.evaluate.baselines == ()
-    assert winner == load_config("digits", {"select.alpha": 0.2})
-    assert isinstance(winner, Config)
-    kept = sweep("ipc=1,2", overrides={"evaluate.full": True, "evaluate.protocol": "quick-val"}).config(
-        {"ipc": 1}
-    )
-    assert kept.evaluate.full
-    assert kept.evaluate.protocol == "quick-val"
+    trial = made.config({"select.alpha": 0.2}).evaluate
+    assert (trial.protocol, trial.full, trial.baselines) == ("quick-val", False, ())
+    assert made.winner({"select.alpha": 0.2}) == load_config("digits", {"select.alpha": 0.2})
+    own = {"evaluate.full": True, "evaluate.protocol": "quick-val"}
+    kept = sweep("ipc=1,2", overrides=own).config({"ipc": 1}).evaluate
+    assert (kept.protocol, kept.full) == ("quick-val", True)
 
 
 def test_the_key_says_what_a_sweep_is():
