@@ -1,6 +1,4 @@
-"""The report on a run: from data to the bytes of one HTML page and of one contact sheet. Reads no files of
-the run.
-"""
+"""The report on a run: from data to the bytes of one HTML page and of one contact sheet; reads no files."""
 
 from .images import contact_sheet
 from .inputs import ReportData

@@ -1,4 +1,4 @@
-"""What may be said about a set's accuracy: its difference from random real images, and whether it is noise."""
+"""What may be said of a set's accuracy: its difference from random real images, and whether it is noise."""
 
 import numpy as np
 

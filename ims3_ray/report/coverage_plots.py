@@ -5,16 +5,13 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter
 
 from . import svg
 from .inputs import shortened
-from .plots import WIDTH, spread
-from .svg import GRID, INK
+from .plots import spread
+from .svg import GRID, INK, PERCENT, WIDTH
 
-_PERCENT = FuncFormatter(lambda value, _: f"{100 * value:g} %")
-# pixels that a name beside a line takes, and that a plot needs about its axes
-LABEL_HEIGHT, FRAME_HEIGHT = 19, 80
+LABEL_HEIGHT, FRAME_HEIGHT = 19, 80  # pixels of a name beside a line, and about a plot's axes
 
 
 @dataclass(frozen=True)
@@ -38,23 +35,22 @@ class Dot:
 
 
 def by_decile(lines: Sequence[Line]) -> Markup | None:
-    """Coverage against the density of the real images, a line a set, its name at its end. None without lines."""
+    """Coverage against the density of the real images, a line a set, named at its end. None without lines."""
     if not lines:
         return None
-    height = _height(len(lines))
-    drawing = svg.figure(WIDTH, height)
-    axes = drawing.add_subplot()
+    drawing, axes, height = _figure(len(lines))
     svg.style(axes, x="tenths of the real images of a class, from the densest region to the sparsest")
     for line in lines:
-        style = {"linestyle": (0, (4, 3)), "linewidth": 1.8} if line.yardstick else {"linewidth": 2.4}
-        axes.plot(range(1, len(line.values) + 1), line.values, color=line.colour, **style)
-        axes.plot(range(1, len(line.values) + 1), line.values, "o", color=line.colour, markersize=4.5)
+        tenths = range(1, len(line.values) + 1)
+        look = {"linestyle": (0, (4, 3)), "linewidth": 1.8} if line.yardstick else {"linewidth": 2.4}
+        axes.plot(tenths, line.values, color=line.colour, **look)
+        axes.plot(tenths, line.values, "o", color=line.colour, markersize=4.5)
     axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
-    axes.yaxis.set_major_formatter(_PERCENT)
+    axes.yaxis.set_major_formatter(PERCENT)
     axes.set_xticks(range(1, max(len(line.values) for line in lines) + 1))
     axes.margins(x=0.02)
-    ends = [(len(line.values), line.values[-1]) for line in lines]
-    _names(axes, ends, [shortened(line.name, 28) for line in lines], [line.colour for line in lines], height)
+    ends = [(len(line.values), line.values[-1], line.name, line.colour) for line in lines]
+    _name(axes, ends, height)
     return svg.to_svg(drawing, "deciles", "Coverage of real images by their density, from dense to sparse")
 
 
@@ -62,38 +58,30 @@ def copying(dots: Sequence[Dot]) -> Markup | None:
     """Low-density coverage against the copy rate: high on the left is wanted. None without dots."""
     if not dots:
         return None
-    height = _height(len(dots))
-    drawing = svg.figure(WIDTH, height)
-    axes = drawing.add_subplot()
+    drawing, axes, height = _figure(len(dots))
     svg.style(axes, x="copy rate", y="low-density coverage")
     for dot in dots:
         axes.plot(dot.copy_rate, dot.low_density_coverage, "o", color=dot.colour, markersize=10)
     axes.margins(0.08)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(_PERCENT)
-    points = [(dot.copy_rate, dot.low_density_coverage) for dot in dots]
-    _names(axes, points, [shortened(dot.name, 28) for dot in dots], [INK] * len(dots), height)
+        axis.set_major_formatter(PERCENT)
+    _name(axes, [(dot.copy_rate, dot.low_density_coverage, dot.name, INK) for dot in dots], height)
     return svg.to_svg(drawing, "copying", "Low-density coverage of each row against its copy rate")
 
 
-def _height(names: int) -> int:
-    """Of a plot in pixels, with room to spare between so many names."""
-    return max(340, FRAME_HEIGHT + round(1.25 * LABEL_HEIGHT * names))
+def _figure(names: int) -> tuple[svg.Figure, Axes, int]:
+    """With its height in pixels: room to spare between so many names."""
+    height = max(340, FRAME_HEIGHT + round(1.25 * LABEL_HEIGHT * names))
+    drawing = svg.figure(WIDTH, height)
+    return drawing, drawing.add_subplot(), height
 
 
-def _names(
-    axes: Axes,
-    points: Sequence[tuple[float, float]],
-    names: Sequence[str],
-    colours: Sequence[str],
-    height: int,
-) -> None:
-    """Each name at the right edge, on a thin line from its point, none upon another."""
+def _name(axes: Axes, points: Sequence[tuple[float, float, str, str]], height: int) -> None:
+    """Each point's name, in its colour, at the right edge, on a thin line from there, none upon another."""
     (low, high), edge = axes.get_ylim(), axes.get_xlim()[1]
-    heights = spread([y for _, y in points], (high - low) * LABEL_HEIGHT / (height - FRAME_HEIGHT))
-    for (x, y), at, name, colour in zip(points, heights, names, colours, strict=True):
+    heights = spread([y for _, y, _, _ in points], (high - low) * LABEL_HEIGHT / (height - FRAME_HEIGHT))
+    for (x, y, name, colour), at in zip(points, heights, strict=True):
         axes.plot([x, edge], [y, at], color=GRID, linewidth=1.2, zorder=1, clip_on=False)
-        where = {"xytext": (8, 0), "textcoords": "offset points", "annotation_clip": False}
-        svg.label(axes, edge, at, name, colour, fontsize=13, **where)
+        svg.label(axes, edge, at, shortened(name, 28), colour, offset=(8, 0), fontsize=13)
     axes.set_xlim(right=edge)
     axes.set_ylim(low, high)

@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
-from .inputs import ReportData, shortened, shown_classes
+from .inputs import ReportData, Uncovered, shortened, shown_classes
 
 SMALL = 64  # pixels: up to here an image is shown enlarged, its pixels as squares
 THUMBNAIL = 160  # pixels a side of a larger image on the page
@@ -30,36 +30,22 @@ class Strip:
 
 def strips(data: ReportData) -> list[Strip]:
     """The distilled and the real images of the classes that the page shows."""
-    chosen = shown_classes(data.classes, PAGE_CLASSES)
-    limit = max(1, PAGE_IMAGES // len(chosen))
-    result = []
-    for name in (data.classes[i] for i in chosen):
+    names = [data.classes[label] for label in shown_classes(data.classes, PAGE_CLASSES)]
+    limit, shown = max(1, PAGE_IMAGES // len(names)), []
+    for name in names:
         images = data.contact[name]
-        distilled = [data_uri(image) for image in images["distilled"][:limit]]
-        real = [data_uri(image) for image in images["real"][:limit]]
-        result.append(Strip(name, distilled, real, len(images["distilled"]) - len(distilled)))
-    return result
+        distilled, real = (list(map(data_uri, images[kind][:limit])) for kind in ("distilled", "real"))
+        shown.append(Strip(name, distilled, real, len(images["distilled"]) - len(distilled)))
+    return shown
 
 
-@dataclass(frozen=True)
-class MissedStrip:
-    """Real images of a class that the set does not cover, as data URIs, with their number and that of all
-    real ones.
-    """
-
-    name: str
-    uris: list[str]
-    count: int
-    total: int
-
-
-def missed_strips(data: ReportData) -> list[MissedStrip]:
-    """The classes that have such images, the worst covered first."""
-    found = sorted(data.uncovered.items(), key=lambda item: -item[1].count / item[1].total)
+def missed_strips(data: ReportData) -> list[tuple[str, Uncovered, list[str]]]:
+    """Classes with images that the set does not cover, the worst covered first; these as data URIs."""
+    classes = sorted(data.uncovered.items(), key=lambda item: -item[1].count / item[1].total)
     return [
-        MissedStrip(name, [data_uri(i) for i in of.images], of.count, of.total)
-        for name, of in found
-        if of.images
+        (name, of_class, list(map(data_uri, of_class.images)))
+        for name, of_class in classes
+        if of_class.images
     ]
 
 
@@ -69,37 +55,34 @@ def is_small(data: ReportData) -> bool:
 
 
 def data_uri(encoded: bytes) -> str:
-    """An image as a data URI: PNG where it is small, else a JPEG thumbnail. Raises OSError for what is no
-    image.
-    """
+    """A data URI: PNG of a small image, else a JPEG thumbnail. OSError for what is no image."""
     image, buffer = _decoded(encoded), BytesIO()
-    if max(image.size) <= THUMBNAIL // 2:
-        kind = "png"
-        image.save(buffer, "PNG", optimize=True)
-    else:
-        kind = "jpeg"
+    kind = "png" if max(image.size) <= THUMBNAIL // 2 else "jpeg"
+    if kind == "jpeg":
         image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-        image.save(buffer, "JPEG", quality=85, optimize=True)
+    image.save(buffer, kind, quality=85, optimize=True)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def contact_sheet(data: ReportData) -> bytes:
-    """The distilled set as one PNG: a row a class with its name, a column an image; the same bytes every
-    time.
+    """The distilled set as one PNG: a named row a class, a column an image; the same bytes every time.
 
     Beyond 40 classes or 20 images a class a part is shown, and a line at the foot says so.
     """
-    chosen = [data.classes[i] for i in shown_classes(data.classes, SHEET_CLASSES)]
+    classes = [data.classes[i] for i in shown_classes(data.classes, SHEET_CLASSES)]
     counts = [len(data.contact[name]["distilled"]) for name in data.classes]
     columns = min(max(counts), SHEET_COLUMNS)
-    font, names = _font(15), [shortened(name) for name in chosen]
+    font, names = _font(15), [shortened(name) for name in classes]
     left = MARGIN + max(int(font.getlength(name)) for name in names) + 14
     step = SHEET_CELL + GAP
-    note = _note(len(chosen), len(counts), columns, max(counts))
-    size = (left + columns * step - GAP + MARGIN, 2 * MARGIN + len(chosen) * step - GAP + (24 if note else 0))
+    note = _note(len(classes), len(counts), columns, max(counts))
+    size = (
+        left + columns * step - GAP + MARGIN,
+        2 * MARGIN + len(classes) * step - GAP + (24 if note else 0),
+    )
     sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
-    for row, (name, shown) in enumerate(zip(chosen, names, strict=True)):
+    for row, (name, shown) in enumerate(zip(classes, names, strict=True)):
         top = MARGIN + row * step
         draw.text((left - 14, top + SHEET_CELL // 2), shown, fill=INK, font=font, anchor="rm")
         for column, encoded in enumerate(data.contact[name]["distilled"][:columns]):

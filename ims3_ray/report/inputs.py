@@ -2,17 +2,54 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from ims3_ray.evaluation.figures import Evaluation
+
+History = Sequence[Mapping[str, float]]
+"""Fine-tuning's metrics, a mapping a log step, with `step`."""
+
+
+class OfClass(TypedDict):
+    """A class in selection.json: its subgroups, their distances to the real class, and that of the choice."""
+
+    subgroups: list[int]
+    distances_to_real: list[float]
+    distance_to_real: float
+
+
+class Selection(TypedDict):
+    """selection.json: a subgroup or single images by class name, and how good the choice is."""
+
+    selection: dict[str, int | list[list[int]]]
+    per_class: dict[str, OfClass]
+    unit: str
+    objective: float
+    start_objective: float
+    terms: dict[str, float]
+    lower_bound: float | None
+    gap: float | None
+    certificate: str
+    solver: str
+    settings: dict[str, object]
+
+
+class Timing(TypedDict):
+    """A stage that was run: rows in their unit, and rows a second."""
+
+    name: str
+    rows: int
+    unit: str
+    seconds: float
+    rate: float | None
+
 
 @dataclass(frozen=True)
 class Uncovered:
-    """Real images of a class that no image of the set covers: a few encoded ones, sparsest first, and their
-    number.
-    """
+    """Of a class: some real images that no image of the set covers, encoded, sparsest first; their number."""
 
     images: Sequence[bytes]
     count: int
@@ -25,34 +62,29 @@ class ReportData:
     """Everything that the page shows. Class names are untrusted text. Labels are places in `classes`."""
 
     recipe: str
-    config: Mapping[str, Any]
+    config: Mapping[str, object]
     classes: tuple[str, ...]
-    about: Mapping[str, Any]
+    about: Mapping[str, object]
     """Versions and hardware, by name."""
     contact: Mapping[str, Mapping[str, Sequence[bytes]]]
-    """By class name: `distilled`, its encoded images in order, and `real`, a few to hold them against, or none."""
+    """By class name: `distilled`, its encoded images in order, and `real`, a few to hold them against."""
     real_features: Float[np.ndarray, "n d"]
     real_labels: Int[np.ndarray, " n"]
     candidate_features: Float[np.ndarray, "m d"]
     candidate_labels: Int[np.ndarray, " m"]
     candidate_selected: Bool[np.ndarray, " m"]
-    selection: Mapping[str, Any]
-    """As in selection.json: `selection` and `per_class` by class name, objective, terms, bound, gap, solver, settings."""
-    history: Sequence[Mapping[str, float]] = ()
-    """Fine-tuning's metrics, a mapping a log step, with `step`; empty where the pretrained model was kept."""
-    evaluation: Mapping[str, Any] | None = None
-    """`protocol`, `split`, `sets` by name, `coverage` by set; accuracies are fractions. None: left out.
-
-    `networks`, where there are several: `sets` by the protocol's label.
-    """
-    stages: Sequence[Mapping[str, Any]] = ()
-    """`name`, `rows`, `unit` of the rows, `seconds`, `rate` (rows/s), in the order in which they ran."""
+    selection: Selection
+    history: History = ()
+    """Empty where the pretrained model was kept."""
+    evaluation: Evaluation | None = None
+    stages: Sequence[Timing] = ()
+    """In the order in which they ran."""
     uncovered: Mapping[str, Uncovered] = field(default_factory=dict)
     """By class name, of the classes that the page shows; empty: left out."""
     commands: Mapping[str, str] = field(default_factory=dict)
     """What it is for → the shell command."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Raises ValueError for a class without images and for labels that are no class."""
         for name in self.classes:
             if name not in self.contact or not self.contact[name]["distilled"]:
@@ -60,9 +92,8 @@ class ReportData:
         for labels_of in ("real_labels", "candidate_labels"):
             labels = getattr(self, labels_of)
             if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classes):
-                raise ValueError(
-                    f"{labels_of}: {labels.min()} to {labels.max()} do not fit {len(self.classes)} classes"
-                )
+                span = f"{labels.min()} to {labels.max()}"
+                raise ValueError(f"{labels_of}: {span} do not fit {len(self.classes)} classes")
 
 
 def shown_classes(classes: Sequence[str], limit: int) -> list[int]:
@@ -71,9 +102,7 @@ def shown_classes(classes: Sequence[str], limit: int) -> list[int]:
 
 
 def shortened(name: str, limit: int = 24) -> str:
-    """A class name on one line, with an ellipsis in place of its middle where it is long: ids differ at the
-    end.
-    """
+    """A class name on one line, an ellipsis for its middle where it is long: ids differ at the end."""
     name = " ".join(name.split())
     if len(name) <= limit:
         return name

@@ -21,10 +21,12 @@ class Map:
     labels: dict[str, Int[np.ndarray, " _"]]
     totals: dict[str, int]
 
+    def of_class(self, kind: str, label: int) -> Float[np.ndarray, "_ 2"]:
+        return self.points[kind][self.labels[kind] == label]
+
 
 def feature_map(data: ReportData, classes: list[int]) -> Map | None:
-    """t-SNE of the unit-length features of `classes`, at most 1,500 in all: a seeded subset where there are
-    more.
+    """t-SNE of the unit-length features of `classes`, at most 1,500: a seeded subset where there are more.
 
     None where fewer than four images are left: a map needs neighbours.
     """
@@ -32,17 +34,19 @@ def feature_map(data: ReportData, classes: list[int]) -> Map | None:
         (data.real_features, data.real_labels),
         (data.candidate_features, data.candidate_labels),
     )
-    of_candidates, selected = np.isin(data.candidate_labels, classes), data.candidate_selected
+    of_candidates, selected = np.isin(candidates[1], classes), data.candidate_selected
     rng, left = np.random.default_rng(SEED), MAX_POINTS
-    vectors, labels, totals = {}, {}, {}
+    vectors: dict[str, np.ndarray] = {}
+    labels: dict[str, np.ndarray] = {}
+    totals: dict[str, int] = {}
     for kind, (features, labels_of), mask, limit in (
         ("selected", candidates, of_candidates & selected, MAX_SELECTED),
         ("candidate", candidates, of_candidates & ~selected, MAX_CANDIDATES),
-        ("real", real, np.isin(data.real_labels, classes), MAX_POINTS),
+        ("real", real, np.isin(real[1], classes), MAX_POINTS),
     ):
-        found = np.flatnonzero(mask)
-        rows = np.sort(rng.permutation(found)[: min(limit, left)])
-        vectors[kind], labels[kind], totals[kind] = features[rows], labels_of[rows], len(found)
+        of_kind = np.flatnonzero(mask)
+        rows = np.sort(rng.permutation(of_kind)[: min(limit, left)])
+        vectors[kind], labels[kind], totals[kind] = features[rows], labels_of[rows], len(of_kind)
         left -= len(rows)
     if MAX_POINTS - left < 4:
         return None
@@ -52,9 +56,7 @@ def feature_map(data: ReportData, classes: list[int]) -> Map | None:
 
 
 def tsne(vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n 2"]:
-    """t-SNE of directions (cosine neighbourhoods). One thread: sums over several threads differ from run to
-    run.
-    """
+    """t-SNE of directions (cosine neighbourhoods). One thread: sums over several differ from run to run."""
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     perplexity = min(30.0, (len(unit) - 1) / 3)
     with threadpool_limits(1):

@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from io import BytesIO
+from typing import Any, Literal
 
 import matplotlib
 from markupsafe import Markup, escape
@@ -54,7 +55,9 @@ def name_rows(axes: Axes, names: Sequence[str], size: float, pad: float) -> None
     axes.tick_params(axis="y", labelsize=size, labelcolor=INK, pad=pad)
 
 
-def style(axes: Axes, *, grid: str = "both", title: str = "", x: str = "", y: str = "") -> None:
+def style(
+    axes: Axes, *, grid: Literal["both", "x", "y"] = "both", title: str = "", x: str = "", y: str = ""
+) -> None:
     """Thin grid behind the data, no frame, labels in the page's ink."""
     axes.set_facecolor("none")
     axes.spines[:].set_visible(False)
@@ -68,12 +71,17 @@ def style(axes: Axes, *, grid: str = "both", title: str = "", x: str = "", y: st
 
 
 def label(
-    axes: Axes, x: float, y: float, text: str, colour: str = INK, *, halo: bool = False, **kwargs
+    axes: Axes, x: float, y: float, text: str, colour: str = INK, *, halo: bool = False, **look: Any
 ) -> None:
-    """Text at data coordinates, taken as it is: a `$` in a class name starts no formula."""
+    """Text at data coordinates, taken as it is: a `$` in a class name starts no formula.
+
+    `offset`, in pixels, moves it from there, across the edge of the plot if need be.
+    """
     if halo:
-        kwargs["gid"] = _HALO
-    axes.annotate(text, (x, y), color=colour, parse_math=False, **{"fontsize": 12, "va": "center", **kwargs})
+        look["gid"] = _HALO
+    if offset := look.pop("offset", None):
+        look |= {"xytext": offset, "textcoords": "offset points", "annotation_clip": False}
+    axes.annotate(text, (x, y), color=colour, parse_math=False, **{"fontsize": 12, "va": "center", **look})
 
 
 def to_svg(drawing: Figure, name: str, description: str) -> Markup:
@@ -90,18 +98,15 @@ def to_svg(drawing: Figure, name: str, description: str) -> Markup:
     text = re.sub(r' (x|y|d|transform|points)="([^"<>]*)"', _rounded, text)
     text = re.sub(r"(?<=: )#0[1-9a]0[1-9a][0-9a-f]{2}", _variable, text)
     text = re.sub(r" font-family: [^;\"<>]*;", "", text).replace("xlink:href", "href")
-    head = f'<svg class="plot" role="img" aria-label="{escape(description)}" viewBox="{_view_box(text)}">'
+    _, box, _ = re.split(r'viewBox="([-\d. ]+)"', text, maxsplit=1)
+    head = f'<svg class="plot" role="img" aria-label="{escape(description)}" viewBox="{box}">'
     return Markup(re.sub(r"^<svg[^>]*>", lambda _: head, text))
 
 
-def _variable(match: re.Match) -> str:
+def _variable(match: re.Match[str]) -> str:
     return f"var(--{_VARIABLES[match[0]]})" if match[0] in _VARIABLES else match[0]
 
 
-def _rounded(match: re.Match) -> str:
+def _rounded(match: re.Match[str]) -> str:
     numbers = re.sub(r"\d+\.\d+", lambda m: f"{float(m[0]):.2f}".rstrip("0").rstrip("."), match[2])
     return f' {match[1]}="{" ".join(numbers.split())}"'
-
-
-def _view_box(text: str) -> str:
-    return re.search(r'viewBox="([-\d. ]+)"', text)[1]

@@ -13,9 +13,7 @@ SHOWN = 3  # images a class: enough to see a kind of image that is missing
 
 @dataclass(frozen=True)
 class Missed:
-    """Of one class: the rows to show, sparsest first, how many are not covered, and how many real images
-    there are.
-    """
+    """Of one class: the rows to show, sparsest first, the number not covered, and that of real images."""
 
     rows: Int[np.ndarray, " s"]
     count: int
@@ -36,7 +34,7 @@ def missed(
     Covered is as in coverage: a synthetic image of the class within NND_k. `rows` are at most three rows of
     `real`.
     """
-    found = {}
+    by_label: dict[int, Missed] = {}
     for label in labels:
         rows, y = np.flatnonzero(real_labels == label), synthetic[synthetic_labels == label]
         if len(rows) <= k or len(y) == 0:
@@ -45,5 +43,5 @@ def missed(
         outside = ~covered(x, y, k)
         sparsest_first = np.argsort(-neighbour_distances(x, k), kind="stable")
         shown = rows[sparsest_first[outside[sparsest_first]]][:SHOWN]
-        found[label] = Missed(shown, int(outside.sum()), len(rows))
-    return found
+        by_label[label] = Missed(shown, int(outside.sum()), len(rows))
+    return by_label

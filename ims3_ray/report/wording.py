@@ -1,11 +1,9 @@
-"""What the pages have in common: how they word numbers, what they call each metric, and how a template
-becomes a page.
-"""
+"""What pages have in common: how they word numbers, what they call metrics, how templates become pages."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -21,7 +19,7 @@ class Claim:
     detail: str
 
 
-# What each metric of coverage says, in the order of the table. Others are listed after these, by name alone.
+# what each metric of coverage says, in the order of the table
 METRICS = {
     "coverage": ("Coverage", "share of real images that have a synthetic one among their near neighbours"),
     "low_density_coverage": ("Low-density coverage", "the same for the sparsest fifth of the real images"),
@@ -45,7 +43,7 @@ METRICS = {
 
 def environment(folder: Path = HERE) -> Environment:
     """Of the templates in `folder` and beside this file, with the functions below as filters."""
-    made = Environment(
+    pages = Environment(
         loader=FileSystemLoader([folder, HERE]),
         autoescape=True,  # names come from folders and files: text, never markup
         undefined=StrictUndefined,
@@ -53,14 +51,13 @@ def environment(folder: Path = HERE) -> Environment:
         lstrip_blocks=True,
     )
     for worded in (percent, points, signed, number, duration, count, value):
-        made.filters[worded.__name__] = worded
-    return made
+        pages.filters[worded.__name__] = worded
+    return pages
 
 
-def value(value: Any) -> str:
+def value(of: object) -> str:
     """As it is written in YAML."""
-    named = {None: "null", True: "true", False: "false"}
-    return named[value] if value is None or isinstance(value, bool) else str(value)
+    return json.dumps(of) if of is None or isinstance(of, bool) else str(of)
 
 
 def percent(fraction: float | None, digits: int = 1) -> str | Markup:
@@ -91,8 +88,8 @@ def listed(values: Iterable[object]) -> str:
     return f"{', '.join(head)} and {last}" if head else last
 
 
-def count(value: float) -> str:
-    return f"{value:,.0f}"
+def count(number_of: float) -> str:
+    return f"{number_of:,.0f}"
 
 
 def duration(seconds: float) -> str:
