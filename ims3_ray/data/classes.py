@@ -1,15 +1,38 @@
-"""From a data set's class folders to the labels that the generator knows, one map for every stage."""
+"""Class folders: their names, and the labels that the generator knows them by, one map for every stage."""
 
 import json
+import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
 from ims3_ray.errors import InputError
-from ims3_ray.text import some
+from ims3_ray.text import UNPRINTABLE, some
 
 NEW = "new"
+UNSAFE_NAME = re.compile(rf'\A\.|[/\\:*?"<>|{UNPRINTABLE}]|[. ]\Z')
+DEVICES = re.compile(
+    r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE
+)  # no folders on Windows
+MOST_BYTES = 255  # of a name, on the usual filesystems
+
+
+def is_folder_name(name: str) -> bool:
+    """Whether it can be one folder's name everywhere: no path, not hidden, no orders to a screen."""
+    return bool(name) and not (
+        UNSAFE_NAME.search(name) or DEVICES.fullmatch(name) or len(name.encode()) > MOST_BYTES
+    )
+
+
+def check_class_names(classes: Sequence[str]) -> None:
+    """InputError for a class whose name can't be a folder's name everywhere."""
+    for name in classes:
+        if not is_folder_name(name):
+            raise InputError(
+                f"data.train: class folder {name!r} can't be a folder's name in the distilled set; rename it"
+            )
 
 
 def class_map(

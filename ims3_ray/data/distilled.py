@@ -9,7 +9,6 @@ manifest.json                                 for every image its checksum, clas
 import hashlib
 import io
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,16 +22,14 @@ from torch.utils.data import Dataset
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import MANIFEST, Directory, open_directory, read_manifest
 from ims3_ray.storage.tables import Columns
-from ims3_ray.text import UNPRINTABLE, as_code, as_text
+from ims3_ray.text import as_code, as_text
 
 from .pixels import decode
+from .sources import PARQUET
 
-PARQUET = "data/train-00000-of-00001.parquet"
-Licences = Mapping[str, Mapping[str, Any] | None]  # of what → id, name, link; None where nothing is known
-UNSAFE_NAME = re.compile(rf'\A\.|[/\\:*?"<>|{UNPRINTABLE}]|[. ]\Z')
-# what Windows makes no folder of
-DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
-MOST_BYTES = 255  # of a name, on the usual filesystems
+ORIGIN = ("subgroup", "index", "seed")  # of an image
+Stated = Mapping[str, str | None]  # id, name, link
+Licences = Mapping[str, Stated | None]  # of what; None where nothing is known
 
 
 @dataclass(frozen=True)
@@ -48,34 +45,14 @@ class DistilledImage:
 
 
 def is_selected(selection: Mapping[str, Any], classes: Sequence[str], rows: Columns) -> np.ndarray:
-    """Which candidates (N,) bool, by their label, subgroup and index, a selection.json names: subgroups or
-    single images.
-    """
-    chosen = selection["selection"]
+    """Which candidates (N,) bool a selection.json names, whether it holds subgroups or single images."""
+    of_class = selection["selection"]
     if selection["unit"] == "subgroup":
-        of_subgroup = rows["subgroup"] == np.array([chosen[name] for name in classes])[rows["label"]]
-        return of_subgroup & (rows["index"] < selection["ipc"])
-    named = {(label, g, k) for label, name in enumerate(classes) for g, k in chosen[name]}
+        subgroups = np.array([of_class[name] for name in classes])
+        return (rows["subgroup"] == subgroups[rows["label"]]) & (rows["index"] < selection["ipc"])
+    named = {(label, g, k) for label, name in enumerate(classes) for g, k in of_class[name]}
     keys = (rows[name].tolist() for name in ("label", "subgroup", "index"))
     return np.array([key in named for key in zip(*keys, strict=True)], dtype=bool)
-
-
-def is_folder_name(name: str) -> bool:
-    """Whether `name` can be one folder's name everywhere: no path, nothing hidden, nothing that a screen
-    takes for orders.
-    """
-    return bool(name) and not (
-        UNSAFE_NAME.search(name) or DEVICES.fullmatch(name) or len(name.encode()) > MOST_BYTES
-    )
-
-
-def check_class_names(classes: Sequence[str]) -> None:
-    """InputError for a class whose name can't be a folder's name everywhere."""
-    for name in classes:
-        if not is_folder_name(name):
-            raise InputError(
-                f"data.train: class folder {name!r} can't be a folder's name in the distilled set; rename it"
-            )
 
 
 def image_path(images: Sequence[DistilledImage], image: DistilledImage, classes: Sequence[str]) -> str:
@@ -86,45 +63,29 @@ def image_path(images: Sequence[DistilledImage], image: DistilledImage, classes:
 
 def write_class(
     out: Directory, images: Sequence[DistilledImage], classes: Sequence[str], label: int
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """Write one class's PNGs; gives their entries of the manifest."""
-    entries = []
+    entries = list[dict[str, object]]()
     for image in images:
         if image.label == label:
             path = image_path(images, image, classes)
             out.write(path, image.png)
-            entries.append(
-                {
-                    "path": path,
-                    "sha256": hashlib.sha256(image.png).hexdigest(),
-                    "class": classes[label],
-                    "subgroup": image.subgroup,
-                    "index": image.index,
-                    "seed": image.seed,
-                }
-            )
+            origin = {name: getattr(image, name) for name in ORIGIN}
+            checksum = hashlib.sha256(image.png).hexdigest()
+            entries.append({"path": path, "sha256": checksum, "class": classes[label], **origin})
     return entries
 
 
 def to_parquet(images: Sequence[DistilledImage], classes: Sequence[str]) -> bytes:
     """The set as Parquet with an image column and class names, in the form of Hugging Face `datasets`."""
-    integers = {name: {"dtype": "int64", "_type": "Value"} for name in ("subgroup", "index", "seed")}
-    features = {
-        "image": {"_type": "Image"},
-        "label": {"names": list(classes), "_type": "ClassLabel"},
-    } | integers
-    columns = {
-        "image": pa.array(
-            [{"bytes": i.png, "path": image_path(images, i, classes).replace("/", "_")} for i in images],
-            type=pa.struct({"bytes": pa.binary(), "path": pa.string()}),
-        ),
-        "label": pa.array([i.label for i in images], pa.int64()),
-    } | {name: pa.array([getattr(i, name) for i in images], pa.int64()) for name in integers}
-    table = pa.table(columns).replace_schema_metadata(
-        {"huggingface": json.dumps({"info": {"features": features}})}
-    )
+    features = {"image": {"_type": "Image"}, "label": {"names": list(classes), "_type": "ClassLabel"}}
+    features |= {name: {"dtype": "int64", "_type": "Value"} for name in ORIGIN}
+    pngs = [{"bytes": i.png, "path": image_path(images, i, classes).replace("/", "_")} for i in images]
+    columns = {"image": pa.array(pngs, pa.struct({"bytes": pa.binary(), "path": pa.string()}))}
+    columns |= {n: pa.array([getattr(i, n) for i in images], pa.int64()) for n in ("label", *ORIGIN)}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     sink = io.BytesIO()
-    pq.write_table(table, sink)
+    pq.write_table(pa.table(columns).replace_schema_metadata(metadata), sink)
     return sink.getvalue()
 
 
@@ -135,13 +96,10 @@ def card(
     fingerprint: str,
     licences: Licences,
 ) -> str:
-    """The README.md of the set, in the form that the Hugging Face hub reads; `licences` of the "weights" and
-    "images".
-    """
+    """The set's README.md, as the Hugging Face hub reads it; `licences` of the "weights" and "images"."""
     per_class = len(images) // len(classes)
-    names = ", ".join(as_text(json.dumps(name, ensure_ascii=False)) for name in classes[:20]) + (
-        ", …" if len(classes) > 20 else ""
-    )
+    names = ", ".join(as_text(json.dumps(name, ensure_ascii=False)) for name in classes[:20])
+    names += ", …" if len(classes) > 20 else ""
     return f"""---
 {licence_entries(licences)}
 task_categories:
@@ -158,7 +116,8 @@ configs:
 ---
 # {len(images)} synthetic images that stand for a training set of {len(classes)} classes
 
-{per_class} images a class, drawn by a class-conditional diffusion model that was fine-tuned with Inversion-Matching, and
+{per_class} images a class, drawn by a class-conditional diffusion model that was fine-tuned \
+with Inversion-Matching, and
 chosen by Selective Subgroup Sampling (IMS3, arXiv 2603.13960), with ims3_ray.
 
 - recipe {as_code(recipe)}, artefact `{fingerprint}`
@@ -167,7 +126,8 @@ chosen by Selective Subgroup Sampling (IMS3, arXiv 2603.13960), with ims3_ray.
 
 ## Licences
 
-The images are synthetic. They were drawn by the generator's weights and stand for real images; the terms of both apply:
+The images are synthetic. They were drawn by the generator's weights and stand for real images; \
+the terms of both apply:
 
 - the generator's weights: {_stated(licences["weights"], "model.licence")}
 - the real images: {_stated(licences["images"], "data.licence")}
@@ -175,30 +135,23 @@ The images are synthetic. They were drawn by the generator's weights and stand f
 
 
 def licence_entries(licences: Licences) -> str:
-    """The front matter's licence, by the hub's identifiers: one, or a list; `unknown` stands for what nobody
-    stated.
-    """
+    """The front matter's licence: one of the hub's identifiers or a list, `unknown` where none is stated."""
     stated = [licence or {"id": "unknown"} for licence in licences.values()]
     ids = list(dict.fromkeys(licence["id"] for licence in stated))
     lines = [f"license: {ids[0]}"] if len(ids) == 1 else ["license:", *(f"- {name}" for name in ids)]
-    others = [licence for licence in stated if licence["id"] == "other"]
-    if others:
-        lines += [
-            f"license_{key}: {json.dumps(others[0][key])}" for key in ("name", "link") if others[0].get(key)
-        ]
+    other = next((licence for licence in stated if licence["id"] == "other"), {})
+    lines += [f"license_{key}: {json.dumps(other[key])}" for key in ("name", "link") if other.get(key)]
     return "\n".join(lines)
 
 
-def _stated(licence: Mapping[str, Any] | None, field: str) -> str:
+def _stated(licence: Stated | None, field: str) -> str:
     if licence is None:
         return f"not stated ({field} of the recipe)"
     return ", ".join(as_text(text) for text in (licence["name"] or licence["id"], licence["link"]) if text)
 
 
 class DistilledSet(Dataset):
-    """The distilled images in memory: item i is (PIL image, or `transform` of it, label). `classes` names the
-    labels.
-    """
+    """The distilled images in memory: item i is (PIL image or `transform` of it, label of `classes`)."""
 
     def __init__(self, directory: Directory, transform: Callable[[Image.Image], Any] | None = None):
         with pa.BufferReader(directory.read(PARQUET)) as source:
@@ -218,9 +171,7 @@ class DistilledSet(Dataset):
 
 
 def load_distilled(location: str, transform: Callable[[Image.Image], Any] | None = None) -> DistilledSet:
-    """The distilled set at a local path or URI, as a torch Dataset. InputError where there is no complete
-    one.
-    """
+    """The distilled set at a local path or URI, as a torch Dataset; InputError where none is complete."""
     directory = open_directory(location)
     if read_manifest(directory) is None or not directory.exists(PARQUET):
         raise InputError(

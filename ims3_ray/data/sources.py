@@ -17,9 +17,10 @@ from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import MANIFEST, Directory
 from ims3_ray.text import some
 
-from .distilled import PARQUET, is_folder_name
+from .classes import is_folder_name
 
 SUFFIX = ".parquet"
+PARQUET = "data/train-00000-of-00001.parquet"  # of the product
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"
 OF_VALIDATION = ("validation", "valid", "val")
 WANTED = {  # the first that is there

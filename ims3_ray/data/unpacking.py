@@ -26,7 +26,7 @@ from ims3_ray import progress
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import Directory, fingerprint
 
-from .distilled import is_folder_name
+from .classes import is_folder_name
 from .sources import Rows
 
 if TYPE_CHECKING:

@@ -10,8 +10,7 @@ import torch
 from ims3_ray.cluster.machine import ANYWHERE, Machine, connect, find_machine, inside_job, num_nodes
 from ims3_ray.config.data import Data
 from ims3_ray.config.settings import Config, Evaluating
-from ims3_ray.data.classes import class_map
-from ims3_ray.data.distilled import check_class_names
+from ims3_ray.data.classes import check_class_names, class_map
 from ims3_ray.data.images import ImageSet, open_images
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.protocols import NO_PROTOCOL, protocol, protocols

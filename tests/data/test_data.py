@@ -6,8 +6,7 @@ import pytest
 from PIL import Image
 from tiny import write_images
 
-from ims3_ray.data.classes import class_map, imagenet_labels
-from ims3_ray.data.distilled import check_class_names
+from ims3_ray.data.classes import check_class_names, class_map, imagenet_labels
 from ims3_ray.data.images import open_images
 from ims3_ray.data.pixels import decode, encode_png, square
 from ims3_ray.errors import InputError

@@ -9,7 +9,7 @@ import pytest
 from tiny import write_images
 
 from ims3_ray import cli
-from ims3_ray.data.distilled import check_class_names, is_folder_name
+from ims3_ray.data.classes import check_class_names, is_folder_name
 from ims3_ray.data.images import open_images
 from ims3_ray.errors import InputError
 from ims3_ray.pipeline.splits import check_splits
