@@ -37,6 +37,7 @@ def workers():
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(RayParams, "__init__", init)
         patched.setenv("RAY_worker_register_timeout_seconds", "300")  # the first waits for the imports
+        patched.setenv("RAY_worker_niceness", "0")
         yield
 
 
