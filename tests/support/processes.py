@@ -44,4 +44,6 @@ def images(distilled):
 def checksums(storage):
     """`images` of each distilled set in a storage."""
     sets = open_directory(f"{storage}/distilled")
-    return [images(sets / name.split("/")[0]) for name in sets.files() if name.endswith("/manifest.json")]
+    return [
+        images((sets / name.split("/")[0]).uri) for name in sets.files() if name.endswith("/manifest.json")
+    ]
