@@ -1,6 +1,7 @@
 """The audit: what two sets share, what bears two labels, which classes are mixed up."""
 
 import io
+import json
 
 import numpy as np
 import pytest
@@ -71,7 +72,9 @@ def test_near_duplicates_have_the_share_that_the_copy_rate_names():
     real, labels = clusters(150, seed=0)
     fresh, fresh_labels = clusters(40, seed=1)
     fresh[:10] = real[:10] + np.float32(1e-4)
-    pairs, compared = near_duplicates(featured("train", real, labels), featured("made", fresh, fresh_labels))
+    pairs, compared = near_duplicates(
+        featured("train", real, labels), featured("made", fresh, fresh_labels), set()
+    )
     assert compared == 120
     assert {(i, i) for i in range(10)} <= set(pairs)
     rates = [copy_rate(real[labels == c], fresh[fresh_labels == c]) for c in range(3)]
@@ -82,10 +85,10 @@ def test_near_duplicates_leave_out_exact_ones_other_classes_and_small_ones():
     real, labels = clusters(120, seed=0)
     train = featured("train", real, labels)
     other_class = featured("made", real[:1], np.array([1]))
-    assert near_duplicates(train, other_class) == ([], 1)
-    assert near_duplicates(train, featured("made", real[:2], labels[:2]), without={0}) == ([(1, 1)], 1)
+    assert near_duplicates(train, other_class, set()) == ([], 1)
+    assert near_duplicates(train, featured("made", real[:2], labels[:2]), {0}) == ([(1, 1)], 1)
     small = featured("train", real[:60], labels[:60])
-    assert near_duplicates(small, featured("made", real[:2], labels[:2])) == ([], 0)
+    assert near_duplicates(small, featured("made", real[:2], labels[:2]), set()) == ([], 0)
 
 
 def test_chance_copies_give_no_warning_and_planted_ones_do():
@@ -106,24 +109,21 @@ def test_one_content_under_two_labels_is_a_conflict_inside_a_set_and_across_sets
     conflicts = label_conflicts([train, test])
     named = [[(i["path"], i["label"]) for i in bearers] for bearers in conflicts]
     assert named == [[("train/0", 0), ("test/0", 2)], [("train/1", 0), ("train/2", 1)]]
-    assert any(
-        "more than one class" in line and "'cat'" in line
-        for line in audit([train, test], CLASSES)["warnings"]
-    )
+    warnings = " ".join(audit([train, test], CLASSES)["warnings"])
+    assert "more than one class" in warnings
+    assert "'cat'" in warnings
 
 
 def test_the_document_counts_all_pairs_shows_some_and_is_plain_data():
-    import json
-
     contents = [str(i) for i in range(SHOWN + 7)]
     document = audit([of("train", contents), of("test", contents), of("made", ["x"])], CLASSES)
-    assert [(e["sets"], e["count"], len(e["pairs"])) for e in document["exact"]] == [
-        (["train", "test"], SHOWN + 7, SHOWN), (["train", "made"], 0, 0), (["test", "made"], 0, 0),
-    ]  # fmt: skip
+    counts = {tuple(e["sets"]): (e["count"], len(e["pairs"])) for e in document["exact"]}
+    assert counts == {
+        ("train", "test"): (SHOWN + 7, SHOWN),
+        ("train", "made"): (0, 0),
+        ("test", "made"): (0, 0),
+    }
     assert json.loads(json.dumps(document)) == document
-    quiet = audit([of("train", contents), of("core", contents)], CLASSES, expected_copies=[("train", "core")])
-    assert quiet["warnings"] == []
-    assert quiet["exact"][0]["count"] == SHOWN + 7
 
 
 def test_fast_ais_splits_are_told_by_their_file_names_and_imagenets_own_are_not():
@@ -161,27 +161,18 @@ def test_permuted_classes_are_named_and_right_ones_are_not(order):
     real, labels = clusters(40, seed=0)
     made, looks = clusters(10, seed=1)
     claimed = np.argsort(order)[looks]  # an image of class c was drawn as order[c]
-    found = audit_classes(real, labels, made, claimed, CLASSES)
+    found, warnings = audit_classes(real, labels, made, claimed, CLASSES)
     assert found["looks_like"] == {CLASSES[c]: CLASSES[d] for c, d in enumerate(order) if c != d}
-    assert bool(found["warnings"]) == (order != [0, 1, 2])
+    assert bool(warnings) == (order != [0, 1, 2])
     assert found["own_share"] == pytest.approx(np.mean([order[c] == c for c in range(3)]), abs=0.1)
-
-
-def test_a_classifiers_head_assigns_in_the_place_of_centroids():
-    real, labels = clusters(10, seed=0)
-    made, looks = clusters(4, seed=1)
-    head = np.eye(3)[(looks + 1) % 3]
-    found = audit_classes(real, labels, made, looks, CLASSES, head=head)
-    assert found["by"] == "head"
-    assert found["looks_like"] == {"ant": "bee", "bee": "cat", "cat": "ant"}
 
 
 def test_a_poor_set_is_warned_of_but_not_called_swapped():
     real, labels = clusters(40, seed=0)
     made, looks = clusters(10, seed=1)
-    found = audit_classes(real, labels, made[looks == 0], np.repeat([0, 1, 2], [3, 3, 4]), CLASSES)
-    assert found["looks_like"] == {}
-    assert "look like their own class" in found["warnings"][0]
+    poor = audit_classes(real, labels, made[looks == 0], np.repeat([0, 1, 2], [3, 3, 4]), CLASSES)
+    assert poor[0]["looks_like"] == {}
+    assert "look like their own class" in poor[1][0]
 
 
 def test_a_class_without_real_images_is_nearest_to_nothing_and_ties_keep_the_identity():

@@ -39,10 +39,7 @@ def _assert_same_mean_and_spread(found: torch.Tensor, expected: torch.Tensor) ->
 def _ramps(n: int, height: int, width: int) -> torch.Tensor:
     """Images whose first two colours are the column and the row, so that a crop tells its own box."""
     image = torch.rand(3, height, width, generator=_seeded(9))
-    image[0], image[1] = (
-        torch.arange(width).expand(height, width),
-        torch.arange(height)[:, None].expand(height, width),
-    )
+    image[0], image[1] = torch.arange(width), torch.arange(height)[:, None]
     return image.expand(n, 3, height, width)
 
 
@@ -153,10 +150,9 @@ def _published_shares(count: int, size: int) -> torch.Tensor:
     """Own shares of the area by the box of Yun et al. 2019, drawn with numpy."""
     rng = np.random.default_rng(0)
     cut = (size * np.sqrt(1 - rng.beta(1, 1, count))).astype(int)
-    spans = []
-    for centre in rng.integers(0, size, (2, count)):
-        spans.append(np.clip(centre + cut // 2, 0, size) - np.clip(centre - cut // 2, 0, size))
-    return torch.from_numpy(1 - spans[0] * spans[1] / size**2).float()
+    centre = rng.integers(0, size, (2, count))
+    wide, high = np.clip(centre + cut // 2, 0, size) - np.clip(centre - cut // 2, 0, size)
+    return torch.from_numpy(1 - wide * high / size**2).float()
 
 
 def test_cutmix_leaves_batches_alone_as_often_as_asked():

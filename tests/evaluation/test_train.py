@@ -8,6 +8,7 @@ import torch
 from torchvision.transforms.v2.functional import center_crop, resize
 
 from ims3_ray.errors import InputError
+from ims3_ray.evaluation import train
 from ims3_ray.evaluation.protocols import Augmentations, Budget, Protocol, protocol
 from ims3_ray.evaluation.train import batch_rows, fit_to, plan, rate, train_and_score, train_step
 
@@ -37,11 +38,8 @@ def _set(per_class: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return (stripes + torch.randint(0, 100, stripes.shape, generator=generator)).to(torch.uint8), labels
 
 
-def _score(train=None, test=None, *, chosen=None, seed=0, **changes):
-    chosen = chosen or _protocol(**changes)
-    return train_and_score(
-        *(train or _set(10, 1)), *(test or _set(20, 2)), protocol=chosen, num_classes=2, seed=seed
-    )
+def _score(train_set=None, test=None, *, seed=0, **changes):
+    return train_and_score(train_set or _set(10, 1), test or _set(20, 2), _protocol(**changes), 2, seed)
 
 
 def _values(score) -> dict:
@@ -89,20 +87,13 @@ def test_scored_images_do_not_touch_the_training():
     assert _score(test=_set(20, 2)).train_loss == _score(test=_set(20, 3)).train_loss
 
 
-def test_a_set_trains_for_the_epochs_of_its_own_size():
-    class Planned(Exception):
-        pass
-
-    def stop(step, steps):
-        raise Planned(steps)
-
-    for per_class, epochs in ((10, 2000), (11, 1500), (60, 1000)):
-        with pytest.raises(Planned) as planned:
-            chosen = _protocol(steps=None, schedule="steps", warmup=0.0)
-            train_and_score(
-                *_set(per_class, 1), *_set(2, 2), protocol=chosen, num_classes=2, seed=0, progress=stop
-            )
-        assert planned.value.args == (epochs * -(-2 * per_class // 8),)
+@pytest.mark.parametrize(("per_class", "epochs"), [(10, 2000), (11, 1500), (60, 1000)])
+def test_a_set_trains_for_the_epochs_of_its_own_size(per_class, epochs, monkeypatch):
+    planned = []
+    monkeypatch.setattr(train, "plan", lambda *work: planned.append(plan(*work)) or (1, {1}))
+    monkeypatch.setattr(train, "batch_rows", lambda *work: [torch.arange(2)])
+    _score(_set(per_class, 1), _set(2, 2), steps=None, schedule="steps", warmup=0.0)
+    assert planned[0][0] == epochs * -(-2 * per_class // 8)
 
 
 def test_training_losses_are_means_since_the_look_before():
@@ -118,15 +109,6 @@ def test_last_is_the_last_and_best_the_best_of_evenly_spaced_looks():
     assert score.last == score.history[-1][1]
     assert score.best == max(value for _, value in score.history)
     assert json.loads(json.dumps(dataclasses.asdict(score)))["last"] == score.last
-
-
-def test_progress_is_told_after_every_step():
-    told = []
-    train_and_score(
-        *_set(4, 1), *_set(4, 2), protocol=_protocol(steps=5), num_classes=2, seed=0,
-        progress=lambda step, steps: told.append((step, steps)),
-    )  # fmt: skip
-    assert told == [(step, 5) for step in range(1, 6)]
 
 
 def test_published_protocols_score_a_hundred_times_the_last_time_at_the_end():

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from ims3_ray.report import ReportData
-from ims3_ray.report.page import METRICS
+from ims3_ray.report.wording import METRICS
 
 HOSTILE = "<script>alert(1)</script>"
 TEMPLATE = "{{7*7}}"
