@@ -24,7 +24,7 @@ def sweep_claim(results: Results) -> Claim:
     for ipc, trial in named:
         where = f"at {ipc}: " if len(results.best) > 1 else ""
         values = setting(trial, leave_out=[IPC]) or "the recipe as it is"
-        settings.append(f"{where}trial {trial['number']} ({values})")
+        settings.append(f"{where}trial {trial.number} ({values})")
     detail = "; ".join(settings)
     left = len(results.best) - len(named)
     more = f" The table has {left} more." if left else ""

@@ -13,8 +13,8 @@ from ims3_ray.report import svg
 from ims3_ray.report.inputs import shortened
 from ims3_ray.report.svg import DISTILLED, GRID, INK, WIDTH
 
-from .document import TrialRow
 from .plots import field_title
+from .records import Trial
 from .results import IPC, Axis, Results, ipc_of, is_number, metric_name, short
 
 USUAL_PAIR = ("select.alpha", "select.beta")
@@ -59,12 +59,12 @@ class _Cells:
 
     def __init__(self, results: Results, axis: Axis):
         self._axis = axis
-        values = {v for trial in results.scored if is_number(v := trial["values"].get(axis.field))}
+        values = {v for trial in results.scored if is_number(v := trial.values.get(axis.field))}
         is_binned = not axis.labels and axis.low < axis.high and len(values) > 1
         self.count = len(axis.labels) or (BINS if is_binned else 1)
 
-    def of(self, trial: TrialRow) -> int | None:
-        given = trial["values"].get(self._axis.field)
+    def of(self, trial: Trial) -> int | None:
+        given = trial.values.get(self._axis.field)
         place, share = self._axis.place(given), self._axis.share(given)
         if place is None or share is None:
             return None
@@ -80,7 +80,7 @@ class _Cells:
         return list(np.arange(self.count + 1) - 0.5), [f"{edge:.3g}" for edge in edges]
 
 
-def _map(axes: Axes, results: Results, trials: Sequence[TrialRow], across: _Cells, down: _Cells) -> None:
+def _map(axes: Axes, results: Results, trials: Sequence[Trial], across: _Cells, down: _Cells) -> None:
     cells: dict[tuple[int | None, int | None], list[float]] = {}
     for trial in trials:
         cells.setdefault((across.of(trial), down.of(trial)), []).append(results.score(trial))

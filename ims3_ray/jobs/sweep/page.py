@@ -1,6 +1,6 @@
 """The report on a sweep as one HTML page, for a person who picks a setting to run. It fetches nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,8 @@ from ims3_ray.runs.records import FAILED, FINISHED, STOPPED
 
 from . import heat, plots
 from .claim import sweep_claim, sweep_work
-from .document import Document, TrialRow
+from .document import Document
+from .records import Trial
 from .results import ACCURACY, IPC, LONGEST_VALUE, Results, metric_name, setting, short
 
 STATUSES = (FINISHED, STOPPED, FAILED)  # in the table's order
@@ -22,20 +23,20 @@ STATUSES = (FINISHED, STOPPED, FAILED)  # in the table's order
 class Row:
     """A trial as a line of the table, in words; a dash for what it does not have."""
 
-    trial: TrialRow
+    trial: Trial
     cells: list[str]
     metrics: list[str | Markup]
     is_best: bool
     on_front: bool
 
 
-def render_sweep(document: Document) -> bytes:
-    """The page, UTF-8; the same bytes for the same document.
+def render_sweep(document: Document, trials: Sequence[Trial]) -> bytes:
+    """The page, UTF-8; the same bytes for the same sweep.
 
-    Recipe, fields, their values and errors are untrusted text. Figures that are missing or not finite are
+    Recipe, fields, their values and errors are untrusted text. Figures that are missing are
     dashes; a stopped trial's are the last heard of it and enter no mean, no heat map, no front.
     """
-    results = Results(document)
+    results = Results(document, trials)
     context = {
         "document": document,
         "results": results,
@@ -68,7 +69,7 @@ def best_columns(results: Results) -> list[dict[str, object]]:
     return [
         {
             "ipc": ipc,
-            "trial": trial["number"],
+            "trial": trial.number,
             "figure": _figure(trial, results.objective),
             "rivals": results.rivals(trial),
             "cells": {field: _cell(trial, field) for field in results.axes if field != IPC},
@@ -80,18 +81,18 @@ def best_columns(results: Results) -> list[dict[str, object]]:
 def rows(results: Results) -> list[Row]:
     """Finished ones first, then the stopped, then the failed; in each the highest objective first."""
 
-    def order(trial: TrialRow) -> tuple[int, float, int]:
-        status = STATUSES.index(trial["status"]) if trial["status"] in STATUSES else len(STATUSES)
-        return status, -trial["metrics"].get(results.objective, float("-inf")), trial["number"]
+    def order(trial: Trial) -> tuple[int, float, int]:
+        status = STATUSES.index(trial.state) if trial.state in STATUSES else len(STATUSES)
+        return status, -trial.metrics.get(results.objective, float("-inf")), trial.number
 
-    best, front = {trial["number"] for trial in results.best.values()}, results.document["pareto"]
+    best, front = {trial.number for trial in results.best.values()}, results.document["pareto"]
     return [
         Row(
             trial,
             [_cell(trial, field) for field in results.axes],
             [_figure(trial, name) for name in results.metric_names()],
-            trial["number"] in best,
-            trial["number"] in front,
+            trial.number in best,
+            trial.number in front,
         )
         for trial in sorted(results.trials, key=order)
     ]
@@ -101,19 +102,19 @@ def failures(results: Results) -> dict[str, list[tuple[int, str]]]:
     """Number and setting of the failed trials by what went wrong."""
     causes: dict[str, list[tuple[int, str]]] = {}
     for trial in results.trials:
-        if trial["status"] == FAILED:
-            cause = causes.setdefault(trial["error"] or "No error was reported.", [])
-            cause.append((trial["number"], setting(trial)))
+        if trial.state == FAILED:
+            cause = causes.setdefault(trial.error or "No error was reported.", [])
+            cause.append((trial.number, setting(trial)))
     return causes
 
 
-def _figure(trial: TrialRow, name: str) -> str | Markup:
+def _figure(trial: Trial, name: str) -> str | Markup:
     """A metric in words: the accuracy in percent with its interval, others plain."""
-    if (figure := trial["metrics"].get(name)) is None:
+    if (figure := trial.metrics.get(name)) is None:
         return "–"
     if name != ACCURACY:
         return f"{figure:.3f}".replace("-", "−")
-    return percent(figure) + ("" if trial["interval"] is None else points(trial["interval"], " ± "))
+    return percent(figure) + ("" if trial.interval is None else points(trial.interval, " ± "))
 
 
 def _in_words(spec: Mapping) -> str:
@@ -124,5 +125,5 @@ def _in_words(spec: Mapping) -> str:
     return ", ".join([f"{short(spec['low'])} to {short(spec['high'])}", *kinds])
 
 
-def _cell(trial: TrialRow, field: str) -> str:
-    return shortened(short(trial["values"][field]), LONGEST_VALUE) if field in trial["values"] else "–"
+def _cell(trial: Trial, field: str) -> str:
+    return shortened(short(trial.values[field]), LONGEST_VALUE) if field in trial.values else "–"

@@ -16,7 +16,7 @@ from ims3_ray.report.inputs import shortened
 from ims3_ray.report.svg import CLASS_COLOURS, DISTILLED, INK, PAPER, WIDTH
 from ims3_ray.runs.records import STOPPED
 
-from .document import TrialRow
+from .records import Trial
 from .results import ACCURACY, IPC, MOST_TOLD, SUBGROUPS, Axis, Results, ipc_of, metric_name
 
 PANEL_HEIGHT, MAX_COLUMNS, LETTER = 270, 3, 7.5  # pixels; a letter of a tick's label is so wide
@@ -52,18 +52,18 @@ def by_ipc(results: Results) -> Markup | None:
 
 
 def _name_and_interval(
-    axes: Axes, results: Results, trial: TrialRow, x: float, colour: str, *, is_listed: bool
+    axes: Axes, results: Results, trial: Trial, x: float, colour: str, *, is_listed: bool
 ) -> None:
     score, interval, is_marked = (
         results.score(trial),
         results.interval(trial),
-        trial["number"] in results.marked,
+        trial.number in results.marked,
     )
-    if interval is not None and trial["status"] != STOPPED:
+    if interval is not None and trial.state != STOPPED:
         width, alpha = (3.5, 0.7) if is_marked else (2, 0.25)
         axes.vlines(x, score - interval, score + interval, color=colour, linewidth=width, alpha=alpha)
     if is_marked and is_listed:
-        text = f"{results.in_words(score, ' %')} · trial {trial['number']}"
+        text = f"{results.in_words(score, ' %')} · trial {trial.number}"
         style = {"textcoords": "offset points", "ha": "center", "fontsize": 13, "weight": "bold"}
         svg.label(axes, x, score + (interval or 0), text, halo=True, xytext=(0, 18), **style)
 
@@ -94,17 +94,17 @@ def field_panels(results: Results) -> Markup | None:
     return svg.to_svg(drawing, "fields", title)
 
 
-def _groups(results: Results, axis: Axis) -> Iterator[tuple[str, list[TrialRow], np.ndarray]]:
+def _groups(results: Results, axis: Axis) -> Iterator[tuple[str, list[Trial], np.ndarray]]:
     """Colour, scored trials and where they lie along the axis. About a listed value IPCs stand side by side.
 
     On the axis of IPC trials do. On a range they lie upon each other.
     """
     colours = ipc_colours(results)
-    groups: dict[str, list[tuple[TrialRow, float]]] = {colour: [] for colour in colours.values()}
+    groups: dict[str, list[tuple[Trial, float]]] = {colour: [] for colour in colours.values()}
     for trial in results.trials:
         group = groups.setdefault(colours.get(ipc_of(trial), DISTILLED), [])
-        place = axis.place(trial["values"].get(axis.field))
-        if place is not None and results.objective in trial["metrics"]:
+        place = axis.place(trial.values.get(axis.field))
+        if place is not None and results.objective in trial.metrics:
             group.append((trial, place))
     for number, (colour, placed) in enumerate(groups.items()):
         xs = np.array([place for _, place in placed])
@@ -116,11 +116,11 @@ def _groups(results: Results, axis: Axis) -> Iterator[tuple[str, list[TrialRow],
         yield colour, [trial for trial, _ in placed], xs
 
 
-def _means(axes: Axes, results: Results, trials: Sequence[TrialRow], xs: np.ndarray, colour: str) -> None:
+def _means(axes: Axes, results: Results, trials: Sequence[Trial], xs: np.ndarray, colour: str) -> None:
     """A dash at the mean of the finished trials at each place that has two of them or more."""
     scores: dict[float, list[float]] = {}
     for trial, x in zip(trials, xs, strict=True):
-        if trial["status"] != STOPPED:
+        if trial.state != STOPPED:
             scores.setdefault(x, []).append(results.score(trial))
     half = DODGE / max(1, len(ipc_colours(results)))
     for x, here in scores.items():
@@ -128,9 +128,9 @@ def _means(axes: Axes, results: Results, trials: Sequence[TrialRow], xs: np.ndar
             axes.hlines(np.mean(here), x - half, x + half, color=colour, linewidth=2.5)
 
 
-def _dots(axes: Axes, results: Results, trials: Sequence[TrialRow], xs: np.ndarray, colour: str) -> None:
-    stopped = np.array([trial["status"] == STOPPED for trial in trials], bool)
-    marked = np.array([trial["number"] in results.marked for trial in trials], bool)
+def _dots(axes: Axes, results: Results, trials: Sequence[Trial], xs: np.ndarray, colour: str) -> None:
+    stopped = np.array([trial.state == STOPPED for trial in trials], bool)
+    marked = np.array([trial.number in results.marked for trial in trials], bool)
     scores = np.array([results.score(trial) for trial in trials])
     for shown, size, fill, edge, width in (
         (stopped, 6, "none", colour, 1.4),
@@ -144,7 +144,7 @@ def _dots(axes: Axes, results: Results, trials: Sequence[TrialRow], xs: np.ndarr
 def pareto(results: Results) -> Markup | None:
     """The first objective against each other; those on the front are named, of two objectives joined."""
     others = results.objectives[1:]
-    shown = [t for t in results.finished if all(name in t["metrics"] for name in results.objectives)]
+    shown = [t for t in results.finished if all(name in t.metrics for name in results.objectives)]
     if not others or not shown:
         return None
     drawing = svg.figure(WIDTH, 420)
@@ -161,19 +161,19 @@ def pareto(results: Results) -> Markup | None:
 
 
 def _pareto_panel(
-    axes: Axes, results: Results, shown: Sequence[TrialRow], name: str, *, is_joined: bool
+    axes: Axes, results: Results, shown: Sequence[Trial], name: str, *, is_joined: bool
 ) -> None:
     front, colours = set(results.document["pareto"]), ipc_colours(results)
-    points = {trial["number"]: (trial["metrics"][name], results.score(trial)) for trial in shown}
+    points = {trial.number: (trial.metrics[name], results.score(trial)) for trial in shown}
     if is_joined:
         line = np.reshape(sorted(points[number] for number in front & points.keys()), (-1, 2))
         axes.plot(*line.T, color=INK, linewidth=1.6, drawstyle="steps-pre", zorder=1)
     for trial in shown:
-        point, colour = points[trial["number"]], colours.get(ipc_of(trial), DISTILLED)
-        if trial["number"] in front:
+        point, colour = points[trial.number], colours.get(ipc_of(trial), DISTILLED)
+        if trial.number in front:
             axes.plot(*point, "o", color=colour, markersize=10, markeredgecolor=INK)
             offset = {"xytext": (9, 9), "textcoords": "offset points"}
-            svg.label(axes, *point, str(trial["number"]), halo=True, weight="bold", **offset)
+            svg.label(axes, *point, str(trial.number), halo=True, weight="bold", **offset)
         else:
             axes.plot(*point, "o", color=colour, alpha=0.55, markersize=8, markeredgecolor=PAPER)
 

@@ -1,4 +1,4 @@
-"""A sweep's document as its page reads it: what became of the trials, and each field's values as an axis."""
+"""A sweep as its page reads it: what became of the trials, and each field's values as an axis."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -10,7 +10,8 @@ from ims3_ray.report.inputs import shortened
 from ims3_ray.report.wording import METRICS, value
 from ims3_ray.runs.records import FINISHED
 
-from .document import Document, TrialRow
+from .document import Document
+from .records import Trial
 
 ACCURACY, IPC, SUBGROUPS = "accuracy", "ipc", "sample.subgroups"
 LONGEST_VALUE = 36  # letters of a value in a table or a sentence
@@ -45,41 +46,35 @@ class Axis:
 
 
 class Results:
-    """The document's trials by what became of them, and its fields as axes. Values and errors are untrusted.
+    """The trials by what became of them, and the swept fields as axes. Values and errors are untrusted."""
 
-    Figures that are no numbers are left out.
-    """
-
-    def __init__(self, document: Document):
+    def __init__(self, document: Document, trials: Sequence[Trial]):
         self.document = document
         self.objectives = document["objective"]
         self.objective = self.objectives[0]
-        self.trials: list[TrialRow] = [
-            {**trial, "metrics": {name: v for name, v in trial["metrics"].items() if is_number(v)}}
-            for trial in document["trials"]
-        ]
-        self.by_number = {trial["number"]: trial for trial in self.trials}
+        self.trials = trials
+        self.by_number = {trial.number: trial for trial in self.trials}
         self.axes = {field: _axis(field, spec, self.trials) for field, spec in document["space"].items()}
 
     @cached_property
-    def finished(self) -> list[TrialRow]:
-        return [trial for trial in self.trials if trial["status"] == FINISHED]
+    def finished(self) -> list[Trial]:
+        return [trial for trial in self.trials if trial.state == FINISHED]
 
     @cached_property
-    def scored(self) -> list[TrialRow]:
+    def scored(self) -> list[Trial]:
         """Finished ones with the first objective."""
-        return [trial for trial in self.finished if self.objective in trial["metrics"]]
+        return [trial for trial in self.finished if self.objective in trial.metrics]
 
     @cached_property
-    def best(self) -> dict[str, TrialRow]:
+    def best(self) -> dict[str, Trial]:
         """The best trial by IPC, as text, the smallest first."""
         best = {ipc: self.by_number[number] for ipc, number in self.document["best"].items()}
-        return {ipc: trial for ipc, trial in best.items() if self.objective in trial["metrics"]}
+        return {ipc: trial for ipc, trial in best.items() if self.objective in trial.metrics}
 
     @cached_property
     def marked(self) -> set[int]:
         """Numbers of the best trials that plots mark: of each IPC, or of the largest where there are many."""
-        best = [trial["number"] for trial in self.best.values()]
+        best = [trial.number for trial in self.best.values()]
         return set(best if len(best) <= MOST_TOLD else best[-MOST_NAMED:])
 
     @cached_property
@@ -94,38 +89,38 @@ class Results:
         return [ipc for ipc in self.ipcs if ipc in scored]
 
     def count(self, status: str) -> int:
-        return sum(trial["status"] == status for trial in self.trials)
+        return sum(trial.state == status for trial in self.trials)
 
-    def score(self, trial: TrialRow) -> float:
-        return trial["metrics"][self.objective]
+    def score(self, trial: Trial) -> float:
+        return trial.metrics[self.objective]
 
     def in_words(self, score: float, unit: str = "") -> str:
         """The accuracy in percent, with the unit; other objectives plain."""
         return f"{100 * score:.1f}{unit}" if self.objective == ACCURACY else f"{score:.3f}"
 
-    def interval(self, trial: TrialRow) -> float | None:
+    def interval(self, trial: Trial) -> float | None:
         """Of the first objective: known for the accuracy alone."""
-        return trial["interval"] if self.objective == ACCURACY else None
+        return trial.interval if self.objective == ACCURACY else None
 
-    def rivals(self, best: TrialRow) -> int | None:
+    def rivals(self, best: Trial) -> int | None:
         """Other finished trials of the same IPC that lie no lower than the best one's interval reaches."""
         interval = self.interval(best)
         if interval is None:
             return None
         least, ipc = self.score(best) - interval, ipc_of(best)
-        others = (trial for trial in self.scored if trial["number"] != best["number"])
+        others = (trial for trial in self.scored if trial.number != best.number)
         return sum(ipc_of(trial) == ipc and self.score(trial) >= least for trial in others)
 
     def metric_names(self) -> list[str]:
         """Objectives first, then the others in the order of the run report's table."""
-        names = dict.fromkeys(name for trial in self.trials for name in trial["metrics"])
+        names = dict.fromkeys(name for trial in self.trials for name in trial.metrics)
         order = dict.fromkeys([*self.objectives, ACCURACY, *METRICS, *names])
         return [name for name in order if name in names or name in self.objectives]
 
 
-def ipc_of(trial: TrialRow) -> object:
+def ipc_of(trial: Trial) -> object:
     """None where it is not swept."""
-    return trial["values"].get(IPC)
+    return trial.values.get(IPC)
 
 
 def metric_name(name: str) -> str:
@@ -136,9 +131,9 @@ def is_number(given: object) -> TypeGuard[float]:
     return isinstance(given, int | float) and not isinstance(given, bool) and math.isfinite(given)
 
 
-def setting(trial: TrialRow, leave_out: Collection[str] = ()) -> str:
+def setting(trial: Trial, leave_out: Collection[str] = ()) -> str:
     """`select.alpha=0.3, ipc=10`, numbers at four digits."""
-    shown = [(field, given) for field, given in trial["values"].items() if field not in leave_out]
+    shown = [(field, given) for field, given in trial.values.items() if field not in leave_out]
     return ", ".join(f"{field}={shortened(short(given), LONGEST_VALUE)}" for field, given in shown)
 
 
@@ -154,9 +149,9 @@ def _key(given: object) -> float | str:
     return float(given) if is_number(given) else value(given)
 
 
-def _axis(field: str, spec: dict, trials: Sequence[TrialRow]) -> Axis:
+def _axis(field: str, spec: dict, trials: Sequence[Trial]) -> Axis:
     """Of the values that the space names and those that trials had; listed numbers are put in order."""
-    known = [trial["values"][field] for trial in trials if field in trial["values"]]
+    known = [trial.values[field] for trial in trials if field in trial.values]
     known = [*spec.get("values", ()), *known]
     are_numbers = all(map(is_number, known))
     if "values" not in spec or (are_numbers and len(set(known)) > MOST_LISTED):

@@ -47,7 +47,7 @@ def run(sweep: Sweep, say: Callable[[str], None] = print) -> tuple[Document, Dir
         raise
     trials = scribe.write_up(read_trials(folder))
     document = describe(sweep, first, trials, made, time.time() - began)
-    _publish(sweep, document, folder, tracker)
+    _publish(sweep, document, trials, folder, tracker)
     return document, folder
 
 
@@ -70,16 +70,18 @@ def _track(sweep: Sweep, context: Context, say: Callable[[str], None]) -> Tracke
     return tracker
 
 
-def _publish(sweep: Sweep, document: Document, folder: Directory, tracker: Tracker) -> None:
+def _publish(
+    sweep: Sweep, document: Document, trials: list[Trial], folder: Directory, tracker: Tracker
+) -> None:
     """Write the sweep's files, and log them with the best figures to its MLflow run."""
-    by_number = {trial["number"]: trial for trial in document["trials"]}
+    by_number = {trial.number: trial for trial in trials}
     files = {
         "sweep.json": json.dumps(document, indent=1).encode(),
         "sweep.csv": trials_csv(document),
-        "index.html": render_sweep(document),
+        "index.html": render_sweep(document, trials),
     }
     for ipc, number in document["best"].items():
-        winner, metrics = by_number[number]["values"], by_number[number]["metrics"]
+        winner, metrics = by_number[number].values, by_number[number].metrics
         by = f"by {sweep.objective[0]} on {document['split']} images"
         head = f"# Sweep {sweep.key}: the best at {ipc} images a class {by}."
         body = yaml.safe_dump(sweep.winner(winner).results(), sort_keys=False, allow_unicode=True)
@@ -87,7 +89,7 @@ def _publish(sweep: Sweep, document: Document, folder: Directory, tracker: Track
         tracker.log(0, {f"best/{name}/ipc{ipc}": metrics[name] for name in sweep.objective})
     for name, data in files.items():
         folder.write(name, data)
-    counts = {"trials": len(document["trials"]), "pools": len(document["pools"])}
+    counts = {"trials": len(trials), "pools": len(document["pools"])}
     seconds = {"seconds": document["seconds"], "saved_seconds": document["saved_seconds"]}
     tracker.log(0, counts | seconds)
     for name, data in files.items():

@@ -106,7 +106,8 @@ class Run:
         figures = headline(document)
         self._figures |= figures
         # recall needs more images than k
-        metrics = {name: figures[of] for name, of in OBJECTIVES.items() if of in figures}
+        known = {name: figures.get(of, math.nan) for name, of in OBJECTIVES.items()}
+        metrics = {name: figure for name, figure in known.items() if math.isfinite(figure)}
         if missing := [name for name in self._runner.sweep.objective if name not in metrics]:
             raise InputError(
                 f"--objective: {missing[0]} is not known of {document['ipc']} images a class; choose another"
