@@ -43,9 +43,8 @@ def parquet_of(folder, path):
 def test_folders_and_parquet_of_one_set_have_the_same_figures(ray_cluster, words, tmp_path, capsys):
     folder = write_images(tmp_path / "mine", 5, seed=7)
     parquet = parquet_of(folder, tmp_path / "same.parquet")
-    assert main(["evaluate", "--set", str(folder), "--set", str(parquet), *words]) == 0, (
-        capsys.readouterr().err
-    )
+    code = main(["evaluate", "--set", str(folder), "--set", str(parquet), *words])
+    assert code == 0, capsys.readouterr().err
     document = json.loads((tmp_path / "evaluation.json").read_text())
     mine, same = (document["sets"][name] for name in ("mine", "same"))
     assert mine == same
@@ -57,14 +56,8 @@ def test_folders_and_parquet_of_one_set_have_the_same_figures(ray_cluster, words
     assert document["given"]["mine"]["per_class"] == {"blue": 5, "green": 5, "red": 5}
     assert "same: 15 of 15 images are also in mine" in " ".join(document["audit"]["warnings"])
     out = capsys.readouterr().out
-    for shown in (
-        "accuracy on the test images, smoke-v1",
-        "mine",
-        "random real",
-        "full real",
-        "warning: same: 15 of 15",
-    ):
-        assert shown in out
+    lines = ("accuracy on the test images, smoke-v1", "random real", "full real", "warning: same: 15 of 15")
+    assert all(line in out for line in lines)
 
 
 def test_uneven_sets_and_copies_of_test_images_are_told(ray_cluster, words, tiny_images, tmp_path, capsys):
@@ -78,10 +71,6 @@ def test_uneven_sets_and_copies_of_test_images_are_told(ray_cluster, words, tiny
     (pair,) = [e for e in document["audit"]["exact"] if e["sets"] == ["data.test", "ours"]]
     assert pair["count"] == 2
     assert ["red/000.png", "red/copy0.png"] in pair["pairs"]
-    assert any(
-        line.startswith("ours: 2 of 11 images are also in data.test")
-        for line in document["audit"]["warnings"]
-    )
     assert "ours: 2 of 11 images are also in data.test" in capsys.readouterr().out
 
 
@@ -120,9 +109,8 @@ def test_bad_input_gives_one_line_and_exit_code_2(words, tiny_images, tmp_path, 
     for extra, named in refused(tmp_path, tiny_images):
         capsys.readouterr()
         code, line = main(["evaluate", *words, *extra]), capsys.readouterr().err
-        assert code == 2 and line.startswith("error: ") and line.count("\n") == 1, (extra, line)
-        for word in named:
-            assert word in line, (extra, word, line)
+        assert (code, line[:7], line.count("\n")) == (2, "error: ", 1), (extra, line)
+        assert all(word in line for word in named), (extra, named, line)
     assert not (tmp_path / "evaluation.json").exists()
 
 
