@@ -8,14 +8,14 @@ if TYPE_CHECKING:
     __version__: str
     from .data.distilled import load_distilled
     from .jobs.distill.run import distill
-    from .models.generator import load_transformer
+    from .models.checkpoints import load_transformer
 
 __all__ = ["__version__", "distill", "load_distilled", "load_transformer"]
 
 _HOMES = {
     "distill": ".jobs.distill.run",
     "load_distilled": ".data.distilled",
-    "load_transformer": ".models.generator",
+    "load_transformer": ".models.checkpoints",
 }
 
 

@@ -4,7 +4,7 @@ no markup.
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 # Besides control characters: the marks that turn the direction of a line, lone surrogates, and what isn't
 # printed at all.
@@ -28,6 +28,20 @@ def some(values: Iterable[object], most: int = 5, show: Callable[[object], str] 
     """The first few of them, and how many more there are."""
     shown = [show(value) for value in values]
     return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
+
+
+def mismatch(found: Mapping[str, object], expected: Mapping[str, object]) -> str:
+    """The names that are missing, left over or of another shape; "" where both hold the same shapes by name."""
+    problems = {
+        "missing": [name for name in expected if name not in found],
+        "left over": [name for name in found if name not in expected],
+        "of another shape": [
+            f"{name} is {found[name]}, not {shape}"
+            for name, shape in expected.items()
+            if name in found and found[name] != shape
+        ],
+    }
+    return "; ".join(f"{problem}: {some(names, 3, str)}" for problem, names in problems.items() if names)
 
 
 def one_line(text: str) -> str:

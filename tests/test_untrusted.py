@@ -24,7 +24,8 @@ from ims3_ray.data.images import open_images, open_labelled
 from ims3_ray.errors import InputError
 from ims3_ray.models.extractor import load_extractor, save_extractor
 from ims3_ray.models.files import find_weights, read_tensors
-from ims3_ray.models.generator import load_transformer, save_pipeline
+from ims3_ray.models.checkpoints import load_transformer
+from ims3_ray.models.generator import save_pipeline
 from ims3_ray.models.tuned import check_adapter, inspect_adapter
 from ims3_ray.models.vae import read_vae
 from ims3_ray.stages.select.features import REAL_KEYS, open_features

@@ -1,3 +1,1 @@
-"""The paper in plain torch, numpy and faiss: no Ray, no files, no configuration, no logging, no global random
-state.
-"""
+"""The paper in plain torch, numpy and faiss: no Ray, files, configuration, logging or global random state."""

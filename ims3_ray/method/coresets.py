@@ -40,8 +40,7 @@ def herding(x: Features, count: int) -> Rows:
 
 
 def k_center(x: Features, count: int) -> Rows:
-    """Each the image farthest from those chosen, the first the one nearest to μ: balls of a small radius hold
-    all of X.
+    """Each the image farthest from those chosen, the first nearest to μ: small balls hold all of X.
 
     Gonzalez 1985, at most twice the smallest radius; Sener & Savarese 2018, algorithm 1.
     """
@@ -70,21 +69,21 @@ def medoids(x: Features, count: int, *key: int | str) -> Rows:
     x = x.astype(np.float64)
     with threadpool_limits(limits=1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # of duplicates: the nearest free images fill up
-        found = KMeans(count, n_init=RESTARTS, random_state=key_seed("medoids", *key) % 2**32).fit(x)
-    sizes = np.bincount(found.labels_, minlength=count)
+        seed = key_seed("medoids", *key) % 2**32
+        clusters = KMeans(count, n_init=RESTARTS, random_state=seed).fit(x)  # pyright: ignore[reportArgumentType]: n_init
+    sizes = np.bincount(np.asarray(clusters.labels_), minlength=count)
     chosen, free = [], np.ones(len(x), bool)
     for cluster in np.argsort(-sizes, kind="stable"):
-        distances = ((x - found.cluster_centers_[cluster]) ** 2).sum(axis=1)
+        distances = ((x - clusters.cluster_centers_[cluster]) ** 2).sum(axis=1)
         chosen.append(int(np.where(free, distances, np.inf).argmin()))
         free[chosen[-1]] = False
     return np.array(chosen)
 
 
 def k_medoids(x: Features, count: int) -> Rows:
-    """The images with the least mean distance of all images to the nearest of them, as far as single swaps
-    find them.
+    """The images with the least mean distance of all to the nearest of them, as far as swaps find them.
 
-    PAM (Kaufman & Rousseeuw 1990): greedily built, then the best swap of a chosen and a free image until none
+    PAM (Kaufman & Rousseeuw 1990): greedily built, then the best swap of a chosen and a free image while one
     helps.
     """
     _check(x, count)
@@ -117,9 +116,7 @@ def greedy_coverage(x: Features, count: int, k: int = 5) -> Rows:
 
 
 def greedy_cover(covers: Bool[np.ndarray, "n m"], count: int) -> Rows:
-    """Columns (count,) of `covers`, each with the most rows that no column before it has; distinct, first
-    among equals.
-    """
+    """Columns of `covers`, each with the most rows that none before it has; distinct, first among equals."""
     gains, free = covers.sum(axis=0), np.ones(covers.shape[1], bool)
     left = np.ones(len(covers), bool)
     chosen = []

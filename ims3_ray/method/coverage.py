@@ -30,8 +30,7 @@ COPY_PERCENTILE = 1.0
 
 @dataclass(frozen=True)
 class ClassCoverage:
-    """Each metric by name: averaged over the classes, and per class. None where a class has too few images
-    for it.
+    """Each metric by name, over the classes and per class; None where a class has too few images for it.
 
     `deciles` is a list, the others are numbers.
     """
@@ -65,17 +64,17 @@ def class_coverage(
 
 def class_mean(per_class: dict[int, Values]) -> Values:
     """Each metric averaged over the classes, `deciles` one by one; None where a class has none."""
-    names = next(iter(per_class.values()))
-    columns = {name: [values[name] for values in per_class.values()] for name in names}
+    columns = {name: [row[name] for row in per_class.values()] for name in next(iter(per_class.values()))}
     return {
-        name: None if None in column else np.mean(column, axis=0).tolist() for name, column in columns.items()
+        name: None if None in column else np.array(column, np.float64).mean(axis=0).tolist()
+        for name, column in columns.items()
     }
 
 
 def _metrics(x: Features, y: Features, k: int) -> Values:
     nnd, d = _neighbour_distances2(x, k), _distances2(x, y)
     inside = d <= nnd[:, None]
-    covered_by_some = inside.any(axis=1)
+    covered_by_some = np.asarray(inside.any(axis=1))
     recall = None
     if len(y) > k:
         recall = float((d <= _neighbour_distances2(y, k)[None, :]).any(axis=1).mean())
@@ -93,15 +92,13 @@ def _metrics(x: Features, y: Features, k: int) -> Values:
 
 
 def neighbour_distances(real: Features, k: int = 5) -> Float32[np.ndarray, " n"]:
-    """NND_k of every row among the others: the larger, the sparser the region it lies in. Needs more than k
-    rows.
-    """
+    """NND_k of every row among the others, more than k: the larger, the sparser the region it lies in."""
     return np.sqrt(_neighbour_distances2(real, k))
 
 
 def covered(real: Features, synthetic: Features, k: int = 5) -> Bool[np.ndarray, " n"]:
-    """Which real images have a synthetic one in their ball; both of one class. Their share is the coverage."""
-    return inside_balls(real, synthetic, k).any(axis=1)
+    """Which real images have a synthetic one of their class in their ball; the share is the coverage."""
+    return np.asarray(inside_balls(real, synthetic, k).any(axis=1))
 
 
 def inside_balls(real: Features, points: Features, k: int = 5) -> Bool[np.ndarray, "n m"]:
@@ -110,9 +107,7 @@ def inside_balls(real: Features, points: Features, k: int = 5) -> Bool[np.ndarra
 
 
 def deciles(covered: Bool[np.ndarray, " n"], nnd: Float[np.ndarray, " n"]) -> list[float] | None:
-    """Coverage of each tenth of the real images by density, those with the smallest NND_k first. None below
-    10 images.
-    """
+    """Coverage of each tenth of the real images, the densest (least NND_k) first; None below 10 images."""
     if len(nnd) < DECILES:
         return None
     return [float(covered[rows].mean()) for rows in np.array_split(np.argsort(nnd, kind="stable"), DECILES)]
@@ -140,8 +135,7 @@ def copy_rate(real: Features, synthetic: Features) -> float:
 
 
 def vendi(features: Features) -> float:
-    """exp(−Σ λ log λ) of the eigenvalues of K/n, K the cosine similarities: an effective number of distinct
-    images.
+    """exp(−Σ λ log λ) of the eigenvalues of K/n, K the cosine similarities: a number of distinct images.
 
     Friedman & Dieng 2023. From 1 (all alike) to n (all orthogonal).
     """
@@ -154,8 +148,7 @@ def vendi(features: Features) -> float:
 
 
 def kid(real: Features, synthetic: Features) -> float:
-    """Unbiased squared maximum mean discrepancy with the kernel (xy/D + 1)³ (Bińkowski et al. 2018); may be
-    below 0.
+    """Unbiased squared MMD with the kernel (xy/D + 1)³ (Bińkowski et al. 2018); may be below 0.
 
     Needs at least two rows in each set.
     """
@@ -177,7 +170,7 @@ def kid(real: Features, synthetic: Features) -> float:
 
 @contextmanager
 def _term_by_term() -> Iterator[None]:
-    """Keep faiss from its matrix-product shortcut, which rounds a copy's distance to something else than 0."""
+    """Keep faiss from its matrix-product shortcut, which rounds a copy's distance to other than 0."""
     before = faiss.cvar.distance_compute_blas_threshold
     faiss.cvar.distance_compute_blas_threshold = 2**31 - 1
     try:

@@ -47,9 +47,7 @@ def ddim_step(x: Latents, eps: Latents, *, abar_from: Tensor, abar_to: Tensor) -
 
 
 def mixed_start(start: Latents, noise: Latents, *, share: float) -> Latents:
-    """√(1 − share) z + √share ε: part of a start of unit variance replaced by noise, the variance staying
-    what it is.
-    """
+    """√(1 − share) z + √share ε: part of a start replaced by noise; a variance of 1 stays so."""
     return (1 - share) ** 0.5 * start + share**0.5 * noise
 
 
@@ -61,8 +59,7 @@ def noise_of(output: Tensor, channels: int) -> Latents:
 def invert(
     predict: Predict, z0: Latents, labels: Labels, grid: Int[Tensor, " levels"], abar: Float[Tensor, " T"]
 ) -> Float[Tensor, "B S C H W"]:
-    """The inversion trajectory z^inv at s_1 … s_S of clean latents `z0` (Eq. 1–3): DDIM run backwards, no
-    guidance.
+    """The inversion trajectory z^inv at s_1 … s_S of clean latents (Eq. 1–3): DDIM backwards, no guidance.
 
     z_{s_0} = z0 is taken as clean (ᾱ = 1) and the model asked there at t = 0; from then on ᾱ is the level's
     own.
@@ -104,9 +101,7 @@ def with_guidance(predict: Predict, null_label: int, *, scale: float, channels: 
 
 
 def posterior_variance(*, abar_from: Tensor, abar_to: Tensor) -> tuple[Tensor, Tensor]:
-    """β and β̃ of the step between two levels: the upper and lower bound of its variance (Ho et al. 2020, eq.
-    7).
-    """
+    """β and β̃ of a step between two levels: the bounds of its variance (Ho et al. 2020, eq. 7)."""
     beta = 1 - abar_from / abar_to
     return beta, beta * (1 - abar_to) / (1 - abar_from)
 
@@ -118,9 +113,7 @@ def posterior_mean(x: Latents, x0: Latents, *, abar_from: Tensor, abar_to: Tenso
 
 
 def predicted_log_variance(v: Latents, *, abar_from: Tensor, abar_to: Tensor) -> Latents:
-    """log of the predicted variance: v interpolates between log β̃ and log β (Nichol & Dhariwal 2021, eq.
-    15).
-    """
+    """log of the predicted variance: v lies between log β̃ and log β (Nichol & Dhariwal 2021, eq. 15)."""
     beta, beta_tilde = posterior_variance(abar_from=abar_from, abar_to=abar_to)
     share = (v + 1) / 2
     return share * beta.log() + (1 - share) * beta_tilde.clamp_min(1e-20).log()
@@ -134,19 +127,14 @@ def ancestral_step(
     The variance is the predicted one where the model gives it (2·C output channels), else β̃. At abar_to = 1
     the step gives the mean and adds no noise.
     """
-    channels = x.shape[1]
-    mean = posterior_mean(
-        x,
-        predicted_clean(x, noise_of(output, channels), abar=abar_from),
-        abar_from=abar_from,
-        abar_to=abar_to,
-    )
+    channels, levels = x.shape[1], {"abar_from": abar_from, "abar_to": abar_to}
+    mean = posterior_mean(x, predicted_clean(x, noise_of(output, channels), abar=abar_from), **levels)
     if bool((abar_to == 1).all()):
         return mean
     if output.shape[1] == 2 * channels:
-        log_variance = predicted_log_variance(output[:, channels:], abar_from=abar_from, abar_to=abar_to)
+        log_variance = predicted_log_variance(output[:, channels:], **levels)
         return mean + (0.5 * log_variance).exp() * noise
-    _, beta_tilde = posterior_variance(abar_from=abar_from, abar_to=abar_to)
+    _, beta_tilde = posterior_variance(**levels)
     return mean + beta_tilde.sqrt() * noise
 
 
@@ -167,9 +155,7 @@ def sample_ancestral(
     abar: Float[Tensor, " T"],
     noise: Callable[[], Latents],
 ) -> Latents:
-    """Clean latents from `z` at the level of the last of `timesteps`; `noise()` gives each step's fresh
-    noise.
-    """
+    """Clean latents from `z` at the level of the last of `timesteps`; `noise()` gives each step's noise."""
     for t, abar_from, abar_to in descending_levels(timesteps, abar):
         output = predict(z, torch.full((len(z),), t, device=z.device), labels)
         fresh = noise() if t != int(timesteps[0]) else torch.zeros_like(z)

@@ -16,26 +16,34 @@ each with `attn.qkv`, `attn.proj`, `mlp.fc2` (linear layers with biases) and the
 while absent.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from ims3_ray.text import some
+from ims3_ray.text import mismatch
 
-SCALE_NAMES = ("attn.qkv_scale", "attn.proj_scale", "attention_scale", "mlp_scale")
+SCALED = {  # scale vector → the layer whose output it scales
+    "attn.qkv_scale": "attn.qkv",
+    "attn.proj_scale": "attn.proj",
+    "attention_scale": "attn.proj",
+    "mlp_scale": "mlp.fc2",
+}
+SCALE_NAMES = tuple(SCALED)
 _TRAINED_WHOLE = (nn.Embedding, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)  # class table, affine norms
 
 
 def add_scales(model: nn.Module) -> None:
-    """Give the first half of the blocks scale vectors of ones (fp32) where they have none: the output stays."""
-    for block in model.blocks[: len(model.blocks) // 2]:
-        hidden_size, device = block.attn.proj.out_features, block.attn.proj.weight.device
-        for name in SCALE_NAMES:
+    """Give the first half of the blocks scales of ones (fp32) where they have none: the output stays."""
+    blocks = _blocks(model)
+    for block in blocks[: len(blocks) // 2]:
+        for name, layer in SCALED.items():
             owner, attribute = _owner(block, name)
             if getattr(owner, attribute) is None:
-                size = 3 * hidden_size if attribute == "qkv_scale" else hidden_size
-                setattr(owner, attribute, nn.Parameter(torch.ones(size, dtype=torch.float32, device=device)))
+                linear = _linear(block, layer)
+                ones = torch.ones(linear.out_features, dtype=torch.float32, device=linear.weight.device)
+                setattr(owner, attribute, nn.Parameter(ones))
 
 
 def has_scales(model: nn.Module) -> bool:
@@ -43,14 +51,14 @@ def has_scales(model: nn.Module) -> bool:
     return any(name.endswith(SCALE_NAMES) for name, _ in model.named_parameters())
 
 
-def trainable_names(model: nn.Module) -> list[str]:
-    """Names of the parameters that DiffFit trains, in the model's own order."""
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that DiffFit trains, by name, in the model's own order."""
     whole = {name for name, module in model.named_modules() if isinstance(module, _TRAINED_WHOLE)}
-    return [
-        name
-        for name, _ in model.named_parameters()
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
         if name.endswith((".bias", *SCALE_NAMES)) or name.rpartition(".")[0] in whole
-    ]
+    }
 
 
 def prepare(model: nn.Module) -> list[str]:
@@ -59,24 +67,12 @@ def prepare(model: nn.Module) -> list[str]:
     The frozen matrices keep their type: a model in bf16 becomes bf16 matrices with fp32 values that train.
     """
     add_scales(model)
-    names = trainable_names(model)
     model.requires_grad_(False)
-    for _, parameter in _parameters(model, names):
+    parameters = trainable(model)
+    for parameter in parameters.values():
         parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
-    return names
-
-
-def adapter_state(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of the trainable values by name (fp32, on the CPU): all that tuning changed."""
-    if not has_scales(model):
-        raise ValueError(
-            "the model has no DiffFit scales: add_scales or prepare it before its adapter is read"
-        )
-    return {
-        name: parameter.detach().to("cpu", torch.float32, copy=True)
-        for name, parameter in _parameters(model, trainable_names(model))
-    }
+    return list(parameters)
 
 
 @torch.no_grad()
@@ -87,60 +83,40 @@ def load_adapter(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     then nothing has been set. Values take the type of the parameter that they go to: load into fp32, fold,
     then lower the precision.
     """
-    had_scales = has_scales(model)
     add_scales(model)
-    parameters = dict(_parameters(model, trainable_names(model)))
-    shapes = [
-        f"{name} is {tuple(tensors[name].shape)}, the model's {tuple(parameter.shape)}"
-        for name, parameter in parameters.items()
-        if name in tensors and tensors[name].shape != parameter.shape
-    ]
-    problems = {
-        "missing": [name for name in parameters if name not in tensors],
-        "left over": [name for name in tensors if name not in parameters],
-        "of another shape": shapes,
-    }
-    found = "; ".join(f"{what}: {some(names, 3, str)}" for what, names in problems.items() if names)
-    if found:
-        if not had_scales:
-            _remove_scales(model)
-        raise ValueError(f"the adapter does not belong to this model ({found})")
+    parameters = trainable(model)
+    given, needed = ({n: tuple(t.shape) for n, t in values.items()} for values in (tensors, parameters))
+    if problems := mismatch(given, needed):
+        raise ValueError(f"the adapter does not belong to this model ({problems})")
     for name, parameter in parameters.items():
         parameter.copy_(tensors[name])
 
 
 @torch.no_grad()
 def fold(model: nn.Module) -> None:
-    """Multiply every scale vector into the weights and biases that it scales, and remove it; the output stays
-    the same.
+    """Multiply every scale into the weights and biases that it scales, and remove it; the output stays.
 
     Exact to round-off of the weights' type (1e-6 in fp32), so fold before lowering the precision.
     """
-    for block in model.blocks:
-        for name, layer in (
-            ("attn.qkv_scale", block.attn.qkv),
-            ("attn.proj_scale", block.attn.proj),
-            ("attention_scale", block.attn.proj),
-            ("mlp_scale", block.mlp.fc2),
-        ):
-            scale = getattr(*_owner(block, name))
+    for block in _blocks(model):
+        for name, layer in SCALED.items():
+            owner, attribute = _owner(block, name)
+            scale: Tensor | None = getattr(owner, attribute)
             if scale is not None:
-                layer.weight.copy_(layer.weight.double() * scale.double()[:, None])
-                layer.bias.copy_(layer.bias.double() * scale.double())
-    _remove_scales(model)
+                linear = _linear(block, layer)
+                linear.weight.copy_(linear.weight.double() * scale.double()[:, None])
+                linear.bias.copy_(linear.bias.double() * scale.double())
+                setattr(owner, attribute, None)
 
 
-def _remove_scales(model: nn.Module) -> None:
-    for block in model.blocks:
-        for name in SCALE_NAMES:
-            setattr(*_owner(block, name), None)
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    return list(model.get_submodule("blocks").children())
+
+
+def _linear(block: nn.Module, name: str) -> nn.Linear:
+    return cast(nn.Linear, block.get_submodule(name))
 
 
 def _owner(block: nn.Module, name: str) -> tuple[nn.Module, str]:
     path, _, attribute = name.rpartition(".")
     return block.get_submodule(path), attribute
-
-
-def _parameters(model: nn.Module, names: Iterable[str]) -> Iterable[tuple[str, nn.Parameter]]:
-    parameters = dict(model.named_parameters())
-    return ((name, parameters[name]) for name in names)

@@ -1,5 +1,4 @@
-"""Seeds that belong to the sample: a key, such as ("sample", seed, class, subgroup, index), gives a seed of
-its own.
+"""Seeds that belong to the sample: a key, such as ("sample", seed, class, subgroup, index), gives its own.
 
 Without torch, which processes that only select have no use for.
 """
@@ -10,9 +9,7 @@ import numpy as np
 
 
 def key_seed(*key: int | str) -> int:
-    """A 63-bit seed for `key`: BLAKE2b of its parts, each with its type and length, so that no two keys run
-    together.
-    """
+    """A 63-bit seed for `key`: BLAKE2b of its parts, each with type and length, so that none run together."""
     digest = hashlib.blake2b(digest_size=8)
     for part in key:
         if not isinstance(part, int | str | np.integer) or isinstance(part, bool):

@@ -36,8 +36,7 @@ def diffusion_loss(predicted: Latents, noise: Latents) -> PerImage:
 def variational_loss(
     output: Tensor, x: Latents, z0: Latents, *, abar_from: Tensor, abar_to: Tensor
 ) -> PerImage:
-    """KL between the true and the predicted step z_t → z_{t−1}, in bits per value, which trains the variance
-    alone.
+    """KL of the true and the predicted step z_t → z_{t−1}, in bits per value: it trains the variance alone.
 
     `output` (B, 2·C, H, W) holds noise and variance; the mean is detached (Nichol & Dhariwal 2021, L_vlb of
     the hybrid objective, as DiT uses it). t must be at least 1: the likelihood term of t = 0 is not defined
@@ -60,9 +59,7 @@ def variational_loss(
 
 
 def matching_loss(stepped: Latents, inverted: Latents, metric: str = "cosine") -> PerImage:
-    """Distance between z̃_s and z_s^inv of the same image: 1 − σ (Eq. 6), or the mean L1 or L2 distance
-    (ablations).
-    """
+    """Distance of z̃_s and z_s^inv of one image: 1 − σ (Eq. 6), or the mean L1 or L2 distance (ablations)."""
     a, b = stepped.flatten(1), inverted.flatten(1)
     if metric == "cosine":
         return 1 - cosine_similarity(a, b, dim=1)
@@ -74,8 +71,7 @@ def matching_loss(stepped: Latents, inverted: Latents, metric: str = "cosine") -
 
 
 def masked_mean(values: PerImage, mask: Bool[Tensor, " B"], total: int) -> Float[Tensor, ""]:
-    """Sum of `values` where `mask` holds, divided by `total`: the share of one part in a mean over the global
-    batch.
+    """Σ of `values` where `mask` holds, over `total`: one part's share of the mean over the global batch.
 
     0 when `total` is 0 (no image of the global batch has the term).
     """
@@ -101,12 +97,12 @@ def one_step_pair(
 
 
 def representativeness_loss(predicted: Latents, memory: Float[Tensor, "M C H W"]) -> PerImage:
-    """1 − min over real latents of the same class of σ(x̂0, z) (Minimax Diffusion, Gu et al. 2024, eq. 5)."""
+    """1 − min over real latents z of the same class of σ(x̂0, z) (Gu et al. 2024, eq. 5)."""
     return 1 - _similarities(predicted, memory).amin(1)
 
 
 def diversity_loss(predicted: Latents, memory: Float[Tensor, "M C H W"]) -> PerImage:
-    """max over earlier predictions of the same class of σ(x̂0, ẑ) (Minimax Diffusion, Gu et al. 2024, eq. 6)."""
+    """max over earlier predictions ẑ of the same class of σ(x̂0, ẑ) (Gu et al. 2024, eq. 6)."""
     return _similarities(predicted, memory).amax(1)
 
 

@@ -17,9 +17,7 @@ BETA_START, BETA_END = 1e-4, 0.02
 
 
 def alphas_bar(num_timesteps: int = NUM_TRAIN_TIMESTEPS) -> Float[Tensor, " T"]:
-    """ᾱ_t for t = 0 … T − 1 in float64. The linear schedule of Ho et al. 2020, as DiT's checkpoints were
-    trained.
-    """
+    """ᾱ_t for t = 0 … T − 1 in float64: the linear schedule of Ho et al. 2020, that of DiT's checkpoints."""
     betas = torch.linspace(BETA_START, BETA_END, num_timesteps, dtype=torch.float64)
     return torch.cumprod(1 - betas, dim=0)
 
@@ -35,9 +33,7 @@ def inversion_grid(points: int, num_timesteps: int = NUM_TRAIN_TIMESTEPS) -> Int
 
 
 def grid_index_below(timesteps: Int[Tensor, " B"], grid: Int[Tensor, " levels"]) -> Int[Tensor, " B"]:
-    """For every t the k of the largest grid point s_k < t; 0 where only s_0 lies below (the image has no
-    matching term).
-    """
+    """For every t the k of the largest grid point s_k < t; 0 (no matching term) where only s_0 lies below."""
     return torch.searchsorted(grid, timesteps, right=False) - 1
 
 
@@ -59,7 +55,5 @@ def respaced(
 
 
 def descending_from(timesteps: Int[Tensor, " n"], level: int) -> Int[Tensor, " m"]:
-    """The timesteps of a sampler that starts at `level`: those of `timesteps` below it, and the level itself,
-    ascending.
-    """
+    """The timesteps of a sampler that starts at `level`: those below it, and the level itself, ascending."""
     return torch.cat([timesteps[timesteps < level], timesteps.new_tensor([level])])

@@ -1,4 +1,4 @@
-"""Full batches whatever the number of rows: a row's bits depend on the batch's size, never on its neighbours."""
+"""Full batches whatever the number of rows: a row's bits depend on the batch's size, not its neighbours."""
 
 import contextlib
 import threading
@@ -11,9 +11,7 @@ from torch import Tensor
 
 
 class Turn:
-    """One call of an actor at a time (fanout.py overlaps them). What waits for different turns runs side by
-    side.
-    """
+    """One call of an actor at a time, where several overlap. What waits for different turns runs together."""
 
     def __init__(self, *, own_stream: bool = False):
         """With `own_stream`, kernels on a GPU are queued beside those of other turns, not behind them."""
@@ -44,8 +42,7 @@ def in_batches(
     device: torch.device,
     turn: Turn = TRANSFORMER,
 ) -> list[np.ndarray]:
-    """`function` of `arrays` (equal numbers of rows) in batches of exactly `size` rows on `device`, each at
-    its `turn`.
+    """`function` of `arrays` (equally many rows) in batches of exactly `size` on `device`, at its `turn`.
 
     The last batch is filled up with zeros, whose results are cut off.
     """

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,10 @@ from ims3_ray.errors import InputError
 from ims3_ray.method import difffit
 
 from .dit import DiT, DiTConfig, position_table
-from .files import check_shapes, find_weights, read_json, read_shapes, read_tensors, resolve_model
+from .files import check_shapes, find_weights, read_json, read_shapes, read_tensors, resolve_model, shapes_of
+
+if TYPE_CHECKING:
+    from diffusers import DiTTransformer2DModel
 
 # DiT-S, B, L, XL by (hidden size, depth)
 KNOWN_HEADS = {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1152, 28): 16}
@@ -66,6 +69,10 @@ _SUPPORTED = {  # settings of diffusers' model that this architecture fixes
     "norm_elementwise_affine": False,
     "dropout": 0.0,
 }
+_SIZES = (
+    *("sample_size", "patch_size", "in_channels", "num_layers"),
+    *("num_attention_heads", "attention_head_dim", "num_embeds_ada_norm"),
+)
 # What diffusers' configuration has no word for. It ignores names with an underscore.
 _SHIFT_KEY, _CLASSES_KEY = "_frequency_shift", "_num_classes"
 
@@ -81,8 +88,7 @@ class Checkpoint(NamedTuple):
 
 
 def load_transformer(path: str | Path, heads: int | None = None, frequency_shift: float | None = None) -> DiT:
-    """The transformer of a diffusers folder (pipeline or transformer), original DiT file or hub id: fp32,
-    CPU, eval.
+    """The transformer of a diffusers folder, pipeline or not, original DiT file or hub id: fp32, CPU, eval.
 
     `heads` tells the number of attention heads of an original file of unusual size. `frequency_shift`
     overrides the one that goes with the checkpoint's kind (diffusers 1, original 0). Raises InputError that
@@ -103,11 +109,9 @@ def load_transformer(path: str | Path, heads: int | None = None, frequency_shift
 def inspect_transformer(
     path: Path, heads: int | None = None, frequency_shift: float | None = None
 ) -> Checkpoint:
-    """Configuration of a local checkpoint, from JSON and file headers; InputError as in `load_transformer`."""
+    """What a local checkpoint is, from JSON and file headers; InputError as in `load_transformer`."""
     try:
-        if path.is_dir():
-            return _inspect_folder(path, heads, frequency_shift)
-        return _inspect_original(path, heads, frequency_shift)
+        return (_inspect_folder if path.is_dir() else _inspect_original)(path, heads, frequency_shift)
     except InputError:
         raise
     except ValueError as error:  # a size that DiTConfig refuses
@@ -116,40 +120,34 @@ def inspect_transformer(
 
 def _inspect_original(path: Path, heads: int | None, frequency_shift: float | None) -> Checkpoint:
     shapes = read_shapes([path])
-    needed = (
-        "x_embedder.proj.weight",
-        "pos_embed",
-        CLASS_TABLE,
-        "blocks.0.mlp.fc1.weight",
-        "final_layer.linear.weight",
-    )
-    missing = [name for name in needed if name not in shapes]
-    if missing:
+    patches, mlp, final = "x_embedder.proj.weight", "blocks.0.mlp.fc1.weight", "final_layer.linear.weight"
+    needed = (patches, "pos_embed", CLASS_TABLE, mlp, final)
+    if missing := [name for name in needed if name not in shapes]:
         raise InputError(
             f"{path}: is no original DiT checkpoint (it has no {missing[0]}); give such a file or a folder"
         )
-    (hidden_size, in_channels, patch_size, _), rows = shapes[needed[0]], shapes[needed[2]][0]
+    (hidden_size, in_channels, patch_size, _), rows = shapes[patches], shapes[CLASS_TABLE][0]
     depth = 1 + max(int(found[1]) for name in shapes if (found := re.match(r"blocks\.(\d+)\.", name)))
     heads = KNOWN_HEADS.get((hidden_size, depth)) if heads is None else heads
     if heads is None:
         raise InputError(
-            f"{path}: hidden size {hidden_size} and depth {depth} are of no known DiT, and the file does not show the "
-            "number of attention heads; give it as heads (--heads, model.heads)"
+            f"{path}: hidden size {hidden_size} and depth {depth} are of no known DiT, and the file does not "
+            "show the number of attention heads; give it as heads (--heads, model.heads)"
         )
     config = DiTConfig(
         sample_size=math.isqrt(shapes["pos_embed"][1]) * patch_size,
         patch_size=patch_size,
         in_channels=in_channels,
-        out_channels=shapes["final_layer.linear.weight"][0] // patch_size**2,
+        out_channels=shapes[final][0] // patch_size**2,
         hidden_size=hidden_size,
         depth=depth,
         num_heads=heads,
         num_classes=rows - 1,
-        mlp_ratio=shapes["blocks.0.mlp.fc1.weight"][0] / hidden_size,
+        mlp_ratio=shapes[mlp][0] / hidden_size,
         frequency_shift=0.0 if frequency_shift is None else frequency_shift,
         norm_eps=1e-6,
     )
-    check_shapes(shapes, _shapes(_meta_state(config)), path, f"an original DiT of {depth} blocks")
+    check_shapes(shapes, shapes_of(_meta_state(config)), path, f"an original DiT of {depth} blocks")
     return Checkpoint("original", [path], config, rows)
 
 
@@ -180,7 +178,7 @@ def _inspect_folder(path: Path, heads: int | None, frequency_shift: float | None
         norm_eps=settings["norm_eps"],
     )
     weights = find_weights(path)
-    expected = _shapes(_to_diffusers(_meta_state(config), config, rows))
+    expected = shapes_of(_to_diffusers(_meta_state(config), config, rows))
     check_shapes(read_shapes(weights), expected, path, "the model that its config.json describes")
     return Checkpoint("diffusers", weights, config, rows)
 
@@ -197,31 +195,21 @@ def _diffusers_settings(path: Path) -> dict[str, Any]:
     for name, value in _SUPPORTED.items():
         if settings[name] != value:
             raise InputError(f"{path}: {name} must be {value!r} for a DiT, not {settings[name]!r}")
-    sizes = (
-        "sample_size",
-        "patch_size",
-        "in_channels",
-        "num_layers",
-        "num_attention_heads",
-        "attention_head_dim",
-    )
-    for name in (*sizes, "num_embeds_ada_norm"):
+    for name in _SIZES:
         if not isinstance(settings[name], int):
             raise InputError(f"{path}: {name} must be a whole number, not {settings[name]!r}")
-    held, most = (
-        settings.setdefault(_CLASSES_KEY, settings["num_embeds_ada_norm"]),
-        settings["num_embeds_ada_norm"],
-    )
-    if not isinstance(held, int) or not 1 <= held <= most:
+    most = settings["num_embeds_ada_norm"]
+    classes = settings.setdefault(_CLASSES_KEY, most)
+    if not isinstance(classes, int) or not 1 <= classes <= most:
         raise InputError(
-            f"{path}: {_CLASSES_KEY} must be a whole number from 1 to num_embeds_ada_norm {most}, not {held!r}"
+            f"{path}: {_CLASSES_KEY} must be a whole number from 1 to num_embeds_ada_norm {most}, not "
+            f"{classes!r}"
         )
     return settings
 
 
-def export_transformer(dit: DiT, null_label: int | None = None) -> nn.Module:
-    """diffusers' model with the same values (fp32, CPU, eval), DiffFit scales folded in; `dit` stays as it
-    is.
+def export_transformer(dit: DiT, null_label: int | None = None) -> "DiTTransformer2DModel":
+    """diffusers' model with the same values (fp32, CPU, eval), scales folded in; `dit` stays as it is.
 
     Its output is that of `dit` to round-off where the frequency shift is 1, diffusers' own. Another shift is
     noted in the configuration for `load_transformer`. `null_label` pads the class table with copies of the
@@ -236,8 +224,7 @@ def export_transformer(dit: DiT, null_label: int | None = None) -> nn.Module:
         difffit.fold(dit)
     config = dit.config
     classes = max(config.num_classes, null_label or 0)
-    table = position_table(config.sample_size // config.patch_size, config.hidden_size)
-    if not torch.allclose(dit.pos_embed, table, atol=1e-4):
+    if not torch.allclose(dit.pos_embed, dit.fixed_positions(), atol=1e-4):
         raise InputError(
             "this DiT's position table is not the fixed one that diffusers' models compute for themselves"
         )
@@ -264,14 +251,12 @@ def export_transformer(dit: DiT, null_label: int | None = None) -> nn.Module:
     if classes != config.num_classes:
         exported.register_to_config(**{_CLASSES_KEY: config.num_classes})
     exported.load_state_dict(_to_diffusers(dit.state_dict(), config, classes + 1), assign=True)
-    exported.pos_embed.pos_embed = dit.pos_embed.clone()
+    cast(nn.Module, exported.pos_embed).pos_embed = dit.pos_embed.clone()
     return exported.requires_grad_(True).eval()
 
 
 def _diffusers_names(depth: int) -> dict[str, tuple[str, int | None]]:
-    """Every tensor of diffusers' model -> the one of ours that holds it, and which third of that (None: all
-    of it).
-    """
+    """Every tensor of diffusers' model -> the one of ours that holds it, and which third (None: all)."""
     layers: dict[str, tuple[str, int | None]] = {theirs: (ours, None) for ours, theirs in _WHOLE.items()}
     names: dict[str, tuple[str, int | None]] = {}
     for i in range(depth):
@@ -287,7 +272,7 @@ def _diffusers_names(depth: int) -> dict[str, tuple[str, int | None]]:
 
 
 def _to_diffusers(state: Mapping[str, Tensor], config: DiTConfig, table_rows: int) -> dict[str, Tensor]:
-    """Copies of our tensors under diffusers' names, the class table padded with its null row to `table_rows`."""
+    """Copies of our tensors under diffusers' names, the class table padded with its null row."""
     table = state[CLASS_TABLE]
     state = {**state, CLASS_TABLE: torch.cat([table, table[-1:].expand(table_rows - len(table), -1)])}
     return {
@@ -309,14 +294,16 @@ def _from_diffusers(tensors: Mapping[str, Tensor], checkpoint: Checkpoint) -> di
             state[ours] = torch.cat([state[ours], tensors[theirs]])
         elif ours in state and not torch.equal(state[ours], tensors[theirs]):
             raise InputError(
-                f"{source}: {theirs} differs from that of block 0; such a model, tuned block by block, cannot be loaded"
+                f"{source}: {theirs} differs from that of block 0; such a model, tuned block by block, can't "
+                "be loaded"
             )
         else:
             state[ours] = tensors[theirs]
     table = state[CLASS_TABLE]
     if not torch.equal(table[config.num_classes :], table[-1:].expand(len(table) - config.num_classes, -1)):
         raise InputError(
-            f"{source}: has {len(table) - 1} classes, not the {config.num_classes} of {_CLASSES_KEY} in its config.json"
+            f"{source}: has {len(table) - 1} classes, not the {config.num_classes} of {_CLASSES_KEY} in its "
+            "config.json"
         )
     state[CLASS_TABLE] = table[[*range(config.num_classes), -1]]
     state["pos_embed"] = position_table(config.sample_size // config.patch_size, config.hidden_size)
@@ -326,7 +313,3 @@ def _from_diffusers(tensors: Mapping[str, Tensor], checkpoint: Checkpoint) -> di
 def _meta_state(config: DiTConfig) -> dict[str, Tensor]:
     with torch.device("meta"):
         return DiT(config).state_dict()
-
-
-def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in state.items()}

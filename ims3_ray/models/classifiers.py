@@ -8,7 +8,7 @@ et al. 2016 (ResNet).
 """
 
 import math
-from typing import TypedDict, get_args
+from typing import TypedDict, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ SMALLEST_IMAGE = {"convnet3": 8, "convnet6": 64, "resnetap10": 64, "resnet18": 3
 class Architecture(TypedDict):
     """All that `build` needs to make the same network again."""
 
-    network: str
+    network: NetworkName
     num_classes: int
     image_size: int
     width: int
@@ -46,9 +46,7 @@ class Classifier(nn.Module):
         return self.fc.in_features
 
     def features(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        """Penultimate representation: the last map flattened (ConvNet) or averaged over its positions
-        (ResNets).
-        """
+        """Penultimate representation: the last map, flattened (ConvNet) or averaged (ResNet)."""
         raise NotImplementedError
 
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
@@ -60,15 +58,16 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 
 class _HalveOnCpu(torch.autograd.Function):
-    """2x2 average pooling in whole rows: forward and backward take half of `avg_pool2d`'s time on a CPU core."""
+    """2x2 average pooling in whole rows: on a CPU core, half of `avg_pool2d`'s time."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(_ctx: object, x: Tensor) -> Tensor:
         rows = x[..., ::2, :] + x[..., 1::2, :]
         return (rows[..., ::2] + rows[..., 1::2]).mul_(0.25)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(_ctx: object, *gradients: Tensor) -> Tensor:
+        (gradient,) = gradients
         *batch, height, width = gradient.shape
         rows = gradient.new_empty(*batch, height, 2 * width)
         rows[..., ::2] = rows[..., 1::2] = gradient * 0.25
@@ -83,17 +82,15 @@ class Halve(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Tensor:
         if x.is_cuda or x.shape[2] % 2 or x.shape[3] % 2:
             return F.avg_pool2d(x, 2)
-        return _HalveOnCpu.apply(x)
+        return cast(Tensor, _HalveOnCpu.apply(x))
 
 
 class ConvNet(Classifier):
-    """`depth` blocks of 3x3 convolution, norm, ReLU, 2x2 average pooling; its features are the flattened last
-    map.
-    """
+    """`depth` blocks of 3x3 convolution, norm, ReLU, 2x2 average pooling; features: the last map."""
 
     def __init__(self, depth: int, width: int, num_classes: int, image_size: int):
         super().__init__()
-        blocks = []
+        blocks: list[nn.Module] = []
         for block in range(depth):
             convolution = nn.Conv2d(3 if block == 0 else width, width, kernel_size=3, padding=1)
             blocks += [convolution, _norm(width), nn.ReLU(inplace=True), Halve()]
@@ -105,7 +102,7 @@ class ConvNet(Classifier):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut. Strides by convolution (ResNet) or by average pooling (ResNetAP)."""
+    """Two 3x3 convolutions and a shortcut. Strides by convolution (ResNet) or average pooling (ResNetAP)."""
 
     def __init__(self, channels_in: int, channels: int, stride: int, average_pooling: bool):
         super().__init__()
@@ -152,28 +149,26 @@ class ResNet(Classifier):
 
 
 def build(
-    name: str,
+    name: NetworkName,
     num_classes: int,
     image_size: int,
     generator: torch.Generator | None,
     *,
     width: int | None = None,
 ) -> Classifier:
-    """A network by name, on the CPU, its weights drawn from `generator` (None: unset, for weights to be
-    loaded).
+    """A network by name, on the CPU, weights drawn from `generator` (None: unset, for those to be loaded).
 
-    `width`: channels of the first block; None is the published one. Raises InputError for an unknown name,
+    `width`: channels of the first block; None is the published one. Raises InputError for
     fewer than two classes, or an image too small for the network's depth.
     """
-    if name not in NETWORKS:
-        raise InputError(f"network: {name!r} is not known; choose one of {', '.join(NETWORKS)}")
     if num_classes < 2:
         raise InputError(f"num_classes: a classifier needs at least 2 classes, not {num_classes}")
     if image_size < SMALLEST_IMAGE[name]:
         fitting = [other for other in NETWORKS if image_size >= SMALLEST_IMAGE[other]]
         remedy = f"choose {' or '.join(fitting)}, or larger images" if fitting else "use larger images"
         raise InputError(
-            f"network: {name} is too deep for images of {image_size} px, it needs at least {SMALLEST_IMAGE[name]}; {remedy}"
+            f"network: {name} is too deep for images of {image_size} px, it needs at least "
+            f"{SMALLEST_IMAGE[name]}; {remedy}"
         )
     width = DEFAULT_WIDTH[name] if width is None else width
     if width < 1:
@@ -197,8 +192,8 @@ def build(
 def initialise(model: Classifier, generator: torch.Generator) -> None:
     """Draw all weights from `generator`, in the order of the modules.
 
-    ResNets' convolutions: normal, variance 2 / (kernel area x output channels), as in He et al. 2015 and Kim et al.
-    2022. ConvNets' convolutions and every linear layer: torch's default, uniform within 1 / sqrt(fan-in).
+    ResNets' convolutions: normal, variance 2 / (kernel area x output channels), as in He et al. 2015 and Kim
+    et al. 2022. ConvNets' convolutions and linear layers: torch's default, uniform in ±1 / sqrt(fan-in).
     """
     for module in model.modules():
         if isinstance(module, nn.GroupNorm):
@@ -209,5 +204,5 @@ def initialise(model: Classifier, generator: torch.Generator) -> None:
             module.weight.normal_(0.0, math.sqrt(2.0 / fan_out), generator=generator)
         elif isinstance(module, nn.Conv2d | nn.Linear):
             bound = 1.0 / math.sqrt(module.weight[0].numel())
-            module.weight.uniform_(-bound, bound, generator=generator)
-            module.bias.uniform_(-bound, bound, generator=generator)
+            for parameter in module.parameters(recurse=False):  # weight, then bias
+                parameter.uniform_(-bound, bound, generator=generator)

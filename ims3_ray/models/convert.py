@@ -1,13 +1,12 @@
-"""A generator, tuned or not, as a folder that diffusers' plain DiTPipeline loads, and how near its outputs
-are to ours.
-"""
+"""A generator as a folder that diffusers' plain DiTPipeline loads, and how near its outputs are to ours."""
 
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ims3_ray.errors import InputError
 from ims3_ray.method.rng import generator, normal
@@ -15,6 +14,9 @@ from ims3_ray.method.rng import generator, normal
 from .device import DTYPES
 from .dit import DiT
 from .generator import new_folder, save_pipeline
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 STORED = {**DTYPES, "fp16": torch.float16}  # types of the weights as stored, by name
 PIPELINE_NULL_LABEL = 1000  # diffusers' DiTPipeline guides with it, however many classes the model has
@@ -33,9 +35,10 @@ class Difference:
     shifted: bool  # whether ours has other timestep frequencies than diffusers
 
 
-def convert(dit: DiT, vae: nn.Module, out: Path, *, id2label: list[str] | None, dtype: str) -> Difference:
-    """Write the pipeline to `out`, a new or empty folder, and compare diffusers' model as loaded back from it
-    with `dit`.
+def convert(
+    dit: DiT, vae: "AutoencoderKL", out: Path, *, id2label: list[str] | None, dtype: str
+) -> Difference:
+    """Write the pipeline to `out`, a new or empty folder, and compare what diffusers loads with `dit`.
 
     `dit` is on the CPU in fp32, any scales folded in. Where it has fewer than 1000 classes, the class table
     is padded up to the label that diffusers' pipeline guides with. `dtype` names the type of the weights as
@@ -49,29 +52,28 @@ def convert(dit: DiT, vae: nn.Module, out: Path, *, id2label: list[str] | None, 
         save_pipeline(
             dit, vae, folder, id2label=id2label, dtype=STORED[dtype], null_label=PIPELINE_NULL_LABEL
         )
-        found = difference(dit, folder)
-        if not found.same_frequencies <= ROUND_OFF[dtype]:  # also where it is no number
-            told = f"the written model's outputs differ from ours by {found.same_frequencies:.2g}, more than {dtype} rounds"
+        result = difference(dit, folder)
+        off = result.same_frequencies
+        if not off <= ROUND_OFF[dtype]:  # also where it is no number
+            problem = f"the written model's outputs differ from ours by {off:.2g}, more than {dtype} rounds"
             if dtype != "fp32":
-                raise InputError(f"dtype: {told}; these weights need fp32")
-            raise RuntimeError(told)
+                raise InputError(f"dtype: {problem}; these weights need fp32")
+            raise RuntimeError(problem)
         folder.replace(out)
-    return found
+    return result
 
 
 @torch.no_grad()
 def difference(dit: DiT, folder: Path) -> Difference:
-    """How far the outputs of diffusers' model in a pipeline folder (computing in fp32) are from those of
-    `dit`.
-    """
+    """How far the outputs of diffusers' model in a pipeline folder, in fp32, are from those of `dit`."""
     from diffusers import DiTTransformer2DModel  # seconds to import
 
     model = DiTTransformer2DModel.from_pretrained(
         folder / "transformer", torch_dtype=torch.float32, local_files_only=True, low_cpu_mem_usage=False
     )
     latents, timesteps, labels = _inputs(dit)
-    padded = torch.where(labels == dit.null_label, model.config.num_embeds_ada_norm, labels)
-    theirs = model.eval()(latents, timestep=timesteps, class_labels=padded).sample
+    padded = torch.where(labels == dit.null_label, model.config["num_embeds_ada_norm"], labels)
+    theirs = model.eval()(latents, timestep=timesteps, class_labels=padded)[0]
     ours = dit(latents, timesteps, labels)
     shifted = dit.config.frequency_shift != DIFFUSERS_SHIFT
     at_theirs = _with_shift(dit, DIFFUSERS_SHIFT)(latents, timesteps, labels) if shifted else ours
@@ -79,13 +81,10 @@ def difference(dit: DiT, folder: Path) -> Difference:
 
 
 def _inputs(dit: DiT) -> tuple[Tensor, Tensor, Tensor]:
-    """Latents (b, c, h, w) of noise, timesteps and labels (b,): the first and last class and, twice, the null
-    label.
-    """
-    config = dit.config
-    shape = (config.in_channels, config.sample_size, config.sample_size)
-    latents = normal([generator("conversion", index) for index in range(len(TIMESTEPS))], shape)
-    labels = torch.tensor([0, dit.null_label, config.num_classes - 1, dit.null_label])
+    """Latents (B, C, H, W) of noise, timesteps and labels (B,): first and last class, twice no class."""
+    generators = [generator("conversion", index) for index in range(len(TIMESTEPS))]
+    latents = normal(generators, dit.config.latent_shape)
+    labels = torch.tensor([0, dit.null_label, dit.config.num_classes - 1, dit.null_label])
     return latents, torch.tensor(TIMESTEPS), labels
 
 
@@ -98,7 +97,5 @@ def _with_shift(dit: DiT, shift: float) -> DiT:
 
 
 def _relative(theirs: Tensor, ours: Tensor) -> float:
-    return float(
-        (theirs - ours).double().square().mean().sqrt()
-        / ours.double().square().mean().sqrt().clamp_min(1e-12)
-    )
+    off, size = ((x.double().square().mean().sqrt()) for x in (theirs - ours, ours))
+    return float(off / size.clamp_min(1e-12))

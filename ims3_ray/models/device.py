@@ -4,7 +4,7 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -63,18 +63,15 @@ def keep_freed_memory() -> None:
 
 def supported(wanted: Numerics) -> tuple[Numerics, list[str]]:
     """What this process' device can do of `wanted`, tried out, and a line for each thing that it can't."""
-    precision, compiled, told = wanted.precision, wanted.compiled, []
-    if (
-        precision == "bf16"
-        and wanted.device == "cuda"
-        and not torch.cuda.is_bf16_supported(including_emulation=False)
-    ):
-        precision = "fp32"
-        told.append(f"model.precision: {torch.cuda.get_device_name()} has no bf16; fp32 is used")
-    if compiled and (reason := _why_not_compile(prepare_device(wanted.device))):
-        compiled = False
-        told.append(f"model.compile: torch.compile does not work here ({reason}); the model runs as it is")
-    return Numerics(wanted.device, precision, compiled), told
+    numerics, lines = wanted, list[str]()
+    has_bf16 = wanted.device == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if wanted.precision == "bf16" and not has_bf16:
+        numerics = replace(numerics, precision="fp32")
+        lines.append(f"model.precision: {torch.cuda.get_device_name()} has no bf16; fp32 is used")
+    if wanted.compiled and (reason := _why_not_compile(prepare_device(wanted.device))):
+        numerics = replace(numerics, compiled=False)
+        lines.append(f"model.compile: torch.compile does not work here ({reason}); the model runs as it is")
+    return numerics, lines
 
 
 def _why_not_compile(device: torch.device) -> str | None:
@@ -87,8 +84,7 @@ def _why_not_compile(device: torch.device) -> str | None:
 
 @contextlib.contextmanager
 def batch_must_fit(field: str, rows: int) -> Iterator[None]:
-    """Turns torch.OutOfMemoryError inside the block into an InputError: `field` holds the size, `rows`, of
-    the batch.
+    """Turns torch.OutOfMemoryError inside the block into an InputError: `field` holds the batch's `rows`.
 
     The message says how much was held and asked for when memory ran out: the batch needs at least the sum.
     """
@@ -101,9 +97,7 @@ def batch_must_fit(field: str, rows: int) -> Iterator[None]:
 
 
 def _needed(error: torch.OutOfMemoryError) -> str:
-    """Memory in use and the allocation that failed, and the GPU's capacity, from the message where it tells
-    them.
-    """
+    """Memory in use, the allocation that failed, the GPU's capacity: from the message where it tells them."""
     held = torch.cuda.memory_allocated() / 2**30  # the tensors of the failed call are still there
     asked = re.search(rf"[Tt]ried to allocate {_AMOUNT}", str(error))
     capacity = re.search(rf"total capacity of {_AMOUNT}", str(error))

@@ -8,7 +8,7 @@ vectors of DiffFit (Xie et al. 2023, arXiv 2304.06648), absent (None, at no cost
 Precision: all arithmetic is done in the type of the weight matrices, the sinusoids of the timestep in fp32.
 Biases, the class table and the scales may be kept in fp32 beside bf16 matrices, as values that train are.
 
-Letters in shapes: b images, c channels, h and w latent height and width, n tokens, d hidden size.
+Letters in shapes: B images, C channels, H and W latent height and width, p patch, N tokens, D hidden size.
 """
 
 import math
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 FREQUENCY_DIM = 256  # sinusoids per timestep, cosines first
 MAX_PERIOD = 10_000
+_COUNTS = ("sample_size", "hidden_size", "depth", "num_heads", "num_classes", "patch_size", "in_channels")
 NORM_EPS = 1e-6  # of every norm but the one ahead of the MLP, where diffusers' models differ
 
 
@@ -46,35 +47,29 @@ class DiTConfig:
     frequency_shift: float = 0.0
     norm_eps: float = 1e-6
 
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one latent."""
+        return self.in_channels, self.sample_size, self.sample_size
+
     def __post_init__(self) -> None:
-        for name in (
-            "sample_size",
-            "hidden_size",
-            "depth",
-            "num_heads",
-            "num_classes",
-            "patch_size",
-            "in_channels",
-        ):
+        for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise ValueError(f"DiTConfig.{name} must be 1 or more, not {getattr(self, name)}")
-        if self.sample_size % self.patch_size:
-            raise ValueError(
-                f"DiTConfig.sample_size must be a multiple of patch_size {self.patch_size}, not {self.sample_size}"
-            )
-        if self.hidden_size % self.num_heads:
-            raise ValueError(
-                f"DiTConfig.hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}"
-            )
+        for name, divisor in (("sample_size", "patch_size"), ("hidden_size", "num_heads")):
+            value, unit = getattr(self, name), getattr(self, divisor)
+            if value % unit:
+                raise ValueError(f"DiTConfig.{name} must be a multiple of {divisor} {unit}, not {value}")
         if self.hidden_size % 4:
             raise ValueError(f"DiTConfig.hidden_size must be a multiple of 4, not {self.hidden_size}")
         if self.out_channels not in (self.in_channels, 2 * self.in_channels):
             raise ValueError(
-                f"DiTConfig.out_channels must be in_channels {self.in_channels} or twice that, not {self.out_channels}"
+                f"DiTConfig.out_channels must be in_channels {self.in_channels} or twice that, not "
+                f"{self.out_channels}"
             )
 
 
-def timestep_sinusoids(timesteps: Num[Tensor, " b"], frequency_shift: float) -> Float[Tensor, "b 256"]:
+def timestep_sinusoids(timesteps: Num[Tensor, " B"], frequency_shift: float) -> Float[Tensor, "B 256"]:
     """Cosines, then sines, of each timestep at 128 frequencies from 1 down towards 1/10000; always fp32."""
     half = FREQUENCY_DIM // 2
     steps = torch.arange(half, dtype=torch.float32, device=timesteps.device)
@@ -83,10 +78,8 @@ def timestep_sinusoids(timesteps: Num[Tensor, " b"], frequency_shift: float) -> 
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-def position_table(grid_size: int, hidden_size: int) -> Float[Tensor, "1 n d"]:
-    """The fixed table of a square token grid: sines and cosines of the column, then of the row (fp32, row-
-    major).
-    """
+def position_table(grid_size: int, hidden_size: int) -> Float[Tensor, "1 N D"]:
+    """The fixed table of a square token grid: sines and cosines of the column, then of the row; fp32."""
     quarter = hidden_size // 4
     frequencies = MAX_PERIOD ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
     angles = torch.arange(grid_size, dtype=torch.float64)[:, None] * frequencies
@@ -97,7 +90,7 @@ def position_table(grid_size: int, hidden_size: int) -> Float[Tensor, "1 n d"]:
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Adaptive norm: shift and scale, each (b, 1, d), come from the conditioning."""
+    """Adaptive norm: shift and scale, each (B, 1, D), come from the conditioning."""
     return x * (1 + scale) + shift
 
 
@@ -109,8 +102,10 @@ def scaled(x: Tensor, scale: Tensor | None) -> Tensor:
 class Linear(nn.Linear):
     """A linear layer whose bias may be kept in more precision than its weight."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias.to(self.weight.dtype))
+    bias: nn.Parameter  # pyright: ignore[reportIncompatibleVariableOverride]: here there always is one
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (nn.Linear's name)
+        return F.linear(input, self.weight, self.bias.to(self.weight.dtype))
 
 
 class PatchEmbedder(nn.Module):
@@ -124,9 +119,9 @@ class PatchEmbedder(nn.Module):
         )
 
     def forward(self, latents: Tensor) -> Tensor:
-        patches = F.pixel_unshuffle(latents, self.patch_size).flatten(2).transpose(1, 2)
-        weight = self.proj.weight
-        return F.linear(patches, weight.flatten(1), self.proj.bias.to(weight.dtype))
+        weight, bias = self.proj.weight, self.proj.get_parameter("bias")  # (D, C, p, p), (D,)
+        x = F.pixel_unshuffle(latents, self.patch_size)  # (B, C p², H / p, W / p)
+        return F.linear(x.flatten(2).transpose(1, 2), weight.flatten(1), bias.to(weight.dtype))  # (B, N, D)
 
 
 class TimestepEmbedder(nn.Module):
@@ -139,13 +134,12 @@ class TimestepEmbedder(nn.Module):
         self.mlp = nn.Sequential(Linear(FREQUENCY_DIM, width), nn.SiLU(), Linear(width, width))
 
     def forward(self, timesteps: Tensor) -> Tensor:
-        return self.mlp(timestep_sinusoids(timesteps, self.frequency_shift).to(self.mlp[0].weight.dtype))
+        sinusoids = timestep_sinusoids(timesteps, self.frequency_shift)  # (B, 256), fp32
+        return self.mlp(sinusoids.to(self.mlp.get_parameter("0.weight").dtype))  # (B, D)
 
 
 class LabelEmbedder(nn.Module):
-    """A row per class, and a last one for "no class". Labels are never dropped here: training code replaces
-    them.
-    """
+    """A row per class, and a last one for "no class", which training code puts in a dropped label's place."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -156,9 +150,10 @@ class LabelEmbedder(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention. Scales of DiffFit: `qkv_scale` (3d,) and `proj_scale` (d,), on the two
-    outputs.
-    """
+    """Multi-head self-attention. Scales of DiffFit: `qkv_scale` (3D,), `proj_scale` (D,), on the outputs."""
+
+    qkv_scale: nn.Parameter | None
+    proj_scale: nn.Parameter | None
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -170,10 +165,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, n, d = x.shape
-        qkv = scaled(self.qkv(x), self.qkv_scale)
-        query, key, value = qkv.reshape(b, n, 3, self.num_heads, d // self.num_heads).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(query, key, value)
-        return scaled(self.proj(attended.transpose(1, 2).reshape(b, n, d)), self.proj_scale)
+        qkv = scaled(self.qkv(x), self.qkv_scale)  # (B, N, 3 D)
+        q, k, v = qkv.reshape(b, n, 3, self.num_heads, d // self.num_heads).permute(2, 0, 3, 1, 4)
+        x = F.scaled_dot_product_attention(q, k, v)  # (B, heads, N, D / heads)
+        return scaled(self.proj(x.transpose(1, 2).reshape(b, n, d)), self.proj_scale)  # (B, N, D)
 
 
 class Mlp(nn.Module):
@@ -192,8 +187,11 @@ class Mlp(nn.Module):
 class DiTBlock(nn.Module):
     """Attention and MLP, each modulated and gated by the conditioning (adaLN-zero).
 
-    Scales of DiffFit: `attention_scale` and `mlp_scale` (d,), on the two branches ahead of their gates.
+    Scales of DiffFit: `attention_scale` and `mlp_scale` (D,), on the two branches ahead of their gates.
     """
+
+    attention_scale: nn.Parameter | None
+    mlp_scale: nn.Parameter | None
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -206,16 +204,18 @@ class DiTBlock(nn.Module):
         self.register_parameter("attention_scale", None)
         self.register_parameter("mlp_scale", None)
 
-    def forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (
-            self.adaLN_modulation(conditioning).unsqueeze(1).chunk(6, dim=-1)
+            self.adaLN_modulation(c).unsqueeze(1).chunk(6, dim=-1)  # (B, 1, D) each
         )
-        x = x + gate_1 * scaled(self.attn(modulate(self.norm1(x), shift_1, scale_1)), self.attention_scale)
-        return x + gate_2 * scaled(self.mlp(modulate(self.norm2(x), shift_2, scale_2)), self.mlp_scale)
+        y = self.attn(modulate(self.norm1(x), shift_1, scale_1))  # (B, N, D)
+        x = x + gate_1 * scaled(y, self.attention_scale)  # (B, N, D)
+        y = self.mlp(modulate(self.norm2(x), shift_2, scale_2))  # (B, N, D)
+        return x + gate_2 * scaled(y, self.mlp_scale)  # (B, N, D)
 
 
 class FinalLayer(nn.Module):
-    """From tokens (b, n, d) to the values of their patches (b, n, patch * patch * out channels)."""
+    """From tokens (B, N, D) to the values of their patches (B, N, p² C_out)."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -224,13 +224,15 @@ class FinalLayer(nn.Module):
         self.linear = Linear(width, config.patch_size**2 * config.out_channels)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(width, 2 * width))
 
-    def forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
-        shift, scale = self.adaLN_modulation(conditioning).unsqueeze(1).chunk(2, dim=-1)
-        return self.linear(modulate(self.norm_final(x), shift, scale))
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(c).unsqueeze(1).chunk(2, dim=-1)  # (B, 1, D) each
+        return self.linear(modulate(self.norm_final(x), shift, scale))  # (B, N, p² C_out)
 
 
 class DiT(nn.Module):
-    """The whole model. Its matrices hold torch's default values until `initialize` or a checkpoint sets them."""
+    """The whole model. Its matrices hold torch's values until `initialize` or a checkpoint sets them."""
+
+    pos_embed: Tensor  # (1, N, D)
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -238,9 +240,7 @@ class DiT(nn.Module):
         self.x_embedder = PatchEmbedder(config)
         self.t_embedder = TimestepEmbedder(config)
         self.y_embedder = LabelEmbedder(config)
-        self.register_buffer(
-            "pos_embed", position_table(config.sample_size // config.patch_size, config.hidden_size)
-        )
+        self.register_buffer("pos_embed", self.fixed_positions())
         self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.depth))
         self.final_layer = FinalLayer(config)
 
@@ -250,8 +250,8 @@ class DiT(nn.Module):
         return self.config.num_classes
 
     def forward(
-        self, latents: Float[Tensor, "b c h w"], timesteps: Num[Tensor, " b"], labels: Int[Tensor, " b"]
-    ) -> Float[Tensor, "b c_out h w"]:
+        self, latents: Float[Tensor, "B C H W"], timesteps: Num[Tensor, " B"], labels: Int[Tensor, " B"]
+    ) -> Float[Tensor, "B C_out H W"]:
         """Predicted noise (and variance values after it, where the model has them) of scaled latents.
 
         Timesteps count from 0 (clean) to 999, whole or fractional; labels from 0 to `null_label`. The output
@@ -264,17 +264,18 @@ class DiT(nn.Module):
                 f"not {tuple(latents.shape)}"
             )
         dtype = self.x_embedder.proj.weight.dtype
-        x = self.x_embedder(latents.to(dtype)) + self.pos_embed.to(dtype)
-        conditioning = self.t_embedder(timesteps) + self.y_embedder(labels).to(dtype)
+        x = self.x_embedder(latents.to(dtype)) + self.pos_embed.to(dtype)  # (B, N, D), N = H W / p²
+        c = self.t_embedder(timesteps) + self.y_embedder(labels).to(dtype)  # (B, D)
         for block in self.blocks:
-            x = block(x, conditioning)
-        return self.unpatchify(self.final_layer(x, conditioning))
+            x = block(x, c)  # (B, N, D)
+        x = self.final_layer(x, c)  # (B, N, p² C_out)
+        return self.unpatchify(x)  # (B, C_out, H, W)
 
-    def unpatchify(self, x: Float[Tensor, "b n p"]) -> Float[Tensor, "b c h w"]:
+    def unpatchify(self, x: Float[Tensor, "B N P"]) -> Float[Tensor, "B C H W"]:
         """Lay the tokens' values (each patch row, patch column, channel) out as images."""
-        side, patch = self.config.sample_size // self.config.patch_size, self.config.patch_size
-        x = x.reshape(-1, side, side, patch, patch, self.config.out_channels).permute(0, 5, 1, 3, 2, 4)
-        return x.reshape(-1, self.config.out_channels, side * patch, side * patch)
+        patch, channels, size = self.config.patch_size, self.config.out_channels, self.config.sample_size
+        x = x.reshape(-1, size // patch, size // patch, patch, patch, channels)  # (B, rows, columns, p, p, C)
+        return x.permute(0, 5, 1, 3, 2, 4).reshape(-1, channels, size, size)
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator, *, zero_outputs: bool = True) -> "DiT":
@@ -295,7 +296,10 @@ class DiT(nn.Module):
             else:
                 nn.init.xavier_uniform_(module.weight.flatten(1), generator=generator)
             if not isinstance(module, nn.Embedding):
-                module.bias.zero_()
-        grid_size = self.config.sample_size // self.config.patch_size
-        self.pos_embed.copy_(position_table(grid_size, self.config.hidden_size))
+                module.get_parameter("bias").zero_()
+        self.pos_embed.copy_(self.fixed_positions())
         return self
+
+    def fixed_positions(self) -> Float[Tensor, "1 N D"]:
+        """What `pos_embed` holds."""
+        return position_table(self.config.sample_size // self.config.patch_size, self.config.hidden_size)

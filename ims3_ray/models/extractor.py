@@ -9,7 +9,7 @@ import difflib
 import json
 import logging
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from ims3_ray.errors import InputError
 
 from .batches import DECODER, in_batches, to_images
 from .classifiers import Classifier, NetworkName, build
-from .files import check_shapes, read_json, read_tensors, resolve_model
+from .files import check_shapes, read_json, read_tensors, resolve_model, shapes_of
 
 TIMM_SCHEME = "timm:"
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
@@ -59,15 +59,18 @@ class ExtractorConfig(BaseModel):
 
 
 class Extractor:
-    """φ: images (B, 3, H, W) in [-1, 1] to features (B, dim), float32 of length 1. Frozen, in evaluation
-    mode.
-    """
+    """φ: images (B, 3, H, W) in [-1, 1] to features (B, dim), float32 of length 1. Frozen."""
 
     def __init__(
-        self, body: nn.Module, *, spec: str, dim: int, image_size: int, mean: Colour, deviation: Colour,
+        self,
+        body: nn.Module,
+        dim: int,
+        image_size: int,
+        mean: Colour,
+        deviation: Colour,
         device: torch.device,
-    ):  # fmt: skip
-        self.spec, self.dim, self.image_size = spec, dim, image_size
+    ):
+        self.dim, self.image_size = dim, image_size
         self._body = body.to(device).eval().requires_grad_(False)
         self._mean, self._deviation = (
             torch.tensor(v, device=device).view(3, 1, 1) for v in (mean, deviation)
@@ -83,16 +86,13 @@ class Extractor:
 
 
 def load_extractor(spec: str, device: str | torch.device = "cpu") -> Extractor:
-    """The extractor that `spec` names: `timm:MODEL`, `timm:MODEL?pretrained=false`, a folder, or
-    `package://NAME`.
+    """The extractor of `spec`: `timm:MODEL`, `timm:MODEL?pretrained=false`, a folder, or `package://NAME`.
 
     MODEL is a name of timm's, or a folder as the hub has it (timm's config.json and weights). Raises
     InputError for a spec that names nothing, weights that can't be had, and files that don't fit each other.
     """
-    device = torch.device(device)
-    if spec.startswith(TIMM_SCHEME):
-        return _timm_extractor(spec, device)
-    return _saved_extractor(spec, device)
+    load = _timm_extractor if spec.startswith(TIMM_SCHEME) else _saved_extractor
+    return load(spec, torch.device(device))
 
 
 def without_weights(spec: str) -> str:
@@ -117,27 +117,20 @@ def inspect_extractor(spec: str) -> Path | str:
 def embed_pixels(
     extractor: Extractor, pixels: UInt8[np.ndarray, "n 3 h w"], batch_size: int, device: torch.device
 ) -> Float32[np.ndarray, "n d"]:
-    """Features of pixels 0 … 255, in batches of exactly `batch_size`, so that a row's bits depend on no other
-    row.
-    """
+    """Features of pixels 0 … 255, in batches of exactly `batch_size`: a row's bits depend on no other row."""
     return in_batches(lambda batch: [extractor(to_images(batch))], [pixels], batch_size, device, DECODER)[0]
 
 
-def save_extractor(
-    model: Classifier, folder: str | Path, *, mean: Colour, deviation: Colour, half: bool = True
-) -> None:
-    """Write a trained classifier as an extractor folder that `load_extractor` reads; weights in fp16 unless
-    not `half`.
+def save_extractor(model: Classifier, folder: str | Path, *, mean: Colour, deviation: Colour) -> None:
+    """Write a trained classifier as an extractor folder that `load_extractor` reads; weights in fp16.
 
     `mean` and `deviation` are those of pixels in [0, 1] that the model was trained with.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = ExtractorConfig(**model.architecture, mean=mean, deviation=deviation)
-    dtype = torch.float16 if half else torch.float32
-    weights = {
-        name: value.detach().to("cpu", dtype).contiguous() for name, value in model.state_dict().items()
-    }
+    state = model.state_dict().items()
+    weights = {name: value.detach().to("cpu", torch.float16).contiguous() for name, value in state}
     save_file(weights, folder / WEIGHTS_NAME)
     (folder / CONFIG_NAME).write_text(json.dumps(config.model_dump(), indent=2) + "\n", encoding="utf-8")
 
@@ -157,15 +150,12 @@ def _saved_extractor(spec: str, device: torch.device) -> Extractor:
     config = ExtractorConfig.read(folder / CONFIG_NAME)
     model = build(config.network, config.num_classes, config.image_size, None, width=config.width)
     tensors = read_tensors([folder / WEIGHTS_NAME])
-    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in tensors.items()}
-    check_shapes(found, expected, folder / WEIGHTS_NAME, f"the {config.network} that {CONFIG_NAME} describes")
+    what = f"the {config.network} that {CONFIG_NAME} describes"
+    check_shapes(shapes_of(tensors), shapes_of(model.state_dict()), folder / WEIGHTS_NAME, what)
     model.load_state_dict(tensors)
-    dim, model.fc = model.dim, nn.Identity()
-    return Extractor(
-        model, spec=spec, dim=dim, image_size=config.image_size, mean=config.mean, deviation=config.deviation,
-        device=device,
-    )  # fmt: skip
+    dim = model.dim
+    model.add_module("fc", nn.Identity())
+    return Extractor(model, dim, config.image_size, config.mean, config.deviation, device)
 
 
 def _timm_name(spec: str) -> str:
@@ -173,24 +163,20 @@ def _timm_name(spec: str) -> str:
 
 
 def _timm_folder(name: str) -> Path | None:
-    """The folder that a timm spec names, or None for a name of timm's. InputError for a folder of anything
-    else.
-    """
+    """The folder that a timm spec names; None for a name of timm's. InputError for another folder."""
     if "/" not in name:
         return None
-    if not (Path(name) / CONFIG_NAME).is_file():
-        raise InputError(
-            f"{TIMM_SCHEME}{name}: {Path(name) / CONFIG_NAME} is not there; a timm model's folder holds it"
-        )
-    if "architecture" not in read_json(Path(name) / CONFIG_NAME):
-        raise InputError(
-            f"{Path(name) / CONFIG_NAME}: names no architecture; timm's {CONFIG_NAME} on the hub does"
-        )
+    config = Path(name) / CONFIG_NAME
+    if not config.is_file():
+        raise InputError(f"{TIMM_SCHEME}{name}: {config} is not there; a timm model's folder holds it")
+    if "architecture" not in read_json(config):
+        raise InputError(f"{config}: names no architecture; timm's {CONFIG_NAME} on the hub does")
     return Path(name)
 
 
 def _timm_extractor(spec: str, device: torch.device) -> Extractor:
     import timm  # seconds to import, and needed for this kind alone
+    import timm.data
 
     name, query = _timm_name(spec), spec.partition("?")[2]
     if query not in ("", "pretrained=true", "pretrained=false"):
@@ -213,7 +199,8 @@ def _timm_extractor(spec: str, device: torch.device) -> Extractor:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(
                 f"{spec}: its pretrained weights can't be had ({reason}); "
-                "check the network, fill the Hugging Face cache beforehand, or name the folder of a copy: timm:FOLDER"
+                "check the network, fill the Hugging Face cache beforehand, or name the folder of a copy: "
+                "timm:FOLDER"
             ) from error
         finally:
             hub_log.setLevel(level)
@@ -221,7 +208,5 @@ def _timm_extractor(spec: str, device: torch.device) -> Extractor:
     size = data["input_size"][-1]
     with torch.inference_mode():
         dim = model.eval()(torch.zeros(1, 3, size, size)).shape[1]
-    mean, deviation = (tuple(map(float, data[key])) for key in ("mean", "std"))
-    return Extractor(
-        model, spec=spec, dim=dim, image_size=size, mean=mean, deviation=deviation, device=device
-    )
+    mean, deviation = (cast(Colour, tuple(map(float, data[key]))) for key in ("mean", "std"))
+    return Extractor(model, dim, size, mean, deviation, device)

@@ -1,10 +1,12 @@
 """Where a model lies and what its files hold: JSON and tensors, never code from outside."""
 
 import argparse
+import contextlib
 import json
 import pickle
 import re
 import zipfile
+from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ims3_ray.errors import InputError
-from ims3_ray.text import some
+from ims3_ray.text import mismatch, some
+
+Shapes = dict[str, tuple[int, ...]]
 
 PACKAGE_SCHEME = "package://"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -31,8 +35,7 @@ _WEIGHTS_NAMES = tuple(  # the order of preference: no pickle before pickle, ful
 
 
 def resolve_model(path: str | Path) -> Path:
-    """The local file or folder that `path` names: itself, `package://name` (comes with this package), or a
-    hub id.
+    """The local file or folder that `path` names: itself, `package://name` (in this package), or a hub id.
 
     Only a hub id ("org/name" that is no local path) is looked up on the network. Raises InputError where
     nothing is found.
@@ -63,12 +66,8 @@ def _downloaded(hub_id: str) -> Path:
 
     try:
         folder = Path(snapshot_download(hub_id, allow_patterns=["*.json"]))
-        weights = [
-            f"{part.relative_to(folder)}/*"
-            for part in (folder / "transformer", folder / "vae")
-            if part.is_dir()
-        ]
-        patterns = weights or ["*.safetensors", "*.bin"]
+        parts = [f"{part}/*" for part in ("transformer", "vae") if (folder / part).is_dir()]
+        patterns = parts or ["*.safetensors", "*.bin"]
         return Path(snapshot_download(hub_id, allow_patterns=["*.json", *patterns]))
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -112,34 +111,35 @@ def find_weights(folder: Path) -> list[Path]:
 
 
 def read_tensors(paths: list[Path]) -> dict[str, Tensor]:
-    """All tensors by name, on the CPU. Pickled files are read as plain tensors only: InputError for anything
-    more.
-    """
+    """All tensors by name, on the CPU. Pickled files give plain tensors: InputError for anything more."""
     tensors: dict[str, Tensor] = {}
     for path in paths:
         if path.suffix == ".safetensors":
-            try:
+            with _whole(path):
                 tensors.update(load_file(path))
-            except SafetensorError as error:
-                raise InputError(f"{path}: is no whole safetensors file ({error}); fetch it again") from error
         else:
             tensors.update(_state_dict(path, "cpu"))
     return tensors
 
 
-def read_shapes(paths: list[Path]) -> dict[str, tuple[int, ...]]:
+def read_shapes(paths: list[Path]) -> Shapes:
     """Shapes by name, from headers alone."""
-    shapes: dict[str, tuple[int, ...]] = {}
+    shapes: Shapes = {}
     for path in paths:
         if path.suffix == ".safetensors":
-            try:
-                with safe_open(path, framework="pt") as opened:
-                    shapes.update({name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()})  # noqa: SIM118
-            except SafetensorError as error:
-                raise InputError(f"{path}: is no whole safetensors file ({error}); fetch it again") from error
+            with _whole(path), safe_open(path, framework="pt") as held:
+                shapes.update({name: tuple(held.get_slice(name).get_shape()) for name in held.keys()})  # noqa: SIM118
         else:
-            shapes.update({name: tuple(tensor.shape) for name, tensor in _state_dict(path, "meta").items()})
+            shapes.update(shapes_of(_state_dict(path, "meta")))
     return shapes
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except SafetensorError as error:
+        raise InputError(f"{path}: is no whole safetensors file ({error}); fetch it again") from error
 
 
 def _state_dict(path: Path, device: str) -> dict[str, Tensor]:
@@ -153,8 +153,8 @@ def _state_dict(path: Path, device: str) -> dict[str, Tensor]:
             held = torch.load(path, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"{path}: is damaged or holds more than plain tensors, and is not opened, since pickled files can run "
-            "code; save its state dict alone"
+            f"{path}: is damaged or holds more than plain tensors, and is not opened, since pickled files "
+            "can run code; save its state dict alone"
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
         raise InputError(
@@ -169,19 +169,11 @@ def _state_dict(path: Path, device: str) -> dict[str, Tensor]:
     return held
 
 
-def check_shapes(
-    found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], source: Path, what: str
-) -> None:
+def check_shapes(found: Shapes, expected: Shapes, source: Path, what: str) -> None:
     """InputError, with the names shortened, unless both hold the same names with the same shapes."""
-    problems = {
-        "missing": [name for name in expected if name not in found],
-        "left over": [name for name in found if name not in expected],
-        "of another shape": [
-            f"{name} is {found[name]}, not {shape}"
-            for name, shape in expected.items()
-            if name in found and found[name] != shape
-        ],
-    }
-    told = "; ".join(f"{problem}: {some(names, 3, str)}" for problem, names in problems.items() if names)
-    if told:
-        raise InputError(f"{source}: is not {what} ({told})")
+    if problems := mismatch(found, expected):
+        raise InputError(f"{source}: is not {what} ({problems})")
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
+    return {name: tuple(value.shape) for name, value in tensors.items()}

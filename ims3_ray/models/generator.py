@@ -1,5 +1,4 @@
-"""The generator: a DiT and the VAE whose latents it denoises; loading, inspecting, saving as a diffusers
-pipeline.
+"""The generator: a DiT and the VAE whose latents it denoises; inspected, saved as a diffusers pipeline.
 
 Latents everywhere in this package are scaled: the VAE's own times its `scaling_factor`.
 """
@@ -10,7 +9,7 @@ import os
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import nn
@@ -19,24 +18,15 @@ from ims3_ray.errors import InputError
 from ims3_ray.method import difffit
 from ims3_ray.method.schedule import BETA_END, BETA_START, NUM_TRAIN_TIMESTEPS
 
-from .checkpoints import CLASS_TABLE, export_transformer, inspect_transformer, load_transformer
+from .checkpoints import CLASS_TABLE, export_transformer, inspect_transformer
 from .dit import DiT, DiTConfig
 from .files import find_weights, read_json, resolve_model
 from .vae import Vae, image_size, read_vae, vae_config, vae_folder
 
-__all__ = [
-    "Generator",
-    "GeneratorInfo",
-    "inspect_generator",
-    "load_generator",
-    "load_transformer",
-    "new_folder",
-    "resolve_model",
-    "save_pipeline",
-    "with_new_classes",
-]
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
-SCHEDULE = {  # the noise schedule that DiT's checkpoints were trained with
+SCHEDULE: dict[str, Any] = {  # the noise schedule that DiT's checkpoints were trained with
     "num_train_timesteps": NUM_TRAIN_TIMESTEPS,
     "beta_schedule": "linear",
     "beta_start": BETA_START,
@@ -44,30 +34,6 @@ SCHEDULE = {  # the noise schedule that DiT's checkpoints were trained with
     "trained_betas": None,
     "prediction_type": "epsilon",
 }
-
-
-@dataclass(frozen=True)
-class Generator:
-    """Transformer and VAE, in eval mode, and the names of the classes where the checkpoint tells them."""
-
-    transformer: DiT
-    vae: Vae
-    id2label: list[str] | None = None
-
-    @property
-    def num_classes(self) -> int:
-        return self.transformer.config.num_classes
-
-    @property
-    def image_size(self) -> int:
-        """Height and width of the images."""
-        return self.vae.image_size
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of one latent."""
-        config = self.transformer.config
-        return config.in_channels, config.sample_size, config.sample_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +57,7 @@ class GeneratorInfo:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of one latent."""
-        return self.config.in_channels, self.config.sample_size, self.config.sample_size
+        return self.config.latent_shape
 
 
 def inspect_generator(
@@ -101,12 +67,12 @@ def inspect_generator(
     heads: int | None = None,
     frequency_shift: float | None = None,
 ) -> GeneratorInfo:
-    """What `load_generator` would load with the same arguments, from JSON and the headers of the weight
-    files.
+    """What the generator at `path` is, from JSON and the headers of the weight files.
 
-    Raises InputError for a folder that is missing or of another kind, names or shapes that don't fit the
-    configuration, a VAE with other latents or image size, another noise schedule, or class names that don't
-    fit the number of classes.
+    `path` is a diffusers pipeline folder, hub id, `package://name`, or original `.pt` file with `vae`;
+    `heads` and `frequency_shift` as in `load_transformer`. Raises InputError for a folder that is missing or
+    of another kind, names or shapes that don't fit the configuration, a VAE with other latents or image
+    size, another noise schedule, or class names that don't fit the number of classes.
     """
     local = resolve_model(path)
     checkpoint = inspect_transformer(local, heads, frequency_shift)
@@ -118,7 +84,7 @@ def inspect_generator(
 
     with torch.device("meta"):
         transformer_parameters = _count(DiT(checkpoint.config))
-        vae_parameters = _count(AutoencoderKL.from_config(its_config))
+        vae_parameters = _count(cast(nn.Module, AutoencoderKL.from_config(its_config)))
     return GeneratorInfo(
         path=str(local),
         vae_path=str(folder),
@@ -132,27 +98,6 @@ def inspect_generator(
     )
 
 
-def load_generator(
-    path: str | Path,
-    *,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-    vae: str | Path | None = None,
-    heads: int | None = None,
-    frequency_shift: float | None = None,
-) -> Generator:
-    """Transformer and VAE of a diffusers pipeline folder, hub id, `package://name`, or original `.pt` file
-    with `vae`.
-
-    `dtype` is that of both; `heads` and `frequency_shift` as in `load_transformer`. Raises InputError as
-    `inspect_generator` does, before any weight is read.
-    """
-    info = inspect_generator(path, vae=vae, heads=heads, frequency_shift=frequency_shift)
-    transformer = load_transformer(info.path, heads, frequency_shift).to(device, dtype)
-    autoencoder = Vae(read_vae(info.vae_path).to(device, dtype), info.image_size)
-    return Generator(transformer, autoencoder, info.id2label)
-
-
 def load_vae(
     path: str | Path,
     *,
@@ -161,17 +106,14 @@ def load_vae(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Vae:
-    """The VAE of the generator at `path`, without the transformer's weights; arguments as in
-    `load_generator`.
-    """
+    """The VAE of the generator at `path`, without the transformer's weights; as `inspect_generator`."""
     info = inspect_generator(path, vae=vae, heads=heads)
     layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format  # as tensor cores read
-    return Vae(read_vae(info.vae_path).to(device, dtype, memory_format=layout), info.image_size)
+    return Vae(read_vae(info.vae_path).to(device, dtype).to(memory_format=layout), info.image_size)
 
 
 def with_new_classes(dit: DiT, count: int, generator: torch.Generator) -> DiT:
-    """`dit` for `count` other classes: a fresh class table, the null row and all else kept (shared with
-    `dit`).
+    """`dit` for `count` other classes: a fresh class table, the null row and all else shared with `dit`.
 
     A fresh row is the mean of the old classes' rows with normal noise of 0.02 (DiT's initial spread) from
     `generator` (on the CPU): an image of no class in particular, told apart by tuning.
@@ -192,33 +134,31 @@ def with_new_classes(dit: DiT, count: int, generator: torch.Generator) -> DiT:
 
 def save_pipeline(
     dit: DiT,
-    vae: nn.Module,
+    vae: "AutoencoderKL",
     out: str | Path,
     *,
     id2label: list[str] | None = None,
-    scheduler: dict[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
     null_label: int | None = None,
 ) -> None:
     """Write a folder that plain `DiTPipeline.from_pretrained` loads, DiffFit scales folded in.
 
-    `scheduler` overrides settings of the DDIM scheduler; `dtype` is that of the weights as stored;
-    `null_label` as in `export_transformer` (1000 lets diffusers' pipeline guide models of fewer classes).
-    InputError if `out` holds anything.
+    `dtype` is that of the weights as stored; `null_label` as in `export_transformer` (1000 lets diffusers'
+    pipeline guide models of fewer classes). InputError if `out` holds anything.
     """
     out = new_folder(out)
     if id2label is not None and len(id2label) != dit.config.num_classes:
         raise InputError(
             f"id2label has {len(id2label)} names, the model {dit.config.num_classes} classes; give one each"
         )
-    settings = {key: value for key, value in SCHEDULE.items() if value is not None} | {"clip_sample": False}
     from diffusers import DDIMScheduler, DiTPipeline
 
+    scheduler: Any = DDIMScheduler(**SCHEDULE, clip_sample=False)  # the pipeline's own annotation is an enum
     pipeline = DiTPipeline(
         # diffusers' own `to` warns about nothing
         transformer=nn.Module.to(export_transformer(dit, null_label), dtype),
-        vae=nn.Module.to(copy.deepcopy(vae), "cpu", dtype),
-        scheduler=DDIMScheduler(**settings | (scheduler or {})),
+        vae=nn.Module.to(copy.deepcopy(vae), device="cpu", dtype=dtype),
+        scheduler=scheduler,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
@@ -267,5 +207,5 @@ def _class_names(path: Path, num_classes: int) -> list[str] | None:
     return [named[str(label)] for label in range(num_classes)]
 
 
-def _count(module: torch.nn.Module) -> int:
+def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())

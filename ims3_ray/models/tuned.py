@@ -1,9 +1,6 @@
-"""The generator as a run uses it: pretrained weights, own class rows, a tuned adapter, at the recipe's
-precision.
-"""
+"""The generator as a run uses it: pretrained weights, own class rows, a tuned adapter, its precision."""
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +8,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+from torch._functorch import config as functorch
 
 from ims3_ray.errors import InputError
 from ims3_ray.method import difffit
@@ -18,10 +16,11 @@ from ims3_ray.method.ddim import Predict
 from ims3_ray.method.rng import generator
 from ims3_ray.storage.artifacts import MANIFEST, Directory, open_directory, read_manifest
 
+from .checkpoints import load_transformer
 from .device import Numerics
 from .dit import DiT, DiTConfig
-from .files import check_shapes
-from .generator import load_transformer, with_new_classes
+from .files import check_shapes, shapes_of
+from .generator import with_new_classes
 
 ADAPTER = "adapter.safetensors"
 
@@ -40,7 +39,7 @@ class TunedModel:
 
     path: str
     heads: int | None
-    frequency_shift: int | None
+    frequency_shift: float | None
     numerics: Numerics
     new_classes: int | None = None  # own classes in a fresh class table
     seed: int = 0  # of that table
@@ -75,11 +74,8 @@ class TunedModel:
 
 
 def compile_blocks(dit: DiT) -> None:
-    """Compile the blocks in place, for one batch size: all of a kind share one compilation, so the first pass
-    is short.
-    """
-    # logging steps go backward through one graph more than once
-    torch._functorch.config.donated_buffer = False
+    """Compile the blocks in place, for one batch size; all share one compilation, which keeps it short."""
+    functorch.donated_buffer = False  # logging steps go backward through one graph more than once
     for block in dit.blocks:
         block.compile(dynamic=False, fullgraph=True)
 
@@ -99,7 +95,7 @@ class AdapterInfo:
 
     folder: Directory
     own_classes: list[str] | None  # names of the classes of a fresh class table; None: the pretrained model's
-    frequency_shift: int | None  # that it was tuned with; None: by the checkpoint's kind
+    frequency_shift: float | None  # that it was tuned with; None: by the checkpoint's kind
 
 
 def inspect_adapter(location: str) -> AdapterInfo:
@@ -113,13 +109,14 @@ def inspect_adapter(location: str) -> AdapterInfo:
         ) from error
     if manifest is None:
         raise InputError(
-            f"{location}: is no complete adapter (no {MANIFEST}); name adapter/<fingerprint> of a run that ended"
+            f"{location}: is no complete adapter (no {MANIFEST}); name adapter/<fingerprint> of a run that "
+            "ended"
         )
-    found, size = folder.files().get(ADAPTER), manifest.get("files", {}).get(ADAPTER)
-    if found is None or found.size != size:
-        held = "is not there" if found is None else f"has {found.size} bytes, not {size}"
+    file, size = folder.files().get(ADAPTER), manifest.get("files", {}).get(ADAPTER)
+    if file is None or file.size != size:
+        problem = "is not there" if file is None else f"has {file.size} bytes, not {size}"
         raise InputError(
-            f"{location}: is no complete adapter ({ADAPTER} {held}); name a run's adapter/<fingerprint>"
+            f"{location}: is no complete adapter ({ADAPTER} {problem}); name a run's adapter/<fingerprint>"
         )
     return AdapterInfo(folder, manifest.get("own_classes"), manifest.get("frequency_shift"))
 
@@ -137,30 +134,19 @@ def check_adapter(adapter: AdapterInfo, config: DiTConfig, weights: str) -> None
         config = replace(config, num_classes=len(adapter.own_classes))
     with torch.device("meta"):
         dit = DiT(config)
-    expected = _shapes((name, dit.get_parameter(name)) for name in difffit.prepare(dit))
-    check_shapes(
-        _shapes(tensors.items()), expected, source, "of this checkpoint; name the one that was tuned"
-    )
-
-
-def _shapes(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in sorted(tensors)}
+    difffit.add_scales(dit)
+    given, expected = (shapes_of(dict(sorted(held.items()))) for held in (tensors, difffit.trainable(dit)))
+    check_shapes(given, expected, source, "of this checkpoint; name the one that was tuned")
 
 
 def save_adapter(out: Directory, values: dict[str, Tensor], averages: dict[str, Tensor]) -> None:
     """Write trained values and their averages as one safetensors file."""
-    tensors = {f"last.{name}": value for name, value in values.items()} | {
-        f"ema.{name}": value for name, value in averages.items()
-    }
-    out.write(
-        ADAPTER,
-        safetensors.torch.save({n: t.detach().cpu().contiguous() for n, t in sorted(tensors.items())}),
-    )
+    tensors = {f"last.{n}": t for n, t in values.items()} | {f"ema.{n}": t for n, t in averages.items()}
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
+    out.write(ADAPTER, safetensors.torch.save(whole))
 
 
 def read_adapter(adapter: Directory, weights: str) -> dict[str, Tensor]:
     """The adapter's "last" or "ema" values by the model's parameter names."""
-    tensors = safetensors.torch.load(adapter.read(ADAPTER))
-    return {
-        name.removeprefix(f"{weights}."): t for name, t in tensors.items() if name.startswith(f"{weights}.")
-    }
+    prefix, tensors = f"{weights}.", safetensors.torch.load(adapter.read(ADAPTER))
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

@@ -1,24 +1,25 @@
-"""The VAE between images and the latents that the transformer denoises: diffusers' AutoencoderKL, latents
-scaled.
-"""
+"""The VAE between images and the transformer's latents: diffusers' AutoencoderKL, latents scaled."""
 
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
 from ims3_ray.errors import InputError
-from ims3_ray.text import some
+from ims3_ray.text import mismatch
 
 from .dit import DiTConfig
 from .files import find_weights, read_json, resolve_model
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 # original files, named by the size of their images
 _PUBLISHED = re.compile(r"DiT-(?:S|B|L|XL)-[248]-(\d+)x\1\.pt")
@@ -30,7 +31,7 @@ _DEFAULTS = {"latent_channels": 4, "in_channels": 3, "scaling_factor": 0.18215, 
 class Vae:
     """A diffusers AutoencoderKL in eval mode. Latents are the model's own times its `scaling_factor`."""
 
-    model: nn.Module
+    model: "AutoencoderKL"
     image_size: int  # height and width that the transformer's latents decode to
 
     @torch.no_grad()
@@ -41,15 +42,15 @@ class Vae:
 
         The VAE's posterior N(m, exp(v)) with scaling factor k gives mean k m and log-variance v + 2 log k.
         """
-        factor = self.model.config.scaling_factor
-        posterior = self.model.encode(images.to(self.model.dtype)).latent_dist
+        factor = self.model.config["scaling_factor"]
+        posterior = self.model.encode(images.to(self.model.dtype))[0]
         return posterior.mean.float() * factor, posterior.logvar.float() + 2 * math.log(factor)
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 height width"]:
         """Images (fp32, clamped to [-1, 1]) of scaled latents."""
-        latents = (latents / self.model.config.scaling_factor).to(self.model.dtype)
-        return self.model.decode(latents).sample.float().clamp(-1, 1)
+        latents = (latents / self.model.config["scaling_factor"]).to(self.model.dtype)
+        return self.model.decode(latents)[0].float().clamp(-1, 1)
 
 
 def vae_folder(local: Path, vae: str | Path | None) -> Path:
@@ -65,7 +66,7 @@ def vae_folder(local: Path, vae: str | Path | None) -> Path:
 
 
 def vae_config(folder: Path, transformer: DiTConfig) -> dict[str, Any]:
-    """The VAE's configuration; InputError unless it is an AutoencoderKL whose latents the transformer takes."""
+    """The VAE's configuration; InputError unless it is an AutoencoderKL with the transformer's latents."""
     path = folder / "config.json"
     config = _DEFAULTS | read_json(path)
     if config.get("_class_name") != "AutoencoderKL":
@@ -93,43 +94,36 @@ def image_size(checkpoint: Path, folder: Path, config: Mapping[str, Any], transf
     InputError where the checkpoint tells another size: by a VAE of its own, or by the name of a published
     original file. A VAE's own `sample_size` tells none, since one VAE serves several sizes.
     """
-    size = transformer.sample_size * downsampling(config)
-    own, named = checkpoint / "vae" / "config.json", _PUBLISHED.fullmatch(checkpoint.name)
-    told = int(named[1]) if named else size
+    latent = transformer.sample_size
+    size, own = latent * downsampling(config), checkpoint / "vae" / "config.json"
+    named = _PUBLISHED.fullmatch(checkpoint.name)
+    stated = int(named[1]) if named else size
     if own.is_file():
-        told = transformer.sample_size * downsampling(_DEFAULTS | read_json(own))
-    if size != told:
+        stated = latent * downsampling(_DEFAULTS | read_json(own))
+    if size != stated:
         raise InputError(
-            f"{folder}: this VAE makes images of {size} pixels of the transformer's {transformer.sample_size} x "
-            f"{transformer.sample_size} latents, but {checkpoint} is for {told} pixels; name a VAE that belongs to it"
+            f"{folder}: this VAE makes images of {size} pixels of the transformer's {latent} x {latent} "
+            f"latents, but {checkpoint} is for {stated} pixels; name a VAE that belongs to it"
         )
     return size
 
 
-def read_vae(folder: str | Path) -> nn.Module:
-    """The VAE of a folder, in fp32; InputError if its weights are not whole. Leaves the global random state
-    alone.
-    """
+def read_vae(folder: str | Path) -> "AutoencoderKL":
+    """The VAE of a folder, in fp32; InputError if its weights are not whole. Draws nothing at random."""
     from diffusers import AutoencoderKL
 
     folder = Path(folder)
     half = ".fp16." in find_weights(folder)[0].name
     try:
-        vae, told = AutoencoderKL.from_pretrained(
-            folder,
-            variant="fp16" if half else None,
-            local_files_only=True,
-            low_cpu_mem_usage=False,
-            output_loading_info=True,
-        )
+        options = {"variant": "fp16" if half else None, "local_files_only": True, "low_cpu_mem_usage": False}
+        vae, info = AutoencoderKL.from_pretrained(folder, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(
             f"{folder}: the VAE cannot be loaded ({' '.join(str(error).split())[:200]})"
         ) from error
-    problems = {"missing": told["missing_keys"], "left over": told["unexpected_keys"]}
-    names = "; ".join(f"{problem}: {some(sorted(keys), 3, str)}" for problem, keys in problems.items() if keys)
-    if names:
-        raise InputError(f"{folder}: is not the VAE that its config.json describes ({names})")
+    left_over, missing = (dict.fromkeys(sorted(info[f"{kind}_keys"])) for kind in ("unexpected", "missing"))
+    if problems := mismatch(left_over, missing):
+        raise InputError(f"{folder}: is not the VAE that its config.json describes ({problems})")
     return vae.eval()
 
 

@@ -28,10 +28,9 @@ def output(model: DiT) -> torch.Tensor:
 def disturb(model: DiT, seed: int = 2) -> None:
     """Move every trainable value, as tuning does."""
     generator = torch.Generator().manual_seed(seed)
-    parameters = dict(model.named_parameters())
     with torch.no_grad():
-        for name in difffit.trainable_names(model):
-            parameters[name].add_(torch.randn(parameters[name].shape, generator=generator), alpha=0.2)
+        for parameter in difffit.trainable(model).values():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
 
 
 def test_dit_xl_trains_the_published_number_of_values():
@@ -106,22 +105,8 @@ def test_adapter_moves_all_that_tuning_changed():
     tuned, fresh = small_dit(), small_dit()
     difffit.prepare(tuned)
     disturb(tuned)
-    difffit.load_adapter(fresh, difffit.adapter_state(tuned))
+    difffit.load_adapter(fresh, difffit.trainable(tuned))
     assert torch.equal(output(fresh), output(tuned))
-
-
-def test_adapter_is_a_copy():
-    dit = small_dit()
-    difffit.prepare(dit)
-    state = difffit.adapter_state(dit)
-    before = {name: value.clone() for name, value in state.items()}
-    disturb(dit)
-    assert all(torch.equal(state[name], before[name]) for name in state)
-
-
-def test_model_without_scales_has_no_adapter():
-    with pytest.raises(ValueError, match="no DiffFit scales"):
-        difffit.adapter_state(small_dit())
 
 
 @pytest.mark.parametrize(
@@ -131,7 +116,7 @@ def test_model_without_scales_has_no_adapter():
         (lambda s: s.update({"blocks.4.mlp_scale": torch.ones(48)}), r"left over: blocks\.4\.mlp_scale"),
         (
             lambda s: s.update({"y_embedder.embedding_table.weight": torch.ones(3, 48)}),
-            r"of another shape: y_embedder\.embedding_table\.weight is \(3, 48\), the model's \(11, 48\)",
+            r"of another shape: y_embedder\.embedding_table\.weight is \(3, 48\), not \(11, 48\)",
         ),
     ],
 )
@@ -139,10 +124,9 @@ def test_adapter_of_another_model_is_refused_and_changes_nothing(spoil, told):
     dit, tuned = small_dit(), small_dit()
     difffit.prepare(tuned)
     disturb(tuned)
-    state = difffit.adapter_state(tuned)
+    state = difffit.trainable(tuned)
     spoil(state)
     before = output(dit)
     with pytest.raises(ValueError, match=told):
         difffit.load_adapter(dit, state)
     assert torch.equal(output(dit), before)
-    assert not difffit.has_scales(dit)

@@ -51,8 +51,10 @@ def test_gradients_through_compiled_blocks_can_be_taken_term_by_term(can_compile
     for model in pair():
         parameters = [p for p in model.parameters() if p.requires_grad]
         out = model(*inputs())
-        for term in (out.square().mean(), out.mean()):  # one graph, twice, as a logging step does
-            gradients.append(torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True))
+        gradients += [  # one graph, twice, as a logging step does
+            torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+            for term in (out.square().mean(), out.mean())
+        ]
     for plain, compiled in ((gradients[0], gradients[2]), (gradients[1], gradients[3])):
         for a, b in zip(plain, compiled, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)

@@ -32,4 +32,4 @@ def test_memory_of_freed_tensors_is_used_again_without_asking_the_system():
         )
         for how in ("keep", "return")
     }
-    assert pages["keep"] < 100 < pages["return"], pages
+    assert pages["keep"] < pages["return"] / 4, pages  # 0 and 40,960 where nothing else runs

@@ -1,4 +1,4 @@
-"""Our DiT against two other definitions of it: diffusers' model, and the paper's equations written out here."""
+"""Our DiT against two other definitions: diffusers' model, and the paper's equations written out here."""
 
 import importlib.util
 import inspect
@@ -39,7 +39,7 @@ def inputs(dit: DiT, seed: int = 1):
 
 
 def paper_dit(state: dict[str, torch.Tensor], heads: int, latents, timesteps, labels):
-    """DiT with adaLN-zero as the paper and its published checkpoints define it, one equation after the other."""
+    """DiT with adaLN-zero as the paper and its checkpoints define it, one equation after the other."""
 
     def linear(name, x):
         return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
@@ -80,7 +80,7 @@ def paper_dit(state: dict[str, torch.Tensor], heads: int, latents, timesteps, la
 
 
 def original_state(seed: int = 0) -> dict[str, torch.Tensor]:
-    """Random tensors with the names and shapes of a published DiT checkpoint: width 48, depth 2, 10 classes."""
+    """Random tensors with the names and shapes of a published checkpoint: width 48, depth 2, 10 classes."""
     generator = torch.Generator().manual_seed(seed)
     layers = {"t_embedder.mlp.0": (48, 256), "t_embedder.mlp.2": (48, 48), "x_embedder.proj": (48, 4, 2, 2)}
     layers |= {"final_layer.linear": (32, 48), "final_layer.adaLN_modulation.1": (96, 48)}
@@ -144,9 +144,15 @@ def test_guided_noise_of_an_original_checkpoint_is_the_papers(tmp_path, channels
 def test_diffusers_model_in_eval_mode_gives_the_same_output(tmp_path, norm_eps):
     torch.manual_seed(0)
     theirs = DiTTransformer2DModel(
-        num_attention_heads=4, attention_head_dim=12, in_channels=4, out_channels=8, num_layers=3, sample_size=8,
-        num_embeds_ada_norm=10, norm_eps=norm_eps,
-    ).eval()  # fmt: skip
+        num_attention_heads=4,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=8,
+        num_layers=3,
+        sample_size=8,
+        num_embeds_ada_norm=10,
+        norm_eps=norm_eps,
+    ).eval()
     for name, parameter in theirs.named_parameters():  # diffusers draws the embedders anew in every block
         torch.nn.init.normal_(parameter, std=0.15)
         if ".norm1.emb." in name:

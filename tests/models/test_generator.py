@@ -8,10 +8,10 @@ from tiny_generator import NAMES, WEIGHTS, inputs, original_file, small_dit, sma
 
 from ims3_ray.errors import InputError
 from ims3_ray.method import difffit
+from ims3_ray.models.checkpoints import load_transformer
 from ims3_ray.models.generator import (
     inspect_generator,
-    load_generator,
-    load_transformer,
+    load_vae,
     save_pipeline,
     with_new_classes,
 )
@@ -22,6 +22,10 @@ def folder(tmp_path):
     """A pipeline folder with 10 classes, 8x8 latents and 16x16 images."""
     save_pipeline(small_dit(), small_vae(), tmp_path / "model", id2label=NAMES)
     return tmp_path / "model"
+
+
+def vae_of(folder, dtype=torch.float32):
+    return load_vae(folder, device=torch.device("cpu"), dtype=dtype)
 
 
 def test_saved_pipeline_runs_in_diffusers_and_gives_our_output(tmp_path):
@@ -54,16 +58,12 @@ def test_padded_pipeline_is_guided_by_diffusers_and_loads_unpadded(tmp_path):
     save_pipeline(dit, small_vae(), tmp_path / "out", id2label=NAMES, null_label=1000)
     pipeline = DiTPipeline.from_pretrained(tmp_path / "out")
     pipeline.set_progress_bar_config(disable=True)
-    assert pipeline([3], guidance_scale=4.0, num_inference_steps=2, output_type="np").images.shape == (
-        1,
-        16,
-        16,
-        3,
-    )
+    guided = pipeline([3], guidance_scale=4.0, num_inference_steps=2, output_type="np").images
+    assert guided.shape == (1, 16, 16, 3)
     x, t, y = inputs()
     theirs = pipeline.transformer(x, timestep=t, class_labels=torch.where(y == 10, 1000, y)).sample
     torch.testing.assert_close(theirs, dit(x, t, y), atol=1e-5, rtol=0)
-    loaded = load_generator(tmp_path / "out").transformer
+    loaded = load_transformer(tmp_path / "out")
     assert torch.equal(loaded.y_embedder.embedding_table.weight, dit.y_embedder.embedding_table.weight)
 
 
@@ -72,8 +72,8 @@ def test_frequency_shift_survives_saving_and_can_be_overridden(tmp_path):
     save_pipeline(dit, small_vae(), tmp_path / "out")
     x, t, y = inputs()
     torch.testing.assert_close(load_transformer(tmp_path / "out")(x, t, y), dit(x, t, y), atol=1e-6, rtol=0)
-    assert load_generator(tmp_path / "out").transformer.config.frequency_shift == 0.0
-    assert load_generator(tmp_path / "out", frequency_shift=1.0).transformer.config.frequency_shift == 1.0
+    assert load_transformer(tmp_path / "out").config.frequency_shift == 0.0
+    assert load_transformer(tmp_path / "out", frequency_shift=1.0).config.frequency_shift == 1.0
 
 
 def test_half_precision_files_load_as_fp32(tmp_path):
@@ -81,39 +81,38 @@ def test_half_precision_files_load_as_fp32(tmp_path):
     assert {value.dtype for value in load_file(tmp_path / "out/transformer" / WEIGHTS).values()} == {
         torch.float16
     }
-    loaded = load_generator(tmp_path / "out")
-    for module in (loaded.transformer, loaded.vae.model):
+    dit = load_transformer(tmp_path / "out")
+    for module in (dit, vae_of(tmp_path / "out").model):
         assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
     x, t, y = inputs()
-    torch.testing.assert_close(loaded.transformer(x, t, y), small_dit()(x, t, y), atol=0.02, rtol=0)
+    torch.testing.assert_close(dit(x, t, y), small_dit()(x, t, y), atol=0.02, rtol=0)
 
 
 def test_encoding_gives_the_scaled_posterior_and_decoding_undoes_the_scaling(folder):
-    loaded = load_generator(folder)
+    vae = vae_of(folder)
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    mean, logvar = loaded.vae.encode(images)
+    mean, logvar = vae.encode(images)
     posterior = small_vae().encode(images).latent_dist
-    assert mean.shape == logvar.shape == (2, *loaded.latent_shape)
+    assert mean.shape == logvar.shape == (2, *inspect_generator(folder).latent_shape)
     torch.testing.assert_close(mean, posterior.mean * 0.5)
     torch.testing.assert_close((logvar / 2).exp(), posterior.std * 0.5)
     decoded = small_vae().decode(posterior.mean).sample
-    torch.testing.assert_close(loaded.vae.decode(mean), decoded.clamp(-1, 1), atol=1e-5, rtol=0)
-    assert loaded.vae.decode(mean * 1e4).abs().max() <= 1
+    torch.testing.assert_close(vae.decode(mean), decoded.clamp(-1, 1), atol=1e-5, rtol=0)
+    assert vae.decode(mean * 1e4).abs().max() <= 1
 
 
 def test_bf16_generator_encodes_and_decodes_fp32_tensors(folder):
-    loaded = load_generator(folder, dtype=torch.bfloat16)
-    mean, _ = loaded.vae.encode(torch.zeros(1, 3, 16, 16))
-    assert mean.dtype == loaded.vae.decode(mean).dtype == torch.float32
+    vae = vae_of(folder, torch.bfloat16)
+    mean, _ = vae.encode(torch.zeros(1, 3, 16, 16))
+    assert mean.dtype == vae.decode(mean).dtype == torch.float32
 
 
 def test_inspecting_tells_what_loading_gives(folder):
-    info, loaded = inspect_generator(folder), load_generator(folder)
+    info, dit = inspect_generator(folder), load_transformer(folder)
     assert (info.kind, info.num_classes, info.image_size, info.id2label) == ("diffusers", 10, 16, NAMES)
-    assert (info.config, info.latent_shape) == (loaded.transformer.config, (4, 8, 8))
-    assert (info.image_size, info.num_classes) == (loaded.image_size, loaded.num_classes)
-    assert info.transformer_parameters == sum(p.numel() for p in loaded.transformer.parameters())
-    assert info.vae_parameters == sum(p.numel() for p in loaded.vae.model.parameters())
+    assert (info.config, info.latent_shape) == (dit.config, (4, 8, 8))
+    assert info.transformer_parameters == sum(p.numel() for p in dit.parameters())
+    assert info.vae_parameters == sum(p.numel() for p in vae_of(folder).model.parameters())
 
 
 def test_inspecting_and_loading_need_no_network_and_leave_the_global_generator_alone(folder, monkeypatch):
@@ -123,22 +122,18 @@ def test_inspecting_and_loading_need_no_network_and_leave_the_global_generator_a
     monkeypatch.setattr("socket.socket.connect", refuse)
     monkeypatch.setattr("socket.getaddrinfo", refuse)
     before = torch.get_rng_state()
-    inspect_generator(folder)
-    load_generator(folder)
+    load_transformer(folder)
+    vae_of(folder)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_original_file_loads_with_a_vae(tmp_path, folder):
     path = original_file(tmp_path / "DiT.pt", small_dit(frequency_shift=0.0))
     info = inspect_generator(path, vae=folder, heads=4)
-    assert (info.kind, info.image_size, info.config.frequency_shift, info.id2label) == (
-        "original",
-        16,
-        0.0,
-        None,
-    )
+    assert (info.kind, info.image_size, info.config.frequency_shift) == ("original", 16, 0.0)
+    assert info.id2label is None
     x, t, y = inputs()
-    loaded = load_generator(path, vae=folder / "vae", heads=4).transformer
+    loaded = load_transformer(path, heads=4)
     assert torch.equal(loaded(x, t, y), small_dit(frequency_shift=0.0)(x, t, y))
 
 

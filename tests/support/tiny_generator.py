@@ -72,10 +72,10 @@ def small_adapter(path, own_classes=None, frequency_shift=None, **changes):
     """
     dit = small_dit(**changes)
     difffit.prepare(dit)
-    values = difffit.adapter_state(dit)
+    values = difffit.trainable(dit)
     draws = torch.Generator().manual_seed(3)
     tuned = {
-        which: {name: v + 0.3 * torch.randn(v.shape, generator=draws) for name, v in values.items()}
+        which: {name: v.detach() + 0.3 * torch.randn(v.shape, generator=draws) for name, v in values.items()}
         for which in ("last", "ema")
     }
     directory = open_directory(str(path))

@@ -7,7 +7,7 @@ Eager, fp32, with TF32 matrices and convolutions on a GPU; on a CPU one thread, 
 """
 
 import copy
-from typing import Any
+from abc import ABC, abstractmethod
 
 import numpy as np
 import torch
@@ -19,148 +19,137 @@ from ims3_ray.method import difffit, losses
 from ims3_ray.method.ddim import add_noise, invert, level, noise_of, sample_ancestral, with_guidance
 from ims3_ray.method.schedule import NUM_TRAIN_TIMESTEPS, alphas_bar, inversion_grid, respaced
 from ims3_ray.models.batches import to_images, to_pixels
+from ims3_ray.models.dit import DiT
 from ims3_ray.models.generator import load_vae
-from ims3_ray.models.tuned import TunedModel, predictor
+from ims3_ray.models.tuned import predictor
 from ims3_ray.models.vae import Vae
 from ims3_ray.stages.context import Context
-from ims3_ray.storage import tables
-from ims3_ray.storage.artifacts import Directory
+from ims3_ray.stages.costs import count_forward
 
-from .models import random_latents
-from .operations import PUBLISHED_STEPS, operations
+from .own import pool_operations, step_operations
 from .sides import Side
 
-GUIDANCE = 4.0
-SAMPLED_AT_ONCE = 10  # doubled by guidance
-TUNED_AT_ONCE = 8
+STEPS, GUIDANCE = 50, 4.0
 LEARNING_RATE, EMA_DECAY, LABEL_DROPOUT, MATCHING_WEIGHT = 1e-3, 0.9999, 0.1, 0.002
-LOOP_IMAGES = 8  # that a call of the loops over single images makes
 TUNED_IMAGES = 64  # kept in memory: reading files is left out, in favour of the published settings
 
 
-def published_side(context: Context, stage: str, work: Directory) -> Side:
-    """The side "published" of `stage`; what it reads is written below `work`."""
-    shared = {"device": context.machine.device, "model": context.tuned_model()}
-    train, labels = context.images["train"], context.model_labels
-    reader = {"images": train.directory, "image_size": context.info.image_size}
-    vae = {"vae": context.config.model.vae}
-    how = "fp32" if context.machine.device == "cpu" else "TF32"
-    if stage == "sample":
-        build, size, images = Sampling, SAMPLED_AT_ONCE, SAMPLED_AT_ONCE
-        arguments = shared | vae | {"label": labels[0], "channels": context.config.sample.guidance_channels}
-        how += f" eager, {PUBLISHED_STEPS} ancestral steps, guidance {GUIDANCE:g}, PNG in the loop"
-    elif stage == "finetune":
-        build, size, images = FineTuning, TUNED_AT_ONCE, TUNED_AT_ONCE
-        payload = payloads(train, train.subset(None)[:TUNED_IMAGES].tolist(), TUNED_IMAGES)[0]
-        arguments = shared | vae | reader | {"payload": payload, "model_labels": labels}
-        how += " eager, VAE in the loop, one more pass to invert, gradients and EMA of all parameters"
-    elif stage == "encode":
-        build, size, images = Encoding, 1, LOOP_IMAGES
-        payload = payloads(train, (np.arange(images) % len(train)).tolist(), images)[0]
-        arguments = shared | vae | reader | {"payload": payload, "mirror": context.config.data.mirror}
-        how += " eager, image by image"
-    else:
-        build, size, images = Inversion, 1, LOOP_IMAGES
-        latents, _ = random_latents(context, work / "published", 1, images)
-        arguments = shared | {
-            "latents": latents,
-            "points": context.config.invert.points,
-            "model_labels": labels,
-        }
-        arguments["mirror"] = context.config.data.mirror
-        how += " eager, image by image"
-    operated = operations(context, stage).published
+def published_side(context: Context, stage: str) -> Side:
+    """The side "published" of `stage`."""
+    build = {"sample": Sampling, "finetune": FineTuning, "encode": Encoding, "invert": Inversion}[stage]
     return Side(
-        "published",
-        how,
-        build,
-        arguments,
-        size,
-        images,
-        operated,
-        "published settings (--no-published leaves them out)",
+        name="published",
+        settings=f"{'fp32' if context.machine.device == 'cpu' else 'TF32'} eager, {build.settings}",
+        build=build,
+        arguments={"context": context},
+        batch_size=build.batch_size,
+        images=build.images,
+        operations=build.operations(context),
+        batch_field="published settings (--no-published leaves them out)",
     )
 
 
-def plain_device(kind: str) -> torch.device:
-    """The device with TF32 on, or one thread."""
-    if kind == "cuda":
-        torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.allow_tf32 = True
-    else:
-        torch.set_num_threads(1)
-    return torch.device(kind)
+class Published(ABC):
+    """Built in a process of its own; a call makes `images` images."""
+
+    settings = "image by image"
+    batch_size, images = 1, 8
+
+    def __init__(self, context: Context):
+        device = context.machine.device
+        if device == "cuda":
+            torch.set_float32_matmul_precision("high")
+            torch.backends.cudnn.allow_tf32 = True
+        else:
+            torch.set_num_threads(1)
+        self._device, self._context, self._abar = torch.device(device), context, alphas_bar()
+
+    @abstractmethod
+    def __call__(self) -> object: ...
+
+    @staticmethod
+    @abstractmethod
+    def operations(context: Context) -> float:
+        """An image's; a multiplication and an addition are two."""
+
+    def _dit(self) -> DiT:
+        return self._context.tuned_model().pretrained().to(self._device).eval().requires_grad_(False)
+
+    def _vae(self) -> Vae:
+        model, vae = self._context.tuned_model(), self._context.config.model.vae
+        return load_vae(model.path, vae=vae, heads=model.heads, device=self._device, dtype=torch.float32)
+
+    def _reader(self) -> BatchReader:
+        return BatchReader(self._context.images["train"].directory, self._context.info.image_size)
 
 
-def plain_vae(model: TunedModel, vae: str | None, device: torch.device) -> Vae:
-    return load_vae(model.path, vae=vae, heads=model.heads, device=device, dtype=torch.float32)
+class Sampling(Published):
+    """Ten images of one class a call, doubled by guidance, as PNGs."""
 
+    settings = f"{STEPS} ancestral steps, guidance {GUIDANCE:g}, PNG in the loop"
+    batch_size = images = 10
 
-class Sampling:
-    """Ten images of one class a call, guided, as PNGs."""
+    def __init__(self, context: Context):
+        super().__init__(context)
+        dit, self._decoder, channels = self._dit(), self._vae(), context.config.sample.guidance_channels
+        self._predict = with_guidance(predictor(dit), dit.null_label, scale=GUIDANCE, channels=channels)
 
-    def __init__(self, device: str, model: TunedModel, vae: str | None, label: int, channels: int):
-        self._device = plain_device(device)
-        self._dit = model.pretrained().to(self._device).eval().requires_grad_(False)
-        self._vae = plain_vae(model, vae, self._device)
-        self._label, config = label, self._dit.config
-        self._shape = (SAMPLED_AT_ONCE, config.in_channels, config.sample_size, config.sample_size)
-        self._predict = with_guidance(
-            predictor(self._dit), self._dit.null_label, scale=GUIDANCE, channels=channels
-        )
-        self._timesteps, self._abar = respaced(PUBLISHED_STEPS), alphas_bar()
+    @staticmethod
+    def operations(context: Context) -> float:
+        forward = count_forward(context)
+        return STEPS * 2 * forward.dit + forward.decode
 
     @torch.no_grad()
     def __call__(self) -> list[bytes]:
+        shape = (self.images, *self._context.info.latent_shape)
+
         def fresh() -> Tensor:
-            return torch.randn(self._shape, device=self._device)
+            return torch.randn(shape, device=self._device)
 
-        labels = torch.full((SAMPLED_AT_ONCE,), self._label, device=self._device)
-        z = sample_ancestral(self._predict, fresh(), labels, self._timesteps, self._abar, fresh)
-        return [encode_png(pixels) for pixels in to_pixels(self._vae.decode(z)).cpu().numpy()]
+        labels = torch.full((self.images,), self._context.model_labels[0], device=self._device)
+        z = sample_ancestral(self._predict, fresh(), labels, respaced(STEPS), self._abar, fresh)
+        return [encode_png(pixels) for pixels in to_pixels(self._decoder.decode(z)).cpu().numpy()]
 
 
-class FineTuning:
-    """A step on eight images a call: encoded anew, noised, matched with a one-step inversion (a pass of its
-    own).
-    """
+class FineTuning(Published):
+    """A step on eight images a call: encoded anew, noised, matched with a one-step inversion."""
 
-    def __init__(
-        self,
-        device: str,
-        model: TunedModel,
-        vae: str | None,
-        images: Directory,
-        image_size: int,
-        payload: dict[str, Any],
-        model_labels: list[int],
-    ):
-        self._device = plain_device(device)
-        self._vae = plain_vae(model, vae, self._device)
-        pixels, columns, _ = BatchReader(images, image_size)(payload)
-        self._pixels, self._labels = torch.from_numpy(pixels), torch.tensor(model_labels)[columns["label"]]
-        self.dit = model.pretrained().to(self._device).eval()
+    settings = "VAE in the loop, one more pass to invert, gradients and EMA of all parameters"
+    batch_size = images = 8
+
+    def __init__(self, context: Context):
+        super().__init__(context)
+        self._encoder, train = self._vae(), context.images["train"]
+        (payload, *_) = payloads(train, train.subset(None)[:TUNED_IMAGES].tolist(), TUNED_IMAGES)
+        pixels, columns, _ = self._reader()(payload)
+        self._pixels = torch.from_numpy(pixels)
+        self._labels = torch.tensor(context.model_labels)[columns["label"]]
+        self.dit = self._dit()
         difffit.add_scales(self.dit)
         self.dit.requires_grad_(True)  # frozen weights are left out of the optimiser alone
         self.ema = copy.deepcopy(self.dit).requires_grad_(False)
-        named = dict(self.dit.named_parameters())
-        tuned = [named[name] for name in difffit.trainable_names(self.dit)]
+        tuned = list(difffit.trainable(self.dit).values())
         self.optimizer = torch.optim.AdamW(tuned, lr=LEARNING_RATE, weight_decay=0)
-        self._predict, self._abar = predictor(self.dit), alphas_bar()
+        self._predict = predictor(self.dit)
+
+    @staticmethod
+    def operations(context: Context) -> float:
+        forward = count_forward(context)
+        return forward.encode + forward.dit + step_operations(context.info.config, frozen=False)
 
     def __call__(self) -> None:
-        rows = torch.randint(len(self._pixels), (TUNED_AT_ONCE,))
-        mean, logvar = self._vae.encode(to_images(self._pixels[rows].to(self._device)))
+        rows = torch.randint(len(self._pixels), (self.batch_size,))
+        mean, logvar = self._encoder.encode(to_images(self._pixels[rows].to(self._device)))
         z0 = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
         self._loss(z0, self._labels[rows].to(self._device)).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()  # of the optimiser's parameters: the others' gradients add up unused
-        self._average()
+        with torch.no_grad():
+            for averaged, parameter in zip(self.ema.parameters(), self.dit.parameters(), strict=True):
+                averaged.mul_(EMA_DECAY).add_(parameter, alpha=1 - EMA_DECAY)
 
     def _loss(self, z0: Tensor, labels: Tensor) -> Tensor:
-        """Diffusion loss (and the variational one of a model that learns its variance) plus λ_IM times the
-        matching loss.
-        """
+        """Diffusion loss (and the variational one of a learned variance) plus λ_IM times matching loss."""
         t = torch.randint(1, NUM_TRAIN_TIMESTEPS, (len(z0),), device=self._device)
         dropped = torch.rand(len(z0), device=self._device) < LABEL_DROPOUT
         labels = torch.where(dropped, self.dit.null_label, labels)
@@ -175,83 +164,53 @@ class FineTuning:
         pair = losses.one_step_pair(self._predict, z0, z_t, predicted, t, labels, self._abar)
         return loss + MATCHING_WEIGHT * losses.matching_loss(*pair).mean()
 
-    @torch.no_grad()
-    def _average(self) -> None:
-        for averaged, parameter in zip(self.ema.parameters(), self.dit.parameters(), strict=True):
-            averaged.mul_(EMA_DECAY).add_(parameter, alpha=1 - EMA_DECAY)
-
-    def checkpoint(self) -> dict[str, Any]:
+    def checkpoint(self) -> object:
         """What the published code saves: model, average and optimiser."""
-        return {
-            "model": self.dit.state_dict(),
-            "ema": self.ema.state_dict(),
-            "opt": self.optimizer.state_dict(),
-        }
+        return [part.state_dict() for part in (self.dit, self.ema, self.optimizer)]
 
 
-class Encoding:
+class Encoding(Published):
     """Images read, decoded and encoded one by one."""
 
-    def __init__(
-        self,
-        device: str,
-        model: TunedModel,
-        vae: str | None,
-        images: Directory,
-        image_size: int,
-        payload: dict[str, Any],
-        mirror: bool,
-    ):
-        self._device = plain_device(device)
-        self._vae = plain_vae(model, vae, self._device)
-        self._read, self._mirror = BatchReader(images, image_size), mirror
-        self._single = [
-            {name: values[row : row + 1] for name, values in payload.items()} for row in range(LOOP_IMAGES)
-        ]
+    def __init__(self, context: Context):
+        super().__init__(context)
+        train = context.images["train"]
+        self._encoder, self._read = self._vae(), self._reader()
+        self._single = list(payloads(train, (np.arange(self.images) % len(train)).tolist(), 1))
+
+    @staticmethod
+    def operations(context: Context) -> float:
+        return pool_operations(context, "encode")
 
     @torch.no_grad()
     def __call__(self) -> list[np.ndarray]:
         """The means (1, C, h, w) of every view of every image."""
-        means = []
+        means: list[np.ndarray] = []
         for payload in self._single:
             pixels, _, _ = self._read(payload)
-            for view in (pixels, pixels[..., ::-1].copy()) if self._mirror else (pixels,):
-                mean, _ = self._vae.encode(to_images(torch.from_numpy(view).to(self._device)))
+            for view in (pixels, pixels[..., ::-1].copy())[: self._context.num_views]:
+                mean, _ = self._encoder.encode(to_images(torch.from_numpy(view).to(self._device)))
                 means.append(mean.cpu().numpy())
         return means
 
 
-class Inversion:
+class Inversion(Published):
     """Latents inverted one by one."""
 
-    def __init__(
-        self,
-        device: str,
-        model: TunedModel,
-        latents: Directory,
-        points: int,
-        model_labels: list[int],
-        mirror: bool,
-    ):
-        self._device = plain_device(device)
-        self._predict = predictor(model.pretrained().to(self._device).eval().requires_grad_(False))
-        rows = tables.from_parquet(
-            latents.read("part-00000.parquet"), tables.MIRRORED_LATENTS if mirror else tables.LATENTS
-        )
-        self._views = [
-            torch.from_numpy(rows[name].copy()) for name in (("mean", "mirror_mean") if mirror else ("mean",))
-        ]
-        self._labels = torch.from_numpy(np.array(model_labels)[rows["label"]])
-        self._grid, self._abar = inversion_grid(points), alphas_bar()
+    def __init__(self, context: Context):
+        super().__init__(context)
+        self._predict, self._grid = predictor(self._dit()), inversion_grid(context.config.invert.points)
+        self._views = torch.randn(self.images * context.num_views, 1, *context.info.latent_shape)
+
+    @staticmethod
+    def operations(context: Context) -> float:
+        return pool_operations(context, "invert")
 
     @torch.no_grad()
     def __call__(self) -> list[np.ndarray]:
         """The trajectories (1, S, C, h, w) of every view of every image."""
-        trajectories = []
-        for row, label in enumerate(self._labels.to(self._device)):
-            for view in self._views:
-                z0 = view[row : row + 1].to(self._device).float()
-                trajectories.append(
-                    invert(self._predict, z0, label[None], self._grid, self._abar).cpu().numpy()
-                )
-        return trajectories
+        label = torch.tensor(self._context.model_labels[:1], device=self._device)
+        return [
+            invert(self._predict, view.to(self._device), label, self._grid, self._abar).cpu().numpy()
+            for view in self._views
+        ]

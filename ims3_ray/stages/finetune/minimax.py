@@ -45,7 +45,7 @@ class MinimaxMemory:
         return {"representativeness": alike, "diversity": diverse}
 
     def remember(self, gather: Callable[[Tensor], Tensor], labels: Sequence[int]) -> None:
-        """Add the step's images; `gather` joins the workers' parts in order, `labels` are the global batch's."""
+        """Add the step's images; `gather` joins all workers' parts, `labels` are the global batch's."""
         pairs = gather(torch.stack([self._pending[part] for part in sorted(self._pending)])).flatten(0, 1)
         self._pending = {}
         for pair, label in zip(pairs, labels, strict=True):

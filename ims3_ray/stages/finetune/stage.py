@@ -17,7 +17,7 @@ from .task import InversionMatchingTask
 
 
 def run(context: Context, out: Directory, latents: Directory, inversions: Directory) -> dict[str, Any]:
-    """Tune DiffFit's parameters over the latents; logs every loss term unweighted, and the gradients' ratio."""
+    """Tune DiffFit's parameters over the latents; logs every loss term, unweighted, and gradient ratios."""
     config = context.config
     settings = config.finetune
     steps = settings.epochs * (read_manifest(latents)["rows"] // settings.batch_size)

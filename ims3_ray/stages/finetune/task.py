@@ -1,4 +1,4 @@
-"""Inversion matching (Eq. 4–7): the loss of a part of a batch, for the training loop in cluster/trainer.py."""
+"""Inversion matching (Eq. 4–7): the loss of a part of a batch, for the loop in cluster/trainer.py."""
 
 from collections.abc import Callable
 
@@ -25,7 +25,8 @@ from .minimax import Memories, MinimaxMemory
 class InversionMatchingTask:
     """L = L_diff + λ_IM L_IM (Eq. 7) over DiffFit's parameters, with the terms that are asked for beside it.
 
-    `weights` has the factor of every term, λ_IM that of "matching"; `ratios` λ_IM as a share of L_diff's gradient.
+    `weights` has the factor of every term, λ_IM that of "matching"; `ratios` may give λ_IM as the ratio of
+    the two gradients' norms instead.
     """
 
     def __init__(

@@ -19,9 +19,9 @@ from ims3_ray.jobs.bench.operations import operations, step_operations
 from ims3_ray.jobs.bench.published import EMA_DECAY, FineTuning, published_side
 from ims3_ray.jobs.bench.sides import saved_bytes
 from ims3_ray.jobs.bench.stages import own_side
-from ims3_ray.method.difffit import trainable_names
+from ims3_ray.method.difffit import trainable
 from ims3_ray.models.dit import DiTConfig
-from ims3_ray.models.memory import batch_must_fit
+from ims3_ray.models.device import batch_must_fit
 from ims3_ray.pipeline import prepare as preparation
 from ims3_ray.storage.artifacts import open_directory
 
@@ -139,7 +139,7 @@ def test_published_fine_tuning_averages_all_parameters_and_spares_none_its_gradi
     step: FineTuning = side.build(**side.arguments)
     before = {name: value.clone() for name, value in step.dit.state_dict().items()}
     step()
-    tuned = set(trainable_names(step.dit))
+    tuned = set(trainable(step.dit))
     parameters, averages = dict(step.dit.named_parameters()), dict(step.ema.named_parameters())
     assert set(averages) == set(parameters) > tuned
     for name, parameter in parameters.items():

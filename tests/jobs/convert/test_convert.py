@@ -1,4 +1,4 @@
-"""jobs/convert.py: what it writes is what plain diffusers loads, and what it refuses leaves nothing behind."""
+"""jobs/convert.py: what it writes is what plain diffusers loads; what it refuses leaves nothing behind."""
 
 import json
 import subprocess
@@ -26,13 +26,9 @@ from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.method import difffit
 from ims3_ray.method.ddim import ddim_step, noise_of, with_guidance
 from ims3_ray.method.schedule import alphas_bar
-from ims3_ray.models.generator import (
-    Generator,
-    inspect_generator,
-    load_generator,
-    load_transformer,
-    save_pipeline,
-)
+from ims3_ray.models.checkpoints import load_transformer
+from ims3_ray.models.generator import inspect_generator, save_pipeline
+from ims3_ray.models.vae import Vae, read_vae
 from ims3_ray.stages.finetune import stage as finetune
 
 ROOT = Path(__file__).parents[3]
@@ -74,15 +70,15 @@ def sampled_by_diffusers(path, labels):
 
 
 @torch.no_grad()
-def sampled_by_us(model: Generator, labels):
+def sampled_by_us(dit, folder, labels):
     """The same two DDIM steps, 500 → 0 → clean, by our model, guidance, step and VAE."""
-    z = torch.randn(len(labels), *model.latent_shape, generator=torch.Generator().manual_seed(5))
-    dit, abar = model.transformer, alphas_bar()
+    z = torch.randn(len(labels), 4, 8, 8, generator=torch.Generator().manual_seed(5))
+    abar = alphas_bar()
     predict = with_guidance(dit, dit.null_label, scale=SCALE, channels=z.shape[1])
     for t, abar_to in ((500, abar[0]), (0, torch.tensor(1.0))):
         eps = noise_of(predict(z, torch.full((len(z),), t), torch.tensor(labels)), z.shape[1])
         z = ddim_step(z, eps, abar_from=abar[t].float(), abar_to=abar_to.float())
-    return model.vae.decode(z) / 2 + 0.5
+    return Vae(read_vae(folder / "vae"), 16).decode(z) / 2 + 0.5
 
 
 def difference_told(printed):
@@ -95,19 +91,21 @@ def test_an_original_file_samples_with_guidance_in_plain_diffusers(tmp_path, fol
     images = sampled_by_diffusers(out, [3, 7])
     assert images.shape == (2, 3, 16, 16)
     assert images.std() > 0.01
-    as_diffusers = load_generator(out, frequency_shift=1.0)
-    torch.testing.assert_close(images, sampled_by_us(as_diffusers, [3, 7]), atol=1e-4, rtol=0)
+    as_diffusers = load_transformer(out, frequency_shift=1.0)
+    torch.testing.assert_close(images, sampled_by_us(as_diffusers, out, [3, 7]), atol=1e-4, rtol=0)
     assert "10 classes" in capsys.readouterr().out
 
 
 def test_a_tuned_folder_samples_with_guidance_in_plain_diffusers(tmp_path, folder, capsys):
     values, out = small_adapter(tmp_path / "adapter"), tmp_path / "out"
     assert convert("--checkpoint", folder, "--adapter", tmp_path / "adapter", "--out", out) == 0
-    ours = load_generator(folder)
-    tuned = Generator(tuned_dit(values["ema"]), ours.vae)
     images = sampled_by_diffusers(out, [3, 7])
-    torch.testing.assert_close(images, sampled_by_us(tuned, [3, 7]), atol=1e-4, rtol=0)
-    assert (images - sampled_by_us(ours, [3, 7])).abs().max() > 0.01  # tuning shows
+    torch.testing.assert_close(
+        images, sampled_by_us(tuned_dit(values["ema"]), out, [3, 7]), atol=1e-4, rtol=0
+    )
+    assert (
+        images - sampled_by_us(load_transformer(folder), folder, [3, 7])
+    ).abs().max() > 0.01  # tuning shows
     assert "ema values of the adapter folded in" in capsys.readouterr().out
 
 
@@ -176,7 +174,7 @@ def test_names_come_from_the_checkpoint_or_the_run_or_imagenet(tmp_path, folder)
     values = small_adapter(tmp_path / "adapter", own_classes=["blue", "red"], num_classes=2)
     assert convert("--checkpoint", folder, "--adapter", tmp_path / "adapter", "--out", tmp_path / "own") == 0
     assert plain(tmp_path / "own").get_label_ids(["red"]) == [1]
-    table = load_generator(tmp_path / "own").transformer.y_embedder.embedding_table.weight
+    table = load_transformer(tmp_path / "own").y_embedder.embedding_table.weight
     assert torch.equal(table, values["ema"]["y_embedder.embedding_table.weight"])
     file = original_file(tmp_path / "imagenet.pt", small_dit(num_classes=1000, frequency_shift=0.0))
     assert convert("--checkpoint", file, "--vae", folder, "--heads", 4, "--out", tmp_path / "imagenet") == 0
@@ -232,8 +230,6 @@ def test_no_network_call_happens_when_all_paths_are_local(tmp_path, folder, orig
         tmp_path / "out",
     )
     assert convert("--checkpoint", original, *words) == 0
-    load_transformer(original, heads=4)
-    load_generator(original, vae=folder, heads=4)
 
 
 def test_nothing_is_left_of_a_conversion_that_fails(tmp_path, folder, monkeypatch, capsys):
@@ -247,7 +243,7 @@ def test_nothing_is_left_of_a_conversion_that_fails(tmp_path, folder, monkeypatc
 def test_the_job_converts_the_bundled_model(tmp_path):
     job = [
         sys.executable,
-        ROOT / "jobs" / "convert.py",
+        ROOT / "jobs/convert.py",
         "--checkpoint",
         "package://digits",
         "--out",
@@ -279,7 +275,13 @@ def test_fine_tuning_notes_what_reading_its_adapter_needs(tmp_path, monkeypatch,
         "digits", parse_overrides([f"data.class_map={class_map}", "model.frequency_shift=0"])
     )
     context = SimpleNamespace(
-        config=config, classes=("blue", "red"), model_labels=[0, 1], machine=None, storage=tmp_path, tuned_model=lambda: None
-    )  # fmt: skip
+        config=config,
+        classes=("blue", "red"),
+        model_labels=[0, 1],
+        machine=None,
+        storage=tmp_path,
+        tuned_model=lambda: None,
+        on_metrics=print,
+    )
     noted = finetune.run(context, tmp_path / "out", None, None)
     assert (noted["own_classes"], noted["frequency_shift"]) == (own, 0)

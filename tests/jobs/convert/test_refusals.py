@@ -80,7 +80,8 @@ def test_bad_input_gives_one_line_and_exit_code_2_before_any_weights_are_read(
         capsys.readouterr()
         assert main(["convert", *map(str, words)]) == 2, words
         printed = capsys.readouterr()
-        assert printed.err.startswith("error: ") and printed.err.count("\n") == 1, printed.err
+        assert printed.err.startswith("error: "), printed.err
+        assert printed.err.count("\n") == 1, printed.err
         for word in named:
             assert word in printed.err, (word, printed.err)
         assert printed.out == ""
