@@ -15,22 +15,31 @@ Value = TypeVar("Value")
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True
+    )
 
 
 class Settings(BaseSettings):
     """All that a command is told; environment variables fill in what it leaves open."""
 
     model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", validate_default=True, env_prefix="IMS3_", env_nested_delimiter="__"
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        use_attribute_docstrings=True,
+        env_prefix="IMS3_",
+        env_nested_delimiter="__",
     )
 
 
 class PerDevice(Section, Generic[Value]):
     """A value for each kind of device: bits depend on it, so it is a recipe value and not one of Workers."""
 
-    cpu: Value = Field(description="on the CPU")
-    cuda: Value = Field(description="on a GPU")
+    cpu: Value
+    """On the CPU."""
+    cuda: Value
+    """On a GPU."""
 
     def on(self, device: DeviceKind) -> Value:
         return self.cpu if device == "cpu" else self.cuda
@@ -43,12 +52,16 @@ class BatchSize(PerDevice[Count]):
 class Arithmetic(PerDevice[Precision]):
     """Of matrices; values that train are fp32 everywhere."""
 
-    cpu: Precision = Field(default="fp32", description="on the CPU")
-    cuda: Precision = Field(default="bf16", description="on a GPU")
+    cpu: Precision = "fp32"
+    """On the CPU."""
+    cuda: Precision = "bf16"
+    """On a GPU."""
 
 
 class Compile(PerDevice[bool]):
     """torch.compile of the transformer's blocks."""
 
-    cpu: bool = Field(default=False, description="on the CPU")
-    cuda: bool = Field(default=True, description="on a GPU")
+    cpu: bool = False
+    """On the CPU."""
+    cuda: bool = True
+    """On a GPU."""

@@ -4,8 +4,6 @@ from pydantic import Field, field_validator, model_validator
 
 from .base import Section, Share
 
-PLACE = "folder or URI of class folders or of a Hugging Face data set"
-
 
 def refuse_twice(names: tuple[str, ...]) -> tuple[str, ...]:
     """The names; ValueError where one stands twice."""
@@ -18,12 +16,12 @@ def refuse_twice(names: tuple[str, ...]) -> tuple[str, ...]:
 class Licence(Section):
     """As the distilled set's card states it: the hub's identifier, or `other` with a name and a link."""
 
-    id: str = Field(
-        pattern=r"^[a-z0-9][a-z0-9.+-]*$",
-        description="identifier of the Hugging Face hub, such as mit; licence=mit is short for it",
-    )
-    name: str | None = Field(default=None, description="what it is called, where id=other")
-    link: str | None = Field(default=None, description="where its text is, where id=other")
+    id: str = Field(pattern=r"^[a-z0-9][a-z0-9.+-]*$")
+    """Identifier of the Hugging Face hub, such as mit; licence=mit is short for it."""
+    name: str | None = None
+    """What it is called, where id=other."""
+    link: str | None = None
+    """Where its text is, where id=other."""
 
     @model_validator(mode="before")
     @classmethod
@@ -40,29 +38,26 @@ class Licence(Section):
 class Data(Section):
     """The images: where they lie, which of them count."""
 
-    train: str | None = Field(default=None, description=f"training images: {PLACE}")
-    validation: str | None = Field(
-        default=None, description=f"images that protocols ending in -val score on: {PLACE}"
-    )
-    test: str | None = Field(default=None, description=f"images that the other protocols score on: {PLACE}")
-    validation_split: float = Field(
-        default=0.0, ge=0, lt=1,
-        description="share of each class's training images held out for validation, where no folder is named",
-    )  # fmt: skip
-    classes: tuple[str, ...] | None = Field(
-        default=None, description="class folders to use in every split, at least 2; null uses all"
-    )
-    class_map: str | None = Field(
-        default=None,
-        description="YAML or JSON table of class folder: label of the generator, or new for fresh class rows",
-    )
-    mirror: bool = Field(default=True, description="whether the mirror image of each image is learned too")
-    max_bad_fraction: Share = Field(default=0.01, description="share of files that may be no readable images")
-    max_overlap_fraction: Share = Field(
-        default=0.01,
-        description="share of the scored images that may be training files: so many are told, more refused",
-    )
-    licence: Licence | None = Field(default=None, description="licence of the images")
+    train: str | None = None
+    """Training images: folder or URI of class folders, or of a Hugging Face data set."""
+    validation: str | None = None
+    """Images that protocols ending in -val score on, given as `train`."""
+    test: str | None = None
+    """Images that the other protocols score on, given as `train`."""
+    validation_split: float = Field(default=0.0, ge=0, lt=1)
+    """Share of each class's training images held out for validation, where no folder is named."""
+    classes: tuple[str, ...] | None = None
+    """Class folders to use in every split, at least 2; null uses all."""
+    class_map: str | None = None
+    """YAML or JSON table of class folder: label of the generator, or new for fresh class rows."""
+    mirror: bool = True
+    """Whether the mirror image of each image is learned too."""
+    max_bad_fraction: Share = 0.01
+    """Share of files that may be no readable images."""
+    max_overlap_fraction: Share = 0.01
+    """Share of the scored images that may be training files: so many are told, more refused."""
+    licence: Licence | None = None
+    """Licence of the images."""
 
     @model_validator(mode="after")
     def _one_validation_set(self) -> "Data":

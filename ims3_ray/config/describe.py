@@ -75,7 +75,7 @@ def _rows(
     """The fields of a model and of those within it; `values` are its own in place of their defaults."""
     for name, spec in schema["properties"].items():
         value, model = values.get(name, spec.get("default", "–")), _model(spec)
-        sentence = ", ".join(filter(None, (of, spec.get("description"))))
+        sentence = " ".join(filter(None, (of, spec.get("description"))))
         if model is None or "anyOf" in spec:
             yield Row(prefix + name, _kind(spec), _shown(value), sentence)
         if model is not None:

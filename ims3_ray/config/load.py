@@ -94,7 +94,7 @@ def _put(values: Values, field: str, value: object) -> None:
 
 
 def _drop_licences(values: Values, recipe: Values, overrides: Overrides) -> None:
-    """Unset a recipe's licence where an override puts others in the place of the weights or images it is of."""
+    """Unset a recipe's licence where an override puts other weights or images in place of those it is of."""
     for section, fields in LICENSED.items():
         stated, now = recipe.get(section), values.get(section)
         if not isinstance(stated, dict) or not isinstance(now, dict) or "licence" not in stated:

@@ -15,79 +15,67 @@ Baseline = Literal["random", "herding", "k_center", "medoids", "k_medoids"]
 SEEDS_A_RUN = 1000  # classifier seeds that belong to one seed of the run
 
 
-def _rows(cpu: int, cuda: int, what: str = "images a forward pass") -> BatchSize:
-    return Field(default=BatchSize(cpu=cpu, cuda=cuda), description=what)
-
-
 class Model(Section):
     """The pretrained generator."""
 
-    path: str = Field(
-        default="package://digits",
-        description="diffusers folder, original DiT .pt file, hub id or package://digits",
-    )
-    vae: str | None = Field(
-        default=None, description="folder or hub id of the VAE, beside an original DiT .pt file"
-    )
-    heads: Count | None = Field(
-        default=None, description="attention heads, for a .pt file of no published size"
-    )
-    frequency_shift: Literal[0, 1] | None = Field(
-        default=None,
-        description="of the timestep's sinusoids: 0 as DiT, 1 as diffusers; null: by the checkpoint's kind",
-    )
-    precision: Arithmetic = Field(
-        default=Arithmetic(), description="arithmetic of matrices; values that train are fp32 everywhere"
-    )
-    compile: Compile = Field(default=Compile(), description="torch.compile of the transformer's blocks")
-    licence: Licence | None = Field(default=None, description="licence of the weights")
+    path: str = "package://digits"
+    """Diffusers folder, original DiT .pt file, hub id or package://digits."""
+    vae: str | None = None
+    """Folder or hub id of the VAE, beside an original DiT .pt file."""
+    heads: Count | None = None
+    """Attention heads, for a .pt file of no published size."""
+    frequency_shift: Literal[0, 1] | None = None
+    """Of the timestep's sinusoids: 0 as DiT, 1 as diffusers; null: by the checkpoint's kind."""
+    precision: Arithmetic = Arithmetic()
+    """Arithmetic of matrices; values that train are fp32 everywhere."""
+    compile: Compile = Compile()
+    """Compilation (torch.compile) of the transformer's blocks."""
+    licence: Licence | None = None
+    """Licence of the weights."""
 
 
 class Encode(Section):
     """Latents of the training images."""
 
-    images_per_class: Count | None = Field(
-        default=None, description="a seeded random subset of each class; null: all"
-    )
-    batch_size: BatchSize = _rows(50, 64)
+    images_per_class: Count | None = None
+    """A seeded random subset of each class; null: all."""
+    batch_size: BatchSize = BatchSize(cpu=50, cuda=64)
+    """Images a forward pass."""
 
 
 class Invert(Section):
     """DDIM inversion of the latents."""
 
-    points: int = Field(
-        default=10, ge=1, le=999, description="S, grid points up to T − 1 at which inversions are kept"
-    )
-    batch_size: BatchSize = _rows(50, 128, "latents a forward pass, with their mirror images on a GPU")
+    points: int = Field(default=10, ge=1, le=999)
+    """S, grid points up to T − 1 at which inversions are kept."""
+    batch_size: BatchSize = BatchSize(cpu=50, cuda=128)
+    """Latents a forward pass; with their mirror images where it is a GPU."""
 
 
 class Minimax(Section):
     """Minimax Diffusion's criteria; weights and memory as it publishes them, once `im.minimax` is on."""
 
-    representativeness: Weight = Field(
-        default=0.002, description="weight of closeness to the memory of real latents"
-    )
-    diversity: Weight = Field(
-        default=0.008, description="weight of distance to the memory of generated latents"
-    )
-    memory: Count = Field(default=64, description="latents that each memory holds")
+    representativeness: Weight = 0.002
+    """Weight of closeness to the memory of real latents."""
+    diversity: Weight = 0.008
+    """Weight of distance to the memory of generated latents."""
+    memory: Count = 64
+    """Latents that each memory holds."""
 
 
 class InversionMatching(Section):
     """What fine-tuning matches beside the diffusion loss."""
 
-    weight: Weight = Field(default=0.002, description="λ_IM of the paper; 0 leaves matching out")
-    grad_ratio: Weight | None = Field(
-        default=None,
-        description="λ_IM as the ratio of gradient norms, matching to diffusion; replaces weight",
-    )
-    target: Literal["trajectory", "one_step"] = Field(
-        default="trajectory", description="what is matched; one_step reproduces the published code"
-    )
-    metric: Literal["cosine", "l1", "l2"] = Field(default="cosine", description="distance to the target")
-    minimax: Minimax | None = Field(
-        default=None, description="Minimax Diffusion's criteria: true, or its fields"
-    )
+    weight: Weight = 0.002
+    """λ_IM of the paper; 0 leaves matching out."""
+    grad_ratio: Weight | None = None
+    """λ_IM as the ratio of gradient norms, matching to diffusion; replaces weight."""
+    target: Literal["trajectory", "one_step"] = "trajectory"
+    """What is matched; one_step reproduces the published code."""
+    metric: Literal["cosine", "l1", "l2"] = "cosine"
+    """Distance to the target."""
+    minimax: Minimax | None = None
+    """Minimax Diffusion's criteria: true, or its fields."""
 
     @field_validator("minimax", mode="before")
     @classmethod
@@ -98,23 +86,24 @@ class InversionMatching(Section):
 class Finetune(Section):
     """Training of the generator's difffit values."""
 
-    epochs: int = Field(default=8, ge=0, description="passes over the latents; 0 keeps the pretrained model")
-    batch_size: Count = Field(default=8, description="latents a step, a multiple of micro_batches")
-    micro_batches: Count = Field(
-        default=2, description="parts of a batch whose gradients are summed in order: worker counts divide it"
-    )
-    lr: float = Field(default=1e-3, gt=0, description="learning rate of AdamW")
-    weight_decay: Weight = Field(default=0.0, description="of AdamW")
-    label_dropout: Share = Field(
-        default=0.1, description="share of labels replaced by no class, for guidance"
-    )
-    ema_decay: float = Field(
-        default=0.9999, ge=0, lt=1, description="of the moving average of the weights, a step"
-    )
-    log_every: Count = Field(default=50, description="steps between logged losses")
-    checkpoint_every: Count = Field(
-        default=500, description="steps between checkpoints, from which a killed run goes on"
-    )
+    epochs: int = Field(default=8, ge=0)
+    """Passes over the latents; 0 keeps the pretrained model."""
+    batch_size: Count = 8
+    """Latents a step, a multiple of micro_batches."""
+    micro_batches: Count = 2
+    """Parts of a batch whose gradients are summed in order: worker counts divide it."""
+    lr: float = Field(default=1e-3, gt=0)
+    """Learning rate of AdamW."""
+    weight_decay: Weight = 0.0
+    """Of AdamW."""
+    label_dropout: Share = 0.1
+    """Share of labels replaced by no class, for guidance."""
+    ema_decay: float = Field(default=0.9999, ge=0, lt=1)
+    """Of the moving average of the weights, a step."""
+    log_every: Count = 50
+    """Steps between logged losses."""
+    checkpoint_every: Count = 500
+    """Steps between checkpoints, from which a killed run goes on."""
 
     @model_validator(mode="after")
     def _parts_fill_the_batch(self) -> "Finetune":
@@ -128,54 +117,43 @@ class Finetune(Section):
 class Embed(Section):
     """Features of real and drawn images."""
 
-    extractor: str = Field(
-        default="package://digits", description="φ: timm:NAME, a folder, or package://digits"
-    )
-    batch_size: BatchSize = _rows(100, 256)
+    extractor: str = "package://digits"
+    """φ: timm:NAME, a folder, or package://digits."""
+    batch_size: BatchSize = BatchSize(cpu=100, cuda=256)
+    """Images a forward pass."""
 
 
 class Sample(Section):
     """The pool of candidates that the tuned generator draws."""
 
-    subgroups: Count = Field(default=5, description="G, subgroups of candidates a class")
-    pool_ipc: Count | None = Field(
-        default=None, description="images a subgroup, of which the first ipc count; null draws ipc"
-    )
-    start: Literal["noise", "inversion"] = Field(
-        default="noise", description="inversion: from inverted real images at start_level, beyond the paper"
-    )
-    start_level: int = Field(
-        default=400,
-        ge=1,
-        le=999,
-        description="timestep of inverted starts; the nearest grid point of invert is taken",
-    )
-    start_from: Literal["medoids", "random", "sparse"] = Field(
-        default="medoids", description="real images to start from: k-means medoids, any, or the sparsest"
-    )
-    start_images: Count | None = Field(
-        default=None,
-        description="such images a class, dealt out in turn; null: pool_ipc, the same for every subgroup",
-    )
-    start_noise: Share | None = Field(
-        default=None,
-        description="share of fresh noise in a start's variance; null: what inversions lack of 1",
-    )
-    sampler: Literal["ancestral", "ddim"] = Field(
-        default="ancestral", description="DDPM's random steps, or DDIM's fixed"
-    )
-    steps: int = Field(default=50, ge=2, le=1000, description="denoising steps an image")
-    spacing: Literal["linspace", "leading"] = Field(
-        default="linspace", description="timesteps of the steps: DiT's published, or diffusers' default"
-    )
-    guidance_scale: float = Field(default=4.0, ge=0, description="of classifier-free guidance; 1 is none")
-    guidance_channels: Count = Field(
-        default=3, description="latent channels that are guided; DiT's published sampler guides 3 of 4"
-    )
-    weights: Literal["ema", "last"] = Field(
-        default="ema", description="tuned values to draw with: averaged, or the last"
-    )
-    batch_size: BatchSize = _rows(25, 256)
+    subgroups: Count = 5
+    """G, subgroups of candidates a class."""
+    pool_ipc: Count | None = None
+    """Images a subgroup, of which the first ipc count; null draws ipc."""
+    start: Literal["noise", "inversion"] = "noise"
+    """inversion: from inverted real images at start_level, beyond the paper."""
+    start_level: int = Field(default=400, ge=1, le=999)
+    """Timestep of inverted starts; the nearest grid point of invert is taken."""
+    start_from: Literal["medoids", "random", "sparse"] = "medoids"
+    """Real images to start from: k-means medoids, any, or the sparsest."""
+    start_images: Count | None = None
+    """Such images a class, dealt out in turn; null: pool_ipc, the same for every subgroup."""
+    start_noise: Share | None = None
+    """Share of fresh noise in a start's variance; null: what inversions lack of 1."""
+    sampler: Literal["ancestral", "ddim"] = "ancestral"
+    """DDPM's random steps, or DDIM's fixed."""
+    steps: int = Field(default=50, ge=2, le=1000)
+    """Denoising steps an image."""
+    spacing: Literal["linspace", "leading"] = "linspace"
+    """Timesteps of the steps: DiT's published, or diffusers' default."""
+    guidance_scale: float = Field(default=4.0, ge=0)
+    """Of classifier-free guidance; 1 is none."""
+    guidance_channels: Count = 3
+    """Latent channels that are guided; DiT's published sampler guides 3 of 4."""
+    weights: Literal["ema", "last"] = "ema"
+    """Tuned values to draw with: averaged, or the last."""
+    batch_size: BatchSize = BatchSize(cpu=25, cuda=256)
+    """Images a forward pass."""
 
 
 # What select's fingerprint and a run's stored settings state beside its fields, so that they keep their keys:
@@ -186,46 +164,36 @@ SETTLED: dict[str, object] = {"partners": "selected", "neighbours": None}
 class Select(Section):
     """S³: which candidates stand for their class."""
 
-    alpha: Weight = Field(default=0.4, description="weight of attraction to the own class's real images")
-    beta: Weight = Field(default=0.9, description="weight of separation from the other classes")
-    epsilon: Weight = Field(default=0.0, description="added to every distance before its logarithm")
-    normalization: Literal["per_class", "none"] = Field(
-        default="per_class", description="whether separation is divided by the number of other classes"
-    )
-    subgroups: Count | None = Field(
-        default=None, description="choose among a class's first so many, with 1 among nothing; null: all"
-    )
-    solver: Literal["auto", "rounds", "exact"] = Field(
-        default="auto",
-        description="exact: branch and bound, up to 2,000 subgroups; auto: exact up to 200, then rounds",
-    )
-    restarts: int = Field(
-        default=8, ge=0, description="further starts of the rounds, each from a random selection"
-    )
-    certify: Literal["auto", "none", "handshake", "trws"] = Field(
-        default="auto", description="method that gives the lower bound"
-    )
-    unit: Literal["subgroup", "image"] = Field(
-        default="subgroup", description="image: any ipc of a class's candidates, beyond the paper"
-    )
-    coverage: Weight = Field(
-        default=0.0, description="weight of how well the chosen images cover the real ones; needs unit=image"
-    )
-    coverage_by: Literal["balls", "distance"] = Field(
-        default="balls",
-        description="share of real images with a chosen one in their k-nearest-neighbour ball, or closeness",
-    )
-    coverage_neighbours: Count = Field(default=5, description="k of the balls")
-    exclude_copies: bool = Field(
-        default=False,
-        description="leave out candidates as near to a real image as the nearest percent of these to another",
-    )
-    real_images: Count | None = Field(
-        default=200, description="K_i, real images a class that count, a seeded random subset; null: all"
-    )
-    memory: float = Field(
-        default=2.5, gt=0, description="GB an actor may take: more shards where they need more"
-    )
+    alpha: Weight = 0.4
+    """Weight of attraction to the own class's real images."""
+    beta: Weight = 0.9
+    """Weight of separation from the other classes."""
+    epsilon: Weight = 0.0
+    """Added to every distance before its logarithm."""
+    normalization: Literal["per_class", "none"] = "per_class"
+    """Whether separation is divided by the number of other classes."""
+    subgroups: Count | None = None
+    """Choose among a class's first so many, with 1 among nothing; null: all."""
+    solver: Literal["auto", "rounds", "exact"] = "auto"
+    """exact: branch and bound, up to 2,000 subgroups; auto: exact up to 200, then rounds."""
+    restarts: int = Field(default=8, ge=0)
+    """Further starts of the rounds, each from a random selection."""
+    certify: Literal["auto", "none", "handshake", "trws"] = "auto"
+    """Method that gives the lower bound."""
+    unit: Literal["subgroup", "image"] = "subgroup"
+    """image: any ipc of a class's candidates, beyond the paper."""
+    coverage: Weight = 0.0
+    """Weight of how well the chosen images cover the real ones; needs unit=image."""
+    coverage_by: Literal["balls", "distance"] = "balls"
+    """Share of real images with a chosen one in their k-nearest-neighbour ball, or closeness."""
+    coverage_neighbours: Count = 5
+    """k of the balls."""
+    exclude_copies: bool = False
+    """Leave out candidates as near to a real image as the nearest percent of these to another."""
+    real_images: Count | None = 200
+    """K_i, real images a class that count, a seeded random subset; null: all."""
+    memory: float = Field(default=2.5, gt=0)
+    """GB an actor may take: more shards where they need more."""
 
     @model_validator(mode="before")
     @classmethod
@@ -258,24 +226,20 @@ class Select(Section):
 class Evaluate(Section):
     """How an image set is scored."""
 
-    protocol: str = Field(
-        default="quick",
-        description="name of a protocol, with -val on validation images; none leaves evaluation out",
-    )
-    networks: Annotated[tuple[NetworkName, ...], Field(min_length=1)] | None = Field(
-        default=None, description="classifiers to train; null: the protocol's own"
-    )
-    seeds: int = Field(
-        default=3, ge=2, le=SEEDS_A_RUN, description="classifiers a set and network; 1 gives no interval"
-    )
-    baselines: tuple[Baseline, ...] = Field(
-        default=("random",), description="ways to choose as many real images, scored beside the set"
-    )
-    full: bool = Field(default=True, description="also train on the full real set")
-    neighbours: Count = Field(default=5, description="k of the coverage balls")
-    pool_images: Count | None = Field(
-        default=None, description="also measure the coverage of the pool's first so many candidates a class"
-    )
+    protocol: str = "quick"
+    """Name of a protocol, with -val on validation images; none leaves evaluation out."""
+    networks: Annotated[tuple[NetworkName, ...], Field(min_length=1)] | None = None
+    """Classifiers to train; null: the protocol's own."""
+    seeds: int = Field(default=3, ge=2, le=SEEDS_A_RUN)
+    """Classifiers a set and network; 1 gives no interval."""
+    baselines: tuple[Baseline, ...] = ("random",)
+    """Ways to choose as many real images, scored beside the set."""
+    full: bool = True
+    """Also train on the full real set."""
+    neighbours: Count = 5
+    """k of the coverage balls."""
+    pool_images: Count | None = None
+    """Also measure the coverage of the pool's first so many candidates a class."""
 
     @field_validator("networks", "baselines")
     @classmethod

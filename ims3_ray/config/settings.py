@@ -28,46 +28,35 @@ from .sections import (
 class Workers(Section):
     """What changes speed alone. null sizes a number to the machine or cluster at hand."""
 
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="auto: a GPU where there is one"
-    )
-    gpus: Count | None = Field(
-        default=None,
-        description="begin once the cluster has so many: one that was scaled down to its head grows to them",
-    )
-    wait_s: Count = Field(
-        default=1800,
-        description="seconds to wait for gpus: those that came cost money while the others are waited for",
-    )
-    actors: Count | None = Field(default=None, description="actors of a stage's pool")
-    min_actors: Count = Field(
-        default=1, description="actors a pool works with while the cluster grows or after nodes are lost"
-    )
-    train_workers: Count | None = Field(
-        default=None, description="workers of a training; they divide micro_batches"
-    )
-    min_train_workers: Count | None = Field(
-        default=None, description="lets fine-tuning go on with so few when nodes are lost, and grow again"
-    )
-    shards: Count | None = Field(
-        default=None, description="actors that a selection's candidates are spread over"
-    )
-    trials: Count | None = Field(default=None, description="trials of a sweep at once")
-    gpus_per_classifier: float = Field(
-        default=0.25, gt=0, le=1, description="share of a GPU; small networks leave most of one idle"
-    )
-
-
-OF_RUN = "of the run: every random draw follows from it"
-IMAGES_A_CLASS = "images a class that are chosen"
-STORAGE = "folder or URI where all is kept"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where there is one."""
+    gpus: Count | None = None
+    """Begin once the cluster has so many: one that was scaled down to its head grows to them."""
+    wait_s: Count = 1800
+    """Seconds to wait for gpus: those that came cost money while the others are waited for."""
+    actors: Count | None = None
+    """Actors of a stage's pool."""
+    min_actors: Count = 1
+    """Actors a pool works with while the cluster grows or after nodes are lost."""
+    train_workers: Count | None = None
+    """Workers of a training; they divide micro_batches."""
+    min_train_workers: Count | None = None
+    """Lets fine-tuning go on with so few when nodes are lost, and grow again."""
+    shards: Count | None = None
+    """Actors that a selection's candidates are spread over."""
+    trials: Count | None = None
+    """Trials of a sweep at once."""
+    gpus_per_classifier: float = Field(default=0.25, gt=0, le=1)
+    """Share of a GPU; small networks leave most of one idle."""
 
 
 class Selecting(Settings):
     """Selection alone, from anybody's candidates (jobs/select_subgroups.py)."""
 
-    seed: Seed = Field(default=0, description=OF_RUN)
-    ipc: Count = Field(default=10, description=f"{IMAGES_A_CLASS}, where select.unit=image")
+    seed: Seed = 0
+    """Every random draw follows from it."""
+    ipc: Count = 10
+    """Images a class that are chosen, where select.unit=image."""
     select: Select = Select()
     workers: Workers = Workers()
 
@@ -75,20 +64,25 @@ class Selecting(Settings):
 class Evaluating(Settings):
     """Scoring anybody's image sets (jobs/evaluate.py); the number of images a class is read off each set."""
 
-    seed: Seed = Field(default=0, description=OF_RUN)
+    seed: Seed = 0
+    """Every random draw follows from it."""
     data: Data = Data()
     embed: Embed = Embed()
     evaluate: Evaluate = Evaluate()
     workers: Workers = Workers()
-    storage: str = Field(default="./runs", description=f"{STORAGE} that is unpacked and embedded once")
+    storage: str = "./runs"
+    """Folder or URI of what is unpacked and embedded once."""
 
 
 class Config(Settings):
     """A run: the recipe's sections, where it stores, and how many work on it."""
 
-    recipe: str = Field(default="digits", description="name of the recipe, as pages and records state it")
-    seed: Seed = Field(default=0, description=OF_RUN)
-    ipc: Count = Field(default=10, description=IMAGES_A_CLASS)
+    recipe: str = "digits"
+    """Name of the recipe, as pages and records state it."""
+    seed: Seed = 0
+    """Every random draw follows from it."""
+    ipc: Count = 10
+    """Images a class that are chosen."""
     data: Data = Data()
     model: Model = Model()
     encode: Encode = Encode()
@@ -100,7 +94,8 @@ class Config(Settings):
     select: Select = Select()
     evaluate: Evaluate = Evaluate()
     workers: Workers = Workers()
-    storage: str = Field(default="./runs", description=STORAGE)
+    storage: str = "./runs"
+    """Folder or URI where all is kept."""
 
     @model_validator(mode="after")
     def _pool_holds_what_is_chosen(self) -> "Config":
