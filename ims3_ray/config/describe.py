@@ -24,7 +24,7 @@ JOBS: dict[str, type[Settings]] = {  # convert takes none
 ONLY = {"runs": ("storage",)}  # of the fields that its settings have
 KINDS = {"integer": "integer", "number": "number", "string": "text", "boolean": "true or false"}
 BOUNDS = (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
-WIDTHS = (30, 26, 22)  # of the columns of `--help` before the sentence
+WIDTHS = (29, 19, 16)  # of the columns of `--help` before the sentence
 NAMES = ("field", "type", "default", "")
 INTRO = """# Configuration
 
@@ -110,7 +110,7 @@ def help_text(job: str) -> str | None:
     """The fields of a command for the end of its `--help`; None where it takes none."""
     if job not in JOBS:
         return None
-    width = max(30, min(shutil.get_terminal_size().columns, 140) - sum(WIDTHS) - 8)
+    width = max(30, min(shutil.get_terminal_size((120, 24)).columns, 140) - sum(WIDTHS) - 8)
     lines = ["fields, given as field=value; a recipe may have other values than these defaults"]
     for part in parts(JOBS[job]):
         rows = [row for row in part.rows if row.field in ONLY.get(job, (row.field,))]
