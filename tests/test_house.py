@@ -2,6 +2,12 @@
 
 import ast
 from pathlib import Path
+from typing import get_args
+
+from ims3_ray.config.sections import Baseline, NetworkName
+from ims3_ray.evaluation.figures import NAMES
+from ims3_ray.models.classifiers import DEFAULT_WIDTH, SMALLEST_IMAGE
+from ims3_ray.stages.evaluate.baselines import CORESETS
 
 ROOT = Path(__file__).parents[1]
 FILES = {path: path.read_text(encoding="utf-8") for path in (ROOT / "ims3_ray").rglob("*.py")}
@@ -37,3 +43,8 @@ def test_the_tests_mirror_the_package() -> None:
         for f in folders - apart
         if not any((ROOT / "ims3_ray" / f).with_suffix(s).exists() for s in ("", ".py"))
     }
+
+
+def test_every_named_baseline_and_network_is_known_wherever_it_must_be() -> None:
+    assert {"random", *CORESETS} == set(get_args(Baseline)) <= set(NAMES)
+    assert set(DEFAULT_WIDTH) == set(SMALLEST_IMAGE) == set(get_args(NetworkName))
