@@ -3,7 +3,7 @@
 import ast
 import os
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -39,8 +39,8 @@ class Reproduction:
         return shlex.join(self.words)
 
 
-def reproduce(params: Mapping[str, str], read_recipe: Callable[[], bytes | None]) -> Reproduction:
-    """The command for a run with these MLflow parameters; where they do not suffice, its recipe.yaml is read.
+def reproduce(params: Mapping[str, str], recipe_file: bytes | None) -> Reproduction:
+    """The command for a run with these MLflow parameters, and its recipe.yaml where that is known.
 
     InputError for a run whose parameters are no recipe's.
     """
@@ -51,19 +51,20 @@ def reproduce(params: Mapping[str, str], read_recipe: Callable[[], bytes | None]
     recipe = params["recipe"] if params["recipe"] in recipe_names() else STANDIN
     with _without_environment():
         base = flatten(load_config(recipe).results())
-        cut = [field for field, text in params.items() if len(text) >= MAX_PARAM]
-        values = {field: _parse(text, base.get(field)) for field, text in params.items() if field not in cut}
-        values |= {field: base[field] for field in cut if _param(base.get(field)) == params[field]}
-        result = _minimal(recipe, base, values, params)
-        if (cut or result.notes) and (text := read_recipe()):
-            logged = yaml.safe_load(text)
-            exact = flatten({name: value for name, value in logged.items() if name not in PLACE_AND_SPEED})
-            return _minimal(recipe, base, exact, params, exact)
-    unsure = [
-        f"{field}: MLflow holds its first {MAX_PARAM} characters alone, and the run logged no recipe.yaml"
-        for field in cut
-    ]
-    return Reproduction(recipe, result.overrides, [*result.notes, *unsure])
+        if recipe_file:
+            logged = yaml.safe_load(recipe_file)
+            values = flatten({name: value for name, value in logged.items() if name not in PLACE_AND_SPEED})
+            return _minimal(recipe, base, values, cut=[])
+        values: dict[str, object] = {}
+        cut = []
+        for field, text in params.items():
+            if len(text) < MAX_PARAM:
+                values[field] = _parse(text, base.get(field))
+            elif str(base.get(field))[:MAX_PARAM] == text:
+                values[field] = base[field]
+            else:
+                cut.append(field)
+        return _minimal(recipe, base, values, cut)
 
 
 def _parse(text: str, like: object) -> object:
@@ -75,30 +76,24 @@ def _parse(text: str, like: object) -> object:
     return text if isinstance(like, str) and value is not None else value
 
 
-def _param(value: object) -> str:
-    """As MLflow holds it."""
-    return str(value)[:MAX_PARAM]
-
-
 def _yaml_word(value: object) -> str:
     """`value` in YAML on one line."""
     text = yaml.safe_dump(value, default_flow_style=True, width=2**31, allow_unicode=True)
     return text.removesuffix("...\n").strip()
 
 
-def _minimal(
-    recipe: str, base: Values, wanted: Values, params: Mapping[str, str], exact: Values | None = None
-) -> Reproduction:
-    """The fewest overrides that give what `params` show, and `exact` where known; else the most there are."""
+def _minimal(recipe: str, base: Values, wanted: Values, cut: list[str]) -> Reproduction:
+    """The fewest overrides that give what is wanted, or as much of it as can be given."""
     differing = [field for field, value in wanted.items() if field not in base or base[field] != value]
     overrides = _grouped(differing, wanted, base)
-    notes = _mismatches(recipe, overrides, params, exact)
+    notes = _mismatches(recipe, overrides, wanted, cut)
     if not notes:
         for field in list(overrides):  # what follows from another: a licence that goes with its images
             fewer = {name: value for name, value in overrides.items() if name != field}
-            if not _mismatches(recipe, fewer, params, exact):
+            if not _mismatches(recipe, fewer, wanted, cut):
                 overrides = fewer
-    return Reproduction(recipe, overrides, notes)
+    unsure = f"MLflow holds its first {MAX_PARAM} characters alone, and the run logged no recipe.yaml"
+    return Reproduction(recipe, overrides, [*notes, *(f"{field}: {unsure}" for field in cut)])
 
 
 def _grouped(fields: list[str], values: Values, base: Values) -> dict[str, object]:
@@ -116,21 +111,20 @@ def _grouped(fields: list[str], values: Values, base: Values) -> dict[str, objec
     return overrides
 
 
-def _mismatches(recipe: str, overrides: Values, params: Mapping[str, str], exact: Values | None) -> list[str]:
-    """A line for every field in which the configuration differs from the run's."""
+def _mismatches(recipe: str, overrides: Values, wanted: Values, cut: list[str]) -> list[str]:
+    """A line for every field in which the configuration differs from the run's, but the `cut` ones."""
     try:
         ours = flatten(load_config(recipe, overrides).results())
     except InputError as error:
         return [f"this version refuses the run's recipe: {error}"]
     lines = []
-    fields: set[str] = {*ours, *params, *(exact or {})}
-    for field in sorted(fields):
-        if field not in params:
-            lines.append(f"{field}: unknown to the run's version; {_param(ours[field])} is taken")
+    for field in sorted({*ours, *wanted} - {*cut}):
+        if field not in wanted:
+            lines.append(f"{field}: unknown to the run's version; {ours[field]} is taken")
         elif field not in ours:
-            lines.append(f"{field}: unknown to this version; the run had {params[field]}")
-        elif _param(ours[field]) != params[field] or (exact is not None and exact.get(field) != ours[field]):
-            lines.append(f"{field}: the command gives {_param(ours[field])}, the run had {params[field]}")
+            lines.append(f"{field}: unknown to this version; the run had {wanted[field]}")
+        elif str(ours[field]) != str(wanted[field]):
+            lines.append(f"{field}: the command gives {ours[field]}, the run had {wanted[field]}")
     more = len(lines) - MOST_NOTES
     return lines[:MOST_NOTES] + ([f"{more} more fields differ"] if more > 0 else [])
 

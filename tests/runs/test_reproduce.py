@@ -18,10 +18,6 @@ def logged(config):
     return {field: str(value)[:MAX_PARAM] for field, value in flatten(config.results()).items()}
 
 
-def nothing():
-    return None
-
-
 def typed(command):
     """The configuration that a shell and jobs/distill.py make of the command."""
     python, job, option, recipe, *words = shlex.split(command)
@@ -58,24 +54,24 @@ def typed(command):
 @pytest.mark.parametrize("recipe", ["digits", "imagewoof"])
 def test_the_command_gives_the_runs_parameters(recipe, overrides):
     config = load_config(recipe, overrides)
-    made = reproduce(logged(config), nothing)
+    made = reproduce(logged(config), None)
     assert made.notes == []
     assert typed(made.command).results() == config.results()
 
 
 def test_only_fields_that_differ_are_said():
-    assert reproduce(logged(load_config("imagewoof")), nothing).words[2:] == ["--recipe", "imagewoof"]
+    assert reproduce(logged(load_config("imagewoof")), None).words[2:] == ["--recipe", "imagewoof"]
     changed = load_config("digits", {"ipc": 5, "data.train": "/elsewhere"})
     # dropped with the images that it speaks of: it follows, and is not said
     assert changed.data.licence is None
-    assert set(reproduce(logged(changed), nothing).overrides) == {"ipc", "data.train"}
+    assert set(reproduce(logged(changed), None).overrides) == {"ipc", "data.train"}
 
 
 def test_a_recipe_of_ones_own_is_said_as_changes_of_a_named_one(tmp_path):
     own = tmp_path / "mine.yaml"
     own.write_text("ipc: 3\nmodel: {licence: mit}\nim: {minimax: {memory: 9}}\n")
     config = load_config(str(own))
-    made = reproduce(logged(config), nothing)
+    made = reproduce(logged(config), None)
     assert made.overrides["recipe"] == "mine"
     assert made.notes == []
     assert typed(made.command).results() == config.results()
@@ -84,24 +80,20 @@ def test_a_recipe_of_ones_own_is_said_as_changes_of_a_named_one(tmp_path):
 def test_what_mlflow_cut_is_taken_from_the_logged_recipe():
     config = load_config("digits", {"data.classes": MANY})
     assert len(logged(config)["data.classes"]) == MAX_PARAM
-    made = reproduce(logged(config), lambda: yaml.safe_dump(config.results()).encode())
+    made = reproduce(logged(config), yaml.safe_dump(config.results()).encode())
     assert made.notes == []
     assert typed(made.command).results() == config.results()
 
 
 def test_what_mlflow_cut_and_no_file_holds_is_said():
-    notes = reproduce(logged(load_config("digits", {"data.classes": MANY})), nothing).notes
+    notes = reproduce(logged(load_config("digits", {"data.classes": MANY})), None).notes
     assert any("data.classes" in note and "first 500 characters" in note for note in notes)
-
-
-def test_the_logged_recipe_is_not_fetched_where_parameters_suffice():
-    reproduce(logged(load_config("digits", {"ipc": 5})), lambda: pytest.fail("fetched"))
 
 
 def test_fields_that_one_version_alone_knows_are_said_and_the_rest_is_given():
     params = logged(load_config("digits", {"ipc": 5})) | {"sample.flavour": "sweet"}
     del params["select.coverage_by"]
-    made = reproduce(params, nothing)
+    made = reproduce(params, None)
     assert made.overrides["ipc"] == 5
     assert "sample.flavour" not in made.overrides
     assert any(note.startswith("sample.flavour: unknown to this version") for note in made.notes)
@@ -111,10 +103,10 @@ def test_fields_that_one_version_alone_knows_are_said_and_the_rest_is_given():
 def test_the_environment_bends_nothing(monkeypatch):
     config = load_config("digits", {"seed": 3})
     monkeypatch.setenv("IMS3_SEED", "3")
-    assert reproduce(logged(config), nothing).overrides == {"seed": 3}
+    assert reproduce(logged(config), None).overrides == {"seed": 3}
     assert load_config("digits").seed == 3  # and the environment is as before
 
 
 def test_an_ablation_is_no_recipe():
     with pytest.raises(InputError, match="no recipe"):
-        reproduce({"recipe": "digits", "baseline": "DiT"}, nothing)
+        reproduce({"recipe": "digits", "baseline": "DiT"}, None)

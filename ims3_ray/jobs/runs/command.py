@@ -145,13 +145,11 @@ def _reproduce(storage: Directory, arguments: argparse.Namespace) -> Answer:
     from ims3_ray.runs.reproduce import reproduce
 
     wanted = query.resolve(_all(storage), arguments.reproduce)
-
-    def read_recipe() -> bytes | None:
-        kept = storage / "runs" / wanted["name"]
-        logged = query.logged_file(client(storage), wanted["run_id"], RECIPE_FILE)
-        return logged or (kept.read("config.yaml") if kept.exists("config.yaml") else None)
-
-    result = reproduce(wanted["params"], read_recipe)
+    kept = storage / "runs" / wanted["name"]
+    recipe = query.logged_file(client(storage), wanted["run_id"], RECIPE_FILE)
+    if recipe is None and kept.exists("config.yaml"):
+        recipe = kept.read("config.yaml")
+    result = reproduce(wanted["params"], recipe)
     if not arguments.json:
         for note in result.notes:
             print(f"note: {note}", file=sys.stderr)
