@@ -36,7 +36,7 @@ def test_a_saved_classifier_gives_its_own_normalised_features(tmp_path):
     extractor = load_extractor(str(tmp_path))
     pixels = torch.from_numpy(_pixels(5))
     x = (pixels.float() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(DEVIATION).view(3, 1, 1)
-    features = extractor(pixels.float() / 127.5 - 1)
+    features = extractor(pixels.float() / 127.5 - 1).clone()
     assert extractor.dim == model.dim == features.shape[1]
     assert extractor.image_size == 16
     assert torch.allclose(features.norm(dim=1), torch.ones(5))
