@@ -5,6 +5,7 @@ from pydantic_settings import SettingsConfigDict
 
 from .base import Count, Section, Seed, Settings, Share, Weight
 from .data import Data
+from .sections import NetworkName
 from .settings import Workers
 
 
@@ -51,7 +52,7 @@ class TrainTransformer(Section):
 class TrainExtractor(Section):
     """φ: one of the evaluation networks, trained to classify; its penultimate features serve."""
 
-    network: str = "convnet3"
+    network: NetworkName = "convnet3"
     """One of convnet3, convnet6, resnetap10 or resnet18."""
     width: Count = 32
     """Channels of its first layer."""
