@@ -16,20 +16,17 @@ def listed(name: str, images: ImageSet) -> AuditedImages:
 
 
 def refuse_nested(train: str, scored: str, name: str) -> None:
-    """InputError where `scored`, the place of `name`, lies within the folder of training images, or around
-    it.
+    """InputError where `scored`, the place of `name`, lies within the training images' folder or around it.
 
     Rows may: of a folder with several splits one is read alone, and the same one twice `check_splits` sees.
     """
     directories = open_directory(train), open_directory(scored)
     ours, theirs = map(_place, directories)
-    is_nested = ours != theirs and (
-        f"{ours}/".startswith(f"{theirs}/") or f"{theirs}/".startswith(f"{ours}/")
-    )
-    if is_nested and not any(map(is_of_rows, directories)):
+    is_nested = f"{ours}/".startswith(f"{theirs}/") or f"{theirs}/".startswith(f"{ours}/")
+    if is_nested and ours != theirs and not any(map(is_of_rows, directories)):
         raise InputError(
-            f"{name}: {scored} and data.train {train} lie one within the other; give two folders side by side, "
-            "or name the class folders with data.classes"
+            f"{name}: {scored} and data.train {train} lie one within the other; "
+            "give two folders side by side, or name the class folders with data.classes"
         )
 
 
@@ -41,22 +38,21 @@ def check_splits(images: Mapping[str, ImageSet], max_overlap: float) -> list[str
     """
     train = listed("data.train", images["train"])
     places = {f"data.{split}": of_split.place for split, of_split in images.items()}
-    said = []
-    for split in images:
-        if split == "train":
-            continue
+    warnings = []
+    for split in sorted(images.keys() - {"train"}):
         scored = listed(f"data.{split}", images[split])
-        same = _place(images[split].directory) == _place(images["train"].directory)
+        is_same = _place(images[split].directory) == _place(images["train"].directory)
         # a part that is held out has no path in common
-        if same and not set(scored.paths).isdisjoint(train.paths):
+        if is_same and not set(scored.paths).isdisjoint(train.paths):
             raise InputError(
-                f"{scored.name}: {places[scored.name]} is the training folder, data.train; give images that were not trained on"
+                f"{scored.name}: {places[scored.name]} is the training folder, data.train; "
+                "give images that were not trained on"
             )
-        said += refuse_overlap(train, scored, limit=max_overlap, places=places)
+        warnings += refuse_overlap(train, scored, limit=max_overlap, places=places)
         if split == "test":  # a validation split is a part of the training images by intention
-            said += imagenet_split_warnings(scored.name, scored.paths, is_training=False)
-            said += imagenet_split_warnings(train.name, train.paths, is_training=True)
-    return said
+            warnings += imagenet_split_warnings(scored.name, scored.paths, is_training=False)
+            warnings += imagenet_split_warnings(train.name, train.paths, is_training=True)
+    return warnings
 
 
 def _place(directory: Directory) -> str:

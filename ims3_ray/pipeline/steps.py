@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import dataclass, replace
-from typing import TypedDict, cast
+from typing import cast
 
 from ims3_ray.stages import embed, encode, export, invert, report
 from ims3_ray.stages.context import Context
@@ -11,20 +11,19 @@ from ims3_ray.stages.evaluate import stage as evaluate
 from ims3_ray.stages.finetune import stage as finetune
 from ims3_ray.stages.sample import stage as sample
 from ims3_ray.stages.select import stage as select
-from ims3_ray.storage.artifacts import Directory, Manifest, complete, fingerprint, read_manifest
+from ims3_ray.storage.artifacts import (
+    Directory,
+    Manifest,
+    Summary,
+    complete,
+    fingerprint,
+    read_manifest,
+    summary_of,
+)
 
 STAGES: tuple[Stage, ...] = tuple(
     module.STAGE for module in (encode, invert, finetune, embed, sample, select, export, evaluate, report)
 )
-
-
-class Summary(TypedDict):
-    """Rows, their unit, seconds, and rows a second of those made."""
-
-    rows: int
-    unit: str
-    seconds: float
-    rate: float
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,8 @@ class Step:
     @property
     def summary(self) -> Summary:
         """What a complete step did."""
-        assert (m := self.manifest), self.artifact
-        return {"rows": m["rows"], "unit": m["unit"], "seconds": m["seconds"], "rate": m["rate"]}
+        assert self.manifest, self.artifact
+        return summary_of(self.manifest)
 
     @property
     def fingerprint(self) -> str:

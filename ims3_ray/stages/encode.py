@@ -1,6 +1,4 @@
-"""Encode the training images: the VAE's posterior of each, and of its mirror image. Reads images, makes
-latents.
-"""
+"""Encode the training images: from images, latents, the VAE's posterior of each and of its mirror image."""
 
 from typing import Any
 
@@ -24,14 +22,12 @@ from .costs import Cost, Forward, generator_bytes, latent_bytes
 
 
 def run(context: Context, out: Directory) -> dict[str, Any]:
-    """Encode a seeded subset of `encode.images_per_class` images a class. InputError beyond
-    `data.max_bad_fraction`.
-    """
+    """A seeded subset of `encode.images_per_class` a class. InputError beyond `data.max_bad_fraction`."""
     config, train = context.config, context.images["train"]
     rows = train.subset(config.encode.images_per_class, "encode", config.seed)
     size = context.batch_size(config.encode)
     parts = [Part(i, len(p["paths"]), p) for i, p in enumerate(payloads(train, rows.tolist(), size))]
-    made = fan_out(
+    details = fan_out(
         Encoder,
         encoder_arguments(context),
         parts,
@@ -40,9 +36,9 @@ def run(context: Context, out: Directory) -> dict[str, Any]:
         machine=context.machine,
         stage="encode",
     )
-    bad = train.bad | made.pop("notes")
+    bad = train.bad | details.pop("notes")
     check_bad("data.train", train.place, bad, len(train) + len(train.bad), config.data.max_bad_fraction)
-    return made | {"bad_images": bad}
+    return details | {"bad_images": bad}
 
 
 def encoder_arguments(context: Context) -> dict[str, Any]:
@@ -77,12 +73,10 @@ class Encoder:
 
     @torch.inference_mode()
     def _encode(self, pixels: np.ndarray) -> list[np.ndarray]:
-        return in_batches(
-            lambda batch: [x.half() for x in self._vae.encode(to_images(batch))],
-            [pixels],
-            self._batch_size,
-            self._device,
-        )
+        def encode(batch: torch.Tensor) -> list[torch.Tensor]:
+            return [x.half() for x in self._vae.encode(to_images(batch))]
+
+        return in_batches(encode, [pixels], self._batch_size, self._device)
 
 
 def _depends(context: Context) -> object:

@@ -1,6 +1,6 @@
 """Write the product. Reads the selection and the selected candidates, makes the distilled set."""
 
-from typing import Any
+import itertools
 
 import numpy as np
 import ray
@@ -16,41 +16,31 @@ from .contract import Stage
 from .costs import Cost, Forward, png_bytes
 
 
-def run(context: Context, out: Directory, selection: Directory, candidates: Directory) -> dict[str, Any]:
+def run(context: Context, out: Directory, selection: Directory, candidates: Directory) -> dict[str, object]:
     """Copy the chosen candidates' bytes into class folders (a Ray task a class), Parquet, and the card."""
     classes = context.classes
-    images = chosen_images(candidates, selection, classes)
+    images = _read_images(candidates, selection, classes)
     shared = ray.put(images)
     write = ray.remote(num_cpus=0.5, **ANYWHERE)(distilled.write_class)
-    written = ray.get([write.remote(out, shared, classes, label) for label in range(len(classes))])
+    entries = ray.get([write.remote(out, shared, classes, label) for label in range(len(classes))])
     out.write(distilled.PARQUET, distilled.to_parquet(images, classes))
     card = distilled.card(images, classes, context.config.recipe, out.name, context.licences)
     out.write("README.md", card.encode())
-    return {"rows": len(images), "images": [entry for entries in written for entry in entries]}
+    return {"rows": len(images), "images": list(itertools.chain.from_iterable(entries))}
 
 
-def chosen_images(
+def _read_images(
     candidates: Directory, selection: Directory, classes: tuple[str, ...]
 ) -> list[DistilledImage]:
     """The chosen candidates, by class, subgroup and index."""
     rows = read_rows(candidates, tables.CANDIDATES, ["label", "subgroup", "index", "seed", "image"])
-    kept = np.flatnonzero(distilled.is_selected(selection.read_json("selection.json"), classes, rows))
-    kept = kept[np.lexsort(tuple(rows[name][kept] for name in ("index", "subgroup", "label")))]
-    places: dict[int, int] = {}
+    chosen = np.flatnonzero(distilled.is_selected(selection.read_json("selection.json"), classes, rows))
+    chosen = chosen[np.lexsort(tuple(rows[name][chosen] for name in ("index", "subgroup", "label")))]
+    places = {label: itertools.count() for label in range(len(classes))}
     images = []
-    for row in kept:
-        label = int(rows["label"][row])
-        places[label] = places.get(label, -1) + 1
-        images.append(
-            DistilledImage(
-                label,
-                places[label],
-                int(rows["subgroup"][row]),
-                int(rows["index"][row]),
-                int(rows["seed"][row]),
-                rows["image"][row],
-            )
-        )
+    for row in chosen:
+        label, *origin = (int(rows[name][row]) for name in ("label", "subgroup", "index", "seed"))
+        images.append(DistilledImage(label, next(places[label]), *origin, rows["image"][row]))
     return images
 
 

@@ -22,10 +22,10 @@ from .costs import Cost, Forward, generator_bytes, latent_bytes
 
 
 def run(context: Context, out: Directory, latents: Directory) -> dict[str, Any]:
-    """Part by part of the latents, the trajectory at the S grid points, of the image and of its mirror image."""
+    """Part by part of the latents, trajectories at the S grid points, of images and their mirror images."""
     config = context.config
     parts = [Part(i, _num_rows(latents, name), name) for i, name in enumerate(part_names(latents))]
-    made = fan_out(
+    details = fan_out(
         Inverter,
         inverter_arguments(context, latents),
         parts,
@@ -34,7 +34,7 @@ def run(context: Context, out: Directory, latents: Directory) -> dict[str, Any]:
         machine=context.machine,
         stage="invert",
     )
-    return made | {"grid": inversion_grid(config.invert.points).tolist()}
+    return details | {"grid": inversion_grid(config.invert.points).tolist()}
 
 
 def inverter_arguments(context: Context, latents: Directory) -> dict[str, Any]:
@@ -76,14 +76,13 @@ class Inverter:
         self._model_labels = np.array(model_labels)
         self._grid, self._abar = inversion_grid(points), alphas_bar()
 
-    def __call__(self, part_name: str) -> tuple[Columns, dict]:
+    def __call__(self, part_name: str) -> tuple[Columns, dict[str, str]]:
         table = tables.MIRRORED_LATENTS if self._mirror else tables.LATENTS
         rows = tables.from_parquet(self._latents.read(part_name), table)
         labels = self._model_labels[rows["label"]]
         views = ("", "mirror_") if self._mirror else ("",)  # together they fill a batch
-        inverted = self._invert(
-            np.concatenate([rows[f"{view}mean"] for view in views]), np.tile(labels, len(views))
-        )
+        means = np.concatenate([rows[f"{view}mean"] for view in views])
+        inverted = self._invert(means, np.tile(labels, len(views)))
         columns = {"image_id": rows["image_id"], "label": rows["label"]}
         for view, trajectories in zip(views, np.split(inverted, len(views)), strict=True):
             columns[f"{view}inversion"] = trajectories

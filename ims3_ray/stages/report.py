@@ -1,44 +1,44 @@
 """Report on a run. Reads everything, makes one self-contained page and a contact sheet."""
 
 import shlex
-from typing import Any
 
 import numpy as np
 
 from ims3_ray.cluster.environment import hardware, versions
 from ims3_ray.data.distilled import DistilledSet, is_selected
 from ims3_ray.data.pixels import decode, encode_png, square
+from ims3_ray.report import ReportData, contact_sheet, render
 from ims3_ray.report.images import PAGE_CLASSES
 from ims3_ray.report.inputs import Uncovered, shown_classes
-from ims3_ray.report.page import ReportData, contact_sheet, render
 from ims3_ray.report.uncovered import missed
 from ims3_ray.storage import tables
-from ims3_ray.storage.artifacts import Directory, read_manifest, read_rows
+from ims3_ray.storage.artifacts import Directory, read_manifest, read_rows, summary_of
 
 from .context import Context
 from .contract import Stage
 from .costs import Cost, Forward
 
 REAL_SHOWN = 10  # real images of a class beside its distilled ones
+READS = ("latents", "inversions", "adapter", "features", "candidates", "selection", "distilled", "evaluation")
 
 
-def run(context: Context, out: Directory, **inputs: Directory) -> dict[str, Any]:
+def run(context: Context, out: Directory, **inputs: Directory) -> dict[str, object]:
     """Write index.html and contact-sheet.png."""
-    data = gather(context, inputs)
+    data = _gather(context, inputs)
     out.write("index.html", render(data))
     out.write("contact-sheet.png", contact_sheet(data))
     return {"rows": 1}
 
 
-def gather(context: Context, inputs: dict[str, Directory]) -> ReportData:
+def _gather(context: Context, inputs: dict[str, Directory]) -> ReportData:
     """What the page shows, read from the artefacts."""
     config, classes = context.config, context.classes
-    manifests = {noun: read_manifest(directory) for noun, directory in inputs.items()}
+    manifests = {noun: manifest for noun, place in inputs.items() if (manifest := read_manifest(place))}
     selection = inputs["selection"].read_json("selection.json")
     real = read_rows(inputs["features"], tables.FEATURES, ["image_id", "label", "feature"])
     drawn = read_rows(inputs["candidates"], tables.CANDIDATES, ["label", "subgroup", "index", "feature"])
-    picked = is_selected(selection, classes, drawn)
-    evaluation = inputs["evaluation"].read_json("evaluation.json") if "evaluation" in inputs else None
+    chosen = is_selected(selection, classes, drawn)
+    recipe = shlex.quote(config.recipe)
     return ReportData(
         recipe=config.recipe,
         config=config.results(),
@@ -49,23 +49,14 @@ def gather(context: Context, inputs: dict[str, Directory]) -> ReportData:
         real_labels=real["label"],
         candidate_features=drawn["feature"],
         candidate_labels=drawn["label"],
-        candidate_selected=picked,
-        uncovered=_uncovered(context, real, drawn["feature"][picked], drawn["label"][picked]),
-        history=manifests["adapter"]["history"],
-        evaluation=evaluation,
+        candidate_selected=chosen,
+        uncovered=_uncovered(context, real, drawn["feature"][chosen], drawn["label"][chosen]),
+        history=manifests["adapter"].get("history", []),
+        evaluation=inputs["evaluation"].read_json("evaluation.json") if "evaluation" in inputs else None,
         selection=selection,
-        stages=[
-            {
-                "name": m["stage"],
-                "rows": m["rows"],
-                "unit": m["unit"],
-                "seconds": m["seconds"],
-                "rate": m["rate"],
-            }
-            for m in manifests.values()
-        ],
+        stages=[{"name": m["stage"]} | summary_of(m) for m in manifests.values()],
         commands={
-            "Make it again, or go on where it stopped": f"python jobs/distill.py --recipe {shlex.quote(config.recipe)}",
+            "Make it again, or go on where it stopped": f"python jobs/distill.py --recipe {recipe}",
             "Find it among other runs": "python jobs/runs.py --order accuracy",
         },
     )
@@ -73,12 +64,10 @@ def gather(context: Context, inputs: dict[str, Directory]) -> ReportData:
 
 def _contact(context: Context, distilled: Directory) -> dict[str, dict[str, list[bytes]]]:
     """PNGs of every class: the distilled images, and a few real ones."""
-    made, train = DistilledSet(distilled), context.images["train"]
-    contact: dict[str, dict[str, list[bytes]]] = {
-        name: {"distilled": [], "real": []} for name in made.classes
-    }
-    for image, label in made:
-        contact[made.classes[label]]["distilled"].append(encode_png(np.asarray(image).transpose(2, 0, 1)))
+    images, train = DistilledSet(distilled), context.images["train"]
+    contact = {name: {"distilled": list[bytes](), "real": list[bytes]()} for name in images.classes}
+    for image, label in images:
+        contact[images.classes[label]]["distilled"].append(encode_png(np.asarray(image).transpose(2, 0, 1)))
     for row in train.subset(REAL_SHOWN, "report", context.config.seed):
         contact[train.classes[train.labels[row]]]["real"].append(_real_image(context, row))
     return contact
@@ -87,20 +76,16 @@ def _contact(context: Context, distilled: Directory) -> dict[str, dict[str, list
 def _uncovered(
     context: Context, real: tables.Columns, features: np.ndarray, labels: np.ndarray
 ) -> dict[str, Uncovered]:
-    """Of the classes on the page: the real images that none of the set's (features (M, D), labels (M,))
-    covers.
-    """
+    """By class on the page, real images that none of the set's, features (M, D) and labels (M,), covers."""
     row_of = {image_id: row for row, image_id in enumerate(context.images["train"].ids)}
     shown, neighbours = shown_classes(context.classes, PAGE_CLASSES), context.config.evaluate.neighbours
-    found = missed(real["feature"], real["label"], features, labels, labels=shown, k=neighbours)
-    return {
-        context.classes[label]: Uncovered(
-            [_real_image(context, row_of[image_id]) for image_id in real["image_id"][of.rows]],
-            of.count,
-            of.total,
-        )
-        for label, of in found.items()
-    }
+    uncovered = {}
+    for label, of in missed(
+        real["feature"], real["label"], features, labels, labels=shown, k=neighbours
+    ).items():
+        images = [_real_image(context, row_of[image_id]) for image_id in real["image_id"][of.rows]]
+        uncovered[context.classes[label]] = Uncovered(images, of.count, of.total)
+    return uncovered
 
 
 def _real_image(context: Context, row: int) -> bytes:
@@ -118,7 +103,7 @@ STAGE = Stage(
     name="report",
     noun="report",
     version=3,
-    reads=tuple("latents inversions adapter features candidates selection distilled evaluation".split()),
+    reads=READS,
     unit="pages",
     run=run,
     depends=lambda context: context.config.results(),

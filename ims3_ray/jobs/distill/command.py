@@ -11,7 +11,7 @@ run has come.
 
 import argparse
 import json
-from typing import Any
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -20,6 +20,9 @@ from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.config.settings import Config
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.table import evaluation_lines
+
+if TYPE_CHECKING:
+    from .run import Distillation
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,66 +46,32 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError("--dry-run, --status: are two answers; ask for one")
     if arguments.dry_run:
         _dry_run(config)
-        return
-    if arguments.status:
-        from .status import status
+    elif arguments.status:
+        from .status import status_lines, read_status
 
-        found = status(config)
-        print(json.dumps(found, indent=1) if arguments.json else "\n".join(status_lines(found)))
-        return
-    from .run import run as distil  # heavy, not needed to refuse bad input
+        status = read_status(config)
+        print(json.dumps(status, indent=1) if arguments.json else "\n".join(status_lines(status)))
+    else:
+        from .run import run as distil  # heavy, not needed to refuse bad input
 
-    made = distil(config)
-    print()
-    print("\n".join(summary_lines(config, made)))
+        distillation = distil(config)
+        print("", *summary_lines(config, distillation), sep="\n")
 
 
-def summary_lines(config: Config, made: Any) -> list[str]:
+def summary_lines(config: Config, distillation: "Distillation") -> list[str]:
     """The short table at the end of a run, and where everything is."""
-    lines = []
-    if made.evaluation:
-        lines += evaluation_lines(made.evaluation)
-        lines.append("")
+    lines = [*evaluation_lines(distillation.evaluation), ""] if distillation.evaluation else []
     lines.append(f"  {'stage':<10}{'rows':>8} {'unit':<12}{'seconds':>9}{'rows/s':>10}")
-    for stage in made.stages:
-        found = "" if stage["ran"] else "  found complete"
-        lines.append(
-            f"  {stage['name']:<10}{stage['rows']:>8} {stage['unit']:<12}{stage['seconds']:>9.1f}{stage['rate']:>10.2f}{found}"
-        )
-    lines += [
+    for stage in distillation.stages:
+        work = f"{stage['rows']:>8} {stage['unit']:<12}{stage['seconds']:>9.1f}{stage['rate']:>10.2f}"
+        lines.append(f"  {stage['name']:<10}{work}{'' if stage['ran'] else '  found complete'}")
+    return [
+        *lines,
         "",
-        f"distilled set  {made.distilled}",
-        f"report         {made.report}",
-        f"query          python jobs/runs.py storage={config.storage} --where run={made.key}",
+        f"distilled set  {distillation.distilled}",
+        f"report         {distillation.report}",
+        f"query          python jobs/runs.py storage={config.storage} --where run={distillation.key}",
     ]
-    return lines
-
-
-def status_lines(found: dict[str, Any]) -> list[str]:
-    """What --status prints."""
-    lines = [f"run {found['run']}: {found['state']}{_sign_of_life(found)}"]
-    for stage in found["stages"]:
-        done = stage["state"] == "complete"
-        more = f"{stage['rows']:>8} {stage['unit']:<12}{stage['seconds']:>9.1f} s" if done else ""
-        more = more or (f"{stage['parts']:>8} parts" if stage["state"] == "begun" else "")
-        lines.append(f"  {stage['name']:<10}{stage['state']:<10}{more:<34}  {stage['artifact']}")
-    if event := found["last_event"]:
-        details = ", ".join(
-            f"{name} {value}" for name, value in event.items() if name not in ("time", "event", "notes")
-        )
-        lines.append(f"last     {event['time']} {event['event']}{': ' if details else ''}{details}")
-    if found["state"] in ("dead", "failed", "stopped"):
-        lines.append("the same command, without --status, goes on with it")
-    return [*lines, f"log      {found['log']}"]
-
-
-def _sign_of_life(found: dict[str, Any]) -> str:
-    age = found["seconds_since_alive"]
-    return (
-        ""
-        if age is None or found["state"] not in ("running", "dead")
-        else f", last sign of life {age:.0f} s ago"
-    )
 
 
 def _dry_run(config: Config) -> None:
@@ -115,15 +84,15 @@ def _dry_run(config: Config) -> None:
     if has_address():
         connect()
     context = prepare(config, find_machine(config.workers, wait=False))
-    steps = plan(context)
+    machine, steps = context.machine, plan(context)
     print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     print("\n".join(context.notes), end="\n" if context.notes else "")
-    machine, estimates = context.machine, estimate_steps(context, steps)
     print(f"machine: {machine.device}, {machine.actors} actors, {machine.shards} shards")
     print(f"  {'stage':<10}{'state':<12}{'rows':>8}{'about':>9}{'disk':>10}{'memory':>10}   artefact")
-    for step, cost in zip(steps, estimates, strict=True):
+    missing_s = 0.0
+    for step, cost in zip(steps, estimate_steps(context, steps), strict=True):
         state = "complete" if step.manifest else "would run"
+        missing_s += 0.0 if step.manifest else cost.seconds
         cells = f"{cost.rows:>8}{cost.seconds:>7.0f} s{cost.disk / 1e6:>7.1f} MB{cost.memory / 1e9:>7.1f} GB"
         print(f"  {step.stage.name:<10}{state:<12}{cells}   {step.artifact}")
-    missing = sum(cost.seconds for step, cost in zip(steps, estimates, strict=True) if not step.manifest)
-    print(f"estimated time of what is missing: {missing:.0f} s")
+    print(f"estimated time of what is missing: {missing_s:.0f} s")

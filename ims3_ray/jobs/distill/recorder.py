@@ -7,13 +7,13 @@ import yaml
 
 from ims3_ray.cluster.environment import hardware, versions
 from ims3_ray.errors import InputError
-from ims3_ray.pipeline.steps import Step, Summary
+from ims3_ray.pipeline.steps import Step
 from ims3_ray.runs import records
 from ims3_ray.runs.journal import Journal
 from ims3_ray.runs.tags import describe_run, name_metrics, tag_artifacts
 from ims3_ray.runs.tracking import RECIPE_FILE, Tracker
 from ims3_ray.stages.context import Context
-from ims3_ray.storage.artifacts import fingerprint
+from ims3_ray.storage.artifacts import Summary, fingerprint
 from ims3_ray.text import one_line, redacted
 
 LONGEST_ERROR = 500  # characters

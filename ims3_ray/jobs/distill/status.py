@@ -1,6 +1,6 @@
 """Where a run stands, read off its storage: no cluster is needed, and the run need not be there any more."""
 
-from typing import Any
+from typing import Any, TypedDict
 
 from ims3_ray.cluster.machine import find_machine
 from ims3_ray.config.settings import Config
@@ -8,42 +8,67 @@ from ims3_ray.pipeline.prepare import prepare
 from ims3_ray.pipeline.steps import Step, plan
 from ims3_ray.runs import records
 from ims3_ray.runs.journal import DEAD_AFTER_S, LOG, read_log, seconds_since_alive
-from ims3_ray.storage.artifacts import part_names
 
 COMPLETE, BEGUN, MISSING = "complete", "begun", "missing"
 
 
-def status(config: Config) -> dict[str, Any]:
-    """State of the run (`not started`, `running`, `dead`, `failed`, `stopped`, `finished`) and of its stages,
-    its last event.
+class Status(TypedDict):
+    """`dead` says that it runs and left no sign of life for a while: the same command goes on with it."""
 
-    `dead` is a run that says that it runs and has left no sign of life for a while: the same command goes on
-    with it.
-    """
-    steps = plan(context := prepare(config, find_machine(config.workers, wait=False)))
-    folder = context.storage / "runs" / f"{config.recipe}-{steps[-1].fingerprint}"
+    run: str
+    state: str  # not started, running, dead, failed, stopped or finished
+    seconds_since_alive: float | None
+    last_event: dict[str, Any] | None
+    log: str
+    stages: list[dict[str, object]]
+
+
+def read_status(config: Config) -> Status:
+    """State of the run and of its stages, and its last event."""
+    context = prepare(config, find_machine(config.workers, wait=False))
+    steps = plan(context)
+    key = steps[-1].fingerprint
+    folder = context.storage / "runs" / f"{config.recipe}-{key}"
     record = folder.read_json("run.json") if folder.exists("run.json") else None
     age, log = seconds_since_alive(folder), read_log(folder)
     state = record.get("state", records.FINISHED) if record else "not started"
     if state == records.RUNNING and (age is None or age > DEAD_AFTER_S):
         state = "dead"
     return {
-        "run": steps[-1].fingerprint,
+        "run": key,
         "state": state,
         "seconds_since_alive": age,
         "last_event": log[-1] if log else None,
         "log": (folder / LOG).uri,
-        "stages": [_stage(step) for step in steps],
+        "stages": [_describe(step) for step in steps],
     }
 
 
-def _stage(step: Step) -> dict[str, Any]:
-    told = {"name": step.stage.name, "artifact": f"{step.stage.noun}/{step.fingerprint}"}
+def _describe(step: Step) -> dict[str, object]:
+    line = {"name": step.stage.name, "artifact": step.artifact}
     if step.manifest:
-        return (
-            told
-            | {"state": COMPLETE}
-            | {name: step.manifest[name] for name in ("rows", "unit", "seconds", "rate")}
-        )
-    parts = part_names(step.directory)
-    return told | {"state": BEGUN if parts or step.directory.files() else MISSING, "parts": len(parts)}
+        return line | {"state": COMPLETE} | step.summary
+    files = step.directory.files()
+    parts = sum(name.endswith(".parquet") for name in files)
+    return line | {"state": BEGUN if files else MISSING, "parts": parts}
+
+
+def status_lines(status: Status) -> list[str]:
+    """What --status prints."""
+    age, state = status["seconds_since_alive"], status["state"]
+    seen = "" if age is None or state not in ("running", "dead") else f", last sign of life {age:.0f} s ago"
+    lines = [f"run {status['run']}: {state}{seen}"]
+    for stage in status["stages"]:
+        more = ""
+        if stage["state"] == COMPLETE:
+            more = f"{stage['rows']:>8} {stage['unit']:<12}{stage['seconds']:>9.1f} s"
+        elif stage["state"] == BEGUN:
+            more = f"{stage['parts']:>8} parts"
+        lines.append(f"  {stage['name']:<10}{stage['state']:<10}{more:<34}  {stage['artifact']}")
+    if event := status["last_event"]:
+        hidden = ("time", "event", "notes")
+        details = ", ".join(f"{name} {value}" for name, value in event.items() if name not in hidden)
+        lines.append(f"last     {event['time']} {event['event']}{': ' if details else ''}{details}")
+    if state in ("dead", "failed", "stopped"):
+        lines.append("the same command, without --status, goes on with it")
+    return [*lines, f"log      {status['log']}"]

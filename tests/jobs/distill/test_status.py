@@ -9,7 +9,7 @@ import pytest
 
 from ims3_ray.cli import run_command
 from ims3_ray.config.load import load_config, parse_overrides
-from ims3_ray.jobs.distill.status import status
+from ims3_ray.jobs.distill.status import read_status
 from ims3_ray.progress import bar
 from ims3_ray.runs.journal import ALIVE, LOG, Journal, read_log
 from ims3_ray.storage.artifacts import open_directory
@@ -28,7 +28,7 @@ def folder(finished_run):
 
 def test_a_finished_run_is_complete_and_its_log_tells_of_every_stage(finished_run, folder):
     words, made = finished_run
-    found = status(load_config("digits", parse_overrides(words)))
+    found = read_status(load_config("digits", parse_overrides(words)))
     assert found["state"] == "finished"
     assert found["run"] == made.key
     assert {stage["state"] for stage in found["stages"]} == {"complete"}
@@ -50,10 +50,10 @@ def test_a_run_that_says_that_it_runs_is_dead_once_it_shows_no_sign_of_life(fini
     record = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps(record | {"state": "running"}))
     (folder / ALIVE).write_text(json.dumps({"time": time.time() - 3600}))
-    assert status(config)["state"] == "dead"
+    assert read_status(config)["state"] == "dead"
     with Journal(open_directory(str(folder))).alive():
         time.sleep(0.5)
-        found = status(config)
+        found = read_status(config)
     assert found["state"] == "running"
     assert found["seconds_since_alive"] < 60
 
