@@ -1,77 +1,116 @@
-"""Training an evaluation classifier: this project's path beside the plain one, both from class folders to an
-accuracy.
+"""`bench evaluate`: training an evaluation classifier, this project's path beside a DataLoader with PIL
+transforms, both from class folders to an accuracy.
 """
 
+import argparse
 import io
 import itertools
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import ray
 import torch
 from PIL import Image
 from scipy import stats
 
-from ims3_ray.cluster.machine import Machine
+from ims3_ray.cluster.machine import Machine, connect, find_machine, refuse_impossible
+from ims3_ray.config.base import DeviceKind
+from ims3_ray.config.load import load_settings, parse_overrides
+from ims3_ray.config.settings import Selecting
 from ims3_ray.data.digits import PREFIX, materialise
 from ims3_ray.data.reading import BatchReader
-from ims3_ray.evaluation.protocols import Protocol
+from ims3_ray.errors import InputError
+from ims3_ray.evaluation.protocols import Protocol, protocol
 from ims3_ray.evaluation.statistics import summary
-from ims3_ray.evaluation.train import Score, train_and_score
+from ims3_ray.evaluation.train import train_and_score
 from ims3_ray.models import classifiers
 from ims3_ray.models.device import prepare_device
 from ims3_ray.stages.costs import BACKWARD, count_operations
 from ims3_ray.storage.artifacts import Directory, open_directory
 
 from .classifiers_plain import train_plainly
-from .sides import Side
+from .figures import Figures, as_percent, device_figures, origin, print_head, print_row
+from .sides import Side, compare
 
+COLUMNS = "side | images/s | ratio | s a training | GFLOP an image | matrix share | peak GB | settings"
+LEAST = {"ipc": 1, "steps": 1, "scored": 1, "loader_workers": 0, "repetitions": 1}
 # pixels a side of the files where a protocol wants more than the digits' 28, as distilled images have
 LARGE = 256
-READ_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
 class Task:
-    """What both sides are given: folders `train` and `scored` below `folder`, with the same class folders in
-    them.
-    """
+    """What both sides are given: folders `train` and `scored` below `folder`, with the same class folders."""
 
     folder: Path
     protocol: Protocol
-    device: str
+    device: DeviceKind
     loader_workers: int  # of the plain side
     train_images: int
     scored_images: int
     num_classes: int
 
 
-def digits_task(
-    folder: Path, protocol: Protocol, machine: Machine, *, ipc: int, scored: int | None, loader_workers: int
-) -> Task:
-    """Digits below `folder`: `ipc` a class to train on, and `scored` a class (all where None) of the
-    protocol's split.
-    """
-    storage = open_directory(str(folder / "storage"))
-    size = LARGE if protocol.image_size > 32 else None
-    counts = {}
-    for name, split, per_class in (("train", "train", ipc), ("scored", protocol.split, scored)):
-        source = materialise(PREFIX + split, storage)
-        chosen = _of_each_class(sorted(source.files()), per_class)
-        for path in chosen:
-            _copy(source, path, folder / name / path, size)
-        counts[name] = len(chosen)
-    num_classes = len({path.split("/")[0] for path in chosen})
-    return Task(
-        folder, protocol, machine.device, loader_workers, counts["train"], counts["scored"], num_classes
+def run(arguments: argparse.Namespace, work: Path) -> Figures:
+    """Print the table; gives all figures, with what they were measured on."""
+    for name, least in LEAST.items():
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise InputError(f"--{name.replace('_', '-')}: {value} is too few; give {least} or more")
+    if arguments.accuracy == 1 or arguments.accuracy < 0:
+        raise InputError(f"--accuracy: {arguments.accuracy} seeds give no interval; give 2 or more")
+    config, rules = (
+        load_settings(Selecting, parse_overrides(arguments.overrides)),
+        protocol(arguments.protocol),
+    )
+    refuse_impossible(config.workers)
+    if arguments.steps:
+        rules = rules.model_copy(update={"steps": arguments.steps, "evaluations": 1})
+    connect()
+    machine = find_machine(config.workers)
+    device = device_figures(machine)
+    task = digits_task(arguments, work, rules, machine)
+    views = trained_images(task)
+    told = f"{task.train_images} images, {views} views, {task.scored_images} scored x {rules.evaluations}"
+    print(f"protocol {rules.label}: {told}", flush=True)
+    measured = compare(
+        _sides(task), machine, device, repetitions=arguments.repetitions, seconds=arguments.seconds
+    )
+    print_head(COLUMNS)
+    for m in measured:
+        rates = f"{m.images_per_s:.4g}", f"{m.ratio:.2f}", f"{views / m.images_per_s:.1f}"
+        work_done = f"{m.operations_per_image / 1e9:.4g}", as_percent(m.matrix_share)
+        print_row(m.name, *rates, *work_done, f"{m.peak_memory_bytes / 1e9:.2f}", m.settings)
+    document = origin(arguments, machine, device) | {
+        "protocol": rules.label,
+        "rules": rules.model_dump(),
+        "train_images": task.train_images,
+        "scored_images": task.scored_images,
+        "loader_workers": task.loader_workers,
+        "sides": [asdict(m) for m in measured],
+    }
+    return document | (
+        {"accuracy": _accuracies(task, machine, arguments.accuracy)} if arguments.accuracy else {}
     )
 
 
-def _of_each_class(paths: list[str], per_class: int | None) -> list[str]:
-    """The first `per_class` of the sorted paths `class/file` of every class."""
-    classes = itertools.groupby(paths, key=lambda path: path.split("/")[0])
-    return [path for _, of_class in classes for path in itertools.islice(of_class, per_class)]
+def digits_task(arguments: argparse.Namespace, folder: Path, rules: Protocol, machine: Machine) -> Task:
+    """Digits below `folder`: --ipc a class to train on, --scored a class (or all) of the protocol's split."""
+    storage = open_directory(str(folder / "storage"))
+    size = LARGE if rules.image_size > 32 else None
+    paths: dict[str, list[str]] = {}
+    for name, split, per_class in (
+        ("train", "train", arguments.ipc),
+        ("scored", rules.split, arguments.scored),
+    ):
+        source = materialise(PREFIX + split, storage)
+        by_class = itertools.groupby(sorted(source.files()), key=lambda path: path.split("/")[0])
+        paths[name] = [path for _, of_class in by_class for path in itertools.islice(of_class, per_class)]
+        for path in paths[name]:
+            _copy(source, path, folder / name / path, size)
+    num_classes = len({path.split("/")[0] for path in paths["scored"]})
+    counts = len(paths["train"]), len(paths["scored"])
+    return Task(folder, rules, machine.device, arguments.loader_workers, *counts, num_classes)
 
 
 def _copy(source: Directory, path: str, target: Path, size: int | None) -> None:
@@ -80,24 +119,28 @@ def _copy(source: Directory, path: str, target: Path, size: int | None) -> None:
     (image if size is None else image.resize((size, size))).save(target)
 
 
-def sides(task: Task) -> list[Side]:
-    """The sides "own" and "plain"; a call is one whole training with its looks at the scored images."""
-    shared = {
-        "batch_size": task.protocol.batch_size,
-        "images": trained_images(task),
-        "operations": _operations(task),
-    }
-    loader = f"ImageFolder, PIL transforms, DataLoader with {task.loader_workers} workers, torch's own modules, fp32"
+def _sides(task: Task) -> list[Side]:
+    """A call is one whole training with its looks at the scored images."""
+    loader = (
+        f"ImageFolder, PIL transforms, DataLoader with {task.loader_workers} workers, torch's modules, fp32"
+    )
+    settings = {"own": "images decoded once, augmented by batches", "plain": loader}
+    size = task.protocol.image_size
+    network, width = task.protocol.network, task.protocol.width
+    model = classifiers.build(network, task.num_classes, size, None, width=width).to("meta")
+    image = torch.zeros(1, 3, size, size, device="meta")
     return [
         Side(
-            "own",
-            "images decoded once, augmented by batches",
-            OwnTraining,
-            {"task": task},
+            name=name,
+            settings=settings[name],
+            build=build,
+            arguments={"task": task},
+            batch_size=task.protocol.batch_size,
+            images=trained_images(task),
+            operations=BACKWARD * count_operations(model, image),  # looks are not counted
             batch_field="protocol",
-            **shared,
-        ),
-        Side("plain", loader, PlainTraining, {"task": task}, batch_field="protocol", **shared),
+        )
+        for name, build in KINDS.items()
     ]
 
 
@@ -107,15 +150,6 @@ def trained_images(task: Task) -> int:
     if budget.steps is not None:
         return budget.steps * budget.batch_size
     return budget.epochs * task.train_images
-
-
-def _operations(task: Task) -> float:
-    """Operations of a trained image: the network forward, and backward at twice that; looks are not counted."""
-    size = task.protocol.image_size
-    model = classifiers.build(
-        task.protocol.network, task.num_classes, size, None, width=task.protocol.width
-    ).to("meta")
-    return BACKWARD * count_operations(model, torch.zeros(1, 3, size, size, device="meta"))
 
 
 class OwnTraining:
@@ -128,15 +162,7 @@ class OwnTraining:
     def __call__(self) -> float:
         task = self._task
         train, scored = (_read(task.folder / name, task.protocol.image_size) for name in ("train", "scored"))
-        score: Score = train_and_score(
-            *train,
-            *scored,
-            protocol=task.protocol,
-            num_classes=task.num_classes,
-            seed=self._seed,
-            device=self._device,
-        )
-        return score.last
+        return train_and_score(train, scored, task.protocol, task.num_classes, self._seed, self._device).last
 
 
 def _read(folder: Path, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -144,9 +170,8 @@ def _read(folder: Path, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     classes = {name: label for label, name in enumerate(sorted(p.name for p in folder.iterdir()))}
     paths = [str(p.relative_to(folder)) for p in sorted(folder.glob("*/*"))]
     labels = [classes[path.split("/")[0]] for path in paths]
-    pixels, _, bad = BatchReader(open_directory(str(folder)), size)(
-        {"paths": paths, "ids": paths, "labels": labels}
-    )
+    read = BatchReader(open_directory(str(folder)), size)
+    pixels, _, bad = read({"paths": paths, "ids": paths, "labels": labels})
     assert not bad, bad  # written by this bench
     return torch.from_numpy(pixels), torch.tensor(labels)
 
@@ -167,21 +192,30 @@ class PlainTraining:
         )  # fmt: skip
 
 
-def accuracies(task: Task, machine: Machine, seeds: int) -> dict[str, Any]:
+KINDS = {"own": OwnTraining, "plain": PlainTraining}
+
+
+def _accuracies(task: Task, machine: Machine, seeds: int) -> Figures:
     """Summary of either side's accuracy over as many seeds, and of the difference of their means.
 
-    `difference_interval` is the half width of its 95 % interval (Welch's t): within it the sides are the
-    same.
+    `difference_interval` is half its 95 % interval (Welch's t): within it the sides are the same.
     """
     train = ray.remote(**machine.actor_resources)(lambda kind, seed: kind(task, seed)())
-    kinds = {"own": OwnTraining, "plain": PlainTraining}
-    values = {
-        name: ray.get([train.remote(kind, seed) for seed in range(seeds)]) for name, kind in kinds.items()
+    values: dict[str, list[float]] = {
+        name: ray.get([train.remote(kind, seed) for seed in range(seeds)]) for name, kind in KINDS.items()
     }
-    found: dict[str, Any] = {
-        name: asdict(summary(of_side)) | {"values": of_side} for name, of_side in values.items()
+    own, plain = (summary(of_side) for of_side in values.values())
+    low, high = stats.ttest_ind(*values.values(), equal_var=False).confidence_interval(0.95)
+    apart, interval = own.mean - plain.mean, float(high - low) / 2
+    sides = [
+        f"{name} {100 * side.mean:.2f} ± {100 * (side.interval or 0):.2f} %"
+        for name, side in (("own", own), ("plain", plain))
+    ]
+    difference = f"apart by {100 * apart:+.2f} ± {100 * interval:.2f} points"
+    print(f"accuracy over {seeds} seeds: {', '.join(sides)}; {difference} (95 %)")
+    return {
+        "own": asdict(own) | {"values": values["own"]},
+        "plain": asdict(plain) | {"values": values["plain"]},
+        "difference": apart,
+        "difference_interval": interval,
     }
-    low, high = stats.ttest_ind(values["own"], values["plain"], equal_var=False).confidence_interval(0.95)
-    found["difference"] = found["own"]["mean"] - found["plain"]["mean"]
-    found["difference_interval"] = float(high - low) / 2
-    return found

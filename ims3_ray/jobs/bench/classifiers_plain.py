@@ -1,18 +1,16 @@
-"""An evaluation classifier trained the plain way: class folders, PIL and torchvision transforms, a
-DataLoader's workers.
+"""An evaluation classifier trained the plain way: class folders, PIL and torchvision, a DataLoader's workers.
 
 The protocol is the same: network, optimiser, schedule, batches, augmentations in their published order, looks
 at the scored images. The network has torch's own modules throughout. Nothing of `evaluation.augment` is used.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
@@ -27,7 +25,7 @@ SCORED_AT_ONCE = 128
 
 
 class Lighting:
-    """One colour added to a whole image, normal along ImageNet's principal colours (Krizhevsky et al. 2012)."""
+    """A colour added to a whole image, normal along ImageNet's principal ones (Krizhevsky et al. 2012)."""
 
     def __init__(self, deviation: float):
         self.deviation = deviation
@@ -40,7 +38,7 @@ class Lighting:
 def training_view(protocol: Protocol) -> transforms.Compose:
     """What a PIL image goes through to be trained on, as the published scripts have it."""
     steps, size = protocol.augmentations, protocol.image_size
-    chain: list[Any] = [transforms.Resize(size), transforms.CenterCrop(size)]
+    chain: list[Callable] = [transforms.Resize(size), transforms.CenterCrop(size)]
     if steps.crop_scale is not None:
         chain.append(transforms.RandomResizedCrop(size, scale=steps.crop_scale))
     if steps.flip:
@@ -75,20 +73,14 @@ def stock(model: nn.Module) -> nn.Module:
 def mixed(
     images: Tensor, labels: Tensor, probability: float, draws: np.random.Generator
 ) -> tuple[Tensor, Tensor, float]:
-    """CutMix as it is published (Yun et al. 2019): the batch, its partners' labels, the own share of the
-    area.
-    """
+    """CutMix as it is published (Yun et al. 2019): the batch, its partners' labels, the own share of area."""
     partners = torch.from_numpy(draws.permutation(len(images)))
     if draws.random() >= probability:
         return images, labels, 1.0
     height, width = images.shape[2:]
     cut = np.sqrt(1 - draws.beta(1, 1))
-    x, y, half_x, half_y = (
-        draws.integers(width),
-        draws.integers(height),
-        int(width * cut) // 2,
-        int(height * cut) // 2,
-    )
+    x, y = draws.integers(width), draws.integers(height)
+    half_x, half_y = int(width * cut) // 2, int(height * cut) // 2
     left, right = np.clip([x - half_x, x + half_x], 0, width)
     top, bottom = np.clip([y - half_y, y + half_y], 0, height)
     images[:, :, top:bottom, left:right] = images[partners, :, top:bottom, left:right]
@@ -122,20 +114,22 @@ def train_plainly(
     ]
     batches = DataLoader(trained_on, batch_sampler=order, num_workers=workers, pin_memory=device == "cuda")
     tests = DataLoader(looked_at, SCORED_AT_ONCE, num_workers=workers, pin_memory=device == "cuda")
-    found = 0.0
+    accuracy = 0.0
     for step, (images, labels) in enumerate(batches, start=1):
         for group in optimiser.param_groups:
             group["lr"] = budget.learning_rate * rate(protocol, budget, step - 1, steps)
         images, labels = images.to(device), labels.to(device)
         images, partners, own = mixed(images, labels, protocol.cutmix, draws)
         logits = model(images)
-        loss = own * F.cross_entropy(logits, labels) + (1 - own) * F.cross_entropy(logits, partners)
+        loss = own * functional.cross_entropy(logits, labels) + (1 - own) * functional.cross_entropy(
+            logits, partners
+        )
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         if step in marks:
-            found = plain_accuracy(model, tests, device)
-    return found
+            accuracy = plain_accuracy(model, tests, device)
+    return accuracy
 
 
 @torch.no_grad()

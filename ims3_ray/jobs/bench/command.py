@@ -1,37 +1,34 @@
 """Measure speed and quality on this machine or cluster.
 
-python jobs/bench.py select                                   S³ over sizes and noise levels, beside the plain
-loop python jobs/bench.py select --grid 21841x20 --noise 0.3 --no-plain workers.shards=4 python jobs/bench.py
-select --optimum 200                     how often the solver ends at the proven optimum python jobs/bench.py
-select --grid 5000x20 --neighbours 32    rounds that score near classes alone, against all
+python jobs/bench.py select                                   S³ over sizes and noise, beside the plain loop
+python jobs/bench.py select --grid 21841x20 --noise 0.3 --no-plain workers.shards=4
+python jobs/bench.py select --optimum 200                     how often the solver ends at the proven optimum
 
-python jobs/bench.py sample                                   a stage (sample, finetune, encode, invert) of the bundled
-                                                              digits, beside the published settings, in one run
-python jobs/bench.py finetune --random-init --size XL/2       with random weights of that size: nothing is downloaded
+python jobs/bench.py sample                                   or finetune, encode, invert: a stage on the digits,
+                                                              beside the published settings
+python jobs/bench.py finetune --random-init --size XL/2       random weights of that size, no download
 python jobs/bench.py sample --recipe my.yaml model.path=DIR --batch-size 128,256
-python jobs/bench.py pipeline                                 the stages under Ray beside the bare loop of the same parts
+python jobs/bench.py pipeline                                 the stages under Ray beside the bare loop
 
 python jobs/bench.py evaluate                                 training a classifier, beside DataLoader and PIL
 python jobs/bench.py evaluate --protocol minimax --steps 4 --scored 2 --accuracy 5
-
-python jobs/bench.py sweep --trials 50                        a sweep, beside the trainings of its classifiers
-alone
 """
 
 import argparse
 import json
+import tempfile
+from importlib import import_module
 from pathlib import Path
 
 from ims3_ray.errors import InputError
 
-from . import command_evaluate as bench_evaluate
-from . import command_select as bench_select
-from . import command_stages as bench_stages
-from . import command_sweep as bench_sweep
-
-WHAT = {"select": bench_select, "evaluate": bench_evaluate, "sweep": bench_sweep} | dict.fromkeys(
-    bench_stages.WHAT, bench_stages
-)
+STAGES = ("sample", "finetune", "encode", "invert")
+WHAT = {
+    "select": "selection",
+    **dict.fromkeys(STAGES, "stages"),
+    "pipeline": "overhead",
+    "evaluate": "classifiers",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,22 +37,63 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--work", metavar="DIR", help="where the inputs are kept (default: a temporary folder)"
     )
     parser.add_argument("--out", metavar="JSON", help="also write the figures here")
-    bench_select.add_arguments(parser.add_argument_group("select"))
-    bench_stages.add_arguments(parser.add_argument_group(", ".join(bench_stages.WHAT)))
-    bench_evaluate.add_arguments(parser.add_argument_group("evaluate"))
-    bench_sweep.add_arguments(parser.add_argument_group("sweep"))
+    _add_select(parser.add_argument_group("select"))
+    _add_stages(parser.add_argument_group(", ".join((*STAGES, "pipeline"))))
+    _add_evaluate(parser.add_argument_group("evaluate"))
     parser.add_argument(
         "overrides", nargs="*", metavar="field=value", help="such as workers.shards=4 or model.path=DIR"
     )
 
 
+def _add_select(group: argparse._ArgumentGroup) -> None:
+    add, grid = group.add_argument, "10x5,100x5,1000x5,1000x20"
+    add("--grid", default=grid, metavar="CxG,…", help=f"classes × subgroups (default {grid})")
+    add("--noise", default="0.1,0.3,0.5", metavar="N,…", help="deviation of the candidates from their class")
+    add("--normalization", default="per_class,none", metavar="NAME,…", help="as select.normalization")
+    add(
+        "--no-structureless",
+        dest="structureless",
+        action="store_false",
+        help="leave out the adversarial case",
+    )
+    add("--no-plain", dest="plain", action="store_false", help="leave out the plain loop")
+    add("--certify", default="auto", metavar="METHOD", help="as select.certify")
+    add("--optimum", type=int, metavar="N", help="instead: N problems a kind, rounds against the optimum")
+
+
+def _add_stages(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--recipe", default="digits", metavar="NAME|FILE", help="a named run, or a YAML file like those")
+    add("--random-init", action="store_true", help="random weights and images instead of the recipe's")
+    add("--size", metavar="NAME", help="of the random model: tiny, S/2, B/2, L/2, XL/2 (default XL/2)")
+    add("--batch-size", metavar="N,…", help="of the own path (default: the recipe's; finetune: 8,64)")
+    add("--no-published", dest="published", action="store_false", help="leave the published settings out")
+    add("--repetitions", type=int, default=3, metavar="N", help="of which medians are shown (default 3)")
+    add("--seconds", type=float, default=3.0, metavar="S", help="a repetition takes at least (default 3)")
+    add("--stages", default=",".join(STAGES), metavar="NAME,…", help="pipeline: which (default all)")
+    add("--batches", type=int, default=6, metavar="N", help="pipeline: of every pool (default 6)")
+
+
+def _add_evaluate(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--protocol", default="quick", metavar="NAME", help="of the evaluation (default quick)")
+    add("--ipc", type=int, default=10, metavar="N", help="digits a class to train on (default 10)")
+    add("--steps", type=int, metavar="N", help="train for N steps, scored once (default: the protocol's)")
+    add("--scored", type=int, metavar="N", help="score N images a class (default: all of the split)")
+    add("--loader-workers", type=int, default=2, metavar="N", help="of the plain side (default 2)")
+    add("--accuracy", type=int, default=0, metavar="N", help="also compare accuracies over N seeds")
+
+
 def run(arguments: argparse.Namespace) -> None:
     if arguments.what not in WHAT:
         raise InputError(f"bench: {arguments.what!r} is none of {', '.join(WHAT)}")
-    if arguments.out and (Path(arguments.out).is_dir() or not Path(arguments.out).absolute().parent.is_dir()):
+    out = Path(arguments.out).absolute() if arguments.out else None
+    if out and (out.is_dir() or not out.parent.is_dir()):
         raise InputError(
             f"--out: {arguments.out} is no file in a folder that exists; name one, such as figures.json"
         )
-    found = WHAT[arguments.what].run(arguments)
-    if arguments.out:
-        Path(arguments.out).write_text(json.dumps(found, indent=2) + "\n")
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(arguments.work or temporary).absolute()
+        figures = import_module(f".{WHAT[arguments.what]}", __package__).run(arguments, work)
+    if out:
+        out.write_text(json.dumps(figures, indent=2) + "\n")

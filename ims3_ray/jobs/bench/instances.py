@@ -1,21 +1,21 @@
-"""Selection problems of any size: features like a network's, and tables without structure as the adversarial
-case.
+"""Selection problems of any size: features like a network's, and tables without any, the adversarial case.
 
 Structured: classes come in families of ten; features are non-negative, as after a ReLU, and their cosines lie
 mostly between 0.4 and 0.95. Structureless: every vector is independent of its class, in few dimensions, so
 that distances vary.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import Float32
 
 from ims3_ray.method.keys import key_seed
 from ims3_ray.storage.artifacts import Directory
 
-Kind = Literal["structured", "structureless"]
 WIDTH = 512
 FREE_WIDTH = 16  # dimensions that a structureless vector uses
 FAMILY = 10  # classes that resemble each other
@@ -24,67 +24,75 @@ FAMILY_SPREAD, CLASS_SPREAD = 0.7, 0.4
 CHUNK = 256  # classes a file
 
 
-def chunks(num_classes: int) -> list[range]:
-    return [range(start, min(start + CHUNK, num_classes)) for start in range(0, num_classes, CHUNK)]
+@dataclass(frozen=True)
+class Case:
+    """A problem of C classes of G subgroups, and how it is weighed."""
 
+    classes: int
+    subgroups: int
+    noise: float
+    kind: Literal["structured", "structureless"] = "structured"
+    normalization: Literal["per_class", "none"] = "per_class"
 
-def vectors(ids: range, subgroups: int, noise: float, kind: Kind, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Unit-length candidates (n, G, D) and real centroids (n, D) float32 of some classes, each drawn by its
-    own key.
-    """
-    candidates = np.zeros((len(ids), subgroups, WIDTH), np.float32)
-    real = np.zeros((len(ids), WIDTH), np.float32)
-    draws = _draws("base", seed)
-    base, directions = draws.random(WIDTH), draws.standard_normal((RANK, WIDTH)) / np.sqrt(RANK)
-    for row, label in enumerate(ids):
-        draws = _draws("class", seed, label)
-        if kind == "structureless":
-            candidates[row, :, :FREE_WIDTH] = draws.standard_normal((subgroups, FREE_WIDTH))
-            real[row, :FREE_WIDTH] = draws.standard_normal(FREE_WIDTH)
-        else:
-            family = _draws("family", seed, label // FAMILY).standard_normal(RANK)
-            place = FAMILY_SPREAD * family + CLASS_SPREAD * draws.standard_normal(RANK)
-            around = noise * draws.standard_normal((subgroups, RANK))
-            own = noise * draws.standard_normal((subgroups, WIDTH)) / 4
-            candidates[row] = base + (place + around) @ directions + own
-            real[row] = base + place @ directions
-    fold = np.abs if kind == "structureless" else lambda values: np.maximum(values, 0)
-    candidates, real = fold(candidates), fold(real)
-    return candidates / np.linalg.norm(candidates, axis=2, keepdims=True), real / np.linalg.norm(
-        real, axis=1, keepdims=True
-    )
+    @property
+    def size(self) -> str:
+        return f"{self.classes} × {self.subgroups}"
 
+    @property
+    def instance(self) -> str:
+        return f"noise {self.noise}" if self.kind == "structured" else self.kind
 
-def write(folder: Directory, ids: range, subgroups: int, noise: float, kind: Kind, seed: int) -> None:
-    """Both tables of some classes, as files of their own below candidates/ and real/."""
-    candidates, real = vectors(ids, subgroups, noise, kind, seed)
-    labels = np.repeat(np.arange(ids.start, ids.stop), subgroups)
-    own = {
-        "class": labels,
-        "subgroup": np.tile(np.arange(subgroups), len(ids)),
-        "index": np.zeros(len(labels), np.int64),
-    }
-    tables = {
-        "candidates": own | {"feature": _lists(candidates.reshape(-1, WIDTH))},
-        "real": {"class": np.arange(ids.start, ids.stop), "feature": _lists(real)},
-    }
-    for name, columns in tables.items():
-        sink = pa.BufferOutputStream()
-        pq.write_table(pa.table(columns), sink, compression="none", row_group_size=32 * subgroups)
-        (folder / name).write(f"part-{ids.start:06d}.parquet", sink.getvalue().to_pybytes())
+    def vectors(
+        self, ids: range | None = None, seed: int = 0
+    ) -> tuple[Float32[np.ndarray, "n G D"], Float32[np.ndarray, "n D"]]:
+        """Unit-length candidates and real centroids of some classes, or all, each drawn by its own key."""
+        ids = range(self.classes) if ids is None else ids
+        candidates = np.zeros((len(ids), self.subgroups, WIDTH), np.float32)
+        real = np.zeros((len(ids), WIDTH), np.float32)
+        draws = _draws("base", seed)
+        base, directions = draws.random(WIDTH), draws.standard_normal((RANK, WIDTH)) / np.sqrt(RANK)
+        for row, label in enumerate(ids):
+            draws = _draws("class", seed, label)
+            if self.kind == "structureless":
+                candidates[row, :, :FREE_WIDTH] = draws.standard_normal((self.subgroups, FREE_WIDTH))
+                real[row, :FREE_WIDTH] = draws.standard_normal(FREE_WIDTH)
+            else:
+                family = _draws("family", seed, label // FAMILY).standard_normal(RANK)
+                place = FAMILY_SPREAD * family + CLASS_SPREAD * draws.standard_normal(RANK)
+                around = self.noise * draws.standard_normal((self.subgroups, RANK))
+                own = self.noise * draws.standard_normal((self.subgroups, WIDTH)) / 4
+                candidates[row] = base + (place + around) @ directions + own
+                real[row] = base + place @ directions
+        rows = (np.abs(v) if self.kind == "structureless" else np.maximum(v, 0) for v in (candidates, real))
+        candidates, real = (v / np.linalg.norm(v, axis=-1, keepdims=True) for v in rows)
+        return candidates, real
 
+    def chunks(self) -> list[range]:
+        """The classes of each file."""
+        return [range(start, min(start + CHUNK, self.classes)) for start in range(0, self.classes, CHUNK)]
 
-def cosines(
-    num_classes: int, subgroups: int, noise: float, kind: Kind, seed: int
-) -> tuple[float, float, float]:
-    """The 5th, 50th and 95th percentile of the cosines between candidates of different classes, of up to 200
-    classes.
-    """
-    candidates, _ = vectors(range(min(num_classes, 200)), min(subgroups, 5), noise, kind, seed)
-    flat = candidates.reshape(-1, WIDTH)
-    labels = np.repeat(np.arange(len(candidates)), candidates.shape[1])
-    values = (flat @ flat.T)[labels[:, None] != labels]
-    return tuple(float(q) for q in np.percentile(values, (5, 50, 95)))
+    def write(self, folder: Directory, ids: range) -> None:
+        """Both tables of some classes, as files of their own below candidates/ and real/."""
+        candidates, real = self.vectors(ids)
+        labels, subgroups = np.arange(ids.start, ids.stop), np.arange(self.subgroups)
+        keys = {"class": np.repeat(labels, self.subgroups), "subgroup": np.tile(subgroups, len(ids))}
+        keys["index"] = np.zeros(candidates.shape[:2], np.int64).ravel()
+        tables = {
+            "candidates": keys | {"feature": _lists(candidates.reshape(-1, WIDTH))},
+            "real": {"class": labels, "feature": _lists(real)},
+        }
+        for name, columns in tables.items():
+            sink = pa.BufferOutputStream()
+            pq.write_table(pa.table(columns), sink, compression="none", row_group_size=32 * self.subgroups)
+            (folder / name).write(f"part-{ids.start:06d}.parquet", sink.getvalue().to_pybytes())
+
+    def cosines(self) -> tuple[float, float]:
+        """The 5th and 95th percentile of those between candidates of different classes, of up to 200."""
+        candidates = self.vectors(range(min(self.classes, 200)))[0][:, :5]
+        flat = candidates.reshape(-1, WIDTH)
+        labels = np.repeat(np.arange(len(candidates)), candidates.shape[1])
+        low, high = np.percentile((flat @ flat.T)[labels[:, None] != labels], (5, 95))
+        return float(low), float(high)
 
 
 def _draws(*key: int | str) -> np.random.Generator:

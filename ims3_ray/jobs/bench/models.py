@@ -1,13 +1,10 @@
-"""Generators of real sizes with random weights, and the images, latents and inversions that a stage's bench
-works on.
+"""Generators of real sizes with random weights; the images, latents and inversions that a bench works on.
 
 Speed does not depend on what the weights and images are, so nothing has to be downloaded to measure it.
 """
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +28,7 @@ LARGER = 1.25  # an image's side over what the model takes, so that it must be s
 class Size:
     """A DiT (patches of 2, learned variance), a VAE, and the extractor φ beside them."""
 
+    name: str
     hidden_size: int
     depth: int
     heads: int
@@ -47,25 +45,25 @@ class Size:
         return self.sample_size * 2 ** (len(self.vae_channels) - 1)
 
 
-SIZES = {  # Peebles and Xie 2023, table 1, at 256 pixels; and one for a test
-    "tiny": Size(32, 2, 2, 8, 10, (8, 8), 1, 4, extractor="package://digits"),
-    "S/2": Size(384, 12, 6),
-    "B/2": Size(768, 12, 12),
-    "L/2": Size(1024, 24, 16),
-    "XL/2": Size(1152, 28, 16),
-}
+SIZES = (  # Peebles and Xie 2023, table 1, at 256 pixels; and one for a test
+    Size("tiny", 32, 2, 2, 8, 10, (8, 8), 1, 4, extractor="package://digits"),
+    Size("S/2", 384, 12, 6),
+    Size("B/2", 768, 12, 12),
+    Size("L/2", 1024, 24, 16),
+    Size("XL/2", 1152, 28, 16),
+)
 
 
-def size_named(name: str) -> Size:
-    if name not in SIZES:
-        raise InputError(f"--size: {name!r} is none of {', '.join(SIZES)}")
-    return SIZES[name]
+def size_named(name: str | None) -> Size:
+    """The largest where None."""
+    sizes = {size.name: size for size in SIZES}
+    if name and name not in sizes:
+        raise InputError(f"--size: {name!r} is none of {', '.join(sizes)}")
+    return sizes[name] if name else SIZES[-1]
 
 
 def random_pipeline(size: Size, folder: Path) -> None:
-    """A pipeline folder of `size` with random weights, those drawn that training starts at zero; kept where
-    it is there.
-    """
+    """A pipeline folder of `size` with random weights, no zeros among them; kept where it is there."""
     if (folder / "model_index.json").is_file():
         return
     from diffusers import AutoencoderKL
@@ -101,9 +99,7 @@ def class_name(label: int) -> str:
 
 
 def random_images(size: Size, folder: Path, per_class: int) -> None:
-    """Class folders of `per_class` JPEGs each: a smooth field of colours under noise, by seed; kept where
-    they are there.
-    """
+    """Class folders of `per_class` JPEGs: smooth colours under noise, by seed; kept where they are there."""
     side = round(size.image_size * LARGER)
     for label in range(min(CLASSES, size.num_classes)):
         (folder / class_name(label)).mkdir(parents=True, exist_ok=True)
@@ -116,14 +112,13 @@ def random_images(size: Size, folder: Path, per_class: int) -> None:
                 (side, side), Image.Resampling.BICUBIC
             )
             pixels = np.clip(np.asarray(field) + draws.normal(0, 8, (side, side, 3)), 0, 255).astype(np.uint8)
-            sink = io.BytesIO()
-            Image.fromarray(pixels).save(sink, "JPEG", quality=90)
-            path.write_bytes(sink.getvalue())
+            Image.fromarray(pixels).save(path, "JPEG", quality=90)
 
 
 def random_latents(context: Context, work: Directory, parts: int, rows: int) -> tuple[Directory, Directory]:
-    """Latents and their inversions, normal ones, as the stages write them: `parts` files of `rows` rows each."""
+    """Normal latents and inversions as the stages write them: `parts` files of `rows` rows each."""
     mirror, classes = context.config.data.mirror, len(context.classes)
+    shape = context.info.latent_shape
     latents, inversions = work / "latents", work / "inversions"
     latents.delete()  # of an earlier bench, which may have had more parts
     inversions.delete()
@@ -131,32 +126,15 @@ def random_latents(context: Context, work: Directory, parts: int, rows: int) -> 
         name = f"part-{part:05d}.parquet"
         draws = np.random.default_rng(key_seed("bench", "latents", part))
         ids = np.array([f"{part:05d}-{row:05d}" for row in range(rows)], dtype=object)
-        known = {"image_id": ids, "label": np.arange(rows, dtype=np.int64) % classes}
-        columns = known | _drawn(draws, rows, {"mean": context.info.latent_shape}, mirror)
-        spread = {
-            name.replace("mean", "logvar"): np.full_like(v, -6)
-            for name, v in columns.items()
-            if name not in known
-        }
-        points = (context.config.invert.points, *context.info.latent_shape)
-        trajectory = known | _drawn(draws, rows, {"inversion": points}, mirror)
-        latents.write(
-            name, tables.to_parquet(columns | spread, tables.MIRRORED_LATENTS if mirror else tables.LATENTS)
-        )
-        inversions.write(
-            name, tables.to_parquet(trajectory, tables.MIRRORED_INVERSIONS if mirror else tables.INVERSIONS)
-        )
+        keys: Columns = {"image_id": ids, "label": np.arange(rows, dtype=np.int64) % classes}
+        of_latents, of_inversions = dict(keys), dict(keys)
+        for view in ("", "mirror_")[: context.num_views]:
+            mean = draws.standard_normal((rows, *shape), dtype=np.float32).astype(np.float16)
+            of_latents |= {f"{view}mean": mean, f"{view}logvar": np.full_like(mean, -6)}
+            points = (rows, context.config.invert.points, *shape)
+            of_inversions[f"{view}inversion"] = draws.standard_normal(points, np.float32).astype(np.float16)
+        table = tables.MIRRORED_LATENTS if mirror else tables.LATENTS
+        latents.write(name, tables.to_parquet(of_latents, table))
+        table = tables.MIRRORED_INVERSIONS if mirror else tables.INVERSIONS
+        inversions.write(name, tables.to_parquet(of_inversions, table))
     return latents, inversions
-
-
-def _drawn(
-    draws: np.random.Generator, rows: int, shapes: dict[str, tuple[int, ...]], mirror: bool
-) -> Columns:
-    """Normal float16 columns of `shapes`, and those of the mirror images."""
-    names: dict[str, Any] = shapes | (
-        {f"mirror_{name}": shape for name, shape in shapes.items()} if mirror else {}
-    )
-    return {
-        name: draws.standard_normal((rows, *shape), dtype=np.float32).astype(np.float16)
-        for name, shape in names.items()
-    }

@@ -1,5 +1,4 @@
-"""`bench pipeline`, what Ray costs: a stage as the pipeline runs it, on one actor or Train worker, against the
-bare loop of the same parts.
+"""`bench pipeline`, what Ray costs: a stage on one actor or Train worker against the bare loop of its parts.
 
 A rate is that of all batches but the first, between the moments that they were done: the start of a pool, and
 what is compiled then, is apart.

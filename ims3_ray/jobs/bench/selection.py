@@ -1,189 +1,162 @@
-"""S³ measured: the actor pool over sizes and noise, against the loop that evaluates the whole objective at
-every trial.
+"""`bench select`, S³ measured: the actor pool over sizes and noise, against the loop that evaluates all of L.
 
 The plain loop visits the classes in turn, tries each candidate and keeps the best, until a sweep changes
 nothing. Where that takes too long its seconds are a trial's, measured, times the trials of all its sweeps,
-which selection_walk.walk counts: it makes the same choices.
+which `walk` counts: it makes the same choices.
 """
 
+import argparse
 import hashlib
+import itertools
+import re
 import resource
 import time
-from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
-from ims3_ray.cluster.machine import Machine
+from ims3_ray.cluster.machine import Machine, connect, find_machine
+from ims3_ray.config.load import load_settings, parse_overrides
+from ims3_ray.config.settings import Selecting
 from ims3_ray.config.sections import Select
-from ims3_ray.method.s3.objective import Objective, Selection, evaluate
+from ims3_ray.errors import InputError
+from ims3_ray.method.s3.objective import Objective, evaluate
 from ims3_ray.method.s3.proof.branch_and_bound import branch_and_bound
 from ims3_ray.method.s3.rounds import select, solve
+from ims3_ray.method.s3.shard import Joined, Shard
 from ims3_ray.method.s3.walk import walk
 from ims3_ray.stages.select.features import open_candidates
-from ims3_ray.stages.select.pool import ShardPool, Source
+from ims3_ray.stages.select.pool import ClassRange, ShardPool, Source, of_groups
 from ims3_ray.stages.select.solve import certify_pool, run_tasks
-from ims3_ray.storage.artifacts import Directory
+from ims3_ray.storage.artifacts import Directory, open_directory
 
-from . import instances
-from .instances import Kind
+from .figures import Figures, as_percent, print_head, print_row
+from .instances import Case
 
 PLAIN_LIMIT_S = 120.0
-# pairs of a candidate and a class up to which the plain loop's sweeps are counted
-COUNTED_VALUES = 25_000_000
+COUNTED_VALUES = (
+    25_000_000  # pairs of a candidate and a class up to which the plain loop's sweeps are counted
+)
+ROUNDING = 1e-7  # of an objective: the pool's centroids are averaged and normalised once more
+TASKS = 20  # that the problems of --optimum are split over
+SPEED = (
+    "C × G | instance | cosines 5–95 % | weights | shards | read s | rounds | rounds s | plain loop s | ratio | "
+    "bound | bound s | gap | gap of gain | actor GB | driver GB | choice"
+)
+OPTIMUM = "C × G | instance | weights | restarts | reached | proved | rounds s, mean | exact s, largest"
 
 
-@dataclass(frozen=True)
-class Case:
-    """One problem: C classes of G subgroups."""
+def run(arguments: argparse.Namespace, work: Path) -> list[Figures]:
+    """Print the table; gives its figures."""
+    given, weights = parse_overrides(arguments.overrides), arguments.normalization.split(",")
+    fixed = {"select.restarts": 0, "select.certify": arguments.certify, "select.real_images": None}
+    settings = {
+        name: load_settings(Selecting, given | fixed | {"select.normalization": name}) for name in weights
+    }
+    sizes = [_size(word) for word in arguments.grid.split(",")]
+    try:
+        noises = [float(word) for word in arguments.noise.split(",")]
+    except ValueError as error:
+        raise InputError(f"--noise: {arguments.noise!r} is no list of numbers, such as 0.1,0.3") from error
+    cases = [
+        Case(*size, noise, "structured", name)
+        for size, name, noise in itertools.product(sizes, settings, noises)
+    ]
+    if arguments.structureless:
+        cases += [
+            Case(*size, 0.0, "structureless", name) for size, name in itertools.product(sizes, settings)
+        ]
+    connect()
+    if arguments.optimum:
+        print_head(OPTIMUM)
+        return [_optimality(case, arguments.optimum, restarts) for case in cases for restarts in (0, 8)]
+    machine = find_machine(settings[weights[0]].workers)
+    print_head(SPEED)
+    folder = open_directory(str(work))
+    return [
+        _speed(case, folder, settings[case.normalization].select, machine, arguments.plain) for case in cases
+    ]
 
-    classes: int
-    subgroups: int
-    noise: float
-    kind: Kind = "structured"
-    normalization: str = "per_class"
+
+def _size(word: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", word.strip())
+    if not match:
+        raise InputError(f"--grid: {word!r} is no size; write classes x subgroups, such as 1000x5")
+    return int(match[1]), int(match[2])
 
 
-@dataclass(frozen=True)
-class Measured:
+def _speed(case: Case, folder: Directory, settings: Select, machine: Machine, plain: bool) -> Figures:
     """Seconds by part, the most memory of an actor and of the driver, and how good the selection is."""
-
-    case: Case
-    shards: int
-    read_s: float
-    rounds_s: float
-    rounds: int
-    objective: float
-    certificate: str
-    certify_s: float
-    gap: float | None
-    gap_of_gain: float | None
-    actor_gb: float
-    driver_gb: float
-    plain_s: float
-    plain_is: str  # "measured", "extrapolated", or "one sweep, extrapolated"
-    plain_objective: float | None
-    choice_sha: str
-
-    def flat(self) -> dict:
-        values = asdict(self)
-        return values.pop("case") | values
-
-
-def measure(
-    case: Case, folder: Directory, machine: Machine, certify: str, seed: int = 0, plain: bool = True
-) -> Measured:
-    """Write the problem's tables below `folder` where they are not there yet, select on the pool, certify,
-    compare.
-    """
-    files = written(case, folder, seed)
-    began = time.perf_counter()
-    source, pool = opened(
-        files,
-        Select(restarts=0, normalization=case.normalization, certify=certify, real_images=None),
-        machine,
-    )
-    read = time.perf_counter()
-    selection = solve(pool.call("groups"), source.objective)
-    solved = time.perf_counter()
-    selection = certify_pool(pool.call("groups"), selection, source)
-    certified = time.perf_counter()
-    memory = max(held for _, held in pool.call("range")("process"))
+    files = written(case, folder)
+    times = [time.perf_counter()]
+    pool = open_candidates(files / "candidates", files / "real", ("candidates", "real"))
+    source = Source(pool, tuple(map(str, pool.classes)), settings, 1, 0)
+    shards = ShardPool(source, machine)
+    shards.ask(ClassRange.process)  # the first question reads the features
+    times.append(time.perf_counter())
+    groups = Joined(shards.asking(of_groups))
+    selection = solve(groups, source.objective)
+    times.append(time.perf_counter())
+    selection = certify_pool(groups, selection, source, run_tasks)
+    times.append(time.perf_counter())
+    memory, num_shards = max(held for _, held in shards.ask(ClassRange.process)), len(shards.ranges)
     driver = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    shards = len(pool.ranges)
-    del pool  # its actors end
-    plain_s, plain_is, plain_objective = (
-        plain_loop(case, seed, source.objective) if plain else (float("nan"), "not run", None)
-    )
-    return Measured(
-        case=case,
-        shards=shards,
-        read_s=read - began,
-        rounds_s=solved - read,
-        rounds=selection.rounds,
-        objective=selection.objective,
-        certificate=selection.certificate,
-        certify_s=certified - solved,
-        gap=selection.gap,
-        gap_of_gain=selection.gap_of_gain,
-        actor_gb=memory / 1e9,
-        driver_gb=driver / 1e9,
-        plain_s=plain_s,
-        plain_is=plain_is,
-        plain_objective=plain_objective,
-        choice_sha=digest(selection),
-    )
+    del shards, groups  # the actors end
+    plain_s, plain_is, plain_total = plain_loop(case, source.objective) if plain else (None, "not run", None)
+    read_s, rounds_s, certify_s = np.diff(times).tolist()
+    choice_sha = hashlib.sha256(selection.choice.astype("<i8").tobytes()).hexdigest()[:8]
+    low, high = case.cosines()
+    print_row(
+        case.size, case.instance, f"{low:.2f}–{high:.2f}", case.normalization, num_shards, f"{read_s:.1f}",
+        selection.rounds, f"{rounds_s:.3f}", f"{plain_s:.3g} ({plain_is})" if plain_s else "–",
+        f"{plain_s / rounds_s:.0f}" if plain_s else "–", selection.certificate, f"{certify_s:.1f}",
+        as_percent(selection.gap, 3), as_percent(selection.gap_of_gain, 3), f"{memory / 1e9:.2f}",
+        f"{driver / 1e9:.2f}", choice_sha,
+    )  # fmt: skip
+    total = selection.objective
+    if plain_total is not None and total > plain_total + ROUNDING * abs(plain_total):
+        print(f"  the plain loop ends lower: {plain_total:.9g} against {total:.9g}", flush=True)
+    return vars(case) | {
+        "shards": num_shards,
+        "read_s": read_s,
+        "rounds_s": rounds_s,
+        "rounds": selection.rounds,
+        "objective": total,
+        "certificate": selection.certificate,
+        "certify_s": certify_s,
+        "gap": selection.gap,
+        "gap_of_gain": selection.gap_of_gain,
+        "actor_gb": memory / 1e9,
+        "driver_gb": driver / 1e9,
+        "plain_s": plain_s,
+        "plain_is": plain_is,
+        "plain_objective": plain_total,
+        "choice_sha": choice_sha,
+    }
 
 
-def written(case: Case, folder: Directory, seed: int) -> Directory:
+def written(case: Case, folder: Directory) -> Directory:
     """Where the problem's tables lie below `folder`; written where they are not there yet."""
-    files = folder / f"{case.kind}-{case.classes}x{case.subgroups}-{case.noise}-{seed}"
+    files = folder / f"{case.kind}-{case.classes}x{case.subgroups}-{case.noise}-0"
     if not files.exists("complete"):
-        of_problem = (case.subgroups, case.noise, case.kind, seed)
-        run_tasks(instances.write, [(files, ids, *of_problem) for ids in instances.chunks(case.classes)])
+        run_tasks(case.write, [(files, ids) for ids in case.chunks()])
         files.write("complete", b"")
     return files
 
 
-def opened(files: Directory, settings: Select, machine: Machine) -> tuple[Source, ShardPool]:
-    """The pool of the tables in `files`, its features read."""
-    candidates = open_candidates(files / "candidates", files / "real", ("candidates", "real"))
-    source = Source(candidates, tuple(map(str, candidates.classes)), settings, 1, 0)
-    pool = ShardPool(source, machine)
-    pool.call("range")("process")
-    return source, pool
-
-
-@dataclass(frozen=True)
-class Pruned:
-    """Rounds that score every class, against rounds that score the nearest ones and a mean."""
-
-    case: Case
-    neighbours: int
-    exact_s: float
-    pruned_s: float
-    agreement: float  # share of the classes with the same choice
-    exact_objective: float
-    pruned_objective: float
-
-
-def pruning(case: Case, folder: Directory, machine: Machine, neighbours: int) -> Pruned:
-    """Both kinds of rounds on one problem, from the closest-to-real start."""
-    files, found = written(case, folder, 0), []
-    for count in (None, neighbours):
-        settings = Select(restarts=0, normalization=case.normalization, neighbours=count, real_images=None)
-        source, pool = opened(files, settings, machine)
-        began = time.perf_counter()
-        found.append(
-            (solve(pool.call("groups"), source.objective, walked=False), time.perf_counter() - began)
-        )
-        del pool
-    (exact, exact_s), (pruned, pruned_s) = found
-    agreement = float((exact.choice == pruned.choice).mean())
-    return Pruned(case, neighbours, exact_s, pruned_s, agreement, exact.objective, pruned.objective)
-
-
-def digest(selection: Selection) -> str:
-    """Eight hexadecimal digits that stand for the choice."""
-    return hashlib.sha256(selection.choice.astype("<i8").tobytes()).hexdigest()[:8]
-
-
-def plain_loop(case: Case, seed: int, objective: Objective) -> tuple[float, str, float | None]:
-    """Seconds of the plain loop, whether they were measured or extrapolated, and the objective that it ends
-    at.
-    """
-    candidates, real = instances.vectors(range(case.classes), case.subgroups, case.noise, case.kind, seed)
-    closest = np.einsum("cgd,cd->cg", candidates, real).argmax(axis=1)
+def plain_loop(case: Case, objective: Objective) -> tuple[float, str, float | None]:
+    """Seconds of the plain loop, whether these are measured or extrapolated, and the objective at its end."""
+    candidates, real = case.vectors()
+    pools, closest = list(candidates), np.einsum("cgd,cd->cg", candidates, real).argmax(axis=1)
     num_trials = case.classes * case.subgroups
     sweeps, end = 1, None
     if float(num_trials) * case.classes <= COUNTED_VALUES:
-        attractions = np.log(
-            1 - np.einsum("cgd,cd->cg", candidates, real, dtype=float) + objective.epsilon
-        ).ravel()
-        walked, sweeps = walk(list(candidates), attractions, closest, objective)
-        end = evaluate(walked, list(candidates), real, objective).total
+        attractions = Shard(0, pools, real, objective, case.classes).attractions()
+        walked, sweeps = walk(pools, attractions, closest, objective)
+        end = evaluate(walked, pools, real, objective).total
     choice, trials, began = closest.copy(), 0, time.perf_counter()
     for i in np.tile(np.arange(case.classes), sweeps):
-        costs = []
+        costs: list[float] = []
         for choice[i] in range(case.subgroups):
             costs.append(whole_objective(candidates, real, choice, objective))
         choice[i], trials = int(np.argmin(costs)), trials + case.subgroups
@@ -208,42 +181,37 @@ def whole_objective(
     return float(objective.alpha * attraction - objective.pair_weight(len(choice)) * separation)
 
 
-@dataclass(frozen=True)
-class Optimality:
-    """Many small problems of one kind, each solved by rounds with restarts and proved by branch and bound."""
-
-    case: Case
-    instances: int
-    restarts: int
-    reached: int
-    proved: int
-    rounds_s: float  # mean a problem
-    exact_s: float  # largest
-
-
-def optimality(case: Case, count: int, restarts: int) -> Optimality:
+def _optimality(case: Case, count: int, restarts: int) -> Figures:
     """How often the rounds end at the optimum, over seeds 0 … count − 1, in Ray tasks."""
-    batches = np.array_split(np.arange(count), 20)
-    found = [
-        one
-        for part in run_tasks(_solve_both, [(case, b.tolist(), restarts) for b in batches if len(b)])
-        for one in part
-    ]
-    rounds, exact, reached, proved = (np.array(column) for column in zip(*found, strict=True))
-    return Optimality(
-        case, count, restarts, int(reached.sum()), int(proved.sum()), float(rounds.mean()), float(exact.max())
-    )
+    batches = [batch.tolist() for batch in np.array_split(np.arange(count), TASKS) if len(batch)]
+    answers = run_tasks(_solve_both, [(case, batch, restarts) for batch in batches])
+    rounds_s, exact_s, reached, proved = zip(*itertools.chain(*answers), strict=True)
+    figures: Figures = {
+        "instances": count,
+        "restarts": restarts,
+        "reached": sum(reached),
+        "proved": sum(proved),
+        "rounds_s": sum(rounds_s) / count,
+        "exact_s": max(exact_s),
+    }
+    shares = f"{sum(reached)}/{count}", f"{sum(proved)}/{count}"
+    times = f"{figures['rounds_s']:.4f}", f"{figures['exact_s']:.3f}"
+    print_row(case.size, case.instance, case.normalization, restarts, *shares, *times)
+    return figures | {"case": vars(case)}
 
 
 def _solve_both(case: Case, seeds: list[int], restarts: int) -> list[tuple[float, float, bool, bool]]:
-    objective, found = Objective(0.4, 0.9, normalization=case.normalization), []
+    """Seconds of both, whether the rounds reach the optimum, and whether it is proved, of each seed."""
+    objective = Objective(0.4, 0.9, normalization=case.normalization)
+    answers: list[tuple[float, float, bool, bool]] = []
     for seed in seeds:
-        candidates, real = instances.vectors(range(case.classes), case.subgroups, case.noise, case.kind, seed)
+        candidates, real = case.vectors(seed=seed)
         began = time.perf_counter()
         rounds = select(list(candidates), real, objective, restarts=restarts, seed=seed)
         middle = time.perf_counter()
         best = branch_and_bound(list(candidates), real, objective, seed=seed)
         slack = 1e-9 * max(1.0, abs(best.objective))
+        reached = rounds.objective <= best.objective + slack
         times = middle - began, time.perf_counter() - middle
-        found.append((*times, rounds.objective <= best.objective + slack, best.certificate == "exact"))
-    return found
+        answers.append((*times, reached, best.certificate == "exact"))
+    return answers

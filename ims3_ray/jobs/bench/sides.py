@@ -1,31 +1,29 @@
-"""Two or more ways of doing the same work, measured beside each other: each in a process of its own, taking
-turns.
-"""
+"""Ways of doing the same work, measured beside each other: each in a process of its own, taking turns."""
 
 import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import ray
 import torch
 
-from ims3_ray.cluster.device_rate import DeviceFigures, measure_device, peak_memory, synchronize
+from ims3_ray.cluster.device_rate import DeviceFigures, peak_memory, synchronize
 from ims3_ray.cluster.machine import Machine
 from ims3_ray.config.base import DeviceKind
 from ims3_ray.models.device import batch_must_fit
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Side:
     """`build(**arguments)` gives what does the work when it is called; a training also has `checkpoint()`."""
 
     name: str  # "own", or what it stands beside: "published", "plain"
     settings: str  # what a person should know of it
-    build: Callable[..., Callable[[], Any]]
-    arguments: dict[str, Any]
+    build: Callable[..., Callable[[], object]]
+    arguments: dict[str, object] = field(default_factory=dict)
     batch_size: int
     images: int  # that a call makes
     operations: float  # an image
@@ -51,6 +49,10 @@ class Measured:
     checkpoint_bytes: int | None
 
 
+class Resumable(Protocol):
+    def checkpoint(self) -> object: ...
+
+
 @ray.remote(num_cpus=0, max_restarts=0)
 class Runner:
     """The process of one side. It reserves no core: only one side works at a time."""
@@ -61,15 +63,13 @@ class Runner:
         self._threads = ThreadPoolExecutor(side.calls_at_once)
         self._call = side.build(**side.arguments)
         synchronize(device)
-        self.load_s = time.perf_counter() - began
+        self._load_s = time.perf_counter() - began
 
     def run(self, seconds: float) -> tuple[int, float]:
-        """Calls made, at least one a thread, and the time that they took; memory that is not in use is given
-        back.
-        """
+        """Calls made, at least one a thread, and the time that they took; unused memory is given back."""
         began = time.perf_counter()
 
-        def caller(_: int) -> int:
+        def call(_: int) -> int:
             calls = 0
             while not calls or time.perf_counter() - began < seconds:
                 with batch_must_fit(self._side.batch_field, self._side.batch_size):
@@ -78,85 +78,73 @@ class Runner:
                 calls += 1
             return calls
 
-        calls = sum(self._threads.map(caller, range(self._side.calls_at_once)))
+        calls = sum(self._threads.map(call, range(self._side.calls_at_once)))
         took = time.perf_counter() - began
         if self._device == "cuda":
             torch.cuda.empty_cache()  # the sides share the GPU
         return calls, took
 
-    def figures(self) -> dict[str, Any]:
-        figures = {
-            "load_s": self.load_s,
-            "peak_memory_bytes": peak_memory(self._device),
-            "checkpoint_bytes": None,
-        }
-        if hasattr(self._call, "checkpoint"):
-            figures["checkpoint_bytes"] = saved_bytes(self._call.checkpoint())
-        return figures
+    def figures(self) -> tuple[int, float, int | None]:
+        """Peak memory, seconds of loading, bytes of a checkpoint."""
+        checkpoint = getattr(self._call, "checkpoint", None)
+        return peak_memory(self._device), self._load_s, checkpoint and saved_bytes(checkpoint())
 
 
 def compare(
-    sides: list[Side],
-    machine: Machine,
-    device: DeviceFigures,
-    *,
-    repetitions: int,
-    seconds: float,
-    reference: str = "published",
+    sides: list[Side], machine: Machine, device: DeviceFigures, *, repetitions: int, seconds: float
 ) -> list[Measured]:
     """Every side's figures; in each repetition all take their turn, for at least `seconds` and one call.
 
-    `reference`: the side that ratios are over.
+    Ratios are over the last side, where it is not an own one.
     """
     gpus = 0.99 / len(sides) if machine.device == "cuda" else 0  # of one GPU, which all of them share
     runners = [Runner.options(num_gpus=gpus).remote(side, machine.device) for side in sides]
-    first = [ray.get(runner.run.remote(0)) for runner in runners]
-    turns = [[ray.get(runner.run.remote(seconds)) for runner in runners] for _ in range(repetitions)]
+    first, *turns = (
+        [ray.get(runner.run.remote(at_least)) for runner in runners]
+        for at_least in [0.0] + [seconds] * repetitions
+    )
     rates = [
-        [s.images * calls / took for calls, took in column]
-        for s, column in zip(sides, zip(*turns, strict=True), strict=True)
+        [side.images * calls / took for calls, took in of_side]
+        for side, of_side in zip(sides, zip(*turns, strict=True), strict=True)
     ]
     medians = [statistics.median(of_side) for of_side in rates]
-    base = next((rate for side, rate in zip(sides, medians, strict=True) if side.name == reference), None)
-    return [
-        Measured(
-            name=side.name,
-            settings=side.settings,
-            batch_size=side.batch_size,
-            images_per_s=rate,
-            ratio=rate / base if base else None,
-            rates=of_side,
-            operations_per_image=side.operations,
-            matrix_share=rate * side.operations / device.matrix_rate,
-            warm_up_s=max(0.0, took - side.images * calls / rate),
-            **ray.get(runner.figures.remote()),
+    base = None if sides[-1].name == "own" else medians[-1]
+    measured: list[Measured] = []
+    for side, runner, rate, of_side, (calls, took) in zip(sides, runners, medians, rates, first, strict=True):
+        peak, load_s, checkpoint = ray.get(runner.figures.remote())
+        measured.append(
+            Measured(
+                name=side.name,
+                settings=side.settings,
+                batch_size=side.batch_size,
+                images_per_s=rate,
+                ratio=rate / base if base else None,
+                rates=of_side,
+                operations_per_image=side.operations,
+                matrix_share=rate * side.operations / device.matrix_rate,
+                peak_memory_bytes=peak,
+                load_s=load_s,
+                warm_up_s=max(0.0, took - side.images * calls / rate),
+                checkpoint_bytes=checkpoint,
+            )
         )
-        for side, runner, rate, of_side, (calls, took) in zip(
-            sides, runners, medians, rates, first, strict=True
-        )
-    ]
-
-
-def device_figures(machine: Machine) -> DeviceFigures:
-    """The device of a worker of `machine`, measured by one."""
-    return ray.get(ray.remote(measure_device).options(**machine.actor_resources).remote(machine.device))
+    return measured
 
 
 class _Counter:
     """A file that keeps the number of bytes alone."""
 
-    def __init__(self) -> None:
-        self.size = 0
+    size = 0
 
-    def write(self, data: Any) -> int:
+    def write(self, data: bytes) -> int:
         self.size += memoryview(data).nbytes
         return memoryview(data).nbytes
 
     def flush(self) -> None: ...
 
 
-def saved_bytes(state: Any) -> int:
+def saved_bytes(state: object) -> int:
     """The size of the file that torch.save writes for `state`."""
     file = _Counter()
-    torch.save(state, file)
+    torch.save(state, file)  # pyright: ignore[reportArgumentType]  # it needs no more than write and flush
     return file.size

@@ -1,4 +1,4 @@
-"""`bench sample | finetune | encode | invert`: a stage of this project beside the published settings of it."""
+"""`bench sample | finetune | encode | invert`: a stage of this project beside its published settings."""
 
 import argparse
 from dataclasses import asdict

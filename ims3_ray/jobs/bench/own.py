@@ -1,0 +1,157 @@
+"""This project's own path of a stage: its worker class, built and called as an actor does it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ims3_ray.cluster.fan_out import CALLS_PER_ACTOR, Part
+from ims3_ray.cluster.trainer import Optimisation, Trainer
+from ims3_ray.data.reading import payloads
+from ims3_ray.method import difffit
+from ims3_ray.models.device import prepare_device
+from ims3_ray.models.dit import DiT, DiTConfig
+from ims3_ray.pipeline.steps import STAGES
+from ims3_ray.stages.context import Context
+from ims3_ray.stages.costs import count_forward, count_operations
+from ims3_ray.stages.encode import Encoder, encoder_arguments
+from ims3_ray.stages.finetune.stage import InversionMatchingTask, optimisation, task_arguments
+from ims3_ray.stages.invert import Inverter, inverter_arguments
+from ims3_ray.stages.sample.stage import Sampler, sampler_arguments
+from ims3_ray.storage import tables
+from ims3_ray.storage.artifacts import Directory, part_names
+from ims3_ray.storage.tables import Table
+
+from .models import random_latents
+from .sides import Side
+
+ENDLESS = 10**9  # steps: a bench stops by time
+
+
+@dataclass(frozen=True)
+class PoolWork:
+    """What `fan_out` is given to make a number of a stage's batches."""
+
+    build: Callable[..., Callable[..., object]]
+    arguments: dict[str, object]
+    parts: list[Part]
+    table: Table
+
+
+def pool_work(context: Context, stage: str, work: Directory, num_parts: int) -> PoolWork:
+    """`num_parts` full batches of sample, encode or invert; latents to read are written below `work`."""
+    mirror = context.config.data.mirror
+    if stage == "sample":
+        size, classes = context.batch_size(context.config.sample), len(context.classes)
+        rows = [[i % classes, 0, i // classes] for i in range(num_parts * size)]
+        parts = [Part(n, size, rows[n * size : (n + 1) * size]) for n in range(num_parts)]
+        return PoolWork(Sampler, sampler_arguments(context, None), parts, tables.CANDIDATES)
+    size, train = context.batch_size(context.config.encode), context.images["train"]
+    if stage == "encode":
+        cut = payloads(train, (np.arange(num_parts * size) % len(train)).tolist(), size)
+        parts = [Part(n, size, payload) for n, payload in enumerate(cut)]
+        table = tables.MIRRORED_LATENTS if mirror else tables.LATENTS
+        return PoolWork(Encoder, encoder_arguments(context), parts, table)
+    latents, _ = random_latents(context, work, num_parts, size)  # in parts of the size that encode makes
+    parts = [Part(n, size, name) for n, name in enumerate(part_names(latents))]
+    table = tables.MIRRORED_INVERSIONS if mirror else tables.INVERSIONS
+    return PoolWork(Inverter, inverter_arguments(context, latents), parts, table)
+
+
+def training_work(context: Context, work: Directory, steps: int) -> tuple[dict[str, object], Optimisation]:
+    """What fine-tuning's task is built with and how it is trained, on latents written below `work`."""
+    latents, inversions = random_latents(context, work, 1, max(256, context.config.finetune.batch_size))
+    return task_arguments(context, latents, inversions), optimisation(context.config.finetune, steps)
+
+
+def own_side(context: Context, stage: str, work: Directory) -> Side:
+    """The side "own" of `stage`, one batch of the context's recipe a call."""
+    config, numerics = context.config, context.numerics
+    how = f"{numerics.precision}{', compiled blocks' if numerics.compiled else ''}, "
+    if stage == "finetune":
+        size = config.finetune.batch_size
+        arguments, numbers = training_work(context, work, ENDLESS)
+        return Side(
+            name="own",
+            settings=f"{how}latents read, {config.finetune.micro_batches} parts, EMA of DiffFit's parameters",
+            build=TrainingStep,
+            arguments={"arguments": arguments, "numbers": numbers, "device": context.machine.device},
+            batch_size=size,
+            images=size,
+            operations=step_operations(context.info.config, frozen=True),
+            batch_field="finetune.batch_size",
+        )
+    pool = pool_work(context, stage, work, 1)
+    images, sample = pool.parts[0].rows, config.sample
+    how += {
+        "sample": f"{sample.steps} {sample.sampler} steps, guidance {sample.guidance_scale:g}, "
+        "PNG and features",
+        "encode": "files decoded on threads",
+        "invert": f"{config.invert.points} points, parts of {images} images",
+    }[stage]
+    return Side(
+        name="own",
+        settings=how,
+        build=WorkerCall,
+        arguments={"build": pool.build, "arguments": pool.arguments, "payload": pool.parts[0].payload},
+        batch_size=context.batch_size(getattr(config, stage)),
+        images=images,
+        operations=pool_operations(context, stage),
+        batch_field=f"{stage}.batch_size.{context.machine.device}",
+        calls_at_once=CALLS_PER_ACTOR,
+    )
+
+
+class WorkerCall:
+    """A pool's worker, called with one payload again and again."""
+
+    def __init__(
+        self, build: Callable[..., Callable[..., object]], arguments: dict[str, object], payload: object
+    ):
+        self._worker, self._payload = build(**arguments), payload
+
+    def __call__(self) -> object:
+        return self._worker(self._payload)
+
+
+class TrainingStep:
+    """The training loop of one Train worker, a step a call."""
+
+    def __init__(self, arguments: dict[str, object], numbers: Optimisation, device: str):
+        self.trainer = bare_trainer(arguments, numbers, device)
+
+    def __call__(self) -> object:
+        return self.trainer.advance()
+
+    def checkpoint(self) -> object:
+        """What a run resumes from."""
+        return self.trainer.state_dict()
+
+
+def bare_trainer(arguments: dict[str, object], numbers: Optimisation, device: str) -> Trainer:
+    """Fine-tuning's task and loop in this process, as the only Train worker has them."""
+    on: torch.device = prepare_device(device)
+    return Trainer(InversionMatchingTask(device=on, **arguments), numbers, 0, 1, on)
+
+
+def pool_operations(context: Context, stage: str) -> float:
+    """Operations an image, a multiplication and an addition being two, of sample, encode or invert."""
+    (own,) = (of for of in STAGES if of.name == stage)
+    return own.cost(context, count_forward(context)).operations
+
+
+def step_operations(config: DiTConfig, *, frozen: bool) -> float:
+    """Forward and backward pass of an image: to DiffFit's parameters, the rest `frozen`, or to all."""
+    with torch.device("meta"):
+        dit, z = DiT(config), torch.zeros(1, config.in_channels, config.sample_size, config.sample_size)
+        label = torch.zeros(1, dtype=torch.int64)
+    difffit.prepare(dit)
+    if not frozen:
+        dit.requires_grad_(True)
+
+    def step() -> None:
+        with torch.enable_grad():
+            dit(z, label, label).sum().backward()
+
+    return count_operations(step)
