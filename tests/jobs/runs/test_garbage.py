@@ -121,10 +121,14 @@ def test_delete_looks_again_and_takes_no_more_than_was_agreed_on(storage):
 def test_an_artefact_that_is_half_deleted_is_not_complete(storage, monkeypatch):
     make(storage, f"latents/{A}")
 
-    def stopped(self):
-        raise KeyboardInterrupt
+    delete = Directory.delete
 
-    monkeypatch.setattr(Directory, "delete", stopped)
+    def stop(directory):
+        if directory.name == A:
+            raise KeyboardInterrupt
+        delete(directory)
+
+    monkeypatch.setattr(Directory, "delete", stop)
     with pytest.raises(KeyboardInterrupt):
         garbage.delete(storage, [f"latents/{A}"], {})
     assert read_manifest(storage / f"latents/{A}") is None
