@@ -1,28 +1,25 @@
-"""Selection of single images, and pruned scores."""
+"""Selection of single images."""
 
 import itertools
 
 import numpy as np
 import pytest
+from selections import split_here, unit
 
-from ims3_ray.method.s3.neighbours import NeighbourShard, nearest_classes, pruned_sums
-from ims3_ray.method.s3.objective import Objective
-from ims3_ray.method.s3.rounds import local_call, select, solve
-from ims3_ray.method.s3.shard import split_classes
+from ims3_ray.method.s3 import single_images
+from ims3_ray.method.s3.objective import Objective, Terms, evaluate
+from ims3_ray.method.s3.rounds import select
 from ims3_ray.method.s3.single_images import (
+    ImageShard,
+    JoinedImages,
     ball_table,
     closeness_table,
     coverage_changes,
     covered_share,
-    evaluate_images,
-    select_images,
+    solve_images,
 )
 
 PAPER = Objective(0.4, 0.9)
-
-
-def unit(rows):
-    return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
 
 
 def instance(num_classes, num_images, seed=0, noise=0.8, width=12):
@@ -36,29 +33,44 @@ def instance(num_classes, num_images, seed=0, noise=0.8, width=12):
 
 def covers_of(images, reals, by="balls"):
     pairs = zip(images, reals, strict=True)
-    return [
-        ball_table(pool, real, 2) if by == "balls" else closeness_table(pool, real) for pool, real in pairs
-    ]
+    return [ball_table(f, x, 2) if by == "balls" else closeness_table(f, x) for f, x in pairs]
 
 
-@pytest.mark.parametrize("by", ["balls", "distance"])
+def select_images(images, real, objective, size, covers=None, *, start=None, num_shards=1):
+    of_shard = (lambda _: size), (lambda own: covers and covers[own])
+    ask = split_here(ImageShard, images, real, objective, num_shards, *of_shard)
+    return solve_images(JoinedImages(ask), objective, start=start)
+
+
+def evaluate_images(choice, images, real, objective, covers=None):
+    """L of `choice` (C, K) by its definition."""
+    sums = [pool[rows].astype(np.float64).sum(axis=0) for pool, rows in zip(images, choice, strict=True)]
+    centroids = [(s / np.linalg.norm(s))[None] for s in sums]
+    terms = evaluate(np.zeros(len(images), dtype=int), centroids, real, objective)
+    covered = sum(
+        v[rows].max(axis=0).mean() for v, rows in zip(covers or [], choice, strict=covers is not None)
+    )
+    return Terms(terms.attraction, terms.separation, terms.total - objective.coverage * covered, covered)
+
+
+@pytest.mark.parametrize(("by", "coverage"), [("balls", 0.0), ("balls", 0.5), ("distance", 0.5)])
 @pytest.mark.parametrize("shortlist", [64, 1])
-@pytest.mark.parametrize("coverage", [0.0, 0.5])
 @pytest.mark.parametrize("normalization", ["per_class", "none"])
 def test_no_single_swap_improves_a_selection_of_images(normalization, coverage, shortlist, by, monkeypatch):
-    monkeypatch.setattr("ims3_ray.method.s3.single_images.SHORTLIST", shortlist)
-    objective = Objective(0.4, 0.9, 0.01, normalization)
-    for seed in range(3):
+    monkeypatch.setattr(single_images, "SHORTLIST", shortlist)
+    objective = Objective(0.4, 0.9, 0.01, normalization, coverage)
+    for seed in range(2):
         images, reals, real = instance(4, 8, seed, noise=3.0, width=4)
-        options = {"coverage": coverage, "covers": covers_of(images, reals, by)}
-        result = select_images(images, real, objective, 3, **options)
-        total = evaluate_images(result.choice, images, real, objective, **options).total
+        problem = images, real, objective
+        covers = covers_of(images, reals, by)
+        result = select_images(*problem, 3, covers)
+        total = evaluate_images(result.choice, *problem, covers).total
         assert result.terms.total == pytest.approx(total, abs=1e-5)
         for i, out, into in itertools.product(range(4), range(3), range(8)):
             if into not in result.choice[i]:
                 swapped = result.choice.copy()
                 swapped[i, out] = into
-                after = evaluate_images(swapped, images, real, objective, **options).total
+                after = evaluate_images(swapped, *problem, covers).total
                 assert after > total - 3 * objective.tolerance(4)
 
 
@@ -88,7 +100,8 @@ def test_images_are_chosen_at_least_as_well_as_the_subgroups_they_come_in():
 def test_a_weight_on_coverage_raises_it():
     images, reals, real = instance(10, 20, noise=1.5)
     covers = covers_of(images, reals)
-    plain, wide = (select_images(images, real, PAPER, 4, coverage=c, covers=covers).terms for c in (0.0, 5.0))
+    objectives = [Objective(0.4, 0.9, coverage=weight) for weight in (0.0, 5.0)]
+    plain, wide = (select_images(images, real, objective, 4, covers).terms for objective in objectives)
     assert wide.coverage > plain.coverage
     assert wide.attraction > plain.attraction
 
@@ -107,15 +120,16 @@ def test_closeness_falls_with_the_distance_to_the_nearest_chosen_image():
     distances = np.linalg.norm(images[:, None] - real[None], axis=2)
     table = closeness_table(images, real)
     assert table == pytest.approx(1 - distances / 2)
-    assert covered_share(table, [1, 4]) == pytest.approx(1 - distances[[1, 4]].min(axis=0).mean() / 2)
+    nearest = distances[[1, 4]].min(axis=0)
+    assert covered_share(table, np.array([1, 4])) == pytest.approx(1 - nearest.mean() / 2)
 
 
 def test_same_images_for_any_number_of_shards():
     images, reals, real = instance(10, 9)
-    options = {"coverage": 0.3, "covers": covers_of(images, reals)}
-    whole = select_images(images, real, PAPER, 3, **options)
+    problem = images, real, Objective(0.4, 0.9, coverage=0.3), 3, covers_of(images, reals)
+    whole = select_images(*problem)
     for num_shards in (2, 3, 7, 16):
-        result = select_images(images, real, PAPER, 3, num_shards=num_shards, **options)
+        result = select_images(*problem, num_shards=num_shards)
         assert np.array_equal(result.choice, whole.choice)
         assert result.terms == whole.terms
 
@@ -123,61 +137,3 @@ def test_same_images_for_any_number_of_shards():
 def test_a_pool_of_exactly_the_size_is_taken_whole():
     images, _, real = instance(4, 3)
     assert select_images(images, real, PAPER, 3).choice.tolist() == [[0, 1, 2]] * 4
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"size": 9}, "class 0 has 8 images; size 9 needs at least 9"),
-        ({"size": 3, "coverage": 1.0}, "coverage 1.0 needs the real images' features"),
-        ({"size": 3, "start": np.zeros((4, 2))}, "start must hold 3 images for each of 4 classes"),
-        ({"size": 3, "objective": Objective(0.4, 0.9, partners="pool")}, "partners must be selected"),
-    ],
-)
-def test_impossible_image_selections_are_refused(options, message):
-    images, _, real = instance(4, 8)
-    with pytest.raises(ValueError, match=message):
-        select_images(images, real, **{"objective": PAPER, **options})
-
-
-def solve_pruned(candidates, real, neighbours, num_shards=1):
-    shards = [
-        NeighbourShard(
-            ids[0], candidates[ids[0] : ids[-1] + 1], real[ids], PAPER, len(candidates), neighbours
-        )
-        for ids in split_classes(len(candidates), num_shards)
-    ]
-    return solve(local_call(shards), PAPER)
-
-
-def test_all_neighbours_are_the_exact_scores():
-    candidates, _, real = instance(40, 5)
-    assert np.array_equal(solve_pruned(candidates, real, 39).choice, select(candidates, real, PAPER).choice)
-
-
-def test_far_classes_count_through_their_mean():
-    candidates, _, real = instance(7, 3)
-    near = np.array([1, 5])
-    sums = pruned_sums(candidates[2], 2, near, real, real.sum(axis=0), 0.01)
-    for c, found in zip(candidates[2], sums, strict=True):
-        exact = sum(np.log(1 - c @ real[j] + 0.01) for j in near)
-        assert found == pytest.approx(
-            exact + 4 * np.log(1 - c @ real[[0, 3, 4, 6]].mean(axis=0) + 0.01), rel=1e-5
-        )
-
-
-def test_few_neighbours_agree_on_nearly_all_classes():
-    candidates, _, real = instance(200, 5, width=24)
-    exact, pruned = select(candidates, real, PAPER), solve_pruned(candidates, real, 32)
-    assert np.mean(exact.choice == pruned.choice) > 0.95
-    assert exact.objective <= pruned.objective + 1e-3 < exact.start
-    assert np.array_equal(pruned.choice, solve_pruned(candidates, real, 32, num_shards=3).choice)
-
-
-def test_nearest_classes_leave_out_the_class_itself():
-    centroids = unit(np.random.default_rng(0).random((9, 4)))
-    near = nearest_classes(centroids, centroids[3:6], 3, 4)
-    for i, row in enumerate(near, 3):
-        assert set(row) == set(np.argsort(-(centroids @ centroids[i]))[1:5])
-    with pytest.raises(ValueError, match="neighbours must be at least 1, not 0"):
-        NeighbourShard(0, [centroids], centroids[:1], PAPER, 1, 0)
