@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import timm
 import torch
 import yaml
 from PIL import Image
@@ -22,9 +23,11 @@ from ims3_ray.data.classes import class_map
 from ims3_ray.data.distilled import PARQUET, DistilledImage, card, to_parquet, write_class
 from ims3_ray.data.images import open_images, open_labelled
 from ims3_ray.errors import InputError
+from ims3_ray.method.rng import generator
+from ims3_ray.models import classifiers
+from ims3_ray.models.checkpoints import load_transformer
 from ims3_ray.models.extractor import load_extractor, save_extractor
 from ims3_ray.models.files import find_weights, read_tensors
-from ims3_ray.models.checkpoints import load_transformer
 from ims3_ray.models.generator import save_pipeline
 from ims3_ray.models.tuned import check_adapter, inspect_adapter
 from ims3_ray.models.vae import read_vae
@@ -85,27 +88,21 @@ def test_weights_of_any_kind_are_read_without_running_what_they_hold(tmp_path, b
 
 
 def test_an_extractor_is_read_without_running_what_it_holds(tmp_path, bomb):
-    import timm
-
-    from ims3_ray.method.rng import generator
-    from ims3_ray.models import classifiers
-
-    timm.models.save_for_hf(
-        timm.create_model("test_resnet.r160_in1k"), tmp_path / "timm", safe_serialization=False
-    )
-    (weights,) = (tmp_path / "timm").glob("*.bin")
+    own, theirs = tmp_path / "own", tmp_path / "timm"
+    timm.models.save_for_hf(timm.create_model("test_resnet.r160_in1k"), theirs, safe_serialization=False)
+    (weights,) = theirs.glob("*.bin")
     torch.save({"x": bomb}, weights)
     network = classifiers.build("convnet3", 3, 16, generator("x"), width=8)
-    save_extractor(network, tmp_path / "own", mean=(0.5,) * 3, deviation=(0.5,) * 3)
-    (weights,) = (tmp_path / "own").glob("*.safetensors")
+    save_extractor(network, own, mean=(0.5,) * 3, deviation=(0.5,) * 3)
+    (weights,) = own.glob("*.safetensors")
     weights.write_bytes(pickle.dumps(bomb))
-    for spec in (f"timm:{tmp_path / 'timm'}", str(tmp_path / "own")):
+    for spec in (f"timm:{theirs}", str(own)):
         with pytest.raises(InputError):
             load_extractor(spec)
 
 
 def test_an_adapter_is_read_without_running_what_it_holds(tmp_path, bomb):
-    directory = open_directory(str(tmp_path / "adapter"))
+    directory = open_directory(str(tmp_path))
     directory.write("adapter.safetensors", pickle.dumps(bomb))
     complete(directory, {"own_classes": ["../../x"]})
     with pytest.raises(InputError, match="no whole safetensors file"):
