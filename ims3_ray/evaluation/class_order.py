@@ -43,7 +43,7 @@ def audit_classes(
         "by": "centroid",
         "own_share": float((assigned == labels).mean()),
         "real_share": float((of_real == real_labels).mean()),
-        "per_class": {classes[c]: float(shares[c, c]) for c in sorted(set(labels.tolist()))},
+        "per_class": {classes[int(c)]: float(shares[c, c]) for c in np.unique(labels)},
         "looks_like": {classes[c]: classes[d] for c, d in swapped.items()},
     }
     return order, _sentences(shares, swapped, order, classes)

@@ -42,8 +42,8 @@ def by_decile(lines: Sequence[Line]) -> Markup | None:
     svg.style(axes, x="tenths of the real images of a class, from the densest region to the sparsest")
     for line in lines:
         tenths = range(1, len(line.values) + 1)
-        look = {"linestyle": (0, (4, 3)), "linewidth": 1.8} if line.yardstick else {"linewidth": 2.4}
-        axes.plot(tenths, line.values, color=line.colour, **look)
+        dash, width = ((0, (4, 3)), 1.8) if line.yardstick else ("-", 2.4)
+        axes.plot(tenths, line.values, color=line.colour, linestyle=dash, linewidth=width)
         axes.plot(tenths, line.values, "o", color=line.colour, markersize=4.5)
     axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
     axes.yaxis.set_major_formatter(PERCENT)

@@ -37,9 +37,9 @@ PERCENT = FuncFormatter(lambda value, _: f"{100 * value:g} %")
 _HALO = "halo"  # the id of text that lies on data and gets an edge in the colour of the paper
 
 
-def figure(width: int, height: int, **spaces: float) -> Figure:
+def figure(width: int, height: int, hspace: float = 0.02, wspace: float = 0.02) -> Figure:
     """An empty figure of so many pixels; no global state of matplotlib is involved."""
-    layout = ConstrainedLayoutEngine(**spaces)
+    layout = ConstrainedLayoutEngine(hspace=hspace, wspace=wspace)
     return Figure(figsize=(width / 72, height / 72), dpi=72, layout=layout)
 
 

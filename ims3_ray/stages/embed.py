@@ -9,19 +9,20 @@ from ims3_ray.cluster.machine import Machine
 from ims3_ray.config.sections import Embed
 from ims3_ray.config.settings import Evaluating
 from ims3_ray.data.images import ImageSet, check_bad
-from ims3_ray.data.reading import BatchReader, payloads
+from ims3_ray.data.reading import BatchReader, Payload, payloads
 from ims3_ray.evaluation.audit import AuditedImages, pixel_hash
 from ims3_ray.models.device import prepare_device
 from ims3_ray.models.extractor import embed_pixels, load_extractor
 from ims3_ray.storage.artifacts import Directory, fingerprint, read_rows
-from ims3_ray.storage.tables import FEATURES, Column, Columns
+from ims3_ray.storage.tables import FEATURES, Column, Columns, Table
 
 from .context import Context
 from .contract import Stage
 from .costs import Cost, Forward
 
 AUDIT_VERSION = 1
-EMBEDDED = FEATURES | {
+EMBEDDED: Table = {
+    **FEATURES,
     "path": Column("str"),
     "pixels": Column("str"),
 }  # pixels: hash of the image as embedded
@@ -38,10 +39,10 @@ class Embedder:
         self._read = BatchReader(images, image_size)
         self._batch_size = batch_size
 
-    def __call__(self, payload: dict[str, Any]) -> tuple[Columns, Notes]:
+    def __call__(self, payload: Payload) -> tuple[Columns, Notes]:
         return self._embed(payload)[1:]
 
-    def _embed(self, payload: dict[str, Any]) -> tuple[np.ndarray, Columns, Notes]:
+    def _embed(self, payload: Payload) -> tuple[np.ndarray, Columns, Notes]:
         pixels, columns, bad = self._read(payload)
         columns["feature"] = embed_pixels(self._extractor, pixels, self._batch_size, self._device)
         return pixels, columns, bad
@@ -50,7 +51,7 @@ class Embedder:
 class HashingEmbedder(Embedder):
     """Paths of a batch → rows of EMBEDDED."""
 
-    def __call__(self, payload: dict[str, Any]) -> tuple[Columns, Notes]:
+    def __call__(self, payload: Payload) -> tuple[Columns, Notes]:
         pixels, columns, bad = self._embed(payload)
         columns["path"] = np.array([path for path in payload["paths"] if path not in bad], dtype=object)
         columns["pixels"] = np.array([pixel_hash(image) for image in pixels], dtype=object)

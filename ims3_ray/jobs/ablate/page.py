@@ -61,11 +61,12 @@ def _dots(document: Ablation, comparison: Comparison, numbers: Measurements) -> 
     """Of the pools; of the selected sets at the largest IPC where no row has a pool."""
     has_pool = any(row["pool"] for row in document["rows"])
     ipc, prefix = (document["pool_images"], POOL) if has_pool else (comparison.ipcs[-1], "")
-    dots = []
+    dots: list[Dot] = []
     for place, name in enumerate(comparison.rows):
-        shares = [numbers.get((name, ipc, prefix + key)) for key in ("copy_rate", "low_density_coverage")]
-        if all(shares):
-            dots.append(Dot(name, *(share.mean for share in shares if share), _colour(place)))
+        copied = numbers.get((name, ipc, f"{prefix}copy_rate"))
+        covered = numbers.get((name, ipc, f"{prefix}low_density_coverage"))
+        if copied and covered:
+            dots.append(Dot(name, copied.mean, covered.mean, _colour(place)))
     return dots
 
 

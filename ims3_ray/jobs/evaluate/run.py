@@ -62,9 +62,9 @@ class Scored(Evaluation):
 
     audit: Audit
     given: dict[str, Given]
-    settings: dict[str, object]
-    versions: dict[str, str]
-    hardware: dict[str, object]
+    settings: Mapping[str, object]
+    versions: Mapping[str, str]
+    hardware: Mapping[str, object]
 
 
 def prepare(config: Evaluating, locations: Mapping[str, str]) -> Prepared:

@@ -13,7 +13,7 @@ from ims3_ray.cluster.machine import ANYWHERE, Machine
 from ims3_ray.config.sections import SEEDS_A_RUN
 from ims3_ray.data.distilled import DistilledSet
 from ims3_ray.data.images import ImageSet
-from ims3_ray.data.reading import BatchReader, payloads
+from ims3_ray.data.reading import BatchReader, Payload, payloads
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.figures import Accuracies, SetFigures
 from ims3_ray.evaluation.protocols import Protocol
@@ -22,6 +22,7 @@ from ims3_ray.evaluation.train import Score, plan, training_in_looks
 from ims3_ray.models.classifiers import build
 from ims3_ray.models.device import prepare_device
 from ims3_ray.progress import bar
+from ims3_ray.storage.tables import Columns
 from ims3_ray.text import some
 
 READ_ROWS = 512  # images a reading task
@@ -75,6 +76,7 @@ def _collect(running: dict[Any, Training], hear: Hear | None) -> dict[Training, 
     """The scores of streaming trainings; whatever ends this early ends them too."""
     done: dict[Training, Score] = {}
     pending = dict(running)
+    ready: Any  # a stream of references
     try:
         with bar("evaluate", len(pending), "classifiers") as shown:
             while pending:
@@ -153,7 +155,7 @@ def check_classes(sets: Sets, tests: Pixels, classes: Sequence[str]) -> None:
             )
 
 
-def classifier_resources(machine: Machine) -> dict[str, float]:
+def classifier_resources(machine: Machine) -> dict[str, Any]:
     """What a classifier's training reserves, as Ray's options: a part of a GPU where there is one."""
     if machine.device == "cuda":
         return machine.actor_resources | {"num_gpus": machine.workers.gpus_per_classifier}
@@ -168,9 +170,12 @@ def images_seen(rules: Protocol, images: int, num_classes: int) -> int:
 
 def read_pixels(images: ImageSet, rows: np.ndarray, size: int) -> Pixels:
     """Rows of a set at `size` pixels a side, read by Ray tasks; unreadable images are left out."""
-    read = ray.remote(num_cpus=0.5, **ANYWHERE)(
-        lambda payload: BatchReader(images.directory, size)(payload)[:2]
-    )
+    directory = images.directory  # all that a task needs of the set
+
+    def read_batch(payload: Payload) -> tuple[np.ndarray, Columns]:
+        return BatchReader(directory, size)(payload)[:2]
+
+    read = ray.remote(num_cpus=0.5, **ANYWHERE)(read_batch)
     parts = ray.get([read.remote(payload) for payload in payloads(images, rows.tolist(), READ_ROWS)])
     return np.concatenate([p for p, _ in parts]), np.concatenate([known["label"] for _, known in parts])
 
