@@ -1,11 +1,12 @@
-"""The trainings from scratch: VAE, DiT, extractor φ. Each a task for the loop in training.py, on images held
-in memory.
+"""The trainings from scratch, of VAE, DiT and extractor φ, for the loop in cluster/trainer.py; their results.
+
+Images are held in memory.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
@@ -13,7 +14,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, l1_loss
 
-from ims3_ray.config.pretrain import TrainTransformer, TrainVae
+from ims3_ray.config.pretrain import Pretrain, TrainVae
 from ims3_ray.data.images import ImageSet
 from ims3_ray.data.reading import BatchReader, payloads
 from ims3_ray.evaluation.augment import resized_crop
@@ -24,6 +25,7 @@ from ims3_ray.method.rng import generator
 from ims3_ray.method.schedule import NUM_TRAIN_TIMESTEPS, alphas_bar
 from ims3_ray.models import classifiers
 from ims3_ray.models.batches import in_batches, to_images
+from ims3_ray.models.classifiers import Classifier
 from ims3_ray.models.dit import DiT, DiTConfig
 from ims3_ray.models.vae import Vae
 from ims3_ray.storage.artifacts import Directory
@@ -31,6 +33,8 @@ from ims3_ray.storage.artifacts import Directory
 VALUES = "values.safetensors"
 READ_BATCH = 256
 EXTRACTOR_CROP = (0.5, 1.0)  # share of the image that a training crop of φ shows
+FREQUENCY_SHIFT = 1  # as diffusers' own DiT, so that the written folder is exact in plain diffusers
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -48,10 +52,54 @@ class Pixels:
         return pixels, torch.cat([torch.from_numpy(known["label"]) for _, known, _ in parts])
 
 
+@dataclass(frozen=True)
+class Models:
+    """What is trained, before and after: each kind's values lie in a folder of its own."""
+
+    config: Pretrain
+    num_classes: int
+    folders: dict[str, Directory]
+
+    @property
+    def dit_config(self) -> DiTConfig:
+        vae, transformer = self.config.vae, self.config.transformer
+        return DiTConfig(
+            sample_size=self.config.image_size // 2 ** (len(vae.channels) - 1),
+            hidden_size=transformer.hidden_size,
+            depth=transformer.depth,
+            num_heads=transformer.heads,
+            num_classes=self.num_classes,
+            patch_size=transformer.patch_size,
+            in_channels=vae.latent_channels,
+            out_channels=2 * vae.latent_channels,
+            frequency_shift=FREQUENCY_SHIFT,
+            norm_eps=1e-5,  # diffusers' default, for the same reason
+        )
+
+    def classifier(self, seed: int) -> Classifier:
+        """φ's network before training."""
+        extractor, draws = self.config.extractor, generator("extractor-weights", seed)
+        size = self.num_classes, self.config.image_size
+        return classifiers.build(extractor.network, *size, draws, width=extractor.width)
+
+    def trained_vae(self, scaling_factor: float, device: torch.device) -> Vae:
+        image_size = self.config.image_size
+        vae = build_vae(self.config.vae, image_size, seed=0, scaling_factor=scaling_factor)
+        return Vae(self._trained(vae, "vae").to(device), image_size)
+
+    def trained_transformer(self) -> DiT:
+        return self._trained(DiT(self.dit_config), "transformer")
+
+    def trained_classifier(self, name: str) -> Classifier:
+        return self._trained(self.classifier(0), name)
+
+    def _trained(self, model: Model, name: str) -> Model:
+        model.load_state_dict(safetensors.torch.load(self.folders[name].read(VALUES)), strict=False)
+        return model.eval().requires_grad_(False)
+
+
 class PixelTask:
-    """What the three trainings share: batches keyed by (seed, epoch), parts of them, noise keyed by (seed,
-    step, part).
-    """
+    """What the trainings share: batches keyed by (seed, epoch), noise keyed by (seed, step, part)."""
 
     name = ""
     weights: Mapping[str, float] = MappingProxyType({})
@@ -62,7 +110,7 @@ class PixelTask:
         self._device, self._seed = device, seed
         self._batch_size, self._part_size = batch_size, batch_size // micro_batches
 
-    def model_of(self, model: nn.Module) -> nn.Module:
+    def model_of(self, model: Model) -> Model:
         """`model` on the device, its parameters those that are trained."""
         model = model.to(self._device).train()
         self.parameters = dict(model.named_parameters())
@@ -74,8 +122,10 @@ class PixelTask:
         per_epoch = max(1, rows // size)
         epoch, batch = divmod(step, per_epoch)
         order = permutation(rows, self.name, self._seed, epoch)
-        chosen = order[batch * size + part * self._part_size : batch * size + (part + 1) * self._part_size]
-        return torch.from_numpy(chosen), generator(self.name, self._seed, step, part)
+        start = batch * size + part * self._part_size
+        return torch.from_numpy(order[start : start + self._part_size]), generator(
+            self.name, self._seed, step, part
+        )
 
     def images(self, rows: Tensor) -> Tensor:
         return to_images(self._pixels[rows].to(self._device))
@@ -93,24 +143,25 @@ class PixelTask:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         pass
 
-    def save(self, values: dict[str, Tensor], averages: dict[str, Tensor], out: Directory) -> None:
+    def save(self, _values: dict[str, Tensor], averages: dict[str, Tensor], out: Directory) -> None:
         out.write(VALUES, safetensors.torch.save({n: v.cpu().contiguous() for n, v in averages.items()}))
 
 
 class VaeTask(PixelTask):
     name = "vae"
 
-    def __init__(self, device: torch.device, settings: TrainVae, image_size: int, **shared: Any):
+    def __init__(self, device: torch.device, models: Models, **shared: Any):
         super().__init__(device, **shared)
-        self._vae = self.model_of(build_vae(settings, image_size, self._seed))
+        settings = models.config.vae
+        self._vae = self.model_of(build_vae(settings, models.config.image_size, self._seed))
         self.weights = {"reconstruction": 1.0, "kl": settings.kl_weight}
 
     def losses(self, step: int, part: int) -> dict[str, Tensor]:
         rows, draws = self.part(step, part)
-        images = self.images(rows)
-        posterior = self._vae.encode(images).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=draws).to(self._device)
-        decoded = self._vae.decode(posterior.mean + posterior.std * noise).sample
+        images = self.images(rows)  # (B, 3, S, S)
+        posterior = self._vae.encode(images)[0]
+        noise = torch.randn(posterior.mean.shape, generator=draws).to(self._device)  # (B, C, H, W)
+        decoded = self._vae.decode(posterior.mean + posterior.std * noise)[0]  # (B, 3, S, S)
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar)
         return {
             "reconstruction": self.share(l1_loss(decoded, images, reduction="none").flatten(1).mean(1)),
@@ -122,39 +173,29 @@ class TransformerTask(PixelTask):
     name = "transformer"
     weights = MappingProxyType({"diffusion": 1.0, "variational": 1.0})
 
-    def __init__(
-        self,
-        device: torch.device,
-        settings: TrainTransformer,
-        config: DiTConfig,
-        vae: TrainVae,
-        scaling_factor: float,
-        trained_vae: Directory,
-        image_size: int,
-        **shared: Any,
-    ):
+    def __init__(self, device: torch.device, models: Models, scaling_factor: float, **shared: Any):
         super().__init__(device, **shared)
-        encoder = load_trained_vae(vae, image_size, scaling_factor, trained_vae, device)
+        encoder = models.trained_vae(scaling_factor, device)
         self._mean, self._logvar = encode_all(encoder, self._pixels, device)
-        self._dit = self.model_of(DiT(config).initialize(generator("transformer-weights", self._seed)))
-        self._dropout, self._abar = settings.label_dropout, alphas_bar()
+        dit = DiT(models.dit_config).initialize(generator("transformer-weights", self._seed))
+        self._dit, self._abar = self.model_of(dit), alphas_bar()
+        self._dropout = models.config.transformer.label_dropout
 
     def losses(self, step: int, part: int) -> dict[str, Tensor]:
         rows, draws = self.part(step, part)
         shape = (2, len(rows), *self._mean.shape[1:])
-        posterior_noise, eps = torch.randn(shape, generator=draws).to(self._device)
-        t = torch.randint(1, NUM_TRAIN_TIMESTEPS, (len(rows),), generator=draws)
+        posterior_noise, eps = torch.randn(shape, generator=draws).to(self._device)  # (B, C, H, W) each
+        t = torch.randint(1, NUM_TRAIN_TIMESTEPS, (len(rows),), generator=draws)  # (B,)
         dropped = torch.rand(len(rows), generator=draws) < self._dropout
         labels = self._labels[rows].masked_fill(dropped, self._dit.null_label).to(self._device)
         z0 = self._mean[rows] + (0.5 * self._logvar[rows]).exp() * posterior_noise
-        abar_t, below = level(self._abar, t).to(self._device), level(self._abar, t - 1).to(self._device)
-        z_t = add_noise(z0, eps, abar=abar_t)
-        output = self._dit(z_t, t.to(self._device), labels)
+        abar_t, below = (level(self._abar, at).to(self._device) for at in (t, t - 1))  # (B, 1, 1, 1)
+        z_t = add_noise(z0, eps, abar=abar_t)  # (B, C, H, W)
+        output = self._dit(z_t, t.to(self._device), labels)  # (B, 2 C, H, W)
+        kl = losses.variational_loss(output, z_t, z0, abar_from=abar_t, abar_to=below)
         return {
             "diffusion": self.share(losses.diffusion_loss(noise_of(output, z0.shape[1]), eps)),
-            "variational": self.share(
-                losses.variational_loss(output, z_t, z0, abar_from=abar_t, abar_to=below)
-            ),
+            "variational": self.share(kl),
         }
 
 
@@ -162,23 +203,20 @@ class ExtractorTask(PixelTask):
     name = "extractor"
     weights = MappingProxyType({"cross_entropy": 1.0})
 
-    def __init__(self, device: torch.device, network: dict[str, Any], **shared: Any):
+    def __init__(self, device: torch.device, models: Models, **shared: Any):
         super().__init__(device, **shared)
-        self._network = self.model_of(build_classifier(network, self._seed))
+        self._network = self.model_of(models.classifier(self._seed))
 
     def losses(self, step: int, part: int) -> dict[str, Tensor]:
         rows, draws = self.part(step, part)
         images = resized_crop(to_images(self._pixels[rows]), EXTRACTOR_CROP, draws)
-        logits = self._network(images.to(self._device))
-        return {
-            "cross_entropy": self.share(
-                cross_entropy(logits, self._labels[rows].to(self._device), reduction="none")
-            )
-        }
+        logits = self._network(images.to(self._device))  # (B, classes)
+        labels = self._labels[rows].to(self._device)
+        return {"cross_entropy": self.share(cross_entropy(logits, labels, reduction="none"))}
 
 
 def build_vae(settings: TrainVae, image_size: int, seed: int, scaling_factor: float = 1.0) -> AutoencoderKL:
-    """The VAE before training; its weights are drawn from `seed`, the global random state is left as it was."""
+    """The VAE before training; its weights are drawn from `seed`, the global generator stays as it was."""
     depth = len(settings.channels)
     with torch.random.fork_rng():
         torch.manual_seed(generator("vae-weights", seed).initial_seed())
@@ -194,18 +232,6 @@ def build_vae(settings: TrainVae, image_size: int, seed: int, scaling_factor: fl
             sample_size=image_size,
             scaling_factor=scaling_factor,
         )
-
-
-def build_classifier(network: dict[str, Any], seed: int) -> nn.Module:
-    return classifiers.build(**network, generator=generator("extractor-weights", seed))
-
-
-def load_trained_vae(
-    settings: TrainVae, image_size: int, scaling_factor: float, trained: Directory, device: torch.device
-) -> Vae:
-    vae = build_vae(settings, image_size, seed=0, scaling_factor=scaling_factor)
-    vae.load_state_dict(safetensors.torch.load(trained.read(VALUES)))
-    return Vae(vae.to(device).eval().requires_grad_(False), image_size)
 
 
 def encode_all(vae: Vae, pixels: Tensor, device: torch.device) -> list[Tensor]:
