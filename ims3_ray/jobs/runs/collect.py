@@ -8,7 +8,7 @@ from ims3_ray.storage.artifacts import Directory
 
 from . import garbage
 from .garbage import NEEDED, UNNEEDED, Entry, Survey
-from .table import aligned
+from .table import align
 
 
 def collect(storage: Directory, *, asks: bool, is_agreed: bool) -> tuple[dict[str, object], list[str]]:
@@ -57,14 +57,14 @@ def _lines(storage: Directory, survey: Survey) -> list[str]:
         kept = len(entries) - states.count(NEEDED) - len(unneeded)
         counts = map(str, (states.count(NEEDED), kept, len(unneeded)))
         rows.append([noun, str(len(entries)), _mb(entries), *counts, _mb(unneeded)])
-    lines = [f"in {storage.uri}", *(aligned(rows, left=[0]) if len(rows) > 1 else ["no artefacts"]), ""]
+    lines = [f"in {storage.uri}", *(align(rows, left=[0]) if len(rows) > 1 else ["no artefacts"]), ""]
     for head, entries in (("caches", survey.caches), ("records and tracking", survey.kept)):
         tops = sorted({entry.noun for entry in entries})
         lines.append(f"{head}, kept: {_mb(entries)} MB in {', '.join(tops)}" if tops else f"{head}: none")
     lines += [f"not ours, kept: {entry.place}, {_mb([entry])} MB" for entry in survey.not_ours]
     lines += [f"note: {note}" for note in survey.notes]
     rows = [[f"  {entry.place}", f"{_mb([entry])} MB", entry.why] for entry in survey.unneeded]
-    return [*lines, "", "no run needs:", *aligned(rows, left=[0, 2])] if rows else lines
+    return [*lines, "", "no run needs:", *align(rows, left=[0, 2])] if rows else lines
 
 
 def _document(storage: Directory, survey: Survey) -> dict[str, object]:

@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    mode = checked_mode(arguments)
+    mode = read_mode(arguments)
     overrides = parse_overrides(arguments.overrides)
     if unknown := set(overrides) - {"storage"}:
         raise InputError(f"{', '.join(sorted(unknown))}: not known here; only storage=DIR is")
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(json.dumps(finite(answer), indent=1) if arguments.json else "\n".join(lines))
 
 
-def checked_mode(arguments: argparse.Namespace) -> str:
+def read_mode(arguments: argparse.Namespace) -> str:
     """One of MODES, or "list". InputError for two at once, and for options that do not belong together."""
     given = [mode for mode in MODES if getattr(arguments, mode)]
     if len(given) > 1:
@@ -84,7 +84,7 @@ def checked_mode(arguments: argparse.Namespace) -> str:
     return mode
 
 
-def listed(storage: Directory, arguments: argparse.Namespace) -> list[Run]:
+def find_runs(storage: Directory, arguments: argparse.Namespace) -> list[Run]:
     """The runs that meet every --where; a sweep's trials alone with --sweep, and else without any."""
     filters, questions = read_conditions(arguments.where)
     order = arguments.order or "start_time"
@@ -107,12 +107,12 @@ def listed(storage: Directory, arguments: argparse.Namespace) -> list[Run]:
 
 
 def _list(storage: Directory, arguments: argparse.Namespace) -> Answer:
-    runs = listed(storage, arguments)
+    runs = find_runs(storage, arguments)
     return {"runs": runs}, [*table(runs), *_write_csv(runs, arguments)]
 
 
 def _best(storage: Directory, arguments: argparse.Namespace) -> Answer:
-    runs, metric = listed(storage, arguments), arguments.metric or "accuracy"
+    runs, metric = find_runs(storage, arguments), arguments.metric or "accuracy"
     query.check_figures(runs, [metric])
     rows = query.best(runs, metric)
     written = _write_csv([row["run"] for row in rows], arguments)
@@ -124,7 +124,7 @@ def _pareto(storage: Directory, arguments: argparse.Namespace) -> Answer:
     if len(names) < 2 or len({name.removeprefix("-") for name in names}) < len(names) or not all(names):
         example = "give two or more different metrics, as accuracy,coverage/distilled"
         raise InputError(f"--pareto {arguments.pareto!r}: {example}")
-    runs = listed(storage, arguments)
+    runs = find_runs(storage, arguments)
     query.check_figures(runs, names)
     fronts = query.fronts(runs, names)
     written = _write_csv([run for front in fronts for run in front["runs"]], arguments)

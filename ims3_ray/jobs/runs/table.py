@@ -29,7 +29,7 @@ def table(runs: Sequence[Run], metrics: Mapping[str, str] = METRICS) -> list[str
         params = (run["params"].get(field, NONE) for field in PARAMS.values())
         facts = (_text(run[name]) for name in FACTS)
         rows.append([run["name"], *facts, *params, *(NONE if v != v else f"{v:.4f}" for v in figures)])
-    return aligned(rows, left=range(1 + len(FACTS)))
+    return align(rows, left=range(1 + len(FACTS)))
 
 
 def best_table(rows: Iterable[Best], metric: str) -> list[str]:
@@ -62,7 +62,7 @@ def differences_table(one: Run, other: Run, differences: Differences) -> list[st
                 rows[-1].append(f"{second - first:+.4f}")
             elif are_numbers:
                 rows[-1].append(NONE)
-        lines += aligned(rows, left=[0] if are_numbers else range(3))
+        lines += align(rows, left=[0] if are_numbers else range(3))
     return lines
 
 
@@ -81,7 +81,7 @@ def as_csv(runs: Iterable[Run]) -> str:
     return sink.getvalue()
 
 
-def aligned(rows: Sequence[Sequence[str]], left: Collection[int]) -> list[str]:
+def align(rows: Sequence[Sequence[str]], left: Collection[int]) -> list[str]:
     """Rows of cells as lines, two blanks between: columns in `left` flush left, the others flush right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []

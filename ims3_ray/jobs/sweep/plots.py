@@ -169,13 +169,13 @@ def _pareto_panel(
         line = np.reshape(sorted(points[number] for number in front & points.keys()), (-1, 2))
         axes.plot(*line.T, color=INK, linewidth=1.6, drawstyle="steps-pre", zorder=1)
     for trial in shown:
-        point, colour = points[trial.number], colours.get(ipc_of(trial), DISTILLED)
-        if trial.number in front:
-            axes.plot(*point, "o", color=colour, markersize=10, markeredgecolor=INK)
-            offset = {"xytext": (9, 9), "textcoords": "offset points"}
-            svg.label(axes, *point, str(trial.number), halo=True, weight="bold", **offset)
-        else:
-            axes.plot(*point, "o", color=colour, alpha=0.55, markersize=8, markeredgecolor=PAPER)
+        point, is_front = points[trial.number], trial.number in front
+        style = {"markersize": 10, "markeredgecolor": INK} if is_front else {"markersize": 8, "alpha": 0.55}
+        colour = colours.get(ipc_of(trial), DISTILLED)
+        axes.plot(*point, "o", **{"color": colour, "markeredgecolor": PAPER, **style})
+        if is_front:
+            where = {"xytext": (9, 9), "textcoords": "offset points"}
+            svg.label(axes, *point, str(trial.number), halo=True, weight="bold", **where)
 
 
 def _figure_ticks(edge: Edge, metric: str, *, most: int = 5) -> None:

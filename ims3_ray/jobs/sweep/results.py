@@ -11,6 +11,7 @@ from ims3_ray.report.wording import METRICS, value
 from ims3_ray.runs.records import FINISHED
 
 from .document import Document
+from .plan import OBJECTIVES
 from .records import Trial
 
 ACCURACY, IPC, SUBGROUPS = "accuracy", "ipc", "sample.subgroups"
@@ -112,10 +113,10 @@ class Results:
         return sum(ipc_of(trial) == ipc and self.score(trial) >= least for trial in others)
 
     def metric_names(self) -> list[str]:
-        """Objectives first, then the others in the order of the run report's table."""
-        names = dict.fromkeys(name for trial in self.trials for name in trial.metrics)
-        order = dict.fromkeys([*self.objectives, ACCURACY, *METRICS, *names])
-        return [name for name in order if name in names or name in self.objectives]
+        """Objectives first, then what else trials report."""
+        known = {name for trial in self.trials for name in trial.metrics}
+        others = [name for name in OBJECTIVES if name in known and name not in self.objectives]
+        return [*self.objectives, *others]
 
 
 def ipc_of(trial: Trial) -> object:
