@@ -14,7 +14,7 @@ import ims3_ray
 from ims3_ray.cli import COMMANDS
 from ims3_ray.config import load, pretrain, settings
 from ims3_ray.jobs.evaluate.command import named_sets
-from ims3_ray.jobs.runs.command import checked_mode
+from ims3_ray.jobs.runs.command import read_mode
 from ims3_ray.jobs.runs.conditions import read_conditions
 from ims3_ray.jobs.sweep.space import read_space
 
@@ -74,7 +74,7 @@ def resolve_recipe(arguments: argparse.Namespace, overrides: dict) -> str:
 
 
 def resolve_runs(arguments: argparse.Namespace, overrides: dict) -> None:
-    checked_mode(arguments)
+    read_mode(arguments)
     read_conditions(arguments.where)
     assert set(overrides) <= {"storage"}
 
@@ -169,12 +169,12 @@ def test_fields_named_in_the_text_exist(page: str) -> None:
 
 @pytest.mark.parametrize("page", PRESENT)
 def test_files_and_modules_named_in_the_text_exist(page: str) -> None:
-    path = re.compile(r"(?:ims3_ray|jobs|cluster|tests|docs|\.ci)/[a-z_0-9./-]*(?!\w)")
-    places = [path.match(span) for span in spans(page)]
-    assert not [place[0] for place in places if place and not list(ROOT.glob(place[0]))]
-    modules = [re.fullmatch(r"ims3_ray((?:\.[a-z_0-9]+)+)", span) for span in spans(page)]
-    for name in [module[1] for module in modules if module and module[1][1:] not in ims3_ray.__all__]:
-        assert importlib.import_module(f"ims3_ray{name}")
+    """From the root, or below the package."""
+    for span in spans(page):
+        if place := re.match(r"(?:ims3_ray|jobs|cluster|tests|docs|\.ci)/[a-z_0-9./-]*+(?![\w:])", span):
+            assert list(ROOT.glob(place[0])) or list(ROOT.glob(f"ims3_ray/{place[0]}")), (page, span)
+        if module := re.fullmatch(r"ims3_ray((?:\.[a-z_0-9]+)+)", span):
+            assert module[1][1:] in ims3_ray.__all__ or importlib.import_module(span), (page, span)
 
 
 def anchors(text: str) -> set[str]:
