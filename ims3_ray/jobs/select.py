@@ -11,7 +11,7 @@ Either may be a folder of Parquet files or a URI.
 
 import argparse
 import time
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ims3_ray.cluster.machine import connect, find_machine
 from ims3_ray.config.load import load_settings, parse_overrides
@@ -20,15 +20,15 @@ from ims3_ray.errors import InputError
 from ims3_ray.stages.select.features import open_candidates
 from ims3_ray.storage.artifacts import open_directory
 
+if TYPE_CHECKING:
+    from ims3_ray.stages.select.solve import Document
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--candidates", required=True, metavar="PARQUET", help="features of the candidates")
     parser.add_argument("--real", required=True, metavar="PARQUET", help="features of the real images")
     parser.add_argument(
-        "--out",
-        required=True,
-        metavar="JSON",
-        help="where the selection is written; replaced where it exists",
+        "--out", required=True, metavar="JSON", help="where the selection goes; replaced if there"
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="field=value", help="such as select.alpha=0.4 or workers.shards=8"
@@ -48,46 +48,40 @@ def run(arguments: argparse.Namespace) -> None:
 
     began = time.perf_counter()
     machine = find_machine(config.workers)
-    made = select_features(pool, config.select, ipc=config.ipc, seed=config.seed, machine=machine)
+    outcome = select_features(pool, config.select, ipc=config.ipc, seed=config.seed, machine=machine)
     seconds = time.perf_counter() - began
-    out.write_json(name, made.document)
-    print("\n".join(table(made.document)))
-    print(
-        f"\n{made.subgroups} subgroups on {made.shards} actors in {seconds:.1f} s, features read and bound included"
-    )
+    out.write_json(name, outcome.document)
+    print("\n".join(table(outcome.document)))
+    work = f"{outcome.subgroups} subgroups on {outcome.shards} actors in {seconds:.1f} s"
+    print(f"\n{work}, features read and bound included")
     print(f"selection      {arguments.out}")
 
 
-def table(document: dict[str, Any]) -> list[str]:
+COVERAGE = {
+    "balls": "mean covered share of real images",
+    "distance": "mean 1 − d/2, d to the nearest chosen image",
+}
+
+
+def table(document: "Document") -> list[str]:
     """What a person wants to know first: the objective, its terms, the start, the bound."""
-    terms, bound, gain = (
-        document["terms"],
-        document["lower_bound"],
-        document["start_objective"] - document["objective"],
-    )
+    terms, settings, start = document["terms"], document["settings"], document["start_objective"]
+    how = f"{document['solver']}, {document['rounds']} rounds"
     rows = [
-        ("objective", f"{document['objective']:.6f}", f"{document['solver']}, {document['rounds']} rounds"),
-        ("  attraction", f"{terms['attraction']:.6f}", "Σ log distance to the real class, low is close"),
-        ("  separation", f"{terms['separation']:.6f}", "Σ log distance between classes, high is far"),
-        ("closest to real", f"{document['start_objective']:.6f}", f"the selection gains {gain:.6f}"),
+        ("objective", document["objective"], how),
+        ("  attraction", terms["attraction"], "Σ log distance to the real class, low is close"),
+        ("  separation", terms["separation"], "Σ log distance between classes, high is far"),
+        ("closest to real", start, f"the selection gains {start - document['objective']:.6f}"),
     ]
-    if document["unit"] == "image" and document["subgroup_selection"]:
-        rows.append(
-            ("best subgroups", f"{document['subgroup_selection']['objective']:.6f}", "of the same pool")
-        )
-    if document["settings"]["coverage"]:
-        what = {
-            "balls": "mean covered share of real images",
-            "distance": "mean 1 − d/2, d to the nearest chosen image",
-        }
-        covered = f"{terms['coverage'] / len(document['selection']):.6f}"
-        rows.append(("  coverage", covered, what[document["settings"]["coverage_by"]]))
-    if bound is not None:
-        of_gain = (
-            "" if document["gap_of_gain"] is None else f", {100 * document['gap_of_gain']:.3f} % of the gain"
-        )
-        gap = f"gap {100 * document['gap']:.3f} % of the objective{of_gain} ({document['certificate']})"
-        rows.append(("lower bound", f"{bound:.6f}", gap))
-    else:
-        rows.append(("lower bound", "–", "not computed; select.certify names a method"))
-    return [f"  {name:<16}{value:>18}   {what}" for name, value, what in rows]
+    if best := document.get("subgroup_selection"):
+        rows.append(("best subgroups", best["objective"], "of the same pool"))
+    if settings["coverage"]:
+        mean = terms["coverage"] / len(document["selection"])
+        rows.append(("  coverage", mean, COVERAGE[str(settings["coverage_by"])]))
+    bound, gap, of_gain = (document[name] for name in ("lower_bound", "gap", "gap_of_gain"))
+    why = "not computed; select.certify names a method"
+    if bound is not None and gap is not None:
+        gain = "" if of_gain is None else f", {100 * of_gain:.3f} % of the gain"
+        why = f"gap {100 * gap:.3f} % of the objective{gain} ({document['certificate']})"
+    lines = [*rows, ("lower bound", bound, why)]
+    return [f"  {name:<16}{'–' if v is None else f'{v:.6f}':>18}   {what}" for name, v, what in lines]

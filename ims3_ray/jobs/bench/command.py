@@ -4,7 +4,7 @@ python jobs/bench.py select                                   S³ over sizes and
 python jobs/bench.py select --grid 21841x20 --noise 0.3 --no-plain workers.shards=4
 python jobs/bench.py select --optimum 200                     how often the solver ends at the proven optimum
 
-python jobs/bench.py sample                                   or finetune, encode, invert: a stage on the digits,
+python jobs/bench.py sample                                   or finetune, encode, invert, on the digits,
                                                               beside the published settings
 python jobs/bench.py finetune --random-init --size XL/2       random weights of that size, no download
 python jobs/bench.py sample --recipe my.yaml model.path=DIR --batch-size 128,256

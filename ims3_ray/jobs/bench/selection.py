@@ -17,8 +17,8 @@ import numpy as np
 
 from ims3_ray.cluster.machine import Machine, connect, find_machine
 from ims3_ray.config.load import load_settings, parse_overrides
-from ims3_ray.config.settings import Selecting
 from ims3_ray.config.sections import Select
+from ims3_ray.config.settings import Selecting
 from ims3_ray.errors import InputError
 from ims3_ray.method.s3.objective import Objective, evaluate
 from ims3_ray.method.s3.proof.branch_and_bound import branch_and_bound
@@ -40,8 +40,8 @@ COUNTED_VALUES = (
 ROUNDING = 1e-7  # of an objective: the pool's centroids are averaged and normalised once more
 TASKS = 20  # that the problems of --optimum are split over
 SPEED = (
-    "C × G | instance | cosines 5–95 % | weights | shards | read s | rounds | rounds s | plain loop s | ratio | "
-    "bound | bound s | gap | gap of gain | actor GB | driver GB | choice"
+    "C × G | instance | cosines 5–95 % | weights | shards | read s | rounds | rounds s | plain loop s | "
+    "ratio | bound | bound s | gap | gap of gain | actor GB | driver GB | choice"
 )
 OPTIMUM = "C × G | instance | weights | restarts | reached | proved | rounds s, mean | exact s, largest"
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, NotRequired, ParamSpec, TypedDict, TypeVar
 
 import numpy as np
 import ray
@@ -31,11 +31,36 @@ Answer = TypeVar("Answer")
 Asked = TypeVar("Asked")
 
 
+class OfClass(TypedDict):
+    subgroups: list[int]
+    distances_to_real: list[float]  # of each
+    distance_to_real: float  # of what is selected
+
+
+class Document(TypedDict):
+    """selection.json: what is selected, how good that is, and how it was made."""
+
+    unit: str
+    objective: float
+    terms: dict[str, float]
+    start_objective: float
+    lower_bound: float | None
+    gap: float | None
+    gap_of_gain: float | None
+    certificate: str
+    solver: str
+    rounds: int
+    settings: dict[str, object]
+    subgroup_selection: NotRequired[dict[str, float] | None]  # of the same pool, where images are selected
+    selection: dict[str, object]  # by class: a subgroup, or (subgroup, index) of each image
+    per_class: dict[str, OfClass]
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """A selection, as selection.json says it, by how many actors, from how many subgroups."""
+    """A selection, by how many actors, from how many subgroups."""
 
-    document: dict[str, object]
+    document: Document
     shards: int
     subgroups: int
 
@@ -83,24 +108,38 @@ def _select(source: Source, pool: ShardPool, on_round: Callable[[], object]) -> 
     selection = _solve(source, pool, groups, run)
     places: list[object] = [int(ids[g]) for ids, g in zip(subgroups, selection.choice, strict=True)]
     nearness = [float(d[g]) for d, g in zip(distances, selection.choice, strict=True)]
-    compared: dict[str, object] = {}
+    of_groups_alone: dict[str, float] | None = None
     if settings.unit == "image":
         images = JoinedImages(_counting(pool.asking(of_images), on_round))
-        selection, compared["subgroup_selection"] = _select_images(source, pool, images, selection)
+        selection, of_groups_alone = _select_images(source, pool, images, selection)
         places = [rows.tolist() for rows in chain(*pool.ask(ClassRange.places, selection.choice))]
         centroids = images.centroids(selection.choice).astype(np.float64)
         real = np.concatenate(pool.ask(ClassRange.real_centroids))
         nearness = (1 - np.einsum("cd,cd->c", centroids, real)).tolist()
     elif settings.certify != "none":
         selection = certify_pool(groups, selection, source, run)
-    columns = zip(subgroups, distances, nearness, strict=True)
-    per_class = [
-        {"subgroups": ids.tolist(), "distances_to_real": d.tolist(), "distance_to_real": near}
-        for ids, d, near in columns
-    ]
-    document = describe(selection, source) | compared
-    document["selection"] = dict(zip(source.names, places, strict=True))
-    document["per_class"] = dict(zip(source.names, per_class, strict=True))
+    of_classes = (
+        OfClass(subgroups=ids.tolist(), distances_to_real=d.tolist(), distance_to_real=near)
+        for ids, d, near in zip(subgroups, distances, nearness, strict=True)
+    )
+    terms = selection.terms
+    document = Document(
+        unit=settings.unit,
+        objective=selection.objective,
+        terms={name: getattr(terms, name) for name in ("attraction", "separation", "coverage")},
+        start_objective=selection.start,
+        lower_bound=selection.lower_bound,
+        gap=selection.gap,
+        gap_of_gain=selection.gap_of_gain,
+        certificate=selection.certificate,
+        solver=selection.solver,
+        rounds=selection.rounds,
+        settings=settings.model_dump(mode="json", exclude={"memory"}) | {"seed": source.seed},
+        selection=dict(zip(source.names, places, strict=True)),
+        per_class=dict(zip(source.names, of_classes, strict=True)),
+    )
+    if settings.unit == "image":
+        document["subgroup_selection"] = of_groups_alone
     return Outcome(document, len(pool.ranges), sum(map(len, subgroups)))
 
 
@@ -114,24 +153,6 @@ def _solve(source: Source, pool: ShardPool, groups: Shards, run: Run) -> Selecti
     candidates = fetch_pools(groups, 0, len(source.names), groups.sizes())
     real = np.concatenate(pool.ask(ClassRange.real_centroids))
     return run(partial(branch_and_bound, **restarts), [(candidates, real, source.objective)])[0]
-
-
-def describe(selection: Selection, source: Source) -> dict[str, object]:
-    """What selection.json says of how good the selection is, and how it was made."""
-    terms = selection.terms
-    return {
-        "unit": source.settings.unit,
-        "objective": selection.objective,
-        "terms": {"attraction": terms.attraction, "separation": terms.separation, "coverage": terms.coverage},
-        "start_objective": selection.start,
-        "lower_bound": selection.lower_bound,
-        "gap": selection.gap,
-        "gap_of_gain": selection.gap_of_gain,
-        "certificate": selection.certificate,
-        "solver": selection.solver,
-        "rounds": selection.rounds,
-        "settings": source.settings.model_dump(mode="json", exclude={"memory"}) | {"seed": source.seed},
-    }
 
 
 def _select_images(

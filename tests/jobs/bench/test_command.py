@@ -1,10 +1,9 @@
-"""jobs/bench.py on a tiny random model: both sides do their work and are told apart. No figure of speed is
-tested.
-"""
+"""jobs/bench.py on tiny problems: all sides do their work and are told apart; no speed is tested."""
 
 import io
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,13 +14,15 @@ from ims3_ray.cluster.machine import find_machine
 from ims3_ray.config.load import load_config
 from ims3_ray.errors import InputError
 from ims3_ray.jobs.bench import models
-from ims3_ray.jobs.bench.operations import operations, step_operations
+from ims3_ray.jobs.bench.instances import Case
+from ims3_ray.jobs.bench.own import own_side, step_operations
 from ims3_ray.jobs.bench.published import EMA_DECAY, FineTuning, published_side
+from ims3_ray.jobs.bench.selection import whole_objective
 from ims3_ray.jobs.bench.sides import saved_bytes
-from ims3_ray.jobs.bench.stages import own_side
 from ims3_ray.method.difffit import trainable
-from ims3_ray.models.dit import DiTConfig
+from ims3_ray.method.s3.objective import Objective, evaluate
 from ims3_ray.models.device import batch_must_fit
+from ims3_ray.models.dit import DiTConfig
 from ims3_ray.pipeline import prepare as preparation
 from ims3_ray.storage.artifacts import open_directory
 
@@ -34,10 +35,10 @@ KEYS = {
     "device",
     "hardware",
     "versions",
+    "repetitions",
     "model",
     "parameters",
     "image_size",
-    "repetitions",
     "recipe",
 }
 
@@ -45,9 +46,8 @@ KEYS = {
 def benched(folder, *words):
     """The document of a bench on the tiny model, made once below `folder`."""
     out = folder / "figures.json"
-    assert (
-        run_command("bench", [*TINY, *words, "--work", str(folder / "work"), "--out", str(out), *SMALL]) == 0
-    )
+    words = [*TINY, *words, "--work", str(folder / "work"), "--out", str(out), *SMALL]
+    assert run_command("bench", words) == 0
     return json.loads(out.read_text())
 
 
@@ -70,30 +70,33 @@ def context(ray_cluster, tiny_model, tiny_images, tmp_path):
     return preparation.prepare(config, find_machine(config.workers))
 
 
-@pytest.mark.parametrize("stage", ["sample", "finetune", "encode", "invert"])
-def test_the_bench_of_a_stage_measures_both_sides(ray_cluster, work, stage, capsys):
-    document = benched(work, stage)
-    assert KEYS | {"sides"} == set(document)
+@pytest.mark.parametrize(
+    ("stage", "words", "names"),
+    [
+        ("sample", ["--batch-size", "2,3", "--no-published"], ["own", "own"]),
+        ("finetune", [], ["own", "own", "published"]),
+        pytest.param("encode", [], ["own", "published"], marks=pytest.mark.slow),
+        pytest.param("invert", [], ["own", "published"], marks=pytest.mark.slow),
+    ],
+)
+def test_the_bench_of_a_stage_measures_its_sides(ray_cluster, work, stage, words, names, capsys):
+    document = benched(work, stage, *words)
+    assert set(document) == KEYS | {"sides"}
     assert document["what"] == stage
-    assert document["device"]["matrix_rate"] > 0
-    assert document["device"]["copy_bandwidth"] > 0
-    assert [s["name"] for s in document["sides"]] == ["own"] * (2 if stage == "finetune" else 1) + [
-        "published"
-    ]
-    for side in document["sides"]:
-        assert len(side["rates"]) == 2
-        assert min(side["rates"]) > 0
-        assert side["images_per_s"] > 0
-        assert side["ratio"] > 0
-        assert side["peak_memory_bytes"] > 0
-        assert side["load_s"] > 0
-        assert side["warm_up_s"] >= 0
-        assert side["matrix_share"] > 0
-        assert (side["checkpoint_bytes"] is not None) == (stage == "finetune")
+    assert min(document["device"][name] for name in ("matrix_rate", "copy_bandwidth")) > 0
+    assert [side["name"] for side in document["sides"]] == names
     shown = capsys.readouterr().out
     assert "one thread" in shown
-    assert "| own |" in shown
-    assert "| published |" in shown
+    for side in document["sides"]:
+        assert len(side["rates"]) == 2
+        numbers = ("images_per_s", "peak_memory_bytes", "load_s", "matrix_share")
+        assert min(*side["rates"], *(side[name] for name in numbers)) > 0
+        assert side["warm_up_s"] >= 0
+        assert (side["ratio"] is not None) == ("published" in names)
+        assert (side["checkpoint_bytes"] is not None) == (stage == "finetune")
+        assert f"| {side['name']} |" in shown
+    if stage == "sample":
+        assert [side["batch_size"] for side in document["sides"]] == [2, 3]
 
 
 @pytest.mark.slow
@@ -107,35 +110,24 @@ def test_the_bench_of_the_pipeline_tells_start_and_rate_apart(ray_cluster, work,
         assert o["start_s"] < o["whole_s"]
 
 
-def test_batch_sizes_and_the_published_settings_are_chosen(ray_cluster, work, capsys):
-    document = benched(work, "sample", "--batch-size", "2,3", "--no-published")
-    assert [(s["batch_size"], s["ratio"]) for s in document["sides"]] == [(2, None), (3, None)]
-
-
-def test_both_sides_of_sampling_draw_images_of_one_kind(context, tmp_path):
-    own, published = (
-        make(context, "sample", open_directory(str(tmp_path))) for make in (own_side, published_side)
-    )
-    drawn, _ = own.build(**own.arguments)()
-    theirs = published.build(**published.arguments)()
-    assert (len(drawn["image"]), len(theirs)) == (own.images, published.images) == (4, 10)
-    assert {Image.open(io.BytesIO(data)).size for data in [*drawn["image"], *theirs]} == {(16, 16)}
-
-
-def test_both_sides_of_encoding_and_inversion_make_the_same_kind_of_latents(context, tmp_path):
-    for stage, column in (("encode", "mean"), ("invert", "inversion")):
-        own, published = (
-            make(context, stage, open_directory(str(tmp_path / stage))) for make in (own_side, published_side)
-        )
-        made, _ = own.build(**own.arguments)()
-        theirs = published.build(**published.arguments)()
-        assert len(theirs) == published.images
-        assert len(made[column]) == own.images
-        assert {one.shape for one in theirs} == {(1, *made[column].shape[1:])}
+@pytest.mark.parametrize(
+    ("stage", "column"), [("sample", "image"), ("encode", "mean"), ("invert", "inversion")]
+)
+def test_both_sides_of_a_stage_make_the_same_kind_of_rows(context, tmp_path, stage, column):
+    sides = own_side(context, stage, open_directory(str(tmp_path))), published_side(context, stage)
+    own, published = (side.build(**side.arguments)() for side in sides)
+    own = own[0][column]
+    assert len(own) == sides[0].images == 4
+    views = 1 if stage == "sample" else context.num_views
+    assert len(published) == views * sides[1].images
+    if stage == "sample":
+        assert {Image.open(io.BytesIO(data)).size for data in [*own, *published]} == {(16, 16)}
+    else:
+        assert {row.shape for row in published} == {(1, *own.shape[1:])}
 
 
 def test_published_fine_tuning_averages_all_parameters_and_spares_none_its_gradient(context, tmp_path):
-    side = published_side(context, "finetune", open_directory(str(tmp_path)))
+    side = published_side(context, "finetune")
     step: FineTuning = side.build(**side.arguments)
     before = {name: value.clone() for name, value in step.dit.state_dict().items()}
     step()
@@ -160,24 +152,11 @@ def test_freezing_saves_the_gradients_of_matrices(context):
     config = DiTConfig(sample_size=8, hidden_size=64, depth=4, num_heads=2, num_classes=3)
     frozen, whole = (step_operations(config, frozen=f) for f in (True, False))
     assert frozen < 0.75 * whole
-    counted = operations(context, "finetune")
-    assert counted.published > counted.own > 0
-
-
-def test_the_largest_size_is_dit_xl():
-    size = models.SIZES["XL/2"]
-    assert (size.hidden_size, size.depth, size.heads, size.sample_size, size.num_classes) == (
-        1152,
-        28,
-        16,
-        32,
-        1000,
-    )
-    assert (size.vae_channels, size.vae_layers, size.image_size) == ((128, 256, 512, 512), 2, 256)
+    assert FineTuning.operations(context) > step_operations(context.info.config, frozen=True) > 0
 
 
 def test_random_weights_and_images_belong_to_their_seed(tmp_path):
-    size = models.SIZES["tiny"]
+    size = models.size_named("tiny")
     for name in "ab":
         models.random_pipeline(size, tmp_path / name)
         models.random_images(size, tmp_path / name / "images", 2)
@@ -251,6 +230,8 @@ def test_a_stage_whose_batch_does_not_fit_says_so_from_its_pool(context, tmp_pat
         (["sample", "--random-init", "model.path=x"], ["model.path", "--random-init"]),
         (["finetune", "--batch-size", "7"], ["finetune.batch_size", "7", "micro_batches"]),
         (["sample", "--out", "/nowhere/figures.json"], ["--out", "/nowhere"]),
+        (["select", "--grid", "10by5"], ["--grid", "10by5"]),
+        (["select", "--normalization", "all"], ["select.normalization", "all"]),
     ],
 )  # fmt: skip
 def test_bad_words_give_one_line_and_exit_code_2(words, named, capsys):
@@ -267,3 +248,24 @@ def test_a_gpu_that_is_not_there_is_refused(capsys, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert run_command("bench", ["sample", "workers.device=cuda"]) == 2
     assert "workers.device" in capsys.readouterr().err
+
+
+def test_the_bench_of_selection_measures_the_pool_beside_the_plain_loop(ray_cluster, tmp_path, capsys):
+    out = tmp_path / "figures.json"
+    words = ["select", "--grid", "12x3", "--noise", "0.3", "--normalization", "per_class", "--out", str(out)]
+    assert run_command("bench", [*words, "workers.shards=1"]) == 0
+    structured, structureless = json.loads(out.read_text())
+    assert (structured["kind"], structureless["kind"]) == ("structured", "structureless")
+    for figures in (structured, structureless):
+        assert figures["plain_is"] == "measured"
+        assert min(figures["plain_s"], figures["rounds_s"]) > 0
+        assert figures["objective"] <= figures["plain_objective"] + 1e-5
+    assert "| 12 × 3 | noise 0.3 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("normalization", ["per_class", "none"])
+def test_the_plain_loop_of_the_bench_is_the_objective_by_definition(normalization):
+    candidates, real = Case(6, 3, 0.4).vectors()
+    choice, objective = np.array([0, 2, 1, 0, 1, 2]), Objective(0.4, 0.9, 1e-3, normalization)
+    expected = evaluate(choice, list(candidates), real, objective).total
+    assert whole_objective(candidates, real, choice, objective) == pytest.approx(expected, rel=1e-4)

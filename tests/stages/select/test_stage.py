@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+from selections import exhaustive
 
 from ims3_ray.cli import run_command
 from ims3_ray.cluster.machine import find_machine
@@ -18,10 +19,10 @@ from ims3_ray.config.settings import Workers
 from ims3_ray.errors import InputError
 from ims3_ray.method.s3 import rounds as selection_rounds
 from ims3_ray.method.s3.objective import Objective, real_centroid, subgroup_centroids
-from ims3_ray.method.s3.proof.branch_and_bound import exhaustive
 from ims3_ray.method.s3.rounds import select, solve
+from ims3_ray.method.s3.shard import Joined, Shard
 from ims3_ray.stages.select.features import open_candidates, open_features
-from ims3_ray.stages.select.pool import ShardPool, Source, split
+from ims3_ray.stages.select.pool import ClassRange, ShardPool, Source, of_groups, of_itself, split
 from ims3_ray.stages.select.solve import select_features
 
 WIDTH, IPC = 8, 3
@@ -81,10 +82,10 @@ def chosen(pool, settings=SETTINGS, shards=2, **changes):
 
 def centroids(candidates, real):
     groups = [
-        subgroup_centroids(np.float32([f for *_, f in rows]), [g for g, *_ in rows])[1]
+        subgroup_centroids(np.float32([f for *_, f in rows]), np.array([g for g, *_ in rows]), label="")[1]
         for rows in candidates.values()
     ]
-    return groups, np.stack([real_centroid(rows.astype(np.float32)) for rows in real.values()])
+    return groups, np.stack([real_centroid(rows.astype(np.float32), label="") for rows in real.values()])
 
 
 @pytest.mark.parametrize("solver", ["walk", "rounds"])
@@ -93,9 +94,9 @@ def test_ray_gives_what_the_plain_call_gives_for_any_number_of_shards(
 ):
     if solver == "rounds":
         monkeypatch.setattr(selection_rounds, "MOST_VALUES", 0)
-    made = features(9)
-    pool = opened(tmp_path, *made)
-    plain = select(*centroids(*made), Objective(0.4, 0.9), restarts=1)
+    tables = features(9)
+    pool = opened(tmp_path, *tables)
+    plain = select(*centroids(*tables), Objective(0.4, 0.9), restarts=1)
     for shards in (1, 9):  # 9: more than the cluster has CPUs, and the certificate still finds room
         of_ray = chosen(pool, shards=shards)
         assert of_ray.shards == shards
@@ -105,9 +106,9 @@ def test_ray_gives_what_the_plain_call_gives_for_any_number_of_shards(
 
 
 def test_order_and_number_of_files_change_nothing(ray_cluster, tmp_path):
-    made = features(4)
-    whole = chosen(opened(tmp_path / "whole", *made)).document
-    write(tmp_path / "parts", *made, shuffled=True, files=3)
+    tables = features(4)
+    whole = chosen(opened(tmp_path / "whole", *tables)).document
+    write(tmp_path / "parts", *tables, shuffled=True, files=3)
     (tmp_path / "parts" / "real.parquet").rename(tmp_path / "real.parquet")
     parts = open_candidates(
         str(tmp_path / "parts"), str(tmp_path / "real.parquet"), ("--candidates", "--real")
@@ -121,50 +122,49 @@ def test_an_actor_killed_in_mid_round_is_rebuilt_and_the_selection_is_the_same(
     monkeypatch.setattr(selection_rounds, "MOST_VALUES", 0)
     source = Source(opened(tmp_path, *features(9)), tuple(map(str, range(9))), SETTINGS, IPC, 0)
     pool = ShardPool(source, find_machine(Workers(shards=3)))
-    objective, killed = source.objective, []
+    submit, killed = pool.submit, []
 
-    def call(method, *arguments):
-        pids = [pid for pid, _ in ray.get(pool.submit("range", "process"))]
-        asked = pool.submit("groups", method, *arguments)
-        if method == "propose" and len(killed) < 2:
+    def submit_and_kill(part, method, *arguments):
+        pids = [pid for pid, _ in ray.get(submit(of_itself, ClassRange.process))]
+        answers = submit(part, method, *arguments)
+        if method is Shard.propose and len(killed) < 2:
             os.kill(pids[len(killed)], signal.SIGKILL)
             killed.append(pids[len(killed)])
-        return ray.get(asked)
+        return answers
 
-    disturbed = solve(call, objective, restarts=3)
+    groups = Joined(pool.asking(of_groups))
+    monkeypatch.setattr(pool, "submit", submit_and_kill)
+    disturbed = solve(groups, source.objective, restarts=3)
     assert len(killed) == 2
-    pids = [pid for pid, _ in pool.call("range")("process")]
-    assert len(set(pids) & set(killed)) == 0
-    undisturbed = solve(pool.call("groups"), objective, restarts=3)
+    monkeypatch.setattr(pool, "submit", submit)
+    assert not {pid for pid, _ in pool.ask(ClassRange.process)} & set(killed)
+    undisturbed = solve(groups, source.objective, restarts=3)
     assert np.array_equal(disturbed.choice, undisturbed.choice)
     assert disturbed.terms == undisturbed.terms
 
 
-def test_the_exact_solver_finds_what_enumeration_finds(ray_cluster, tmp_path):
-    made = features(5, seed=3)
-    document = chosen(opened(tmp_path, *made), solver="exact").document
-    best, terms = exhaustive(*centroids(*made), Objective(0.4, 0.9))
-    assert list(document["selection"].values()) == best.tolist()
-    assert document["gap"] == 0
-    assert document["certificate"] == "exact"
-    assert document["objective"] == pytest.approx(terms.total, abs=1e-12)
-
-
-def test_small_problems_are_proved_unless_another_certificate_is_asked_for(ray_cluster, tmp_path):
-    pool = opened(tmp_path, *features(5, seed=3))
-    document = chosen(pool, solver="auto").document
-    assert (document["solver"], document["gap"], document["certificate"]) == ("exact", 0, "exact")
-    assert chosen(pool, solver="auto", certify="half_pair").document["certificate"] == "half_pair"
-    assert chosen(pool, solver="auto", certify="none").document["solver"] == "walk"
-
-
-def test_every_certificate_is_below_the_optimum(ray_cluster, tmp_path):
-    made = features(5, seed=4)
-    pool, least = opened(tmp_path, *made), exhaustive(*centroids(*made), Objective(0.4, 0.9))[1].total
-    for method in ("half_pair", "handshake"):  # trws is what auto takes at this size
-        document = chosen(pool, certify=method).document
-        assert document["certificate"] == method
-        assert document["lower_bound"] <= least + 1e-12
+@pytest.mark.parametrize(
+    ("settings", "solver", "certificate"),
+    [
+        ({"solver": "auto"}, "exact", "exact"),
+        ({"solver": "exact"}, "exact", "exact"),
+        ({"solver": "auto", "certify": "handshake"}, "walk", "handshake"),
+        ({"solver": "auto", "certify": "none"}, "walk", "none"),
+    ],
+)
+def test_small_problems_are_proved_unless_another_certificate_is_asked_for(
+    ray_cluster, tmp_path, settings, solver, certificate
+):
+    tables = features(5, seed=3)
+    document = chosen(opened(tmp_path, *tables), shards=1, **settings).document
+    best, terms = exhaustive(*centroids(*tables), Objective(0.4, 0.9))
+    assert (document["solver"], document["certificate"]) == (solver, certificate)
+    if certificate == "exact":
+        assert list(document["selection"].values()) == best.tolist()
+        assert document["gap"] == 0
+        assert document["objective"] == pytest.approx(terms.total, abs=1e-12)
+    elif certificate == "handshake":
+        assert document["lower_bound"] <= terms.total + 1e-12
 
 
 def test_single_images_are_never_worse_than_the_best_subgroups(ray_cluster, tmp_path):
@@ -205,16 +205,6 @@ def test_closeness_to_real_images_grows_with_its_weight(ray_cluster, tmp_path):
         for weight in (0.01, 100.0)
     ]
     assert terms[1]["coverage"] > terms[0]["coverage"]
-
-
-def test_pruned_rounds_and_pools_select_too(ray_cluster, tmp_path):
-    pool = opened(tmp_path, *features(6, seed=6))
-    exact = chosen(pool, certify="none").document
-    all_near = chosen(pool, neighbours=5).document
-    assert (exact["solver"], all_near["solver"]) == ("walk", "rounds")
-    assert all_near["selection"] == exact["selection"]
-    assert exact["lower_bound"] is None
-    assert chosen(pool, partners="pool").document["gap"] == 0
 
 
 def test_memory_decides_the_number_of_shards_and_of_rows_read_at_once(tmp_path):
@@ -316,7 +306,7 @@ def test_bad_tables_give_one_line_and_exit_code_2(ray_cluster, tmp_path, capsys)
     for (candidates, real, words), named in bad_tables(tmp_path):
         code = run_command("select", ["--candidates", candidates, "--real", real, "--out", str(out), *words])
         errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-        assert code == 2 and len(errors) == 1, (named, errors)
+        assert (code, len(errors)) == (2, 1), (named, errors)
         for word in named:
             assert word in errors[0], (word, errors[0])
         assert not out.exists()
@@ -375,36 +365,3 @@ def test_the_job_writes_the_selection_and_says_how_good_it_is(ray_cluster, tmp_p
     shown = capsys.readouterr().out
     assert f"{document['objective']:.6f}" in shown
     assert "lower bound" in shown
-
-
-def test_the_bench_measures_the_pool_beside_the_plain_loop(ray_cluster, tmp_path, capsys):
-    out = tmp_path / "figures.json"
-    words = ["select", "--grid", "12x3", "--noise", "0.3", "--normalization", "per_class", "--out", str(out)]
-    assert run_command("bench", [*words, "workers.shards=2"]) == 0
-    structured, structureless = json.loads(out.read_text())
-    assert structured["kind"] == "structured"
-    assert structureless["kind"] == "structureless"
-    for figures in (structured, structureless):
-        assert figures["plain_is"] == "measured"
-        assert figures["plain_s"] > 0
-        assert figures["rounds_s"] > 0
-        assert figures["objective"] <= figures["plain_objective"] + 1e-5
-    assert "| 12 × 3 | noise 0.3 |" in capsys.readouterr().out
-
-
-def test_the_plain_loop_of_the_bench_is_the_objective_by_definition():
-    from ims3_ray.jobs.bench.instances import vectors
-    from ims3_ray.jobs.bench.selection import whole_objective
-    from ims3_ray.method.s3.objective import evaluate
-
-    candidates, real = vectors(range(6), 3, 0.4, "structured", 0)
-    choice = np.array([0, 2, 1, 0, 1, 2])
-    for normalization in ("per_class", "none"):
-        objective = Objective(0.4, 0.9, 1e-3, normalization)
-        expected = evaluate(choice, list(candidates), real, objective).total
-        assert whole_objective(candidates, real, choice, objective) == pytest.approx(expected, rel=1e-4)
-
-
-def test_a_bench_of_no_size_is_refused(capsys):
-    assert run_command("bench", ["select", "--grid", "10by5"]) == 2
-    assert "--grid" in capsys.readouterr().err
