@@ -1,18 +1,13 @@
 """Named class folders: what is listed, read and remembered of a tree that holds more."""
 
 import pytest
+from flat import opened
 from tiny import OTHERS, THREE, write_images
 
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.data import images as images_module
-from ims3_ray.data.images import open_images
 from ims3_ray.errors import InputError
-from ims3_ray.storage.artifacts import Directory, open_storage
-
-
-def opened(folder, storage, classes=None):
-    shared = {"name": "data.train", "seed": 0, "max_bad_fraction": 0.0}
-    return open_images(str(folder), open_storage(str(storage)), classes=classes, **shared)
+from ims3_ray.storage.artifacts import Directory
 
 
 def test_folders_that_are_not_named_are_neither_listed_nor_read(imagenet_tree, monkeypatch):
@@ -22,14 +17,14 @@ def test_folders_that_are_not_named_are_neither_listed_nor_read(imagenet_tree, m
         Directory, "listed", lambda self, within="": listed.append(within) or listing(self, within)
     )
     monkeypatch.setattr(Directory, "read", lambda self, name: read.append(name) or reading(self, name))
-    images = opened(imagenet_tree / "train", imagenet_tree / "s", THREE[:2])
+    images = opened(imagenet_tree / "train", imagenet_tree, classes=THREE[:2])
     assert images.classes == THREE[:2]
     assert images.counts().tolist() == [12, 12]
     assert images.bad == {}
     assert sorted(listed) == sorted(THREE[:2])
     assert {name.split("/")[0] for name in read} == set(THREE[:2])
     with pytest.raises(InputError, match=r"n01440764/a\.JPEG"):
-        opened(imagenet_tree / "train", imagenet_tree / "s")
+        opened(imagenet_tree / "train", imagenet_tree)
 
 
 def test_on_an_object_store_only_the_named_prefixes_are_listed(imagenet_tree, monkeypatch):
@@ -37,7 +32,7 @@ def test_on_an_object_store_only_the_named_prefixes_are_listed(imagenet_tree, mo
     from pyarrow import fs
 
     class Bucket(MemoryFileSystem):
-        store, pseudo_dirs, cachable, found = {}, [""], False, []
+        store, pseudo_dirs, cacheable, found = {}, [""], False, []
 
         def find(self, path, **options):
             self.found.append(path)
@@ -49,26 +44,26 @@ def test_on_an_object_store_only_the_named_prefixes_are_listed(imagenet_tree, mo
             bucket.pipe(f"/bucket/train/{name}/{file.name}", file.read_bytes())
     there = Directory(fs.PyFileSystem(fs.FSSpecHandler(bucket)), "/bucket/train")
     monkeypatch.setattr(images_module, "open_directory", lambda location: there)
-    images = opened("s3://bucket/train", imagenet_tree / "s", THREE)
+    images = opened("s3://bucket/train", imagenet_tree, classes=THREE)
     assert images.counts().tolist() == [12, 12, 12]
     assert sorted(bucket.found) == [f"/bucket/train/{name}" for name in THREE]
     monkeypatch.undo()
-    assert images.fingerprint == opened(imagenet_tree / "train", imagenet_tree / "s", THREE).fingerprint
+    assert images.fingerprint == opened(imagenet_tree / "train", imagenet_tree, classes=THREE).fingerprint
 
 
 def test_a_subset_is_the_same_set_as_a_tree_that_holds_it_alone(imagenet_tree, tmp_path):
-    alone = opened(write_images(tmp_path / "alone", 12, 0, classes=THREE), imagenet_tree / "s")
-    assert opened(imagenet_tree / "train", imagenet_tree / "s", THREE).fingerprint == alone.fingerprint
-    assert opened(imagenet_tree / "train", imagenet_tree / "s", THREE[:2]).fingerprint != alone.fingerprint
+    alone = opened(write_images(tmp_path / "alone", 12, 0, classes=THREE), imagenet_tree)
+    assert opened(imagenet_tree / "train", imagenet_tree, classes=THREE).fingerprint == alone.fingerprint
+    assert opened(imagenet_tree / "train", imagenet_tree, classes=THREE[:2]).fingerprint != alone.fingerprint
 
 
 def test_what_was_found_in_a_class_serves_every_subset(imagenet_tree, monkeypatch):
-    opened(imagenet_tree / "train", imagenet_tree / "s", THREE[:2])
+    opened(imagenet_tree / "train", imagenet_tree, classes=THREE[:2])
     read, reading = [], Directory.read
     monkeypatch.setattr(
         Directory, "read", lambda self, name: read.append(name.split("/")[0]) or reading(self, name)
     )
-    opened(imagenet_tree / "train", imagenet_tree / "s", THREE[1:])
+    opened(imagenet_tree / "train", imagenet_tree, classes=THREE[1:])
     # once for the sample; the new ones for their hash too
     assert (read.count(THREE[1]), read.count(THREE[2])) == (12, 24)
 
@@ -76,7 +71,7 @@ def test_what_was_found_in_a_class_serves_every_subset(imagenet_tree, monkeypatc
 def test_missing_class_folders_are_named_in_one_line(imagenet_tree):
     wanted = load_config("imagewoof").data.classes
     with pytest.raises(InputError) as refused:
-        opened(imagenet_tree / "train", imagenet_tree / "s", wanted)
+        opened(imagenet_tree / "train", imagenet_tree, classes=wanted)
     told = str(refused.value)
     assert told.startswith("data.train: ")
     assert "lacks 7 of the 10 class folders" in told
@@ -86,7 +81,7 @@ def test_missing_class_folders_are_named_in_one_line(imagenet_tree):
     assert "and 2 more" in told
     (imagenet_tree / "train" / "n09999999").mkdir()
     with pytest.raises(InputError, match=r"'n09999999' of .* holds no readable image"):
-        opened(imagenet_tree / "train", imagenet_tree / "s", (*THREE, "n09999999"))
+        opened(imagenet_tree / "train", imagenet_tree, classes=(*THREE, "n09999999"))
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,17 @@
-"""Names and links in a data folder: odd ones work or are told in one line, and what they point to is never
-more than read.
-"""
+"""Names and links in a data folder: odd ones work or are told in one line, and are never more than read."""
 
 import os
 import re
 
 import pytest
+from flat import opened
 from tiny import write_images
 
 from ims3_ray import cli
 from ims3_ray.data.classes import check_class_names, is_folder_name
-from ims3_ray.data.images import open_images
 from ims3_ray.errors import InputError
 from ims3_ray.pipeline.splits import check_splits
-from ims3_ray.storage.artifacts import open_directory, open_storage
+from ims3_ray.storage.artifacts import open_directory
 from ims3_ray.text import UNPRINTABLE, named, one_line
 
 ODD = "a\nb\x1b[2J\r\u202egnp"
@@ -31,16 +29,39 @@ FINE = (
     "~",
 )
 UNSAFE = (
-    "", ".", "..", ".hidden", "../x", "a/b", "a\\b", "a\nb", "a\n", "\x1b[2J", "a\x7f", "a\x85", "a\u2028b", "a\u202eb",
-    "\udcff", "con", "CON", "nul.txt", "LPT1", "com¹", "c:", "a.", "a ", "<b>", 'a"b', "a|b", "a?", "x" * 256, "ö" * 128,
-)  # fmt: skip
-
-
-def opened(folder, tmp_path, limit=1.0, classes=None):
-    storage = open_storage(str(tmp_path / "storage"))
-    return open_images(
-        str(folder), storage, name="data.train", seed=0, max_bad_fraction=limit, classes=classes
-    )
+    *(
+        "",
+        ".",
+        "..",
+        ".hidden",
+        "../x",
+        "a/b",
+        "a\\b",
+        "a\nb",
+        "a\n",
+        "\x1b[2J",
+        "a\x7f",
+        "a\x85",
+        "a\u2028b",
+    ),
+    *(
+        "a\u202eb",
+        "\udcff",
+        "con",
+        "CON",
+        "nul.txt",
+        "LPT1",
+        "com¹",
+        "c:",
+        "a.",
+        "a ",
+        "<b>",
+        'a"b',
+        "a|b",
+        "a?",
+    ),
+    *("x" * 256, "ö" * 128),
+)
 
 
 def tree(folder):
@@ -68,7 +89,7 @@ def test_files_of_any_name_are_read(tmp_path):
     folder = write_images(tmp_path / "set", 1, seed=0, classes=FINE)
     for name in ("with blank.png", "größe.png", "犬.png", ODD, "-rf", "%2e%2e", "*"):
         os.link(folder / "犬" / "000.png", folder / "犬" / name)
-    images = opened(folder, tmp_path, limit=0.0)
+    images = opened(folder, tmp_path)
     assert images.classes == tuple(sorted(FINE))
     assert f"犬/{ODD}" in images.paths
     assert images.counts()[images.classes.index("犬")] == 8
@@ -79,7 +100,7 @@ def test_hidden_files_and_folders_are_no_part_of_the_set(tmp_path):
     (folder / ".cache").mkdir()
     (folder / "red" / ".DS_Store").write_bytes(b"x")
     (folder / "red" / ".link").symlink_to("nowhere")
-    images = opened(folder, tmp_path, limit=0.0)
+    images = opened(folder, tmp_path)
     assert images.classes == ("blue", "green", "red")
     assert len(images) == 6
 
@@ -93,16 +114,14 @@ def test_links_to_files_and_folders_elsewhere_are_read_as_if_they_lay_here(tmp_p
     for file in (there / "red").iterdir():
         (here / "red" / file.name).symlink_to(file)
     before = tree(there)
-    images = opened(here, tmp_path, limit=0.0)
-    assert images.fingerprint == opened(there, tmp_path, limit=0.0).fingerprint
-    assert opened(here, tmp_path, 0.0, ("blue", "red")).counts().tolist() == [3, 3]
+    images = opened(here, tmp_path)
+    assert images.fingerprint == opened(there, tmp_path).fingerprint
+    assert opened(here, tmp_path, classes=("blue", "red")).counts().tolist() == [3, 3]
     assert tree(there) == before
 
 
 def looped(tmp_path):
-    """A set with two links that lead back up, in each other's reach: their paths are more than could be
-    listed.
-    """
+    """A set with links that lead back up, in each other's reach: more paths than could be listed."""
     folder = write_images(tmp_path / "set", 2, seed=0)
     for cls in ("red", "green"):
         for name in ("up", "again"):
@@ -117,11 +136,11 @@ def test_loops_of_links_end_and_are_told_by_name(tmp_path):
     folder = looped(tmp_path)
     links = ["green/again", "green/up", "red/again", "red/deep/self", "red/twin", "red/up"]
     for classes in (None, ("blue", "green", "red")):
-        images = opened(folder, tmp_path, classes=classes)
+        images = opened(folder, tmp_path, limit=1.0, classes=classes)
         assert images.counts().tolist() == [2, 2, 2]
         assert images.bad == dict.fromkeys(links, "leads to a folder that is listed already")
     with pytest.raises(InputError, match=r"6 of 12 files .* first: green/again leads to a folder"):
-        opened(folder, tmp_path, limit=0.0)
+        opened(folder, tmp_path)
 
 
 def test_what_is_no_file_is_told_by_name(tmp_path):
@@ -131,7 +150,7 @@ def test_what_is_no_file_is_told_by_name(tmp_path):
     (folder / "red" / "zero.png").symlink_to("/dev/zero")
     os.mkfifo(folder / "red" / "pipe.png")
     open(os.fsencode(folder / "red") + b"/latin\xe9.png", "w").close()
-    images = opened(folder, tmp_path)
+    images = opened(folder, tmp_path, limit=1.0)
     assert images.counts().tolist() == [2, 2, 2]
     assert images.bad == {
         "red/gone.png": "is a symbolic link to nothing",
@@ -170,7 +189,7 @@ def test_a_message_is_one_line_whatever_a_file_is_called(tmp_path, capsys):
     (train / "red" / ODD).write_bytes(b"no image")
 
     def run():
-        opened(train, tmp_path, limit=0.0)
+        opened(train, tmp_path)
 
     assert cli.guarded(run) == cli.BAD_INPUT
     told = capsys.readouterr().err
@@ -179,7 +198,7 @@ def test_a_message_is_one_line_whatever_a_file_is_called(tmp_path, capsys):
     assert r"red/a\nb\x1b[2J\r\u202egnp is no readable image" in told
     test = write_images(tmp_path / "test", 9, seed=1)
     (test / "red" / ODD).write_bytes((train / "red" / "000.png").read_bytes())
-    images = {"train": opened(train, tmp_path), "test": opened(test, tmp_path)}
+    images = {"train": opened(train, tmp_path, limit=1.0), "test": opened(test, tmp_path, limit=1.0)}
     (warning,) = check_splits(images, max_overlap=0.5)
     assert is_one_line(warning)
     assert named(ODD) in warning

@@ -4,7 +4,6 @@ one line.
 
 import errno
 import os
-import pickle
 import subprocess
 import sys
 import textwrap
@@ -169,10 +168,10 @@ def test_threads_tell_it_once(bucket, failing, clock, caplog, monkeypatch):
 
 
 def test_what_ray_wraps_is_seen_through(clock):
-    class Wrapped(RuntimeError):
+    class WorkersError(RuntimeError):
         worker_failures = {0: OSError(SLOW_DOWN)}  # noqa: RUF012
 
-    tries = iter([Wrapped("2 workers failed"), Wrapped("again"), None])
+    tries = iter([WorkersError("2 workers failed"), WorkersError("again"), None])
 
     def act():
         if error := next(tries):
@@ -223,38 +222,6 @@ def test_what_a_task_of_ray_raised_is_told_without_its_trace(capsys):
     assert cli.guarded(fail(OSError(errno.ENOSPC, "No space left on device", "/data/x"))) == cli.BAD_INPUT
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: /data/x: no space left (No space left on device)")
-
-
-@pytest.mark.parametrize(
-    ("location", "below"),
-    [
-        (
-            "s3://b/p?endpoint_override=127.0.0.1:1&scheme=http",
-            "s3://b/p/x%20y/%3F?endpoint_override=127.0.0.1:1&scheme=http",
-        ),
-        ("s3://b/p/?region=us-east-1", "s3://b/p/x%20y/%3F?region=us-east-1"),
-        (
-            "gs://anonymous@b/p?endpoint_override=127.0.0.1:1",
-            "gs://anonymous@b/p/x%20y/%3F?endpoint_override=127.0.0.1:1",
-        ),
-        ("abfss://c@account.dfs.core.windows.net/p", "abfss://c@account.dfs.core.windows.net/p/x%20y/%3F"),
-        ("fsspec+memory://p", "fsspec+memory://p/x y/?"),
-        ("fsspec+memory://", "fsspec+memory://x y/?"),
-        ("file:///tmp/p", "/tmp/p/x y/?"),
-    ],
-)
-def test_a_uri_opens_what_it_was_made_of(location, below):
-    directory = pickle.loads(pickle.dumps(open_directory(location) / "x y" / "?"))
-    again = open_directory(directory.uri)
-    assert directory.uri == again.uri == below
-    assert directory.path == again.path
-    assert directory.filesystem.equals(again.filesystem)
-
-
-def test_a_directory_made_of_a_filesystem_has_a_uri_too():
-    directory = Directory(fs.PyFileSystem(fs.FSSpecHandler(fsspec.filesystem("memory"))), "/made/by") / "hand"
-    assert directory.uri == "fsspec+memory:///made/by/hand"
-    assert open_directory(directory.uri).path == directory.path
 
 
 def on_small_disk(folder, script):

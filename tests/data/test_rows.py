@@ -1,11 +1,9 @@
-"""Data sets as Hugging Face `datasets` leaves them on a disk or in a bucket: the same images as class folders
-hold.
-"""
+"""Data sets as Hugging Face `datasets` and others leave them: the same images as class folders hold."""
 
-import io
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import datasets
@@ -13,30 +11,28 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from flat import opened, png, values
 from loopback_store import BUCKET
-from PIL import Image
+from tiny import write_images
 
 from ims3_ray import progress
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.data import unpacking
-from ims3_ray.data.images import open_images, open_labelled
-from ims3_ray.data.pixels import decode
+from ims3_ray.data.images import open_labelled
 from ims3_ray.errors import InputError
 from ims3_ray.pipeline.prepare import image_places, open_splits
 from ims3_ray.pipeline.splits import check_splits
 from ims3_ray.storage.artifacts import Directory, open_directory, open_storage
 
 NAMES = ["red", "green", "blue"]  # not sorted, so that a label is no place among the sorted names
+KNOWN = sorted(NAMES)
 LABELS = [0, 2, 1, 2, 0, 1]
+WORDS = [NAMES[label] for label in LABELS]
+IMAGES = [png(value) for value in range(len(LABELS))]
+STRUCTS = [{"bytes": data, "path": None} for data in IMAGES]
 EXPECTED = [("blue", 1), ("blue", 3), ("green", 2), ("green", 5), ("red", 0), ("red", 4)]
 
 datasets.disable_progress_bars()
-
-
-def png(value):
-    sink = io.BytesIO()
-    Image.fromarray(np.full((16, 16, 3), value, np.uint8)).save(sink, "PNG")
-    return sink.getvalue()
 
 
 def made(first=0, labels=LABELS, names=NAMES, columns=("image", "label")):
@@ -67,12 +63,6 @@ def with_splits(form, folder, **firsts):
     return folder
 
 
-def opened(place, tmp_path, name="data.train", **options):
-    storage = open_storage(str(tmp_path / "storage"))
-    options = {"max_bad_fraction": 0.0} | options
-    return open_images(str(place), storage, name=name, seed=0, **options)
-
-
 def splits(tmp_path, **places):
     """The sets of a run's places, as a run opens them."""
     words = [f"data.{split}={place}" for split, place in places.items()]
@@ -80,14 +70,23 @@ def splits(tmp_path, **places):
     return open_splits(image_places(config), config.data, 0, open_storage(str(tmp_path / "storage")))
 
 
-def values(images):
-    """[(class, value)] of a set of flat images."""
-    shown = [np.asarray(decode(images.directory.read(path)))[0, 0, 0] for path in images.paths]
-    return sorted((images.classes[c], int(v)) for c, v in zip(images.labels, shown, strict=True))
-
-
 def tree(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def written(path, images, labels, column="label", names=None):
+    """Parquet as pyarrow writes it, with an image and a class column."""
+    table = pa.table({"image": images, column: labels})
+    if names:
+        features = {"image": {"_type": "Image"}, column: {"names": names, "_type": "ClassLabel"}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, path)
+    return path
+
+
+def labelled(place, tmp_path, known=KNOWN):
+    storage = open_storage(str(tmp_path / "storage"))
+    return open_labelled(str(place), storage, name="--set", seed=0, max_bad_fraction=0.0, known=known)
 
 
 def test_every_form_holds_the_same_images(tmp_path):
@@ -101,8 +100,41 @@ def test_every_form_holds_the_same_images(tmp_path):
     with_splits("parquet", tmp_path / "parquet", train=0)
     for name in ("file.parquet", "hub", "shards", "cifar", "words", "dict", "dict/train", "parquet"):
         images = opened(tmp_path / name, tmp_path)
-        assert values(images) == EXPECTED and images.classes == ("blue", "green", "red"), name
+        assert values(images) == EXPECTED, name
         assert images.place == str(tmp_path / name)
+
+
+def test_every_make_of_parquet_is_the_set_to_be_scored(tmp_path):
+    makes = [
+        written(tmp_path / "a.parquet", IMAGES, WORDS, "class"),
+        written(tmp_path / "b.parquet", STRUCTS, WORDS),
+        written(tmp_path / "c.parquet", STRUCTS, [KNOWN.index(word) for word in WORDS]),
+        written(tmp_path / "d.parquet", IMAGES, LABELS, names=NAMES),
+        written(tmp_path / "e.parquet", IMAGES, pa.array(WORDS).dictionary_encode()),
+    ]
+    for make in makes:
+        assert values(labelled(make, tmp_path)) == EXPECTED, make
+
+
+def test_parquet_is_unpacked_once_and_anew_when_it_changes(tmp_path):
+    path = written(tmp_path / "a.parquet", IMAGES, WORDS)
+    first = opened(path, tmp_path)
+    marker = tmp_path / "storage" / "unpacked" / f"{first.directory.name}.complete"
+    before = marker.stat().st_mtime_ns
+    assert opened(path, tmp_path).directory == first.directory
+    assert marker.stat().st_mtime_ns == before
+    written(path, [png(99), *IMAGES[1:]], WORDS)
+    assert ("red", 99) in values(opened(path, tmp_path))
+
+
+def test_without_the_library_rows_are_refused_with_its_name_and_folders_are_read(tmp_path, monkeypatch):
+    place = saved(tmp_path / "set")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(
+        InputError, match=r'set is read by Hugging Face datasets.*pip install "ims3-ray\[hf\]"'
+    ):
+        opened(place, tmp_path)
+    assert len(opened(write_images(tmp_path / "folders", 2, seed=0), tmp_path)) == 6
 
 
 @pytest.mark.parametrize("form", ["saved", "parquet"])
@@ -147,8 +179,7 @@ def test_an_integer_without_a_name_is_the_same_class_in_every_set(tmp_path):
     )
     assert images["train"].classes == images["test"].classes == ("10", "2", "9")
     assert values(images["test"]) == [("10", 40), ("2", 41), ("9", 42)]
-    shared = {"name": "--set", "seed": 0, "max_bad_fraction": 0.0, "known": images["train"].classes}
-    given = open_labelled(str(tmp_path / "b"), open_storage(str(tmp_path / "storage")), **shared)
+    given = labelled(tmp_path / "b", tmp_path, images["train"].classes)
     assert values(given) == values(images["test"])
 
 
@@ -239,10 +270,16 @@ def out_of_range(path):
 
 def broken(tmp_path):
     """A place → what the line must name."""
-    (tmp_path / "x.png").write_bytes(png(1))
+    (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "torn.parquet").write_bytes(b"PAR1 torn")
-    linked = datasets.Dataset.from_dict({"image": [str(tmp_path / "x.png")] * 2, "label": ["a", "b"]})
+    linked = datasets.Dataset.from_dict({"image": ["/etc/hostname"] * 2, "label": ["a", "b"]})
     linked.cast_column("image", datasets.Image()).to_parquet(tmp_path / "linked.parquet")
+    written(tmp_path / "range.parquet", IMAGES, [0, 1, 2, 3, 0, 0], names=NAMES)
+    written(tmp_path / "climb.parquet", IMAGES, ["red", "blue", "green", "../x", "red", "red"])
+    written(tmp_path / "named.parquet", IMAGES, LABELS, names=["../x", "b", "c"])
+    written(tmp_path / "floats.parquet", IMAGES, [float(label) for label in LABELS])
+    written(tmp_path / "words.parquet", WORDS, WORDS)
+    pq.write_table(pa.table({"picture": IMAGES, "label": WORDS}), tmp_path / "columns.parquet")
     made(labels=[0, 1, -1]).to_parquet(tmp_path / "unlabelled.parquet")
     made(labels=[0, 1, None]).to_parquet(tmp_path / "unknown.parquet")
     torn, lacking, ordered, far = (saved(tmp_path / name) for name in ("torn", "lacking", "ordered", "far"))
@@ -259,6 +296,14 @@ def broken(tmp_path):
     (saved(tmp_path / "none") / "state.json").write_text("{}")
     shutil.rmtree(with_splits("saved", tmp_path / "dict", train=0) / "train")
     return {
+        "absent": ["does not exist"],
+        "notes.txt": ["is no .parquet file"],
+        "range.parquet": ["row 3 has label 3", "3 classes"],
+        "climb.parquet": ["row 3", "'../x'"],
+        "named.parquet": ["row 0", "'../x'"],
+        "floats.parquet": ["column label", "double"],
+        "words.parquet": ["column image", "string"],
+        "columns.parquet": ["no column image", "picture"],
         "torn.parquet": ["no readable Parquet", "torn.parquet", "write it anew"],
         "linked.parquet": ["row 0 holds no image bytes, but names a file", "embedded"],
         "unlabelled.parquet": ["row 2 has label -1", "a split that has labels"],
@@ -285,10 +330,19 @@ def test_what_cant_be_read_is_refused_in_one_line_with_the_remedy(tmp_path):
         assert all(word in line for word in words), line
 
 
+def test_a_set_with_other_classes_than_the_scored_ones_is_refused(tmp_path):
+    for name, classes, words in (
+        ("fewer", KNOWN[:2], ["no image of 1 classes", "'red'"]),
+        ("more", [*KNOWN, "teal"], ["'teal'", "known"]),
+    ):
+        with pytest.raises(InputError, match=rf"^--set: .*{name} has .*{words[0]}.*{words[1]}"):
+            labelled(write_images(tmp_path / name, 2, seed=0, classes=classes), tmp_path)
+
+
 def test_rows_that_are_no_images_count_as_bad_ones_by_the_place_that_was_given(tmp_path):
     table = pa.table({"image": [png(1), b"junk", png(2)], "label": ["a", "a", "b"]})
     pq.write_table(table, tmp_path / "set.parquet")
-    assert list(opened(tmp_path / "set.parquet", tmp_path, max_bad_fraction=0.5).bad) == ["a/row-0000001"]
+    assert list(opened(tmp_path / "set.parquet", tmp_path, limit=0.5).bad) == ["a/row-0000001"]
     with pytest.raises(InputError, match=r"1 of 3 files in .*/set\.parquet are no images"):
         opened(tmp_path / "set.parquet", tmp_path)
 

@@ -1,0 +1,45 @@
+"""The labels that the generator knows class folders by."""
+
+import pytest
+
+from ims3_ray.data.classes import class_map, imagenet_labels
+from ims3_ray.errors import InputError
+
+
+def test_imagenet_ids_map_to_their_place_among_the_sorted_thousand():
+    labels = imagenet_labels()
+    assert (len(labels), labels["n01440764"], labels["n15075141"]) == (1000, 0, 999)
+    assert class_map(("n02087394", "n02086240"), None, 1000, None) == [159, 155]
+
+
+def test_folders_map_by_the_models_names_and_never_by_their_order():
+    assert class_map(("b", "a"), ("a", "b", "c"), 3, None) == [1, 0]
+    assert class_map(("x", "y"), None, 1000, "new") == [0, 1]
+
+
+def test_a_name_that_two_classes_bear_maps_to_neither():
+    with pytest.raises(InputError, match="'crane'"):
+        class_map(("crane", "dog"), ("crane", "dog", "crane"), 3, None)
+    assert class_map(("dog",), ("crane", "dog", "crane"), 3, None) == [1]
+
+
+@pytest.mark.parametrize(
+    ("table", "named"),
+    [
+        ("{a: 1}", "'b'"),
+        ("{a: 1, b: 1}", "one label to two"),
+        ("{a: 1, b: 9}", "0 … 2"),
+        ("[1]", "table"),
+        ("{a: 1, b: x}", "'x'"),
+    ],
+)
+def test_a_class_table_that_does_not_fit_is_refused(tmp_path, table, named):
+    path = tmp_path / "table.yaml"
+    path.write_text(table)
+    with pytest.raises(InputError, match=named):
+        class_map(("a", "b"), None, 3, str(path))
+
+
+def test_folders_that_a_thousand_class_model_does_not_know_are_refused_with_the_remedy():
+    with pytest.raises(InputError, match=r"'cat'.*data\.class_map"):
+        class_map(("cat", "n01440764"), None, 1000, None)

@@ -1,0 +1,73 @@
+"""A set of images: its subsets, fingerprint and held-out part; the bundled digits; an image's pixels."""
+
+import io
+
+import numpy as np
+import pytest
+from flat import opened
+from PIL import Image
+from tiny import write_images
+
+from ims3_ray.data.images import open_images
+from ims3_ray.data.pixels import encode_png, square
+from ims3_ray.errors import InputError
+from ims3_ray.storage.artifacts import open_storage
+
+
+def test_a_subset_is_seeded_not_the_first_files_and_part_of_a_larger_one(tmp_path):
+    images = opened(write_images(tmp_path / "set", 30, seed=0), tmp_path)
+    subset = images.subset(5, "random", 0).tolist()
+    assert np.bincount(images.labels[subset]).tolist() == [5, 5, 5]
+    assert subset == images.subset(5, "random", 0).tolist() != images.subset(5, "random", 1).tolist()
+    assert subset != images.subset(30, "x", 0).reshape(3, 30)[:, :5].ravel().tolist()
+    assert set(subset) < set(images.subset(9, "random", 0))
+
+
+def test_the_fingerprint_follows_the_content_not_the_place_or_time(tmp_path):
+    first = opened(write_images(tmp_path / "a", 3, seed=0), tmp_path)
+    same = opened(write_images(tmp_path / "b", 3, seed=0), tmp_path)
+    other = opened(write_images(tmp_path / "c", 3, seed=1), tmp_path)
+    assert first.fingerprint == same.fingerprint != other.fingerprint
+    Image.new("RGB", (9, 9)).save(tmp_path / "a" / "red" / "000.png")
+    assert opened(tmp_path / "a", tmp_path).fingerprint != first.fingerprint
+
+
+def test_digits_are_350_50_and_100_a_class_and_share_no_image(tmp_path):
+    sizes, ids = {"train": 350, "validation": 50, "test": 100}, []
+    for split, count in sizes.items():
+        images = opened(f"package://digits/{split}", tmp_path)
+        assert images.classes == tuple("0123456789")
+        assert set(images.counts()) == {count}
+        ids += set(images.ids)
+    assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize("size", [(20, 30), (300, 45), (16, 16), (5, 7), (1, 1)])
+def test_the_square_is_the_centre_whatever_the_shape(size):
+    assert square(Image.new("RGB", size, (10, 20, 30)), 16)[:, 8, 8].tolist() == [10, 20, 30]
+    assert square(Image.new("RGB", size), 16).shape == (3, 16, 16)
+
+
+def test_png_bytes_are_the_pixels_and_always_the_same():
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8), dtype=np.uint8)
+    data = encode_png(pixels)
+    assert data == encode_png(pixels)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))).transpose(2, 0, 1), pixels)
+
+
+def test_a_held_out_split_shares_no_image_with_what_is_kept_and_depends_on_the_files_alone(tmp_path):
+    folder = write_images(tmp_path / "train", 10, seed=3)
+    for copy in ("zz.png", "yy.png"):  # twins of one image
+        (folder / "red" / copy).write_bytes((folder / "red" / "000.png").read_bytes())
+    images = opened(folder, tmp_path)
+    kept, held = images.split(0.2)
+    assert sorted(kept.paths + held.paths) == sorted(images.paths)
+    assert set(kept.ids).isdisjoint(held.ids)
+    assert kept.fingerprint != held.fingerprint
+    assert all(count >= 2 for count in held.counts())
+    assert kept.labels.tolist() == sorted(kept.labels.tolist())
+    storage = open_storage(str(tmp_path / "storage"))
+    other_seed = open_images(str(folder), storage, name="data.train", seed=7, max_bad_fraction=0.0)
+    assert other_seed.split(0.2)[1].paths == held.paths
+    with pytest.raises(InputError, match=r"data.validation_split: 0.99 leaves class 'blue' none of its 10"):
+        images.split(0.99)

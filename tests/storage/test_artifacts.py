@@ -1,0 +1,108 @@
+"""Artefacts: tables with checked columns, manifests, files that are whole or not there, places as URIs."""
+
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import fsspec
+import numpy as np
+import pytest
+from pyarrow import fs
+
+from ims3_ray.storage import tables
+from ims3_ray.storage.artifacts import (
+    MANIFEST,
+    Directory,
+    complete,
+    fingerprint,
+    open_directory,
+    read_manifest,
+    read_rows,
+)
+
+
+def rows(count, seed=0):
+    draws = np.random.default_rng(seed)
+    return {
+        "image_id": np.array([f"id{i}" for i in range(count)], dtype=object),
+        "label": np.arange(count),
+        "mean": draws.normal(size=(count, 4, 2, 2)).astype(np.float16),
+        "logvar": draws.normal(size=(count, 4, 2, 2)).astype(np.float16),
+    }
+
+
+def test_a_table_comes_back_as_it_was_written(tmp_path):
+    directory = open_directory(str(tmp_path / "latents"))
+    directory.write("part-00001.parquet", tables.to_parquet(rows(2, 1), tables.LATENTS))
+    directory.write("part-00000.parquet", tables.to_parquet(rows(3), tables.LATENTS))
+    back = read_rows(directory, tables.LATENTS)
+    expected = tables.concatenate([rows(3), rows(2, 1)])
+    assert all(np.array_equal(back[name], expected[name]) for name in tables.LATENTS)
+    assert list(read_rows(directory, tables.LATENTS, ["label"])) == ["label"]
+
+
+def test_a_table_with_a_wrong_type_shape_or_column_is_never_written():
+    for wrong in (
+        {"mean": rows(3)["mean"].astype(np.float32)},
+        {"mean": rows(3)["mean"][:, 0]},
+        {"label": np.arange(2)},
+        {"more": np.arange(3)},
+    ):
+        with pytest.raises(AssertionError):
+            tables.to_parquet(rows(3) | wrong, tables.LATENTS)
+
+
+def test_an_artefact_is_complete_only_with_its_manifest(tmp_path):
+    directory = open_directory(str(tmp_path / "x"))
+    directory.write("part.parquet", b"1234")
+    assert read_manifest(directory) is None
+    complete(directory, {"stage": "encode"})
+    assert read_manifest(directory)["files"] == {"part.parquet": 4}
+    assert MANIFEST not in read_manifest(directory)["files"]
+
+
+def test_a_reader_never_sees_half_a_file(tmp_path):
+    directory = open_directory(str(tmp_path / "x"))
+    bodies = [bytes([i]) * 2_000_000 for i in range(4)]
+    directory.write("file", bodies[0])
+    with ThreadPoolExecutor(2) as pool:
+        writing = pool.submit(lambda: [directory.write("file", bodies[i % 4]) for i in range(40)])
+        while not writing.done():
+            seen = directory.read("file")
+            assert len(seen) == 2_000_000
+            assert len(set(seen)) == 1
+    assert list(directory.files()) == ["file"]
+
+
+def test_fingerprints_follow_values_not_the_order_of_keys():
+    value = fingerprint({"a": 1, "b": [2]})
+    assert value == fingerprint({"b": [2], "a": 1}) != fingerprint({"a": 1, "b": [3]})
+
+
+PORT = "?endpoint_override=127.0.0.1:1"
+AZURE = "abfss://c@account.dfs.core.windows.net/p"
+
+
+@pytest.mark.parametrize(
+    ("location", "below"),
+    [
+        (f"s3://b/p{PORT}&scheme=http", f"s3://b/p/x%20y/%3F{PORT}&scheme=http"),
+        ("s3://b/p/?region=us-east-1", "s3://b/p/x%20y/%3F?region=us-east-1"),
+        (f"gs://anonymous@b/p{PORT}", f"gs://anonymous@b/p/x%20y/%3F{PORT}"),
+        (AZURE, f"{AZURE}/x%20y/%3F"),
+        ("fsspec+memory://p", "fsspec+memory://p/x y/?"),
+        ("fsspec+memory://", "fsspec+memory://x y/?"),
+        ("file:///tmp/p", "/tmp/p/x y/?"),
+    ],
+)
+def test_a_uri_opens_what_it_was_made_of(location, below):
+    directory = pickle.loads(pickle.dumps(open_directory(location) / "x y" / "?"))
+    again = open_directory(directory.uri)
+    assert directory.uri == again.uri == below
+    assert directory.path == again.path
+    assert directory.filesystem.equals(again.filesystem)
+
+
+def test_a_directory_made_of_a_filesystem_has_a_uri_too():
+    directory = Directory(fs.PyFileSystem(fs.FSSpecHandler(fsspec.filesystem("memory"))), "/made/by") / "hand"
+    assert directory.uri == "fsspec+memory:///made/by/hand"
+    assert open_directory(directory.uri).path == directory.path

@@ -1,0 +1,32 @@
+"""Flat images: a set of them is known by its classes and each image's one value."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from ims3_ray.data.images import open_images
+from ims3_ray.data.pixels import decode
+from ims3_ray.storage.artifacts import open_storage
+
+
+def encoded(image, kind="PNG", **options):
+    sink = io.BytesIO()
+    image.save(sink, kind, **options)
+    return sink.getvalue()
+
+
+def png(value):
+    return encoded(Image.fromarray(np.full((16, 16, 3), value, np.uint8)))
+
+
+def opened(place, tmp_path, name="data.train", limit=0.0, **options):
+    """The set at `place`, with a storage below `tmp_path`."""
+    storage = open_storage(str(tmp_path / "storage"))
+    return open_images(str(place), storage, name=name, seed=0, max_bad_fraction=limit, **options)
+
+
+def values(images):
+    """[(class, value)] of a set of flat images."""
+    shown = [np.asarray(decode(images.directory.read(path)))[0, 0, 0] for path in images.paths]
+    return sorted((images.classes[c], int(v)) for c, v in zip(images.labels, shown, strict=True))
