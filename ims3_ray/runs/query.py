@@ -14,6 +14,7 @@ import numpy as np
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.statistics import pareto_front
 from ims3_ray.storage.artifacts import Directory
+from ims3_ray.text import some
 
 from . import tags
 from .tracking import EXPERIMENT
@@ -232,5 +233,5 @@ def _plain(run: "MlflowRun") -> Run:
 
 
 def _candidates(runs: Sequence[Run]) -> str:
-    named = ", ".join(f"{run['name']} (key {run['key']}, MLflow id {run['run_id']})" for run in runs[:5])
-    return named + (f" and {len(runs) - 5} more" if len(runs) > 5 else "")
+    names = (f"{run['name']} (key {run['key']}, MLflow id {run['run_id']})" for run in runs)
+    return some(names, show=str)
