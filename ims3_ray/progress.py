@@ -1,6 +1,7 @@
 """What a person sees while stages run: one bar a stage, fed by the driver."""
 
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
@@ -9,7 +10,7 @@ if TYPE_CHECKING:
     Bar = tqdm[object]
 PATIENCE_S = 10.0  # `delay` of what is short for most data
 QUIET_REFRESH_S = 10  # between lines where the output is no terminal
-BAR: type["Bar"] = tqdm  # cluster/ puts one here that Prometheus sees as well
+BAR: Callable[..., "Bar"] = tqdm  # cluster/ puts one here that Prometheus sees as well
 
 
 def bar(stage: str, total: int | None, unit: str, done: int = 0, delay: float = 0.0) -> "Bar":

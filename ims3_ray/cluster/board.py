@@ -4,7 +4,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import ray
 from ray.actor import ActorHandle
@@ -68,7 +68,7 @@ class Board:
 def start_board() -> ActorHandle:
     """A Board on this process's own node, which no other node's loss takes away."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return Board.options(scheduling_strategy=here).remote()
+    return cast(ActorHandle, Board.options(scheduling_strategy=here).remote())
 
 
 @contextlib.contextmanager

@@ -1,8 +1,7 @@
-"""What a device can do: its matrix rate and copy bandwidth, measured, and the most memory that a process has
-held.
-"""
+"""What a device can do: its matrix rate and copy bandwidth, measured, and a process' peak memory."""
 
 import platform
+import re
 import resource
 import sys
 import time
@@ -35,8 +34,9 @@ class DeviceFigures:
     def line(self) -> str:
         threads = "one thread, as the actors run" if self.kind == "cpu" else "dense"
         return (
-            f"device {self.name}: {self.matrix_rate / 1e12:.4g} TFLOP/s in {self.precision} ({self.matrix_size}³ products, "
-            f"{threads}), {self.copy_bandwidth / 1e9:.4g} GB/s copied (read + written)"
+            f"device {self.name}: {self.matrix_rate / 1e12:.4g} TFLOP/s in {self.precision} "
+            f"({self.matrix_size}³ products, {threads}), {self.copy_bandwidth / 1e9:.4g} GB/s copied (read + "
+            "written)"
         )
 
 
@@ -92,13 +92,9 @@ def device_name(kind: DeviceKind) -> str:
     """The GPU's name, or the processor's where the system tells it."""
     if kind == "cuda":
         return torch.cuda.get_device_name()
-    told = Path("/proc/cpuinfo")
-    models = (
-        [line.partition(":")[2] for line in told.read_text().splitlines() if line.startswith("model name")]
-        if told.is_file()
-        else []
-    )
-    return models[0].strip() if models else platform.processor() or platform.machine()
+    path = Path("/proc/cpuinfo")
+    model = re.search(r"^model name\s*: *(.*?) *$", path.read_text() if path.is_file() else "", re.MULTILINE)
+    return model[1] if model else platform.processor() or platform.machine()
 
 
 def peak_memory(kind: DeviceKind) -> int:

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import platform
-from typing import Any
 
 from .machine import Machine
 
@@ -15,7 +14,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def hardware(machine: Machine) -> dict[str, Any]:
+def hardware(machine: Machine) -> dict[str, str | int | float]:
     return {
         "device": machine.device,
         "cpus": machine.cpus,

@@ -116,7 +116,7 @@ def _dataset(parts: list[Part], worker: dict[str, object], machine: Machine) -> 
 
 
 def actor_pool(machine: Machine, num_parts: int) -> ActorPoolStrategy:
-    """All actors at once where there is room; as few as the minimum while there is none, or a node is lost."""
+    """All actors at once where there is room; as few as the minimum while there is none."""
     most = min(machine.actors, num_parts)
     return ActorPoolStrategy(
         min_size=min(machine.min_actors, most),

@@ -3,7 +3,7 @@
 import logging
 import os
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 import ray
 import ray.exceptions
@@ -57,12 +57,12 @@ class Machine:
 
     @property
     def trials(self) -> int:
-        """Trials of a sweep at once: as many as train a classifier at once; one selects while another trains."""
+        """Trials of a sweep at once: as many as train a classifier; one selects while another trains."""
         at_once = int(self.gpus / self.workers.gpus_per_classifier) if self.device == "cuda" else self.cpus
         return self.workers.trials or max(1, at_once)
 
     def train_workers(self, micro_batches: int) -> int:
-        """Train workers: the given number, or the largest divisor of `micro_batches` that the devices allow."""
+        """Train workers: the given number, or the largest divisor of `micro_batches` with devices."""
         for name in ("train_workers", "min_train_workers"):
             if (number := getattr(self.workers, name) or 1) > micro_batches:
                 raise InputError(
@@ -74,12 +74,12 @@ class Machine:
         return self.workers.train_workers or fitting
 
     def elastic_train_workers(self, micro_batches: int) -> int | tuple[int, int]:
-        """As ScalingConfig takes it: the number, or, given workers.min_train_workers, the least and the most."""
+        """For ScalingConfig: the number, or, given workers.min_train_workers, the least and the most."""
         most, least = self.train_workers(micro_batches), self.workers.min_train_workers
         return most if least is None or least >= most else (least, most)
 
     @property
-    def actor_resources(self) -> dict[str, float]:
+    def actor_resources(self) -> dict[str, Any]:
         """What each actor reserves, as Ray's options."""
         return {"num_cpus": CPUS_PER_ACTOR} | ({"num_gpus": 1} if self.device == "cuda" else {})
 
@@ -91,14 +91,14 @@ def connect() -> None:
     for name, value in (ENVIRONMENT | {"RAY_USAGE_STATS_ENABLED": "0"}).items():
         os.environ.setdefault(name, value)
     quieten("ray")
-    options = {} if has_address() else {"address": "local", "dashboard_host": "127.0.0.1"}
+    options: dict[str, Any] = {} if has_address() else {"address": "local", "dashboard_host": "127.0.0.1"}
     # Nothing that workers print reaches the driver: their errors travel as exceptions, their figures as
     # metrics.
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     except ConnectionError as error:
         raise InputError(
-            f"RAY_ADDRESS: {os.environ.get('RAY_ADDRESS')} can't be joined; is the cluster up, and, where its "
+            f"RAY_ADDRESS: {os.environ['RAY_ADDRESS']} can't be joined; is the cluster up, and, where its "
             "ports are guarded by a token, is RAY_AUTH_MODE=token exported here too?"
         ) from error
 

@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypedDict, cast
+from typing import Any, cast
 
 import ray.train
 import ray.train.torch
@@ -39,12 +39,6 @@ class Training:
     batch_field: str  # the recipe's field to lower where a batch does not fit the device's memory
 
 
-class LoopConfig(TypedDict):
-    training: Training
-    machine: Machine
-    board: ActorHandle
-
-
 def train(
     training: Training,
     machine: Machine,
@@ -63,8 +57,7 @@ def train(
             heard.add(message["step"])
 
     def fit() -> list[Metrics]:  # each time anew, from the last checkpoint
-        result = _ray_trainer(LoopConfig(training=training, machine=machine, board=board)).fit()
-        return cast(list[Metrics], result.return_value)
+        return cast(list[Metrics], _ray_trainer(training, machine, board).fit().return_value)
 
     with shown, watch(board, receive), mended_train(machine):
         history = training.checkpoints.patiently(fit)  # Ray writes checkpoints itself, and gives up at once
@@ -74,14 +67,13 @@ def train(
     return history
 
 
-def _ray_trainer(config: LoopConfig) -> TorchTrainer:
-    training, machine = config["training"], config["machine"]
+def _ray_trainer(training: Training, machine: Machine, board: ActorHandle) -> TorchTrainer:
     on_gpus, options = machine.device == "cuda", machine.actor_resources
     resources = {"CPU": options["num_cpus"]} | ({"GPU": options["num_gpus"]} if on_gpus else {})
     failures = FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_START_FAILURES)
     return TorchTrainer(
         _loop,
-        train_loop_config=dict(config),
+        train_loop_config={"training": training, "kind": machine.device, "board": board},
         torch_config=TorchConfig(backend="nccl" if on_gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=machine.elastic_train_workers(training.optimisation.micro_batches),
@@ -98,9 +90,10 @@ def _ray_trainer(config: LoopConfig) -> TorchTrainer:
     )
 
 
-def _loop(config: LoopConfig) -> list[Metrics]:
+def _loop(config: dict[str, Any]) -> list[Metrics]:
     """What every Train worker runs."""
-    context, training, kind = ray.train.get_context(), config["training"], config["machine"].device
+    training: Training = config["training"]
+    context, kind = ray.train.get_context(), config["kind"]
     device = ray.train.torch.get_device() if kind == "cuda" else torch.device("cpu")
     prepare_device(kind)
     optimisation, task = training.optimisation, training.build(device=device, **training.arguments)

@@ -27,9 +27,16 @@ class Task(Protocol):
     """What is trained: its parameters, its loss terms, and how they are weighted."""
 
     parameters: dict[str, nn.Parameter]
-    weights: Mapping[str, float]  # of every term in the sum
-    # terms weighted so that their gradient has this share of the first term's norm
-    ratios: Mapping[str, float]
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Of every term in the sum."""
+        ...
+
+    @property
+    def ratios(self) -> Mapping[str, float]:
+        """Terms weighted so that their gradient has this share of the first term's norm."""
+        ...
 
     def losses(self, step: int, part: int) -> Tensors:
         """Each term's share, by this part, of its mean over the global batch: unweighted scalars."""
@@ -125,7 +132,7 @@ class Trainer:
         return self._log(terms, norms, weights) if log else {}
 
     def _gradients(self, separate: bool) -> tuple[Float[Tensor, "rows P"], Float[Tensor, " terms"]]:
-        """Gradients of the whole batch, parts summed in order: a row a term, or one for their weighted sum."""
+        """Gradients of the whole batch, parts summed in order: a row a term, or one for the weighted sum."""
         rows: list[Tensor] = []
         values: list[Tensor] = []
         for part in self.parts:

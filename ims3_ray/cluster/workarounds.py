@@ -24,9 +24,9 @@ CPUS_PER_ACTOR = 0.8
 ENVIRONMENT = {
     # A driver under `uv run` would start every worker anew. Goes with ray#50961.
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    # Every report of a training waits for the controller's next look, else 2 s apart. Goes when reports wake it.
+    # Reports of a training wait for the controller's next look, else 2 s apart. Goes when they wake it.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    # Where many tasks fail alike, each error but the first would be printed. Goes when they can be awaited as one.
+    # Where many tasks fail alike, each error but the first would be printed. Goes when ray.get hears of all.
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
     # An actor without GPUs keeps what the driver sees of them: a warning's advice, and Ray's default to come.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -37,7 +37,7 @@ ADDRESS = "RAY_ADDRESS"
 
 
 def quieten(logger: str) -> None:
-    """Errors alone. `ray` warns at init of the token that it makes; `ray.data` sets its level when imported."""
+    """Errors alone: `ray` warns at init of the token that it makes; `ray.data` sets its level on import."""
     logging.getLogger(logger).setLevel(logging.ERROR)
 
 
@@ -71,7 +71,7 @@ def _interruptible() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _time_to_grow(machine: "Machine") -> Iterator[None]:
-    """A cluster that grows (`workers.gpus`) gets `workers.wait_s` to bring the workers' places, each time anew.
+    """A cluster that grows (`workers.gpus`) gets `workers.wait_s` to bring the workers' places, each time.
 
     InputError where they do not come. Goes when the time is a setting of ScalingConfig, and its error public.
     """
@@ -88,8 +88,9 @@ def _time_to_grow(machine: "Machine") -> Iterator[None]:
             raise
         number, waited = error.controller_failure.num_workers, tries * float(os.environ[START_TIMEOUT])
         raise InputError(
-            f"workers.train_workers: the cluster had no room for {number} at once within {waited:g} s; ask for fewer, let "
-            "fine-tuning begin with fewer by workers.min_train_workers, or add nodes; the same command goes on"
+            f"workers.train_workers: the cluster had no room for {number} at once within {waited:g} s; "
+            "ask for fewer, let fine-tuning begin with fewer by workers.min_train_workers, or add nodes; the "
+            "same command goes on"
         ) from error
 
 

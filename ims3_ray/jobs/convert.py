@@ -1,5 +1,4 @@
-"""Write a DiT checkpoint, tuned or not, as a folder that plain diffusers.DiTPipeline loads; tell how its
-outputs differ.
+"""Write a DiT checkpoint, tuned or not, as a folder that plain diffusers.DiTPipeline loads; compare both.
 
 python jobs/convert.py --checkpoint DiT-XL-2-256x256.pt --vae stabilityai/sd-vae-ft-ema --out my-pipeline
 python jobs/convert.py --checkpoint package://digits --adapter runs/adapter/0123456789ab --out my-pipeline
@@ -7,40 +6,29 @@ python jobs/convert.py --checkpoint package://digits --adapter runs/adapter/0123
 
 import argparse
 import time
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ims3_ray.data.classes import imagenet_names
 from ims3_ray.errors import InputError
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from ims3_ray.models.convert import Difference
+    from ims3_ray.models.generator import GeneratorInfo
 
 IMAGENET = 1000  # classes: a model with so many, and no names, is ImageNet's
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        help="original DiT .pt file, diffusers folder, hub id or package://digits",
-    )
-    parser.add_argument("--vae", metavar="DIR|ID", help="folder or hub id of the VAE; a .pt file needs one")
-    parser.add_argument("--out", required=True, metavar="DIR", help="a new folder for the pipeline")
-    parser.add_argument(
-        "--adapter", metavar="DIR", help="a run's adapter/<fingerprint>, whose tuned values are taken"
-    )
-    parser.add_argument(
-        "--weights",
-        choices=("ema", "last"),
-        default="ema",
-        help="which of the adapter's values (default ema)",
-    )
-    parser.add_argument(
-        "--heads", type=int, metavar="N", help="attention heads, for a .pt file of no published size"
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=("fp32", "fp16", "bf16"),
-        default="fp32",
-        help="of the stored weights (default fp32)",
-    )
+    add, types = parser.add_argument, ("fp32", "fp16", "bf16")
+    source = "original DiT .pt file, diffusers folder, hub id or package://digits"
+    add("--checkpoint", required=True, help=source)
+    add("--vae", metavar="DIR|ID", help="folder or hub id of the VAE; a .pt file needs one")
+    add("--out", required=True, metavar="DIR", help="a new folder for the pipeline")
+    add("--adapter", metavar="DIR", help="a run's adapter/<fingerprint>, whose tuned values are taken")
+    which = "which of the adapter's values (default ema)"
+    add("--weights", choices=("ema", "last"), default="ema", help=which)
+    add("--heads", type=int, metavar="N", help="attention heads, for a .pt file of no published size")
+    add("--dtype", choices=types, default="fp32", help="of the stored weights (default fp32)")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -50,8 +38,9 @@ def run(arguments: argparse.Namespace) -> None:
 
     from ims3_ray.models.convert import convert
     from ims3_ray.models.device import Numerics
-    from ims3_ray.models.generator import inspect_generator, new_folder, read_vae
+    from ims3_ray.models.generator import inspect_generator, new_folder
     from ims3_ray.models.tuned import TunedModel, check_adapter, inspect_adapter
+    from ims3_ray.models.vae import read_vae
 
     began, out = time.perf_counter(), new_folder(arguments.out)
     adapter = inspect_adapter(arguments.adapter) if arguments.adapter else None
@@ -73,41 +62,40 @@ def run(arguments: argparse.Namespace) -> None:
         weights=arguments.weights,
     )
     dit = model.load(torch.device("cpu")).dit
-    found = convert(dit, vae, out, id2label=class_names(own, info), dtype=arguments.dtype)
-    print("\n".join(lines(arguments, info, dit.config.num_classes, found)))
+    difference = convert(dit, vae, out, id2label=class_names(own, info), dtype=arguments.dtype)
+    print("\n".join(lines(arguments, info, dit.config.num_classes, difference)))
     print(f"pipeline  {out}  ({time.perf_counter() - began:.0f} s)")
 
 
-def class_names(own: list[str] | None, info: Any) -> list[str] | None:
-    """The names of the model's classes: the run's own, the checkpoint's, or ImageNet's; None where nothing
-    tells them.
-    """
+def class_names(own: list[str] | None, info: "GeneratorInfo") -> list[str] | None:
+    """The model's class names: the run's, the checkpoint's, or ImageNet's; None where nothing has them."""
     names = own or info.id2label
     return imagenet_names() if names is None and info.num_classes == IMAGENET else names
 
 
-def lines(arguments: argparse.Namespace, info: Any, num_classes: int, found: Any) -> list[str]:
+def lines(
+    arguments: argparse.Namespace, info: "GeneratorInfo", num_classes: int, difference: "Difference"
+) -> list[str]:
     """What was written, and how its outputs differ from ours, and why."""
     from ims3_ray.models.convert import PIPELINE_NULL_LABEL as NULL  # torch, as above
 
+    dtype, size = arguments.dtype, f"{num_classes} classes, {info.image_size}-pixel images"
     tuned = f", {arguments.weights} values of the adapter folded in" if arguments.adapter else ""
-    made = [
-        f"model     {info.kind} checkpoint, {num_classes} classes, {info.image_size}-pixel images, {arguments.dtype}{tuned}"
-    ]
+    summary = [f"model     {info.kind} checkpoint, {size}, {dtype}{tuned}"]
     if num_classes < NULL:
-        made.append(f"guidance  class table padded up to label {NULL}, with which diffusers' pipeline guides")
-    if num_classes > NULL:
-        made.append(
-            f"guidance  none in diffusers' pipeline, which guides with label {NULL}, here a class: take guidance_scale=1"
+        summary.append(
+            f"guidance  class table padded up to label {NULL}, with which diffusers' pipeline guides"
         )
-    outputs, rounding = (
-        f"diffusers' differ from ours by {found.as_it_is:.1e} (relative RMS)",
-        f"{arguments.dtype} round-off",
-    )
-    if not found.shifted:
-        return [*made, f"outputs   {outputs}: {rounding}"]
-    return [
-        *made,
-        f"outputs   {outputs}: frequency shift; with ours at diffusers' timestep frequencies {found.same_frequencies:.1e}: "
-        f"{rounding} (ims3 reads the folder with the checkpoint's own)",
-    ]
+    if num_classes > NULL:
+        summary.append(
+            f"guidance  none in diffusers' pipeline, which guides with label {NULL}, here a class: take "
+            "guidance_scale=1"
+        )
+    outputs = f"outputs   diffusers' differ from ours by {difference.as_it_is:.1e} (relative RMS): "
+    if difference.shifted:
+        outputs += (
+            "frequency shift; with ours at diffusers' timestep frequencies "
+            f"{difference.same_frequencies:.1e}: {dtype} round-off (ims3 reads the folder with the checkpoint's "
+            "own)"
+        )
+    return [*summary, outputs if difference.shifted else f"{outputs}{dtype} round-off"]

@@ -13,7 +13,7 @@ copy is at distance 0, and an image's k-th neighbour lies on the surface of its 
 rounding.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -169,7 +169,7 @@ def kid(real: Features, synthetic: Features) -> float:
 
 
 @contextmanager
-def _term_by_term() -> Iterator[None]:
+def _term_by_term() -> Generator[None, None, None]:
     """Keep faiss from its matrix-product shortcut, which rounds a copy's distance to other than 0."""
     before = faiss.cvar.distance_compute_blas_threshold
     faiss.cvar.distance_compute_blas_threshold = 2**31 - 1

@@ -12,7 +12,7 @@ def key_seed(*key: int | str) -> int:
     """A 63-bit seed for `key`: BLAKE2b of its parts, each with type and length, so that none run together."""
     digest = hashlib.blake2b(digest_size=8)
     for part in key:
-        if not isinstance(part, int | str | np.integer) or isinstance(part, bool):
+        if isinstance(part, bool) or not isinstance(part, int | str | np.integer):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(
                 f"key: parts are integers or strings, got {part!r} of type {type(part).__name__}"
             )

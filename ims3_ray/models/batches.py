@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ class Turn:
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
 
     @contextlib.contextmanager
-    def on(self, device: torch.device) -> Iterator[None]:
+    def on(self, device: torch.device) -> Generator[None, None, None]:
         with self._lock:
             if not self._own_stream or device.type != "cuda":
                 yield

@@ -66,7 +66,7 @@ class _HalveOnCpu(torch.autograd.Function):
         return (rows[..., ::2] + rows[..., 1::2]).mul_(0.25)
 
     @staticmethod
-    def backward(_ctx: object, *gradients: Tensor) -> Tensor:
+    def backward(_ctx: object, *gradients: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]: by position
         (gradient,) = gradients
         *batch, height, width = gradient.shape
         rows = gradient.new_empty(*batch, height, 2 * width)

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 
 import torch
@@ -83,7 +83,7 @@ def _why_not_compile(device: torch.device) -> str | None:
 
 
 @contextlib.contextmanager
-def batch_must_fit(field: str, rows: int) -> Iterator[None]:
+def batch_must_fit(field: str, rows: int) -> Generator[None, None, None]:
     """Turns torch.OutOfMemoryError inside the block into an InputError: `field` holds the batch's `rows`.
 
     The message says how much was held and asked for when memory ran out: the batch needs at least the sum.

@@ -6,7 +6,7 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -135,7 +135,7 @@ def read_shapes(paths: list[Path]) -> Shapes:
 
 
 @contextlib.contextmanager
-def _whole(path: Path) -> Iterator[None]:
+def _whole(path: Path) -> Generator[None, None, None]:
     try:
         yield
     except SafetensorError as error:

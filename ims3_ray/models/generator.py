@@ -9,7 +9,7 @@ import os
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import torch
 from torch import nn
@@ -26,6 +26,7 @@ from .vae import Vae, image_size, read_vae, vae_config, vae_folder
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
+Model = TypeVar("Model", bound=nn.Module)
 SCHEDULE: dict[str, Any] = {  # the noise schedule that DiT's checkpoints were trained with
     "num_train_timesteps": NUM_TRAIN_TIMESTEPS,
     "beta_schedule": "linear",
@@ -109,7 +110,8 @@ def load_vae(
     """The VAE of the generator at `path`, without the transformer's weights; as `inspect_generator`."""
     info = inspect_generator(path, vae=vae, heads=heads)
     layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format  # as tensor cores read
-    return Vae(read_vae(info.vae_path).to(device, dtype).to(memory_format=layout), info.image_size)
+    model = nn.Module.to(_moved(read_vae(info.vae_path), device, dtype), memory_format=layout)
+    return Vae(cast("AutoencoderKL", model), info.image_size)
 
 
 def with_new_classes(dit: DiT, count: int, generator: torch.Generator) -> DiT:
@@ -155,9 +157,8 @@ def save_pipeline(
 
     scheduler: Any = DDIMScheduler(**SCHEDULE, clip_sample=False)  # the pipeline's own annotation is an enum
     pipeline = DiTPipeline(
-        # diffusers' own `to` warns about nothing
-        transformer=nn.Module.to(export_transformer(dit, null_label), dtype),
-        vae=nn.Module.to(copy.deepcopy(vae), device="cpu", dtype=dtype),
+        transformer=_moved(export_transformer(dit, null_label), "cpu", dtype),
+        vae=_moved(copy.deepcopy(vae), "cpu", dtype),
         scheduler=scheduler,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -205,6 +206,11 @@ def _class_names(path: Path, num_classes: int) -> list[str] | None:
             f"{path}: id2label must name the labels 0 to {num_classes - 1}, one each; it has {len(named)}"
         )
     return [named[str(label)] for label in range(num_classes)]
+
+
+def _moved(model: Model, device: str | torch.device, dtype: torch.dtype) -> Model:
+    nn.Module.to(model, device=device, dtype=dtype)  # in place; diffusers' own `to` warns about nothing
+    return model
 
 
 def _count(module: nn.Module) -> int:

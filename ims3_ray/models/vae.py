@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Float
@@ -50,7 +50,7 @@ class Vae:
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 height width"]:
         """Images (fp32, clamped to [-1, 1]) of scaled latents."""
         latents = (latents / self.model.config["scaling_factor"]).to(self.model.dtype)
-        return self.model.decode(latents)[0].float().clamp(-1, 1)
+        return self.model.decode(cast(torch.FloatTensor, latents))[0].float().clamp(-1, 1)
 
 
 def vae_folder(local: Path, vae: str | Path | None) -> Path:
@@ -116,7 +116,8 @@ def read_vae(folder: str | Path) -> "AutoencoderKL":
     half = ".fp16." in find_weights(folder)[0].name
     try:
         options = {"variant": "fp16" if half else None, "local_files_only": True, "low_cpu_mem_usage": False}
-        vae, info = AutoencoderKL.from_pretrained(folder, output_loading_info=True, **options)
+        loaded: Any = AutoencoderKL.from_pretrained(folder, output_loading_info=True, **options)
+        vae, info = loaded
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(
             f"{folder}: the VAE cannot be loaded ({' '.join(str(error).split())[:200]})"

@@ -53,9 +53,9 @@ pipeline_tag: unconditional-image-generation
 ---
 # A class-conditional latent diffusion model of {len(images.classes)} classes at {config.image_size} pixels
 
-A diffusers `DiTPipeline` folder (DiT transformer, AutoencoderKL) with a feature extractor φ in
-`extractor/`, trained by `jobs/pretrain.py` of ims3_ray on {len(images)} images ({counts.min()} to {counts.max()} a class) of
-`{config.data.train}`. The weights are stored in fp16. They are the moving averages of the training.
+A diffusers `DiTPipeline` folder (DiT transformer, AutoencoderKL) with a feature extractor φ in `extractor/`,
+trained by `jobs/pretrain.py` of ims3_ray on {len(images)} images ({counts.min()} to {counts.max()} a class)
+of `{config.data.train}`. The weights are stored in fp16. They are the moving averages of the training.
 
 | figure | value |
 |---|---|

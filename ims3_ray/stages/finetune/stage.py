@@ -20,7 +20,9 @@ def run(context: Context, out: Directory, latents: Directory, inversions: Direct
     """Tune DiffFit's parameters over the latents; logs every loss term, unweighted, and gradient ratios."""
     config = context.config
     settings = config.finetune
-    steps = settings.epochs * (read_manifest(latents)["rows"] // settings.batch_size)
+    manifest = read_manifest(latents)
+    assert manifest, "latents are read when they are complete"
+    steps = settings.epochs * (manifest["rows"] // settings.batch_size)
     training = Training(
         name=f"finetune-{out.name}",
         build=InversionMatchingTask,
