@@ -10,6 +10,7 @@ from ims3_ray.cluster.machine import Machine
 from ims3_ray.config.sections import Embed, Encode, Invert, Sample
 from ims3_ray.config.settings import Config
 from ims3_ray.data.classes import NEW
+from ims3_ray.data.distilled import Licences
 from ims3_ray.data.images import ImageSet
 from ims3_ray.models.device import Numerics
 from ims3_ray.models.generator import GeneratorInfo
@@ -65,7 +66,7 @@ class Context:
         return 2 if self.config.data.mirror else 1
 
     @property
-    def licences(self) -> dict[str, dict[str, object] | None]:
+    def licences(self) -> Licences:
         """What is known of the weights' and the images' licences, for the product's card."""
         stated = {"weights": self.config.model.licence, "images": self.config.data.licence}
         return {name: licence.model_dump() if licence else None for name, licence in stated.items()}
@@ -75,7 +76,7 @@ class Context:
 
     def values_of(self, section: Batched) -> dict[str, object]:
         """A section's values for a fingerprint, its batch size for this kind of device alone."""
-        return section.model_dump(mode="json") | {"batch_size": self.batch_size(section)}
+        return {**section.model_dump(mode="json"), "batch_size": self.batch_size(section)}
 
     def generator_values(self) -> dict[str, object]:
         """What the bits of every stage that runs the generator depend on."""

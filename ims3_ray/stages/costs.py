@@ -45,10 +45,12 @@ class Forward:
 def count_forward(context: Context) -> Forward:
     info = context.info
     with torch.device("meta"):
-        dit, vae = DiT(info.config), AutoencoderKL.from_config(read_json(Path(info.vae_path) / "config.json"))
+        vae = AutoencoderKL.from_config(read_json(Path(info.vae_path) / "config.json"))
+        dit = DiT(info.config)
         z, label = torch.zeros(1, *info.latent_shape), torch.zeros(1, dtype=torch.int64)
         image = torch.zeros(1, 3, info.image_size, info.image_size)
     extractor = load_extractor(without_weights(context.config.embed.extractor))
+    assert isinstance(vae, AutoencoderKL)  # else with what it left out, if that is asked for
     return Forward(
         dit=count_operations(dit, z, label, label),
         encode=count_operations(vae.encode, image),

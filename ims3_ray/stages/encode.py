@@ -8,7 +8,7 @@ import torch
 from ims3_ray.cluster.fan_out import Part, fan_out
 from ims3_ray.config.sections import Model
 from ims3_ray.data.images import check_bad
-from ims3_ray.data.reading import BatchReader, payloads
+from ims3_ray.data.reading import BatchReader, Payload, payloads
 from ims3_ray.models.batches import in_batches, to_images
 from ims3_ray.models.device import Numerics, prepare_device
 from ims3_ray.models.generator import load_vae
@@ -64,7 +64,7 @@ class Encoder:
         self._read = BatchReader(images, self._vae.image_size)
         self._mirror, self._batch_size = mirror, batch_size
 
-    def __call__(self, payload: dict) -> tuple[Columns, dict[str, str]]:
+    def __call__(self, payload: Payload) -> tuple[Columns, dict[str, str]]:
         pixels, columns, bad = self._read(payload)
         columns["mean"], columns["logvar"] = self._encode(pixels)
         if self._mirror:

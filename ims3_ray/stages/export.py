@@ -1,6 +1,7 @@
 """Write the product. Reads the selection and the selected candidates, makes the distilled set."""
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import ray
@@ -31,7 +32,7 @@ def run(context: Context, out: Directory, selection: Directory, candidates: Dire
 
 def _read_images(
     candidates: Directory, selection: Directory, classes: tuple[str, ...]
-) -> list[DistilledImage]:
+) -> Sequence[DistilledImage]:
     """The chosen candidates, by class, subgroup and index."""
     rows = read_rows(candidates, tables.CANDIDATES, ["label", "subgroup", "index", "seed", "image"])
     chosen = np.flatnonzero(distilled.is_selected(selection.read_json("selection.json"), classes, rows))
@@ -39,8 +40,9 @@ def _read_images(
     places = {label: itertools.count() for label in range(len(classes))}
     images = []
     for row in chosen:
-        label, *origin = (int(rows[name][row]) for name in ("label", "subgroup", "index", "seed"))
-        images.append(DistilledImage(label, next(places[label]), *origin, rows["image"][row]))
+        label, group, index, seed = (int(rows[n][row]) for n in ("label", "subgroup", "index", "seed"))
+        png = bytes(rows["image"][row])
+        images.append(DistilledImage(label, next(places[label]), group, index, seed, png))
     return images
 
 

@@ -54,7 +54,7 @@ def _gather(context: Context, inputs: dict[str, Directory]) -> ReportData:
         history=manifests["adapter"].get("history", []),
         evaluation=inputs["evaluation"].read_json("evaluation.json") if "evaluation" in inputs else None,
         selection=selection,
-        stages=[{"name": m["stage"]} | summary_of(m) for m in manifests.values()],
+        stages=[{"name": m["stage"], **summary_of(m)} for m in manifests.values()],
         commands={
             "Make it again, or go on where it stopped": f"python jobs/distill.py --recipe {recipe}",
             "Find it among other runs": "python jobs/runs.py --order accuracy",

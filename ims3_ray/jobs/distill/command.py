@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         _dry_run(config)
     elif arguments.status:
-        from .status import status_lines, read_status
+        from .status import read_status, status_lines
 
         status = read_status(config)
         print(json.dumps(status, indent=1) if arguments.json else "\n".join(status_lines(status)))

@@ -41,7 +41,7 @@ def estimate_steps(context: Context, steps: list[Step]) -> list[Estimate]:
 
 def _measure_rate(context: Context) -> float:
     """Operations a second of one worker, in float32 where a cluster's device is not here to be measured."""
-    device, dtype = context.numerics.device, context.numerics.dtype
+    device, dtype = context.machine.device, context.numerics.dtype
     if device == "cuda" and not torch.cuda.is_available():
         device, dtype = "cpu", torch.float32
     return matrix_rate(device, dtype, seconds=RATE_S)

@@ -45,12 +45,12 @@ def read_status(config: Config) -> Status:
 
 
 def _describe(step: Step) -> dict[str, object]:
-    line = {"name": step.stage.name, "artifact": step.artifact}
+    line: dict[str, object] = {"name": step.stage.name, "artifact": step.artifact}
     if step.manifest:
-        return line | {"state": COMPLETE} | step.summary
+        return {**line, "state": COMPLETE, **step.summary}
     files = step.directory.files()
     parts = sum(name.endswith(".parquet") for name in files)
-    return line | {"state": BEGUN if files else MISSING, "parts": parts}
+    return {**line, "state": BEGUN if files else MISSING, "parts": parts}
 
 
 def status_lines(status: Status) -> list[str]:
