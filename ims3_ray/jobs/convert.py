@@ -95,7 +95,7 @@ def lines(
     if difference.shifted:
         outputs += (
             "frequency shift; with ours at diffusers' timestep frequencies "
-            f"{difference.same_frequencies:.1e}: {dtype} round-off (ims3 reads the folder with the checkpoint's "
-            "own)"
+            f"{difference.same_frequencies:.1e}: {dtype} round-off (ims3 reads the folder with the "
+            "checkpoint's own)"
         )
     return [*summary, outputs if difference.shifted else f"{outputs}{dtype} round-off"]

@@ -1,8 +1,12 @@
-"""The training losses, each unweighted and per image; weights are applied, and logged, by the trainer.
+"""The training losses, each unweighted and per image: L = L_diff + λ_IM L_IM (Eq. 7) is summed by the trainer.
 
-z_t       noised latents, z̃_s their deterministic DDIM step to the grid point s (Eq. 4)
-z_s^inv   the stored inversion of the same image at the same s
-σ(a, b)   cosine similarity of flattened tensors
+| paper     | here              | what                                                                   |
+|-----------|-------------------|------------------------------------------------------------------------|
+| z_t       | `z_t`, `x`        | latents (B, C, H, W) noised to level t                                 |
+| ε_θ, ε    | `predicted`, `eps`| predicted noise, and the noise that was added                          |
+| z̃_s       | `stepped`         | z_t after its deterministic DDIM step to the grid point s (Eq. 4)      |
+| z_s^inv   | `inverted`        | the stored inversion of the same image at the same s                   |
+| σ(a, b)   |                   | cosine similarity of flattened tensors                                 |
 """
 
 import math
