@@ -22,8 +22,8 @@ from ims3_ray.config.settings import Selecting
 from ims3_ray.errors import InputError
 from ims3_ray.method.s3.objective import Objective, evaluate
 from ims3_ray.method.s3.proof.branch_and_bound import branch_and_bound
-from ims3_ray.method.s3.rounds import select, solve
-from ims3_ray.method.s3.shard import Joined, Shard
+from ims3_ray.method.s3.rounds import Joined, select, solve
+from ims3_ray.method.s3.shard import Shard
 from ims3_ray.method.s3.walk import walk
 from ims3_ray.stages.select.features import open_candidates
 from ims3_ray.stages.select.pool import ClassRange, ShardPool, Source, of_groups

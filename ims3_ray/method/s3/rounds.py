@@ -2,7 +2,8 @@
 nothing does. Notation: see objective and shard.
 """
 
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
@@ -10,13 +11,10 @@ from jaxtyping import Float, Float32, Int
 from .objective import Centroids, Choice, Objective, Pools, Selection, Terms, log_distances, pair_separation
 from .shard import (
     History,
-    Joined,
     Moves,
+    PerCandidate,
     Shard,
-    Shards,
-    ask_here,
     check_candidates,
-    fetch_pools,
     first_minimum,
     offsets_of,
     pick,
@@ -28,6 +26,77 @@ MOST_VALUES = 25_000_000  # pairs of a candidate and a class: a table of 100 MB
 ACCEPT_BLOCK = 256  # moves whose interactions are computed together
 # of the classes, a round: the others answer to those that gain most. All at once ends in worse optima
 MOST_MOVED = 0.25
+P = ParamSpec("P")
+Answer = TypeVar("Answer")
+Asked = TypeVar("Asked", covariant=True)
+
+
+class Shards(Protocol):
+    """What the rounds ask of the candidates: of one Shard with all classes, or of several Joined.
+
+    Answers depend on the arguments of a call alone, so that any may be asked again.
+    """
+
+    def sizes(self) -> Int[np.ndarray, " n"]:
+        """G_i, the number of candidates of each class."""
+        ...
+
+    def attractions(self) -> PerCandidate:
+        """log(d(c, r) + ε) of every candidate."""
+        ...
+
+    def centroids(self, choice: Choice) -> Float32[np.ndarray, "n D"]:
+        """What `choice` selects."""
+        ...
+
+    def candidates(self, start: int, stop: int) -> Float32[np.ndarray, "R D"]:
+        """Those of the classes start ... stop - 1, as one array: many take longer to pack than to send."""
+        ...
+
+    def propose(self, history: History, tolerance: float) -> Moves:
+        """The best move of each class that gains more than `tolerance`, at the end of `history`."""
+        ...
+
+
+class Ask(Protocol[Asked]):
+    """Asks every shard the same; gives their answers in the order of their classes."""
+
+    def __call__(
+        self, method: Callable[Concatenate[Asked, P], Answer], /, *args: P.args, **kwargs: P.kwargs
+    ) -> list[Answer]: ...
+
+
+def ask_here(shards: Sequence[Asked]) -> Ask[Asked]:
+    """`ask` of shards in this process."""
+
+    def ask(
+        method: Callable[Concatenate[Asked, P], Answer], /, *args: P.args, **kwargs: P.kwargs
+    ) -> list[Answer]:
+        return [method(shard, *args, **kwargs) for shard in shards]
+
+    return ask
+
+
+class Joined:
+    """The shards that `ask` reaches, as one: see Shards."""
+
+    def __init__(self, ask: Ask[Shard]):
+        self._ask = ask
+
+    def sizes(self) -> Int[np.ndarray, " C"]:
+        return np.concatenate(self._ask(Shard.sizes))
+
+    def attractions(self) -> PerCandidate:
+        return np.concatenate(self._ask(Shard.attractions))
+
+    def centroids(self, choice: Choice) -> Float32[np.ndarray, "C D"]:
+        return np.concatenate(self._ask(Shard.centroids, choice))
+
+    def candidates(self, start: int, stop: int) -> Float32[np.ndarray, "R D"]:
+        return np.concatenate(self._ask(Shard.candidates, start, stop))
+
+    def propose(self, history: History, tolerance: float) -> Moves:
+        return Moves.join(self._ask(Shard.propose, history, tolerance))
 
 
 class Proposing(Protocol):
@@ -92,6 +161,13 @@ def solve(shards: Shards, objective: Objective, *, restarts: int = 0, seed: int 
             best = Selection(choice, terms, start_total, solver, rounds, start)
     assert best is not None, restarts
     return best
+
+
+def fetch_pools(
+    shards: Shards, start: int, stop: int, sizes: Int[np.ndarray, " C"]
+) -> list[Float32[np.ndarray, "_ _"]]:
+    """The candidates (G_i, D) of each of the classes start ... stop - 1; `sizes` are G_i."""
+    return np.split(shards.candidates(start, stop), np.cumsum(sizes[start:stop])[:-1])
 
 
 def descend(

@@ -10,19 +10,15 @@ Products and logarithms are float32, sums double. A tile of classes and a block 
 shapes for any number of shards, so that a score has the same bits wherever it is computed.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int
 
 from .objective import BLOCK, Centroids, Choice, Objective, Pools, log_distances, own_logs
 
-P = ParamSpec("P")
-Answer = TypeVar("Answer")
-Asked = TypeVar("Asked", covariant=True)
 PerCandidate = Float64[np.ndarray, " R"]
 Offsets = Int[np.ndarray, " n_plus_1"]  # where the candidates of each class begin, and their end
 
@@ -72,74 +68,6 @@ class History:
         )
 
 
-class Shards(Protocol):
-    """What the rounds ask of the candidates: of one Shard with all classes, or of several Joined.
-
-    Answers depend on the arguments of a call alone, so that any may be asked again.
-    """
-
-    def sizes(self) -> Int[np.ndarray, " n"]:
-        """G_i, the number of candidates of each class."""
-        ...
-
-    def attractions(self) -> PerCandidate:
-        """log(d(c, r) + ε) of every candidate."""
-        ...
-
-    def centroids(self, choice: Choice) -> Float32[np.ndarray, "n D"]:
-        """What `choice` selects."""
-        ...
-
-    def candidates(self, start: int, stop: int) -> Float32[np.ndarray, "R D"]:
-        """Those of the classes start ... stop - 1, as one array: many take longer to pack than to send."""
-        ...
-
-    def propose(self, history: History, tolerance: float) -> Moves:
-        """The best move of each class that gains more than `tolerance`, at the end of `history`."""
-        ...
-
-
-class Ask(Protocol[Asked]):
-    """Asks every shard the same; gives their answers in the order of their classes."""
-
-    def __call__(
-        self, method: Callable[Concatenate[Asked, P], Answer], /, *args: P.args, **kwargs: P.kwargs
-    ) -> list[Answer]: ...
-
-
-def ask_here(shards: Sequence[Asked]) -> Ask[Asked]:
-    """`ask` of shards in this process."""
-
-    def ask(
-        method: Callable[Concatenate[Asked, P], Answer], /, *args: P.args, **kwargs: P.kwargs
-    ) -> list[Answer]:
-        return [method(shard, *args, **kwargs) for shard in shards]
-
-    return ask
-
-
-class Joined:
-    """The shards that `ask` reaches, as one: see Shards."""
-
-    def __init__(self, ask: Ask["Shard"]):
-        self._ask = ask
-
-    def sizes(self) -> Int[np.ndarray, " C"]:
-        return np.concatenate(self._ask(Shard.sizes))
-
-    def attractions(self) -> PerCandidate:
-        return np.concatenate(self._ask(Shard.attractions))
-
-    def centroids(self, choice: Choice) -> Float32[np.ndarray, "C D"]:
-        return np.concatenate(self._ask(Shard.centroids, choice))
-
-    def candidates(self, start: int, stop: int) -> Float32[np.ndarray, "R D"]:
-        return np.concatenate(self._ask(Shard.candidates, start, stop))
-
-    def propose(self, history: History, tolerance: float) -> Moves:
-        return Moves.join(self._ask(Shard.propose, history, tolerance))
-
-
 @dataclass
 class _Scores:
     """What a shard keeps between rounds: its candidates' scores at the end of `history`."""
@@ -151,7 +79,7 @@ class _Scores:
 
 
 class Shard:
-    """Candidates of the classes first_class ... first_class + n - 1 of `num_classes`: see Shards.
+    """Candidates of the classes first_class ... first_class + n - 1 of `num_classes`: see rounds.Shards.
 
     `candidates` holds n arrays (G_i, D) float32 of unit length, `real` (n, D). A shard that has just been
     rebuilt gives the same bits.
@@ -272,13 +200,6 @@ def offsets_of(sizes: Int[np.ndarray, " n"]) -> Offsets:
 def pick(candidates: Pools, choice: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n D"]:
     """The centroid that each class chooses."""
     return np.stack([pool[g] for pool, g in zip(candidates, choice, strict=True)])
-
-
-def fetch_pools(
-    shards: Shards, start: int, stop: int, sizes: Int[np.ndarray, " C"]
-) -> list[Float32[np.ndarray, "_ _"]]:
-    """The candidates (G_i, D) of each of the classes start ... stop - 1; `sizes` are G_i."""
-    return np.split(shards.candidates(start, stop), np.cumsum(sizes[start:stop])[:-1])
 
 
 def first_minimum(values: PerCandidate, offsets: Offsets, slack: float) -> Int[np.ndarray, " n"]:

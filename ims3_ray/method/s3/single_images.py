@@ -20,7 +20,6 @@ rounds.py. The outcome is a choice that no single swap improves.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int
@@ -28,8 +27,8 @@ from jaxtyping import Float, Float32, Float64, Int
 from ims3_ray.method.coverage import neighbour_distances
 
 from .objective import COINCIDENT, Objective, Pools, Selection, Terms, own_logs, pair_separation
-from .rounds import Proposing, descend
-from .shard import Ask, History, Moves, check_candidates
+from .rounds import Ask, descend
+from .shard import History, Moves, check_candidates
 
 SHORTLIST = 64  # swaps, the best by first order, that are computed before all are
 BLOCK_VALUES = 1_000_000  # of a block of swaps times classes
@@ -38,24 +37,8 @@ Choice = Int[np.ndarray, "C K"]
 Table = Float64[np.ndarray, "N M"]
 
 
-class ImageShards(Proposing, Protocol):
-    """What the selection asks of the images, wherever these are: of one ImageShard, or of several joined."""
-
-    def closest(self) -> Int[np.ndarray, "n K"]:
-        """The K images of each class nearest to its real centroid."""
-        ...
-
-    def centroids(self, choice: Choice) -> Float32[np.ndarray, "n D"]:
-        """c_i of `choice`."""
-        ...
-
-    def own_terms(self, choice: Choice) -> Float64[np.ndarray, "n 2"]:
-        """log(d(c, r) + ε) and coverage of each class."""
-        ...
-
-
 class JoinedImages:
-    """The shards that `ask` reaches, as one: see ImageShards."""
+    """The ImageShards that `ask` reaches, as one."""
 
     def __init__(self, ask: Ask["ImageShard"]):
         self._ask = ask
@@ -73,7 +56,7 @@ class JoinedImages:
         return Moves.join(self._ask(ImageShard.propose, history, tolerance))
 
 
-def solve_images(shards: ImageShards, objective: Objective, *, start: Choice | None = None) -> Selection:
+def solve_images(shards: JoinedImages, objective: Objective, *, start: Choice | None = None) -> Selection:
     """Swaps from `start`, or from each class's images nearest to its real centroid."""
     closest = shards.closest()
     weight = objective.pair_weight(len(closest))
@@ -136,17 +119,20 @@ class ImageShard:
         self._covers = [np.zeros((len(pool), 1)) for pool in images] if covers is None else covers
 
     def closest(self) -> Int[np.ndarray, "n K"]:
+        """The K images of each class nearest to its real centroid."""
         nearest = [
             np.argsort(-(pool @ r), kind="stable") for pool, r in zip(self._images, self._real, strict=True)
         ]
         return np.sort([order[: self._size] for order in nearest])
 
     def centroids(self, choice: Choice) -> Float32[np.ndarray, "n D"]:
+        """c_i of `choice`."""
         return np.stack(
             [_unit(pool[chosen]) for pool, chosen in zip(self._images, choice[self._ids], strict=True)]
         )
 
     def own_terms(self, choice: Choice) -> Float64[np.ndarray, "n 2"]:
+        """log(d(c, r) + ε) and coverage of each class."""
         distances = 1 - np.einsum("cd,cd->c", self.centroids(choice).astype(np.float64), self._real)
         logs = own_logs(distances, self._ids.start + np.arange(len(distances)), self._objective.epsilon)
         own = zip(self._covers, choice[self._ids], strict=True)

@@ -20,7 +20,8 @@ from ims3_ray.errors import InputError
 from ims3_ray.method.coverage import copies
 from ims3_ray.method.keys import permutation
 from ims3_ray.method.s3.objective import Objective, real_centroid, subgroup_centroids, unit_rows
-from ims3_ray.method.s3.shard import Ask, Shard, split_classes
+from ims3_ray.method.s3.rounds import Ask
+from ims3_ray.method.s3.shard import Shard, split_classes
 from ims3_ray.method.s3.single_images import ImageShard, ball_table, closeness_table
 
 from .features import Candidates, Keys

@@ -16,8 +16,8 @@ from ims3_ray.method.s3.objective import CoincidentError, Selection
 from ims3_ray.method.s3.proof.bound import Run, certify, split_groups
 from ims3_ray.method.s3.proof.branch_and_bound import MOST_ROWS, branch_and_bound
 from ims3_ray.method.s3.proof.pairs import Group
-from ims3_ray.method.s3.rounds import solve
-from ims3_ray.method.s3.shard import Ask, Joined, Shard, Shards, fetch_pools, offsets_of
+from ims3_ray.method.s3.rounds import Ask, Joined, Shards, fetch_pools, solve
+from ims3_ray.method.s3.shard import Shard, offsets_of
 from ims3_ray.method.s3.single_images import ImageShard, JoinedImages, solve_images
 from ims3_ray.progress import bar
 

@@ -9,7 +9,7 @@ from selections import attractions_of, exhaustive, problem, split_here
 from ims3_ray.method.s3 import objective as objectives
 from ims3_ray.method.s3 import rounds, walk
 from ims3_ray.method.s3.objective import Objective, evaluate, real_centroid, subgroup_centroids
-from ims3_ray.method.s3.shard import History, Joined, Moves, Shard, pick, split_classes
+from ims3_ray.method.s3.shard import History, Moves, Shard, pick, split_classes
 
 PAPER = Objective(0.4, 0.9)
 VARIANTS = [Objective(0.4, 0.9, eps, name) for eps in (0.0, 0.1) for name in ("per_class", "none")]
@@ -106,7 +106,7 @@ def test_a_rebuilt_shard_answers_the_same():
 
     whole = rounds.select(candidates, real, objective)
     assert whole.rounds > 2
-    assert_same(whole, rounds.solve(Joined(ask_anew), objective))
+    assert_same(whole, rounds.solve(rounds.Joined(ask_anew), objective))
 
 
 def test_a_shard_follows_moves_as_if_it_had_started_from_them():

@@ -19,8 +19,8 @@ from ims3_ray.config.settings import Workers
 from ims3_ray.errors import InputError
 from ims3_ray.method.s3 import rounds as selection_rounds
 from ims3_ray.method.s3.objective import Objective, real_centroid, subgroup_centroids
-from ims3_ray.method.s3.rounds import select, solve
-from ims3_ray.method.s3.shard import Joined, Shard
+from ims3_ray.method.s3.rounds import Joined, select, solve
+from ims3_ray.method.s3.shard import Shard
 from ims3_ray.stages.select.features import open_candidates, open_features
 from ims3_ray.stages.select.pool import ClassRange, ShardPool, Source, of_groups, of_itself, split
 from ims3_ray.stages.select.solve import select_features
