@@ -158,14 +158,12 @@ def best(runs: Sequence[Run], metric: str) -> list[Best]:
 
 def fronts(runs: Sequence[Run], names: Sequence[str]) -> list[Front]:
     """The Pareto front of every protocol and scored images, best first by the first name."""
-    found: list[Front] = []
+    rows: list[Front] = []
     for (protocol, scored), comparable in group(runs).items():
         places = pareto_front(np.array([[rank(run, name) for name in names] for run in comparable]))
         if places:
-            found.append(
-                Front(protocol=protocol, scored=scored, runs=[comparable[place] for place in places])
-            )
-    return found
+            rows.append(Front(protocol=protocol, scored=scored, runs=[comparable[place] for place in places]))
+    return rows
 
 
 def differences(one: Run, other: Run, stages: Collection[str]) -> Differences:

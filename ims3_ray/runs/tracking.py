@@ -127,10 +127,10 @@ class Tracker:
         def log() -> None:
             from mlflow.entities import Metric
 
-            known = {name: float(value) for name, value in metrics.items() if value is not None}
-            fresh = [name for name in known if step not in self._logged(name)]
+            numbers = {name: float(value) for name, value in metrics.items() if value is not None}
+            fresh = [name for name in numbers if step not in self._logged(name)]
             if fresh:
-                points = [Metric(name, known[name], now, step) for name in fresh]
+                points = [Metric(name, numbers[name], now, step) for name in fresh]
                 self._client.log_batch(self._run, points)
             for name in fresh:
                 self._logged(name).add(step)

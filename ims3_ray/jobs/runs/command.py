@@ -69,18 +69,18 @@ def run(arguments: argparse.Namespace) -> None:
 
 def read_mode(arguments: argparse.Namespace) -> str:
     """One of MODES, or "list". InputError for two at once, and for options that do not belong together."""
-    given = [mode for mode in MODES if getattr(arguments, mode)]
-    if len(given) > 1:
-        options = " and ".join(f"--{mode}" for mode in given)
+    modes = [mode for mode in MODES if getattr(arguments, mode)]
+    if len(modes) > 1:
+        options = " and ".join(f"--{mode}" for mode in modes)
         raise InputError(f"{options}: answer different questions; give one")
-    mode = given[0] if given else "list"
+    mode = modes[0] if modes else "list"
     names = {"list": "a plain list"} | {other: f"--{other}" for other in MODES}
     rules = {"order": ("list",), "metric": ("best",), "yes": ("gc",)}
     rules |= dict.fromkeys(("where", "sweep", "csv"), ("list", "best", "pareto"))
-    for option, modes in rules.items():
-        if getattr(arguments, option) and mode not in modes:
-            allowed = ", ".join(names[other] for other in modes)
-            raise InputError(f"--{option}: goes with {allowed}, not with {names[mode]}")
+    for option, allowed in rules.items():
+        if getattr(arguments, option) and mode not in allowed:
+            with_these = ", ".join(names[other] for other in allowed)
+            raise InputError(f"--{option}: goes with {with_these}, not with {names[mode]}")
     return mode
 
 
@@ -145,10 +145,10 @@ def _reproduce(storage: Directory, arguments: argparse.Namespace) -> Answer:
     from ims3_ray.runs.reproduce import reproduce
 
     wanted = query.resolve(_all(storage), arguments.reproduce)
-    kept = storage / "runs" / wanted["name"]
+    folder = storage / "runs" / wanted["name"]
     recipe = query.logged_file(client(storage), wanted["run_id"], RECIPE_FILE)
-    if recipe is None and kept.exists("config.yaml"):
-        recipe = kept.read("config.yaml")
+    if recipe is None and folder.exists("config.yaml"):
+        recipe = folder.read("config.yaml")
     result = reproduce(wanted["params"], recipe)
     if not arguments.json:
         for note in result.notes:

@@ -68,9 +68,11 @@ class Survey:
 
 def survey(storage: Directory, deleted: Mapping[str, float]) -> Survey:
     """Everything below the root, artefacts judged; `deleted` as in `Record.is_released`."""
-    known = records.read(storage)
-    needed = {place for record in known if not record.is_released(deleted) for place in record.artifacts}
-    released = {place for record in known for place in record.artifacts} - needed
+    all_records = records.read(storage)
+    needed = {
+        place for record in all_records if not record.is_released(deleted) for place in record.artifacts
+    }
+    released = {place for record in all_records for place in record.artifacts} - needed
     kinds: dict[str, list[Entry]] = defaultdict(list)
     for entry in _entries(storage):
         kinds[_kind(entry)].append(entry)
@@ -78,7 +80,7 @@ def survey(storage: Directory, deleted: Mapping[str, float]) -> Survey:
     complete = {entry.place for entry in artifacts if entry.is_complete}
     for entry in artifacts:
         _judge(entry, needed, released, complete)
-    notes = _silent(kinds["kept"], [record.place for record in known])
+    notes = _silent(kinds["kept"], [record.place for record in all_records])
     notes += _spare_recent(artifacts, needed | released)
     return Survey(artifacts, kinds["caches"], kinds["kept"], kinds["not_ours"], notes)
 

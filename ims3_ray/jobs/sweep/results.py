@@ -32,15 +32,15 @@ class Axis:
     is_log: bool
     is_number: bool
 
-    def place(self, given: object) -> float | None:
+    def place(self, item: object) -> float | None:
         """Where the value lies; None for one that the axis does not have."""
         if self.labels:
-            return float(list(self.labels).index(_key(given))) if _key(given) in self.labels else None
-        return float(given) if is_number(given) and (given > 0 or not self.is_log) else None
+            return float(list(self.labels).index(_key(item))) if _key(item) in self.labels else None
+        return float(item) if is_number(item) and (item > 0 or not self.is_log) else None
 
-    def share(self, given: object) -> float | None:
+    def share(self, item: object) -> float | None:
         """Place between the ends, 0 to 1, on the axis's own scale; the middle where the ends are one."""
-        at, low, high = self.place(given), self.low, self.high
+        at, low, high = self.place(item), self.low, self.high
         if at is None or low == high:
             return None if at is None else 0.5
         return math.log(at / low) / math.log(high / low) if self.is_log else (at - low) / (high - low)
@@ -128,37 +128,37 @@ def metric_name(name: str) -> str:
     return METRICS[name][0] if name in METRICS else name.replace("_", " ").capitalize()
 
 
-def is_number(given: object) -> TypeGuard[float]:
-    return isinstance(given, int | float) and not isinstance(given, bool) and math.isfinite(given)
+def is_number(item: object) -> TypeGuard[float]:
+    return isinstance(item, int | float) and not isinstance(item, bool) and math.isfinite(item)
 
 
 def setting(trial: Trial, leave_out: Collection[str] = ()) -> str:
     """`select.alpha=0.3, ipc=10`, numbers at four digits."""
-    shown = [(field, given) for field, given in trial.values.items() if field not in leave_out]
-    return ", ".join(f"{field}={shortened(short(given), LONGEST_VALUE)}" for field, given in shown)
+    shown = [(field, item) for field, item in trial.values.items() if field not in leave_out]
+    return ", ".join(f"{field}={shortened(short(item), LONGEST_VALUE)}" for field, item in shown)
 
 
-def short(given: object) -> str:
+def short(item: object) -> str:
     """As in YAML, numbers at four digits."""
-    if isinstance(given, list | tuple):
-        return f"[{', '.join(map(short, given))}]"
-    return f"{given:.4g}" if isinstance(given, float) else value(given)
+    if isinstance(item, list | tuple):
+        return f"[{', '.join(map(short, item))}]"
+    return f"{item:.4g}" if isinstance(item, float) else value(item)
 
 
-def _key(given: object) -> float | str:
+def _key(item: object) -> float | str:
     """What values that mean the same have in common: 1 and 1.0, but not true."""
-    return float(given) if is_number(given) else value(given)
+    return float(item) if is_number(item) else value(item)
 
 
 def _axis(field: str, spec: dict, trials: Sequence[Trial]) -> Axis:
     """Of the values that the space names and those that trials had; listed numbers are put in order."""
-    known = [trial.values[field] for trial in trials if field in trial.values]
-    known = [*spec.get("values", ()), *known]
-    are_numbers = all(map(is_number, known))
-    if "values" not in spec or (are_numbers and len(set(known)) > MOST_LISTED):
+    values = [trial.values[field] for trial in trials if field in trial.values]
+    values = [*spec.get("values", ()), *values]
+    are_numbers = all(map(is_number, values))
+    if "values" not in spec or (are_numbers and len(set(values)) > MOST_LISTED):
         ends = [spec[end] for end in ("low", "high") if end in spec]
-        numbers = [one for one in (*ends, *known) if is_number(one)]
+        numbers = [one for one in (*ends, *values) if is_number(one)]
         is_log = bool(spec.get("log")) and min(numbers) > 0
         return Axis(field, {}, min(numbers), max(numbers), is_log, is_number=True)
-    labels = {_key(one): short(one) for one in (sorted(known) if are_numbers else known)}
+    labels = {_key(one): short(one) for one in (sorted(values) if are_numbers else values)}
     return Axis(field, labels, 0, max(0, len(labels) - 1), is_log=False, is_number=are_numbers)
