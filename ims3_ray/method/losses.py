@@ -1,4 +1,4 @@
-"""The training losses, each unweighted and per image: L = L_diff + λ_IM L_IM (Eq. 7) is summed by the trainer.
+"""The training losses, unweighted and per image: L = L_diff + λ_IM L_IM (Eq. 7) is summed by the trainer.
 
 | paper     | here              | what                                                                   |
 |-----------|-------------------|------------------------------------------------------------------------|
