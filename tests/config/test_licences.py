@@ -1,4 +1,4 @@
-"""The licences that a distilled set's card states, and when a recipe's speak no longer of what is distilled."""
+"""The licences that a distilled set's card states, and when a recipe's no longer speak of it."""
 
 import pytest
 import yaml

@@ -4,7 +4,6 @@ from importlib import resources
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from tiny import THREE
 

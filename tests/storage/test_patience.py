@@ -203,8 +203,8 @@ def test_the_command_line_knows_a_full_disk_wherever_it_is_met(capsys):
 
     assert cli.guarded(fail) == cli.BAD_INPUT
     assert capsys.readouterr().err == (
-        "error: /data/runs/x: no space left (Disk quota exceeded); free some or choose another storage=…, then run the same "
-        "command again to go on\n"
+        "error: /data/runs/x: no space left (Disk quota exceeded); free some or choose another storage=…, "
+        "then run the same command again to go on\n"
     )
 
 
@@ -225,15 +225,15 @@ def test_what_a_task_of_ray_raised_is_told_without_its_trace(capsys):
 
 
 def on_small_disk(folder, script):
-    """Output of a script whose working directory is a file system of 1 MB; skips where none can be mounted."""
+    """Output of a script in a file system of 1 MB; skips where none can be mounted."""
     folder.mkdir()
     mounted = 'mount -t tmpfs -o size=1m tmpfs "$0" && cd "$0" && '
     words = ["unshare", "-rm", "bash", "-c"]
     if subprocess.run([*words, mounted + "true", folder], capture_output=True).returncode:
         pytest.skip("no file system can be mounted here")
-    made = textwrap.dedent(script)
-    done = subprocess.run([*words, mounted + 'exec "$@"', folder, sys.executable, "-c", made], capture_output=True, text=True,
-                          env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"})  # fmt: skip
+    words += [mounted + 'exec "$@"', folder, sys.executable, "-c", textwrap.dedent(script)]
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
