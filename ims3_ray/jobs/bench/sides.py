@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import ray
 import torch
@@ -47,10 +46,6 @@ class Measured:
     load_s: float
     warm_up_s: float  # the first calls, with whatever is compiled then, less ordinary ones
     checkpoint_bytes: int | None
-
-
-class Resumable(Protocol):
-    def checkpoint(self) -> object: ...
 
 
 @ray.remote(num_cpus=0, max_restarts=0)
