@@ -53,7 +53,7 @@ class TrainExtractor(Section):
     """φ: one of the evaluation networks, trained to classify; its penultimate features serve."""
 
     network: NetworkName = "convnet3"
-    """One of convnet3, convnet6, resnetap10 or resnet18."""
+    """Which of the evaluation networks."""
     width: Count = 32
     """Channels of its first layer."""
     steps: Count = 1500
