@@ -91,20 +91,14 @@ def test_three_actors_three_shards_and_two_train_workers_give_the_same_bytes(fin
     assert made.evaluation["sets"] == other.evaluation["sets"]
 
 
+@pytest.mark.slow
 def test_train_workers_for_whom_there_is_no_room_are_refused_in_one_line(finished, tmp_path, monkeypatch):
     overrides, _ = finished
-    words = [
-        *overrides,
-        f"storage={tmp_path}",
-        "finetune.micro_batches=8",
-        "finetune.batch_size=8",
-        "evaluate.protocol=none",
-    ]
+    batch = ("finetune.micro_batches=8", "finetune.batch_size=8")
+    words = [*overrides, *batch, f"storage={tmp_path}", "evaluate.protocol=none"]
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
-    with pytest.raises(
-        InputError,
-        match=r"workers\.train_workers: the cluster had no room for 8 .* within 4 s; ask for fewer",
-    ):
+    line = r"workers\.train_workers: the cluster had no room for 8 .* within 4 s; ask for fewer"
+    with pytest.raises(InputError, match=line):
         run(words, "workers={train_workers: 8}")
 
 
@@ -114,10 +108,9 @@ def test_a_changed_alpha_selects_again_and_finds_the_rest_complete(finished):
     assert [s["name"] for s in changed.stages if s["ran"]] == ["select", "export", "evaluate", "report"]
 
 
+@pytest.mark.slow
 def test_a_smaller_pool_is_a_part_of_a_larger_one(finished, tmp_path):
-    """Same noise per (class, subgroup, index): a candidate of the larger pool has the smaller pool's seed and
-    place.
-    """
+    """Same noise per (class, subgroup, index), so the same seed and image."""
     from ims3_ray.storage import tables
     from ims3_ray.storage.artifacts import open_directory, read_rows
 
@@ -143,17 +136,12 @@ def test_fine_tuning_logs_each_term_unweighted_and_the_gradients_ratio(finished)
     record = json.loads(next(Path(made.distilled).parents[1].glob("runs/*/run.json")).read_text())
     history = json.loads(Path(record["artifacts"]["adapter"], "manifest.json").read_text())["history"]
     assert [entry["step"] for entry in history] == [4, 6]
-    assert {
-        "diffusion",
-        "variational",
-        "matching",
-        "grad_ratio/matching",
-        "weight/matching",
-        "images_per_s",
-    } <= set(history[0])
+    terms = {"diffusion", "variational", "matching"}
+    assert terms | {"grad_ratio/matching", "weight/matching", "images_per_s"} <= set(history[0])
     assert 0 < history[0]["grad_ratio/matching"] < 0.1
 
 
+@pytest.mark.slow
 def test_a_gradient_ratio_is_kept_to(finished, tmp_path):
     overrides, _ = finished
     elastic = "workers={train_workers: 2, min_train_workers: 1}"
@@ -177,11 +165,8 @@ def test_the_run_is_in_mlflow_with_parameters_metrics_artefacts_and_data_set(fin
     assert {"finetune/diffusion", "select/objective", "sample/rows_per_s", "coverage/distilled"} <= set(
         found.data.metrics
     )
-    assert {a.path for a in client.list_artifacts(made.mlflow_run_id)} == {
-        "index.html",
-        "contact-sheet.png",
-        "recipe.yaml",
-    }
+    files = {artifact.path for artifact in client.list_artifacts(made.mlflow_run_id)}
+    assert files == {"index.html", "contact-sheet.png", "recipe.yaml"}
     assert [d.dataset.name for d in found.inputs.dataset_inputs] == ["distilled"]
     assert [m.step for m in client.get_metric_history(made.mlflow_run_id, "finetune/diffusion")] == [4, 6]
 

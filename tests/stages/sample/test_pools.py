@@ -18,12 +18,8 @@ def made(words, *more, upto="select"):
     """The steps of a run up to a stage, by noun, made where they are missing."""
     config = load_config("digits", parse_overrides([*words, *more]))
     context = preparation.prepare(config, find_machine(config.workers))
-    steps = {}
-    for step in plan(context):
-        steps[step.stage.noun] = step if step.manifest else run_step(context, step)
-        if step.stage.name == upto:
-            return steps
-    raise AssertionError(upto)
+    steps = plan(context, upto)
+    return {step.stage.noun: step if step.manifest else run_step(context, step) for step in steps}
 
 
 def candidates(steps):
@@ -55,21 +51,19 @@ def test_one_subgroup_is_no_selection(words):
     assert set(selection["selection"].values()) == {0}
 
 
+@pytest.mark.slow
 def test_a_start_without_noise_at_the_first_level_is_close_to_its_image_and_pure_noise_is_none(words):
-    """Sampled from just above clean, a candidate's latents are those of its start; from noise alone they are
-    not.
-    """
-    near = candidates(
-        made(words, "sample.start=inversion", "sample.start_level=1", "sample.start_noise=0", upto="sample")
-    )
-    far = candidates(
-        made(words, "sample.start=inversion", "sample.start_level=1", "sample.start_noise=1", upto="sample")
+    """Sampled from just above clean, a candidate's latents are those of its start, but not from noise."""
+    start = ("sample.start=inversion", "sample.start_level=1")
+    near, far = (
+        candidates(made(words, *start, f"sample.start_noise={share}", upto="sample")) for share in (0, 1)
     )
     noise = candidates(made(words, upto="sample"))
     assert not np.array_equal(near["feature"], far["feature"])
     assert not np.array_equal(near["feature"], noise["feature"])
 
 
+@pytest.mark.slow
 def test_starts_are_the_same_for_any_number_of_actors(words):
     start = ("sample.start=inversion", "sample.start_level=600", "finetune.epochs=0")
     steps = made(words, *start, "workers.actors=1", upto="sample")
@@ -81,12 +75,11 @@ def test_starts_are_the_same_for_any_number_of_actors(words):
 
 
 def test_a_pool_from_noise_reads_no_inversions(words):
-    context_words = [*words, "sample.start=noise"]
-    steps = made(context_words, upto="sample")
-    assert set(steps["candidates"].parents) == {"adapter"}
-    assert set(made([*words, "sample.start=inversion"], upto="sample")["candidates"].parents) == {
-        "adapter", "inversions", "features",
-    }  # fmt: skip
+    everything = {"adapter", "inversions", "features"}
+    for start, nouns in (("noise", {"adapter"}), ("inversion", everything)):
+        config = load_config("digits", parse_overrides([*words, f"sample.start={start}"]))
+        *_, sample = plan(preparation.prepare(config, find_machine(config.workers)), "sample")
+        assert set(sample.parents) == nouns
 
 
 def test_starts_are_dealt_out_in_order_and_again_from_the_first():
