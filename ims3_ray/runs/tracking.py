@@ -30,6 +30,7 @@ LAST_TRIES, LAST_WAIT_S = 6, 10.0  # at the end of a run
 DEFAULTS = {  # of MLflow's environment
     "GIT_PYTHON_REFRESH": "quiet",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # its own seven hold a run up for two minutes; we try again
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
