@@ -30,13 +30,13 @@ def herding(x: Features, count: int) -> Rows:
     _check(x, count)
     x = x.astype(np.float64)
     mean, total, taken = x.mean(axis=0), np.zeros(x.shape[1]), np.zeros(len(x), bool)
-    chosen = []
+    rows = []
     for t in range(1, count + 1):
         errors = ((t * mean - total - x) ** 2).sum(axis=1)
-        chosen.append(int(np.where(taken, np.inf, errors).argmin()))
-        taken[chosen[-1]] = True
-        total += x[chosen[-1]]
-    return np.array(chosen)
+        rows.append(int(np.where(taken, np.inf, errors).argmin()))
+        taken[rows[-1]] = True
+        total += x[rows[-1]]
+    return np.array(rows)
 
 
 def k_center(x: Features, count: int) -> Rows:
@@ -46,14 +46,14 @@ def k_center(x: Features, count: int) -> Rows:
     """
     _check(x, count)
     x = x.astype(np.float64)
-    chosen = [int(((x - x.mean(axis=0)) ** 2).sum(axis=1).argmin())]
-    nearest = ((x - x[chosen[0]]) ** 2).sum(axis=1)
-    nearest[chosen[0]] = -1.0  # below a duplicate's 0: taken only once
-    while len(chosen) < count:
-        chosen.append(int(nearest.argmax()))
-        nearest = np.minimum(nearest, ((x - x[chosen[-1]]) ** 2).sum(axis=1))
-        nearest[chosen[-1]] = -1.0
-    return np.array(chosen)
+    rows = [int(((x - x.mean(axis=0)) ** 2).sum(axis=1).argmin())]
+    nearest = ((x - x[rows[0]]) ** 2).sum(axis=1)
+    nearest[rows[0]] = -1.0  # below a duplicate's 0: taken only once
+    while len(rows) < count:
+        rows.append(int(nearest.argmax()))
+        nearest = np.minimum(nearest, ((x - x[rows[-1]]) ** 2).sum(axis=1))
+        nearest[rows[-1]] = -1.0
+    return np.array(rows)
 
 
 def medoids(x: Features, count: int, *key: int | str) -> Rows:
@@ -72,12 +72,12 @@ def medoids(x: Features, count: int, *key: int | str) -> Rows:
         seed = key_seed("medoids", *key) % 2**32
         clusters = KMeans(count, n_init=RESTARTS, random_state=seed).fit(x)  # pyright: ignore[reportArgumentType]: n_init
     sizes = np.bincount(np.asarray(clusters.labels_), minlength=count)
-    chosen, free = [], np.ones(len(x), bool)
+    rows, free = [], np.ones(len(x), bool)
     for cluster in np.argsort(-sizes, kind="stable"):
         distances = ((x - clusters.cluster_centers_[cluster]) ** 2).sum(axis=1)
-        chosen.append(int(np.where(free, distances, np.inf).argmin()))
-        free[chosen[-1]] = False
-    return np.array(chosen)
+        rows.append(int(np.where(free, distances, np.inf).argmin()))
+        free[rows[-1]] = False
+    return np.array(rows)
 
 
 def k_medoids(x: Features, count: int) -> Rows:
@@ -89,21 +89,21 @@ def k_medoids(x: Features, count: int) -> Rows:
     _check(x, count)
     d = cdist(x.astype(np.float64), x.astype(np.float64))
     closeness = d.max() - d
-    chosen = np.empty(0, np.int64)
+    rows = np.empty(0, np.int64)
     best = np.zeros(len(x))
     for _ in range(count):
         gains = np.maximum(closeness - best, 0).sum(axis=1)
-        gains[chosen] = -1.0
-        chosen = np.append(chosen, gains.argmax())
-        best = np.maximum(best, closeness[chosen[-1]])
-    free = np.setdiff1d(np.arange(len(x)), chosen)
+        gains[rows] = -1.0
+        rows = np.append(rows, gains.argmax())
+        best = np.maximum(best, closeness[rows[-1]])
+    free = np.setdiff1d(np.arange(len(x)), rows)
     while len(free):
-        changes = coverage_changes(closeness, chosen, free)
+        changes = coverage_changes(closeness, rows, free)
         out, into = np.unravel_index(changes.argmax(), changes.shape)
         if changes[out, into] <= SWAP_TOLERANCE * d.max():
             break
-        chosen[out], free[into] = free[into], chosen[out]
-    return chosen
+        rows[out], free[into] = free[into], rows[out]
+    return rows
 
 
 def greedy_coverage(x: Features, count: int, k: int = 5) -> Rows:
@@ -119,14 +119,14 @@ def greedy_cover(covers: Bool[np.ndarray, "n m"], count: int) -> Rows:
     """Columns of `covers`, each with the most rows that none before it has; distinct, first among equals."""
     gains, free = covers.sum(axis=0), np.ones(covers.shape[1], bool)
     left = np.ones(len(covers), bool)
-    chosen = []
+    rows = []
     for _ in range(count):
-        chosen.append(int(np.where(free, gains, -1).argmax()))
-        free[chosen[-1]] = False
-        new = left & covers[:, chosen[-1]]
+        rows.append(int(np.where(free, gains, -1).argmax()))
+        free[rows[-1]] = False
+        new = left & covers[:, rows[-1]]
         gains = gains - covers[new].sum(axis=0)
         left &= ~new
-    return np.array(chosen)
+    return np.array(rows)
 
 
 def _check(x: Features, count: int) -> None:

@@ -62,13 +62,8 @@ DIFFUSERS_DEFAULTS = {  # of DiTTransformer2DModel, for configurations that leav
     "norm_elementwise_affine": False,
     "norm_eps": 1e-5,
 }
-_SUPPORTED = {  # settings of diffusers' model that this architecture fixes
-    "norm_type": "ada_norm_zero",
-    "activation_fn": "gelu-approximate",
-    "attention_bias": True,
-    "norm_elementwise_affine": False,
-    "dropout": 0.0,
-}
+# those whose defaults this architecture fixes
+_FIXED = ("norm_type", "activation_fn", "attention_bias", "norm_elementwise_affine", "dropout")
 _SIZES = (
     *("sample_size", "patch_size", "in_channels", "num_layers"),
     *("num_attention_heads", "attention_head_dim", "num_embeds_ada_norm"),
@@ -127,7 +122,7 @@ def _inspect_original(path: Path, heads: int | None, frequency_shift: float | No
             f"{path}: is no original DiT checkpoint (it has no {missing[0]}); give such a file or a folder"
         )
     (hidden_size, in_channels, patch_size, _), rows = shapes[patches], shapes[CLASS_TABLE][0]
-    depth = 1 + max(int(found[1]) for name in shapes if (found := re.match(r"blocks\.(\d+)\.", name)))
+    depth = 1 + max(int(match[1]) for name in shapes if (match := re.match(r"blocks\.(\d+)\.", name)))
     heads = KNOWN_HEADS.get((hidden_size, depth)) if heads is None else heads
     if heads is None:
         raise InputError(
@@ -192,8 +187,8 @@ def _diffusers_settings(path: Path) -> dict[str, Any]:
             f"{path}: must describe a DiTTransformer2DModel, but describes a {given.get('_class_name')}"
         )
     settings = DIFFUSERS_DEFAULTS | given
-    for name, value in _SUPPORTED.items():
-        if settings[name] != value:
+    for name in _FIXED:
+        if settings[name] != (value := DIFFUSERS_DEFAULTS[name]):
             raise InputError(f"{path}: {name} must be {value!r} for a DiT, not {settings[name]!r}")
     for name in _SIZES:
         if not isinstance(settings[name], int):
