@@ -1,7 +1,5 @@
 """Select one subgroup a class (S³, Eq. 8–11): from features of candidates and real images, a selection."""
 
-from typing import Any
-
 from ims3_ray.stages.context import Context
 from ims3_ray.stages.contract import Stage
 from ims3_ray.stages.costs import Cost, Forward
@@ -11,7 +9,7 @@ from .features import open_candidates
 from .solve import select_features
 
 
-def run(context: Context, out: Directory, candidates: Directory, features: Directory) -> dict[str, Any]:
+def run(context: Context, out: Directory, candidates: Directory, features: Directory) -> dict[str, object]:
     """Write selection.json: what is chosen, the objective and its terms, bound, gap, solver, settings."""
     config = context.config
     # of which the first ipc images count; single images are taken from all
