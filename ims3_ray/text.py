@@ -31,7 +31,7 @@ def some(values: Iterable[object], most: int = 5, show: Callable[[object], str] 
 
 
 def mismatch(found: Mapping[str, object], expected: Mapping[str, object]) -> str:
-    """The names that are missing, left over or of another shape; "" where both hold the same shapes by name."""
+    """The names that are missing, left over or of another shape; "" where both hold the same."""
     problems = {
         "missing": [name for name in expected if name not in found],
         "left over": [name for name in found if name not in expected],

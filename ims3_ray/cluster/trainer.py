@@ -51,7 +51,7 @@ class Task(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
-    def save(self, values: Tensors, averages: Tensors, out: Directory) -> None:
+    def save(self, values: Tensors, averages: Tensors, out: Directory, /) -> None:
         """Write the trained values and their moving averages."""
 
 

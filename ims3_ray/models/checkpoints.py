@@ -186,7 +186,7 @@ def _diffusers_settings(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: must describe a DiTTransformer2DModel, but describes a {given.get('_class_name')}"
         )
-    settings = DIFFUSERS_DEFAULTS | given
+    settings: dict[str, Any] = DIFFUSERS_DEFAULTS | given
     for name in _FIXED:
         if settings[name] != (value := DIFFUSERS_DEFAULTS[name]):
             raise InputError(f"{path}: {name} must be {value!r} for a DiT, not {settings[name]!r}")

@@ -110,7 +110,9 @@ def load_vae(
     """The VAE of the generator at `path`, without the transformer's weights; as `inspect_generator`."""
     info = inspect_generator(path, vae=vae, heads=heads)
     layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format  # as tensor cores read
-    model = nn.Module.to(_moved(read_vae(info.vae_path), device, dtype), memory_format=layout)
+    model = nn.Module.to(  # pyright: ignore[reportCallIssue] torch's stub knows `memory_format` beside others alone
+        _moved(read_vae(info.vae_path), device, dtype), memory_format=layout
+    )
     return Vae(cast("AutoencoderKL", model), info.image_size)
 
 

@@ -5,6 +5,7 @@ transforms, both from class folders to an accuracy.
 import argparse
 import io
 import itertools
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -149,6 +150,7 @@ def trained_images(task: Task) -> int:
     budget = task.protocol.budget(max(1, round(task.train_images / task.num_classes)), task.num_classes)
     if budget.steps is not None:
         return budget.steps * budget.batch_size
+    assert budget.epochs is not None, budget
     return budget.epochs * task.train_images
 
 
@@ -200,7 +202,11 @@ def _accuracies(task: Task, machine: Machine, seeds: int) -> Figures:
 
     `difference_interval` is half its 95 % interval (Welch's t): within it the sides are the same.
     """
-    train = ray.remote(**machine.actor_resources)(lambda kind, seed: kind(task, seed)())
+
+    def accuracy(kind: Callable[[Task, int], Callable[[], float]], seed: int) -> float:
+        return kind(task, seed)()
+
+    train = ray.remote(**machine.actor_resources)(accuracy)
     values: dict[str, list[float]] = {
         name: ray.get([train.remote(kind, seed) for seed in range(seeds)]) for name, kind in KINDS.items()
     }

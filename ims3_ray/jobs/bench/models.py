@@ -82,9 +82,9 @@ def random_pipeline(size: Size, folder: Path) -> None:
     with torch.random.fork_rng(devices=[]):  # diffusers draws from the global generator
         torch.manual_seed(key_seed("bench", "vae"))
         vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * levels,
-            up_block_types=("UpDecoderBlock2D",) * levels,
-            block_out_channels=size.vae_channels,
+            down_block_types=("DownEncoderBlock2D",) * levels,  # pyright: ignore[reportArgumentType] tuples of any length
+            up_block_types=("UpDecoderBlock2D",) * levels,  # pyright: ignore[reportArgumentType]
+            block_out_channels=size.vae_channels,  # pyright: ignore[reportArgumentType]
             layers_per_block=size.vae_layers,
             norm_num_groups=size.vae_groups,
             latent_channels=config.in_channels,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ims3_ray.cluster.fan_out import CALLS_PER_ACTOR, Part
+from ims3_ray.cluster.fan_out import CALLS_PER_ACTOR, Build, Part
 from ims3_ray.cluster.trainer import Optimisation, Trainer
 from ims3_ray.data.reading import payloads
 from ims3_ray.method import difffit
@@ -33,7 +33,7 @@ ENDLESS = 10**9  # steps: a bench stops by time
 class PoolWork:
     """What `fan_out` is given to make a number of a stage's batches."""
 
-    build: Callable[..., Callable[..., object]]
+    build: Build
     arguments: dict[str, object]
     parts: list[Part]
     table: Table
@@ -132,7 +132,8 @@ class TrainingStep:
 def bare_trainer(arguments: dict[str, object], numbers: Optimisation, device: str) -> Trainer:
     """Fine-tuning's task and loop in this process, as the only Train worker has them."""
     on: torch.device = prepare_device(device)
-    return Trainer(InversionMatchingTask(device=on, **arguments), numbers, 0, 1, on)
+    task = InversionMatchingTask(device=on, **arguments)  # pyright: ignore[reportArgumentType] task_arguments'
+    return Trainer(task, numbers, 0, 1, on)
 
 
 def pool_operations(context: Context, stage: str) -> float:

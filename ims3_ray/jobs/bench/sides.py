@@ -54,7 +54,8 @@ class Runner:
 
     def __init__(self, side: Side, device: DeviceKind):
         began = time.perf_counter()
-        self._side, self._device = side, device
+        self._side = side
+        self._device: DeviceKind = device
         self._threads = ThreadPoolExecutor(side.calls_at_once)
         self._call = side.build(**side.arguments)
         synchronize(device)
@@ -95,7 +96,7 @@ def compare(
     gpus = 0.99 / len(sides) if machine.device == "cuda" else 0  # of one GPU, which all of them share
     runners = [Runner.options(num_gpus=gpus).remote(side, machine.device) for side in sides]
     first, *turns = (
-        [ray.get(runner.run.remote(at_least)) for runner in runners]
+        [ray.get(runner.run.remote(at_least)) for runner in runners]  # pyright: ignore[reportFunctionMemberAccess] a handle, which Ray makes
         for at_least in [0.0] + [seconds] * repetitions
     )
     rates = [
@@ -106,7 +107,7 @@ def compare(
     base = None if sides[-1].name == "own" else medians[-1]
     measured: list[Measured] = []
     for side, runner, rate, of_side, (calls, took) in zip(sides, runners, medians, rates, first, strict=True):
-        peak, load_s, checkpoint = ray.get(runner.figures.remote())
+        peak, load_s, checkpoint = ray.get(runner.figures.remote())  # pyright: ignore[reportFunctionMemberAccess] a handle, which Ray makes
         measured.append(
             Measured(
                 name=side.name,

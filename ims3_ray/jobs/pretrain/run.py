@@ -20,7 +20,7 @@ from ims3_ray.models.generator import save_pipeline
 from ims3_ray.storage.artifacts import Directory, fingerprint
 
 from .card import agreement, model_card
-from .tasks import VALUES, ExtractorTask, Models, Pixels, PixelTask, TransformerTask, VaeTask, encode_all
+from .tasks import VALUES, ExtractorTask, Models, Pixels, TransformerTask, VaeTask, encode_all
 
 SECOND_SEED = 1  # added to the seed of the classifier that judges samples
 EMA_DECAY = 0.999  # of VAE and classifier
@@ -62,7 +62,7 @@ class Pretraining:
     def _train(
         self,
         name: str,
-        task: type[PixelTask],
+        task: type[VaeTask] | type[TransformerTask] | type[ExtractorTask],
         section: TrainVae | TrainTransformer | TrainExtractor,
         seed: int,
         **arguments: float,

@@ -85,7 +85,9 @@ class Models:
     def trained_vae(self, scaling_factor: float, device: torch.device) -> Vae:
         image_size = self.config.image_size
         vae = build_vae(self.config.vae, image_size, seed=0, scaling_factor=scaling_factor)
-        return Vae(self._trained(vae, "vae").to(device), image_size)
+        vae = self._trained(vae, "vae")
+        nn.Module.to(vae, device)  # in place
+        return Vae(vae, image_size)
 
     def trained_transformer(self) -> DiT:
         return self._trained(DiT(self.dit_config), "transformer")
@@ -161,7 +163,8 @@ class VaeTask(PixelTask):
         images = self.images(rows)  # (B, 3, S, S)
         posterior = self._vae.encode(images)[0]
         noise = torch.randn(posterior.mean.shape, generator=draws).to(self._device)  # (B, C, H, W)
-        decoded = self._vae.decode(posterior.mean + posterior.std * noise)[0]  # (B, 3, S, S)
+        latents = posterior.mean + posterior.std * noise
+        decoded = self._vae.decode(latents)[0]  # pyright: ignore[reportArgumentType] (B, 3, S, S)
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar)
         return {
             "reconstruction": self.share(l1_loss(decoded, images, reduction="none").flatten(1).mean(1)),
@@ -223,9 +226,9 @@ def build_vae(settings: TrainVae, image_size: int, seed: int, scaling_factor: fl
         return AutoencoderKL(
             in_channels=3,
             out_channels=3,
-            down_block_types=("DownEncoderBlock2D",) * depth,
-            up_block_types=("UpDecoderBlock2D",) * depth,
-            block_out_channels=settings.channels,
+            down_block_types=("DownEncoderBlock2D",) * depth,  # pyright: ignore[reportArgumentType] tuples of any length
+            up_block_types=("UpDecoderBlock2D",) * depth,  # pyright: ignore[reportArgumentType]
+            block_out_channels=settings.channels,  # pyright: ignore[reportArgumentType]
             layers_per_block=1,
             latent_channels=settings.latent_channels,
             norm_num_groups=8,

@@ -121,7 +121,9 @@ class FeatureTable:
         features, start = np.empty((len(column), self.width), np.float32), 0
         for chunk in column.chunks:
             chunk = chunk.storage if isinstance(chunk, pa.ExtensionArray) else chunk
-            lengths = pc.list_value_length(chunk).fill_null(0).to_numpy(zero_copy_only=False)
+            lengths = (
+                pc.call_function("list_value_length", [chunk]).fill_null(0).to_numpy(zero_copy_only=False)
+            )
             if (wrong := np.flatnonzero(lengths != self.width)).size:
                 row = int(wrong[0])
                 raise InputError(
@@ -241,7 +243,7 @@ def open_features(location: str | Directory, name: str, keys: tuple[str, ...]) -
         raise InputError(f"{name}: {location} has no rows")
     cell = first[FEATURE].chunk(0)
     cell = cell.storage if isinstance(cell, pa.ExtensionArray) else cell
-    width = pc.list_value_length(cell)[0].as_py()
+    width = pc.call_function("list_value_length", [cell])[0].as_py()
     if not width:
         raise InputError(f"{name}: the first row's feature is empty; extract it again or remove the row")
     return FeatureTable(name, directory, tuple(files), class_column, keys, width)
@@ -250,7 +252,7 @@ def open_features(location: str | Directory, name: str, keys: tuple[str, ...]) -
 def _check_columns(schema: pa.Schema, name: str, keys: tuple[str, ...]) -> str:
     """The name of the class column."""
     columns = {field.name: field.type for field in schema}
-    class_column = next((c for c in CLASS_COLUMNS if c in columns), None)
+    class_column = next((c for c in CLASS_COLUMNS if c in columns), "")
     if missing := ([] if class_column else ["class"]) + [c for c in (*keys, FEATURE) if c not in columns]:
         raise InputError(f"{name}: no column {', '.join(missing)}; it holds {', '.join(columns)}")
     of_class = columns[class_column]

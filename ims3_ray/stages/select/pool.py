@@ -231,7 +231,9 @@ class ShardPool:
         """Ask that part of every actor; gives handles of the answers, in the order of the classes."""
         shared = [ray.put(argument) for argument in args]  # once, not once an actor
         return [
-            actor.ask.remote(self._source, ids, self._rows, part, method, *shared, **kwargs)
+            actor.ask.remote(  # pyright: ignore[reportFunctionMemberAccess] a handle, which Ray makes
+                self._source, ids, self._rows, part, method, *shared, **kwargs
+            )
             for actor, ids in zip(self._actors, self.ranges, strict=True)
         ]
 

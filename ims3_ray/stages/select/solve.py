@@ -134,7 +134,7 @@ def _select(source: Source, pool: ShardPool, on_round: Callable[[], object]) -> 
         certificate=selection.certificate,
         solver=selection.solver,
         rounds=selection.rounds,
-        settings=settings.model_dump(mode="json", exclude={"memory"}) | {"seed": source.seed},
+        settings={**settings.model_dump(mode="json", exclude={"memory"}), "seed": source.seed},
         selection=dict(zip(source.names, places, strict=True)),
         per_class=dict(zip(source.names, of_classes, strict=True)),
     )
