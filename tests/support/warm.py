@@ -57,15 +57,39 @@ def _ask(address: str, request: dict) -> None:
         line.recv(1)
 
 
+@contextlib.contextmanager
+def _own_randomness():
+    """Ray's random numbers begin in the workers: begun here, all workers would draw the same ids.
+
+    An actor's class draws an id when it is defined; two workers of one random state fail as they start at
+    the same time ("WarmupStore() Status not OK: ObjectExists").
+    """
+    from ray import actor
+
+    real = actor.ActorClassID
+
+    class Drawn:
+        @staticmethod
+        def from_random():
+            return real(os.urandom(real.size()))
+
+    actor.ActorClassID = Drawn
+    try:
+        yield
+    finally:
+        actor.ActorClassID = real
+
+
 def _serve(held: socket.socket, raylet: int) -> dict:
     """Fork for every request, until the raylet is gone; returns in the child, with the request."""
     os.environ |= {
         "OMP_NUM_THREADS": "1",
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
     }  # CUDA does not survive a fork
-    for name in IMPORTS.split():
-        with contextlib.suppress(Exception):  # which a worker that needs it tells
-            importlib.import_module(name)
+    with _own_randomness():
+        for name in IMPORTS.split():
+            with contextlib.suppress(Exception):  # which a worker that needs it tells
+                importlib.import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     held.settimeout(1.0)
     while True:
