@@ -117,10 +117,8 @@ def open_images(
         directory = unpack(directory, storage, f"{name}: {given.uri}", classes, numbered)
     listing = list_classes(directory, unpacked_from or directory.uri, name, classes)
     if len(listing) < 2:
-        raise InputError(
-            f"{name}: {location} holds {len(listing)} class ({', '.join(listing)}); "
-            "give at least 2 class folders"
-        )
+        held = f"{len(listing)} class ({', '.join(listing)})"
+        raise InputError(f"{name}: {location} holds {held}; give at least 2 class folders")
     looks = inspect(directory, listing, storage)
     names = tuple(sorted(listing))
     files = [(label, path) for label, cls in enumerate(names) for path in sorted(listing[cls])]
@@ -137,9 +135,8 @@ def open_images(
     labels = np.array([label for label, _ in good], dtype=np.int64)
     for cls, count in zip(names, np.bincount(labels, minlength=len(names)), strict=True):
         if count == 0:
-            raise InputError(
-                f"{name}: class folder {cls!r} of {location} holds no readable image; fill or remove it"
-            )
+            folder = f"class folder {cls!r} of {location}"
+            raise InputError(f"{name}: {folder} holds no readable image; fill or remove it")
     ids = tuple(looks[path]["id"] for _, path in good)
     return ImageSet(directory, names, tuple(path for _, path in good), labels, ids, bad, unpacked_from)
 

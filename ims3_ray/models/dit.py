@@ -63,10 +63,8 @@ class DiTConfig:
         if self.hidden_size % 4:
             raise ValueError(f"DiTConfig.hidden_size must be a multiple of 4, not {self.hidden_size}")
         if self.out_channels not in (self.in_channels, 2 * self.in_channels):
-            raise ValueError(
-                f"DiTConfig.out_channels must be in_channels {self.in_channels} or twice that, not "
-                f"{self.out_channels}"
-            )
+            allowed = f"in_channels {self.in_channels} or twice that"
+            raise ValueError(f"DiTConfig.out_channels must be {allowed}, not {self.out_channels}")
 
 
 def timestep_sinusoids(timesteps: Num[Tensor, " B"], frequency_shift: float) -> Float[Tensor, "B 256"]:
@@ -258,11 +256,9 @@ class DiT(nn.Module):
         has the type of the weight matrices. Raises ValueError for latents of another size.
         """
         config = self.config
-        if latents.shape[1:] != (config.in_channels, config.sample_size, config.sample_size):
-            raise ValueError(
-                f"latents must be (batch, {config.in_channels}, {config.sample_size}, {config.sample_size}), "
-                f"not {tuple(latents.shape)}"
-            )
+        if latents.shape[1:] != config.latent_shape:
+            shape = ", ".join(map(str, ("batch", *config.latent_shape)))
+            raise ValueError(f"latents must be ({shape}), not {tuple(latents.shape)}")
         dtype = self.x_embedder.proj.weight.dtype
         x = self.x_embedder(latents.to(dtype)) + self.pos_embed.to(dtype)  # (B, N, D), N = H W / p²
         c = self.t_embedder(timesteps) + self.y_embedder(labels).to(dtype)  # (B, D)
@@ -281,9 +277,8 @@ class DiT(nn.Module):
     def initialize(self, generator: torch.Generator, *, zero_outputs: bool = True) -> "DiT":
         """Draw every weight from `generator` (on the model's device) as the paper does; biases are zero.
 
-        Xavier-uniform matrices, normal (0.02) class table and timestep MLP, zero modulation and output
-        layers. With `zero_outputs=False` those last are drawn as well, so that a random model does work that
-        shows in its output.
+        Xavier-uniform matrices, normal (0.02) class table and timestep MLP, zero modulation and outputs;
+        with `zero_outputs=False` those last are drawn as well, so that a random model's work shows.
         """
         for name, module in self.named_modules():
             if not isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):

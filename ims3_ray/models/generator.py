@@ -18,7 +18,8 @@ from ims3_ray.errors import InputError
 from ims3_ray.method import difffit
 from ims3_ray.method.schedule import BETA_END, BETA_START, NUM_TRAIN_TIMESTEPS
 
-from .checkpoints import CLASS_TABLE, export_transformer, inspect_transformer
+from .checkpoints import inspect_transformer
+from .diffusers_layout import CLASS_TABLE, export_transformer
 from .dit import DiT, DiTConfig
 from .files import find_weights, read_json, resolve_model
 from .vae import Vae, image_size, read_vae, vae_config, vae_folder

@@ -12,7 +12,8 @@ from diffusers import DiTTransformer2DModel
 
 from ims3_ray.method import difffit
 from ims3_ray.models import dit as dit_module
-from ims3_ray.models.checkpoints import DIFFUSERS_DEFAULTS, export_transformer, load_transformer
+from ims3_ray.models.checkpoints import load_transformer
+from ims3_ray.models.diffusers_layout import DIFFUSERS_DEFAULTS, export_transformer
 from ims3_ray.models.dit import DiT, DiTConfig
 
 SIZES = {"sample_size": 8, "hidden_size": 48, "depth": 3, "num_heads": 4, "num_classes": 10}

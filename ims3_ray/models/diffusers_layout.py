@@ -1,0 +1,194 @@
+"""Our DiT in diffusers' layout and back: names, configuration, tensors.
+
+diffusers has names of its own, splits qkv in three, and holds a copy of the timestep and class embedders in
+every block. Its class table is padded where its pipeline guides with label 1000.
+"""
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ims3_ray.errors import InputError
+from ims3_ray.method import difffit
+
+from .dit import DiT, DiTConfig, position_table
+from .files import read_json
+
+if TYPE_CHECKING:
+    from diffusers import DiTTransformer2DModel
+
+CLASS_TABLE = "y_embedder.embedding_table.weight"
+
+# Layers of ours -> diffusers'.
+_WHOLE = {
+    "x_embedder.proj": "pos_embed.proj",
+    "final_layer.adaLN_modulation.1": "proj_out_1",
+    "final_layer.linear": "proj_out_2",
+}
+_PER_BLOCK = {
+    "adaLN_modulation.1": "norm1.linear",
+    "attn.proj": "attn1.to_out.0",
+    "mlp.fc1": "ff.net.0.proj",
+    "mlp.fc2": "ff.net.2",
+}
+_COPIED = {  # held once in ours, by every block in diffusers'
+    "t_embedder.mlp.0": "norm1.emb.timestep_embedder.linear_1",
+    "t_embedder.mlp.2": "norm1.emb.timestep_embedder.linear_2",
+}
+_QKV = ("attn1.to_q", "attn1.to_k", "attn1.to_v")  # the thirds of our attn.qkv
+DIFFUSERS_DEFAULTS = {  # of DiTTransformer2DModel, for configurations that leave a value out
+    "num_attention_heads": 16,
+    "attention_head_dim": 72,
+    "in_channels": 4,
+    "out_channels": None,
+    "num_layers": 28,
+    "dropout": 0.0,
+    "norm_num_groups": 32,
+    "attention_bias": True,
+    "sample_size": 32,
+    "patch_size": 2,
+    "activation_fn": "gelu-approximate",
+    "num_embeds_ada_norm": 1000,
+    "upcast_attention": False,
+    "norm_type": "ada_norm_zero",
+    "norm_elementwise_affine": False,
+    "norm_eps": 1e-5,
+}
+# those whose defaults this architecture fixes
+_FIXED = ("norm_type", "activation_fn", "attention_bias", "norm_elementwise_affine", "dropout")
+_SIZES = (
+    *("sample_size", "patch_size", "in_channels", "num_layers"),
+    *("num_attention_heads", "attention_head_dim", "num_embeds_ada_norm"),
+)
+# What diffusers' configuration has no word for. It ignores names with an underscore.
+SHIFT_KEY, CLASSES_KEY = "_frequency_shift", "_num_classes"
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The configuration of a diffusers transformer, defaults filled in; InputError unless it is a DiT."""
+    given = read_json(path)
+    # the latter: before 2024
+    if given.get("_class_name") not in ("DiTTransformer2DModel", "Transformer2DModel"):
+        raise InputError(
+            f"{path}: must describe a DiTTransformer2DModel, but describes a {given.get('_class_name')}"
+        )
+    settings: dict[str, Any] = DIFFUSERS_DEFAULTS | given
+    for name in _FIXED:
+        if settings[name] != (value := DIFFUSERS_DEFAULTS[name]):
+            raise InputError(f"{path}: {name} must be {value!r} for a DiT, not {settings[name]!r}")
+    for name in _SIZES:
+        if not isinstance(settings[name], int):
+            raise InputError(f"{path}: {name} must be a whole number, not {settings[name]!r}")
+    most = settings["num_embeds_ada_norm"]
+    classes = settings.setdefault(CLASSES_KEY, most)
+    if not isinstance(classes, int) or not 1 <= classes <= most:
+        raise InputError(
+            f"{path}: {CLASSES_KEY} must be a whole number from 1 to num_embeds_ada_norm {most}, not "
+            f"{classes!r}"
+        )
+    return settings
+
+
+def export_transformer(dit: DiT, null_label: int | None = None) -> "DiTTransformer2DModel":
+    """diffusers' model with the same values (fp32, CPU, eval), scales folded in; `dit` stays as it is.
+
+    Its output is that of `dit` to round-off where the frequency shift is 1, diffusers' own. Another shift is
+    noted in the configuration for `load_transformer`. `null_label` pads the class table with copies of the
+    null row up to that label, since diffusers' pipeline guides with label 1000 however many classes there
+    are; the number of classes is noted then. Raises InputError for a DiT that diffusers' model cannot
+    express.
+    """
+    if difffit.has_scales(dit) or any(
+        p.device.type != "cpu" or p.dtype != torch.float32 for p in dit.parameters()
+    ):
+        dit = copy.deepcopy(dit).to("cpu", torch.float32)
+        difffit.fold(dit)
+    config = dit.config
+    classes = max(config.num_classes, null_label or 0)
+    if not torch.allclose(dit.pos_embed, dit.fixed_positions(), atol=1e-4):
+        raise InputError(
+            "this DiT's position table is not the fixed one that diffusers' models compute for themselves"
+        )
+    if config.mlp_ratio != 4:
+        raise InputError(
+            f"a DiT with mlp_ratio {config.mlp_ratio} has no form in diffusers, whose models have 4"
+        )
+    from diffusers import DiTTransformer2DModel  # seconds to import, and needed here alone
+
+    with torch.device("meta"):
+        exported = DiTTransformer2DModel(
+            num_attention_heads=config.num_heads,
+            attention_head_dim=config.hidden_size // config.num_heads,
+            in_channels=config.in_channels,
+            out_channels=config.out_channels,
+            num_layers=config.depth,
+            sample_size=config.sample_size,
+            patch_size=config.patch_size,
+            num_embeds_ada_norm=classes,
+            norm_eps=config.norm_eps,
+        )
+    if config.frequency_shift != 1:
+        exported.register_to_config(**{SHIFT_KEY: config.frequency_shift})
+    if classes != config.num_classes:
+        exported.register_to_config(**{CLASSES_KEY: config.num_classes})
+    exported.load_state_dict(to_diffusers(dit.state_dict(), config, classes + 1), assign=True)
+    cast(nn.Module, exported.pos_embed).pos_embed = dit.pos_embed.clone()
+    return exported.requires_grad_(True).eval()
+
+
+def _diffusers_names(depth: int) -> dict[str, tuple[str, int | None]]:
+    """Every tensor of diffusers' model -> the one of ours that holds it, and which third (None: all)."""
+    layers: dict[str, tuple[str, int | None]] = {theirs: (ours, None) for ours, theirs in _WHOLE.items()}
+    names: dict[str, tuple[str, int | None]] = {}
+    for i in range(depth):
+        block = f"transformer_blocks.{i}"
+        names[f"{block}.norm1.emb.class_embedder.embedding_table.weight"] = (CLASS_TABLE, None)
+        layers |= {f"{block}.{theirs}": (ours, None) for ours, theirs in _COPIED.items()}
+        layers |= {f"{block}.{theirs}": (f"blocks.{i}.{ours}", None) for ours, theirs in _PER_BLOCK.items()}
+        layers |= {f"{block}.{theirs}": (f"blocks.{i}.attn.qkv", third) for third, theirs in enumerate(_QKV)}
+    for theirs, (ours, third) in layers.items():
+        for part in ("weight", "bias"):
+            names[f"{theirs}.{part}"] = (f"{ours}.{part}", third)
+    return names
+
+
+def to_diffusers(state: Mapping[str, Tensor], config: DiTConfig, table_rows: int) -> dict[str, Tensor]:
+    """Copies of our tensors under diffusers' names, the class table padded with its null row."""
+    table = state[CLASS_TABLE]
+    state = {**state, CLASS_TABLE: torch.cat([table, table[-1:].expand(table_rows - len(table), -1)])}
+    return {
+        theirs: (state[ours] if third is None else state[ours].chunk(3)[third]).clone()
+        for theirs, (ours, third) in _diffusers_names(config.depth).items()
+    }
+
+
+def from_diffusers(tensors: Mapping[str, Tensor], config: DiTConfig, source: Path) -> dict[str, Tensor]:
+    """Tensors of a diffusers model whose names were checked, under ours.
+
+    InputError where the embedders of its blocks differ (ours holds one), or where rows that pad the class
+    table are not the null row.
+    """
+    state: dict[str, Tensor] = {}
+    for theirs, (ours, third) in _diffusers_names(config.depth).items():  # thirds come in order
+        if third:
+            state[ours] = torch.cat([state[ours], tensors[theirs]])
+        elif ours in state and not torch.equal(state[ours], tensors[theirs]):
+            raise InputError(
+                f"{source}: {theirs} differs from that of block 0; such a model, tuned block by block, can't "
+                "be loaded"
+            )
+        else:
+            state[ours] = tensors[theirs]
+    table = state[CLASS_TABLE]
+    if not torch.equal(table[config.num_classes :], table[-1:].expand(len(table) - config.num_classes, -1)):
+        raise InputError(
+            f"{source}: has {len(table) - 1} classes, not the {config.num_classes} of {CLASSES_KEY} in its "
+            "config.json"
+        )
+    state[CLASS_TABLE] = table[[*range(config.num_classes), -1]]
+    state["pos_embed"] = position_table(config.sample_size // config.patch_size, config.hidden_size)
+    return state
