@@ -133,6 +133,7 @@ def test_ray_accepts_the_aws_file(aws):
     assert not any("pip install" in line or "conda" in line for line in commands)
 
 
+@pytest.mark.slow
 def test_starting_the_aws_cluster_opens_nothing_and_makes_no_role(tmp_path, monkeypatch):
     """As `ray up` does before it starts the head; EC2 and IAM, with a group and profiles, are simulated."""
     import boto3

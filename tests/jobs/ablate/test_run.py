@@ -41,6 +41,7 @@ def ran(ray_cluster, tiny_model, tiny_images, tmp_path_factory):
     return plan, folder / "runs", said, *ablation.run(plan, said.append)
 
 
+@pytest.mark.slow
 def test_rows_share_what_they_have_in_common_and_a_second_run_makes_nothing(ran):
     plan, storage, said, document, out = ran
     counts = {noun: len(list((storage / noun).iterdir())) for noun in ("latents", "features", "candidates")}
@@ -54,6 +55,7 @@ def test_rows_share_what_they_have_in_common_and_a_second_run_makes_nothing(ran)
     assert {**second, "written": ""} == {**document, "written": ""}
 
 
+@pytest.mark.slow
 def test_the_table_compares_every_row_with_the_baseline_over_the_seeds(ran):
     document = ran[3]
     assert [row["name"] for row in document["rows"]] == ["random real", "medoids", "DiT", "inverted"]
@@ -67,6 +69,7 @@ def test_the_table_compares_every_row_with_the_baseline_over_the_seeds(ran):
     assert "inverted" in markdown(document)
 
 
+@pytest.mark.slow
 def test_differences_to_another_row_need_no_new_runs(ran):
     plan, _, _, document, out = ran
     said = []

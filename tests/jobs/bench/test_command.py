@@ -29,18 +29,8 @@ from ims3_ray.storage.artifacts import open_directory
 TINY = ["--random-init", "--size", "tiny", "--repetitions", "2", "--seconds", "0.01"]
 SMALL = ["ipc=2", "sample.steps=3", "invert.points=3", "finetune.log_every=2"]
 SMALL += [f"{stage}.batch_size={{cpu: 4, cuda: 4}}" for stage in ("sample", "encode", "invert", "embed")]
-KEYS = {
-    "what",
-    "date",
-    "device",
-    "hardware",
-    "versions",
-    "repetitions",
-    "model",
-    "parameters",
-    "image_size",
-    "recipe",
-}
+KEYS = {"what", "date", "device", "hardware", "versions", "repetitions", "model", "parameters"}
+KEYS |= {"image_size", "recipe"}
 
 
 def benched(folder, *words):
@@ -63,7 +53,8 @@ def context(ray_cluster, tiny_model, tiny_images, tmp_path):
         "model.path": str(tiny_model),
         "embed.extractor": str(tiny_model),
     }
-    small = {"ipc": 2, "sample.steps": 3, "sample.batch_size": {"cpu": 4, "cuda": 4}, "invert.points": 3}
+    four = {f"{stage}.batch_size": {"cpu": 4, "cuda": 4} for stage in ("sample", "encode", "invert")}
+    small = {"ipc": 2, "sample.steps": 3, "invert.points": 3} | four
     config = load_config(
         "digits", places | small | {"evaluate.protocol": "none", "storage": str(tmp_path / "storage")}
     )
