@@ -26,7 +26,7 @@ from .svg import (
     RANDOM,
     REAL,
     WIDTH,
-)  # fmt: skip
+)
 
 SET_COLOURS = {"distilled": DISTILLED, "random": RANDOM, "full": FULL}
 SET_NAMES = {"distilled": "Distilled"} | {name: title for name, (_, title) in NAMES.items()}

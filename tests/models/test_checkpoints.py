@@ -167,9 +167,12 @@ def test_folders_of_another_kind_are_refused(tmp_path, folder):
     with pytest.raises(InputError, match="no such model file or folder"):
         inspect_generator(tmp_path / "absent")
     UNet2DModel(
-        sample_size=8, block_out_channels=(8,), norm_num_groups=4, down_block_types=["DownBlock2D"],
+        sample_size=8,
+        block_out_channels=(8,),
+        norm_num_groups=4,
+        down_block_types=["DownBlock2D"],
         up_block_types=["UpBlock2D"],
-    ).save_pretrained(tmp_path / "unet")  # fmt: skip
+    ).save_pretrained(tmp_path / "unet")
     with pytest.raises(InputError, match="describes a UNet2DModel"):
         inspect_generator(tmp_path / "unet")
     (tmp_path / "empty").mkdir()

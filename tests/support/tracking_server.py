@@ -24,9 +24,13 @@ class Server:
         words += ["--backend-store-uri", f"sqlite:///{self._folder}/m.db"]
         words += ["--artifacts-destination", f"{self._folder}/artifacts"]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", *words], cwd=self._folder, env=environment(),
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
+            [sys.executable, "-m", "mlflow", "server", *words],
+            cwd=self._folder,
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         for _ in range(240):
             try:
                 urllib.request.urlopen(f"{self.uri}/health", timeout=5)

@@ -189,9 +189,13 @@ class PlainTraining:
     def __call__(self) -> float:
         task = self._task
         return train_plainly(
-            task.folder / "train", task.folder / "scored", task.protocol,
-            workers=task.loader_workers, seed=self._seed, device=task.device,
-        )  # fmt: skip
+            task.folder / "train",
+            task.folder / "scored",
+            task.protocol,
+            workers=task.loader_workers,
+            seed=self._seed,
+            device=task.device,
+        )
 
 
 KINDS = {"own": OwnTraining, "plain": PlainTraining}

@@ -81,9 +81,14 @@ def _pool(context: Context, stage: str, work: Directory, batches: int) -> Turn:
     times = _elsewhere(context.machine, bare_pool, pool, bare, f"{stage}.batch_size.{context.machine.device}")
     began = time.time()
     fan_out(
-        pool.build, pool.arguments, pool.parts,
-        table=pool.table, out=out, machine=context.machine, stage=stage,
-    )  # fmt: skip
+        pool.build,
+        pool.arguments,
+        pool.parts,
+        table=pool.table,
+        out=out,
+        machine=context.machine,
+        stage=stage,
+    )
     whole = time.time() - began
     done = sorted(info.mtime_ns / 1e9 for name, info in out.files().items() if name.endswith(".parquet"))
     # the last parts find the device free, and are done as soon as those before them

@@ -224,7 +224,7 @@ def test_a_stage_whose_batch_does_not_fit_says_so_from_its_pool(context, tmp_pat
         (["select", "--grid", "10by5"], ["--grid", "10by5"]),
         (["select", "--normalization", "all"], ["select.normalization", "all"]),
     ],
-)  # fmt: skip
+)
 def test_bad_words_give_one_line_and_exit_code_2(words, named, capsys):
     assert run_command("bench", words) == 2
     error = capsys.readouterr().err

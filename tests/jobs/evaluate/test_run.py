@@ -116,7 +116,10 @@ def test_bad_input_gives_one_line_and_exit_code_2(words, tiny_images, tmp_path, 
 
 def test_a_set_is_called_by_its_name_or_by_its_place():
     assert named_sets(["a/b/mine/", "x.parquet", "ours=s3://bucket/a=b", "/data/label=3/set"]) == {
-        "mine": "a/b/mine/", "x": "x.parquet", "ours": "s3://bucket/a=b", "set": "/data/label=3/set",
-    }  # fmt: skip
+        "mine": "a/b/mine/",
+        "x": "x.parquet",
+        "ours": "s3://bucket/a=b",
+        "set": "/data/label=3/set",
+    }
     with pytest.raises(InputError, match="two sets"):
         named_sets(["a/x", "b/x"])

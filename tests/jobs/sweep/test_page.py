@@ -212,8 +212,10 @@ def test_alpha_and_beta_make_the_heat_map_and_else_the_first_two_numbers():
 def test_a_cell_of_the_heat_map_has_the_best_the_mean_and_the_number_of_finished_trials():
     given = over(
         {"select.alpha": {"values": [0.2, 0.8]}, "select.beta": SPAN},
-        (0.2, 0.1, 0.61), (0.2, 0.12, 0.83), (0.8, 0.9, 0.95),
-    )  # fmt: skip
+        (0.2, 0.1, 0.61),
+        (0.2, 0.12, 0.83),
+        (0.8, 0.9, 0.95),
+    )
     given["trials"].append(trial(3, 0.99, status="stopped", values={"select.alpha": 0.2, "select.beta": 0.1}))
     text = text_of(heat_maps(results_of(given)))
     assert all(figure in text for figure in ("83.0", "72.0 · 2", "95.0"))
