@@ -9,7 +9,7 @@ from processes import checksums, environment, finished
 from raylets import OBJECT_STORE, free_port, guarded, node, own_address
 
 HEAD = "ray.head.default"  # the name that Ray's provider of nodes on one machine has for it
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.chaos
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ def undisturbed(finished_run, finished_images):
     return finished_images, results(Path(made.distilled).parents[1], made.mlflow_run_id)[1]
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_one_of_each_kind_killed_in_one_run_changes_nothing(undisturbed, nodes, words, tmp_path):
     planned = [faults(kind, 3, SEED + 1, LONGEST_S[kind])[2] for kind in KINDS]
     # enough to evaluate for a kill to come in time

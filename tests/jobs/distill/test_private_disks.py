@@ -8,7 +8,7 @@ from processes import checksums, environment, finished
 from raylets import can_have_own_disk, guarded, head, node
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.chaos,
     pytest.mark.skipif(not can_have_own_disk(), reason="no mount namespaces here"),
 ]
 WORKERS = "workers={actors: 2, shards: 2, train_workers: 2, device: cpu}"
