@@ -107,24 +107,12 @@ def _speed(case: Case, folder: Directory, settings: Select, machine: Machine, pl
     choice_sha = hashlib.sha256(selection.choice.astype("<i8").tobytes()).hexdigest()[:8]
     low, high = case.cosines()
     print_row(
-        case.size,
-        case.instance,
-        f"{low:.2f}–{high:.2f}",
-        case.normalization,
-        num_shards,
-        f"{read_s:.1f}",
-        selection.rounds,
-        f"{rounds_s:.3f}",
-        f"{plain_s:.3g} ({plain_is})" if plain_s else "–",
-        f"{plain_s / rounds_s:.0f}" if plain_s else "–",
-        selection.certificate,
-        f"{certify_s:.1f}",
-        as_percent(selection.gap, 3),
-        as_percent(selection.gap_of_gain, 3),
-        f"{memory / 1e9:.2f}",
-        f"{driver / 1e9:.2f}",
-        choice_sha,
-    )
+        case.size, case.instance, f"{low:.2f}–{high:.2f}", case.normalization, num_shards, f"{read_s:.1f}",
+        selection.rounds, f"{rounds_s:.3f}", f"{plain_s:.3g} ({plain_is})" if plain_s else "–",
+        f"{plain_s / rounds_s:.0f}" if plain_s else "–", selection.certificate, f"{certify_s:.1f}",
+        as_percent(selection.gap, 3), as_percent(selection.gap_of_gain, 3), f"{memory / 1e9:.2f}",
+        f"{driver / 1e9:.2f}", choice_sha,
+    )  # fmt: skip
     total = selection.objective
     if plain_total is not None and total > plain_total + ROUNDING * abs(plain_total):
         print(f"  the plain loop ends lower: {plain_total:.9g} against {total:.9g}", flush=True)
