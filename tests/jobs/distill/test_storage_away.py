@@ -12,9 +12,9 @@ from tiny import tiny_words
 
 AWAY_S = 10.0
 TOLD = "answers with an error"
-pytestmark = pytest.mark.slow
 
 
+@pytest.mark.slow
 def test_a_run_waits_for_a_bucket_that_is_away_twice(finished_images, tiny_model, tiny_images, tmp_path):
     with Store().running() as store:
         words = [*in_bucket(tiny_model, tiny_images), "workers.actors=1"]
@@ -37,6 +37,7 @@ def test_a_run_waits_for_a_bucket_that_is_away_twice(finished_images, tiny_model
         assert checksums(f"s3://{BUCKET}/runs") == finished_images
 
 
+@pytest.mark.chaos
 def test_a_run_on_a_full_disk_stops_with_a_line_and_goes_on_once_there_is_space(
     finished_images, tiny_model, tiny_images, tmp_path
 ):
