@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from tiny_generator import (
     NAMES,
     WEIGHTS,
-    diffusers_folder,
     inputs,
     original_file,
     small_adapter,
@@ -33,16 +32,6 @@ from ims3_ray.stages.finetune import stage as finetune
 
 ROOT = Path(__file__).parents[3]
 SCALE = 4.0
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return diffusers_folder(tmp_path / "model")
-
-
-@pytest.fixture
-def original(tmp_path):
-    return original_file(tmp_path / "DiT.pt", small_dit(frequency_shift=0.0, norm_eps=1e-6))
 
 
 def tuned_dit(values, **changes):

@@ -3,20 +3,10 @@
 import shutil
 
 import pytest
-from tiny_generator import diffusers_folder, edit, original_file, small_adapter, small_dit, small_vae
+from tiny_generator import edit, small_adapter, small_vae
 
 from ims3_ray.cli import main
 from ims3_ray.models.tuned import ADAPTER
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return diffusers_folder(tmp_path / "model")
-
-
-@pytest.fixture
-def original(tmp_path):
-    return original_file(tmp_path / "DiT.pt", small_dit(frequency_shift=0.0, norm_eps=1e-6))
 
 
 def bad(tmp_path, folder, original):
