@@ -65,6 +65,20 @@ def square(image: Image.Image, size: int) -> np.ndarray:
     return np.asarray(image.crop((left, top, left + size, top + size))).transpose(2, 0, 1).copy()
 
 
+def resize_and_crop(image: Image.Image, size: int) -> np.ndarray:
+    """The shorter side scaled to `size`, then the centre, (3, size, size) uint8.
+
+    What evaluation protocols do to every image that a classifier sees, real or synthetic: torchvision's
+    Resize(size) and CenterCrop(size) of a PIL image (bilinear, antialiased), with its rounding.
+    """
+    image = without_far_ends(image)
+    shorter = min(image.size)
+    width, height = (int(size * side / shorter) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return np.asarray(image.crop((left, top, left + size, top + size))).transpose(2, 0, 1).copy()
+
+
 def encode_png(pixels: np.ndarray) -> bytes:
     """`pixels` (3, H, W) uint8 as a PNG, always the same bytes for the same pixels."""
     sink = io.BytesIO()

@@ -1,10 +1,11 @@
 """Reading a batch of images inside an actor, the unreadable ones noted."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypedDict
 
 import numpy as np
+from PIL import Image
 
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.tables import Columns
@@ -12,6 +13,8 @@ from ims3_ray.storage.tables import Columns
 from .folders import READERS
 from .images import ImageSet
 from .pixels import decode, square
+
+Scale = Callable[[Image.Image, int], np.ndarray]  # image and size → pixels (3, size, size) uint8
 
 
 class Payload(TypedDict):
@@ -36,10 +39,13 @@ def payloads(images: ImageSet, rows: Sequence[int], size: int) -> list[Payload]:
 
 
 class BatchReader:
-    """Reads, decodes and scales a batch's images on threads."""
+    """Reads, decodes and scales a batch's images on threads.
 
-    def __init__(self, directory: Directory, image_size: int):
-        self._directory, self._image_size = directory, image_size
+    `scale`: `square` as generator and φ see images, `resize_and_crop` as classifiers do.
+    """
+
+    def __init__(self, directory: Directory, image_size: int, scale: Scale = square):
+        self._directory, self._image_size, self._scale = directory, image_size, scale
         self._threads = ThreadPoolExecutor(READERS)
 
     def __call__(self, payload: Payload) -> tuple[np.ndarray, Columns, dict[str, str]]:
@@ -58,6 +64,6 @@ class BatchReader:
 
     def _read(self, path: str) -> np.ndarray | str:
         try:
-            return square(decode(self._directory.read(path)), self._image_size)
+            return self._scale(decode(self._directory.read(path)), self._image_size)
         except ValueError as error:
             return str(error)

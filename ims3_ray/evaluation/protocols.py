@@ -67,7 +67,7 @@ class Protocol(_Frozen):
     width: int | None = None
     """Channels of the network's first block; None is the published width."""
     image_size: int = Field(ge=8)
-    """Pixels a side: images are resized and centre-cropped to it."""
+    """Pixels a side: all images, training and scored, come to it by `data.pixels.resize_and_crop`."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     deviation: tuple[float, float, float] = IMAGENET_DEVIATION
     augmentations: Augmentations
@@ -95,7 +95,7 @@ class Protocol(_Frozen):
 
     @property
     def label(self) -> str:
-        """Name, version and network, as they stand beside every number: `minimax-v1/resnetap10`."""
+        """Name, version and network, as they stand beside every number: `minimax-v2/resnetap10`."""
         width = "" if self.width is None else f"-w{self.width}"
         return f"{self.name}-v{self.version}/{self.network}{width}"
 
@@ -121,7 +121,7 @@ def epochs_for(ipc: int, num_classes: int) -> int:
 
 _MINIMAX = Protocol(
     name="minimax",
-    version=1,
+    version=2,
     split="test",
     network="resnetap10",
     image_size=224,
@@ -140,7 +140,7 @@ _IMS3 = _MINIMAX.model_copy(
 )
 _QUICK = Protocol(  # its values were chosen on the digits' validation images alone
     name="quick",
-    version=1,
+    version=2,
     split="test",
     network="convnet3",
     width=32,

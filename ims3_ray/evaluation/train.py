@@ -47,7 +47,7 @@ class Score:
 
 Looks = Generator[tuple[int, float], None, Score]
 Labelled = tuple[UInt8[Tensor, "_ 3 _ _"], Int[Tensor, " _"]]
-"""Images of any size and their labels."""
+"""Images at the protocol's size (`data.pixels.resize_and_crop` brings them to it) and their labels."""
 
 
 def train_and_score(
@@ -68,18 +68,17 @@ def training_in_looks(
     """Train the protocol's network on the first set: (step, accuracy) at looks at the second, then a Score.
 
     The set's mean number of images a class sets the number of epochs, so that a full set trains as a full set
-    does. Raises InputError for labels outside the classes, a scored class without training images, and a
-    network too deep for the protocol's image size.
+    does. Raises InputError for images of another size than the protocol's, labels outside the classes, a
+    scored class without training images, and a network too deep for the protocol's image size.
     """
+    _check_sizes(train[0], scored[0], protocol)
     _check_labels(train[1], scored[1], num_classes)
     device, size = torch.device(device), protocol.image_size
     if device.type == "cpu":
         keep_freed_memory()
     network = build(protocol.network, num_classes, size, _generator(seed, "weights"), width=protocol.width)
     model = network.to(device)
-    (images, labels), test = (
-        (fit_to(x.to(device), size), of_set.to(device).long()) for x, of_set in (train, scored)
-    )
+    (images, labels), test = ((x.to(device), of_set.to(device).long()) for x, of_set in (train, scored))
     budget = protocol.budget(max(1, round(len(labels) / num_classes)), num_classes)
     optimiser = _optimiser(model, protocol, budget)
     order, views = _generator(seed, "batches", device), _generator(seed, "augmentations", device)
@@ -114,6 +113,16 @@ def _optimiser(model: torch.nn.Module, protocol: Protocol, budget: Budget) -> to
     )
 
 
+def _check_sizes(train_images: Tensor, test_images: Tensor, protocol: Protocol) -> None:
+    for name, images in (("train_images", train_images), ("test_images", test_images)):
+        height, width = images.shape[2:]
+        if (height, width) != (protocol.image_size, protocol.image_size):
+            raise InputError(
+                f"{name}: are {width}×{height} pixels, {protocol.label} sees {protocol.image_size}; "
+                "scale them by ims3_ray.data.pixels.resize_and_crop"
+            )
+
+
 def _check_labels(train_labels: Tensor, test_labels: Tensor, num_classes: int) -> None:
     for name, labels in (("train_labels", train_labels), ("test_labels", test_labels)):
         if len(labels) == 0:
@@ -131,24 +140,6 @@ def _check_labels(train_labels: Tensor, test_labels: Tensor, num_classes: int) -
 def _generator(seed: int, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator of its own for each purpose: a longer run or another network shifts no other draw."""
     return torch.Generator(device).manual_seed(key_seed("evaluation", seed, purpose))
-
-
-@torch.no_grad()
-def fit_to(images: UInt8[Tensor, "n 3 h w"], size: int) -> UInt8[Tensor, "n 3 size size"]:
-    """The shorter side resized to `size` (bilinear, antialiased), the centre cropped; as it is if it fits."""
-    height, width = images.shape[2:]
-    if (height, width) == (size, size):
-        return images
-    scale = size / min(height, width)
-    height, width = max(size, int(height * scale)), max(size, int(width * scale))
-    top, left = round((height - size) / 2), round((width - size) / 2)
-    parts = []
-    for part in images.split(SCORING_BATCH):  # floats of a whole test set would need four times its memory
-        x = functional.interpolate(
-            part.float(), size=(height, width), mode="bilinear", antialias=True, align_corners=False
-        )
-        parts.append(x.round().clamp(0, 255).to(torch.uint8)[:, :, top : top + size, left : left + size])
-    return torch.cat(parts)
 
 
 def plan(budget: Budget, num_images: int, evaluations: int) -> tuple[int, set[int]]:

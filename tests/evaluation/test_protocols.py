@@ -11,14 +11,14 @@ from ims3_ray.evaluation.protocols import PROTOCOLS, epochs_for, on_validation, 
 # Of every value of the protocol. A failure here means: raise the protocol's version, then pin its new
 # fingerprint.
 FINGERPRINTS = {
-    ("quick", 1): "05ffcd7ac498",
-    ("quick-val", 1): "d7ddf3f07251",
-    ("minimax", 1): "ce1bfc19964d",
-    ("ims3", 1): "5423f9cc2c32",
-    ("smoke", 1): "370264152987",
-    ("minimax-val", 1): "d155021321c1",
-    ("ims3-val", 1): "c7c934b2b86d",
-    ("smoke-val", 1): "27d1fb98b17c",
+    ("quick", 2): "9c56c7ef8f9d",
+    ("quick-val", 2): "20df35c77631",
+    ("minimax", 2): "051469c2e09e",
+    ("ims3", 2): "5a3081bfc601",
+    ("smoke", 2): "f3b2a806cd80",
+    ("minimax-val", 2): "2432794b5293",
+    ("ims3-val", 2): "a3fc5d4ddf41",
+    ("smoke-val", 2): "b46c02784e51",
 }
 
 
@@ -76,9 +76,9 @@ def test_digits_are_never_mirrored():
 
 
 def test_labels_name_protocol_version_and_network():
-    assert protocol("quick").label == "quick-v1/convnet3-w32"
-    assert protocol("minimax").label == "minimax-v1/resnetap10"
-    assert protocol("minimax", network="convnet6").label == "minimax-v1/convnet6"
+    assert protocol("quick").label == "quick-v2/convnet3-w32"
+    assert protocol("minimax").label == "minimax-v2/resnetap10"
+    assert protocol("minimax", network="convnet6").label == "minimax-v2/convnet6"
     assert protocol("quick", network="convnet3") == protocol("quick")
 
 

@@ -5,12 +5,11 @@ import json
 
 import pytest
 import torch
-from torchvision.transforms.v2.functional import center_crop, resize
 
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation import train
 from ims3_ray.evaluation.protocols import Augmentations, Budget, Protocol, protocol
-from ims3_ray.evaluation.train import batch_rows, fit_to, plan, rate, train_and_score, train_step
+from ims3_ray.evaluation.train import batch_rows, plan, rate, train_and_score, train_step
 
 BASE = protocol("minimax").budget(10, 10)
 
@@ -158,15 +157,6 @@ def test_cosine_rises_to_one_and_falls_to_nearly_nothing():
     assert rates[30:] == sorted(rates[30:], reverse=True)
 
 
-@pytest.mark.parametrize(("height", "width"), [(32, 32), (40, 57), (20, 12), (16, 16)])
-def test_images_are_fitted_as_torchvision_resizes_and_crops(height, width):
-    images = torch.randint(
-        0, 256, (2, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
-    expected = center_crop(resize(images, [16], antialias=True), [16])
-    assert (fit_to(images, 16).int() - expected.int()).abs().max() <= 1
-
-
 def test_impossible_sets_are_refused():
     images, labels = _set(4, 1)
     with pytest.raises(InputError, match="no training image for class 1, which the scored images have"):
@@ -177,3 +167,5 @@ def test_impossible_sets_are_refused():
         _score((images[:0], labels[:0]))
     with pytest.raises(InputError, match="convnet6 is too deep for images of 8 px"):
         _score(network="convnet6")
+    with pytest.raises(InputError, match=r"train_images: are 8×6 pixels, quick-v2/.* sees 8; scale them by"):
+        _score((images[:, :, 1:7], labels))

@@ -19,6 +19,7 @@ from ims3_ray.config.base import DeviceKind
 from ims3_ray.config.load import load_settings, parse_overrides
 from ims3_ray.config.settings import Selecting
 from ims3_ray.data.digits import PREFIX, materialise
+from ims3_ray.data.pixels import resize_and_crop
 from ims3_ray.data.reading import BatchReader
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.protocols import Protocol, protocol
@@ -172,7 +173,7 @@ def _read(folder: Path, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     classes = {name: label for label, name in enumerate(sorted(p.name for p in folder.iterdir()))}
     paths = [str(p.relative_to(folder)) for p in sorted(folder.glob("*/*"))]
     labels = [classes[path.split("/")[0]] for path in paths]
-    read = BatchReader(open_directory(str(folder)), size)
+    read = BatchReader(open_directory(str(folder)), size, resize_and_crop)
     pixels, _, bad = read({"paths": paths, "ids": paths, "labels": labels})
     assert not bad, bad  # written by this bench
     return torch.from_numpy(pixels), torch.tensor(labels)

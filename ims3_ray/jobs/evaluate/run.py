@@ -42,7 +42,7 @@ class Prepared:
     train: ImageSet
     scored: ImageSet
     given: dict[str, ImageSet]  # by name
-    sides: dict[str, int]  # pixels a side at which each given set is read
+    side: int  # pixels at which φ sees all images
     extractor_hash: str
     warnings: list[str]
 
@@ -100,7 +100,7 @@ def prepare(config: Evaluating, locations: Mapping[str, str]) -> Prepared:
         train,
         scored,
         given,
-        {name: side(of_set, networks[0].image_size) for name, of_set in given.items()},
+        max(side(of_set, networks[0].image_size) for of_set in given.values()),
         content_hash(extractor, storage) if isinstance(extractor, Path) else extractor,
         check_splits(images, config.data.max_overlap_fraction),
     )
@@ -127,10 +127,7 @@ def score(prepared: Prepared, machine: Machine) -> Scored:
         config.evaluate.neighbours,
         counts.pop() if has_ceiling else None,
     )
-    own = {
-        name: read_pixels(of_set, np.arange(len(of_set)), prepared.sides[name])
-        for name, of_set in given.items()
-    }
+    own = {name: read_pixels(of_set, np.arange(len(of_set)), size) for name, of_set in given.items()}
     sets = compare.training_sets(own, choices, train, seeds, size, config.evaluate.full)
     document = compare.score(sets, own, prepared.scored, networks, train.classes, machine)
     document["coverage"] = coverage
@@ -147,7 +144,7 @@ def score(prepared: Prepared, machine: Machine) -> Scored:
 
 
 def side(images: ImageSet, image_size: int) -> int:
-    """Pixels a side to read a set at: its own where all images are equal squares, else the protocol's."""
+    """Pixels a side at which φ sees a set: its own where all are equal squares, else the protocol's."""
 
     def dimensions(path: str) -> tuple[int, int]:
         with Image.open(io.BytesIO(images.directory.read(path))) as image:
@@ -185,7 +182,7 @@ def _check_counts(config: Evaluating, train: ImageSet, given: Mapping[str, Image
 
 def _embed(prepared: Prepared, machine: Machine) -> dict[str, AuditedImages]:
     """Every set, the training images as "train" and the scored ones as "scored", all at one size."""
-    split, size = prepared.networks[0].split, max(prepared.sides.values())
+    split, size = prepared.networks[0].split, prepared.side
     named = {"train": ("data.train", prepared.train), "scored": (f"data.{split}", prepared.scored)}
     named |= {name: (name, of_set) for name, of_set in prepared.given.items()}
     config, extractor, storage = prepared.config, prepared.extractor_hash, prepared.storage

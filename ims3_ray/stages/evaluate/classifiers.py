@@ -13,6 +13,7 @@ from ims3_ray.cluster.machine import ANYWHERE, Machine
 from ims3_ray.config.sections import SEEDS_A_RUN
 from ims3_ray.data.distilled import DistilledSet
 from ims3_ray.data.images import ImageSet
+from ims3_ray.data.pixels import resize_and_crop
 from ims3_ray.data.reading import BatchReader, Payload, payloads
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.figures import Accuracies, SetFigures
@@ -169,18 +170,18 @@ def images_seen(rules: Protocol, images: int, num_classes: int) -> int:
 
 
 def read_pixels(images: ImageSet, rows: np.ndarray, size: int) -> Pixels:
-    """Rows of a set at `size` pixels a side, read by Ray tasks; unreadable images are left out."""
+    """Rows of a set as a protocol of `size` pixels sees them, by Ray tasks; unreadable images are left out."""
     directory = images.directory  # all that a task needs of the set
 
     def read_batch(payload: Payload) -> tuple[np.ndarray, Columns]:
-        return BatchReader(directory, size)(payload)[:2]
+        return BatchReader(directory, size, resize_and_crop)(payload)[:2]
 
     read = ray.remote(num_cpus=0.5, **ANYWHERE)(read_batch)
     parts = ray.get([read.remote(payload) for payload in payloads(images, rows.tolist(), READ_ROWS)])
     return np.concatenate([p for p, _ in parts]), np.concatenate([known["label"] for _, known in parts])
 
 
-def pixels_of(distilled: DistilledSet) -> Pixels:
-    """A distilled set's images, at their own size."""
-    pixels = [np.asarray(image).transpose(2, 0, 1) for image, _ in distilled]
+def pixels_of(distilled: DistilledSet, size: int) -> Pixels:
+    """A distilled set's images, as `read_pixels` gives those of others."""
+    pixels = [resize_and_crop(image, size) for image, _ in distilled]
     return np.stack(pixels), np.array(distilled.targets, dtype=np.int64)

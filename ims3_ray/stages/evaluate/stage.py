@@ -44,7 +44,7 @@ def run(
     choices = choose(real, dict.fromkeys(("random", *asked)), [[config.ipc] * len(train.classes)], seeds)
     drawn = _drawn(context, selection, candidates)
     coverage = cover(drawn, choices, real, seeds[0], config.evaluate.neighbours, config.ipc)
-    own = {"distilled": pixels_of(DistilledSet(distilled))}
+    own = {"distilled": pixels_of(DistilledSet(distilled), networks[0].image_size)}
     asked_for = {key: choice for key, choice in choices.items() if key[0] in asked}
     sets = training_sets(own, asked_for, train, seeds, networks[0].image_size, config.evaluate.full)
     curve = MeanCurve(
@@ -124,7 +124,7 @@ def _cost(context: Context, forward: Forward) -> Cost:  # noqa: ARG001
 STAGE = Stage(
     name="evaluate",
     noun="evaluation",
-    version=3,
+    version=4,
     reads=("distilled", "selection", "candidates", "features"),
     unit="classifiers",
     is_part=lambda context: context.config.evaluate.protocol != NO_PROTOCOL,

@@ -56,7 +56,7 @@ def test_folders_and_parquet_of_one_set_have_the_same_figures(ray_cluster, words
     assert document["given"]["mine"]["per_class"] == {"blue": 5, "green": 5, "red": 5}
     assert "same: 15 of 15 images are also in mine" in " ".join(document["audit"]["warnings"])
     out = capsys.readouterr().out
-    lines = ("accuracy on the test images, smoke-v1", "random real", "full real", "warning: same: 15 of 15")
+    lines = ("accuracy on the test images, smoke-v2", "random real", "full real", "warning: same: 15 of 15")
     assert all(line in out for line in lines)
 
 

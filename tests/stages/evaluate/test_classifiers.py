@@ -5,9 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from flat import opened
+from PIL import Image
 
 from ims3_ray.cluster.machine import Machine, find_machine
 from ims3_ray.config.settings import Workers
+from ims3_ray.data.distilled import DistilledImage, DistilledSet, to_parquet
+from ims3_ray.data.sources import PARQUET
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.protocols import PROTOCOLS, protocols
 from ims3_ray.evaluation.train import Score
@@ -15,11 +19,14 @@ from ims3_ray.models.device import Numerics
 from ims3_ray.stages.evaluate.classifiers import (
     classifier_resources,
     classifier_seeds,
+    pixels_of,
+    read_pixels,
     score_in_looks,
     summarise,
     train_all,
 )
 from ims3_ray.stages.evaluate.stage import MeanCurve
+from ims3_ray.storage.artifacts import open_directory
 
 SMOKE = PROTOCOLS["smoke"]
 CLASSES = ("blue", "red")
@@ -52,6 +59,24 @@ def test_ray_gives_what_the_plain_call_gives_for_every_network_set_and_seed(ray_
         for name, seed in sets:
             *_, plain = score_in_looks(sets[name, seed], tests, rules, 2, seed, here.device)
             assert replace(scores[rules.label][name][seed], seconds=0) == replace(plain, seconds=0)
+
+
+@pytest.mark.parametrize("size", [16, 28, 61])
+def test_one_png_is_the_same_pixels_as_a_real_image_and_as_a_distilled_one(ray_cluster, tmp_path, size):
+    pngs = []
+    for name in CLASSES:
+        (tmp_path / "set" / name).mkdir(parents=True)
+        draws = np.random.default_rng(len(name)).integers(0, 256, (size, size, 3)).astype(np.uint8)
+        path = tmp_path / "set" / name / "0.png"
+        Image.fromarray(draws).save(path)
+        pngs.append(path.read_bytes())
+    real = read_pixels(opened(tmp_path / "set", tmp_path), np.arange(2), 32)
+    out = open_directory(str(tmp_path / "distilled"))
+    images = [DistilledImage(label, 0, 0, 0, 0, png) for label, png in enumerate(pngs)]
+    out.write(PARQUET, to_parquet(images, CLASSES))
+    distilled = pixels_of(DistilledSet(out), 32)
+    for ours, theirs in zip(real, distilled, strict=True):
+        assert np.array_equal(ours, theirs)
 
 
 def test_every_look_is_heard_once_while_training_and_agrees_with_the_history(ray_cluster):
