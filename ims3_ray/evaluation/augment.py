@@ -36,8 +36,14 @@ def augment(
     images: UInt8[Tensor, "n 3 h w"], protocol: Protocol, generator: Generator
 ) -> Float[Tensor, "n 3 h w"]:
     """The protocol's training view of a batch, normalised, CutMix excepted."""
-    steps = protocol.augmentations
-    x = images.float() / 255
+    return view(images.float() / 255, protocol, generator)
+
+
+def view(
+    images: Float[Tensor, "n 3 h w"], protocol: Protocol, generator: Generator
+) -> Float[Tensor, "n 3 h w"]:
+    """`augment` of images of 0 … 1; differentiable by them where the protocol has no RandAugment."""
+    steps, x = protocol.augmentations, images
     if steps.crop_scale is not None:
         x = resized_crop(x, steps.crop_scale, generator)
     if steps.flip > 0:

@@ -76,12 +76,10 @@ def training_in_looks(
     device, size = torch.device(device), protocol.image_size
     if device.type == "cpu":
         keep_freed_memory()
-    network = build(protocol.network, num_classes, size, _generator(seed, "weights"), width=protocol.width)
+    network = build(protocol.network, num_classes, size, generator_of(seed, "weights"), width=protocol.width)
     model = network.to(device)
     (images, labels), test = ((x.to(device), of_set.to(device).long()) for x, of_set in (train, scored))
     budget = protocol.budget(max(1, round(len(labels) / num_classes)), num_classes)
-    optimiser = _optimiser(model, protocol, budget)
-    order, views = _generator(seed, "batches", device), _generator(seed, "augmentations", device)
     steps, marks = plan(budget, len(labels), protocol.evaluations)
     numerics = numerics_for(device.type, steps)
     forward = forward_in(model, numerics)
@@ -89,10 +87,9 @@ def training_in_looks(
     train_loss: list[tuple[int, float]] = []
     losses: list[Tensor] = []
     start = time.perf_counter()
-    for step, rows in enumerate(batch_rows(budget, len(labels), order), start=1):
-        for group in optimiser.param_groups:
-            group["lr"] = budget.learning_rate * rate(protocol, budget, step - 1, steps)
-        losses.append(train_step(forward, optimiser, images[rows], labels[rows], protocol, views))
+    training = training_steps(model, forward, (images, labels), protocol, budget, seed)
+    for step, loss in enumerate(training, start=1):
+        losses.append(loss)
         if step in marks:  # the only times that the device is waited for
             train_loss.append((step, torch.stack(losses).mean().item()))
             history.append((step, accuracy(forward, *test, protocol)))
@@ -101,6 +98,25 @@ def training_in_looks(
     best = max(value for _, value in history)
     seconds = time.perf_counter() - start
     return Score(history[-1][1], best, history, train_loss, seconds, numerics, len(labels))
+
+
+def training_steps(
+    model: torch.nn.Module,
+    forward: Callable[[Tensor], Tensor],
+    train: Labelled,
+    protocol: Protocol,
+    budget: Budget,
+    seed: int,
+) -> Iterator[Float[Tensor, ""]]:
+    """Train the model, by its `forward`, on images on its device: the loss of every step, once it is done."""
+    images, labels = train
+    optimiser = _optimiser(model, protocol, budget)
+    order, views = (generator_of(seed, purpose, labels.device) for purpose in ("batches", "augmentations"))
+    steps, _ = plan(budget, len(labels), 1)
+    for step, rows in enumerate(batch_rows(budget, len(labels), order)):
+        for group in optimiser.param_groups:
+            group["lr"] = budget.learning_rate * rate(protocol, budget, step, steps)
+        yield train_step(forward, optimiser, images[rows], labels[rows], protocol, views)
 
 
 def _optimiser(model: torch.nn.Module, protocol: Protocol, budget: Budget) -> torch.optim.SGD:
@@ -137,7 +153,7 @@ def _check_labels(train_labels: Tensor, test_labels: Tensor, num_classes: int) -
         )
 
 
-def _generator(seed: int, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
+def generator_of(seed: int, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator of its own for each purpose: a longer run or another network shifts no other draw."""
     return torch.Generator(device).manual_seed(key_seed("evaluation", seed, purpose))
 
