@@ -97,8 +97,8 @@ def test_a_photograph_stands_upright_by_its_exif(orientation, corner):
     assert upright.getpixel(corner) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (30_000, 1), (1, 30_000), (30_000, 10), (300, 17)])
-def test_the_longest_strip_takes_no_more_memory_than_a_square_needs(size, monkeypatch):
+@pytest.mark.parametrize("size", [(1, 1), (5, 7), (16, 16), (300, 17), (1, 30_000), (30_000, 10)])
+def test_an_image_of_any_shape_is_a_square_and_takes_no_more_memory_than_one_needs(size, monkeypatch):
     made, resize = [], Image.Image.resize
     monkeypatch.setattr(
         Image.Image, "resize", lambda self, size, *a, **k: made.append(size) or resize(self, size, *a, **k)

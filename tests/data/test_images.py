@@ -9,7 +9,7 @@ from PIL import Image
 from tiny import write_images
 
 from ims3_ray.data.images import open_images
-from ims3_ray.data.pixels import encode_png, square
+from ims3_ray.data.pixels import encode_png
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import open_storage
 
@@ -40,12 +40,6 @@ def test_digits_are_350_50_and_100_a_class_and_share_no_image(tmp_path):
         assert set(images.counts()) == {count}
         ids += set(images.ids)
     assert len(set(ids)) == len(ids)
-
-
-@pytest.mark.parametrize("size", [(20, 30), (300, 45), (16, 16), (5, 7), (1, 1)])
-def test_the_square_is_the_centre_whatever_the_shape(size):
-    assert square(Image.new("RGB", size, (10, 20, 30)), 16)[:, 8, 8].tolist() == [10, 20, 30]
-    assert square(Image.new("RGB", size), 16).shape == (3, 16, 16)
 
 
 def test_png_bytes_are_the_pixels_and_always_the_same():

@@ -1,5 +1,6 @@
 """A page as its tests read it, and the data of a small one."""
 
+import re
 from html.parser import HTMLParser
 from io import BytesIO
 
@@ -35,6 +36,20 @@ class Page(HTMLParser):
 
     def values(self, *names):
         return [found[name] for _, found in self.elements for name in names if name in found]
+
+
+def assert_self_contained(page: bytes) -> Page:
+    """It fetches and runs nothing, and its plots share no id; gives it as it is read."""
+    shown = Page(page)
+    assert "script" not in {tag for tag, _ in shown.elements}
+    assert not [name for _, attributes in shown.elements for name in attributes if name.startswith("on")]
+    ids = shown.values("id")
+    assert len(ids) == len(set(ids))
+    links = shown.values("src", "href", "xlink:href", "srcset", "data", "action", "poster")
+    assert links
+    assert all(link.startswith("data:image/") or link[1:] in ids for link in links)
+    assert not re.search(rb"@import|url\((?!#)", page)
+    return shown
 
 
 def png(rng, size=8) -> bytes:
