@@ -12,6 +12,8 @@ from .data import Licence, refuse_twice
 
 NetworkName = Literal["convnet3", "convnet6", "resnetap10", "resnet18"]
 Baseline = Literal["random", "herding", "k_center", "medoids", "k_medoids"]
+Timestep = Annotated[int, Field(ge=0, le=999)]
+Interval = Annotated[tuple[Timestep, ...], Field(min_length=2, max_length=2)]
 SEEDS_A_RUN = 1000  # classifier seeds that belong to one seed of the run
 
 
@@ -150,10 +152,27 @@ class Sample(Section):
     """Of classifier-free guidance; 1 is none."""
     guidance_channels: Count = 3
     """Latent channels that are guided; DiT's published sampler guides 3 of 4."""
+    guidance_interval: Interval | None = None
+    """First and last timestep of classifier-free guidance; null: all."""
+    guidance: Literal["none", "modes", "transport", "anchors"] = "none"
+    """Towards k-means medoids of real latents: one an image, by a plan for the set, or these undrawn."""
+    anchor_images: Count | None = None
+    """Such medoids a class, dealt out in turn; null: pool_ipc, the same for every subgroup."""
+    anchor_strength: Weight = 0.1
+    """Of the pull towards them, in deviations of a step."""
+    anchor_interval: Interval = (500, 999)
+    """First and last timestep of the pull."""
     weights: Literal["ema", "last"] = "ema"
     """Tuned values to draw with: averaged, or the last."""
     batch_size: BatchSize = BatchSize(cpu=25, cuda=256)
     """Images a forward pass."""
+
+    @field_validator("guidance_interval", "anchor_interval")
+    @classmethod
+    def _ascends(cls, interval: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if interval and interval[0] > interval[1]:
+            raise ValueError(f"should go from the lower to the higher timestep, got {list(interval)}")
+        return interval
 
 
 # What select's fingerprint and a run's stored settings state beside its fields, so that they keep their keys:

@@ -20,6 +20,7 @@ from torch import Tensor
 Latents = Float[Tensor, "B C H W"]
 Labels = Int[Tensor, " B"]
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
+Push = Callable[[Latents, int, Tensor, Tensor], Latents]  # x̂0, t, ᾱ_from, ᾱ_to → what a step's latents gain
 
 
 def level(abar: Float[Tensor, " T"], timesteps: Int[Tensor, " B"]) -> Float[Tensor, "B 1 1 1"]:
@@ -154,20 +155,33 @@ def sample_ancestral(
     timesteps: Int[Tensor, " n"],
     abar: Float[Tensor, " T"],
     noise: Callable[[], Latents],
+    push: Push | None = None,
 ) -> Latents:
     """Clean latents from `z` at the level of the last of `timesteps`; `noise()` gives each step's noise."""
-    for t, abar_from, abar_to in descending_levels(timesteps, abar):
+    for t, *levels in descending_levels(timesteps, abar):
+        abar_from, abar_to = (each.to(z.device) for each in levels)
         output = predict(z, torch.full((len(z),), t, device=z.device), labels)
         fresh = noise() if t != int(timesteps[0]) else torch.zeros_like(z)
-        z = ancestral_step(z, output, fresh, abar_from=abar_from.to(z.device), abar_to=abar_to.to(z.device))
+        before, z = z, ancestral_step(z, output, fresh, abar_from=abar_from, abar_to=abar_to)
+        if push:
+            x0 = predicted_clean(before, noise_of(output, z.shape[1]), abar=abar_from)
+            z = z + push(x0, t, abar_from, abar_to)
     return z
 
 
 def sample_ddim(
-    predict: Predict, z: Latents, labels: Labels, timesteps: Int[Tensor, " n"], abar: Float[Tensor, " T"]
+    predict: Predict,
+    z: Latents,
+    labels: Labels,
+    timesteps: Int[Tensor, " n"],
+    abar: Float[Tensor, " T"],
+    push: Push | None = None,
 ) -> Latents:
     """Clean latents from `z` by deterministic DDIM steps (Song et al. 2021, eq. 12 with sigma = 0)."""
-    for t, abar_from, abar_to in descending_levels(timesteps, abar):
+    for t, *levels in descending_levels(timesteps, abar):
+        abar_from, abar_to = (each.to(z.device) for each in levels)
         eps = noise_of(predict(z, torch.full((len(z),), t, device=z.device), labels), z.shape[1])
-        z = ddim_step(z, eps, abar_from=abar_from.to(z.device), abar_to=abar_to.to(z.device))
+        before, z = z, ddim_step(z, eps, abar_from=abar_from, abar_to=abar_to)
+        if push:
+            z = z + push(predicted_clean(before, eps, abar=abar_from), t, abar_from, abar_to)
     return z

@@ -20,6 +20,7 @@ from ims3_ray.models.generator import inspect_generator
 from ims3_ray.runs.tracking import tracking_uri
 from ims3_ray.stages.context import Context, Inputs
 from ims3_ray.stages.evaluate.classifiers import check_networks
+from ims3_ray.stages.sample.anchors import check_anchors
 from ims3_ray.storage.artifacts import Directory, fingerprint, open_directory, open_storage
 from ims3_ray.storage.hashing import content_hash
 
@@ -182,6 +183,7 @@ def _check_numbers(context: Context) -> None:
     channels, guided = context.info.config.in_channels, config.sample.guidance_channels
     if guided > channels:
         raise InputError(f"sample.guidance_channels: {guided} of {channels} latent channels; lower it")
+    check_anchors(context)
     tuned, batch = context.num_tuned, config.finetune.batch_size
     if config.finetune.epochs and tuned < batch:
         raise InputError(f"finetune.batch_size: {batch} is more than the {tuned} images to tune on; lower it")

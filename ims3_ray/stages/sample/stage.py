@@ -1,8 +1,9 @@
 """Draw the candidates: G subgroups of IPC images for every class. Reads an adapter, makes candidates.
 
-A candidate starts from noise, or from the stored inversion of a real image (starts.py). Its noise comes from
-a generator of its own, keyed by (seed, class, subgroup, index): the pool for fewer subgroups or images is a
-part of the pool for more. Sampling and embedding share one actor and one decoding.
+A candidate starts from noise, or from the stored inversion of a real image (starts.py), and may be moved
+towards real images on its way (anchors.py). Its noise comes from a generator of its own, keyed by (seed,
+class, subgroup, index): the pool for fewer subgroups or images is a part of the pool for more, the images for
+fewer anchors apart. Sampling and embedding share one actor and one decoding.
 """
 
 from typing import Any
@@ -15,9 +16,10 @@ from ims3_ray.cluster.fan_out import Part, fan_out
 from ims3_ray.config.settings import Config
 from ims3_ray.data.pixels import encode_png
 from ims3_ray.method.ddim import mixed_start, sample_ancestral, sample_ddim, with_guidance
+from ims3_ray.method.guidance import within
 from ims3_ray.method.keys import key_seed
 from ims3_ray.method.rng import generator, normal
-from ims3_ray.method.schedule import alphas_bar, descending_from, respaced
+from ims3_ray.method.schedule import NUM_TRAIN_TIMESTEPS, alphas_bar, descending_from, respaced
 from ims3_ray.models.batches import DECODER, in_batches, to_pixels
 from ims3_ray.models.device import prepare_device
 from ims3_ray.models.extractor import embed_pixels, load_extractor
@@ -30,6 +32,7 @@ from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.tables import Columns
 
+from .anchors import Anchors, collect_anchors
 from .starts import Starts, collect_starts
 
 Place = tuple[int, int, int]  # class, subgroup and index of a candidate
@@ -40,10 +43,14 @@ def run(
     context: Context,
     out: Directory,
     adapter: Directory,
+    latents: Directory | None = None,
     inversions: Directory | None = None,
     features: Directory | None = None,
 ) -> dict[str, Any]:
-    """All candidates, in batches that mix classes and subgroups, composed by the recipe alone."""
+    """All candidates, in batches that mix classes and subgroups, composed by the recipe alone.
+
+    With `guidance=transport` a batch holds whole subgroups, each of which is moved as one.
+    """
     config = context.config
     places: list[Place] = [
         (label, subgroup, index)
@@ -52,11 +59,16 @@ def run(
         for index in range(config.pool_ipc)
     ]
     size = context.batch_size(config.sample)
+    if config.sample.guidance == "transport":
+        size -= size % config.pool_ipc
     batches = [places[start : start + size] for start in range(0, len(places), size)]
     arguments = sampler_arguments(context, adapter if config.finetune.epochs else None)
     if inversions and features:
         collect_starts(context, inversions, features).save(out)
-        arguments["starts"] = out
+    if latents:
+        collect_anchors(context, latents).save(out)
+    if inversions or latents:
+        arguments["saved"] = out
     parts = [Part(index, len(batch), batch) for index, batch in enumerate(batches)]
     return fan_out(
         Sampler, arguments, parts, table=tables.CANDIDATES, out=out, machine=context.machine, stage="sample"
@@ -84,29 +96,36 @@ class Sampler:
         classes: tuple[str, ...],
         model_labels: list[int],
         batch_size: int,
-        starts: Directory | None = None,  # where they were saved
+        saved: Directory | None = None,  # where starts and anchors are
     ):
         device = self._device = prepare_device(model.numerics.device)
         loaded, settings = model.load(device), config.sample
         numerics = {"device": device, "dtype": model.numerics.dtype}
         self._vae = load_vae(model.path, vae=config.model.vae, heads=model.heads, **numerics)
         self._extractor = load_extractor(config.embed.extractor, device)
-        self._seed, self._sampler, self._batch_size = config.seed, settings.sampler, batch_size
+        self._seed, self._settings, self._batch_size = config.seed, settings, batch_size
         self._classes, self._model_labels = classes, np.array(model_labels)
         size = loaded.dit.config.sample_size
         self._shape = loaded.dit.config.in_channels, size, size
         guidance = {"scale": settings.guidance_scale, "channels": settings.guidance_channels}
         self._predict = with_guidance(loaded.predict, loaded.dit.null_label, **guidance)
+        if settings.guidance_interval:
+            plain = {"outside": loaded.predict}
+            self._predict = within(settings.guidance_interval, inside=self._predict, **plain)
         self._timesteps, self._abar = respaced(settings.steps, settings.spacing), alphas_bar()
-        self._starts = Starts.load(starts) if starts else None
+        self._starts = Starts.load(saved) if saved and settings.start == "inversion" else None
         if self._starts:
             self._timesteps = descending_from(self._timesteps, self._starts.timestep)
+        self._anchors = Anchors.load(saved) if saved and settings.guidance != "none" else None
 
     def __call__(self, payload: list[Place]) -> tuple[Columns, dict[str, str]]:
-        label, subgroup, index = np.array(payload, dtype=np.int64).T
+        places = label, subgroup, index = np.array(payload, dtype=np.int64).T
         keys = [("sample", self._seed, self._classes[c], int(g), int(k)) for c, g, k in payload]
-        starts = self._starts.latents[self._starts.rows(label, subgroup, index)] if self._starts else None
-        pixels = self._decode(self._denoise(self._model_labels[label], keys, starts))
+        if self._anchors and self._settings.guidance == "anchors":
+            latents = self._anchors.dealt(places).astype(np.float32)
+        else:
+            latents = self._denoise(places, keys)
+        pixels = self._decode(latents)
         columns = {
             "label": label,
             "subgroup": subgroup,
@@ -118,10 +137,12 @@ class Sampler:
         return columns, {}
 
     @torch.inference_mode()
-    def _denoise(self, labels: np.ndarray, keys: list[Key], starts: np.ndarray | None) -> np.ndarray:
+    def _denoise(self, places: np.ndarray, keys: list[Key]) -> np.ndarray:
         """Latents (N, C, h, w). A short batch is filled up, so that it gives the bits of a full one."""
         generators = [generator(*key) for key in keys]
         surplus = self._batch_size - len(generators)
+        batch = self._settings, self._batch_size, self._device
+        push = self._anchors.push(places, *batch) if self._anchors else None
 
         def draw_noise() -> Tensor:
             noise = normal(generators, self._shape)
@@ -131,11 +152,14 @@ class Sampler:
             z = draw_noise()
             if self._starts:
                 z = mixed_start(inversions[0].float(), z, share=self._starts.noise)
-            if self._sampler == "ddim":
-                return [sample_ddim(self._predict, z, labels, self._timesteps, self._abar)]
-            return [sample_ancestral(self._predict, z, labels, self._timesteps, self._abar, draw_noise)]
+            sampled = self._predict, z, labels, self._timesteps, self._abar
+            if self._settings.sampler == "ddim":
+                return [sample_ddim(*sampled, push)]
+            return [sample_ancestral(*sampled, draw_noise, push)]
 
-        rows = [labels] if starts is None else [labels, starts]
+        rows = [self._model_labels[places[0]]]
+        if self._starts:
+            rows.append(self._starts.latents[self._starts.rows(*places)])
         return in_batches(sample, rows, self._batch_size, self._device)[0]
 
     @torch.inference_mode()
@@ -149,14 +173,28 @@ class Sampler:
 def _depends(context: Context) -> object:
     config = context.config
     settings = context.values_of(config.sample) | {"pool_ipc": config.pool_ipc}
+    unused = {"guidance_interval"} if config.sample.guidance_interval is None else set()
     if config.sample.start == "noise":
-        settings = {name: value for name, value in settings.items() if not name.startswith("start")}
+        unused |= {name for name in settings if name.startswith("start")}
+    if config.sample.guidance == "none":
+        unused |= {name for name in settings if name.startswith("anchor")} | {"guidance"}
+    settings = {name: value for name, value in settings.items() if name not in unused}
     return [settings, config.seed, context.inputs["extractor"], context.generator_values()]
+
+
+def _is_read(context: Context, noun: str) -> bool:
+    settings = context.config.sample
+    if noun == "latents":
+        return settings.guidance != "none"
+    return noun == "adapter" or settings.start == "inversion"
 
 
 def _cost(context: Context, forward: Forward) -> Cost:
     rows, settings = context.num_candidates, context.config.sample
-    passes = settings.steps * (1 if settings.guidance_scale == 1 else 2)
+    low, high = settings.guidance_interval or (0, NUM_TRAIN_TIMESTEPS)
+    timesteps = respaced(settings.steps, settings.spacing)
+    doubled = 0 if settings.guidance_scale == 1 else int(((timesteps >= low) & (timesteps <= high)).sum())
+    passes = 0 if settings.guidance == "anchors" else settings.steps + doubled
     operations = passes * forward.dit + forward.decode + forward.embed
     disk = rows * (png_bytes(context) + 4 * forward.feature_dim)
     return Cost(rows, operations, disk, generator_bytes(context))
@@ -166,8 +204,8 @@ STAGE = Stage(
     name="sample",
     noun="candidates",
     version=1,
-    reads=("adapter", "inversions", "features"),
-    is_read=lambda context, noun: noun == "adapter" or context.config.sample.start == "inversion",
+    reads=("adapter", "latents", "inversions", "features"),
+    is_read=_is_read,
     run=run,
     depends=_depends,
     cost=_cost,

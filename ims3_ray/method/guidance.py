@@ -1,0 +1,90 @@
+"""Guidance by real images, without training: while a candidate is drawn, it is moved towards anchors.
+
+    m      anchors, latents of real images of the class
+    μ_j    mass of anchor j: its share of the class
+    x̂0     predicted clean latents (ddim.py)
+    σ_t    deviation √β̃ of a sampler's step, also where the model predicts another, or the step is DDIM's
+
+After every step within an interval of timesteps, s σ_t (target − x̂0) is added to the latents. Mode guidance
+(MGD³, Chan-Santiago et al. 2025) takes an anchor for every image, all of a set distinct. Transport (the form
+of DMGD, Wang et al. 2026) takes for every image what the optimal plan between the set and the anchors moves
+it to: down the gradient of the transport's cost, −∇ W_ε(x̂0, m) = 2/(n d) (target − x̂0) for n images of d
+values.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .ddim import Latents, Predict, Push, posterior_variance
+
+Interval = tuple[int, ...]  # first and last timestep, both included
+Target = Callable[[Latents], Latents]
+EPSILON, ITERATIONS = 0.1, 5  # of Sinkhorn's algorithm, as DMGD publishes; a cost is the mean over d
+
+
+def pull(target: Target, *, strength: float, interval: Interval) -> Push:
+    """s σ_t (target(x̂0) − x̂0) for a sampler to add after its steps from timesteps of the interval."""
+
+    def push(x0: Latents, t: int, abar_from: Tensor, abar_to: Tensor) -> Latents:
+        if not interval[0] <= t <= interval[1]:
+            return torch.zeros_like(x0)
+        _, beta_tilde = posterior_variance(abar_from=abar_from, abar_to=abar_to)
+        return strength * beta_tilde.sqrt() * (target(x0) - x0)
+
+    return push
+
+
+def transport(anchors: Float[Tensor, "S K C H W"], masses: Float[Tensor, "S K"], *, set_size: int) -> Target:
+    """Where the optimal plan moves each of S sets of `set_size` images, its anchors' means by their shares.
+
+    The sets stand one after the other in x̂0; what is behind the last of them stays where it is.
+    """
+    sets, count = masses.shape
+    points = anchors.reshape(sets, count, -1)
+
+    def target(x0: Latents) -> Latents:
+        x = x0[: sets * set_size].reshape(sets, set_size, -1)
+        cost = (x[:, :, None] - points[:, None]).square().mean(dim=-1)
+        shares = set_size * transport_plan(cost, masses)
+        return torch.cat([(shares @ points).reshape(-1, *x0.shape[1:]), x0[sets * set_size :]])
+
+    return target
+
+
+def transport_plan(
+    cost: Float[Tensor, "S n K"],
+    masses: Float[Tensor, "S K"],
+    *,
+    epsilon: float = EPSILON,
+    iterations: int = ITERATIONS,
+) -> Float[Tensor, "S n K"]:
+    """The plan of least cost plus ε times its negative entropy, between n equal masses and the anchors'.
+
+    Sinkhorn's algorithm (Cuturi 2013) on logarithms. The last half step makes every image's mass 1/n, so that
+    its shares of the anchors sum to 1; the anchors' masses are met as far as the iterations go.
+    """
+    kernel, log_masses = -cost / epsilon, masses.log()
+    log_n = math.log(cost.shape[1])
+    columns = torch.zeros_like(log_masses)
+    rows = -log_n - kernel.logsumexp(dim=2)
+    for _ in range(iterations):
+        columns = log_masses - (kernel + rows[:, :, None]).logsumexp(dim=1)
+        rows = -log_n - (kernel + columns[:, None]).logsumexp(dim=2)
+    return (kernel + rows[:, :, None] + columns[:, None]).exp()
+
+
+def within(interval: Interval, *, inside: Predict, outside: Predict) -> Predict:
+    """One prediction for timesteps of the interval and another for the others; a batch has one timestep.
+
+    Classifier-free guidance in a limited interval is that (Kynkäänniemi et al. 2024).
+    """
+
+    def predict(z: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
+        is_inside = interval[0] <= int(timesteps[0]) <= interval[1]
+        return (inside if is_inside else outside)(z, timesteps, labels)
+
+    return predict
