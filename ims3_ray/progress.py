@@ -1,7 +1,9 @@
 """What a person sees while stages run: one bar a stage, fed by the driver."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
@@ -11,6 +13,7 @@ if TYPE_CHECKING:
 PATIENCE_S = 10.0  # `delay` of what is short for most data
 QUIET_REFRESH_S = 10  # between lines where the output is no terminal
 BAR: Callable[..., "Bar"] = tqdm  # cluster/ puts one here that Prometheus sees as well
+_ALONE = ContextVar("alone", default=False)
 
 
 def bar(stage: str, total: int | None, unit: str, done: int = 0, delay: float = 0.0) -> "Bar":
@@ -26,4 +29,16 @@ def bar(stage: str, total: int | None, unit: str, done: int = 0, delay: float = 
         ascii=not terminal,
         dynamic_ncols=terminal,
         file=sys.stderr,
+        disable=_ALONE.get(),
     )
+
+
+@contextmanager
+def alone(shown: "Bar") -> Iterator["Bar"]:
+    """Within the block `shown` stands for all that is done: bars that are made there stay unseen."""
+    token = _ALONE.set(True)
+    try:
+        with shown:
+            yield shown
+    finally:
+        _ALONE.reset(token)

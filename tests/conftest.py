@@ -4,7 +4,7 @@ from jaxtyping import install_import_hook
 
 # Before any module of the package is imported. Left out: the selection, which takes plain numbers and checks
 # them itself, and the stages, whose functions Ray replaces.
-METHOD = ("coresets", "coverage", "ddim", "guidance", "keys", "losses", "rng", "schedule")
+METHOD = ("coresets", "coverage", "ddim", "guidance", "keys", "losses", "refine", "rng", "schedule")
 CHECKED = ("data", "evaluation", "models", *(f"method.{name}" for name in METHOD))
 install_import_hook([f"ims3_ray.{name}" for name in CHECKED], "typecheck.checker")
 

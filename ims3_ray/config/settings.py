@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from .base import Count, Section, Seed, Settings
 from .data import Data
+from .refinement import Probe, Refine
 from .sections import (
     Embed,
     Encode,
@@ -92,6 +93,8 @@ class Config(Settings):
     embed: Embed = Embed()
     sample: Sample = Sample()
     select: Select = Select()
+    probe: Probe = Probe()
+    refine: Refine = Refine()
     evaluate: Evaluate = Evaluate()
     workers: Workers = Workers()
     storage: str = "./runs"

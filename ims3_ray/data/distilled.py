@@ -95,11 +95,16 @@ def card(
     recipe: str,
     fingerprint: str,
     licences: Licences,
+    refinement: str | None = None,
 ) -> str:
-    """The set's README.md, as the Hugging Face hub reads it; `licences` of the "weights" and "images"."""
+    """The set's README.md, as the Hugging Face hub reads it; `licences` of the "weights" and "images".
+
+    `refinement` says in words what was done to the images after they were chosen.
+    """
     per_class = len(images) // len(classes)
     names = ", ".join(as_text(json.dumps(name, ensure_ascii=False)) for name in classes[:20])
     names += ", …" if len(classes) > 20 else ""
+    refined = f" Then {refinement}." if refinement else ""
     return f"""---
 {licence_entries(licences)}
 task_categories:
@@ -118,7 +123,7 @@ configs:
 
 {per_class} images a class, drawn by a class-conditional diffusion model that was fine-tuned \
 with Inversion-Matching, and
-chosen by Selective Subgroup Sampling (IMS3, arXiv 2603.13960), with ims3_ray.
+chosen by Selective Subgroup Sampling (IMS3, arXiv 2603.13960), with ims3_ray.{refined}
 
 - recipe {as_code(recipe)}, artefact `{fingerprint}`
 - classes: {names}

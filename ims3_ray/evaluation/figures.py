@@ -13,6 +13,7 @@ NAMES = {
     "medoids": ("k-means medoids", "k-means medoids, real"),
     "k_medoids": ("k-medoids", "k-medoids, real"),
     "full": ("full real", "Full real set"),
+    "before": ("before", "Before refinement"),
     "pool": ("pool", "First of the pool"),
     "ceiling": ("greedy cover", "Greedy cover, real"),
 }

@@ -86,6 +86,7 @@ def _metrics(x: Features, y: Features, k: int) -> Values:
         "precision": float(inside.any(axis=0).mean()),
         "recall": recall,
         "copy_rate": copy_rate(x, y),
+        **nearest_distances(x, y),
         "vendi": vendi(y),
         "kid": kid(x, y) if len(y) > 1 else None,
     }
@@ -132,6 +133,12 @@ def copies(real: Features, others: Features) -> tuple[Int[np.ndarray, " m"], Boo
 def copy_rate(real: Features, synthetic: Features) -> float:
     """Share of synthetic images that `copies` counts: says whether a generator memorised."""
     return float(copies(real, synthetic)[1].mean())
+
+
+def nearest_distances(real: Features, synthetic: Features) -> dict[str, float]:
+    """Distance from a synthetic image to the nearest real one: the mean over the images, and the least."""
+    distances = np.sqrt(_search(real, synthetic, 1)[0][:, 0])
+    return {"nearest": float(distances.mean()), "least_nearest": float(distances.min())}
 
 
 def vendi(features: Features) -> float:

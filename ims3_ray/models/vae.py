@@ -49,8 +49,12 @@ class Vae:
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 height width"]:
         """Images (fp32, clamped to [-1, 1]) of scaled latents."""
+        return self.decode_freely(latents).clamp(-1, 1)
+
+    def decode_freely(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 height width"]:
+        """Images (fp32) of scaled latents, not clamped: a gradient passes everywhere."""
         latents = (latents / self.model.config["scaling_factor"]).to(self.model.dtype)
-        return self.model.decode(cast(torch.FloatTensor, latents))[0].float().clamp(-1, 1)
+        return self.model.decode(cast(torch.FloatTensor, latents))[0].float()
 
 
 def vae_folder(local: Path, vae: str | Path | None) -> Path:

@@ -13,6 +13,7 @@ from ims3_ray.config.settings import Config, Evaluating
 from ims3_ray.data.classes import check_class_names, class_map
 from ims3_ray.data.images import ImageSet, open_images
 from ims3_ray.errors import InputError
+from ims3_ray.evaluation.probes import longest_training, probe_protocols
 from ims3_ray.evaluation.protocols import NO_PROTOCOL, protocol, protocols
 from ims3_ray.models.device import Numerics, supported
 from ims3_ray.models.extractor import inspect_extractor, load_extractor
@@ -111,6 +112,7 @@ def prepare_all(configs: Iterable[Config], machine: Machine) -> list[Context]:
         contexts.append(replace(opened[key], config=config))
         _check_numbers(contexts[-1])
         _check_evaluation(contexts[-1])
+        _check_refinement(contexts[-1])
     return contexts
 
 
@@ -199,4 +201,30 @@ def _check_evaluation(context: Context) -> None:
         raise InputError(
             f"evaluate.pool_images: {settings.pool_images} a class are more than the pool's {pool} "
             "(images a subgroup times sample.subgroups); lower it, or sample more"
+        )
+
+
+def _check_refinement(context: Context) -> None:
+    config, settings, probe = context.config, context.config.refine, context.config.probe
+    if not settings.steps:
+        return
+    if NO_PROTOCOL in (probe.protocol, probe.protocol or config.evaluate.protocol):
+        raise InputError("probe.protocol: probes are trained by a protocol; name one, such as quick")
+    try:
+        kinds = probe_protocols(probe, config.evaluate.protocol)
+        check_networks(kinds, len(context.classes))
+    except InputError as error:
+        raise InputError(f"probe.networks: {error}") from error
+    counts = context.images["train"].counts()
+    smallest = int(counts.argmin())
+    if (settings.real_images or 0) > counts[smallest]:
+        raise InputError(
+            f"refine.real_images: {settings.real_images} are more than the {counts[smallest]} images of "
+            f"class {context.classes[smallest]!r}; lower it"
+        )
+    steps = min(longest_training(rules, int(counts.sum()), len(counts)) for rules in kinds)
+    if probe.points[-1] > steps:
+        raise InputError(
+            f"probe.points: {probe.points[-1]} lies beyond a training by {kinds[0].name}, which has {steps} "
+            "steps; lower it"
         )

@@ -9,6 +9,8 @@ from ims3_ray.stages.context import Context
 from ims3_ray.stages.contract import Stage
 from ims3_ray.stages.evaluate import stage as evaluate
 from ims3_ray.stages.finetune import stage as finetune
+from ims3_ray.stages.refine import probe
+from ims3_ray.stages.refine import stage as refine
 from ims3_ray.stages.sample import stage as sample
 from ims3_ray.stages.select import stage as select
 from ims3_ray.storage.artifacts import (
@@ -22,7 +24,8 @@ from ims3_ray.storage.artifacts import (
 )
 
 STAGES: tuple[Stage, ...] = tuple(
-    module.STAGE for module in (encode, invert, finetune, embed, sample, select, export, evaluate, report)
+    module.STAGE
+    for module in (encode, invert, finetune, embed, sample, select, probe, refine, export, evaluate, report)
 )
 
 

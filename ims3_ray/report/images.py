@@ -24,6 +24,7 @@ class Strip:
 
     name: str
     distilled: list[str]
+    before: list[str]
     real: list[str]
     hidden: int
 
@@ -34,8 +35,9 @@ def strips(data: ReportData) -> list[Strip]:
     limit, shown = max(1, PAGE_IMAGES // len(names)), []
     for name in names:
         images = data.contact[name]
-        distilled, real = (list(map(data_uri, images[kind][:limit])) for kind in ("distilled", "real"))
-        shown.append(Strip(name, distilled, real, len(images["distilled"]) - len(distilled)))
+        kinds = ("distilled", "before", "real")
+        distilled, before, real = (list(map(data_uri, images.get(kind, ())[:limit])) for kind in kinds)
+        shown.append(Strip(name, distilled, before, real, len(images["distilled"]) - len(distilled)))
     return shown
 
 

@@ -67,7 +67,8 @@ class ReportData:
     about: Mapping[str, object]
     """Versions and hardware, by name."""
     contact: Mapping[str, Mapping[str, Sequence[bytes]]]
-    """By class name: `distilled`, its encoded images in order, and `real`, a few to hold them against."""
+    """By class name: `distilled`, its encoded images in order, `before`, what they were before refinement,
+    and `real`, a few to hold them against."""
     real_features: Float[np.ndarray, "n d"]
     real_labels: Int[np.ndarray, " n"]
     candidate_features: Float[np.ndarray, "m d"]
@@ -76,6 +77,8 @@ class ReportData:
     selection: Selection
     history: History = ()
     """Empty where the pretrained model was kept."""
+    refinement: History = ()
+    """The loss as images were refined; empty where they were not."""
     evaluation: Evaluation | None = None
     stages: Sequence[Timing] = ()
     """In the order in which they ran."""

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 from scipy.optimize import isotonic_regression
 
 from ims3_ray.evaluation.figures import NAMES, SetFigures
@@ -108,8 +108,11 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
     return places.tolist()
 
 
-def finetuning(history: History) -> Markup | None:
-    """Each loss term, unweighted, and each ratio of gradient norms against the step; None without history."""
+def losses(history: History, stage: str) -> Markup | None:
+    """Each loss term, unweighted, and each ratio of gradient norms against the step; None without history.
+
+    `stage` in words: what they are the losses of.
+    """
     keys = dict.fromkeys(key for entry in history for key in entry)
     ratios = [key for key in keys if key.startswith("grad_ratio/")]
     terms = [key for key in keys if "/" not in key and key not in ("step", "images_per_s")]
@@ -127,12 +130,9 @@ def finetuning(history: History) -> Markup | None:
         _trend(axes, points, DISTILLED if is_ratio else INK)
         if is_ratio and (points[:, 1] > 0).all():
             axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_minor_locator(NullLocator())
-            axes.yaxis.set_major_formatter("{x:g}")
+            svg.log_ticks(axes.yaxis)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    description = "Loss terms and gradient ratio during fine-tuning, against the step"
-    return svg.to_svg(drawing, "finetuning", description)
+    return svg.to_svg(drawing, stage, f"Loss terms during {stage}, against the step")
 
 
 def _trend(axes: Axes, points: Float[np.ndarray, "n 2"], colour: str) -> None:

@@ -13,9 +13,10 @@ from typing import Any, Literal
 import matplotlib
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 # Roles as colours that occur nowhere else; matplotlib writes them back as they are.
 INK, MUTED, GRID, PAPER = "#010101", "#020202", "#030303", "#040404"
@@ -68,6 +69,13 @@ def style(
     axes.set_ylabel(y, color=MUTED, fontsize=12, labelpad=6)
     if title:
         axes.set_title(title, color=INK, fontsize=13, loc="left", pad=10, parse_math=False)
+
+
+def log_ticks(edge: Axis, subs: Sequence[int] = (1, 2, 5)) -> None:
+    """Plain numbers at `subs` of each decade."""
+    edge.set_major_locator(LogLocator(subs=subs))
+    edge.set_minor_locator(NullLocator())
+    edge.set_major_formatter("{x:g}")
 
 
 def label(

@@ -33,6 +33,8 @@ METRICS = {
         "Copy rate",
         "share of synthetic images nearer to a real one than 99\u202f% of real images are to each other",
     ),
+    "nearest": ("Nearest real image", "mean distance from a synthetic image to it"),
+    "least_nearest": ("Least distance to a real image", "of the synthetic image that is nearest to one"),
     "vendi": ("Vendi score", "effective number of different images a class"),
     "kid": (
         "KID",

@@ -7,6 +7,7 @@ from typing import NotRequired, TypedDict
 import numpy as np
 
 from ims3_ray.cluster.machine import Machine
+from ims3_ray.config.refinement import Refine
 from ims3_ray.config.sections import Embed, Encode, Invert, Sample
 from ims3_ray.config.settings import Config
 from ims3_ray.data.classes import NEW
@@ -27,7 +28,7 @@ class Inputs(TypedDict):
     scored: NotRequired[str]
 
 
-Batched = Encode | Invert | Embed | Sample  # sections whose batch size depends on the device
+Batched = Encode | Invert | Embed | Sample | Refine  # sections whose batch size depends on the device
 
 
 @dataclass(frozen=True)

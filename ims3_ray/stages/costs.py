@@ -8,6 +8,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch.utils.flop_counter import FlopCounterMode
 
+from ims3_ray.evaluation.protocols import Protocol
+from ims3_ray.models.classifiers import build
 from ims3_ray.models.dit import DiT
 from ims3_ray.models.extractor import load_extractor, without_weights
 from ims3_ray.models.files import read_json
@@ -65,6 +67,12 @@ def count_operations(function: Callable[..., object], *arguments: torch.Tensor) 
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         function(*arguments)
     return float(counter.get_total_flops())
+
+
+def classifier_operations(rules: Protocol, num_classes: int) -> float:
+    """Of one forward pass of the protocol's network over one image."""
+    network = build(rules.network, num_classes, rules.image_size, None, width=rules.width).to("meta")
+    return count_operations(network, torch.zeros(1, 3, rules.image_size, rules.image_size, device="meta"))
 
 
 def latent_bytes(context: Context) -> int:

@@ -19,7 +19,8 @@ from .contract import Stage
 from .costs import Cost, Forward
 
 REAL_SHOWN = 10  # real images of a class beside its distilled ones
-READS = ("latents", "inversions", "adapter", "features", "candidates", "selection", "distilled", "evaluation")
+READS = ("latents", "inversions", "adapter", "features", "candidates", "selection", "probes", "refined")
+READS += ("distilled", "evaluation")
 
 
 def run(context: Context, out: Directory, **inputs: Directory) -> dict[str, object]:
@@ -38,13 +39,18 @@ def _gather(context: Context, inputs: dict[str, Directory]) -> ReportData:
     real = read_rows(inputs["features"], tables.FEATURES, ["image_id", "label", "feature"])
     drawn = read_rows(inputs["candidates"], tables.CANDIDATES, ["label", "subgroup", "index", "feature"])
     chosen = is_selected(selection, classes, drawn)
+    refined = read_rows(inputs["refined"], tables.REFINED) if "refined" in inputs else None
+    if refined is not None:  # what the set is made of lies where refinement took it
+        columns = ((refined["feature"], drawn["feature"]), (refined["label"], drawn["label"]))
+        drawn = dict(zip(("feature", "label"), (np.concatenate(pair) for pair in columns), strict=True))
+        chosen = np.arange(len(drawn["label"])) < len(refined["label"])
     recipe = shlex.quote(config.recipe)
     return ReportData(
         recipe=config.recipe,
         config=config.results(),
         classes=classes,
         about=versions() | hardware(context.machine),
-        contact=_contact(context, inputs["distilled"]),
+        contact=_contact(context, inputs["distilled"], refined),
         real_features=real["feature"],
         real_labels=real["label"],
         candidate_features=drawn["feature"],
@@ -52,6 +58,7 @@ def _gather(context: Context, inputs: dict[str, Directory]) -> ReportData:
         candidate_selected=chosen,
         uncovered=_uncovered(context, real, drawn["feature"][chosen], drawn["label"][chosen]),
         history=manifests["adapter"].get("history", []),
+        refinement=manifests["refined"].get("history", []) if "refined" in manifests else [],
         evaluation=inputs["evaluation"].read_json("evaluation.json") if "evaluation" in inputs else None,
         selection=selection,
         stages=[{"name": m["stage"], **summary_of(m)} for m in manifests.values()],
@@ -62,12 +69,18 @@ def _gather(context: Context, inputs: dict[str, Directory]) -> ReportData:
     )
 
 
-def _contact(context: Context, distilled: Directory) -> dict[str, dict[str, list[bytes]]]:
-    """PNGs of every class: the distilled images, and a few real ones."""
+def _contact(
+    context: Context, distilled: Directory, refined: tables.Columns | None
+) -> dict[str, dict[str, list[bytes]]]:
+    """PNGs of every class: the distilled images, what they were before refinement, and a few real ones."""
     images, train = DistilledSet(distilled), context.images["train"]
-    contact = {name: {"distilled": list[bytes](), "real": list[bytes]()} for name in images.classes}
+    kinds = ("distilled", "before", "real")
+    contact = {name: {kind: list[bytes]() for kind in kinds} for name in images.classes}
     for image, label in images:
         contact[images.classes[label]]["distilled"].append(encode_png(np.asarray(image).transpose(2, 0, 1)))
+    if refined is not None:
+        for label, png in zip(refined["label"], refined["start"], strict=True):
+            contact[images.classes[label]]["before"].append(png)
     for row in train.subset(REAL_SHOWN, "report", context.config.seed):
         contact[train.classes[train.labels[row]]]["real"].append(_real_image(context, row))
     return contact
@@ -102,7 +115,7 @@ def _cost(context: Context, forward: Forward) -> Cost:
 STAGE = Stage(
     name="report",
     noun="report",
-    version=3,
+    version=4,  # 4: refinement, and distances to the nearest real image
     reads=READS,
     unit="pages",
     run=run,

@@ -51,6 +51,19 @@ CANDIDATES: Table = {
     "image": Column("bytes"),  # PNG
     "feature": Column("float32", (None,)),
 }
+REFINED: Table = {
+    "label": Column("int64"),
+    "place": Column("int64"),  # k in the class
+    "subgroup": Column("int64"),  # of the candidate that it was; -1 where it was a real image
+    "index": Column("int64"),
+    "seed": Column("int64"),
+    "image": Column("bytes"),  # PNG
+    "feature": Column("float32", (None,)),
+    "start": Column("bytes"),  # PNG, before refinement
+    "start_feature": Column("float32", (None,)),
+    "kept": Column("bool"),  # the start stays, for what came of it is a copy of a real image
+    "loss": Column("float32", (None,)),  # of the class, means over equal parts of the steps
+}
 
 
 def to_parquet(columns: Columns, table: Table) -> bytes:

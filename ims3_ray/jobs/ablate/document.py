@@ -99,8 +99,8 @@ def _seconds(context: Context, steps: Steps) -> dict[str, float]:
     tuned, started = config.finetune.epochs > 0, config.sample.start == "inversion"
     matched = tuned and bool(config.im.weight or config.im.grad_ratio)
     wanted = {"latents": tuned or started, "inversions": matched or started, "adapter": tuned}
-    nouns = ("latents", "inversions", "adapter", "features", "candidates", "selection")
-    needed = (steps[noun] for noun in nouns if wanted.get(noun, True))
+    nouns = ("latents", "inversions", "adapter", "features", "candidates", "selection", "probes", "refined")
+    needed = (steps[noun] for noun in nouns if noun in steps and wanted.get(noun, True))
     return {step.stage.name: step.manifest["seconds"] for step in needed if step.manifest}
 
 

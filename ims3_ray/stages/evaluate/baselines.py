@@ -22,7 +22,7 @@ CORESETS: dict[str, Callable[[np.ndarray, int, int], np.ndarray]] = {
 }
 SEEDED = ("random", "medoids")  # a choice for each seed; the others are one for all
 METRICS = ("coverage", "low_density_coverage", "deciles", "density", "precision", "recall")
-METRICS += ("copy_rate", "vendi", "kid")
+METRICS += ("copy_rate", "nearest", "least_nearest", "vendi", "kid")
 T = TypeVar("T")
 Vectors = tuple[np.ndarray, np.ndarray]  # features (N, D), labels (N,)
 

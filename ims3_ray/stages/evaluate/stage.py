@@ -23,7 +23,7 @@ from ims3_ray.storage.artifacts import Directory, read_rows
 
 from .baselines import Vectors
 from .classifiers import classifier_seeds, images_seen, pixels_of
-from .compare import Real, choose, cover, score, training_sets
+from .compare import FULL_SEEDS, Real, choose, cover, score, training_sets
 
 
 def run(
@@ -33,6 +33,7 @@ def run(
     selection: Directory,
     candidates: Directory,
     features: Directory,
+    refined: Directory | None = None,
 ) -> dict[str, Any]:
     """Write evaluation.json: by network and set last and best over the seeds, with intervals; coverage."""
     config, train = context.config, context.images["train"]
@@ -42,7 +43,7 @@ def run(
     real = Real(train, train.ids, table["image_id"].tolist(), (table["feature"], table["label"]))
     asked = config.evaluate.baselines
     choices = choose(real, dict.fromkeys(("random", *asked)), [[config.ipc] * len(train.classes)], seeds)
-    drawn = _drawn(context, selection, candidates)
+    drawn = _drawn(context, selection, candidates, refined)
     coverage = cover(drawn, choices, real, seeds[0], config.evaluate.neighbours, config.ipc)
     own = {"distilled": pixels_of(DistilledSet(distilled), networks[0].image_size)}
     asked_for = {key: choice for key, choice in choices.items() if key[0] in asked}
@@ -61,13 +62,20 @@ def run(
     return {"rows": len(sets) * len(networks)}
 
 
-def _drawn(context: Context, selection: Directory, candidates: Directory) -> dict[str, Vectors]:
-    """The chosen candidates and, where asked, the first of the pool."""
+def _drawn(
+    context: Context, selection: Directory, candidates: Directory, refined: Directory | None
+) -> dict[str, Vectors]:
+    """What the set was made of, before refinement and after, and, where asked, the first of the pool."""
     rows = read_rows(candidates, tables.CANDIDATES, ["label", "subgroup", "index", "feature"])
     vectors, count = (rows["feature"], rows["label"]), context.config.evaluate.pool_images
     is_chosen = is_selected(selection.read_json("selection.json"), context.classes, rows)
     drawn = {"distilled": is_chosen} | ({"pool": first_of_pool(rows, count)} if count else {})
-    return {name: (vectors[0][of_set], vectors[1][of_set]) for name, of_set in drawn.items()}
+    sets = {name: (vectors[0][of_set], vectors[1][of_set]) for name, of_set in drawn.items()}
+    if refined:
+        moved = read_rows(refined, tables.REFINED, ["label", "feature", "start_feature"])
+        sets["distilled"] = moved["feature"], moved["label"]
+        sets["before"] = moved["start_feature"], moved["label"]
+    return sets
 
 
 def first_of_pool(drawn: tables.Columns, count: int) -> np.ndarray:
@@ -108,9 +116,10 @@ def _depends(context: Context) -> object:
 def _cost(context: Context, forward: Forward) -> Cost:  # noqa: ARG001
     """Rows are the classifiers to train, on sets of different sizes; looks are not counted."""
     config, num_classes = context.config, len(context.classes)
-    sizes = [config.ipc * num_classes] * len({"distilled", *config.evaluate.baselines})
+    seeds = config.evaluate.seeds
+    sizes = [config.ipc * num_classes] * len({"distilled", *config.evaluate.baselines}) * seeds
     if config.evaluate.full:
-        sizes.append(len(context.images["train"]))
+        sizes += [len(context.images["train"])] * min(seeds, FULL_SEEDS)
     networks, operations = protocols(config.evaluate.protocol, config.evaluate.networks), 0.0
     for rules in networks:
         network = build(rules.network, num_classes, rules.image_size, None, width=rules.width).to("meta")
@@ -118,14 +127,14 @@ def _cost(context: Context, forward: Forward) -> Cost:  # noqa: ARG001
         seen = sum(images_seen(rules, images, num_classes) for images in sizes)
         operations += seen * BACKWARD * count_operations(network, image)
     count = len(sizes) * len(networks)
-    return Cost(config.evaluate.seeds * count, operations / count, disk=1e5)
+    return Cost(count, operations / count, disk=1e5)
 
 
 STAGE = Stage(
     name="evaluate",
     noun="evaluation",
     version=4,
-    reads=("distilled", "selection", "candidates", "features"),
+    reads=("distilled", "selection", "candidates", "features", "refined"),
     unit="classifiers",
     is_part=lambda context: context.config.evaluate.protocol != NO_PROTOCOL,
     run=run,

@@ -1,0 +1,65 @@
+"""Probes of refinement: networks trained on real images by a protocol, kept at points of that training."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ims3_ray.config.refinement import Probe
+from ims3_ray.models.classifiers import Classifier, build
+
+from .forward import forward_in, numerics_for
+from .protocols import VALIDATION, Protocol, protocols
+from .train import Device, Labelled, generator_of, plan, training_steps
+
+State = dict[str, Tensor]
+
+
+def probe_protocols(settings: Probe, evaluated: str) -> list[Protocol]:
+    """How probes of every kind are trained: as classifiers of `probe.protocol`, or of the run's own.
+
+    On whose split a protocol scores changes nothing here, and stands in no fingerprint.
+    """
+    name = (settings.protocol or evaluated).removesuffix(VALIDATION)
+    kinds = protocols(name, settings.networks)
+    width = {"width": settings.width} if settings.width else {}
+    return [rules.model_copy(update=width) for rules in kinds]
+
+
+def states_in_training(
+    train: Labelled, rules: Protocol, num_classes: int, seed: int, points: Sequence[int], device: Device
+) -> Iterator[tuple[int, State]]:
+    """(steps done, the network's values on the CPU) at each of `points`; then the training is left."""
+    images, labels = (x.to(device) for x in train)
+    network = build(
+        rules.network, num_classes, rules.image_size, generator_of(seed, "weights"), width=rules.width
+    )
+    model = network.to(device)
+    budget = rules.budget(max(1, round(len(labels) / num_classes)), num_classes)
+    forward = forward_in(model, numerics_for(labels.device.type, plan(budget, len(labels), 1)[0]))
+    training = training_steps(model, forward, (images, labels), rules, budget, seed)
+    done = 0
+    for point in points:
+        while done < point:
+            next(training)
+            done += 1
+        yield done, {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+
+
+def longest_training(rules: Protocol, num_images: int, num_classes: int) -> int:
+    """Steps that a training of so many images has, beyond which no point can lie."""
+    return plan(rules.budget(max(1, round(num_images / num_classes)), num_classes), num_images, 1)[0]
+
+
+def differentiable(rules: Protocol) -> Protocol:
+    """The protocol whose views a gradient passes: without RandAugment, whose arithmetic is of 8 bits."""
+    plain = rules.augmentations.model_copy(update={"randaugment_ops": 0})
+    return rules.model_copy(update={"augmentations": plain})
+
+
+def load_probe(rules: Protocol, num_classes: int, state: State, device: torch.device) -> Classifier:
+    """The network of one point, its values ready to be differentiated by."""
+    network = build(rules.network, num_classes, rules.image_size, None, width=rules.width)
+    network.load_state_dict(state)
+    network.to(device)
+    return network.eval()

@@ -1,0 +1,129 @@
+"""Train the probes: networks on the real training images, each kept at several points of its training.
+
+An artefact of its own, which runs share: it depends on the real images and on nothing that is drawn.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import ray
+import safetensors.torch
+import torch
+
+from ims3_ray.cluster.machine import ANYWHERE
+from ims3_ray.config.refinement import Probe
+from ims3_ray.evaluation.probes import load_probe, probe_protocols, states_in_training
+from ims3_ray.evaluation.protocols import Protocol
+from ims3_ray.models.classifiers import Classifier
+from ims3_ray.models.device import prepare_device
+from ims3_ray.progress import bar
+from ims3_ray.stages.context import Context
+from ims3_ray.stages.contract import Stage
+from ims3_ray.stages.costs import BACKWARD, Cost, Forward, classifier_operations
+from ims3_ray.stages.evaluate.classifiers import Pixels, classifier_resources, read_pixels
+from ims3_ray.storage.artifacts import Directory
+
+MOST_PROBES = 1000  # networks of one seed of the run, which no other seed shares
+
+
+class Network(NamedTuple):
+    """What is trained, from which seed, and into which file."""
+
+    rules: Protocol
+    seed: int
+    file: str
+
+
+def run(context: Context, out: Directory) -> dict[str, object]:
+    """A file for every network, with its values at every point; those that are there already are kept."""
+    settings, train = context.config.probe, context.images["train"]
+    kinds, first = (
+        probe_protocols(settings, context.config.evaluate.protocol),
+        context.config.seed * MOST_PROBES,
+    )
+    networks = [
+        Network(rules, first + number, file_of(rules, number))
+        for rules in kinds
+        for number in range(settings.count)
+    ]
+    there = set(out.files())
+    missing = [network for network in networks if network.file not in there]
+    pixels = ray.put(read_pixels(train, np.arange(len(train)), kinds[0].image_size))
+    train_one = ray.remote(**classifier_resources(context.machine), **ANYWHERE)(_train)
+    shared = len(context.classes), settings.points, context.machine.device, out
+    pending = [train_one.remote(pixels, network, *shared) for network in missing]
+    with bar("probe", len(networks), "networks", done=len(networks) - len(missing)) as shown:
+        while pending:
+            (done,), pending = ray.wait(pending, num_returns=1)
+            ray.get(done)
+            shown.update(1)
+    return {"rows": len(networks), "rows_made": len(missing)}
+
+
+def file_of(rules: Protocol, number: int) -> str:
+    """Where the network's values lie, by point and name."""
+    return f"{rules.network}-{number:03d}.safetensors"
+
+
+def load_probes(
+    probes: Directory,
+    kinds: Sequence[Protocol],
+    settings: Probe,
+    num_classes: int,
+    device: torch.device,
+) -> list[Classifier]:
+    """Every network at every point, kind by kind, on the device."""
+    loaded = []
+    for rules in kinds:
+        for number in range(settings.count):
+            values = safetensors.torch.load(probes.read(file_of(rules, number)))
+            for point in settings.points:
+                names = [name for name in values if name.startswith(f"{point}/")]
+                state = {name.removeprefix(f"{point}/"): values[name] for name in names}
+                loaded.append(load_probe(rules, num_classes, state, device))
+    return loaded
+
+
+def _train(
+    pixels: Pixels, network: Network, num_classes: int, points: tuple[int, ...], kind: str, out: Directory
+) -> None:
+    train = torch.from_numpy(np.array(pixels[0])), torch.from_numpy(np.array(pixels[1]))
+    device = prepare_device(kind)
+    states = states_in_training(train, network.rules, num_classes, network.seed, points, device)
+    values = {f"{point}/{name}": value for point, state in states for name, value in state.items()}
+    out.write(network.file, safetensors.torch.save(values))
+
+
+def _depends(context: Context) -> object:
+    config = context.config
+    kinds = [
+        rules.model_dump(mode="json", exclude={"name", "version", "split", "evaluations"})
+        for rules in probe_protocols(config.probe, config.evaluate.protocol)
+    ]
+    settings = [config.probe.count, list(config.probe.points), config.seed]
+    return [context.inputs["images"], kinds, settings, context.machine.device]
+
+
+def _cost(context: Context, forward: Forward) -> Cost:  # noqa: ARG001
+    settings, num_classes = context.config.probe, len(context.classes)
+    kinds = probe_protocols(settings, context.config.evaluate.protocol)
+    operations = sum(
+        BACKWARD * classifier_operations(rules, num_classes) * rules.batch_size * settings.points[-1]
+        for rules in kinds
+    )
+    rows = settings.count * len(kinds)
+    pixels = len(context.images["train"]) * 3 * kinds[0].image_size ** 2
+    return Cost(rows, operations / len(kinds), disk=1e6 * rows, memory=pixels)
+
+
+STAGE = Stage(
+    name="probe",
+    noun="probes",
+    version=1,
+    unit="networks",
+    is_part=lambda context: context.config.refine.steps > 0,
+    run=run,
+    depends=_depends,
+    cost=_cost,
+)

@@ -1,0 +1,141 @@
+"""Refine the chosen images: every class by itself, until the probes learn the same from it as from real ones.
+
+Beyond the paper; 0 steps are its form. An image starts as the candidate that was selected, encoded by the
+VAE, or as a real medoid of its class. Draws are keyed by (seed, class, step), so a class comes out the same
+on any actor.
+"""
+
+from dataclasses import astuple
+from typing import Any
+
+import numpy as np
+
+from ims3_ray.cluster.board import Message, start_board, watch
+from ims3_ray.cluster.fan_out import Part, fan_out
+from ims3_ray.data.reading import payloads
+from ims3_ray.evaluation.probes import probe_protocols
+from ims3_ray.progress import alone, bar
+from ims3_ray.stages.chosen import Chosen, find_chosen
+from ims3_ray.stages.context import Context
+from ims3_ray.stages.contract import Stage
+from ims3_ray.stages.costs import BACKWARD, Cost, Forward, classifier_operations, png_bytes
+from ims3_ray.stages.evaluate.baselines import choose_coresets
+from ims3_ray.storage import tables
+from ims3_ray.storage.artifacts import Directory, part_names, read_rows
+
+from .worker import ClassPayload, Given, Refiner
+
+REAL = -1  # subgroup and seed of a start that is a real image
+
+
+def run(
+    context: Context,
+    out: Directory,
+    features: Directory,
+    probes: Directory,
+    selection: Directory | None = None,
+    candidates: Directory | None = None,
+) -> dict[str, Any]:
+    """A part for every class; in the manifest how many images kept their start, and the loss as it went."""
+    board, steps = start_board(), context.config.refine.steps
+    given = Given(
+        config=context.config,
+        classes=context.classes,
+        numerics=context.numerics,
+        images=context.images["train"].directory,
+        probes=probes,
+        candidates=candidates,
+        features=features,
+    )
+    arguments = {"given": given, "board": board, "batch_size": context.batch_size(context.config.refine)}
+    payloads_of = class_payloads(context, features, selection, candidates)
+    parts = [Part(payload["label"], len(payload["chosen"]), payload) for payload in payloads_of]
+    done = len(part_names(out)) * steps
+    with alone(bar("refine", len(parts) * steps, "steps", done=done)) as shown:
+
+        def receive(message: Message) -> None:
+            losses = {name: f"{loss:.3g}" for name, loss in message["metrics"].items()}
+            shown.set_postfix(losses, refresh=False)
+            shown.update(min(message["step"], len(parts) * steps - shown.n))
+
+        options = {"table": tables.REFINED, "out": out, "machine": context.machine}
+        with watch(board, receive):
+            details = fan_out(Refiner, arguments, parts, stage="refine", **options)
+    rows = read_rows(out, tables.REFINED, ["kept", "loss"])
+    losses = rows["loss"].mean(axis=0).tolist()
+    history = [
+        {"step": round((i + 1) * steps / len(losses)), "matching": loss} for i, loss in enumerate(losses)
+    ]
+    for entry in history:
+        context.on_metrics("refine", entry["step"], {"refine/matching": entry["matching"]})
+    return details | {"kept_starts": int(rows["kept"].sum()), "history": history}
+
+
+def class_payloads(
+    context: Context, features: Directory, selection: Directory | None, candidates: Directory | None
+) -> list[ClassPayload]:
+    """Of every class what is refined, and its training images."""
+    train = context.images["train"]
+    if selection and candidates:
+        chosen = find_chosen(candidates, selection, context.classes)
+    else:
+        chosen = _medoids(context, features)
+    listed = []
+    for label in range(len(context.classes)):
+        rows = np.flatnonzero(train.labels == label).tolist()
+        (real,) = payloads(train, rows, len(rows))
+        own = [astuple(image) for image in chosen if image.label == label]
+        listed.append(ClassPayload(label=label, real=real, chosen=own))
+    return listed
+
+
+def _medoids(context: Context, features: Directory) -> list[Chosen]:
+    """Real images by class; `index` counts the class's training images, and `file` is that of the image."""
+    rows, train = read_rows(features, tables.FEATURES), context.images["train"]
+    real, seed = (rows["feature"], rows["label"]), context.config.seed
+    places = choose_coresets(real, ["medoids"], context.config.ipc, [seed], context.classes)["medoids", seed]
+    row_of = {image_id: row for row, image_id in enumerate(train.ids)}
+    first = np.searchsorted(train.labels, np.arange(len(context.classes)))
+    chosen = []
+    for place, image_id in enumerate(rows["image_id"][places]):
+        row = row_of[image_id]
+        label = int(train.labels[row])
+        index = row - int(first[label])
+        chosen.append(Chosen(label, place % context.config.ipc, REAL, index, REAL, train.paths[row], index))
+    return chosen
+
+
+def _depends(context: Context) -> object:
+    config = context.config
+    settings, generator = context.values_of(config.refine), context.generator_values()
+    rules = [r.model_dump(mode="json") for r in probe_protocols(config.probe, config.evaluate.protocol)]
+    shared = [config.seed, list(context.classes), config.ipc, context.inputs["extractor"], rules]
+    return [settings, shared, generator["model"], generator["device"]]
+
+
+def _cost(context: Context, forward: Forward) -> Cost:
+    """A step decodes, and takes gradients of gradients of the probe; targets are measured once a probe."""
+    config, rows = context.config, context.config.ipc * len(context.classes)
+    settings, kinds = config.refine, probe_protocols(config.probe, config.evaluate.protocol)
+    probe = sum(classifier_operations(rules, len(context.classes)) for rules in kinds) / len(kinds)
+    decode = forward.decode * BACKWARD if settings.space == "latent" else 0.0
+    passes = 2 * BACKWARD if settings.objective == "gradients" else BACKWARD
+    operations = settings.steps * (decode + settings.views * passes * probe)
+    measured = len(context.images["train"]) * config.probe.count * len(config.probe.points) * len(kinds)
+    return Cost(rows, operations + measured * BACKWARD * probe / rows, disk=2 * rows * png_bytes(context))
+
+
+STAGE = Stage(
+    name="refine",
+    noun="refined",
+    version=1,
+    reads=("features", "probes", "selection", "candidates"),
+    is_read=lambda context, noun: (
+        noun in ("features", "probes") or context.config.refine.start == "selection"
+    ),
+    is_part=lambda context: context.config.refine.steps > 0,
+    run=run,
+    depends=_depends,
+    cost=_cost,
+    figures=lambda out: {"refine/kept_starts": float(read_rows(out, tables.REFINED, ["kept"])["kept"].sum())},
+)

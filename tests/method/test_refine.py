@@ -1,0 +1,133 @@
+"""Refinement as plain torch: what is matched, how images are moved, and in how much memory."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from ims3_ray.method.refine import (
+    OBJECTIVES,
+    Refinement,
+    decoded_in_parts,
+    gradient_distance,
+    loss_gradients,
+    map_means,
+)
+from ims3_ray.method.rng import generator
+from ims3_ray.models.classifiers import build
+
+
+@pytest.fixture
+def probe():
+    return build("convnet3", 3, 16, generator("probe"), width=4)
+
+
+def images(count, *key):
+    return torch.rand(count, 3, 16, 16, generator=generator("images", *key))
+
+
+def refinement(objective="gradients", **values):
+    settings = {"steps": 20, "lr": 0.02, "views": 1, "stay": 0.0, "part": 8, "decode": lambda z: z}
+    settings |= {"view": lambda x, _: x, "objective": OBJECTIVES[objective]}
+    return Refinement(**settings | values)
+
+
+def target_of(objective, probe, real, label=1):
+    measured = OBJECTIVES[objective].measure(probe, real, label, differentiable=False)
+    return lambda _place: [x.detach() for x in measured]
+
+
+def draws(step):
+    return generator("draws", step)
+
+
+def test_gradients_are_those_of_the_cross_entropy_of_every_matrix(probe):
+    x = images(4)
+    nn.functional.cross_entropy(probe(x), torch.tensor([2] * 4)).backward()
+    expected = [p.grad for p in probe.parameters() if p.dim() > 1]
+    torch.testing.assert_close(loss_gradients(probe, x, 2, differentiable=False), expected)
+
+
+def test_gradients_of_one_direction_are_at_no_distance_and_opposite_ones_at_two_a_layer(probe):
+    ours = loss_gradients(probe, images(4), 0, differentiable=False)
+    assert gradient_distance(ours, [3 * g for g in ours]).item() == pytest.approx(0, abs=1e-5)
+    assert gradient_distance(ours, [-g for g in ours]).item() == pytest.approx(2 * len(ours), abs=1e-4)
+
+
+def test_means_are_of_every_activation_and_leave_no_hook_behind(probe):
+    x = images(5)
+    means = map_means(probe, x, 0, differentiable=False)
+    assert [m.shape for m in means] == [(4, 16, 16), (4, 8, 8), (4, 4, 4)]
+    torch.testing.assert_close(means[0], probe.body[:3](x).mean(0))
+    assert not any(module._forward_hooks for module in probe.modules())
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_images_come_nearer_to_what_real_images_teach(probe, objective):
+    start, target = images(2, "start"), target_of(objective, probe, images(30, "real"))
+    losses = []
+    refinement(objective).run(start, 1, [probe], target, draws, losses.append)
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_a_heavy_weight_of_staying_keeps_images_where_they_were(probe):
+    start, target = images(2, "start"), target_of("gradients", probe, images(30, "real"))
+    free, held = (refinement(stay=stay).run(start, 1, [probe], target, draws) for stay in (0.0, 1e6))
+    assert (held - start).abs().max() < 0.2 * (free - start).abs().max()
+
+
+def test_every_view_is_drawn_from_the_steps_own_generator(probe):
+    seen = []
+
+    def view(x, given):
+        seen.append(torch.rand((), generator=given).item())
+        return x
+
+    target = target_of("gradients", probe, images(9, "real"))
+    for _ in range(2):
+        refinement(view=view, views=2, steps=3).run(images(2), 1, [probe, probe], target, draws)
+    assert len(set(seen)) == 6
+    assert seen[:6] == seen[6:]
+
+
+def test_decoding_in_parts_changes_no_gradient_and_holds_one_part_at_a_time(probe):
+    weight, sizes = torch.randn(3, 4, generator=generator("decoder")), list[int]()
+
+    def decode(z):
+        sizes.append(len(z))
+        return torch.tanh(torch.einsum("ok,nkhw->nohw", weight, z))
+
+    z = torch.randn(5, 4, 16, 16, generator=generator("z"))
+    gradients = []
+    for part in (5, 2):
+        leaf = z.clone().requires_grad_()
+        shown, pull_back = decoded_in_parts(decode, leaf, part)
+        loss = (shown.square() * torch.arange(5.0).view(5, 1, 1, 1)).sum()
+        gradients.append(pull_back(torch.autograd.grad(loss, shown)[0]))
+    torch.testing.assert_close(*gradients)
+    assert sizes == [5, 2, 2, 1, 2, 2, 1]
+
+
+def test_a_decoder_without_a_gradient_is_refused(probe):
+    target = target_of("gradients", probe, images(9, "real"))
+    with pytest.raises(ValueError, match="no gradient"):
+        refinement(decode=lambda z: z * 0).run(images(2), 1, [probe], target, draws)
+
+
+def test_gradients_of_gradients_pass_the_pooling(probe):
+    x = images(2).double().requires_grad_()
+    double = probe.double()
+
+    def norms(x):
+        loss = nn.functional.cross_entropy(double(x), torch.tensor([1, 1]))
+        return sum(
+            g.square().sum() for g in torch.autograd.grad(loss, double.parameters(), create_graph=True)
+        )
+
+    (gradient,) = torch.autograd.grad(norms(x), x)
+    direction = torch.randn(x.shape, generator=generator("direction"), dtype=torch.float64)
+    step = 1e-6 / math.sqrt(x.numel())
+    with torch.enable_grad():
+        ahead, behind = (norms((x + s * direction).detach()).item() for s in (step, -step))
+    assert (gradient * direction).sum().item() == pytest.approx((ahead - behind) / (2 * step), rel=1e-4)

@@ -1,0 +1,110 @@
+"""Refinement of what was selected, inside the pipeline: shared probes, class by class, before and after."""
+
+import numpy as np
+import pytest
+
+from ims3_ray.cluster.machine import find_machine
+from ims3_ray.config.load import load_config, parse_overrides
+from ims3_ray.data.distilled import DistilledSet
+from ims3_ray.errors import InputError
+from ims3_ray.pipeline import prepare as preparation
+from ims3_ray.pipeline.steps import plan, run_step
+from ims3_ray.storage import tables
+from ims3_ray.storage.artifacts import MANIFEST, part_names, read_rows
+
+REFINE = ("refine.steps=3", "probe.count=2", "probe.points=[0, 2]", "refine.batch_size={cpu: 4, cuda: 4}")
+
+
+def steps_of(words, *more, upto="refine"):
+    """The steps of a run up to a stage, by noun, made where they are missing."""
+    config = load_config("digits", parse_overrides([*words, *more]))
+    context = preparation.prepare(config, find_machine(config.workers))
+    steps = plan(context, upto)
+    return {step.stage.noun: step if step.manifest else run_step(context, step) for step in steps}
+
+
+@pytest.fixture(scope="module")
+def words(finished_run):
+    return finished_run[0]
+
+
+@pytest.fixture(scope="module")
+def refined(words):
+    return steps_of(words, *REFINE, upto="report")
+
+
+def test_every_chosen_image_is_moved_and_stands_beside_what_it_was(refined):
+    rows = read_rows(refined["refined"].directory, tables.REFINED)
+    assert np.bincount(rows["label"]).tolist() == [6, 6, 6]
+    moved = [before != after for before, after in zip(rows["start"], rows["image"], strict=True)]
+    assert moved == (~rows["kept"]).tolist()
+    assert np.isfinite(rows["loss"]).all()
+
+
+def test_the_product_is_what_was_refined_and_says_so(refined):
+    rows, product = read_rows(refined["refined"].directory, tables.REFINED), refined["distilled"].directory
+    pngs = DistilledSet(product)._pngs
+    assert pngs == rows["image"].tolist()
+    assert "refined in 3 steps" in product.read("README.md").decode()
+
+
+def test_evaluation_and_report_show_before_and_after(refined):
+    coverage = refined["evaluation"].directory.read_json("evaluation.json")["coverage"]
+    assert {"distilled", "before"} <= set(coverage)
+    assert coverage["distilled"]["nearest"] != coverage["before"]["nearest"] > 0
+    page = refined["report"].directory.read("index.html").decode()
+    assert "before refinement" in page
+    assert "Refinement of the images" in page
+
+
+def test_three_actors_give_the_bytes_of_one(refined, words, tmp_path, tiny_overrides):
+    one = steps_of([*tiny_overrides, "workers.actors=1"], *REFINE)["refined"].directory
+    three = refined["refined"].directory
+    assert one.uri != three.uri
+    assert [one.read(name) for name in part_names(one)] == [three.read(name) for name in part_names(three)]
+
+
+def test_a_class_that_is_missing_is_made_again_and_the_others_are_kept(words):
+    out = steps_of(words, *REFINE, "refine.lr=0.05")["refined"].directory
+    bytes_of = {name: out.read(name) for name in part_names(out)}
+    first, *others = bytes_of
+    times = {name: info.mtime_ns for name, info in out.files().items()}
+    for name in (first, MANIFEST):
+        (out / name).delete()
+    again = steps_of(words, *REFINE, "refine.lr=0.05")["refined"]
+    assert again.manifest["rows_made"] == 6
+    assert {name: out.read(name) for name in part_names(out)} == bytes_of
+    assert {out.files()[name].mtime_ns - times[name] for name in others} == {0}
+
+
+def test_runs_share_probes_and_without_steps_nothing_is_refined(words, refined, finished_run):
+    other = steps_of(words, *REFINE, "select.alpha=0.1", "refine.lr=0.2")
+    assert other["probes"].fingerprint == refined["probes"].fingerprint
+    assert other["refined"].fingerprint != refined["refined"].fingerprint
+    plain = steps_of(words, upto="export")
+    assert plain.keys().isdisjoint({"probes", "refined"})
+    assert plain["distilled"].directory.uri == finished_run[1].distilled
+
+
+@pytest.mark.parametrize(
+    "more",
+    [("refine.objective=features",), ("refine.space=pixel", "refine.stay=1"), ("refine.start=medoids",)],
+)
+def test_other_objectives_spaces_and_starts_are_refined_too(words, more):
+    rows = read_rows(steps_of(words, *REFINE, *more)["refined"].directory, tables.REFINED)
+    assert any(before != after for before, after in zip(rows["start"], rows["image"], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["probe.networks=[convnet6]"], "probe.networks: network: convnet6 is too deep"),
+        (["refine.real_images=13"], "refine.real_images: 13 are more than the 12 images"),
+        (["probe.points=[0, 7]"], "probe.points: 7 lies beyond a training by smoke, which has 6 steps"),
+        (["evaluate.protocol=none"], "probe.protocol: probes are trained by a protocol"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_any_work(words, more, told):
+    config = load_config("digits", parse_overrides([*words, *REFINE, *more]))
+    with pytest.raises(InputError, match=told.replace(".", r"\.")):
+        preparation.prepare(config, find_machine(config.workers))
