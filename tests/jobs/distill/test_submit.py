@@ -19,17 +19,23 @@ SEEN_S = 240
 @pytest.fixture
 def ray_job(tmp_path):
     """`ray job …` on a head node with three CPUs: gives its exit code and all that it said."""
-    port, board = free_port(), free_port()
+    port, board, agent = (free_port() for _ in range(3))
     env = guarded(environment())
     env["PATH"] = f"{RAY.parent}:{env['PATH']}"  # submitted jobs run the head's python
 
     def call(*words):
         options = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 600}
         options["env"] = env | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{board}"}
-        done = subprocess.run([RAY, "job", *words], **options)
-        return done.returncode, done.stdout + done.stderr
+        until = time.monotonic() + SEEN_S
+        while True:
+            done = subprocess.run([RAY, "job", *words], **options)
+            said = done.stdout + done.stderr
+            # a head takes jobs once its agent is registered, which is after `ray start` says that it runs
+            if "No available agent to submit job" not in said or time.monotonic() > until:
+                return done.returncode, said
 
-    words = ("--head", "--num-cpus=3", f"--port={port}", f"--dashboard-port={board}")
+    words = ["--head", "--num-cpus=3", f"--port={port}", f"--dashboard-port={board}"]
+    words.append(f"--dashboard-agent-listen-port={agent}")  # its usual one is taken by the tests' own cluster
     with node(*words, env=env, log=tmp_path / "head.log"):
         yield call
 
