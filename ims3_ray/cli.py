@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable
 from importlib.metadata import version
+from typing import NoReturn
 
 from .errors import InputError, chain
 from .storage.patience import is_full, no_space
@@ -34,6 +35,13 @@ BAD_INPUT, FAILURE, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 STOPPED = "stopped; run the same command again to go on"
 
 
+class Parser(argparse.ArgumentParser):
+    """Words that it does not know are bad input like any other: one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; --help shows what {self.prog} takes")
+
+
 def main(words: list[str] | None = None) -> int:
     """Run `ims3 COMMAND …`; gives the exit code."""
     words = sys.argv[1:] if words is None else words
@@ -49,9 +57,7 @@ def main(words: list[str] | None = None) -> int:
 def run_command(name: str, words: list[str]) -> int:
     """Run one command with its own words; gives the exit code."""
     command = importlib.import_module(COMMANDS[name])
-    parser = argparse.ArgumentParser(
-        prog=name, description=command.__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = Parser(prog=name, description=command.__doc__, formatter_class=argparse.RawTextHelpFormatter)
     command.add_arguments(parser)
     if {"-h", "--help"} & set(words):
         from .config.describe import help_text

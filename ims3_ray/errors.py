@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 from .text import one_line, redacted
 
+LONGEST = 500  # characters of an error in a record
+
 
 class InputError(ValueError):
     """Bad input. The message names the field or file, the rule, the value and the remedy, in one line.
@@ -14,6 +16,11 @@ class InputError(ValueError):
 
     def __init__(self, message: str):
         super().__init__(one_line(redacted(message)))
+
+
+def describe(error: BaseException) -> str:
+    """What was raised, for a record: on one line, without secrets, cut where it is long."""
+    return one_line(redacted(f"{type(error).__name__}: {error}"))[:LONGEST]
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:

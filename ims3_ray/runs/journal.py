@@ -15,7 +15,7 @@ from typing import Any
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import Directory
 
-from .records import TIME
+from .records import now
 
 LOG, ALIVE = "log.jsonl", "alive.json"
 BEAT_S = 10.0  # between signs of life
@@ -30,8 +30,7 @@ class Journal:
         self._lines = folder.read(LOG).decode().splitlines() if folder.exists(LOG) else []
 
     def write(self, event: str, **details: object) -> None:
-        now = time.strftime(TIME, time.gmtime())
-        self._lines.append(json.dumps({"time": now, "event": event, **details}, ensure_ascii=False))
+        self._lines.append(json.dumps({"time": now(), "event": event, **details}, ensure_ascii=False))
         self._folder.write(LOG, ("\n".join(self._lines) + "\n").encode())
 
     @contextlib.contextmanager

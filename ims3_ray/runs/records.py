@@ -60,10 +60,11 @@ def write(
     assert RECORD.fullmatch(place), place
     assert state in STATES, state
     needed = dict(artifacts) if isinstance(artifacts, Mapping) else sorted(set(artifacts))
-    written = time.strftime(TIME, time.gmtime())
-    storage.write_json(
-        place, {**details, "key": key, "state": state, "written": written, "artifacts": needed}
-    )
+    storage.write_json(place, {**details, "key": key, "state": state, "written": now(), "artifacts": needed})
+
+
+def now() -> str:
+    return time.strftime(TIME, time.gmtime())
 
 
 def places(directories: Iterable[Directory]) -> list[str]:

@@ -184,7 +184,7 @@ def test_the_run_can_be_reproduced_and_needs_all_that_it_left_but_checkpoints(fi
     found = querying.resolve(querying.find(client), made.key)
     assert (found["kind"], found["protocol"]) == ("distillation", made.evaluation["protocol"])
     recipe = querying.logged_file(client, made.mlflow_run_id, "recipe.yaml")
-    command = reproducing.reproduce(found["params"], recipe)
+    command = reproducing.reproduce(recipe)
     results = load_config("digits", parse_overrides(overrides)).results()
     assert command.notes == []
     assert load_config(command.recipe, command.overrides).results() == results

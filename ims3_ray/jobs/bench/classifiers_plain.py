@@ -7,13 +7,13 @@ at the scored images. The network has torch's own modules throughout. Nothing of
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
 
 from ims3_ray.evaluation.augment import COLOUR_DEVIATIONS, COLOUR_DIRECTIONS
 from ims3_ray.evaluation.protocols import Protocol
@@ -70,23 +70,6 @@ def stock(model: nn.Module) -> nn.Module:
     return model
 
 
-def mixed(
-    images: Tensor, labels: Tensor, probability: float, draws: np.random.Generator
-) -> tuple[Tensor, Tensor, float]:
-    """CutMix as it is published (Yun et al. 2019): the batch, its partners' labels, the own share of area."""
-    partners = torch.from_numpy(draws.permutation(len(images)))
-    if draws.random() >= probability:
-        return images, labels, 1.0
-    height, width = images.shape[2:]
-    cut = np.sqrt(1 - draws.beta(1, 1))
-    x, y = draws.integers(width), draws.integers(height)
-    half_x, half_y = int(width * cut) // 2, int(height * cut) // 2
-    left, right = np.clip([x - half_x, x + half_x], 0, width)
-    top, bottom = np.clip([y - half_y, y + half_y], 0, height)
-    images[:, :, top:bottom, left:right] = images[partners, :, top:bottom, left:right]
-    return images, labels[partners], 1 - (right - left) * (bottom - top) / (height * width)
-
-
 def train_plainly(
     train: Path, scored: Path, protocol: Protocol, *, workers: int, seed: int, device: str
 ) -> float:
@@ -94,7 +77,8 @@ def train_plainly(
     torch.manual_seed(seed)  # the workers' seeds follow from it
     trained_on = ImageFolder(train, training_view(protocol))
     looked_at = ImageFolder(scored, scored_view(protocol))
-    num_classes, draws = len(trained_on.classes), np.random.default_rng(seed)
+    num_classes = len(trained_on.classes)
+    mix = v2.RandomApply([v2.CutMix(num_classes=num_classes)], protocol.cutmix)
     weights = generator("plain", seed)
     model = stock(
         classifiers.build(protocol.network, num_classes, protocol.image_size, weights, width=protocol.width)
@@ -119,11 +103,8 @@ def train_plainly(
         for group in optimiser.param_groups:
             group["lr"] = budget.learning_rate * rate(protocol, budget, step - 1, steps)
         images, labels = images.to(device), labels.to(device)
-        images, partners, own = mixed(images, labels, protocol.cutmix, draws)
-        logits = model(images)
-        loss = own * functional.cross_entropy(logits, labels) + (1 - own) * functional.cross_entropy(
-            logits, partners
-        )
+        images, targets = mix(images, labels)
+        loss = functional.cross_entropy(model(images), targets)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

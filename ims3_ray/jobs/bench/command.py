@@ -32,7 +32,8 @@ WHAT = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", metavar="WHAT", help=f"what is measured: {', '.join(WHAT)}")
+    what = f"what is measured: {', '.join(WHAT)}"
+    parser.add_argument("what", metavar="WHAT", choices=WHAT, help=what)
     parser.add_argument(
         "--work", metavar="DIR", help="where the inputs are kept (default: a temporary folder)"
     )
@@ -57,7 +58,6 @@ def _add_select(group: argparse._ArgumentGroup) -> None:
         help="leave out the adversarial case",
     )
     add("--no-plain", dest="plain", action="store_false", help="leave out the plain loop")
-    add("--certify", default="auto", metavar="METHOD", help="as select.certify")
     add("--optimum", type=int, metavar="N", help="instead: N problems a kind, rounds against the optimum")
 
 
@@ -85,8 +85,6 @@ def _add_evaluate(group: argparse._ArgumentGroup) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    if arguments.what not in WHAT:
-        raise InputError(f"bench: {arguments.what!r} is none of {', '.join(WHAT)}")
     out = Path(arguments.out).absolute() if arguments.out else None
     if out and (out.is_dir() or not out.parent.is_dir()):
         raise InputError(

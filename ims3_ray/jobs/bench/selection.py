@@ -48,11 +48,9 @@ OPTIMUM = "C × G | instance | weights | restarts | reached | proved | rounds s,
 
 def run(arguments: argparse.Namespace, work: Path) -> list[Figures]:
     """Print the table; gives its figures."""
-    given, weights = parse_overrides(arguments.overrides), arguments.normalization.split(",")
-    fixed = {"select.restarts": 0, "select.certify": arguments.certify, "select.real_images": None}
-    settings = {
-        name: load_settings(Selecting, given | fixed | {"select.normalization": name}) for name in weights
-    }
+    usual = {"select.restarts": 0, "select.real_images": None}
+    given, weights = usual | parse_overrides(arguments.overrides), arguments.normalization.split(",")
+    settings = {name: load_settings(Selecting, given | {"select.normalization": name}) for name in weights}
     sizes = [_size(word) for word in arguments.grid.split(",")]
     try:
         noises = [float(word) for word in arguments.noise.split(",")]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import yaml
 
 from ims3_ray.cluster.environment import hardware, versions
-from ims3_ray.errors import InputError
+from ims3_ray.errors import InputError, describe
 from ims3_ray.pipeline.steps import Step
 from ims3_ray.runs import records
 from ims3_ray.runs.journal import Journal
@@ -14,9 +14,6 @@ from ims3_ray.runs.tags import describe_run, name_metrics, tag_artifacts
 from ims3_ray.runs.tracking import RECIPE_FILE, Tracker
 from ims3_ray.stages.context import Context
 from ims3_ray.storage.artifacts import Summary, fingerprint
-from ims3_ray.text import one_line, redacted
-
-LONGEST_ERROR = 500  # characters
 
 
 class StageRun(Summary):
@@ -57,10 +54,9 @@ class Recorder:
         except BaseException as error:
             is_failure = isinstance(error, Exception)  # else somebody stopped it, and waits
             state = records.FAILED if is_failure else records.STOPPED
-            line = one_line(redacted(f"{type(error).__name__}: {error}"))[:LONGEST_ERROR]
             # a full disk takes no record, but what stopped the run is told
             with contextlib.suppress(OSError, InputError):
-                self._journal.write(f"run {state}", error=line)
+                self._journal.write(f"run {state}", error=describe(error))
                 self._write(state)
             self.tracker.finish("FAILED" if is_failure else "KILLED", patient=is_failure)
             raise

@@ -41,14 +41,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     conditions = 'such as "ipc=10", "accuracy>0.9", "kind=ablation"'
     add("--where", action="append", default=[], metavar="COND", help=conditions)
     add("--sweep", metavar="RUN", help="the trials of this sweep, which are left out otherwise")
-    add("--best", action="store_true", help="the best run for every protocol and IPC")
-    add("--metric", metavar="METRIC", help="what is best (default accuracy)")
+    mode = parser.add_mutually_exclusive_group().add_argument
+    mode("--best", action="store_true", help="the best run for every protocol and IPC")
     front = "the runs that no other beats in all of these, for every protocol"
-    add("--pareto", metavar="METRIC,METRIC", help=front)
-    add("--diff", nargs=2, metavar="RUN", help="what differs between two runs")
-    add("--reproduce", metavar="RUN", help="the command that gives this run again")
+    mode("--pareto", metavar="METRIC,METRIC", help=front)
+    mode("--diff", nargs=2, metavar="RUN", help="what differs between two runs")
+    mode("--reproduce", metavar="RUN", help="the command that gives this run again")
     garbage = "what lies in the storage and what no run needs: asks, then deletes"
-    add("--gc", action="store_true", help=garbage)
+    mode("--gc", action="store_true", help=garbage)
+    add("--metric", metavar="METRIC", help="what is best (default accuracy)")
     add("--yes", action="store_true", help="with --gc: delete without asking")
     add("--csv", metavar="FILE", help="write what is listed, with all parameters and metrics")
     add("--json", action="store_true", help="one JSON document in place of tables")
@@ -68,12 +69,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def read_mode(arguments: argparse.Namespace) -> str:
-    """One of MODES, or "list". InputError for two at once, and for options that do not belong together."""
-    modes = [mode for mode in MODES if getattr(arguments, mode)]
-    if len(modes) > 1:
-        options = " and ".join(f"--{mode}" for mode in modes)
-        raise InputError(f"{options}: answer different questions; give one")
-    mode = modes[0] if modes else "list"
+    """One of MODES, or "list". InputError for options that do not belong to it."""
+    mode = next((mode for mode in MODES if getattr(arguments, mode)), "list")
     names = {"list": "a plain list"} | {other: f"--{other}" for other in MODES}
     rules = {"order": ("list",), "metric": ("best",), "yes": ("gc",)}
     rules |= dict.fromkeys(("where", "sweep", "csv"), ("list", "best", "pareto"))
@@ -149,7 +146,11 @@ def _reproduce(storage: Directory, arguments: argparse.Namespace) -> Answer:
     recipe = query.logged_file(client(storage), wanted["run_id"], RECIPE_FILE)
     if recipe is None and folder.exists("config.yaml"):
         recipe = folder.read("config.yaml")
-    result = reproduce(wanted["params"], recipe)
+    if recipe is None:
+        raise InputError(
+            f"--reproduce: {wanted['name']} logged no {RECIPE_FILE}; name a distillation or a sweep's trial"
+        )
+    result = reproduce(recipe)
     if not arguments.json:
         for note in result.notes:
             print(f"note: {note}", file=sys.stderr)

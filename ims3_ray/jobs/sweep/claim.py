@@ -56,7 +56,7 @@ def _scored_on(results: Results, split: str) -> str:
         return (
             "Trials were scored on test images: these figures served a choice, and none of them is a result."
         )
-    many = len(results.scored)
+    many = len(results.finished)
     luck = f"; the highest of {many} is in part luck, so score the winner on test images, once"
     return f"Trials were scored on {split} images, never on test images{luck if many > 1 else ''}."
 

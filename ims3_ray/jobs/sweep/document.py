@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import time
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from ims3_ray.evaluation.protocols import protocols
 from ims3_ray.evaluation.statistics import pareto_front
-from ims3_ray.runs.records import FINISHED, TIME
+from ims3_ray.runs.records import FINISHED, now
 from ims3_ray.stages.context import Context
 
 from .plan import OBJECTIVES, Sweep
@@ -79,7 +78,7 @@ def describe(
         "device": context.machine.device,
         "trials_at_once": context.machine.trials,
         "seconds": round(seconds, 3),
-        "written": time.strftime(TIME, time.gmtime()),
+        "written": now(),
         "trials": [{"status": t.state} | {name: getattr(t, name) for name in ROW} for t in trials],
         "pools": _pools(trials, made, context.num_candidates),
         "upstream_seconds": round(sum(distinct.values()), 3),

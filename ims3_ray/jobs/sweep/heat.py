@@ -35,21 +35,20 @@ def heat_pair(results: Results) -> tuple[str, str] | None:
 def heat_maps(results: Results) -> Markup | None:
     """In each cell the best of the finished trials, and the mean and number of them."""
     pair = heat_pair(results)
-    if pair is None or not results.scored:
+    if pair is None or not results.finished:
         return None
-    ipcs = results.scored_ipcs[-MOST_MAPS:] or [None]
+    ipcs = results.finished_ipcs[-MOST_MAPS:] or [None]
     columns = min(2, len(ipcs))
     lines = -(-len(ipcs) // columns)
     across, down = (_Cells(results, results.axes[field]) for field in pair)
     titles = [field_title(field) for field in pair]
-    drawing = svg.figure(WIDTH, lines * (CELL_HEIGHT * down.count + 84))
-    drawing.set_layout_engine("constrained", hspace=0.06, wspace=0.04)
+    drawing = svg.figure(WIDTH, lines * (CELL_HEIGHT * down.count + 84), hspace=0.06, wspace=0.04)
     for place, ipc in enumerate(ipcs, start=1):
         axes = drawing.add_subplot(lines, columns, place)
         title = "" if ipc is None else f"{short(ipc)} image{'' if ipc == 1 else 's'} a class"
         svg.style(axes, title=title, x=titles[0], y=titles[1])
         axes.grid(False)
-        trials = [trial for trial in results.scored if ipc is None or ipc_of(trial) == ipc]
+        trials = [trial for trial in results.finished if ipc is None or ipc_of(trial) == ipc]
         _map(axes, results, trials, across, down)
     return svg.to_svg(drawing, "heat", f"{metric_name(results.objective)} over {titles[0]} and {titles[1]}")
 
@@ -59,7 +58,7 @@ class _Cells:
 
     def __init__(self, results: Results, axis: Axis):
         self._axis = axis
-        values = {v for trial in results.scored if is_number(v := trial.values.get(axis.field))}
+        values = {v for trial in results.finished if is_number(v := trial.values.get(axis.field))}
         is_binned = not axis.labels and axis.low < axis.high and len(values) > 1
         self.count = len(axis.labels) or (BINS if is_binned else 1)
 

@@ -85,14 +85,13 @@ def rows(results: Results) -> list[Row]:
         status = STATUSES.index(trial.state) if trial.state in STATUSES else len(STATUSES)
         return status, -trial.metrics.get(results.objective, float("-inf")), trial.number
 
-    best, front = {trial.number for trial in results.best.values()}, results.document["pareto"]
     return [
         Row(
             trial,
             [_cell(trial, field) for field in results.axes],
             [_figure(trial, name) for name in results.metric_names()],
-            trial.number in best,
-            trial.number in front,
+            trial in results.best.values(),
+            trial.number in results.document["pareto"],
         )
         for trial in sorted(results.trials, key=order)
     ]

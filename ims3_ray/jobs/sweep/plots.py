@@ -9,7 +9,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis as Edge
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from ims3_ray.report import svg
 from ims3_ray.report.inputs import shortened
@@ -35,7 +35,7 @@ def field_title(field: str) -> str:
 
 def by_ipc(results: Results) -> Markup | None:
     """The objective of every trial at its IPC with its interval, the best of each listed IPC named."""
-    if IPC not in results.axes or not results.scored:
+    if IPC not in results.axes or not results.finished:
         return None
     drawing = svg.figure(WIDTH, 400)
     axes = drawing.add_subplot()
@@ -54,15 +54,11 @@ def by_ipc(results: Results) -> Markup | None:
 def _name_and_interval(
     axes: Axes, results: Results, trial: Trial, x: float, colour: str, *, is_listed: bool
 ) -> None:
-    score, interval, is_marked = (
-        results.score(trial),
-        results.interval(trial),
-        trial.number in results.marked,
-    )
+    score, interval, is_best = results.score(trial), results.interval(trial), trial in results.best.values()
     if interval is not None and trial.state != STOPPED:
-        width, alpha = (3.5, 0.7) if is_marked else (2, 0.25)
+        width, alpha = (3.5, 0.7) if is_best else (2, 0.25)
         axes.vlines(x, score - interval, score + interval, color=colour, linewidth=width, alpha=alpha)
-    if is_marked and is_listed:
+    if is_best and is_listed:
         text = f"{results.in_words(score, ' %')} · trial {trial.number}"
         style = {"textcoords": "offset points", "ha": "center", "fontsize": 13, "weight": "bold"}
         svg.label(axes, x, score + (interval or 0), text, halo=True, xytext=(0, 18), **style)
@@ -71,12 +67,10 @@ def _name_and_interval(
 def field_panels(results: Results) -> Markup | None:
     """A panel a swept field but IPC: the objective by its value, a dash at the mean of each listed one."""
     fields = sorted((field for field in results.axes if field != IPC), key=lambda field: field != SUBGROUPS)
-    if not fields or not results.scored:
+    if not fields or not results.finished:
         return None
-    columns = 2 if len(fields) in (2, 4) else min(MAX_COLUMNS, len(fields))
-    lines = -(-len(fields) // columns)
-    drawing = svg.figure(WIDTH, lines * PANEL_HEIGHT)
-    drawing.set_layout_engine("constrained", hspace=0.08, wspace=0.04)
+    lines, columns = svg.panels(len(fields))
+    drawing = svg.figure(WIDTH, lines * PANEL_HEIGHT, hspace=0.08, wspace=0.04)
     first = None
     for place, field in enumerate(fields):
         axes = drawing.add_subplot(lines, columns, place + 1, sharey=first)
@@ -130,12 +124,12 @@ def _means(axes: Axes, results: Results, trials: Sequence[Trial], xs: np.ndarray
 
 def _dots(axes: Axes, results: Results, trials: Sequence[Trial], xs: np.ndarray, colour: str) -> None:
     stopped = np.array([trial.state == STOPPED for trial in trials], bool)
-    marked = np.array([trial.number in results.marked for trial in trials], bool)
+    best = np.array([trial in results.best.values() for trial in trials], bool)
     scores = np.array([results.score(trial) for trial in trials])
     for shown, size, fill, edge, width in (
         (stopped, 6, "none", colour, 1.4),
         (~stopped, 8, colour, PAPER, 1),
-        (marked, 11, colour, INK, 2.2),
+        (best, 11, colour, INK, 2.2),
     ):
         style = {"markerfacecolor": fill, "markeredgecolor": edge, "markeredgewidth": width}
         axes.plot(xs[shown], scores[shown], "o", markersize=size, **style)
@@ -144,8 +138,7 @@ def _dots(axes: Axes, results: Results, trials: Sequence[Trial], xs: np.ndarray,
 def pareto(results: Results) -> Markup | None:
     """The first objective against each other; those on the front are named, of two objectives joined."""
     others = results.objectives[1:]
-    shown = [t for t in results.finished if all(name in t.metrics for name in results.objectives)]
-    if not others or not shown:
+    if not others or not results.finished:
         return None
     drawing = svg.figure(WIDTH, 420)
     columns = min(len(others), MAX_COLUMNS)
@@ -153,22 +146,20 @@ def pareto(results: Results) -> Markup | None:
     for place, name in enumerate(others[:columns], start=1):
         axes = drawing.add_subplot(1, columns, place)
         svg.style(axes, x=metric_name(name).lower(), y=title if place == 1 else "")
-        _pareto_panel(axes, results, shown, name, is_joined=len(others) == 1)
+        _pareto_panel(axes, results, name, is_joined=len(others) == 1)
         axes.margins(0.08)
         _figure_ticks(axes.xaxis, name)
         _figure_ticks(axes.yaxis, results.objective)
     return svg.to_svg(drawing, "pareto", "Trials by their objectives, the Pareto front marked")
 
 
-def _pareto_panel(
-    axes: Axes, results: Results, shown: Sequence[Trial], name: str, *, is_joined: bool
-) -> None:
+def _pareto_panel(axes: Axes, results: Results, name: str, *, is_joined: bool) -> None:
     front, colours = set(results.document["pareto"]), ipc_colours(results)
-    points = {trial.number: (trial.metrics[name], results.score(trial)) for trial in shown}
+    points = {trial.number: (trial.metrics[name], results.score(trial)) for trial in results.finished}
     if is_joined:
-        line = np.reshape(sorted(points[number] for number in front & points.keys()), (-1, 2))
-        axes.plot(*line.T, color=INK, linewidth=1.6, drawstyle="steps-pre", zorder=1)
-    for trial in shown:
+        xs, ys = zip(*sorted(points[number] for number in front), strict=True)
+        axes.plot(xs, ys, color=INK, linewidth=1.6, drawstyle="steps-pre", zorder=1)
+    for trial in results.finished:
         point, is_front = points[trial.number], trial.number in front
         style = {"markersize": 10, "markeredgecolor": INK} if is_front else {"markersize": 8, "alpha": 0.55}
         colour = colours.get(ipc_of(trial), DISTILLED)
@@ -181,8 +172,7 @@ def _pareto_panel(
 def _figure_ticks(edge: Edge, metric: str, *, most: int = 5) -> None:
     """Ticks of a metric's figures: percent for the accuracy, plain for the others."""
     edge.set_major_locator(MaxNLocator(most, steps=(1, 2, 5, 10)))
-    is_percent = metric == ACCURACY
-    edge.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:g} %" if is_percent else f"{v:g}"))
+    edge.set_major_formatter(svg.PERCENT if metric == ACCURACY else "{x:g}")
 
 
 def _value_ticks(edge: Edge, axis: Axis, width: float) -> None:
@@ -195,9 +185,7 @@ def _value_ticks(edge: Edge, axis: Axis, width: float) -> None:
         return
     if axis.is_log:
         edge.axes.set_xscale("log")
-        edge.set_major_locator(LogLocator(subs=(1,) if axis.high > 100 * axis.low else (1, 2, 5)))
-        edge.set_major_formatter("{x:g}")
-        edge.set_minor_locator(NullLocator())
+        svg.log_ticks(edge, (1,) if axis.high > 100 * axis.low else (1, 2, 5))
     else:
         edge.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10)))
     edge.axes.margins(x=0.05)

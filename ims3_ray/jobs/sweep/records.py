@@ -5,11 +5,10 @@
 It is one of those that say what a run needs of the storage (ims3_ray.runs.records).
 """
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
-from ims3_ray.runs.records import FINISHED, RUNNING, STOPPED, TIME
+from ims3_ray.runs.records import FINISHED, RUNNING, STOPPED, now
 from ims3_ray.storage.artifacts import Directory
 
 from .plan import trial_key
@@ -48,8 +47,7 @@ class Trial:
 
     def write(self, folder: Directory, **changes: object) -> "Trial":
         """The same with `changes`, written."""
-        written = time.strftime(TIME, time.gmtime())
-        trial = replace(self, **{**changes, "written": written})  # pyright: ignore[reportArgumentType]
+        trial = replace(self, **{**changes, "written": now()})  # pyright: ignore[reportArgumentType]
         (folder / TRIALS).write_json(f"{trial_key(self.values)}.json", asdict(trial))
         return trial
 

@@ -16,8 +16,8 @@ from .records import Trial
 
 ACCURACY, IPC, SUBGROUPS = "accuracy", "ipc", "sample.subgroups"
 LONGEST_VALUE = 36  # letters of a value in a table or a sentence
-MOST_TOLD = 8  # IPCs that colours and marks can tell apart
-MOST_NAMED = 3  # IPCs that the claim names, and that plots mark where there are too many to tell apart
+MOST_TOLD = 8  # IPCs that colours can tell apart
+MOST_NAMED = 3  # IPCs that the claim names
 MOST_LISTED = 12  # numbers that get evenly spaced places; more of them lie along an axis by size
 
 
@@ -59,24 +59,13 @@ class Results:
 
     @cached_property
     def finished(self) -> list[Trial]:
+        """They have all objectives: a trial that lacks one fails."""
         return [trial for trial in self.trials if trial.state == FINISHED]
-
-    @cached_property
-    def scored(self) -> list[Trial]:
-        """Finished ones with the first objective."""
-        return [trial for trial in self.finished if self.objective in trial.metrics]
 
     @cached_property
     def best(self) -> dict[str, Trial]:
         """The best trial by IPC, as text, the smallest first."""
-        best = {ipc: self.by_number[number] for ipc, number in self.document["best"].items()}
-        return {ipc: trial for ipc, trial in best.items() if self.objective in trial.metrics}
-
-    @cached_property
-    def marked(self) -> set[int]:
-        """Numbers of the best trials that plots mark: of each IPC, or of the largest where there are many."""
-        best = [trial.number for trial in self.best.values()]
-        return set(best if len(best) <= MOST_TOLD else best[-MOST_NAMED:])
+        return {ipc: self.by_number[number] for ipc, number in self.document["best"].items()}
 
     @cached_property
     def ipcs(self) -> list[float]:
@@ -84,10 +73,10 @@ class Results:
         return sorted({ipc for ipc in map(ipc_of, self.trials) if is_number(ipc)}) if IPC in self.axes else []
 
     @cached_property
-    def scored_ipcs(self) -> list[float]:
-        """Those of them that have a finished trial with a figure."""
-        scored = set(map(ipc_of, self.scored))
-        return [ipc for ipc in self.ipcs if ipc in scored]
+    def finished_ipcs(self) -> list[float]:
+        """Those of them that have a finished trial."""
+        finished = set(map(ipc_of, self.finished))
+        return [ipc for ipc in self.ipcs if ipc in finished]
 
     def count(self, status: str) -> int:
         return sum(trial.state == status for trial in self.trials)
@@ -109,7 +98,7 @@ class Results:
         if interval is None:
             return None
         least, ipc = self.score(best) - interval, ipc_of(best)
-        others = (trial for trial in self.scored if trial.number != best.number)
+        others = (trial for trial in self.finished if trial.number != best.number)
         return sum(ipc_of(trial) == ipc and self.score(trial) >= least for trial in others)
 
     def metric_names(self) -> list[str]:

@@ -10,13 +10,14 @@ written yet.
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import yaml
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 
 from ims3_ray.evaluation.figures import CURVE
 from ims3_ray.runs import tags
 from ims3_ray.runs.records import FAILED, FINISHED, RUNNING, STOPPED
-from ims3_ray.runs.tracking import Tracker
+from ims3_ray.runs.tracking import RECIPE_FILE, Tracker
 from ims3_ray.stages.context import Context
 from ims3_ray.storage.artifacts import Directory
 
@@ -97,7 +98,10 @@ class Scribe(tune.Callback):
             of_trial = {tags.KIND: tags.TRIAL, tags.SWEEP_KEY: sweep.key, tags.TRIAL_NUMBER: str(number)}
             own = tags.describe_run(self._context) | of_trial | tags.tag_artifacts(record.artifacts)
             run = self._runs[record.key] = Tracker(self._context.storage, self._say)
-            run.start(record.key, name, sweep.config(record.values).results(), own, parent=self._parent)
+            recipe = sweep.config(record.values).results()
+            run.start(record.key, name, recipe, own, parent=self._parent)
+            if not run.is_finished:
+                run.log_file(RECIPE_FILE, yaml.safe_dump(recipe, sort_keys=False).encode())
         return self._runs[record.key]
 
     def _end(self, record: Trial) -> None:

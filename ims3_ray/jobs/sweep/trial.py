@@ -10,14 +10,13 @@ from ray import tune
 from ray.actor import ActorHandle
 
 from ims3_ray.cluster.machine import Machine
-from ims3_ray.errors import InputError
+from ims3_ray.errors import InputError, describe
 from ims3_ray.evaluation.figures import CURVE, headline
 from ims3_ray.pipeline.prepare import prepare
 from ims3_ray.pipeline.steps import Step, plan, run_step
 from ims3_ray.runs.records import FAILED, FINISHED, STOPPED
 from ims3_ray.runs.tags import name_metrics
 from ims3_ray.storage.artifacts import Directory
-from ims3_ray.text import one_line, redacted
 
 from .keeper import LAST, LAST_SHARED
 from .plan import OBJECTIVES, Sweep
@@ -28,7 +27,6 @@ LOOK = "look"
 STEP = "step"  # of the classifiers' training
 NEVER = 10**9  # looks: beyond any trial, where no scheduler compares
 WAIT_S = 0.5
-LONGEST_ERROR = 500  # characters
 
 
 @dataclass(frozen=True)
@@ -83,8 +81,7 @@ class Run:
             self._end(STOPPED)
             raise
         except Exception as error:
-            line = one_line(redacted(f"{type(error).__name__}: {error}"))[:LONGEST_ERROR]
-            self._end(FAILED, error=line)
+            self._end(FAILED, error=describe(error))
             self._runner.report_failure()
             return
         self._end(FINISHED, interval=interval)
@@ -123,12 +120,12 @@ class Run:
         if any(step.manifest is None for step in plan(context, LAST_SHARED)):
             ray.get(self._runner.keeper.make_pool.remote(values))
         shared = plan(context, LAST_SHARED)
-        seconds = {step.artifact: _seconds(step) for step in shared}
+        seconds = {step.artifact: step.summary["seconds"] for step in shared}
         self._trial = self._trial.write(folder, pool=shared[-1].fingerprint, upstream=seconds)
         steps = plan(context, LAST)
         for place, step in enumerate(steps):
             steps[place] = step = step if step.manifest else run_step(context, step)
-            self._figures |= name_metrics(step.stage.name, {"seconds": _seconds(step)})
+            self._figures |= name_metrics(step.stage.name, {"seconds": step.summary["seconds"]})
         return steps
 
     def _hear(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
@@ -142,11 +139,6 @@ class Run:
         self._history.append((step, accuracy))
         self._metrics = {"accuracy": accuracy}
         self._runner.report({"accuracy": accuracy, STEP: step}, len(self._history))
-
-
-def _seconds(step: Step) -> float:
-    assert step.manifest, f"{step.artifact} is not complete"
-    return step.manifest["seconds"]
 
 
 def mean_curve(curves: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, float]]:

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ims3_ray.evaluation.augment import augment, cutmix
+from ims3_ray.evaluation.augment import augment
 from ims3_ray.evaluation.protocols import protocol
 from ims3_ray.jobs.bench.classifiers import OwnTraining, PlainTraining, Task, trained_images
-from ims3_ray.jobs.bench.classifiers_plain import mixed, stock, training_view
+from ims3_ray.jobs.bench.classifiers_plain import stock, training_view
 from ims3_ray.models.classifiers import Halve, build
 
 
@@ -18,7 +18,7 @@ def _seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _spread_apart(found: torch.Tensor, expected: torch.Tensor, rounding: float = 0.0) -> tuple[float, float]:
+def _spread_apart(found: torch.Tensor, expected: torch.Tensor, rounding: float) -> tuple[float, float]:
     """Of draws (N, ...): largest distance of means beyond `rounding` in standard errors, and of deviations as
     a share.
     """
@@ -44,20 +44,6 @@ def test_whole_views_have_the_means_and_deviations_of_the_pil_path(name):
     means, deviations = _spread_apart(augment(pixels, rules, _seeded()), expected, half_a_grey_level)
     assert means < 5
     assert deviations < 0.15
-
-
-def test_the_plain_cutmix_shares_areas_out_as_the_batched_one():
-    images, labels = torch.rand(4, 3, 16, 16, generator=_seeded(1)), torch.arange(4)
-    draws, generator = np.random.default_rng(0), _seeded()
-    plain = torch.tensor([mixed(images.clone(), labels, 1.0, draws)[2] for _ in range(3000)])
-    batched = torch.stack([cutmix(images, labels, 1.0, generator)[2] for _ in range(3000)])
-    means, deviations = _spread_apart(batched, plain)
-    assert means < 4
-    assert deviations < 0.1
-    whole, partners, own = mixed(images.clone(), labels, 0.0, draws)
-    assert torch.equal(whole, images)
-    assert own == 1
-    assert torch.equal(partners, labels)
 
 
 def test_stock_modules_make_the_same_network():

@@ -8,12 +8,13 @@ import sys
 import time
 
 import pytest
+import yaml
 
 from ims3_ray.cli import main
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.jobs.runs import garbage
 from ims3_ray.runs import query, records, tags
-from ims3_ray.runs.tracking import Tracker, client
+from ims3_ray.runs.tracking import RECIPE_FILE, Tracker, client
 from ims3_ray.storage.artifacts import complete, open_storage
 
 A, B = "a" * 12, "b" * 12
@@ -31,8 +32,11 @@ RUNS = {  # key → overrides, metrics, tags
 def track(storage, key, overrides, metrics, own_tags, parent=None):
     tracker = Tracker(storage, pytest.fail)
     known = {tags.KIND: "distillation", tags.PROTOCOL: "quick-v1/n", tags.SCORED: "ours"}
-    tracker.start(key, f"digits-{key}", load_config("digits", overrides).results(), known | own_tags, parent)
+    recipe = load_config("digits", overrides).results()
+    tracker.start(key, f"digits-{key}", recipe, known | own_tags, parent)
     tracker.log(0, metrics)
+    if overrides:  # an ablation and a sweep have none
+        tracker.log_file(RECIPE_FILE, yaml.safe_dump(recipe).encode())
     tracker.finish("FINISHED")
     return tracker.run_id
 
@@ -164,10 +168,12 @@ def test_the_command_printed_reproduces_the_run(ask):
         ("--pareto accuracy,-accuracy", "different"),
         ("--order speed", "speed: no run has this metric"),
         ("--order a`b", "can't be a metric's name"),
-        ("--best --pareto a,b", "--best and --pareto: answer different questions"),
+        ("--best --pareto a,b", "--pareto: not allowed with argument --best; --help shows what runs takes"),
+        ("--nonsense", "unrecognized arguments: --nonsense; --help shows what runs takes"),
         ("--diff k2 k1", "names 2 runs"),
         ("--diff nobody k1", "is no run's key"),
         ("--reproduce k2", "digits-k2bb (key k2bb, MLflow id"),
+        ("--reproduce digits-t", "digits-digits-t logged no recipe.yaml"),
         ("--sweep k1aa", "is no run's key, name or MLflow id"),
         ("--reproduce k1aa --csv x", "--csv: goes with"),
         ("--metric accuracy", "--metric: goes with --best"),

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from pages import FORMULA, HOSTILE, TEMPLATE, Page
+from pages import FORMULA, HOSTILE, TEMPLATE, Page, assert_self_contained
 
 from ims3_ray.jobs.sweep.claim import sweep_claim, sweep_work
 from ims3_ray.jobs.sweep.document import best_trials
@@ -88,14 +88,7 @@ def text_of(plot):
 
 def test_the_page_fetches_and_runs_nothing_and_is_the_same_every_time():
     page = render(document())
-    found = Page(page)
-    assert "script" not in {tag for tag, _ in found.elements}
-    links = found.values("src", "href", "xlink:href")
-    assert links
-    assert all(link.startswith(("data:image/", "#")) for link in links)
-    ids = found.values("id")
-    assert len(ids) == len(set(ids))
-    assert {link[1:] for link in links} <= set(ids)
+    assert_self_contained(page)
     assert render(document()) == page
 
 
@@ -248,8 +241,6 @@ def test_two_objectives_have_a_front_with_the_trials_that_the_document_names():
     assert sorted(labels) == ["0", "1"]
     assert [row.on_front for row in rows(results_of(given))] == [True, True, False]
     assert "2 lie on the Pareto front" in Page(render(given)).text
-    three = given | {"objective": ["accuracy", "coverage", "vendi"]}
-    assert pareto(results_of(three)) is None, "no trial has the third"
 
 
 def test_another_objective_than_accuracy_is_no_percentage_and_has_no_interval():
@@ -268,8 +259,5 @@ def test_many_ipcs_are_all_in_the_table_and_the_claim_says_that_it_left_some_out
     named = "at 18, 50.0 ± 2.0\u202f% at 19 and 50.0 ± 2.0\u202f% at 20 images a class"
     assert found.headline.endswith(named)
     assert "The table has 17 more." in found.detail
-    assert results_of(given).marked == {17, 18, 19}
     assert len(best_columns(results_of(given))) == 20
-    page = Page(render(given)).text
-    assert "best-ipc1.yaml" in page
-    assert "the best: of the 3 largest numbers of images a class" in page
+    assert "best-ipc1.yaml" in Page(render(given)).text
