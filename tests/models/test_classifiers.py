@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ims3_ray.errors import InputError
-from ims3_ray.models.classifiers import SMALLEST_IMAGE, Halve, build
+from ims3_ray.models.classifiers import NETWORKS, SMALLEST_IMAGE, Halve, build
 
 
 def _seeded(seed: int) -> torch.Generator:
@@ -25,11 +25,20 @@ def test_parameter_counts_are_the_published_ones(name, counts):
         assert sum(p.numel() for p in model.parameters()) == count
 
 
-def test_convnet3_of_width_32_has_24_714_parameters_and_512_features():
-    model = build("convnet3", 10, 32, _seeded(0), width=32)
-    assert sum(p.numel() for p in model.parameters()) == 24_714  # 896 + 2 * 9248 + 3 * 64 + 512 * 10 + 10
-    assert model.dim == 512
-    assert model.features(torch.zeros(2, 3, 32, 32)).shape == (2, 512)
+@pytest.mark.parametrize(
+    ("name", "width", "count", "dim"),
+    [
+        ("convnet3", 32, 24_714, 512),  # 896 + 2 * 9248 + 3 * 64 + 512 * 10 + 10
+        ("convnet4", None, 66_010, 192),
+        ("resnet8", None, 78_042, 64),
+        ("mlp", None, 417_802, 128),  # 2 * 3072 + 3072 * 128 + 128 * 128 + 2 * 3 * 128 + 128 * 10 + 10
+    ],
+)
+def test_networks_of_small_images_have_their_parameters_and_features(name, width, count, dim):
+    model = build(name, 10, 32, _seeded(0), width=width)
+    assert sum(p.numel() for p in model.parameters()) == count
+    assert model.dim == dim
+    assert model.features(torch.zeros(2, 3, 32, 32)).shape == (2, dim)
 
 
 @pytest.mark.parametrize("name", sorted(SMALLEST_IMAGE))
@@ -45,9 +54,10 @@ def test_the_smallest_image_still_tells_two_images_apart_and_one_pixel_less_is_r
         build(name, 3, size - 1, _seeded(0))
 
 
-def test_weights_come_from_the_generator_alone():
+@pytest.mark.parametrize("name", NETWORKS)
+def test_weights_come_from_the_generator_alone(name):
     before = torch.get_rng_state()
-    first, second, other = (build("resnetap10", 2, 64, _seeded(seed), width=4) for seed in (3, 3, 4))
+    first, second, other = (build(name, 2, 64, _seeded(seed), width=4) for seed in (3, 3, 4))
     assert torch.equal(before, torch.get_rng_state())
     for name, weight in first.state_dict().items():
         assert torch.equal(weight, second.state_dict()[name])
@@ -71,9 +81,9 @@ def test_resnetap_strides_by_averaging_and_resnet_by_convolution():
             for module in build(name, 2, 64, None).modules()
             if isinstance(module, torch.nn.Conv2d)
         }
-        for name in ("resnetap10", "resnet18")
+        for name in ("resnetap10", "resnet18", "resnet8")
     }
-    assert strides == {"resnetap10": {(1, 1)}, "resnet18": {(1, 1), (2, 2)}}
+    assert strides == {"resnetap10": {(1, 1)}, "resnet18": {(1, 1), (2, 2)}, "resnet8": {(1, 1), (2, 2)}}
 
 
 @pytest.mark.parametrize("size", [(4, 6), (5, 4), (4, 7)])
@@ -86,6 +96,12 @@ def test_halving_is_average_pooling_forward_and_backward(size):
         torch.autograd.grad((y * weight).sum(), x)[0] for y in (Halve()(x), expected)
     )
     assert torch.allclose(gradient, expected_gradient)
+
+
+@pytest.mark.parametrize("name", ["convnet4", "resnet8", "mlp"])
+def test_networks_of_small_images_see_an_image_whatever_its_neighbours(name):
+    model, x = build(name, 3, 32, _seeded(0), width=8), torch.randn(4, 3, 32, 32, generator=_seeded(1))
+    assert torch.allclose(model(x)[1:2], model(x[1:2]), atol=1e-5)
 
 
 def test_one_class_is_too_few():

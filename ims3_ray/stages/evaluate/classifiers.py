@@ -170,7 +170,7 @@ def images_seen(rules: Protocol, images: int, num_classes: int) -> int:
 
 
 def read_pixels(images: ImageSet, rows: np.ndarray, size: int) -> Pixels:
-    """Rows of a set as a protocol of `size` pixels sees them, by Ray tasks; unreadable images are left out."""
+    """Rows of a set as a protocol of `size` pixels sees them, by Ray tasks; without unreadable images."""
     directory = images.directory  # all that a task needs of the set
 
     def read_batch(payload: Payload) -> tuple[np.ndarray, Columns]:

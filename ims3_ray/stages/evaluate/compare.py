@@ -37,6 +37,7 @@ class Choice:
     places: np.ndarray
 
 
+FULL_SEEDS = 3  # at most: what is trained on all images differs least from seed to seed, and takes longest
 Choices = Mapping[tuple[str, int], Choice]  # (name of a baseline, classifier seed)
 
 
@@ -68,14 +69,17 @@ def choose(
 def training_sets(
     own: Mapping[str, Pixels], choices: Choices, images: ImageSet, seeds: Sequence[int], size: int, full: bool
 ) -> Sets:
-    """What each seed trains on: the sets compared, the baselines, and, where asked, all training images."""
+    """What each seed trains on: the sets compared, the baselines, and, where asked, all training images.
+
+    All training images are for the first FULL_SEEDS alone.
+    """
     sets = {(name, seed): pixels for name, pixels in own.items() for seed in seeds}
     for (name, seed), choice in choices.items():
         is_same = name.split()[0] not in SEEDED and seed != seeds[0]
         sets[name, seed] = sets[name, seeds[0]] if is_same else read_pixels(images, choice.rows, size)
     if full:
         pixels = read_pixels(images, np.arange(len(images)), size)
-        sets |= {("full", seed): pixels for seed in seeds}
+        sets |= {("full", seed): pixels for seed in seeds[:FULL_SEEDS]}
     return sets
 
 
