@@ -154,9 +154,8 @@ _QUICK = Protocol(  # its values were chosen on the digits' validation images al
     warmup=0.1,
     evaluations=5,
 )
-# Learning rates of `quick` for networks that need another. Chosen, of 0.03, 0.1, 0.3 and 1, on the digits'
-# validation images alone.
-QUICK_RATES = {"resnet8": 0.3}
+# Learning rates of `quick` for networks that need another, chosen on the digits' validation images alone.
+QUICK_RATES = {"resnet8": 0.3, "mlp": 0.03}
 _SMOKE = _QUICK.model_copy(  # shows that a pipeline runs, in seconds; its accuracies say nothing
     update={"name": "smoke", "width": 8, "image_size": 16, "steps": 6, "batch_size": 16, "evaluations": 2}
 )

@@ -87,7 +87,7 @@ def test_networks_of_quick_have_the_learning_rates_that_validation_chose_and_oth
         rates = {
             n: protocol(name, network=n).learning_rate for n in ("convnet3", "convnet4", "resnet8", "mlp")
         }
-        assert rates == {"convnet3": 0.1, "convnet4": 0.1, "resnet8": 0.3, "mlp": 0.1}
+        assert rates == {"convnet3": 0.1, "convnet4": 0.1, "resnet8": 0.3, "mlp": 0.03}
     assert protocol("minimax", network="resnet8").learning_rate == protocol("minimax").learning_rate
     assert protocol("quick", network="resnet8").label == "quick-v2/resnet8"
 
