@@ -64,12 +64,15 @@ def test_a_start_without_noise_at_the_first_level_is_close_to_its_image_and_pure
 
 
 @pytest.mark.slow
-def test_starts_are_the_same_for_any_number_of_actors(words):
-    start = ("sample.start=inversion", "sample.start_level=600", "finetune.epochs=0")
-    steps = made(words, *start, "workers.actors=1", upto="sample")
+@pytest.mark.parametrize(
+    "given", [("sample.start=inversion", "sample.start_level=600"), ("sample.guidance=transport",)]
+)
+def test_starts_and_guidance_are_the_same_for_any_number_of_actors(words, given):
+    given += ("finetune.epochs=0",)
+    steps = made(words, *given, "workers.actors=1", upto="sample")
     one = candidates(steps)
     steps["candidates"].directory.delete()
-    many = candidates(made(words, *start, "workers.actors=3", upto="sample"))
+    many = candidates(made(words, *given, "workers.actors=3", upto="sample"))
     for name in one:
         assert np.array_equal(one[name], many[name]), name
 
