@@ -21,7 +21,7 @@ class CountedBar(tqdm):
     def __init__(self, *, desc: str, unit: str, **options: Any):
         super().__init__(desc=desc, unit=unit, **options)
         self._began, tags = time.perf_counter(), {"stage": desc.strip(), "unit": unit.strip()}
-        self._exported = ray.is_initialized()
+        self._exported = ray.is_initialized() and not self.disable
         if self._exported:  # through Ray's agent, which every node has
             self._rows = Counter("ims3_rows", "Rows that a stage has done, of the driver's runs", tuple(tags))
             self._rate = Gauge("ims3_rows_per_second", "Rows a second of the stage at work", tuple(tags))
@@ -35,7 +35,7 @@ class CountedBar(tqdm):
         return super().update(n)
 
     def close(self) -> None:
-        if self._exported and not self.disable:
+        if self._exported:
             self._rate.set(0.0)  # nothing is at work any more
         super().close()
 

@@ -30,19 +30,28 @@ ACTIVATIONS = (nn.ReLU, nn.GELU)  # after which maps are measured
 
 
 def loss_gradients(probe: nn.Module, images: Images, label: int, *, differentiable: bool) -> Statistic:
-    """∇_θ of the mean cross-entropy of images of one class, for every matrix and convolution.
+    """∇_θ of the mean cross-entropy of images of one class, a tensor a parameter.
 
-    Biases and the norms' values are left out, as published: a bias before a norm has no gradient but
-    rounding. `differentiable` keeps the graph to the images.
+    Convolutions' biases are left out: before a norm they have no gradient but rounding. `differentiable`
+    keeps the graph to the images.
     """
     labels = torch.full((len(images),), label, device=images.device)
     loss = functional.cross_entropy(probe(images), labels)
-    matrices = [parameter for parameter in probe.parameters() if parameter.dim() > 1]
-    return list(torch.autograd.grad(loss, matrices, create_graph=differentiable))
+    return list(torch.autograd.grad(loss, matched_parameters(probe), create_graph=differentiable))
+
+
+def matched_parameters(probe: nn.Module) -> list[nn.Parameter]:
+    """All but the biases of convolutions, in the order of the modules."""
+    return [
+        parameter
+        for module in probe.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if not (isinstance(module, nn.Conv2d) and name == "bias")
+    ]
 
 
 def gradient_distance(ours: Statistic, theirs: Statistic) -> Float[Tensor, ""]:
-    """Σ over layers of 1 − cos (Zhao et al. 2021, eq. 9, with a layer's gradient as one vector)."""
+    """Σ over tensors of 1 − cos (Zhao et al. 2021, eq. 9, with a tensor's gradient as one vector)."""
     pairs = zip(ours, theirs, strict=True)
     return torch.stack(
         [1 - functional.cosine_similarity(a.flatten(), b.flatten(), dim=0, eps=1e-12) for a, b in pairs]

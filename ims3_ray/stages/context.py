@@ -52,6 +52,16 @@ class Context:
         return self.images["train"].classes
 
     @property
+    def is_tuned(self) -> bool:
+        """Whether the generator is fine-tuned, or kept as it was pretrained."""
+        return self.config.finetune.epochs > 0
+
+    @property
+    def starts_from_inversions(self) -> bool:
+        """Whether candidates start from inverted real images."""
+        return self.config.sample.start == "inversion"
+
+    @property
     def num_tuned(self) -> int:
         """Images that the generator is tuned on."""
         counts = self.images["train"].counts()

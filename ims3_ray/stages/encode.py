@@ -92,4 +92,14 @@ def _cost(context: Context, forward: Forward) -> Cost:
     return Cost(rows, views * forward.encode, disk, generator_bytes(context))
 
 
-STAGE = Stage(name="encode", noun="latents", version=1, run=run, depends=_depends, cost=_cost)
+STAGE = Stage(
+    name="encode",
+    noun="latents",
+    version=1,
+    is_part=lambda context: (
+        context.is_tuned or context.starts_from_inversions or context.config.sample.guidance != "none"
+    ),
+    run=run,
+    depends=_depends,
+    cost=_cost,
+)

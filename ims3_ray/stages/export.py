@@ -43,7 +43,9 @@ def run(
     return {"rows": len(images), "images": list(itertools.chain.from_iterable(entries))}
 
 
-def _chosen(candidates: Directory, selection: Directory, classes: tuple[str, ...]) -> Sequence[DistilledImage]:
+def _chosen(
+    candidates: Directory, selection: Directory, classes: tuple[str, ...]
+) -> Sequence[DistilledImage]:
     chosen = find_chosen(candidates, selection, classes)
     pngs = read_images(candidates, chosen)
     return [

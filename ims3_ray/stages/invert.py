@@ -106,6 +106,7 @@ STAGE = Stage(
     noun="inversions",
     version=1,
     reads=("latents",),
+    is_part=lambda context: context.is_tuned or context.starts_from_inversions,
     run=run,
     depends=lambda context: [context.values_of(context.config.invert), context.generator_values()],
     cost=_cost,

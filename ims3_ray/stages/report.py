@@ -1,6 +1,7 @@
 """Report on a run. Reads everything, makes one self-contained page and a contact sheet."""
 
 import shlex
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from ims3_ray.report.images import PAGE_CLASSES
 from ims3_ray.report.inputs import Uncovered, shown_classes
 from ims3_ray.report.uncovered import missed
 from ims3_ray.storage import tables
-from ims3_ray.storage.artifacts import Directory, read_manifest, read_rows, summary_of
+from ims3_ray.storage.artifacts import Directory, Manifest, read_manifest, read_rows, summary_of
 
 from .context import Context
 from .contract import Stage
@@ -57,8 +58,8 @@ def _gather(context: Context, inputs: dict[str, Directory]) -> ReportData:
         candidate_labels=drawn["label"],
         candidate_selected=chosen,
         uncovered=_uncovered(context, real, drawn["feature"][chosen], drawn["label"][chosen]),
-        history=manifests["adapter"].get("history", []),
-        refinement=manifests["refined"].get("history", []) if "refined" in manifests else [],
+        history=_history(manifests.get("adapter")),
+        refinement=_history(manifests.get("refined")),
         evaluation=inputs["evaluation"].read_json("evaluation.json") if "evaluation" in inputs else None,
         selection=selection,
         stages=[{"name": m["stage"], **summary_of(m)} for m in manifests.values()],
@@ -67,6 +68,10 @@ def _gather(context: Context, inputs: dict[str, Directory]) -> ReportData:
             "Find it among other runs": "python jobs/runs.py --order accuracy",
         },
     )
+
+
+def _history(manifest: Manifest | None) -> Sequence[Mapping[str, float]]:
+    return manifest.get("history", []) if manifest else []
 
 
 def _contact(

@@ -292,14 +292,3 @@ def read_rows(directory: Directory, table: tables.Table, columns: list[str] | No
     return tables.concatenate(
         tables.from_parquet(directory.read(n), table, columns) for n in part_names(directory)
     )
-
-
-def read_class(directory: Directory, table: tables.Table, label: int, columns: list[str]) -> tables.Columns:
-    """The rows of one class of an artefact, parts in order, of `columns` alone; of what has none, no row."""
-    names = ["label", *(name for name in columns if name != "label")]
-    parts = []
-    for name in part_names(directory):
-        rows = tables.from_parquet(directory.read(name), table, names)
-        kept = rows["label"] == label
-        parts.append({column: rows[column][kept] for column in columns})
-    return tables.concatenate(parts)

@@ -61,14 +61,14 @@ def keys_of(imagenet_tree, model, *words):
 def test_every_yaml_file_of_the_package_is_a_recipe_whose_header_says_what_was_measured():
     files = {p.name for p in resources.files("ims3_ray.recipes").iterdir() if p.name.endswith(".yaml")}
     assert files == {f"{name}.yaml" for name in recipe_names()}
-    assert set(recipe_names()) == {"digits", *IMAGENET}
+    assert set(recipe_names()) == {"digits", "digits-paper", "imagewoof-refined", *IMAGENET}
     for name in recipe_names():
         header = [line for line in recipe_text(name)[1].splitlines() if line.startswith("#")]
         assert any("Hardware:" in line for line in header)
         assert any("measured" in line for line in header)
 
 
-@pytest.mark.parametrize("name", IMAGENET)
+@pytest.mark.parametrize("name", [*IMAGENET, "imagewoof-refined"])
 def test_imagenet_recipes_are_the_published_one(name):
     c = load_config(name)
     assert (c.model.path, c.embed.extractor) == ("facebook/DiT-XL-2-256", "timm:resnet18.tv_in1k")

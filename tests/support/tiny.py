@@ -25,6 +25,8 @@ TINY = [  # the digits' path on three classes of 16-pixel images, in seconds
     "evaluate.protocol=smoke",
     "evaluate.neighbours=3",
     "evaluate.seeds=2",
+    *("select.unit=subgroup", "select.coverage=0", "select.exclude_copies=false", "refine.steps=0"),
+    "evaluate.baselines=[random]",
     "workers.actors=2",
     "workers.shards=2",
 ]

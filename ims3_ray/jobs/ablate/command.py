@@ -28,7 +28,7 @@ POOL_IMAGES = 40
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--recipe", default="digits", metavar="NAME|FILE", help="as for distill")
+    parser.add_argument("--recipe", default="digits-paper", metavar="NAME|FILE", help="as for distill")
     rows = f"named rows ({', '.join(named())}) or a YAML file"
     parser.add_argument("--rows", default=STANDARD, metavar="NAME|FILE", help=rows)
     baseline = "the row that differences are taken to (default: as the rows say)"

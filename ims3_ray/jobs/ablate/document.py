@@ -95,12 +95,11 @@ def _columns(records: Sequence[Mapping[str, Value]]) -> dict[str, Sequence[Value
 
 def _seconds(context: Context, steps: Steps) -> dict[str, float]:
     """What a run alone would have spent, by stage: what others of the table made for it counts in full."""
-    config = context.config
-    tuned, started = config.finetune.epochs > 0, config.sample.start == "inversion"
-    matched = tuned and bool(config.im.weight or config.im.grad_ratio)
-    wanted = {"latents": tuned or started, "inversions": matched or started, "adapter": tuned}
+    of_run, is_matched = dict(steps), bool(context.config.im.weight or context.config.im.grad_ratio)
+    if not (is_matched or context.starts_from_inversions):
+        of_run.pop("inversions", None)  # made, and not looked at
     nouns = ("latents", "inversions", "adapter", "features", "candidates", "selection", "probes", "refined")
-    needed = (steps[noun] for noun in nouns if noun in steps and wanted.get(noun, True))
+    needed = (of_run[noun] for noun in nouns if noun in of_run)
     return {step.stage.name: step.manifest["seconds"] for step in needed if step.manifest}
 
 

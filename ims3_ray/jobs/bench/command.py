@@ -8,6 +8,7 @@ python jobs/bench.py sample                                   or finetune, encod
                                                               beside the published settings
 python jobs/bench.py finetune --random-init --size XL/2       random weights of that size, no download
 python jobs/bench.py sample --recipe my.yaml model.path=DIR --batch-size 128,256
+python jobs/bench.py refine --random-init ipc=2               a step of refinement, decoder and probe
 python jobs/bench.py pipeline                                 the stages under Ray beside the bare loop
 
 python jobs/bench.py evaluate                                 training a classifier, beside DataLoader and PIL
@@ -25,7 +26,7 @@ from ims3_ray.errors import InputError
 STAGES = ("sample", "finetune", "encode", "invert")
 WHAT = {
     "select": "selection",
-    **dict.fromkeys(STAGES, "stages"),
+    **dict.fromkeys((*STAGES, "refine"), "stages"),
     "pipeline": "overhead",
     "evaluate": "classifiers",
 }
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", metavar="JSON", help="also write the figures here")
     _add_select(parser.add_argument_group("select"))
-    _add_stages(parser.add_argument_group(", ".join((*STAGES, "pipeline"))))
+    _add_stages(parser.add_argument_group(", ".join((*STAGES, "refine", "pipeline"))))
     _add_evaluate(parser.add_argument_group("evaluate"))
     parser.add_argument(
         "overrides", nargs="*", metavar="field=value", help="such as workers.shards=4 or model.path=DIR"
@@ -63,7 +64,9 @@ def _add_select(group: argparse._ArgumentGroup) -> None:
 
 def _add_stages(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--recipe", default="digits", metavar="NAME|FILE", help="a named run, or a YAML file like those")
+    add(
+        "--recipe", default="digits-paper", metavar="NAME|FILE", help="a named run, or a YAML file like those"
+    )
     add("--random-init", action="store_true", help="random weights and images instead of the recipe's")
     add("--size", metavar="NAME", help="of the random model: tiny, S/2, B/2, L/2, XL/2 (default XL/2)")
     add("--batch-size", metavar="N,…", help="of the own path (default: the recipe's; finetune: 8,64)")

@@ -1,23 +1,30 @@
 """This project's own path of a stage: its worker class, built and called as an actor does it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from ims3_ray.cluster.fan_out import CALLS_PER_ACTOR, Build, Part
 from ims3_ray.cluster.trainer import Optimisation, Trainer
+from ims3_ray.config.refinement import Refine
 from ims3_ray.data.reading import payloads
+from ims3_ray.evaluation.probes import differentiable, probe_protocols
+from ims3_ray.evaluation.protocols import Protocol
 from ims3_ray.method import difffit
+from ims3_ray.method.rng import generator
+from ims3_ray.models.classifiers import build
 from ims3_ray.models.device import prepare_device
 from ims3_ray.models.dit import DiT, DiTConfig
+from ims3_ray.models.generator import load_vae
 from ims3_ray.pipeline.steps import STAGES
 from ims3_ray.stages.context import Context
 from ims3_ray.stages.costs import count_forward, count_operations
 from ims3_ray.stages.encode import Encoder, encoder_arguments
 from ims3_ray.stages.finetune.stage import InversionMatchingTask, optimisation, task_arguments
 from ims3_ray.stages.invert import Inverter, inverter_arguments
+from ims3_ray.stages.refine.worker import refinement
 from ims3_ray.stages.sample.stage import Sampler, sampler_arguments
 from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import Directory, part_names
@@ -82,6 +89,8 @@ def own_side(context: Context, stage: str, work: Directory) -> Side:
             operations=step_operations(context.info.config, frozen=True),
             batch_field="finetune.batch_size",
         )
+    if stage == "refine":
+        return refinement_side(context, how)
     pool = pool_work(context, stage, work, 1)
     images, sample = pool.parts[0].rows, config.sample
     how += {
@@ -101,6 +110,51 @@ def own_side(context: Context, stage: str, work: Directory) -> Side:
         batch_field=f"{stage}.batch_size.{context.machine.device}",
         calls_at_once=CALLS_PER_ACTOR,
     )
+
+
+def refinement_side(context: Context, how: str) -> Side:
+    """A step of refinement of one class of `ipc` images: what is made is an image's step."""
+    config = context.config
+    rules = probe_protocols(config.probe, config.evaluate.protocol)[0]
+    one_step = replace(context, config=config.model_copy(update={"refine": stepped(config.refine)}))
+    return Side(
+        name="own",
+        settings=f"{how}{config.refine.views} views, {rules.network} at {rules.image_size} pixels, "
+        f"{context.batch_size(config.refine)} images decoded at once",
+        build=RefinementStep,
+        arguments={"context": one_step, "rules": rules},
+        batch_size=context.batch_size(config.refine),
+        images=config.ipc,
+        operations=pool_operations(one_step, "refine"),
+        batch_field=f"refine.batch_size.{context.machine.device}",
+    )
+
+
+def stepped(settings: Refine) -> Refine:
+    return settings.model_copy(update={"steps": 1})
+
+
+class RefinementStep:
+    """One step of a class's refinement from random latents, by a probe with random weights."""
+
+    def __init__(self, context: Context, rules: Protocol):
+        config, model, device = context.config, context.config.model, prepare_device(context.machine.device)
+        numerics = {"device": device, "dtype": context.numerics.dtype}
+        vae = load_vae(model.path, vae=model.vae, heads=model.heads, **numerics)
+        vae.model.requires_grad_(False)
+        draws, size = generator("bench", "refine"), rules.image_size
+        network = build(rules.network, len(context.classes), size, draws, width=rules.width)
+        self._probe, seen = network.to(device), differentiable(rules)
+        self._refinement = refinement(config.refine, vae, seen, context.batch_size(config.refine))
+        self._start = torch.randn(config.ipc, *context.info.latent_shape, generator=draws).to(device)
+        real = torch.rand(config.ipc, 3, size, size, generator=draws).to(device)
+        measure = self._refinement.objective.measure
+        self._target = [x.detach() for x in measure(self._probe, real, 0, differentiable=False)]
+        self._draws = torch.Generator(device).manual_seed(0)
+
+    def __call__(self) -> object:
+        target, draws = self._target, self._draws
+        return self._refinement.run(self._start, 0, [self._probe], lambda _: target, lambda _: draws)
 
 
 class WorkerCall:

@@ -81,12 +81,15 @@ def _overrides(arguments: argparse.Namespace, work: Path) -> dict[str, object]:
         fixed |= {"model.path": str(folder), "model.vae": None, "data.class_map": None}
         fixed |= {"data.train": str(work / f"images-{size.image_size}")}
         weak |= {"embed.extractor": size.extractor}
-        if arguments.recipe == "digits":  # whose guidance is made for its own small model
+        if arguments.recipe == "digits-paper":  # whose guidance is made for its own small model
             weak |= {"sample.guidance_scale": 4.0, "sample.guidance_channels": 3}
     elif arguments.size:
         raise InputError(
             f"--size: {arguments.size} is a random model's; give --random-init too, or leave it out"
         )
+    if arguments.what == "refine":  # probes see images as the recipe's classifiers do
+        recipe = load_config(arguments.recipe, given)
+        weak["probe.protocol"] = recipe.probe.protocol or recipe.evaluate.protocol
     if clash := sorted(set(given) & set(fixed)):
         why = " for --random-init" if arguments.random_init else ""
         raise InputError(f"{clash[0]}: the bench sets it{why}; leave it out")

@@ -23,7 +23,7 @@ def run(arguments: argparse.Namespace, work: Path) -> Figures:
     contexts, device, document = prepare_contexts(arguments, work)
     stage, inputs = arguments.what, open_directory(str(work / "inputs"))
     sides = [own_side(context, stage, inputs / f"{stage}-{n}") for n, context in enumerate(contexts)]
-    if arguments.published:
+    if arguments.published and stage != "refine":  # which is published nowhere
         sides.append(published_side(contexts[0], stage))
     measured = compare(
         sides, contexts[0].machine, device, repetitions=arguments.repetitions, seconds=arguments.seconds

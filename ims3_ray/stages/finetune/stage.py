@@ -81,6 +81,7 @@ STAGE = Stage(
     noun="adapter",
     version=1,
     reads=("latents", "inversions"),
+    is_part=lambda context: context.is_tuned,
     run=run,
     depends=_depends,
     cost=_cost,

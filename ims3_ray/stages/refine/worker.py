@@ -11,6 +11,7 @@ from ray.actor import ActorHandle
 from torch import Tensor
 from torch.nn import functional
 
+from ims3_ray.config.refinement import Refine
 from ims3_ray.config.settings import Config
 from ims3_ray.data.pixels import decode, encode_png, resize_and_crop, square
 from ims3_ray.data.reading import BatchReader, Payload
@@ -25,9 +26,10 @@ from ims3_ray.models.batches import TRANSFORMER, to_images, to_pixels
 from ims3_ray.models.device import Numerics, prepare_device
 from ims3_ray.models.extractor import embed_pixels, load_extractor
 from ims3_ray.models.generator import load_vae
+from ims3_ray.models.vae import Vae
 from ims3_ray.stages.chosen import Chosen, read_images
 from ims3_ray.storage import tables
-from ims3_ray.storage.artifacts import Directory, read_class
+from ims3_ray.storage.artifacts import Directory, part_names
 from ims3_ray.storage.tables import Columns
 
 from .probe import load_probes
@@ -87,16 +89,7 @@ class Refiner:
         self._probes = load_probes(given.probes, kinds, config.probe, len(given.classes), device)
         self._given, self._board, self._batch_size, self._device = given, board, batch_size, device
         self._rules, self._real_of = differentiable(kinds[0]), -1
-        self._refinement = Refinement(
-            objective=OBJECTIVES[settings.objective],
-            decode=self._decode if settings.space == "latent" else self._as_classifiers_see,
-            view=partial(_view, rules=self._rules),
-            steps=settings.steps,
-            lr=settings.lr,
-            views=settings.views,
-            stay=settings.stay,
-            part=batch_size,
-        )
+        self._refinement = refinement(settings, self._vae, self._rules, batch_size)
 
     def __call__(self, payload: ClassPayload) -> tuple[Columns, dict[str, str]]:
         label, chosen = payload["label"], [Chosen(*values) for values in payload["chosen"]]
@@ -171,15 +164,6 @@ class Refiner:
         parts = to_images(pixels).split(self._batch_size)
         return torch.cat([self._vae.encode(part)[0] for part in parts])
 
-    def _decode(self, z: Tensor) -> Tensor:
-        return self._as_classifiers_see((self._vae.decode_freely(z) + 1) / 2)
-
-    def _as_classifiers_see(self, images: Tensor) -> Tensor:
-        size = self._rules.image_size
-        if images.shape[-1] == size:
-            return images
-        return functional.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
-
     @torch.no_grad()
     def _pixels(self, z: Tensor) -> np.ndarray:
         """Images (K, 3, H, W) uint8 at the generator's size."""
@@ -195,10 +179,41 @@ class Refiner:
 
     def _became_copies(self, label: int, before: np.ndarray, after: np.ndarray) -> np.ndarray:
         """Which images (K,) bool are copies of real ones after refinement and were none before."""
-        real = read_class(self._given.features, tables.FEATURES, label, ["feature"])["feature"]
+        real = _features_of(self._given.features, label)
         if len(real) < 2:
             return np.zeros(len(after), bool)
         return copies(real, after)[1] & ~copies(real, before)[1]
+
+
+def refinement(settings: Refine, vae: Vae, rules: Protocol, part: int) -> Refinement:
+    """How the recipe moves images that a protocol's classifiers see, `part` of them decoded at once."""
+    see = partial(_at_size, size=rules.image_size)
+    return Refinement(
+        objective=OBJECTIVES[settings.objective],
+        decode=(lambda z: see((vae.decode_freely(z) + 1) / 2)) if settings.space == "latent" else see,
+        view=partial(_view, rules=rules),
+        steps=settings.steps,
+        lr=settings.lr,
+        views=settings.views,
+        stay=settings.stay,
+        part=part,
+    )
+
+
+def _at_size(images: Tensor, size: int) -> Tensor:
+    """Images (K, 3, H, H) as a protocol scales them, differentiably."""
+    if images.shape[-1] == size:
+        return images
+    return functional.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+
+
+def _features_of(features: Directory, label: int) -> np.ndarray:
+    """Features (N, D) of a class's real images; a part at a time is in memory."""
+    own = []
+    for name in part_names(features):
+        rows = tables.from_parquet(features.read(name), tables.FEATURES, ["label", "feature"])
+        own.append(rows["feature"][rows["label"] == label])
+    return np.concatenate(own)
 
 
 def _view(images: Tensor, generator: torch.Generator, rules: Protocol) -> Tensor:

@@ -42,7 +42,7 @@ Key = tuple[str | int, ...]  # of its random draws
 def run(
     context: Context,
     out: Directory,
-    adapter: Directory,
+    adapter: Directory | None = None,
     latents: Directory | None = None,
     inversions: Directory | None = None,
     features: Directory | None = None,
@@ -62,7 +62,7 @@ def run(
     if config.sample.guidance == "transport":
         size -= size % config.pool_ipc
     batches = [places[start : start + size] for start in range(0, len(places), size)]
-    arguments = sampler_arguments(context, adapter if config.finetune.epochs else None)
+    arguments = sampler_arguments(context, adapter)
     if inversions and features:
         collect_starts(context, inversions, features).save(out)
     if latents:
