@@ -81,7 +81,7 @@ def test_places_without_credentials_are_left_as_they_are():
 def test_a_wrong_recipe_is_told_without_all_else_that_it_holds():
     held = {"ipc": 50, "sample.pool_ipc": 10, "storage": f"s3://AKIAKEY:{SECRET}@bucket/runs"}
     with pytest.raises(InputError) as refused:
-        load_config("digits", held)
+        load_config("digits-paper", held)
     assert str(refused.value) == "sample.pool_ipc: 10 holds 10 images to choose ipc=50 from; raise it"
 
 

@@ -38,6 +38,7 @@ def inputs():
     )
 
 
+@pytest.mark.slow
 def test_compiled_blocks_give_what_the_blocks_give_and_the_same_bits_again(can_compile):
     plain, compiled = pair()
     with torch.inference_mode():
@@ -46,6 +47,7 @@ def test_compiled_blocks_give_what_the_blocks_give_and_the_same_bits_again(can_c
     assert torch.equal(first, again)
 
 
+@pytest.mark.slow
 def test_gradients_through_compiled_blocks_can_be_taken_term_by_term(can_compile):
     gradients = []
     for model in pair():

@@ -24,6 +24,7 @@ from ims3_ray.stages.costs import count_forward, count_operations
 from ims3_ray.stages.encode import Encoder, encoder_arguments
 from ims3_ray.stages.finetune.stage import InversionMatchingTask, optimisation, task_arguments
 from ims3_ray.stages.invert import Inverter, inverter_arguments
+from ims3_ray.stages.refine.stage import step_operations as refined_step_operations
 from ims3_ray.stages.refine.worker import refinement
 from ims3_ray.stages.sample.stage import Sampler, sampler_arguments
 from ims3_ray.storage import tables
@@ -125,7 +126,7 @@ def refinement_side(context: Context, how: str) -> Side:
         arguments={"context": one_step, "rules": rules},
         batch_size=context.batch_size(config.refine),
         images=config.ipc,
-        operations=pool_operations(one_step, "refine"),
+        operations=refined_step_operations(one_step, count_forward(one_step)),
         batch_field=f"refine.batch_size.{context.machine.device}",
     )
 

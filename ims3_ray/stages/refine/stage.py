@@ -113,16 +113,28 @@ def _depends(context: Context) -> object:
     return [settings, shared, generator["model"], generator["device"]]
 
 
-def _cost(context: Context, forward: Forward) -> Cost:
-    """A step decodes, and takes gradients of gradients of the probe; targets are measured once a probe."""
-    config, rows = context.config, context.config.ipc * len(context.classes)
-    settings, kinds = config.refine, probe_protocols(config.probe, config.evaluate.protocol)
-    probe = sum(classifier_operations(rules, len(context.classes)) for rules in kinds) / len(kinds)
+def step_operations(context: Context, forward: Forward) -> float:
+    """Of a step, an image: it is decoded, its views go through a probe, and the gradient comes back."""
+    settings = context.config.refine
     decode = forward.decode * BACKWARD if settings.space == "latent" else 0.0
     passes = 2 * BACKWARD if settings.objective == "gradients" else BACKWARD
-    operations = settings.steps * (decode + settings.views * passes * probe)
-    measured = len(context.images["train"]) * config.probe.count * len(config.probe.points) * len(kinds)
-    return Cost(rows, operations + measured * BACKWARD * probe / rows, disk=2 * rows * png_bytes(context))
+    return decode + settings.views * passes * _probe_operations(context)
+
+
+def _probe_operations(context: Context) -> float:
+    kinds = probe_protocols(context.config.probe, context.config.evaluate.protocol)
+    return sum(classifier_operations(rules, len(context.classes)) for rules in kinds) / len(kinds)
+
+
+def _cost(context: Context, forward: Forward) -> Cost:
+    """Steps, and the targets, which are measured once a probe and class."""
+    config, rows = context.config, context.config.ipc * len(context.classes)
+    kinds = probe_protocols(config.probe, config.evaluate.protocol)
+    probes = config.probe.count * len(config.probe.points) * len(kinds)
+    measured = int(np.minimum(context.images["train"].counts(), config.refine.real_images or 10**9).sum())
+    targets = measured * probes * BACKWARD * _probe_operations(context) / rows
+    operations = config.refine.steps * step_operations(context, forward) + targets
+    return Cost(rows, operations, disk=2 * rows * png_bytes(context))
 
 
 STAGE = Stage(

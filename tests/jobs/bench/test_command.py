@@ -56,7 +56,7 @@ def context(ray_cluster, tiny_model, tiny_images, tmp_path):
     four = {f"{stage}.batch_size": {"cpu": 4, "cuda": 4} for stage in ("sample", "encode", "invert")}
     small = {"ipc": 2, "sample.steps": 3, "invert.points": 3} | four
     config = load_config(
-        "digits", places | small | {"evaluate.protocol": "none", "storage": str(tmp_path / "storage")}
+        "digits-paper", places | small | {"evaluate.protocol": "none", "storage": str(tmp_path / "storage")}
     )
     return preparation.prepare(config, find_machine(config.workers))
 
@@ -66,6 +66,7 @@ def context(ray_cluster, tiny_model, tiny_images, tmp_path):
     [
         ("sample", ["--batch-size", "2,3", "--no-published"], ["own", "own"]),
         ("finetune", [], ["own", "own", "published"]),
+        ("refine", ["--batch-size", "1,2"], ["own", "own"]),
         pytest.param("encode", [], ["own", "published"], marks=pytest.mark.slow),
         pytest.param("invert", [], ["own", "published"], marks=pytest.mark.slow),
     ],

@@ -75,6 +75,7 @@ def test_a_run_that_never_began_and_one_that_failed_say_so(finished_run, folder,
     assert "the same command, without --status, goes on with it" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_prometheus_sees_rows_and_rates_by_stage(ray_cluster):
     node = ray_cluster.nodes()[0]
     place = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"

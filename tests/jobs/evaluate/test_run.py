@@ -60,6 +60,7 @@ def test_folders_and_parquet_of_one_set_have_the_same_figures(ray_cluster, words
     assert all(line in out for line in lines)
 
 
+@pytest.mark.slow
 def test_uneven_sets_and_copies_of_test_images_are_told(ray_cluster, words, tiny_images, tmp_path, capsys):
     folder = write_images(tmp_path / "mine", 3, seed=7)
     for place in range(2):

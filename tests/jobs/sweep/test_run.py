@@ -72,6 +72,7 @@ def statuses(document):
     return [trial["status"] for trial in document["trials"]]
 
 
+@pytest.mark.slow
 def test_a_sweep_samples_once_and_selects_once_a_trial(ran):
     _, storage, said, document, folder = ran
     made = Counter(path.parent.name for path in manifests(storage))
@@ -89,6 +90,7 @@ def test_a_sweep_samples_once_and_selects_once_a_trial(ran):
         assert (winner["evaluate"]["protocol"], winner["evaluate"]["full"]) == ("smoke", True)
 
 
+@pytest.mark.slow
 def test_mlflow_holds_the_sweep_with_a_child_for_every_trial(ran):
     plan, storage, _, document, _ = ran
     client, parent, children = runs_of(storage, plan.key)

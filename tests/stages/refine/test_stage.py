@@ -86,6 +86,7 @@ def test_runs_share_probes_and_without_steps_nothing_is_refined(words, refined, 
     assert plain["distilled"].directory.uri == finished_run[1].distilled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [("refine.objective=features",), ("refine.space=pixel", "refine.stay=1"), ("refine.start=medoids",)],
