@@ -74,12 +74,10 @@ class Plan:
     def config(self, row: Row, ipc: int, seed: int) -> Config:
         """The run of one cell. Candidates are drawn for the largest IPC, unless the row says otherwise."""
         real = sorted({row.real for row in self.rows.rows if row.real})
-        shared: dict[str, object] = {
-            "sample.pool_ipc": max(self.ipcs),
-            "evaluate.full": False,
-            "evaluate.baselines": real if row.name == self.rows.host else [],
-        }
-        words = {**shared, **self.overrides, **row.overrides, "ipc": ipc, "seed": seed}
+        shared: dict[str, object] = {"sample.pool_ipc": max(self.ipcs), "evaluate.full": False}
+        baselines = real if row.name == self.rows.host else []
+        own = {"evaluate.baselines": baselines, "ipc": ipc, "seed": seed}
+        words = {**shared, **self.overrides, **row.overrides, **own}
         return load_config(self.recipe, words)
 
     def configs(self) -> dict[Cell, Config]:

@@ -87,12 +87,13 @@ def _legend(document: Ablation, comparison: Comparison) -> str:
     seeds, each = len(document["generator_seeds"]), document["classifier_seeds"]
     fields = ("protocol", "split", "baseline", "device", "written")
     protocol, split, baseline, device, written = (_escaped(document[key]) for key in fields)
+    measured = document["pool_images"]
+    pool = f"Coverage and copy rate: of {measured} images a class. " if measured else ""
     return (
         f"Accuracy in percent after the last step, protocol {protocol}, {split} split; mean ± 95 % interval "
         f"over {seeds} generator seed{'' if seeds == 1 else 's'} (of {each} classifiers each). In brackets: "
         f"points above or below {baseline}, paired by seed; **bold**: p < 0.05 after Holm's adjustment over "
-        f"{comparison.num_tests} comparisons. Coverage and copy rate: of {document['pool_images']} images a "
-        f"class. Device: {device}. Written {written}."
+        f"{comparison.num_tests} comparisons. {pool}Device: {device}. Written {written}."
     )
 
 
