@@ -32,7 +32,9 @@ def words_of(model, images, storage):
 
 def plan_of(words, space=SPACE, search="grid", trials=8, **options):
     overrides = parse_overrides(list(words))
-    return Sweep("digits", overrides, read_space(space, "digits", overrides), search, trials, **options)
+    return Sweep(
+        "digits-paper", overrides, read_space(space, "digits-paper", overrides), search, trials, **options
+    )
 
 
 def say_nothing(line):
