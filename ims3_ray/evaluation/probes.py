@@ -10,7 +10,7 @@ from ims3_ray.models.classifiers import Classifier, build
 
 from .forward import forward_in, numerics_for
 from .protocols import VALIDATION, Protocol, protocols
-from .train import Device, Labelled, generator_of, plan, training_steps
+from .train import Device, Labelled, budget_of, generator_of, plan, training_steps
 
 State = dict[str, Tensor]
 
@@ -35,7 +35,7 @@ def states_in_training(
         rules.network, num_classes, rules.image_size, generator_of(seed, "weights"), width=rules.width
     )
     model = network.to(device)
-    budget = rules.budget(max(1, round(len(labels) / num_classes)), num_classes)
+    budget = budget_of(rules, len(labels), num_classes)
     forward = forward_in(model, numerics_for(labels.device.type, plan(budget, len(labels), 1)[0]))
     training = training_steps(model, forward, (images, labels), rules, budget, seed)
     done = 0
@@ -48,7 +48,7 @@ def states_in_training(
 
 def longest_training(rules: Protocol, num_images: int, num_classes: int) -> int:
     """Steps that a training of so many images has, beyond which no point can lie."""
-    return plan(rules.budget(max(1, round(num_images / num_classes)), num_classes), num_images, 1)[0]
+    return plan(budget_of(rules, num_images, num_classes), num_images, 1)[0]
 
 
 def differentiable(rules: Protocol) -> Protocol:

@@ -79,7 +79,7 @@ def training_in_looks(
     network = build(protocol.network, num_classes, size, generator_of(seed, "weights"), width=protocol.width)
     model = network.to(device)
     (images, labels), test = ((x.to(device), of_set.to(device).long()) for x, of_set in (train, scored))
-    budget = protocol.budget(max(1, round(len(labels) / num_classes)), num_classes)
+    budget = budget_of(protocol, len(labels), num_classes)
     steps, marks = plan(budget, len(labels), protocol.evaluations)
     numerics = numerics_for(device.type, steps)
     forward = forward_in(model, numerics)
@@ -156,6 +156,11 @@ def _check_labels(train_labels: Tensor, test_labels: Tensor, num_classes: int) -
 def generator_of(seed: int, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator of its own for each purpose: a longer run or another network shifts no other draw."""
     return torch.Generator(device).manual_seed(key_seed("evaluation", seed, purpose))
+
+
+def budget_of(protocol: Protocol, num_images: int, num_classes: int) -> Budget:
+    """The protocol's budget for a set of so many images in all."""
+    return protocol.budget(max(1, round(num_images / num_classes)), num_classes)
 
 
 def plan(budget: Budget, num_images: int, evaluations: int) -> tuple[int, set[int]]:

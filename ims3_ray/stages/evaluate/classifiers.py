@@ -19,7 +19,7 @@ from ims3_ray.errors import InputError
 from ims3_ray.evaluation.figures import Accuracies, SetFigures
 from ims3_ray.evaluation.protocols import Protocol
 from ims3_ray.evaluation.statistics import label_robust_score, summary
-from ims3_ray.evaluation.train import Score, plan, training_in_looks
+from ims3_ray.evaluation.train import Score, budget_of, plan, training_in_looks
 from ims3_ray.models.classifiers import build
 from ims3_ray.models.device import prepare_device
 from ims3_ray.progress import bar
@@ -165,7 +165,7 @@ def classifier_resources(machine: Machine) -> dict[str, Any]:
 
 def images_seen(rules: Protocol, images: int, num_classes: int) -> int:
     """How long a training on so many images is, in images that pass through it."""
-    budget = rules.budget(max(1, round(images / num_classes)), num_classes)
+    budget = budget_of(rules, images, num_classes)
     return plan(budget, images, 1)[0] * min(budget.batch_size, images)
 
 

@@ -9,15 +9,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from ims3_ray.data.distilled import DistilledSet, is_selected
 from ims3_ray.evaluation.figures import CURVE, headline
 from ims3_ray.evaluation.protocols import NO_PROTOCOL, protocols
-from ims3_ray.models.classifiers import build
 from ims3_ray.stages.context import Context
 from ims3_ray.stages.contract import Stage
-from ims3_ray.stages.costs import BACKWARD, Cost, Forward, count_operations
+from ims3_ray.stages.costs import BACKWARD, Cost, Forward, classifier_operations
 from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import Directory, read_rows
 
@@ -122,10 +120,8 @@ def _cost(context: Context, forward: Forward) -> Cost:  # noqa: ARG001
         sizes += [len(context.images["train"])] * min(seeds, FULL_SEEDS)
     networks, operations = protocols(config.evaluate.protocol, config.evaluate.networks), 0.0
     for rules in networks:
-        network = build(rules.network, num_classes, rules.image_size, None, width=rules.width).to("meta")
-        image = torch.zeros(1, 3, rules.image_size, rules.image_size, device="meta")
         seen = sum(images_seen(rules, images, num_classes) for images in sizes)
-        operations += seen * BACKWARD * count_operations(network, image)
+        operations += seen * BACKWARD * classifier_operations(rules, num_classes)
     count = len(sizes) * len(networks)
     return Cost(count, operations / count, disk=1e5)
 
