@@ -15,6 +15,7 @@ POOL = "pool/"  # what the names of metrics on a row's pool begin with, measured
 SECONDS = "seconds/"  # what the names of a stage's time begin with
 Key = tuple[int | None, str]  # IPC and metric
 Column = Sequence[float | list[float] | None]  # a value a generator seed
+Accuracy = dict[str, dict[str, list[list[float]]]]  # by IPC, of the last step and the best
 
 
 class Row(TypedDict):
@@ -24,7 +25,8 @@ class Row(TypedDict):
     overrides: dict[str, object]
     is_real: bool
     note: str
-    accuracy: dict[str, dict[str, list[list[float]]]]  # by IPC, of the last step and the best
+    accuracy: Accuracy  # of the first network, which the document's protocol names
+    networks: dict[str, Accuracy]  # of the others, by the protocol's label
     metrics: dict[str, dict[str, Column]]  # by IPC
     pool: dict[str, Column] | None  # None where it has too few candidates, or none was asked for
     seconds: dict[str, Column]  # by stage
@@ -86,7 +88,7 @@ class Measurement:
     difference: float | None
     difference_interval: float | None
     p_adjusted: float | None
-    """For the accuracy alone: other metrics are descriptions, and no choice rests on them."""
+    """For accuracies alone: other metrics are descriptions, and no choice rests on them."""
     n: int
     """Generator seeds."""
 
@@ -94,14 +96,21 @@ class Measurement:
 Measurements = Mapping[tuple[str, int | None, str], Measurement]  # by row, IPC and metric
 
 
-def compare(document: Ablation) -> Comparison:
-    """Every row × IPC against the baseline, adjusted over all of them by Holm."""
+def networks_beside(document: Ablation) -> list[str]:
+    """Labels of the networks but the first that the same sets were scored by."""
+    return list(document["rows"][0]["networks"])
+
+
+def compare(document: Ablation, network: str | None = None) -> Comparison:
+    """Every row × IPC against the baseline, by the first network or one beside it; adjusted by Holm over all
+    comparisons of that network.
+    """
     rows = {row["name"]: row for row in document["rows"]}
     baseline, ipcs = document["baseline"], tuple(document["ipcs"])
     cells: dict[tuple[str, int], Cell] = {}
     for name, row in rows.items():
         for ipc in ipcs:
-            ours, theirs = (of["accuracy"][str(ipc)]["last"] for of in (row, rows[baseline]))
+            ours, theirs = (_accuracy(of, network)[str(ipc)]["last"] for of in (row, rows[baseline]))
             versus = None if name == baseline else paired_difference(ours, theirs)
             accuracy = row_summary(ours)
             assert accuracy is not None
@@ -114,8 +123,15 @@ def compare(document: Ablation) -> Comparison:
     return Comparison(baseline, tuple(rows), real, ipcs, cells, len(p))
 
 
+def _accuracy(row: Row, network: str | None) -> Accuracy:
+    return row["accuracy"] if network is None else row["networks"][network]
+
+
 def measurements(document: Ablation, comparison: Comparison) -> Measurements:
-    """Row by row: accuracy, last and best, metrics by IPC and of the pool, deciles, seconds."""
+    """Row by row: accuracy by every network, metrics by IPC and of the pool, deciles, seconds."""
+    tested_by = {"accuracy": comparison} | {
+        f"accuracy/{label}": compare(document, label) for label in networks_beside(document)
+    }
     columns = {row["name"]: dict(_columns(document, row)) for row in document["rows"]}
     of_baseline = columns[comparison.baseline]
     numbers: dict[tuple[str, int | None, str], Measurement] = {}
@@ -125,7 +141,7 @@ def measurements(document: Ablation, comparison: Comparison) -> Measurements:
                 continue
             theirs = () if name == comparison.baseline else of_baseline.get((ipc, metric), ())
             versus = paired_difference(repeats, theirs)
-            tested = comparison.cells[name, ipc].difference if ipc and metric == "accuracy" else None
+            tested = tested_by[metric].cells[name, ipc].difference if ipc and metric in tested_by else None
             numbers[name, ipc, metric] = Measurement(
                 name,
                 ipc,
@@ -145,6 +161,8 @@ def _columns(document: Ablation, row: Row) -> Iterator[tuple[Key, Repeats]]:
     for ipc in document["ipcs"]:
         yield (ipc, "accuracy"), row["accuracy"][str(ipc)]["last"]
         yield (ipc, "accuracy_best"), row["accuracy"][str(ipc)]["best"]
+        for label, accuracy in row["networks"].items():
+            yield (ipc, f"accuracy/{label}"), accuracy[str(ipc)]["last"]
         for metric, column in row["metrics"][str(ipc)].items():
             yield from _by_seed(ipc, metric, column)
     for metric, column in (row["pool"] or {}).items():

@@ -8,7 +8,7 @@ import numpy as np
 
 from ims3_ray.data.distilled import is_selected
 from ims3_ray.evaluation.figures import Evaluation
-from ims3_ray.evaluation.protocols import protocol
+from ims3_ray.evaluation.protocols import protocols
 from ims3_ray.method.coverage import Values
 from ims3_ray.pipeline.steps import Step
 from ims3_ray.stages.context import Context
@@ -20,7 +20,7 @@ from ims3_ray.storage.artifacts import read_rows
 from ims3_ray.storage.tables import CANDIDATES, FEATURES
 
 from . import plan
-from .comparison import Ablation, Column
+from .comparison import Ablation, Accuracy, Column
 from .comparison import Row as RowFigures
 
 Steps = Mapping[str, Step]  # by noun
@@ -33,7 +33,8 @@ def describe(
     """ablation.json of an ablation whose cells are complete."""
     pools = _pools(ablation, contexts, steps) if ablation.pool_images else {}
     context = next(iter(contexts.values()))
-    config, rules = context.config, protocol(context.config.evaluate.protocol)
+    config = context.config
+    rules = protocols(config.evaluate.protocol, config.evaluate.networks)[0]
     return {
         "protocol": rules.label,
         "split": rules.split,
@@ -45,7 +46,10 @@ def describe(
         "pool_images": ablation.pool_images,
         "device": context.machine.device,
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "rows": [_row(ablation, row, contexts, steps, pools.get(row.name)) for row in ablation.rows.rows],
+        "rows": [
+            _row(ablation, row, contexts, steps, rules.label, pools.get(row.name))
+            for row in ablation.rows.rows
+        ],
         "yardsticks": {n: {k: v[0] for k, v in pools[n].items()} for n in plan.YARDSTICKS} if pools else None,
     }
 
@@ -55,6 +59,7 @@ def _row(
     row: plan.Row,
     contexts: Mapping[plan.Cell, Context],
     steps: Mapping[plan.Cell, Steps],
+    label: str,
     pool: dict[str, Column] | None,
 ) -> RowFigures:
     source, of_set = (row.name, "distilled") if row.real is None else (ablation.rows.host, row.real)
@@ -72,20 +77,30 @@ def _row(
         seconds = [_seconds(contexts[cell], steps[cell]) for cell in cells]
         actors = [contexts[cell].machine.actors for cell in cells]
         device_seconds = [sum(s.values()) * n for s, n in zip(seconds, actors, strict=True)]
+    accuracies = _accuracies(of_set, documents)
     return {
         "name": row.name,
         "overrides": dict(row.overrides),
         "is_real": row.real is not None,
         "note": row.note,
-        "accuracy": {
-            ipc: {which: [d["sets"][of_set][which]["values"] for d in of_ipc] for which in ("last", "best")}
-            for ipc, of_ipc in documents.items()
-        },
+        "accuracy": accuracies.pop(label),
+        "networks": accuracies,
         "metrics": {ipc: _columns([d["coverage"][of_set] for d in of]) for ipc, of in documents.items()},
         "seconds": _columns(seconds),
         "device_seconds": device_seconds,
         "pool": pool,
     }
+
+
+def _accuracies(of_set: str, by_ipc: Mapping[str, Sequence[Evaluation]]) -> dict[str, Accuracy]:
+    """By the protocol's label, of every network."""
+    by_network: dict[str, Accuracy] = {}
+    for ipc, documents in by_ipc.items():
+        scored = [d.get("networks") or {d["protocol"]: d["sets"]} for d in documents]
+        for label in scored[0]:
+            which = {w: [sets[label][of_set][w]["values"] for sets in scored] for w in ("last", "best")}
+            by_network.setdefault(label, {})[ipc] = which
+    return by_network
 
 
 def _columns(records: Sequence[Mapping[str, Value]]) -> dict[str, Sequence[Value]]:

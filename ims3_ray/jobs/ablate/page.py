@@ -6,7 +6,16 @@ from ims3_ray.report.coverage_plots import Dot, Line, by_decile, copying
 from ims3_ray.report.svg import CLASS_COLOURS, INK, RANDOM
 from ims3_ray.report.wording import METRICS, environment
 
-from .comparison import POOL, SECONDS, Ablation, Comparison, Measurements, compare, measurements
+from .comparison import (
+    POOL,
+    SECONDS,
+    Ablation,
+    Comparison,
+    Measurements,
+    compare,
+    measurements,
+    networks_beside,
+)
 from .plots import accuracy_panels
 from .words import ablation_claim, in_words, p_in_words
 
@@ -25,6 +34,7 @@ def render_ablation(document: Ablation) -> bytes:
         "claim": ablation_claim(comparison),
         "sentences": in_words(comparison),
         "accuracy": accuracy_panels(comparison),
+        "networks": {label: compare(document, label) for label in networks_beside(document)},
         "p_in_words": p_in_words,
         "pool": POOL,
         "metrics": _titles(document, numbers),

@@ -9,7 +9,7 @@ from io import StringIO
 
 from ims3_ray.report.wording import signed
 
-from .comparison import POOL, Ablation, Cell, Comparison, Measurement, compare, measurements
+from .comparison import POOL, Ablation, Cell, Comparison, Measurement, compare, measurements, networks_beside
 
 POOL_COLUMNS = {
     "coverage": "Coverage",
@@ -21,8 +21,8 @@ POOL_COLUMNS = {
 def markdown(document: Ablation) -> str:
     """A row a row: accuracy at each IPC with its interval and difference, coverage of the pool, device time.
 
-    Differences in bold are larger than the noise after adjustment. Names are escaped: they can't break the
-    table.
+    Differences in bold are larger than the noise after adjustment; every network has a table of accuracies of
+    its own. Names are escaped: they can't break the table.
     """
     comparison, pool = compare(document), document["pool_images"]
     numbers, ipcs = measurements(document, comparison), comparison.ipcs
@@ -34,7 +34,18 @@ def markdown(document: Ablation) -> str:
         covered = [_mean(numbers.get((name, pool, POOL + metric))) for metric in metrics]
         time = f"{numbers[name, None, 'device_seconds'].mean:,.0f} s"
         lines.append(_line([_escaped(name), *cells, *covered, time]))
+    for label in networks_beside(document):
+        lines += ["", *_by_network(label, compare(document, label))]
     return "\n".join([*lines, "", _legend(document, comparison)]) + "\n"
+
+
+def _by_network(label: str, comparison: Comparison) -> list[str]:
+    lines = [_line([_escaped(label), *(f"IPC {ipc}" for ipc in comparison.ipcs)])]
+    lines.append(_line(["---"] + ["---:"] * len(comparison.ipcs)))
+    for name in comparison.rows:
+        cells = [accuracy_in_words(comparison.cells[name, ipc]) for ipc in comparison.ipcs]
+        lines.append(_line([_escaped(name), *cells]))
+    return lines
 
 
 def accuracy_in_words(cell: Cell) -> str:
@@ -93,7 +104,7 @@ def _legend(document: Ablation, comparison: Comparison) -> str:
         f"Accuracy in percent after the last step, protocol {protocol}, {split} split; mean ± 95 % interval "
         f"over {seeds} generator seed{'' if seeds == 1 else 's'} (of {each} classifiers each). In brackets: "
         f"points above or below {baseline}, paired by seed; **bold**: p < 0.05 after Holm's adjustment over "
-        f"{comparison.num_tests} comparisons. {pool}Device: {device}. Written {written}."
+        f"{comparison.num_tests} comparisons of a network. {pool}Device: {device}. Written {written}."
     )
 
 

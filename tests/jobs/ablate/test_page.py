@@ -35,6 +35,7 @@ def row(name, gain=0.0, *, real=False, seed=0, seeds=SEEDS, wobble=0.001, **chan
         "is_real": real,
         "note": f"note of {name}",
         "accuracy": {str(ipc): {"last": scores(), "best": scores()} for ipc in IPCS},
+        "networks": {},
         "metrics": {str(ipc): metrics for ipc in IPCS},
         "pool": pool | {"deciles": deciles},
         "seconds": {"finetune": around(60), "sample": around(30)},
@@ -168,6 +169,23 @@ def test_other_metrics_are_paired_too_but_not_tested():
     assert numbers["IM + S³", 10, "coverage"].p_adjusted is None
     assert numbers["DiT", 40, "pool/decile_10"].mean == pytest.approx(0.2)
     assert ("DiT", 10, "recall") not in numbers
+
+
+def test_every_network_has_a_table_of_its_own_with_its_own_adjustment():
+    def scored(name, gain, seed):
+        beside = {"quick-v2/mlp": row(name, gain, seed=seed)["accuracy"]}
+        return row(name, seed=seed, networks=beside)
+
+    shown = document(scored("DiT", 0, 1), scored("IM", 0.03, 2))
+    by_mlp = compare(shown, "quick-v2/mlp")
+    assert (by_mlp.num_tests, by_mlp.cells["IM", 10].is_clear) == (2, True)
+    assert not compare(shown).cells["IM", 10].is_clear
+    gained = f"{100 * by_mlp.cells['IM', 10].accuracy.mean:.1f}"
+    assert all(
+        gained in text for text in (markdown(shown).split("mlp")[1], Page(render_ablation(shown)).text)
+    )
+    one = measurements(shown, compare(shown))["IM", 10, "accuracy/quick-v2/mlp"]
+    assert one.p_adjusted == by_mlp.cells["IM", 10].difference.p_adjusted
 
 
 def test_mlflow_takes_every_name_and_no_two_rows_share_one():

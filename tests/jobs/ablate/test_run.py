@@ -36,6 +36,7 @@ def ran(ray_cluster, tiny_model, tiny_images, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ablation")
     overrides = parse_overrides(tiny_words(tiny_model, tiny_images, folder / "runs"))
     del overrides["ipc"]
+    overrides["evaluate.networks"] = ["convnet3", "mlp"]
     plan = Plan("digits", overrides, read_rows(rows_file(folder)), (2, 3), (0, 1), 6)
     said = []
     return plan, folder / "runs", said, *ablation.run(plan, said.append)
@@ -61,7 +62,10 @@ def test_the_table_compares_every_row_with_the_baseline_over_the_seeds(ran):
     assert [row["name"] for row in document["rows"]] == ["random real", "medoids", "DiT", "inverted"]
     for row in document["rows"]:
         for ipc in ("2", "3"):
-            assert [len(of_seed) for of_seed in row["accuracy"][ipc]["last"]] == [2, 2]
+            ((label, by_mlp),) = row["networks"].items()
+            assert "mlp" in label
+            for accuracy in (row["accuracy"], by_mlp):
+                assert [len(of_seed) for of_seed in accuracy[ipc]["last"]] == [2, 2]
         assert len(row["pool"]["coverage"]) == 2
     assert document["yardsticks"]["ceiling"]["coverage"] >= document["yardsticks"]["random"]["coverage"]
     assert json.loads(json.dumps(document)) == document
