@@ -225,7 +225,7 @@ def test_a_card_shows_names_as_text_and_its_front_matter_stays_what_it_is():
     odd = [*MARKUP, 'x"\n---\nlicense: mit\n---', "\n# heading", "![](http://x/y.png)"]
     licence = {"id": "other", "name": odd[-3], "link": odd[-1]}
     images = [DistilledImage(label, 0, 0, 0, 1, b"") for label in range(len(odd))]
-    text = card(images, odd, "`` x\n# y", "0" * 12, {"weights": licence, "images": licence})
+    text = card(images, odd, "`` x\n# y", "0" * 12, {"weights": licence, "images": licence}, "drawn.")
     _, front, body = text.split("---\n", 2)
     assert yaml.safe_load(front)["license"] == "other"
     assert yaml.safe_load(front)["license_name"] == odd[-3]

@@ -95,16 +95,15 @@ def card(
     recipe: str,
     fingerprint: str,
     licences: Licences,
-    refinement: str | None = None,
+    made: str,
 ) -> str:
     """The set's README.md, as the Hugging Face hub reads it; `licences` of the "weights" and "images".
 
-    `refinement` says in words what was done to the images after they were chosen.
+    `made` says in words how the images came to be.
     """
     per_class = len(images) // len(classes)
     names = ", ".join(as_text(json.dumps(name, ensure_ascii=False)) for name in classes[:20])
     names += ", …" if len(classes) > 20 else ""
-    refined = f" Then {refinement}." if refinement else ""
     return f"""---
 {licence_entries(licences)}
 task_categories:
@@ -121,9 +120,7 @@ configs:
 ---
 # {len(images)} synthetic images that stand for a training set of {len(classes)} classes
 
-{per_class} images a class, drawn by a class-conditional diffusion model that was fine-tuned \
-with Inversion-Matching, and
-chosen by Selective Subgroup Sampling (IMS3, arXiv 2603.13960), with ims3_ray.{refined}
+{per_class} images a class, {made} Made with ims3_ray.
 
 - recipe {as_code(recipe)}, artefact `{fingerprint}`
 - classes: {names}

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import ray
 
 from ims3_ray.cluster.machine import ANYWHERE
+from ims3_ray.config.refinement import Refine
+from ims3_ray.config.settings import Config
 from ims3_ray.data import distilled
 from ims3_ray.data.distilled import DistilledImage
 from ims3_ray.storage import tables
@@ -37,7 +39,7 @@ def run(
     entries = ray.get([write.remote(out, shared, classes, label) for label in range(len(classes))])
     out.write(distilled.PARQUET, distilled.to_parquet(images, classes))
     card = distilled.card(
-        images, classes, context.config.recipe, out.name, context.licences, _refinement(context)
+        images, classes, context.config.recipe, out.name, context.licences, made_in_words(context.config)
     )
     out.write("README.md", card.encode())
     return {"rows": len(images), "images": list(itertools.chain.from_iterable(entries))}
@@ -60,17 +62,29 @@ def _refined(refined: Directory) -> Sequence[DistilledImage]:
     return [DistilledImage(*values) for values in zip(*(rows[name].tolist() for name in names), strict=True)]
 
 
-def _refinement(context: Context) -> str | None:
-    """What was done to the images after they were chosen, in words; None where nothing was."""
-    settings = context.config.refine
-    if not settings.steps:
-        return None
-    start = "real images, medoids of their class, " if settings.start == "medoids" else ""
+def made_in_words(config: Config) -> str:
+    """How a run's images come to be: the end of the sentence "10 images a class, …", and what follows."""
+    if config.refine.steps and config.refine.start == "medoids":
+        return f"real images to begin with, k-means medoids of their class. {_refinement(config.refine)}"
+    tuned = config.finetune.epochs > 0
+    model = "diffusion model" + (" that was fine-tuned with Inversion-Matching" if tuned else "")
+    if config.select.unit == "image":
+        chosen = "each chosen for itself from a pool of candidates"
+    elif (config.select.subgroups or config.sample.subgroups) == 1:
+        chosen = "chosen among no others"
+    else:
+        chosen = "chosen by Selective Subgroup Sampling"
+    cited = " (IMS3, arXiv 2603.13960)" if tuned and "Subgroup" in chosen else ""
+    drawn = f"drawn by a class-conditional {model}, and\n{chosen}{cited}."
+    return f"{drawn} {_refinement(config.refine)}" if config.refine.steps else drawn
+
+
+def _refinement(settings: Refine) -> str:
     matched = {"gradients": "gradients of the loss", "features": "means of the maps"}[settings.objective]
     moved = {"latent": "latents", "pixel": "pixels"}[settings.space]
     return (
-        f"{start}refined in {settings.steps:,} steps: their {moved} were moved until {matched} of networks "
-        "trained on the real images were those that real images give"
+        f"Then refined in {settings.steps:,} steps: their {moved} were moved until {matched} of networks "
+        "trained on the real images were those that real images give."
     )
 
 
@@ -82,7 +96,7 @@ def _cost(context: Context, forward: Forward) -> Cost:  # noqa: ARG001
 STAGE = Stage(
     name="export",
     noun="distilled",
-    version=2,  # 2: the card states licences
+    version=3,  # 2: the card states licences; 3: it says how the run's own images came to be
     reads=("selection", "candidates", "refined"),
     is_read=lambda context, noun: (noun == "refined") == (context.config.refine.steps > 0),
     run=run,
