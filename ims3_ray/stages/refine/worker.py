@@ -28,8 +28,8 @@ from ims3_ray.models.extractor import embed_pixels, load_extractor
 from ims3_ray.models.generator import load_vae
 from ims3_ray.models.vae import Vae
 from ims3_ray.stages.chosen import Chosen, read_images
-from ims3_ray.storage import tables
-from ims3_ray.storage.artifacts import Directory, part_names
+from ims3_ray.stages.select.features import REAL_KEYS, open_features
+from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.tables import Columns
 
 from .probe import load_probes
@@ -87,6 +87,7 @@ class Refiner:
         self._extractor = load_extractor(config.embed.extractor, device)
         kinds = probe_protocols(config.probe, config.evaluate.protocol)
         self._probes = load_probes(given.probes, kinds, config.probe, len(given.classes), device)
+        self._features = open_features(given.features, "features", REAL_KEYS)
         self._given, self._board, self._batch_size, self._device = given, board, batch_size, device
         self._rules, self._real_of = differentiable(kinds[0]), -1
         self._refinement = refinement(settings, self._vae, self._rules, batch_size)
@@ -179,7 +180,7 @@ class Refiner:
 
     def _became_copies(self, label: int, before: np.ndarray, after: np.ndarray) -> np.ndarray:
         """Which images (K,) bool are copies of real ones after refinement and were none before."""
-        real = _features_of(self._given.features, label)
+        ((_, real),) = self._features.read([label])
         if len(real) < 2:
             return np.zeros(len(after), bool)
         return copies(real, after)[1] & ~copies(real, before)[1]
@@ -205,15 +206,6 @@ def _at_size(images: Tensor, size: int) -> Tensor:
     if images.shape[-1] == size:
         return images
     return functional.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
-
-
-def _features_of(features: Directory, label: int) -> np.ndarray:
-    """Features (N, D) of a class's real images; a part at a time is in memory."""
-    own = []
-    for name in part_names(features):
-        rows = tables.from_parquet(features.read(name), tables.FEATURES, ["label", "feature"])
-        own.append(rows["feature"][rows["label"] == label])
-    return np.concatenate(own)
 
 
 def _view(images: Tensor, generator: torch.Generator, rules: Protocol) -> Tensor:
