@@ -253,6 +253,8 @@ class Evaluate(Section):
     """Classifiers a set and network; 1 gives no interval."""
     baselines: tuple[Baseline, ...] = ("random",)
     """Ways to choose as many real images, scored beside the set."""
+    draws: Annotated[int, Field(ge=2, le=SEEDS_A_RUN)] | None = None
+    """Draws of random real images, whose accuracy spreads most, where these are more than seeds."""
     full: bool = True
     """Also train on the full real set."""
     neighbours: Count = 5

@@ -116,7 +116,7 @@ def score(prepared: Prepared, machine: Machine) -> Scored:
     embedded = _embed(prepared, machine)
     real = compare.Real(train, train.paths, embedded["train"].paths, _vectors(embedded["train"]))
     sizes = [of_set.counts().tolist() for of_set in given.values()]
-    choices = compare.choose(real, config.evaluate.baselines, sizes, seeds)
+    choices = compare.choose(real, config.evaluate.baselines, sizes, seeds, config.evaluate.draws)
     counts = {count for of_set in sizes for count in of_set}
     has_ceiling = len(counts) == 1 and max(counts) <= np.bincount(real.vectors[1]).min()
     coverage = compare.cover(

@@ -42,10 +42,15 @@ Choices = Mapping[tuple[str, int], Choice]  # (name of a baseline, classifier se
 
 
 def choose(
-    real: Real, names: Collection[str], sizes: Iterable[Sequence[int]], seeds: Sequence[int]
+    real: Real,
+    names: Collection[str],
+    sizes: Iterable[Sequence[int]],
+    seeds: Sequence[int],
+    draws: int | None = None,
 ) -> dict[tuple[str, int], Choice]:
     """Every baseline for every seed, with as many images of each class as a size says.
 
+    Where `draws` are more than the seeds, random images are drawn for the seeds that follow as well.
     Baselines of several sizes are told apart by their number of images: "random 50".
     """
     classes, sizes = real.images.classes, sorted(set(map(tuple, sizes)), key=sum)
@@ -55,7 +60,7 @@ def choose(
     choices: dict[tuple[str, int], Choice] = {}
     for counts in sizes:
         suffix = f" {sum(counts)}" if len(sizes) > 1 else ""
-        for seed in seeds if "random" in names else ():
+        for seed in with_draws(seeds, draws) if "random" in names else ():
             rows = real.images.subset(counts, "random", seed)
             keys = {real.keys[row] for row in rows}
             places = np.flatnonzero([key in keys for key in real.embedded])
@@ -64,6 +69,11 @@ def choose(
         for (name, seed), places in of_size.items():
             choices[f"{name}{suffix}", seed] = Choice(rows_of_features[places], places)
     return choices
+
+
+def with_draws(seeds: Sequence[int], draws: int | None) -> list[int]:
+    """The seeds of random images: those given, and as many after them as `draws` ask for."""
+    return [*seeds, *range(seeds[-1] + 1, seeds[0] + (draws or 0))]
 
 
 def training_sets(

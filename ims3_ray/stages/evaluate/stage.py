@@ -39,8 +39,9 @@ def run(
     seeds = classifier_seeds(config.seed, config.evaluate.seeds)
     table = read_rows(features, tables.FEATURES)
     real = Real(train, train.ids, table["image_id"].tolist(), (table["feature"], table["label"]))
-    asked = config.evaluate.baselines
-    choices = choose(real, dict.fromkeys(("random", *asked)), [[config.ipc] * len(train.classes)], seeds)
+    asked, draws = config.evaluate.baselines, config.evaluate.draws
+    sizes = [[config.ipc] * len(train.classes)]
+    choices = choose(real, dict.fromkeys(("random", *asked)), sizes, seeds, draws)
     drawn = _drawn(context, selection, candidates, refined)
     coverage = cover(drawn, choices, real, seeds[0], config.evaluate.neighbours, config.ipc)
     own = {"distilled": pixels_of(DistilledSet(distilled), networks[0].image_size)}
@@ -115,7 +116,9 @@ def _cost(context: Context, forward: Forward) -> Cost:  # noqa: ARG001
     """Rows are the classifiers to train, on sets of different sizes; looks are not counted."""
     config, num_classes = context.config, len(context.classes)
     seeds = config.evaluate.seeds
-    sizes = [config.ipc * num_classes] * len({"distilled", *config.evaluate.baselines}) * seeds
+    names = {"distilled", *config.evaluate.baselines}
+    more_draws = max(0, (config.evaluate.draws or 0) - seeds) if "random" in names else 0
+    sizes = [config.ipc * num_classes] * (len(names) * seeds + more_draws)
     if config.evaluate.full:
         sizes += [len(context.images["train"])] * min(seeds, FULL_SEEDS)
     networks, operations = protocols(config.evaluate.protocol, config.evaluate.networks), 0.0

@@ -6,7 +6,7 @@ from flat import opened
 from tiny import write_images
 
 from ims3_ray.stages.evaluate import compare
-from ims3_ray.stages.evaluate.compare import FULL_SEEDS, Choice, training_sets
+from ims3_ray.stages.evaluate.compare import FULL_SEEDS, Choice, Real, choose, training_sets
 
 
 @pytest.fixture
@@ -27,3 +27,14 @@ def test_every_seed_trains_on_the_sets_and_baselines_and_the_first_on_all_images
     assert [seed for name, seed in sets if name == "full"] == seeds[:FULL_SEEDS]
     assert sets["full", 7][0].tolist() == list(range(9))
     assert not any(name == "full" for name, _ in training_sets(own, choices, images, seeds, 16, full=False))
+
+
+@pytest.mark.parametrize(("draws", "expected"), [(None, {4, 5}), (1, {4, 5}), (4, {4, 5, 6, 7})])
+def test_random_images_are_drawn_as_often_as_asked_and_never_less_than_there_are_seeds(
+    draws, expected, tmp_path
+):
+    images = opened(write_images(tmp_path / "set", 3, seed=0), tmp_path)
+    features = np.random.default_rng(0).standard_normal((len(images), 4)).astype(np.float32)
+    real = Real(images, images.ids, images.ids, (features, images.labels))
+    choices = choose(real, ["random"], [[1] * len(images.classes)], [4, 5], draws)
+    assert {seed for name, seed in choices if name == "random"} == expected
