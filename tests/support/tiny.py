@@ -28,6 +28,7 @@ TINY = [  # the digits' path on three classes of 16-pixel images, in seconds
     *("select.unit=subgroup", "select.coverage=0", "select.exclude_copies=false"),
     *("refine.steps=0", "refine.objective=gradients", "refine.real_images=null"),
     "evaluate.baselines=[random]",
+    "evaluate.draws=null",
     "workers.actors=2",
     "workers.shards=2",
 ]
