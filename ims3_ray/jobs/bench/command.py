@@ -11,6 +11,8 @@ python jobs/bench.py sample --recipe my.yaml model.path=DIR --batch-size 128,256
 python jobs/bench.py refine --random-init ipc=2               a step of refinement, decoder and probe
 python jobs/bench.py pipeline                                 the stages under Ray beside the bare loop
 
+python jobs/bench.py scale --classes 10,100,1000              the whole pipeline, time and memory as it grows
+
 python jobs/bench.py evaluate                                 training a classifier, beside DataLoader and PIL
 python jobs/bench.py evaluate --protocol minimax --steps 4 --scored 2 --accuracy 5
 """
@@ -28,6 +30,7 @@ WHAT = {
     "select": "selection",
     **dict.fromkeys((*STAGES, "refine"), "stages"),
     "pipeline": "overhead",
+    "scale": "scale",
     "evaluate": "classifiers",
 }
 
@@ -41,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="JSON", help="also write the figures here")
     _add_select(parser.add_argument_group("select"))
     _add_stages(parser.add_argument_group(", ".join((*STAGES, "refine", "pipeline"))))
+    _add_scale(parser.add_argument_group("scale"))
     _add_evaluate(parser.add_argument_group("evaluate"))
     parser.add_argument(
         "overrides", nargs="*", metavar="field=value", help="such as workers.shards=4 or model.path=DIR"
@@ -75,6 +79,12 @@ def _add_stages(group: argparse._ArgumentGroup) -> None:
     add("--seconds", type=float, default=3.0, metavar="S", help="a repetition takes at least (default 3)")
     add("--stages", default=",".join(STAGES), metavar="NAME,…", help="pipeline: which (default all)")
     add("--batches", type=int, default=6, metavar="N", help="pipeline: of every pool (default 6)")
+
+
+def _add_scale(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--classes", default="10,100", metavar="N,…", help="numbers of classes (default 10,100)")
+    add("--images", type=int, default=100, metavar="N", help="images a class (default 100)")
 
 
 def _add_evaluate(group: argparse._ArgumentGroup) -> None:
