@@ -27,7 +27,7 @@ class Model(Section):
     heads: Count | None = None
     """Attention heads, for a .pt file of no published size."""
     frequency_shift: Literal[0, 1] | None = None
-    """Of the timestep's sinusoids: 0 as DiT, 1 as diffusers; null: by the checkpoint's kind."""
+    """Of the timestep's sinusoids: 0 as DiT, 1 as diffusers; null: as the checkpoint says."""
     precision: Arithmetic = Arithmetic()
     """Arithmetic of matrices; values that train are fp32 everywhere."""
     compile: Compile = Compile()

@@ -4,19 +4,28 @@ folders. Original files show every size but the number of heads.
 
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ims3_ray.errors import InputError
 
-from .diffusers_layout import CLASS_TABLE, CLASSES_KEY, SHIFT_KEY, from_diffusers, read_settings, to_diffusers
+from .diffusers_layout import (
+    CLASS_TABLE,
+    CLASSES_KEY,
+    DIFFUSERS_SHIFT,
+    SHIFT_KEY,
+    from_diffusers,
+    read_settings,
+    to_diffusers,
+)
 from .dit import DiT, DiTConfig
 from .files import check_shapes, find_weights, read_json, read_shapes, read_tensors, resolve_model, shapes_of
 
-# DiT-S, B, L, XL by (hidden size, depth)
+# DiT-S, B, L, XL by (hidden size, depth), which the original code trains and diffusers folders come from
 KNOWN_HEADS = {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1152, 28): 16}
 
 
@@ -34,8 +43,9 @@ def load_transformer(path: str | Path, heads: int | None = None, frequency_shift
     """The transformer of a diffusers folder, pipeline or not, original DiT file or hub id: fp32, CPU, eval.
 
     `heads` tells the number of attention heads of an original file of unusual size. `frequency_shift`
-    overrides the one that goes with the checkpoint's kind (diffusers 1, original 0). Raises InputError that
-    lists the keys that are missing, left over or of another shape.
+    overrides the one that goes with the checkpoint: 0 for an original file; for a folder the one that its
+    configuration notes, else diffusers' 1. Raises InputError that lists the keys that are missing, left over
+    or of another shape, and where a folder may have been converted from original weights and notes no shift.
     """
     checkpoint = inspect_transformer(resolve_model(path), heads, frequency_shift)
     tensors = read_tensors(checkpoint.files)
@@ -108,22 +118,40 @@ def _inspect_folder(path: Path, heads: int | None, frequency_shift: float | None
             f"heads is {heads}, but {path}/config.json says {settings['num_attention_heads']}; leave it out"
         )
     rows = settings["num_embeds_ada_norm"] + 1
+    hidden_size = settings["num_attention_heads"] * settings["attention_head_dim"]
+    if frequency_shift is None:
+        frequency_shift = _frequency_shift(path, settings, hidden_size)
     config = DiTConfig(
         sample_size=settings["sample_size"],
         patch_size=settings["patch_size"],
         in_channels=settings["in_channels"],
         out_channels=settings["out_channels"] or settings["in_channels"],
-        hidden_size=settings["num_attention_heads"] * settings["attention_head_dim"],
+        hidden_size=hidden_size,
         depth=settings["num_layers"],
         num_heads=settings["num_attention_heads"],
         num_classes=settings[CLASSES_KEY],
-        frequency_shift=settings.get(SHIFT_KEY, 1.0) if frequency_shift is None else frequency_shift,
+        frequency_shift=frequency_shift,
         norm_eps=settings["norm_eps"],
     )
     weights = find_weights(path)
     expected = shapes_of(to_diffusers(_meta_state(config), config, rows))
     check_shapes(read_shapes(weights), expected, path, "the model that its config.json describes")
     return Checkpoint("diffusers", weights, config, rows)
+
+
+def _frequency_shift(path: Path, settings: Mapping[str, Any], hidden_size: int) -> float:
+    """That a folder's configuration notes, or diffusers' own where its size shows that diffusers trained it.
+
+    diffusers' conversion keeps the weights of an original checkpoint and drops its timestep frequencies
+    without a word: InputError for a folder of the original code's sizes that notes none.
+    """
+    if SHIFT_KEY not in settings and (hidden_size, settings["num_layers"]) in KNOWN_HEADS:
+        raise InputError(
+            f"{path}: does not say for which timestep frequencies its weights were trained; give "
+            "model.frequency_shift (--frequency-shift): 0 where they were converted from original DiT "
+            "weights, as facebook/DiT-XL-2-256 was, 1 where diffusers trained them"
+        )
+    return settings.get(SHIFT_KEY, DIFFUSERS_SHIFT)
 
 
 def _meta_state(config: DiTConfig) -> dict[str, Tensor]:

@@ -72,6 +72,7 @@ def test_every_yaml_file_of_the_package_is_a_recipe_whose_header_says_what_was_m
 def test_imagenet_recipes_are_the_published_one(name):
     c = load_config(name)
     assert (c.model.path, c.embed.extractor) == ("facebook/DiT-XL-2-256", "timm:resnet18.tv_in1k")
+    assert c.model.frequency_shift == 0  # the folder was converted from original weights
     tuning = c.finetune
     assert (tuning.epochs, tuning.batch_size, tuning.lr, tuning.weight_decay) == (8, 8, 1e-3, 0.0)
     assert (c.im.weight, c.im.minimax, c.im.target) == (0.002, None, "trajectory")
@@ -79,7 +80,7 @@ def test_imagenet_recipes_are_the_published_one(name):
     assert (drawn.sampler, drawn.steps, drawn.spacing, drawn.subgroups) == ("ancestral", 50, "linspace", 5)
     assert (drawn.guidance_scale, drawn.guidance_channels) == (4.0, 3)
     chosen = c.select
-    assert (chosen.alpha, chosen.beta, chosen.epsilon, chosen.normalization) == (0.4, 0.9, 0.0, "per_class")
+    assert (chosen.alpha, chosen.beta, chosen.epsilon, chosen.normalization) == (0.4, 0.9, 0.0, "none")
     assert (c.evaluate.protocol, c.data.train, c.data.test) == ("ims3", None, None)
     written = yaml.safe_load(recipe_text(name)[1])
     assert {"guidance_channels", "spacing"} <= set(written["sample"])
@@ -193,6 +194,15 @@ def test_without_a_recipe_there_are_no_images_and_no_licence():
     assert config.data.licence is None
     with pytest.raises(InputError, match=r"data\.train"):
         preparation.image_places(config)
+
+
+def test_a_recipes_frequencies_are_not_said_of_other_weights():
+    def shift(*words):
+        return load_config("imagewoof", parse_overrides(list(words))).model.frequency_shift
+
+    assert shift() == shift("model.licence=mit") == 0
+    assert shift("model.path=/my/DiT") is None
+    assert shift("model.path=/my/DiT", "model.frequency_shift=0") == 0
 
 
 def test_overrides_are_left_as_they_were_given():
