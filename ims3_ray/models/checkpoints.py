@@ -1,10 +1,13 @@
 """Transformer checkpoints, read strictly: original DiT files, whose parameter names are ours, and diffusers
 folders. Original files show every size but the number of heads.
+
+Files that the published code of Minimax Diffusion and IMS3 tuned are original files with DiffFit's scales,
+which are folded into the layers that they scale: tuned or not, a checkpoint is read as a plain DiT.
 """
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -27,6 +30,13 @@ from .files import check_shapes, find_weights, read_json, read_shapes, read_tens
 
 # DiT-S, B, L, XL by (hidden size, depth), which the original code trains and diffusers folders come from
 KNOWN_HEADS = {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1152, 28): 16}
+# DiffFit's scales in a block, as published files name them → the layer whose output each scales
+PUBLISHED_SCALES = {
+    "attn.gamma1": "attn.qkv",
+    "attn.gamma2": "attn.proj",
+    "gamma1": "attn.proj",
+    "gamma2": "mlp.fc2",
+}
 
 
 class Checkpoint(NamedTuple):
@@ -51,6 +61,8 @@ def load_transformer(path: str | Path, heads: int | None = None, frequency_shift
     tensors = read_tensors(checkpoint.files)
     if checkpoint.kind == "diffusers":
         tensors = from_diffusers(tensors, checkpoint.config, checkpoint.files[0])
+    else:
+        tensors = _fold_published_scales(tensors)
     with torch.device("meta"):
         dit = DiT(checkpoint.config)
     dit.load_state_dict(
@@ -100,7 +112,9 @@ def _inspect_original(path: Path, heads: int | None, frequency_shift: float | No
         frequency_shift=0.0 if frequency_shift is None else frequency_shift,
         norm_eps=1e-6,
     )
-    check_shapes(shapes, shapes_of(_meta_state(config)), path, f"an original DiT of {depth} blocks")
+    expected = shapes_of(_meta_state(config))
+    scales = {name: expected[f"{layer}.bias"] for name, layer in _published_scales(shapes).items()}
+    check_shapes(shapes, expected | scales, path, f"an original DiT of {depth} blocks")
     return Checkpoint("original", [path], config, rows)
 
 
@@ -137,6 +151,27 @@ def _inspect_folder(path: Path, heads: int | None, frequency_shift: float | None
     expected = shapes_of(to_diffusers(_meta_state(config), config, rows))
     check_shapes(read_shapes(weights), expected, path, "the model that its config.json describes")
     return Checkpoint("diffusers", weights, config, rows)
+
+
+def _published_scales(names: Iterable[str]) -> dict[str, str]:
+    """DiffFit's scales among an original file's tensors → the layer whose output each scales."""
+    found: dict[str, str] = {}
+    for name in names:
+        block = re.match(r"blocks\.\d+\.", name)
+        if block and name.removeprefix(block[0]) in PUBLISHED_SCALES:
+            found[name] = block[0] + PUBLISHED_SCALES[name.removeprefix(block[0])]
+    return found
+
+
+def _fold_published_scales(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """An original file's tensors without DiffFit's scales, each multiplied into weight and bias, in fp64."""
+    scales = _published_scales(tensors)
+    folded = {name: value for name, value in tensors.items() if name not in scales}
+    for name, layer in scales.items():
+        scale = tensors[name].double()
+        folded[f"{layer}.weight"] = folded[f"{layer}.weight"].double() * scale[:, None]
+        folded[f"{layer}.bias"] = folded[f"{layer}.bias"].double() * scale
+    return folded
 
 
 def _frequency_shift(path: Path, settings: Mapping[str, Any], hidden_size: int) -> float:
