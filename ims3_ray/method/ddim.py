@@ -23,9 +23,11 @@ Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 Push = Callable[[Latents, int, Tensor, Tensor], Latents]  # x̂0, t, ᾱ_from, ᾱ_to → what a step's latents gain
 
 
-def level(abar: Float[Tensor, " T"], timesteps: Int[Tensor, " B"]) -> Float[Tensor, "B 1 1 1"]:
-    """ᾱ at `timesteps`, shaped to scale latents, in float32."""
-    return abar[timesteps.cpu()].to(torch.float32).to(timesteps.device)[:, None, None, None]
+def level(
+    abar: Float[Tensor, " T"], timesteps: Int[Tensor, " B"], dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "B 1 1 1"]:
+    """ᾱ at `timesteps`, shaped to scale latents; float64 where neighbouring levels are subtracted."""
+    return abar[timesteps.cpu()].to(dtype).to(timesteps.device)[:, None, None, None]
 
 
 def add_noise(x: Latents, eps: Latents, *, abar: Tensor) -> Latents:

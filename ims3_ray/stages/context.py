@@ -57,6 +57,11 @@ class Context:
         return self.config.finetune.epochs > 0
 
     @property
+    def matches_trajectories(self) -> bool:
+        """Whether fine-tuning matches the stored inversions."""
+        return self.is_tuned and self.config.im.target == "trajectory"
+
+    @property
     def starts_from_inversions(self) -> bool:
         """Whether candidates start from inverted real images."""
         return self.config.sample.start == "inversion"

@@ -159,10 +159,9 @@ class FineTuning(Published):
         predicted = noise_of(output, z0.shape[1])
         loss = losses.diffusion_loss(predicted, eps).mean()
         if output.shape[1] == 2 * z0.shape[1]:
-            here, below = level(self._abar, t), level(self._abar, t - 1)
-            loss = loss + losses.variational_loss(output, z_t, z0, abar_from=here, abar_to=below).mean()
+            loss = loss + losses.variational_loss(output, z_t, z0, t, self._abar).mean()
         pair = losses.one_step_pair(self._predict, z0, z_t, predicted, t, labels, self._abar)
-        return loss + MATCHING_WEIGHT * losses.matching_loss(*pair).mean()
+        return loss + MATCHING_WEIGHT * losses.all_pairs_loss(*pair).mean()
 
     def checkpoint(self) -> object:
         """What the published code saves: model, average and optimiser."""
