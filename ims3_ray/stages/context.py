@@ -98,8 +98,10 @@ class Context:
         """What the bits of every stage that runs the generator depend on."""
         numerics, config = self.numerics, self.config
         seed = config.seed if config.data.class_map == NEW else None
+        how = ["fp32 input"] if numerics.precision != "fp32" else []
+        how += ["compiled"] if numerics.compiled else []
         return {
-            "device": [numerics.device, numerics.precision, *(["compiled"] if numerics.compiled else [])],
+            "device": [numerics.device, numerics.precision, *how],
             "model": [self.inputs["model"], config.model.heads, config.model.frequency_shift],
             "classes": [list(self.classes), self.model_labels, seed],
         }
