@@ -74,7 +74,7 @@ class TunedModel:
 
 
 def lower(dit: DiT, dtype: torch.dtype) -> DiT:
-    """Put the matrices at `dtype`, in place, but those that take latents in: to round an input is to add noise,
+    """Put the matrices at `dtype`, in place, but those that take latents in: to round an input adds a noise,
     and near t = 0 there is little else to predict.
     """
     for part in (dit.t_embedder, dit.y_embedder, dit.blocks, dit.final_layer):
