@@ -50,6 +50,8 @@ class Invert(Section):
 
     points: int = Field(default=10, ge=1, le=999)
     """S, grid points up to T − 1 at which inversions are kept."""
+    substeps: Count = 1
+    """DDIM steps from one grid point to the next: more follow the model's own trajectory more closely."""
     batch_size: BatchSize = BatchSize(cpu=50, cuda=128)
     """Latents a forward pass; with their mirror images where it is a GPU."""
 
