@@ -7,7 +7,7 @@ batches are keyed by (seed, step, position), so a resumed run needs no generator
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, Literal, Protocol, TypedDict
@@ -36,6 +36,13 @@ class Task(Protocol):
     @property
     def ratios(self) -> Mapping[str, float]:
         """Terms weighted so that their gradient has this share of the first term's norm."""
+        ...
+
+    @property
+    def apart(self) -> Collection[str]:
+        """Terms of small weight, whose gradient the rounding of a backward pass for all terms would drown:
+        they get a pass of their own, summed with the others' in float32. Empty where all is float32.
+        """
         ...
 
     def losses(self, step: int, part: int) -> Tensors:
@@ -67,6 +74,7 @@ class Optimisation:
     warmup_steps: int = 0
     decay: Literal["constant", "cosine"] = "constant"
     ema_decay: float = 0.9999
+    ema_warmup: bool = True
     log_every: int = 50
     checkpoint_every: int = 500
 
@@ -78,10 +86,9 @@ class Optimisation:
             )
         return lr
 
-
-def ema_decay_at(step: int, decay: float) -> float:
-    """min(decay, (1 + n) / (10 + n)): a young average soon forgets its start, so short runs don't keep it."""
-    return min(decay, (1 + step) / (10 + step))
+    def ema_decay_at(self, step: int) -> float:
+        """min(decay, (1 + n) / (10 + n)): a young average soon forgets its start; or the decay alone."""
+        return min(self.ema_decay, (1 + step) / (10 + step)) if self.ema_warmup else self.ema_decay
 
 
 class State(TypedDict):
@@ -117,14 +124,14 @@ class Trainer:
         separate = log or bool(self.task.ratios)
         gradients, terms = self._gradients(separate)
         norms = gradients.norm(dim=1)
-        weights = self._weights(norms) if separate else torch.ones(1, device=self.device)
+        weights = self._weights(norms) if separate else torch.ones(len(gradients), device=self.device)
         gradient = (weights[:, None] * gradients).sum(0)  # (P,)
         for parameter, its in zip(self.parameters, _like(self.parameters, gradient), strict=True):
             parameter.grad = its
         for group in self.optimizer.param_groups:
             group["lr"] = self.optimisation.lr_at(self.step)
         self.optimizer.step()
-        decay = ema_decay_at(self.step, self.optimisation.ema_decay)
+        decay = self.optimisation.ema_decay_at(self.step)
         self.ema.lerp_(_flat(self.parameters).detach(), 1 - decay)
         self.task.after_step(self.step, lambda parts: gather(parts, self.counts))
         self.step += 1
@@ -132,21 +139,24 @@ class Trainer:
         return self._log(terms, norms, weights) if log else {}
 
     def _gradients(self, separate: bool) -> tuple[Float[Tensor, "rows P"], Float[Tensor, " terms"]]:
-        """Gradients of the whole batch, parts summed in order: a row a term, or one for the weighted sum."""
+        """Gradients of the whole batch, parts summed in order: a row a term, or a weighted sum of terms."""
         rows: list[Tensor] = []
         values: list[Tensor] = []
         for part in self.parts:
             losses = self.task.losses(self.step, part)
             assert list(losses) == list(self.task.weights), f"{list(losses)}, not {list(self.task.weights)}"
             values.append(torch.stack([loss.detach() for loss in losses.values()]))
-            targets = list(losses.values())
-            if not separate:
-                first, *others = (weight * losses[name] for name, weight in self.task.weights.items())
-                targets = [sum(others, start=first)]
+            targets = list(losses.values()) if separate else self._weighted(losses)
             *kept, last = targets  # the graph is, until the last is done
             gradients = [self._gradient(target, keep=True) for target in kept]
             rows.append(torch.stack([*gradients, self._gradient(last, keep=False)]))
         return sum_in_order(torch.stack(rows), self.counts), sum_in_order(torch.stack(values), self.counts)
+
+    def _weighted(self, losses: Tensors) -> list[Tensor]:
+        """The weighted sum of the terms, and another of those that stand apart, where there are any."""
+        terms = {name: weight * losses[name] for name, weight in self.task.weights.items()}
+        groups = ([t for n, t in terms.items() if (n in self.task.apart) == apart] for apart in (False, True))
+        return [sum(others, start=first) for first, *others in filter(None, groups)]
 
     def _gradient(self, target: Tensor, keep: bool) -> Tensor:
         if not target.requires_grad:  # a term that no image of this part has

@@ -19,7 +19,11 @@ from .settings import Config
 Kind = TypeVar("Kind", bound=Settings)
 Overrides = Mapping[str, object]  # dotted field → value
 Values = dict[str, Any]  # as YAML holds them: sections are mappings
-LICENSED = {"model": ("path", "vae"), "data": ("train", "class_map")}  # what a section's licence speaks of
+STATED_OF = {  # field of a section that a recipe states of other fields beside it → these
+    ("model", "licence"): ("path", "vae"),
+    ("model", "frequency_shift"): ("path",),
+    ("data", "licence"): ("train", "class_map"),
+}
 
 
 def recipe_names() -> list[str]:
@@ -58,7 +62,7 @@ def load_settings(kind: type[Kind], overrides: Overrides, recipe: Values | None 
     values = copy.deepcopy(recipe or {})
     for field, value in overrides.items():
         _put(values, field, copy.deepcopy(value))
-    _drop_licences(values, recipe or {}, overrides)
+    _drop_what_spoke_of_others(values, recipe or {}, overrides)
     try:
         return kind(**values)
     except ValidationError as error:
@@ -93,15 +97,15 @@ def _put(values: Values, field: str, value: object) -> None:
         values[last] = value
 
 
-def _drop_licences(values: Values, recipe: Values, overrides: Overrides) -> None:
-    """Unset a recipe's licence where an override puts other weights or images in place of those it is of."""
-    for section, fields in LICENSED.items():
+def _drop_what_spoke_of_others(values: Values, recipe: Values, overrides: Overrides) -> None:
+    """Unset what a recipe says of its own weights or images where an override puts others in their place."""
+    for (section, said), fields in STATED_OF.items():
         stated, now = recipe.get(section), values.get(section)
-        if not isinstance(stated, dict) or not isinstance(now, dict) or "licence" not in stated:
+        if not isinstance(stated, dict) or not isinstance(now, dict) or said not in stated:
             continue
         is_other = any(field in stated and now.get(field) != stated[field] for field in fields)
-        if is_other and not _is_given(overrides, section, "licence"):
-            now["licence"] = None
+        if is_other and not _is_given(overrides, section, said):
+            now[said] = None
 
 
 def _is_given(overrides: Overrides, section: str, field: str) -> bool:

@@ -27,7 +27,7 @@ class Model(Section):
     heads: Count | None = None
     """Attention heads, for a .pt file of no published size."""
     frequency_shift: Literal[0, 1] | None = None
-    """Of the timestep's sinusoids: 0 as DiT, 1 as diffusers; null: by the checkpoint's kind."""
+    """Of the timestep's sinusoids: 0 as DiT, 1 as diffusers; null: as the checkpoint says."""
     precision: Arithmetic = Arithmetic()
     """Arithmetic of matrices; values that train are fp32 everywhere."""
     compile: Compile = Compile()
@@ -50,6 +50,8 @@ class Invert(Section):
 
     points: int = Field(default=10, ge=1, le=999)
     """S, grid points up to T − 1 at which inversions are kept."""
+    substeps: Count = 1
+    """DDIM steps from one grid point to the next: more follow the model's own trajectory more closely."""
     batch_size: BatchSize = BatchSize(cpu=50, cuda=128)
     """Latents a forward pass; with their mirror images where it is a GPU."""
 
@@ -63,6 +65,8 @@ class Minimax(Section):
     """Weight of distance to the memory of generated latents."""
     memory: Count = 64
     """Latents that each memory holds."""
+    extreme: Literal["image", "class"] = "image"
+    """class: of a class's images in the batch the worst one counts, as in the published code; else each."""
 
 
 class InversionMatching(Section):
@@ -73,11 +77,17 @@ class InversionMatching(Section):
     grad_ratio: Weight | None = None
     """λ_IM as the ratio of gradient norms, matching to diffusion; replaces weight."""
     target: Literal["trajectory", "one_step"] = "trajectory"
-    """What is matched; one_step reproduces the published code."""
+    """What is matched; one_step is the published code's, all images of a batch with all."""
     metric: Literal["cosine", "l1", "l2"] = "cosine"
     """Distance to the target."""
     minimax: Minimax | None = None
     """Minimax Diffusion's criteria: true, or its fields."""
+
+    @model_validator(mode="after")
+    def _one_step_has_its_own_metric(self) -> "InversionMatching":
+        if self.target == "one_step" and self.metric != "cosine":
+            raise ValueError(f"im.metric: {self.metric} needs im.target=trajectory; one_step takes cosine")
+        return self
 
     @field_validator("minimax", mode="before")
     @classmethod
@@ -90,6 +100,10 @@ class Finetune(Section):
 
     epochs: int = Field(default=8, ge=0)
     """Passes over the latents; 0 keeps the pretrained model."""
+    steps: Count | None = None
+    """Steps after which training ends within its epochs; null: all of theirs."""
+    labels: Literal["map", "position"] = "map"
+    """position: a class is tuned as its place among the folders, as in the published code."""
     batch_size: Count = 8
     """Latents a step, a multiple of micro_batches."""
     micro_batches: Count = 2
@@ -102,6 +116,8 @@ class Finetune(Section):
     """Share of labels replaced by no class, for guidance."""
     ema_decay: float = Field(default=0.9999, ge=0, lt=1)
     """Of the moving average of the weights, a step."""
+    ema_warmup: bool = True
+    """Begin with less decay, so that short runs don't keep the pretrained weights; published: false."""
     log_every: Count = 50
     """Steps between logged losses."""
     checkpoint_every: Count = 500

@@ -115,6 +115,16 @@ class Config(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _published_criteria_see_the_whole_batch(self) -> "Config":
+        for field, is_on in (
+            ("im.target: one_step", self.im.target == "one_step"),
+            ("im.minimax.extreme: class", self.im.minimax and self.im.minimax.extreme == "class"),
+        ):
+            if is_on and self.finetune.micro_batches > 1:
+                raise ValueError(f"{field} compares a whole batch; give finetune.micro_batches=1")
+        return self
+
     @property
     def pool_ipc(self) -> int:
         """Images drawn a subgroup."""

@@ -28,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which = "which of the adapter's values (default ema)"
     add("--weights", choices=("ema", "last"), default="ema", help=which)
     add("--heads", type=int, metavar="N", help="attention heads, for a .pt file of no published size")
+    shift = "timestep frequencies of a folder that does not note them: 0 as DiT, 1 as diffusers"
+    add("--frequency-shift", type=int, choices=(0, 1), help=shift)
     add("--dtype", choices=types, default="fp32", help="of the stored weights (default fp32)")
 
 
@@ -44,7 +46,9 @@ def run(arguments: argparse.Namespace) -> None:
 
     began, out = time.perf_counter(), new_folder(arguments.out)
     adapter = inspect_adapter(arguments.adapter) if arguments.adapter else None
-    shift = adapter.frequency_shift if adapter else None
+    shift = arguments.frequency_shift
+    if shift is None and adapter:
+        shift = adapter.frequency_shift
     info = inspect_generator(
         arguments.checkpoint, vae=arguments.vae, heads=arguments.heads, frequency_shift=shift
     )

@@ -88,7 +88,7 @@ def _metrics(x: Features, y: Features, k: int) -> Values:
         "copy_rate": copy_rate(x, y),
         **nearest_distances(x, y),
         "vendi": vendi(y),
-        "kid": kid(x, y) if len(y) > 1 else None,
+        "kid": kid(*(v * v.shape[1] ** 0.5 for v in (x, y))) if len(y) > 1 else None,
     }
 
 
@@ -157,7 +157,8 @@ def vendi(features: Features) -> float:
 def kid(real: Features, synthetic: Features) -> float:
     """Unbiased squared MMD with the kernel (xy/D + 1)³ (Bińkowski et al. 2018); may be below 0.
 
-    Needs at least two rows in each set.
+    Values of the features should be about 1 in size: of rows of length 1 the kernel sees hardly more than the
+    means. Needs at least two rows in each set.
     """
     if min(len(real), len(synthetic)) < 2:
         raise ValueError(

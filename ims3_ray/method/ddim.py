@@ -11,11 +11,14 @@ Nothing is clipped. `predict(z, t, labels)` gives the model's whole output: C ch
 the variance.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from .schedule import refined
 
 Latents = Float[Tensor, "B C H W"]
 Labels = Int[Tensor, " B"]
@@ -23,9 +26,11 @@ Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 Push = Callable[[Latents, int, Tensor, Tensor], Latents]  # x̂0, t, ᾱ_from, ᾱ_to → what a step's latents gain
 
 
-def level(abar: Float[Tensor, " T"], timesteps: Int[Tensor, " B"]) -> Float[Tensor, "B 1 1 1"]:
-    """ᾱ at `timesteps`, shaped to scale latents, in float32."""
-    return abar[timesteps.cpu()].to(torch.float32).to(timesteps.device)[:, None, None, None]
+def level(
+    abar: Float[Tensor, " T"], timesteps: Int[Tensor, " B"], dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "B 1 1 1"]:
+    """ᾱ at `timesteps`, shaped to scale latents; float64 where neighbouring levels are subtracted."""
+    return abar[timesteps.cpu()].to(dtype).to(timesteps.device)[:, None, None, None]
 
 
 def add_noise(x: Latents, eps: Latents, *, abar: Tensor) -> Latents:
@@ -58,21 +63,27 @@ def noise_of(output: Tensor, channels: int) -> Latents:
 
 
 def invert(
-    predict: Predict, z0: Latents, labels: Labels, grid: Int[Tensor, " levels"], abar: Float[Tensor, " T"]
+    predict: Predict,
+    z0: Latents,
+    labels: Labels,
+    grid: Int[Tensor, " levels"],
+    abar: Float[Tensor, " T"],
+    substeps: int = 1,
 ) -> Float[Tensor, "B S C H W"]:
     """The inversion trajectory z^inv at s_1 … s_S of clean latents (Eq. 1–3): DDIM backwards, no guidance.
 
     z_{s_0} = z0 is taken as clean (ᾱ = 1) and the model asked there at t = 0; from then on ᾱ is the level's
-    own.
+    own. Each step of the grid is done in `substeps`, as far as there are timesteps between its ends.
     """
-    z, trajectory = z0, []
+    z, trajectory, kept = z0, [], set(grid.tolist())
     abar_from = torch.ones(1, device=z0.device)
-    for s_from, s_to in zip(grid[:-1].tolist(), grid[1:].tolist(), strict=True):
+    for s_from, s_to in itertools.pairwise(refined(grid, substeps).tolist()):
         timesteps = torch.full((len(z),), s_from, device=z.device)
         eps = noise_of(predict(z, timesteps, labels), z.shape[1])
         abar_to = abar[s_to].to(torch.float32).to(z.device)
         z = ddim_step(z, eps, abar_from=abar_from, abar_to=abar_to)
-        trajectory.append(z)
+        if s_to in kept:
+            trajectory.append(z)
         abar_from = abar_to
     return torch.stack(trajectory, dim=1)
 

@@ -12,7 +12,7 @@
 import math
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
@@ -20,7 +20,7 @@ from .ddim import (
     Labels,
     Latents,
     Predict,
-    ddim_step,
+    add_noise,
     level,
     noise_of,
     posterior_mean,
@@ -30,6 +30,7 @@ from .ddim import (
 )
 
 PerImage = Float[Tensor, " B"]
+Timesteps = Int[Tensor, " B"]
 
 
 def diffusion_loss(predicted: Latents, noise: Latents) -> PerImage:
@@ -38,15 +39,16 @@ def diffusion_loss(predicted: Latents, noise: Latents) -> PerImage:
 
 
 def variational_loss(
-    output: Tensor, x: Latents, z0: Latents, *, abar_from: Tensor, abar_to: Tensor
+    output: Tensor, x: Latents, z0: Latents, timesteps: Timesteps, abar: Float[Tensor, " T"]
 ) -> PerImage:
     """KL of the true and the predicted step z_t → z_{t−1}, in bits per value: it trains the variance alone.
 
     `output` (B, 2·C, H, W) holds noise and variance; the mean is detached (Nichol & Dhariwal 2021, L_vlb of
     the hybrid objective, as DiT uses it). t must be at least 1: the likelihood term of t = 0 is not defined
-    here.
+    here. Done in float64, as `abar` is given: β is the difference of neighbouring levels.
     """
     channels = x.shape[1]
+    abar_from, abar_to = (level(abar, timesteps - down, torch.float64) for down in (0, 1))
     eps = noise_of(output, channels).detach()
     true_mean = posterior_mean(x, z0, abar_from=abar_from, abar_to=abar_to)
     mean = posterior_mean(x, predicted_clean(x, eps, abar=abar_from), abar_from=abar_from, abar_to=abar_to)
@@ -59,7 +61,7 @@ def variational_loss(
         + (true_mean - mean).square() * (-log_variance).exp()
         - 1
     )
-    return kl.flatten(1).mean(1) / math.log(2)
+    return (kl.flatten(1).mean(1) / math.log(2)).to(x.dtype)
 
 
 def matching_loss(stepped: Latents, inverted: Latents, metric: str = "cosine") -> PerImage:
@@ -83,21 +85,38 @@ def masked_mean(values: PerImage, mask: Bool[Tensor, " B"], total: int) -> Float
 
 
 def one_step_pair(
-    predict: Predict, z0: Latents, z_t: Latents, eps: Latents, timesteps: Tensor, labels: Labels, abar: Tensor
+    predict: Predict,
+    z0: Latents,
+    z_t: Latents,
+    eps: Latents,
+    timesteps: Timesteps,
+    labels: Labels,
+    abar: Float[Tensor, " T"],
 ) -> tuple[Latents, Latents]:
     """(z̃_{t−1}, z_{t+1}^inv) as the published code pairs them, for reproduction only.
 
-    It treats the clean latents as if they were at level t, clips their predicted x̂0 to [−1, 1], inverts them
-    one step up, and compares with the denoising step one level down: two different levels, off any
-    trajectory. Use the trajectory target for anything else.
+    z̃_{t−1} is the mean of the posterior q(z_{t−1} | z_t, x̂0). z_{t+1}^inv treats the clean latents as if
+    they were at level t, clips their predicted x̂0 to [−1, 1] and inverts them one step up, to ᾱ = 0 from the
+    last level: two different levels, off any trajectory. t is at least 1; `labels` are those of the
+    inversion's own pass. Use the trajectory target for anything else.
     """
-    here, below, above = (level(abar, (timesteps + d).clamp(0, len(abar) - 1)) for d in (0, -1, 1))
+    z = z0.double()
+    levels = torch.cat([abar, abar.new_zeros(1)])
+    below, here, above = (level(levels, timesteps + up, torch.float64) for up in (-1, 0, 1))
     with torch.no_grad():
-        eps_clean = noise_of(predict(z0, timesteps, labels), z0.shape[1])
-        clipped = predicted_clean(z0, eps_clean, abar=here).clamp(-1, 1)
-        eps_clipped = (z0 - here.sqrt() * clipped) / (1 - here).sqrt()
-        inverted = above.sqrt() * clipped + (1 - above).sqrt() * eps_clipped
-    return ddim_step(z_t, eps, abar_from=here, abar_to=below), inverted
+        clean = predicted_clean(z, noise_of(predict(z0, timesteps, labels), z0.shape[1]), abar=here)
+        clipped = clean.clamp(-1, 1)
+        inverted = add_noise(clipped, (z - here.sqrt() * clipped) / (1 - here).sqrt(), abar=above)
+    stepped = posterior_mean(z_t, predicted_clean(z_t, eps, abar=here), abar_from=here, abar_to=below)
+    return stepped.to(z0.dtype), inverted.to(z0.dtype)
+
+
+def all_pairs_loss(stepped: Latents, inverted: Latents) -> PerImage:
+    """1 − the mean of σ(z̃_i, z_j^inv) over all images j of the batch, as the published code averages it.
+
+    Of the B pairs of an image B − 1 pull it towards others: for reproduction only, and of a whole batch.
+    """
+    return 1 - _similarities(stepped, inverted).mean(1)
 
 
 def representativeness_loss(predicted: Latents, memory: Float[Tensor, "M C H W"]) -> PerImage:

@@ -5,6 +5,7 @@ s_k   the inversion's grid 0 = s_0 < s_1 < … < s_S = T − 1
 τ_i   the respaced steps at which a sampler asks the model
 """
 
+import itertools
 from typing import Literal
 
 import numpy as np
@@ -32,6 +33,16 @@ def inversion_grid(points: int, num_timesteps: int = NUM_TRAIN_TIMESTEPS) -> Int
     return torch.from_numpy(np.linspace(0, num_timesteps - 1, points + 1).round().astype(np.int64))
 
 
+def refined(grid: Int[Tensor, " levels"], substeps: int) -> Int[Tensor, " fine"]:
+    """The grid with `substeps` steps in place of each of its own: evenly spaced, rounded, none twice.
+
+    The grid's points are among its own.
+    """
+    ends = itertools.pairwise(grid.tolist())
+    inner = [np.linspace(start, stop, substeps + 1).round().astype(np.int64) for start, stop in ends]
+    return torch.from_numpy(np.unique(np.concatenate(inner)))
+
+
 def grid_index_below(timesteps: Int[Tensor, " B"], grid: Int[Tensor, " levels"]) -> Int[Tensor, " B"]:
     """For every t the k of the largest grid point s_k < t; 0 (no matching term) where only s_0 lies below."""
     return torch.searchsorted(grid, timesteps, right=False) - 1
@@ -42,13 +53,15 @@ def respaced(
 ) -> Int[Tensor, " n"]:
     """The timesteps τ_0 < … < τ_{n−1} that a sampler of `steps` steps visits (from the last to the first).
 
-    `linspace` runs from 0 to T − 1 as DiT's own sampler does; `leading` starts at 0 and ends at T − T //
-    steps, as diffusers' schedulers do by default. Raises ValueError unless 2 <= steps <= T.
+    `linspace` runs from 0 to T − 1 as DiT's own sampler does, stride by stride, whose rounding shows in a
+    step of every fourth count of steps; `leading` starts at 0 and ends at T − T // steps, as diffusers'
+    schedulers do by default. Raises ValueError unless 2 <= steps <= T.
     """
     if not 2 <= steps <= num_timesteps:
         raise ValueError(f"steps: must lie between 2 and {num_timesteps}, got {steps}")
     if spacing == "linspace":
-        return torch.from_numpy(np.linspace(0, num_timesteps - 1, steps).round().astype(np.int64))
+        strides = itertools.repeat((num_timesteps - 1) / (steps - 1), steps - 1)
+        return torch.tensor([round(t) for t in itertools.accumulate(strides, initial=0.0)])
     if spacing == "leading":
         return torch.arange(steps) * (num_timesteps // steps)
     raise ValueError(f"spacing: {spacing!r} is none of linspace, leading")

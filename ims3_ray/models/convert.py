@@ -12,6 +12,7 @@ from ims3_ray.errors import InputError
 from ims3_ray.method.rng import generator, normal
 
 from .device import DTYPES
+from .diffusers_layout import DIFFUSERS_SHIFT
 from .dit import DiT
 from .generator import new_folder, save_pipeline
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 STORED = {**DTYPES, "fp16": torch.float16}  # types of the weights as stored, by name
 PIPELINE_NULL_LABEL = 1000  # diffusers' DiTPipeline guides with it, however many classes the model has
-DIFFUSERS_SHIFT = 1.0  # of the timestep frequencies, see DiTConfig
 # more than this is no rounding; relative, as the differences below
 ROUND_OFF = {"fp32": 1e-3, "bf16": 0.2, "fp16": 0.02}
 TIMESTEPS = (0, 250, 750, 999)  # at which outputs are compared

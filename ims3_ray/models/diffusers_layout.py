@@ -66,6 +66,7 @@ _SIZES = (
 )
 # What diffusers' configuration has no word for. It ignores names with an underscore.
 SHIFT_KEY, CLASSES_KEY = "_frequency_shift", "_num_classes"
+DIFFUSERS_SHIFT = 1.0  # of the timestep frequencies that diffusers computes, see DiTConfig
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -96,7 +97,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 def export_transformer(dit: DiT, null_label: int | None = None) -> "DiTTransformer2DModel":
     """diffusers' model with the same values (fp32, CPU, eval), scales folded in; `dit` stays as it is.
 
-    Its output is that of `dit` to round-off where the frequency shift is 1, diffusers' own. Another shift is
+    Its output is that of `dit` to round-off where the frequency shift is 1, diffusers' own. The shift is
     noted in the configuration for `load_transformer`. `null_label` pads the class table with copies of the
     null row up to that label, since diffusers' pipeline guides with label 1000 however many classes there
     are; the number of classes is noted then. Raises InputError for a DiT that diffusers' model cannot
@@ -131,8 +132,7 @@ def export_transformer(dit: DiT, null_label: int | None = None) -> "DiTTransform
             num_embeds_ada_norm=classes,
             norm_eps=config.norm_eps,
         )
-    if config.frequency_shift != 1:
-        exported.register_to_config(**{SHIFT_KEY: config.frequency_shift})
+    exported.register_to_config(**{SHIFT_KEY: config.frequency_shift})
     if classes != config.num_classes:
         exported.register_to_config(**{CLASSES_KEY: config.num_classes})
     exported.load_state_dict(to_diffusers(dit.state_dict(), config, classes + 1), assign=True)

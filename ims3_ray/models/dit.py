@@ -6,7 +6,7 @@ vectors of DiffFit (Xie et al. 2023, arXiv 2304.06648), absent (None, at no cost
 `ims3_ray.method.difffit` adds them.
 
 Precision: all arithmetic is done in the type of the weight matrices, the sinusoids of the timestep in fp32.
-Biases, the class table and the scales may be kept in fp32 beside bf16 matrices, as values that train are.
+Values that train (biases, class table, scales) and what takes latents in may be fp32 beside bf16 matrices.
 
 Letters in shapes: B images, C channels, H and W latent height and width, p patch, N tokens, D hidden size.
 """
@@ -118,7 +118,7 @@ class PatchEmbedder(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         weight, bias = self.proj.weight, self.proj.get_parameter("bias")  # (D, C, p, p), (D,)
-        x = F.pixel_unshuffle(latents, self.patch_size)  # (B, C p², H / p, W / p)
+        x = F.pixel_unshuffle(latents.to(weight.dtype), self.patch_size)  # (B, C p², H / p, W / p)
         return F.linear(x.flatten(2).transpose(1, 2), weight.flatten(1), bias.to(weight.dtype))  # (B, N, D)
 
 
@@ -253,15 +253,15 @@ class DiT(nn.Module):
         """Predicted noise (and variance values after it, where the model has them) of scaled latents.
 
         Timesteps count from 0 (clean) to 999, whole or fractional; labels from 0 to `null_label`. The output
-        has the type of the weight matrices. Raises ValueError for latents of another size.
+        has the type of the matrices. ValueError for latents of another size.
         """
         config = self.config
         if latents.shape[1:] != config.latent_shape:
             shape = ", ".join(map(str, ("batch", *config.latent_shape)))
             raise ValueError(f"latents must be ({shape}), not {tuple(latents.shape)}")
-        dtype = self.x_embedder.proj.weight.dtype
-        x = self.x_embedder(latents.to(dtype)) + self.pos_embed.to(dtype)  # (B, N, D), N = H W / p²
-        c = self.t_embedder(timesteps) + self.y_embedder(labels).to(dtype)  # (B, D)
+        c = self.t_embedder(timesteps)  # (B, D)
+        c = c + self.y_embedder(labels).to(c.dtype)
+        x = (self.x_embedder(latents) + self.pos_embed).to(c.dtype)  # (B, N, D), N = H W / p²
         for block in self.blocks:
             x = block(x, c)  # (B, N, D)
         x = self.final_layer(x, c)  # (B, N, p² C_out)

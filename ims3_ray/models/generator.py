@@ -19,7 +19,7 @@ from ims3_ray.method import difffit
 from ims3_ray.method.schedule import BETA_END, BETA_START, NUM_TRAIN_TIMESTEPS
 
 from .checkpoints import inspect_transformer
-from .diffusers_layout import CLASS_TABLE, export_transformer
+from .diffusers_layout import CLASS_TABLE, DIFFUSERS_SHIFT, export_transformer
 from .dit import DiT, DiTConfig
 from .files import find_weights, read_json, resolve_model
 from .vae import Vae, image_size, read_vae, vae_config, vae_folder
@@ -109,7 +109,8 @@ def load_vae(
     dtype: torch.dtype,
 ) -> Vae:
     """The VAE of the generator at `path`, without the transformer's weights; as `inspect_generator`."""
-    info = inspect_generator(path, vae=vae, heads=heads)
+    # whatever the transformer's frequencies are: the VAE is the same
+    info = inspect_generator(path, vae=vae, heads=heads, frequency_shift=DIFFUSERS_SHIFT)
     layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format  # as tensor cores read
     model = nn.Module.to(  # pyright: ignore[reportCallIssue] torch's stub knows `memory_format` beside others alone
         _moved(read_vae(info.vae_path), device, dtype), memory_format=layout

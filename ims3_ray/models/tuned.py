@@ -47,17 +47,17 @@ class TunedModel:
     weights: str = "ema"  # or "last"
 
     def load(self, device: torch.device) -> Loaded:
-        """Load for inference: the adapter folded in, all values at the precision."""
+        """Load for inference: the adapter folded in, all values behind the input at the precision."""
         dit = self.pretrained()
         if self.adapter:
             difffit.load_adapter(dit, read_adapter(self.adapter, self.weights))
             difffit.fold(dit)
-        dit = dit.to(device, self.numerics.dtype).eval().requires_grad_(False)
+        lower(dit.to(device), self.numerics.dtype).eval().requires_grad_(False)
         return self._loaded(dit)
 
     def trainable(self, device: torch.device) -> Loaded:
         """Load for fine-tuning: frozen matrices at the precision, DiffFit's parameters in float32."""
-        dit = self.pretrained().to(device, self.numerics.dtype).eval()
+        dit = lower(self.pretrained().to(device), self.numerics.dtype).eval()
         difffit.prepare(dit)
         return self._loaded(dit)
 
@@ -71,6 +71,15 @@ class TunedModel:
         if self.new_classes:
             dit = with_new_classes(dit, self.new_classes, generator("class-table", self.seed))
         return dit
+
+
+def lower(dit: DiT, dtype: torch.dtype) -> DiT:
+    """Put the matrices at `dtype`, in place, but those that take latents in: to round an input adds a noise,
+    and near t = 0 there is little else to predict.
+    """
+    for part in (dit.t_embedder, dit.y_embedder, dit.blocks, dit.final_layer):
+        part.to(dtype)
+    return dit
 
 
 def compile_blocks(dit: DiT) -> None:

@@ -57,6 +57,11 @@ class Context:
         return self.config.finetune.epochs > 0
 
     @property
+    def matches_trajectories(self) -> bool:
+        """Whether fine-tuning matches the stored inversions."""
+        return self.is_tuned and self.config.im.target == "trajectory"
+
+    @property
     def starts_from_inversions(self) -> bool:
         """Whether candidates start from inverted real images."""
         return self.config.sample.start == "inversion"
@@ -93,8 +98,10 @@ class Context:
         """What the bits of every stage that runs the generator depend on."""
         numerics, config = self.numerics, self.config
         seed = config.seed if config.data.class_map == NEW else None
+        how = ["fp32 input"] if numerics.precision != "fp32" else []
+        how += ["compiled"] if numerics.compiled else []
         return {
-            "device": [numerics.device, numerics.precision, *(["compiled"] if numerics.compiled else [])],
+            "device": [numerics.device, numerics.precision, *how],
             "model": [self.inputs["model"], config.model.heads, config.model.frequency_shift],
             "classes": [list(self.classes), self.model_labels, seed],
         }

@@ -8,7 +8,7 @@ import torch
 
 from ims3_ray.cluster.fan_out import Part, fan_out
 from ims3_ray.method.ddim import invert
-from ims3_ray.method.schedule import alphas_bar, inversion_grid
+from ims3_ray.method.schedule import alphas_bar, inversion_grid, refined
 from ims3_ray.models.batches import in_batches
 from ims3_ray.models.device import prepare_device
 from ims3_ray.models.tuned import TunedModel
@@ -45,6 +45,7 @@ def inverter_arguments(context: Context, latents: Directory) -> dict[str, Any]:
         "model": context.tuned_model(),
         "model_labels": context.model_labels,
         "points": config.invert.points,
+        "substeps": config.invert.substeps,
         "mirror": config.data.mirror,
         "batch_size": context.batch_size(config.invert),
     }
@@ -67,6 +68,7 @@ class Inverter:
         model: TunedModel,
         model_labels: list[int],
         points: int,
+        substeps: int,
         mirror: bool,
         batch_size: int,
     ):
@@ -74,7 +76,7 @@ class Inverter:
         self._predict = model.load(self._device).predict
         self._latents, self._mirror, self._batch_size = latents, mirror, batch_size
         self._model_labels = np.array(model_labels)
-        self._grid, self._abar = inversion_grid(points), alphas_bar()
+        self._grid, self._abar, self._substeps = inversion_grid(points), alphas_bar(), substeps
 
     def __call__(self, part_name: str) -> tuple[Columns, dict[str, str]]:
         table = tables.MIRRORED_LATENTS if self._mirror else tables.LATENTS
@@ -91,14 +93,25 @@ class Inverter:
     @torch.inference_mode()
     def _invert(self, mean: np.ndarray, labels: np.ndarray) -> np.ndarray:
         def trajectories(z0: torch.Tensor, label: torch.Tensor) -> list[torch.Tensor]:
-            return [invert(self._predict, z0.float(), label, self._grid, self._abar).half()]
+            z = invert(self._predict, z0.float(), label, self._grid, self._abar, self._substeps)
+            return [z.half()]
 
         return in_batches(trajectories, [mean, labels], self._batch_size, self._device)[0]
 
 
 def _cost(context: Context, forward: Forward) -> Cost:
-    rows, levels = context.num_tuned, context.num_views * context.config.invert.points
-    return Cost(rows, levels * forward.dit, rows * levels * latent_bytes(context), generator_bytes(context))
+    rows, views, settings = context.num_tuned, context.num_views, context.config.invert
+    grid = inversion_grid(settings.points)
+    passes = views * (len(refined(grid, settings.substeps)) - 1)
+    disk = rows * views * settings.points * latent_bytes(context)
+    return Cost(rows, passes * forward.dit, disk, generator_bytes(context))
+
+
+def _depends(context: Context) -> object:
+    settings = context.values_of(context.config.invert)
+    if settings["substeps"] == 1:
+        del settings["substeps"]
+    return [settings, context.generator_values()]
 
 
 STAGE = Stage(
@@ -106,8 +119,8 @@ STAGE = Stage(
     noun="inversions",
     version=1,
     reads=("latents",),
-    is_part=lambda context: context.is_tuned or context.starts_from_inversions,
+    is_part=lambda context: context.matches_trajectories or context.starts_from_inversions,
     run=run,
-    depends=lambda context: [context.values_of(context.config.invert), context.generator_values()],
+    depends=_depends,
     cost=_cost,
 )

@@ -61,17 +61,48 @@ def keys_of(imagenet_tree, model, *words):
 def test_every_yaml_file_of_the_package_is_a_recipe_whose_header_says_what_was_measured():
     files = {p.name for p in resources.files("ims3_ray.recipes").iterdir() if p.name.endswith(".yaml")}
     assert files == {f"{name}.yaml" for name in recipe_names()}
-    assert set(recipe_names()) == {"digits", "digits-paper", "imagewoof-refined", *IMAGENET}
+    assert set(recipe_names()) == {
+        "digits",
+        "digits-paper",
+        "imagewoof-refined",
+        "imagewoof-published",
+        *IMAGENET,
+    }
     for name in recipe_names():
         header = [line for line in recipe_text(name)[1].splitlines() if line.startswith("#")]
         assert any("Hardware:" in line for line in header)
         assert any("measured" in line for line in header)
 
 
+def test_the_recipe_that_says_published_is_the_published_code_s():
+    """run.sh and the defaults of the scripts that it calls, as far as they are not the paper's."""
+    c = load_config("imagewoof-published")
+    assert c.data.classes == load_config("imagewoof").data.classes
+    assert (c.model.frequency_shift, c.model.vae) == (0, "stabilityai/sd-vae-ft-ema")
+    assert (c.model.precision.cpu, c.model.precision.cuda) == ("fp32", "fp32")
+    assert (c.im.target, c.im.weight, c.im.grad_ratio) == ("one_step", 0.002, None)
+    criteria = c.im.minimax
+    assert (criteria.representativeness, criteria.diversity, criteria.memory) == (0.002, 0.008, 64)
+    assert criteria.extreme == "class"
+    tuning = c.finetune
+    assert (tuning.epochs, tuning.steps, tuning.batch_size, tuning.micro_batches) == (8, 8000, 8, 1)
+    assert (tuning.lr, tuning.weight_decay, tuning.label_dropout) == (1e-3, 0.0, 0.1)
+    assert (tuning.ema_decay, tuning.ema_warmup, tuning.labels) == (0.9999, False, "position")
+    assert (c.encode.images_per_class, c.data.mirror) == (None, True)
+    drawn = c.sample
+    assert (drawn.sampler, drawn.steps, drawn.spacing, drawn.weights) == ("ancestral", 50, "linspace", "ema")
+    assert (drawn.subgroups, drawn.guidance_scale, drawn.guidance_channels) == (5, 4.0, 3)
+    chosen = c.select
+    assert (chosen.alpha, chosen.beta, chosen.epsilon, chosen.normalization) == (0.4, 0.9, 0.0, "none")
+    assert (chosen.real_images, c.embed.extractor) == (200, "timm:resnet18.tv_in1k")
+    assert (c.evaluate.protocol, c.refine.steps) == ("ims3", 0)
+
+
 @pytest.mark.parametrize("name", [*IMAGENET, "imagewoof-refined"])
-def test_imagenet_recipes_are_the_published_one(name):
+def test_imagenet_recipes_are_the_papers(name):
     c = load_config(name)
     assert (c.model.path, c.embed.extractor) == ("facebook/DiT-XL-2-256", "timm:resnet18.tv_in1k")
+    assert c.model.frequency_shift == 0  # the folder was converted from original weights
     tuning = c.finetune
     assert (tuning.epochs, tuning.batch_size, tuning.lr, tuning.weight_decay) == (8, 8, 1e-3, 0.0)
     assert (c.im.weight, c.im.minimax, c.im.target) == (0.002, None, "trajectory")
@@ -79,7 +110,7 @@ def test_imagenet_recipes_are_the_published_one(name):
     assert (drawn.sampler, drawn.steps, drawn.spacing, drawn.subgroups) == ("ancestral", 50, "linspace", 5)
     assert (drawn.guidance_scale, drawn.guidance_channels) == (4.0, 3)
     chosen = c.select
-    assert (chosen.alpha, chosen.beta, chosen.epsilon, chosen.normalization) == (0.4, 0.9, 0.0, "per_class")
+    assert (chosen.alpha, chosen.beta, chosen.epsilon, chosen.normalization) == (0.4, 0.9, 0.0, "none")
     assert (c.evaluate.protocol, c.data.train, c.data.test) == ("ims3", None, None)
     written = yaml.safe_load(recipe_text(name)[1])
     assert {"guidance_channels", "spacing"} <= set(written["sample"])
@@ -193,6 +224,15 @@ def test_without_a_recipe_there_are_no_images_and_no_licence():
     assert config.data.licence is None
     with pytest.raises(InputError, match=r"data\.train"):
         preparation.image_places(config)
+
+
+def test_a_recipes_frequencies_are_not_said_of_other_weights():
+    def shift(*words):
+        return load_config("imagewoof", parse_overrides(list(words))).model.frequency_shift
+
+    assert shift() == shift("model.licence=mit") == 0
+    assert shift("model.path=/my/DiT") is None
+    assert shift("model.path=/my/DiT", "model.frequency_shift=0") == 0
 
 
 def test_overrides_are_left_as_they_were_given():

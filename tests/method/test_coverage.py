@@ -149,6 +149,19 @@ def test_kid_is_unbiased_around_zero_for_one_distribution_and_positive_for_two()
     assert kid(x, y) == pytest.approx((1 * 2 + 1) ** 3 + 1 - 2 * (1 + 4**3 + 1 + 7**3) / 4)
 
 
+def test_kid_of_features_of_length_1_sees_more_than_their_means():
+    rng = np.random.default_rng(4)
+    x, y = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in rng.normal(size=(2, 12, 24)))
+    labels = np.zeros(12, int)
+
+    def mean(a, b):
+        pairs = [(u, v) for i, u in enumerate(a) for j, v in enumerate(b) if a is not b or i != j]
+        return np.mean([(u @ v + 1) ** 3 for u, v in pairs])
+
+    expected = mean(x, x) + mean(y, y) - 2 * mean(x, y)
+    assert class_coverage(x, labels, y, labels).mean["kid"] == pytest.approx(expected, rel=1e-4)
+
+
 def test_a_copy_is_within_the_first_percentile_of_real_to_real_distances():
     # neighbours 2, 2, 3, 4 … apart: the percentile is 3
     x = np.cumsum(np.arange(1, 202, dtype=np.float32))[:, None]

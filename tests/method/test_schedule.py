@@ -29,6 +29,13 @@ def test_respacing_is_that_of_diffusers(spacing, steps):
     assert respaced(steps, spacing).tolist() == scheduler.timesteps.flip(0).tolist()
 
 
+def test_respacing_is_that_of_dit_for_every_count_of_steps():
+    """Values of its space_timesteps: for 21 steps 450, where np.linspace rounds to 449."""
+    assert respaced(21).tolist() == [*range(0, 451, 50), *range(499, 1000, 50)]
+    total = sum(int((torch.arange(n) * respaced(n)).sum()) for n in range(2, 1001))
+    assert total == 111_083_476_076
+
+
 @pytest.mark.parametrize(
     "call", [lambda: inversion_grid(0), lambda: inversion_grid(1000), lambda: respaced(1)]
 )

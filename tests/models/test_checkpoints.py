@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny_generator import NAMES, WEIGHTS, edit, inputs, original_file, small_dit, small_vae
 
 from ims3_ray.errors import InputError
+from ims3_ray.method import difffit
 from ims3_ray.models.checkpoints import inspect_transformer, load_transformer
 from ims3_ray.models.dit import DiT, DiTConfig
 from ims3_ray.models.files import resolve_model
@@ -31,6 +32,49 @@ def test_ema_weights_are_preferred_in_a_training_file(tmp_path):
     arguments = argparse.Namespace(model="DiT-S/2")
     path = original_file(tmp_path / "0050000.pt", model=model, ema=ema, opt={"state": {}}, args=arguments)
     assert load_transformer(path, heads=4).config.num_classes == 10
+
+
+@pytest.fixture
+def tuned_original():
+    """A DiT with DiffFit's scales, drawn, and its tensors under the published code's names."""
+    dit = small_dit(frequency_shift=0.0)
+    difffit.add_scales(dit)
+    draws = torch.Generator().manual_seed(2)
+    for name, value in dit.named_parameters():
+        if name.endswith(difffit.SCALE_NAMES):
+            value.data.add_(0.3 * torch.randn(value.shape, generator=draws))
+    names = {
+        "attn.qkv_scale": "attn.gamma1",
+        "attn.proj_scale": "attn.gamma2",
+        "attention_scale": "gamma1",
+        "mlp_scale": "gamma2",
+    }
+    state = {}
+    for name, value in dit.state_dict().items():
+        inside = name.split(".", 2)[-1] if name.startswith("blocks.") else name
+        state[name.removesuffix(inside) + names.get(inside, inside)] = value
+    return dit, state
+
+
+def test_a_published_tuned_file_is_read_with_its_scales_folded_in(tmp_path, tuned_original):
+    """IMS3's and Minimax Diffusion's files keep gamma* beside DiT's own parameters."""
+    dit, state = tuned_original
+    assert sum("gamma" in name for name in state) == 4
+    path = original_file(tmp_path / "0008000.pt", ema=state, args=argparse.Namespace(tag="im"))
+    loaded = load_transformer(path, heads=4)
+    assert not difffit.has_scales(loaded)
+    torch.testing.assert_close(loaded(*inputs()), dit(*inputs()), rtol=1e-5, atol=1e-6)
+    assert (loaded(*inputs()) - small_dit(frequency_shift=0.0)(*inputs())).abs().max() > 1e-3
+
+
+def test_scales_that_do_not_fit_their_layer_are_refused(tmp_path, tuned_original):
+    _, state = tuned_original
+    path = original_file(tmp_path / "DiT.pt", **state | {"blocks.0.attn.gamma1": torch.ones(32)})
+    with pytest.raises(InputError, match=r"blocks\.0\.attn\.gamma1 is \(32,\), not \(96,\)"):
+        load_transformer(path, heads=4)
+    path = original_file(tmp_path / "DiT.pt", **state | {"blocks.7.gamma3": torch.ones(32)})
+    with pytest.raises(InputError, match=r"blocks\.7"):
+        load_transformer(path, heads=4)
 
 
 def test_heads_of_the_published_sizes_are_known_and_others_asked_for(tmp_path):

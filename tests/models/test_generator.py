@@ -4,11 +4,12 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DiTPipeline
 from safetensors.torch import load_file
-from tiny_generator import NAMES, WEIGHTS, inputs, original_file, small_dit, small_vae
+from tiny_generator import NAMES, WEIGHTS, edit, inputs, original_file, small_dit, small_vae
 
 from ims3_ray.errors import InputError
 from ims3_ray.method import difffit
 from ims3_ray.models.checkpoints import load_transformer
+from ims3_ray.models.diffusers_layout import export_transformer
 from ims3_ray.models.generator import (
     inspect_generator,
     load_vae,
@@ -65,6 +66,18 @@ def test_padded_pipeline_is_guided_by_diffusers_and_loads_unpadded(tmp_path):
     torch.testing.assert_close(theirs, dit(x, t, y), atol=1e-5, rtol=0)
     loaded = load_transformer(tmp_path / "out")
     assert torch.equal(loaded.y_embedder.embedding_table.weight, dit.y_embedder.embedding_table.weight)
+
+
+def test_a_folder_that_may_have_been_converted_from_original_weights_asks_for_its_frequencies(tmp_path):
+    """diffusers' conversion drops them: a folder of DiT-S/2's size says nothing, unless ims3 wrote it."""
+    ours = small_dit(hidden_size=384, depth=12, num_heads=6, num_classes=3, sample_size=4)
+    folder = tmp_path / "converted"
+    export_transformer(ours).save_pretrained(folder)
+    assert load_transformer(folder).config.frequency_shift == 1
+    edit(folder / "config.json", lambda held: held.pop("_frequency_shift"))
+    with pytest.raises(InputError, match=r"converted.*give model\.frequency_shift.*0 where .*original"):
+        load_transformer(folder)
+    assert load_transformer(folder, frequency_shift=0).config.frequency_shift == 0
 
 
 def test_frequency_shift_survives_saving_and_can_be_overridden(tmp_path):

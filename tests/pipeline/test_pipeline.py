@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 import time
 from pathlib import Path
@@ -150,6 +151,20 @@ def test_a_gradient_ratio_is_kept_to(finished, tmp_path):
     history = json.loads(Path(record["artifacts"]["adapter"], "manifest.json").read_text())["history"]
     assert history[-1]["grad_ratio/matching"] == pytest.approx(0.3, rel=1e-4)
     assert {"representativeness", "diversity"} <= set(history[-1])
+
+
+@pytest.mark.slow
+def test_the_published_settings_tune_without_inversions_and_for_their_steps(finished):
+    overrides, _ = finished
+    words = ["im={target: one_step, minimax: {extreme: class}}", "evaluate.protocol=none"]
+    words += ["finetune={micro_batches: 1, steps: 5, ema_warmup: false, labels: position}"]
+    made = run(overrides, *words)
+    record = json.loads(next(Path(made.distilled).parents[1].glob(f"runs/*{made.key}/run.json")).read_text())
+    assert "inversions" not in record["artifacts"]
+    history = json.loads(Path(record["artifacts"]["adapter"], "manifest.json").read_text())["history"]
+    assert [entry["step"] for entry in history] == [4, 5]
+    terms = ("diffusion", "variational", "matching", "representativeness", "diversity")
+    assert all(math.isfinite(history[-1][term]) for term in terms)
 
 
 def test_the_run_is_in_mlflow_with_parameters_metrics_artefacts_and_data_set(finished):

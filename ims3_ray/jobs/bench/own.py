@@ -87,7 +87,7 @@ def own_side(context: Context, stage: str, work: Directory) -> Side:
             arguments={"arguments": arguments, "numbers": numbers, "device": context.machine.device},
             batch_size=size,
             images=size,
-            operations=step_operations(context.info.config, frozen=True),
+            operations=step_operations(context.info.config),
             batch_field="finetune.batch_size",
         )
     if stage == "refine":
@@ -197,14 +197,12 @@ def pool_operations(context: Context, stage: str) -> float:
     return own.cost(context, count_forward(context)).operations
 
 
-def step_operations(config: DiTConfig, *, frozen: bool) -> float:
-    """Forward and backward pass of an image: to DiffFit's parameters, the rest `frozen`, or to all."""
+def step_operations(config: DiTConfig) -> float:
+    """Forward and backward pass of an image, to DiffFit's parameters alone."""
     with torch.device("meta"):
         dit, z = DiT(config), torch.zeros(1, config.in_channels, config.sample_size, config.sample_size)
         label = torch.zeros(1, dtype=torch.int64)
     difffit.prepare(dit)
-    if not frozen:
-        dit.requires_grad_(True)
 
     def step() -> None:
         with torch.enable_grad():

@@ -114,7 +114,7 @@ class Sampling(Published):
 class FineTuning(Published):
     """A step on eight images a call: encoded anew, noised, matched with a one-step inversion."""
 
-    settings = "VAE in the loop, one more pass to invert, gradients and EMA of all parameters"
+    settings = "VAE in the loop, one more pass to invert, EMA of all parameters"
     batch_size = images = 8
 
     def __init__(self, context: Context):
@@ -126,16 +126,17 @@ class FineTuning(Published):
         self._labels = torch.tensor(context.model_labels)[columns["label"]]
         self.dit = self._dit()
         difffit.add_scales(self.dit)
-        self.dit.requires_grad_(True)  # frozen weights are left out of the optimiser alone
-        self.ema = copy.deepcopy(self.dit).requires_grad_(False)
+        self.ema = copy.deepcopy(self.dit)
         tuned = list(difffit.trainable(self.dit).values())
+        for parameter in tuned:  # the others are frozen
+            parameter.requires_grad_(True)
         self.optimizer = torch.optim.AdamW(tuned, lr=LEARNING_RATE, weight_decay=0)
         self._predict = predictor(self.dit)
 
     @staticmethod
     def operations(context: Context) -> float:
         forward = count_forward(context)
-        return forward.encode + forward.dit + step_operations(context.info.config, frozen=False)
+        return forward.encode + forward.dit + step_operations(context.info.config)
 
     def __call__(self) -> None:
         rows = torch.randint(len(self._pixels), (self.batch_size,))
@@ -143,7 +144,7 @@ class FineTuning(Published):
         z0 = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
         self._loss(z0, self._labels[rows].to(self._device)).backward()
         self.optimizer.step()
-        self.optimizer.zero_grad()  # of the optimiser's parameters: the others' gradients add up unused
+        self.optimizer.zero_grad()
         with torch.no_grad():
             for averaged, parameter in zip(self.ema.parameters(), self.dit.parameters(), strict=True):
                 averaged.mul_(EMA_DECAY).add_(parameter, alpha=1 - EMA_DECAY)
@@ -159,10 +160,9 @@ class FineTuning(Published):
         predicted = noise_of(output, z0.shape[1])
         loss = losses.diffusion_loss(predicted, eps).mean()
         if output.shape[1] == 2 * z0.shape[1]:
-            here, below = level(self._abar, t), level(self._abar, t - 1)
-            loss = loss + losses.variational_loss(output, z_t, z0, abar_from=here, abar_to=below).mean()
+            loss = loss + losses.variational_loss(output, z_t, z0, t, self._abar).mean()
         pair = losses.one_step_pair(self._predict, z0, z_t, predicted, t, labels, self._abar)
-        return loss + MATCHING_WEIGHT * losses.matching_loss(*pair).mean()
+        return loss + MATCHING_WEIGHT * losses.all_pairs_loss(*pair).mean()
 
     def checkpoint(self) -> object:
         """What the published code saves: model, average and optimiser."""

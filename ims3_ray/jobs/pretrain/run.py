@@ -73,13 +73,14 @@ class Pretraining:
         parts = {"batch_size": section.batch_size, "micro_batches": config.micro_batches}
         optimisation = Optimisation(
             steps=section.steps,
+            batch_size=section.batch_size,
+            micro_batches=config.micro_batches,
             lr=section.lr,
             warmup_steps=min(100, section.steps // 10),
             decay="cosine",
             ema_decay=section.ema_decay if isinstance(section, TrainTransformer) else EMA_DECAY,
             log_every=config.log_every,
             checkpoint_every=config.checkpoint_every,
-            **parts,
         )
         training = Training(
             name=f"pretrain-{name}-{out.name}",

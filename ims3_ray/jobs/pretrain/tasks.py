@@ -3,7 +3,7 @@
 Images are held in memory.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -106,6 +106,7 @@ class PixelTask:
     name = ""
     weights: Mapping[str, float] = MappingProxyType({})
     ratios: Mapping[str, float] = MappingProxyType({})
+    apart: Collection[str] = ()
 
     def __init__(self, device: torch.device, pixels: Pixels, batch_size: int, micro_batches: int, seed: int):
         self._pixels, self._labels = pixels.read()
@@ -192,10 +193,10 @@ class TransformerTask(PixelTask):
         dropped = torch.rand(len(rows), generator=draws) < self._dropout
         labels = self._labels[rows].masked_fill(dropped, self._dit.null_label).to(self._device)
         z0 = self._mean[rows] + (0.5 * self._logvar[rows]).exp() * posterior_noise
-        abar_t, below = (level(self._abar, at).to(self._device) for at in (t, t - 1))  # (B, 1, 1, 1)
-        z_t = add_noise(z0, eps, abar=abar_t)  # (B, C, H, W)
-        output = self._dit(z_t, t.to(self._device), labels)  # (B, 2 C, H, W)
-        kl = losses.variational_loss(output, z_t, z0, abar_from=abar_t, abar_to=below)
+        t = t.to(self._device)
+        z_t = add_noise(z0, eps, abar=level(self._abar, t))  # (B, C, H, W)
+        output = self._dit(z_t, t, labels)  # (B, 2 C, H, W)
+        kl = losses.variational_loss(output, z_t, z0, t, self._abar)
         return {
             "diffusion": self.share(losses.diffusion_loss(noise_of(output, z0.shape[1]), eps)),
             "variational": self.share(kl),

@@ -13,9 +13,10 @@
 `shard` scores candidates, `rounds` and `walk` minimise L, `proof` bounds it from below.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int
@@ -25,6 +26,7 @@ Centroids = Float[np.ndarray, "C D"]
 Choice = Int[np.ndarray, " C"]
 
 COINCIDENT = 2.0**-20  # a cosine distance below is the rounding of float32 features: the centroids coincide
+LOG_COINCIDENT = math.log(1.001 * COINCIDENT)
 BLOCK = 1024  # classes a block of a distance matrix
 
 
@@ -99,12 +101,13 @@ class Selection:
 def evaluate(choice: Choice, candidates: Pools, real: Centroids, objective: Objective) -> Terms:
     """L of `choice` by its definition, in double precision.
 
-    Raises CoincidentError where ε is 0 and two of the centroids coincide.
+    Raises CoincidentError where ε is 0 and two of the chosen centroids, or a chosen and a real one, coincide.
     """
     chosen = np.stack([pool[g] for pool, g in zip(candidates, choice, strict=True)]).astype(np.float64)
     distances = 1 - np.einsum("cd,cd->c", chosen, real.astype(np.float64))
     attraction = float(own_logs(distances, np.arange(len(chosen)), objective.epsilon).sum())
-    separation = pair_separation(chosen, objective.epsilon)
+    separation, coincident = pair_separation(chosen, objective.epsilon)
+    refuse_coincident(coincident)
     total = objective.alpha * attraction - objective.pair_weight(len(chosen)) * separation
     return Terms(attraction, separation, total)
 
@@ -112,19 +115,33 @@ def evaluate(choice: Choice, candidates: Pools, real: Centroids, objective: Obje
 def own_logs(
     distances: Float64[np.ndarray, " R"], classes: Int[np.ndarray, " R"], epsilon: float
 ) -> Float64[np.ndarray, " R"]:
-    """log(d + ε) of distances to the real centroids of `classes`; raises CoincidentError as log_distances."""
-    refuse_coincident(distances[:, None], classes, None, epsilon)
+    """log(d + ε) of distances to the real centroids of `classes`.
+
+    Raises CoincidentError where ε is 0 and a distance is nothing but rounding: such a candidate would be
+    chosen whatever the others are.
+    """
+    if not epsilon and distances.size and distances.min() < COINCIDENT:
+        raise CoincidentError(int(classes[distances.argmin()]), None)
     return np.log(np.maximum(distances, 0) + epsilon)
 
 
-def pair_separation(chosen: Centroids, epsilon: float) -> float:
-    """Σ_{i<j} log(d_ij + ε) of centroids, in double precision, by blocks of rows."""
+class Separation(NamedTuple):
+    total: float  # Σ_{i<j} log(d_ij + ε)
+    coincident: tuple[int, int] | None  # where ε is 0: two classes whose centroids coincide
+
+
+def pair_separation(chosen: Centroids, epsilon: float) -> Separation:
+    """Of the centroids of classes 0, 1, …, in double precision, by blocks of rows."""
     chosen, ids, total = chosen.astype(np.float64), np.arange(len(chosen)), 0.0
+    coincident: tuple[int, int] | None = None
     for start in range(0, len(chosen), BLOCK):
         rows, others = slice(start, start + BLOCK), slice(start, None)
-        logs = log_distances(chosen[rows], chosen[others], ids[rows], ids[others], epsilon)
-        total += float(np.triu(logs, 1).sum())
-    return total
+        logs = np.triu(log_distances(chosen[rows], chosen[others], ids[rows], ids[others], epsilon), 1)
+        total += float(logs.sum())
+        row, column = np.unravel_index(int(logs.argmin()), logs.shape)
+        if not epsilon and coincident is None and logs[row, column] < LOG_COINCIDENT:
+            coincident = (start + int(row), start + int(column))
+    return Separation(total, coincident)
 
 
 def log_distances(
@@ -136,8 +153,8 @@ def log_distances(
 ) -> Float[np.ndarray, "R N"]:
     """log(d + ε) of every row to every column, in their own precision; 0 within a class.
 
-    `column_classes` ascends. Raises CoincidentError where ε is 0 and a row coincides with a column of another
-    class.
+    `column_classes` ascends. Where ε is 0, d is at least COINCIDENT: a pair that coincides costs a lot, and
+    is refused (`refuse_coincident`) only where it is chosen all the same.
     """
     first = np.searchsorted(column_classes, row_classes, side="left")
     count = np.searchsorted(column_classes, row_classes, side="right") - first
@@ -146,31 +163,18 @@ def log_distances(
     table = rows @ columns.T
     np.subtract(1, table, out=table)
     table[own_rows, own_columns] = 1
-    refuse_coincident(table, row_classes, column_classes, epsilon)
+    np.maximum(table, 0 if epsilon else COINCIDENT, out=table)
     if epsilon:
-        np.maximum(table, 0, out=table)
         table += table.dtype.type(epsilon)
     np.log(table, out=table)
     table[own_rows, own_columns] = 0
     return table
 
 
-def refuse_coincident(
-    distances: Float[np.ndarray, "R N"],
-    row_classes: Int[np.ndarray, " R"],
-    column_classes: Int[np.ndarray, " N"] | None,
-    epsilon: float,
-) -> None:
-    """Raise CoincidentError where ε is 0 and a distance is nothing but rounding.
-
-    `column_classes` None: each row's own real centroid is its one column.
-    """
-    if epsilon or not distances.size or distances.min() >= COINCIDENT:
-        return
-    row, column = np.unravel_index(int(np.argmin(distances)), distances.shape)
-    raise CoincidentError(
-        int(row_classes[row]), None if column_classes is None else int(column_classes[column])
-    )
+def refuse_coincident(classes: tuple[int, int] | None) -> None:
+    """Raise CoincidentError where there are two chosen centroids that coincide."""
+    if classes:
+        raise CoincidentError(*classes)
 
 
 class CoincidentError(ValueError):

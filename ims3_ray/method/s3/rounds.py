@@ -8,7 +8,17 @@ from typing import Concatenate, ParamSpec, Protocol, TypeVar
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
-from .objective import Centroids, Choice, Objective, Pools, Selection, Terms, log_distances, pair_separation
+from .objective import (
+    Centroids,
+    Choice,
+    Objective,
+    Pools,
+    Selection,
+    Terms,
+    log_distances,
+    pair_separation,
+    refuse_coincident,
+)
 from .shard import (
     History,
     Moves,
@@ -126,7 +136,8 @@ def select(
 def solve(shards: Shards, objective: Objective, *, restarts: int = 0, seed: int = 0) -> Selection:
     """The best of the rounds from the closest-to-real choice and from `restarts` random ones.
 
-    Up to MOST_VALUES this process walks instead: rounds would cost more in messages.
+    Up to MOST_VALUES this process walks instead: rounds would cost more in messages. Raises CoincidentError
+    where ε is 0 and even in the best choice two centroids coincide.
     """
     sizes, attractions = shards.sizes(), shards.attractions()
     offsets = offsets_of(sizes)
@@ -138,14 +149,15 @@ def solve(shards: Shards, objective: Objective, *, restarts: int = 0, seed: int 
     def centroids_of(choice: Choice) -> Centroids:
         return shards.centroids(choice) if pools is None else pick(pools, choice)
 
-    def terms_of(choice: Choice, centroids: Centroids) -> Terms:
+    def terms_of(choice: Choice, centroids: Centroids) -> tuple[Terms, tuple[int, int] | None]:
         attraction = float(attractions[offsets[:-1] + choice].sum())
-        separation = pair_separation(centroids, objective.epsilon)
-        return Terms(attraction, separation, objective.alpha * attraction - weight * separation)
+        separation, coincident = pair_separation(centroids, objective.epsilon)
+        return Terms(attraction, separation, objective.alpha * attraction - weight * separation), coincident
 
     closest_centroids = centroids_of(closest)
-    start_total = terms_of(closest, closest_centroids).total
+    start_total = terms_of(closest, closest_centroids)[0].total
     best: Selection | None = None
+    coincident: tuple[int, int] | None = None
     for start in range(restarts + 1):
         choice = np.random.default_rng((seed, start)).integers(sizes) if start else closest
         if pools is None:
@@ -155,11 +167,13 @@ def solve(shards: Shards, objective: Objective, *, restarts: int = 0, seed: int 
         else:
             choice, rounds = walk_pairs(pools, attractions, choice, objective)
             centroids = centroids_of(choice)
-        terms = terms_of(choice, centroids)
+        terms, its_coincident = terms_of(choice, centroids)
         if best is None or terms.total < best.objective:
+            coincident = its_coincident
             solver = "rounds" if pools is None else "walk"
             best = Selection(choice, terms, start_total, solver, rounds, start)
     assert best is not None, restarts
+    refuse_coincident(coincident)
     return best
 
 

@@ -24,9 +24,18 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int
 
-from ims3_ray.method.coverage import neighbour_distances
+from ims3_ray.method.coverage import inside_balls
 
-from .objective import COINCIDENT, Objective, Pools, Selection, Terms, own_logs, pair_separation
+from .objective import (
+    COINCIDENT,
+    Objective,
+    Pools,
+    Selection,
+    Terms,
+    own_logs,
+    pair_separation,
+    refuse_coincident,
+)
 from .rounds import Ask, descend
 from .shard import History, Moves, check_candidates
 
@@ -61,15 +70,17 @@ def solve_images(shards: JoinedImages, objective: Objective, *, start: Choice | 
     closest = shards.closest()
     weight = objective.pair_weight(len(closest))
 
-    def terms_of(choice: Choice) -> Terms:
+    def terms_of(choice: Choice) -> tuple[Terms, tuple[int, int] | None]:
         attraction, covered = shards.own_terms(choice).sum(axis=0).tolist()
-        separation = pair_separation(shards.centroids(choice), objective.epsilon)
+        separation, coincident = pair_separation(shards.centroids(choice), objective.epsilon)
         total = objective.alpha * attraction - weight * separation - objective.coverage * covered
-        return Terms(attraction, separation, total, covered)
+        return Terms(attraction, separation, total, covered), coincident
 
     first = closest if start is None else start
     choice, _, rounds = descend(shards, first, shards.centroids(first), objective)
-    return Selection(np.sort(choice), terms_of(choice), terms_of(closest).total, "swaps", rounds)
+    terms, coincident = terms_of(choice)
+    refuse_coincident(coincident)
+    return Selection(np.sort(choice), terms, terms_of(closest)[0].total, "swaps", rounds)
 
 
 def ball_table(images: Float[np.ndarray, "N D"], real: Float[np.ndarray, "M D"], k: int = 5) -> Table:
@@ -77,7 +88,7 @@ def ball_table(images: Float[np.ndarray, "N D"], real: Float[np.ndarray, "M D"],
 
     A ball reaches to the k-th nearest other real image.
     """
-    return (_distances(images, real) <= neighbour_distances(real, k)).astype(np.float64)
+    return inside_balls(real, images, k).T.astype(np.float64)
 
 
 def closeness_table(images: Float[np.ndarray, "N D"], real: Float[np.ndarray, "M D"]) -> Table:

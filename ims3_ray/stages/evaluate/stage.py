@@ -132,7 +132,7 @@ def _cost(context: Context, forward: Forward) -> Cost:  # noqa: ARG001
 STAGE = Stage(
     name="evaluate",
     noun="evaluation",
-    version=4,
+    version=5,
     reads=("distilled", "selection", "candidates", "features", "refined"),
     unit="classifiers",
     is_part=lambda context: context.config.evaluate.protocol != NO_PROTOCOL,

@@ -1,8 +1,8 @@
 """Minimax Diffusion's memories (Gu et al. 2024), off by default: a row of its own in every ablation.
 
 Per class the last images seen and the last predictions made; the criteria compare each prediction x̂0 with
-them. Where the published code takes the extreme over a class's images in a batch, each image counts here, so
-that cutting a batch into parts changes nothing.
+them. Each image counts, so that cutting a batch into parts changes nothing; with `extreme=class` it is, as in
+the published code, the image of a class in the batch that is farthest from its criterion, for every class.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ class MinimaxMemory:
     """The two memories of every class, the same on all workers."""
 
     def __init__(self, settings: Minimax):
-        self._size = settings.memory
+        self._size, self._of_class = settings.memory, settings.extreme == "class"
         self.weights = {"representativeness": settings.representativeness, "diversity": settings.diversity}
         self._memories: Memories = {"real": {}, "predicted": {}}
         self._pending: dict[int, Tensor] = {}  # part → (B, 2, C, H, W), real and predicted
@@ -34,14 +34,24 @@ class MinimaxMemory:
         labels: Sequence[int],
         total: int,
     ) -> dict[str, Tensor]:
-        """Both criteria's shares by this part; 0 for images of a class that nothing is remembered of."""
+        """Both criteria's shares by this part; 0 for images of a class that nothing is remembered of.
+
+        With `extreme=class` the part is the whole batch.
+        """
         self._pending[part] = torch.stack([z0, clean.detach()], dim=1)
         real, predicted = self._memories["real"], self._memories["predicted"]
+        groups = [[row] for row in range(len(labels))]
+        if self._of_class:
+            groups = [
+                [row for row, own in enumerate(labels) if own == label] for label in sorted(set(labels))
+            ]
+            total = len(groups)
         alike = diverse = clean.new_zeros(())
-        for one, label in zip(clean.split(1), labels, strict=True):  # (1, C, H, W)
+        for rows in groups:
+            label = labels[rows[0]]
             if label in real:
-                alike = alike + representativeness_loss(one, real[label]).sum() / total
-                diverse = diverse + diversity_loss(one, predicted[label]).sum() / total
+                alike = alike + representativeness_loss(clean[rows], real[label]).amax() / total
+                diverse = diverse + diversity_loss(clean[rows], predicted[label]).amax() / total
         return {"representativeness": alike, "diversity": diverse}
 
     def remember(self, gather: Callable[[Tensor], Tensor], labels: Sequence[int]) -> None:

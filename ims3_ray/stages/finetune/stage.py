@@ -16,13 +16,15 @@ from .draws import Source
 from .task import InversionMatchingTask
 
 
-def run(context: Context, out: Directory, latents: Directory, inversions: Directory) -> dict[str, Any]:
+def run(
+    context: Context, out: Directory, latents: Directory, inversions: Directory | None = None
+) -> dict[str, Any]:
     """Tune DiffFit's parameters over the latents; logs every loss term, unweighted, and gradient ratios."""
     config = context.config
     settings = config.finetune
     manifest = read_manifest(latents)
     assert manifest, "latents are read when they are complete"
-    steps = settings.epochs * (manifest["rows"] // settings.batch_size)
+    steps = num_steps(settings, manifest["rows"])
     training = Training(
         name=f"finetune-{out.name}",
         build=InversionMatchingTask,
@@ -39,10 +41,18 @@ def run(context: Context, out: Directory, latents: Directory, inversions: Direct
     return {"rows": steps * settings.batch_size, "history": history, **tuned}
 
 
-def task_arguments(context: Context, latents: Directory, inversions: Directory) -> dict[str, object]:
+def num_steps(settings: Finetune, num_images: int) -> int:
+    """Steps of the epochs over so many images, as far as `steps` lets them."""
+    steps = settings.epochs * (num_images // settings.batch_size)
+    return steps if settings.steps is None else min(steps, settings.steps)
+
+
+def task_arguments(context: Context, latents: Directory, inversions: Directory | None) -> dict[str, object]:
     """What an `InversionMatchingTask` is built with, beside its device."""
     config = context.config
-    source = Source(latents, inversions, config.data.mirror, config.invert.points, context.model_labels)
+    by_place = config.finetune.labels == "position"
+    labels = list(range(len(context.classes))) if by_place else context.model_labels
+    source = Source(latents, inversions, config.data.mirror, config.invert.points, labels)
     model = context.tuned_model()
     return {
         "model": model,
@@ -55,7 +65,8 @@ def task_arguments(context: Context, latents: Directory, inversions: Directory) 
 
 def optimisation(settings: Finetune, steps: int) -> Optimisation:
     """`settings` as the training loop takes them."""
-    return Optimisation(steps=steps, **settings.model_dump(exclude={"epochs", "label_dropout"}))
+    told = settings.model_dump(exclude={"epochs", "steps", "labels", "label_dropout"})
+    return Optimisation(steps=steps, **told)
 
 
 def _depends(context: Context) -> object:
@@ -67,7 +78,7 @@ def _depends(context: Context) -> object:
 def _cost(context: Context, forward: Forward) -> Cost:
     settings = context.config.finetune
     return Cost(
-        rows=context.num_tuned // settings.batch_size * settings.batch_size * settings.epochs,
+        rows=num_steps(settings, context.num_tuned) * settings.batch_size,
         operations=BACKWARD * forward.dit,
         disk=1e6,
         memory=2 * generator_bytes(context),
@@ -79,8 +90,9 @@ def _cost(context: Context, forward: Forward) -> Cost:
 STAGE = Stage(
     name="finetune",
     noun="adapter",
-    version=1,
+    version=2,
     reads=("latents", "inversions"),
+    is_read=lambda context, noun: noun == "latents" or context.matches_trajectories,
     is_part=lambda context: context.is_tuned,
     run=run,
     depends=_depends,

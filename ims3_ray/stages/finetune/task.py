@@ -8,6 +8,7 @@ from torch import Tensor
 from ims3_ray.config.sections import Finetune, InversionMatching
 from ims3_ray.method.ddim import add_noise, ddim_step, level, noise_of, predicted_clean
 from ims3_ray.method.losses import (
+    all_pairs_loss,
     diffusion_loss,
     masked_mean,
     matching_loss,
@@ -20,6 +21,8 @@ from ims3_ray.storage.artifacts import Directory
 
 from .draws import Draws, Images, Source
 from .minimax import Memories, MinimaxMemory
+
+SMALL = 0.1  # weights below it: beside the diffusion loss their gradient is less than bf16's rounding
 
 
 class InversionMatchingTask:
@@ -51,6 +54,8 @@ class InversionMatchingTask:
             self.weights["matching"] = im.weight
         self.weights |= self._minimax.weights if self._minimax else {}
         self.ratios = {} if im.grad_ratio is None else {"matching": im.grad_ratio}
+        is_rounded = model.numerics.precision != "fp32"
+        self.apart = {name for name, weight in self.weights.items() if is_rounded and weight < SMALL}
 
     def losses(self, step: int, part: int) -> dict[str, Tensor]:
         """Terms of one part of B images, each divided by what its mean over the global batch divides by."""
@@ -66,23 +71,30 @@ class InversionMatchingTask:
 
         terms = {"diffusion": diffusion_loss(eps, draws.eps).sum() / total}
         if "variational" in self.weights:
-            below = level(self._abar, draws.t - 1)
-            kl = variational_loss(output, z_t, draws.z0, abar_from=abar_t, abar_to=below)  # (B,)
+            kl = variational_loss(output, z_t, draws.z0, draws.t, self._abar)  # (B,)
             terms["variational"] = kl.sum() / total
-        if "matching" in self.weights:
-            distance = matching_loss(*self._pair(draws, z_t, eps, labels), self._im.metric)  # (B,)
+        if "matching" in self.weights and self._im.target == "one_step":
+            terms["matching"] = self._published_matching(draws, z_t, eps).sum() / total
+        elif "matching" in self.weights:
+            distance = self._matching(draws, z_t, eps)  # (B,)
             terms["matching"] = masked_mean(distance, draws.matched, num_matched)
         if self._minimax:
             clean = predicted_clean(z_t, eps, abar=abar_t)  # (B, C, H, W)
             terms |= self._minimax.losses(part, clean, draws.z0, draws.label.tolist(), total)
         return terms
 
-    def _pair(self, draws: Draws, z_t: Tensor, eps: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """What L_IM compares: z̃_s, stepped from `z_t` with the model being tuned (Eq. 4), and z_s^inv."""
-        if self._im.target == "one_step":
-            return one_step_pair(self._predict, draws.z0, z_t, eps, draws.t, labels, self._abar)
+    def _matching(self, draws: Draws, z_t: Tensor, eps: Tensor) -> Tensor:
+        """L_IM of every image (B,): z̃_s, stepped from `z_t` by the model being tuned (Eq. 4), and z_s^inv."""
+        assert draws.inverted is not None, "trajectories are matched, and none was read"
         abar_t, abar_s = level(self._abar, draws.t), level(self._abar, draws.s)
-        return ddim_step(z_t, eps, abar_from=abar_t, abar_to=abar_s), draws.inverted
+        stepped = ddim_step(z_t, eps, abar_from=abar_t, abar_to=abar_s)
+        return matching_loss(stepped, draws.inverted, self._im.metric)
+
+    def _published_matching(self, draws: Draws, z_t: Tensor, eps: Tensor) -> Tensor:
+        """The published code's matching (B,): of every image, dropped labels or not, with the whole batch."""
+        labels = draws.label.masked_fill(draws.dropped_again, self._dit.null_label)
+        pair = one_step_pair(self._predict, draws.z0, z_t, eps, draws.t, labels, self._abar)
+        return all_pairs_loss(*pair)
 
     def after_step(self, step: int, gather: Callable[[Tensor], Tensor]) -> None:
         """Put the step's images and predictions of all parts into the Minimax memories."""

@@ -179,6 +179,10 @@ def _depends(context: Context) -> object:
     if config.sample.guidance == "none":
         unused |= {name for name in settings if name.startswith("anchor")} | {"guidance"}
     settings = {name: value for name, value in settings.items() if name not in unused}
+    if config.sample.spacing == "linspace":  # counts of steps that np.linspace spaces otherwise, as once here
+        evenly = np.linspace(0, NUM_TRAIN_TIMESTEPS - 1, config.sample.steps).round()
+        if (evenly != respaced(config.sample.steps).numpy()).any():
+            settings["spacing"] = "linspace by strides"
     return [settings, config.seed, context.inputs["extractor"], context.generator_values()]
 
 

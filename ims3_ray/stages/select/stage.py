@@ -36,6 +36,8 @@ def _figures(out: Directory) -> dict[str, float]:
 def _depends(context: Context) -> object:
     config = context.config
     settings = config.select.model_dump(mode="json", exclude={"memory"})
+    if config.select.coverage and config.select.coverage_by == "balls":
+        settings["balls"] = "surface included"
     return [settings, config.seed, list(context.classes), config.ipc]
 
 

@@ -9,6 +9,7 @@ from selections import attractions_of, exhaustive, problem, split_here
 from ims3_ray.method.s3 import objective as objectives
 from ims3_ray.method.s3 import rounds, walk
 from ims3_ray.method.s3.objective import Objective, evaluate, real_centroid, subgroup_centroids
+from ims3_ray.method.s3.proof.branch_and_bound import branch_and_bound
 from ims3_ray.method.s3.shard import History, Moves, Shard, pick, split_classes
 
 PAPER = Objective(0.4, 0.9)
@@ -183,12 +184,30 @@ def test_centroids_are_unit_length_means_of_unit_length_features():
         (lambda c, r: ([*c[:2], c[2] * np.nan, c[3]], r), "class 2: candidate centroid 0 must be finite"),
         (lambda c, r: (c, r * [[1], [1], [0], [1]]), "class 2: real centroid 2 must be finite and of unit"),
         (lambda c, r: ([*c[:3], np.concatenate([c[3], r[3:]])], r), "class 3 equals its real centroid"),
-        (lambda c, r: ([*c[:3], c[0]], r), "equals one of class"),
+        (lambda c, r: ([c[0][:1], *c[1:3], c[0][:1]], r), "class 0 equals one of class 3"),
     ],
 )
 def test_bad_centroids_are_refused_by_class(broken, message):
     with pytest.raises(ValueError, match=message):
         rounds.select(*broken(*problem([2] * 4)), PAPER)
+
+
+@pytest.mark.parametrize("most_values", [rounds.MOST_VALUES, 0])
+def test_coinciding_centroids_that_are_not_chosen_are_fine(most_values, monkeypatch):
+    """Class 3 shares both of its candidates with class 0: a choice that keeps them apart is the best one."""
+    monkeypatch.setattr(rounds, "MOST_VALUES", most_values)
+    candidates, real = problem([2] * 4)
+    candidates = [*candidates[:3], candidates[0]]
+    choice = rounds.select(candidates, real, PAPER, restarts=4).choice
+    assert choice[0] != choice[3]
+    totals = {
+        trial: evaluate(np.array(trial), candidates, real, PAPER).total
+        for trial in itertools.product(range(2), repeat=4)
+        if trial[0] != trial[3]
+    }
+    assert tuple(branch_and_bound(candidates, real, PAPER).choice) == min(totals, key=totals.get)
+    with pytest.raises(ValueError, match="class 0 equals one of class 3"):
+        evaluate(np.zeros(4, int), candidates, real, PAPER)
 
 
 def test_coinciding_centroids_are_fine_with_epsilon():

@@ -106,6 +106,12 @@ def test_a_weight_on_coverage_raises_it():
     assert wide.attraction > plain.attraction
 
 
+def test_a_real_image_lies_in_the_ball_whose_surface_it_is_on():
+    """Of real images as candidates, each ball holds its own image and the k nearest others, the k-th too."""
+    real = unit(np.random.default_rng(5).normal(size=(300, 24)))
+    assert ball_table(real, real, 5).sum(axis=0).min() == 6
+
+
 def test_coverage_counts_the_balls_that_hold_an_image():
     rng = np.random.default_rng(0)
     images, real = unit(rng.random((6, 4))), unit(rng.random((9, 4)))

@@ -1,0 +1,42 @@
+"""What fine-tuning's task gives the loop: its terms, of the targets that can be matched."""
+
+import pytest
+import torch
+
+from ims3_ray.method import losses
+from ims3_ray.method.ddim import add_noise, level, noise_of
+from ims3_ray.method.schedule import alphas_bar
+
+ABAR = alphas_bar()
+
+
+def test_the_published_target_matches_every_image_with_all_and_drops_labels_anew(build_task):
+    """Dropped labels and low levels have their term too, and the inversion's pass drops its own labels."""
+    task = build_task(im={"target": "one_step"}, finetune={"label_dropout": 0.5}, inversions=False)
+    asked, predict = [], task._predict
+    task._predict = lambda z, t, labels: asked.append(labels.clone()) or predict(z, t, labels)
+    terms, batch = task.losses(0, 0), task.images.draw(0)
+    null = task._dit.null_label
+    first, second = (batch.label.masked_fill(d, null) for d in (batch.dropped, batch.dropped_again))
+    assert [labels.tolist() for labels in asked] == [first.tolist(), second.tolist()]
+    assert not torch.equal(first, second)
+    z_t = add_noise(batch.z0, batch.eps, abar=level(ABAR, batch.t))
+    eps = noise_of(predict(z_t, batch.t, first), 4)
+    pair = losses.one_step_pair(predict, batch.z0, z_t, eps, batch.t, second, ABAR)
+    torch.testing.assert_close(terms["matching"], losses.all_pairs_loss(*pair).mean())
+
+
+def test_the_trajectory_is_matched_image_by_image_where_a_label_and_a_level_are_left(build_task):
+    task = build_task(finetune={"label_dropout": 0.5})
+    batch = task.images.draw(0)
+    assert 0 < batch.matched.sum() < len(batch.t)
+    whole, parts = task.losses(0, 0), build_task(finetune={"label_dropout": 0.5, "micro_batches": 2})
+    halves = [parts.losses(0, part)["matching"] for part in (0, 1)]
+    torch.testing.assert_close(whole["matching"], sum(halves))
+
+
+@pytest.mark.parametrize(("precision", "apart"), [("fp32", set()), ("bf16", {"matching", "diversity"})])
+def test_small_terms_get_a_pass_of_their_own_where_gradients_are_rounded(build_task, precision, apart):
+    task = build_task(precision, im={"minimax": {"representativeness": 0.5}})
+    assert task.weights["variational"] == 1
+    assert set(task.apart) == apart
