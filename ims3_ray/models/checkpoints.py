@@ -25,7 +25,7 @@ from .diffusers_layout import (
     read_settings,
     to_diffusers,
 )
-from .dit import DiT, DiTConfig
+from .dit import NORM_EPS, DiT, DiTConfig
 from .files import check_shapes, find_weights, read_json, read_shapes, read_tensors, resolve_model, shapes_of
 
 # DiT-S, B, L, XL by (hidden size, depth), which the original code trains and diffusers folders come from
@@ -54,8 +54,9 @@ def load_transformer(path: str | Path, heads: int | None = None, frequency_shift
 
     `heads` tells the number of attention heads of an original file of unusual size. `frequency_shift`
     overrides the one that goes with the checkpoint: 0 for an original file; for a folder the one that its
-    configuration notes, else diffusers' 1. Raises InputError that lists the keys that are missing, left over
-    or of another shape, and where a folder may have been converted from original weights and notes no shift.
+    configuration notes, else diffusers' 1. 0 for a folder that notes none says that it was converted from an
+    original file, as which it is read. Raises InputError that lists the keys that are missing, left over or
+    of another shape, and where a folder may have been converted so and notes no shift.
     """
     checkpoint = inspect_transformer(resolve_model(path), heads, frequency_shift)
     tensors = read_tensors(checkpoint.files)
@@ -110,7 +111,7 @@ def _inspect_original(path: Path, heads: int | None, frequency_shift: float | No
         num_classes=rows - 1,
         mlp_ratio=shapes[mlp][0] / hidden_size,
         frequency_shift=0.0 if frequency_shift is None else frequency_shift,
-        norm_eps=1e-6,
+        norm_eps=NORM_EPS,
     )
     expected = shapes_of(_meta_state(config))
     scales = {name: expected[f"{layer}.bias"] for name, layer in _published_scales(shapes).items()}
@@ -133,6 +134,10 @@ def _inspect_folder(path: Path, heads: int | None, frequency_shift: float | None
         )
     rows = settings["num_embeds_ada_norm"] + 1
     hidden_size = settings["num_attention_heads"] * settings["attention_head_dim"]
+    if (
+        frequency_shift == 0 and SHIFT_KEY not in settings
+    ):  # converted: diffusers' default is not the original's
+        settings["norm_eps"] = NORM_EPS
     if frequency_shift is None:
         frequency_shift = _frequency_shift(path, settings, hidden_size)
     config = DiTConfig(

@@ -70,14 +70,15 @@ def test_padded_pipeline_is_guided_by_diffusers_and_loads_unpadded(tmp_path):
 
 def test_a_folder_that_may_have_been_converted_from_original_weights_asks_for_its_frequencies(tmp_path):
     """diffusers' conversion drops them: a folder of DiT-S/2's size says nothing, unless ims3 wrote it."""
-    ours = small_dit(hidden_size=384, depth=12, num_heads=6, num_classes=3, sample_size=4)
+    sizes = {"hidden_size": 384, "depth": 12, "num_heads": 6, "num_classes": 3, "sample_size": 4}
+    original = original_file(tmp_path / "DiT.pt", small_dit(**sizes, frequency_shift=0.0))
     folder = tmp_path / "converted"
-    export_transformer(ours).save_pretrained(folder)
-    assert load_transformer(folder).config.frequency_shift == 1
-    edit(folder / "config.json", lambda held: held.pop("_frequency_shift"))
+    export_transformer(load_transformer(original)).save_pretrained(folder)
+    assert load_transformer(folder).config.frequency_shift == 0
+    edit(folder / "config.json", lambda held: [held.pop(name) for name in ("_frequency_shift", "norm_eps")])
     with pytest.raises(InputError, match=r"converted.*give model\.frequency_shift.*0 where .*original"):
         load_transformer(folder)
-    assert load_transformer(folder, frequency_shift=0).config.frequency_shift == 0
+    assert load_transformer(folder, frequency_shift=0).config == load_transformer(original).config
 
 
 def test_frequency_shift_survives_saving_and_can_be_overridden(tmp_path):
