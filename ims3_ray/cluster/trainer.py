@@ -6,6 +6,7 @@ gives the same bits, and the number may change in mid-training, when a node is l
 batches are keyed by (seed, step, position), so a resumed run needs no generator state.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -176,6 +177,13 @@ class Trainer:
         self._steps_since = 0
         self.history.append({"step": self.step, **metrics})
         return metrics
+
+    def is_finite(self, metrics: Metrics) -> bool:
+        """Whether the training has not diverged: asked of the metrics, and of all values where it ends."""
+        if self.step == self.optimisation.steps:
+            values = torch.cat([_flat(self.parameters).detach(), self.ema])
+            return bool(torch.isfinite(values).all())
+        return all(map(math.isfinite, metrics.values()))
 
     def state_dict(self) -> State:
         return {

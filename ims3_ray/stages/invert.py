@@ -13,7 +13,7 @@ from ims3_ray.models.batches import in_batches
 from ims3_ray.models.device import prepare_device
 from ims3_ray.models.tuned import TunedModel
 from ims3_ray.storage import tables
-from ims3_ray.storage.artifacts import Directory, part_names
+from ims3_ray.storage.artifacts import Directory, part_names, read_part
 from ims3_ray.storage.tables import Columns
 
 from .context import Context
@@ -78,7 +78,7 @@ class Inverter:
 
     def __call__(self, part_name: str) -> tuple[Columns, dict[str, str]]:
         table = tables.MIRRORED_LATENTS if self._mirror else tables.LATENTS
-        rows = tables.from_parquet(self._latents.read(part_name), table)
+        rows = read_part(self._latents, part_name, table)
         labels = self._model_labels[rows["label"]]
         views = ("", "mirror_") if self._mirror else ("",)  # together they fill a batch
         means = np.concatenate([rows[f"{view}mean"] for view in views])
