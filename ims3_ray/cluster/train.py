@@ -122,6 +122,7 @@ def _loop(config: dict[str, Any]) -> list[Metrics] | str:
             _report(trainer)
     if trainer.rank == 0:
         task.save(trainer.values(), trainer.averages(), training.out)
+    task.close()
     return trainer.history
 
 

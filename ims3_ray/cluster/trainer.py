@@ -55,6 +55,9 @@ class Task(Protocol):
     def save(self, values: Tensors, averages: Tensors, out: Directory, /) -> None:
         """Write the trained values and their moving averages."""
 
+    def close(self) -> None:
+        """Called at the end: give back what the task holds of its machine."""
+
 
 @dataclass(frozen=True)
 class Optimisation:

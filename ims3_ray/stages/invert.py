@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 
 from ims3_ray.cluster.fan_out import Part, fan_out
@@ -13,7 +12,7 @@ from ims3_ray.models.batches import in_batches
 from ims3_ray.models.device import prepare_device
 from ims3_ray.models.tuned import TunedModel
 from ims3_ray.storage import tables
-from ims3_ray.storage.artifacts import Directory, part_names, read_part
+from ims3_ray.storage.artifacts import Directory, part_metadata, part_names, read_part
 from ims3_ray.storage.tables import Columns
 
 from .context import Context
@@ -24,7 +23,9 @@ from .costs import Cost, Forward, generator_bytes, latent_bytes
 def run(context: Context, out: Directory, latents: Directory) -> dict[str, Any]:
     """Part by part of the latents, trajectories at the S grid points, of images and their mirror images."""
     config = context.config
-    parts = [Part(i, _num_rows(latents, name), name) for i, name in enumerate(part_names(latents))]
+    parts = [
+        Part(i, part_metadata(latents, name).num_rows, name) for i, name in enumerate(part_names(latents))
+    ]
     details = fan_out(
         Inverter,
         inverter_arguments(context, latents),
@@ -48,14 +49,6 @@ def inverter_arguments(context: Context, latents: Directory) -> dict[str, Any]:
         "mirror": config.data.mirror,
         "batch_size": context.batch_size(config.invert),
     }
-
-
-def _num_rows(directory: Directory, name: str) -> int:
-    def read() -> int:
-        with directory.filesystem.open_input_file(f"{directory.path}/{name}") as stream:
-            return pq.read_metadata(stream).num_rows
-
-    return directory.patiently(read)
 
 
 class Inverter:

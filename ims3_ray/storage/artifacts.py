@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NotRequired, TypedDict, cast
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ims3_ray.errors import InputError
 from ims3_ray.text import some
@@ -241,6 +242,22 @@ def read_part(
             f"{(directory / name).uri}: is damaged, no Parquet ({error}); remove it, and the command that "
             "made it makes it again"
         ) from error
+
+
+def part_metadata(directory: Directory, name: str) -> pq.FileMetaData:
+    """Of a part, from its last bytes alone."""
+
+    def read() -> pq.FileMetaData:
+        with directory.filesystem.open_input_file(f"{directory.path}/{name}") as stream:
+            return pq.read_metadata(stream)
+
+    return directory.patiently(read)
+
+
+def unpacked_bytes(directory: Directory, name: str) -> int:
+    """About how many bytes a part's rows take in memory."""
+    metadata = part_metadata(directory, name)
+    return sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
 
 
 def read_rows(directory: Directory, table: tables.Table, columns: list[str] | None = None) -> tables.Columns:

@@ -35,6 +35,8 @@ def telling():
 
         def load_state_dict(self, state): ...
 
+        def close(self): ...
+
         def save(self, values, averages, out):
             out.write("address", os.environ.get("RAY_ADDRESS", "").encode())
 

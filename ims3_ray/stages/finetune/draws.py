@@ -1,5 +1,6 @@
 """What a step of fine-tuning is made of: latents of real images, noise, timesteps, stored inversions."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -12,7 +13,15 @@ from ims3_ray.method.keys import permutation
 from ims3_ray.method.rng import generator, normal
 from ims3_ray.method.schedule import NUM_TRAIN_TIMESTEPS, grid_index_below, inversion_grid
 from ims3_ray.storage import tables
-from ims3_ray.storage.artifacts import Directory, read_rows
+from ims3_ray.storage.ahead import ahead
+from ims3_ray.storage.artifacts import Directory, fingerprint, part_names, read_part, unpacked_bytes
+from ims3_ray.storage.local_rows import LocalRows, open_rows
+from ims3_ray.storage.tables import Columns
+
+FETCHED_AHEAD = 4  # parts in memory while rows are laid on the disk
+REMEDY = (
+    "free some, set TMPDIR to a larger disk where the nodes are started, or lower encode.images_per_class"
+)
 
 
 @dataclass(frozen=True)
@@ -43,24 +52,64 @@ class Draws:
         return Draws(*(getattr(self, field.name)[rows].to(device) for field in fields(self)))
 
 
+def open_source(source: Source) -> LocalRows:
+    """The images' rows on this machine's disk. InputError where they do not fit it."""
+    names = part_names(source.latents)
+    assert names == part_names(source.inversions), "inversions are made part by part of the latents"
+    of_first = sum(unpacked_bytes(held, names[0]) for held in (source.latents, source.inversions))
+    return open_rows(_key(source), lambda: _joined(source, names), of_first * len(names), REMEDY)
+
+
+def _key(source: Source) -> str:
+    """Of these rows and no others, wherever they were read before."""
+    files = [
+        [held.uri, [[name, info.size, info.mtime_ns] for name, info in held.files().items()]]
+        for held in (source.latents, source.inversions)
+    ]
+    return fingerprint([files, source.mirror])
+
+
+def _joined(source: Source, names: list[str]) -> Iterator[Columns]:
+    """Part by part, latents and inversions beside each other; some parts are fetched ahead."""
+    kinds = [(source.latents, tables.MIRRORED_LATENTS if source.mirror else tables.LATENTS)]
+    kinds += [(source.inversions, tables.MIRRORED_INVERSIONS if source.mirror else tables.INVERSIONS)]
+
+    def read(name: str) -> Columns:
+        z, inverted = (read_part(held, name, table) for held, table in kinds)
+        ids = z.pop("image_id"), inverted.pop("image_id")
+        assert np.array_equal(*ids), "latents and inversions are of different images"
+        return z | inverted
+
+    return ahead(read, names, FETCHED_AHEAD)
+
+
 class Images:
-    """The training images as stored. Every draw is keyed by (seed, step, position in the global batch)."""
+    """The training images as stored. Every draw is keyed by (seed, step, position in the global batch).
+
+    Latents and inversions stay on disk; a batch of them is in memory.
+    """
 
     def __init__(self, source: Source, settings: Finetune, seed: int):
         self._settings, self._seed, self._grid = settings, seed, inversion_grid(source.points)
-        z = read_rows(source.latents, tables.MIRRORED_LATENTS if source.mirror else tables.LATENTS)
-        inverted = read_rows(
-            source.inversions, tables.MIRRORED_INVERSIONS if source.mirror else tables.INVERSIONS
-        )
-        assert (z["image_id"] == inverted["image_id"]).all(), "latents and inversions are of different images"
-        self._columns, self._mirror = z | inverted, source.mirror
-        self.labels: Int[np.ndarray, " N"] = np.array(source.model_labels)[z["label"]]
+        self._stored, self._mirror = open_source(source), source.mirror
+        self._model_labels = np.array(source.model_labels)
+        self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def rows(self, step: int) -> Int[np.ndarray, " B"]:
         """Rows of the global batch of `step`: epochs are permutations keyed by (seed, epoch)."""
         size = self._settings.batch_size
-        epoch, batch = divmod(step, len(self.labels) // size)
-        return permutation(len(self.labels), "epoch", self._seed, epoch)[batch * size : (batch + 1) * size]
+        epoch, batch = divmod(step, self._stored.count // size)
+        if epoch != self._epoch:
+            order = permutation(self._stored.count, "epoch", self._seed, epoch)
+            self._epoch, self._order = epoch, order
+        return self._order[batch * size : (batch + 1) * size]
+
+    def labels(self, rows: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
+        """The model's labels of images."""
+        return self._model_labels[self._stored.read("label", rows)]
+
+    def close(self) -> None:
+        self._stored.close()
 
     def draw(self, step: int) -> Draws:
         """The global batch of `step`, on the CPU."""
@@ -68,7 +117,7 @@ class Images:
         generators = [generator("finetune", self._seed, step, position) for position in range(len(rows))]
         mirrored, dropped = torch.stack([torch.rand(2, generator=g) for g in generators]).double().T  # (B,)
         times = [torch.randint(1, NUM_TRAIN_TIMESTEPS, (), generator=g) for g in generators]
-        noise = normal(generators, (2, *self._columns["mean"].shape[1:]))  # (B, 2, C, H, W)
+        noise = normal(generators, (2, *self._stored.shape("mean")))  # (B, 2, C, H, W)
         t, is_dropped, flip = torch.stack(times), dropped < self._settings.label_dropout, mirrored < 0.5
         k = grid_index_below(t, self._grid)  # (B,)
         mean, logvar = self._pick("mean", flip, rows), self._pick("logvar", flip, rows)  # (B, C, H, W)
@@ -78,18 +127,18 @@ class Images:
             t=t,
             s=self._grid[k],
             inverted=self._pick("inversion", flip, rows, (k - 1).clamp_min(0).numpy()),
-            label=torch.from_numpy(self.labels[rows]),
+            label=torch.from_numpy(self.labels(rows)),
             dropped=is_dropped,
             matched=(k > 0) & ~is_dropped,
         )
 
     def _pick(self, column: str, flip: Bool[Tensor, " B"], *place: Int[np.ndarray, " B"]) -> Tensor:
         """A column's values (B, C, H, W) at `place`, of the mirror images where `flip` says so."""
-        values = torch.from_numpy(self._columns[column][place]).float()
+
+        def read(name: str) -> Tensor:
+            return torch.from_numpy(self._stored.read(name, *place).astype(np.float32))
+
+        values = read(column)
         if not self._mirror:
             return values
-        return torch.where(
-            flip[:, None, None, None],
-            torch.from_numpy(self._columns[f"mirror_{column}"][place]).float(),
-            values,
-        )
+        return torch.where(flip[:, None, None, None], read(f"mirror_{column}"), values)
