@@ -32,7 +32,14 @@ from ims3_ray.models.generator import save_pipeline
 from ims3_ray.models.tuned import check_adapter, inspect_adapter
 from ims3_ray.models.vae import read_vae
 from ims3_ray.stages.select.features import REAL_KEYS, open_features
-from ims3_ray.storage.artifacts import MANIFEST, complete, open_directory, open_storage
+from ims3_ray.storage.artifacts import (
+    MANIFEST,
+    DamagedError,
+    complete,
+    mend,
+    open_directory,
+    open_storage,
+)
 from ims3_ray.text import as_code, as_text
 
 KNOWN = ("blue", "green", "red")
@@ -178,8 +185,14 @@ def test_paths_in_a_sets_manifest_and_parquet_lead_nowhere(tmp_path):
     manifest = json.loads((folder / MANIFEST).read_text())
     for entry in manifest["images"]:
         entry |= {"path": "../outside/secret.png", "class": "../../outside"}
-    manifest["files"] = {"../outside/secret.png": 1, "/etc/passwd": 1}
+    files, manifest["files"] = manifest["files"], {"../outside/secret.png": 1, "/etc/passwd": 1}
     (folder / MANIFEST).write_text(json.dumps(manifest))
+    before = tree(tmp_path)
+    with pytest.raises(DamagedError) as refused:
+        labelled(folder, tmp_path)
+    mend(open_directory(str(folder)), refused.value.files)
+    assert {name for name in before if name not in tree(tmp_path)} == {f"theirs/{MANIFEST}"}
+    (folder / MANIFEST).write_text(json.dumps(manifest | {"files": files}))
     before = tree(tmp_path)
     images = labelled(folder, tmp_path)
     assert images.paths == ("blue/0.png", "green/0.png", "red/0.png")

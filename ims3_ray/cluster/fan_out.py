@@ -6,6 +6,7 @@ same bytes, and a stage that died goes on with the parts that are missing. While
 another is read or written.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,13 +19,12 @@ from ims3_ray.errors import InputError
 from ims3_ray.models.device import batch_must_fit
 from ims3_ray.progress import bar
 from ims3_ray.storage import tables
-from ims3_ray.storage.artifacts import Directory, part_names
+from ims3_ray.storage.artifacts import NOTES, Directory
 from ims3_ray.storage.tables import Columns, Table
 
 from .machine import Machine
 from .workarounds import quieten
 
-NOTES = ".notes.json"
 CALLS_PER_ACTOR = 2  # at once, on threads; models.batches.Turn lets one of them compute
 Build = Callable[..., Callable[[Any], tuple[Columns, dict[str, str]]]]  # of each stage's own payload
 quieten("ray.data")
@@ -62,12 +62,23 @@ class Worker:
         try:
             with batch_must_fit(*self._batch):
                 columns, notes = self._work(json.loads(payload))
+            self._refuse_not_finite(columns)
             if notes:
                 self._out.write(file + NOTES, json.dumps(notes).encode())
-            self._out.write(file, tables.to_parquet(columns, self._table))
+            data = tables.to_parquet(columns, self._table)
+            self._out.write(file, data)
         except InputError as error:
-            return {"rows": [0], "refused": [str(error)]}
-        return {"rows": [len(next(iter(columns.values())))], "refused": [""]}
+            return {"file": [file], "rows": [0], "checksum": [""], "refused": [str(error)]}
+        rows, checksum = len(next(iter(columns.values()))), hashlib.sha256(data).hexdigest()
+        return {"file": [file], "rows": [rows], "checksum": [checksum], "refused": [""]}
+
+    def _refuse_not_finite(self, columns: Columns) -> None:
+        if odd := tables.not_finite(columns):
+            stage = self._batch[0].split(".")[0]
+            raise InputError(
+                f"{stage}: {odd} came out as values that are not finite; look at the weights (model.path), "
+                "or compute with model.precision fp32"
+            )
 
 
 def fan_out(
@@ -80,27 +91,29 @@ def fan_out(
     machine: Machine,
     stage: str,
 ) -> dict[str, Any]:
-    """Make every part that is not there yet; gives the number of rows, of those made now, and notes.
+    """Make every part that is not there yet; gives the rows, those made now, checksums and notes.
 
     `build(**arguments)`, its `batch_size` among them, runs once an actor and gives a function from a part's
     payload to the columns of `table` and to notes: {name of a row that had to be left out: why}. InputError
-    where a batch does not fit the GPU's memory.
+    where a batch does not fit the GPU's memory, and where a result is not finite.
     """
-    there = set(part_names(out))
+    there = set(out.files())
     todo = [part for part in parts if part.file not in there]
     total, made = sum(part.rows for part in parts), sum(part.rows for part in todo)
     worker = {"build": build, "arguments": arguments, "table": table, "out": out}
     worker["batch_field"] = f"{stage}.batch_size.{machine.device}"
+    checksums: dict[str, str] = {}
     with bar(stage, total, "images", done=total - made) as shown:
         for row in _dataset(todo, worker, machine).iter_rows() if todo else ():
             if row["refused"]:
                 raise InputError(row["refused"])
+            checksums[row["file"]] = row["checksum"]
             shown.update(int(row["rows"]))
     notes: dict[str, str] = {}
     for name in out.files():
         if name.endswith(NOTES):
             notes |= out.read_json(name)
-    return {"rows": total - len(notes), "rows_made": made, "notes": notes}
+    return {"rows": total - len(notes), "rows_made": made, "checksums": checksums, "notes": notes}
 
 
 def _dataset(parts: list[Part], worker: dict[str, object], machine: Machine) -> ray.data.Dataset:

@@ -2,12 +2,14 @@
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
 import ray
 import ray.exceptions
 from ray.util import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ims3_ray.config.base import DeviceKind
 from ims3_ray.config.settings import Workers
@@ -163,6 +165,15 @@ def refuse_impossible(workers: Workers) -> None:
         raise InputError(
             "workers.device: cuda asked for, but this machine has no GPU and RAY_ADDRESS names no cluster"
         )
+
+
+def on_every_node(machine: Machine, function: Callable[..., object], *arguments: object) -> None:
+    """Call `function(*arguments)` on every node that work may run on; what it raises is raised here."""
+    kind = "GPU" if machine.device == "cuda" else "CPU"
+    task = ray.remote(num_cpus=0)(function)
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get(kind)]
+    where = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]  # one that is lost meanwhile
+    ray.get([task.options(scheduling_strategy=place).remote(*arguments) for place in where])
 
 
 def inside_job() -> bool:

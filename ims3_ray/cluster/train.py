@@ -12,6 +12,7 @@ from ray.actor import ActorHandle
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from ims3_ray.errors import InputError
 from ims3_ray.models.device import batch_must_fit, prepare_device
 from ims3_ray.progress import bar
 from ims3_ray.storage.artifacts import Directory
@@ -45,7 +46,10 @@ def train(
     stage: str,
     on_metrics: Callable[[int, Metrics], None] = lambda _step, _metrics: None,
 ) -> list[Metrics]:
-    """Train, and have it saved; gives the metrics of every log step, which `on_metrics` hears meanwhile."""
+    """Train, and have it saved; gives the metrics of every log step, which `on_metrics` hears meanwhile.
+
+    InputError where it diverges: values that are not finite are never saved.
+    """
     board, heard = start_board(), set[float]()
     shown = bar(stage, training.optimisation.steps, "steps")
 
@@ -57,7 +61,10 @@ def train(
             heard.add(message["step"])
 
     def fit() -> list[Metrics]:  # each time anew, from the last checkpoint
-        return cast(list[Metrics], _ray_trainer(training, machine, board).fit().return_value)
+        history = cast(list[Metrics] | str, _ray_trainer(training, machine, board).fit().return_value)
+        if isinstance(history, str):
+            raise InputError(history)
+        return history
 
     with shown, watch(board, receive), mended_train(machine):
         history = training.checkpoints.patiently(fit)  # Ray writes checkpoints itself, and gives up at once
@@ -90,8 +97,11 @@ def _ray_trainer(training: Training, machine: Machine, board: ActorHandle) -> To
     )
 
 
-def _loop(config: dict[str, Any]) -> list[Metrics]:
-    """What every Train worker runs."""
+def _loop(config: dict[str, Any]) -> list[Metrics] | str:
+    """What every Train worker runs; why it ended early, on all workers alike, where it diverged.
+
+    As a value: what a worker raises is tried again.
+    """
     training: Training = config["training"]
     context, kind = ray.train.get_context(), config["kind"]
     device = ray.train.torch.get_device() if kind == "cuda" else torch.device("cpu")
@@ -104,13 +114,21 @@ def _loop(config: dict[str, Any]) -> list[Metrics]:
     while trainer.step < optimisation.steps:
         with batch_must_fit(training.batch_field, optimisation.batch_size):
             metrics = trainer.advance()
+        if not trainer.is_finite(metrics):
+            return _diverged(training, trainer.step)
         if trainer.rank == 0 and (metrics or trainer.step % POST_EVERY == 0):
             config["board"].post.remote(Message(step=trainer.step, metrics=metrics))
         if trainer.step % optimisation.checkpoint_every == 0 or trainer.step == optimisation.steps:
             _report(trainer)
     if trainer.rank == 0:
         task.save(trainer.values(), trainer.averages(), training.out)
+    task.close()
     return trainer.history
+
+
+def _diverged(training: Training, step: int) -> str:
+    section, lr = training.batch_field.partition(".")[0], training.optimisation.lr
+    return f"{section}.lr: {lr:g} led to values that are not finite by step {step}; lower it"
 
 
 def _report(trainer: Trainer) -> None:

@@ -6,6 +6,7 @@ gives the same bits, and the number may change in mid-training, when a node is l
 batches are keyed by (seed, step, position), so a resumed run needs no generator state.
 """
 
+import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -60,6 +61,9 @@ class Task(Protocol):
 
     def save(self, values: Tensors, averages: Tensors, out: Directory, /) -> None:
         """Write the trained values and their moving averages."""
+
+    def close(self) -> None:
+        """Called at the end: give back what the task holds of its machine."""
 
 
 @dataclass(frozen=True)
@@ -186,6 +190,13 @@ class Trainer:
         self._steps_since = 0
         self.history.append({"step": self.step, **metrics})
         return metrics
+
+    def is_finite(self, metrics: Metrics) -> bool:
+        """Whether the training has not diverged: asked of the metrics, and of all values where it ends."""
+        if self.step == self.optimisation.steps:
+            values = torch.cat([_flat(self.parameters).detach(), self.ema])
+            return bool(torch.isfinite(values).all())
+        return all(map(math.isfinite, metrics.values()))
 
     def state_dict(self) -> State:
         return {

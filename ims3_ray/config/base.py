@@ -1,5 +1,6 @@
 """What every section is made of: the kinds of numbers, values for each kind of device, frozen models."""
 
+from pathlib import Path
 from typing import Annotated, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -8,15 +9,26 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 DeviceKind = Literal["cpu", "cuda"]
 Precision = Literal["fp32", "bf16"]
 Count = Annotated[int, Field(ge=1)]
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Value = TypeVar("Value")
 
 
+def one_spelling(location: str | None) -> str | None:
+    """The resolved path of what lies on this machine; a URI, a hub's name or None as it is."""
+    if location is None or "://" in location or not Path(location).expanduser().exists():
+        return location
+    return str(Path(location).expanduser().resolve())
+
+
 class Section(BaseModel):
     model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
     )
 
 

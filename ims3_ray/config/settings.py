@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from .base import Count, Section, Seed, Settings
+from .base import Count, Section, Seed, Settings, one_spelling
 from .data import Data
 from .refinement import Probe, Refine
 from .sections import (
@@ -23,6 +23,11 @@ from .sections import (
     Model,
     Sample,
     Select,
+)
+
+PLACES = (  # fields that may name a local path
+    *(("data", "train"), ("data", "validation"), ("data", "test")),
+    *(("model", "path"), ("model", "vae"), ("embed", "extractor")),
 )
 
 
@@ -133,3 +138,10 @@ class Config(Settings):
     def results(self) -> dict[str, Any]:
         """All that a result depends on, as plain data."""
         return self.model_dump(mode="json", exclude={"workers", "storage"})
+
+    def identity(self) -> dict[str, Any]:
+        """`results`, the same for every way of writing a local path: what fingerprints are made of."""
+        values = self.results()
+        for section, field in PLACES:
+            values[section][field] = one_spelling(values[section][field])
+        return values

@@ -79,7 +79,7 @@ def inspect(directory: Directory, listing: Listing, storage: Directory) -> Looks
     shown = progress.bar("inspect", sum(map(len, listing.values())), "images", delay=progress.PATIENCE_S)
     with shown, ThreadPoolExecutor(READERS) as pool:
         names = [key(files) for files in listing.values()]
-        known = pool.map(lambda name: cache.read_json(name) if cache.exists(name) else None, names)
+        known = pool.map(partial(_last_looks, cache), names, listing.values())
         for name, files, last in zip(names, listing.values(), known, strict=True):
             if last is None:
                 last = {}
@@ -91,6 +91,20 @@ def inspect(directory: Directory, listing: Listing, storage: Directory) -> Looks
                 shown.update(len(last))
             looks |= last
     return looks
+
+
+def _last_looks(cache: Directory, name: str, files: Files) -> dict[str, dict[str, str]] | None:
+    """What was found in a class; None where it was not looked at, or what was kept of it is damaged."""
+    if not cache.exists(name):
+        return None
+    try:
+        last = cache.read_json(name)
+        is_whole = last.keys() == set(files) and all(
+            look.keys() <= {"id", "bad"} and look for look in last.values()
+        )
+    except (ValueError, AttributeError):
+        return None
+    return last if is_whole else None
 
 
 def _look(directory: Directory, file: tuple[str, fs.FileInfo | str]) -> dict[str, str]:

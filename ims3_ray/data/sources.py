@@ -14,7 +14,7 @@ from typing import TypeVar
 from pyarrow import fs
 
 from ims3_ray.errors import InputError
-from ims3_ray.storage.artifacts import MANIFEST, Directory
+from ims3_ray.storage.artifacts import MANIFEST, Directory, read_manifest
 from ims3_ray.text import some
 
 from .classes import is_folder_name
@@ -57,6 +57,7 @@ def find_set(directory: Directory, name: str, classes: Sequence[str] | None) -> 
     if classes and any(directory.has_directory(cls) for cls in classes):
         return directory
     if _is_product(directory):
+        read_manifest(directory)  # all of it is there
         return _of_split({"train": directory / "train"}, where)
     if directory.exists(SAVED_SPLITS):
         splits = {folder: directory / folder for folder in _entries(directory)[1]}

@@ -21,6 +21,7 @@ from ims3_ray.models.generator import inspect_generator
 from ims3_ray.runs.tracking import tracking_uri
 from ims3_ray.stages.context import Context, Inputs
 from ims3_ray.stages.evaluate.classifiers import check_networks
+from ims3_ray.stages.finetune.stage import check_room
 from ims3_ray.stages.sample.anchors import check_anchors
 from ims3_ray.storage.artifacts import Directory, fingerprint, open_directory, open_storage
 from ims3_ray.storage.hashing import content_hash
@@ -47,6 +48,8 @@ def begin(configs: Sequence[Config], say: Callable[[str], None]) -> list[Context
     missing = {step.stage.name for context in contexts for step in plan(context) if not step.manifest}
     if missing & {"embed", "sample"}:
         load_extractor(first.embed.extractor)  # where weights can't be had: now, not after hours of tuning
+    if "finetune" in missing:
+        check_room(contexts)
     return contexts
 
 

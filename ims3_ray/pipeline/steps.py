@@ -1,6 +1,8 @@
 """The stages in order: where each one's artefact lies in a run, and running what is missing."""
 
+import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -14,14 +16,18 @@ from ims3_ray.stages.refine import stage as refine
 from ims3_ray.stages.sample import stage as sample
 from ims3_ray.stages.select import stage as select
 from ims3_ray.storage.artifacts import (
+    DamagedError,
     Directory,
     Manifest,
     Summary,
     complete,
     fingerprint,
+    mend,
     read_manifest,
     summary_of,
 )
+
+_logger = logging.getLogger(__name__)
 
 STAGES: tuple[Stage, ...] = tuple(
     module.STAGE
@@ -37,6 +43,7 @@ class Step:
     directory: Directory
     parents: dict[str, Directory]  # by noun, the artefacts that it reads
     manifest: Manifest | None
+    damage: Mapping[str, str]  # of one that was complete: why, by file
 
     @property
     def summary(self) -> Summary:
@@ -64,15 +71,28 @@ def plan(context: Context, last: str | None = None) -> list[Step]:
             inputs = {noun: directory.name for noun, directory in parents.items()}
             key = fingerprint([stage.name, stage.version, stage.depends(context), inputs])
             directory = context.storage / stage.noun / key
-            steps[stage.noun] = Step(stage, directory, parents, read_manifest(directory))
+            steps[stage.noun] = Step(stage, directory, parents, *_state(directory))
         if stage.name == last:
             break
     return list(steps.values())
 
 
+def _state(directory: Directory) -> tuple[Manifest | None, Mapping[str, str]]:
+    try:
+        return read_manifest(directory), {}
+    except DamagedError as error:
+        return None, error.files
+
+
 def run_step(context: Context, step: Step) -> Step:
-    """Run a step whose artefact is not complete, and write its manifest."""
+    """Run a step whose artefact is not complete, and write its manifest.
+
+    Of a damaged one the parts that are whole are kept; a line says what was damaged.
+    """
     stage = step.stage
+    if step.damage:
+        _logger.warning("%s; it is made again", DamagedError(step.directory, step.damage).finding)
+        mend(step.directory, step.damage)
     began = time.perf_counter()
     details = stage.run(context, step.directory, **step.parents)
     seconds = time.perf_counter() - began
@@ -93,4 +113,4 @@ def run_step(context: Context, step: Step) -> Step:
     )
     if figures := stage.figures(step.directory):
         context.on_metrics(stage.name, 0, figures)
-    return replace(step, manifest=manifest)
+    return replace(step, manifest=manifest, damage={})

@@ -27,7 +27,9 @@ class Journal:
 
     def __init__(self, folder: Directory):
         self._folder = folder
-        self._lines = folder.read(LOG).decode().splitlines() if folder.exists(LOG) else []
+        self._lines, damaged = _read_lines(folder)
+        if damaged:
+            self.write("log mended", lines_left_out=damaged)
 
     def write(self, event: str, **details: object) -> None:
         self._lines.append(json.dumps({"time": now(), "event": event, **details}, ensure_ascii=False))
@@ -55,10 +57,30 @@ class Journal:
 
 
 def read_log(folder: Directory) -> list[dict[str, Any]]:
-    """The events of a run, oldest first; none where it never began."""
-    return [json.loads(line) for line in folder.read(LOG).decode().splitlines()] if folder.exists(LOG) else []
+    """The events of a run, oldest first, but for lines that are cut or damaged; none where it never began."""
+    return [json.loads(line) for line in _read_lines(folder)[0]]
+
+
+def _read_lines(folder: Directory) -> tuple[list[str], int]:
+    """The lines that are whole, and how many are not."""
+    lines = folder.read(LOG).decode(errors="replace").splitlines() if folder.exists(LOG) else []
+    whole = [line for line in lines if _is_event(line)]
+    return whole, len(lines) - len(whole)
+
+
+def _is_event(line: str) -> bool:
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(event, dict) and {"time", "event"} <= set(event)
 
 
 def seconds_since_alive(folder: Directory) -> float | None:
-    """Since the last sign of life; None where there never was one."""
-    return max(0.0, time.time() - folder.read_json(ALIVE)["time"]) if folder.exists(ALIVE) else None
+    """Since the last sign of life; None where there never was one, or it is damaged: the next is whole."""
+    if not folder.exists(ALIVE):
+        return None
+    try:
+        return max(0.0, time.time() - folder.read_json(ALIVE)["time"])
+    except (ValueError, LookupError, TypeError):
+        return None

@@ -9,7 +9,7 @@ import numpy as np
 
 from ims3_ray.data.distilled import is_selected
 from ims3_ray.storage import tables
-from ims3_ray.storage.artifacts import Directory, part_names
+from ims3_ray.storage.artifacts import Directory, part_names, read_part
 
 KEYS = ["label", "subgroup", "index", "seed"]
 
@@ -32,7 +32,7 @@ def find_chosen(candidates: Directory, selection: Directory, classes: tuple[str,
     document = selection.read_json("selection.json")
     rows: list[tuple[Any, ...]] = []
     for file in part_names(candidates):
-        keys = tables.from_parquet(candidates.read(file), tables.CANDIDATES, KEYS)
+        keys = read_part(candidates, file, tables.CANDIDATES, KEYS)
         kept = np.flatnonzero(is_selected(document, classes, keys))
         columns = [keys[name][kept].tolist() for name in KEYS]
         rows += [(*values, file, row) for *values, row in zip(*columns, kept.tolist(), strict=True)]
@@ -44,6 +44,6 @@ def read_images(candidates: Directory, chosen: Sequence[Chosen]) -> list[bytes]:
     """The PNG of each, in their order."""
     by_file: dict[str, np.ndarray] = {}
     for file in {image.file for image in chosen}:
-        rows = tables.from_parquet(candidates.read(file), tables.CANDIDATES, ["image"])
+        rows = read_part(candidates, file, tables.CANDIDATES, ["image"])
         by_file[file] = rows["image"]
     return [by_file[image.file][image.row] for image in chosen]

@@ -112,6 +112,8 @@ def _fan_out(
 
 def _depends(context: Context) -> object:
     inputs, settings = context.inputs, context.values_of(context.config.embed)
+    if ":" not in context.config.embed.extractor:  # a path: its content counts, not how it is written
+        del settings["extractor"]
     return [inputs["images"], settings, inputs["extractor"], context.info.image_size, context.machine.device]
 
 

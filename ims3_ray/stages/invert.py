@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 
 from ims3_ray.cluster.fan_out import Part, fan_out
@@ -13,7 +12,7 @@ from ims3_ray.models.batches import in_batches
 from ims3_ray.models.device import prepare_device
 from ims3_ray.models.tuned import TunedModel
 from ims3_ray.storage import tables
-from ims3_ray.storage.artifacts import Directory, part_names
+from ims3_ray.storage.artifacts import Directory, part_metadata, part_names, read_part
 from ims3_ray.storage.tables import Columns
 
 from .context import Context
@@ -24,7 +23,9 @@ from .costs import Cost, Forward, generator_bytes, latent_bytes
 def run(context: Context, out: Directory, latents: Directory) -> dict[str, Any]:
     """Part by part of the latents, trajectories at the S grid points, of images and their mirror images."""
     config = context.config
-    parts = [Part(i, _num_rows(latents, name), name) for i, name in enumerate(part_names(latents))]
+    parts = [
+        Part(i, part_metadata(latents, name).num_rows, name) for i, name in enumerate(part_names(latents))
+    ]
     details = fan_out(
         Inverter,
         inverter_arguments(context, latents),
@@ -51,14 +52,6 @@ def inverter_arguments(context: Context, latents: Directory) -> dict[str, Any]:
     }
 
 
-def _num_rows(directory: Directory, name: str) -> int:
-    def read() -> int:
-        with directory.filesystem.open_input_file(f"{directory.path}/{name}") as stream:
-            return pq.read_metadata(stream).num_rows
-
-    return directory.patiently(read)
-
-
 class Inverter:
     """A part of the latents → its inversions."""
 
@@ -80,7 +73,7 @@ class Inverter:
 
     def __call__(self, part_name: str) -> tuple[Columns, dict[str, str]]:
         table = tables.MIRRORED_LATENTS if self._mirror else tables.LATENTS
-        rows = tables.from_parquet(self._latents.read(part_name), table)
+        rows = read_part(self._latents, part_name, table)
         labels = self._model_labels[rows["label"]]
         views = ("", "mirror_") if self._mirror else ("",)  # together they fill a batch
         means = np.concatenate([rows[f"{view}mean"] for view in views])

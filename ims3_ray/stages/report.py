@@ -124,6 +124,6 @@ STAGE = Stage(
     reads=READS,
     unit="pages",
     run=run,
-    depends=lambda context: context.config.results(),
+    depends=lambda context: context.config.identity(),
     cost=_cost,
 )

@@ -1,210 +1,41 @@
-"""Where artefacts lie: a storage root on any filesystem, fingerprints, manifests, atomic completion.
+"""Artefacts: a storage root, fingerprints, manifests, atomic completion, and whether all is as written.
 
     <root>/<noun>/<fingerprint>/part-00000.parquet …, manifest.json
 
-The manifest is written last and at once, so a stage is either complete or not there. Single files are written
-to a hidden temporary name and moved (local), or in one upload (object stores): a reader never sees half a
-file, and what a killed process leaves of one is no part of a set of images.
+The manifest is written last and at once, so a stage is either complete or not there. It names every file with
+its size and checksum: sizes are compared whenever an artefact is read as complete, since a part that is lost
+must not give a smaller result; checksums by `jobs/runs.py --verify`.
 """
 
 import hashlib
 import json
-import os
-import re
-import uuid
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NotRequired, TypedDict, TypeVar, cast
-from urllib.parse import quote
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NotRequired, TypedDict, cast
 
-from pyarrow import fs
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ims3_ray.errors import InputError
-from ims3_ray.text import without_credentials
+from ims3_ray.text import some
 
 from . import tables
-from .listing import listed
-from .patience import patiently
+from .directory import Directory, open_directory
 
 FORMAT = 1
+FORMAT_FILE = "format.json"
 MANIFEST = "manifest.json"
+NOTES = ".notes.json"  # after a part's name: of its rows that had to be left out
 UPDATE = "update ims3_ray or choose another storage"
-PLAIN = ("fsspec+", "hf:")  # URIs without queries, where nothing is escaped
-Result = TypeVar("Result")
+READERS = 8  # threads that compute checksums
+_logger = logging.getLogger(__name__)
 
 
 def fingerprint(value: object) -> str:
     """Twelve hexadecimal digits for plain data, whatever the order of a mapping's keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-@dataclass(frozen=True)
-class Directory:
-    """A directory on a pyarrow filesystem. Names are relative to it and may hold slashes.
-
-    Errors of a remote one that may pass are waited out (`patience.py`). InputError when they don't, and for a
-    full disk.
-    """
-
-    filesystem: fs.FileSystem
-    path: str
-    location: str = ""  # the URI that it was opened by, with host and query
-
-    @property
-    def uri(self) -> str:
-        """What a person, or `open_directory`, can open: a local path or a URI."""
-        if self.is_local:
-            return self.path
-        return self.location or f"{self.filesystem.type_name.removeprefix('py::')}://{self.path}"
-
-    @property
-    def name(self) -> str:
-        """The last part of the path: of an artefact, its fingerprint."""
-        return self.path.rsplit("/", 1)[-1]
-
-    @property
-    def is_local(self) -> bool:
-        return isinstance(self.filesystem, fs.LocalFileSystem)
-
-    def __truediv__(self, name: str) -> "Directory":
-        return Directory(
-            self.filesystem, f"{self.path}/{name}", self.location and _below(self.location, name)
-        )
-
-    def patiently(self, act: Callable[[], Result]) -> Result:
-        """What `act()` gives, which reads or writes here by the filesystem itself and is safe to repeat."""
-        return patiently(self.uri, act)
-
-    @property
-    def kind(self) -> fs.FileType:
-        """What there is at this place: a directory, a file or nothing."""
-        return self.patiently(lambda: self.filesystem.get_file_info(self.path).type)
-
-    def exists(self, name: str) -> bool:
-        return (self / name).kind == fs.FileType.File
-
-    def has_directory(self, name: str) -> bool:
-        return (self / name).kind == fs.FileType.Directory
-
-    def folders(self) -> dict[str, fs.FileInfo]:
-        """The directories right below, by name, sorted; empty where the directory is missing."""
-        entries = self._select(fs.FileSelector(self.path, allow_not_found=True))
-        return {entry.base_name: entry for entry in entries if entry.type == fs.FileType.Directory}
-
-    def files(self) -> dict[str, fs.FileInfo]:
-        """Every file below, by its name relative to this directory, sorted; empty where it is missing."""
-        return self.listed()[0]
-
-    def listed(self, within: str = "") -> tuple[dict[str, fs.FileInfo], dict[str, str]]:
-        """`files`, or those below the folder `within` alone; and by name why anything there is no file."""
-        odd: dict[str, str] = {}
-        if self.is_local:
-            names, odd = listed(self.path, within)
-            wanted = [f"{self.path}/{name}" for name in names]
-        else:
-            place = f"{self.path}/{within}" if within else self.path
-            wanted = fs.FileSelector(place, recursive=True, allow_not_found=True)
-        files = [entry for entry in self._select(wanted) if entry.type == fs.FileType.File]
-        return {entry.path[len(self.path) + 1 :]: entry for entry in files}, odd
-
-    def _select(self, wanted: fs.FileSelector | list[str]) -> list[fs.FileInfo]:
-        entries = self.patiently(lambda: self.filesystem.get_file_info(wanted))
-        return sorted(entries, key=lambda entry: entry.path)
-
-    def infos(self, paths: Sequence[str]) -> list[fs.FileInfo]:
-        """What there is at each of `paths`, full ones on this filesystem."""
-        return self.patiently(lambda: self.filesystem.get_file_info(list(paths)))
-
-    def read(self, name: str) -> bytes:
-        return self.read_path(f"{self.path}/{name}")
-
-    def read_path(self, path: str) -> bytes:
-        """The bytes of a file anywhere on this filesystem, by its full path."""
-
-        def read() -> bytes:
-            with self.filesystem.open_input_file(path) as stream:
-                return stream.read()
-
-        return self.patiently(read)
-
-    def write(self, name: str, data: bytes) -> None:
-        """Write a whole file at once; an older one of that name is replaced."""
-        target = f"{self.path}/{name}"
-        (self / name).patiently(
-            lambda: _write_local(target, data) if self.is_local else self._upload(target, data)
-        )
-
-    def _upload(self, target: str, data: bytes) -> None:
-        with self.filesystem.open_output_stream(target) as stream:
-            stream.write(data)
-
-    def read_json(self, name: str) -> Any:
-        return json.loads(self.read(name))
-
-    def write_json(self, name: str, value: object) -> None:
-        self.write(name, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
-
-    def delete(self) -> None:
-        """Remove the file, or the directory with all below it; nothing where it is not there."""
-
-        def delete() -> None:
-            kind = self.filesystem.get_file_info(self.path).type
-            if kind == fs.FileType.Directory:
-                self.filesystem.delete_dir(self.path)
-            elif kind == fs.FileType.File:
-                self.filesystem.delete_file(self.path)
-
-        self.patiently(delete)
-
-
-def _write_local(target: str, data: bytes) -> None:
-    folder, name = os.path.split(target)
-    os.makedirs(folder, exist_ok=True)
-    temporary = f"{folder}/.{name}.{uuid.uuid4().hex}.tmp"
-    try:
-        with open(temporary, "wb") as stream:
-            stream.write(data)
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _below(location: str, name: str) -> str:
-    """The URI of what is called `name` below another URI."""
-    place, query = _parted(location)
-    name = name if location.startswith(PLAIN) else quote(name)
-    return f"{place}{'' if place.endswith('/') else '/'}{name}{query}"
-
-
-def _parted(location: str) -> tuple[str, str]:
-    """A URI up to its query, and that with its question mark."""
-    place, mark, query = (location, "", "") if location.startswith(PLAIN) else location.partition("?")
-    return re.sub(r"(?<=[^/:])/+$", "", place), mark + query
-
-
-def open_directory(location: str) -> Directory:
-    """The directory at a local path or URI (`s3://bucket/prefix`); it need not exist yet.
-
-    InputError for a URI that holds credentials: places stand in records, on pages and in MLflow.
-    """
-    if without_credentials(location) != location:
-        raise InputError(
-            f"{location}: holds credentials, which would be kept in records; leave them out, and give them "
-            "by the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), a profile or the machine's "
-            "role"
-        )
-    if re.match(r"[a-z][a-z0-9+.-]*://", location):
-        try:
-            filesystem, path = fs.FileSystem.from_uri(location)
-        except (ValueError, OSError) as error:
-            raise InputError(
-                f"{location}: can't be opened as a filesystem: {' '.join(str(error).split())}"
-            ) from error
-        return Directory(filesystem, path.rstrip("/"), "".join(_parted(location)))
-    return Directory(fs.LocalFileSystem(), str(Path(location).expanduser().absolute()))
 
 
 def open_storage(location: str) -> Directory:
@@ -214,21 +45,35 @@ def open_storage(location: str) -> Directory:
     """
     root = open_directory(location)
     try:
-        if root.exists("format.json"):
-            written = root.read_json("format.json")["format"]
-            if written > FORMAT:
-                raise InputError(
-                    f"storage: {root.uri} holds artefacts of format {written}, this version reads up to "
-                    f"{FORMAT}; {UPDATE}"
-                )
+        if check_format(root):
             root.write("writable", b"")
         else:
-            root.write_json("format.json", {"format": FORMAT})
+            root.write_json(FORMAT_FILE, {"format": FORMAT})
     except OSError as error:
         raise InputError(
             f"storage: {root.uri} can't be written ({error.strerror or error}); choose another storage=DIR"
         ) from error
     return root
+
+
+def check_format(root: Directory) -> bool:
+    """Whether the root says of which format it is; InputError where that is damaged or newer than FORMAT."""
+    if not root.exists(FORMAT_FILE):
+        return False
+    try:
+        written = root.read_json(FORMAT_FILE)["format"]
+        is_newer = written > FORMAT
+    except (ValueError, LookupError, TypeError) as error:
+        raise InputError(
+            f"storage: {(root / FORMAT_FILE).uri} is damaged ({error}); remove it, and the next run writes "
+            "it anew"
+        ) from error
+    if is_newer:
+        raise InputError(
+            f"storage: {root.uri} holds artefacts of format {written}, this version reads up to {FORMAT}; "
+            f"{UPDATE}"
+        )
+    return True
 
 
 class Summary(TypedDict):
@@ -245,27 +90,100 @@ class Manifest(Summary):
 
     format: int
     files: dict[str, int]  # bytes by name
+    checksums: NotRequired[dict[str, str]]  # SHA-256 by name; earlier versions kept none
     stage: str
     version: int
     fingerprint: str
     inputs: dict[str, str]  # by noun, the fingerprints of the artefacts read
     device: str
+    images: NotRequired[list[dict[str, object]]]  # of a distilled set
     history: NotRequired[list[dict[str, float]]]  # of a training: by `step`, its metrics
     own_classes: NotRequired[list[str] | None]  # of an adapter
     frequency_shift: NotRequired[float | None]
 
 
+class DamagedError(InputError):
+    """An artefact that was complete and is not as it was written: `files`, why by name."""
+
+    def __init__(self, directory: Directory, files: Mapping[str, str]):
+        self.files = dict(files)
+        self.finding = f"{directory.uri} is damaged: {self.words}"
+        super().__init__(f"{self.finding}; the command that made it makes what is missing again")
+
+    @property
+    def words(self) -> str:
+        return some((f"{name} {why}" for name, why in self.files.items()), most=3, show=str)
+
+    def __reduce__(
+        self,
+    ) -> tuple[type[InputError], tuple[str]]:  # out of a Ray worker, as what a person reads
+        return InputError, (str(self),)
+
+
 def read_manifest(directory: Directory) -> Manifest | None:
-    """The manifest of a complete artefact, or None while it is not complete."""
+    """The manifest of a complete artefact, or None while it is not complete.
+
+    Raises DamagedError where a file that it names is not there or of another size, or where it is damaged
+    itself; InputError for a newer format.
+    """
     if not directory.exists(MANIFEST):
         return None
-    manifest = directory.read_json(MANIFEST)
-    if manifest["format"] > FORMAT:
+    try:
+        manifest = directory.read_json(MANIFEST)
+        version, sizes = int(manifest["format"]), dict(manifest["files"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise DamagedError(directory, {MANIFEST: "is no manifest"}) from error
+    if version > FORMAT:
         raise InputError(
-            f"{(directory / MANIFEST).uri}: format {manifest['format']} is newer than {FORMAT}, which this "
-            f"version reads; {UPDATE}"
+            f"{(directory / MANIFEST).uri}: format {version} is newer than {FORMAT}, which this version "
+            f"reads; {UPDATE}"
         )
+    if damaged := _changed(directory, sizes):
+        raise DamagedError(directory, damaged)
     return manifest
+
+
+def _changed(directory: Directory, sizes: Mapping[str, int]) -> dict[str, str]:
+    """Files that are not there, or of another size than `sizes` says."""
+    there = directory.files()
+    damaged = {}
+    for name, size in sizes.items():
+        if name == MANIFEST:  # two drivers at once, with an earlier version, left it in its own list
+            continue
+        if name not in there:
+            damaged[name] = "is not there"
+        elif there[name].size != size:
+            damaged[name] = f"has {there[name].size} bytes, not {size}"
+    return damaged
+
+
+def verify(directory: Directory) -> tuple[dict[str, str], int]:
+    """(damaged files of a complete artefact: why, files whose checksum it never kept); every byte is read."""
+    try:
+        manifest = read_manifest(directory)
+    except DamagedError as error:
+        return error.files, 0
+    if manifest is None:
+        return {}, 0
+    kept = {str(entry["path"]): str(entry["sha256"]) for entry in manifest.get("images", [])}
+    kept |= manifest.get("checksums", {})
+    known = {name: kept[name] for name in manifest["files"] if name in kept}
+    with ThreadPoolExecutor(READERS) as pool:
+        found = dict(zip(known, pool.map(directory.sha256, known), strict=True))
+    why = "holds other bytes than were written"
+    damaged = {name: why for name, checksum in known.items() if found[name] != checksum}
+    return damaged, len(set(manifest["files"]) - set(known) - {MANIFEST})
+
+
+def mend(directory: Directory, damage: Iterable[str]) -> None:
+    """Make a damaged artefact one that is not complete: without its manifest and without these files.
+
+    A part goes with its notes: it is made again, and they with it.
+    """
+    there = directory.files()
+    for name in (MANIFEST, *(whole for named in damage for whole in (named, named.removesuffix(NOTES)))):
+        if name in there:  # else it may lead anywhere
+            (directory / name).delete()
 
 
 def summary_of(manifest: Manifest) -> Summary:
@@ -275,20 +193,73 @@ def summary_of(manifest: Manifest) -> Summary:
 
 
 def complete(directory: Directory, details: Mapping[str, object]) -> Manifest:
-    """Write the manifest, which makes the artefact complete: `details` beside every file's size."""
-    files = {name: info.size for name, info in directory.files().items() if not name.endswith(".tmp")}
-    manifest = {"format": FORMAT, "files": files, **details}
+    """Write the manifest, which makes the artefact complete: `details` beside every file's size and checksum.
+
+    `details` may hold `checksums` that are known already; those of the other files are computed.
+    """
+    files = {
+        name: info.size
+        for name, info in directory.files().items()
+        if name != MANIFEST and not name.endswith(".tmp")
+    }
+    known = cast(Mapping[str, str], details.get("checksums", {}))
+    with ThreadPoolExecutor(READERS) as pool:
+        checksums = dict(
+            zip(files, pool.map(lambda n: known.get(n) or directory.sha256(n), files), strict=True)
+        )
+    manifest = {"format": FORMAT, **details, "files": files, "checksums": checksums}
     directory.write_json(MANIFEST, manifest)
     return cast(Manifest, manifest)
 
 
 def part_names(directory: Directory) -> list[str]:
-    """The Parquet parts of an artefact, in order."""
-    return [name for name in directory.files() if name.endswith(".parquet")]
+    """The Parquet parts of an artefact, in order: those that its manifest names, all of which are there.
+
+    While it is not complete, those that are there. DamagedError as of `read_manifest`.
+    """
+    manifest = read_manifest(directory)
+    return [
+        name for name in (manifest["files"] if manifest else directory.files()) if name.endswith(".parquet")
+    ]
+
+
+def read_part(
+    directory: Directory, name: str, table: tables.Table, columns: Sequence[str] | None = None
+) -> tables.Columns:
+    """The rows of a part; of `columns` those alone are fetched. InputError where the file is damaged."""
+
+    def read() -> tables.Columns:
+        with directory.filesystem.open_input_file(f"{directory.path}/{name}") as stream:
+            return tables.from_parquet(stream, table, columns)
+
+    try:
+        return directory.patiently(read)
+    except (pa.ArrowException, OSError) as error:
+        is_arrows = isinstance(error, pa.ArrowException) or (directory.is_local and error.errno is None)
+        if not is_arrows:
+            raise
+        raise InputError(
+            f"{(directory / name).uri}: is damaged, no Parquet ({error}); remove it, and the command that "
+            "made it makes it again"
+        ) from error
+
+
+def part_metadata(directory: Directory, name: str) -> pq.FileMetaData:
+    """Of a part, from its last bytes alone."""
+
+    def read() -> pq.FileMetaData:
+        with directory.filesystem.open_input_file(f"{directory.path}/{name}") as stream:
+            return pq.read_metadata(stream)
+
+    return directory.patiently(read)
+
+
+def unpacked_bytes(directory: Directory, name: str) -> int:
+    """About how many bytes a part's rows take in memory."""
+    metadata = part_metadata(directory, name)
+    return sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
 
 
 def read_rows(directory: Directory, table: tables.Table, columns: list[str] | None = None) -> tables.Columns:
     """All rows of an artefact, parts in order; `columns` reads those alone."""
-    return tables.concatenate(
-        tables.from_parquet(directory.read(n), table, columns) for n in part_names(directory)
-    )
+    return tables.concatenate(read_part(directory, n, table, columns) for n in part_names(directory))

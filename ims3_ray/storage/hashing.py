@@ -1,7 +1,10 @@
 """Content hashes of model files, remembered by size and time so that gigabytes are read once."""
 
 import hashlib
+import re
 from pathlib import Path
+
+from ims3_ray.errors import InputError
 
 from .artifacts import Directory, fingerprint
 
@@ -13,9 +16,20 @@ def content_hash(path: Path, storage: Directory) -> str:
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     stats = [[p.relative_to(path).as_posix(), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
     cache, key = storage / "index", f"{fingerprint([str(path.absolute()), stats])}.json"
-    if not cache.exists(key):
-        cache.write_json(key, fingerprint([[s[0], _digest(p)] for s, p in zip(stats, files, strict=True)]))
-    return cache.read_json(key)
+    known = _remembered(cache, key)
+    if known is None:
+        known = fingerprint([[s[0], _digest(p)] for s, p in zip(stats, files, strict=True)])
+        cache.write_json(key, known)
+    return known
+
+
+def _remembered(cache: Directory, key: str) -> str | None:
+    """None where the file was never hashed, or what was kept of that is damaged."""
+    try:
+        known = cache.read_json(key) if cache.exists(key) else None
+    except InputError:
+        return None
+    return known if isinstance(known, str) and re.fullmatch("[0-9a-f]{12}", known) else None
 
 
 def _digest(path: Path) -> str:

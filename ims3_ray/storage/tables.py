@@ -73,10 +73,10 @@ def to_parquet(columns: Columns, table: Table) -> bytes:
     return sink.getvalue()
 
 
-def from_parquet(data: bytes, table: Table, columns: Sequence[str] | None = None) -> Columns:
+def from_parquet(source: pa.NativeFile, table: Table, columns: Sequence[str] | None = None) -> Columns:
     """The rows of a Parquet file, of `columns` alone; ValueError names a column that is missing."""
     names = list(columns or table)
-    read = pq.read_table(pa.BufferReader(data), columns=names)
+    read = pq.read_table(source, columns=names)
     if missing := [name for name in names if name not in read.column_names]:
         raise ValueError(
             f"columns {', '.join(missing)} are missing; the file holds {', '.join(read.column_names)}"
@@ -90,6 +90,15 @@ def concatenate(parts: Iterable[Columns]) -> Columns:
     """The rows of several tables in the order given."""
     parts = list(parts)
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def not_finite(columns: Columns) -> str | None:
+    """The first column that holds a value that is no number, as "mean (3 of 12 rows)"; None where all are."""
+    for name, values in columns.items():
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            rows = (~np.isfinite(values.reshape(len(values), -1))).any(axis=1).sum()
+            return f"{name} ({rows} of {len(values)} rows)"
+    return None
 
 
 def check(columns: Columns, table: Table) -> None:

@@ -9,12 +9,13 @@ import pytest
 import ray
 import torch
 
-from ims3_ray.cluster.fan_out import Part, actor_pool, fan_out
+from ims3_ray.cluster.fan_out import Part, Worker, actor_pool, fan_out
 from ims3_ray.cluster.machine import Machine, find_machine
 from ims3_ray.config.settings import Workers
 from ims3_ray.models import batches
 from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import open_directory
+from ims3_ray.storage.tables import Column
 
 DIM = 512
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors can't import a test
@@ -130,3 +131,20 @@ def test_a_pool_grows_between_its_bounds(workers, bounds):
     pool = actor_pool(Machine("cpu", 4, 0, 8e9, Workers(**workers)), 10)
     assert (pool.min_size, pool.max_size) == bounds
     assert pool.initial_size == bounds[1]
+
+
+def test_values_that_are_not_finite_are_refused_and_never_written(tmp_path):
+    table = {"label": Column("int64"), "feature": Column("float32", (None,))}
+
+    def build(batch_size):
+        return lambda odd: ({"label": np.arange(2), "feature": np.array([[1.0], [odd]], np.float32)}, {})
+
+    out = open_directory(str(tmp_path))
+    worker = Worker(build, {"batch_size": 2}, table, out, "sample.batch_size.cpu")
+    for odd in ("NaN", "Infinity"):
+        answer = worker({"file": ["part-00000.parquet"], "payload": [odd]})
+        assert "sample: feature (1 of 2 rows)" in answer["refused"][0]
+        assert not out.files()
+    answer = worker({"file": ["part-00000.parquet"], "payload": ["2"]})
+    assert answer["refused"] == [""]
+    assert answer["checksum"] == [out.sha256("part-00000.parquet")]

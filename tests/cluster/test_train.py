@@ -1,7 +1,9 @@
-"""What Ray Train's processes are told about the cluster that they belong to."""
+"""What Ray Train's processes are told about their cluster, and how a training ends that diverged."""
 
 import os
+import time
 
+import pytest
 import torch
 from torch import nn
 
@@ -9,6 +11,7 @@ from ims3_ray.cluster.machine import find_machine
 from ims3_ray.cluster.train import Training, train
 from ims3_ray.cluster.trainer import Optimisation
 from ims3_ray.config.settings import Workers
+from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import open_directory
 
 
@@ -31,6 +34,8 @@ def telling():
             return {}
 
         def load_state_dict(self, state): ...
+
+        def close(self): ...
 
         def save(self, values, averages, out):
             out.write("address", os.environ.get("RAY_ADDRESS", "").encode())
@@ -55,3 +60,21 @@ def test_a_training_asks_its_own_cluster_whichever_else_was_started_on_the_machi
     train(training, find_machine(Workers(device="cpu", train_workers=1)), "told")
     assert out.read("address").decode() == ray_cluster.get_runtime_context().gcs_address
     assert "RAY_ADDRESS" not in os.environ
+
+
+def test_a_training_that_diverges_ends_at_once_in_one_line_and_saves_nothing(ray_cluster, tmp_path):
+    out = open_directory(str(tmp_path / "out"))
+    training = Training(
+        name="diverging",
+        build=telling(),
+        arguments={},
+        optimisation=Optimisation(steps=3, batch_size=1, micro_batches=1, lr=1e30),
+        out=out,
+        checkpoints=open_directory(str(tmp_path / "checkpoints")),
+        batch_field="finetune.batch_size",
+    )
+    began = time.monotonic()
+    with pytest.raises(InputError, match=r"finetune\.lr: 1e\+30 led to values that are not finite by step 3"):
+        train(training, find_machine(Workers(device="cpu", train_workers=1)), "told")
+    assert time.monotonic() - began < 60  # eight tries take longer
+    assert not out.files()

@@ -189,3 +189,14 @@ def test_the_learning_rate_warms_up_and_falls_to_zero():
     assert optimisation.lr_at(50) == pytest.approx(0.5)
     assert optimisation.lr_at(100) == pytest.approx(0.0, abs=1e-12)
     assert Optimisation(steps=100, batch_size=8, micro_batches=2, lr=1.0).lr_at(99) == 1.0
+
+
+@pytest.mark.parametrize("log_every", [1, 1000])
+def test_a_training_that_diverged_is_told_at_a_log_step_or_at_its_end(log_every):
+    ours = trainer(steps=4, lr=1e30, log_every=log_every)
+    finite = []
+    while ours.step < 4 and (not finite or finite[-1]):
+        finite.append(ours.is_finite(ours.advance()))
+    assert not finite[-1]
+    well = trainer(steps=4, log_every=log_every)
+    assert all(well.is_finite(well.advance()) for _ in range(4))

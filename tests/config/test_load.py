@@ -30,6 +30,8 @@ def test_every_recipe_loads_and_survives_a_round_trip(name, tmp_path):
         (["sample.sampler=euler"], ["sample.sampler", "'ancestral' or 'ddim'", "'euler'"]),
         (["finetune.batch_size=9"], ["finetune.batch_size", "9", "micro_batches 2"]),
         (["select.alpha=-1"], ["select.alpha", "greater than or equal to 0", "-1"]),
+        (["finetune.lr=.inf"], ["finetune.lr", "finite number"]),
+        (["sample.guidance_scale=.inf"], ["sample.guidance_scale", "finite number"]),
         (["data.max_bad_fraction=2"], ["data.max_bad_fraction", "less than or equal to 1"]),
         (["evaluate.seeds=1"], ["evaluate.seeds", "2"]),
         (["data.train.deep=1"], ["data.train.deep", "plain value"]),
@@ -71,3 +73,15 @@ def test_pretraining_is_configured_by_the_same_words():
     assert load_settings(Pretrain, parse_overrides(["transformer.steps=7"])).transformer.steps == 7
     with pytest.raises(InputError, match="did you mean steps"):
         load_settings(Pretrain, parse_overrides(["transformer.step=7"]))
+
+
+def test_what_fingerprints_are_made_of_does_not_depend_on_how_a_path_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "model")
+    spellings = ("model", "./model", "link", "model/../model", str(tmp_path / "model"))
+    told = [load_config("digits", {"model.path": path, "embed.extractor": path}) for path in spellings]
+    assert all(config.identity() == told[0].identity() for config in told)
+    assert told[0].identity()["model"]["path"] == str(tmp_path / "model")
+    named = load_config("digits", {"model.path": "facebook/DiT-XL-2-256"})
+    assert named.identity() == named.results()

@@ -178,7 +178,7 @@ def test_tuning_and_sampling_use_the_labels_of_one_map(imagenet_tree, thousand):
     for made in (latents, inversions):
         complete(made, {"rows": 3})
     source = Source(latents, inversions, mirror=False, points=2, model_labels=context.model_labels)
-    assert Images(source, config.finetune, seed=0).labels.tolist() == [162, 155, 159]
+    assert Images(source, config.finetune, seed=0).labels(np.arange(3)).tolist() == [162, 155, 159]
 
     shared = {"model": context.tuned_model(), "model_labels": context.model_labels}
     sampler = Sampler(config, classes=context.classes, batch_size=3, **shared)

@@ -65,3 +65,14 @@ def test_a_held_out_split_shares_no_image_with_what_is_kept_and_depends_on_the_f
     assert other_seed.split(0.2)[1].paths == held.paths
     with pytest.raises(InputError, match=r"data.validation_split: 0.99 leaves class 'blue' none of its 10"):
         images.split(0.99)
+
+
+@pytest.mark.parametrize("held", [b"", b"[]", b'{"a": {"id": "x"}}', b'{"a": 1}', b"null"])
+def test_a_damaged_index_is_looked_up_anew(tmp_path, held):
+    first = opened(write_images(tmp_path / "a", 3, seed=0), tmp_path)
+    (indexed,) = {path.parent for path in tmp_path.rglob("index/*.json")}
+    whole = {path: path.read_bytes() for path in indexed.glob("*.json")}
+    for path in whole:
+        path.write_bytes(held)
+    assert opened(tmp_path / "a", tmp_path).fingerprint == first.fingerprint
+    assert {path: path.read_bytes() for path in whole} == whole

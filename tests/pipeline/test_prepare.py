@@ -3,6 +3,8 @@
 import pytest
 
 from ims3_ray.cli import run_command
+from ims3_ray.config.load import load_config, parse_overrides
+from ims3_ray.errors import InputError
 from ims3_ray.pipeline import prepare
 
 BUCKET = "storage=s3://bucket/runs?region=us-east-1"  # with a region nothing is asked for
@@ -18,3 +20,13 @@ def test_a_bucket_without_a_tracking_server_is_refused_before_a_cluster_starts(c
     assert err.startswith("error: storage: s3://bucket/runs")
     assert "set MLFLOW_TRACKING_URI" in err
     assert len(err.splitlines()) == 1
+
+
+def test_disks_that_the_rows_to_tune_on_do_not_fit_are_refused_before_any_stage(
+    ray_cluster, tiny_overrides, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("ims3_ray.stages.finetune.stage.local_bytes", lambda context: 1e18)
+    config = load_config("digits", parse_overrides(tiny_overrides))
+    with pytest.raises(InputError, match=r"rows to train on take 1000000000\.0 GB.*TMPDIR"):
+        prepare.begin([config], print)
+    assert not list(tmp_path.rglob("*.parquet"))

@@ -122,7 +122,7 @@ def test_a_disk_of_this_machine_is_not_waited_for(tmp_path, clock, monkeypatch):
     def fail(*_, **__):
         raise OSError(errno.EIO, "input/output error")
 
-    monkeypatch.setattr("ims3_ray.storage.artifacts._write_local", fail)
+    monkeypatch.setattr("ims3_ray.storage.directory._write_local", fail)
     with pytest.raises(OSError, match="input/output error"):
         open_directory(str(tmp_path)).write("a", b"")
     assert clock == []

@@ -34,7 +34,7 @@ def run(ablation: Plan, say: Callable[[str], None]) -> tuple[Ablation, Directory
         raise InputError("evaluate.protocol: an ablation compares accuracies; name a protocol")
     contexts = dict(zip(configs, begin(list(configs.values()), say), strict=True))
     storage = next(iter(contexts.values())).storage
-    key = fingerprint([ablation.rows.baseline, [config.results() for config in configs.values()]])
+    key = fingerprint([ablation.rows.baseline, [config.identity() for config in configs.values()]])
     out = storage / "ablations" / f"{first.recipe}-{key}"
     # cells for the pool alone are made as far as their selection
     last = {cell: "evaluate" if cell[1] in ablation.ipcs else "select" for cell in contexts}

@@ -108,7 +108,7 @@ class Recorder:
             state=state,
             recipe=config.recipe,
             config=config.model_dump(mode="json"),
-            config_fingerprint=fingerprint(config.results()),
+            config_fingerprint=fingerprint(config.identity()),
             versions=versions(),
             hardware=hardware(self._context.machine),
             seed=config.seed,

@@ -4,12 +4,14 @@ from typing import Any, TypedDict
 
 from ims3_ray.cluster.machine import find_machine
 from ims3_ray.config.settings import Config
+from ims3_ray.errors import InputError
 from ims3_ray.pipeline.prepare import prepare
 from ims3_ray.pipeline.steps import Step, plan
 from ims3_ray.runs import records
 from ims3_ray.runs.journal import DEAD_AFTER_S, LOG, read_log, seconds_since_alive
+from ims3_ray.storage.artifacts import Directory
 
-COMPLETE, BEGUN, MISSING = "complete", "begun", "missing"
+COMPLETE, BEGUN, MISSING, DAMAGED = "complete", "begun", "missing", "damaged"
 
 
 class Status(TypedDict):
@@ -29,9 +31,8 @@ def read_status(config: Config) -> Status:
     steps = plan(context)
     key = steps[-1].fingerprint
     folder = context.storage / "runs" / f"{config.recipe}-{key}"
-    record = folder.read_json("run.json") if folder.exists("run.json") else None
     age, log = seconds_since_alive(folder), read_log(folder)
-    state = record.get("state", records.FINISHED) if record else "not started"
+    state = _state(folder)
     if state == records.RUNNING and (age is None or age > DEAD_AFTER_S):
         state = "dead"
     return {
@@ -44,10 +45,25 @@ def read_status(config: Config) -> Status:
     }
 
 
+def _state(folder: Directory) -> str:
+    """As the run's record says it; InputError where that is damaged."""
+    if not folder.exists("run.json"):
+        return "not started"
+    try:
+        return folder.read_json("run.json").get("state", records.FINISHED)
+    except (ValueError, AttributeError) as error:
+        raise InputError(
+            f"storage: {(folder / 'run.json').uri} is no readable record ({error}); the same command, "
+            "without --status, writes it anew"
+        ) from error
+
+
 def _describe(step: Step) -> dict[str, object]:
     line: dict[str, object] = {"name": step.stage.name, "artifact": step.artifact}
     if step.manifest:
         return {**line, "state": COMPLETE, **step.summary}
+    if step.damage:
+        return {**line, "state": DAMAGED, "files": len(step.damage), "damage": dict(step.damage)}
     files = step.directory.files()
     parts = sum(name.endswith(".parquet") for name in files)
     return {**line, "state": BEGUN if files else MISSING, "parts": parts}
@@ -64,6 +80,8 @@ def status_lines(status: Status) -> list[str]:
             more = f"{stage['rows']:>8} {stage['unit']:<12}{stage['seconds']:>9.1f} s"
         elif stage["state"] == BEGUN:
             more = f"{stage['parts']:>8} parts"
+        elif stage["state"] == DAMAGED:
+            more = f"{stage['files']:>8} files"
         lines.append(f"  {stage['name']:<10}{stage['state']:<10}{more:<34}  {stage['artifact']}")
     if event := status["last_event"]:
         hidden = ("time", "event", "notes")

@@ -146,6 +146,9 @@ class PixelTask:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         pass
 
+    def close(self) -> None:
+        pass
+
     def save(self, _values: dict[str, Tensor], averages: dict[str, Tensor], out: Directory) -> None:
         out.write(VALUES, safetensors.torch.save({n: v.cpu().contiguous() for n, v in averages.items()}))
 

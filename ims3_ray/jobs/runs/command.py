@@ -7,6 +7,7 @@
     python jobs/runs.py --diff 0cdc 91ab                          RUN: key or its beginning, name, MLflow id
     python jobs/runs.py --reproduce 0cdc
     python jobs/runs.py --gc                                      lists first, and asks
+    python jobs/runs.py --verify                                  every byte against its checksum
 
 Every answer is one JSON document with --json; --gc --json deletes nothing unless --yes is there too.
 """
@@ -24,13 +25,13 @@ from ims3_ray.errors import InputError
 from ims3_ray.runs import query, tags
 from ims3_ray.runs.query import Run
 from ims3_ray.runs.tracking import RECIPE_FILE, client
-from ims3_ray.storage.artifacts import Directory, open_directory
+from ims3_ray.storage.artifacts import Directory, check_format, open_directory
 
 from .conditions import read_conditions
 from .table import as_csv, best_table, differences_table, fronts_table, table
 
 METRIC = re.compile(r"-?[\w./: -]+")  # as MLflow names them, a minus before for less being better
-MODES = ("best", "pareto", "diff", "reproduce", "gc")
+MODES = ("best", "pareto", "diff", "reproduce", "gc", "verify")
 
 Answer = tuple[Mapping[str, object], list[str]]  # the document, and the lines that a person reads
 
@@ -49,8 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     mode("--reproduce", metavar="RUN", help="the command that gives this run again")
     garbage = "what lies in the storage and what no run needs: asks, then deletes"
     mode("--gc", action="store_true", help=garbage)
+    mode("--verify", action="store_true", help="read every byte of the storage, and name what is damaged")
     add("--metric", metavar="METRIC", help="what is best (default accuracy)")
-    add("--yes", action="store_true", help="with --gc: delete without asking")
+    add(
+        "--yes",
+        action="store_true",
+        help="with --gc: delete without asking; with --verify: remove what is damaged",
+    )
     add("--csv", metavar="FILE", help="write what is listed, with all parameters and metrics")
     add("--json", action="store_true", help="one JSON document in place of tables")
     add("overrides", nargs="*", metavar="storage=DIR", help="where the runs are (default ./runs)")
@@ -62,17 +68,19 @@ def run(arguments: argparse.Namespace) -> None:
     if unknown := set(overrides) - {"storage"}:
         raise InputError(f"{', '.join(sorted(unknown))}: not known here; only storage=DIR is")
     storage = open_directory(load_config("digits", overrides).storage)
-    if storage.is_local and not storage.exists("format.json"):
+    if not check_format(storage) and storage.is_local:
         raise InputError(f"storage: {storage.uri} holds no runs; name another storage=DIR")
     answer, lines = ANSWERS[mode](storage, arguments)
     print(json.dumps(finite(answer), indent=1) if arguments.json else "\n".join(lines))
+    if problem := answer.get("problem"):
+        raise InputError(str(problem))
 
 
 def read_mode(arguments: argparse.Namespace) -> str:
     """One of MODES, or "list". InputError for options that do not belong to it."""
     mode = next((mode for mode in MODES if getattr(arguments, mode)), "list")
     names = {"list": "a plain list"} | {other: f"--{other}" for other in MODES}
-    rules = {"order": ("list",), "metric": ("best",), "yes": ("gc",)}
+    rules = {"order": ("list",), "metric": ("best",), "yes": ("gc", "verify")}
     rules |= dict.fromkeys(("where", "sweep", "csv"), ("list", "best", "pareto"))
     for option, allowed in rules.items():
         if getattr(arguments, option) and mode not in allowed:
@@ -164,7 +172,14 @@ def _gc(storage: Directory, arguments: argparse.Namespace) -> Answer:
     return collect(storage, asks=not arguments.json, is_agreed=arguments.yes)
 
 
+def _verify(storage: Directory, arguments: argparse.Namespace) -> Answer:
+    from .verify import verify_storage  # heavy, likewise
+
+    return verify_storage(storage, removes=arguments.yes)
+
+
 ANSWERS = {"list": _list, "best": _best, "pareto": _pareto, "diff": _diff, "reproduce": _reproduce, "gc": _gc}
+ANSWERS |= {"verify": _verify}
 
 
 def _all(storage: Directory) -> list[Run]:

@@ -59,7 +59,7 @@ class Sweep:
         """Fingerprint of all that decides which trials there are and how they are scored."""
         trials = None if self.search == "grid" else self.trials
         choices = [self.search, trials, list(self.objective), self.asha]
-        return fingerprint([self.base.results(), self.space.describe(), choices])
+        return fingerprint([self.base.identity(), self.space.describe(), choices])
 
     def points(self) -> list[Values] | None:
         """The values of every trial; None where the searcher chooses them while trials run.

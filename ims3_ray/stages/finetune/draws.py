@@ -1,5 +1,6 @@
 """What a step of fine-tuning is made of: latents of real images, noise, timesteps, stored inversions."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -12,7 +13,15 @@ from ims3_ray.method.keys import permutation
 from ims3_ray.method.rng import generator, normal
 from ims3_ray.method.schedule import NUM_TRAIN_TIMESTEPS, grid_index_below, inversion_grid
 from ims3_ray.storage import tables
-from ims3_ray.storage.artifacts import Directory, read_rows
+from ims3_ray.storage.ahead import ahead
+from ims3_ray.storage.artifacts import Directory, fingerprint, part_names, read_part, unpacked_bytes
+from ims3_ray.storage.local_rows import LocalRows, open_rows
+from ims3_ray.storage.tables import Columns, Table
+
+FETCHED_AHEAD = 4  # parts in memory while rows are laid on the disk
+REMEDY = (
+    "free some, set TMPDIR to a larger disk where the nodes are started, or lower encode.images_per_class"
+)
 
 
 @dataclass(frozen=True)
@@ -45,25 +54,74 @@ class Draws:
         return replace(self, **{name: value[rows].to(device) for name, value in given.items()})
 
 
+def open_source(source: Source) -> LocalRows:
+    """The images' rows on this machine's disk. InputError where they do not fit it."""
+    names, held = part_names(source.latents), [directory for directory, _ in _kinds(source)]
+    assert all(part_names(directory) == names for directory in held), "inversions are made part by part"
+    of_first = sum(unpacked_bytes(directory, names[0]) for directory in held)
+    return open_rows(_key(source), lambda: _joined(source, names), of_first * len(names), REMEDY)
+
+
+def _kinds(source: Source) -> list[tuple[Directory, Table]]:
+    """Where the rows lie, and as what: latents and, where they are matched, inversions."""
+    kinds = [(source.latents, tables.MIRRORED_LATENTS if source.mirror else tables.LATENTS)]
+    if source.inversions:
+        table = tables.MIRRORED_INVERSIONS if source.mirror else tables.INVERSIONS
+        kinds.append((source.inversions, table))
+    return kinds
+
+
+def _key(source: Source) -> str:
+    """Of these rows and no others, wherever they were read before."""
+    files = [
+        [held.uri, [[name, info.size, info.mtime_ns] for name, info in held.files().items()]]
+        for held, _ in _kinds(source)
+    ]
+    return fingerprint([files, source.mirror])
+
+
+def _joined(source: Source, names: list[str]) -> Iterator[Columns]:
+    """Part by part, latents and inversions beside each other; some parts are fetched ahead."""
+
+    def read(name: str) -> Columns:
+        rows, *others = (read_part(held, name, table) for held, table in _kinds(source))
+        ids = rows.pop("image_id")
+        for other in others:
+            assert np.array_equal(ids, other.pop("image_id")), "inversions are of other images"
+            rows |= other
+        return rows
+
+    return ahead(read, names, FETCHED_AHEAD)
+
+
 class Images:
-    """The training images as stored. Every draw is keyed by (seed, step, position in the global batch)."""
+    """The training images as stored. Every draw is keyed by (seed, step, position in the global batch).
+
+    Latents and inversions stay on disk; a batch of them is in memory.
+    """
 
     def __init__(self, source: Source, settings: Finetune, seed: int):
         self._settings, self._seed, self._grid = settings, seed, inversion_grid(source.points)
-        z = read_rows(source.latents, tables.MIRRORED_LATENTS if source.mirror else tables.LATENTS)
-        self._columns, self._mirror = z, source.mirror
-        if source.inversions:
-            table = tables.MIRRORED_INVERSIONS if source.mirror else tables.INVERSIONS
-            inverted = read_rows(source.inversions, table)
-            assert (z["image_id"] == inverted["image_id"]).all(), "inversions are of other images"
-            self._columns = z | inverted
-        self.labels: Int[np.ndarray, " N"] = np.array(source.model_labels)[z["label"]]
+        self._stored, self._mirror = open_source(source), source.mirror
+        self._has_inversions = source.inversions is not None
+        self._model_labels = np.array(source.model_labels)
+        self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def rows(self, step: int) -> Int[np.ndarray, " B"]:
         """Rows of the global batch of `step`: epochs are permutations keyed by (seed, epoch)."""
         size = self._settings.batch_size
-        epoch, batch = divmod(step, len(self.labels) // size)
-        return permutation(len(self.labels), "epoch", self._seed, epoch)[batch * size : (batch + 1) * size]
+        epoch, batch = divmod(step, self._stored.count // size)
+        if epoch != self._epoch:
+            order = permutation(self._stored.count, "epoch", self._seed, epoch)
+            self._epoch, self._order = epoch, order
+        return self._order[batch * size : (batch + 1) * size]
+
+    def labels(self, rows: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
+        """The model's labels of images."""
+        return self._model_labels[self._stored.read("label", rows)]
+
+    def close(self) -> None:
+        self._stored.close()
 
     def draw(self, step: int) -> Draws:
         """The global batch of `step`, on the CPU."""
@@ -71,19 +129,19 @@ class Images:
         generators = [generator("finetune", self._seed, step, position) for position in range(len(rows))]
         mirrored, dropped = torch.stack([torch.rand(2, generator=g) for g in generators]).double().T  # (B,)
         times = [torch.randint(1, NUM_TRAIN_TIMESTEPS, (), generator=g) for g in generators]
-        noise = normal(generators, (2, *self._columns["mean"].shape[1:]))  # (B, 2, C, H, W)
+        noise = normal(generators, (2, *self._stored.shape("mean")))  # (B, 2, C, H, W)
         again = torch.stack([torch.rand((), generator=g) for g in generators])  # (B,)
         t, is_dropped, flip = torch.stack(times), dropped < self._settings.label_dropout, mirrored < 0.5
         k = grid_index_below(t, self._grid)  # (B,)
-        has_any = "inversion" in self._columns
+        below = (k - 1).clamp_min(0).numpy()
         mean, logvar = self._pick("mean", flip, rows), self._pick("logvar", flip, rows)  # (B, C, H, W)
         return Draws(
             z0=mean + (0.5 * logvar).exp() * noise[:, 0],
             eps=noise[:, 1],
             t=t,
             s=self._grid[k],
-            inverted=self._pick("inversion", flip, rows, (k - 1).clamp_min(0).numpy()) if has_any else None,
-            label=torch.from_numpy(self.labels[rows]),
+            inverted=self._pick("inversion", flip, rows, below) if self._has_inversions else None,
+            label=torch.from_numpy(self.labels(rows)),
             dropped=is_dropped,
             dropped_again=again < self._settings.label_dropout,
             matched=(k > 0) & ~is_dropped,
@@ -91,11 +149,11 @@ class Images:
 
     def _pick(self, column: str, flip: Bool[Tensor, " B"], *place: Int[np.ndarray, " B"]) -> Tensor:
         """A column's values (B, C, H, W) at `place`, of the mirror images where `flip` says so."""
-        values = torch.from_numpy(self._columns[column][place]).float()
+
+        def read(name: str) -> Tensor:
+            return torch.from_numpy(self._stored.read(name, *place).astype(np.float32))
+
+        values = read(column)
         if not self._mirror:
             return values
-        return torch.where(
-            flip[:, None, None, None],
-            torch.from_numpy(self._columns[f"mirror_{column}"][place]).float(),
-            values,
-        )
+        return torch.where(flip[:, None, None, None], read(f"mirror_{column}"), values)

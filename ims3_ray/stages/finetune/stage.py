@@ -1,18 +1,21 @@
 """Fine-tune the generator by inversion matching (Eq. 4–7). Reads latents and inversions, makes an adapter."""
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
+from ims3_ray.cluster.machine import on_every_node
 from ims3_ray.cluster.train import Training, train
 from ims3_ray.cluster.trainer import Optimisation
 from ims3_ray.config.sections import Finetune
 from ims3_ray.data.classes import NEW
 from ims3_ray.stages.context import Context
 from ims3_ray.stages.contract import Stage
-from ims3_ray.stages.costs import BACKWARD, Cost, Forward, generator_bytes
+from ims3_ray.stages.costs import BACKWARD, Cost, Forward, generator_bytes, latent_bytes
 from ims3_ray.storage.artifacts import Directory, read_manifest
+from ims3_ray.storage.local_rows import refuse_full_disk
 
-from .draws import Source
+from .draws import REMEDY, Source
 from .task import InversionMatchingTask
 
 
@@ -45,6 +48,19 @@ def num_steps(settings: Finetune, num_images: int) -> int:
     """Steps of the epochs over so many images, as far as `steps` lets them."""
     steps = settings.epochs * (num_images // settings.batch_size)
     return steps if settings.steps is None else min(steps, settings.steps)
+
+
+def check_room(contexts: Iterable[Context]) -> None:
+    """InputError where the images' rows do not fit the disk of a node that a Train worker may run on."""
+    contexts = list(contexts)
+    needed = max(local_bytes(context) for context in contexts)
+    on_every_node(contexts[0].machine, refuse_full_disk, needed, REMEDY)
+
+
+def local_bytes(context: Context) -> float:
+    """Of a node's own disk, for mean and log-variance of every view of an image, and its inversions."""
+    points = context.config.invert.points if context.matches_trajectories else 0
+    return context.num_tuned * (context.num_views * (2 + points) * latent_bytes(context) + 8.0)
 
 
 def task_arguments(context: Context, latents: Directory, inversions: Directory | None) -> dict[str, object]:

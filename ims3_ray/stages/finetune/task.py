@@ -99,7 +99,7 @@ class InversionMatchingTask:
     def after_step(self, step: int, gather: Callable[[Tensor], Tensor]) -> None:
         """Put the step's images and predictions of all parts into the Minimax memories."""
         if self._minimax:
-            self._minimax.remember(gather, self.images.labels[self.images.rows(step)].tolist())
+            self._minimax.remember(gather, self.images.labels(self.images.rows(step)).tolist())
 
     def state_dict(self) -> Memories:
         return self._minimax.state_dict() if self._minimax else {}
@@ -107,6 +107,9 @@ class InversionMatchingTask:
     def load_state_dict(self, state: Memories) -> None:
         if self._minimax:
             self._minimax.load_state_dict(state)
+
+    def close(self) -> None:
+        self.images.close()
 
     def save(self, values: dict[str, Tensor], averages: dict[str, Tensor], out: Directory) -> None:
         save_adapter(out, values, averages)

@@ -13,6 +13,7 @@ import torch
 
 from ims3_ray.cluster.machine import ANYWHERE
 from ims3_ray.config.refinement import Probe
+from ims3_ray.errors import InputError
 from ims3_ray.evaluation.probes import load_probe, probe_protocols, states_in_training
 from ims3_ray.evaluation.protocols import Protocol
 from ims3_ray.models.classifiers import Classifier
@@ -92,6 +93,11 @@ def _train(
     device = prepare_device(kind)
     states = states_in_training(train, network.rules, num_classes, network.seed, points, device)
     values = {f"{point}/{name}": value for point, state in states for name, value in state.items()}
+    if not all(bool(torch.isfinite(value).all()) for value in values.values()):
+        raise InputError(
+            f"probe.networks: the training of {network.rules.network} by {network.rules.name} led to values "
+            "that are not finite; choose another network or protocol"
+        )
     out.write(network.file, safetensors.torch.save(values))
 
 

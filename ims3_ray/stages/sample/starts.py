@@ -17,7 +17,7 @@ from ims3_ray.method.keys import permutation
 from ims3_ray.method.schedule import inversion_grid
 from ims3_ray.stages.context import Context
 from ims3_ray.storage import tables
-from ims3_ray.storage.artifacts import Directory, part_names, read_rows
+from ims3_ray.storage.artifacts import Directory, part_names, read_part, read_rows
 
 STARTS = "starts.safetensors"
 NEIGHBOURS = 5  # k of the distances by which an image counts as sparse
@@ -116,7 +116,7 @@ def choose_images(features: np.ndarray, count: int, how: str, seed: int, name: s
 @ray.remote(num_cpus=CPUS_PER_TASK)
 def _read_keys(inversions: Directory, name: str) -> list[Key]:
     """Of the rows of a part."""
-    rows = tables.from_parquet(inversions.read(name), tables.INVERSIONS, ["label", "image_id"])
+    rows = read_part(inversions, name, tables.INVERSIONS, ["label", "image_id"])
     return list(zip(rows["label"].tolist(), rows["image_id"].tolist(), strict=True))
 
 
@@ -125,7 +125,7 @@ def _read_inversions(
     inversions: Directory, name: str, level: int, wanted: list[bool]
 ) -> list[tuple[Key, np.ndarray]]:
     """Of the wanted rows of a part, at one level."""
-    rows = tables.from_parquet(inversions.read(name), tables.INVERSIONS)
+    rows = read_part(inversions, name, tables.INVERSIONS)
     return [
         ((int(rows["label"][row]), rows["image_id"][row]), rows["inversion"][row, level])
         for row in np.flatnonzero(wanted)

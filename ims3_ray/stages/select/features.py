@@ -17,7 +17,7 @@ import pyarrow.dataset as pads
 from pyarrow import fs
 
 from ims3_ray.errors import InputError
-from ims3_ray.storage.artifacts import Directory, open_directory
+from ims3_ray.storage.artifacts import Directory, open_directory, part_names
 from ims3_ray.text import some
 
 CLASS_COLUMNS = ("class", "label")  # the second is what a run's own artefacts call it
@@ -215,11 +215,7 @@ def open_features(location: str | Directory, name: str, keys: tuple[str, ...]) -
     path = directory.path
     try:
         kind = directory.kind
-        files = (
-            [path]
-            if kind == fs.FileType.File
-            else [f"{path}/{n}" for n in directory.files() if n.endswith(".parquet")]
-        )
+        files = [path] if kind == fs.FileType.File else [f"{path}/{n}" for n in part_names(directory)]
     except OSError as error:
         raise InputError(f"{name}: {location} can't be read: {' '.join(str(error).split())}") from error
     if not files:

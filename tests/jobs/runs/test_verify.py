@@ -1,0 +1,71 @@
+"""jobs/runs.py --verify: every byte against what was written."""
+
+import json
+
+import pytest
+
+from ims3_ray.cli import main
+from ims3_ray.storage.artifacts import complete, open_storage, part_names, read_manifest
+
+
+@pytest.fixture
+def storage(tmp_path):
+    """Three artefacts of two files, and what is kept beside them."""
+    root = open_storage(str(tmp_path))
+    for place in ("latents/aaaaaaaaaaaa", "latents/bbbbbbbbbbbb", "selection/cccccccccccc"):
+        for name in ("part-00000.parquet", "part-00001.parquet"):
+            (root / place).write(name, place.encode())
+        complete(root / place, {"rows": 2})
+    root.write_json("index/000000000000.json", {})
+    root.write_json("runs/digits-1/run.json", {"artifacts": []})
+    return root
+
+
+def ask(storage, capsys, *words):
+    capsys.readouterr()
+    code = main(["runs", "--verify", *words, f"storage={storage.uri}"])
+    return code, *capsys.readouterr()
+
+
+def test_a_whole_storage_verifies(storage, capsys):
+    code, out, err = ask(storage, capsys)
+    assert (code, err) == (0, "")
+    assert "3 artefacts" in out
+    assert "no damaged files" in out
+
+
+def test_what_is_damaged_is_named_and_removed_where_asked(storage, capsys):
+    (storage / "latents/aaaaaaaaaaaa").write(
+        "part-00001.parquet", b"latents/aaaaaaaaaaaA"
+    )  # of the same size
+    (storage / "selection/cccccccccccc/part-00000.parquet").delete()
+    storage.write("index/000000000000.json", b"{")
+    storage.write("runs/digits-1/run.json", b"")
+    places = {
+        "latents/aaaaaaaaaaaa/part-00001.parquet",
+        "selection/cccccccccccc/part-00000.parquet",
+        "index/000000000000.json",
+        "runs/digits-1/run.json",
+    }
+    code, out, err = ask(storage, capsys)
+    assert code == 2
+    assert all(place in out for place in places)
+    assert err.count("\n") == 1
+    assert "--verify --yes" in err
+    assert "runs/digits-1/run.json" in err  # of which nothing is left to make it from
+    code, out, _ = ask(storage, capsys, "--yes", "--json")
+    document = json.loads(out)
+    assert code == 2
+    assert {entry["place"] for entry in document["damaged"]} == places
+    assert set(document["removed"]) == places - {"runs/digits-1/run.json"}
+    assert read_manifest(storage / "latents/aaaaaaaaaaaa") is None
+    assert part_names(storage / "latents/aaaaaaaaaaaa") == ["part-00000.parquet"]
+    assert read_manifest(storage / "latents/bbbbbbbbbbbb")
+
+
+def test_a_storage_of_a_newer_format_is_neither_verified_nor_cleared(storage, capsys):
+    storage.write_json("format.json", {"format": 99})
+    for mode in ("--verify", "--gc"):
+        assert main(["runs", mode, "--yes", f"storage={storage.uri}"]) == 2
+        assert "format 99" in capsys.readouterr().err
+    assert read_manifest(storage / "latents/aaaaaaaaaaaa")
