@@ -116,5 +116,5 @@ def test_latents_and_inversions_of_different_images_are_never_matched(tmp_path):
     swapped = other.inversions.read("part-00001.parquet")
     given.inversions.write("part-00002.parquet", swapped)
     complete(given.inversions, {"rows": 15})
-    with pytest.raises(AssertionError, match="different images"):
+    with pytest.raises(AssertionError, match="other images"):
         Images(given, SETTINGS, SEED)
