@@ -17,7 +17,7 @@ from ims3_ray.storage.tables import Columns
 
 from .context import Context
 from .contract import Stage
-from .costs import Cost, Forward, generator_bytes, latent_bytes
+from .costs import Cost, Forward, generator_bytes, latent_bytes, parts_bytes
 
 
 def run(context: Context, out: Directory, latents: Directory) -> dict[str, Any]:
@@ -91,7 +91,9 @@ class Inverter:
 
 def _cost(context: Context, forward: Forward) -> Cost:
     rows, levels = context.num_tuned, context.num_views * context.config.invert.points
-    return Cost(rows, levels * forward.dit, rows * levels * latent_bytes(context), generator_bytes(context))
+    disk, held = rows * levels * latent_bytes(context), context.batch_size(context.config.encode)
+    parts = parts_bytes(held, disk / rows)
+    return Cost(rows, levels * forward.dit, disk, generator_bytes(context) + parts)
 
 
 STAGE = Stage(
