@@ -125,11 +125,9 @@ def _cost(context: Context, forward: Forward) -> Cost:  # noqa: ARG001
         operations += seen * BACKWARD * classifier_operations(rules, num_classes)
     count = len(sizes) * len(networks)
     size, scored = networks[0].image_size, len(context.images[networks[0].split])
-    one, held = (
-        config.ipc * num_classes,
-        scored + (len(context.images["train"]) if config.evaluate.full else 0),
-    )
-    held += one * (1 + sum(seeds if name in SEEDED else 1 for name in config.evaluate.baselines))
+    held = scored + (len(context.images["train"]) if config.evaluate.full else 0)
+    baselines = sum(seeds if name in SEEDED else 1 for name in config.evaluate.baselines)
+    held += config.ipc * num_classes * (1 + baselines)
     keys = KEY_BYTES * (len(context.images["train"]) + context.num_candidates)
     worker = 2 * pixel_bytes(scored + max(sizes), size)
     driver = pixel_bytes(held, size) + keys
