@@ -20,7 +20,7 @@ from tiny_generator import small_dit, small_vae
 import ims3_ray
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.data.classes import class_map
-from ims3_ray.data.distilled import PARQUET, DistilledImage, card, to_parquet, write_class
+from ims3_ray.data.distilled import PARQUET, DistilledImage, card, to_table, write_parquet, write_pngs
 from ims3_ray.data.images import open_images, open_labelled
 from ims3_ray.errors import InputError
 from ims3_ray.method.rng import generator
@@ -172,8 +172,8 @@ def test_nothing_in_the_package_unpickles_or_evaluates():
 def distilled_set(folder):
     images = [DistilledImage(label, 0, 0, 0, 1, png(40 * label)) for label in range(3)]
     out = open_directory(str(folder))
-    entries = [entry for label in range(3) for entry in write_class(out, images, KNOWN, label)]
-    out.write(PARQUET, to_parquet(images, KNOWN))
+    entries = write_pngs(out, images, KNOWN, 1)
+    write_parquet(out, lambda: [to_table(images, KNOWN, 1)])
     complete(out, {"images": entries})
     return folder
 
@@ -237,8 +237,7 @@ def test_an_index_of_weights_leads_to_no_file_outside_its_folder(tmp_path):
 def test_a_card_shows_names_as_text_and_its_front_matter_stays_what_it_is():
     odd = [*MARKUP, 'x"\n---\nlicense: mit\n---', "\n# heading", "![](http://x/y.png)"]
     licence = {"id": "other", "name": odd[-3], "link": odd[-1]}
-    images = [DistilledImage(label, 0, 0, 0, 1, b"") for label in range(len(odd))]
-    text = card(images, odd, "`` x\n# y", "0" * 12, {"weights": licence, "images": licence}, "drawn.")
+    text = card(len(odd), odd, "`` x\n# y", "0" * 12, {"weights": licence, "images": licence}, "drawn.")
     _, front, body = text.split("---\n", 2)
     assert yaml.safe_load(front)["license"] == "other"
     assert yaml.safe_load(front)["license_name"] == odd[-3]

@@ -7,11 +7,10 @@ manifest.json                                 for every image its checksum, clas
 """
 
 import hashlib
-import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +27,7 @@ from .pixels import decode
 from .sources import PARQUET
 
 ORIGIN = ("subgroup", "index", "seed")  # of an image
+Entry = dict[str, object]  # of an image in the manifest
 Stated = Mapping[str, str | None]  # id, name, link
 Licences = Mapping[str, Stated | None]  # of what; None where nothing is known
 
@@ -45,7 +45,7 @@ class DistilledImage:
 
 
 def is_selected(selection: Mapping[str, Any], classes: Sequence[str], rows: Columns) -> np.ndarray:
-    """Which candidates (N,) bool a selection.json names, whether it holds subgroups or single images."""
+    """Which candidates (N,) bool a selection.json names, by their keys, be it subgroups or single images."""
     of_class = selection["selection"]
     if selection["unit"] == "subgroup":
         subgroups = np.array([of_class[name] for name in classes])
@@ -55,42 +55,52 @@ def is_selected(selection: Mapping[str, Any], classes: Sequence[str], rows: Colu
     return np.array([key in named for key in zip(*keys, strict=True)], dtype=bool)
 
 
-def image_path(images: Sequence[DistilledImage], image: DistilledImage, classes: Sequence[str]) -> str:
-    """Path of the image's PNG, numbered with as many digits as the set needs."""
-    digits = len(str(max(i.place for i in images)))
-    return f"train/{classes[image.label]}/{image.place:0{digits}d}.png"
+def image_path(image: DistilledImage, classes: Sequence[str], ipc: int) -> str:
+    """Path of the image's PNG, numbered with as many digits as `ipc` images a class need."""
+    return f"train/{classes[image.label]}/{image.place:0{len(str(ipc - 1))}d}.png"
 
 
-def write_class(
-    out: Directory, images: Sequence[DistilledImage], classes: Sequence[str], label: int
-) -> list[dict[str, object]]:
-    """Write one class's PNGs; gives their entries of the manifest."""
-    entries = list[dict[str, object]]()
+def write_pngs(
+    out: Directory, images: Sequence[DistilledImage], classes: Sequence[str], ipc: int
+) -> list[Entry]:
+    """Write PNGs of the set; gives their entries of the manifest."""
+    entries: list[Entry] = []
     for image in images:
-        if image.label == label:
-            path = image_path(images, image, classes)
-            out.write(path, image.png)
-            origin = {name: getattr(image, name) for name in ORIGIN}
-            checksum = hashlib.sha256(image.png).hexdigest()
-            entries.append({"path": path, "sha256": checksum, "class": classes[label], **origin})
+        path = image_path(image, classes, ipc)
+        out.write(path, image.png)
+        origin = {name: getattr(image, name) for name in ORIGIN}
+        checksum = hashlib.sha256(image.png).hexdigest()
+        entries.append({"path": path, "sha256": checksum, "class": classes[image.label], **origin})
     return entries
 
 
-def to_parquet(images: Sequence[DistilledImage], classes: Sequence[str]) -> bytes:
-    """The set as Parquet with an image column and class names, in the form of Hugging Face `datasets`."""
+def to_table(images: Sequence[DistilledImage], classes: Sequence[str], ipc: int) -> pa.Table:
+    """Images with their class names, in the form of Hugging Face `datasets`."""
     features = {"image": {"_type": "Image"}, "label": {"names": list(classes), "_type": "ClassLabel"}}
     features |= {name: {"dtype": "int64", "_type": "Value"} for name in ORIGIN}
-    pngs = [{"bytes": i.png, "path": image_path(images, i, classes).replace("/", "_")} for i in images]
+    pngs = [{"bytes": i.png, "path": image_path(i, classes, ipc).replace("/", "_")} for i in images]
     columns = {"image": pa.array(pngs, pa.struct({"bytes": pa.binary(), "path": pa.string()}))}
     columns |= {n: pa.array([getattr(i, n) for i in images], pa.int64()) for n in ("label", *ORIGIN)}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-    sink = io.BytesIO()
-    pq.write_table(pa.table(columns).replace_schema_metadata(metadata), sink)
-    return sink.getvalue()
+    return pa.table(columns).replace_schema_metadata(metadata)
+
+
+def write_parquet(out: Directory, tables: Callable[[], Iterable[pa.Table]]) -> None:
+    """Write the set as one Parquet file, a row group a table: no more than one is in memory."""
+
+    def fill(stream: IO[bytes]) -> None:
+        writer = None
+        for table in tables():
+            writer = writer or pq.ParquetWriter(stream, table.schema)
+            writer.write_table(table)
+        assert writer, "a set without images"
+        writer.close()
+
+    out.write_in_pieces(PARQUET, fill)
 
 
 def card(
-    images: Sequence[DistilledImage],
+    num_images: int,
     classes: Sequence[str],
     recipe: str,
     fingerprint: str,
@@ -101,7 +111,7 @@ def card(
 
     `made` says in words how the images came to be.
     """
-    per_class = len(images) // len(classes)
+    per_class = num_images // len(classes)
     names = ", ".join(as_text(json.dumps(name, ensure_ascii=False)) for name in classes[:20])
     names += ", …" if len(classes) > 20 else ""
     return f"""---
@@ -111,14 +121,14 @@ task_categories:
 tags:
 - dataset-distillation
 size_categories:
-- {"n<1K" if len(images) < 1000 else "1K<n<10K" if len(images) < 10_000 else "10K<n<100K"}
+- {"n<1K" if num_images < 1000 else "1K<n<10K" if num_images < 10_000 else "10K<n<100K"}
 configs:
 - config_name: default
   data_files:
   - split: train
     path: data/train-*.parquet
 ---
-# {len(images)} synthetic images that stand for a training set of {len(classes)} classes
+# {num_images} synthetic images that stand for a training set of {len(classes)} classes
 
 {per_class} images a class, {made} Made with ims3_ray.
 

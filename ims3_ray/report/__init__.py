@@ -2,6 +2,6 @@
 
 from .images import contact_sheet
 from .inputs import ReportData
-from .page import render
+from .page import looked_at, render
 
-__all__ = ["ReportData", "contact_sheet", "render"]
+__all__ = ["ReportData", "contact_sheet", "looked_at", "render"]

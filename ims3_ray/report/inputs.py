@@ -1,8 +1,8 @@
 """What a report is made of, and how much of a large run it shows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import TypedDict, overload
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -70,6 +70,7 @@ class ReportData:
     """By class name: `distilled`, its encoded images in order, `before`, what they were before refinement,
     and `real`, a few to hold them against."""
     real_features: Float[np.ndarray, "n d"]
+    """Of the classes in `looked_at` at least, like those of candidates."""
     real_labels: Int[np.ndarray, " n"]
     candidate_features: Float[np.ndarray, "m d"]
     candidate_labels: Int[np.ndarray, " m"]
@@ -97,6 +98,26 @@ class ReportData:
             if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classes):
                 span = f"{labels.min()} to {labels.max()}"
                 raise ValueError(f"{labels_of}: {span} do not fit {len(self.classes)} classes")
+
+
+class Pictures(Sequence[bytes]):
+    """Encoded images of a class, read once a page asks for one: of a large run it shows few classes."""
+
+    def __init__(self, count: int, read: Callable[[], Sequence[bytes]]):
+        self._count, self._read = count, read
+        self._held: Sequence[bytes] | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> bytes: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[bytes]: ...
+    def __getitem__(self, index: int | slice) -> bytes | Sequence[bytes]:
+        if self._held is None:
+            self._held = self._read()
+        return self._held[index]
 
 
 def shown_classes(classes: Sequence[str], limit: int) -> list[int]:

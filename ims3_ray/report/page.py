@@ -1,6 +1,6 @@
 """The report on a run as one HTML page: images, plots and style inside, nothing fetched, no script."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from ims3_ray.evaluation.figures import Evaluation
 from ims3_ray.method.coverage import Values
@@ -8,13 +8,18 @@ from ims3_ray.method.coverage import Values
 from . import plots
 from .claim import claim
 from .coverage_plots import Line, by_decile
-from .images import is_small, missed_strips, strips
+from .images import PAGE_CLASSES, is_small, missed_strips, strips
 from .inputs import History, ReportData, shown_classes
 from .projection import feature_map
 from .svg import CLASS_COLOURS, INK
 from .wording import METRICS, environment
 
 YARDSTICKS = ("random", "ceiling")
+
+
+def looked_at(classes: Sequence[str]) -> list[int]:
+    """Places of the classes of which the page needs features."""
+    return sorted({i for limit in (len(CLASS_COLOURS), PAGE_CLASSES) for i in shown_classes(classes, limit)})
 
 
 def render(data: ReportData) -> bytes:

@@ -1,15 +1,15 @@
-"""The candidates that a selection names: found by their keys alone, read file by file."""
+"""The candidates that a selection names: found by their keys alone, the rest of their rows read by part."""
 
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ims3_ray.data.distilled import is_selected
 from ims3_ray.storage import tables
-from ims3_ray.storage.artifacts import Directory, part_names, read_part
+from ims3_ray.storage.artifacts import Directory, read_part
+from ims3_ray.storage.index import Index, read_index
 
 KEYS = ["label", "subgroup", "index", "seed"]
 
@@ -27,23 +27,27 @@ class Chosen:
     row: int
 
 
+def chosen_rows(pool: Index, selection: Directory, classes: tuple[str, ...]) -> Index:
+    """Of the pool's rows those that the selection names, in the pool's order."""
+    return pool.at(np.flatnonzero(is_selected(selection.read_json("selection.json"), classes, pool.keys)))
+
+
 def find_chosen(candidates: Directory, selection: Directory, classes: tuple[str, ...]) -> list[Chosen]:
     """The chosen candidates by class, subgroup and index."""
-    document = selection.read_json("selection.json")
-    rows: list[tuple[Any, ...]] = []
-    for file in part_names(candidates):
-        keys = read_part(candidates, file, tables.CANDIDATES, KEYS)
-        kept = np.flatnonzero(is_selected(document, classes, keys))
-        columns = [keys[name][kept].tolist() for name in KEYS]
-        rows += [(*values, file, row) for *values, row in zip(*columns, kept.tolist(), strict=True)]
+    found = chosen_rows(read_index(candidates, tables.CANDIDATES, KEYS), selection, classes)
+    files = [found.files[file] for file in found.file]
+    columns = [*(found.keys[name].tolist() for name in KEYS), files, found.row.tolist()]
     places = [itertools.count() for _ in classes]
-    return [Chosen(label, next(places[label]), *rest) for label, *rest in sorted(rows)]
+    return [Chosen(label, next(places[label]), *rest) for label, *rest in sorted(zip(*columns, strict=True))]
 
 
 def read_images(candidates: Directory, chosen: Sequence[Chosen]) -> list[bytes]:
-    """The PNG of each, in their order."""
-    by_file: dict[str, np.ndarray] = {}
-    for file in {image.file for image in chosen}:
-        rows = read_part(candidates, file, tables.CANDIDATES, ["image"])
-        by_file[file] = rows["image"]
-    return [by_file[image.file][image.row] for image in chosen]
+    """The PNG of each, in their order; no more than a part is in memory beside them."""
+    places: dict[str, list[int]] = {}
+    for place, image in enumerate(chosen):
+        places.setdefault(image.file, []).append(place)
+    pngs: dict[int, bytes] = {}
+    for file, of_file in places.items():
+        images = read_part(candidates, file, tables.CANDIDATES, ["image"])["image"]
+        pngs |= {place: images[chosen[place].row] for place in of_file}
+    return [pngs[place] for place in range(len(chosen))]

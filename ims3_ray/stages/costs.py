@@ -8,6 +8,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch.utils.flop_counter import FlopCounterMode
 
+from ims3_ray.cluster.fan_out import CALLS_PER_ACTOR
 from ims3_ray.evaluation.protocols import Protocol
 from ims3_ray.models.classifiers import build
 from ims3_ray.models.dit import DiT
@@ -19,6 +20,7 @@ from .context import Context
 START_S = 6.0  # of a pool of workers
 BACKWARD = 3  # a training step costs about three forward passes
 PNG_BYTES_A_PIXEL = 1.2
+KEY_BYTES = 200.0  # of a row that the driver knows by its keys alone
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Cost:
     operations: float = 0.0  # a row; a multiplication and an addition are two
     disk: float = 0.0  # bytes of the artefact
     memory: float = 0.0  # bytes that a worker holds beside its process
+    driver: float = 0.0  # bytes that the driver holds beside its process and the list of images
+    node_disk: float = 0.0  # bytes below TMPDIR of each node that works
     start_s: float = START_S
     workers: int | None = None  # None: a pool's actors
 
@@ -73,6 +77,22 @@ def classifier_operations(rules: Protocol, num_classes: int) -> float:
     """Of one forward pass of the protocol's network over one image."""
     network = build(rules.network, num_classes, rules.image_size, None, width=rules.width).to("meta")
     return count_operations(network, torch.zeros(1, 3, rules.image_size, rules.image_size, device="meta"))
+
+
+def classifier_bytes(rules: Protocol, num_classes: int) -> float:
+    """Of the weights of the protocol's network, in float32."""
+    network = build(rules.network, num_classes, rules.image_size, None, width=rules.width)
+    return 4.0 * sum(parameter.numel() for parameter in network.parameters())
+
+
+def parts_bytes(rows: int, row: float) -> float:
+    """Of the parts of `rows` rows that an actor has in memory at once, beside what each was made from."""
+    return CALLS_PER_ACTOR * 2 * rows * row
+
+
+def pixel_bytes(images: float, image_size: int) -> float:
+    """Of images in memory, a byte a channel."""
+    return 3.0 * images * image_size**2
 
 
 def latent_bytes(context: Context) -> int:

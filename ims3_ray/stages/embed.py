@@ -18,7 +18,7 @@ from ims3_ray.storage.tables import FEATURES, Column, Columns, Table
 
 from .context import Context
 from .contract import Stage
-from .costs import Cost, Forward
+from .costs import KEY_BYTES, Cost, Forward, parts_bytes, pixel_bytes
 
 AUDIT_VERSION = 1
 EMBEDDED: Table = {
@@ -118,8 +118,11 @@ def _depends(context: Context) -> object:
 
 
 def _cost(context: Context, forward: Forward) -> Cost:
-    rows = len(context.images["train"])
-    return Cost(rows, forward.embed, rows * 4 * forward.feature_dim)
+    rows, row = len(context.images["train"]), 4.0 * forward.feature_dim
+    held = parts_bytes(
+        context.batch_size(context.config.embed), pixel_bytes(1, context.info.image_size) + row
+    )
+    return Cost(rows, forward.embed, rows * row, held, rows * KEY_BYTES)
 
 
 STAGE = Stage(name="embed", noun="features", version=1, run=run, depends=_depends, cost=_cost)

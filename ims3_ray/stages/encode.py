@@ -18,7 +18,7 @@ from ims3_ray.storage.tables import Columns
 
 from .context import Context
 from .contract import Stage
-from .costs import Cost, Forward, generator_bytes, latent_bytes
+from .costs import KEY_BYTES, Cost, Forward, generator_bytes, latent_bytes, parts_bytes, pixel_bytes
 
 
 def run(context: Context, out: Directory) -> dict[str, Any]:
@@ -89,7 +89,9 @@ def _depends(context: Context) -> object:
 def _cost(context: Context, forward: Forward) -> Cost:
     rows, views = context.num_tuned, context.num_views
     disk = rows * views * 2 * latent_bytes(context)
-    return Cost(rows, views * forward.encode, disk, generator_bytes(context))
+    pixels = pixel_bytes(1, context.info.image_size)
+    parts = parts_bytes(context.batch_size(context.config.encode), pixels + disk / rows)
+    return Cost(rows, views * forward.encode, disk, generator_bytes(context) + parts, rows * KEY_BYTES)
 
 
 STAGE = Stage(

@@ -1,22 +1,28 @@
 """Write the product. Reads the selected candidates, or what was refined of them, makes the distilled set."""
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import pyarrow as pa
 import ray
 
-from ims3_ray.cluster.machine import ANYWHERE
+from ims3_ray.cluster.tasks import in_order
 from ims3_ray.config.refinement import Refine
 from ims3_ray.config.settings import Config
 from ims3_ray.data import distilled
 from ims3_ray.data.distilled import DistilledImage
 from ims3_ray.storage import tables
-from ims3_ray.storage.artifacts import Directory, read_rows
+from ims3_ray.storage.artifacts import Directory, part_names, read_part
 
-from .chosen import find_chosen, read_images
+from .chosen import Chosen, find_chosen, read_images
 from .context import Context
 from .contract import Stage
-from .costs import Cost, Forward, png_bytes
+from .costs import KEY_BYTES, Cost, Forward, png_bytes
+
+BLOCK = 1000  # images that are in memory at once, and in a row group
+MOST_BLOCKS = 8  # on their way at once
+Read = Callable[[Directory, list[Any]], list[DistilledImage]]
+Block = tuple[Read, Directory, list[Any]]  # how it is read, from where, and what of it
 
 
 def run(
@@ -26,40 +32,74 @@ def run(
     candidates: Directory | None = None,
     refined: Directory | None = None,
 ) -> dict[str, object]:
-    """Write the images' bytes as class folders (a Ray task a class) and as Parquet, and the card."""
-    classes = context.classes
+    """Write the images' bytes as class folders and as Parquet, and the card.
+
+    A Ray task writes a block of images, which is a row group of the Parquet file, too.
+    """
+    classes, ipc = context.classes, context.config.ipc
     if refined:
-        images = _refined(refined)
+        blocks = _refined_blocks(refined, ipc)
     else:
         assert selection
         assert candidates
-        images = _chosen(candidates, selection, classes)
-    shared = ray.put(images)
-    write = ray.remote(num_cpus=0.5, **ANYWHERE)(distilled.write_class)
-    entries = ray.get([write.remote(out, shared, classes, label) for label in range(len(classes))])
-    out.write(distilled.PARQUET, distilled.to_parquet(images, classes))
+        blocks = _chosen_blocks(candidates, selection, classes)
+    entries: list[distilled.Entry] = []
+
+    def tables_of_blocks() -> Iterator[pa.Table]:
+        entries.clear()
+        shared = ray.put(classes)  # once, not once a block
+        work = ((out, *block, shared, ipc) for block in blocks)
+        for of_block, table in in_order(_write_block, work, most=min(MOST_BLOCKS, context.machine.cpus)):
+            entries.extend(of_block)
+            yield table
+
+    distilled.write_parquet(out, tables_of_blocks)
     card = distilled.card(
-        images, classes, context.config.recipe, out.name, context.licences, made_in_words(context.config)
+        len(entries),
+        classes,
+        context.config.recipe,
+        out.name,
+        context.licences,
+        made_in_words(context.config),
     )
     out.write("README.md", card.encode())
-    return {"rows": len(images), "images": list(itertools.chain.from_iterable(entries))}
+    checksums = {entry["path"]: entry["sha256"] for entry in entries}
+    return {"rows": len(entries), "images": entries, "checksums": checksums}
 
 
-def _chosen(
-    candidates: Directory, selection: Directory, classes: tuple[str, ...]
-) -> Sequence[DistilledImage]:
+def _chosen_blocks(candidates: Directory, selection: Directory, classes: tuple[str, ...]) -> list[Block]:
     chosen = find_chosen(candidates, selection, classes)
-    pngs = read_images(candidates, chosen)
+    cut = [chosen[start : start + BLOCK] for start in range(0, len(chosen), BLOCK)]
+    return [(_read_chosen, candidates, block) for block in cut]
+
+
+def _refined_blocks(refined: Directory, ipc: int) -> list[Block]:
+    """Whole parts, each of which holds a class."""
+    names, size = part_names(refined), max(1, BLOCK // ipc)
+    return [(_read_refined, refined, names[start : start + size]) for start in range(0, len(names), size)]
+
+
+def _write_block(
+    out: Directory, read: Read, source: Directory, which: list[Any], classes: tuple[str, ...], ipc: int
+) -> tuple[list[distilled.Entry], pa.Table]:
+    images = read(source, which)
+    return distilled.write_pngs(out, images, classes, ipc), distilled.to_table(images, classes, ipc)
+
+
+def _read_chosen(candidates: Directory, chosen: list[Chosen]) -> list[DistilledImage]:
     return [
         DistilledImage(image.label, image.place, image.subgroup, image.index, image.seed, png)
-        for image, png in zip(chosen, pngs, strict=True)
+        for image, png in zip(chosen, read_images(candidates, chosen), strict=True)
     ]
 
 
-def _refined(refined: Directory) -> Sequence[DistilledImage]:
+def _read_refined(refined: Directory, parts: list[str]) -> list[DistilledImage]:
     names = ["label", "place", *distilled.ORIGIN, "image"]
-    rows = read_rows(refined, tables.REFINED, names)
-    return [DistilledImage(*values) for values in zip(*(rows[name].tolist() for name in names), strict=True)]
+    images: list[DistilledImage] = []
+    for part in parts:
+        rows = read_part(refined, part, tables.REFINED, names)
+        images += [DistilledImage(*values) for values in zip(*(rows[n].tolist() for n in names), strict=True)]
+    return images
 
 
 def made_in_words(config: Config) -> str:
@@ -90,7 +130,10 @@ def _refinement(settings: Refine) -> str:
 
 def _cost(context: Context, forward: Forward) -> Cost:  # noqa: ARG001
     rows = context.config.ipc * len(context.classes)
-    return Cost(rows, disk=2 * rows * png_bytes(context))
+    block = min(BLOCK, rows) * png_bytes(context)
+    part = context.batch_size(context.config.sample) * png_bytes(context)
+    driver = 2 * block + context.num_candidates * KEY_BYTES
+    return Cost(rows, disk=2 * rows * png_bytes(context), memory=2 * block + part, driver=driver)
 
 
 STAGE = Stage(

@@ -17,7 +17,7 @@ from ims3_ray.storage.tables import Columns
 
 from .context import Context
 from .contract import Stage
-from .costs import Cost, Forward, generator_bytes, latent_bytes
+from .costs import Cost, Forward, generator_bytes, latent_bytes, parts_bytes
 
 
 def run(context: Context, out: Directory, latents: Directory) -> dict[str, Any]:
@@ -97,7 +97,8 @@ def _cost(context: Context, forward: Forward) -> Cost:
     grid = inversion_grid(settings.points)
     passes = views * (len(refined(grid, settings.substeps)) - 1)
     disk = rows * views * settings.points * latent_bytes(context)
-    return Cost(rows, passes * forward.dit, disk, generator_bytes(context))
+    parts = parts_bytes(context.batch_size(context.config.encode), disk / rows)
+    return Cost(rows, passes * forward.dit, disk, generator_bytes(context) + parts)
 
 
 def _depends(context: Context) -> object:

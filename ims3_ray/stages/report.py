@@ -1,23 +1,27 @@
 """Report on a run. Reads everything, makes one self-contained page and a contact sheet."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from ims3_ray.cluster.environment import hardware, versions
-from ims3_ray.data.distilled import DistilledSet, is_selected
+from ims3_ray.data.distilled import is_selected
 from ims3_ray.data.pixels import decode, encode_png, square
-from ims3_ray.report import ReportData, contact_sheet, render
+from ims3_ray.report import ReportData, contact_sheet, looked_at, render
 from ims3_ray.report.images import PAGE_CLASSES
-from ims3_ray.report.inputs import Uncovered, shown_classes
+from ims3_ray.report.inputs import Pictures, Uncovered, shown_classes
 from ims3_ray.report.uncovered import missed
 from ims3_ray.storage import tables
-from ims3_ray.storage.artifacts import Directory, Manifest, read_manifest, read_rows, summary_of
+from ims3_ray.storage.artifacts import Directory, Manifest, read_manifest, summary_of
+from ims3_ray.storage.index import Index, read_index
 
+from .chosen import KEYS
 from .context import Context
 from .contract import Stage
-from .costs import Cost, Forward
+from .costs import KEY_BYTES, Cost, Forward
 
 REAL_SHOWN = 10  # real images of a class beside its distilled ones
 READS = ("latents", "inversions", "adapter", "features", "candidates", "selection", "probes", "refined")
@@ -37,27 +41,32 @@ def _gather(context: Context, inputs: dict[str, Directory]) -> ReportData:
     config, classes = context.config, context.classes
     manifests = {noun: manifest for noun, place in inputs.items() if (manifest := read_manifest(place))}
     selection = inputs["selection"].read_json("selection.json")
-    real = read_rows(inputs["features"], tables.FEATURES, ["image_id", "label", "feature"])
-    drawn = read_rows(inputs["candidates"], tables.CANDIDATES, ["label", "subgroup", "index", "feature"])
-    chosen = is_selected(selection, classes, drawn)
-    refined = read_rows(inputs["refined"], tables.REFINED) if "refined" in inputs else None
+    real = _shown(context, read_index(inputs["features"], tables.FEATURES, ["image_id", "label"]))
+    pool = _shown(context, read_index(inputs["candidates"], tables.CANDIDATES, KEYS))
+    features, labels = pool.read("feature"), pool.keys["label"]
+    chosen = is_selected(selection, classes, pool.keys)
+    refined = read_index(inputs["refined"], tables.REFINED, ["label"]) if "refined" in inputs else None
     if refined is not None:  # what the set is made of lies where refinement took it
-        columns = ((refined["feature"], drawn["feature"]), (refined["label"], drawn["label"]))
-        drawn = dict(zip(("feature", "label"), (np.concatenate(pair) for pair in columns), strict=True))
-        chosen = np.arange(len(drawn["label"])) < len(refined["label"])
+        moved = _shown(context, refined)
+        features, labels = (
+            np.concatenate(pair)
+            for pair in ((moved.read("feature"), features), (moved.keys["label"], labels))
+        )
+        chosen = np.arange(len(labels)) < len(moved)
+    real_features = real.read("feature")
     recipe = shlex.quote(config.recipe)
     return ReportData(
         recipe=config.recipe,
         config=config.results(),
         classes=classes,
         about=versions() | hardware(context.machine),
-        contact=_contact(context, inputs["distilled"], refined),
-        real_features=real["feature"],
-        real_labels=real["label"],
-        candidate_features=drawn["feature"],
-        candidate_labels=drawn["label"],
+        contact=_contact(context, inputs["distilled"], manifests["distilled"], refined),
+        real_features=real_features,
+        real_labels=real.keys["label"],
+        candidate_features=features,
+        candidate_labels=labels,
         candidate_selected=chosen,
-        uncovered=_uncovered(context, real, drawn["feature"][chosen], drawn["label"][chosen]),
+        uncovered=_uncovered(context, real.keys, real_features, features[chosen], labels[chosen]),
         history=_history(manifests.get("adapter")),
         refinement=_history(manifests.get("refined")),
         evaluation=inputs["evaluation"].read_json("evaluation.json") if "evaluation" in inputs else None,
@@ -70,38 +79,57 @@ def _gather(context: Context, inputs: dict[str, Directory]) -> ReportData:
     )
 
 
+def _shown(context: Context, index: Index) -> Index:
+    """The rows of classes whose features the page shows."""
+    return index.at(np.flatnonzero(np.isin(index.keys["label"], looked_at(context.classes))))
+
+
 def _history(manifest: Manifest | None) -> Sequence[Mapping[str, float]]:
     return manifest.get("history", []) if manifest else []
 
 
 def _contact(
-    context: Context, distilled: Directory, refined: tables.Columns | None
-) -> dict[str, dict[str, list[bytes]]]:
+    context: Context, distilled: Directory, manifest: Manifest, refined: Index | None
+) -> dict[str, dict[str, Sequence[bytes]]]:
     """PNGs of every class: the distilled images, what they were before refinement, and a few real ones."""
-    images, train = DistilledSet(distilled), context.images["train"]
-    kinds = ("distilled", "before", "real")
-    contact = {name: {kind: list[bytes]() for kind in kinds} for name in images.classes}
-    for image, label in images:
-        contact[images.classes[label]]["distilled"].append(encode_png(np.asarray(image).transpose(2, 0, 1)))
-    if refined is not None:
-        for label, png in zip(refined["label"], refined["start"], strict=True):
-            contact[images.classes[label]]["before"].append(png)
+    train = context.images["train"]
+    paths: dict[str, list[str]] = {name: [] for name in context.classes}
+    for entry in manifest.get("images", []):
+        paths[str(entry["class"])].append(str(entry["path"]))
+    real: dict[str, list[int]] = {name: [] for name in context.classes}
     for row in train.subset(REAL_SHOWN, "report", context.config.seed):
-        contact[train.classes[train.labels[row]]]["real"].append(_real_image(context, row))
+        real[train.classes[train.labels[row]]].append(row)
+    contact: dict[str, dict[str, Sequence[bytes]]] = {}
+    for label, name in enumerate(context.classes):
+        kinds: dict[str, Sequence[bytes]] = {
+            "distilled": Pictures(len(paths[name]), partial(_read_all, distilled.read, paths[name])),
+            "before": [],
+            "real": Pictures(len(real[name]), partial(_read_all, partial(_real_image, context), real[name])),
+        }
+        if refined is not None:
+            own = refined.at(np.flatnonzero(refined.keys["label"] == label))
+            kinds["before"] = Pictures(len(own), partial(_starts, own))
+        contact[name] = kinds
     return contact
 
 
+def _starts(rows: Index) -> list[bytes]:
+    return rows.read("start").tolist()
+
+
+def _read_all(read: Callable[[Any], bytes], places: Sequence[Any]) -> list[bytes]:
+    return [read(place) for place in places]
+
+
 def _uncovered(
-    context: Context, real: tables.Columns, features: np.ndarray, labels: np.ndarray
+    context: Context, keys: tables.Columns, real: np.ndarray, features: np.ndarray, labels: np.ndarray
 ) -> dict[str, Uncovered]:
-    """By class on the page, real images that none of the set's, features (M, D) and labels (M,), covers."""
+    """By class on the page, real images, `keys` and features (N, D), that none of the set's (M, D) covers."""
     row_of = {image_id: row for row, image_id in enumerate(context.images["train"].ids)}
     shown, neighbours = shown_classes(context.classes, PAGE_CLASSES), context.config.evaluate.neighbours
     uncovered = {}
-    for label, of in missed(
-        real["feature"], real["label"], features, labels, labels=shown, k=neighbours
-    ).items():
-        images = [_real_image(context, row_of[image_id]) for image_id in real["image_id"][of.rows]]
+    for label, of in missed(real, keys["label"], features, labels, labels=shown, k=neighbours).items():
+        images = [_real_image(context, row_of[image_id]) for image_id in keys["image_id"][of.rows]]
         uncovered[context.classes[label]] = Uncovered(images, of.count, of.total)
     return uncovered
 
@@ -113,8 +141,10 @@ def _real_image(context: Context, row: int) -> bytes:
 
 
 def _cost(context: Context, forward: Forward) -> Cost:
-    features = len(context.images["train"]) * 4 * forward.feature_dim
-    return Cost(1, disk=2e6, memory=features, start_s=10.0, workers=1)
+    images = len(context.images["train"]) + context.num_candidates
+    shown = len(looked_at(context.classes)) / len(context.classes)
+    driver = images * (KEY_BYTES + shown * 4 * forward.feature_dim)
+    return Cost(1, disk=2e6, driver=driver, start_s=10.0, workers=0)
 
 
 STAGE = Stage(

@@ -1,9 +1,19 @@
-"""The product's card says of a run's images what that run did, and nothing else."""
+"""The product's card says of a run's images what that run did; its images are read and written by block."""
 
+import hashlib
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 
 from ims3_ray.config.load import load_config
+from ims3_ray.data.distilled import DistilledSet
+from ims3_ray.data.pixels import encode_png
+from ims3_ray.stages import chosen, export
 from ims3_ray.stages.export import made_in_words
+from ims3_ray.storage import tables
+from ims3_ray.storage.artifacts import DamagedError, complete, open_directory
 
 IMAGES = {"select.unit": "image", "finetune.epochs": 0}
 
@@ -33,3 +43,77 @@ def test_the_card_says_what_this_run_did(recipe, changes, says, says_not):
     words = made_in_words(load_config(recipe, changes))
     assert all(part in words for part in says)
     assert not any(part in words for part in says_not)
+
+
+CLASSES, IPC, SUBGROUPS = ("blue", "green", "red"), 4, 3
+
+
+@pytest.fixture
+def pool(tmp_path):
+    """Candidates in parts of 7, and a selection of one subgroup a class."""
+    candidates, selection = (open_directory(str(tmp_path / noun)) for noun in ("candidates", "selection"))
+    keys = [(c, g, k) for g in range(SUBGROUPS) for c in range(3) for k in range(IPC)]
+    for part, start in enumerate(range(0, len(keys), 7)):
+        label, subgroup, index = np.array(keys[start : start + 7]).T
+        pixels = [np.full((3, 8, 8), 40 * c + 10 * g + k, np.uint8) for c, g, k in keys[start : start + 7]]
+        columns = {
+            "label": label,
+            "subgroup": subgroup,
+            "index": index,
+            "seed": index,
+            "image": np.array([encode_png(image) for image in pixels], object),
+            "feature": np.ones((len(label), 2), np.float32),
+        }
+        candidates.write(f"part-{part:05d}.parquet", tables.to_parquet(columns, tables.CANDIDATES))
+    complete(candidates, {"rows": len(keys)})
+    document = {"unit": "subgroup", "ipc": IPC, "selection": {"blue": 2, "green": 0, "red": 1}}
+    selection.write_json("selection.json", document)
+    complete(selection, {"rows": 9})
+    return candidates, selection
+
+
+def exported(pool, folder, block, monkeypatch):
+    """What the stage writes in blocks of `block` images, its tasks done here."""
+    monkeypatch.setattr(export, "BLOCK", block)
+    monkeypatch.setattr(export, "in_order", lambda f, work, most: itertools.starmap(f, work))
+    monkeypatch.setattr(export.ray, "put", lambda value: value)
+    config = load_config("digits-paper", {"ipc": IPC})
+    context = SimpleNamespace(
+        classes=CLASSES,
+        config=config,
+        licences={"weights": None, "images": None},
+        machine=SimpleNamespace(cpus=2),
+    )
+    out = open_directory(str(folder))
+    return out, export.run(context, out, *reversed(pool))
+
+
+def test_blocks_of_any_size_give_the_selected_images_and_the_same_files(pool, tmp_path, monkeypatch):
+    made = [exported(pool, tmp_path / str(block), block, monkeypatch) for block in (1000, 5, 1)]
+    out, details = made[0]
+    subgroups = {"blue": 2, "green": 0, "red": 1}
+    assert [(e["class"], e["subgroup"], e["index"]) for e in details["images"]] == [
+        (name, subgroups[name], k) for name in CLASSES for k in range(IPC)
+    ]
+    for entry in details["images"]:
+        assert hashlib.sha256(out.read(entry["path"])).hexdigest() == details["checksums"][entry["path"]]
+    for other, same in made[1:]:
+        assert same == details
+        assert {n for n in other.files() if "parquet" not in n} == {
+            n for n in out.files() if "parquet" not in n
+        }
+        assert DistilledSet(other)._pngs == DistilledSet(out)._pngs
+
+
+def test_no_more_than_a_part_of_images_is_read_at_a_time(pool, tmp_path, monkeypatch):
+    read, real = [], chosen.read_part
+    monkeypatch.setattr(chosen, "read_part", lambda *asked: read.append(asked[1]) or real(*asked))
+    exported(pool, tmp_path / "out", 1000, monkeypatch)
+    assert len(read) == len(set(read))  # each part once
+    assert set(read) < set(pool[0].files())  # parts without a chosen image are left alone
+
+
+def test_a_lost_part_of_the_candidates_never_makes_a_smaller_set(pool, tmp_path, monkeypatch):
+    (pool[0] / "part-00001.parquet").delete()
+    with pytest.raises(DamagedError, match="part-00001"):
+        exported(pool, tmp_path / "out", 1000, monkeypatch)

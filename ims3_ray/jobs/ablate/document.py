@@ -4,19 +4,18 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-import numpy as np
-
-from ims3_ray.data.distilled import is_selected
 from ims3_ray.evaluation.figures import Evaluation
 from ims3_ray.evaluation.protocols import protocols
 from ims3_ray.method.coverage import Values
 from ims3_ray.pipeline.steps import Step
+from ims3_ray.stages.chosen import KEYS, chosen_rows
 from ims3_ray.stages.context import Context
-from ims3_ray.stages.evaluate.baselines import Vectors, measure_all
+from ims3_ray.stages.evaluate.baselines import measure_all
 from ims3_ray.stages.evaluate.classifiers import classifier_seeds
 from ims3_ray.stages.evaluate.compare import Real, choose, real_vectors
 from ims3_ray.stages.evaluate.stage import first_of_pool
-from ims3_ray.storage.artifacts import read_rows
+from ims3_ray.stages.evaluate.vectors import Stored, Vectors
+from ims3_ray.storage.index import read_index
 from ims3_ray.storage.tables import CANDIDATES, FEATURES
 
 from . import plan
@@ -131,8 +130,8 @@ def _pools(
     for seed in ablation.seeds:
         key = (rows.host, max(ablation.ipcs), seed)
         context, train = contexts[key], contexts[key].images["train"]
-        table = read_rows(steps[key]["features"].directory, FEATURES)
-        real = Real(train, train.ids, table["image_id"].tolist(), (table["feature"], table["label"]))
+        index = read_index(steps[key]["features"].directory, FEATURES, ["image_id", "label"])
+        real = Real(train, train.ids, index.keys["image_id"].tolist(), Stored(index))
         sets: dict[str, Vectors] = {}
         for row in rows.rows:
             if row.real is None:
@@ -155,13 +154,8 @@ def _drawn(
     """The selected candidates, or the first `count` a class where there are so many."""
     source = selected or steps
     assert source is not None
-    columns = ["label", "subgroup", "index", "feature"]
-    rows = read_rows(source["candidates"].directory, CANDIDATES, columns)
+    pool = read_index(source["candidates"].directory, CANDIDATES, KEYS)
     if selected:
-        selection = selected["selection"].directory.read_json("selection.json")
-        kept = np.flatnonzero(is_selected(selection, context.classes, rows))
-    else:
-        kept = first_of_pool(rows, count)
-        if len(kept) < count * len(context.classes):
-            return {}
-    return {name: (rows["feature"][kept], rows["label"][kept])}
+        return {name: Stored(chosen_rows(pool, selected["selection"].directory, context.classes))}
+    kept = first_of_pool(pool.keys, count)
+    return {name: Stored(pool.at(kept))} if len(kept) == count * len(context.classes) else {}

@@ -88,11 +88,15 @@ def _dry_run(config: Config) -> None:
     print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     print("\n".join(context.notes), end="\n" if context.notes else "")
     print(f"machine: {machine.device}, {machine.actors} actors, {machine.shards} shards")
-    print(f"  {'stage':<10}{'state':<12}{'rows':>8}{'about':>9}{'disk':>10}{'memory':>10}   artefact")
+    print("memory of the driver and of each worker, disk in the storage and of each node below TMPDIR:")
+    heads = f"{'rows':>9}{'about':>9}{'disk':>11}{'node disk':>11}{'driver':>9}{'worker':>9}"
+    print(f"  {'stage':<10}{'state':<11}{heads}   artefact")
     missing_s = 0.0
     for step, cost in zip(steps, estimate_steps(context, steps), strict=True):
-        state = "complete" if step.manifest else "would run"
+        state = "complete" if step.manifest else "damaged" if step.damage else "would run"
         missing_s += 0.0 if step.manifest else cost.seconds
-        cells = f"{cost.rows:>8}{cost.seconds:>7.0f} s{cost.disk / 1e6:>7.1f} MB{cost.memory / 1e9:>7.1f} GB"
-        print(f"  {step.stage.name:<10}{state:<12}{cells}   {step.artifact}")
+        on_disk = f"{cost.disk / 1e6:>8.1f} MB{cost.node_disk / 1e6:>8.1f} MB"
+        memory = f"{cost.driver / 1e9:>6.1f} GB{cost.worker / 1e9:>6.1f} GB"
+        cells = f"{cost.rows:>9}{cost.seconds:>7.0f} s{on_disk}{memory}"
+        print(f"  {step.stage.name:<10}{state:<11}{cells}   {step.artifact}")
     print(f"estimated time of what is missing: {missing_s:.0f} s")

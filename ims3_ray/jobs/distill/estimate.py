@@ -15,27 +15,34 @@ from ims3_ray.stages.costs import count_forward
 EFFICIENCY = 0.35  # share of the matrix rate that small models reach
 RATE_S = 0.25  # over which it is measured
 PROCESS_BYTES = 5e8  # a worker with torch
+DRIVER_BYTES = 7e8  # the driver with torch, Ray and MLflow
+LISTED_BYTES = 500.0  # of an image's path and content hash
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds, bytes on disk, and bytes of memory at once over all workers."""
+    """Seconds, and bytes: in the storage, on each node's own disk, in the driver's memory and a worker's."""
 
     rows: int
     seconds: float
     disk: float
-    memory: float
+    node_disk: float
+    driver: float
+    worker: float
 
 
 def estimate_steps(context: Context, steps: list[Step]) -> list[Estimate]:
     """An estimate for every step, in their order."""
     forward, rate = count_forward(context), _measure_rate(context) * EFFICIENCY
-    estimates = []
+    listed = DRIVER_BYTES + LISTED_BYTES * sum(len(images) for images in context.images.values())
+    estimates: list[Estimate] = []
     for step in steps:
         cost = step.stage.cost(context, forward)
-        workers = cost.workers or context.machine.actors
-        seconds = cost.start_s + cost.rows * cost.operations / (rate * workers)
-        estimates.append(Estimate(cost.rows, seconds, cost.disk, workers * (PROCESS_BYTES + cost.memory)))
+        workers = context.machine.actors if cost.workers is None else cost.workers
+        seconds = cost.start_s + cost.rows * cost.operations / (rate * max(1, workers))
+        worker = PROCESS_BYTES + cost.memory if workers else 0.0
+        driver = listed + cost.driver
+        estimates.append(Estimate(cost.rows, seconds, cost.disk, cost.node_disk, driver, worker))
     return estimates
 
 

@@ -24,8 +24,8 @@ from ims3_ray.pipeline.prepare import image_places, open_splits
 from ims3_ray.pipeline.splits import check_splits
 from ims3_ray.stages.embed import embed_images
 from ims3_ray.stages.evaluate import compare
-from ims3_ray.stages.evaluate.baselines import Vectors
 from ims3_ray.stages.evaluate.classifiers import check_networks, classifier_seeds, read_pixels
+from ims3_ray.stages.evaluate.vectors import Held
 from ims3_ray.storage.artifacts import Directory, open_storage
 from ims3_ray.storage.hashing import content_hash
 
@@ -118,7 +118,7 @@ def score(prepared: Prepared, machine: Machine) -> Scored:
     sizes = [of_set.counts().tolist() for of_set in given.values()]
     choices = compare.choose(real, config.evaluate.baselines, sizes, seeds, config.evaluate.draws)
     counts = {count for of_set in sizes for count in of_set}
-    has_ceiling = len(counts) == 1 and max(counts) <= np.bincount(real.vectors[1]).min()
+    has_ceiling = len(counts) == 1 and max(counts) <= np.bincount(real.vectors.labels).min()
     coverage = compare.cover(
         {name: _vectors(embedded[name]) for name in given},
         choices,
@@ -192,9 +192,9 @@ def _embed(prepared: Prepared, machine: Machine) -> dict[str, AuditedImages]:
     }
 
 
-def _vectors(images: AuditedImages) -> Vectors:
+def _vectors(images: AuditedImages) -> Held:
     assert images.features is not None
-    return images.features, images.labels
+    return Held(images.features, images.labels)
 
 
 def _described(images: ImageSet) -> Given:

@@ -13,6 +13,8 @@ from ims3_ray.method.coresets import greedy_coverage, herding, k_center, k_medoi
 from ims3_ray.method.coverage import Values, class_coverage, class_mean
 from ims3_ray.progress import bar
 
+from .vectors import Vectors, places_by_class
+
 # (features (N, D) of a class, count, seed) → rows (count,)
 CORESETS: dict[str, Callable[[np.ndarray, int, int], np.ndarray]] = {
     "herding": lambda x, count, _: herding(x, count),
@@ -24,7 +26,6 @@ SEEDED = ("random", "medoids")  # a choice for each seed; the others are one for
 METRICS = ("coverage", "low_density_coverage", "deciles", "density", "precision", "recall")
 METRICS += ("copy_rate", "nearest", "least_nearest", "vendi", "kid")
 T = TypeVar("T")
-Vectors = tuple[np.ndarray, np.ndarray]  # features (N, D), labels (N,)
 
 
 def choose_coresets(
@@ -38,7 +39,7 @@ def choose_coresets(
         return {}
     rows = _rows_by_class(real, count, classes)
     keys = [(name, seed) for name in names for seed in (seeds if name in SEEDED else seeds[:1])]
-    by_class = _each_class(partial(_choose, keys=keys, count=count), [(real[0][r],) for r in rows])
+    by_class = _each_class(partial(_choose, keys=keys, count=count), [(real.at(r),) for r in rows])
     coresets = {
         key: np.concatenate([r[of[key]] for r, of in zip(rows, by_class, strict=True)]) for key in keys
     }
@@ -48,7 +49,7 @@ def choose_coresets(
 def ceiling(real: Vectors, count: int, neighbours: int, classes: Sequence[str]) -> np.ndarray:
     """Rows of `real`, `count` a class, that cover as much as a greedy choice of real images can."""
     rows = _rows_by_class(real, count, classes)
-    places = _each_class(partial(greedy_coverage, count=count, k=neighbours), [(real[0][r],) for r in rows])
+    places = _each_class(partial(_cover, count=count, k=neighbours), [(real.at(r),) for r in rows])
     return np.concatenate([r[of_class] for r, of_class in zip(rows, places, strict=True)])
 
 
@@ -60,13 +61,14 @@ def measure_all(
     Raises InputError for a class with too few real images, or of which a set has none.
     """
     rows = _rows_by_class(real, neighbours + 1, classes)
-    for name, (_, labels) in sets.items():
-        if missing := set(range(len(classes))) - set(labels.tolist()):
+    for name, vectors in sets.items():
+        if missing := set(range(len(classes))) - set(vectors.labels.tolist()):
             raise InputError(
                 f"set {name!r}: has no image of class {classes[min(missing)]!r}, whose coverage is asked for"
             )
+    of_sets = {name: places_by_class(vectors.labels, len(classes)) for name, vectors in sets.items()}
     work = [
-        (label, real[0][r], {name: vectors[labels == label] for name, (vectors, labels) in sets.items()})
+        (label, real.at(r), {name: vectors.at(of_sets[name][label]) for name, vectors in sets.items()})
         for label, r in enumerate(rows)
     ]
     by_class = _each_class(partial(_measure, neighbours=neighbours), work)
@@ -74,22 +76,29 @@ def measure_all(
     return {name: {metric: mean[metric] for metric in METRICS} for name, mean in means.items()}
 
 
-def _choose(x: np.ndarray, keys: list[tuple[str, int]], count: int) -> dict[tuple[str, int], np.ndarray]:
+def _choose(real: Vectors, keys: list[tuple[str, int]], count: int) -> dict[tuple[str, int], np.ndarray]:
+    x = real.read()
     return {(name, seed): CORESETS[name](x, count, seed) for name, seed in keys}
 
 
-def _measure(label: int, x: np.ndarray, sets: dict[str, np.ndarray], neighbours: int) -> dict[str, Values]:
+def _cover(real: Vectors, count: int, k: int) -> np.ndarray:
+    return greedy_coverage(real.read(), count, k)
+
+
+def _measure(label: int, real: Vectors, sets: dict[str, Vectors], neighbours: int) -> dict[str, Values]:
+    x, vectors = real.read(), {name: of_set.read() for name, of_set in sets.items()}
+
     def of_class(vectors: np.ndarray) -> np.ndarray:
         return np.full(len(vectors), label)
 
     return {
         name: class_coverage(x, of_class(x), y, of_class(y), k=neighbours).per_class[label]
-        for name, y in sets.items()
+        for name, y in vectors.items()
     }
 
 
 def _rows_by_class(real: Vectors, least: int, classes: Sequence[str]) -> list[np.ndarray]:
-    by_class = [np.flatnonzero(real[1] == label) for label in range(len(classes))]
+    by_class = places_by_class(real.labels, len(classes))
     for name, rows in zip(classes, by_class, strict=True):
         if len(rows) < least:
             raise InputError(

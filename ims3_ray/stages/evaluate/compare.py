@@ -15,8 +15,9 @@ from ims3_ray.evaluation.figures import Evaluation
 from ims3_ray.evaluation.protocols import Protocol
 from ims3_ray.method.coverage import Values
 
-from .baselines import SEEDED, Vectors, ceiling, choose_coresets, measure_all
+from .baselines import SEEDED, ceiling, choose_coresets, measure_all
 from .classifiers import Hear, Pixels, Sets, read_pixels, summarise, train_all
+from .vectors import Vectors
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Real:
     images: ImageSet
     keys: Sequence[str]  # (N,) what tells the images apart: ids or paths
     embedded: Sequence[str]  # (M,) the keys of the features
-    vectors: Vectors  # (M, D), (M,)
+    vectors: Vectors  # of M images
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,7 @@ def real_vectors(
     places = {name: choice.places for (name, of_seed), choice in choices.items() if of_seed == seed}
     if count is not None:
         places["ceiling"] = ceiling(real.vectors, count, neighbours, real.images.classes)
-    features, labels = real.vectors
-    return {name: (features[rows], labels[rows]) for name, rows in places.items()}
+    return {name: real.vectors.at(rows) for name, rows in places.items()}
 
 
 def score(

@@ -10,18 +10,21 @@ from typing import Any
 
 import numpy as np
 
-from ims3_ray.data.distilled import DistilledSet, is_selected
+from ims3_ray.data.distilled import DistilledSet
 from ims3_ray.evaluation.figures import CURVE, headline
 from ims3_ray.evaluation.protocols import NO_PROTOCOL, protocols
+from ims3_ray.stages.chosen import KEYS, chosen_rows
 from ims3_ray.stages.context import Context
 from ims3_ray.stages.contract import Stage
-from ims3_ray.stages.costs import BACKWARD, Cost, Forward, classifier_operations
+from ims3_ray.stages.costs import BACKWARD, KEY_BYTES, Cost, Forward, classifier_operations, pixel_bytes
 from ims3_ray.storage import tables
-from ims3_ray.storage.artifacts import Directory, read_rows
+from ims3_ray.storage.artifacts import Directory
+from ims3_ray.storage.index import read_index
 
-from .baselines import Vectors
+from .baselines import SEEDED
 from .classifiers import classifier_seeds, images_seen, pixels_of
 from .compare import FULL_SEEDS, Real, choose, cover, score, training_sets
+from .vectors import Stored, Vectors
 
 
 def run(
@@ -37,8 +40,8 @@ def run(
     config, train = context.config, context.images["train"]
     networks = protocols(config.evaluate.protocol, config.evaluate.networks)
     seeds = classifier_seeds(config.seed, config.evaluate.seeds)
-    table = read_rows(features, tables.FEATURES)
-    real = Real(train, train.ids, table["image_id"].tolist(), (table["feature"], table["label"]))
+    index = read_index(features, tables.FEATURES, ["image_id", "label"])
+    real = Real(train, train.ids, index.keys["image_id"].tolist(), Stored(index))
     asked, draws = config.evaluate.baselines, config.evaluate.draws
     sizes = [[config.ipc] * len(train.classes)]
     choices = choose(real, dict.fromkeys(("random", *asked)), sizes, seeds, draws)
@@ -65,15 +68,13 @@ def _drawn(
     context: Context, selection: Directory, candidates: Directory, refined: Directory | None
 ) -> dict[str, Vectors]:
     """What the set was made of, before refinement and after, and, where asked, the first of the pool."""
-    rows = read_rows(candidates, tables.CANDIDATES, ["label", "subgroup", "index", "feature"])
-    vectors, count = (rows["feature"], rows["label"]), context.config.evaluate.pool_images
-    is_chosen = is_selected(selection.read_json("selection.json"), context.classes, rows)
-    drawn = {"distilled": is_chosen} | ({"pool": first_of_pool(rows, count)} if count else {})
-    sets = {name: (vectors[0][of_set], vectors[1][of_set]) for name, of_set in drawn.items()}
+    pool, count = read_index(candidates, tables.CANDIDATES, KEYS), context.config.evaluate.pool_images
+    sets: dict[str, Vectors] = {"distilled": Stored(chosen_rows(pool, selection, context.classes))}
+    if count:
+        sets["pool"] = Stored(pool.at(first_of_pool(pool.keys, count)))
     if refined:
-        moved = read_rows(refined, tables.REFINED, ["label", "feature", "start_feature"])
-        sets["distilled"] = moved["feature"], moved["label"]
-        sets["before"] = moved["start_feature"], moved["label"]
+        moved = read_index(refined, tables.REFINED, ["label"])
+        sets["distilled"], sets["before"] = Stored(moved), Stored(moved, "start_feature")
     return sets
 
 
@@ -126,7 +127,14 @@ def _cost(context: Context, forward: Forward) -> Cost:  # noqa: ARG001
         seen = sum(images_seen(rules, images, num_classes) for images in sizes)
         operations += seen * BACKWARD * classifier_operations(rules, num_classes)
     count = len(sizes) * len(networks)
-    return Cost(count, operations / count, disk=1e5)
+    size, scored = networks[0].image_size, len(context.images[networks[0].split])
+    held = scored + (len(context.images["train"]) if config.evaluate.full else 0)
+    baselines = sum(seeds if name in SEEDED else 1 for name in config.evaluate.baselines)
+    held += config.ipc * num_classes * (1 + baselines)
+    keys = KEY_BYTES * (len(context.images["train"]) + context.num_candidates)
+    worker = 2 * pixel_bytes(scored + max(sizes), size)
+    driver = pixel_bytes(held, size) + keys
+    return Cost(count, operations / count, disk=1e5, memory=worker, driver=driver)
 
 
 STAGE = Stage(

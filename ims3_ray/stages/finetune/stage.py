@@ -97,7 +97,8 @@ def _cost(context: Context, forward: Forward) -> Cost:
         rows=num_steps(settings, context.num_tuned) * settings.batch_size,
         operations=BACKWARD * forward.dit,
         disk=1e6,
-        memory=2 * generator_bytes(context),
+        memory=2 * generator_bytes(context) + 16.0 * context.num_tuned,
+        node_disk=local_bytes(context),
         start_s=15.0,  # of Ray Train's workers
         workers=context.machine.train_workers(settings.micro_batches),
     )

@@ -21,7 +21,7 @@ from ims3_ray.models.device import prepare_device
 from ims3_ray.progress import bar
 from ims3_ray.stages.context import Context
 from ims3_ray.stages.contract import Stage
-from ims3_ray.stages.costs import BACKWARD, Cost, Forward, classifier_operations
+from ims3_ray.stages.costs import BACKWARD, Cost, Forward, classifier_operations, pixel_bytes
 from ims3_ray.stages.evaluate.classifiers import Pixels, classifier_resources, read_pixels
 from ims3_ray.storage.artifacts import Directory
 
@@ -119,8 +119,8 @@ def _cost(context: Context, forward: Forward) -> Cost:  # noqa: ARG001
         for rules in kinds
     )
     rows = settings.count * len(kinds)
-    pixels = len(context.images["train"]) * 3 * kinds[0].image_size ** 2
-    return Cost(rows, operations / len(kinds), disk=1e6 * rows, memory=pixels)
+    pixels = pixel_bytes(len(context.images["train"]), kinds[0].image_size)
+    return Cost(rows, operations / len(kinds), disk=1e6 * rows, memory=2 * pixels, driver=pixels)
 
 
 STAGE = Stage(

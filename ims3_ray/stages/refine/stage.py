@@ -18,10 +18,22 @@ from ims3_ray.progress import alone, bar
 from ims3_ray.stages.chosen import Chosen, find_chosen
 from ims3_ray.stages.context import Context
 from ims3_ray.stages.contract import Stage
-from ims3_ray.stages.costs import BACKWARD, Cost, Forward, classifier_operations, png_bytes
+from ims3_ray.stages.costs import (
+    BACKWARD,
+    KEY_BYTES,
+    Cost,
+    Forward,
+    classifier_bytes,
+    classifier_operations,
+    generator_bytes,
+    pixel_bytes,
+    png_bytes,
+)
 from ims3_ray.stages.evaluate.baselines import choose_coresets
+from ims3_ray.stages.evaluate.vectors import Stored
 from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import Directory, part_names, read_rows
+from ims3_ray.storage.index import read_index
 
 from .worker import ClassPayload, Given, Refiner
 
@@ -91,13 +103,13 @@ def class_payloads(
 
 def _medoids(context: Context, features: Directory) -> list[Chosen]:
     """Real images by class; `index` counts the class's training images, and `file` is that of the image."""
-    rows, train = read_rows(features, tables.FEATURES), context.images["train"]
-    real, seed = (rows["feature"], rows["label"]), context.config.seed
+    index, train = read_index(features, tables.FEATURES, ["image_id", "label"]), context.images["train"]
+    real, seed = Stored(index), context.config.seed
     places = choose_coresets(real, ["medoids"], context.config.ipc, [seed], context.classes)["medoids", seed]
     row_of = {image_id: row for row, image_id in enumerate(train.ids)}
     first = np.searchsorted(train.labels, np.arange(len(context.classes)))
     chosen = []
-    for place, image_id in enumerate(rows["image_id"][places]):
+    for place, image_id in enumerate(index.keys["image_id"][places]):
         row = row_of[image_id]
         label = int(train.labels[row])
         index = row - int(first[label])
@@ -134,7 +146,11 @@ def _cost(context: Context, forward: Forward) -> Cost:
     measured = int(np.minimum(context.images["train"].counts(), config.refine.real_images or 10**9).sum())
     targets = measured * probes * BACKWARD * _probe_operations(context) / rows
     operations = config.refine.steps * step_operations(context, forward) + targets
-    return Cost(rows, operations, disk=2 * rows * png_bytes(context))
+    of_class = pixel_bytes(int(context.images["train"].counts().max()), kinds[0].image_size)
+    weights = sum(classifier_bytes(rules, len(context.classes)) for rules in kinds) / len(kinds)
+    memory = generator_bytes(context) + probes * weights + 2 * of_class
+    keys = KEY_BYTES * (len(context.images["train"]) + context.num_candidates)
+    return Cost(rows, operations, disk=2 * rows * png_bytes(context), memory=memory, driver=keys)
 
 
 STAGE = Stage(

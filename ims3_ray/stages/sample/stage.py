@@ -27,7 +27,15 @@ from ims3_ray.models.generator import load_vae
 from ims3_ray.models.tuned import TunedModel
 from ims3_ray.stages.context import Context
 from ims3_ray.stages.contract import Stage
-from ims3_ray.stages.costs import Cost, Forward, generator_bytes, png_bytes
+from ims3_ray.stages.costs import (
+    KEY_BYTES,
+    Cost,
+    Forward,
+    generator_bytes,
+    parts_bytes,
+    pixel_bytes,
+    png_bytes,
+)
 from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.tables import Columns
@@ -201,7 +209,9 @@ def _cost(context: Context, forward: Forward) -> Cost:
     passes = 0 if settings.guidance == "anchors" else settings.steps + doubled
     operations = passes * forward.dit + forward.decode + forward.embed
     disk = rows * (png_bytes(context) + 4 * forward.feature_dim)
-    return Cost(rows, operations, disk, generator_bytes(context))
+    pixels = pixel_bytes(1, context.info.image_size)
+    parts = parts_bytes(context.batch_size(settings), pixels + disk / rows)
+    return Cost(rows, operations, disk, generator_bytes(context) + parts, rows * KEY_BYTES)
 
 
 STAGE = Stage(

@@ -17,7 +17,8 @@ from ims3_ray.method.keys import permutation
 from ims3_ray.method.schedule import inversion_grid
 from ims3_ray.stages.context import Context
 from ims3_ray.storage import tables
-from ims3_ray.storage.artifacts import Directory, part_names, read_part, read_rows
+from ims3_ray.storage.artifacts import Directory, part_names, read_part
+from ims3_ray.storage.index import Index, read_index
 
 STARTS = "starts.safetensors"
 NEIGHBOURS = 5  # k of the distances by which an image counts as sparse
@@ -85,17 +86,22 @@ def collect_starts(context: Context, inversions: Directory, features: Directory)
 def _choose(context: Context, features: Directory, inverted: set[Key]) -> list[list[Key]]:
     """By class, the images to start from, of those that are inverted."""
     settings, seed = context.config.sample, context.config.seed
-    real = read_rows(features, tables.FEATURES)
-    keys = list(zip(real["label"].tolist(), real["image_id"].tolist(), strict=True))
+    real = read_index(features, tables.FEATURES, ["label", "image_id"])
+    labels = real.keys["label"]
+    keys = list(zip(labels.tolist(), real.keys["image_id"].tolist(), strict=True))
     is_inverted = np.array([key in inverted for key in keys])
     count = settings.start_images or context.config.pool_ipc
-    rows = [np.flatnonzero(is_inverted & (real["label"] == label)) for label in range(len(context.classes))]
-    choose = ray.remote(num_cpus=CPUS_PER_TASK)(choose_images)
+    rows = [np.flatnonzero(is_inverted & (labels == label)) for label in range(len(context.classes))]
     tasks = [
-        choose.remote(real["feature"][own], min(count, len(own)), settings.start_from, seed, name)
+        _choose_of_class.remote(real.at(own), min(count, len(own)), settings.start_from, seed, name)
         for own, name in zip(rows, context.classes, strict=True)
     ]
     return [[keys[own[place]] for place in places] for own, places in zip(rows, ray.get(tasks), strict=True)]
+
+
+@ray.remote(num_cpus=CPUS_PER_TASK)
+def _choose_of_class(real: Index, count: int, how: str, seed: int, name: str) -> np.ndarray:
+    return choose_images(real.read("feature"), count, how, seed, name)
 
 
 def choose_images(features: np.ndarray, count: int, how: str, seed: int, name: str) -> np.ndarray:

@@ -2,10 +2,11 @@
 
 from ims3_ray.stages.context import Context
 from ims3_ray.stages.contract import Stage
-from ims3_ray.stages.costs import Cost, Forward
+from ims3_ray.stages.costs import KEY_BYTES, Cost, Forward
 from ims3_ray.storage.artifacts import Directory
 
 from .features import open_candidates
+from .pool import LEAST_ROWS_BYTES
 from .solve import select_features
 
 
@@ -42,8 +43,12 @@ def _depends(context: Context) -> object:
 
 
 def _cost(context: Context, forward: Forward) -> Cost:
-    features = context.num_candidates * 4 * forward.feature_dim
-    return Cost(len(context.classes) * context.config.sample.subgroups, disk=1e4, memory=features)
+    subgroups, row = len(context.classes) * context.config.sample.subgroups, 4.0 * forward.feature_dim
+    held = context.num_candidates if context.config.select.unit == "image" else subgroups
+    memory = held * row / context.machine.shards + LEAST_ROWS_BYTES
+    driver = context.num_candidates * KEY_BYTES + subgroups * row
+    shards = context.machine.shards
+    return Cost(subgroups, disk=1e4, memory=memory, driver=driver, workers=shards)
 
 
 STAGE = Stage(

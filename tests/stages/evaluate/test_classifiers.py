@@ -10,8 +10,7 @@ from PIL import Image
 
 from ims3_ray.cluster.machine import Machine, find_machine
 from ims3_ray.config.settings import Workers
-from ims3_ray.data.distilled import DistilledImage, DistilledSet, to_parquet
-from ims3_ray.data.sources import PARQUET
+from ims3_ray.data.distilled import DistilledImage, DistilledSet, to_table, write_parquet
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.protocols import PROTOCOLS, protocols
 from ims3_ray.evaluation.train import Score
@@ -73,7 +72,7 @@ def test_one_png_is_the_same_pixels_as_a_real_image_and_as_a_distilled_one(ray_c
     real = read_pixels(opened(tmp_path / "set", tmp_path), np.arange(2), 32)
     out = open_directory(str(tmp_path / "distilled"))
     images = [DistilledImage(label, 0, 0, 0, 0, png) for label, png in enumerate(pngs)]
-    out.write(PARQUET, to_parquet(images, CLASSES))
+    write_parquet(out, lambda: [to_table(images, CLASSES, len(images))])
     distilled = pixels_of(DistilledSet(out), 32)
     for ours, theirs in zip(real, distilled, strict=True):
         assert np.array_equal(ours, theirs)

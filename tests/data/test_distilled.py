@@ -1,0 +1,38 @@
+"""The product as it is written: block by block the same bytes as at once."""
+
+import io
+
+import pyarrow.parquet as pq
+import pytest
+
+from ims3_ray.data.distilled import PARQUET, DistilledImage, DistilledSet, image_path, to_table, write_parquet
+from ims3_ray.data.pixels import encode_png
+from ims3_ray.storage.artifacts import open_directory
+
+CLASSES = ("blue", "red")
+
+
+@pytest.fixture
+def images():
+    import numpy as np
+
+    pixels = np.random.default_rng(0).integers(0, 255, (6, 3, 8, 8), np.uint8)
+    return [DistilledImage(i // 3, i % 3, 1, i % 3, i, encode_png(p)) for i, p in enumerate(pixels)]
+
+
+def test_one_block_has_the_bytes_of_a_plain_table_and_more_blocks_its_rows(tmp_path, images):
+    out, sink = open_directory(str(tmp_path)), io.BytesIO()
+    whole = to_table(images, CLASSES, 3)
+    pq.write_table(whole, sink)
+    write_parquet(out, lambda: [whole])
+    assert out.read(PARQUET) == sink.getvalue()
+    write_parquet(out, lambda: (to_table(images[start : start + 2], CLASSES, 3) for start in (0, 2, 4)))
+    assert pq.ParquetFile(tmp_path / PARQUET).num_row_groups == 3
+    assert pq.read_table(tmp_path / PARQUET).equals(whole, check_metadata=True)
+    assert DistilledSet(out).classes == list(CLASSES)
+    assert DistilledSet(out).targets == [0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize(("ipc", "name"), [(1, "0"), (10, "0"), (11, "00"), (100, "00"), (101, "000")])
+def test_an_images_number_has_the_digits_that_the_set_needs(images, ipc, name):
+    assert image_path(images[0], CLASSES, ipc) == f"train/blue/{name}.png"

@@ -1,0 +1,50 @@
+"""Rows by their keys: in any order, each part read once, no column before it is asked for."""
+
+import numpy as np
+import pytest
+
+from ims3_ray.storage import artifacts, index
+from ims3_ray.storage.artifacts import DamagedError, complete, open_directory
+from ims3_ray.storage.index import read_index
+from ims3_ray.storage.tables import FEATURES, to_parquet
+
+
+@pytest.fixture
+def features(tmp_path):
+    """Three parts of 4 rows, classes mixed."""
+    draws, directory = np.random.default_rng(0), open_directory(str(tmp_path))
+    for part in range(3):
+        columns = {
+            "image_id": np.array([f"{part}-{row}" for row in range(4)], object),
+            "label": draws.integers(0, 3, 4),
+            "feature": draws.normal(size=(4, 5)).astype(np.float32),
+        }
+        directory.write(f"part-{part:05d}.parquet", to_parquet(columns, FEATURES))
+    complete(directory, {"rows": 12})
+    return directory
+
+
+def test_rows_at_any_places_come_in_that_order(features):
+    whole = artifacts.read_rows(features, FEATURES)
+    found = read_index(features, FEATURES, ["label"])
+    assert np.array_equal(found.keys["label"], whole["label"])
+    places = np.array([11, 0, 5, 4, 11, 7])
+    some = found.at(places)
+    assert np.array_equal(some.read("feature"), whole["feature"][places])
+    assert some.read("image_id").tolist() == whole["image_id"][places].tolist()
+    assert np.array_equal(some.at(np.array([2, 1])).read("feature"), whole["feature"][[5, 0]])
+
+
+def test_only_the_parts_that_hold_the_rows_are_read_each_once(features, monkeypatch):
+    found, read, real = read_index(features, FEATURES, ["label"]), [], index.read_part
+    monkeypatch.setattr(index, "read_part", lambda d, name, *rest: read.append(name) or real(d, name, *rest))
+    some = found.at(np.array([9, 1, 8, 0]))
+    assert read == []
+    some.read("feature")
+    assert read == ["part-00000.parquet", "part-00002.parquet"]
+
+
+def test_a_part_that_is_lost_makes_no_shorter_index(features):
+    (features / "part-00001.parquet").delete()
+    with pytest.raises(DamagedError, match="part-00001"):
+        read_index(features, FEATURES, ["label"])
