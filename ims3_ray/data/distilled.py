@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import MANIFEST, Directory, open_directory, read_manifest
+from ims3_ray.storage.directory import Stream
 from ims3_ray.storage.tables import Columns
 from ims3_ray.text import as_code, as_text
 
@@ -88,7 +89,7 @@ def to_table(images: Sequence[DistilledImage], classes: Sequence[str], ipc: int)
 def write_parquet(out: Directory, tables: Callable[[], Iterable[pa.Table]]) -> None:
     """Write the set as one Parquet file, a row group a table: no more than one is in memory."""
 
-    def fill(stream: IO[bytes]) -> None:
+    def fill(stream: Stream) -> None:
         writer = None
         for table in tables():
             writer = writer or pq.ParquetWriter(stream, table.schema)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 from urllib.parse import quote
 
-from pyarrow import fs
+from pyarrow import NativeFile, fs
 
 from ims3_ray.errors import InputError
 from ims3_ray.text import without_credentials
@@ -26,6 +26,7 @@ from .patience import patiently
 PLAIN = ("fsspec+", "hf:")  # URIs without queries, where nothing is escaped
 CHUNK = 2**24  # bytes that are read at a time
 Result = TypeVar("Result")
+Stream = IO[bytes] | NativeFile
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class Directory:
         with self.filesystem.open_output_stream(target) as stream:
             stream.write(data)
 
-    def write_in_pieces(self, name: str, fill: Callable[[IO[bytes]], None]) -> None:
+    def write_in_pieces(self, name: str, fill: Callable[[Stream], None]) -> None:
         """Write a file that need not fit into memory: `fill` writes it to a stream, and again if repeated."""
         target = f"{self.path}/{name}"
 
@@ -177,13 +178,13 @@ class Directory:
 
 
 def _write_local(target: str, data: bytes) -> None:
-    def fill(stream: IO[bytes]) -> None:
+    def fill(stream: Stream) -> None:
         stream.write(data)
 
     _replace_local(target, fill)
 
 
-def _replace_local(target: str, fill: Callable[[IO[bytes]], None]) -> None:
+def _replace_local(target: str, fill: Callable[[Stream], None]) -> None:
     folder, name = os.path.split(target)
     os.makedirs(folder, exist_ok=True)
     temporary = f"{folder}/.{name}.{uuid.uuid4().hex}.tmp"

@@ -23,7 +23,7 @@ def telling():
 
         def __init__(self, device):
             self.parameters = {"value": nn.Parameter(torch.ones(1, device=device))}
-            self.weights, self.ratios = {"square": 1.0}, {}
+            self.weights, self.ratios, self.apart = {"square": 1.0}, {}, ()
 
         def losses(self, step, part):
             return {"square": self.parameters["value"].square().sum()}
