@@ -7,20 +7,35 @@ where it was.
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import ray
 import torch
 
+from ims3_ray.cluster.fan_out import Part, fan_out
 from ims3_ray.cluster.machine import Machine
 from ims3_ray.cluster.train import Training, train
 from ims3_ray.cluster.trainer import Optimisation
 from ims3_ray.config.pretrain import Pretrain, TrainExtractor, TrainTransformer, TrainVae
 from ims3_ray.data.images import ImageSet
+from ims3_ray.data.reading import payloads
 from ims3_ray.models.extractor import save_extractor
 from ims3_ray.models.generator import save_pipeline
-from ims3_ray.storage.artifacts import Directory, fingerprint
+from ims3_ray.storage import tables
+from ims3_ray.storage.artifacts import Directory, complete, fingerprint, read_manifest
 
 from .card import agreement, model_card
-from .tasks import VALUES, ExtractorTask, Models, Pixels, TransformerTask, VaeTask, encode_all
+from .tasks import (
+    READ_BATCH,
+    VALUES,
+    ExtractorTask,
+    LatentEncoder,
+    Latents,
+    Models,
+    Pixels,
+    Rows,
+    TransformerTask,
+    VaeTask,
+)
 
 SECOND_SEED = 1  # added to the seed of the classifier that judges samples
 EMA_DECAY = 0.999  # of VAE and classifier
@@ -37,24 +52,24 @@ class Pretraining:
         vae_key = fingerprint([shared, vae, machine.device])
         keys = {
             "vae": vae_key,
+            "latents": fingerprint([images.fingerprint, vae_key]),
             "transformer": fingerprint([shared, transformer, vae_key, machine.device]),
             "extractor": fingerprint([shared, extractor, machine.device]),
             "judge": fingerprint([shared, extractor, machine.device, SECOND_SEED]),
         }
         folders = {name: storage / "pretrain" / name / key for name, key in keys.items()}
-        self.models, self.pixels = (
-            Models(config, len(images.classes), folders),
-            Pixels(images, config.image_size),
-        )
+        self.models = Models(config, len(images.classes), folders)
 
     def run(self, out: Path) -> dict[str, float]:
         """Train, measure, and write the model folder to `out`, a local path. Gives the card's figures."""
         config, seed = self.config, self.config.seed
-        self._train("vae", VaeTask, config.vae, seed)
-        factor, spread = self._scaling_factor()
-        self._train("transformer", TransformerTask, config.transformer, seed, scaling_factor=factor)
-        self._train("extractor", ExtractorTask, config.extractor, seed)
-        self._train("judge", ExtractorTask, config.extractor, seed + SECOND_SEED)
+        pixels = Pixels(self.images, config.image_size)
+        self._train("vae", VaeTask, config.vae, pixels, seed)
+        latents = self._encode()
+        factor, spread = scaling_factor(latents)
+        self._train("transformer", TransformerTask, config.transformer, latents, seed, scaling_factor=factor)
+        self._train("extractor", ExtractorTask, config.extractor, pixels, seed)
+        self._train("judge", ExtractorTask, config.extractor, pixels, seed + SECOND_SEED)
         figures = {"scaling_factor": factor, "latent_deviation": spread, **self._check(factor)}
         self._write(out, factor, figures)
         return figures
@@ -64,6 +79,7 @@ class Pretraining:
         name: str,
         task: type[VaeTask] | type[TransformerTask] | type[ExtractorTask],
         section: TrainVae | TrainTransformer | TrainExtractor,
+        rows: Rows,
         seed: int,
         **arguments: float,
     ) -> None:
@@ -85,7 +101,7 @@ class Pretraining:
         training = Training(
             name=f"pretrain-{name}-{out.name}",
             build=task,
-            arguments={"models": self.models, "pixels": self.pixels, "seed": seed, **parts, **arguments},
+            arguments={"models": self.models, "rows": rows, "seed": seed, **parts, **arguments},
             optimisation=optimisation,
             out=out,
             checkpoints=self.storage / "checkpoints",
@@ -93,12 +109,23 @@ class Pretraining:
         )
         train(training, self.machine, stage=name[:9])
 
-    def _scaling_factor(self) -> tuple[float, float]:
-        """1 / deviation of the training images' latents (Rombach et al. 2022, appendix G), and that."""
-        cpu = torch.device("cpu")
-        mean, logvar = encode_all(self.models.trained_vae(1.0, cpu), self.pixels.read()[0], cpu)
-        variance = mean.double().var() + logvar.double().exp().mean()
-        return round(float(variance.rsqrt()), 6), float(variance.sqrt())
+    def _encode(self) -> Latents:
+        """The latents of all images by the trained VAE, made once."""
+        out, images = self.models.folders["latents"], self.images
+        if read_manifest(out) is None:
+            read = payloads(images, range(len(images)), READ_BATCH)
+            given = {"images": images.directory, "models": self.models}
+            made = fan_out(
+                LatentEncoder,
+                given | {"device": self.machine.device, "batch_size": READ_BATCH},
+                [Part(i, len(payload["paths"]), payload) for i, payload in enumerate(read)],
+                table=tables.LATENTS,
+                out=out,
+                machine=self.machine,
+                stage="encode",
+            )
+            complete(out, made | {"stage": "encode", "fingerprint": out.name})
+        return Latents(out)
 
     def _check(self, factor: float) -> dict[str, float]:
         """How often a second classifier, trained with another seed, agrees with the label of a sample."""
@@ -120,3 +147,14 @@ class Pretraining:
             save_extractor(classifier, folder / "extractor", mean=half, deviation=half)
             (folder / "README.md").write_text(model_card(self.config, self.images, figures))
             folder.replace(out)
+
+
+def scaling_factor(latents: Latents) -> tuple[float, float]:
+    """1 / deviation of the latents (Rombach et al. 2022, appendix G), and that; read part by part."""
+    count, total, squares, own = 0, 0.0, 0.0, 0.0
+    for part in latents.parts():
+        mean, logvar = (part[name].astype(np.float64) for name in ("mean", "logvar"))
+        count, total, squares = count + mean.size, total + mean.sum(), squares + np.square(mean).sum()
+        own += np.exp(logvar).sum()
+    variance = squares / count - (total / count) ** 2 + own / count
+    return round(float(variance**-0.5), 6), float(variance**0.5)

@@ -1,13 +1,14 @@
 """The trainings from scratch, of VAE, DiT and extractor φ, for the loop in cluster/trainer.py; their results.
 
-Images are held in memory.
+Each reads a batch at a time from its node's own disk: pixels, or latents that the trained VAE made once.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import safetensors.torch
 import torch
 from diffusers import AutoencoderKL
@@ -16,7 +17,7 @@ from torch.nn.functional import cross_entropy, l1_loss
 
 from ims3_ray.config.pretrain import Pretrain, TrainVae
 from ims3_ray.data.images import ImageSet
-from ims3_ray.data.reading import BatchReader, payloads
+from ims3_ray.data.reading import BatchReader, Payload, payloads
 from ims3_ray.evaluation.augment import resized_crop
 from ims3_ray.method import losses
 from ims3_ray.method.ddim import add_noise, level, noise_of
@@ -26,30 +27,78 @@ from ims3_ray.method.schedule import NUM_TRAIN_TIMESTEPS, alphas_bar
 from ims3_ray.models import classifiers
 from ims3_ray.models.batches import in_batches, to_images
 from ims3_ray.models.classifiers import Classifier
+from ims3_ray.models.device import prepare_device
 from ims3_ray.models.dit import DiT, DiTConfig
 from ims3_ray.models.vae import Vae
-from ims3_ray.storage.artifacts import Directory
+from ims3_ray.storage.artifacts import Directory, fingerprint, part_names, read_part, unpacked_bytes
+from ims3_ray.storage.local_rows import LocalRows, open_rows
+from ims3_ray.storage.tables import LATENTS, Columns
 
 VALUES = "values.safetensors"
 READ_BATCH = 256
+REMEDY = "free some, or set TMPDIR to a larger disk where the nodes are started"
 EXTRACTOR_CROP = (0.5, 1.0)  # share of the image that a training crop of φ shows
 FREQUENCY_SHIFT = 1  # as diffusers' own DiT, so that the written folder is exact in plain diffusers
 Model = TypeVar("Model", bound=nn.Module)
 
 
+class Rows(Protocol):
+    """What a training draws its batches from."""
+
+    def open(self) -> LocalRows: ...
+
+
 @dataclass(frozen=True)
 class Pixels:
-    """A whole image set in memory, as every worker of a pretraining holds it."""
+    """The images that can be read: `pixels` (3, S, S) uint8 and `label`, in the set's order."""
 
     images: ImageSet
     image_size: int
 
-    def read(self) -> tuple[Tensor, Tensor]:
-        """Pixels (N, 3, S, S) uint8 and labels (N,) int64, in the set's order."""
+    def open(self) -> LocalRows:
+        key = fingerprint([self.images.fingerprint, "pixels", self.image_size])
+        needed = len(self.images) * (3 * self.image_size**2 + 8)
+        return open_rows(key, self._parts, needed, REMEDY)
+
+    def _parts(self) -> Iterator[Columns]:
         read = BatchReader(self.images.directory, self.image_size)
-        parts = [read(payload) for payload in payloads(self.images, range(len(self.images)), READ_BATCH)]
-        pixels = torch.cat([torch.from_numpy(p) for p, _, _ in parts])
-        return pixels, torch.cat([torch.from_numpy(known["label"]) for _, known, _ in parts])
+        for payload in payloads(self.images, range(len(self.images)), READ_BATCH):
+            pixels, known, _ = read(payload)
+            yield {"pixels": pixels, "label": known["label"]}
+
+
+@dataclass(frozen=True)
+class Latents:
+    """The posteriors of all images, not scaled: `mean` and `logvar` (C, h, w) float16 and `label`."""
+
+    directory: Directory
+
+    def open(self) -> LocalRows:
+        names = part_names(self.directory)
+        needed = unpacked_bytes(self.directory, names[0]) * len(names)
+        return open_rows(fingerprint([self.directory.uri]), self.parts, needed, REMEDY)
+
+    def parts(self) -> Iterator[Columns]:
+        for name in part_names(self.directory):
+            yield read_part(self.directory, name, LATENTS, ["label", "mean", "logvar"])
+
+
+class LatentEncoder:
+    """Paths of a batch → the trained VAE's latents, for the actors of a pool."""
+
+    def __init__(self, images: Directory, models: "Models", device: str, batch_size: int):
+        self._device, self._batch_size = prepare_device(device), batch_size
+        self._vae = models.trained_vae(1.0, self._device)
+        self._read = BatchReader(images, models.config.image_size)
+
+    @torch.inference_mode()
+    def __call__(self, payload: Payload) -> tuple[Columns, dict[str, str]]:
+        def encode(batch: Tensor) -> list[Tensor]:
+            return [x.half() for x in self._vae.encode(to_images(batch))]
+
+        pixels, columns, bad = self._read(payload)
+        columns["mean"], columns["logvar"] = in_batches(encode, [pixels], self._batch_size, self._device)
+        return columns, bad
 
 
 @dataclass(frozen=True)
@@ -100,7 +149,7 @@ class Models:
         return model.eval().requires_grad_(False)
 
 
-class PixelTask:
+class RowsTask:
     """What the trainings share: batches keyed by (seed, epoch), noise keyed by (seed, step, part)."""
 
     name = ""
@@ -108,8 +157,8 @@ class PixelTask:
     ratios: Mapping[str, float] = MappingProxyType({})
     apart: Collection[str] = ()
 
-    def __init__(self, device: torch.device, pixels: Pixels, batch_size: int, micro_batches: int, seed: int):
-        self._pixels, self._labels = pixels.read()
+    def __init__(self, device: torch.device, rows: Rows, batch_size: int, micro_batches: int, seed: int):
+        self._stored, self._epoch, self._order = rows.open(), -1, np.empty(0, np.int64)
         self._device, self._seed = device, seed
         self._batch_size, self._part_size = batch_size, batch_size // micro_batches
 
@@ -119,19 +168,18 @@ class PixelTask:
         self.parameters = dict(model.named_parameters())
         return model
 
-    def part(self, step: int, part: int) -> tuple[Tensor, torch.Generator]:
+    def part(self, step: int, part: int) -> tuple[np.ndarray, torch.Generator]:
         """Rows of the part, and its generator."""
-        size, rows = self._batch_size, len(self._labels)
-        per_epoch = max(1, rows // size)
-        epoch, batch = divmod(step, per_epoch)
-        order = permutation(rows, self.name, self._seed, epoch)
+        size, rows = self._batch_size, self._stored.count
+        epoch, batch = divmod(step, max(1, rows // size))
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, permutation(rows, self.name, self._seed, epoch)
         start = batch * size + part * self._part_size
-        return torch.from_numpy(order[start : start + self._part_size]), generator(
-            self.name, self._seed, step, part
-        )
+        return self._order[start : start + self._part_size], generator(self.name, self._seed, step, part)
 
-    def images(self, rows: Tensor) -> Tensor:
-        return to_images(self._pixels[rows].to(self._device))
+    def column(self, name: str, rows: np.ndarray) -> Tensor:
+        """Values at the rows, on the CPU."""
+        return torch.from_numpy(self._stored.read(name, rows).copy())
 
     def share(self, values: Tensor) -> Tensor:
         """This part's share of a mean over the global batch."""
@@ -147,13 +195,13 @@ class PixelTask:
         pass
 
     def close(self) -> None:
-        pass
+        self._stored.close()
 
     def save(self, _values: dict[str, Tensor], averages: dict[str, Tensor], out: Directory) -> None:
         out.write(VALUES, safetensors.torch.save({n: v.cpu().contiguous() for n, v in averages.items()}))
 
 
-class VaeTask(PixelTask):
+class VaeTask(RowsTask):
     name = "vae"
 
     def __init__(self, device: torch.device, models: Models, **shared: Any):
@@ -164,7 +212,7 @@ class VaeTask(PixelTask):
 
     def losses(self, step: int, part: int) -> dict[str, Tensor]:
         rows, draws = self.part(step, part)
-        images = self.images(rows)  # (B, 3, S, S)
+        images = to_images(self.column("pixels", rows).to(self._device))  # (B, 3, S, S)
         posterior = self._vae.encode(images)[0]
         noise = torch.randn(posterior.mean.shape, generator=draws).to(self._device)  # (B, C, H, W)
         latents = posterior.mean + posterior.std * noise
@@ -176,26 +224,26 @@ class VaeTask(PixelTask):
         }
 
 
-class TransformerTask(PixelTask):
+class TransformerTask(RowsTask):
     name = "transformer"
     weights = MappingProxyType({"diffusion": 1.0, "variational": 1.0})
 
     def __init__(self, device: torch.device, models: Models, scaling_factor: float, **shared: Any):
         super().__init__(device, **shared)
-        encoder = models.trained_vae(scaling_factor, device)
-        self._mean, self._logvar = encode_all(encoder, self._pixels, device)
+        self._factor = scaling_factor
         dit = DiT(models.dit_config).initialize(generator("transformer-weights", self._seed))
         self._dit, self._abar = self.model_of(dit), alphas_bar()
         self._dropout = models.config.transformer.label_dropout
 
     def losses(self, step: int, part: int) -> dict[str, Tensor]:
         rows, draws = self.part(step, part)
-        shape = (2, len(rows), *self._mean.shape[1:])
+        shape = (2, len(rows), *self._stored.shape("mean"))
         posterior_noise, eps = torch.randn(shape, generator=draws).to(self._device)  # (B, C, H, W) each
         t = torch.randint(1, NUM_TRAIN_TIMESTEPS, (len(rows),), generator=draws)  # (B,)
         dropped = torch.rand(len(rows), generator=draws) < self._dropout
-        labels = self._labels[rows].masked_fill(dropped, self._dit.null_label).to(self._device)
-        z0 = self._mean[rows] + (0.5 * self._logvar[rows]).exp() * posterior_noise
+        labels = self.column("label", rows).masked_fill(dropped, self._dit.null_label).to(self._device)
+        mean, logvar = (self.column(name, rows).float().to(self._device) for name in ("mean", "logvar"))
+        z0 = self._factor * (mean + (0.5 * logvar).exp() * posterior_noise)
         t = t.to(self._device)
         z_t = add_noise(z0, eps, abar=level(self._abar, t))  # (B, C, H, W)
         output = self._dit(z_t, t, labels)  # (B, 2 C, H, W)
@@ -206,7 +254,7 @@ class TransformerTask(PixelTask):
         }
 
 
-class ExtractorTask(PixelTask):
+class ExtractorTask(RowsTask):
     name = "extractor"
     weights = MappingProxyType({"cross_entropy": 1.0})
 
@@ -216,9 +264,9 @@ class ExtractorTask(PixelTask):
 
     def losses(self, step: int, part: int) -> dict[str, Tensor]:
         rows, draws = self.part(step, part)
-        images = resized_crop(to_images(self._pixels[rows]), EXTRACTOR_CROP, draws)
+        images = resized_crop(to_images(self.column("pixels", rows)), EXTRACTOR_CROP, draws)
         logits = self._network(images.to(self._device))  # (B, classes)
-        labels = self._labels[rows].to(self._device)
+        labels = self.column("label", rows).to(self._device)
         return {"cross_entropy": self.share(cross_entropy(logits, labels, reduction="none"))}
 
 
@@ -239,9 +287,3 @@ def build_vae(settings: TrainVae, image_size: int, seed: int, scaling_factor: fl
             sample_size=image_size,
             scaling_factor=scaling_factor,
         )
-
-
-def encode_all(vae: Vae, pixels: Tensor, device: torch.device) -> list[Tensor]:
-    """Scaled posterior means and log-variances of all images, on the device."""
-    encoded = in_batches(lambda batch: vae.encode(to_images(batch)), [pixels.numpy()], READ_BATCH, device)
-    return [torch.from_numpy(x).to(device) for x in encoded]
