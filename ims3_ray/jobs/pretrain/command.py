@@ -7,7 +7,9 @@ python jobs/distill.py model.path=my-model embed.extractor=my-model/extractor da
 import argparse
 from pathlib import Path
 
-from ims3_ray.cluster.machine import connect, find_machine
+import yaml
+
+from ims3_ray.cluster.machine import connect, find_machine, has_address
 from ims3_ray.config.load import load_settings, parse_overrides
 from ims3_ray.config.pretrain import Pretrain
 from ims3_ray.data.images import open_images
@@ -16,14 +18,19 @@ from ims3_ray.storage.artifacts import open_storage
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", required=True, metavar="DIR", help="a new folder for the model")
+    parser.add_argument("--out", metavar="DIR", help="a new folder for the model")
+    parser.add_argument("--dry-run", action="store_true", help="show the settings and what would be trained")
+    parser.add_argument("--status", action="store_true", help="show how far every training has come")
     parser.add_argument("overrides", nargs="*", metavar="field=value", help="such as transformer.steps=20000")
 
 
 def run(arguments: argparse.Namespace) -> None:
     config = load_settings(Pretrain, parse_overrides(arguments.overrides))
-    out = Path(arguments.out).absolute()
-    if out.exists():
+    only_asks = arguments.dry_run or arguments.status
+    if arguments.out is None and not only_asks:
+        raise InputError("--out: is missing; name a new folder for the model")
+    out = Path(arguments.out or "").absolute()
+    if out.exists() and not only_asks:
         raise InputError(f"--out: {out} exists; name a new folder")
     data = config.data
     if data.train is None:
@@ -33,10 +40,17 @@ def run(arguments: argparse.Namespace) -> None:
     storage = open_storage(config.storage)
     shared = {"seed": config.seed, "max_bad_fraction": data.max_bad_fraction, "classes": data.classes}
     images = open_images(data.train, storage, name="data.train", **shared)
-    connect()
+    if has_address() or not only_asks:
+        connect()
     from .run import Pretraining  # heavy: torch and diffusers, not needed to refuse bad input
 
-    figures = Pretraining(config, images, storage, find_machine(config.workers)).run(out)
+    pretraining = Pretraining(config, images, storage, find_machine(config.workers, wait=not only_asks))
+    if only_asks:
+        if arguments.dry_run:
+            print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        print("\n".join(pretraining.states()))
+        return
+    figures = pretraining.run(out)
     print(f"model: {out}")
     for name, value in figures.items():
         print(f"  {name.replace('_', ' ')}: {value:.4g}")

@@ -4,6 +4,7 @@ Reads images; makes a diffusers pipeline folder with `extractor/` and a model ca
 where it was.
 """
 
+import re
 import tempfile
 from pathlib import Path
 
@@ -60,6 +61,29 @@ class Pretraining:
         folders = {name: storage / "pretrain" / name / key for name, key in keys.items()}
         self.models = Models(config, len(images.classes), folders)
 
+    def states(self) -> list[str]:
+        """A line for each thing that is made: complete, how far it has come, or that it would be made."""
+        lines, folders = [], self.models.folders
+        for name, section in self._sections.items():
+            done = 0
+            for file in (self.storage / "checkpoints" / _name(name, folders[name])).files():
+                step = re.match(r"step_(\d+)/", file)
+                done = max(done, int(step[1]) if step else 0)
+            state = f"step {done:,}" if done else "would run"
+            state = "complete" if folders[name].exists(VALUES) else state
+            lines.append(f"  {name:<12}{state:<12} of {section.steps:,} steps   {folders[name].uri}")
+        made = "complete" if read_manifest(folders["latents"]) else "would run"
+        lines.insert(
+            1, f"  {'latents':<12}{made:<12} of {len(self.images):,} images  {folders['latents'].uri}"
+        )
+        return lines
+
+    @property
+    def _sections(self) -> dict[str, TrainVae | TrainTransformer | TrainExtractor]:
+        config = self.config
+        sections = {"vae": config.vae, "transformer": config.transformer}
+        return sections | {"extractor": config.extractor, "judge": config.extractor}
+
     def run(self, out: Path) -> dict[str, float]:
         """Train, measure, and write the model folder to `out`, a local path. Gives the card's figures."""
         config, seed = self.config, self.config.seed
@@ -99,7 +123,7 @@ class Pretraining:
             checkpoint_every=config.checkpoint_every,
         )
         training = Training(
-            name=f"pretrain-{name}-{out.name}",
+            name=_name(name, out),
             build=task,
             arguments={"models": self.models, "rows": rows, "seed": seed, **parts, **arguments},
             optimisation=optimisation,
@@ -147,6 +171,11 @@ class Pretraining:
             save_extractor(classifier, folder / "extractor", mean=half, deviation=half)
             (folder / "README.md").write_text(model_card(self.config, self.images, figures))
             folder.replace(out)
+
+
+def _name(name: str, out: Directory) -> str:
+    """Of a training, under which its checkpoints lie."""
+    return f"pretrain-{name}-{out.name}"
 
 
 def scaling_factor(latents: Latents) -> tuple[float, float]:

@@ -46,6 +46,8 @@ def test_a_model_is_trained_checked_written_and_found_again(ray_cluster, tiny_im
         for field in ("steps=3", "batch_size=6")
     ]
     words += ["check_images=6", "log_every=2", "workers.actors=2", "workers.train_workers=2"]
+    assert run_command("pretrain", ["--dry-run", *words]) == 0
+    assert capsys.readouterr().out.count("would run") == 5
     assert run_command("pretrain", ["--out", str(tmp_path / "model"), *words]) == 0
     info = inspect_generator(str(tmp_path / "model"))
     assert (info.image_size, info.num_classes) == (16, 3)
@@ -56,6 +58,8 @@ def test_a_model_is_trained_checked_written_and_found_again(ray_cluster, tiny_im
     shown = capsys.readouterr().out
     assert f"scaling factor: {factor:.4g}" in shown
     written = (tmp_path / "model" / "vae" / "diffusion_pytorch_model.safetensors").read_bytes()
+    assert run_command("pretrain", ["--status", *words]) == 0
+    assert capsys.readouterr().out.count("complete") == 5
     before = latents.stat().st_mtime_ns
     assert run_command("pretrain", ["--out", str(tmp_path / "again"), *words]) == 0
     assert (tmp_path / "again" / "vae" / "diffusion_pytorch_model.safetensors").read_bytes() == written
