@@ -25,3 +25,17 @@ def key_seed(*key: int | str) -> int:
 def permutation(size: int, *key: int | str) -> np.ndarray:
     """A random order (size,) of 0 … size − 1 for `key`, int64."""
     return np.random.default_rng(key_seed(*key)).permutation(size)
+
+
+class EpochOrder:
+    """Rows of every step's batch: an epoch is a permutation keyed by (*key, epoch), drawn when it begins."""
+
+    def __init__(self, *key: int | str):
+        self._key, self._epoch, self._order = key, -1, np.empty(0, np.int64)
+
+    def batch(self, step: int, size: int, count: int) -> np.ndarray:
+        """Rows (size,) of the batch of `step`, out of `count`: an epoch ends with its last whole batch."""
+        epoch, place = divmod(step, max(1, count // size))
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, permutation(count, *self._key, epoch)
+        return self._order[place * size : (place + 1) * size]

@@ -21,7 +21,7 @@ from ims3_ray.data.reading import BatchReader, Payload, payloads
 from ims3_ray.evaluation.augment import resized_crop
 from ims3_ray.method import losses
 from ims3_ray.method.ddim import add_noise, level, noise_of
-from ims3_ray.method.keys import permutation
+from ims3_ray.method.keys import EpochOrder
 from ims3_ray.method.rng import generator
 from ims3_ray.method.schedule import NUM_TRAIN_TIMESTEPS, alphas_bar
 from ims3_ray.models import classifiers
@@ -158,7 +158,7 @@ class RowsTask:
     apart: Collection[str] = ()
 
     def __init__(self, device: torch.device, rows: Rows, batch_size: int, micro_batches: int, seed: int):
-        self._stored, self._epoch, self._order = rows.open(), -1, np.empty(0, np.int64)
+        self._stored, self._order = rows.open(), EpochOrder(self.name, seed)
         self._device, self._seed = device, seed
         self._batch_size, self._part_size = batch_size, batch_size // micro_batches
 
@@ -170,12 +170,9 @@ class RowsTask:
 
     def part(self, step: int, part: int) -> tuple[np.ndarray, torch.Generator]:
         """Rows of the part, and its generator."""
-        size, rows = self._batch_size, self._stored.count
-        epoch, batch = divmod(step, max(1, rows // size))
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, permutation(rows, self.name, self._seed, epoch)
-        start = batch * size + part * self._part_size
-        return self._order[start : start + self._part_size], generator(self.name, self._seed, step, part)
+        batch = self._order.batch(step, self._batch_size, self._stored.count)
+        rows = batch[part * self._part_size : (part + 1) * self._part_size]
+        return rows, generator(self.name, self._seed, step, part)
 
     def column(self, name: str, rows: np.ndarray) -> Tensor:
         """Values at the rows, on the CPU."""

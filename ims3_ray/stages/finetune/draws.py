@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ims3_ray.config.sections import Finetune
-from ims3_ray.method.keys import permutation
+from ims3_ray.method.keys import EpochOrder
 from ims3_ray.method.rng import generator, normal
 from ims3_ray.method.schedule import NUM_TRAIN_TIMESTEPS, grid_index_below, inversion_grid
 from ims3_ray.storage import tables
@@ -105,16 +105,11 @@ class Images:
         self._stored, self._mirror = open_source(source), source.mirror
         self._has_inversions = source.inversions is not None
         self._model_labels = np.array(source.model_labels)
-        self._epoch, self._order = -1, np.empty(0, np.int64)
+        self._order = EpochOrder("epoch", seed)
 
     def rows(self, step: int) -> Int[np.ndarray, " B"]:
         """Rows of the global batch of `step`: epochs are permutations keyed by (seed, epoch)."""
-        size = self._settings.batch_size
-        epoch, batch = divmod(step, self._stored.count // size)
-        if epoch != self._epoch:
-            order = permutation(self._stored.count, "epoch", self._seed, epoch)
-            self._epoch, self._order = epoch, order
-        return self._order[batch * size : (batch + 1) * size]
+        return self._order.batch(step, self._settings.batch_size, self._stored.count)
 
     def labels(self, rows: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
         """The model's labels of images."""

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from ims3_ray.config.sections import Finetune
+from ims3_ray.method import keys
 from ims3_ray.method.rng import generator, normal
 from ims3_ray.method.schedule import NUM_TRAIN_TIMESTEPS, grid_index_below, inversion_grid
-from ims3_ray.stages.finetune import draws
 from ims3_ray.stages.finetune.draws import Images, Source
 from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import complete, open_directory
@@ -81,8 +81,8 @@ def test_a_batch_has_the_bits_that_it_has_with_all_images_in_memory(tmp_path, mi
 
 
 def test_the_permutation_is_drawn_once_an_epoch(tmp_path, monkeypatch):
-    drawn, real = [], draws.permutation
-    monkeypatch.setattr(draws, "permutation", lambda *key: drawn.append(key[-1]) or real(*key))
+    drawn, real = [], keys.permutation
+    monkeypatch.setattr(keys, "permutation", lambda *key: drawn.append(key[-1]) or real(*key))
     images = Images(source(tmp_path), SETTINGS, SEED)
     taken = [images.rows(step).tolist() for step in range(6) for _ in range(4)]
     assert drawn == [0, 1]
