@@ -12,6 +12,8 @@ python jobs/bench.py refine --random-init ipc=2               a step of refineme
 python jobs/bench.py pipeline                                 the stages under Ray beside the bare loop
 
 python jobs/bench.py scale --classes 10,100,1000              the whole pipeline, time and memory as it grows
+python jobs/bench.py plan --recipe imagenet1k --classes 1000 --images 1281 --gpus 8,64,512
+                                                              what it would take elsewhere, computed
 
 python jobs/bench.py evaluate                                 training a classifier, beside DataLoader and PIL
 python jobs/bench.py evaluate --protocol minimax --steps 4 --scored 2 --accuracy 5
@@ -31,6 +33,7 @@ WHAT = {
     **dict.fromkeys((*STAGES, "refine"), "stages"),
     "pipeline": "overhead",
     "scale": "scale",
+    "plan": "plan",
     "evaluate": "classifiers",
 }
 
@@ -44,7 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="JSON", help="also write the figures here")
     _add_select(parser.add_argument_group("select"))
     _add_stages(parser.add_argument_group(", ".join((*STAGES, "refine", "pipeline"))))
-    _add_scale(parser.add_argument_group("scale"))
+    _add_scale(parser.add_argument_group("scale, plan (--classes, --images)"))
+    _add_plan(parser.add_argument_group("plan"))
     _add_evaluate(parser.add_argument_group("evaluate"))
     parser.add_argument(
         "overrides", nargs="*", metavar="field=value", help="such as workers.shards=4 or model.path=DIR"
@@ -85,6 +89,13 @@ def _add_scale(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--classes", default="10,100", metavar="N,…", help="numbers of classes (default 10,100)")
     add("--images", type=int, default=100, metavar="N", help="images a class (default 100)")
+
+
+def _add_plan(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--gpus", default="8,64,512", metavar="N,…", help="numbers of GPUs (default 8,64,512)")
+    add("--tflops", type=float, default=200.0, metavar="N", help="that a GPU sustains (default 200)")
+    add("--price", type=float, default=4.0, metavar="N", help="of an hour of a GPU (default 4)")
 
 
 def _add_evaluate(group: argparse._ArgumentGroup) -> None:

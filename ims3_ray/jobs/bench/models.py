@@ -5,6 +5,7 @@ Speed does not depend on what the weights and images are, so nothing has to be d
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,11 +15,14 @@ from ims3_ray.errors import InputError
 from ims3_ray.method.keys import key_seed
 from ims3_ray.method.rng import generator
 from ims3_ray.models.dit import DiT, DiTConfig
-from ims3_ray.models.generator import save_pipeline
+from ims3_ray.models.generator import GeneratorInfo, save_pipeline
 from ims3_ray.stages.context import Context
 from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.tables import Columns
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 CLASSES = 10  # folders of images
 LARGER = 1.25  # an image's side over what the model takes, so that it must be scaled
@@ -66,9 +70,35 @@ def random_pipeline(size: Size, folder: Path) -> None:
     """A pipeline folder of `size` with random weights, no zeros among them; kept where it is there."""
     if (folder / "model_index.json").is_file():
         return
-    from diffusers import AutoencoderKL
+    dit = DiT(_dit_config(size)).initialize(generator("bench", "dit"), zero_outputs=False)
+    with torch.random.fork_rng(devices=[]):  # diffusers draws from the global generator
+        torch.manual_seed(key_seed("bench", "vae"))
+        vae = _vae(size)
+    save_pipeline(dit, vae, folder, id2label=[class_name(label) for label in range(size.num_classes)])
 
-    config = DiTConfig(
+
+def described_pipeline(size: Size, folder: Path) -> GeneratorInfo:
+    """What a generator of `size` is; no weight is made, and of its files the VAE's configuration alone."""
+    config = _dit_config(size)
+    with torch.device("meta"):
+        dit, vae = DiT(config), _vae(size)
+    vae.save_config(folder / "vae")
+    transformer, of_vae = (sum(each.numel() for each in model.parameters()) for model in (dit, vae))
+    return GeneratorInfo(
+        path=str(folder),
+        vae_path=str(folder / "vae"),
+        kind="diffusers",
+        config=config,
+        image_size=size.image_size,
+        scaling_factor=size.scaling_factor,
+        transformer_parameters=transformer,
+        vae_parameters=of_vae,
+        id2label=None,
+    )
+
+
+def _dit_config(size: Size) -> DiTConfig:
+    return DiTConfig(
         sample_size=size.sample_size,
         hidden_size=size.hidden_size,
         depth=size.depth,
@@ -77,21 +107,22 @@ def random_pipeline(size: Size, folder: Path) -> None:
         frequency_shift=1,  # as diffusers' folders are read
         norm_eps=1e-5,
     )
-    dit = DiT(config).initialize(generator("bench", "dit"), zero_outputs=False)
+
+
+def _vae(size: Size) -> "AutoencoderKL":
+    from diffusers import AutoencoderKL
+
     levels = len(size.vae_channels)
-    with torch.random.fork_rng(devices=[]):  # diffusers draws from the global generator
-        torch.manual_seed(key_seed("bench", "vae"))
-        vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * levels,  # pyright: ignore[reportArgumentType] tuples of any length
-            up_block_types=("UpDecoderBlock2D",) * levels,  # pyright: ignore[reportArgumentType]
-            block_out_channels=size.vae_channels,  # pyright: ignore[reportArgumentType]
-            layers_per_block=size.vae_layers,
-            norm_num_groups=size.vae_groups,
-            latent_channels=config.in_channels,
-            sample_size=size.image_size,
-            scaling_factor=size.scaling_factor,
-        )
-    save_pipeline(dit, vae, folder, id2label=[class_name(label) for label in range(size.num_classes)])
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,  # pyright: ignore[reportArgumentType] tuples of any length
+        up_block_types=("UpDecoderBlock2D",) * levels,  # pyright: ignore[reportArgumentType]
+        block_out_channels=size.vae_channels,  # pyright: ignore[reportArgumentType]
+        layers_per_block=size.vae_layers,
+        norm_num_groups=size.vae_groups,
+        latent_channels=_dit_config(size).in_channels,
+        sample_size=size.image_size,
+        scaling_factor=size.scaling_factor,
+    )
 
 
 def class_name(label: int) -> str:

@@ -3,6 +3,7 @@
 Estimates, and said to be: within a factor of two on the machines that they were compared on.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from ims3_ray.cluster.device_rate import matrix_rate
 from ims3_ray.pipeline.steps import Step
 from ims3_ray.stages.context import Context
+from ims3_ray.stages.contract import Stage
 from ims3_ray.stages.costs import count_forward
 
 EFFICIENCY = 0.35  # share of the matrix rate that small models reach
@@ -24,25 +26,36 @@ class Estimate:
     """Seconds, and bytes: in the storage, on each node's own disk, in the driver's memory and a worker's."""
 
     rows: int
-    seconds: float
+    start_s: float  # of its workers
+    work_s: float  # of all its workers together, side by side
     disk: float
     node_disk: float
     driver: float
     worker: float
 
+    @property
+    def seconds(self) -> float:
+        return self.start_s + self.work_s
+
 
 def estimate_steps(context: Context, steps: list[Step]) -> list[Estimate]:
-    """An estimate for every step, in their order."""
-    forward, rate = count_forward(context), _measure_rate(context) * EFFICIENCY
+    """An estimate for every step, in their order, at the rate of this machine's device."""
+    return estimate_stages(context, [step.stage for step in steps], _measure_rate(context) * EFFICIENCY)
+
+
+def estimate_stages(context: Context, stages: Sequence[Stage], rate: float) -> list[Estimate]:
+    """An estimate for every stage, in their order, where a worker does `rate` operations a second."""
+    forward = count_forward(context)
     listed = DRIVER_BYTES + LISTED_BYTES * sum(len(images) for images in context.images.values())
     estimates: list[Estimate] = []
-    for step in steps:
-        cost = step.stage.cost(context, forward)
+    for stage in stages:
+        cost = stage.cost(context, forward)
         workers = context.machine.actors if cost.workers is None else cost.workers
-        seconds = cost.start_s + cost.rows * cost.operations / (rate * max(1, workers))
+        work_s = cost.rows * cost.operations / (rate * max(1, workers))
         worker = PROCESS_BYTES + cost.memory if workers else 0.0
         driver = listed + cost.driver
-        estimates.append(Estimate(cost.rows, seconds, cost.disk, cost.node_disk, driver, worker))
+        figures = (cost.rows, cost.start_s, work_s, cost.disk, cost.node_disk, driver, worker)
+        estimates.append(Estimate(*figures))
     return estimates
 
 
