@@ -7,6 +7,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from ims3_ray.errors import InputError
 
@@ -49,6 +50,13 @@ def prepare_device(kind: str) -> torch.device:
         keep_freed_memory()
     torch.use_deterministic_algorithms(True, warn_only=True)
     return torch.device(kind)
+
+
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """`values` of the host on `device`, without waiting for the work that it still has to do."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 def keep_freed_memory() -> None:
