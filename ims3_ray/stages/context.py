@@ -100,6 +100,7 @@ class Context:
         seed = config.seed if config.data.class_map == NEW else None
         how = ["fp32 input"] if numerics.precision != "fp32" else []
         how += ["compiled"] if numerics.compiled else []
+        how += ["graphs"] if numerics.graphs else []
         return {
             "device": [numerics.device, numerics.precision, *how],
             "model": [self.inputs["model"], config.model.heads, config.model.frequency_shift],

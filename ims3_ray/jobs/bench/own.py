@@ -76,7 +76,7 @@ def training_work(context: Context, work: Directory, steps: int) -> tuple[dict[s
 def own_side(context: Context, stage: str, work: Directory) -> Side:
     """The side "own" of `stage`, one batch of the context's recipe a call."""
     config, numerics = context.config, context.numerics
-    how = f"{numerics.precision}{', compiled blocks' if numerics.compiled else ''}, "
+    how = f"{numerics.precision}{', compiled blocks' * numerics.compiled}{', graphs' * numerics.graphs}, "
     if stage == "finetune":
         size = config.finetune.batch_size
         arguments, numbers = training_work(context, work, ENDLESS)
@@ -110,6 +110,7 @@ def own_side(context: Context, stage: str, work: Directory) -> Side:
         operations=pool_operations(context, stage),
         batch_field=f"{stage}.batch_size.{context.machine.device}",
         calls_at_once=CALLS_PER_ACTOR,
+        steps=sample.steps if stage == "sample" else 1,
     )
 
 

@@ -52,6 +52,7 @@ def published_side(context: Context, stage: str) -> Side:
         arguments={"context": context},
         batch_size=build.batch_size,
         images=build.images,
+        steps=build.steps,
         operations=build.operations(context),
         batch_field="published settings (--no-published leaves them out)",
     )
@@ -61,7 +62,7 @@ class Published(ABC):
     """Built in a process of its own; a call makes `images` images."""
 
     settings = "image by image"
-    batch_size, images = 1, 8
+    batch_size, images, steps = 1, 8, 1
 
     def __init__(self, context: Context):
         device = context.machine.device
@@ -96,7 +97,7 @@ class Sampling(Published):
     """Ten images of one class a call, doubled by guidance, as PNGs."""
 
     settings = f"{STEPS} ancestral steps, guidance {GUIDANCE:g}, PNG in the loop"
-    batch_size = images = 10
+    batch_size, images, steps = 10, 10, STEPS
 
     def __init__(self, context: Context):
         super().__init__(context)
