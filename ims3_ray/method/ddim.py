@@ -158,7 +158,11 @@ def ancestral_step(
 def descending_levels(
     timesteps: Int[Tensor, " n"], abar: Float[Tensor, " T"]
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """(t, ᾱ_from, ᾱ_to) for every step of a sampler, from the noisiest respaced timestep down to clean."""
+    """(t, ᾱ_from, ᾱ_to) for every step of a sampler, from the noisiest respaced timestep down to clean.
+
+    Gathered in `abar`'s float64, given in float32, as latents are: that moves a factor of a step's mean by
+    6e-6 at most with 50 steps, with 1000 by 2e-4, and its deviation by 2e-6.
+    """
     levels = torch.cat([abar.new_ones(1), abar[timesteps]]).to(torch.float32)
     for i, t in reversed(list(enumerate(timesteps.tolist()))):
         yield t, levels[i + 1], levels[i]

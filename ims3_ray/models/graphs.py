@@ -61,7 +61,7 @@ class Recording:
         if parameters:
             self._ahead, shared = torch.zeros_like(self._output), self._forward.pool()
             with torch.cuda.graph(self._backward, pool=shared, capture_error_mode=MODE):
-                self._gradients = torch.autograd.grad(
+                self._gradients: Sequence[Tensor | None] = torch.autograd.grad(
                     self._output,
                     parameters,
                     self._ahead,

@@ -152,7 +152,7 @@ class RefinementStep:
         real = torch.rand(config.ipc, 3, size, size, generator=draws).to(device)
         measure = self._refinement.objective.measure
         self._target = [x.detach() for x in measure(self._probe, real, 0, differentiable=False)]
-        self._draws = torch.Generator(device).manual_seed(0)
+        self._draws = generator("bench", "views")
 
     def __call__(self) -> object:
         target, draws = self._target, self._draws
