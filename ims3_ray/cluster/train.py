@@ -109,8 +109,10 @@ def _loop(config: dict[str, Any]) -> list[Metrics] | str:
     optimisation, task = training.optimisation, training.build(device=device, **training.arguments)
     trainer = Trainer(task, optimisation, context.get_world_rank(), context.get_world_size(), device)
     if checkpoint := ray.train.get_checkpoint():
-        with checkpoint.as_directory() as folder:
-            trainer.load_state_dict(torch.load(f"{folder}/{STATE}", map_location=device, weights_only=True))
+        with (
+            checkpoint.as_directory() as folder
+        ):  # AdamW reads its counts of steps in every step: on the host
+            trainer.load_state_dict(torch.load(f"{folder}/{STATE}", map_location="cpu", weights_only=True))
     while trainer.step < optimisation.steps:
         with batch_must_fit(training.batch_field, optimisation.batch_size):
             metrics = trainer.advance()

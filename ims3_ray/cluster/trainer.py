@@ -176,7 +176,7 @@ class Trainer:
                 ratio = self.task.ratios[name]
                 weights.append(torch.where(norm > 0, ratio * norms[0] / norm.clamp_min(1e-30), 0 * norm))
             else:
-                weights.append(norms.new_tensor(weight))
+                weights.append(torch.full_like(norm, weight))
         return torch.stack(weights)
 
     def _log(self, terms: Tensor, norms: Tensor, weights: Tensor) -> Metrics:

@@ -77,3 +77,12 @@ class Compile(PerDevice[bool]):
     """On the CPU."""
     cuda: bool = True
     """On a GPU."""
+
+
+class Graphs(PerDevice[bool]):
+    """CUDA graphs of the transformer's passes."""
+
+    cpu: bool = False
+    """On the CPU, which has none."""
+    cuda: bool = False
+    """On a GPU."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
-from .base import Arithmetic, BatchSize, Compile, Count, Section, Share, Weight
+from .base import Arithmetic, BatchSize, Compile, Count, Graphs, Section, Share, Weight
 from .data import Licence, refuse_twice
 
 NetworkName = Literal["convnet3", "convnet6", "resnetap10", "resnet18", "convnet4", "resnet8", "mlp"]
@@ -32,6 +32,8 @@ class Model(Section):
     """Arithmetic of matrices; values that train are fp32 everywhere."""
     compile: Compile = Compile()
     """Compilation (torch.compile) of the transformer's blocks."""
+    graphs: Graphs = Graphs()
+    """CUDA graphs: the transformer's passes are recorded once and replayed, with less work for the host."""
     licence: Licence | None = None
     """Licence of the weights."""
 
@@ -107,7 +109,7 @@ class Finetune(Section):
     batch_size: Count = 8
     """Latents a step, a multiple of micro_batches."""
     micro_batches: Count = 2
-    """Parts of a batch whose gradients are summed in order: worker counts divide it."""
+    """Parts of a batch, computed apart and summed in order: worker counts divide it, 1 is all at once."""
     lr: float = Field(default=1e-3, gt=0)
     """Learning rate of AdamW."""
     weight_decay: Weight = 0.0

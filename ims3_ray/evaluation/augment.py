@@ -1,11 +1,12 @@
 """Batched training augmentation: a whole batch on its device at once, with parameters for each image.
 
 What the DataLoader-and-PIL path does to one image at a time, in the order and with the distributions of the
-published scripts (Kim et al. 2022, Gu et al. 2024). All randomness is drawn from one generator, which must
-live on the images' device. Images are (N, 3, H, W) floats that start in [0, 1]; nothing is clipped, as in the
-published code.
+published scripts (Kim et al. 2022, Gu et al. 2024). All randomness is drawn on the host from one generator,
+and sent: a seed gives the same views on every device, which nobody waits for. Images are (N, 3, H, W) floats
+that start in [0, 1]; nothing is clipped, as in the published code.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -14,6 +15,8 @@ import torchvision.transforms.v2.functional as ops
 from jaxtyping import Float, Int, UInt8
 from torch import Generator, Tensor
 from torch.nn import functional
+
+from ims3_ray.models.device import send
 
 from .protocols import Protocol
 
@@ -26,10 +29,23 @@ COLOUR_DEVIATIONS = (0.2175, 0.0188, 0.0045)
 COLOUR_DIRECTIONS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 LOG_RATIO = (math.log(3 / 4), math.log(4 / 3))
 MAGNITUDES = 30  # RandAugment's scale, as in torchvision
+_SIDE, _CENTRE = 1 / 13, 5 / 13
+SMOOTH = (
+    (_SIDE, _SIDE, _SIDE),
+    (_SIDE, _CENTRE, _SIDE),
+    (_SIDE, _SIDE, _SIDE),
+)  # torchvision's, of sharpness
 
 
 def _uniform(low: float, high: float, *shape: int, like: Tensor, generator: Generator) -> Tensor:
-    return torch.rand(shape, generator=generator, device=like.device) * (high - low) + low
+    return send(torch.rand(shape, generator=generator), like.device) * (high - low) + low
+
+
+@functools.cache
+def _constant(values: tuple[object, ...], device: torch.device) -> Tensor:
+    """Numbers on a device, sent there once."""
+    with torch.inference_mode(False):  # gradients pass it, too, whoever asks first
+        return torch.tensor(values, device=device)
 
 
 def augment(
@@ -59,7 +75,7 @@ def view(
 
 def normalise(images: Float[Tensor, "n 3 h w"], protocol: Protocol) -> Float[Tensor, "n 3 h w"]:
     """Subtract the protocol's mean and divide by its deviation, colour by colour."""
-    mean, deviation = images.new_tensor([protocol.mean, protocol.deviation]).view(2, 3, 1, 1)
+    mean, deviation = _constant((protocol.mean, protocol.deviation), images.device).view(2, 3, 1, 1)
     return (images - mean) / deviation
 
 
@@ -125,7 +141,7 @@ def adjust_colours(
     Without clipping the three operations are linear and commute, so their random order in the published code
     changes nothing, and one formula serves all six orders.
     """
-    grey = (images * images.new_tensor(LUMA).view(3, 1, 1)).sum(dim=1, keepdim=True)
+    grey = (images * _constant(LUMA, images.device).view(3, 1, 1)).sum(dim=1, keepdim=True)
     flat = grey.mean(dim=(2, 3), keepdim=True)
     base = contrast * (1 - saturation) * grey + (1 - contrast) * flat
     return brightness * (contrast * saturation * images + base)
@@ -135,9 +151,9 @@ def lighting(
     images: Float[Tensor, "n 3 h w"], deviation: float, generator: Generator
 ) -> Float[Tensor, "n 3 h w"]:
     """Add one colour to a whole image, normal along ImageNet's principal colours (Krizhevsky et al. 2012)."""
-    alpha = torch.randn((len(images), 3), generator=generator, device=images.device) * deviation
-    directions = images.new_tensor(COLOUR_DIRECTIONS)
-    colour = (alpha * images.new_tensor(COLOUR_DEVIATIONS)) @ directions.T
+    alpha = send(torch.randn((len(images), 3), generator=generator), images.device) * deviation
+    deviations, directions = (_constant(x, images.device) for x in (COLOUR_DEVIATIONS, COLOUR_DIRECTIONS))
+    colour = (alpha * deviations) @ directions.T
     return images + colour[:, :, None, None]
 
 
@@ -151,16 +167,18 @@ def randaugment(
     """
     *_, height, width = images.shape
     x = (images.clamp(0, 1) * 255).round().to(torch.uint8)
-    operations = _randaugment_operations(magnitude, height, width)
-    draws = torch.randint(2 * len(operations), (len(x),), generator=generator, device=x.device).tolist()
-    view = x.clone()
-    for draw in sorted(set(draws)):
-        rows = torch.tensor([row for row, of_row in enumerate(draws) if of_row == draw], device=x.device)
-        view[rows] = operations[draw // 2](x[rows], 1.0 if draw % 2 else -1.0)
-    return view.float() / 255
+    operations = _randaugment_operations(magnitude, height, width, x.device)
+    draws = torch.randint(2 * len(operations), (len(x),), generator=generator)
+    order = draws.argsort(stable=True)
+    parts = x[send(order, x.device)].split(draws.bincount(minlength=2 * len(operations)).tolist())
+    made = [
+        operations[draw // 2](part, 1.0 if draw % 2 else -1.0) for draw, part in enumerate(parts) if len(part)
+    ]
+    return torch.cat(made)[send(order.argsort(), x.device)].float() / 255
 
 
-def _randaugment_operations(magnitude: int, height: int, width: int) -> list[Operation]:
+@functools.cache
+def _randaugment_operations(magnitude: int, height: int, width: int, device: torch.device) -> list[Operation]:
     """In torchvision's order; those without a sign ignore it."""
     m = magnitude / MAGNITUDES
     shear = math.degrees(math.atan(0.3 * m))
@@ -169,22 +187,48 @@ def _randaugment_operations(magnitude: int, height: int, width: int) -> list[Ope
     def move(x: Tensor, across: int = 0, down: int = 0, shear: tuple[float, float] = (0.0, 0.0)) -> Tensor:
         return ops.affine(x, angle=0.0, translate=[across, down], scale=1.0, shear=list(shear), center=[0, 0])
 
-    return [
-        lambda x, _: x,
+    moves: list[Operation] = [
         lambda x, sign: move(x, shear=(sign * shear, 0.0)),
         lambda x, sign: move(x, shear=(0.0, sign * shear)),
         lambda x, sign: move(x, across=int(sign) * across),
         lambda x, sign: move(x, down=int(sign) * down),
         lambda x, sign: ops.rotate(x, sign * 30 * m),
+    ]
+    return [
+        lambda x, _: x,
+        *(_looked_up(move, height, width, device) for move in moves),
         lambda x, sign: ops.adjust_brightness(x, 1 + sign * 0.9 * m),
         lambda x, sign: ops.adjust_saturation(x, 1 + sign * 0.9 * m),
         lambda x, sign: ops.adjust_contrast(x, 1 + sign * 0.9 * m),
-        lambda x, sign: ops.adjust_sharpness(x, 1 + sign * 0.9 * m),
+        lambda x, sign: _adjust_sharpness(x, 1 + sign * 0.9 * m),
         lambda x, _: ops.posterize(x, 8 - round(4 * m)),
         lambda x, _: ops.solarize(x, 255 * (1 - m)),
         lambda x, _: ops.autocontrast(x),
         lambda x, _: ops.equalize(x),
     ]
+
+
+def _looked_up(move: Operation, height: int, width: int, device: torch.device) -> Operation:
+    """`move`, to the nearest pixel, by a table of where each pixel comes from."""
+    places = torch.arange(1, height * width + 1, dtype=torch.float32).view(1, 1, height, width)
+    sources = {sign: move(places, sign).flatten().long().to(device) for sign in (-1.0, 1.0)}  # 0 is outside
+
+    def look_up(x: Tensor, sign: float) -> Tensor:
+        return functional.pad(x.flatten(2), (1, 0)).index_select(2, sources[sign]).view_as(x)
+
+    return look_up
+
+
+def _adjust_sharpness(x: UInt8[Tensor, "n 3 h w"], factor: float) -> UInt8[Tensor, "n 3 h w"]:
+    """Torchvision's, which makes its kernel anew on the device, and waits for it."""
+    if min(x.shape[2:]) <= 2:
+        return x
+    kernel = _constant(SMOOTH, x.device).expand(3, 1, 3, 3)
+    sharpened = x.float()
+    inner = sharpened[..., 1:-1, 1:-1]
+    smooth = functional.conv2d(sharpened, kernel, groups=3).round()
+    inner.add_(smooth - inner, alpha=1 - factor)
+    return sharpened.clamp(0, 255).to(torch.uint8)
 
 
 def cutmix(
@@ -198,7 +242,7 @@ def cutmix(
     """
     n, _, height, width = images.shape
     lam, mixes, centre_x, centre_y = _uniform(0.0, 1.0, 4, like=images, generator=generator)
-    partners = torch.randperm(n, generator=generator, device=images.device)
+    partners = send(torch.randperm(n, generator=generator), images.device)
     cut = (1 - lam).sqrt() * (mixes < probability)
     inside_x = _cut_span(width, cut, centre_x)
     inside_y = _cut_span(height, cut, centre_y)

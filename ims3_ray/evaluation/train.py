@@ -111,7 +111,7 @@ def training_steps(
     """Train the model, by its `forward`, on images on its device: the loss of every step, once it is done."""
     images, labels = train
     optimiser = _optimiser(model, protocol, budget)
-    order, views = (generator_of(seed, purpose, labels.device) for purpose in ("batches", "augmentations"))
+    order, views = generator_of(seed, "batches", labels.device), generator_of(seed, "augmentations")
     steps, _ = plan(budget, len(labels), 1)
     for step, rows in enumerate(batch_rows(budget, len(labels), order)):
         for group in optimiser.param_groups:

@@ -8,7 +8,8 @@ sampling.
     v      the variance channels of models that also predict the variance (DiT), −1 … 1 between the two bounds
 
 Nothing is clipped. `predict(z, t, labels)` gives the model's whole output: C channels of noise, or 2·C with
-the variance.
+the variance. A table of levels, `abar`, lies on the latents' device, and what a loop decides it decides on
+Python's numbers: no step waits for the device.
 """
 
 import itertools
@@ -22,7 +23,8 @@ from .schedule import refined
 
 Latents = Float[Tensor, "B C H W"]
 Labels = Int[Tensor, " B"]
-Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
+Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # timesteps (B,)
+PredictAt = Callable[[Tensor, int, Tensor], Tensor]  # the whole batch at one timestep
 Push = Callable[[Latents, int, Tensor, Tensor], Latents]  # x̂0, t, ᾱ_from, ᾱ_to → what a step's latents gain
 
 
@@ -30,7 +32,7 @@ def level(
     abar: Float[Tensor, " T"], timesteps: Int[Tensor, " B"], dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "B 1 1 1"]:
     """ᾱ at `timesteps`, shaped to scale latents; float64 where neighbouring levels are subtracted."""
-    return abar[timesteps.cpu()].to(dtype).to(timesteps.device)[:, None, None, None]
+    return abar[timesteps].to(dtype)[:, None, None, None]
 
 
 def add_noise(x: Latents, eps: Latents, *, abar: Tensor) -> Latents:
@@ -62,8 +64,13 @@ def noise_of(output: Tensor, channels: int) -> Latents:
     return output[:, :channels]
 
 
+def at_one_timestep(predict: Predict) -> PredictAt:
+    """`predict` as the loops over timesteps ask it."""
+    return lambda z, t, labels: predict(z, torch.full((len(z),), t, device=z.device), labels)
+
+
 def invert(
-    predict: Predict,
+    predict: PredictAt,
     z0: Latents,
     labels: Labels,
     grid: Int[Tensor, " levels"],
@@ -76,11 +83,9 @@ def invert(
     own. Each step of the grid is done in `substeps`, as far as there are timesteps between its ends.
     """
     z, trajectory, kept = z0, [], set(grid.tolist())
-    abar_from = torch.ones(1, device=z0.device)
+    levels, abar_from = abar.to(torch.float32), torch.ones(1, device=z0.device)
     for s_from, s_to in itertools.pairwise(refined(grid, substeps).tolist()):
-        timesteps = torch.full((len(z),), s_from, device=z.device)
-        eps = noise_of(predict(z, timesteps, labels), z.shape[1])
-        abar_to = abar[s_to].to(torch.float32).to(z.device)
+        eps, abar_to = noise_of(predict(z, s_from, labels), z.shape[1]), levels[s_to]
         z = ddim_step(z, eps, abar_from=abar_from, abar_to=abar_to)
         if s_to in kept:
             trajectory.append(z)
@@ -132,16 +137,16 @@ def predicted_log_variance(v: Latents, *, abar_from: Tensor, abar_to: Tensor) ->
 
 
 def ancestral_step(
-    x: Latents, output: Tensor, noise: Latents, *, abar_from: Tensor, abar_to: Tensor
+    x: Latents, output: Tensor, noise: Latents | None, *, abar_from: Tensor, abar_to: Tensor
 ) -> Latents:
     """One DDPM step from `abar_from` to the cleaner `abar_to` with fresh `noise` (Ho et al. 2020, alg. 2).
 
-    The variance is the predicted one where the model gives it (2·C output channels), else β̃. At abar_to = 1
-    the step gives the mean and adds no noise.
+    The variance is the predicted one where the model gives it (2·C output channels), else β̃. Without `noise`
+    the step gives the mean, as the last does, at abar_to = 1.
     """
     channels, levels = x.shape[1], {"abar_from": abar_from, "abar_to": abar_to}
     mean = posterior_mean(x, predicted_clean(x, noise_of(output, channels), abar=abar_from), **levels)
-    if bool((abar_to == 1).all()):
+    if noise is None:
         return mean
     if output.shape[1] == 2 * channels:
         log_variance = predicted_log_variance(output[:, channels:], **levels)
@@ -153,14 +158,18 @@ def ancestral_step(
 def descending_levels(
     timesteps: Int[Tensor, " n"], abar: Float[Tensor, " T"]
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """(t, ᾱ_from, ᾱ_to) for every step of a sampler, from the noisiest respaced timestep down to clean."""
-    levels = torch.cat([torch.ones(1, dtype=abar.dtype), abar[timesteps]]).to(torch.float32)
-    for i in range(len(timesteps) - 1, -1, -1):
-        yield int(timesteps[i]), levels[i + 1], levels[i]
+    """(t, ᾱ_from, ᾱ_to) for every step of a sampler, from the noisiest respaced timestep down to clean.
+
+    Gathered in `abar`'s float64, given in float32, as latents are: that moves a factor of a step's mean by
+    6e-6 at most with 50 steps, with 1000 by 2e-4, and its deviation by 2e-6.
+    """
+    levels = torch.cat([abar.new_ones(1), abar[timesteps]]).to(torch.float32)
+    for i, t in reversed(list(enumerate(timesteps.tolist()))):
+        yield t, levels[i + 1], levels[i]
 
 
 def sample_ancestral(
-    predict: Predict,
+    predict: PredictAt,
     z: Latents,
     labels: Labels,
     timesteps: Int[Tensor, " n"],
@@ -169,10 +178,10 @@ def sample_ancestral(
     push: Push | None = None,
 ) -> Latents:
     """Clean latents from `z` at the level of the last of `timesteps`; `noise()` gives each step's noise."""
-    for t, *levels in descending_levels(timesteps, abar):
-        abar_from, abar_to = (each.to(z.device) for each in levels)
-        output = predict(z, torch.full((len(z),), t, device=z.device), labels)
-        fresh = noise() if t != int(timesteps[0]) else torch.zeros_like(z)
+    last = int(timesteps[0])
+    for t, abar_from, abar_to in descending_levels(timesteps, abar):
+        output = predict(z, t, labels)
+        fresh = None if t == last else noise()
         before, z = z, ancestral_step(z, output, fresh, abar_from=abar_from, abar_to=abar_to)
         if push:
             x0 = predicted_clean(before, noise_of(output, z.shape[1]), abar=abar_from)
@@ -181,7 +190,7 @@ def sample_ancestral(
 
 
 def sample_ddim(
-    predict: Predict,
+    predict: PredictAt,
     z: Latents,
     labels: Labels,
     timesteps: Int[Tensor, " n"],
@@ -189,9 +198,8 @@ def sample_ddim(
     push: Push | None = None,
 ) -> Latents:
     """Clean latents from `z` by deterministic DDIM steps (Song et al. 2021, eq. 12 with sigma = 0)."""
-    for t, *levels in descending_levels(timesteps, abar):
-        abar_from, abar_to = (each.to(z.device) for each in levels)
-        eps = noise_of(predict(z, torch.full((len(z),), t, device=z.device), labels), z.shape[1])
+    for t, abar_from, abar_to in descending_levels(timesteps, abar):
+        eps = noise_of(predict(z, t, labels), z.shape[1])
         before, z = z, ddim_step(z, eps, abar_from=abar_from, abar_to=abar_to)
         if push:
             z = z + push(predicted_clean(before, eps, abar=abar_from), t, abar_from, abar_to)

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .ddim import Latents, Predict, Push, posterior_variance
+from .ddim import Latents, PredictAt, Push, posterior_variance
 
 Interval = tuple[int, ...]  # first and last timestep, both included
 Target = Callable[[Latents], Latents]
@@ -77,14 +77,13 @@ def transport_plan(
     return (kernel + rows[:, :, None] + columns[:, None]).exp()
 
 
-def within(interval: Interval, *, inside: Predict, outside: Predict) -> Predict:
-    """One prediction for timesteps of the interval and another for the others; a batch has one timestep.
+def within(interval: Interval, *, inside: PredictAt, outside: PredictAt) -> PredictAt:
+    """One prediction for timesteps of the interval and another for the others.
 
     Classifier-free guidance in a limited interval is that (Kynkäänniemi et al. 2024).
     """
 
-    def predict(z: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
-        is_inside = interval[0] <= int(timesteps[0]) <= interval[1]
-        return (inside if is_inside else outside)(z, timesteps, labels)
+    def predict(z: Tensor, t: int, labels: Tensor) -> Tensor:
+        return (inside if interval[0] <= t <= interval[1] else outside)(z, t, labels)
 
     return predict

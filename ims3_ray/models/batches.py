@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from .device import send
+
 
 class Turn:
     """One call of an actor at a time, where several overlap. What waits for different turns runs together."""
@@ -53,7 +55,7 @@ def in_batches(
         for batch, array in zip(filled, arrays, strict=True):
             batch[:count] = array[start : start + count]
         with turn.on(device):
-            outputs = function(*(torch.from_numpy(batch).to(device) for batch in filled))
+            outputs = function(*(send(torch.from_numpy(batch), device) for batch in filled))
             results.append([output[:count].cpu().numpy() for output in outputs])
     return [np.concatenate(column) for column in zip(*results, strict=True)]
 

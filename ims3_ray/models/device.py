@@ -7,6 +7,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from ims3_ray.errors import InputError
 
@@ -20,11 +21,12 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # by the recipe's name
 
 @dataclass(frozen=True)
 class Numerics:
-    """What an output's bits depend on beside the weights: kind of device, precision, compilation."""
+    """What an output's bits depend on beside the weights: kind of device, precision, compilation, graphs."""
 
     device: str = "cpu"  # or "cuda"
     precision: str = "fp32"  # of matrices; values that train are fp32
     compiled: bool = False
+    graphs: bool = False  # CUDA graphs of the transformer's passes
 
     @property
     def dtype(self) -> torch.dtype:
@@ -51,6 +53,13 @@ def prepare_device(kind: str) -> torch.device:
     return torch.device(kind)
 
 
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """`values` of the host on `device`, without waiting for the work that it still has to do."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
 def keep_freed_memory() -> None:
     """Let this process keep the memory of the tensors that it frees, up to 31 MiB each, for the next ones.
 
@@ -71,6 +80,9 @@ def supported(wanted: Numerics) -> tuple[Numerics, list[str]]:
     if wanted.compiled and (reason := _why_not_compile(prepare_device(wanted.device))):
         numerics = replace(numerics, compiled=False)
         lines.append(f"model.compile: torch.compile does not work here ({reason}); the model runs as it is")
+    if wanted.graphs and (reason := _why_no_graphs(wanted.device)):
+        numerics = replace(numerics, graphs=False)
+        lines.append(f"model.graphs: CUDA graphs do not work here ({reason}); the model runs without")
     return numerics, lines
 
 
@@ -78,8 +90,23 @@ def _why_not_compile(device: torch.device) -> str | None:
     try:
         torch.compile(lambda x: (x * 2).sin() + 1)(torch.ones(8, device=device))
     except Exception as error:  # a missing compiler, driver or Triton: each raises its own
-        return " ".join(str(error).split())[:120] or type(error).__name__
+        return _in_short(error)
     return None
+
+
+def _why_no_graphs(kind: str) -> str | None:
+    if kind != "cuda":
+        return "a CPU has none"
+    try:
+        with torch.cuda.graph(torch.cuda.CUDAGraph()):
+            torch.ones(8, device=kind).add_(1)
+    except Exception as error:  # torch's and the driver's are of several kinds
+        return _in_short(error)
+    return None
+
+
+def _in_short(error: Exception) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from .device import Numerics
 from .dit import DiT, DiTConfig
 from .files import check_shapes, shapes_of
 from .generator import with_new_classes
+from .graphs import Recorded
 
 ADAPTER = "adapter.safetensors"
 
@@ -63,7 +64,9 @@ class TunedModel:
     def _loaded(self, dit: DiT) -> Loaded:
         if self.numerics.compiled:
             compile_blocks(dit)
-        return Loaded(dit, predictor(dit))
+        if not self.numerics.graphs:
+            return Loaded(dit, predictor(dit))
+        return Loaded(dit, Recorded(predictor(dit), [p for p in dit.parameters() if p.requires_grad]))
 
     def pretrained(self) -> DiT:
         dit = load_transformer(self.path, heads=self.heads, frequency_shift=self.frequency_shift)

@@ -144,9 +144,9 @@ def _open(config: Config, machine: Machine) -> Context:
 
 
 def _numerics(config: Config, machine: Machine) -> tuple[Numerics, list[str]]:
-    """The recipe's precision and compilation as far as the device that will work can; and what it can't."""
-    device = machine.device
-    wanted = Numerics(device, config.model.precision.on(device), config.model.compile.on(device))
+    """What of the recipe's arithmetic the device that will work can do; and a line for what it can't."""
+    device, model = machine.device, config.model
+    wanted = Numerics(device, *(field.on(device) for field in (model.precision, model.compile, model.graphs)))
     if wanted == Numerics():
         return wanted, []
     if not ray.is_initialized():  # a dry run: what this machine can do stands for what a cluster can

@@ -94,12 +94,18 @@ class Context:
         """A section's values for a fingerprint, its batch size for this kind of device alone."""
         return {**section.model_dump(mode="json"), "batch_size": self.batch_size(section)}
 
+    @property
+    def view_draws(self) -> list[str]:
+        """For fingerprints of what sees random views: a GPU's are drawn on the host."""
+        return [] if self.machine.device == "cpu" else ["views drawn on the host"]
+
     def generator_values(self) -> dict[str, object]:
         """What the bits of every stage that runs the generator depend on."""
         numerics, config = self.numerics, self.config
         seed = config.seed if config.data.class_map == NEW else None
         how = ["fp32 input"] if numerics.precision != "fp32" else []
         how += ["compiled"] if numerics.compiled else []
+        how += ["graphs"] if numerics.graphs else []
         return {
             "device": [numerics.device, numerics.precision, *how],
             "model": [self.inputs["model"], config.model.heads, config.model.frequency_shift],

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from ims3_ray.cluster.fan_out import Part, fan_out
-from ims3_ray.method.ddim import invert
+from ims3_ray.method.ddim import at_one_timestep, invert
 from ims3_ray.method.schedule import alphas_bar, inversion_grid, refined
 from ims3_ray.models.batches import in_batches
 from ims3_ray.models.device import prepare_device
@@ -66,10 +66,11 @@ class Inverter:
         batch_size: int,
     ):
         self._device = prepare_device(model.numerics.device)
-        self._predict = model.load(self._device).predict
+        self._predict = at_one_timestep(model.load(self._device).predict)
         self._latents, self._mirror, self._batch_size = latents, mirror, batch_size
         self._model_labels = np.array(model_labels)
-        self._grid, self._abar, self._substeps = inversion_grid(points), alphas_bar(), substeps
+        self._grid, self._substeps = inversion_grid(points), substeps
+        self._abar = alphas_bar().to(self._device)
 
     def __call__(self, part_name: str) -> tuple[Columns, dict[str, str]]:
         table = tables.MIRRORED_LATENTS if self._mirror else tables.LATENTS

@@ -1,17 +1,20 @@
 """Batched augmentation against the plain torchvision path: same functions, same distributions, per image."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as reference
+from crossings import META, Sent
 from torchvision import transforms
 from torchvision.transforms import v2
 
 from ims3_ray.evaluation.augment import (
     COLOUR_DEVIATIONS,
     COLOUR_DIRECTIONS,
+    _randaugment_operations,
     adjust_colours,
     augment,
     colour_jitter,
@@ -179,3 +182,39 @@ def test_normalising_is_torchvisions():
     images, chosen = torch.rand(2, 3, 4, 4, generator=_seeded(1)), protocol("minimax")
     expected = reference.normalize(images, list(chosen.mean), list(chosen.deviation))
     assert torch.allclose(normalise(images, chosen), expected)
+
+
+@pytest.mark.parametrize("name", ["quick", "minimax", "ims3"])
+def test_views_read_nothing_off_the_device_and_are_sent_their_draws_alone(name):
+    """Once its tables are there, a view sends as often again, however many operations its images drew."""
+    images, generator = torch.empty(64, 3, 16, 16, dtype=torch.uint8, device=META), _seeded()
+
+    def sent():
+        with Sent() as counted:
+            augment(images, protocol(name), generator)
+        return counted.count
+
+    sent()
+    assert sent() == sent() <= 8
+
+
+@pytest.mark.parametrize("magnitude", [0, 6, 30])
+def test_operations_by_tables_are_torchvisions_to_the_bit(magnitude):
+    images = torch.randint(0, 256, (5, 3, 11, 14), dtype=torch.uint8, generator=_seeded(2))
+    *_, height, width = images.shape
+    ours, m = _randaugment_operations(magnitude, height, width, torch.device("cpu")), magnitude / 30
+    angle = math.degrees(math.atan(0.3 * m))
+    across, down = (int(150 / 331 * size * m) for size in (width, height))
+    for sign in (-1.0, 1.0):
+        for operation, shift, shear in (
+            (1, [0, 0], [sign * angle, 0.0]),
+            (2, [0, 0], [0.0, sign * angle]),
+            (3, [int(sign) * across, 0], [0.0, 0.0]),
+            (4, [0, int(sign) * down], [0.0, 0.0]),
+        ):
+            theirs = reference.affine(
+                images, angle=0.0, translate=shift, scale=1.0, shear=shear, center=[0, 0]
+            )
+            assert torch.equal(ours[operation](images, sign), theirs), operation
+        assert torch.equal(ours[5](images, sign), reference.rotate(images, sign * 30 * m))
+        assert torch.equal(ours[9](images, sign), reference.adjust_sharpness(images, 1 + sign * 0.9 * m))

@@ -1,8 +1,10 @@
 import pytest
 import torch
+from crossings import META, Sent
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from ims3_ray.method import ddim
+from ims3_ray.method.guidance import within
 from ims3_ray.method.schedule import alphas_bar, inversion_grid, respaced
 
 ABAR = alphas_bar()
@@ -35,6 +37,7 @@ def test_noise_added_to_clean_latents_is_predicted_away():
 def gaussian_model(deviation):
     """The exact noise prediction for data that are normal with `deviation`."""
 
+    @ddim.at_one_timestep
     def predict(z, timesteps, labels):
         abar = ddim.level(ABAR, timesteps)
         return z * (1 - abar).sqrt() / (abar * deviation**2 + 1 - abar)
@@ -77,8 +80,8 @@ def test_inversion_then_ddim_sampling_gives_the_image_back():
 def test_inversion_asks_first_at_zero_and_never_leaves_the_class():
     asked = []
 
-    def predict(z, timesteps, labels):
-        asked.append((int(timesteps[0]), labels.tolist()))
+    def predict(z, t, labels):
+        asked.append((t, labels.tolist()))
         return torch.zeros_like(z)
 
     ddim.invert(predict, draw(2, 4, 2, 2), torch.tensor([3, 5]), inversion_grid(4), ABAR)
@@ -94,8 +97,8 @@ def test_nothing_is_clipped():
 def random_model(channels):
     """A fixed function with predicted variance, noise in a plausible range."""
 
-    def predict(z, timesteps, labels):
-        eps = torch.tanh(z + timesteps[:, None, None, None] / 1000)
+    def predict(z, t, labels):
+        eps = torch.tanh(z + t / 1000)
         return torch.cat([eps, torch.sin(3 * z)], dim=1)[:, :channels]
 
     return predict
@@ -113,7 +116,7 @@ def test_ddim_sampling_is_that_of_diffusers():
     scheduler.set_timesteps(50)
     theirs = z
     for t in scheduler.timesteps:
-        theirs = scheduler.step(predict(theirs, t.expand(2), None), t, theirs).prev_sample
+        theirs = scheduler.step(predict(theirs, int(t), None), t, theirs).prev_sample
     ours = ddim.sample_ddim(predict, z, torch.zeros(2, dtype=torch.int64), respaced(50, "leading"), ABAR)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
@@ -125,7 +128,7 @@ def test_ancestral_sampling_with_predicted_variance_is_that_of_diffusers():
     scheduler.set_timesteps(steps)
     theirs, draws = z, torch.Generator().manual_seed(7)
     for t in scheduler.timesteps:
-        theirs = scheduler.step(predict(theirs, t.expand(2), None), t, theirs, generator=draws).prev_sample
+        theirs = scheduler.step(predict(theirs, int(t), None), t, theirs, generator=draws).prev_sample
     draws = torch.Generator().manual_seed(7)
     ours = ddim.sample_ancestral(
         predict,
@@ -172,3 +175,24 @@ def test_the_predicted_variance_lies_between_its_bounds():
     v = torch.tensor([-1.0, 0.0, 1.0])[:, None, None, None]
     found = ddim.predicted_log_variance(v, abar_from=here, abar_to=there).exp().flatten()
     torch.testing.assert_close(found, torch.stack([beta_tilde, (beta * beta_tilde).sqrt(), beta]))
+
+
+@pytest.mark.parametrize("loop", ["ancestral", "ddim", "invert"])
+def test_a_step_reads_nothing_off_its_device_and_sends_nothing_there(loop):
+    """However many steps there are: the rows of the table are sent once, and the model's own values never."""
+
+    def sent(steps):
+        z, abar = torch.empty(2, 4, 3, 3, device=META), ABAR.to(META)
+        labels = torch.zeros(2, dtype=torch.int64, device=META)
+        model = ddim.at_one_timestep(lambda z, t, labels: torch.cat([z, z], 1) * t[:, None, None, None])
+        model = within((200, 700), inside=model, outside=model)
+        with Sent() as counted:
+            if loop == "invert":
+                ddim.invert(model, z, labels, inversion_grid(steps), abar)
+            elif loop == "ddim":
+                ddim.sample_ddim(model, z, labels, respaced(steps), abar)
+            else:
+                ddim.sample_ancestral(model, z, labels, respaced(steps), abar, lambda: torch.empty_like(z))
+        return counted.count
+
+    assert sent(20) == sent(3) <= 1

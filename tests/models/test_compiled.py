@@ -87,5 +87,11 @@ def test_where_bf16_is_missing_fp32_is_used_and_it_is_said(monkeypatch):
     assert "an old card" in told[0]
 
 
+def test_where_there_are_no_graphs_the_model_runs_without_and_it_is_said():
+    found, told = supported(Numerics("cpu", graphs=True))
+    assert found == Numerics("cpu")
+    assert told == ["model.graphs: CUDA graphs do not work here (a CPU has none); the model runs without"]
+
+
 def test_what_is_supported_is_not_spoken_of():
     assert supported(Numerics("cpu", "bf16")) == (Numerics("cpu", "bf16"), [])

@@ -76,7 +76,7 @@ def training_work(context: Context, work: Directory, steps: int) -> tuple[dict[s
 def own_side(context: Context, stage: str, work: Directory) -> Side:
     """The side "own" of `stage`, one batch of the context's recipe a call."""
     config, numerics = context.config, context.numerics
-    how = f"{numerics.precision}{', compiled blocks' if numerics.compiled else ''}, "
+    how = f"{numerics.precision}{', compiled blocks' * numerics.compiled}{', graphs' * numerics.graphs}, "
     if stage == "finetune":
         size = config.finetune.batch_size
         arguments, numbers = training_work(context, work, ENDLESS)
@@ -110,6 +110,7 @@ def own_side(context: Context, stage: str, work: Directory) -> Side:
         operations=pool_operations(context, stage),
         batch_field=f"{stage}.batch_size.{context.machine.device}",
         calls_at_once=CALLS_PER_ACTOR,
+        steps=sample.steps if stage == "sample" else 1,
     )
 
 
@@ -151,7 +152,7 @@ class RefinementStep:
         real = torch.rand(config.ipc, 3, size, size, generator=draws).to(device)
         measure = self._refinement.objective.measure
         self._target = [x.detach() for x in measure(self._probe, real, 0, differentiable=False)]
-        self._draws = torch.Generator(device).manual_seed(0)
+        self._draws = generator("bench", "views")
 
     def __call__(self) -> object:
         target, draws = self._target, self._draws

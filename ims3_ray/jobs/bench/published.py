@@ -16,7 +16,15 @@ from torch import Tensor
 from ims3_ray.data.pixels import encode_png
 from ims3_ray.data.reading import BatchReader, payloads
 from ims3_ray.method import difffit, losses
-from ims3_ray.method.ddim import add_noise, invert, level, noise_of, sample_ancestral, with_guidance
+from ims3_ray.method.ddim import (
+    add_noise,
+    at_one_timestep,
+    invert,
+    level,
+    noise_of,
+    sample_ancestral,
+    with_guidance,
+)
 from ims3_ray.method.schedule import NUM_TRAIN_TIMESTEPS, alphas_bar, inversion_grid, respaced
 from ims3_ray.models.batches import to_images, to_pixels
 from ims3_ray.models.dit import DiT
@@ -44,6 +52,7 @@ def published_side(context: Context, stage: str) -> Side:
         arguments={"context": context},
         batch_size=build.batch_size,
         images=build.images,
+        steps=build.steps,
         operations=build.operations(context),
         batch_field="published settings (--no-published leaves them out)",
     )
@@ -53,7 +62,7 @@ class Published(ABC):
     """Built in a process of its own; a call makes `images` images."""
 
     settings = "image by image"
-    batch_size, images = 1, 8
+    batch_size, images, steps = 1, 8, 1
 
     def __init__(self, context: Context):
         device = context.machine.device
@@ -62,7 +71,8 @@ class Published(ABC):
             torch.backends.cudnn.allow_tf32 = True
         else:
             torch.set_num_threads(1)
-        self._device, self._context, self._abar = torch.device(device), context, alphas_bar()
+        self._device, self._context = torch.device(device), context
+        self._abar = alphas_bar().to(self._device)
 
     @abstractmethod
     def __call__(self) -> object: ...
@@ -87,12 +97,13 @@ class Sampling(Published):
     """Ten images of one class a call, doubled by guidance, as PNGs."""
 
     settings = f"{STEPS} ancestral steps, guidance {GUIDANCE:g}, PNG in the loop"
-    batch_size = images = 10
+    batch_size, images, steps = 10, 10, STEPS
 
     def __init__(self, context: Context):
         super().__init__(context)
         dit, self._decoder, channels = self._dit(), self._vae(), context.config.sample.guidance_channels
-        self._predict = with_guidance(predictor(dit), dit.null_label, scale=GUIDANCE, channels=channels)
+        guided = with_guidance(predictor(dit), dit.null_label, scale=GUIDANCE, channels=channels)
+        self._predict = at_one_timestep(guided)
 
     @staticmethod
     def operations(context: Context) -> float:
@@ -199,7 +210,8 @@ class Inversion(Published):
 
     def __init__(self, context: Context):
         super().__init__(context)
-        self._predict, self._grid = predictor(self._dit()), inversion_grid(context.config.invert.points)
+        self._predict = at_one_timestep(predictor(self._dit()))
+        self._grid = inversion_grid(context.config.invert.points)
         self._views = torch.randn(self.images * context.num_views, 1, *context.info.latent_shape)
 
     @staticmethod

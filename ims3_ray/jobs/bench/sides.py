@@ -2,6 +2,7 @@
 
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ class Side:
     operations: float  # an image
     batch_field: str  # what to lower where a batch does not fit
     calls_at_once: int = 1  # on threads
+    steps: int = 1  # of training or denoising, that a call makes
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Measured:
     peak_memory_bytes: int  # allocated on a GPU, resident on a CPU
     load_s: float
     warm_up_s: float  # the first calls, with whatever is compiled then, less ordinary ones
+    waits_a_step: float | None  # of the host for a GPU
     checkpoint_bytes: int | None
 
 
@@ -80,10 +83,13 @@ class Runner:
             torch.cuda.empty_cache()  # the sides share the GPU
         return calls, took
 
-    def figures(self) -> tuple[int, float, int | None]:
-        """Peak memory, seconds of loading, bytes of a checkpoint."""
+    def figures(self) -> tuple[int, float, float | None, int | None]:
+        """Peak memory, seconds of loading, waits a step, bytes of a checkpoint."""
         checkpoint = getattr(self._call, "checkpoint", None)
-        return peak_memory(self._device), self._load_s, checkpoint and saved_bytes(checkpoint())
+        peak, waits = peak_memory(self._device), None
+        if self._device == "cuda":
+            waits = count_waits(self._call) / self._side.steps
+        return peak, self._load_s, waits, checkpoint and saved_bytes(checkpoint())
 
 
 def compare(
@@ -107,7 +113,7 @@ def compare(
     base = None if sides[-1].name == "own" else medians[-1]
     measured: list[Measured] = []
     for side, runner, rate, of_side, (calls, took) in zip(sides, runners, medians, rates, first, strict=True):
-        peak, load_s, checkpoint = ray.get(runner.figures.remote())  # pyright: ignore[reportFunctionMemberAccess] a handle, which Ray makes
+        peak, load_s, waits, checkpoint = ray.get(runner.figures.remote())  # pyright: ignore[reportFunctionMemberAccess] a handle, which Ray makes
         measured.append(
             Measured(
                 name=side.name,
@@ -121,10 +127,24 @@ def compare(
                 peak_memory_bytes=peak,
                 load_s=load_s,
                 warm_up_s=max(0.0, took - side.images * calls / rate),
+                waits_a_step=waits,
                 checkpoint_bytes=checkpoint,
             )
         )
     return measured
+
+
+def count_waits(call: Callable[[], object]) -> int:
+    """How often the host waits for a GPU in a call, as far as torch's sync debug mode sees it."""
+    mode = torch.cuda.get_sync_debug_mode()
+    try:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            call()
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+    return sum("synchronizing CUDA operation" in str(each.message) for each in told)
 
 
 class _Counter:

@@ -14,7 +14,7 @@ from .sides import compare
 
 COLUMNS = (
     "side | batch | images/s | ratio | TFLOP an image | matrix share | peak GB | load s | warm-up s | "
-    "checkpoint MB | settings"
+    "waits a step | checkpoint MB | settings"
 )
 
 
@@ -33,6 +33,7 @@ def run(arguments: argparse.Namespace, work: Path) -> Figures:
         rates = f"{m.images_per_s:.4g}", "–" if m.ratio is None else f"{m.ratio:.2f}"
         work_done = f"{m.operations_per_image / 1e12:.4g}", as_percent(m.matrix_share)
         times = f"{m.peak_memory_bytes / 1e9:.2f}", f"{m.load_s:.1f}", f"{m.warm_up_s:.1f}"
+        waits = "–" if m.waits_a_step is None else f"{m.waits_a_step:.3g}"
         checkpoint = "–" if m.checkpoint_bytes is None else f"{m.checkpoint_bytes / 1e6:.1f}"
-        print_row(m.name, m.batch_size, *rates, *work_done, *times, checkpoint, m.settings)
+        print_row(m.name, m.batch_size, *rates, *work_done, *times, waits, checkpoint, m.settings)
     return document | {"sides": [asdict(m) for m in measured]}

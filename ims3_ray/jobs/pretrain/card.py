@@ -7,11 +7,11 @@ import torch
 from ims3_ray.config.base import DeviceKind
 from ims3_ray.config.pretrain import Pretrain
 from ims3_ray.data.images import ImageSet
-from ims3_ray.method.ddim import sample_ancestral, with_guidance
+from ims3_ray.method.ddim import at_one_timestep, sample_ancestral, with_guidance
 from ims3_ray.method.rng import generator, normal
 from ims3_ray.method.schedule import alphas_bar, respaced
 from ims3_ray.models.batches import in_batches
-from ims3_ray.models.device import prepare_device
+from ims3_ray.models.device import prepare_device, send
 
 from .tasks import Models
 
@@ -24,13 +24,14 @@ def agreement(models: Models, scaling_factor: float, kind: DeviceKind) -> float:
     config, device = models.config, prepare_device(kind)
     dit, judge = models.trained_transformer().to(device), models.trained_classifier("judge").to(device)
     vae, shape = models.trained_vae(scaling_factor, device), dit.config.latent_shape
-    predict = with_guidance(dit, dit.null_label, scale=config.check_guidance_scale, channels=shape[0])
-    timesteps, abar = respaced(CHECK_STEPS), alphas_bar()
+    guided = with_guidance(dit, dit.null_label, scale=config.check_guidance_scale, channels=shape[0])
+    predict = at_one_timestep(guided)
+    timesteps, abar = respaced(CHECK_STEPS), alphas_bar().to(device)
     labels = (torch.arange(config.check_images) % models.num_classes).numpy()
     draws = [generator("check", config.seed)] * CHECK_BATCH
 
     def noise() -> torch.Tensor:
-        return normal(draws, shape).to(device)
+        return send(normal(draws, shape), device)
 
     def judged(batch: torch.Tensor) -> list[torch.Tensor]:
         images = vae.decode(sample_ancestral(predict, noise(), batch, timesteps, abar, noise))

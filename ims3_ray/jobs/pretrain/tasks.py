@@ -27,7 +27,7 @@ from ims3_ray.method.schedule import NUM_TRAIN_TIMESTEPS, alphas_bar
 from ims3_ray.models import classifiers
 from ims3_ray.models.batches import in_batches, to_images
 from ims3_ray.models.classifiers import Classifier
-from ims3_ray.models.device import prepare_device
+from ims3_ray.models.device import prepare_device, send
 from ims3_ray.models.dit import DiT, DiTConfig
 from ims3_ray.models.vae import Vae
 from ims3_ray.storage.artifacts import Directory, fingerprint, part_names, read_part, unpacked_bytes
@@ -209,9 +209,9 @@ class VaeTask(RowsTask):
 
     def losses(self, step: int, part: int) -> dict[str, Tensor]:
         rows, draws = self.part(step, part)
-        images = to_images(self.column("pixels", rows).to(self._device))  # (B, 3, S, S)
+        images = to_images(send(self.column("pixels", rows), self._device))  # (B, 3, S, S)
         posterior = self._vae.encode(images)[0]
-        noise = torch.randn(posterior.mean.shape, generator=draws).to(self._device)  # (B, C, H, W)
+        noise = send(torch.randn(posterior.mean.shape, generator=draws), self._device)  # (B, C, H, W)
         latents = posterior.mean + posterior.std * noise
         decoded = self._vae.decode(latents)[0]  # pyright: ignore[reportArgumentType] (B, 3, S, S)
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar)
@@ -229,19 +229,19 @@ class TransformerTask(RowsTask):
         super().__init__(device, **shared)
         self._factor = scaling_factor
         dit = DiT(models.dit_config).initialize(generator("transformer-weights", self._seed))
-        self._dit, self._abar = self.model_of(dit), alphas_bar()
+        self._dit, self._abar = self.model_of(dit), alphas_bar().to(device)
         self._dropout = models.config.transformer.label_dropout
 
     def losses(self, step: int, part: int) -> dict[str, Tensor]:
         rows, draws = self.part(step, part)
         shape = (2, len(rows), *self._stored.shape("mean"))
-        posterior_noise, eps = torch.randn(shape, generator=draws).to(self._device)  # (B, C, H, W) each
+        posterior_noise, eps = send(torch.randn(shape, generator=draws), self._device)  # (B, C, H, W) each
         t = torch.randint(1, NUM_TRAIN_TIMESTEPS, (len(rows),), generator=draws)  # (B,)
         dropped = torch.rand(len(rows), generator=draws) < self._dropout
-        labels = self.column("label", rows).masked_fill(dropped, self._dit.null_label).to(self._device)
-        mean, logvar = (self.column(name, rows).float().to(self._device) for name in ("mean", "logvar"))
+        labels = self.column("label", rows).masked_fill(dropped, self._dit.null_label)
+        t, labels = send(t, self._device), send(labels, self._device)
+        mean, logvar = (send(self.column(name, rows).float(), self._device) for name in ("mean", "logvar"))
         z0 = self._factor * (mean + (0.5 * logvar).exp() * posterior_noise)
-        t = t.to(self._device)
         z_t = add_noise(z0, eps, abar=level(self._abar, t))  # (B, C, H, W)
         output = self._dit(z_t, t, labels)  # (B, 2 C, H, W)
         kl = losses.variational_loss(output, z_t, z0, t, self._abar)
@@ -262,8 +262,8 @@ class ExtractorTask(RowsTask):
     def losses(self, step: int, part: int) -> dict[str, Tensor]:
         rows, draws = self.part(step, part)
         images = resized_crop(to_images(self.column("pixels", rows)), EXTRACTOR_CROP, draws)
-        logits = self._network(images.to(self._device))  # (B, classes)
-        labels = self.column("label", rows).to(self._device)
+        logits = self._network(send(images, self._device))  # (B, classes)
+        labels = send(self.column("label", rows), self._device)
         return {"cross_entropy": self.share(cross_entropy(logits, labels, reduction="none"))}
 
 

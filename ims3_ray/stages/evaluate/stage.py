@@ -110,7 +110,8 @@ def _depends(context: Context) -> object:
     networks = protocols(config.evaluate.protocol, config.evaluate.networks)
     rules = [protocol.model_dump(mode="json") for protocol in networks]
     settings = config.evaluate.model_dump(mode="json")
-    return [settings, rules, config.seed, config.ipc, context.inputs.get("scored"), context.machine.device]
+    scored, how = context.inputs.get("scored"), [context.machine.device, *context.view_draws]
+    return [settings, rules, config.seed, config.ipc, scored, *how]
 
 
 def _cost(context: Context, forward: Forward) -> Cost:  # noqa: ARG001

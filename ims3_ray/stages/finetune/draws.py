@@ -12,6 +12,7 @@ from ims3_ray.config.sections import Finetune
 from ims3_ray.method.keys import EpochOrder
 from ims3_ray.method.rng import generator, normal
 from ims3_ray.method.schedule import NUM_TRAIN_TIMESTEPS, grid_index_below, inversion_grid
+from ims3_ray.models.device import send
 from ims3_ray.storage import tables
 from ims3_ray.storage.ahead import ahead
 from ims3_ray.storage.artifacts import Directory, fingerprint, part_names, read_part, unpacked_bytes
@@ -51,7 +52,7 @@ class Draws:
 
     def part(self, rows: slice, device: torch.device) -> "Draws":
         given = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
-        return replace(self, **{name: value[rows].to(device) for name, value in given.items()})
+        return replace(self, **{name: send(value[rows], device) for name, value in given.items()})
 
 
 def open_source(source: Source) -> LocalRows:

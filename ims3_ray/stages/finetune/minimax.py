@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ims3_ray.config.sections import Minimax
 from ims3_ray.method.losses import diversity_loss, representativeness_loss
+from ims3_ray.models.device import send
 
 Memories = dict[str, dict[int, Tensor]]  # kind → label → (M, C, H, W), oldest first
 
@@ -50,8 +51,9 @@ class MinimaxMemory:
         for rows in groups:
             label = labels[rows[0]]
             if label in real:
-                alike = alike + representativeness_loss(clean[rows], real[label]).amax() / total
-                diverse = diverse + diversity_loss(clean[rows], predicted[label]).amax() / total
+                own = clean[send(torch.tensor(rows), clean.device)]
+                alike = alike + representativeness_loss(own, real[label]).amax() / total
+                diverse = diverse + diversity_loss(own, predicted[label]).amax() / total
         return {"representativeness": alike, "diversity": diverse}
 
     def remember(self, gather: Callable[[Tensor], Tensor], labels: Sequence[int]) -> None:
@@ -66,5 +68,8 @@ class MinimaxMemory:
     def state_dict(self) -> Memories:
         return self._memories
 
-    def load_state_dict(self, state: Memories) -> None:
-        self._memories = state
+    def load_state_dict(self, state: Memories, device: torch.device) -> None:
+        self._memories = {
+            kind: {label: latents.to(device) for label, latents in of_kind.items()}
+            for kind, of_kind in state.items()
+        }

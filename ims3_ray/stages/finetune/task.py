@@ -44,8 +44,9 @@ class InversionMatchingTask:
         loaded = model.trainable(device)
         self._dit, self._predict, self._device = loaded.dit, loaded.predict, device
         self.parameters = {n: p for n, p in loaded.dit.named_parameters() if p.requires_grad}
-        self.images, self._im, self._abar = Images(source, finetune, seed), im, alphas_bar()
+        self.images, self._im, self._abar = Images(source, finetune, seed), im, alphas_bar().to(device)
         self._part_size = finetune.batch_size // finetune.micro_batches
+        self._drawn: tuple[int, Draws] | None = None  # a step and its batch, which all of its parts share
         self._minimax = MinimaxMemory(im.minimax) if im.minimax else None
         self.weights = {"diffusion": 1.0}
         if loaded.dit.config.out_channels == 2 * loaded.dit.config.in_channels:
@@ -59,9 +60,9 @@ class InversionMatchingTask:
 
     def losses(self, step: int, part: int) -> dict[str, Tensor]:
         """Terms of one part of B images, each divided by what its mean over the global batch divides by."""
-        batch = self.images.draw(step)
+        batch, rows = self._batch(step), slice(part * self._part_size, (part + 1) * self._part_size)
         total, num_matched = len(batch.t), int(batch.matched.sum())
-        draws = batch.part(slice(part * self._part_size, (part + 1) * self._part_size), self._device)
+        draws = batch.part(rows, self._device)
         labels = draws.label.masked_fill(draws.dropped, self._dit.null_label)  # (B,)
 
         abar_t = level(self._abar, draws.t)  # (B, 1, 1, 1)
@@ -80,8 +81,13 @@ class InversionMatchingTask:
             terms["matching"] = masked_mean(distance, draws.matched, num_matched)
         if self._minimax:
             clean = predicted_clean(z_t, eps, abar=abar_t)  # (B, C, H, W)
-            terms |= self._minimax.losses(part, clean, draws.z0, draws.label.tolist(), total)
+            terms |= self._minimax.losses(part, clean, draws.z0, batch.label[rows].tolist(), total)
         return terms
+
+    def _batch(self, step: int) -> Draws:
+        if self._drawn is None or self._drawn[0] != step:
+            self._drawn = step, self.images.draw(step)
+        return self._drawn[1]
 
     def _matching(self, draws: Draws, z_t: Tensor, eps: Tensor) -> Tensor:
         """L_IM of every image (B,): z̃_s, stepped from `z_t` by the model being tuned (Eq. 4), and z_s^inv."""
@@ -106,7 +112,7 @@ class InversionMatchingTask:
 
     def load_state_dict(self, state: Memories) -> None:
         if self._minimax:
-            self._minimax.load_state_dict(state)
+            self._minimax.load_state_dict(state, self._device)
 
     def close(self) -> None:
         self.images.close()

@@ -108,7 +108,7 @@ def _depends(context: Context) -> object:
         for rules in probe_protocols(config.probe, config.evaluate.protocol)
     ]
     settings = [config.probe.count, list(config.probe.points), config.seed]
-    return [context.inputs["images"], kinds, settings, context.machine.device]
+    return [context.inputs["images"], kinds, settings, context.machine.device, *context.view_draws]
 
 
 def _cost(context: Context, forward: Forward) -> Cost:  # noqa: ARG001

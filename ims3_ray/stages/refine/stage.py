@@ -122,7 +122,7 @@ def _depends(context: Context) -> object:
     settings, generator = context.values_of(config.refine), context.generator_values()
     rules = [r.model_dump(mode="json") for r in probe_protocols(config.probe, config.evaluate.protocol)]
     shared = [config.seed, list(context.classes), config.ipc, context.inputs["extractor"], rules]
-    return [settings, shared, generator["model"], generator["device"]]
+    return [settings, shared, generator["model"], generator["device"], *context.view_draws]
 
 
 def step_operations(context: Context, forward: Forward) -> float:

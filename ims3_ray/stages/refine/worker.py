@@ -20,8 +20,9 @@ from ims3_ray.evaluation.augment import view
 from ims3_ray.evaluation.probes import differentiable, probe_protocols
 from ims3_ray.evaluation.protocols import Protocol
 from ims3_ray.method.coverage import copies
-from ims3_ray.method.keys import key_seed, permutation
+from ims3_ray.method.keys import permutation
 from ims3_ray.method.refine import OBJECTIVES, Refinement, Statistic
+from ims3_ray.method.rng import generator
 from ims3_ray.models.batches import TRANSFORMER, to_images, to_pixels
 from ims3_ray.models.device import Numerics, prepare_device
 from ims3_ray.models.extractor import embed_pixels, load_extractor
@@ -130,7 +131,7 @@ class Refiner:
         z = self._encode(pixels) if self._given.config.refine.space == "latent" else pixels.float() / 255
         key = "refine", self._given.config.seed, self._given.classes[label]
         target = cache(partial(self._target, label, real))
-        draws = partial(_generator, self._device, *key)
+        draws = partial(generator, *key)
         heard = Heard(self._board, self._refinement.steps)
         try:
             z = self._refinement.run(z, label, self._probes, target, draws, heard)
@@ -147,7 +148,7 @@ class Refiner:
         pixels = self._real_pixels(label, real)
         rows = permutation(len(pixels), *key)[: self._given.config.refine.real_images]
         images = torch.from_numpy(pixels[rows]).to(self._device).float() / 255
-        views = self._refinement.view(images, _generator(self._device, *key))
+        views = self._refinement.view(images, generator(*key))
         probe = self._probes[place]
         return [
             x.detach() for x in self._refinement.objective.measure(probe, views, label, differentiable=False)
@@ -210,7 +211,3 @@ def _at_size(images: Tensor, size: int) -> Tensor:
 
 def _view(images: Tensor, generator: torch.Generator, rules: Protocol) -> Tensor:
     return view(images, rules, generator)
-
-
-def _generator(device: torch.device, *key: str | int) -> torch.Generator:
-    return torch.Generator(device).manual_seed(key_seed(*key))

@@ -15,13 +15,13 @@ from torch import Tensor
 from ims3_ray.cluster.fan_out import Part, fan_out
 from ims3_ray.config.settings import Config
 from ims3_ray.data.pixels import encode_png
-from ims3_ray.method.ddim import mixed_start, sample_ancestral, sample_ddim, with_guidance
+from ims3_ray.method.ddim import at_one_timestep, mixed_start, sample_ancestral, sample_ddim, with_guidance
 from ims3_ray.method.guidance import within
 from ims3_ray.method.keys import key_seed
 from ims3_ray.method.rng import generator, normal
 from ims3_ray.method.schedule import NUM_TRAIN_TIMESTEPS, alphas_bar, descending_from, respaced
 from ims3_ray.models.batches import DECODER, in_batches, to_pixels
-from ims3_ray.models.device import prepare_device
+from ims3_ray.models.device import prepare_device, send
 from ims3_ray.models.extractor import embed_pixels, load_extractor
 from ims3_ray.models.generator import load_vae
 from ims3_ray.models.tuned import TunedModel
@@ -116,11 +116,12 @@ class Sampler:
         size = loaded.dit.config.sample_size
         self._shape = loaded.dit.config.in_channels, size, size
         guidance = {"scale": settings.guidance_scale, "channels": settings.guidance_channels}
-        self._predict = with_guidance(loaded.predict, loaded.dit.null_label, **guidance)
+        plain = at_one_timestep(loaded.predict)
+        self._predict = at_one_timestep(with_guidance(loaded.predict, loaded.dit.null_label, **guidance))
         if settings.guidance_interval:
-            plain = {"outside": loaded.predict}
-            self._predict = within(settings.guidance_interval, inside=self._predict, **plain)
-        self._timesteps, self._abar = respaced(settings.steps, settings.spacing), alphas_bar()
+            self._predict = within(settings.guidance_interval, inside=self._predict, outside=plain)
+        self._timesteps = respaced(settings.steps, settings.spacing)
+        self._abar = alphas_bar().to(device)
         self._starts = Starts.load(saved) if saved and settings.start == "inversion" else None
         if self._starts:
             self._timesteps = descending_from(self._timesteps, self._starts.timestep)
@@ -154,7 +155,7 @@ class Sampler:
 
         def draw_noise() -> Tensor:
             noise = normal(generators, self._shape)
-            return torch.cat([noise, noise.new_zeros(surplus, *self._shape)]).to(self._device)
+            return send(torch.cat([noise, noise.new_zeros(surplus, *self._shape)]), self._device)
 
         def sample(labels: Tensor, *inversions: Tensor) -> list[Tensor]:
             z = draw_noise()

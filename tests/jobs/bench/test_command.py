@@ -84,6 +84,7 @@ def test_the_bench_of_a_stage_measures_its_sides(ray_cluster, work, stage, words
         numbers = ("images_per_s", "peak_memory_bytes", "load_s", "matrix_share")
         assert min(*side["rates"], *(side[name] for name in numbers)) > 0
         assert side["warm_up_s"] >= 0
+        assert (side["waits_a_step"] is None) == (document["device"]["kind"] == "cpu")
         assert (side["ratio"] is not None) == ("published" in names)
         assert (side["checkpoint_bytes"] is not None) == (stage == "finetune")
         assert f"| {side['name']} |" in shown

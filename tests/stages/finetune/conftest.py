@@ -18,7 +18,7 @@ ROWS, POINTS = 16, 3
 
 @pytest.fixture
 def build_task(tmp_path):
-    """build(precision="fp32", im={…}, finetune={…}, inversions=True) → the task of a training."""
+    """build(precision="fp32", im={…}, finetune={…}, inversions=True, device="cpu") → a training's task."""
     draws = np.random.default_rng(0)
     keys = {
         "image_id": np.array([f"{row:02d}" for row in range(ROWS)], dtype=object),
@@ -36,9 +36,9 @@ def build_task(tmp_path):
         complete(folders[noun], {"rows": ROWS})
     model = str(diffusers_folder(tmp_path / "model"))
 
-    def build(precision="fp32", im=None, finetune=None, inversions=True):
+    def build(precision="fp32", im=None, finetune=None, inversions=True, device="cpu"):
         return InversionMatchingTask(
-            device=torch.device("cpu"),
+            device=torch.device(device),
             model=TunedModel(model, None, None, Numerics(precision=precision)),
             source=Source(
                 folders["latents"], folders["inversions"] if inversions else None, False, POINTS, [7, 5, 2]

@@ -1,11 +1,16 @@
 """What fine-tuning's task gives the loop: its terms, of the targets that can be matched."""
 
+from dataclasses import fields
+
 import pytest
 import torch
+from crossings import META, Sent
 
+from ims3_ray.cluster.trainer import Optimisation, Trainer
 from ims3_ray.method import losses
 from ims3_ray.method.ddim import add_noise, level, noise_of
 from ims3_ray.method.schedule import alphas_bar
+from ims3_ray.stages.finetune.draws import Draws
 
 ABAR = alphas_bar()
 
@@ -40,3 +45,27 @@ def test_small_terms_get_a_pass_of_their_own_where_gradients_are_rounded(build_t
     task = build_task(precision, im={"minimax": {"representativeness": 0.5}})
     assert task.weights["variational"] == 1
     assert set(task.apart) == apart
+
+
+@pytest.mark.parametrize(
+    ("im", "more"),
+    [({}, 0), ({"grad_ratio": 0.1}, 0), ({"minimax": {}}, 8), ({"target": "one_step"}, 0)],
+)
+def test_a_step_reads_nothing_off_its_device_and_sends_its_batch_alone(build_task, im, more):
+    """A log step alone reads. Minimax sends the rows of each class, too."""
+    task = build_task(im=im, device=META)
+    trainer = Trainer(task, Optimisation(steps=9, batch_size=8, micro_batches=1, lr=1e-3), 0, 1, META)
+    for _ in range(2):  # the memories are filled
+        with Sent() as counted:
+            trainer.advance()
+        assert counted.count <= len(fields(Draws)) + more
+
+
+def test_the_parts_of_a_batch_share_what_is_drawn_for_it(build_task):
+    task, drawn = build_task(finetune={"micro_batches": 4}), []
+    draw = task.images.draw
+    task.images.draw = lambda step: drawn.append(step) or draw(step)
+    for step in (0, 1, 0):
+        for part in range(4):
+            task.losses(step, part)
+    assert drawn == [0, 1, 0]

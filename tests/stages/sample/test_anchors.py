@@ -7,7 +7,6 @@ import torch
 from ims3_ray.cluster.machine import find_machine
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.errors import InputError
-from ims3_ray.method.ddim import level
 from ims3_ray.method.schedule import alphas_bar
 from ims3_ray.models.generator import load_vae
 from ims3_ray.pipeline.prepare import prepare
@@ -41,7 +40,7 @@ def sampler_of(context_of, tmp_path):
         saved = open_directory(str(tmp_path / "saved"))
         anchors.save(saved)
         sampler = Sampler(**sampler_arguments(context, None), saved=saved)
-        sampler._predict = lambda z, t, labels: z * (1 - level(alphas_bar(), t)).sqrt()
+        sampler._predict = lambda z, t, labels: z * (1 - alphas_bar()[t].float()).sqrt()
         return sampler, anchors
 
     return sampler_of

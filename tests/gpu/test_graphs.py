@@ -1,0 +1,135 @@
+"""On a CUDA device: recorded passes have the bits of those launched kernel by kernel, and no step waits."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import tiny_words
+
+from ims3_ray.cluster.machine import Machine
+from ims3_ray.config.load import load_config, parse_overrides
+from ims3_ray.config.settings import Workers
+from ims3_ray.jobs.bench.own import bare_trainer, pool_work, training_work
+from ims3_ray.jobs.bench.sides import count_waits
+from ims3_ray.method import difffit
+from ims3_ray.method.ddim import at_one_timestep, sample_ancestral
+from ims3_ray.method.rng import generator
+from ims3_ray.method.schedule import alphas_bar, respaced
+from ims3_ray.models.device import Numerics, prepare_device, supported
+from ims3_ray.models.dit import DiT, DiTConfig
+from ims3_ray.models.graphs import Recorded
+from ims3_ray.models.tuned import compile_blocks, predictor
+from ims3_ray.pipeline.prepare import prepare
+from ims3_ray.storage.artifacts import open_directory
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+@pytest.fixture(params=["graphs", "plain"])
+def context(request, tiny_model, tiny_images, tmp_path):
+    words = [*tiny_words(tiny_model, tiny_images, tmp_path / "runs"), "finetune.log_every=3"]
+    machine = Machine("cuda", 1, 1, 4e9, Workers(actors=1, train_workers=1))
+    context = prepare(load_config("digits", parse_overrides(words)), machine)
+    return replace(context, numerics=replace(context.numerics, graphs=request.param == "graphs"))
+
+
+def without_graphs(context):
+    return replace(context, numerics=replace(context.numerics, graphs=False))
+
+
+def draw(rows, place):
+    draws = generator("graphs", place)
+    z = torch.randn(rows, 4, 8, 8, generator=draws).cuda()
+    t, y = (torch.randint(0, most, (rows,), generator=draws).cuda() for most in (1000, 4))
+    return z, t, y
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_recorded_passes_have_the_bits_of_the_kernels_launched_one_by_one(compiled):
+    """Of outputs with and without gradients, and of two gradients of one output, as a log step takes them."""
+    config = DiTConfig(sample_size=8, hidden_size=128, depth=4, num_heads=4, num_classes=3)
+    dit = DiT(config).initialize(generator("dit"), zero_outputs=False).eval()
+    dit = dit.to(prepare_device("cuda"), torch.bfloat16)
+    difffit.prepare(dit)
+    if compiled:
+        compile_blocks(dit)
+    parameters = [p for p in dit.parameters() if p.requires_grad]
+    plain = predictor(dit)
+    recorded = Recorded(plain, parameters)
+
+    def values(predict, place):
+        out = predict(*draw(4, place))
+        with torch.no_grad():
+            other = predict(*draw(4, -place))  # leaves what `out` keeps for its gradients as it is
+        terms = out.square().mean(), (out - other).abs().mean()
+        gradients = [torch.autograd.grad(term, parameters, retain_graph=True) for term in terms]
+        return [out, other, *gradients[0], *gradients[1]]
+
+    for place in range(1, 4):
+        for a, b in zip(values(plain, place), values(recorded, place), strict=True):
+            assert torch.equal(a, b)
+        with torch.no_grad():
+            for parameter in parameters:
+                parameter.mul_(1.01)
+
+
+def test_gradients_of_a_pass_that_another_has_overwritten_are_refused():
+    dit = DiT(DiTConfig(sample_size=8, hidden_size=32, depth=2, num_heads=2, num_classes=3)).cuda()
+    recorded = Recorded(predictor(dit), list(dit.parameters()))
+    first, _ = (recorded(*draw(2, place)) for place in (0, 1))
+    with pytest.raises(AssertionError, match="overwritten"):
+        first.sum().backward()
+
+
+@pytest.mark.parametrize("context", ["graphs"], indirect=True)
+def test_fine_tuning_and_sampling_give_the_same_bits_with_graphs(context, tmp_path):
+    tuned, drawn = [], []
+    for place, each in enumerate((context, without_graphs(context))):
+        folder = open_directory(str(tmp_path / f"work-{place}"))
+        arguments, numbers = training_work(each, folder, 4)
+        trainer = bare_trainer(arguments, numbers, "cuda")
+        for _ in range(4):
+            trainer.advance()
+        tuned.append(trainer.values())
+        work = pool_work(each, "sample", folder, 1)
+        drawn.append(work.build(**work.arguments)(work.parts[0].payload)[0]["image"].tolist())
+    assert all(torch.equal(value, tuned[1][name]) for name, value in tuned[0].items())
+    assert drawn[0] == drawn[1]
+
+
+def test_a_step_of_training_does_not_wait_for_the_device(context, tmp_path):
+    arguments, numbers = training_work(context, open_directory(str(tmp_path)), 9)
+    trainer = bare_trainer(arguments, numbers, "cuda")
+    for _ in range(3):  # compiled, recorded; the third logs
+        trainer.advance()
+    assert count_waits(trainer.advance) == 0
+    state = trainer.state_dict()
+    trainer.load_state_dict(state)
+    assert count_waits(trainer.advance) == 0
+
+
+def test_denoising_waits_no_more_often_for_more_steps():
+    dit = DiT(DiTConfig(sample_size=8, hidden_size=32, depth=2, num_heads=2, num_classes=3)).cuda()
+    predict, abar = at_one_timestep(predictor(dit)), alphas_bar().cuda()
+    z, _, labels = draw(2, 0)
+
+    def waits(steps):
+        def call():
+            with torch.inference_mode():
+                sample_ancestral(predict, z, labels, respaced(steps), abar, lambda: torch.randn_like(z))
+
+        call()
+        return count_waits(call)
+
+    assert waits(20) == waits(3)
+
+
+def test_a_wait_is_counted():
+    assert count_waits(lambda: torch.ones(3, device="cuda").sum().item()) == 1
+
+
+def test_graphs_are_there():
+    assert supported(Numerics("cuda", "fp32", graphs=True)) == (Numerics("cuda", "fp32", graphs=True), [])
