@@ -37,12 +37,12 @@ def estimate_steps(context: Context, steps: list[Step]) -> list[Estimate]:
     listed = DRIVER_BYTES + LISTED_BYTES * sum(len(images) for images in context.images.values())
     estimates: list[Estimate] = []
     for step in steps:
-        cost = step.stage.cost(context, forward)
+        cost, node_disk = step.stage.cost(context, forward), step.stage.node_disk(context)
         workers = context.machine.actors if cost.workers is None else cost.workers
         seconds = cost.start_s + cost.rows * cost.operations / (rate * max(1, workers))
         worker = PROCESS_BYTES + cost.memory if workers else 0.0
         driver = listed + cost.driver
-        estimates.append(Estimate(cost.rows, seconds, cost.disk, cost.node_disk, driver, worker))
+        estimates.append(Estimate(cost.rows, seconds, cost.disk, node_disk, driver, worker))
     return estimates
 
 

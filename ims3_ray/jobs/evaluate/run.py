@@ -24,7 +24,7 @@ from ims3_ray.pipeline.prepare import image_places, open_splits
 from ims3_ray.pipeline.splits import check_splits
 from ims3_ray.stages.embed import embed_images
 from ims3_ray.stages.evaluate import compare
-from ims3_ray.stages.evaluate.classifiers import check_networks, classifier_seeds, read_pixels
+from ims3_ray.stages.evaluate.classifiers import check_networks, classifier_seeds
 from ims3_ray.stages.evaluate.vectors import Held
 from ims3_ray.storage.artifacts import Directory, open_storage
 from ims3_ray.storage.hashing import content_hash
@@ -109,7 +109,7 @@ def prepare(config: Evaluating, locations: Mapping[str, str]) -> Prepared:
 def score(prepared: Prepared, machine: Machine) -> Scored:
     """Classifiers, coverage and audit of the given sets."""
     config, train, given, networks = prepared.config, prepared.train, prepared.given, prepared.networks
-    size, seeds = networks[0].image_size, classifier_seeds(config.seed, config.evaluate.seeds)
+    seeds = classifier_seeds(config.seed, config.evaluate.seeds)
     load_extractor(
         config.embed.extractor
     )  # InputError here, where it is caught, for weights that can't be had
@@ -127,9 +127,8 @@ def score(prepared: Prepared, machine: Machine) -> Scored:
         config.evaluate.neighbours,
         counts.pop() if has_ceiling else None,
     )
-    own = {name: read_pixels(of_set, np.arange(len(of_set)), size) for name, of_set in given.items()}
-    sets = compare.training_sets(own, choices, train, seeds, size, config.evaluate.full)
-    document = compare.score(sets, own, prepared.scored, networks, train.classes, machine)
+    sets = compare.training_sets(given, choices, train, seeds, config.evaluate.full)
+    document = compare.score(sets, given, prepared.scored, networks, train.classes, machine)
     document["coverage"] = coverage
     findings = audit([embedded[name] for name in ("train", "scored", *given)], train.classes)
     findings["warnings"] = list(dict.fromkeys(prepared.warnings + findings["warnings"]))
