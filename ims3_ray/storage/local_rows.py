@@ -121,12 +121,22 @@ def rows_folder() -> Path:
 def refuse_full_disk(needed: float, remedy: str = REMEDY) -> None:
     """InputError where this machine's temporary folder lacks `needed` bytes, old rows in it not counted."""
     root = rows_folder()
-    room = shutil.disk_usage(root).free + sum(p.stat().st_size for p in root.rglob("*.bin"))
+    room = shutil.disk_usage(root).free + stored_bytes()
     if room < needed:
         raise InputError(
             f"{root} has room for {room / 1e9:.1f} GB, and the rows to train on take {needed / 1e9:.1f} GB "
             f"of each node's own disk; {remedy}"
         )
+
+
+def stored_bytes() -> int:
+    """What all rows on this machine's disk take."""
+    size = 0
+    for folder, _, names in os.walk(rows_folder()):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                size += os.stat(f"{folder}/{name}").st_size
+    return size
 
 
 def _fill(folder: Path, parts: Iterable[Columns]) -> None:

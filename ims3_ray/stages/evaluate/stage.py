@@ -24,7 +24,7 @@ from ims3_ray.storage.index import read_index
 from .baselines import SEEDED
 from .classifiers import classifier_seeds, images_seen, pixels_bytes
 from .compare import FULL_SEEDS, Real, choose, cover, score, training_sets
-from .vectors import Stored, Vectors
+from .vectors import Vectors
 
 
 def run(
@@ -41,7 +41,7 @@ def run(
     networks = protocols(config.evaluate.protocol, config.evaluate.networks)
     seeds = classifier_seeds(config.seed, config.evaluate.seeds)
     index = read_index(features, tables.FEATURES, ["image_id", "label"])
-    real = Real(train, train.ids, index.keys["image_id"].tolist(), Stored(index))
+    real = Real(train, train.ids, index.keys["image_id"].tolist(), Vectors(index))
     asked, draws = config.evaluate.baselines, config.evaluate.draws
     sizes = [[config.ipc] * len(train.classes)]
     choices = choose(real, dict.fromkeys(("random", *asked)), sizes, seeds, draws)
@@ -69,12 +69,12 @@ def _drawn(
 ) -> dict[str, Vectors]:
     """What the set was made of, before refinement and after, and, where asked, the first of the pool."""
     pool, count = read_index(candidates, tables.CANDIDATES, KEYS), context.config.evaluate.pool_images
-    sets: dict[str, Vectors] = {"distilled": Stored(chosen_rows(pool, selection, context.classes))}
+    sets: dict[str, Vectors] = {"distilled": Vectors(chosen_rows(pool, selection, context.classes))}
     if count:
-        sets["pool"] = Stored(pool.at(first_of_pool(pool.keys, count)))
+        sets["pool"] = Vectors(pool.at(first_of_pool(pool.keys, count)))
     if refined:
         moved = read_index(refined, tables.REFINED, ["label"])
-        sets["distilled"], sets["before"] = Stored(moved), Stored(moved, "start_feature")
+        sets["distilled"], sets["before"] = Vectors(moved), Vectors(moved, "start_feature")
     return sets
 
 

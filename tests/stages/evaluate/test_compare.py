@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 from flat import opened
+from stored import vectors_of
 from tiny import write_images
 
 from ims3_ray.stages.evaluate.compare import FULL_SEEDS, Choice, Real, choose, training_sets
-from ims3_ray.stages.evaluate.vectors import Held
 
 
 def test_every_seed_trains_on_the_sets_and_baselines_and_the_first_on_all_images(tmp_path):
@@ -29,6 +29,6 @@ def test_random_images_are_drawn_as_often_as_asked_and_never_less_than_there_are
 ):
     images = opened(write_images(tmp_path / "set", 3, seed=0), tmp_path)
     features = np.random.default_rng(0).standard_normal((len(images), 4)).astype(np.float32)
-    real = Real(images, images.ids, images.ids, Held(features, images.labels))
+    real = Real(images, images.ids, images.ids, vectors_of(features, images.labels, tmp_path / "features"))
     choices = choose(real, ["random"], [[1] * len(images.classes)], [4, 5], draws)
     assert {seed for name, seed in choices if name == "random"} == expected
