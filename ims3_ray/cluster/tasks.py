@@ -14,13 +14,16 @@ Result = TypeVar("Result")
 
 
 def in_order(
-    function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]], most: int
+    function: Callable[..., Result],
+    arguments: Iterable[tuple[Any, ...]],
+    most: int,
+    cpus: float = CPUS_PER_TASK,
 ) -> Iterator[Result]:
-    """`function(*values)` for all of `arguments`, in their order, each a task.
+    """`function(*values)` for all of `arguments`, in their order, each a task that reserves so many CPUs.
 
     At most `most` are on their way or wait to be taken, so that what they give needs bounded memory.
     """
-    task = ray.remote(num_cpus=CPUS_PER_TASK, **ANYWHERE)(function)
+    task = ray.remote(num_cpus=cpus, **ANYWHERE)(function)
     pending: deque[Any] = deque()
     for values in arguments:
         if len(pending) == most:
@@ -31,8 +34,11 @@ def in_order(
 
 
 def each(function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
-    """`in_order` on all CPUs of the cluster; in this process where there is none."""
-    if not ray.is_initialized():
+    """`in_order` on the CPUs that the cluster has now; in this process where there are none.
+
+    For what should start no node: one that grows has GPUs, too, and bills them.
+    """
+    at_once = int(ray.cluster_resources().get("CPU", 0) / CPUS_PER_TASK) if ray.is_initialized() else 0
+    if not at_once:
         return itertools.starmap(function, arguments)
-    most = int(ray.cluster_resources().get("CPU", 1) / CPUS_PER_TASK)
-    return in_order(function, arguments, most=2 * max(1, most))  # as many again wait for their turn
+    return in_order(function, arguments, most=2 * at_once)  # as many again wait for their turn
