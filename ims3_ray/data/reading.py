@@ -19,7 +19,6 @@ from .pixels import decode, square
 
 READ_ROWS = 256  # images that are read at once
 READ_AHEAD = 2  # such batches, while one is written
-LABEL_BYTES = 8  # on the disk, an image
 Scale = Callable[[Image.Image, int], np.ndarray]  # image and size → pixels (3, size, size) uint8
 
 
@@ -75,6 +74,11 @@ class BatchReader:
             return str(error)
 
 
+def pixels_bytes(images: float, size: int) -> float:
+    """What so many images, with their labels, take of a machine's disk."""
+    return images * (3.0 * size**2 + 8)
+
+
 @dataclass(frozen=True)
 class LocalPixels:
     """A set by its keys; `open` lays its readable images on this machine's disk, in their order."""
@@ -89,8 +93,7 @@ class LocalPixels:
 
     def open(self) -> LocalRows:
         """Rows of `pixels` (3, S, S) uint8 and `label`. InputError where they do not fit the disk."""
-        needed = len(self.images) * (3 * self.image_size**2 + LABEL_BYTES)
-        return open_rows(self.key, self._parts, needed)
+        return open_rows(self.key, self._parts, pixels_bytes(len(self.images), self.image_size))
 
     def _parts(self) -> Iterator[Columns]:
         read = BatchReader(self.images.directory, self.image_size, self.scale)

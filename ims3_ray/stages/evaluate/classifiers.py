@@ -16,7 +16,7 @@ from ims3_ray.cluster.machine import ANYWHERE, Machine, on_every_node
 from ims3_ray.config.sections import SEEDS_A_RUN
 from ims3_ray.data.images import ImageSet
 from ims3_ray.data.pixels import resize_and_crop
-from ims3_ray.data.reading import LABEL_BYTES, LocalPixels
+from ims3_ray.data.reading import LocalPixels
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.figures import Accuracies, SetFigures
 from ims3_ray.evaluation.protocols import Protocol
@@ -172,11 +172,6 @@ def images_seen(rules: Protocol, images: int, num_classes: int) -> int:
 def local_pixels(images: ImageSet, size: int) -> LocalPixels:
     """A set as a protocol of `size` pixels sees it."""
     return LocalPixels(images, size, resize_and_crop)
-
-
-def pixels_bytes(images: float, size: int) -> float:
-    """What so many images take of a node's own disk."""
-    return images * (3.0 * size**2 + LABEL_BYTES)
 
 
 @contextmanager

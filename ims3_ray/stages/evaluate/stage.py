@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ims3_ray.data.distilled import list_images
+from ims3_ray.data.reading import pixels_bytes
 from ims3_ray.evaluation.figures import CURVE, headline
 from ims3_ray.evaluation.protocols import NO_PROTOCOL, protocol, protocols
 from ims3_ray.stages.chosen import KEYS, chosen_rows
@@ -22,7 +23,7 @@ from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.index import read_index
 
 from .baselines import SEEDED
-from .classifiers import classifier_seeds, images_seen, pixels_bytes
+from .classifiers import classifier_seeds, images_seen
 from .compare import FULL_SEEDS, Real, choose, cover, score, training_sets
 from .vectors import Vectors
 
@@ -114,7 +115,10 @@ def _depends(context: Context) -> object:
 
 
 def _cost(context: Context, forward: Forward) -> Cost:  # noqa: ARG001
-    """Rows are the classifiers to train, on sets of different sizes; looks are not counted."""
+    """Rows are the classifiers to train, on sets of different sizes; looks are not counted.
+
+    A worker's memory has the pixels that it maps, whose pages the classifiers of a node share.
+    """
     config, num_classes = context.config, len(context.classes)
     networks, operations = protocols(config.evaluate.protocol, config.evaluate.networks), 0.0
     sizes = _set_sizes(context)

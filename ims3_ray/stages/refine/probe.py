@@ -13,6 +13,7 @@ import torch
 from ims3_ray.cluster.machine import ANYWHERE
 from ims3_ray.config.refinement import Probe
 from ims3_ray.data.images import ImageSet
+from ims3_ray.data.reading import pixels_bytes
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.probes import load_probe, probe_protocols, states_in_training
 from ims3_ray.evaluation.protocols import Protocol
@@ -22,7 +23,7 @@ from ims3_ray.progress import bar
 from ims3_ray.stages.context import Context
 from ims3_ray.stages.contract import Stage
 from ims3_ray.stages.costs import BACKWARD, Cost, Forward, classifier_operations
-from ims3_ray.stages.evaluate.classifiers import classifier_resources, clear, pixels_bytes, pixels_of
+from ims3_ray.stages.evaluate.classifiers import classifier_resources, clear, pixels_of
 from ims3_ray.storage.artifacts import Directory
 
 MOST_PROBES = 1000  # networks of one seed of the run, which no other seed shares
