@@ -1,7 +1,11 @@
 """All of Ray's set-up: the machine, work that is fanned out, training, what workers tell the driver."""
 
 from ims3_ray import progress
+from ims3_ray.data import folders
 
 from .board import CountedBar
+from .tasks import each
 
-progress.BAR = CountedBar  # in every process that uses Ray
+# in every process that uses Ray
+progress.BAR = CountedBar
+folders.EACH = each

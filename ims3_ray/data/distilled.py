@@ -24,6 +24,7 @@ from ims3_ray.storage.directory import Stream
 from ims3_ray.storage.tables import Columns
 from ims3_ray.text import as_code, as_text
 
+from .images import ImageSet
 from .pixels import decode
 from .sources import PARQUET
 
@@ -161,6 +162,16 @@ def _stated(licence: Stated | None, field: str) -> str:
     if licence is None:
         return f"not stated ({field} of the recipe)"
     return ", ".join(as_text(text) for text in (licence["name"] or licence["id"], licence["link"]) if text)
+
+
+def list_images(directory: Directory, classes: Sequence[str]) -> ImageSet:
+    """The images of a complete set by their keys, in the order of its Parquet file; no image is read."""
+    manifest = read_manifest(directory)
+    assert manifest, directory.uri
+    entries, label_of = manifest.get("images", []), {name: label for label, name in enumerate(classes)}
+    paths, ids = (tuple(str(entry[key]) for entry in entries) for key in ("path", "sha256"))
+    labels = np.array([label_of[str(entry["class"])] for entry in entries], np.int64)
+    return ImageSet(directory, tuple(classes), paths, labels, ids)
 
 
 class DistilledSet(Dataset):

@@ -6,10 +6,12 @@ other folder is looked into: ten of ImageNet's cost a hundredth of a look at its
 """
 
 import hashlib
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 from pyarrow import fs
 
@@ -23,9 +25,16 @@ from .pixels import decode
 MAX_BYTES = 2**29  # of a file: no image of MAX_PIXELS has more
 LOOK = 2  # raised where other files count as images than before: what was found in a class is looked at again
 READERS = 16  # threads; reading is waiting
+BATCH = 256  # files that a task looks at
+FEW = 4096  # files at most that this machine looks at alone, before a task elsewhere would have begun
 Files = Mapping[str, fs.FileInfo | str]  # path → what is there, or why it is no file
 Listing = Mapping[str, Files]  # of each class
-Looks = dict[str, dict[str, str]]  # path → {"id": content hash} or {"bad": why}
+Look = dict[str, str]  # {"id": content hash} or {"bad": why}
+Looks = dict[str, Look]  # by path
+# (function, its arguments for each call) → what it gives, in order; cluster/ puts one here for its nodes
+EACH: Callable[[Callable[..., list[Look]], Iterable[tuple[Any, ...]]], Iterator[list[Look]]] = (
+    itertools.starmap
+)
 
 
 def list_classes(directory: Directory, place: str, name: str, classes: Sequence[str] | None) -> Listing:
@@ -76,15 +85,18 @@ def inspect(directory: Directory, listing: Listing, storage: Directory) -> Looks
         stats = {path: it if isinstance(it, str) else [it.size, it.mtime_ns] for path, it in files.items()}
         return f"{fingerprint([LOOK, directory.uri, stats])}.json"
 
-    shown = progress.bar("inspect", sum(map(len, listing.values())), "images", delay=progress.PATIENCE_S)
-    with shown, ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(READERS) as pool:
         names = [key(files) for files in listing.values()]
-        known = pool.map(partial(_last_looks, cache), names, listing.values())
+        known = list(pool.map(partial(_last_looks, cache), names, listing.values()))
+    unseen = [files for files, last in zip(listing.values(), known, strict=True) if last is None]
+    found = _look_at_all(directory, [entry for files in unseen for entry in files.items()])
+    total = sum(map(len, listing.values()))
+    with progress.bar("inspect", total, "images", delay=progress.PATIENCE_S) as shown:
         for name, files, last in zip(names, listing.values(), known, strict=True):
             if last is None:
                 last = {}
-                for path, look in zip(files, pool.map(partial(_look, directory), files.items()), strict=True):
-                    last[path] = look
+                for path in files:
+                    last[path] = next(found)
                     shown.update()
                 cache.write(name, json.dumps(last).encode())
             else:
@@ -93,7 +105,20 @@ def inspect(directory: Directory, listing: Listing, storage: Directory) -> Looks
     return looks
 
 
-def _last_looks(cache: Directory, name: str, files: Files) -> dict[str, dict[str, str]] | None:
+def _look_at_all(directory: Directory, files: Sequence[tuple[str, fs.FileInfo | str]]) -> Iterator[Look]:
+    """A look at each file, in their order, a batch after another."""
+    sizes = [(path, it if isinstance(it, str) else it.size) for path, it in files]
+    each = EACH if len(files) > FEW else itertools.starmap
+    batches = ((directory, sizes[start : start + BATCH]) for start in range(0, len(sizes), BATCH))
+    return itertools.chain.from_iterable(each(_look_at, batches))
+
+
+def _look_at(directory: Directory, files: Sequence[tuple[str, int | str]]) -> list[Look]:
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(lambda file: _look(directory, *file), files))
+
+
+def _last_looks(cache: Directory, name: str, files: Files) -> Looks | None:
     """What was found in a class; None where it was not looked at, or what was kept of it is damaged."""
     if not cache.exists(name):
         return None
@@ -107,18 +132,21 @@ def _last_looks(cache: Directory, name: str, files: Files) -> dict[str, dict[str
     return last if is_whole else None
 
 
-def _look(directory: Directory, file: tuple[str, fs.FileInfo | str]) -> dict[str, str]:
-    """The content hash of an image, or why it is none. InputError for a file that this user may not read."""
-    path, entry = file
-    if isinstance(entry, str):
-        return {"bad": entry}
-    if entry.size > MAX_BYTES:
-        return {"bad": f"is no readable image ({entry.size:,} bytes are more than {MAX_BYTES:,})"}
+def _look(directory: Directory, path: str, size: int | str) -> Look:
+    """The content hash of an image of so many bytes, or why it is none.
+
+    InputError for a file that this user may not read, or a node does not see.
+    """
+    if isinstance(size, str):
+        return {"bad": size}
+    if size > MAX_BYTES:
+        return {"bad": f"is no readable image ({size:,} bytes are more than {MAX_BYTES:,})"}
     try:
         data = directory.read(path)
-    except PermissionError as error:
+    except (PermissionError, FileNotFoundError) as error:
         place, why = (directory / named(path)).uri, error.strerror or error
-        raise InputError(f"{place}: can't be read ({why}); let this user read it") from error
+        remedy = "let this user read it, and, on a cluster, name a place that every node reaches"
+        raise InputError(f"{place}: can't be read ({why}); {remedy}") from error
     try:
         decode(data, small=True)
     except ValueError as error:

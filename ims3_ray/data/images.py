@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -41,7 +42,7 @@ class ImageSet:
         """What a person gave: where the images lie, or the rows that hold them."""
         return self.unpacked_from or self.directory.uri
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         return fingerprint([self.classes, list(zip(self.paths, self.ids, strict=True))])
 

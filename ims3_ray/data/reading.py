@@ -1,19 +1,24 @@
-"""Reading a batch of images inside an actor, the unreadable ones noted."""
+"""Reading images inside an actor, the unreadable ones noted: a batch, or a set onto this machine's disk."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
 from PIL import Image
 
-from ims3_ray.storage.artifacts import Directory
+from ims3_ray.storage.ahead import ahead
+from ims3_ray.storage.artifacts import Directory, fingerprint
+from ims3_ray.storage.local_rows import LocalRows, open_rows
 from ims3_ray.storage.tables import Columns
 
 from .folders import READERS
 from .images import ImageSet
 from .pixels import decode, square
 
+READ_ROWS = 256  # images that are read at once
+READ_AHEAD = 2  # such batches, while one is written
 Scale = Callable[[Image.Image, int], np.ndarray]  # image and size → pixels (3, size, size) uint8
 
 
@@ -67,3 +72,31 @@ class BatchReader:
             return self._scale(decode(self._directory.read(path)), self._image_size)
         except ValueError as error:
             return str(error)
+
+
+def pixels_bytes(images: float, size: int) -> float:
+    """What so many images, with their labels, take of a machine's disk."""
+    return images * (3.0 * size**2 + 8)
+
+
+@dataclass(frozen=True)
+class LocalPixels:
+    """A set by its keys; `open` lays its readable images on this machine's disk, in their order."""
+
+    images: ImageSet
+    image_size: int
+    scale: Scale = square
+
+    @property
+    def key(self) -> str:
+        return fingerprint([self.images.fingerprint, self.scale.__name__, self.image_size])
+
+    def open(self) -> LocalRows:
+        """Rows of `pixels` (3, S, S) uint8 and `label`. InputError where they do not fit the disk."""
+        return open_rows(self.key, self._parts, pixels_bytes(len(self.images), self.image_size))
+
+    def _parts(self) -> Iterator[Columns]:
+        read = BatchReader(self.images.directory, self.image_size, self.scale)
+        batches = payloads(self.images, range(len(self.images)), READ_ROWS)
+        for pixels, known, _ in ahead(read, batches, READ_AHEAD):
+            yield {"pixels": pixels, "label": known["label"]}

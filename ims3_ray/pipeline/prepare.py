@@ -7,7 +7,15 @@ from pathlib import Path
 import ray
 import torch
 
-from ims3_ray.cluster.machine import ANYWHERE, Machine, connect, find_machine, inside_job, num_nodes
+from ims3_ray.cluster.machine import (
+    ANYWHERE,
+    Machine,
+    connect,
+    find_machine,
+    inside_job,
+    num_nodes,
+    on_every_node,
+)
 from ims3_ray.config.data import Data
 from ims3_ray.config.settings import Config, Evaluating
 from ims3_ray.data.classes import check_class_names, class_map
@@ -20,11 +28,12 @@ from ims3_ray.models.extractor import inspect_extractor, load_extractor
 from ims3_ray.models.generator import inspect_generator
 from ims3_ray.runs.tracking import tracking_uri
 from ims3_ray.stages.context import Context, Inputs
+from ims3_ray.stages.contract import Stage
 from ims3_ray.stages.evaluate.classifiers import check_networks
-from ims3_ray.stages.finetune.stage import check_room
 from ims3_ray.stages.sample.anchors import check_anchors
 from ims3_ray.storage.artifacts import Directory, fingerprint, open_directory, open_storage
 from ims3_ray.storage.hashing import content_hash
+from ims3_ray.storage.local_rows import refuse_full_disk
 
 from .splits import check_splits, refuse_nested
 from .steps import plan
@@ -42,15 +51,27 @@ def begin(configs: Sequence[Config], say: Callable[[str], None]) -> list[Context
     tracking_uri(open_directory(first.storage))
     connect()
     check_storage(first)  # again: now the nodes are known
-    contexts = prepare_all(configs, find_machine(first.workers))
+    # all that takes long or may be refused comes before GPUs are waited for, and billed
+    contexts = prepare_all(configs, find_machine(first.workers, wait=False))
+    contexts = _on_machine(contexts, find_machine(first.workers))
     for note in contexts[0].notes:
         say(note)
-    missing = {step.stage.name for context in contexts for step in plan(context) if not step.manifest}
-    if missing & {"embed", "sample"}:
+    missing = [(c, step.stage) for c in contexts for step in plan(c) if not step.manifest]
+    if {stage.name for _, stage in missing} & {"embed", "sample"}:
         load_extractor(first.embed.extractor)  # where weights can't be had: now, not after hours of tuning
-    if "finetune" in missing:
-        check_room(contexts)
+    _check_room(missing)
     return contexts
+
+
+def _check_room(missing: Iterable[tuple[Context, Stage]]) -> None:
+    """InputError where what a stage lays on a node's own disk does not fit one that it may run on."""
+    largest: dict[str, tuple[float, Context, Stage]] = {}
+    for context, stage in missing:
+        needed = stage.node_disk(context)
+        if needed > largest.get(stage.name, (0.0,))[0]:
+            largest[stage.name] = needed, context, stage
+    for needed, context, stage in largest.values():
+        on_every_node(context.machine, refuse_full_disk, needed, stage.node_disk_remedy)
 
 
 def check_places(config: Config) -> None:
@@ -100,11 +121,33 @@ def image_places(config: Config | Evaluating) -> dict[str, str]:
 
 def prepare(config: Config, machine: Machine) -> Context:
     """The run's context. InputError, in one line, for whatever a person must mend first."""
-    return prepare_all([config], machine)[0]
+    return _on_machine(prepare_all([config], machine), machine)[0]
+
+
+def _on_machine(contexts: Sequence[Context], machine: Machine) -> list[Context]:
+    """The contexts with what the machine can do, which has to be there for that."""
+    known: dict[Numerics, tuple[Numerics, list[str]]] = {}
+    placed = []
+    for context in contexts:
+        wanted = _wanted(context.config, machine)
+        if wanted not in known:
+            known[wanted] = _supported(wanted, machine)
+        numerics, notes = known[wanted]
+        notes = (*notes, *context.notes)
+        placed.append(replace(context, machine=machine, numerics=numerics, notes=notes))
+    return placed
+
+
+def _wanted(config: Config, machine: Machine) -> Numerics:
+    device, model = machine.device, config.model
+    return Numerics(device, *(field.on(device) for field in (model.precision, model.compile, model.graphs)))
 
 
 def prepare_all(configs: Iterable[Config], machine: Machine) -> list[Context]:
-    """The contexts of runs of one recipe: what several of them read is opened and hashed once."""
+    """The contexts of runs of one recipe: what several of them read is opened and hashed once.
+
+    Of the machine its kind of device alone counts; their numerics are what the recipe asks for.
+    """
     opened: dict[str, Context] = {}
     contexts = []
     for config in configs:
@@ -138,19 +181,16 @@ def _open(config: Config, machine: Machine) -> Context:
     }
     if config.evaluate.protocol != NO_PROTOCOL:
         inputs["scored"] = images[protocol(config.evaluate.protocol).split].fingerprint
-    numerics, notes = _numerics(config, machine)
-    notes += [f"warning: {line}" for line in check_splits(images, config.data.max_overlap_fraction)]
-    return Context(config, storage, machine, images, info, labels, numerics, inputs, tuple(notes))
+    notes = tuple(f"warning: {line}" for line in check_splits(images, config.data.max_overlap_fraction))
+    return Context(config, storage, machine, images, info, labels, _wanted(config, machine), inputs, notes)
 
 
-def _numerics(config: Config, machine: Machine) -> tuple[Numerics, list[str]]:
+def _supported(wanted: Numerics, machine: Machine) -> tuple[Numerics, list[str]]:
     """What of the recipe's arithmetic the device that will work can do; and a line for what it can't."""
-    device, model = machine.device, config.model
-    wanted = Numerics(device, *(field.on(device) for field in (model.precision, model.compile, model.graphs)))
     if wanted == Numerics():
         return wanted, []
     if not ray.is_initialized():  # a dry run: what this machine can do stands for what a cluster can
-        return supported(wanted) if device == "cpu" or torch.cuda.is_available() else (wanted, [])
+        return supported(wanted) if machine.device == "cpu" or torch.cuda.is_available() else (wanted, [])
     return ray.get(ray.remote(**machine.actor_resources, **ANYWHERE)(supported).remote(wanted))
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ims3_ray.storage.artifacts import Directory
+from ims3_ray.storage.local_rows import REMEDY
 
 from .context import Context
 from .costs import Cost, Forward
@@ -20,6 +21,9 @@ class Stage:
     run: Callable[..., Mapping[str, object]]
     depends: Callable[[Context], object]  # plain data that the bits depend on, beside the artefacts read
     cost: Callable[[Context, Forward], Cost]
+    # bytes below TMPDIR of each node that works on it, and what a person can do where they do not fit
+    node_disk: Callable[[Context], float] = lambda _: 0.0
+    node_disk_remedy: str = REMEDY
     figures: Callable[[Directory], Mapping[str, float]] = lambda _: {}  # of its artefact, for MLflow
     reads: tuple[str, ...] = ()  # nouns
     unit: str = "images"  # of the rows

@@ -32,7 +32,6 @@ class Cost:
     disk: float = 0.0  # bytes of the artefact
     memory: float = 0.0  # bytes that a worker holds beside its process
     driver: float = 0.0  # bytes that the driver holds beside its process and the list of images
-    node_disk: float = 0.0  # bytes below TMPDIR of each node that works
     start_s: float = START_S
     workers: int | None = None  # None: a pool's actors
 

@@ -13,7 +13,8 @@ from ims3_ray.data.reading import BatchReader, Payload, payloads
 from ims3_ray.evaluation.audit import AuditedImages, pixel_hash
 from ims3_ray.models.device import prepare_device
 from ims3_ray.models.extractor import embed_pixels, load_extractor
-from ims3_ray.storage.artifacts import Directory, fingerprint, read_rows
+from ims3_ray.storage.artifacts import Directory, fingerprint
+from ims3_ray.storage.index import Index, read_index
 from ims3_ray.storage.tables import FEATURES, Column, Columns, Table
 
 from .context import Context
@@ -73,8 +74,10 @@ def embed_images(
     extractor_hash: str,
     storage: Directory,
     machine: Machine,
-) -> AuditedImages:
+) -> tuple[AuditedImages, Index]:
     """The readable images with features and hashes, at `image_size` pixels a side; made once for a storage.
+
+    Beside them the index of the rows, for whoever reads features where they are worked on.
 
     Raises InputError, with `name`, where more files turn out to be unreadable than the configuration allows.
     """
@@ -84,9 +87,9 @@ def embed_images(
     details = _fan_out(HashingEmbedder, images, config.embed, image_size, out, machine)
     bad = images.bad | details["notes"]
     check_bad(name, images.place, bad, len(images) + len(images.bad), config.data.max_bad_fraction)
-    rows = read_rows(out, EMBEDDED)
-    paths, ids, pixels = (rows[column].tolist() for column in ("path", "image_id", "pixels"))
-    return AuditedImages(name, paths, rows["label"], ids, pixels, rows["feature"])
+    index = read_index(out, EMBEDDED, ["path", "image_id", "pixels", "label"])
+    paths, ids, pixels = (index.keys[column].tolist() for column in ("path", "image_id", "pixels"))
+    return AuditedImages(name, paths, index.keys["label"], ids, pixels, index.read("feature")), index
 
 
 def _fan_out(

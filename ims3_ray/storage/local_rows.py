@@ -4,9 +4,9 @@
     <temporary folder>/ims3-rows-<user>/<key>.fill, <key>.use           locks, which end with their process
 
 The first process of a machine fills the folder from the storage, part by part, while the others wait; the
-last that closes it removes it. What processes that were killed left serves whoever goes on with the same
-rows, and goes before others are filled in. Rows are read at their place in the file rather than mapped: what
-is mapped counts as a process's memory, and a node that is short of it would end the training.
+last that closes it removes it, unless it keeps it for others to come. What is kept, or processes that were
+killed left, serves whoever goes on with the same rows, and goes before others are filled in. A batch is read
+at its place in the file; whoever needs all rows maps the file, whose pages the machine's processes share.
 """
 
 import contextlib
@@ -26,6 +26,7 @@ from ims3_ray.errors import InputError
 from .tables import Columns
 
 INDEX = "rows.json"
+REMEDY = "free some, or set TMPDIR to a larger disk where the nodes are started"
 Parts = Callable[[], Iterable[Columns]]
 
 
@@ -63,17 +64,25 @@ class LocalRows:
         data = b"".join(os.pread(self._files[column], size, start) for start in starts)
         return np.frombuffer(data, dtype).reshape(len(starts), *shape)
 
-    def close(self) -> None:
-        """Remove the rows where no other process uses them."""
+    def mapped(self, column: str) -> np.ndarray:
+        """The column's values (N, …), read where they are touched; until the rows are closed."""
+        dtype, shape = self._columns[column]
+        if not self.count:
+            return np.empty((0, *shape), dtype)
+        # a copy of what is written to, which nobody does: torch warns of arrays that can't be
+        return np.memmap(_file(self._folder, column), dtype, mode="c", shape=(self.count, *shape))
+
+    def close(self, *, keep: bool = False) -> None:
+        """Remove the rows where no other process uses them, unless they are kept for others to come."""
         for number in self._files.values():
             os.close(number)
         self._files = {}
-        if _try_alone(self._use):
+        if not keep and _try_alone(self._use):
             shutil.rmtree(self._folder, ignore_errors=True)
         self._use.close()
 
 
-def open_rows(key: str, parts: Parts, needed: float, remedy: str) -> LocalRows:
+def open_rows(key: str, parts: Parts, needed: float, remedy: str = REMEDY) -> LocalRows:
     """The rows of `parts()`, tables of the same columns, called `key` as no others are.
 
     InputError, which ends with `remedy`, where this machine's temporary folder lacks the `needed` bytes.
@@ -84,12 +93,21 @@ def open_rows(key: str, parts: Parts, needed: float, remedy: str) -> LocalRows:
         fcntl.flock(use, fcntl.LOCK_SH)
         folder = root / key
         if not (folder / INDEX).exists():
-            _remove_unused(root, but=key)
+            remove_unused({entry.name for entry in root.iterdir() if entry.is_dir()} - {key})
             refuse_full_disk(needed, remedy)
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             _fill(folder, parts())
     return LocalRows(folder, use)
+
+
+def remove_unused(keys: Iterable[str]) -> None:
+    """Remove rows that no process of this machine uses, nor fills in."""
+    root = rows_folder()
+    for key in keys:
+        with (root / f"{key}.use").open("ab") as use:
+            if _try_alone(use):
+                shutil.rmtree(root / key, ignore_errors=True)
 
 
 def rows_folder() -> Path:
@@ -100,15 +118,25 @@ def rows_folder() -> Path:
     return root
 
 
-def refuse_full_disk(needed: float, remedy: str) -> None:
+def refuse_full_disk(needed: float, remedy: str = REMEDY) -> None:
     """InputError where this machine's temporary folder lacks `needed` bytes, old rows in it not counted."""
     root = rows_folder()
-    room = shutil.disk_usage(root).free + sum(p.stat().st_size for p in root.rglob("*.bin"))
+    room = shutil.disk_usage(root).free + stored_bytes()
     if room < needed:
         raise InputError(
             f"{root} has room for {room / 1e9:.1f} GB, and the rows to train on take {needed / 1e9:.1f} GB "
             f"of each node's own disk; {remedy}"
         )
+
+
+def stored_bytes() -> int:
+    """What all rows on this machine's disk take."""
+    size = 0
+    for folder, _, names in os.walk(rows_folder()):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                size += os.stat(f"{folder}/{name}").st_size
+    return size
 
 
 def _fill(folder: Path, parts: Iterable[Columns]) -> None:
@@ -128,14 +156,6 @@ def _fill(folder: Path, parts: Iterable[Columns]) -> None:
 
 def _file(folder: Path, column: str) -> Path:
     return folder / f"{column}.bin"
-
-
-def _remove_unused(root: Path, but: str) -> None:
-    """Rows that no process uses, nor fills in."""
-    for folder in (entry for entry in root.iterdir() if entry.is_dir() and entry.name != but):
-        with (root / f"{folder.name}.use").open("ab") as use:
-            if _try_alone(use):
-                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _try_alone(use: IO[bytes]) -> bool:

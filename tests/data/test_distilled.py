@@ -5,9 +5,18 @@ import io
 import pyarrow.parquet as pq
 import pytest
 
-from ims3_ray.data.distilled import PARQUET, DistilledImage, DistilledSet, image_path, to_table, write_parquet
+from ims3_ray.data.distilled import (
+    PARQUET,
+    DistilledImage,
+    DistilledSet,
+    image_path,
+    list_images,
+    to_table,
+    write_parquet,
+    write_pngs,
+)
 from ims3_ray.data.pixels import encode_png
-from ims3_ray.storage.artifacts import open_directory
+from ims3_ray.storage.artifacts import complete, open_directory
 
 CLASSES = ("blue", "red")
 
@@ -31,6 +40,16 @@ def test_one_block_has_the_bytes_of_a_plain_table_and_more_blocks_its_rows(tmp_p
     assert pq.read_table(tmp_path / PARQUET).equals(whole, check_metadata=True)
     assert DistilledSet(out).classes == list(CLASSES)
     assert DistilledSet(out).targets == [0, 0, 0, 1, 1, 1]
+
+
+def test_the_listed_images_are_those_of_the_parquet_file_in_its_order(tmp_path, images):
+    out = open_directory(str(tmp_path))
+    write_parquet(out, lambda: [to_table(images[::-1], CLASSES, 3)])
+    complete(out, {"images": write_pngs(out, images[::-1], CLASSES, 3)})
+    listed, loaded = list_images(out, CLASSES), DistilledSet(out)
+    assert [out.read(path) for path in listed.paths] == loaded._pngs
+    assert listed.labels.tolist() == loaded.targets
+    assert listed.classes == CLASSES
 
 
 @pytest.mark.parametrize(("ipc", "name"), [(1, "0"), (10, "0"), (11, "00"), (100, "00"), (101, "000")])

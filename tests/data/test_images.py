@@ -8,6 +8,8 @@ from flat import opened
 from PIL import Image
 from tiny import write_images
 
+from ims3_ray.cluster import tasks
+from ims3_ray.data import folders
 from ims3_ray.data.images import open_images
 from ims3_ray.data.pixels import encode_png
 from ims3_ray.errors import InputError
@@ -76,3 +78,35 @@ def test_a_damaged_index_is_looked_up_anew(tmp_path, held):
         path.write_bytes(held)
     assert opened(tmp_path / "a", tmp_path).fingerprint == first.fingerprint
     assert {path: path.read_bytes() for path in whole} == whole
+
+
+def test_tasks_of_the_cluster_leave_the_index_that_this_machine_leaves_and_look_at_what_is_new_alone(
+    ray_cluster, tmp_path, monkeypatch
+):
+    folder, asked = write_images(tmp_path / "a", 5, seed=0), []
+
+    def each(function, batches):
+        batches = list(batches)
+        asked.extend(path for _, files in batches for path, _ in files)
+        return tasks.each(function, batches)
+
+    (folder / "red" / "odd.png").write_bytes(b"no image")
+    (folder / "blue" / "lost.png").symlink_to(tmp_path / "nowhere")
+    alone = opened(folder, tmp_path / "alone", limit=0.2)
+    for name, value in {"FEW": 0, "BATCH": 4, "EACH": each}.items():
+        monkeypatch.setattr(folders, name, value)
+    monkeypatch.setattr(folders, "_look", lambda *_: pytest.fail("the driver looks"))
+    spread = opened(folder, tmp_path / "spread", limit=0.2)
+    assert spread.fingerprint == alone.fingerprint
+    assert spread.bad == alone.bad
+    assert sorted(asked) == sorted([*spread.paths, *spread.bad])
+    first, second = (
+        {path.name: path.read_bytes() for path in (tmp_path / place).rglob("index/*.json")}
+        for place in ("alone", "spread")
+    )
+    assert len(first) == 3
+    assert first == second
+    asked.clear()
+    Image.new("RGB", (9, 9)).save(folder / "red" / "new.png")
+    assert len(opened(folder, tmp_path / "spread", limit=0.2)) == len(spread) + 1
+    assert {path.split("/")[0] for path in asked} == {"red"}

@@ -3,6 +3,7 @@
 import pytest
 
 from ims3_ray.cli import run_command
+from ims3_ray.cluster import machine
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.errors import InputError
 from ims3_ray.pipeline import prepare
@@ -22,11 +23,31 @@ def test_a_bucket_without_a_tracking_server_is_refused_before_a_cluster_starts(c
     assert len(err.splitlines()) == 1
 
 
-def test_disks_that_the_rows_to_tune_on_do_not_fit_are_refused_before_any_stage(
-    ray_cluster, tiny_overrides, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+    ("size", "remedy"),
+    [
+        ("finetune.stage.latent_bytes", "TMPDIR to a larger disk .* or lower encode.images_per_class"),
+        ("evaluate.stage.pixels_bytes", "TMPDIR to a larger disk"),
+    ],
+)
+def test_disks_that_the_rows_to_train_on_do_not_fit_are_refused_before_any_stage(
+    ray_cluster, tiny_overrides, tmp_path, monkeypatch, size, remedy
 ):
-    monkeypatch.setattr("ims3_ray.stages.finetune.stage.local_bytes", lambda context: 1e18)
+    monkeypatch.setattr(f"ims3_ray.stages.{size}", lambda *_: 1e18)
     config = load_config("digits", parse_overrides(tiny_overrides))
-    with pytest.raises(InputError, match=r"rows to train on take 1000000000\.0 GB.*TMPDIR"):
+    with pytest.raises(InputError, match=rf"rows to train on take 1\d+\.0 GB.*{remedy}"):
         prepare.begin([config], print)
     assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_images_are_looked_at_before_gpus_are_waited_for(ray_cluster, tiny_overrides, tmp_path, monkeypatch):
+    """GPUs of a cluster that grows are billed from then on."""
+
+    def wait(number, wait_s):
+        assert list((tmp_path / "runs" / "index").iterdir())
+        raise InputError("workers.gpus: none came")
+
+    monkeypatch.setattr(machine, "wait_for_gpus", wait)
+    config = load_config("digits", parse_overrides([*tiny_overrides, "workers.gpus=1"]))
+    with pytest.raises(InputError, match="none came"):
+        prepare.begin([config], print)

@@ -11,7 +11,7 @@ import pytest
 
 from ims3_ray.errors import InputError
 from ims3_ray.storage.ahead import ahead
-from ims3_ray.storage.local_rows import open_rows, rows_folder
+from ims3_ray.storage.local_rows import open_rows, remove_unused, rows_folder
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +80,25 @@ def test_what_a_killed_process_left_serves_again_and_goes_before_others_are_fill
     assert used.read("label", [0]).tolist() == [0]
     again = open_rows("used", lambda: pytest.fail("it is there"), 1, "")
     assert again.count == 12
+
+
+def test_mapped_rows_are_the_stored_ones_and_writing_to_them_changes_no_file():
+    rows, expected = open_rows("k", parts, 1), whole()
+    values = rows.mapped("value")
+    assert np.array_equal(values, expected["value"])
+    values[:] = 0
+    assert np.array_equal(rows.read("value", range(12)), expected["value"])
+    assert np.array_equal(rows.mapped("value"), expected["value"])
+
+
+def test_kept_rows_serve_whoever_comes_next_and_are_removed_only_while_nobody_uses_them():
+    open_rows("k", parts, 1).close(keep=True)
+    again = open_rows("k", lambda: pytest.fail("it is there"), 1)
+    remove_unused(["k", "never there"])
+    assert again.read("label", [3]).tolist() == [3]
+    again.close(keep=True)
+    remove_unused(["k"])
+    assert not [entry for entry in rows_folder().iterdir() if entry.is_dir()]
 
 
 def test_a_disk_without_room_is_refused_before_a_byte_is_written():

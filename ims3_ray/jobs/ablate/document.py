@@ -14,7 +14,7 @@ from ims3_ray.stages.evaluate.baselines import measure_all
 from ims3_ray.stages.evaluate.classifiers import classifier_seeds
 from ims3_ray.stages.evaluate.compare import Real, choose, real_vectors
 from ims3_ray.stages.evaluate.stage import first_of_pool
-from ims3_ray.stages.evaluate.vectors import Stored, Vectors
+from ims3_ray.stages.evaluate.vectors import Vectors
 from ims3_ray.storage.index import read_index
 from ims3_ray.storage.tables import CANDIDATES, FEATURES
 
@@ -131,7 +131,7 @@ def _pools(
         key = (rows.host, max(ablation.ipcs), seed)
         context, train = contexts[key], contexts[key].images["train"]
         index = read_index(steps[key]["features"].directory, FEATURES, ["image_id", "label"])
-        real = Real(train, train.ids, index.keys["image_id"].tolist(), Stored(index))
+        real = Real(train, train.ids, index.keys["image_id"].tolist(), Vectors(index))
         sets: dict[str, Vectors] = {}
         for row in rows.rows:
             if row.real is None:
@@ -156,6 +156,6 @@ def _drawn(
     assert source is not None
     pool = read_index(source["candidates"].directory, CANDIDATES, KEYS)
     if selected:
-        return {name: Stored(chosen_rows(pool, selected["selection"].directory, context.classes))}
+        return {name: Vectors(chosen_rows(pool, selected["selection"].directory, context.classes))}
     kept = first_of_pool(pool.keys, count)
-    return {name: Stored(pool.at(kept))} if len(kept) == count * len(context.classes) else {}
+    return {name: Vectors(pool.at(kept))} if len(kept) == count * len(context.classes) else {}

@@ -96,7 +96,7 @@ def context_of(
     """A run on a cluster of so many GPUs, as far as stages' costs ask."""
     num_classes = len(images["train"].classes)
     machine = Machine("cuda", CPUS_A_GPU * gpus, gpus, MEMORY_A_GPU * gpus, Workers(gpus=gpus))
-    numerics = Numerics("cuda", config.model.precision.on("cuda"), config.model.compile.on("cuda"))
+    numerics = Numerics("cuda", config.model.precision.on("cuda"))
     info = described_pipeline(size_named(size), work)
     inputs: Inputs = {"images": "", "model": "", "extractor": "", "scored": ""}
     storage, labels = open_directory(str(work)), list(range(num_classes))

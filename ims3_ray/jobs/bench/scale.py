@@ -23,6 +23,7 @@ from ims3_ray.errors import InputError
 from ims3_ray.pipeline.prepare import begin
 from ims3_ray.pipeline.steps import Step, plan, run_step
 from ims3_ray.stages.context import Context
+from ims3_ray.storage.local_rows import stored_bytes
 
 from .figures import Figures, device_figures, origin, print_head, print_row
 
@@ -43,10 +44,11 @@ SMALL: dict[str, object] = {  # few passes through the networks: their number is
 
 @dataclass
 class Peak:
-    """Bytes that this process, and any one of Ray's workers, held for itself at most."""
+    """Bytes at most: held for itself by this process, or any worker of Ray, and in rows on the disk."""
 
     driver: int = 0
     worker: int = 0
+    node_disk: int = 0
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,7 @@ def watched() -> Iterator[Peak]:
     def watch() -> None:
         while True:
             peak.driver = max(peak.driver, _held(driver))
+            peak.node_disk = max(peak.node_disk, stored_bytes())
             for process in psutil.process_iter(["cmdline"]):
                 if (process.info["cmdline"] or [""])[0].startswith(WORKER):
                     peak.worker = max(peak.worker, _held(process))

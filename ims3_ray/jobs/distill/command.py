@@ -78,7 +78,7 @@ def _dry_run(config: Config) -> None:
     from ims3_ray.pipeline.prepare import check_places, prepare  # heavy, as above
     from ims3_ray.pipeline.steps import plan
 
-    from .estimate import estimate_steps
+    from .estimate import DRIVER_BYTES, PROCESS_BYTES, estimate_steps
 
     check_places(config)
     if has_address():
@@ -88,7 +88,10 @@ def _dry_run(config: Config) -> None:
     print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     print("\n".join(context.notes), end="\n" if context.notes else "")
     print(f"machine: {machine.device}, {machine.actors} actors, {machine.shards} shards")
-    print("memory of the driver and of each worker, disk in the storage and of each node below TMPDIR:")
+    print(
+        f"memory of the driver and of each worker, {DRIVER_BYTES / 1e9:g} and {PROCESS_BYTES / 1e9:g} GB of "
+        "which they take without data; disk in the storage and of each node below TMPDIR:"
+    )
     heads = f"{'rows':>9}{'about':>9}{'disk':>11}{'node disk':>11}{'driver':>9}{'worker':>9}"
     print(f"  {'stage':<10}{'state':<11}{heads}   artefact")
     missing_s = 0.0

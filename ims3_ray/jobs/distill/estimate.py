@@ -49,12 +49,12 @@ def estimate_stages(context: Context, stages: Sequence[Stage], rate: float) -> l
     listed = DRIVER_BYTES + LISTED_BYTES * sum(len(images) for images in context.images.values())
     estimates: list[Estimate] = []
     for stage in stages:
-        cost = stage.cost(context, forward)
+        cost, node_disk = stage.cost(context, forward), stage.node_disk(context)
         workers = context.machine.actors if cost.workers is None else cost.workers
         work_s = cost.rows * cost.operations / (rate * max(1, workers))
         worker = PROCESS_BYTES + cost.memory if workers else 0.0
         driver = listed + cost.driver
-        figures = (cost.rows, cost.start_s, work_s, cost.disk, cost.node_disk, driver, worker)
+        figures = (cost.rows, cost.start_s, work_s, cost.disk, node_disk, driver, worker)
         estimates.append(Estimate(*figures))
     return estimates
 

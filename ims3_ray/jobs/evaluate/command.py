@@ -12,7 +12,7 @@ label (integer, ClassLabel or string).
 import argparse
 import re
 
-from ims3_ray.cluster.machine import connect, find_machine, refuse_impossible
+from ims3_ray.cluster.machine import connect, find_machine, has_address, refuse_impossible
 from ims3_ray.config.load import load_settings, parse_overrides
 from ims3_ray.config.settings import Evaluating
 from ims3_ray.errors import InputError
@@ -42,6 +42,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError(f"--out: {arguments.out} is a folder; name a file, such as evaluation.json")
     from . import run as evaluating  # heavy: torch, faiss
 
+    if has_address():  # whose nodes look at the images
+        connect()
     prepared = evaluating.prepare(config, locations)
     connect()
     document = evaluating.score(prepared, find_machine(config.workers))

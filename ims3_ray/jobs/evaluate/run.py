@@ -24,8 +24,8 @@ from ims3_ray.pipeline.prepare import image_places, open_splits
 from ims3_ray.pipeline.splits import check_splits
 from ims3_ray.stages.embed import embed_images
 from ims3_ray.stages.evaluate import compare
-from ims3_ray.stages.evaluate.classifiers import check_networks, classifier_seeds, read_pixels
-from ims3_ray.stages.evaluate.vectors import Held
+from ims3_ray.stages.evaluate.classifiers import check_networks, classifier_seeds
+from ims3_ray.stages.evaluate.vectors import Vectors
 from ims3_ray.storage.artifacts import Directory, open_storage
 from ims3_ray.storage.hashing import content_hash
 
@@ -109,29 +109,28 @@ def prepare(config: Evaluating, locations: Mapping[str, str]) -> Prepared:
 def score(prepared: Prepared, machine: Machine) -> Scored:
     """Classifiers, coverage and audit of the given sets."""
     config, train, given, networks = prepared.config, prepared.train, prepared.given, prepared.networks
-    size, seeds = networks[0].image_size, classifier_seeds(config.seed, config.evaluate.seeds)
+    seeds = classifier_seeds(config.seed, config.evaluate.seeds)
     load_extractor(
         config.embed.extractor
     )  # InputError here, where it is caught, for weights that can't be had
-    embedded = _embed(prepared, machine)
-    real = compare.Real(train, train.paths, embedded["train"].paths, _vectors(embedded["train"]))
+    audited, vectors = _embed(prepared, machine)
+    real = compare.Real(train, train.paths, audited["train"].paths, vectors["train"])
     sizes = [of_set.counts().tolist() for of_set in given.values()]
     choices = compare.choose(real, config.evaluate.baselines, sizes, seeds, config.evaluate.draws)
     counts = {count for of_set in sizes for count in of_set}
     has_ceiling = len(counts) == 1 and max(counts) <= np.bincount(real.vectors.labels).min()
     coverage = compare.cover(
-        {name: _vectors(embedded[name]) for name in given},
+        {name: vectors[name] for name in given},
         choices,
         real,
         seeds[0],
         config.evaluate.neighbours,
         counts.pop() if has_ceiling else None,
     )
-    own = {name: read_pixels(of_set, np.arange(len(of_set)), size) for name, of_set in given.items()}
-    sets = compare.training_sets(own, choices, train, seeds, size, config.evaluate.full)
-    document = compare.score(sets, own, prepared.scored, networks, train.classes, machine)
+    sets = compare.training_sets(given, choices, train, seeds, config.evaluate.full)
+    document = compare.score(sets, given, prepared.scored, networks, train.classes, machine)
     document["coverage"] = coverage
-    findings = audit([embedded[name] for name in ("train", "scored", *given)], train.classes)
+    findings = audit([audited[name] for name in ("train", "scored", *given)], train.classes)
     findings["warnings"] = list(dict.fromkeys(prepared.warnings + findings["warnings"]))
     return {
         **document,
@@ -180,21 +179,18 @@ def _check_counts(config: Evaluating, train: ImageSet, given: Mapping[str, Image
             )
 
 
-def _embed(prepared: Prepared, machine: Machine) -> dict[str, AuditedImages]:
+def _embed(prepared: Prepared, machine: Machine) -> tuple[dict[str, AuditedImages], dict[str, Vectors]]:
     """Every set, the training images as "train" and the scored ones as "scored", all at one size."""
     split, size = prepared.networks[0].split, prepared.side
     named = {"train": ("data.train", prepared.train), "scored": (f"data.{split}", prepared.scored)}
     named |= {name: (name, of_set) for name, of_set in prepared.given.items()}
     config, extractor, storage = prepared.config, prepared.extractor_hash, prepared.storage
-    return {
+    embedded = {
         key: embed_images(name, images, size, config, extractor, storage, machine)
         for key, (name, images) in named.items()
     }
-
-
-def _vectors(images: AuditedImages) -> Held:
-    assert images.features is not None
-    return Held(images.features, images.labels)
+    vectors = {key: Vectors(index) for key, (_, index) in embedded.items()}
+    return {key: images for key, (images, _) in embedded.items()}, vectors
 
 
 def _described(images: ImageSet) -> Given:

@@ -37,10 +37,12 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError(
             "data.train: no images to train on; give one folder of images a class, or a Hugging Face dataset"
         )
+    if has_address():  # whose nodes look at the images
+        connect()
     storage = open_storage(config.storage)
     shared = {"seed": config.seed, "max_bad_fraction": data.max_bad_fraction, "classes": data.classes}
     images = open_images(data.train, storage, name="data.train", **shared)
-    if has_address() or not only_asks:
+    if not only_asks:
         connect()
     from .run import Pretraining  # heavy: torch and diffusers, not needed to refuse bad input
 

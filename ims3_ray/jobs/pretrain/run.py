@@ -18,7 +18,7 @@ from ims3_ray.cluster.train import Training, train
 from ims3_ray.cluster.trainer import Optimisation
 from ims3_ray.config.pretrain import Pretrain, TrainExtractor, TrainTransformer, TrainVae
 from ims3_ray.data.images import ImageSet
-from ims3_ray.data.reading import payloads
+from ims3_ray.data.reading import LocalPixels, payloads
 from ims3_ray.models.extractor import save_extractor
 from ims3_ray.models.generator import save_pipeline
 from ims3_ray.storage import tables
@@ -32,7 +32,6 @@ from .tasks import (
     LatentEncoder,
     Latents,
     Models,
-    Pixels,
     Rows,
     TransformerTask,
     VaeTask,
@@ -87,7 +86,7 @@ class Pretraining:
     def run(self, out: Path) -> dict[str, float]:
         """Train, measure, and write the model folder to `out`, a local path. Gives the card's figures."""
         config, seed = self.config, self.config.seed
-        pixels = Pixels(self.images, config.image_size)
+        pixels = LocalPixels(self.images, config.image_size)
         self._train("vae", VaeTask, config.vae, pixels, seed)
         latents = self._encode()
         factor, spread = scaling_factor(latents)

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, l1_loss
 
 from ims3_ray.config.pretrain import Pretrain, TrainVae
-from ims3_ray.data.images import ImageSet
-from ims3_ray.data.reading import BatchReader, Payload, payloads
+from ims3_ray.data.reading import BatchReader, Payload
 from ims3_ray.evaluation.augment import resized_crop
 from ims3_ray.method import losses
 from ims3_ray.method.ddim import add_noise, level, noise_of
@@ -36,7 +35,6 @@ from ims3_ray.storage.tables import LATENTS, Columns
 
 VALUES = "values.safetensors"
 READ_BATCH = 256
-REMEDY = "free some, or set TMPDIR to a larger disk where the nodes are started"
 EXTRACTOR_CROP = (0.5, 1.0)  # share of the image that a training crop of φ shows
 FREQUENCY_SHIFT = 1  # as diffusers' own DiT, so that the written folder is exact in plain diffusers
 Model = TypeVar("Model", bound=nn.Module)
@@ -49,25 +47,6 @@ class Rows(Protocol):
 
 
 @dataclass(frozen=True)
-class Pixels:
-    """The images that can be read: `pixels` (3, S, S) uint8 and `label`, in the set's order."""
-
-    images: ImageSet
-    image_size: int
-
-    def open(self) -> LocalRows:
-        key = fingerprint([self.images.fingerprint, "pixels", self.image_size])
-        needed = len(self.images) * (3 * self.image_size**2 + 8)
-        return open_rows(key, self._parts, needed, REMEDY)
-
-    def _parts(self) -> Iterator[Columns]:
-        read = BatchReader(self.images.directory, self.image_size)
-        for payload in payloads(self.images, range(len(self.images)), READ_BATCH):
-            pixels, known, _ = read(payload)
-            yield {"pixels": pixels, "label": known["label"]}
-
-
-@dataclass(frozen=True)
 class Latents:
     """The posteriors of all images, not scaled: `mean` and `logvar` (C, h, w) float16 and `label`."""
 
@@ -76,7 +55,7 @@ class Latents:
     def open(self) -> LocalRows:
         names = part_names(self.directory)
         needed = unpacked_bytes(self.directory, names[0]) * len(names)
-        return open_rows(fingerprint([self.directory.uri]), self.parts, needed, REMEDY)
+        return open_rows(fingerprint([self.directory.uri]), self.parts, needed)
 
     def parts(self) -> Iterator[Columns]:
         for name in part_names(self.directory):

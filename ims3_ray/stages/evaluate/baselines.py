@@ -1,13 +1,13 @@
 """Real images in the place of synthetic ones, and how well sets cover real images: class by class, by Ray."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
 import numpy as np
-import ray
 
-from ims3_ray.cluster.machine import ANYWHERE, CPUS_PER_ACTOR
+from ims3_ray.cluster.machine import CPUS_PER_ACTOR
+from ims3_ray.cluster.tasks import in_order
 from ims3_ray.errors import InputError
 from ims3_ray.method.coresets import greedy_coverage, herding, k_center, k_medoids, medoids
 from ims3_ray.method.coverage import Values, class_coverage, class_mean
@@ -25,6 +25,7 @@ CORESETS: dict[str, Callable[[np.ndarray, int, int], np.ndarray]] = {
 SEEDED = ("random", "medoids")  # a choice for each seed; the others are one for all
 METRICS = ("coverage", "low_density_coverage", "deciles", "density", "precision", "recall")
 METRICS += ("copy_rate", "nearest", "least_nearest", "vendi", "kid")
+MOST_CLASSES = 256  # whose keys are on their way at once: more than most clusters have CPUs
 T = TypeVar("T")
 
 
@@ -39,7 +40,7 @@ def choose_coresets(
         return {}
     rows = _rows_by_class(real, count, classes)
     keys = [(name, seed) for name in names for seed in (seeds if name in SEEDED else seeds[:1])]
-    by_class = _each_class(partial(_choose, keys=keys, count=count), [(real.at(r),) for r in rows])
+    by_class = _each_class(partial(_choose, keys=keys, count=count), len(rows), ((real.at(r),) for r in rows))
     coresets = {
         key: np.concatenate([r[of[key]] for r, of in zip(rows, by_class, strict=True)]) for key in keys
     }
@@ -49,7 +50,8 @@ def choose_coresets(
 def ceiling(real: Vectors, count: int, neighbours: int, classes: Sequence[str]) -> np.ndarray:
     """Rows of `real`, `count` a class, that cover as much as a greedy choice of real images can."""
     rows = _rows_by_class(real, count, classes)
-    places = _each_class(partial(_cover, count=count, k=neighbours), [(real.at(r),) for r in rows])
+    cover = partial(_cover, count=count, k=neighbours)
+    places = _each_class(cover, len(rows), ((real.at(r),) for r in rows))
     return np.concatenate([r[of_class] for r, of_class in zip(rows, places, strict=True)])
 
 
@@ -67,11 +69,11 @@ def measure_all(
                 f"set {name!r}: has no image of class {classes[min(missing)]!r}, whose coverage is asked for"
             )
     of_sets = {name: places_by_class(vectors.labels, len(classes)) for name, vectors in sets.items()}
-    work = [
+    work = (
         (label, real.at(r), {name: vectors.at(of_sets[name][label]) for name, vectors in sets.items()})
         for label, r in enumerate(rows)
-    ]
-    by_class = _each_class(partial(_measure, neighbours=neighbours), work)
+    )
+    by_class = _each_class(partial(_measure, neighbours=neighbours), len(rows), work)
     means = {name: class_mean({label: of[name] for label, of in enumerate(by_class)}) for name in sets}
     return {name: {metric: mean[metric] for metric in METRICS} for name, mean in means.items()}
 
@@ -108,14 +110,20 @@ def _rows_by_class(real: Vectors, least: int, classes: Sequence[str]) -> list[np
     return by_class
 
 
-def _each_class(function: Callable[..., T], arguments: Sequence[tuple[object, ...]]) -> list[T]:
-    """`function(*arguments[i])` for every class i, as Ray tasks."""
-    task = ray.remote(num_cpus=CPUS_PER_ACTOR, **ANYWHERE)(lambda *values: function(*values))
-    pending = {task.remote(*values): label for label, values in enumerate(arguments)}
-    done: dict[int, T] = {}
-    with bar("evaluate", len(pending), "classes") as shown:
-        while pending:
-            (ready,), _ = ray.wait(list(pending), num_returns=1)
-            done[pending.pop(ready)] = ray.get(ready)
+def _each_class(
+    function: Callable[..., T], num_classes: int, arguments: Iterable[tuple[object, ...]]
+) -> list[T]:
+    """`function(*of_class)` for the `arguments` of every class, as Ray tasks, in their order.
+
+    Arguments are made as tasks begin: those of a few classes are in memory.
+    """
+
+    def work(*of_class: object) -> T:  # Ray takes no partial functions
+        return function(*of_class)
+
+    done: list[T] = []
+    with bar("evaluate", num_classes, "classes") as shown:
+        for of_class in in_order(work, arguments, MOST_CLASSES, CPUS_PER_ACTOR):
+            done.append(of_class)
             shown.update(1)
-    return [done[label] for label in range(len(arguments))]
+    return done

@@ -1,34 +1,34 @@
 """Training classifiers on image sets, each a Ray task, and summing up their accuracies.
 
-A set is (pixels (N, 3, S, S) uint8, labels (N,) int64), whatever it came from.
+The driver knows a set by its keys, whatever it came from. Pixels are read on the node where a classifier
+trains, onto its own disk, once for all classifiers there that need them.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import ray
+import torch
 
-from ims3_ray.cluster.machine import ANYWHERE, Machine
+from ims3_ray.cluster.machine import ANYWHERE, Machine, on_every_node
 from ims3_ray.config.sections import SEEDS_A_RUN
-from ims3_ray.data.distilled import DistilledSet
 from ims3_ray.data.images import ImageSet
 from ims3_ray.data.pixels import resize_and_crop
-from ims3_ray.data.reading import BatchReader, Payload, payloads
+from ims3_ray.data.reading import LocalPixels
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.figures import Accuracies, SetFigures
 from ims3_ray.evaluation.protocols import Protocol
 from ims3_ray.evaluation.statistics import label_robust_score, summary
-from ims3_ray.evaluation.train import Score, budget_of, plan, training_in_looks
+from ims3_ray.evaluation.train import Labelled, Score, budget_of, plan, training_in_looks
 from ims3_ray.models.classifiers import build
 from ims3_ray.models.device import prepare_device
 from ims3_ray.progress import bar
-from ims3_ray.storage.tables import Columns
+from ims3_ray.storage.local_rows import remove_unused
 from ims3_ray.text import some
 
-READ_ROWS = 512  # images a reading task
-Pixels = tuple[np.ndarray, np.ndarray]
-Sets = Mapping[tuple[str, int], Pixels]  # (name of a set, classifier seed) → what that seed trains on
+Sets = Mapping[tuple[str, int], ImageSet]  # (name of a set, classifier seed) → what that seed trains on
 Training = tuple[str, str, int]  # protocol's label, name of a set, seed
 Hear = Callable[[str, str, int, int, float], None]
 Scores = dict[str, dict[str, dict[int, Score]]]  # protocol's label → name of a set → seed
@@ -41,31 +41,33 @@ def classifier_seeds(seed: int, count: int) -> list[int]:
 
 def train_all(
     sets: Sets,
-    tests: Pixels,
+    tests: ImageSet,
     protocols: Sequence[Protocol],
     classes: Sequence[str],
     machine: Machine,
     hear: Hear | None = None,
 ) -> Scores:
-    """A classifier for every set, seed and protocol, scored on `tests`. A set that seeds share is stored
-    once.
+    """A classifier for every set, seed and protocol, scored on `tests`.
 
-    The longest trainings begin first. `hear(protocol's label, set, seed, step, accuracy)` is called at every
-    look at the scored images; what it raises ends the trainings. Raises InputError, before any training, for
-    a set without a class that the scored images have, and for a network too deep for its protocol's images.
+    The longest trainings begin first, and those of one set follow each other. `hear(protocol's label, set,
+    seed, step, accuracy)` is called at every look at the scored images; what it raises ends the trainings.
+    Raises InputError, before any training, for a set without a class that the scored images have, and for a
+    network too deep for its protocol's images.
     """
     check_networks(protocols, len(classes))
     check_classes(sets, tests, classes)
     train = ray.remote(num_returns="streaming", **classifier_resources(machine), **ANYWHERE)(score_in_looks)
-    stored = {id(pair): ray.put(pair) for pair in {id(pair): pair for pair in sets.values()}.values()}
-    test = ray.put(tests)
-    jobs = [(rules, *key) for rules in protocols for key in sets]
-    jobs.sort(key=lambda job: -images_seen(job[0], len(sets[job[1:]][1]), len(classes)))
+    distinct = {id(of_set): of_set for of_set in (tests, *sets.values())}
+    stored = {key: ray.put(of_set) for key, of_set in distinct.items()}
+    jobs = [(rules, *key) for key in sets for rules in protocols]
+    jobs.sort(key=lambda job: -images_seen(job[0], len(sets[job[1:]]), len(classes)))
     running: dict[Any, Training] = {}
     for rules, name, seed in jobs:
-        looks = train.remote(stored[id(sets[name, seed])], test, rules, len(classes), seed, machine.device)
+        given = stored[id(sets[name, seed])], stored[id(tests)]
+        looks = train.remote(*given, rules, len(classes), seed, machine.device)
         running[looks] = rules.label, name, seed
     done = _collect(running, hear)
+    clear(distinct.values(), {rules.image_size for rules in protocols}, machine)
     scores: Scores = {}
     for rules in protocols:
         for name, seed in sets:
@@ -96,14 +98,12 @@ def _collect(running: dict[Any, Training], hear: Hear | None) -> dict[Training, 
 
 
 def score_in_looks(
-    data: Pixels, tests: Pixels, rules: Protocol, num_classes: int, seed: int, device: str
+    data: ImageSet, tests: ImageSet, rules: Protocol, num_classes: int, seed: int, device: str
 ) -> Iterator[tuple[int, float] | Score]:
     """One classifier trained on `data`: (step, accuracy) at every look at `tests`, at last its score."""
-    import torch
-
-    (x, y), (scored_x, scored_y) = (map(torch.from_numpy, map(np.array, pair)) for pair in (data, tests))
-    on = prepare_device(device)
-    yield (yield from training_in_looks((x, y), (scored_x, scored_y), rules, num_classes, seed, on))
+    on, size = prepare_device(device), rules.image_size
+    with pixels_of(tests, size) as scored, pixels_of(data, size) as train:
+        yield (yield from training_in_looks(train, scored, rules, num_classes, seed, on))
 
 
 def summarise(scores: Mapping[str, Mapping[int, Score]], own: Collection[str]) -> dict[str, SetFigures]:
@@ -144,11 +144,11 @@ def check_networks(protocols: Sequence[Protocol], num_classes: int) -> None:
         build(rules.network, num_classes, rules.image_size, None, width=rules.width)
 
 
-def check_classes(sets: Sets, tests: Pixels, classes: Sequence[str]) -> None:
+def check_classes(sets: Sets, tests: ImageSet, classes: Sequence[str]) -> None:
     """InputError for a set without an image of a class that the scored images have."""
-    scored = np.unique(tests[1])
-    for (name, _), (_, labels) in sets.items():
-        if missing := [classes[label] for label in np.setdiff1d(scored, labels)]:
+    scored = np.unique(tests.labels)
+    for (name, _), of_set in sets.items():
+        if missing := [classes[label] for label in np.setdiff1d(scored, of_set.labels)]:
             share = f"{len(missing)} of the {len(scored)} classes that the scored images have"
             raise InputError(
                 f"set {name!r}: has no image of {share}: {some(missing)}; "
@@ -169,19 +169,25 @@ def images_seen(rules: Protocol, images: int, num_classes: int) -> int:
     return plan(budget, images, 1)[0] * min(budget.batch_size, images)
 
 
-def read_pixels(images: ImageSet, rows: np.ndarray, size: int) -> Pixels:
-    """Rows of a set as a protocol of `size` pixels sees them, by Ray tasks; without unreadable images."""
-    directory = images.directory  # all that a task needs of the set
-
-    def read_batch(payload: Payload) -> tuple[np.ndarray, Columns]:
-        return BatchReader(directory, size, resize_and_crop)(payload)[:2]
-
-    read = ray.remote(num_cpus=0.5, **ANYWHERE)(read_batch)
-    parts = ray.get([read.remote(payload) for payload in payloads(images, rows.tolist(), READ_ROWS)])
-    return np.concatenate([p for p, _ in parts]), np.concatenate([known["label"] for _, known in parts])
+def local_pixels(images: ImageSet, size: int) -> LocalPixels:
+    """A set as a protocol of `size` pixels sees it."""
+    return LocalPixels(images, size, resize_and_crop)
 
 
-def pixels_of(distilled: DistilledSet, size: int) -> Pixels:
-    """A distilled set's images, as `read_pixels` gives those of others."""
-    pixels = [resize_and_crop(image, size) for image, _ in distilled]
-    return np.stack(pixels), np.array(distilled.targets, dtype=np.int64)
+@contextmanager
+def pixels_of(images: ImageSet, size: int) -> Generator[Labelled]:
+    """Pixels (N, 3, S, S) and labels (N,) of the readable images, mapped from this machine's disk.
+
+    Laid there where they are not yet, and kept for whoever comes next.
+    """
+    rows = local_pixels(images, size).open()
+    try:
+        yield torch.from_numpy(rows.mapped("pixels")), torch.from_numpy(rows.mapped("label"))
+    finally:
+        rows.close(keep=True)
+
+
+def clear(sets: Iterable[ImageSet], sizes: Iterable[int], machine: Machine) -> None:
+    """Remove the sets' pixels from the nodes' disks, but for what others use at the moment."""
+    keys = [local_pixels(of_set, size).key for of_set in sets for size in sizes]
+    on_every_node(machine, remove_unused, keys)

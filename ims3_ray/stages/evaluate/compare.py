@@ -16,7 +16,7 @@ from ims3_ray.evaluation.protocols import Protocol
 from ims3_ray.method.coverage import Values
 
 from .baselines import SEEDED, ceiling, choose_coresets, measure_all
-from .classifiers import Hear, Pixels, Sets, read_pixels, summarise, train_all
+from .classifiers import Hear, Sets, summarise, train_all
 from .vectors import Vectors
 
 
@@ -78,19 +78,18 @@ def with_draws(seeds: Sequence[int], draws: int | None) -> list[int]:
 
 
 def training_sets(
-    own: Mapping[str, Pixels], choices: Choices, images: ImageSet, seeds: Sequence[int], size: int, full: bool
+    own: Mapping[str, ImageSet], choices: Choices, images: ImageSet, seeds: Sequence[int], full: bool
 ) -> Sets:
     """What each seed trains on: the sets compared, the baselines, and, where asked, all training images.
 
     All training images are for the first FULL_SEEDS alone.
     """
-    sets = {(name, seed): pixels for name, pixels in own.items() for seed in seeds}
+    sets = {(name, seed): of_set for name, of_set in own.items() for seed in seeds}
     for (name, seed), choice in choices.items():
         is_same = name.split()[0] not in SEEDED and seed != seeds[0]
-        sets[name, seed] = sets[name, seeds[0]] if is_same else read_pixels(images, choice.rows, size)
+        sets[name, seed] = sets[name, seeds[0]] if is_same else images.rows(choice.rows)
     if full:
-        pixels = read_pixels(images, np.arange(len(images)), size)
-        sets |= {("full", seed): pixels for seed in seeds[:FULL_SEEDS]}
+        sets |= {("full", seed): images for seed in seeds[:FULL_SEEDS]}
     return sets
 
 
@@ -123,8 +122,7 @@ def score(
 ) -> Evaluation:
     """evaluation.json but for its coverage: every network trained on every set, scored on `scored`."""
     rules = networks[0]
-    tests = read_pixels(scored, np.arange(len(scored)), rules.image_size)
-    scores = train_all(sets, tests, networks, classes, machine, hear)
+    scores = train_all(sets, scored, networks, classes, machine, hear)
     by_network = {label: summarise(of_network, own) for label, of_network in scores.items()}
     sets_of_first = by_network[rules.label]
     document = Evaluation(protocol=rules.label, split=rules.split, sets=sets_of_first, coverage={})

@@ -10,21 +10,22 @@ from typing import Any
 
 import numpy as np
 
-from ims3_ray.data.distilled import DistilledSet
+from ims3_ray.data.distilled import list_images
+from ims3_ray.data.reading import pixels_bytes
 from ims3_ray.evaluation.figures import CURVE, headline
-from ims3_ray.evaluation.protocols import NO_PROTOCOL, protocols
+from ims3_ray.evaluation.protocols import NO_PROTOCOL, protocol, protocols
 from ims3_ray.stages.chosen import KEYS, chosen_rows
 from ims3_ray.stages.context import Context
 from ims3_ray.stages.contract import Stage
-from ims3_ray.stages.costs import BACKWARD, KEY_BYTES, Cost, Forward, classifier_operations, pixel_bytes
+from ims3_ray.stages.costs import BACKWARD, KEY_BYTES, Cost, Forward, classifier_operations
 from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.index import read_index
 
 from .baselines import SEEDED
-from .classifiers import classifier_seeds, images_seen, pixels_of
+from .classifiers import classifier_seeds, images_seen
 from .compare import FULL_SEEDS, Real, choose, cover, score, training_sets
-from .vectors import Stored, Vectors
+from .vectors import Vectors
 
 
 def run(
@@ -41,15 +42,15 @@ def run(
     networks = protocols(config.evaluate.protocol, config.evaluate.networks)
     seeds = classifier_seeds(config.seed, config.evaluate.seeds)
     index = read_index(features, tables.FEATURES, ["image_id", "label"])
-    real = Real(train, train.ids, index.keys["image_id"].tolist(), Stored(index))
+    real = Real(train, train.ids, index.keys["image_id"].tolist(), Vectors(index))
     asked, draws = config.evaluate.baselines, config.evaluate.draws
     sizes = [[config.ipc] * len(train.classes)]
     choices = choose(real, dict.fromkeys(("random", *asked)), sizes, seeds, draws)
     drawn = _drawn(context, selection, candidates, refined)
     coverage = cover(drawn, choices, real, seeds[0], config.evaluate.neighbours, config.ipc)
-    own = {"distilled": pixels_of(DistilledSet(distilled), networks[0].image_size)}
+    own = {"distilled": list_images(distilled, train.classes)}
     asked_for = {key: choice for key, choice in choices.items() if key[0] in asked}
-    sets = training_sets(own, asked_for, train, seeds, networks[0].image_size, config.evaluate.full)
+    sets = training_sets(own, asked_for, train, seeds, config.evaluate.full)
     curve = MeanCurve(
         networks[0].label,
         "distilled",
@@ -69,12 +70,12 @@ def _drawn(
 ) -> dict[str, Vectors]:
     """What the set was made of, before refinement and after, and, where asked, the first of the pool."""
     pool, count = read_index(candidates, tables.CANDIDATES, KEYS), context.config.evaluate.pool_images
-    sets: dict[str, Vectors] = {"distilled": Stored(chosen_rows(pool, selection, context.classes))}
+    sets: dict[str, Vectors] = {"distilled": Vectors(chosen_rows(pool, selection, context.classes))}
     if count:
-        sets["pool"] = Stored(pool.at(first_of_pool(pool.keys, count)))
+        sets["pool"] = Vectors(pool.at(first_of_pool(pool.keys, count)))
     if refined:
         moved = read_index(refined, tables.REFINED, ["label"])
-        sets["distilled"], sets["before"] = Stored(moved), Stored(moved, "start_feature")
+        sets["distilled"], sets["before"] = Vectors(moved), Vectors(moved, "start_feature")
     return sets
 
 
@@ -115,27 +116,41 @@ def _depends(context: Context) -> object:
 
 
 def _cost(context: Context, forward: Forward) -> Cost:  # noqa: ARG001
-    """Rows are the classifiers to train, on sets of different sizes; looks are not counted."""
+    """Rows are the classifiers to train, on sets of different sizes; looks are not counted.
+
+    A worker's memory has the pixels that it maps, whose pages the classifiers of a node share.
+    """
     config, num_classes = context.config, len(context.classes)
-    seeds = config.evaluate.seeds
-    names = {"distilled", *config.evaluate.baselines}
-    more_draws = max(0, (config.evaluate.draws or 0) - seeds) if "random" in names else 0
-    sizes = [config.ipc * num_classes] * (len(names) * seeds + more_draws)
-    if config.evaluate.full:
-        sizes += [len(context.images["train"])] * min(seeds, FULL_SEEDS)
     networks, operations = protocols(config.evaluate.protocol, config.evaluate.networks), 0.0
+    sizes = _set_sizes(context)
     for rules in networks:
         seen = sum(images_seen(rules, images, num_classes) for images in sizes)
         operations += seen * BACKWARD * classifier_operations(rules, num_classes)
-    count = len(sizes) * len(networks)
-    size, scored = networks[0].image_size, len(context.images[networks[0].split])
-    held = scored + (len(context.images["train"]) if config.evaluate.full else 0)
-    baselines = sum(seeds if name in SEEDED else 1 for name in config.evaluate.baselines)
-    held += config.ipc * num_classes * (1 + baselines)
-    keys = KEY_BYTES * (len(context.images["train"]) + context.num_candidates)
-    worker = 2 * pixel_bytes(scored + max(sizes), size)
-    driver = pixel_bytes(held, size) + keys
+    count, train = len(sizes) * len(networks), len(context.images["train"])
+    scored, size = len(context.images[networks[0].split]), networks[0].image_size
+    worker = pixels_bytes(scored + max(sizes), size)
+    driver = KEY_BYTES * (train + context.num_candidates)
     return Cost(count, operations / count, disk=1e5, memory=worker, driver=driver)
+
+
+def _set_sizes(context: Context) -> list[int]:
+    """Images of the set that each classifier of a network trains on."""
+    config, settings = context.config, context.config.evaluate
+    names = {"distilled", *settings.baselines}
+    more_draws = max(0, (settings.draws or 0) - settings.seeds) if "random" in names else 0
+    sizes = [config.ipc * len(context.classes)] * (len(names) * settings.seeds + more_draws)
+    full = [len(context.images["train"])] * min(settings.seeds, FULL_SEEDS)
+    return sizes + (full if settings.full else [])
+
+
+def _node_disk(context: Context) -> float:
+    """For the scored images and, at most, every set that is trained on."""
+    config, rules = context.config, protocol(context.config.evaluate.protocol)
+    settings = config.evaluate
+    chosen = sum(max(settings.seeds, settings.draws or 0) if n in SEEDED else 1 for n in settings.baselines)
+    images = len(context.images[rules.split]) + config.ipc * len(context.classes) * (1 + chosen)
+    images += len(context.images["train"]) if settings.full else 0
+    return pixels_bytes(images, rules.image_size)
 
 
 STAGE = Stage(
@@ -148,5 +163,6 @@ STAGE = Stage(
     run=run,
     depends=_depends,
     cost=_cost,
+    node_disk=_node_disk,
     figures=lambda out: headline(out.read_json("evaluation.json")),
 )

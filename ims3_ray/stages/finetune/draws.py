@@ -13,16 +13,14 @@ from ims3_ray.method.keys import EpochOrder
 from ims3_ray.method.rng import generator, normal
 from ims3_ray.method.schedule import NUM_TRAIN_TIMESTEPS, grid_index_below, inversion_grid
 from ims3_ray.models.device import send
-from ims3_ray.storage import tables
+from ims3_ray.storage import local_rows, tables
 from ims3_ray.storage.ahead import ahead
 from ims3_ray.storage.artifacts import Directory, fingerprint, part_names, read_part, unpacked_bytes
 from ims3_ray.storage.local_rows import LocalRows, open_rows
 from ims3_ray.storage.tables import Columns, Table
 
 FETCHED_AHEAD = 4  # parts in memory while rows are laid on the disk
-REMEDY = (
-    "free some, set TMPDIR to a larger disk where the nodes are started, or lower encode.images_per_class"
-)
+REMEDY = f"{local_rows.REMEDY}; or lower encode.images_per_class"
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,8 @@
 """Fine-tune the generator by inversion matching (Eq. 4–7). Reads latents and inversions, makes an adapter."""
 
-from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-from ims3_ray.cluster.machine import on_every_node
 from ims3_ray.cluster.train import Training, train
 from ims3_ray.cluster.trainer import Optimisation
 from ims3_ray.config.sections import Finetune
@@ -13,7 +11,6 @@ from ims3_ray.stages.context import Context
 from ims3_ray.stages.contract import Stage
 from ims3_ray.stages.costs import BACKWARD, Cost, Forward, generator_bytes, latent_bytes
 from ims3_ray.storage.artifacts import Directory, read_manifest
-from ims3_ray.storage.local_rows import refuse_full_disk
 
 from .draws import REMEDY, Source
 from .task import InversionMatchingTask
@@ -48,13 +45,6 @@ def num_steps(settings: Finetune, num_images: int) -> int:
     """Steps of the epochs over so many images, as far as `steps` lets them."""
     steps = settings.epochs * (num_images // settings.batch_size)
     return steps if settings.steps is None else min(steps, settings.steps)
-
-
-def check_room(contexts: Iterable[Context]) -> None:
-    """InputError where the images' rows do not fit the disk of a node that a Train worker may run on."""
-    contexts = list(contexts)
-    needed = max(local_bytes(context) for context in contexts)
-    on_every_node(contexts[0].machine, refuse_full_disk, needed, REMEDY)
 
 
 def local_bytes(context: Context) -> float:
@@ -98,7 +88,6 @@ def _cost(context: Context, forward: Forward) -> Cost:
         operations=BACKWARD * forward.dit,
         disk=1e6,
         memory=2 * generator_bytes(context) + 16.0 * context.num_tuned,
-        node_disk=local_bytes(context),
         start_s=15.0,  # of Ray Train's workers
         workers=context.machine.train_workers(settings.micro_batches),
     )
@@ -114,4 +103,6 @@ STAGE = Stage(
     run=run,
     depends=_depends,
     cost=_cost,
+    node_disk=local_bytes,
+    node_disk_remedy=REMEDY,
 )

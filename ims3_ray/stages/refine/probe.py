@@ -6,13 +6,14 @@ An artefact of its own, which runs share: it depends on the real images and on n
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import ray
 import safetensors.torch
 import torch
 
 from ims3_ray.cluster.machine import ANYWHERE
 from ims3_ray.config.refinement import Probe
+from ims3_ray.data.images import ImageSet
+from ims3_ray.data.reading import pixels_bytes
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.probes import load_probe, probe_protocols, states_in_training
 from ims3_ray.evaluation.protocols import Protocol
@@ -21,8 +22,8 @@ from ims3_ray.models.device import prepare_device
 from ims3_ray.progress import bar
 from ims3_ray.stages.context import Context
 from ims3_ray.stages.contract import Stage
-from ims3_ray.stages.costs import BACKWARD, Cost, Forward, classifier_operations, pixel_bytes
-from ims3_ray.stages.evaluate.classifiers import Pixels, classifier_resources, read_pixels
+from ims3_ray.stages.costs import BACKWARD, Cost, Forward, classifier_operations
+from ims3_ray.stages.evaluate.classifiers import classifier_resources, clear, pixels_of
 from ims3_ray.storage.artifacts import Directory
 
 MOST_PROBES = 1000  # networks of one seed of the run, which no other seed shares
@@ -50,15 +51,16 @@ def run(context: Context, out: Directory) -> dict[str, object]:
     ]
     there = set(out.files())
     missing = [network for network in networks if network.file not in there]
-    pixels = ray.put(read_pixels(train, np.arange(len(train)), kinds[0].image_size))
+    images = ray.put(train)
     train_one = ray.remote(**classifier_resources(context.machine), **ANYWHERE)(_train)
     shared = len(context.classes), settings.points, context.machine.device, out
-    pending = [train_one.remote(pixels, network, *shared) for network in missing]
+    pending = [train_one.remote(images, network, *shared) for network in missing]
     with bar("probe", len(networks), "networks", done=len(networks) - len(missing)) as shown:
         while pending:
             (done,), pending = ray.wait(pending, num_returns=1)
             ray.get(done)
             shown.update(1)
+    clear([train], {rules.image_size for rules in kinds}, context.machine)
     return {"rows": len(networks), "rows_made": len(missing)}
 
 
@@ -87,15 +89,15 @@ def load_probes(
 
 
 def _train(
-    pixels: Pixels, network: Network, num_classes: int, points: tuple[int, ...], kind: str, out: Directory
+    images: ImageSet, network: Network, num_classes: int, points: tuple[int, ...], kind: str, out: Directory
 ) -> None:
-    train = torch.from_numpy(np.array(pixels[0])), torch.from_numpy(np.array(pixels[1]))
-    device = prepare_device(kind)
-    states = states_in_training(train, network.rules, num_classes, network.seed, points, device)
-    values = {f"{point}/{name}": value for point, state in states for name, value in state.items()}
+    rules, device = network.rules, prepare_device(kind)
+    with pixels_of(images, rules.image_size) as train:
+        states = states_in_training(train, rules, num_classes, network.seed, points, device)
+        values = {f"{point}/{name}": value for point, state in states for name, value in state.items()}
     if not all(bool(torch.isfinite(value).all()) for value in values.values()):
         raise InputError(
-            f"probe.networks: the training of {network.rules.network} by {network.rules.name} led to values "
+            f"probe.networks: the training of {rules.network} by {rules.name} led to values "
             "that are not finite; choose another network or protocol"
         )
     out.write(network.file, safetensors.torch.save(values))
@@ -119,8 +121,12 @@ def _cost(context: Context, forward: Forward) -> Cost:  # noqa: ARG001
         for rules in kinds
     )
     rows = settings.count * len(kinds)
-    pixels = pixel_bytes(len(context.images["train"]), kinds[0].image_size)
-    return Cost(rows, operations / len(kinds), disk=1e6 * rows, memory=2 * pixels, driver=pixels)
+    return Cost(rows, operations / len(kinds), disk=1e6 * rows, memory=_node_disk(context))
+
+
+def _node_disk(context: Context) -> float:
+    kinds = probe_protocols(context.config.probe, context.config.evaluate.protocol)
+    return pixels_bytes(len(context.images["train"]), kinds[0].image_size)
 
 
 STAGE = Stage(
@@ -132,4 +138,5 @@ STAGE = Stage(
     run=run,
     depends=_depends,
     cost=_cost,
+    node_disk=_node_disk,
 )

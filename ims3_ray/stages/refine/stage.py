@@ -30,7 +30,7 @@ from ims3_ray.stages.costs import (
     png_bytes,
 )
 from ims3_ray.stages.evaluate.baselines import choose_coresets
-from ims3_ray.stages.evaluate.vectors import Stored
+from ims3_ray.stages.evaluate.vectors import Vectors
 from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import Directory, part_names, read_rows
 from ims3_ray.storage.index import read_index
@@ -104,7 +104,7 @@ def class_payloads(
 def _medoids(context: Context, features: Directory) -> list[Chosen]:
     """Real images by class; `index` counts the class's training images, and `file` is that of the image."""
     index, train = read_index(features, tables.FEATURES, ["image_id", "label"]), context.images["train"]
-    real, seed = Stored(index), context.config.seed
+    real, seed = Vectors(index), context.config.seed
     places = choose_coresets(real, ["medoids"], context.config.ipc, [seed], context.classes)["medoids", seed]
     row_of = {image_id: row for row, image_id in enumerate(train.ids)}
     first = np.searchsorted(train.labels, np.arange(len(context.classes)))

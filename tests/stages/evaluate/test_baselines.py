@@ -2,26 +2,24 @@
 
 import numpy as np
 import pytest
+from stored import vectors_of
 
 from ims3_ray.errors import InputError
 from ims3_ray.method.coresets import greedy_coverage, herding, medoids
 from ims3_ray.method.coverage import class_coverage
-from ims3_ray.stages.evaluate import baselines
 from ims3_ray.stages.evaluate.baselines import METRICS, ceiling, choose_coresets, measure_all
-from ims3_ray.stages.evaluate.vectors import Held, Stored, places_by_class
-from ims3_ray.storage.artifacts import complete, open_directory
-from ims3_ray.storage.index import read_index
-from ims3_ray.storage.tables import FEATURES, to_parquet
+from ims3_ray.stages.evaluate.vectors import places_by_class
 
 CLASSES = ("blue", "red")
 COUNT, K = 3, 2
 
 
 @pytest.fixture
-def real():
+def real(tmp_path):
     """12 images of one class and 20 of the other, in a mixed order."""
     labels = np.random.default_rng(0).permutation(np.repeat([0, 1], (12, 20)))
-    return Held(np.random.default_rng(1).normal(size=(32, 4)).astype(np.float32), labels)
+    features = np.random.default_rng(1).normal(size=(32, 4)).astype(np.float32)
+    return vectors_of(features, labels, tmp_path / "real")
 
 
 def test_every_class_gets_the_coreset_of_its_own_images(ray_cluster, real):
@@ -30,22 +28,25 @@ def test_every_class_gets_the_coreset_of_its_own_images(ray_cluster, real):
     for (name, seed), rows in chosen.items():
         for label in (0, 1):
             own = np.flatnonzero(real.labels == label)
-            x = real.features[own]
+            x = real.at(own).read()
             expected = own[herding(x, COUNT) if name == "herding" else medoids(x, COUNT, seed)]
             assert rows[real.labels[rows] == label].tolist() == expected.tolist()
 
 
-def test_coverage_over_ray_is_that_of_one_call_and_nothing_real_beats_the_ceiling_by_much(ray_cluster, real):
-    rows = ceiling(real, COUNT, K, CLASSES)
-    expected = [
-        np.flatnonzero(real.labels == c)[greedy_coverage(real.features[real.labels == c], COUNT, K)]
-        for c in (0, 1)
-    ]
+def test_coverage_over_ray_is_that_of_one_call_and_nothing_real_beats_the_ceiling_by_much(
+    ray_cluster, real, tmp_path
+):
+    rows, features = ceiling(real, COUNT, K, CLASSES), real.read()
+    own = [np.flatnonzero(real.labels == label) for label in (0, 1)]
+    expected = [places[greedy_coverage(features[places], COUNT, K)] for places in own]
     assert rows.tolist() == np.concatenate(expected).tolist()
-    sets = {"ceiling": real.at(rows), "noise": Held(real.features[:8] + 1, real.labels[:8])}
+    sets = {
+        "ceiling": real.at(rows),
+        "noise": vectors_of(features[:8] + 1, real.labels[:8], tmp_path / "noise"),
+    }
     found = measure_all(real, sets, K, CLASSES)
     for name, of_set in sets.items():
-        plain = class_coverage(real.features, real.labels, of_set.features, of_set.labels, k=K).mean
+        plain = class_coverage(features, real.labels, of_set.read(), of_set.labels, k=K).mean
         assert found[name] == {metric: plain[metric] for metric in METRICS}
     assert found["ceiling"]["copy_rate"] == 1.0
     assert found["ceiling"]["coverage"] > found["noise"]["coverage"]
@@ -57,24 +58,6 @@ def test_a_class_too_small_for_the_choice_or_missing_from_a_set_is_named(real):
     only_blue = real.at(np.flatnonzero(real.labels == 0))
     with pytest.raises(InputError, match="set 'mine': has no image of class 'red'"):
         measure_all(real, {"mine": only_blue}, K, CLASSES)
-
-
-def test_features_left_in_parquet_give_what_those_in_memory_give(real, tmp_path, monkeypatch):
-    monkeypatch.setattr(baselines, "_each_class", lambda function, work: [function(*of) for of in work])
-    directory = open_directory(str(tmp_path))
-    for part, rows in enumerate(np.array_split(np.arange(32), 5)):
-        columns = {
-            "image_id": rows.astype(str).astype(object),
-            "label": real.labels[rows],
-            "feature": real.features[rows],
-        }
-        directory.write(f"part-{part:05d}.parquet", to_parquet(columns, FEATURES))
-    complete(directory, {})
-    stored = Stored(read_index(directory, FEATURES, ["label"]))
-    rows = ceiling(stored, COUNT, K, CLASSES)
-    assert rows.tolist() == ceiling(real, COUNT, K, CLASSES).tolist()
-    found, expected = ({"it": of.at(rows), "odd": of.at(np.arange(9))} for of in (stored, real))
-    assert measure_all(stored, found, K, CLASSES) == measure_all(real, expected, K, CLASSES)
 
 
 def test_places_by_class_are_those_of_each_label_even_of_classes_without_images():

@@ -5,12 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from flat import opened
 from PIL import Image
 
 from ims3_ray.cluster.machine import Machine, find_machine
 from ims3_ray.config.settings import Workers
-from ims3_ray.data.distilled import DistilledImage, DistilledSet, to_table, write_parquet
+from ims3_ray.data.distilled import DistilledImage, list_images, write_pngs
+from ims3_ray.data.reading import BatchReader
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.protocols import PROTOCOLS, protocols
 from ims3_ray.evaluation.train import Score
@@ -18,34 +20,45 @@ from ims3_ray.models.device import Numerics
 from ims3_ray.stages.evaluate.classifiers import (
     classifier_resources,
     classifier_seeds,
+    local_pixels,
     pixels_of,
-    read_pixels,
     score_in_looks,
     summarise,
     train_all,
 )
 from ims3_ray.stages.evaluate.stage import MeanCurve
-from ims3_ray.storage.artifacts import open_directory
+from ims3_ray.storage.artifacts import complete, open_directory
+from ims3_ray.storage.local_rows import rows_folder
 
 SMOKE = PROTOCOLS["smoke"]
 CLASSES = ("blue", "red")
 CPU = Machine("cpu", 1, 0, 1e9, Workers())
 
 
-def pixels(per_class, seed, labels=(0, 1)):
-    labels = np.repeat(labels, per_class)
-    draws = np.random.default_rng(seed).integers(0, 128, (len(labels), 3, 16, 16))
-    draws[:, 0] += 100 * labels[:, None, None]
-    return draws.astype(np.uint8), labels
+@pytest.fixture
+def images(tmp_path):
+    """A set of so many images a class, 16 pixels a side, by the seed of its noise."""
+
+    def write(per_class, seed):
+        draws, folder = np.random.default_rng(seed), tmp_path / f"set-{seed}"
+        for label, name in enumerate(CLASSES):
+            (folder / name).mkdir(parents=True)
+            noise = draws.integers(0, 128, (per_class, 16, 16, 3))
+            noise[..., 0] += 100 * label
+            for number, pixels in enumerate(noise.astype(np.uint8)):
+                Image.fromarray(pixels).save(folder / name / f"{number}.png")
+        return opened(folder, tmp_path)
+
+    return write
 
 
 def run_of(last, images=4):
     return Score(last, last, [(1, last)], [], 0.0, Numerics("cpu"), images)
 
 
-def test_ray_gives_what_the_plain_call_gives_for_every_network_set_and_seed(ray_cluster):
-    here, tests = find_machine(Workers()), pixels(6, 9)
-    shared, other = pixels(3, 0), pixels(8, 1)
+def test_ray_gives_what_the_plain_call_gives_for_every_network_set_and_seed(ray_cluster, images):
+    here, tests = find_machine(Workers()), images(6, 9)
+    shared, other = images(3, 0), images(8, 1)
     sets = {("distilled", 5): shared, ("distilled", 6): shared, ("full", 5): other}
     narrow = SMOKE.model_copy(update={"width": 4})
     scores = train_all(sets, tests, [SMOKE, narrow], CLASSES, here)
@@ -60,8 +73,22 @@ def test_ray_gives_what_the_plain_call_gives_for_every_network_set_and_seed(ray_
             assert replace(scores[rules.label][name][seed], seconds=0) == replace(plain, seconds=0)
 
 
+def test_images_are_read_where_classifiers_train_and_nothing_of_them_is_left_there(
+    ray_cluster, images, monkeypatch
+):
+    def refuse(*_):
+        pytest.fail("the driver reads pixels")
+
+    monkeypatch.setattr(BatchReader, "__call__", refuse)
+    sets, tests = {("mine", seed): images(3, seed) for seed in (5, 6)}, images(6, 9)
+    train_all(sets, tests, [SMOKE], CLASSES, find_machine(Workers()))
+    keys = {local_pixels(of_set, SMOKE.image_size).key for of_set in (tests, *sets.values())}
+    assert len(keys) == 3
+    assert not keys & {entry.name for entry in rows_folder().iterdir() if entry.is_dir()}
+
+
 @pytest.mark.parametrize("size", [16, 28, 61])
-def test_one_png_is_the_same_pixels_as_a_real_image_and_as_a_distilled_one(ray_cluster, tmp_path, size):
+def test_one_png_is_the_same_pixels_as_a_real_image_and_as_a_distilled_one(tmp_path, size):
     pngs = []
     for name in CLASSES:
         (tmp_path / "set" / name).mkdir(parents=True)
@@ -69,23 +96,22 @@ def test_one_png_is_the_same_pixels_as_a_real_image_and_as_a_distilled_one(ray_c
         path = tmp_path / "set" / name / "0.png"
         Image.fromarray(draws).save(path)
         pngs.append(path.read_bytes())
-    real = read_pixels(opened(tmp_path / "set", tmp_path), np.arange(2), 32)
     out = open_directory(str(tmp_path / "distilled"))
-    images = [DistilledImage(label, 0, 0, 0, 0, png) for label, png in enumerate(pngs)]
-    write_parquet(out, lambda: [to_table(images, CLASSES, len(images))])
-    distilled = pixels_of(DistilledSet(out), 32)
-    for ours, theirs in zip(real, distilled, strict=True):
-        assert np.array_equal(ours, theirs)
+    made = [DistilledImage(label, 0, 0, 0, 0, png) for label, png in enumerate(pngs)]
+    complete(out, {"images": write_pngs(out, made, CLASSES, 1)})
+    real, distilled = opened(tmp_path / "set", tmp_path), list_images(out, CLASSES)
+    with pixels_of(real, 32) as ours, pixels_of(distilled, 32) as theirs:
+        assert all(map(torch.equal, ours, theirs))
 
 
-def test_every_look_is_heard_once_while_training_and_agrees_with_the_history(ray_cluster):
+def test_every_look_is_heard_once_while_training_and_agrees_with_the_history(ray_cluster, images):
     heard = {}
 
     def hear(label, name, seed, step, accuracy):
         heard.setdefault((label, name, seed), []).append((step, accuracy))
 
-    sets = {("distilled", seed): pixels(3, 0) for seed in (5, 6)}
-    scores = train_all(sets, pixels(6, 9), [SMOKE], CLASSES, find_machine(Workers()), hear)
+    sets = dict.fromkeys([("distilled", 5), ("distilled", 6)], images(3, 0))
+    scores = train_all(sets, images(6, 9), [SMOKE], CLASSES, find_machine(Workers()), hear)
     for seed in (5, 6):
         assert heard[SMOKE.label, "distilled", seed] == [
             tuple(look) for look in scores[SMOKE.label]["distilled"][seed].history
@@ -93,19 +119,17 @@ def test_every_look_is_heard_once_while_training_and_agrees_with_the_history(ray
         assert len(heard[SMOKE.label, "distilled", seed]) == SMOKE.evaluations
 
 
-def test_a_listener_that_raises_ends_the_trainings(ray_cluster):
+def test_a_listener_that_raises_ends_the_trainings(ray_cluster, images):
+    sets, tests, here = {("distilled", 5): images(3, 0)}, images(6, 9), find_machine(Workers())
+
     def stop(*look):
         raise SystemExit(0)
 
     endless = SMOKE.model_copy(update={"steps": 10**6, "evaluations": 10**5})
     with pytest.raises(SystemExit):
-        train_all(
-            {("distilled", 5): pixels(3, 0)}, pixels(6, 9), [endless], CLASSES, find_machine(Workers()), stop
-        )
-    *_, after = score_in_looks(pixels(3, 0), pixels(6, 9), SMOKE, 2, 5, "cpu")
-    fresh = train_all(
-        {("distilled", 5): pixels(3, 0)}, pixels(6, 9), [SMOKE], CLASSES, find_machine(Workers())
-    )
+        train_all(sets, tests, [endless], CLASSES, here, stop)
+    *_, after = score_in_looks(sets["distilled", 5], tests, SMOKE, 2, 5, "cpu")
+    fresh = train_all(sets, tests, [SMOKE], CLASSES, here)
     assert fresh[SMOKE.label]["distilled"][5].last == after.last  # and leave room for others
 
 
@@ -120,20 +144,21 @@ def test_the_curve_tells_the_mean_of_each_step_once_all_seeds_are_there():
     assert told == [(10, pytest.approx(0.3)), (20, pytest.approx(0.7))]
 
 
-def test_a_set_without_a_class_that_is_scored_is_refused_before_any_training():
-    sets = {("mine", 0): pixels(3, 0, labels=(0,))}
+def test_a_set_without_a_class_that_is_scored_is_refused_before_any_training(images):
+    whole = images(3, 0)
+    sets = {("mine", 0): whole.rows(np.flatnonzero(whole.labels == 0))}
     with pytest.raises(
         InputError, match=r"set 'mine': has no image of 1 of the 2 classes .* 'red'; add images"
     ):
-        train_all(sets, pixels(2, 1), [SMOKE], CLASSES, CPU)
+        train_all(sets, whole, [SMOKE], CLASSES, CPU)
 
 
-def test_a_network_too_deep_for_the_images_is_refused_before_any_training(monkeypatch):
+def test_a_network_too_deep_for_the_images_is_refused_before_any_training(monkeypatch, images):
     # a training would say the same, but later
     monkeypatch.setattr("ims3_ray.stages.evaluate.classifiers.ray", None)
-    sets = {("mine", 0): pixels(3, 0)}
+    whole = images(3, 0)
     with pytest.raises(InputError, match="resnet18 is too deep for images of 16 px, it needs at least 33"):
-        train_all(sets, pixels(2, 1), protocols("smoke", ["convnet3", "resnet18"]), CLASSES, CPU)
+        train_all({("mine", 0): whole}, whole, protocols("smoke", ["convnet3", "resnet18"]), CLASSES, CPU)
 
 
 def test_no_two_seeds_of_a_run_share_a_classifier_seed():

@@ -3,31 +3,24 @@
 import numpy as np
 import pytest
 from flat import opened
+from stored import vectors_of
 from tiny import write_images
 
-from ims3_ray.stages.evaluate import compare
 from ims3_ray.stages.evaluate.compare import FULL_SEEDS, Choice, Real, choose, training_sets
-from ims3_ray.stages.evaluate.vectors import Held
 
 
-@pytest.fixture
-def read(monkeypatch):
-    """Rows that were read, in place of their pixels."""
-    monkeypatch.setattr(compare, "read_pixels", lambda images, rows, size: (np.array(rows), size))
-
-
-def test_every_seed_trains_on_the_sets_and_baselines_and_the_first_on_all_images(read, tmp_path):
+def test_every_seed_trains_on_the_sets_and_baselines_and_the_first_on_all_images(tmp_path):
     images, seeds = opened(write_images(tmp_path / "set", 3, seed=0), tmp_path), [7, 8, 9, 10, 11]
-    own = {"mine": (np.zeros(1), np.zeros(1))}
-    choices = {("random", seed): Choice(np.array([seed]), np.array([0])) for seed in seeds}
+    own = {"mine": images.rows(np.array([2]))}
+    choices = {("random", seed): Choice(np.array([place]), np.array([0])) for place, seed in enumerate(seeds)}
     choices |= {("herding", seed): Choice(np.array([1]), np.array([0])) for seed in seeds}
-    sets = training_sets(own, choices, images, seeds, 16, full=True)
+    sets = training_sets(own, choices, images, seeds, full=True)
     assert {seed for name, seed in sets if name == "mine"} == set(seeds)
-    assert [sets["random", seed][0].tolist() for seed in seeds] == [[seed] for seed in seeds]
+    assert [sets["random", seed].paths for seed in seeds] == [(path,) for path in images.paths[:5]]
     assert len({id(sets["herding", seed]) for seed in seeds}) == 1
     assert [seed for name, seed in sets if name == "full"] == seeds[:FULL_SEEDS]
-    assert sets["full", 7][0].tolist() == list(range(9))
-    assert not any(name == "full" for name, _ in training_sets(own, choices, images, seeds, 16, full=False))
+    assert sets["full", 7] is images
+    assert not any(name == "full" for name, _ in training_sets(own, choices, images, seeds, full=False))
 
 
 @pytest.mark.parametrize(("draws", "expected"), [(None, {4, 5}), (1, {4, 5}), (4, {4, 5, 6, 7})])
@@ -36,6 +29,6 @@ def test_random_images_are_drawn_as_often_as_asked_and_never_less_than_there_are
 ):
     images = opened(write_images(tmp_path / "set", 3, seed=0), tmp_path)
     features = np.random.default_rng(0).standard_normal((len(images), 4)).astype(np.float32)
-    real = Real(images, images.ids, images.ids, Held(features, images.labels))
+    real = Real(images, images.ids, images.ids, vectors_of(features, images.labels, tmp_path / "features"))
     choices = choose(real, ["random"], [[1] * len(images.classes)], [4, 5], draws)
     assert {seed for name, seed in choices if name == "random"} == expected

@@ -1,0 +1,25 @@
+"""Tasks whose results come in order."""
+
+from ims3_ray.cluster.tasks import each, in_order
+
+
+def test_results_come_in_the_order_of_arguments_which_are_made_a_few_at_a_time(ray_cluster):
+    made = []
+
+    def arguments():
+        for number in range(9):
+            made.append(number)
+            yield number, 2
+
+    came = []
+    for result in in_order(lambda number, power: number**power, arguments(), 3):
+        came.append(result)
+        assert len(made) <= len(came) + 3
+    assert came == [number**2 for number in range(9)]
+
+
+def test_where_the_cluster_has_no_cpus_the_work_is_done_here_and_starts_no_node(ray_cluster, monkeypatch):
+    here = []
+    monkeypatch.setattr(ray_cluster, "cluster_resources", lambda: {"CPU": 0.0})
+    assert list(each(lambda number: here.append(number) or -number, [(1,), (2,)])) == [-1, -2]
+    assert here == [1, 2]

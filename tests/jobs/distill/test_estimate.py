@@ -1,0 +1,80 @@
+"""What --dry-run says that a run takes, beside what it took."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from flat import opened
+
+from ims3_ray.config.load import load_config, parse_overrides
+from ims3_ray.jobs.bench.scale import make_images, watched
+from ims3_ray.jobs.distill.estimate import LISTED_BYTES, estimate_steps
+from ims3_ray.pipeline.prepare import begin
+from ims3_ray.pipeline.steps import plan, run_step
+from ims3_ray.stages.costs import KEY_BYTES
+from ims3_ray.storage import tables
+from ims3_ray.storage.artifacts import open_directory
+from ims3_ray.storage.index import read_index
+
+CLASSES, IMAGES, SCORED = 300, 4, 2
+LEAST = 2e6  # bytes below which nobody plans
+WORDS = [
+    *("ipc=2", "sample.subgroups=2", "sample.steps=2", "invert.points=2", "finetune.epochs=1"),
+    *("data.class_map=new", "data.validation=null", "workers.actors=2", "workers.shards=2"),
+    *("evaluate.protocol=smoke", "evaluate.seeds=2", "evaluate.neighbours=1", "evaluate.full=true"),
+]
+
+
+def within_factor_two(estimated: float, taken: float) -> bool:
+    return taken < 2 * max(estimated, LEAST) and estimated < 2 * max(taken, LEAST)
+
+
+@pytest.mark.slow
+def test_memory_and_disk_of_every_stage_are_estimated_within_a_factor_of_two(ray_cluster, tmp_path):
+    places = {
+        "data.train": make_images(tmp_path / "train", CLASSES, IMAGES, seed=0),
+        "data.test": make_images(tmp_path / "test", CLASSES, SCORED, seed=1),
+        "storage": tmp_path / "storage",
+    }
+    words = [*WORDS, *(f"{field}={place}" for field, place in places.items())]
+    (context,) = begin([load_config("digits-paper", parse_overrides(words))], print)
+    off = {}
+    for step, estimate in zip(plan(context), estimate_steps(context, plan(context)), strict=True):
+        with watched() as peak:
+            done = run_step(context, step)
+        taken = {
+            "disk": sum(info.size for info in done.directory.files().values()),
+            "node_disk": peak.node_disk,
+            "driver": peak.driver,
+            "worker": peak.worker,
+        }
+        for what, size in taken.items():
+            print(f"{step.stage.name:<9} {what:<10} {getattr(estimate, what):>13,.0f} {size:>13,}")
+            if not within_factor_two(getattr(estimate, what), size):
+                off[step.stage.name, what] = getattr(estimate, what), size
+    assert not off
+
+
+def test_what_the_driver_holds_of_an_image_is_estimated_within_a_factor_of_two(tmp_path):
+    folder = make_images(tmp_path / "images", 4, 150, seed=0)
+    opened(folder, tmp_path)  # what looking takes once
+    tracemalloc.start()
+    images = opened(folder, tmp_path)
+    held = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 0.5 < held / len(images) / LISTED_BYTES < 2
+
+
+def test_what_the_driver_holds_of_a_rows_keys_is_estimated_within_a_factor_of_two(tmp_path):
+    out, rows = open_directory(str(tmp_path)), 4000
+    for part in range(2):
+        ids = np.array([f"{part}{row:031x}" for row in range(rows)], object)
+        feature = np.zeros((rows, 1), np.float32)
+        columns = {"image_id": ids, "label": np.zeros(rows, np.int64), "feature": feature}
+        out.write(f"part-{part:05d}.parquet", tables.to_parquet(columns, tables.FEATURES))
+    read_index(out, tables.FEATURES, ["image_id", "label"])  # what reading takes once
+    tracemalloc.start()
+    index = read_index(out, tables.FEATURES, ["image_id", "label"])
+    held = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 0.5 < held / len(index) / KEY_BYTES < 2

@@ -1,0 +1,19 @@
+"""Features as a stage leaves them."""
+
+import numpy as np
+
+from ims3_ray.stages.evaluate.vectors import Vectors
+from ims3_ray.storage.artifacts import complete, open_directory
+from ims3_ray.storage.index import read_index
+from ims3_ray.storage.tables import FEATURES, to_parquet
+
+
+def vectors_of(features, labels, folder, parts=5):
+    """Those of an artefact in `folder`, of so many parts."""
+    directory = open_directory(str(folder))
+    for part, rows in enumerate(np.array_split(np.arange(len(labels)), parts)):
+        ids = rows.astype(str).astype(object)
+        columns = {"image_id": ids, "label": labels[rows], "feature": features[rows]}
+        directory.write(f"part-{part:05d}.parquet", to_parquet(columns, FEATURES))
+    complete(directory, {})
+    return Vectors(read_index(directory, FEATURES, ["label"]))
