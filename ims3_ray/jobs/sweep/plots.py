@@ -27,9 +27,8 @@ GREEK = {"select.alpha": "α", "select.beta": "β", SUBGROUPS: "G"}
 class Shares(MaxNLocator):
     """None below 0 or above 100 %, where an axis has its margins."""
 
-    def tick_values(self, vmin: float, vmax: float) -> np.ndarray:
-        ticks = np.asarray(super().tick_values(vmin, vmax))
-        return ticks[(ticks > -1e-9) & (ticks < 1 + 1e-9)]
+    def tick_values(self, vmin: float, vmax: float) -> list[float]:
+        return [tick for tick in super().tick_values(vmin, vmax) if -1e-9 < tick < 1 + 1e-9]
 
 
 def ipc_colours(results: Results) -> dict[object, str]:
