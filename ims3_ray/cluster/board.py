@@ -2,42 +2,52 @@
 
 import contextlib
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypedDict, cast
 
 import ray
 from ray.actor import ActorHandle
-from ray.util.metrics import Counter, Gauge
+from ray.util.metrics import Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from tqdm import tqdm
+
+from ims3_ray import progress
+from ims3_ray.progress import Bar
 
 POLL_S = 0.5
+GAUGES = {
+    "ims3_rows": "Rows that the stage at work has done",
+    "ims3_rows_goal": "Rows that it will have done; 0 where that is not known",
+}
 
 
-class CountedBar(tqdm):
-    """A bar that Prometheus sees as well, where there is a cluster: rows done and their rate, by stage."""
+class CountedBar(Bar):
+    """A bar that Prometheus sees as well, where there is a cluster: rows done and to do, by run and stage.
+
+    Gauges, which end with the driver, as Ray's counters do not; 0 once the stage is over.
+    """
 
     def __init__(self, *, desc: str, unit: str, **options: Any):
         super().__init__(desc=desc, unit=unit, **options)
-        self._began, tags = time.perf_counter(), {"stage": desc.strip(), "unit": unit.strip()}
-        self._exported = ray.is_initialized() and not self.disable
-        if self._exported:  # through Ray's agent, which every node has
-            self._rows = Counter("ims3_rows", "Rows that a stage has done, of the driver's runs", tuple(tags))
-            self._rate = Gauge("ims3_rows_per_second", "Rows a second of the stage at work", tuple(tags))
-            for metric in (self._rows, self._rate):
-                metric.set_default_tags(tags)
+        self._gauges: dict[str, Gauge] = {}
+        if ray.is_initialized() and not self.disable:  # through Ray's agent, which every node has
+            tags = {"run": progress.RUN.get(), "stage": desc, "unit": unit}
+            for name, description in GAUGES.items():
+                self._gauges[name] = Gauge(name, description, tuple(tags))
+                self._gauges[name].set_default_tags(tags)
+        self._export(self.n, self.total or 0)
 
     def update(self, n: float | None = 1) -> bool | None:
-        if self._exported and n:
-            self._rows.inc(n)
-            self._rate.set((self.n + n - self.initial) / max(1e-3, time.perf_counter() - self._began))
-        return super().update(n)
+        is_shown = super().update(n)
+        self._export(self.n, self.total or 0)
+        return is_shown
 
     def close(self) -> None:
-        if self._exported:
-            self._rate.set(0.0)  # nothing is at work any more
+        self._export(0, 0)
         super().close()
+
+    def _export(self, *figures: float) -> None:
+        for gauge, figure in zip(self._gauges.values(), figures, strict=False):
+            gauge.set(figure)
 
 
 class Message(TypedDict):

@@ -9,8 +9,11 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
+
+import psutil
 
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import Directory
@@ -27,24 +30,28 @@ class Journal:
 
     def __init__(self, folder: Directory):
         self._folder = folder
-        self._lines, damaged = _read_lines(folder)
-        if damaged:
+        if damaged := _read_lines(folder)[1]:
             self.write("log mended", lines_left_out=damaged)
 
     def write(self, event: str, **details: object) -> None:
-        self._lines.append(json.dumps({"time": now(), "event": event, **details}, ensure_ascii=False))
-        self._folder.write(LOG, ("\n".join(self._lines) + "\n").encode())
+        """Add an event to those that are there, another driver's among them."""
+        line = json.dumps({"time": now(), "event": event, **details}, ensure_ascii=False)
+        self._folder.write(LOG, ("\n".join([*_read_lines(self._folder)[0], line]) + "\n").encode())
+
+    def beat(self) -> None:
+        """Leave a sign of life."""
+        sign = {"time": time.time(), "pid": os.getpid(), "host": socket.gethostname()}
+        with contextlib.suppress(OSError, InputError):  # the run itself meets it too
+            self._folder.write_json(ALIVE, sign)
 
     @contextlib.contextmanager
     def alive(self) -> Iterator[None]:
-        """Leave a sign of life every few seconds while the block runs."""
+        """Leave a sign of life every few seconds while the block runs, and none after it."""
         ended = threading.Event()
 
         def beat() -> None:
             while not ended.is_set():
-                sign = {"time": time.time(), "pid": os.getpid(), "host": socket.gethostname()}
-                with contextlib.suppress(OSError, InputError):  # the run itself meets it too
-                    self._folder.write_json(ALIVE, sign)
+                self.beat()
                 ended.wait(BEAT_S)
 
         thread = threading.Thread(target=beat, name="sign-of-life", daemon=True)
@@ -54,6 +61,8 @@ class Journal:
         finally:
             ended.set()
             thread.join()
+            with contextlib.suppress(OSError, InputError):
+                (self._folder / ALIVE).delete()
 
 
 def read_log(folder: Directory) -> list[dict[str, Any]]:
@@ -76,11 +85,45 @@ def _is_event(line: str) -> bool:
     return isinstance(event, dict) and {"time", "event"} <= set(event)
 
 
-def seconds_since_alive(folder: Directory) -> float | None:
-    """Since the last sign of life; None where there never was one, or it is damaged: the next is whole."""
+@dataclass(frozen=True)
+class Sign:
+    """The last sign of life of a run's driver."""
+
+    age: float  # seconds
+    pid: int
+    host: str
+
+    @property
+    def is_of_other(self) -> bool:
+        """Whether another driver gave it that may be at work yet, as far as this host can tell."""
+        if self.age > DEAD_AFTER_S or (self.pid, self.host) == (os.getpid(), socket.gethostname()):
+            return False
+        return self.host != socket.gethostname() or psutil.pid_exists(self.pid)
+
+
+def last_sign(folder: Directory) -> Sign | None:
+    """None where there never was one, or it is damaged: the next is whole."""
     if not folder.exists(ALIVE):
         return None
     try:
-        return max(0.0, time.time() - folder.read_json(ALIVE)["time"])
+        sign = folder.read_json(ALIVE)
+        return Sign(max(0.0, time.time() - sign["time"]), int(sign["pid"]), str(sign["host"]))
     except (ValueError, LookupError, TypeError):
         return None
+
+
+def warn_of_other(folder: Directory, say: Callable[[str], None]) -> None:
+    """Say so where another driver works on the run in `folder`: all is done twice, with the same bytes."""
+    sign = last_sign(folder)
+    if sign and sign.is_of_other:
+        say(
+            f"warning: {folder.name} has another driver, process {sign.pid} on {sign.host}, alive "
+            f"{sign.age:.0f} s ago; stop one of the two, or both do the same work (one that was killed on "
+            f"another host is told from it after {DEAD_AFTER_S:.0f} s)"
+        )
+
+
+def is_dead(folder: Directory) -> bool:
+    """Whether a run that says it runs has left no sign of life for a while."""
+    sign = last_sign(folder)
+    return sign is None or sign.age > DEAD_AFTER_S

@@ -3,6 +3,7 @@
 import difflib
 import math
 import os
+import re
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from ims3_ray.storage.artifacts import Directory
 from ims3_ray.text import some
 
 from . import tags
+from .journal import is_dead, read_log
 from .tracking import EXPERIMENT
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
 
 PAGE = 1000
+RUNNING, DEAD = "RUNNING", "DEAD"  # the second is ours
+PLAIN_NAME = re.compile(r"[\w-][\w.-]*")  # anybody can write to a tracking server
 COMPARED_TAGS = (*tags.ENVIRONMENT, tags.KIND, tags.PROTOCOL, tags.SCORED)
 
 
@@ -34,8 +38,10 @@ class Run(TypedDict):
     kind: str
     protocol: str | None
     scored: str | None
-    status: str
+    status: str  # MLflow's, or DEAD
+    stage: str | None  # that a run at work is in, as its log says, or a dead one was in
     start_time: str  # ISO 8601, UTC
+    end_time: str | None  # None while it runs: MLflow keeps that of an earlier driver
     parent: str | None
     params: dict[str, str]
     metrics: dict[str, float]
@@ -72,6 +78,28 @@ def find(client: "MlflowClient", conditions: str = "", order: str = "start_time"
     if order != "start_time":
         by = f"metrics.`{order[1:]}` ASC" if order.startswith("-") else f"metrics.`{order}` DESC"
     return [_plain(run) for run in _search(client, conditions, [by])]
+
+
+def look(storage: Directory, runs: Sequence[Run]) -> list[Run]:
+    """The same, RUNNING ones as the storage knows them: with their stage, and DEAD without a sign of life.
+
+    A trial lives as long as its sweep. Of a run that another storage holds, MLflow's word stands.
+    """
+    return [_seen(storage, run) if run["status"] == RUNNING else run for run in runs]
+
+
+def _seen(storage: Directory, run: Run) -> Run:
+    name = run["name"]
+    place = f"runs/{name}"
+    if run["kind"] == tags.SWEEP:
+        place = f"sweeps/{name.removeprefix('sweep-')}"
+    elif run["kind"] == tags.TRIAL:
+        place = f"sweeps/{name.rpartition('-')[0]}"
+    if not PLAIN_NAME.fullmatch(name) or not storage.has_directory(place):
+        return run
+    folder = storage / place
+    stages = [event["stage"] for event in read_log(folder) if "stage" in event]
+    return {**run, "status": DEAD if is_dead(folder) else RUNNING, "stage": stages[-1] if stages else None}
 
 
 def last_deleted(client: "MlflowClient") -> dict[str, float]:
@@ -122,6 +150,11 @@ def rank(run: Run, name: str) -> float:
     return figure(run, name) * (-1 if name.startswith("-") else 1)
 
 
+def best_first(runs: Sequence[Run], name: str) -> list[Run]:
+    """By a metric, those without it last."""
+    return sorted(runs, key=lambda run: (math.isnan(rank(run, name)), -rank(run, name)))
+
+
 def check_figures(runs: Sequence[Run], names: Sequence[str]) -> None:
     """InputError for a name that no run has a figure of, with those that are known."""
     for name in names:
@@ -154,6 +187,28 @@ def best(runs: Sequence[Run], metric: str) -> list[Best]:
             value = figure(by_ipc[ipc], metric)
             rows.append(Best(protocol=protocol, scored=scored, ipc=ipc, value=value, run=by_ipc[ipc]))
     return rows
+
+
+def objectives(sweep: Run) -> list[str]:
+    """The metrics that a sweep maximises, the first before the others."""
+    names = sweep["params"].get(tags.OBJECTIVE, "accuracy").split(",")
+    return [tags.OBJECTIVES.get(name, name) for name in names]
+
+
+def swept_fields(sweep: Run, trials: Sequence[Run]) -> list[str]:
+    """The parameters that a sweep varies; of a section that is swept as one, those that differ."""
+    spaces = [name.removeprefix(tags.SPACE) for name in sweep["params"] if name.startswith(tags.SPACE)]
+    names = sorted({name for trial in trials for name in trial["params"]})
+
+    def differs(name: str) -> bool:
+        return len({trial["params"].get(name) for trial in trials}) > 1
+
+    return [
+        name
+        for field in sorted(spaces)
+        for name in names
+        if name == field or (name.startswith(f"{field}.") and differs(name))
+    ]
 
 
 def fronts(runs: Sequence[Run], names: Sequence[str]) -> list[Front]:
@@ -222,12 +277,18 @@ def _plain(run: "MlflowRun") -> Run:
         protocol=protocol,
         scored=of_run.get(tags.SCORED) or params.get(f"data.{split}"),
         status=run.info.status,
-        start_time=datetime.fromtimestamp(run.info.start_time / 1000, UTC).isoformat(timespec="seconds"),
+        stage=None,
+        start_time=_iso(run.info.start_time),
+        end_time=_iso(run.info.end_time) if run.info.end_time and run.info.status != RUNNING else None,
         parent=of_run.get(tags.PARENT),
         params=params,
         metrics=dict(run.data.metrics),
         tags=of_run,
     )
+
+
+def _iso(milliseconds: int) -> str:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds")
 
 
 def _candidates(runs: Sequence[Run]) -> str:

@@ -20,7 +20,10 @@ from ims3_ray.storage.artifacts import Directory
 RECORD = re.compile(
     r"runs/([^/]+)/run\.json|ablations/([^/]+)/artifacts\.json|sweeps/([^/]+)/trials/([^/]+)\.json"
 )
-RUNNING, FINISHED, FAILED, STOPPED = STATES = ("running", "finished", "failed", "stopped")
+PLANNED, RUNNING, FINISHED, FAILED, STOPPED = STATES = (
+    "planned", "running", "finished", "failed", "stopped"
+)  # fmt: skip
+UNENDED = (PLANNED, RUNNING)
 TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
@@ -30,17 +33,17 @@ class Record:
 
     place: str
     keys: tuple[str, ...]
-    is_running: bool  # as far as it says: a killed run never wrote that it ended
+    is_unended: bool  # as far as it says: a killed run never wrote that it ended
     written: float  # seconds since 1970
     artifacts: frozenset[str]  # "noun/fingerprint"
 
     def is_released(self, deleted: Mapping[str, float]) -> bool:
         """Whether a person deleted the run. `deleted`: by key, when the last such run in MLflow had begun.
 
-        One that says "running" was written before its MLflow run began: older deletions do not mean it.
+        One that has not ended was written before its MLflow run began: older deletions do not mean it.
         """
         return any(
-            key in deleted and (not self.is_running or deleted[key] >= self.written) for key in self.keys
+            key in deleted and (not self.is_unended or deleted[key] >= self.written) for key in self.keys
         )
 
 
@@ -88,7 +91,7 @@ def _read(storage: Directory, match: re.Match[str]) -> Record:
         own = record.get("key") or run or ablation or trial
         # of a sweep, the folder begins with the recipe's name
         keys = (own, sweep.rsplit("-", 1)[-1]) if sweep else (own,)
-        return Record(place, keys, record.get("state") == RUNNING, written, artifacts)
+        return Record(place, keys, record.get("state") in UNENDED, written, artifacts)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"storage: {(storage / place).uri} is no readable record ({type(error).__name__}: {error}), "

@@ -11,6 +11,14 @@ KIND, PROTOCOL, SCORED = "kind", "protocol", "scored"  # the protocol's label, t
 PARENT = "mlflow.parentRunId"  # MLflow's own: its pages nest by it
 SWEEP_KEY, TRIAL_NUMBER, ERROR = "sweep", "trial", "error"  # of a trial
 DISTILLATION, ABLATION, SWEEP, TRIAL = KINDS = ("distillation", "ablation", "sweep", "trial")
+SPACE, OBJECTIVE = (
+    "space.",
+    "objective",
+)  # a sweep's parameters: before each swept field, and names with commas
+OBJECTIVES = {"accuracy": "accuracy"} | {  # what a sweep maximises → its name among a run's figures
+    name: f"{name}/distilled"
+    for name in ("coverage", "low_density_coverage", "density", "precision", "recall", "vendi")
+}
 ENVIRONMENT = ("version.", "hardware.")  # what such tags begin with
 
 

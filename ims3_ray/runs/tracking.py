@@ -3,13 +3,14 @@
 Trouble with the tracking server never stops a run.
 """
 
+import contextlib
 import json
 import logging
 import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.text import one_line, redacted
 
+from .origin import origin
 from .tags import PARENT, RUN
 
 if TYPE_CHECKING:
@@ -26,13 +28,13 @@ EXPERIMENT = "ims3_ray"
 RECIPE_FILE = "recipe.yaml"
 MAX_PARAM = 500  # characters that every MLflow store takes
 RETRY_S = 20.0  # between tries while a server is away: each may wait for its time-out
-LAST_TRIES, LAST_WAIT_S = 6, 10.0  # at the end of a run
+PATIENCE_S, LAST_WAIT_S = 60.0, 5.0  # at the end of a run: in all, and between tries
 DEFAULTS = {  # of MLflow's environment
     "GIT_PYTHON_REFRESH": "quiet",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # its own seven hold a run up for two minutes; we try again
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # its own seven hold a run up for two minutes; we try again
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
 }
 
 
@@ -84,6 +86,7 @@ class Tracker:
         self._troubles: set[str] = set()  # that were said
         self.run_id: str | None = None
         self.is_finished = False
+        self._tags: dict[str, str] = {}
         self._steps: dict[str, set[int]] = {}  # that the run holds, by metric
         self._is_old = False  # another driver began it
         self._waiting: list[Callable[[], object]] = []
@@ -96,27 +99,43 @@ class Tracker:
         params: Mapping[str, object],
         tags: Mapping[str, str],
         parent: str | None = None,
+        began: float | None = None,
     ) -> None:
         """Find the run tagged `key`, or create it with `params` (nested: `sample.subgroups`) and `tags`.
 
-        A new run lies below the one whose MLflow id is `parent`.
+        A new run lies below the one whose MLflow id is `parent`, and began now or at `began`, Unix seconds.
         """
+        at = int((began or time.time()) * 1000)
 
         def find_or_create() -> None:
             from mlflow.entities import Param
 
+            self._tags = {**origin(), **tags}
             self._client = client(self._storage)
             experiment = experiment_id(self._client, self._storage)
             if old := self._client.search_runs([experiment], f"tags.`{RUN}` = '{key}'"):
                 self.run_id, self.is_finished = old[0].info.run_id, old[0].info.status == "FINISHED"
                 self._is_old = True
                 return
-            all_tags = {RUN: key, **({PARENT: parent} if parent else {}), **tags}
-            self.run_id = self._client.create_run(experiment, run_name=name, tags=all_tags).info.run_id
+            all_tags = {RUN: key, **({PARENT: parent} if parent else {}), **self._tags}
+            self.run_id = self._client.create_run(experiment, at, all_tags, name).info.run_id
             texts = {field: str(value)[:MAX_PARAM] for field, value in flatten(params).items()}
             self._client.log_batch(self._run, params=[Param(*item) for item in texts.items()])
 
         self._do(find_or_create)
+
+    def resume(self) -> None:
+        """Say of a run that another driver began, and left in any state, that this one is at work on it."""
+
+        def resume() -> None:
+            from mlflow.entities import RunTag
+
+            if self._is_old:
+                self._client.update_run(self._run, "RUNNING")
+                self._client.log_batch(self._run, tags=[RunTag(*item) for item in self._tags.items()])
+                self.is_finished = False
+
+        self._do(resume)
 
     def tag(self, name: str, value: str) -> None:
         self._do(lambda: self._client.set_tag(self._run, name, value))
@@ -154,28 +173,31 @@ class Tracker:
             from mlflow.entities import Dataset, DatasetInput, InputTag
 
             place, profile = json.dumps({"uri": source}), json.dumps({"num_rows": rows})
-            dataset = Dataset(name, digest, source_type="local", source=place, profile=profile)
+            scheme = source.split("://")[0] if "://" in source else "local"
+            dataset = Dataset(name, digest, source_type=scheme, source=place, profile=profile)
             tag = InputTag("mlflow.data.context", "distilled")
             self._client.log_inputs(self._run, datasets=[DatasetInput(dataset, [tag])])
 
         self._do(log)
 
-    def finish(self, status: str, *, patient: bool = True) -> bool:
-        """Close the run as FINISHED, FAILED or KILLED; whether all is written.
+    def finish(self, status: str, *, patient: bool = True, ended: float | None = None) -> bool:
+        """Close the run as FINISHED, FAILED or KILLED, now or as of `ended`; whether all is written.
 
-        A `patient` one gives a server that is away a minute to come back.
+        A `patient` one gives a server that is away PATIENCE_S to come back.
         """
+        at = int((ended or time.time()) * 1000)
 
         def finish() -> None:
             if not self.is_finished:
-                self._client.set_terminated(self._run, status)
+                self._client.set_terminated(self._run, status, at)
 
         self._do(finish)
-        for _ in range(LAST_TRIES if patient else 0):
-            if not self._waiting:
-                break
-            time.sleep(LAST_WAIT_S)
-            self._flush()
+        if self._waiting and patient:
+            self._say(f"MLflow: waiting up to {PATIENCE_S:.0f} s for what it has not taken yet")
+            give_up = time.monotonic() + PATIENCE_S
+            while self._waiting and time.monotonic() < give_up:
+                time.sleep(LAST_WAIT_S)
+                self._flush()
         if self._waiting and patient:
             run = self.run_id or "that is not there"
             self._say(f"MLflow: {len(self._waiting)} records of run {run} could not be written")
@@ -220,6 +242,21 @@ class Tracker:
         if kind not in self._troubles:
             self._troubles.add(kind)
             self._say(f"MLflow: {line}; {outcome}")
+
+
+@contextlib.contextmanager
+def asking(storage: Directory) -> Iterator[None]:
+    """Within the block, what MLflow raises is an InputError that names the server or the database."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.split(".")[0] not in ("mlflow", "sqlalchemy", "alembic"):
+            raise
+        if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+            place, remedy = f"MLFLOW_TRACKING_URI: {uri}", "start the server, or name another"
+        else:
+            place, remedy = f"storage: {storage.uri}/mlflow.db", "mend it, or move it away with its records"
+        raise InputError(f"{place} can't be asked ({describe_trouble(error)}); {remedy}") from error
 
 
 def describe_trouble(error: Exception) -> str:

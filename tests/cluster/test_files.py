@@ -16,7 +16,9 @@ import ray
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
+from ims3_ray.cluster.board import GAUGES
 from ims3_ray.cluster.machine import find_machine
 from ims3_ray.config.load import load_config, parse_overrides, recipe_names
 from ims3_ray.config.settings import Workers
@@ -337,3 +339,16 @@ def test_gpus_that_do_not_come_are_said_with_what_there_is(ray_cluster):
     there = int(ray_cluster.cluster_resources().get("GPU", 0))
     with pytest.raises(InputError, match=f"^workers.gpus: the cluster has {there} of {there + 1} free after"):
         find_machine(Workers(gpus=there + 1, wait_s=1))
+
+
+def test_the_dashboard_asks_for_what_is_exported_and_by_its_labels():
+    dashboard = json.loads((FOLDER / "grafana.json").read_text())
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    ours = {name for text in asked for name in re.findall(r"ray_(ims3_\w+)", text)}
+    assert ours == set(GAUGES)
+    others = {name for text in asked for name in re.findall(r"ray_(node_\w+)", text)}
+    assert others <= set(METRICS_GAUGES)
+    grouped = {group for text in asked for group in re.findall(r"by \(([^)]*)\)", text)}
+    assert grouped <= {"run, stage, unit", "instance"}
+    ids = [panel["id"] for panel in dashboard["panels"]]
+    assert len(ids) == len(set(ids))

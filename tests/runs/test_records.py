@@ -81,7 +81,7 @@ def test_a_distillation_names_all_that_it_needs_before_its_first_stage(
 ):
     def look(context, step):
         (record,) = records.read(context.storage)
-        assert record.is_running
+        assert record.is_unended
         assert len(record.artifacts) == 9
         assert step.artifact in record.artifacts
         stop(context, step)
@@ -91,7 +91,7 @@ def test_a_distillation_names_all_that_it_needs_before_its_first_stage(
     with pytest.raises(KeyboardInterrupt):
         distillation.run(config, lambda line: None)
     (record,) = records.read(open_directory(config.storage))
-    assert (record.is_running, len(record.artifacts)) == (False, 9)
+    assert (record.is_unended, len(record.artifacts)) == (False, 9)
 
 
 def test_an_ablation_names_what_all_cells_need_before_the_first(

@@ -8,8 +8,9 @@ import yaml
 from ims3_ray.cluster.environment import hardware, versions
 from ims3_ray.errors import InputError, describe
 from ims3_ray.pipeline.steps import Step
+from ims3_ray.progress import of_run
 from ims3_ray.runs import records
-from ims3_ray.runs.journal import Journal
+from ims3_ray.runs.journal import Journal, warn_of_other
 from ims3_ray.runs.tags import describe_run, name_metrics, tag_artifacts
 from ims3_ray.runs.tracking import RECIPE_FILE, Tracker
 from ims3_ray.stages.context import Context
@@ -31,35 +32,39 @@ class Recorder:
         config, self.key = context.config, steps[-1].fingerprint
         self._name = f"{config.recipe}-{self.key}"
         self.stages: list[StageRun] = []
-        self._write(records.RUNNING)
         folder = context.storage / "runs" / self._name
+        warn_of_other(folder, say)
         self._journal = Journal(folder)
+        self._journal.beat()
+        self._write(records.RUNNING)
         folder.write("config.yaml", _yaml(config.model_dump(mode="json")))
         device, notes = context.machine.device, list(context.notes)
         self._journal.write("run started", key=self.key, recipe=config.recipe, device=device, notes=notes)
         self.tracker = Tracker(context.storage, say)
         tags = describe_run(context) | tag_artifacts(step.artifact for step in steps)
         self.tracker.start(self.key, self._name, config.results(), tags)
+        if any(step.manifest is None for step in steps):
+            self.tracker.resume()
         if not self.tracker.is_finished:
             self.tracker.log_file(RECIPE_FILE, _yaml(config.results()))
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
         """Leave signs of life while the block runs, and write how it ended."""
-        try:
-            with self._journal.alive():
+        with of_run(self._name), self._journal.alive():
+            try:
                 yield
-            self._write(records.FINISHED)
-            self._journal.write("run finished")
-        except BaseException as error:
-            is_failure = isinstance(error, Exception)  # else somebody stopped it, and waits
-            state = records.FAILED if is_failure else records.STOPPED
-            # a full disk takes no record, but what stopped the run is told
-            with contextlib.suppress(OSError, InputError):
-                self._journal.write(f"run {state}", error=describe(error))
-                self._write(state)
-            self.tracker.finish("FAILED" if is_failure else "KILLED", patient=is_failure)
-            raise
+                self._write(records.FINISHED)
+                self._journal.write("run finished")
+            except BaseException as error:
+                is_failure = isinstance(error, Exception)  # else somebody stopped it, and waits
+                state = records.FAILED if is_failure else records.STOPPED
+                # a full disk takes no record, but what stopped the run is told
+                with contextlib.suppress(OSError, InputError):
+                    self._journal.write(f"run {state}", error=describe(error))
+                    self._write(state)
+                self.tracker.finish("FAILED" if is_failure else "KILLED", patient=is_failure)
+                raise
 
     def hear(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         """Metrics of a stage while it runs."""

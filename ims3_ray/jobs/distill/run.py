@@ -45,7 +45,8 @@ def run(config: Config, say: Callable[[str], None] = print) -> Distillation:
     done: dict[str, Step] = {}  # by noun
     steps = plan(context)  # again: what is complete now stays, for the record names it
     with recorder.recording():
-        for step in steps:
+        for planned in steps:
+            step = planned.again()
             is_missing = step.manifest is None
             if is_missing:
                 recorder.begin_stage(step)

@@ -8,7 +8,7 @@ from ims3_ray.errors import InputError
 from ims3_ray.pipeline.prepare import prepare
 from ims3_ray.pipeline.steps import Step, plan
 from ims3_ray.runs import records
-from ims3_ray.runs.journal import DEAD_AFTER_S, LOG, read_log, seconds_since_alive
+from ims3_ray.runs.journal import LOG, is_dead, last_sign, read_log
 from ims3_ray.storage.artifacts import Directory
 
 COMPLETE, BEGUN, MISSING, DAMAGED = "complete", "begun", "missing", "damaged"
@@ -31,14 +31,14 @@ def read_status(config: Config) -> Status:
     steps = plan(context)
     key = steps[-1].fingerprint
     folder = context.storage / "runs" / f"{config.recipe}-{key}"
-    age, log = seconds_since_alive(folder), read_log(folder)
+    sign, log = last_sign(folder), read_log(folder)
     state = _state(folder)
-    if state == records.RUNNING and (age is None or age > DEAD_AFTER_S):
+    if state == records.RUNNING and is_dead(folder):
         state = "dead"
     return {
         "run": key,
         "state": state,
-        "seconds_since_alive": age,
+        "seconds_since_alive": sign.age if sign else None,
         "last_event": log[-1] if log else None,
         "log": (folder / LOG).uri,
         "stages": [_describe(step) for step in steps],

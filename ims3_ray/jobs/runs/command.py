@@ -2,6 +2,8 @@
 
     python jobs/runs.py --order accuracy --where "ipc=10"
     python jobs/runs.py storage=/mnt/runs --where "accuracy>0.9" --where "sample.subgroups=20" --csv runs.csv
+    python jobs/runs.py --sweep 3f9c                              its trials, the best first
+    python jobs/runs.py --watch                                   again and again, while any of them runs
     python jobs/runs.py --best --metric coverage/distilled
     python jobs/runs.py --pareto accuracy,coverage/distilled      a minus before a name: less is better
     python jobs/runs.py --diff 0cdc 91ab                          RUN: key or its beginning, name, MLflow id
@@ -17,6 +19,7 @@ import json
 import math
 import re
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,13 +27,14 @@ from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.errors import InputError
 from ims3_ray.runs import query, tags
 from ims3_ray.runs.query import Run
-from ims3_ray.runs.tracking import RECIPE_FILE, client
+from ims3_ray.runs.tracking import RECIPE_FILE, asking, client
 from ims3_ray.storage.artifacts import Directory, check_format, open_directory
 
 from .conditions import read_conditions
-from .table import as_csv, best_table, differences_table, fronts_table, table
+from .table import as_csv, best_table, differences_table, fronts_table, table, trials_table
 
 METRIC = re.compile(r"-?[\w./: -]+")  # as MLflow names them, a minus before for less being better
+WATCH_S = 5.0  # between looks
 MODES = ("best", "pareto", "diff", "reproduce", "gc", "verify")
 
 Answer = tuple[Mapping[str, object], list[str]]  # the document, and the lines that a person reads
@@ -42,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     conditions = 'such as "ipc=10", "accuracy>0.9", "kind=ablation"'
     add("--where", action="append", default=[], metavar="COND", help=conditions)
     add("--sweep", metavar="RUN", help="the trials of this sweep, which are left out otherwise")
+    add("--watch", action="store_true", help="show the list anew while any of its runs is at work")
     mode = parser.add_mutually_exclusive_group().add_argument
     mode("--best", action="store_true", help="the best run for every protocol and IPC")
     front = "the runs that no other beats in all of these, for every protocol"
@@ -70,7 +75,8 @@ def run(arguments: argparse.Namespace) -> None:
     storage = open_directory(load_config("digits", overrides).storage)
     if not check_format(storage) and storage.is_local:
         raise InputError(f"storage: {storage.uri} holds no runs; name another storage=DIR")
-    answer, lines = ANSWERS[mode](storage, arguments)
+    with asking(storage):
+        answer, lines = ANSWERS[mode](storage, arguments)
     print(json.dumps(finite(answer), indent=1) if arguments.json else "\n".join(lines))
     if problem := answer.get("problem"):
         raise InputError(str(problem))
@@ -80,7 +86,7 @@ def read_mode(arguments: argparse.Namespace) -> str:
     """One of MODES, or "list". InputError for options that do not belong to it."""
     mode = next((mode for mode in MODES if getattr(arguments, mode)), "list")
     names = {"list": "a plain list"} | {other: f"--{other}" for other in MODES}
-    rules = {"order": ("list",), "metric": ("best",), "yes": ("gc", "verify")}
+    rules = {"order": ("list",), "watch": ("list",), "metric": ("best",), "yes": ("gc", "verify")}
     rules |= dict.fromkeys(("where", "sweep", "csv"), ("list", "best", "pareto"))
     for option, allowed in rules.items():
         if getattr(arguments, option) and mode not in allowed:
@@ -89,35 +95,48 @@ def read_mode(arguments: argparse.Namespace) -> str:
     return mode
 
 
-def find_runs(storage: Directory, arguments: argparse.Namespace) -> list[Run]:
-    """The runs that meet every --where; a sweep's trials alone with --sweep, and else without any."""
+def find_runs(storage: Directory, arguments: argparse.Namespace) -> tuple[list[Run], Run | None]:
+    """The runs that meet every --where, and the sweep whose trials alone they are with --sweep.
+
+    Without it there is no trial among them. A sweep's first objective is its trials' order.
+    """
     filters, questions = read_conditions(arguments.where)
     order = arguments.order or "start_time"
     if not METRIC.fullmatch(order):
         raise InputError(f"--order {order!r}: can't be a metric's name")
     if not query.has_tracking(storage):
-        return []
-    mlflow_client = client(storage)
+        return [], None
+    mlflow_client, sweep = client(storage), None
     runs = query.find(mlflow_client, " and ".join(filters), order)
     runs = [run for run in runs if all(is_met(run) for is_met in questions)]
     if arguments.sweep:
         sweeps = [run for run in query.find(mlflow_client) if run["kind"] == tags.SWEEP]
         sweep = query.resolve(sweeps, arguments.sweep)
         runs = [run for run in runs if run["parent"] == sweep["run_id"]]
+        if not arguments.order:
+            runs = query.best_first(runs, query.objectives(sweep)[0])
     elif not questions and not any(f"tags.`{tags.RUN}`" in text for text in filters):
         runs = [run for run in runs if run["kind"] != tags.TRIAL]
     if order != "start_time":
         query.check_figures(runs, [order])
-    return runs
+    return query.look(storage, runs), sweep
 
 
 def _list(storage: Directory, arguments: argparse.Namespace) -> Answer:
-    runs = find_runs(storage, arguments)
-    return {"runs": runs}, [*table(runs), *_write_csv(runs, arguments)]
+    shown: list[str] = []
+    while True:
+        runs, sweep = find_runs(storage, arguments)
+        lines = trials_table(sweep, runs) if sweep else table(runs)
+        if not arguments.watch or all(run["status"] != query.RUNNING for run in runs):
+            return {"runs": runs}, [*lines, *_write_csv(runs, arguments)]
+        if lines != shown and not arguments.json:
+            print("\n".join(lines), end="\n\n", flush=True)
+            shown = lines
+        time.sleep(WATCH_S)
 
 
 def _best(storage: Directory, arguments: argparse.Namespace) -> Answer:
-    runs, metric = find_runs(storage, arguments), arguments.metric or "accuracy"
+    (runs, _), metric = find_runs(storage, arguments), arguments.metric or "accuracy"
     query.check_figures(runs, [metric])
     rows = query.best(runs, metric)
     written = _write_csv([row["run"] for row in rows], arguments)
@@ -129,7 +148,7 @@ def _pareto(storage: Directory, arguments: argparse.Namespace) -> Answer:
     if len(names) < 2 or len({name.removeprefix("-") for name in names}) < len(names) or not all(names):
         example = "give two or more different metrics, as accuracy,coverage/distilled"
         raise InputError(f"--pareto {arguments.pareto!r}: {example}")
-    runs = find_runs(storage, arguments)
+    runs, _ = find_runs(storage, arguments)
     query.check_figures(runs, names)
     fronts = query.fronts(runs, names)
     written = _write_csv([run for front in fronts for run in front["runs"]], arguments)

@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from ims3_ray.runs.query import Best, Differences, Front, Run, figure
+from ims3_ray.runs.query import Best, Differences, Front, Run, figure, objectives, swept_fields
 
 FACTS = ("kind", "protocol", "status")
 PARAMS = {"ipc": "ipc", "G": "sample.subgroups", "seed": "seed"}  # by head
@@ -14,22 +14,40 @@ METRICS = {
     "coverage": "coverage/distilled",
     "low-density": "low_density_coverage/distilled",
 }
-CSV_FACTS = ("name", "key", "kind", "protocol", "scored", "status", "start_time", "run_id", "parent")
+CSV_FACTS = (
+    "name", "key", "kind", "protocol", "scored", "status", "start_time", "end_time", "run_id", "parent"
+)  # fmt: skip
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would compute what begins so
 NONE = "–"
 
 
-def table(runs: Sequence[Run], metrics: Mapping[str, str] = METRICS) -> list[str]:
-    """A line a run: name, kind, protocol, state, the recipe's main fields, the metrics, by their heads."""
+def table(
+    runs: Sequence[Run], metrics: Mapping[str, str] = METRICS, params: Mapping[str, str] = PARAMS
+) -> list[str]:
+    """A line a run: name, kind, protocol, state and stage, the recipe's fields, the metrics, by heads."""
     if not runs:
         return ["no run matches"]
-    rows = [["run", *FACTS, *PARAMS, *metrics]]
+    rows = [["run", *FACTS, *params, *metrics]]
     for run in runs:
         figures = (figure(run, name) for name in metrics.values())
-        params = (run["params"].get(field, NONE) for field in PARAMS.values())
+        fields = (run["params"].get(field, NONE) for field in params.values())
         facts = (_text(run[name]) for name in FACTS)
-        rows.append([run["name"], *facts, *params, *(NONE if v != v else f"{v:.4f}" for v in figures)])
+        rows.append([run["name"], *facts, *fields, *(NONE if v != v else f"{v:.4f}" for v in figures)])
+        if run["stage"]:
+            rows[-1][len(FACTS)] += f" {run['stage']}"
     return align(rows, left=range(1 + len(FACTS)))
+
+
+def trials_table(sweep: Run, trials: Sequence[Run]) -> list[str]:
+    """A line a trial: with the fields that vary, and the objectives among the metrics."""
+    names = objectives(sweep)
+    metrics = {name.partition("/")[0]: name for name in names}
+    metrics |= {head: name for head, name in METRICS.items() if name not in names and _is_known(name, trials)}
+    return table(trials, metrics, {field: field for field in swept_fields(sweep, trials)})
+
+
+def _is_known(name: str, runs: Sequence[Run]) -> bool:
+    return any(name in run["metrics"] for run in runs)
 
 
 def best_table(rows: Iterable[Best], metric: str) -> list[str]:

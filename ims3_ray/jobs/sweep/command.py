@@ -54,9 +54,8 @@ def run(arguments: argparse.Namespace) -> None:
     print("", *summary_lines(results), "", sep="\n")
     print(f"page     {(folder / 'index.html').uri}")
     print(f"tables   {(folder / 'sweep.csv').uri}, sweep.json")
-    for ipc in results.best:
-        recipe = (folder / f"best-ipc{ipc}.yaml").uri
-        print(f"winner   python jobs/distill.py --recipe {recipe} {storage}")
+    for command in document["commands"].values():
+        print(f"winner   {command}")
     print(f"query    python jobs/runs.py {storage} --sweep {document['key']}")
 
 

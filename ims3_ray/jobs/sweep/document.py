@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shlex
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
@@ -11,9 +12,12 @@ import numpy as np
 from ims3_ray.evaluation.protocols import protocols
 from ims3_ray.evaluation.statistics import pareto_front
 from ims3_ray.runs.records import FINISHED, now
+from ims3_ray.runs.tags import OBJECTIVES
 from ims3_ray.stages.context import Context
+from ims3_ray.storage.artifacts import Directory
+from ims3_ray.text import redacted
 
-from .plan import OBJECTIVES, Sweep
+from .plan import Sweep
 from .records import Trial
 
 # of a record
@@ -52,11 +56,12 @@ class Document(TypedDict):
     upstream_seconds: float
     saved_seconds: float  # of the stages up to the candidates, had each trial run them alone
     best: dict[str, int]  # IPC, the smallest first → number of the trial
+    commands: dict[str, str]  # IPC → what runs its best trial on the test images
     pareto: list[int]
 
 
 def describe(
-    sweep: Sweep, context: Context, trials: Sequence[Trial], made: set[str], seconds: float
+    sweep: Sweep, context: Context, folder: Directory, trials: Sequence[Trial], made: set[str], seconds: float
 ) -> Document:
     """`context` is any trial's, `made` what this driver made (noun/fingerprint), `seconds` its time."""
     config = context.config
@@ -64,6 +69,7 @@ def describe(
     finished = [trial for trial in trials if trial.state == FINISHED]
     distinct = {name: seconds for trial in trials for name, seconds in trial.upstream.items()}
     alone = sum(sum(trial.upstream.values()) for trial in trials)
+    best = best_trials(finished, sweep.objective[0], sweep.base.ipc)
     return {
         "recipe": config.recipe,
         "key": sweep.key,
@@ -83,9 +89,22 @@ def describe(
         "pools": _pools(trials, made, context.num_candidates),
         "upstream_seconds": round(sum(distinct.values()), 3),
         "saved_seconds": round(alone - sum(distinct.values()), 3),
-        "best": best_trials(finished, sweep.objective[0], sweep.base.ipc),
+        "best": best,
+        "commands": {ipc: _command(folder / winner_file(ipc), context.storage) for ipc in best},
         "pareto": front_trials(finished, sweep.objective),
     }
+
+
+def winner_file(ipc: str) -> str:
+    """The recipe of the best trial, below the sweep's folder."""
+    return f"best-ipc{ipc}.yaml"
+
+
+def _command(recipe: Directory, storage: Directory) -> str:
+    """It finds what the trial made, from wherever it is given."""
+    return redacted(
+        shlex.join(["python", "jobs/distill.py", "--recipe", recipe.uri, f"storage={storage.uri}"])
+    )
 
 
 def best_trials(finished: Sequence[Trial], objective: str, usual_ipc: int) -> dict[str, int]:

@@ -4,6 +4,7 @@ Whatever number of trials ask for the same pool at once, it is made once: the fi
 others wait, and these find it complete.
 """
 
+import time
 from collections.abc import Callable
 
 import ray
@@ -11,6 +12,7 @@ import ray
 from ims3_ray.cluster.machine import Machine
 from ims3_ray.pipeline.prepare import prepare
 from ims3_ray.pipeline.steps import plan, run_step
+from ims3_ray.progress import of_run
 from ims3_ray.runs.records import FAILED
 from ims3_ray.stages.context import Context
 from ims3_ray.storage.artifacts import Directory
@@ -43,12 +45,15 @@ class Keeper:
         if trial.is_over or (is_ours and (trial.state == FAILED or trial.owner != owner)):
             return trial, False
         tag = self._sweep.trial_tag(values)
-        begun = Trial(trial.number, values, owner=owner, artifacts=trial.artifacts, key=tag)
+        begun = Trial(
+            trial.number, values, owner=owner, artifacts=trial.artifacts, key=tag, began=time.time()
+        )
         return begun.write(self._folder), True
 
     def make_pool(self, values: Values) -> None:
         """Make the trial's candidates, and whatever they need."""
-        self._made |= make_pool(prepare(self._sweep.config(values), self._machine))
+        with of_run(self._sweep.name):
+            self._made |= make_pool(prepare(self._sweep.config(values), self._machine))
 
     def made(self) -> set[str]:
         """What this actor made, as noun/fingerprint."""

@@ -7,15 +7,13 @@ from ims3_ray.config.load import load_config
 from ims3_ray.config.settings import Config
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.protocols import NO_PROTOCOL, on_validation
+from ims3_ray.runs.tags import OBJECTIVE, OBJECTIVES, SPACE
+from ims3_ray.runs.tracking import flatten
 from ims3_ray.storage.artifacts import fingerprint
 
 from .space import Space, Value, Values, key_of
 
 SEARCHES = ("grid", "random", "bayes")
-OBJECTIVES = {"accuracy": "accuracy"} | {  # what a sweep maximises → its name among a run's figures
-    name: f"{name}/distilled"
-    for name in ("coverage", "low_density_coverage", "density", "precision", "recall", "vendi")
-}
 
 
 @dataclass(frozen=True)
@@ -98,6 +96,31 @@ class Sweep:
     def trial_tag(self, values: Mapping[str, Value]) -> str:
         """The key of a trial's run in MLflow."""
         return f"{self.key}-{trial_key(values)}"
+
+    @property
+    def name(self) -> str:
+        """Of its run in MLflow."""
+        return f"sweep-{self.base.recipe}-{self.key}"
+
+    def trial_name(self, number: int) -> str:
+        """Of a trial's run in MLflow."""
+        return f"{self.base.recipe}-{self.key}-{number:03d}"
+
+    def trial_params(self, values: Mapping[str, Value]) -> dict[str, Value]:
+        """A trial's recipe by field, with its own values of the fields that vary.
+
+        Its recipe names the candidates that trials share: the largest sample.subgroups for all of them.
+        """
+        return flatten(self.config(values).results()) | flatten(values)
+
+    def params(self) -> dict[str, Value]:
+        """The sweep's: what all trials have in common, the space, and how it is searched."""
+        swept = tuple(f"{field}." for field in self.space.domains)
+        base = flatten(self.base.results())
+        common = {field: value for field, value in base.items() if not f"{field}.".startswith(swept)}
+        space = {f"{SPACE}{field}": str(domain) for field, domain in self.space.describe().items()}
+        options = {"search": self.search, "trials": self.trials, "asha": self.asha}
+        return common | space | options | {OBJECTIVE: ",".join(self.objective)}
 
     def _fields(self, base: Config, values: Mapping[str, Value]) -> Values:
         """All fields of a trial: every trial chooses from the candidates that the largest G and IPC need."""

@@ -24,6 +24,13 @@ DODGE = 0.32  # how far to either side trials of one listed value are laid out, 
 GREEK = {"select.alpha": "α", "select.beta": "β", SUBGROUPS: "G"}
 
 
+class Shares(MaxNLocator):
+    """None below 0 or above 100 %, where an axis has its margins."""
+
+    def tick_values(self, vmin: float, vmax: float) -> list[float]:
+        return [tick for tick in super().tick_values(vmin, vmax) if -1e-9 < tick < 1 + 1e-9]
+
+
 def ipc_colours(results: Results) -> dict[object, str]:
     """A colour an IPC; none where IPC is not swept, or over more values than colours can tell."""
     return dict(zip(results.ipcs, CLASS_COLOURS, strict=False)) if len(results.ipcs) <= MOST_TOLD else {}
@@ -55,13 +62,15 @@ def _name_and_interval(
     axes: Axes, results: Results, trial: Trial, x: float, colour: str, *, is_listed: bool
 ) -> None:
     score, interval, is_best = results.score(trial), results.interval(trial), trial in results.best.values()
+    top = score
     if interval is not None and trial.state != STOPPED:
         width, alpha = (3.5, 0.7) if is_best else (2, 0.25)
-        axes.vlines(x, score - interval, score + interval, color=colour, linewidth=width, alpha=alpha)
+        low, top = max(0.0, score - interval), min(1.0, score + interval)  # few seeds reach beyond
+        axes.vlines(x, low, top, color=colour, linewidth=width, alpha=alpha)
     if is_best and is_listed:
         text = f"{results.in_words(score, ' %')} · trial {trial.number}"
         style = {"textcoords": "offset points", "ha": "center", "fontsize": 13, "weight": "bold"}
-        svg.label(axes, x, score + (interval or 0), text, halo=True, xytext=(0, 18), **style)
+        svg.label(axes, x, top, text, halo=True, xytext=(0, 18), **style)
 
 
 def field_panels(results: Results) -> Markup | None:
@@ -171,7 +180,8 @@ def _pareto_panel(axes: Axes, results: Results, name: str, *, is_joined: bool) -
 
 def _figure_ticks(edge: Edge, metric: str, *, most: int = 5) -> None:
     """Ticks of a metric's figures: percent for the accuracy, plain for the others."""
-    edge.set_major_locator(MaxNLocator(most, steps=(1, 2, 5, 10)))
+    locator = Shares if metric == ACCURACY else MaxNLocator
+    edge.set_major_locator(locator(most, steps=(1, 2, 5, 10)))
     edge.set_major_formatter(svg.PERCENT if metric == ACCURACY else "{x:g}")
 
 

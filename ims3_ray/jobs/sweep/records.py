@@ -30,6 +30,7 @@ class Trial:
     interval: float | None = None
     history: Sequence[tuple[int, float]] = ()  # (step, accuracy), the mean over classifier seeds
     error: str | None = None
+    began: float | None = None  # Unix seconds, when it last did
     seconds: float | None = None
     pool: str | None = None  # fingerprint of the candidates
     # artefact up to the candidates → seconds that it took
@@ -39,6 +40,11 @@ class Trial:
     owner: Sequence[str] = ()  # the driver's session and Tune's trial under which it last ran
     key: str = ""  # the tag by which MLflow's run is found
     written: str = ""
+
+    @property
+    def ended(self) -> float | None:
+        """Unix seconds; None while that is not known."""
+        return None if self.began is None or self.seconds is None else self.began + self.seconds
 
     @property
     def is_over(self) -> bool:

@@ -9,9 +9,9 @@ from typing import TypeGuard
 from ims3_ray.report.inputs import shortened
 from ims3_ray.report.wording import METRICS, value
 from ims3_ray.runs.records import FINISHED
+from ims3_ray.runs.tags import OBJECTIVES
 
 from .document import Document
-from .plan import OBJECTIVES
 from .records import Trial
 
 ACCURACY, IPC, SUBGROUPS = "accuracy", "ipc", "sample.subgroups"

@@ -8,12 +8,15 @@ import yaml
 
 from ims3_ray.pipeline.prepare import begin
 from ims3_ray.pipeline.steps import plan
+from ims3_ray.progress import of_run
 from ims3_ray.runs import tags
+from ims3_ray.runs.journal import Journal, warn_of_other
+from ims3_ray.runs.records import PLANNED
 from ims3_ray.runs.tracking import Tracker
 from ims3_ray.stages.context import Context
 from ims3_ray.storage.artifacts import Directory
 
-from .document import Document, describe, trials_csv
+from .document import Document, describe, trials_csv, winner_file
 from .keeper import LAST, make_pool
 from .page import render_sweep
 from .plan import Sweep
@@ -33,21 +36,27 @@ def run(sweep: Sweep, say: Callable[[str], None] = print) -> tuple[Document, Dir
     contexts = begin([sweep.config(values) for values in points or [sweep.space.any()]], say)
     first, count = contexts[0], len(points) if points else sweep.trials
     folder = first.storage / "sweeps" / f"{first.config.recipe}-{sweep.key}"
+    warn_of_other(folder, say)
     tracker = _track(sweep, first, say)
     began = time.time()
     _announce(sweep, points or [], contexts, folder)
     scribe = Scribe(sweep, first, folder, count, tracker.run_id, say)
+    if len(scribe.found) < count:
+        tracker.resume()
     made: set[str] = set()
-    try:
-        for context in contexts if points else ():
-            made |= make_pool(context, say)
-        made |= run_trials(sweep, points, first, folder, scribe)
-    except BaseException:
-        tracker.finish("FAILED")
-        raise
-    trials = scribe.write_up(read_trials(folder))
-    document = describe(sweep, first, trials, made, time.time() - began)
-    _publish(sweep, document, trials, folder, tracker)
+    with of_run(sweep.name), Journal(folder).alive():
+        try:
+            for context in contexts if points else ():
+                made |= make_pool(context, say)
+            made |= run_trials(sweep, points, first, folder, scribe)
+        except BaseException as error:
+            is_failure = isinstance(error, Exception)  # else somebody stopped it, and waits
+            scribe.stop()
+            tracker.finish("FAILED" if is_failure else "KILLED", patient=is_failure)
+            raise
+        trials = scribe.write_up(read_trials(folder))
+        document = describe(sweep, first, folder, trials, made, time.time() - began)
+        _publish(sweep, document, trials, folder, tracker)
     return document, folder
 
 
@@ -56,17 +65,15 @@ def _announce(sweep: Sweep, points: list[Values], contexts: list[Context], folde
     for number, values in enumerate(points):
         if read_trial(folder, values) is None:
             needed = [step.artifact for step in plan(contexts[number], LAST)]
-            Trial(number, values, artifacts=needed, key=sweep.trial_tag(values)).write(folder)
+            planned = Trial(number, values, PLANNED, artifacts=needed, key=sweep.trial_tag(values))
+            planned.write(folder)
 
 
 def _track(sweep: Sweep, context: Context, say: Callable[[str], None]) -> Tracker:
     """MLflow's run of the sweep, its trials' parent; before them, so that one alone makes a database."""
     tracker = Tracker(context.storage, say)
-    space = {f"space.{field}": str(domain) for field, domain in sweep.space.describe().items()}
-    options = {"search": sweep.search, "trials": sweep.trials, "asha": sweep.asha}
-    params = sweep.base.results() | space | options | {"objective": ",".join(sweep.objective)}
     own = tags.describe_run(context) | {tags.KIND: tags.SWEEP}
-    tracker.start(sweep.key, f"sweep-{context.config.recipe}-{sweep.key}", params, own)
+    tracker.start(sweep.key, sweep.name, sweep.params(), own)
     return tracker
 
 
@@ -85,7 +92,7 @@ def _publish(
         by = f"by {sweep.objective[0]} on {document['split']} images"
         head = f"# Sweep {sweep.key}: the best at {ipc} images a class {by}."
         body = yaml.safe_dump(sweep.winner(winner).results(), sort_keys=False, allow_unicode=True)
-        files[f"best-ipc{ipc}.yaml"] = f"{head}\n{body}".encode()
+        files[winner_file(ipc)] = f"{head}\n{body}".encode()
         tracker.log(0, {f"best/{name}/ipc{ipc}": metrics[name] for name in sweep.objective})
     for name, data in files.items():
         folder.write(name, data)

@@ -14,12 +14,13 @@ from ims3_ray.errors import InputError, describe
 from ims3_ray.evaluation.figures import CURVE, headline
 from ims3_ray.pipeline.prepare import prepare
 from ims3_ray.pipeline.steps import Step, plan, run_step
+from ims3_ray.progress import of_run
 from ims3_ray.runs.records import FAILED, FINISHED, STOPPED
-from ims3_ray.runs.tags import name_metrics
+from ims3_ray.runs.tags import OBJECTIVES, name_metrics
 from ims3_ray.storage.artifacts import Directory
 
 from .keeper import LAST, LAST_SHARED
-from .plan import OBJECTIVES, Sweep
+from .plan import Sweep
 from .records import Trial, read_trial
 
 # Tune's clock: how often the classifiers have been scored, the end of the trial counted as one more
@@ -76,7 +77,8 @@ class Run:
 
     def run(self) -> None:
         try:
-            self._metrics, interval = self._score()
+            with of_run(self._runner.sweep.trial_name(self._trial.number)):
+                self._metrics, interval = self._score()
         except SystemExit:  # how Tune ends a trial
             self._end(STOPPED)
             raise

@@ -10,7 +10,7 @@ import pytest
 from ims3_ray.cli import run_command
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.jobs.distill.status import read_status
-from ims3_ray.progress import bar
+from ims3_ray.progress import bar, of_run
 from ims3_ray.runs.journal import ALIVE, LOG, Journal, read_log
 from ims3_ray.storage.artifacts import open_directory
 
@@ -20,10 +20,11 @@ def folder(finished_run):
     """The record of the finished run, left as it was found."""
     made = finished_run[1]  # its storage holds other tests' runs, too
     (place,) = Path(made.distilled).parents[1].glob(f"runs/*-{made.key}/run.json")
-    before = {name: (place.parent / name).read_bytes() for name in ("run.json", ALIVE, LOG)}
+    before = {name: (place.parent / name).read_bytes() for name in ("run.json", LOG)}
     yield place.parent
     for name, data in before.items():
         (place.parent / name).write_bytes(data)
+    (place.parent / ALIVE).unlink(missing_ok=True)
 
 
 def test_a_finished_run_is_complete_and_its_log_tells_of_every_stage(finished_run, folder):
@@ -76,22 +77,24 @@ def test_a_run_that_never_began_and_one_that_failed_say_so(finished_run, folder,
 
 
 @pytest.mark.slow
-def test_prometheus_sees_rows_and_rates_by_stage(ray_cluster):
+def test_prometheus_sees_rows_by_run_and_stage_until_the_stage_ends(ray_cluster):
     node = ray_cluster.nodes()[0]
     place = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
 
-    def exported(name):
+    def exported():
         text = urllib.request.urlopen(place, timeout=10).read().decode()
-        lines = [line for line in text.splitlines() if line.startswith(name) and 'stage="seen"' in line]
-        return float(lines[0].rsplit(" ", 1)[1]) if lines else 0.0
+        ours = [line for line in text.splitlines() if 'run="digits-seen"' in line and 'stage="seen"' in line]
+        return {line.split("{")[0]: float(line.rsplit(" ", 1)[1]) for line in ours}
 
-    # a stage of this test alone: counters live as long as the session
-    with bar("seen", 100, "images") as shown:
-        shown.update(30)
-        shown.update(12)
+    def wait_for(rows, goal):
         for _ in range(90):
-            rows, speed = exported("ray_ims3_rows_total"), exported("ray_ims3_rows_per_second")
-            if rows == 42 and speed > 0:
+            if (found := exported()) == {"ray_ims3_rows": rows, "ray_ims3_rows_goal": goal}:
                 return
             time.sleep(1)
-    pytest.fail(f"{rows} rows, {speed} a second")
+        pytest.fail(str(found))
+
+    with of_run("digits-seen"), bar("seen", 100, "images") as shown:
+        shown.update(30)
+        shown.update(12)
+        wait_for(42, 100)
+    wait_for(0, 0)

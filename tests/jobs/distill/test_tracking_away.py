@@ -62,11 +62,13 @@ def test_what_a_run_says_while_the_server_is_away_is_written_once_it_is_back(sta
 def test_a_server_that_never_comes_is_given_up_with_a_line(start, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     monkeypatch.setattr(tracking, "LAST_WAIT_S", 0.1)
+    monkeypatch.setattr(tracking, "PATIENCE_S", 0.5)
     run = start("key")
     run.log(1, {"loss": 0.5})
     assert run.finish("FINISHED") is False
-    assert len(start.said) == 2
-    assert "3 records of run that is not there could not be written" in start.said[1]
+    assert len(start.said) == 3
+    assert "waiting up to" in start.said[1]
+    assert "3 records of run that is not there could not be written" in start.said[2]
 
 
 def test_what_mlflow_refuses_is_said_and_the_rest_is_written(start):

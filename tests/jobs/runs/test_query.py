@@ -12,8 +12,9 @@ import yaml
 
 from ims3_ray.cli import main
 from ims3_ray.config.load import load_config, parse_overrides
-from ims3_ray.jobs.runs import garbage
+from ims3_ray.jobs.runs import command, garbage
 from ims3_ray.runs import query, records, tags
+from ims3_ray.runs.journal import Journal
 from ims3_ray.runs.tracking import RECIPE_FILE, Tracker, client
 from ims3_ray.storage.artifacts import complete, open_storage
 
@@ -29,11 +30,14 @@ RUNS = {  # key → overrides, metrics, tags
 }
 
 
-def track(storage, key, overrides, metrics, own_tags, parent=None):
+TRIALS = {"1": (0.3, 0.5, 0.2), "2": (0.999, 0.1, 0.8), "3": (0.5, None, 0.4)}  # accuracy, coverage, β
+
+
+def track(storage, key, overrides, metrics, own_tags, parent=None, params=None):
     tracker = Tracker(storage, pytest.fail)
     known = {tags.KIND: "distillation", tags.PROTOCOL: "quick-v1/n", tags.SCORED: "ours"}
     recipe = load_config("digits", overrides).results()
-    tracker.start(key, f"digits-{key}", recipe, known | own_tags, parent)
+    tracker.start(key, f"digits-{key}", recipe | (params or {}), known | own_tags, parent)
     tracker.log(0, metrics)
     if overrides:  # an ablation and a sweep have none
         tracker.log_file(RECIPE_FILE, yaml.safe_dump(recipe).encode())
@@ -48,9 +52,12 @@ def storage(tmp_path_factory):
     for key, (overrides, metrics, own_tags) in RUNS.items():
         track(root, key, overrides, metrics, own_tags)
     track(root, "digits-t", {}, {"ablation/DiT/accuracy": 0.1}, {tags.KIND: "ablation"})
-    sweep = track(root, "s9", {}, {}, {tags.KIND: "sweep"})
-    for trial, accuracy in (("1", 0.3), ("2", 0.999)):
-        track(root, f"s9/{trial}", {"ipc": 10}, {"accuracy": accuracy}, {tags.KIND: "trial"}, sweep)
+    space = {"space.ipc": "1", "space.select": "2", "objective": "coverage,accuracy"}
+    sweep = track(root, "s9", {}, {}, {tags.KIND: "sweep"}, params=space)
+    for trial, (accuracy, spread, beta) in TRIALS.items():
+        figures = {"accuracy": accuracy} | ({SPREAD: spread} if spread else {})
+        varied = {"ipc": 10, "select.beta": beta}
+        track(root, f"s9/{trial}", varied, figures, {tags.KIND: "trial"}, sweep)
     return root
 
 
@@ -84,9 +91,63 @@ def test_runs_are_listed_sorted_and_filtered(ask):
 def test_trials_are_left_out_until_their_sweep_is_named(ask):
     assert names(ask("--order", "accuracy"))[:2] == ["digits-o1aa", "digits-v1aa"]
     assert not any("/" in name for name in names(ask()))
-    assert names(ask("--sweep", "s9", "--order", "accuracy")) == ["digits-s9/2", "digits-s9/1"]
-    assert set(names(ask("--where", "kind=trial"))) == {"digits-s9/1", "digits-s9/2"}
+    assert names(ask("--sweep", "s9", "--order", "accuracy"))[:2] == ["digits-s9/2", "digits-s9/3"]
+    assert set(names(ask("--where", "kind=trial"))) == {f"digits-s9/{trial}" for trial in TRIALS}
     assert names(ask("--where", "run=s9/1")) == ["digits-s9/1"]
+
+
+def test_a_sweeps_trials_come_best_first_with_what_varied(ask):
+    head, *lines = ask("--sweep", "s9").splitlines()
+    assert head.split()[4:8] == ["ipc", "select.beta", "coverage", "accuracy"]
+    assert [line.split()[0][-1] for line in lines] == ["1", "2", "3"]  # the last without the objective
+    assert [line.split()[5] for line in lines] == ["0.2", "0.8", "0.4"]
+
+
+@pytest.fixture
+def at_work(storage):
+    """What MLflow thinks at work: a run with a record and no sign, one of elsewhere, a sweep, its trial."""
+    trackers = {}
+    for name, kind in (("digits-gone", tags.DISTILLATION), ("digits-far", tags.DISTILLATION),
+                       ("sweep-digits-w", tags.SWEEP), ("digits-w-000", tags.TRIAL)):  # fmt: skip
+        trackers[name] = Tracker(storage, pytest.fail)
+        trackers[name].start(f"w-{name}", name, {}, {tags.KIND: kind})
+    gone = Journal(storage / "runs" / "digits-gone")
+    gone.write("stage started", stage="finetune")
+    yield Journal(storage / "sweeps" / "digits-w")
+    for tracker in trackers.values():
+        client(storage).delete_run(tracker.run_id)
+    (storage / "runs").delete()
+    (storage / "sweeps").delete()
+
+
+def test_a_run_without_a_sign_of_life_is_dead_and_one_stored_elsewhere_is_as_mlflow_has_it(at_work, ask):
+    with at_work.alive():
+        runs = json.loads(ask("--json"))["runs"] + json.loads(ask("--where", "kind=trial", "--json"))["runs"]
+    states = {run["name"]: (run["status"], run["stage"], run["end_time"]) for run in runs}
+    assert states["digits-gone"] == ("DEAD", "finetune", None)
+    for name in ("digits-far", "sweep-digits-w", "digits-w-000"):
+        assert states[name] == ("RUNNING", None, None)
+    assert states["digits-k1aa"][0] == "FINISHED"
+
+
+def test_watching_shows_what_changes_and_ends_with_the_last_run_at_work(at_work, ask, storage, monkeypatch):
+    looks = []
+
+    def later(seconds):
+        looks.append(seconds)
+        if len(looks) == 2:
+            Journal(storage / "sweeps" / "digits-w").write("stage started", stage="sample")
+        if len(looks) == 3:
+            for run in query.find(client(storage)):
+                if run["status"] == query.RUNNING:
+                    client(storage).set_terminated(run["run_id"], "FINISHED")
+
+    monkeypatch.setattr(command.time, "sleep", later)
+    at_work.beat()
+    tables = ask("--watch", "--where", "kind!=ablation").strip().split("\n\n")
+    assert len(looks) == 3
+    assert ["RUNNING sample" in table for table in tables] == [False, True, False]
+    assert "RUNNING" not in tables[-1]
 
 
 def test_kind_and_protocol_are_shown_and_filtered(ask):
@@ -98,7 +159,7 @@ def test_kind_and_protocol_are_shown_and_filtered(ask):
 
 def test_all_pages_are_read(storage, monkeypatch):
     monkeypatch.setattr(query, "PAGE", 2)
-    assert len(query.find(client(storage))) == len(RUNS) + 4
+    assert len(query.find(client(storage))) == len(RUNS) + 2 + len(TRIALS)
 
 
 def test_the_best_is_never_taken_over_protocols_or_scored_images(ask):
@@ -178,6 +239,7 @@ def test_the_command_printed_reproduces_the_run(ask):
         ("--reproduce k1aa --csv x", "--csv: goes with"),
         ("--metric accuracy", "--metric: goes with --best"),
         ("--yes", "--yes: goes with --gc"),
+        ("--best --watch", "--watch: goes with a plain list"),
         ("--csv /proc/no/x.csv", "--csv: /proc/no/x.csv can't be written"),
         ("--where ipc~1", "ipc~1"),
         ("--where kind=nonsense", "choose one of distillation"),
@@ -254,6 +316,12 @@ def test_a_run_deleted_in_mlflow_needs_nothing_until_it_is_restored(filled, ask)
     finally:
         mlflow_client.restore_run(run_id)
     assert lost() == []
+
+
+def test_a_server_that_is_away_is_told_in_a_line(ask, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    assert "MLFLOW_TRACKING_URI: http://127.0.0.1:9 can't be asked" in ask(code=2)
 
 
 def test_nothing_is_given_up_where_mlflow_can_not_be_asked(filled, ask, later, monkeypatch):

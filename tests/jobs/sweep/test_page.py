@@ -60,7 +60,10 @@ def document(*trials, **changes):
         "trials": trials,
         "pools": [pool],
         "saved_seconds": 900.0,
-        "best": best_trials(finished, "accuracy", 10),
+        "best": (best := best_trials(finished, "accuracy", 10)),
+        "commands": {
+            ipc: f"python jobs/distill.py --recipe /s/best-ipc{ipc}.yaml storage=/s" for ipc in best
+        },
         "pareto": [],
     } | changes
 
@@ -156,10 +159,16 @@ def test_a_sweep_of_one_trial_and_one_without_any_have_a_page():
 
 def test_the_winner_of_each_ipc_can_be_run_and_an_ipc_without_one_is_named():
     text = Page(render(document())).text
-    assert "--recipe best-ipc1.yaml" in text
-    assert "--recipe best-ipc10.yaml" in text
+    assert "--recipe /s/best-ipc1.yaml storage=/s" in text
+    assert "--recipe /s/best-ipc10.yaml storage=/s" in text
     given = document(trial(0, 0.8), trial(1, status="failed", ipc=1))
     assert "No trial finished with a figure at 1." in Page(render(given)).text
+
+
+def test_an_interval_ends_where_accuracies_do():
+    wide = [trial(0, 0.5, ipc=1, interval=1.5), trial(1, 0.9, interval=1.5)]
+    ticks = re.findall(r">\s*(-?\d+) %\s*</text>", str(by_ipc(results_of(document(*wide)))))
+    assert (min(map(int, ticks)), max(map(int, ticks))) == (0, 100)
 
 
 def test_rivals_are_finished_trials_of_the_same_ipc_within_the_interval():

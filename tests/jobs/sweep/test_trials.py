@@ -37,7 +37,7 @@ def folder(tmp_path):
         ("running", ("other", "t1"), True),  # its driver died
         ("running", ("session", "t1"), True),  # its process died
         ("running", ("session", "t2"), False),  # equal values run elsewhere
-        ("running", (), True),  # announced
+        ("planned", (), True),
     ],
 )
 def test_a_trial_runs_unless_it_is_over_or_runs_elsewhere(folder, state, owner, is_mine):
@@ -46,6 +46,7 @@ def test_a_trial_runs_unless_it_is_over_or_runs_elsewhere(folder, state, owner, 
     trial, got_it = keeper.begin(VALUES, "t1")
     assert (trial.number, got_it) == (3, is_mine)
     assert read_trial(folder, VALUES).artifacts == ["candidates/ab"]  # what it needs stays named
+    assert (trial.began is not None) == is_mine
     fresh = [keeper.begin(VALUES | {"select.alpha": alpha}, "t3")[0].number for alpha in (0.3, 0.4, 0.3)]
     assert fresh == [4, 5, 4]
 
@@ -90,8 +91,9 @@ def document(records, **options):
     space = read_space(["ipc=2,10,4"], "digits", overrides)
     sweep = Sweep("digits", overrides, space, "grid", 0, **options)
     machine = SimpleNamespace(device="cpu", trials=2)
-    context = SimpleNamespace(config=sweep.config({"ipc": 2}), machine=machine, num_candidates=90)
-    return describe(sweep, context, records, {"candidates/p"}, 12.0)
+    config, root = sweep.config({"ipc": 2}), open_directory("/my runs")
+    context = SimpleNamespace(config=config, machine=machine, num_candidates=90, storage=root)
+    return describe(sweep, context, root / "sweeps" / "s", records, {"candidates/p"}, 12.0)
 
 
 def finished(number, ipc, accuracy, coverage=0.5, **changes):
@@ -105,6 +107,9 @@ def test_the_best_of_each_ipc_is_the_earliest_of_the_highest_and_ipcs_are_number
     trials = [finished(0, 10, 0.7), finished(1, 10, 0.8), finished(2, 10, 0.8), finished(3, 2, 0.4), stopped]
     found = document(trials)
     assert list(found["best"].items()) == [("2", 3), ("10", 1)]
+    assert found["commands"]["2"] == (
+        "python jobs/distill.py --recipe '/my runs/sweeps/s/best-ipc2.yaml' 'storage=/my runs'"
+    )
     assert found["pareto"] == []
     front = document([*trials[:2], finished(2, 2, 0.1, 0.9)], objective=("accuracy", "coverage"))["pareto"]
     assert front == [1, 2]

@@ -1,0 +1,63 @@
+"""What is kept of a run while it goes, and when it goes on after a stop; nothing is made here."""
+
+import pytest
+
+from ims3_ray.cluster.machine import find_machine
+from ims3_ray.config.load import load_config, parse_overrides
+from ims3_ray.jobs.distill.recorder import Recorder
+from ims3_ray.jobs.distill.status import read_status
+from ims3_ray.pipeline.prepare import prepare
+from ims3_ray.pipeline.steps import plan
+from ims3_ray.progress import RUN
+from ims3_ray.runs.journal import ALIVE, Journal
+from ims3_ray.runs.tracking import client
+
+
+@pytest.fixture
+def config(tiny_overrides):
+    return load_config("digits", parse_overrides(tiny_overrides))
+
+
+@pytest.fixture
+def begin(config):
+    """Begins the run as its command does; gives its recorder, and the lines that it says."""
+    context = prepare(config, find_machine(config.workers, wait=False))
+
+    def begun():
+        said = []
+        return Recorder(context, plan(context), said.append), said
+
+    begun.storage = context.storage
+    return begun
+
+
+def test_a_run_that_was_stopped_is_at_work_again_once_its_command_is_given_again(begin, config):
+    def states(recorder):
+        return client(begin.storage).get_run(recorder.tracker.run_id).info.status, read_status(config)[
+            "state"
+        ]
+
+    def stop(recorder):
+        with recorder.recording():
+            assert states(recorder) == ("RUNNING", "running")
+            assert RUN.get() == f"digits-{recorder.key}"
+            raise KeyboardInterrupt
+
+    recorder, _ = begin()
+    with pytest.raises(KeyboardInterrupt):
+        stop(recorder)
+    assert states(recorder) == ("KILLED", "stopped")
+    again, said = begin()
+    assert states(again) == ("RUNNING", "running")
+    assert again.tracker.run_id == recorder.tracker.run_id
+    assert said == []
+
+
+def test_a_second_driver_of_a_run_is_told_of_the_first(begin):
+    recorder, _ = begin()
+    folder = begin.storage / "runs" / f"digits-{recorder.key}"
+    Journal(folder).beat()
+    folder.write_json(ALIVE, folder.read_json(ALIVE) | {"host": "elsewhere"})
+    (line,) = begin()[1]
+    assert line.startswith(f"warning: digits-{recorder.key} has another driver")
+    assert "elsewhere" in line

@@ -1,0 +1,37 @@
+"""A step of a run where another driver is at work on it, too."""
+
+from types import SimpleNamespace
+
+from ims3_ray.pipeline.steps import Step, run_step
+from ims3_ray.stages.contract import Stage
+from ims3_ray.storage.artifacts import complete, open_directory
+
+CONTEXT = SimpleNamespace(machine=SimpleNamespace(device="cpu"))
+
+
+def step_of(directory, run):
+    stage = Stage(
+        name="draw", noun="drawings", version=1, run=run, depends=lambda _: None, cost=lambda *_: None
+    )
+    return Step(stage, directory, {}, None, {})
+
+
+def as_another_driver(directory):
+    complete(directory, {"rows": 3, "unit": "images", "seconds": 12.5, "rate": 0.24})
+
+
+def test_a_stage_that_another_driver_has_made_meanwhile_keeps_what_it_took(tmp_path):
+    def run(context, directory):
+        as_another_driver(directory)
+        return {"rows": 3, "rows_made": 0}
+
+    step = run_step(CONTEXT, step_of(open_directory(str(tmp_path)), run))
+    assert step.summary == {"rows": 3, "unit": "images", "seconds": 12.5, "rate": 0.24}
+
+
+def test_a_step_looks_again_and_finds_what_was_made_since_it_was_planned(tmp_path):
+    directory = open_directory(str(tmp_path))
+    planned = step_of(directory, None)
+    assert planned.again().manifest is None
+    as_another_driver(directory)
+    assert planned.again().summary["seconds"] == 12.5

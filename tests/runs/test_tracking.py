@@ -1,0 +1,82 @@
+"""What MLflow holds of a run, over its SQLite: the state it is in, how long it took, where its data lie."""
+
+import json
+import time
+
+import pytest
+
+from ims3_ray.errors import InputError
+from ims3_ray.runs import origin
+from ims3_ray.runs.tracking import Tracker, asking, client
+from ims3_ray.storage.artifacts import open_storage
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts a driver's tracker of the run "key"; what goes wrong fails."""
+    storage = open_storage(str(tmp_path))
+
+    def started(tags=(), **options):
+        tracker = Tracker(storage, pytest.fail)
+        tracker.start("key", "name", {}, dict(tags), **options)
+        return tracker
+
+    started.client = client(storage)
+    return started
+
+
+@pytest.mark.parametrize("end", ["KILLED", "FAILED", "FINISHED"])
+def test_a_run_that_goes_on_is_running_until_it_ends_again(start, end):
+    first = start({"version.ray": "1"})
+    first.finish(end)
+    ended = start.client.get_run(first.run_id).info.end_time
+    again = start({"version.ray": "2"})
+    assert start.client.get_run(first.run_id).info.status == end
+    again.resume()
+    run = start.client.get_run(first.run_id)
+    assert (run.info.status, run.data.tags["version.ray"]) == ("RUNNING", "2")
+    time.sleep(0.01)
+    again.finish("FINISHED")
+    info = start.client.get_run(first.run_id).info
+    assert info.status == "FINISHED"
+    assert info.end_time > ended
+
+
+def test_a_run_takes_the_time_that_it_took_whenever_it_is_written(start):
+    tracker = start(began=1000.25)
+    tracker.finish("FINISHED", ended=1003.5)
+    info = start.client.get_run(tracker.run_id).info
+    assert (info.start_time, info.end_time) == (1_000_250, 1_003_500)
+
+
+def test_every_run_says_who_started_it_and_how(start):
+    tags = start.client.get_run(start().run_id).data.tags
+    assert origin.origin().items() <= tags.items()
+    assert {origin.COMMAND, "mlflow.user", "mlflow.source.name"} <= set(tags)
+
+
+@pytest.mark.parametrize(
+    ("place", "kind"), [("/data/runs/distilled/ab", "local"), ("s3://bucket/runs/distilled/ab", "s3")]
+)
+def test_a_data_set_names_the_kind_of_place_that_it_lies_in(start, place, kind):
+    tracker = start()
+    tracker.log_dataset("distilled", "ab", place, 20)
+    (given,) = start.client.get_run(tracker.run_id).inputs.dataset_inputs
+    assert given.dataset.source_type == kind
+    assert json.loads(given.dataset.source) == {"uri": place}
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"), [("http://127.0.0.1:9", "start the server"), ("nonsense://x", "nonsense")]
+)
+def test_a_server_that_can_not_be_asked_is_the_persons_to_mend(tmp_path, monkeypatch, uri, said):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    storage = open_storage(str(tmp_path))
+    with pytest.raises(InputError, match=rf"MLFLOW_TRACKING_URI: {uri}.*{said}"), asking(storage):
+        client(storage).search_experiments()
+
+
+def test_a_fault_of_ours_is_no_fault_of_the_servers(tmp_path):
+    with pytest.raises(ZeroDivisionError), asking(open_storage(str(tmp_path))):
+        _ = 1 / 0
