@@ -200,9 +200,8 @@ def _timm_extractor(spec: str, device: torch.device) -> Extractor:
         torch.manual_seed(0)  # so that untrained weights are the same on every worker
         try:
             hub_log.setLevel(logging.ERROR)  # a dozen lines on its retries
-            source = (
-                {"hf_hub_id": f"{timm.get_pretrained_cfg(name).hf_hub_id}@{revision}"} if revision else None
-            )
+            hub_id = timm.get_pretrained_cfg_value(name, "hf_hub_id") if revision else None
+            source = {"hf_hub_id": f"{hub_id}@{revision}"} if revision else None
             model = timm.create_model(
                 name, pretrained=query != "pretrained=false", pretrained_cfg_overlay=source, num_classes=0
             )
