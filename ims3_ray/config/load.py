@@ -103,9 +103,16 @@ def _drop_what_spoke_of_others(values: Values, recipe: Values, overrides: Overri
         stated, now = recipe.get(section), values.get(section)
         if not isinstance(stated, dict) or not isinstance(now, dict) or said not in stated:
             continue
-        is_other = any(field in stated and now.get(field) != stated[field] for field in fields)
+        is_other = any(
+            field in stated and _unpinned(now.get(field)) != _unpinned(stated[field]) for field in fields
+        )
         if is_other and not _is_given(overrides, section, said):
             now[said] = None
+
+
+def _unpinned(place: object) -> object:
+    """A hub id without its revision: what is said of a model holds for it at every commit."""
+    return re.sub(r"^([\w.-]+/[\w.-]+)@.*$", r"\1", place) if isinstance(place, str) else place
 
 
 def _is_given(overrides: Overrides, section: str, field: str) -> bool:

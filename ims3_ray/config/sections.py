@@ -21,9 +21,9 @@ class Model(Section):
     """The pretrained generator."""
 
     path: str = "package://digits"
-    """Diffusers folder, original DiT .pt file, hub id or package://digits."""
+    """Diffusers folder, original DiT .pt file, hub id (org/name, or org/name@revision) or package://digits."""
     vae: str | None = None
-    """Folder or hub id of the VAE, beside an original DiT .pt file."""
+    """Folder or hub id (as above) of the VAE, beside an original DiT .pt file."""
     heads: Count | None = None
     """Attention heads, for a .pt file of no published size."""
     frequency_shift: Literal[0, 1] | None = None
@@ -138,7 +138,7 @@ class Embed(Section):
     """Features of real and drawn images."""
 
     extractor: str = "package://digits"
-    """φ: timm:NAME, a folder, or package://digits."""
+    """φ: timm:NAME (or NAME@revision), a folder, hub id, or package://digits."""
     batch_size: BatchSize = BatchSize(cpu=100, cuda=256)
     """Images a forward pass."""
 

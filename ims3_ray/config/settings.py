@@ -25,10 +25,9 @@ from .sections import (
     Select,
 )
 
-PLACES = (  # fields that may name a local path
-    *(("data", "train"), ("data", "validation"), ("data", "test")),
-    *(("model", "path"), ("model", "vae"), ("embed", "extractor")),
-)
+WEIGHTS = (("model", "path"), ("model", "vae"), ("embed", "extractor"))  # fields that may name a hub id
+# fields that may name a local path
+PLACES = (("data", "train"), ("data", "validation"), ("data", "test"), *WEIGHTS)
 
 
 class Workers(Section):

@@ -86,10 +86,11 @@ class Extractor:
 
 
 def load_extractor(spec: str, device: str | torch.device = "cpu") -> Extractor:
-    """The extractor of `spec`: `timm:MODEL`, `timm:MODEL?pretrained=false`, a folder, or `package://NAME`.
+    """The extractor of `spec`: `timm:MODEL`, `timm:MODEL?pretrained=false`, a folder, hub id, or `package://NAME`.
 
-    MODEL is a name of timm's, or a folder as the hub has it (timm's config.json and weights). Raises
-    InputError for a spec that names nothing, weights that can't be had, and files that don't fit each other.
+    MODEL is a name of timm's, with `@REVISION` for weights of that commit, tag or branch of the hub; or a
+    folder as the hub has it (timm's config.json and weights). Raises InputError for a spec that names
+    nothing, weights that can't be had, and files that don't fit each other.
     """
     load = _timm_extractor if spec.startswith(TIMM_SCHEME) else _saved_extractor
     return load(spec, torch.device(device))
@@ -106,7 +107,7 @@ def inspect_extractor(spec: str) -> Path | str:
     Raises InputError as `load_extractor` does, for what shows without loading weights.
     """
     if spec.startswith(TIMM_SCHEME):
-        if folder := _timm_folder(_timm_name(spec)):
+        if folder := _timm_folder(_timm_parts(spec)[0]):
             return folder
         import timm  # as in _timm_extractor
 
@@ -158,8 +159,13 @@ def _saved_extractor(spec: str, device: torch.device) -> Extractor:
     return Extractor(model, dim, config.image_size, config.mean, config.deviation, device)
 
 
-def _timm_name(spec: str) -> str:
-    return spec.removeprefix(TIMM_SCHEME).partition("?")[0]
+def _timm_parts(spec: str) -> tuple[str, str, str]:
+    """Name or folder, the revision of its weights ("": main), and what follows a question mark."""
+    name, _, query = spec.removeprefix(TIMM_SCHEME).partition("?")
+    if "/" in name:
+        return name, "", query
+    name, _, revision = name.partition("@")
+    return name, revision, query
 
 
 def _timm_folder(name: str) -> Path | None:
@@ -178,7 +184,7 @@ def _timm_extractor(spec: str, device: torch.device) -> Extractor:
     import timm  # seconds to import, and needed for this kind alone
     import timm.data
 
-    name, query = _timm_name(spec), spec.partition("?")[2]
+    name, revision, query = _timm_parts(spec)
     if query not in ("", "pretrained=true", "pretrained=false"):
         raise InputError(
             f"{spec}: after '?' only pretrained=true or pretrained=false can stand, not {query!r}"
@@ -194,7 +200,11 @@ def _timm_extractor(spec: str, device: torch.device) -> Extractor:
         torch.manual_seed(0)  # so that untrained weights are the same on every worker
         try:
             hub_log.setLevel(logging.ERROR)  # a dozen lines on its retries
-            model = timm.create_model(name, pretrained=query != "pretrained=false", num_classes=0)
+            hub_id = timm.get_pretrained_cfg_value(name, "hf_hub_id") if revision else None
+            source = {"hf_hub_id": f"{hub_id}@{revision}"} if revision else None
+            model = timm.create_model(
+                name, pretrained=query != "pretrained=false", pretrained_cfg_overlay=source, num_classes=0
+            )
         except (OSError, RuntimeError, ValueError) as error:  # the hub's client and timm raise all three
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(

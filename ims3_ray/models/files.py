@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import json
 import pickle
-import re
 import zipfile
 from collections.abc import Generator, Mapping
 from importlib.resources import files
@@ -19,12 +18,11 @@ from torch import Tensor
 from ims3_ray.errors import InputError
 from ims3_ray.text import mismatch, some
 
+from .hub import download, is_hub_id
+
 Shapes = dict[str, tuple[int, ...]]
 
 PACKAGE_SCHEME = "package://"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-# a missing file of such a name is never a hub id
-_FILE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 _WEIGHTS_STEM = "diffusion_pytorch_model"
 _WEIGHTS_NAMES = tuple(  # the order of preference: no pickle before pickle, full precision before half
     f"{_WEIGHTS_STEM}{variant}{suffix}"
@@ -37,16 +35,16 @@ _WEIGHTS_NAMES = tuple(  # the order of preference: no pickle before pickle, ful
 def resolve_model(path: str | Path) -> Path:
     """The local file or folder that `path` names: itself, `package://name` (in this package), or a hub id.
 
-    Only a hub id ("org/name" that is no local path) is looked up on the network. Raises InputError where
-    nothing is found.
+    Only a hub id ("org/name" or "org/name@revision", no local path) is looked up on the network. Raises
+    InputError where nothing is found.
     """
     text = str(path)
     if text.startswith(PACKAGE_SCHEME):
         return _packaged(text)
     if Path(text).exists():
         return Path(text)
-    if _HUB_ID.fullmatch(text) and not text.endswith(_FILE_SUFFIXES):
-        return _downloaded(text)
+    if is_hub_id(text):
+        return download(text)
     raise InputError(
         f"{text}: no such model file or folder; give a diffusers folder, an original DiT .pt file or a hub id"
     )
@@ -58,23 +56,6 @@ def _packaged(text: str) -> Path:
     if name not in known:
         raise InputError(f"{text}: no such model in this package; it brings {', '.join(known) or 'none'}")
     return root / name
-
-
-def _downloaded(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(hub_id, allow_patterns=["*.json"]))
-        parts = [f"{part}/*" for part in ("transformer", "vae") if (folder / part).is_dir()]
-        patterns = parts or ["*.safetensors", "*.bin"]
-        return Path(snapshot_download(hub_id, allow_patterns=["*.json", *patterns]))
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"{hub_id}: no such folder here, and not to be had from the Hugging Face hub ({reason}); "
-            "give a local folder, or check the id and the network"
-        ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

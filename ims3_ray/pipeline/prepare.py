@@ -1,8 +1,10 @@
 """What is checked before any heavy work: paths, images, models, classes, numbers that must fit each other."""
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import ray
 import torch
@@ -17,7 +19,7 @@ from ims3_ray.cluster.machine import (
     on_every_node,
 )
 from ims3_ray.config.data import Data
-from ims3_ray.config.settings import Config, Evaluating
+from ims3_ray.config.settings import WEIGHTS, Config, Evaluating
 from ims3_ray.data.classes import check_class_names, class_map
 from ims3_ray.data.images import ImageSet, open_images
 from ims3_ray.errors import InputError
@@ -26,6 +28,7 @@ from ims3_ray.evaluation.protocols import NO_PROTOCOL, protocol, protocols
 from ims3_ray.models.device import Numerics, supported
 from ims3_ray.models.extractor import inspect_extractor, load_extractor
 from ims3_ray.models.generator import inspect_generator
+from ims3_ray.models.hub import pin
 from ims3_ray.runs.tracking import tracking_uri
 from ims3_ray.stages.context import Context, Inputs
 from ims3_ray.stages.contract import Stage
@@ -38,6 +41,7 @@ from ims3_ray.storage.local_rows import refuse_full_disk
 from .splits import check_splits, refuse_nested
 from .steps import plan
 
+Kind = TypeVar("Kind", Config, Evaluating)
 BUNDLED = "package://"  # no folder until it is written
 
 
@@ -58,7 +62,8 @@ def begin(configs: Sequence[Config], say: Callable[[str], None]) -> list[Context
         say(note)
     missing = [(c, step.stage) for c in contexts for step in plan(c) if not step.manifest]
     if {stage.name for _, stage in missing} & {"embed", "sample"}:
-        load_extractor(first.embed.extractor)  # where weights can't be had: now, not after hours of tuning
+        # where weights can't be had: now, not after hours of tuning
+        load_extractor(contexts[0].config.embed.extractor)
     _check_room(missing)
     return contexts
 
@@ -149,8 +154,9 @@ def prepare_all(configs: Iterable[Config], machine: Machine) -> list[Context]:
     Of the machine its kind of device alone counts; their numerics are what the recipe asks for.
     """
     opened: dict[str, Context] = {}
-    contexts = []
+    contexts, pin_once = [], functools.cache(pin)
     for config in configs:
+        config = pinned(config, pin_once)
         sections = [section.model_dump(mode="json") for section in (config.data, config.model, config.embed)]
         key = fingerprint([sections, config.seed, config.evaluate.protocol])
         if key not in opened:
@@ -160,6 +166,15 @@ def prepare_all(configs: Iterable[Config], machine: Machine) -> list[Context]:
         _check_evaluation(contexts[-1])
         _check_refinement(contexts[-1])
     return contexts
+
+
+def pinned(config: Kind, pin: Callable[[str], str] = pin) -> Kind:
+    """`config` with the commits that its hub ids mean now: every node then loads what the driver hashes."""
+    for name, field in WEIGHTS:
+        section = getattr(config, name, None)
+        if section and (place := getattr(section, field)):
+            config = config.model_copy(update={name: section.model_copy(update={field: pin(place)})})
+    return config
 
 
 def _open(config: Config, machine: Machine) -> Context:

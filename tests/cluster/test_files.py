@@ -4,10 +4,13 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
 import tomllib
+import zipfile
+from functools import partial
 from pathlib import Path
 
 import jsonschema
@@ -17,6 +20,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
+from ray.autoscaler._private.node_provider_availability_tracker import NodeAvailabilitySummary
 
 from ims3_ray.cluster.board import GAUGES
 from ims3_ray.cluster.machine import find_machine
@@ -155,9 +159,10 @@ def test_starting_the_aws_cluster_opens_nothing_and_makes_no_role(tmp_path, monk
         assert not iam.list_roles()["Roles"]
         for node in made["available_node_types"].values():
             assert node["node_config"]["SecurityGroupIds"] == [group]
-    for name in ("gpu_spot", "gpu_on_demand"):  # the declared GPUs are those of the instance type
-        resources = made["available_node_types"][name]["resources"]
-        assert {"CPU": 16, "GPU": 1, "accelerator_type:L40S": 1}.items() <= resources.items()
+    of_gpu = {"CPU": 16, "GPU": 1, "accelerator_type:L40S": 1}
+    for name, own in {"gpu_spot": of_gpu, "gpu_on_demand": of_gpu, "cpu": {"CPU": 16}}.items():
+        # what is declared is what the instance type has
+        assert own.items() <= made["available_node_types"][name]["resources"].items()
 
 
 def test_a_person_fills_in_the_first_block_alone(aws):
@@ -215,8 +220,47 @@ def test_no_worker_until_there_is_work(aws, workers, job, cluster):
 def test_spot_is_tried_before_on_demand(workers):
     priorities = {True: [], False: []}
     for node in workers.values():
-        priorities["InstanceMarketOptions" in node["node_config"]].append(node["priority"])
+        if "GPU" in node["resources"]:
+            priorities["InstanceMarketOptions" in node["node_config"]].append(node["priority"])
     assert min(priorities[True]) > max(priorities[False])
+
+
+def test_work_without_a_gpu_has_a_worker_without_one(workers):
+    """As Ray's autoscaler ranks the nodes that it could ask for."""
+    from ray.autoscaler._private import resource_demand_scheduler as ray_scheduler
+
+    rank = partial(
+        ray_scheduler._default_utilization_scorer,
+        node_availability_summary=NodeAvailabilitySummary(node_availabilities={}),
+    )
+    for demand, kinds in (({"CPU": 1}, {"cpu"}), ({"GPU": 1}, {"gpu_spot", "gpu_on_demand"})):
+        chosen, _ = ray_scheduler.get_nodes_for(workers, {}, "head", 1, [demand], utilization_scorer=rank)
+        assert set(chosen) <= kinds
+        assert chosen
+
+
+def test_nodes_are_in_one_zone_and_what_outlives_a_restart_lies_on_the_host(aws):
+    assert "," not in aws["provider"]["availability_zone"]
+    made = " ".join(aws["initialization_commands"])
+    volumes = dict(v.split(":") for v in re.findall(r"--volume (\S+)", options(aws, "head")))
+    assert all(host in made for host in volumes)
+    database, cache = (
+        option(options(aws, "head"), f"--env {n}") for n in ("MLFLOW_BACKEND_STORE_URI", "HF_HOME")
+    )
+    assert {str(Path(database.removeprefix("sqlite:///")).parent), cache} == set(volumes.values())
+    assert cache in re.findall(r"--volume \S+:(\S+)", options(aws, "worker"))
+
+
+def test_linters_of_their_kinds_accept_the_files(documents, job, pods, tmp_path):
+    """hadolint, and Kubernetes' own schemas, strict: of the accounts, and of every pod of the job."""
+    validate = pytest.importorskip("kubernetes_validate").validate
+    of_pods = [
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": n}, "spec": p} for n, p in pods.items()
+    ]
+    for document in [d for d in documents if d != job] + of_pods:
+        validate(document, "1.34", strict=True)
+    beside_python = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    subprocess.run([shutil.which("hadolint", path=beside_python), DOCKERFILE], check=True)
 
 
 def test_buckets_are_opened_by_roles_and_no_key_is_here(aws, documents, pods):
@@ -245,8 +289,9 @@ def test_one_ray_one_python_one_image(aws, cluster, containers, docker_lines):
     (allowed,) = (r.specifier for r in map(Requirement, project["dependencies"]) if r.name == "ray")
     assert version in allowed
     assert re.sub(r"py(\d)(\d+)", r"\1.\2", python) in SpecifierSet(project["requires-python"])
+    assert f"ray=={version}" in (ROOT / "constraints.txt").read_text().splitlines()
     (install,) = (rest for name, rest in docker_lines if name == "RUN")
-    assert f"ray=={version}" in shlex.split(install)
+    assert "-c constraints.txt" in install  # torch, too: bytes depend on it
 
 
 def test_shared_memory_holds_the_object_store(aws, cluster, pods, containers):
@@ -254,9 +299,9 @@ def test_shared_memory_holds_the_object_store(aws, cluster, pods, containers):
         store = int(option(start_command(aws, role), "--object-store-memory"))
         assert store < size(option(options(aws, role), "--shm-size")), role
     for name, group in {"head": cluster["headGroupSpec"], "gpu": cluster["workerGroupSpecs"][0]}.items():
-        (volume,), container = pods[name]["volumes"], containers[name]
+        (volume,) = (v for v in pods[name]["volumes"] if v.get("emptyDir", {}).get("medium"))
+        container = containers[name]
         assert {"name": volume["name"], "mountPath": "/dev/shm"} in container["volumeMounts"]
-        assert volume["emptyDir"]["medium"] == "Memory"
         store, room = group["rayStartParams"]["object-store-memory"], size(volume["emptyDir"]["sizeLimit"])
         assert int(store) < room < size(container["resources"]["limits"]["memory"])
 
@@ -295,7 +340,11 @@ def test_pods_are_not_root_and_say_what_they_take(cluster, pods, containers):
         assert context["seccompProfile"]["type"] == "RuntimeDefault"
         assert containers[name]["securityContext"] == guarded, name
         assert {"cpu", "memory"} <= set(resources["requests"]) & set(resources["limits"]), name
-        assert resources["limits"].get("nvidia.com/gpu", 0) == (name == "gpu")
+        assert "ephemeral-storage" in resources["limits"], name
+        assert resources["limits"].get("nvidia.com/gpu", 0) == (
+            "nvidia.com/gpu.product" in pod.get("nodeSelector", {})
+        )
+    assert pods["gpu"]["nodeSelector"]
     assert cluster["autoscalerOptions"]["securityContext"] == guarded
 
 
@@ -308,11 +357,29 @@ def test_the_image_holds_what_is_run_and_is_not_root(docker_lines):
     assert "." in shlex.split(install)
     assert not {"-e", "--editable"} & set(shlex.split(install))
     sources = [word for name, rest in docker_lines if name == "COPY" for word in rest.split()[1:-1]]
-    assert {"pyproject.toml", "ims3_ray", "jobs"} <= set(sources)
+    assert {"pyproject.toml", "constraints.txt", "ims3_ray", "jobs"} <= set(sources)
     assert all((ROOT / source).exists() for source in sources)
     ignored = (FOLDER / "Dockerfile.dockerignore").read_text().split("\n")
     assert "*" in ignored
     assert {line[1:] for line in ignored if line.startswith("!")} == set(sources)
+
+
+def test_a_job_is_sent_code_and_recipes_alone(tmp_path):
+    """Whatever else lies in the checkout, such as the models that the pages' commands make there."""
+    from ray._private.runtime_env.packaging import create_package
+
+    for name in ("ims3_ray", "jobs"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in (".rayignore", ".gitignore"):
+        shutil.copy(ROOT / name, tmp_path)
+    code = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    for name in ("my-model/transformer/model.safetensors", "weights/a.pt", "docs/a.png", "mine.yaml"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    create_package(str(tmp_path), tmp_path / "sent.zip", include_gitignore=True)
+    with zipfile.ZipFile(tmp_path / "sent.zip") as sent:
+        files = {name for name in sent.namelist() if not name.endswith("/")}
+    assert files == {name for name in code if not name.startswith(".")} | {"mine.yaml"}
 
 
 @pytest.mark.slow

@@ -21,10 +21,10 @@ from ims3_ray.jobs.sweep.space import read_space
 ROOT = Path(__file__).parents[2]
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
-    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "cluster/README.md"]
 }
 PRESENT = [page for page in PAGES if page != "CHANGELOG.md"]  # which speaks of what went
-TOOLS = re.compile("export|git|install|kubectl|make|openssl|pip|pre-commit|pytest|python|ray|umask|uv")
+TOOLS = re.compile("aws|export|git|install|kubectl|make|openssl|pip|pre-commit|pytest|python|ray|umask|uv")
 FILES = (".csv", ".db", ".html", ".json", ".jsonl", ".md", ".py", ".safetensors", ".toml", ".yaml")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 

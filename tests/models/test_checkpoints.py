@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from diffusers import UNet2DModel
+from loopback_hub import Hub
 from safetensors.torch import load_file, save_file
 from tiny_generator import NAMES, WEIGHTS, edit, inputs, original_file, small_dit, small_vae
 
@@ -239,21 +240,19 @@ def test_hub_id_out_of_reach_is_told_in_one_line(monkeypatch, tmp_path):
 
 
 def test_hub_ids_of_transformer_and_vae_load_what_they_name(monkeypatch, tmp_path, folder):
-    """As from the hub: the JSON files first, then the weights of what a generator needs."""
-    asked, held = [], {"someone/pipeline": folder, "someone/vae": folder / "vae"}
-
-    def fetch(hub_id, allow_patterns):
-        asked.append((hub_id, allow_patterns))
-        return str(held[hub_id])
-
+    """Of what else a pipeline's folder holds nothing is fetched."""
+    (folder / "samples").mkdir()
+    (folder / "samples" / "dog.png").write_bytes(b"large")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
     x, t, y = inputs()
-    assert torch.equal(load_transformer("someone/pipeline")(x, t, y), small_dit()(x, t, y))
-    assert asked[1] == ("someone/pipeline", ["*.json", "transformer/*", "vae/*"])
     on = {"device": torch.device("cpu"), "dtype": torch.float32}
-    assert load_vae(original_file(tmp_path / "DiT.pt"), vae="someone/vae", heads=4, **on).image_size == 16
-    assert asked[-1] == ("someone/vae", ["*.json", "*.safetensors", "*.bin"])
+    with Hub().known(monkeypatch, tmp_path / "cache") as hub:
+        hub.push("someone/pipeline", folder)
+        hub.push("someone/vae", folder / "vae")
+        assert torch.equal(load_transformer("someone/pipeline")(x, t, y), small_dit()(x, t, y))
+        assert not list((tmp_path / "cache").rglob("*.png"))
+        original = original_file(tmp_path / "DiT.pt")
+        assert load_vae(original, vae="someone/vae", heads=4, **on).image_size == 16
 
 
 def test_models_of_the_package_are_named_not_pathed(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from ims3_ray.evaluation.audit import Audit, AuditedImages, audit
 from ims3_ray.evaluation.figures import NAMES, Evaluation
 from ims3_ray.evaluation.protocols import NO_PROTOCOL, Protocol, protocols
 from ims3_ray.models.extractor import inspect_extractor, load_extractor
-from ims3_ray.pipeline.prepare import image_places, open_splits
+from ims3_ray.pipeline.prepare import image_places, open_splits, pinned
 from ims3_ray.pipeline.splits import check_splits
 from ims3_ray.stages.embed import embed_images
 from ims3_ray.stages.evaluate import compare
@@ -92,6 +92,7 @@ def prepare(config: Evaluating, locations: Mapping[str, str]) -> Prepared:
         for name, place in locations.items()
     }
     _check_counts(config, train, given)
+    config = pinned(config)
     extractor = inspect_extractor(config.embed.extractor)
     return Prepared(
         config,

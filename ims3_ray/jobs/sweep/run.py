@@ -3,10 +3,12 @@
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import yaml
 
-from ims3_ray.pipeline.prepare import begin
+from ims3_ray.config.settings import WEIGHTS
+from ims3_ray.pipeline.prepare import begin, pinned
 from ims3_ray.pipeline.steps import plan
 from ims3_ray.progress import of_run
 from ims3_ray.runs import tags
@@ -32,6 +34,7 @@ def run(sweep: Sweep, say: Callable[[str], None] = print) -> tuple[Document, Dir
     Trials that are over are found. Raises InputError, before any heavy work, for what can't be run; a trial
     that fails later is recorded, and the others go on.
     """
+    sweep = pin_models(sweep)
     points = sweep.points()
     contexts = begin([sweep.config(values) for values in points or [sweep.space.any()]], say)
     first, count = contexts[0], len(points) if points else sweep.trials
@@ -58,6 +61,13 @@ def run(sweep: Sweep, say: Callable[[str], None] = print) -> tuple[Document, Dir
         document = describe(sweep, first, folder, trials, made, time.time() - began)
         _publish(sweep, document, trials, folder, tracker)
     return document, folder
+
+
+def pin_models(sweep: Sweep) -> Sweep:
+    """The sweep with its hub ids at the commits that they mean now, for every trial."""
+    before, now = (config.model_dump() for config in (sweep.base, pinned(sweep.base)))
+    pins = {f"{s}.{f}": now[s][f] for s, f in WEIGHTS if now[s][f] != before[s][f]}
+    return replace(sweep, overrides={**sweep.overrides, **pins})
 
 
 def _announce(sweep: Sweep, points: list[Values], contexts: list[Context], folder: Directory) -> None:

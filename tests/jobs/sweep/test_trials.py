@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+from loopback_hub import Hub
 from ray.tune.schedulers import TrialScheduler
 
 from ims3_ray.errors import InputError
@@ -11,6 +12,7 @@ from ims3_ray.jobs.sweep.document import describe, trials_csv
 from ims3_ray.jobs.sweep.keeper import Keeper
 from ims3_ray.jobs.sweep.plan import Sweep
 from ims3_ray.jobs.sweep.records import Trial, read_trial, read_trials
+from ims3_ray.jobs.sweep.run import pin_models
 from ims3_ray.jobs.sweep.space import read_space
 from ims3_ray.jobs.sweep.trial import LOOK, NEVER, Run, Runner
 from ims3_ray.jobs.sweep.tuning import ByIPC, search_on
@@ -124,3 +126,15 @@ def test_what_trials_share_is_counted_once():
     lines = trials_csv(found).decode().splitlines()
     assert lines[0].startswith("trial,status,ipc,accuracy,coverage,")
     assert lines[3] == "2,failed,10" + "," * 10 + "it broke"
+
+
+def test_every_trial_takes_a_hub_s_model_by_one_commit(monkeypatch, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    with Hub().known(monkeypatch, tmp_path / "cache") as hub:
+        commit = hub.push("facebook/DiT-XL-2-256", tmp_path / "model")
+        sweep = pin_models(Sweep("imagewoof", {}, SPACE, "bayes", 4))
+    path = f"facebook/DiT-XL-2-256@{commit}"
+    for config in (sweep.config(VALUES), sweep.winner(VALUES)):
+        assert (config.model.path, config.model.frequency_shift) == (path, 0)
+    assert pin_models(SWEEP) == SWEEP

@@ -1,0 +1,97 @@
+"""Weights of a hub: every node loads the commit that the driver saw, whatever the hub holds by then."""
+
+import json
+
+import pytest
+import timm
+import torch
+from loopback_hub import Hub, use_cache
+
+from ims3_ray.config.load import load_config
+from ims3_ray.errors import InputError
+from ims3_ray.models import hub
+from ims3_ray.models.extractor import inspect_extractor, load_extractor, without_weights
+from ims3_ray.models.files import resolve_model
+from ims3_ray.pipeline.prepare import pinned
+
+MODEL = "timm/test_resnet.r160_in1k"  # where timm has the weights of its smallest model
+
+
+@pytest.fixture
+def on_hub(monkeypatch, tmp_path):
+    """A hub on loopback, which this process knows; its cache is empty."""
+    with Hub().known(monkeypatch, tmp_path / "driver") as served:
+        yield served
+
+
+def model_folder(folder, word):
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"word": word}))
+    (folder / "model.safetensors").write_bytes(word.encode())
+    return folder
+
+
+def test_a_node_loads_the_commit_that_the_driver_pinned_after_main_has_moved(on_hub, monkeypatch, tmp_path):
+    first = on_hub.push("someone/model", model_folder(tmp_path / "first", "first"))
+    named = hub.pin("someone/model")
+    assert named == f"someone/model@{first}"
+    second = on_hub.push("someone/model", model_folder(tmp_path / "second", "second"))
+    use_cache(monkeypatch, tmp_path / "node")
+    assert (resolve_model(named) / "model.safetensors").read_text() == "first"
+    assert (resolve_model("someone/model") / "model.safetensors").read_text() == "second"
+    assert hub.pin("someone/model@main") == f"someone/model@{second}"
+    assert hub.pin(named) == named
+
+
+def test_a_timm_model_s_weights_may_be_named_by_revision(on_hub, monkeypatch, tmp_path):
+    for seed, name in enumerate(("first", "second")):
+        torch.manual_seed(seed)
+        model = timm.create_model("test_resnet.r160_in1k", pretrained=False)
+        timm.models.save_for_hf(model, tmp_path / name, safe_serialization=True)
+    images, spec = torch.rand(2, 3, 40, 40) * 2 - 1, "timm:test_resnet.r160_in1k"
+    named = f"{spec}@{on_hub.push(MODEL, tmp_path / 'first')}"
+    features = load_extractor(spec)(images)
+    on_hub.push(MODEL, tmp_path / "second")
+    use_cache(monkeypatch, tmp_path / "node")
+    assert torch.equal(load_extractor(named)(images), features)
+    assert not torch.equal(load_extractor(spec)(images), features)
+    assert inspect_extractor(named) != inspect_extractor(spec)
+    assert load_extractor(without_weights(named)).dim == features.shape[1]
+
+
+def test_what_is_no_hub_id_stays_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: pytest.fail("network call"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    places = ("package://digits", str(tmp_path), "mine/model", "nowhere/DiT-XL-2-256x256.pt")
+    for place in (*places, "timm:resnet18", f"timm:{tmp_path}"):
+        assert hub.pin(place) == place
+    config = load_config("digits")
+    assert pinned(config) == config
+
+
+def test_a_run_takes_every_model_by_its_commit(on_hub, tmp_path):
+    for name in ("model", "vae", "extractor"):
+        on_hub.push(f"someone/{name}", model_folder(tmp_path / name, name))
+    given = {"path": "someone/model", "vae": "someone/vae"}
+    config = pinned(load_config("digits", {"model": given, "embed.extractor": "someone/extractor"}))
+    for place in (config.model.path, config.model.vae, config.embed.extractor):
+        assert len(place.partition("@")[2]) == 40, place
+
+
+def test_a_revision_that_is_not_there_is_one_line(on_hub, tmp_path):
+    on_hub.push("someone/model", model_folder(tmp_path / "model", "model"))
+    for name in ("someone/model@" + "0" * 40, "someone/model@v9", "nobody/model"):
+        with pytest.raises(InputError, match=f"{name}: no such folder here.* check the id, its") as caught:
+            resolve_model(name)
+        assert "\n" not in str(caught.value)
+
+
+def test_what_a_recipe_says_of_its_model_holds_at_every_revision():
+    of_recipe, revised, other = (
+        load_config("imagewoof", {"model.path": path} if path else {})
+        for path in (None, "facebook/DiT-XL-2-256@v1", "someone/DiT-XL-2-256")
+    )
+    assert revised.model.frequency_shift == of_recipe.model.frequency_shift == 0
+    assert revised.model.licence == of_recipe.model.licence
+    assert other.model.frequency_shift is None
