@@ -5,7 +5,7 @@ y = (a - μ)·(b - μ) / M, a distance is d(a, b) + ε = M (1 - y), so that
     -log(d + ε) = -log M + Σ_k y^k / k.
 Cut after an odd order, what is left out is never negative for y < 1. What is kept, κ, has φ with
 |φ(a) - φ(b)|² = κ(a, a) - 2 κ(a, b) + κ(b, b): 1 / M is positive definite, so is each y^k (Schur), and so is
--log M up to terms of a or b alone. Hence Σ_{i<j} κ is ½ |Σ_i φ(c_i)|² less a sum over the classes, and
+-log M up to a constant. Hence Σ_{i<j} κ is ½ |Σ_i φ(c_i)|² less a sum over the classes, and
     L(g) ≥ Σ_i [min_g (ℓ_i(g) - w q_i(g)) - w/2 Σ_{j≠i} κ(c_{i,g*_i}, c_{j,g*_j})],
     ℓ_i(g) = α log(d(c_{i,g}, r_i) + ε) + w Σ_{j≠i} κ(c_{i,g}, c_{j,g*_j}),
     q_i(g) = ½ |φ(c_{i,g}) - φ(c_{i,g*_i})|².
