@@ -215,8 +215,8 @@ class Select(Section):
     """exact: branch and bound, up to 2,000 subgroups; auto: exact up to 200, then rounds."""
     restarts: int = Field(default=8, ge=0)
     """Further starts of the rounds, each from a random selection."""
-    certify: Literal["auto", "none", "handshake", "trws"] = "auto"
-    """Method that gives the lower bound."""
+    certify: Literal["auto", "none", "series", "trws"] = "auto"
+    """Method of the lower bound: series is tight for many classes, trws for few; auto: the better one."""
     unit: Literal["subgroup", "image"] = "subgroup"
     """image: any ipc of a class's candidates, beyond the paper."""
     coverage: Weight = 0.0
@@ -230,7 +230,7 @@ class Select(Section):
     real_images: Count | None = 200
     """K_i, real images a class that count, a seeded random subset; null: all."""
     memory: float = Field(default=2.5, gt=0)
-    """GB an actor may take: more shards where they need more."""
+    """GB an actor or the lower bound's task may take: more shards where actors need more."""
 
     @model_validator(mode="before")
     @classmethod

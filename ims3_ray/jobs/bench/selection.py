@@ -21,13 +21,14 @@ from ims3_ray.config.sections import Select
 from ims3_ray.config.settings import Selecting
 from ims3_ray.errors import InputError
 from ims3_ray.method.s3.objective import Objective, evaluate
+from ims3_ray.method.s3.proof.bound import certify
 from ims3_ray.method.s3.proof.branch_and_bound import branch_and_bound
 from ims3_ray.method.s3.rounds import Joined, select, solve
 from ims3_ray.method.s3.shard import Shard
 from ims3_ray.method.s3.walk import walk
 from ims3_ray.stages.select.features import open_candidates
 from ims3_ray.stages.select.pool import ClassRange, ShardPool, Source, of_groups
-from ims3_ray.stages.select.solve import certify_pool, run_tasks
+from ims3_ray.stages.select.solve import run_tasks
 from ims3_ray.storage.artifacts import Directory, open_directory
 
 from .figures import Figures, as_percent, print_head, print_row
@@ -95,7 +96,7 @@ def _speed(case: Case, folder: Directory, settings: Select, machine: Machine, pl
     groups = Joined(shards.asking(of_groups))
     selection = solve(groups, source.objective)
     times.append(time.perf_counter())
-    selection = certify_pool(groups, selection, source, run_tasks)
+    selection = certify(selection, groups, source.objective, method=settings.certify, run=run_tasks)
     times.append(time.perf_counter())
     memory, num_shards = max(held for _, held in shards.ask(ClassRange.process)), len(shards.ranges)
     driver = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

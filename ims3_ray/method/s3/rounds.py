@@ -91,22 +91,22 @@ class Joined:
     """The shards that `ask` reaches, as one: see Shards."""
 
     def __init__(self, ask: Ask[Shard]):
-        self._ask = ask
+        self.ask = ask
 
     def sizes(self) -> Int[np.ndarray, " C"]:
-        return np.concatenate(self._ask(Shard.sizes))
+        return np.concatenate(self.ask(Shard.sizes))
 
     def attractions(self) -> PerCandidate:
-        return np.concatenate(self._ask(Shard.attractions))
+        return np.concatenate(self.ask(Shard.attractions))
 
     def centroids(self, choice: Choice) -> Float32[np.ndarray, "C D"]:
-        return np.concatenate(self._ask(Shard.centroids, choice))
+        return np.concatenate(self.ask(Shard.centroids, choice))
 
     def candidates(self, start: int, stop: int) -> Float32[np.ndarray, "R D"]:
-        return np.concatenate(self._ask(Shard.candidates, start, stop))
+        return np.concatenate(self.ask(Shard.candidates, start, stop))
 
     def propose(self, history: History, tolerance: float) -> Moves:
-        return Moves.join(self._ask(Shard.propose, history, tolerance))
+        return Moves.join(self.ask(Shard.propose, history, tolerance))
 
 
 class Proposing(Protocol):

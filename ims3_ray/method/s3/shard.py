@@ -133,13 +133,13 @@ class Shard:
 
     def _measure_attractions(self, real: np.ndarray) -> PerCandidate:
         logs: list[np.ndarray] = []
-        for rows, classes, _ in self._tiles():
+        for rows, classes, _ in self.tiles():
             own = real[classes - self._ids.start]
             distances = 1 - np.einsum("rd,rd->r", rows.astype(np.float64), own)
             logs.append(own_logs(distances, classes, self._objective.epsilon))
         return np.concatenate(logs)
 
-    def _tiles(self) -> Iterator[tuple[np.ndarray, np.ndarray, slice]]:
+    def tiles(self) -> Iterator[tuple[np.ndarray, np.ndarray, slice]]:
         """The candidates (r, D) of each tile of classes, their classes (r,), and their slice of R."""
         tile = tile_classes(self._num_classes)
         for start in range(0, len(self._candidates), tile):
@@ -170,7 +170,7 @@ class Shard:
     def _sums(self, columns: Float32[np.ndarray, "N D"], ids: Int[np.ndarray, " N"]) -> PerCandidate:
         """Σ_j log(d + ε) of every candidate to `columns` of the classes `ids`, its own left out."""
         sums = np.zeros(self._offsets[-1])
-        for rows, classes, where in self._tiles():
+        for rows, classes, where in self.tiles():
             for start in range(0, len(columns), BLOCK):
                 block = slice(start, start + BLOCK)
                 logs = log_distances(rows, columns[block], classes, ids[block], self._objective.epsilon)

@@ -5,6 +5,7 @@ the arguments of a call alone: a killed actor is started again by Ray, reads the
 same.
 """
 
+import math
 import os
 import resource
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from ims3_ray.errors import InputError
 from ims3_ray.method.coverage import copies
 from ims3_ray.method.keys import permutation
 from ims3_ray.method.s3.objective import Objective, real_centroid, subgroup_centroids, unit_rows
+from ims3_ray.method.s3.proof import trws
 from ims3_ray.method.s3.rounds import Ask
 from ims3_ray.method.s3.shard import Shard, split_classes
 from ims3_ray.method.s3.single_images import ImageShard, ball_table, closeness_table
@@ -189,6 +191,7 @@ class ShardPool:
     def __init__(self, source: Source, machine: Machine):
         """As many actors as the machine suggests, or more where select.memory asks for it."""
         shards, self._rows = split(source, machine.shards)
+        check_bound(source)
         self.ranges = split_classes(len(source.names), shards)
         self._here: ClassRange | None = None
         if machine.workers.shards == len(self.ranges) == 1:
@@ -263,3 +266,27 @@ def split(source: Source, at_least: int) -> tuple[int, int]:
                 f"select.memory: {source.settings.memory} GB an actor is too little; at least {needed:.1f} GB"
             )
         shards += 1
+
+
+def check_bound(source: Source) -> None:
+    """Raise InputError where the lower bound by TRW-S would exceed select.memory or its size."""
+    settings, num_classes, size = source.settings, len(source.names), int(source.pool.num_subgroups.max())
+    if (settings.certify, settings.unit) == ("trws", "subgroup") and not trws.fits(num_classes, size):
+        raise InputError(
+            f"select.certify: trws takes up to {trws.MOST_PLACES} classes × subgroups, here are "
+            f"{num_classes} × {size}; use series"
+        )
+    needed = PROCESS_BYTES + trws_memory(settings, num_classes, size, source.pool.candidates.width)
+    if needed > settings.memory * 1e9:
+        raise InputError(
+            f"select.memory: {settings.memory} GB are too little for the lower bound by TRW-S; set at least "
+            f"{math.ceil(needed / 1e8) / 10} GB, or select.certify=series"
+        )
+
+
+def trws_memory(settings: Select, num_classes: int, size: int, width: int) -> float:
+    """Bytes of TRW-S, a task of its own that holds all classes; 0 where it isn't taken. The series is the
+    actors' work.
+    """
+    is_taken = settings.unit == "subgroup" and settings.certify in ("auto", "trws")
+    return trws.memory(num_classes, size, width) if is_taken and trws.fits(num_classes, size) else 0.0

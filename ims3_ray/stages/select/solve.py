@@ -13,11 +13,10 @@ from ims3_ray.cluster.machine import ANYWHERE, Machine
 from ims3_ray.config.sections import Select
 from ims3_ray.errors import InputError
 from ims3_ray.method.s3.objective import CoincidentError, Selection
-from ims3_ray.method.s3.proof.bound import Run, certify, split_groups
+from ims3_ray.method.s3.proof.bound import Run, certify
 from ims3_ray.method.s3.proof.branch_and_bound import MOST_ROWS, branch_and_bound
-from ims3_ray.method.s3.proof.pairs import Group
 from ims3_ray.method.s3.rounds import Ask, Joined, Shards, fetch_pools, solve
-from ims3_ray.method.s3.shard import Shard, offsets_of
+from ims3_ray.method.s3.shard import Shard
 from ims3_ray.method.s3.single_images import ImageShard, JoinedImages, solve_images
 from ims3_ray.progress import bar
 
@@ -116,8 +115,8 @@ def _select(source: Source, pool: ShardPool, on_round: Callable[[], object]) -> 
         centroids = images.centroids(selection.choice).astype(np.float64)
         real = np.concatenate(pool.ask(ClassRange.real_centroids))
         nearness = (1 - np.einsum("cd,cd->c", centroids, real)).tolist()
-    elif settings.certify != "none":
-        selection = certify_pool(groups, selection, source, run)
+    else:
+        selection = certify(selection, groups, source.objective, method=settings.certify, run=run)
     of_classes = (
         OfClass(subgroups=ids.tolist(), distances_to_real=d.tolist(), distance_to_real=near)
         for ids, d, near in zip(subgroups, distances, nearness, strict=True)
@@ -146,13 +145,17 @@ def _select(source: Source, pool: ShardPool, on_round: Callable[[], object]) -> 
 def _solve(source: Source, pool: ShardPool, groups: Shards, run: Run) -> Selection:
     settings = source.settings
     restarts = {"restarts": settings.restarts, "seed": source.seed}
-    automatic = (settings.solver, settings.certify, settings.unit) == ("auto", "auto", "subgroup")
-    proved = automatic and source.pool.num_subgroups.sum() <= PROVED_SUBGROUPS  # in a second or two at most
-    if not (proved or settings.solver == "exact"):
+    if not is_proved(settings, int(source.pool.num_subgroups.sum())):
         return solve(groups, source.objective, **restarts)
     candidates = fetch_pools(groups, 0, len(source.names), groups.sizes())
     real = np.concatenate(pool.ask(ClassRange.real_centroids))
     return run(partial(branch_and_bound, **restarts), [(candidates, real, source.objective)])[0]
+
+
+def is_proved(settings: Select, num_subgroups: int) -> bool:
+    """Whether branch and bound selects: where it is asked for, or takes a second or two at most."""
+    automatic = (settings.solver, settings.certify, settings.unit) == ("auto", "auto", "subgroup")
+    return settings.solver == "exact" or (automatic and num_subgroups <= PROVED_SUBGROUPS)
 
 
 def _select_images(
@@ -169,20 +172,6 @@ def _select_images(
         covered = float(images.own_terms(start)[:, 1].sum())
         of_groups = {"objective": groups.objective - objective.coverage * covered, "coverage": covered}
     return solve_images(images, objective, start=start), of_groups
-
-
-def certify_pool(groups: Shards, selection: Selection, source: Source, run: Run) -> Selection:
-    """The selection with its lower bound, computed on groups of classes by `run`."""
-    if selection.lower_bound is not None:
-        return selection
-    attractions, sizes = groups.attractions(), groups.sizes()
-    offsets = offsets_of(sizes)
-    handles: list[object] = []
-    for ids in split_groups(len(sizes)):  # one group at a time goes through the driver
-        pools = fetch_pools(groups, ids.start, ids.stop, sizes)
-        group = Group(ids.start, pools, attractions[offsets[ids.start] : offsets[ids.stop]])
-        handles.append(group if run is run_here else ray.put(group))
-    return certify(selection, handles, source.objective, method=source.settings.certify, run=run)
 
 
 def run_here(function: Callable[..., Answer], arguments: Sequence[tuple[object, ...]]) -> list[Answer]:

@@ -1,13 +1,14 @@
 """Select one subgroup a class (S³, Eq. 8–11): from features of candidates and real images, a selection."""
 
+from ims3_ray.config.settings import Config
 from ims3_ray.stages.context import Context
 from ims3_ray.stages.contract import Stage
 from ims3_ray.stages.costs import KEY_BYTES, Cost, Forward
 from ims3_ray.storage.artifacts import Directory
 
 from .features import open_candidates
-from .pool import LEAST_ROWS_BYTES
-from .solve import select_features
+from .pool import LEAST_ROWS_BYTES, trws_memory
+from .solve import is_proved, select_features
 
 
 def run(context: Context, out: Directory, candidates: Directory, features: Directory) -> dict[str, object]:
@@ -39,13 +40,24 @@ def _depends(context: Context) -> object:
     settings = config.select.model_dump(mode="json", exclude={"memory"})
     if config.select.coverage and config.select.coverage_by == "balls":
         settings["balls"] = "surface included"
+    is_bounded = config.select.unit == "subgroup" and config.select.certify != "none"
+    if is_bounded and not is_proved(config.select, len(context.classes) * _subgroups(config)):
+        settings["bound"] = "series"  # whose bounds differ from those of older releases
     return [settings, config.seed, list(context.classes), config.ipc]
+
+
+def _subgroups(config: Config) -> int:
+    """Of a class, among which it chooses."""
+    return min(config.sample.subgroups, config.select.subgroups or config.sample.subgroups)
 
 
 def _cost(context: Context, forward: Forward) -> Cost:
     subgroups, row = len(context.classes) * context.config.sample.subgroups, 4.0 * forward.feature_dim
     held = context.num_candidates if context.config.select.unit == "image" else subgroups
-    memory = held * row / context.machine.shards + LEAST_ROWS_BYTES
+    sizes = len(context.classes), _subgroups(context.config), forward.feature_dim
+    memory = max(
+        held * row / context.machine.shards + LEAST_ROWS_BYTES, trws_memory(context.config.select, *sizes)
+    )
     driver = context.num_candidates * KEY_BYTES + subgroups * row
     shards = context.machine.shards
     return Cost(subgroups, disk=1e4, memory=memory, driver=driver, workers=shards)

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +23,15 @@ from ims3_ray.method.s3.objective import Objective, real_centroid, subgroup_cent
 from ims3_ray.method.s3.rounds import Joined, select, solve
 from ims3_ray.method.s3.shard import Shard
 from ims3_ray.stages.select.features import open_candidates, open_features
-from ims3_ray.stages.select.pool import ClassRange, ShardPool, Source, of_groups, of_itself, split
+from ims3_ray.stages.select.pool import (
+    ClassRange,
+    ShardPool,
+    Source,
+    check_bound,
+    of_groups,
+    of_itself,
+    split,
+)
 from ims3_ray.stages.select.solve import select_features
 
 WIDTH, IPC = 8, 3
@@ -148,7 +157,7 @@ def test_an_actor_killed_in_mid_round_is_rebuilt_and_the_selection_is_the_same(
     [
         ({"solver": "auto"}, "exact", "exact"),
         ({"solver": "exact"}, "exact", "exact"),
-        ({"solver": "auto", "certify": "handshake"}, "walk", "handshake"),
+        ({"solver": "auto", "certify": "series"}, "walk", "series"),
         ({"solver": "auto", "certify": "none"}, "walk", "none"),
     ],
 )
@@ -163,7 +172,7 @@ def test_small_problems_are_proved_unless_another_certificate_is_asked_for(
         assert list(document["selection"].values()) == best.tolist()
         assert document["gap"] == 0
         assert document["objective"] == pytest.approx(terms.total, abs=1e-12)
-    elif certificate == "handshake":
+    elif certificate == "series":
         assert document["lower_bound"] <= terms.total + 1e-12
 
 
@@ -231,6 +240,23 @@ def test_a_larger_pool_gets_more_shards_where_memory_is_short(tmp_path):
     large = pool.__class__(pool.candidates, pool.real, pool.classes, pool.num_images, np.full(9, 10_000_000))
     settings = SETTINGS.model_copy(update={"memory": 1.5})
     assert split(Source(large, tuple(map(str, range(9))), settings, IPC, 0), 2)[0] > 2
+
+
+def test_the_lower_bound_needs_its_memory_and_its_size(tmp_path):
+    pool = opened(tmp_path, *features(9))
+
+    def check(subgroups, **settings):
+        large = replace(pool, num_subgroups=np.full(9, subgroups))
+        check_bound(Source(large, tuple("abcdefghi"), SETTINGS.model_copy(update=settings), IPC, 0))
+
+    too_little = r"select.memory: 0.6 GB are too little .*; set at least 0\.8 GB, or select.certify=series"
+    with pytest.raises(InputError, match=too_little):
+        check(1000, memory=0.6)
+    check(1000, memory=0.8)
+    check(1000, memory=0.6, certify="series")
+    check(2000, memory=0.6)
+    with pytest.raises(InputError, match=r"select.certify: trws takes up to 10000 .* 9 × 2000; use series"):
+        check(2000, certify="trws")
 
 
 @pytest.mark.parametrize("kind", ["fixed", "tensor", "double", "label"])

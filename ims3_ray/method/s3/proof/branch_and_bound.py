@@ -14,8 +14,8 @@ from ims3_ray.method.s3.objective import Choice, Objective, Pools, Selection, ev
 from ims3_ray.method.s3.rounds import select
 from ims3_ray.method.s3.shard import offsets_of
 
-from .pairs import ABSENT
 from .problem import Places, Problem, descend, restrict, subgroup_bounds, tighten
+from .trws import ABSENT
 
 MOST_ROWS = 2000  # candidates up to which its table, which has their square, is small
 ENUMERATED = 50_000  # choices that a node lists instead of splitting

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float64, Int
 
-from .pairs import ABSENT
-from .trws import trws_pass
+from .trws import ABSENT, trws_pass
 
 Places = Int[np.ndarray, " n"]  # of a subgroup among those of each free class
 
@@ -46,11 +45,7 @@ class Problem:
 
 def tighten(node: Problem, *, forward: bool) -> float:
     """Improve the messages of `node` in place by one pass over its classes, and give the bound."""
-
-    def gains(start: int, stop: int, others: slice) -> np.ndarray:
-        return node.gains[start:stop, :, :, others]
-
-    return trws_pass(gains, node.unary.T, node.messages, forward=forward) + node.constant
+    return trws_pass(node.gains, node.unary.T, node.messages, forward=forward) + node.constant
 
 
 def subgroup_bounds(node: Problem) -> Float64[np.ndarray, "n G"]:

@@ -1,56 +1,58 @@
-"""TRW-S (Kolmogorov 2006) over the complete graph of classes: only messages are stored, costs recomputed.
+"""TRW-S (Kolmogorov 2006) over the complete graph of classes: the costs of all pairs are kept in a table.
 
 | here | meaning |
 |---|---|
-| G | the most subgroups that a class has; see pairs for classes with fewer |
+| G | the most subgroups that a class has; classes with fewer have copies of their first, which cost ABSENT |
 | `unary` (G, C) | θ_i(g), in units of w as all costs |
-| `gains` (n, G, H, m) | -θ_ij(g, h) of n classes to m others |
+| `gains` (C, G, H, C) | -θ_ij(g, h), as [i, g, h, j] |
 | `messages[i, g, j]` (C, G, C) | M_ji(g), what class j says that candidate g of class i costs it |
 
 With θ̂_i = θ_i + Σ_j M_ji and γ_i = 1 / max(classes before i, classes after i), a pass visits the classes in
 order and sends
     M_ij(h) = min_g [γ_i (θ̂_i(g) - min θ̂_i) - M_ji(g) + θ_ij(g, h)] - δ_ij   to every later j,   min M_ij = 0,
-and Σ_i min θ̂_i + Σ_{i<j} δ_ij bounds the energy. The next pass goes back. Costs are kept between the passes
-while they fit TABLE_BYTES, and computed again in every pass beyond.
+and Σ_i min θ̂_i + Σ_{i<j} δ_ij bounds the energy. The next pass goes back.
 """
 
-from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from jaxtyping import Float, Float64, Int
 
-from .pairs import ABSENT, Costs, Group, clipped_logs
+from ims3_ray.method.s3.objective import COINCIDENT, Choice, Pools
+from ims3_ray.method.s3.shard import PerCandidate, offsets_of
 
-DOUBLE_ROWS = 2000  # candidates up to which everything is in double precision
-TABLE_BYTES = 1.7e9  # of all costs
+ABSENT = 1e12
+MOST_PLACES = 10_000  # C·G: of more the table would take over 400 MB
+DOUBLE_PLACES = 2000  # up to which everything is in double precision
 THREADS = 4  # that fill the table; what they compute is the same for any number
-PASS_VALUES = 1e10  # costs that all passes together read, where these are kept: about half a minute
+PASS_VALUES = 1e10  # costs that all passes together read: about half a minute
 MOST_PASSES, LEAST_PASSES = 200, 4
 STALLED = 1e-5  # of the bound: what the last STALLED_PASSES must have added for more to be made
 STALLED_PASSES = 10
-BLOCK_VALUES = 4_000_000  # of a block of the cost table
+COPIES = 4  # of the candidates: as given, joined, padded, in the precision
 FILL_CLASSES = 16  # whose costs a thread computes at once
 ROUNDING = 1e-6  # of a pair's weight, allowed for float32 products and logarithms
 Candidates = Float[np.ndarray, "G C D"]
+Costs = Float64[np.ndarray, "G C"]
 Messages = Float[np.ndarray, "C G C"]
-Gains = Callable[[int, int, slice], Float[np.ndarray, "_ _ _ _"]]
+Gains = Float[np.ndarray, "C G G C"]
 
 
-def trws(choice: Int[np.ndarray, " C"], ratio: float, epsilon: float, enough: float, *groups: Group) -> float:
-    """The best bound of alternating passes over the classes of all `groups`; ratio = α / w.
+def trws(
+    pools: Pools, attractions: PerCandidate, choice: Choice, ratio: float, epsilon: float, enough: float
+) -> float:
+    """The best bound of alternating passes over the classes, in units of w; ratio = α / w.
 
     Messages begin linearised at `choice`. Stops early at a bound within 1e-9 of `enough`.
     """
-    candidates, unary = _stack(groups, ratio)
-    rows = int((unary < ABSENT).sum())
-    precision = np.float64 if rows <= DOUBLE_ROWS else np.float32
-    num_classes = unary.shape[1]
+    candidates, unary = _padded(pools, ratio * attractions)
+    places, num_classes = unary.size, unary.shape[1]
+    precision = np.float64 if places <= DOUBLE_PLACES else np.float32
     allowance = 0.0 if precision is np.float64 else ROUNDING * num_classes * (num_classes - 1) / 2
     candidates = candidates.astype(precision)
     messages = first_messages(candidates, choice, epsilon)
-    gains, kept = gains_of(candidates, epsilon)
-    num_passes = int(np.clip(PASS_VALUES / rows**2, LEAST_PASSES, MOST_PASSES)) if kept else LEAST_PASSES
+    gains = _all_gains(candidates, epsilon)
+    num_passes = int(np.clip(PASS_VALUES / places**2, LEAST_PASSES, MOST_PASSES))
     bounds = [-np.inf]  # the best after each pass
     for number in range(num_passes):
         bounds.append(max(bounds[-1], trws_pass(gains, unary, messages, forward=number % 2 == 0) - allowance))
@@ -61,11 +63,28 @@ def trws(choice: Int[np.ndarray, " C"], ratio: float, epsilon: float, enough: fl
     return bounds[-1]
 
 
-def gains_of(candidates: Candidates, epsilon: float) -> tuple[Gains, bool]:
-    """What trws_pass asks for the gains of `candidates`, and whether they are kept."""
+def fits(num_classes: int, size: int) -> bool:
+    """Whether classes of at most `size` subgroups are few enough."""
+    return num_classes * size <= MOST_PLACES
+
+
+def memory(num_classes: int, size: int, width: int) -> float:
+    """Bytes that trws holds at most: the table, the messages, twice while they are made, the candidates."""
+    places = num_classes * size
+    itemsize = 8 if places <= DOUBLE_PLACES else 4
+    return itemsize * places * (places + 2 * num_classes + COPIES * width)
+
+
+def _padded(pools: Pools, costs: PerCandidate) -> tuple[Candidates, Costs]:
+    """Candidates and costs with G places a class."""
+    sizes = np.array([len(pool) for pool in pools])
+    places = np.arange(sizes.max())[:, None]
+    rows = offsets_of(sizes)[:-1] + np.where(places < sizes, places, 0)
+    return np.concatenate(pools)[rows], np.where(places < sizes, costs[rows], ABSENT)
+
+
+def _all_gains(candidates: Candidates, epsilon: float) -> Gains:
     size, num_classes, width = candidates.shape
-    if (size * num_classes) ** 2 * candidates.itemsize > TABLE_BYTES:
-        return lambda start, stop, others: block_gains(candidates, start, stop, others, epsilon), False
     table = np.empty((num_classes, size, size, num_classes), candidates.dtype)
     flat = candidates.reshape(-1, width)
 
@@ -77,7 +96,7 @@ def gains_of(candidates: Candidates, epsilon: float) -> tuple[Gains, bool]:
 
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(fill, range(0, num_classes, FILL_CLASSES)))
-    return lambda start, stop, others: table[start:stop, :, :, others], True
+    return table
 
 
 def first_messages(candidates: Candidates, choice: Int[np.ndarray, " C"], epsilon: float) -> Messages:
@@ -90,23 +109,13 @@ def first_messages(candidates: Candidates, choice: Int[np.ndarray, " C"], epsilo
     return messages
 
 
-def trws_pass(gains: Gains, unary: Float64[np.ndarray, "G C"], messages: Messages, *, forward: bool) -> float:
-    """Visit all classes once, in order or back, update `messages` in place, and give the bound.
-
-    `gains(start, stop, others)` are those of the classes start ... stop - 1 to the slice `others`.
-    """
-    size, num_classes = unary.shape
-    tile = int(np.clip(BLOCK_VALUES // (size * size * num_classes), 1, 64))
-    starts = range(0, num_classes, tile)
+def trws_pass(gains: Gains, unary: Costs, messages: Messages, *, forward: bool) -> float:
+    """Visit all classes once, in order or back, update `messages` in place, and give the bound."""
+    num_classes = len(gains)
     bound = 0.0
-    for start in starts if forward else reversed(starts):
-        stop = min(start + tile, num_classes)
-        others = slice(start, num_classes) if forward else slice(0, stop)
-        block = gains(start, stop, others)
-        for i in range(start, stop) if forward else range(stop - 1, start - 1, -1):
-            later = slice(i + 1, num_classes) if forward else slice(0, i)
-            table = block[i - start][:, :, later.start - others.start : later.stop - others.start]
-            bound += _visit(i, later, table, unary, messages)
+    for i in range(num_classes) if forward else reversed(range(num_classes)):
+        later = slice(i + 1, num_classes) if forward else slice(0, i)
+        bound += _visit(i, later, gains[i, :, :, later], unary, messages)
     return bound
 
 
@@ -135,23 +144,9 @@ def _visit(
     return float(least + lowest.sum(dtype=np.float64))
 
 
-def block_gains(
-    candidates: Candidates, start: int, stop: int, others: slice, epsilon: float
-) -> Float[np.ndarray, "n G G m"]:
-    """The gains of the classes start ... stop - 1 to the `others`."""
-    size, _, width = candidates.shape
-    rows = candidates[:, start:stop].transpose(1, 0, 2).reshape(-1, width)
-    logs = np.empty((len(rows), size, others.stop - others.start), candidates.dtype)
-    for h in range(size):
-        np.matmul(rows, candidates[h, others].T, out=logs[:, h])
-    return clipped_logs(logs, epsilon).reshape(stop - start, size, size, -1)
-
-
-def _stack(groups: Sequence[Group], ratio: float) -> tuple[Candidates, Costs]:
-    """All candidates, and θ_i / w: see Group.padded."""
-    parts = [group.padded() for group in groups]
-    size = max(len(attractions) for _, attractions in parts)
-    candidates = [np.concatenate([c, np.repeat(c[:1], size - len(c), axis=0)]) for c, _ in parts]
-    unary = [np.pad(a, ((0, size - len(a)), (0, 0)), constant_values=np.inf) for _, a in parts]
-    costs = np.concatenate(unary, axis=1)
-    return np.concatenate(candidates, axis=1), np.where(np.isinf(costs), ABSENT, ratio * costs)
+def clipped_logs(products: Float[np.ndarray, "*S"], epsilon: float) -> Float[np.ndarray, "*S"]:
+    """log(1 - products + ε), in place; distances are at least COINCIDENT, which only lowers the costs."""
+    np.subtract(1, products, out=products)
+    np.maximum(products, COINCIDENT, out=products)
+    products += products.dtype.type(epsilon)
+    return np.log(products, out=products)
