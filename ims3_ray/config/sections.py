@@ -160,12 +160,12 @@ class Sample(Section):
     """Such images a class, dealt out in turn; null: pool_ipc, the same for every subgroup."""
     start_noise: Share | None = None
     """Share of fresh noise in a start's variance; null: what inversions lack of 1."""
-    sampler: Literal["ancestral", "ddim"] = "ancestral"
-    """DDPM's random steps, or DDIM's fixed."""
+    sampler: Literal["ancestral", "ddim", "dpm"] = "ancestral"
+    """DDPM's random steps, DDIM's fixed, or DPM-Solver++'s of second order, for few steps."""
     steps: int = Field(default=50, ge=2, le=1000)
     """Denoising steps an image."""
     spacing: Literal["linspace", "leading"] = "linspace"
-    """Timesteps of the steps: DiT's published, or diffusers' default."""
+    """Timesteps of the steps: DiT's published, or diffusers' default; dpm has its own, even in log SNR."""
     guidance_scale: float = Field(default=4.0, ge=0)
     """Of classifier-free guidance; 1 is none."""
     guidance_channels: Count = 3

@@ -25,6 +25,8 @@ Latents = Float[Tensor, "B C H W"]
 Labels = Int[Tensor, " B"]
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # timesteps (B,)
 PredictAt = Callable[[Tensor, int, Tensor], Tensor]  # the whole batch at one timestep
+# z, the model's output at t, t, ᾱ_from, ᾱ_to → z at ᾱ_to
+Step = Callable[[Latents, Tensor, int, Tensor, Tensor], Latents]
 Push = Callable[[Latents, int, Tensor, Tensor], Latents]  # x̂0, t, ᾱ_from, ᾱ_to → what a step's latents gain
 
 
@@ -168,6 +170,25 @@ def descending_levels(
         yield t, levels[i + 1], levels[i]
 
 
+def sample(
+    step: Step,
+    predict: PredictAt,
+    z: Latents,
+    labels: Labels,
+    timesteps: Int[Tensor, " n"],
+    abar: Float[Tensor, " T"],
+    push: Push | None = None,
+) -> Latents:
+    """Clean latents from `z` at the level of the last of `timesteps`, by a `step` from each of them."""
+    for t, abar_from, abar_to in descending_levels(timesteps, abar):
+        output = predict(z, t, labels)
+        before, z = z, step(z, output, t, abar_from, abar_to)
+        if push:
+            x0 = predicted_clean(before, noise_of(output, z.shape[1]), abar=abar_from)
+            z = z + push(x0, t, abar_from, abar_to)
+    return z
+
+
 def sample_ancestral(
     predict: PredictAt,
     z: Latents,
@@ -177,16 +198,14 @@ def sample_ancestral(
     noise: Callable[[], Latents],
     push: Push | None = None,
 ) -> Latents:
-    """Clean latents from `z` at the level of the last of `timesteps`; `noise()` gives each step's noise."""
+    """`sample` by random steps (Ho et al. 2020, alg. 2); `noise()` gives each step's noise."""
     last = int(timesteps[0])
-    for t, abar_from, abar_to in descending_levels(timesteps, abar):
-        output = predict(z, t, labels)
+
+    def step(z: Latents, output: Tensor, t: int, abar_from: Tensor, abar_to: Tensor) -> Latents:
         fresh = None if t == last else noise()
-        before, z = z, ancestral_step(z, output, fresh, abar_from=abar_from, abar_to=abar_to)
-        if push:
-            x0 = predicted_clean(before, noise_of(output, z.shape[1]), abar=abar_from)
-            z = z + push(x0, t, abar_from, abar_to)
-    return z
+        return ancestral_step(z, output, fresh, abar_from=abar_from, abar_to=abar_to)
+
+    return sample(step, predict, z, labels, timesteps, abar, push)
 
 
 def sample_ddim(
@@ -197,10 +216,9 @@ def sample_ddim(
     abar: Float[Tensor, " T"],
     push: Push | None = None,
 ) -> Latents:
-    """Clean latents from `z` by deterministic DDIM steps (Song et al. 2021, eq. 12 with sigma = 0)."""
-    for t, abar_from, abar_to in descending_levels(timesteps, abar):
-        eps = noise_of(predict(z, t, labels), z.shape[1])
-        before, z = z, ddim_step(z, eps, abar_from=abar_from, abar_to=abar_to)
-        if push:
-            z = z + push(predicted_clean(before, eps, abar=abar_from), t, abar_from, abar_to)
-    return z
+    """`sample` by deterministic steps (Song et al. 2021, eq. 12 with sigma = 0)."""
+
+    def step(z: Latents, output: Tensor, t: int, abar_from: Tensor, abar_to: Tensor) -> Latents:  # noqa: ARG001
+        return ddim_step(z, noise_of(output, z.shape[1]), abar_from=abar_from, abar_to=abar_to)
+
+    return sample(step, predict, z, labels, timesteps, abar, push)

@@ -1,12 +1,13 @@
 """Noise levels over time.
 
 ᾱ_t   cumulative product of 1 − β, β linear from 1e-4 to 0.02 over T = 1000 steps (Ho et al. 2020; DiT)
+λ_t   half the logarithm of the signal-to-noise ratio ᾱ_t / (1 − ᾱ_t)
 s_k   the inversion's grid 0 = s_0 < s_1 < … < s_S = T − 1
 τ_i   the respaced steps at which a sampler asks the model
 """
 
 import itertools
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 NUM_TRAIN_TIMESTEPS = 1000
 BETA_START, BETA_END = 1e-4, 0.02
+Spacing = Literal["linspace", "leading", "log_snr"]
 
 
 def alphas_bar(num_timesteps: int = NUM_TRAIN_TIMESTEPS) -> Float[Tensor, " T"]:
@@ -49,13 +51,14 @@ def grid_index_below(timesteps: Int[Tensor, " B"], grid: Int[Tensor, " levels"])
 
 
 def respaced(
-    steps: int, spacing: Literal["linspace", "leading"] = "linspace", num_timesteps: int = NUM_TRAIN_TIMESTEPS
+    steps: int, spacing: Spacing = "linspace", num_timesteps: int = NUM_TRAIN_TIMESTEPS
 ) -> Int[Tensor, " n"]:
     """The timesteps τ_0 < … < τ_{n−1} that a sampler of `steps` steps visits (from the last to the first).
 
     `linspace` runs from 0 to T − 1 as DiT's own sampler does, stride by stride, whose rounding shows in a
     step of every fourth count of steps; `leading` starts at 0 and ends at T − T // steps, as diffusers'
-    schedulers do by default. Raises ValueError unless 2 <= steps <= T.
+    schedulers do by default; `log_snr` runs from 0 to T − 1 in even steps of λ (Lu et al. 2022), as near to
+    them as different timesteps can be. Raises ValueError unless 2 <= steps <= T.
     """
     if not 2 <= steps <= num_timesteps:
         raise ValueError(f"steps: must lie between 2 and {num_timesteps}, got {steps}")
@@ -64,7 +67,18 @@ def respaced(
         return torch.tensor([round(t) for t in itertools.accumulate(strides, initial=0.0)])
     if spacing == "leading":
         return torch.arange(steps) * (num_timesteps // steps)
-    raise ValueError(f"spacing: {spacing!r} is none of linspace, leading")
+    if spacing == "log_snr":
+        falling = torch.logit(alphas_bar(num_timesteps)).flip(0).numpy()  # 2 λ
+        even = np.interp(np.linspace(falling[-1], falling[0], steps), falling, np.arange(num_timesteps)[::-1])
+        return _apart(even.round().astype(np.int64), num_timesteps)
+    raise ValueError(f"spacing: {spacing!r} is none of {', '.join(get_args(Spacing))}")
+
+
+def _apart(timesteps: np.ndarray, num_timesteps: int) -> Int[Tensor, " n"]:
+    """Ascending timesteps, raised and then lowered where two are the same, until all differ."""
+    places = np.arange(len(timesteps))
+    raised = np.maximum.accumulate(timesteps - places) + places
+    return torch.from_numpy(np.minimum(raised, num_timesteps - len(places) + places))
 
 
 def descending_from(timesteps: Int[Tensor, " n"], level: int) -> Int[Tensor, " m"]:

@@ -34,6 +34,7 @@ from ims3_ray.stages.context import Context, Inputs
 from ims3_ray.stages.contract import Stage
 from ims3_ray.stages.evaluate.classifiers import check_networks
 from ims3_ray.stages.sample.anchors import check_anchors
+from ims3_ray.stages.sample.timesteps import check_intervals
 from ims3_ray.storage.artifacts import Directory, fingerprint, open_directory, open_storage
 from ims3_ray.storage.hashing import content_hash
 from ims3_ray.storage.local_rows import refuse_full_disk
@@ -244,6 +245,7 @@ def _check_numbers(context: Context) -> None:
     if guided > channels:
         raise InputError(f"sample.guidance_channels: {guided} of {channels} latent channels; lower it")
     check_anchors(context)
+    check_intervals(config)
     tuned, batch = context.num_tuned, config.finetune.batch_size
     if config.finetune.epochs and tuned < batch:
         raise InputError(f"finetune.batch_size: {batch} is more than the {tuned} images to tune on; lower it")

@@ -33,6 +33,10 @@ METRICS = {
         "Copy rate",
         "share of synthetic images nearer to a real one than 99\u202f% of real images are to each other",
     ),
+    "agreement": (
+        "Label agreement",
+        "share of synthetic images whose label a classifier of the real ones gives",
+    ),
     "nearest": ("Nearest real image", "mean distance from a synthetic image to it"),
     "least_nearest": ("Least distance to a real image", "of the synthetic image that is nearest to one"),
     "vendi": ("Vendi score", "effective number of different images a class"),

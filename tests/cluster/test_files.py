@@ -19,8 +19,8 @@ import ray
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
-from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 from ray.autoscaler._private.node_provider_availability_tracker import NodeAvailabilitySummary
+from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
 from ims3_ray.cluster.board import GAUGES
 from ims3_ray.cluster.machine import find_machine

@@ -36,6 +36,20 @@ def test_respacing_is_that_of_dit_for_every_count_of_steps():
     assert total == 111_083_476_076
 
 
+@pytest.mark.parametrize("steps", [2, 10, 15, 25, 50, 300, 1000])
+def test_even_steps_of_log_snr_run_from_zero_to_the_last_timestep_without_one_twice(steps):
+    timesteps = respaced(steps, "log_snr")
+    assert (timesteps[0], timesteps[-1], len(timesteps)) == (0, 999, steps)
+    assert (timesteps.diff() >= 1).all()
+
+
+def test_log_snr_falls_evenly_as_far_as_timesteps_are_fine_enough():
+    """Beside t = 0 its steps from one timestep to the next are larger than those asked for."""
+    logit = torch.logit(alphas_bar())
+    falls = -logit[respaced(15, "log_snr")].diff()
+    torch.testing.assert_close(falls[2:], falls[2:].mean().expand(12), rtol=0.05, atol=0)
+
+
 @pytest.mark.parametrize(
     "call", [lambda: inversion_grid(0), lambda: inversion_grid(1000), lambda: respaced(1)]
 )

@@ -37,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="generator seeds (default 5)")
     pool = f"candidates a class whose coverage is measured (default {POOL_IMAGES}); 0 leaves it out"
     parser.add_argument("--pool-images", type=int, default=POOL_IMAGES, metavar="N", help=pool)
+    agreement = "also judge the candidates' labels, by a classifier of all real training images"
+    parser.add_argument("--agreement", action="store_true", help=agreement)
     parser.add_argument(
         "overrides", nargs="*", metavar="field=value", help="for every row, such as evaluate.seeds=3"
     )
@@ -51,6 +53,8 @@ def run(arguments: argparse.Namespace) -> None:
     rows = replace(rows, baseline=arguments.baseline) if arguments.baseline else rows
     if arguments.seeds < 1:
         raise InputError(f"--seeds: {arguments.seeds} generator seeds; give at least 1, and 2 for intervals")
+    if arguments.agreement and not arguments.pool_images:
+        raise InputError("--agreement: judges the labels of the candidates that --pool-images counts; not 0")
     if "ipc" in overrides:
         raise InputError("ipc: an ablation runs over several; give them as --ipc 1,5,10")
     from . import run as ablation  # heavy, not needed to refuse bad input
@@ -58,7 +62,8 @@ def run(arguments: argparse.Namespace) -> None:
     from .tables import long_csv, markdown
 
     seeds = tuple(range(seed, seed + arguments.seeds))
-    plan = Plan(arguments.recipe, overrides, rows, ipcs, seeds, arguments.pool_images or None)
+    pool = arguments.pool_images or None, arguments.agreement
+    plan = Plan(arguments.recipe, overrides, rows, ipcs, seeds, *pool)
     document, out = ablation.run(plan, print)
     files = {
         "ablation.json": json.dumps(document, indent=1).encode(),

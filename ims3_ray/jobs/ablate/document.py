@@ -10,6 +10,7 @@ from ims3_ray.method.coverage import Values
 from ims3_ray.pipeline.steps import Step
 from ims3_ray.stages.chosen import KEYS, chosen_rows
 from ims3_ray.stages.context import Context
+from ims3_ray.stages.evaluate.agreement import label_agreement
 from ims3_ray.stages.evaluate.baselines import measure_all
 from ims3_ray.stages.evaluate.classifiers import classifier_seeds
 from ims3_ray.stages.evaluate.compare import Real, choose, real_vectors
@@ -132,20 +133,33 @@ def _pools(
         context, train = contexts[key], contexts[key].images["train"]
         index = read_index(steps[key]["features"].directory, FEATURES, ["image_id", "label"])
         real = Real(train, train.ids, index.keys["image_id"].tolist(), Vectors(index))
-        sets: dict[str, Vectors] = {}
+        drawn: dict[str, Vectors] = {}
         for row in rows.rows:
             if row.real is None:
                 cells = ((row.name, ipc, seed) for ipc in (count, max(ablation.ipcs)))
-                sets |= _drawn(row.name, context, count, *(steps.get(cell) for cell in cells))
+                drawn |= _drawn(row.name, context, count, *(steps.get(cell) for cell in cells))
         names = dict.fromkeys(["random", *sorted({row.real for row in rows.rows if row.real})])
         choices = choose(real, names, [[count] * len(train.classes)], classifier_seeds(seed, 1))
         neighbours = context.config.evaluate.neighbours
         of_real = real_vectors(choices, real, classifier_seeds(seed, 1)[0], neighbours, count)
+        sets: dict[str, Vectors] = {**drawn, **{name: of_real[name] for name in plan.YARDSTICKS}}
         sets |= {row.name: of_real[row.real] for row in rows.rows if row.real}
-        sets |= {name: of_real[name] for name in plan.YARDSTICKS}
-        for name, values in measure_all(real.vectors, sets, neighbours, train.classes).items():
+        measured = measure_all(real.vectors, sets, neighbours, train.classes)
+        if ablation.agreement:
+            for name, share in _agreement(context, drawn).items():
+                measured[name]["agreement"] = share
+        for name, values in measured.items():
             records.setdefault(name, []).append(values)
     return {name: _columns(of_seeds) for name, of_seeds in records.items()}
+
+
+def _agreement(context: Context, drawn: Mapping[str, Vectors]) -> dict[str, float]:
+    """Of every generated row, by a classifier of the protocol's first network and the generator's seed."""
+    settings = context.config.evaluate
+    rules, train = protocols(settings.protocol, settings.networks)[0], context.images["train"]
+    seed = classifier_seeds(context.config.seed, 1)[0]
+    indices = {name: candidates.index for name, candidates in drawn.items()}
+    return label_agreement(indices, train, rules, seed, context.machine)
 
 
 def _drawn(

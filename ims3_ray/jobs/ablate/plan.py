@@ -70,6 +70,8 @@ class Plan:
     seeds: tuple[int, ...]
     # images a class whose coverage tells of generators, apart from any IPC; None leaves it out
     pool_images: int | None
+    # whether those images' labels are judged, by a classifier of all real training images
+    agreement: bool = False
 
     def config(self, row: Row, ipc: int, seed: int) -> Config:
         """The run of one cell. Candidates are drawn for the largest IPC, unless the row says otherwise."""

@@ -15,6 +15,7 @@ POOL_COLUMNS = {
     "coverage": "Coverage",
     "low_density_coverage": "Low-density coverage",
     "copy_rate": "Copy rate",
+    "agreement": "Label agreement",
 }
 
 
@@ -111,7 +112,7 @@ def _legend(document: Ablation, comparison: Comparison) -> str:
 def _mean(one: Measurement | None) -> str:
     if one is None:
         return "–"
-    return f"{one.mean:.2f}" if one.interval is None else f"{one.mean:.2f} ± {one.interval:.2f}"
+    return f"{one.mean:.3f}" if one.interval is None else f"{one.mean:.3f} ± {one.interval:.3f}"
 
 
 def _interval(interval: float | None) -> str:

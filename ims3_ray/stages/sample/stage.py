@@ -15,13 +15,21 @@ from torch import Tensor
 from ims3_ray.cluster.fan_out import Part, fan_out
 from ims3_ray.config.settings import Config
 from ims3_ray.data.pixels import encode_png
-from ims3_ray.method.ddim import at_one_timestep, mixed_start, sample_ancestral, sample_ddim, with_guidance
+from ims3_ray.method.ddim import (
+    at_one_timestep,
+    mixed_start,
+    sample,
+    sample_ancestral,
+    sample_ddim,
+    with_guidance,
+)
 from ims3_ray.method.guidance import within
 from ims3_ray.method.keys import key_seed
 from ims3_ray.method.rng import generator, normal
-from ims3_ray.method.schedule import NUM_TRAIN_TIMESTEPS, alphas_bar, descending_from, respaced
+from ims3_ray.method.schedule import NUM_TRAIN_TIMESTEPS, alphas_bar, respaced
 from ims3_ray.models.batches import DECODER, in_batches, to_pixels
 from ims3_ray.models.device import prepare_device, send
+from ims3_ray.models.dpm_solver import dpm_step
 from ims3_ray.models.extractor import embed_pixels, load_extractor
 from ims3_ray.models.generator import load_vae
 from ims3_ray.models.tuned import TunedModel
@@ -42,6 +50,7 @@ from ims3_ray.storage.tables import Columns
 
 from .anchors import Anchors, collect_anchors
 from .starts import Starts, collect_starts
+from .timesteps import inside, timesteps_of
 
 Place = tuple[int, int, int]  # class, subgroup and index of a candidate
 Key = tuple[str | int, ...]  # of its random draws
@@ -120,11 +129,8 @@ class Sampler:
         self._predict = at_one_timestep(with_guidance(loaded.predict, loaded.dit.null_label, **guidance))
         if settings.guidance_interval:
             self._predict = within(settings.guidance_interval, inside=self._predict, outside=plain)
-        self._timesteps = respaced(settings.steps, settings.spacing)
-        self._abar = alphas_bar().to(device)
+        self._timesteps, self._abar = timesteps_of(config), alphas_bar().to(device)
         self._starts = Starts.load(saved) if saved and settings.start == "inversion" else None
-        if self._starts:
-            self._timesteps = descending_from(self._timesteps, self._starts.timestep)
         self._anchors = Anchors.load(saved) if saved and settings.guidance != "none" else None
 
     def __call__(self, payload: list[Place]) -> tuple[Columns, dict[str, str]]:
@@ -157,19 +163,21 @@ class Sampler:
             noise = normal(generators, self._shape)
             return send(torch.cat([noise, noise.new_zeros(surplus, *self._shape)]), self._device)
 
-        def sample(labels: Tensor, *inversions: Tensor) -> list[Tensor]:
+        def draw(labels: Tensor, *inversions: Tensor) -> list[Tensor]:
             z = draw_noise()
             if self._starts:
                 z = mixed_start(inversions[0].float(), z, share=self._starts.noise)
             sampled = self._predict, z, labels, self._timesteps, self._abar
             if self._settings.sampler == "ddim":
                 return [sample_ddim(*sampled, push)]
+            if self._settings.sampler == "dpm":
+                return [sample(dpm_step(self._timesteps), *sampled, push)]
             return [sample_ancestral(*sampled, draw_noise, push)]
 
         rows = [self._model_labels[places[0]]]
         if self._starts:
             rows.append(self._starts.latents[self._starts.rows(*places)])
-        return in_batches(sample, rows, self._batch_size, self._device)[0]
+        return in_batches(draw, rows, self._batch_size, self._device)[0]
 
     @torch.inference_mode()
     def _decode(self, latents: np.ndarray) -> np.ndarray:
@@ -188,7 +196,9 @@ def _depends(context: Context) -> object:
     if config.sample.guidance == "none":
         unused |= {name for name in settings if name.startswith("anchor")} | {"guidance"}
     settings = {name: value for name, value in settings.items() if name not in unused}
-    if config.sample.spacing == "linspace":  # counts of steps that np.linspace spaces otherwise, as once here
+    if config.sample.sampler == "dpm":
+        del settings["spacing"]
+    elif config.sample.spacing == "linspace":  # counts that np.linspace spaces otherwise, as once here
         evenly = np.linspace(0, NUM_TRAIN_TIMESTEPS - 1, config.sample.steps).round()
         if (evenly != respaced(config.sample.steps).numpy()).any():
             settings["spacing"] = "linspace by strides"
@@ -204,10 +214,9 @@ def _is_read(context: Context, noun: str) -> bool:
 
 def _cost(context: Context, forward: Forward) -> Cost:
     rows, settings = context.num_candidates, context.config.sample
-    low, high = settings.guidance_interval or (0, NUM_TRAIN_TIMESTEPS)
-    timesteps = respaced(settings.steps, settings.spacing)
-    doubled = 0 if settings.guidance_scale == 1 else int(((timesteps >= low) & (timesteps <= high)).sum())
-    passes = 0 if settings.guidance == "anchors" else settings.steps + doubled
+    timesteps = timesteps_of(context.config)
+    doubled = 0 if settings.guidance_scale == 1 else int(inside(timesteps, settings.guidance_interval).sum())
+    passes = 0 if settings.guidance == "anchors" else len(timesteps) + doubled
     operations = passes * forward.dit + forward.decode + forward.embed
     disk = rows * (png_bytes(context) + 4 * forward.feature_dim)
     pixels = pixel_bytes(1, context.info.image_size)

@@ -14,11 +14,12 @@ import safetensors.numpy
 from ims3_ray.method import coresets
 from ims3_ray.method.coverage import neighbour_distances, sparsest
 from ims3_ray.method.keys import permutation
-from ims3_ray.method.schedule import inversion_grid
 from ims3_ray.stages.context import Context
 from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import Directory, part_names, read_part
 from ims3_ray.storage.index import Index, read_index
+
+from .timesteps import start_point
 
 STARTS = "starts.safetensors"
 NEIGHBOURS = 5  # k of the distances by which an image counts as sparse
@@ -28,14 +29,13 @@ Key = tuple[int, str]  # an image's label and id
 
 @dataclass(frozen=True)
 class Starts:
-    """Inversions (N, C, h, w) float16 at `timestep`, class after class, of unit variance over all of them.
+    """Inversions (N, C, h, w) float16 of one level, class after class, of unit variance over all of them.
 
     Latents are of unit variance at every level, and inversions of less: their errors shrink them. `noise` is
     the share of fresh noise in the variance of a start; the share that leaves the inversion itself as it is
     fills up what it lacks.
     """
 
-    timestep: int
     latents: np.ndarray
     noise: float
     offsets: np.ndarray  # (classes + 1,) int64: class i has the rows from offsets[i] on
@@ -43,14 +43,14 @@ class Starts:
 
     def save(self, out: Directory) -> None:
         """Write them beside the candidates, where every actor reads them, one that starts again, too."""
-        numbers = {"timestep": self.timestep, "noise": self.noise, "pool_ipc": self.pool_ipc}
+        numbers = {"noise": self.noise, "pool_ipc": self.pool_ipc}
         arrays = {name: np.array(value) for name, value in numbers.items()}
         out.write(STARTS, safetensors.numpy.save(arrays | {"latents": self.latents, "offsets": self.offsets}))
 
     @classmethod
     def load(cls, folder: Directory) -> "Starts":
         arrays = safetensors.numpy.load(folder.read(STARTS))
-        numbers = {name: arrays.pop(name).item() for name in ("timestep", "noise", "pool_ipc")}
+        numbers = {name: arrays.pop(name).item() for name in ("noise", "pool_ipc")}
         return cls(**arrays, **numbers)
 
     def rows(self, label: np.ndarray, subgroup: np.ndarray, index: np.ndarray) -> np.ndarray:
@@ -62,8 +62,7 @@ class Starts:
 def collect_starts(context: Context, inversions: Directory, features: Directory) -> Starts:
     """Choose `start_images` inverted images of every class, and read their inversions at the level."""
     config, settings = context.config, context.config.sample
-    grid = inversion_grid(config.invert.points)[1:].numpy()
-    level = int(np.abs(grid - settings.start_level).argmin())
+    level, _ = start_point(config)
     names = part_names(inversions)
     parts = dict(zip(names, ray.get([_read_keys.remote(inversions, name) for name in names]), strict=True))
     chosen = _choose(context, features, set().union(*parts.values()))
@@ -80,7 +79,7 @@ def collect_starts(context: Context, inversions: Directory, features: Directory)
     noise = max(0.0, 1 - variance) if settings.start_noise is None else settings.start_noise
     offsets = np.concatenate([[0], np.cumsum([len(of_class) for of_class in chosen])])
     scaled = (latents / variance**0.5).astype(np.float16)
-    return Starts(int(grid[level]), scaled, noise, offsets, config.pool_ipc)
+    return Starts(scaled, noise, offsets, config.pool_ipc)
 
 
 def _choose(context: Context, features: Directory, inverted: set[Key]) -> list[list[Key]]:

@@ -86,6 +86,17 @@ def test_names_and_notes_are_shown_as_they_are_and_do_nothing():
     assert "<script" not in markdown(shown)
 
 
+def test_a_figure_that_some_rows_have_is_a_column_of_both_tables():
+    plain = row("DiT")
+    assert "Label agreement" not in markdown(document(plain)) + render_ablation(document(plain)).decode()
+    judged = row("IM", pool=plain["pool"] | {"agreement": [0.985] * SEEDS})
+    both = document(plain, judged)
+    (of_plain, of_judged) = (line for line in markdown(both).splitlines() if re.match(r"\| (DiT|IM) ", line))
+    assert "| 0.985" in of_judged
+    assert "| – |" in of_plain
+    assert "Label agreement" in render_ablation(both).decode()
+
+
 def test_a_name_cannot_break_the_markdown_table():
     lines = markdown(document(row("DiT"), row("a | b\n| c [x](y)", seed=1))).splitlines()
     table = [line for line in lines if line.startswith("|")]

@@ -94,7 +94,7 @@ def test_anchors_themselves_are_decoded_without_a_step(sampler_of, tiny_model):
 
 
 @pytest.mark.parametrize("guidance", ["modes", "transport"])
-@pytest.mark.parametrize("how", ["ancestral", "ddim"])
+@pytest.mark.parametrize("how", ["ancestral", "ddim", "dpm"])
 def test_guided_candidates_end_nearer_to_their_own_anchors(sampler_of, guidance, how):
     sampler, anchors = sampler_of(guidance, f"sample.sampler={how}")
     guided = latents_of(sampler, PAYLOAD)
@@ -184,6 +184,7 @@ def test_latents_are_read_and_settings_counted_where_candidates_are_guided_alone
         ),
         (("sample.anchor_interval=[9, 3]",), r"sample\.anchor_interval: .*from the lower to the higher"),
         (("sample.guidance_interval=[1, 2, 3]",), r"sample\.guidance_interval"),
+        (("sample.steps=3", "sample.anchor_interval=[1, 9]"), r"sample\.anchor_interval: .*holds none"),
     ],
 )
 def test_what_cannot_guide_is_refused_before_any_work(context_of, words, line):

@@ -13,6 +13,8 @@ from ims3_ray.stages.sample.starts import Starts, choose_images
 from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import open_directory, read_rows
 
+EVERYWHERE = "sample.anchor_interval=[0, 999]"
+
 
 def made(words, *more, upto="select"):
     """The steps of a run up to a stage, by noun, made where they are missing."""
@@ -65,9 +67,14 @@ def test_a_start_without_noise_at_the_first_level_is_close_to_its_image_and_pure
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "given", [("sample.start=inversion", "sample.start_level=600"), ("sample.guidance=transport",)]
+    "given",
+    [
+        ("sample.start=inversion", "sample.start_level=600"),
+        ("sample.guidance=transport",),
+        ("sample.sampler=dpm", "sample.start=inversion", "sample.guidance=modes", EVERYWHERE),
+    ],
 )
-def test_starts_and_guidance_are_the_same_for_any_number_of_actors(words, given):
+def test_starts_guidance_and_dpm_are_the_same_for_any_number_of_actors(words, given):
     given += ("finetune.epochs=0",)
     steps = made(words, *given, "workers.actors=1", upto="sample")
     one = candidates(steps)
@@ -86,7 +93,7 @@ def test_a_pool_from_noise_reads_no_inversions(words):
 
 
 def test_starts_are_dealt_out_in_order_and_again_from_the_first():
-    starts = Starts(400, np.zeros((5, 1, 1, 1), np.float16), 0.5, np.array([0, 2, 5]), pool_ipc=2)
+    starts = Starts(np.zeros((5, 1, 1, 1), np.float16), 0.5, np.array([0, 2, 5]), pool_ipc=2)
     subgroup, index = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
     assert starts.rows(np.zeros(4, int), subgroup, index).tolist() == [0, 1, 0, 1]
     assert starts.rows(np.ones(4, int), subgroup, index).tolist() == [2, 3, 4, 2]
@@ -112,9 +119,9 @@ def test_a_pool_smaller_than_the_set_is_refused(words):
 
 def test_starts_are_read_as_they_were_saved(tmp_path):
     latents = np.random.default_rng(0).normal(size=(5, 4, 2, 2)).astype(np.float16)
-    starts = Starts(400, latents, 0.75, np.array([0, 2, 5]), pool_ipc=2)
+    starts = Starts(latents, 0.75, np.array([0, 2, 5]), pool_ipc=2)
     starts.save(open_directory(str(tmp_path)))
     read = Starts.load(open_directory(str(tmp_path)))
     assert np.array_equal(read.latents, latents)
     assert np.array_equal(read.offsets, starts.offsets)
-    assert (read.timestep, read.noise, read.pool_ipc) == (400, 0.75, 2)
+    assert (read.noise, read.pool_ipc) == (0.75, 2)

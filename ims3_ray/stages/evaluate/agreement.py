@@ -1,0 +1,55 @@
+"""Whether images show what their labels say, by a classifier that has seen real images alone."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import ray
+import torch
+
+from ims3_ray.cluster.machine import ANYWHERE, Machine
+from ims3_ray.data.images import ImageSet
+from ims3_ray.data.pixels import decode, resize_and_crop
+from ims3_ray.data.reading import READ_ROWS
+from ims3_ray.evaluation.probes import load_probe, longest_training, states_in_training
+from ims3_ray.evaluation.protocols import Protocol
+from ims3_ray.evaluation.train import accuracy
+from ims3_ray.models.classifiers import Classifier
+from ims3_ray.models.device import prepare_device
+from ims3_ray.storage.index import Index
+
+from .classifiers import classifier_resources, clear, pixels_of
+
+
+def label_agreement(
+    sets: Mapping[str, Index], train: ImageSet, rules: Protocol, seed: int, machine: Machine
+) -> dict[str, float]:
+    """By set, the share of its images whose label a classifier gives that was trained on `train` by `rules`.
+
+    The sets are rows of candidates, whose encoded images a task reads, READ_ROWS at a time.
+    """
+    judge = ray.remote(**classifier_resources(machine), **ANYWHERE)(_judge)
+    shares = ray.get(judge.remote(dict(sets), train, rules, seed, machine.device))
+    clear([train], {rules.image_size}, machine)
+    return shares
+
+
+def _judge(
+    sets: dict[str, Index], images: ImageSet, rules: Protocol, seed: int, kind: str
+) -> dict[str, float]:
+    device, num_classes = prepare_device(kind), len(images.classes)
+    with pixels_of(images, rules.image_size) as train:
+        last = longest_training(rules, len(images), num_classes)
+        ((_, state),) = states_in_training(train, rules, num_classes, seed, [last], device)
+    network = load_probe(rules, num_classes, state, device)
+    return {name: _share(network, images, rules, device) for name, images in sets.items()}
+
+
+def _share(network: Classifier, images: Index, rules: Protocol, device: torch.device) -> float:
+    """Of these images whose label the network gives."""
+    right = 0.0
+    for places in np.split(np.arange(len(images)), range(READ_ROWS, len(images), READ_ROWS)):
+        rows = images.at(places)
+        x = np.stack([resize_and_crop(decode(png), rules.image_size) for png in rows.read("image")])
+        pixels, labels = (torch.from_numpy(values).to(device) for values in (x, rows.keys["label"]))
+        right += len(places) * accuracy(network, pixels, labels, rules)
+    return right / len(images)

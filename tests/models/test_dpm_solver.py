@@ -1,0 +1,67 @@
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler
+
+from ims3_ray.method import ddim
+from ims3_ray.method.schedule import alphas_bar, descending_from, respaced
+from ims3_ray.models.dpm_solver import dpm_step
+from ims3_ray.models.generator import SCHEDULE
+
+ABAR, LABELS = alphas_bar(), torch.zeros(3, dtype=torch.int64)
+
+
+def draw(seed=0):
+    return torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(seed))
+
+
+def mixture(z, timesteps, labels):
+    """The exact noise prediction, beside channels of variance, for data of deviation 0.3 around −1 and 1."""
+    abar = ddim.level(ABAR, timesteps)
+    variance = abar * 0.3**2 + 1 - abar
+    x0 = (abar.sqrt() * 0.3**2 * z + (1 - abar) * (abar.sqrt() * z / variance).tanh()) / variance
+    eps = (z - abar.sqrt() * x0) / (1 - abar).sqrt()
+    return torch.cat([eps, torch.full_like(eps, 9.0)], dim=1)
+
+
+def dpm(z, timesteps, push=None):
+    return ddim.sample(dpm_step(timesteps), mixture, z, LABELS, timesteps, ABAR, push)
+
+
+def test_levels_are_those_of_the_method():
+    """The solver takes its own from the schedule's settings."""
+    theirs = DPMSolverMultistepScheduler(**SCHEDULE).alphas_cumprod
+    torch.testing.assert_close(ABAR.float(), theirs, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("steps", [15, 25])
+def test_it_ends_nearer_to_the_exact_path_than_ddim_of_twice_as_many_steps_on_its_own_timesteps(steps):
+    """Not on those that are even in t, where its predictions lie too far apart in log_snr."""
+
+    def error(z):
+        return (z - exact).norm()
+
+    exact = ddim.sample_ddim(mixture, draw(), LABELS, torch.arange(1000), ABAR)
+    once, twice = (ddim.sample_ddim(mixture, draw(), LABELS, respaced(n), ABAR) for n in (steps, 2 * steps))
+    assert error(dpm(draw(), respaced(steps, "log_snr"))) < error(twice)
+    assert error(dpm(draw(), respaced(steps))) > error(once)
+
+
+def test_of_two_steps_the_solver_is_ddim():
+    """Both of its steps are of first order: the first has no prediction before it, the last ends at clean."""
+    timesteps = respaced(2)
+    ours = ddim.sample_ddim(mixture, draw(), LABELS, timesteps, ABAR)
+    torch.testing.assert_close(dpm(draw(), timesteps), ours)
+
+
+def test_from_a_level_it_follows_the_path_from_there():
+    start = ddim.add_noise(torch.ones(3, 4, 2, 2), draw(), abar=ABAR[400].float())
+    exact = ddim.sample_ddim(mixture, start, LABELS, descending_from(torch.arange(1000), 400), ABAR)
+    found = dpm(start, descending_from(respaced(50, "log_snr"), 400))
+    torch.testing.assert_close(found, exact, atol=0.02, rtol=0)
+
+
+def test_a_batch_leaves_nothing_to_the_next():
+    timesteps = respaced(10, "log_snr")
+    alone = dpm(draw(1), timesteps)
+    dpm(draw(), timesteps)
+    assert torch.equal(dpm(draw(1), timesteps), alone)

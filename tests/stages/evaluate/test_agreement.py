@@ -1,0 +1,52 @@
+import numpy as np
+from flat import opened
+
+from ims3_ray.data.pixels import encode_png
+from ims3_ray.evaluation.protocols import protocol
+from ims3_ray.stages.chosen import KEYS
+from ims3_ray.stages.evaluate import agreement
+from ims3_ray.storage import tables
+from ims3_ray.storage.artifacts import open_directory
+from ims3_ray.storage.index import read_index
+
+RULES = protocol("smoke").model_copy(update={"steps": 40})
+COLOURS = np.array([[200, 30, 30], [30, 200, 30], [30, 30, 200]])
+
+
+def drawn(count, seed):
+    """Images in the colours of three classes in turn, and their labels."""
+    draws, labels = np.random.default_rng(seed), np.arange(count) % 3
+    noise = draws.integers(0, 50, (count, 3, 16, 16))
+    return (COLOURS[labels][:, :, None, None] + noise).astype(np.uint8), labels
+
+
+def candidates(folder, pixels, labels):
+    """As two parts of the sample stage hold them."""
+    out = open_directory(str(folder))
+    for part, rows in enumerate(np.array_split(np.arange(len(labels)), 2)):
+        columns = {name: np.zeros(len(rows), np.int64) for name in ("subgroup", "seed")}
+        columns |= {"label": labels[rows], "index": rows, "feature": np.zeros((len(rows), 4), np.float32)}
+        columns["image"] = np.array([encode_png(image) for image in pixels[rows]], dtype=object)
+        out.write(f"part-{part}.parquet", tables.to_parquet(columns, tables.CANDIDATES))
+    return read_index(out, tables.CANDIDATES, KEYS)
+
+
+def real_images(pixels, labels, root):
+    for number, (image, label) in enumerate(zip(pixels, labels, strict=True)):
+        folder = root / "real" / "abc"[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.png").write_bytes(encode_png(image))
+    return opened(root / "real", root)
+
+
+def test_the_agreement_is_the_share_of_images_that_show_their_label(tmp_path, monkeypatch):
+    """In portions that fit neither the parts nor the set."""
+    monkeypatch.setattr(agreement, "READ_ROWS", 5)
+    pixels, labels = drawn(24, seed=1)
+    wrong = np.where(np.arange(24) < 6, (labels + 1) % 3, labels)
+    sets = {
+        "right": candidates(tmp_path / "right", pixels, labels),
+        "a quarter wrong": candidates(tmp_path / "wrong", pixels, wrong),
+    }
+    shares = agreement._judge(sets, real_images(*drawn(60, seed=2), tmp_path), RULES, 0, "cpu")
+    assert shares == {"right": 1.0, "a quarter wrong": 0.75}
