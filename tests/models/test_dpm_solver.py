@@ -14,6 +14,7 @@ def draw(seed=0):
     return torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(seed))
 
 
+@ddim.at_one_timestep
 def mixture(z, timesteps, labels):
     """The exact noise prediction, beside channels of variance, for data of deviation 0.3 around −1 and 1."""
     abar = ddim.level(ABAR, timesteps)
