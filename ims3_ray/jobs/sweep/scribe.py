@@ -56,8 +56,8 @@ class Scribe(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list, trial: TuneTrial, **info: Any) -> None:
         record = read_trial(self._folder, self._sweep.values(trial.config))
         if record and not record.is_over:
-            self._at_work.add(record.key)
             self._run_of(record).resume()
+            self._at_work.add(record.key)
 
     def on_trial_result(
         self, iteration: int, trials: list, trial: TuneTrial, result: dict, **info: Any
