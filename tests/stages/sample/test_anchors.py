@@ -112,9 +112,10 @@ def test_guided_candidates_end_nearer_to_their_own_anchors(sampler_of, guidance,
 
 
 @pytest.mark.parametrize("guidance", ["modes", "transport"])
-def test_a_subgroup_is_the_same_beside_any_other(sampler_of, guidance):
+@pytest.mark.parametrize("how", ["ancestral", "dpm"])
+def test_a_subgroup_is_the_same_beside_any_other(sampler_of, guidance, how):
     """A batch of 7 holds three subgroups of 2: the bits of one are those that it has alone or elsewhere."""
-    sampler, _ = sampler_of(guidance)
+    sampler, _ = sampler_of(guidance, f"sample.sampler={how}")
     together = latents_of(sampler, PAYLOAD)
     for first in (0, 2, 4):
         assert np.array_equal(latents_of(sampler, PAYLOAD[first : first + 2]), together[first : first + 2])
