@@ -37,7 +37,7 @@ def ran(ray_cluster, tiny_model, tiny_images, tmp_path_factory):
     overrides = parse_overrides(tiny_words(tiny_model, tiny_images, folder / "runs"))
     del overrides["ipc"]
     overrides["evaluate.networks"] = ["convnet3", "mlp"]
-    plan = Plan("digits", overrides, read_rows(rows_file(folder)), (2, 3), (0, 1), 6)
+    plan = Plan("digits", overrides, read_rows(rows_file(folder)), (2, 3), (0, 1), 6, agreement=True)
     said = []
     return plan, folder / "runs", said, *ablation.run(plan, said.append)
 
@@ -67,6 +67,7 @@ def test_the_table_compares_every_row_with_the_baseline_over_the_seeds(ran):
             for accuracy in (row["accuracy"], by_mlp):
                 assert [len(of_seed) for of_seed in accuracy[ipc]["last"]] == [2, 2]
         assert len(row["pool"]["coverage"]) == 2
+        assert ("agreement" in row["pool"]) == (not row["is_real"])
     assert document["yardsticks"]["ceiling"]["coverage"] >= document["yardsticks"]["random"]["coverage"]
     assert json.loads(json.dumps(document)) == document
     assert compare(document).baseline == "DiT"
