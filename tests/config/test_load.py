@@ -27,7 +27,7 @@ def test_every_recipe_loads_and_survives_a_round_trip(name, tmp_path):
     ("words", "named"),
     [
         (["sample.subgroup=2"], ["sample.subgroup", "did you mean subgroups", "guidance_scale"]),
-        (["sample.sampler=euler"], ["sample.sampler", "'ancestral' or 'ddim'", "'euler'"]),
+        (["sample.sampler=euler"], ["sample.sampler", "'ancestral', 'ddim' or 'dpm'", "'euler'"]),
         (["finetune.batch_size=9"], ["finetune.batch_size", "9", "micro_batches 2"]),
         (["select.alpha=-1"], ["select.alpha", "greater than or equal to 0", "-1"]),
         (["finetune.lr=.inf"], ["finetune.lr", "finite number"]),

@@ -58,10 +58,10 @@ def finish(driver, number, state=records.FINISHED):
     driver.hear("on_trial_complete", number)
 
 
-def test_every_trial_is_found_by_its_own_values_and_the_sweep_by_none(driver):
+def test_every_trial_is_found_by_its_own_values_and_the_sweep_by_none(driver, monkeypatch):
     for number in range(len(driver.points)):
         finish(driver, number)
-    mlflow.set_tracking_uri(tracking.tracking_uri(driver.storage))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.tracking_uri(driver.storage))
     trials = mlflow.search_runs(experiment_names=[tracking.EXPERIMENT], filter_string="tags.kind = 'trial'")
     fields = ["sample.subgroups", "ipc", "select.alpha"]
     found = trials[[f"params.{field}" for field in fields]].astype(float).values.tolist()
