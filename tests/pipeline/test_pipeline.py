@@ -110,6 +110,7 @@ def test_a_changed_alpha_selects_again_and_finds_the_rest_complete(finished):
     assert [s["name"] for s in changed.stages if s["ran"]] == ["select", "export", "evaluate", "report"]
 
 
+@pytest.mark.slow
 def test_what_is_damaged_is_named_and_made_again_and_never_makes_a_pool_smaller(finished, tmp_path, caplog):
     overrides, made = finished
     whole = run(overrides, "select.alpha=0.6")

@@ -23,6 +23,7 @@ from ims3_ray.text import some
 CLASS_COLUMNS = ("class", "label")  # the second is what a run's own artefacts call it
 FEATURE = "feature"
 CANDIDATE_KEYS, REAL_KEYS = ("subgroup", "index"), ()
+FILES = 256  # that are open at once: a data set keeps the footers of all of its files
 Keys = dict[str, np.ndarray]  # of rows, by column
 
 
@@ -101,8 +102,12 @@ class FeatureTable:
             wanted = within if wanted is None else wanted & within
 
         def read() -> pa.Table:
-            dataset = pads.dataset(list(self.files), format="parquet", filesystem=self.directory.filesystem)
-            return dataset.to_table(columns=columns, filter=wanted)
+            given = {"format": "parquet", "filesystem": self.directory.filesystem}
+            given["schema"] = pads.dataset(self.files[0], **given).schema
+            some = (list(self.files[at : at + FILES]) for at in range(0, len(self.files), FILES))
+            return pa.concat_tables(
+                pads.dataset(files, **given).to_table(columns=columns, filter=wanted) for files in some
+            )
 
         return self.directory.patiently(read)
 
