@@ -146,7 +146,8 @@ def _on_machine(contexts: Sequence[Context], machine: Machine) -> list[Context]:
 
 def _wanted(config: Config, machine: Machine) -> Numerics:
     device, model = machine.device, config.model
-    return Numerics(device, *(field.on(device) for field in (model.precision, model.compile, model.graphs)))
+    arithmetic = model.precision.on(device), model.compile.on(device), model.graphs.on(device)
+    return Numerics(device, *arithmetic)
 
 
 def prepare_all(configs: Iterable[Config], machine: Machine) -> list[Context]:
