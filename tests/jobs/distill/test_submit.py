@@ -1,12 +1,15 @@
-"""`ray job submit` and `ray job stop` against the head node of a cluster, as a person would use them."""
+"""`ray job submit` and `ray job stop` on the cluster of cluster/README.md, as a person would use them."""
 
+import contextlib
 import json
+import re
+import shlex
 import subprocess
 import time
 
 import pytest
 from processes import ROOT, checksums, environment
-from raylets import RAY, free_port, guarded, node
+from raylets import RAY, free_port, node, own_address
 
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.errors import InputError
@@ -18,9 +21,12 @@ SEEN_S = 240
 
 @pytest.fixture
 def ray_job(tmp_path):
-    """`ray job …` on a head node with three CPUs: gives its exit code and all that it said."""
-    port, board, agent = (free_port() for _ in range(3))
-    env = guarded(environment())
+    """`ray job …` on a head and a second node, started by the printed lines on a fresh home, with ports and
+    CPUs of their own: gives its exit code and all that it said.
+    """
+    port, board = free_port(), free_port()
+    (tmp_path / "home").mkdir()
+    env = environment() | {"HOME": str(tmp_path / "home"), "RAY_AUTH_MODE": "token"}
     env["PATH"] = f"{RAY.parent}:{env['PATH']}"  # submitted jobs run the head's python
 
     def call(*words):
@@ -34,9 +40,20 @@ def ray_job(tmp_path):
             if "No available agent to submit job" not in said or time.monotonic() > until:
                 return done.returncode, said
 
-    words = ["--head", "--num-cpus=3", f"--port={port}", f"--dashboard-port={board}"]
-    words.append(f"--dashboard-agent-listen-port={agent}")  # its usual one is taken by the tests' own cluster
-    with node(*words, env=env, log=tmp_path / "head.log"):
+    block = re.search(r"```bash\n(.*?)```", (ROOT / "cluster/README.md").read_text(), re.DOTALL)[1]
+    mode, token, *starts = block.replace("HEAD:6379", f"{own_address()}:{port}").splitlines()
+    assert shlex.split(mode, comments=True) == ["export", "RAY_AUTH_MODE=token"]
+    subprocess.run(["bash", "-ec", token], env=env, check=True)
+    assert (tmp_path / "home/.ray/auth_token").stat().st_mode & 0o077 == 0
+    # usual ports may be taken by others on this machine, such as the tests' own cluster
+    own = [["--num-cpus=1", f"--port={port}", f"--dashboard-port={board}"], ["--num-cpus=2"]]
+    with contextlib.ExitStack() as nodes:
+        for number, (line, words) in enumerate(zip(starts, own, strict=True)):
+            ray, start, *printed = shlex.split(line, comments=True)
+            assert (ray, start) == ("ray", "start")
+            agent = f"--dashboard-agent-listen-port={free_port()}"
+            log = tmp_path / f"node-{number}.log"
+            nodes.enter_context(node(*printed, *words, agent, env=env, log=log))
         yield call
 
 
