@@ -1,6 +1,7 @@
 """What the benches print and write: tables in Markdown, and what the figures were measured on."""
 
 import argparse
+import re
 from dataclasses import asdict
 from datetime import UTC, datetime
 
@@ -9,8 +10,16 @@ import ray
 from ims3_ray.cluster.device_rate import DeviceFigures, measure_device
 from ims3_ray.cluster.environment import hardware, versions
 from ims3_ray.cluster.machine import Machine
+from ims3_ray.errors import InputError
 
 Figures = dict[str, object]
+
+
+def whole_numbers(words: str, option: str, what: str, example: str) -> list[int]:
+    """The numbers in `words`, each once and ascending; InputError, naming the option, for anything else."""
+    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", words):
+        raise InputError(f"{option}: {words!r} is no list of numbers of {what}; write {example}")
+    return sorted({int(word) for word in words.split(",")})
 
 
 def print_head(columns: str) -> None:

@@ -5,7 +5,6 @@ the operations a second of a GPU and the price of its hour are the person's to g
 """
 
 import argparse
-import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from ims3_ray.stages.context import Context, Inputs
 from ims3_ray.stages.contract import Stage
 from ims3_ray.storage.artifacts import open_directory
 
-from .figures import Figures, print_head, print_row
+from .figures import Figures, print_head, print_row, whole_numbers
 from .models import class_name, described_pipeline, size_named
 
 COLUMNS = "stage | rows | hours on {} GPUs | driver GB | worker GB | node disk GB | storage GB"
@@ -41,7 +40,8 @@ class Planned:
 
 def run(arguments: argparse.Namespace, work: Path) -> Figures:
     """Print the table, and hours and money of the whole; gives all figures."""
-    counts, rate = gpu_counts(arguments.gpus), arguments.tflops * 1e12
+    counts = whole_numbers(arguments.gpus, "--gpus", "GPUs", "8,64,512")
+    rate = arguments.tflops * 1e12
     classes = int(arguments.classes) if arguments.classes.isdigit() else 0
     if classes < 2 or arguments.images < 1 or not arguments.tflops > 0 or not arguments.price >= 0:
         raise InputError(
@@ -69,13 +69,6 @@ def run(arguments: argparse.Namespace, work: Path) -> Figures:
         cost = f"{hours:,.1f} h, {gpus * hours * arguments.price:,.0f} at {arguments.price:g} a GPU hour"
         print(f"{gpus} GPUs: {cost}; {share:.0%} of it {longest.stage}")
     return {"stages": [asdict(row) for row in planned], "hours": totals}
-
-
-def gpu_counts(words: str) -> list[int]:
-    """The numbers of GPUs in `words`, ascending."""
-    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", words):
-        raise InputError(f"--gpus: {words!r} is no list of numbers of GPUs; write 8,64,512")
-    return sorted({int(word) for word in words.split(",")})
 
 
 def images_of(classes: int, per_class: int) -> dict[str, ImageSet]:

@@ -7,7 +7,6 @@ the largest of Ray's workers on this machine.
 
 import argparse
 import math
-import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from ims3_ray.pipeline.steps import Step, plan, run_step
 from ims3_ray.stages.context import Context
 from ims3_ray.storage.local_rows import stored_bytes
 
-from .figures import Figures, device_figures, origin, print_head, print_row
+from .figures import Figures, device_figures, origin, print_head, print_row, whole_numbers
 
 COLUMNS = "stage | classes | rows | seconds | grows as rows^ | driver GB | largest worker GB | MB written"
 SIZE = 32  # pixels a side of the images that are made
@@ -104,9 +103,7 @@ def exponent(rows: int, seconds: float, rows_before: int, seconds_before: float)
 
 
 def _sizes(words: str) -> list[int]:
-    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", words):
-        raise InputError(f"--classes: {words!r} is no list of numbers of classes; write 10,100,1000")
-    sizes = sorted({int(word) for word in words.split(",")})
+    sizes = whole_numbers(words, "--classes", "classes", "10,100,1000")
     if sizes[0] < 2:
         raise InputError("--classes: 1 class can't be told from others; give 2 or more")
     return sizes
