@@ -38,13 +38,24 @@ class Machine:
     gpus: int
     memory: float  # bytes
     workers: Workers
+    runs_at_once: int = 1  # that train classifiers side by side: a sweep's trials
+
+    @property
+    def on_gpus(self) -> bool:
+        """Whether each worker of a model holds a GPU."""
+        return self.device == "cuda"
+
+    @property
+    def devices(self) -> int:
+        """What workers of a model share out: GPUs, or CPU cores."""
+        return max(1, self.gpus if self.on_gpus else self.cpus)
 
     @property
     def actors(self) -> int:
         """Actors in a pool of models: one a GPU, or one a CPU core as far as memory goes."""
         if self.workers.actors:
             return self.workers.actors
-        if self.device == "cuda":
+        if self.on_gpus:
             return self.gpus
         return max(1, min(self.cpus, int(self.memory / MEMORY_PER_ACTOR)))
 
@@ -60,7 +71,7 @@ class Machine:
     @property
     def trials(self) -> int:
         """Trials of a sweep at once: as many as train a classifier; one selects while another trains."""
-        at_once = int(self.gpus / self.workers.gpus_per_classifier) if self.device == "cuda" else self.cpus
+        at_once = int(self.gpus / self.workers.gpus_per_classifier) if self.on_gpus else self.cpus
         return self.workers.trials or max(1, at_once)
 
     def train_workers(self, micro_batches: int) -> int:
@@ -71,8 +82,7 @@ class Machine:
                     f"workers.{name}: {number} are more than the {micro_batches} parts of a batch "
                     "(finetune.micro_batches); lower it"
                 )
-        devices = max(1, self.gpus if self.device == "cuda" else self.cpus)
-        fitting = max(n for n in range(1, devices + 1) if micro_batches % n == 0)
+        fitting = max(n for n in range(1, self.devices + 1) if micro_batches % n == 0)
         return self.workers.train_workers or fitting
 
     def elastic_train_workers(self, micro_batches: int) -> int | tuple[int, int]:
@@ -83,7 +93,19 @@ class Machine:
     @property
     def actor_resources(self) -> dict[str, Any]:
         """What each actor reserves, as Ray's options."""
-        return {"num_cpus": CPUS_PER_ACTOR} | ({"num_gpus": 1} if self.device == "cuda" else {})
+        return {"num_cpus": CPUS_PER_ACTOR} | ({"num_gpus": 1} if self.on_gpus else {})
+
+    def classifier_share(self, trainings: int) -> float:
+        """Of a GPU, for each of so many trainings: a whole one as long as there are as many as trainings.
+
+        Ray lays shares side by side on one GPU while others have nothing to do.
+        """
+        return min(1.0, max(self.workers.gpus_per_classifier, self.gpus / (trainings * self.runs_at_once)))
+
+    def classifier_resources(self, trainings: int) -> dict[str, Any]:
+        """What each of so many trainings of classifiers reserves, as Ray's options."""
+        share = {"num_gpus": self.classifier_share(trainings)} if self.on_gpus else {}
+        return self.actor_resources | share
 
 
 def connect() -> None:
@@ -169,7 +191,7 @@ def refuse_impossible(workers: Workers) -> None:
 
 def on_every_node(machine: Machine, function: Callable[..., object], *arguments: object) -> None:
     """Call `function(*arguments)` on every node that work may run on; what it raises is raised here."""
-    kind = "GPU" if machine.device == "cuda" else "CPU"
+    kind = "GPU" if machine.on_gpus else "CPU"
     task = ray.remote(num_cpus=0)(function)
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get(kind)]
     where = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]  # one that is lost meanwhile

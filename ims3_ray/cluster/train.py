@@ -75,13 +75,13 @@ def train(
 
 
 def _ray_trainer(training: Training, machine: Machine, board: ActorHandle) -> TorchTrainer:
-    on_gpus, options = machine.device == "cuda", machine.actor_resources
+    on_gpus, options = machine.on_gpus, machine.actor_resources
     resources = {"CPU": options["num_cpus"]} | ({"GPU": options["num_gpus"]} if on_gpus else {})
     failures = FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_START_FAILURES)
     return TorchTrainer(
         _loop,
         train_loop_config={"training": training, "kind": machine.device, "board": board},
-        torch_config=TorchConfig(backend="nccl" if on_gpus else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if machine.device == "cuda" else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=machine.elastic_train_workers(training.optimisation.micro_batches),
             use_gpu=on_gpus,

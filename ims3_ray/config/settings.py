@@ -17,13 +17,12 @@ from .sections import (
     Embed,
     Encode,
     Evaluate,
-    Finetune,
-    InversionMatching,
     Invert,
     Model,
     Sample,
     Select,
 )
+from .tuning import Finetune, InversionMatching
 
 WEIGHTS = (("model", "path"), ("model", "vae"), ("embed", "extractor"))  # fields that may name a hub id
 # fields that may name a local path
@@ -52,7 +51,7 @@ class Workers(Section):
     trials: Count | None = None
     """Trials of a sweep at once."""
     gpus_per_classifier: float = Field(default=0.25, gt=0, le=1)
-    """Share of a GPU; small networks leave most of one idle."""
+    """Least share of a GPU; a classifier takes a whole one as long as there are GPUs for all."""
 
 
 class Selecting(Settings):
@@ -125,8 +124,10 @@ class Config(Settings):
             ("im.target: one_step", self.im.target == "one_step"),
             ("im.minimax.extreme: class", self.im.minimax and self.im.minimax.extreme == "class"),
         ):
-            if is_on and self.finetune.micro_batches > 1:
-                raise ValueError(f"{field} compares a whole batch; give finetune.micro_batches=1")
+            if is_on and (self.finetune.micro_batches > 1 or self.finetune.batch_size == "auto"):
+                raise ValueError(
+                    f"{field} compares a whole batch; give finetune.micro_batches=1, and a number of latents"
+                )
         return self
 
     @property

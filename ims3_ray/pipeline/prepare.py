@@ -23,8 +23,7 @@ from ims3_ray.config.settings import WEIGHTS, Config, Evaluating
 from ims3_ray.data.classes import check_class_names, class_map
 from ims3_ray.data.images import ImageSet, open_images
 from ims3_ray.errors import InputError
-from ims3_ray.evaluation.probes import longest_training, probe_protocols
-from ims3_ray.evaluation.protocols import NO_PROTOCOL, protocol, protocols
+from ims3_ray.evaluation.protocols import NO_PROTOCOL, protocol
 from ims3_ray.models.device import Numerics, supported
 from ims3_ray.models.extractor import inspect_extractor, load_extractor
 from ims3_ray.models.generator import inspect_generator
@@ -32,13 +31,11 @@ from ims3_ray.models.hub import pin
 from ims3_ray.runs.tracking import tracking_uri
 from ims3_ray.stages.context import Context, Inputs
 from ims3_ray.stages.contract import Stage
-from ims3_ray.stages.evaluate.classifiers import check_networks
-from ims3_ray.stages.sample.anchors import check_anchors
-from ims3_ray.stages.sample.timesteps import check_intervals
 from ims3_ray.storage.artifacts import Directory, fingerprint, open_directory, open_storage
 from ims3_ray.storage.hashing import content_hash
 from ims3_ray.storage.local_rows import refuse_full_disk
 
+from .numbers import check_numbers
 from .splits import check_splits, refuse_nested
 from .steps import plan
 
@@ -62,11 +59,19 @@ def begin(configs: Sequence[Config], say: Callable[[str], None]) -> list[Context
     for note in contexts[0].notes:
         say(note)
     missing = [(c, step.stage) for c in contexts for step in plan(c) if not step.manifest]
+    for line in dict.fromkeys(line for context, stage in missing for line in idle_lines(context, stage)):
+        say(line)
     if {stage.name for _, stage in missing} & {"embed", "sample"}:
         # where weights can't be had: now, not after hours of tuning
         load_extractor(contexts[0].config.embed.extractor)
     _check_room(missing)
     return contexts
+
+
+def idle_lines(context: Context, stage: Stage) -> list[str]:
+    """A line on a stage that leaves some GPUs idle, and why."""
+    use, there = stage.use(context), context.machine.gpus
+    return [f"{stage.name}: {use.gpus} of {there} GPUs, since {use.limit}"] if use.limit else []
 
 
 def _check_room(missing: Iterable[tuple[Context, Stage]]) -> None:
@@ -153,21 +158,35 @@ def _wanted(config: Config, machine: Machine) -> Numerics:
 def prepare_all(configs: Iterable[Config], machine: Machine) -> list[Context]:
     """The contexts of runs of one recipe: what several of them read is opened and hashed once.
 
-    Of the machine its kind of device alone counts; their numerics are what the recipe asks for.
+    Of the machine its kind of device counts, and, where the recipe leaves its batch to them
+    (finetune.batch_size=auto), their number. Numerics are what the recipe asks for.
     """
     opened: dict[str, Context] = {}
     contexts, pin_once = [], functools.cache(pin)
     for config in configs:
-        config = pinned(config, pin_once)
+        config, note = _scaled(pinned(config, pin_once), machine)
         sections = [section.model_dump(mode="json") for section in (config.data, config.model, config.embed)]
         key = fingerprint([sections, config.seed, config.evaluate.protocol])
         if key not in opened:
             opened[key] = _open(config, machine)
-        contexts.append(replace(opened[key], config=config))
-        _check_numbers(contexts[-1])
-        _check_evaluation(contexts[-1])
-        _check_refinement(contexts[-1])
+        notes = (*opened[key].notes, *note)
+        contexts.append(replace(opened[key], config=config, notes=notes))
+        check_numbers(contexts[-1])
     return contexts
+
+
+def _scaled(config: Config, machine: Machine) -> tuple[Config, list[str]]:
+    """With a number for finetune.batch_size=auto; and a line on what it is."""
+    if config.finetune.batch_size != "auto":
+        return config, []
+    devices = machine.workers.train_workers or machine.devices
+    scaled = config.finetune.scaled_to(devices)
+    names = ("batch_size", "micro_batches", "lr", "ema_decay", "steps")
+    same = " ".join(
+        f"finetune.{name}={getattr(scaled, name)}" for name in names if getattr(scaled, name) is not None
+    )
+    line = f"finetune.batch_size=auto: for {devices} devices; the same anywhere else: {same}"
+    return config.model_copy(update={"finetune": scaled}), [line] if scaled.epochs else []
 
 
 def pinned(config: Kind, pin: Callable[[str], str] = pin) -> Kind:
@@ -229,63 +248,3 @@ def open_splits(places: Mapping[str, str], data: Data, seed: int, storage: Direc
     if data.validation_split:
         opened["train"], opened["validation"] = opened["train"].split(data.validation_split)
     return opened
-
-
-def _check_numbers(context: Context) -> None:
-    config, counts = context.config, context.images["train"].counts()
-    smallest = int(counts.argmin())
-    needed, why = config.ipc, f"ipc={config.ipc}"
-    if config.evaluate.protocol != NO_PROTOCOL and config.evaluate.neighbours + 1 > needed:
-        needed, why = config.evaluate.neighbours + 1, f"evaluate.neighbours={config.evaluate.neighbours}"
-    if counts[smallest] < needed:
-        raise InputError(
-            f"data.train: class {context.classes[smallest]!r} has {counts[smallest]} images, "
-            f"{why} needs {needed}; add images or lower it"
-        )
-    channels, guided = context.info.config.in_channels, config.sample.guidance_channels
-    if guided > channels:
-        raise InputError(f"sample.guidance_channels: {guided} of {channels} latent channels; lower it")
-    check_anchors(context)
-    check_intervals(config)
-    tuned, batch = context.num_tuned, config.finetune.batch_size
-    if config.finetune.epochs and tuned < batch:
-        raise InputError(f"finetune.batch_size: {batch} is more than the {tuned} images to tune on; lower it")
-
-
-def _check_evaluation(context: Context) -> None:
-    config, settings = context.config, context.config.evaluate
-    if settings.protocol == NO_PROTOCOL:
-        return
-    check_networks(protocols(settings.protocol, settings.networks), len(context.classes))
-    pool = config.pool_ipc * config.sample.subgroups
-    if (settings.pool_images or 0) > pool:
-        raise InputError(
-            f"evaluate.pool_images: {settings.pool_images} a class are more than the pool's {pool} "
-            "(images a subgroup times sample.subgroups); lower it, or sample more"
-        )
-
-
-def _check_refinement(context: Context) -> None:
-    config, settings, probe = context.config, context.config.refine, context.config.probe
-    if not settings.steps:
-        return
-    if NO_PROTOCOL in (probe.protocol, probe.protocol or config.evaluate.protocol):
-        raise InputError("probe.protocol: probes are trained by a protocol; name one, such as quick")
-    try:
-        kinds = probe_protocols(probe, config.evaluate.protocol)
-        check_networks(kinds, len(context.classes))
-    except InputError as error:
-        raise InputError(f"probe.networks: {error}") from error
-    counts = context.images["train"].counts()
-    smallest = int(counts.argmin())
-    if (settings.real_images or 0) > counts[smallest]:
-        raise InputError(
-            f"refine.real_images: {settings.real_images} are more than the {counts[smallest]} images of "
-            f"class {context.classes[smallest]!r}; lower it"
-        )
-    steps = min(longest_training(rules, int(counts.sum()), len(counts)) for rules in kinds)
-    if probe.points[-1] > steps:
-        raise InputError(
-            f"probe.points: {probe.points[-1]} lies beyond a training by {kinds[0].name}, which has {steps} "
-            "steps; lower it"
-        )

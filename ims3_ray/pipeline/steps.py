@@ -18,6 +18,7 @@ from ims3_ray.stages.select import stage as select
 from ims3_ray.storage.artifacts import (
     DamagedError,
     Directory,
+    GpuUse,
     Manifest,
     Summary,
     complete,
@@ -89,6 +90,11 @@ def _state(directory: Directory) -> tuple[Manifest | None, Mapping[str, str]]:
         return None, error.files
 
 
+def _gpus(context: Context, stage: Stage) -> GpuUse:
+    use = stage.use(context)
+    return {"used": use.gpus, "of": context.machine.gpus, "limit": use.limit}
+
+
 def run_step(context: Context, step: Step) -> Step:
     """Run a step whose artefact is not complete, and write its manifest.
 
@@ -116,6 +122,7 @@ def run_step(context: Context, step: Step) -> Step:
             "seconds": round(seconds, 3),
             "rate": round(rows / seconds, 3),
             "device": context.machine.device,
+            "gpus": _gpus(context, stage),
         },
     )
     if figures := stage.figures(step.directory):

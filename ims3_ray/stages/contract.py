@@ -8,6 +8,7 @@ from ims3_ray.storage.local_rows import REMEDY
 
 from .context import Context
 from .costs import Cost, Forward
+from .use import Use, no_gpu
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,7 @@ class Stage:
     run: Callable[..., Mapping[str, object]]
     depends: Callable[[Context], object]  # plain data that the bits depend on, beside the artefacts read
     cost: Callable[[Context, Forward], Cost]
+    use: Callable[[Context], Use] = no_gpu
     # bytes below TMPDIR of each node that works on it, and what a person can do where they do not fit
     node_disk: Callable[[Context], float] = lambda _: 0.0
     node_disk_remedy: str = REMEDY

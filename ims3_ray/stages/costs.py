@@ -33,7 +33,6 @@ class Cost:
     memory: float = 0.0  # bytes that a worker holds beside its process
     driver: float = 0.0  # bytes that the driver holds beside its process and the list of images
     start_s: float = START_S
-    workers: int | None = None  # None: a pool's actors
 
 
 @dataclass(frozen=True)

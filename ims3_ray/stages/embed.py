@@ -20,6 +20,7 @@ from ims3_ray.storage.tables import FEATURES, Column, Columns, Table
 from .context import Context
 from .contract import Stage
 from .costs import KEY_BYTES, Cost, Forward, parts_bytes, pixel_bytes
+from .use import pool_use
 
 AUDIT_VERSION = 1
 EMBEDDED: Table = {
@@ -128,4 +129,12 @@ def _cost(context: Context, forward: Forward) -> Cost:
     return Cost(rows, forward.embed, rows * row, held, rows * KEY_BYTES)
 
 
-STAGE = Stage(name="embed", noun="features", version=1, run=run, depends=_depends, cost=_cost)
+STAGE = Stage(
+    name="embed",
+    noun="features",
+    version=1,
+    run=run,
+    depends=_depends,
+    cost=_cost,
+    use=lambda context: pool_use(context, context.config.embed, len(context.images["train"])),
+)

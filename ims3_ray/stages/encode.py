@@ -19,6 +19,7 @@ from ims3_ray.storage.tables import Columns
 from .context import Context
 from .contract import Stage
 from .costs import KEY_BYTES, Cost, Forward, generator_bytes, latent_bytes, parts_bytes, pixel_bytes
+from .use import pool_use
 
 
 def run(context: Context, out: Directory) -> dict[str, Any]:
@@ -104,4 +105,5 @@ STAGE = Stage(
     run=run,
     depends=_depends,
     cost=_cost,
+    use=lambda context: pool_use(context, context.config.encode, context.num_tuned),
 )

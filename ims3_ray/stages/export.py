@@ -18,6 +18,7 @@ from .chosen import Chosen, find_chosen, read_images
 from .context import Context
 from .contract import Stage
 from .costs import KEY_BYTES, Cost, Forward, png_bytes
+from .use import Use
 
 BLOCK = 1000  # images that are in memory at once, and in a row group
 MOST_BLOCKS = 8  # on their way at once
@@ -145,4 +146,5 @@ STAGE = Stage(
     run=run,
     depends=lambda context: [context.config.recipe, list(context.classes), context.licences],
     cost=_cost,
+    use=lambda context: Use(min(MOST_BLOCKS, context.machine.cpus)),
 )

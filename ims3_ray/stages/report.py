@@ -144,7 +144,7 @@ def _cost(context: Context, forward: Forward) -> Cost:
     images = len(context.images["train"]) + context.num_candidates
     shown = len(looked_at(context.classes)) / len(context.classes)
     driver = images * (KEY_BYTES + shown * 4 * forward.feature_dim)
-    return Cost(1, disk=3e6, driver=driver, start_s=10.0, workers=0)
+    return Cost(1, disk=3e6, driver=driver, start_s=10.0)
 
 
 STAGE = Stage(

@@ -85,6 +85,14 @@ class Summary(TypedDict):
     rate: float  # rows a second, of those made
 
 
+class GpuUse(TypedDict):
+    """GPUs that a stage's workers held at once, of those that were there, and what kept it from more."""
+
+    used: int
+    of: int
+    limit: str
+
+
 class Manifest(Summary):
     """manifest.json of a complete artefact, and what some stages add."""
 
@@ -96,6 +104,7 @@ class Manifest(Summary):
     fingerprint: str
     inputs: dict[str, str]  # by noun, the fingerprints of the artefacts read
     device: str
+    gpus: NotRequired[GpuUse]
     images: NotRequired[list[dict[str, object]]]  # of a distilled set
     history: NotRequired[list[dict[str, float]]]  # of a training: by `step`, its metrics
     own_classes: NotRequired[list[str] | None]  # of an adapter

@@ -7,6 +7,7 @@ from ims3_ray.cluster import machine
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.errors import InputError
 from ims3_ray.pipeline import prepare
+from ims3_ray.pipeline.steps import plan
 
 BUCKET = "storage=s3://bucket/runs?region=us-east-1"  # with a region nothing is asked for
 COMMANDS = {"distill": [], "ablate": ["--seeds=1"], "sweep": ["--space", "select.alpha=0.3,0.7"]}
@@ -51,3 +52,16 @@ def test_images_are_looked_at_before_gpus_are_waited_for(ray_cluster, tiny_overr
     config = load_config("digits", parse_overrides([*tiny_overrides, "workers.gpus=1"]))
     with pytest.raises(InputError, match="none came"):
         prepare.begin([config], print)
+
+
+def test_a_batch_for_all_gpus_is_the_same_run_as_the_numbers_that_its_line_gives(tiny_overrides):
+    def prepared(*words):
+        config = load_config("digits", parse_overrides([*tiny_overrides, *words]))
+        return prepare.prepare(config, machine.Machine("cpu", 3, 0, 8e9, config.workers))
+
+    auto = prepared("finetune.batch_size=auto", "workers.train_workers=4")
+    (line,) = auto.notes
+    assert "for 4 devices" in line
+    same = prepared(*line.partition("else: ")[2].split())
+    assert plan(same)[-1].artifact == plan(auto)[-1].artifact
+    assert plan(prepared())[-1].artifact != plan(auto)[-1].artifact

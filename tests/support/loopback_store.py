@@ -1,7 +1,12 @@
-"""An object store on loopback that speaks S3, and answers nothing but 503 while it is told to be away."""
+"""An object store on loopback that speaks S3, and answers nothing but 503 while it is told to be away.
+
+What was asked of it, by kind, it tells at /counted.
+"""
 
 import contextlib
+import json
 import threading
+from collections import Counter
 
 from raylets import free_port
 from tiny import tiny_words
@@ -15,6 +20,7 @@ class Store:
 
     def __init__(self):
         self.is_away, self.refused, self._port = False, 0, free_port()
+        self.counted = Counter()
         self.variables = {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._port}",
             "AWS_REGION": "us-east-1",
@@ -25,6 +31,12 @@ class Store:
         }
 
     def _answer(self, environ, start):
+        if environ["PATH_INFO"] == "/counted":
+            data = json.dumps(self.counted).encode()
+            start("200 OK", [("Content-Length", str(len(data)))])
+            return [data]
+        is_list = environ["REQUEST_METHOD"] == "GET" and "list-type" in environ["QUERY_STRING"]
+        self.counted["LIST" if is_list else environ["REQUEST_METHOD"]] += 1
         if self.is_away:
             self.refused += 1
             start("503 Service Unavailable", [("Content-Length", "0"), ("Connection", "close")])

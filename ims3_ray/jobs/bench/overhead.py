@@ -129,9 +129,9 @@ def _training(context: Context, stage: str, work: Directory, _batches: int) -> T
     began = time.time()
     history = train(training, context.machine, stage, lambda _step, _metrics: heard.append(time.time()))
     whole = time.time() - began
-    first = settings.log_every * settings.batch_size / history[0]["images_per_s"]
+    first = settings.log_every * settings.latents / history[0]["images_per_s"]
     start = heard[0] - began - first
-    return Turn(steps, settings.batch_size, _steady(bare), _steady(history), start, whole)
+    return Turn(steps, settings.latents, _steady(bare), _steady(history), start, whole)
 
 
 def bare_training(

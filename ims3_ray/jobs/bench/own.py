@@ -69,7 +69,7 @@ def pool_work(context: Context, stage: str, work: Directory, num_parts: int) -> 
 
 def training_work(context: Context, work: Directory, steps: int) -> tuple[dict[str, object], Optimisation]:
     """What fine-tuning's task is built with and how it is trained, on latents written below `work`."""
-    latents, inversions = random_latents(context, work, 1, max(256, context.config.finetune.batch_size))
+    latents, inversions = random_latents(context, work, 1, max(256, context.config.finetune.latents))
     return task_arguments(context, latents, inversions), optimisation(context.config.finetune, steps)
 
 
@@ -78,7 +78,7 @@ def own_side(context: Context, stage: str, work: Directory) -> Side:
     config, numerics = context.config, context.numerics
     how = f"{numerics.precision}{', compiled blocks' * numerics.compiled}{', graphs' * numerics.graphs}, "
     if stage == "finetune":
-        size = config.finetune.batch_size
+        size = config.finetune.latents
         arguments, numbers = training_work(context, work, ENDLESS)
         return Side(
             name="own",

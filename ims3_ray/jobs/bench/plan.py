@@ -89,6 +89,7 @@ def context_of(
     """A run on a cluster of so many GPUs, as far as stages' costs ask."""
     num_classes = len(images["train"].classes)
     machine = Machine("cuda", CPUS_A_GPU * gpus, gpus, MEMORY_A_GPU * gpus, Workers(gpus=gpus))
+    config = config.model_copy(update={"finetune": config.finetune.scaled_to(gpus)})
     numerics = Numerics("cuda", config.model.precision.on("cuda"))
     info = described_pipeline(size_named(size), work)
     inputs: Inputs = {"images": "", "model": "", "extractor": "", "scored": ""}

@@ -36,7 +36,11 @@ def prepare_contexts(
     machine = find_machine(config.workers)
     if arguments.random_init:
         assert config.data.train, "of the overrides"
-        needed = max(config.encode.batch_size.on(machine.device), config.finetune.batch_size, *TUNED_AT_ONCE)
+        needed = max(
+            config.encode.batch_size.on(machine.device),
+            config.finetune.scaled_to(machine.devices).latents,
+            *TUNED_AT_ONCE,
+        )
         models.random_pipeline(size, Path(config.model.path))
         models.random_images(size, Path(config.data.train), max(config.ipc, -(-needed // models.CLASSES)))
     context = prepare(config, machine)

@@ -75,7 +75,7 @@ def summary_lines(config: Config, distillation: "Distillation") -> list[str]:
 
 
 def _dry_run(config: Config) -> None:
-    from ims3_ray.pipeline.prepare import check_places, prepare  # heavy, as above
+    from ims3_ray.pipeline.prepare import check_places, idle_lines, prepare  # heavy, as above
     from ims3_ray.pipeline.steps import plan
 
     from .estimate import DRIVER_BYTES, PROCESS_BYTES, estimate_steps
@@ -85,14 +85,14 @@ def _dry_run(config: Config) -> None:
         connect()
     context = prepare(config, find_machine(config.workers, wait=False))
     machine, steps = context.machine, plan(context)
-    print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    print(yaml.safe_dump(context.config.model_dump(mode="json"), sort_keys=False))
     print("\n".join(context.notes), end="\n" if context.notes else "")
     print(f"machine: {machine.device}, {machine.actors} actors, {machine.shards} shards")
     print(
         f"memory of the driver and of each worker, {DRIVER_BYTES / 1e9:g} and {PROCESS_BYTES / 1e9:g} GB of "
         "which they take without data; disk in the storage and of each node below TMPDIR:"
     )
-    heads = f"{'rows':>9}{'about':>9}{'disk':>11}{'node disk':>11}{'driver':>9}{'worker':>9}"
+    heads = f"{'GPUs':>9}{'rows':>9}{'about':>9}{'disk':>11}{'node disk':>11}{'driver':>9}{'worker':>9}"
     print(f"  {'stage':<10}{'state':<11}{heads}   artefact")
     missing_s = 0.0
     for step, cost in zip(steps, estimate_steps(context, steps), strict=True):
@@ -100,6 +100,11 @@ def _dry_run(config: Config) -> None:
         missing_s += 0.0 if step.manifest else cost.seconds
         on_disk = f"{cost.disk / 1e6:>8.1f} MB{cost.node_disk / 1e6:>8.1f} MB"
         memory = f"{cost.driver / 1e9:>6.1f} GB{cost.worker / 1e9:>6.1f} GB"
-        cells = f"{cost.rows:>9}{cost.seconds:>7.0f} s{on_disk}{memory}"
+        use = step.stage.use(context)
+        gpus = f"{use.gpus} of {machine.gpus}" if machine.on_gpus and use.gpus else "–"
+        cells = f"{gpus:>9}{cost.rows:>9}{cost.seconds:>7.0f} s{on_disk}{memory}"
         print(f"  {step.stage.name:<10}{state:<11}{cells}   {step.artifact}")
     print(f"estimated time of what is missing: {missing_s:.0f} s")
+    for step in steps:
+        for line in idle_lines(context, step.stage):
+            print(line)

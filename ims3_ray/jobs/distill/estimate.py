@@ -50,7 +50,7 @@ def estimate_stages(context: Context, stages: Sequence[Stage], rate: float) -> l
     estimates: list[Estimate] = []
     for stage in stages:
         cost, node_disk = stage.cost(context, forward), stage.node_disk(context)
-        workers = context.machine.actors if cost.workers is None else cost.workers
+        workers = stage.use(context).workers
         work_s = cost.rows * cost.operations / (rate * max(1, workers))
         worker = PROCESS_BYTES + cost.memory if workers else 0.0
         driver = listed + cost.driver

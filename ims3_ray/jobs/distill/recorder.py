@@ -14,7 +14,7 @@ from ims3_ray.runs.journal import Journal, warn_of_other
 from ims3_ray.runs.tags import describe_run, name_metrics, tag_artifacts
 from ims3_ray.runs.tracking import RECIPE_FILE, Tracker
 from ims3_ray.stages.context import Context
-from ims3_ray.storage.artifacts import Summary, fingerprint
+from ims3_ray.storage.artifacts import GpuUse, Summary, fingerprint
 
 
 class StageRun(Summary):
@@ -22,6 +22,7 @@ class StageRun(Summary):
 
     name: str
     ran: bool
+    gpus: GpuUse | None  # as it was made
 
 
 class Recorder:
@@ -72,7 +73,9 @@ class Recorder:
 
     def begin_stage(self, step: Step) -> None:
         name, number = step.stage.name, len(self.stages) + 1
-        self._say(f"[{number}/{len(self._steps)}] {name} → {step.directory.uri}")
+        machine, use = self._context.machine, step.stage.use(self._context)
+        on = f", on {use.gpus} of {machine.gpus} GPUs" if machine.on_gpus and use.gpus else ""
+        self._say(f"[{number}/{len(self._steps)}] {name} → {step.directory.uri}{on}")
         self._journal.write("stage started", stage=name, artifact=step.artifact)
 
     def end_stage(self, step: Step, *, ran: bool) -> None:
@@ -80,7 +83,8 @@ class Recorder:
         name, summary = step.stage.name, step.summary
         if ran:
             self._journal.write("stage finished", stage=name, **summary)
-        self.stages.append({"name": name, "ran": ran, **summary})
+        gpus = step.manifest.get("gpus") if step.manifest else None
+        self.stages.append({"name": name, "ran": ran, "gpus": gpus, **summary})
         if self.tracker.is_finished:
             return
         self.hear(name, 0, {"seconds": summary["seconds"], "rows_per_s": summary["rate"]})

@@ -36,7 +36,8 @@ def run_trials(
 
     `points` are their values; None where the searcher chooses.
     """
-    machine = replace(context.machine, workers=context.machine.workers.model_copy(update={"shards": 1}))
+    machine, one_shard = context.machine, context.machine.workers.model_copy(update={"shards": 1})
+    machine = replace(machine, workers=one_shard, runs_at_once=machine.trials)
     keeper: Any = KeeperActor.remote(sweep, machine, folder, uuid.uuid4().hex)
     runner = Runner(sweep, machine, folder, keeper)
     (folder / "tune").delete()

@@ -17,7 +17,7 @@ from ims3_ray.models.classifiers import Classifier
 from ims3_ray.models.device import prepare_device
 from ims3_ray.storage.index import Index
 
-from .classifiers import classifier_resources, clear, pixels_of
+from .classifiers import clear, pixels_of
 
 
 def label_agreement(
@@ -27,7 +27,7 @@ def label_agreement(
 
     The sets are rows of candidates, whose encoded images a task reads, READ_ROWS at a time.
     """
-    judge = ray.remote(**classifier_resources(machine), **ANYWHERE)(_judge)
+    judge = ray.remote(**machine.classifier_resources(1), **ANYWHERE)(_judge)
     shares = ray.get(judge.remote(dict(sets), train, rules, seed, machine.device))
     clear([train], {rules.image_size}, machine)
     return shares

@@ -56,7 +56,8 @@ def train_all(
     """
     check_networks(protocols, len(classes))
     check_classes(sets, tests, classes)
-    train = ray.remote(num_returns="streaming", **classifier_resources(machine), **ANYWHERE)(score_in_looks)
+    resources = machine.classifier_resources(len(sets) * len(protocols))
+    train = ray.remote(num_returns="streaming", **resources, **ANYWHERE)(score_in_looks)
     distinct = {id(of_set): of_set for of_set in (tests, *sets.values())}
     stored = {key: ray.put(of_set) for key, of_set in distinct.items()}
     jobs = [(rules, *key) for key in sets for rules in protocols]
@@ -154,13 +155,6 @@ def check_classes(sets: Sets, tests: ImageSet, classes: Sequence[str]) -> None:
                 f"set {name!r}: has no image of {share}: {some(missing)}; "
                 "add images, or score on the classes that it has"
             )
-
-
-def classifier_resources(machine: Machine) -> dict[str, Any]:
-    """What a classifier's training reserves, as Ray's options: a part of a GPU where there is one."""
-    if machine.device == "cuda":
-        return machine.actor_resources | {"num_gpus": machine.workers.gpus_per_classifier}
-    return machine.actor_resources
 
 
 def images_seen(rules: Protocol, images: int, num_classes: int) -> int:

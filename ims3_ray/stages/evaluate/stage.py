@@ -18,6 +18,7 @@ from ims3_ray.stages.chosen import KEYS, chosen_rows
 from ims3_ray.stages.context import Context
 from ims3_ray.stages.contract import Stage
 from ims3_ray.stages.costs import BACKWARD, KEY_BYTES, Cost, Forward, classifier_operations
+from ims3_ray.stages.use import Use, classifiers_use
 from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.index import read_index
@@ -133,6 +134,12 @@ def _cost(context: Context, forward: Forward) -> Cost:  # noqa: ARG001
     return Cost(count, operations / count, disk=1e5, memory=worker, driver=driver)
 
 
+def _use(context: Context) -> Use:
+    settings = context.config.evaluate
+    networks = protocols(settings.protocol, settings.networks)
+    return classifiers_use(context, len(_set_sizes(context)) * len(networks))
+
+
 def _set_sizes(context: Context) -> list[int]:
     """Images of the set that each classifier of a network trains on."""
     config, settings = context.config, context.config.evaluate
@@ -163,6 +170,7 @@ STAGE = Stage(
     run=run,
     depends=_depends,
     cost=_cost,
+    use=_use,
     node_disk=_node_disk,
     figures=lambda out: headline(out.read_json("evaluation.json")),
 )

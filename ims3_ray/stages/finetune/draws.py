@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ims3_ray.config.sections import Finetune
+from ims3_ray.config.tuning import Finetune
 from ims3_ray.method.keys import EpochOrder
 from ims3_ray.method.rng import generator, normal
 from ims3_ray.method.schedule import NUM_TRAIN_TIMESTEPS, grid_index_below, inversion_grid
@@ -108,7 +108,7 @@ class Images:
 
     def rows(self, step: int) -> Int[np.ndarray, " B"]:
         """Rows of the global batch of `step`: epochs are permutations keyed by (seed, epoch)."""
-        return self._order.batch(step, self._settings.batch_size, self._stored.count)
+        return self._order.batch(step, self._settings.latents, self._stored.count)
 
     def labels(self, rows: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
         """The model's labels of images."""

@@ -5,11 +5,12 @@ from typing import Any
 
 from ims3_ray.cluster.train import Training, train
 from ims3_ray.cluster.trainer import Optimisation
-from ims3_ray.config.sections import Finetune
+from ims3_ray.config.tuning import Finetune
 from ims3_ray.data.classes import NEW
 from ims3_ray.stages.context import Context
 from ims3_ray.stages.contract import Stage
 from ims3_ray.stages.costs import BACKWARD, Cost, Forward, generator_bytes, latent_bytes
+from ims3_ray.stages.use import training_use
 from ims3_ray.storage.artifacts import Directory, read_manifest
 
 from .draws import REMEDY, Source
@@ -38,12 +39,12 @@ def run(
     own_classes = list(context.classes) if config.data.class_map == NEW else None
     # what reading the adapter needs
     tuned = {"own_classes": own_classes, "frequency_shift": config.model.frequency_shift}
-    return {"rows": steps * settings.batch_size, "history": history, **tuned}
+    return {"rows": steps * settings.latents, "history": history, **tuned}
 
 
 def num_steps(settings: Finetune, num_images: int) -> int:
     """Steps of the epochs over so many images, as far as `steps` lets them."""
-    steps = settings.epochs * (num_images // settings.batch_size)
+    steps = settings.epochs * (num_images // settings.latents)
     return steps if settings.steps is None else min(steps, settings.steps)
 
 
@@ -71,8 +72,8 @@ def task_arguments(context: Context, latents: Directory, inversions: Directory |
 
 def optimisation(settings: Finetune, steps: int) -> Optimisation:
     """`settings` as the training loop takes them."""
-    told = settings.model_dump(exclude={"epochs", "steps", "labels", "label_dropout"})
-    return Optimisation(steps=steps, **told)
+    told = settings.model_dump(exclude={"epochs", "steps", "labels", "label_dropout", "batch_size"})
+    return Optimisation(steps=steps, batch_size=settings.latents, **told)
 
 
 def _depends(context: Context) -> object:
@@ -84,12 +85,11 @@ def _depends(context: Context) -> object:
 def _cost(context: Context, forward: Forward) -> Cost:
     settings = context.config.finetune
     return Cost(
-        rows=num_steps(settings, context.num_tuned) * settings.batch_size,
+        rows=num_steps(settings, context.num_tuned) * settings.latents,
         operations=BACKWARD * forward.dit,
         disk=1e6,
         memory=2 * generator_bytes(context) + 16.0 * context.num_tuned,
         start_s=15.0,  # of Ray Train's workers
-        workers=context.machine.train_workers(settings.micro_batches),
     )
 
 
@@ -103,6 +103,7 @@ STAGE = Stage(
     run=run,
     depends=_depends,
     cost=_cost,
+    use=training_use,
     node_disk=local_bytes,
     node_disk_remedy=REMEDY,
 )

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ims3_ray.config.sections import Finetune, InversionMatching
+from ims3_ray.config.tuning import Finetune, InversionMatching
 from ims3_ray.method.ddim import add_noise, ddim_step, level, noise_of, predicted_clean
 from ims3_ray.method.losses import (
     all_pairs_loss,
@@ -45,7 +45,7 @@ class InversionMatchingTask:
         self._dit, self._predict, self._device = loaded.dit, loaded.predict, device
         self.parameters = {n: p for n, p in loaded.dit.named_parameters() if p.requires_grad}
         self.images, self._im, self._abar = Images(source, finetune, seed), im, alphas_bar().to(device)
-        self._part_size = finetune.batch_size // finetune.micro_batches
+        self._part_size = finetune.latents // finetune.micro_batches
         self._drawn: tuple[int, Draws] | None = None  # a step and its batch, which all of its parts share
         self._minimax = MinimaxMemory(im.minimax) if im.minimax else None
         self.weights = {"diffusion": 1.0}

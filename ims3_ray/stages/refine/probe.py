@@ -23,7 +23,8 @@ from ims3_ray.progress import bar
 from ims3_ray.stages.context import Context
 from ims3_ray.stages.contract import Stage
 from ims3_ray.stages.costs import BACKWARD, Cost, Forward, classifier_operations
-from ims3_ray.stages.evaluate.classifiers import classifier_resources, clear, pixels_of
+from ims3_ray.stages.evaluate.classifiers import clear, pixels_of
+from ims3_ray.stages.use import classifiers_use
 from ims3_ray.storage.artifacts import Directory
 
 MOST_PROBES = 1000  # networks of one seed of the run, which no other seed shares
@@ -52,7 +53,8 @@ def run(context: Context, out: Directory) -> dict[str, object]:
     there = set(out.files())
     missing = [network for network in networks if network.file not in there]
     images = ray.put(train)
-    train_one = ray.remote(**classifier_resources(context.machine), **ANYWHERE)(_train)
+    resources = context.machine.classifier_resources(max(1, len(missing)))
+    train_one = ray.remote(**resources, **ANYWHERE)(_train)
     shared = len(context.classes), settings.points, context.machine.device, out
     pending = [train_one.remote(images, network, *shared) for network in missing]
     with bar("probe", len(networks), "networks", done=len(networks) - len(missing)) as shown:
@@ -120,8 +122,13 @@ def _cost(context: Context, forward: Forward) -> Cost:  # noqa: ARG001
         BACKWARD * classifier_operations(rules, num_classes) * rules.batch_size * settings.points[-1]
         for rules in kinds
     )
-    rows = settings.count * len(kinds)
+    rows = _num_networks(context)
     return Cost(rows, operations / len(kinds), disk=1e6 * rows, memory=_node_disk(context))
+
+
+def _num_networks(context: Context) -> int:
+    settings = context.config.probe
+    return settings.count * len(probe_protocols(settings, context.config.evaluate.protocol))
 
 
 def _node_disk(context: Context) -> float:
@@ -138,5 +145,6 @@ STAGE = Stage(
     run=run,
     depends=_depends,
     cost=_cost,
+    use=lambda context: classifiers_use(context, _num_networks(context)),
     node_disk=_node_disk,
 )

@@ -31,6 +31,7 @@ from ims3_ray.stages.costs import (
 )
 from ims3_ray.stages.evaluate.baselines import choose_coresets
 from ims3_ray.stages.evaluate.vectors import Vectors
+from ims3_ray.stages.use import Use, pool_use
 from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import Directory, part_names, read_rows
 from ims3_ray.storage.index import read_index
@@ -153,6 +154,12 @@ def _cost(context: Context, forward: Forward) -> Cost:
     return Cost(rows, operations, disk=2 * rows * png_bytes(context), memory=memory, driver=keys)
 
 
+def _use(context: Context) -> Use:
+    """A class is a part."""
+    ipc = context.config.ipc
+    return pool_use(context, context.config.refine, ipc * len(context.classes), a_part=ipc)
+
+
 STAGE = Stage(
     name="refine",
     noun="refined",
@@ -165,5 +172,6 @@ STAGE = Stage(
     run=run,
     depends=_depends,
     cost=_cost,
+    use=_use,
     figures=lambda out: {"refine/kept_starts": float(read_rows(out, tables.REFINED, ["kept"])["kept"].sum())},
 )

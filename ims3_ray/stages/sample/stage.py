@@ -44,6 +44,7 @@ from ims3_ray.stages.costs import (
     pixel_bytes,
     png_bytes,
 )
+from ims3_ray.stages.use import pool_use
 from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.tables import Columns
@@ -233,4 +234,5 @@ STAGE = Stage(
     run=run,
     depends=_depends,
     cost=_cost,
+    use=lambda context: pool_use(context, context.config.sample, context.num_candidates),
 )

@@ -4,6 +4,7 @@ from ims3_ray.config.settings import Config
 from ims3_ray.stages.context import Context
 from ims3_ray.stages.contract import Stage
 from ims3_ray.stages.costs import KEY_BYTES, Cost, Forward
+from ims3_ray.stages.use import Use
 from ims3_ray.storage.artifacts import Directory
 
 from .features import open_candidates
@@ -59,8 +60,7 @@ def _cost(context: Context, forward: Forward) -> Cost:
         held * row / context.machine.shards + LEAST_ROWS_BYTES, trws_memory(context.config.select, *sizes)
     )
     driver = context.num_candidates * KEY_BYTES + subgroups * row
-    shards = context.machine.shards
-    return Cost(subgroups, disk=1e4, memory=memory, driver=driver, workers=shards)
+    return Cost(subgroups, disk=1e4, memory=memory, driver=driver)
 
 
 STAGE = Stage(
@@ -72,5 +72,6 @@ STAGE = Stage(
     run=run,
     depends=_depends,
     cost=_cost,
+    use=lambda context: Use(context.machine.shards),
     figures=_figures,
 )

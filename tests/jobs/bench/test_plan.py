@@ -16,8 +16,8 @@ def planned(tmp_path, *words: str) -> dict[str, dict]:
 
 
 def test_work_of_a_pool_is_shared_by_its_gpus_and_grows_with_the_images(tmp_path):
-    few = planned(tmp_path, "--images", "1000", "--gpus", "8,64")
-    many = planned(tmp_path, "--images", "3000", "--gpus", "8,64")
+    few = planned(tmp_path, "--images", "10000", "--gpus", "8,64")
+    many = planned(tmp_path, "--images", "30000", "--gpus", "8,64")
     assert few["invert"]["8"]["work_s"] == pytest.approx(8 * few["invert"]["64"]["work_s"])
     assert many["invert"]["64"]["work_s"] == pytest.approx(3 * few["invert"]["64"]["work_s"])
     assert many["sample"] == few["sample"] | {
@@ -30,7 +30,9 @@ def test_fine_tuning_has_no_more_workers_than_parts_of_a_batch(tmp_path):
     eight = planned(
         tmp_path, "--images", "1000", "--gpus", "2,64", "finetune.micro_batches=8", "finetune.batch_size=8"
     )["finetune"]
-    assert two["2"]["work_s"] == two["64"]["work_s"]
+    auto = planned(tmp_path, "--images", "1000", "--gpus", "2,64", "finetune.batch_size=auto")["finetune"]
+    assert two["2"]["work_s"] == two["64"]["work_s"] == auto["2"]["work_s"]
+    assert auto["64"]["work_s"] < auto["2"]["work_s"] / 30
     assert eight["64"]["work_s"] == pytest.approx(eight["2"]["work_s"] / 4)
 
 

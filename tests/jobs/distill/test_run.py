@@ -95,6 +95,18 @@ def test_a_dry_run_prints_the_recipe_and_each_stage_and_starts_nothing(tiny_over
     assert not (tmp_path / "runs" / "latents").exists()
 
 
+def test_a_dry_run_for_gpus_to_come_says_how_many_each_stage_would_hold_and_why_not_all(
+    tiny_overrides, capsys
+):
+    assert run_command("distill", ["--dry-run", *tiny_overrides, "workers={gpus: 4, actors: null}"]) == 0
+    out = capsys.readouterr().out
+    held = {line.split()[0]: line for line in out.splitlines() if "would run" in line}
+    assert " 2 of 4 " in held["finetune"]
+    assert " 4 of 4 " in held["sample"]
+    assert " of 4 " not in held["select"]
+    assert "finetune: 2 of 4 GPUs, since a batch has 2 parts" in out
+
+
 @pytest.fixture
 def bad(tmp_path, tiny_images):
     """Bad words, and what the one line must name."""

@@ -18,7 +18,6 @@ from ims3_ray.evaluation.protocols import PROTOCOLS, protocols
 from ims3_ray.evaluation.train import Score
 from ims3_ray.models.device import Numerics
 from ims3_ray.stages.evaluate.classifiers import (
-    classifier_resources,
     classifier_seeds,
     local_pixels,
     pixels_of,
@@ -165,12 +164,6 @@ def test_no_two_seeds_of_a_run_share_a_classifier_seed():
     assert classifier_seeds(0, 3) == [0, 1, 2]
     seen = [seed for run in range(5) for seed in classifier_seeds(run, 1000)]
     assert len(set(seen)) == len(seen)
-
-
-def test_several_classifiers_share_a_gpu_and_none_takes_one_without():
-    on_gpu = Machine("cuda", 8, 1, 1e9, Workers(gpus_per_classifier=0.5))
-    assert classifier_resources(on_gpu) == on_gpu.actor_resources | {"num_gpus": 0.5}
-    assert "num_gpus" not in classifier_resources(Machine("cpu", 8, 1, 1e9, Workers()))
 
 
 def test_the_summary_keeps_every_seed_with_its_value():

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from ims3_ray.config.sections import Finetune
+from ims3_ray.config.tuning import Finetune
 from ims3_ray.method import keys
 from ims3_ray.method.rng import generator, normal
 from ims3_ray.method.schedule import NUM_TRAIN_TIMESTEPS, grid_index_below, inversion_grid
