@@ -12,13 +12,13 @@ from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.config.settings import Workers
 from ims3_ray.data.images import open_images, open_labelled
 from ims3_ray.errors import InputError
+from ims3_ray.jobs.distill.distillation import Distillation
 from ims3_ray.jobs.distill.recorder import Recorder
-from ims3_ray.jobs.distill.run import Distillation
 from ims3_ray.models.tuned import inspect_adapter
 from ims3_ray.pipeline.prepare import prepare
 from ims3_ray.pipeline.steps import plan
 from ims3_ray.runs.tracking import Tracker
-from ims3_ray.stages.select.features import REAL_KEYS, open_features
+from ims3_ray.stages.select.candidates import REAL_KEYS, open_features
 from ims3_ray.storage.artifacts import open_directory, open_storage
 from ims3_ray.text import SECRETS, redacted, without_credentials
 

@@ -31,7 +31,7 @@ from ims3_ray.models.files import find_weights, read_tensors
 from ims3_ray.models.generator import save_pipeline
 from ims3_ray.models.tuned import check_adapter, inspect_adapter
 from ims3_ray.models.vae import read_vae
-from ims3_ray.stages.select.features import REAL_KEYS, open_features
+from ims3_ray.stages.select.candidates import REAL_KEYS, open_features
 from ims3_ray.storage.artifacts import (
     MANIFEST,
     DamagedError,

@@ -1,13 +1,14 @@
-"""Fanning a stage's parts out over a Ray Data actor pool, each part one Parquet file.
+"""Fanning a stage's parts out over a Ray Data actor pool, each part one Parquet file; and an index of all.
 
-A part is a fixed set of rows, composed by the recipe: one batch of the model. An actor computes a part and
-writes it at once, so memory stays at CALLS_PER_ACTOR parts per actor, a retried part replaces itself with the
-same bytes, and a stage that died goes on with the parts that are missing. While one part has the device,
-another is read or written.
+A part is a fixed set of rows, composed by the recipe: one batch of the model, or a few where images are many.
+An actor computes a part and writes it at once, so memory stays at CALLS_PER_ACTOR parts per actor, a retried
+part replaces itself with the same bytes, and a stage that died goes on with the parts that are missing. While
+one part has the device, another is read or written.
 """
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +21,15 @@ from ims3_ray.models.device import batch_must_fit
 from ims3_ray.progress import bar
 from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import NOTES, Directory
+from ims3_ray.storage.index import keys_of, write_index
 from ims3_ray.storage.tables import Columns, Table
 
 from .machine import Machine
 from .workarounds import quieten
 
 CALLS_PER_ACTOR = 2  # at once, on threads; models.batches.Turn lets one of them compute
+ENOUGH_PARTS = 2048  # for any number of actors to share evenly
+MOST_ROWS = 512  # of a part of several batches, which an actor has in memory
 Build = Callable[..., Callable[[Any], tuple[Columns, dict[str, str]]]]  # of each stage's own payload
 quieten("ray.data")
 
@@ -48,6 +52,17 @@ class Part:
         return {"file": self.file, "payload": json.dumps(self.payload)}
 
 
+def rows_a_part(rows: int, batch_size: int) -> int:
+    """A batch, or several where one each would be thousands of files, which whoever reads them would open."""
+    batches = math.ceil(rows / batch_size)
+    return batch_size * max(1, min(batches // ENOUGH_PARTS, MOST_ROWS // batch_size))
+
+
+def several(part_rows: int, batch_size: int) -> list[str]:
+    """For fingerprints: how many batches a part has, where it is not one."""
+    return [] if part_rows == batch_size else [f"parts of {part_rows // batch_size} batches"]
+
+
 class Worker:
     """The pool's actor: builds the stage's worker once, then turns parts into files."""
 
@@ -68,9 +83,10 @@ class Worker:
             data = tables.to_parquet(columns, self._table)
             self._out.write(file, data)
         except InputError as error:
-            return {"file": [file], "rows": [0], "checksum": [""], "refused": [str(error)]}
+            return {"file": [file], "rows": [0], "checksum": [""], "keys": [b""], "refused": [str(error)]}
         rows, checksum = len(next(iter(columns.values()))), hashlib.sha256(data).hexdigest()
-        return {"file": [file], "rows": [rows], "checksum": [checksum], "refused": [""]}
+        keys = keys_of(columns, self._table)
+        return {"file": [file], "rows": [rows], "checksum": [checksum], "keys": [keys], "refused": [""]}
 
     def _refuse_not_finite(self, columns: Columns) -> None:
         if odd := tables.not_finite(columns):
@@ -103,12 +119,14 @@ def fan_out(
     worker = {"build": build, "arguments": arguments, "table": table, "out": out}
     worker["batch_field"] = f"{stage}.batch_size.{machine.device}"
     checksums: dict[str, str] = {}
+    keys: dict[str, bytes] = {}
     with bar(stage, total, "images", done=total - made) as shown:
         for row in _dataset(todo, worker, machine).iter_rows() if todo else ():
             if row["refused"]:
                 raise InputError(row["refused"])
-            checksums[row["file"]] = row["checksum"]
+            checksums[row["file"]], keys[row["file"]] = row["checksum"], row["keys"]
             shown.update(int(row["rows"]))
+    write_index(out, table, keys)
     notes: dict[str, str] = {}
     for name in out.files():
         if name.endswith(NOTES):
@@ -119,22 +137,27 @@ def fan_out(
 def _dataset(parts: list[Part], worker: dict[str, object], machine: Machine) -> ray.data.Dataset:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
+    # all actors at work, which is all that CALLS_PER_ACTOR lets it come to
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     return ray.data.from_items([part.item for part in parts], override_num_blocks=len(parts)).map_batches(
         Worker,
         batch_size=1,
         compute=actor_pool(machine, len(parts)),
         fn_constructor_kwargs=worker,
-        **machine.actor_resources,
+        **machine.pool_resources,
     )
 
 
 def actor_pool(machine: Machine, num_parts: int) -> ActorPoolStrategy:
-    """All actors at once where there is room; as few as the minimum while there is none."""
-    most = min(machine.actors, num_parts)
+    """All actors at once where there is room, as few as the minimum while there is none.
+
+    With nodes that come later the pool grows, unless `workers.actors` says how many there are.
+    """
+    first = min(machine.actors, num_parts)
     return ActorPoolStrategy(
-        min_size=min(machine.min_actors, most),
-        max_size=most,
-        initial_size=most,
+        min_size=min(machine.min_actors, first),
+        max_size=first if machine.workers.actors else num_parts,
+        initial_size=first,
         max_concurrent_calls_per_actor=CALLS_PER_ACTOR,
         max_tasks_in_flight_per_actor=CALLS_PER_ACTOR,  # a part waits in the queue, not for one actor
         enable_true_multi_threading=True,

@@ -15,6 +15,7 @@ from ims3_ray.config.base import DeviceKind
 from ims3_ray.config.settings import Workers
 from ims3_ray.errors import InputError
 
+from . import warm
 from .workarounds import CPUS_PER_ACTOR, ENVIRONMENT, quieten
 
 MEMORY_PER_ACTOR = 1.2e9  # bytes: a worker process with torch and a small model
@@ -39,6 +40,7 @@ class Machine:
     memory: float  # bytes
     workers: Workers
     runs_at_once: int = 1  # that train classifiers side by side: a sweep's trials
+    cpus_apart: int = 0  # of `cpus`, those of nodes without GPUs, where Ray puts what needs none
 
     @property
     def on_gpus(self) -> bool:
@@ -66,7 +68,7 @@ class Machine:
 
     @property
     def shards(self) -> int:
-        return self.workers.shards or max(MIN_SHARDS, self.cpus)
+        return self.workers.shards or max(MIN_SHARDS, self.cpus_apart or self.cpus)
 
     @property
     def trials(self) -> int:
@@ -95,6 +97,11 @@ class Machine:
         """What each actor reserves, as Ray's options."""
         return {"num_cpus": CPUS_PER_ACTOR} | ({"num_gpus": 1} if self.on_gpus else {})
 
+    @property
+    def pool_resources(self) -> dict[str, Any]:
+        """What each actor of a pool reserves: memory too, since the pool grows as far as there is room."""
+        return self.actor_resources | {"memory": MEMORY_PER_ACTOR}
+
     def classifier_share(self, trainings: int) -> float:
         """Of a GPU, for each of so many trainings: a whole one as long as there are as many as trainings.
 
@@ -115,7 +122,10 @@ def connect() -> None:
     for name, value in (ENVIRONMENT | {"RAY_USAGE_STATS_ENABLED": "0"}).items():
         os.environ.setdefault(name, value)
     quieten("ray")
-    options: dict[str, Any] = {} if has_address() else {"address": "local", "dashboard_host": "127.0.0.1"}
+    options: dict[str, Any] = {}
+    if not has_address():
+        forked = {"py_executable": warm.start()}
+        options = {"address": "local", "dashboard_host": "127.0.0.1", "runtime_env": forked}
     # Nothing that workers print reaches the driver: their errors travel as exceptions, their figures as
     # metrics.
     try:
@@ -137,10 +147,11 @@ def find_machine(workers: Workers, *, wait: bool = True) -> Machine:
     if ray.is_initialized():
         total = ray.cluster_resources()
         cpus, gpus, memory = int(total.get("CPU", 1)), int(total.get("GPU", 0)), total.get("memory", 4e9)
+        apart = _cpus_without_gpus()
     else:  # before anything is started, as for --dry-run
         import torch
 
-        cpus, gpus = os.cpu_count() or 1, torch.cuda.device_count()
+        cpus, gpus, apart = os.cpu_count() or 1, torch.cuda.device_count(), 0
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 0.7
     gpus = gpus if wait else max(gpus, workers.gpus or 0)
     if workers.device == "cuda" and not gpus:
@@ -148,7 +159,12 @@ def find_machine(workers: Workers, *, wait: bool = True) -> Machine:
             "workers.device: cuda asked for, but Ray sees no GPU; use workers.device=cpu or a node with one"
         )
     device = ("cuda" if gpus else "cpu") if workers.device == "auto" else workers.device
-    return Machine(device, max(1, cpus), gpus, memory, workers)
+    return Machine(device, max(1, cpus), gpus, memory, workers, cpus_apart=apart)
+
+
+def _cpus_without_gpus() -> int:
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return int(sum(has.get("CPU", 0) for has in alive if not has.get("GPU")))
 
 
 def wait_for_gpus(number: int, wait_s: float) -> None:
@@ -170,6 +186,11 @@ def wait_for_gpus(number: int, wait_s: float) -> None:
         ) from error
     finally:
         remove_placement_group(group)
+
+
+def starts_its_own() -> bool:
+    """Whether `connect` would start a cluster on this machine."""
+    return not ray.is_initialized() and not has_address()
 
 
 def has_address() -> bool:

@@ -171,7 +171,7 @@ def list_images(directory: Directory, classes: Sequence[str]) -> ImageSet:
     entries, label_of = manifest.get("images", []), {name: label for label, name in enumerate(classes)}
     paths, ids = (tuple(str(entry[key]) for entry in entries) for key in ("path", "sha256"))
     labels = np.array([label_of[str(entry["class"])] for entry in entries], np.int64)
-    return ImageSet(directory, tuple(classes), paths, labels, ids)
+    return ImageSet(directory, tuple(classes), paths, labels, ids, packed=PARQUET)
 
 
 class DistilledSet(Dataset):

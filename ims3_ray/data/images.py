@@ -33,6 +33,7 @@ class ImageSet:
     ids: tuple[str, ...]  # content hash
     bad: dict[str, str] = field(default_factory=dict)  # path → why it was skipped
     unpacked_from: str | None = None  # the place of the rows, where the directory was unpacked from such
+    packed: str | None = None  # a Parquet file of the directory that has the same images, in this order
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -67,7 +68,7 @@ class ImageSet:
     def rows(self, kept: np.ndarray) -> "ImageSet":
         """The set of these rows alone."""
         paths, ids = (tuple(column[row] for row in kept) for column in (self.paths, self.ids))
-        return replace(self, paths=paths, ids=ids, labels=self.labels[kept])
+        return replace(self, paths=paths, ids=ids, labels=self.labels[kept], packed=None)
 
     def split(self, share: float) -> tuple["ImageSet", "ImageSet"]:
         """(kept, held out): at least one image of every class is held out, the same for every seed of a run.

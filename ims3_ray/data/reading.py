@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ims3_ray.storage.ahead import ahead
-from ims3_ray.storage.artifacts import Directory, fingerprint
+from ims3_ray.storage.artifacts import Directory, fingerprint, row_groups
 from ims3_ray.storage.local_rows import LocalRows, open_rows
 from ims3_ray.storage.tables import Columns
 
@@ -96,7 +96,23 @@ class LocalPixels:
         return open_rows(self.key, self._parts, pixels_bytes(len(self.images), self.image_size))
 
     def _parts(self) -> Iterator[Columns]:
+        if self.images.packed:
+            yield from self._unpacked(self.images.directory, self.images.packed)
+            return
         read = BatchReader(self.images.directory, self.image_size, self.scale)
         batches = payloads(self.images, range(len(self.images)), READ_ROWS)
         for pixels, known, _ in ahead(read, batches, READ_AHEAD):
             yield {"pixels": pixels, "label": known["label"]}
+
+    def _unpacked(self, directory: Directory, name: str) -> Iterator[Columns]:
+        """From Parquet, a row group at a time: a few requests where the images' own files are thousands."""
+
+        def scaled(image: dict[str, bytes]) -> np.ndarray:
+            return self.scale(decode(image["bytes"]), self.image_size)
+
+        start = 0
+        with ThreadPoolExecutor(READERS) as threads:
+            for images in row_groups(directory, name, "image"):
+                pixels, stop = np.stack(list(threads.map(scaled, images))), start + len(images)
+                yield {"pixels": pixels, "label": self.images.labels[start:stop]}
+                start = stop

@@ -1,8 +1,9 @@
 """The document of an evaluation, the names of its sets, and the figures that a run is sorted by."""
 
-from typing import NotRequired, TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
-from ims3_ray.method.coverage import Values
+if TYPE_CHECKING:
+    from ims3_ray.method.coverage import Values
 
 CURVE = "distilled_accuracy"  # the metric, by step, of the distilled set while its classifiers train
 # Every set that stands beside those that are scored: its name in a line, and as a title. In a table's order.
@@ -46,7 +47,7 @@ class Evaluation(TypedDict):
     protocol: str
     split: str
     sets: dict[str, SetFigures]
-    coverage: dict[str, Values]
+    coverage: "dict[str, Values]"
     networks: NotRequired[dict[str, dict[str, SetFigures]]]
 
 

@@ -17,7 +17,7 @@ from ims3_ray.cluster.machine import connect, find_machine
 from ims3_ray.config.load import load_settings, parse_overrides
 from ims3_ray.config.settings import Selecting
 from ims3_ray.errors import InputError
-from ims3_ray.stages.select.features import open_candidates
+from ims3_ray.stages.select.candidates import open_candidates
 from ims3_ray.storage.artifacts import open_directory
 
 if TYPE_CHECKING:

@@ -227,6 +227,8 @@ def _supported(wanted: Numerics, machine: Machine) -> tuple[Numerics, list[str]]
         return wanted, []
     if not ray.is_initialized():  # a dry run: what this machine can do stands for what a cluster can
         return supported(wanted) if machine.device == "cpu" or torch.cuda.is_available() else (wanted, [])
+    if machine.device == "cuda" and not ray.cluster_resources().get("GPU"):  # those to come are not asked for
+        return wanted, []
     return ray.get(ray.remote(**machine.actor_resources, **ANYWHERE)(supported).remote(wanted))
 
 

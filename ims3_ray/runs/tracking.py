@@ -190,6 +190,7 @@ class Tracker:
         def finish() -> None:
             if not self.is_finished:
                 self._client.set_terminated(self._run, status, at)
+                self.is_finished = status == "FINISHED"
 
         self._do(finish)
         if self._waiting and patient:

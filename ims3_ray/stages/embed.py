@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from ims3_ray.cluster.fan_out import Part, fan_out
+from ims3_ray.cluster.fan_out import Part, fan_out, rows_a_part, several
 from ims3_ray.cluster.machine import Machine
 from ims3_ray.config.sections import Embed
 from ims3_ray.config.settings import Evaluating
@@ -83,7 +83,8 @@ def embed_images(
     Raises InputError, with `name`, where more files turn out to be unreadable than the configuration allows.
     """
     place, size = [images.directory.uri, images.fingerprint], config.embed.batch_size.on(machine.device)
-    key = fingerprint([AUDIT_VERSION, *place, extractor_hash, image_size, size, machine.device])
+    parts = several(rows_a_part(len(images), size), size)
+    key = fingerprint([AUDIT_VERSION, *place, extractor_hash, image_size, size, machine.device, *parts])
     out = storage / NOUN / key
     details = _fan_out(HashingEmbedder, images, config.embed, image_size, out, machine)
     bad = images.bad | details["notes"]
@@ -102,7 +103,8 @@ def _fan_out(
     machine: Machine,
 ) -> dict[str, Any]:
     size = settings.batch_size.on(machine.device)
-    parts = [Part(i, len(p["paths"]), p) for i, p in enumerate(payloads(images, range(len(images)), size))]
+    rows = rows_a_part(len(images), size)
+    parts = [Part(i, len(p["paths"]), p) for i, p in enumerate(payloads(images, range(len(images)), rows))]
     arguments = {
         "images": images.directory,
         "extractor": settings.extractor,
@@ -118,14 +120,18 @@ def _depends(context: Context) -> object:
     inputs, settings = context.inputs, context.values_of(context.config.embed)
     if ":" not in context.config.embed.extractor:  # a path: its content counts, not how it is written
         del settings["extractor"]
-    return [inputs["images"], settings, inputs["extractor"], context.info.image_size, context.machine.device]
+    parts = several(_part_rows(context), context.batch_size(context.config.embed))
+    seen = [context.info.image_size, context.machine.device, *parts]
+    return [inputs["images"], settings, inputs["extractor"], *seen]
+
+
+def _part_rows(context: Context) -> int:
+    return rows_a_part(len(context.images["train"]), context.batch_size(context.config.embed))
 
 
 def _cost(context: Context, forward: Forward) -> Cost:
     rows, row = len(context.images["train"]), 4.0 * forward.feature_dim
-    held = parts_bytes(
-        context.batch_size(context.config.embed), pixel_bytes(1, context.info.image_size) + row
-    )
+    held = parts_bytes(_part_rows(context), pixel_bytes(1, context.info.image_size) + row)
     return Cost(rows, forward.embed, rows * row, held, rows * KEY_BYTES)
 
 
@@ -136,5 +142,5 @@ STAGE = Stage(
     run=run,
     depends=_depends,
     cost=_cost,
-    use=lambda context: pool_use(context, context.config.embed, len(context.images["train"])),
+    use=lambda context: pool_use(context, len(context.images["train"]), _part_rows(context)),
 )

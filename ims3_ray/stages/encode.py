@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ims3_ray.cluster.fan_out import Part, fan_out
+from ims3_ray.cluster.fan_out import Part, fan_out, rows_a_part, several
 from ims3_ray.config.sections import Model
 from ims3_ray.data.images import check_bad
 from ims3_ray.data.reading import BatchReader, Payload, payloads
@@ -26,7 +26,7 @@ def run(context: Context, out: Directory) -> dict[str, Any]:
     """A seeded subset of `encode.images_per_class` a class. InputError beyond `data.max_bad_fraction`."""
     config, train = context.config, context.images["train"]
     rows = train.subset(config.encode.images_per_class, "encode", config.seed)
-    size = context.batch_size(config.encode)
+    size = part_rows(context)
     parts = [Part(i, len(p["paths"]), p) for i, p in enumerate(payloads(train, rows.tolist(), size))]
     details = fan_out(
         Encoder,
@@ -40,6 +40,11 @@ def run(context: Context, out: Directory) -> dict[str, Any]:
     bad = train.bad | details.pop("notes")
     check_bad("data.train", train.place, bad, len(train) + len(train.bad), config.data.max_bad_fraction)
     return details | {"bad_images": bad}
+
+
+def part_rows(context: Context) -> int:
+    """Images of a part of the latents, and of the inversions."""
+    return rows_a_part(context.num_tuned, context.batch_size(context.config.encode))
 
 
 def encoder_arguments(context: Context) -> dict[str, Any]:
@@ -84,14 +89,15 @@ def _depends(context: Context) -> object:
     config, generator = context.config, context.generator_values()
     seed = config.seed if config.encode.images_per_class else None
     images = [context.inputs["images"], config.data.mirror, seed]
-    return [images, context.values_of(config.encode), generator["model"], generator["device"]]
+    parts = several(part_rows(context), context.batch_size(config.encode))
+    return [images, context.values_of(config.encode), generator["model"], generator["device"], *parts]
 
 
 def _cost(context: Context, forward: Forward) -> Cost:
     rows, views = context.num_tuned, context.num_views
     disk = rows * views * 2 * latent_bytes(context)
     pixels = pixel_bytes(1, context.info.image_size)
-    parts = parts_bytes(context.batch_size(context.config.encode), pixels + disk / rows)
+    parts = parts_bytes(part_rows(context), pixels + disk / rows)
     return Cost(rows, views * forward.encode, disk, generator_bytes(context) + parts, rows * KEY_BYTES)
 
 
@@ -105,5 +111,5 @@ STAGE = Stage(
     run=run,
     depends=_depends,
     cost=_cost,
-    use=lambda context: pool_use(context, context.config.encode, context.num_tuned),
+    use=lambda context: pool_use(context, context.num_tuned, part_rows(context)),
 )

@@ -12,21 +12,23 @@ from ims3_ray.models.batches import in_batches
 from ims3_ray.models.device import prepare_device
 from ims3_ray.models.tuned import TunedModel
 from ims3_ray.storage import tables
-from ims3_ray.storage.artifacts import Directory, part_metadata, part_names, read_part
+from ims3_ray.storage.artifacts import Directory, read_part
+from ims3_ray.storage.index import read_index
 from ims3_ray.storage.tables import Columns
 
 from .context import Context
 from .contract import Stage
 from .costs import Cost, Forward, generator_bytes, latent_bytes, parts_bytes
+from .encode import part_rows
 from .use import pool_use
 
 
 def run(context: Context, out: Directory, latents: Directory) -> dict[str, Any]:
     """Part by part of the latents, trajectories at the S grid points, of images and their mirror images."""
     config = context.config
-    parts = [
-        Part(i, part_metadata(latents, name).num_rows, name) for i, name in enumerate(part_names(latents))
-    ]
+    index = read_index(latents, tables.LATENTS, ["label"])
+    rows = np.bincount(index.file, minlength=len(index.files)).tolist()
+    parts = [Part(i, *part) for i, part in enumerate(zip(rows, index.files, strict=True))]
     details = fan_out(
         Inverter,
         inverter_arguments(context, latents),
@@ -99,7 +101,7 @@ def _cost(context: Context, forward: Forward) -> Cost:
     grid = inversion_grid(settings.points)
     passes = views * (len(refined(grid, settings.substeps)) - 1)
     disk = rows * views * settings.points * latent_bytes(context)
-    parts = parts_bytes(context.batch_size(context.config.encode), disk / rows)
+    parts = parts_bytes(part_rows(context), disk / rows)
     return Cost(rows, passes * forward.dit, disk, generator_bytes(context) + parts)
 
 
@@ -119,5 +121,5 @@ STAGE = Stage(
     run=run,
     depends=_depends,
     cost=_cost,
-    use=lambda context: pool_use(context, context.config.encode, context.num_tuned),  # a part of the latents
+    use=lambda context: pool_use(context, context.num_tuned, part_rows(context)),
 )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ims3_ray.config.tuning import PAPER_BATCH
 
-from .context import Batched, Context
+from .context import Context
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,14 @@ def no_gpu(context: Context) -> Use:  # noqa: ARG001
     return Use(0)
 
 
-def pool_use(context: Context, section: Batched, rows: int, a_part: int | None = None) -> Use:
-    """Of an actor pool: an actor a device, as far as there are parts of `a_part` rows, else of a batch."""
-    machine, size = context.machine, a_part or context.batch_size(section)
-    parts = math.ceil(rows / size)
+def pool_use(context: Context, rows: int, a_part: int) -> Use:
+    """Of an actor pool: an actor a device, as far as there are parts of `a_part` rows."""
+    machine = context.machine
+    parts = math.ceil(rows / a_part)
     workers = min(machine.actors, parts)
     if not machine.on_gpus or workers >= machine.gpus:
         return _on_devices(context, workers)
-    by_parts = f"{parts} {'part' if parts == 1 else 'parts'} of {size} images"
+    by_parts = f"{parts} {'part' if parts == 1 else 'parts'} of {a_part} images"
     return _on_devices(context, workers, by_parts if workers == parts else f"workers.actors={machine.actors}")
 
 

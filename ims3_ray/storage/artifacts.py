@@ -7,12 +7,14 @@ its size and checksum: sizes are compared whenever an artefact is read as comple
 must not give a smaller result; checksums by `jobs/runs.py --verify`.
 """
 
+import functools
 import hashlib
+import itertools
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NotRequired, TypedDict, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -253,20 +255,31 @@ def read_part(
         ) from error
 
 
-def part_metadata(directory: Directory, name: str) -> pq.FileMetaData:
-    """Of a part, from its last bytes alone."""
+def unpacked_bytes(directory: Directory, name: str) -> int:
+    """About how many bytes a part's rows take in memory; its last bytes alone are read."""
 
     def read() -> pq.FileMetaData:
         with directory.filesystem.open_input_file(f"{directory.path}/{name}") as stream:
             return pq.read_metadata(stream)
 
-    return directory.patiently(read)
-
-
-def unpacked_bytes(directory: Directory, name: str) -> int:
-    """About how many bytes a part's rows take in memory."""
-    metadata = part_metadata(directory, name)
+    metadata = directory.patiently(read)
     return sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+
+
+def row_groups(directory: Directory, name: str, column: str) -> Iterator[list[Any]]:
+    """A column of a Parquet file as Python's values, a row group at a time."""
+
+    def read(group: int) -> list[Any]:
+        with directory.filesystem.open_input_file(f"{directory.path}/{name}") as stream:
+            file = pq.ParquetFile(stream)
+            if group == file.num_row_groups:
+                return []
+            return file.read_row_group(group, columns=[column])[column].to_pylist()
+
+    for group in itertools.count():
+        if not (rows := directory.patiently(functools.partial(read, group))):
+            return
+        yield rows
 
 
 def read_rows(directory: Directory, table: tables.Table, columns: list[str] | None = None) -> tables.Columns:

@@ -1,15 +1,24 @@
-"""An artefact's rows by their keys: these are read first, and what else of a row only where it is needed."""
+"""An artefact's rows by their keys: these are read first, and what else of a row only where it is needed.
 
-from collections.abc import Iterator, Sequence
+The keys of all rows lie in a file of their own beside the parts, `index.arrow`, written when the last part is
+there: one request to an object store, where the parts' would be several for each of thousands.
+"""
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
+from pyarrow import feather
 
 from .ahead import ahead
-from .artifacts import Directory, part_names, read_part
-from .tables import Columns, Table, concatenate
+from .artifacts import Directory, part_names, read_manifest, read_part
+from .tables import Columns, Table, concatenate, from_arrow, to_arrow
 
+INDEX = "index.arrow"
+FILE = "file"  # its column that says in which part a row lies
 READERS = 16  # parts whose keys are read at a time
 
 
@@ -53,11 +62,69 @@ class Index:
             yield order[start:stop], read_part(self.directory, name, self.table, columns)
 
 
+def joined(parts: Sequence[Index]) -> Index:
+    """The rows of several, of the same artefact, one after another."""
+    files = sorted({name for part in parts for name in part.files})
+    place = {name: i for i, name in enumerate(files)}
+    file = [np.array([place[name] for name in part.files], np.int32)[part.file] for part in parts]
+    keys = concatenate(part.keys for part in parts)
+    row = np.concatenate([part.row for part in parts])
+    return Index(parts[0].directory, parts[0].table, tuple(files), keys, np.concatenate(file), row)
+
+
 def read_index(directory: Directory, table: Table, keys: Sequence[str]) -> Index:
     """The index of all rows, in the order of the parts, by the columns `keys`."""
     files = part_names(directory)
-    parts = list(ahead(lambda name: read_part(directory, name, table, keys), files, READERS))
-    counts = [len(part[keys[0]]) for part in parts]
-    file = np.repeat(np.arange(len(files), dtype=np.int32), counts)
+    if stored := stored_keys(directory, keys):
+        names = stored[FILE].combine_chunks()
+        place = {name: i for i, name in enumerate(files)}
+        known = np.array([place[name] for name in names.dictionary.to_pylist()], np.int32)
+        file = known[names.indices.to_numpy()]
+        counts = np.bincount(file, minlength=len(files))
+        rows = from_arrow(stored, {name: table[name] for name in keys})
+    else:  # of a release that wrote none
+        parts = list(ahead(lambda name: read_part(directory, name, table, keys), files, READERS))
+        counts = np.array([len(part[keys[0]]) for part in parts])
+        file = np.repeat(np.arange(len(files), dtype=np.int32), counts)
+        rows = concatenate(parts)
     row = np.concatenate([np.arange(count, dtype=np.int32) for count in counts])
-    return Index(directory, table, tuple(files), concatenate(parts), file, row)
+    return Index(directory, table, tuple(files), rows, file, row)
+
+
+def stored_keys(directory: Directory, keys: Sequence[str]) -> pa.Table | None:
+    """Of a complete artefact the columns `keys` of all rows, and FILE; None where it has no index."""
+    manifest = read_manifest(directory)
+    if not manifest or INDEX not in manifest["files"]:
+        return None
+    return feather.read_table(pa.BufferReader(directory.read(INDEX)), columns=[*keys, FILE])
+
+
+def keys_of(columns: Columns, table: Table) -> bytes:
+    """Of a part's columns those that are keys, plain values a row, as they travel."""
+    keys = _keys(table)
+    return _packed(to_arrow({name: columns[name] for name in keys}, keys))
+
+
+def write_index(out: Directory, table: Table, known: Mapping[str, bytes]) -> None:
+    """Write INDEX for the parts in `out`; of some their `keys_of` is known, the others' are read."""
+    names, keys = part_names(out), _keys(table)
+    others = [name for name in names if name not in known]
+    read = ahead(lambda name: keys_of(read_part(out, name, table, list(keys)), table), others, READERS)
+    packed = {**known, **dict(zip(others, read, strict=True))}
+    parts = []
+    for name in names:
+        part = feather.read_table(pa.BufferReader(packed[name]))
+        file = pa.DictionaryArray.from_arrays(np.zeros(len(part), np.int32), [name])
+        parts.append(part.append_column(FILE, file))
+    out.write(INDEX, _packed(pa.concat_tables(parts).unify_dictionaries().combine_chunks()))
+
+
+def _keys(table: Table) -> Table:
+    """Plain values, but for encoded images."""
+    return {name: column for name, column in table.items() if not column.shape and column.dtype != "bytes"}
+
+
+def _packed(rows: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    feather.write_feather(rows, sink, compression="zstd")
+    return sink.getvalue()

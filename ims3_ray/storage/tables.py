@@ -69,7 +69,7 @@ REFINED: Table = {
 def to_parquet(columns: Columns, table: Table) -> bytes:
     """The rows as a Parquet file in memory, checked against `table`."""
     sink = io.BytesIO()
-    pq.write_table(_to_arrow(columns, table), sink, compression="zstd")
+    pq.write_table(to_arrow(columns, table), sink, compression="zstd")
     return sink.getvalue()
 
 
@@ -81,8 +81,13 @@ def from_parquet(source: pa.NativeFile, table: Table, columns: Sequence[str] | N
         raise ValueError(
             f"columns {', '.join(missing)} are missing; the file holds {', '.join(read.column_names)}"
         )
-    rows = {name: _to_numpy(read[name].combine_chunks(), table[name]) for name in names}
-    check(rows, {name: table[name] for name in names})
+    return from_arrow(read, {name: table[name] for name in names})
+
+
+def from_arrow(read: pa.Table, table: Table) -> Columns:
+    """The rows of `table`'s columns, checked against it."""
+    rows = {name: _to_numpy(read[name].combine_chunks(), column) for name, column in table.items()}
+    check(rows, table)
     return rows
 
 
@@ -116,7 +121,8 @@ def check(columns: Columns, table: Table) -> None:
             assert values.dtype == np.dtype(column.dtype), f"{name}: {values.dtype}, not {column.dtype}"
 
 
-def _to_arrow(columns: Columns, table: Table) -> pa.Table:
+def to_arrow(columns: Columns, table: Table) -> pa.Table:
+    """The rows, checked against `table`."""
     check(columns, table)
     arrays = {}
     for name, column in table.items():

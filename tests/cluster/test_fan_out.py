@@ -1,6 +1,7 @@
 """Parts over an actor pool: bounded memory, overlapping calls, what is missing is made."""
 
 import resource
+import subprocess
 import sys
 import threading
 
@@ -8,13 +9,15 @@ import numpy as np
 import pytest
 import ray
 import torch
+from processes import ROOT, environment
 
-from ims3_ray.cluster.fan_out import Part, Worker, actor_pool, fan_out
+from ims3_ray.cluster.fan_out import ENOUGH_PARTS, Part, Worker, actor_pool, fan_out, rows_a_part
 from ims3_ray.cluster.machine import Machine, find_machine
 from ims3_ray.config.settings import Workers
 from ims3_ray.models import batches
 from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import open_directory
+from ims3_ray.storage.index import INDEX
 from ims3_ray.storage.tables import Column
 
 DIM = 512
@@ -121,7 +124,25 @@ def test_only_missing_parts_are_made(ray_cluster, tmp_path):
     _, second = run(Heavy, parts, tmp_path)
     assert (first["rows_made"], second["rows_made"]) == (12, 4)
     changed = {name for name, info in out.files().items() if before.get(name) != info.mtime_ns}
-    assert changed == {parts[1].file, parts[1].file + ".notes.json"}
+    assert changed == {parts[1].file, parts[1].file + ".notes.json", INDEX}
+
+
+@pytest.mark.parametrize(("rows", "parts"), [(1_000, 16), (100_000, 1563), (1_281_167, 2503)])
+def test_files_are_a_batch_each_until_they_would_be_thousands(rows, parts):
+    of_part = rows_a_part(rows, 64)
+    assert of_part % 64 == 0
+    assert -(-rows // of_part) == parts
+    assert of_part == 64 or parts >= ENOUGH_PARTS
+
+
+def test_an_index_of_all_rows_lies_beside_the_parts_whoever_made_them(ray_cluster, tmp_path):
+    parts = [Part(i, 4, {"rows": 4, "seed": i}) for i in range(3)]
+    out, _ = run(Heavy, parts, tmp_path)
+    whole = out.read(INDEX)
+    for name in (INDEX, parts[1].file):
+        (out / name).delete()
+    run(Heavy, parts, tmp_path)
+    assert out.read(INDEX) == whole
 
 
 @pytest.mark.parametrize(
@@ -148,3 +169,11 @@ def test_values_that_are_not_finite_are_refused_and_never_written(tmp_path):
     answer = worker({"file": ["part-00000.parquet"], "payload": ["2"]})
     assert answer["refused"] == [""]
     assert answer["checksum"] == [out.sha256("part-00000.parquet")]
+
+
+@pytest.mark.slow
+def test_a_pool_grows_with_a_node_that_joins_while_it_works(tmp_path):
+    script = ROOT / "tests" / "support" / "growing.py"
+    words = [sys.executable, script, tmp_path / "out"]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.stdout.splitlines()[-1:] == ["actors 2"], done.stderr[-2000:]

@@ -13,14 +13,14 @@ from ims3_ray.stages.use import Use, classifiers_use, pool_use, training_use
 ROWS = 1000
 
 
-def context(gpus=8, fields=(), **workers):
-    config = load_config("digits-paper", dict(fields) | {"encode.batch_size": {"cpu": 10, "cuda": 10}})
+def context(gpus=8, fields=None, **workers):
+    config = load_config("digits-paper", fields or {})
     machine = Machine("cuda" if gpus else "cpu", 64, gpus, 64e9, Workers(**workers))
-    return SimpleNamespace(config=config, machine=machine, batch_size=lambda of: of.batch_size.cuda)
+    return SimpleNamespace(config=config, machine=machine)
 
 
 def encoding(given, rows=ROWS):
-    return pool_use(given, given.config.encode, rows)
+    return pool_use(given, rows, a_part=10)
 
 
 def test_a_pool_holds_every_gpu_as_long_as_there_are_parts_for_it():

@@ -5,7 +5,7 @@ import pytest
 
 from ims3_ray.storage import artifacts, index
 from ims3_ray.storage.artifacts import DamagedError, complete, open_directory
-from ims3_ray.storage.index import read_index
+from ims3_ray.storage.index import INDEX, keys_of, read_index, write_index
 from ims3_ray.storage.tables import FEATURES, to_parquet
 
 
@@ -48,3 +48,37 @@ def test_a_part_that_is_lost_makes_no_shorter_index(features):
     (features / "part-00001.parquet").delete()
     with pytest.raises(DamagedError, match="part-00001"):
         read_index(features, FEATURES, ["label"])
+
+
+@pytest.fixture
+def indexed(features):
+    """The same with an index, of which the keys of one part were known."""
+    known = "part-00001.parquet"
+    (features / "manifest.json").delete()
+    write_index(
+        features, FEATURES, {known: keys_of(artifacts.read_part(features, known, FEATURES), FEATURES)}
+    )
+    complete(features, {"rows": 12})
+    return features
+
+
+def test_an_index_beside_the_parts_says_what_they_say_and_is_read_alone(indexed, monkeypatch):
+    whole = artifacts.read_rows(indexed, FEATURES)
+    monkeypatch.setattr(index, "read_part", lambda *_: pytest.fail("a part was read"))
+    found = read_index(indexed, FEATURES, ["label", "image_id"])
+    assert all(np.array_equal(found.keys[name], whole[name]) for name in ("label", "image_id"))
+    monkeypatch.undo()
+    assert np.array_equal(found.read("feature"), whole["feature"])
+
+
+def test_an_index_has_the_same_bytes_whichever_parts_were_known(indexed):
+    before = indexed.read(INDEX)
+    (indexed / "manifest.json").delete()
+    write_index(indexed, FEATURES, {})
+    assert indexed.read(INDEX) == before
+
+
+def test_an_index_that_is_lost_counts_as_damage(indexed):
+    (indexed / INDEX).delete()
+    with pytest.raises(DamagedError, match=INDEX):
+        read_index(indexed, FEATURES, ["label"])

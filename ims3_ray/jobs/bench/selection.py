@@ -26,7 +26,7 @@ from ims3_ray.method.s3.proof.branch_and_bound import branch_and_bound
 from ims3_ray.method.s3.rounds import Joined, select, solve
 from ims3_ray.method.s3.shard import Shard
 from ims3_ray.method.s3.walk import walk
-from ims3_ray.stages.select.features import open_candidates
+from ims3_ray.stages.select.candidates import open_candidates
 from ims3_ray.stages.select.pool import ClassRange, ShardPool, Source, of_groups
 from ims3_ray.stages.select.solve import run_tasks
 from ims3_ray.storage.artifacts import Directory, open_directory

@@ -11,18 +11,15 @@ run has come.
 
 import argparse
 import json
-from typing import TYPE_CHECKING
 
 import yaml
 
-from ims3_ray.cluster.machine import connect, find_machine, has_address, refuse_impossible
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.config.settings import Config
 from ims3_ray.errors import InputError
-from ims3_ray.evaluation.table import evaluation_lines
 
-if TYPE_CHECKING:
-    from .run import Distillation
+from .distillation import Distillation, summary_lines
+from .found import find_complete
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +38,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.recipe, parse_overrides(arguments.overrides))
-    refuse_impossible(config.workers)
     if arguments.dry_run and arguments.status:
         raise InputError("--dry-run, --status: are two answers; ask for one")
     if arguments.dry_run:
@@ -52,34 +48,30 @@ def run(arguments: argparse.Namespace) -> None:
         status = read_status(config)
         print(json.dumps(status, indent=1) if arguments.json else "\n".join(status_lines(status)))
     else:
-        from .run import run as distil  # heavy, not needed to refuse bad input
-
-        distillation = distil(config)
+        distillation = find_complete(config) or _distil(config)
         print("", *summary_lines(config, distillation), sep="\n")
 
 
-def summary_lines(config: Config, distillation: "Distillation") -> list[str]:
-    """The short table at the end of a run, and where everything is."""
-    lines = [*evaluation_lines(distillation.evaluation), ""] if distillation.evaluation else []
-    lines.append(f"  {'stage':<10}{'rows':>8} {'unit':<12}{'seconds':>9}{'rows/s':>10}")
-    for stage in distillation.stages:
-        work = f"{stage['rows']:>8} {stage['unit']:<12}{stage['seconds']:>9.1f}{stage['rate']:>10.2f}"
-        lines.append(f"  {stage['name']:<10}{work}{'' if stage['ran'] else '  found complete'}")
-    return [
-        *lines,
-        "",
-        f"distilled set  {distillation.distilled}",
-        f"report         {distillation.report}",
-        f"query          python jobs/runs.py storage={config.storage} --where run={distillation.key}",
-    ]
+def _distil(config: Config) -> Distillation:
+    from ims3_ray.cluster import machine, warm  # heavy, not needed to refuse bad input
+
+    if machine.starts_its_own():
+        warm.start()  # while this process imports the same
+
+    from .run import run as distil
+
+    machine.refuse_impossible(config.workers)
+    return distil(config)
 
 
 def _dry_run(config: Config) -> None:
-    from ims3_ray.pipeline.prepare import check_places, idle_lines, prepare  # heavy, as above
+    from ims3_ray.cluster.machine import connect, find_machine, has_address, refuse_impossible  # heavy
+    from ims3_ray.pipeline.prepare import check_places, idle_lines, prepare
     from ims3_ray.pipeline.steps import plan
 
     from .estimate import DRIVER_BYTES, PROCESS_BYTES, estimate_steps
 
+    refuse_impossible(config.workers)
     check_places(config)
     if has_address():
         connect()

@@ -14,15 +14,9 @@ from ims3_ray.runs.journal import Journal, warn_of_other
 from ims3_ray.runs.tags import describe_run, name_metrics, tag_artifacts
 from ims3_ray.runs.tracking import RECIPE_FILE, Tracker
 from ims3_ray.stages.context import Context
-from ims3_ray.storage.artifacts import GpuUse, Summary, fingerprint
+from ims3_ray.storage.artifacts import fingerprint
 
-
-class StageRun(Summary):
-    """A stage of a run, and whether this call ran it."""
-
-    name: str
-    ran: bool
-    gpus: GpuUse | None  # as it was made
+from .distillation import StageRun
 
 
 class Recorder:
@@ -31,9 +25,9 @@ class Recorder:
     def __init__(self, context: Context, steps: Sequence[Step], say: Callable[[str], None]):
         self._context, self._steps, self._say = context, steps, say
         config, self.key = context.config, steps[-1].fingerprint
-        self._name = f"{config.recipe}-{self.key}"
+        self.name = f"{config.recipe}-{self.key}"
         self.stages: list[StageRun] = []
-        folder = context.storage / "runs" / self._name
+        folder = context.storage / "runs" / self.name
         warn_of_other(folder, say)
         self._journal = Journal(folder)
         self._journal.beat()
@@ -43,7 +37,7 @@ class Recorder:
         self._journal.write("run started", key=self.key, recipe=config.recipe, device=device, notes=notes)
         self.tracker = Tracker(context.storage, say)
         tags = describe_run(context) | tag_artifacts(step.artifact for step in steps)
-        self.tracker.start(self.key, self._name, config.results(), tags)
+        self.tracker.start(self.key, self.name, config.results(), tags)
         if any(step.manifest is None for step in steps):
             self.tracker.resume()
         if not self.tracker.is_finished:
@@ -52,7 +46,7 @@ class Recorder:
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
         """Leave signs of life while the block runs, and write how it ended."""
-        with of_run(self._name), self._journal.alive():
+        with of_run(self.name), self._journal.alive():
             try:
                 yield
                 self._write(records.FINISHED)
@@ -111,7 +105,7 @@ class Recorder:
         config = self._context.config
         records.write(
             self._context.storage,
-            f"runs/{self._name}/run.json",
+            f"runs/{self.name}/run.json",
             {step.stage.noun: step.directory.uri for step in self._steps},
             key=self.key,
             state=state,

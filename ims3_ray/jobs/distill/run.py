@@ -1,31 +1,19 @@
 """A whole distillation: prepare, run the stages that are missing, track, and say what came out."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ims3_ray.config.load import load_config
 from ims3_ray.config.settings import Config
-from ims3_ray.evaluation.figures import Evaluation
 from ims3_ray.pipeline.prepare import begin
 from ims3_ray.pipeline.steps import Step, plan, run_step
+from ims3_ray.runs import receipts
 from ims3_ray.runs.tracking import tracking_uri
 
-from .recorder import Recorder, StageRun
-
-
-@dataclass(frozen=True)
-class Distillation:
-    """What a run made. `figures` are the headline metrics, as MLflow has them."""
-
-    key: str
-    distilled: str  # path or URI of the distilled set
-    report: str
-    evaluation: Evaluation | None
-    figures: dict[str, float]
-    stages: list[StageRun]
-    mlflow_run_id: str | None
-    tracking_uri: str = field(repr=False)  # may hold a password
+from .distillation import Distillation
+from .recorder import Recorder
 
 
 def distill(recipe: str = "digits", say: Callable[[str], None] = print, **overrides: Any) -> Distillation:
@@ -44,6 +32,9 @@ def run(config: Config, say: Callable[[str], None] = print) -> Distillation:
     context = replace(context, on_metrics=recorder.hear)
     done: dict[str, Step] = {}  # by noun
     steps = plan(context)  # again: what is complete now stays, for the record names it
+    artifacts = {step.stage.name: step.artifact for step in steps}
+    keep = partial(receipts.write, context.storage, config, recorder.name, artifacts, context.notes)
+    keep(is_finished=False)
     with recorder.recording():
         for planned in steps:
             step = planned.again()
@@ -54,6 +45,7 @@ def run(config: Config, say: Callable[[str], None] = print) -> Distillation:
             recorder.end_stage(step, ran=is_missing)
             done[step.stage.noun] = step
     recorder.log_product(done["distilled"], done["report"])
+    keep(is_finished=recorder.tracker.is_finished)
     scored = done.get("evaluation")
     return Distillation(
         key=recorder.key,

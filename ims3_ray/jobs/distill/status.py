@@ -2,14 +2,18 @@
 
 from typing import Any, TypedDict
 
-from ims3_ray.cluster.machine import find_machine
 from ims3_ray.config.settings import Config
 from ims3_ray.errors import InputError
-from ims3_ray.pipeline.prepare import prepare
-from ims3_ray.pipeline.steps import Step, plan
-from ims3_ray.runs import records
+from ims3_ray.runs import receipts, records
 from ims3_ray.runs.journal import LOG, is_dead, last_sign, read_log
-from ims3_ray.storage.artifacts import Directory
+from ims3_ray.storage.artifacts import (
+    DamagedError,
+    Directory,
+    check_format,
+    open_directory,
+    read_manifest,
+    summary_of,
+)
 
 COMPLETE, BEGUN, MISSING, DAMAGED = "complete", "begun", "missing", "damaged"
 
@@ -27,22 +31,32 @@ class Status(TypedDict):
 
 def read_status(config: Config) -> Status:
     """State of the run and of its stages, and its last event."""
-    context = prepare(config, find_machine(config.workers, wait=False))
-    steps = plan(context)
-    key = steps[-1].fingerprint
-    folder = context.storage / "runs" / f"{config.recipe}-{key}"
+    storage = open_directory(config.storage)
+    receipt = receipts.find(storage, config) if check_format(storage) else None
+    run, steps = (receipt["run"], receipt["steps"]) if receipt else _plan(config)
+    folder = storage / "runs" / run
     sign, log = last_sign(folder), read_log(folder)
     state = _state(folder)
     if state == records.RUNNING and is_dead(folder):
         state = "dead"
     return {
-        "run": key,
+        "run": run.rpartition("-")[2],
         "state": state,
         "seconds_since_alive": sign.age if sign else None,
         "last_event": log[-1] if log else None,
         "log": (folder / LOG).uri,
-        "stages": [_describe(step) for step in steps],
+        "stages": [_describe(storage, name, artifact) for name, artifact in steps],
     }
+
+
+def _plan(config: Config) -> tuple[str, list[tuple[str, str]]]:
+    """The run's name, and by stage where its artefacts belong."""
+    from ims3_ray.cluster.machine import find_machine  # seconds to import
+    from ims3_ray.pipeline.prepare import prepare
+    from ims3_ray.pipeline.steps import plan
+
+    steps = plan(prepare(config, find_machine(config.workers, wait=False)))
+    return f"{config.recipe}-{steps[-1].fingerprint}", [(step.stage.name, step.artifact) for step in steps]
 
 
 def _state(folder: Directory) -> str:
@@ -58,13 +72,14 @@ def _state(folder: Directory) -> str:
         ) from error
 
 
-def _describe(step: Step) -> dict[str, object]:
-    line: dict[str, object] = {"name": step.stage.name, "artifact": step.artifact}
-    if step.manifest:
-        return {**line, "state": COMPLETE, **step.summary}
-    if step.damage:
-        return {**line, "state": DAMAGED, "files": len(step.damage), "damage": dict(step.damage)}
-    files = step.directory.files()
+def _describe(storage: Directory, name: str, artifact: str) -> dict[str, object]:
+    line: dict[str, object] = {"name": name, "artifact": artifact}
+    try:
+        if manifest := read_manifest(storage / artifact):
+            return {**line, "state": COMPLETE, **summary_of(manifest)}
+    except DamagedError as error:
+        return {**line, "state": DAMAGED, "files": len(error.files), "damage": error.files}
+    files = (storage / artifact).files()
     parts = sum(name.endswith(".parquet") for name in files)
     return {**line, "state": BEGUN if files else MISSING, "parts": parts}
 

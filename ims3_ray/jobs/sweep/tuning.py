@@ -12,8 +12,9 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 
-from ims3_ray.evaluation.protocols import protocol
+from ims3_ray.evaluation.protocols import protocol, protocols
 from ims3_ray.stages.context import Context
+from ims3_ray.stages.evaluate.classifiers import clear
 from ims3_ray.storage.artifacts import Directory
 
 from .keeper import KeeperActor
@@ -63,6 +64,8 @@ def run_trials(
         ),
     )
     tuner.fit()
+    scored = protocols(context.config.evaluate.protocol, context.config.evaluate.networks)
+    clear([context.images[scored[0].split]], {rules.image_size for rules in scored}, machine)
     return ray.get(keeper.made.remote())
 
 

@@ -1,6 +1,8 @@
 """Real images in the place of synthetic ones, and how well sets cover real images: class by class, by Ray."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -13,7 +15,7 @@ from ims3_ray.method.coresets import greedy_coverage, herding, k_center, k_medoi
 from ims3_ray.method.coverage import Values, class_coverage, class_mean
 from ims3_ray.progress import bar
 
-from .vectors import Vectors, places_by_class
+from .vectors import Vectors, places_by_class, read_together
 
 # (features (N, D) of a class, count, seed) → rows (count,)
 CORESETS: dict[str, Callable[[np.ndarray, int, int], np.ndarray]] = {
@@ -25,7 +27,10 @@ CORESETS: dict[str, Callable[[np.ndarray, int, int], np.ndarray]] = {
 SEEDED = ("random", "medoids")  # a choice for each seed; the others are one for all
 METRICS = ("coverage", "low_density_coverage", "deciles", "density", "precision", "recall")
 METRICS += ("copy_rate", "nearest", "least_nearest", "vendi", "kid")
-MOST_CLASSES = 256  # whose keys are on their way at once: more than most clusters have CPUs
+MOST_TASKS = 256  # whose keys are on their way at once: more than most clusters have CPUs
+ENOUGH_TASKS = 64  # of several classes, where classes are many: they share files
+MOST_ROWS = 10_000  # real images of a task, whose features are in memory
+Sets = Mapping[str, np.ndarray]
 T = TypeVar("T")
 
 
@@ -40,7 +45,7 @@ def choose_coresets(
         return {}
     rows = _rows_by_class(real, count, classes)
     keys = [(name, seed) for name in names for seed in (seeds if name in SEEDED else seeds[:1])]
-    by_class = _each_class(partial(_choose, keys=keys, count=count), len(rows), ((real.at(r),) for r in rows))
+    by_class = _each_class(partial(_choose, keys=keys, count=count), real, rows)
     coresets = {
         key: np.concatenate([r[of[key]] for r, of in zip(rows, by_class, strict=True)]) for key in keys
     }
@@ -51,7 +56,7 @@ def ceiling(real: Vectors, count: int, neighbours: int, classes: Sequence[str]) 
     """Rows of `real`, `count` a class, that cover as much as a greedy choice of real images can."""
     rows = _rows_by_class(real, count, classes)
     cover = partial(_cover, count=count, k=neighbours)
-    places = _each_class(cover, len(rows), ((real.at(r),) for r in rows))
+    places = _each_class(cover, real, rows)
     return np.concatenate([r[of_class] for r, of_class in zip(rows, places, strict=True)])
 
 
@@ -69,33 +74,36 @@ def measure_all(
                 f"set {name!r}: has no image of class {classes[min(missing)]!r}, whose coverage is asked for"
             )
     of_sets = {name: places_by_class(vectors.labels, len(classes)) for name, vectors in sets.items()}
-    work = (
-        (label, real.at(r), {name: vectors.at(of_sets[name][label]) for name, vectors in sets.items()})
-        for label, r in enumerate(rows)
+    of_class = (
+        {name: vectors.at(of_sets[name][label]) for name, vectors in sets.items()}
+        for label in range(len(rows))
     )
-    by_class = _each_class(partial(_measure, neighbours=neighbours), len(rows), work)
+    by_class = _each_class(partial(_measure, neighbours=neighbours), real, rows, of_class)
     means = {name: class_mean({label: of[name] for label, of in enumerate(by_class)}) for name in sets}
     return {name: {metric: mean[metric] for metric in METRICS} for name, mean in means.items()}
 
 
-def _choose(real: Vectors, keys: list[tuple[str, int]], count: int) -> dict[tuple[str, int], np.ndarray]:
-    x = real.read()
+def _choose(
+    label: int,  # noqa: ARG001
+    x: np.ndarray,
+    sets: Sets,  # noqa: ARG001
+    keys: list[tuple[str, int]],
+    count: int,
+) -> dict[tuple[str, int], np.ndarray]:
     return {(name, seed): CORESETS[name](x, count, seed) for name, seed in keys}
 
 
-def _cover(real: Vectors, count: int, k: int) -> np.ndarray:
-    return greedy_coverage(real.read(), count, k)
+def _cover(label: int, x: np.ndarray, sets: Sets, count: int, k: int) -> np.ndarray:  # noqa: ARG001
+    return greedy_coverage(x, count, k)
 
 
-def _measure(label: int, real: Vectors, sets: dict[str, Vectors], neighbours: int) -> dict[str, Values]:
-    x, vectors = real.read(), {name: of_set.read() for name, of_set in sets.items()}
-
+def _measure(label: int, x: np.ndarray, sets: Sets, neighbours: int) -> dict[str, Values]:
     def of_class(vectors: np.ndarray) -> np.ndarray:
         return np.full(len(vectors), label)
 
     return {
         name: class_coverage(x, of_class(x), y, of_class(y), k=neighbours).per_class[label]
-        for name, y in vectors.items()
+        for name, y in sets.items()
     }
 
 
@@ -111,19 +119,35 @@ def _rows_by_class(real: Vectors, least: int, classes: Sequence[str]) -> list[np
 
 
 def _each_class(
-    function: Callable[..., T], num_classes: int, arguments: Iterable[tuple[object, ...]]
+    function: Callable[[int, np.ndarray, Sets], T],
+    real: Vectors,
+    rows: Sequence[np.ndarray],
+    sets: Iterable[Mapping[str, Vectors]] = itertools.repeat({}),
 ) -> list[T]:
-    """`function(*of_class)` for the `arguments` of every class, as Ray tasks, in their order.
+    """`function(class, its real features, its features in each set)` for every class, as Ray tasks, in order.
 
-    Arguments are made as tasks begin: those of a few classes are in memory.
+    `rows` of `real` are the classes'. A task has a few classes, and opens a file that they share once. Keys
+    are collected as tasks begin, so those of a few are in memory.
     """
+    per_task = max(1, min(MOST_ROWS * len(rows) // len(real.labels), math.ceil(len(rows) / ENOUGH_TASKS)))
 
-    def work(*of_class: object) -> T:  # Ray takes no partial functions
-        return function(*of_class)
+    def work(first: int, of_real: list[Vectors], of_sets: list[Mapping[str, Vectors]]) -> list[T]:
+        x = read_together(of_real)
+        y = {name: read_together([of[name] for of in of_sets]) for name in of_sets[0]}
+        return [
+            function(first + place, x[place], {name: values[place] for name, values in y.items()})
+            for place in range(len(x))
+        ]
+
+    def blocks() -> Iterator[tuple[int, list[Vectors], list[Mapping[str, Vectors]]]]:
+        made = iter(sets)
+        for first in range(0, len(rows), per_task):
+            own = [real.at(of_class) for of_class in rows[first : first + per_task]]
+            yield first, own, list(itertools.islice(made, len(own)))
 
     done: list[T] = []
-    with bar("evaluate", num_classes, "classes") as shown:
-        for of_class in in_order(work, arguments, MOST_CLASSES, CPUS_PER_ACTOR):
-            done.append(of_class)
-            shown.update(1)
+    with bar("evaluate", len(rows), "classes") as shown:
+        for of_classes in in_order(work, blocks(), MOST_TASKS, CPUS_PER_ACTOR):
+            done += of_classes
+            shown.update(len(of_classes))
     return done

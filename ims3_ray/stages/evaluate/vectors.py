@@ -1,10 +1,11 @@
 """Features of a set of images, left in Parquet until a task asks for those of a class."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ims3_ray.storage.index import Index
+from ims3_ray.storage.index import Index, joined
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,12 @@ class Vectors:
     def read(self) -> np.ndarray:
         """(N, D) float32."""
         return self.index.read(self.column)
+
+
+def read_together(parts: Sequence[Vectors]) -> list[np.ndarray]:
+    """What `read` gives of each, all of one column of one artefact: a file that several need is read once."""
+    whole = Vectors(joined([part.index for part in parts]), parts[0].column).read()
+    return np.split(whole, np.cumsum([len(part.index) for part in parts])[:-1])
 
 
 def places_by_class(labels: np.ndarray, num_classes: int) -> list[np.ndarray]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -33,6 +34,34 @@ class Source:
     points: int  # S, of the inversions' grid
     model_labels: list[int]
 
+    @cached_property
+    def parts(self) -> list[str]:
+        """Of both, part by part."""
+        names, held = part_names(self.latents), [directory for directory, _ in _kinds(self)]
+        assert all(part_names(directory) == names for directory in held), "inversions are made part by part"
+        return names
+
+    @cached_property
+    def key(self) -> str:
+        """Of these rows and no others, wherever they were read before."""
+        files = [
+            [held.uri, [[name, info.size, info.mtime_ns] for name, info in held.files().items()]]
+            for held, _ in _kinds(self)
+        ]
+        return fingerprint([files, self.mirror])
+
+    @cached_property
+    def size(self) -> float:
+        """About how many bytes the rows take on a disk."""
+        of_first = sum(unpacked_bytes(directory, self.parts[0]) for directory, _ in _kinds(self))
+        return of_first * len(self.parts)
+
+    def ask(self) -> None:
+        """Ask the storage what it holds; a worker that is sent this one then has no need to."""
+        assert self.parts, "latents are read when they are complete"
+        assert self.key
+        assert self.size
+
 
 @dataclass(frozen=True)
 class Draws:
@@ -55,10 +84,7 @@ class Draws:
 
 def open_source(source: Source) -> LocalRows:
     """The images' rows on this machine's disk. InputError where they do not fit it."""
-    names, held = part_names(source.latents), [directory for directory, _ in _kinds(source)]
-    assert all(part_names(directory) == names for directory in held), "inversions are made part by part"
-    of_first = sum(unpacked_bytes(directory, names[0]) for directory in held)
-    return open_rows(_key(source), lambda: _joined(source, names), of_first * len(names), REMEDY)
+    return open_rows(source.key, lambda: _joined(source, source.parts), source.size, REMEDY)
 
 
 def _kinds(source: Source) -> list[tuple[Directory, Table]]:
@@ -68,15 +94,6 @@ def _kinds(source: Source) -> list[tuple[Directory, Table]]:
         table = tables.MIRRORED_INVERSIONS if source.mirror else tables.INVERSIONS
         kinds.append((source.inversions, table))
     return kinds
-
-
-def _key(source: Source) -> str:
-    """Of these rows and no others, wherever they were read before."""
-    files = [
-        [held.uri, [[name, info.size, info.mtime_ns] for name, info in held.files().items()]]
-        for held, _ in _kinds(source)
-    ]
-    return fingerprint([files, source.mirror])
 
 
 def _joined(source: Source, names: list[str]) -> Iterator[Columns]:

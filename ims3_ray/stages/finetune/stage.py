@@ -26,10 +26,12 @@ def run(
     manifest = read_manifest(latents)
     assert manifest, "latents are read when they are complete"
     steps = num_steps(settings, manifest["rows"])
+    arguments = task_arguments(context, latents, inversions)
+    arguments["source"].ask()
     training = Training(
         name=f"finetune-{out.name}",
         build=InversionMatchingTask,
-        arguments=task_arguments(context, latents, inversions),
+        arguments=arguments,
         optimisation=optimisation(settings, steps),
         out=out,
         checkpoints=context.storage / "checkpoints",
@@ -54,7 +56,7 @@ def local_bytes(context: Context) -> float:
     return context.num_tuned * (context.num_views * (2 + points) * latent_bytes(context) + 8.0)
 
 
-def task_arguments(context: Context, latents: Directory, inversions: Directory | None) -> dict[str, object]:
+def task_arguments(context: Context, latents: Directory, inversions: Directory | None) -> dict[str, Any]:
     """What an `InversionMatchingTask` is built with, beside its device."""
     config = context.config
     by_place = config.finetune.labels == "position"

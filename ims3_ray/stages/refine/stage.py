@@ -6,6 +6,7 @@ on any actor.
 """
 
 from dataclasses import astuple
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,7 @@ def run(
         images=context.images["train"].directory,
         probes=probes,
         candidates=candidates,
-        features=features,
+        features=Vectors(read_index(features, tables.FEATURES, ["label"])),
     )
     arguments = {"given": given, "board": board, "batch_size": context.batch_size(context.config.refine)}
     payloads_of = class_payloads(context, features, selection, candidates)
@@ -93,12 +94,14 @@ def class_payloads(
         chosen = find_chosen(candidates, selection, context.classes)
     else:
         chosen = _medoids(context, features)
+    own: list[list[tuple[Any, ...]]] = [[] for _ in context.classes]
+    for image in chosen:
+        own[image.label].append(astuple(image))
+    first = np.searchsorted(train.labels, np.arange(len(own) + 1)).tolist()
     listed = []
-    for label in range(len(context.classes)):
-        rows = np.flatnonzero(train.labels == label).tolist()
-        (real,) = payloads(train, rows, len(rows))
-        own = [astuple(image) for image in chosen if image.label == label]
-        listed.append(ClassPayload(label=label, real=real, chosen=own))
+    for label, (start, stop) in enumerate(pairwise(first)):
+        (real,) = payloads(train, range(start, stop), stop - start)
+        listed.append(ClassPayload(label=label, real=real, chosen=own[label]))
     return listed
 
 
@@ -157,7 +160,7 @@ def _cost(context: Context, forward: Forward) -> Cost:
 def _use(context: Context) -> Use:
     """A class is a part."""
     ipc = context.config.ipc
-    return pool_use(context, context.config.refine, ipc * len(context.classes), a_part=ipc)
+    return pool_use(context, ipc * len(context.classes), ipc)
 
 
 STAGE = Stage(
@@ -173,5 +176,7 @@ STAGE = Stage(
     depends=_depends,
     cost=_cost,
     use=_use,
-    figures=lambda out: {"refine/kept_starts": float(read_rows(out, tables.REFINED, ["kept"])["kept"].sum())},
+    figures=lambda out: {
+        "refine/kept_starts": float(read_index(out, tables.REFINED, ["kept"]).keys["kept"].sum())
+    },
 )

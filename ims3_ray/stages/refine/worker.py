@@ -29,7 +29,7 @@ from ims3_ray.models.extractor import embed_pixels, load_extractor
 from ims3_ray.models.generator import load_vae
 from ims3_ray.models.vae import Vae
 from ims3_ray.stages.chosen import Chosen, read_images
-from ims3_ray.stages.select.features import REAL_KEYS, open_features
+from ims3_ray.stages.evaluate.vectors import Vectors
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.tables import Columns
 
@@ -58,7 +58,7 @@ class Given:
     images: Directory
     probes: Directory
     candidates: Directory | None
-    features: Directory
+    features: Vectors  # of the real images
 
 
 class Heard:
@@ -88,7 +88,6 @@ class Refiner:
         self._extractor = load_extractor(config.embed.extractor, device)
         kinds = probe_protocols(config.probe, config.evaluate.protocol)
         self._probes = load_probes(given.probes, kinds, config.probe, len(given.classes), device)
-        self._features = open_features(given.features, "features", REAL_KEYS)
         self._given, self._board, self._batch_size, self._device = given, board, batch_size, device
         self._rules, self._real_of = differentiable(kinds[0]), -1
         self._refinement = refinement(settings, self._vae, self._rules, batch_size)
@@ -181,7 +180,8 @@ class Refiner:
 
     def _became_copies(self, label: int, before: np.ndarray, after: np.ndarray) -> np.ndarray:
         """Which images (K,) bool are copies of real ones after refinement and were none before."""
-        ((_, real),) = self._features.read([label])
+        features = self._given.features
+        real = features.at(np.flatnonzero(features.labels == label)).read()
         if len(real) < 2:
             return np.zeros(len(after), bool)
         return copies(real, after)[1] & ~copies(real, before)[1]

@@ -234,5 +234,5 @@ STAGE = Stage(
     run=run,
     depends=_depends,
     cost=_cost,
-    use=lambda context: pool_use(context, context.config.sample, context.num_candidates),
+    use=lambda context: pool_use(context, context.num_candidates, context.batch_size(context.config.sample)),
 )

@@ -4,11 +4,15 @@
     row a real image, or a row a class where they are centroids already
 
 Classes are strings or integers, features lists of numbers of one length. What is read is what a class needs:
-row groups without it are skipped, so that files sorted by class cost a reader its own classes alone.
+of a run's own artefacts the files that hold it, by their index; of anybody's, row groups without it are
+skipped, so that files sorted by class cost a reader its own classes alone.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import functools
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,14 +21,21 @@ import pyarrow.dataset as pads
 from pyarrow import fs
 
 from ims3_ray.errors import InputError
-from ims3_ray.storage.artifacts import Directory, open_directory, part_names
-from ims3_ray.text import some
+from ims3_ray.storage.artifacts import Directory
+from ims3_ray.storage.index import FILE, stored_keys
 
-CLASS_COLUMNS = ("class", "label")  # the second is what a run's own artefacts call it
 FEATURE = "feature"
-CANDIDATE_KEYS, REAL_KEYS = ("subgroup", "index"), ()
 FILES = 256  # that are open at once: a data set keeps the footers of all of its files
 Keys = dict[str, np.ndarray]  # of rows, by column
+
+
+class Rows(NamedTuple):
+    """What an index says of N rows, in the files' order."""
+
+    classes: list  # sorted
+    places: np.ndarray  # (N,) of their classes among these
+    keys: Keys
+    file: np.ndarray | None  # (N,) place among the table's files; None where it is not known
 
 
 @dataclass(frozen=True)
@@ -33,17 +44,19 @@ class FeatureTable:
 
     name: str
     directory: Directory
-    files: tuple[str, ...]
+    files: tuple[str, ...]  # full paths
+    schema: pa.Schema
     class_column: str
     keys: tuple[str, ...]
     width: int  # D
     below: tuple[tuple[str, int], ...] = ()  # (key, limit): rows whose key is not below it count for nothing
+    # of a table that was `located`: by class, its rows, and the places of the files that hold them, if known
+    counts: Mapping[int | str, int] = field(default_factory=dict)
+    holders: Mapping[int | str, tuple[int, ...]] = field(default_factory=dict)
 
-    def index(self) -> tuple[list, np.ndarray, dict[str, np.ndarray]]:
-        """The classes, sorted; of every row, in the files' order, its class's place among them (N,), and its
-        keys (N,).
-        """
-        table = self._rows([self.class_column, *self.keys])
+    def index(self) -> Rows:
+        """Where every row belongs."""
+        table = self._index()
         for name in table.column_names:
             if table[name].null_count:
                 raise InputError(
@@ -54,7 +67,34 @@ class FeatureTable:
         classes = sorted(found)
         place = {value: i for i, value in enumerate(classes)}
         places = np.array([place[value] for value in found], dtype=np.int64)[encoded.indices.to_numpy()]
-        return classes, places, {name: self._values(table, name) for name in self.keys}
+        return Rows(
+            classes, places, {name: self._values(table, name) for name in self.keys}, self._file(table)
+        )
+
+    def located(self, rows: Rows) -> "FeatureTable":
+        """The same, knowing from its index what each class takes."""
+        counts = dict(zip(rows.classes, np.bincount(rows.places).tolist(), strict=True))
+        if rows.file is None:
+            return replace(self, counts=counts)
+        place, file = np.unique(np.stack([rows.places, rows.file]), axis=1)
+        of_class = np.split(file, np.searchsorted(place, np.arange(1, len(rows.classes))))
+        holders = {name: tuple(map(int, files)) for name, files in zip(rows.classes, of_class, strict=True)}
+        return replace(self, counts=counts, holders=holders)
+
+    def _index(self) -> pa.Table:
+        columns = [self.class_column, *self.keys]
+        stored = None if self.directory.kind == fs.FileType.File else stored_keys(self.directory, columns)
+        if stored is None:
+            return self._rows(columns)
+        wanted = self._wanted(None)
+        return stored if wanted is None else stored.filter(wanted)
+
+    def _file(self, table: pa.Table) -> np.ndarray | None:
+        if FILE not in table.column_names:
+            return None
+        named = table[FILE].combine_chunks()
+        place = {path.removeprefix(f"{self.directory.path}/"): i for i, path in enumerate(self.files)}
+        return np.array([place[name] for name in named.dictionary.to_pylist()])[named.indices.to_numpy()]
 
     def read(
         self, classes: Sequence, limit: int | None = None
@@ -66,8 +106,7 @@ class FeatureTable:
         the row, for a feature of another length than the first, of NaN or infinity, or of zeros.
         """
         for batch in self._batches(classes, limit):
-            wanted = pc.field(self.class_column).isin(pa.array(list(batch)))
-            table = self._rows([self.class_column, *self.keys, FEATURE], wanted)
+            table = self._rows([self.class_column, *self.keys, FEATURE], batch)
             of_rows = self._values(table, self.class_column)
             keys = {name: self._values(table, name) for name in self.keys}
             features = self._features(table[FEATURE], of_rows, keys)
@@ -85,31 +124,39 @@ class FeatureTable:
         if limit is None:
             yield list(classes)
             return
-        counted = self._rows([self.class_column])[self.class_column].value_counts().to_pylist()
-        rows_of = {entry["values"]: entry["counts"] for entry in counted}
         batch, rows = [], 0
         for value in classes:
-            if batch and rows + rows_of[value] > limit:
+            if batch and rows + self.counts[value] > limit:
                 yield batch
                 batch, rows = [], 0
             batch.append(value)
-            rows += rows_of[value]
+            rows += self.counts[value]
         yield batch
 
-    def _rows(self, columns: list[str], wanted: pc.Expression | None = None) -> pa.Table:
-        for name, limit in self.below:
-            within = pc.field(name) < limit
-            wanted = within if wanted is None else wanted & within
+    def _rows(self, columns: list[str], classes: Sequence | None = None) -> pa.Table:
+        """The rows of these classes, or all."""
+        given = {"format": "parquet", "filesystem": self.directory.filesystem, "schema": self.schema}
+        files, wanted = self._holding(classes), self._wanted(classes)
 
         def read() -> pa.Table:
-            given = {"format": "parquet", "filesystem": self.directory.filesystem}
-            given["schema"] = pads.dataset(self.files[0], **given).schema
-            some = (list(self.files[at : at + FILES]) for at in range(0, len(self.files), FILES))
+            some = (files[at : at + FILES] for at in range(0, len(files), FILES))
             return pa.concat_tables(
-                pads.dataset(files, **given).to_table(columns=columns, filter=wanted) for files in some
+                pads.dataset(those, **given).to_table(columns=columns, filter=wanted) for those in some
             )
 
         return self.directory.patiently(read)
+
+    def _holding(self, classes: Sequence | None) -> list[str]:
+        if classes is None or not self.holders:
+            return list(self.files)
+        places = sorted({place for value in classes for place in self.holders[value]})
+        return [self.files[place] for place in places]
+
+    def _wanted(self, classes: Sequence | None) -> pc.Expression | None:
+        terms = [pc.field(name) < limit for name, limit in self.below]
+        if classes is not None:
+            terms.append(pc.field(self.class_column).isin(pa.array(list(classes))))
+        return functools.reduce(operator.and_, terms) if terms else None
 
     def _values(self, table: pa.Table, name: str) -> np.ndarray:
         values = table[name].to_numpy()
@@ -146,127 +193,3 @@ class FeatureTable:
                 f"{self.name}: the feature of {at(row)} is {what}; extract it again or remove the row"
             )
         return features
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """Candidates and real images of the same classes, checked against each other."""
-
-    candidates: FeatureTable
-    real: FeatureTable
-    classes: tuple[int | str, ...]  # sorted: a class's id is its place
-    num_images: np.ndarray  # (C,) candidates
-    num_subgroups: np.ndarray  # (C,)
-
-
-def open_candidates(
-    candidates: str | Directory, real: str | Directory, names: tuple[str, str], **below: int | None
-) -> Candidates:
-    """The pool in two tables, see open_features; `names` are theirs in errors.
-
-    `below` limits the candidates' keys: with subgroup=5 and index=10 those of the first 5 subgroups and 10
-    images count.
-
-    Raises InputError for what can't be read, for tables that do not fit each other, and for candidates that
-    stand twice.
-    """
-    limits = tuple((key, limit) for key, limit in below.items() if limit is not None)
-    pool = replace(open_features(candidates, names[0], CANDIDATE_KEYS), below=limits)
-    return _check_tables(pool, open_features(real, names[1], REAL_KEYS))
-
-
-def _check_tables(candidates: FeatureTable, real: FeatureTable) -> Candidates:
-    if candidates.width != real.width:
-        raise InputError(
-            f"{real.name}: features have {real.width} values, those of {candidates.name} {candidates.width}; "
-            "extract both with one model"
-        )
-    classes, places, keys = candidates.index()
-    real_classes = real.index()[0]
-    if {type(c) for c in classes} != {type(c) for c in real_classes}:
-        raise InputError(
-            f"{real.name}: classes are {type(real_classes[0]).__name__}, those of {candidates.name} "
-            f"{type(classes[0]).__name__}; write them alike"
-        )
-    if missing := sorted(set(classes) - set(real_classes)):
-        raise InputError(
-            f"{real.name}: no real image of class {some(missing)}, which has candidates; add some"
-        )
-    if missing := sorted(set(real_classes) - set(classes)):
-        raise InputError(
-            f"{candidates.name}: no candidate of class {some(missing)}, which has real images; add some"
-        )
-    subgroup, index = keys["subgroup"], keys["index"]
-    order = np.lexsort((index, subgroup, places))
-    ordered = np.stack([places[order], subgroup[order], index[order]])
-    if (twice := np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).all(axis=0))).size:
-        at, g, k = ordered[:, twice[0]]
-        raise InputError(
-            f"{candidates.name}: class {classes[at]}, subgroup {g}, index {k} stands twice; keep one row"
-        )
-    # row of each subgroup
-    first = np.flatnonzero(np.r_[True, (ordered[:2, 1:] != ordered[:2, :-1]).any(axis=0)])
-    return Candidates(candidates, real, tuple(classes), np.bincount(places), np.bincount(ordered[0][first]))
-
-
-def open_features(location: str | Directory, name: str, keys: tuple[str, ...]) -> FeatureTable:
-    """The table at a path or URI: a Parquet file, or a folder of them at any depth.
-
-    Raises InputError for what is missing or is no Parquet, and for columns that are missing or of the wrong
-    kind.
-    """
-    directory = open_directory(location) if isinstance(location, str) else location
-    location = directory.uri
-    path = directory.path
-    try:
-        kind = directory.kind
-        files = [path] if kind == fs.FileType.File else [f"{path}/{n}" for n in part_names(directory)]
-    except OSError as error:
-        raise InputError(f"{name}: {location} can't be read: {' '.join(str(error).split())}") from error
-    if not files:
-        missing = kind == fs.FileType.NotFound
-        raise InputError(
-            f"{name}: {location} {'does not exist' if missing else 'holds no .parquet file'}; name one"
-        )
-
-    def look() -> tuple[pa.Schema, pa.Table]:
-        dataset = pads.dataset(files, format="parquet", filesystem=directory.filesystem)
-        return dataset.schema, dataset.head(1, columns=[FEATURE] if FEATURE in dataset.schema.names else [])
-
-    try:
-        schema, first = directory.patiently(look)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(
-            f"{name}: {location} is no readable Parquet: {' '.join(str(error).split())[:200]}"
-        ) from error
-    class_column = _check_columns(schema, name, keys)
-    if not len(first):
-        raise InputError(f"{name}: {location} has no rows")
-    cell = first[FEATURE].chunk(0)
-    cell = cell.storage if isinstance(cell, pa.ExtensionArray) else cell
-    width = pc.call_function("list_value_length", [cell])[0].as_py()
-    if not width:
-        raise InputError(f"{name}: the first row's feature is empty; extract it again or remove the row")
-    return FeatureTable(name, directory, tuple(files), class_column, keys, width)
-
-
-def _check_columns(schema: pa.Schema, name: str, keys: tuple[str, ...]) -> str:
-    """The name of the class column."""
-    columns = {field.name: field.type for field in schema}
-    class_column = next((c for c in CLASS_COLUMNS if c in columns), "")
-    if missing := ([] if class_column else ["class"]) + [c for c in (*keys, FEATURE) if c not in columns]:
-        raise InputError(f"{name}: no column {', '.join(missing)}; it holds {', '.join(columns)}")
-    of_class = columns[class_column]
-    if not (
-        pa.types.is_integer(of_class) or pa.types.is_string(of_class) or pa.types.is_large_string(of_class)
-    ):
-        raise InputError(f"{name}: column {class_column} holds {of_class}; classes are strings or integers")
-    for key in keys:
-        if not pa.types.is_integer(columns[key]):
-            raise InputError(f"{name}: column {key} holds {columns[key]}; it must hold integers")
-    feature = columns[FEATURE]
-    feature = feature.storage_type if isinstance(feature, pa.BaseExtensionType) else feature
-    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    if not any(check(feature) for check in lists) or not pa.types.is_floating(feature.value_type):
-        raise InputError(f"{name}: column feature holds {columns[FEATURE]}; it must hold lists of float32")
-    return class_column

@@ -26,7 +26,8 @@ from ims3_ray.method.s3.rounds import Ask
 from ims3_ray.method.s3.shard import Shard, split_classes
 from ims3_ray.method.s3.single_images import ImageShard, ball_table, closeness_table
 
-from .features import Candidates, Keys
+from .candidates import Candidates
+from .features import Keys
 
 CPUS_PER_SHARD = 0.5
 SHARE_OF_CPUS = 0.5  # that all shards may reserve: the certificate's tasks need the rest
@@ -159,7 +160,7 @@ def of_images(held: ClassRange) -> ImageShard:
     return held.images
 
 
-@ray.remote(max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")
+@ray.remote(max_restarts=-1, max_task_retries=-1)
 class ShardActor:
     """A ClassRange, read at the first question, which says what to read: an actor may be started again."""
 

@@ -20,7 +20,7 @@ from ims3_ray.method.s3.shard import Shard
 from ims3_ray.method.s3.single_images import ImageShard, JoinedImages, solve_images
 from ims3_ray.progress import bar
 
-from .features import Candidates
+from .candidates import Candidates
 from .pool import ClassRange, ShardPool, Source, of_groups, of_images
 
 PROVED_SUBGROUPS = 200  # in all, up to which solver=auto is exact

@@ -7,7 +7,7 @@ from ims3_ray.stages.costs import KEY_BYTES, Cost, Forward
 from ims3_ray.stages.use import Use
 from ims3_ray.storage.artifacts import Directory
 
-from .features import open_candidates
+from .candidates import open_candidates
 from .pool import LEAST_ROWS_BYTES, trws_memory
 from .solve import is_proved, select_features
 

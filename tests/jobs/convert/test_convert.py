@@ -225,6 +225,7 @@ def test_an_adapter_keeps_the_frequency_shift_that_it_was_tuned_with(tmp_path, f
 def test_fine_tuning_notes_what_reading_its_adapter_needs(tmp_path, monkeypatch, class_map, own):
     monkeypatch.setattr(finetune, "train", lambda *a, **k: [])
     monkeypatch.setattr(finetune, "read_manifest", lambda directory: {"rows": 8})
+    monkeypatch.setattr(finetune.Source, "ask", lambda source: None)
     config = load_config(
         "digits", parse_overrides([f"data.class_map={class_map}", "model.frequency_shift=0"])
     )

@@ -3,6 +3,8 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from processes import checksums, environment, finished, job
 from tiny import CLASSES, write_images
 
 from ims3_ray.cli import run_command
+from ims3_ray.config.load import load_config, parse_overrides
+from ims3_ray.jobs.distill.found import find_complete
 
 STAGES = ("encode", "invert", "finetune", "embed", "sample", "select", "export", "evaluate", "report")
 REMADE = ("candidates", "selection", "distilled", "evaluation", "report", "runs", "mlflow*")
@@ -167,3 +171,28 @@ def test_a_bad_word_stops_the_real_job_with_exit_code_2():
     code, out, err = finished("distill", "ipc=-1")
     assert (code, out) == (2, "")
     assert err == "error: ipc: should be greater than or equal to 1, got -1\n"
+
+
+def test_a_complete_run_is_found_without_ray_torch_or_mlflow(finished_run, capsys):
+    words, made = finished_run
+    assert run_command("distill", words) == 0
+    told = capsys.readouterr().out
+    script = (
+        "import sys; from ims3_ray.cli import run_command; code = run_command('distill', sys.argv[1:]); "
+        "sys.exit(code or sum(name in sys.modules for name in ('ray', 'torch', 'mlflow', 'diffusers')))"
+    )
+    again = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=True)
+    assert again.stdout == told
+    assert (told.count("found complete"), made.distilled in told) == (9, True)
+    status = f"import sys; sys.argv[1:1] = ['--status']; {script}"
+    shown = subprocess.run([sys.executable, "-c", status, *words], capture_output=True, text=True, check=True)
+    assert f"run {made.key}: finished" in shown.stdout
+
+
+def test_a_run_of_which_something_was_lost_is_not_found_complete(finished_run, tmp_path, capsys):
+    words, made = finished_run
+    assert run_command("distill", words) == 0
+    root = shutil.copytree(Path(made.distilled).parents[1], tmp_path / "copy")
+    next(root.glob(f"distilled/{Path(made.distilled).name}/train/*/*.png")).unlink()
+    assert find_complete(load_config("digits", parse_overrides([*words, f"storage={root}"]))) is None
+    assert find_complete(load_config("digits", parse_overrides(words))).key == made.key

@@ -22,7 +22,7 @@ from ims3_ray.method.s3 import rounds as selection_rounds
 from ims3_ray.method.s3.objective import Objective, real_centroid, subgroup_centroids
 from ims3_ray.method.s3.rounds import Joined, select, solve
 from ims3_ray.method.s3.shard import Shard
-from ims3_ray.stages.select.features import open_candidates, open_features
+from ims3_ray.stages.select.candidates import open_candidates, open_features
 from ims3_ray.stages.select.pool import (
     ClassRange,
     ShardPool,
@@ -33,6 +33,9 @@ from ims3_ray.stages.select.pool import (
     split,
 )
 from ims3_ray.stages.select.solve import select_features
+from ims3_ray.storage.artifacts import complete, open_directory
+from ims3_ray.storage.index import write_index
+from ims3_ray.storage.tables import CANDIDATES, FEATURES, to_parquet
 
 WIDTH, IPC = 8, 3
 SETTINGS = Select(restarts=1, real_images=None, solver="rounds")
@@ -233,6 +236,29 @@ def test_memory_decides_the_number_of_shards_and_of_rows_read_at_once(tmp_path):
     for (keys, vectors), (same_keys, same_vectors) in zip(whole, portions, strict=True):
         assert np.array_equal(vectors, same_vectors)
         assert np.array_equal(keys["index"], same_keys["index"])
+
+
+def test_of_an_artefact_with_an_index_a_class_is_read_from_the_files_that_hold_it_alone(tmp_path):
+    places = []
+    for noun, table in (("candidates", CANDIDATES), ("features", FEATURES)):
+        out = open_directory(str(tmp_path / noun))
+        for label in range(3):
+            columns = {"label": np.full(4, label), "feature": np.full((4, WIDTH), label + 1, np.float32)}
+            columns |= {name: np.arange(4) for name in ("subgroup", "index", "seed")}
+            columns |= {name: np.array(["x"] * 4, object) for name in ("image_id", "image")}
+            columns["image"] = np.array([b"x"] * 4, object)
+            columns = {name: columns[name] for name in table}
+            out.write(f"part-{label:05d}.parquet", to_parquet(columns, table))
+        write_index(out, table, {})
+        complete(out, {"rows": 12})
+        places.append(out)
+    pool = open_candidates(*places, ("candidates", "features"), subgroup=3)
+    for table, rows in ((pool.candidates, 3), (pool.real, 4)):
+        (table.directory / "part-00001.parquet").delete()
+        (_, first), (_, last) = table.read([0, 2], limit=4)
+        assert (first.tolist(), last.tolist()) == ([[1.0] * WIDTH] * rows, [[3.0] * WIDTH] * rows)
+        with pytest.raises(FileNotFoundError):
+            list(table.read([1]))
 
 
 def test_a_larger_pool_gets_more_shards_where_memory_is_short(tmp_path):

@@ -1,6 +1,6 @@
-"""A run on a made cluster in this machine: 8 nodes of 8 logical GPUs, and one without; work is done on CPUs.
+"""A run on a cluster made of this machine: nodes of logical GPUs, and one without; work is done on CPUs.
 
-    python tests/support/eight_by_eight.py OUT.json field=value …
+    python tests/support/simulated.py OUT.json NODES GPUS field=value …
 
 Writes, by stage, what it was seen to hold of GPUs and CPUs on each kind of node, the driver's memory, and how
 many requests went to the storage. Those are counted by the server of `loopback_store`.
@@ -27,7 +27,6 @@ from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.jobs.distill import run as distillation
 from ims3_ray.pipeline import prepare
 
-NODES, GPUS_A_NODE = 8, 8
 CPUS = 10  # of every node but the head, which has none
 EVERY_S = 0.1
 OBJECT_STORE = 80 * 2**20
@@ -93,11 +92,11 @@ def counted() -> Counter:
 
 
 @contextlib.contextmanager
-def cluster():
+def cluster(nodes: int, gpus: int):
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": OBJECT_STORE})
     made.add_node(num_cpus=CPUS, object_store_memory=OBJECT_STORE)
-    for _ in range(NODES):
-        made.add_node(num_cpus=CPUS, num_gpus=GPUS_A_NODE, object_store_memory=OBJECT_STORE)
+    for _ in range(nodes):
+        made.add_node(num_cpus=CPUS, num_gpus=gpus, object_store_memory=OBJECT_STORE)
     made.wait_for_nodes()
     ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
     try:
@@ -107,7 +106,7 @@ def cluster():
         made.shutdown()
 
 
-def main(out: Path, words: list[str]) -> None:
+def main(out: Path, nodes: int, gpus: int, words: list[str]) -> None:
     table: list[Seen] = []
     run_step = distillation.run_step
 
@@ -123,13 +122,13 @@ def main(out: Path, words: list[str]) -> None:
         return done
 
     def machine(workers, *, wait=True):
-        return Simulated("cpu", CPUS * (NODES + 1), NODES * GPUS_A_NODE, 64e9, workers)
+        return Simulated("cpu", CPUS * (nodes + 1), nodes * gpus, 64e9, workers, cpus_apart=CPUS)
 
     distillation.run_step, prepare.find_machine = watched, machine
-    with warm.workers(), cluster():
+    with warm.workers(), cluster(nodes, gpus):
         distillation.run(load_config("digits-paper", parse_overrides(words)))
     out.write_text(json.dumps([asdict(seen) for seen in table]))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])

@@ -1,0 +1,82 @@
+"""Nodes of GPUs, made of this machine: every GPU at work, the head and the storage with little."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from loopback_store import BUCKET, Store
+from processes import ROOT, environment
+
+from ims3_ray.jobs.bench.scale import make_images
+
+CLASSES, IMAGES, SCORED, BATCH = 300, 4, 2, 8
+POOLS = ("encode", "invert", "embed", "sample")
+PARTS = CLASSES * IMAGES // BATCH  # of every pool's stage
+WORDS = [
+    *("ipc=2", "sample.subgroups=2", "sample.steps=2", "invert.points=2", "finetune.epochs=1"),
+    *("finetune.batch_size=auto", "data.class_map=new", "data.validation=null"),
+    *("evaluate.protocol=smoke", "evaluate.seeds=2", "evaluate.neighbours=1", "evaluate.full=true"),
+    *(f"{stage}.batch_size={{cpu: {BATCH}, cuda: {BATCH}}}" for stage in POOLS),
+]
+# requests a part; beside them some for manifests and results
+REQUESTS = {"encode": 1, "embed": 1, "sample": 1, "invert": 5, "finetune": 7, "select": 8, "export": 8}
+REQUESTS |= {"evaluate": 25, "report": 6}
+BESIDE = 60
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(
+    scope="module", params=[(3, 2), pytest.param((8, 8), marks=pytest.mark.chaos)], ids="{0[0]}×{0[1]}".format
+)
+def seen(request, tmp_path_factory):
+    """(nodes, GPUs of all), and what was seen of every stage, by name."""
+    nodes, gpus = request.param
+    folder, store = tmp_path_factory.mktemp("simulated"), Store()
+    places = {
+        "data.train": make_images(folder / "train", CLASSES, IMAGES, seed=0),
+        "data.test": make_images(folder / "test", CLASSES, SCORED, seed=1),
+        "storage": f"s3://{BUCKET}/runs",
+    }
+    words = [*WORDS, *(f"{field}={place}" for field, place in places.items())]
+    script, out = ROOT / "tests" / "support" / "simulated.py", folder / "table.json"
+    with store.running():
+        env = environment() | store.variables | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
+        command = [sys.executable, script, out, str(nodes), str(gpus), *words]
+        subprocess.run(command, env=env, check=True, timeout=3000)
+    table = {stage["stage"]: stage for stage in json.loads(out.read_text())}
+    for stage in table.values():
+        requests = sum(stage["requests"].values())
+        gigabytes, held = stage["driver"] / 1e9, f"{stage['gpus']} of {nodes * gpus}"
+        print(f"| {stage['stage']} | {held} | {gigabytes:.2f} | {requests:,} | {stage['seconds']:.0f} |")
+    return (nodes, nodes * gpus), table
+
+
+@pytest.mark.parametrize("stage", [*POOLS, "finetune"])
+def test_every_gpu_of_every_node_is_at_work(seen, stage):
+    (nodes, gpus), table = seen
+    assert (table[stage]["planned"], table[stage]["limit"]) == (gpus, "")
+    assert (table[stage]["nodes"], table[stage]["gpus"]) == (nodes, gpus)
+
+
+def test_classifiers_have_a_gpu_each_as_long_as_there_are_as_many(seen):
+    (_, gpus), table = seen
+    assert table["evaluate"]["planned"] == table["evaluate"]["gpus"] == min(gpus, 6)
+
+
+@pytest.mark.parametrize("stage", ["select", "export", "report"])
+def test_what_needs_no_gpu_is_done_on_the_node_without(seen, stage):
+    _, table = seen
+    assert table[stage]["gpus"] == table[stage]["cpus"]["with GPUs"] == 0
+
+
+def test_the_driver_holds_keys_alone(seen):
+    _, table = seen
+    assert max(stage["driver"] for stage in table.values()) < 1e9
+
+
+@pytest.mark.parametrize("stage", REQUESTS)
+def test_a_stage_asks_the_storage_a_few_times_a_part_however_many_its_workers(seen, stage):
+    _, table = seen
+    requests = sum(table[stage]["requests"].values())
+    assert requests < REQUESTS[stage] * PARTS + BESIDE, table[stage]["requests"]
