@@ -1,6 +1,6 @@
 """Ray's workers on this machine, forked from a process that has imported what they need.
 
-    python -m ims3_ray.cluster.warm SOCKET    that process, which ends with whoever started it
+    python -P warm.py SOCKET                  that process, which ends with whoever started it
     python -S -E warm.py SOCKET PYTHON WORDS  what Ray starts in place of PYTHON, its `py_executable`
 
 A worker that begins anew imports torch, diffusers and Ray for many seconds, at every stage; a fork has them.
@@ -22,7 +22,11 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
-IMPORTS = ("ims3_ray.pipeline.steps", "ray.train.torch", "torch._dynamo")
+AT_ONCE = (
+    *("torch._dynamo", "diffusers.models.autoencoders.autoencoder_kl"),
+    *("ims3_ray.models.generator", "ims3_ray.models.extractor", "ims3_ray.evaluation.train"),
+)
+WITH_RAY = ("ims3_ray.pipeline.steps", "ray.train.torch")
 REQUEST = 2**20  # bytes, at most
 _started: list[tuple[str, subprocess.Popen[bytes]]] = []
 
@@ -34,21 +38,22 @@ def start() -> str:
     if not _started or _started[0][1].poll() is not None:
         address = f"{tempfile.mkdtemp(prefix='ims3-')}/workers"  # in a folder that is this user's alone
         environment = {"OMP_NUM_THREADS": "1"} | os.environ  # as Ray has it for a worker of one CPU
-        words = [sys.executable, "-m", __name__, address]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+        words = [sys.executable, "-P", os.path.abspath(__file__), address]
         process = subprocess.Popen(words, stdin=subprocess.PIPE, env=environment, start_new_session=True)
         _started[:] = [(address, process)]
     return shlex.join([sys.executable, "-S", "-E", os.path.abspath(__file__), _started[0][0], sys.executable])
 
 
 def serve(address: str) -> dict[str, list[str]]:
-    """Fork for every request, until whoever started this is gone; returns in the child, with the request."""
+    """Fork for every request, until whoever started this is gone; returns in the child, with the request.
+
+    Ray is imported at the first: it reads its cluster's settings from the environment as it is imported.
+    """
     with _connection() as held:
         held.bind(address)
         held.listen(256)
-        with _own_randomness():
-            for name in IMPORTS:
-                with contextlib.suppress(Exception):  # which a worker that needs it tells
-                    importlib.import_module(name)
+        _import(AT_ONCE)
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         while True:
             if sys.stdin in select.select([held, sys.stdin], [], [])[0]:
@@ -57,13 +62,18 @@ def serve(address: str) -> dict[str, list[str]]:
             line, _ = held.accept()
             with line:
                 data, streams, *_ = socket.recv_fds(line, REQUEST, 3)
+                request = json.loads(data)
+                if "ray" not in sys.modules:
+                    os.environ.update(_environment(request))
+                    with _own_randomness():
+                        _import(WITH_RAY)
                 if not os.fork():
                     os.setsid()  # the raylet ends a worker's whole group
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                     for place, stream in enumerate(streams):
                         os.dup2(stream, place)
                         os.close(stream)
-                    return json.loads(data)
+                    return request
                 for stream in streams:
                     os.close(stream)
 
@@ -83,11 +93,21 @@ def ask(address: str, python: str, words: list[str]) -> None:
 def become(request: dict[str, list[str]]) -> None:
     """This process, a fork, is the worker from here on."""
     os.environ.clear()
-    os.environ.update(dict(entry.split("=", 1) for entry in request["env"]))
+    os.environ.update(_environment(request))
     os.chdir(request["cwd"][0])
     sys.argv = request["words"]
     sys.path[0] = os.path.dirname(sys.argv[0])
     runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def _environment(request: dict[str, list[str]]) -> dict[str, str]:
+    return dict(entry.split("=", 1) for entry in request["env"])
+
+
+def _import(names: tuple[str, ...]) -> None:
+    for name in names:
+        with contextlib.suppress(Exception):  # which a worker that needs it tells
+            importlib.import_module(name)
 
 
 def _connection() -> socket.socket:
