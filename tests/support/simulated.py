@@ -111,6 +111,8 @@ def main(out: Path, nodes: int, gpus: int, words: list[str]) -> None:
     run_step = distillation.run_step
 
     def watched(context, step):
+        while ray.available_resources().get("GPU") != nodes * gpus:  # the last stage's actors are ending
+            time.sleep(EVERY_S)
         use = step.stage.use(context)
         seen, before, began = Seen(step.stage.name, use.gpus, use.limit), counted(), time.monotonic()
         watch = Watch(seen)
