@@ -14,6 +14,9 @@ from raylets import RAY, free_port, node, own_address
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.errors import InputError
 from ims3_ray.pipeline.prepare import check_storage
+from ims3_ray.runs.origin import SUBMISSION
+from ims3_ray.runs.tracking import client, experiment_id
+from ims3_ray.storage.artifacts import open_directory
 
 JOB = ["--working-dir", ".", "--", "python", "jobs/distill.py"]
 SEEN_S = 240
@@ -81,6 +84,9 @@ def test_a_submitted_job_that_was_stopped_goes_on_when_it_is_submitted_again(
     assert code == 0, said[-3000:]
     assert checksums(storage) == finished_images
     assert events(storage).count(("stage started", "encode")) == 1
+    kept = open_directory(str(storage))
+    (run,) = client(kept).search_runs([experiment_id(client(kept), kept)])
+    assert run.data.tags[SUBMISSION] in said  # the job that went on with it
 
 
 def test_a_submitted_job_refuses_a_relative_storage(tiny_overrides, monkeypatch):
