@@ -5,6 +5,8 @@ a log file and gives one line that says where, exit code 1.
 """
 
 import argparse
+import ast
+import difflib
 import importlib
 import logging
 import signal
@@ -14,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 from typing import NoReturn
 
 from .errors import InputError, chain
@@ -27,6 +30,7 @@ COMMANDS = {  # name → module of this package with `add_arguments(parser)` and
     "distill": "ims3_ray.jobs.distill.command",
     "evaluate": "ims3_ray.jobs.evaluate.command",
     "pretrain": "ims3_ray.jobs.pretrain.command",
+    "recipes": "ims3_ray.jobs.recipes",
     "runs": "ims3_ray.jobs.runs.command",
     "select": "ims3_ray.jobs.select",
     "sweep": "ims3_ray.jobs.sweep.command",
@@ -48,10 +52,26 @@ def main(words: list[str] | None = None) -> int:
     if words == ["--version"]:
         print(f"ims3 {version('ims3-ray')}")
         return 0
-    if not words or words[0] not in COMMANDS:
-        print(f"usage: ims3 {{{','.join(COMMANDS)}}} …", file=sys.stderr)
-        return 0 if words[:1] in (["-h"], ["--help"]) else BAD_INPUT
+    if words[:1] in ([], ["-h"], ["--help"]):
+        print(usage())
+        return 0 if words else BAD_INPUT
+    if words[0] not in COMMANDS:
+        near = difflib.get_close_matches(words[0], COMMANDS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        return _say(InputError(f"ims3 {words[0]}: no such command; {hint}ims3 --help lists them"))
     return run_command(words[0], words[1:])
+
+
+def usage() -> str:
+    """The commands, each with the first sentence of its own help: read, since importing one takes a while."""
+    lines = ["usage: ims3 COMMAND [field=value …]", ""]
+    for name, module in COMMANDS.items():
+        source = Path(__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
+        told = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
+        sentence = " ".join(told.partition("\n\n")[0].split())
+        lines.append(f"  {name:<10}{sentence}")
+    lines += ["", "ims3 distill                     the bundled digits, in two or three minutes"]
+    return "\n".join([*lines, "ims3 COMMAND --help              its options and every field; ims3 --version"])
 
 
 def run_command(name: str, words: list[str]) -> int:

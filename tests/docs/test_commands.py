@@ -102,6 +102,7 @@ RESOLVE: dict[str, Callable[[argparse.Namespace, dict], object]] = {
     "distill": resolve_recipe,
     "evaluate": resolve_evaluate,
     "pretrain": lambda arguments, overrides: load.load_settings(pretrain.Pretrain, overrides),
+    "recipes": lambda arguments, overrides: None,
     "runs": resolve_runs,
     "select": lambda arguments, overrides: load.load_settings(settings.Selecting, overrides),
     "sweep": resolve_sweep,
