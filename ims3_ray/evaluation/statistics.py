@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
 
 LEVEL = 0.05  # the chance that a table as a whole may have of one false finding or more
 NO_SPREAD = 1e-12  # a deviation below this is rounding
@@ -60,6 +59,8 @@ def summary(values: Sequence[float]) -> Summary:
     if count == 1:
         return Summary(float(values[0]), None, None, 1)
     deviation = float(np.std(values, ddof=1))
+    from scipy import stats  # a second to import
+
     interval = float(stats.t.ppf(0.975, count - 1)) * deviation / math.sqrt(count)
     return Summary(float(np.mean(values)), deviation, interval, count)
 
@@ -94,6 +95,8 @@ def paired_difference(repeats: Repeats, baseline: Repeats) -> Difference | None:
     total = summary(means)
     if _without_spread(total):  # a t-test has nothing to divide by
         return Difference(total.mean, None, None, total.count)
+    from scipy import stats
+
     p: float = stats.ttest_1samp(means, 0)[1]  # pyright: ignore[reportAssignmentType] an unknown tuple
     return Difference(total.mean, total.interval, float(p), total.count)
 
@@ -103,6 +106,8 @@ def welch_difference(values: Sequence[float], baseline: Sequence[float]) -> Diff
     mean, count = float(np.mean(values) - np.mean(baseline)), len(values)
     if min(count, len(baseline)) < 2 or not np.ptp(values) + np.ptp(baseline):
         return Difference(mean, None, None, count)
+    from scipy import stats
+
     test = stats.ttest_ind(values, baseline, equal_var=False)
     p: float = test[1]  # pyright: ignore[reportAssignmentType] as above
     low, high = test.confidence_interval(0.95)

@@ -13,11 +13,9 @@ import argparse
 import time
 from typing import TYPE_CHECKING
 
-from ims3_ray.cluster.machine import connect, find_machine
 from ims3_ray.config.load import load_settings, parse_overrides
 from ims3_ray.config.settings import Selecting
 from ims3_ray.errors import InputError
-from ims3_ray.stages.select.candidates import open_candidates
 from ims3_ray.storage.artifacts import open_directory
 
 if TYPE_CHECKING:
@@ -41,6 +39,9 @@ def run(arguments: argparse.Namespace) -> None:
     out = open_directory(folder or ("/" if arguments.out.startswith("/") else "."))
     if not name or out.has_directory(name):
         raise InputError(f"--out: {arguments.out} is a folder; name a file, such as selection.json")
+    from ims3_ray.cluster.machine import connect, find_machine  # heavy: Ray
+    from ims3_ray.stages.select.candidates import open_candidates
+
     below = {"subgroup": config.select.subgroups}
     pool = open_candidates(arguments.candidates, arguments.real, ("--candidates", "--real"), **below)
     connect()

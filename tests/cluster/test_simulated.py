@@ -23,12 +23,10 @@ WORDS = [
 REQUESTS = {"encode": 1, "embed": 1, "sample": 1, "invert": 8, "finetune": 7, "select": 8, "export": 8}
 REQUESTS |= {"evaluate": 25, "report": 6}
 A_GPU, BESIDE = 4, 60
-pytestmark = pytest.mark.slow
+SHAPES = [pytest.param((3, 2), marks=pytest.mark.slow), pytest.param((8, 8), marks=pytest.mark.chaos)]
 
 
-@pytest.fixture(
-    scope="module", params=[(3, 2), pytest.param((8, 8), marks=pytest.mark.chaos)], ids="{0[0]}×{0[1]}".format
-)
+@pytest.fixture(scope="module", params=SHAPES, ids="{0[0]}×{0[1]}".format)
 def seen(request, tmp_path_factory):
     """(nodes, GPUs of all), and what was seen of every stage, by name."""
     nodes, gpus = request.param

@@ -12,7 +12,6 @@ label (integer, ClassLabel or string).
 import argparse
 import re
 
-from ims3_ray.cluster.machine import connect, find_machine, has_address, refuse_impossible
 from ims3_ray.config.load import load_settings, parse_overrides
 from ims3_ray.config.settings import Evaluating
 from ims3_ray.errors import InputError
@@ -35,6 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     config = load_settings(Evaluating, parse_overrides(arguments.overrides))
     locations = named_sets(arguments.sets)
+    from ims3_ray.cluster.machine import connect, find_machine, has_address, refuse_impossible  # heavy: Ray
+
     refuse_impossible(config.workers)
     folder, _, name = arguments.out.rpartition("/")
     out = open_directory(folder or ("/" if arguments.out.startswith("/") else "."))
