@@ -40,7 +40,14 @@ def start() -> str:
         environment = {"OMP_NUM_THREADS": "1"} | os.environ  # as Ray has it for a worker of one CPU
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         words = [sys.executable, "-P", os.path.abspath(__file__), address]
-        process = subprocess.Popen(words, stdin=subprocess.PIPE, env=environment, start_new_session=True)
+        process = subprocess.Popen(
+            words,
+            stdin=subprocess.PIPE,  # whose end says that nobody is left to fork for
+            stdout=subprocess.DEVNULL,  # a fork has its worker's own
+            stderr=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,
+        )
         _started[:] = [(address, process)]
     return shlex.join([sys.executable, "-S", "-E", os.path.abspath(__file__), _started[0][0], sys.executable])
 
