@@ -27,6 +27,7 @@ AT_ONCE = (
     *("ims3_ray.models.generator", "ims3_ray.models.extractor", "ims3_ray.evaluation.train"),
 )
 WITH_RAY = ("ims3_ray.pipeline.steps", "ray.train.torch")
+NO_CUDA = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}  # who asks for GPUs begins no CUDA, which no fork survives
 REQUEST = 2**20  # bytes, at most
 _started: list[tuple[str, subprocess.Popen[bytes]]] = []
 
@@ -37,7 +38,7 @@ def start() -> str:
         return sys.executable
     if not _started or _started[0][1].poll() is not None:
         address = f"{tempfile.mkdtemp(prefix='ims3-')}/workers"  # in a folder that is this user's alone
-        environment = {"OMP_NUM_THREADS": "1"} | os.environ  # as Ray has it for a worker of one CPU
+        environment = {"OMP_NUM_THREADS": "1"} | os.environ | NO_CUDA  # one thread: as Ray has it for a CPU
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         words = [sys.executable, "-P", os.path.abspath(__file__), address]
         process = subprocess.Popen(
@@ -72,7 +73,7 @@ def serve(address: str) -> dict[str, list[str]]:
                 request = json.loads(data)
                 if "ray" not in sys.modules:
                     os.environ.update(_environment(request))
-                    with _own_randomness():
+                    with own_randomness():
                         _import(WITH_RAY)
                 if not os.fork():
                     os.setsid()  # the raylet ends a worker's whole group
@@ -122,7 +123,7 @@ def _connection() -> socket.socket:
 
 
 @contextlib.contextmanager
-def _own_randomness() -> Iterator[None]:
+def own_randomness() -> Iterator[None]:
     """Ray's random numbers begin in the workers: begun here, all workers would draw the same ids.
 
     An actor's class draws an id when it is defined; two workers of one random state fail as they start at

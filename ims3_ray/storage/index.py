@@ -76,10 +76,7 @@ def read_index(directory: Directory, table: Table, keys: Sequence[str]) -> Index
     """The index of all rows, in the order of the parts, by the columns `keys`."""
     files = part_names(directory)
     if stored := stored_keys(directory, keys):
-        names = stored[FILE].combine_chunks()
-        place = {name: i for i, name in enumerate(files)}
-        known = np.array([place[name] for name in names.dictionary.to_pylist()], np.int32)
-        file = known[names.indices.to_numpy()]
+        file = file_places(stored, files)
         counts = np.bincount(file, minlength=len(files))
         rows = from_arrow(stored, {name: table[name] for name in keys})
     else:  # of a release that wrote none
@@ -97,6 +94,13 @@ def stored_keys(directory: Directory, keys: Sequence[str]) -> pa.Table | None:
     if not manifest or INDEX not in manifest["files"]:
         return None
     return feather.read_table(pa.BufferReader(directory.read(INDEX)), columns=[*keys, FILE])
+
+
+def file_places(stored: pa.Table, files: Sequence[str]) -> np.ndarray:
+    """Of every row of `stored_keys` (N,), the place of its part among `files`."""
+    names, place = stored[FILE].combine_chunks(), {name: i for i, name in enumerate(files)}
+    known = np.array([place[name] for name in names.dictionary.to_pylist()], np.int32)
+    return known[names.indices.to_numpy()]
 
 
 def keys_of(columns: Columns, table: Table) -> bytes:

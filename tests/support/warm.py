@@ -6,7 +6,7 @@ parent of all workers behind; each hands that parent its words, environment and 
 
 import argparse
 import contextlib
-import importlib
+import importlib.util
 import json
 import os
 import runpy
@@ -14,11 +14,13 @@ import signal
 import socket
 import sys
 import time
+from pathlib import Path
 
 IMPORTS = (
     "ray.train.torch ray.train.v2._internal.execution.controller torch._dynamo "
     "ims3_ray.pipeline.steps ims3_ray.jobs.sweep.run"
 )
+ROOT = Path(__file__).parents[2]
 REQUEST = 2**20  # bytes, at most
 
 
@@ -57,27 +59,12 @@ def _ask(address: str, request: dict) -> None:
         line.recv(1)
 
 
-@contextlib.contextmanager
-def _own_randomness():
-    """Ray's random numbers begin in the workers: begun here, all workers would draw the same ids.
-
-    An actor's class draws an id when it is defined; two workers of one random state fail as they start at
-    the same time ("WarmupStore() Status not OK: ObjectExists").
-    """
-    from ray import actor
-
-    real = actor.ActorClassID
-
-    class Drawn:
-        @staticmethod
-        def from_random():
-            return real(os.urandom(real.size()))
-
-    actor.ActorClassID = Drawn
-    try:
-        yield
-    finally:
-        actor.ActorClassID = real
+def _product():
+    """The package's module of that name, by its path: the package itself defines actors as it is imported."""
+    spec = importlib.util.spec_from_file_location("product", ROOT / "ims3_ray" / "cluster" / "warm.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _serve(held: socket.socket, raylet: int) -> dict:
@@ -86,7 +73,7 @@ def _serve(held: socket.socket, raylet: int) -> dict:
         "OMP_NUM_THREADS": "1",
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
     }  # CUDA does not survive a fork
-    with _own_randomness():
+    with _product().own_randomness():
         for name in IMPORTS.split():
             with contextlib.suppress(Exception):  # which a worker that needs it tells
                 importlib.import_module(name)

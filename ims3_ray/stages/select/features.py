@@ -22,7 +22,7 @@ from pyarrow import fs
 
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import Directory
-from ims3_ray.storage.index import FILE, stored_keys
+from ims3_ray.storage.index import FILE, file_places, stored_keys
 
 FEATURE = "feature"
 FILES = 256  # that are open at once: a data set keeps the footers of all of its files
@@ -92,9 +92,7 @@ class FeatureTable:
     def _file(self, table: pa.Table) -> np.ndarray | None:
         if FILE not in table.column_names:
             return None
-        named = table[FILE].combine_chunks()
-        place = {path.removeprefix(f"{self.directory.path}/"): i for i, path in enumerate(self.files)}
-        return np.array([place[name] for name in named.dictionary.to_pylist()])[named.indices.to_numpy()]
+        return file_places(table, [path.removeprefix(f"{self.directory.path}/") for path in self.files])
 
     def read(
         self, classes: Sequence, limit: int | None = None
