@@ -52,15 +52,15 @@ def signature(config: Config) -> str | None:
 
 def write(
     storage: Directory,
-    config: Config,
+    key: str | None,
     run: str,
     steps: Mapping[str, str],
     notes: Sequence[str],
     *,
     is_finished: bool,
 ) -> None:
-    """Keep that `config` is this run, whose `steps` are artefacts by stage."""
-    if key := signature(config):
+    """Keep that what has the signature `key` is this run, whose `steps` are artefacts by stage."""
+    if key:
         receipt = Receipt(run=run, steps=list(steps.items()), notes=list(notes), is_finished=is_finished)
         storage.write_json(_place(key), receipt)
 

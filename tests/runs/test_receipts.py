@@ -52,7 +52,9 @@ def test_what_does_not_show_from_outside_has_no_signature(words, monkeypatch):
 
 def test_a_damaged_receipt_is_none(words, tmp_path):
     storage, config = open_directory(str(tmp_path / "runs")), load_config("digits", parse_overrides(words))
-    receipts.write(storage, config, "digits-0", {"encode": "latents/0"}, ["note"], is_finished=True)
+    receipts.write(
+        storage, receipts.signature(config), "digits-0", {"encode": "latents/0"}, ["note"], is_finished=True
+    )
     kept = receipts.find(storage, config)
     assert kept == {
         "run": "digits-0",

@@ -27,13 +27,14 @@ def distill(recipe: str = "digits", say: Callable[[str], None] = print, **overri
 
 def run(config: Config, say: Callable[[str], None] = print) -> Distillation:
     """Distil as `config` says: stages that are complete are found, the others run."""
+    signature = receipts.signature(config)
     (context,) = begin([config], say)
     recorder = Recorder(context, plan(context), say)
     context = replace(context, on_metrics=recorder.hear)
     done: dict[str, Step] = {}  # by noun
     steps = plan(context)  # again: what is complete now stays, for the record names it
     artifacts = {step.stage.name: step.artifact for step in steps}
-    keep = partial(receipts.write, context.storage, config, recorder.name, artifacts, context.notes)
+    keep = partial(receipts.write, context.storage, signature, recorder.name, artifacts, context.notes)
     keep(is_finished=False)
     with recorder.recording():
         for planned in steps:
