@@ -16,7 +16,6 @@ from typing import TypedDict
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
-from scipy import stats
 
 from ims3_ray.errors import InputError
 from ims3_ray.method.coverage import COPY_PERCENTILE, copies
@@ -237,6 +236,8 @@ def _warn_of_exact(same: Duplicates) -> list[str]:
 
 def _warn_of_near(alike: NearDuplicates) -> list[str]:
     """A sentence where more images are copies than chance would have, by the binomial distribution."""
+    from scipy import stats  # half a second to import
+
     if alike["count"] <= stats.binom.isf(SIGNIFICANCE, alike["compared"], COPY_PERCENTILE / 100):
         return []
     first, second = alike["sets"]

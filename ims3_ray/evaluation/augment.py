@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable
 
 import torch
-import torchvision.transforms.v2.functional as ops
 from jaxtyping import Float, Int, UInt8
 from torch import Generator, Tensor
 from torch.nn import functional
@@ -180,6 +179,8 @@ def randaugment(
 @functools.cache
 def _randaugment_operations(magnitude: int, height: int, width: int, device: torch.device) -> list[Operation]:
     """In torchvision's order; those without a sign ignore it."""
+    import torchvision.transforms.v2.functional as ops  # a second to import, for those protocols alone
+
     m = magnitude / MAGNITUDES
     shear = math.degrees(math.atan(0.3 * m))
     across, down = int(150 / 331 * width * m), int(150 / 331 * height * m)

@@ -8,11 +8,11 @@ from pathlib import Path
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
-from .inputs import ReportData, Uncovered, shortened, shown_classes
+from .inputs import PAGE_CLASSES, ReportData, Uncovered, shortened, shown_classes
 
 SMALL = 64  # pixels: up to here an image is shown enlarged, its pixels as squares
 THUMBNAIL = 160  # pixels a side of a larger image on the page
-PAGE_CLASSES, PAGE_IMAGES = 24, 240  # the page shows at most these, so that it stays below 3 MB
+PAGE_IMAGES = 240  # the page shows at most these, so that it stays below 3 MB
 SHEET_CLASSES, SHEET_COLUMNS, SHEET_CELL = 40, 20, 64
 GAP, MARGIN = 3, 16
 PAPER, INK, MUTED = "#ffffff", "#1b1f24", "#6b7280"

@@ -9,6 +9,9 @@ from jaxtyping import Bool, Float, Int
 
 from ims3_ray.evaluation.figures import Evaluation
 
+PAGE_CLASSES = 24  # whose images the page shows at most, so that it stays below 3 MB
+MAP_CLASSES = 12  # whose features it shows, each in a colour of its own
+
 History = Sequence[Mapping[str, float]]
 """Fine-tuning's metrics, a mapping a log step, with `step`."""
 
@@ -123,6 +126,11 @@ class Pictures(Sequence[bytes]):
 def shown_classes(classes: Sequence[str], limit: int) -> list[int]:
     """Places of at most `limit` classes, evenly spaced: neighbours in a sorted list resemble each other."""
     return [int(i) for i in np.linspace(0, len(classes) - 1, min(limit, len(classes))).round()]
+
+
+def looked_at(classes: Sequence[str]) -> list[int]:
+    """Places of the classes of which the page needs features."""
+    return sorted({i for limit in (MAP_CLASSES, PAGE_CLASSES) for i in shown_classes(classes, limit)})
 
 
 def shortened(name: str, limit: int = 24) -> str:

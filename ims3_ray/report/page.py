@@ -1,6 +1,6 @@
 """The report on a run as one HTML page: images, plots and style inside, nothing fetched, no script."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 from ims3_ray.evaluation.figures import Evaluation
 from ims3_ray.method.coverage import Values
@@ -8,8 +8,8 @@ from ims3_ray.method.coverage import Values
 from . import plots
 from .claim import claim
 from .coverage_plots import Line, by_decile
-from .images import PAGE_CLASSES, is_small, missed_strips, strips
-from .inputs import History, ReportData, shown_classes
+from .images import is_small, missed_strips, strips
+from .inputs import MAP_CLASSES, History, ReportData, shown_classes
 from .projection import feature_map
 from .svg import CLASS_COLOURS, INK
 from .wording import METRICS, environment
@@ -17,15 +17,10 @@ from .wording import METRICS, environment
 YARDSTICKS = ("random", "ceiling")
 
 
-def looked_at(classes: Sequence[str]) -> list[int]:
-    """Places of the classes of which the page needs features."""
-    return sorted({i for limit in (len(CLASS_COLOURS), PAGE_CLASSES) for i in shown_classes(classes, limit)})
-
-
 def render(data: ReportData) -> bytes:
     """The page, UTF-8; the same bytes for the same data. Raises OSError for bytes that are no image."""
     counts = [len(data.contact[name]["distilled"]) for name in data.classes]
-    shown = shown_classes(data.classes, len(CLASS_COLOURS))
+    shown = shown_classes(data.classes, MAP_CLASSES)
     points = feature_map(data, shown)
     rows = plots.subgroup_rows(data.selection, data.classes)
     per_class = data.selection["per_class"]

@@ -18,10 +18,12 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from .inputs import MAP_CLASSES
+
 # Roles as colours that occur nowhere else; matplotlib writes them back as they are.
 INK, MUTED, GRID, PAPER = "#010101", "#020202", "#030303", "#040404"
 DISTILLED, RANDOM, FULL, REAL = "#050505", "#060606", "#070707", "#080808"
-CLASS_COLOURS = tuple(f"#0a0a{i:02x}" for i in range(12))
+CLASS_COLOURS = tuple(f"#0a0a{i:02x}" for i in range(MAP_CLASSES))
 _VARIABLES = {
     INK: "ink",
     MUTED: "muted",

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
 from torch.utils.flop_counter import FlopCounterMode
 
 from ims3_ray.cluster.fan_out import CALLS_PER_ACTOR
@@ -47,6 +46,8 @@ class Forward:
 
 
 def count_forward(context: Context) -> Forward:
+    from diffusers import AutoencoderKL  # seconds to import, which a run has no use for
+
     info = context.info
     with torch.device("meta"):
         vae = AutoencoderKL.from_config(read_json(Path(info.vae_path) / "config.json"))

@@ -10,9 +10,14 @@ import numpy as np
 from ims3_ray.cluster.environment import hardware, versions
 from ims3_ray.data.distilled import is_selected
 from ims3_ray.data.pixels import decode, encode_png, square
-from ims3_ray.report import ReportData, contact_sheet, looked_at, render
-from ims3_ray.report.images import PAGE_CLASSES
-from ims3_ray.report.inputs import Pictures, Uncovered, shown_classes
+from ims3_ray.report.inputs import (
+    PAGE_CLASSES,
+    Pictures,
+    ReportData,
+    Uncovered,
+    looked_at,
+    shown_classes,
+)
 from ims3_ray.report.uncovered import missed
 from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import Directory, Manifest, read_manifest, summary_of
@@ -30,6 +35,9 @@ READS += ("distilled", "evaluation")
 
 def run(context: Context, out: Directory, **inputs: Directory) -> dict[str, object]:
     """Write index.html and contact-sheet.png."""
+    from ims3_ray.report.images import contact_sheet  # a second to import, which plans have no use for
+    from ims3_ray.report.page import render
+
     data = _gather(context, inputs)
     out.write("index.html", render(data))
     out.write("contact-sheet.png", contact_sheet(data))

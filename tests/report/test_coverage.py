@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from pages import FORMULA, HOSTILE, TEMPLATE, Page, evaluation, png, report
 
-from ims3_ray.report import render
 from ims3_ray.report.inputs import Uncovered
+from ims3_ray.report.page import render
 from ims3_ray.report.plots import spread
 from ims3_ray.report.uncovered import missed
 

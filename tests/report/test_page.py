@@ -21,10 +21,11 @@ from pages import (
 )
 from PIL import Image
 
-from ims3_ray.report import contact_sheet, plots, render
+from ims3_ray.report import plots
 from ims3_ray.report.claim import claim
-from ims3_ray.report.images import data_uri
+from ims3_ray.report.images import contact_sheet, data_uri
 from ims3_ray.report.inputs import shortened, shown_classes
+from ims3_ray.report.page import render
 from ims3_ray.report.plots import common_steps, subgroup_rows
 from ims3_ray.report.projection import MAX_POINTS, feature_map
 

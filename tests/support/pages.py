@@ -7,7 +7,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from ims3_ray.report import ReportData
+from ims3_ray.report.inputs import ReportData
 from ims3_ray.report.wording import METRICS
 
 HOSTILE = "<script>alert(1)</script>"

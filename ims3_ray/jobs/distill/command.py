@@ -20,6 +20,7 @@ from ims3_ray.errors import InputError
 
 from .distillation import Distillation, summary_lines
 from .found import find_complete
+from .status import read_status, status_lines
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,8 +44,6 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         _dry_run(config)
     elif arguments.status:
-        from .status import read_status, status_lines
-
         status = read_status(config)
         print(json.dumps(status, indent=1) if arguments.json else "\n".join(status_lines(status)))
     else:
@@ -64,7 +63,14 @@ def _distil(config: Config) -> Distillation:
     return distil(config)
 
 
+def _yaml(config: Config) -> str:
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
 def _dry_run(config: Config) -> None:
+    if find_complete(config):  # what it took is known, and needs no plan
+        print(_yaml(config), *status_lines(read_status(config)), "nothing would run", sep="\n")
+        return
     from ims3_ray.cluster.machine import connect, find_machine, has_address, refuse_impossible  # heavy
     from ims3_ray.pipeline.prepare import check_places, idle_lines, prepare
     from ims3_ray.pipeline.steps import plan
@@ -77,7 +83,7 @@ def _dry_run(config: Config) -> None:
         connect()
     context = prepare(config, find_machine(config.workers, wait=False))
     machine, steps = context.machine, plan(context)
-    print(yaml.safe_dump(context.config.model_dump(mode="json"), sort_keys=False))
+    print(_yaml(context.config))
     print("\n".join(context.notes), end="\n" if context.notes else "")
     print(f"machine: {machine.device}, {machine.actors} actors, {machine.shards} shards")
     print(

@@ -184,9 +184,10 @@ def test_a_complete_run_is_found_without_ray_torch_or_mlflow(finished_run, capsy
     again = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=True)
     assert again.stdout == told
     assert (told.count("found complete"), made.distilled in told) == (9, True)
-    status = f"import sys; sys.argv[1:1] = ['--status']; {script}"
-    shown = subprocess.run([sys.executable, "-c", status, *words], capture_output=True, text=True, check=True)
-    assert f"run {made.key}: finished" in shown.stdout
+    for option in ("--status", "--dry-run"):
+        asked = [sys.executable, "-c", f"import sys; sys.argv[1:1] = [{option!r}]; {script}", *words]
+        shown = subprocess.run(asked, capture_output=True, text=True, check=True)
+        assert f"run {made.key}: finished" in shown.stdout
 
 
 def test_a_run_of_which_something_was_lost_is_not_found_complete(finished_run, tmp_path, capsys):
