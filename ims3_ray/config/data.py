@@ -4,6 +4,9 @@ from pydantic import Field, field_validator, model_validator
 
 from .base import Section, Share
 
+TORCHVISION, HUB = "torchvision:", "hf:"  # of sets by name: data/named.py
+CACHE = "~/.cache/ims3_ray/datasets"  # of torchvision's files
+
 
 def refuse_twice(names: tuple[str, ...]) -> tuple[str, ...]:
     """The names; ValueError where one stands twice."""
@@ -39,11 +42,13 @@ class Data(Section):
     """The images: where they lie, which of them count."""
 
     train: str | None = None
-    """Training images: folder or URI of class folders, or of a Hugging Face data set."""
+    """Training images: class folders, rows in Parquet, torchvision:NAME or hf:ID (see own-images)."""
     validation: str | None = None
     """Images that protocols ending in -val score on, given as `train`."""
     test: str | None = None
-    """Images that the other protocols score on, given as `train`."""
+    """Images that the other protocols score on, given as `train`; null takes a named set's own."""
+    root: str | None = None
+    """Where the files of torchvision's sets are, or are downloaded to; null: ~/.cache/ims3_ray/datasets."""
     validation_split: float = Field(default=0.0, ge=0, lt=1)
     """Share of each class's training images held out for validation, where no folder is named."""
     classes: tuple[str, ...] | None = None

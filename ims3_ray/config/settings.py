@@ -137,7 +137,7 @@ class Config(Settings):
 
     def results(self) -> dict[str, Any]:
         """All that a result depends on, as plain data."""
-        return self.model_dump(mode="json", exclude={"workers", "storage"})
+        return self.model_dump(mode="json", exclude={"workers": True, "storage": True, "data": {"root"}})
 
     def identity(self) -> dict[str, Any]:
         """`results`, the same for every way of writing a local path: what fingerprints are made of."""

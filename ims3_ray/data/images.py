@@ -14,9 +14,10 @@ from ims3_ray.text import named, some
 
 from . import digits
 from .folders import inspect, list_classes
+from .named import is_named, unpack_named
 from .pixels import decode
 from .sources import Rows, find_set
-from .unpacking import unpack
+from .unpacking import Names, unpack
 
 # images decoded in full before any work starts, chosen by seed: also where an older look is trusted
 SAMPLED_UP_FRONT = 64
@@ -111,12 +112,7 @@ def open_images(
     Raises InputError for a folder that is missing, empty, or of one class, for rows that can't be read as
     images with classes, and where more than `max_bad_fraction` of its files are no images.
     """
-    is_bundled = location.startswith("package://")
-    given = digits.materialise(location, storage) if is_bundled else open_directory(location)
-    directory, unpacked_from = find_set(given, name, classes), None
-    if isinstance(directory, Rows):
-        unpacked_from = given.uri
-        directory = unpack(directory, storage, f"{name}: {given.uri}", classes, numbered)
+    directory, unpacked_from = _class_folders(location, storage, name, classes, numbered)
     listing = list_classes(directory, unpacked_from or directory.uri, name, classes)
     if len(listing) < 2:
         held = f"{len(listing)} class ({', '.join(listing)})"
@@ -141,6 +137,20 @@ def open_images(
             raise InputError(f"{name}: {folder} holds no readable image; fill or remove it")
     ids = tuple(looks[path]["id"] for _, path in good)
     return ImageSet(directory, names, tuple(path for _, path in good), labels, ids, bad, unpacked_from)
+
+
+def _class_folders(
+    location: str, storage: Directory, name: str, classes: Names, numbered: Names
+) -> tuple[Directory, str | None]:
+    """Those at `location`, or unpacked from what is there; and then from where."""
+    if is_named(location):
+        return unpack_named(location, storage, name, classes), location
+    is_bundled = location.startswith("package://")
+    given = digits.materialise(location, storage) if is_bundled else open_directory(location)
+    found = find_set(given, name, classes)
+    if not isinstance(found, Rows):
+        return found, None
+    return unpack(found, storage, f"{name}: {given.uri}", classes, numbered), given.uri
 
 
 def open_labelled(

@@ -15,9 +15,10 @@ import contextlib
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, cast
 
 import pyarrow as pa
@@ -38,6 +39,7 @@ ROWS = 256  # unpacked at a time: a few hundred MB of large photographs
 WRITERS = 16  # threads; writing is waiting
 LAYOUT = 1  # raised where rows are unpacked otherwise than before
 Names = Sequence[str] | None  # of classes
+Cells = tuple[list, list, Names]  # of some rows: classes, images, what integers among the classes are called
 
 
 def unpack(rows: Rows, storage: Directory, where: str, classes: Names, numbered: Names) -> Directory:
@@ -52,12 +54,24 @@ def unpack(rows: Rows, storage: Directory, where: str, classes: Names, numbered:
         [_place(rows.directory, info.path), info.size, info.mtime_ns]
         for info in rows.directory.infos(rows.files)
     ]
-    key = fingerprint([LAYOUT, files, classes and sorted(classes), numbered and list(numbered)])
-    unpacked = storage / "unpacked"
+    key = [LAYOUT, files, classes and sorted(classes), numbered and list(numbered)]
+    return unpack_cells(lambda: _cells_of(rows, where), key, storage, where, classes, numbered)
+
+
+def unpack_cells(
+    read: Callable[[], Iterable[Cells]],
+    identity: object,
+    storage: Directory,
+    where: str,
+    classes: Names,
+    numbered: Names,
+) -> Directory:
+    """As `unpack`, of what `read()` gives, which is the same whenever `identity` is."""
+    key, unpacked = fingerprint(identity), storage / "unpacked"
     if not unpacked.exists(f"{key}.complete"):
         written, shown = 0, progress.bar("unpack", None, "images", delay=progress.PATIENCE_S)
         with shown, ThreadPoolExecutor(WRITERS) as pool:
-            for images in _images(rows, where, classes, numbered):
+            for images in _images(read(), where, classes, numbered):
                 for _ in pool.map((unpacked / key).write, images, images.values()):
                     shown.update()
                 written += len(images)
@@ -75,20 +89,29 @@ def _place(directory: Directory, path: str) -> str:
     return str(Path(path).resolve()) if directory.is_local else f"{directory.filesystem.type_name}://{path}"
 
 
-def _images(rows: Rows, where: str, classes: Names, numbered: Names) -> Iterator[dict[str, bytes]]:
+def _images(
+    cells: Iterable[Cells], where: str, classes: Names, numbered: Names
+) -> Iterator[dict[str, bytes]]:
     """{path in the class folders: encoded image} of some rows at a time."""
     row = 0
+    for labels, images, names in cells:
+        kept = {}
+        for label, image in zip(labels, images, strict=True):
+            at = f"{where} row {row}"
+            cls = _class_name(label, names or numbered, at)
+            if classes is None or cls in classes:
+                kept[f"{_folder(cls, at)}/row-{row:07d}"] = _encoded(image, at)
+            row += 1
+        yield kept
+
+
+def _cells_of(rows: Rows, where: str) -> Iterator[Cells]:
+    kind = "Parquet" if rows.is_parquet else "Arrow stream"
     for path in rows.files:
         with _at_hand(rows, path) as file:
-            for labels, images, names in _cells(rows, file, path, where):
-                kept = {}
-                for label, image in zip(labels, images, strict=True):
-                    at = f"{where} row {row}"
-                    cls = _class_name(label, names or numbered, at)
-                    if classes is None or cls in classes:
-                        kept[f"{_folder(cls, at)}/row-{row:07d}"] = _encoded(image, at)
-                    row += 1
-                yield kept
+            name = path.rsplit("/", 1)[-1]
+            with reading(f"{where} is no readable {kind}: {name}", "write it anew"):
+                yield from cells(_opened(file, where), where)
 
 
 @contextlib.contextmanager
@@ -103,35 +126,44 @@ def _at_hand(rows: Rows, path: str) -> Iterator[Path]:
         yield file
 
 
-def _cells(rows: Rows, file: Path, path: str, where: str) -> Iterator[tuple[list, list, Names]]:
-    """(class cells, image cells, what integers among the classes are called) of some rows at a time."""
-    try:
-        data = _opened(file, where)
-        features = data.features
-        assert features is not None, "both kinds of files hold their schema"
-        image, column = _columns(features.arrow_schema, where)
-        names = getattr(features[column], "names", None)
-        for table in cast(
-            Iterator[pa.Table], data.select_columns([column, image]).with_format("arrow").iter(ROWS)
-        ):
-            table.validate(full=True)  # else offsets that lead out of a broken file would be followed
-            yield table[column].to_pylist(), table[image].to_pylist(), names
-    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
-        kind, why = "Parquet" if rows.is_parquet else "Arrow stream", " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{where} is no readable {kind}: {path.rsplit('/', 1)[-1]}: {why}; write it anew"
-        ) from error
+def cells(data: "Dataset | IterableDataset", where: str) -> Iterator[Cells]:
+    """Of a data set's rows, some at a time."""
+    features = data.features
+    assert features is not None, "files of all kinds hold their schema"
+    image, column = _columns(features.arrow_schema, where)
+    names = getattr(features[column], "names", None)
+    for table in cast(
+        Iterator[pa.Table], data.select_columns([column, image]).with_format("arrow").iter(ROWS)
+    ):
+        table.validate(full=True)  # else offsets that lead out of a broken file would be followed
+        yield table[column].to_pylist(), table[image].to_pylist(), names
 
 
-def _opened(file: Path, where: str) -> "Dataset | IterableDataset":
+@contextlib.contextmanager
+def reading(trouble: str, remedy: str) -> Iterator[None]:
+    """Within the block, what a library raises that can't read files is an InputError."""
     try:
-        import datasets  # an extra, and heavy
+        yield
+    except InputError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise InputError(f"{trouble}: {why}; {remedy}") from error
+
+
+def hf_datasets(where: str) -> ModuleType:
+    """The library, which is an extra and heavy; InputError, which begins with `where`, without it."""
+    try:
+        import datasets
     except ImportError as error:
         raise InputError(
             f'{where} is read by Hugging Face datasets, which is missing; pip install "ims3-ray[hf]"'
         ) from error
+    return datasets
+
+
+def _opened(file: Path, where: str) -> "Dataset | IterableDataset":
+    datasets = hf_datasets(where)
     if file.suffix == ".arrow":
         return datasets.Dataset.from_file(str(file))
     logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)  # what it logs, it raises

@@ -5,6 +5,7 @@ Latents everywhere in this package are scaled: the VAE's own times its `scaling_
 
 import copy
 import json
+import math
 import os
 import tempfile
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from ims3_ray.method.schedule import BETA_END, BETA_START, NUM_TRAIN_TIMESTEPS
 from .checkpoints import inspect_transformer
 from .diffusers_layout import CLASS_TABLE, DIFFUSERS_SHIFT, export_transformer
 from .dit import DiT, DiTConfig
-from .files import find_weights, read_json, resolve_model
+from .files import find_weights, read_json, read_shapes, resolve_model
 from .vae import Vae, image_size, read_vae, vae_config, vae_folder
 
 if TYPE_CHECKING:
@@ -80,13 +81,10 @@ def inspect_generator(
     checkpoint = inspect_transformer(local, heads, frequency_shift)
     folder = vae_folder(local, vae)
     its_config = vae_config(folder, checkpoint.config)
-    find_weights(folder)
+    vae_weights = read_shapes(find_weights(folder))
     _check_schedule(local / "scheduler" / "scheduler_config.json")
-    from diffusers import AutoencoderKL  # seconds to import, as below
-
     with torch.device("meta"):
-        transformer_parameters = _count(DiT(checkpoint.config))
-        vae_parameters = _count(cast(nn.Module, AutoencoderKL.from_config(its_config)))
+        transformer = DiT(checkpoint.config)
     return GeneratorInfo(
         path=str(local),
         vae_path=str(folder),
@@ -94,8 +92,8 @@ def inspect_generator(
         config=checkpoint.config,
         image_size=image_size(local, folder, its_config, checkpoint.config),
         scaling_factor=its_config["scaling_factor"],
-        transformer_parameters=transformer_parameters,
-        vae_parameters=vae_parameters,
+        transformer_parameters=sum(parameter.numel() for parameter in transformer.parameters()),
+        vae_parameters=sum(map(math.prod, vae_weights.values())),
         id2label=_class_names(local / "model_index.json", checkpoint.config.num_classes),
     )
 
@@ -215,7 +213,3 @@ def _class_names(path: Path, num_classes: int) -> list[str] | None:
 def _moved(model: Model, device: str | torch.device, dtype: torch.dtype) -> Model:
     nn.Module.to(model, device=device, dtype=dtype)  # in place; diffusers' own `to` warns about nothing
     return model
-
-
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())

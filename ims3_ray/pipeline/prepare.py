@@ -22,6 +22,7 @@ from ims3_ray.config.data import Data
 from ims3_ray.config.settings import WEIGHTS, Config, Evaluating
 from ims3_ray.data.classes import check_class_names, class_map
 from ims3_ray.data.images import ImageSet, open_images
+from ims3_ray.data.named import below, is_named
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.protocols import NO_PROTOCOL, protocol
 from ims3_ray.models.device import Numerics, supported
@@ -112,22 +113,29 @@ def image_places(config: Config | Evaluating) -> dict[str, str]:
             f"data.train: {why}; give the folder that holds one folder of training images a class, "
             "such as data.train=/data/my-images/train, or a Hugging Face dataset on disk"
         )
-    places = {"train": data.train}
+    places = {"train": below(data.train, data.root)}
     if config.evaluate.protocol != NO_PROTOCOL:
         split = protocol(config.evaluate.protocol).split
         scored = getattr(data, split)
         if scored is None and split == "validation" and data.validation_split:
             return places  # taken from the training images once they are listed
+        if scored is None and is_named(data.train):
+            scored = data.train  # whose library tells the splits apart
         if scored is None:
             given = "a folder, data.validation_split=0.1" if split == "validation" else "a folder"
             raise InputError(
                 f"data.{split}: protocol {config.evaluate.protocol} scores on it; "
                 f"give {given}, or evaluate.protocol=none"
             )
-        if data.classes is None and not data.train.startswith(BUNDLED) and not scored.startswith(BUNDLED):
+        if data.classes is None and not any(map(_is_no_folder, (data.train, scored))):
             refuse_nested(data.train, scored, f"data.{split}")
-        places[split] = scored
+        places[split] = below(scored, data.root)
     return places
+
+
+def _is_no_folder(place: str) -> bool:
+    """Before it is unpacked."""
+    return place.startswith(BUNDLED) or is_named(place)
 
 
 def prepare(config: Config, machine: Machine) -> Context:

@@ -16,6 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TypedDict
 
+from ims3_ray.config.data import CACHE, HUB, TORCHVISION
 from ims3_ray.config.settings import WEIGHTS, Config
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import Directory, fingerprint, open_directory
@@ -42,7 +43,7 @@ def signature(config: Config) -> str | None:
     given = [place for place in (config.data.train, config.data.validation, config.data.test) if place]
     try:
         seen = [_model(spec) for spec in weights if spec]
-        seen += [_files(open_directory(place)) for place in given if not place.startswith(PACKAGED)]
+        seen += [_images(place, config.data.root) for place in given if not place.startswith(PACKAGED)]
     except (LookupError, OSError, InputError):
         return None
     devices = [config.workers.device, sorted(glob.glob(DEVICES)), os.environ.get("CUDA_VISIBLE_DEVICES")]
@@ -99,6 +100,12 @@ def _stats(path: Path) -> list[object]:
     return [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in paths]
 
 
-def _files(directory: Directory) -> list[object]:
+def _images(place: str, root: str | None) -> list[object]:
+    """LookupError for what the hub decides."""
+    if place.startswith(HUB):
+        raise LookupError(place)
+    if place.startswith(TORCHVISION):
+        return [place, _stats(Path(root or CACHE).expanduser())]
+    directory = open_directory(place)
     found = directory.files() or {"": directory.infos([directory.path])[0]}
     return [directory.uri, [[name, info.size, info.mtime_ns] for name, info in found.items()]]

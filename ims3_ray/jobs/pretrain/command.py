@@ -13,6 +13,7 @@ from ims3_ray.cluster.machine import connect, find_machine, has_address
 from ims3_ray.config.load import load_settings, parse_overrides
 from ims3_ray.config.pretrain import Pretrain
 from ims3_ray.data.images import open_images
+from ims3_ray.data.named import below
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import open_storage
 
@@ -41,7 +42,9 @@ def run(arguments: argparse.Namespace) -> None:
         connect()
     storage = open_storage(config.storage)
     shared = {"seed": config.seed, "max_bad_fraction": data.max_bad_fraction, "classes": data.classes}
-    images = open_images(data.train, storage, name="data.train", **shared)
+    images = open_images(below(data.train, data.root), storage, name="data.train", **shared)
+    if data.validation_split:
+        images, _ = images.split(data.validation_split)
     if not only_asks:
         connect()
     from .run import Pretraining  # heavy: torch and diffusers, not needed to refuse bad input
