@@ -18,6 +18,7 @@ from torch.nn import functional
 from ims3_ray.models.device import send
 
 from .protocols import Protocol
+from .siamese import diff_augment, one_of_each, uniform
 
 Operation = Callable[[Tensor, float], Tensor]  # (uint8 images, sign) → images
 
@@ -36,10 +37,6 @@ SMOOTH = (
 )  # torchvision's, of sharpness
 
 
-def _uniform(low: float, high: float, *shape: int, like: Tensor, generator: Generator) -> Tensor:
-    return send(torch.rand(shape, generator=generator), like.device) * (high - low) + low
-
-
 @functools.cache
 def _constant(values: tuple[object, ...], device: torch.device) -> Tensor:
     """Numbers on a device, sent there once."""
@@ -49,14 +46,14 @@ def _constant(values: tuple[object, ...], device: torch.device) -> Tensor:
 
 def augment(
     images: UInt8[Tensor, "n 3 h w"], protocol: Protocol, generator: Generator
-) -> Float[Tensor, "n 3 h w"]:
-    """The protocol's training view of a batch, normalised, CutMix excepted."""
+) -> Float[Tensor, "n c h w"]:
+    """The protocol's training view of a batch, normalised, CutMix excepted; one channel where it has one."""
     return view(images.float() / 255, protocol, generator)
 
 
 def view(
     images: Float[Tensor, "n 3 h w"], protocol: Protocol, generator: Generator
-) -> Float[Tensor, "n 3 h w"]:
+) -> Float[Tensor, "n c h w"]:
     """`augment` of images of 0 … 1; differentiable by them where the protocol has no RandAugment."""
     steps, x = protocol.augmentations, images
     if steps.crop_scale is not None:
@@ -69,12 +66,17 @@ def view(
         x = colour_jitter(x, steps.jitter, generator)
     if steps.lighting > 0:
         x = lighting(x, steps.lighting, generator)
-    return normalise(x, protocol)
+    x = normalise(x, protocol)
+    if steps.siamese:
+        x = diff_augment(x, steps.siamese, generator)
+    return one_of_each(x, steps.one_of, generator) if steps.one_of else x
 
 
-def normalise(images: Float[Tensor, "n 3 h w"], protocol: Protocol) -> Float[Tensor, "n 3 h w"]:
-    """Subtract the protocol's mean and divide by its deviation, colour by colour."""
-    mean, deviation = _constant((protocol.mean, protocol.deviation), images.device).view(2, 3, 1, 1)
+def normalise(images: Float[Tensor, "n 3 h w"], protocol: Protocol) -> Float[Tensor, "n c h w"]:
+    """Subtract the protocol's mean and divide by its deviation, colour by colour, or of the luma alone."""
+    mean, deviation = _constant((protocol.mean, protocol.deviation), images.device).view(2, -1, 1, 1)
+    if protocol.channels == 1:
+        images = (images * _constant(LUMA, images.device).view(3, 1, 1)).sum(dim=1, keepdim=True)
     return (images - mean) / deviation
 
 
@@ -89,15 +91,15 @@ def resized_crop(
     pixels. Bilinear, reading no pixel outside the box.
     """
     n, _, height, width = images.shape
-    area = _uniform(*scale, n, CROP_ATTEMPTS, like=images, generator=generator) * (height * width)
-    aspect = _uniform(*LOG_RATIO, n, CROP_ATTEMPTS, like=images, generator=generator).exp()
+    area = uniform(*scale, n, CROP_ATTEMPTS, like=images, generator=generator) * (height * width)
+    aspect = uniform(*LOG_RATIO, n, CROP_ATTEMPTS, like=images, generator=generator).exp()
     widths, heights = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
     fits = (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
     first = fits.int().argmax(dim=1, keepdim=True)
     any_fits = fits.any(dim=1)
     box_width = torch.where(any_fits, widths.gather(1, first).squeeze(1), float(width))
     box_height = torch.where(any_fits, heights.gather(1, first).squeeze(1), float(height))
-    place = _uniform(0.0, 1.0, n, 2, like=images, generator=generator)
+    place = uniform(0.0, 1.0, n, 2, like=images, generator=generator)
     left = (place[:, 0] * (width - box_width + 1)).floor()
     top = (place[:, 1] * (height - box_height + 1)).floor()
     columns = _box_coordinates(width, left, box_width)[:, None, :].expand(n, height, width)
@@ -120,7 +122,7 @@ def flip(
     images: Float[Tensor, "n 3 h w"], probability: float, generator: Generator
 ) -> Float[Tensor, "n 3 h w"]:
     """Mirror left to right, each image with this probability."""
-    mirrored = _uniform(0.0, 1.0, len(images), 1, 1, 1, like=images, generator=generator) < probability
+    mirrored = uniform(0.0, 1.0, len(images), 1, 1, 1, like=images, generator=generator) < probability
     return torch.where(mirrored, images.flip(-1), images)
 
 
@@ -128,7 +130,7 @@ def colour_jitter(
     images: Float[Tensor, "n 3 h w"], strength: float, generator: Generator
 ) -> Float[Tensor, "n 3 h w"]:
     """Brightness, contrast and saturation of each image by factors uniform in 1 ± strength."""
-    factors = _uniform(1 - strength, 1 + strength, 3, len(images), 1, 1, 1, like=images, generator=generator)
+    factors = uniform(1 - strength, 1 + strength, 3, len(images), 1, 1, 1, like=images, generator=generator)
     return adjust_colours(images, *factors)
 
 
@@ -242,7 +244,7 @@ def cutmix(
     share is 1.
     """
     n, _, height, width = images.shape
-    lam, mixes, centre_x, centre_y = _uniform(0.0, 1.0, 4, like=images, generator=generator)
+    lam, mixes, centre_x, centre_y = uniform(0.0, 1.0, 4, like=images, generator=generator)
     partners = send(torch.randperm(n, generator=generator), images.device)
     cut = (1 - lam).sqrt() * (mixes < probability)
     inside_x = _cut_span(width, cut, centre_x)

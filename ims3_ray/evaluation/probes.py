@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ims3_ray.config.refinement import Probe
-from ims3_ray.models.classifiers import Classifier, build
+from ims3_ray.models.classifiers import Classifier
 
 from .forward import forward_in, numerics_for
 from .protocols import VALIDATION, Protocol, protocols
@@ -31,10 +31,7 @@ def states_in_training(
 ) -> Iterator[tuple[int, State]]:
     """(steps done, the network's values on the CPU) at each of `points`; then the training is left."""
     images, labels = (x.to(device) for x in train)
-    network = build(
-        rules.network, num_classes, rules.image_size, generator_of(seed, "weights"), width=rules.width
-    )
-    model = network.to(device)
+    model = rules.build(num_classes, generator_of(seed, "weights")).to(device)
     budget = budget_of(rules, len(labels), num_classes)
     forward = forward_in(model, numerics_for(labels.device.type, plan(budget, len(labels), 1)[0]))
     training = training_steps(model, forward, (images, labels), rules, budget, seed)
@@ -52,14 +49,14 @@ def longest_training(rules: Protocol, num_images: int, num_classes: int) -> int:
 
 
 def differentiable(rules: Protocol) -> Protocol:
-    """The protocol whose views a gradient passes: without RandAugment, whose arithmetic is of 8 bits."""
-    plain = rules.augmentations.model_copy(update={"randaugment_ops": 0})
+    """The protocol whose views a gradient passes: without RandAugment's 8 bits, and turns by SciPy."""
+    plain = rules.augmentations.model_copy(update={"randaugment_ops": 0, "one_of": ()})
     return rules.model_copy(update={"augmentations": plain})
 
 
 def load_probe(rules: Protocol, num_classes: int, state: State, device: torch.device) -> Classifier:
     """The network of one point, its values ready to be differentiated by."""
-    network = build(rules.network, num_classes, rules.image_size, None, width=rules.width)
+    network = rules.build(num_classes)
     network.load_state_dict(state)
     network.to(device)
     return network.eval()

@@ -2,17 +2,26 @@
 
 Three incompatible protocols share names such as "ImageWoof, IPC 10" in the literature, so a number is only
 worth something together with its protocol's `label`. Any change of a value here raises the protocol's
-version. Sources: Gu et al., CVPR 2024 (`minimax`), the published script of IMS3 (`ims3`); `quick` is this
-project's own.
+version. Sources: Gu et al., CVPR 2024 (`minimax`), the published script of IMS3 (`ims3`), the published code
+of Zhao et al. 2021 and Zhao & Bilen 2021 (`dc-…`, `dsa-…`); `quick` is this project's own.
 """
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+import torch
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    model_serializer,
+    model_validator,
+)
 
 from ims3_ray.errors import InputError
-from ims3_ray.models.classifiers import NETWORKS, NetworkName
+from ims3_ray.models.classifiers import NETWORKS, Classifier, NetworkName, build
+
+from .siamese import DiffKind, OneOfKind
 
 NO_PROTOCOL = "none"  # of a run that scores nothing
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -23,11 +32,19 @@ EPOCHS_BEYOND = 300
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+    LATER: ClassVar[frozenset[str]] = frozenset()
+    """Fields that older versions did not have: no protocol that leaves them alone has another fingerprint."""
+
+    @model_serializer(mode="wrap")
+    def _as_it_was(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        same = {name for name in self.LATER if getattr(self, name) == type(self).model_fields[name].default}
+        return {name: value for name, value in dump(self).items() if name not in same}
 
 
 class Augmentations(_Frozen):
     """What is done to a training image, in this order, before normalising; zero or None leaves it out."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"siamese", "one_of"})
     crop_scale: tuple[float, float] | None = None
     """Random resized crop: smallest and largest share of the area; aspect ratio from 3/4 to 4/3."""
     flip: float = Field(default=0.0, ge=0, le=1)
@@ -39,6 +56,10 @@ class Augmentations(_Frozen):
     """Brightness, contrast and saturation, each by a factor within 1 ± this."""
     lighting: float = Field(default=0.0, ge=0)
     """Deviation of the noise along ImageNet's principal colours (Krizhevsky et al. 2012)."""
+    siamese: tuple[DiffKind, ...] = ()
+    """After normalising, one of these a batch, its parameters drawn for each image (Zhao & Bilen 2021)."""
+    one_of: tuple[OneOfKind, ...] = ()
+    """After normalising, one of these an image (Zhao et al. 2021, for MNIST)."""
 
 
 class Budget(_Frozen):
@@ -59,6 +80,7 @@ class Budget(_Frozen):
 class Protocol(_Frozen):
     """One way of turning a training set into an accuracy. SGD with momentum, cross-entropy, hard labels."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"channels", "padding", "epochs"})
     name: str
     version: int = Field(ge=1)
     split: Literal["test", "validation"]
@@ -66,22 +88,29 @@ class Protocol(_Frozen):
     network: NetworkName
     width: int | None = None
     """Channels of the network's first block; None is the published width."""
+    channels: Literal[1, 3] = 3
+    """Of the images that the network sees: 1 is their luma."""
+    padding: int = Field(default=1, ge=0)
+    """Of a ConvNet's first convolution: 3 makes 32 pixels of 28."""
     image_size: int = Field(ge=8)
     """Pixels a side: all images, training and scored, come to it by `data.pixels.resize_and_crop`."""
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    deviation: tuple[float, float, float] = IMAGENET_DEVIATION
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    deviation: tuple[float, ...] = IMAGENET_DEVIATION
     augmentations: Augmentations
     cutmix: float = Field(ge=0, le=1)
     """Probability that a batch is mixed; Beta(1, 1), one box a batch, partners by a permutation."""
     steps: int | None = Field(default=None, ge=1)
-    """Full batches from an endless stream of epochs; None: epochs by the set's size, last batch short."""
+    """Full batches from an endless stream of epochs; None: epochs, the last batch of each short."""
+    epochs: int | None = Field(default=None, ge=1)
+    """Where steps are not given; None: by the set's size."""
     batch_size: int = Field(default=64, ge=1)
     learning_rate: float = Field(gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = False
     weight_decay: float = Field(default=5e-4, ge=0)
-    schedule: Literal["steps", "cosine"] = "steps"
-    """`steps`: x 0.2 at two thirds and at five sixths of the epochs. `cosine`: to zero, after the warm-up."""
+    schedule: Literal["steps", "cosine", "restart"] = "steps"
+    """`steps`: x 0.2 at two thirds and at five sixths of the epochs. `cosine`: to zero, after the warm-up.
+    `restart`: of E + 1 epochs those after the first E // 2 + 2 at x 0.1, their momentum begun anew."""
     warmup: float = Field(default=0.0, ge=0, lt=1)
     """Share of the steps over which the learning rate rises linearly to its full value."""
     evaluations: int = Field(default=100, ge=1)
@@ -99,11 +128,17 @@ class Protocol(_Frozen):
         width = "" if self.width is None else f"-w{self.width}"
         return f"{self.name}-v{self.version}/{self.network}{width}"
 
+    def build(self, num_classes: int, generator: torch.Generator | None = None) -> Classifier:
+        """The network, on the CPU, its weights drawn from `generator`; InputError as `classifiers.build`."""
+        shape = {"width": self.width, "channels": self.channels, "padding": self.padding}
+        return build(self.network, num_classes, self.image_size, generator, **shape)
+
     def budget(self, ipc: int, num_classes: int) -> Budget:
         """Training length and speed for a set of `ipc` images a class."""
-        many = num_classes > 100 and self.steps is None
+        many = num_classes > 100 and self.steps is None and self.epochs is None
+        by_size = None if self.steps else epochs_for(ipc, num_classes)
         return Budget(
-            epochs=None if self.steps else epochs_for(ipc, num_classes),
+            epochs=self.epochs or by_size,
             steps=self.steps,
             batch_size=max(128, self.batch_size) if many else self.batch_size,
             learning_rate=0.1 if many else self.learning_rate,
@@ -159,9 +194,42 @@ QUICK_RATES = {"resnet8": 0.3, "mlp": 0.03}
 _SMOKE = _QUICK.model_copy(  # shows that a pipeline runs, in seconds; its accuracies say nothing
     update={"name": "smoke", "width": 8, "image_size": 16, "steps": 6, "batch_size": 16, "evaluations": 2}
 )
+_GREY = {"channels": 1, "padding": 3, "image_size": 28}
+_SMALL = {  # sets of small images, as Zhao et al. 2021 normalise them
+    "mnist": {**_GREY, "mean": (0.1307,), "deviation": (0.3081,)},
+    "fashion": {**_GREY, "mean": (0.2861,), "deviation": (0.3530,)},
+    "cifar10": {"image_size": 32, "mean": (0.4914, 0.4822, 0.4465), "deviation": (0.2023, 0.1994, 0.2010)},
+}
+_SIAMESE: tuple[DiffKind, ...] = ("color", "crop", "cutout", "flip", "scale", "rotate")
+
+
+def _zhao(method: Literal["dc", "dsa"], images: str) -> Protocol:
+    """Their code's evaluation: 300 epochs, 1000 with augmentation, and one more."""
+    views = Augmentations()
+    if method == "dsa":
+        views = Augmentations(siamese=tuple(kind for kind in _SIAMESE if (images, kind) != ("mnist", "flip")))
+    elif images == "mnist":
+        views = Augmentations(one_of=("crop", "scale", "rotate"))
+    return Protocol(
+        name=f"{method}-{images}",
+        version=1,
+        split="test",
+        network="convnet3",
+        **_SMALL[images],
+        augmentations=views,
+        cutmix=0.0,
+        epochs=301 if views == Augmentations() else 1001,
+        batch_size=256,
+        learning_rate=0.01,
+        schedule="restart",
+        evaluations=1,
+    )
+
+
 # ends the name of a protocol's twin that scores on the validation images, for sweeps and every choice
 VALIDATION = "-val"
-_TESTED = (_QUICK, _MINIMAX, _IMS3, _SMOKE)
+_ZHAO = [_zhao(method, images) for images in _SMALL for method in ("dc", "dsa")]
+_TESTED = (_QUICK, _MINIMAX, _IMS3, *_ZHAO, _SMOKE)
 _VALIDATED = [p.model_copy(update={"name": p.name + VALIDATION, "split": "validation"}) for p in _TESTED]
 PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in (*_TESTED, *_VALIDATED)}
 

@@ -16,7 +16,6 @@ from torch.nn import functional
 
 from ims3_ray.errors import InputError
 from ims3_ray.method.keys import key_seed
-from ims3_ray.models.classifiers import build
 from ims3_ray.models.device import Numerics, keep_freed_memory
 from ims3_ray.text import some
 
@@ -73,11 +72,10 @@ def training_in_looks(
     """
     _check_sizes(train[0], scored[0], protocol)
     _check_labels(train[1], scored[1], num_classes)
-    device, size = torch.device(device), protocol.image_size
+    device = torch.device(device)
     if device.type == "cpu":
         keep_freed_memory()
-    network = build(protocol.network, num_classes, size, generator_of(seed, "weights"), width=protocol.width)
-    model = network.to(device)
+    model = protocol.build(num_classes, generator_of(seed, "weights")).to(device)
     (images, labels), test = ((x.to(device), of_set.to(device).long()) for x, of_set in (train, scored))
     budget = budget_of(protocol, len(labels), num_classes)
     steps, marks = plan(budget, len(labels), protocol.evaluations)
@@ -110,12 +108,16 @@ def training_steps(
 ) -> Iterator[Float[Tensor, ""]]:
     """Train the model, by its `forward`, on images on its device: the loss of every step, once it is done."""
     images, labels = train
-    optimiser = _optimiser(model, protocol, budget)
+    optimiser, previous = _optimiser(model, protocol, budget), 1.0
     order, views = generator_of(seed, "batches", labels.device), generator_of(seed, "augmentations")
     steps, _ = plan(budget, len(labels), 1)
     for step, rows in enumerate(batch_rows(budget, len(labels), order)):
+        factor = rate(protocol, budget, step, steps)
+        if protocol.schedule == "restart" and factor != previous:
+            optimiser = _optimiser(model, protocol, budget)
         for group in optimiser.param_groups:
-            group["lr"] = budget.learning_rate * rate(protocol, budget, step, steps)
+            group["lr"] = budget.learning_rate * factor
+        previous = factor
         yield train_step(forward, optimiser, images[rows], labels[rows], protocol, views)
 
 
@@ -201,6 +203,8 @@ def rate(protocol: Protocol, budget: Budget, step: int, steps: int) -> float:
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
     units = budget.units
     unit = step * units // steps  # the epoch, where there are epochs
+    if protocol.schedule == "restart":
+        return 0.1 if unit >= (units - 1) // 2 + 2 else 1.0
     return 0.2 ** sum(unit >= milestone for milestone in (2 * units // 3, 5 * units // 6))
 
 

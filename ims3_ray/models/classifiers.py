@@ -9,7 +9,7 @@ et al. 2016 (ResNet; ResNet-8 has the 6n + 2 layers of its section 4.2 with n = 
 
 import math
 from itertools import pairwise
-from typing import TypedDict, cast, get_args
+from typing import NotRequired, TypedDict, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,8 @@ class Architecture(TypedDict):
     num_classes: int
     image_size: int
     width: int
+    channels: NotRequired[int]  # of the images, where they are not 3
+    padding: NotRequired[int]  # of a ConvNet's first convolution, where it is not 1
 
 
 class Classifier(nn.Module):
@@ -54,11 +56,11 @@ class Classifier(nn.Module):
         """Number of values in an image's features."""
         return self.fc.in_features
 
-    def features(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+    def features(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         """Penultimate representation: the last map, flattened (ConvNet) or averaged (ResNet)."""
         raise NotImplementedError
 
-    def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
         return self.fc(self.features(x))
 
 
@@ -97,16 +99,19 @@ class Halve(nn.Module):
 class ConvNet(Classifier):
     """`depth` blocks of 3x3 convolution, norm, ReLU, 2x2 average pooling; features: the last map."""
 
-    def __init__(self, depth: int, width: int, num_classes: int, image_size: int):
+    def __init__(
+        self, depth: int, width: int, num_classes: int, image_size: int, channels: int, padding: int
+    ):
         super().__init__()
         blocks: list[nn.Module] = []
         for block in range(depth):
-            convolution = nn.Conv2d(3 if block == 0 else width, width, kernel_size=3, padding=1)
-            blocks += [convolution, _norm(width), nn.ReLU(inplace=True), Halve()]
+            shape = (channels, width, 3, 1, padding) if block == 0 else (width, width, 3, 1, 1)
+            blocks += [nn.Conv2d(*shape), _norm(width), nn.ReLU(inplace=True), Halve()]
         self.body = nn.Sequential(*blocks)
-        self.fc = nn.Linear(width * (image_size // 2**depth) ** 2, num_classes)
+        side = (image_size + 2 * (padding - 1)) // 2**depth
+        self.fc = nn.Linear(width * side**2, num_classes)
 
-    def features(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+    def features(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         return self.body(x).flatten(1)
 
 
@@ -139,7 +144,7 @@ class ResNet(Classifier):
     ResNet-8, for small images: stem 3x3, average pooling 2.
     """
 
-    def __init__(self, name: NetworkName, width: int, num_classes: int):
+    def __init__(self, name: NetworkName, width: int, num_classes: int, channels: int):
         super().__init__()
         average_pooling = name == "resnetap10"
         stages, blocks_per_stage = {"resnet8": (3, 1), "resnetap10": (4, 1), "resnet18": (4, 2)}[name]
@@ -148,7 +153,7 @@ class ResNet(Classifier):
             "resnetap10": (7, 1, nn.AvgPool2d(4)),
             "resnet18": (7, 2, nn.MaxPool2d(3, stride=2, padding=1)),
         }[name]
-        stem = nn.Conv2d(3, width, area, stride, padding=area // 2, bias=False)
+        stem = nn.Conv2d(channels, width, area, stride, padding=area // 2, bias=False)
         layers: list[nn.Module] = [stem, _norm(width), nn.ReLU(inplace=True), pool]
         channels_in = width
         for stage in range(stages):
@@ -160,23 +165,23 @@ class ResNet(Classifier):
         self.body = nn.Sequential(*layers)
         self.fc = nn.Linear(channels_in, num_classes)
 
-    def features(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+    def features(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         return self.body(x).mean(dim=(2, 3))
 
 
 class MLP(Classifier):
     """Two hidden layers over the pixels, with layer norms; its features are the second's values."""
 
-    def __init__(self, width: int, num_classes: int, image_size: int):
+    def __init__(self, width: int, num_classes: int, image_size: int, channels: int):
         super().__init__()
-        sizes = (3 * image_size**2, width, width)
+        sizes = (channels * image_size**2, width, width)
         layers: list[nn.Module] = [nn.Flatten(), nn.LayerNorm(sizes[0])]
         for inputs, outputs in pairwise(sizes):
             layers += [nn.Linear(inputs, outputs), nn.LayerNorm(outputs), nn.ReLU(inplace=True)]
         self.body = nn.Sequential(*layers)
         self.fc = nn.Linear(width, num_classes)
 
-    def features(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+    def features(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         return self.body(x)
 
 
@@ -187,11 +192,14 @@ def build(
     generator: torch.Generator | None,
     *,
     width: int | None = None,
+    channels: int = 3,
+    padding: int = 1,
 ) -> Classifier:
     """A network by name, on the CPU, weights drawn from `generator` (None: unset, for those to be loaded).
 
-    `width`: channels of the first block; None is the published one. Raises InputError for
-    fewer than two classes, or an image too small for the network's depth.
+    `width`: channels of the first block; None is the published one. `channels`: of the images; `padding`: of
+    a ConvNet's first convolution. Raises InputError for fewer than two classes, or an image too small for the
+    network's depth.
     """
     if num_classes < 2:
         raise InputError(f"num_classes: a classifier needs at least 2 classes, not {num_classes}")
@@ -206,22 +214,26 @@ def build(
     if width < 1:
         raise InputError(f"width: a network needs at least 1 channel, not {width}")
     with torch.device("meta"):  # no memory, and no draw from the global generator
-        model = _assemble(name, width, num_classes, image_size)
+        model = _assemble(name, width, num_classes, image_size, channels, padding)
     model = model.to_empty(device="cpu")
     model.architecture = Architecture(
         network=name, num_classes=num_classes, image_size=image_size, width=width
     )
+    if (channels, padding) != (3, 1):
+        model.architecture |= {"channels": channels, "padding": padding}
     if generator is not None:
         initialise(model, generator)
     return model
 
 
-def _assemble(name: NetworkName, width: int, num_classes: int, image_size: int) -> Classifier:
+def _assemble(
+    name: NetworkName, width: int, num_classes: int, image_size: int, channels: int, padding: int
+) -> Classifier:
     if name == "mlp":
-        return MLP(width, num_classes, image_size)
+        return MLP(width, num_classes, image_size, channels)
     if name.startswith("convnet"):
-        return ConvNet(int(name[-1]), width, num_classes, image_size)
-    return ResNet(name, width, num_classes)
+        return ConvNet(int(name[-1]), width, num_classes, image_size, channels, padding)
+    return ResNet(name, width, num_classes, channels)
 
 
 @torch.no_grad()

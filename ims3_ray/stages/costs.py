@@ -9,7 +9,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ims3_ray.cluster.fan_out import CALLS_PER_ACTOR
 from ims3_ray.evaluation.protocols import Protocol
-from ims3_ray.models.classifiers import build
 from ims3_ray.models.dit import DiT
 from ims3_ray.models.extractor import load_extractor, without_weights
 from ims3_ray.models.files import read_json
@@ -74,14 +73,13 @@ def count_operations(function: Callable[..., object], *arguments: torch.Tensor) 
 
 def classifier_operations(rules: Protocol, num_classes: int) -> float:
     """Of one forward pass of the protocol's network over one image."""
-    network = build(rules.network, num_classes, rules.image_size, None, width=rules.width).to("meta")
-    return count_operations(network, torch.zeros(1, 3, rules.image_size, rules.image_size, device="meta"))
+    image = torch.zeros(1, rules.channels, rules.image_size, rules.image_size, device="meta")
+    return count_operations(rules.build(num_classes).to("meta"), image)
 
 
 def classifier_bytes(rules: Protocol, num_classes: int) -> float:
     """Of the weights of the protocol's network, in float32."""
-    network = build(rules.network, num_classes, rules.image_size, None, width=rules.width)
-    return 4.0 * sum(parameter.numel() for parameter in network.parameters())
+    return 4.0 * sum(parameter.numel() for parameter in rules.build(num_classes).parameters())
 
 
 def parts_bytes(rows: int, row: float) -> float:

@@ -19,6 +19,18 @@ FINGERPRINTS = {
     ("minimax-val", 2): "2432794b5293",
     ("ims3-val", 2): "a3fc5d4ddf41",
     ("smoke-val", 2): "b46c02784e51",
+    ("dc-mnist", 1): "c79a92564e9a",
+    ("dc-mnist-val", 1): "e0a88247d0b8",
+    ("dsa-mnist", 1): "4fd6217bb3c3",
+    ("dsa-mnist-val", 1): "0738e264c7c4",
+    ("dc-fashion", 1): "8f66367f0716",
+    ("dc-fashion-val", 1): "a33f4a5ed912",
+    ("dsa-fashion", 1): "cd4986070ec4",
+    ("dsa-fashion-val", 1): "3a7095ce306d",
+    ("dc-cifar10", 1): "692fd88fd1a6",
+    ("dc-cifar10-val", 1): "a7960da3a729",
+    ("dsa-cifar10", 1): "01b6afd17ec5",
+    ("dsa-cifar10-val", 1): "cbfb3f296622",
 }
 
 

@@ -80,9 +80,7 @@ def train_plainly(
     num_classes = len(trained_on.classes)
     mix = v2.RandomApply([v2.CutMix(num_classes=num_classes)], protocol.cutmix)
     weights = generator("plain", seed)
-    model = stock(
-        classifiers.build(protocol.network, num_classes, protocol.image_size, weights, width=protocol.width)
-    )
+    model = stock(protocol.build(num_classes, weights))
     model.to(device)
     budget = protocol.budget(max(1, round(len(trained_on) / num_classes)), num_classes)
     optimiser = torch.optim.SGD(

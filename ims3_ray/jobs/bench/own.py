@@ -14,7 +14,6 @@ from ims3_ray.evaluation.probes import differentiable, probe_protocols
 from ims3_ray.evaluation.protocols import Protocol
 from ims3_ray.method import difffit
 from ims3_ray.method.rng import generator
-from ims3_ray.models.classifiers import build
 from ims3_ray.models.device import prepare_device
 from ims3_ray.models.dit import DiT, DiTConfig
 from ims3_ray.models.generator import load_vae
@@ -145,7 +144,7 @@ class RefinementStep:
         vae = load_vae(model.path, vae=model.vae, heads=model.heads, **numerics)
         vae.model.requires_grad_(False)
         draws, size = generator("bench", "refine"), rules.image_size
-        network = build(rules.network, len(context.classes), size, draws, width=rules.width)
+        network = rules.build(len(context.classes), draws)
         self._probe, seen = network.to(device), differentiable(rules)
         self._refinement = refinement(config.refine, vae, seen, context.batch_size(config.refine))
         self._start = torch.randn(config.ipc, *context.info.latent_shape, generator=draws).to(device)

@@ -22,7 +22,6 @@ from ims3_ray.evaluation.figures import Accuracies, SetFigures
 from ims3_ray.evaluation.protocols import Protocol
 from ims3_ray.evaluation.statistics import label_robust_score, summary
 from ims3_ray.evaluation.train import Labelled, Score, budget_of, plan, training_in_looks
-from ims3_ray.models.classifiers import build
 from ims3_ray.models.device import prepare_device
 from ims3_ray.progress import bar
 from ims3_ray.storage.local_rows import remove_unused
@@ -145,7 +144,7 @@ def _accuracies(values: list[float]) -> Accuracies:
 def check_networks(protocols: Sequence[Protocol], num_classes: int) -> None:
     """InputError for a network too deep for its protocol's images, or fewer than two classes."""
     for rules in protocols:
-        build(rules.network, num_classes, rules.image_size, None, width=rules.width)
+        rules.build(num_classes)
 
 
 def check_classes(sets: Sets, tests: ImageSet, classes: Sequence[str]) -> None:

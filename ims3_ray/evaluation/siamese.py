@@ -1,0 +1,163 @@
+"""The augmentations of `dc-…` and `dsa-…`: of normalised images, as both papers' published code has them.
+
+Differentiable siamese augmentation (Zhao & Bilen 2021) draws one kind a batch, and its parameters for each
+image; condensation on MNIST (Zhao et al. 2021) draws one kind an image. All draws are made on the host.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+from torch.nn import functional
+
+from ims3_ray.models.device import send
+
+DiffKind = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
+OneOfKind = Literal["crop", "scale", "rotate"]
+Images = Float[Tensor, "n c h w"]
+SCALE, DEGREES, CROP, CUTOUT = 1.2, 15.0, 0.125, 0.5  # the last two: shares of a side
+BRIGHTNESS, SATURATION, CONTRAST = 1.0, 2.0, 0.5
+MNIST_CROP, MNIST_SCALE, MNIST_DEGREES = 4, 0.2, 45  # pixels, share, degrees
+
+
+def uniform(low: float, high: float, *shape: int, like: Tensor, generator: Generator) -> Tensor:
+    """Uniform draws of a shape, made on the host, on the device of `like`."""
+    return send(torch.rand(shape, generator=generator), like.device) * (high - low) + low
+
+
+def diff_augment(images: Images, kinds: Sequence[DiffKind], generator: Generator) -> Images:
+    """One of `kinds`, drawn for the batch, its parameters for each image."""
+    kind = kinds[int(torch.randint(len(kinds), (), generator=generator))]
+    return DIFFERENTIABLE[kind](images, generator)
+
+
+def _color(x: Images, generator: Generator) -> Images:
+    """Brightness, saturation, contrast."""
+    brightness, saturation, contrast = uniform(
+        0.0, 1.0, 3, len(x), 1, 1, 1, like=x, generator=generator
+    )  # fmt: skip
+    x = x + (brightness - 0.5) * BRIGHTNESS
+    grey = x.mean(dim=1, keepdim=True)
+    x = (x - grey) * (saturation * SATURATION) + grey
+    flat = x.mean(dim=(1, 2, 3), keepdim=True)
+    return (x - flat) * (contrast + CONTRAST) + flat
+
+
+def _crop(x: Images, generator: Generator) -> Images:
+    """Moved by up to an eighth of a side, zeros where nothing was."""
+    most = [int(side * CROP + 0.5) for side in x.shape[2:]]
+    shift = [torch.randint(-s, s + 1, (len(x),), generator=generator) for s in most]
+    return _moved(functional.pad(x, (most[1], most[1], most[0], most[0])), x, [
+        by + s for by, s in zip(shift, most, strict=True)
+    ])  # fmt: skip
+
+
+def _moved(padded: Tensor, x: Images, first: Sequence[Tensor]) -> Images:
+    """Of each padded image the part of x's size that begins at its own first row and column."""
+    n, _, height, width = x.shape
+    image = torch.arange(n, device=x.device)[:, None, None]
+    rows = (send(first[0], x.device)[:, None] + torch.arange(height, device=x.device))[:, :, None]
+    columns = (send(first[1], x.device)[:, None] + torch.arange(width, device=x.device))[:, None, :]
+    return padded.permute(0, 2, 3, 1)[image, rows, columns].permute(0, 3, 1, 2)
+
+
+def _cutout(x: Images, generator: Generator) -> Images:
+    """A box of half a side, around any pixel, is zero."""
+    inside = []
+    for dimension in (2, 3):
+        side = x.shape[dimension]
+        box = int(side * CUTOUT + 0.5)
+        first = torch.randint(side + 1 - box % 2, (len(x), 1), generator=generator) - box // 2
+        place = torch.arange(side)
+        inside.append((place >= first) & (place < first + box))
+    box = send(inside[0][:, :, None] & inside[1][:, None, :], x.device)
+    return x * ~box[:, None]
+
+
+def _flip(x: Images, generator: Generator) -> Images:
+    return torch.where(uniform(0.0, 1.0, len(x), 1, 1, 1, like=x, generator=generator) < 0.5, x.flip(3), x)
+
+
+def _scale(x: Images, generator: Generator) -> Images:
+    """Each side by a factor of its own, from 1/1.2 to 1.2."""
+    across, down = uniform(1 / SCALE, SCALE, 2, len(x), like=x, generator=generator)
+    none = torch.zeros_like(across)
+    return _warped(x, ((across, none, none), (none, down, none)))
+
+
+def _rotate(x: Images, generator: Generator) -> Images:
+    angle = uniform(-1.0, 1.0, len(x), like=x, generator=generator) * math.radians(DEGREES)
+    none = torch.zeros_like(angle)
+    return _warped(x, ((angle.cos(), -angle.sin(), none), (angle.sin(), angle.cos(), none)))
+
+
+def _warped(x: Images, matrix: Sequence[Sequence[Tensor]]) -> Images:
+    """Read where each image's affine matrix, of (N,) entries, leads; bilinear, zeros outside."""
+    theta = torch.stack([torch.stack(tuple(row), dim=-1) for row in matrix], dim=1)  # (N, 2, 3)
+    grid = functional.affine_grid(theta, list(x.shape), align_corners=False)
+    return functional.grid_sample(x, grid, align_corners=False)
+
+
+DIFFERENTIABLE: dict[DiffKind, Callable[[Images, Generator], Images]] = {
+    "color": _color,
+    "crop": _crop,
+    "cutout": _cutout,
+    "flip": _flip,
+    "scale": _scale,
+    "rotate": _rotate,
+}
+
+
+def one_of_each(images: Images, kinds: Sequence[OneOfKind], generator: Generator) -> Images:
+    """One of `kinds` for every image: moved by up to 4 pixels, scaled by up to a fifth, turned by up to 45°.
+
+    What lies outside is the batch's mean, and zero where an image shrinks. Images are turned on the host, by
+    the cubic splines of SciPy, as in the published code.
+    """
+    n, means = len(images), images.mean(dim=(0, 2, 3))  # (C,)
+    drawn = torch.randint(len(kinds), (n,), generator=generator).tolist()
+    factors = (torch.rand((n, 2), generator=generator) * 2 - 1) * MNIST_SCALE + 1
+    corners = torch.randint(2 * MNIST_CROP, (n, 2), generator=generator)
+    degrees = torch.randint(-MNIST_DEGREES, MNIST_DEGREES, (n,), generator=generator).tolist()
+    seen = []
+    for row, (image, kind) in enumerate(zip(images, (kinds[place] for place in drawn), strict=True)):
+        if kind == "crop":
+            seen.append(_cropped(image, means, *corners[row].tolist()))
+        elif kind == "scale":
+            seen.append(_scaled(image, *factors[row].tolist()))
+        else:
+            seen.append(_turned(image, degrees[row], float(means.mean())))
+    return torch.stack(seen)
+
+
+def _cropped(image: Tensor, means: Tensor, top: int, left: int) -> Tensor:
+    _, height, width = image.shape
+    centred = image - means[:, None, None]
+    padded = functional.pad(centred, (MNIST_CROP,) * 4)[:, top : top + height, left : left + width]
+    return padded + means[:, None, None]
+
+
+def _scaled(image: Tensor, down: float, across: float) -> Tensor:
+    _, height, width = image.shape
+    size = int(down * height), int(across * height)
+    made = functional.interpolate(image[None], size)[0]
+    side = max(*size, height, width)
+    top, left = ((side - given) // 2 for given in size)
+    canvas = image.new_zeros(len(image), side, side)
+    canvas[:, top : top + size[0], left : left + size[1]] = made
+    return _middle(canvas, height, width)
+
+
+def _turned(image: Tensor, degrees: int, outside: float) -> Tensor:
+    from scipy import ndimage  # for this protocol alone
+
+    turned = ndimage.rotate(image.cpu().numpy(), angle=degrees, axes=(-2, -1), cval=outside)
+    return _middle(torch.from_numpy(turned).to(image), *image.shape[1:])
+
+
+def _middle(image: Tensor, height: int, width: int) -> Tensor:
+    top, left = (image.shape[1] - height) // 2, (image.shape[2] - width) // 2
+    return image[:, top : top + height, left : left + width]
