@@ -30,6 +30,11 @@ def some(values: Iterable[object], most: int = 5, show: Callable[[object], str] 
     return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
 
 
+def noun(number: int, plural: str) -> str:
+    """What so many are called: "images", and of one "image"."""
+    return re.sub("(?<=ss)es$|s$", "", plural) if number == 1 else plural
+
+
 def mismatch(found: Mapping[str, object], expected: Mapping[str, object]) -> str:
     """The names that are missing, left over or of another shape; "" where both hold the same."""
     problems = {

@@ -10,6 +10,7 @@ import numpy as np
 from ims3_ray.cluster.environment import hardware, versions
 from ims3_ray.data.distilled import is_selected
 from ims3_ray.data.pixels import decode, encode_png, square
+from ims3_ray.progress import timer
 from ims3_ray.report import ReportData, contact_sheet, looked_at, render
 from ims3_ray.report.images import PAGE_CLASSES
 from ims3_ray.report.inputs import Pictures, Uncovered, shown_classes
@@ -30,9 +31,10 @@ READS += ("distilled", "evaluation")
 
 def run(context: Context, out: Directory, **inputs: Directory) -> dict[str, object]:
     """Write index.html and contact-sheet.png."""
-    data = _gather(context, inputs)
-    out.write("index.html", render(data))
-    out.write("contact-sheet.png", contact_sheet(data))
+    with timer("report"):
+        data = _gather(context, inputs)
+        out.write("index.html", render(data))
+        out.write("contact-sheet.png", contact_sheet(data))
     return {"rows": 1}
 
 

@@ -57,7 +57,7 @@ def job(words: list[str]) -> tuple[str, list[str]] | None:
         return words[1], words[2:]
     if len(words) > 1 and words[0].endswith("python") and words[1].startswith("jobs/"):
         script = (ROOT / words[1]).read_text()  # a missing one fails here
-        return re.search(r'run_command\("(\w+)"', script)[1], words[2:]
+        return re.search(r'job\("(\w+)"', script)[1], words[2:]
     return None
 
 

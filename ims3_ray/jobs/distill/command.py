@@ -17,6 +17,7 @@ import yaml
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.config.settings import Config
 from ims3_ray.errors import InputError
+from ims3_ray.progress import waiting
 
 from .distillation import Distillation, summary_lines
 from .found import find_complete
@@ -53,23 +54,25 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _distil(config: Config) -> Distillation:
-    from ims3_ray.cluster import machine, warm  # heavy, not needed to refuse bad input
+    with waiting("imports"):
+        from ims3_ray.cluster import machine, warm  # heavy, not needed to refuse bad input
 
-    if machine.starts_its_own():
-        warm.start()  # while this process imports the same
+        if machine.starts_its_own():
+            warm.start()  # while this process imports the same
 
-    from .run import run as distil
+        from .run import run as distil
 
     machine.refuse_impossible(config.workers)
     return distil(config)
 
 
 def _dry_run(config: Config) -> None:
-    from ims3_ray.cluster.machine import connect, find_machine, has_address, refuse_impossible  # heavy
-    from ims3_ray.pipeline.prepare import check_places, idle_lines, prepare
-    from ims3_ray.pipeline.steps import plan
+    with waiting("imports"):  # heavy
+        from ims3_ray.cluster.machine import connect, find_machine, has_address, refuse_impossible
+        from ims3_ray.pipeline.prepare import check_places, idle_lines, prepare
+        from ims3_ray.pipeline.steps import plan
 
-    from .estimate import DRIVER_BYTES, PROCESS_BYTES, estimate_steps
+        from .estimate import DRIVER_BYTES, PROCESS_BYTES, estimate_steps
 
     refuse_impossible(config.workers)
     check_places(config)

@@ -14,6 +14,7 @@ from ims3_ray.storage.artifacts import (
     read_manifest,
     summary_of,
 )
+from ims3_ray.text import noun
 
 COMPLETE, BEGUN, MISSING, DAMAGED = "complete", "begun", "missing", "damaged"
 
@@ -92,7 +93,7 @@ def status_lines(status: Status) -> list[str]:
     for stage in status["stages"]:
         more = ""
         if stage["state"] == COMPLETE:
-            more = f"{stage['rows']:>8} {stage['unit']:<12}{stage['seconds']:>9.1f} s"
+            more = f"{stage['rows']:>8} {noun(stage['rows'], stage['unit']):<12}{stage['seconds']:>9.1f} s"
         elif stage["state"] == BEGUN:
             more = f"{stage['parts']:>8} parts"
         elif stage["state"] == DAMAGED:
