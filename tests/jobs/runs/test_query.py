@@ -214,10 +214,11 @@ def test_a_csv_holds_every_parameter_and_metric_and_no_formula(ask, storage, tmp
     client(storage).delete_run(tracker.run_id)
 
 
-def test_the_command_printed_reproduces_the_run(ask):
+def test_the_command_printed_reproduces_the_run(ask, storage):
     python, job, _, recipe, *words = shlex.split(ask("--reproduce", "k2bb"))
-    assert (python, job, words) == ("python", "jobs/distill.py", ["sample.subgroups=20"])
-    assert load_config(recipe, parse_overrides(words)) == load_config("digits", RUNS["k2bb"][0])
+    place = f"storage={storage.uri}"
+    assert (python, job, words) == ("python", "jobs/distill.py", ["sample.subgroups=20", place])
+    assert load_config(recipe, parse_overrides(words[:-1])) == load_config("digits", RUNS["k2bb"][0])
 
 
 @pytest.mark.parametrize(
