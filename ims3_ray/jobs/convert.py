@@ -5,6 +5,7 @@ python jobs/convert.py --checkpoint package://digits --adapter runs/adapter/0123
 """
 
 import argparse
+import json
 import shlex
 import time
 from typing import TYPE_CHECKING
@@ -73,7 +74,7 @@ def run(arguments: argparse.Namespace) -> None:
     difference = convert(dit, vae, out, id2label=class_names(own, info), dtype=arguments.dtype)
     print("\n".join(lines(arguments, info, dit.config.num_classes, difference)))
     made = {"pipeline": f"{out}  ({time.perf_counter() - began:.0f} s)"}
-    load = f"import diffusers; print(diffusers.DiTPipeline.from_pretrained({str(out)!r}))"
+    load = f"import diffusers; print(diffusers.DiTPipeline.from_pretrained({json.dumps(str(out))}))"
     print("", *ending(made, {"look": shlex.join([program("python"), "-c", load])}), sep="\n")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from printed import ROOT, commands, job, resolve
+from printed import FENCE, ROOT, commands, job, resolve
 
 import ims3_ray
 from ims3_ray.cli import COMMANDS
@@ -20,7 +20,6 @@ PAGES = {
 PRESENT = [page for page in PAGES if page != "CHANGELOG.md"]  # which speaks of what went
 TOOLS = re.compile("aws|export|git|install|kubectl|make|openssl|pip|pre-commit|pytest|python|ray|umask|uv")
 FILES = (".csv", ".db", ".html", ".json", ".jsonl", ".md", ".py", ".safetensors", ".toml", ".yaml")
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
 def blocks(language: str) -> list[tuple[str, str]]:

@@ -16,6 +16,7 @@ from ims3_ray.jobs.runs.conditions import read_conditions
 from ims3_ray.jobs.sweep.space import read_space
 
 ROOT = Path(__file__).parents[2]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
 def commands(script: str) -> Iterator[list[str]]:

@@ -18,9 +18,12 @@ from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.config.settings import Config
 from ims3_ray.errors import InputError
 from ims3_ray.progress import waiting
+from ims3_ray.text import size
 
 from .distillation import Distillation, summary_lines
 from .found import find_complete
+
+LINE = "  {:<9}{:<10}{:>8}{:>9}{:>9}" + 4 * "{:>8}"  # of a dry run, within 80 columns
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,29 +79,25 @@ def _dry_run(config: Config) -> None:
 
     refuse_impossible(config.workers)
     check_places(config)
-    if has_address():
-        connect()
-    context = prepare(config, find_machine(config.workers, wait=False))
-    machine, steps = context.machine, plan(context)
+    with waiting("start"):
+        if has_address():
+            connect()
+        context = prepare(config, find_machine(config.workers, wait=False))
+        machine, steps = context.machine, plan(context)
+        costs = estimate_steps(context, steps)
     print(yaml.safe_dump(context.config.model_dump(mode="json"), sort_keys=False))
     print("\n".join(context.notes), end="\n" if context.notes else "")
     print(f"machine: {machine.device}, {machine.actors} actors, {machine.shards} shards")
-    print(
-        f"memory of the driver and of each worker, {DRIVER_BYTES / 1e9:g} and {PROCESS_BYTES / 1e9:g} GB of "
-        "which they take without data; disk in the storage and of each node below TMPDIR:"
-    )
-    heads = f"{'GPUs':>9}{'rows':>9}{'about':>9}{'disk':>11}{'node disk':>11}{'driver':>9}{'worker':>9}"
-    print(f"  {'stage':<10}{'state':<11}{heads}   artefact")
-    missing_s = 0.0
-    for step, cost in zip(steps, estimate_steps(context, steps), strict=True):
+    print("disk in the storage and below each node's TMPDIR; memory of the driver and of each")
+    print(f"worker, {size(DRIVER_BYTES)} and {size(PROCESS_BYTES)} of which they take without data:")
+    print(LINE.format("stage", "state", "GPUs", "rows", "about", "disk", "node", "driver", "worker"))
+    for step, cost in zip(steps, costs, strict=True):
         state = "complete" if step.manifest else "damaged" if step.damage else "would run"
-        missing_s += 0.0 if step.manifest else cost.seconds
-        on_disk = f"{cost.disk / 1e6:>8.1f} MB{cost.node_disk / 1e6:>8.1f} MB"
-        memory = f"{cost.driver / 1e9:>6.1f} GB{cost.worker / 1e9:>6.1f} GB"
         use = step.stage.use(context)
         gpus = f"{use.gpus} of {machine.gpus}" if machine.on_gpus and use.gpus else "–"
-        cells = f"{gpus:>9}{cost.rows:>9}{cost.seconds:>7.0f} s{on_disk}{memory}"
-        print(f"  {step.stage.name:<10}{state:<11}{cells}   {step.artifact}")
+        sizes = map(size, (cost.disk, cost.node_disk, cost.driver, cost.worker))
+        print(LINE.format(step.stage.name, state, gpus, cost.rows, f"{cost.seconds:.0f} s", *sizes))
+    missing_s = sum(c.seconds for step, c in zip(steps, costs, strict=True) if not step.manifest)
     print(f"estimated time of what is missing: {missing_s:.0f} s")
     for step in steps:
         for line in idle_lines(context, step.stage):

@@ -98,7 +98,7 @@ def status_lines(status: Status) -> list[str]:
             more = f"{stage['parts']:>8} parts"
         elif stage["state"] == DAMAGED:
             more = f"{stage['files']:>8} files"
-        lines.append(f"  {stage['name']:<10}{stage['state']:<10}{more:<34}  {stage['artifact']}")
+        lines.append(f"  {stage['name']:<10}{stage['state']:<10}{more:<32}  {stage['artifact']}")
     if event := status["last_event"]:
         hidden = ("time", "event", "notes")
         details = ", ".join(f"{name} {value}" for name, value in event.items() if name not in hidden)

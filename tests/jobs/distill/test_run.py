@@ -117,6 +117,7 @@ def test_a_dry_run_for_gpus_to_come_says_how_many_each_stage_would_hold_and_why_
     assert run_command("distill", ["--dry-run", *tiny_overrides, "workers={gpus: 4, actors: null}"]) == 0
     out = capsys.readouterr().out
     held = {line.split()[0]: line for line in out.splitlines() if "would run" in line}
+    assert max(map(len, held.values())) <= 80
     assert " 2 of 4 " in held["finetune"]
     assert " 4 of 4 " in held["sample"]
     assert " of 4 " not in held["select"]

@@ -24,7 +24,7 @@ def test_a_terminal_shows_every_stage_and_nothing_else_and_is_never_silent_for_l
     shown = [line for line in lines[:first] if line]
     assert sum(bool(STAGE.fullmatch(line)) for line in shown) == 9
     assert [line for line in shown if not STAGE.fullmatch(line) and not DONE.fullmatch(line)] == []
-    bars = re.findall(r"\r([^\r\n]*)", text)
+    bars = re.findall(r"\r( *\w+: [^\r\n]*)", text)
     assert max(map(len, bars)) < COLUMNS  # else it wraps, and the next is drawn below
     tables = itertools.takewhile(lambda line: not line.startswith("distilled set"), lines[first:])
     assert max(map(len, tables)) <= COLUMNS
