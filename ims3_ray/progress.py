@@ -68,6 +68,13 @@ def say(line: str, stream: TextIO | None = None) -> None:
         print(line, file=stream, flush=True)
 
 
+def on_screen(delay: float = 0.0) -> dict[str, Any]:
+    """tqdm's options: a bar on a terminal, a line a minute elsewhere; none before `delay` seconds."""
+    if screen().isatty():
+        return {"file": screen(), "mininterval": 0.2, "dynamic_ncols": True, "delay": delay}
+    return {"file": Lines(), "mininterval": LINES_S, "maxinterval": LINES_S, "delay": max(delay, LINES_S)}
+
+
 class Lines:
     """A stream as a log takes it: what tqdm writes over a line is a line of its own."""
 
@@ -88,10 +95,7 @@ class Bar(tqdm):
         every = TERMINAL_S if terminal else LINES_S
         total = (DRAWN if terminal else OF_TOTAL) if options.get("total") else COUNTED
         options |= {"bar_format": total if unit else TIMED, "disable": _ALONE.get(), "leave": False}
-        options |= {"mininterval": 0.2 if terminal else every, "maxinterval": every, "miniters": 0}
-        options |= {"delay": delay if terminal else max(delay, every)}
-        options |= {"file": screen() if terminal else Lines(), "dynamic_ncols": terminal}
-        super().__init__(desc=f"{desc:>9}", unit=f" {unit}", **options)
+        super().__init__(desc=f"{desc:>9}", unit=f" {unit}", miniters=0, **options, **on_screen(delay))
         self._ticker = threading.Thread(target=self._tick, args=(every,), name="bar", daemon=True)
         if not self.disable:
             self._ticker.start()

@@ -16,7 +16,7 @@ SCRIPTS = {"select": "select_subgroups"}  # where a script is not called as its 
 
 def ending(made: Mapping[str, str], commands: Mapping[str, str]) -> list[str]:
     """A line for each: its name, and the place or the command."""
-    return [f"{name:<15}{redacted(it)}" for name, it in {**made, **commands}.items()]
+    return [f"{name:<14} {redacted(it)}" for name, it in {**made, **commands}.items()]
 
 
 def command(job: str, *words: str) -> str:

@@ -27,7 +27,7 @@ class Status(TypedDict):
     seconds_since_alive: float | None
     last_event: dict[str, Any] | None
     log: str
-    stages: list[dict[str, object]]
+    stages: list[dict[str, Any]]
 
 
 def read_status(config: Config) -> Status:
@@ -73,7 +73,7 @@ def _state(folder: Directory) -> str:
         ) from error
 
 
-def _describe(storage: Directory, name: str, artifact: str) -> dict[str, object]:
+def _describe(storage: Directory, name: str, artifact: str) -> dict[str, Any]:
     line: dict[str, object] = {"name": name, "artifact": artifact}
     try:
         if manifest := read_manifest(storage / artifact):

@@ -9,10 +9,8 @@ from pathlib import Path
 
 import yaml
 
-from ims3_ray.cluster.machine import connect, find_machine, has_address
 from ims3_ray.config.load import load_settings, parse_overrides
 from ims3_ray.config.pretrain import Pretrain
-from ims3_ray.data.images import open_images
 from ims3_ray.errors import InputError
 from ims3_ray.jobs.ending import command, ending
 from ims3_ray.progress import waiting
@@ -39,6 +37,12 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError(
             "data.train: no images to train on; give one folder of images a class, or a Hugging Face dataset"
         )
+    with waiting("imports"):  # heavy: Ray, torch and diffusers, not needed to refuse bad input
+        from ims3_ray.cluster.machine import connect, find_machine, has_address
+        from ims3_ray.data.images import open_images
+
+        from .run import Pretraining
+
     with waiting("start"):
         if has_address():  # whose nodes look at the images
             connect()
@@ -47,7 +51,6 @@ def run(arguments: argparse.Namespace) -> None:
         images = open_images(data.train, storage, name="data.train", **shared)
         if not only_asks:
             connect()
-        from .run import Pretraining  # heavy: torch and diffusers, not needed to refuse bad input
 
     pretraining = Pretraining(config, images, storage, find_machine(config.workers, wait=not only_asks))
     if only_asks:

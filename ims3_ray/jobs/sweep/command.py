@@ -58,10 +58,10 @@ def run(arguments: argparse.Namespace) -> None:
     print("", *summary_lines(results), "", sep="\n")
     made = {"page": (folder / "index.html").uri, "tables": f"{(folder / 'sweep.csv').uri}, sweep.json"}
     recipes = {ipc: (folder / winner_file(ipc)).uri for ipc in document["best"]}
-    made |= {f"winner, ipc {ipc}": recipe for ipc, recipe in recipes.items()}
-    winner = command("distill", "--recipe", list(recipes.values())[-1], f"storage={storage}")
+    made |= {f"best, ipc {ipc}": recipe for ipc, recipe in recipes.items()}
+    test = command("distill", "--recipe", list(recipes.values())[-1], f"storage={storage}")
     query = command("runs", f"storage={storage}", "--sweep", document["key"])
-    print(*ending(made, {"test winner": winner, "query": query}), sep="\n")
+    print(*ending(made, {"test": test, "query": query}), sep="\n")
 
 
 def summary_lines(results: "Results") -> list[str]:
