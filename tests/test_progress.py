@@ -1,8 +1,10 @@
 """What stages show of their progress where the output is no terminal, and where libraries write."""
 
+import io
 import os
 import subprocess
 import sys
+import threading
 
 from ims3_ray.progress import bar, say, timer, waiting
 
@@ -22,6 +24,31 @@ def test_a_log_gets_a_line_a_minute_and_one_at_the_end(capsys, monkeypatch):
         "   encode: 240/300 images [04:00<01:00]",
         "   encode: 299 of 300 images in 299.0 s",
     ]
+
+
+class Terminal(io.StringIO):
+    """Remembers when something was drawn for the third time."""
+
+    def __init__(self):
+        super().__init__()
+        self.draws, self.drawn = 0, threading.Event()
+
+    def isatty(self):
+        return True
+
+    def write(self, text):
+        self.draws += "images" in text
+        if self.draws == 3:
+            self.drawn.set()
+        return super().write(text)
+
+
+def test_a_bar_on_a_terminal_is_drawn_anew_although_nothing_moves_it(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr("ims3_ray.progress.TERMINAL_S", 0.01)
+    with bar("encode", 3, "images"):
+        assert terminal.drawn.wait(timeout=60)
 
 
 def test_a_bar_ends_in_one_line_that_says_what_was_done_and_none_where_it_failed(capsys):

@@ -20,7 +20,7 @@ def evaluation_lines(document: Evaluation) -> list[str]:
             images, last, best = of_set["images"], _accuracy(of_set["last"]), _accuracy(of_set["best"])
         if covered := coverage.get(name):
             shares = f"{covered['coverage']:11.3f}{covered['low_density_coverage']:13.3f}"
-        lines.append(f"  {title(name):<{width}}{images:>8}  {last:>14}  {best:>14}{shares}")
+        lines.append(f"  {title(name):<{width}}{images:>8} {last:>15} {best:>15}{shares}")
     lines.append("  (last is the figure; best looks at the scored images and is a diagnostic)")
     for label, of_network in document.get("networks", {}).items():
         if label != document["protocol"]:
