@@ -88,7 +88,7 @@ def _dry_run(config: Config) -> None:
     print(yaml.safe_dump(context.config.model_dump(mode="json"), sort_keys=False))
     print("\n".join(context.notes), end="\n" if context.notes else "")
     print(f"machine: {machine.device}, {machine.actors} actors, {machine.shards} shards")
-    print("disk in the storage and below each node's TMPDIR; memory of the driver and of each")
+    print("disk in the storage and below each node's TMPDIR; memory of the driver and of a")
     print(f"worker, {size(DRIVER_BYTES)} and {size(PROCESS_BYTES)} of which they take without data:")
     print(LINE.format("stage", "state", "GPUs", "rows", "about", "disk", "node", "driver", "worker"))
     for step, cost in zip(steps, costs, strict=True):
