@@ -68,16 +68,17 @@ def run(arguments: argparse.Namespace) -> None:
     pool = arguments.pool_images or None, arguments.agreement
     plan = Plan(arguments.recipe, overrides, rows, ipcs, seeds, *pool)
     document, out = ablation.run(plan, say)
-    files = {
-        "ablation.json": json.dumps(document, indent=1).encode(),
-        "ablation.md": markdown(document).encode(),
-        "ablation.csv": long_csv(document).encode(),
-        "index.html": render_ablation(document),
-    }
-    for name, data in files.items():
-        out.write(name, data)
-    storage = next(iter(plan.configs().values())).storage
-    _track(document, storage, out.name, files)
+    with waiting("tables"):
+        files = {
+            "ablation.json": json.dumps(document, indent=1).encode(),
+            "ablation.md": markdown(document).encode(),
+            "ablation.csv": long_csv(document).encode(),
+            "index.html": render_ablation(document),
+        }
+        for name, data in files.items():
+            out.write(name, data)
+        storage = next(iter(plan.configs().values())).storage
+        _track(document, storage, out.name, files)
     print()
     print(files["ablation.md"].decode())
     made = {"page": (out / "index.html").uri}

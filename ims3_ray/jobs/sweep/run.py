@@ -59,9 +59,10 @@ def run(sweep: Sweep, say: Callable[[str], None] = say_line) -> tuple[Document, 
             scribe.stop()
             tracker.finish("FAILED" if is_failure else "KILLED", patient=is_failure)
             raise
-        trials = scribe.write_up(read_trials(folder))
-        document = describe(sweep, first, folder, trials, made, time.time() - began)
-        _publish(sweep, document, trials, folder, tracker)
+        with waiting("tables"):
+            trials = scribe.write_up(read_trials(folder))
+            document = describe(sweep, first, folder, trials, made, time.time() - began)
+            _publish(sweep, document, trials, folder, tracker)
     return document, folder
 
 
