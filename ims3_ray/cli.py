@@ -103,17 +103,21 @@ def usage() -> str:
 
 def run_command(name: str, words: list[str]) -> int:
     """Run one command with its own words; gives the exit code."""
-    command = importlib.import_module(COMMANDS[name])
-    parser = Parser(prog=name, description=command.__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    command.add_arguments(parser)
-    if {"-h", "--help"} & set(words):
-        from .config.describe import help_text
 
-        parser.epilog = help_text(name)
+    def action() -> None:
+        command = importlib.import_module(COMMANDS[name])
+        parser = Parser(prog=name, description=command.__doc__, formatter_class=argparse.RawTextHelpFormatter)
+        command.add_arguments(parser)
+        if {"-h", "--help"} & set(words):
+            from .config.describe import help_text
+
+            parser.epilog = help_text(name)
+        command.run(parser.parse_intermixed_args(words))
+
     warnings, logger = Warnings(), logging.getLogger(__package__)
     logger.addHandler(warnings)
     try:
-        return guarded(lambda: command.run(parser.parse_intermixed_args(words)))
+        return guarded(action)
     finally:
         logger.removeHandler(warnings)
 
