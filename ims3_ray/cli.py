@@ -1,7 +1,7 @@
 """The command line: `jobs/*.py` and the `ims3` console script are this module.
 
 A person's mistake gives one line on standard error and exit code 2; an unexpected failure leaves its trace in
-a log file and gives one line that says where, exit code 1.
+a log file, after what libraries wrote, and gives one line that says where, exit code 1.
 """
 
 import argparse
@@ -11,14 +11,14 @@ import importlib
 import logging
 import signal
 import sys
-import tempfile
-import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
+from . import progress
 from .errors import InputError, chain
 from .storage.patience import is_full, no_space
 from .text import one_line, redacted
@@ -46,9 +46,36 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; --help shows what {self.prog} takes")
 
 
+class Warnings(logging.Handler):
+    """Ours, a line each."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        progress.say(self.format(record), progress.screen())
+
+
+def job(name: str) -> int:
+    """The process `python jobs/<name>.py …`; gives its exit code."""
+    return _as_process(lambda: run_command(name, sys.argv[1:]))
+
+
+def _as_process(run: Callable[[], int]) -> int:
+    """SIGTERM stops it as Ctrl-C does. What libraries wrote stays where it failed, and until it has ended."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(signal.SIGTERM))
+    with suppress(OSError):  # no room for a file, and none for work either, which says so
+        progress.keep_libraries_apart()
+    code = 0
+    try:
+        code = run()
+    finally:
+        if code != FAILURE and (log := progress.log()):
+            log.unlink(missing_ok=True)
+    return code
+
+
 def main(words: list[str] | None = None) -> int:
-    """Run `ims3 COMMAND …`; gives the exit code."""
-    words = sys.argv[1:] if words is None else words
+    """Run `ims3 COMMAND …`, by default as the process that was started so; gives the exit code."""
+    if words is None:
+        return _as_process(lambda: main(sys.argv[1:]))
     if words == ["--version"]:
         print(f"ims3 {version('ims3-ray')}")
         return 0
@@ -76,17 +103,21 @@ def usage() -> str:
 
 def run_command(name: str, words: list[str]) -> int:
     """Run one command with its own words; gives the exit code."""
-    command = importlib.import_module(COMMANDS[name])
-    parser = Parser(prog=name, description=command.__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    command.add_arguments(parser)
-    if {"-h", "--help"} & set(words):
-        from .config.describe import help_text
 
-        parser.epilog = help_text(name)
-    warnings, logger = logging.StreamHandler(), logging.getLogger(__package__)
+    def action() -> None:
+        command = importlib.import_module(COMMANDS[name])
+        parser = Parser(prog=name, description=command.__doc__, formatter_class=argparse.RawTextHelpFormatter)
+        command.add_arguments(parser)
+        if {"-h", "--help"} & set(words):
+            from .config.describe import help_text
+
+            parser.epilog = help_text(name)
+        command.run(parser.parse_intermixed_args(words))
+
+    warnings, logger = Warnings(), logging.getLogger(__package__)
     logger.addHandler(warnings)
     try:
-        return guarded(lambda: command.run(parser.parse_intermixed_args(words)))
+        return guarded(action)
     finally:
         logger.removeHandler(warnings)
 
@@ -96,18 +127,18 @@ def guarded(action: Callable[[], None]) -> int:
     try:
         action()
     except KeyboardInterrupt:
-        print(STOPPED, file=sys.stderr)
+        _tell(STOPPED)
         return INTERRUPTED
     except SystemExit as error:
-        if error.code != signal.SIGTERM:  # Ray's handler ends a driver so
+        if error.code != signal.SIGTERM:  # Ray's handler ends a driver so, and ours
             raise
-        print(STOPPED, file=sys.stderr)
+        _tell(STOPPED)
         return TERMINATED
     except Exception as error:  # the one place that shows what nobody expected
         if (given := bad_input_behind(error)) is not None:
             return _say(given)
         log = _write_log("".join(traceback.format_exception(error)))
-        print(f"failed: {type(error).__name__}: {_first_line(error)}; the trace is in {log}", file=sys.stderr)
+        _tell(f"failed: {type(error).__name__}: {_first_line(error)}; the trace is in {log}")
         return FAILURE
     return 0
 
@@ -123,16 +154,20 @@ def bad_input_behind(error: BaseException) -> InputError | None:
 
 
 def _say(error: InputError) -> int:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    _tell(f"error: {' '.join(str(error).split())}")
     return BAD_INPUT
 
 
+def _tell(line: str) -> None:
+    progress.say(line, progress.screen())
+
+
 def _write_log(trace: str) -> str:
-    """The path of a new file with the trace, which its owner alone can read."""
-    number, path = tempfile.mkstemp(prefix=f"ims3-{time.strftime('%Y%m%d-%H%M%S')}-", suffix=".log")
-    with open(number, "w", encoding="utf-8", errors="backslashreplace") as stream:
+    """The path of the file with the trace, which its owner alone can read."""
+    path = progress.log() or progress.new_log()
+    with path.open("a", encoding="utf-8", errors="backslashreplace") as stream:
         stream.write(redacted(trace))
-    return path
+    return str(path)
 
 
 def _first_line(error: BaseException) -> str:

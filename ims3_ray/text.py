@@ -30,6 +30,19 @@ def some(values: Iterable[object], most: int = 5, show: Callable[[object], str] 
     return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
 
 
+def noun(number: int, plural: str) -> str:
+    """What so many are called: "images", and of one "image"."""
+    return re.sub("(?<=ss)es$|s$", "", plural) if number == 1 else plural
+
+
+def size(num_bytes: float) -> str:
+    """As a person reads it: "12.3 GB"."""
+    for unit, power in {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}.items():
+        if num_bytes >= 0.9995 * power:  # else three digits of it are 1e+03
+            return f"{num_bytes / power:.3g} {unit}"
+    return f"{num_bytes:.0f} B"
+
+
 def mismatch(found: Mapping[str, object], expected: Mapping[str, object]) -> str:
     """The names that are missing, left over or of another shape; "" where both hold the same."""
     problems = {

@@ -1,28 +1,97 @@
-"""What stages show of their progress where the output is no terminal: lines, few and whole."""
+"""What stages show of their progress where the output is no terminal, and where libraries write."""
 
-from ims3_ray.progress import bar
+import io
+import os
+import subprocess
+import sys
+import threading
+
+from ims3_ray.progress import bar, say, timer, waiting
 
 
 def test_a_log_gets_a_line_a_minute_and_one_at_the_end(capsys, monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    for clock in ("tqdm.std.time", "ims3_ray.progress.time.time"):
+        monkeypatch.setattr(clock, lambda: now[0])
     with bar("encode", 300, "images") as shown:
-        for _ in range(300):
+        for _ in range(299):
             now[0] += 1
             shown.update()
-    text = capsys.readouterr().err
-    assert "\r" not in text
-    assert "\x1b" not in text
-    lines = text.splitlines()
-    assert [line.split("|")[2].split()[0] for line in lines] == [
-        "0/300", "60/300", "120/300", "180/300", "240/300", "300/300", "300/300"
-    ]  # fmt: skip
+    assert capsys.readouterr().err.splitlines() == [
+        "   encode: 60/300 images [01:00<04:00]",
+        "   encode: 120/300 images [02:00<03:00]",
+        "   encode: 180/300 images [03:00<02:00]",
+        "   encode: 240/300 images [04:00<01:00]",
+        "   encode: 299 of 300 images in 299.0 s",
+    ]
 
 
-def test_bars_within_each_other_write_whole_lines(capsys):
-    with bar("evaluate", 2, "classifiers") as outer, bar("inner", 1, "classes") as inner:
-        inner.update()
-        outer.update(2)
-    lines = capsys.readouterr().err.splitlines()
-    assert all(line.split(":")[0].strip() in ("evaluate", "inner") for line in lines)
-    assert any("2/2" in line for line in lines)
+class Terminal(io.StringIO):
+    """Remembers when something was drawn for the third time."""
+
+    def __init__(self):
+        super().__init__()
+        self.draws, self.drawn = 0, threading.Event()
+
+    def isatty(self):
+        return True
+
+    def write(self, text):
+        self.draws += "images" in text
+        if self.draws == 3:
+            self.drawn.set()
+        return super().write(text)
+
+
+def test_a_bar_on_a_terminal_is_drawn_anew_although_nothing_moves_it(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr("ims3_ray.progress.TERMINAL_S", 0.01)
+    with bar("encode", 3, "images"):
+        assert terminal.drawn.wait(timeout=60)
+
+
+def test_a_bar_ends_in_one_line_that_says_what_was_done_and_none_where_it_failed(capsys):
+    with bar("evaluate", 1, "classifiers") as shown, timer("report"), waiting("start"):
+        say("beside them")
+        shown.update()
+    with bar("select", 9, "classes", done=7) as shown:
+        shown.update(2)
+    try:
+        with bar("sample", 2, "images"):
+            raise ValueError
+    except ValueError:
+        pass
+    printed = capsys.readouterr()
+    assert printed.out == "beside them\n"
+    report, evaluate, select = printed.err.splitlines()
+    assert report.startswith("   report: 0.")
+    assert evaluate.startswith(" evaluate: 1 classifier in 0.")
+    assert select.startswith("   select: 9 classes, 7 of them found, in 0.")
+
+
+WRITES = """
+import logging, os, sys, warnings
+from ims3_ray import progress
+progress.keep_libraries_apart()
+os.write(2, b"of C\\n")
+os.system("echo of a child >&2")
+print("of Python", file=sys.stderr)
+warnings.warn("of a library", DeprecationWarning)
+logging.getLogger("a.library").error("logged")
+progress.say("ours", progress.screen())
+print(progress.log())
+"""
+
+
+def test_what_others_write_to_standard_error_is_in_a_file_of_the_owner_alone():
+    shown = subprocess.run([sys.executable, "-W", "always", "-c", WRITES], capture_output=True, text=True)
+    assert shown.stderr == "ours\n"
+    log = shown.stdout.strip()
+    with open(log) as file:
+        written = file.read()
+    mode = os.stat(log).st_mode & 0o777
+    os.unlink(log)
+    assert mode == 0o600
+    for line in ("of C", "of a child", "of Python", "DeprecationWarning: of a library", "logged"):
+        assert line in written

@@ -16,7 +16,7 @@ from ims3_ray.config.settings import Workers
 from ims3_ray.errors import InputError
 
 from . import warm
-from .workarounds import CPUS_PER_ACTOR, ENVIRONMENT, quieten
+from .workarounds import CPUS_PER_ACTOR, ENVIRONMENT, keep_sigterm, quieten
 
 MEMORY_PER_ACTOR = 1.2e9  # bytes: a worker process with torch and a small model
 MIN_SHARDS = 2
@@ -135,6 +135,7 @@ def connect() -> None:
             f"RAY_ADDRESS: {os.environ['RAY_ADDRESS']} can't be joined; is the cluster up, and, where its "
             "ports are guarded by a token, is RAY_AUTH_MODE=token exported here too?"
         ) from error
+    keep_sigterm()
 
 
 def find_machine(workers: Workers, *, wait: bool = True) -> Machine:

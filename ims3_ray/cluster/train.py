@@ -56,7 +56,8 @@ def train(
     def receive(message: Message) -> None:
         shown.update(message["step"] - shown.n)
         if metrics := message["metrics"]:
-            shown.set_postfix({k: f"{v:.3g}" for k, v in metrics.items() if "/" not in k}, refresh=False)
+            loss = next(name for name in metrics if "/" not in name)  # of several, what a line has room for
+            shown.set_postfix({loss: f"{metrics[loss]:.3g}"}, refresh=False)
             on_metrics(message["step"], metrics)
             heard.add(message["step"])
 

@@ -41,6 +41,16 @@ def quieten(logger: str) -> None:
     logging.getLogger(logger).setLevel(logging.ERROR)
 
 
+def keep_sigterm() -> None:
+    """After `ray.init`: SIGTERM raises SystemExit, as Ray's handler in Python has it.
+
+    Ray's C++ lays its own over that, which dumps the stack and aborts (exit code 134). Goes when it leaves
+    SIGTERM to Python.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+
+
 @contextlib.contextmanager
 def mended_train(machine: "Machine") -> Iterator[None]:
     """Around Ray Train: Ctrl-C, a cluster that grows, another cluster on the same machine."""

@@ -11,7 +11,7 @@ def evaluation_lines(document: Evaluation) -> list[str]:
     width = max(12, *(len(title(name)) + 1 for name in names))
     scored = f"{document['split']} images, {document['protocol']}"
     lines = [
-        f"accuracy on the {scored}, mean ± 95 % interval over seeds",
+        f"accuracy on the {scored}",
         f"  {'set':<{width}}{'images':>8}  {'last':>14}  {'best':>14}   coverage  low-density",
     ]
     for name in names:
@@ -20,8 +20,9 @@ def evaluation_lines(document: Evaluation) -> list[str]:
             images, last, best = of_set["images"], _accuracy(of_set["last"]), _accuracy(of_set["best"])
         if covered := coverage.get(name):
             shares = f"{covered['coverage']:11.3f}{covered['low_density_coverage']:13.3f}"
-        lines.append(f"  {title(name):<{width}}{images:>8}  {last:>14}  {best:>14}{shares}")
-    lines.append("  (last is the figure; best looks at the scored images and is a diagnostic)")
+        lines.append(f"  {title(name):<{width}}{images:>8} {last:>15} {best:>15}{shares}")
+    lines.append("  (mean ± 95 % interval over seeds; last is the figure, best looks at the scored")
+    lines.append("  images and is a diagnostic)")
     for label, of_network in document.get("networks", {}).items():
         if label != document["protocol"]:
             accuracies = (f"{title(n)} {_accuracy(of_set['last'])}" for n, of_set in of_network.items())

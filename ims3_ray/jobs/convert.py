@@ -5,11 +5,15 @@ python jobs/convert.py --checkpoint package://digits --adapter runs/adapter/0123
 """
 
 import argparse
+import json
+import shlex
 import time
 from typing import TYPE_CHECKING
 
 from ims3_ray.data.classes import imagenet_names
 from ims3_ray.errors import InputError
+from ims3_ray.jobs.ending import ending, program
+from ims3_ray.progress import waiting
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from ims3_ray.models.convert import Difference
@@ -36,13 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     if "://" in arguments.out:
         raise InputError(f"--out: {arguments.out} is a URI; name a local folder")
-    import torch  # heavy, as all below
+    with waiting("imports"):  # heavy
+        import torch
 
-    from ims3_ray.models.convert import convert
-    from ims3_ray.models.device import Numerics
-    from ims3_ray.models.generator import inspect_generator, new_folder
-    from ims3_ray.models.tuned import TunedModel, check_adapter, inspect_adapter
-    from ims3_ray.models.vae import read_vae
+        from ims3_ray.models.convert import convert
+        from ims3_ray.models.device import Numerics
+        from ims3_ray.models.generator import inspect_generator, new_folder
+        from ims3_ray.models.tuned import TunedModel, check_adapter, inspect_adapter
+        from ims3_ray.models.vae import read_vae
 
     began, out = time.perf_counter(), new_folder(arguments.out)
     adapter = inspect_adapter(arguments.adapter) if arguments.adapter else None
@@ -68,7 +73,9 @@ def run(arguments: argparse.Namespace) -> None:
     dit = model.load(torch.device("cpu")).dit
     difference = convert(dit, vae, out, id2label=class_names(own, info), dtype=arguments.dtype)
     print("\n".join(lines(arguments, info, dit.config.num_classes, difference)))
-    print(f"pipeline  {out}  ({time.perf_counter() - began:.0f} s)")
+    made = {"pipeline": f"{out}  ({time.perf_counter() - began:.0f} s)"}
+    load = f"import diffusers; print(diffusers.DiTPipeline.from_pretrained({json.dumps(str(out))}))"
+    print("", *ending(made, {"look": shlex.join([program("python"), "-c", load])}), sep="\n")
 
 
 def class_names(own: list[str] | None, info: "GeneratorInfo") -> list[str] | None:

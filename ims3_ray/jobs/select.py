@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 from ims3_ray.config.load import load_settings, parse_overrides
 from ims3_ray.config.settings import Selecting
 from ims3_ray.errors import InputError
+from ims3_ray.jobs.ending import ending, look_at
+from ims3_ray.progress import waiting
 from ims3_ray.storage.artifacts import open_directory
 
 if TYPE_CHECKING:
@@ -39,13 +41,15 @@ def run(arguments: argparse.Namespace) -> None:
     out = open_directory(folder or ("/" if arguments.out.startswith("/") else "."))
     if not name or out.has_directory(name):
         raise InputError(f"--out: {arguments.out} is a folder; name a file, such as selection.json")
-    from ims3_ray.cluster.machine import connect, find_machine  # heavy: Ray
-    from ims3_ray.stages.select.candidates import open_candidates
+    with waiting("imports"):  # heavy: Ray
+        from ims3_ray.cluster.machine import connect, find_machine
+        from ims3_ray.stages.select.candidates import open_candidates
 
-    below = {"subgroup": config.select.subgroups}
-    pool = open_candidates(arguments.candidates, arguments.real, ("--candidates", "--real"), **below)
-    connect()
-    from ims3_ray.stages.select.solve import select_features  # heavy: faiss
+    with waiting("start"):
+        below = {"subgroup": config.select.subgroups}
+        pool = open_candidates(arguments.candidates, arguments.real, ("--candidates", "--real"), **below)
+        connect()
+        from ims3_ray.stages.select.solve import select_features  # heavy: faiss
 
     began = time.perf_counter()
     machine = find_machine(config.workers)
@@ -55,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
     print("\n".join(table(outcome.document)))
     work = f"{outcome.subgroups} subgroups on {outcome.shards} actors in {seconds:.1f} s"
     print(f"\n{work}, features read and bound included")
-    print(f"selection      {arguments.out}")
+    print(*ending({"selection": arguments.out}, look_at(arguments.out)), sep="\n")
 
 
 COVERAGE = {

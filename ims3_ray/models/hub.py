@@ -2,8 +2,10 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 from ims3_ray.errors import InputError
+from ims3_ray.progress import on_screen
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?:@[\w./-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -41,10 +43,16 @@ def download(hub_id: str) -> Path:
 def _fetched(hub_id: str, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.utils import tqdm
+
+    class Bar(tqdm):
+        def __init__(self, *given: Any, **options: Any):
+            super().__init__(*given, **options | on_screen())
 
     name, _, revision = hub_id.partition("@")
+    wanted: dict[str, Any] = {"revision": revision or None, "allow_patterns": patterns}
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
+        return Path(snapshot_download(name, tqdm_class=Bar, **wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(

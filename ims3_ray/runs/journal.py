@@ -1,6 +1,6 @@
 """What a run tells while it runs: one JSON line an event below its record, and a sign that its driver lives.
 
-<root>/runs/<recipe>-<key>/log.jsonl, alive.json
+<root>/runs/<recipe>-<key>/log.jsonl, alive.json, libraries.log
 """
 
 import contextlib
@@ -15,12 +15,14 @@ from typing import Any
 
 import psutil
 
+from ims3_ray import progress
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import Directory
+from ims3_ray.text import redacted
 
 from .records import now
 
-LOG, ALIVE = "log.jsonl", "alive.json"
+LOG, ALIVE, LIBRARIES = "log.jsonl", "alive.json", "libraries.log"
 BEAT_S = 10.0  # between signs of life
 DEAD_AFTER_S = 6 * BEAT_S  # without one: a busy machine may miss a few
 
@@ -46,7 +48,7 @@ class Journal:
 
     @contextlib.contextmanager
     def alive(self) -> Iterator[None]:
-        """Leave a sign of life every few seconds while the block runs, and none after it."""
+        """Leave a sign of life every few seconds while the block runs; after it what libraries wrote."""
         ended = threading.Event()
 
         def beat() -> None:
@@ -63,6 +65,8 @@ class Journal:
             thread.join()
             with contextlib.suppress(OSError, InputError):
                 (self._folder / ALIVE).delete()
+                if (log := progress.log()) and (text := log.read_text(errors="replace")):
+                    self._folder.write(LIBRARIES, redacted(text).encode())
 
 
 def read_log(folder: Directory) -> list[dict[str, Any]]:

@@ -36,8 +36,8 @@ class Reproduction:
         return shlex.join(self.words)
 
 
-def reproduce(recipe_file: bytes) -> Reproduction:
-    """The command for a run that had this recipe.yaml: the fewest overrides that give it.
+def reproduce(recipe_file: bytes, storage: str | None = None) -> Reproduction:
+    """The command for a run that had this recipe.yaml: the fewest overrides that give it, in `storage`.
 
     Where this version can't give all of it, notes say so, and the command gives as much as can be given.
     """
@@ -52,7 +52,7 @@ def reproduce(recipe_file: bytes) -> Reproduction:
             fewer = {name: value for name, value in overrides.items() if name != field}
             if not _mismatches(recipe, fewer, wanted):
                 overrides = fewer
-    return Reproduction(recipe, overrides, notes)
+    return Reproduction(recipe, overrides | ({"storage": storage} if storage else {}), notes)
 
 
 def _fields(results: Values) -> dict[str, object]:

@@ -11,6 +11,7 @@ from ims3_ray.config.refinement import Refine
 from ims3_ray.config.settings import Config
 from ims3_ray.data import distilled
 from ims3_ray.data.distilled import DistilledImage
+from ims3_ray.progress import bar
 from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import Directory, part_names, read_part
 
@@ -50,9 +51,11 @@ def run(
         entries.clear()
         shared = ray.put(classes)  # once, not once a block
         work = ((out, *block, shared, ipc) for block in blocks)
-        for of_block, table in in_order(_write_block, work, most=min(MOST_BLOCKS, context.machine.cpus)):
-            entries.extend(of_block)
-            yield table
+        with bar("export", ipc * len(classes), "images") as shown:
+            for of_block, table in in_order(_write_block, work, most=min(MOST_BLOCKS, context.machine.cpus)):
+                entries.extend(of_block)
+                shown.update(len(of_block))
+                yield table
 
     distilled.write_parquet(out, tables_of_blocks)
     card = distilled.card(

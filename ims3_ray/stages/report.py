@@ -10,6 +10,7 @@ import numpy as np
 from ims3_ray.cluster.environment import hardware, versions
 from ims3_ray.data.distilled import is_selected
 from ims3_ray.data.pixels import decode, encode_png, square
+from ims3_ray.progress import timer
 from ims3_ray.report.inputs import (
     PAGE_CLASSES,
     Pictures,
@@ -35,12 +36,13 @@ READS += ("distilled", "evaluation")
 
 def run(context: Context, out: Directory, **inputs: Directory) -> dict[str, object]:
     """Write index.html and contact-sheet.png."""
-    from ims3_ray.report.images import contact_sheet  # a second to import, which plans have no use for
-    from ims3_ray.report.page import render
+    with timer("report"):
+        from ims3_ray.report.images import contact_sheet  # a second to import, which plans have no use for
+        from ims3_ray.report.page import render
 
-    data = _gather(context, inputs)
-    out.write("index.html", render(data))
-    out.write("contact-sheet.png", contact_sheet(data))
+        data = _gather(context, inputs)
+        out.write("index.html", render(data))
+        out.write("contact-sheet.png", contact_sheet(data))
     return {"rows": 1}
 
 

@@ -1,24 +1,18 @@
 """What the pages print is true of the code: commands parse, fields and files exist, links lead somewhere."""
 
-import argparse
 import ast
 import importlib
 import re
-import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from printed import FENCE, ROOT, commands, job, resolve
 
 import ims3_ray
 from ims3_ray.cli import COMMANDS
-from ims3_ray.config import load, pretrain, settings
-from ims3_ray.jobs.evaluate.command import named_sets
-from ims3_ray.jobs.runs.command import read_mode
-from ims3_ray.jobs.runs.conditions import read_conditions
-from ims3_ray.jobs.sweep.space import read_space
+from ims3_ray.config import pretrain, settings
 
-ROOT = Path(__file__).parents[2]
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
     for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "cluster/README.md"]
@@ -26,7 +20,6 @@ PAGES = {
 PRESENT = [page for page in PAGES if page != "CHANGELOG.md"]  # which speaks of what went
 TOOLS = re.compile("aws|export|git|install|kubectl|make|openssl|pip|pre-commit|pytest|python|ray|umask|uv")
 FILES = (".csv", ".db", ".html", ".json", ".jsonl", ".md", ".py", ".safetensors", ".toml", ".yaml")
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
 def blocks(language: str) -> list[tuple[str, str]]:
@@ -35,78 +28,6 @@ def blocks(language: str) -> list[tuple[str, str]]:
     ]
 
 
-def commands(script: str) -> Iterator[list[str]]:
-    """The words of every command of a script: continued lines joined, comments dropped, lists taken apart."""
-    for line in script.replace("\\\n", " ").splitlines():
-        lexer = shlex.shlex(line, posix=True, punctuation_chars="&;|()")
-        lexer.whitespace_split, words = True, []
-        for word in [*lexer, ";"]:
-            if word and set(word) <= set("&;|()"):
-                if words:
-                    yield words
-                words = []
-            elif words or not re.fullmatch(r"[A-Z_]+=.*", word):  # a variable in front of a command
-                words.append(word)
-
-
-def job(words: list[str]) -> tuple[str, list[str]] | None:
-    """(command, its words) where `words` start one of ours."""
-    if words[:3] == ["ray", "job", "submit"] and "--" in words:
-        words = words[words.index("--") + 1 :]
-    if words[0] == "ims3":
-        return words[1], words[2:]
-    if len(words) > 1 and words[0].endswith("python") and words[1].startswith("jobs/"):
-        script = (ROOT / words[1]).read_text()  # a missing one fails here
-        return re.search(r'run_command\("(\w+)"', script)[1], words[2:]
-    return None
-
-
-def parsed(name: str, words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(exit_on_error=False)
-    importlib.import_module(COMMANDS[name]).add_arguments(parser)
-    return parser.parse_intermixed_args(words)
-
-
-def resolve_recipe(arguments: argparse.Namespace, overrides: dict) -> str:
-    recipe = "digits" if arguments.recipe.endswith(".yaml") else arguments.recipe  # a file is the reader's
-    load.load_config(recipe, overrides)
-    return recipe
-
-
-def resolve_runs(arguments: argparse.Namespace, overrides: dict) -> None:
-    read_mode(arguments)
-    read_conditions(arguments.where)
-    assert set(overrides) <= {"storage"}
-
-
-def resolve_sweep(arguments: argparse.Namespace, overrides: dict) -> None:
-    recipe = resolve_recipe(arguments, overrides)
-    if not arguments.space[0].endswith(".yaml"):
-        read_space(arguments.space, recipe, overrides)
-
-
-def resolve_ablate(arguments: argparse.Namespace, overrides: dict) -> None:
-    resolve_recipe(arguments, overrides)
-    assert (ROOT / f"ims3_ray/jobs/ablate/rows/{arguments.rows}.yaml").is_file()
-
-
-def resolve_evaluate(arguments: argparse.Namespace, overrides: dict) -> None:
-    named_sets(arguments.sets)
-    load.load_settings(settings.Evaluating, overrides)
-
-
-RESOLVE: dict[str, Callable[[argparse.Namespace, dict], object]] = {
-    "ablate": resolve_ablate,
-    "bench": resolve_recipe,
-    "convert": lambda arguments, overrides: None,
-    "distill": resolve_recipe,
-    "evaluate": resolve_evaluate,
-    "pretrain": lambda arguments, overrides: load.load_settings(pretrain.Pretrain, overrides),
-    "recipes": lambda arguments, overrides: None,
-    "runs": resolve_runs,
-    "select": lambda arguments, overrides: load.load_settings(settings.Selecting, overrides),
-    "sweep": resolve_sweep,
-}
 SCRIPTS = blocks("bash")
 INLINE = [
     (page, code)
@@ -122,8 +43,7 @@ def test_every_printed_command_is_one_that_runs(page: str, script: str) -> None:
         if (ours := job(words)) is None:
             assert TOOLS.fullmatch(Path(words[0]).name), (page, words)
             continue
-        name, arguments = ours[0], parsed(*ours)
-        RESOLVE[name](arguments, load.parse_overrides(getattr(arguments, "overrides", [])))
+        resolve(*ours)
 
 
 def test_every_command_is_printed_somewhere() -> None:

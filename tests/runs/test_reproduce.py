@@ -57,6 +57,11 @@ def test_the_command_gives_the_runs_parameters(recipe, overrides):
     assert typed(made.command).results() == config.results()
 
 
+def test_the_command_names_the_storage_as_a_shell_takes_it():
+    made = reproduce(yaml.safe_dump(load_config("digits").results()).encode(), "/data/my runs")
+    assert typed(made.command).storage == "/data/my runs"
+
+
 def test_only_fields_that_differ_are_said():
     assert reproduced(load_config("imagewoof")).words[2:] == ["--recipe", "imagewoof"]
     changed = load_config("digits", {"ipc": 5, "data.train": "/elsewhere"})

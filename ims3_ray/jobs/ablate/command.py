@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 from ims3_ray.config.load import parse_overrides
 from ims3_ray.errors import InputError
+from ims3_ray.jobs.ending import command, ending, look
+from ims3_ray.progress import say, waiting
 
 from .plan import Plan, named, read_rows
 
@@ -57,27 +59,32 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError("--agreement: judges the labels of the candidates that --pool-images counts; not 0")
     if "ipc" in overrides:
         raise InputError("ipc: an ablation runs over several; give them as --ipc 1,5,10")
-    from . import run as ablation  # heavy, not needed to refuse bad input
-    from .page import render_ablation
-    from .tables import long_csv, markdown
+    with waiting("imports"):  # heavy, not needed to refuse bad input
+        from . import run as ablation
+        from .page import render_ablation
+        from .tables import long_csv, markdown
 
     seeds = tuple(range(seed, seed + arguments.seeds))
     pool = arguments.pool_images or None, arguments.agreement
     plan = Plan(arguments.recipe, overrides, rows, ipcs, seeds, *pool)
-    document, out = ablation.run(plan, print)
-    files = {
-        "ablation.json": json.dumps(document, indent=1).encode(),
-        "ablation.md": markdown(document).encode(),
-        "ablation.csv": long_csv(document).encode(),
-        "index.html": render_ablation(document),
-    }
-    for name, data in files.items():
-        out.write(name, data)
-    _track(document, next(iter(plan.configs().values())).storage, out.name, files)
+    document, out = ablation.run(plan, say)
+    with waiting("tables"):
+        files = {
+            "ablation.json": json.dumps(document, indent=1).encode(),
+            "ablation.md": markdown(document).encode(),
+            "ablation.csv": long_csv(document).encode(),
+            "index.html": render_ablation(document),
+        }
+        for name, data in files.items():
+            out.write(name, data)
+        storage = next(iter(plan.configs().values())).storage
+        _track(document, storage, out.name, files)
     print()
     print(files["ablation.md"].decode())
-    print(f"page    {(out / 'index.html').uri}")
-    print(f"tables  {(out / 'ablation.md').uri}, ablation.csv, ablation.json")
+    made = {"page": (out / "index.html").uri}
+    made |= {"tables": f"{(out / 'ablation.md').uri}, ablation.csv, ablation.json"}
+    query = command("runs", f"storage={storage}", "--where", "kind=ablation")
+    print(*ending(made, {"query": query} | look(storage)), sep="\n")
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -95,7 +102,7 @@ def _track(document: "Ablation", storage: str, key: str, files: Mapping[str, byt
 
     from .tables import metrics_for_mlflow
 
-    tracker = Tracker(open_storage(storage), print)
+    tracker = Tracker(open_storage(storage), say)
     stated = {"recipe", "protocol", "baseline", "ipcs", "generator_seeds", "classifier_seeds"}
     params = {name: value for name, value in document.items() if name in stated}
     tracker.start(key, f"ablation-{key}", params, {tags.KIND: tags.ABLATION})

@@ -6,12 +6,14 @@ common. What it gives is plain data, ablation.json, which `comparison` compares 
 """
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextvars import copy_context
 
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.protocols import NO_PROTOCOL
 from ims3_ray.pipeline.prepare import begin
 from ims3_ray.pipeline.steps import Step, plan, run_step
+from ims3_ray.progress import alone, bar, waiting
 from ims3_ray.runs import records
 from ims3_ray.stages.context import Context
 from ims3_ray.storage.artifacts import Directory, fingerprint
@@ -32,7 +34,8 @@ def run(ablation: Plan, say: Callable[[str], None]) -> tuple[Ablation, Directory
     first = next(iter(configs.values()))
     if first.evaluate.protocol == NO_PROTOCOL:
         raise InputError("evaluate.protocol: an ablation compares accuracies; name a protocol")
-    contexts = dict(zip(configs, begin(list(configs.values()), say), strict=True))
+    with waiting("start"):
+        contexts = dict(zip(configs, begin(list(configs.values()), say), strict=True))
     storage = next(iter(contexts.values())).storage
     key = fingerprint([ablation.rows.baseline, [config.identity() for config in configs.values()]])
     out = storage / "ablations" / f"{first.recipe}-{key}"
@@ -62,5 +65,11 @@ def _make(
         steps = plan(context, last[cell])
         return {s.stage.noun: s if s.manifest is not None else run_step(context, s) for s in steps}
 
-    with ThreadPoolExecutor(EVALUATIONS_AT_ONCE) as pool:
-        return dict(zip(contexts, pool.map(finish, contexts), strict=True))
+    with (
+        alone(bar("evaluate", len(contexts), "runs")) as shown,
+        ThreadPoolExecutor(EVALUATIONS_AT_ONCE) as pool,
+    ):
+        made = {cell: pool.submit(copy_context().run, finish, cell) for cell in contexts}
+        for _ in as_completed(made.values()):
+            shown.update()
+        return {cell: steps.result() for cell, steps in made.items()}

@@ -17,10 +17,14 @@ import yaml
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.config.settings import Config
 from ims3_ray.errors import InputError
+from ims3_ray.progress import waiting
+from ims3_ray.text import size
 
 from .distillation import Distillation, summary_lines
 from .found import find_complete
 from .status import read_status, status_lines
+
+LINE = "  {:<9}{:<10}{:>8}{:>9}{:>9}" + 4 * "{:>8}"  # of a dry run, within 80 columns
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,12 +56,13 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _distil(config: Config) -> Distillation:
-    from ims3_ray.cluster import machine, warm  # heavy, not needed to refuse bad input
+    with waiting("imports"):
+        from ims3_ray.cluster import machine, warm  # heavy, not needed to refuse bad input
 
-    if machine.starts_its_own():
-        warm.start()  # while this process imports the same
+        if machine.starts_its_own():
+            warm.start()  # while this process imports the same
 
-    from .run import run as distil
+        from .run import run as distil
 
     machine.refuse_impossible(config.workers)
     return distil(config)
@@ -71,37 +76,34 @@ def _dry_run(config: Config) -> None:
     if find_complete(config):  # what it took is known, and needs no plan
         print(_yaml(config), *status_lines(read_status(config)), "nothing would run", sep="\n")
         return
-    from ims3_ray.cluster.machine import connect, find_machine, has_address, refuse_impossible  # heavy
-    from ims3_ray.pipeline.prepare import check_places, idle_lines, prepare
-    from ims3_ray.pipeline.steps import plan
+    with waiting("imports"):  # heavy
+        from ims3_ray.cluster.machine import connect, find_machine, has_address, refuse_impossible
+        from ims3_ray.pipeline.prepare import check_places, idle_lines, prepare
+        from ims3_ray.pipeline.steps import plan
 
-    from .estimate import DRIVER_BYTES, PROCESS_BYTES, estimate_steps
+        from .estimate import DRIVER_BYTES, PROCESS_BYTES, estimate_steps
 
     refuse_impossible(config.workers)
     check_places(config)
-    if has_address():
-        connect()
-    context = prepare(config, find_machine(config.workers, wait=False))
-    machine, steps = context.machine, plan(context)
+    with waiting("start"):
+        if has_address():
+            connect()
+        context = prepare(config, find_machine(config.workers, wait=False))
+        machine, steps = context.machine, plan(context)
+        costs = estimate_steps(context, steps)
     print(_yaml(context.config))
     print("\n".join(context.notes), end="\n" if context.notes else "")
     print(f"machine: {machine.device}, {machine.actors} actors, {machine.shards} shards")
-    print(
-        f"memory of the driver and of each worker, {DRIVER_BYTES / 1e9:g} and {PROCESS_BYTES / 1e9:g} GB of "
-        "which they take without data; disk in the storage and of each node below TMPDIR:"
-    )
-    heads = f"{'GPUs':>9}{'rows':>9}{'about':>9}{'disk':>11}{'node disk':>11}{'driver':>9}{'worker':>9}"
-    print(f"  {'stage':<10}{'state':<11}{heads}   artefact")
-    missing_s = 0.0
-    for step, cost in zip(steps, estimate_steps(context, steps), strict=True):
+    print("disk in the storage and below each node's TMPDIR; memory of the driver and of a")
+    print(f"worker, {size(DRIVER_BYTES)} and {size(PROCESS_BYTES)} of which they take without data:")
+    print(LINE.format("stage", "state", "GPUs", "rows", "about", "disk", "node", "driver", "worker"))
+    for step, cost in zip(steps, costs, strict=True):
         state = "complete" if step.manifest else "damaged" if step.damage else "would run"
-        missing_s += 0.0 if step.manifest else cost.seconds
-        on_disk = f"{cost.disk / 1e6:>8.1f} MB{cost.node_disk / 1e6:>8.1f} MB"
-        memory = f"{cost.driver / 1e9:>6.1f} GB{cost.worker / 1e9:>6.1f} GB"
         use = step.stage.use(context)
         gpus = f"{use.gpus} of {machine.gpus}" if machine.on_gpus and use.gpus else "–"
-        cells = f"{gpus:>9}{cost.rows:>9}{cost.seconds:>7.0f} s{on_disk}{memory}"
-        print(f"  {step.stage.name:<10}{state:<11}{cells}   {step.artifact}")
+        sizes = map(size, (cost.disk, cost.node_disk, cost.driver, cost.worker))
+        print(LINE.format(step.stage.name, state, gpus, cost.rows, f"{cost.seconds:.0f} s", *sizes))
+    missing_s = sum(c.seconds for step, c in zip(steps, costs, strict=True) if not step.manifest)
     print(f"estimated time of what is missing: {missing_s:.0f} s")
     for step in steps:
         for line in idle_lines(context, step.stage):

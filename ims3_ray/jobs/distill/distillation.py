@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING
 
 from ims3_ray.config.settings import Config
 from ims3_ray.evaluation.table import evaluation_lines
+from ims3_ray.jobs.ending import command, ending, look
 from ims3_ray.storage.artifacts import GpuUse, Summary
+from ims3_ray.text import noun
 
 if TYPE_CHECKING:
     from ims3_ray.evaluation.figures import Evaluation
@@ -38,12 +40,9 @@ def summary_lines(config: Config, distillation: Distillation) -> list[str]:
     lines = [*evaluation_lines(distillation.evaluation), ""] if distillation.evaluation else []
     lines.append(f"  {'stage':<10}{'rows':>8} {'unit':<12}{'seconds':>9}{'rows/s':>10}")
     for stage in distillation.stages:
-        work = f"{stage['rows']:>8} {stage['unit']:<12}{stage['seconds']:>9.1f}{stage['rate']:>10.2f}"
+        work = f"{stage['rows']:>8} {noun(stage['rows'], stage['unit']):<12}"
+        work += f"{stage['seconds']:>9.1f}{stage['rate']:>10.2f}"
         lines.append(f"  {stage['name']:<10}{work}{'' if stage['ran'] else '  found complete'}")
-    return [
-        *lines,
-        "",
-        f"distilled set  {distillation.distilled}",
-        f"report         {distillation.report}",
-        f"query          python jobs/runs.py storage={config.storage} --where run={distillation.key}",
-    ]
+    query = command("runs", f"storage={config.storage}", "--where", f"run={distillation.key}")
+    made = {"distilled set": distillation.distilled, "report": distillation.report}
+    return [*lines, "", *ending(made, {"query": query} | look(config.storage))]

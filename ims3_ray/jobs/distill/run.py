@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from ims3_ray import progress
 from ims3_ray.config.load import load_config
 from ims3_ray.config.settings import Config
 from ims3_ray.pipeline.prepare import begin
@@ -16,7 +17,9 @@ from .distillation import Distillation
 from .recorder import Recorder
 
 
-def distill(recipe: str = "digits", say: Callable[[str], None] = print, **overrides: Any) -> Distillation:
+def distill(
+    recipe: str = "digits", say: Callable[[str], None] = progress.say, **overrides: Any
+) -> Distillation:
     """Distil as `recipe` (a name or a YAML path) says.
 
     `overrides` go by section: `ipc=10, sample={"subgroups": 20}`; `say` takes the lines that a person should
@@ -25,11 +28,12 @@ def distill(recipe: str = "digits", say: Callable[[str], None] = print, **overri
     return run(load_config(recipe, overrides), say)
 
 
-def run(config: Config, say: Callable[[str], None] = print) -> Distillation:
+def run(config: Config, say: Callable[[str], None] = progress.say) -> Distillation:
     """Distil as `config` says: stages that are complete are found, the others run."""
     signature = receipts.signature(config)
-    (context,) = begin([config], say)
-    recorder = Recorder(context, plan(context), say)
+    with progress.waiting("start"):
+        (context,) = begin([config], say)
+        recorder = Recorder(context, plan(context), say)
     context = replace(context, on_metrics=recorder.hear)
     done: dict[str, Step] = {}  # by noun
     steps = plan(context)  # again: what is complete now stays, for the record names it

@@ -14,6 +14,7 @@ from ims3_ray.storage.artifacts import (
     read_manifest,
     summary_of,
 )
+from ims3_ray.text import noun
 
 COMPLETE, BEGUN, MISSING, DAMAGED = "complete", "begun", "missing", "damaged"
 
@@ -26,7 +27,7 @@ class Status(TypedDict):
     seconds_since_alive: float | None
     last_event: dict[str, Any] | None
     log: str
-    stages: list[dict[str, object]]
+    stages: list[dict[str, Any]]
 
 
 def read_status(config: Config) -> Status:
@@ -72,7 +73,7 @@ def _state(folder: Directory) -> str:
         ) from error
 
 
-def _describe(storage: Directory, name: str, artifact: str) -> dict[str, object]:
+def _describe(storage: Directory, name: str, artifact: str) -> dict[str, Any]:
     line: dict[str, object] = {"name": name, "artifact": artifact}
     try:
         if manifest := read_manifest(storage / artifact):
@@ -92,12 +93,12 @@ def status_lines(status: Status) -> list[str]:
     for stage in status["stages"]:
         more = ""
         if stage["state"] == COMPLETE:
-            more = f"{stage['rows']:>8} {stage['unit']:<12}{stage['seconds']:>9.1f} s"
+            more = f"{stage['rows']:>8} {noun(stage['rows'], stage['unit']):<12}{stage['seconds']:>9.1f} s"
         elif stage["state"] == BEGUN:
             more = f"{stage['parts']:>8} parts"
         elif stage["state"] == DAMAGED:
             more = f"{stage['files']:>8} files"
-        lines.append(f"  {stage['name']:<10}{stage['state']:<10}{more:<34}  {stage['artifact']}")
+        lines.append(f"  {stage['name']:<10}{stage['state']:<10}{more:<32}  {stage['artifact']}")
     if event := status["last_event"]:
         hidden = ("time", "event", "notes")
         details = ", ".join(f"{name} {value}" for name, value in event.items() if name not in hidden)

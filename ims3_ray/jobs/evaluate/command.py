@@ -16,6 +16,8 @@ from ims3_ray.config.load import load_settings, parse_overrides
 from ims3_ray.config.settings import Evaluating
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.table import evaluation_lines
+from ims3_ray.jobs.ending import ending, look_at
+from ims3_ray.progress import waiting
 from ims3_ray.storage.artifacts import open_directory
 
 NAMED = re.compile(r"([A-Za-z0-9_.-]+)=(.+)")
@@ -34,26 +36,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     config = load_settings(Evaluating, parse_overrides(arguments.overrides))
     locations = named_sets(arguments.sets)
-    from ims3_ray.cluster.machine import connect, find_machine, has_address, refuse_impossible  # heavy: Ray
+    with waiting("imports"):  # heavy: Ray
+        from ims3_ray.cluster.machine import connect, find_machine, has_address, refuse_impossible
 
     refuse_impossible(config.workers)
     folder, _, name = arguments.out.rpartition("/")
     out = open_directory(folder or ("/" if arguments.out.startswith("/") else "."))
     if not name or out.has_directory(name):
         raise InputError(f"--out: {arguments.out} is a folder; name a file, such as evaluation.json")
-    from . import run as evaluating  # heavy: torch, faiss
+    with waiting("imports"):  # heavy: torch, faiss
+        from . import run as evaluating
 
-    if has_address():  # whose nodes look at the images
+    with waiting("start"):
+        if has_address():  # whose nodes look at the images
+            connect()
+        prepared = evaluating.prepare(config, locations)
         connect()
-    prepared = evaluating.prepare(config, locations)
-    connect()
     document = evaluating.score(prepared, find_machine(config.workers))
     out.write_json(name, document)
     warnings = [f"warning: {line}" for line in document["audit"]["warnings"]]
     print()
     print(*evaluation_lines(document), "", sep="\n")
     print(*warnings or ["audit          no shared, doubly labelled or swapped images"], sep="\n")
-    print(f"\nevaluation     {arguments.out}")
+    print("", *ending({"evaluation": arguments.out}, look_at(arguments.out)), sep="\n")
 
 
 def named_sets(words: list[str]) -> dict[str, str]:

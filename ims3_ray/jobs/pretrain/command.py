@@ -9,12 +9,11 @@ from pathlib import Path
 
 import yaml
 
-from ims3_ray.cluster.machine import connect, find_machine, has_address
 from ims3_ray.config.load import load_settings, parse_overrides
 from ims3_ray.config.pretrain import Pretrain
-from ims3_ray.data.images import open_images
-from ims3_ray.data.named import below
 from ims3_ray.errors import InputError
+from ims3_ray.jobs.ending import command, ending
+from ims3_ray.progress import waiting
 from ims3_ray.storage.artifacts import open_storage
 
 
@@ -38,16 +37,23 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError(
             "data.train: no images to train on; give one folder of images a class, or a Hugging Face dataset"
         )
-    if has_address():  # whose nodes look at the images
-        connect()
-    storage = open_storage(config.storage)
-    shared = {"seed": config.seed, "max_bad_fraction": data.max_bad_fraction, "classes": data.classes}
-    images = open_images(below(data.train, data.root), storage, name="data.train", **shared)
-    if data.validation_split:
-        images, _ = images.split(data.validation_split)
-    if not only_asks:
-        connect()
-    from .run import Pretraining  # heavy: torch and diffusers, not needed to refuse bad input
+    with waiting("imports"):  # heavy: Ray, torch and diffusers, not needed to refuse bad input
+        from ims3_ray.cluster.machine import connect, find_machine, has_address
+        from ims3_ray.data.images import open_images
+        from ims3_ray.data.named import below
+
+        from .run import Pretraining
+
+    with waiting("start"):
+        if has_address():  # whose nodes look at the images
+            connect()
+        storage = open_storage(config.storage)
+        shared = {"seed": config.seed, "max_bad_fraction": data.max_bad_fraction, "classes": data.classes}
+        images = open_images(below(data.train, data.root), storage, name="data.train", **shared)
+        if data.validation_split:
+            images, _ = images.split(data.validation_split)
+        if not only_asks:
+            connect()
 
     pretraining = Pretraining(config, images, storage, find_machine(config.workers, wait=not only_asks))
     if only_asks:
@@ -56,6 +62,9 @@ def run(arguments: argparse.Namespace) -> None:
         print("\n".join(pretraining.states()))
         return
     figures = pretraining.run(out)
-    print(f"model: {out}")
     for name, value in figures.items():
         print(f"  {name.replace('_', ' ')}: {value:.4g}")
+    scored = f"data.test={data.test}" if data.test else "evaluate.protocol=none"
+    places = {"model.path": out, "embed.extractor": out, "data.train": data.train, "storage": config.storage}
+    distill = command("distill", *(f"{field}={place}" for field, place in places.items()), scored)
+    print("", *ending({"model": str(out)}, {"distil": distill}), sep="\n")

@@ -21,6 +21,7 @@ from ims3_ray.data.images import ImageSet
 from ims3_ray.data.reading import LocalPixels, payloads
 from ims3_ray.models.extractor import save_extractor
 from ims3_ray.models.generator import save_pipeline
+from ims3_ray.progress import timer
 from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import Directory, complete, fingerprint, read_manifest
 
@@ -130,7 +131,7 @@ class Pretraining:
             checkpoints=self.storage / "checkpoints",
             batch_field=f"{task.name}.batch_size",
         )
-        train(training, self.machine, stage=name[:9])
+        train(training, self.machine, stage=name)
 
     def _encode(self) -> Latents:
         """The latents of all images by the trained VAE, made once."""
@@ -155,7 +156,8 @@ class Pretraining:
         if not self.config.check_images:
             return {}
         remote = ray.remote(**self.machine.actor_resources)(agreement).remote
-        share = ray.get(remote(self.models, factor, self.machine.device))
+        with timer("agreement"):
+            share = ray.get(remote(self.models, factor, self.machine.device))
         return {"agreement": share, "agreement_images": self.config.check_images}
 
     def _write(self, out: Path, factor: float, figures: dict[str, float]) -> None:

@@ -43,7 +43,8 @@ def _deleted(storage: Directory) -> tuple[dict[str, float], list[str]]:
 
 def _agrees(unneeded: Sequence[Entry]) -> bool:
     try:
-        return input(f"delete {_counted(unneeded)}? [y/N] ").strip().lower() in ("y", "yes")
+        print(f"delete {_counted(unneeded)}? [y/N] ", end="", flush=True)  # input's own goes to stderr
+        return input().strip().lower() in ("y", "yes")
     except EOFError:
         print()
         return False

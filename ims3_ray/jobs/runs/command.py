@@ -18,13 +18,13 @@ import argparse
 import json
 import math
 import re
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.errors import InputError
+from ims3_ray.progress import say, screen
 from ims3_ray.runs import query, tags
 from ims3_ray.runs.query import Run
 from ims3_ray.runs.tracking import RECIPE_FILE, asking, client
@@ -177,10 +177,10 @@ def _reproduce(storage: Directory, arguments: argparse.Namespace) -> Answer:
         raise InputError(
             f"--reproduce: {wanted['name']} logged no {RECIPE_FILE}; name a distillation or a sweep's trial"
         )
-    result = reproduce(recipe)
+    result = reproduce(recipe, storage.uri)
     if not arguments.json:
         for note in result.notes:
-            print(f"note: {note}", file=sys.stderr)
+            say(f"note: {note}", screen())
     answer = {"command": result.command, "words": result.words, "notes": result.notes}
     return {"run_id": wanted["run_id"], **answer}, [result.command]
 

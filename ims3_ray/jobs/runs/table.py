@@ -2,6 +2,9 @@
 
 import csv
 import io
+import math
+import shutil
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from ims3_ray.runs.query import Best, Differences, Front, Run, figure, objectives, swept_fields
@@ -22,7 +25,10 @@ NONE = "–"
 
 
 def table(
-    runs: Sequence[Run], metrics: Mapping[str, str] = METRICS, params: Mapping[str, str] = PARAMS
+    runs: Sequence[Run],
+    metrics: Mapping[str, str] = METRICS,
+    params: Mapping[str, str] = PARAMS,
+    indent: int = 0,
 ) -> list[str]:
     """A line a run: name, kind, protocol, state and stage, the recipe's fields, the metrics, by heads."""
     if not runs:
@@ -35,7 +41,7 @@ def table(
         rows.append([run["name"], *facts, *fields, *(NONE if v != v else f"{v:.4f}" for v in figures)])
         if run["stage"]:
             rows[-1][len(FACTS)] += f" {run['stage']}"
-    return align(rows, left=range(1 + len(FACTS)))
+    return align(rows, range(1 + len(FACTS)), indent)
 
 
 def trials_table(sweep: Run, trials: Sequence[Run]) -> list[str]:
@@ -99,19 +105,33 @@ def as_csv(runs: Iterable[Run]) -> str:
     return sink.getvalue()
 
 
-def align(rows: Sequence[Sequence[str]], left: Collection[int]) -> list[str]:
-    """Rows of cells as lines, two blanks between: columns in `left` flush left, the others flush right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = enumerate(zip(row, widths, strict=True))
-        parts = [cell.ljust(width) if at in left else cell.rjust(width) for at, (cell, width) in cells]
-        lines.append("  ".join(parts).rstrip())
-    return lines
+def align(rows: Sequence[Sequence[str]], left: Collection[int], indent: int = 0) -> list[str]:
+    """Rows of cells as lines, two blanks between: columns in `left` flush left, the others flush right.
+
+    Of what is wider than the terminal columns without room follow below, beside the first again.
+    """
+    columns = list(zip(*rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    padded = [
+        [cell.ljust(width) if at in left else cell.rjust(width) for cell in column]
+        for at, (column, width) in enumerate(zip(columns, widths, strict=True))
+    ]
+    room = shutil.get_terminal_size().columns - indent if sys.stdout.isatty() else math.inf
+    blocks, used = [[padded[0]]], widths[0]
+    for column, width in zip(padded[1:], widths[1:], strict=True):
+        if used + 2 + width > room and len(blocks[-1]) > 1:
+            blocks, used = [*blocks, [padded[0]]], widths[0]
+        blocks[-1].append(column)
+        used += 2 + width
+    tables = (["  ".join(row).rstrip() for row in zip(*block, strict=True)] for block in blocks)
+    return [line for place, lines in enumerate(tables) for line in ([""] if place else []) + lines]
 
 
 def _below_headings(groups: Mapping[str, Sequence[Run]], metrics: Mapping[str, str]) -> list[str]:
-    tables = ([heading, *(f"  {line}" for line in table(runs, metrics))] for heading, runs in groups.items())
+    tables = (
+        [heading, *(f"  {line}".rstrip() for line in table(runs, metrics, indent=2))]
+        for heading, runs in groups.items()
+    )
     return [line for lines in tables for line in lines]
 
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from ims3_ray.config.load import parse_overrides
 from ims3_ray.errors import InputError
+from ims3_ray.jobs.ending import command, ending
+from ims3_ray.progress import waiting
 
 if TYPE_CHECKING:
     from .results import Results
@@ -34,11 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from .plan import Sweep  # heavy, as all below
-    from .records import read_trials
-    from .results import Results
-    from .run import run as run_sweep
-    from .space import Range, read_space
+    with waiting("imports"):  # heavy
+        from .document import winner_file
+        from .plan import Sweep
+        from .records import read_trials
+        from .results import Results
+        from .run import run as run_sweep
+        from .space import Range, read_space
 
     overrides = parse_overrides(arguments.overrides)
     space = read_space(arguments.space, arguments.recipe, overrides)
@@ -47,16 +51,17 @@ def run(arguments: argparse.Namespace) -> None:
     search = arguments.search or ("random" if has_range else "grid")
     sweep = Sweep(arguments.recipe, overrides, space, search, arguments.trials, objective, arguments.asha)
     document, folder = run_sweep(sweep)
-    results, storage = Results(document, read_trials(folder)), f"storage={sweep.base.storage}"
+    results, storage = Results(document, read_trials(folder)), sweep.base.storage
     if not results.best:
         first = next((trial.error for trial in results.trials if trial.error), "all were stopped early")
         raise InputError(f"--space: of {len(results.trials)} trials none finished; the first error: {first}")
     print("", *summary_lines(results), "", sep="\n")
-    print(f"page     {(folder / 'index.html').uri}")
-    print(f"tables   {(folder / 'sweep.csv').uri}, sweep.json")
-    for command in document["commands"].values():
-        print(f"winner   {command}")
-    print(f"query    python jobs/runs.py {storage} --sweep {document['key']}")
+    made = {"page": (folder / "index.html").uri, "tables": f"{(folder / 'sweep.csv').uri}, sweep.json"}
+    recipes = {ipc: (folder / winner_file(ipc)).uri for ipc in document["best"]}
+    made |= {f"best, ipc {ipc}": recipe for ipc, recipe in recipes.items()}
+    test = command("distill", "--recipe", list(recipes.values())[-1], f"storage={storage}")
+    query = command("runs", f"storage={storage}", "--sweep", document["key"])
+    print(*ending(made, {"test": test, "query": query}), sep="\n")
 
 
 def summary_lines(results: "Results") -> list[str]:

@@ -10,7 +10,8 @@ import yaml
 from ims3_ray.config.settings import WEIGHTS
 from ims3_ray.pipeline.prepare import begin, pinned
 from ims3_ray.pipeline.steps import plan
-from ims3_ray.progress import of_run
+from ims3_ray.progress import of_run, waiting
+from ims3_ray.progress import say as say_line
 from ims3_ray.runs import tags
 from ims3_ray.runs.journal import Journal, warn_of_other
 from ims3_ray.runs.records import PLANNED
@@ -28,7 +29,7 @@ from .space import Values
 from .tuning import run_trials
 
 
-def run(sweep: Sweep, say: Callable[[str], None] = print) -> tuple[Document, Directory]:
+def run(sweep: Sweep, say: Callable[[str], None] = say_line) -> tuple[Document, Directory]:
     """sweep.json, and the folder below the storage root that holds it, its page and the winners' recipes.
 
     Trials that are over are found. Raises InputError, before any heavy work, for what can't be run; a trial
@@ -36,7 +37,8 @@ def run(sweep: Sweep, say: Callable[[str], None] = print) -> tuple[Document, Dir
     """
     sweep = pin_models(sweep)
     points = sweep.points()
-    contexts = begin([sweep.config(values) for values in points or [sweep.space.any()]], say)
+    with waiting("start"):
+        contexts = begin([sweep.config(values) for values in points or [sweep.space.any()]], say)
     first, count = contexts[0], len(points) if points else sweep.trials
     folder = first.storage / "sweeps" / f"{first.config.recipe}-{sweep.key}"
     warn_of_other(folder, say)
@@ -57,9 +59,10 @@ def run(sweep: Sweep, say: Callable[[str], None] = print) -> tuple[Document, Dir
             scribe.stop()
             tracker.finish("FAILED" if is_failure else "KILLED", patient=is_failure)
             raise
-        trials = scribe.write_up(read_trials(folder))
-        document = describe(sweep, first, folder, trials, made, time.time() - began)
-        _publish(sweep, document, trials, folder, tracker)
+        with waiting("tables"):
+            trials = scribe.write_up(read_trials(folder))
+            document = describe(sweep, first, folder, trials, made, time.time() - began)
+            _publish(sweep, document, trials, folder, tracker)
     return document, folder
 
 

@@ -15,6 +15,7 @@ from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 
 from ims3_ray.evaluation.figures import CURVE
+from ims3_ray.progress import Bar
 from ims3_ray.runs import tags
 from ims3_ray.runs.records import FAILED, FINISHED, RUNNING, STOPPED, UNENDED
 from ims3_ray.runs.tracking import RECIPE_FILE, Tracker
@@ -44,14 +45,15 @@ class Scribe(tune.Callback):
         say: Callable[[str], None],
     ):
         self._sweep, self._context, self._folder = sweep, context, folder
-        self._parent, self._say, self._count, self._ended = parent, say, count, 0
+        self._parent, self._say, self.count, self._ended = parent, say, count, 0
+        self.shown: Bar | None = None  # of its trials
         self._runs: dict[str, Tracker] = {}
         self._at_work: set[str] = set()
         self.found = {trial.key for trial in read_trials(folder) if trial.is_over}
 
     def __getstate__(self) -> dict[str, object]:
         """Tune keeps its callbacks with the experiment, but no connections."""
-        return self.__dict__ | {"_say": None, "_runs": {}}
+        return self.__dict__ | {"_say": None, "_runs": {}, "shown": None}
 
     def on_trial_start(self, iteration: int, trials: list, trial: TuneTrial, **info: Any) -> None:
         record = read_trial(self._folder, self._sweep.values(trial.config))
@@ -122,6 +124,8 @@ class Scribe(tune.Callback):
 
     def _end(self, record: Trial) -> None:
         self._ended += 1
+        if self.shown is not None:
+            self.shown.update()
         self._at_work.discard(record.key)
         self._write_run(record)
         outcome, metrics = record.error or record.state, record.metrics
@@ -130,4 +134,4 @@ class Scribe(tune.Callback):
             figures = ", ".join(f"{name} {100 * metrics[name]:.2f} %" for name in known)
             outcome = figures if record.state == FINISHED else f"{record.state} at {figures}"
         took = "found complete" if record.key in self.found else f"{record.seconds or 0:.0f} s"
-        self._say(f"[{self._ended}/{self._count}] {as_words(record.values)}: {outcome} ({took})")
+        self._say(f"[{self._ended}/{self.count}] {as_words(record.values)}: {outcome} ({took})")

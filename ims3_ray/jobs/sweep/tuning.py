@@ -13,6 +13,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 
 from ims3_ray.evaluation.protocols import protocol, protocols
+from ims3_ray.progress import bar
 from ims3_ray.stages.context import Context
 from ims3_ray.stages.evaluate.classifiers import clear
 from ims3_ray.storage.artifacts import Directory
@@ -63,7 +64,8 @@ def run_trials(
             verbose=0,
         ),
     )
-    tuner.fit()
+    with bar("sweep", scribe.count, "trials") as scribe.shown:
+        tuner.fit()
     scored = protocols(context.config.evaluate.protocol, context.config.evaluate.networks)
     clear([context.images[scored[0].split]], {rules.image_size for rules in scored}, machine)
     return ray.get(keeper.made.remote())

@@ -45,7 +45,7 @@ def choose_coresets(
         return {}
     rows = _rows_by_class(real, count, classes)
     keys = [(name, seed) for name in names for seed in (seeds if name in SEEDED else seeds[:1])]
-    by_class = _each_class(partial(_choose, keys=keys, count=count), real, rows)
+    by_class = _each_class("baselines", partial(_choose, keys=keys, count=count), real, rows)
     coresets = {
         key: np.concatenate([r[of[key]] for r, of in zip(rows, by_class, strict=True)]) for key in keys
     }
@@ -56,7 +56,7 @@ def ceiling(real: Vectors, count: int, neighbours: int, classes: Sequence[str]) 
     """Rows of `real`, `count` a class, that cover as much as a greedy choice of real images can."""
     rows = _rows_by_class(real, count, classes)
     cover = partial(_cover, count=count, k=neighbours)
-    places = _each_class(cover, real, rows)
+    places = _each_class("ceiling", cover, real, rows)
     return np.concatenate([r[of_class] for r, of_class in zip(rows, places, strict=True)])
 
 
@@ -78,7 +78,7 @@ def measure_all(
         {name: vectors.at(of_sets[name][label]) for name, vectors in sets.items()}
         for label in range(len(rows))
     )
-    by_class = _each_class(partial(_measure, neighbours=neighbours), real, rows, of_class)
+    by_class = _each_class("coverage", partial(_measure, neighbours=neighbours), real, rows, of_class)
     means = {name: class_mean({label: of[name] for label, of in enumerate(by_class)}) for name in sets}
     return {name: {metric: mean[metric] for metric in METRICS} for name, mean in means.items()}
 
@@ -119,6 +119,7 @@ def _rows_by_class(real: Vectors, least: int, classes: Sequence[str]) -> list[np
 
 
 def _each_class(
+    what: str,
     function: Callable[[int, np.ndarray, Sets], T],
     real: Vectors,
     rows: Sequence[np.ndarray],
@@ -126,8 +127,8 @@ def _each_class(
 ) -> list[T]:
     """`function(class, its real features, its features in each set)` for every class, as Ray tasks, in order.
 
-    `rows` of `real` are the classes'. A task has a few classes, and opens a file that they share once. Keys
-    are collected as tasks begin, so those of a few are in memory.
+    `what` it gives names the bar; `rows` of `real` are the classes'. A task has a few classes, and opens a
+    file that they share once. Keys are collected as tasks begin, so those of a few are in memory.
     """
     per_task = max(1, min(MOST_ROWS * len(rows) // len(real.labels), math.ceil(len(rows) / ENOUGH_TASKS)))
 
@@ -146,7 +147,7 @@ def _each_class(
             yield first, own, list(itertools.islice(made, len(own)))
 
     done: list[T] = []
-    with bar("evaluate", len(rows), "classes") as shown:
+    with bar(what, len(rows), "classes") as shown:
         for of_classes in in_order(work, blocks(), MOST_TASKS, CPUS_PER_ACTOR):
             done += of_classes
             shown.update(len(of_classes))

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, count
 from typing import Concatenate, NotRequired, ParamSpec, TypedDict, TypeVar
 
 import numpy as np
@@ -18,7 +18,7 @@ from ims3_ray.method.s3.proof.branch_and_bound import MOST_ROWS, branch_and_boun
 from ims3_ray.method.s3.rounds import Ask, Joined, Shards, fetch_pools, solve
 from ims3_ray.method.s3.shard import Shard
 from ims3_ray.method.s3.single_images import ImageShard, JoinedImages, solve_images
-from ims3_ray.progress import bar
+from ims3_ray.progress import timer
 
 from .candidates import Candidates
 from .pool import ClassRange, ShardPool, Source, of_groups, of_images
@@ -92,15 +92,17 @@ def select_features(
             f"{names[fewest]!r}"
         )
     source = Source(pool, names, settings, ipc, seed)
-    with bar("select", None, "rounds") as rounds:
+    with timer("select") as shown:
+        tell = partial(shown.set_postfix_str, refresh=False)
+        tell("reading features")
         try:
-            return _select(source, ShardPool(source, machine), rounds.update)
+            return _select(source, ShardPool(source, machine), tell)
         except CoincidentError as error:
             raise InputError(f"select.{error.explain(lambda i: repr(source.names[i]))}") from error
 
 
-def _select(source: Source, pool: ShardPool, on_round: Callable[[], object]) -> Outcome:
-    settings, groups = source.settings, Joined(_counting(pool.asking(of_groups), on_round))
+def _select(source: Source, pool: ShardPool, tell: Callable[[str], object]) -> Outcome:
+    settings, groups = source.settings, Joined(_telling(pool.asking(of_groups), tell, "subgroups"))
     subgroups = list(chain(*pool.ask(ClassRange.subgroups)))  # the first question reads the features
     distances = list(chain(*pool.ask(ClassRange.distances)))
     run = run_here if pool.is_here else run_tasks
@@ -109,13 +111,14 @@ def _select(source: Source, pool: ShardPool, on_round: Callable[[], object]) -> 
     nearness = [float(d[g]) for d, g in zip(distances, selection.choice, strict=True)]
     of_groups_alone: dict[str, float] | None = None
     if settings.unit == "image":
-        images = JoinedImages(_counting(pool.asking(of_images), on_round))
+        images = JoinedImages(_telling(pool.asking(of_images), tell, "images"))
         selection, of_groups_alone = _select_images(source, pool, images, selection)
         places = [rows.tolist() for rows in chain(*pool.ask(ClassRange.places, selection.choice))]
         centroids = images.centroids(selection.choice).astype(np.float64)
         real = np.concatenate(pool.ask(ClassRange.real_centroids))
         nearness = (1 - np.einsum("cd,cd->c", centroids, real)).tolist()
     else:
+        tell("bounding the objective")
         selection = certify(selection, groups, source.objective, method=settings.certify, run=run)
     of_classes = (
         OfClass(subgroups=ids.tolist(), distances_to_real=d.tolist(), distance_to_real=near)
@@ -189,15 +192,15 @@ def _task(function: Callable[..., Answer], *arguments: object) -> Answer:
     return function(*arguments)
 
 
-def _counting(ask: Ask[Asked], on_round: Callable[[], object]) -> Ask[Asked]:
+def _telling(ask: Ask[Asked], tell: Callable[[str], object], what: str) -> Ask[Asked]:
     """The same; tells of every round."""
+    rounds = count(1)
 
-    def counted(
+    def told(
         method: Callable[Concatenate[Asked, P], Answer], /, *args: P.args, **kwargs: P.kwargs
     ) -> list[Answer]:
-        answers = ask(method, *args, **kwargs)
         if method in (Shard.propose, ImageShard.propose):
-            on_round()
-        return answers
+            tell(f"choosing {what}, round {next(rounds)}")
+        return ask(method, *args, **kwargs)
 
-    return counted
+    return told

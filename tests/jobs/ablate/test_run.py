@@ -5,8 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from printed import job, next_commands
 from tiny import tiny_words
 
+from ims3_ray.cli import run_command
 from ims3_ray.config.load import parse_overrides
 from ims3_ray.errors import InputError
 from ims3_ray.jobs.ablate import run as ablation
@@ -83,6 +85,19 @@ def test_differences_to_another_row_need_no_new_runs(ran):
     assert place.path != out.path
     assert other["rows"] == document["rows"]
     assert compare(other).baseline == "medoids"
+
+
+@pytest.mark.slow
+def test_the_command_finds_it_and_ends_with_what_one_would_run_next(ran, tmp_path, capsys):
+    plan, *_, out = ran
+    words = [f"{name}={json.dumps(value)}" for name, value in plan.overrides.items()]
+    words += ["--recipe", "digits", "--rows", rows_file(tmp_path), "--ipc", "2,3", "--seeds", "2"]
+    words += ["--pool-images", "6", "--agreement"]
+    assert run_command("ablate", words) == 0
+    shown = capsys.readouterr().out
+    assert (out / "index.html").uri in shown
+    assert run_command(*job(next_commands(shown)["query"])) == 0
+    assert out.name in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

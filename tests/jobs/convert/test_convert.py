@@ -1,5 +1,6 @@
 """jobs/convert.py: what it writes is what plain diffusers loads; what it refuses leaves nothing behind."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import DiTPipeline
+from printed import next_commands
 from safetensors.torch import load_file
 from tiny_generator import (
     NAMES,
@@ -102,7 +104,9 @@ def test_a_tuned_folder_samples_with_guidance_in_plain_diffusers(tmp_path, folde
     assert (
         images - sampled_by_us(load_transformer(folder), folder, [3, 7])
     ).abs().max() > 0.01  # tuning shows
-    assert "ema values of the adapter folded in" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "ema values of the adapter folded in" in shown
+    ast.parse(next_commands(shown)["look"][2])
 
 
 @pytest.mark.parametrize("weights", ["ema", "last"])

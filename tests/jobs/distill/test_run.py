@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+from printed import job as job_of
+from printed import next_commands
 from processes import checksums, environment, finished, job
 from tiny import CLASSES, write_images
 
@@ -89,6 +91,16 @@ def test_ctrl_c_stops_a_run_in_and_after_fine_tuning_and_it_goes_on(
     assert checksums(tmp_path / "runs") == finished_images
 
 
+@pytest.mark.slow
+def test_sigterm_stops_a_run_with_one_line_and_143(cluster_environment, tiny_overrides):
+    process = start_until("sample", tiny_overrides, environment() | cluster_environment)
+    time.sleep(1.0)
+    process.terminate()
+    err = process.communicate(timeout=120)[1]
+    assert (process.returncode, err.splitlines()[-1]) == (143, GO_ON), err
+    assert "SIGTERM" not in err
+
+
 def test_a_dry_run_prints_the_recipe_and_each_stage_and_starts_nothing(tiny_overrides, tmp_path, capsys):
     assert run_command("distill", ["--dry-run", *tiny_overrides]) == 0
     out = capsys.readouterr().out
@@ -105,6 +117,7 @@ def test_a_dry_run_for_gpus_to_come_says_how_many_each_stage_would_hold_and_why_
     assert run_command("distill", ["--dry-run", *tiny_overrides, "workers={gpus: 4, actors: null}"]) == 0
     out = capsys.readouterr().out
     held = {line.split()[0]: line for line in out.splitlines() if "would run" in line}
+    assert max(map(len, held.values())) <= 80
     assert " 2 of 4 " in held["finetune"]
     assert " 4 of 4 " in held["sample"]
     assert " of 4 " not in held["select"]
@@ -184,6 +197,9 @@ def test_a_complete_run_is_found_without_ray_torch_or_mlflow(finished_run, capsy
     again = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=True)
     assert again.stdout == told
     assert (told.count("found complete"), made.distilled in told) == (9, True)
+    assert list(next_commands(told)) == ["query", "look"]
+    assert run_command(*job_of(next_commands(told)["query"])) == 0
+    assert made.key in capsys.readouterr().out
     for option in ("--status", "--dry-run"):
         asked = [sys.executable, "-c", f"import sys; sys.argv[1:1] = [{option!r}]; {script}", *words]
         shown = subprocess.run(asked, capture_output=True, text=True, check=True)

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from printed import job, next_commands
 
 from ims3_ray.cli import run_command
 from ims3_ray.jobs.pretrain.run import scaling_factor
@@ -57,6 +58,7 @@ def test_a_model_is_trained_checked_written_and_found_again(ray_cluster, tiny_im
     factor = config["scaling_factor"]
     shown = capsys.readouterr().out
     assert f"scaling factor: {factor:.4g}" in shown
+    assert job(next_commands(shown)["distil"])[0] == "distill"
     written = (tmp_path / "model" / "vae" / "diffusion_pytorch_model.safetensors").read_bytes()
     assert run_command("pretrain", ["--status", *words]) == 0
     assert capsys.readouterr().out.count("complete") == 5

@@ -4,15 +4,18 @@ import csv
 import io
 import json
 import shlex
+import subprocess
 import sys
 import time
 
 import pytest
 import yaml
+from printed import FENCE, ROOT
 
 from ims3_ray.cli import main
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.jobs.runs import command, garbage
+from ims3_ray.jobs.runs.table import align
 from ims3_ray.runs import query, records, tags
 from ims3_ray.runs.journal import Journal
 from ims3_ray.runs.tracking import RECIPE_FILE, Tracker, client
@@ -214,10 +217,38 @@ def test_a_csv_holds_every_parameter_and_metric_and_no_formula(ask, storage, tmp
     client(storage).delete_run(tracker.run_id)
 
 
-def test_the_command_printed_reproduces_the_run(ask):
+def test_what_the_page_prints_for_mlflow_itself_serves_after_the_first_run(tmp_path):
+    page = (ROOT / "docs/query.md").read_text(encoding="utf-8")
+    (snippet,) = (body for word, body in FENCE.findall(page) if word == "python")
+    own = open_storage(str(tmp_path / "runs"))
+    track(own, "k1aa", {"ipc": 10}, {"accuracy": 0.945, SPREAD: 0.069}, {})
+    script = snippet.replace("/absolute/path", str(tmp_path)) + "print(len(runs), differing, len(recipe) > 0)"
+    options = {"cwd": tmp_path, "capture_output": True, "text": True}  # its database is a process's
+    ran = subprocess.run([sys.executable, "-c", script], **options)
+    assert ran.stdout == "1 {} True\n", ran.stderr
+    assert (tmp_path / "runs.csv").is_file()
+
+
+def test_a_table_wider_than_the_terminal_goes_on_below_with_each_runs_name(monkeypatch):
+    rows = [["run", "protocol", "accuracy"], ["one", "quick", "0.5"], ["another", "quick", "0.25"]]
+    wide = ["run      protocol  accuracy", "one      quick          0.5", "another  quick         0.25"]
+    assert align(rows, left=range(2)) == wide
+    monkeypatch.setenv("COLUMNS", "26")
+    assert align(rows, left=range(2)) == wide  # no terminal, no folding
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert align(rows, left=range(2)) == [
+        "run      protocol", "one      quick", "another  quick", "",
+        "run      accuracy", "one           0.5", "another      0.25",
+    ]  # fmt: skip
+    monkeypatch.setenv("COLUMNS", "27")
+    assert align(rows, left=range(2)) == wide
+
+
+def test_the_command_printed_reproduces_the_run(ask, storage):
     python, job, _, recipe, *words = shlex.split(ask("--reproduce", "k2bb"))
-    assert (python, job, words) == ("python", "jobs/distill.py", ["sample.subgroups=20"])
-    assert load_config(recipe, parse_overrides(words)) == load_config("digits", RUNS["k2bb"][0])
+    place = f"storage={storage.uri}"
+    assert (python, job, words) == ("python", "jobs/distill.py", ["sample.subgroups=20", place])
+    assert load_config(recipe, parse_overrides(words[:-1])) == load_config("digits", RUNS["k2bb"][0])
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import signal
+import subprocess
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+from printed import next_commands
 from selections import exhaustive
 
 from ims3_ray.cli import run_command
@@ -417,3 +419,5 @@ def test_the_job_writes_the_selection_and_says_how_good_it_is(ray_cluster, tmp_p
     shown = capsys.readouterr().out
     assert f"{document['objective']:.6f}" in shown
     assert "lower bound" in shown
+    printed = subprocess.run(next_commands(shown)["look"], capture_output=True, check=True).stdout
+    assert json.loads(printed) == document

@@ -1,0 +1,114 @@
+"""Commands that pages and jobs print, and whether they are ones that run."""
+
+import argparse
+import importlib
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ims3_ray.cli import COMMANDS
+from ims3_ray.config import load, pretrain, settings
+from ims3_ray.jobs.evaluate.command import named_sets
+from ims3_ray.jobs.runs.command import read_mode
+from ims3_ray.jobs.runs.conditions import read_conditions
+from ims3_ray.jobs.sweep.space import read_space
+
+ROOT = Path(__file__).parents[2]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def commands(script: str) -> Iterator[list[str]]:
+    """The words of every command of a script: continued lines joined, comments dropped, lists taken apart."""
+    for line in script.replace("\\\n", " ").splitlines():
+        lexer = shlex.shlex(line, posix=True, punctuation_chars="&;|()")
+        lexer.whitespace_split, words = True, []
+        for word in [*lexer, ";"]:
+            if word and set(word) <= set("&;|()"):
+                if words:
+                    yield words
+                words = []
+            elif words or not re.fullmatch(r"[A-Z_]+=.*", word):  # a variable in front of a command
+                words.append(word)
+
+
+def job(words: list[str]) -> tuple[str, list[str]] | None:
+    """(command, its words) where `words` start one of ours."""
+    if words[:3] == ["ray", "job", "submit"] and "--" in words:
+        words = words[words.index("--") + 1 :]
+    if Path(words[0]).name == "ims3":
+        return words[1], words[2:]
+    if len(words) > 1 and words[0].endswith("python") and Path(words[1]).parent.name == "jobs":
+        script = (ROOT / "jobs" / Path(words[1]).name).read_text()  # a missing one fails here
+        return re.search(r'job\("(\w+)"', script)[1], words[2:]
+    return None
+
+
+def parsed(name: str, words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    importlib.import_module(COMMANDS[name]).add_arguments(parser)
+    return parser.parse_intermixed_args(words)
+
+
+def resolve_recipe(arguments: argparse.Namespace, overrides: dict) -> str:
+    recipe = "digits" if arguments.recipe.endswith(".yaml") else arguments.recipe  # a file is the reader's
+    load.load_config(recipe, overrides)
+    return recipe
+
+
+def resolve_runs(arguments: argparse.Namespace, overrides: dict) -> None:
+    read_mode(arguments)
+    read_conditions(arguments.where)
+    assert set(overrides) <= {"storage"}
+
+
+def resolve_sweep(arguments: argparse.Namespace, overrides: dict) -> None:
+    recipe = resolve_recipe(arguments, overrides)
+    if not arguments.space[0].endswith(".yaml"):
+        read_space(arguments.space, recipe, overrides)
+
+
+def resolve_ablate(arguments: argparse.Namespace, overrides: dict) -> None:
+    resolve_recipe(arguments, overrides)
+    assert (ROOT / f"ims3_ray/jobs/ablate/rows/{arguments.rows}.yaml").is_file()
+
+
+def resolve_evaluate(arguments: argparse.Namespace, overrides: dict) -> None:
+    named_sets(arguments.sets)
+    load.load_settings(settings.Evaluating, overrides)
+
+
+RESOLVE: dict[str, Callable[[argparse.Namespace, dict], object]] = {
+    "ablate": resolve_ablate,
+    "bench": resolve_recipe,
+    "convert": lambda arguments, overrides: None,
+    "distill": resolve_recipe,
+    "evaluate": resolve_evaluate,
+    "pretrain": lambda arguments, overrides: load.load_settings(pretrain.Pretrain, overrides),
+    "recipes": lambda arguments, overrides: None,
+    "runs": resolve_runs,
+    "select": lambda arguments, overrides: load.load_settings(settings.Selecting, overrides),
+    "sweep": resolve_sweep,
+}
+
+
+def resolve(name: str, words: list[str]) -> None:
+    """Raises what the command would, for words that it refuses before any work."""
+    arguments = parsed(name, words)
+    RESOLVE[name](arguments, load.parse_overrides(getattr(arguments, "overrides", [])))
+
+
+def next_commands(out: str) -> dict[str, list[str]]:
+    """By name, the words of the commands that a job's last lines print; each of ours is one that runs."""
+    last = out.rstrip().rpartition("\n\n")[2].splitlines()
+    told = {line[:15].strip(): shlex.split(line[15:]) for line in last}
+    following = {name: words for name, words in told.items() if shutil.which(words[0])}
+    assert 1 <= len(following) <= 2, out
+    for words in following.values():
+        if (ours := job(words)) is not None:
+            resolve(*ours)
+        elif words[1] == "ui":
+            assert words[2] == "--backend-store-uri"
+            assert Path(words[3].removeprefix("sqlite:///")).is_file()
+    return following
