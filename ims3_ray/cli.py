@@ -7,6 +7,7 @@ a log file and gives one line that says where, exit code 1.
 import argparse
 import ast
 import difflib
+import errno
 import importlib
 import logging
 import signal
@@ -117,6 +118,10 @@ def bad_input_behind(error: BaseException) -> InputError | None:
     for inner in chain(error):
         if isinstance(inner, InputError):
             return inner
+        if isinstance(inner, OSError) and inner.errno == errno.ENAMETOOLONG:
+            return InputError(
+                f"a path is longer than a file's can be ({one_line(str(inner))[:200]}); shorten it"
+            )
         if is_full(inner):
             return no_space(str(getattr(inner, "filename", None) or "a disk"), inner)
     return None

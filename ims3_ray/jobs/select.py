@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ims3_ray.config.load import load_settings, parse_overrides
 from ims3_ray.config.settings import Selecting
 from ims3_ray.errors import InputError
-from ims3_ray.storage.artifacts import open_directory
+from ims3_ray.storage.artifacts import open_directory, refuse_unwritable
 
 if TYPE_CHECKING:
     from ims3_ray.stages.select.solve import Document
@@ -44,6 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     below = {"subgroup": config.select.subgroups}
     pool = open_candidates(arguments.candidates, arguments.real, ("--candidates", "--real"), **below)
+    refuse_unwritable(out, f"--out: {out.uri}")
     connect()
     from ims3_ray.stages.select.solve import select_features  # heavy: faiss
 

@@ -183,7 +183,9 @@ def best(runs: Sequence[Run], metric: str) -> list[Best]:
             ipc, value = run["params"].get("ipc", ""), rank(run, metric)
             if not math.isnan(value) and (ipc not in by_ipc or value > rank(by_ipc[ipc], metric)):
                 by_ipc[ipc] = run
-        for ipc in sorted(by_ipc, key=lambda text: (not text.isdigit(), int(text) if text.isdigit() else 0)):
+        for ipc in sorted(
+            by_ipc, key=lambda text: (not text.isdecimal(), int(text) if text.isdecimal() else 0)
+        ):
             value = figure(by_ipc[ipc], metric)
             rows.append(Best(protocol=protocol, scored=scored, ipc=ipc, value=value, run=by_ipc[ipc]))
     return rows

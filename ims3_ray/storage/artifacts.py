@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import logging
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NotRequired, TypedDict, cast
@@ -56,6 +57,18 @@ def open_storage(location: str) -> Directory:
             f"storage: {root.uri} can't be written ({error.strerror or error}); choose another storage=DIR"
         ) from error
     return root
+
+
+def refuse_unwritable(folder: Directory, where: str) -> None:
+    """InputError, which begins with `where`, for a folder in which no file can be written. It is made."""
+    name = f".{uuid.uuid4().hex}.tmp"
+    try:
+        folder.write(name, b"")
+        (folder / name).delete()
+    except OSError as error:
+        raise InputError(
+            f"{where} can't be written ({error.strerror or error}); name another place"
+        ) from error
 
 
 def check_format(root: Directory) -> bool:

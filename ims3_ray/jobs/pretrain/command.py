@@ -14,7 +14,8 @@ from ims3_ray.config.load import load_settings, parse_overrides
 from ims3_ray.config.pretrain import Pretrain
 from ims3_ray.data.images import open_images
 from ims3_ray.errors import InputError
-from ims3_ray.storage.artifacts import open_storage
+from ims3_ray.pipeline.splits import refuse_storage_within
+from ims3_ray.storage.artifacts import open_directory, open_storage, refuse_unwritable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,25 +28,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     config = load_settings(Pretrain, parse_overrides(arguments.overrides))
     only_asks = arguments.dry_run or arguments.status
-    if arguments.out is None and not only_asks:
-        raise InputError("--out: is missing; name a new folder for the model")
-    out = Path(arguments.out or "").absolute()
-    if out.exists() and not only_asks:
-        raise InputError(f"--out: {out} exists; name a new folder")
+    out = Path() if only_asks else _new_folder(arguments.out)
     data = config.data
     if data.train is None:
         raise InputError(
             "data.train: no images to train on; give one folder of images a class, or a Hugging Face dataset"
         )
+    if "://" not in data.train:
+        refuse_storage_within(config.storage, data.train, data.classes, "data.train")
     if has_address():  # whose nodes look at the images
         connect()
     storage = open_storage(config.storage)
     shared = {"seed": config.seed, "max_bad_fraction": data.max_bad_fraction, "classes": data.classes}
     images = open_images(data.train, storage, name="data.train", **shared)
-    if not only_asks:
-        connect()
-    from .run import Pretraining  # heavy: torch and diffusers, not needed to refuse bad input
+    from .run import Pretraining, check_network  # heavy: torch and diffusers, not needed to refuse bad input
 
+    check_network(config, len(images.classes))
+    if not only_asks:
+        refuse_unwritable(open_directory(str(out.parent)), f"--out: {out.parent}")
+        connect()
     pretraining = Pretraining(config, images, storage, find_machine(config.workers, wait=not only_asks))
     if only_asks:
         if arguments.dry_run:
@@ -56,3 +57,14 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"model: {out}")
     for name, value in figures.items():
         print(f"  {name.replace('_', ' ')}: {value:.4g}")
+
+
+def _new_folder(out: str | None) -> Path:
+    if out is None:
+        raise InputError("--out: is missing; name a new folder for the model")
+    if "://" in out:
+        raise InputError(f"--out: {out} is a URI; name a local folder")
+    folder = Path(out).absolute()
+    if folder.exists():
+        raise InputError(f"--out: {folder} exists; name a new folder")
+    return folder
