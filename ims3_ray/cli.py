@@ -10,6 +10,8 @@ import difflib
 import errno
 import importlib
 import logging
+import os
+import select
 import signal
 import sys
 import tempfile
@@ -36,7 +38,7 @@ COMMANDS = {  # name → module of this package with `add_arguments(parser)` and
     "select": "ims3_ray.jobs.select",
     "sweep": "ims3_ray.jobs.sweep.command",
 }
-BAD_INPUT, FAILURE, INTERRUPTED, TERMINATED = 2, 1, 130, 143
+BAD_INPUT, FAILURE, INTERRUPTED, UNHEARD, TERMINATED = 2, 1, 130, 141, 143
 STOPPED = "stopped; run the same command again to go on"
 
 
@@ -96,6 +98,7 @@ def guarded(action: Callable[[], None]) -> int:
     """Run `action` and turn what goes wrong into one line and an exit code."""
     try:
         action()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print(STOPPED, file=sys.stderr)
         return INTERRUPTED
@@ -105,12 +108,26 @@ def guarded(action: Callable[[], None]) -> int:
         print(STOPPED, file=sys.stderr)
         return TERMINATED
     except Exception as error:  # the one place that shows what nobody expected
+        if isinstance(error, BrokenPipeError) and _is_unheard():
+            return UNHEARD
         if (given := bad_input_behind(error)) is not None:
             return _say(given)
         log = _write_log("".join(traceback.format_exception(error)))
         print(f"failed: {type(error).__name__}: {_first_line(error)}; the trace is in {log}", file=sys.stderr)
         return FAILURE
     return 0
+
+
+def _is_unheard() -> bool:
+    """Whether the reader of what is printed has gone, as `head` does; the rest is then printed nowhere."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+    return True
 
 
 def bad_input_behind(error: BaseException) -> InputError | None:

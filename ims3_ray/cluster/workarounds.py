@@ -41,6 +41,15 @@ def quieten(logger: str) -> None:
     logging.getLogger(logger).setLevel(logging.ERROR)
 
 
+def keep_sigterm() -> None:
+    """SIGTERM is Python's to handle: Ray's own handler in C++ dumps the stack and aborts after three seconds.
+
+    Goes when Ray leaves a driver's SIGTERM alone.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+
+
 @contextlib.contextmanager
 def mended_train(machine: "Machine") -> Iterator[None]:
     """Around Ray Train: Ctrl-C, a cluster that grows, another cluster on the same machine."""

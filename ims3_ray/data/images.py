@@ -137,14 +137,18 @@ def open_images(
     check_bad(name, location, bad, len(files), max_bad_fraction)
     good = [(label, path) for label, path in good if path not in bad]
     labels = np.array([label for label, _ in good], dtype=np.int64)
-    for cls, count in zip(names, np.bincount(labels, minlength=len(names)), strict=True):
-        if count == 0:
-            folder = f"class folder {cls!r} of {location}"
-            raise InputError(f"{name}: {folder} holds no readable image; fill or remove it")
+    _refuse_empty(name, location, names, labels)
     ids = tuple(looks[path]["id"] for _, path in good)
     paths = tuple(path for _, path in good)
     empty = () if classes or unpacked_from else _others(directory, names)
     return ImageSet(directory, names, paths, labels, ids, bad, unpacked_from, empty)
+
+
+def _refuse_empty(name: str, location: str, names: Sequence[str], labels: np.ndarray) -> None:
+    for cls, count in zip(names, np.bincount(labels, minlength=len(names)), strict=True):
+        if count == 0:
+            folder = f"class folder {cls!r} of {location}"
+            raise InputError(f"{name}: {folder} holds no readable image; fill or remove it")
 
 
 def _others(directory: Directory, names: Sequence[str]) -> tuple[str, ...]:

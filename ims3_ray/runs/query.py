@@ -18,6 +18,7 @@ from ims3_ray.storage.artifacts import Directory
 from ims3_ray.text import some
 
 from . import tags
+from .database import DATABASE
 from .journal import is_dead, read_log
 from .tracking import EXPERIMENT
 
@@ -249,7 +250,7 @@ def logged_file(client: "MlflowClient", run_id: str, name: str) -> bytes | None:
 
 def has_tracking(storage: Directory) -> bool:
     """Whether there can be runs: a server is named, or the storage has a database. Asking would make one."""
-    return bool(os.environ.get("MLFLOW_TRACKING_URI")) or not storage.is_local or storage.exists("mlflow.db")
+    return bool(os.environ.get("MLFLOW_TRACKING_URI")) or not storage.is_local or storage.exists(DATABASE)
 
 
 def _search(
