@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ims3_ray.config.load import load_settings, parse_overrides
 from ims3_ray.config.settings import Selecting
 from ims3_ray.errors import InputError
-from ims3_ray.storage.artifacts import open_directory, refuse_unwritable
+from ims3_ray.storage.directory import open_directory, refuse_unwritable
 
 if TYPE_CHECKING:
     from ims3_ray.stages.select.solve import Document

@@ -12,7 +12,6 @@ import hashlib
 import itertools
 import json
 import logging
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NotRequired, TypedDict, cast
@@ -57,18 +56,6 @@ def open_storage(location: str) -> Directory:
             f"storage: {root.uri} can't be written ({error.strerror or error}); choose another storage=DIR"
         ) from error
     return root
-
-
-def refuse_unwritable(folder: Directory, where: str) -> None:
-    """InputError, which begins with `where`, for a folder in which no file can be written. It is made."""
-    name = f".{uuid.uuid4().hex}.tmp"
-    try:
-        folder.write(name, b"")
-        (folder / name).delete()
-    except OSError as error:
-        raise InputError(
-            f"{where} can't be written ({error.strerror or error}); name another place"
-        ) from error
 
 
 def check_format(root: Directory) -> bool:
@@ -155,6 +142,7 @@ def read_manifest(directory: Directory) -> Manifest | None:
     try:
         manifest = directory.read_json(MANIFEST)
         version, sizes = int(manifest["format"]), dict(manifest["files"])
+        _known_checksums(manifest)
     except (ValueError, LookupError, TypeError) as error:
         raise DamagedError(directory, {MANIFEST: "is no manifest"}) from error
     if version > FORMAT:
@@ -165,6 +153,12 @@ def read_manifest(directory: Directory) -> Manifest | None:
     if damaged := _changed(directory, sizes):
         raise DamagedError(directory, damaged)
     return manifest
+
+
+def _known_checksums(manifest: Manifest) -> dict[str, str]:
+    """By name; TypeError or LookupError where there are none but something else."""
+    kept = {str(entry["path"]): str(entry["sha256"]) for entry in manifest.get("images", [])}
+    return kept | dict(manifest.get("checksums", {}))
 
 
 def _changed(directory: Directory, sizes: Mapping[str, int]) -> dict[str, str]:
@@ -189,8 +183,7 @@ def verify(directory: Directory) -> tuple[dict[str, str], int]:
         return error.files, 0
     if manifest is None:
         return {}, 0
-    kept = {str(entry["path"]): str(entry["sha256"]) for entry in manifest.get("images", [])}
-    kept |= manifest.get("checksums", {})
+    kept = _known_checksums(manifest)
     known = {name: kept[name] for name in manifest["files"] if name in kept}
     with ThreadPoolExecutor(READERS) as pool:
         found = dict(zip(known, pool.map(directory.sha256, known), strict=True))

@@ -16,7 +16,7 @@ from ims3_ray.config.load import load_settings, parse_overrides
 from ims3_ray.config.settings import Evaluating
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.table import evaluation_lines
-from ims3_ray.storage.artifacts import open_directory, refuse_unwritable
+from ims3_ray.storage.directory import open_directory, refuse_unwritable
 
 NAMED = re.compile(r"([A-Za-z0-9_.-]+)=(.+)")
 

@@ -15,7 +15,8 @@ from ims3_ray.config.pretrain import Pretrain
 from ims3_ray.data.images import open_images
 from ims3_ray.errors import InputError
 from ims3_ray.pipeline.splits import refuse_storage_within
-from ims3_ray.storage.artifacts import open_directory, open_storage, refuse_unwritable
+from ims3_ray.storage.artifacts import open_storage
+from ims3_ray.storage.directory import open_directory, refuse_unwritable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

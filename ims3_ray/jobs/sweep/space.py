@@ -206,7 +206,11 @@ def _read_domain(field: str, given: Value, is_taken: Callable[[Value], bool]) ->
         values = read_yaml(f"[{given}]", refuse)
     if not values:
         raise InputError(f"--space {field}: has no values; write {field}=a,b,c")
-    if len({key_of({field: value}) for value in values}) < len(values):
+    try:
+        different = {key_of({field: value}) for value in values}
+    except TypeError as error:  # dates, or keys of several kinds
+        raise InputError(f"--space {field}: no field takes {given!r}; write a,b,c") from error
+    if len(different) < len(values):
         raise InputError(f"--space {field}: a value stands twice in {given!r}; give each once")
     return Choice(tuple(values))
 
