@@ -239,7 +239,7 @@ def open_directory(location: str) -> Directory:
             raise InputError(
                 f"{location}: can't be opened as a filesystem: {' '.join(str(error).split())}"
             ) from error
-        if not path:
+        if not path and not location.startswith(PLAIN):
             raise InputError(f"{location}: names no bucket; write it as s3://bucket/runs")
         return Directory(_in_one_request(filesystem), path.rstrip("/"), "".join(_parted(location)))
     return Directory(fs.LocalFileSystem(), str(Path(location).expanduser().absolute()))

@@ -139,9 +139,11 @@ class FeatureTable:
 
         def read() -> pa.Table:
             some = (files[at : at + FILES] for at in range(0, len(files), FILES))
-            return pa.concat_tables(
+            table = pa.concat_tables(
                 pads.dataset(those, **given).to_table(columns=columns, filter=wanted) for those in some
             )
+            table.select([self.class_column]).validate(full=True)  # a damaged file's text may be no UTF-8
+            return table
 
         try:
             return self.directory.patiently(read)
