@@ -7,8 +7,11 @@ a log file, after what libraries wrote, and gives one line that says where, exit
 import argparse
 import ast
 import difflib
+import errno
 import importlib
 import logging
+import os
+import select
 import signal
 import sys
 import traceback
@@ -35,7 +38,7 @@ COMMANDS = {  # name → module of this package with `add_arguments(parser)` and
     "select": "ims3_ray.jobs.select",
     "sweep": "ims3_ray.jobs.sweep.command",
 }
-BAD_INPUT, FAILURE, INTERRUPTED, TERMINATED = 2, 1, 130, 143
+BAD_INPUT, FAILURE, INTERRUPTED, UNHEARD, TERMINATED = 2, 1, 130, 141, 143
 STOPPED = "stopped; run the same command again to go on"
 
 
@@ -126,6 +129,7 @@ def guarded(action: Callable[[], None]) -> int:
     """Run `action` and turn what goes wrong into one line and an exit code."""
     try:
         action()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         _tell(STOPPED)
         return INTERRUPTED
@@ -135,6 +139,8 @@ def guarded(action: Callable[[], None]) -> int:
         _tell(STOPPED)
         return TERMINATED
     except Exception as error:  # the one place that shows what nobody expected
+        if isinstance(error, BrokenPipeError) and _is_unheard():
+            return UNHEARD
         if (given := bad_input_behind(error)) is not None:
             return _say(given)
         log = _write_log("".join(traceback.format_exception(error)))
@@ -143,11 +149,27 @@ def guarded(action: Callable[[], None]) -> int:
     return 0
 
 
+def _is_unheard() -> bool:
+    """Whether the reader of what is printed has gone, as `head` does; the rest is then printed nowhere."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+    return True
+
+
 def bad_input_behind(error: BaseException) -> InputError | None:
     """What a person can mend, from inside what Ray wraps around it: an InputError, or a full disk."""
     for inner in chain(error):
         if isinstance(inner, InputError):
             return inner
+        if isinstance(inner, OSError) and inner.errno == errno.ENAMETOOLONG:
+            return InputError(
+                f"a path is longer than a file's can be ({one_line(str(inner))[:200]}); shorten it"
+            )
         if is_full(inner):
             return no_space(str(getattr(inner, "filename", None) or "a disk"), inner)
     return None

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -63,14 +64,22 @@ def several(part_rows: int, batch_size: int) -> list[str]:
     return [] if part_rows == batch_size else [f"parts of {part_rows // batch_size} batches"]
 
 
+def _refuse(why: str, _payload: object) -> tuple[Columns, dict[str, str]]:
+    raise InputError(why)
+
+
 class Worker:
     """The pool's actor: builds the stage's worker once, then turns parts into files."""
 
     def __init__(
         self, build: Build, arguments: Mapping[str, Any], table: Table, out: Directory, batch_field: str
     ):
-        self._work, self._table, self._out = build(**arguments), table, out
+        self._table, self._out = table, out
         self._batch = batch_field, arguments["batch_size"]
+        try:
+            self._work = build(**arguments)
+        except InputError as error:  # told with the first part: of an actor that died the text is lost
+            self._work = partial(_refuse, str(error))
 
     def __call__(self, batch: Mapping[str, Sequence[str]]) -> dict[str, list[Any]]:
         (file,), (payload,) = batch["file"], batch["payload"]

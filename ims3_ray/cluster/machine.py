@@ -2,6 +2,8 @@
 
 import logging
 import os
+import re
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
@@ -20,6 +22,7 @@ from .workarounds import CPUS_PER_ACTOR, ENVIRONMENT, keep_sigterm, quieten
 
 MEMORY_PER_ACTOR = 1.2e9  # bytes: a worker process with torch and a small model
 MIN_SHARDS = 2
+REACH_S = 10.0  # for a cluster's head to answer
 
 
 class Placement(TypedDict):
@@ -123,19 +126,36 @@ def connect() -> None:
         os.environ.setdefault(name, value)
     quieten("ray")
     options: dict[str, Any] = {}
-    if not has_address():
+    if has_address():
+        _reach(os.environ["RAY_ADDRESS"])
+    else:
         forked = {"py_executable": warm.start()}
         options = {"address": "local", "dashboard_host": "127.0.0.1", "runtime_env": forked}
     # Nothing that workers print reaches the driver: their errors travel as exceptions, their figures as
     # metrics.
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-    except ConnectionError as error:
+    except (ConnectionError, ValueError) as error:
         raise InputError(
             f"RAY_ADDRESS: {os.environ['RAY_ADDRESS']} can't be joined; is the cluster up, and, where its "
             "ports are guarded by a token, is RAY_AUTH_MODE=token exported here too?"
         ) from error
     keep_sigterm()
+
+
+def _reach(address: str) -> None:
+    """InputError for what is no address, and for one where nobody answers: Ray would try for many minutes."""
+    if address in ("auto", "local"):
+        return
+    parts = re.fullmatch(r"(?:ray://)?\[?([^\s/\[\]]+)\]?:(\d{1,5})", address)
+    if not parts:
+        raise InputError(f"RAY_ADDRESS: {address!r} is no address; write HOST:PORT, such as 10.0.0.1:6379")
+    try:
+        socket.create_connection((parts[1], int(parts[2])), REACH_S).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise InputError(
+            f"RAY_ADDRESS: nobody answers at {address} ({error}); start the cluster there, or name another"
+        ) from error
 
 
 def find_machine(workers: Workers, *, wait: bool = True) -> Machine:

@@ -1,10 +1,12 @@
 """Training on Ray Train: workers, checkpoints, what happens when one is lost; the steps are trainer.py's."""
 
+import contextlib
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+import ray.exceptions
 import ray.train
 import ray.train.torch
 import torch
@@ -12,7 +14,7 @@ from ray.actor import ActorHandle
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from ims3_ray.errors import InputError
+from ims3_ray.errors import InputError, chain
 from ims3_ray.models.device import batch_must_fit, prepare_device
 from ims3_ray.progress import bar
 from ims3_ray.storage.artifacts import Directory
@@ -62,7 +64,8 @@ def train(
             heard.add(message["step"])
 
     def fit() -> list[Metrics]:  # each time anew, from the last checkpoint
-        history = cast(list[Metrics] | str, _ray_trainer(training, machine, board).fit().return_value)
+        with memory_must_hold(training):
+            history = cast(list[Metrics] | str, _ray_trainer(training, machine, board).fit().return_value)
         if isinstance(history, str):
             raise InputError(history)
         return history
@@ -73,6 +76,21 @@ def train(
         if entry["step"] not in heard:
             on_metrics(int(entry["step"]), {name: value for name, value in entry.items() if name != "step"})
     return history
+
+
+@contextlib.contextmanager
+def memory_must_hold(training: Training) -> Iterator[None]:
+    """InputError, with the field to lower, where Ray ends workers since a node's memory is used up."""
+    try:
+        yield
+    except Exception as error:
+        if not any(isinstance(inner, ray.exceptions.OutOfMemoryError) for inner in chain(error)):
+            raise
+        size = training.optimisation.batch_size
+        raise InputError(
+            f"{training.batch_field}: a batch of {size} does not fit the memory of a node; lower it, or "
+            "workers.train_workers"
+        ) from error
 
 
 def _ray_trainer(training: Training, machine: Machine, board: ActorHandle) -> TorchTrainer:

@@ -1,10 +1,13 @@
 """What every section is made of: the kinds of numbers, values for each kind of device, frozen models."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ims3_ray.text import UNPRINTABLE
 
 DeviceKind = Literal["cpu", "cuda"]
 Precision = Literal["fp32", "bf16"]
@@ -13,6 +16,17 @@ Weight = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Value = TypeVar("Value")
+MOST_NAME = 200  # bytes, and room for a key behind it
+
+
+def _as_folder(name: str) -> str:
+    is_short = 0 < len(name.encode(errors="replace")) <= MOST_NAME
+    if not is_short or name.startswith(".") or re.search(rf"[/\\{UNPRINTABLE}]", name):
+        raise ValueError("should be able to begin a folder's name; rename the file, or give recipe=NAME")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_as_folder)]
 
 
 def one_spelling(location: str | None) -> str | None:
@@ -31,6 +45,20 @@ class Section(BaseModel):
         allow_inf_nan=False,
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_device_may_be_given(cls, given: object) -> object:
+        """Of a value for each kind of device, the other kind's stays as it is by default."""
+        if not isinstance(given, dict):
+            return given
+        defaults = {name: field.default for name, field in cls.model_fields.items() if name in given}
+        whole = {
+            name: default.model_dump() | given[name]
+            for name, default in defaults.items()
+            if isinstance(default, PerDevice) and isinstance(given[name], dict)
+        }
+        return {**given, **whole}
+
 
 class Settings(BaseSettings):
     """All that a command is told; environment variables fill in what it leaves open."""
@@ -42,6 +70,7 @@ class Settings(BaseSettings):
         use_attribute_docstrings=True,
         env_prefix="IMS3_",
         env_nested_delimiter="__",
+        allow_inf_nan=False,
     )
 
 

@@ -3,22 +3,27 @@
 import copy
 import difflib
 import re
+import reprlib
 from collections.abc import Mapping
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from ims3_ray.errors import InputError
 
 from .base import Settings
+from .parse import read_text, read_yaml
 from .settings import Config
 
 Kind = TypeVar("Kind", bound=Settings)
 Overrides = Mapping[str, object]  # dotted field → value
 Values = dict[str, Any]  # as YAML holds them: sections are mappings
+MOST_MISTAKES = 8  # that one line names
+SHORT = reprlib.Repr()  # of values that people gave, which may be of any length
+SHORT.maxstring = SHORT.maxother = 200
 STATED_OF = {  # field of a section that a recipe states of other fields beside it → these
     ("model", "licence"): ("path", "vae"),
     ("model", "frequency_shift"): ("path",),
@@ -37,36 +42,53 @@ def recipe_text(recipe: str) -> tuple[str, str]:
         return recipe, (resources.files("ims3_ray.recipes") / f"{recipe}.yaml").read_text()
     path = Path(recipe)
     if path.suffix in {".yaml", ".yml"} and path.is_file():
-        return path.stem, path.read_text()
+        return path.stem, read_text(path, partial(_bad_recipe, recipe))
     raise InputError(
         f"recipe: {recipe!r} is neither a known recipe ({', '.join(recipe_names())}) nor a YAML file"
     )
 
 
+def _bad_recipe(recipe: str, why: str) -> InputError:
+    return InputError(f"recipe {recipe}: {why}")
+
+
 def load_config(recipe: str = "digits", overrides: Overrides | None = None) -> Config:
     """The run that `recipe` (name or path) and `overrides` say; InputError names every field at fault."""
     name, text = recipe_text(recipe)
-    try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise InputError(f"recipe {recipe}: is not valid YAML: {' '.join(str(error).split())}") from error
+    values = read_yaml(text, partial(_bad_recipe, recipe)) or {}
     if not isinstance(values, dict):
         raise InputError(
             f"recipe {recipe}: holds a {type(values).__name__}; give a mapping of sections to fields"
         )
-    return load_settings(Config, overrides or {}, {"recipe": name, **values})
+    return load_settings(Config, overrides or {}, {"recipe": name} | values)
 
 
 def load_settings(kind: type[Kind], overrides: Overrides, recipe: Values | None = None) -> Kind:
     """What a command is told: `overrides` over what a recipe says over the defaults."""
-    values = copy.deepcopy(recipe or {})
+    values: Values = {}
+    for section, fields in (recipe or {}).items():
+        values[_name(section)] = copy.deepcopy(fields)
     for field, value in overrides.items():
         _put(values, field, copy.deepcopy(value))
     _drop_what_spoke_of_others(values, recipe or {}, overrides)
     try:
-        return kind(**values)
+        settings = kind(**values)
     except ValidationError as error:
-        raise InputError("; ".join(_explain(dict(e), kind) for e in error.errors())) from error
+        mistakes = [_explain(dict(e), kind) for e in error.errors()]
+        if more := len(mistakes) - MOST_MISTAKES:
+            mistakes[MOST_MISTAKES:] = [f"and {more} more such mistakes"] if more > 0 else []
+        raise InputError("; ".join(mistakes)) from error
+    _refuse_no_text(settings.model_dump(), "")
+    return settings
+
+
+def _refuse_no_text(value: object, field: str) -> None:
+    """InputError where there is text in it that no file can be called by."""
+    if isinstance(value, str) and re.search(r"[\0\ud800-\udfff]", value):
+        raise InputError(f"{field}: {SHORT.repr(value)} holds a character that no path can; leave it out")
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, tuple) else ()
+    for name, part in inner:
+        _refuse_no_text(part, f"{field}.{name}" if field else str(name))
 
 
 def parse_overrides(words: list[str]) -> dict[str, object]:
@@ -76,15 +98,22 @@ def parse_overrides(words: list[str]) -> dict[str, object]:
         field, equals, text = word.partition("=")
         if not equals or not re.fullmatch(r"[a-z_][a-z0-9_.]*", field):
             raise InputError(f"{word!r}: is no override; write field=value, such as sample.subgroups=20")
-        try:
-            overrides[field] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise InputError(f"{field}: value {text!r} can't be read; quote it as YAML") from error
+        overrides[field] = read_yaml(text, partial(_unreadable, field, text))
     return overrides
 
 
+def _unreadable(field: str, text: str, why: str) -> InputError:
+    return InputError(f"{field}: value {SHORT.repr(text)} {why}; quote it")
+
+
+def _name(field: object) -> str:
+    if not isinstance(field, str):
+        raise InputError(f"{SHORT.repr(field)}: is no field; fields are called by words")
+    return field
+
+
 def _put(values: Values, field: str, value: object) -> None:
-    *sections, last = field.split(".")
+    *sections, last = _name(field).split(".")
     for section in sections:
         inner = values.setdefault(section, {})
         if not isinstance(inner, dict):
@@ -131,7 +160,7 @@ def _explain(error: Mapping[str, Any], kind: type[BaseModel]) -> str:
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if not location or message.startswith(f"{location}."):
         return message
-    return f"{location}: {message}, got {error['input']!r}"
+    return f"{location}: {message}, got {SHORT.repr(error['input'])}"
 
 
 def require_field(field: str) -> None:

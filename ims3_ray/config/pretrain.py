@@ -1,6 +1,8 @@
 """The configuration of pretraining (jobs/pretrain.py): what is trained, on what, for how long."""
 
-from pydantic import Field
+from typing import Annotated
+
+from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from .base import Count, Section, Seed, Settings, Share, Weight
@@ -8,12 +10,17 @@ from .data import Data
 from .sections import NetworkName
 from .settings import Workers
 
+NORM_GROUPS = 8  # of the VAE's group norms
+
+
+Channels = Annotated[int, Field(ge=NORM_GROUPS, multiple_of=NORM_GROUPS)]
+
 
 class TrainVae(Section):
     """AutoencoderKL: L1 reconstruction plus a weak pull of the latents towards a normal distribution."""
 
-    channels: tuple[Count, ...] = (16, 32, 64)
-    """Channels of each level; every level but the last halves the image."""
+    channels: Annotated[tuple[Channels, ...], Field(min_length=1)] = (16, 32, 64)
+    """Channels of each level, multiples of 8; every level but the last halves the image."""
     latent_channels: Count = 4
     """Channels of a latent."""
     kl_weight: Weight = 1e-3
@@ -90,3 +97,24 @@ class Pretrain(Settings):
     workers: Workers = Workers()
     storage: str = "./runs"
     """Folder or URI of the checkpoints."""
+
+    @model_validator(mode="after")
+    def _sizes_fit_each_other(self) -> "Pretrain":
+        sizes, shrunk = self.transformer, 2 ** (len(self.vae.channels) - 1)
+        side, hidden = (
+            self.image_size // shrunk,
+            f"transformer.hidden_size: {self.transformer.hidden_size} is",
+        )
+        rules = [
+            (self.image_size, shrunk, f"image_size: {self.image_size} is", "by which vae.channels shrink it"),
+            (side, sizes.patch_size, f"image_size: latents of {side} are", "transformer.patch_size"),
+            (sizes.hidden_size, 4, hidden, "as a position takes"),
+            (sizes.hidden_size, sizes.heads, hidden, "transformer.heads"),
+        ]
+        for name in ("vae", "transformer", "extractor"):
+            batch = getattr(self, name).batch_size
+            rules.append((batch, self.micro_batches, f"{name}.batch_size: {batch} is", "micro_batches"))
+        for number, divisor, what, why in rules:
+            if number % divisor or not number:
+                raise ValueError(f"{what} no multiple of {divisor} ({why})")
+        return self

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from .base import Count, Section, Seed, Settings, one_spelling
+from .base import Count, Name, Section, Seed, Settings, one_spelling
 from .data import Data
 from .refinement import Probe, Refine
 from .sections import (
@@ -81,7 +81,7 @@ class Evaluating(Settings):
 class Config(Settings):
     """A run: the recipe's sections, where it stores, and how many work on it."""
 
-    recipe: str = "digits"
+    recipe: Name = "digits"
     """Name of the recipe, as pages and records state it."""
     seed: Seed = 0
     """Every random draw follows from it."""

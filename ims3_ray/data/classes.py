@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
+from ims3_ray.config.parse import Refuse, read_text, read_yaml
 from ims3_ray.errors import InputError
 from ims3_ray.text import UNPRINTABLE, some
 
@@ -86,13 +85,12 @@ def _from_table(classes: tuple[str, ...], num_labels: int, given: str) -> list[i
     path = Path(given)
     if not path.is_file():
         raise InputError(f"data.class_map: {given} is neither a file nor 'new'")
-    try:
-        text = path.read_text(encoding="utf-8")
-        table = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:  # of JSON, and of bytes that are no UTF-8
-        raise InputError(
-            f"data.class_map: {given} is neither YAML nor JSON: {' '.join(str(error).split())[:200]}"
-        ) from error
+
+    def refuse(why: str) -> InputError:
+        return InputError(f"data.class_map: {given} {why}; give YAML or JSON")
+
+    text = read_text(path, refuse)
+    table = _from_json(text, refuse) if path.suffix == ".json" else read_yaml(text, refuse)
     if not isinstance(table, dict):
         raise InputError(
             f"data.class_map: {given} holds a {type(table).__name__}; give a table of folder name: label"
@@ -109,3 +107,10 @@ def _from_table(classes: tuple[str, ...], num_labels: int, given: str) -> list[i
     if len(set(labels)) < len(labels):
         raise InputError(f"data.class_map: {given} gives one label to two class folders")
     return labels
+
+
+def _from_json(text: str, refuse: Refuse) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise refuse(f"is no JSON ({error})") from error

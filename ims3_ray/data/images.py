@@ -34,6 +34,7 @@ class ImageSet:
     ids: tuple[str, ...]  # content hash
     bad: dict[str, str] = field(default_factory=dict)  # path → why it was skipped
     unpacked_from: str | None = None  # the place of the rows, where the directory was unpacked from such
+    empty: tuple[str, ...] = ()  # folders beside the classes' that hold no file
     packed: str | None = None  # a Parquet file of the directory that has the same images, in this order
 
     def __len__(self) -> int:
@@ -115,8 +116,9 @@ def open_images(
     directory, unpacked_from = _class_folders(location, storage, name, classes, numbered)
     listing = list_classes(directory, unpacked_from or directory.uri, name, classes)
     if len(listing) < 2:
-        held = f"{len(listing)} class ({', '.join(listing)})"
-        raise InputError(f"{name}: {location} holds {held}; give at least 2 class folders")
+        raise InputError(
+            f"{name}: {location} holds 1 class ({', '.join(listing)}); give at least 2 class folders"
+        )
     looks = inspect(directory, listing, storage)
     names = tuple(sorted(listing))
     files = [(label, path) for label, cls in enumerate(names) for path in sorted(listing[cls])]
@@ -131,12 +133,23 @@ def open_images(
     check_bad(name, location, bad, len(files), max_bad_fraction)
     good = [(label, path) for label, path in good if path not in bad]
     labels = np.array([label for label, _ in good], dtype=np.int64)
+    _refuse_empty(name, location, names, labels)
+    ids = tuple(looks[path]["id"] for _, path in good)
+    paths = tuple(path for _, path in good)
+    empty = () if classes or unpacked_from else _others(directory, names)
+    return ImageSet(directory, names, paths, labels, ids, bad, unpacked_from, empty)
+
+
+def _refuse_empty(name: str, location: str, names: Sequence[str], labels: np.ndarray) -> None:
     for cls, count in zip(names, np.bincount(labels, minlength=len(names)), strict=True):
         if count == 0:
             folder = f"class folder {cls!r} of {location}"
             raise InputError(f"{name}: {folder} holds no readable image; fill or remove it")
-    ids = tuple(looks[path]["id"] for _, path in good)
-    return ImageSet(directory, names, tuple(path for _, path in good), labels, ids, bad, unpacked_from)
+
+
+def _others(directory: Directory, names: Sequence[str]) -> tuple[str, ...]:
+    """Visible folders right below that are not among `names`."""
+    return tuple(name for name in directory.folders() if not name.startswith(".") and name not in names)
 
 
 def _class_folders(

@@ -1,10 +1,12 @@
 """An encoded image as a person would see it: RGB, 8 bits, upright, on white, an animation's first picture."""
 
 import io
+import warnings
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+warnings.filterwarnings("ignore", module=r"PIL\.")  # what it says of a damaged file, the file's own line says
 MAX_PIXELS = 64_000_000  # a larger image is a decompression bomb, or should be scaled down beforehand
 # Told by content, whatever the file is called. Not among them: EPS, which Pillow hands to Ghostscript to run.
 FORMATS = (

@@ -37,6 +37,7 @@ IMAGE_COLUMNS = ("image", "img")  # the first that is there
 CLASS_COLUMNS = ("label", "class", "labels", "fine_label")  # likewise
 ROWS = 256  # unpacked at a time: a few hundred MB of large photographs
 WRITERS = 16  # threads; writing is waiting
+MOST_LABEL = 2**63 - 1
 LAYOUT = 1  # raised where rows are unpacked otherwise than before
 Names = Sequence[str] | None  # of classes
 Cells = tuple[list, list, Names]  # of some rows: classes, images, what integers among the classes are called
@@ -200,6 +201,8 @@ def _class_name(label: int | str | None, names: Names, at: str) -> str:
         raise InputError(f"{at} has no label; {remedy}")
     if isinstance(label, int) and label < 0:
         raise InputError(f"{at} has label {label}, which stands for none; {remedy}")
+    if isinstance(label, int) and label > MOST_LABEL:
+        raise InputError(f"{at} has label {label}, beyond any number of a class; {remedy}")
     if isinstance(label, str) or not names:
         return str(label)
     if label >= len(names):

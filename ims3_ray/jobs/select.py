@@ -18,7 +18,7 @@ from ims3_ray.config.settings import Selecting
 from ims3_ray.errors import InputError
 from ims3_ray.jobs.ending import ending, look_at
 from ims3_ray.progress import waiting
-from ims3_ray.storage.artifacts import open_directory
+from ims3_ray.storage.directory import open_directory, refuse_unwritable
 
 if TYPE_CHECKING:
     from ims3_ray.stages.select.solve import Document
@@ -48,6 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
     with waiting("start"):
         below = {"subgroup": config.select.subgroups}
         pool = open_candidates(arguments.candidates, arguments.real, ("--candidates", "--real"), **below)
+        refuse_unwritable(out, f"--out: {out.uri}")
         connect()
         from ims3_ray.stages.select.solve import select_features  # heavy: faiss
 

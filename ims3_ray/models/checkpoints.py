@@ -92,6 +92,9 @@ def _inspect_original(path: Path, heads: int | None, frequency_shift: float | No
         raise InputError(
             f"{path}: is no original DiT checkpoint (it has no {missing[0]}); give such a file or a folder"
         )
+    if odd := [n for n, size in zip(needed, (4, 3, 2, 2, 2), strict=True) if len(shapes[n]) != size]:
+        shape = f"its {odd[0]} is {shapes[odd[0]]}"
+        raise InputError(f"{path}: is no original DiT checkpoint ({shape}); give such a file or a folder")
     (hidden_size, in_channels, patch_size, _), rows = shapes[patches], shapes[CLASS_TABLE][0]
     depth = 1 + max(int(match[1]) for name in shapes if (match := re.match(r"blocks\.(\d+)\.", name)))
     heads = KNOWN_HEADS.get((hidden_size, depth)) if heads is None else heads

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ims3_ray.errors import InputError
-from ims3_ray.text import mismatch, some
+from ims3_ray.text import mismatch, one_line, some
 
 from .hub import download, is_hub_id
 
@@ -139,13 +139,15 @@ def _state_dict(path: Path, device: str) -> dict[str, Tensor]:
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
         raise InputError(
-            f"{path}: is no whole torch file ({str(error).splitlines()[0]}); fetch it again"
+            f"{path}: is no whole torch file ({one_line(str(error))[:200] or 'it is empty'}); fetch it again"
         ) from error
     for key in ("ema", "model"):
         if isinstance(held, dict) and isinstance(held.get(key), dict):
             held = held[key]
             break
-    if not isinstance(held, dict) or not all(isinstance(value, Tensor) for value in held.values()):
+    if not isinstance(held, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in held.items()
+    ):
         raise InputError(f"{path}: must hold tensors by name, by themselves or under 'ema' or 'model'")
     return held
 

@@ -133,12 +133,7 @@ def inspect_adapter(location: str) -> AdapterInfo:
 def check_adapter(adapter: AdapterInfo, config: DiTConfig, weights: str) -> None:
     """InputError unless the adapter's names and shapes are those of a DiT of these sizes."""
     source = Path(adapter.folder.path, ADAPTER)
-    try:
-        tensors = read_adapter(adapter.folder, weights)
-    except SafetensorError as error:
-        raise InputError(
-            f"{source}: is no whole safetensors file ({error}); copy it again or run the stage again"
-        ) from error
+    tensors = read_adapter(adapter.folder, weights)
     if adapter.own_classes:
         config = replace(config, num_classes=len(adapter.own_classes))
     with torch.device("meta"):
@@ -156,6 +151,12 @@ def save_adapter(out: Directory, values: dict[str, Tensor], averages: dict[str, 
 
 
 def read_adapter(adapter: Directory, weights: str) -> dict[str, Tensor]:
-    """The adapter's "last" or "ema" values by the model's parameter names."""
-    prefix, tensors = f"{weights}.", safetensors.torch.load(adapter.read(ADAPTER))
+    """The adapter's "last" or "ema" values by the model's parameter names. InputError for a damaged file."""
+    prefix, source = f"{weights}.", (adapter / ADAPTER).uri
+    try:
+        tensors = safetensors.torch.load(adapter.read(ADAPTER))
+    except SafetensorError as error:
+        raise InputError(
+            f"{source}: is no whole safetensors file ({error}); copy it again or run the stage again"
+        ) from error
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

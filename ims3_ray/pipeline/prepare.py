@@ -18,6 +18,7 @@ from ims3_ray.cluster.machine import (
     num_nodes,
     on_every_node,
 )
+from ims3_ray.config.base import one_spelling
 from ims3_ray.config.data import Data
 from ims3_ray.config.settings import WEIGHTS, Config, Evaluating
 from ims3_ray.data.classes import check_class_names, class_map
@@ -37,7 +38,7 @@ from ims3_ray.storage.hashing import content_hash
 from ims3_ray.storage.local_rows import refuse_full_disk
 
 from .numbers import check_numbers
-from .splits import check_splits, refuse_nested
+from .splits import check_splits, left_out, refuse_nested, refuse_storage_within
 from .steps import plan
 
 Kind = TypeVar("Kind", Config, Evaluating)
@@ -113,7 +114,7 @@ def image_places(config: Config | Evaluating) -> dict[str, str]:
             f"data.train: {why}; give the folder that holds one folder of training images a class, "
             "such as data.train=/data/my-images/train, or a Hugging Face dataset on disk"
         )
-    places = {"train": below(data.train, data.root)}
+    places = {"train": data.train}
     if config.evaluate.protocol != NO_PROTOCOL:
         split = protocol(config.evaluate.protocol).split
         scored = getattr(data, split)
@@ -129,7 +130,11 @@ def image_places(config: Config | Evaluating) -> dict[str, str]:
             )
         if data.classes is None and not any(map(_is_no_folder, (data.train, scored))):
             refuse_nested(data.train, scored, f"data.{split}")
-        places[split] = below(scored, data.root)
+        places[split] = scored
+    for split, place in places.items():
+        if not _is_no_folder(place):
+            refuse_storage_within(config.storage, place, data.classes, f"data.{split}")
+    places = {split: below(place, data.root) for split, place in places.items()}
     return places
 
 
@@ -198,11 +203,15 @@ def _scaled(config: Config, machine: Machine) -> tuple[Config, list[str]]:
 
 
 def pinned(config: Kind, pin: Callable[[str], str] = pin) -> Kind:
-    """`config` with the commits that its hub ids mean now: every node then loads what the driver hashes."""
+    """`config` with the commits that its hub ids mean now, and whole paths: every worker, whose working
+    directory may be another, then loads what the driver hashes.
+    """
     for name, field in WEIGHTS:
         section = getattr(config, name, None)
         if section and (place := getattr(section, field)):
-            config = config.model_copy(update={name: section.model_copy(update={field: pin(place)})})
+            config = config.model_copy(
+                update={name: section.model_copy(update={field: one_spelling(pin(place))})}
+            )
     return config
 
 
@@ -225,7 +234,8 @@ def _open(config: Config, machine: Machine) -> Context:
     }
     if config.evaluate.protocol != NO_PROTOCOL:
         inputs["scored"] = images[protocol(config.evaluate.protocol).split].fingerprint
-    notes = tuple(f"warning: {line}" for line in check_splits(images, config.data.max_overlap_fraction))
+    doubts = [*left_out(images), *check_splits(images, config.data.max_overlap_fraction)]
+    notes = tuple(f"warning: {line}" for line in doubts)
     return Context(config, storage, machine, images, info, labels, _wanted(config, machine), inputs, notes)
 
 

@@ -1,6 +1,6 @@
 """Image sets before they are scored: folders that overlap, files that two sets share, splits mixed up."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ims3_ray.data.images import ImageSet
@@ -8,6 +8,7 @@ from ims3_ray.data.sources import is_of_rows
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.audit import AuditedImages, imagenet_split_warnings, refuse_overlap
 from ims3_ray.storage.artifacts import Directory, open_directory
+from ims3_ray.text import named, some
 
 
 def listed(name: str, images: ImageSet) -> AuditedImages:
@@ -28,6 +29,32 @@ def refuse_nested(train: str, scored: str, name: str) -> None:
             f"{name}: {scored} and data.train {train} lie one within the other; "
             "give two folders side by side, or name the class folders with data.classes"
         )
+
+
+def refuse_storage_within(storage: str, place: str, classes: Sequence[str] | None, name: str) -> None:
+    """InputError where the storage lies in the folder `place` of `name`: what it holds would count as images.
+
+    Where `classes` are named, it may lie beside their folders.
+    """
+    ours, theirs = (f"{_place(open_directory(location))}/" for location in (storage, place))
+    if ours.startswith(theirs) and (
+        not classes or ours == theirs or ours[len(theirs) :].split("/")[0] in classes
+    ):
+        raise InputError(f"storage: {storage} lies within {name} {place}; choose another storage=DIR")
+
+
+def left_out(images: Mapping[str, ImageSet]) -> list[str]:
+    """Sentences on files and class folders that do not count, by name."""
+    lines = []
+    for split, of_split in images.items():
+        if bad := of_split.bad:
+            files = some((f"{named(path)} {why}" for path, why in bad.items()), most=3, show=str)
+            lines.append(
+                f"data.{split}: {len(bad)} of {len(of_split) + len(bad)} files are left out: {files}"
+            )
+        if of_split.empty:
+            lines.append(f"data.{split}: class folders without files are left out: {some(of_split.empty)}")
+    return lines
 
 
 def check_splits(images: Mapping[str, ImageSet], max_overlap: float) -> list[str]:

@@ -18,6 +18,7 @@ from ims3_ray.storage.artifacts import Directory
 from ims3_ray.text import some
 
 from . import tags
+from .database import DATABASE
 from .journal import is_dead, read_log
 from .tracking import EXPERIMENT
 
@@ -183,7 +184,9 @@ def best(runs: Sequence[Run], metric: str) -> list[Best]:
             ipc, value = run["params"].get("ipc", ""), rank(run, metric)
             if not math.isnan(value) and (ipc not in by_ipc or value > rank(by_ipc[ipc], metric)):
                 by_ipc[ipc] = run
-        for ipc in sorted(by_ipc, key=lambda text: (not text.isdigit(), int(text) if text.isdigit() else 0)):
+        for ipc in sorted(
+            by_ipc, key=lambda text: (not text.isdecimal(), int(text) if text.isdecimal() else 0)
+        ):
             value = figure(by_ipc[ipc], metric)
             rows.append(Best(protocol=protocol, scored=scored, ipc=ipc, value=value, run=by_ipc[ipc]))
     return rows
@@ -247,7 +250,7 @@ def logged_file(client: "MlflowClient", run_id: str, name: str) -> bytes | None:
 
 def has_tracking(storage: Directory) -> bool:
     """Whether there can be runs: a server is named, or the storage has a database. Asking would make one."""
-    return bool(os.environ.get("MLFLOW_TRACKING_URI")) or not storage.is_local or storage.exists("mlflow.db")
+    return bool(os.environ.get("MLFLOW_TRACKING_URI")) or not storage.is_local or storage.exists(DATABASE)
 
 
 def _search(

@@ -18,6 +18,7 @@ from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.text import one_line, redacted
 
+from .database import DATABASE, make_database
 from .origin import origin
 from .tags import PARENT, RUN
 
@@ -47,7 +48,7 @@ def tracking_uri(storage: Directory) -> str:
             f"storage: {storage.uri} can hold no MLflow database; "
             "set MLFLOW_TRACKING_URI to a tracking server"
         )
-    return f"sqlite:///{storage.path}/mlflow.db"
+    return f"sqlite:///{storage.path}/{DATABASE}"
 
 
 def client(storage: Directory) -> "MlflowClient":
@@ -60,6 +61,8 @@ def client(storage: Directory) -> "MlflowClient":
         logging.getLogger("mlflow").setLevel(logging.ERROR)
         from mlflow import MlflowClient  # seconds to import
 
+        if storage.is_local and not os.environ.get("MLFLOW_TRACKING_URI"):
+            make_database(Path(storage.path, DATABASE))
         return MlflowClient(tracking_uri(storage))
 
 
@@ -256,7 +259,7 @@ def asking(storage: Directory) -> Iterator[None]:
         if uri := os.environ.get("MLFLOW_TRACKING_URI"):
             place, remedy = f"MLFLOW_TRACKING_URI: {uri}", "start the server, or name another"
         else:
-            place, remedy = f"storage: {storage.uri}/mlflow.db", "mend it, or move it away with its records"
+            place, remedy = f"storage: {storage.uri}/{DATABASE}", "mend it, or move it away with its records"
         raise InputError(f"{place} can't be asked ({describe_trouble(error)}); {remedy}") from error
 
 

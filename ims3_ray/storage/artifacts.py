@@ -142,6 +142,7 @@ def read_manifest(directory: Directory) -> Manifest | None:
     try:
         manifest = directory.read_json(MANIFEST)
         version, sizes = int(manifest["format"]), dict(manifest["files"])
+        _known_checksums(manifest)
     except (ValueError, LookupError, TypeError) as error:
         raise DamagedError(directory, {MANIFEST: "is no manifest"}) from error
     if version > FORMAT:
@@ -152,6 +153,12 @@ def read_manifest(directory: Directory) -> Manifest | None:
     if damaged := _changed(directory, sizes):
         raise DamagedError(directory, damaged)
     return manifest
+
+
+def _known_checksums(manifest: Manifest) -> dict[str, str]:
+    """By name; TypeError or LookupError where there are none but something else."""
+    kept = {str(entry["path"]): str(entry["sha256"]) for entry in manifest.get("images", [])}
+    return kept | dict(manifest.get("checksums", {}))
 
 
 def _changed(directory: Directory, sizes: Mapping[str, int]) -> dict[str, str]:
@@ -176,8 +183,7 @@ def verify(directory: Directory) -> tuple[dict[str, str], int]:
         return error.files, 0
     if manifest is None:
         return {}, 0
-    kept = {str(entry["path"]): str(entry["sha256"]) for entry in manifest.get("images", [])}
-    kept |= manifest.get("checksums", {})
+    kept = _known_checksums(manifest)
     known = {name: kept[name] for name in manifest["files"] if name in kept}
     with ThreadPoolExecutor(READERS) as pool:
         found = dict(zip(known, pool.map(directory.sha256, known), strict=True))

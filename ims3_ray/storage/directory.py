@@ -239,5 +239,19 @@ def open_directory(location: str) -> Directory:
             raise InputError(
                 f"{location}: can't be opened as a filesystem: {' '.join(str(error).split())}"
             ) from error
+        if not path and not location.startswith(PLAIN):
+            raise InputError(f"{location}: names no bucket; write it as s3://bucket/runs")
         return Directory(_in_one_request(filesystem), path.rstrip("/"), "".join(_parted(location)))
     return Directory(fs.LocalFileSystem(), str(Path(location).expanduser().absolute()))
+
+
+def refuse_unwritable(folder: Directory, where: str) -> None:
+    """InputError, which begins with `where`, for a folder in which no file can be written. It is made."""
+    name = f".{uuid.uuid4().hex}.tmp"
+    try:
+        folder.write(name, b"")
+        (folder / name).delete()
+    except OSError as error:
+        raise InputError(
+            f"{where} can't be written ({error.strerror or error}); name another place"
+        ) from error

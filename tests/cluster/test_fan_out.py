@@ -14,6 +14,7 @@ from processes import ROOT, environment
 from ims3_ray.cluster.fan_out import ENOUGH_PARTS, Part, Worker, actor_pool, fan_out, rows_a_part
 from ims3_ray.cluster.machine import Machine, find_machine
 from ims3_ray.config.settings import Workers
+from ims3_ray.errors import InputError
 from ims3_ray.models import batches
 from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import open_directory
@@ -169,6 +170,15 @@ def test_values_that_are_not_finite_are_refused_and_never_written(tmp_path):
     answer = worker({"file": ["part-00000.parquet"], "payload": ["2"]})
     assert answer["refused"] == [""]
     assert answer["checksum"] == [out.sha256("part-00000.parquet")]
+
+
+def test_what_an_actor_can_not_begin_with_is_told_in_one_line(tmp_path):
+    def build(batch_size):
+        raise InputError("model.path: is damaged")
+
+    out = open_directory(str(tmp_path))
+    worker = Worker(build, {"batch_size": 2}, tables.FEATURES, out, "sample.batch_size.cpu")
+    assert worker({"file": ["part-00000.parquet"], "payload": ["2"]})["refused"] == ["model.path: is damaged"]
 
 
 @pytest.mark.slow

@@ -5,10 +5,12 @@ import time
 
 import pytest
 import torch
+from ray.exceptions import OutOfMemoryError
+from ray.train import WorkerGroupError
 from torch import nn
 
 from ims3_ray.cluster.machine import find_machine
-from ims3_ray.cluster.train import Training, train
+from ims3_ray.cluster.train import Training, memory_must_hold, train
 from ims3_ray.cluster.trainer import Optimisation
 from ims3_ray.config.settings import Workers
 from ims3_ray.errors import InputError
@@ -78,3 +80,22 @@ def test_a_training_that_diverges_ends_at_once_in_one_line_and_saves_nothing(ray
         train(training, find_machine(Workers(device="cpu", train_workers=1)), "told")
     assert time.monotonic() - began < 60  # eight tries take longer
     assert not out.files()
+
+
+def test_a_node_s_memory_that_is_used_up_names_the_batch_size():
+    optimisation = Optimisation(steps=3, batch_size=64, micro_batches=1, lr=1.0)
+    folder = open_directory("/nowhere")
+    training = Training(
+        name="large",
+        build=telling(),
+        arguments={},
+        optimisation=optimisation,
+        out=folder,
+        checkpoints=folder,
+        batch_field="vae.batch_size",
+    )
+    lost = WorkerGroupError("rank 0", {0: OutOfMemoryError("killed")})
+    with pytest.raises(InputError, match=r"vae\.batch_size: a batch of 64"), memory_must_hold(training):
+        raise lost
+    with pytest.raises(ZeroDivisionError), memory_must_hold(training):
+        _ = 1 / 0

@@ -37,7 +37,7 @@ def test_every_recipe_loads_and_survives_a_round_trip(name, tmp_path):
         (["data.train.deep=1"], ["data.train.deep", "plain value"]),
         (["sample"], ["sample", "field=value"]),
         (["Sample.steps=3"], ["Sample.steps"]),
-        (["sample.steps={"], ["sample.steps", "can't be read"]),
+        (["sample.steps={"], ["sample.steps", "quote"]),
     ],
 )
 def test_a_wrong_override_is_refused_with_field_rule_and_value(words, named):
@@ -45,6 +45,14 @@ def test_a_wrong_override_is_refused_with_field_rule_and_value(words, named):
         load_config("digits", parse_overrides(words))
     for word in named:
         assert word in str(refused.value)
+
+
+def test_one_device_s_value_may_be_given_alone():
+    sample = load_config("digits", parse_overrides(["sample.batch_size.cuda=64"])).sample
+    assert (sample.batch_size.cuda, sample.batch_size.cpu) == (
+        64,
+        load_config("digits").sample.batch_size.cpu,
+    )
 
 
 def test_a_recipe_that_is_no_mapping_is_refused(tmp_path):

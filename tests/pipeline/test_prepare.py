@@ -54,6 +54,15 @@ def test_images_are_looked_at_before_gpus_are_waited_for(ray_cluster, tiny_overr
         prepare.begin([config], print)
 
 
+def test_a_relative_model_is_a_whole_path_to_workers(tiny_model, tiny_overrides, monkeypatch):
+    monkeypatch.chdir(tiny_model.parent)
+    words = [*tiny_overrides, "model.path=tiny", "embed.extractor=tiny/extractor"]
+    config = load_config("digits", parse_overrides(words))
+    context = prepare.prepare(config, machine.Machine("cpu", 3, 0, 8e9, config.workers))
+    assert context.tuned_model().path == str(tiny_model)
+    assert context.config.embed.extractor == str(tiny_model / "extractor")
+
+
 def test_a_batch_for_all_gpus_is_the_same_run_as_the_numbers_that_its_line_gives(tiny_overrides):
     def prepared(*words):
         config = load_config("digits", parse_overrides([*tiny_overrides, *words]))

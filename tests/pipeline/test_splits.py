@@ -12,7 +12,7 @@ from ims3_ray.config.settings import Workers
 from ims3_ray.data.images import open_images
 from ims3_ray.errors import InputError
 from ims3_ray.pipeline.prepare import image_places, prepare
-from ims3_ray.pipeline.splits import check_splits
+from ims3_ray.pipeline.splits import check_splits, left_out
 from ims3_ray.storage.artifacts import open_storage
 
 
@@ -49,6 +49,17 @@ def test_test_files_that_are_training_files_are_refused_by_name(splits):
         check_splits(both(), 0.01)
     (line,) = check_splits(both(), 0.1)
     assert "red/renamed.png = red/002.png" in line
+
+
+def test_files_and_folders_that_do_not_count_are_told_by_name(tmp_path):
+    write_images(tmp_path / "train", 6, seed=0)
+    (tmp_path / "train" / "teal").mkdir()
+    (tmp_path / "train" / "red" / "notes.txt").write_text("no image")
+    storage = open_storage(str(tmp_path / "storage"))
+    images = open_images(str(tmp_path / "train"), storage, name="data.train", seed=0, max_bad_fraction=0.1)
+    files, folders = left_out({"train": images})
+    assert "1 of 19 files are left out: red/notes.txt is no readable image" in files
+    assert folders.endswith("left out: 'teal'")
 
 
 def test_a_run_refuses_the_training_folder_as_its_test_folder(tiny_model, tiny_images, tmp_path):

@@ -2,11 +2,12 @@
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from ims3_ray.errors import InputError
-from ims3_ray.runs import origin
+from ims3_ray.runs import database, origin
 from ims3_ray.runs.tracking import Tracker, asking, client
 from ims3_ray.storage.artifacts import open_storage
 
@@ -75,6 +76,24 @@ def test_a_server_that_can_not_be_asked_is_the_persons_to_mend(tmp_path, monkeyp
     storage = open_storage(str(tmp_path))
     with pytest.raises(InputError, match=rf"MLFLOW_TRACKING_URI: {uri}.*{said}"), asking(storage):
         client(storage).search_experiments()
+
+
+def test_a_database_whose_making_was_stopped_is_made_anew(tmp_path, monkeypatch):
+    storage = open_storage(str(tmp_path))
+    with monkeypatch.context() as patched:
+        patched.setattr(database.os, "link", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            client(storage)
+    assert [path.name for path in tmp_path.iterdir()] == ["format.json"]
+    assert client(storage).search_experiments()
+
+
+def test_who_makes_a_database_at_the_same_time_leaves_one_that_all_can_ask(tmp_path):
+    storage = open_storage(str(tmp_path))
+    with ThreadPoolExecutor(4) as pool:
+        asked = list(pool.map(lambda _: client(storage).search_experiments(), range(4)))
+    assert all(asked)
+    assert {path.name for path in tmp_path.iterdir()} == {"format.json", "mlflow.db"}
 
 
 def test_a_fault_of_ours_is_no_fault_of_the_servers(tmp_path):

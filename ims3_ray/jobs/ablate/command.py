@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 STANDARD = "standard"
 POOL_IMAGES = 40
+MOST_SEEDS = 1000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,8 +54,12 @@ def run(arguments: argparse.Namespace) -> None:
     if not isinstance(seed, int):
         raise InputError(f"seed: should be an integer, got {seed!r}")
     rows = replace(rows, baseline=arguments.baseline) if arguments.baseline else rows
-    if arguments.seeds < 1:
-        raise InputError(f"--seeds: {arguments.seeds} generator seeds; give at least 1, and 2 for intervals")
+    if not 1 <= arguments.seeds <= MOST_SEEDS:
+        raise InputError(
+            f"--seeds: {arguments.seeds} generator seeds; give 1 to {MOST_SEEDS}, 2 or more for intervals"
+        )
+    if arguments.pool_images < 0:
+        raise InputError(f"--pool-images: {arguments.pool_images} candidates; give a number, or 0 for none")
     if arguments.agreement and not arguments.pool_images:
         raise InputError("--agreement: judges the labels of the candidates that --pool-images counts; not 0")
     if "ipc" in overrides:
@@ -89,7 +94,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _numbers(text: str) -> tuple[int, ...]:
     parts = text.split(",")
-    if not all(part.strip().isdigit() and int(part) > 0 for part in parts) or len(set(parts)) < len(parts):
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts) or len(set(parts)) < len(parts):
         raise InputError(f"--ipc: {text!r} is no list of different numbers of images a class; write 1,5,10")
     return tuple(sorted(int(part) for part in parts))
 

@@ -6,13 +6,13 @@ from importlib import resources
 from pathlib import Path
 from typing import get_args
 
-import yaml
-
 from ims3_ray.config.load import load_config
+from ims3_ray.config.parse import read_text, read_yaml
 from ims3_ray.config.sections import Baseline
 from ims3_ray.config.settings import Config
 from ims3_ray.errors import InputError
 
+SHARED = ("evaluate", "ipc", "recipe", "seed", "storage", "workers")  # else rows would not compare
 YARDSTICKS = ("random", "ceiling")  # beside the rows, whose names these can't be
 NAMED = resources.files("ims3_ray.jobs.ablate") / "rows"
 Cell = tuple[str, int, int]  # name of a row, images a class, generator seed
@@ -102,16 +102,17 @@ def named() -> list[str]:
 
 def read_rows(place: str) -> Rows:
     """The rows that a name or a YAML file stands for; InputError for what holds none."""
+
+    def refuse(why: str) -> InputError:
+        return InputError(f"--rows: {place} {why}")
+
     if place in named():
         text = (NAMED / f"{place}.yaml").read_text()
     elif Path(place).suffix in {".yaml", ".yml"} and Path(place).is_file():
-        text = Path(place).read_text()
+        text = read_text(Path(place), refuse)
     else:
         raise InputError(f"--rows: {place!r} is neither a known name ({', '.join(named())}) nor a YAML file")
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"--rows: {place} is not valid YAML: {' '.join(str(error).split())}") from error
+    values = read_yaml(text, refuse)
     is_mapping = isinstance(values, Mapping) and set(values) == {"baseline", "rows"}
     if not is_mapping or not isinstance(values["rows"], list):
         raise InputError(
@@ -126,4 +127,8 @@ def _row(row: object, place: str) -> Row:
     name, overrides = str(row["name"]), row.get("overrides", {})
     if not isinstance(overrides, Mapping):
         raise InputError(f"--rows: overrides of {name!r} must be fields and values, such as {{im.weight: 0}}")
+    if shared := [field for field in overrides if str(field).split(".")[0] in SHARED]:
+        raise InputError(
+            f"--rows: {name!r} sets {shared[0]}, which holds for all rows; give it on the command line"
+        )
     return Row(name, overrides, row.get("real"), row.get("note", ""))

@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace, work: Path) -> Figures:
     """Print the table, and hours and money of the whole; gives all figures."""
     counts = whole_numbers(arguments.gpus, "--gpus", "GPUs", "8,64,512")
     rate = arguments.tflops * 1e12
-    classes = int(arguments.classes) if arguments.classes.isdigit() else 0
+    classes = int(arguments.classes) if arguments.classes.isdecimal() else 0
     if classes < 2 or arguments.images < 1 or not arguments.tflops > 0 or not arguments.price >= 0:
         raise InputError(
             "--classes, --images, --tflops, --price: a plan is of 2 or more classes (one number), 1 or more "

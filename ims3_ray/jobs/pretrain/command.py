@@ -15,6 +15,7 @@ from ims3_ray.errors import InputError
 from ims3_ray.jobs.ending import command, ending
 from ims3_ray.progress import waiting
 from ims3_ray.storage.artifacts import open_storage
+from ims3_ray.storage.directory import open_directory, refuse_unwritable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,11 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     config = load_settings(Pretrain, parse_overrides(arguments.overrides))
     only_asks = arguments.dry_run or arguments.status
-    if arguments.out is None and not only_asks:
-        raise InputError("--out: is missing; name a new folder for the model")
-    out = Path(arguments.out or "").absolute()
-    if out.exists() and not only_asks:
-        raise InputError(f"--out: {out} exists; name a new folder")
+    out = Path() if only_asks else _new_folder(arguments.out)
     data = config.data
     if data.train is None:
         raise InputError(
@@ -40,10 +37,13 @@ def run(arguments: argparse.Namespace) -> None:
     with waiting("imports"):  # heavy: Ray, torch and diffusers, not needed to refuse bad input
         from ims3_ray.cluster.machine import connect, find_machine, has_address
         from ims3_ray.data.images import open_images
-        from ims3_ray.data.named import below
+        from ims3_ray.data.named import below, is_named
+        from ims3_ray.pipeline.splits import refuse_storage_within
 
-        from .run import Pretraining
+        from .run import Pretraining, check_network
 
+    if "://" not in data.train and not is_named(data.train):
+        refuse_storage_within(config.storage, data.train, data.classes, "data.train")
     with waiting("start"):
         if has_address():  # whose nodes look at the images
             connect()
@@ -52,7 +52,9 @@ def run(arguments: argparse.Namespace) -> None:
         images = open_images(below(data.train, data.root), storage, name="data.train", **shared)
         if data.validation_split:
             images, _ = images.split(data.validation_split)
+        check_network(config, len(images.classes))
         if not only_asks:
+            refuse_unwritable(open_directory(str(out.parent)), f"--out: {out.parent}")
             connect()
 
     pretraining = Pretraining(config, images, storage, find_machine(config.workers, wait=not only_asks))
@@ -68,3 +70,14 @@ def run(arguments: argparse.Namespace) -> None:
     places = {"model.path": out, "embed.extractor": out, "data.train": data.train, "storage": config.storage}
     distill = command("distill", *(f"{field}={place}" for field, place in places.items()), scored)
     print("", *ending({"model": str(out)}, {"distil": distill}), sep="\n")
+
+
+def _new_folder(out: str | None) -> Path:
+    if out is None:
+        raise InputError("--out: is missing; name a new folder for the model")
+    if "://" in out:
+        raise InputError(f"--out: {out} is a URI; name a local folder")
+    folder = Path(out).absolute()
+    if folder.exists():
+        raise InputError(f"--out: {folder} exists; name a new folder")
+    return folder

@@ -19,6 +19,8 @@ from ims3_ray.cluster.trainer import Optimisation
 from ims3_ray.config.pretrain import Pretrain, TrainExtractor, TrainTransformer, TrainVae
 from ims3_ray.data.images import ImageSet
 from ims3_ray.data.reading import LocalPixels, payloads
+from ims3_ray.errors import InputError
+from ims3_ray.models import classifiers
 from ims3_ray.models.extractor import save_extractor
 from ims3_ray.models.generator import save_pipeline
 from ims3_ray.progress import timer
@@ -172,6 +174,14 @@ class Pretraining:
             save_extractor(classifier, folder / "extractor", mean=half, deviation=half)
             (folder / "README.md").write_text(model_card(self.config, self.images, figures))
             folder.replace(out)
+
+
+def check_network(config: Pretrain, num_classes: int) -> None:
+    """InputError where φ's network is too deep for the images."""
+    try:
+        classifiers.build(config.extractor.network, num_classes, config.image_size, None, width=1)
+    except InputError as error:
+        raise InputError(f"extractor.{error}") from error
 
 
 def _name(name: str, out: Directory) -> str:

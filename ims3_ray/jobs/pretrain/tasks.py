@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, l1_loss
 
-from ims3_ray.config.pretrain import Pretrain, TrainVae
+from ims3_ray.config.pretrain import NORM_GROUPS, Pretrain, TrainVae
 from ims3_ray.data.reading import BatchReader, Payload
 from ims3_ray.evaluation.augment import resized_crop
 from ims3_ray.method import losses
@@ -259,7 +259,7 @@ def build_vae(settings: TrainVae, image_size: int, seed: int, scaling_factor: fl
             block_out_channels=settings.channels,  # pyright: ignore[reportArgumentType]
             layers_per_block=1,
             latent_channels=settings.latent_channels,
-            norm_num_groups=8,
+            norm_num_groups=NORM_GROUPS,
             sample_size=image_size,
             scaling_factor=scaling_factor,
         )

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from ray import tune
 from ray.tune.search.sample import Domain as TuneDomain
 
 from ims3_ray.config.load import accepts, require_field
+from ims3_ray.config.parse import read_text, read_yaml
 from ims3_ray.errors import InputError
 
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -178,10 +178,11 @@ def _from_file(place: str) -> Values:
     path = Path(place)
     if path.suffix not in {".yaml", ".yml"} or not path.is_file():
         raise InputError(f"--space {place!r}: is neither field=values nor a YAML file that exists")
-    try:
-        given = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise InputError(f"--space {place}: is not valid YAML: {' '.join(str(error).split())}") from error
+
+    def refuse(why: str) -> InputError:
+        return InputError(f"--space {place}: {why}")
+
+    given = read_yaml(read_text(path, refuse), refuse) or {}
     if not isinstance(given, dict):
         raise InputError(
             f"--space {place}: holds a {type(given).__name__}; give a mapping of fields to values"
@@ -198,15 +199,18 @@ def _read_domain(field: str, given: Value, is_taken: Callable[[Value], bool]) ->
         return _read_range(field, given, is_taken)
     values = given if isinstance(given, list) else [given]
     if isinstance(given, str):
-        try:
-            values = yaml.safe_load(f"[{given}]")
-        except yaml.YAMLError as error:
-            raise InputError(
-                f"--space {field}: values {given!r} can't be read; write a,b,c as YAML"
-            ) from error
+
+        def refuse(why: str) -> InputError:
+            return InputError(f"--space {field}: {given!r} {why}; write a,b,c")
+
+        values = read_yaml(f"[{given}]", refuse)
     if not values:
         raise InputError(f"--space {field}: has no values; write {field}=a,b,c")
-    if len({key_of({field: value}) for value in values}) < len(values):
+    try:
+        different = {key_of({field: value}) for value in values}
+    except TypeError as error:  # dates, or keys of several kinds
+        raise InputError(f"--space {field}: no field takes {given!r}; write a,b,c") from error
+    if len(different) < len(values):
         raise InputError(f"--space {field}: a value stands twice in {given!r}; give each once")
     return Choice(tuple(values))
 

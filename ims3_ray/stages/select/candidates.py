@@ -66,7 +66,10 @@ def _check_tables(candidates: FeatureTable, real: FeatureTable) -> Candidates:
         raise InputError(
             f"{candidates.name}: no candidate of class {some(missing)}, which has real images; add some"
         )
-    subgroup, index = rows.keys["subgroup"], rows.keys["index"]
+    for key, values in rows.keys.items():
+        if odd := [int(end) for end in (values.min(), values.max()) if not 0 <= end < 2**63]:
+            raise InputError(f"{candidates.name}: column {key} holds {odd[0]}; number from 0 upwards")
+    subgroup, index = (rows.keys[key].astype(np.int64) for key in CANDIDATE_KEYS)
     order = np.lexsort((index, subgroup, rows.places))
     ordered = np.stack([rows.places[order], subgroup[order], index[order]])
     if (twice := np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).all(axis=0))).size:

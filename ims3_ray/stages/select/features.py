@@ -23,6 +23,7 @@ from pyarrow import fs
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.index import FILE, file_places, stored_keys
+from ims3_ray.text import one_line
 
 FEATURE = "feature"
 FILES = 256  # that are open at once: a data set keeps the footers of all of its files
@@ -138,11 +139,19 @@ class FeatureTable:
 
         def read() -> pa.Table:
             some = (files[at : at + FILES] for at in range(0, len(files), FILES))
-            return pa.concat_tables(
+            table = pa.concat_tables(
                 pads.dataset(those, **given).to_table(columns=columns, filter=wanted) for those in some
             )
+            table.select([self.class_column]).validate(full=True)  # a damaged file's text may be no UTF-8
+            return table
 
-        return self.directory.patiently(read)
+        try:
+            return self.directory.patiently(read)
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and (error.errno or not self.directory.is_local):
+                raise
+            why = one_line(str(error))[:200]
+            raise InputError(f"{self.name}: {self.directory.uri} is damaged, no Parquet ({why})") from error
 
     def _holding(self, classes: Sequence | None) -> list[str]:
         if classes is None or not self.holders:

@@ -60,7 +60,7 @@ def test_a_file_says_the_same_as_words(tmp_path):
         ("select.alpha=0.9:0.1", "no range"),
         ("select.alpha=0:1:log", "begins above 0"),
         ("select.unit=1:2", "takes no 1"),
-        ("ipc=[1", "can't be read"),
+        ("ipc=[1", "not valid YAML"),
         ("evaluate.protocol=quick,minimax", "can't be swept"),
         ("workers.actors=1,2", "can't be swept"),
         ("storage=a,b", "can't be swept"),

@@ -1,0 +1,181 @@
+"""What people give by mistake, command by command: one line that names it, exit code 2, and no cluster."""
+
+import re
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+import torch
+from flat import png
+from tiny import write_images
+
+from ims3_ray.cli import main
+
+DEEP = "[" * 3000
+OWN = ["data.class_map=new", "evaluate.protocol=none", "refine.steps=0", "ipc=1"]
+FEATURES = [[1.0, 2.0], [2.0, 3.0], [3.0, 1.0], [2.0, 2.0]]
+
+
+@pytest.fixture
+def refused(tmp_path, capsys, monkeypatch):
+    """refused(pattern, command, *words): one line that the pattern is in, and nothing is started."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("a cluster was started"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+    def told(pattern, *words):
+        capsys.readouterr()
+        code = main([*map(str, words)])
+        out, err = capsys.readouterr()
+        assert (code, out) == (2, ""), err
+        assert re.fullmatch(f"error: .*{pattern}.*\n", err), err
+        assert len(err) < 3000
+
+    return told
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (bytes(range(256)), "is no text in UTF-8"),
+        (DEEP, "nested too deeply"),
+        ("1: 2", "1: is no field"),
+        ("sample: {1: 2}", r"sample\.1"),
+        ("ipc: 1\nseed: 0\nipc: 2", "'ipc' stands twice"),
+        ("sample: {steps: 3, steps: 4}", "'steps' stands twice"),
+        ("ipc: 2020-13-41", "month must be in"),
+        ("ipc: &a [*a]", "ipc: should be a valid integer"),
+        ("recipe: ../../../evil", "recipe: should be able to begin a folder's name"),
+        ("\n".join(f"field{i}: 1" for i in range(500)), "field0: unknown field.*and 492 more"),
+    ],
+    ids=range(10),
+)
+def test_a_recipe_that_is_none(refused, tmp_path, text, said):
+    (tmp_path / "own.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    refused(said, "distill", "--recipe", "own.yaml")
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("recipe=../../../evil", "recipe: should be able"),
+        ("sample={1: 2}", "1: is no field"),
+        (f"ipc={DEEP}", "ipc: .* nested too deeply"),
+        ('data.train="a\\0b"', "data.train: .*no path can"),
+        ('storage="\\ud800"', "storage: .*no path can"),
+        ("model.path=" + "x" * 5000, "longer than a file's can be"),
+        ("storage=s3://", "names no bucket"),
+        ("storage=/proc/x", "storage: /proc/x can't be written"),
+        ("model.path=my-model", "my-model: no such model file or folder"),
+    ],
+    ids=lambda value: value[:12],
+)
+def test_an_override_that_no_run_can_have(refused, word, said):
+    refused(said, "distill", "--dry-run", word)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--seeds=99999999999"], "--seeds: 99999999999"),
+        (["--ipc=²"], "--ipc"),
+        (["--pool-images=-1"], "--pool-images: -1"),
+    ],
+)
+def test_numbers_of_an_ablation(refused, words, said):
+    refused(said, "ablate", *words)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"\xff", "is no text in UTF-8"),
+        (DEEP.encode(), "nested too deeply"),
+        (b"baseline: a\nrows: [{name: a, overrides: {storage: elsewhere}}]", "'a' sets storage"),
+        (b"baseline: a\nrows: [{name: a, overrides: {workers: {actors: 2}}}]", "'a' sets workers"),
+        (b"baseline: a\nrows: [{name: a, overrides: {1: 2}}]", "1: is no field"),
+    ],
+    ids=range(5),
+)
+def test_rows_of_an_ablation(refused, tmp_path, text, said):
+    (tmp_path / "rows.yaml").write_bytes(text)
+    refused(said, "ablate", "--rows", "rows.yaml")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("text", [b"\xff", DEEP.encode(), b"ipc: [1]\nipc: [2]"], ids=range(3))
+def test_a_sweeps_space(refused, tmp_path, text):
+    (tmp_path / "space.yaml").write_bytes(text)
+    refused("--space space.yaml: is n", "sweep", "storage=runs", "--space", "space.yaml")
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("transformer.heads=3", r"transformer.hidden_size: 128 is no multiple of 3 \(transformer.heads\)"),
+        ("image_size=33", "image_size: 33 is no multiple of 4"),
+        ("transformer.patch_size=3", "image_size: latents of 8"),
+        ("vae.channels=[12]", "vae.channels.0: .*multiple of 8"),
+        ("vae.batch_size=1", "vae.batch_size: 1 is no multiple of 2"),
+        ("extractor.network=convnet9", "extractor.network: .*'convnet9'"),
+        ("extractor.network=convnet6", "extractor.network: convnet6 is too deep"),
+        ("--out=s3://x/y", "--out: s3://x/y is a URI"),
+        ("--out=/proc/x/y", "--out: /proc/x can't be written"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_what_no_pretraining_can_begin_with(refused, word, said):
+    refused(said, "pretrain", "--out=model", word)
+
+
+def test_a_storage_within_the_images(refused, tmp_path):
+    images = write_images(tmp_path / "images", 4, seed=0)
+    before = sorted(images.rglob("*"))
+    for place in (images, images / "runs", images / "red" / "runs"):
+        refused(
+            "storage: .* lies within data.train", "distill", f"data.train={images}", *OWN, f"storage={place}"
+        )
+        refused(
+            "lies within data.train", "pretrain", "--out=model", f"data.train={images}", f"storage={place}"
+        )
+    assert sorted(images.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "held", [None, {}, [1], {"ema": {}}, dict.fromkeys([1], torch.ones(2))], ids=range(5)
+)
+def test_a_checkpoint_without_a_model(refused, tmp_path, held):
+    if held is None:
+        (tmp_path / "dit.pt").touch()
+    else:
+        torch.save(held, tmp_path / "dit.pt")
+    refused("dit.pt: ", "distill", "--dry-run", "model.path=dit.pt", "model.vae=package://digits")
+
+
+@pytest.mark.parametrize("number", [-1, 2**63 + 5])
+@pytest.mark.parametrize("column", ["subgroup", "index"])
+def test_candidates_numbered_beyond_any_number(refused, tmp_path, column, number):
+    keys = {"subgroup": [0, 0, 1, 1], "index": [0, 0, 0, 0]}
+    keys[column] = pa.array([number, 0, 1, 1], pa.int64() if number < 0 else pa.uint64())
+    table = {"class": ["a", "b"] * 2, "feature": FEATURES}
+    pq.write_table(pa.table(table), tmp_path / "real.parquet")
+    pq.write_table(pa.table(table | keys), tmp_path / "candidates.parquet")
+    words = ("--candidates=candidates.parquet", "--real=real.parquet", "--out=selection.json")
+    refused(f"--candidates: column {column} holds {number}", "select", *words)
+
+
+def test_a_label_beyond_any_class(refused, tmp_path):
+    table = {"image": [png(1), png(2)], "label": pa.array([1, 2**63], pa.uint64())}
+    pq.write_table(pa.table(table), tmp_path / "set.parquet")
+    refused(f"row 1 has label {2**63}", "distill", "--dry-run", "data.train=set.parquet", *OWN)
+
+
+@pytest.mark.parametrize("out", ["/proc/x/y.json", "file/y.json"])
+def test_a_place_where_no_selection_can_be_written(refused, tmp_path, out):
+    table = {"class": ["a", "b"] * 2, "feature": FEATURES, "subgroup": [0, 0, 1, 1], "index": [0] * 4}
+    pq.write_table(pa.table(table), tmp_path / "both.parquet")
+    (tmp_path / "file").touch()
+    words = ("--candidates=both.parquet", "--real=both.parquet", f"--out={out}")
+    refused("--out: .* can't be written", "select", *words)

@@ -1,0 +1,49 @@
+"""How a command ends: by its exit code, and a line or none."""
+
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+from processes import environment, job
+
+PRINTS = """
+import sys
+from ims3_ray.cli import guarded
+code = guarded(lambda: [print("x" * 999) for _ in range(999)])
+print(code, file=sys.stderr)
+"""
+
+
+def test_a_reader_who_has_read_enough_is_no_failure():
+    process = subprocess.Popen(
+        [sys.executable, "-c", PRINTS],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == "141\n"
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_run_with_one_line_and_143(tiny_overrides):
+    process = job("distill", *tiny_overrides)
+    said = []
+
+    def stop():
+        for line in process.stdout:
+            said.append(line)
+            if line.startswith("[1/"):
+                process.send_signal(signal.SIGTERM)
+
+    reader = threading.Thread(target=stop)
+    reader.start()
+    err = process.stderr.read()
+    reader.join()
+    assert process.wait(120) == 143, err
+    assert "SIGTERM received" not in err
+    assert err.splitlines()[-1] == "stopped; run the same command again to go on"
