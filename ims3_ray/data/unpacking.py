@@ -8,7 +8,7 @@
 
 Hugging Face `datasets` reads the rows, one file at a time and as plain Arrow: nothing in them is decoded,
 fetched or run. A row's file has the same name and bytes whoever writes it, so that an unpacking that was
-killed is done again, and two at once do not disturb each other.
+killed is done again.
 """
 
 import contextlib
@@ -25,6 +25,7 @@ import pyarrow as pa
 from ims3_ray import progress
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import Directory, fingerprint
+from ims3_ray.storage.signs import alone
 
 from .classes import is_folder_name
 from .sources import Rows
@@ -54,7 +55,11 @@ def unpack(rows: Rows, storage: Directory, where: str, classes: Names, numbered:
     ]
     key = fingerprint([LAYOUT, files, classes and sorted(classes), numbered and list(numbered)])
     unpacked = storage / "unpacked"
-    if not unpacked.exists(f"{key}.complete"):
+    if unpacked.exists(f"{key}.complete"):
+        return unpacked / key
+    with alone(unpacked / key):
+        if unpacked.exists(f"{key}.complete"):
+            return unpacked / key
         written, shown = 0, progress.bar("unpack", None, "images", delay=progress.PATIENCE_S)
         with shown, ThreadPoolExecutor(WRITERS) as pool:
             for images in _images(rows, where, classes, numbered):
