@@ -32,6 +32,7 @@ COMMANDS = {  # name → module of this package with `add_arguments(parser)` and
     "convert": "ims3_ray.jobs.convert",
     "distill": "ims3_ray.jobs.distill.command",
     "evaluate": "ims3_ray.jobs.evaluate.command",
+    "init": "ims3_ray.jobs.init",
     "pretrain": "ims3_ray.jobs.pretrain.command",
     "recipes": "ims3_ray.jobs.recipes",
     "runs": "ims3_ray.jobs.runs.command",
@@ -100,8 +101,13 @@ def usage() -> str:
         told = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
         sentence = " ".join(told.partition("\n\n")[0].split())
         lines.append(f"  {name:<10}{sentence}")
-    lines += ["", "ims3 distill                     the bundled digits, in two or three minutes"]
-    return "\n".join([*lines, "ims3 COMMAND --help              its options and every field; ims3 --version"])
+    lines += [
+        "",
+        "ims3 distill                     the bundled digits, in two or three minutes",
+        "ims3 init --data DIR             a recipe for images of your own",
+        "ims3 COMMAND --help              its options and every field; ims3 --version",
+    ]
+    return "\n".join(lines)
 
 
 def run_command(name: str, words: list[str]) -> int:
@@ -109,7 +115,8 @@ def run_command(name: str, words: list[str]) -> int:
 
     def action() -> None:
         command = importlib.import_module(COMMANDS[name])
-        parser = Parser(prog=name, description=command.__doc__, formatter_class=argparse.RawTextHelpFormatter)
+        as_written = argparse.RawDescriptionHelpFormatter
+        parser = Parser(prog=name, description=command.__doc__, formatter_class=as_written)
         command.add_arguments(parser)
         if {"-h", "--help"} & set(words):
             from .config.describe import help_text

@@ -237,7 +237,8 @@ def test_an_index_of_weights_leads_to_no_file_outside_its_folder(tmp_path):
 def test_a_card_shows_names_as_text_and_its_front_matter_stays_what_it_is():
     odd = [*MARKUP, 'x"\n---\nlicense: mit\n---', "\n# heading", "![](http://x/y.png)"]
     licence = {"id": "other", "name": odd[-3], "link": odd[-1]}
-    text = card(len(odd), odd, "`` x\n# y", "0" * 12, {"weights": licence, "images": licence}, "drawn.")
+    licences = {"weights": licence, "images": licence}
+    text = card(len(odd), odd, "`` x\n# y", "x\n# y", "0" * 12, licences, "drawn.")
     _, front, body = text.split("---\n", 2)
     assert yaml.safe_load(front)["license"] == "other"
     assert yaml.safe_load(front)["license_name"] == odd[-3]

@@ -1,11 +1,15 @@
 """The images that a run is told of, and licences."""
 
+import re
+from pathlib import Path
+
 from pydantic import Field, field_validator, model_validator
 
 from .base import Section, Share
 
 TORCHVISION, HUB = "torchvision:", "hf:"  # of sets by name: data/named.py
 CACHE = "~/.cache/ims3_ray/datasets"  # of torchvision's files
+ANYBODYS = re.compile(r"(train|training|data|images)((-.*)?\.parquet)?", re.IGNORECASE)  # name no data set
 
 
 def refuse_twice(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -63,6 +67,15 @@ class Data(Section):
     """Share of the scored images that may be training files: so many are told, more refused."""
     licence: Licence | None = None
     """Licence of the images."""
+
+    @property
+    def name(self) -> str:
+        """What people call the training images: the folder or file, or what holds a mere `train` of it."""
+        place = (self.train or "").partition("?")[0]
+        place = place if "://" in place else str(Path(place).absolute())
+        parts = [part for part in place.split("/") if part]
+        names = [part for part in parts if not ANYBODYS.fullmatch(part)] or parts[-1:]
+        return names[-1].removesuffix(".parquet")
 
     @model_validator(mode="after")
     def _one_validation_set(self) -> "Data":

@@ -6,7 +6,6 @@ python -m ims3_ray.config.describe > docs/configuration.md
 import shutil
 import textwrap
 from collections.abc import Iterator, Mapping
-from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import yaml
@@ -15,24 +14,23 @@ from .base import Settings
 from .pretrain import Pretrain
 from .settings import Config, Evaluating, Selecting
 
-JOBS: dict[str, type[Settings]] = {  # convert takes none
-    **dict.fromkeys(("distill", "ablate", "sweep", "bench", "runs"), Config),
+JOBS: dict[str, type[Settings]] = {  # convert and recipes take none
+    **dict.fromkeys(("distill", "ablate", "sweep", "bench", "runs", "init"), Config),
     "evaluate": Evaluating,
     "select": Selecting,
     "pretrain": Pretrain,
 }
-ONLY = {"runs": ("storage",)}  # of the fields that its settings have
+ONLY = {"runs": ("storage",), "init": ("storage",)}  # of the fields that its settings have
 KINDS = {"integer": "integer", "number": "number", "string": "text", "boolean": "true or false"}
 BOUNDS = (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
-WIDTHS = (29, 19, 16)  # of the columns of `--help` before the sentence
 NAMES = ("field", "type", "default", "")
 INTRO = """# Configuration
 
 Fields are given as words, `sample.subgroups=20`, or in a recipe's YAML, sections as mappings. Strongest
 first: words, the recipe, environment variables (`IMS3_STORAGE`, `IMS3_WORKERS__ACTORS`; for pretrain
 `IMS3_PRETRAIN_…`), the defaults below. `python jobs/distill.py --dry-run` shows what a run resolves to.
-Everything but `workers` and `storage` goes into the fingerprints of what is made. `convert` takes no fields,
-`runs` takes `storage` alone.
+Everything but `workers` and `storage` goes into the fingerprints of what is made. `convert` and `recipes`
+take no fields, `runs` and `init` take `storage` alone.
 """
 
 Schema = Mapping[str, Any]  # JSON, as pydantic writes it
@@ -110,17 +108,19 @@ def help_text(job: str) -> str | None:
     """The fields of a command for the end of its `--help`; None where it takes none."""
     if job not in JOBS:
         return None
-    width = max(30, min(shutil.get_terminal_size((120, 24)).columns, 140) - sum(WIDTHS) - 8)
-    lines = ["fields, given as field=value; a recipe may have other values than these defaults"]
+    width = max(60, min(shutil.get_terminal_size((80, 24)).columns, 110))
+
+    def wrapped(text: str, first: str, others: str) -> list[str]:
+        return textwrap.wrap(text, width, initial_indent=first, subsequent_indent=others)
+
+    lines = ["fields, given as field=value; a recipe may have other values than these:"]
     for part in parts(JOBS[job]):
         rows = [row for row in part.rows if row.field in ONLY.get(job, (row.field,))]
         if rows:
-            lines += ["", f"{part.name}: {part.sentence}"] if part.name else [""]
+            lines += ["", *wrapped(f"{part.name}: {part.sentence}" if part.name else "", "", "  ")]
         for row in rows:
-            cells = [textwrap.wrap(cell, w) for cell, w in zip(row, (*WIDTHS, width), strict=True)]
-            for line in zip_longest(*cells, fillvalue=""):
-                padded = (f"{cell:<{w}}" for cell, w in zip(line, (*WIDTHS, 0), strict=True))
-                lines.append(f"  {'  '.join(padded)}".rstrip())
+            lines += wrapped(f"{row.field}={row.default}   {row.kind}", "  ", " " * 8)
+            lines += wrapped(row.sentence, " " * 6, " " * 6)
     return "\n".join(lines)
 
 

@@ -63,6 +63,12 @@ def load_config(recipe: str = "digits", overrides: Overrides | None = None) -> C
     return load_settings(Config, overrides or {}, {"recipe": name} | values)
 
 
+def subject(config: Config) -> str:
+    """What a run is about: its recipe; where other images stand in place of a named recipe's own, these."""
+    named = load_config(config.recipe).data.train if config.recipe in recipe_names() else None
+    return config.recipe if named in (None, config.data.train) else config.data.name
+
+
 def load_settings(kind: type[Kind], overrides: Overrides, recipe: Values | None = None) -> Kind:
     """What a command is told: `overrides` over what a recipe says over the defaults."""
     values: Values = {}

@@ -105,15 +105,17 @@ def card(
     num_images: int,
     classes: Sequence[str],
     recipe: str,
+    title: str,
     fingerprint: str,
     licences: Licences,
     made: str,
 ) -> str:
     """The set's README.md, as the Hugging Face hub reads it; `licences` of the "weights" and "images".
 
-    `made` says in words how the images came to be.
+    `title` says what the run is about, where that is not its recipe; `made` how the images came to be.
     """
     per_class = num_images // len(classes)
+    head = "" if title == recipe else f"{as_text(title)}: "
     names = ", ".join(as_text(json.dumps(name, ensure_ascii=False)) for name in classes[:20])
     names += ", …" if len(classes) > 20 else ""
     return f"""---
@@ -130,7 +132,7 @@ configs:
   - split: train
     path: data/train-*.parquet
 ---
-# {num_images} synthetic images that stand for a training set of {len(classes)} classes
+# {head}{num_images} synthetic images that stand for a training set of {len(classes)} classes
 
 {per_class} images a class, {made} Made with ims3_ray.
 

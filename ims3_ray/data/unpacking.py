@@ -8,7 +8,7 @@
 
 Hugging Face `datasets` reads the rows, one file at a time and as plain Arrow: nothing in them is decoded,
 fetched or run. A row's file has the same name and bytes whoever writes it, so that an unpacking that was
-killed is done again, and two at once do not disturb each other.
+killed is done again.
 """
 
 import contextlib
@@ -26,6 +26,7 @@ import pyarrow as pa
 from ims3_ray import progress
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import Directory, fingerprint
+from ims3_ray.storage.signs import alone
 
 from .classes import is_folder_name
 from .sources import Rows
@@ -69,7 +70,11 @@ def unpack_cells(
 ) -> Directory:
     """As `unpack`, of what `read()` gives, which is the same whenever `identity` is."""
     key, unpacked = fingerprint(identity), storage / "unpacked"
-    if not unpacked.exists(f"{key}.complete"):
+    if unpacked.exists(f"{key}.complete"):
+        return unpacked / key
+    with alone(unpacked / key):
+        if unpacked.exists(f"{key}.complete"):
+            return unpacked / key
         written, shown = 0, progress.bar("unpack", None, "images", delay=progress.PATIENCE_S)
         with shown, ThreadPoolExecutor(WRITERS) as pool:
             for images in _images(read(), where, classes, numbered):

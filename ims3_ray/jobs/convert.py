@@ -1,7 +1,11 @@
-"""Write a DiT checkpoint, tuned or not, as a folder that plain diffusers.DiTPipeline loads; compare both.
+"""Write a DiT checkpoint, tuned or not, as a folder for diffusers.
 
-python jobs/convert.py --checkpoint DiT-XL-2-256x256.pt --vae stabilityai/sd-vae-ft-ema --out my-pipeline
-python jobs/convert.py --checkpoint package://digits --adapter runs/adapter/0123456789ab --out my-pipeline
+    python jobs/convert.py --checkpoint package://digits \\
+        --adapter runs/adapter/0123456789ab --out my-pipeline
+    python jobs/convert.py --checkpoint DiT-XL-2-256x256.pt \\
+        --vae stabilityai/sd-vae-ft-ema --out my-pipeline
+
+Plain diffusers.DiTPipeline then loads it; what both draw is compared.
 """
 
 import argparse

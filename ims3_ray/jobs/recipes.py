@@ -1,13 +1,19 @@
-"""List the recipes that come with the package: what each distils, by which model, and how it is scored.
+"""List the recipes: what each distils, by which model, how long.
 
-python jobs/recipes.py
-python jobs/recipes.py --show imagewoof                 the YAML itself, to begin one of your own with
+    python jobs/recipes.py
+    python jobs/recipes.py --show imagewoof      the YAML itself
+
+One for images of your own is begun by ims3 init.
 """
 
 import argparse
 import re
+import textwrap
 
 from ims3_ray.config.load import load_config, recipe_names, recipe_text
+
+INDENT = "    "
+STATED = ("Hardware", "Time(?: and memory)?")  # in the comment that a recipe begins with
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,18 +28,21 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def table() -> list[str]:
-    """A line a recipe, and what its first sentence says below."""
+    """A recipe's name, and below it what its first sentence says, what it takes, where and how long."""
     lines = []
     for name in recipe_names():
-        config = load_config(name)
+        config, comment = load_config(name), _comment(recipe_text(name)[1])
         classes = config.data.classes
         images = config.data.train or (f"{len(classes)} classes of yours" if classes else "images of yours")
+        sentence = re.split(r"(?<=[a-z)])[:.] ", comment)[0].rstrip(":.")
+        hardware, time = (re.findall(rf"{word}: (.*?)[.;] ", comment)[0] for word in STATED)
         facts = f"{images}; {config.model.path}; scored by {config.evaluate.protocol}; ipc {config.ipc}"
-        lines += [f"{name:<20} {facts}", f"{'':<20} {_first_sentence(recipe_text(name)[1])}"]
+        lines.append(name)
+        for text in (f"{sentence}.", facts, f"{hardware}; time {time}"):
+            lines += textwrap.wrap(text, 80, initial_indent=INDENT, subsequent_indent=INDENT)
     return lines
 
 
-def _first_sentence(text: str) -> str:
-    """Of the comment that a recipe begins with."""
-    comment = " ".join(re.findall(r"\A(?:#.*\n)+", text)[0].replace("#", " ").split())
-    return re.split(r"(?<=[a-z)])[:.] ", comment)[0].rstrip(":.")
+def _comment(text: str) -> str:
+    """What a recipe begins with, on one line."""
+    return " ".join(re.findall(r"\A(?:#.*\n)+", text)[0].replace("#", " ").split())

@@ -1,12 +1,12 @@
-"""Select one subgroup of candidates a class (S³), from any generator: close to the real class, far from the
-others.
+"""Select one subgroup of candidates a class (S³), from any generator.
 
-python jobs/select_subgroups.py --candidates candidates.parquet --real real.parquet --out selection.json
-select.alpha=0.4
+    python jobs/select_subgroups.py --candidates candidates.parquet \\
+        --real real.parquet --out selection.json select.alpha=0.4
 
-candidates.parquet: class, subgroup, index, feature (list of float32), a row an image
-real.parquet: class, feature, a row a real image, or a row a class where they are centroids already
-Either may be a folder of Parquet files or a URI.
+Those close to the real class and far from the others are chosen.
+candidates.parquet: class, subgroup, index, feature (list of float32), a row
+an image; real.parquet: class, feature, a row a real image, or a row a class
+where they are centroids already. Either may be a folder of such, or a URI.
 """
 
 import argparse

@@ -9,7 +9,7 @@ et al. 2016 (ResNet; ResNet-8 has the 6n + 2 layers of its section 4.2 with n = 
 
 import math
 from itertools import pairwise
-from typing import NotRequired, TypedDict, cast, get_args
+from typing import TypedDict, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -35,14 +35,12 @@ SMALLEST_IMAGE = {
 
 
 class Architecture(TypedDict):
-    """All that `build` needs to make the same network again."""
+    """All that `build` needs to make the same network of colour images again."""
 
     network: NetworkName
     num_classes: int
     image_size: int
     width: int
-    channels: NotRequired[int]  # of the images, where they are not 3
-    padding: NotRequired[int]  # of a ConvNet's first convolution, where it is not 1
 
 
 class Classifier(nn.Module):
@@ -219,8 +217,6 @@ def build(
     model.architecture = Architecture(
         network=name, num_classes=num_classes, image_size=image_size, width=width
     )
-    if (channels, padding) != (3, 1):
-        model.architecture |= {"channels": channels, "padding": padding}
     if generator is not None:
         initialise(model, generator)
     return model

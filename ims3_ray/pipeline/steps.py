@@ -27,6 +27,7 @@ from ims3_ray.storage.artifacts import (
     read_manifest,
     summary_of,
 )
+from ims3_ray.storage.signs import alone
 
 _logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Step:
     parents: dict[str, Directory]  # by noun, the artefacts that it reads
     manifest: Manifest | None
     damage: Mapping[str, str]  # of one that was complete: why, by file
+    ran: bool = False  # here, in place of having been found or waited for
 
     @property
     def summary(self) -> Summary:
@@ -98,8 +100,15 @@ def _gpus(context: Context, stage: Stage) -> GpuUse:
 def run_step(context: Context, step: Step) -> Step:
     """Run a step whose artefact is not complete, and write its manifest.
 
-    Of a damaged one the parts that are whole are kept; a line says what was damaged.
+    Where another driver is at work on it, that is waited for, and what it made is taken; lines say so. Of a
+    damaged one the parts that are whole are kept; a line says what was damaged.
     """
+    with alone(step.directory):
+        step = step.again()
+        return step if step.manifest else _make(context, step)
+
+
+def _make(context: Context, step: Step) -> Step:
     stage = step.stage
     if step.damage:
         _logger.warning("%s; it is made again", DamagedError(step.directory, step.damage).finding)
@@ -108,8 +117,6 @@ def run_step(context: Context, step: Step) -> Step:
     details = stage.run(context, step.directory, **step.parents)
     seconds = time.perf_counter() - began
     rows = cast(int, details.get("rows_made", details["rows"]))
-    if not rows and (by_now := step.again()).manifest:  # another driver made all of it, and said how
-        return by_now
     manifest = complete(
         step.directory,
         {
@@ -127,4 +134,4 @@ def run_step(context: Context, step: Step) -> Step:
     )
     if figures := stage.figures(step.directory):
         context.on_metrics(stage.name, 0, figures)
-    return replace(step, manifest=manifest, damage={})
+    return replace(step, manifest=manifest, damage={}, ran=True)

@@ -64,7 +64,7 @@ class Uncovered:
 class ReportData:
     """Everything that the page shows. Class names are untrusted text. Labels are places in `classes`."""
 
-    recipe: str
+    title: str
     config: Mapping[str, object]
     classes: tuple[str, ...]
     about: Mapping[str, object]

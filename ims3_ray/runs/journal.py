@@ -1,19 +1,12 @@
-"""What a run tells while it runs: one JSON line an event below its record, and a sign that its driver lives.
+"""What a run tells while it runs: one JSON line an event, and what libraries wrote.
 
-<root>/runs/<recipe>-<key>/log.jsonl, alive.json, libraries.log
+<root>/runs/<recipe>-<key>/log.jsonl, libraries.log
 """
 
 import contextlib
 import json
-import os
-import socket
-import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
-
-import psutil
 
 from ims3_ray import progress
 from ims3_ray.errors import InputError
@@ -22,9 +15,7 @@ from ims3_ray.text import redacted
 
 from .records import now
 
-LOG, ALIVE, LIBRARIES = "log.jsonl", "alive.json", "libraries.log"
-BEAT_S = 10.0  # between signs of life
-DEAD_AFTER_S = 6 * BEAT_S  # without one: a busy machine may miss a few
+LOG, LIBRARIES = "log.jsonl", "libraries.log"
 
 
 class Journal:
@@ -36,37 +27,20 @@ class Journal:
             self.write("log mended", lines_left_out=damaged)
 
     def write(self, event: str, **details: object) -> None:
-        """Add an event to those that are there, another driver's among them."""
+        """Add an event to those that are there, earlier drivers' among them."""
         line = json.dumps({"time": now(), "event": event, **details}, ensure_ascii=False)
         self._folder.write(LOG, ("\n".join([*_read_lines(self._folder)[0], line]) + "\n").encode())
 
-    def beat(self) -> None:
-        """Leave a sign of life."""
-        sign = {"time": time.time(), "pid": os.getpid(), "host": socket.gethostname()}
-        with contextlib.suppress(OSError, InputError):  # the run itself meets it too
-            self._folder.write_json(ALIVE, sign)
 
-    @contextlib.contextmanager
-    def alive(self) -> Iterator[None]:
-        """Leave a sign of life every few seconds while the block runs; after it what libraries wrote."""
-        ended = threading.Event()
-
-        def beat() -> None:
-            while not ended.is_set():
-                self.beat()
-                ended.wait(BEAT_S)
-
-        thread = threading.Thread(target=beat, name="sign-of-life", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
-            with contextlib.suppress(OSError, InputError):
-                (self._folder / ALIVE).delete()
-                if (log := progress.log()) and (text := log.read_text(errors="replace")):
-                    self._folder.write(LIBRARIES, redacted(text).encode())
+@contextlib.contextmanager
+def libraries_kept(folder: Directory) -> Iterator[None]:
+    """After the block, what libraries wrote in this process stands in the folder."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError, InputError):
+            if (log := progress.log()) and (text := log.read_text(errors="replace")):
+                folder.write(LIBRARIES, redacted(text).encode())
 
 
 def read_log(folder: Directory) -> list[dict[str, Any]]:
@@ -87,47 +61,3 @@ def _is_event(line: str) -> bool:
     except (ValueError, RecursionError):
         return False
     return isinstance(event, dict) and {"time", "event"} <= set(event)
-
-
-@dataclass(frozen=True)
-class Sign:
-    """The last sign of life of a run's driver."""
-
-    age: float  # seconds
-    pid: int
-    host: str
-
-    @property
-    def is_of_other(self) -> bool:
-        """Whether another driver gave it that may be at work yet, as far as this host can tell."""
-        if self.age > DEAD_AFTER_S or (self.pid, self.host) == (os.getpid(), socket.gethostname()):
-            return False
-        return self.host != socket.gethostname() or psutil.pid_exists(self.pid)
-
-
-def last_sign(folder: Directory) -> Sign | None:
-    """None where there never was one, or it is damaged: the next is whole."""
-    if not folder.exists(ALIVE):
-        return None
-    try:
-        sign = folder.read_json(ALIVE)
-        return Sign(max(0.0, time.time() - sign["time"]), int(sign["pid"]), str(sign["host"]))
-    except (ValueError, LookupError, TypeError):
-        return None
-
-
-def warn_of_other(folder: Directory, say: Callable[[str], None]) -> None:
-    """Say so where another driver works on the run in `folder`: all is done twice, with the same bytes."""
-    sign = last_sign(folder)
-    if sign and sign.is_of_other:
-        say(
-            f"warning: {folder.name} has another driver, process {sign.pid} on {sign.host}, alive "
-            f"{sign.age:.0f} s ago; stop one of the two, or both do the same work (one that was killed on "
-            f"another host is told from it after {DEAD_AFTER_S:.0f} s)"
-        )
-
-
-def is_dead(folder: Directory) -> bool:
-    """Whether a run that says it runs has left no sign of life for a while."""
-    sign = last_sign(folder)
-    return sign is None or sign.age > DEAD_AFTER_S

@@ -15,11 +15,12 @@ import numpy as np
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.statistics import pareto_front
 from ims3_ray.storage.artifacts import Directory
+from ims3_ray.storage.signs import is_dead
 from ims3_ray.text import some
 
 from . import tags
 from .database import DATABASE
-from .journal import is_dead, read_log
+from .journal import read_log
 from .tracking import EXPERIMENT
 
 if TYPE_CHECKING:

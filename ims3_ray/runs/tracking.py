@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import Directory
+from ims3_ray.storage.signs import alone
 from ims3_ray.text import one_line, redacted
 
 from .database import DATABASE, make_database
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "ims3_ray"
 RECIPE_FILE = "recipe.yaml"
+ARTIFACTS = "mlartifacts"  # where our own database keeps files
 MAX_PARAM = 500  # characters that every MLflow store takes
 RETRY_S = 20.0  # between tries while a server is away: each may wait for its time-out
 PATIENCE_S, LAST_WAIT_S = 60.0, 5.0  # at the end of a run: in all, and between tries
@@ -71,7 +73,7 @@ def experiment_id(client: "MlflowClient", storage: Directory) -> str:
     if experiment := client.get_experiment_by_name(EXPERIMENT):
         return experiment.experiment_id
     is_ours = storage.is_local and not os.environ.get("MLFLOW_TRACKING_URI")  # else the server says where
-    location = Path(storage.path, "mlartifacts").as_uri() if is_ours else None
+    location = Path(storage.path, ARTIFACTS).as_uri() if is_ours else None
     return client.create_experiment(EXPERIMENT, artifact_location=location)
 
 
@@ -114,8 +116,9 @@ class Tracker:
             from mlflow.entities import Param
 
             self._tags = {**origin(), **tags}
-            self._client = client(self._storage)
-            experiment = experiment_id(self._client, self._storage)
+            with alone(self._storage / ARTIFACTS):  # else two drivers make one database, each in part
+                self._client = client(self._storage)
+                experiment = experiment_id(self._client, self._storage)
             if old := self._client.search_runs([experiment], f"tags.`{RUN}` = '{key}'"):
                 self.run_id, self.is_finished = old[0].info.run_id, old[0].info.status == "FINISHED"
                 self._is_old = True

@@ -15,6 +15,7 @@ from ims3_ray.models.device import prepare_device
 from ims3_ray.models.extractor import embed_pixels, load_extractor
 from ims3_ray.storage.artifacts import Directory, fingerprint
 from ims3_ray.storage.index import Index, read_index
+from ims3_ray.storage.signs import alone
 from ims3_ray.storage.tables import FEATURES, Column, Columns, Table
 
 from .context import Context
@@ -86,7 +87,8 @@ def embed_images(
     parts = several(rows_a_part(len(images), size), size)
     key = fingerprint([AUDIT_VERSION, *place, extractor_hash, image_size, size, machine.device, *parts])
     out = storage / NOUN / key
-    details = _fan_out(HashingEmbedder, images, config.embed, image_size, out, machine)
+    with alone(out):
+        details = _fan_out(HashingEmbedder, images, config.embed, image_size, out, machine)
     bad = images.bad | details["notes"]
     check_bad(name, images.place, bad, len(images) + len(images.bad), config.data.max_bad_fraction)
     index = read_index(out, EMBEDDED, ["path", "image_id", "pixels", "label"])

@@ -7,6 +7,7 @@ import pyarrow as pa
 import ray
 
 from ims3_ray.cluster.tasks import in_order
+from ims3_ray.config.load import subject
 from ims3_ray.config.refinement import Refine
 from ims3_ray.config.settings import Config
 from ims3_ray.data import distilled
@@ -62,6 +63,7 @@ def run(
         len(entries),
         classes,
         context.config.recipe,
+        subject(context.config),
         out.name,
         context.licences,
         made_in_words(context.config),
@@ -132,6 +134,12 @@ def _refinement(settings: Refine) -> str:
     )
 
 
+def _depends(context: Context) -> object:
+    recipe, title = context.config.recipe, subject(context.config)
+    named = [] if title == recipe else [title]
+    return [recipe, list(context.classes), context.licences, *named]
+
+
 def _cost(context: Context, forward: Forward) -> Cost:  # noqa: ARG001
     rows = context.config.ipc * len(context.classes)
     block = min(BLOCK, rows) * png_bytes(context)
@@ -147,7 +155,7 @@ STAGE = Stage(
     reads=("selection", "candidates", "refined"),
     is_read=lambda context, noun: (noun == "refined") == (context.config.refine.steps > 0),
     run=run,
-    depends=lambda context: [context.config.recipe, list(context.classes), context.licences],
+    depends=_depends,
     cost=_cost,
     use=lambda context: Use(min(MOST_BLOCKS, context.machine.cpus)),
 )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ims3_ray.cluster.environment import hardware, versions
+from ims3_ray.config.load import subject
 from ims3_ray.data.distilled import is_selected
 from ims3_ray.data.pixels import decode, encode_png, square
 from ims3_ray.progress import timer
@@ -66,7 +67,7 @@ def _gather(context: Context, inputs: dict[str, Directory]) -> ReportData:
     real_features = real.read("feature")
     recipe = shlex.quote(config.recipe)
     return ReportData(
-        recipe=config.recipe,
+        title=subject(config),
         config=config.results(),
         classes=classes,
         about=versions() | hardware(context.machine),
@@ -150,6 +151,11 @@ def _real_image(context: Context, row: int) -> bytes:
     return encode_png(square(decode(train.directory.read(train.paths[row])), context.info.image_size))
 
 
+def _depends(context: Context) -> object:
+    title = subject(context.config)
+    return context.config.identity() | ({} if title == context.config.recipe else {"title": title})
+
+
 def _cost(context: Context, forward: Forward) -> Cost:
     images = len(context.images["train"]) + context.num_candidates
     shown = len(looked_at(context.classes)) / len(context.classes)
@@ -164,6 +170,6 @@ STAGE = Stage(
     reads=READS,
     unit="pages",
     run=run,
-    depends=lambda context: context.config.identity(),
+    depends=_depends,
     cost=_cost,
 )

@@ -30,7 +30,7 @@ def test_every_field_of_a_job_has_its_place_and_a_sentence(job):
     assert [row.field for row in rows if not row.sentence or not row.kind] == []
     lines = help_text(job).splitlines()
     for row in rows:
-        is_listed = any(line.split()[:1] == [row.field] for line in lines)
+        is_listed = any(line.startswith(f"  {row.field}=") for line in lines)
         assert is_listed == (row.field in ONLY.get(job, [row.field])), row.field
 
 
@@ -39,3 +39,13 @@ def test_help_lists_the_fields(job, capsys):
     with pytest.raises(SystemExit):
         run_command(job, ["--help"])
     assert (help_text(job) or "usage") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("job", COMMANDS)
+def test_help_fits_eighty_columns_and_shows_a_command(job, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        run_command(job, ["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if len(line) > 80] == []
+    assert any(line.startswith("    python jobs/") for line in lines)

@@ -14,7 +14,7 @@ def front_matter(recipe, *words):
         name: section.licence.model_dump() if section.licence else None
         for name, section in (("weights", config.model), ("images", config.data))
     }
-    text = card(1, ["a"], recipe, "0" * 12, licences, "drawn.")
+    text = card(1, ["a"], recipe, recipe, "0" * 12, licences, "drawn.")
     return yaml.safe_load(text.split("---\n")[1]), text
 
 

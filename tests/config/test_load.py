@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from ims3_ray.config.load import load_config, load_settings, parse_overrides, recipe_names
+from ims3_ray.config.load import load_config, load_settings, parse_overrides, recipe_names, subject
 from ims3_ray.config.pretrain import Pretrain
 from ims3_ray.config.settings import Config
 from ims3_ray.errors import InputError
@@ -13,6 +13,22 @@ def test_overrides_beat_the_recipe_the_recipe_the_environment_and_that_the_defau
     config = load_config("digits", parse_overrides(["ipc=3"]))
     assert (config.ipc, config.sample.guidance_scale) == (3, 1.5)
     assert (config.select.alpha, config.select.beta) == (0.25, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "train", "named"),
+    [
+        ("digits", "package://digits/train", "digits"),
+        ("digits", "/data/flowers/train", "flowers"),
+        ("digits", "s3://bucket/flowers", "flowers"),
+        ("digits", "/data/flowers/data/train-00000-of-00001.parquet", "flowers"),
+        ("digits", "/data/flowers.parquet", "flowers"),
+        ("digits", "/train", "train"),
+        ("imagewoof", "/data/imagenet/train", "imagewoof"),  # which brings no images
+    ],
+)
+def test_a_run_is_about_its_recipe_or_the_images_in_place_of_the_recipes_own(recipe, train, named):
+    assert subject(load_config(recipe, {"data.train": train})) == named
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -124,7 +124,7 @@ def report(classes=(HOSTILE, TEMPLATE, FORMULA), **changes) -> ReportData:
     ]
     return ReportData(
         **{
-            "recipe": "tiny",
+            "title": "tiny",
             "config": {
                 "ipc": IPC,
                 "sample": {"subgroups": SUBGROUPS, "batch_size": {"cpu": 25}},

@@ -85,6 +85,7 @@ RESOLVE: dict[str, Callable[[argparse.Namespace, dict], object]] = {
     "convert": lambda arguments, overrides: None,
     "distill": resolve_recipe,
     "evaluate": resolve_evaluate,
+    "init": lambda arguments, overrides: load.load_config("digits", overrides),
     "pretrain": lambda arguments, overrides: load.load_settings(pretrain.Pretrain, overrides),
     "recipes": lambda arguments, overrides: None,
     "runs": resolve_runs,

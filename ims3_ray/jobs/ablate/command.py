@@ -1,12 +1,14 @@
-"""Run the rows of an ablation on one recipe, over seeds and images a class: which differences are real?
+"""Run an ablation's rows on one recipe, over seeds and images a class.
 
-    python jobs/ablate.py                                        the bundled digits, the paper's rows
-    python jobs/ablate.py --recipe imagewoof --ipc 10,50 --seeds 3 data.train=… data.test=…
+    python jobs/ablate.py              the bundled digits, the paper's rows
+    python jobs/ablate.py --recipe imagewoof --ipc 10,50 --seeds 3 \\
+        data.train=… data.test=…
     python jobs/ablate.py --rows my-rows.yaml evaluate.protocol=quick-val
 
-Rows are YAML: `baseline`, and `rows` of {name, overrides, note} or {name, real}, real images chosen as
-evaluate.baselines; ims3_ray/jobs/ablate/rows has examples. What rows have in common is made once, and what is
-complete under the storage not again.
+Says which differences are real. Rows are YAML: `baseline`, and `rows` of
+{name, overrides, note} or {name, real}, real images chosen as
+evaluate.baselines; ims3_ray/jobs/ablate/rows has examples. What rows have in
+common is made once, and what is complete under the storage not again.
 """
 
 import argparse

@@ -1,22 +1,19 @@
 """Measure speed and quality on this machine or cluster.
 
-python jobs/bench.py select                                   S³ over sizes and noise, beside the plain loop
-python jobs/bench.py select --grid 21841x20 --noise 0.3 --no-plain workers.shards=4
-python jobs/bench.py select --optimum 200                     how often the solver ends at the proven optimum
-
-python jobs/bench.py sample                                   or finetune, encode, invert, on the digits,
-                                                              beside the published settings
-python jobs/bench.py finetune --random-init --size XL/2       random weights of that size, no download
-python jobs/bench.py sample --recipe my.yaml model.path=DIR --batch-size 128,256
-python jobs/bench.py refine --random-init ipc=2               a step of refinement, decoder and probe
-python jobs/bench.py pipeline                                 the stages under Ray beside the bare loop
-
-python jobs/bench.py scale --classes 10,100,1000              the whole pipeline, time and memory as it grows
-python jobs/bench.py plan --recipe imagenet1k --classes 1000 --images 1281 --gpus 8,64,512
-                                                              what it would take elsewhere, computed
-
-python jobs/bench.py evaluate                                 training a classifier, beside DataLoader and PIL
-python jobs/bench.py evaluate --protocol minimax --steps 4 --scored 2 --accuracy 5
+    python jobs/bench.py select         S³ over sizes, beside the plain loop
+    python jobs/bench.py select --grid 21841x20 --no-plain workers.shards=4
+    python jobs/bench.py select --optimum 200   whether it ends at the best
+    python jobs/bench.py sample         or finetune, encode, invert
+    python jobs/bench.py finetune --random-init --size XL/2        no download
+    python jobs/bench.py sample --recipe my.yaml --batch-size 128,256
+    python jobs/bench.py refine --random-init ipc=2       a step of refinement
+    python jobs/bench.py pipeline       stages under Ray beside the bare loop
+    python jobs/bench.py scale --classes 10,100,1000      all of it, as it grows
+    python jobs/bench.py plan --recipe imagenet1k --classes 1000 --images 1281 \\
+        --gpus 8,64,512                 what it would take elsewhere, computed
+    python jobs/bench.py evaluate       a classifier, beside DataLoader and PIL
+    python jobs/bench.py evaluate --protocol minimax --steps 4 --scored 2 \\
+        --accuracy 5
 """
 
 import argparse

@@ -1,12 +1,13 @@
 """Distil a labelled image set into a few images a class.
 
-    python jobs/distill.py                                  the bundled digits
-    python jobs/distill.py --recipe imagewoof storage=s3://bucket/runs data.train=/data/imagenet/train \\
-        data.test=/data/imagenet/val
+    python jobs/distill.py                               the bundled digits
     python jobs/distill.py ipc=5 sample.subgroups=20 select.alpha=0.5
+    python jobs/distill.py --recipe my-images.yaml       begun by ims3 init
+    python jobs/distill.py --recipe imagewoof storage=s3://bucket/runs \\
+        data.train=/data/imagenet/train data.test=/data/imagenet/val
 
-What is complete under the storage is found and not made again; --status, with the same words, says how far a
-run has come.
+What is complete under the storage is found and not made again; --status, with
+the same words, says how far a run has come.
 """
 
 import argparse

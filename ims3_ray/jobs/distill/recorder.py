@@ -10,11 +10,12 @@ from ims3_ray.errors import InputError, describe
 from ims3_ray.pipeline.steps import Step
 from ims3_ray.progress import of_run
 from ims3_ray.runs import records
-from ims3_ray.runs.journal import Journal, warn_of_other
+from ims3_ray.runs.journal import Journal, libraries_kept
 from ims3_ray.runs.tags import describe_run, name_metrics, tag_artifacts
 from ims3_ray.runs.tracking import RECIPE_FILE, Tracker
 from ims3_ray.stages.context import Context
 from ims3_ray.storage.artifacts import fingerprint
+from ims3_ray.storage.signs import beat, beating
 
 from .distillation import StageRun
 
@@ -27,12 +28,11 @@ class Recorder:
         config, self.key = context.config, steps[-1].fingerprint
         self.name = f"{config.recipe}-{self.key}"
         self.stages: list[StageRun] = []
-        folder = context.storage / "runs" / self.name
-        warn_of_other(folder, say)
-        self._journal = Journal(folder)
-        self._journal.beat()
+        self._folder = context.storage / "runs" / self.name
+        self._journal = Journal(self._folder)
+        beat(self._folder)
         self._write(records.RUNNING)
-        folder.write("config.yaml", _yaml(config.model_dump(mode="json")))
+        self._folder.write("config.yaml", _yaml(config.model_dump(mode="json")))
         device, notes = context.machine.device, list(context.notes)
         self._journal.write("run started", key=self.key, recipe=config.recipe, device=device, notes=notes)
         self.tracker = Tracker(context.storage, say)
@@ -46,7 +46,7 @@ class Recorder:
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
         """Leave signs of life while the block runs, and write how it ended."""
-        with of_run(self.name), self._journal.alive():
+        with of_run(self.name), beating(self._folder), libraries_kept(self._folder):
             try:
                 yield
                 self._write(records.FINISHED)
@@ -72,17 +72,17 @@ class Recorder:
         self._say(f"[{number}/{len(self._steps)}] {name} → {step.directory.uri}{on}")
         self._journal.write("stage started", stage=name, artifact=step.artifact)
 
-    def end_stage(self, step: Step, *, ran: bool) -> None:
+    def end_stage(self, step: Step) -> None:
         """What the stage did; of one found complete also what it would have logged while it ran."""
         name, summary = step.stage.name, step.summary
-        if ran:
+        if step.ran:
             self._journal.write("stage finished", stage=name, **summary)
         gpus = step.manifest.get("gpus") if step.manifest else None
-        self.stages.append({"name": name, "ran": ran, "gpus": gpus, **summary})
+        self.stages.append({"name": name, "ran": step.ran, "gpus": gpus, **summary})
         if self.tracker.is_finished:
             return
         self.hear(name, 0, {"seconds": summary["seconds"], "rows_per_s": summary["rate"]})
-        if ran or not step.manifest:
+        if step.ran or not step.manifest:
             return
         for entry in step.manifest.get("history", []):
             metrics = {metric: value for metric, value in entry.items() if metric != "step"}

@@ -12,6 +12,8 @@ from ims3_ray.pipeline.prepare import begin
 from ims3_ray.pipeline.steps import Step, plan, run_step
 from ims3_ray.runs import receipts
 from ims3_ray.runs.tracking import tracking_uri
+from ims3_ray.stages.context import Context
+from ims3_ray.storage.signs import alone
 
 from .distillation import Distillation
 from .recorder import Recorder
@@ -33,6 +35,13 @@ def run(config: Config, say: Callable[[str], None] = progress.say) -> Distillati
     signature = receipts.signature(config)
     with progress.waiting("start"):
         (context,) = begin([config], say)
+        folder = context.storage / "runs" / f"{config.recipe}-{plan(context)[-1].fingerprint}"
+    with alone(folder):
+        return _run(context, signature, say)
+
+
+def _run(context: Context, signature: str | None, say: Callable[[str], None]) -> Distillation:
+    with progress.waiting("start"):
         recorder = Recorder(context, plan(context), say)
     context = replace(context, on_metrics=recorder.hear)
     done: dict[str, Step] = {}  # by noun
@@ -43,11 +52,10 @@ def run(config: Config, say: Callable[[str], None] = progress.say) -> Distillati
     with recorder.recording():
         for planned in steps:
             step = planned.again()
-            is_missing = step.manifest is None
-            if is_missing:
+            if step.manifest is None:
                 recorder.begin_stage(step)
                 step = run_step(context, step)
-            recorder.end_stage(step, ran=is_missing)
+            recorder.end_stage(step)
             done[step.stage.noun] = step
     recorder.log_product(done["distilled"], done["report"])
     keep(is_finished=recorder.tracker.is_finished)

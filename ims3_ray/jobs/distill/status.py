@@ -5,7 +5,7 @@ from typing import Any, TypedDict
 from ims3_ray.config.settings import Config
 from ims3_ray.errors import InputError
 from ims3_ray.runs import receipts, records
-from ims3_ray.runs.journal import LOG, is_dead, last_sign, read_log
+from ims3_ray.runs.journal import LOG, read_log
 from ims3_ray.storage.artifacts import (
     DamagedError,
     Directory,
@@ -14,6 +14,7 @@ from ims3_ray.storage.artifacts import (
     read_manifest,
     summary_of,
 )
+from ims3_ray.storage.signs import is_dead, read_sign
 from ims3_ray.text import noun
 
 COMPLETE, BEGUN, MISSING, DAMAGED = "complete", "begun", "missing", "damaged"
@@ -36,7 +37,7 @@ def read_status(config: Config) -> Status:
     receipt = receipts.find(storage, config) if check_format(storage) else None
     run, steps = (receipt["run"], receipt["steps"]) if receipt else _plan(config)
     folder = storage / "runs" / run
-    sign, log = last_sign(folder), read_log(folder)
+    sign, log = read_sign(folder), read_log(folder)
     state = _state(folder)
     if state == records.RUNNING and is_dead(folder):
         state = "dead"

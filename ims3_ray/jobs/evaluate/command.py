@@ -1,12 +1,15 @@
-"""Score any labelled image set as a distilled one is scored: classifiers, real images beside them, audit.
+"""Score any labelled image set as a distilled one is scored.
 
-    python jobs/evaluate.py --set SET data.train=TRAIN data.test=TEST evaluate.protocol=minimax \\
-        evaluate.networks=[resnetap10,resnet18] evaluate.seeds=3 --out evaluation.json
-    python jobs/evaluate.py --set ours=runs/distilled/… --set theirs=theirs.parquet data.train=… data.test=…
+    python jobs/evaluate.py --set SET data.train=TRAIN data.test=TEST
+    python jobs/evaluate.py --set ours=runs/distilled/… --set theirs=x.parquet \\
+        data.train=… data.test=… evaluate.protocol=minimax \\
+        evaluate.networks=[resnetap10,resnet18] --out evaluation.json
 
-SET is a folder or URI with one folder of images a class, a distilled set of this project, or a Hugging Face
-data set of one split: Parquet, or what save_to_disk wrote. Column image (struct {bytes, path} or binary), and
-label (integer, ClassLabel or string).
+SET is a folder or URI with one folder of images a class, a distilled set of
+this project, or a Hugging Face data set of one split: Parquet, or what
+save_to_disk wrote. Column image (struct {bytes, path} or binary), and label
+(integer, ClassLabel or string). Beside it as many real images are scored, and
+all sets are audited for leaks and wrong labels.
 """
 
 import argparse

@@ -1,7 +1,13 @@
-"""Train a generator (VAE and DiT) and a feature extractor on images of your own.
+"""Train a generator and a feature extractor on images of your own.
 
-python jobs/pretrain.py --out my-model data.train=/data/my-images image_size=32
-python jobs/distill.py model.path=my-model embed.extractor=my-model/extractor data.train=/data/my-images …
+    python jobs/pretrain.py --out my-model data.train=/data/my-images/train
+    python jobs/pretrain.py --out my-model data.train=… image_size=64 --dry-run
+    python jobs/distill.py model.path=my-model embed.extractor=my-model \\
+        data.train=/data/my-images/train data.test=/data/my-images/test
+
+A VAE, a DiT and a classifier are trained; the last command distils with them.
+The same command goes on where it was stopped; --status says how far every
+training has come. ims3 init suggests the size.
 """
 
 import argparse

@@ -26,6 +26,7 @@ from ims3_ray.models.generator import save_pipeline
 from ims3_ray.progress import timer
 from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import Directory, complete, fingerprint, read_manifest
+from ims3_ray.storage.signs import alone
 
 from .card import agreement, model_card
 from .tasks import (
@@ -109,9 +110,21 @@ class Pretraining:
         seed: int,
         **arguments: float,
     ) -> None:
+        out = self.models.folders[name]
+        with alone(out):
+            if not out.exists(VALUES):
+                train(self._training(name, task, section, rows, seed, **arguments), self.machine, name)
+
+    def _training(
+        self,
+        name: str,
+        task: type[VaeTask] | type[TransformerTask] | type[ExtractorTask],
+        section: TrainVae | TrainTransformer | TrainExtractor,
+        rows: Rows,
+        seed: int,
+        **arguments: float,
+    ) -> Training:
         config, out = self.config, self.models.folders[name]
-        if out.exists(VALUES):
-            return
         parts = {"batch_size": section.batch_size, "micro_batches": config.micro_batches}
         optimisation = Optimisation(
             steps=section.steps,
@@ -124,7 +137,7 @@ class Pretraining:
             log_every=config.log_every,
             checkpoint_every=config.checkpoint_every,
         )
-        training = Training(
+        return Training(
             name=_name(name, out),
             build=task,
             arguments={"models": self.models, "rows": rows, "seed": seed, **parts, **arguments},
@@ -133,12 +146,13 @@ class Pretraining:
             checkpoints=self.storage / "checkpoints",
             batch_field=f"{task.name}.batch_size",
         )
-        train(training, self.machine, stage=name)
 
     def _encode(self) -> Latents:
         """The latents of all images by the trained VAE, made once."""
         out, images = self.models.folders["latents"], self.images
-        if read_manifest(out) is None:
+        with alone(out):
+            if read_manifest(out) is not None:
+                return Latents(out)
             read = payloads(images, range(len(images)), READ_BATCH)
             given = {"images": images.directory, "models": self.models}
             made = fan_out(

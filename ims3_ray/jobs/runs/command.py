@@ -1,17 +1,20 @@
-"""Ask MLflow about runs, compare and reproduce them, and delete what no run needs any more.
+"""Find, compare and reproduce runs; delete what none needs.
 
     python jobs/runs.py --order accuracy --where "ipc=10"
-    python jobs/runs.py storage=/mnt/runs --where "accuracy>0.9" --where "sample.subgroups=20" --csv runs.csv
-    python jobs/runs.py --sweep 3f9c                              its trials, the best first
-    python jobs/runs.py --watch                                   again and again, while any of them runs
+    python jobs/runs.py storage=/mnt/runs --where "accuracy>0.9" --csv runs.csv
+    python jobs/runs.py --sweep 3f9c          its trials, the best first
+    python jobs/runs.py --watch               again and again, while any runs
     python jobs/runs.py --best --metric coverage/distilled
-    python jobs/runs.py --pareto accuracy,coverage/distilled      a minus before a name: less is better
-    python jobs/runs.py --diff 0cdc 91ab                          RUN: key or its beginning, name, MLflow id
+    python jobs/runs.py --pareto accuracy,coverage/distilled
+    python jobs/runs.py --diff 0cdc 91ab
     python jobs/runs.py --reproduce 0cdc
-    python jobs/runs.py --gc                                      lists first, and asks
-    python jobs/runs.py --verify                                  every byte against its checksum
+    python jobs/runs.py --gc                  lists first, and asks
+    python jobs/runs.py --verify              every byte against its checksum
 
-Every answer is one JSON document with --json; --gc --json deletes nothing unless --yes is there too.
+Runs are those that MLflow knows. RUN is a key or its beginning, a name or
+MLflow's id; a minus before a metric of --pareto says that less is
+better. Every answer is one JSON document with --json; --gc --json deletes
+nothing unless --yes is there too.
 """
 
 import argparse
@@ -41,6 +44,7 @@ Answer = tuple[Mapping[str, object], list[str]]  # the document, and the lines t
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "%(prog)s [option …] [storage=DIR]"  # the one that argparse makes is too wide
     add = parser.add_argument
     add("--order", metavar="METRIC", help="sort by this, best first (default: newest)")
     conditions = 'such as "ipc=10", "accuracy>0.9", "kind=ablation"'

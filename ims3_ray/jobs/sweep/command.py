@@ -1,12 +1,15 @@
-"""Sweep recipe fields with Ray Tune, every trial scored on validation images, all choosing from shared pools.
+"""Sweep recipe fields with Ray Tune, scored on validation images.
 
-    python jobs/sweep.py --space select.alpha=0.2,0.4,0.8 ipc=1,5,10     the bundled digits, every combination
+    python jobs/sweep.py --space select.alpha=0.2,0.4,0.8 ipc=1,5,10
     python jobs/sweep.py storage=DIR --search bayes --trials 50 --asha \\
-        --space select.alpha=0.1:0.9 select.beta=0.1:0.9 sample.subgroups=2,5,10,20
-    python jobs/sweep.py --recipe imagewoof --objective accuracy,coverage --space space.yaml
+        --space select.alpha=0.1:0.9 sample.subgroups=2,5,10,20
+    python jobs/sweep.py --recipe imagewoof --objective accuracy,coverage \\
+        --space space.yaml
 
-A domain is values (a,b,c) or a range (low:high, low:high:log); a YAML file maps fields to such. Overrides
-hold for every trial and come before --space. The same command goes on where it was stopped.
+The first is every combination on the bundled digits. A domain is values
+(a,b,c) or a range (low:high, low:high:log); a YAML file maps fields to such.
+Overrides hold for every trial and come before --space. Trials choose from
+shared pools; the same command goes on where it was stopped.
 """
 
 import argparse

@@ -13,11 +13,12 @@ from ims3_ray.pipeline.steps import plan
 from ims3_ray.progress import of_run, waiting
 from ims3_ray.progress import say as say_line
 from ims3_ray.runs import tags
-from ims3_ray.runs.journal import Journal, warn_of_other
+from ims3_ray.runs.journal import libraries_kept
 from ims3_ray.runs.records import PLANNED
 from ims3_ray.runs.tracking import Tracker
 from ims3_ray.stages.context import Context
 from ims3_ray.storage.artifacts import Directory
+from ims3_ray.storage.signs import alone, beating
 
 from .document import Document, describe, trials_csv, winner_file
 from .keeper import LAST, make_pool
@@ -39,9 +40,19 @@ def run(sweep: Sweep, say: Callable[[str], None] = say_line) -> tuple[Document, 
     points = sweep.points()
     with waiting("start"):
         contexts = begin([sweep.config(values) for values in points or [sweep.space.any()]], say)
+    folder = contexts[0].storage / "sweeps" / f"{contexts[0].config.recipe}-{sweep.key}"
+    with alone(folder):
+        return _run(sweep, points, contexts, folder, say), folder
+
+
+def _run(
+    sweep: Sweep,
+    points: list[Values] | None,
+    contexts: list[Context],
+    folder: Directory,
+    say: Callable[[str], None],
+) -> Document:
     first, count = contexts[0], len(points) if points else sweep.trials
-    folder = first.storage / "sweeps" / f"{first.config.recipe}-{sweep.key}"
-    warn_of_other(folder, say)
     tracker = _track(sweep, first, say)
     began = time.time()
     _announce(sweep, points or [], contexts, folder)
@@ -49,7 +60,7 @@ def run(sweep: Sweep, say: Callable[[str], None] = say_line) -> tuple[Document, 
     if len(scribe.found) < count:
         tracker.resume()
     made: set[str] = set()
-    with of_run(sweep.name), Journal(folder).alive():
+    with of_run(sweep.name), beating(folder), libraries_kept(folder):
         try:
             for context in contexts if points else ():
                 made |= make_pool(context, say)
@@ -63,7 +74,7 @@ def run(sweep: Sweep, say: Callable[[str], None] = say_line) -> tuple[Document, 
             trials = scribe.write_up(read_trials(folder))
             document = describe(sweep, first, folder, trials, made, time.time() - began)
             _publish(sweep, document, trials, folder, tracker)
-    return document, folder
+    return document
 
 
 def pin_models(sweep: Sweep) -> Sweep:

@@ -9,7 +9,6 @@ from ims3_ray.jobs.distill.status import read_status
 from ims3_ray.pipeline.prepare import prepare
 from ims3_ray.pipeline.steps import plan
 from ims3_ray.progress import RUN
-from ims3_ray.runs.journal import ALIVE, Journal
 from ims3_ray.runs.tracking import client
 
 
@@ -51,13 +50,3 @@ def test_a_run_that_was_stopped_is_at_work_again_once_its_command_is_given_again
     assert states(again) == ("RUNNING", "running")
     assert again.tracker.run_id == recorder.tracker.run_id
     assert said == []
-
-
-def test_a_second_driver_of_a_run_is_told_of_the_first(begin):
-    recorder, _ = begin()
-    folder = begin.storage / "runs" / f"digits-{recorder.key}"
-    Journal(folder).beat()
-    folder.write_json(ALIVE, folder.read_json(ALIVE) | {"host": "elsewhere"})
-    (line,) = begin()[1]
-    assert line.startswith(f"warning: digits-{recorder.key} has another driver")
-    assert "elsewhere" in line

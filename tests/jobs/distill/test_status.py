@@ -11,8 +11,9 @@ from ims3_ray.cli import run_command
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.jobs.distill.status import read_status
 from ims3_ray.progress import bar, of_run
-from ims3_ray.runs.journal import ALIVE, LOG, Journal, read_log
+from ims3_ray.runs.journal import LOG, Journal, read_log
 from ims3_ray.storage.artifacts import open_directory
+from ims3_ray.storage.signs import ALIVE, beating
 
 
 @pytest.fixture
@@ -52,8 +53,7 @@ def test_a_run_that_says_that_it_runs_is_dead_once_it_shows_no_sign_of_life(fini
     (folder / "run.json").write_text(json.dumps(record | {"state": "running"}))
     (folder / ALIVE).write_text(json.dumps({"time": time.time() - 3600}))
     assert read_status(config)["state"] == "dead"
-    with Journal(open_directory(str(folder))).alive():
-        time.sleep(0.5)
+    with beating(open_directory(str(folder))):
         found = read_status(config)
     assert found["state"] == "running"
     assert found["seconds_since_alive"] < 60

@@ -32,6 +32,13 @@ def test_latents_that_are_drawn_have_deviation_one_once_they_are_scaled():
     assert deviation == pytest.approx(1 / factor, rel=1e-4)
 
 
+def test_what_is_held_out_for_scoring_is_not_trained_on(tiny_images, tmp_path, capsys):
+    words = [f"data.train={tiny_images}/train", f"storage={tmp_path / 'runs'}", "--status"]
+    for more, images in (([], 36), (["data.validation_split=0.25"], 27)):
+        assert run_command("pretrain", [*words, *more]) == 0
+        assert f"of {images} images" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_a_model_is_trained_checked_written_and_found_again(ray_cluster, tiny_images, tmp_path, capsys):
     words = [f"data.train={tiny_images}/train", f"storage={tmp_path / 'runs'}", "image_size=16"]

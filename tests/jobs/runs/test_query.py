@@ -20,6 +20,7 @@ from ims3_ray.runs import query, records, tags
 from ims3_ray.runs.journal import Journal
 from ims3_ray.runs.tracking import RECIPE_FILE, Tracker, client
 from ims3_ray.storage.artifacts import complete, open_storage
+from ims3_ray.storage.signs import beat, beating
 
 A, B = "a" * 12, "b" * 12
 SPREAD = "coverage/distilled"
@@ -116,7 +117,7 @@ def at_work(storage):
         trackers[name].start(f"w-{name}", name, {}, {tags.KIND: kind})
     gone = Journal(storage / "runs" / "digits-gone")
     gone.write("stage started", stage="finetune")
-    yield Journal(storage / "sweeps" / "digits-w")
+    yield storage / "sweeps" / "digits-w"
     for tracker in trackers.values():
         client(storage).delete_run(tracker.run_id)
     (storage / "runs").delete()
@@ -124,7 +125,7 @@ def at_work(storage):
 
 
 def test_a_run_without_a_sign_of_life_is_dead_and_one_stored_elsewhere_is_as_mlflow_has_it(at_work, ask):
-    with at_work.alive():
+    with beating(at_work):
         runs = json.loads(ask("--json"))["runs"] + json.loads(ask("--where", "kind=trial", "--json"))["runs"]
     states = {run["name"]: (run["status"], run["stage"], run["end_time"]) for run in runs}
     assert states["digits-gone"] == ("DEAD", "finetune", None)
@@ -146,7 +147,7 @@ def test_watching_shows_what_changes_and_ends_with_the_last_run_at_work(at_work,
                     client(storage).set_terminated(run["run_id"], "FINISHED")
 
     monkeypatch.setattr(command.time, "sleep", later)
-    at_work.beat()
+    beat(at_work)
     tables = ask("--watch", "--where", "kind!=ablation").strip().split("\n\n")
     assert len(looks) == 3
     assert ["RUNNING sample" in table for table in tables] == [False, True, False]

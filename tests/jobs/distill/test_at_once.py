@@ -1,0 +1,48 @@
+"""Drivers at work on one storage at once: what they share is made once, and all end as if each were alone."""
+
+import re
+from collections import Counter
+
+import pytest
+from processes import checksums, environment, job
+
+from ims3_ray.cluster.machine import find_machine
+from ims3_ray.config.load import load_config, parse_overrides
+from ims3_ray.pipeline.prepare import prepare
+from ims3_ray.pipeline.steps import plan
+from ims3_ray.runs import query
+from ims3_ray.runs.journal import read_log
+from ims3_ray.runs.tracking import client
+from ims3_ray.storage.artifacts import verify
+from ims3_ray.storage.signs import alone
+
+WAITS = re.compile("(latents/|runs/digits-).* is at work on it")
+SHARED, OWN = ("encode", "invert", "finetune", "embed", "sample"), ("select", "export", "evaluate", "report")
+
+
+@pytest.mark.slow
+def test_three_drivers_at_once_make_every_artefact_once_and_the_bytes_of_undisturbed_runs(
+    finished_images, cluster_environment, tiny_overrides
+):
+    config = load_config("digits", parse_overrides(tiny_overrides))
+    context = prepare(config, find_machine(config.workers, wait=False))
+    with alone(plan(context)[0].directory):  # none begins before all three are there
+        words = [tiny_overrides, tiny_overrides, [*tiny_overrides, "select.alpha=0.1"]]
+        drivers = [job("distill", *w, env=environment() | cluster_environment) for w in words]
+        waits = [next(filter(WAITS.match, driver.stderr), "none") for driver in drivers]
+    ends = [driver.communicate(timeout=300) for driver in drivers]
+    assert [driver.returncode for driver in drivers] == [0, 0, 0], ends
+    # of the two with one run one waits for the other, which waits, as the third does, for the first stage
+    assert sorted(line.split("/")[0] for line in waits) == ["latents", "latents", "runs"]
+    assert not re.findall("MLflow:.*", str(ends))
+
+    storage = context.storage
+    logs = [read_log(storage / "runs" / name) for name in (storage / "runs").folders()]
+    assert len(logs) == 2
+    made = Counter(event["stage"] for log in logs for event in log if event["event"] == "stage finished")
+    assert made == Counter([*SHARED, *OWN, *OWN])
+    for artifact in {event["artifact"] for log in logs for event in log if "artifact" in event}:
+        assert verify(storage / artifact) == ({}, 0)
+        assert not any(name.endswith(".tmp") for name in (storage / artifact).files())
+    assert [run["status"] for run in query.find(client(storage))] == ["FINISHED", "FINISHED"]
+    assert finished_images[0] in checksums(storage.uri)
