@@ -1,6 +1,6 @@
 import sys
 
-from ims3_ray.cli import run_command
+from ims3_ray.cli import job
 
 if __name__ == "__main__":
-    sys.exit(run_command("init", sys.argv[1:]))
+    sys.exit(job("init"))

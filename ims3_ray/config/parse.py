@@ -12,7 +12,7 @@ MERGE = "tag:yaml.org,2002:merge"  # `<<`, which may stand again
 
 class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        if isinstance(node, yaml.MappingNode):  # else YAML's own refuses it
+        if node.id == "mapping":  # else YAML's own refuses it
             seen = set[tuple[str, str]]()
             for key, _ in node.value:
                 if not isinstance(key, yaml.ScalarNode) or key.tag == MERGE:

@@ -130,8 +130,8 @@ class Protocol(_Frozen):
 
     def build(self, num_classes: int, generator: torch.Generator | None = None) -> Classifier:
         """The network, on the CPU, its weights drawn from `generator`; InputError as `classifiers.build`."""
-        shape = {"width": self.width, "channels": self.channels, "padding": self.padding}
-        return build(self.network, num_classes, self.image_size, generator, **shape)
+        image = {"channels": self.channels, "padding": self.padding}
+        return build(self.network, num_classes, self.image_size, generator, width=self.width, **image)
 
     def budget(self, ipc: int, num_classes: int) -> Budget:
         """Training length and speed for a set of `ipc` images a class."""
@@ -194,8 +194,8 @@ QUICK_RATES = {"resnet8": 0.3, "mlp": 0.03}
 _SMOKE = _QUICK.model_copy(  # shows that a pipeline runs, in seconds; its accuracies say nothing
     update={"name": "smoke", "width": 8, "image_size": 16, "steps": 6, "batch_size": 16, "evaluations": 2}
 )
-_GREY = {"channels": 1, "padding": 3, "image_size": 28}
-_SMALL = {  # sets of small images, as Zhao et al. 2021 normalise them
+_GREY: dict[str, Any] = {"channels": 1, "padding": 3, "image_size": 28}
+_SMALL: dict[str, dict[str, Any]] = {  # sets of small images, as Zhao et al. 2021 normalise them
     "mnist": {**_GREY, "mean": (0.1307,), "deviation": (0.3081,)},
     "fashion": {**_GREY, "mean": (0.2861,), "deviation": (0.3530,)},
     "cifar10": {"image_size": 32, "mean": (0.4914, 0.4822, 0.4465), "deviation": (0.2023, 0.1994, 0.2010)},

@@ -118,24 +118,23 @@ def image_places(config: Config | Evaluating) -> dict[str, str]:
     if config.evaluate.protocol != NO_PROTOCOL:
         split = protocol(config.evaluate.protocol).split
         scored = getattr(data, split)
-        if scored is None and split == "validation" and data.validation_split:
-            return places  # taken from the training images once they are listed
+        is_held_out = scored is None and split == "validation" and data.validation_split
         if scored is None and is_named(data.train):
             scored = data.train  # whose library tells the splits apart
-        if scored is None:
+        if scored is None and not is_held_out:
             given = "a folder, data.validation_split=0.1" if split == "validation" else "a folder"
             raise InputError(
                 f"data.{split}: protocol {config.evaluate.protocol} scores on it; "
                 f"give {given}, or evaluate.protocol=none"
             )
-        if data.classes is None and not any(map(_is_no_folder, (data.train, scored))):
-            refuse_nested(data.train, scored, f"data.{split}")
-        places[split] = scored
+        if scored and not is_held_out:  # else a part of the training images, once they are listed
+            if data.classes is None and not any(map(_is_no_folder, (data.train, scored))):
+                refuse_nested(data.train, scored, f"data.{split}")
+            places[split] = scored
     for split, place in places.items():
         if not _is_no_folder(place):
             refuse_storage_within(config.storage, place, data.classes, f"data.{split}")
-    places = {split: below(place, data.root) for split, place in places.items()}
-    return places
+    return {split: below(place, data.root) for split, place in places.items()}
 
 
 def _is_no_folder(place: str) -> bool:

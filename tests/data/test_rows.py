@@ -238,7 +238,7 @@ def test_an_unpacking_and_a_look_are_shown_where_they_take_long(tmp_path, monkey
     opened(saved(tmp_path / "other"), tmp_path)
     shown = capsys.readouterr().err
     assert f"unpack: {len(EXPECTED)} images" in shown
-    assert f"inspect: 100%|##########| {len(EXPECTED)}/{len(EXPECTED)}" in shown
+    assert f"inspect: {len(EXPECTED)} images" in shown
 
 
 def test_two_unpackings_at_once_leave_each_other_whole(tmp_path, monkeypatch):

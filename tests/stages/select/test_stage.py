@@ -259,7 +259,7 @@ def test_of_an_artefact_with_an_index_a_class_is_read_from_the_files_that_hold_i
         (table.directory / "part-00001.parquet").delete()
         (_, first), (_, last) = table.read([0, 2], limit=4)
         assert (first.tolist(), last.tolist()) == ([[1.0] * WIDTH] * rows, [[3.0] * WIDTH] * rows)
-        with pytest.raises(FileNotFoundError):
+        with pytest.raises(InputError, match="part-00001"):
             list(table.read([1]))
 
 
