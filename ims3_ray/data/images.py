@@ -17,7 +17,8 @@ from .folders import inspect, list_classes
 from .named import is_named, unpack_named
 from .pixels import decode
 from .sources import Rows, find_set
-from .unpacking import Names, unpack
+from .tensors import is_tensors, unpack_tensors
+from .unpacking import Names, numbering, unpack
 
 # images decoded in full before any work starts, chosen by seed: also where an older look is trusted
 SAMPLED_UP_FRONT = 64
@@ -35,6 +36,7 @@ class ImageSet:
     bad: dict[str, str] = field(default_factory=dict)  # path → why it was skipped
     unpacked_from: str | None = None  # the place of the rows, where the directory was unpacked from such
     empty: tuple[str, ...] = ()  # folders beside the classes' that hold no file
+    numbering: tuple[str, ...] | None = None  # the classes that integers count in those rows
     packed: str | None = None  # a Parquet file of the directory that has the same images, in this order
 
     def __len__(self) -> int:
@@ -137,7 +139,8 @@ def open_images(
     ids = tuple(looks[path]["id"] for _, path in good)
     paths = tuple(path for _, path in good)
     empty = () if classes or unpacked_from else _others(directory, names)
-    return ImageSet(directory, names, paths, labels, ids, bad, unpacked_from, empty)
+    counted = numbering(directory) if unpacked_from else None
+    return ImageSet(directory, names, paths, labels, ids, bad, unpacked_from, empty, counted)
 
 
 def _refuse_empty(name: str, location: str, names: Sequence[str], labels: np.ndarray) -> None:
@@ -158,6 +161,8 @@ def _class_folders(
     """Those at `location`, or unpacked from what is there; and then from where."""
     if is_named(location):
         return unpack_named(location, storage, name, classes), location
+    if is_tensors(location):
+        return unpack_tensors(location, storage, name, numbered), location
     is_bundled = location.startswith("package://")
     given = digits.materialise(location, storage) if is_bundled else open_directory(location)
     found = find_set(given, name, classes)
@@ -167,14 +172,22 @@ def _class_folders(
 
 
 def open_labelled(
-    location: str, storage: Directory, *, name: str, seed: int, max_bad_fraction: float, known: Sequence[str]
+    location: str,
+    storage: Directory,
+    *,
+    name: str,
+    seed: int,
+    max_bad_fraction: float,
+    known: Sequence[str],
+    order: Sequence[str] | None = None,
 ) -> ImageSet:
     """Anybody's set, held against the sorted classes `known` that it shall be scored on.
 
-    Where these are no numbers, integers without names of their own count them. Raises InputError as
-    `open_images` does, for a class that is not known, and for a known one that is missing.
+    Where these are no numbers, integers without names of their own count them in the `order` of the scored
+    images' own numbers, or as they are sorted. Raises InputError as `open_images` does, for a class that is
+    not known, and for a known one that is missing.
     """
-    numbered = None if all(cls.isdecimal() for cls in known) else known
+    numbered = None if all(cls.isdecimal() for cls in known) else order or known
     images = open_images(
         location, storage, name=name, seed=seed, max_bad_fraction=max_bad_fraction, numbered=numbered
     )

@@ -4,7 +4,7 @@
     label, class, labels or fine_label   integer, by the set's own ClassLabel where it has one; or a string
 
     <storage>/unpacked/<key>/<class>/row-0000000
-    <storage>/unpacked/<key>.complete      written last
+    <storage>/unpacked/<key>.complete      written last: JSON of what integers count, or nothing
 
 Hugging Face `datasets` reads the rows, one file at a time and as plain Arrow: nothing in them is decoded,
 fetched or run. A row's file has the same name and bytes whoever writes it, so that an unpacking that was
@@ -12,6 +12,7 @@ killed is done again.
 """
 
 import contextlib
+import json
 import logging
 import os
 import tempfile
@@ -76,8 +77,9 @@ def unpack_cells(
         if unpacked.exists(f"{key}.complete"):
             return unpacked / key
         written, shown = 0, progress.bar("unpack", None, "images", delay=progress.PATIENCE_S)
+        names: Names = None
         with shown, ThreadPoolExecutor(WRITERS) as pool:
-            for images in _images(read(), where, classes, numbered):
+            for images, names in _images(read(), where, classes, numbered):  # noqa: B007 of all the same
                 for _ in pool.map((unpacked / key).write, images, images.values()):
                     shown.update()
                 written += len(images)
@@ -86,8 +88,15 @@ def unpack_cells(
                 f"{where} has no rows{' of the classes that data.classes names' if classes else ''}; "
                 "give images"
             )
-        unpacked.write(f"{key}.complete", b"")
+        unpacked.write(f"{key}.complete", json.dumps(list(names)).encode() if names else b"")
     return unpacked / key
+
+
+def numbering(folder: Directory) -> tuple[str, ...] | None:
+    """What integers count, in the rows that were unpacked into `folder`; None where they name no class."""
+    head, _, key = folder.path.rpartition("/")
+    noted = Directory(folder.filesystem, head).read(f"{key}.complete")
+    return tuple(json.loads(noted)) if noted else None
 
 
 def _place(directory: Directory, path: str) -> str:
@@ -97,8 +106,8 @@ def _place(directory: Directory, path: str) -> str:
 
 def _images(
     cells: Iterable[Cells], where: str, classes: Names, numbered: Names
-) -> Iterator[dict[str, bytes]]:
-    """{path in the class folders: encoded image} of some rows at a time."""
+) -> Iterator[tuple[dict[str, bytes], Names]]:
+    """{path in the class folders: encoded image} of some rows at a time, and what integers count there."""
     row = 0
     for labels, images, names in cells:
         kept = {}
@@ -108,7 +117,7 @@ def _images(
             if classes is None or cls in classes:
                 kept[f"{_folder(cls, at)}/row-{row:07d}"] = _encoded(image, at)
             row += 1
-        yield kept
+        yield kept, names or numbered
 
 
 def _cells_of(rows: Rows, where: str) -> Iterator[Cells]:

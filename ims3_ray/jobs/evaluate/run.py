@@ -86,7 +86,8 @@ def prepare(config: Evaluating, locations: Mapping[str, str]) -> Prepared:
     images = open_splits(places, config.data, config.seed, storage)
     train, scored = images["train"], images[networks[0].split]
     check_networks(networks, len(train.classes))
-    shared = {"seed": config.seed, "max_bad_fraction": config.data.max_bad_fraction, "known": scored.classes}
+    shared = {"seed": config.seed, "max_bad_fraction": config.data.max_bad_fraction}
+    shared |= {"known": scored.classes, "order": scored.numbering}
     given = {
         name: open_labelled(place, storage, name=f"--set {name}", **shared)
         for name, place in locations.items()
