@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import ray
 import torch
+import torch._dynamo  # as the meta device does at first use, which fails where the working directory is gone
 
 from ims3_ray.cluster.machine import (
     ANYWHERE,

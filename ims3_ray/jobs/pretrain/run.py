@@ -150,8 +150,10 @@ class Pretraining:
     def _encode(self) -> Latents:
         """The latents of all images by the trained VAE, made once."""
         out, images = self.models.folders["latents"], self.images
+        if read_manifest(out) is not None:
+            return Latents(out)
         with alone(out):
-            if read_manifest(out) is not None:
+            if read_manifest(out) is not None:  # another driver made it meanwhile
                 return Latents(out)
             read = payloads(images, range(len(images)), READ_BATCH)
             given = {"images": images.directory, "models": self.models}

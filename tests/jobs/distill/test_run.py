@@ -91,16 +91,6 @@ def test_ctrl_c_stops_a_run_in_and_after_fine_tuning_and_it_goes_on(
     assert checksums(tmp_path / "runs") == finished_images
 
 
-@pytest.mark.slow
-def test_sigterm_stops_a_run_with_one_line_and_143(cluster_environment, tiny_overrides):
-    process = start_until("sample", tiny_overrides, environment() | cluster_environment)
-    time.sleep(1.0)
-    process.terminate()
-    err = process.communicate(timeout=120)[1]
-    assert (process.returncode, err.splitlines()[-1]) == (143, GO_ON), err
-    assert "SIGTERM" not in err
-
-
 def test_a_dry_run_prints_the_recipe_and_each_stage_and_starts_nothing(tiny_overrides, tmp_path, capsys):
     assert run_command("distill", ["--dry-run", *tiny_overrides]) == 0
     out = capsys.readouterr().out
