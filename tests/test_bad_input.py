@@ -144,7 +144,15 @@ def test_a_storage_within_the_images(refused, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "held", [None, {}, [1], {"ema": {}}, dict.fromkeys([1], torch.ones(2))], ids=range(5)
+    "held",
+    [
+        pytest.param(None, marks=pytest.mark.slow),
+        {},
+        pytest.param([1], marks=pytest.mark.slow),
+        pytest.param({"ema": {}}, marks=pytest.mark.slow),
+        dict.fromkeys([1], torch.ones(2)),
+    ],
+    ids=range(5),
 )
 def test_a_checkpoint_without_a_model(refused, tmp_path, held):
     if held is None:

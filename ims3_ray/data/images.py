@@ -16,8 +16,7 @@ from . import digits
 from .folders import inspect, list_classes
 from .named import is_named, unpack_named
 from .pixels import decode
-from .sources import Rows, find_set
-from .tensors import is_tensors, unpack_tensors
+from .sources import Rows, find_set, is_tensors
 from .unpacking import Names, numbering, unpack
 
 # images decoded in full before any work starts, chosen by seed: also where an older look is trusted
@@ -162,6 +161,8 @@ def _class_folders(
     if is_named(location):
         return unpack_named(location, storage, name, classes), location
     if is_tensors(location):
+        from .tensors import unpack_tensors  # torch, which a look at images needs not
+
         return unpack_tensors(location, storage, name, numbered), location
     is_bundled = location.startswith("package://")
     given = digits.materialise(location, storage) if is_bundled else open_directory(location)

@@ -73,6 +73,11 @@ def find_set(directory: Directory, name: str, classes: Sequence[str] | None) -> 
     return Rows(directory, tuple(files), is_parquet=True) if files else directory
 
 
+def is_tensors(location: str) -> bool:
+    """Whether `location` names a torch file of tensors."""
+    return location.partition("?")[0].endswith(".pt")
+
+
 def is_of_rows(directory: Directory) -> bool:
     """Whether what lies there is files of rows, whatever they hold."""
     if directory.kind == fs.FileType.File:

@@ -25,16 +25,10 @@ from ims3_ray.storage.artifacts import Directory, open_directory
 
 from .unpacking import ROWS, Cells, Names, unpack_cells
 
-SUFFIX = ".pt"
 CUT = 0.01  # share of values that no pixel holds, from which on it is told
 # NumPy's numbers, which accuracies are saved as
 SAFE: list[Any] = [np.float64(0).__reduce__()[0], np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8"))]
 _logger = logging.getLogger(__name__)
-
-
-def is_tensors(location: str) -> bool:
-    """Whether `location` names a torch file."""
-    return location.partition("?")[0].endswith(SUFFIX)
 
 
 def unpack_tensors(location: str, storage: Directory, name: str, numbered: Names) -> Directory:

@@ -45,6 +45,7 @@ def telling():
     return Told
 
 
+@pytest.mark.slow
 def test_a_training_asks_its_own_cluster_whichever_else_was_started_on_the_machine(
     ray_cluster, tmp_path, monkeypatch
 ):

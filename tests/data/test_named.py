@@ -91,7 +91,7 @@ def test_the_same_rows_are_the_same_set_by_the_hubs_library_and_as_files(tmp_pat
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("data.train=torchvision:FashonMNIST", "did you mean .*FashionMNIST"),
+        ("data.train=torchvision:FashionMnist", "did you mean .*FashionMNIST"),
         ("data.train=torchvision:CIFAR10 data.root=DIR", "not below .*can't be downloaded.*data.root"),
         ("data.train=torchvision:MNIST data.root=DIR", "put train-images-idx3-ubyte.* into .*MNIST/raw"),
         ("data.train=torchvision:SVHN?split=extras data.root=DIR", "Valid values are"),

@@ -65,7 +65,7 @@ def context(ray_cluster, tiny_model, tiny_images, tmp_path):
     ("stage", "words", "names"),
     [
         ("sample", ["--batch-size", "2,3", "--no-published"], ["own", "own"]),
-        ("finetune", [], ["own", "own", "published"]),
+        pytest.param("finetune", [], ["own", "own", "published"], marks=pytest.mark.slow),
         ("refine", ["--batch-size", "1,2"], ["own", "own"]),
         pytest.param("encode", [], ["own", "published"], marks=pytest.mark.slow),
         pytest.param("invert", [], ["own", "published"], marks=pytest.mark.slow),
