@@ -3,7 +3,6 @@
 A fixed seed splits the 500 of each class into 350 for training, 50 for validation and 100 for testing.
 """
 
-import io
 from importlib.resources import files
 
 import numpy as np
@@ -14,6 +13,8 @@ from pyarrow import csv
 from ims3_ray.errors import InputError
 from ims3_ray.method.keys import permutation
 from ims3_ray.storage.artifacts import Directory
+
+from .pixels import png_of
 
 SPLITS = {"train": (0, 350), "validation": (350, 400), "test": (400, 500)}
 PREFIX = "package://digits/"
@@ -37,9 +38,7 @@ def _write(directory: Directory, first: int, last: int) -> None:
     for digit in range(10):
         rows = (labels == digit).nonzero()[0]
         for row in rows[permutation(len(rows), "digits", digit)[first:last]]:
-            sink = io.BytesIO()
-            Image.fromarray(pixels[row]).save(sink, "PNG")
-            directory.write(f"{digit}/{row:04d}.png", sink.getvalue())
+            directory.write(f"{digit}/{row:04d}.png", png_of(Image.fromarray(pixels[row])))
 
 
 def _read() -> tuple[UInt8[np.ndarray, "n 28 28"], UInt8[np.ndarray, " n"]]:

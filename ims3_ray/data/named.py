@@ -9,20 +9,18 @@ Unpacked once, like any rows. A slash in a class's name becomes a dash, since it
 
 import difflib
 import inspect
-import io
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
-from PIL import Image
-
 from ims3_ray.config.data import CACHE, HUB, TORCHVISION
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.text import some
 
+from .pixels import png_of
 from .sources import WANTED
 from .unpacking import ROWS, Cells, Names, cells, hf_datasets, reading, unpack_cells
 
@@ -145,11 +143,5 @@ def _rows(data: Any, where: str) -> Iterator[Cells]:
             if not isinstance(label, int):
                 raise InputError(f"{where} labels no classes, but {type(label).__name__}; name another set")
             labels.append(label)
-            images.append(image if isinstance(image, bytes) else _png(image))
+            images.append(image if isinstance(image, bytes) else png_of(image))
         yield labels, images, folders or None
-
-
-def _png(image: Image.Image) -> bytes:
-    sink = io.BytesIO()
-    image.save(sink, "PNG")
-    return sink.getvalue()

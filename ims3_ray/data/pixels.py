@@ -83,8 +83,13 @@ def resize_and_crop(image: Image.Image, size: int) -> np.ndarray:
 
 def encode_png(pixels: np.ndarray) -> bytes:
     """`pixels` (3, H, W) uint8 as a PNG, always the same bytes for the same pixels."""
+    return png_of(Image.fromarray(pixels.transpose(1, 2, 0)))
+
+
+def png_of(image: Image.Image) -> bytes:
+    """An image of any mode as a PNG, always the same bytes for the same pixels."""
     sink = io.BytesIO()
-    Image.fromarray(pixels.transpose(1, 2, 0)).save(sink, "PNG", optimize=False, compress_level=6)
+    image.save(sink, "PNG", optimize=False, compress_level=6)
     return sink.getvalue()
 
 

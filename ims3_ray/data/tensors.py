@@ -23,6 +23,7 @@ from torch import Tensor
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import Directory, open_directory
 
+from .pixels import png_of
 from .unpacking import ROWS, Cells, Names, unpack_cells
 
 CUT = 0.01  # share of values that no pixel holds, from which on it is told
@@ -51,9 +52,10 @@ def _cells(file: Directory, options: Mapping[str, str], where: str) -> Iterator[
     if not isinstance(labels, Tensor) or labels.shape != images.shape[:1] or labels.is_floating_point():
         raise InputError(f"{where}: has no integer label an image; save labels of the shape ({len(images)},)")
     pixels = _pixels(images, options, where).permute(0, 2, 3, 1).numpy()
+    pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
     for first in range(0, len(pixels), ROWS):
         some = pixels[first : first + ROWS]
-        yield labels[first : first + ROWS].tolist(), [_png(image) for image in some], None
+        yield labels[first : first + ROWS].tolist(), [png_of(Image.fromarray(image)) for image in some], None
 
 
 def _images_and_labels(file: Directory, where: str) -> tuple[object, object]:
@@ -112,9 +114,3 @@ def _pixels(images: Tensor, options: Mapping[str, str], where: str) -> Tensor:
             "%s: %.0f %% of the values lie outside what pixels hold, and are cut", where, 100 * outside
         )
     return (values * 255).round().clamp(0, 255).to(torch.uint8)
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    sink = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(sink, "PNG")
-    return sink.getvalue()

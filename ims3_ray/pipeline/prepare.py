@@ -118,17 +118,7 @@ def image_places(config: Config | Evaluating) -> dict[str, str]:
     places = {"train": data.train}
     if config.evaluate.protocol != NO_PROTOCOL:
         split = protocol(config.evaluate.protocol).split
-        scored = getattr(data, split)
-        is_held_out = scored is None and split == "validation" and data.validation_split
-        if scored is None and is_named(data.train):
-            scored = data.train  # whose library tells the splits apart
-        if scored is None and not is_held_out:
-            given = "a folder, data.validation_split=0.1" if split == "validation" else "a folder"
-            raise InputError(
-                f"data.{split}: protocol {config.evaluate.protocol} scores on it; "
-                f"give {given}, or evaluate.protocol=none"
-            )
-        if scored and not is_held_out:  # else a part of the training images, once they are listed
+        if (scored := _scored_place(data.train, config, split)) is not None:
             if data.classes is None and not any(map(_is_no_folder, (data.train, scored))):
                 refuse_nested(data.train, scored, f"data.{split}")
             places[split] = scored
@@ -136,6 +126,22 @@ def image_places(config: Config | Evaluating) -> dict[str, str]:
         if not _is_no_folder(place):
             refuse_storage_within(config.storage, place, data.classes, f"data.{split}")
     return {split: below(place, data.root) for split, place in places.items()}
+
+
+def _scored_place(train: str, config: Config | Evaluating, split: str) -> str | None:
+    """Where the scored images lie; None for a part of the training images, once these are listed."""
+    data = config.data
+    if (place := getattr(data, split)) is not None:
+        return place
+    if split == "validation" and data.validation_split:
+        return None
+    if is_named(train):  # whose library tells the splits apart
+        return train
+    given = "a folder, data.validation_split=0.1" if split == "validation" else "a folder"
+    raise InputError(
+        f"data.{split}: protocol {config.evaluate.protocol} scores on it; "
+        f"give {given}, or evaluate.protocol=none"
+    )
 
 
 def _is_no_folder(place: str) -> bool:

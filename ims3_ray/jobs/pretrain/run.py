@@ -110,20 +110,6 @@ class Pretraining:
         seed: int,
         **arguments: float,
     ) -> None:
-        out = self.models.folders[name]
-        with alone(out):
-            if not out.exists(VALUES):
-                train(self._training(name, task, section, rows, seed, **arguments), self.machine, name)
-
-    def _training(
-        self,
-        name: str,
-        task: type[VaeTask] | type[TransformerTask] | type[ExtractorTask],
-        section: TrainVae | TrainTransformer | TrainExtractor,
-        rows: Rows,
-        seed: int,
-        **arguments: float,
-    ) -> Training:
         config, out = self.config, self.models.folders[name]
         parts = {"batch_size": section.batch_size, "micro_batches": config.micro_batches}
         optimisation = Optimisation(
@@ -137,7 +123,7 @@ class Pretraining:
             log_every=config.log_every,
             checkpoint_every=config.checkpoint_every,
         )
-        return Training(
+        training = Training(
             name=_name(name, out),
             build=task,
             arguments={"models": self.models, "rows": rows, "seed": seed, **parts, **arguments},
@@ -146,6 +132,9 @@ class Pretraining:
             checkpoints=self.storage / "checkpoints",
             batch_field=f"{task.name}.batch_size",
         )
+        with alone(out):
+            if not out.exists(VALUES):
+                train(training, self.machine, name)
 
     def _encode(self) -> Latents:
         """The latents of all images by the trained VAE, made once."""
