@@ -23,22 +23,10 @@ from typing import NoReturn
 
 from . import progress
 from .errors import InputError, chain
+from .jobs import COMMANDS
 from .storage.patience import is_full, no_space
 from .text import one_line, redacted
 
-COMMANDS = {  # name → module of this package with `add_arguments(parser)` and `run(arguments)`
-    "ablate": "ims3_ray.jobs.ablate.command",
-    "bench": "ims3_ray.jobs.bench.command",
-    "convert": "ims3_ray.jobs.convert",
-    "distill": "ims3_ray.jobs.distill.command",
-    "evaluate": "ims3_ray.jobs.evaluate.command",
-    "init": "ims3_ray.jobs.init",
-    "pretrain": "ims3_ray.jobs.pretrain.command",
-    "recipes": "ims3_ray.jobs.recipes",
-    "runs": "ims3_ray.jobs.runs.command",
-    "select": "ims3_ray.jobs.select",
-    "sweep": "ims3_ray.jobs.sweep.command",
-}
 BAD_INPUT, FAILURE, INTERRUPTED, UNHEARD, TERMINATED = 2, 1, 130, 141, 143
 STOPPED = "stopped; run the same command again to go on"
 
@@ -100,7 +88,7 @@ def usage() -> str:
         source = Path(__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
         told = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
         sentence = " ".join(told.partition("\n\n")[0].split())
-        lines.append(f"  {name:<10}{sentence}")
+        lines.append(f"  {name:<11}{sentence}")
     lines += [
         "",
         "ims3 distill                     the bundled digits, in two or three minutes",

@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TextIO
@@ -102,15 +102,17 @@ class Bar(tqdm):
 
     def _tick(self, every: float) -> None:
         """Show it although nothing moves it."""
-        while not self._ended.wait(every):
-            if time.time() >= self.last_print_t + every:
-                self.refresh()
+        with suppress(OSError, ValueError):  # of a stream that broke, whoever moves the bar hears
+            while not self._ended.wait(every):
+                if time.time() >= self.last_print_t + every:
+                    self.refresh()
 
     def refresh(self, *options: Any, **more: Any) -> None:
         """Show it as it is now; not before its delay is over."""
         if self.disable or time.time() < getattr(self, "start_t", 0.0) + self.delay:
             return
-        super().refresh(*options, **more)
+        with self.get_lock():  # which tqdm itself would keep where the stream breaks
+            super().refresh(*options, **more | {"nolock": True})
         self.last_print_t = time.time()
 
     def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:

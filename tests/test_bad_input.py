@@ -76,6 +76,11 @@ def test_an_override_that_no_run_can_have(refused, word, said):
     refused(said, "distill", "--dry-run", word)
 
 
+@pytest.mark.parametrize("words", [["--price=2"], ["--dry-run", "--price=-1"], ["--dry-run", "--price=nan"]])
+def test_a_price_of_nothing(refused, words):
+    refused("--price: ", "distill", *words)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -4,9 +4,12 @@ import signal
 import subprocess
 import sys
 import threading
+from importlib.metadata import version
 
 import pytest
 from processes import environment, job
+
+from ims3_ray.cli import COMMANDS, main
 
 PRINTS = """
 import sys
@@ -27,6 +30,19 @@ def test_a_reader_who_has_read_enough_is_no_failure():
     process.stdout.readline()
     process.stdout.close()
     assert process.stderr.read() == "141\n"
+
+
+def test_python_m_is_the_command_and_tells_of_itself_without_words(capsys):
+    def started(*words):
+        process = [sys.executable, "-m", "ims3_ray", *words]
+        return subprocess.run(process, capture_output=True, text=True, env=environment())
+
+    bare = started()
+    assert bare.returncode == main([]) == 2
+    assert bare.stdout == capsys.readouterr().out
+    assert all(f"\n  {name} " in bare.stdout for name in COMMANDS)
+    assert started("distil").returncode == 2
+    assert started("--version").stdout == f"ims3 {version('ims3-ray')}\n"
 
 
 @pytest.mark.slow

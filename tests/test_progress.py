@@ -6,6 +6,8 @@ import subprocess
 import sys
 import threading
 
+import pytest
+
 from ims3_ray.progress import bar, say, timer, waiting
 
 
@@ -49,6 +51,31 @@ def test_a_bar_on_a_terminal_is_drawn_anew_although_nothing_moves_it(monkeypatch
     monkeypatch.setattr("ims3_ray.progress.TERMINAL_S", 0.01)
     with bar("encode", 3, "images"):
         assert terminal.drawn.wait(timeout=60)
+
+
+def test_a_stream_that_breaks_while_a_bar_is_drawn_ends_in_its_error_and_no_waiting(monkeypatch):
+    class Broken(Terminal):
+        def write(self, text):
+            written = super().write(text)
+            if self.draws >= 2:
+                self.drawn.set()
+                raise BrokenPipeError
+            return written
+
+    terminal = Broken()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr("ims3_ray.progress.TERMINAL_S", 0.01)
+    shown = bar("encode", 3, "images")
+    assert terminal.drawn.wait(timeout=60)
+
+    def close():
+        with pytest.raises(BrokenPipeError):
+            shown.close()
+
+    closing = threading.Thread(target=close, daemon=True)
+    closing.start()
+    closing.join(timeout=60)
+    assert not closing.is_alive()
 
 
 def test_a_bar_ends_in_one_line_that_says_what_was_done_and_none_where_it_failed(capsys):

@@ -18,7 +18,7 @@ from ims3_ray.config.settings import Workers
 from ims3_ray.errors import InputError
 
 from . import warm
-from .workarounds import CPUS_PER_ACTOR, ENVIRONMENT, keep_sigterm, quieten
+from .workarounds import CPUS_PER_ACTOR, keep_sigterm, quieten, set_environment
 
 MEMORY_PER_ACTOR = 1.2e9  # bytes: a worker process with torch and a small model
 MIN_SHARDS = 2
@@ -122,8 +122,7 @@ def connect() -> None:
     """Join the cluster of RAY_ADDRESS, or start one here; nothing where a driver is connected already."""
     if ray.is_initialized():
         return
-    for name, value in (ENVIRONMENT | {"RAY_USAGE_STATS_ENABLED": "0"}).items():
-        os.environ.setdefault(name, value)
+    set_environment()
     quieten("ray")
     options: dict[str, Any] = {}
     if has_address():

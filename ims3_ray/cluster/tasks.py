@@ -1,8 +1,10 @@
 """Tasks whose results come in order, a few at a time."""
 
 import itertools
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import ray
@@ -10,6 +12,8 @@ import ray
 from .machine import ANYWHERE
 
 CPUS_PER_TASK = 0.5
+LOOK_S = 1.0  # between looks whether to stop
+STOP: ContextVar[threading.Event] = ContextVar("STOP")  # of what is done in threads: asks them to end
 Result = TypeVar("Result")
 
 
@@ -17,13 +21,16 @@ def in_order(
     function: Callable[..., Result],
     arguments: Iterable[tuple[Any, ...]],
     most: int,
-    cpus: float = CPUS_PER_TASK,
+    **resources: Any,
 ) -> Iterator[Result]:
-    """`function(*values)` for all of `arguments`, in their order, each a task that reserves so many CPUs.
+    """`function(*values)` for all of `arguments`, in their order, each a task of its own.
+
+    It reserves CPUS_PER_TASK, or what `resources` say as Ray's options.
 
     At most `most` are on their way or wait to be taken, so that what they give needs bounded memory.
     """
-    task = ray.remote(num_cpus=cpus, **ANYWHERE)(function)
+    reserved: dict[str, Any] = {"num_cpus": CPUS_PER_TASK} | resources
+    task = ray.remote(**reserved, **ANYWHERE)(function)
     pending: deque[Any] = deque()
     for values in arguments:
         if len(pending) == most:
@@ -31,6 +38,16 @@ def in_order(
         pending.append(task.remote(*values))
     while pending:
         yield ray.get(pending.popleft())
+
+
+def first_ready(pending: list[Any]) -> Any:
+    """The first of `pending` that is ready. SystemExit where STOP is set: no thread may wait as Ray goes."""
+    while True:
+        ready, _ = ray.wait(pending, num_returns=1, timeout=LOOK_S)
+        if (stop := STOP.get(None)) and stop.is_set():
+            raise SystemExit
+        if ready:
+            return ready[0]
 
 
 def each(function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Result]:

@@ -11,7 +11,7 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.actor import ActorHandle
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from ims3_ray.errors import InputError, chain
@@ -27,6 +27,21 @@ from .workarounds import MAX_START_FAILURES, mended_train
 STATE = "state.pt"
 MAX_FAILURES = 8  # workers or nodes lost in one training; after more, the same command goes on
 POST_EVERY = 10  # steps
+
+
+class EndOnBadInput(UserCallback):
+    """Ends a training, from its controller, with the InputError that a worker raised.
+
+    All else that workers raise is tried again, MAX_FAILURES times.
+    """
+
+    def after_exception(
+        self,
+        run_context: object,  # noqa: ARG002
+        worker_exceptions: Mapping[int, BaseException],
+    ) -> None:
+        for error in worker_exceptions.values():
+            raise_bad_input(error)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +65,7 @@ def train(
 ) -> list[Metrics]:
     """Train, and have it saved; gives the metrics of every log step, which `on_metrics` hears meanwhile.
 
-    InputError where it diverges: values that are not finite are never saved.
+    InputError where a worker raises one, and where it diverges: values that are not finite are never saved.
     """
     board, heard = start_board(), set[float]()
     shown = bar(stage, training.optimisation.steps, "steps")
@@ -64,11 +79,8 @@ def train(
             heard.add(message["step"])
 
     def fit() -> list[Metrics]:  # each time anew, from the last checkpoint
-        with memory_must_hold(training):
-            history = cast(list[Metrics] | str, _ray_trainer(training, machine, board).fit().return_value)
-        if isinstance(history, str):
-            raise InputError(history)
-        return history
+        with as_bad_input(training):
+            return cast(list[Metrics], _ray_trainer(training, machine, board).fit().return_value)
 
     with shown, watch(board, receive), mended_train(machine):
         history = training.checkpoints.patiently(fit)  # Ray writes checkpoints itself, and gives up at once
@@ -79,11 +91,12 @@ def train(
 
 
 @contextlib.contextmanager
-def memory_must_hold(training: Training) -> Iterator[None]:
-    """InputError, with the field to lower, where Ray ends workers since a node's memory is used up."""
+def as_bad_input(training: Training) -> Iterator[None]:
+    """InputError as a worker raised it; and, with the field to lower, where a node's memory is used up."""
     try:
         yield
     except Exception as error:
+        raise_bad_input(error)
         if not any(isinstance(inner, ray.exceptions.OutOfMemoryError) for inner in chain(error)):
             raise
         size = training.optimisation.batch_size
@@ -91,6 +104,13 @@ def memory_must_hold(training: Training) -> Iterator[None]:
             f"{training.batch_field}: a batch of {size} does not fit the memory of a node; lower it, or "
             "workers.train_workers"
         ) from error
+
+
+def raise_bad_input(error: BaseException) -> None:
+    """Raise the InputError behind `error`, if there is one."""
+    for inner in chain(error):
+        if isinstance(inner, InputError):
+            raise inner
 
 
 def _ray_trainer(training: Training, machine: Machine, board: ActorHandle) -> TorchTrainer:
@@ -112,15 +132,13 @@ def _ray_trainer(training: Training, machine: Machine, board: ActorHandle) -> To
             storage_filesystem=training.checkpoints.filesystem,
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             failure_config=failures,
+            callbacks=[EndOnBadInput()],
         ),
     )
 
 
-def _loop(config: dict[str, Any]) -> list[Metrics] | str:
-    """What every Train worker runs; why it ended early, on all workers alike, where it diverged.
-
-    As a value: what a worker raises is tried again.
-    """
+def _loop(config: dict[str, Any]) -> list[Metrics]:
+    """What every Train worker runs. InputError, on all workers alike, where it diverges."""
     training: Training = config["training"]
     context, kind = ray.train.get_context(), config["kind"]
     device = ray.train.torch.get_device() if kind == "cuda" else torch.device("cpu")
@@ -136,7 +154,7 @@ def _loop(config: dict[str, Any]) -> list[Metrics] | str:
         with batch_must_fit(training.batch_field, optimisation.batch_size):
             metrics = trainer.advance()
         if not trainer.is_finite(metrics):
-            return _diverged(training, trainer.step)
+            raise _diverged(training, trainer.step)
         if trainer.rank == 0 and (metrics or trainer.step % POST_EVERY == 0):
             config["board"].post.remote(Message(step=trainer.step, metrics=metrics))
         if trainer.step % optimisation.checkpoint_every == 0 or trainer.step == optimisation.steps:
@@ -147,9 +165,9 @@ def _loop(config: dict[str, Any]) -> list[Metrics] | str:
     return trainer.history
 
 
-def _diverged(training: Training, step: int) -> str:
+def _diverged(training: Training, step: int) -> InputError:
     section, lr = training.batch_field.partition(".")[0], training.optimisation.lr
-    return f"{section}.lr: {lr:g} led to values that are not finite by step {step}; lower it"
+    return InputError(f"{section}.lr: {lr:g} led to values that are not finite by step {step}; lower it")
 
 
 def _report(trainer: Trainer) -> None:

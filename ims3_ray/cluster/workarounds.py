@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import ray
+from ray._private import ray_constants
 
 from ims3_ray.errors import InputError
 
@@ -21,9 +22,10 @@ if TYPE_CHECKING:
 
 # A pool that takes every whole CPU can hang after a node is lost. Goes with ray#44687.
 CPUS_PER_ACTOR = 0.8
+UV_RUN = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
 ENVIRONMENT = {
-    # A driver under `uv run` would start every worker anew. Goes with ray#50961.
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    # A driver under `uv run` would start every worker by it, anew and not as a fork. Goes with ray#50961.
+    UV_RUN: "0",
     # Reports of a training wait for the controller's next look, else 2 s apart. Goes when they wake it.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     # Where many tasks fail alike, each error but the first would be printed. Goes when ray.get hears of all.
@@ -34,6 +36,14 @@ ENVIRONMENT = {
 MAX_START_FAILURES = 3  # Ray Train's default waits for ever for resources that never come
 START_TIMEOUT, START_TIMEOUT_S = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", 60.0  # Ray's own
 ADDRESS = "RAY_ADDRESS"
+
+
+def set_environment() -> None:
+    """Before `ray.init`, as far as nobody chose otherwise."""
+    for name, value in (ENVIRONMENT | {"RAY_USAGE_STATS_ENABLED": "0"}).items():
+        os.environ.setdefault(name, value)
+    # this one Ray has read already, as it was imported
+    ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = ray_constants.env_bool(UV_RUN, True)
 
 
 def quieten(logger: str) -> None:

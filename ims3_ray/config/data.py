@@ -57,8 +57,8 @@ class Data(Section):
     """Share of each class's training images held out for validation, where no folder is named."""
     classes: tuple[str, ...] | None = None
     """Class folders to use in every split, at least 2; null uses all."""
-    class_map: str | None = None
-    """YAML or JSON table of class folder: label of the generator, or new for fresh class rows."""
+    class_map: str | dict[str, int] | None = None
+    """Table of class folder: label of the generator, a YAML or JSON file of one, or new for fresh rows."""
     mirror: bool = True
     """Whether the mirror image of each image is learned too."""
     max_bad_fraction: Share = 0.01

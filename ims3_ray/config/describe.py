@@ -14,13 +14,14 @@ from .base import Settings
 from .pretrain import Pretrain
 from .settings import Config, Evaluating, Selecting
 
-JOBS: dict[str, type[Settings]] = {  # convert and recipes take none
-    **dict.fromkeys(("distill", "ablate", "sweep", "bench", "runs", "init"), Config),
-    "evaluate": Evaluating,
+JOBS: dict[str, type[Settings]] = {  # completion, convert and recipes take none
+    **dict.fromkeys(("distill", "ablate", "sweep", "bench", "runs", "init", "push", "doctor"), Config),
+    **dict.fromkeys(("evaluate", "verify"), Evaluating),
     "select": Selecting,
     "pretrain": Pretrain,
 }
-ONLY = {"runs": ("storage",), "init": ("storage",)}  # of the fields that its settings have
+# of the fields that its settings have
+ONLY: dict[str, tuple[str, ...]] = dict.fromkeys(("runs", "init", "push", "doctor"), ("storage",))
 KINDS = {"integer": "integer", "number": "number", "string": "text", "boolean": "true or false"}
 BOUNDS = (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
 NAMES = ("field", "type", "default", "")
@@ -29,8 +30,8 @@ INTRO = """# Configuration
 Fields are given as words, `sample.subgroups=20`, or in a recipe's YAML, sections as mappings. Strongest
 first: words, the recipe, environment variables (`IMS3_STORAGE`, `IMS3_WORKERS__ACTORS`; for pretrain
 `IMS3_PRETRAIN_…`), the defaults below. `python jobs/distill.py --dry-run` shows what a run resolves to.
-Everything but `workers` and `storage` goes into the fingerprints of what is made. `convert` and `recipes`
-take no fields, `runs` and `init` take `storage` alone.
+Everything but `workers` and `storage` goes into the fingerprints of what is made. `completion`, `convert` and
+`recipes` take no fields, `runs`, `init`, `push` and `doctor` take `storage` alone.
 """
 
 Schema = Mapping[str, Any]  # JSON, as pydantic writes it
@@ -102,6 +103,12 @@ def _kind(spec: Schema) -> str:
 
 def _shown(value: object) -> str:
     return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True).removesuffix("...\n").strip()
+
+
+def fields(job: str) -> list[str]:
+    """The names of a command's fields."""
+    rows = [row.field for part in parts(JOBS[job]) for row in part.rows] if job in JOBS else []
+    return [field for field in rows if field in ONLY.get(job, (field,))]
 
 
 def help_text(job: str) -> str | None:

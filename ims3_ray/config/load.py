@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from ims3_ray.errors import InputError
 
 from .base import Settings
+from .data import Data
 from .parse import read_text, read_yaml
 from .settings import Config
 
@@ -65,8 +66,13 @@ def load_config(recipe: str = "digits", overrides: Overrides | None = None) -> C
 
 def subject(config: Config) -> str:
     """What a run is about: its recipe; where other images stand in place of a named recipe's own, these."""
-    named = load_config(config.recipe).data.train if config.recipe in recipe_names() else None
-    return config.recipe if named in (None, config.data.train) else config.data.name
+    return subject_of(config.recipe, config.data)
+
+
+def subject_of(recipe: str, data: Data) -> str:
+    """The same of a recipe's name and its images."""
+    named = load_config(recipe).data.train if recipe in recipe_names() else None
+    return recipe if named in (None, data.train) else data.name
 
 
 def load_settings(kind: type[Kind], overrides: Overrides, recipe: Values | None = None) -> Kind:
@@ -146,8 +152,9 @@ def _drop_what_spoke_of_others(values: Values, recipe: Values, overrides: Overri
 
 
 def _unpinned(place: object) -> object:
-    """A hub id without its revision: what is said of a model holds for it at every commit."""
-    return re.sub(r"^([\w.-]+/[\w.-]+)@.*$", r"\1", place) if isinstance(place, str) else place
+    """A hub id without hf:// and its revision: what is said of a model holds for it at every commit."""
+    plain = r"^(?:hf://)?([\w.-]+/[\w.-]+?)(?:@.*)?$"
+    return re.sub(plain, r"\1", place) if isinstance(place, str) else place
 
 
 def _is_given(overrides: Overrides, section: str, field: str) -> bool:

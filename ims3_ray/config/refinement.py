@@ -41,10 +41,10 @@ class Refine(Section):
 
     steps: int = Field(default=0, ge=0)
     """Steps of every class; 0 leaves the images as they were drawn, the paper's form."""
-    objective: Literal["gradients", "features"] = "gradients"
-    """What is matched: gradients of the probes' loss, or means of their maps."""
+    objective: Literal["gradients", "filters", "features"] = "gradients"
+    """What is matched: gradients of the probes' loss, tensor or filter by filter, or means of their maps."""
     space: Literal["latent", "pixel"] = "latent"
-    """What is moved: latents of the generator's VAE, or the pixels themselves."""
+    """What is moved: latents of the generator's VAE, or pixels at the size that classifiers see."""
     start: Literal["selection", "medoids"] = "selection"
     """medoids: real images, k-means medoids of their class, in place of those selected."""
     lr: float = Field(default=0.1, gt=0, allow_inf_nan=False)

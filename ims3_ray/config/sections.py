@@ -3,17 +3,37 @@
 A field's `description` is what `--help` and docs/configuration.md say of it (describe.py).
 """
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Literal, get_args
 
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from .base import Arithmetic, BatchSize, Compile, Count, Graphs, Section, Share, Weight
 from .data import Licence, refuse_twice
 
 NetworkName = Literal["convnet3", "convnet6", "resnetap10", "resnet18", "convnet4", "resnet8", "mlp"]
+TIMM = re.compile(r"timm:[\w.]+")
+
+
+def _as_network(spec: str) -> str:
+    if spec not in get_args(NetworkName) and not TIMM.fullmatch(spec):
+        raise ValueError(f"should be one of {', '.join(get_args(NetworkName))}, or timm:NAME")
+    return spec
+
+
+NetworkSpec = Annotated[str, AfterValidator(_as_network)]
+"""A network of this project, or any of timm's, without its weights."""
 Baseline = Literal["random", "herding", "k_center", "medoids", "k_medoids"]
 Timestep = Annotated[int, Field(ge=0, le=999)]
 Interval = Annotated[tuple[Timestep, ...], Field(min_length=2, max_length=2)]
+MOST_VIEWS = 1000
 SEEDS_A_RUN = 1000  # classifier seeds that belong to one seed of the run
 
 
@@ -184,13 +204,22 @@ class Select(Section):
         return self
 
 
+class Export(Section):
+    """What the distilled set holds beside its images."""
+
+    soft_labels: int = Field(default=0, ge=0, le=MOST_VIEWS)
+    """Views of every image whose answers by the soft protocol's teacher are kept with it."""
+
+
 class Evaluate(Section):
     """How an image set is scored."""
 
     protocol: str = "quick"
     """Name of a protocol, with -val on validation images; none leaves evaluation out."""
-    networks: Annotated[tuple[NetworkName, ...], Field(min_length=1)] | None = None
-    """Classifiers to train; null: the protocol's own. At 32 px convnet3, convnet4, resnet8 and mlp fit."""
+    networks: Annotated[tuple[NetworkSpec, ...], Field(min_length=1)] | None = None
+    """Classifiers: convnet3/4/6, resnet8, resnet18, resnetap10, mlp, timm:NAME; null: the protocol's own."""
+    teacher: str | None = None
+    """Of soft protocols: timm:NAME, a folder, hub id, package://digits; null: trained on the real images."""
     seeds: int = Field(default=3, ge=2, le=SEEDS_A_RUN)
     """Classifiers a set and network; 1 gives no interval."""
     baselines: tuple[Baseline, ...] = ("random",)
@@ -199,6 +228,8 @@ class Evaluate(Section):
     """Draws of random real images, whose accuracy spreads most, where these are more than seeds."""
     full: bool = True
     """Also train on the full real set."""
+    membership_images: int = Field(default=1000, ge=0)
+    """Training images that a membership attack tries, and at most as many scored ones; 0 leaves it out."""
     neighbours: Count = 5
     """k of the coverage balls."""
     pool_images: Count | None = None
@@ -206,5 +237,5 @@ class Evaluate(Section):
 
     @field_validator("networks", "baselines")
     @classmethod
-    def _arerefuse_twice(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    def _refuse_twice(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
         return names and refuse_twice(names)

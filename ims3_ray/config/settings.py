@@ -17,6 +17,7 @@ from .sections import (
     Embed,
     Encode,
     Evaluate,
+    Export,
     Invert,
     Model,
     Sample,
@@ -24,9 +25,13 @@ from .sections import (
 )
 from .tuning import Finetune, InversionMatching
 
-WEIGHTS = (("model", "path"), ("model", "vae"), ("embed", "extractor"))  # fields that may name a hub id
+# fields that may name a hub id
+WEIGHTS = (("model", "path"), ("model", "vae"), ("embed", "extractor"), ("evaluate", "teacher"))
 # fields that may name a local path
 PLACES = (("data", "train"), ("data", "validation"), ("data", "test"), *WEIGHTS)
+
+# fields that older versions did not have: no run that leaves them alone has another key
+LATER = {("evaluate", "teacher"): None, ("export", "soft_labels"): 0}
 
 
 class Workers(Section):
@@ -98,6 +103,7 @@ class Config(Settings):
     select: Select = Select()
     probe: Probe = Probe()
     refine: Refine = Refine()
+    export: Export = Export()
     evaluate: Evaluate = Evaluate()
     workers: Workers = Workers()
     storage: str = "./runs"
@@ -142,6 +148,11 @@ class Config(Settings):
     def identity(self) -> dict[str, Any]:
         """`results`, the same for every way of writing a local path: what fingerprints are made of."""
         values = self.results()
+        for (section, field), default in LATER.items():
+            if values[section][field] == default:
+                del values[section][field]
+        values = {name: value for name, value in values.items() if value != {}}
         for section, field in PLACES:
-            values[section][field] = one_spelling(values[section][field])
+            if field in values[section]:
+                values[section][field] = one_spelling(values[section][field])
         return values

@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ims3_ray.config.parse import Refuse, read_text, read_yaml
@@ -35,19 +35,23 @@ def check_class_names(classes: Sequence[str]) -> None:
 
 
 def class_map(
-    classes: tuple[str, ...], model_names: tuple[str, ...] | None, num_labels: int, given: str | None
+    classes: tuple[str, ...],
+    model_names: tuple[str, ...] | None,
+    num_labels: int,
+    given: str | Mapping[str, int] | None,
 ) -> list[int]:
     """The model's label of every class, in the order of `classes`.
 
     Without `given`, folders are mapped by name: equal to the model's class names (but not to one that two
     classes bear, as ImageNet's cranes do), or ImageNet ids (n01440764 …) where the model has ImageNet's 1000
-    classes. `given` is the path of a YAML or JSON table of folder name → label, or "new": own classes then
-    get labels 0 … C − 1 of a fresh class table. InputError says which folders have no label.
+    classes. `given` is a table of folder name → label, the path of one in YAML or JSON, or "new": own classes
+    then get labels 0 … C − 1 of a fresh class table. InputError says which folders have no label.
     """
     if given == NEW:
         return list(range(len(classes)))
     if given is not None:
-        return _from_table(classes, num_labels, given)
+        table, named = (_read(given), f" {given}") if isinstance(given, str) else (given, "")
+        return _from_table(classes, num_labels, table, f"data.class_map:{named}")
     bearers = Counter(model_names)
     known = {name: label for label, name in enumerate(model_names or ()) if bearers[name] == 1}
     if num_labels == 1000:
@@ -81,7 +85,7 @@ def imagenet_names() -> list[str]:
     return [info.label_name_to_description(wnid) for wnid in imagenet_labels()]
 
 
-def _from_table(classes: tuple[str, ...], num_labels: int, given: str) -> list[int]:
+def _read(given: str) -> Mapping[str, object]:
     path = Path(given)
     if not path.is_file():
         raise InputError(f"data.class_map: {given} is neither a file nor 'new'")
@@ -95,17 +99,24 @@ def _from_table(classes: tuple[str, ...], num_labels: int, given: str) -> list[i
         raise InputError(
             f"data.class_map: {given} holds a {type(table).__name__}; give a table of folder name: label"
         )
-    table = {str(name): label for name, label in table.items()}
+    return {str(name): label for name, label in table.items()}
+
+
+def _from_table(
+    classes: tuple[str, ...], num_labels: int, table: Mapping[str, object], where: str
+) -> list[int]:
     if missing := [name for name in classes if name not in table]:
-        raise InputError(f"data.class_map: {given} has no label for class folders {some(missing)}")
-    labels = [table[name] for name in classes]
-    for name, label in zip(classes, labels, strict=True):
+        raise InputError(f"{where} has no label for class folders {some(missing)}")
+    labels: list[int] = []
+    for name in classes:
+        label = table[name]
         if type(label) is not int or not 0 <= label < num_labels:
             raise InputError(
-                f"data.class_map: {name!r} has label {label!r}; the generator knows 0 … {num_labels - 1}"
+                f"{where} {name!r} has label {label!r}; the generator knows 0 … {num_labels - 1}"
             )
+        labels.append(label)
     if len(set(labels)) < len(labels):
-        raise InputError(f"data.class_map: {given} gives one label to two class folders")
+        raise InputError(f"{where} gives one label to two class folders")
     return labels
 
 

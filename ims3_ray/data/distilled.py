@@ -15,18 +15,21 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import MANIFEST, Directory, open_directory, read_manifest
 from ims3_ray.storage.directory import Stream
+from ims3_ray.storage.hub import fetch_set, hub_name
 from ims3_ray.storage.tables import Columns
 from ims3_ray.text import as_code, as_text
 
 from .images import ImageSet
 from .pixels import decode
-from .sources import PARQUET
+from .sources import PARQUET, label_names
+from .views import ViewSet, read_views
 
 ORIGIN = ("subgroup", "index", "seed")  # of an image
 Entry = dict[str, object]  # of an image in the manifest
@@ -177,16 +180,20 @@ def list_images(directory: Directory, classes: Sequence[str]) -> ImageSet:
 
 
 class DistilledSet(Dataset):
-    """The distilled images in memory: item i is (PIL image or `transform` of it, label of `classes`)."""
+    """The distilled images in memory: item i is (PIL image or `transform` of it, label of `classes`).
+
+    `soft_labels` (N, K, classes) are a teacher's logits for K views of every image, where the set holds them.
+    """
 
     def __init__(self, directory: Directory, transform: Callable[[Image.Image], Any] | None = None):
         with pa.BufferReader(directory.read(PARQUET)) as source:
             table = pq.read_table(source)
-        info = json.loads((table.schema.metadata or {})[b"huggingface"])["info"]
-        self.classes: list[str] = info["features"]["label"]["names"]
+        self.classes = label_names(table.schema)
         self.targets: list[int] = table["label"].to_pylist()
         self.transform = transform
         self._pngs = [row["bytes"] for row in table["image"].to_pylist()]
+        self._views = read_views(table)
+        self.soft_labels = None if self._views is None else torch.from_numpy(self._views.logits.copy())
 
     def __len__(self) -> int:
         return len(self._pngs)
@@ -195,10 +202,28 @@ class DistilledSet(Dataset):
         image = decode(self._pngs[index])
         return (self.transform(image) if self.transform else image), self.targets[index]
 
+    def views(self) -> ViewSet:
+        """Every view that the teacher answered to, transformed as the images are, with its logits.
+
+        InputError for a set without soft labels.
+        """
+        if self._views is None:
+            raise InputError("the set holds no soft labels; distil it with export.soft_labels=K")
+        return ViewSet(lambda index: decode(self._pngs[index]), self._views, self.transform)
+
+
+def read_classes(directory: Directory) -> list[str]:
+    """The names that the labels of the set count, in their order; no image is read."""
+    with directory.filesystem.open_input_file((directory / PARQUET).path) as source:
+        return label_names(pq.read_schema(source))
+
 
 def load_distilled(location: str, transform: Callable[[Image.Image], Any] | None = None) -> DistilledSet:
-    """The distilled set at a local path or URI, as a torch Dataset; InputError where none is complete."""
-    directory = open_directory(location)
+    """The distilled set at a local path or URI, or pushed to `hf://ORG/NAME`, as a torch Dataset.
+
+    InputError where none is complete, and where one of the hub is not as it was pushed.
+    """
+    directory = open_directory(fetch_set(location) if hub_name(location) else location)
     if read_manifest(directory) is None or not directory.exists(PARQUET):
         raise InputError(
             f"{location}: holds no complete distilled set ({MANIFEST} and {PARQUET}); finish its run first"

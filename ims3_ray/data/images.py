@@ -10,6 +10,7 @@ import numpy as np
 from ims3_ray.errors import InputError
 from ims3_ray.method.keys import permutation
 from ims3_ray.storage.artifacts import Directory, fingerprint, open_directory
+from ims3_ray.storage.hub import fetch_set, hub_name
 from ims3_ray.text import named, some
 
 from . import digits
@@ -158,6 +159,8 @@ def _class_folders(
     location: str, storage: Directory, name: str, classes: Names, numbered: Names
 ) -> tuple[Directory, str | None]:
     """Those at `location`, or unpacked from what is there; and then from where."""
+    if hub_name(location):
+        return _class_folders(fetch_set(location), storage, name, classes, numbered)[0], location
     if is_named(location):
         return unpack_named(location, storage, name, classes), location
     if is_tensors(location):

@@ -2,15 +2,18 @@
 
 NAME.parquet, or a folder or its `data` of such; a name like train-00000-of-00002.parquet says the split
 a folder with state.json: `Dataset.save_to_disk`; with dataset_dict.json: a folder of that kind a split
-a folder with manifest.json and data/train-….parquet: the product of this project, class folders in `train`
+a folder with manifest.json and data/train-….parquet: the product of this project, class folders in `train`;
+one that was pushed has none
 """
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import pyarrow as pa
 from pyarrow import fs
 
 from ims3_ray.errors import InputError
@@ -39,6 +42,7 @@ class Rows:
     directory: Directory  # on whose filesystem they lie
     files: tuple[str, ...]  # full paths, in the order of the rows
     is_parquet: bool  # else Arrow streams
+    is_product: bool = False  # of this project
 
 
 def find_set(directory: Directory, name: str, classes: Sequence[str] | None) -> Directory | Rows:
@@ -56,9 +60,11 @@ def find_set(directory: Directory, name: str, classes: Sequence[str] | None) -> 
         return Rows(directory, (directory.path,), is_parquet=True)
     if classes and any(directory.has_directory(cls) for cls in classes):
         return directory
-    if _is_product(directory):
+    is_product = _is_product(directory)
+    if is_product:
         read_manifest(directory)  # all of it is there
-        return _of_split({"train": directory / "train"}, where)
+        if directory.has_directory("train"):
+            return _of_split({"train": directory / "train"}, where)
     if directory.exists(SAVED_SPLITS):
         splits = {folder: directory / folder for folder in _entries(directory)[1]}
         return _saved(_of_split(splits, where), name)
@@ -70,7 +76,7 @@ def find_set(directory: Directory, name: str, classes: Sequence[str] | None) -> 
         if match := SPLIT_FILE.fullmatch(path.rsplit("/", 1)[-1]):
             by_split.setdefault(match[1] or match[2], []).append(path)
     files = _of_split(by_split, where) if by_split else files
-    return Rows(directory, tuple(files), is_parquet=True) if files else directory
+    return Rows(directory, tuple(files), is_parquet=True, is_product=is_product) if files else directory
 
 
 def is_tensors(location: str) -> bool:
@@ -84,6 +90,14 @@ def is_of_rows(directory: Directory) -> bool:
         return True
     saved = directory.exists(SAVED_SPLITS) or directory.exists(SAVED)
     return not _is_product(directory) and (saved or bool(_parquet(directory)))
+
+
+def label_names(schema: pa.Schema) -> list[str]:
+    """What labels count, as `datasets` notes it in a file's schema; LookupError or ValueError without."""
+    names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]["label"]["names"]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("its labels have no names")
+    return names
 
 
 def _is_product(directory: Directory) -> bool:

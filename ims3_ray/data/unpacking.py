@@ -6,9 +6,9 @@
     <storage>/unpacked/<key>/<class>/row-0000000
     <storage>/unpacked/<key>.complete      written last: JSON of what integers count, or nothing
 
-Hugging Face `datasets` reads the rows, one file at a time and as plain Arrow: nothing in them is decoded,
-fetched or run. A row's file has the same name and bytes whoever writes it, so that an unpacking that was
-killed is done again.
+Hugging Face `datasets` reads the rows, pyarrow alone those of this project's own product, one file at a time
+and as plain Arrow: nothing in them is decoded, fetched or run. A row's file has the same name and bytes
+whoever writes it, so that an unpacking that was killed is done again.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, cast
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ims3_ray import progress
 from ims3_ray.errors import InputError
@@ -30,7 +31,7 @@ from ims3_ray.storage.artifacts import Directory, fingerprint
 from ims3_ray.storage.signs import alone
 
 from .classes import is_folder_name
-from .sources import Rows
+from .sources import Rows, label_names
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -126,7 +127,7 @@ def _cells_of(rows: Rows, where: str) -> Iterator[Cells]:
         with _at_hand(rows, path) as file:
             name = path.rsplit("/", 1)[-1]
             with reading(f"{where} is no readable {kind}: {name}", "write it anew"):
-                yield from cells(_opened(file, where), where)
+                yield from _own_cells(file, where) if rows.is_product else cells(_opened(file, where), where)
 
 
 @contextlib.contextmanager
@@ -150,8 +151,22 @@ def cells(data: "Dataset | IterableDataset", where: str) -> Iterator[Cells]:
     for table in cast(
         Iterator[pa.Table], data.select_columns([column, image]).with_format("arrow").iter(ROWS)
     ):
-        table.validate(full=True)  # else offsets that lead out of a broken file would be followed
-        yield table[column].to_pylist(), table[image].to_pylist(), names
+        yield _values(table, column), _values(table, image), names
+
+
+def _own_cells(file: Path, where: str) -> Iterator[Cells]:
+    """Of the product, without the library, which is an extra."""
+    with pq.ParquetFile(file) as product:
+        image, column = _columns(product.schema_arrow, where)
+        names = label_names(product.schema_arrow)
+        for batch in product.iter_batches(ROWS, columns=[column, image]):
+            yield _values(batch, column), _values(batch, image), names
+
+
+def _values(table: pa.Table | pa.RecordBatch, name: str) -> list:
+    column = table[name]
+    column.validate(full=True)  # else offsets that lead out of a broken file would be followed
+    return column.to_pylist()
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from ims3_ray.models.device import send
 
-from .protocols import Protocol
+from .rules import Protocol
 from .siamese import diff_augment, one_of_each, uniform
 
 Operation = Callable[[Tensor, float], Tensor]  # (uint8 images, sign) → images
@@ -56,6 +56,8 @@ def view(
 ) -> Float[Tensor, "n c h w"]:
     """`augment` of images of 0 … 1; differentiable by them where the protocol has no RandAugment."""
     steps, x = protocol.augmentations, images
+    if steps.shuffle > 0:
+        x = shuffle_patches(x, steps.shuffle, generator)
     if steps.crop_scale is not None:
         x = resized_crop(x, steps.crop_scale, generator)
     if steps.flip > 0:
@@ -80,6 +82,26 @@ def normalise(images: Float[Tensor, "n 3 h w"], protocol: Protocol) -> Float[Ten
     return (images - mean) / deviation
 
 
+def shuffle_patches(
+    images: Float[Tensor, "n 3 h w"], factor: int, generator: Generator
+) -> Float[Tensor, "n 3 h w"]:
+    """`factor` columns, then as many rows, of every image in another order (Sun et al. 2024, RDED)."""
+    *_, height, width = images.shape
+    columns, rows = (
+        send(_shuffled(size, factor, len(images), generator), images.device) for size in (width, height)
+    )
+    images = images.gather(3, columns[:, None, None, :].expand_as(images))
+    return images.gather(2, rows[:, None, :, None].expand_as(images))
+
+
+def _shuffled(size: int, factor: int, count: int, generator: Generator) -> Int[Tensor, "count size"]:
+    """Places along a side, `factor` pieces of it in `count` random orders; the last piece has the rest."""
+    length = size // factor
+    pieces = torch.arange(size).split([*[length] * (factor - 1), size - length * (factor - 1)])
+    orders = torch.rand((count, factor), generator=generator).argsort(dim=1)
+    return torch.stack([torch.cat([pieces[piece] for piece in order]) for order in orders.tolist()])
+
+
 def resized_crop(
     images: Float[Tensor, "n 3 h w"],
     scale: tuple[float, float],
@@ -87,8 +109,22 @@ def resized_crop(
 ) -> Float[Tensor, "n 3 h w"]:
     """A random box of each image, stretched to the image's size: torchvision's RandomResizedCrop.
 
-    Area uniform in `scale` x the image's, aspect ratio log-uniform from 3/4 to 4/3, place uniform; whole
-    pixels. Bilinear, reading no pixel outside the box.
+    Bilinear, reading no pixel outside the box.
+    """
+    n, _, height, width = images.shape
+    left, top, box_width, box_height = crop_boxes(images, scale, generator)
+    columns = _box_coordinates(width, left, box_width)[:, None, :].expand(n, height, width)
+    rows = _box_coordinates(height, top, box_height)[:, :, None].expand(n, height, width)
+    grid = torch.stack((columns, rows), dim=-1)
+    return functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def crop_boxes(
+    images: Float[Tensor, "n 3 h w"], scale: tuple[float, float], generator: Generator
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """Left, top, width and height of a random box of each image, in whole pixels.
+
+    Area uniform in `scale` x the image's, aspect ratio log-uniform from 3/4 to 4/3, place uniform.
     """
     n, _, height, width = images.shape
     area = uniform(*scale, n, CROP_ATTEMPTS, like=images, generator=generator) * (height * width)
@@ -102,10 +138,7 @@ def resized_crop(
     place = uniform(0.0, 1.0, n, 2, like=images, generator=generator)
     left = (place[:, 0] * (width - box_width + 1)).floor()
     top = (place[:, 1] * (height - box_height + 1)).floor()
-    columns = _box_coordinates(width, left, box_width)[:, None, :].expand(n, height, width)
-    rows = _box_coordinates(height, top, box_height)[:, :, None].expand(n, height, width)
-    grid = torch.stack((columns, rows), dim=-1)
-    return functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return left, top, box_width, box_height
 
 
 def _box_coordinates(

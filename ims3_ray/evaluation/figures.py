@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, NotRequired, TypedDict
 if TYPE_CHECKING:
     from ims3_ray.method.coverage import Values
 
+    from .membership import Membership
+
 CURVE = "distilled_accuracy"  # the metric, by step, of the distilled set while its classifiers train
 # Every set that stands beside those that are scored: its name in a line, and as a title. In a table's order.
 NAMES = {
@@ -39,6 +41,15 @@ class SetFigures(TypedDict):
     last: Accuracies
     best: Accuracies
     label_robust_score: NotRequired[float | None]
+    augmentation_robust_score: NotRequired[float]
+    membership: "NotRequired[Membership]"
+
+
+class TeacherFigures(TypedDict):
+    """Whose answers a soft protocol's networks learnt, and the share of real images that it labels right."""
+
+    network: str
+    accuracy: float
 
 
 class Evaluation(TypedDict):
@@ -49,6 +60,7 @@ class Evaluation(TypedDict):
     sets: dict[str, SetFigures]
     coverage: "dict[str, Values]"
     networks: NotRequired[dict[str, dict[str, SetFigures]]]
+    teacher: NotRequired[TeacherFigures]
 
 
 def headline(document: Evaluation) -> dict[str, float]:
@@ -59,6 +71,8 @@ def headline(document: Evaluation) -> dict[str, float]:
         figures[f"accuracy/{name}/last_interval"] = of_set["last"]["interval"]
         figures[f"accuracy/{name}/best"] = of_set["best"]["mean"]
         figures[f"label_robust_score/{name}"] = of_set.get("label_robust_score")
+        if membership := of_set.get("membership"):
+            figures[f"membership_auc/{name}"] = membership["auc"]
     for label, sets in document.get("networks", {}).items():
         figures |= {f"accuracy/{name}/last/{label}": of_set["last"]["mean"] for name, of_set in sets.items()}
     for name, values in document["coverage"].items():

@@ -9,7 +9,8 @@ from ims3_ray.config.refinement import Probe
 from ims3_ray.models.classifiers import Classifier
 
 from .forward import forward_in, numerics_for
-from .protocols import VALIDATION, Protocol, protocols
+from .protocols import VALIDATION, protocols
+from .rules import Protocol
 from .train import Device, Labelled, budget_of, generator_of, plan, training_steps
 
 State = dict[str, Tensor]
@@ -41,6 +42,13 @@ def states_in_training(
             next(training)
             done += 1
         yield done, {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+
+
+def trained(train: Labelled, rules: Protocol, num_classes: int, seed: int, device: Device) -> State:
+    """The network's values on the CPU at the end of its training."""
+    last = longest_training(rules, len(train[1]), num_classes)
+    ((_, state),) = states_in_training(train, rules, num_classes, seed, [last], device)
+    return state
 
 
 def longest_training(rules: Protocol, num_images: int, num_classes: int) -> int:

@@ -6,9 +6,10 @@ keyed by the seed, so one (set, protocol, seed, kind of device) gives one number
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
@@ -19,12 +20,12 @@ from ims3_ray.method.keys import key_seed
 from ims3_ray.models.device import Numerics, keep_freed_memory
 from ims3_ray.text import some
 
-from .augment import augment, cutmix, normalise
+from .augment import augment, cutmix
 from .forward import forward_in, numerics_for
-from .protocols import Budget, Protocol
+from .rules import Budget, Protocol
+from .scoring import accuracy, confidences
 
 Device = str | torch.device
-SCORING_BATCH = 128  # images a forward pass when scoring; changes no result, larger ones are slower on a CPU
 
 
 @dataclass(frozen=True)
@@ -42,18 +43,32 @@ class Score:
     """What the network ran in: kind of device, precision, compilation."""
     images: int
     """That it was trained on."""
+    confidences: tuple[np.ndarray, ...] = ()
+    """Of each image that it was asked about at the end, by set (`membership.confidence`)."""
 
 
+Answer = Callable[[Tensor], Tensor]
+"""A teacher: images (B, C, S, S) as the protocol's network sees them to logits (B, classes)."""
 Looks = Generator[tuple[int, float], None, Score]
 Labelled = tuple[UInt8[Tensor, "_ 3 _ _"], Int[Tensor, " _"]]
 """Images at the protocol's size (`data.pixels.resize_and_crop` brings them to it) and their labels."""
 
 
-def train_and_score(
-    train: Labelled, scored: Labelled, protocol: Protocol, num_classes: int, seed: int, device: Device = "cpu"
-) -> Score:
-    """Train a protocol's network on one set and score it on another: `training_in_looks` to its end."""
-    training = training_in_looks(train, scored, protocol, num_classes, seed, device)
+@dataclass(frozen=True)
+class Beside:
+    """What a training has beside its images."""
+
+    teacher: Answer | None = None
+    """Whose answers a soft protocol's network learns; on the device."""
+    asked: Sequence[Labelled] = ()
+    """Sets that the network is asked about at the end."""
+
+
+ALONE = Beside()
+
+
+def score_of(training: Looks) -> Score:
+    """The score at the end of a training that nobody looks into."""
     while True:
         try:
             next(training)
@@ -62,13 +77,20 @@ def train_and_score(
 
 
 def training_in_looks(
-    train: Labelled, scored: Labelled, protocol: Protocol, num_classes: int, seed: int, device: Device = "cpu"
+    train: Labelled,
+    scored: Labelled,
+    protocol: Protocol,
+    num_classes: int,
+    seed: int,
+    device: Device = "cpu",
+    beside: Beside = ALONE,
 ) -> Looks:
     """Train the protocol's network on the first set: (step, accuracy) at looks at the second, then a Score.
 
     The set's mean number of images a class sets the number of epochs, so that a full set trains as a full set
-    does. Raises InputError for images of another size than the protocol's, labels outside the classes, a
-    scored class without training images, and a network too deep for the protocol's image size.
+    does. Raises
+    InputError for images of another size than the protocol's, labels outside the classes, a scored class
+    without training images, and a network too deep for the protocol's image size.
     """
     _check_sizes(train[0], scored[0], protocol)
     _check_labels(train[1], scored[1], num_classes)
@@ -85,17 +107,21 @@ def training_in_looks(
     train_loss: list[tuple[int, float]] = []
     losses: list[Tensor] = []
     start = time.perf_counter()
-    training = training_steps(model, forward, (images, labels), protocol, budget, seed)
+    training = training_steps(model, forward, (images, labels), protocol, budget, seed, beside.teacher)
     for step, loss in enumerate(training, start=1):
         losses.append(loss)
         if step in marks:  # the only times that the device is waited for
             train_loss.append((step, torch.stack(losses).mean().item()))
+            model.eval()
             history.append((step, accuracy(forward, *test, protocol)))
+            model.train()
             losses.clear()
             yield history[-1]
     best = max(value for _, value in history)
     seconds = time.perf_counter() - start
-    return Score(history[-1][1], best, history, train_loss, seconds, numerics, len(labels))
+    model.eval()
+    sure = tuple(confidences(forward, *of_set, protocol, device) for of_set in beside.asked)
+    return Score(history[-1][1], best, history, train_loss, seconds, numerics, len(labels), sure)
 
 
 def training_steps(
@@ -105,8 +131,10 @@ def training_steps(
     protocol: Protocol,
     budget: Budget,
     seed: int,
+    teacher: Answer | None = None,
 ) -> Iterator[Float[Tensor, ""]]:
     """Train the model, by its `forward`, on images on its device: the loss of every step, once it is done."""
+    assert protocol.is_soft == (teacher is not None), protocol.label
     images, labels = train
     optimiser, previous = _optimiser(model, protocol, budget), 1.0
     order, views = generator_of(seed, "batches", labels.device), generator_of(seed, "augmentations")
@@ -118,10 +146,16 @@ def training_steps(
         for group in optimiser.param_groups:
             group["lr"] = budget.learning_rate * factor
         previous = factor
-        yield train_step(forward, optimiser, images[rows], labels[rows], protocol, views)
+        yield train_step(forward, optimiser, images[rows], labels[rows], protocol, views, teacher)
 
 
-def _optimiser(model: torch.nn.Module, protocol: Protocol, budget: Budget) -> torch.optim.SGD:
+def _optimiser(model: torch.nn.Module, protocol: Protocol, budget: Budget) -> torch.optim.Optimizer:
+    if protocol.optimiser == "adamw":
+        named = list(model.named_parameters())
+        kernels = [value for name, value in named if "weight" in name and value.dim() > 1]
+        others = [value for name, value in named if not ("weight" in name and value.dim() > 1)]
+        groups = [{"params": kernels}, {"params": others, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=budget.learning_rate, weight_decay=budget.weight_decay)
     return torch.optim.SGD(
         model.parameters(),
         lr=budget.learning_rate,
@@ -203,6 +237,8 @@ def rate(protocol: Protocol, budget: Budget, step: int, steps: int) -> float:
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
     units = budget.units
     unit = step * units // steps  # the epoch, where there are epochs
+    if protocol.schedule == "half_cosine":
+        return 0.5 * (1 + math.cos(math.pi * unit / units / 2))
     if protocol.schedule == "restart":
         return 0.1 if unit >= (units - 1) // 2 + 2 else 1.0
     return 0.2 ** sum(unit >= milestone for milestone in (2 * units // 3, 5 * units // 6))
@@ -215,31 +251,32 @@ def train_step(
     labels: Int[Tensor, " b"],
     protocol: Protocol,
     generator: torch.Generator,
+    teacher: Answer | None = None,
 ) -> Float[Tensor, ""]:
     """One optimiser step on one batch; gives its loss, still on the device."""
-    x = augment(images, protocol, generator)
+    x, partner_labels, own_share = augment(images, protocol, generator), labels, None
     if protocol.cutmix > 0:
         x, partner_labels, own_share = cutmix(x, labels, protocol.cutmix, generator)
-        logits = model(x)
+    logits = model(x)
+    if teacher is not None and protocol.temperature is not None:
+        loss = soft_loss(logits, teacher(x), protocol.temperature)
+    elif own_share is not None:
         loss = own_share * functional.cross_entropy(logits, labels)
         loss = loss + (1 - own_share) * functional.cross_entropy(logits, partner_labels)
     else:
-        loss = functional.cross_entropy(model(x), labels)
+        loss = functional.cross_entropy(logits, labels)
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     optimiser.step()
     return loss.detach()
 
 
-@torch.no_grad()
-def accuracy(
-    model: Callable[[Tensor], Tensor],
-    images: UInt8[Tensor, "m 3 s s"],
-    labels: Int[Tensor, " m"],
-    protocol: Protocol,
-) -> float:
-    """Share of the images that the model labels right."""
-    correct = torch.zeros((), dtype=torch.int64, device=labels.device)
-    for batch, truth in zip(images.split(SCORING_BATCH), labels.split(SCORING_BATCH), strict=True):
-        correct += (model(normalise(batch.float() / 255, protocol)).argmax(dim=1) == truth).sum()
-    return correct.item() / len(labels)
+def soft_loss(
+    logits: Float[Tensor, "b classes"], answers: Float[Tensor, "b classes"], temperature: float
+) -> Float[Tensor, ""]:
+    """KL divergence of the network's distribution from the teacher's, both at `temperature`; mean over b.
+
+    Hinton et al. 2015, without their factor of temperature squared, as published (Sun et al. 2024).
+    """
+    ours, theirs = (functional.log_softmax(x / temperature, dim=1) for x in (logits, answers))
+    return functional.kl_div(ours, theirs, reduction="batchmean", log_target=True)

@@ -1,0 +1,20 @@
+"""The products, a room each, and by which command each is asked for."""
+
+COMMANDS = {  # name → module of this package with `add_arguments(parser)` and `run(arguments)`
+    "ablate": "ims3_ray.jobs.ablate.command",
+    "bench": "ims3_ray.jobs.bench.command",
+    "completion": "ims3_ray.jobs.completion",
+    "convert": "ims3_ray.jobs.convert",
+    "distill": "ims3_ray.jobs.distill.command",
+    "doctor": "ims3_ray.jobs.doctor",
+    "evaluate": "ims3_ray.jobs.evaluate.command",
+    "init": "ims3_ray.jobs.init",
+    "pretrain": "ims3_ray.jobs.pretrain.command",
+    "push": "ims3_ray.jobs.share.push",
+    "recipes": "ims3_ray.jobs.recipes",
+    "runs": "ims3_ray.jobs.runs.command",
+    "select": "ims3_ray.jobs.select",
+    "sweep": "ims3_ray.jobs.sweep.command",
+    "verify": "ims3_ray.jobs.share.verify",
+    "view": "ims3_ray.jobs.view.command",
+}

@@ -7,8 +7,6 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from ims3_ray.runs.tracking import tracking_uri
-from ims3_ray.storage.artifacts import open_directory
 from ims3_ray.text import redacted
 
 SCRIPTS = {"select": "select_subgroups"}  # where a script is not called as its command
@@ -41,11 +39,3 @@ def program(name: str) -> str:
 def look_at(document: str) -> dict[str, str]:
     """A JSON document as lines; none of one that lies in a bucket."""
     return {} if "://" in document else {"look": shlex.join([program("python"), "-m", "json.tool", document])}
-
-
-def look(storage: str) -> dict[str, str]:
-    """MLflow's page over the runs of a storage; none where a tracking server shows them."""
-    uri = tracking_uri(open_directory(storage))
-    if not uri.startswith("sqlite:///"):
-        return {}
-    return {"look": shlex.join([program("mlflow"), "ui", "--backend-store-uri", uri])}

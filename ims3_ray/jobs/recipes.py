@@ -13,7 +13,6 @@ import textwrap
 from ims3_ray.config.load import load_config, recipe_names, recipe_text
 
 INDENT = "    "
-STATED = ("Hardware", "Time(?: and memory)?")  # in the comment that a recipe begins with
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,12 +34,21 @@ def table() -> list[str]:
         classes = config.data.classes
         images = config.data.train or (f"{len(classes)} classes of yours" if classes else "images of yours")
         sentence = re.split(r"(?<=[a-z)])[:.] ", comment)[0].rstrip(":.")
-        hardware, time = (re.findall(rf"{word}: (.*?)[.;] ", comment)[0] for word in STATED)
+        where, time = _stated(comment, "Hardware"), _stated(comment, "Time(?: and memory)?")
         facts = f"{images}; {config.model.path}; scored by {config.evaluate.protocol}; ipc {config.ipc}"
         lines.append(name)
-        for text in (f"{sentence}.", facts, f"{hardware}; time {time}"):
+        for text in (f"{sentence}.", facts, f"{where}; time {time}"):
             lines += textwrap.wrap(text, 80, initial_indent=INDENT, subsequent_indent=INDENT)
     return lines
+
+
+def hardware(name: str) -> str:
+    """What a recipe takes, as the comment that it begins with says."""
+    return _stated(_comment(recipe_text(name)[1]), "Hardware")
+
+
+def _stated(comment: str, word: str) -> str:
+    return re.findall(rf"{word}: (.*?)[.;] ", comment)[0]
 
 
 def _comment(text: str) -> str:

@@ -16,6 +16,7 @@ rounding.
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import faiss
 import numpy as np
@@ -58,7 +59,7 @@ def class_coverage(
             raise ValueError(f"class {label}: {len(x)} real images; k = {k} neighbours need at least {k + 1}")
         if len(y) == 0:
             raise ValueError(f"class {label}: no synthetic image, but {len(x)} real ones")
-        per_class[int(label)] = _metrics(x, y, k)
+        per_class[int(label)] = metrics(RealClass(x, k), y)
     return ClassCoverage(class_mean(per_class), per_class)
 
 
@@ -71,8 +72,22 @@ def class_mean(per_class: dict[int, Values]) -> Values:
     }
 
 
-def _metrics(x: Features, y: Features, k: int) -> Values:
-    nnd, d = _neighbour_distances2(x, k), _distances2(x, y)
+class RealClass:
+    """A class's real images (N, D), and what is known of them once for all sets that are compared to them."""
+
+    def __init__(self, x: Features, k: int):
+        nearest = _nearest2(x, k)
+        self.x, self.k, self.nnd2, self.nearest2 = x, k, nearest[:, k], nearest[:, 1]
+
+    @cached_property
+    def spread(self) -> float:
+        """The term of KID that is of the real images alone."""
+        return _among(_for_kid(self.x))
+
+
+def metrics(real: RealClass, y: Features) -> Values:
+    """Every metric of the synthetic images (M, D) of one class, M at least 1."""
+    x, k, nnd, d = real.x, real.k, real.nnd2, _distances2(real.x, y)
     inside = d <= nnd[:, None]
     covered_by_some = np.asarray(inside.any(axis=1))
     recall = None
@@ -85,10 +100,10 @@ def _metrics(x: Features, y: Features, k: int) -> Values:
         "density": float(inside.sum() / (k * len(y))),
         "precision": float(inside.any(axis=0).mean()),
         "recall": recall,
-        "copy_rate": copy_rate(x, y),
+        "copy_rate": float(_copies(x, real.nearest2, y)[1].mean()),
         **nearest_distances(x, y),
         "vendi": vendi(y),
-        "kid": kid(*(v * v.shape[1] ** 0.5 for v in (x, y))) if len(y) > 1 else None,
+        "kid": _kid(_for_kid(x), _for_kid(y), real.spread) if len(y) > 1 else None,
     }
 
 
@@ -125,14 +140,16 @@ def copies(real: Features, others: Features) -> tuple[Int[np.ndarray, " m"], Boo
     A copy is as near to a real image as the nearest percent of real images are to each other; both of one
     class. Of fresh images from the real distribution about one percent count. Needs at least two real images.
     """
-    threshold = np.percentile(_neighbour_distances2(real, 1), COPY_PERCENTILE)
+    return _copies(real, _neighbour_distances2(real, 1), others)
+
+
+def _copies(
+    real: Features, nearest2: Float32[np.ndarray, " n"], others: Features
+) -> tuple[np.ndarray, np.ndarray]:
+    """`copies`, by the squared distances (N,) of the real images to each other's nearest."""
+    threshold = np.percentile(nearest2, COPY_PERCENTILE)
     distances, rows = _search(real, others, 1)
     return rows[:, 0], distances[:, 0] <= threshold
-
-
-def copy_rate(real: Features, synthetic: Features) -> float:
-    """Share of synthetic images that `copies` counts: says whether a generator memorised."""
-    return float(copies(real, synthetic)[1].mean())
 
 
 def nearest_distances(real: Features, synthetic: Features) -> dict[str, float]:
@@ -165,15 +182,26 @@ def kid(real: Features, synthetic: Features) -> float:
             f"kid: needs at least 2 real and 2 synthetic rows, not {len(real)} and {len(synthetic)}"
         )
     x, y = real.astype(np.float64), synthetic.astype(np.float64)
+    return _kid(x, y, _among(x))
 
-    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return (a @ b.T / a.shape[1] + 1) ** 3
 
-    def among(a: np.ndarray) -> float:
-        values = kernel(a, a)
-        return (values.sum() - np.trace(values)) / (len(a) * (len(a) - 1))
+def _for_kid(x: Features) -> Float[np.ndarray, "_ d"]:
+    """Features of length 1 with values of about 1."""
+    return (x * x.shape[1] ** 0.5).astype(np.float64)
 
-    return float(among(x) + among(y) - 2 * kernel(x, y).mean())
+
+def _kid(x: np.ndarray, y: np.ndarray, among_x: float) -> float:
+    return float(among_x + _among(y) - 2 * _kernel(x, y).mean())
+
+
+def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a @ b.T / a.shape[1] + 1) ** 3
+
+
+def _among(a: np.ndarray) -> float:
+    """Mean kernel of every two rows."""
+    values = _kernel(a, a)
+    return float((values.sum() - np.trace(values)) / (len(a) * (len(a) - 1)))
 
 
 @contextmanager
@@ -196,10 +224,15 @@ def _distances2(x: Features, y: Features) -> Float32[np.ndarray, "n m"]:
 
 
 def _neighbour_distances2(x: Features, k: int) -> Float32[np.ndarray, " n"]:
-    """Squared NND_k. Of the k + 1 nearest rows one is the row itself, at distance 0."""
+    """Squared NND_k."""
+    return _nearest2(x, k)[:, k]
+
+
+def _nearest2(x: Features, k: int) -> Float32[np.ndarray, "n _"]:
+    """Squared distances to the k + 1 nearest rows, of which one is the row itself, at distance 0."""
     if len(x) <= k:
         raise ValueError(f"k: {k} neighbours need at least {k + 1} rows, not {len(x)}")
-    return _search(x, x, k + 1)[0][:, k]
+    return _search(x, x, k + 1)[0]
 
 
 def _search(base: Features, queries: Features, count: int) -> tuple[np.ndarray, np.ndarray]:

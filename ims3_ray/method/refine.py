@@ -58,6 +58,17 @@ def gradient_distance(ours: Statistic, theirs: Statistic) -> Float[Tensor, ""]:
     ).sum()
 
 
+def filter_distance(ours: Statistic, theirs: Statistic) -> Float[Tensor, ""]:
+    """Σ over filters (rows of a kernel or a linear layer) of 1 − cos: Zhao et al. 2021, eq. 9 as published.
+
+    Values without rows, of norms and biases, are left out, as their code does.
+    """
+    pairs = [(a.flatten(1), b.flatten(1)) for a, b in zip(ours, theirs, strict=True) if a.dim() > 1]
+    return torch.stack(
+        [(1 - functional.cosine_similarity(a, b, dim=1, eps=1e-12)).sum() for a, b in pairs]
+    ).sum()
+
+
 def map_means(probe: nn.Module, images: Images, _label: int, *, differentiable: bool) -> Statistic:
     """Mean over the images of the maps after every activation, a tensor (c, h, w) each."""
     means: Statistic = []
@@ -88,6 +99,7 @@ class Objective:
 
 OBJECTIVES = {
     "gradients": Objective(loss_gradients, gradient_distance),
+    "filters": Objective(loss_gradients, filter_distance),
     "features": Objective(map_means, mean_distance),
 }
 

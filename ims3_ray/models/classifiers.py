@@ -199,8 +199,7 @@ def build(
     a ConvNet's first convolution. Raises InputError for fewer than two classes, or an image too small for the
     network's depth.
     """
-    if num_classes < 2:
-        raise InputError(f"num_classes: a classifier needs at least 2 classes, not {num_classes}")
+    refuse_one_class(num_classes)
     if image_size < SMALLEST_IMAGE[name]:
         fitting = [other for other in NETWORKS if image_size >= SMALLEST_IMAGE[other]]
         remedy = f"choose {' or '.join(fitting)}, or larger images" if fitting else "use larger images"
@@ -220,6 +219,11 @@ def build(
     if generator is not None:
         initialise(model, generator)
     return model
+
+
+def refuse_one_class(num_classes: int) -> None:
+    if num_classes < 2:
+        raise InputError(f"num_classes: a classifier needs at least 2 classes, not {num_classes}")
 
 
 def _assemble(

@@ -5,11 +5,10 @@ normalisation), or a classifier of this project saved in a folder (`config.json`
 which may come with the package (`package://digits`). Whatever the kind, pixels in, unit vectors out.
 """
 
-import difflib
 import json
 import logging
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -24,8 +23,8 @@ from ims3_ray.errors import InputError
 from .batches import DECODER, in_batches, to_images
 from .classifiers import Classifier, NetworkName, build
 from .files import check_shapes, read_json, read_tensors, resolve_model, shapes_of
+from .timm_networks import TIMM_SCHEME, check_name
 
-TIMM_SCHEME = "timm:"
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 SUBFOLDER = "extractor"  # of a model folder that also holds a generator
 Colour = tuple[float, float, float]
@@ -146,7 +145,8 @@ def _extractor_folder(spec: str) -> Path:
     return folder
 
 
-def _saved_extractor(spec: str, device: torch.device) -> Extractor:
+def load_classifier(spec: str) -> tuple[Classifier, ExtractorConfig]:
+    """The classifier of an extractor's folder, on the CPU, and what its config.json says."""
     folder = _extractor_folder(spec)
     config = ExtractorConfig.read(folder / CONFIG_NAME)
     model = build(config.network, config.num_classes, config.image_size, None, width=config.width)
@@ -154,6 +154,11 @@ def _saved_extractor(spec: str, device: torch.device) -> Extractor:
     what = f"the {config.network} that {CONFIG_NAME} describes"
     check_shapes(shapes_of(tensors), shapes_of(model.state_dict()), folder / WEIGHTS_NAME, what)
     model.load_state_dict(tensors)
+    return model, config
+
+
+def _saved_extractor(spec: str, device: torch.device) -> Extractor:
+    model, config = load_classifier(spec)
     dim = model.dim
     model.add_module("fc", nn.Identity())
     return Extractor(model, dim, config.image_size, config.mean, config.deviation, device)
@@ -181,6 +186,14 @@ def _timm_folder(name: str) -> Path | None:
 
 
 def _timm_extractor(spec: str, device: torch.device) -> Extractor:
+    model, size, mean, deviation = load_timm(spec, num_classes=0)
+    with torch.inference_mode():
+        dim = model.eval()(torch.zeros(1, 3, size, size)).shape[1]
+    return Extractor(model, dim, size, mean, deviation, device)
+
+
+def load_timm(spec: str, **arguments: Any) -> tuple[nn.Module, int, Colour, Colour]:
+    """A timm model with its weights, the pixels a side that it sees, and their mean and deviation."""
     import timm  # seconds to import, and needed for this kind alone
     import timm.data
 
@@ -191,9 +204,8 @@ def _timm_extractor(spec: str, device: torch.device) -> Extractor:
         )
     if folder := _timm_folder(name):
         name = f"local-dir:{folder}"
-    elif not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=5)
-        raise InputError(f"{spec}: timm has no model {name!r}; near it: {', '.join(near) or 'none'}")
+    else:
+        check_name(name, spec)
     hub_log = logging.getLogger("huggingface_hub")
     level = hub_log.level
     with torch.random.fork_rng(devices=[]):  # timm draws from the global generator
@@ -203,7 +215,7 @@ def _timm_extractor(spec: str, device: torch.device) -> Extractor:
             hub_id = timm.get_pretrained_cfg_value(name, "hf_hub_id") if revision else None
             source = {"hf_hub_id": f"{hub_id}@{revision}"} if revision else None
             model = timm.create_model(
-                name, pretrained=query != "pretrained=false", pretrained_cfg_overlay=source, num_classes=0
+                name, pretrained=query != "pretrained=false", pretrained_cfg_overlay=source, **arguments
             )
         except (OSError, RuntimeError, ValueError) as error:  # the hub's client and timm raise all three
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -215,8 +227,5 @@ def _timm_extractor(spec: str, device: torch.device) -> Extractor:
         finally:
             hub_log.setLevel(level)
     data = timm.data.resolve_model_data_config(model)
-    size = data["input_size"][-1]
-    with torch.inference_mode():
-        dim = model.eval()(torch.zeros(1, 3, size, size)).shape[1]
     mean, deviation = (cast(Colour, tuple(map(float, data[key]))) for key in ("mean", "std"))
-    return Extractor(model, dim, size, mean, deviation, device)
+    return model, data["input_size"][-1], mean, deviation

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import math
 import pickle
 import zipfile
 from collections.abc import Generator, Mapping
@@ -92,14 +93,19 @@ def find_weights(folder: Path) -> list[Path]:
 
 
 def read_tensors(paths: list[Path]) -> dict[str, Tensor]:
-    """All tensors by name, on the CPU. Pickled files give plain tensors: InputError for anything more."""
+    """All tensors by name, on the CPU. Pickled files give plain tensors: InputError for anything more.
+
+    InputError where values are not finite, too.
+    """
     tensors: dict[str, Tensor] = {}
     for path in paths:
         if path.suffix == ".safetensors":
             with _whole(path):
-                tensors.update(load_file(path))
+                held = load_file(path)
         else:
-            tensors.update(_state_dict(path, "cpu"))
+            held = _state_dict(path, "cpu")
+        check_finite(held, path)
+        tensors.update(held)
     return tensors
 
 
@@ -156,6 +162,16 @@ def check_shapes(found: Shapes, expected: Shapes, source: Path, what: str) -> No
     """InputError, with the names shortened, unless both hold the same names with the same shapes."""
     if problems := mismatch(found, expected):
         raise InputError(f"{source}: is not {what} ({problems})")
+
+
+def check_finite(tensors: Mapping[str, Tensor], source: str | Path) -> None:
+    """InputError, with the tensors' names, where weights are not finite."""
+    sums = {name: float(value.sum(dtype=torch.float32)) for name, value in tensors.items()}
+    if odd := [name for name, total in sums.items() if not math.isfinite(total)]:  # a look at each is slow
+        raise InputError(
+            f"{source}: holds weights that are not finite ({some(odd, 3, str)}); fetch it again, or take an "
+            "earlier checkpoint"
+        )
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:

@@ -18,7 +18,7 @@ from ims3_ray.storage.artifacts import MANIFEST, DamagedError, Directory, open_d
 from .checkpoints import load_transformer
 from .device import Numerics
 from .dit import DiT, DiTConfig
-from .files import check_shapes, shapes_of
+from .files import check_finite, check_shapes, shapes_of
 from .generator import with_new_classes
 from .graphs import Recorded
 
@@ -151,7 +151,10 @@ def save_adapter(out: Directory, values: dict[str, Tensor], averages: dict[str, 
 
 
 def read_adapter(adapter: Directory, weights: str) -> dict[str, Tensor]:
-    """The adapter's "last" or "ema" values by the model's parameter names. InputError for a damaged file."""
+    """The adapter's "last" or "ema" values by the model's parameter names.
+
+    InputError for a damaged file, and for values that are not finite.
+    """
     prefix, source = f"{weights}.", (adapter / ADAPTER).uri
     try:
         tensors = safetensors.torch.load(adapter.read(ADAPTER))
@@ -159,4 +162,6 @@ def read_adapter(adapter: Directory, weights: str) -> dict[str, Tensor]:
         raise InputError(
             f"{source}: is no whole safetensors file ({error}); copy it again or run the stage again"
         ) from error
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    values = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    check_finite(values, source)
+    return values

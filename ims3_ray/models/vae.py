@@ -16,7 +16,7 @@ from ims3_ray.errors import InputError
 from ims3_ray.text import mismatch
 
 from .dit import DiTConfig
-from .files import find_weights, read_json, resolve_model
+from .files import check_finite, find_weights, read_json, resolve_model
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -113,7 +113,9 @@ def image_size(checkpoint: Path, folder: Path, config: Mapping[str, Any], transf
 
 
 def read_vae(folder: str | Path) -> "AutoencoderKL":
-    """The VAE of a folder, in fp32; InputError if its weights are not whole. Draws nothing at random."""
+    """The VAE of a folder, in fp32; InputError unless its weights are whole and finite. Draws nothing at
+    random.
+    """
     from diffusers import AutoencoderKL
 
     folder = Path(folder)
@@ -129,6 +131,7 @@ def read_vae(folder: str | Path) -> "AutoencoderKL":
     left_over, missing = (dict.fromkeys(sorted(info[f"{kind}_keys"])) for kind in ("unexpected", "missing"))
     if problems := mismatch(left_over, missing):
         raise InputError(f"{folder}: is not the VAE that its config.json describes ({problems})")
+    check_finite(vae.state_dict(), folder)
     return vae.eval()
 
 

@@ -5,6 +5,7 @@ from ims3_ray.evaluation.probes import longest_training, probe_protocols
 from ims3_ray.evaluation.protocols import NO_PROTOCOL, protocols
 from ims3_ray.stages.context import Context
 from ims3_ray.stages.evaluate.classifiers import check_networks
+from ims3_ray.stages.evaluate.teacher import check_settings, is_soft
 from ims3_ray.stages.sample.anchors import check_anchors
 from ims3_ray.stages.sample.timesteps import check_intervals
 
@@ -39,8 +40,14 @@ def _check_images(context: Context) -> None:
 
 def _check_evaluation(context: Context) -> None:
     config, settings = context.config, context.config.evaluate
+    if config.export.soft_labels and not is_soft(settings):
+        raise InputError(
+            f"export.soft_labels: evaluate.protocol={settings.protocol} has no teacher who would give them; "
+            "choose a soft protocol, such as evaluate.protocol=soft-32, or leave them out"
+        )
     if settings.protocol == NO_PROTOCOL:
         return
+    check_settings(settings, trains=True)
     check_networks(protocols(settings.protocol, settings.networks), len(context.classes))
     pool = config.pool_ipc * config.sample.subgroups
     if (settings.pool_images or 0) > pool:
@@ -61,6 +68,8 @@ def _check_refinement(context: Context) -> None:
         check_networks(kinds, len(context.classes))
     except InputError as error:
         raise InputError(f"probe.networks: {error}") from error
+    if kinds[0].is_soft:
+        raise InputError(f"probe.protocol: probes learn hard labels, {kinds[0].name} has none; name another")
     counts = context.images["train"].counts()
     smallest = int(counts.argmin())
     if (settings.real_images or 0) > counts[smallest]:

@@ -31,7 +31,7 @@ from ims3_ray.models.device import Numerics, supported
 from ims3_ray.models.extractor import inspect_extractor, load_extractor
 from ims3_ray.models.generator import inspect_generator
 from ims3_ray.models.hub import pin
-from ims3_ray.runs.tracking import tracking_uri
+from ims3_ray.runs.database import tracking_uri
 from ims3_ray.stages.context import Context, Inputs
 from ims3_ray.stages.contract import Stage
 from ims3_ray.storage.artifacts import Directory, fingerprint, open_directory, open_storage
@@ -185,7 +185,7 @@ def prepare_all(configs: Iterable[Config], machine: Machine) -> list[Context]:
     for config in configs:
         config, note = _scaled(pinned(config, pin_once), machine)
         sections = [section.model_dump(mode="json") for section in (config.data, config.model, config.embed)]
-        key = fingerprint([sections, config.seed, config.evaluate.protocol])
+        key = fingerprint([sections, config.seed, config.evaluate.protocol, config.evaluate.teacher])
         if key not in opened:
             opened[key] = _open(config, machine)
         notes = (*opened[key].notes, *note)
@@ -231,18 +231,25 @@ def _open(config: Config, machine: Machine) -> Context:
     )
     names = tuple(info.id2label) if info.id2label else None
     labels = class_map(train.classes, names, info.num_classes, config.data.class_map)
-    extractor = inspect_extractor(config.embed.extractor)
     folders = [Path(info.path)] if model.vae is None else [Path(info.path), Path(info.vae_path)]
     inputs: Inputs = {
         "images": train.fingerprint,
         "model": fingerprint([content_hash(folder, storage) for folder in folders]),
-        "extractor": content_hash(extractor, storage) if isinstance(extractor, Path) else extractor,
+        "extractor": content_of(config.embed.extractor, storage),
     }
+    if config.evaluate.teacher is not None:
+        inputs["teacher"] = content_of(config.evaluate.teacher, storage)
     if config.evaluate.protocol != NO_PROTOCOL:
         inputs["scored"] = images[protocol(config.evaluate.protocol).split].fingerprint
     doubts = [*left_out(images), *check_splits(images, config.data.max_overlap_fraction)]
     notes = tuple(f"warning: {line}" for line in doubts)
     return Context(config, storage, machine, images, info, labels, _wanted(config, machine), inputs, notes)
+
+
+def content_of(network: str, storage: Directory) -> str:
+    """What the answers of an extractor or a teacher depend on."""
+    source = inspect_extractor(network)
+    return content_hash(source, storage) if isinstance(source, Path) else source
 
 
 def _supported(wanted: Numerics, machine: Machine) -> tuple[Numerics, list[str]]:

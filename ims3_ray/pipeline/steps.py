@@ -10,6 +10,7 @@ from ims3_ray.stages import embed, encode, export, invert, report
 from ims3_ray.stages.context import Context
 from ims3_ray.stages.contract import Stage
 from ims3_ray.stages.evaluate import stage as evaluate
+from ims3_ray.stages.evaluate import teacher
 from ims3_ray.stages.finetune import stage as finetune
 from ims3_ray.stages.refine import probe
 from ims3_ray.stages.refine import stage as refine
@@ -33,7 +34,10 @@ _logger = logging.getLogger(__name__)
 
 STAGES: tuple[Stage, ...] = tuple(
     module.STAGE
-    for module in (encode, invert, finetune, embed, sample, select, probe, refine, export, evaluate, report)
+    for module in (
+        *(encode, invert, finetune, embed, sample, select, probe, refine, teacher, export, evaluate),
+        report,
+    )
 )
 
 

@@ -53,7 +53,12 @@ def missed_strips(data: ReportData) -> list[tuple[str, Uncovered, list[str]]]:
 
 def is_small(data: ReportData) -> bool:
     """Whether the set's images are so small that a page should enlarge them."""
-    return max(_decoded(data.contact[data.classes[0]]["distilled"][0]).size) <= SMALL
+    return is_enlarged(data.contact[data.classes[0]]["distilled"][0])
+
+
+def is_enlarged(encoded: bytes) -> bool:
+    """Whether an image is so small that a page shows its pixels as squares."""
+    return max(_decoded(encoded).size) <= SMALL
 
 
 def data_uri(encoded: bytes) -> str:

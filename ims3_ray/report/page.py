@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from ims3_ray.evaluation.figures import Evaluation
+from ims3_ray.evaluation.membership import in_words
 from ims3_ray.method.coverage import Values
 
 from . import plots
@@ -54,12 +55,15 @@ def _evaluation(evaluation: Evaluation) -> dict[str, object]:
     sets, coverage = evaluation["sets"], evaluation["coverage"]
     measured = [name for name in METRICS if any(name in values for values in coverage.values())]
     both = "full" in sets and "distilled" in sets
+    attacked = {name: of_set["membership"] for name, of_set in sets.items() if "membership" in of_set}
     return {
         "accuracy": plots.accuracy(sets),
         "curves": plots.learning_curves(sets),
         "metrics": [
             (*METRICS[name], [values.get(name) for values in coverage.values()]) for name in measured
         ],
+        "membership": attacked,
+        "said": in_words(attacked["distilled"]) if "distilled" in attacked else "",
         "deciles": by_decile(_decile_lines(coverage)),
         "share": sets["distilled"]["last"]["mean"] / sets["full"]["last"]["mean"] if both else None,
     }

@@ -19,7 +19,7 @@ from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.signs import alone
 from ims3_ray.text import one_line, redacted
 
-from .database import DATABASE, make_database
+from .database import DATABASE, make_database, tracking_uri
 from .origin import origin
 from .tags import PARENT, RUN
 
@@ -39,18 +39,6 @@ DEFAULTS = {  # of MLflow's environment
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # its own seven hold a run up for two minutes; we try again
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
 }
-
-
-def tracking_uri(storage: Directory) -> str:
-    """MLFLOW_TRACKING_URI, or a SQLite file in the storage. InputError for a remote one without it."""
-    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
-        return uri
-    if not storage.is_local:
-        raise InputError(
-            f"storage: {storage.uri} can hold no MLflow database; "
-            "set MLFLOW_TRACKING_URI to a tracking server"
-        )
-    return f"sqlite:///{storage.path}/{DATABASE}"
 
 
 def client(storage: Directory) -> "MlflowClient":
@@ -257,7 +245,8 @@ def asking(storage: Directory) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if type(error).__module__.split(".")[0] not in ("mlflow", "sqlalchemy", "alembic"):
+        is_theirs = type(error).__module__.split(".")[0] in ("mlflow", "sqlalchemy", "alembic")
+        if not is_theirs and not isinstance(error, ModuleNotFoundError):  # of a database's driver
             raise
         if uri := os.environ.get("MLFLOW_TRACKING_URI"):
             place, remedy = f"MLFLOW_TRACKING_URI: {uri}", "start the server, or name another"

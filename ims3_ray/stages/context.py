@@ -26,6 +26,7 @@ class Inputs(TypedDict):
     model: str
     extractor: str
     scored: NotRequired[str]
+    teacher: NotRequired[str]
 
 
 Batched = Encode | Invert | Embed | Sample | Refine  # sections whose batch size depends on the device

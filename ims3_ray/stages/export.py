@@ -1,5 +1,6 @@
 """Write the product. Reads the selected candidates, or what was refined of them, makes the distilled set."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,20 +13,32 @@ from ims3_ray.config.refinement import Refine
 from ims3_ray.config.settings import Config
 from ims3_ray.data import distilled
 from ims3_ray.data.distilled import DistilledImage
+from ims3_ray.data.views import SOFT_LABELS, VIEWS, with_views
+from ims3_ray.evaluation.protocols import protocol
+from ims3_ray.evaluation.soft_labels import Labelling, label
+from ims3_ray.evaluation.teacher import name_of, teacher_rules
 from ims3_ray.progress import bar
 from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import Directory, part_names, read_part
+from ims3_ray.text import size
 
 from .chosen import Chosen, find_chosen, read_images
 from .context import Context
 from .contract import Stage
-from .costs import KEY_BYTES, Cost, Forward, png_bytes
-from .use import Use
+from .costs import KEY_BYTES, Cost, Forward, classifier_operations, png_bytes
+from .evaluate.teacher import teacher_of
+from .use import Use, classifiers_use
 
 BLOCK = 1000  # images that are in memory at once, and in a row group
 MOST_BLOCKS = 8  # on their way at once
 Read = Callable[[Directory, list[Any]], list[DistilledImage]]
 Block = tuple[Read, Directory, list[Any]]  # how it is read, from where, and what of it
+
+MATCHED = {  # what refinement moves the images for, by its objective
+    "gradients": "gradients of the loss",
+    "filters": "gradients of the loss, filter by filter",
+    "features": "means of the maps",
+}
 
 
 def run(
@@ -34,10 +47,12 @@ def run(
     selection: Directory | None = None,
     candidates: Directory | None = None,
     refined: Directory | None = None,
+    teacher: Directory | None = None,
 ) -> dict[str, object]:
     """Write the images' bytes as class folders and as Parquet, and the card.
 
-    A Ray task writes a block of images, which is a row group of the Parquet file, too.
+    A Ray task writes a block of images, which is a row group of the Parquet file, too; where soft labels are
+    kept, it asks the teacher.
     """
     classes, ipc = context.classes, context.config.ipc
     if refined:
@@ -47,13 +62,16 @@ def run(
         assert candidates
         blocks = _chosen_blocks(candidates, selection, classes)
     entries: list[distilled.Entry] = []
+    use, labelling, resources = _use(context), _labelling(context, teacher), {}
+    if labelling:
+        resources = context.machine.classifier_resources(len(blocks))
 
     def tables_of_blocks() -> Iterator[pa.Table]:
         entries.clear()
-        shared = ray.put(classes)  # once, not once a block
-        work = ((out, *block, shared, ipc) for block in blocks)
+        names, how = ray.put(classes), ray.put(labelling)  # once, not once a block
+        work = ((out, *block, names, ipc, how) for block in blocks)
         with bar("export", ipc * len(classes), "images") as shown:
-            for of_block, table in in_order(_write_block, work, most=min(MOST_BLOCKS, context.machine.cpus)):
+            for of_block, table in in_order(_write_block, work, use.workers, **resources):
                 entries.extend(of_block)
                 shown.update(len(of_block))
                 yield table
@@ -66,7 +84,7 @@ def run(
         subject(context.config),
         out.name,
         context.licences,
-        made_in_words(context.config),
+        made_in_words(context.config) + (_labelled(labelling) if labelling else ""),
     )
     out.write("README.md", card.encode())
     checksums = {entry["path"]: entry["sha256"] for entry in entries}
@@ -81,15 +99,24 @@ def _chosen_blocks(candidates: Directory, selection: Directory, classes: tuple[s
 
 def _refined_blocks(refined: Directory, ipc: int) -> list[Block]:
     """Whole parts, each of which holds a class."""
-    names, size = part_names(refined), max(1, BLOCK // ipc)
-    return [(_read_refined, refined, names[start : start + size]) for start in range(0, len(names), size)]
+    names, most = part_names(refined), max(1, BLOCK // ipc)
+    return [(_read_refined, refined, names[start : start + most]) for start in range(0, len(names), most)]
 
 
 def _write_block(
-    out: Directory, read: Read, source: Directory, which: list[Any], classes: tuple[str, ...], ipc: int
+    out: Directory,
+    read: Read,
+    source: Directory,
+    which: list[Any],
+    classes: tuple[str, ...],
+    ipc: int,
+    labelling: Labelling | None,
 ) -> tuple[list[distilled.Entry], pa.Table]:
     images = read(source, which)
-    return distilled.write_pngs(out, images, classes, ipc), distilled.to_table(images, classes, ipc)
+    table = distilled.to_table(images, classes, ipc)
+    if labelling:
+        table = with_views(table, label(images, labelling))
+    return distilled.write_pngs(out, images, classes, ipc), table
 
 
 def _read_chosen(candidates: Directory, chosen: list[Chosen]) -> list[DistilledImage]:
@@ -106,6 +133,17 @@ def _read_refined(refined: Directory, parts: list[str]) -> list[DistilledImage]:
         rows = read_part(refined, part, tables.REFINED, names)
         images += [DistilledImage(*values) for values in zip(*(rows[n].tolist() for n in names), strict=True)]
     return images
+
+
+def _labelling(context: Context, trained: Directory | None) -> Labelling | None:
+    """How the views are labelled, the teacher held against real images; None where none are kept."""
+    config, views = context.config, context.config.export.soft_labels
+    if not views:
+        return None
+    teacher = teacher_of(config.evaluate, context.images["train"], trained, context.machine)
+    assert teacher, config.evaluate.protocol
+    rules = protocol(config.evaluate.protocol)
+    return Labelling(teacher, rules, context.classes, views, config.seed, context.machine.device)
 
 
 def made_in_words(config: Config) -> str:
@@ -126,7 +164,7 @@ def made_in_words(config: Config) -> str:
 
 
 def _refinement(settings: Refine) -> str:
-    matched = {"gradients": "gradients of the loss", "features": "means of the maps"}[settings.objective]
+    matched = MATCHED[settings.objective]
     moved = {"latent": "latents", "pixel": "pixels"}[settings.space]
     return (
         f"Then refined in {settings.steps:,} steps: their {moved} were moved until {matched} of networks "
@@ -134,28 +172,67 @@ def _refinement(settings: Refine) -> str:
     )
 
 
+def _labelled(how: Labelling) -> str:
+    count = how.views * len(how.classes)
+    return (
+        f"\n\nOf every image {how.views:,} views are listed in the Parquet's column `{VIEWS}`, and a "
+        f"teacher's logits for them, in fp16, in `{SOFT_LABELS}` ({size(2 * count)} an image before "
+        f"compression). The teacher is {name_of(how.teacher.given)}, which labels "
+        f"{100 * how.teacher.accuracy:.1f} % of real training images right."
+    )
+
+
 def _depends(context: Context) -> object:
-    recipe, title = context.config.recipe, subject(context.config)
-    named = [] if title == recipe else [title]
-    return [recipe, list(context.classes), context.licences, *named]
+    config, title = context.config, subject(context.config)
+    named: list[object] = [] if title == config.recipe else [title]
+    if config.export.soft_labels:
+        rules = protocol(config.evaluate.protocol).model_dump(mode="json")
+        asked = [context.inputs.get("teacher"), context.inputs["images"], context.machine.device]
+        named.append([config.export.soft_labels, config.seed, rules, *asked])
+    return [config.recipe, list(context.classes), context.licences, *named]
+
+
+def _use(context: Context) -> Use:
+    if context.config.export.soft_labels:
+        rows = context.config.ipc * len(context.classes)
+        return classifiers_use(context, math.ceil(rows / BLOCK))
+    return Use(min(MOST_BLOCKS, context.machine.cpus))
 
 
 def _cost(context: Context, forward: Forward) -> Cost:  # noqa: ARG001
-    rows = context.config.ipc * len(context.classes)
+    config = context.config
+    rows = config.ipc * len(context.classes)
     block = min(BLOCK, rows) * png_bytes(context)
     part = context.batch_size(context.config.sample) * png_bytes(context)
     driver = 2 * block + context.num_candidates * KEY_BYTES
-    return Cost(rows, disk=2 * rows * png_bytes(context), memory=2 * block + part, driver=driver)
+    operations, kept = 0.0, 0.0
+    if views := config.export.soft_labels:
+        rules = teacher_rules(config.evaluate.protocol)
+        operations = views * classifier_operations(rules, len(context.classes))
+        kept = 2.0 * views * len(context.classes)
+    return Cost(
+        rows,
+        operations,
+        disk=rows * (2 * png_bytes(context) + kept),
+        memory=2 * block + part,
+        driver=driver,
+    )
+
+
+def _is_read(context: Context, noun: str) -> bool:
+    if noun == "teacher":
+        return context.config.export.soft_labels > 0
+    return (noun == "refined") == (context.config.refine.steps > 0)
 
 
 STAGE = Stage(
     name="export",
     noun="distilled",
     version=3,  # 2: the card states licences; 3: it says how the run's own images came to be
-    reads=("selection", "candidates", "refined"),
-    is_read=lambda context, noun: (noun == "refined") == (context.config.refine.steps > 0),
+    reads=("selection", "candidates", "refined", "teacher"),
+    is_read=_is_read,
     run=run,
     depends=_depends,
     cost=_cost,
-    use=lambda context: Use(min(MOST_BLOCKS, context.machine.cpus)),
+    use=_use,
 )

@@ -6,9 +6,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import yaml
 
 from ims3_ray.cluster.environment import hardware, versions
 from ims3_ray.config.load import subject
+from ims3_ray.config.reproduce import reproduce
 from ims3_ray.data.distilled import is_selected
 from ims3_ray.data.pixels import decode, encode_png, square
 from ims3_ray.progress import timer
@@ -24,6 +26,7 @@ from ims3_ray.report.uncovered import missed
 from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import Directory, Manifest, read_manifest, summary_of
 from ims3_ray.storage.index import Index, read_index
+from ims3_ray.text import redacted
 
 from .chosen import KEYS
 from .context import Context
@@ -41,14 +44,14 @@ def run(context: Context, out: Directory, **inputs: Directory) -> dict[str, obje
         from ims3_ray.report.images import contact_sheet  # a second to import, which plans have no use for
         from ims3_ray.report.page import render
 
-        data = _gather(context, inputs)
+        data = _gather(context, out.name, inputs)
         out.write("index.html", render(data))
         out.write("contact-sheet.png", contact_sheet(data))
     return {"rows": 1}
 
 
-def _gather(context: Context, inputs: dict[str, Directory]) -> ReportData:
-    """What the page shows, read from the artefacts."""
+def _gather(context: Context, key: str, inputs: dict[str, Directory]) -> ReportData:
+    """What the page of the run `key` shows, read from the artefacts."""
     config, classes = context.config, context.classes
     manifests = {noun: manifest for noun, place in inputs.items() if (manifest := read_manifest(place))}
     selection = inputs["selection"].read_json("selection.json")
@@ -65,7 +68,6 @@ def _gather(context: Context, inputs: dict[str, Directory]) -> ReportData:
         )
         chosen = np.arange(len(labels)) < len(moved)
     real_features = real.read("feature")
-    recipe = shlex.quote(config.recipe)
     return ReportData(
         title=subject(config),
         config=config.results(),
@@ -83,11 +85,19 @@ def _gather(context: Context, inputs: dict[str, Directory]) -> ReportData:
         evaluation=inputs["evaluation"].read_json("evaluation.json") if "evaluation" in inputs else None,
         selection=selection,
         stages=[{"name": m["stage"], **summary_of(m)} for m in manifests.values()],
-        commands={
-            "Make it again, or go on where it stopped": f"python jobs/distill.py --recipe {recipe}",
-            "Find it among other runs": "python jobs/runs.py --order accuracy",
-        },
+        commands=_commands(context, key),
     )
+
+
+def _commands(context: Context, key: str) -> dict[str, str]:
+    """By what they are for; in the run's storage, from wherever they are given."""
+    config, storage = context.config, context.storage.uri
+    again = reproduce(yaml.safe_dump(config.results()).encode(), storage)
+    find = shlex.join(["python", "jobs/runs.py", f"storage={storage}", "--where", f"run={key}"])
+    return {
+        "Make it again, or go on where it stopped": redacted(again.command),
+        "Find it among other runs": redacted(find),
+    }
 
 
 def _shown(context: Context, index: Index) -> Index:
@@ -166,7 +176,7 @@ def _cost(context: Context, forward: Forward) -> Cost:
 STAGE = Stage(
     name="report",
     noun="report",
-    version=4,  # 4: refinement, and distances to the nearest real image
+    version=5,  # 5: membership
     reads=READS,
     unit="pages",
     run=run,

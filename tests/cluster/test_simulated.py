@@ -23,7 +23,7 @@ WORDS = [
 REQUESTS = {"encode": 1, "embed": 1, "sample": 1, "invert": 8, "finetune": 7, "select": 8, "export": 8}
 REQUESTS |= {"evaluate": 25, "report": 6}
 A_GPU, BESIDE = 4, 60
-SHAPES = [pytest.param((3, 2), marks=pytest.mark.slow), pytest.param((8, 8), marks=pytest.mark.chaos)]
+SHAPES = [pytest.param(shape, marks=pytest.mark.chaos) for shape in ((3, 2), (8, 8))]
 
 
 @pytest.fixture(scope="module", params=SHAPES, ids="{0[0]}×{0[1]}".format)

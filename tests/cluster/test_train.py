@@ -1,4 +1,4 @@
-"""What Ray Train's processes are told about their cluster, and how a training ends that diverged."""
+"""What Ray Train's processes are told about their cluster, and how a training ends that can't go on."""
 
 import os
 import time
@@ -10,7 +10,7 @@ from ray.train import WorkerGroupError
 from torch import nn
 
 from ims3_ray.cluster.machine import find_machine
-from ims3_ray.cluster.train import Training, memory_must_hold, train
+from ims3_ray.cluster.train import Training, as_bad_input, train
 from ims3_ray.cluster.trainer import Optimisation
 from ims3_ray.config.settings import Workers
 from ims3_ray.errors import InputError
@@ -83,6 +83,38 @@ def test_a_training_that_diverges_ends_at_once_in_one_line_and_saves_nothing(ray
     assert not out.files()
 
 
+def refusing():
+    """As `telling`: a task's builder which one worker of two finds bad input in, and notes each try."""
+
+    def build(device, tries):
+        import torch.distributed as dist
+
+        if dist.get_rank() == 1:
+            with open(tries, "a") as file:
+                file.write("tried\n")
+            raise InputError("model.path: is not on this node")
+        return telling()(device)
+
+    return build
+
+
+def test_bad_input_that_one_worker_meets_ends_a_training_at_once_as_it_was_told(ray_cluster, tmp_path):
+    tries, out = tmp_path / "tries", open_directory(str(tmp_path / "out"))
+    training = Training(
+        name="refused",
+        build=refusing(),
+        arguments={"tries": str(tries)},
+        optimisation=Optimisation(steps=3, batch_size=2, micro_batches=2, lr=0.1),
+        out=out,
+        checkpoints=open_directory(str(tmp_path / "checkpoints")),
+        batch_field="finetune.batch_size",
+    )
+    with pytest.raises(InputError, match=r"^model\.path: is not on this node$"):
+        train(training, find_machine(Workers(device="cpu", train_workers=2)), "told")
+    assert tries.read_text() == "tried\n"
+    assert not out.files()
+
+
 def test_a_node_s_memory_that_is_used_up_names_the_batch_size():
     optimisation = Optimisation(steps=3, batch_size=64, micro_batches=1, lr=1.0)
     folder = open_directory("/nowhere")
@@ -96,7 +128,7 @@ def test_a_node_s_memory_that_is_used_up_names_the_batch_size():
         batch_field="vae.batch_size",
     )
     lost = WorkerGroupError("rank 0", {0: OutOfMemoryError("killed")})
-    with pytest.raises(InputError, match=r"vae\.batch_size: a batch of 64"), memory_must_hold(training):
+    with pytest.raises(InputError, match=r"vae\.batch_size: a batch of 64"), as_bad_input(training):
         raise lost
-    with pytest.raises(ZeroDivisionError), memory_must_hold(training):
+    with pytest.raises(ZeroDivisionError), as_bad_input(training):
         _ = 1 / 0

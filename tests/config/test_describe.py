@@ -48,4 +48,4 @@ def test_help_fits_eighty_columns_and_shows_a_command(job, capsys, monkeypatch):
         run_command(job, ["--help"])
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if len(line) > 80] == []
-    assert any(line.startswith("    python jobs/") for line in lines)
+    assert any(line.startswith(("    python jobs/", "    ims3 ")) for line in lines)

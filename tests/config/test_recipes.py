@@ -24,6 +24,7 @@ from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import complete, open_directory
 
 IMAGENET = ("imagewoof", "imagenette", "imageidc", "imagenet100", "imagenet1k")
+SMALL = ("fashion", "mnist", "cifar10")  # the field's tables of small images
 LABELS = {
     "imagewoof": [155, 159, 162, 167, 182, 193, 207, 229, 258, 273],
     "imagenette": [0, 217, 482, 491, 497, 566, 569, 571, 574, 701],
@@ -66,6 +67,7 @@ def test_every_yaml_file_of_the_package_is_a_recipe_whose_header_says_what_was_m
         "digits-paper",
         "imagewoof-refined",
         "imagewoof-published",
+        *SMALL,
         *IMAGENET,
     }
     for name in recipe_names():
@@ -115,6 +117,23 @@ def test_imagenet_recipes_are_the_papers(name):
     written = yaml.safe_load(recipe_text(name)[1])
     assert {"guidance_channels", "spacing"} <= set(written["sample"])
     assert "not yet measured" in recipe_text(name)[1]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_tables_of_small_images_are_scored_by_their_protocols_on_what_nothing_was_trained_on(name):
+    c = load_config(name)
+    assert c.evaluate.protocol in (f"dc-{name}", f"dsa-{name}")
+    assert (c.data.validation_split, c.data.test) == (0.1, None)  # the named set's own test images
+    assert "my-" in str(c.model.path) or str(c.model.path).startswith("package://")
+    assert c.model.path == c.embed.extractor
+
+
+def test_mnist_as_torchvision_names_it_has_the_digits_own_labels():
+    from torchvision.datasets import MNIST
+
+    classes = tuple(sorted(MNIST.classes))
+    given = load_config("mnist").data.class_map
+    assert class_map(classes, tuple("0123456789"), 10, given) == list(range(10))
 
 
 @pytest.mark.parametrize("name", IMAGENET[:4])

@@ -1,6 +1,7 @@
 """The labels that the generator knows class folders by."""
 
 import pytest
+import yaml
 
 from ims3_ray.data.classes import class_map, imagenet_labels
 from ims3_ray.errors import InputError
@@ -36,8 +37,16 @@ def test_a_name_that_two_classes_bear_maps_to_neither():
 def test_a_class_table_that_does_not_fit_is_refused(tmp_path, table, named):
     path = tmp_path / "table.yaml"
     path.write_text(table)
-    with pytest.raises(InputError, match=named):
-        class_map(("a", "b"), None, 3, str(path))
+    given = yaml.safe_load(table)
+    for way in (str(path), given) if isinstance(given, dict) else (str(path),):
+        with pytest.raises(InputError, match=named):
+            class_map(("a", "b"), None, 3, way)
+
+
+def test_a_table_in_the_recipe_serves_as_one_in_a_file(tmp_path):
+    (tmp_path / "table.yaml").write_text("{b: 0, a: 2, c: 1}")
+    assert class_map(("a", "b"), None, 3, {"b": 0, "a": 2, "c": 1}) == [2, 0]
+    assert class_map(("a", "b"), None, 3, str(tmp_path / "table.yaml")) == [2, 0]
 
 
 def test_folders_that_a_thousand_class_model_does_not_know_are_refused_with_the_remedy():

@@ -42,6 +42,7 @@ def offline(monkeypatch):
     """Nobody listens where addresses lead."""
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setattr("urllib.request._opener", None)  # made once a process, with the proxies of then
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
 
 

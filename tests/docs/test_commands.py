@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,9 @@ PAGES = {
     for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "cluster/README.md"]
 }
 PRESENT = [page for page in PAGES if page != "CHANGELOG.md"]  # which speaks of what went
-TOOLS = re.compile("aws|export|git|install|kubectl|make|openssl|pip|pre-commit|pytest|python|ray|umask|uv")
+TOOLS = re.compile(
+    "aws|export|git|install|kubectl|make|openssl|pipx?|pre-commit|pytest|python|ray|sky|umask|uvx?"
+)
 FILES = (".csv", ".db", ".html", ".json", ".jsonl", ".md", ".py", ".safetensors", ".toml", ".yaml")
 
 
@@ -28,7 +31,11 @@ def blocks(language: str) -> list[tuple[str, str]]:
     ]
 
 
-SCRIPTS = blocks("bash")
+NOTEBOOK = "docs/quickstart.ipynb"
+CELLS = [
+    "".join(cell["source"]) for cell in json.loads((ROOT / NOTEBOOK).read_text(encoding="utf-8"))["cells"]
+]
+SCRIPTS = blocks("bash") + [(NOTEBOOK, cell[1:]) for cell in CELLS if cell.startswith("!")]
 INLINE = [
     (page, code)
     for page, text in PAGES.items()

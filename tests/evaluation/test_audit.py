@@ -20,7 +20,7 @@ from ims3_ray.evaluation.audit import (
     refuse_overlap,
 )
 from ims3_ray.evaluation.class_order import audit_classes, nearest_class, swapped_classes
-from ims3_ray.method.coverage import copy_rate
+from ims3_ray.method.coverage import copies
 
 CLASSES = ["ant", "bee", "cat"]
 CENTRES = np.eye(3, 8) * 4
@@ -68,7 +68,7 @@ def test_exact_duplicates_are_found_by_bytes_and_by_pixels_whatever_their_label(
     assert exact_duplicates(of("train", ["a", "b"]), of("test", ["x", "b"])) == [(1, 1)]
 
 
-def test_near_duplicates_have_the_share_that_the_copy_rate_names():
+def test_near_duplicates_have_the_share_that_copies_names():
     real, labels = clusters(150, seed=0)
     fresh, fresh_labels = clusters(40, seed=1)
     fresh[:10] = real[:10] + np.float32(1e-4)
@@ -77,7 +77,7 @@ def test_near_duplicates_have_the_share_that_the_copy_rate_names():
     )
     assert compared == 120
     assert {(i, i) for i in range(10)} <= set(pairs)
-    rates = [copy_rate(real[labels == c], fresh[fresh_labels == c]) for c in range(3)]
+    rates = [copies(real[labels == c], fresh[fresh_labels == c])[1].mean() for c in range(3)]
     assert len(pairs) == pytest.approx(40 * sum(rates))
 
 

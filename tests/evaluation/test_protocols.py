@@ -3,10 +3,12 @@
 import hashlib
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from ims3_ray.errors import InputError
-from ims3_ray.evaluation.protocols import PROTOCOLS, epochs_for, on_validation, protocol
+from ims3_ray.evaluation.protocols import PROTOCOLS, on_validation, protocol
+from ims3_ray.evaluation.rules import epochs_for
 
 # Of every value of the protocol. A failure here means: raise the protocol's version, then pin its new
 # fingerprint.
@@ -31,6 +33,10 @@ FINGERPRINTS = {
     ("dc-cifar10-val", 1): "a7960da3a729",
     ("dsa-cifar10", 1): "01b6afd17ec5",
     ("dsa-cifar10-val", 1): "cbfb3f296622",
+    ("soft", 1): "46758a5c0cf0",
+    ("soft-val", 1): "15c087614b69",
+    ("soft-32", 1): "353a0c65bc94",
+    ("soft-32-val", 1): "2abc719b0cd4",
 }
 
 
@@ -92,6 +98,8 @@ def test_labels_name_protocol_version_and_network():
     assert protocol("minimax").label == "minimax-v2/resnetap10"
     assert protocol("minimax", network="convnet6").label == "minimax-v2/convnet6"
     assert protocol("quick", network="convnet3") == protocol("quick")
+    assert protocol("dc-cifar10", network="timm:resnet18").label == "dc-cifar10-v1/timm:resnet18-small1"
+    assert protocol("minimax", network="timm:resnet18").label == "minimax-v2/timm:resnet18"
 
 
 def test_networks_of_quick_have_the_learning_rates_that_validation_chose_and_other_protocols_their_own():
@@ -111,6 +119,15 @@ def test_unknown_names_are_refused_with_the_choices():
         protocol("minimax", network="vgg")
 
 
+def test_a_timm_network_sees_what_the_protocol_shows():
+    for name, network in (("dc-fashion", "timm:test_vit"), ("quick", "timm:test_efficientnet")):
+        rules = protocol(name, network=network)
+        image = torch.zeros(2, rules.channels, rules.image_size, rules.image_size)
+        assert rules.build(7)(image).shape == (2, 7)
+    with pytest.raises(InputError, match="near it: resnet18"):
+        protocol("quick", network="timm:resnet19")
+
+
 def test_protocols_are_frozen_and_refuse_unknown_fields():
     with pytest.raises(ValidationError):
         protocol("quick").learning_rate = 1.0
@@ -119,7 +136,7 @@ def test_protocols_are_frozen_and_refuse_unknown_fields():
 
 
 def test_every_protocol_has_a_twin_that_scores_on_validation_images_and_differs_in_nothing_else():
-    for name in ("quick", "minimax", "ims3", "smoke"):
+    for name in ("quick", "minimax", "ims3", "soft-32", "smoke"):
         twin = protocol(on_validation(name))
         assert (protocol(name).split, twin.split) == ("test", "validation")
         assert on_validation(twin.name) == twin.name

@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from ims3_ray.evaluation.statistics import (
+    augmentation_robust_score,
     holm,
     label_robust_score,
     paired_difference,
@@ -68,6 +69,14 @@ def test_holm_against_its_worked_example():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.6, 0.9]) == pytest.approx([1, 1])
     assert holm([]) == []
+
+
+def test_the_augmentation_robust_score_rises_with_the_gain_on_random_images_in_either_recipe():
+    assert augmentation_robust_score((1, 0), (1, 0)) == pytest.approx(1)
+    assert augmentation_robust_score((0, 1), (0, 1)) == pytest.approx(0)
+    level = augmentation_robust_score((0.8, 0.7), (0.6, 0.6))
+    assert augmentation_robust_score((0.6, 0.6), (0.8, 0.7)) == pytest.approx(level)
+    assert augmentation_robust_score((0.8, 0.7), (0.65, 0.6)) > level
 
 
 def test_the_label_robust_score_runs_from_nought_to_one_and_rises_with_the_set():

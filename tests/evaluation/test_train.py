@@ -8,8 +8,19 @@ import torch
 
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation import train
-from ims3_ray.evaluation.protocols import Augmentations, Budget, Protocol, protocol
-from ims3_ray.evaluation.train import batch_rows, plan, rate, train_and_score, train_step
+from ims3_ray.evaluation.membership import attack
+from ims3_ray.evaluation.protocols import protocol
+from ims3_ray.evaluation.rules import Augmentations, Budget, Protocol
+from ims3_ray.evaluation.train import (
+    Beside,
+    accuracy,
+    batch_rows,
+    plan,
+    rate,
+    score_of,
+    train_step,
+    training_in_looks,
+)
 
 BASE = protocol("minimax").budget(10, 10)
 
@@ -38,7 +49,8 @@ def _set(per_class: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _score(train_set=None, test=None, *, seed=0, **changes):
-    return train_and_score(train_set or _set(10, 1), test or _set(20, 2), _protocol(**changes), 2, seed)
+    sets = train_set or _set(10, 1), test or _set(20, 2)
+    return score_of(training_in_looks(*sets, _protocol(**changes), 2, seed))
 
 
 def _values(score) -> dict:
@@ -80,6 +92,20 @@ def test_a_seed_fixes_every_number_and_the_global_generator_is_left_alone():
     assert first == again != other
     torch.manual_seed(123)
     assert _values(_score(cutmix=0.5)) == first
+
+
+def test_a_network_trains_in_training_mode_and_is_scored_in_evaluation_mode(monkeypatch):
+    """So that batch norm scores by its running means."""
+    modes = []
+    for function in (train_step, accuracy):
+
+        def seen(model, *given, function=function):
+            modes.append((function.__name__, model.training))
+            return function(model, *given)
+
+        monkeypatch.setattr(train, function.__name__, seen)
+    _score(steps=4, evaluations=2)
+    assert modes == ([("train_step", True)] * 2 + [("accuracy", False)]) * 2
 
 
 def test_scored_images_do_not_touch_the_training():
@@ -169,3 +195,18 @@ def test_impossible_sets_are_refused():
         _score(network="convnet6")
     with pytest.raises(InputError, match=r"train_images: are 8×6 pixels, quick-v2/.* sees 8; scale them by"):
         _score((images[:, :, 1:7], labels))
+
+
+def test_a_network_that_learnt_its_images_by_heart_gives_them_away_and_no_others():
+    draws = torch.Generator().manual_seed(0)
+    noise = torch.randint(0, 256, (120, 3, 8, 8), dtype=torch.uint8, generator=draws)
+    labels = torch.arange(2).repeat(60)  # nothing to learn but each image
+    learnt, unseen, other = ((part, of) for part, of in zip(noise.split(40), labels.split(40), strict=True))
+    rules = _protocol(steps=200, augmentations=Augmentations())
+    score = score_of(
+        training_in_looks(learnt, other, rules, 2, 0, beside=Beside(asked=[learnt, unseen, other]))
+    )
+    sure, unsure, as_unsure = score.confidences
+    assert attack(sure, unsure)["auc"] > 0.95
+    assert 0.3 < attack(as_unsure, unsure)["auc"] < 0.7
+    assert ((as_unsure > 0).mean()) == pytest.approx(score.last)  # the network that was scored was asked

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ims3_ray.jobs.ending import command, ending, look, look_at, program
+from ims3_ray.jobs.ending import command, ending, look_at, program
 
 
 @pytest.mark.parametrize("script", ["jobs/distill.py", "/code/jobs/sweep.py"])
@@ -30,14 +30,6 @@ def test_a_program_is_named_as_a_shell_finds_it(tmp_path, monkeypatch):
     assert program("mlflow") == "bin/mlflow"
     monkeypatch.setenv("PATH", f"{tmp_path}/bin{os.pathsep}{os.environ['PATH']}")
     assert program("mlflow") == "mlflow"
-
-
-def test_runs_are_looked_at_through_their_database_but_where_a_server_shows_them(tmp_path, monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    words = shlex.split(look(str(tmp_path / "my runs"))["look"])
-    assert words[1:] == ["ui", "--backend-store-uri", f"sqlite:///{tmp_path}/my runs/mlflow.db"]
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://user:secret@mlflow.example")
-    assert look(str(tmp_path)) == {}
 
 
 def test_an_ending_has_a_line_each_without_secrets():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ims3_ray.method.coresets import greedy_cover, greedy_coverage, herding, k_center, k_medoids, medoids
-from ims3_ray.method.coverage import class_coverage, copy_rate, covered, deciles, neighbour_distances
+from ims3_ray.method.coverage import class_coverage, copies, covered, deciles, neighbour_distances
 
 
 def _points(rows: int, seed: int = 0, dim: int = 3) -> np.ndarray:
@@ -94,7 +94,7 @@ def test_greedy_coverage_is_near_to_the_best_choice_and_no_random_choice_beats_i
     assert (1 - 1 / np.e) * best <= reached <= best
     draws = np.random.default_rng(seed)
     assert reached >= np.mean([covered(x, x[draws.permutation(18)[:3]], k=2).mean() for _ in range(50)])
-    assert copy_rate(x, x[rows]) == 1.0
+    assert copies(x, x[rows])[1].all()
 
 
 def test_deciles_are_the_coverage_of_each_tenth_the_densest_first():

@@ -9,7 +9,6 @@ import pytest
 from ims3_ray.method.coverage import (
     class_coverage,
     copies,
-    copy_rate,
     covered,
     kid,
     neighbour_distances,
@@ -124,12 +123,12 @@ def test_distances_do_not_round_far_from_the_origin_and_faiss_is_left_as_it_was(
     assert faiss.cvar.distance_compute_blas_threshold == 17
 
 
-def test_copy_rate_tells_copies_from_new_images():
+def test_copies_are_told_from_new_images():
     rng = np.random.default_rng(2)
     x, new = (rng.normal(size=(200, 32)).astype(np.float32) for _ in range(2))
-    copies = x[:10] + 1e-3
-    assert copy_rate(x, copies) == 1.0
-    assert copy_rate(x, np.concatenate([copies, new[:30]])) == pytest.approx(0.25, abs=0.05)
+    near = x[:10] + 1e-3
+    assert copies(x, near)[1].all()
+    assert copies(x, np.concatenate([near, new[:30]]))[1].mean() == pytest.approx(0.25, abs=0.05)
 
 
 def test_vendi_counts_distinct_directions():

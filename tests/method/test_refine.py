@@ -10,6 +10,7 @@ from ims3_ray.method.refine import (
     OBJECTIVES,
     Refinement,
     decoded_in_parts,
+    filter_distance,
     gradient_distance,
     loss_gradients,
     map_means,
@@ -54,6 +55,16 @@ def test_gradients_of_one_direction_are_at_no_distance_and_opposite_ones_at_two_
     ours = loss_gradients(probe, images(4), 0, differentiable=False)
     assert gradient_distance(ours, [3 * g for g in ours]).item() == pytest.approx(0, abs=1e-5)
     assert gradient_distance(ours, [-g for g in ours]).item() == pytest.approx(2 * len(ours), abs=1e-4)
+
+
+def test_every_filter_has_its_own_direction_and_what_has_no_filters_none(probe):
+    ours = loss_gradients(probe, images(4), 0, differentiable=False)
+    filters = sum(len(g) for g in ours if g.dim() > 1)
+    scaled = [g * torch.arange(1.0, len(g) + 1).reshape(-1, *[1] * (g.dim() - 1)) for g in ours]
+    assert filter_distance(ours, scaled).item() == pytest.approx(0, abs=1e-4)
+    assert filter_distance(ours, [-g for g in ours]).item() == pytest.approx(2 * filters, abs=1e-3)
+    turned = [-g if g.dim() == 1 else g for g in ours]
+    assert filter_distance(ours, turned).item() == pytest.approx(0, abs=1e-4)
 
 
 def test_means_are_of_every_activation_and_leave_no_hook_behind(probe):

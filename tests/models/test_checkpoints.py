@@ -4,6 +4,7 @@ line.
 
 import argparse
 import pickle
+import re
 
 import pytest
 import torch
@@ -11,11 +12,13 @@ from diffusers import UNet2DModel
 from loopback_hub import Hub
 from safetensors.torch import load_file, save_file
 from tiny_generator import NAMES, WEIGHTS, edit, inputs, original_file, small_dit, small_vae
+from torchvision.datasets import FashionMNIST
 
 from ims3_ray.errors import InputError
 from ims3_ray.method import difffit
 from ims3_ray.models.checkpoints import inspect_transformer, load_transformer
 from ims3_ray.models.dit import DiT, DiTConfig
+from ims3_ray.models.extractor import load_extractor
 from ims3_ray.models.files import resolve_model
 from ims3_ray.models.generator import inspect_generator, load_vae, save_pipeline
 from ims3_ray.models.vae import read_vae
@@ -208,6 +211,17 @@ def test_vae_with_missing_weights_is_refused(folder):
         read_vae(folder / "vae")
 
 
+@pytest.mark.parametrize("part", ["transformer", "vae"])
+def test_weights_that_are_not_finite_are_refused_by_name(folder, part):
+    file = folder / part / WEIGHTS
+    held = load_file(file)
+    name = sorted(held)[-1]
+    held[name].view(-1)[-1] = float("nan")
+    save_file(held, file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=rf"{part}.*holds weights that are not finite \({re.escape(name)}\)"):
+        load_transformer(folder) if part == "transformer" else read_vae(folder / part)
+
+
 def test_folders_of_another_kind_are_refused(tmp_path, folder):
     with pytest.raises(InputError, match="no such model file or folder"):
         inspect_generator(tmp_path / "absent")
@@ -263,6 +277,22 @@ def test_models_of_the_package_are_named_not_pathed(tmp_path, monkeypatch):
     for name in ("package://other", "package://../outside", "package://"):
         with pytest.raises(InputError, match="it brings digits"):
             resolve_model(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "licence"),
+    [("digits", "0123456789", "apache-2.0"), ("fashion", FashionMNIST.classes, "mit")],
+)
+def test_a_model_of_the_package_is_small_licensed_and_knows_the_classes_of_its_images(name, classes, licence):
+    folder = resolve_model(f"package://{name}")
+    info = inspect_generator(folder)
+    assert set(info.id2label or ()) == {label.replace("/", "-") for label in classes}
+    assert info.image_size == 32
+    load_extractor(f"package://{name}")
+    assert sum(file.stat().st_size for file in folder.rglob("*")) < 10e6
+    assert f"license: {licence}\n" in (folder / "README.md").read_text()
+    weights = load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.float16}
 
 
 def test_a_missing_file_is_never_looked_up_on_the_network(monkeypatch):

@@ -1,6 +1,7 @@
 """Weights of a hub: every node loads the commit that the driver saw, whatever the hub holds by then."""
 
 import json
+from pathlib import Path
 
 import pytest
 import timm
@@ -59,6 +60,17 @@ def test_a_timm_model_s_weights_may_be_named_by_revision(on_hub, monkeypatch, tm
     assert load_extractor(without_weights(named)).dim == features.shape[1]
 
 
+def test_hf_before_a_hub_id_says_the_same_and_is_never_a_folder_here(on_hub, monkeypatch, tmp_path):
+    commit = on_hub.push("someone/model", model_folder(tmp_path / "model", "there"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "someone" / "model").mkdir(parents=True)
+    assert (
+        hub.pin("hf://someone/model") == hub.pin(f"hf://someone/model@{commit}") == f"someone/model@{commit}"
+    )
+    assert (resolve_model("hf://someone/model") / "model.safetensors").read_text() == "there"
+    assert resolve_model("someone/model") == Path("someone/model")
+
+
 def test_what_is_no_hub_id_stays_as_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: pytest.fail("network call"))
     monkeypatch.chdir(tmp_path)
@@ -90,7 +102,7 @@ def test_a_revision_that_is_not_there_is_one_line(on_hub, tmp_path):
 def test_what_a_recipe_says_of_its_model_holds_at_every_revision():
     of_recipe, revised, other = (
         load_config("imagewoof", {"model.path": path} if path else {})
-        for path in (None, "facebook/DiT-XL-2-256@v1", "someone/DiT-XL-2-256")
+        for path in (None, "hf://facebook/DiT-XL-2-256@v1", "someone/DiT-XL-2-256")
     )
     assert revised.model.frequency_shift == of_recipe.model.frequency_shift == 0
     assert revised.model.licence == of_recipe.model.licence

@@ -1,9 +1,11 @@
 """The whole pipeline on three classes of 16-pixel images: the digits' path, in the session's cluster."""
 
 import hashlib
+import html
 import json
 import math
 import re
+import shlex
 import shutil
 import time
 from pathlib import Path
@@ -12,9 +14,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from printed import job, parsed
 from torchvision.datasets import ImageFolder
 
 from ims3_ray import load_distilled
+from ims3_ray.cli import run_command
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.errors import InputError
 from ims3_ray.jobs.distill import run as distillation
@@ -217,9 +221,9 @@ def test_the_run_is_in_mlflow_with_parameters_metrics_artefacts_and_data_set(fin
 def test_the_run_can_be_reproduced_and_needs_all_that_it_left_but_checkpoints(finished, monkeypatch):
     from mlflow import MlflowClient
 
+    from ims3_ray.config import reproduce as reproducing
     from ims3_ray.jobs.runs import garbage
     from ims3_ray.runs import query as querying
-    from ims3_ray.runs import reproduce as reproducing
     from ims3_ray.storage.artifacts import open_directory
 
     overrides, made = finished
@@ -232,10 +236,17 @@ def test_the_run_can_be_reproduced_and_needs_all_that_it_left_but_checkpoints(fi
     assert command.notes == []
     assert load_config(command.recipe, command.overrides).results() == results
     assert load_config("digits", yaml.safe_load(recipe)).results() == results
+    again, find = map(html.unescape, re.findall("<pre>(.*?)</pre>", Path(made.report).read_text()))
+    name, words = job(shlex.split(again))
+    told = parsed(name, words)
+    same = load_config(told.recipe, parse_overrides(told.overrides))
+    assert same.results() == results
+    assert same.storage == str(Path(made.distilled).parents[1])
+    assert run_command(*job(shlex.split(find))) == 0
     later = time.time() + 2 * garbage.RECENT_S
     monkeypatch.setattr(garbage.time, "time", lambda: later)
     survey = garbage.survey(open_directory(str(Path(made.distilled).parents[1])), {})
-    unrefined = set(garbage.NOUNS) - {"probes", "refined"}
+    unrefined = set(garbage.NOUNS) - {"probes", "refined", "teacher"}
     assert {entry.noun for entry in survey.artifacts} == unrefined | {"checkpoints"}
     assert {entry.noun for entry in survey.unneeded} == {"checkpoints"}
     assert survey.not_ours == []

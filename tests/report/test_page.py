@@ -21,6 +21,7 @@ from pages import (
 )
 from PIL import Image
 
+from ims3_ray.evaluation.membership import attack
 from ims3_ray.report import plots
 from ims3_ray.report.claim import claim
 from ims3_ray.report.images import contact_sheet, data_uri
@@ -91,12 +92,16 @@ def test_networks_and_the_label_robust_score_are_shown_where_there_are_any(page)
     text = Page(page).text
     assert "Other networks" not in text
     assert "Label-robust score" not in text
+    assert "membership" not in text
     document = evaluation()
     document["sets"]["distilled"]["label_robust_score"] = 0.321
+    document["sets"]["distilled"]["membership"] = attack(np.arange(20.0), np.arange(20.0))
     second = {name: of_set | {"last": score(0.125, 0.125)} for name, of_set in document["sets"].items()}
     document["networks"] = {document["protocol"]: document["sets"], "quick-v1/resnet18": second}
     html = render(report(evaluation=document)).decode()
     assert "<b>0.321</b>" in html
+    assert "0.500 ±0.18" in html
+    assert "no better than by guessing" in html
     assert re.search(r"<th>quick-v1/resnet18</th><td>12.5 ±0.0</td>", html)
 
 

@@ -10,6 +10,7 @@ import pytest
 from ims3_ray.config.load import load_config
 from ims3_ray.data.distilled import DistilledSet
 from ims3_ray.data.pixels import encode_png
+from ims3_ray.method.refine import OBJECTIVES
 from ims3_ray.stages import chosen, export
 from ims3_ray.stages.export import made_in_words
 from ims3_ray.storage import tables
@@ -43,6 +44,11 @@ def test_the_card_says_what_this_run_did(recipe, changes, says, says_not):
     words = made_in_words(load_config(recipe, changes))
     assert all(part in words for part in says)
     assert not any(part in words for part in says_not)
+
+
+def test_the_card_has_words_for_every_objective():
+    said = [made_in_words(load_config("digits", {"refine.objective": name})) for name in OBJECTIVES]
+    assert len(set(said)) == len(OBJECTIVES)
 
 
 CLASSES, IPC, SUBGROUPS = ("blue", "green", "red"), 4, 3

@@ -1,5 +1,6 @@
-"""A model hub on loopback, as far as Hugging Face's client asks one: commits of a model, main is the last."""
+"""A hub on loopback, as far as Hugging Face's client asks one: commits of a repository, main is the last."""
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -12,35 +13,74 @@ from urllib.parse import urlsplit
 
 
 class Hub:
-    """Models by id; `push` makes a commit of one."""
+    """Models and data sets by id; `push` makes a commit of one, and so does the client with TOKEN."""
+
+    TOKEN = "hf_of-the-loopback-hub"
 
     def __init__(self):
-        self._commits: dict[str, dict[str, dict[str, bytes]]] = {}  # model → commit → file → content
+        # "models/org/name" → commit → file → content
+        self._commits: dict[str, dict[str, dict[str, bytes]]] = {}
 
-    def push(self, hub_id: str, folder: Path) -> str:
-        """Make what `folder` holds the model's main; gives the commit."""
+    def push(self, hub_id: str, folder: Path, kind: str = "models") -> str:
+        """Make what `folder` holds the repository's main; gives the commit."""
         held = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+        return self._commit(f"{kind}/{hub_id}", held)
+
+    def holds(self, hub_id: str, kind: str = "datasets") -> dict[str, bytes]:
+        """Files of the repository's main; KeyError where there is none."""
+        return self._find(f"{kind}/{hub_id}", "main")[1]
+
+    def _commit(self, repository: str, held: dict[str, bytes]) -> str:
         commit = hashlib.sha1(b"".join(f"{n}:".encode() + c for n, c in sorted(held.items()))).hexdigest()
-        self._commits.setdefault(hub_id, {})[commit] = held
+        commits = self._commits.setdefault(repository, {})
+        commits.pop(commit, None)  # the same content again is the last again
+        commits[commit] = held
         return commit
 
-    def _find(self, hub_id: str, revision: str) -> tuple[str, dict[str, bytes]]:
-        commits = self._commits[hub_id]
+    def _find(self, repository: str, revision: str) -> tuple[str, dict[str, bytes]]:
+        commits = self._commits[repository]
         commit = list(commits)[-1] if revision == "main" else revision
         return commit, commits[commit]
 
     def answer(self, path: str) -> tuple[dict[str, str], bytes]:
         """Headers and body; KeyError for what is not here."""
-        if asked := re.fullmatch(r"/api/models/(\w+/[\w.-]+)/(revision|tree)/(\w+)", path):
-            commit, held = self._find(asked[1], asked[3])
+        if asked := re.fullmatch(r"/api/(\w+)/(\w+/[\w.-]+)(?:/(revision|tree)/(\w+))?", path):
+            commit, held = self._find(f"{asked[1]}/{asked[2]}", asked[4] or "main")
             files = [{"type": "file", "path": n, "size": len(c), "oid": _oid(c)} for n, c in held.items()]
-            said = {"id": asked[1], "sha": commit, "siblings": []} if asked[2] == "revision" else files
+            names = [{"rfilename": n} for n in held]
+            said = files if asked[3] == "tree" else {"id": asked[2], "sha": commit, "siblings": names}
             return {"Content-Type": "application/json"}, json.dumps(said).encode()
-        if asked := re.fullmatch(r"/(\w+/[\w.-]+)/resolve/(\w+)/(.+)", path):
-            commit, held = self._find(asked[1], asked[2])
-            content = held[asked[3]]
+        if asked := re.fullmatch(r"/(datasets/)?(\w+/[\w.-]+)/resolve/(\w+)/(.+)", path):
+            commit, held = self._find(f"{'datasets' if asked[1] else 'models'}/{asked[2]}", asked[3])
+            content = held[asked[4]]
             return {"ETag": f'"{_oid(content)}"', "X-Repo-Commit": commit}, content
         raise KeyError(path)
+
+    def take(self, path: str, body: bytes) -> dict[str, object]:
+        """What a client's request to write comes to; KeyError for a repository that is not here."""
+        if path == "/api/validate-yaml":  # of a card
+            return {"errors": [], "warnings": []}
+        if path == "/api/repos/create":
+            asked = json.loads(body)
+            repository = f"{asked['type']}s/{asked['organization']}/{asked['name']}"
+            self._commits.get(repository) or self._commit(repository, {})
+            return {"url": f"https://huggingface.co/{repository}"}
+        asked = re.fullmatch(r"/api/(\w+/\w+/[\w.-]+)/(preupload|commit)/main", path)
+        if asked is None:
+            raise KeyError(path)
+        repository, what = asked.groups()
+        held = dict(self._find(repository, "main")[1])
+        if what == "preupload":
+            named = [file["path"] for file in json.loads(body)["files"]]
+            return {"files": [{"path": n, "uploadMode": "regular", "shouldIgnore": False} for n in named]}
+        for line in map(json.loads, body.splitlines()):
+            place = line["value"].get("path")
+            if line["key"] == "file":
+                held[place] = base64.b64decode(line["value"]["content"])
+            elif line["key"] == "deletedFile":
+                del held[place]
+        commit = self._commit(repository, held)
+        return {"commitUrl": f"https://huggingface.co/{repository}/commit/{commit}", "commitOid": commit}
 
     @contextlib.contextmanager
     def known(self, monkeypatch, cache: Path) -> Iterator["Hub"]:
@@ -54,37 +94,54 @@ class Hub:
 
     @contextlib.contextmanager
     def _serving(self) -> Iterator[str]:
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                self._send(with_body=True)
-
-            def do_HEAD(self):
-                self._send(with_body=False)
-
-            def _send(self, with_body):
-                try:
-                    status, (headers, body) = 200, hub.answer(urlsplit(self.path).path)
-                except KeyError:
-                    known = any(name in self.path for name in hub._commits)
-                    what = ("Revision" if "/api/" in self.path else "Entry") if known else "Repo"
-                    status, headers, body = 404, {"X-Error-Code": f"{what}NotFound"}, b""
-                self.send_response(status)
-                for name, value in (headers | {"Content-Length": str(len(body))}).items():
-                    self.send_header(name, value)
-                self.end_headers()
-                if with_body:
-                    self.wfile.write(body)
-
-            def log_message(self, *_): ...
-
-        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        with ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self})) as server:
             Thread(target=server.serve_forever, args=[0.05], daemon=True).start()
             try:
                 yield f"http://127.0.0.1:{server.server_port}"
             finally:
                 server.shutdown()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: Hub
+
+    def do_GET(self):
+        self._send(with_body=True)
+
+    def do_HEAD(self):
+        self._send(with_body=False)
+
+    def _send(self, with_body):
+        try:
+            status, (headers, body) = 200, self.hub.answer(urlsplit(self.path).path)
+        except KeyError:
+            status, headers, body = 404, self._missing(), b""
+        self._reply(status, headers, body if with_body else b"", len(body))
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers["Authorization"] != f"Bearer {self.hub.TOKEN}":
+            return self._reply(401, {}, b"")
+        try:
+            said = json.dumps(self.hub.take(urlsplit(self.path).path, body)).encode()
+            self._reply(200, {"Content-Type": "application/json"}, said)
+        except KeyError:
+            self._reply(404, self._missing(), b"")
+
+    def _missing(self):
+        known = any(name.partition("/")[2] in self.path for name in self.hub._commits)
+        what = ("Revision" if "/api/" in self.path else "Entry") if known else "Repo"
+        return {"X-Error-Code": f"{what}NotFound"}
+
+    def _reply(self, status, headers, body, length=None):
+        self.send_response(status)
+        size = str(len(body) if length is None else length)
+        for name, value in (headers | {"Content-Length": size}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_): ...
 
 
 def use_cache(monkeypatch, folder: Path) -> None:

@@ -13,6 +13,7 @@ from ims3_ray.config import load, pretrain, settings
 from ims3_ray.jobs.evaluate.command import named_sets
 from ims3_ray.jobs.runs.command import read_mode
 from ims3_ray.jobs.runs.conditions import read_conditions
+from ims3_ray.jobs.share.push import read_target
 from ims3_ray.jobs.sweep.space import read_space
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +38,7 @@ def job(words: list[str]) -> tuple[str, list[str]] | None:
     """(command, its words) where `words` start one of ours."""
     if words[:3] == ["ray", "job", "submit"] and "--" in words:
         words = words[words.index("--") + 1 :]
+    words = words[: words.index(">")] if ">" in words else words  # a file that takes what is printed
     if Path(words[0]).name == "ims3":
         return words[1], words[2:]
     if len(words) > 1 and words[0].endswith("python") and Path(words[1]).parent.name == "jobs":
@@ -79,18 +81,28 @@ def resolve_evaluate(arguments: argparse.Namespace, overrides: dict) -> None:
     load.load_settings(settings.Evaluating, overrides)
 
 
+def resolve_push(arguments: argparse.Namespace, overrides: dict) -> None:
+    read_target(arguments.to)
+    assert set(overrides) <= {"storage"}
+
+
 RESOLVE: dict[str, Callable[[argparse.Namespace, dict], object]] = {
     "ablate": resolve_ablate,
     "bench": resolve_recipe,
+    "completion": lambda arguments, overrides: None,
     "convert": lambda arguments, overrides: None,
     "distill": resolve_recipe,
+    "doctor": lambda arguments, overrides: load.load_config("digits", overrides),
     "evaluate": resolve_evaluate,
     "init": lambda arguments, overrides: load.load_config("digits", overrides),
     "pretrain": lambda arguments, overrides: load.load_settings(pretrain.Pretrain, overrides),
+    "push": resolve_push,
     "recipes": lambda arguments, overrides: None,
     "runs": resolve_runs,
     "select": lambda arguments, overrides: load.load_settings(settings.Selecting, overrides),
     "sweep": resolve_sweep,
+    "verify": lambda arguments, overrides: load.load_settings(settings.Evaluating, overrides),
+    "view": lambda arguments, overrides: None,
 }
 
 
@@ -109,7 +121,4 @@ def next_commands(out: str) -> dict[str, list[str]]:
     for words in following.values():
         if (ours := job(words)) is not None:
             resolve(*ours)
-        elif words[1] == "ui":
-            assert words[2] == "--backend-store-uri"
-            assert Path(words[3].removeprefix("sqlite:///")).is_file()
     return following

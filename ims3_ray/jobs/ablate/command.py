@@ -1,4 +1,4 @@
-"""Run an ablation's rows on one recipe, over seeds and images a class.
+"""Run an ablation's rows on a recipe, over seeds and images a class.
 
     python jobs/ablate.py              the bundled digits, the paper's rows
     python jobs/ablate.py --recipe imagewoof --ipc 10,50 --seeds 3 \\
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from ims3_ray.config.load import parse_overrides
 from ims3_ray.errors import InputError
-from ims3_ray.jobs.ending import command, ending, look
+from ims3_ray.jobs.ending import command, ending
 from ims3_ray.progress import say, waiting
 
 from .plan import Plan, named, read_rows
@@ -69,6 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
     with waiting("imports"):  # heavy, not needed to refuse bad input
         from . import run as ablation
         from .page import render_ablation
+        from .screen import lines
         from .tables import long_csv, markdown
 
     seeds = tuple(range(seed, seed + arguments.seeds))
@@ -86,12 +87,11 @@ def run(arguments: argparse.Namespace) -> None:
             out.write(name, data)
         storage = next(iter(plan.configs().values())).storage
         _track(document, storage, out.name, files)
-    print()
-    print(files["ablation.md"].decode())
+    print("", *lines(document), "", sep="\n")
     made = {"page": (out / "index.html").uri}
     made |= {"tables": f"{(out / 'ablation.md').uri}, ablation.csv, ablation.json"}
     query = command("runs", f"storage={storage}", "--where", "kind=ablation")
-    print(*ending(made, {"query": query} | look(storage)), sep="\n")
+    print(*ending(made, {"query": query, "look": command("view", storage)}), sep="\n")
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -36,6 +36,7 @@ class Row(TypedDict):
 class Ablation(TypedDict):
     """ablation.json."""
 
+    title: str  # its recipe, or the images that stand in place of the recipe's
     recipe: str
     protocol: str
     split: str

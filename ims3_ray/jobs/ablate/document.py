@@ -4,8 +4,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
+from ims3_ray.config.load import subject
 from ims3_ray.evaluation.figures import Evaluation
 from ims3_ray.evaluation.protocols import protocols
+from ims3_ray.evaluation.teacher import teacher_rules
 from ims3_ray.method.coverage import Values
 from ims3_ray.pipeline.steps import Step
 from ims3_ray.stages.chosen import KEYS, chosen_rows
@@ -38,6 +40,7 @@ def describe(
     return {
         "protocol": rules.label,
         "split": rules.split,
+        "title": subject(config),
         "recipe": config.recipe,
         "baseline": ablation.rows.baseline,
         "ipcs": list(ablation.ipcs),
@@ -154,9 +157,14 @@ def _pools(
 
 
 def _agreement(context: Context, drawn: Mapping[str, Vectors]) -> dict[str, float]:
-    """Of every generated row, by a classifier of the protocol's first network and the generator's seed."""
+    """Of every generated row, by a classifier of the protocol's first network and the generator's seed.
+
+    By one that is trained as a soft protocol's teacher is, where labels are soft.
+    """
     settings = context.config.evaluate
     rules, train = protocols(settings.protocol, settings.networks)[0], context.images["train"]
+    if rules.is_soft:
+        rules = teacher_rules(settings.protocol)
     seed = classifier_seeds(context.config.seed, 1)[0]
     indices = {name: candidates.index for name, candidates in drawn.items()}
     return label_agreement(indices, train, rules, seed, context.machine)

@@ -5,10 +5,12 @@ far as its evaluation: fingerprints see to it that rows encode, invert and sampl
 common. What it gives is plain data, ablation.json, which `comparison` compares and `page` shows.
 """
 
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextvars import copy_context
 
+from ims3_ray.cluster.tasks import STOP
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.protocols import NO_PROTOCOL
 from ims3_ray.pipeline.prepare import begin
@@ -65,11 +67,19 @@ def _make(
         steps = plan(context, last[cell])
         return {s.stage.noun: s if s.manifest is not None else run_step(context, s) for s in steps}
 
+    stop = threading.Event()
+    STOP.set(stop)
     with (
         alone(bar("evaluate", len(contexts), "runs")) as shown,
         ThreadPoolExecutor(EVALUATIONS_AT_ONCE) as pool,
     ):
         made = {cell: pool.submit(copy_context().run, finish, cell) for cell in contexts}
-        for _ in as_completed(made.values()):
-            shown.update()
+        try:
+            for done in as_completed(made.values()):
+                done.result()
+                shown.update()
+        except BaseException:  # a signal, or an evaluation that failed: the others need not be waited for
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
         return {cell: steps.result() for cell, steps in made.items()}

@@ -22,10 +22,10 @@ from ims3_ray.data.digits import PREFIX, materialise
 from ims3_ray.data.pixels import resize_and_crop
 from ims3_ray.data.reading import BatchReader
 from ims3_ray.errors import InputError
-from ims3_ray.evaluation.protocols import Protocol, protocol
+from ims3_ray.evaluation.protocols import protocol
+from ims3_ray.evaluation.rules import Protocol
 from ims3_ray.evaluation.statistics import summary
-from ims3_ray.evaluation.train import train_and_score
-from ims3_ray.models import classifiers
+from ims3_ray.evaluation.train import score_of, training_in_looks
 from ims3_ray.models.device import prepare_device
 from ims3_ray.stages.costs import BACKWARD, count_operations
 from ims3_ray.storage.artifacts import Directory, open_directory
@@ -66,6 +66,10 @@ def run(arguments: argparse.Namespace, work: Path) -> Figures:
         protocol(arguments.protocol),
     )
     refuse_impossible(config.workers)
+    if rules.is_soft:
+        raise InputError(
+            f"--protocol: {rules.name} needs a teacher, and hard labels are measured; name another"
+        )
     if arguments.steps:
         rules = rules.model_copy(update={"steps": arguments.steps, "evaluations": 1})
     connect()
@@ -128,8 +132,7 @@ def _sides(task: Task) -> list[Side]:
     )
     settings = {"own": "images decoded once, augmented by batches", "plain": loader}
     size = task.protocol.image_size
-    network, width = task.protocol.network, task.protocol.width
-    model = classifiers.build(network, task.num_classes, size, None, width=width).to("meta")
+    model = task.protocol.build(task.num_classes).to("meta")
     image = torch.zeros(1, 3, size, size, device="meta")
     return [
         Side(
@@ -165,7 +168,8 @@ class OwnTraining:
     def __call__(self) -> float:
         task = self._task
         train, scored = (_read(task.folder / name, task.protocol.image_size) for name in ("train", "scored"))
-        return train_and_score(train, scored, task.protocol, task.num_classes, self._seed, self._device).last
+        how = task.protocol, task.num_classes, self._seed, self._device
+        return score_of(training_in_looks(train, scored, *how)).last
 
 
 def _read(folder: Path, size: int) -> tuple[torch.Tensor, torch.Tensor]:

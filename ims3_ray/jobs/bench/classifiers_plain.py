@@ -16,7 +16,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from ims3_ray.evaluation.augment import COLOUR_DEVIATIONS, COLOUR_DIRECTIONS
-from ims3_ray.evaluation.protocols import Protocol
+from ims3_ray.evaluation.rules import Protocol
 from ims3_ray.evaluation.train import batch_rows, plan, rate
 from ims3_ray.method.rng import generator
 from ims3_ray.models import classifiers

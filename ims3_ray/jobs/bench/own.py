@@ -11,7 +11,7 @@ from ims3_ray.cluster.trainer import Optimisation, Trainer
 from ims3_ray.config.refinement import Refine
 from ims3_ray.data.reading import payloads
 from ims3_ray.evaluation.probes import differentiable, probe_protocols
-from ims3_ray.evaluation.protocols import Protocol
+from ims3_ray.evaluation.rules import Protocol
 from ims3_ray.method import difffit
 from ims3_ray.method.rng import generator
 from ims3_ray.models.device import prepare_device

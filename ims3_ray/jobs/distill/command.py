@@ -12,6 +12,7 @@ the same words, says how far a run has come.
 
 import argparse
 import json
+import math
 
 import yaml
 
@@ -36,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dry-run", action="store_true", help="show the resolved recipe and what each stage would do"
     )
     parser.add_argument(
+        "--price", type=float, metavar="P", help="with --dry-run: what a GPU's hour costs, or a CPU node's"
+    )
+    parser.add_argument(
         "--status", action="store_true", help="show how far this run has come, running or dead, and stop"
     )
     parser.add_argument("--json", action="store_true", help="with --status: as one JSON document")
@@ -46,8 +50,10 @@ def run(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.recipe, parse_overrides(arguments.overrides))
     if arguments.dry_run and arguments.status:
         raise InputError("--dry-run, --status: are two answers; ask for one")
+    if arguments.price is not None and not (arguments.dry_run and 0 < arguments.price < math.inf):
+        raise InputError("--price: is a number above 0 beside --dry-run, which alone prices a run")
     if arguments.dry_run:
-        _dry_run(config)
+        _dry_run(config, arguments.price)
     elif arguments.status:
         status = read_status(config)
         print(json.dumps(status, indent=1) if arguments.json else "\n".join(status_lines(status)))
@@ -73,7 +79,7 @@ def _yaml(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _dry_run(config: Config) -> None:
+def _dry_run(config: Config, price: float | None) -> None:
     if find_complete(config):  # what it took is known, and needs no plan
         print(_yaml(config), *status_lines(read_status(config)), "nothing would run", sep="\n")
         return
@@ -106,6 +112,14 @@ def _dry_run(config: Config) -> None:
         print(LINE.format(step.stage.name, state, gpus, cost.rows, f"{cost.seconds:.0f} s", *sizes))
     missing_s = sum(c.seconds for step, c in zip(steps, costs, strict=True) if not step.manifest)
     print(f"estimated time of what is missing: {missing_s:.0f} s")
+    if price is not None:
+        print(price_line(missing_s, machine.gpus if machine.on_gpus else None, price))
     for step in steps:
         for line in idle_lines(context, step.stage):
             print(line)
+
+
+def price_line(seconds: float, gpus: int | None, price: float) -> str:
+    """What so long a run costs: every GPU is paid for from its beginning to its end, without one the node."""
+    what, cost = "this machine" if gpus is None else f"{gpus} GPUs", seconds / 3600 * (gpus or 1) * price
+    return f"estimated cost of it: {cost:.2f}, {what} at {price:g} an hour each"

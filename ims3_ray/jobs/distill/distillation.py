@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from ims3_ray.config.settings import Config
 from ims3_ray.evaluation.table import evaluation_lines
-from ims3_ray.jobs.ending import command, ending, look
+from ims3_ray.jobs.ending import command, ending
 from ims3_ray.storage.artifacts import GpuUse, Summary
 from ims3_ray.text import noun
 
@@ -45,4 +45,4 @@ def summary_lines(config: Config, distillation: Distillation) -> list[str]:
         lines.append(f"  {stage['name']:<10}{work}{'' if stage['ran'] else '  found complete'}")
     query = command("runs", f"storage={config.storage}", "--where", f"run={distillation.key}")
     made = {"distilled set": distillation.distilled, "report": distillation.report}
-    return [*lines, "", *ending(made, {"query": query} | look(config.storage))]
+    return [*lines, "", *ending(made, {"query": query, "look": command("view", config.storage)})]

@@ -3,7 +3,7 @@
 from ims3_ray.config.settings import Config
 from ims3_ray.errors import InputError
 from ims3_ray.runs import receipts
-from ims3_ray.runs.tracking import tracking_uri
+from ims3_ray.runs.database import tracking_uri
 from ims3_ray.storage.artifacts import Directory, check_format, open_directory, read_manifest, summary_of
 
 from .distillation import Distillation, StageRun

@@ -11,7 +11,7 @@ from ims3_ray.config.settings import Config
 from ims3_ray.pipeline.prepare import begin
 from ims3_ray.pipeline.steps import Step, plan, run_step
 from ims3_ray.runs import receipts
-from ims3_ray.runs.tracking import tracking_uri
+from ims3_ray.runs.database import tracking_uri
 from ims3_ray.stages.context import Context
 from ims3_ray.storage.signs import alone
 

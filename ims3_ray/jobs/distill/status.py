@@ -47,7 +47,7 @@ def read_status(config: Config) -> Status:
         "seconds_since_alive": sign.age if sign else None,
         "last_event": log[-1] if log else None,
         "log": (folder / LOG).uri,
-        "stages": [_describe(storage, name, artifact) for name, artifact in steps],
+        "stages": [describe_stage(storage, name, artifact) for name, artifact in steps],
     }
 
 
@@ -74,7 +74,8 @@ def _state(folder: Directory) -> str:
         ) from error
 
 
-def _describe(storage: Directory, name: str, artifact: str) -> dict[str, Any]:
+def describe_stage(storage: Directory, name: str, artifact: str) -> dict[str, Any]:
+    """State of a stage whose artefact belongs at `artifact`, and what it came to, or its parts so far."""
     line: dict[str, object] = {"name": name, "artifact": artifact}
     try:
         if manifest := read_manifest(storage / artifact):

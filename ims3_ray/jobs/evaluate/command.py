@@ -9,19 +9,21 @@ SET is a folder or URI with one folder of images a class, a distilled set of
 this project, or a Hugging Face data set of one split: Parquet, or what
 save_to_disk wrote. Column image (struct {bytes, path} or binary), and label
 (integer, ClassLabel or string). Beside it as many real images are scored, and
-all sets are audited for leaks and wrong labels.
+all sets are audited for leaks and wrong labels, before any classifier trains.
 """
 
 import argparse
 import re
+from collections.abc import Collection
 
 from ims3_ray.config.load import load_settings, parse_overrides
 from ims3_ray.config.settings import Evaluating
 from ims3_ray.errors import InputError
-from ims3_ray.evaluation.table import evaluation_lines
+from ims3_ray.evaluation.table import evaluation_lines, expected_lines, score_lines
 from ims3_ray.jobs.ending import ending, look_at
 from ims3_ray.progress import waiting
 from ims3_ray.storage.directory import open_directory, refuse_unwritable
+from ims3_ray.text import some
 
 NAMED = re.compile(r"([A-Za-z0-9_.-]+)=(.+)")
 
@@ -31,6 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", required=True, action="append", dest="sets", metavar="[NAME=]SET", help=what)
     where = "where the figures are written; replaced where it exists"
     parser.add_argument("--out", default="evaluation.json", metavar="JSON", help=where)
+    stated = "accuracy that the set NAME is said to have, in percent, to be told from what is measured"
+    parser.add_argument(
+        "--expect", action="append", default=[], dest="stated", metavar="NAME=LOW..HIGH", help=stated
+    )
+    trust = "score sets whose classes look swapped, too"
+    parser.add_argument("--trust-labels", action="store_true", help=trust)
+    robust = "also train without augmentation, for DD-Ranking's augmentation-robust score: twice as long"
+    parser.add_argument("--augmentation-robust", action="store_true", help=robust)
     parser.add_argument(
         "overrides", nargs="*", metavar="field=value", help="such as data.train=DIR or evaluate.seeds=5"
     )
@@ -39,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     config = load_settings(Evaluating, parse_overrides(arguments.overrides))
     locations = named_sets(arguments.sets)
+    expected = stated_ranges(arguments.stated, locations)
     with waiting("imports"):  # heavy: Ray
         from ims3_ray.cluster.machine import connect, find_machine, has_address, refuse_impossible
 
@@ -53,14 +64,15 @@ def run(arguments: argparse.Namespace) -> None:
     with waiting("start"):
         if has_address():  # whose nodes look at the images
             connect()
-        prepared = evaluating.prepare(config, locations)
+        prepared = evaluating.prepare(config, locations, plain=arguments.augmentation_robust)
         refuse_unwritable(out, f"--out: {out.uri}")
         connect()
-    document = evaluating.score(prepared, find_machine(config.workers))
+    document = evaluating.score(prepared, find_machine(config.workers), trust_labels=arguments.trust_labels)
     out.write_json(name, document)
     warnings = [f"warning: {line}" for line in document["audit"]["warnings"]]
     print()
-    print(*evaluation_lines(document), "", sep="\n")
+    print(*evaluation_lines(document), *score_lines(document), sep="\n")
+    print(*expected_lines(document, expected), "", sep="\n")
     print(*warnings or ["audit          no shared, doubly labelled or swapped images"], sep="\n")
     print("", *ending({"evaluation": arguments.out}, look_at(arguments.out)), sep="\n")
 
@@ -80,3 +92,20 @@ def named_sets(words: list[str]) -> dict[str, str]:
             )
         sets[name] = place
     return sets
+
+
+def stated_ranges(words: list[str], sets: Collection[str]) -> dict[str, tuple[float, float]]:
+    """{name of a set: (low, high)} as fractions, of what is said beforehand of its accuracy."""
+    ranges: dict[str, tuple[float, float]] = {}
+    for word in words:
+        name, _, said = word.partition("=")
+        try:
+            low, high = (float(percent) / 100 for percent in said.split(".."))
+        except ValueError as error:
+            raise InputError(f"--expect: {word!r} is no range; write NAME=LOW..HIGH in percent") from error
+        if not 0 <= low <= high <= 1:
+            raise InputError(f"--expect: {word!r} is no range of percents; give the lower one first")
+        if name not in sets:
+            raise InputError(f"--expect: no set is called {name!r}; those given are {some(sets)}")
+        ranges[name] = low, high
+    return ranges

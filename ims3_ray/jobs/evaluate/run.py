@@ -1,10 +1,9 @@
 """Anybody's image sets, scored as a distilled one is: classifiers, real images beside them, audit."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
@@ -19,15 +18,17 @@ from ims3_ray.errors import InputError
 from ims3_ray.evaluation.audit import Audit, AuditedImages, audit
 from ims3_ray.evaluation.figures import NAMES, Evaluation
 from ims3_ray.evaluation.protocols import NO_PROTOCOL, Protocol, protocols
-from ims3_ray.models.extractor import inspect_extractor, load_extractor
-from ims3_ray.pipeline.prepare import image_places, open_splits, pinned
+from ims3_ray.evaluation.statistics import augmentation_robust_score
+from ims3_ray.models.extractor import load_extractor
+from ims3_ray.pipeline.prepare import content_of, image_places, open_splits, pinned
 from ims3_ray.pipeline.splits import check_splits
 from ims3_ray.stages.embed import embed_images
 from ims3_ray.stages.evaluate import compare
 from ims3_ray.stages.evaluate.classifiers import check_networks, classifier_seeds
+from ims3_ray.stages.evaluate.teacher import check_settings, teacher_of
 from ims3_ray.stages.evaluate.vectors import Vectors
 from ims3_ray.storage.artifacts import Directory, open_storage
-from ims3_ray.storage.hashing import content_hash
+from ims3_ray.text import some
 
 RESERVED = set(NAMES) - {"pool"}  # names of what stands beside the given sets
 
@@ -67,8 +68,10 @@ class Scored(Evaluation):
     hardware: Mapping[str, object]
 
 
-def prepare(config: Evaluating, locations: Mapping[str, str]) -> Prepared:
+def prepare(config: Evaluating, locations: Mapping[str, str], *, plain: bool = False) -> Prepared:
     """Open and check the sets at `locations` (by name), the training and the scored images.
+
+    `plain` scores without augmentation, too, by the first network.
 
     InputError, in one line, for whatever a person must mend first.
     """
@@ -81,6 +84,9 @@ def prepare(config: Evaluating, locations: Mapping[str, str]) -> Prepared:
             f"--set: the name {min(odd)!r} is that of a baseline; choose another, such as --set mine=PLACE"
         )
     networks = protocols(config.evaluate.protocol, config.evaluate.networks)
+    check_settings(config.evaluate, trains=False)
+    if plain:
+        networks = [*networks, _without_augmentation(networks[0], config.evaluate.baselines)]
     places = image_places(config)
     storage = open_storage(config.storage)
     images = open_splits(places, config.data, config.seed, storage)
@@ -94,7 +100,6 @@ def prepare(config: Evaluating, locations: Mapping[str, str]) -> Prepared:
     }
     _check_counts(config, train, given)
     config = pinned(config)
-    extractor = inspect_extractor(config.embed.extractor)
     return Prepared(
         config,
         storage,
@@ -103,19 +108,26 @@ def prepare(config: Evaluating, locations: Mapping[str, str]) -> Prepared:
         scored,
         given,
         max(side(of_set, networks[0].image_size) for of_set in given.values()),
-        content_hash(extractor, storage) if isinstance(extractor, Path) else extractor,
+        content_of(config.embed.extractor, storage),
         check_splits(images, config.data.max_overlap_fraction),
     )
 
 
-def score(prepared: Prepared, machine: Machine) -> Scored:
-    """Classifiers, coverage and audit of the given sets."""
+def score(prepared: Prepared, machine: Machine, *, trust_labels: bool = False) -> Scored:
+    """Audit, classifiers and coverage of the given sets.
+
+    InputError, before any classifier trains, for a set whose classes look swapped, unless labels are trusted.
+    """
     config, train, given, networks = prepared.config, prepared.train, prepared.given, prepared.networks
     seeds = classifier_seeds(config.seed, config.evaluate.seeds)
     load_extractor(
         config.embed.extractor
     )  # InputError here, where it is caught, for weights that can't be had
     audited, vectors = _embed(prepared, machine)
+    findings = audit([audited[name] for name in ("train", "scored", *given)], train.classes)
+    findings["warnings"] = list(dict.fromkeys(prepared.warnings + findings["warnings"]))
+    if not trust_labels:
+        _refuse_swapped(findings, given)
     real = compare.Real(train, train.paths, audited["train"].paths, vectors["train"])
     sizes = [of_set.counts().tolist() for of_set in given.values()]
     choices = compare.choose(real, config.evaluate.baselines, sizes, seeds, config.evaluate.draws)
@@ -130,10 +142,11 @@ def score(prepared: Prepared, machine: Machine) -> Scored:
         counts.pop() if has_ceiling else None,
     )
     sets = compare.training_sets(given, choices, train, seeds, config.evaluate.full)
-    document = compare.score(sets, given, prepared.scored, networks, train.classes, machine)
+    teacher = teacher_of(config.evaluate, train, None, machine)
+    asked = compare.asked_about(prepared.scored, train, config.evaluate.membership_images)
+    document = compare.score(sets, given, asked, networks, machine, teacher=teacher)
     document["coverage"] = coverage
-    findings = audit([audited[name] for name in ("train", "scored", *given)], train.classes)
-    findings["warnings"] = list(dict.fromkeys(prepared.warnings + findings["warnings"]))
+    _rate_augmentation(document, networks[0], given)
     return {
         **document,
         "audit": findings,
@@ -142,6 +155,27 @@ def score(prepared: Prepared, machine: Machine) -> Scored:
         "versions": versions(),
         "hardware": hardware(machine),
     }
+
+
+def _without_augmentation(rules: Protocol, baselines: Collection[str]) -> Protocol:
+    if rules.plain.augmentations == rules.augmentations and not rules.cutmix:
+        raise InputError(f"--augmentation-robust: protocol {rules.name} augments nothing; take one that does")
+    if "random" not in baselines:
+        raise InputError(
+            "--augmentation-robust: compares with random real images; add random to evaluate.baselines"
+        )
+    return rules.plain
+
+
+def _rate_augmentation(document: Evaluation, rules: Protocol, given: Collection[str]) -> None:
+    """Add DD-Ranking's score of every set that was scored without augmentation, too."""
+    augmented, plain = document["sets"], document.get("networks", {}).get(rules.plain.label)
+    for name in given if plain else ():
+        random = "random" if "random" in augmented else f"random {augmented[name]['images']}"
+        pairs = [
+            (sets[name]["last"]["mean"], sets[random]["last"]["mean"]) for sets in (augmented, plain or {})
+        ]
+        augmented[name]["augmentation_robust_score"] = augmentation_robust_score(*pairs)
 
 
 def side(images: ImageSet, image_size: int) -> int:
@@ -178,6 +212,22 @@ def _check_counts(config: Evaluating, train: ImageSet, given: Mapping[str, Image
             raise InputError(
                 f"evaluate.baselines: {', '.join(coresets)} choose as many images of every class, but --set "
                 f"{name} has different numbers; use evaluate.baselines=[random]"
+            )
+
+
+def _refuse_swapped(findings: Audit, given: Collection[str]) -> None:
+    """A teacher's or generator's order of classes is the commonest reason for a number far too low.
+
+    A single class that looks like another is a poor one: to swap takes two.
+    """
+    for name in given:
+        order = findings["classes"][name]
+        likes = order["looks_like"]
+        if swapped := {ours: theirs for ours, theirs in likes.items() if theirs in likes}:
+            pairs = some((f"{ours!r} like {theirs!r}" for ours, theirs in swapped.items()), 3, str)
+            raise InputError(
+                f"--set {name}: {len(swapped)} of {len(order['per_class'])} classes look swapped: images of "
+                f"{pairs}; number the classes as data.train does, or give --trust-labels"
             )
 
 

@@ -26,6 +26,7 @@ from ims3_ray.models.generator import save_pipeline
 from ims3_ray.progress import timer
 from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import Directory, complete, fingerprint, read_manifest
+from ims3_ray.storage.hashing import content_hash
 from ims3_ray.storage.signs import alone
 
 from .card import agreement, model_card
@@ -178,7 +179,23 @@ class Pretraining:
             classifier = self.models.trained_classifier("extractor")
             save_extractor(classifier, folder / "extractor", mean=half, deviation=half)
             (folder / "README.md").write_text(model_card(self.config, self.images, figures))
-            folder.replace(out)
+            put(folder, out, self.storage)
+
+
+def put(folder: Path, out: Path, storage: Directory) -> None:
+    """Give a model folder its name; where another driver was quicker, its own serves if it is the same.
+
+    InputError if it is not. `storage` remembers what folders hold.
+    """
+    try:
+        folder.replace(out)
+    except OSError:
+        if not out.exists():
+            raise
+        if content_hash(folder, storage) != content_hash(out, storage):
+            raise InputError(
+                f"--out: {out} was made meanwhile and holds another model; name a new folder"
+            ) from None
 
 
 def check_network(config: Pretrain, num_classes: int) -> None:

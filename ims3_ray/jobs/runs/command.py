@@ -170,7 +170,7 @@ def _diff(storage: Directory, arguments: argparse.Namespace) -> Answer:
 
 
 def _reproduce(storage: Directory, arguments: argparse.Namespace) -> Answer:
-    from ims3_ray.runs.reproduce import reproduce
+    from ims3_ray.config.reproduce import reproduce
 
     wanted = query.resolve(_all(storage), arguments.reproduce)
     folder = storage / "runs" / wanted["name"]

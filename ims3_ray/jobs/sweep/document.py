@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
+from ims3_ray.config.load import subject
 from ims3_ray.evaluation.protocols import protocols
 from ims3_ray.evaluation.statistics import pareto_front
 from ims3_ray.runs.records import FINISHED, now
@@ -37,6 +38,7 @@ class Pool(TypedDict):
 class Document(TypedDict):
     """sweep.json: the trials by number, the best of each IPC, the front, and what the trials shared."""
 
+    title: str  # its recipe, or the images that stand in place of the recipe's
     recipe: str
     key: str
     protocol: str
@@ -71,6 +73,7 @@ def describe(
     alone = sum(sum(trial.upstream.values()) for trial in trials)
     best = best_trials(finished, sweep.objective[0], sweep.base.ipc)
     return {
+        "title": subject(config),
         "recipe": config.recipe,
         "key": sweep.key,
         "protocol": rules.label,

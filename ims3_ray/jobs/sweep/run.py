@@ -80,7 +80,7 @@ def _run(
 def pin_models(sweep: Sweep) -> Sweep:
     """The sweep with its hub ids at the commits that they mean now, for every trial."""
     before, now = (config.model_dump() for config in (sweep.base, pinned(sweep.base)))
-    pins = {f"{s}.{f}": now[s][f] for s, f in WEIGHTS if now[s][f] != before[s][f]}
+    pins = {f"{s}.{f}": now[s][f] for s, f in WEIGHTS if now[s].get(f) != before[s].get(f)}
     return replace(sweep, overrides={**sweep.overrides, **pins})
 
 

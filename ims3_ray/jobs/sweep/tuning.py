@@ -27,6 +27,8 @@ from .trial import LOOK, Runner
 
 # the new one prints boxes whatever it is told; a line a trial is ours
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+# a trial reads recipe, images and storage where a person named them
+os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
 CPUS_PER_TRIAL = 0.05  # its work is done by tasks that reserve their own
 MAX_FAILURES = 3  # of a trial's process; what a trial raises itself is not tried again
 

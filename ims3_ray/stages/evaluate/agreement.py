@@ -10,9 +10,9 @@ from ims3_ray.cluster.machine import ANYWHERE, Machine
 from ims3_ray.data.images import ImageSet
 from ims3_ray.data.pixels import decode, resize_and_crop
 from ims3_ray.data.reading import READ_ROWS
-from ims3_ray.evaluation.probes import load_probe, longest_training, states_in_training
-from ims3_ray.evaluation.protocols import Protocol
-from ims3_ray.evaluation.train import accuracy
+from ims3_ray.evaluation.probes import load_probe, trained
+from ims3_ray.evaluation.rules import Protocol
+from ims3_ray.evaluation.scoring import accuracy
 from ims3_ray.models.classifiers import Classifier
 from ims3_ray.models.device import prepare_device
 from ims3_ray.storage.index import Index
@@ -38,8 +38,7 @@ def _judge(
 ) -> dict[str, float]:
     device, num_classes = prepare_device(kind), len(images.classes)
     with pixels_of(images, rules.image_size) as train:
-        last = longest_training(rules, len(images), num_classes)
-        ((_, state),) = states_in_training(train, rules, num_classes, seed, [last], device)
+        state = trained(train, rules, num_classes, seed, device)
     network = load_probe(rules, num_classes, state, device)
     return {name: _share(network, images, rules, device) for name, images in sets.items()}
 

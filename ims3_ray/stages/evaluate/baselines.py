@@ -12,7 +12,7 @@ from ims3_ray.cluster.machine import CPUS_PER_ACTOR
 from ims3_ray.cluster.tasks import in_order
 from ims3_ray.errors import InputError
 from ims3_ray.method.coresets import greedy_coverage, herding, k_center, k_medoids, medoids
-from ims3_ray.method.coverage import Values, class_coverage, class_mean
+from ims3_ray.method.coverage import RealClass, Values, class_mean, metrics
 from ims3_ray.progress import bar
 
 from .vectors import Vectors, places_by_class, read_together
@@ -97,14 +97,9 @@ def _cover(label: int, x: np.ndarray, sets: Sets, count: int, k: int) -> np.ndar
     return greedy_coverage(x, count, k)
 
 
-def _measure(label: int, x: np.ndarray, sets: Sets, neighbours: int) -> dict[str, Values]:
-    def of_class(vectors: np.ndarray) -> np.ndarray:
-        return np.full(len(vectors), label)
-
-    return {
-        name: class_coverage(x, of_class(x), y, of_class(y), k=neighbours).per_class[label]
-        for name, y in sets.items()
-    }
+def _measure(label: int, x: np.ndarray, sets: Sets, neighbours: int) -> dict[str, Values]:  # noqa: ARG001
+    real = RealClass(x, neighbours)
+    return {name: metrics(real, y) for name, y in sets.items()}
 
 
 def _rows_by_class(real: Vectors, least: int, classes: Sequence[str]) -> list[np.ndarray]:
@@ -148,7 +143,7 @@ def _each_class(
 
     done: list[T] = []
     with bar(what, len(rows), "classes") as shown:
-        for of_classes in in_order(work, blocks(), MOST_TASKS, CPUS_PER_ACTOR):
+        for of_classes in in_order(work, blocks(), MOST_TASKS, num_cpus=CPUS_PER_ACTOR):
             done += of_classes
             shown.update(len(of_classes))
     return done

@@ -5,7 +5,7 @@ trains, onto its own disk, once for all classifiers there that need them.
 """
 
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,15 +13,19 @@ import ray
 import torch
 
 from ims3_ray.cluster.machine import ANYWHERE, Machine, on_every_node
+from ims3_ray.cluster.tasks import first_ready
 from ims3_ray.config.sections import SEEDS_A_RUN
 from ims3_ray.data.images import ImageSet
 from ims3_ray.data.pixels import resize_and_crop
 from ims3_ray.data.reading import LocalPixels
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.figures import Accuracies, SetFigures
-from ims3_ray.evaluation.protocols import Protocol
+from ims3_ray.evaluation.membership import attack
+from ims3_ray.evaluation.rules import Protocol
 from ims3_ray.evaluation.statistics import label_robust_score, summary
-from ims3_ray.evaluation.train import Labelled, Score, budget_of, plan, training_in_looks
+from ims3_ray.evaluation.teacher import Trained, load_teacher
+from ims3_ray.evaluation.train import Beside, Labelled, Score, budget_of, plan, training_in_looks
+from ims3_ray.method.keys import permutation
 from ims3_ray.models.device import prepare_device
 from ims3_ray.progress import bar
 from ims3_ray.storage.local_rows import remove_unused
@@ -42,29 +46,34 @@ def train_all(
     sets: Sets,
     tests: ImageSet,
     protocols: Sequence[Protocol],
-    classes: Sequence[str],
     machine: Machine,
     hear: Hear | None = None,
+    teacher: str | Trained | None = None,
+    members: ImageSet | None = None,
 ) -> Scores:
     """A classifier for every set, seed and protocol, scored on `tests`.
+
+    Where `members` are given, training images, each is asked about them and as many of `tests`.
 
     The longest trainings begin first, and those of one set follow each other. `hear(protocol's label, set,
     seed, step, accuracy)` is called at every look at the scored images; what it raises ends the trainings.
     Raises InputError, before any training, for a set without a class that the scored images have, and for a
     network too deep for its protocol's images.
     """
+    classes = tests.classes
     check_networks(protocols, len(classes))
-    check_classes(sets, tests, classes)
+    check_classes(sets, tests)
     resources = machine.classifier_resources(len(sets) * len(protocols))
-    train = ray.remote(num_returns="streaming", **resources, **ANYWHERE)(score_in_looks)
-    distinct = {id(of_set): of_set for of_set in (tests, *sets.values())}
+    train: Any = ray.remote(num_returns="streaming", **resources, **ANYWHERE)(score_in_looks)
+    distinct = {id(of_set): of_set for of_set in (tests, *sets.values(), *([members] if members else []))}
     stored = {key: ray.put(of_set) for key, of_set in distinct.items()}
     jobs = [(rules, *key) for key in sets for rules in protocols]
     jobs.sort(key=lambda job: -images_seen(job[0], len(sets[job[1:]]), len(classes)))
     running: dict[Any, Training] = {}
     for rules, name, seed in jobs:
         given = stored[id(sets[name, seed])], stored[id(tests)]
-        looks = train.remote(*given, rules, len(classes), seed, machine.device)
+        asked = stored[id(members)] if members else None
+        looks = train.remote(*given, rules, seed, machine.device, teacher, asked)
         running[looks] = rules.label, name, seed
     done = _collect(running, hear)
     sizes = {rules.image_size for rules in protocols}
@@ -86,7 +95,7 @@ def _collect(running: dict[Any, Training], hear: Hear | None) -> dict[Training, 
     try:
         with bar("evaluate", len(pending), "classifiers") as shown:
             while pending:
-                (ready,), _ = ray.wait(list(pending), num_returns=1)
+                ready = first_ready(list(pending))
                 look = ray.get(next(ready))
                 if isinstance(look, Score):
                     done[pending.pop(ready)] = look
@@ -101,12 +110,29 @@ def _collect(running: dict[Any, Training], hear: Hear | None) -> dict[Training, 
 
 
 def score_in_looks(
-    data: ImageSet, tests: ImageSet, rules: Protocol, num_classes: int, seed: int, device: str
+    data: ImageSet,
+    tests: ImageSet,
+    rules: Protocol,
+    seed: int,
+    device: str,
+    teacher: str | Trained | None,
+    members: ImageSet | None = None,
 ) -> Iterator[tuple[int, float] | Score]:
-    """One classifier trained on `data`: (step, accuracy) at every look at `tests`, at last its score."""
-    on, size = prepare_device(device), rules.image_size
-    with pixels_of(tests, size) as scored, pixels_of(data, size) as train:
-        yield (yield from training_in_looks(train, scored, rules, num_classes, seed, on))
+    """One classifier trained on `data`: (step, accuracy) at every look at `tests`, at last its score.
+
+    That has its confidences in `members` and in as many of `tests`, where the first are given.
+    """
+    on, size, classes = prepare_device(device), rules.image_size, tests.classes
+    answer = None if teacher is None else load_teacher(teacher, rules, classes, on)
+    with ExitStack() as held:
+        scored, train = (held.enter_context(pixels_of(images, size)) for images in (tests, data))
+        asked: list[Labelled] = []
+        if members is not None:
+            asked.append(held.enter_context(pixels_of(members, size)))
+            rows = permutation(len(scored[1]), "membership")[: len(members)]
+            asked.append((scored[0][rows], scored[1][rows]))
+        beside = Beside(answer, asked)
+        yield (yield from training_in_looks(train, scored, rules, len(classes), seed, on, beside))
 
 
 def summarise(scores: Mapping[str, Mapping[int, Score]], own: Collection[str]) -> dict[str, SetFigures]:
@@ -125,6 +151,9 @@ def summarise(scores: Mapping[str, Mapping[int, Score]], own: Collection[str]) -
             "last": _accuracies([run.last for run in runs]),
             "best": _accuracies([run.best for run in runs]),
         }
+        if runs[0].confidences:
+            of_seeds = zip(*(run.confidences for run in runs), strict=True)
+            sets[name]["membership"] = attack(*(np.mean(of_set, axis=0) for of_set in of_seeds))
     for name in own:
         random = sets.get("random") or sets.get(f"random {sets[name]['images']}")
         sets[name]["label_robust_score"] = None
@@ -147,9 +176,9 @@ def check_networks(protocols: Sequence[Protocol], num_classes: int) -> None:
         rules.build(num_classes)
 
 
-def check_classes(sets: Sets, tests: ImageSet, classes: Sequence[str]) -> None:
+def check_classes(sets: Sets, tests: ImageSet) -> None:
     """InputError for a set without an image of a class that the scored images have."""
-    scored = np.unique(tests.labels)
+    scored, classes = np.unique(tests.labels), tests.classes
     for (name, _), of_set in sets.items():
         if missing := [classes[label] for label in np.setdiff1d(scored, of_set.labels)]:
             share = f"{len(missing)} of the {len(scored)} classes that the scored images have"

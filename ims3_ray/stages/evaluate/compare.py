@@ -6,14 +6,17 @@ training images, and in feature space the ceiling.
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from ims3_ray.cluster.machine import Machine
 from ims3_ray.data.images import ImageSet
 from ims3_ray.evaluation.figures import Evaluation
-from ims3_ray.evaluation.protocols import Protocol
+from ims3_ray.evaluation.rules import Protocol
+from ims3_ray.evaluation.teacher import Teacher, name_of
 from ims3_ray.method.coverage import Values
+from ims3_ray.method.keys import permutation
 
 from .baselines import SEEDED, ceiling, choose_coresets, measure_all
 from .classifiers import Hear, Sets, summarise, train_all
@@ -93,6 +96,19 @@ def training_sets(
     return sets
 
 
+class Asked(NamedTuple):
+    """What classifiers are asked about: images to score on, and training images for a membership attack."""
+
+    scored: ImageSet
+    members: ImageSet | None = None
+
+
+def asked_about(scored: ImageSet, train: ImageSet, members: int) -> Asked:
+    """So many `members`, the same for every seed; none of 0."""
+    rows = np.sort(permutation(len(train), "members")[:members])
+    return Asked(scored, train.rows(rows) if members else None)
+
+
 def cover(
     own: Mapping[str, Vectors], choices: Choices, real: Real, seed: int, neighbours: int, count: int | None
 ) -> dict[str, Values]:
@@ -114,18 +130,26 @@ def real_vectors(
 def score(
     sets: Sets,
     own: Collection[str],
-    scored: ImageSet,
+    asked: Asked,
     networks: Sequence[Protocol],
-    classes: Sequence[str],
     machine: Machine,
     hear: Hear | None = None,
+    teacher: Teacher | None = None,
 ) -> Evaluation:
-    """evaluation.json but for its coverage: every network trained on every set, scored on `scored`."""
+    """evaluation.json but for its coverage: every network trained on every set and scored.
+
+    With soft labels there is no label-robust score, which is one of hard labels. Each set's
+    figures have how well training images are told from scored ones, where there are `asked.members`.
+    """
     rules = networks[0]
-    scores = train_all(sets, scored, networks, classes, machine, hear)
-    by_network = {label: summarise(of_network, own) for label, of_network in scores.items()}
+    learnt = teacher and teacher.given
+    scores = train_all(sets, asked.scored, networks, machine, hear, learnt, asked.members)
+    compared = () if teacher else own
+    by_network = {label: summarise(of_network, compared) for label, of_network in scores.items()}
     sets_of_first = by_network[rules.label]
     document = Evaluation(protocol=rules.label, split=rules.split, sets=sets_of_first, coverage={})
+    if teacher:
+        document["teacher"] = {"network": name_of(teacher.given), "accuracy": teacher.accuracy}
     if len(by_network) > 1:
         document["networks"] = by_network
     return document

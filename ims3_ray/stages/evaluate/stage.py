@@ -25,31 +25,24 @@ from ims3_ray.storage.index import read_index
 
 from .baselines import SEEDED
 from .classifiers import classifier_seeds, images_seen
-from .compare import FULL_SEEDS, Real, choose, cover, score, training_sets
+from .compare import FULL_SEEDS, Real, asked_about, choose, cover, score, training_sets
+from .teacher import is_soft, teacher_of
 from .vectors import Vectors
 
 
-def run(
-    context: Context,
-    out: Directory,
-    distilled: Directory,
-    selection: Directory,
-    candidates: Directory,
-    features: Directory,
-    refined: Directory | None = None,
-) -> dict[str, Any]:
+def run(context: Context, out: Directory, **made: Directory) -> dict[str, Any]:
     """Write evaluation.json: by network and set last and best over the seeds, with intervals; coverage."""
     config, train = context.config, context.images["train"]
     networks = protocols(config.evaluate.protocol, config.evaluate.networks)
     seeds = classifier_seeds(config.seed, config.evaluate.seeds)
-    index = read_index(features, tables.FEATURES, ["image_id", "label"])
+    index = read_index(made["features"], tables.FEATURES, ["image_id", "label"])
     real = Real(train, train.ids, index.keys["image_id"].tolist(), Vectors(index))
     asked, draws = config.evaluate.baselines, config.evaluate.draws
     sizes = [[config.ipc] * len(train.classes)]
     choices = choose(real, dict.fromkeys(("random", *asked)), sizes, seeds, draws)
-    drawn = _drawn(context, selection, candidates, refined)
+    drawn = _drawn(context, made["selection"], made["candidates"], made.get("refined"))
     coverage = cover(drawn, choices, real, seeds[0], config.evaluate.neighbours, config.ipc)
-    own = {"distilled": list_images(distilled, train.classes)}
+    own = {"distilled": list_images(made["distilled"], train.classes)}
     asked_for = {key: choice for key, choice in choices.items() if key[0] in asked}
     sets = training_sets(own, asked_for, train, seeds, config.evaluate.full)
     curve = MeanCurve(
@@ -58,9 +51,9 @@ def run(
         seeds,
         lambda step, mean: context.on_metrics("evaluate", step, {CURVE: mean}),
     )
-    document = score(
-        sets, own, context.images[networks[0].split], networks, context.classes, context.machine, curve
-    )
+    learnt = teacher_of(config.evaluate, train, made.get("teacher"), context.machine)
+    asked = asked_about(context.images[networks[0].split], train, config.evaluate.membership_images)
+    document = score(sets, own, asked, networks, context.machine, curve, learnt)
     document["coverage"] = coverage
     out.write_json("evaluation.json", {**document, "ipc": config.ipc})
     return {"rows": len(sets) * len(networks)}
@@ -112,7 +105,9 @@ def _depends(context: Context) -> object:
     networks = protocols(config.evaluate.protocol, config.evaluate.networks)
     rules = [protocol.model_dump(mode="json") for protocol in networks]
     settings = config.evaluate.model_dump(mode="json")
+    settings.pop("teacher", None)  # its content counts
     scored, how = context.inputs.get("scored"), [context.machine.device, *context.view_draws]
+    how += [teacher] if (teacher := context.inputs.get("teacher")) else []
     return [settings, rules, config.seed, config.ipc, scored, *how]
 
 
@@ -126,7 +121,8 @@ def _cost(context: Context, forward: Forward) -> Cost:  # noqa: ARG001
     sizes = _set_sizes(context)
     for rules in networks:
         seen = sum(images_seen(rules, images, num_classes) for images in sizes)
-        operations += seen * BACKWARD * classifier_operations(rules, num_classes)
+        passes = BACKWARD + is_soft(config.evaluate)  # a teacher's is about as long as its student's
+        operations += seen * passes * classifier_operations(rules, num_classes)
     count, train = len(sizes) * len(networks), len(context.images["train"])
     scored, size = len(context.images[networks[0].split]), networks[0].image_size
     worker = pixels_bytes(scored + max(sizes), size)
@@ -157,14 +153,15 @@ def _node_disk(context: Context) -> float:
     chosen = sum(max(settings.seeds, settings.draws or 0) if n in SEEDED else 1 for n in settings.baselines)
     images = len(context.images[rules.split]) + config.ipc * len(context.classes) * (1 + chosen)
     images += len(context.images["train"]) if settings.full else 0
+    images += settings.membership_images
     return pixels_bytes(images, rules.image_size)
 
 
 STAGE = Stage(
     name="evaluate",
     noun="evaluation",
-    version=5,
-    reads=("distilled", "selection", "candidates", "features", "refined"),
+    version=6,  # 6: membership
+    reads=("distilled", "selection", "candidates", "features", "refined", "teacher"),
     unit="classifiers",
     is_part=lambda context: context.config.evaluate.protocol != NO_PROTOCOL,
     run=run,

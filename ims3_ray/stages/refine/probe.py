@@ -16,7 +16,7 @@ from ims3_ray.data.images import ImageSet
 from ims3_ray.data.reading import pixels_bytes
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.probes import load_probe, probe_protocols, states_in_training
-from ims3_ray.evaluation.protocols import Protocol
+from ims3_ray.evaluation.rules import Protocol
 from ims3_ray.models.classifiers import Classifier
 from ims3_ray.models.device import prepare_device
 from ims3_ray.progress import bar

@@ -126,14 +126,15 @@ def _depends(context: Context) -> object:
     settings, generator = context.values_of(config.refine), context.generator_values()
     rules = [r.model_dump(mode="json") for r in probe_protocols(config.probe, config.evaluate.protocol)]
     shared = [config.seed, list(context.classes), config.ipc, context.inputs["extractor"], rules]
-    return [settings, shared, generator["model"], generator["device"], *context.view_draws]
+    sizes = ["classifiers' size"] if config.refine.space == "pixel" else []
+    return [settings, shared, generator["model"], generator["device"], *context.view_draws, *sizes]
 
 
 def step_operations(context: Context, forward: Forward) -> float:
     """Of a step, an image: it is decoded, its views go through a probe, and the gradient comes back."""
     settings = context.config.refine
     decode = forward.decode * BACKWARD if settings.space == "latent" else 0.0
-    passes = 2 * BACKWARD if settings.objective == "gradients" else BACKWARD
+    passes = 2 * BACKWARD if settings.objective != "features" else BACKWARD
     return decode + settings.views * passes * _probe_operations(context)
 
 

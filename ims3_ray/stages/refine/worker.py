@@ -7,6 +7,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 import torch
+from PIL import Image
 from ray.actor import ActorHandle
 from torch import Tensor
 from torch.nn import functional
@@ -18,7 +19,7 @@ from ims3_ray.data.reading import BatchReader, Payload
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.augment import view
 from ims3_ray.evaluation.probes import differentiable, probe_protocols
-from ims3_ray.evaluation.protocols import Protocol
+from ims3_ray.evaluation.rules import Protocol
 from ims3_ray.method.coverage import copies
 from ims3_ray.method.keys import permutation
 from ims3_ray.method.refine import OBJECTIVES, Refinement, Statistic
@@ -98,7 +99,7 @@ class Refiner:
             start = self._start(chosen, payload["real"])
             losses, moved = self._refine(label, start, payload["real"])
             embedded = [
-                embed_pixels(self._extractor, pixels, self._batch_size, self._device)
+                embed_pixels(self._extractor, self._as_generated(pixels), self._batch_size, self._device)
                 for pixels in (start, moved)
             ]
         kept = self._became_copies(label, *embedded)
@@ -117,12 +118,19 @@ class Refiner:
         return columns, {}
 
     def _start(self, chosen: list[Chosen], real: Payload) -> np.ndarray:
-        """Pixels (K, 3, H, W) uint8 of what is refined, at the generator's size."""
+        """Pixels (K, 3, S, S) uint8 of what is refined: at the generator's size, or at the classifiers'."""
         if self._given.candidates:
             pngs = read_images(self._given.candidates, chosen)
         else:
             pngs = [self._given.images.read(real["paths"][image.row]) for image in chosen]
+        if self._given.config.refine.space == "pixel":
+            return np.stack([resize_and_crop(decode(png), self._rules.image_size) for png in pngs])
         return np.stack([square(decode(png), self._vae.image_size) for png in pngs])
+
+    def _as_generated(self, pixels: np.ndarray) -> np.ndarray:
+        """At the generator's size, as φ sees every image."""
+        images = (Image.fromarray(image.transpose(1, 2, 0)) for image in pixels)
+        return np.stack([square(image, self._vae.image_size) for image in images])
 
     def _refine(self, label: int, start: np.ndarray, real: Payload) -> tuple[list[float], np.ndarray]:
         """Mean losses over parts of the steps, and the pixels that came of it."""
@@ -167,7 +175,7 @@ class Refiner:
 
     @torch.no_grad()
     def _pixels(self, z: Tensor) -> np.ndarray:
-        """Images (K, 3, H, W) uint8 at the generator's size."""
+        """Images (K, 3, S, S) uint8."""
         if self._given.config.refine.space == "pixel":
             images = z * 2 - 1
         else:

@@ -10,6 +10,7 @@ from pages import FORMULA, HOSTILE, TEMPLATE, Page, assert_self_contained
 
 from ims3_ray.jobs.ablate.comparison import compare, measurements
 from ims3_ray.jobs.ablate.page import render_ablation
+from ims3_ray.jobs.ablate.screen import lines
 from ims3_ray.jobs.ablate.tables import long_csv, markdown, metrics_for_mlflow
 from ims3_ray.jobs.ablate.words import ablation_claim, in_words
 
@@ -54,6 +55,7 @@ def document(*rows, **changes):
         "pool_images": 40,
         "device": "a device",
         "written": "2026-01-01T00:00:00Z",
+        "title": "tiny images",
         "recipe": "tiny",
         "rows": list(rows)
         or [row("DiT"), row("IM + S³", 0.03, seed=1), row("medoids", 0.05, seed=2, real=True)],
@@ -78,7 +80,7 @@ def test_the_page_fetches_and_runs_nothing_says_every_sentence_and_is_the_same_e
 def test_names_and_notes_are_shown_as_they_are_and_do_nothing():
     names = (HOSTILE, TEMPLATE, FORMULA)
     rows = [row(name, 0.02, seed=i, note=name, overrides={name: name}) for i, name in enumerate(names)]
-    shown = document(row("DiT"), *rows, device=HOSTILE, recipe=HOSTILE)
+    shown = document(row("DiT"), *rows, device=HOSTILE, title=HOSTILE)
     page = render_ablation(shown)
     text = Page(page).text
     assert all(text.count(name) >= 4 for name in names)
@@ -97,9 +99,29 @@ def test_a_figure_that_some_rows_have_is_a_column_of_both_tables():
     assert "Label agreement" in render_ablation(both).decode()
 
 
+def test_what_is_printed_fits_a_terminal_and_has_every_accuracy_and_clear_difference():
+    ipcs = (1, 5, 10, 50)
+    scores = row("")["accuracy"]["1"]
+    rows = [row("DiT"), row("a name\x1b of 30 letters, or more", 0.03, seed=1), row("IM", 0.001, seed=2)]
+    for of in rows:
+        of["networks"] = {"quick-v2/resnet10_instance-w64": {str(ipc): scores for ipc in ipcs}}
+        of["accuracy"] |= {"5": of["accuracy"]["1"], "50": of["accuracy"]["10"]}
+        of["metrics"] |= {"5": of["metrics"]["1"], "50": of["metrics"]["10"]}
+        of["pool"]["agreement"] = [0.985] * SEEDS
+    shown = document(*rows, ipcs=list(ipcs))
+    printed = lines(shown)
+    assert max(map(len, printed)) <= 80
+    assert "\x1b" not in "\n".join(printed)
+    cells, text = compare(shown).cells, "\n".join(printed)
+    assert all(f"{100 * cell.accuracy.mean:.1f} ± " in text for cell in cells.values())
+    assert text.count(" *\n") + text.count(" * ") == sum(cell.is_clear for cell in cells.values()) + 1
+    assert "coverage  low-density  copy rate  agreement " in text
+    assert "0.985" in text
+
+
 def test_a_name_cannot_break_the_markdown_table():
-    lines = markdown(document(row("DiT"), row("a | b\n| c [x](y)", seed=1))).splitlines()
-    table = [line for line in lines if line.startswith("|")]
+    text = markdown(document(row("DiT"), row("a | b\n| c [x](y)", seed=1)))
+    table = [line for line in text.splitlines() if line.startswith("|")]
     assert len(table) == 4
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1
 

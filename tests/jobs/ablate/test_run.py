@@ -1,9 +1,12 @@
 """jobs/ablate.py on the tiny model: what rows share, what the table says, and rows that are refused."""
 
 import json
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import processes
 import pytest
 from printed import job, next_commands
 from tiny import tiny_words
@@ -125,3 +128,23 @@ def test_a_row_with_an_unknown_field_is_refused_before_any_work(tmp_path):
     with pytest.raises(InputError, match=r"im.wieght.*did you mean weight"):
         ablation.run(wrong, print)
     assert not Path(tmp_path, "runs").exists()
+
+
+@pytest.mark.slow
+def test_sigterm_ends_an_ablation_while_its_evaluations_are_at_work(tiny_model, tiny_images, tmp_path):
+    words = [*tiny_words(tiny_model, tiny_images, tmp_path / "runs"), "evaluate.protocol=dc-mnist"]  # minutes
+    words = [word for word in words if not word.startswith("ipc=")]
+    options = ("--rows", rows_file(tmp_path), "--ipc", "2", "--seeds", "1", "--pool-images", "0")
+    process = processes.job("ablate", *options, *words)
+    try:
+        deadline = time.monotonic() + 300
+        while not list(tmp_path.glob("runs/evaluation/*/*")) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        time.sleep(5)  # classifiers are training
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 143, (out, err)
+    assert err.splitlines()[-1] == "stopped; run the same command again to go on"

@@ -66,7 +66,7 @@ def context(ray_cluster, tiny_model, tiny_images, tmp_path):
     [
         ("sample", ["--batch-size", "2,3", "--no-published"], ["own", "own"]),
         pytest.param("finetune", [], ["own", "own", "published"], marks=pytest.mark.slow),
-        ("refine", ["--batch-size", "1,2"], ["own", "own"]),
+        pytest.param("refine", ["--batch-size", "1,2"], ["own", "own"], marks=pytest.mark.slow),
         pytest.param("encode", [], ["own", "published"], marks=pytest.mark.slow),
         pytest.param("invert", [], ["own", "published"], marks=pytest.mark.slow),
     ],

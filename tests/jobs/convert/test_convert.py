@@ -207,6 +207,7 @@ def test_nothing_is_left_of_a_conversion_that_fails(tmp_path, folder, monkeypatc
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_the_job_converts_the_bundled_model(tmp_path):
     job = [sys.executable, ROOT / "jobs/convert.py", "--checkpoint", "package://digits"]
     done = subprocess.run([*job, "--out", tmp_path / "out"], capture_output=True, text=True, timeout=300)

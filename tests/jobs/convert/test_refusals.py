@@ -6,7 +6,8 @@ import pytest
 from tiny_generator import edit, small_adapter
 
 from ims3_ray.cli import main
-from ims3_ray.models.tuned import ADAPTER
+from ims3_ray.models.tuned import ADAPTER, save_adapter
+from ims3_ray.storage.artifacts import open_directory
 
 
 def bad(tmp_path, folder):
@@ -20,8 +21,10 @@ def bad(tmp_path, folder):
     adapters = {"classes": {"num_classes": 7}, "width": {"hidden_size": 64}, "depth": {"depth": 4}}
     for name, changes in adapters.items():
         small_adapter(tmp_path / name, **changes)
-    for name in ("unfinished", "truncated", "lost", "damaged"):
-        small_adapter(tmp_path / name)
+    for name in ("unfinished", "truncated", "lost", "damaged", "diverged"):
+        values = small_adapter(tmp_path / name)
+    values["ema"]["y_embedder.embedding_table.weight"].fill_(float("nan"))
+    save_adapter(open_directory(str(tmp_path / "diverged")), values["last"], values["ema"])
     (tmp_path / "unfinished" / "manifest.json").unlink()
     (tmp_path / "lost" / ADAPTER).unlink()
     data = (tmp_path / "truncated" / ADAPTER).read_bytes()
@@ -47,6 +50,7 @@ def bad(tmp_path, folder):
         ((*born, "--adapter", tmp_path / "lost"), ["lost", ADAPTER, "not there"]),
         ((*born, "--adapter", tmp_path / "truncated"), ["truncated", ADAPTER, "100 bytes"]),
         ((*born, "--adapter", tmp_path / "damaged"), ["damaged", ADAPTER, "no whole"]),
+        ((*born, "--adapter", tmp_path / "diverged"), ["diverged", ADAPTER, "not finite"]),
         ((*born, "--adapter", tmp_path / "adapters"), ["adapters", "manifest"]),
         ((*born, "--adapter", tmp_path / "nowhere"), ["nowhere", "no complete adapter"]),
     ]

@@ -1,6 +1,7 @@
 """The job as a person would run it: its words, output and exit codes; killed or stopped, it goes on."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -35,6 +36,7 @@ def end(process):
     process.communicate()
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_it_samples_keeps_what_was_drawn_and_ends_with_the_same_bytes(
     finished_run, finished_images, cluster_environment, tiny_overrides, tmp_path, capsys
 ):
@@ -104,8 +106,12 @@ def test_a_dry_run_prints_the_recipe_and_each_stage_and_starts_nothing(tiny_over
 def test_a_dry_run_for_gpus_to_come_says_how_many_each_stage_would_hold_and_why_not_all(
     tiny_overrides, capsys
 ):
-    assert run_command("distill", ["--dry-run", *tiny_overrides, "workers={gpus: 4, actors: null}"]) == 0
+    words = ["--dry-run", "--price=2.5", *tiny_overrides, "workers={gpus: 4, actors: null}"]
+    assert run_command("distill", words) == 0
     out = capsys.readouterr().out
+    seconds = re.search(r"missing: (\d+) s", out)[1]
+    cost = re.search(r"cost of it: ([\d.]+), 4 GPUs", out)[1]
+    assert float(cost) == pytest.approx(int(seconds) / 3600 * 4 * 2.5, abs=0.01)
     held = {line.split()[0]: line for line in out.splitlines() if "would run" in line}
     assert max(map(len, held.values())) <= 80
     assert " 2 of 4 " in held["finetune"]

@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import subprocess
+import tempfile
 import time
 
 import pytest
@@ -51,6 +52,9 @@ def ray_job(tmp_path):
     # usual ports may be taken by others on this machine, such as the tests' own cluster
     own = [["--num-cpus=1", f"--port={port}", f"--dashboard-port={board}"], ["--num-cpus=2"]]
     with contextlib.ExitStack() as nodes:
+        # of two nodes with one folder, one's agent unpacks the job's sources where the other's driver reads
+        folder = nodes.enter_context(tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True))
+        own[1].append(f"--temp-dir={folder}")
         for number, (line, words) in enumerate(zip(starts, own, strict=True)):
             ray, start, *printed = shlex.split(line, comments=True)
             assert (ray, start) == ("ray", "start")
@@ -75,7 +79,7 @@ def test_a_submitted_job_that_was_stopped_goes_on_when_it_is_submitted_again(
     assert code == 0, said
     until = time.monotonic() + SEEN_S
     while ("stage started", "finetune") not in events(storage):
-        assert time.monotonic() < until, events(storage)
+        assert time.monotonic() < until, ray_job("status", "stopped") + ray_job("logs", "stopped")
         time.sleep(0.2)
     code, said = ray_job("stop", "stopped")
     assert (code, "was stopped" in said) == (0, True), said

@@ -11,7 +11,9 @@ from tiny import write_images
 
 from ims3_ray.cli import main
 from ims3_ray.errors import InputError
+from ims3_ray.evaluation.statistics import augmentation_robust_score
 from ims3_ray.jobs.evaluate.command import named_sets
+from ims3_ray.stages.evaluate import compare
 
 TINY = [
     "evaluate.protocol=smoke",
@@ -41,10 +43,12 @@ def parquet_of(folder, path):
     return path
 
 
+@pytest.mark.slow
 def test_folders_and_parquet_of_one_set_have_the_same_figures(ray_cluster, words, tmp_path, capsys):
     folder = write_images(tmp_path / "mine", 5, seed=7)
     parquet = parquet_of(folder, tmp_path / "same.parquet")
-    code = main(["evaluate", "--set", str(folder), "--set", str(parquet), *words])
+    said = ["--expect", "mine=0..100", "--augmentation-robust"]
+    code = main(["evaluate", "--set", str(folder), "--set", str(parquet), *said, *words])
     assert code == 0, capsys.readouterr().err
     document = json.loads((tmp_path / "evaluation.json").read_text())
     mine, same = (document["sets"][name] for name in ("mine", "same"))
@@ -54,17 +58,39 @@ def test_folders_and_parquet_of_one_set_have_the_same_figures(ray_cluster, words
     assert document["coverage"]["mine"] == document["coverage"]["same"]
     assert set(document["sets"]) == {"mine", "same", "random", "full"}
     assert document["sets"]["random"]["images"] == 15
+    accuracies = [
+        (sets["mine"]["last"]["mean"], sets["random"]["last"]["mean"])
+        for sets in (document["sets"], document["networks"]["smoke-plain-v2/convnet3-w8"])
+    ]
+    assert mine["augmentation_robust_score"] == augmentation_robust_score(*accuracies)
     assert document["given"]["mine"]["per_class"] == {"blue": 5, "green": 5, "red": 5}
     assert "same: 15 of 15 images are also in mine" in " ".join(document["audit"]["warnings"])
     out = capsys.readouterr().out
     lines = ("accuracy on the test images, smoke-v2", "random real", "full real", "warning: same: 15 of 15")
+    lines += ("expected 0.00 to 100.00: as expected", "augmentation-robust 0.", "smoke-plain-v2")
     assert all(line in out for line in lines)
     assert list(next_commands(out)) == ["look"]
+
+
+def test_swapped_classes_end_an_evaluation_before_a_classifier_trains(
+    ray_cluster, words, tmp_path, capsys, monkeypatch
+):
+    folder = write_images(tmp_path / "theirs", 5, seed=7)
+    for name, other in (("red", "kept"), ("blue", "red"), ("kept", "blue")):
+        (folder / name).rename(folder / other)
+    monkeypatch.setattr(compare, "score", None)  # which would train
+    assert main(["evaluate", "--set", str(folder), *words]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: --set theirs: 2 of 3 classes look swapped: images of 'blue' like 'red'")
+    assert not (tmp_path / "evaluation.json").exists()
 
 
 @pytest.mark.slow
 def test_uneven_sets_and_copies_of_test_images_are_told(ray_cluster, words, tiny_images, tmp_path, capsys):
     folder = write_images(tmp_path / "mine", 3, seed=7)
+    mixed = write_images(tmp_path / "mixed", 3, seed=8)
+    for name, other in (("red", "kept"), ("blue", "red"), ("kept", "blue")):
+        (mixed / name).rename(mixed / other)
     for place in range(2):
         shutil.copy(tiny_images / "test" / "red" / f"00{place}.png", folder / "red" / f"copy{place}.png")
     more = ["evaluate.full=false", "data.max_bad_fraction=0"]
@@ -75,6 +101,8 @@ def test_uneven_sets_and_copies_of_test_images_are_told(ray_cluster, words, tiny
     assert pair["count"] == 2
     assert ["red/000.png", "red/copy0.png"] in pair["pairs"]
     assert "ours: 2 of 11 images are also in data.test" in capsys.readouterr().out
+    assert main(["evaluate", "--trust-labels", "--set", str(mixed), *words, *more]) == 0
+    assert "classes look swapped" in capsys.readouterr().out
 
 
 def refused(tmp_path, images):
@@ -99,12 +127,18 @@ def refused(tmp_path, images):
         ([*one, "evaluate.protocol=none"], ["evaluate.protocol"]),
         ([*one, "evaluate.protocol=best"], ["best", "minimax"]),
         ([*one, "evaluate.networks=[convnet6]"], ["convnet6", "16"]),
+        ([*one, "evaluate.protocol=soft-32"], ["evaluate.teacher", "soft-32 needs one"]),
         ([*one, "evaluate.neighbours=12"], ["data.train", "evaluate.neighbours=12"]),
         ([*one, "data.train=null"], ["data.train", "no training images"]),
         ([*one, f"data.test={images / 'train'}"], ["data.test", "training folder"]),
         ([*one, "ipc=3"], ["ipc", "unknown field"]),
         ([*one, f"embed.extractor={tmp_path / 'absent'}"], ["absent"]),
         ([*one, f"--out={good}"], ["--out", "folder"]),
+        ([*one, "--augmentation-robust", "evaluate.protocol=dc-fashion"], ["augments nothing"]),
+        ([*one, "--augmentation-robust", "evaluate.baselines=[]"], ["add random"]),
+        ([*one, "--expect=good=80"], ["--expect", "'good=80'", "LOW..HIGH"]),
+        ([*one, "--expect=good=80..8"], ["--expect", "lower one first"]),
+        ([*one, "--expect=bad=80..81"], ["--expect", "'bad'", "'good'"]),
     ]
 
 

@@ -7,8 +7,10 @@ import pytest
 from printed import job, next_commands
 
 from ims3_ray.cli import run_command
-from ims3_ray.jobs.pretrain.run import scaling_factor
+from ims3_ray.errors import InputError
+from ims3_ray.jobs.pretrain.run import put, scaling_factor
 from ims3_ray.models.generator import inspect_generator
+from ims3_ray.storage.artifacts import open_storage
 
 
 class Parts:
@@ -37,6 +39,18 @@ def test_what_is_held_out_for_scoring_is_not_trained_on(tiny_images, tmp_path, c
     for more, images in (([], 36), (["data.validation_split=0.25"], 27)):
         assert run_command("pretrain", [*words, *more]) == 0
         assert f"of {images} images" in capsys.readouterr().out
+
+
+def test_of_two_drivers_the_second_takes_the_first_s_folder_and_replaces_no_other(tmp_path):
+    storage, out = open_storage(str(tmp_path / "runs")), tmp_path / "model"
+    for name, words in (("first", "one"), ("second", "one"), ("third", "another")):
+        (tmp_path / name / "vae").mkdir(parents=True)
+        (tmp_path / name / "vae" / "config.json").write_text(words)
+    put(tmp_path / "first", out, storage)
+    put(tmp_path / "second", out, storage)
+    with pytest.raises(InputError, match=r"--out: .*/model was made meanwhile and holds another model"):
+        put(tmp_path / "third", out, storage)
+    assert (out / "vae" / "config.json").read_text() == "one"
 
 
 @pytest.mark.slow

@@ -44,6 +44,7 @@ def document(*trials, **changes):
         "made": True,
     }
     return {
+        "title": "tiny images",
         "recipe": "tiny",
         "key": "1a2b3c4d5e6f",
         "protocol": "quick-val-v1/convnet3-w32",
@@ -100,7 +101,9 @@ def test_values_fields_and_errors_are_shown_as_they_are_and_do_nothing():
     space = {f"select.{name}": {"values": [*names]} for name in names}
     finished = [trial(i, 0.5 + i / 10, values=dict.fromkeys(space, name)) for i, name in enumerate(names)]
     failed = [trial(7 + i, values={}, status="failed", error=name) for i, name in enumerate(names)]
-    given = document(*finished, *failed, space=space, recipe=HOSTILE, device=HOSTILE, protocol=HOSTILE)
+    given = document(
+        *finished, *failed, space=space, title=HOSTILE, recipe=HOSTILE, device=HOSTILE, protocol=HOSTILE
+    )
     page = render(given | {"pools": [given["pools"][0] | {"fingerprint": HOSTILE}]})
     text = Page(page).text
     assert all(text.count(name) >= 6 for name in names)

@@ -13,6 +13,7 @@ from ims3_ray.jobs.sweep.run import _announce, _track
 from ims3_ray.jobs.sweep.scribe import Scribe
 from ims3_ray.jobs.sweep.space import read_space
 from ims3_ray.runs import records, tags, tracking
+from ims3_ray.runs.database import tracking_uri
 from ims3_ray.runs.query import objectives
 from ims3_ray.storage.artifacts import open_storage
 
@@ -61,7 +62,7 @@ def finish(driver, number, state=records.FINISHED):
 def test_every_trial_is_found_by_its_own_values_and_the_sweep_by_none(driver, monkeypatch):
     for number in range(len(driver.points)):
         finish(driver, number)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.tracking_uri(driver.storage))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri(driver.storage))
     trials = mlflow.search_runs(experiment_names=[tracking.EXPERIMENT], filter_string="tags.kind = 'trial'")
     fields = ["sample.subgroups", "ipc", "select.alpha"]
     found = trials[[f"params.{field}" for field in fields]].astype(float).values.tolist()

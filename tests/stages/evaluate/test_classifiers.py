@@ -60,7 +60,7 @@ def test_ray_gives_what_the_plain_call_gives_for_every_network_set_and_seed(ray_
     shared, other = images(3, 0), images(8, 1)
     sets = {("distilled", 5): shared, ("distilled", 6): shared, ("full", 5): other}
     narrow = SMOKE.model_copy(update={"width": 4})
-    scores = train_all(sets, tests, [SMOKE, narrow], CLASSES, here)
+    scores = train_all(sets, tests, [SMOKE, narrow], here)
     assert list(scores) == [SMOKE.label, narrow.label]
     for rules in (SMOKE, narrow):
         assert {name: list(found) for name, found in scores[rules.label].items()} == {
@@ -68,7 +68,7 @@ def test_ray_gives_what_the_plain_call_gives_for_every_network_set_and_seed(ray_
             "full": [5],
         }
         for name, seed in sets:
-            *_, plain = score_in_looks(sets[name, seed], tests, rules, 2, seed, here.device)
+            *_, plain = score_in_looks(sets[name, seed], tests, rules, seed, here.device, None)
             assert replace(scores[rules.label][name][seed], seconds=0) == replace(plain, seconds=0)
 
 
@@ -80,7 +80,7 @@ def test_images_are_read_where_classifiers_train_and_nothing_of_them_is_left_the
 
     monkeypatch.setattr(BatchReader, "__call__", refuse)
     sets, tests = {("mine", seed): images(3, seed) for seed in (5, 6)}, images(6, 9)
-    train_all(sets, tests, [SMOKE], CLASSES, find_machine(Workers()))
+    train_all(sets, tests, [SMOKE], find_machine(Workers()))
     keys = {local_pixels(of_set, SMOKE.image_size).key for of_set in (tests, *sets.values())}
     assert len(keys) == 3
     assert not keys & {entry.name for entry in rows_folder().iterdir() if entry.is_dir()}
@@ -113,7 +113,7 @@ def test_every_look_is_heard_once_while_training_and_agrees_with_the_history(ray
         heard.setdefault((label, name, seed), []).append((step, accuracy))
 
     sets = dict.fromkeys([("distilled", 5), ("distilled", 6)], images(3, 0))
-    scores = train_all(sets, images(6, 9), [SMOKE], CLASSES, find_machine(Workers()), hear)
+    scores = train_all(sets, images(6, 9), [SMOKE], find_machine(Workers()), hear)
     for seed in (5, 6):
         assert heard[SMOKE.label, "distilled", seed] == [
             tuple(look) for look in scores[SMOKE.label]["distilled"][seed].history
@@ -129,9 +129,9 @@ def test_a_listener_that_raises_ends_the_trainings(ray_cluster, images):
 
     endless = SMOKE.model_copy(update={"steps": 10**6, "evaluations": 10**5})
     with pytest.raises(SystemExit):
-        train_all(sets, tests, [endless], CLASSES, here, stop)
-    *_, after = score_in_looks(sets["distilled", 5], tests, SMOKE, 2, 5, "cpu")
-    fresh = train_all(sets, tests, [SMOKE], CLASSES, here)
+        train_all(sets, tests, [endless], here, stop)
+    *_, after = score_in_looks(sets["distilled", 5], tests, SMOKE, 5, "cpu", None)
+    fresh = train_all(sets, tests, [SMOKE], here)
     assert fresh[SMOKE.label]["distilled"][5].last == after.last  # and leave room for others
 
 
@@ -152,7 +152,7 @@ def test_a_set_without_a_class_that_is_scored_is_refused_before_any_training(ima
     with pytest.raises(
         InputError, match=r"set 'mine': has no image of 1 of the 2 classes .* 'red'; add images"
     ):
-        train_all(sets, whole, [SMOKE], CLASSES, CPU)
+        train_all(sets, whole, [SMOKE], CPU)
 
 
 def test_a_network_too_deep_for_the_images_is_refused_before_any_training(monkeypatch, images):
@@ -160,7 +160,7 @@ def test_a_network_too_deep_for_the_images_is_refused_before_any_training(monkey
     monkeypatch.setattr("ims3_ray.stages.evaluate.classifiers.ray", None)
     whole = images(3, 0)
     with pytest.raises(InputError, match="resnet18 is too deep for images of 16 px, it needs at least 33"):
-        train_all({("mine", 0): whole}, whole, protocols("smoke", ["convnet3", "resnet18"]), CLASSES, CPU)
+        train_all({("mine", 0): whole}, whole, protocols("smoke", ["convnet3", "resnet18"]), CPU)
 
 
 def test_no_two_seeds_of_a_run_share_a_classifier_seed():

@@ -33,10 +33,12 @@ def test_every_baseline_stands_beside_the_set_with_its_seeds_and_figures(evaluat
     assert all(of_set["seeds"] == [0, 1] for of_set in sets.values())
     assert set(coverage) == {"distilled", *NAMES, "ceiling", "pool"}
     assert 0 <= sets["distilled"]["label_robust_score"] <= 1
+    asked = [(of["membership"]["images"], of["membership"]["unseen"]) for of in sets.values()]
+    assert set(asked) == {(36, 12)}  # all training images, and all that are scored
     assert "networks" not in run.evaluation
     figures = headline(run.evaluation)
     names = {"accuracy", "accuracy/random/last", "accuracy/full/best", "label_robust_score/distilled"}
-    assert names | {"coverage/pool"} <= set(figures)
+    assert names | {"coverage/pool", "membership_auc/full"} <= set(figures)
     assert all(isinstance(value, float) for value in figures.values())
     table = "\n".join(summary_lines(config, run))
     assert all(title in table for title in ("k-centre", "greedy cover", "pool", "full real"))
@@ -69,6 +71,12 @@ def test_the_pools_first_candidates_are_taken_by_subgroup_and_index_whatever_the
         ("evaluate.baselines=[random, random]", "evaluate.baselines: 'random' is named twice"),
         ("evaluate.baselines=[kmeans]", "evaluate.baselines.0"),
         ("evaluate.networks=[]", "evaluate.networks"),
+        ("evaluate.networks=[lenet]", "evaluate.networks.0: should be one of convnet3, "),
+        ("evaluate.networks=[timm:resnet19]", "timm has no model 'resnet19'; near it: resnet18"),
+        ("evaluate.networks=[timm:vgg11]", "timm:vgg11 is too deep for images of 16 px"),
+        ("evaluate.protocol=soft-32", "evaluate.baselines: with soft labels real images come close to every"),
+        ("export.soft_labels=2", "export.soft_labels: evaluate.protocol=smoke has no teacher"),
+        ("evaluate.teacher=timm:resnet18", "evaluate.teacher: protocol smoke has hard labels; leave it out"),
         ("evaluate.seeds=1001", "evaluate.seeds"),
         ("workers.gpus_per_classifier=2", "workers.gpus_per_classifier"),
     ],

@@ -6,6 +6,7 @@ import pytest
 from ims3_ray.cluster.machine import find_machine
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.data.distilled import DistilledSet
+from ims3_ray.data.pixels import decode
 from ims3_ray.errors import InputError
 from ims3_ray.pipeline import prepare as preparation
 from ims3_ray.pipeline.steps import plan, run_step
@@ -57,6 +58,7 @@ def test_evaluation_and_report_show_before_and_after(refined):
     assert "Refinement of the images" in page
 
 
+@pytest.mark.slow
 def test_three_actors_give_the_bytes_of_one(refined, words, tmp_path, tiny_overrides):
     one = steps_of([*tiny_overrides, "workers.actors=1"], *REFINE)["refined"].directory
     three = refined["refined"].directory
@@ -64,6 +66,7 @@ def test_three_actors_give_the_bytes_of_one(refined, words, tmp_path, tiny_overr
     assert [one.read(name) for name in part_names(one)] == [three.read(name) for name in part_names(three)]
 
 
+@pytest.mark.slow
 def test_a_class_that_is_missing_is_made_again_and_the_others_are_kept(words):
     out = steps_of(words, *REFINE, "refine.lr=0.05")["refined"].directory
     bytes_of = {name: out.read(name) for name in part_names(out)}
@@ -77,6 +80,7 @@ def test_a_class_that_is_missing_is_made_again_and_the_others_are_kept(words):
     assert {out.files()[name].mtime_ns - times[name] for name in others} == {0}
 
 
+@pytest.mark.slow
 def test_runs_share_probes_and_without_steps_nothing_is_refined(words, refined, finished_run):
     other = steps_of(words, *REFINE, "select.alpha=0.1", "refine.lr=0.2")
     assert other["probes"].fingerprint == refined["probes"].fingerprint
@@ -96,10 +100,22 @@ def test_other_objectives_spaces_and_starts_are_refined_too(words, more):
     assert any(before != after for before, after in zip(rows["start"], rows["image"], strict=True))
 
 
+@pytest.mark.slow
+def test_pixels_are_moved_at_the_size_that_classifiers_see_and_compared_at_the_generators(words):
+    probes = "probe.protocol=dc-mnist", "probe.width=8"  # 28 pixels; the generator has fewer
+    steps = steps_of(words, *REFINE, *probes, "refine.space=pixel", "refine.start=medoids", "refine.lr=0.01")
+    rows = read_rows(steps["refined"].directory, tables.REFINED)
+    assert {decode(png).size for png in [*rows["start"], *rows["image"]]} == {(28, 28)}
+    real = read_rows(steps["features"].directory, tables.FEATURES)["feature"]
+    nearest = np.linalg.norm(rows["start_feature"][:, None] - real, axis=2).min(axis=1)
+    assert nearest.max() < 0.5 * np.linalg.norm(real[:, None] - real, axis=2).mean()  # they are medoids
+
+
 @pytest.mark.parametrize(
     ("more", "told"),
     [
         (["probe.networks=[convnet6]"], "probe.networks: network: convnet6 is too deep"),
+        (["probe.protocol=soft-32"], "probe.protocol: probes learn hard labels, soft-32 has none"),
         (["refine.real_images=13"], "refine.real_images: 13 are more than the 12 images"),
         (["probe.points=[0, 7]"], "probe.points: 7 lies beyond a training by smoke, which has 6 steps"),
         (["evaluate.protocol=none"], "probe.protocol: probes are trained by a protocol"),

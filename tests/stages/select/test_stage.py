@@ -130,6 +130,7 @@ def test_order_and_number_of_files_change_nothing(ray_cluster, tmp_path):
     assert chosen(parts).document == whole
 
 
+@pytest.mark.slow
 def test_an_actor_killed_in_mid_round_is_rebuilt_and_the_selection_is_the_same(
     ray_cluster, tmp_path, monkeypatch
 ):

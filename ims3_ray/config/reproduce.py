@@ -2,14 +2,15 @@
 
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import yaml
 
-from ims3_ray.config.load import load_config, recipe_names
 from ims3_ray.errors import InputError
+
+from .load import load_config, recipe_names
 
 STANDIN = "digits"  # for a recipe file of one's own: all that differs from a named one says the same
 MOST_NOTES = 5
@@ -87,7 +88,7 @@ def _mismatches(recipe: str, overrides: Values, wanted: Values) -> list[str]:
 
 
 @contextmanager
-def _without_environment() -> Iterator[None]:
+def _without_environment() -> Generator[None]:
     """IMS3_ variables fill in what a recipe leaves open: here the command is to say all of it."""
     taken = {name: os.environ.pop(name) for name in list(os.environ) if name.upper().startswith("IMS3_")}
     try:

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from ims3_ray.config.load import load_config, parse_overrides
-from ims3_ray.runs.reproduce import reproduce
+from ims3_ray.config.reproduce import reproduce
 
 MANY = [f"class {number:03d}: =+-@'\"" for number in range(60)]  # more than MLflow takes as a parameter
 

@@ -1,0 +1,148 @@
+"""Soft labels: the published loss, rate, views and optimiser; teachers, and what is refused of them."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from ims3_ray.errors import InputError
+from ims3_ray.evaluation.augment import normalise, shuffle_patches
+from ims3_ray.evaluation.protocols import protocol
+from ims3_ray.evaluation.rules import Augmentations
+from ims3_ray.evaluation.teacher import check_teacher, load_teacher, teacher_rules
+from ims3_ray.evaluation.train import Beside, _optimiser, rate, score_of, soft_loss, training_in_looks
+from ims3_ray.models.classifiers import build
+from ims3_ray.models.extractor import load_timm, save_extractor
+
+SOFT, CPU = protocol("soft-32"), torch.device("cpu")
+THREE = ("n02086240", "n02087394", "n02088364")  # of ImageNet, labels 155, 159, 162
+
+
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_the_loss_is_the_published_one():
+    ours, theirs = (3 * torch.randn(6, 5, generator=_seeded(seed)) for seed in (0, 1))
+    expected = torch.nn.KLDivLoss(reduction="batchmean")(
+        functional.log_softmax(ours / 20, dim=1), functional.softmax(theirs / 20, dim=1)
+    )
+    assert torch.allclose(soft_loss(ours, theirs, 20.0), expected)
+    assert soft_loss(theirs, theirs, 20.0).abs() < 1e-7
+
+
+def test_the_rate_falls_by_epochs_to_a_half():
+    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    half = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda epoch: 0.5 * (1.0 + math.cos(math.pi * epoch / 300 / 2))
+    )
+    budget = SOFT.budget(10, 10)
+    for epoch in range(300):
+        expected = pytest.approx(half.get_last_lr()[0])
+        assert rate(SOFT, budget, 2 * epoch, 600) == rate(SOFT, budget, 2 * epoch + 1, 600) == expected
+        optimiser.step(), half.step()
+    assert half.get_last_lr()[0] == pytest.approx(0.5)
+
+
+def test_batches_grow_with_the_set_and_from_a_hundred_classes_on():
+    sizes = {n: [SOFT.budget(ipc, n).batch_size for ipc in (1, 10, 50, 100)] for n in (10, 99, 100, 1000)}
+    assert sizes[10] == sizes[99] == [10, 50, 100, 100]
+    assert sizes[100] == sizes[1000] == [20, 100, 200, 200]
+    assert {SOFT.budget(ipc, n).epochs for ipc in (1, 50) for n in (10, 1000)} == {300}
+
+
+def test_networks_have_the_published_rates():
+    names = ("resnet50", "vgg11", "efficientnet_b0", "mobilenetv2_100")
+    rates = [protocol("soft", network=f"timm:{name}").learning_rate for name in names]
+    assert rates == [1e-3, 5e-4, 2e-3, 2.5e-3]
+    for name in ("timm:vit_base_patch16_224", "timm:swinv2_tiny_window8_256"):
+        assert protocol("soft", network=name).learning_rate == 1e-4
+
+
+def test_neither_biases_nor_norms_decay():
+    model, rules = build("convnet3", 3, 8, _seeded(0), width=4), SOFT
+    groups = _optimiser(model, rules, rules.budget(1, 3)).param_groups
+    decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        assert decays[id(parameter)] == (0.01 if name.endswith("weight") and parameter.dim() > 1 else 0.0)
+
+
+@pytest.mark.parametrize("size", [(4, 4), (5, 7)])
+def test_patches_change_places_by_columns_and_rows_and_nothing_is_lost(size):
+    height, width = size
+    image = torch.arange(height * width, dtype=torch.float32).view(1, 1, height, width).expand(200, 3, -1, -1)
+    shuffled = shuffle_patches(image, 2, _seeded(0))
+    whole, (h, w) = image[0, 0], (height // 2, width // 2)
+    across, down = torch.cat((whole[:, w:], whole[:, :w]), 1), torch.cat((whole[h:], whole[:h]), 0)
+    both = torch.cat((across[h:], across[:h]), 0)
+    counts = [sum(torch.equal(seen, form) for seen in shuffled[:, 0]) for form in (whole, across, down, both)]
+    assert sum(counts) == 200
+    assert min(counts) > 30
+    assert torch.equal(shuffled[:, 0], shuffled[:, 2])
+
+
+def _striped(per_class: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Class 0 has stripes across, class 1 stripes down, both under noise."""
+    labels = torch.arange(2).repeat(per_class)
+    across = (torch.arange(16) // 4 % 2 * 150).expand(3, 16, 16)
+    stripes = torch.stack((across.transpose(1, 2), across))[labels]
+    noise = torch.randint(0, 100, stripes.shape, generator=_seeded(seed))
+    return (stripes + noise).to(torch.uint8), labels
+
+
+def test_a_student_learns_what_its_teacher_says_whatever_the_labels_are():
+    def knows(x: torch.Tensor) -> torch.Tensor:
+        return 50 * torch.stack([x.mean(dim=(1, side)).var(dim=1) for side in (3, 2)], dim=1)
+
+    rules = SOFT.model_copy(update={"image_size": 16, "width": 8, "epochs": 40, "learning_rate": 0.02})
+    images, labels = _striped(10, 1)
+    for given in (labels, 1 - labels):
+        score = score_of(
+            training_in_looks((images, given), _striped(20, 2), rules, 2, 0, beside=Beside(knows))
+        )
+        assert score.last > 0.95
+
+
+def test_a_teacher_sees_images_as_it_was_trained_to(tmp_path):
+    model, own = build("convnet3", 3, 16, _seeded(0), width=4), {"mean": (0.3,) * 3, "deviation": (0.2,) * 3}
+    save_extractor(model, tmp_path, **own)
+    classes, pixels = ("a", "b", "c"), torch.rand(4, 3, 16, 16, generator=_seeded(1))
+    rules = SOFT.model_copy(update={"image_size": 16})
+    answers = load_teacher(str(tmp_path), rules, classes, CPU)(normalise(pixels, rules))
+    assert torch.allclose(answers, model.half().float()((pixels - 0.3) / 0.2), atol=1e-4)
+    grey = rules.model_copy(update={"channels": 1, "mean": (0.4,), "deviation": (0.5,), "image_size": 28})
+    larger = torch.rand(4, 3, 28, 28, generator=_seeded(2))
+    assert load_teacher(str(tmp_path), grey, classes, CPU)(normalise(larger, grey)).shape == (4, 3)
+
+
+def test_of_a_teacher_of_imagenet_the_classes_are_taken_by_their_ids():
+    spec = "timm:test_resnet?pretrained=false"
+    model, size, mean, deviation = load_timm(spec)
+    rules = SOFT.model_copy(update={"image_size": size, "mean": mean, "deviation": deviation})
+    x = torch.randn(2, 3, size, size, generator=_seeded(0))
+    answers = load_teacher(spec, rules, THREE, CPU)(x)
+    assert torch.equal(answers, model.eval()(x)[:, [155, 159, 162]])
+    with pytest.raises(InputError, match=r"^evaluate.teacher: .* tells 1000 classes apart, data.train has 2"):
+        load_teacher(spec, rules, ("cat", "dog"), CPU)
+
+
+def test_a_teacher_whose_classes_are_others_is_refused_before_anybody_learns_from_it():
+    labels, classes = np.arange(60) % 3, ("ant", "bee", "cat")
+    right = labels.copy()
+    right[:6] = (labels[:6] + 1) % 3
+    assert check_teacher(right, labels, classes) == pytest.approx(0.9)
+    swapped = np.array([1, 0, 2])[labels]
+    with pytest.raises(InputError, match=r"^evaluate.teacher: .*'ant' are 'bee' to it \(100 %\)[^\n]*$"):
+        check_teacher(swapped, labels, classes)
+    guesses = np.random.default_rng(0).integers(0, 3, 60)
+    with pytest.raises(InputError, match=r"which guessing nearly does[^\n]*$"):
+        check_teacher(guesses, labels, classes)
+
+
+def test_the_teacher_of_a_run_learns_hard_labels_of_whole_images():
+    rules = teacher_rules("soft-32")
+    assert not rules.is_soft
+    assert rules.augmentations == Augmentations(crop_scale=(0.5, 1.0), flip=0.5)
+    assert (rules.cutmix, rules.network, rules.budget(6000, 10).epochs) == (0.0, "convnet3", 30)

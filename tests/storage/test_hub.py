@@ -1,0 +1,65 @@
+"""Data sets of a hub: what this project pushed is held against its manifest, all else is for `datasets`."""
+
+import json
+
+import pytest
+from loopback_hub import Hub
+
+from ims3_ray.errors import InputError
+from ims3_ray.storage.artifacts import complete, open_directory
+from ims3_ray.storage.hub import fetch_set, hub_name
+
+
+@pytest.fixture
+def on_hub(monkeypatch, tmp_path):
+    with Hub().known(monkeypatch, tmp_path / "cache") as served:
+        yield served
+
+
+def artifact(folder, content):
+    out = open_directory(str(folder))
+    out.write("data/file", content)
+    complete(out, {"fingerprint": "0123456789ab"})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("location", "name"),
+    [
+        *((f"hf://{name}", name) for name in ("org/set", "org/set@v1.0", "org/set@refs/pr/1")),
+        ("hf://datasets/org/set", "org/set"),
+        *(
+            (place, None)
+            for place in ("hf:org/set", "org/set", "hf://set", "hf://datasets/org/set/data", "s3://org/set")
+        ),
+    ],
+)
+def test_an_address_names_one_repository(location, name):
+    assert hub_name(location) == name
+
+
+def test_a_revision_stays_where_it_is_after_main_has_moved(on_hub, tmp_path):
+    first = on_hub.push("org/set", artifact(tmp_path / "first", b"first"), "datasets")
+    on_hub.push("org/set", artifact(tmp_path / "second", b"second"), "datasets")
+    read = lambda place: open_directory(fetch_set(place)).read("data/file")  # noqa: E731
+    assert (read(f"hf://org/set@{first}"), read("hf://org/set")) == (b"first", b"second")
+
+
+def test_a_file_that_is_missing_or_differs_is_named(on_hub, tmp_path):
+    folder = artifact(tmp_path / "set", b"first")
+    (folder / "data" / "file").write_bytes(b"other")
+    on_hub.push("org/set", folder, "datasets")
+    with pytest.raises(InputError, match="data/file holds other bytes than were written"):
+        fetch_set("hf://org/set")
+    (folder / "data" / "file").unlink()
+    on_hub.push("org/set", folder, "datasets")
+    with pytest.raises(InputError, match="data/file is not there"):
+        fetch_set("hf://org/set")
+
+
+def test_a_set_that_somebody_else_made_is_for_datasets_to_read(on_hub, tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "manifest.json").write_text(json.dumps({"files": []}))
+    commit = on_hub.push("org/set", tmp_path / "theirs", "datasets")
+    assert fetch_set("hf://org/set") == "hf:org/set"
+    assert fetch_set(f"hf://org/set@{commit}") == f"hf:org/set?revision={commit}"

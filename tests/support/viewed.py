@@ -1,0 +1,108 @@
+"""A storage with runs as a person looks at them: small, made by hand, and its class names hostile."""
+
+import json
+import os
+import socket
+import time
+
+import numpy as np
+from pages import evaluation, png, selection
+
+from ims3_ray.config.load import load_config
+from ims3_ray.data.distilled import DistilledImage, to_table, write_parquet, write_pngs
+from ims3_ray.evaluation.figures import headline
+from ims3_ray.runs import tags
+from ims3_ray.runs.journal import Journal
+from ims3_ray.runs.tracking import Tracker
+from ims3_ray.storage import tables
+from ims3_ray.storage.artifacts import complete, open_storage
+from ims3_ray.storage.index import write_index
+from ims3_ray.storage.signs import ALIVE
+
+CLASSES = ("<script>alert(1)", 'a "quoted" & b')
+SUBGROUPS, PER_SUBGROUP, STEPS = 3, 2, 20
+CHOSEN = 2  # the subgroup, as pages.selection has it
+ARTIFACTS = {"candidates": "a" * 12, "selection": "b" * 12, "refined": "c" * 12, "distilled": "d" * 12}
+ARTIFACTS |= {"evaluation": "e" * 12, "report": "f" * 12}
+REPORT = b"<script>alert(1)</script><h1>report</h1>"
+DETAILS = {
+    "rows": 4,
+    "unit": "images",
+    "seconds": 1.5,
+    "rate": 2.5,
+    "version": 1,
+    "inputs": {},
+    "device": "cpu",
+}
+
+
+def make_artifacts(storage) -> None:
+    """Everything of one run, by the names of ARTIFACTS."""
+    rng, places = np.random.default_rng(0), {noun: storage / noun / key for noun, key in ARTIFACTS.items()}
+    grid = np.array([(c, g, k) for c in range(2) for g in range(SUBGROUPS) for k in range(PER_SUBGROUP)])
+    rows = dict(zip(("label", "subgroup", "index"), grid.T.astype(np.int64), strict=True))
+    pngs = np.array([png(rng) for _ in grid], object)
+    rows |= {"seed": np.arange(len(grid)), "image": pngs, "feature": np.zeros((len(grid), 3), np.float32)}
+    _write_rows(places["candidates"], rows, tables.CANDIDATES)
+    document = selection(CLASSES) | {"ipc": PER_SUBGROUP}
+    places["selection"].write_json("selection.json", document)
+    chosen = np.flatnonzero(rows["subgroup"] == CHOSEN)
+    moved = {name: values[chosen] for name, values in rows.items()}
+    moved |= {"place": np.array([0, 1, 0, 1]), "start": moved["image"], "start_feature": moved["feature"]}
+    moved |= {
+        "image": np.array([png(rng) for _ in chosen], object),
+        "kept": np.array([True, False, False, False]),
+    }
+    moved |= {"loss": np.tile(np.linspace(1, 0.5, 4, dtype=np.float32), (4, 1))}
+    _write_rows(places["refined"], moved, tables.REFINED)
+    images = [
+        DistilledImage(
+            *(int(moved[name][row]) for name in ("label", "place", "subgroup", "index", "seed")), data
+        )
+        for row, data in enumerate(moved["image"])
+    ]
+    entries = write_pngs(places["distilled"], images, CLASSES, 2)
+    write_parquet(places["distilled"], lambda: [to_table(images, CLASSES, 2)])
+    places["evaluation"].write_json("evaluation.json", evaluation())
+    places["report"].write("index.html", REPORT)
+    for noun, place in places.items():
+        complete(place, DETAILS | ({"images": entries} if noun == "distilled" else {}))
+
+
+def _write_rows(place, rows, table) -> None:
+    place.write("part-00000.parquet", tables.to_parquet(rows, table))
+    write_index(place, table, {})
+
+
+def track(storage, key, metrics, *, overrides=None, own=None, status="FINISHED", parent=None):
+    """A run in MLflow; gives its id there."""
+    tracker = Tracker(storage, AssertionError)
+    known = {tags.KIND: tags.DISTILLATION, tags.PROTOCOL: "quick-v1/n", tags.SCORED: "ours"}
+    recipe = load_config("digits", {"ipc": 2, "refine.steps": STEPS} | (overrides or {})).results()
+    tags_of = known | (own or {})
+    name = {tags.TRIAL: key, tags.DISTILLATION: f"digits-{key}"}.get(tags_of[tags.KIND])
+    tracker.start(key, name or f"{tags_of[tags.KIND]}-{key}", recipe, tags_of, parent)
+    tracker.log(0, metrics)
+    if status != "RUNNING":
+        tracker.finish(status)
+    return tracker.run_id
+
+
+def make_storage(root):
+    """(storage, MLflow ids by name): a finished run, a failed, one at work, a sweep with a trial."""
+    storage = open_storage(str(root))
+    make_artifacts(storage)
+    made = {f"artifact.{noun}": key for noun, key in ARTIFACTS.items()}
+    figures = headline(json.loads(json.dumps(evaluation())))
+    figures |= {"sample/seconds": 60.0, "evaluate/seconds": 5.0}
+    ids = {"whole": track(storage, "aaaa", figures, own=made)}
+    ids["failed"] = track(storage, "bbbb", {"accuracy": 0.2}, overrides={"seed": 7}, status="FAILED")
+    begun = made | {"artifact.evaluation": "0" * 12, "artifact.report": "1" * 12}
+    ids["running"] = track(storage, "cccc", {"evaluate/loss": 0.25}, own=begun, status="RUNNING")
+    folder = storage / "runs/digits-cccc"
+    Journal(folder).write("stage started", stage="evaluate", artifact="evaluation/" + "0" * 12)
+    folder.write_json(ALIVE, {"time": time.time() + 3600, "pid": os.getpid(), "host": socket.gethostname()})
+    ids["sweep"] = track(storage, "digits-s", {}, own={tags.KIND: tags.SWEEP})
+    trial = {tags.KIND: tags.TRIAL}
+    ids["trial"] = track(storage, "digits-s-1", {"accuracy": 0.6}, own=trial, parent=ids["sweep"])
+    return storage, ids
