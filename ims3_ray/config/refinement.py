@@ -41,8 +41,8 @@ class Refine(Section):
 
     steps: int = Field(default=0, ge=0)
     """Steps of every class; 0 leaves the images as they were drawn, the paper's form."""
-    objective: Literal["gradients", "filters", "features"] = "gradients"
-    """What is matched: gradients of the probes' loss, tensor or filter by filter, or means of their maps."""
+    objective: Literal["gradients", "filters", "features", "embeddings"] = "gradients"
+    """What is matched: gradients of the probes' loss, by tensor or filter, or means of maps or embeddings."""
     space: Literal["latent", "pixel"] = "latent"
     """What is moved: latents of the generator's VAE, or pixels at the size that classifiers see."""
     start: Literal["selection", "medoids"] = "selection"

@@ -5,8 +5,8 @@
 | `z`         | what is moved: the latents (K, C, h, w) of a class's images, or their pixels (K, 3, S, S) |
 | `decode`    | D, from `z` to images (K, 3, S, S) of 0 … 1                                               |
 | `view`      | A, a differentiable augmentation whose parameters are drawn from a generator              |
-| `probe`     | θ, a network that was trained on real images alone                                        |
-| `Statistic` | what is matched, a tensor a layer: gradients of θ, or means of its maps                   |
+| `probe`     | θ, a network as it is drawn, or trained on real images alone                              |
+| `Statistic` | what is matched, tensors: gradients of θ, means of its maps, or of its embedding           |
 
 Classes are refined apart from each other: nothing that is matched depends on another class's images.
 Sources: gradient matching, Zhao, Mopuri & Bilen 2021; networks trained on real images, Kim et al. 2022; in a
@@ -84,8 +84,19 @@ def map_means(probe: nn.Module, images: Images, _label: int, *, differentiable: 
     return means
 
 
+def embedding_mean(probe: nn.Module, images: Images, _label: int, *, differentiable: bool) -> Statistic:
+    """Mean over the images of what the last linear layer is given, one tensor (d,): Zhao & Bilen 2023."""
+    means: Statistic = []
+    *_, head = (module for module in probe.modules() if isinstance(module, nn.Linear))
+    hook = head.register_forward_pre_hook(lambda _module, given: means.append(given[0].mean(dim=0)))
+    with torch.set_grad_enabled(differentiable):
+        probe(images)
+    hook.remove()
+    return means
+
+
 def mean_distance(ours: Statistic, theirs: Statistic) -> Float[Tensor, ""]:
-    """Σ over layers of the mean of (a − b)² (Zhao & Bilen 2023, eq. 6, at every layer)."""
+    """Σ over tensors of the mean of (a − b)² (Zhao & Bilen 2023, eq. 6, there of the embedding alone)."""
     return torch.stack([(a - b).square().mean() for a, b in zip(ours, theirs, strict=True)]).sum()
 
 
@@ -101,6 +112,7 @@ OBJECTIVES = {
     "gradients": Objective(loss_gradients, gradient_distance),
     "filters": Objective(loss_gradients, filter_distance),
     "features": Objective(map_means, mean_distance),
+    "embeddings": Objective(embedding_mean, mean_distance),
 }
 
 

@@ -38,6 +38,7 @@ MATCHED = {  # what refinement moves the images for, by its objective
     "gradients": "gradients of the loss",
     "filters": "gradients of the loss, filter by filter",
     "features": "means of the maps",
+    "embeddings": "means of the embedding before the last layer",
 }
 
 

@@ -10,6 +10,7 @@ from ims3_ray.method.refine import (
     OBJECTIVES,
     Refinement,
     decoded_in_parts,
+    embedding_mean,
     filter_distance,
     gradient_distance,
     loss_gradients,
@@ -73,6 +74,13 @@ def test_means_are_of_every_activation_and_leave_no_hook_behind(probe):
     assert [m.shape for m in means] == [(4, 16, 16), (4, 8, 8), (4, 4, 4)]
     torch.testing.assert_close(means[0], probe.body[:3](x).mean(0))
     assert not any(module._forward_hooks for module in probe.modules())
+
+
+def test_an_embedding_is_what_the_last_layer_is_given(probe):
+    x = images(5)
+    (mean,) = embedding_mean(probe, x, 0, differentiable=False)
+    torch.testing.assert_close(mean, probe.features(x).mean(0))
+    assert not any(module._forward_pre_hooks for module in probe.modules())
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

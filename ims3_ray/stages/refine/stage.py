@@ -134,7 +134,7 @@ def step_operations(context: Context, forward: Forward) -> float:
     """Of a step, an image: it is decoded, its views go through a probe, and the gradient comes back."""
     settings = context.config.refine
     decode = forward.decode * BACKWARD if settings.space == "latent" else 0.0
-    passes = 2 * BACKWARD if settings.objective != "features" else BACKWARD
+    passes = 2 * BACKWARD if settings.objective in ("gradients", "filters") else BACKWARD
     return decode + settings.views * passes * _probe_operations(context)
 
 

@@ -93,7 +93,7 @@ def test_runs_share_probes_and_without_steps_nothing_is_refined(words, refined, 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
-    [("refine.objective=features",), ("refine.space=pixel", "refine.stay=1"), ("refine.start=medoids",)],
+    [("refine.objective=embeddings",), ("refine.space=pixel", "refine.stay=1"), ("refine.start=medoids",)],
 )
 def test_other_objectives_spaces_and_starts_are_refined_too(words, more):
     rows = read_rows(steps_of(words, *REFINE, *more)["refined"].directory, tables.REFINED)
