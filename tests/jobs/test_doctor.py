@@ -40,6 +40,12 @@ def ask(tmp_path, monkeypatch, capsys, server):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
+    for least in (
+        "LEAST_MEMORY",
+        "LEAST_SHM",
+        "LEAST_DISK",
+    ):  # however small this machine is
+        monkeypatch.setattr(doctor, least, 0.0)
 
     def asked(*words):
         capsys.readouterr()
@@ -82,6 +88,16 @@ def test_what_keeps_a_run_from_working_is_told_with_its_remedy(ask, nobody, tmp_
     ):
         assert remedy in said[what][1]
     assert "secret" not in str(said)
+
+
+@pytest.mark.parametrize(
+    ("least", "what"), [("LEAST_MEMORY", "memory"), ("LEAST_SHM", "/dev/shm"), ("LEAST_DISK", "storage")]
+)
+def test_what_is_too_small_for_a_run_is_told(ask, monkeypatch, least, what):
+    monkeypatch.setattr(doctor, least, 1e18)
+    code, said, err = ask()
+    assert (code, said[what][0]) == (2, doctor.MISSING)
+    assert what in err
 
 
 @pytest.mark.parametrize("address", ["head:99999", "ray://[::1", "nonsense"])

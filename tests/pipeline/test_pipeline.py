@@ -40,6 +40,12 @@ def finished(finished_run):
     return finished_run
 
 
+def artifacts_of(made):
+    """{noun: place} as the run's record has them; the storage may hold those of other runs as well."""
+    record = next(Path(made.distilled).parents[1].glob(f"runs/*{made.key}/run.json"))
+    return json.loads(record.read_text())["artifacts"]
+
+
 def test_the_distilled_set_has_ipc_images_a_class_in_every_form(finished):
     _, made = finished
     folders = ImageFolder(Path(made.distilled, "train"))
@@ -121,11 +127,12 @@ def test_what_is_damaged_is_named_and_made_again_and_never_makes_a_pool_smaller(
     root = shutil.copytree(Path(made.distilled).parents[1], tmp_path / "damaged")
     words = [*overrides, f"storage={root}"]
     before = {noun: digests(root / noun) for noun in ("candidates", "adapter", "distilled")}
-    parts = sorted(next((root / "candidates").glob("*")).glob("*.parquet"))
+    pool, adapter = (root / noun / Path(artifacts_of(made)[noun]).name for noun in ("candidates", "adapter"))
+    parts = sorted(pool.glob("*.parquet"))
     kept = {part: part.stat().st_mtime_ns for part in parts[2:]}
     parts[0].unlink()
     parts[1].write_bytes(parts[1].read_bytes()[:-20])
-    next((root / "adapter").glob("*/manifest.json")).write_text("{")
+    (adapter / "manifest.json").write_text("{")
     next(Path(root, "distilled", Path(whole.distilled).name).glob("train/*/*.png")).unlink()
     (root / "report" / whole.key / "index.html").unlink()
     again = run(words, "select.alpha=0.6")
@@ -149,12 +156,10 @@ def test_a_smaller_pool_is_a_part_of_a_larger_one(finished, tmp_path):
 
     overrides, made = finished
     larger = run(overrides, "sample.subgroups=4", "ipc=7", "evaluate.protocol=none")
-    pools = []
-    for run_made in (made, larger):
-        record = json.loads(
-            next(Path(run_made.distilled).parents[1].glob(f"runs/*{run_made.key}/run.json")).read_text()
-        )
-        pools.append(read_rows(open_directory(record["artifacts"]["candidates"]), tables.CANDIDATES))
+    pools = [
+        read_rows(open_directory(artifacts_of(run_made)["candidates"]), tables.CANDIDATES)
+        for run_made in (made, larger)
+    ]
     names = ("label", "subgroup", "index", "seed", "image")
     small, large = (
         {(c, g, k): (seed, png) for c, g, k, seed, png in zip(*(p[n] for n in names), strict=True)}
@@ -165,9 +170,7 @@ def test_a_smaller_pool_is_a_part_of_a_larger_one(finished, tmp_path):
 
 
 def test_fine_tuning_logs_each_term_unweighted_and_the_gradients_ratio(finished):
-    _, made = finished
-    record = json.loads(next(Path(made.distilled).parents[1].glob("runs/*/run.json")).read_text())
-    history = json.loads(Path(record["artifacts"]["adapter"], "manifest.json").read_text())["history"]
+    history = json.loads(Path(artifacts_of(finished[1])["adapter"], "manifest.json").read_text())["history"]
     assert [entry["step"] for entry in history] == [4, 6]
     terms = {"diffusion", "variational", "matching"}
     assert terms | {"grad_ratio/matching", "weight/matching", "images_per_s"} <= set(history[0])
@@ -179,8 +182,7 @@ def test_a_gradient_ratio_is_kept_to(finished, tmp_path):
     overrides, _ = finished
     elastic = "workers={train_workers: 2, min_train_workers: 1}"
     made = run(overrides, "im.grad_ratio=0.3", "im.minimax=true", "evaluate.protocol=none", elastic)
-    record = json.loads(next(Path(made.distilled).parents[1].glob(f"runs/*{made.key}/run.json")).read_text())
-    history = json.loads(Path(record["artifacts"]["adapter"], "manifest.json").read_text())["history"]
+    history = json.loads(Path(artifacts_of(made)["adapter"], "manifest.json").read_text())["history"]
     assert history[-1]["grad_ratio/matching"] == pytest.approx(0.3, rel=1e-4)
     assert {"representativeness", "diversity"} <= set(history[-1])
 
@@ -191,9 +193,9 @@ def test_the_published_settings_tune_without_inversions_and_for_their_steps(fini
     words = ["im={target: one_step, minimax: {extreme: class}}", "evaluate.protocol=none"]
     words += ["finetune={micro_batches: 1, steps: 5, ema_warmup: false, labels: position}"]
     made = run(overrides, *words)
-    record = json.loads(next(Path(made.distilled).parents[1].glob(f"runs/*{made.key}/run.json")).read_text())
-    assert "inversions" not in record["artifacts"]
-    history = json.loads(Path(record["artifacts"]["adapter"], "manifest.json").read_text())["history"]
+    artifacts = artifacts_of(made)
+    assert "inversions" not in artifacts
+    history = json.loads(Path(artifacts["adapter"], "manifest.json").read_text())["history"]
     assert [entry["step"] for entry in history] == [4, 5]
     terms = ("diffusion", "variational", "matching", "representativeness", "diversity")
     assert all(math.isfinite(history[-1][term]) for term in terms)
@@ -255,9 +257,7 @@ def test_the_run_can_be_reproduced_and_needs_all_that_it_left_but_checkpoints(fi
 
 def test_the_exported_images_are_the_selected_candidates(finished):
     _, made = finished
-    root = Path(made.distilled).parents[1]
-    record = json.loads(next(root.glob(f"runs/*{made.key}/run.json")).read_text())
-    selection = json.loads(Path(record["artifacts"]["selection"], "selection.json").read_text())
+    selection = json.loads(Path(artifacts_of(made)["selection"], "selection.json").read_text())
     manifest = json.loads(Path(made.distilled, "manifest.json").read_text())
     assert {(e["class"], e["subgroup"]) for e in manifest["images"]} == set(selection["selection"].items())
     assert selection["lower_bound"] <= selection["objective"] <= selection["start_objective"]
@@ -268,9 +268,7 @@ def test_single_images_can_be_chosen_and_are_exported(finished):
     made = run(
         overrides, "select={unit: image, coverage: 0.5, coverage_neighbours: 3}", "evaluate.protocol=none"
     )
-    root = Path(made.distilled).parents[1]
-    record = json.loads(next(root.glob(f"runs/*{made.key}/run.json")).read_text())
-    selection = json.loads(Path(record["artifacts"]["selection"], "selection.json").read_text())
+    selection = json.loads(Path(artifacts_of(made)["selection"], "selection.json").read_text())
     assert selection["objective"] <= selection["subgroup_selection"]["objective"]
     manifest = json.loads(Path(made.distilled, "manifest.json").read_text())
     exported = sorted((e["class"], e["subgroup"], e["index"]) for e in manifest["images"])
