@@ -52,6 +52,16 @@ def store(bucket_server):
         yield bucket_server.variables
 
 
+def name_no_dashboard():
+    """Ray names port 8265 though there is none: Ray Train's cleaner would ask whoever else has that port,
+    who knows nothing of this cluster's controllers, and take their workers' places away."""
+    from ray._private import ray_constants
+    from ray.experimental.internal_kv import _internal_kv_put
+
+    place = {"namespace": ray_constants.KV_NAMESPACE_DASHBOARD, "overwrite": True}
+    _internal_kv_put(ray_constants.DASHBOARD_ADDRESS, "127.0.0.1:9", **place)  # where nobody answers
+
+
 @pytest.fixture(scope="session")
 def ray_cluster(bucket_server):
     """One cluster for all; logical CPUs = actors + 2, and an object store that no stage's data would fit."""
@@ -64,6 +74,7 @@ def ray_cluster(bucket_server):
             patched.setenv(name, value)
         options = {"num_cpus": ACTORS + 2, "object_store_memory": OBJECT_STORE, "dashboard_host": "127.0.0.1"}
         ray.init(address="local", log_to_driver=False, include_dashboard=False, **options)
+    name_no_dashboard()
     yield ray
     ray.shutdown()
 
