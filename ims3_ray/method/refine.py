@@ -104,15 +104,20 @@ def mean_distance(ours: Statistic, theirs: Statistic) -> Float[Tensor, ""]:
 class Objective:
     """What is measured of images, and how far two measurements are apart."""
 
+    words: str
     measure: Callable[..., Statistic]
     distance: Callable[[Statistic, Statistic], Tensor]
+    second_order: bool = False
+    """Whether what is measured is a gradient itself, so that a step goes through the probe twice as often."""
 
 
 OBJECTIVES = {
-    "gradients": Objective(loss_gradients, gradient_distance),
-    "filters": Objective(loss_gradients, filter_distance),
-    "features": Objective(map_means, mean_distance),
-    "embeddings": Objective(embedding_mean, mean_distance),
+    "gradients": Objective("gradients of the loss", loss_gradients, gradient_distance, second_order=True),
+    "filters": Objective(
+        "gradients of the loss, filter by filter", loss_gradients, filter_distance, second_order=True
+    ),
+    "features": Objective("means of the maps", map_means, mean_distance),
+    "embeddings": Objective("means of the embedding before the last layer", embedding_mean, mean_distance),
 }
 
 

@@ -17,6 +17,7 @@ from ims3_ray.data.views import SOFT_LABELS, VIEWS, with_views
 from ims3_ray.evaluation.protocols import protocol
 from ims3_ray.evaluation.soft_labels import Labelling, label
 from ims3_ray.evaluation.teacher import name_of, teacher_rules
+from ims3_ray.method.refine import OBJECTIVES
 from ims3_ray.progress import bar
 from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import Directory, part_names, read_part
@@ -33,13 +34,6 @@ BLOCK = 1000  # images that are in memory at once, and in a row group
 MOST_BLOCKS = 8  # on their way at once
 Read = Callable[[Directory, list[Any]], list[DistilledImage]]
 Block = tuple[Read, Directory, list[Any]]  # how it is read, from where, and what of it
-
-MATCHED = {  # what refinement moves the images for, by its objective
-    "gradients": "gradients of the loss",
-    "filters": "gradients of the loss, filter by filter",
-    "features": "means of the maps",
-    "embeddings": "means of the embedding before the last layer",
-}
 
 
 def run(
@@ -165,7 +159,7 @@ def made_in_words(config: Config) -> str:
 
 
 def _refinement(settings: Refine) -> str:
-    matched = MATCHED[settings.objective]
+    matched = OBJECTIVES[settings.objective].words
     moved = {"latent": "latents", "pixel": "pixels"}[settings.space]
     return (
         f"Then refined in {settings.steps:,} steps: their {moved} were moved until {matched} of networks "

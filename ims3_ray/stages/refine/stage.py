@@ -15,6 +15,7 @@ from ims3_ray.cluster.board import Message, start_board, watch
 from ims3_ray.cluster.fan_out import Part, fan_out
 from ims3_ray.data.reading import payloads
 from ims3_ray.evaluation.probes import probe_protocols
+from ims3_ray.method.refine import OBJECTIVES
 from ims3_ray.progress import alone, bar
 from ims3_ray.stages.chosen import Chosen, find_chosen
 from ims3_ray.stages.context import Context
@@ -134,7 +135,7 @@ def step_operations(context: Context, forward: Forward) -> float:
     """Of a step, an image: it is decoded, its views go through a probe, and the gradient comes back."""
     settings = context.config.refine
     decode = forward.decode * BACKWARD if settings.space == "latent" else 0.0
-    passes = 2 * BACKWARD if settings.objective in ("gradients", "filters") else BACKWARD
+    passes = BACKWARD * (1 + OBJECTIVES[settings.objective].second_order)
     return decode + settings.views * passes * _probe_operations(context)
 
 
