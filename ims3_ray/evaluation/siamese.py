@@ -1,7 +1,8 @@
 """The augmentations of `dc-…` and `dsa-…`: of normalised images, as both papers' published code has them.
 
 Differentiable siamese augmentation (Zhao & Bilen 2021) draws one kind a batch, and its parameters for each
-image; condensation on MNIST (Zhao et al. 2021) draws one kind an image. All draws are made on the host.
+image where classifiers are trained, once for all where images are matched; condensation on MNIST (Zhao et al.
+2021) draws one kind an image. All draws are made on the host.
 """
 
 import math
@@ -28,17 +29,17 @@ def uniform(low: float, high: float, *shape: int, like: Tensor, generator: Gener
     return send(torch.rand(shape, generator=generator), like.device) * (high - low) + low
 
 
-def diff_augment(images: Images, kinds: Sequence[DiffKind], generator: Generator) -> Images:
-    """One of `kinds`, drawn for the batch, its parameters for each image."""
+def diff_augment(
+    images: Images, kinds: Sequence[DiffKind], generator: Generator, *, shared: bool = False
+) -> Images:
+    """One of `kinds`, drawn for the batch, its parameters for each image; `shared`: the same for all."""
     kind = kinds[int(torch.randint(len(kinds), (), generator=generator))]
-    return DIFFERENTIABLE[kind](images, generator)
+    return DIFFERENTIABLE[kind](images, 1 if shared else len(images), generator)
 
 
-def _color(x: Images, generator: Generator) -> Images:
+def _color(x: Images, draws: int, generator: Generator) -> Images:
     """Brightness, saturation, contrast."""
-    brightness, saturation, contrast = uniform(
-        0.0, 1.0, 3, len(x), 1, 1, 1, like=x, generator=generator
-    )  # fmt: skip
+    brightness, saturation, contrast = uniform(0.0, 1.0, 3, draws, 1, 1, 1, like=x, generator=generator)
     x = x + (brightness - 0.5) * BRIGHTNESS
     grey = x.mean(dim=1, keepdim=True)
     x = (x - grey) * (saturation * SATURATION) + grey
@@ -46,10 +47,10 @@ def _color(x: Images, generator: Generator) -> Images:
     return (x - flat) * (contrast + CONTRAST) + flat
 
 
-def _crop(x: Images, generator: Generator) -> Images:
+def _crop(x: Images, draws: int, generator: Generator) -> Images:
     """Moved by up to an eighth of a side, zeros where nothing was."""
     most = [int(side * CROP + 0.5) for side in x.shape[2:]]
-    shift = [torch.randint(-s, s + 1, (len(x),), generator=generator) for s in most]
+    shift = [torch.randint(-s, s + 1, (draws,), generator=generator).expand(len(x)) for s in most]
     return _moved(functional.pad(x, (most[1], most[1], most[0], most[0])), x, [
         by + s for by, s in zip(shift, most, strict=True)
     ])  # fmt: skip
@@ -64,44 +65,44 @@ def _moved(padded: Tensor, x: Images, first: Sequence[Tensor]) -> Images:
     return padded.permute(0, 2, 3, 1)[image, rows, columns].permute(0, 3, 1, 2)
 
 
-def _cutout(x: Images, generator: Generator) -> Images:
+def _cutout(x: Images, draws: int, generator: Generator) -> Images:
     """A box of half a side, around any pixel, is zero."""
     inside = []
     for dimension in (2, 3):
         side = x.shape[dimension]
         box = int(side * CUTOUT + 0.5)
-        first = torch.randint(side + 1 - box % 2, (len(x), 1), generator=generator) - box // 2
+        first = torch.randint(side + 1 - box % 2, (draws, 1), generator=generator) - box // 2
         place = torch.arange(side)
         inside.append((place >= first) & (place < first + box))
     box = send(inside[0][:, :, None] & inside[1][:, None, :], x.device)
     return x * ~box[:, None]
 
 
-def _flip(x: Images, generator: Generator) -> Images:
-    return torch.where(uniform(0.0, 1.0, len(x), 1, 1, 1, like=x, generator=generator) < 0.5, x.flip(3), x)
+def _flip(x: Images, draws: int, generator: Generator) -> Images:
+    return torch.where(uniform(0.0, 1.0, draws, 1, 1, 1, like=x, generator=generator) < 0.5, x.flip(3), x)
 
 
-def _scale(x: Images, generator: Generator) -> Images:
+def _scale(x: Images, draws: int, generator: Generator) -> Images:
     """Each side by a factor of its own, from 1/1.2 to 1.2."""
-    across, down = uniform(1 / SCALE, SCALE, 2, len(x), like=x, generator=generator)
+    across, down = uniform(1 / SCALE, SCALE, 2, draws, like=x, generator=generator)
     none = torch.zeros_like(across)
     return _warped(x, ((across, none, none), (none, down, none)))
 
 
-def _rotate(x: Images, generator: Generator) -> Images:
-    angle = uniform(-1.0, 1.0, len(x), like=x, generator=generator) * math.radians(DEGREES)
+def _rotate(x: Images, draws: int, generator: Generator) -> Images:
+    angle = uniform(-1.0, 1.0, draws, like=x, generator=generator) * math.radians(DEGREES)
     none = torch.zeros_like(angle)
     return _warped(x, ((angle.cos(), -angle.sin(), none), (angle.sin(), angle.cos(), none)))
 
 
 def _warped(x: Images, matrix: Sequence[Sequence[Tensor]]) -> Images:
-    """Read where each image's affine matrix, of (N,) entries, leads; bilinear, zeros outside."""
-    theta = torch.stack([torch.stack(tuple(row), dim=-1) for row in matrix], dim=1)  # (N, 2, 3)
+    """Read where each image's affine matrix, of (N,) entries or one, leads; bilinear, zeros beyond."""
+    theta = torch.stack([torch.stack(tuple(row), dim=-1) for row in matrix], dim=1).expand(len(x), 2, 3)
     grid = functional.affine_grid(theta, list(x.shape), align_corners=False)
     return functional.grid_sample(x, grid, align_corners=False)
 
 
-DIFFERENTIABLE: dict[DiffKind, Callable[[Images, Generator], Images]] = {
+DIFFERENTIABLE: dict[DiffKind, Callable[[Images, int, Generator], Images]] = {
     "color": _color,
     "crop": _crop,
     "cutout": _cutout,

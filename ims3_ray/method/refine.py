@@ -142,11 +142,13 @@ class Refinement:
         target: Callable[[int], Statistic],
         draws: Callable[[int], Generator],
         hear: Callable[[float], None] = lambda _: None,
+        siamese: Callable[[int], Generator] | None = None,
     ) -> Tensor:
         """What `start` becomes. Each step takes one of the probes, whose statistic of the class's real images
         `target(place)` gives; `draws(step)` is a generator on the images' device, and `hear` takes the loss.
 
-        ValueError where no gradient comes back from the images.
+        Views are the step's own, or with `siamese(place)` those that the target was measured in (Zhao & Bilen
+        2021, eq. 3). ValueError where no gradient comes back from the images.
         """
         z = start.clone().requires_grad_()
         optimiser = torch.optim.Adam([z], lr=self.lr)
@@ -155,7 +157,8 @@ class Refinement:
                 group["lr"] = self.lr * decay(step, self.steps)
             generator = draws(step)
             place = int(torch.randint(len(probes), (), generator=generator, device=generator.device))
-            loss, z.grad = self._gradient(z, start, label, probes[place], target(place), generator)
+            seen = siamese(place) if siamese else generator
+            loss, z.grad = self._gradient(z, start, label, probes[place], target(place), seen)
             if step == 0 and not z.grad.abs().sum() > 0:
                 raise ValueError("no gradient comes back from the decoded images")
             optimiser.step()

@@ -48,7 +48,7 @@ def figures(views):
 
 @pytest.mark.parametrize("kind", PUBLISHED)
 def test_a_kind_of_views_is_distributed_as_the_published_ones(kind, images):
-    views = siamese.DIFFERENTIABLE[kind](images, torch.Generator().manual_seed(0))
+    views = siamese.DIFFERENTIABLE[kind](images, N, torch.Generator().manual_seed(0))
     assert torch.tensor(figures(views)).numpy() == pytest.approx(PUBLISHED[kind], abs=0.025)
 
 
@@ -66,10 +66,20 @@ def test_a_batch_sees_one_kind_and_each_of_its_images_another_view(images):
     assert all(len(torch.unique(views, dim=0)) > 1 for views in kinds)
 
 
+@pytest.mark.parametrize("kind", PUBLISHED)
+def test_images_that_are_matched_are_seen_in_the_one_way_whatever_their_number(kind, images):
+    many, few = (
+        siamese.diff_augment(images[:n], (kind,), torch.Generator().manual_seed(3), shared=True)
+        for n in (8, 2)
+    )
+    assert torch.equal(many, many[:1].expand(8, -1, -1, -1))
+    assert torch.equal(many[:2], few)
+
+
 def test_a_gradient_passes_every_differentiable_view(images):
     for kind, view in siamese.DIFFERENTIABLE.items():
         x = images[:4].clone().requires_grad_()
-        view(x, torch.Generator().manual_seed(0)).square().sum().backward()
+        view(x, 4, torch.Generator().manual_seed(0)).square().sum().backward()
         assert x.grad.abs().sum() > 0, kind
 
 

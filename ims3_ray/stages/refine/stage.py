@@ -125,10 +125,12 @@ def _medoids(context: Context, features: Directory) -> list[Chosen]:
 def _depends(context: Context) -> object:
     config = context.config
     settings, generator = context.values_of(config.refine), context.generator_values()
-    rules = [r.model_dump(mode="json") for r in probe_protocols(config.probe, config.evaluate.protocol)]
+    kinds = probe_protocols(config.probe, config.evaluate.protocol)
+    rules = [kind.model_dump(mode="json") for kind in kinds]
     shared = [config.seed, list(context.classes), config.ipc, context.inputs["extractor"], rules]
     sizes = ["classifiers' size"] if config.refine.space == "pixel" else []
-    return [settings, shared, generator["model"], generator["device"], *context.view_draws, *sizes]
+    views = ["real images' own view"] if kinds[0].augmentations.siamese else []
+    return [settings, shared, generator["model"], generator["device"], *context.view_draws, *sizes, *views]
 
 
 def step_operations(context: Context, forward: Forward) -> float:

@@ -139,9 +139,10 @@ class Refiner:
         key = "refine", self._given.config.seed, self._given.classes[label]
         target = cache(partial(self._target, label, real))
         draws = partial(generator, *key)
+        siamese = partial(generator, *self._target_key(label)) if self._rules.augmentations.siamese else None
         heard = Heard(self._board, self._refinement.steps)
         try:
-            z = self._refinement.run(z, label, self._probes, target, draws, heard)
+            z = self._refinement.run(z, label, self._probes, target, draws, heard, siamese)
         except ValueError as error:
             raise InputError(
                 f"model.path: {error}: its VAE can't be refined through; take refine.space=pixel or steps=0"
@@ -151,7 +152,7 @@ class Refiner:
 
     def _target(self, label: int, real: Payload, place: int) -> Statistic:
         """The statistic of the class's real images, one view of each, by the probe at `place`."""
-        key = "refine-target", self._given.config.seed, self._given.classes[label], place
+        key = *self._target_key(label), place
         pixels = self._real_pixels(label, real)
         rows = permutation(len(pixels), *key)[: self._given.config.refine.real_images]
         images = torch.from_numpy(pixels[rows]).to(self._device).float() / 255
@@ -160,6 +161,9 @@ class Refiner:
         return [
             x.detach() for x in self._refinement.objective.measure(probe, views, label, differentiable=False)
         ]
+
+    def _target_key(self, label: int) -> tuple[str, int, str]:
+        return "refine-target", self._given.config.seed, self._given.classes[label]
 
     def _real_pixels(self, label: int, real: Payload) -> np.ndarray:
         """The class's readable training images as classifiers see them; read once for a class."""
@@ -204,7 +208,7 @@ def refinement(settings: Refine, vae: Vae, rules: Protocol, part: int) -> Refine
         view=partial(_view, rules=rules),
         steps=settings.steps,
         lr=settings.lr,
-        views=settings.views,
+        views=1 if rules.augmentations.siamese else settings.views,
         stay=settings.stay,
         part=part,
     )
@@ -218,4 +222,4 @@ def _at_size(images: Tensor, size: int) -> Tensor:
 
 
 def _view(images: Tensor, generator: torch.Generator, rules: Protocol) -> Tensor:
-    return view(images, rules, generator)
+    return view(images, rules, generator, siamese=True)
