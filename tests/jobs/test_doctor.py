@@ -40,11 +40,8 @@ def ask(tmp_path, monkeypatch, capsys, server):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
-    for least in (
-        "LEAST_MEMORY",
-        "LEAST_SHM",
-        "LEAST_DISK",
-    ):  # however small this machine is
+    # however small this machine is
+    for least in ("LEAST_MEMORY", "LEAST_SHM", "LEAST_DISK"):
         monkeypatch.setattr(doctor, least, 0.0)
 
     def asked(*words):

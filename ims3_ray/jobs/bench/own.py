@@ -24,7 +24,7 @@ from ims3_ray.stages.encode import Encoder, encoder_arguments
 from ims3_ray.stages.finetune.stage import InversionMatchingTask, optimisation, task_arguments
 from ims3_ray.stages.invert import Inverter, inverter_arguments
 from ims3_ray.stages.refine.stage import step_operations as refined_step_operations
-from ims3_ray.stages.refine.worker import refinement
+from ims3_ray.stages.refine.worker import refinement, views_of
 from ims3_ray.stages.sample.stage import Sampler, sampler_arguments
 from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import Directory, part_names
@@ -120,8 +120,8 @@ def refinement_side(context: Context, how: str) -> Side:
     one_step = replace(context, config=config.model_copy(update={"refine": stepped(config.refine)}))
     return Side(
         name="own",
-        settings=f"{how}{config.refine.views} views, {rules.network} at {rules.image_size} pixels, "
-        f"{context.batch_size(config.refine)} images decoded at once",
+        settings=f"{how}{views_of(config.refine, rules)} views, {rules.network} "
+        f"at {rules.image_size} pixels, {context.batch_size(config.refine)} images decoded at once",
         build=RefinementStep,
         arguments={"context": one_step, "rules": rules},
         batch_size=context.batch_size(config.refine),

@@ -38,7 +38,7 @@ from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import Directory, part_names, read_rows
 from ims3_ray.storage.index import read_index
 
-from .worker import ClassPayload, Given, Refiner
+from .worker import ClassPayload, Given, Refiner, views_of
 
 REAL = -1  # subgroup and seed of a start that is a real image
 
@@ -138,7 +138,8 @@ def step_operations(context: Context, forward: Forward) -> float:
     settings = context.config.refine
     decode = forward.decode * BACKWARD if settings.space == "latent" else 0.0
     passes = BACKWARD * (1 + OBJECTIVES[settings.objective].second_order)
-    return decode + settings.views * passes * _probe_operations(context)
+    rules = probe_protocols(context.config.probe, context.config.evaluate.protocol)[0]
+    return decode + views_of(settings, rules) * passes * _probe_operations(context)
 
 
 def _probe_operations(context: Context) -> float:

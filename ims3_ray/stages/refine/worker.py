@@ -208,10 +208,15 @@ def refinement(settings: Refine, vae: Vae, rules: Protocol, part: int) -> Refine
         view=partial(_view, rules=rules),
         steps=settings.steps,
         lr=settings.lr,
-        views=1 if rules.augmentations.siamese else settings.views,
+        views=views_of(settings, rules),
         stay=settings.stay,
         part=part,
     )
+
+
+def views_of(settings: Refine, rules: Protocol) -> int:
+    """Views of every image a step: of siamese augmentation the one in which the target was measured."""
+    return 1 if rules.augmentations.siamese else settings.views
 
 
 def _at_size(images: Tensor, size: int) -> Tensor:

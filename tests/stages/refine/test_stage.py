@@ -112,24 +112,15 @@ def test_pixels_are_moved_at_the_size_that_classifiers_see_and_compared_at_the_g
 
 
 def test_siamese_views_are_those_that_the_real_images_were_seen_in(words):
-    probes = (
-        "probe.protocol=dsa-cifar10",
-        "probe.width=8",
-        "probe.points=[0]",
-        "refine.steps=4",
-        "refine.lr=1e-9",
-    )
-    every_image = "ipc=12", "refine.start=medoids", "refine.space=pixel", "refine.objective=embeddings"
-    of_all, of_half = (
-        read_rows(
-            steps_of(words, *REFINE, *probes, *every_image, f"refine.real_images={number}")[
-                "refined"
-            ].directory,
-            tables.REFINED,
-            ["loss"],
-        )["loss"]
-        for number in (12, 6)
-    )
+    probes = "probe.protocol=dsa-cifar10", "probe.width=8", "probe.points=[0]"
+    moved = "refine.space=pixel", "refine.objective=embeddings", "refine.steps=4", "refine.lr=1e-9"
+
+    def losses(real_images):
+        all_twelve = "ipc=12", "refine.start=medoids", f"refine.real_images={real_images}"
+        refined = steps_of(words, *REFINE, *probes, *moved, *all_twelve)["refined"].directory
+        return read_rows(refined, tables.REFINED, ["loss"])["loss"]
+
+    of_all, of_half = losses(12), losses(6)
     assert of_all.max() < 1e-6 < 1e-4 < of_half.min()
 
 
