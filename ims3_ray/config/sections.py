@@ -228,6 +228,8 @@ class Evaluate(Section):
     """Draws of random real images, whose accuracy spreads most, where these are more than seeds."""
     full: bool = True
     """Also train on the full real set."""
+    unrefined: bool = True
+    """If refine.steps is above 0, also train on the selected images before refinement."""
     membership_images: int = Field(default=1000, ge=0)
     """Training images that a membership attack tries, and at most as many scored ones; 0 leaves it out."""
     neighbours: Count = 5

@@ -26,7 +26,7 @@ from ims3_ray.storage.hub import fetch_set, hub_name
 from ims3_ray.storage.tables import Columns
 from ims3_ray.text import as_code, as_text
 
-from .images import ImageSet
+from .images import ImageSet, Packed
 from .pixels import decode
 from .sources import PARQUET, label_names
 from .views import ViewSet, read_views
@@ -176,7 +176,7 @@ def list_images(directory: Directory, classes: Sequence[str]) -> ImageSet:
     entries, label_of = manifest.get("images", []), {name: label for label, name in enumerate(classes)}
     paths, ids = (tuple(str(entry[key]) for entry in entries) for key in ("path", "sha256"))
     labels = np.array([label_of[str(entry["class"])] for entry in entries], np.int64)
-    return ImageSet(directory, tuple(classes), paths, labels, ids, packed=PARQUET)
+    return ImageSet(directory, tuple(classes), paths, labels, ids, packed=Packed((PARQUET,)))
 
 
 class DistilledSet(Dataset):

@@ -25,6 +25,14 @@ SAMPLED_UP_FRONT = 64
 
 
 @dataclass(frozen=True)
+class Packed:
+    """Parquet files of a directory that hold a set's images, encoded, in `column`, in the set's order."""
+
+    files: tuple[str, ...]
+    column: str = "image"
+
+
+@dataclass(frozen=True)
 class ImageSet:
     """The images of a data set: `classes` sorted by name, one row an image, sorted by class and path."""
 
@@ -37,7 +45,7 @@ class ImageSet:
     unpacked_from: str | None = None  # the place of the rows, where the directory was unpacked from such
     empty: tuple[str, ...] = ()  # folders beside the classes' that hold no file
     numbering: tuple[str, ...] | None = None  # the classes that integers count in those rows
-    packed: str | None = None  # a Parquet file of the directory that has the same images, in this order
+    packed: Packed | None = None  # read instead of the images' own files
 
     def __len__(self) -> int:
         return len(self.paths)

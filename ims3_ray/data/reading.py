@@ -1,5 +1,6 @@
 """Reading images inside an actor, the unreadable ones noted: a batch, or a set onto this machine's disk."""
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from ims3_ray.storage.local_rows import LocalRows, open_rows
 from ims3_ray.storage.tables import Columns
 
 from .folders import READERS
-from .images import ImageSet
+from .images import ImageSet, Packed
 from .pixels import decode, square
 
 READ_ROWS = 256  # images that are read at once
@@ -97,22 +98,24 @@ class LocalPixels:
 
     def _parts(self) -> Iterator[Columns]:
         if self.images.packed:
-            yield from self._unpacked(self.images.directory, self.images.packed)
+            yield from self._unpacked(self.images.packed)
             return
         read = BatchReader(self.images.directory, self.image_size, self.scale)
         batches = payloads(self.images, range(len(self.images)), READ_ROWS)
         for pixels, known, _ in ahead(read, batches, READ_AHEAD):
             yield {"pixels": pixels, "label": known["label"]}
 
-    def _unpacked(self, directory: Directory, name: str) -> Iterator[Columns]:
-        """From Parquet, a row group at a time: a few requests where the images' own files are thousands."""
+    def _unpacked(self, packed: Packed) -> Iterator[Columns]:
+        """From Parquet, a row group at a time: a few requests instead of one per image."""
 
-        def scaled(image: dict[str, bytes]) -> np.ndarray:
-            return self.scale(decode(image["bytes"]), self.image_size)
+        def scaled(image: dict[str, bytes] | bytes) -> np.ndarray:
+            encoded = image if isinstance(image, bytes) else image["bytes"]  # as `datasets` keeps images
+            return self.scale(decode(encoded), self.image_size)
 
+        groups = (row_groups(self.images.directory, name, packed.column) for name in packed.files)
         start = 0
         with ThreadPoolExecutor(READERS) as threads:
-            for images in row_groups(directory, name, "image"):
+            for images in itertools.chain.from_iterable(groups):
                 pixels, stop = np.stack(list(threads.map(scaled, images))), start + len(images)
                 yield {"pixels": pixels, "label": self.images.labels[start:stop]}
                 start = stop

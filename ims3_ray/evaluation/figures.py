@@ -10,13 +10,13 @@ if TYPE_CHECKING:
 CURVE = "distilled_accuracy"  # the metric, by step, of the distilled set while its classifiers train
 # Every set that stands beside those that are scored: its name in a line, and as a title. In a table's order.
 NAMES = {
+    "unrefined": ("before refinement", "Before refinement"),
     "random": ("random real", "Random real"),
     "herding": ("herding", "Herding, real"),
     "k_center": ("k-centre", "k-centre, real"),
     "medoids": ("k-means medoids", "k-means medoids, real"),
     "k_medoids": ("k-medoids", "k-medoids, real"),
     "full": ("full real", "Full real set"),
-    "before": ("before", "Before refinement"),
     "pool": ("pool", "First of the pool"),
     "ceiling": ("greedy cover", "Greedy cover, real"),
 }
@@ -53,12 +53,16 @@ class TeacherFigures(TypedDict):
 
 
 class Evaluation(TypedDict):
-    """evaluation.json. `networks`, where there are several: `sets` by the protocol's label."""
+    """evaluation.json. `networks`, if there are several: `sets` by the protocol's label.
+
+    `names` says how tables name the sets of a run: the method that made "distilled" and "unrefined".
+    """
 
     protocol: str
     split: str
     sets: dict[str, SetFigures]
     coverage: "dict[str, Values]"
+    names: NotRequired[dict[str, str]]
     networks: NotRequired[dict[str, dict[str, SetFigures]]]
     teacher: NotRequired[TeacherFigures]
 

@@ -10,7 +10,8 @@ def evaluation_lines(document: Evaluation) -> list[str]:
     sets, coverage, order = document["sets"], document["coverage"], list(NAMES)
     names = list(dict.fromkeys([*sets, *coverage]))
     names.sort(key=lambda name: order.index(_kind(name)) if _kind(name) in order else -1)
-    width = max(12, *(len(title(name)) + 1 for name in names))
+    titles = {name: document.get("names", {}).get(name) or title(name) for name in names}
+    width = max(12, *(len(words) + 1 for words in titles.values()))
     scored = f"{document['split']} images, {document['protocol']}"
     lines = [
         f"accuracy on the {scored}",
@@ -22,7 +23,7 @@ def evaluation_lines(document: Evaluation) -> list[str]:
             images, last, best = of_set["images"], in_words(of_set["last"]), in_words(of_set["best"])
         if covered := coverage.get(name):
             shares = f"{covered['coverage']:11.3f}{covered['low_density_coverage']:13.3f}"
-        lines.append(f"  {title(name):<{width}}{images:>8} {last:>15} {best:>15}{shares}")
+        lines.append(f"  {titles[name]:<{width}}{images:>8} {last:>15} {best:>15}{shares}")
     lines.append("  (mean ± 95 % interval over seeds; last is the figure, best looks at the scored")
     lines.append("  images and is a diagnostic)")
     if teacher := document.get("teacher"):
@@ -30,7 +31,7 @@ def evaluation_lines(document: Evaluation) -> list[str]:
         lines.append(f"  soft labels of {teacher['network']}, which has {right}")
     for label, of_network in document.get("networks", {}).items():
         if label != document["protocol"]:
-            accuracies = (f"{title(n)} {in_words(of_set['last'])}" for n, of_set in of_network.items())
+            accuracies = (f"{titles[n]} {in_words(of_set['last'])}" for n, of_set in of_network.items())
             lines.append(f"  {label}: {', '.join(accuracies)}")
     return lines
 

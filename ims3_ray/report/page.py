@@ -1,6 +1,7 @@
 """The report on a run as one HTML page: images, plots and style inside, nothing fetched, no script."""
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 from ims3_ray.evaluation.figures import Evaluation
 from ims3_ray.evaluation.membership import in_words
@@ -30,7 +31,7 @@ def render(data: ReportData) -> bytes:
         "images": sum(counts),
         "per_class": "–".join(map(str, dict.fromkeys((min(counts), max(counts))))),
         "claim": claim(data.evaluation),
-        "set_name": plots.set_name,
+        "set_name": partial(plots.set_name, names=_names(data.evaluation)),
         "strips": strips(data),
         "small": is_small(data),
         "missed": missed_strips(data),
@@ -52,30 +53,34 @@ def render(data: ReportData) -> bytes:
 
 
 def _evaluation(evaluation: Evaluation) -> dict[str, object]:
-    sets, coverage = evaluation["sets"], evaluation["coverage"]
+    sets, coverage, names = evaluation["sets"], evaluation["coverage"], _names(evaluation)
     measured = [name for name in METRICS if any(name in values for values in coverage.values())]
     both = "full" in sets and "distilled" in sets
     attacked = {name: of_set["membership"] for name, of_set in sets.items() if "membership" in of_set}
     return {
-        "accuracy": plots.accuracy(sets),
-        "curves": plots.learning_curves(sets),
+        "accuracy": plots.accuracy(sets, names),
+        "curves": plots.learning_curves(sets, names),
         "metrics": [
             (*METRICS[name], [values.get(name) for values in coverage.values()]) for name in measured
         ],
         "membership": attacked,
         "said": in_words(attacked["distilled"]) if "distilled" in attacked else "",
-        "deciles": by_decile(_decile_lines(coverage)),
+        "deciles": by_decile(_decile_lines(coverage, names)),
         "share": sets["distilled"]["last"]["mean"] / sets["full"]["last"]["mean"] if both else None,
     }
 
 
-def _decile_lines(coverage: Mapping[str, Values]) -> list[Line]:
+def _names(evaluation: Evaluation | None) -> Mapping[str, str]:
+    return evaluation.get("names", {}) if evaluation else {}
+
+
+def _decile_lines(coverage: Mapping[str, Values], names: Mapping[str, str]) -> list[Line]:
     """A line a set that has deciles; the random real subset and the ceiling are yardsticks."""
     colours, lines = plots.SET_COLOURS | {"ceiling": INK}, []
     for place, (name, values) in enumerate(coverage.items()):
         if isinstance(deciles := values.get("deciles"), list):
             colour = colours.get(name, CLASS_COLOURS[place % len(CLASS_COLOURS)])
-            lines.append(Line(plots.set_name(name), deciles, colour, yardstick=name in YARDSTICKS))
+            lines.append(Line(plots.set_name(name, names), deciles, colour, yardstick=name in YARDSTICKS))
     return lines
 
 

@@ -1,6 +1,7 @@
 """The report's plots. Each takes plain numbers and gives an SVG whose colours follow the page."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 from jaxtyping import Float
@@ -38,11 +39,13 @@ MARKS = {
 MAX_ROWS = 40  # classes in the plot of subgroups
 
 
-def set_name(name: str) -> str:
-    return SET_NAMES.get(name, name)
+def set_name(name: str, names: Mapping[str, str] = MappingProxyType({})) -> str:
+    """How the page names a set: as the evaluation's own `names` say, or by SET_NAMES."""
+    own = names.get(name, "")
+    return own[:1].upper() + own[1:] or SET_NAMES.get(name, name)
 
 
-def accuracy(sets: Mapping[str, SetFigures]) -> Markup:
+def accuracy(sets: Mapping[str, SetFigures], names: Mapping[str, str]) -> Markup:
     """Accuracy after the last step: a row a set, a tick a seed, mean and 95 % interval, on a zoomed axis."""
     drawing = svg.figure(WIDTH, 60 + 58 * len(sets))
     axes = drawing.add_subplot()
@@ -60,7 +63,7 @@ def accuracy(sets: Mapping[str, SetFigures]) -> Markup:
         dot = {"markersize": 11, "markeredgecolor": PAPER, "markeredgewidth": 2}
         axes.plot(mean, row, "o", color=colour, **dot)
         svg.label(axes, mean, row, words, colour, offset=(0, 17), ha="center", weight="bold", fontsize=14)
-    svg.name_rows(axes, [set_name(name) for name in sets], size=14, pad=14)
+    svg.name_rows(axes, [set_name(name, names) for name in sets], size=14, pad=14)
     axes.set_ylim(len(sets) - 0.45, -0.55)
     axes.margins(x=0.06)
     axes.xaxis.set_major_formatter(PERCENT)
@@ -68,7 +71,7 @@ def accuracy(sets: Mapping[str, SetFigures]) -> Markup:
     return svg.to_svg(drawing, "accuracy", "Accuracy of each set, with 95 % intervals")
 
 
-def learning_curves(sets: Mapping[str, SetFigures]) -> Markup | None:
+def learning_curves(sets: Mapping[str, SetFigures], names: Mapping[str, str]) -> Markup | None:
     """Accuracy against the training step by set: mean and range of the seeds. None without curves."""
     drawing = svg.figure(WIDTH, 340)
     axes = drawing.add_subplot()
@@ -81,7 +84,7 @@ def learning_curves(sets: Mapping[str, SetFigures]) -> Markup | None:
         colour, mean = SET_COLOURS.get(name, MUTED), table.mean(axis=0)
         axes.fill_between(steps, table.min(axis=0), table.max(axis=0), color=colour, alpha=0.18, linewidth=0)
         axes.plot(steps, mean, color=colour, linewidth=2.5, solid_capstyle="round", solid_joinstyle="round")
-        ends.append((steps[-1], mean[-1], set_name(name), colour))
+        ends.append((steps[-1], mean[-1], set_name(name, names), colour))
     if not ends:
         return None
     low, high = axes.get_ylim()

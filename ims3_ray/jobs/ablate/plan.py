@@ -76,7 +76,8 @@ class Plan:
     def config(self, row: Row, ipc: int, seed: int) -> Config:
         """The run of one cell. Candidates are drawn for the largest IPC, unless the row says otherwise."""
         real = sorted({row.real for row in self.rows.rows if row.real})
-        shared: dict[str, object] = {"sample.pool_ipc": max(self.ipcs), "evaluate.full": False}
+        shared: dict[str, object] = {"sample.pool_ipc": max(self.ipcs)}
+        shared |= {"evaluate.full": False, "evaluate.unrefined": False}
         baselines = real if row.name == self.rows.host else []
         own = {"evaluate.baselines": baselines, "ipc": ipc, "seed": seed}
         words = {**shared, **self.overrides, **row.overrides, **own}

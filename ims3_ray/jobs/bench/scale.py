@@ -38,6 +38,7 @@ SMALL: dict[str, object] = {  # few passes through the networks: their number is
     "evaluate.protocol": "smoke",
     "evaluate.seeds": 2,
     "evaluate.full": False,
+    "evaluate.unrefined": False,
 }
 
 

@@ -28,7 +28,7 @@ from .stated import DISTILLED, accuracies, agrees
 if TYPE_CHECKING:
     from ims3_ray.jobs.evaluate.run import Scored
 
-QUICK = {"seeds": 3, "baselines": [], "full": False, "pool_images": None, "draws": None}
+QUICK = {"seeds": 3, "baselines": [], "full": False, "unrefined": False, "pool_images": None, "draws": None}
 SHARED = ("seed", "data", "embed")  # that an evaluation takes as the run had them
 
 

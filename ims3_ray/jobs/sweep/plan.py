@@ -84,9 +84,8 @@ class Sweep:
         """A trial's run: scored on validation images, without the sets that all trials would train anew."""
         base = self.base
         cheaper: Values = {"evaluate.protocol": on_validation(base.evaluate.protocol)}
-        for field, value in (("evaluate.full", False), ("evaluate.baselines", [])):
-            if field not in self.overrides:
-                cheaper[field] = value
+        left_out: Values = {"evaluate.full": False, "evaluate.unrefined": False, "evaluate.baselines": []}
+        cheaper |= {field: value for field, value in left_out.items() if field not in self.overrides}
         return load_config(self.recipe, {**self._fields(base, values), **cheaper})
 
     def winner(self, values: Mapping[str, Value]) -> Config:

@@ -74,6 +74,7 @@ def run_page(catalogue: Catalogue, request: Request) -> Response:
     run = catalogue.run(request.path_params["run"])
     now, evaluated = stages.progress(catalogue, run), catalogue.made(run, "evaluate")
     evaluation = evaluated.read_json("evaluation.json") if evaluated else None
+    names = evaluation.get("names", {}) if evaluation else {}
     return page(
         "run.html",
         Claim(run["name"] or run["run_id"], accuracy_claim(evaluation).detail if evaluation else ""),
@@ -82,14 +83,14 @@ def run_page(catalogue: Catalogue, request: Request) -> Response:
         row=listing.rows(catalogue, [run])[0],
         now=now,
         evaluation=evaluation,
-        accuracy=evaluation and plots.accuracy(evaluation["sets"]),
+        accuracy=evaluation and plots.accuracy(evaluation["sets"], names),
         coverage=sorted(evaluation["coverage"].items(), key=lambda of: of[0] != "distilled")
         if evaluation
         else [],
         has_page=catalogue.page(run) is not None,
         classes=pictures.classes(catalogue, run),
         strips=pictures.distilled(catalogue, run),
-        set_name=plots.set_name,
+        set_name=partial(plots.set_name, names=names),
         params=_by_section(run["params"]),
         abouts=_by_section(
             {name: text for name, text in run["tags"].items() if name.startswith(ENVIRONMENT)}

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from ims3_ray.config.settings import Config
 from ims3_ray.data.distilled import list_images
+from ims3_ray.data.images import ImageSet, Packed
 from ims3_ray.data.reading import pixels_bytes
 from ims3_ray.evaluation.figures import CURVE, headline
 from ims3_ray.evaluation.protocols import NO_PROTOCOL, protocol, protocols
@@ -43,6 +45,8 @@ def run(context: Context, out: Directory, **made: Directory) -> dict[str, Any]:
     drawn = _drawn(context, made["selection"], made["candidates"], made.get("refined"))
     coverage = cover(drawn, choices, real, seeds[0], config.evaluate.neighbours, config.ipc)
     own = {"distilled": list_images(made["distilled"], train.classes)}
+    if trains_unrefined(config):
+        own["unrefined"] = unrefined_images(made["refined"], train.classes)
     asked_for = {key: choice for key, choice in choices.items() if key[0] in asked}
     sets = training_sets(own, asked_for, train, seeds, config.evaluate.full)
     curve = MeanCurve(
@@ -54,7 +58,7 @@ def run(context: Context, out: Directory, **made: Directory) -> dict[str, Any]:
     learnt = teacher_of(config.evaluate, train, made.get("teacher"), context.machine)
     asked = asked_about(context.images[networks[0].split], train, config.evaluate.membership_images)
     document = score(sets, own, asked, networks, context.machine, curve, learnt)
-    document["coverage"] = coverage
+    document["coverage"], document["names"] = coverage, set_names(config)
     out.write_json("evaluation.json", {**document, "ipc": config.ipc})
     return {"rows": len(sets) * len(networks)}
 
@@ -69,8 +73,41 @@ def _drawn(
         sets["pool"] = Vectors(pool.at(first_of_pool(pool.keys, count)))
     if refined:
         moved = read_index(refined, tables.REFINED, ["label"])
-        sets["distilled"], sets["before"] = Vectors(moved), Vectors(moved, "start_feature")
+        sets["distilled"], sets["unrefined"] = Vectors(moved), Vectors(moved, "start_feature")
     return sets
+
+
+def trains_unrefined(config: Config) -> bool:
+    """Whether classifiers also train on the selected images before refinement."""
+    return config.evaluate.unrefined and config.refine.steps > 0
+
+
+def unrefined_images(refined: Directory, classes: Sequence[str]) -> ImageSet:
+    """The selected images before refinement, which the refined artefact keeps beside what came of them."""
+    index = read_index(refined, tables.REFINED, ["label", "place"])
+    labels = index.keys["label"].astype(np.int64)
+    names = tuple(f"{refined.name}/{label}/{k}" for label, k in zip(labels, index.keys["place"], strict=True))
+    return ImageSet(refined, tuple(classes), names, labels, names, packed=Packed(index.files, "start"))
+
+
+def set_names(config: Config) -> dict[str, str]:
+    """How tables name the sets that the run made: by the method, "IM + S³" for the paper's."""
+    method = method_name(config)
+    return {"distilled": "refined", "unrefined": method} if config.refine.steps else {"distilled": method}
+
+
+def method_name(config: Config) -> str:
+    """The method that draws and selects images, by the rows of the paper's ablation: "IM + S³"."""
+    if config.refine.steps and config.refine.start == "medoids":
+        return "k-means medoids"
+    model = "DiT"
+    if config.finetune.epochs:
+        matched = config.im.weight if config.im.grad_ratio is None else config.im.grad_ratio
+        model = "IM" if matched else "Minimax" if config.im.minimax else "DiffFit"
+    if config.select.unit == "image":
+        return f"{model}, single images"
+    is_selected = (config.select.subgroups or config.sample.subgroups) > 1
+    return f"{model} + S³" if is_selected else model
 
 
 def first_of_pool(drawn: tables.Columns, count: int) -> np.ndarray:
@@ -139,7 +176,8 @@ def _use(context: Context) -> Use:
 def _set_sizes(context: Context) -> list[int]:
     """Images of the set that each classifier of a network trains on."""
     config, settings = context.config, context.config.evaluate
-    names = {"distilled", *settings.baselines}
+    own = ["distilled", "unrefined"] if trains_unrefined(config) else ["distilled"]
+    names = {*own, *settings.baselines}
     more_draws = max(0, (settings.draws or 0) - settings.seeds) if "random" in names else 0
     sizes = [config.ipc * len(context.classes)] * (len(names) * settings.seeds + more_draws)
     full = [len(context.images["train"])] * min(settings.seeds, FULL_SEEDS)
@@ -151,7 +189,8 @@ def _node_disk(context: Context) -> float:
     config, rules = context.config, protocol(context.config.evaluate.protocol)
     settings = config.evaluate
     chosen = sum(max(settings.seeds, settings.draws or 0) if n in SEEDED else 1 for n in settings.baselines)
-    images = len(context.images[rules.split]) + config.ipc * len(context.classes) * (1 + chosen)
+    own = 1 + trains_unrefined(config)
+    images = len(context.images[rules.split]) + config.ipc * len(context.classes) * (own + chosen)
     images += len(context.images["train"]) if settings.full else 0
     images += settings.membership_images
     return pixels_bytes(images, rules.image_size)
@@ -160,7 +199,7 @@ def _node_disk(context: Context) -> float:
 STAGE = Stage(
     name="evaluate",
     noun="evaluation",
-    version=6,  # 6: membership
+    version=7,
     reads=("distilled", "selection", "candidates", "features", "refined", "teacher"),
     unit="classifiers",
     is_part=lambda context: context.config.evaluate.protocol != NO_PROTOCOL,
