@@ -108,10 +108,13 @@ def welch_difference(values: Sequence[float], baseline: Sequence[float]) -> Diff
         return Difference(mean, None, None, count)
     from scipy import stats
 
-    test = stats.ttest_ind(values, baseline, equal_var=False)
-    p: float = test[1]  # pyright: ignore[reportAssignmentType] as above
-    low, high = test.confidence_interval(0.95)
-    return Difference(mean, float(high - low) / 2, float(p), count, p_adjusted=float(p))
+    # squared standard errors, and Welch and Satterthwaite's degrees of freedom
+    errors = [float(np.var(of_set, ddof=1)) / len(of_set) for of_set in (values, baseline)]
+    sizes = count, len(baseline)
+    freedom = sum(errors) ** 2 / sum(e**2 / (n - 1) for e, n in zip(errors, sizes, strict=True))
+    error = math.sqrt(sum(errors))
+    p = 2 * float(stats.t.sf(abs(mean) / error, freedom))
+    return Difference(mean, float(stats.t.ppf(0.975, freedom)) * error, p, count, p_adjusted=p)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

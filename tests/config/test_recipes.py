@@ -64,6 +64,7 @@ def test_every_yaml_file_of_the_package_is_a_recipe_whose_header_says_what_was_m
     assert files == {f"{name}.yaml" for name in recipe_names()}
     assert set(recipe_names()) == {
         "digits",
+        "digits-images",
         "digits-paper",
         "imagewoof-refined",
         "imagewoof-published",

@@ -62,6 +62,7 @@ def test_gradients_through_compiled_blocks_can_be_taken_term_by_term(can_compile
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_names_of_parameters_stay(can_compile):
     plain, compiled = pair()
     assert list(plain.state_dict()) == list(compiled.state_dict())

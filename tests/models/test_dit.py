@@ -62,7 +62,8 @@ def paper_dit(state: dict[str, torch.Tensor], heads: int, latents, timesteps, la
     side = x.shape[-1]
     x = x.flatten(2).transpose(1, 2) + state["pos_embed"]
     angles = timesteps[:, None] * torch.exp(-math.log(10000) * torch.arange(128) / 128)
-    conditioning = linear("t_embedder.mlp.0", torch.cat([angles.cos(), angles.sin()], 1))
+    sinusoids = torch.cat([angles.cos(), angles.sin()], 1).to(latents.dtype)
+    conditioning = linear("t_embedder.mlp.0", sinusoids)
     conditioning = (
         linear("t_embedder.mlp.2", F.silu(conditioning)) + state["y_embedder.embedding_table.weight"][labels]
     )
@@ -114,23 +115,27 @@ def fixed_positions(side: int, width: int) -> torch.Tensor:
     return table
 
 
-def test_original_checkpoint_gives_what_the_papers_equations_give(tmp_path):
+def in_float64(tmp_path):
+    """A random original checkpoint, and the model that is loaded from it: both in float64, as on any CPU."""
     state = original_state()
     torch.save(state, tmp_path / "DiT.pt")
-    dit = load_transformer(tmp_path / "DiT.pt", heads=4)
+    dit = load_transformer(tmp_path / "DiT.pt", heads=4).double()
+    return {name: value.double() for name, value in state.items()}, dit
+
+
+def test_original_checkpoint_gives_what_the_papers_equations_give(tmp_path):
+    state, dit = in_float64(tmp_path)
     x, t, y = inputs(dit)
-    expected = paper_dit(state, 4, x, t, y)
+    expected = paper_dit(state, 4, x.double(), t, y)
     assert expected.std() > 0.1
-    torch.testing.assert_close(dit(x, t, y), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(dit(x.double(), t, y), expected, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("channels", [3, 4])
 def test_guided_noise_of_an_original_checkpoint_is_the_papers(tmp_path, channels):
-    state = original_state()
-    torch.save(state, tmp_path / "DiT.pt")
-    dit = load_transformer(tmp_path / "DiT.pt", heads=4)
+    state, dit = in_float64(tmp_path)
     x, t, _ = inputs(dit)
-    x, t = x.repeat(2, 1, 1, 1), t.repeat(2)
+    x, t = x.double().repeat(2, 1, 1, 1), t.repeat(2)
     y = torch.tensor([1, 2, 3, 4, 5] + [10] * 5)
 
     def guided(output):
@@ -138,7 +143,7 @@ def test_guided_noise_of_an_original_checkpoint_is_the_papers(tmp_path, channels
         noise = unconditional[:, :channels] + 4.0 * (conditional - unconditional)[:, :channels]
         return torch.cat([noise, conditional[:, channels:]], 1)
 
-    torch.testing.assert_close(guided(dit(x, t, y)), guided(paper_dit(state, 4, x, t, y)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(guided(dit(x, t, y)), guided(paper_dit(state, 4, x, t, y)), atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("norm_eps", [1e-6, 1e-1])

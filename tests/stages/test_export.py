@@ -27,11 +27,12 @@ IMAGES = {"select.unit": "image", "finetune.epochs": 0}
         ("digits-paper", {"select.subgroups": 1}, ("among no others",), ("Subgroup", "IMS3")),
         ("digits-paper", IMAGES, ("each chosen for itself",), ("fine-tuned", "Subgroup")),
         (
-            "digits",
+            "digits-images",
             {},
             ("each chosen for itself", "refined in 100 steps: their latents"),
             ("fine-tuned", "IMS3"),
         ),
+        ("digits", {}, ("Inversion-Matching", "Subgroup Sampling (IMS3", "refined in"), ("each chosen",)),
         (
             "digits",
             {"refine.start": "medoids"},

@@ -25,7 +25,6 @@ TINY = [  # the digits' path on three classes of 16-pixel images, in seconds
     "evaluate.protocol=smoke",
     "evaluate.neighbours=3",
     "evaluate.seeds=2",
-    *("select.unit=subgroup", "select.coverage=0", "select.exclude_copies=false"),
     *("refine.steps=0", "refine.objective=gradients", "refine.real_images=null"),
     "evaluate.baselines=[random]",
     "evaluate.draws=null",

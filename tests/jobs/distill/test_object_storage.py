@@ -12,6 +12,7 @@ from ims3_ray.cli import run_command
 from ims3_ray.storage.artifacts import open_directory
 
 RUNS = f"s3://{BUCKET}/runs"
+pytestmark = pytest.mark.slow  # a second whole pipeline
 
 
 @pytest.fixture(scope="module")
