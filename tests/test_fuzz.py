@@ -23,7 +23,8 @@ from ims3_ray.config.settings import Config
 from ims3_ray.jobs.ablate.plan import Plan, read_rows
 from ims3_ray.jobs.sweep.space import read_space
 from ims3_ray.stages.select.candidates import open_candidates
-from ims3_ray.storage.artifacts import complete, open_directory, read_manifest, verify
+from ims3_ray.storage.artifacts import complete, open_directory, read_manifest
+from ims3_ray.storage.integrity import verify
 from ims3_ray.text import UNPRINTABLE
 
 CASES = 25  # of each

@@ -34,12 +34,13 @@ from ims3_ray.models.vae import read_vae
 from ims3_ray.stages.select.candidates import REAL_KEYS, open_features
 from ims3_ray.storage.artifacts import (
     MANIFEST,
+    PREVIOUS,
     DamagedError,
     complete,
-    mend,
     open_directory,
     open_storage,
 )
+from ims3_ray.storage.integrity import reopen
 from ims3_ray.text import as_code, as_text
 
 KNOWN = ("blue", "green", "red")
@@ -190,8 +191,9 @@ def test_paths_in_a_sets_manifest_and_parquet_lead_nowhere(tmp_path):
     before = tree(tmp_path)
     with pytest.raises(DamagedError) as refused:
         labelled(folder, tmp_path)
-    mend(open_directory(str(folder)), refused.value.files)
+    reopen(open_directory(str(folder)), refused.value.files)
     assert {name for name in before if name not in tree(tmp_path)} == {f"theirs/{MANIFEST}"}
+    (folder / PREVIOUS).unlink()
     (folder / MANIFEST).write_text(json.dumps(manifest | {"files": files}))
     before = tree(tmp_path)
     images = labelled(folder, tmp_path)

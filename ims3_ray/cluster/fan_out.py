@@ -2,7 +2,8 @@
 
 A part is a fixed set of rows, composed by the recipe: one batch of the model, or a few where images are many.
 An actor computes a part and writes it at once, so memory stays at CALLS_PER_ACTOR parts per actor, a retried
-part replaces itself with the same bytes, and a stage that died goes on with the parts that are missing. While
+part replaces itself with the same bytes, and a stage that died goes on with the parts that are missing or
+damaged. A part carries its own checksum, and in its footer the names of rows that had to be left out. While
 one part has the device, another is read or written.
 """
 
@@ -21,8 +22,10 @@ from ims3_ray.errors import InputError
 from ims3_ray.models.device import batch_must_fit
 from ims3_ray.progress import bar
 from ims3_ray.storage import tables
-from ims3_ray.storage.artifacts import NOTES, Directory
-from ims3_ray.storage.index import keys_of, write_index
+from ims3_ray.storage.artifacts import Directory
+from ims3_ray.storage.checksums import BLANK, KEY, embed_checksum
+from ims3_ray.storage.index import keys_in, keys_of, write_index
+from ims3_ray.storage.integrity import intact_parts
 from ims3_ray.storage.tables import Columns, Table
 
 from .machine import Machine
@@ -30,6 +33,7 @@ from .workarounds import quieten
 
 CALLS_PER_ACTOR = 2  # at once, on threads; models.batches.Turn lets one of them compute
 ENOUGH_PARTS = 2048  # for any number of actors to share evenly
+NOTES = "ims3_ray.notes"  # key of a part's metadata: rows that had to be left out, and why
 MOST_ROWS = 512  # of a part of several batches, which an actor has in memory
 Build = Callable[..., Callable[[Any], tuple[Columns, dict[str, str]]]]  # of each stage's own payload
 quieten("ray.data")
@@ -87,15 +91,16 @@ class Worker:
             with batch_must_fit(*self._batch):
                 columns, notes = self._work(json.loads(payload))
             self._refuse_not_finite(columns)
-            if notes:
-                self._out.write(file + NOTES, json.dumps(notes).encode())
-            data = tables.to_parquet(columns, self._table)
+            left_out = json.dumps(notes)
+            data = tables.to_parquet(columns, self._table, {NOTES: left_out, KEY: BLANK})
+            data = embed_checksum(data, file)
             self._out.write(file, data)
         except InputError as error:
-            return {"file": [file], "rows": [0], "checksum": [""], "keys": [b""], "refused": [str(error)]}
+            nothing = {"rows": [0], "checksum": [""], "keys": [b""], "notes": [""]}
+            return {"file": [file], **nothing, "refused": [str(error)]}
         rows, checksum = len(next(iter(columns.values()))), hashlib.sha256(data).hexdigest()
-        keys = keys_of(columns, self._table)
-        return {"file": [file], "rows": [rows], "checksum": [checksum], "keys": [keys], "refused": [""]}
+        made = {"rows": [rows], "checksum": [checksum], "keys": [keys_of(columns, self._table)]}
+        return {"file": [file], **made, "notes": [left_out], "refused": [""]}
 
     def _refuse_not_finite(self, columns: Columns) -> None:
         if odd := tables.not_finite(columns):
@@ -116,31 +121,32 @@ def fan_out(
     machine: Machine,
     stage: str,
 ) -> dict[str, Any]:
-    """Make every part that is not there yet; gives the rows, those made now, checksums and notes.
+    """Make every part that is missing or damaged. Returns the rows, those made now, checksums and notes.
 
     `build(**arguments)`, its `batch_size` among them, runs once an actor and gives a function from a part's
-    payload to the columns of `table` and to notes: {name of a row that had to be left out: why}. InputError
-    where a batch does not fit the GPU's memory, and where a result is not finite.
+    payload to the columns of `table` and to notes: {name of a row that had to be left out: why}. Raises
+    InputError if a batch does not fit the GPU's memory, or if a result is not finite.
     """
-    there = set(out.files())
-    todo = [part for part in parts if part.file not in there]
+    checksums: dict[str, str] = {}
+    keys: dict[str, bytes] = {}
+    notes: dict[str, str] = {}
+    for name, data in intact_parts(out, [part.file for part in parts]):
+        checksums[name], keys[name] = hashlib.sha256(data).hexdigest(), keys_in(data, table)
+        notes |= json.loads(tables.read_metadata(data, NOTES) or "{}")
+    todo = [part for part in parts if part.file not in checksums]
     total, made = sum(part.rows for part in parts), sum(part.rows for part in todo)
     worker = {"build": build, "arguments": arguments, "table": table, "out": out}
     worker["batch_field"] = f"{stage}.batch_size.{machine.device}"
-    checksums: dict[str, str] = {}
-    keys: dict[str, bytes] = {}
     with bar(stage, total, "images", done=total - made) as shown:
         for row in _dataset(todo, worker, machine).iter_rows() if todo else ():
             if row["refused"]:
                 raise InputError(row["refused"])
             checksums[row["file"]], keys[row["file"]] = row["checksum"], row["keys"]
+            notes |= json.loads(row["notes"])
             shown.update(int(row["rows"]))
-    write_index(out, table, keys)
-    notes: dict[str, str] = {}
-    for name in out.files():
-        if name.endswith(NOTES):
-            notes |= out.read_json(name)
-    return {"rows": total - len(notes), "rows_made": made, "checksums": checksums, "notes": notes}
+    write_index(out, keys)
+    rows, notes = total - len(notes), dict(sorted(notes.items()))
+    return {"rows": rows, "rows_made": made, "checksums": checksums, "notes": notes}
 
 
 def _dataset(parts: list[Part], worker: dict[str, object], machine: Machine) -> ray.data.Dataset:

@@ -24,10 +24,10 @@ from ims3_ray.storage.artifacts import (
     Summary,
     complete,
     fingerprint,
-    mend,
     read_manifest,
     summary_of,
 )
+from ims3_ray.storage.integrity import reopen
 from ims3_ray.storage.signs import alone
 
 _logger = logging.getLogger(__name__)
@@ -104,8 +104,8 @@ def _gpus(context: Context, stage: Stage) -> GpuUse:
 def run_step(context: Context, step: Step) -> Step:
     """Run a step whose artefact is not complete, and write its manifest.
 
-    Where another driver is at work on it, that is waited for, and what it made is taken; lines say so. Of a
-    damaged one the parts that are whole are kept; a line says what was damaged.
+    If another driver is at work on the artefact, waits for it and takes what it made; a line says so. Parts
+    of a damaged artefact are kept if their checksums hold; a line names the damaged files.
     """
     with alone(step.directory):
         step = step.again()
@@ -116,7 +116,7 @@ def _make(context: Context, step: Step) -> Step:
     stage = step.stage
     if step.damage:
         _logger.warning("%s; it is made again", DamagedError(step.directory, step.damage).finding)
-        mend(step.directory, step.damage)
+        reopen(step.directory, step.damage)
     began = time.perf_counter()
     details = stage.run(context, step.directory, **step.parents)
     seconds = time.perf_counter() - began

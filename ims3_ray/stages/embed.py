@@ -13,8 +13,9 @@ from ims3_ray.data.reading import BatchReader, Payload, payloads
 from ims3_ray.evaluation.audit import AuditedImages, pixel_hash
 from ims3_ray.models.device import prepare_device
 from ims3_ray.models.extractor import embed_pixels, load_extractor
-from ims3_ray.storage.artifacts import Directory, fingerprint
+from ims3_ray.storage.artifacts import Directory, complete, fingerprint
 from ims3_ray.storage.index import Index, read_index
+from ims3_ray.storage.integrity import read_or_reopen
 from ims3_ray.storage.signs import alone
 from ims3_ray.storage.tables import FEATURES, Column, Columns, Table
 
@@ -88,8 +89,12 @@ def embed_images(
     key = fingerprint([AUDIT_VERSION, *place, extractor_hash, image_size, size, machine.device, *parts])
     out = storage / NOUN / key
     with alone(out):
-        details = _fan_out(HashingEmbedder, images, config.embed, image_size, out, machine)
-    bad = images.bad | details["notes"]
+        manifest = read_or_reopen(out)
+        if manifest is None:
+            manifest = complete(
+                out, _fan_out(HashingEmbedder, images, config.embed, image_size, out, machine)
+            )
+    bad = images.bad | manifest.get("notes", {})
     check_bad(name, images.place, bad, len(images) + len(images.bad), config.data.max_bad_fraction)
     index = read_index(out, EMBEDDED, ["path", "image_id", "pixels", "label"])
     paths, ids, pixels = (index.keys[column].tolist() for column in ("path", "image_id", "pixels"))

@@ -3,18 +3,17 @@
     <root>/<noun>/<fingerprint>/part-00000.parquet …, manifest.json
 
 The manifest is written last and at once, so a stage is either complete or not there. It names every file with
-its size and checksum: sizes are compared whenever an artefact is read as complete, since a part that is lost
-must not give a smaller result; checksums by `jobs/runs.py --verify`.
+its size and checksum. Sizes are compared whenever an artefact is read as complete, since a lost part must not
+give a smaller result. integrity.py compares checksums: before an artefact is continued, and to verify it.
 """
 
 import functools
 import hashlib
 import itertools
 import json
-import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NotRequired, TypedDict, cast
+from typing import Any, NotRequired, TypedDict, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,10 +27,10 @@ from .directory import Directory, open_directory
 FORMAT = 1
 FORMAT_FILE = "format.json"
 MANIFEST = "manifest.json"
-NOTES = ".notes.json"  # after a part's name: of its rows that had to be left out
+PREVIOUS = "manifest.previous.json"  # of a damaged artefact, until it is complete again; in no manifest
 UPDATE = "update ims3_ray or choose another storage"
 READERS = 8  # threads that compute checksums
-_logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 
 def fingerprint(value: object) -> str:
@@ -107,6 +106,7 @@ class Manifest(Summary):
     inputs: dict[str, str]  # by noun, the fingerprints of the artefacts read
     device: str
     gpus: NotRequired[GpuUse]
+    notes: NotRequired[dict[str, str]]  # of images for an audit: those that can't be read, and why
     images: NotRequired[list[dict[str, object]]]  # of a distilled set
     history: NotRequired[list[dict[str, float]]]  # of a training: by `step`, its metrics
     own_classes: NotRequired[list[str] | None]  # of an adapter
@@ -132,37 +132,44 @@ class DamagedError(InputError):
 
 
 def read_manifest(directory: Directory) -> Manifest | None:
-    """The manifest of a complete artefact, or None while it is not complete.
+    """Returns the manifest of a complete artefact, or None while it is not complete.
 
-    Raises DamagedError where a file that it names is not there or of another size, or where it is damaged
-    itself; InputError for a newer format.
+    Raises DamagedError if a file that it names is missing or has another size, or if the manifest itself is
+    damaged; InputError if its format is newer.
     """
-    if not directory.exists(MANIFEST):
-        return None
-    try:
-        manifest = directory.read_json(MANIFEST)
-        version, sizes = int(manifest["format"]), dict(manifest["files"])
-        _known_checksums(manifest)
-    except (ValueError, LookupError, TypeError) as error:
-        raise DamagedError(directory, {MANIFEST: "is no manifest"}) from error
-    if version > FORMAT:
-        raise InputError(
-            f"{(directory / MANIFEST).uri}: format {version} is newer than {FORMAT}, which this version "
-            f"reads; {UPDATE}"
-        )
-    if damaged := _changed(directory, sizes):
+    manifest = read_manifest_file(directory)
+    if manifest and (damaged := changed_files(directory, manifest["files"])):
         raise DamagedError(directory, damaged)
     return manifest
 
 
-def _known_checksums(manifest: Manifest) -> dict[str, str]:
-    """By name; TypeError or LookupError where there are none but something else."""
+def read_manifest_file(directory: Directory, name: str = MANIFEST) -> Manifest | None:
+    """As `read_manifest`, without a look at the files that the manifest names."""
+    if not directory.exists(name):
+        return None
+    try:
+        manifest = directory.read_json(name)
+        version = int(manifest["format"])
+        dict(manifest["files"])
+        known_checksums(manifest)
+    except (ValueError, LookupError, TypeError) as error:
+        raise DamagedError(directory, {name: "is no manifest"}) from error
+    if version > FORMAT:
+        raise InputError(
+            f"{(directory / name).uri}: format {version} is newer than {FORMAT}, which this version "
+            f"reads; {UPDATE}"
+        )
+    return manifest
+
+
+def known_checksums(manifest: Manifest) -> dict[str, str]:
+    """Returns the checksums by name. Raises TypeError or LookupError if they are anything else."""
     kept = {str(entry["path"]): str(entry["sha256"]) for entry in manifest.get("images", [])}
     return kept | dict(manifest.get("checksums", {}))
 
 
-def _changed(directory: Directory, sizes: Mapping[str, int]) -> dict[str, str]:
-    """Files that are not there, or of another size than `sizes` says."""
+def changed_files(directory: Directory, sizes: Mapping[str, int]) -> dict[str, str]:
+    """Returns the files that are missing, or of another size than `sizes` says, each with the reason."""
     there = directory.files()
     damaged = {}
     for name, size in sizes.items():
@@ -173,34 +180,6 @@ def _changed(directory: Directory, sizes: Mapping[str, int]) -> dict[str, str]:
         elif there[name].size != size:
             damaged[name] = f"has {there[name].size} bytes, not {size}"
     return damaged
-
-
-def verify(directory: Directory) -> tuple[dict[str, str], int]:
-    """(damaged files of a complete artefact: why, files whose checksum it never kept); every byte is read."""
-    try:
-        manifest = read_manifest(directory)
-    except DamagedError as error:
-        return error.files, 0
-    if manifest is None:
-        return {}, 0
-    kept = _known_checksums(manifest)
-    known = {name: kept[name] for name in manifest["files"] if name in kept}
-    with ThreadPoolExecutor(READERS) as pool:
-        found = dict(zip(known, pool.map(directory.sha256, known), strict=True))
-    why = "holds other bytes than were written"
-    damaged = {name: why for name, checksum in known.items() if found[name] != checksum}
-    return damaged, len(set(manifest["files"]) - set(known) - {MANIFEST})
-
-
-def mend(directory: Directory, damage: Iterable[str]) -> None:
-    """Make a damaged artefact one that is not complete: without its manifest and without these files.
-
-    A part goes with its notes: it is made again, and they with it.
-    """
-    there = directory.files()
-    for name in (MANIFEST, *(whole for named in damage for whole in (named, named.removesuffix(NOTES)))):
-        if name in there:  # else it may lead anywhere
-            (directory / name).delete()
 
 
 def summary_of(manifest: Manifest) -> Summary:
@@ -214,10 +193,11 @@ def complete(directory: Directory, details: Mapping[str, object]) -> Manifest:
 
     `details` may hold `checksums` that are known already; those of the other files are computed.
     """
+    there = directory.files()
     files = {
         name: info.size
-        for name, info in directory.files().items()
-        if name != MANIFEST and not name.endswith(".tmp")
+        for name, info in there.items()
+        if name not in (MANIFEST, PREVIOUS) and not name.endswith(".tmp")
     }
     known = cast(Mapping[str, str], details.get("checksums", {}))
     with ThreadPoolExecutor(READERS) as pool:
@@ -226,6 +206,8 @@ def complete(directory: Directory, details: Mapping[str, object]) -> Manifest:
         )
     manifest = {"format": FORMAT, **details, "files": files, "checksums": checksums}
     directory.write_json(MANIFEST, manifest)
+    if PREVIOUS in there:
+        (directory / PREVIOUS).delete()
     return cast(Manifest, manifest)
 
 
@@ -243,22 +225,36 @@ def part_names(directory: Directory) -> list[str]:
 def read_part(
     directory: Directory, name: str, table: tables.Table, columns: Sequence[str] | None = None
 ) -> tables.Columns:
-    """The rows of a part; of `columns` those alone are fetched. InputError where the file is damaged."""
+    """Returns the rows of a part; only `columns` are fetched if given. Raises InputError if it is damaged."""
+    return _parse(directory, name, lambda stream: tables.from_parquet(stream, table, columns))
 
-    def read() -> tables.Columns:
+
+def _parse(directory: Directory, name: str, parse: Callable[[pa.NativeFile], Result]) -> Result:
+    """Returns `parse` of a Parquet file. Raises InputError if the file is damaged, after no retry.
+
+    Arrow raises the same OSError for a damaged file and for trouble with the storage. In the first case
+    parsing fails again with the file's bytes in memory.
+    """
+
+    def read() -> Result:
         with directory.filesystem.open_input_file(f"{directory.path}/{name}") as stream:
-            return tables.from_parquet(stream, table, columns)
+            try:
+                return parse(stream)
+            except (pa.ArrowException, ValueError):
+                pass
+            except OSError as error:
+                if error.errno is not None:
+                    raise
+        data = directory.read(name)
+        try:
+            return parse(pa.BufferReader(data))
+        except (pa.ArrowException, ValueError, OSError) as error:
+            raise InputError(
+                f"{(directory / name).uri}: is damaged, no Parquet ({error}); remove it, and the command "
+                "that made it makes it again"
+            ) from error
 
-    try:
-        return directory.patiently(read)
-    except (pa.ArrowException, OSError) as error:
-        is_arrows = isinstance(error, pa.ArrowException) or (directory.is_local and error.errno is None)
-        if not is_arrows:
-            raise
-        raise InputError(
-            f"{(directory / name).uri}: is damaged, no Parquet ({error}); remove it, and the command that "
-            "made it makes it again"
-        ) from error
+    return directory.patiently(read)
 
 
 def unpacked_bytes(directory: Directory, name: str) -> int:
@@ -273,17 +269,16 @@ def unpacked_bytes(directory: Directory, name: str) -> int:
 
 
 def row_groups(directory: Directory, name: str, column: str) -> Iterator[list[Any]]:
-    """A column of a Parquet file as Python's values, a row group at a time."""
+    """Yields a column of a Parquet file as Python's values, a row group at a time."""
 
-    def read(group: int) -> list[Any]:
-        with directory.filesystem.open_input_file(f"{directory.path}/{name}") as stream:
-            file = pq.ParquetFile(stream)
-            if group == file.num_row_groups:
-                return []
-            return file.read_row_group(group, columns=[column])[column].to_pylist()
+    def parse(group: int, stream: pa.NativeFile) -> list[Any]:
+        file = pq.ParquetFile(stream, page_checksum_verification=True)
+        if group == file.num_row_groups:
+            return []
+        return file.read_row_group(group, columns=[column])[column].to_pylist()
 
     for group in itertools.count():
-        if not (rows := directory.patiently(functools.partial(read, group))):
+        if not (rows := _parse(directory, name, functools.partial(parse, group))):
             return
         yield rows
 

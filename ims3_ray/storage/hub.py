@@ -14,7 +14,8 @@ from ims3_ray.errors import InputError
 from ims3_ray.progress import on_screen
 from ims3_ray.text import some
 
-from .artifacts import MANIFEST, open_directory, verify
+from .artifacts import MANIFEST, open_directory
+from .integrity import verify
 
 SCHEME = "hf://"
 NAME = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"

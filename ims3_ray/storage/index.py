@@ -15,7 +15,7 @@ from pyarrow import feather
 
 from .ahead import ahead
 from .artifacts import Directory, part_names, read_manifest, read_part
-from .tables import Columns, Table, concatenate, from_arrow, to_arrow
+from .tables import Columns, Table, concatenate, from_arrow, from_parquet, to_arrow
 
 INDEX = "index.arrow"
 FILE = "file"  # its column that says in which part a row lies
@@ -109,15 +109,17 @@ def keys_of(columns: Columns, table: Table) -> bytes:
     return _packed(to_arrow({name: columns[name] for name in keys}, keys))
 
 
-def write_index(out: Directory, table: Table, known: Mapping[str, bytes]) -> None:
-    """Write INDEX for the parts in `out`; of some their `keys_of` is known, the others' are read."""
-    names, keys = part_names(out), _keys(table)
-    others = [name for name in names if name not in known]
-    read = ahead(lambda name: keys_of(read_part(out, name, table, list(keys)), table), others, READERS)
-    packed = {**known, **dict(zip(others, read, strict=True))}
+def keys_in(part: bytes, table: Table) -> bytes:
+    """Returns the `keys_of` a part's bytes."""
+    keys = _keys(table)
+    return _packed(to_arrow(from_parquet(pa.BufferReader(part), keys), keys))
+
+
+def write_index(out: Directory, keys: Mapping[str, bytes]) -> None:
+    """Write INDEX: by name, the `keys_of` every part in `out`."""
     parts = []
-    for name in names:
-        part = feather.read_table(pa.BufferReader(packed[name]))
+    for name in sorted(keys):
+        part = feather.read_table(pa.BufferReader(keys[name]))
         file = pa.DictionaryArray.from_arrays(np.zeros(len(part), np.int32), [name])
         parts.append(part.append_column(FILE, file))
     out.write(INDEX, _packed(pa.concat_tables(parts).unify_dictionaries().combine_chunks()))

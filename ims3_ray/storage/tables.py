@@ -66,17 +66,28 @@ REFINED: Table = {
 }
 
 
-def to_parquet(columns: Columns, table: Table) -> bytes:
-    """The rows as a Parquet file in memory, checked against `table`."""
-    sink = io.BytesIO()
-    pq.write_table(to_arrow(columns, table), sink, compression="zstd")
+def to_parquet(columns: Columns, table: Table, metadata: Mapping[str, str] | None = None) -> bytes:
+    """Returns the rows, checked against `table`, as a Parquet file in memory; `metadata` is in its footer."""
+    rows, sink = to_arrow(columns, table), io.BytesIO()
+    with pq.ParquetWriter(sink, rows.schema, compression="zstd", write_page_checksum=True) as writer:
+        writer.write_table(rows)
+        writer.add_key_value_metadata(dict(metadata or {}))
     return sink.getvalue()
 
 
+def read_metadata(data: bytes, key: str) -> str | None:
+    """Returns what `to_parquet` was given as the metadata `key`; None if it was given none."""
+    value = (pq.read_metadata(pa.BufferReader(data)).metadata or {}).get(key.encode())
+    return None if value is None else value.decode()
+
+
 def from_parquet(source: pa.NativeFile, table: Table, columns: Sequence[str] | None = None) -> Columns:
-    """The rows of a Parquet file, of `columns` alone; ValueError names a column that is missing."""
+    """Returns the rows of a Parquet file, only `columns` if given.
+
+    Raises ValueError, ArrowException or OSError for a damaged file: every page has a checksum.
+    """
     names = list(columns or table)
-    read = pq.read_table(source, columns=names)
+    read = pq.read_table(source, columns=names, page_checksum_verification=True)
     if missing := [name for name in names if name not in read.column_names]:
         raise ValueError(
             f"columns {', '.join(missing)} are missing; the file holds {', '.join(read.column_names)}"
@@ -142,6 +153,8 @@ def _to_numpy(array: pa.Array, column: Column) -> np.ndarray:
     if isinstance(array, pa.ChunkedArray):  # an extension type in one chunk
         array = array.chunk(0)
     if column.shape:
+        if not isinstance(array, pa.FixedShapeTensorArray):
+            raise ValueError(f"holds {array.type} instead of tensors")
         return array.to_numpy_ndarray()
     values = array.to_numpy(zero_copy_only=False)
     return values.astype(object) if column.dtype in ("str", "bytes") else values

@@ -16,7 +16,7 @@ from ims3_ray.runs.journal import Journal
 from ims3_ray.runs.tracking import Tracker
 from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import complete, open_storage
-from ims3_ray.storage.index import write_index
+from ims3_ray.storage.index import keys_of, write_index
 from ims3_ray.storage.signs import ALIVE
 
 CLASSES = ("<script>alert(1)", 'a "quoted" & b')
@@ -71,7 +71,7 @@ def make_artifacts(storage) -> None:
 
 def _write_rows(place, rows, table) -> None:
     place.write("part-00000.parquet", tables.to_parquet(rows, table))
-    write_index(place, table, {})
+    write_index(place, {"part-00000.parquet": keys_of(rows, table)})
 
 
 def track(storage, key, metrics, *, overrides=None, own=None, status="FINISHED", parent=None):

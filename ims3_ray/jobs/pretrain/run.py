@@ -27,6 +27,7 @@ from ims3_ray.progress import timer
 from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import Directory, complete, fingerprint, read_manifest
 from ims3_ray.storage.hashing import content_hash
+from ims3_ray.storage.integrity import read_or_reopen
 from ims3_ray.storage.signs import alone
 
 from .card import agreement, model_card
@@ -140,10 +141,8 @@ class Pretraining:
     def _encode(self) -> Latents:
         """The latents of all images by the trained VAE, made once."""
         out, images = self.models.folders["latents"], self.images
-        if read_manifest(out) is not None:
-            return Latents(out)
         with alone(out):
-            if read_manifest(out) is not None:  # another driver made it meanwhile
+            if read_or_reopen(out) is not None:
                 return Latents(out)
             read = payloads(images, range(len(images)), READ_BATCH)
             given = {"images": images.directory, "models": self.models}

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from ims3_ray.errors import InputError
 from ims3_ray.pipeline.steps import STAGES
 from ims3_ray.progress import PATIENCE_S, bar
-from ims3_ray.storage.artifacts import Directory, mend, verify
+from ims3_ray.stages import embed
+from ims3_ray.storage.artifacts import Directory
+from ims3_ray.storage.integrity import reopen, verify
 
-NOUNS = tuple(stage.noun for stage in STAGES)
+NOUNS = (*(stage.noun for stage in STAGES), embed.NOUN)
 STATE = ("index", "runs", "ablations", "sweeps")  # where JSON is kept beside the artefacts
 CACHE = "index/"
 
@@ -70,7 +72,7 @@ def _remove(storage: Directory, damage: list[Damage]) -> list[str]:
     gone = [one for one in damage if one.is_made_again]
     for one in gone:
         if one.artifact:
-            mend(storage / one.artifact, [one.file])
+            reopen(storage / one.artifact, [one.file])
         else:
             (storage / one.file).delete()
     return [one.place for one in gone]

@@ -25,8 +25,9 @@ from ims3_ray.evaluation.figures import Evaluation
 from ims3_ray.evaluation.membership import in_words as attack_in_words
 from ims3_ray.evaluation.table import in_words
 from ims3_ray.runs.tracking import RECIPE_FILE
-from ims3_ray.storage.artifacts import MANIFEST, DamagedError, Directory, complete, read_manifest, verify
+from ims3_ray.storage.artifacts import MANIFEST, DamagedError, Directory, complete, read_manifest
 from ims3_ray.storage.directory import CHUNK, Stream
+from ims3_ray.storage.integrity import verify
 
 from .product import EVALUATION, Product
 from .stated import DISTILLED, accuracies

@@ -20,7 +20,8 @@ from ims3_ray.errors import InputError
 from ims3_ray.evaluation.figures import Evaluation
 from ims3_ray.evaluation.table import in_words
 from ims3_ray.progress import say, waiting
-from ims3_ray.storage.artifacts import DamagedError, Directory, read_manifest, verify
+from ims3_ray.storage.artifacts import DamagedError, Directory, read_manifest
+from ims3_ray.storage.integrity import verify
 from ims3_ray.text import noun, one_line
 
 from .stated import DISTILLED, accuracies, agrees

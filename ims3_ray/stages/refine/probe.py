@@ -26,6 +26,8 @@ from ims3_ray.stages.costs import BACKWARD, Cost, Forward, classifier_operations
 from ims3_ray.stages.evaluate.classifiers import clear, pixels_of
 from ims3_ray.stages.use import classifiers_use
 from ims3_ray.storage.artifacts import Directory
+from ims3_ray.storage.checksums import BLANK, KEY, embed_checksum
+from ims3_ray.storage.integrity import intact_parts
 
 MOST_PROBES = 1000  # networks of one seed of the run, which no other seed shares
 
@@ -39,7 +41,7 @@ class Network(NamedTuple):
 
 
 def run(context: Context, out: Directory) -> dict[str, object]:
-    """A file for every network, with its values at every point; those that are there already are kept."""
+    """Write a file for every network, with its values at every point. Intact files are kept."""
     settings, train = context.config.probe, context.images["train"]
     kinds, first = (
         probe_protocols(settings, context.config.evaluate.protocol),
@@ -50,8 +52,8 @@ def run(context: Context, out: Directory) -> dict[str, object]:
         for rules in kinds
         for number in range(settings.count)
     ]
-    there = set(out.files())
-    missing = [network for network in networks if network.file not in there]
+    intact = {name for name, _ in intact_parts(out, [network.file for network in networks])}
+    missing = [network for network in networks if network.file not in intact]
     images = ray.put(train)
     resources = context.machine.classifier_resources(max(1, len(missing)))
     train_one = ray.remote(**resources, **ANYWHERE)(_train)
@@ -102,7 +104,8 @@ def _train(
             f"probe.networks: the training of {rules.network} by {rules.name} led to values "
             "that are not finite; choose another network or protocol"
         )
-    out.write(network.file, safetensors.torch.save(values))
+    data = safetensors.torch.save(values, metadata={KEY: BLANK})
+    out.write(network.file, embed_checksum(data, network.file))
 
 
 def _depends(context: Context) -> object:

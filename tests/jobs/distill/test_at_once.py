@@ -13,7 +13,7 @@ from ims3_ray.pipeline.steps import plan
 from ims3_ray.runs import query
 from ims3_ray.runs.journal import read_log
 from ims3_ray.runs.tracking import client
-from ims3_ray.storage.artifacts import verify
+from ims3_ray.storage.integrity import verify
 from ims3_ray.storage.signs import alone
 
 WAITS = re.compile("(latents/|runs/digits-).* is at work on it")

@@ -15,7 +15,8 @@ from ims3_ray.data.images import open_images
 from ims3_ray.data.sources import PARQUET
 from ims3_ray.errors import InputError
 from ims3_ray.jobs.share.push import read_target
-from ims3_ray.storage.artifacts import open_directory, read_manifest, verify
+from ims3_ray.storage.artifacts import open_directory, read_manifest
+from ims3_ray.storage.integrity import verify
 
 
 @pytest.fixture

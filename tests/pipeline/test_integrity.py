@@ -1,0 +1,46 @@
+"""A stage whose artefact was damaged, or that was killed, from its first run to a storage that verifies."""
+
+import json
+
+import pytest
+
+from ims3_ray.cli import run_command
+from ims3_ray.cluster.machine import find_machine
+from ims3_ray.config.load import load_config, parse_overrides
+from ims3_ray.pipeline.prepare import prepare
+from ims3_ray.pipeline.steps import plan, run_step
+from ims3_ray.storage.artifacts import MANIFEST, part_names
+
+
+def verified(storage, capsys):
+    """Exit code of `runs --verify`, and the damaged files."""
+    capsys.readouterr()
+    code = run_command("runs", ["--verify", "--json", f"storage={storage}"])
+    return code, {entry["place"] for entry in json.loads(capsys.readouterr().out)["damaged"]}
+
+
+@pytest.mark.parametrize("lost", ["part", "manifest"])
+def test_a_flipped_part_is_reported_and_made_again_whatever_else_is_lost(
+    ray_cluster, tiny_overrides, tmp_path, capsys, lost
+):
+    words = [*tiny_overrides, "embed.batch_size={cpu: 12, cuda: 12}"]
+    config = load_config("digits", parse_overrides(words))
+    context = prepare(config, find_machine(config.workers))
+    (planned,) = (step for step in plan(context, "embed") if step.stage.name == "embed")
+    step = run_step(context, planned)
+    out = step.directory
+    before = {name: out.read(name) for name in out.files() if name != MANIFEST}
+    flipped, deleted, kept = part_names(out)
+    time_of_kept = out.files()[kept].mtime_ns
+
+    out.write(flipped, before[flipped][:100] + bytes(50) + before[flipped][150:])
+    (out / (deleted if lost == "part" else MANIFEST)).delete()
+    expected = {flipped, deleted} if lost == "part" else {flipped}
+    assert verified(config.storage, capsys) == (2, {f"{step.artifact}/{name}" for name in expected})
+
+    again = run_step(context, step.again())
+    assert again.ran
+    assert {name: out.read(name) for name in out.files() if name != MANIFEST} == before
+    assert again.manifest["rows_made"] == 12 * len(expected)
+    assert out.files()[kept].mtime_ns == time_of_kept
+    assert verified(config.storage, capsys) == (0, set())

@@ -1,0 +1,220 @@
+"""Damaged artefacts: each kind of damage is named, no kept part is believed without its checksum."""
+
+import json
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from loopback_store import BUCKET
+
+from ims3_ray.errors import InputError
+from ims3_ray.storage import tables
+from ims3_ray.storage.artifacts import (
+    MANIFEST,
+    PREVIOUS,
+    DamagedError,
+    complete,
+    open_directory,
+    part_names,
+    read_manifest,
+    read_part,
+    read_rows,
+)
+from ims3_ray.storage.checksums import BLANK, KEY, carried_checksum_holds, embed_checksum
+from ims3_ray.storage.integrity import intact_parts, read_or_reopen, reopen, verify
+
+PARTS = [f"part-{place:05d}.parquet" for place in range(3)]
+FIRST, SECOND, THIRD = PARTS
+
+
+def rows(count, seed=0):
+    draws = np.random.default_rng(seed)
+    values = draws.normal(size=(count, 4)).astype(np.float32)
+    ids = np.array([f"id{i}" for i in range(count)], object)
+    return {"image_id": ids, "label": np.arange(count), "feature": values}
+
+
+def part(name, seed):
+    return embed_checksum(tables.to_parquet(rows(2, seed), tables.FEATURES, {KEY: BLANK}), name)
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def killed(request, tmp_path):
+    """An artefact whose stage was killed before it wrote the manifest."""
+    if request.param == "bucket":
+        request.getfixturevalue("store")
+        place = f"s3://{BUCKET}/{tmp_path.name}/latents/aaaaaaaaaaaa"
+    else:
+        place = str(tmp_path / "latents" / "aaaaaaaaaaaa")
+    directory = open_directory(place)
+    for seed, name in enumerate(PARTS):
+        directory.write(name, part(name, seed))
+    return directory
+
+
+@pytest.fixture
+def finished(killed):
+    complete(killed, {"stage": "embed", "rows": 6})
+    return killed
+
+
+def flip(directory, name, place=40):
+    data = bytearray(directory.read(name))
+    data[place] ^= 1
+    directory.write(name, bytes(data))
+
+
+def truncate(directory, name):
+    directory.write(name, directory.read(name)[:-9])
+
+
+def delete(directory, name):
+    (directory / name).delete()
+
+
+def swap(directory, name, other=THIRD):
+    data = directory.read(name)
+    directory.write(name, directory.read(other))
+    directory.write(other, data)
+
+
+def flip_and_delete(directory, name):
+    flip(directory, name)
+    delete(directory, THIRD)
+
+
+DAMAGE = {
+    flip: {SECOND},
+    truncate: {SECOND},
+    delete: {SECOND},
+    swap: {SECOND, THIRD},
+    flip_and_delete: {SECOND, THIRD},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_verification_finds_every_damaged_file_of_a_complete_artefact(finished, damage):
+    assert verify(finished) == ({}, 0)
+    damage(finished, SECOND)
+    assert set(verify(finished)[0]) == DAMAGE[damage]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_verification_checks_the_parts_of_a_stage_that_was_killed(killed, damage):
+    damage(killed, SECOND)
+    assert set(verify(killed)[0]) == DAMAGE[damage] & set(killed.files())
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_no_damaged_part_is_kept_when_a_killed_stage_continues(killed, damage):
+    damage(killed, SECOND)
+    assert [name for name, _ in intact_parts(killed, PARTS)] == sorted(set(PARTS) - DAMAGE[damage])
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_no_damaged_part_is_kept_when_a_damaged_artefact_is_made_complete_again(finished, damage):
+    before = {name: finished.read(name) for name in PARTS}
+    damage(finished, SECOND)
+    reopen(finished, {"part-00009.parquet"})  # as if only another file had been noticed
+    assert read_manifest(finished) is None
+    kept = dict(intact_parts(finished, PARTS))
+    assert set(kept) == set(PARTS) - DAMAGE[damage]
+    for name in DAMAGE[damage]:
+        finished.write(name, before[name])
+    complete(finished, {"stage": "embed", "rows": 6})
+    assert PREVIOUS not in finished.files()
+    assert set(read_manifest(finished)["files"]) == set(PARTS)
+    assert verify(finished) == ({}, 0)
+
+
+@pytest.mark.parametrize("held", [None, b"", b"[]", b"{", b'{"format": 1}', b"null", b"\xff\xfe"])
+def test_a_damaged_manifest_is_damage_and_the_parts_stand_by_their_own_checksums(finished, held):
+    flip(finished, SECOND)
+    if held is None:
+        delete(finished, MANIFEST)
+    else:
+        finished.write(MANIFEST, held)
+        assert set(verify(finished)[0]) == {MANIFEST, SECOND}
+        with pytest.raises(DamagedError):
+            read_manifest(finished)
+    assert read_or_reopen(finished) is None
+    assert PREVIOUS not in finished.files()
+    assert [name for name, _ in intact_parts(finished, PARTS)] == [FIRST, THIRD]
+
+
+def test_a_part_that_another_artefact_would_have_is_not_kept(finished):
+    finished.write(SECOND, part(SECOND, 9))  # whole, with its own checksum and name
+    delete(finished, THIRD)
+    assert read_or_reopen(finished) is None
+    assert [name for name, _ in intact_parts(finished, PARTS)] == [FIRST]
+
+
+def test_a_part_without_a_checksum_is_made_again(killed):
+    killed.write(SECOND, tables.to_parquet(rows(2, 1), tables.FEATURES))
+    assert [name for name, _ in intact_parts(killed, PARTS)] == [FIRST, THIRD]
+    assert verify(killed) == ({}, 1)
+
+
+@pytest.mark.parametrize("damage", [truncate, delete])
+def test_a_reader_never_reads_around_a_part_that_is_lost_or_cut(finished, damage):
+    damage(finished, SECOND)
+    for read in (read_manifest, part_names, lambda place: read_rows(place, tables.FEATURES)):
+        with pytest.raises(DamagedError) as error:
+            read(finished)
+        assert set(error.value.files) == {SECOND}
+
+
+def test_a_damaged_page_is_one_line_that_names_the_file_at_once(finished):
+    flip(finished, SECOND)
+    assert read_manifest(finished)  # the size is the same
+    with pytest.raises(InputError, match=SECOND):
+        read_part(finished, SECOND, tables.FEATURES)
+
+
+def test_no_flipped_bit_of_a_part_is_read_as_other_values(tmp_path):
+    directory, whole = open_directory(str(tmp_path)), rows(2)
+    data = tables.to_parquet(whole, tables.FEATURES)
+    for place in range(0, len(data), 5):
+        directory.write(FIRST, data)
+        flip(directory, FIRST, place)
+        try:
+            read = read_part(directory, FIRST, tables.FEATURES)
+        except InputError:
+            continue
+        assert all(np.array_equal(read[name], whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize("held", [b"", b"garbage", b"PAR1" + bytes(60) + b"PAR1"])
+def test_a_part_that_is_no_parquet_is_named_in_one_line(tmp_path, held):
+    directory = open_directory(str(tmp_path))
+    directory.write(FIRST, held)
+    with pytest.raises(InputError, match=FIRST):
+        read_part(directory, FIRST, tables.FEATURES)
+
+
+def test_a_manifest_of_a_newer_version_is_refused_and_nothing_changes(finished):
+    finished.write_json(MANIFEST, finished.read_json(MANIFEST) | {"format": 99})
+    before = {name: finished.read(name) for name in finished.files()}
+    for read in (read_manifest, read_or_reopen, verify):
+        with pytest.raises(InputError, match="99"):
+            read(finished)
+    assert {name: finished.read(name) for name in finished.files()} == before
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda: tables.to_parquet(rows(2), tables.FEATURES, {KEY: BLANK}),
+        lambda: safetensors.torch.save({"weight": torch.arange(64.0)}, metadata={KEY: BLANK}),
+        lambda: json.dumps({KEY: BLANK, "rest": "x" * 64}).encode(),
+    ],
+    ids=["parquet", "safetensors", "json"],
+)
+def test_any_flipped_bit_and_any_other_name_break_the_checksum_that_a_file_carries(write):
+    data = embed_checksum(write(), "a")
+    assert carried_checksum_holds(data, "a") is True
+    assert carried_checksum_holds(data, "b") is False
+    for place in range(0, len(data), 7):
+        broken = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+        assert not carried_checksum_holds(broken, "a"), place
