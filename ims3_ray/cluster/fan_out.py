@@ -63,11 +63,6 @@ def rows_a_part(rows: int, batch_size: int) -> int:
     return batch_size * max(1, min(batches // ENOUGH_PARTS, MOST_ROWS // batch_size))
 
 
-def several(part_rows: int, batch_size: int) -> list[str]:
-    """For fingerprints: how many batches a part has, where it is not one."""
-    return [] if part_rows == batch_size else [f"parts of {part_rows // batch_size} batches"]
-
-
 def _refuse(why: str, _payload: object) -> tuple[Columns, dict[str, str]]:
     raise InputError(why)
 

@@ -9,9 +9,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import (
     AfterValidator,
     Field,
-    SerializerFunctionWrapHandler,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
@@ -137,11 +135,6 @@ class Sample(Section):
         return interval
 
 
-# What select's fingerprint and a run's stored settings state beside its fields, so that they keep their keys:
-# separation is measured between the selected subgroups, of all classes. A recipe may state both too.
-SETTLED: dict[str, object] = {"partners": "selected", "neighbours": None}
-
-
 class Select(Section):
     """S³: which candidates stand for their class."""
 
@@ -175,20 +168,6 @@ class Select(Section):
     """K_i, real images a class that count, a seeded random subset; null: all."""
     memory: float = Field(default=2.5, gt=0)
     """GB an actor or the lower bound's task may take: more shards where actors need more."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _leave_out_settled(cls, value: object) -> object:
-        if not isinstance(value, dict):
-            return value
-        for name, only in SETTLED.items():
-            if value.get(name, only) != only:
-                raise ValueError(f"select.{name}: is no field any more, got {value[name]!r}; leave it out")
-        return {name: given for name, given in value.items() if name not in SETTLED}
-
-    @model_serializer(mode="wrap")
-    def _state_settled(self, fields: SerializerFunctionWrapHandler) -> dict[str, object]:
-        return fields(self) | SETTLED
 
     @model_validator(mode="after")
     def _belong_together(self) -> "Select":

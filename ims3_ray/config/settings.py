@@ -30,9 +30,6 @@ WEIGHTS = (("model", "path"), ("model", "vae"), ("embed", "extractor"), ("evalua
 # fields that may name a local path
 PLACES = (("data", "train"), ("data", "validation"), ("data", "test"), *WEIGHTS)
 
-# fields that older versions did not have: no run that leaves them alone has another key
-LATER = {("evaluate", "teacher"): None, ("export", "soft_labels"): 0}
-
 
 class Workers(Section):
     """What changes speed alone. null sizes a number to the machine or cluster at hand."""
@@ -148,11 +145,6 @@ class Config(Settings):
     def identity(self) -> dict[str, Any]:
         """`results`, the same for every way of writing a local path: what fingerprints are made of."""
         values = self.results()
-        for (section, field), default in LATER.items():
-            if values[section][field] == default:
-                del values[section][field]
-        values = {name: value for name, value in values.items() if value != {}}
         for section, field in PLACES:
-            if field in values[section]:
-                values[section][field] = one_spelling(values[section][field])
+            values[section][field] = one_spelling(values[section][field])
         return values

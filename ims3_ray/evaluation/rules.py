@@ -1,14 +1,12 @@
 """What a protocol consists of: all that an accuracy depends on besides the images and the seed."""
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal, cast
+from typing import Literal, cast
 
 import torch
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    model_serializer,
     model_validator,
 )
 
@@ -27,19 +25,11 @@ EPOCHS_BEYOND = 300
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-    LATER: ClassVar[frozenset[str]] = frozenset()
-    """Fields that older versions did not have: no protocol that leaves them alone has another fingerprint."""
-
-    @model_serializer(mode="wrap")
-    def _as_it_was(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        same = {name for name in self.LATER if getattr(self, name) == type(self).model_fields[name].default}
-        return {name: value for name, value in dump(self).items() if name not in same}
 
 
 class Augmentations(_Frozen):
     """What is done to a training image, in this order, before normalising; zero or None leaves it out."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"siamese", "one_of", "shuffle"})
     shuffle: int = Field(default=0, ge=0)
     """Columns, then rows, of so many by so many patches in another order (Sun et al. 2024)."""
     crop_scale: tuple[float, float] | None = None
@@ -77,9 +67,6 @@ class Budget(_Frozen):
 class Protocol(_Frozen):
     """One way of turning a training set into an accuracy: by hard labels, or by a teacher's answers."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset(
-        {"channels", "padding", "epochs", "stem", "temperature", "optimiser", "batch_sizes"}
-    )
     name: str
     version: int = Field(ge=1)
     split: Literal["test", "validation"]

@@ -1,7 +1,7 @@
 """What every stage of a run is given: the configuration, the data sets, the model's labels, the machine."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import NotRequired, TypedDict
 
 import numpy as np
@@ -95,20 +95,12 @@ class Context:
         """A section's values for a fingerprint, its batch size for this kind of device alone."""
         return {**section.model_dump(mode="json"), "batch_size": self.batch_size(section)}
 
-    @property
-    def view_draws(self) -> list[str]:
-        """For fingerprints of what sees random views: a GPU's are drawn on the host."""
-        return [] if self.machine.device == "cpu" else ["views drawn on the host"]
-
     def generator_values(self) -> dict[str, object]:
-        """What the bits of every stage that runs the generator depend on."""
-        numerics, config = self.numerics, self.config
+        """Returns what the bits of every stage that runs the generator depend on."""
+        config = self.config
         seed = config.seed if config.data.class_map == NEW else None
-        how = ["fp32 input"] if numerics.precision != "fp32" else []
-        how += ["compiled"] if numerics.compiled else []
-        how += ["graphs"] if numerics.graphs else []
         return {
-            "device": [numerics.device, numerics.precision, *how],
+            "numerics": asdict(self.numerics),
             "model": [self.inputs["model"], config.model.heads, config.model.frequency_shift],
             "classes": [list(self.classes), self.model_labels, seed],
         }

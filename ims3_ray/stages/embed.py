@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from ims3_ray.cluster.fan_out import Part, fan_out, rows_a_part, several
+from ims3_ray.cluster.fan_out import Part, fan_out, rows_a_part
 from ims3_ray.cluster.machine import Machine
 from ims3_ray.config.sections import Embed
 from ims3_ray.config.settings import Evaluating
@@ -24,7 +24,7 @@ from .contract import Stage
 from .costs import KEY_BYTES, Cost, Forward, parts_bytes, pixel_bytes
 from .use import pool_use
 
-AUDIT_VERSION = 1
+AUDIT_VERSION = 2
 EMBEDDED: Table = {
     **FEATURES,
     "path": Column("str"),
@@ -85,8 +85,8 @@ def embed_images(
     Raises InputError, with `name`, where more files turn out to be unreadable than the configuration allows.
     """
     place, size = [images.directory.uri, images.fingerprint], config.embed.batch_size.on(machine.device)
-    parts = several(rows_a_part(len(images), size), size)
-    key = fingerprint([AUDIT_VERSION, *place, extractor_hash, image_size, size, machine.device, *parts])
+    batches = [size, rows_a_part(len(images), size)]
+    key = fingerprint([AUDIT_VERSION, *place, extractor_hash, image_size, *batches, machine.device])
     out = storage / NOUN / key
     with alone(out):
         manifest = read_or_reopen(out)
@@ -127,8 +127,7 @@ def _depends(context: Context) -> object:
     inputs, settings = context.inputs, context.values_of(context.config.embed)
     if ":" not in context.config.embed.extractor:  # a path: its content counts, not how it is written
         del settings["extractor"]
-    parts = several(_part_rows(context), context.batch_size(context.config.embed))
-    seen = [context.info.image_size, context.machine.device, *parts]
+    seen = [context.info.image_size, context.machine.device, _part_rows(context)]
     return [inputs["images"], settings, inputs["extractor"], *seen]
 
 
@@ -145,7 +144,7 @@ def _cost(context: Context, forward: Forward) -> Cost:
 STAGE = Stage(
     name="embed",
     noun="features",
-    version=1,
+    version=2,
     run=run,
     depends=_depends,
     cost=_cost,

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ims3_ray.cluster.fan_out import Part, fan_out, rows_a_part, several
+from ims3_ray.cluster.fan_out import Part, fan_out, rows_a_part
 from ims3_ray.config.sections import Model
 from ims3_ray.data.images import check_bad
 from ims3_ray.data.reading import BatchReader, Payload, payloads
@@ -89,8 +89,8 @@ def _depends(context: Context) -> object:
     config, generator = context.config, context.generator_values()
     seed = config.seed if config.encode.images_per_class else None
     images = [context.inputs["images"], config.data.mirror, seed]
-    parts = several(part_rows(context), context.batch_size(config.encode))
-    return [images, context.values_of(config.encode), generator["model"], generator["device"], *parts]
+    values = context.values_of(config.encode)
+    return [images, values, generator["model"], generator["numerics"], part_rows(context)]
 
 
 def _cost(context: Context, forward: Forward) -> Cost:
@@ -104,7 +104,7 @@ def _cost(context: Context, forward: Forward) -> Cost:
 STAGE = Stage(
     name="encode",
     noun="latents",
-    version=1,
+    version=2,
     is_part=lambda context: (
         context.is_tuned or context.starts_from_inversions or context.config.sample.guidance != "none"
     ),

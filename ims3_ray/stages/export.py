@@ -178,13 +178,12 @@ def _labelled(how: Labelling) -> str:
 
 
 def _depends(context: Context) -> object:
-    config, title = context.config, subject(context.config)
-    named: list[object] = [] if title == config.recipe else [title]
+    config, labelled = context.config, None
     if config.export.soft_labels:
         rules = protocol(config.evaluate.protocol).model_dump(mode="json")
         asked = [context.inputs.get("teacher"), context.inputs["images"], context.machine.device]
-        named.append([config.export.soft_labels, config.seed, rules, *asked])
-    return [config.recipe, list(context.classes), context.licences, *named]
+        labelled = [config.export.soft_labels, config.seed, rules, *asked]
+    return [config.recipe, subject(config), list(context.classes), context.licences, labelled]
 
 
 def _use(context: Context) -> Use:
@@ -223,7 +222,7 @@ def _is_read(context: Context, noun: str) -> bool:
 STAGE = Stage(
     name="export",
     noun="distilled",
-    version=3,  # 2: the card states licences; 3: it says how the run's own images came to be
+    version=4,
     reads=("selection", "candidates", "refined", "teacher"),
     is_read=_is_read,
     run=run,

@@ -106,16 +106,13 @@ def _cost(context: Context, forward: Forward) -> Cost:
 
 
 def _depends(context: Context) -> object:
-    settings = context.values_of(context.config.invert)
-    if settings["substeps"] == 1:
-        del settings["substeps"]
-    return [settings, context.generator_values()]
+    return [context.values_of(context.config.invert), context.generator_values()]
 
 
 STAGE = Stage(
     name="invert",
     noun="inversions",
-    version=1,
+    version=2,
     reads=("latents",),
     is_part=lambda context: context.matches_trajectories or context.starts_from_inversions,
     run=run,

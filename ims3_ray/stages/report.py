@@ -162,8 +162,7 @@ def _real_image(context: Context, row: int) -> bytes:
 
 
 def _depends(context: Context) -> object:
-    title = subject(context.config)
-    return context.config.identity() | ({} if title == context.config.recipe else {"title": title})
+    return [context.config.identity(), subject(context.config)]
 
 
 def _cost(context: Context, forward: Forward) -> Cost:
@@ -176,7 +175,7 @@ def _cost(context: Context, forward: Forward) -> Cost:
 STAGE = Stage(
     name="report",
     noun="report",
-    version=5,  # 5: membership
+    version=6,
     reads=READS,
     unit="pages",
     run=run,

@@ -109,12 +109,3 @@ def test_what_fingerprints_are_made_of_does_not_depend_on_how_a_path_is_written(
     assert told[0].identity()["model"]["path"] == str(tmp_path / "model")
     named = load_config("digits", {"model.path": "facebook/DiT-XL-2-256"})
     assert named.identity()["model"] == named.results()["model"]
-
-
-def test_a_later_field_is_part_of_a_key_only_where_it_is_used():
-    plain = load_config("digits").identity()
-    assert "export" not in plain
-    assert "teacher" not in plain["evaluate"]
-    used = load_config("digits", {"export.soft_labels": 2, "evaluate.teacher": "timm:resnet18"}).identity()
-    assert used["export"] == {"soft_labels": 2}
-    assert used["evaluate"]["teacher"] == "timm:resnet18"

@@ -1,5 +1,7 @@
 """The packaged recipes: what they say, the classes that they take, the labels that these get."""
 
+import json
+import shutil
 from importlib import resources
 
 import numpy as np
@@ -236,6 +238,19 @@ def test_a_licence_changes_the_product_and_what_follows_alone(imagenet_tree, tho
 
     plain, stated = keys(), keys("model.licence=mit")
     assert {name for name, key in plain.items() if stated[name] != key} == {"export", "evaluate", "report"}
+
+
+def test_a_models_card_changes_no_key_and_its_configuration_changes_those_that_read_it(
+    imagenet_tree, thousand, tmp_path
+):
+    model = shutil.copytree(thousand, tmp_path / "model")
+    before = keys_of(imagenet_tree, model)
+    (model / "README.md").write_text("a card")
+    assert keys_of(imagenet_tree, model) == before
+    config = json.loads((model / "model_index.json").read_text())
+    (model / "model_index.json").write_text(json.dumps(config | {"_diffusers_version": "0"}))
+    after = keys_of(imagenet_tree, model)
+    assert {name for name, key in before.items() if after[name] == key} == {"embed"}
 
 
 def test_without_a_recipe_there_are_no_images_and_no_licence():

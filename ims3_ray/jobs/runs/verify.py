@@ -50,7 +50,7 @@ def verify_storage(storage: Directory, *, removes: bool) -> tuple[dict[str, obje
     lines = [f"{one.place} {one.why}" for one in damage]
     lines += [f"removed: {place}" for place in removed]
     if unknown:
-        lines.append(f"{unknown} files of earlier versions have no checksum: their sizes were compared alone")
+        lines.append(f"{unknown} files have no checksum: only their sizes were compared")
     lines.append(f"{len(places)} artefacts in {storage.uri}: {len(damage) or 'no'} damaged files")
     listed = [{"place": one.place, "why": one.why} for one in damage]
     problem = _problem(storage, damage, removed)

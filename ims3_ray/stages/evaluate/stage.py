@@ -141,11 +141,9 @@ def _depends(context: Context) -> object:
     config = context.config
     networks = protocols(config.evaluate.protocol, config.evaluate.networks)
     rules = [protocol.model_dump(mode="json") for protocol in networks]
-    settings = config.evaluate.model_dump(mode="json")
-    settings.pop("teacher", None)  # its content counts
-    scored, how = context.inputs.get("scored"), [context.machine.device, *context.view_draws]
-    how += [teacher] if (teacher := context.inputs.get("teacher")) else []
-    return [settings, rules, config.seed, config.ipc, scored, *how]
+    settings = config.evaluate.model_dump(mode="json", exclude={"teacher"})  # its content counts
+    read = [context.inputs.get("scored"), context.inputs.get("teacher")]
+    return [settings, rules, config.seed, config.ipc, read, context.machine.device]
 
 
 def _cost(context: Context, forward: Forward) -> Cost:  # noqa: ARG001

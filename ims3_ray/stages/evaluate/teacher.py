@@ -112,7 +112,7 @@ def _answers(
 def _depends(context: Context) -> object:
     rules = teacher_rules(context.config.evaluate.protocol)
     how = rules.model_dump(mode="json", exclude={"name", "version", "split", "evaluations"})
-    return [context.inputs["images"], how, context.machine.device, *context.view_draws]
+    return [context.inputs["images"], how, context.machine.device]
 
 
 def _cost(context: Context, forward: Forward) -> Cost:  # noqa: ARG001
@@ -130,7 +130,7 @@ def _node_disk(context: Context) -> float:
 STAGE = Stage(
     name="teacher",
     noun="teacher",
-    version=1,
+    version=2,
     unit="networks",
     is_part=lambda context: is_soft(context.config.evaluate) and context.config.evaluate.teacher is None,
     run=run,

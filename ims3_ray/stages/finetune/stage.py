@@ -98,7 +98,7 @@ def _cost(context: Context, forward: Forward) -> Cost:
 STAGE = Stage(
     name="finetune",
     noun="adapter",
-    version=2,
+    version=3,
     reads=("latents", "inversions"),
     is_read=lambda context, noun: noun == "latents" or context.matches_trajectories,
     is_part=lambda context: context.is_tuned,

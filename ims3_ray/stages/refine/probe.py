@@ -115,7 +115,7 @@ def _depends(context: Context) -> object:
         for rules in probe_protocols(config.probe, config.evaluate.protocol)
     ]
     settings = [config.probe.count, list(config.probe.points), config.seed]
-    return [context.inputs["images"], kinds, settings, context.machine.device, *context.view_draws]
+    return [context.inputs["images"], kinds, settings, context.machine.device]
 
 
 def _cost(context: Context, forward: Forward) -> Cost:  # noqa: ARG001
@@ -142,7 +142,7 @@ def _node_disk(context: Context) -> float:
 STAGE = Stage(
     name="probe",
     noun="probes",
-    version=1,
+    version=2,
     unit="networks",
     is_part=lambda context: context.config.refine.steps > 0,
     run=run,

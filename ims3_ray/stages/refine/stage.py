@@ -128,9 +128,7 @@ def _depends(context: Context) -> object:
     kinds = probe_protocols(config.probe, config.evaluate.protocol)
     rules = [kind.model_dump(mode="json") for kind in kinds]
     shared = [config.seed, list(context.classes), config.ipc, context.inputs["extractor"], rules]
-    sizes = ["classifiers' size"] if config.refine.space == "pixel" else []
-    views = ["real images' own view"] if kinds[0].augmentations.siamese else []
-    return [settings, shared, generator["model"], generator["device"], *context.view_draws, *sizes, *views]
+    return [settings, shared, generator["model"], generator["numerics"]]
 
 
 def step_operations(context: Context, forward: Forward) -> float:
@@ -171,7 +169,7 @@ def _use(context: Context) -> Use:
 STAGE = Stage(
     name="refine",
     noun="refined",
-    version=1,
+    version=2,
     reads=("features", "probes", "selection", "candidates"),
     is_read=lambda context, noun: (
         noun in ("features", "probes") or context.config.refine.start == "selection"

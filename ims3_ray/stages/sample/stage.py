@@ -26,7 +26,7 @@ from ims3_ray.method.ddim import (
 from ims3_ray.method.guidance import within
 from ims3_ray.method.keys import key_seed
 from ims3_ray.method.rng import generator, normal
-from ims3_ray.method.schedule import NUM_TRAIN_TIMESTEPS, alphas_bar, respaced
+from ims3_ray.method.schedule import alphas_bar
 from ims3_ray.models.batches import DECODER, in_batches, to_pixels
 from ims3_ray.models.device import prepare_device, send
 from ims3_ray.models.dpm_solver import dpm_step
@@ -191,18 +191,12 @@ class Sampler:
 def _depends(context: Context) -> object:
     config = context.config
     settings = context.values_of(config.sample) | {"pool_ipc": config.pool_ipc}
-    unused = {"guidance_interval"} if config.sample.guidance_interval is None else set()
+    unused = {"spacing"} if config.sample.sampler == "dpm" else set()
     if config.sample.start == "noise":
         unused |= {name for name in settings if name.startswith("start")}
     if config.sample.guidance == "none":
-        unused |= {name for name in settings if name.startswith("anchor")} | {"guidance"}
+        unused |= {name for name in settings if name.startswith("anchor")}
     settings = {name: value for name, value in settings.items() if name not in unused}
-    if config.sample.sampler == "dpm":
-        del settings["spacing"]
-    elif config.sample.spacing == "linspace":  # counts that np.linspace spaces otherwise, as once here
-        evenly = np.linspace(0, NUM_TRAIN_TIMESTEPS - 1, config.sample.steps).round()
-        if (evenly != respaced(config.sample.steps).numpy()).any():
-            settings["spacing"] = "linspace by strides"
     return [settings, config.seed, context.inputs["extractor"], context.generator_values()]
 
 
@@ -228,7 +222,7 @@ def _cost(context: Context, forward: Forward) -> Cost:
 STAGE = Stage(
     name="sample",
     noun="candidates",
-    version=1,
+    version=2,
     reads=("adapter", "latents", "inversions", "features"),
     is_read=_is_read,
     run=run,

@@ -9,7 +9,7 @@ from ims3_ray.storage.artifacts import Directory
 
 from .candidates import open_candidates
 from .pool import LEAST_ROWS_BYTES, trws_memory
-from .solve import is_proved, select_features
+from .solve import select_features
 
 
 def run(context: Context, out: Directory, candidates: Directory, features: Directory) -> dict[str, object]:
@@ -39,11 +39,6 @@ def _figures(out: Directory) -> dict[str, float]:
 def _depends(context: Context) -> object:
     config = context.config
     settings = config.select.model_dump(mode="json", exclude={"memory"})
-    if config.select.coverage and config.select.coverage_by == "balls":
-        settings["balls"] = "surface included"
-    is_bounded = config.select.unit == "subgroup" and config.select.certify != "none"
-    if is_bounded and not is_proved(config.select, len(context.classes) * _subgroups(config)):
-        settings["bound"] = "series"  # whose bounds differ from those of older releases
     return [settings, config.seed, list(context.classes), config.ipc]
 
 
@@ -66,7 +61,7 @@ def _cost(context: Context, forward: Forward) -> Cost:
 STAGE = Stage(
     name="select",
     noun="selection",
-    version=4,  # 4: the first ipc images of the first select.subgroups
+    version=5,
     reads=("candidates", "features"),
     unit="subgroups",
     run=run,
