@@ -239,10 +239,5 @@ def on_every_node(machine: Machine, function: Callable[..., object], *arguments:
     ray.get([task.options(scheduling_strategy=place).remote(*arguments) for place in where])
 
 
-def inside_job() -> bool:
-    """Whether this driver was started by `ray job submit`, in a temporary working directory."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-
-
 def num_nodes() -> int:
     return sum(node["Alive"] for node in ray.nodes())

@@ -6,7 +6,7 @@ from pydantic import Field, field_validator
 
 from .base import BatchSize, Count, Section, Weight
 from .data import refuse_twice
-from .sections import NetworkName
+from .sections import NetworkName, ProtocolSpec
 
 
 class Probe(Section):
@@ -20,7 +20,7 @@ class Probe(Section):
     """Networks of each kind, from different seeds."""
     points: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 5, 10, 20)
     """Steps of their training after which each is kept."""
-    protocol: str | None = None
+    protocol: ProtocolSpec | None = None
     """Whose image size, augmentation and training are theirs; null: evaluate.protocol."""
 
     @field_validator("networks")

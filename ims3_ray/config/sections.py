@@ -28,6 +28,28 @@ def _as_network(spec: str) -> str:
 
 NetworkSpec = Annotated[str, AfterValidator(_as_network)]
 """A network of this project, or any of timm's, without its weights."""
+ProtocolName = Literal[
+    *("quick", "minimax", "ims3", "dc-mnist", "dsa-mnist", "dc-fashion", "dsa-fashion", "dc-cifar10"),
+    *("dsa-cifar10", "soft", "soft-32", "smoke"),
+]
+VALIDATION = "-val"  # ends the name of a protocol's twin that scores on the validation images
+NO_PROTOCOL = "none"  # of a run that scores nothing
+
+
+def scored_split(protocol: str) -> Literal["test", "validation"]:
+    """Returns the split whose images the protocol scores."""
+    return "validation" if protocol.endswith(VALIDATION) else "test"
+
+
+def _as_protocol(name: str) -> str:
+    if name != NO_PROTOCOL and name.removesuffix(VALIDATION) not in get_args(ProtocolName):
+        known = ", ".join(get_args(ProtocolName))
+        raise ValueError(f"should be one of {known}, with {VALIDATION} for validation images, or none")
+    return name
+
+
+ProtocolSpec = Annotated[str, AfterValidator(_as_protocol)]
+"""A protocol by its name, or none."""
 Baseline = Literal["random", "herding", "k_center", "medoids", "k_medoids"]
 Timestep = Annotated[int, Field(ge=0, le=999)]
 Interval = Annotated[tuple[Timestep, ...], Field(min_length=2, max_length=2)]
@@ -193,7 +215,7 @@ class Export(Section):
 class Evaluate(Section):
     """How an image set is scored."""
 
-    protocol: str = "quick"
+    protocol: ProtocolSpec = "quick"
     """Name of a protocol, with -val on validation images; none leaves evaluation out."""
     networks: Annotated[tuple[NetworkSpec, ...], Field(min_length=1)] | None = None
     """Classifiers: convnet3/4/6, resnet8, resnet18, resnetap10, mlp, timm:NAME; null: the protocol's own."""

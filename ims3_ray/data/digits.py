@@ -22,16 +22,22 @@ PREFIX = "package://digits/"
 
 
 def materialise(location: str, storage: Directory) -> Directory:
-    """The folder of `package://digits/<split>` below `storage`, written where it is not there yet."""
-    split = location.removeprefix(PREFIX)
-    if not location.startswith(PREFIX) or split not in SPLITS:
-        known = ", ".join(PREFIX + name for name in SPLITS)
-        raise InputError(f"data: {location} is not in the package; known here: {known}")
+    """Returns the folder of `package://digits/<split>` below `storage`, written if it is not there yet."""
+    split = split_of(location)
     directory = storage / "digits" / split
     if not (storage / "digits").exists(f"{split}.complete"):
         _write(directory, *SPLITS[split])
         (storage / "digits").write(f"{split}.complete", b"")
     return directory
+
+
+def split_of(location: str) -> str:
+    """Returns the split that `location` names. Raises InputError if the package has no such images."""
+    split = location.removeprefix(PREFIX)
+    if not location.startswith(PREFIX) or split not in SPLITS:
+        known = ", ".join(PREFIX + name for name in SPLITS)
+        raise InputError(f"data: {location} is not in the package; known here: {known}")
+    return split
 
 
 def _write(directory: Directory, first: int, last: int) -> None:

@@ -31,18 +31,24 @@ Files = Mapping[str, fs.FileInfo | str]  # path → what is there, or why it is 
 Listing = Mapping[str, Files]  # of each class
 Look = dict[str, str]  # {"id": content hash} or {"bad": why}
 Looks = dict[str, Look]  # by path
+CLASS_FOLDERS = "give a folder with one folder of images per class"
 # (function, its arguments for each call) → what it gives, in order; cluster/ puts one here for its nodes
 EACH: Callable[[Callable[..., list[Look]], Iterable[tuple[Any, ...]]], Iterator[list[Look]]] = (
     itertools.starmap
 )
 
 
+def check_exists(directory: Directory, place: str, name: str) -> None:
+    """Raise InputError, with `name` and `place`, if there is neither a folder nor a file."""
+    if directory.kind == fs.FileType.NotFound:
+        raise InputError(f"{name}: {place} does not exist; {CLASS_FOLDERS}")
+
+
 def list_classes(directory: Directory, place: str, name: str, classes: Sequence[str] | None) -> Listing:
     """What is visible in the class folders, paths relative to the directory, which messages call `place`."""
-    kind = directory.kind
-    if kind != fs.FileType.Directory:
-        what = "does not exist" if kind == fs.FileType.NotFound else "is no folder"
-        raise InputError(f"{name}: {place} {what}; give a folder with one folder of images a class")
+    check_exists(directory, place, name)
+    if directory.kind != fs.FileType.Directory:
+        raise InputError(f"{name}: {place} is no folder; {CLASS_FOLDERS}")
     if classes is not None:
         return _list_named(directory, place, name, classes)
     listing: dict[str, dict[str, fs.FileInfo | str]] = {}

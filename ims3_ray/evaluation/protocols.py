@@ -10,14 +10,14 @@ this project's own.
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from ims3_ray.config.sections import NO_PROTOCOL as NO_PROTOCOL
+from ims3_ray.config.sections import VALIDATION
 from ims3_ray.errors import InputError
 from ims3_ray.models.classifiers import NETWORKS
 from ims3_ray.models.timm_networks import is_timm, stem_for
 
 from .rules import Augmentations, Protocol
 from .siamese import DiffKind
-
-NO_PROTOCOL = "none"  # of a run that scores nothing
 
 _MINIMAX = Protocol(
     name="minimax",
@@ -123,8 +123,6 @@ RATES = {
     "soft-32": _SOFT_RATES,
 }
 
-# ends the name of a protocol's twin that scores on the validation images, for sweeps and every choice
-VALIDATION = "-val"
 _ZHAO = [_zhao(method, images) for images in _SMALL for method in ("dc", "dsa")]
 _TESTED = (_QUICK, _MINIMAX, _IMS3, *_ZHAO, _SOFT, _SOFT_SMALL, _SMOKE)
 _VALIDATED = [p.model_copy(update={"name": p.name + VALIDATION, "split": "validation"}) for p in _TESTED]

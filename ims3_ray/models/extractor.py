@@ -22,7 +22,8 @@ from ims3_ray.errors import InputError
 
 from .batches import DECODER, in_batches, to_images
 from .classifiers import Classifier, NetworkName, build
-from .files import check_shapes, read_json, read_tensors, resolve_model, shapes_of
+from .files import check_shapes, read_json, read_tensors, shapes_of
+from .hub import resolve_model
 from .timm_networks import TIMM_SCHEME, check_name
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"

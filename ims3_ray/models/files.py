@@ -1,4 +1,4 @@
-"""Where a model lies and what its files hold: JSON and tensors, never code from outside."""
+"""What the files of a model hold: JSON and tensors, never code from outside."""
 
 import argparse
 import contextlib
@@ -7,7 +7,6 @@ import math
 import pickle
 import zipfile
 from collections.abc import Generator, Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,8 @@ from torch import Tensor
 from ims3_ray.errors import InputError
 from ims3_ray.text import mismatch, one_line, some
 
-from .hub import download, is_hub_id
-
 Shapes = dict[str, tuple[int, ...]]
 
-PACKAGE_SCHEME = "package://"
 _WEIGHTS_STEM = "diffusion_pytorch_model"
 _WEIGHTS_NAMES = tuple(  # the order of preference: no pickle before pickle, full precision before half
     f"{_WEIGHTS_STEM}{variant}{suffix}"
@@ -31,32 +27,6 @@ _WEIGHTS_NAMES = tuple(  # the order of preference: no pickle before pickle, ful
     for variant in ("", ".fp16")
     for suffix in (f".{kind}", f".{kind}.index.json")
 )
-
-
-def resolve_model(path: str | Path) -> Path:
-    """The local file or folder that `path` names: itself, `package://name` (in this package), or a hub id.
-
-    Only a hub id ("org/name" or "org/name@revision", no local path) is looked up on the network. Raises
-    InputError where nothing is found.
-    """
-    text = str(path)
-    if text.startswith(PACKAGE_SCHEME):
-        return _packaged(text)
-    if Path(text).exists():
-        return Path(text)
-    if is_hub_id(text):
-        return download(text)
-    raise InputError(
-        f"{text}: no such model file or folder; give a diffusers folder, an original DiT .pt file or a hub id"
-    )
-
-
-def _packaged(text: str) -> Path:
-    name, root = text.removeprefix(PACKAGE_SCHEME), Path(str(files("ims3_ray"))) / "pretrained"
-    known = sorted(folder.name for folder in root.iterdir() if folder.is_dir()) if root.is_dir() else []
-    if name not in known:
-        raise InputError(f"{text}: no such model in this package; it brings {', '.join(known) or 'none'}")
-    return root / name
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from ims3_ray.method.schedule import BETA_END, BETA_START, NUM_TRAIN_TIMESTEPS
 from .checkpoints import inspect_transformer
 from .diffusers_layout import CLASS_TABLE, DIFFUSERS_SHIFT, export_transformer
 from .dit import DiT, DiTConfig
-from .files import find_weights, read_json, read_shapes, resolve_model
+from .files import find_weights, read_json, read_shapes
+from .hub import resolve_model
 from .vae import Vae, image_size, read_vae, vae_config, vae_folder
 
 if TYPE_CHECKING:

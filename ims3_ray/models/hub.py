@@ -1,10 +1,16 @@
-"""Models on the Hugging Face hub, `org/name` or `org/name@revision`, with `hf://` before it or without."""
+"""Where a model lies: a local path, `package://NAME` in this package, or the Hugging Face hub.
+
+A hub id is `org/name` or `org/name@revision`, with `hf://` before it or without.
+"""
 
 import re
+from importlib.resources import files
 from pathlib import Path
 
+from ims3_ray.errors import InputError
 from ims3_ray.storage.hub import NAME, fetch, hub_name
 
+PACKAGE_SCHEME = "package://"
 _HUB_ID = re.compile(rf"{NAME}(?:@[\w./-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # a missing file of such a name is never a hub id
@@ -40,3 +46,28 @@ def download(hub_id: str) -> Path:
     parts = [f"{part}/*" for part in ("transformer", "vae") if (folder / part).is_dir()]
     patterns = parts or ["*.safetensors", "*.bin"]
     return fetch(f"{hub_id.partition('@')[0]}@{folder.name}", ["*.json", *patterns])
+
+
+def resolve_model(path: str | Path) -> Path:
+    """Returns the local file or folder that `path` names.
+
+    Only a hub id that is no local path is looked up on the network. Raises InputError if there is nothing.
+    """
+    text = str(path)
+    if text.startswith(PACKAGE_SCHEME):
+        return _packaged(text)
+    if Path(text).exists():
+        return Path(text)
+    if is_hub_id(text):
+        return download(text)
+    raise InputError(
+        f"{text}: no such model file or folder; give a diffusers folder, an original DiT .pt file or a hub id"
+    )
+
+
+def _packaged(text: str) -> Path:
+    name, root = text.removeprefix(PACKAGE_SCHEME), Path(str(files("ims3_ray"))) / "pretrained"
+    known = sorted(folder.name for folder in root.iterdir() if folder.is_dir()) if root.is_dir() else []
+    if name not in known:
+        raise InputError(f"{text}: no such model in this package; it brings {', '.join(known) or 'none'}")
+    return root / name

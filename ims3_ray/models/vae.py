@@ -16,7 +16,8 @@ from ims3_ray.errors import InputError
 from ims3_ray.text import mismatch
 
 from .dit import DiTConfig
-from .files import check_finite, find_weights, read_json, resolve_model
+from .files import check_finite, find_weights, read_json
+from .hub import resolve_model
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

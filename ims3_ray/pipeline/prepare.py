@@ -1,10 +1,10 @@
-"""What is checked before any heavy work: paths, images, models, classes, numbers that must fit each other."""
+"""What is checked before any heavy work: inputs, models, images, classes, numbers that must fit."""
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import ray
 import torch
@@ -15,35 +15,33 @@ from ims3_ray.cluster.machine import (
     Machine,
     connect,
     find_machine,
-    inside_job,
     num_nodes,
     on_every_node,
 )
 from ims3_ray.config.base import one_spelling
 from ims3_ray.config.data import Data
+from ims3_ray.config.sections import Model
 from ims3_ray.config.settings import WEIGHTS, Config, Evaluating
 from ims3_ray.data.classes import check_class_names, class_map
 from ims3_ray.data.images import ImageSet, open_images
-from ims3_ray.data.named import below, is_named
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.protocols import NO_PROTOCOL, protocol
 from ims3_ray.models.device import Numerics, supported
 from ims3_ray.models.extractor import inspect_extractor, load_extractor
 from ims3_ray.models.generator import inspect_generator
 from ims3_ray.models.hub import pin
-from ims3_ray.runs.database import tracking_uri
 from ims3_ray.stages.context import Context, Inputs
 from ims3_ray.stages.contract import Stage
-from ims3_ray.storage.artifacts import Directory, fingerprint, open_directory, open_storage
+from ims3_ray.storage.artifacts import Directory, fingerprint, open_storage
 from ims3_ray.storage.hashing import content_hash
 from ims3_ray.storage.local_rows import refuse_full_disk
 
+from .inputs import check_run, check_storage, image_places
 from .numbers import check_numbers
-from .splits import check_splits, left_out, refuse_nested, refuse_storage_within
+from .splits import check_splits, left_out
 from .steps import plan
 
 Kind = TypeVar("Kind", Config, Evaluating)
-BUNDLED = "package://"  # no folder until it is written
 
 
 def begin(configs: Sequence[Config], say: Callable[[str], None]) -> list[Context]:
@@ -52,10 +50,11 @@ def begin(configs: Sequence[Config], say: Callable[[str], None]) -> list[Context
     InputError for whatever a person must mend first: before a cluster is started, where it can be told.
     """
     first = configs[0]
-    check_places(first)
-    tracking_uri(open_directory(first.storage))
+    check_run(first)
+    for model in {str(config.model): config.model for config in configs}.values():
+        inspect_generator(pin(model.path), **_generator_options(model))
     connect()
-    check_storage(first)  # again: now the nodes are known
+    check_storage(first, num_nodes())
     # all that takes long or may be refused comes before GPUs are waited for, and billed
     contexts = prepare_all(configs, find_machine(first.workers, wait=False))
     contexts = _on_machine(contexts, find_machine(first.workers))
@@ -86,67 +85,6 @@ def _check_room(missing: Iterable[tuple[Context, Stage]]) -> None:
             largest[stage.name] = needed, context, stage
     for needed, context, stage in largest.values():
         on_every_node(context.machine, refuse_full_disk, needed, stage.node_disk_remedy)
-
-
-def check_places(config: Config) -> None:
-    """InputError for images that are not named, and a storage that can't be reached from everywhere."""
-    image_places(config)
-    check_storage(config)
-
-
-def check_storage(config: Config) -> None:
-    """InputError for a relative storage where the working directory is temporary or each node has its own."""
-    is_relative = "://" not in config.storage and not Path(config.storage).expanduser().is_absolute()
-    if is_relative and (inside_job() or (ray.is_initialized() and num_nodes() > 1)):
-        raise InputError(
-            f"storage: {config.storage!r} is relative, and the working directory of a job or a node is its "
-            "own; name a path or URI that every node reaches, such as storage=/mnt/shared/runs or "
-            "storage=s3://bucket/runs"
-        )
-
-
-def image_places(config: Config | Evaluating) -> dict[str, str]:
-    """Where the training images and those that the protocol scores on lie. InputError where that is open."""
-    data = config.data
-    if data.train is None:
-        has_recipe = isinstance(config, Config)
-        why = f"recipe {config.recipe} brings no images" if has_recipe else "no training images are named"
-        raise InputError(
-            f"data.train: {why}; give the folder that holds one folder of training images a class, "
-            "such as data.train=/data/my-images/train, or a Hugging Face dataset on disk"
-        )
-    places = {"train": data.train}
-    if config.evaluate.protocol != NO_PROTOCOL:
-        split = protocol(config.evaluate.protocol).split
-        if (scored := _scored_place(data.train, config, split)) is not None:
-            if data.classes is None and not any(map(_is_no_folder, (data.train, scored))):
-                refuse_nested(data.train, scored, f"data.{split}")
-            places[split] = scored
-    for split, place in places.items():
-        if not _is_no_folder(place):
-            refuse_storage_within(config.storage, place, data.classes, f"data.{split}")
-    return {split: below(place, data.root) for split, place in places.items()}
-
-
-def _scored_place(train: str, config: Config | Evaluating, split: str) -> str | None:
-    """Where the scored images lie; None for a part of the training images, once these are listed."""
-    data = config.data
-    if (place := getattr(data, split)) is not None:
-        return place
-    if split == "validation" and data.validation_split:
-        return None
-    if is_named(train):  # whose library tells the splits apart
-        return train
-    given = "a folder, data.validation_split=0.1" if split == "validation" else "a folder"
-    raise InputError(
-        f"data.{split}: protocol {config.evaluate.protocol} scores on it; "
-        f"give {given}, or evaluate.protocol=none"
-    )
-
-
-def _is_no_folder(place: str) -> bool:
-    """Before it is unpacked."""
-    return place.startswith(BUNDLED) or is_named(place)
 
 
 def prepare(config: Config, machine: Machine) -> Context:
@@ -222,13 +160,15 @@ def pinned(config: Kind, pin: Callable[[str], str] = pin) -> Kind:
 
 
 def _open(config: Config, machine: Machine) -> Context:
-    places, storage = image_places(config), open_storage(config.storage)
+    places, model = image_places(config), config.model
+    info = inspect_generator(model.path, **_generator_options(model))
+    for network in (config.embed.extractor, config.evaluate.teacher):
+        if network is not None:
+            inspect_extractor(network)
+    storage = open_storage(config.storage)
     images = open_splits(places, config.data, config.seed, storage)
-    train, model = images["train"], config.model
+    train = images["train"]
     check_class_names(train.classes)
-    info = inspect_generator(
-        model.path, vae=model.vae, heads=model.heads, frequency_shift=model.frequency_shift
-    )
     names = tuple(info.id2label) if info.id2label else None
     labels = class_map(train.classes, names, info.num_classes, config.data.class_map)
     folders = [Path(info.path)] if model.vae is None else [Path(info.path), Path(info.vae_path)]
@@ -244,6 +184,10 @@ def _open(config: Config, machine: Machine) -> Context:
     doubts = [*left_out(images), *check_splits(images, config.data.max_overlap_fraction)]
     notes = tuple(f"warning: {line}" for line in doubts)
     return Context(config, storage, machine, images, info, labels, _wanted(config, machine), inputs, notes)
+
+
+def _generator_options(model: Model) -> dict[str, Any]:
+    return {"vae": model.vae, "heads": model.heads, "frequency_shift": model.frequency_shift}
 
 
 def content_of(network: str, storage: Directory) -> str:

@@ -19,6 +19,7 @@ from ims3_ray.errors import InputError
 from ims3_ray.models import extractor as features
 from ims3_ray.models.generator import save_pipeline
 from ims3_ray.pipeline import prepare as preparation
+from ims3_ray.pipeline.inputs import image_places
 from ims3_ray.pipeline.steps import plan
 from ims3_ray.stages.finetune.draws import Images, Source
 from ims3_ray.stages.sample.stage import Sampler
@@ -258,7 +259,7 @@ def test_without_a_recipe_there_are_no_images_and_no_licence():
     assert config.data.train is None
     assert config.data.licence is None
     with pytest.raises(InputError, match=r"data\.train"):
-        preparation.image_places(config)
+        image_places(config)
 
 
 def test_a_recipes_frequencies_are_not_said_of_other_weights():

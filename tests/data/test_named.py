@@ -11,7 +11,8 @@ from flat import png, values
 
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.errors import InputError
-from ims3_ray.pipeline.prepare import image_places, open_splits
+from ims3_ray.pipeline.inputs import image_places
+from ims3_ray.pipeline.prepare import open_splits
 from ims3_ray.runs import receipts
 from ims3_ray.storage.artifacts import open_storage
 

@@ -20,7 +20,8 @@ from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.data import unpacking
 from ims3_ray.data.images import open_labelled
 from ims3_ray.errors import InputError
-from ims3_ray.pipeline.prepare import image_places, open_splits
+from ims3_ray.pipeline.inputs import image_places
+from ims3_ray.pipeline.prepare import open_splits
 from ims3_ray.pipeline.splits import check_splits
 from ims3_ray.storage.artifacts import Directory, open_directory, open_storage
 

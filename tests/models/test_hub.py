@@ -12,7 +12,7 @@ from ims3_ray.config.load import load_config
 from ims3_ray.errors import InputError
 from ims3_ray.models import hub
 from ims3_ray.models.extractor import inspect_extractor, load_extractor, without_weights
-from ims3_ray.models.files import resolve_model
+from ims3_ray.models.hub import resolve_model
 from ims3_ray.pipeline.prepare import pinned
 
 MODEL = "timm/test_resnet.r160_in1k"  # where timm has the weights of its smallest model

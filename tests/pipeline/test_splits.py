@@ -11,7 +11,8 @@ from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.config.settings import Workers
 from ims3_ray.data.images import open_images
 from ims3_ray.errors import InputError
-from ims3_ray.pipeline.prepare import image_places, prepare
+from ims3_ray.pipeline.inputs import image_places
+from ims3_ray.pipeline.prepare import prepare
 from ims3_ray.pipeline.splits import check_splits, left_out
 from ims3_ray.storage.artifacts import open_storage
 

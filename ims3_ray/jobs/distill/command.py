@@ -63,6 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _distil(config: Config) -> Distillation:
+    _check(config)
     with waiting("imports"):
         from ims3_ray.cluster import machine, warm  # heavy, not needed to refuse bad input
 
@@ -75,6 +76,12 @@ def _distil(config: Config) -> Distillation:
     return distil(config)
 
 
+def _check(config: Config) -> None:
+    from ims3_ray.pipeline.inputs import check_run  # a finished run needs no check
+
+    check_run(config)
+
+
 def _yaml(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
@@ -83,15 +90,15 @@ def _dry_run(config: Config, price: float | None) -> None:
     if find_complete(config):  # what it took is known, and needs no plan
         print(_yaml(config), *status_lines(read_status(config)), "nothing would run", sep="\n")
         return
+    _check(config)
     with waiting("imports"):  # heavy
         from ims3_ray.cluster.machine import connect, find_machine, has_address, refuse_impossible
-        from ims3_ray.pipeline.prepare import check_places, idle_lines, prepare
+        from ims3_ray.pipeline.prepare import idle_lines, prepare
         from ims3_ray.pipeline.steps import plan
 
         from .estimate import DRIVER_BYTES, PROCESS_BYTES, estimate_steps
 
     refuse_impossible(config.workers)
-    check_places(config)
     with waiting("start"):
         if has_address():
             connect()

@@ -21,6 +21,7 @@ from ims3_ray.config.settings import Evaluating
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.table import evaluation_lines, expected_lines, score_lines
 from ims3_ray.jobs.ending import ending, look_at
+from ims3_ray.pipeline.inputs import check_inputs
 from ims3_ray.progress import waiting
 from ims3_ray.storage.directory import open_directory, refuse_unwritable
 from ims3_ray.text import some
@@ -50,6 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
     config = load_settings(Evaluating, parse_overrides(arguments.overrides))
     locations = named_sets(arguments.sets)
     expected = stated_ranges(arguments.stated, locations)
+    check_inputs(config)
     with waiting("imports"):  # heavy: Ray
         from ims3_ray.cluster.machine import connect, find_machine, has_address, refuse_impossible
 

@@ -19,8 +19,9 @@ from ims3_ray.evaluation.audit import Audit, AuditedImages, audit
 from ims3_ray.evaluation.figures import NAMES, Evaluation
 from ims3_ray.evaluation.protocols import NO_PROTOCOL, Protocol, protocols
 from ims3_ray.evaluation.statistics import augmentation_robust_score
-from ims3_ray.models.extractor import load_extractor
-from ims3_ray.pipeline.prepare import content_of, image_places, open_splits, pinned
+from ims3_ray.models.extractor import inspect_extractor, load_extractor
+from ims3_ray.pipeline.inputs import image_places
+from ims3_ray.pipeline.prepare import content_of, open_splits, pinned
 from ims3_ray.pipeline.splits import check_splits
 from ims3_ray.stages.embed import embed_images
 from ims3_ray.stages.evaluate import compare
@@ -87,7 +88,8 @@ def prepare(config: Evaluating, locations: Mapping[str, str], *, plain: bool = F
     check_settings(config.evaluate, trains=False)
     if plain:
         networks = [*networks, _without_augmentation(networks[0], config.evaluate.baselines)]
-    places = image_places(config)
+    places, config = image_places(config), pinned(config)
+    inspect_extractor(config.embed.extractor)
     storage = open_storage(config.storage)
     images = open_splits(places, config.data, config.seed, storage)
     train, scored = images["train"], images[networks[0].split]
@@ -99,7 +101,6 @@ def prepare(config: Evaluating, locations: Mapping[str, str], *, plain: bool = F
         for name, place in locations.items()
     }
     _check_counts(config, train, given)
-    config = pinned(config)
     return Prepared(
         config,
         storage,

@@ -1,0 +1,57 @@
+"""The order of checks: what is cheap to check is refused before torch, Ray, images and the storage."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from processes import environment
+
+from ims3_ray.cluster.machine import Machine
+from ims3_ray.config.load import load_config, parse_overrides
+from ims3_ray.errors import InputError
+from ims3_ray.pipeline import prepare
+
+RUN = """
+import json, sys
+from ims3_ray.cli import main
+codes = [main(words) for words in json.loads(sys.argv[1])]
+print(json.dumps([codes, sorted({"torch", "ray", "diffusers", "timm", "mlflow"} & set(sys.modules))]))
+"""
+WRONG = [
+    "model.path=package://digit",
+    "model.path=/nope",
+    "model.vae=/nope",
+    "embed.extractor=/nope",
+    "data.train=/nope",
+    "data.train=/nope.pt",
+    "data.train=package://digit/train",
+    "data.train=relative-typo",
+    "evaluate.protocol=nope",
+    "probe.protocol=nope",
+    "storage=/proc/x",
+]
+
+
+def test_what_is_cheap_to_check_is_refused_before_anything_is_imported_started_or_written(tmp_path):
+    storage = f"storage={tmp_path / 'runs'}"
+    commands = [["distill", *more, storage, word] for word in WRONG for more in ([], ["--dry-run"])]
+    commands.append(["evaluate", "--set=x", storage, "data.test=/nope", "data.train=/nope"])
+    words = [sys.executable, "-c", RUN, json.dumps(commands)]
+    done = subprocess.run(words, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert json.loads(done.stdout) == [[2] * len(commands), []], done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(commands)
+    for line, command in zip(lines, commands, strict=True):
+        assert line.startswith(f"error: {command[-1].partition('=')[0].split('.')[0]}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_is_inspected_before_any_image_is_listed(tiny_overrides, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "open_splits", lambda *_: pytest.fail("images were listed"))
+    (tmp_path / "unet" / "transformer").mkdir(parents=True)
+    (tmp_path / "unet" / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    config = load_config("digits", parse_overrides([*tiny_overrides, f"model.path={tmp_path / 'unet'}"]))
+    with pytest.raises(InputError, match="StableDiffusionPipeline"):
+        prepare.prepare(config, Machine("cpu", 2, 0, 8e9, config.workers))
+    assert not (tmp_path / "runs").exists()
