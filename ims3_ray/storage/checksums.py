@@ -18,7 +18,8 @@ def embed_checksum(data: bytes, name: str) -> bytes:
     """The bytes of the file `name`, which hold BLANK, with its checksum in place of the zeros."""
     start = _start(data)
     assert start is not None, f"{name} has no place for a checksum"
-    return data[:start] + _digest(data, name, start) + data[start + DIGITS :]
+    view = memoryview(data)
+    return b"".join([view[:start], _digest(data, name, start), view[start + DIGITS :]])
 
 
 def carried_checksum_holds(data: bytes, name: str) -> bool | None:

@@ -4,6 +4,7 @@ The keys of all rows lie in a file of their own beside the parts, `index.arrow`,
 there: one request to an object store, where the parts' would be several for each of thousands.
 """
 
+import hashlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +14,10 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import feather
 
+from ims3_ray.errors import InputError
+
 from .ahead import ahead
-from .artifacts import Directory, part_names, read_manifest, read_part
+from .artifacts import Directory, known_checksums, part_names, read_manifest, read_part
 from .tables import Columns, Table, concatenate, from_arrow, from_parquet, to_arrow
 
 INDEX = "index.arrow"
@@ -89,11 +92,19 @@ def read_index(directory: Directory, table: Table, keys: Sequence[str]) -> Index
 
 
 def stored_keys(directory: Directory, keys: Sequence[str]) -> pa.Table | None:
-    """Of a complete artefact the columns `keys` of all rows, and FILE; None where it has no index."""
+    """Returns the columns `keys` of all rows, and FILE, of a complete artefact; None if it has no index.
+
+    Raises InputError if the index has another checksum than in the manifest: its format has none of its own.
+    """
     manifest = read_manifest(directory)
     if not manifest or INDEX not in manifest["files"]:
         return None
-    return feather.read_table(pa.BufferReader(directory.read(INDEX)), columns=[*keys, FILE])
+    data = directory.read(INDEX)
+    if hashlib.sha256(data).hexdigest() != known_checksums(manifest).get(INDEX):
+        raise InputError(
+            f"{(directory / INDEX).uri}: is damaged; remove it, and the command that made it makes it again"
+        )
+    return feather.read_table(pa.BufferReader(data), columns=[*keys, FILE])
 
 
 def file_places(stored: pa.Table, files: Sequence[str]) -> np.ndarray:

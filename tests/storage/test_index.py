@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from ims3_ray.errors import InputError
 from ims3_ray.storage import artifacts, index
 from ims3_ray.storage.artifacts import DamagedError, complete, open_directory
 from ims3_ray.storage.index import INDEX, keys_in, keys_of, read_index, write_index
@@ -77,4 +78,12 @@ def test_keys_are_the_same_from_columns_and_from_a_parts_bytes(features):
 def test_an_index_that_is_lost_counts_as_damage(indexed):
     (indexed / INDEX).delete()
     with pytest.raises(DamagedError, match=INDEX):
+        read_index(indexed, FEATURES, ["label"])
+
+
+def test_no_flipped_bit_of_an_index_is_believed(indexed):
+    data = bytearray(indexed.read(INDEX))
+    data[len(data) // 2] ^= 1
+    indexed.write(INDEX, bytes(data))
+    with pytest.raises(InputError, match=INDEX):
         read_index(indexed, FEATURES, ["label"])
