@@ -1,5 +1,6 @@
 """The Ray cluster or machine that works on a run, and how many actors fit it."""
 
+import contextlib
 import logging
 import os
 import re
@@ -18,7 +19,8 @@ from ims3_ray.config.settings import Workers
 from ims3_ray.errors import InputError
 
 from . import warm
-from .workarounds import CPUS_PER_ACTOR, keep_sigterm, quieten, set_environment
+from .auth_token import make_private_token
+from .workarounds import CPUS_PER_ACTOR, LOOPBACK, keep_sigterm, on_loopback, quieten, set_environment
 
 MEMORY_PER_ACTOR = 1.2e9  # bytes: a worker process with torch and a small model
 MIN_SHARDS = 2
@@ -119,7 +121,7 @@ class Machine:
 
 
 def connect() -> None:
-    """Join the cluster of RAY_ADDRESS, or start one here; nothing where a driver is connected already."""
+    """Join the cluster of RAY_ADDRESS, or start one that listens on loopback; nothing if already connected."""
     if ray.is_initialized():
         return
     set_environment()
@@ -128,12 +130,14 @@ def connect() -> None:
     if has_address():
         _reach(os.environ["RAY_ADDRESS"])
     else:
-        forked = {"py_executable": warm.start()}
-        options = {"address": "local", "dashboard_host": "127.0.0.1", "runtime_env": forked}
+        make_private_token()
+        options = {"address": "local", "dashboard_host": LOOPBACK, "_node_ip_address": LOOPBACK}
+        options["runtime_env"] = {"py_executable": warm.start()}
     # Nothing that workers print reaches the driver: their errors travel as exceptions, their figures as
     # metrics.
     try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+        with on_loopback() if starts_its_own() else contextlib.nullcontext():
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, ValueError) as error:
         raise InputError(
             f"RAY_ADDRESS: {os.environ['RAY_ADDRESS']} can't be joined; is the cluster up, and, where its "

@@ -36,6 +36,7 @@ ENVIRONMENT = {
 MAX_START_FAILURES = 3  # Ray Train's default waits for ever for resources that never come
 START_TIMEOUT, START_TIMEOUT_S = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", 60.0  # Ray's own
 ADDRESS = "RAY_ADDRESS"
+LOOPBACK = "127.0.0.1"
 
 
 def set_environment() -> None:
@@ -44,6 +45,21 @@ def set_environment() -> None:
         os.environ.setdefault(name, value)
     # this one Ray has read already, as it was imported
     ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = ray_constants.env_bool(UV_RUN, True)
+
+
+@contextlib.contextmanager
+def on_loopback() -> Iterator[None]:
+    """Around `ray.init` of a local cluster: its node may have the address LOOPBACK.
+
+    All of Ray's servers then listen there and nowhere else. On Linux Ray replaces that address by the
+    machine's own, and its servers listen on every interface; this is its switch for macOS and Windows. Goes
+    when Ray takes `_node_ip_address` as it is.
+    """
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def quieten(logger: str) -> None:
