@@ -1,6 +1,6 @@
 """Ray's token, which only this user can read: who has it can run code on the user's clusters.
 
-Ray 2.60 writes ~/.ray/auth_token with the process's umask, which usually lets every user of the machine read it.
+Ray 2.60 writes ~/.ray/auth_token by the process's umask, which usually lets all users of the machine read it.
 """
 
 import contextlib

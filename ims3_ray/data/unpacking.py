@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from ims3_ray import progress
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import Directory, fingerprint
-from ims3_ray.storage.signs import alone
+from ims3_ray.storage.lease import exclusive
 
 from .classes import is_folder_name
 from .sources import Rows, label_names
@@ -74,7 +74,7 @@ def unpack_cells(
     key, unpacked = fingerprint(identity), storage / "unpacked"
     if unpacked.exists(f"{key}.complete"):
         return unpacked / key
-    with alone(unpacked / key):
+    with exclusive(unpacked / key):
         if unpacked.exists(f"{key}.complete"):
             return unpacked / key
         written, shown = 0, progress.bar("unpack", None, "images", delay=progress.PATIENCE_S)

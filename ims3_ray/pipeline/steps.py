@@ -28,7 +28,7 @@ from ims3_ray.storage.artifacts import (
     summary_of,
 )
 from ims3_ray.storage.integrity import reopen
-from ims3_ray.storage.signs import alone
+from ims3_ray.storage.lease import exclusive
 
 _logger = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def run_step(context: Context, step: Step) -> Step:
     If another driver is at work on the artefact, waits for it and takes what it made; a line says so. Parts
     of a damaged artefact are kept if their checksums hold; a line names the damaged files.
     """
-    with alone(step.directory):
+    with exclusive(step.directory):
         step = step.again()
         return step if step.manifest else _make(context, step)
 

@@ -15,7 +15,7 @@ import numpy as np
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.statistics import pareto_front
 from ims3_ray.storage.artifacts import Directory
-from ims3_ray.storage.signs import is_dead
+from ims3_ray.storage.heartbeat import is_dead
 from ims3_ray.text import some
 
 from . import tags
@@ -83,7 +83,7 @@ def find(client: "MlflowClient", conditions: str = "", order: str = "start_time"
 
 
 def look(storage: Directory, runs: Sequence[Run]) -> list[Run]:
-    """The same, RUNNING ones as the storage knows them: with their stage, and DEAD without a sign of life.
+    """The same, RUNNING ones as the storage knows them: with their stage, and DEAD without a heartbeat.
 
     A trial lives as long as its sweep. Of a run that another storage holds, MLflow's word stands.
     """

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import Directory
-from ims3_ray.storage.signs import alone
+from ims3_ray.storage.lease import exclusive
 from ims3_ray.text import one_line, redacted
 
 from .database import DATABASE, make_database, tracking_uri
@@ -104,7 +104,7 @@ class Tracker:
             from mlflow.entities import Param
 
             self._tags = {**origin(), **tags}
-            with alone(self._storage / ARTIFACTS):  # else two drivers make one database, each in part
+            with exclusive(self._storage / ARTIFACTS):  # else two drivers make one database, each in part
                 self._client = client(self._storage)
                 experiment = experiment_id(self._client, self._storage)
             if old := self._client.search_runs([experiment], f"tags.`{RUN}` = '{key}'"):

@@ -16,7 +16,7 @@ from ims3_ray.models.extractor import embed_pixels, load_extractor
 from ims3_ray.storage.artifacts import Directory, complete, fingerprint
 from ims3_ray.storage.index import Index, read_index
 from ims3_ray.storage.integrity import read_or_reopen
-from ims3_ray.storage.signs import alone
+from ims3_ray.storage.lease import exclusive
 from ims3_ray.storage.tables import FEATURES, Column, Columns, Table
 
 from .context import Context
@@ -88,7 +88,7 @@ def embed_images(
     batches = [size, rows_a_part(len(images), size)]
     key = fingerprint([AUDIT_VERSION, *place, extractor_hash, image_size, *batches, machine.device])
     out = storage / NOUN / key
-    with alone(out):
+    with exclusive(out):
         manifest = read_or_reopen(out)
         if manifest is None:
             manifest = complete(

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import time
 
 import numpy as np
@@ -16,8 +15,8 @@ from ims3_ray.runs.journal import Journal
 from ims3_ray.runs.tracking import Tracker
 from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import complete, open_storage
+from ims3_ray.storage.heartbeat import HEARTBEAT, write_heartbeat
 from ims3_ray.storage.index import keys_of, write_index
-from ims3_ray.storage.signs import ALIVE
 
 CLASSES = ("<script>alert(1)", 'a "quoted" & b')
 SUBGROUPS, PER_SUBGROUP, STEPS = 3, 2, 20
@@ -101,7 +100,8 @@ def make_storage(root):
     ids["running"] = track(storage, "cccc", {"evaluate/loss": 0.25}, own=begun, status="RUNNING")
     folder = storage / "runs/digits-cccc"
     Journal(folder).write("stage started", stage="evaluate", artifact="evaluation/" + "0" * 12)
-    folder.write_json(ALIVE, {"time": time.time() + 3600, "pid": os.getpid(), "host": socket.gethostname()})
+    write_heartbeat(folder)
+    os.utime(f"{folder.path}/{HEARTBEAT}", (time.time() + 3600,) * 2)  # as long as the tests take
     ids["sweep"] = track(storage, "digits-s", {}, own={tags.KIND: tags.SWEEP})
     trial = {tags.KIND: tags.TRIAL}
     ids["trial"] = track(storage, "digits-s-1", {"accuracy": 0.6}, own=trial, parent=ids["sweep"])

@@ -15,7 +15,7 @@ from ims3_ray.runs.tags import describe_run, name_metrics, tag_artifacts
 from ims3_ray.runs.tracking import RECIPE_FILE, Tracker
 from ims3_ray.stages.context import Context
 from ims3_ray.storage.artifacts import fingerprint
-from ims3_ray.storage.signs import beat, beating
+from ims3_ray.storage.heartbeat import heartbeat, write_heartbeat
 
 from .distillation import StageRun
 
@@ -30,7 +30,7 @@ class Recorder:
         self.stages: list[StageRun] = []
         self._folder = context.storage / "runs" / self.name
         self._journal = Journal(self._folder)
-        beat(self._folder)
+        write_heartbeat(self._folder)
         self._write(records.RUNNING)
         self._folder.write("config.yaml", _yaml(config.model_dump(mode="json")))
         device, notes = context.machine.device, list(context.notes)
@@ -45,8 +45,8 @@ class Recorder:
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
-        """Leave signs of life while the block runs, and write how it ended."""
-        with of_run(self.name), beating(self._folder), libraries_kept(self._folder):
+        """Write heartbeats during the block, and then how the run ended."""
+        with of_run(self.name), heartbeat(self._folder), libraries_kept(self._folder):
             try:
                 yield
                 self._write(records.FINISHED)

@@ -13,7 +13,7 @@ from ims3_ray.pipeline.steps import Step, plan, run_step
 from ims3_ray.runs import receipts
 from ims3_ray.runs.database import tracking_uri
 from ims3_ray.stages.context import Context
-from ims3_ray.storage.signs import alone
+from ims3_ray.storage.lease import exclusive
 
 from .distillation import Distillation
 from .recorder import Recorder
@@ -36,7 +36,7 @@ def run(config: Config, say: Callable[[str], None] = progress.say) -> Distillati
     with progress.waiting("start"):
         (context,) = begin([config], say)
         folder = context.storage / "runs" / f"{config.recipe}-{plan(context)[-1].fingerprint}"
-    with alone(folder):
+    with exclusive(folder):
         return _run(context, signature, say)
 
 

@@ -14,14 +14,14 @@ from ims3_ray.storage.artifacts import (
     read_manifest,
     summary_of,
 )
-from ims3_ray.storage.signs import is_dead, read_sign
+from ims3_ray.storage.heartbeat import read_heartbeat
 from ims3_ray.text import noun
 
 COMPLETE, BEGUN, MISSING, DAMAGED = "complete", "begun", "missing", "damaged"
 
 
 class Status(TypedDict):
-    """`dead` says that it runs and left no sign of life for a while: the same command goes on with it."""
+    """`dead` says that it runs and left no heartbeat for a while: the same command goes on with it."""
 
     run: str
     state: str  # not started, running, dead, failed, stopped or finished
@@ -37,14 +37,14 @@ def read_status(config: Config) -> Status:
     receipt = receipts.find(storage, config) if check_format(storage) else None
     run, steps = (receipt["run"], receipt["steps"]) if receipt else _plan(config)
     folder = storage / "runs" / run
-    sign, log = read_sign(folder), read_log(folder)
+    last, log = read_heartbeat(folder), read_log(folder)
     state = _state(folder)
-    if state == records.RUNNING and is_dead(folder):
+    if state == records.RUNNING and (last is None or last.is_stale):
         state = "dead"
     return {
         "run": run.rpartition("-")[2],
         "state": state,
-        "seconds_since_alive": sign.age if sign else None,
+        "seconds_since_alive": last.age if last else None,
         "last_event": log[-1] if log else None,
         "log": (folder / LOG).uri,
         "stages": [describe_stage(storage, name, artifact) for name, artifact in steps],
@@ -90,7 +90,7 @@ def describe_stage(storage: Directory, name: str, artifact: str) -> dict[str, An
 def status_lines(status: Status) -> list[str]:
     """What --status prints."""
     age, state = status["seconds_since_alive"], status["state"]
-    seen = "" if age is None or state not in ("running", "dead") else f", last sign of life {age:.0f} s ago"
+    seen = "" if age is None or state not in ("running", "dead") else f", last heartbeat {age:.0f} s ago"
     lines = [f"run {status['run']}: {state}{seen}"]
     for stage in status["stages"]:
         more = ""

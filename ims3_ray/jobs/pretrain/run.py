@@ -28,7 +28,7 @@ from ims3_ray.storage import tables
 from ims3_ray.storage.artifacts import Directory, complete, fingerprint, read_manifest
 from ims3_ray.storage.hashing import content_hash
 from ims3_ray.storage.integrity import read_or_reopen
-from ims3_ray.storage.signs import alone
+from ims3_ray.storage.lease import exclusive
 
 from .card import agreement, model_card
 from .tasks import (
@@ -134,14 +134,14 @@ class Pretraining:
             checkpoints=self.storage / "checkpoints",
             batch_field=f"{task.name}.batch_size",
         )
-        with alone(out):
+        with exclusive(out):
             if not out.exists(VALUES):
                 train(training, self.machine, name)
 
     def _encode(self) -> Latents:
         """The latents of all images by the trained VAE, made once."""
         out, images = self.models.folders["latents"], self.images
-        with alone(out):
+        with exclusive(out):
             if read_or_reopen(out) is not None:
                 return Latents(out)
             read = payloads(images, range(len(images)), READ_BATCH)

@@ -6,7 +6,6 @@ files, and whatever has a name that this project does not give, stay.
 
 import os
 import re
-import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 from ims3_ray.pipeline.steps import STAGES
 from ims3_ray.runs import records
 from ims3_ray.storage.artifacts import MANIFEST, Directory
+from ims3_ray.storage.heartbeat import store_time
 
 NOUNS = tuple(stage.noun for stage in STAGES)
 HEX = r"[0-9a-f]{12}"
@@ -81,7 +81,7 @@ def survey(storage: Directory, deleted: Mapping[str, float]) -> Survey:
     for entry in artifacts:
         _judge(entry, needed, released, complete)
     notes = _silent(kinds["kept"], [record.place for record in all_records])
-    notes += _spare_recent(artifacts, needed | released)
+    notes += _spare_recent(artifacts, needed | released, store_time(storage))
     return Survey(artifacts, kinds["caches"], kinds["kept"], kinds["not_ours"], notes)
 
 
@@ -152,7 +152,7 @@ def _judge(
         entry.state, entry.why = UNNEEDED, f"{half}no record names it"
 
 
-def _spare_recent(artifacts: list[Entry], recorded: Collection[str]) -> list[str]:
+def _spare_recent(artifacts: list[Entry], recorded: Collection[str], now: float) -> list[str]:
     """Keep all that no record names while some of it is recent: what makes it may need the rest."""
     unnamed = [
         entry
@@ -160,7 +160,7 @@ def _spare_recent(artifacts: list[Entry], recorded: Collection[str]) -> list[str
         if entry.state == UNNEEDED and entry.place not in recorded and not CHECKPOINTS.fullmatch(entry.place)
     ]
     latest = max(unnamed, key=lambda entry: entry.changed, default=None)
-    age = time.time() - latest.changed if latest else RECENT_S
+    age = now - latest.changed if latest else RECENT_S
     if latest is None or age >= RECENT_S:
         return []
     for entry in unnamed:

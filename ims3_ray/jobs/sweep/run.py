@@ -18,7 +18,8 @@ from ims3_ray.runs.records import PLANNED
 from ims3_ray.runs.tracking import Tracker
 from ims3_ray.stages.context import Context
 from ims3_ray.storage.artifacts import Directory
-from ims3_ray.storage.signs import alone, beating
+from ims3_ray.storage.heartbeat import heartbeat
+from ims3_ray.storage.lease import exclusive
 
 from .document import Document, describe, trials_csv, winner_file
 from .keeper import LAST, make_pool
@@ -41,7 +42,7 @@ def run(sweep: Sweep, say: Callable[[str], None] = say_line) -> tuple[Document, 
     with waiting("start"):
         contexts = begin([sweep.config(values) for values in points or [sweep.space.any()]], say)
     folder = contexts[0].storage / "sweeps" / f"{contexts[0].config.recipe}-{sweep.key}"
-    with alone(folder):
+    with exclusive(folder):
         return _run(sweep, points, contexts, folder, say), folder
 
 
@@ -60,7 +61,7 @@ def _run(
     if len(scribe.found) < count:
         tracker.resume()
     made: set[str] = set()
-    with of_run(sweep.name), beating(folder), libraries_kept(folder):
+    with of_run(sweep.name), heartbeat(folder), libraries_kept(folder):
         try:
             for context in contexts if points else ():
                 made |= make_pool(context, say)

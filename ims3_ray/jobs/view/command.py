@@ -5,7 +5,7 @@
 
 A page lists the runs, sorts and filters them; two are compared; a run's page
 follows it while it goes, and shows its figures and images: what was drawn,
-what was chosen, what refinement made of it. Nothing is written. The server
+what was chosen, what refinement made of it. No run is changed. The server
 listens on this machine alone, to whoever has the token of the address that is
 printed; Ctrl-C ends it. From elsewhere: ssh -L 8500:127.0.0.1:8500 HOST.
 """

@@ -14,7 +14,7 @@ from ims3_ray.runs import query
 from ims3_ray.runs.journal import read_log
 from ims3_ray.runs.tracking import client
 from ims3_ray.storage.integrity import verify
-from ims3_ray.storage.signs import alone
+from ims3_ray.storage.lease import exclusive
 
 WAITS = re.compile("(latents/|runs/digits-).* is at work on it")
 SHARED, OWN = ("encode", "invert", "finetune", "embed", "sample"), ("select", "export", "evaluate", "report")
@@ -26,7 +26,7 @@ def test_three_drivers_at_once_make_every_artefact_once_and_the_bytes_of_undistu
 ):
     config = load_config("digits", parse_overrides(tiny_overrides))
     context = prepare(config, find_machine(config.workers, wait=False))
-    with alone(plan(context)[0].directory):  # none begins before all three are there
+    with exclusive(plan(context)[0].directory):  # none begins before all three are there
         words = [tiny_overrides, tiny_overrides, [*tiny_overrides, "select.alpha=0.1"]]
         drivers = [job("distill", *w, env=environment() | cluster_environment) for w in words]
         waits = [next(filter(WAITS.match, driver.stderr), "none") for driver in drivers]

@@ -1,6 +1,7 @@
 """Where a run stands, from its storage alone; its log; and what Prometheus sees of its stages."""
 
 import json
+import os
 import time
 import urllib.request
 from pathlib import Path
@@ -13,7 +14,7 @@ from ims3_ray.jobs.distill.status import read_status
 from ims3_ray.progress import bar, of_run
 from ims3_ray.runs.journal import LOG, Journal, read_log
 from ims3_ray.storage.artifacts import open_directory
-from ims3_ray.storage.signs import ALIVE, beating
+from ims3_ray.storage.heartbeat import DEAD_AFTER_S, HEARTBEAT, heartbeat, write_heartbeat
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def folder(finished_run):
     yield place.parent
     for name, data in before.items():
         (place.parent / name).write_bytes(data)
-    (place.parent / ALIVE).unlink(missing_ok=True)
+    (place.parent / HEARTBEAT).unlink(missing_ok=True)
 
 
 def test_a_finished_run_is_complete_and_its_log_tells_of_every_stage(finished_run, folder):
@@ -47,13 +48,14 @@ def test_a_finished_run_is_complete_and_its_log_tells_of_every_stage(finished_ru
     assert found["log"] == f"{folder}/{LOG}"
 
 
-def test_a_run_that_says_that_it_runs_is_dead_once_it_shows_no_sign_of_life(finished_run, folder):
+def test_a_run_that_says_that_it_runs_is_dead_once_it_leaves_no_heartbeat(finished_run, folder):
     config = load_config("digits", parse_overrides(finished_run[0]))
     record = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps(record | {"state": "running"}))
-    (folder / ALIVE).write_text(json.dumps({"time": time.time() - 3600}))
+    write_heartbeat(open_directory(str(folder)))
+    os.utime(folder / HEARTBEAT, (time.time() - DEAD_AFTER_S - 1,) * 2)
     assert read_status(config)["state"] == "dead"
-    with beating(open_directory(str(folder))):
+    with heartbeat(open_directory(str(folder))):
         found = read_status(config)
     assert found["state"] == "running"
     assert found["seconds_since_alive"] < 60

@@ -23,7 +23,7 @@ def storage(tmp_path):
 @pytest.fixture(autouse=True)
 def later(monkeypatch):
     """The hour after: nothing is recent."""
-    monkeypatch.setattr(garbage.time, "time", lambda: LATER)
+    monkeypatch.setattr(garbage, "store_time", lambda _: LATER)
 
 
 def make(storage, place, size=100, is_complete=True):

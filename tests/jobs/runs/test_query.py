@@ -20,7 +20,7 @@ from ims3_ray.runs import query, records, tags
 from ims3_ray.runs.journal import Journal
 from ims3_ray.runs.tracking import RECIPE_FILE, Tracker, client
 from ims3_ray.storage.artifacts import complete, open_storage
-from ims3_ray.storage.signs import beat, beating
+from ims3_ray.storage.heartbeat import heartbeat, write_heartbeat
 
 A, B = "a" * 12, "b" * 12
 SPREAD = "coverage/distilled"
@@ -109,7 +109,7 @@ def test_a_sweeps_trials_come_best_first_with_what_varied(ask):
 
 @pytest.fixture
 def at_work(storage):
-    """What MLflow thinks at work: a run with a record and no sign, one of elsewhere, a sweep, its trial."""
+    """What MLflow thinks at work: a run without a heartbeat, one of elsewhere, a sweep, its trial."""
     trackers = {}
     for name, kind in (("digits-gone", tags.DISTILLATION), ("digits-far", tags.DISTILLATION),
                        ("sweep-digits-w", tags.SWEEP), ("digits-w-000", tags.TRIAL)):  # fmt: skip
@@ -124,8 +124,8 @@ def at_work(storage):
     (storage / "sweeps").delete()
 
 
-def test_a_run_without_a_sign_of_life_is_dead_and_one_stored_elsewhere_is_as_mlflow_has_it(at_work, ask):
-    with beating(at_work):
+def test_a_run_without_a_heartbeat_is_dead_and_one_stored_elsewhere_is_as_mlflow_has_it(at_work, ask):
+    with heartbeat(at_work):
         runs = json.loads(ask("--json"))["runs"] + json.loads(ask("--where", "kind=trial", "--json"))["runs"]
     states = {run["name"]: (run["status"], run["stage"], run["end_time"]) for run in runs}
     assert states["digits-gone"] == ("DEAD", "finetune", None)
@@ -147,7 +147,7 @@ def test_watching_shows_what_changes_and_ends_with_the_last_run_at_work(at_work,
                     client(storage).set_terminated(run["run_id"], "FINISHED")
 
     monkeypatch.setattr(command.time, "sleep", later)
-    beat(at_work)
+    write_heartbeat(at_work)
     tables = ask("--watch", "--where", "kind!=ablation").strip().split("\n\n")
     assert len(looks) == 3
     assert ["RUNNING sample" in table for table in tables] == [False, True, False]
@@ -307,7 +307,7 @@ def filled(storage):
 @pytest.fixture
 def later(monkeypatch):
     now = time.time() + garbage.RECENT_S + 60
-    monkeypatch.setattr(garbage.time, "time", lambda: now)
+    monkeypatch.setattr(garbage, "store_time", lambda _: now)
 
 
 @pytest.mark.parametrize(("typed", "is_gone"), [("y\n", True), ("n\n", False), ("", False)])

@@ -1,0 +1,185 @@
+"""One driver at a time on a folder, whatever the hosts' clocks say, on a disk and in an object store."""
+
+import os
+import threading
+import time
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
+import pytest
+from loopback_store import BUCKET
+
+from ims3_ray.storage import heartbeat as heartbeats
+from ims3_ray.storage import lease
+from ims3_ray.storage.artifacts import complete, open_directory
+from ims3_ray.storage.heartbeat import (
+    DEAD_AFTER_S,
+    HEARTBEAT,
+    heartbeat,
+    is_dead,
+    read_heartbeat,
+    store_time,
+    write_heartbeat,
+)
+from ims3_ray.storage.lease import exclusive
+
+OTHER_HOST = {"pid": 1, "host": "elsewhere", "namespace": "another"}
+LEFT = f".lease.{'0' * 32}.tmp"
+MINUTES = 60.0
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def folder(request, tmp_path):
+    place = str(tmp_path)
+    if request.param == "bucket":
+        request.getfixturevalue("store")
+        place = f"s3://{BUCKET}/{tmp_path.name}"
+    return open_directory(place) / "candidates" / "0123456789ab"
+
+
+@pytest.fixture
+def disk(tmp_path):
+    return open_directory(str(tmp_path / "candidates" / "0123456789ab"))
+
+
+@pytest.fixture(params=[-10 * MINUTES, 0.0, 10 * MINUTES])
+def clock(request, monkeypatch):
+    """This host's clock, apart from the store's."""
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + request.param)
+
+
+def age(folder, name, seconds):
+    """Set the store's time of a file back."""
+    if folder.is_local:
+        then = os.stat(f"{folder.path}/{name}").st_mtime - seconds
+        os.utime(f"{folder.path}/{name}", (then, then))
+        return
+    from moto.s3.models import s3_backends
+
+    (buckets,) = [of["global"].buckets for of in s3_backends.values() if BUCKET in of["global"].buckets]
+    key = buckets[BUCKET].keys[f"{folder.path}/{name}".partition("/")[2]]
+    key.last_modified = datetime.fromtimestamp(folder.files()[name].mtime_ns / 1e9 - seconds, UTC)
+
+
+def leave(folder, **changes):
+    """Another driver's lease on `folder`."""
+    write_heartbeat(folder, LEFT)
+    folder.write_json(LEFT, folder.read_json(LEFT) | changes)
+
+
+@pytest.mark.parametrize("held", [b"", b"[]", b'{"pid": "noon"}', b"{}"])
+def test_a_damaged_heartbeat_is_none(disk, held):
+    disk.write(HEARTBEAT, held)
+    assert read_heartbeat(disk) is None
+    assert is_dead(disk)
+
+
+def test_a_driver_that_has_ended_leaves_no_heartbeat(folder):
+    with pytest.raises(KeyboardInterrupt), heartbeat(folder):
+        raise KeyboardInterrupt
+    assert read_heartbeat(folder) is None
+    assert not folder.files()
+
+
+def test_a_heartbeat_is_as_old_as_the_store_says_whatever_this_hosts_clock(folder, clock):
+    leave(folder, **OTHER_HOST)
+    living = read_heartbeat(folder, LEFT)
+    assert living.age < 5
+    assert living.is_of_other
+    age(folder, LEFT, DEAD_AFTER_S - 5)
+    assert read_heartbeat(folder, LEFT).is_alive
+    age(folder, LEFT, 10)
+    dead = read_heartbeat(folder, LEFT)
+    assert DEAD_AFTER_S < dead.age < DEAD_AFTER_S + 20
+    assert dead.is_stale
+    assert not dead.is_of_other
+
+
+def test_the_store_gives_its_time_and_keeps_nothing(folder, clock):
+    folder.write("a", b"")
+    assert abs(store_time(folder) - folder.files()["a"].mtime_ns / 1e9) < 5
+    assert list(folder.files()) == ["a"]
+
+
+def test_a_folder_that_takes_no_file_is_read_by_this_hosts_clock(disk, monkeypatch):
+    write_heartbeat(disk)
+
+    def refuse(*_):
+        raise PermissionError(13, "read-only")
+
+    monkeypatch.setattr(type(disk), "write", refuse)
+    assert read_heartbeat(disk).age < 5
+
+
+def test_the_same_process_id_elsewhere_is_another_process(disk):
+    """Containers with the host's network have its name and process ids of their own."""
+    leave(disk, pid=2**22 + 1, namespace="another")
+    assert read_heartbeat(disk, LEFT).is_alive
+    leave(disk, pid=os.getpid(), namespace="another")
+    assert read_heartbeat(disk, LEFT).is_of_other
+    leave(disk, pid=os.getpid())
+    assert not read_heartbeat(disk, LEFT).is_of_other
+
+
+@pytest.mark.parametrize("is_here", [True, False])
+def test_a_killed_driver_is_not_waited_for_and_its_lease_is_removed(folder, is_here, clock, monkeypatch):
+    monkeypatch.setattr(lease, "time", SimpleNamespace(sleep=lambda _: pytest.fail("waits")))
+    if is_here:  # Linux numbers no process so
+        leave(folder, pid=2**22 + 1)
+    else:
+        leave(folder, **OTHER_HOST)
+        age(folder, LEFT, DEAD_AFTER_S + 5)
+    with exclusive(folder):
+        assert not folder.exists(LEFT)
+    assert not folder.files()
+
+
+@pytest.mark.parametrize("changes", [OTHER_HOST, {"pid": os.getppid()}])
+def test_a_living_driver_is_waited_for_with_one_line_that_names_it(
+    folder, changes, clock, monkeypatch, caplog
+):
+    monkeypatch.setattr(lease, "POLL_S", 0.05)
+    leave(folder, **changes)
+    ended = threading.Event()
+
+    def end():
+        ended.set()
+        (folder / LEFT).delete()
+
+    threading.Timer(0.5, end).start()
+    with exclusive(folder):
+        assert ended.is_set()
+    ((place, pid, _, seconds),) = [record.args for record in caplog.records]
+    assert (place, pid) == ("candidates/0123456789ab", changes["pid"])
+    assert seconds < 5
+
+
+def test_of_drivers_that_start_together_no_two_hold_the_lease(folder, monkeypatch):
+    monkeypatch.setattr(lease, "POLL_S", 0.05)
+    # threads stand for processes
+    monkeypatch.setattr(heartbeats.Heartbeat, "is_of_other", property(lambda found: found.is_alive))
+    holders, most, ended, start = [], [], [], threading.Barrier(4)
+
+    def drive(number):
+        start.wait()
+        with exclusive(folder):
+            holders.append(number)
+            most.append(len(holders))
+            time.sleep(0.02)
+            holders.remove(number)
+        ended.append(number)
+
+    drivers = [threading.Thread(target=drive, args=[number]) for number in range(4)]
+    for driver in drivers:
+        driver.start()
+    for driver in drivers:
+        driver.join(timeout=60)
+    assert (max(most), sorted(ended)) == (1, list(range(4)))
+
+
+def test_an_artefact_that_is_made_under_a_lease_does_not_name_it(disk):
+    with exclusive(disk):
+        disk.write("part-00000.parquet", b"rows")
+        manifest = complete(disk, {"rows": 1})
+    assert list(manifest["files"]) == ["part-00000.parquet"]
