@@ -1,18 +1,17 @@
 """What a device can do: its matrix rate and copy bandwidth, measured, and a process' peak memory."""
 
-import platform
-import re
 import resource
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from ims3_ray.config.base import DeviceKind, Precision
 from ims3_ray.models.device import DTYPES
+
+from .environment import cpu_model
 
 MATRIX = {"cpu": 1024, "cuda": 8192}  # rows and columns
 COPIED_BYTES = {"cpu": 2**27, "cuda": 2**31}  # far more than caches hold
@@ -89,12 +88,8 @@ def synchronize(kind: DeviceKind) -> None:
 
 
 def device_name(kind: DeviceKind) -> str:
-    """The GPU's name, or the processor's where the system tells it."""
-    if kind == "cuda":
-        return torch.cuda.get_device_name()
-    path = Path("/proc/cpuinfo")
-    model = re.search(r"^model name\s*: *(.*?) *$", path.read_text() if path.is_file() else "", re.MULTILINE)
-    return model[1] if model else platform.processor() or platform.machine()
+    """The model of the GPU or the CPU."""
+    return torch.cuda.get_device_name() if kind == "cuda" else cpu_model()
 
 
 def peak_memory(kind: DeviceKind) -> int:

@@ -1,11 +1,80 @@
-"""What a run ran on: versions and hardware, for its record, MLflow and the report."""
+"""What a run runs on: versions and hardware, for manifests, the run's record, MLflow and the report."""
 
 import importlib.metadata
 import platform
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .machine import Machine
+if TYPE_CHECKING:
+    from .machine import Machine
 
-VERSIONED = ("ims3-ray", "ray", "torch", "torchvision", "diffusers", "pyarrow", "faiss-cpu", "mlflow", "timm")
+PACKAGE = "ims3-ray"
+VERSIONED = (PACKAGE, "ray", "torch", "torchvision", "diffusers", "pyarrow", "faiss-cpu", "mlflow", "timm")
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What bits depend on besides the recipe: the device's model and torch's build.
+
+    The package's version is only recorded: a change of bits raises the version of a stage.
+    """
+
+    gpu: str | None  # None on CPUs
+    cpu: str
+    torch: str
+    package: str
+
+    @property
+    def name(self) -> str:
+        """Equal for two environments that give the same bits; the CPU counts only without a GPU."""
+        return environment_name(asdict(self))
+
+
+def environment_name(environment: Mapping[str, object]) -> str:
+    """The same for an environment as a manifest holds it."""
+    return f"{environment.get('gpu') or environment.get('cpu')}, torch {environment.get('torch')}"
+
+
+def find_environment(on_gpu: bool) -> Environment:
+    """The environment of this process. Starts CUDA in it with `on_gpu`."""
+    version = importlib.metadata.version
+    return Environment(
+        _joined(gpu_models()) if on_gpu else None, cpu_model(), version("torch"), version(PACKAGE)
+    )
+
+
+def environment_of(machine: "Machine") -> Environment:
+    """The environment of what a machine makes; several models of a cluster's nodes are joined."""
+    found = machine.environments or (find_environment(machine.on_gpus),)
+    gpus = [environment.gpu for environment in found if environment.gpu]
+    return Environment(
+        _joined(gpus) if gpus else None,
+        *(_joined(getattr(each, field) for each in found) for field in ("cpu", "torch", "package")),
+    )
+
+
+def _joined(names: Iterable[str]) -> str:
+    return " + ".join(sorted(set(names)))
+
+
+def gpu_models() -> list[str]:
+    import torch  # seconds to import
+
+    count = torch.cuda.device_count()
+    return [torch.cuda.get_device_name(place) for place in range(count)] or ["unknown GPU"]
+
+
+def cpu_model() -> str:
+    """The CPU's model; on ARM, which has no model name, the architecture and the number of the part."""
+    path, machine = Path("/proc/cpuinfo"), platform.machine()
+    text = path.read_text() if path.is_file() else ""
+    if model := re.search(r"^model name\s*: *(.*?) *$", text, re.MULTILINE):
+        return model[1]
+    part = re.search(r"^CPU part\s*: *(.*?) *$", text, re.MULTILINE)
+    return f"{machine} {part[1]}" if part else platform.processor() or machine
 
 
 def versions() -> dict[str, str]:
@@ -14,11 +83,12 @@ def versions() -> dict[str, str]:
     }
 
 
-def hardware(machine: Machine) -> dict[str, str | int | float]:
+def hardware(machine: "Machine") -> dict[str, str | int | float]:
+    environment = environment_of(machine)
     return {
         "device": machine.device,
         "cpus": machine.cpus,
         "gpus": machine.gpus,
         "memory_gb": round(machine.memory / 1e9, 1),
-        "processor": platform.processor() or platform.machine(),
-    }
+        "cpu_model": environment.cpu,
+    } | ({"gpu_model": environment.gpu} if environment.gpu else {})

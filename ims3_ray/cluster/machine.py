@@ -6,8 +6,8 @@ import os
 import re
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypedDict, TypeVar
 
 import ray
 import ray.exceptions
@@ -20,11 +20,13 @@ from ims3_ray.errors import InputError
 
 from . import warm
 from .auth_token import make_private_token
+from .environment import Environment, find_environment
 from .workarounds import CPUS_PER_ACTOR, LOOPBACK, keep_sigterm, on_loopback, quieten, set_environment
 
 MEMORY_PER_ACTOR = 1.2e9  # bytes: a worker process with torch and a small model
 MIN_SHARDS = 2
 REACH_S = 10.0  # for a cluster's head to answer
+Result = TypeVar("Result")
 
 
 class Placement(TypedDict):
@@ -46,6 +48,7 @@ class Machine:
     workers: Workers
     runs_at_once: int = 1  # that train classifiers side by side: a sweep's trials
     cpus_apart: int = 0  # of `cpus`, those of nodes without GPUs, where Ray puts what needs none
+    environments: tuple[Environment, ...] = ()  # of the nodes that work; empty before a cluster is joined
 
     @property
     def on_gpus(self) -> bool:
@@ -121,7 +124,7 @@ class Machine:
 
 
 def connect() -> None:
-    """Join the cluster of RAY_ADDRESS, or start one that listens on loopback; nothing if already connected."""
+    """Join the cluster of RAY_ADDRESS, or start one that listens on loopback, unless connected already."""
     if ray.is_initialized():
         return
     set_environment()
@@ -183,7 +186,15 @@ def find_machine(workers: Workers, *, wait: bool = True) -> Machine:
             "workers.device: cuda asked for, but Ray sees no GPU; use workers.device=cpu or a node with one"
         )
     device = ("cuda" if gpus else "cpu") if workers.device == "auto" else workers.device
-    return Machine(device, max(1, cpus), gpus, memory, workers, cpus_apart=apart)
+    machine = Machine(device, max(1, cpus), gpus, memory, workers, cpus_apart=apart)
+    return replace(machine, environments=_environments(machine)) if ray.is_initialized() and wait else machine
+
+
+def _environments(machine: Machine) -> tuple[Environment, ...]:
+    """Of each node that works, as it is now: a node that joins later is not asked."""
+    if num_nodes() == 1 and not machine.on_gpus:
+        return (find_environment(False),)  # a task would have to wait for a worker
+    return tuple(on_every_node(machine, find_environment, machine.on_gpus))
 
 
 def _cpus_without_gpus() -> int:
@@ -234,13 +245,14 @@ def refuse_impossible(workers: Workers) -> None:
         )
 
 
-def on_every_node(machine: Machine, function: Callable[..., object], *arguments: object) -> None:
-    """Call `function(*arguments)` on every node that work may run on; what it raises is raised here."""
+def on_every_node(machine: Machine, function: Callable[..., Result], *arguments: object) -> list[Result]:
+    """Return `function(*arguments)` of every node that work may run on; what it raises is raised here."""
     kind = "GPU" if machine.on_gpus else "CPU"
-    task = ray.remote(num_cpus=0)(function)
+    # a process that has started CUDA would keep memory of the GPU
+    task = ray.remote(num_cpus=0, max_calls=1 if machine.on_gpus else 0)(function)
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get(kind)]
     where = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]  # one that is lost meanwhile
-    ray.get([task.options(scheduling_strategy=place).remote(*arguments) for place in where])
+    return ray.get([task.options(scheduling_strategy=place).remote(*arguments) for place in where])
 
 
 def num_nodes() -> int:

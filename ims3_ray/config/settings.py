@@ -32,7 +32,7 @@ PLACES = (("data", "train"), ("data", "validation"), ("data", "test"), *WEIGHTS)
 
 
 class Workers(Section):
-    """What changes speed alone. null sizes a number to the machine or cluster at hand."""
+    """No result depends on these. null sizes a number to the machine or cluster at hand."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU where there is one."""
@@ -54,6 +54,8 @@ class Workers(Section):
     """Trials of a sweep at once."""
     gpus_per_classifier: float = Field(default=0.25, gt=0, le=1)
     """Least share of a GPU; a classifier takes a whole one as long as there are GPUs for all."""
+    strict: bool = False
+    """Refuse to mix artefacts or nodes of different environments (CPU or GPU model, torch build)."""
 
 
 class Selecting(Settings):

@@ -36,6 +36,7 @@ from ims3_ray.storage.artifacts import Directory, fingerprint, open_storage
 from ims3_ray.storage.hashing import content_hash
 from ims3_ray.storage.local_rows import refuse_full_disk
 
+from .environments import check_environments
 from .inputs import check_run, check_storage, image_places
 from .numbers import check_numbers
 from .splits import check_splits, left_out
@@ -60,7 +61,10 @@ def begin(configs: Sequence[Config], say: Callable[[str], None]) -> list[Context
     contexts = _on_machine(contexts, find_machine(first.workers))
     for note in contexts[0].notes:
         say(note)
-    missing = [(c, step.stage) for c in contexts for step in plan(c) if not step.manifest]
+    steps = [(c, step) for c in contexts for step in plan(c)]
+    for line in check_environments(contexts[0].machine, [step for _, step in steps]):
+        say(line)
+    missing = [(c, step.stage) for c, step in steps if not step.manifest]
     for line in dict.fromkeys(line for context, stage in missing for line in idle_lines(context, stage)):
         say(line)
     if {stage.name for _, stage in missing} & {"embed", "sample"}:

@@ -3,9 +3,10 @@
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import cast
 
+from ims3_ray.cluster.environment import environment_of
 from ims3_ray.stages import embed, encode, export, invert, report
 from ims3_ray.stages.context import Context
 from ims3_ray.stages.contract import Stage
@@ -133,6 +134,7 @@ def _make(context: Context, step: Step) -> Step:
             "seconds": round(seconds, 3),
             "rate": round(rows / seconds, 3),
             "device": context.machine.device,
+            "environment": asdict(environment_of(context.machine)),
             "gpus": _gpus(context, stage),
         },
     )

@@ -3,12 +3,12 @@
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import yaml
 
-from ims3_ray.cluster.environment import hardware, versions
+from ims3_ray.cluster.environment import environment_name, hardware, versions
 from ims3_ray.config.load import subject
 from ims3_ray.config.reproduce import reproduce
 from ims3_ray.data.distilled import is_selected
@@ -72,7 +72,7 @@ def _gather(context: Context, key: str, inputs: dict[str, Directory]) -> ReportD
         title=subject(config),
         config=config.results(),
         classes=classes,
-        about=versions() | hardware(context.machine),
+        about=versions() | hardware(context.machine) | _environments(manifests),
         contact=_contact(context, inputs["distilled"], manifests["distilled"], refined),
         real_features=real_features,
         real_labels=real.keys["label"],
@@ -103,6 +103,15 @@ def _commands(context: Context, key: str) -> dict[str, str]:
 def _shown(context: Context, index: Index) -> Index:
     """The rows of classes whose features the page shows."""
     return index.at(np.flatnonzero(np.isin(index.keys["label"], looked_at(context.classes))))
+
+
+def _environments(manifests: Mapping[str, Manifest]) -> dict[str, str]:
+    """By environment, the stages that ran there, if the artefacts come from several."""
+    made: dict[str, list[str]] = {}
+    for manifest in manifests.values():
+        if found := cast(Mapping[str, Any], manifest).get("environment"):
+            made.setdefault(environment_name(found), []).append(manifest["stage"])
+    return {f"on {name}": ", ".join(stages) for name, stages in made.items()} if len(made) > 1 else {}
 
 
 def _history(manifest: Manifest | None) -> Sequence[Mapping[str, float]]:

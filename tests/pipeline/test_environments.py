@@ -1,0 +1,123 @@
+"""Artefacts and nodes of different environments: told before work starts, or refused."""
+
+from dataclasses import asdict, replace
+
+import pytest
+
+from ims3_ray.cluster.environment import (
+    Environment,
+    cpu_model,
+    environment_of,
+    find_environment,
+    hardware,
+    versions,
+)
+from ims3_ray.cluster.machine import Machine, find_machine
+from ims3_ray.config.load import load_config, parse_overrides
+from ims3_ray.config.settings import Workers
+from ims3_ray.errors import InputError
+from ims3_ray.jobs.distill.found import find_complete
+from ims3_ray.jobs.distill.run import run
+from ims3_ray.pipeline import prepare
+from ims3_ray.pipeline.environments import check_environments
+from ims3_ray.pipeline.steps import STAGES, Step
+from ims3_ray.storage.artifacts import open_directory
+
+A100 = Environment("NVIDIA A100-SXM4-40GB", "EPYC", "2.13.0", "0.2.0")
+H100 = replace(A100, gpu="NVIDIA H100 80GB HBM3")
+NEWER = replace(A100, torch="2.14.0")
+CPU = Environment(None, "EPYC", "2.13.0", "0.2.0")
+XEON = replace(CPU, cpu="Xeon")
+
+
+def machine(*environments, strict=False):
+    kind = "cuda" if environments[0].gpu else "cpu"
+    return Machine(kind, 2, 2, 4e9, Workers(strict=strict), environments=environments)
+
+
+def steps(*made, here=0):
+    """Complete ones that were made in these environments (None: not recorded), and `here` missing ones."""
+    manifests = [{"environment": asdict(each)} if each else {"device": "cpu"} for each in made]
+    manifests += [None] * here
+    return [
+        Step(stage, open_directory("/x"), {}, manifest, {})
+        for stage, manifest in zip(STAGES, manifests, strict=False)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("here", "planned"),
+    [
+        (A100, steps(A100, A100, here=2)),
+        (A100, steps(None, A100, here=2)),  # of an earlier version
+        (A100, steps(replace(A100, cpu="Xeon", package="0.3.0"), here=2)),  # neither changes a GPU's bits
+        (H100, steps(A100, A100)),  # nothing is made here
+        (CPU, steps(replace(CPU, package="0.3.0"), here=1)),
+    ],
+)
+def test_one_environment_gives_no_line(here, planned):
+    assert check_environments(machine(here, here, strict=True), planned) == []
+
+
+@pytest.mark.parametrize(
+    ("here", "planned", "told"),
+    [
+        (H100, steps(A100, A100, here=1), ["encode, invert", A100.name, "finetune", H100.name]),
+        (NEWER, steps(A100, here=1), ["encode", A100.name, "invert", NEWER.name]),
+        (XEON, steps(CPU, here=1), ["encode", CPU.name, "invert", XEON.name]),
+        (CPU, steps(A100, here=1), [A100.name, CPU.name]),
+        (A100, steps(A100, H100), ["encode", "invert", H100.name]),  # complete, of two kinds
+    ],
+)
+def test_a_mixture_is_one_line_with_stages_and_environments_or_refused(here, planned, told):
+    (line,) = check_environments(machine(here), planned)
+    assert all(word in line for word in told)
+    with pytest.raises(InputError, match=r"workers\.strict") as refused:
+        check_environments(machine(here, strict=True), planned)
+    assert all(word in str(refused.value) for word in told)
+
+
+def test_nodes_of_different_models_are_one_line_or_refused_if_anything_is_made_on_them():
+    (line,) = check_environments(machine(A100, H100, A100), steps(here=3))
+    assert f"2 of {A100.name}" in line
+    assert f"1 of {H100.name}" in line
+    with pytest.raises(InputError, match=r"workers\.strict"):
+        check_environments(machine(A100, H100, strict=True), steps(here=3))
+    assert check_environments(machine(A100, H100, strict=True), steps(A100, A100)) == []
+
+
+def test_an_artefact_of_mixed_nodes_names_both_models():
+    mixed = environment_of(machine(A100, H100))
+    assert mixed.gpu == f"{A100.gpu} + {H100.gpu}"
+    assert (mixed.cpu, mixed.torch) == (A100.cpu, A100.torch)
+
+
+def test_a_clusters_nodes_are_asked_and_the_record_names_what_they_are(ray_cluster):
+    found = find_machine(Workers(device="cpu"))
+    assert found.environments == (find_environment(False),)
+    assert found.environments[0].torch == versions()["torch"]
+    assert hardware(found)["cpu_model"] == cpu_model() != ""
+    assert "gpu_model" not in hardware(found)
+
+
+def test_a_finished_run_names_its_environment_and_strict_refuses_to_mix_it(finished_run, monkeypatch):
+    words, made = finished_run
+    storage = open_directory(made.distilled).path.rsplit("/", 2)[0]
+    place = open_directory(storage)
+    manifest = place.read_json(f"distilled/{made.distilled.rsplit('/', 1)[-1]}/manifest.json")
+    assert manifest["environment"] == asdict(find_environment(False))
+    record = place.read_json(f"runs/digits-{made.key}/run.json")
+    assert record["hardware"]["cpu_model"] == cpu_model()
+    page = place.read(f"report/{made.key}/index.html").decode()
+    assert f"<dd>{cpu_model()}</dd>" in page
+    assert f"<dd>{versions()['torch']}</dd>" in page
+
+    monkeypatch.setattr("ims3_ray.cluster.machine.find_environment", lambda on_gpu: XEON)
+    other = [*words, "select.alpha=0.123"]
+    strict = load_config("digits", parse_overrides([*other, "workers.strict=true"]))
+    assert find_complete(strict) is None
+    with pytest.raises(InputError, match=r"workers\.strict"):
+        run(strict, lambda _: pytest.fail("starts"))
+    lines = []
+    prepare.begin([load_config("digits", parse_overrides(other))], lines.append)
+    assert sum(XEON.name in line for line in lines) == 1
