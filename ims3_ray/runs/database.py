@@ -1,10 +1,15 @@
 """Where MLflow keeps its records: a server or database that is named, or its own in a local storage."""
 
+import functools
+import logging
 import os
+import re
 import tempfile
 from importlib.metadata import entry_points
 from pathlib import Path
 from urllib.parse import urlsplit
+
+import psutil
 
 from ims3_ray.errors import InputError
 from ims3_ray.storage.directory import Directory, open_directory, refuse_unwritable
@@ -13,6 +18,12 @@ DATABASE = "mlflow.db"
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 PLUGINS = "mlflow.tracking_store"  # MLflow's group of installed ones, each named by its scheme
 SQLITE = b"SQLite format 3\0"
+SQLITE_URI = re.compile(r"sqlite(?:\+\w+)?:///([^?]+)")
+NETWORK = re.compile(
+    r"nfs\d*|cifs|smb\w*|lustre|gpfs|beegfs\w*|ceph|glusterfs|afs|pvfs2|panfs|wekafs|ocfs2|gfs2"
+    r"|fuse\.(sshfs|ceph\S*|glusterfs|juicefs|gpfs|beegfs|s3fs|rclone)"
+)
+_logger = logging.getLogger(__name__)
 
 
 def tracking_uri(storage: Directory) -> str:
@@ -30,6 +41,27 @@ def tracking_uri(storage: Directory) -> str:
             "set MLFLOW_TRACKING_URI to a tracking server"
         )
     return f"sqlite:///{storage.path}/{DATABASE}"
+
+
+@functools.cache  # once per process
+def warn_of_network_disk(uri: str) -> None:
+    """Log a warning if MLflow's SQLite file lies on a network file system, where locks can fail."""
+    path = SQLITE_URI.fullmatch(uri)
+    if path and (kind := _network_file_system(Path(path[1]))):
+        _logger.warning(
+            "MLflow: %s lies on a network file system (%s), where drivers of several hosts can damage it; "
+            "set MLFLOW_TRACKING_URI to a server; jobs/runs.py --rebuild-mlflow makes a lost database again",
+            *(path[1], kind),
+        )
+
+
+def _network_file_system(path: Path) -> str | None:
+    """The type of the network file system that holds `path`; None for a disk of this machine."""
+    whole = Path(os.path.realpath(path))
+    mounts = [mount for mount in psutil.disk_partitions(all=True) if whole.is_relative_to(mount.mountpoint)]
+    # the last one of a mount point covers the others
+    _, kind = max(enumerate(mounts), key=lambda of: (len(of[1].mountpoint), of[0]), default=(0, None))
+    return kind.fstype if kind and NETWORK.fullmatch(kind.fstype) else None
 
 
 def _check(uri: str) -> None:

@@ -19,7 +19,7 @@ from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.lease import exclusive
 from ims3_ray.text import one_line, redacted
 
-from .database import DATABASE, make_database, tracking_uri
+from .database import DATABASE, make_database, tracking_uri, warn_of_network_disk
 from .origin import origin
 from .tags import PARENT, RUN
 
@@ -74,8 +74,13 @@ class Tracker:
 
     _client: "MlflowClient"  # from the first action on, which finds or creates the run
 
-    def __init__(self, storage: Directory, say: Callable[[str], None]):
-        self._storage, self._say = storage, say
+    def __init__(
+        self,
+        storage: Directory,
+        say: Callable[[str], None],
+        origin: Callable[[], Mapping[str, str]] = origin,  # tags beneath those that are given
+    ):
+        self._storage, self._say, self._origin = storage, say, origin
         self._troubles: set[str] = set()  # that were said
         self.run_id: str | None = None
         self.is_finished = False
@@ -103,7 +108,8 @@ class Tracker:
         def find_or_create() -> None:
             from mlflow.entities import Param
 
-            self._tags = {**origin(), **tags}
+            self._tags = {**self._origin(), **tags}
+            warn_of_network_disk(tracking_uri(self._storage))
             with exclusive(self._storage / ARTIFACTS):  # else two drivers make one database, each in part
                 self._client = client(self._storage)
                 experiment = experiment_id(self._client, self._storage)

@@ -2,11 +2,13 @@
 
 import re
 import sqlite3
+from types import SimpleNamespace
 
 import pytest
 
 from ims3_ray.cli import main
 from ims3_ray.errors import InputError
+from ims3_ray.runs import database
 from ims3_ray.runs.database import tracking_uri
 from ims3_ray.storage.artifacts import open_directory, open_storage
 
@@ -69,3 +71,27 @@ def test_a_database_that_is_there_is_taken(uri_of, tmp_path):
     with sqlite3.connect(tmp_path / "mlflow.db") as database:
         database.execute("create table runs (name text)")
     assert uri_of("sqlite:///{here}/mlflow.db").endswith("/mlflow.db")
+
+
+@pytest.mark.parametrize(
+    ("kind", "uri", "is_told"),
+    [
+        ("nfs4", "sqlite:////shared/runs/mlflow.db", True),
+        ("cifs", "sqlite:////shared/mlflow.db", True),
+        ("lustre", "sqlite:////shared/runs/mlflow.db", True),
+        ("fuse.sshfs", "sqlite:////shared/runs/mlflow.db", True),
+        ("ext4", "sqlite:////shared/runs/mlflow.db", False),
+        ("nfs4", "sqlite:////sharedother/mlflow.db", False),
+        ("nfs4", "sqlite:////shared/local/mlflow.db", False),
+        ("nfs4", "http://head:5000", False),
+    ],
+)
+def test_a_database_on_a_network_file_system_is_one_warning(kind, uri, is_told, monkeypatch, caplog):
+    mounts = [("/", "ext4"), ("/shared", kind), ("/shared/local", "xfs")]
+    partitions = [SimpleNamespace(mountpoint=place, fstype=kind) for place, kind in mounts]
+    monkeypatch.setattr(database.psutil, "disk_partitions", lambda **_: partitions)
+    database.warn_of_network_disk.cache_clear()
+    for _ in range(2):
+        database.warn_of_network_disk(uri)
+    database.warn_of_network_disk.cache_clear()
+    assert [record.args[1] for record in caplog.records] == [kind] * is_told

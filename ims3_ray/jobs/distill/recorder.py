@@ -11,6 +11,7 @@ from ims3_ray.pipeline.steps import Step
 from ims3_ray.progress import of_run
 from ims3_ray.runs import records
 from ims3_ray.runs.journal import Journal, libraries_kept
+from ims3_ray.runs.origin import origin
 from ims3_ray.runs.tags import describe_run, name_metrics, tag_artifacts
 from ims3_ray.runs.tracking import RECIPE_FILE, Tracker
 from ims3_ray.stages.context import Context
@@ -30,13 +31,14 @@ class Recorder:
         self.stages: list[StageRun] = []
         self._folder = context.storage / "runs" / self.name
         self._journal = Journal(self._folder)
+        self._tags = describe_run(context) | origin()
         write_heartbeat(self._folder)
         self._write(records.RUNNING)
         self._folder.write("config.yaml", _yaml(config.model_dump(mode="json")))
         device, notes = context.machine.device, list(context.notes)
         self._journal.write("run started", key=self.key, recipe=config.recipe, device=device, notes=notes)
         self.tracker = Tracker(context.storage, say)
-        tags = describe_run(context) | tag_artifacts(step.artifact for step in steps)
+        tags = self._tags | tag_artifacts(step.artifact for step in steps)
         self.tracker.start(self.key, self.name, config.results(), tags)
         if any(step.manifest is None for step in steps):
             self.tracker.resume()
@@ -81,27 +83,17 @@ class Recorder:
         self.stages.append({"name": name, "ran": step.ran, "gpus": gpus, **summary})
         if self.tracker.is_finished:
             return
-        self.hear(name, 0, {"seconds": summary["seconds"], "rows_per_s": summary["rate"]})
-        if step.ran or not step.manifest:
-            return
-        for entry in step.manifest.get("history", []):
-            metrics = {metric: value for metric, value in entry.items() if metric != "step"}
-            self.hear(name, int(entry["step"]), metrics)
-        if figures := step.stage.figures(step.directory):
-            self.hear(name, 0, figures)
+        log_stage(self.tracker, step)
 
     def log_product(self, distilled: Step, report: Step) -> None:
         """The page and the data set, once all is made."""
         if self.tracker.is_finished:
             return
-        for name in ("index.html", "contact-sheet.png"):
-            self.tracker.log_file(name, report.directory.read(name))
-        rows, place = distilled.summary["rows"], distilled.directory.uri
-        self.tracker.log_dataset("distilled", distilled.fingerprint, place, rows)
+        log_product(self.tracker, distilled, report)
         self.tracker.finish("FINISHED")
 
     def _write(self, state: str) -> None:
-        """run.json: configuration, versions, hardware, seeds, time and place per stage."""
+        """run.json: configuration, versions, hardware, MLflow's tags, seeds, time and place per stage."""
         config = self._context.config
         records.write(
             self._context.storage,
@@ -114,9 +106,32 @@ class Recorder:
             config_fingerprint=fingerprint(config.identity()),
             versions=versions(),
             hardware=hardware(self._context.machine),
+            tags=self._tags,
             seed=config.seed,
             stages=self.stages,
         )
+
+
+def log_stage(tracker: Tracker, step: Step) -> None:
+    """The metrics of a complete stage; of one that was found also what it logs while it runs."""
+    name, summary = step.stage.name, step.summary
+    seconds = {"seconds": summary["seconds"], "rows_per_s": summary["rate"]}
+    tracker.log(0, name_metrics(name, seconds))
+    if step.ran or not step.manifest:
+        return
+    for entry in step.manifest.get("history", []):
+        metrics = {metric: value for metric, value in entry.items() if metric != "step"}
+        tracker.log(int(entry["step"]), name_metrics(name, metrics))
+    if figures := step.stage.figures(step.directory):
+        tracker.log(0, name_metrics(name, figures))
+
+
+def log_product(tracker: Tracker, distilled: Step, report: Step) -> None:
+    """The page and the data set."""
+    for name in ("index.html", "contact-sheet.png"):
+        tracker.log_file(name, report.directory.read(name))
+    rows, place = distilled.summary["rows"], distilled.directory.uri
+    tracker.log_dataset("distilled", distilled.fingerprint, place, rows)
 
 
 def _yaml(values: Mapping[str, object]) -> bytes:

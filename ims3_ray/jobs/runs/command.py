@@ -10,27 +10,32 @@
     python jobs/runs.py --reproduce 0cdc
     python jobs/runs.py --gc                  lists first, and asks
     python jobs/runs.py --verify              every byte against its checksum
+    python jobs/runs.py --rebuild-mlflow      MLflow's runs from the records
 
-Runs are those that MLflow knows. RUN is a key or its beginning, a name or
+Runs are those that MLflow knows, or, if it cannot be reached, those that
+have a record in the storage. RUN is a key or its beginning, a name or
 MLflow's id; a minus before a metric of --pareto says that less is
 better. Every answer is one JSON document with --json; --gc --json deletes
 nothing unless --yes is there too.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.errors import InputError
 from ims3_ray.progress import say, screen
 from ims3_ray.runs import query, tags
+from ims3_ray.runs.database import DATABASE, tracking_uri
 from ims3_ray.runs.query import Run
-from ims3_ray.runs.tracking import RECIPE_FILE, asking, client
+from ims3_ray.runs.tracking import EXPERIMENT, RECIPE_FILE, asking, client
 from ims3_ray.storage.artifacts import Directory, check_format, open_directory
 
 from .conditions import read_conditions
@@ -38,7 +43,8 @@ from .table import as_csv, best_table, differences_table, fronts_table, table, t
 
 METRIC = re.compile(r"-?[\w./: -]+")  # as MLflow names them, a minus before for less being better
 WATCH_S = 5.0  # between looks
-MODES = ("best", "pareto", "diff", "reproduce", "gc", "verify")
+MODES = ("best", "pareto", "diff", "reproduce", "gc", "verify", "rebuild_mlflow")
+ASKING = ("list", "best", "pareto", "diff", "reproduce")  # which MLflow answers
 
 Answer = tuple[Mapping[str, object], list[str]]  # the document, and the lines that a person reads
 
@@ -60,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     garbage = "what lies in the storage and what no run needs: asks, then deletes"
     mode("--gc", action="store_true", help=garbage)
     mode("--verify", action="store_true", help="read every byte of the storage, and name what is damaged")
+    mode("--rebuild-mlflow", action="store_true", help="write MLflow's runs from the records of the storage")
     add("--metric", metavar="METRIC", help="what is best (default accuracy)")
     add(
         "--yes",
@@ -79,7 +86,9 @@ def run(arguments: argparse.Namespace) -> None:
     storage = open_directory(load_config("digits", overrides).storage)
     if not check_format(storage) and storage.is_local:
         raise InputError(f"storage: {storage.uri} holds no runs; name another storage=DIR")
-    with asking(storage):
+    with contextlib.ExitStack() as stack:
+        arguments.tracked = _tracked(storage, stack) if mode in ASKING else lambda: storage
+        stack.enter_context(asking(storage))
         answer, lines = ANSWERS[mode](storage, arguments)
     print(json.dumps(finite(answer), indent=1) if arguments.json else "\n".join(lines))
     if problem := answer.get("problem"):
@@ -89,7 +98,7 @@ def run(arguments: argparse.Namespace) -> None:
 def read_mode(arguments: argparse.Namespace) -> str:
     """One of MODES, or "list". InputError for options that do not belong to it."""
     mode = next((mode for mode in MODES if getattr(arguments, mode)), "list")
-    names = {"list": "a plain list"} | {other: f"--{other}" for other in MODES}
+    names = {"list": "a plain list"} | {other: f"--{other.replace('_', '-')}" for other in MODES}
     rules = {"order": ("list",), "watch": ("list",), "metric": ("best",), "yes": ("gc", "verify")}
     rules |= dict.fromkeys(("where", "sweep", "csv"), ("list", "best", "pareto"))
     for option, allowed in rules.items():
@@ -108,9 +117,9 @@ def find_runs(storage: Directory, arguments: argparse.Namespace) -> tuple[list[R
     order = arguments.order or "start_time"
     if not METRIC.fullmatch(order):
         raise InputError(f"--order {order!r}: can't be a metric's name")
-    if not query.has_tracking(storage):
+    if (tracked := arguments.tracked()) is None:
         return [], None
-    mlflow_client, sweep = client(storage), None
+    mlflow_client, sweep = client(tracked), None
     runs = query.find(mlflow_client, " and ".join(filters), order)
     runs = [run for run in runs if all(is_met(run) for is_met in questions)]
     if arguments.sweep:
@@ -159,10 +168,10 @@ def _pareto(storage: Directory, arguments: argparse.Namespace) -> Answer:
     return {"metrics": names, "fronts": fronts}, [*fronts_table(fronts, names), *written]
 
 
-def _diff(storage: Directory, arguments: argparse.Namespace) -> Answer:
+def _diff(_storage: Directory, arguments: argparse.Namespace) -> Answer:
     from ims3_ray.pipeline.steps import STAGES  # heavy
 
-    runs = _all(storage)
+    runs = _all(arguments)
     one, other = (query.resolve(runs, text) for text in arguments.diff)
     differences = query.differences(one, other, [stage.name for stage in STAGES] + [tags.ABLATION])
     pair = [{"name": run["name"], "key": run["key"], "run_id": run["run_id"]} for run in (one, other)]
@@ -172,9 +181,9 @@ def _diff(storage: Directory, arguments: argparse.Namespace) -> Answer:
 def _reproduce(storage: Directory, arguments: argparse.Namespace) -> Answer:
     from ims3_ray.config.reproduce import reproduce
 
-    wanted = query.resolve(_all(storage), arguments.reproduce)
+    wanted = query.resolve(_all(arguments), arguments.reproduce)
     folder = storage / "runs" / wanted["name"]
-    recipe = query.logged_file(client(storage), wanted["run_id"], RECIPE_FILE)
+    recipe = query.logged_file(client(arguments.tracked()), wanted["run_id"], RECIPE_FILE)
     if recipe is None and folder.exists("config.yaml"):
         recipe = folder.read("config.yaml")
     if recipe is None:
@@ -201,12 +210,46 @@ def _verify(storage: Directory, arguments: argparse.Namespace) -> Answer:
     return verify_storage(storage, removes=arguments.yes)
 
 
+def _rebuild(storage: Directory, _arguments: argparse.Namespace) -> Answer:
+    from .rebuild import rebuild, record_names  # heavy, likewise
+
+    client(storage).get_experiment_by_name(EXPERIMENT)  # a server that is away is told before any run
+    written, found = rebuild(storage, storage, partial(say, stream=screen())), len(record_names(storage))
+    line = f"{written} of {found} runs written to {tracking_uri(storage)}, {found - written} as they were"
+    return {"runs": found, "written": written}, [line]
+
+
 ANSWERS = {"list": _list, "best": _best, "pareto": _pareto, "diff": _diff, "reproduce": _reproduce, "gc": _gc}
-ANSWERS |= {"verify": _verify}
+ANSWERS |= {"verify": _verify, "rebuild_mlflow": _rebuild}
 
 
-def _all(storage: Directory) -> list[Run]:
-    return query.find(client(storage)) if query.has_tracking(storage) else []
+def _all(arguments: argparse.Namespace) -> list[Run]:
+    tracked = arguments.tracked()
+    return query.find(client(tracked)) if tracked is not None else []
+
+
+def _tracked(storage: Directory, stack: contextlib.ExitStack) -> Callable[[], Directory | None]:
+    """Gives the directory whose MLflow answers: the storage, or None if there are no runs.
+
+    If MLflow cannot be reached, gives a temporary one made from the records, until `stack` closes; a line
+    says so. InputError if there are no records either.
+    """
+    try:
+        if query.has_tracking(storage):
+            with asking(storage):
+                client(storage).get_experiment_by_name(EXPERIMENT)
+            return lambda: storage
+        trouble = f"storage: {storage.uri} has no {DATABASE}"
+    except InputError as error:
+        trouble = str(error)
+        if not storage.has_directory("runs"):
+            raise
+    if not storage.has_directory("runs"):
+        return lambda: None
+    from .rebuild import records_as_mlflow  # heavy: the pipeline's stages
+
+    say(f"note: {trouble}; this answer comes from the records in {storage.uri}/runs", screen())
+    return stack.enter_context(records_as_mlflow(storage, partial(say, stream=screen())))
 
 
 def _write_csv(runs: list[Run], arguments: argparse.Namespace) -> list[str]:

@@ -1,0 +1,138 @@
+"""MLflow's runs made again from the records of a storage: a view of them, which can be lost.
+
+A distillation has its parameters, tags, metrics per stage, recipe, page and data set again. Ablations and
+sweeps, with their trials, are not rebuilt: their results lie in `ablations/` and `sweeps/`.
+"""
+
+import calendar
+import contextlib
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from ims3_ray.errors import InputError
+from ims3_ray.evaluation.figures import CURVE
+from ims3_ray.jobs.distill.recorder import log_product, log_stage
+from ims3_ray.pipeline.steps import STAGES, Step
+from ims3_ray.runs import query, records, tags
+from ims3_ray.runs.journal import read_log
+from ims3_ray.runs.tracking import RECIPE_FILE, Tracker, client
+from ims3_ray.storage.artifacts import DamagedError, Directory, open_directory, read_manifest
+
+STATUS = {records.FINISHED: "FINISHED", records.FAILED: "FAILED", records.STOPPED: "KILLED"}
+SERVER = "MLFLOW_TRACKING_URI"
+FINGERPRINT = re.compile(r"[0-9a-f]{12}")
+
+
+def record_names(storage: Directory) -> list[str]:
+    """The runs of which the storage has a record, by name."""
+    return [name for name in (storage / "runs").folders() if storage.exists(f"runs/{name}/run.json")]
+
+
+def rebuild(
+    storage: Directory, tracked: Directory, say: Callable[[str], None], *, with_files: bool = True
+) -> int:
+    """Bring MLflow of the storage `tracked` up to the records of `storage`; returns how many runs it wrote.
+
+    Runs that MLflow has as finished stay as they are, and so do runs that were deleted there. A record that
+    cannot be read is left out, with a line.
+    """
+    deleted, written = query.last_deleted(client(tracked)), 0
+    for name in record_names(storage):
+        try:
+            record = storage.read_json(f"runs/{name}/run.json")
+            if record["key"] not in deleted:
+                written += _write_run(storage, name, record, Tracker(tracked, say, lambda: {}), with_files)
+        except (InputError, LookupError, TypeError, AttributeError, ValueError) as error:
+            say(f"warning: runs/{name} is left out: its record cannot be read ({error})")
+    return written
+
+
+@contextlib.contextmanager
+def records_as_mlflow(storage: Directory, say: Callable[[str], None]) -> Iterator[Callable[[], Directory]]:
+    """During the block, a temporary MLflow database of the records; each call brings it up to date."""
+    server = os.environ.pop(SERVER, None)
+    try:
+        with tempfile.TemporaryDirectory(prefix="ims3-") as folder:
+            tracked = open_directory(folder)
+
+            def refresh() -> Directory:
+                rebuild(storage, tracked, say, with_files=False)
+                return tracked
+
+            yield refresh
+    finally:
+        if server is not None:
+            os.environ[SERVER] = server
+
+
+def _write_run(
+    storage: Directory, name: str, record: Mapping[str, Any], tracker: Tracker, with_files: bool
+) -> bool:
+    steps = _steps(storage, record)
+    params = {
+        field: value for field, value in record["config"].items() if field not in ("workers", "storage")
+    }
+    params["data"] = {field: value for field, value in params["data"].items() if field != "root"}
+    began, ended = _times(storage / "runs" / name, record)
+    tracker.start(record["key"], name, params, _tags(storage, record), began=began)
+    if tracker.is_finished:
+        return False
+    for step in steps.values():
+        log_stage(tracker, step)
+    if "evaluation" in steps:
+        _log_curve(tracker, steps["evaluation"].directory)
+    if with_files:
+        tracker.log_file(RECIPE_FILE, yaml.safe_dump(params, sort_keys=False).encode())
+        if {"distilled", "report"} <= set(steps):
+            log_product(tracker, steps["distilled"], steps["report"])
+    if status := STATUS.get(record["state"]):
+        tracker.finish(status, patient=False, ended=ended)
+    return True
+
+
+def _log_curve(tracker: Tracker, evaluation: Directory) -> None:
+    """The distilled set's accuracy while its classifiers trained: the mean over seeds."""
+    curves = evaluation.read_json("evaluation.json")["sets"]["distilled"]["curves"]
+    for looks in zip(*curves, strict=False):
+        accuracies = [accuracy for _, accuracy in looks]
+        tracker.log(int(looks[0][0]), {f"evaluate/{CURVE}": sum(accuracies) / len(accuracies)})
+
+
+def _steps(storage: Directory, record: Mapping[str, Any]) -> dict[str, Step]:
+    """The complete stages of a run by noun, wherever its storage lay when the record was written."""
+    places, steps = record["artifacts"], {}
+    for stage in STAGES:
+        name = records.artifact_of(places.get(stage.noun, "")).rpartition("/")[2]
+        if FINGERPRINT.fullmatch(name):
+            directory = storage / stage.noun / name
+            with contextlib.suppress(DamagedError):
+                if manifest := read_manifest(directory):
+                    steps[stage.noun] = Step(stage, directory, {}, manifest, {})
+    return steps
+
+
+def _times(folder: Directory, record: Mapping[str, Any]) -> tuple[float, float]:
+    """When the run began and ended, by its log, else by its record."""
+    events = [event["time"] for event in read_log(folder)] or [record["written"]]
+    began, ended = (calendar.timegm(time.strptime(text, records.TIME)) for text in (events[0], events[-1]))
+    return began, ended
+
+
+def _tags(storage: Directory, record: Mapping[str, Any]) -> dict[str, str]:
+    """The record's own; of a record of an earlier version, which has none, those that can be told."""
+    places = [records.artifact_of(location) for location in record["artifacts"].values()]
+    known = record.get("tags")
+    if known is None:
+        known = {tags.KIND: tags.DISTILLATION}
+        known |= {f"version.{name}": text for name, text in record.get("versions", {}).items()}
+        known |= {f"hardware.{name}": str(value) for name, value in record.get("hardware", {}).items()}
+        evaluation = next((place for place in places if place.startswith("evaluation/")), None)
+        if evaluation and (storage / evaluation).exists("evaluation.json"):
+            known[tags.PROTOCOL] = storage.read_json(f"{evaluation}/evaluation.json")["protocol"]
+    return known | tags.tag_artifacts(places)
