@@ -246,7 +246,7 @@ def test_the_run_can_be_reproduced_and_needs_all_that_it_left_but_checkpoints(fi
     assert same.storage == str(Path(made.distilled).parents[1])
     assert run_command(*job(shlex.split(find))) == 0
     later = time.time() + 2 * garbage.RECENT_S
-    monkeypatch.setattr(garbage.time, "time", lambda: later)
+    monkeypatch.setattr(garbage, "store_time", lambda _: later)
     survey = garbage.survey(open_directory(str(Path(made.distilled).parents[1])), {})
     unrefined = set(garbage.NOUNS) - {"probes", "refined", "teacher"}
     assert {entry.noun for entry in survey.artifacts} == unrefined | {"checkpoints"}
