@@ -56,7 +56,7 @@ def test_the_page_is_the_same_every_time(page):
 
 def test_drawing_leaves_matplotlib_as_it_was():
     before = dict(matplotlib.rcParams)
-    plots.accuracy(evaluation()["sets"])
+    plots.accuracy(evaluation()["sets"], {})
     assert dict(matplotlib.rcParams) == before
 
 

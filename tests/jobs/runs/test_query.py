@@ -189,7 +189,7 @@ def test_the_front_holds_what_no_run_of_its_protocol_beats(ask):
 
 def test_differences_are_all_that_differs_and_no_more(ask):
     found = json.loads(ask("--diff", "k1aa", "digits-k2bb", "--json"))
-    assert found["params"] == {"ipc": ["1", "10"], "sample.subgroups": ["10", "20"]}
+    assert found["params"] == {"ipc": ["1", "10"], "sample.subgroups": ["5", "20"]}
     assert found["tags"] == {"version.ray": ["1", "2"]}
     # and no stage's seconds
     assert found["metrics"] == {"accuracy": [0.5, 0.8], "coverage/distilled": [0.4, 0.2]}
