@@ -182,7 +182,7 @@ def test_what_an_actor_can_not_begin_with_is_told_in_one_line(tmp_path):
     assert worker({"file": ["part-00000.parquet"], "payload": ["2"]})["refused"] == ["model.path: is damaged"]
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_a_pool_grows_with_a_node_that_joins_while_it_works(tmp_path):
     script = ROOT / "tests" / "support" / "growing.py"
     words = [sys.executable, script, tmp_path / "out"]

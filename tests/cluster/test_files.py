@@ -135,7 +135,7 @@ def test_ray_accepts_the_aws_file(aws):
     assert not any("pip install" in line or "conda" in line for line in commands)
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_starting_the_aws_cluster_opens_nothing_and_makes_no_role(tmp_path, monkeypatch):
     """As `ray up` does before it starts the head; EC2 and IAM, with a group and profiles, are simulated."""
     import boto3
@@ -382,7 +382,7 @@ def test_a_job_is_sent_code_and_recipes_alone(tmp_path):
     assert files == {name for name in code if not name.startswith(".")} | {"mine.yaml"}
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_a_run_begins_once_the_gpus_that_it_names_are_there(tmp_path):
     (tmp_path / "auth_token").write_text("ab" * 32 + "\n")  # as the README's command writes it
     env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": f"{tmp_path}/auth_token"}

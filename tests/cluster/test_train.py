@@ -45,7 +45,7 @@ def telling():
     return Told
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_a_training_asks_its_own_cluster_whichever_else_was_started_on_the_machine(
     ray_cluster, tmp_path, monkeypatch
 ):
@@ -65,6 +65,7 @@ def test_a_training_asks_its_own_cluster_whichever_else_was_started_on_the_machi
     assert "RAY_ADDRESS" not in os.environ
 
 
+@pytest.mark.slow
 def test_a_training_that_diverges_ends_at_once_in_one_line_and_saves_nothing(ray_cluster, tmp_path):
     out = open_directory(str(tmp_path / "out"))
     training = Training(
@@ -98,6 +99,7 @@ def refusing():
     return build
 
 
+@pytest.mark.slow
 def test_bad_input_that_one_worker_meets_ends_a_training_at_once_as_it_was_told(ray_cluster, tmp_path):
     tries, out = tmp_path / "tries", open_directory(str(tmp_path / "out"))
     training = Training(

@@ -24,7 +24,7 @@ print(ray.get(look.remote()), warm._started[0][1].pid, warm._started[0][0])
 """
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_a_worker_of_a_cluster_of_ones_own_begins_with_torch_and_nothing_outlives_the_driver():
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], env=environment(), capture_output=True, text=True, timeout=120

@@ -19,7 +19,7 @@ def verified(storage, capsys):
     return code, {entry["place"] for entry in json.loads(capsys.readouterr().out)["damaged"]}
 
 
-@pytest.mark.parametrize("lost", ["part", "manifest"])
+@pytest.mark.parametrize("lost", ["part", pytest.param("manifest", marks=pytest.mark.slow)])
 def test_a_flipped_part_is_reported_and_made_again_whatever_else_is_lost(
     ray_cluster, tiny_overrides, tmp_path, capsys, lost
 ):

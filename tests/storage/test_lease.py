@@ -150,7 +150,7 @@ def test_a_living_driver_is_waited_for_with_one_line_that_names_it(
     threading.Timer(0.5, end).start()
     with exclusive(folder):
         assert ended.is_set()
-    ((place, pid, _, seconds),) = [record.args for record in caplog.records]
+    ((place, pid, _, seconds),) = [r.args for r in caplog.records if r.name == lease.__name__]
     assert (place, pid) == ("candidates/0123456789ab", changes["pid"])
     assert seconds < 5
 

@@ -130,7 +130,7 @@ def test_a_row_with_an_unknown_field_is_refused_before_any_work(tmp_path):
     assert not Path(tmp_path, "runs").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_sigterm_ends_an_ablation_while_its_evaluations_are_at_work(tiny_model, tiny_images, tmp_path):
     words = [*tiny_words(tiny_model, tiny_images, tmp_path / "runs"), "evaluate.protocol=dc-mnist"]  # minutes
     words = [word for word in words if not word.startswith("ipc=")]

@@ -61,14 +61,15 @@ def context(ray_cluster, tiny_model, tiny_images, tmp_path):
     return preparation.prepare(config, find_machine(config.workers))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "words", "names"),
     [
         ("sample", ["--batch-size", "2,3", "--no-published"], ["own", "own"]),
-        pytest.param("finetune", [], ["own", "own", "published"], marks=pytest.mark.slow),
-        pytest.param("refine", ["--batch-size", "1,2"], ["own", "own"], marks=pytest.mark.slow),
-        pytest.param("encode", [], ["own", "published"], marks=pytest.mark.slow),
-        pytest.param("invert", [], ["own", "published"], marks=pytest.mark.slow),
+        ("finetune", [], ["own", "own", "published"]),
+        ("refine", ["--batch-size", "1,2"], ["own", "own"]),
+        ("encode", [], ["own", "published"]),
+        ("invert", [], ["own", "published"]),
     ],
 )
 def test_the_bench_of_a_stage_measures_its_sides(ray_cluster, work, stage, words, names, capsys):
@@ -92,7 +93,7 @@ def test_the_bench_of_a_stage_measures_its_sides(ray_cluster, work, stage, words
         assert [side["batch_size"] for side in document["sides"]] == [2, 3]
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_the_bench_of_the_pipeline_tells_start_and_rate_apart(ray_cluster, work, capsys):
     document = benched(
         work, "pipeline", "--repetitions", "1", "--stages", "invert,finetune", "--batches", "3"

@@ -10,7 +10,7 @@ from ims3_ray.errors import InputError
 from ims3_ray.jobs.bench import scale
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_every_stage_has_its_seconds_memory_and_growth_at_every_number_of_classes(
     ray_cluster, tmp_path, capsys
 ):

@@ -20,7 +20,7 @@ WAITS = re.compile("(latents/|runs/digits-).* is at work on it")
 SHARED, OWN = ("encode", "invert", "finetune", "embed", "sample"), ("select", "export", "evaluate", "report")
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_three_drivers_at_once_make_every_artefact_once_and_the_bytes_of_undisturbed_runs(
     finished_images, cluster_environment, tiny_overrides
 ):

@@ -24,7 +24,7 @@ def within_factor_two(estimated: float, taken: float) -> bool:
     return taken < 2 * max(estimated, LEAST) and estimated < 2 * max(taken, LEAST)
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_memory_and_disk_of_every_stage_are_estimated_within_a_factor_of_two(ray_cluster, tmp_path):
     places = {
         "data.train": make_images(tmp_path / "train", CLASSES, IMAGES, seed=0),

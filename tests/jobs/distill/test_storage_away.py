@@ -14,7 +14,7 @@ AWAY_S = 10.0
 TOLD = "answers with an error"
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_a_run_waits_for_a_bucket_that_is_away_twice(finished_images, tiny_model, tiny_images, tmp_path):
     with Store().running() as store:
         words = [*in_bucket(tiny_model, tiny_images), "workers.actors=1"]

@@ -70,7 +70,7 @@ def events(storage):
     return [(line["event"], line.get("stage")) for line in map(json.loads, lines)]
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_a_submitted_job_that_was_stopped_goes_on_when_it_is_submitted_again(
     finished_images, ray_job, tiny_overrides, tmp_path
 ):

@@ -26,7 +26,7 @@ def curve(run):
     return [(point.step, point.value) for point in client.get_metric_history(run.run_id, "loss")]
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_what_a_run_says_while_the_server_is_away_is_written_once_it_is_back(start, tmp_path, monkeypatch):
     server = Server(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)

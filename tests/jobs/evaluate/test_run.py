@@ -72,6 +72,7 @@ def test_folders_and_parquet_of_one_set_have_the_same_figures(ray_cluster, words
     assert list(next_commands(out)) == ["look"]
 
 
+@pytest.mark.slow
 def test_swapped_classes_end_an_evaluation_before_a_classifier_trains(
     ray_cluster, words, tmp_path, capsys, monkeypatch
 ):

@@ -189,7 +189,7 @@ def tracking_server(tmp_path, monkeypatch):
     server.stop()
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_a_sweep_whose_driver_is_killed_goes_on_where_it_was_and_loses_and_doubles_no_run(
     ran, cluster_environment, tracking_server, tiny_model, tiny_images, tmp_path
 ):

@@ -60,6 +60,7 @@ def test_a_teacher_that_knows_nothing_is_refused_and_no_student_is_trained(finis
         distillation.run(load_config("digits", parse_overrides(words)), lambda line: None)
 
 
+@pytest.mark.slow
 def test_views_of_the_product_have_the_answers_of_its_teacher(finished_run, small):
     words = [*finished_run[0], *WORDS, "export.soft_labels=3"]
     config = load_config("digits", parse_overrides(words))

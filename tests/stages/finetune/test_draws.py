@@ -92,6 +92,7 @@ def test_the_permutation_is_drawn_once_an_epoch(tmp_path, monkeypatch):
         assert len({row for batch in epoch for row in batch}) == 12
 
 
+@pytest.mark.slow
 def test_a_workers_memory_does_not_grow_with_the_data_set(tmp_path):
     peaks, sizes = [], []
     for count in (6, 60):

@@ -35,6 +35,7 @@ def words(finished_run):
     return finished_run[0]
 
 
+@pytest.mark.slow
 def test_a_selection_from_a_larger_pool_is_that_of_its_own_pool(words):
     """One pool serves every IPC and number of subgroups: what lies beyond them has no say."""
     small = ("ipc=4", "sample.subgroups=2")

@@ -111,7 +111,7 @@ def test_ray_gives_what_the_plain_call_gives_for_any_number_of_shards(
     tables = features(9)
     pool = opened(tmp_path, *tables)
     plain = select(*centroids(*tables), Objective(0.4, 0.9), restarts=1)
-    most = 9 if solver == "rounds" else 2  # 9: more than the cluster has CPUs
+    most = 6 if solver == "rounds" else 2  # 6: more than the cluster has CPUs
     for shards in (1, most):
         of_ray = chosen(pool, shards=shards)
         assert of_ray.shards == shards
