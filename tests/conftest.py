@@ -17,6 +17,7 @@ def empty_database():
     """A new MLflow database is the first one's copy as it was when new: its migrations take two seconds."""
     import sqlite3
     import sys
+    import threading
 
     if "ims3_ray.runs.tracking" not in sys.modules:  # no test here needs MLflow, seconds to import
         yield
@@ -24,13 +25,15 @@ def empty_database():
     from mlflow.store.db import utils
 
     migrate, first = utils._initialize_tables, sqlite3.connect(":memory:", check_same_thread=False)
+    one_at_a_time = threading.Lock()
 
     def initialize(engine):
-        if is_first := not first.execute("select count(*) from sqlite_master").fetchone()[0]:
-            migrate(engine)
-        with engine.begin() as connection:
-            new = connection.connection.driver_connection
-            new.backup(first) if is_first else first.backup(new)
+        with one_at_a_time:
+            if is_first := not first.execute("select count(*) from sqlite_master").fetchone()[0]:
+                migrate(engine)
+            with engine.begin() as connection:
+                new = connection.connection.driver_connection
+                new.backup(first) if is_first else first.backup(new)
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(utils, "_initialize_tables", initialize)

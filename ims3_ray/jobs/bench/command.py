@@ -14,6 +14,8 @@
     python jobs/bench.py evaluate       a classifier, beside DataLoader and PIL
     python jobs/bench.py evaluate --protocol minimax --steps 4 --scored 2 \\
         --accuracy 5
+
+The figures are printed as tables; --out also writes them as JSON.
 """
 
 import argparse
