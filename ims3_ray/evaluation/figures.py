@@ -1,12 +1,14 @@
 """The document of an evaluation, the names of its sets, and the figures that a run is sorted by."""
 
-from typing import TYPE_CHECKING, NotRequired, TypedDict
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NotRequired, TypedDict, TypeVar
 
 if TYPE_CHECKING:
     from ims3_ray.method.coverage import Values
 
     from .membership import Membership
 
+Value = TypeVar("Value")
 CURVE = "distilled_accuracy"  # the metric, by step, of the distilled set while its classifiers train
 # Every set that stands beside those that are scored: its name in a line, and as a title. In a table's order.
 NAMES = {
@@ -65,6 +67,12 @@ class Evaluation(TypedDict):
     names: NotRequired[dict[str, str]]
     networks: NotRequired[dict[str, dict[str, SetFigures]]]
     teacher: NotRequired[TeacherFigures]
+
+
+def ordered(sets: Mapping[str, Value]) -> dict[str, Value]:
+    """The sets in a table's order: those that a run made or a user gave, then the others as in NAMES."""
+    place = {name: number for number, name in enumerate(NAMES)}
+    return dict(sorted(sets.items(), key=lambda item: place.get(item[0].partition(" ")[0], -1)))
 
 
 def headline(document: Evaluation) -> dict[str, float]:

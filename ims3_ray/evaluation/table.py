@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping
 
-from .figures import NAMES, Accuracies, Evaluation
+from .figures import NAMES, Accuracies, Evaluation, ordered
 
 
 def evaluation_lines(document: Evaluation) -> list[str]:
     """A line a set, for the protocol's first network; a line a network for the others."""
-    sets, coverage, order = document["sets"], document["coverage"], list(NAMES)
-    names = list(dict.fromkeys([*sets, *coverage]))
-    names.sort(key=lambda name: order.index(_kind(name)) if _kind(name) in order else -1)
+    sets, coverage = document["sets"], document["coverage"]
+    names = list(ordered({**sets, **coverage}))
     titles = {name: document.get("names", {}).get(name) or title(name) for name in names}
     width = max(12, *(len(words) + 1 for words in titles.values()))
     scored = f"{document['split']} images, {document['protocol']}"
@@ -64,10 +63,6 @@ def title(name: str) -> str:
     """A set's name in words; of a baseline for one of several sizes, "random 50", too."""
     kind, _, images = name.partition(" ")
     return f"{NAMES[kind][0]} {images}".rstrip() if kind in NAMES else name
-
-
-def _kind(name: str) -> str:
-    return name.partition(" ")[0]
 
 
 def in_words(accuracies: Accuracies) -> str:

@@ -1,9 +1,10 @@
 """The report on a run as one HTML page: images, plots and style inside, nothing fetched, no script."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 
-from ims3_ray.evaluation.figures import Evaluation
+from ims3_ray.evaluation.figures import Evaluation, ordered
 from ims3_ray.evaluation.membership import in_words
 from ims3_ray.method.coverage import Values
 
@@ -21,6 +22,7 @@ YARDSTICKS = ("random", "ceiling")
 
 def render(data: ReportData) -> bytes:
     """The page, UTF-8; the same bytes for the same data. Raises OSError for bytes that are no image."""
+    data = replace(data, evaluation=_in_order(data.evaluation)) if data.evaluation else data
     counts = [len(data.contact[name]["distilled"]) for name in data.classes]
     shown = shown_classes(data.classes, MAP_CLASSES)
     points = feature_map(data, shown)
@@ -68,6 +70,11 @@ def _evaluation(evaluation: Evaluation) -> dict[str, object]:
         "deciles": by_decile(_decile_lines(coverage, names)),
         "share": sets["distilled"]["last"]["mean"] / sets["full"]["last"]["mean"] if both else None,
     }
+
+
+def _in_order(evaluation: Evaluation) -> Evaluation:
+    sets, coverage = ordered(evaluation["sets"]), ordered(evaluation["coverage"])
+    return {**evaluation, "sets": sets, "coverage": coverage}
 
 
 def _names(evaluation: Evaluation | None) -> Mapping[str, str]:

@@ -184,7 +184,7 @@ def _cost(context: Context, forward: Forward) -> Cost:
 STAGE = Stage(
     name="report",
     noun="report",
-    version=6,
+    version=7,
     reads=READS,
     unit="pages",
     run=run,

@@ -75,7 +75,7 @@ def test_the_notebook_is_kept_without_what_it_printed():
     assert not [cell for cell in cells if cell["outputs"] or cell["execution_count"] is not None]
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_the_notebook_distils_looks_chooses_scores_sweeps_and_queries(cells):
     printed = "".join(output.get("text", "") for cell in cells for output in cell.get("outputs", ()))
     (picture,) = (c.outputs[-1].data for c in cells if "contact-sheet.png" in c.source)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ims3_ray.evaluation.figures import Accuracies, Evaluation, SetFigures
+from ims3_ray.evaluation.figures import Accuracies, Evaluation, SetFigures, ordered
 from ims3_ray.evaluation.table import expected_lines
 
 
@@ -19,3 +19,8 @@ def document(mean: float, interval: float | None) -> Evaluation:
 def test_a_range_is_met_where_the_interval_of_what_is_measured_reaches_it(mean, interval, verdict):
     (line,) = expected_lines(document(mean, interval), {"theirs": (0.81, 0.83)})
     assert line.endswith(f"expected 81.00 to 83.00: {verdict}")
+
+
+def test_a_runs_own_sets_stand_first_and_baselines_in_their_order():
+    sets = dict.fromkeys(["full", "random 50", "unrefined", "k_medoids", "mine", "distilled"], 0)
+    assert list(ordered(sets)) == ["mine", "distilled", "unrefined", "random 50", "k_medoids", "full"]
