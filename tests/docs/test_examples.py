@@ -87,13 +87,13 @@ def test_the_notebook_distils_looks_chooses_scores_sweeps_and_queries(cells):
     assert "distillation" in result(cells, '"metrics.accuracy"]]')
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.parametrize("name", ["train_resnet", "train_timm", "train_hf"])
 def test_a_network_learns_the_digits_from_the_distilled_set(printed, name):
     assert accuracy(printed[name]) > 80
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_a_memory_of_distilled_images_holds_the_classes_as_they_come(printed):
     said = r"^(\d+) classes, (\d+) images, ([a-z ]+): ([\d.]+) % right$"
     lines = re.findall(said, printed["continual"], re.MULTILINE)
