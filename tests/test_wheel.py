@@ -80,7 +80,7 @@ def test_what_is_installed_runs_from_anywhere_by_its_own_files(ims3, python):
     assert "refine-parts" in ims3("ablate", "--help")
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_what_is_installed_distils_and_reads_back(ims3, python, tmp_path):
     ims3("distill", *SMALL)
     ims3("distill", "--status", *SMALL)

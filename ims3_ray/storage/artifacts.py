@@ -150,9 +150,9 @@ def read_manifest_file(directory: Directory, name: str = MANIFEST) -> Manifest |
     try:
         manifest = directory.read_json(name)
         version = int(manifest["format"])
-        dict(manifest["files"])
+        manifest["files"] = {file: int(size) for file, size in manifest["files"].items()}
         known_checksums(manifest)
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise DamagedError(directory, {name: "is no manifest"}) from error
     if version > FORMAT:
         raise InputError(

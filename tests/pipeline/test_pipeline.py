@@ -6,7 +6,6 @@ import json
 import math
 import re
 import shlex
-import shutil
 import time
 from pathlib import Path
 
@@ -118,34 +117,6 @@ def test_a_changed_alpha_selects_again_and_finds_the_rest_complete(finished):
     overrides, _ = finished
     changed = run(overrides, "select.alpha=0.7")
     assert [s["name"] for s in changed.stages if s["ran"]] == ["select", "export", "evaluate", "report"]
-
-
-@pytest.mark.slow
-def test_what_is_damaged_is_named_and_made_again_and_never_makes_a_pool_smaller(finished, tmp_path, caplog):
-    overrides, made = finished
-    whole = run(overrides, "select.alpha=0.6")
-    root = shutil.copytree(Path(made.distilled).parents[1], tmp_path / "damaged")
-    words = [*overrides, f"storage={root}"]
-    before = {noun: digests(root / noun) for noun in ("candidates", "adapter", "distilled")}
-    pool, adapter = (root / noun / Path(artifacts_of(made)[noun]).name for noun in ("candidates", "adapter"))
-    parts = sorted(pool.glob("*.parquet"))
-    kept = {part: part.stat().st_mtime_ns for part in parts[2:]}
-    parts[0].unlink()
-    parts[1].write_bytes(parts[1].read_bytes()[:-20])
-    (adapter / "manifest.json").write_text("{")
-    next(Path(root, "distilled", Path(whole.distilled).name).glob("train/*/*.png")).unlink()
-    (root / "report" / whole.key / "index.html").unlink()
-    again = run(words, "select.alpha=0.6")
-    assert [s["name"] for s in again.stages if s["ran"]] == ["finetune", "sample", "export", "report"]
-    for name in (parts[0].name, parts[1].name, "manifest.json", ".png", "index.html"):
-        assert any(name in line and "made again" in line for line in caplog.messages), name
-    assert {noun: digests(root / noun) for noun in before} == before
-    assert {part: part.stat().st_mtime_ns for part in kept} == kept
-    parts[0].unlink()
-    changed = run(words, "select.alpha=0.55")
-    undisturbed = run(overrides, "select.alpha=0.55")
-    assert changed.figures == undisturbed.figures
-    assert changed.key == undisturbed.key
 
 
 @pytest.mark.slow
