@@ -15,6 +15,7 @@ print(ray.get_runtime_context().runtime_env.get("py_executable"))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("chosen", "starts"), [({}, "None"), ({"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "1"}, "uv run")]
 )

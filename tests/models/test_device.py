@@ -20,6 +20,7 @@ print(sorted(faults() for _ in range(25))[12])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is set")
 def test_memory_of_freed_tensors_is_used_again_without_asking_the_system():
     ran = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)

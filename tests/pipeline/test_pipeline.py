@@ -234,6 +234,7 @@ def test_the_exported_images_are_the_selected_candidates(finished):
     assert selection["lower_bound"] <= selection["objective"] <= selection["start_objective"]
 
 
+@pytest.mark.slow
 def test_single_images_can_be_chosen_and_are_exported(finished):
     overrides, _ = finished
     made = run(

@@ -63,6 +63,7 @@ def test_an_artefact_is_complete_only_with_its_manifest(tmp_path):
     assert MANIFEST not in read_manifest(directory)["files"]
 
 
+@pytest.mark.slow
 def test_a_reader_never_sees_half_a_file(tmp_path):
     directory = open_directory(str(tmp_path / "x"))
     bodies = [bytes([i]) * 2_000_000 for i in range(4)]

@@ -37,6 +37,7 @@ def test_time_that_grows_as_the_rows_has_exponent_one_and_as_their_square_two():
     assert scale.exponent(10, 4.0, 10, 3.0) is None
 
 
+@pytest.mark.slow
 def test_memory_that_is_held_for_a_moment_is_seen():
     with scale.watched() as peak:
         held = np.ones(30_000_000)

@@ -30,6 +30,7 @@ def begin(config):
     return begun
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_is_at_work_again_once_its_command_is_given_again(begin, config):
     def states(recorder):
         return client(begin.storage).get_run(recorder.tracker.run_id).info.status, read_status(config)[

@@ -218,6 +218,7 @@ def test_a_csv_holds_every_parameter_and_metric_and_no_formula(ask, storage, tmp
     client(storage).delete_run(tracker.run_id)
 
 
+@pytest.mark.slow
 def test_what_the_page_prints_for_mlflow_itself_serves_after_the_first_run(tmp_path):
     page = (ROOT / "docs/query.md").read_text(encoding="utf-8")
     (snippet,) = (body for word, body in FENCE.findall(page) if word == "python")

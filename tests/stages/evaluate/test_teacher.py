@@ -31,6 +31,7 @@ def small(monkeypatch):
     monkeypatch.setitem(PROTOCOLS, "soft-32", protocol("soft-32").model_copy(update=update))
 
 
+@pytest.mark.slow
 def test_students_of_a_trained_teacher_are_scored_beside_real_images(finished_run, small):
     config = load_config("digits", parse_overrides([*finished_run[0], *WORDS]))
     document = distillation.run(config, lambda line: None).evaluation

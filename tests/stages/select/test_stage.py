@@ -183,6 +183,7 @@ def test_small_problems_are_proved_unless_another_certificate_is_asked_for(
         assert document["lower_bound"] <= terms.total + 1e-12
 
 
+@pytest.mark.slow
 def test_single_images_are_never_worse_than_the_best_subgroups(ray_cluster, tmp_path):
     pool = opened(tmp_path, *features(4, seed=5))
     one = chosen(pool, unit="image", coverage=0.3, coverage_neighbours=2)
