@@ -45,7 +45,7 @@ def run(context: Context, out: Directory, **made: Directory) -> dict[str, Any]:
     drawn = _drawn(context, made["selection"], made["candidates"], made.get("refined"))
     coverage = cover(drawn, choices, real, seeds[0], config.evaluate.neighbours, config.ipc)
     own = {"distilled": list_images(made["distilled"], train.classes)}
-    if trains_unrefined(config):
+    if "unrefined" in own_names(config):
         own["unrefined"] = unrefined_images(made["refined"], train.classes)
     asked_for = {key: choice for key, choice in choices.items() if key[0] in asked}
     sets = training_sets(own, asked_for, train, seeds, config.evaluate.full)
@@ -77,9 +77,10 @@ def _drawn(
     return sets
 
 
-def trains_unrefined(config: Config) -> bool:
-    """Whether classifiers also train on the selected images before refinement."""
-    return config.evaluate.unrefined and config.refine.steps > 0
+def own_names(config: Config) -> list[str]:
+    """The run's own sets that classifiers train on: the distilled one, and the one before refinement."""
+    is_refined = config.evaluate.unrefined and config.refine.steps > 0
+    return ["distilled", "unrefined"] if is_refined else ["distilled"]
 
 
 def unrefined_images(refined: Directory, classes: Sequence[str]) -> ImageSet:
@@ -174,8 +175,7 @@ def _use(context: Context) -> Use:
 def _set_sizes(context: Context) -> list[int]:
     """Images of the set that each classifier of a network trains on."""
     config, settings = context.config, context.config.evaluate
-    own = ["distilled", "unrefined"] if trains_unrefined(config) else ["distilled"]
-    names = {*own, *settings.baselines}
+    names = {*own_names(config), *settings.baselines}
     more_draws = max(0, (settings.draws or 0) - settings.seeds) if "random" in names else 0
     sizes = [config.ipc * len(context.classes)] * (len(names) * settings.seeds + more_draws)
     full = [len(context.images["train"])] * min(settings.seeds, FULL_SEEDS)
@@ -187,8 +187,8 @@ def _node_disk(context: Context) -> float:
     config, rules = context.config, protocol(context.config.evaluate.protocol)
     settings = config.evaluate
     chosen = sum(max(settings.seeds, settings.draws or 0) if n in SEEDED else 1 for n in settings.baselines)
-    own = 1 + trains_unrefined(config)
-    images = len(context.images[rules.split]) + config.ipc * len(context.classes) * (own + chosen)
+    sets = len(own_names(config)) + chosen
+    images = len(context.images[rules.split]) + config.ipc * len(context.classes) * sets
     images += len(context.images["train"]) if settings.full else 0
     images += settings.membership_images
     return pixels_bytes(images, rules.image_size)
