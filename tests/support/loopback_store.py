@@ -1,10 +1,11 @@
-"""An object store on loopback that speaks S3, and answers nothing but 503 while it is told to be away.
+"""An object store on loopback that speaks S3. It can refuse all requests, or a random share of them, with 503.
 
-What was asked of it, by kind, it tells at /counted.
+`/counted` returns the number of requests per kind.
 """
 
 import contextlib
 import json
+import random
 import threading
 from collections import Counter
 
@@ -16,10 +17,14 @@ SECRET = "no-secret-at-all"
 
 
 class Store:
-    """A server, and the variables with which a process finds it."""
+    """A server, and the environment variables with which a process finds it.
 
-    def __init__(self):
-        self.is_away, self.refused, self._port = False, 0, free_port()
+    It refuses every request if `is_away` is set, otherwise the share `failing` of the requests.
+    """
+
+    def __init__(self, failing: float = 0.0, seed: int = 0):
+        self.is_away, self.failing, self.refused, self._port = False, failing, 0, free_port()
+        self._random = random.Random(seed)
         self.counted = Counter()
         self.variables = {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._port}",
@@ -37,7 +42,7 @@ class Store:
             return [data]
         is_list = environ["REQUEST_METHOD"] == "GET" and "list-type" in environ["QUERY_STRING"]
         self.counted["LIST" if is_list else environ["REQUEST_METHOD"]] += 1
-        if self.is_away:
+        if self.is_away or self._random.random() < self.failing:
             self.refused += 1
             start("503 Service Unavailable", [("Content-Length", "0"), ("Connection", "close")])
             return [b""]
