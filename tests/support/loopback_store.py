@@ -1,4 +1,4 @@
-"""An object store on loopback that speaks S3. It can refuse all requests, or a random share of them, with 503.
+"""An object store on loopback that speaks S3. It can refuse all or a random share of the requests with 503.
 
 `/counted` returns the number of requests per kind.
 """
