@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from . import progress
+from .display import one_line, redacted
 from .errors import InputError, chain
 from .jobs import COMMANDS
-from .storage.patience import is_full, no_space
-from .text import one_line, redacted
+from .storage.retry import is_full, no_space
 
 BAD_INPUT, FAILURE, INTERRUPTED, UNHEARD, TERMINATED = 2, 1, 130, 141, 143
 STOPPED = "stopped; run the same command again to go on"
@@ -107,7 +107,7 @@ def run_command(name: str, words: list[str]) -> int:
         parser = Parser(prog=name, description=command.__doc__, formatter_class=as_written)
         command.add_arguments(parser)
         if {"-h", "--help"} & set(words):
-            from .config.describe import help_text
+            from .config.field_docs import help_text
 
             parser.epilog = help_text(name)
         command.run(parser.parse_intermixed_args(words))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from .text import one_line, redacted
+from .display import one_line, redacted
 
 LONGEST = 500  # characters of an error in a record
 

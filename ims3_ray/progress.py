@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from .text import noun
+from .display import noun
 
 PATIENCE_S = 10.0  # `delay` of what is short for most data
 SHORT_S = 2.0  # the same of a part of a job that has no bar otherwise

@@ -19,7 +19,7 @@ def empty_database():
     import sys
     import threading
 
-    if "ims3_ray.runs.tracking" not in sys.modules:  # no test here needs MLflow, seconds to import
+    if "ims3_ray.runs.mlflow_tracker" not in sys.modules:  # no test here needs MLflow, seconds to import
         yield
         return
     from mlflow.store.db import utils

@@ -20,12 +20,12 @@ from PIL import Image
 from ims3_ray import cli
 from ims3_ray.config.load import load_config, parse_overrides, recipe_text
 from ims3_ray.config.settings import Config
+from ims3_ray.display import UNPRINTABLE
 from ims3_ray.jobs.ablate.plan import Plan, read_rows
-from ims3_ray.jobs.sweep.space import read_space
+from ims3_ray.jobs.sweep.search_space import read_space
 from ims3_ray.stages.select.candidates import open_candidates
 from ims3_ray.storage.artifacts import complete, open_directory, read_manifest
 from ims3_ray.storage.integrity import verify
-from ims3_ray.text import UNPRINTABLE
 
 CASES = 25  # of each
 SETTINGS = {

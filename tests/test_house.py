@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import get_args
 
 from ims3_ray.config.sections import Baseline, NetworkName, ProtocolName, scored_split
-from ims3_ray.evaluation.figures import NAMES
 from ims3_ray.evaluation.protocols import PROTOCOLS
+from ims3_ray.evaluation.results import NAMES
 from ims3_ray.models.classifiers import DEFAULT_WIDTH, SMALLEST_IMAGE
 from ims3_ray.stages.evaluate.baselines import CORESETS
 
@@ -33,7 +33,7 @@ def test_the_front_door_is_six_modules() -> None:
         "cli",
         "errors",
         "progress",
-        "text",
+        "display",
     }
 
 

@@ -7,20 +7,20 @@ import pytest
 import ray
 
 from ims3_ray import cli
-from ims3_ray.cluster.machine import Machine, connect
+from ims3_ray.cluster.resources import Machine, connect
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.config.settings import Workers
 from ims3_ray.data.images import open_images, open_labelled
+from ims3_ray.display import SECRETS, redacted, without_credentials
 from ims3_ray.errors import InputError
-from ims3_ray.jobs.distill.distillation import Distillation
 from ims3_ray.jobs.distill.recorder import Recorder
-from ims3_ray.models.tuned import inspect_adapter
+from ims3_ray.jobs.distill.result import Distillation
+from ims3_ray.models.finetuned import inspect_adapter
 from ims3_ray.pipeline.prepare import prepare
 from ims3_ray.pipeline.steps import plan
-from ims3_ray.runs.tracking import Tracker
+from ims3_ray.runs.mlflow_tracker import Tracker
 from ims3_ray.stages.select.candidates import REAL_KEYS, open_features
 from ims3_ray.storage.artifacts import open_directory, open_storage
-from ims3_ray.text import SECRETS, redacted, without_credentials
 
 SECRET = "hunter2/Zx+9q"
 USERS = (f"AKIAKEY:{SECRET}", "AKIAKEY:hunter2%2FZx", "AKIAKEY", ":hunter2", "user@mail:hunter2")

@@ -22,14 +22,15 @@ from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.data.classes import class_map
 from ims3_ray.data.distilled import PARQUET, DistilledImage, card, to_table, write_parquet, write_pngs
 from ims3_ray.data.images import open_images, open_labelled
+from ims3_ray.display import as_code, as_text
 from ims3_ray.errors import InputError
 from ims3_ray.method.rng import generator
 from ims3_ray.models import classifiers
 from ims3_ray.models.checkpoints import load_transformer
 from ims3_ray.models.extractor import load_extractor, save_extractor
 from ims3_ray.models.files import find_weights, read_tensors
+from ims3_ray.models.finetuned import check_adapter, inspect_adapter
 from ims3_ray.models.generator import save_pipeline
-from ims3_ray.models.tuned import check_adapter, inspect_adapter
 from ims3_ray.models.vae import read_vae
 from ims3_ray.stages.select.candidates import REAL_KEYS, open_features
 from ims3_ray.storage.artifacts import (
@@ -41,7 +42,6 @@ from ims3_ray.storage.artifacts import (
     open_storage,
 )
 from ims3_ray.storage.integrity import reopen
-from ims3_ray.text import as_code, as_text
 
 KNOWN = ("blue", "green", "red")
 MARKUP = ["<script>alert(1)</script>", "[x](javascript:alert(1))", "`x`", "*x*", "_x_"]

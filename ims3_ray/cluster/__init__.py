@@ -3,9 +3,9 @@
 from ims3_ray import progress
 from ims3_ray.data import folders
 
-from .board import CountedBar
+from .metrics_actor import PrometheusBar
 from .tasks import each
 
 # in every process that uses Ray
-progress.BAR = CountedBar
+progress.BAR = PrometheusBar
 folders.EACH = each

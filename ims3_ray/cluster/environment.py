@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .machine import Machine
+    from .resources import Machine
 
 PACKAGE = "ims3-ray"
 VERSIONED = (PACKAGE, "ray", "torch", "torchvision", "diffusers", "pyarrow", "faiss-cpu", "mlflow", "timm")

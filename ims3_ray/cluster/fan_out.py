@@ -21,15 +21,15 @@ from ray.data import ActorPoolStrategy
 from ims3_ray.errors import InputError
 from ims3_ray.models.device import batch_must_fit
 from ims3_ray.progress import bar
-from ims3_ray.storage import tables
+from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.checksums import BLANK, KEY, embed_checksum
 from ims3_ray.storage.index import keys_in, keys_of, write_index
 from ims3_ray.storage.integrity import intact_parts
-from ims3_ray.storage.tables import Columns, Table
+from ims3_ray.storage.schemas import Columns, Table
 
-from .machine import Machine
-from .workarounds import quieten
+from .ray_patches import quieten
+from .resources import Machine
 
 CALLS_PER_ACTOR = 2  # at once, on threads; models.batches.Turn lets one of them compute
 ENOUGH_PARTS = 2048  # for any number of actors to share evenly
@@ -87,7 +87,7 @@ class Worker:
                 columns, notes = self._work(json.loads(payload))
             self._refuse_not_finite(columns)
             left_out = json.dumps(notes)
-            data = tables.to_parquet(columns, self._table, {NOTES: left_out, KEY: BLANK})
+            data = schemas.to_parquet(columns, self._table, {NOTES: left_out, KEY: BLANK})
             data = embed_checksum(data, file)
             self._out.write(file, data)
         except InputError as error:
@@ -98,7 +98,7 @@ class Worker:
         return {"file": [file], **made, "notes": [left_out], "refused": [""]}
 
     def _refuse_not_finite(self, columns: Columns) -> None:
-        if odd := tables.not_finite(columns):
+        if odd := schemas.not_finite(columns):
             stage = self._batch[0].split(".")[0]
             raise InputError(
                 f"{stage}: {odd} came out as values that are not finite; look at the weights (model.path), "
@@ -127,7 +127,7 @@ def fan_out(
     notes: dict[str, str] = {}
     for name, data in intact_parts(out, [part.file for part in parts]):
         checksums[name], keys[name] = hashlib.sha256(data).hexdigest(), keys_in(data, table)
-        notes |= json.loads(tables.read_metadata(data, NOTES) or "{}")
+        notes |= json.loads(schemas.read_metadata(data, NOTES) or "{}")
     todo = [part for part in parts if part.file not in checksums]
     total, made = sum(part.rows for part in parts), sum(part.rows for part in todo)
     worker = {"build": build, "arguments": arguments, "table": table, "out": out}

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import ray
 
-from .machine import ANYWHERE
+from .resources import ANYWHERE
 
 CPUS_PER_TASK = 0.5
 LOOK_S = 1.0  # between looks whether to stop

@@ -16,13 +16,13 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from ims3_ray.errors import InputError, chain
 from ims3_ray.models.device import batch_must_fit, prepare_device
+from ims3_ray.models.training import Metrics, Optimisation, Task, Trainer
 from ims3_ray.progress import bar
 from ims3_ray.storage.artifacts import Directory
 
-from .board import Message, start_board, watch
-from .machine import Machine
-from .trainer import Metrics, Optimisation, Task, Trainer
-from .workarounds import MAX_START_FAILURES, mended_train
+from .metrics_actor import Message, start_board, watch
+from .ray_patches import MAX_START_FAILURES, mended_train
+from .resources import Machine
 
 STATE = "state.pt"
 MAX_FAILURES = 8  # workers or nodes lost in one training; after more, the same command goes on
@@ -83,7 +83,7 @@ def train(
             return cast(list[Metrics], _ray_trainer(training, machine, board).fit().return_value)
 
     with shown, watch(board, receive), mended_train(machine):
-        history = training.checkpoints.patiently(fit)  # Ray writes checkpoints itself, and gives up at once
+        history = training.checkpoints.with_retries(fit)  # Ray gives up at the first error
     for entry in history:  # what a killed driver, or a killed board, never passed on
         if entry["step"] not in heard:
             on_metrics(int(entry["step"]), {name: value for name, value in entry.items() if name != "step"})

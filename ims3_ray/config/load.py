@@ -16,8 +16,8 @@ from ims3_ray.errors import InputError
 
 from .base import Settings
 from .data import Data
-from .parse import read_text, read_yaml
 from .settings import Config
+from .yaml_io import read_text, read_yaml
 
 Kind = TypeVar("Kind", bound=Settings)
 Overrides = Mapping[str, object]  # dotted field → value

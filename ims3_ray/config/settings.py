@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from .base import Count, Name, Section, Seed, Settings, one_spelling
 from .data import Data
+from .finetune import Finetune, InversionMatching
 from .refinement import Probe, Refine
 from .sections import (
     Embed,
@@ -23,7 +24,6 @@ from .sections import (
     Sample,
     Select,
 )
-from .tuning import Finetune, InversionMatching
 
 # fields that may name a hub id
 WEIGHTS = (("model", "path"), ("model", "vae"), ("embed", "extractor"), ("evaluate", "teacher"))

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ims3_ray.config.parse import Refuse, read_text, read_yaml
+from ims3_ray.config.yaml_io import Refuse, read_text, read_yaml
+from ims3_ray.display import UNPRINTABLE, some
 from ims3_ray.errors import InputError
-from ims3_ray.text import UNPRINTABLE, some
 
 NEW = "new"
 UNSAFE_NAME = re.compile(rf'\A\.|[/\\:*?"<>|{UNPRINTABLE}]|[. ]\Z')

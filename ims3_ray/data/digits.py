@@ -12,10 +12,10 @@ from PIL import Image
 from pyarrow import csv
 
 from ims3_ray.errors import InputError
-from ims3_ray.method.keys import permutation
+from ims3_ray.method.seeding import permutation
 from ims3_ray.storage.artifacts import Directory
 
-from .pixels import png_of
+from .transforms import png_of
 
 SPLITS = {"train": (0, 350), "validation": (350, 400), "test": (400, 500)}
 PREFIX = "package://digits/"

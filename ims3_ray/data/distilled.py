@@ -19,16 +19,16 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from ims3_ray.display import as_code, as_text
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import MANIFEST, Directory, open_directory, read_manifest
 from ims3_ray.storage.directory import Stream
 from ims3_ray.storage.hub import fetch_set, hub_name
-from ims3_ray.storage.tables import Columns
-from ims3_ray.text import as_code, as_text
+from ims3_ray.storage.schemas import Columns
 
 from .images import ImageSet, Packed
-from .pixels import decode
 from .sources import PARQUET, label_names
+from .transforms import decode
 from .views import ViewSet, read_views
 
 ORIGIN = ("subgroup", "index", "seed")  # of an image

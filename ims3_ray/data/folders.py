@@ -16,11 +16,11 @@ from typing import Any
 from pyarrow import fs
 
 from ims3_ray import progress
+from ims3_ray.display import named, some
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import Directory, fingerprint
-from ims3_ray.text import named, some
 
-from .pixels import decode
+from .transforms import decode
 
 MAX_BYTES = 2**29  # of a file: no image of MAX_PIXELS has more
 LOOK = 2  # raised where other files count as images than before: what was found in a class is looked at again

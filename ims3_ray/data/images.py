@@ -7,17 +7,17 @@ from functools import cached_property
 
 import numpy as np
 
+from ims3_ray.display import named, some
 from ims3_ray.errors import InputError
-from ims3_ray.method.keys import permutation
+from ims3_ray.method.seeding import permutation
 from ims3_ray.storage.artifacts import Directory, fingerprint, open_directory
 from ims3_ray.storage.hub import fetch_set, hub_name
-from ims3_ray.text import named, some
 
 from . import digits
 from .folders import inspect, list_classes
 from .named import is_named, unpack_named
-from .pixels import decode
 from .sources import Rows, find_set, is_tensors
+from .transforms import decode
 from .unpacking import Names, numbering, unpack
 
 # images decoded in full before any work starts, chosen by seed: also where an older look is trusted
@@ -172,7 +172,7 @@ def _class_folders(
     if is_named(location):
         return unpack_named(location, storage, name, classes), location
     if is_tensors(location):
-        from .tensors import unpack_tensors  # torch, which a look at images needs not
+        from .torch_files import unpack_tensors  # torch, which a look at images needs not
 
         return unpack_tensors(location, storage, name, numbered), location
     is_bundled = location.startswith("package://")

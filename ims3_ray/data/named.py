@@ -16,12 +16,12 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 from ims3_ray.config.data import CACHE, HUB, TORCHVISION
+from ims3_ray.display import some
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import Directory
-from ims3_ray.text import some
 
-from .pixels import png_of
 from .sources import WANTED
+from .transforms import png_of
 from .unpacking import ROWS, Cells, Names, cells, hf_datasets, reading, unpack_cells
 
 FIELDS = ("data.train", "data.validation", "data.test")

@@ -16,9 +16,9 @@ from typing import TypeVar
 import pyarrow as pa
 from pyarrow import fs
 
+from ims3_ray.display import some
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import MANIFEST, Directory, read_manifest
-from ims3_ray.text import some
 
 from .classes import is_folder_name
 
@@ -158,7 +158,7 @@ def _entries(directory: Directory) -> tuple[list[str], set[str]]:
         kinds = {entry.name: entry.is_dir() for entry in there}
     else:
         selector = fs.FileSelector(directory.path, allow_not_found=True)
-        infos = directory.patiently(lambda: directory.filesystem.get_file_info(selector))
+        infos = directory.with_retries(lambda: directory.filesystem.get_file_info(selector))
         kinds = {info.base_name: info.type == fs.FileType.Directory for info in infos}
     folders = {name for name, is_folder in kinds.items() if is_folder and not name.startswith(".")}
     return sorted(name for name in kinds if name not in folders and not name.startswith(".")), folders

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .pixels import resize_and_crop
+from .transforms import resize_and_crop
 
 FIELDS = ("left", "top", "width", "height", "mirrored")
 VIEWS, SOFT_LABELS, SHOWN = "views", "soft_labels", b"ims3_ray"

@@ -17,11 +17,11 @@ from typing import TypedDict
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from ims3_ray.display import named, some
 from ims3_ray.errors import InputError
 from ims3_ray.method.coverage import COPY_PERCENTILE, copies
-from ims3_ray.text import named, some
 
-from .class_order import ClassOrder, audit_classes
+from .label_order import ClassOrder, audit_classes
 
 LEAST_IMAGES = 100  # of a class, for a percent of them to be more than one
 SHOWN = 20  # pairs of a document; the counts are of all

@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from ims3_ray.models.device import send
 
+from .dsa import diff_augment, one_of_each, uniform
 from .rules import Protocol
-from .siamese import diff_augment, one_of_each, uniform
 
 Operation = Callable[[Tensor, float], Tensor]  # (uint8 images, sign) → images
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from ims3_ray.config.refinement import Probe
 from ims3_ray.models.classifiers import Classifier
 
-from .forward import forward_in, numerics_for
+from .inference import forward_in, numerics_for
 from .protocols import VALIDATION, protocols
 from .rules import Protocol
 from .train import Device, Labelled, budget_of, generator_of, plan, training_steps

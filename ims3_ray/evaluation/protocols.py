@@ -16,8 +16,8 @@ from ims3_ray.errors import InputError
 from ims3_ray.models.classifiers import NETWORKS
 from ims3_ray.models.timm_networks import is_timm, stem_for
 
+from .dsa import DiffKind
 from .rules import Augmentations, Protocol
-from .siamese import DiffKind
 
 _MINIMAX = Protocol(
     name="minimax",

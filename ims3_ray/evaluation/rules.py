@@ -15,7 +15,7 @@ from ims3_ray.errors import InputError
 from ims3_ray.models.classifiers import Classifier, build
 from ims3_ray.models.timm_networks import build_timm, is_timm
 
-from .siamese import DiffKind, OneOfKind
+from .dsa import DiffKind, OneOfKind
 
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Epochs by images per class: up to this many images, this many epochs; beyond the last, EPOCHS_BEYOND.

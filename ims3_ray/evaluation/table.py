@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from .figures import NAMES, Accuracies, Evaluation, ordered
+from .results import NAMES, Accuracies, Evaluation, ordered
 
 
 def evaluation_lines(document: Evaluation) -> list[str]:

@@ -21,8 +21,8 @@ from ims3_ray.models.extractor import Colour, load_classifier, load_timm
 from ims3_ray.models.timm_networks import is_timm
 from ims3_ray.storage.artifacts import Directory
 
-from .class_order import assignment_shares, swapped_classes
-from .forward import forward_in, numerics_for
+from .inference import forward_in, numerics_for
+from .label_order import assignment_shares, swapped_classes
 from .probes import load_probe
 from .protocols import protocol
 from .rules import Protocol

@@ -15,13 +15,13 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional
 
+from ims3_ray.display import some
 from ims3_ray.errors import InputError
-from ims3_ray.method.keys import key_seed
+from ims3_ray.method.seeding import key_seed
 from ims3_ray.models.device import Numerics, keep_freed_memory
-from ims3_ray.text import some
 
 from .augment import augment, cutmix
-from .forward import forward_in, numerics_for
+from .inference import forward_in, numerics_for
 from .rules import Budget, Protocol
 from .scoring import accuracy, confidences
 
@@ -76,7 +76,7 @@ def score_of(training: Looks) -> Score:
             return end.value
 
 
-def training_in_looks(
+def train_with_evals(
     train: Labelled,
     scored: Labelled,
     protocol: Protocol,
@@ -171,7 +171,7 @@ def _check_sizes(train_images: Tensor, test_images: Tensor, protocol: Protocol) 
         if (height, width) != (protocol.image_size, protocol.image_size):
             raise InputError(
                 f"{name}: are {width}×{height} pixels, {protocol.label} sees {protocol.image_size}; "
-                "scale them by ims3_ray.data.pixels.resize_and_crop"
+                "scale them by ims3_ray.data.transforms.resize_and_crop"
             )
 
 

@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from importlib import import_module
 
-from ims3_ray.config.describe import fields
+from ims3_ray.config.field_docs import fields
 from ims3_ray.config.load import recipe_names
 
 from . import COMMANDS

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ims3_ray.data.classes import imagenet_names
 from ims3_ray.errors import InputError
-from ims3_ray.jobs.ending import ending, program
+from ims3_ray.jobs.next_steps import ending, program
 from ims3_ray.progress import waiting
 
 if TYPE_CHECKING:  # torch takes seconds to import
@@ -49,8 +49,8 @@ def run(arguments: argparse.Namespace) -> None:
 
         from ims3_ray.models.convert import convert
         from ims3_ray.models.device import Numerics
+        from ims3_ray.models.finetuned import TunedModel, check_adapter, inspect_adapter
         from ims3_ray.models.generator import inspect_generator, new_folder
-        from ims3_ray.models.tuned import TunedModel, check_adapter, inspect_adapter
         from ims3_ray.models.vae import read_vae
 
     began, out = time.perf_counter(), new_folder(arguments.out)

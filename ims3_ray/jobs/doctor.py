@@ -27,10 +27,10 @@ from urllib.parse import urlsplit
 import psutil
 
 from ims3_ray.config.load import load_config, parse_overrides, recipe_names
+from ims3_ray.display import one_line, size, some, without_credentials
 from ims3_ray.errors import InputError
-from ims3_ray.runs.database import tracking_uri
+from ims3_ray.runs.mlflow_db import tracking_uri
 from ims3_ray.storage.artifacts import open_directory
-from ims3_ray.text import one_line, size, some, without_credentials
 
 from .recipes import hardware
 

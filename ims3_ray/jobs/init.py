@@ -24,16 +24,16 @@ import numpy as np
 
 from ims3_ray.config.base import one_spelling
 from ims3_ray.config.data import Data
+from ims3_ray.config.finetune import PAPER_BATCH
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.config.sections import Evaluate
 from ims3_ray.config.settings import Config
-from ims3_ray.config.tuning import PAPER_BATCH
 from ims3_ray.data.images import ImageSet, open_images
-from ims3_ray.data.pixels import decode
 from ims3_ray.data.sources import Rows, find_set
+from ims3_ray.data.transforms import decode
+from ims3_ray.display import named, one_line, some
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import Directory, open_directory, open_storage
-from ims3_ray.text import named, one_line, some
 
 SIDES = (32, 64, 128, 256)  # pixels that a generator may draw
 ENLARGED = 1.2  # at most, of the middle image's shorter side

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 from ims3_ray.config.load import load_settings, parse_overrides
 from ims3_ray.config.settings import Selecting
 from ims3_ray.errors import InputError
-from ims3_ray.jobs.ending import ending, look_at
+from ims3_ray.jobs.next_steps import ending, look_at
 from ims3_ray.progress import waiting
 from ims3_ray.storage.directory import open_directory, refuse_unwritable
 
 if TYPE_CHECKING:
-    from ims3_ray.stages.select.solve import Document
+    from ims3_ray.stages.select.run_selection import Document
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not name or out.has_directory(name):
         raise InputError(f"--out: {arguments.out} is a folder; name a file, such as selection.json")
     with waiting("imports"):  # heavy: Ray
-        from ims3_ray.cluster.machine import connect, find_machine
+        from ims3_ray.cluster.resources import connect, find_machine
         from ims3_ray.stages.select.candidates import open_candidates
 
     with waiting("start"):
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
         pool = open_candidates(arguments.candidates, arguments.real, ("--candidates", "--real"), **below)
         refuse_unwritable(out, f"--out: {out.uri}")
         connect()
-        from ims3_ray.stages.select.solve import select_features  # heavy: faiss
+        from ims3_ray.stages.select.run_selection import select_features  # heavy: faiss
 
     began = time.perf_counter()
     machine = find_machine(config.workers)

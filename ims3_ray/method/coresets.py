@@ -13,8 +13,8 @@ from scipy.spatial.distance import cdist
 from threadpoolctl import threadpool_limits
 
 from .coverage import inside_balls
-from .keys import key_seed
-from .s3.single_images import coverage_changes
+from .s3.image_selection import coverage_changes
+from .seeding import key_seed
 
 Features = Float[np.ndarray, "n d"]
 Rows = Int[np.ndarray, " count"]

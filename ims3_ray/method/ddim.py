@@ -56,7 +56,7 @@ def ddim_step(x: Latents, eps: Latents, *, abar_from: Tensor, abar_to: Tensor) -
     return add_noise(predicted_clean(x, eps, abar=abar_from), eps, abar=abar_to)
 
 
-def mixed_start(start: Latents, noise: Latents, *, share: float) -> Latents:
+def mix_noise(start: Latents, noise: Latents, *, share: float) -> Latents:
     """√(1 − share) z + √share ε: part of a start replaced by noise; a variance of 1 stays so."""
     return (1 - share) ** 0.5 * start + share**0.5 * noise
 

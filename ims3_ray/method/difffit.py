@@ -22,7 +22,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ims3_ray.text import mismatch
+from ims3_ray.display import mismatch
 
 SCALED = {  # scale vector → the layer whose output it scales
     "attn.qkv_scale": "attn.qkv",

@@ -7,7 +7,7 @@ the CPU, so that the same key gives the same numbers whatever the device.
 import torch
 from torch import Tensor
 
-from .keys import key_seed
+from .seeding import key_seed
 
 
 def generator(*key: int | str) -> torch.Generator:

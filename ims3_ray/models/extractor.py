@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from ims3_ray.errors import InputError
 
-from .batches import DECODER, in_batches, to_images
 from .classifiers import Classifier, NetworkName, build
 from .files import check_shapes, read_json, read_tensors, shapes_of
 from .hub import resolve_model
+from .padded_batches import DECODER, in_batches, to_images
 from .timm_networks import TIMM_SCHEME, check_name
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"

@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ims3_ray.display import mismatch, one_line, some
 from ims3_ray.errors import InputError
-from ims3_ray.text import mismatch, one_line, some
 
 Shapes = dict[str, tuple[int, ...]]
 

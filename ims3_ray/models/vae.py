@@ -12,8 +12,8 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ims3_ray.display import mismatch
 from ims3_ray.errors import InputError
-from ims3_ray.text import mismatch
 
 from .dit import DiTConfig
 from .files import check_finite, find_weights, read_json

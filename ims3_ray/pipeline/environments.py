@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
 from ims3_ray.cluster.environment import environment_name, environment_of
-from ims3_ray.cluster.machine import Machine
+from ims3_ray.cluster.resources import Machine
 from ims3_ray.errors import InputError
 
 from .steps import Step

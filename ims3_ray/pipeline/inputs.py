@@ -14,11 +14,11 @@ from ims3_ray.data.named import below, is_named
 from ims3_ray.data.sources import is_tensors
 from ims3_ray.errors import InputError
 from ims3_ray.models.hub import is_hub_id, resolve_model
-from ims3_ray.runs.database import tracking_uri
+from ims3_ray.runs.mlflow_db import tracking_uri
 from ims3_ray.storage.artifacts import open_directory, open_storage
 from ims3_ray.storage.hub import hub_name
 
-from .splits import refuse_nested, refuse_storage_within
+from .validate_splits import refuse_nested, refuse_storage_within
 
 BUNDLED = "package://"  # no folder until it is written
 TIMM = "timm:"

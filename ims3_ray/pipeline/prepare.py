@@ -10,7 +10,7 @@ import ray
 import torch
 import torch._dynamo  # as the meta device does at first use, which fails where the working directory is gone
 
-from ims3_ray.cluster.machine import (
+from ims3_ray.cluster.resources import (
     ANYWHERE,
     Machine,
     connect,
@@ -30,17 +30,17 @@ from ims3_ray.models.device import Numerics, supported
 from ims3_ray.models.extractor import inspect_extractor, load_extractor
 from ims3_ray.models.generator import inspect_generator
 from ims3_ray.models.hub import pin
+from ims3_ray.stages.base import Stage
 from ims3_ray.stages.context import Context, Inputs
-from ims3_ray.stages.contract import Stage
 from ims3_ray.storage.artifacts import Directory, fingerprint, open_storage
+from ims3_ray.storage.disk_cache import refuse_full_disk
 from ims3_ray.storage.hashing import content_hash
-from ims3_ray.storage.local_rows import refuse_full_disk
 
 from .environments import check_environments
 from .inputs import check_run, check_storage, image_places
-from .numbers import check_numbers
-from .splits import check_splits, left_out
 from .steps import plan
+from .validate_numbers import check_numbers
+from .validate_splits import check_splits, left_out
 
 Kind = TypeVar("Kind", Config, Evaluating)
 
@@ -65,7 +65,7 @@ def begin(configs: Sequence[Config], say: Callable[[str], None]) -> list[Context
     for line in check_environments(contexts[0].machine, [step for _, step in steps]):
         say(line)
     missing = [(c, step.stage) for c, step in steps if not step.manifest]
-    for line in dict.fromkeys(line for context, stage in missing for line in idle_lines(context, stage)):
+    for line in dict.fromkeys(line for context, stage in missing for line in idle_gpu_notes(context, stage)):
         say(line)
     if {stage.name for _, stage in missing} & {"embed", "sample"}:
         # where weights can't be had: now, not after hours of tuning
@@ -74,7 +74,7 @@ def begin(configs: Sequence[Config], say: Callable[[str], None]) -> list[Context
     return contexts
 
 
-def idle_lines(context: Context, stage: Stage) -> list[str]:
+def idle_gpu_notes(context: Context, stage: Stage) -> list[str]:
     """A line on a stage that leaves some GPUs idle, and why."""
     use, there = stage.use(context), context.machine.gpus
     return [f"{stage.name}: {use.gpus} of {there} GPUs, since {use.limit}"] if use.limit else []

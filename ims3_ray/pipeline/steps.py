@@ -8,8 +8,8 @@ from typing import cast
 
 from ims3_ray.cluster.environment import environment_of
 from ims3_ray.stages import embed, encode, export, invert, report
+from ims3_ray.stages.base import Stage
 from ims3_ray.stages.context import Context
-from ims3_ray.stages.contract import Stage
 from ims3_ray.stages.evaluate import stage as evaluate
 from ims3_ray.stages.evaluate import teacher
 from ims3_ray.stages.finetune import stage as finetune

@@ -7,7 +7,7 @@ from typing import TypedDict, overload
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from ims3_ray.evaluation.figures import Evaluation
+from ims3_ray.evaluation.results import Evaluation
 
 PAGE_CLASSES = 24  # whose images the page shows at most, so that it stays below 3 MB
 MAP_CLASSES = 12  # whose features it shows, each in a colour of its own

@@ -4,18 +4,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 
-from ims3_ray.evaluation.figures import Evaluation, ordered
 from ims3_ray.evaluation.membership import in_words
+from ims3_ray.evaluation.results import Evaluation, ordered
 from ims3_ray.method.coverage import Values
 
 from . import plots
-from .claim import claim
 from .coverage_plots import Line, by_decile
+from .formatting import METRICS, environment
+from .headline import claim
 from .images import is_small, missed_strips, strips
 from .inputs import MAP_CLASSES, History, ReportData, shown_classes
-from .projection import feature_map
 from .svg import CLASS_COLOURS, INK
-from .wording import METRICS, environment
+from .tsne import feature_map
 
 YARDSTICKS = ("random", "ceiling")
 

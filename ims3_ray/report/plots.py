@@ -10,11 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from scipy.optimize import isotonic_regression
 
-from ims3_ray.evaluation.figures import NAMES, SetFigures
+from ims3_ray.evaluation.results import NAMES, SetFigures
 
 from . import svg
 from .inputs import History, Selection, shortened
-from .projection import Map
 from .svg import (
     CLASS_COLOURS,
     DISTILLED,
@@ -28,6 +27,7 @@ from .svg import (
     REAL,
     WIDTH,
 )
+from .tsne import Map
 
 SET_COLOURS = {"distilled": DISTILLED, "random": RANDOM, "full": FULL}
 SET_NAMES = {"distilled": "Distilled"} | {name: title for name, (_, title) in NAMES.items()}

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
+from ims3_ray.display import some
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.statistics import pareto_front
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.heartbeat import is_dead
-from ims3_ray.text import some
 
 from . import tags
-from .database import DATABASE
-from .journal import read_log
-from .tracking import EXPERIMENT
+from .event_log import read_log
+from .mlflow_db import DATABASE
+from .mlflow_tracker import EXPERIMENT
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

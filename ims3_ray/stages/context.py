@@ -6,7 +6,7 @@ from typing import NotRequired, TypedDict
 
 import numpy as np
 
-from ims3_ray.cluster.machine import Machine
+from ims3_ray.cluster.resources import Machine
 from ims3_ray.config.refinement import Refine
 from ims3_ray.config.sections import Embed, Encode, Invert, Sample
 from ims3_ray.config.settings import Config
@@ -14,8 +14,8 @@ from ims3_ray.data.classes import NEW
 from ims3_ray.data.distilled import Licences
 from ims3_ray.data.images import ImageSet
 from ims3_ray.models.device import Numerics
+from ims3_ray.models.finetuned import TunedModel
 from ims3_ray.models.generator import GeneratorInfo
-from ims3_ray.models.tuned import TunedModel
 from ims3_ray.storage.artifacts import Directory
 
 

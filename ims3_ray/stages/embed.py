@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 
 from ims3_ray.cluster.fan_out import Part, fan_out, rows_a_part
-from ims3_ray.cluster.machine import Machine
+from ims3_ray.cluster.resources import Machine
 from ims3_ray.config.sections import Embed
 from ims3_ray.config.settings import Evaluating
 from ims3_ray.data.images import ImageSet, check_bad
-from ims3_ray.data.reading import BatchReader, Payload, payloads
+from ims3_ray.data.loader import BatchReader, Payload, payloads
 from ims3_ray.evaluation.audit import AuditedImages, pixel_hash
 from ims3_ray.models.device import prepare_device
 from ims3_ray.models.extractor import embed_pixels, load_extractor
@@ -17,12 +17,12 @@ from ims3_ray.storage.artifacts import Directory, complete, fingerprint
 from ims3_ray.storage.index import Index, read_index
 from ims3_ray.storage.integrity import read_or_reopen
 from ims3_ray.storage.lease import exclusive
-from ims3_ray.storage.tables import FEATURES, Column, Columns, Table
+from ims3_ray.storage.schemas import FEATURES, Column, Columns, Table
 
+from .base import Stage
 from .context import Context
-from .contract import Stage
-from .costs import KEY_BYTES, Cost, Forward, parts_bytes, pixel_bytes
-from .use import pool_use
+from .cost_model import KEY_BYTES, Cost, Forward, parts_bytes, pixel_bytes
+from .gpu_usage import pool_use
 
 AUDIT_VERSION = 2
 EMBEDDED: Table = {

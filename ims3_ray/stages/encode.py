@@ -8,18 +8,18 @@ import torch
 from ims3_ray.cluster.fan_out import Part, fan_out, rows_a_part
 from ims3_ray.config.sections import Model
 from ims3_ray.data.images import check_bad
-from ims3_ray.data.reading import BatchReader, Payload, payloads
-from ims3_ray.models.batches import in_batches, to_images
+from ims3_ray.data.loader import BatchReader, Payload, payloads
 from ims3_ray.models.device import Numerics, prepare_device
 from ims3_ray.models.generator import load_vae
-from ims3_ray.storage import tables
+from ims3_ray.models.padded_batches import in_batches, to_images
+from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import Directory
-from ims3_ray.storage.tables import Columns
+from ims3_ray.storage.schemas import Columns
 
+from .base import Stage
 from .context import Context
-from .contract import Stage
-from .costs import KEY_BYTES, Cost, Forward, generator_bytes, latent_bytes, parts_bytes, pixel_bytes
-from .use import pool_use
+from .cost_model import KEY_BYTES, Cost, Forward, generator_bytes, latent_bytes, parts_bytes, pixel_bytes
+from .gpu_usage import pool_use
 
 
 def run(context: Context, out: Directory) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def run(context: Context, out: Directory) -> dict[str, Any]:
         Encoder,
         encoder_arguments(context),
         parts,
-        table=tables.MIRRORED_LATENTS if config.data.mirror else tables.LATENTS,
+        table=schemas.MIRRORED_LATENTS if config.data.mirror else schemas.LATENTS,
         out=out,
         machine=context.machine,
         stage="encode",

@@ -14,21 +14,21 @@ from ims3_ray.config.settings import Config
 from ims3_ray.data import distilled
 from ims3_ray.data.distilled import DistilledImage
 from ims3_ray.data.views import SOFT_LABELS, VIEWS, with_views
+from ims3_ray.display import size
 from ims3_ray.evaluation.protocols import protocol
 from ims3_ray.evaluation.soft_labels import Labelling, label
 from ims3_ray.evaluation.teacher import name_of, teacher_rules
 from ims3_ray.method.refine import OBJECTIVES
 from ims3_ray.progress import bar
-from ims3_ray.storage import tables
+from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import Directory, part_names, read_part
-from ims3_ray.text import size
 
-from .chosen import Chosen, find_chosen, read_images
+from .base import Stage
 from .context import Context
-from .contract import Stage
-from .costs import KEY_BYTES, Cost, Forward, classifier_operations, png_bytes
+from .cost_model import KEY_BYTES, Cost, Forward, classifier_operations, png_bytes
 from .evaluate.teacher import teacher_of
-from .use import Use, classifiers_use
+from .gpu_usage import Use, classifiers_use
+from .selected import Chosen, find_chosen, read_images
 
 BLOCK = 1000  # images that are in memory at once, and in a row group
 MOST_BLOCKS = 8  # on their way at once
@@ -125,7 +125,7 @@ def _read_refined(refined: Directory, parts: list[str]) -> list[DistilledImage]:
     names = ["label", "place", *distilled.ORIGIN, "image"]
     images: list[DistilledImage] = []
     for part in parts:
-        rows = read_part(refined, part, tables.REFINED, names)
+        rows = read_part(refined, part, schemas.REFINED, names)
         images += [DistilledImage(*values) for values in zip(*(rows[n].tolist() for n in names), strict=True)]
     return images
 

@@ -8,32 +8,32 @@ import torch
 from ims3_ray.cluster.fan_out import Part, fan_out
 from ims3_ray.method.ddim import at_one_timestep, invert
 from ims3_ray.method.schedule import alphas_bar, inversion_grid, refined
-from ims3_ray.models.batches import in_batches
 from ims3_ray.models.device import prepare_device
-from ims3_ray.models.tuned import TunedModel
-from ims3_ray.storage import tables
+from ims3_ray.models.finetuned import TunedModel
+from ims3_ray.models.padded_batches import in_batches
+from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import Directory, read_part
 from ims3_ray.storage.index import read_index
-from ims3_ray.storage.tables import Columns
+from ims3_ray.storage.schemas import Columns
 
+from .base import Stage
 from .context import Context
-from .contract import Stage
-from .costs import Cost, Forward, generator_bytes, latent_bytes, parts_bytes
+from .cost_model import Cost, Forward, generator_bytes, latent_bytes, parts_bytes
 from .encode import part_rows
-from .use import pool_use
+from .gpu_usage import pool_use
 
 
 def run(context: Context, out: Directory, latents: Directory) -> dict[str, Any]:
     """Part by part of the latents, trajectories at the S grid points, of images and their mirror images."""
     config = context.config
-    index = read_index(latents, tables.LATENTS, ["label"])
+    index = read_index(latents, schemas.LATENTS, ["label"])
     rows = np.bincount(index.file, minlength=len(index.files)).tolist()
     parts = [Part(i, *part) for i, part in enumerate(zip(rows, index.files, strict=True))]
     details = fan_out(
         Inverter,
         inverter_arguments(context, latents),
         parts,
-        table=tables.MIRRORED_INVERSIONS if config.data.mirror else tables.INVERSIONS,
+        table=schemas.MIRRORED_INVERSIONS if config.data.mirror else schemas.INVERSIONS,
         out=out,
         machine=context.machine,
         stage="invert",
@@ -76,7 +76,7 @@ class Inverter:
         self._abar = alphas_bar().to(self._device)
 
     def __call__(self, part_name: str) -> tuple[Columns, dict[str, str]]:
-        table = tables.MIRRORED_LATENTS if self._mirror else tables.LATENTS
+        table = schemas.MIRRORED_LATENTS if self._mirror else schemas.LATENTS
         rows = read_part(self._latents, part_name, table)
         labels = self._model_labels[rows["label"]]
         views = ("", "mirror_") if self._mirror else ("",)  # together they fill a batch

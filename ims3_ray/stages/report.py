@@ -12,8 +12,10 @@ from ims3_ray.cluster.environment import environment_name, hardware, versions
 from ims3_ray.config.load import subject
 from ims3_ray.config.reproduce import reproduce
 from ims3_ray.data.distilled import is_selected
-from ims3_ray.data.pixels import decode, encode_png, square
+from ims3_ray.data.transforms import decode, encode_png, square
+from ims3_ray.display import redacted
 from ims3_ray.progress import timer
+from ims3_ray.report.coverage_gaps import missed
 from ims3_ray.report.inputs import (
     PAGE_CLASSES,
     Pictures,
@@ -22,16 +24,14 @@ from ims3_ray.report.inputs import (
     looked_at,
     shown_classes,
 )
-from ims3_ray.report.uncovered import missed
-from ims3_ray.storage import tables
+from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import Directory, Manifest, read_manifest, summary_of
 from ims3_ray.storage.index import Index, read_index
-from ims3_ray.text import redacted
 
-from .chosen import KEYS
+from .base import Stage
 from .context import Context
-from .contract import Stage
-from .costs import KEY_BYTES, Cost, Forward
+from .cost_model import KEY_BYTES, Cost, Forward
+from .selected import KEYS
 
 REAL_SHOWN = 10  # real images of a class beside its distilled ones
 READS = ("latents", "inversions", "adapter", "features", "candidates", "selection", "probes", "refined")
@@ -55,11 +55,11 @@ def _gather(context: Context, key: str, inputs: dict[str, Directory]) -> ReportD
     config, classes = context.config, context.classes
     manifests = {noun: manifest for noun, place in inputs.items() if (manifest := read_manifest(place))}
     selection = inputs["selection"].read_json("selection.json")
-    real = _shown(context, read_index(inputs["features"], tables.FEATURES, ["image_id", "label"]))
-    pool = _shown(context, read_index(inputs["candidates"], tables.CANDIDATES, KEYS))
+    real = _shown(context, read_index(inputs["features"], schemas.FEATURES, ["image_id", "label"]))
+    pool = _shown(context, read_index(inputs["candidates"], schemas.CANDIDATES, KEYS))
     features, labels = pool.read("feature"), pool.keys["label"]
     chosen = is_selected(selection, classes, pool.keys)
-    refined = read_index(inputs["refined"], tables.REFINED, ["label"]) if "refined" in inputs else None
+    refined = read_index(inputs["refined"], schemas.REFINED, ["label"]) if "refined" in inputs else None
     if refined is not None:  # what the set is made of lies where refinement took it
         moved = _shown(context, refined)
         features, labels = (
@@ -152,7 +152,7 @@ def _read_all(read: Callable[[Any], bytes], places: Sequence[Any]) -> list[bytes
 
 
 def _uncovered(
-    context: Context, keys: tables.Columns, real: np.ndarray, features: np.ndarray, labels: np.ndarray
+    context: Context, keys: schemas.Columns, real: np.ndarray, features: np.ndarray, labels: np.ndarray
 ) -> dict[str, Uncovered]:
     """By class on the page, real images, `keys` and features (N, D), that none of the set's (M, D) covers."""
     row_of = {image_id: row for row, image_id in enumerate(context.images["train"].ids)}

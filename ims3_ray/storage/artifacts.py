@@ -18,10 +18,10 @@ from typing import Any, NotRequired, TypedDict, TypeVar, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ims3_ray.display import some
 from ims3_ray.errors import InputError
-from ims3_ray.text import some
 
-from . import tables
+from . import schemas
 from .directory import Directory, open_directory
 
 FORMAT = 1
@@ -223,10 +223,10 @@ def part_names(directory: Directory) -> list[str]:
 
 
 def read_part(
-    directory: Directory, name: str, table: tables.Table, columns: Sequence[str] | None = None
-) -> tables.Columns:
+    directory: Directory, name: str, table: schemas.Table, columns: Sequence[str] | None = None
+) -> schemas.Columns:
     """Returns the rows of a part; only `columns` are fetched if given. Raises InputError if it is damaged."""
-    return _parse(directory, name, lambda stream: tables.from_parquet(stream, table, columns))
+    return _parse(directory, name, lambda stream: schemas.from_parquet(stream, table, columns))
 
 
 def _parse(directory: Directory, name: str, parse: Callable[[pa.NativeFile], Result]) -> Result:
@@ -254,7 +254,7 @@ def _parse(directory: Directory, name: str, parse: Callable[[pa.NativeFile], Res
                 "that made it makes it again"
             ) from error
 
-    return directory.patiently(read)
+    return directory.with_retries(read)
 
 
 def unpacked_bytes(directory: Directory, name: str) -> int:
@@ -264,7 +264,7 @@ def unpacked_bytes(directory: Directory, name: str) -> int:
         with directory.filesystem.open_input_file(f"{directory.path}/{name}") as stream:
             return pq.read_metadata(stream)
 
-    metadata = directory.patiently(read)
+    metadata = directory.with_retries(read)
     return sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
 
 
@@ -283,6 +283,8 @@ def row_groups(directory: Directory, name: str, column: str) -> Iterator[list[An
         yield rows
 
 
-def read_rows(directory: Directory, table: tables.Table, columns: list[str] | None = None) -> tables.Columns:
+def read_rows(
+    directory: Directory, table: schemas.Table, columns: list[str] | None = None
+) -> schemas.Columns:
     """All rows of an artefact, parts in order; `columns` reads those alone."""
-    return tables.concatenate(read_part(directory, n, table, columns) for n in part_names(directory))
+    return schemas.concatenate(read_part(directory, n, table, columns) for n in part_names(directory))

@@ -17,11 +17,11 @@ from urllib.parse import quote
 
 from pyarrow import NativeFile, fs
 
+from ims3_ray.display import without_credentials
 from ims3_ray.errors import InputError
-from ims3_ray.text import without_credentials
 
-from .listing import listed
-from .patience import patiently
+from .retry import with_retries
+from .walk import listed
 
 PLAIN = ("fsspec+", "hf:")  # URIs without queries, where nothing is escaped
 CHUNK = 2**24  # bytes that are read at a time
@@ -62,14 +62,14 @@ class Directory:
             self.filesystem, f"{self.path}/{name}", self.location and _below(self.location, name)
         )
 
-    def patiently(self, act: Callable[[], Result]) -> Result:
+    def with_retries(self, act: Callable[[], Result]) -> Result:
         """What `act()` gives, which reads or writes here by the filesystem itself and is safe to repeat."""
-        return patiently(self.uri, act)
+        return with_retries(self.uri, act)
 
     @property
     def kind(self) -> fs.FileType:
         """What there is at this place: a directory, a file or nothing."""
-        return self.patiently(lambda: self.filesystem.get_file_info(self.path).type)
+        return self.with_retries(lambda: self.filesystem.get_file_info(self.path).type)
 
     def exists(self, name: str) -> bool:
         return (self / name).kind == fs.FileType.File
@@ -99,12 +99,12 @@ class Directory:
         return {entry.path[len(self.path) + 1 :]: entry for entry in files}, odd
 
     def _select(self, wanted: fs.FileSelector | list[str]) -> list[fs.FileInfo]:
-        entries = self.patiently(lambda: self.filesystem.get_file_info(wanted))
+        entries = self.with_retries(lambda: self.filesystem.get_file_info(wanted))
         return sorted(entries, key=lambda entry: entry.path)
 
     def infos(self, paths: Sequence[str]) -> list[fs.FileInfo]:
         """What there is at each of `paths`, full ones on this filesystem."""
-        return self.patiently(lambda: self.filesystem.get_file_info(list(paths)))
+        return self.with_retries(lambda: self.filesystem.get_file_info(list(paths)))
 
     def read(self, name: str) -> bytes:
         return self.read_path(f"{self.path}/{name}")
@@ -116,12 +116,12 @@ class Directory:
             with self.filesystem.open_input_file(path) as stream:
                 return stream.read()
 
-        return self.patiently(read)
+        return self.with_retries(read)
 
     def write(self, name: str, data: bytes) -> None:
         """Write a whole file at once; an older one of that name is replaced."""
         target = f"{self.path}/{name}"
-        (self / name).patiently(
+        (self / name).with_retries(
             lambda: _write_local(target, data) if self.is_local else self._upload(target, data)
         )
 
@@ -137,7 +137,7 @@ class Directory:
             with self.filesystem.open_output_stream(target) as stream:
                 fill(stream)
 
-        (self / name).patiently(lambda: _replace_local(target, fill) if self.is_local else upload())
+        (self / name).with_retries(lambda: _replace_local(target, fill) if self.is_local else upload())
 
     def sha256(self, name: str) -> str:
         """Of the file's bytes, a piece of it in memory at a time."""
@@ -149,7 +149,7 @@ class Directory:
                     digest.update(chunk)
             return digest.hexdigest()
 
-        return self.patiently(read)
+        return self.with_retries(read)
 
     def read_json(self, name: str) -> Any:
         """What the JSON file holds. InputError where it is damaged."""
@@ -174,7 +174,7 @@ class Directory:
             elif kind == fs.FileType.File:
                 self.filesystem.delete_file(self.path)
 
-        self.patiently(delete)
+        self.with_retries(delete)
 
 
 def _write_local(target: str, data: bytes) -> None:

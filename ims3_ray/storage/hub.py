@@ -10,9 +10,9 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
+from ims3_ray.display import some
 from ims3_ray.errors import InputError
 from ims3_ray.progress import on_screen
-from ims3_ray.text import some
 
 from .artifacts import MANIFEST, open_directory
 from .integrity import verify

@@ -16,9 +16,9 @@ from pyarrow import feather
 
 from ims3_ray.errors import InputError
 
-from .ahead import ahead
 from .artifacts import Directory, known_checksums, part_names, read_manifest, read_part
-from .tables import Columns, Table, concatenate, from_arrow, from_parquet, to_arrow
+from .prefetch import ahead
+from .schemas import Columns, Table, concatenate, from_arrow, from_parquet, to_arrow
 
 INDEX = "index.arrow"
 FILE = "file"  # its column that says in which part a row lies

@@ -9,7 +9,6 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from .ahead import ahead
 from .artifacts import (
     MANIFEST,
     PREVIOUS,
@@ -23,6 +22,7 @@ from .artifacts import (
     read_manifest_file,
 )
 from .checksums import carried_checksum_holds
+from .prefetch import ahead
 
 OTHER_BYTES = "holds other bytes than were written"
 SELF_CHECKED = (".parquet", ".safetensors")  # files that may carry a checksum

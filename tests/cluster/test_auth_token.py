@@ -12,7 +12,7 @@ from ims3_ray.cluster.auth_token import MODE, TOKEN, TOKEN_PATH, make_private_to
 
 START = """
 import json, psutil, ray
-from ims3_ray.cluster.machine import connect
+from ims3_ray.cluster.resources import connect
 connect()
 assert ray.get(ray.remote(num_cpus=0)(lambda: 3).remote()) == 3
 own = [psutil.Process(), *psutil.Process().children(recursive=True)]

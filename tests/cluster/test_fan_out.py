@@ -12,14 +12,14 @@ import torch
 from processes import ROOT, environment
 
 from ims3_ray.cluster.fan_out import ENOUGH_PARTS, Part, Worker, actor_pool, fan_out, rows_a_part
-from ims3_ray.cluster.machine import Machine, find_machine
+from ims3_ray.cluster.resources import Machine, find_machine
 from ims3_ray.config.settings import Workers
 from ims3_ray.errors import InputError
-from ims3_ray.models import batches
-from ims3_ray.storage import tables
+from ims3_ray.models import padded_batches
+from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import open_directory
 from ims3_ray.storage.index import INDEX
-from ims3_ray.storage.tables import Column
+from ims3_ray.storage.schemas import Column
 
 DIM = 512
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors can't import a test
@@ -64,7 +64,7 @@ class Meeting:
             return out
 
         rows = features(8, payload)
-        rows["feature"] = batches.in_batches(compute, [rows["feature"]], 8, torch.device("cpu"))[0]
+        rows["feature"] = padded_batches.in_batches(compute, [rows["feature"]], 8, torch.device("cpu"))[0]
         return rows, {}
 
 
@@ -80,8 +80,8 @@ class Relay:
             return [x]
 
         rows = features(8, payload)
-        turn = batches.TRANSFORMER if payload % 2 else batches.DECODER
-        rows["feature"] = batches.in_batches(meet, [rows["feature"]], 8, torch.device("cpu"), turn)[0]
+        turn = padded_batches.TRANSFORMER if payload % 2 else padded_batches.DECODER
+        rows["feature"] = padded_batches.in_batches(meet, [rows["feature"]], 8, torch.device("cpu"), turn)[0]
         return rows, {}
 
 
@@ -89,7 +89,7 @@ def run(build, parts, folder, **workers):
     machine = find_machine(Workers(**workers))
     out = open_directory(str(folder))
     return out, fan_out(
-        build, {"batch_size": 8}, parts, table=tables.FEATURES, out=out, machine=machine, stage="test"
+        build, {"batch_size": 8}, parts, table=schemas.FEATURES, out=out, machine=machine, stage="test"
     )
 
 
@@ -178,7 +178,7 @@ def test_what_an_actor_can_not_begin_with_is_told_in_one_line(tmp_path):
         raise InputError("model.path: is damaged")
 
     out = open_directory(str(tmp_path))
-    worker = Worker(build, {"batch_size": 2}, tables.FEATURES, out, "sample.batch_size.cpu")
+    worker = Worker(build, {"batch_size": 2}, schemas.FEATURES, out, "sample.batch_size.cpu")
     assert worker({"file": ["part-00000.parquet"], "payload": ["2"]})["refused"] == ["model.path: is damaged"]
 
 

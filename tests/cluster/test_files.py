@@ -22,8 +22,8 @@ from packaging.specifiers import SpecifierSet
 from ray.autoscaler._private.node_provider_availability_tracker import NodeAvailabilitySummary
 from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
-from ims3_ray.cluster.board import GAUGES
-from ims3_ray.cluster.machine import find_machine
+from ims3_ray.cluster.metrics_actor import GAUGES
+from ims3_ray.cluster.resources import find_machine
 from ims3_ray.config.load import load_config, parse_overrides, recipe_names
 from ims3_ray.config.settings import Workers
 from ims3_ray.errors import InputError
@@ -50,7 +50,7 @@ nodes.shutdown()
 
 WAITING = """
 import ray, time
-from ims3_ray.cluster.machine import connect, find_machine
+from ims3_ray.cluster.resources import connect, find_machine
 from ims3_ray.config.settings import Workers
 connect()
 found = find_machine(Workers(gpus=2, wait_s=60))

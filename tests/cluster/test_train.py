@@ -9,11 +9,11 @@ from ray.exceptions import OutOfMemoryError
 from ray.train import WorkerGroupError
 from torch import nn
 
-from ims3_ray.cluster.machine import find_machine
+from ims3_ray.cluster.resources import find_machine
 from ims3_ray.cluster.train import Training, as_bad_input, train
-from ims3_ray.cluster.trainer import Optimisation
 from ims3_ray.config.settings import Workers
 from ims3_ray.errors import InputError
+from ims3_ray.models.training import Optimisation
 from ims3_ray.storage.artifacts import open_directory
 
 

@@ -11,7 +11,7 @@ from tiny import THREE
 from tiny_generator import small_dit, small_vae
 
 from ims3_ray.cli import main
-from ims3_ray.cluster.machine import find_machine
+from ims3_ray.cluster.resources import find_machine
 from ims3_ray.config.load import load_config, parse_overrides, recipe_names, recipe_text
 from ims3_ray.config.settings import Config
 from ims3_ray.data.classes import class_map
@@ -21,9 +21,9 @@ from ims3_ray.models.generator import save_pipeline
 from ims3_ray.pipeline import prepare as preparation
 from ims3_ray.pipeline.inputs import image_places
 from ims3_ray.pipeline.steps import plan
-from ims3_ray.stages.finetune.draws import Images, Source
+from ims3_ray.stages.finetune.batch import Images, Source
 from ims3_ray.stages.sample.stage import Sampler
-from ims3_ray.storage import tables
+from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import complete, open_directory
 
 IMAGENET = ("imagewoof", "imagenette", "imageidc", "imagenet100", "imagenet1k")
@@ -195,9 +195,11 @@ def test_tuning_and_sampling_use_the_labels_of_one_map(imagenet_tree, thousand):
     latent, inversion = np.zeros((3, 4, 4, 4), np.float16), np.zeros((3, 2, 4, 4, 4), np.float16)
     latents, inversions = (open_directory(str(imagenet_tree / noun)) for noun in ("latents", "inversions"))
     latents.write(
-        "part-0.parquet", tables.to_parquet(rows | {"mean": latent, "logvar": latent}, tables.LATENTS)
+        "part-0.parquet", schemas.to_parquet(rows | {"mean": latent, "logvar": latent}, schemas.LATENTS)
     )
-    inversions.write("part-0.parquet", tables.to_parquet(rows | {"inversion": inversion}, tables.INVERSIONS))
+    inversions.write(
+        "part-0.parquet", schemas.to_parquet(rows | {"inversion": inversion}, schemas.INVERSIONS)
+    )
     for made in (latents, inversions):
         complete(made, {"rows": 3})
     source = Source(latents, inversions, mirror=False, points=2, model_labels=context.model_labels)

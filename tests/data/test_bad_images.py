@@ -10,7 +10,7 @@ from PIL import Image
 from tiny import write_images
 
 from ims3_ray.data import digits
-from ims3_ray.data.pixels import MAX_PIXELS, decode, square
+from ims3_ray.data.transforms import MAX_PIXELS, decode, square
 from ims3_ray.errors import InputError
 
 RAMP = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)

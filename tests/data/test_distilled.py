@@ -15,7 +15,7 @@ from ims3_ray.data.distilled import (
     write_parquet,
     write_pngs,
 )
-from ims3_ray.data.pixels import encode_png
+from ims3_ray.data.transforms import encode_png
 from ims3_ray.storage.artifacts import complete, open_directory
 
 CLASSES = ("blue", "red")

@@ -11,7 +11,7 @@ from tiny import write_images
 from ims3_ray.cluster import tasks
 from ims3_ray.data import folders
 from ims3_ray.data.images import open_images
-from ims3_ray.data.pixels import encode_png
+from ims3_ray.data.transforms import encode_png
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import open_storage
 

@@ -13,7 +13,7 @@ from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.errors import InputError
 from ims3_ray.pipeline.inputs import image_places
 from ims3_ray.pipeline.prepare import open_splits
-from ims3_ray.runs import receipts
+from ims3_ray.runs import plan_cache
 from ims3_ray.storage.artifacts import open_storage
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # its package dataset-fashion-mnist
@@ -108,11 +108,11 @@ def test_what_is_not_there_gets_a_line(words, told, tmp_path, offline):
 
 def test_a_run_on_a_named_set_is_known_by_its_files(root):
     config = load_config("digits", parse_overrides(fashion(root)))
-    before = receipts.signature(config)
+    before = plan_cache.signature(config)
     next(root.rglob("t10k-labels*")).write_bytes(idx(np.zeros(CLASSES, np.uint8)))
-    assert before != receipts.signature(config) is not None
+    assert before != plan_cache.signature(config) is not None
     hub = load_config("digits", parse_overrides(["data.train=hf:org/name"]))
-    assert receipts.signature(hub) is None
+    assert plan_cache.signature(hub) is None
 
 
 @pytest.mark.slow

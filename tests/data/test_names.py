@@ -9,10 +9,10 @@ from tiny import write_images
 
 from ims3_ray import cli
 from ims3_ray.data.classes import check_class_names, is_folder_name
+from ims3_ray.display import UNPRINTABLE, named, one_line
 from ims3_ray.errors import InputError
-from ims3_ray.pipeline.splits import check_splits
+from ims3_ray.pipeline.validate_splits import check_splits
 from ims3_ray.storage.artifacts import open_directory
-from ims3_ray.text import UNPRINTABLE, named, one_line
 
 ODD = "a\nb\x1b[2J\r\u202egnp"
 FINE = (

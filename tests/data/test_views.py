@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from ims3_ray.data.distilled import PARQUET, DistilledImage, DistilledSet, to_table, write_parquet
-from ims3_ray.data.pixels import encode_png
+from ims3_ray.data.transforms import encode_png
 from ims3_ray.data.views import FIELDS, Views, show, with_views
 from ims3_ray.evaluation.augment import crop_boxes, resized_crop
 from ims3_ray.method.rng import generator

@@ -19,7 +19,7 @@ from ims3_ray.evaluation.audit import (
     pixel_hash,
     refuse_overlap,
 )
-from ims3_ray.evaluation.class_order import audit_classes, nearest_class, swapped_classes
+from ims3_ray.evaluation.label_order import audit_classes, nearest_class, swapped_classes
 from ims3_ray.method.coverage import copies
 
 CLASSES = ["ant", "bee", "cat"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ims3_ray.evaluation.figures import Accuracies, Evaluation, SetFigures, ordered
+from ims3_ray.evaluation.results import Accuracies, Evaluation, SetFigures, ordered
 from ims3_ray.evaluation.table import expected_lines
 
 

@@ -12,7 +12,7 @@ from ims3_ray.evaluation.augment import normalise, shuffle_patches
 from ims3_ray.evaluation.protocols import protocol
 from ims3_ray.evaluation.rules import Augmentations
 from ims3_ray.evaluation.teacher import check_teacher, load_teacher, teacher_rules
-from ims3_ray.evaluation.train import Beside, _optimiser, rate, score_of, soft_loss, training_in_looks
+from ims3_ray.evaluation.train import Beside, _optimiser, rate, score_of, soft_loss, train_with_evals
 from ims3_ray.models.classifiers import build
 from ims3_ray.models.extractor import load_timm, save_extractor
 
@@ -100,7 +100,7 @@ def test_a_student_learns_what_its_teacher_says_whatever_the_labels_are():
     images, labels = _striped(10, 1)
     for given in (labels, 1 - labels):
         score = score_of(
-            training_in_looks((images, given), _striped(20, 2), rules, 2, 0, beside=Beside(knows))
+            train_with_evals((images, given), _striped(20, 2), rules, 2, 0, beside=Beside(knows))
         )
         assert score.last > 0.95
 

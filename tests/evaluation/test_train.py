@@ -19,7 +19,7 @@ from ims3_ray.evaluation.train import (
     rate,
     score_of,
     train_step,
-    training_in_looks,
+    train_with_evals,
 )
 
 BASE = protocol("minimax").budget(10, 10)
@@ -50,7 +50,7 @@ def _set(per_class: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _score(train_set=None, test=None, *, seed=0, **changes):
     sets = train_set or _set(10, 1), test or _set(20, 2)
-    return score_of(training_in_looks(*sets, _protocol(**changes), 2, seed))
+    return score_of(train_with_evals(*sets, _protocol(**changes), 2, seed))
 
 
 def _values(score) -> dict:
@@ -204,7 +204,7 @@ def test_a_network_that_learnt_its_images_by_heart_gives_them_away_and_no_others
     learnt, unseen, other = ((part, of) for part, of in zip(noise.split(40), labels.split(40), strict=True))
     rules = _protocol(steps=200, augmentations=Augmentations())
     score = score_of(
-        training_in_looks(learnt, other, rules, 2, 0, beside=Beside(asked=[learnt, unseen, other]))
+        train_with_evals(learnt, other, rules, 2, 0, beside=Beside(asked=[learnt, unseen, other]))
     )
     sure, unsure, as_unsure = score.confidences
     assert attack(sure, unsure)["auc"] > 0.95

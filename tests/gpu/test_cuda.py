@@ -12,7 +12,7 @@ from ray import cloudpickle
 from tiny import tiny_words
 
 from ims3_ray.cluster.fan_out import Part, fan_out
-from ims3_ray.cluster.machine import Machine
+from ims3_ray.cluster.resources import Machine
 from ims3_ray.cluster.train import Training, train
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.config.settings import Workers
@@ -22,11 +22,11 @@ from ims3_ray.method import difffit
 from ims3_ray.method.rng import generator
 from ims3_ray.models.device import prepare_device
 from ims3_ray.models.dit import DiT, DiTConfig
-from ims3_ray.models.tuned import compile_blocks, predictor, read_adapter
+from ims3_ray.models.finetuned import compile_blocks, predictor, read_adapter
 from ims3_ray.pipeline.prepare import prepare
 from ims3_ray.stages.finetune.task import InversionMatchingTask
 from ims3_ray.stages.sample.stage import Sampler
-from ims3_ray.storage import tables
+from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import open_directory
 
 DEVICE = "cuda"
@@ -146,7 +146,7 @@ def test_a_batch_that_does_not_fit_ends_as_one_line_that_names_its_field(ray_clu
             Cramped,
             arguments,
             parts,
-            table=tables.CANDIDATES,
+            table=schemas.CANDIDATES,
             out=out,
             machine=context.machine,
             stage="sample",

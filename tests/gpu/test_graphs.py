@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import tiny_words
 
-from ims3_ray.cluster.machine import Machine
+from ims3_ray.cluster.resources import Machine
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.config.settings import Workers
 from ims3_ray.jobs.bench.own import bare_trainer, pool_work, training_work
@@ -15,10 +15,10 @@ from ims3_ray.method import difffit
 from ims3_ray.method.ddim import at_one_timestep, sample_ancestral
 from ims3_ray.method.rng import generator
 from ims3_ray.method.schedule import alphas_bar, respaced
+from ims3_ray.models.cuda_graphs import Recorded
 from ims3_ray.models.device import Numerics, prepare_device, supported
 from ims3_ray.models.dit import DiT, DiTConfig
-from ims3_ray.models.graphs import Recorded
-from ims3_ray.models.tuned import compile_blocks, predictor
+from ims3_ray.models.finetuned import compile_blocks, predictor
 from ims3_ray.pipeline.prepare import prepare
 from ims3_ray.storage.artifacts import open_directory
 

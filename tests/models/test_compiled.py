@@ -10,7 +10,7 @@ from ims3_ray.method.rng import generator
 from ims3_ray.models import device
 from ims3_ray.models.device import Numerics, supported
 from ims3_ray.models.dit import DiT, DiTConfig
-from ims3_ray.models.tuned import compile_blocks
+from ims3_ray.models.finetuned import compile_blocks
 
 CONFIG = DiTConfig(sample_size=4, hidden_size=32, depth=4, num_heads=2, num_classes=3)
 

@@ -12,11 +12,11 @@ from ims3_ray.cluster.environment import (
     hardware,
     versions,
 )
-from ims3_ray.cluster.machine import Machine, find_machine
+from ims3_ray.cluster.resources import Machine, find_machine
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.config.settings import Workers
 from ims3_ray.errors import InputError
-from ims3_ray.jobs.distill.found import find_complete
+from ims3_ray.jobs.distill.cached_run import find_complete
 from ims3_ray.jobs.distill.run import run
 from ims3_ray.pipeline import prepare
 from ims3_ray.pipeline.environments import check_environments
@@ -112,7 +112,7 @@ def test_a_finished_run_names_its_environment_and_strict_refuses_to_mix_it(finis
     assert f"<dd>{cpu_model()}</dd>" in page
     assert f"<dd>{versions()['torch']}</dd>" in page
 
-    monkeypatch.setattr("ims3_ray.cluster.machine.find_environment", lambda on_gpu: XEON)
+    monkeypatch.setattr("ims3_ray.cluster.resources.find_environment", lambda on_gpu: XEON)
     other = [*words, "select.alpha=0.123"]
     strict = load_config("digits", parse_overrides([*other, "workers.strict=true"]))
     assert find_complete(strict) is None

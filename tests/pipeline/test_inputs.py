@@ -7,7 +7,7 @@ import sys
 import pytest
 from processes import environment
 
-from ims3_ray.cluster.machine import Machine
+from ims3_ray.cluster.resources import Machine
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.errors import InputError
 from ims3_ray.pipeline import prepare

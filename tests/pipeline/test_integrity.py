@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ims3_ray.cli import run_command
-from ims3_ray.cluster.machine import find_machine
+from ims3_ray.cluster.resources import find_machine
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.pipeline.prepare import prepare
 from ims3_ray.pipeline.steps import plan, run_step

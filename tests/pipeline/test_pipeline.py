@@ -122,13 +122,13 @@ def test_a_changed_alpha_selects_again_and_finds_the_rest_complete(finished):
 @pytest.mark.slow
 def test_a_smaller_pool_is_a_part_of_a_larger_one(finished, tmp_path):
     """Same noise per (class, subgroup, index), so the same seed and image."""
-    from ims3_ray.storage import tables
+    from ims3_ray.storage import schemas
     from ims3_ray.storage.artifacts import open_directory, read_rows
 
     overrides, made = finished
     larger = run(overrides, "sample.subgroups=4", "ipc=7", "evaluate.protocol=none")
     pools = [
-        read_rows(open_directory(artifacts_of(run_made)["candidates"]), tables.CANDIDATES)
+        read_rows(open_directory(artifacts_of(run_made)["candidates"]), schemas.CANDIDATES)
         for run_made in (made, larger)
     ]
     names = ("label", "subgroup", "index", "seed", "image")
@@ -195,7 +195,7 @@ def test_the_run_can_be_reproduced_and_needs_all_that_it_left_but_checkpoints(fi
     from mlflow import MlflowClient
 
     from ims3_ray.config import reproduce as reproducing
-    from ims3_ray.jobs.runs import garbage
+    from ims3_ray.jobs.runs import gc
     from ims3_ray.runs import query as querying
     from ims3_ray.storage.artifacts import open_directory
 
@@ -216,10 +216,10 @@ def test_the_run_can_be_reproduced_and_needs_all_that_it_left_but_checkpoints(fi
     assert same.results() == results
     assert same.storage == str(Path(made.distilled).parents[1])
     assert run_command(*job(shlex.split(find))) == 0
-    later = time.time() + 2 * garbage.RECENT_S
-    monkeypatch.setattr(garbage, "store_time", lambda _: later)
-    survey = garbage.survey(open_directory(str(Path(made.distilled).parents[1])), {})
-    unrefined = set(garbage.NOUNS) - {"probes", "refined", "teacher"}
+    later = time.time() + 2 * gc.RECENT_S
+    monkeypatch.setattr(gc, "store_time", lambda _: later)
+    survey = gc.survey(open_directory(str(Path(made.distilled).parents[1])), {})
+    unrefined = set(gc.NOUNS) - {"probes", "refined", "teacher"}
     assert {entry.noun for entry in survey.artifacts} == unrefined | {"checkpoints"}
     assert {entry.noun for entry in survey.unneeded} == {"checkpoints"}
     assert survey.not_ours == []
@@ -260,7 +260,7 @@ def test_a_newer_format_is_refused_and_left_alone(finished, tmp_path):
 
 def test_an_adapter_of_no_epochs_leaves_the_pretrained_model(finished, tmp_path):
     from ims3_ray.models.device import Numerics
-    from ims3_ray.models.tuned import TunedModel
+    from ims3_ray.models.finetuned import TunedModel
 
     overrides, _ = finished
     path = next(word.partition("=")[2] for word in overrides if word.startswith("model.path"))

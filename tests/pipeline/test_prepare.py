@@ -3,7 +3,7 @@
 import pytest
 
 from ims3_ray.cli import run_command
-from ims3_ray.cluster import machine
+from ims3_ray.cluster import resources
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.errors import InputError
 from ims3_ray.pipeline import prepare
@@ -48,7 +48,7 @@ def test_images_are_looked_at_before_gpus_are_waited_for(ray_cluster, tiny_overr
         assert list((tmp_path / "runs" / "index").iterdir())
         raise InputError("workers.gpus: none came")
 
-    monkeypatch.setattr(machine, "wait_for_gpus", wait)
+    monkeypatch.setattr(resources, "wait_for_gpus", wait)
     config = load_config("digits", parse_overrides([*tiny_overrides, "workers.gpus=1"]))
     with pytest.raises(InputError, match="none came"):
         prepare.begin([config], print)
@@ -58,7 +58,7 @@ def test_a_relative_model_is_a_whole_path_to_workers(tiny_model, tiny_overrides,
     monkeypatch.chdir(tiny_model.parent)
     words = [*tiny_overrides, "model.path=tiny", "embed.extractor=tiny/extractor"]
     config = load_config("digits", parse_overrides(words))
-    context = prepare.prepare(config, machine.Machine("cpu", 3, 0, 8e9, config.workers))
+    context = prepare.prepare(config, resources.Machine("cpu", 3, 0, 8e9, config.workers))
     assert context.tuned_model().path == str(tiny_model)
     assert context.config.embed.extractor == str(tiny_model / "extractor")
 
@@ -66,7 +66,7 @@ def test_a_relative_model_is_a_whole_path_to_workers(tiny_model, tiny_overrides,
 def test_a_batch_for_all_gpus_is_the_same_run_as_the_numbers_that_its_line_gives(tiny_overrides):
     def prepared(*words):
         config = load_config("digits", parse_overrides([*tiny_overrides, *words]))
-        return prepare.prepare(config, machine.Machine("cpu", 3, 0, 8e9, config.workers))
+        return prepare.prepare(config, resources.Machine("cpu", 3, 0, 8e9, config.workers))
 
     auto = prepared("finetune.batch_size=auto", "workers.train_workers=4")
     (line,) = auto.notes

@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 from ims3_ray.pipeline.steps import Step, run_step
-from ims3_ray.stages.contract import Stage
+from ims3_ray.stages.base import Stage
 from ims3_ray.storage.artifacts import complete, open_directory
 
 CONTEXT = SimpleNamespace(machine=SimpleNamespace(device="cpu"))

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from pages import FORMULA, HOSTILE, TEMPLATE, Page, evaluation, png, report
 
+from ims3_ray.report.coverage_gaps import missed
 from ims3_ray.report.inputs import Uncovered
 from ims3_ray.report.page import render
 from ims3_ray.report.plots import spread
-from ims3_ray.report.uncovered import missed
 
 
 def test_coverage_by_density_is_drawn_only_where_it_was_measured():

@@ -23,12 +23,12 @@ from PIL import Image
 
 from ims3_ray.evaluation.membership import attack
 from ims3_ray.report import plots
-from ims3_ray.report.claim import claim
+from ims3_ray.report.headline import claim
 from ims3_ray.report.images import contact_sheet, data_uri
 from ims3_ray.report.inputs import shortened, shown_classes
 from ims3_ray.report.page import render
 from ims3_ray.report.plots import common_steps, subgroup_rows
-from ims3_ray.report.projection import MAX_POINTS, feature_map
+from ims3_ray.report.tsne import MAX_POINTS, feature_map
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ def test_the_map_is_bounded_and_keeps_what_was_selected():
         "candidate_selected": np.arange(n) < 50,
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ims3_ray.report.projection.tsne", lambda vectors: vectors[:, :2])
+        patch.setattr("ims3_ray.report.tsne.tsne", lambda vectors: vectors[:, :2])
         found = feature_map(report(("a", "b"), **many), [0])
     assert sum(len(points) for points in found.points.values()) == MAX_POINTS
     assert np.array_equal(found.points["selected"], many["candidate_features"][:50].astype(np.float32))

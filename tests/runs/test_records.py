@@ -11,7 +11,7 @@ from ims3_ray.errors import InputError
 from ims3_ray.jobs.ablate import run as ablation
 from ims3_ray.jobs.ablate.plan import Plan, Row, Rows
 from ims3_ray.jobs.distill import run as distillation
-from ims3_ray.jobs.runs import garbage
+from ims3_ray.jobs.runs import gc
 from ims3_ray.runs import records
 from ims3_ray.storage.artifacts import open_directory, open_storage
 
@@ -69,7 +69,7 @@ def test_a_record_that_can_not_be_read_stops_everything(tmp_path):
     for text in ("{", "[]", '{"key": "k"}', '{"artifacts": [3]}'):
         storage.write("runs/digits-k1/run.json", text.encode())
         with pytest.raises(InputError, match=r"run\.json is no readable record.*mend or remove it"):
-            garbage.survey(storage, {})
+            gc.survey(storage, {})
 
 
 def stop(context, step):

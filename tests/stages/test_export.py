@@ -9,11 +9,11 @@ import pytest
 
 from ims3_ray.config.load import load_config
 from ims3_ray.data.distilled import DistilledSet
-from ims3_ray.data.pixels import encode_png
+from ims3_ray.data.transforms import encode_png
 from ims3_ray.method.refine import OBJECTIVES
-from ims3_ray.stages import chosen, export
+from ims3_ray.stages import export, selected
 from ims3_ray.stages.export import made_in_words
-from ims3_ray.storage import tables
+from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import DamagedError, complete, open_directory
 
 IMAGES = {"select.unit": "image", "finetune.epochs": 0}
@@ -71,7 +71,7 @@ def pool(tmp_path):
             "image": np.array([encode_png(image) for image in pixels], object),
             "feature": np.ones((len(label), 2), np.float32),
         }
-        candidates.write(f"part-{part:05d}.parquet", tables.to_parquet(columns, tables.CANDIDATES))
+        candidates.write(f"part-{part:05d}.parquet", schemas.to_parquet(columns, schemas.CANDIDATES))
     complete(candidates, {"rows": len(keys)})
     document = {"unit": "subgroup", "ipc": IPC, "selection": {"blue": 2, "green": 0, "red": 1}}
     selection.write_json("selection.json", document)
@@ -113,8 +113,8 @@ def test_blocks_of_any_size_give_the_selected_images_and_the_same_files(pool, tm
 
 
 def test_no_more_than_a_part_of_images_is_read_at_a_time(pool, tmp_path, monkeypatch):
-    read, real = [], chosen.read_part
-    monkeypatch.setattr(chosen, "read_part", lambda *asked: read.append(asked[1]) or real(*asked))
+    read, real = [], selected.read_part
+    monkeypatch.setattr(selected, "read_part", lambda *asked: read.append(asked[1]) or real(*asked))
     exported(pool, tmp_path / "out", 1000, monkeypatch)
     assert len(read) == len(set(read))  # each part once
     assert set(read) < set(pool[0].files())  # parts without a chosen image are left alone

@@ -6,9 +6,9 @@ import torch
 from ims3_ray.method.ddim import at_one_timestep, invert
 from ims3_ray.method.schedule import alphas_bar, inversion_grid
 from ims3_ray.models.device import Numerics
-from ims3_ray.models.tuned import TunedModel
+from ims3_ray.models.finetuned import TunedModel
 from ims3_ray.stages.invert import Inverter
-from ims3_ray.storage import tables
+from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import open_directory
 
 
@@ -20,7 +20,7 @@ def test_images_and_their_mirror_images_get_the_inversions_of_their_own_latents(
     rows = {"image_id": np.array(list("abcde"), object), "label": np.array([0, 1, 2, 0, 1])}
     rows |= values | {name: np.zeros_like(values["mean"]) for name in ("logvar", "mirror_logvar")}
     latents = open_directory(str(tmp_path))
-    latents.write("part-00000.parquet", tables.to_parquet(rows, tables.MIRRORED_LATENTS))
+    latents.write("part-00000.parquet", schemas.to_parquet(rows, schemas.MIRRORED_LATENTS))
     model = TunedModel(str(tiny_model), None, None, Numerics())
     inverter = Inverter(latents, model, [2, 0, 1], points=3, substeps=2, mirror=True, batch_size=4)
     columns, notes = inverter("part-00000.parquet")

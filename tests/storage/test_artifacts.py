@@ -9,7 +9,7 @@ import pytest
 from pyarrow import fs
 
 from ims3_ray.errors import InputError
-from ims3_ray.storage import tables
+from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import (
     MANIFEST,
     Directory,
@@ -35,12 +35,12 @@ def rows(count, seed=0):
 
 def test_a_table_comes_back_as_it_was_written(tmp_path):
     directory = open_directory(str(tmp_path / "latents"))
-    directory.write("part-00001.parquet", tables.to_parquet(rows(2, 1), tables.LATENTS))
-    directory.write("part-00000.parquet", tables.to_parquet(rows(3), tables.LATENTS))
-    back = read_rows(directory, tables.LATENTS)
-    expected = tables.concatenate([rows(3), rows(2, 1)])
-    assert all(np.array_equal(back[name], expected[name]) for name in tables.LATENTS)
-    assert list(read_rows(directory, tables.LATENTS, ["label"])) == ["label"]
+    directory.write("part-00001.parquet", schemas.to_parquet(rows(2, 1), schemas.LATENTS))
+    directory.write("part-00000.parquet", schemas.to_parquet(rows(3), schemas.LATENTS))
+    back = read_rows(directory, schemas.LATENTS)
+    expected = schemas.concatenate([rows(3), rows(2, 1)])
+    assert all(np.array_equal(back[name], expected[name]) for name in schemas.LATENTS)
+    assert list(read_rows(directory, schemas.LATENTS, ["label"])) == ["label"]
 
 
 def test_a_table_with_a_wrong_type_shape_or_column_is_never_written():
@@ -51,7 +51,7 @@ def test_a_table_with_a_wrong_type_shape_or_column_is_never_written():
         {"more": np.arange(3)},
     ):
         with pytest.raises(AssertionError):
-            tables.to_parquet(rows(3) | wrong, tables.LATENTS)
+            schemas.to_parquet(rows(3) | wrong, schemas.LATENTS)
 
 
 def test_an_artefact_is_complete_only_with_its_manifest(tmp_path):

@@ -9,7 +9,7 @@ import torch
 from loopback_store import BUCKET
 
 from ims3_ray.errors import InputError
-from ims3_ray.storage import tables
+from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import (
     MANIFEST,
     PREVIOUS,
@@ -36,7 +36,7 @@ def rows(count, seed=0):
 
 
 def part(name, seed):
-    return embed_checksum(tables.to_parquet(rows(2, seed), tables.FEATURES, {KEY: BLANK}), name)
+    return embed_checksum(schemas.to_parquet(rows(2, seed), schemas.FEATURES, {KEY: BLANK}), name)
 
 
 @pytest.fixture(params=["disk", "bucket"])
@@ -151,7 +151,7 @@ def test_a_part_that_another_artefact_would_have_is_not_kept(finished):
 
 
 def test_a_part_without_a_checksum_is_made_again(killed):
-    killed.write(SECOND, tables.to_parquet(rows(2, 1), tables.FEATURES))
+    killed.write(SECOND, schemas.to_parquet(rows(2, 1), schemas.FEATURES))
     assert [name for name, _ in intact_parts(killed, PARTS)] == [FIRST, THIRD]
     assert verify(killed) == ({}, 1)
 
@@ -159,7 +159,7 @@ def test_a_part_without_a_checksum_is_made_again(killed):
 @pytest.mark.parametrize("damage", [truncate, delete])
 def test_a_reader_never_reads_around_a_part_that_is_lost_or_cut(finished, damage):
     damage(finished, SECOND)
-    for read in (read_manifest, part_names, lambda place: read_rows(place, tables.FEATURES)):
+    for read in (read_manifest, part_names, lambda place: read_rows(place, schemas.FEATURES)):
         with pytest.raises(DamagedError) as error:
             read(finished)
         assert set(error.value.files) == {SECOND}
@@ -169,17 +169,17 @@ def test_a_damaged_page_is_one_line_that_names_the_file_at_once(finished):
     flip(finished, SECOND)
     assert read_manifest(finished)  # the size is the same
     with pytest.raises(InputError, match=SECOND):
-        read_part(finished, SECOND, tables.FEATURES)
+        read_part(finished, SECOND, schemas.FEATURES)
 
 
 def test_no_flipped_bit_of_a_part_is_read_as_other_values(tmp_path):
     directory, whole = open_directory(str(tmp_path)), rows(2)
-    data = tables.to_parquet(whole, tables.FEATURES)
+    data = schemas.to_parquet(whole, schemas.FEATURES)
     for place in range(0, len(data), 5):
         directory.write(FIRST, data)
         flip(directory, FIRST, place)
         try:
-            read = read_part(directory, FIRST, tables.FEATURES)
+            read = read_part(directory, FIRST, schemas.FEATURES)
         except InputError:
             continue
         assert all(np.array_equal(read[name], whole[name]) for name in whole)
@@ -190,7 +190,7 @@ def test_a_part_that_is_no_parquet_is_named_in_one_line(tmp_path, held):
     directory = open_directory(str(tmp_path))
     directory.write(FIRST, held)
     with pytest.raises(InputError, match=FIRST):
-        read_part(directory, FIRST, tables.FEATURES)
+        read_part(directory, FIRST, schemas.FEATURES)
 
 
 def test_a_manifest_of_a_newer_version_is_refused_and_nothing_changes(finished):
@@ -205,7 +205,7 @@ def test_a_manifest_of_a_newer_version_is_refused_and_nothing_changes(finished):
 @pytest.mark.parametrize(
     "write",
     [
-        lambda: tables.to_parquet(rows(2), tables.FEATURES, {KEY: BLANK}),
+        lambda: schemas.to_parquet(rows(2), schemas.FEATURES, {KEY: BLANK}),
         lambda: safetensors.torch.save({"weight": torch.arange(64.0)}, metadata={KEY: BLANK}),
         lambda: json.dumps({KEY: BLANK, "rest": "x" * 64}).encode(),
     ],

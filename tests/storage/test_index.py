@@ -7,7 +7,7 @@ from ims3_ray.errors import InputError
 from ims3_ray.storage import artifacts, index
 from ims3_ray.storage.artifacts import DamagedError, complete, open_directory
 from ims3_ray.storage.index import INDEX, keys_in, keys_of, read_index, write_index
-from ims3_ray.storage.tables import FEATURES, to_parquet
+from ims3_ray.storage.schemas import FEATURES, to_parquet
 
 
 @pytest.fixture

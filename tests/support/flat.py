@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from ims3_ray.data.images import open_images
-from ims3_ray.data.pixels import decode
+from ims3_ray.data.transforms import decode
 from ims3_ray.storage.artifacts import open_storage
 
 

@@ -14,10 +14,10 @@ import warm
 from ray.cluster_utils import Cluster
 
 from ims3_ray.cluster.fan_out import Part, fan_out
-from ims3_ray.cluster.machine import Machine
+from ims3_ray.cluster.resources import Machine
 from ims3_ray.config.settings import Workers
 from ims3_ray.storage.artifacts import open_directory, read_rows
-from ims3_ray.storage.tables import FEATURES
+from ims3_ray.storage.schemas import FEATURES
 
 NODE = {"num_cpus": 2, "num_gpus": 1, "object_store_memory": 80 * 2**20}
 PARTS, PART_S = 40, 2.0

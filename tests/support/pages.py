@@ -7,8 +7,8 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
+from ims3_ray.report.formatting import METRICS
 from ims3_ray.report.inputs import ReportData
-from ims3_ray.report.wording import METRICS
 
 HOSTILE = "<script>alert(1)</script>"
 TEMPLATE = "{{7*7}}"

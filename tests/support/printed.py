@@ -12,9 +12,9 @@ from ims3_ray.cli import COMMANDS
 from ims3_ray.config import load, pretrain, settings
 from ims3_ray.jobs.evaluate.command import named_sets
 from ims3_ray.jobs.runs.command import read_mode
-from ims3_ray.jobs.runs.conditions import read_conditions
+from ims3_ray.jobs.runs.filters import read_conditions
 from ims3_ray.jobs.share.push import read_target
-from ims3_ray.jobs.sweep.space import read_space
+from ims3_ray.jobs.sweep.search_space import read_space
 
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)

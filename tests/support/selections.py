@@ -4,8 +4,8 @@ import itertools
 
 import numpy as np
 
+from ims3_ray.method.s3.distributed_descent import ask_here
 from ims3_ray.method.s3.objective import evaluate, log_distances
-from ims3_ray.method.s3.rounds import ask_here
 from ims3_ray.method.s3.shard import Shard, offsets_of, split_classes
 
 

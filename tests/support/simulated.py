@@ -22,7 +22,7 @@ import warm
 from ray._private.state import available_resources_per_node
 from ray.cluster_utils import Cluster
 
-from ims3_ray.cluster.machine import Machine
+from ims3_ray.cluster.resources import Machine
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.jobs.distill import run as distillation
 from ims3_ray.pipeline import prepare

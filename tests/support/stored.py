@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from ims3_ray.stages.evaluate.vectors import Vectors
+from ims3_ray.stages.evaluate.features import Vectors
 from ims3_ray.storage.artifacts import complete, open_directory
 from ims3_ray.storage.index import read_index
-from ims3_ray.storage.tables import FEATURES, to_parquet
+from ims3_ray.storage.schemas import FEATURES, to_parquet
 
 
 def vectors_of(features, labels, folder, parts=5):

@@ -9,11 +9,11 @@ from pages import evaluation, png, selection
 
 from ims3_ray.config.load import load_config
 from ims3_ray.data.distilled import DistilledImage, to_table, write_parquet, write_pngs
-from ims3_ray.evaluation.figures import headline
+from ims3_ray.evaluation.results import headline
 from ims3_ray.runs import tags
-from ims3_ray.runs.journal import Journal
-from ims3_ray.runs.tracking import Tracker
-from ims3_ray.storage import tables
+from ims3_ray.runs.event_log import Journal
+from ims3_ray.runs.mlflow_tracker import Tracker
+from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import complete, open_storage
 from ims3_ray.storage.heartbeat import HEARTBEAT, write_heartbeat
 from ims3_ray.storage.index import keys_of, write_index
@@ -42,7 +42,7 @@ def make_artifacts(storage) -> None:
     rows = dict(zip(("label", "subgroup", "index"), grid.T.astype(np.int64), strict=True))
     pngs = np.array([png(rng) for _ in grid], object)
     rows |= {"seed": np.arange(len(grid)), "image": pngs, "feature": np.zeros((len(grid), 3), np.float32)}
-    _write_rows(places["candidates"], rows, tables.CANDIDATES)
+    _write_rows(places["candidates"], rows, schemas.CANDIDATES)
     document = selection(CLASSES) | {"ipc": PER_SUBGROUP}
     places["selection"].write_json("selection.json", document)
     chosen = np.flatnonzero(rows["subgroup"] == CHOSEN)
@@ -53,7 +53,7 @@ def make_artifacts(storage) -> None:
         "kept": np.array([True, False, False, False]),
     }
     moved |= {"loss": np.tile(np.linspace(1, 0.5, 4, dtype=np.float32), (4, 1))}
-    _write_rows(places["refined"], moved, tables.REFINED)
+    _write_rows(places["refined"], moved, schemas.REFINED)
     images = [
         DistilledImage(
             *(int(moved[name][row]) for name in ("label", "place", "subgroup", "index", "seed")), data
@@ -69,7 +69,7 @@ def make_artifacts(storage) -> None:
 
 
 def _write_rows(place, rows, table) -> None:
-    place.write("part-00000.parquet", tables.to_parquet(rows, table))
+    place.write("part-00000.parquet", schemas.to_parquet(rows, table))
     write_index(place, {"part-00000.parquet": keys_of(rows, table)})
 
 

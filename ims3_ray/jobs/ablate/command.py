@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from ims3_ray.config.load import parse_overrides
 from ims3_ray.errors import InputError
-from ims3_ray.jobs.ending import command, ending
+from ims3_ray.jobs.next_steps import command, ending
 from ims3_ray.progress import say, waiting
 
 from .plan import Plan, named, read_rows
@@ -104,7 +104,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 def _track(document: "Ablation", storage: str, key: str, files: Mapping[str, bytes]) -> None:
     """One MLflow run: a row's figures as metrics, the tables and the page as artefacts."""
     from ims3_ray.runs import tags
-    from ims3_ray.runs.tracking import Tracker
+    from ims3_ray.runs.mlflow_tracker import Tracker
     from ims3_ray.storage.artifacts import open_storage
 
     from .tables import metrics_for_mlflow

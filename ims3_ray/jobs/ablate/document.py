@@ -5,21 +5,21 @@ from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from ims3_ray.config.load import subject
-from ims3_ray.evaluation.figures import Evaluation
 from ims3_ray.evaluation.protocols import protocols
+from ims3_ray.evaluation.results import Evaluation
 from ims3_ray.evaluation.teacher import teacher_rules
 from ims3_ray.method.coverage import Values
 from ims3_ray.pipeline.steps import Step
-from ims3_ray.stages.chosen import KEYS, chosen_rows
 from ims3_ray.stages.context import Context
 from ims3_ray.stages.evaluate.agreement import label_agreement
 from ims3_ray.stages.evaluate.baselines import measure_all
 from ims3_ray.stages.evaluate.classifiers import classifier_seeds
 from ims3_ray.stages.evaluate.compare import Real, choose, real_vectors
+from ims3_ray.stages.evaluate.features import Vectors
 from ims3_ray.stages.evaluate.stage import first_of_pool
-from ims3_ray.stages.evaluate.vectors import Vectors
+from ims3_ray.stages.selected import KEYS, chosen_rows
 from ims3_ray.storage.index import read_index
-from ims3_ray.storage.tables import CANDIDATES, FEATURES
+from ims3_ray.storage.schemas import CANDIDATES, FEATURES
 
 from . import plan
 from .comparison import Ablation, Accuracy, Column

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from ims3_ray.report.coverage_plots import Dot, Line, by_decile, copying
+from ims3_ray.report.formatting import METRICS, environment
 from ims3_ray.report.svg import CLASS_COLOURS, INK, RANDOM
-from ims3_ray.report.wording import METRICS, environment
 
 from .comparison import (
     POOL,

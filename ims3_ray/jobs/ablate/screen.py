@@ -3,9 +3,9 @@
 import textwrap
 from collections.abc import Sequence
 
+from ims3_ray.display import noun, one_line
+from ims3_ray.report.formatting import signed
 from ims3_ray.report.inputs import shortened
-from ims3_ray.report.wording import signed
-from ims3_ray.text import noun, one_line
 
 from .comparison import POOL, Ablation, Comparison, compare, measurements, networks_beside
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import astuple, fields
 from io import StringIO
 
-from ims3_ray.report.wording import signed
+from ims3_ray.report.formatting import signed
 
 from .comparison import POOL, Ablation, Cell, Comparison, Measurement, compare, measurements, networks_beside
 

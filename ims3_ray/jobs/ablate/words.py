@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ims3_ray.evaluation.statistics import Difference
-from ims3_ray.report.wording import Claim, listed
+from ims3_ray.report.formatting import Claim, listed
 
 from .comparison import Comparison
 

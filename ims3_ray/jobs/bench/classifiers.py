@@ -14,20 +14,20 @@ import torch
 from PIL import Image
 from scipy import stats
 
-from ims3_ray.cluster.machine import Machine, connect, find_machine, refuse_impossible
+from ims3_ray.cluster.resources import Machine, connect, find_machine, refuse_impossible
 from ims3_ray.config.base import DeviceKind
 from ims3_ray.config.load import load_settings, parse_overrides
 from ims3_ray.config.settings import Selecting
 from ims3_ray.data.digits import PREFIX, materialise
-from ims3_ray.data.pixels import resize_and_crop
-from ims3_ray.data.reading import BatchReader
+from ims3_ray.data.loader import BatchReader
+from ims3_ray.data.transforms import resize_and_crop
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.protocols import protocol
 from ims3_ray.evaluation.rules import Protocol
 from ims3_ray.evaluation.statistics import summary
-from ims3_ray.evaluation.train import score_of, training_in_looks
+from ims3_ray.evaluation.train import score_of, train_with_evals
 from ims3_ray.models.device import prepare_device
-from ims3_ray.stages.costs import BACKWARD, count_operations
+from ims3_ray.stages.cost_model import BACKWARD, count_operations
 from ims3_ray.storage.artifacts import Directory, open_directory
 
 from .classifiers_plain import train_plainly
@@ -169,7 +169,7 @@ class OwnTraining:
         task = self._task
         train, scored = (_read(task.folder / name, task.protocol.image_size) for name in ("train", "scored"))
         how = task.protocol, task.num_classes, self._seed, self._device
-        return score_of(training_in_looks(train, scored, *how)).last
+        return score_of(train_with_evals(train, scored, *how)).last
 
 
 def _read(folder: Path, size: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float32
 
-from ims3_ray.method.keys import key_seed
+from ims3_ray.method.seeding import key_seed
 from ims3_ray.storage.artifacts import Directory
 
 WIDTH = 512

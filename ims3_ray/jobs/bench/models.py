@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 
 from ims3_ray.errors import InputError
-from ims3_ray.method.keys import key_seed
 from ims3_ray.method.rng import generator
+from ims3_ray.method.seeding import key_seed
 from ims3_ray.models.dit import DiT, DiTConfig
 from ims3_ray.models.generator import GeneratorInfo, save_pipeline
 from ims3_ray.stages.context import Context
-from ims3_ray.storage import tables
+from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import Directory
-from ims3_ray.storage.tables import Columns
+from ims3_ray.storage.schemas import Columns
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -164,8 +164,8 @@ def random_latents(context: Context, work: Directory, parts: int, rows: int) -> 
             of_latents |= {f"{view}mean": mean, f"{view}logvar": np.full_like(mean, -6)}
             points = (rows, context.config.invert.points, *shape)
             of_inversions[f"{view}inversion"] = draws.standard_normal(points, np.float32).astype(np.float16)
-        table = tables.MIRRORED_LATENTS if mirror else tables.LATENTS
-        latents.write(name, tables.to_parquet(of_latents, table))
-        table = tables.MIRRORED_INVERSIONS if mirror else tables.INVERSIONS
-        inversions.write(name, tables.to_parquet(of_inversions, table))
+        table = schemas.MIRRORED_LATENTS if mirror else schemas.LATENTS
+        latents.write(name, schemas.to_parquet(of_latents, table))
+        table = schemas.MIRRORED_INVERSIONS if mirror else schemas.INVERSIONS
+        inversions.write(name, schemas.to_parquet(of_inversions, table))
     return latents, inversions

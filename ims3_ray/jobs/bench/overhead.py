@@ -15,10 +15,10 @@ from typing import ParamSpec, TypeVar
 import ray
 
 from ims3_ray.cluster.fan_out import CALLS_PER_ACTOR, Worker, fan_out
-from ims3_ray.cluster.machine import Machine
+from ims3_ray.cluster.resources import Machine
 from ims3_ray.cluster.train import Training, train
-from ims3_ray.cluster.trainer import Optimisation
 from ims3_ray.errors import InputError
+from ims3_ray.models.training import Optimisation
 from ims3_ray.stages.context import Context
 from ims3_ray.stages.finetune.task import InversionMatchingTask
 from ims3_ray.storage.artifacts import Directory, open_directory

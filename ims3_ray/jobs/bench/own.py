@@ -7,9 +7,8 @@ import numpy as np
 import torch
 
 from ims3_ray.cluster.fan_out import CALLS_PER_ACTOR, Build, Part
-from ims3_ray.cluster.trainer import Optimisation, Trainer
 from ims3_ray.config.refinement import Refine
-from ims3_ray.data.reading import payloads
+from ims3_ray.data.loader import payloads
 from ims3_ray.evaluation.probes import differentiable, probe_protocols
 from ims3_ray.evaluation.rules import Protocol
 from ims3_ray.method import difffit
@@ -17,18 +16,19 @@ from ims3_ray.method.rng import generator
 from ims3_ray.models.device import prepare_device
 from ims3_ray.models.dit import DiT, DiTConfig
 from ims3_ray.models.generator import load_vae
+from ims3_ray.models.training import Optimisation, Trainer
 from ims3_ray.pipeline.steps import STAGES
 from ims3_ray.stages.context import Context
-from ims3_ray.stages.costs import count_forward, count_operations
+from ims3_ray.stages.cost_model import count_forward, count_operations
 from ims3_ray.stages.encode import Encoder, encoder_arguments
 from ims3_ray.stages.finetune.stage import InversionMatchingTask, optimisation, task_arguments
 from ims3_ray.stages.invert import Inverter, inverter_arguments
 from ims3_ray.stages.refine.stage import step_operations as refined_step_operations
 from ims3_ray.stages.refine.worker import refinement, views_of
 from ims3_ray.stages.sample.stage import Sampler, sampler_arguments
-from ims3_ray.storage import tables
+from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import Directory, part_names
-from ims3_ray.storage.tables import Table
+from ims3_ray.storage.schemas import Table
 
 from .models import random_latents
 from .sides import Side
@@ -53,16 +53,16 @@ def pool_work(context: Context, stage: str, work: Directory, num_parts: int) -> 
         size, classes = context.batch_size(context.config.sample), len(context.classes)
         rows = [[i % classes, 0, i // classes] for i in range(num_parts * size)]
         parts = [Part(n, size, rows[n * size : (n + 1) * size]) for n in range(num_parts)]
-        return PoolWork(Sampler, sampler_arguments(context, None), parts, tables.CANDIDATES)
+        return PoolWork(Sampler, sampler_arguments(context, None), parts, schemas.CANDIDATES)
     size, train = context.batch_size(context.config.encode), context.images["train"]
     if stage == "encode":
         cut = payloads(train, (np.arange(num_parts * size) % len(train)).tolist(), size)
         parts = [Part(n, size, payload) for n, payload in enumerate(cut)]
-        table = tables.MIRRORED_LATENTS if mirror else tables.LATENTS
+        table = schemas.MIRRORED_LATENTS if mirror else schemas.LATENTS
         return PoolWork(Encoder, encoder_arguments(context), parts, table)
     latents, _ = random_latents(context, work, num_parts, size)  # in parts of the size that encode makes
     parts = [Part(n, size, name) for n, name in enumerate(part_names(latents))]
-    table = tables.MIRRORED_INVERSIONS if mirror else tables.INVERSIONS
+    table = schemas.MIRRORED_INVERSIONS if mirror else schemas.INVERSIONS
     return PoolWork(Inverter, inverter_arguments(context, latents), parts, table)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ims3_ray.cluster.machine import Machine
+from ims3_ray.cluster.resources import Machine
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.config.settings import Config, Workers
 from ims3_ray.data.images import ImageSet
@@ -18,8 +18,8 @@ from ims3_ray.errors import InputError
 from ims3_ray.jobs.distill.estimate import Estimate, estimate_stages
 from ims3_ray.models.device import Numerics
 from ims3_ray.pipeline.steps import STAGES
+from ims3_ray.stages.base import Stage
 from ims3_ray.stages.context import Context, Inputs
-from ims3_ray.stages.contract import Stage
 from ims3_ray.storage.artifacts import open_directory
 
 from .figures import Figures, print_head, print_row, whole_numbers

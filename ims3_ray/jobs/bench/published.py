@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ims3_ray.data.pixels import encode_png
-from ims3_ray.data.reading import BatchReader, payloads
+from ims3_ray.data.loader import BatchReader, payloads
+from ims3_ray.data.transforms import encode_png
 from ims3_ray.method import difffit, losses
 from ims3_ray.method.ddim import (
     add_noise,
@@ -26,13 +26,13 @@ from ims3_ray.method.ddim import (
     with_guidance,
 )
 from ims3_ray.method.schedule import NUM_TRAIN_TIMESTEPS, alphas_bar, inversion_grid, respaced
-from ims3_ray.models.batches import to_images, to_pixels
 from ims3_ray.models.dit import DiT
+from ims3_ray.models.finetuned import predictor
 from ims3_ray.models.generator import load_vae
-from ims3_ray.models.tuned import predictor
+from ims3_ray.models.padded_batches import to_images, to_pixels
 from ims3_ray.models.vae import Vae
 from ims3_ray.stages.context import Context
-from ims3_ray.stages.costs import count_forward
+from ims3_ray.stages.cost_model import count_forward
 
 from .own import pool_operations, step_operations
 from .sides import Side

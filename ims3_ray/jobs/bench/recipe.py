@@ -5,8 +5,8 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from ims3_ray.cluster.device_rate import DeviceFigures
-from ims3_ray.cluster.machine import connect, find_machine, refuse_impossible
+from ims3_ray.cluster.device_benchmark import DeviceFigures
+from ims3_ray.cluster.resources import connect, find_machine, refuse_impossible
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.errors import InputError
 from ims3_ray.pipeline.prepare import prepare

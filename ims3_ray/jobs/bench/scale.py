@@ -22,7 +22,7 @@ from ims3_ray.errors import InputError
 from ims3_ray.pipeline.prepare import begin
 from ims3_ray.pipeline.steps import Step, plan, run_step
 from ims3_ray.stages.context import Context
-from ims3_ray.storage.local_rows import stored_bytes
+from ims3_ray.storage.disk_cache import stored_bytes
 
 from .figures import Figures, device_figures, origin, print_head, print_row, whole_numbers
 

@@ -15,20 +15,20 @@ from pathlib import Path
 
 import numpy as np
 
-from ims3_ray.cluster.machine import Machine, connect, find_machine
+from ims3_ray.cluster.resources import Machine, connect, find_machine
 from ims3_ray.config.load import load_settings, parse_overrides
 from ims3_ray.config.sections import Select
 from ims3_ray.config.settings import Selecting
 from ims3_ray.errors import InputError
+from ims3_ray.method.s3.descent import walk
+from ims3_ray.method.s3.distributed_descent import Joined, select, solve
 from ims3_ray.method.s3.objective import Objective, evaluate
 from ims3_ray.method.s3.proof.bound import certify
 from ims3_ray.method.s3.proof.branch_and_bound import branch_and_bound
-from ims3_ray.method.s3.rounds import Joined, select, solve
 from ims3_ray.method.s3.shard import Shard
-from ims3_ray.method.s3.walk import walk
 from ims3_ray.stages.select.candidates import open_candidates
-from ims3_ray.stages.select.pool import ClassRange, ShardPool, Source, of_groups
-from ims3_ray.stages.select.solve import run_tasks
+from ims3_ray.stages.select.run_selection import run_tasks
+from ims3_ray.stages.select.shard_actors import ClassRange, ShardPool, Source, of_groups
 from ims3_ray.storage.artifacts import Directory, open_directory
 
 from .figures import Figures, as_percent, print_head, print_row

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import ray
 import torch
 
-from ims3_ray.cluster.device_rate import DeviceFigures, peak_memory, synchronize
-from ims3_ray.cluster.machine import Machine
+from ims3_ray.cluster.device_benchmark import DeviceFigures, peak_memory, synchronize
+from ims3_ray.cluster.resources import Machine
 from ims3_ray.config.base import DeviceKind
 from ims3_ray.models.device import batch_must_fit
 

@@ -18,12 +18,12 @@ import yaml
 
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.config.settings import Config
+from ims3_ray.display import size
 from ims3_ray.errors import InputError
 from ims3_ray.progress import waiting
-from ims3_ray.text import size
 
-from .distillation import Distillation, summary_lines
-from .found import find_complete
+from .cached_run import find_complete
+from .result import Distillation, summary_lines
 from .status import read_status, status_lines
 
 LINE = "  {:<9}{:<10}{:>8}{:>9}{:>9}" + 4 * "{:>8}"  # of a dry run, within 80 columns
@@ -65,14 +65,14 @@ def run(arguments: argparse.Namespace) -> None:
 def _distil(config: Config) -> Distillation:
     _check(config)
     with waiting("imports"):
-        from ims3_ray.cluster import machine, warm  # heavy, not needed to refuse bad input
+        from ims3_ray.cluster import fork_server, resources  # heavy, not needed to refuse bad input
 
-        if machine.starts_its_own():
-            warm.start()  # while this process imports the same
+        if resources.starts_its_own():
+            fork_server.start()  # while this process imports the same
 
         from .run import run as distil
 
-    machine.refuse_impossible(config.workers)
+    resources.refuse_impossible(config.workers)
     return distil(config)
 
 
@@ -92,8 +92,8 @@ def _dry_run(config: Config, price: float | None) -> None:
         return
     _check(config)
     with waiting("imports"):  # heavy
-        from ims3_ray.cluster.machine import connect, find_machine, has_address, refuse_impossible
-        from ims3_ray.pipeline.prepare import idle_lines, prepare
+        from ims3_ray.cluster.resources import connect, find_machine, has_address, refuse_impossible
+        from ims3_ray.pipeline.prepare import idle_gpu_notes, prepare
         from ims3_ray.pipeline.steps import plan
 
         from .estimate import DRIVER_BYTES, PROCESS_BYTES, estimate_steps
@@ -122,7 +122,7 @@ def _dry_run(config: Config, price: float | None) -> None:
     if price is not None:
         print(price_line(missing_s, machine.gpus if machine.on_gpus else None, price))
     for step in steps:
-        for line in idle_lines(context, step.stage):
+        for line in idle_gpu_notes(context, step.stage):
             print(line)
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
-from ims3_ray.cluster.device_rate import matrix_rate
+from ims3_ray.cluster.device_benchmark import matrix_rate
 from ims3_ray.pipeline.steps import Step
+from ims3_ray.stages.base import Stage
 from ims3_ray.stages.context import Context
-from ims3_ray.stages.contract import Stage
-from ims3_ray.stages.costs import count_forward
+from ims3_ray.stages.cost_model import count_forward
 
 EFFICIENCY = 0.35  # share of the matrix rate that small models reach
 RATE_S = 0.25  # over which it is measured

@@ -10,15 +10,15 @@ from ims3_ray.errors import InputError, describe
 from ims3_ray.pipeline.steps import Step
 from ims3_ray.progress import of_run
 from ims3_ray.runs import records
-from ims3_ray.runs.journal import Journal, libraries_kept
-from ims3_ray.runs.origin import origin
+from ims3_ray.runs.event_log import Journal, libraries_kept
+from ims3_ray.runs.mlflow_tracker import RECIPE_FILE, Tracker
+from ims3_ray.runs.provenance import origin
 from ims3_ray.runs.tags import describe_run, name_metrics, tag_artifacts
-from ims3_ray.runs.tracking import RECIPE_FILE, Tracker
 from ims3_ray.stages.context import Context
 from ims3_ray.storage.artifacts import fingerprint
 from ims3_ray.storage.heartbeat import heartbeat, write_heartbeat
 
-from .distillation import StageRun
+from .result import StageRun
 
 
 class Recorder:

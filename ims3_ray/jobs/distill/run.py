@@ -10,13 +10,13 @@ from ims3_ray.config.load import load_config
 from ims3_ray.config.settings import Config
 from ims3_ray.pipeline.prepare import begin
 from ims3_ray.pipeline.steps import Step, plan, run_step
-from ims3_ray.runs import receipts
-from ims3_ray.runs.database import tracking_uri
+from ims3_ray.runs import plan_cache
+from ims3_ray.runs.mlflow_db import tracking_uri
 from ims3_ray.stages.context import Context
 from ims3_ray.storage.lease import exclusive
 
-from .distillation import Distillation
 from .recorder import Recorder
+from .result import Distillation
 
 
 def distill(
@@ -32,7 +32,7 @@ def distill(
 
 def run(config: Config, say: Callable[[str], None] = progress.say) -> Distillation:
     """Distil as `config` says: stages that are complete are found, the others run."""
-    signature = receipts.signature(config)
+    signature = plan_cache.signature(config)
     with progress.waiting("start"):
         (context,) = begin([config], say)
         folder = context.storage / "runs" / f"{config.recipe}-{plan(context)[-1].fingerprint}"
@@ -47,7 +47,7 @@ def _run(context: Context, signature: str | None, say: Callable[[str], None]) ->
     done: dict[str, Step] = {}  # by noun
     steps = plan(context)  # again: what is complete now stays, for the record names it
     artifacts = {step.stage.name: step.artifact for step in steps}
-    keep = partial(receipts.write, context.storage, signature, recorder.name, artifacts, context.notes)
+    keep = partial(plan_cache.write, context.storage, signature, recorder.name, artifacts, context.notes)
     keep(is_finished=False)
     with recorder.recording():
         for planned in steps:

@@ -3,9 +3,10 @@
 from typing import Any, TypedDict
 
 from ims3_ray.config.settings import Config
+from ims3_ray.display import noun
 from ims3_ray.errors import InputError
-from ims3_ray.runs import receipts, records
-from ims3_ray.runs.journal import LOG, read_log
+from ims3_ray.runs import plan_cache, records
+from ims3_ray.runs.event_log import LOG, read_log
 from ims3_ray.storage.artifacts import (
     DamagedError,
     Directory,
@@ -15,7 +16,6 @@ from ims3_ray.storage.artifacts import (
     summary_of,
 )
 from ims3_ray.storage.heartbeat import read_heartbeat
-from ims3_ray.text import noun
 
 COMPLETE, BEGUN, MISSING, DAMAGED = "complete", "begun", "missing", "damaged"
 
@@ -34,7 +34,7 @@ class Status(TypedDict):
 def read_status(config: Config) -> Status:
     """State of the run and of its stages, and its last event."""
     storage = open_directory(config.storage)
-    receipt = receipts.find(storage, config) if check_format(storage) else None
+    receipt = plan_cache.find(storage, config) if check_format(storage) else None
     run, steps = (receipt["run"], receipt["steps"]) if receipt else _plan(config)
     folder = storage / "runs" / run
     last, log = read_heartbeat(folder), read_log(folder)
@@ -53,7 +53,7 @@ def read_status(config: Config) -> Status:
 
 def _plan(config: Config) -> tuple[str, list[tuple[str, str]]]:
     """The run's name, and by stage where its artefacts belong."""
-    from ims3_ray.cluster.machine import find_machine  # seconds to import
+    from ims3_ray.cluster.resources import find_machine  # seconds to import
     from ims3_ray.pipeline.prepare import prepare
     from ims3_ray.pipeline.steps import plan
 

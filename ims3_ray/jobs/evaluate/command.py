@@ -18,13 +18,13 @@ from collections.abc import Collection
 
 from ims3_ray.config.load import load_settings, parse_overrides
 from ims3_ray.config.settings import Evaluating
+from ims3_ray.display import some
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.table import evaluation_lines, expected_lines, score_lines
-from ims3_ray.jobs.ending import ending, look_at
+from ims3_ray.jobs.next_steps import ending, look_at
 from ims3_ray.pipeline.inputs import check_inputs
 from ims3_ray.progress import waiting
 from ims3_ray.storage.directory import open_directory, refuse_unwritable
-from ims3_ray.text import some
 
 NAMED = re.compile(r"([A-Za-z0-9_.-]+)=(.+)")
 
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
     expected = stated_ranges(arguments.stated, locations)
     check_inputs(config)
     with waiting("imports"):  # heavy: Ray
-        from ims3_ray.cluster.machine import connect, find_machine, has_address, refuse_impossible
+        from ims3_ray.cluster.resources import connect, find_machine, has_address, refuse_impossible
 
     refuse_impossible(config.workers)
     folder, _, name = arguments.out.rpartition("/")

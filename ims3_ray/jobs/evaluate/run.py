@@ -10,26 +10,26 @@ import numpy as np
 from PIL import Image
 
 from ims3_ray.cluster.environment import hardware, versions
-from ims3_ray.cluster.machine import Machine
+from ims3_ray.cluster.resources import Machine
 from ims3_ray.config.settings import Evaluating
 from ims3_ray.data.folders import READERS
 from ims3_ray.data.images import ImageSet, open_labelled
+from ims3_ray.display import some
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.audit import Audit, AuditedImages, audit
-from ims3_ray.evaluation.figures import NAMES, Evaluation
 from ims3_ray.evaluation.protocols import NO_PROTOCOL, Protocol, protocols
+from ims3_ray.evaluation.results import NAMES, Evaluation
 from ims3_ray.evaluation.statistics import augmentation_robust_score
 from ims3_ray.models.extractor import inspect_extractor, load_extractor
 from ims3_ray.pipeline.inputs import image_places
 from ims3_ray.pipeline.prepare import content_of, open_splits, pinned
-from ims3_ray.pipeline.splits import check_splits
+from ims3_ray.pipeline.validate_splits import check_splits
 from ims3_ray.stages.embed import embed_images
 from ims3_ray.stages.evaluate import compare
 from ims3_ray.stages.evaluate.classifiers import check_networks, classifier_seeds
+from ims3_ray.stages.evaluate.features import Vectors
 from ims3_ray.stages.evaluate.teacher import check_settings, teacher_of
-from ims3_ray.stages.evaluate.vectors import Vectors
 from ims3_ray.storage.artifacts import Directory, open_storage
-from ims3_ray.text import some
 
 RESERVED = set(NAMES) - {"pool"}  # names of what stands beside the given sets
 

@@ -18,7 +18,7 @@ import yaml
 from ims3_ray.config.load import load_settings, parse_overrides
 from ims3_ray.config.pretrain import Pretrain
 from ims3_ray.errors import InputError
-from ims3_ray.jobs.ending import command, ending
+from ims3_ray.jobs.next_steps import command, ending
 from ims3_ray.progress import waiting
 from ims3_ray.storage.artifacts import open_storage
 from ims3_ray.storage.directory import open_directory, refuse_unwritable
@@ -41,10 +41,10 @@ def run(arguments: argparse.Namespace) -> None:
             "data.train: no images to train on; give one folder of images a class, or a Hugging Face dataset"
         )
     with waiting("imports"):  # heavy: Ray, torch and diffusers, not needed to refuse bad input
-        from ims3_ray.cluster.machine import connect, find_machine, has_address
+        from ims3_ray.cluster.resources import connect, find_machine, has_address
         from ims3_ray.data.images import open_images
         from ims3_ray.data.named import below, is_named
-        from ims3_ray.pipeline.splits import refuse_storage_within
+        from ims3_ray.pipeline.validate_splits import refuse_storage_within
 
         from .run import Pretraining, check_network
 

@@ -13,24 +13,24 @@ import ray
 import torch
 
 from ims3_ray.cluster.fan_out import Part, fan_out
-from ims3_ray.cluster.machine import Machine
+from ims3_ray.cluster.resources import Machine
 from ims3_ray.cluster.train import Training, train
-from ims3_ray.cluster.trainer import Optimisation
 from ims3_ray.config.pretrain import Pretrain, TrainExtractor, TrainTransformer, TrainVae
 from ims3_ray.data.images import ImageSet
-from ims3_ray.data.reading import LocalPixels, payloads
+from ims3_ray.data.loader import LocalPixels, payloads
 from ims3_ray.errors import InputError
 from ims3_ray.models import classifiers
 from ims3_ray.models.extractor import save_extractor
 from ims3_ray.models.generator import save_pipeline
+from ims3_ray.models.training import Optimisation
 from ims3_ray.progress import timer
-from ims3_ray.storage import tables
+from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import Directory, complete, fingerprint, read_manifest
 from ims3_ray.storage.hashing import content_hash
 from ims3_ray.storage.integrity import read_or_reopen
 from ims3_ray.storage.lease import exclusive
 
-from .card import agreement, model_card
+from .model_card import agreement, model_card
 from .tasks import (
     READ_BATCH,
     VALUES,
@@ -150,7 +150,7 @@ class Pretraining:
                 LatentEncoder,
                 given | {"device": self.machine.device, "batch_size": READ_BATCH},
                 [Part(i, len(payload["paths"]), payload) for i, payload in enumerate(read)],
-                table=tables.LATENTS,
+                table=schemas.LATENTS,
                 out=out,
                 machine=self.machine,
                 stage="encode",

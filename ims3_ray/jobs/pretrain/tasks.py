@@ -16,22 +16,22 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, l1_loss
 
 from ims3_ray.config.pretrain import NORM_GROUPS, Pretrain, TrainVae
-from ims3_ray.data.reading import BatchReader, Payload
+from ims3_ray.data.loader import BatchReader, Payload
 from ims3_ray.evaluation.augment import resized_crop
 from ims3_ray.method import losses
 from ims3_ray.method.ddim import add_noise, level, noise_of
-from ims3_ray.method.keys import EpochOrder
 from ims3_ray.method.rng import generator
 from ims3_ray.method.schedule import NUM_TRAIN_TIMESTEPS, alphas_bar
+from ims3_ray.method.seeding import EpochOrder
 from ims3_ray.models import classifiers
-from ims3_ray.models.batches import in_batches, to_images
 from ims3_ray.models.classifiers import Classifier
 from ims3_ray.models.device import prepare_device, send
 from ims3_ray.models.dit import DiT, DiTConfig
+from ims3_ray.models.padded_batches import in_batches, to_images
 from ims3_ray.models.vae import Vae
 from ims3_ray.storage.artifacts import Directory, fingerprint, part_names, read_part, unpacked_bytes
-from ims3_ray.storage.local_rows import LocalRows, open_rows
-from ims3_ray.storage.tables import LATENTS, Columns
+from ims3_ray.storage.disk_cache import LocalRows, open_cache
+from ims3_ray.storage.schemas import LATENTS, Columns
 
 VALUES = "values.safetensors"
 READ_BATCH = 256
@@ -55,7 +55,7 @@ class Latents:
     def open(self) -> LocalRows:
         names = part_names(self.directory)
         needed = unpacked_bytes(self.directory, names[0]) * len(names)
-        return open_rows(fingerprint([self.directory.uri]), self.parts, needed)
+        return open_cache(fingerprint([self.directory.uri]), self.parts, needed)
 
     def parts(self) -> Iterator[Columns]:
         for name in part_names(self.directory):

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 from ims3_ray.runs import query
-from ims3_ray.runs.tracking import client, describe_trouble
+from ims3_ray.runs.mlflow_tracker import client, describe_trouble
 from ims3_ray.storage.artifacts import Directory
 
-from . import garbage
-from .garbage import NEEDED, UNNEEDED, Entry, Survey
+from . import gc
+from .gc import NEEDED, UNNEEDED, Entry, Survey
 from .table import align
 
 
@@ -17,13 +17,13 @@ def collect(storage: Directory, *, asks: bool, is_agreed: bool) -> tuple[dict[st
     `asks` prints the survey and the question; without it only `is_agreed` deletes.
     """
     deleted, notes = _deleted(storage)
-    survey = garbage.survey(storage, deleted)
+    survey = gc.survey(storage, deleted)
     survey.notes.extend(notes)
     if asks:
         print("\n".join(_lines(storage, survey)))
     unneeded, gone = survey.unneeded, []
     if unneeded and (is_agreed or (asks and _agrees(unneeded))):
-        gone = garbage.delete(storage, [entry.place for entry in unneeded], _deleted(storage)[0])
+        gone = gc.delete(storage, [entry.place for entry in unneeded], _deleted(storage)[0])
     answer = _document(storage, survey) | {"deleted": _plain(gone)}
     if not unneeded:
         return answer, ["nothing to delete"]
@@ -88,7 +88,7 @@ def _plain(entries: Sequence[Entry]) -> list[dict[str, str | int]]:
 
 
 def _by_noun(survey: Survey) -> dict[str, list[Entry]]:
-    nouns = [*garbage.NOUNS, "checkpoints"]
+    nouns = [*gc.NOUNS, "checkpoints"]
     entries = {noun: [entry for entry in survey.artifacts if entry.noun == noun] for noun in nouns}
     return {noun: of_noun for noun, of_noun in entries.items() if of_noun}
 

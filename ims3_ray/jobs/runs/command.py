@@ -33,12 +33,12 @@ from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.errors import InputError
 from ims3_ray.progress import say, screen
 from ims3_ray.runs import query, tags
-from ims3_ray.runs.database import DATABASE, tracking_uri
+from ims3_ray.runs.mlflow_db import DATABASE, tracking_uri
+from ims3_ray.runs.mlflow_tracker import EXPERIMENT, RECIPE_FILE, asking, client
 from ims3_ray.runs.query import Run
-from ims3_ray.runs.tracking import EXPERIMENT, RECIPE_FILE, asking, client
 from ims3_ray.storage.artifacts import Directory, check_format, open_directory
 
-from .conditions import read_conditions
+from .filters import read_conditions
 from .table import as_csv, best_table, differences_table, fronts_table, table, trials_table
 
 METRIC = re.compile(r"-?[\w./: -]+")  # as MLflow names them, a minus before for less being better

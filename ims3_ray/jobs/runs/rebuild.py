@@ -16,12 +16,12 @@ from typing import Any
 import yaml
 
 from ims3_ray.errors import InputError
-from ims3_ray.evaluation.figures import CURVE
+from ims3_ray.evaluation.results import CURVE
 from ims3_ray.jobs.distill.recorder import log_product, log_stage
 from ims3_ray.pipeline.steps import STAGES, Step
 from ims3_ray.runs import query, records, tags
-from ims3_ray.runs.journal import read_log
-from ims3_ray.runs.tracking import RECIPE_FILE, Tracker, client
+from ims3_ray.runs.event_log import read_log
+from ims3_ray.runs.mlflow_tracker import RECIPE_FILE, Tracker, client
 from ims3_ray.storage.artifacts import DamagedError, Directory, open_directory, read_manifest
 
 STATUS = {records.FINISHED: "FINISHED", records.FAILED: "FAILED", records.STOPPED: "KILLED"}

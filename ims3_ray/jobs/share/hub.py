@@ -10,7 +10,7 @@ from ims3_ray.errors import InputError, describe
 from ims3_ray.progress import waiting
 from ims3_ray.storage.artifacts import MANIFEST, open_directory
 
-from .bundle import Bundle
+from .release_files import Bundle
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

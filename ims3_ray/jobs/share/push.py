@@ -16,13 +16,13 @@ import re
 import sys
 
 from ims3_ray.config.load import load_config, parse_overrides
+from ims3_ray.display import noun, one_line, size
 from ims3_ray.errors import InputError
-from ims3_ray.jobs.ending import command, ending
+from ims3_ray.jobs.next_steps import command, ending
 from ims3_ray.progress import waiting
 from ims3_ray.storage.artifacts import MANIFEST, Directory, open_directory, read_manifest
 from ims3_ray.storage.directory import refuse_unwritable
 from ims3_ray.storage.hub import NAME, SCHEME
-from ims3_ray.text import noun, one_line, size
 
 FOLDER = re.compile(r"(/|\.{1,2}/|~|[a-z][a-z0-9+.-]*://)")  # what its place begins with
 MOST = 20  # files that are listed by name
@@ -48,8 +48,8 @@ def run(arguments: argparse.Namespace) -> None:
     hub_name = read_target(arguments.to)
     with waiting("imports"):  # heavy: torch
         from . import hub
-        from .bundle import bundle
-        from .product import find_product, name_of
+        from .release import find_product, name_of
+        from .release_files import bundle
 
     product = find_product(arguments.run, load_config("digits", overrides).storage)
     tree = bundle(product)

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from ims3_ray.config.load import load_settings, parse_overrides
 from ims3_ray.config.settings import Evaluating
+from ims3_ray.display import noun, one_line
 from ims3_ray.errors import InputError
-from ims3_ray.evaluation.figures import Evaluation
+from ims3_ray.evaluation.results import Evaluation
 from ims3_ray.evaluation.table import in_words
 from ims3_ray.progress import say, waiting
 from ims3_ray.storage.artifacts import DamagedError, Directory, read_manifest
 from ims3_ray.storage.integrity import verify
-from ims3_ray.text import noun, one_line
 
-from .stated import DISTILLED, accuracies, agrees
+from .claims import DISTILLED, accuracies, agrees
 
 if TYPE_CHECKING:
     from ims3_ray.jobs.evaluate.run import Scored
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     overrides = parse_overrides(arguments.overrides)
     with waiting("imports"):  # heavy: torch
-        from .product import find_product
+        from .release import find_product
 
     storage = load_settings(Evaluating, overrides).storage
     product = find_product(arguments.place, storage)
@@ -105,7 +105,7 @@ def compared(stated: Evaluation, measured: Evaluation) -> tuple[list[str], list[
 def _score(config: Evaluating, place: str, *, trust_labels: bool) -> "Scored":
     """As `ims3 evaluate` does, whose refusals these are."""
     with waiting("imports"):  # heavy: Ray, faiss
-        from ims3_ray.cluster.machine import connect, find_machine, has_address, refuse_impossible
+        from ims3_ray.cluster.resources import connect, find_machine, has_address, refuse_impossible
         from ims3_ray.jobs.evaluate import run as evaluating
 
     refuse_impossible(config.workers)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from ims3_ray.config.load import parse_overrides
 from ims3_ray.errors import InputError
-from ims3_ray.jobs.ending import command, ending
+from ims3_ray.jobs.next_steps import command, ending
 from ims3_ray.progress import waiting
 
 if TYPE_CHECKING:
@@ -42,10 +42,10 @@ def run(arguments: argparse.Namespace) -> None:
     with waiting("imports"):  # heavy
         from .document import winner_file
         from .plan import Sweep
-        from .records import read_trials
         from .results import Results
         from .run import run as run_sweep
-        from .space import Range, read_space
+        from .search_space import Range, read_space
+        from .trial_state import read_trials
 
     overrides = parse_overrides(arguments.overrides)
     space = read_space(arguments.space, arguments.recipe, overrides)
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def summary_lines(results: "Results") -> list[str]:
     """The best of each IPC, what became of the trials and what they shared, and the errors of failed ones."""
-    from .claim import sweep_work
+    from .headline import sweep_work
     from .plan import as_words
 
     document = results.document

@@ -10,16 +10,16 @@ from typing import Any, TypedDict
 import numpy as np
 
 from ims3_ray.config.load import subject
+from ims3_ray.display import redacted
 from ims3_ray.evaluation.protocols import protocols
 from ims3_ray.evaluation.statistics import pareto_front
 from ims3_ray.runs.records import FINISHED, now
 from ims3_ray.runs.tags import OBJECTIVES
 from ims3_ray.stages.context import Context
 from ims3_ray.storage.artifacts import Directory
-from ims3_ray.text import redacted
 
 from .plan import Sweep
-from .records import Trial
+from .trial_state import Trial
 
 # of a record
 ROW = ("number", "values", "metrics", "interval", "seconds", "error", "history", "pool", "mlflow_run_id")

@@ -6,15 +6,15 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from ims3_ray.report.formatting import environment, percent, points
 from ims3_ray.report.inputs import shortened
-from ims3_ray.report.wording import environment, percent, points
 from ims3_ray.runs.records import FAILED, FINISHED, STOPPED
 
-from . import heat, plots
-from .claim import sweep_claim, sweep_work
+from . import heatmap, plots
 from .document import Document
-from .records import Trial
+from .headline import sweep_claim, sweep_work
 from .results import ACCURACY, IPC, LONGEST_VALUE, Results, metric_name, setting, short
+from .trial_state import Trial
 
 STATUSES = (FINISHED, STOPPED, FAILED)  # in the table's order
 
@@ -51,12 +51,12 @@ def render_sweep(document: Document, trials: Sequence[Trial]) -> bytes:
         "failures": failures(results),
         "without": [short(ipc) for ipc in results.ipcs if short(ipc) not in results.best],
         "swatches": {short(ipc): place for place, ipc in enumerate(plots.ipc_colours(results))},
-        "heat_pair": heat.heat_pair(results),
-        "most_maps": heat.MOST_MAPS,
+        "heat_pair": heatmap.heat_pair(results),
+        "most_maps": heatmap.MOST_MAPS,
         "front_panels": min(len(results.objectives) - 1, plots.MAX_COLUMNS),
         "plots": {
             "by_ipc": plots.by_ipc(results),
-            "heat": heat.heat_maps(results),
+            "heat": heatmap.heat_maps(results),
             "fields": plots.field_panels(results),
             "pareto": plots.pareto(results),
         },

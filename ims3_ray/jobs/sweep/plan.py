@@ -7,11 +7,11 @@ from ims3_ray.config.load import load_config
 from ims3_ray.config.settings import Config
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.protocols import NO_PROTOCOL, on_validation
+from ims3_ray.runs.mlflow_tracker import flatten
 from ims3_ray.runs.tags import OBJECTIVE, OBJECTIVES, SPACE
-from ims3_ray.runs.tracking import flatten
 from ims3_ray.storage.artifacts import fingerprint
 
-from .space import Space, Value, Values, key_of
+from .search_space import Space, Value, Values, key_of
 
 SEARCHES = ("grid", "random", "bayes")
 

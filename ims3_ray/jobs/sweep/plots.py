@@ -16,8 +16,8 @@ from ims3_ray.report.inputs import shortened
 from ims3_ray.report.svg import CLASS_COLOURS, DISTILLED, INK, PAPER, WIDTH
 from ims3_ray.runs.records import STOPPED
 
-from .records import Trial
 from .results import ACCURACY, IPC, MOST_TOLD, SUBGROUPS, Axis, Results, ipc_of, metric_name
+from .trial_state import Trial
 
 PANEL_HEIGHT, MAX_COLUMNS, LETTER = 270, 3, 7.5  # pixels; a letter of a tick's label is so wide
 DODGE = 0.32  # how far to either side trials of one listed value are laid out, in distances between values

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeGuard
 
+from ims3_ray.report.formatting import METRICS, value
 from ims3_ray.report.inputs import shortened
-from ims3_ray.report.wording import METRICS, value
 from ims3_ray.runs.records import FINISHED
 from ims3_ray.runs.tags import OBJECTIVES
 
 from .document import Document
-from .records import Trial
+from .trial_state import Trial
 
 ACCURACY, IPC, SUBGROUPS = "accuracy", "ipc", "sample.subgroups"
 LONGEST_VALUE = 36  # letters of a value in a table or a sentence

@@ -13,22 +13,22 @@ from ims3_ray.pipeline.steps import plan
 from ims3_ray.progress import of_run, waiting
 from ims3_ray.progress import say as say_line
 from ims3_ray.runs import tags
-from ims3_ray.runs.journal import libraries_kept
+from ims3_ray.runs.event_log import libraries_kept
+from ims3_ray.runs.mlflow_tracker import Tracker
 from ims3_ray.runs.records import PLANNED
-from ims3_ray.runs.tracking import Tracker
 from ims3_ray.stages.context import Context
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.heartbeat import heartbeat
 from ims3_ray.storage.lease import exclusive
 
 from .document import Document, describe, trials_csv, winner_file
-from .keeper import LAST, make_pool
+from .mlflow_callback import Scribe
 from .page import render_sweep
 from .plan import Sweep
-from .records import Trial, read_trial, read_trials
-from .scribe import Scribe
-from .space import Values
-from .tuning import run_trials
+from .pool_actor import LAST, make_pool
+from .search_space import Values
+from .trial_state import Trial, read_trial, read_trials
+from .tuner import run_trials
 
 
 def run(sweep: Sweep, say: Callable[[str], None] = say_line) -> tuple[Document, Directory]:

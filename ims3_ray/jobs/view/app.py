@@ -11,17 +11,17 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Respon
 from starlette.routing import Route
 
 from ims3_ray import progress
+from ims3_ray.display import noun, one_line, redacted
 from ims3_ray.errors import InputError
 from ims3_ray.report import plots
-from ims3_ray.report.claim import claim as accuracy_claim
-from ims3_ray.report.wording import Claim, environment
+from ims3_ray.report.formatting import Claim, environment
+from ims3_ray.report.headline import claim as accuracy_claim
 from ims3_ray.runs.query import RUNNING
 from ims3_ray.runs.tags import ENVIRONMENT
-from ims3_ray.text import noun, one_line, redacted
 
-from . import compare, listing, pictures, stages
-from .catalogue import PAGE, Catalogue, MissingError
-from .gate import HEADERS, THEIRS, gate
+from . import compare, run_table, stages, thumbnails
+from .auth import HEADERS, THEIRS, gate
+from .run_store import PAGE, Catalogue, MissingError
 
 HERE = Path(__file__).parent
 PAGES = environment(HERE / "pages")
@@ -56,16 +56,16 @@ def list_page(catalogue: Catalogue, request: Request) -> Response:
         "list.html",
         claim,
         catalogue,
-        rows=listing.rows(catalogue, runs),
+        rows=run_table.rows(catalogue, runs),
         sweep=of_sweep,
-        numbers=listing.NUMBERS,
+        numbers=run_table.NUMBERS,
     )
 
 
 def list_state(catalogue: Catalogue, request: Request) -> Response:
     """Of the runs of the list, by id: the state in a word, and what the row says of it."""
     runs = catalogue.runs(request.query_params.get("sweep", ""))
-    states = {run["run_id"]: [listing.state_word(run), listing.state_of(catalogue, run)] for run in runs}
+    states = {run["run_id"]: [run_table.state_word(run), run_table.state_of(catalogue, run)] for run in runs}
     return JSONResponse(states)
 
 
@@ -80,7 +80,7 @@ def run_page(catalogue: Catalogue, request: Request) -> Response:
         Claim(run["name"] or run["run_id"], accuracy_claim(evaluation).detail if evaluation else ""),
         catalogue,
         run=run,
-        row=listing.rows(catalogue, [run])[0],
+        row=run_table.rows(catalogue, [run])[0],
         now=now,
         evaluation=evaluation,
         accuracy=evaluation and plots.accuracy(evaluation["sets"], names),
@@ -88,8 +88,8 @@ def run_page(catalogue: Catalogue, request: Request) -> Response:
         if evaluation
         else [],
         has_page=catalogue.page(run) is not None,
-        classes=pictures.classes(catalogue, run),
-        strips=pictures.distilled(catalogue, run),
+        classes=thumbnails.classes(catalogue, run),
+        strips=thumbnails.distilled(catalogue, run),
         set_name=partial(plots.set_name, names=names),
         params=_by_section(run["params"]),
         abouts=_by_section(
@@ -119,11 +119,11 @@ def report(catalogue: Catalogue, request: Request) -> Response:
 def class_page(catalogue: Catalogue, request: Request) -> Response:
     """A class of a run: its set, refinement before and after, its candidates and the choice."""
     run, label = catalogue.run(request.path_params["run"]), request.path_params["label"]
-    names = pictures.classes(catalogue, run)
+    names = thumbnails.classes(catalogue, run)
     if label >= len(names):
         raise MissingError(f"{run['name']} has {len(names)} classes so far, and none of number {label}")
-    moved, losses = pictures.refinement(catalogue, run, label)
-    document = pictures.selection(catalogue, run)
+    moved, losses = thumbnails.refinement(catalogue, run, label)
+    document = thumbnails.selection(catalogue, run)
     return page(
         "class.html",
         Claim(names[label], f"Class {label + 1} of {len(names)}"),
@@ -131,10 +131,10 @@ def class_page(catalogue: Catalogue, request: Request) -> Response:
         run=run,
         names=names,
         label=label,
-        strips=pictures.distilled(catalogue, run, [names[label]]),
+        strips=thumbnails.distilled(catalogue, run, [names[label]]),
         moved=moved,
         losses=losses,
-        subgroups=pictures.candidates(catalogue, run, names, label),
+        subgroups=thumbnails.candidates(catalogue, run, names, label),
         selection=document,
         of_class=document and document["per_class"].get(names[label]),
     )

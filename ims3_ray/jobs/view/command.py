@@ -20,7 +20,7 @@ import webbrowser
 from ims3_ray.config.load import load_config
 from ims3_ray.errors import InputError
 from ims3_ray.progress import say, waiting
-from ims3_ray.runs.database import tracking_uri
+from ims3_ray.runs.mlflow_db import tracking_uri
 from ims3_ray.storage.artifacts import Directory, check_format, open_directory
 
 LOOPBACK = "127.0.0.1"
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
             import uvicorn
 
             from .app import make_app
-            from .catalogue import Catalogue
+            from .run_store import Catalogue
 
             catalogue = Catalogue(storage)
             catalogue.runs()  # what MLflow can't answer is refused here, and not on every page

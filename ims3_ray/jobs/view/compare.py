@@ -5,18 +5,18 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from ims3_ray.evaluation.figures import NAMES
+from ims3_ray.evaluation.results import NAMES
 from ims3_ray.pipeline.steps import STAGES
+from ims3_ray.report.formatting import METRICS, duration, number, signed
 from ims3_ray.report.inputs import PAGE_CLASSES, shown_classes
 from ims3_ray.report.plots import set_name
-from ims3_ray.report.wording import METRICS, duration, number, signed
 from ims3_ray.runs import query, tags
 from ims3_ray.runs.query import Differences, Run, figure
 
-from . import pictures
-from .catalogue import Catalogue
-from .listing import NONE, accuracy, seconds
-from .pictures import Strip
+from . import thumbnails
+from .run_store import Catalogue
+from .run_table import NONE, accuracy, seconds
+from .thumbnails import Strip
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ def _plain(one: Run, other: Run, title: str, name: str) -> Pair:
 
 def images(catalogue: Catalogue, one: Run, other: Run) -> list[tuple[str, Strip, Strip]]:
     """By class that either set has, evenly spaced of many, the images of both."""
-    names = list(dict.fromkeys([*pictures.classes(catalogue, one), *pictures.classes(catalogue, other)]))
+    names = list(dict.fromkeys([*thumbnails.classes(catalogue, one), *thumbnails.classes(catalogue, other)]))
     shown = [names[place] for place in shown_classes(names, PAGE_CLASSES)]
-    ours, theirs = (pictures.distilled(catalogue, run, shown, of=2) for run in (one, other))
+    ours, theirs = (thumbnails.distilled(catalogue, run, shown, of=2) for run in (one, other))
     empty = [Strip(-1, name, [], 0, False) for name in shown]
     return list(zip(shown, ours or empty, theirs or empty, strict=True)) if ours or theirs else []

@@ -5,16 +5,16 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
-from ims3_ray.evaluation.figures import CURVE
+from ims3_ray.display import noun, one_line
+from ims3_ray.evaluation.results import CURVE
 from ims3_ray.jobs.distill.status import BEGUN, COMPLETE, DAMAGED, describe_stage
-from ims3_ray.report.wording import count, duration
-from ims3_ray.runs.journal import read_log
+from ims3_ray.report.formatting import count, duration
+from ims3_ray.runs.event_log import read_log
 from ims3_ray.runs.query import PLAIN_NAME, RUNNING, Run
 from ims3_ray.runs.records import TIME
-from ims3_ray.text import noun, one_line
 
-from .catalogue import Catalogue
-from .listing import state_of, state_word
+from .run_store import Catalogue
+from .run_table import state_of, state_word
 
 AT_WORK, TO_COME = "running", "to come"
 STARTED, FINISHED = "stage started", "stage finished"  # events of a run's log

@@ -6,10 +6,10 @@ import numpy as np
 import ray
 import torch
 
-from ims3_ray.cluster.machine import ANYWHERE, Machine
+from ims3_ray.cluster.resources import ANYWHERE, Machine
 from ims3_ray.data.images import ImageSet
-from ims3_ray.data.pixels import decode, resize_and_crop
-from ims3_ray.data.reading import READ_ROWS
+from ims3_ray.data.loader import READ_ROWS
+from ims3_ray.data.transforms import decode, resize_and_crop
 from ims3_ray.evaluation.probes import load_probe, trained
 from ims3_ray.evaluation.rules import Protocol
 from ims3_ray.evaluation.scoring import accuracy

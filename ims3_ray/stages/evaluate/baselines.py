@@ -8,14 +8,14 @@ from typing import TypeVar
 
 import numpy as np
 
-from ims3_ray.cluster.machine import CPUS_PER_ACTOR
+from ims3_ray.cluster.resources import CPUS_PER_ACTOR
 from ims3_ray.cluster.tasks import in_order
 from ims3_ray.errors import InputError
 from ims3_ray.method.coresets import greedy_coverage, herding, k_center, k_medoids, medoids
 from ims3_ray.method.coverage import RealClass, Values, class_mean, metrics
 from ims3_ray.progress import bar
 
-from .vectors import Vectors, places_by_class, read_together
+from .features import Vectors, places_by_class, read_together
 
 # (features (N, D) of a class, count, seed) → rows (count,)
 CORESETS: dict[str, Callable[[np.ndarray, int, int], np.ndarray]] = {

@@ -12,24 +12,24 @@ import numpy as np
 import ray
 import torch
 
-from ims3_ray.cluster.machine import ANYWHERE, Machine, on_every_node
+from ims3_ray.cluster.resources import ANYWHERE, Machine, on_every_node
 from ims3_ray.cluster.tasks import first_ready
 from ims3_ray.config.sections import SEEDS_A_RUN
 from ims3_ray.data.images import ImageSet
-from ims3_ray.data.pixels import resize_and_crop
-from ims3_ray.data.reading import LocalPixels
+from ims3_ray.data.loader import LocalPixels
+from ims3_ray.data.transforms import resize_and_crop
+from ims3_ray.display import some
 from ims3_ray.errors import InputError
-from ims3_ray.evaluation.figures import Accuracies, SetFigures
 from ims3_ray.evaluation.membership import attack
+from ims3_ray.evaluation.results import Accuracies, SetFigures
 from ims3_ray.evaluation.rules import Protocol
 from ims3_ray.evaluation.statistics import label_robust_score, summary
 from ims3_ray.evaluation.teacher import Trained, load_teacher
-from ims3_ray.evaluation.train import Beside, Labelled, Score, budget_of, plan, training_in_looks
-from ims3_ray.method.keys import permutation
+from ims3_ray.evaluation.train import Beside, Labelled, Score, budget_of, plan, train_with_evals
+from ims3_ray.method.seeding import permutation
 from ims3_ray.models.device import prepare_device
 from ims3_ray.progress import bar
-from ims3_ray.storage.local_rows import remove_unused
-from ims3_ray.text import some
+from ims3_ray.storage.disk_cache import remove_unused
 
 Sets = Mapping[tuple[str, int], ImageSet]  # (name of a set, classifier seed) → what that seed trains on
 Training = tuple[str, str, int]  # protocol's label, name of a set, seed
@@ -132,7 +132,7 @@ def score_in_looks(
             rows = permutation(len(scored[1]), "membership")[: len(members)]
             asked.append((scored[0][rows], scored[1][rows]))
         beside = Beside(answer, asked)
-        yield (yield from training_in_looks(train, scored, rules, len(classes), seed, on, beside))
+        yield (yield from train_with_evals(train, scored, rules, len(classes), seed, on, beside))
 
 
 def summarise(scores: Mapping[str, Mapping[int, Score]], own: Collection[str]) -> dict[str, SetFigures]:

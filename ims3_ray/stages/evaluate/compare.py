@@ -10,17 +10,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ims3_ray.cluster.machine import Machine
+from ims3_ray.cluster.resources import Machine
 from ims3_ray.data.images import ImageSet
-from ims3_ray.evaluation.figures import Evaluation
+from ims3_ray.evaluation.results import Evaluation
 from ims3_ray.evaluation.rules import Protocol
 from ims3_ray.evaluation.teacher import Teacher, name_of
 from ims3_ray.method.coverage import Values
-from ims3_ray.method.keys import permutation
+from ims3_ray.method.seeding import permutation
 
 from .baselines import SEEDED, ceiling, choose_coresets, measure_all
 from .classifiers import Hear, Sets, summarise, train_all
-from .vectors import Vectors
+from .features import Vectors
 
 
 @dataclass(frozen=True)

@@ -13,23 +13,23 @@ import numpy as np
 from ims3_ray.config.settings import Config
 from ims3_ray.data.distilled import list_images
 from ims3_ray.data.images import ImageSet, Packed
-from ims3_ray.data.reading import pixels_bytes
-from ims3_ray.evaluation.figures import CURVE, headline
+from ims3_ray.data.loader import pixels_bytes
 from ims3_ray.evaluation.protocols import NO_PROTOCOL, protocol, protocols
-from ims3_ray.stages.chosen import KEYS, chosen_rows
+from ims3_ray.evaluation.results import CURVE, headline
+from ims3_ray.stages.base import Stage
 from ims3_ray.stages.context import Context
-from ims3_ray.stages.contract import Stage
-from ims3_ray.stages.costs import BACKWARD, KEY_BYTES, Cost, Forward, classifier_operations
-from ims3_ray.stages.use import Use, classifiers_use
-from ims3_ray.storage import tables
+from ims3_ray.stages.cost_model import BACKWARD, KEY_BYTES, Cost, Forward, classifier_operations
+from ims3_ray.stages.gpu_usage import Use, classifiers_use
+from ims3_ray.stages.selected import KEYS, chosen_rows
+from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.index import read_index
 
 from .baselines import SEEDED
 from .classifiers import classifier_seeds, images_seen
 from .compare import FULL_SEEDS, Real, asked_about, choose, cover, score, training_sets
+from .features import Vectors
 from .teacher import is_soft, teacher_of
-from .vectors import Vectors
 
 
 def run(context: Context, out: Directory, **made: Directory) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def run(context: Context, out: Directory, **made: Directory) -> dict[str, Any]:
     config, train = context.config, context.images["train"]
     networks = protocols(config.evaluate.protocol, config.evaluate.networks)
     seeds = classifier_seeds(config.seed, config.evaluate.seeds)
-    index = read_index(made["features"], tables.FEATURES, ["image_id", "label"])
+    index = read_index(made["features"], schemas.FEATURES, ["image_id", "label"])
     real = Real(train, train.ids, index.keys["image_id"].tolist(), Vectors(index))
     asked, draws = config.evaluate.baselines, config.evaluate.draws
     sizes = [[config.ipc] * len(train.classes)]
@@ -67,12 +67,12 @@ def _drawn(
     context: Context, selection: Directory, candidates: Directory, refined: Directory | None
 ) -> dict[str, Vectors]:
     """What the set was made of, before refinement and after, and, where asked, the first of the pool."""
-    pool, count = read_index(candidates, tables.CANDIDATES, KEYS), context.config.evaluate.pool_images
+    pool, count = read_index(candidates, schemas.CANDIDATES, KEYS), context.config.evaluate.pool_images
     sets: dict[str, Vectors] = {"distilled": Vectors(chosen_rows(pool, selection, context.classes))}
     if count:
         sets["pool"] = Vectors(pool.at(first_of_pool(pool.keys, count)))
     if refined:
-        moved = read_index(refined, tables.REFINED, ["label"])
+        moved = read_index(refined, schemas.REFINED, ["label"])
         sets["distilled"], sets["unrefined"] = Vectors(moved), Vectors(moved, "start_feature")
     return sets
 
@@ -85,7 +85,7 @@ def own_names(config: Config) -> list[str]:
 
 def unrefined_images(refined: Directory, classes: Sequence[str]) -> ImageSet:
     """The selected images before refinement, which the refined artefact keeps beside what came of them."""
-    index = read_index(refined, tables.REFINED, ["label", "place"])
+    index = read_index(refined, schemas.REFINED, ["label", "place"])
     labels = index.keys["label"].astype(np.int64)
     names = tuple(f"{refined.name}/{label}/{k}" for label, k in zip(labels, index.keys["place"], strict=True))
     return ImageSet(refined, tuple(classes), names, labels, names, packed=Packed(index.files, "start"))
@@ -111,7 +111,7 @@ def method_name(config: Config) -> str:
     return f"{model} + S³" if is_selected else model
 
 
-def first_of_pool(drawn: tables.Columns, count: int) -> np.ndarray:
+def first_of_pool(drawn: schemas.Columns, count: int) -> np.ndarray:
     """Rows of the first `count` candidates a class, in the order of subgroup and index."""
     order = np.lexsort((drawn["index"], drawn["subgroup"], drawn["label"]))
     labels = drawn["label"][order]

@@ -10,10 +10,10 @@ import ray
 import safetensors.torch
 import torch
 
-from ims3_ray.cluster.machine import ANYWHERE, Machine
+from ims3_ray.cluster.resources import ANYWHERE, Machine
 from ims3_ray.config.sections import Evaluate
 from ims3_ray.data.images import ImageSet
-from ims3_ray.data.reading import pixels_bytes
+from ims3_ray.data.loader import pixels_bytes
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.probes import longest_training, trained
 from ims3_ray.evaluation.protocols import NO_PROTOCOL, protocol
@@ -21,10 +21,10 @@ from ims3_ray.evaluation.rules import Protocol
 from ims3_ray.evaluation.scoring import answers
 from ims3_ray.evaluation.teacher import WEIGHTS, Teacher, Trained, check_teacher, load_teacher, teacher_rules
 from ims3_ray.models.device import prepare_device
+from ims3_ray.stages.base import Stage
 from ims3_ray.stages.context import Context
-from ims3_ray.stages.contract import Stage
-from ims3_ray.stages.costs import BACKWARD, Cost, Forward, classifier_operations
-from ims3_ray.stages.use import classifiers_use
+from ims3_ray.stages.cost_model import BACKWARD, Cost, Forward, classifier_operations
+from ims3_ray.stages.gpu_usage import classifiers_use
 from ims3_ray.storage.artifacts import Directory
 
 from .classifiers import clear, pixels_of

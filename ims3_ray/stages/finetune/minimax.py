@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ims3_ray.config.tuning import Minimax
+from ims3_ray.config.finetune import Minimax
 from ims3_ray.method.losses import diversity_loss, representativeness_loss
 from ims3_ray.models.device import send
 

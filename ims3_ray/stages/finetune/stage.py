@@ -4,16 +4,16 @@ from functools import partial
 from typing import Any
 
 from ims3_ray.cluster.train import Training, train
-from ims3_ray.cluster.trainer import Optimisation
-from ims3_ray.config.tuning import Finetune
+from ims3_ray.config.finetune import Finetune
 from ims3_ray.data.classes import NEW
+from ims3_ray.models.training import Optimisation
+from ims3_ray.stages.base import Stage
 from ims3_ray.stages.context import Context
-from ims3_ray.stages.contract import Stage
-from ims3_ray.stages.costs import BACKWARD, Cost, Forward, generator_bytes, latent_bytes
-from ims3_ray.stages.use import training_use
+from ims3_ray.stages.cost_model import BACKWARD, Cost, Forward, generator_bytes, latent_bytes
+from ims3_ray.stages.gpu_usage import training_use
 from ims3_ray.storage.artifacts import Directory, read_manifest
 
-from .draws import REMEDY, Source
+from .batch import REMEDY, Source
 from .task import InversionMatchingTask
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ims3_ray.config.tuning import Finetune, InversionMatching
+from ims3_ray.config.finetune import Finetune, InversionMatching
 from ims3_ray.method.ddim import add_noise, ddim_step, level, noise_of, predicted_clean
 from ims3_ray.method.losses import (
     all_pairs_loss,
@@ -16,10 +16,10 @@ from ims3_ray.method.losses import (
     variational_loss,
 )
 from ims3_ray.method.schedule import alphas_bar
-from ims3_ray.models.tuned import TunedModel, save_adapter
+from ims3_ray.models.finetuned import TunedModel, save_adapter
 from ims3_ray.storage.artifacts import Directory
 
-from .draws import Draws, Images, Source
+from .batch import Draws, Images, Source
 from .minimax import Memories, MinimaxMemory
 
 SMALL = 0.1  # weights below it: beside the diffusion loss their gradient is less than bf16's rounding

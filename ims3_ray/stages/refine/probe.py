@@ -10,21 +10,21 @@ import ray
 import safetensors.torch
 import torch
 
-from ims3_ray.cluster.machine import ANYWHERE
+from ims3_ray.cluster.resources import ANYWHERE
 from ims3_ray.config.refinement import Probe
 from ims3_ray.data.images import ImageSet
-from ims3_ray.data.reading import pixels_bytes
+from ims3_ray.data.loader import pixels_bytes
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.probes import load_probe, probe_protocols, states_in_training
 from ims3_ray.evaluation.rules import Protocol
 from ims3_ray.models.classifiers import Classifier
 from ims3_ray.models.device import prepare_device
 from ims3_ray.progress import bar
+from ims3_ray.stages.base import Stage
 from ims3_ray.stages.context import Context
-from ims3_ray.stages.contract import Stage
-from ims3_ray.stages.costs import BACKWARD, Cost, Forward, classifier_operations
+from ims3_ray.stages.cost_model import BACKWARD, Cost, Forward, classifier_operations
 from ims3_ray.stages.evaluate.classifiers import clear, pixels_of
-from ims3_ray.stages.use import classifiers_use
+from ims3_ray.stages.gpu_usage import classifiers_use
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.checksums import BLANK, KEY, embed_checksum
 from ims3_ray.storage.integrity import intact_parts

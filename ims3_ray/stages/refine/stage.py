@@ -11,16 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from ims3_ray.cluster.board import Message, start_board, watch
 from ims3_ray.cluster.fan_out import Part, fan_out
-from ims3_ray.data.reading import payloads
+from ims3_ray.cluster.metrics_actor import Message, start_board, watch
+from ims3_ray.data.loader import payloads
 from ims3_ray.evaluation.probes import probe_protocols
 from ims3_ray.method.refine import OBJECTIVES
 from ims3_ray.progress import alone, bar
-from ims3_ray.stages.chosen import Chosen, find_chosen
+from ims3_ray.stages.base import Stage
 from ims3_ray.stages.context import Context
-from ims3_ray.stages.contract import Stage
-from ims3_ray.stages.costs import (
+from ims3_ray.stages.cost_model import (
     BACKWARD,
     KEY_BYTES,
     Cost,
@@ -32,9 +31,10 @@ from ims3_ray.stages.costs import (
     png_bytes,
 )
 from ims3_ray.stages.evaluate.baselines import choose_coresets
-from ims3_ray.stages.evaluate.vectors import Vectors
-from ims3_ray.stages.use import Use, pool_use
-from ims3_ray.storage import tables
+from ims3_ray.stages.evaluate.features import Vectors
+from ims3_ray.stages.gpu_usage import Use, pool_use
+from ims3_ray.stages.selected import Chosen, find_chosen
+from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import Directory, part_names, read_rows
 from ims3_ray.storage.index import read_index
 
@@ -60,7 +60,7 @@ def run(
         images=context.images["train"].directory,
         probes=probes,
         candidates=candidates,
-        features=Vectors(read_index(features, tables.FEATURES, ["label"])),
+        features=Vectors(read_index(features, schemas.FEATURES, ["label"])),
     )
     arguments = {"given": given, "board": board, "batch_size": context.batch_size(context.config.refine)}
     payloads_of = class_payloads(context, features, selection, candidates)
@@ -73,10 +73,10 @@ def run(
             shown.set_postfix(losses, refresh=False)
             shown.update(min(message["step"], len(parts) * steps - shown.n))
 
-        options = {"table": tables.REFINED, "out": out, "machine": context.machine}
+        options = {"table": schemas.REFINED, "out": out, "machine": context.machine}
         with watch(board, receive):
             details = fan_out(Refiner, arguments, parts, stage="refine", **options)
-    rows = read_rows(out, tables.REFINED, ["kept", "loss"])
+    rows = read_rows(out, schemas.REFINED, ["kept", "loss"])
     losses = rows["loss"].mean(axis=0).tolist()
     history = [
         {"step": round((i + 1) * steps / len(losses)), "matching": loss} for i, loss in enumerate(losses)
@@ -108,7 +108,7 @@ def class_payloads(
 
 def _medoids(context: Context, features: Directory) -> list[Chosen]:
     """Real images by class; `index` counts the class's training images, and `file` is that of the image."""
-    index, train = read_index(features, tables.FEATURES, ["image_id", "label"]), context.images["train"]
+    index, train = read_index(features, schemas.FEATURES, ["image_id", "label"]), context.images["train"]
     real, seed = Vectors(index), context.config.seed
     places = choose_coresets(real, ["medoids"], context.config.ipc, [seed], context.classes)["medoids", seed]
     row_of = {image_id: row for row, image_id in enumerate(train.ids)}
@@ -180,6 +180,6 @@ STAGE = Stage(
     cost=_cost,
     use=_use,
     figures=lambda out: {
-        "refine/kept_starts": float(read_index(out, tables.REFINED, ["kept"]).keys["kept"].sum())
+        "refine/kept_starts": float(read_index(out, schemas.REFINED, ["kept"]).keys["kept"].sum())
     },
 )

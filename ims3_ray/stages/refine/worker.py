@@ -14,25 +14,25 @@ from torch.nn import functional
 
 from ims3_ray.config.refinement import Refine
 from ims3_ray.config.settings import Config
-from ims3_ray.data.pixels import decode, encode_png, resize_and_crop, square
-from ims3_ray.data.reading import BatchReader, Payload
+from ims3_ray.data.loader import BatchReader, Payload
+from ims3_ray.data.transforms import decode, encode_png, resize_and_crop, square
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.augment import view
 from ims3_ray.evaluation.probes import differentiable, probe_protocols
 from ims3_ray.evaluation.rules import Protocol
 from ims3_ray.method.coverage import copies
-from ims3_ray.method.keys import permutation
 from ims3_ray.method.refine import OBJECTIVES, Refinement, Statistic
 from ims3_ray.method.rng import generator
-from ims3_ray.models.batches import TRANSFORMER, to_images, to_pixels
+from ims3_ray.method.seeding import permutation
 from ims3_ray.models.device import Numerics, prepare_device
 from ims3_ray.models.extractor import embed_pixels, load_extractor
 from ims3_ray.models.generator import load_vae
+from ims3_ray.models.padded_batches import TRANSFORMER, to_images, to_pixels
 from ims3_ray.models.vae import Vae
-from ims3_ray.stages.chosen import Chosen, read_images
-from ims3_ray.stages.evaluate.vectors import Vectors
+from ims3_ray.stages.evaluate.features import Vectors
+from ims3_ray.stages.selected import Chosen, read_images
 from ims3_ray.storage.artifacts import Directory
-from ims3_ray.storage.tables import Columns
+from ims3_ray.storage.schemas import Columns
 
 from .probe import load_probes
 

@@ -18,9 +18,9 @@ from ims3_ray.errors import InputError
 from ims3_ray.method import coresets
 from ims3_ray.method.ddim import Push
 from ims3_ray.method.guidance import Target, pull, transport
-from ims3_ray.method.keys import permutation
+from ims3_ray.method.seeding import permutation
 from ims3_ray.stages.context import Context
-from ims3_ray.storage import tables
+from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import Directory, part_names, read_part
 
 ANCHORS = "anchors.safetensors"
@@ -150,11 +150,11 @@ def pool(latents: np.ndarray) -> np.ndarray:
 @ray.remote(num_cpus=CPUS_PER_TASK)
 def _read_pooled(latents: Directory, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Labels and pooled latents of a part's rows."""
-    rows = read_part(latents, name, tables.LATENTS, ["label", "mean"])
+    rows = read_part(latents, name, schemas.LATENTS, ["label", "mean"])
     return rows["label"], pool(rows["mean"])
 
 
 @ray.remote(num_cpus=CPUS_PER_TASK)
 def _read_latents(latents: Directory, name: str, rows: np.ndarray) -> np.ndarray:
     """Of these rows of a part."""
-    return read_part(latents, name, tables.LATENTS, ["mean"])["mean"][rows]
+    return read_part(latents, name, schemas.LATENTS, ["mean"])["mean"][rows]

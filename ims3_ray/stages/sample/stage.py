@@ -14,28 +14,28 @@ from torch import Tensor
 
 from ims3_ray.cluster.fan_out import Part, fan_out
 from ims3_ray.config.settings import Config
-from ims3_ray.data.pixels import encode_png
+from ims3_ray.data.transforms import encode_png
 from ims3_ray.method.ddim import (
     at_one_timestep,
-    mixed_start,
+    mix_noise,
     sample,
     sample_ancestral,
     sample_ddim,
     with_guidance,
 )
 from ims3_ray.method.guidance import within
-from ims3_ray.method.keys import key_seed
 from ims3_ray.method.rng import generator, normal
 from ims3_ray.method.schedule import alphas_bar
-from ims3_ray.models.batches import DECODER, in_batches, to_pixels
+from ims3_ray.method.seeding import key_seed
 from ims3_ray.models.device import prepare_device, send
 from ims3_ray.models.dpm_solver import dpm_step
 from ims3_ray.models.extractor import embed_pixels, load_extractor
+from ims3_ray.models.finetuned import TunedModel
 from ims3_ray.models.generator import load_vae
-from ims3_ray.models.tuned import TunedModel
+from ims3_ray.models.padded_batches import DECODER, in_batches, to_pixels
+from ims3_ray.stages.base import Stage
 from ims3_ray.stages.context import Context
-from ims3_ray.stages.contract import Stage
-from ims3_ray.stages.costs import (
+from ims3_ray.stages.cost_model import (
     KEY_BYTES,
     Cost,
     Forward,
@@ -44,13 +44,13 @@ from ims3_ray.stages.costs import (
     pixel_bytes,
     png_bytes,
 )
-from ims3_ray.stages.use import pool_use
-from ims3_ray.storage import tables
+from ims3_ray.stages.gpu_usage import pool_use
+from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import Directory
-from ims3_ray.storage.tables import Columns
+from ims3_ray.storage.schemas import Columns
 
 from .anchors import Anchors, collect_anchors
-from .starts import Starts, collect_starts
+from .initial_latents import Starts, collect_starts
 from .timesteps import inside, timesteps_of
 
 Place = tuple[int, int, int]  # class, subgroup and index of a candidate
@@ -89,7 +89,7 @@ def run(
         arguments["saved"] = out
     parts = [Part(index, len(batch), batch) for index, batch in enumerate(batches)]
     return fan_out(
-        Sampler, arguments, parts, table=tables.CANDIDATES, out=out, machine=context.machine, stage="sample"
+        Sampler, arguments, parts, table=schemas.CANDIDATES, out=out, machine=context.machine, stage="sample"
     )
 
 
@@ -167,7 +167,7 @@ class Sampler:
         def draw(labels: Tensor, *inversions: Tensor) -> list[Tensor]:
             z = draw_noise()
             if self._starts:
-                z = mixed_start(inversions[0].float(), z, share=self._starts.noise)
+                z = mix_noise(inversions[0].float(), z, share=self._starts.noise)
             sampled = self._predict, z, labels, self._timesteps, self._abar
             if self._settings.sampler == "ddim":
                 return [sample_ddim(*sampled, push)]

@@ -6,9 +6,9 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ims3_ray.config.settings import Config
+from ims3_ray.display import some
 from ims3_ray.errors import InputError
 from ims3_ray.method.schedule import descending_from, inversion_grid, respaced
-from ims3_ray.text import some
 
 
 def start_point(config: Config) -> tuple[int, int]:

@@ -8,9 +8,9 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 from pyarrow import fs
 
+from ims3_ray.display import some
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import Directory, open_directory, part_names
-from ims3_ray.text import some
 
 from .features import FEATURE, FeatureTable
 
@@ -109,7 +109,7 @@ def open_features(location: str | Directory, name: str, keys: tuple[str, ...]) -
         return dataset.schema, dataset.head(1, columns=[FEATURE] if FEATURE in dataset.schema.names else [])
 
     try:
-        schema, first = directory.patiently(look)
+        schema, first = directory.with_retries(look)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(
             f"{name}: {location} is no readable Parquet: {' '.join(str(error).split())[:200]}"

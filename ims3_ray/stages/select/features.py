@@ -20,10 +20,10 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 from pyarrow import fs
 
+from ims3_ray.display import one_line
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.index import FILE, file_places, stored_keys
-from ims3_ray.text import one_line
 
 FEATURE = "feature"
 FILES = 256  # that are open at once: a data set keeps the footers of all of its files
@@ -146,7 +146,7 @@ class FeatureTable:
             return table
 
         try:
-            return self.directory.patiently(read)
+            return self.directory.with_retries(read)
         except (pa.ArrowException, OSError) as error:
             if isinstance(error, OSError) and (error.errno or not self.directory.is_local):
                 raise

@@ -1,15 +1,15 @@
 """Select one subgroup a class (S³, Eq. 8–11): from features of candidates and real images, a selection."""
 
 from ims3_ray.config.settings import Config
+from ims3_ray.stages.base import Stage
 from ims3_ray.stages.context import Context
-from ims3_ray.stages.contract import Stage
-from ims3_ray.stages.costs import KEY_BYTES, Cost, Forward
-from ims3_ray.stages.use import Use
+from ims3_ray.stages.cost_model import KEY_BYTES, Cost, Forward
+from ims3_ray.stages.gpu_usage import Use
 from ims3_ray.storage.artifacts import Directory
 
 from .candidates import open_candidates
-from .pool import LEAST_ROWS_BYTES, trws_memory
-from .solve import select_features
+from .run_selection import select_features
+from .shard_actors import LEAST_ROWS_BYTES, trws_memory
 
 
 def run(context: Context, out: Directory, candidates: Directory, features: Directory) -> dict[str, object]:

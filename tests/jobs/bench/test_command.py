@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from ims3_ray.cli import run_command
-from ims3_ray.cluster.device_rate import matrix_rate, measure_device
-from ims3_ray.cluster.machine import find_machine
+from ims3_ray.cluster.device_benchmark import matrix_rate, measure_device
+from ims3_ray.cluster.resources import find_machine
 from ims3_ray.config.load import load_config
 from ims3_ray.errors import InputError
 from ims3_ray.jobs.bench import models
@@ -23,7 +23,7 @@ from ims3_ray.method.difffit import trainable
 from ims3_ray.method.s3.objective import Objective, evaluate
 from ims3_ray.models.device import batch_must_fit
 from ims3_ray.pipeline import prepare as preparation
-from ims3_ray.stages.costs import count_forward
+from ims3_ray.stages.cost_model import count_forward
 from ims3_ray.storage.artifacts import open_directory
 
 TINY = ["--random-init", "--size", "tiny", "--repetitions", "2", "--seconds", "0.01"]
@@ -191,7 +191,7 @@ def test_a_batch_that_does_not_fit_names_its_field_and_the_memory():
 
 def test_a_stage_whose_batch_does_not_fit_says_so_from_its_pool(context, tmp_path):
     from ims3_ray.cluster.fan_out import Part, fan_out
-    from ims3_ray.storage import tables
+    from ims3_ray.storage import schemas
 
     def too_large(batch_size):  # local, so that workers need not import this file
         def work(payload):
@@ -204,7 +204,7 @@ def test_a_stage_whose_batch_does_not_fit_says_so_from_its_pool(context, tmp_pat
             too_large,
             {"batch_size": 32},
             [Part(0, 1, [])],
-            table=tables.FEATURES,
+            table=schemas.FEATURES,
             out=open_directory(str(tmp_path)),
             machine=context.machine,
             stage="sample",

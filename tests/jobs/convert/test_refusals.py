@@ -6,7 +6,7 @@ import pytest
 from tiny_generator import edit, small_adapter
 
 from ims3_ray.cli import main
-from ims3_ray.models.tuned import ADAPTER, save_adapter
+from ims3_ray.models.finetuned import ADAPTER, save_adapter
 from ims3_ray.storage.artifacts import open_directory
 
 
@@ -60,7 +60,9 @@ def test_bad_input_gives_one_line_and_exit_code_2_before_any_weights_are_read(
     tmp_path, folder, capsys, monkeypatch
 ):
     cases = bad(tmp_path, folder)
-    monkeypatch.setattr("ims3_ray.models.tuned.load_transformer", lambda *a, **k: pytest.fail("read weights"))
+    monkeypatch.setattr(
+        "ims3_ray.models.finetuned.load_transformer", lambda *a, **k: pytest.fail("read weights")
+    )
     before = sorted(tmp_path.rglob("*"))
     for words, named in cases:
         words = words if "--out" in words else (*words, "--out", tmp_path / "out")

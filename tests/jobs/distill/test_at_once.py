@@ -6,13 +6,13 @@ from collections import Counter
 import pytest
 from processes import checksums, environment, job
 
-from ims3_ray.cluster.machine import find_machine
+from ims3_ray.cluster.resources import find_machine
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.pipeline.prepare import prepare
 from ims3_ray.pipeline.steps import plan
 from ims3_ray.runs import query
-from ims3_ray.runs.journal import read_log
-from ims3_ray.runs.tracking import client
+from ims3_ray.runs.event_log import read_log
+from ims3_ray.runs.mlflow_tracker import client
 from ims3_ray.storage.integrity import verify
 from ims3_ray.storage.lease import exclusive
 

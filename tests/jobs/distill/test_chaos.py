@@ -11,7 +11,7 @@ from monkey import KINDS, Fault, Nodes, faults, run_under_fire
 from processes import checksums, environment
 from tiny import tiny_words
 
-from ims3_ray.runs import tags, tracking
+from ims3_ray.runs import mlflow_tracker, tags
 from ims3_ray.storage.artifacts import open_storage
 
 NODES = 3
@@ -58,10 +58,10 @@ def results(storage, run_id=None):
     only one.
     """
     root = open_storage(str(storage))
-    client = tracking.client(root)
+    client = mlflow_tracker.client(root)
     if run_id is None:
         ours = f"tags.`{tags.KIND}` = '{tags.DISTILLATION}'"
-        (run,) = client.search_runs([tracking.experiment_id(client, root)], ours)
+        (run,) = client.search_runs([mlflow_tracker.experiment_id(client, root)], ours)
         run_id = run.info.run_id
     points = client.get_metric_history(run_id, "finetune/diffusion")
     return checksums(storage), sorted((point.step, point.value) for point in points)

@@ -2,14 +2,14 @@
 
 import pytest
 
-from ims3_ray.cluster.machine import find_machine
+from ims3_ray.cluster.resources import find_machine
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.jobs.distill.recorder import Recorder
 from ims3_ray.jobs.distill.status import read_status
 from ims3_ray.pipeline.prepare import prepare
 from ims3_ray.pipeline.steps import plan
 from ims3_ray.progress import RUN
-from ims3_ray.runs.tracking import client
+from ims3_ray.runs.mlflow_tracker import client
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from ims3_ray.cli import run_command
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.jobs.distill.status import read_status
 from ims3_ray.progress import bar, of_run
-from ims3_ray.runs.journal import LOG, Journal, read_log
+from ims3_ray.runs.event_log import LOG, Journal, read_log
 from ims3_ray.storage.artifacts import open_directory
 from ims3_ray.storage.heartbeat import DEAD_AFTER_S, HEARTBEAT, heartbeat, write_heartbeat
 

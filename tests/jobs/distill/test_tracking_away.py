@@ -3,7 +3,7 @@
 import pytest
 from tracking_server import Server
 
-from ims3_ray.runs import tracking
+from ims3_ray.runs import mlflow_tracker
 from ims3_ray.storage.artifacts import open_storage
 
 
@@ -13,7 +13,7 @@ def start(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
     def start(key, parameters=()):
-        run = tracking.Tracker(open_storage(str(tmp_path / "runs")), start.said.append)
+        run = mlflow_tracker.Tracker(open_storage(str(tmp_path / "runs")), start.said.append)
         run.start(key, key, dict(parameters), {"kind": "distillation"})
         return run
 
@@ -22,7 +22,7 @@ def start(tmp_path, monkeypatch):
 
 
 def curve(run):
-    client = tracking.client(run._storage)
+    client = mlflow_tracker.client(run._storage)
     return [(point.step, point.value) for point in client.get_metric_history(run.run_id, "loss")]
 
 
@@ -30,8 +30,8 @@ def curve(run):
 def test_what_a_run_says_while_the_server_is_away_is_written_once_it_is_back(start, tmp_path, monkeypatch):
     server = Server(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-    monkeypatch.setattr(tracking, "RETRY_S", 1.0)
-    monkeypatch.setattr(tracking, "LAST_WAIT_S", 1.0)
+    monkeypatch.setattr(mlflow_tracker, "RETRY_S", 1.0)
+    monkeypatch.setattr(mlflow_tracker, "LAST_WAIT_S", 1.0)
     early = start("early", {"ipc": 1})  # before the server is there at all
     early.log(1, {"loss": 1.0})
     assert early.run_id is None
@@ -49,7 +49,7 @@ def test_what_a_run_says_while_the_server_is_away_is_written_once_it_is_back(sta
     try:
         assert run.finish("FINISHED")
         assert early.finish("FINISHED")
-        client = tracking.client(run._storage)
+        client = mlflow_tracker.client(run._storage)
         for tracker, steps in ((run, [1, 2, 3]), (early, [1])):
             assert [step for step, _ in curve(tracker)] == steps
             assert client.get_run(tracker.run_id).info.status == "FINISHED"
@@ -61,8 +61,8 @@ def test_what_a_run_says_while_the_server_is_away_is_written_once_it_is_back(sta
 
 def test_a_server_that_never_comes_is_given_up_with_a_line(start, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
-    monkeypatch.setattr(tracking, "LAST_WAIT_S", 0.1)
-    monkeypatch.setattr(tracking, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(mlflow_tracker, "LAST_WAIT_S", 0.1)
+    monkeypatch.setattr(mlflow_tracker, "PATIENCE_S", 0.5)
     run = start("key")
     run.log(1, {"loss": 0.5})
     assert run.finish("FINISHED") is False

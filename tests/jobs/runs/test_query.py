@@ -14,11 +14,11 @@ from printed import FENCE, ROOT
 
 from ims3_ray.cli import main
 from ims3_ray.config.load import load_config, parse_overrides
-from ims3_ray.jobs.runs import command, garbage
+from ims3_ray.jobs.runs import command, gc
 from ims3_ray.jobs.runs.table import align
 from ims3_ray.runs import query, records, tags
-from ims3_ray.runs.journal import Journal
-from ims3_ray.runs.tracking import RECIPE_FILE, Tracker, client
+from ims3_ray.runs.event_log import Journal
+from ims3_ray.runs.mlflow_tracker import RECIPE_FILE, Tracker, client
 from ims3_ray.storage.artifacts import complete, open_storage
 from ims3_ray.storage.heartbeat import heartbeat, write_heartbeat
 
@@ -307,8 +307,8 @@ def filled(storage):
 
 @pytest.fixture
 def later(monkeypatch):
-    now = time.time() + garbage.RECENT_S + 60
-    monkeypatch.setattr(garbage, "store_time", lambda _: now)
+    now = time.time() + gc.RECENT_S + 60
+    monkeypatch.setattr(gc, "store_time", lambda _: now)
 
 
 @pytest.mark.parametrize(("typed", "is_gone"), [("y\n", True), ("n\n", False), ("", False)])

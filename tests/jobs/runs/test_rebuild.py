@@ -9,11 +9,11 @@ from viewed import ARTIFACTS, make_artifacts
 
 from ims3_ray.cli import main
 from ims3_ray.config.load import load_config
-from ims3_ray.evaluation.figures import CURVE
+from ims3_ray.evaluation.results import CURVE
 from ims3_ray.jobs.runs.rebuild import rebuild
 from ims3_ray.runs import query, records, tags
-from ims3_ray.runs.journal import Journal
-from ims3_ray.runs.tracking import client
+from ims3_ray.runs.event_log import Journal
+from ims3_ray.runs.mlflow_tracker import client
 from ims3_ray.storage.artifacts import open_directory, open_storage
 
 NOWHERE = "http://127.0.0.1:9"

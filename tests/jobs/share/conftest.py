@@ -7,7 +7,7 @@ from tiny import CLASSES
 
 from ims3_ray.config.load import load_config
 from ims3_ray.data.distilled import DistilledImage, card, to_table, write_parquet, write_pngs
-from ims3_ray.data.pixels import encode_png
+from ims3_ray.data.transforms import encode_png
 from ims3_ray.runs import records
 from ims3_ray.storage.artifacts import complete, fingerprint, open_storage
 

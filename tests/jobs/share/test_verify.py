@@ -7,7 +7,7 @@ import pytest
 from ims3_ray.cli import main
 from ims3_ray.config.load import load_config, load_settings
 from ims3_ray.config.settings import Evaluating
-from ims3_ray.jobs.share.stated import agrees
+from ims3_ray.jobs.share.claims import agrees
 from ims3_ray.jobs.share.verify import compared, settings_of
 from ims3_ray.storage.artifacts import complete, open_directory
 

@@ -5,13 +5,13 @@ import re
 import pytest
 from pages import FORMULA, HOSTILE, TEMPLATE, Page, assert_self_contained
 
-from ims3_ray.jobs.sweep.claim import sweep_claim, sweep_work
 from ims3_ray.jobs.sweep.document import best_trials
-from ims3_ray.jobs.sweep.heat import heat_maps, heat_pair
+from ims3_ray.jobs.sweep.headline import sweep_claim, sweep_work
+from ims3_ray.jobs.sweep.heatmap import heat_maps, heat_pair
 from ims3_ray.jobs.sweep.page import best_columns, failures, render_sweep, rows
 from ims3_ray.jobs.sweep.plots import by_ipc, field_panels, pareto
-from ims3_ray.jobs.sweep.records import Trial
 from ims3_ray.jobs.sweep.results import Results
+from ims3_ray.jobs.sweep.trial_state import Trial
 
 SPAN = {"low": 0.1, "high": 0.9, "log": False, "integer": False}
 SPACE = {

@@ -16,10 +16,10 @@ from tracking_server import Server
 
 from ims3_ray.config.load import parse_overrides
 from ims3_ray.jobs.sweep.plan import Sweep, trial_key
-from ims3_ray.jobs.sweep.records import read_trials
 from ims3_ray.jobs.sweep.run import run
-from ims3_ray.jobs.sweep.space import read_space
-from ims3_ray.runs import tags, tracking
+from ims3_ray.jobs.sweep.search_space import read_space
+from ims3_ray.jobs.sweep.trial_state import read_trials
+from ims3_ray.runs import mlflow_tracker, tags
 from ims3_ray.storage.artifacts import open_storage
 
 SPACE = ["ipc=2,4", "sample.subgroups=2,3"]
@@ -46,8 +46,8 @@ def say_nothing(line):
 def runs_of(storage, key):
     """(client, parent, children) of a sweep in MLflow."""
     directory = open_storage(str(storage))
-    client = tracking.client(directory)
-    experiment = tracking.experiment_id(client, directory)
+    client = mlflow_tracker.client(directory)
+    experiment = mlflow_tracker.experiment_id(client, directory)
     (parent,) = client.search_runs([experiment], f"tags.`{tags.RUN}` = '{key}'")
     children = client.search_runs([experiment], f"tags.`{tags.PARENT}` = '{parent.info.run_id}'")
     return client, parent, children

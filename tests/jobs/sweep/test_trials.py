@@ -7,15 +7,15 @@ from loopback_hub import Hub
 from ray.tune.schedulers import TrialScheduler
 
 from ims3_ray.errors import InputError
-from ims3_ray.jobs.sweep import trial as trials
+from ims3_ray.jobs.sweep import trainable as trials
 from ims3_ray.jobs.sweep.document import describe, trials_csv
-from ims3_ray.jobs.sweep.keeper import Keeper
 from ims3_ray.jobs.sweep.plan import Sweep
-from ims3_ray.jobs.sweep.records import Trial, read_trial, read_trials
+from ims3_ray.jobs.sweep.pool_actor import Keeper
 from ims3_ray.jobs.sweep.run import pin_models
-from ims3_ray.jobs.sweep.space import read_space
-from ims3_ray.jobs.sweep.trial import LOOK, NEVER, Run, Runner
-from ims3_ray.jobs.sweep.tuning import ByIPC, search_on
+from ims3_ray.jobs.sweep.search_space import read_space
+from ims3_ray.jobs.sweep.trainable import LOOK, NEVER, Run, Runner
+from ims3_ray.jobs.sweep.trial_state import Trial, read_trial, read_trials
+from ims3_ray.jobs.sweep.tuner import ByIPC, search_on
 from ims3_ray.runs.records import FAILED, FINISHED, STOPPED
 from ims3_ray.storage.artifacts import open_directory
 

@@ -10,9 +10,9 @@ from starlette.testclient import TestClient
 from viewed import CHOSEN, CLASSES, PER_SUBGROUP, REPORT, make_storage, track
 
 from ims3_ray.jobs.view.app import make_app
-from ims3_ray.jobs.view.catalogue import Catalogue
+from ims3_ray.jobs.view.run_store import Catalogue
 from ims3_ray.runs import tags
-from ims3_ray.runs.journal import Journal
+from ims3_ray.runs.event_log import Journal
 from ims3_ray.storage.artifacts import complete, open_directory, open_storage
 
 TOKEN = "secret-" * 4

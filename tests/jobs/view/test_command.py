@@ -18,8 +18,8 @@ from viewed import DETAILS, make_storage
 from ims3_ray.cli import main
 from ims3_ray.jobs.view import stages
 from ims3_ray.jobs.view.app import make_app
-from ims3_ray.jobs.view.catalogue import Catalogue
 from ims3_ray.jobs.view.command import find_storage, listen
+from ims3_ray.jobs.view.run_store import Catalogue
 from ims3_ray.storage.artifacts import complete, open_storage
 
 TOKEN = "t" * 32

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from selections import attractions_of, exhaustive, problem, split_here
 
+from ims3_ray.method.s3 import descent, distributed_descent
 from ims3_ray.method.s3 import objective as objectives
-from ims3_ray.method.s3 import rounds, walk
 from ims3_ray.method.s3.objective import Objective, evaluate, real_centroid, subgroup_centroids
 from ims3_ray.method.s3.proof.branch_and_bound import branch_and_bound
 from ims3_ray.method.s3.shard import History, Moves, Shard, pick, split_classes
@@ -20,7 +20,7 @@ MIXED = [3, 1, 4, 2, 5, 3, 3, 2, 4]
 @pytest.fixture(autouse=True)
 def small_problems_take_rounds_too(request, monkeypatch):
     if "walk" not in request.node.name:
-        monkeypatch.setattr(rounds, "MOST_VALUES", 0)
+        monkeypatch.setattr(distributed_descent, "MOST_VALUES", 0)
 
 
 def assert_same(a, b):
@@ -47,7 +47,7 @@ def test_the_objective_is_its_definition(objective, monkeypatch):
 @pytest.mark.parametrize("noise", [0.3, 3.0])
 def test_no_single_swap_improves_a_selection(objective, noise):
     candidates, real = problem(np.arange(30) % 5 + 1, noise=noise)
-    result = rounds.select(candidates, real, objective)
+    result = distributed_descent.select(candidates, real, objective)
     assert result.objective == evaluate(result.choice, candidates, real, objective).total
     for i, pool in enumerate(candidates):
         for g in range(len(pool)):
@@ -62,7 +62,7 @@ def test_ascent_never_beats_exhaustive_search_and_restarts_find_the_optimum(obje
     for seed in range(5):
         candidates, real = problem([4, 3, 1, 4, 2, 4], seed, noise=2.0)
         _, best = exhaustive(candidates, real, objective)
-        result = rounds.select(candidates, real, objective, restarts=8)
+        result = distributed_descent.select(candidates, real, objective, restarts=8)
         assert best.total <= result.objective + 1e-6 <= result.start + 2e-6
         if objective == PAPER:
             assert result.objective == pytest.approx(best.total, abs=1e-6)
@@ -72,7 +72,9 @@ def test_restarts_can_only_help():
     objective, gains = Objective(0.1, 0.9, normalization="none"), []
     for seed in range(4):
         candidates, real = problem([5] * 10, seed, noise=9.0, width=5)
-        totals = [rounds.select(candidates, real, objective, restarts=r).objective for r in (0, 1, 4)]
+        totals = [
+            distributed_descent.select(candidates, real, objective, restarts=r).objective for r in (0, 1, 4)
+        ]
         assert totals[0] >= totals[1] >= totals[2]
         gains.append(totals[0] - totals[2])
     assert max(gains) > 0.01
@@ -82,9 +84,11 @@ def test_restarts_can_only_help():
 @pytest.mark.parametrize("objective", VARIANTS[:2], ids=str)
 def test_same_selection_for_any_number_of_shards(num_classes, shards, objective):
     candidates, real = problem(np.arange(num_classes) % 4 + 1, noise=3.0)
-    single = rounds.select(candidates, real, objective, restarts=1)
+    single = distributed_descent.select(candidates, real, objective, restarts=1)
     for num_shards in shards:
-        assert_same(single, rounds.select(candidates, real, objective, restarts=1, num_shards=num_shards))
+        assert_same(
+            single, distributed_descent.select(candidates, real, objective, restarts=1, num_shards=num_shards)
+        )
 
 
 def test_shards_cover_every_class_once():
@@ -105,9 +109,9 @@ def test_a_rebuilt_shard_answers_the_same():
         ask(method, *arguments)
         return ask(method, *arguments)
 
-    whole = rounds.select(candidates, real, objective)
+    whole = distributed_descent.select(candidates, real, objective)
     assert whole.rounds > 2
-    assert_same(whole, rounds.solve(rounds.Joined(ask_anew), objective))
+    assert_same(whole, distributed_descent.solve(distributed_descent.Joined(ask_anew), objective))
 
 
 def test_a_shard_follows_moves_as_if_it_had_started_from_them():
@@ -131,7 +135,7 @@ def test_a_shard_follows_moves_as_if_it_had_started_from_them():
 @pytest.mark.parametrize("block", [256, 4])
 def test_every_accepted_move_pays_after_the_ones_before_it(block, monkeypatch):
     """A class whose move pays only while another stays isn't moved with it, and larger gains come first."""
-    monkeypatch.setattr(rounds, "ACCEPT_BLOCK", block)
+    monkeypatch.setattr(distributed_descent, "ACCEPT_BLOCK", block)
     candidates, real = problem([4] * 30, noise=3.0)
     objective = Objective(0.0, 0.9, normalization="none")
     for seed in range(5):
@@ -139,7 +143,7 @@ def test_every_accepted_move_pays_after_the_ones_before_it(block, monkeypatch):
         centroids = pick(candidates, choice)
         proposals = Shard(0, candidates, real, objective, 30).propose(History(choice, centroids), 1e-6)
         shuffled = proposals.take(np.random.default_rng(1).permutation(len(proposals.gains)))
-        moves = rounds.accept(shuffled, centroids, objective, 1e-6)
+        moves = distributed_descent.accept(shuffled, centroids, objective, 1e-6)
         assert np.all(np.diff(moves.gains) <= 0)
         assert 0 < len(moves.classes) <= 30 // 4
         last = evaluate(choice, candidates, real, objective).total
@@ -153,11 +157,11 @@ def test_every_accepted_move_pays_after_the_ones_before_it(block, monkeypatch):
 def test_neither_the_order_of_classes_nor_doubled_candidates_change_what_is_chosen():
     candidates, real = problem([4] * 50)
     order = np.random.default_rng(0).permutation(50)
-    choice = rounds.select(candidates, real, PAPER).choice
-    shuffled = rounds.select([candidates[i] for i in order], real[order], PAPER)
+    choice = distributed_descent.select(candidates, real, PAPER).choice
+    shuffled = distributed_descent.select([candidates[i] for i in order], real[order], PAPER)
     assert np.array_equal(shuffled.choice, choice[order])
     doubled = [np.concatenate([pool, pool]) for pool in candidates]  # ties go to the first
-    assert np.array_equal(rounds.select(doubled, real, PAPER).choice, choice)
+    assert np.array_equal(distributed_descent.select(doubled, real, PAPER).choice, choice)
 
 
 def test_centroids_are_unit_length_means_of_unit_length_features():
@@ -189,16 +193,16 @@ def test_centroids_are_unit_length_means_of_unit_length_features():
 )
 def test_bad_centroids_are_refused_by_class(broken, message):
     with pytest.raises(ValueError, match=message):
-        rounds.select(*broken(*problem([2] * 4)), PAPER)
+        distributed_descent.select(*broken(*problem([2] * 4)), PAPER)
 
 
-@pytest.mark.parametrize("most_values", [rounds.MOST_VALUES, 0])
+@pytest.mark.parametrize("most_values", [distributed_descent.MOST_VALUES, 0])
 def test_coinciding_centroids_that_are_not_chosen_are_fine(most_values, monkeypatch):
     """Class 3 shares both of its candidates with class 0: a choice that keeps them apart is the best one."""
-    monkeypatch.setattr(rounds, "MOST_VALUES", most_values)
+    monkeypatch.setattr(distributed_descent, "MOST_VALUES", most_values)
     candidates, real = problem([2] * 4)
     candidates = [*candidates[:3], candidates[0]]
-    choice = rounds.select(candidates, real, PAPER, restarts=4).choice
+    choice = distributed_descent.select(candidates, real, PAPER, restarts=4).choice
     assert choice[0] != choice[3]
     totals = {
         trial: evaluate(np.array(trial), candidates, real, PAPER).total
@@ -212,7 +216,9 @@ def test_coinciding_centroids_that_are_not_chosen_are_fine(most_values, monkeypa
 
 def test_coinciding_centroids_are_fine_with_epsilon():
     candidates, real = problem([2] * 4)
-    result = rounds.select([*candidates[:3], candidates[0]], real, Objective(0.4, 0.9, epsilon=1e-3))
+    result = distributed_descent.select(
+        [*candidates[:3], candidates[0]], real, Objective(0.4, 0.9, epsilon=1e-3)
+    )
     assert np.isfinite(result.objective)
 
 
@@ -250,17 +256,17 @@ def plain_walk(candidates, real, objective, choice):
 def test_the_walk_ends_where_the_published_loop_ends_and_restarts_are_never_worse(
     objective, tile, monkeypatch
 ):
-    monkeypatch.setattr(walk, "TILE", tile)
-    monkeypatch.setattr(walk, "MOST_PAIRED", 0)
+    monkeypatch.setattr(descent, "TILE", tile)
+    monkeypatch.setattr(descent, "MOST_PAIRED", 0)
     for seed in range(3):
         candidates, real = problem(MIXED, seed=seed)
         closest = np.array([np.argmax(pool @ r) for pool, r in zip(candidates, real, strict=True)])
-        choice, _ = walk.walk(candidates, attractions_of(candidates, real, objective), closest, objective)
+        choice, _ = descent.walk(candidates, attractions_of(candidates, real, objective), closest, objective)
         assert np.array_equal(choice, plain_walk(candidates, real, objective, closest))
-        selection = rounds.select(candidates, real, objective)
+        selection = distributed_descent.select(candidates, real, objective)
         assert selection.solver == "walk"
         assert np.array_equal(selection.choice, choice)
-        again = rounds.select(candidates, real, objective, restarts=5, num_shards=3)
+        again = distributed_descent.select(candidates, real, objective, restarts=5, num_shards=3)
         assert again.objective <= selection.objective
 
 
@@ -271,8 +277,8 @@ def test_no_joint_move_of_two_classes_improves_where_the_walk_ends(objective):
         candidates, real = problem([3, 1, 4, 2, 3, 3], seed=seed, noise=3.0, width=6)
         attractions = attractions_of(candidates, real, objective)
         start = np.random.default_rng(seed).integers([len(c) for c in candidates])
-        alone, _ = walk.walk(candidates, attractions, start, objective)
-        choice, _ = walk.walk_pairs(candidates, attractions, start, objective)
+        alone, _ = descent.walk(candidates, attractions, start, objective)
+        choice, _ = descent.walk_pairs(candidates, attractions, start, objective)
         least = evaluate(choice, candidates, real, objective).total
         better += least < evaluate(alone, candidates, real, objective).total - 1e-9
         for i, j in itertools.combinations(range(6), 2):

@@ -1,11 +1,11 @@
 import numpy as np
 from flat import opened
 
-from ims3_ray.data.pixels import encode_png
+from ims3_ray.data.transforms import encode_png
 from ims3_ray.evaluation.protocols import protocol
-from ims3_ray.stages.chosen import KEYS
 from ims3_ray.stages.evaluate import agreement
-from ims3_ray.storage import tables
+from ims3_ray.stages.selected import KEYS
+from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import open_directory
 from ims3_ray.storage.index import read_index
 
@@ -27,8 +27,8 @@ def candidates(folder, pixels, labels):
         columns = {name: np.zeros(len(rows), np.int64) for name in ("subgroup", "seed")}
         columns |= {"label": labels[rows], "index": rows, "feature": np.zeros((len(rows), 4), np.float32)}
         columns["image"] = np.array([encode_png(image) for image in pixels[rows]], dtype=object)
-        out.write(f"part-{part}.parquet", tables.to_parquet(columns, tables.CANDIDATES))
-    return read_index(out, tables.CANDIDATES, KEYS)
+        out.write(f"part-{part}.parquet", schemas.to_parquet(columns, schemas.CANDIDATES))
+    return read_index(out, schemas.CANDIDATES, KEYS)
 
 
 def real_images(pixels, labels, root):

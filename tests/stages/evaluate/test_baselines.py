@@ -8,7 +8,7 @@ from ims3_ray.errors import InputError
 from ims3_ray.method.coresets import greedy_coverage, herding, medoids
 from ims3_ray.method.coverage import class_coverage
 from ims3_ray.stages.evaluate.baselines import METRICS, ceiling, choose_coresets, measure_all
-from ims3_ray.stages.evaluate.vectors import places_by_class
+from ims3_ray.stages.evaluate.features import places_by_class
 
 CLASSES = ("blue", "red")
 COUNT, K = 3, 2

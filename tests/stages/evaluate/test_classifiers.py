@@ -9,10 +9,10 @@ import torch
 from flat import opened
 from PIL import Image
 
-from ims3_ray.cluster.machine import Machine, find_machine
+from ims3_ray.cluster.resources import Machine, find_machine
 from ims3_ray.config.settings import Workers
 from ims3_ray.data.distilled import DistilledImage, list_images, to_table, write_parquet, write_pngs
-from ims3_ray.data.reading import BatchReader
+from ims3_ray.data.loader import BatchReader
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.protocols import PROTOCOLS, protocols
 from ims3_ray.evaluation.train import Score
@@ -27,7 +27,7 @@ from ims3_ray.stages.evaluate.classifiers import (
 )
 from ims3_ray.stages.evaluate.stage import MeanCurve
 from ims3_ray.storage.artifacts import complete, open_directory
-from ims3_ray.storage.local_rows import rows_folder
+from ims3_ray.storage.disk_cache import rows_folder
 
 SMOKE = PROTOCOLS["smoke"]
 CLASSES = ("blue", "red")

@@ -5,12 +5,12 @@ import re
 import numpy as np
 import pytest
 
-from ims3_ray.cluster.machine import find_machine
+from ims3_ray.cluster.resources import find_machine
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.errors import InputError
-from ims3_ray.evaluation.figures import headline
+from ims3_ray.evaluation.results import headline
 from ims3_ray.jobs.distill import run as distillation
-from ims3_ray.jobs.distill.distillation import summary_lines
+from ims3_ray.jobs.distill.result import summary_lines
 from ims3_ray.pipeline import prepare as preparation
 from ims3_ray.stages.evaluate.stage import first_of_pool
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ims3_ray import load_distilled
-from ims3_ray.cluster.machine import find_machine
+from ims3_ray.cluster.resources import find_machine
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.config.settings import Workers
 from ims3_ray.errors import InputError
@@ -13,7 +13,7 @@ from ims3_ray.evaluation.protocols import PROTOCOLS, protocol
 from ims3_ray.evaluation.scoring import answers
 from ims3_ray.evaluation.table import evaluation_lines
 from ims3_ray.evaluation.teacher import Trained, load_teacher, teacher_rules
-from ims3_ray.evaluation.train import Beside, score_of, training_in_looks
+from ims3_ray.evaluation.train import Beside, score_of, train_with_evals
 from ims3_ray.jobs.distill import run as distillation
 from ims3_ray.models.device import prepare_device
 from ims3_ray.pipeline.prepare import prepare
@@ -51,7 +51,7 @@ def test_students_of_a_trained_teacher_are_scored_beside_real_images(finished_ru
     answer = load_teacher(given, rules, classes, prepare_device("cpu"))
     rows = images["train"].rows(images["train"].subset([6] * 3, "random", 0))
     with pixels_of(rows, 16) as train, pixels_of(images["test"], 16) as scored:
-        alone = score_of(training_in_looks(train, scored, rules, 3, 0, beside=Beside(answer)))
+        alone = score_of(train_with_evals(train, scored, rules, 3, 0, beside=Beside(answer)))
     assert document["sets"]["random"]["curves"][0] == [list(look) for look in alone.history]
 
 

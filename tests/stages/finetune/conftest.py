@@ -5,12 +5,12 @@ import pytest
 import torch
 from tiny_generator import diffusers_folder
 
-from ims3_ray.config.tuning import Finetune, InversionMatching
+from ims3_ray.config.finetune import Finetune, InversionMatching
 from ims3_ray.models.device import Numerics
-from ims3_ray.models.tuned import TunedModel
-from ims3_ray.stages.finetune.draws import Source
+from ims3_ray.models.finetuned import TunedModel
+from ims3_ray.stages.finetune.batch import Source
 from ims3_ray.stages.finetune.task import InversionMatchingTask
-from ims3_ray.storage import tables
+from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import complete, open_directory
 
 ROWS, POINTS = 16, 3
@@ -26,13 +26,13 @@ def build_task(tmp_path):
     }
     z = draws.standard_normal((ROWS, 4, 8, 8)).astype(np.float16)
     held = {
-        "latents": (keys | {"mean": z, "logvar": np.full_like(z, -6)}, tables.LATENTS),
-        "inversions": (keys | {"inversion": np.stack([z] * POINTS, axis=1)}, tables.INVERSIONS),
+        "latents": (keys | {"mean": z, "logvar": np.full_like(z, -6)}, schemas.LATENTS),
+        "inversions": (keys | {"inversion": np.stack([z] * POINTS, axis=1)}, schemas.INVERSIONS),
     }
     folders = {}
     for noun, (columns, table) in held.items():
         folders[noun] = open_directory(str(tmp_path / noun))
-        folders[noun].write("part-0.parquet", tables.to_parquet(columns, table))
+        folders[noun].write("part-0.parquet", schemas.to_parquet(columns, table))
         complete(folders[noun], {"rows": ROWS})
     model = str(diffusers_folder(tmp_path / "model"))
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ims3_ray.config.tuning import Minimax
+from ims3_ray.config.finetune import Minimax
 from ims3_ray.stages.finetune.minimax import MinimaxMemory
 
 

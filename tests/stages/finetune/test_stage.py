@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 from tiny import tiny_words
 
-from ims3_ray.cluster.machine import find_machine
+from ims3_ray.cluster.resources import find_machine
+from ims3_ray.config.finetune import Finetune
 from ims3_ray.config.load import load_config, parse_overrides
-from ims3_ray.config.tuning import Finetune
 from ims3_ray.errors import InputError
 from ims3_ray.pipeline.prepare import prepare
 from ims3_ray.pipeline.steps import plan

@@ -6,11 +6,11 @@ import pytest
 import torch
 from crossings import META, Sent
 
-from ims3_ray.cluster.trainer import Optimisation, Trainer
 from ims3_ray.method import losses
 from ims3_ray.method.ddim import add_noise, level, noise_of
 from ims3_ray.method.schedule import alphas_bar
-from ims3_ray.stages.finetune.draws import Draws
+from ims3_ray.models.training import Optimisation, Trainer
+from ims3_ray.stages.finetune.batch import Draws
 
 ABAR = alphas_bar()
 

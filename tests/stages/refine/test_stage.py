@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from ims3_ray.cluster.machine import find_machine
+from ims3_ray.cluster.resources import find_machine
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.data.distilled import DistilledSet
-from ims3_ray.data.pixels import decode
+from ims3_ray.data.transforms import decode
 from ims3_ray.errors import InputError
 from ims3_ray.pipeline import prepare as preparation
 from ims3_ray.pipeline.steps import plan, run_step
-from ims3_ray.storage import tables
+from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import MANIFEST, part_names, read_rows
 
 REFINE = ("refine.steps=3", "probe.count=2", "probe.points=[0, 2]", "refine.batch_size={cpu: 4, cuda: 4}")
@@ -40,7 +40,7 @@ def refined(words):
 
 
 def test_every_chosen_image_is_moved_and_stands_beside_what_it_was(refined):
-    rows = read_rows(refined["refined"].directory, tables.REFINED)
+    rows = read_rows(refined["refined"].directory, schemas.REFINED)
     assert np.bincount(rows["label"]).tolist() == [6, 6, 6]
     moved = [before != after for before, after in zip(rows["start"], rows["image"], strict=True)]
     assert moved == (~rows["kept"]).tolist()
@@ -48,7 +48,7 @@ def test_every_chosen_image_is_moved_and_stands_beside_what_it_was(refined):
 
 
 def test_the_product_is_what_was_refined_and_says_so(refined):
-    rows, product = read_rows(refined["refined"].directory, tables.REFINED), refined["distilled"].directory
+    rows, product = read_rows(refined["refined"].directory, schemas.REFINED), refined["distilled"].directory
     pngs = DistilledSet(product)._pngs
     assert pngs == rows["image"].tolist()
     assert "refined in 3 steps" in product.read("README.md").decode()
@@ -104,7 +104,7 @@ def test_runs_share_probes_and_without_steps_nothing_is_refined(words, refined, 
     [("refine.objective=embeddings",), ("refine.space=pixel", "refine.stay=1"), ("refine.start=medoids",)],
 )
 def test_other_objectives_spaces_and_starts_are_refined_too(words, more):
-    rows = read_rows(steps_of(words, *REFINE, *more)["refined"].directory, tables.REFINED)
+    rows = read_rows(steps_of(words, *REFINE, *more)["refined"].directory, schemas.REFINED)
     assert any(before != after for before, after in zip(rows["start"], rows["image"], strict=True))
 
 
@@ -112,9 +112,9 @@ def test_other_objectives_spaces_and_starts_are_refined_too(words, more):
 def test_pixels_are_moved_at_the_size_that_classifiers_see_and_compared_at_the_generators(words):
     probes = "probe.protocol=dc-mnist", "probe.width=8"  # 28 pixels; the generator has fewer
     steps = steps_of(words, *REFINE, *probes, "refine.space=pixel", "refine.start=medoids", "refine.lr=0.01")
-    rows = read_rows(steps["refined"].directory, tables.REFINED)
+    rows = read_rows(steps["refined"].directory, schemas.REFINED)
     assert {decode(png).size for png in [*rows["start"], *rows["image"]]} == {(28, 28)}
-    real = read_rows(steps["features"].directory, tables.FEATURES)["feature"]
+    real = read_rows(steps["features"].directory, schemas.FEATURES)["feature"]
     nearest = np.linalg.norm(rows["start_feature"][:, None] - real, axis=2).min(axis=1)
     assert nearest.max() < 0.5 * np.linalg.norm(real[:, None] - real, axis=2).mean()  # they are medoids
 
@@ -127,7 +127,7 @@ def test_siamese_views_are_those_that_the_real_images_were_seen_in(words):
     def losses(real_images):
         all_twelve = "ipc=12", "refine.start=medoids", f"refine.real_images={real_images}"
         refined = steps_of(words, *REFINE, *probes, *moved, *all_twelve)["refined"].directory
-        return read_rows(refined, tables.REFINED, ["loss"])["loss"]
+        return read_rows(refined, schemas.REFINED, ["loss"])["loss"]
 
     of_all, of_half = losses(12), losses(6)
     assert of_all.max() < 1e-6 < 1e-4 < of_half.min()

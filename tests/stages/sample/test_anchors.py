@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ims3_ray.cluster.machine import find_machine
+from ims3_ray.cluster.resources import find_machine
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.errors import InputError
 from ims3_ray.method.schedule import alphas_bar
@@ -13,7 +13,7 @@ from ims3_ray.pipeline.prepare import prepare
 from ims3_ray.pipeline.steps import plan
 from ims3_ray.stages.sample.anchors import Anchors, choose_anchors, collect_anchors, pool
 from ims3_ray.stages.sample.stage import Sampler, sampler_arguments
-from ims3_ray.storage import tables
+from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import open_directory
 
 SHAPE = 4, 4, 4
@@ -144,7 +144,7 @@ def test_anchors_are_latents_of_their_own_class_from_any_part(context_of, ray_cl
     for part in range(3):
         rows = slice(4 * part, 4 * part + 4)
         columns = {"image_id": np.array(list("abcd"), object), "label": labels[rows], "mean": means[rows]}
-        data = tables.to_parquet(columns | {"logvar": means[rows]}, tables.LATENTS)
+        data = schemas.to_parquet(columns | {"logvar": means[rows]}, schemas.LATENTS)
         latents.write(f"part-{part}.parquet", data)
     anchors = collect_anchors(context_of("ipc=4", "sample.guidance=modes"), latents)
     for label in range(3):

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from ims3_ray.cluster.machine import find_machine
+from ims3_ray.cluster.resources import find_machine
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.errors import InputError
 from ims3_ray.method import schedule
 from ims3_ray.pipeline import prepare as preparation
 from ims3_ray.pipeline.steps import plan, run_step
-from ims3_ray.stages.sample.starts import Starts, choose_images
-from ims3_ray.storage import tables
+from ims3_ray.stages.sample.initial_latents import Starts, choose_images
+from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import open_directory, read_rows
 
 EVERYWHERE = "sample.anchor_interval=[0, 999]"
@@ -25,7 +25,7 @@ def made(words, *more, upto="select"):
 
 
 def candidates(steps):
-    rows = read_rows(steps["candidates"].directory, tables.CANDIDATES)
+    rows = read_rows(steps["candidates"].directory, schemas.CANDIDATES)
     order = np.lexsort((rows["index"], rows["subgroup"], rows["label"]))
     return {name: column[order] for name, column in rows.items()}
 

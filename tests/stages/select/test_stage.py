@@ -16,16 +16,17 @@ from printed import next_commands
 from selections import exhaustive
 
 from ims3_ray.cli import run_command
-from ims3_ray.cluster.machine import find_machine
+from ims3_ray.cluster.resources import find_machine
 from ims3_ray.config.sections import Select
 from ims3_ray.config.settings import Workers
 from ims3_ray.errors import InputError
-from ims3_ray.method.s3 import rounds as selection_rounds
+from ims3_ray.method.s3 import distributed_descent as selection_rounds
+from ims3_ray.method.s3.distributed_descent import Joined, select, solve
 from ims3_ray.method.s3.objective import Objective, real_centroid, subgroup_centroids
-from ims3_ray.method.s3.rounds import Joined, select, solve
 from ims3_ray.method.s3.shard import Shard
 from ims3_ray.stages.select.candidates import open_candidates, open_features
-from ims3_ray.stages.select.pool import (
+from ims3_ray.stages.select.run_selection import select_features
+from ims3_ray.stages.select.shard_actors import (
     ClassRange,
     ShardPool,
     Source,
@@ -34,10 +35,9 @@ from ims3_ray.stages.select.pool import (
     of_itself,
     split,
 )
-from ims3_ray.stages.select.solve import select_features
 from ims3_ray.storage.artifacts import complete, open_directory
 from ims3_ray.storage.index import keys_in, write_index
-from ims3_ray.storage.tables import CANDIDATES, FEATURES, to_parquet
+from ims3_ray.storage.schemas import CANDIDATES, FEATURES, to_parquet
 
 WIDTH, IPC = 8, 3
 SETTINGS = Select(restarts=1, real_images=None, solver="rounds")

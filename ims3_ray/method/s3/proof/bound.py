@@ -16,8 +16,8 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
+from ims3_ray.method.s3.distributed_descent import Joined, fetch_pools
 from ims3_ray.method.s3.objective import Objective, Selection
-from ims3_ray.method.s3.rounds import Joined, fetch_pools
 
 from . import series
 from .trws import ROUNDING, fits, trws

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool, Float64
 
+from ims3_ray.method.s3.distributed_descent import select
 from ims3_ray.method.s3.objective import Choice, Objective, Pools, Selection, evaluate, log_distances
-from ims3_ray.method.s3.rounds import select
 from ims3_ray.method.s3.shard import offsets_of
 
 from .problem import Places, Problem, descend, restrict, subgroup_bounds, tighten

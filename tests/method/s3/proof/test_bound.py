@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from selections import exhaustive, free_problem, split_here
 
+from ims3_ray.method.s3.distributed_descent import Joined, select
 from ims3_ray.method.s3.objective import Objective, evaluate
 from ims3_ray.method.s3.proof import bound, trws
-from ims3_ray.method.s3.rounds import Joined, select
 from ims3_ray.method.s3.shard import Shard
 
 METHODS = ["series", "trws"]

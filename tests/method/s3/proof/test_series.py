@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from selections import exhaustive, free_problem, unit
 
+from ims3_ray.method.s3.distributed_descent import select
 from ims3_ray.method.s3.objective import Objective, evaluate
 from ims3_ray.method.s3.proof.series import class_bounds
-from ims3_ray.method.s3.rounds import select
 from ims3_ray.method.s3.shard import Shard, pick
 
 

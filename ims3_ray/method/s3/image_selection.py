@@ -1,0 +1,279 @@
+"""Beyond the paper: choose K single images of a class's pool instead of one of its ready-made subgroups.
+
+| here | meaning |
+|---|---|
+| `images[i]` (N, D) | f_n, unit-length features of the images of class i |
+| `choice` (C, K) | S_i, the images chosen of each class |
+| c_i | s_i / |s_i|, s_i = Σ_{n in S_i} f_n: the centroid of a choice |
+| `covers[i]` (N, M) | v(n, x): how well image n covers each of M real images x |
+| κ | weight of coverage |
+
+    L(S) = α Σ_i log(d(c_i, r_i) + ε) - w Σ_{i<j} log(d(c_i, c_j) + ε) - κ Σ_i coverage(S_i)
+is that of objective.py and how well the chosen images cover the real ones, which a centroid does not see:
+    coverage(S) = mean over real x of max_{n in S} v(n, x).
+v(n, x) is 1 where n lies in the k-nearest-neighbour ball of x and 0 elsewhere (`ball_table`: the covered
+share), or 1 - |f_n - x| / 2 (`closeness_table`: with the mean distance to the nearest chosen image as what is
+minimised, k-medoids among the candidates; Kaufman & Rousseeuw 1990).
+
+A class swaps images one by one against the other classes' centroids; classes move together in the rounds of
+rounds.py. The outcome is a choice that no single swap improves.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Float32, Float64, Int
+
+from ims3_ray.method.coverage import inside_balls
+
+from .distributed_descent import Ask, descend
+from .objective import (
+    COINCIDENT,
+    Objective,
+    Pools,
+    Selection,
+    Terms,
+    own_logs,
+    pair_separation,
+    refuse_coincident,
+)
+from .shard import History, Moves, check_candidates
+
+SHORTLIST = 64  # swaps, the best by first order, that are computed before all are
+BLOCK_VALUES = 1_000_000  # of a block of swaps times classes
+Chosen = Int[np.ndarray, " K"]
+Choice = Int[np.ndarray, "C K"]
+Table = Float64[np.ndarray, "N M"]
+
+
+class JoinedImages:
+    """The ImageShards that `ask` reaches, as one."""
+
+    def __init__(self, ask: Ask["ImageShard"]):
+        self._ask = ask
+
+    def closest(self) -> Choice:
+        return np.concatenate(self._ask(ImageShard.closest))
+
+    def centroids(self, choice: Choice) -> Float32[np.ndarray, "C D"]:
+        return np.concatenate(self._ask(ImageShard.centroids, choice))
+
+    def own_terms(self, choice: Choice) -> Float64[np.ndarray, "C 2"]:
+        return np.concatenate(self._ask(ImageShard.own_terms, choice))
+
+    def propose(self, history: History, tolerance: float) -> Moves:
+        return Moves.join(self._ask(ImageShard.propose, history, tolerance))
+
+
+def solve_images(shards: JoinedImages, objective: Objective, *, start: Choice | None = None) -> Selection:
+    """Swaps from `start`, or from each class's images nearest to its real centroid."""
+    closest = shards.closest()
+    weight = objective.pair_weight(len(closest))
+
+    def terms_of(choice: Choice) -> tuple[Terms, tuple[int, int] | None]:
+        attraction, covered = shards.own_terms(choice).sum(axis=0).tolist()
+        separation, coincident = pair_separation(shards.centroids(choice), objective.epsilon)
+        total = objective.alpha * attraction - weight * separation - objective.coverage * covered
+        return Terms(attraction, separation, total, covered), coincident
+
+    first = closest if start is None else start
+    choice, _, rounds = descend(shards, first, shards.centroids(first), objective)
+    terms, coincident = terms_of(choice)
+    refuse_coincident(coincident)
+    return Selection(np.sort(choice), terms, terms_of(closest)[0].total, "swaps", rounds)
+
+
+def ball_table(images: Float[np.ndarray, "N D"], real: Float[np.ndarray, "M D"], k: int = 5) -> Table:
+    """Whether each image lies in the ball of each real image of its class, as 0 and 1; unit-length features.
+
+    A ball reaches to the k-th nearest other real image.
+    """
+    return inside_balls(real, images, k).T.astype(np.float64)
+
+
+def closeness_table(images: Float[np.ndarray, "N D"], real: Float[np.ndarray, "M D"]) -> Table:
+    """1 - |f - x| / 2 of each image and each real image of its class, of unit length: from 0 to 1."""
+    return 1 - _distances(images, real) / 2
+
+
+def _distances(images: Float[np.ndarray, "N D"], real: Float[np.ndarray, "M D"]) -> Table:
+    products = images.astype(np.float64) @ real.astype(np.float64).T
+    return np.sqrt(np.maximum(2 - 2 * products, 0))
+
+
+def covered_share(covers: Table, chosen: Chosen) -> float:
+    """coverage(S) of the rows `chosen`."""
+    return float(covers[chosen].max(axis=0).mean())
+
+
+class ImageShard:
+    """Images of the classes first_class, first_class + 1, …; the counterpart of Shard.
+
+    `real` (n, D) are real centroids, `size` is K; `covers` are zero where None.
+    """
+
+    def __init__(
+        self,
+        first_class: int,
+        images: Pools,
+        real: np.ndarray,
+        objective: Objective,
+        num_classes: int,
+        size: int,
+        covers: Sequence[Table] | None = None,
+    ):
+        check_candidates(images, real, first_class)
+        self._ids = slice(first_class, first_class + len(images))
+        self._size, self._objective = size, objective
+        self._weight = objective.pair_weight(num_classes)
+        self._images, self._real = images, real.astype(np.float64)
+        self._covers = [np.zeros((len(pool), 1)) for pool in images] if covers is None else covers
+
+    def closest(self) -> Int[np.ndarray, "n K"]:
+        """The K images of each class nearest to its real centroid."""
+        nearest = [
+            np.argsort(-(pool @ r), kind="stable") for pool, r in zip(self._images, self._real, strict=True)
+        ]
+        return np.sort([order[: self._size] for order in nearest])
+
+    def centroids(self, choice: Choice) -> Float32[np.ndarray, "n D"]:
+        """c_i of `choice`."""
+        return np.stack(
+            [_unit(pool[chosen]) for pool, chosen in zip(self._images, choice[self._ids], strict=True)]
+        )
+
+    def own_terms(self, choice: Choice) -> Float64[np.ndarray, "n 2"]:
+        """log(d(c, r) + ε) and coverage of each class."""
+        distances = 1 - np.einsum("cd,cd->c", self.centroids(choice).astype(np.float64), self._real)
+        logs = own_logs(distances, self._ids.start + np.arange(len(distances)), self._objective.epsilon)
+        own = zip(self._covers, choice[self._ids], strict=True)
+        covered = [covered_share(covers, chosen) for covers, chosen in own]
+        return np.stack([logs, covered], axis=1)
+
+    def propose(self, history: History, tolerance: float) -> Moves:
+        """For each class the images that it swaps to, one after another, while the other classes stay."""
+        choice, centroids = history.end()
+        none = np.zeros(0)
+        moves = [Moves(none.astype(int), np.zeros((0, self._size), int), none, none, centroids[:0])]
+        for k, before in enumerate(choice[self._ids]):
+            label = self._ids.start + k
+            others = np.delete(centroids, label, axis=0)
+            of_class = self._images[k], self._real[k], others, self._covers[k]
+            pool = _Pool(*of_class, self._objective, self._weight)
+            after, gain = pool.improve(before, tolerance)
+            if gain > tolerance:
+                own = pool.own_cost(after) - pool.own_cost(before)
+                move = (label, after, gain, own, _unit(self._images[k][after]))
+                moves.append(Moves(*(np.array([value]) for value in move)))
+        return Moves.join(moves)
+
+
+class _Pool:
+    """One class's images against the centroids of the others: products, in double precision, and swaps."""
+
+    def __init__(
+        self,
+        images: Float32[np.ndarray, "N D"],
+        real: Float64[np.ndarray, " D"],
+        others: Float32[np.ndarray, "C_minus_1 D"],
+        covers: Float64[np.ndarray, "N M"],
+        objective: Objective,
+        weight: float,
+    ):
+        self.covers, self.epsilon = covers, objective.epsilon
+        self.alpha, self.kappa = objective.alpha, objective.coverage
+        self.products = np.column_stack(
+            [images.astype(np.float64) @ real, (images @ others.T).astype(np.float64)]
+        )  # (N, C): with the real centroid, then with the others
+        self.gram = (images @ images.T).astype(np.float64)
+        self.weights = np.concatenate([[objective.alpha], np.full(len(others), -weight)])
+
+    def improve(self, chosen: Chosen, tolerance: float) -> tuple[Chosen, float]:
+        """`chosen` after up to K of the best swaps that gain over `tolerance` each, and what they gain."""
+        chosen, total = chosen.copy(), 0.0
+        for _ in range(len(chosen)):
+            free = np.setdiff1d(np.arange(len(self.gram)), chosen)
+            if not len(free):
+                break
+            changes = self._first_order(chosen, free)
+            few = np.sort(np.argsort(changes, axis=None, kind="stable")[:SHORTLIST])
+            gain, out, into = self._best(chosen, free, few)
+            if gain <= tolerance:
+                gain, out, into = self._best(chosen, free, np.arange(changes.size))
+            if gain <= tolerance:
+                break
+            chosen[out], total = free[into], total + gain
+            chosen.sort()
+        return chosen, total
+
+    def own_cost(self, chosen: Chosen) -> float:
+        """α log(d(c, r) + ε) - κ coverage."""
+        cosine = self.products[chosen, 0].sum() / np.sqrt(self.gram[np.ix_(chosen, chosen)].sum())
+        covered = covered_share(self.covers, chosen)
+        return self.alpha * np.log(max(1 - cosine, COINCIDENT) + self.epsilon) - self.kappa * covered
+
+    def _best(
+        self, chosen: Chosen, free: Int[np.ndarray, " F"], swaps: Int[np.ndarray, " S"]
+    ) -> tuple[float, int, int]:
+        """The gain of the best of `swaps`, flat indices into (K, F), by the exact change of L; its place."""
+        best, least = (0, 0), np.inf
+        squared = self.gram[np.ix_(chosen, chosen)].sum()
+        sums, reach = self.products[chosen].sum(axis=0), self.gram[chosen].sum(axis=0)
+        coverage = self._coverage_changes(chosen, free)
+        now = self._costs(sums[None], squared)[0]
+        block = max(1, BLOCK_VALUES // len(sums))
+        for start in range(0, len(swaps), block):
+            a, b = np.unravel_index(swaps[start : start + block], coverage.shape)
+            out, into = chosen[a], free[b]
+            moved = self.gram[out, out] + self.gram[into, into] - 2 * self.gram[out, into]
+            norms = squared + 2 * (reach[into] - reach[out]) + moved
+            changes = self._costs(sums - self.products[out] + self.products[into], norms) - now
+            changes -= self.kappa * coverage[a, b]
+            k = int(np.argmin(changes))
+            if changes[k] < least:
+                best, least = (int(a[k]), int(b[k])), float(changes[k])
+        return -least, *best
+
+    def _costs(
+        self, sums: Float64[np.ndarray, "m C"], squared: Float64[np.ndarray, " m"] | np.float64
+    ) -> Float64[np.ndarray, " m"]:
+        """α log(d(c, r) + ε) - w Σ_j log(d(c, c_j) + ε) of sums of products and squared lengths |s|²."""
+        cosines = sums / np.sqrt(squared)[..., None]
+        return np.log(np.maximum(1 - cosines, COINCIDENT) + self.epsilon) @ self.weights
+
+    def _first_order(self, chosen: Chosen, free: Int[np.ndarray, " F"]) -> Float64[np.ndarray, "K F"]:
+        """The change of L by every swap, up to first order in the centroid."""
+        length = np.sqrt(self.gram[np.ix_(chosen, chosen)].sum())
+        cosines = self.products[chosen].sum(axis=0) / length
+        slopes = -self.weights / (np.maximum(1 - cosines, COINCIDENT) + self.epsilon)
+        along = self.gram[:, chosen].sum(axis=1) / length  # f·c
+        values = (self.products @ slopes - along * (cosines @ slopes)) / length
+        return values[free] - values[chosen][:, None] - self.kappa * self._coverage_changes(chosen, free)
+
+    def _coverage_changes(self, chosen: Chosen, free: Int[np.ndarray, " F"]) -> Float64[np.ndarray, "K F"]:
+        if not self.kappa:
+            return np.zeros((len(chosen), len(free)))
+        return coverage_changes(self.covers, chosen, free)
+
+
+def coverage_changes(
+    covers: Table, chosen: Chosen, free: Int[np.ndarray, " F"]
+) -> Float64[np.ndarray, "K F"]:
+    """Change of coverage(S) when one of `chosen` makes way for one of `free`.
+
+    Where the one that goes is a real image's best, its second best or the new one takes over; elsewhere the
+    new one only adds (Schubert & Rousseeuw 2019, FastPAM1).
+    """
+    values = np.sort(covers[chosen], axis=0)
+    best = values[-1]
+    second = values[-2] if len(chosen) > 1 else np.zeros_like(best)
+    new = covers[free]
+    gained = np.maximum(new - best, 0).sum(axis=1)
+    taken_over = np.minimum(np.maximum(second, new) - best, 0)  # (F, M), for images that lose their best
+    is_best = covers[chosen].argmax(axis=0) == np.arange(len(chosen))[:, None]
+    return (gained + is_best.astype(np.float64) @ taken_over.T) / len(best)
+
+
+def _unit(rows: Float32[np.ndarray, "K D"]) -> Float32[np.ndarray, " D"]:
+    total = rows.astype(np.float64).sum(axis=0)
+    return (total / np.linalg.norm(total)).astype(np.float32)

@@ -1,0 +1,167 @@
+"""The generator as a run uses it: pretrained weights, own class rows, a tuned adapter, its precision."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from torch._functorch import config as functorch
+
+from ims3_ray.errors import InputError
+from ims3_ray.method import difffit
+from ims3_ray.method.ddim import Predict
+from ims3_ray.method.rng import generator
+from ims3_ray.storage.artifacts import MANIFEST, DamagedError, Directory, open_directory, read_manifest
+
+from .checkpoints import load_transformer
+from .cuda_graphs import Recorded
+from .device import Numerics
+from .dit import DiT, DiTConfig
+from .files import check_finite, check_shapes, shapes_of
+from .generator import with_new_classes
+
+ADAPTER = "adapter.safetensors"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model on its device: `predict(latents, timesteps, labels)` gives float32 outputs."""
+
+    dit: DiT
+    predict: Predict
+
+
+@dataclass(frozen=True)
+class TunedModel:
+    """What an actor needs to load the model, as plain data."""
+
+    path: str
+    heads: int | None
+    frequency_shift: float | None
+    numerics: Numerics
+    new_classes: int | None = None  # own classes in a fresh class table
+    seed: int = 0  # of that table
+    adapter: Directory | None = None
+    weights: str = "ema"  # or "last"
+
+    def load(self, device: torch.device) -> Loaded:
+        """Load for inference: the adapter folded in, all values behind the input at the precision."""
+        dit = self.pretrained()
+        if self.adapter:
+            difffit.load_adapter(dit, read_adapter(self.adapter, self.weights))
+            difffit.fold(dit)
+        lower(dit.to(device), self.numerics.dtype).eval().requires_grad_(False)
+        return self._loaded(dit)
+
+    def trainable(self, device: torch.device) -> Loaded:
+        """Load for fine-tuning: frozen matrices at the precision, DiffFit's parameters in float32."""
+        dit = lower(self.pretrained().to(device), self.numerics.dtype).eval()
+        difffit.prepare(dit)
+        return self._loaded(dit)
+
+    def _loaded(self, dit: DiT) -> Loaded:
+        if self.numerics.compiled:
+            compile_blocks(dit)
+        if not self.numerics.graphs:
+            return Loaded(dit, predictor(dit))
+        return Loaded(dit, Recorded(predictor(dit), [p for p in dit.parameters() if p.requires_grad]))
+
+    def pretrained(self) -> DiT:
+        dit = load_transformer(self.path, heads=self.heads, frequency_shift=self.frequency_shift)
+        if self.new_classes:
+            dit = with_new_classes(dit, self.new_classes, generator("class-table", self.seed))
+        return dit
+
+
+def lower(dit: DiT, dtype: torch.dtype) -> DiT:
+    """Put the matrices at `dtype`, in place, but those that take latents in: to round an input adds a noise,
+    and near t = 0 there is little else to predict.
+    """
+    for part in (dit.t_embedder, dit.y_embedder, dit.blocks, dit.final_layer):
+        part.to(dtype)
+    return dit
+
+
+def compile_blocks(dit: DiT) -> None:
+    """Compile the blocks in place, for one batch size; all share one compilation, which keeps it short."""
+    functorch.donated_buffer = False  # logging steps go backward through one graph more than once
+    for block in dit.blocks:
+        block.compile(dynamic=False, fullgraph=True)
+
+
+def predictor(dit: DiT) -> Predict:
+    """The model as the method calls it, whatever its precision: float32 in, float32 out."""
+
+    def predict(latents: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
+        return dit(latents, timesteps, labels).float()
+
+    return predict
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """A complete adapter, as its manifest tells it."""
+
+    folder: Directory
+    own_classes: list[str] | None  # names of the classes of a fresh class table; None: the pretrained model's
+    frequency_shift: float | None  # that it was tuned with; None: by the checkpoint's kind
+
+
+def inspect_adapter(location: str) -> AdapterInfo:
+    """What a run's `adapter/<fingerprint>` folder holds; InputError unless it is complete."""
+    folder = open_directory(location)
+    try:
+        manifest = read_manifest(folder)
+    except DamagedError as error:
+        raise InputError(
+            f"{location}: is no complete adapter ({error.words}); name a run's adapter/<fingerprint>"
+        ) from error
+    if manifest is None:
+        raise InputError(
+            f"{location}: is no complete adapter (no {MANIFEST}); name adapter/<fingerprint> of a run that "
+            "ended"
+        )
+    if ADAPTER not in manifest["files"]:
+        raise InputError(
+            f"{location}: is no complete adapter ({ADAPTER} is not there); name a run's adapter/<fingerprint>"
+        )
+    return AdapterInfo(folder, manifest.get("own_classes"), manifest.get("frequency_shift"))
+
+
+def check_adapter(adapter: AdapterInfo, config: DiTConfig, weights: str) -> None:
+    """InputError unless the adapter's names and shapes are those of a DiT of these sizes."""
+    source = Path(adapter.folder.path, ADAPTER)
+    tensors = read_adapter(adapter.folder, weights)
+    if adapter.own_classes:
+        config = replace(config, num_classes=len(adapter.own_classes))
+    with torch.device("meta"):
+        dit = DiT(config)
+    difffit.add_scales(dit)
+    given, expected = (shapes_of(dict(sorted(held.items()))) for held in (tensors, difffit.trainable(dit)))
+    check_shapes(given, expected, source, "of this checkpoint; name the one that was tuned")
+
+
+def save_adapter(out: Directory, values: dict[str, Tensor], averages: dict[str, Tensor]) -> None:
+    """Write trained values and their averages as one safetensors file."""
+    tensors = {f"last.{n}": t for n, t in values.items()} | {f"ema.{n}": t for n, t in averages.items()}
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
+    out.write(ADAPTER, safetensors.torch.save(whole))
+
+
+def read_adapter(adapter: Directory, weights: str) -> dict[str, Tensor]:
+    """The adapter's "last" or "ema" values by the model's parameter names.
+
+    InputError for a damaged file, and for values that are not finite.
+    """
+    prefix, source = f"{weights}.", (adapter / ADAPTER).uri
+    try:
+        tensors = safetensors.torch.load(adapter.read(ADAPTER))
+    except SafetensorError as error:
+        raise InputError(
+            f"{source}: is no whole safetensors file ({error}); copy it again or run the stage again"
+        ) from error
+    values = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    check_finite(values, source)
+    return values

@@ -1,0 +1,44 @@
+"""Workers forked from a process that has imported what they need; and what is left when there is none."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from processes import environment
+
+from ims3_ray.cluster import fork_server
+
+SCRIPT = """
+import os, sys, ray
+from ims3_ray.cluster import resources, fork_server
+resources.connect()
+
+@ray.remote(num_cpus=0.1)
+def look():
+    return "torch" in sys.modules, os.environ["OMP_NUM_THREADS"]
+
+print(ray.get(look.remote()), fork_server._started[0][1].pid, fork_server._started[0][0])
+"""
+
+
+@pytest.mark.chaos
+def test_a_worker_of_a_cluster_of_ones_own_begins_with_torch_and_nothing_outlives_the_driver():
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=environment(), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    looked, (pid, address) = done.stdout.split(") ")[0], done.stdout.split(") ")[1].split()
+    assert looked == "(True, '1'"
+    until = time.monotonic() + 30
+    while psutil.pid_exists(int(pid)) or Path(address).parent.exists():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def test_without_anybody_to_fork_a_worker_starts_as_ever(tmp_path):
+    words = [sys.executable, "-S", "-E", fork_server.__file__, tmp_path / "nobody", sys.executable]
+    done = subprocess.run([*words, "-c", "print('begun')"], capture_output=True, text=True, check=True)
+    assert done.stdout == "begun\n"

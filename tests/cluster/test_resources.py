@@ -1,0 +1,33 @@
+"""Joining a cluster: what is no address, and one where nobody answers, is told at once."""
+
+import socket
+
+import pytest
+import ray
+
+from ims3_ray.cluster import resources
+from ims3_ray.errors import InputError
+
+
+def closed_port():
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return held.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("nonsense", "is no address; write HOST:PORT"),
+        ("http://head:8265", "is no address"),
+        ("head:99999", "nobody answers"),
+        ("nowhere.invalid:6379", "nobody answers"),
+        (f"127.0.0.1:{closed_port()}", "nobody answers at 127.0.0.1"),
+    ],
+)
+def test_an_address_without_a_cluster_is_told_before_ray_tries_it(address, said, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray tries it"))
+    with pytest.raises(InputError, match=f"RAY_ADDRESS: .*{said}"):
+        resources.connect()

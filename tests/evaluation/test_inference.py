@@ -1,0 +1,59 @@
+"""The forward pass as a device runs it: the same network, whatever it runs in."""
+
+import logging
+
+import pytest
+import torch
+
+from ims3_ray.evaluation import inference
+from ims3_ray.evaluation.inference import COMPILED_FROM, forward_in, numerics_for
+from ims3_ray.models.classifiers import build
+from ims3_ray.models.device import Numerics
+
+
+def _network(name: str = "convnet3"):
+    return build(name, 3, 64, torch.Generator().manual_seed(0), width=8)
+
+
+def _images() -> torch.Tensor:
+    return torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+def test_a_cpu_runs_the_network_as_it_is_however_long_it_trains():
+    model = _network()
+    for steps in (1, 10 * COMPILED_FROM):
+        assert forward_in(model, numerics_for("cpu", steps)) is model
+
+
+@pytest.mark.parametrize("name", ["convnet3", "resnetap10", "resnet18"])
+def test_bf16_gives_float32_logits_and_gradients_near_fp32s(name):
+    x, gradients, logits = _images(), [], []
+    for precision in ("fp32", "bf16"):
+        model = _network(name)
+        found = forward_in(model, Numerics("cpu", precision))(x)
+        found.square().mean().backward()
+        assert found.dtype == torch.float32
+        assert all(p.dtype == p.grad.dtype == torch.float32 for p in model.parameters())
+        logits.append(found.detach()), gradients.append(model.fc.weight.grad)
+    for fp32, bf16 in (logits, gradients):
+        assert not torch.equal(fp32, bf16)
+        assert (fp32 - bf16).norm() < 0.05 * fp32.norm()
+
+
+def test_what_a_gpu_lacks_is_told_once_and_the_rest_is_kept(monkeypatch, caplog):
+    def lacking(wanted: Numerics) -> tuple[Numerics, list[str]]:
+        return Numerics(wanted.device, wanted.precision), [
+            "model.compile: torch.compile does not work here (no compiler)"
+        ]
+
+    monkeypatch.setattr(inference, "supported", lacking)
+    inference._tried.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING):
+            found = [numerics_for("cuda", COMPILED_FROM) for _ in range(3)]
+    finally:
+        inference._tried.cache_clear()
+    assert found == [Numerics("cuda", "bf16")] * 3
+    assert [record.message for record in caplog.records] == [
+        "evaluation: torch.compile does not work here (no compiler)"
+    ]

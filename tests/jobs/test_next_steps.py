@@ -1,0 +1,38 @@
+"""What a job prints at its end is right as a shell reads it, however the job was started."""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from ims3_ray.jobs.next_steps import command, ending, look_at, program
+
+
+@pytest.mark.parametrize("script", ["jobs/distill.py", "/code/jobs/sweep.py"])
+def test_a_command_is_given_as_the_job_was(script, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [script])
+    python, started, *words = shlex.split(command("runs", "storage=/data/my runs; $(rm)"))
+    assert (Path(python).name, Path(started)) == ("python", Path(script).with_name("runs.py"))
+    assert words == ["storage=/data/my runs; $(rm)"]
+    assert "jobs/select_subgroups.py" in command("select")
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/ims3"])
+    assert Path(shlex.split(command("runs"))[0]).name == "ims3"
+
+
+def test_a_program_is_named_as_a_shell_finds_it(tmp_path, monkeypatch):
+    (tmp_path / "bin").mkdir()
+    for name in ("python", "mlflow"):
+        (tmp_path / "bin" / name).touch(mode=0o700)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
+    monkeypatch.chdir(tmp_path)
+    assert program("mlflow") == "bin/mlflow"
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin{os.pathsep}{os.environ['PATH']}")
+    assert program("mlflow") == "mlflow"
+
+
+def test_an_ending_has_a_line_each_without_secrets():
+    lines = ending({"evaluation": "s3://key:secret@bucket/e.json"}, look_at("s3://bucket/e.json"))
+    assert lines == ["evaluation     s3://***@bucket/e.json"]
+    assert shlex.split(look_at("my e.json")["look"])[1:] == ["-m", "json.tool", "my e.json"]

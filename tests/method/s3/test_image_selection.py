@@ -1,0 +1,145 @@
+"""Selection of single images."""
+
+import itertools
+
+import numpy as np
+import pytest
+from selections import split_here, unit
+
+from ims3_ray.method.s3 import image_selection
+from ims3_ray.method.s3.distributed_descent import select
+from ims3_ray.method.s3.image_selection import (
+    ImageShard,
+    JoinedImages,
+    ball_table,
+    closeness_table,
+    coverage_changes,
+    covered_share,
+    solve_images,
+)
+from ims3_ray.method.s3.objective import Objective, Terms, evaluate
+
+PAPER = Objective(0.4, 0.9)
+
+
+def instance(num_classes, num_images, seed=0, noise=0.8, width=12):
+    """A list of images (N, D) by class, a list of real images (20, D), and real centroids (C, D)."""
+    rng = np.random.default_rng(seed)
+    means = rng.random((num_classes, width))
+    images = [unit(m + noise * rng.random((num_images, width))) for m in means]
+    reals = [unit(m + noise * rng.random((20, width))) for m in means]
+    return images, reals, unit(np.stack([r.mean(axis=0) for r in reals]))
+
+
+def covers_of(images, reals, by="balls"):
+    pairs = zip(images, reals, strict=True)
+    return [ball_table(f, x, 2) if by == "balls" else closeness_table(f, x) for f, x in pairs]
+
+
+def select_images(images, real, objective, size, covers=None, *, start=None, num_shards=1):
+    of_shard = (lambda _: size), (lambda own: covers and covers[own])
+    ask = split_here(ImageShard, images, real, objective, num_shards, *of_shard)
+    return solve_images(JoinedImages(ask), objective, start=start)
+
+
+def evaluate_images(choice, images, real, objective, covers=None):
+    """L of `choice` (C, K) by its definition."""
+    sums = [pool[rows].astype(np.float64).sum(axis=0) for pool, rows in zip(images, choice, strict=True)]
+    centroids = [(s / np.linalg.norm(s))[None] for s in sums]
+    terms = evaluate(np.zeros(len(images), dtype=int), centroids, real, objective)
+    covered = sum(
+        v[rows].max(axis=0).mean() for v, rows in zip(covers or [], choice, strict=covers is not None)
+    )
+    return Terms(terms.attraction, terms.separation, terms.total - objective.coverage * covered, covered)
+
+
+@pytest.mark.parametrize(("by", "coverage"), [("balls", 0.0), ("balls", 0.5), ("distance", 0.5)])
+@pytest.mark.parametrize("shortlist", [64, 1])
+@pytest.mark.parametrize("normalization", ["per_class", "none"])
+def test_no_single_swap_improves_a_selection_of_images(normalization, coverage, shortlist, by, monkeypatch):
+    monkeypatch.setattr(image_selection, "SHORTLIST", shortlist)
+    objective = Objective(0.4, 0.9, 0.01, normalization, coverage)
+    for seed in range(2):
+        images, reals, real = instance(4, 8, seed, noise=3.0, width=4)
+        problem = images, real, objective
+        covers = covers_of(images, reals, by)
+        result = select_images(*problem, 3, covers)
+        total = evaluate_images(result.choice, *problem, covers).total
+        assert result.terms.total == pytest.approx(total, abs=1e-5)
+        for i, out, into in itertools.product(range(4), range(3), range(8)):
+            if into not in result.choice[i]:
+                swapped = result.choice.copy()
+                swapped[i, out] = into
+                after = evaluate_images(swapped, *problem, covers).total
+                assert after > total - 3 * objective.tolerance(4)
+
+
+@pytest.mark.parametrize("chosen", [[1, 4, 5, 8], [3]])
+@pytest.mark.parametrize("kind", ["balls", "distance"])
+def test_changes_of_coverage_are_those_of_its_definition(kind, chosen):
+    rng = np.random.default_rng(0)
+    covers = rng.random((9, 30)) if kind == "distance" else (rng.random((9, 30)) < 0.2).astype(float)
+    chosen, free = np.array(chosen), np.setdiff1d(np.arange(9), chosen)
+    changes = coverage_changes(covers, chosen, free)
+    for (a, out), (b, into) in itertools.product(enumerate(chosen), enumerate(free)):
+        before = covers[chosen].max(axis=0).mean()
+        after = covers[[into if n == out else n for n in chosen]].max(axis=0).mean()
+        assert changes[a, b] == pytest.approx(after - before, abs=1e-12)
+
+
+def test_images_are_chosen_at_least_as_well_as_the_subgroups_they_come_in():
+    images, _, real = instance(20, 12)
+    groups = [unit(pool.reshape(4, 3, -1).mean(axis=1)) for pool in images]
+    subgroups = select(groups, real, PAPER)
+    start = subgroups.choice[:, None] * 3 + np.arange(3)
+    result = select_images(images, real, PAPER, 3, start=start)
+    assert evaluate_images(start, images, real, PAPER).total == pytest.approx(subgroups.objective, rel=1e-4)
+    assert result.objective < subgroups.objective - 0.01
+
+
+def test_a_weight_on_coverage_raises_it():
+    images, reals, real = instance(10, 20, noise=1.5)
+    covers = covers_of(images, reals)
+    objectives = [Objective(0.4, 0.9, coverage=weight) for weight in (0.0, 5.0)]
+    plain, wide = (select_images(images, real, objective, 4, covers).terms for objective in objectives)
+    assert wide.coverage > plain.coverage
+    assert wide.attraction > plain.attraction
+
+
+def test_a_real_image_lies_in_the_ball_whose_surface_it_is_on():
+    """Of real images as candidates, each ball holds its own image and the k nearest others, the k-th too."""
+    real = unit(np.random.default_rng(5).normal(size=(300, 24)))
+    assert ball_table(real, real, 5).sum(axis=0).min() == 6
+
+
+def test_coverage_counts_the_balls_that_hold_an_image():
+    rng = np.random.default_rng(0)
+    images, real = unit(rng.random((6, 4))), unit(rng.random((9, 4)))
+    for m, n in itertools.product(range(9), range(6)):
+        radius = np.sort(np.linalg.norm(real - real[m], axis=1))[3]
+        assert ball_table(images, real, 3)[n, m] == (np.linalg.norm(real[m] - images[n]) <= radius)
+
+
+def test_closeness_falls_with_the_distance_to_the_nearest_chosen_image():
+    rng = np.random.default_rng(0)
+    images, real = unit(rng.random((6, 4)) - 0.5), unit(rng.random((9, 4)) - 0.5)
+    distances = np.linalg.norm(images[:, None] - real[None], axis=2)
+    table = closeness_table(images, real)
+    assert table == pytest.approx(1 - distances / 2)
+    nearest = distances[[1, 4]].min(axis=0)
+    assert covered_share(table, np.array([1, 4])) == pytest.approx(1 - nearest.mean() / 2)
+
+
+def test_same_images_for_any_number_of_shards():
+    images, reals, real = instance(10, 9)
+    problem = images, real, Objective(0.4, 0.9, coverage=0.3), 3, covers_of(images, reals)
+    whole = select_images(*problem)
+    for num_shards in (2, 3, 7, 16):
+        result = select_images(*problem, num_shards=num_shards)
+        assert np.array_equal(result.choice, whole.choice)
+        assert result.terms == whole.terms
+
+
+def test_a_pool_of_exactly_the_size_is_taken_whole():
+    images, _, real = instance(4, 3)
+    assert select_images(images, real, PAPER, 3).choice.tolist() == [[0, 1, 2]] * 4

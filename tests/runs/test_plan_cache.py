@@ -1,0 +1,68 @@
+"""A run is found again by what shows from outside, and by nothing less."""
+
+import os
+
+import pytest
+
+from ims3_ray.config.load import load_config, parse_overrides
+from ims3_ray.runs import plan_cache
+from ims3_ray.storage.artifacts import open_directory
+
+
+@pytest.fixture
+def words(tmp_path):
+    for place in ("train/cat", "train/dog", "test/cat", "test/dog", "model"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "a").write_bytes(b"1")
+    model = tmp_path / "model"
+    return [
+        *(f"data.{split}={tmp_path / split}" for split in ("train", "test")),
+        *("data.validation=null", f"model.path={model}", f"embed.extractor={model}"),
+    ]
+
+
+def signature(words, *more):
+    return plan_cache.signature(load_config("digits", parse_overrides([*words, *more])))
+
+
+@pytest.mark.parametrize("file", ["train/cat/a", "test/dog/a", "model/a"])
+def test_another_file_another_signature(words, tmp_path, file):
+    before = signature(words)
+    assert before == signature(words)
+    os.utime(tmp_path / file, ns=(0, 0))
+    assert before != signature(words)
+
+
+def test_a_file_more_or_another_field_is_another_signature_and_the_number_of_workers_is_not(words, tmp_path):
+    before = signature(words)
+    assert before == signature(words, "workers.actors=7", f"storage={tmp_path}/elsewhere")
+    assert before != signature(words, "select.alpha=0.3")
+    assert before != signature(words, "workers.device=cuda")
+    (tmp_path / "train" / "dog" / "b").write_bytes(b"2")
+    assert before != signature(words)
+
+
+def test_what_does_not_show_from_outside_has_no_signature(words, monkeypatch):
+    assert signature(words, "model.path=some/model") is None
+    assert signature(words, f"model.path=some/model@{'0' * 40}") is not None
+    assert signature(words, "finetune.batch_size=auto") is None
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    assert signature(words) is None
+
+
+def test_a_damaged_receipt_is_none(words, tmp_path):
+    storage, config = open_directory(str(tmp_path / "runs")), load_config("digits", parse_overrides(words))
+    plan_cache.write(
+        storage, plan_cache.signature(config), "digits-0", {"encode": "latents/0"}, ["note"], is_finished=True
+    )
+    kept = plan_cache.find(storage, config)
+    assert kept == {
+        "run": "digits-0",
+        "steps": [("encode", "latents/0")],
+        "notes": ["note"],
+        "is_finished": True,
+    }
+    (place,) = (tmp_path / "runs" / "index").iterdir()
+    for damage in ("", "{}", "[]", '{"run": 1, "steps": 3, "notes": [], "is_finished": true}'):
+        place.write_text(damage)
+        assert plan_cache.find(storage, config) is None

@@ -1,0 +1,121 @@
+"""What a step of fine-tuning draws: the values that lie in the storage, from a disk instead of memory."""
+
+import tempfile
+import tracemalloc
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from ims3_ray.config.finetune import Finetune
+from ims3_ray.method import seeding
+from ims3_ray.method.rng import generator, normal
+from ims3_ray.method.schedule import NUM_TRAIN_TIMESTEPS, grid_index_below, inversion_grid
+from ims3_ray.stages.finetune.batch import Images, Source
+from ims3_ray.storage import schemas
+from ims3_ray.storage.artifacts import complete, open_directory
+
+SETTINGS, POINTS, SEED = Finetune(epochs=2, batch_size=4, micro_batches=2), 3, 5
+
+
+@pytest.fixture(autouse=True)
+def own_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+
+def source(folder, num_parts=3, rows=5, side=2, mirror=True):
+    """Latents and inversions of random images, in parts."""
+    numbers = np.random.default_rng(0)
+    made = [open_directory(f"{folder}/{noun}") for noun in ("latents", "inversions")]
+    for part in range(num_parts):
+        ids = np.array([f"{part}-{row}" for row in range(rows)], object)
+        keys = {"image_id": ids, "label": numbers.integers(0, 3, rows)}
+        z, inverted = dict(keys), dict(keys)
+        for view in ("", "mirror_") if mirror else ("",):
+            for name in ("mean", "logvar"):
+                z[view + name] = numbers.normal(size=(rows, 4, side, side)).astype(np.float16)
+            shape = (rows, POINTS, 4, side, side)
+            inverted[f"{view}inversion"] = numbers.normal(size=shape).astype(np.float16)
+        kinds = (schemas.MIRRORED_LATENTS, schemas.MIRRORED_INVERSIONS)
+        kinds = kinds if mirror else (schemas.LATENTS, schemas.INVERSIONS)
+        for place, columns, table in zip(made, (z, inverted), kinds, strict=True):
+            place.write(f"part-{part:05d}.parquet", schemas.to_parquet(columns, table))
+    for place in made:
+        complete(place, {"rows": num_parts * rows})
+    return Source(*made, mirror=mirror, points=POINTS, model_labels=[7, 8, 9])
+
+
+def all_in_memory(given):
+    """The columns as one would read them at once."""
+    from ims3_ray.storage.artifacts import read_rows
+
+    z = read_rows(given.latents, schemas.MIRRORED_LATENTS if given.mirror else schemas.LATENTS)
+    kind = schemas.MIRRORED_INVERSIONS if given.mirror else schemas.INVERSIONS
+    return z | read_rows(given.inversions, kind)
+
+
+@pytest.mark.parametrize("mirror", [True, False])
+def test_a_batch_has_the_bits_that_it_has_with_all_images_in_memory(tmp_path, mirror):
+    given = source(tmp_path, mirror=mirror)
+    images, held = Images(given, SETTINGS, SEED), all_in_memory(given)
+    for step in range(6):
+        batch, rows = images.draw(step), images.rows(step)
+        own = [generator("finetune", SEED, step, position) for position in range(4)]
+        flips = torch.stack([torch.rand(2, generator=g) for g in own]).double()[:, 0] < 0.5
+        t = torch.stack([torch.randint(1, NUM_TRAIN_TIMESTEPS, (), generator=g) for g in own])
+        noise = normal(own, (2, 4, 2, 2))
+        k = grid_index_below(t, inversion_grid(POINTS))
+        views = ["mirror_" if flip and mirror else "" for flip in flips]
+
+        def pick(column, *place, rows=rows, views=views):
+            values = [held[view + column][row] for view, row in zip(views, rows, strict=True)]
+            values = [v[p] for v, p in zip(values, *place, strict=True)] if place else values
+            return torch.from_numpy(np.stack(values)).float()
+
+        assert torch.equal(batch.z0, pick("mean") + (0.5 * pick("logvar")).exp() * noise[:, 0])
+        assert torch.equal(batch.eps, noise[:, 1])
+        assert torch.equal(batch.inverted, pick("inversion", (k - 1).clamp_min(0).tolist()))
+        assert batch.label.tolist() == [7 + held["label"][row] for row in rows]
+    images.close()
+
+
+def test_the_permutation_is_drawn_once_an_epoch(tmp_path, monkeypatch):
+    drawn, real = [], seeding.permutation
+    monkeypatch.setattr(seeding, "permutation", lambda *key: drawn.append(key[-1]) or real(*key))
+    images = Images(source(tmp_path), SETTINGS, SEED)
+    taken = [images.rows(step).tolist() for step in range(6) for _ in range(4)]
+    assert drawn == [0, 1]
+    images.rows(0)
+    assert [images.rows(step).tolist() for step in range(6)] == taken[::4]
+    for epoch in (taken[:12:4], taken[12::4]):  # 3 batches of 4 among 15 images
+        assert len({row for batch in epoch for row in batch}) == 12
+
+
+@pytest.mark.slow
+def test_a_workers_memory_does_not_grow_with_the_data_set(tmp_path):
+    peaks, sizes = [], []
+    for count in (6, 60):
+        given = source(tmp_path / str(count), count, rows=20, side=16)
+        before = pa.total_allocated_bytes()
+        tracemalloc.start()
+        images = Images(given, SETTINGS, SEED)
+        for step in range(0, 5 * count, 7):
+            images.draw(step)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert pa.total_allocated_bytes() == before
+        sizes.append(sum(path.stat().st_size for path in tmp_path.rglob("*.bin")))
+        images.close()
+    assert sizes[1] == 10 * sizes[0] > 10**7
+    assert peaks[1] - peaks[0] < 0.01 * (sizes[1] - sizes[0])  # names of parts, places of images
+
+
+def test_latents_and_inversions_of_different_images_are_never_matched(tmp_path):
+    given = source(tmp_path)
+    other = source(tmp_path / "other", rows=5)
+    swapped = other.inversions.read("part-00001.parquet")
+    given.inversions.write("part-00002.parquet", swapped)
+    complete(given.inversions, {"rows": 15})
+    with pytest.raises(AssertionError, match="other images"):
+        Images(given, SETTINGS, SEED)

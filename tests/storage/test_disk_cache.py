@@ -1,0 +1,127 @@
+"""Rows on a machine's own disk: the same values, filled once, gone when nobody uses them."""
+
+import subprocess
+import sys
+import tempfile
+import textwrap
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from ims3_ray.errors import InputError
+from ims3_ray.storage.disk_cache import open_cache, remove_unused, rows_folder
+from ims3_ray.storage.prefetch import ahead
+
+
+@pytest.fixture(autouse=True)
+def own_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+
+def parts(count=3, rows=4, seed=0):
+    draws = np.random.default_rng(seed)
+    for place in range(count):
+        label = np.arange(rows) + rows * place
+        yield {"label": label, "value": draws.normal(size=(rows, 5, 2, 3)).astype(np.float16)}
+
+
+def whole(**options):
+    return {name: np.concatenate([part[name] for part in parts(**options)]) for name in ("label", "value")}
+
+
+def test_rows_come_back_bit_for_bit_in_any_order():
+    rows, expected = open_cache("k", parts, 1, "free some"), whole()
+    wanted = np.array([7, 0, 11, 7])
+    assert rows.count == 12
+    assert rows.shape("value") == (5, 2, 3)
+    assert np.array_equal(rows.read("label", wanted), expected["label"][wanted])
+    assert np.array_equal(rows.read("value", wanted), expected["value"][wanted])
+    inner = np.array([4, 0, 2, 1])
+    assert np.array_equal(rows.read("value", wanted, inner), expected["value"][wanted, inner])
+
+
+def test_they_are_filled_once_and_removed_by_the_last_that_closes_them():
+    filled = []
+    first, second = (open_cache("k", lambda: filled.append(1) or parts(), 1, "") for _ in range(2))
+    assert filled == [1]
+    first.close()
+    assert second.read("label", [3]).tolist() == [3]
+    second.close()
+    assert not [entry for entry in rows_folder().iterdir() if entry.is_dir()]
+
+
+def test_a_fill_that_was_killed_is_begun_anew():
+    def killed():
+        yield next(parts())
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        open_cache("k", killed, 1, "")
+    rows = open_cache("k", parts, 1, "")
+    assert rows.count == 12
+    assert np.array_equal(rows.read("value", range(12)), whole()["value"])
+
+
+def test_what_a_killed_process_left_serves_again_and_goes_before_others_are_filled(tmp_path):
+    script = f"""
+        import os, tempfile
+        tempfile.tempdir = {str(tmp_path)!r}
+        import numpy as np
+        from ims3_ray.storage.disk_cache import open_cache
+        open_cache("left", lambda: [{{"label": np.arange(2)}}], 1, "")
+        os.kill(os.getpid(), 9)
+    """
+    assert subprocess.run([sys.executable, "-c", textwrap.dedent(script)]).returncode == -9
+    assert (rows_folder() / "left").is_dir()
+    used = open_cache("used", parts, 1, "")
+    assert not (rows_folder() / "left").exists()
+    open_cache("third", parts, 1, "")
+    assert used.read("label", [0]).tolist() == [0]
+    again = open_cache("used", lambda: pytest.fail("it is there"), 1, "")
+    assert again.count == 12
+
+
+def test_mapped_rows_are_the_stored_ones_and_writing_to_them_changes_no_file():
+    rows, expected = open_cache("k", parts, 1), whole()
+    values = rows.mapped("value")
+    assert np.array_equal(values, expected["value"])
+    values[:] = 0
+    assert np.array_equal(rows.read("value", range(12)), expected["value"])
+    assert np.array_equal(rows.mapped("value"), expected["value"])
+
+
+def test_kept_rows_serve_whoever_comes_next_and_are_removed_only_while_nobody_uses_them():
+    open_cache("k", parts, 1).close(keep=True)
+    again = open_cache("k", lambda: pytest.fail("it is there"), 1)
+    remove_unused(["k", "never there"])
+    assert again.read("label", [3]).tolist() == [3]
+    again.close(keep=True)
+    remove_unused(["k"])
+    assert not [entry for entry in rows_folder().iterdir() if entry.is_dir()]
+
+
+def test_a_disk_without_room_is_refused_before_a_byte_is_written():
+    with pytest.raises(InputError, match=r"has room for .* GB, .* take 1000000000\.0 GB .*; free some"):
+        open_cache("k", lambda: pytest.fail("read"), 1e18, "free some")
+
+
+def test_memory_is_a_part_or_a_batch_however_many_rows_there_are():
+    peaks = []
+    for count in (2, 40):
+        tracemalloc.start()
+        rows = open_cache(f"k{count}", lambda count=count: parts(count, rows=2000), 1, "")
+        for start in range(0, rows.count - 8, 500):
+            rows.read("value", range(start, start + 8))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        rows.close()
+    assert peaks[1] < 1.3 * peaks[0]
+
+
+def test_reading_ahead_keeps_the_order_and_few_results_at_a_time():
+    read, used = [], []
+    for value in ahead(lambda item: read.append(item) or item * item, range(50), 3):
+        used.append(value)
+        assert len(read) <= len(used) + 3
+    assert used == [item * item for item in range(50)]

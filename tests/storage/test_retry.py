@@ -1,0 +1,271 @@
+"""A storage in trouble: what passes is waited out and told once, what lasts is raised at once, a full disk is
+one line.
+"""
+
+import errno
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+
+import fsspec
+import pytest
+from pyarrow import fs
+
+from ims3_ray import cli
+from ims3_ray.errors import InputError
+from ims3_ray.storage import retry
+from ims3_ray.storage.artifacts import Directory, open_directory
+
+SLOW_DOWN = (
+    "When listing: AWS Error SLOW_DOWN during ListObjectsV2 operation: Please reduce your request rate"
+)
+
+
+class Failing(fs.FSSpecHandler):
+    """A filesystem in memory, whose operations raise `error` while `left` is above 0."""
+
+    error, left, calls, lock = OSError(SLOW_DOWN), 0, 0, threading.Lock()
+
+    def _trouble(self):
+        with self.lock:  # threads count together
+            self.calls += 1
+            if self.left > 0:
+                self.left -= 1
+                raise type(self.error)(*self.error.args)
+
+    def get_file_info(self, paths):
+        self._trouble()
+        return super().get_file_info(paths)
+
+    def get_file_info_selector(self, selector):
+        self._trouble()
+        return super().get_file_info_selector(selector)
+
+    def open_input_file(self, path):
+        self._trouble()
+        return super().open_input_file(path)
+
+    def open_output_stream(self, path, metadata):
+        self._trouble()
+        return super().open_output_stream(path, metadata)
+
+    def delete_dir(self, path):
+        self._trouble()
+        return super().delete_dir(path)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Pauses, which take no time but that of a clock of their own."""
+    pauses = []
+    monkeypatch.setattr(retry, "_troubles", {})
+    monkeypatch.setattr(retry.time, "sleep", pauses.append)
+    monkeypatch.setattr(retry.time, "monotonic", lambda: 1000.0 + sum(pauses))
+    return pauses
+
+
+@pytest.fixture
+def failing():
+    return Failing(fsspec.filesystem("memory", skip_instance_cache=True))
+
+
+@pytest.fixture
+def bucket(failing, tmp_path):
+    return Directory(fs.PyFileSystem(failing), f"{tmp_path}/runs", f"s3://bucket{tmp_path}/runs")
+
+
+def test_every_operation_comes_back_and_the_trouble_is_told_once(bucket, failing, clock, caplog):
+    operations = {
+        "write": (lambda: bucket.write("a/b", b"data"), None),
+        "read": (lambda: bucket.read("a/b"), b"data"),
+        "exists": (lambda: bucket.exists("a/b"), True),
+        "has_directory": (lambda: bucket.has_directory("a"), True),
+        "files": (lambda: list(bucket.files()), ["a/b"]),
+        "folders": (lambda: list(bucket.folders()), ["a"]),
+        "delete a file": (lambda: (bucket / "a/b").delete(), None),
+        "delete": (lambda: bucket.delete(), None),
+    }
+    for name, (act, wanted) in operations.items():
+        failing.left, before = 3, len(clock)
+        assert act() == wanted, name
+        assert clock[before:] == [1.0, 2.0, 4.0], name
+        clock.append(retry.QUIET_S)
+        (line,) = caplog.messages
+        caplog.clear()
+        assert line.startswith("s3://bucket")
+        assert f"answers with an error ({SLOW_DOWN})" in line
+        assert "up to 120 s" in line
+    assert not bucket.files()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(errno.ENOENT, "not there"),
+        PermissionError(errno.EACCES, "not allowed"),
+        OSError("AWS Error ACCESS_DENIED during HeadObject operation: No response body."),
+        OSError("AWS Error NO_SUCH_BUCKET during CreateMultipartUpload operation"),
+        OSError("AWS Error UNKNOWN (HTTP status 400) during ListObjectsV2 operation: ExpiredToken"),
+    ],
+)
+def test_what_lasts_is_raised_at_once(bucket, failing, clock, caplog, error):
+    failing.error, failing.left = error, 1
+    with pytest.raises(type(error)) as raised:
+        bucket.read("a")
+    assert not isinstance(raised.value, InputError)
+    assert (failing.calls, clock, caplog.messages) == (1, [], [])
+
+
+def test_a_disk_of_this_machine_is_not_waited_for(tmp_path, clock, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.EIO, "input/output error")
+
+    monkeypatch.setattr("ims3_ray.storage.directory._write_local", fail)
+    with pytest.raises(OSError, match="input/output error"):
+        open_directory(str(tmp_path)).write("a", b"")
+    assert clock == []
+
+
+def test_patience_ends_in_one_line_and_is_not_begun_anew_by_what_follows(bucket, failing, clock, caplog):
+    failing.left = 10**6
+    for seconds in (retry.PATIENCE_S, 0.0):
+        before = sum(clock)
+        with pytest.raises(
+            InputError, match=r"^s3://bucket.*SLOW_DOWN.* for 120 s; run the same command again to go on$"
+        ):
+            bucket.read("a")
+        assert sum(clock) - before == seconds
+        assert max(clock) <= retry.LONGEST_PAUSE_S
+    assert len(caplog.messages) == 1
+    failing.left = 0
+    bucket.write("a", b"")
+    failing.left = 2
+    assert bucket.read("a") == b""
+
+
+def test_errors_now_and_then_are_told_once_and_waited_out_each_by_itself(bucket, failing, clock, caplog):
+    bucket.write("a", b"")
+    for _ in range(100):
+        failing.left = 2
+        assert bucket.read("a") == b""
+    assert len(caplog.messages) == 1
+    assert sum(clock) > retry.PATIENCE_S
+
+
+def test_threads_tell_it_once(bucket, failing, clock, caplog, monkeypatch):
+    monkeypatch.setattr(retry.time, "monotonic", lambda: 1000.0)  # pauses at the same time do not add up
+    bucket.write("a", b"")
+    failing.left = 8
+    threads = [threading.Thread(target=bucket.read, args=("a",)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(caplog.messages) == 1
+    assert failing.left == 0
+
+
+def test_what_ray_wraps_is_seen_through(clock):
+    class WorkersError(RuntimeError):
+        worker_failures = {0: OSError(SLOW_DOWN)}  # noqa: RUF012
+
+    tries = iter([WorkersError("2 workers failed"), WorkersError("again"), None])
+
+    def act():
+        if error := next(tries):
+            raise error
+        return "made"
+
+    assert retry.with_retries("s3://bucket/checkpoints", act) == "made"
+    assert clock == [1.0, 2.0]
+    for error in (RuntimeError("a bug"), InputError("said already")):
+        with pytest.raises(type(error), match=str(error)):
+            retry.with_retries("s3://bucket/x", lambda error=error: (_ for _ in ()).throw(error))
+
+
+def test_a_full_store_is_not_waited_for(bucket, failing, clock):
+    failing.error, failing.left = OSError("AWS Error UNKNOWN (HTTP status 507): XMinioStorageFull"), 1
+    with pytest.raises(
+        InputError, match=r"no space left.*choose another storage=…, then run the same command again"
+    ):
+        bucket.write("a", b"")
+    assert clock == []
+
+
+def test_the_command_line_knows_a_full_disk_wherever_it_is_met(capsys):
+    def fail():
+        try:
+            raise OSError(errno.EDQUOT, "Disk quota exceeded", "/data/runs/x")
+        except OSError as error:
+            raise RuntimeError("a worker died") from error
+
+    assert cli.guarded(fail) == cli.BAD_INPUT
+    assert capsys.readouterr().err == (
+        "error: /data/runs/x: no space left (Disk quota exceeded); free some or choose another storage=…, "
+        "then run the same command again to go on\n"
+    )
+
+
+def test_what_a_task_of_ray_raised_is_told_without_its_trace(capsys):
+    from ray.exceptions import RayTaskError
+
+    def fail(error):
+        def act():
+            raise RayTaskError("write_class", "a trace\nof many lines", error).as_instanceof_cause()
+
+        return act
+
+    assert cli.guarded(fail(InputError("/data/x: no space left"))) == cli.BAD_INPUT
+    assert capsys.readouterr().err == "error: /data/x: no space left\n"
+    assert cli.guarded(fail(OSError(errno.ENOSPC, "No space left on device", "/data/x"))) == cli.BAD_INPUT
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: /data/x: no space left (No space left on device)")
+
+
+def on_small_disk(folder, script):
+    """Output of a script in a file system of 1 MB; skips where none can be mounted."""
+    folder.mkdir()
+    mounted = 'mount -t tmpfs -o size=1m tmpfs "$0" && cd "$0" && '
+    words = ["unshare", "-rm", "bash", "-c"]
+    if subprocess.run([*words, mounted + "true", folder], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    words += [mounted + 'exec "$@"', folder, sys.executable, "-c", textwrap.dedent(script)]
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_full_disk_is_one_line_leaves_nothing_half_written_and_works_again_with_space(tmp_path):
+    script = """
+        import os
+        from ims3_ray.storage.artifacts import open_storage
+        from ims3_ray.errors import InputError
+
+        def refused(act):
+            try:
+                act()
+            except InputError as error:
+                print(error)
+            else:
+                raise SystemExit("was not refused")
+
+        root = open_storage("runs")
+        root.write("old", b"kept")
+        refused(lambda: root.write("part", bytes(2**21)))
+        refused(lambda: root.write("old", bytes(2**21)))
+        assert sorted(os.listdir("runs")) == ["format.json", "old"] and root.read("old") == b"kept"
+        left = os.statvfs(".").f_bavail * os.statvfs(".").f_frsize
+        root.write("filling", bytes(left))
+        refused(lambda: open_storage("other"))
+        (root / "filling").delete()
+        open_storage("other").write("part", bytes(left // 2))
+    """
+    lines = on_small_disk(tmp_path / "disk", script).splitlines()
+    assert len(lines) == 3
+    for line, place in zip(lines, ("runs/part", "runs/old", "other/"), strict=True):
+        assert f"{tmp_path}/disk/{place}" in line
+        assert "no space left" in line
+        assert line.endswith("again to go on")
