@@ -167,8 +167,8 @@ class Trainer:
         if not target.requires_grad:  # a term that no image of this part has
             return torch.zeros_like(self.ema)
         gradients = torch.autograd.grad(target, self.parameters, retain_graph=keep, allow_unused=True)
-        pairs = zip(self.parameters, gradients, strict=True)  # pyright: ignore[reportUnnecessaryComparison]: allow_unused
-        return _flat([torch.zeros_like(p) if g is None else g for p, g in pairs])
+        pairs = zip(self.parameters, gradients, strict=True)
+        return _flat([torch.zeros_like(p) if g is None else g for p, g in pairs])  # pyright: ignore[reportUnnecessaryComparison]: allow_unused
 
     def _weights(self, norms: Float[Tensor, " terms"]) -> Float[Tensor, " terms"]:
         weights: list[Tensor] = []
