@@ -51,6 +51,6 @@ def test_300_classes_on_a_store_that_fails_at_random_survive_a_kill_in_every_sta
         print(f"{outcome.seconds:.0f} s, {requests} requests, {store.refused} refused")
         print("; ".join(outcome.killed))
         assert outcome.code == 0, outcome
-        assert [re.search("in ([a-z]+) ", line)[1] for line in outcome.killed] == list(STAGES)
+        assert [re.search(" in ([a-z]+) after ", line)[1] for line in outcome.killed] == list(STAGES)
         assert store.refused > FAILING / 2 * requests
         assert checksums(f"s3://{BUCKET}/runs") == checksums(tmp_path / "runs")
