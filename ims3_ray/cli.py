@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from . import progress
-from .display import one_line, redacted
-from .errors import InputError, chain
+from .display import one_line, redact
+from .errors import InputError, error_chain
 from .jobs import COMMANDS
 from .storage.retry import is_full, no_space
 
@@ -42,7 +42,7 @@ class Warnings(logging.Handler):
     """Ours, a line each."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        progress.say(self.format(record), progress.screen())
+        progress.print_line(self.format(record), progress.message_stream())
 
 
 def job(name: str) -> int:
@@ -54,12 +54,12 @@ def _as_process(run: Callable[[], int]) -> int:
     """SIGTERM stops it as Ctrl-C does. What libraries wrote stays where it failed, and until it has ended."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(signal.SIGTERM))
     with suppress(OSError):  # no room for a file, and none for work either, which says so
-        progress.keep_libraries_apart()
+        progress.redirect_library_output()
     code = 0
     try:
         code = run()
     finally:
-        if code != FAILURE and (log := progress.log()):
+        if code != FAILURE and (log := progress.library_log()):
             log.unlink(missing_ok=True)
     return code
 
@@ -158,7 +158,7 @@ def _is_unheard() -> bool:
 
 def bad_input_behind(error: BaseException) -> InputError | None:
     """What a person can mend, from inside what Ray wraps around it: an InputError, or a full disk."""
-    for inner in chain(error):
+    for inner in error_chain(error):
         if isinstance(inner, InputError):
             return inner
         if isinstance(inner, OSError) and inner.errno == errno.ENAMETOOLONG:
@@ -176,17 +176,17 @@ def _say(error: InputError) -> int:
 
 
 def _tell(line: str) -> None:
-    progress.say(line, progress.screen())
+    progress.print_line(line, progress.message_stream())
 
 
 def _write_log(trace: str) -> str:
     """The path of the file with the trace, which its owner alone can read."""
-    path = progress.log() or progress.new_log()
+    path = progress.library_log() or progress.create_log()
     with path.open("a", encoding="utf-8", errors="backslashreplace") as stream:
-        stream.write(redacted(trace))
+        stream.write(redact(trace))
     return str(path)
 
 
 def _first_line(error: BaseException) -> str:
-    lines = [one_line(line) for line in redacted(str(error)).splitlines() if line.strip()]
+    lines = [one_line(line) for line in redact(str(error)).splitlines() if line.strip()]
     return lines[-1][:300] if lines else "no message"

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Mapping
 # printed at all.
 UNPRINTABLE = r"\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff"
 HIDDEN = "***"
-SECRETS = (  # environment variables whose values are shown nowhere
+SECRET_VARIABLES = (  # environment variables whose values are shown nowhere
     "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AZURE_STORAGE_KEY", "HF_TOKEN", "MLFLOW_TRACKING_PASSWORD",
     "MLFLOW_TRACKING_TOKEN", "RAY_AUTH_TOKEN",
 )  # fmt: skip
-LEAST_SECRET = 6  # characters: what is shorter would blot out words
+MIN_SECRET = 6  # characters: what is shorter would blot out words
 _USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^\s'\"]*)@")
 _SECRET_FIELD = re.compile(
     r"([?&;][^=&;\s]*(?:secret|token|passw|pwd|credential|signature|access_?key|sig)[^=&;\s]*=)[^&;\s'\"]+",
@@ -24,7 +24,7 @@ _SECRET_FIELD = re.compile(
 _PUBLIC_USERS = ("abfs", "abfss", "gs", "gcs", "hdfs", "viewfs")
 
 
-def some(values: Iterable[object], most: int = 5, show: Callable[[object], str] = repr) -> str:
+def first_few(values: Iterable[object], most: int = 5, show: Callable[[object], str] = repr) -> str:
     """The first few of them, and how many more there are."""
     shown = [show(value) for value in values]
     return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
@@ -35,7 +35,7 @@ def noun(number: int, plural: str) -> str:
     return re.sub("(?<=ss)es$|s$", "", plural) if number == 1 else plural
 
 
-def size(num_bytes: float) -> str:
+def format_bytes(num_bytes: float) -> str:
     """As a person reads it: "12.3 GB"."""
     for unit, power in {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}.items():
         if num_bytes >= 0.9995 * power:  # else three digits of it are 1e+03
@@ -43,7 +43,7 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes:.0f} B"
 
 
-def mismatch(found: Mapping[str, object], expected: Mapping[str, object]) -> str:
+def describe_mismatch(found: Mapping[str, object], expected: Mapping[str, object]) -> str:
     """The names that are missing, left over or of another shape; "" where both hold the same."""
     problems = {
         "missing": [name for name in expected if name not in found],
@@ -54,29 +54,29 @@ def mismatch(found: Mapping[str, object], expected: Mapping[str, object]) -> str
             if name in found and found[name] != shape
         ],
     }
-    return "; ".join(f"{problem}: {some(names, 3, str)}" for problem, names in problems.items() if names)
+    return "; ".join(f"{problem}: {first_few(names, 3, str)}" for problem, names in problems.items() if names)
 
 
 def one_line(text: str) -> str:
     """The same on one line: breaks are blanks, other control characters `\\x1b`."""
-    return named(re.sub(r"[ ]*[\t-\r\x1c-\x1e\x85\u2028\u2029]+[ ]*", " ", text).strip())
+    return escape_unprintable(re.sub(r"[ ]*[\t-\r\x1c-\x1e\x85\u2028\u2029]+[ ]*", " ", text).strip())
 
 
-def named(name: str) -> str:
+def escape_unprintable(name: str) -> str:
     """A name that someone else chose, every control character in it as its escape: `a\\nb`."""
     return re.sub(f"[{UNPRINTABLE}]", lambda found: found[0].encode("unicode_escape").decode(), name)
 
 
-def redacted(text: str) -> str:
+def redact(text: str) -> str:
     """Without credentials in URIs, and without the values of SECRETS."""
-    text = without_credentials(text)
-    for value in {os.environ.get(name, "") for name in SECRETS}:
-        if len(value) >= LEAST_SECRET:
+    text = redact_uris(text)
+    for value in {os.environ.get(name, "") for name in SECRET_VARIABLES}:
+        if len(value) >= MIN_SECRET:
             text = text.replace(value, HIDDEN)
     return text
 
 
-def without_credentials(text: str) -> str:
+def redact_uris(text: str) -> str:
     """URIs in it without user and password, and without the values of fields such as `?secret_key=`."""
 
     def masked(found: re.Match) -> str:
@@ -88,12 +88,12 @@ def without_credentials(text: str) -> str:
     return _SECRET_FIELD.sub(rf"\1{HIDDEN}", _USER.sub(masked, text))
 
 
-def as_text(text: str) -> str:
+def markdown_text(text: str) -> str:
     """The same in Markdown: on one line, and nothing in it is a tag, a link or emphasis."""
     return re.sub(r"[\\`*\[\]<>&|~$]|(?<!\w)_|_(?!\w)", lambda found: f"&#{ord(found[0])};", one_line(text))
 
 
-def as_code(text: str) -> str:
+def markdown_code(text: str) -> str:
     """The same as code in Markdown, between more backticks than it holds."""
     text = one_line(text)
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from .display import one_line, redacted
+from .display import one_line, redact
 
-LONGEST = 500  # characters of an error in a record
+MAX_LENGTH = 500  # characters of an error in a record
 
 
 class InputError(ValueError):
@@ -15,15 +15,15 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str):
-        super().__init__(one_line(redacted(message)))
+        super().__init__(one_line(redact(message)))
 
 
-def describe(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """What was raised, for a record: on one line, without secrets, cut where it is long."""
-    return one_line(redacted(f"{type(error).__name__}: {error}"))[:LONGEST]
+    return one_line(redact(f"{type(error).__name__}: {error}"))[:MAX_LENGTH]
 
 
-def chain(error: BaseException) -> Iterator[BaseException]:
+def error_chain(error: BaseException) -> Iterator[BaseException]:
     """The exception and all behind it: causes, contexts, and what Ray wraps.
 
     What a task of Ray raised comes as itself, without Ray's copy: that is of the same type, and its text a

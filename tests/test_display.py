@@ -2,7 +2,7 @@
 
 import pytest
 
-from ims3_ray.display import noun, size
+from ims3_ray.display import format_bytes, noun
 
 
 @pytest.mark.parametrize(
@@ -31,4 +31,4 @@ def test_one_is_no_plural(number, plural, said):
     ],
 )
 def test_a_size_has_three_digits_and_a_unit(num_bytes, said):
-    assert size(num_bytes) == said
+    assert format_bytes(num_bytes) == said

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from ims3_ray.progress import bar, say, timer, waiting
+from ims3_ray.progress import bar, print_line, spinner, timed
 
 
 def test_a_log_gets_a_line_a_minute_and_one_at_the_end(capsys, monkeypatch):
@@ -79,8 +79,8 @@ def test_a_stream_that_breaks_while_a_bar_is_drawn_ends_in_its_error_and_no_wait
 
 
 def test_a_bar_ends_in_one_line_that_says_what_was_done_and_none_where_it_failed(capsys):
-    with bar("evaluate", 1, "classifiers") as shown, timer("report"), waiting("start"):
-        say("beside them")
+    with bar("evaluate", 1, "classifiers") as shown, timed("report"), spinner("start"):
+        print_line("beside them")
         shown.update()
     with bar("select", 9, "classes", done=7) as shown:
         shown.update(2)
@@ -100,14 +100,14 @@ def test_a_bar_ends_in_one_line_that_says_what_was_done_and_none_where_it_failed
 WRITES = """
 import logging, os, sys, warnings
 from ims3_ray import progress
-progress.keep_libraries_apart()
+progress.redirect_library_output()
 os.write(2, b"of C\\n")
 os.system("echo of a child >&2")
 print("of Python", file=sys.stderr)
 warnings.warn("of a library", DeprecationWarning)
 logging.getLogger("a.library").error("logged")
-progress.say("ours", progress.screen())
-print(progress.log())
+progress.print_line("ours", progress.message_stream())
+print(progress.library_log())
 """
 
 

@@ -11,7 +11,7 @@ from ims3_ray.cluster.resources import Machine, connect
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.config.settings import Workers
 from ims3_ray.data.images import open_images, open_labelled
-from ims3_ray.display import SECRETS, redacted, without_credentials
+from ims3_ray.display import SECRET_VARIABLES, redact, redact_uris
 from ims3_ray.errors import InputError
 from ims3_ray.jobs.distill.recorder import Recorder
 from ims3_ray.jobs.distill.result import Distillation
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def secrets(monkeypatch):
     """Every secret variable set, and what must be found nowhere."""
-    for name in SECRETS:
+    for name in SECRET_VARIABLES:
         monkeypatch.setenv(name, f"{SECRET}-{name}")
     return [SECRET]
 
@@ -75,7 +75,7 @@ def test_places_without_credentials_are_left_as_they_are():
         *("abfss://container@account.dfs.core.windows.net/x", "/data/me@home/a:b", "http://127.0.0.1:5000"),
         *("https://host/model@v1", "package://digits/train"),
     ):
-        assert without_credentials(place) == place
+        assert redact_uris(place) == place
 
 
 def test_a_wrong_recipe_is_told_without_all_else_that_it_holds():
@@ -132,9 +132,9 @@ def test_what_a_run_records_holds_no_secret(secrets, tiny_overrides, tmp_path):
 
 
 def test_short_and_empty_variables_blot_out_no_words(monkeypatch):
-    for name, value in zip(SECRETS, ("", "a", "run", "five5"), strict=False):
+    for name, value in zip(SECRET_VARIABLES, ("", "a", "run", "five5"), strict=False):
         monkeypatch.setenv(name, value)
-    assert redacted("a run of five5") == "a run of five5"
+    assert redact("a run of five5") == "a run of five5"
 
 
 def test_what_ray_serves_listens_on_this_machine_alone(monkeypatch):

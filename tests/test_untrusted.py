@@ -22,7 +22,7 @@ from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.data.classes import class_map
 from ims3_ray.data.distilled import PARQUET, DistilledImage, card, to_table, write_parquet, write_pngs
 from ims3_ray.data.images import open_images, open_labelled
-from ims3_ray.display import as_code, as_text
+from ims3_ray.display import markdown_code, markdown_text
 from ims3_ray.errors import InputError
 from ims3_ray.method.rng import generator
 from ims3_ray.models import classifiers
@@ -252,5 +252,5 @@ def test_a_card_shows_names_as_text_and_its_front_matter_stays_what_it_is():
 
 def test_ordinary_names_stand_in_a_card_as_they_are():
     for name in ("golden_retriever", "n02086240", "great white shark", "Größe (blau)", "a-b.c"):
-        assert as_text(name) == name
-        assert as_code(name) == f"`{name}`"
+        assert markdown_text(name) == name
+        assert markdown_code(name) == f"`{name}`"

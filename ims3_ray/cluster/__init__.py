@@ -4,8 +4,8 @@ from ims3_ray import progress
 from ims3_ray.data import folders
 
 from .metrics_actor import PrometheusBar
-from .tasks import each
+from .tasks import map_on_cluster
 
 # in every process that uses Ray
-progress.BAR = PrometheusBar
-folders.EACH = each
+progress.BAR_CLASS = PrometheusBar
+folders.EACH = map_on_cluster

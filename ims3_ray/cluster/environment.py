@@ -46,7 +46,7 @@ def find_environment(on_gpu: bool) -> Environment:
     )
 
 
-def environment_of(machine: "Machine") -> Environment:
+def machine_environment(machine: "Machine") -> Environment:
     """The environment of what a machine makes; several models of a cluster's nodes are joined."""
     found = machine.environments or (find_environment(machine.on_gpus),)
     gpus = [environment.gpu for environment in found if environment.gpu]
@@ -84,7 +84,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware(machine: "Machine") -> dict[str, str | int | float]:
-    environment = environment_of(machine)
+    environment = machine_environment(machine)
     return {
         "device": machine.device,
         "cpus": machine.cpus,

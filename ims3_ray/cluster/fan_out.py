@@ -28,15 +28,15 @@ from ims3_ray.storage.index import keys_in, keys_of, write_index
 from ims3_ray.storage.integrity import intact_parts
 from ims3_ray.storage.schemas import Columns, Table
 
-from .ray_patches import quieten
+from .ray_patches import errors_only
 from .resources import Machine
 
 CALLS_PER_ACTOR = 2  # at once, on threads; models.batches.Turn lets one of them compute
-ENOUGH_PARTS = 2048  # for any number of actors to share evenly
+TARGET_PARTS = 2048  # for any number of actors to share evenly
 NOTES = "ims3_ray.notes"  # key of a part's metadata: rows that had to be left out, and why
-MOST_ROWS = 512  # of a part of several batches, which an actor has in memory
+MAX_ROWS = 512  # of a part of several batches, which an actor has in memory
 Build = Callable[..., Callable[[Any], tuple[Columns, dict[str, str]]]]  # of each stage's own payload
-quieten("ray.data")
+errors_only("ray.data")
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ class Part:
         return {"file": self.file, "payload": json.dumps(self.payload)}
 
 
-def rows_a_part(rows: int, batch_size: int) -> int:
+def rows_per_part(rows: int, batch_size: int) -> int:
     """A batch, or several where one each would be thousands of files, which whoever reads them would open."""
     batches = math.ceil(rows / batch_size)
-    return batch_size * max(1, min(batches // ENOUGH_PARTS, MOST_ROWS // batch_size))
+    return batch_size * max(1, min(batches // TARGET_PARTS, MAX_ROWS // batch_size))
 
 
 def _refuse(why: str, _payload: object) -> tuple[Columns, dict[str, str]]:

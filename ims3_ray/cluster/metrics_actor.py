@@ -58,7 +58,7 @@ class Message(TypedDict):
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
-class Board:
+class MetricsActor:
     """Where Train workers leave their metrics and the driver, the only one to write to MLflow, picks them up.
 
     One that is started again has forgotten what was not picked up yet.
@@ -75,14 +75,14 @@ class Board:
         return messages
 
 
-def start_board() -> ActorHandle:
+def start_metrics_actor() -> ActorHandle:
     """A Board on this process's own node, which no other node's loss takes away."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return cast(ActorHandle, Board.options(scheduling_strategy=here).remote())
+    return cast(ActorHandle, MetricsActor.options(scheduling_strategy=here).remote())
 
 
 @contextlib.contextmanager
-def watch(board: ActorHandle, receive: Callable[[Message], None]) -> Iterator[None]:
+def receive_metrics(board: ActorHandle, receive: Callable[[Message], None]) -> Iterator[None]:
     """Hand every message posted to `board` to `receive`, in a thread, until the block ends."""
     stop = threading.Event()
 

@@ -62,7 +62,7 @@ def on_loopback() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
 
-def quieten(logger: str) -> None:
+def errors_only(logger: str) -> None:
     """Errors alone: `ray` warns at init of the token that it makes; `ray.data` sets its level on import."""
     logging.getLogger(logger).setLevel(logging.ERROR)
 
@@ -78,7 +78,7 @@ def keep_sigterm() -> None:
 
 
 @contextlib.contextmanager
-def mended_train(machine: "Machine") -> Iterator[None]:
+def patched_train(machine: "Machine") -> Iterator[None]:
     """Around Ray Train: Ctrl-C, a cluster that grows, another cluster on the same machine."""
     with _interruptible(), _time_to_grow(machine), _in_this_cluster():
         yield

@@ -21,11 +21,11 @@ from ims3_ray.errors import InputError
 from . import fork_server
 from .auth_token import make_private_token
 from .environment import Environment, find_environment
-from .ray_patches import CPUS_PER_ACTOR, LOOPBACK, keep_sigterm, on_loopback, quieten, set_environment
+from .ray_patches import CPUS_PER_ACTOR, LOOPBACK, errors_only, keep_sigterm, on_loopback, set_environment
 
 MEMORY_PER_ACTOR = 1.2e9  # bytes: a worker process with torch and a small model
 MIN_SHARDS = 2
-REACH_S = 10.0  # for a cluster's head to answer
+CONNECT_TIMEOUT_S = 10.0  # for a cluster's head to answer
 Result = TypeVar("Result")
 
 
@@ -34,7 +34,7 @@ class Placement(TypedDict):
 
 
 # of a task: else those of Tune's trials may only use what the trial reserved
-ANYWHERE: Placement = {"scheduling_strategy": "DEFAULT"}
+DEFAULT_PLACEMENT: Placement = {"scheduling_strategy": "DEFAULT"}
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def connect() -> None:
     if ray.is_initialized():
         return
     set_environment()
-    quieten("ray")
+    errors_only("ray")
     options: dict[str, Any] = {}
     if has_address():
         _reach(os.environ["RAY_ADDRESS"])
@@ -139,7 +139,7 @@ def connect() -> None:
     # Nothing that workers print reaches the driver: their errors travel as exceptions, their figures as
     # metrics.
     try:
-        with on_loopback() if starts_its_own() else contextlib.nullcontext():
+        with on_loopback() if starts_local_cluster() else contextlib.nullcontext():
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, ValueError) as error:
         raise InputError(
@@ -157,7 +157,7 @@ def _reach(address: str) -> None:
     if not parts:
         raise InputError(f"RAY_ADDRESS: {address!r} is no address; write HOST:PORT, such as 10.0.0.1:6379")
     try:
-        socket.create_connection((parts[1], int(parts[2])), REACH_S).close()
+        socket.create_connection((parts[1], int(parts[2])), CONNECT_TIMEOUT_S).close()
     except (OSError, OverflowError, UnicodeError) as error:
         raise InputError(
             f"RAY_ADDRESS: nobody answers at {address} ({error}); start the cluster there, or name another"
@@ -194,7 +194,7 @@ def _environments(machine: Machine) -> tuple[Environment, ...]:
     """Of each node that works, as it is now: a node that joins later is not asked."""
     if num_nodes() == 1 and not machine.on_gpus:
         return (find_environment(False),)  # a task would have to wait for a worker
-    return tuple(on_every_node(machine, find_environment, machine.on_gpus))
+    return tuple(run_on_every_node(machine, find_environment, machine.on_gpus))
 
 
 def _cpus_without_gpus() -> int:
@@ -223,7 +223,7 @@ def wait_for_gpus(number: int, wait_s: float) -> None:
         remove_placement_group(group)
 
 
-def starts_its_own() -> bool:
+def starts_local_cluster() -> bool:
     """Whether `connect` would start a cluster on this machine."""
     return not ray.is_initialized() and not has_address()
 
@@ -233,7 +233,7 @@ def has_address() -> bool:
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
-def refuse_impossible(workers: Workers) -> None:
+def check_device(workers: Workers) -> None:
     """InputError, before anything is started, for a GPU asked for where there can be none."""
     if workers.device != "cuda" or has_address():
         return
@@ -245,7 +245,7 @@ def refuse_impossible(workers: Workers) -> None:
         )
 
 
-def on_every_node(machine: Machine, function: Callable[..., Result], *arguments: object) -> list[Result]:
+def run_on_every_node(machine: Machine, function: Callable[..., Result], *arguments: object) -> list[Result]:
     """Return `function(*arguments)` of every node that work may run on; what it raises is raised here."""
     kind = "GPU" if machine.on_gpus else "CPU"
     # a process that has started CUDA would keep memory of the GPU

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import ray
 
-from .resources import ANYWHERE
+from .resources import DEFAULT_PLACEMENT
 
 CPUS_PER_TASK = 0.5
 LOOK_S = 1.0  # between looks whether to stop
@@ -17,7 +17,7 @@ STOP: ContextVar[threading.Event] = ContextVar("STOP")  # of what is done in thr
 Result = TypeVar("Result")
 
 
-def in_order(
+def map_in_order(
     function: Callable[..., Result],
     arguments: Iterable[tuple[Any, ...]],
     most: int,
@@ -30,7 +30,7 @@ def in_order(
     At most `most` are on their way or wait to be taken, so that what they give needs bounded memory.
     """
     reserved: dict[str, Any] = {"num_cpus": CPUS_PER_TASK} | resources
-    task = ray.remote(**reserved, **ANYWHERE)(function)
+    task = ray.remote(**reserved, **DEFAULT_PLACEMENT)(function)
     pending: deque[Any] = deque()
     for values in arguments:
         if len(pending) == most:
@@ -50,7 +50,7 @@ def first_ready(pending: list[Any]) -> Any:
             return ready[0]
 
 
-def each(function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
+def map_on_cluster(function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
     """`in_order` on the CPUs that the cluster has now; in this process where there are none.
 
     For what should start no node: one that grows has GPUs, too, and bills them.
@@ -58,4 +58,4 @@ def each(function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]]) 
     at_once = int(ray.cluster_resources().get("CPU", 0) / CPUS_PER_TASK) if ray.is_initialized() else 0
     if not at_once:
         return itertools.starmap(function, arguments)
-    return in_order(function, arguments, most=2 * at_once)  # as many again wait for their turn
+    return map_in_order(function, arguments, most=2 * at_once)  # as many again wait for their turn

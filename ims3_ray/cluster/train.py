@@ -14,14 +14,14 @@ from ray.actor import ActorHandle
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from ims3_ray.errors import InputError, chain
+from ims3_ray.errors import InputError, error_chain
 from ims3_ray.models.device import batch_must_fit, prepare_device
 from ims3_ray.models.training import Metrics, Optimisation, Task, Trainer
 from ims3_ray.progress import bar
 from ims3_ray.storage.artifacts import Directory
 
-from .metrics_actor import Message, start_board, watch
-from .ray_patches import MAX_START_FAILURES, mended_train
+from .metrics_actor import Message, receive_metrics, start_metrics_actor
+from .ray_patches import MAX_START_FAILURES, patched_train
 from .resources import Machine
 
 STATE = "state.pt"
@@ -67,7 +67,7 @@ def train(
 
     InputError where a worker raises one, and where it diverges: values that are not finite are never saved.
     """
-    board, heard = start_board(), set[float]()
+    board, heard = start_metrics_actor(), set[float]()
     shown = bar(stage, training.optimisation.steps, "steps")
 
     def receive(message: Message) -> None:
@@ -82,7 +82,7 @@ def train(
         with as_bad_input(training):
             return cast(list[Metrics], _ray_trainer(training, machine, board).fit().return_value)
 
-    with shown, watch(board, receive), mended_train(machine):
+    with shown, receive_metrics(board, receive), patched_train(machine):
         history = training.checkpoints.with_retries(fit)  # Ray gives up at the first error
     for entry in history:  # what a killed driver, or a killed board, never passed on
         if entry["step"] not in heard:
@@ -97,7 +97,7 @@ def as_bad_input(training: Training) -> Iterator[None]:
         yield
     except Exception as error:
         raise_bad_input(error)
-        if not any(isinstance(inner, ray.exceptions.OutOfMemoryError) for inner in chain(error)):
+        if not any(isinstance(inner, ray.exceptions.OutOfMemoryError) for inner in error_chain(error)):
             raise
         size = training.optimisation.batch_size
         raise InputError(
@@ -108,7 +108,7 @@ def as_bad_input(training: Training) -> Iterator[None]:
 
 def raise_bad_input(error: BaseException) -> None:
     """Raise the InputError behind `error`, if there is one."""
-    for inner in chain(error):
+    for inner in error_chain(error):
         if isinstance(inner, InputError):
             raise inner
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ims3_ray.config.yaml_io import Refuse, read_text, read_yaml
-from ims3_ray.display import UNPRINTABLE, some
+from ims3_ray.display import UNPRINTABLE, first_few
 from ims3_ray.errors import InputError
 
 NEW = "new"
@@ -58,8 +58,8 @@ def class_map(
         known |= imagenet_labels()
     if missing := [name for name in classes if name not in known]:
         raise InputError(
-            f"data.train: class folders {some(missing)} match none of the generator's {num_labels} classes; "
-            "give data.class_map=TABLE.yaml (folder name: label), or data.class_map=new "
+            f"data.train: class folders {first_few(missing)} match none of the generator's {num_labels} "
+            "classes; give data.class_map=TABLE.yaml (folder name: label), or data.class_map=new "
             "to train rows for them"
         )
     labels = [known[name] for name in classes]
@@ -106,7 +106,7 @@ def _from_table(
     classes: tuple[str, ...], num_labels: int, table: Mapping[str, object], where: str
 ) -> list[int]:
     if missing := [name for name in classes if name not in table]:
-        raise InputError(f"{where} has no label for class folders {some(missing)}")
+        raise InputError(f"{where} has no label for class folders {first_few(missing)}")
     labels: list[int] = []
     for name in classes:
         label = table[name]

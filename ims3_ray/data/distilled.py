@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ims3_ray.display import as_code, as_text
+from ims3_ray.display import markdown_code, markdown_text
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import MANIFEST, Directory, open_directory, read_manifest
 from ims3_ray.storage.directory import Stream
@@ -118,8 +118,8 @@ def card(
     `title` says what the run is about, where that is not its recipe; `made` how the images came to be.
     """
     per_class = num_images // len(classes)
-    head = "" if title == recipe else f"{as_text(title)}: "
-    names = ", ".join(as_text(json.dumps(name, ensure_ascii=False)) for name in classes[:20])
+    head = "" if title == recipe else f"{markdown_text(title)}: "
+    names = ", ".join(markdown_text(json.dumps(name, ensure_ascii=False)) for name in classes[:20])
     names += ", …" if len(classes) > 20 else ""
     return f"""---
 {licence_entries(licences)}
@@ -139,7 +139,7 @@ configs:
 
 {per_class} images a class, {made} Made with ims3_ray.
 
-- recipe {as_code(recipe)}, artefact `{fingerprint}`
+- recipe {markdown_code(recipe)}, artefact `{fingerprint}`
 - classes: {names}
 - `manifest.json` names for every image its checksum, class, subgroup, index and seed
 
@@ -166,7 +166,9 @@ def licence_entries(licences: Licences) -> str:
 def _stated(licence: Stated | None, field: str) -> str:
     if licence is None:
         return f"not stated ({field} of the recipe)"
-    return ", ".join(as_text(text) for text in (licence["name"] or licence["id"], licence["link"]) if text)
+    return ", ".join(
+        markdown_text(text) for text in (licence["name"] or licence["id"], licence["link"]) if text
+    )
 
 
 def list_images(directory: Directory, classes: Sequence[str]) -> ImageSet:

@@ -16,7 +16,7 @@ from typing import Any
 from pyarrow import fs
 
 from ims3_ray import progress
-from ims3_ray.display import named, some
+from ims3_ray.display import escape_unprintable, first_few
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import Directory, fingerprint
 
@@ -71,7 +71,7 @@ def _list_named(directory: Directory, place: str, name: str, classes: Sequence[s
     if missing := [cls for cls, info in kinds if info.type != fs.FileType.Directory]:
         raise InputError(
             f"{name}: {place} lacks {len(missing)} of the {len(classes)} class folders that data.classes "
-            f"names: {some(missing)}; give the folder that holds them, or change data.classes"
+            f"names: {first_few(missing)}; give the folder that holds them, or change data.classes"
         )
     with ThreadPoolExecutor(READERS) as pool:
         return dict(zip(classes, pool.map(lambda cls: _visible(directory, cls), classes), strict=True))
@@ -97,7 +97,7 @@ def inspect(directory: Directory, listing: Listing, storage: Directory) -> Looks
     unseen = [files for files, last in zip(listing.values(), known, strict=True) if last is None]
     found = _look_at_all(directory, [entry for files in unseen for entry in files.items()])
     total = sum(map(len, listing.values()))
-    with progress.bar("inspect", total, "images", delay=progress.PATIENCE_S) as shown:
+    with progress.bar("inspect", total, "images", delay=progress.BAR_DELAY_S) as shown:
         for name, files, last in zip(names, listing.values(), known, strict=True):
             if last is None:
                 last = {}
@@ -150,7 +150,7 @@ def _look(directory: Directory, path: str, size: int | str) -> Look:
     try:
         data = directory.read(path)
     except (PermissionError, FileNotFoundError) as error:
-        place, why = (directory / named(path)).uri, error.strerror or error
+        place, why = (directory / escape_unprintable(path)).uri, error.strerror or error
         remedy = "let this user read it, and, on a cluster, name a place that every node reaches"
         raise InputError(f"{place}: can't be read ({why}); {remedy}") from error
     try:

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ims3_ray.display import named, some
+from ims3_ray.display import escape_unprintable, first_few
 from ims3_ray.errors import InputError
 from ims3_ray.method.seeding import permutation
 from ims3_ray.storage.artifacts import Directory, fingerprint, open_directory
@@ -206,13 +206,13 @@ def open_labelled(
     unknown, missing = sorted(set(images.classes) - set(known)), sorted(set(known) - set(images.classes))
     if unknown:
         raise InputError(
-            f"{name}: {location} has classes that the scored images lack: {some(unknown)}; "
-            f"known: {some(known)}; rename or remove them"
+            f"{name}: {location} has classes that the scored images lack: {first_few(unknown)}; "
+            f"known: {first_few(known)}; rename or remove them"
         )
     if missing:
         raise InputError(
             f"{name}: {location} has no image of {len(missing)} classes that the scored images have: "
-            f"{some(missing)}; add them, or score on fewer classes with data.classes"
+            f"{first_few(missing)}; add them, or score on fewer classes with data.classes"
         )
     return images
 
@@ -223,6 +223,6 @@ def check_bad(name: str, location: str, bad: Mapping[str, str], total: int, max_
         path, why = next(iter(bad.items()))
         raise InputError(
             f"{name}: {len(bad)} of {total} files in {location} are no images, more than "
-            f"data.max_bad_fraction={max_bad_fraction:g} allows; first: {named(path)} {why}; "
+            f"data.max_bad_fraction={max_bad_fraction:g} allows; first: {escape_unprintable(path)} {why}; "
             "remove them or raise the limit"
         )

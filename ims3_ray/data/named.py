@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 from ims3_ray.config.data import CACHE, HUB, TORCHVISION
-from ims3_ray.display import some
+from ims3_ray.display import first_few
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import Directory
 
@@ -67,7 +67,9 @@ def _hub(path: str, split: str, options: dict[str, str], where: str) -> Any:
         there = datasets.get_dataset_split_names(path, options.get("name"), revision=options.get("revision"))
         known = [wanted for wanted in WANTED[split] if wanted in there]
         if not known:
-            raise InputError(f"{where} has the splits {some(there, show=str)}, and not {WANTED[split][0]}")
+            raise InputError(
+                f"{where} has the splits {first_few(there, show=str)}, and not {WANTED[split][0]}"
+            )
         return datasets.load_dataset(path, split=known[0], **options)
 
 
@@ -79,7 +81,7 @@ def _kind(kind: str, where: str) -> Any:
     if kind in known:
         return getattr(datasets, kind)
     near = difflib.get_close_matches(kind, known, n=3, cutoff=0.5)
-    hint = f"did you mean {some(near, show=str)}?" if near else "its documentation lists them"
+    hint = f"did you mean {first_few(near, show=str)}?" if near else "its documentation lists them"
     raise InputError(f"{where} is no data set of torchvision; {hint}")
 
 
@@ -124,7 +126,7 @@ def _remedy(kind: Any, root: str) -> str:
     """Where its files belong, for those of whose files torchvision tells the names."""
     files = [Path(address).name.removesuffix(".gz") for address, _ in getattr(kind, "resources", ())]
     place = f"{root}/{kind.__name__}/raw" if files else root
-    wanted = some(files, 4, show=str) if files else "its files"
+    wanted = first_few(files, 4, show=str) if files else "its files"
     return f"put {wanted} into {place} (data.root), or check the network"
 
 

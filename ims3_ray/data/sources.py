@@ -16,7 +16,7 @@ from typing import TypeVar
 import pyarrow as pa
 from pyarrow import fs
 
-from ims3_ray.display import some
+from ims3_ray.display import first_few
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import MANIFEST, Directory, read_manifest
 
@@ -112,7 +112,7 @@ def _of_split(splits: Mapping[str, Source], where: str) -> Source:
             return splits[known]
     wish = f"and not {' or '.join(map(repr, wanted))}" if wanted else "of which any could be meant"
     raise InputError(
-        f"{where} holds the splits {some(sorted(splits)) or 'none'}, {wish}; "
+        f"{where} holds the splits {first_few(sorted(splits)) or 'none'}, {wish}; "
         "name one file, or the folder of one split"
     )
 
@@ -137,7 +137,9 @@ def _saved(directory: Directory, name: str) -> Rows:
             )
     files = [f"{directory.path}/{entry}" for entry in entries]
     if missing := [info.base_name for info in directory.infos(files) if info.type != fs.FileType.File]:
-        raise InputError(f"{where} lacks the files {some(missing)} that its {SAVED} names; copy all of it")
+        raise InputError(
+            f"{where} lacks the files {first_few(missing)} that its {SAVED} names; copy all of it"
+        )
     return Rows(directory, tuple(files), is_parquet=False)
 
 

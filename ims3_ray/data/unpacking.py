@@ -77,7 +77,7 @@ def unpack_cells(
     with exclusive(unpacked / key):
         if unpacked.exists(f"{key}.complete"):
             return unpacked / key
-        written, shown = 0, progress.bar("unpack", None, "images", delay=progress.PATIENCE_S)
+        written, shown = 0, progress.bar("unpack", None, "images", delay=progress.BAR_DELAY_S)
         names: Names = None
         with shown, ThreadPoolExecutor(WRITERS) as pool:
             for images, names in _images(read(), where, classes, numbered):  # noqa: B007 of all the same

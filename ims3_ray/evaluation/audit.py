@@ -17,7 +17,7 @@ from typing import TypedDict
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from ims3_ray.display import named, some
+from ims3_ray.display import escape_unprintable, first_few
 from ims3_ray.errors import InputError
 from ims3_ray.method.coverage import COPY_PERCENTILE, copies
 
@@ -189,7 +189,7 @@ def imagenet_split_warnings(name: str, paths: Sequence[str], *, is_training: boo
         return []
     return [
         f"{name}: {len(odd)} of {len(paths)} images are named as ImageNet's {whose} images are (first: "
-        f"{named(odd[0])}), as in fast.ai's imagewoof2 and imagenette2: {risk}; "
+        f"{escape_unprintable(odd[0])}), as in fast.ai's imagewoof2 and imagenette2: {risk}; "
         "take training and test images from ImageNet's own train and val"
     ]
 
@@ -205,7 +205,14 @@ def refuse_overlap(
     same = exact_duplicates(train, scored)
     if not same:
         return []
-    first = some((f"{named(scored.paths[row])} = {named(train.paths[twin])}" for twin, row in same), 3, str)
+    first = first_few(
+        (
+            f"{escape_unprintable(scored.paths[row])} = {escape_unprintable(train.paths[twin])}"
+            for twin, row in same
+        ),
+        3,
+        str,
+    )
     ours, of = train.name, f"{len(same)} of {len(scored.labels)} images"
     if len(same) > limit * len(scored.labels):
         raise InputError(
@@ -229,7 +236,7 @@ def _warn_of_exact(same: Duplicates) -> list[str]:
     if not same["count"]:
         return []
     first, second = same["sets"]
-    ours, theirs = map(named, same["pairs"][0])
+    ours, theirs = map(escape_unprintable, same["pairs"][0])
     count = f"{same['count']} of {same['of']} images"
     return [f"{second}: {count} are also in {first}, pixel for pixel ({theirs} = {ours})"]
 
@@ -241,7 +248,7 @@ def _warn_of_near(alike: NearDuplicates) -> list[str]:
     if alike["count"] <= stats.binom.isf(SIGNIFICANCE, alike["compared"], COPY_PERCENTILE / 100):
         return []
     first, second = alike["sets"]
-    ours, theirs = map(named, alike["pairs"][0])
+    ours, theirs = map(escape_unprintable, alike["pairs"][0])
     count = f"{alike['count']} of {alike['compared']} images"
     chance = f"{alike['expected']:.1f} would be by chance ({theirs} ≈ {ours})"
     return [f"{second}: {count} are near copies of images in {first}, where {chance}"]
@@ -251,7 +258,7 @@ def _warn_of_conflicts(conflicts: list[list[Bearer]], classes: Sequence[str]) ->
     if not conflicts:
         return []
     first = " and ".join(
-        f"{i['set']} {named(i['path'])} as {classes[i['label']]!r}" for i in conflicts[0][:2]
+        f"{i['set']} {escape_unprintable(i['path'])} as {classes[i['label']]!r}" for i in conflicts[0][:2]
     )
     count = f"{len(conflicts)} images stand under more than one class"
     return [f"{count} (first: {first}); keep the right one of each"]

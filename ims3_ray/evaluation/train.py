@@ -15,7 +15,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from ims3_ray.display import some
+from ims3_ray.display import first_few
 from ims3_ray.errors import InputError
 from ims3_ray.method.seeding import key_seed
 from ims3_ray.models.device import Numerics, keep_freed_memory
@@ -185,7 +185,7 @@ def _check_labels(train_labels: Tensor, test_labels: Tensor, num_classes: int) -
             raise InputError(f"{name}: {span}; give 0 to {num_classes - 1}")
     if missing := sorted(set(test_labels.tolist()) - set(train_labels.tolist())):
         raise InputError(
-            f"train_labels: no training image for class {some(missing)}, which the scored images have"
+            f"train_labels: no training image for class {first_few(missing)}, which the scored images have"
         )
 
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from ims3_ray.data.classes import imagenet_names
 from ims3_ray.errors import InputError
-from ims3_ray.jobs.next_steps import ending, program
-from ims3_ray.progress import waiting
+from ims3_ray.jobs.next_steps import installed_program, result_lines
+from ims3_ray.progress import spinner
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from ims3_ray.models.convert import Difference
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     if "://" in arguments.out:
         raise InputError(f"--out: {arguments.out} is a URI; name a local folder")
-    with waiting("imports"):  # heavy
+    with spinner("imports"):  # heavy
         import torch
 
         from ims3_ray.models.convert import convert
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
     print("\n".join(lines(arguments, info, dit.config.num_classes, difference)))
     made = {"pipeline": f"{out}  ({time.perf_counter() - began:.0f} s)"}
     load = f"import diffusers; print(diffusers.DiTPipeline.from_pretrained({json.dumps(str(out))}))"
-    print("", *ending(made, {"look": shlex.join([program("python"), "-c", load])}), sep="\n")
+    print("", *result_lines(made, {"look": shlex.join([installed_program("python"), "-c", load])}), sep="\n")
 
 
 def class_names(own: list[str] | None, info: "GeneratorInfo") -> list[str] | None:

@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from ims3_ray.config.load import load_config, parse_overrides, recipe_names
-from ims3_ray.display import one_line, size, some, without_credentials
+from ims3_ray.display import first_few, format_bytes, one_line, redact_uris
 from ims3_ray.errors import InputError
 from ims3_ray.runs.mlflow_db import tracking_uri
 from ims3_ray.storage.artifacts import open_directory
@@ -95,10 +95,10 @@ def gpus() -> Finding:
         return Finding("GPU", NONE, f"{cpus}; torch is built without CUDA: pip install torch from PyPI")
     cards = [line.split(", ") for line in asked.stdout.strip().splitlines()]
     told = (
-        f"{name} {size(float(memory) * 2**20)} {'bf16' if float(capability) >= BF16 else 'no bf16'}"
+        f"{name} {format_bytes(float(memory) * 2**20)} {'bf16' if float(capability) >= BF16 else 'no bf16'}"
         for name, memory, capability in cards
     )
-    return Finding("GPU", OK, f"{some(told, 8, str)}; {cpus}")
+    return Finding("GPU", OK, f"{first_few(told, 8, str)}; {cpus}")
 
 
 def of_storage(location: str) -> Finding:
@@ -124,7 +124,7 @@ def tracking(storage: str) -> Finding:
     except InputError as error:
         return Finding("MLflow", MISSING, str(error))
     address = urlsplit(uri)
-    told = without_credentials(uri)
+    told = redact_uris(uri)
     if address.scheme not in ("http", "https") or (why := _unanswered(uri)) is None:
         return Finding("MLflow", OK, told)
     return Finding(
@@ -160,13 +160,17 @@ def recipes(*, has_gpu: bool) -> Finding:
     """Those whose stated hardware is here."""
     fitting = [name for name in recipe_names() if has_gpu or "GPU" not in hardware(name)]
     more = "" if has_gpu else "; the others need a GPU"
-    return Finding("recipes", OK, f"{some(fitting, 20, str)}{more}; ims3 distill --dry-run tells their cost")
+    return Finding(
+        "recipes", OK, f"{first_few(fitting, 20, str)}{more}; ims3 distill --dry-run tells their cost"
+    )
 
 
 def _enough(what: str, there: float, least: float, of: str, remedy: str) -> Finding:
     if there >= least:
-        return Finding(what, OK, f"{size(there)} {of}")
-    return Finding(what, MISSING, f"{size(there)} {of}, and a run takes {size(least)}: {remedy}")
+        return Finding(what, OK, f"{format_bytes(there)} {of}")
+    return Finding(
+        what, MISSING, f"{format_bytes(there)} {of}, and a run takes {format_bytes(least)}: {remedy}"
+    )
 
 
 def _unanswered(url: str) -> str | None:

@@ -31,7 +31,7 @@ from ims3_ray.config.settings import Config
 from ims3_ray.data.images import ImageSet, open_images
 from ims3_ray.data.sources import Rows, find_set
 from ims3_ray.data.transforms import decode
-from ims3_ray.display import named, one_line, some
+from ims3_ray.display import escape_unprintable, first_few, one_line
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import Directory, open_directory, open_storage
 
@@ -130,7 +130,7 @@ def _look(train: str, test: str | None, storage: Directory) -> Look:
     checked = {"seed": Config().seed, "max_bad_fraction": Data().max_bad_fraction}
     images = open_images(train, storage, name="data.train", **checked)
     if test and (scored := open_images(test, storage, name="data.test", **checked)).classes != images.classes:
-        odd = some(sorted(set(scored.classes) ^ set(images.classes)))
+        odd = first_few(sorted(set(scored.classes) ^ set(images.classes)))
         raise InputError(f"--test: its classes differ from those of --data: {odd}; give the same folders")
     rows = range(0, len(images), max(1, len(images) // LOOKED_AT))
     looked = [decode(images.directory.read(images.paths[row])) for row in rows]
@@ -198,14 +198,14 @@ class Recipe:
         look = self.look
         counts = zip(look.images.classes, look.images.counts(), strict=True)
         yield from _comment(
-            f"Classes: {some((f'{one_line(name)} {count:,}' for name, count in counts), 20, str)}."
+            f"Classes: {first_few((f'{one_line(name)} {count:,}' for name, count in counts), 20, str)}."
         )
         ordered = sorted(look.sizes)
         ends = " to ".join(dict.fromkeys("×".join(map(str, size)) for size in (ordered[0], ordered[-1])))
         grey = ", all grey, which are read as colours of equal parts" if look.is_grey else ""
         yield from _comment(f"Sizes: {ends} pixels, of {len(look.sizes)} images looked at{grey}.")
         if look.images.bad:
-            bad = some(map(named, look.images.bad), 3, str)
+            bad = first_few(map(escape_unprintable, look.images.bad), 3, str)
             yield from _comment(f"Left out, since they can't be read: {bad}.")
         yield "# Time, memory and accuracy: not yet measured; --dry-run estimates the first two."
 

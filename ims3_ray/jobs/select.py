@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from ims3_ray.config.load import load_settings, parse_overrides
 from ims3_ray.config.settings import Selecting
 from ims3_ray.errors import InputError
-from ims3_ray.jobs.next_steps import ending, look_at
-from ims3_ray.progress import waiting
+from ims3_ray.jobs.next_steps import json_view, result_lines
+from ims3_ray.progress import spinner
 from ims3_ray.storage.directory import open_directory, refuse_unwritable
 
 if TYPE_CHECKING:
@@ -41,11 +41,11 @@ def run(arguments: argparse.Namespace) -> None:
     out = open_directory(folder or ("/" if arguments.out.startswith("/") else "."))
     if not name or out.has_directory(name):
         raise InputError(f"--out: {arguments.out} is a folder; name a file, such as selection.json")
-    with waiting("imports"):  # heavy: Ray
+    with spinner("imports"):  # heavy: Ray
         from ims3_ray.cluster.resources import connect, find_machine
         from ims3_ray.stages.select.candidates import open_candidates
 
-    with waiting("start"):
+    with spinner("start"):
         below = {"subgroup": config.select.subgroups}
         pool = open_candidates(arguments.candidates, arguments.real, ("--candidates", "--real"), **below)
         refuse_unwritable(out, f"--out: {out.uri}")
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
     print("\n".join(table(outcome.document)))
     work = f"{outcome.subgroups} subgroups on {outcome.shards} actors in {seconds:.1f} s"
     print(f"\n{work}, features read and bound included")
-    print(*ending({"selection": arguments.out}, look_at(arguments.out)), sep="\n")
+    print(*result_lines({"selection": arguments.out}, json_view(arguments.out)), sep="\n")
 
 
 COVERAGE = {

@@ -22,7 +22,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ims3_ray.display import mismatch
+from ims3_ray.display import describe_mismatch
 
 SCALED = {  # scale vector → the layer whose output it scales
     "attn.qkv_scale": "attn.qkv",
@@ -86,7 +86,7 @@ def load_adapter(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     add_scales(model)
     parameters = trainable(model)
     given, needed = ({n: tuple(t.shape) for n, t in values.items()} for values in (tensors, parameters))
-    if problems := mismatch(given, needed):
+    if problems := describe_mismatch(given, needed):
         raise ValueError(f"the adapter does not belong to this model ({problems})")
     for name, parameter in parameters.items():
         parameter.copy_(tensors[name])

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ims3_ray.display import mismatch, one_line, some
+from ims3_ray.display import describe_mismatch, first_few, one_line
 from ims3_ray.errors import InputError
 
 Shapes = dict[str, tuple[int, ...]]
@@ -54,7 +54,8 @@ def find_weights(folder: Path) -> list[Path]:
         missing = [part for part in parts if Path(part).name != part or not (folder / part).is_file()]
         if missing or not parts:
             raise InputError(
-                f"{path}: names weight files that are not in its folder ({some(missing or ['none'], 3, str)})"
+                f"{path}: names weight files that are not in its folder "
+                f"({first_few(missing or ['none'], 3, str)})"
             )
         return [folder / part for part in parts]
     raise InputError(
@@ -130,7 +131,7 @@ def _state_dict(path: Path, device: str) -> dict[str, Tensor]:
 
 def check_shapes(found: Shapes, expected: Shapes, source: Path, what: str) -> None:
     """InputError, with the names shortened, unless both hold the same names with the same shapes."""
-    if problems := mismatch(found, expected):
+    if problems := describe_mismatch(found, expected):
         raise InputError(f"{source}: is not {what} ({problems})")
 
 
@@ -139,8 +140,8 @@ def check_finite(tensors: Mapping[str, Tensor], source: str | Path) -> None:
     sums = {name: float(value.sum(dtype=torch.float32)) for name, value in tensors.items()}
     if odd := [name for name, total in sums.items() if not math.isfinite(total)]:  # a look at each is slow
         raise InputError(
-            f"{source}: holds weights that are not finite ({some(odd, 3, str)}); fetch it again, or take an "
-            "earlier checkpoint"
+            f"{source}: holds weights that are not finite ({first_few(odd, 3, str)}); fetch it again, or "
+            "take an earlier checkpoint"
         )
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ims3_ray.display import mismatch
+from ims3_ray.display import describe_mismatch
 from ims3_ray.errors import InputError
 
 from .dit import DiTConfig
@@ -130,7 +130,7 @@ def read_vae(folder: str | Path) -> "AutoencoderKL":
             f"{folder}: the VAE cannot be loaded ({' '.join(str(error).split())[:200]})"
         ) from error
     left_over, missing = (dict.fromkeys(sorted(info[f"{kind}_keys"])) for kind in ("unexpected", "missing"))
-    if problems := mismatch(left_over, missing):
+    if problems := describe_mismatch(left_over, missing):
         raise InputError(f"{folder}: is not the VAE that its config.json describes ({problems})")
     check_finite(vae.state_dict(), folder)
     return vae.eval()

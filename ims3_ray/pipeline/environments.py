@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
-from ims3_ray.cluster.environment import environment_name, environment_of
+from ims3_ray.cluster.environment import environment_name, machine_environment
 from ims3_ray.cluster.resources import Machine
 from ims3_ray.errors import InputError
 
@@ -37,7 +37,7 @@ def _mixed_stages(machine: Machine, steps: Iterable[Step]) -> str:
         elif found := cast(Mapping[str, object], step.manifest).get("environment"):
             made.setdefault(environment_name(cast(Mapping[str, object], found)), []).append(step.stage.name)
     if here:
-        made.setdefault(environment_of(machine).name, []).extend(here)
+        made.setdefault(machine_environment(machine).name, []).extend(here)
     if len(made) < 2:
         return ""
     return "; ".join(f"{', '.join(dict.fromkeys(stages))} on {name}" for name, stages in made.items())

@@ -11,12 +11,12 @@ import torch
 import torch._dynamo  # as the meta device does at first use, which fails where the working directory is gone
 
 from ims3_ray.cluster.resources import (
-    ANYWHERE,
+    DEFAULT_PLACEMENT,
     Machine,
     connect,
     find_machine,
     num_nodes,
-    on_every_node,
+    run_on_every_node,
 )
 from ims3_ray.config.base import one_spelling
 from ims3_ray.config.data import Data
@@ -88,7 +88,7 @@ def _check_room(missing: Iterable[tuple[Context, Stage]]) -> None:
         if needed > largest.get(stage.name, (0.0,))[0]:
             largest[stage.name] = needed, context, stage
     for needed, context, stage in largest.values():
-        on_every_node(context.machine, refuse_full_disk, needed, stage.node_disk_remedy)
+        run_on_every_node(context.machine, refuse_full_disk, needed, stage.node_disk_remedy)
 
 
 def prepare(config: Config, machine: Machine) -> Context:
@@ -208,7 +208,7 @@ def _supported(wanted: Numerics, machine: Machine) -> tuple[Numerics, list[str]]
         return supported(wanted) if machine.device == "cpu" or torch.cuda.is_available() else (wanted, [])
     if machine.device == "cuda" and not ray.cluster_resources().get("GPU"):  # those to come are not asked for
         return wanted, []
-    return ray.get(ray.remote(**machine.actor_resources, **ANYWHERE)(supported).remote(wanted))
+    return ray.get(ray.remote(**machine.actor_resources, **DEFAULT_PLACEMENT)(supported).remote(wanted))
 
 
 def open_splits(places: Mapping[str, str], data: Data, seed: int, storage: Directory) -> dict[str, ImageSet]:

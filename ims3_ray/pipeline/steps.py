@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import cast
 
-from ims3_ray.cluster.environment import environment_of
+from ims3_ray.cluster.environment import machine_environment
 from ims3_ray.stages import embed, encode, export, invert, report
 from ims3_ray.stages.base import Stage
 from ims3_ray.stages.context import Context
@@ -134,7 +134,7 @@ def _make(context: Context, step: Step) -> Step:
             "seconds": round(seconds, 3),
             "rate": round(rows / seconds, 3),
             "device": context.machine.device,
-            "environment": asdict(environment_of(context.machine)),
+            "environment": asdict(machine_environment(context.machine)),
             "gpus": _gpus(context, stage),
         },
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ims3_ray.data.images import ImageSet
 from ims3_ray.data.sources import is_of_rows
-from ims3_ray.display import named, some
+from ims3_ray.display import escape_unprintable, first_few
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.audit import AuditedImages, imagenet_split_warnings, refuse_overlap
 from ims3_ray.storage.artifacts import Directory, open_directory
@@ -48,12 +48,16 @@ def left_out(images: Mapping[str, ImageSet]) -> list[str]:
     lines = []
     for split, of_split in images.items():
         if bad := of_split.bad:
-            files = some((f"{named(path)} {why}" for path, why in bad.items()), most=3, show=str)
+            files = first_few(
+                (f"{escape_unprintable(path)} {why}" for path, why in bad.items()), most=3, show=str
+            )
             lines.append(
                 f"data.{split}: {len(bad)} of {len(of_split) + len(bad)} files are left out: {files}"
             )
         if of_split.empty:
-            lines.append(f"data.{split}: class folders without files are left out: {some(of_split.empty)}")
+            lines.append(
+                f"data.{split}: class folders without files are left out: {first_few(of_split.empty)}"
+            )
     return lines
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ims3_ray import progress
-from ims3_ray.display import redacted
+from ims3_ray.display import redact
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import Directory
 
@@ -18,7 +18,7 @@ from .records import now
 LOG, LIBRARIES = "log.jsonl", "libraries.log"
 
 
-class Journal:
+class EventLog:
     """The log of one run; a run that goes on writes on. Whole each time: object stores know no appending."""
 
     def __init__(self, folder: Directory):
@@ -33,17 +33,17 @@ class Journal:
 
 
 @contextlib.contextmanager
-def libraries_kept(folder: Directory) -> Iterator[None]:
+def save_library_log(folder: Directory) -> Iterator[None]:
     """After the block, what libraries wrote in this process stands in the folder."""
     try:
         yield
     finally:
         with contextlib.suppress(OSError, InputError):
-            if (log := progress.log()) and (text := log.read_text(errors="replace")):
-                folder.write(LIBRARIES, redacted(text).encode())
+            if (log := progress.library_log()) and (text := log.read_text(errors="replace")):
+                folder.write(LIBRARIES, redact(text).encode())
 
 
-def read_log(folder: Directory) -> list[dict[str, Any]]:
+def read_events(folder: Directory) -> list[dict[str, Any]]:
     """The events of a run, oldest first, but for lines that are cut or damaged; none where it never began."""
     return [json.loads(line) for line in _read_lines(folder)[0]]
 

@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ims3_ray.display import one_line, redacted
+from ims3_ray.display import one_line, redact
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.lease import exclusive
 
 from .mlflow_db import DATABASE, make_database, tracking_uri, warn_of_network_disk
-from .provenance import origin
+from .provenance import provenance_tags
 from .tags import PARENT, RUN
 
 if TYPE_CHECKING:
@@ -78,9 +78,9 @@ class Tracker:
         self,
         storage: Directory,
         say: Callable[[str], None],
-        origin: Callable[[], Mapping[str, str]] = origin,  # tags beneath those that are given
+        base_tags: Callable[[], Mapping[str, str]] = provenance_tags,  # the given tags override them
     ):
-        self._storage, self._say, self._origin = storage, say, origin
+        self._storage, self._say, self._base_tags = storage, say, base_tags
         self._troubles: set[str] = set()  # that were said
         self.run_id: str | None = None
         self.is_finished = False
@@ -108,7 +108,7 @@ class Tracker:
         def find_or_create() -> None:
             from mlflow.entities import Param
 
-            self._tags = {**self._origin(), **tags}
+            self._tags = {**self._base_tags(), **tags}
             warn_of_network_disk(tracking_uri(self._storage))
             with exclusive(self._storage / ARTIFACTS):  # else two drivers make one database, each in part
                 self._client = client(self._storage)
@@ -236,7 +236,7 @@ class Tracker:
             self._waiting.pop(0)
 
     def _report(self, error: Exception) -> None:
-        line, outcome = describe_trouble(error), "the run goes on without tracking what fails"
+        line, outcome = describe_mlflow_error(error), "the run goes on without tracking what fails"
         kind = line
         if _is_away(error):
             kind, outcome = "away", "what is not written is tried again"
@@ -246,7 +246,7 @@ class Tracker:
 
 
 @contextlib.contextmanager
-def asking(storage: Directory) -> Iterator[None]:
+def mlflow_errors_as_input(storage: Directory) -> Iterator[None]:
     """Within the block, what MLflow raises is an InputError that names the server or the database."""
     try:
         yield
@@ -258,12 +258,12 @@ def asking(storage: Directory) -> Iterator[None]:
             place, remedy = f"MLFLOW_TRACKING_URI: {uri}", "start the server, or name another"
         else:
             place, remedy = f"storage: {storage.uri}/{DATABASE}", "mend it, or move it away with its records"
-        raise InputError(f"{place} can't be asked ({describe_trouble(error)}); {remedy}") from error
+        raise InputError(f"{place} can't be asked ({describe_mlflow_error(error)}); {remedy}") from error
 
 
-def describe_trouble(error: Exception) -> str:
+def describe_mlflow_error(error: Exception) -> str:
     """The first line of what MLflow or the network raised, without secrets."""
-    return one_line((redacted(str(error)).strip().splitlines() or [type(error).__name__])[0])[:200]
+    return one_line((redact(str(error)).strip().splitlines() or [type(error).__name__])[0])[:200]
 
 
 def _is_away(error: BaseException) -> bool:

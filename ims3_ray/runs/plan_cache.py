@@ -26,7 +26,7 @@ DEVICES = "/dev/nvidia[0-9]*"
 COMMIT = re.compile(r".+@[0-9a-f]{40}")
 
 
-class Receipt(TypedDict):
+class CachedPlan(TypedDict):
     """`steps`: in order, the stage's name and where its artefact lies. `is_finished`: its record, too."""
 
     run: str
@@ -62,11 +62,11 @@ def write(
 ) -> None:
     """Keep that what has the signature `key` is this run, whose `steps` are artefacts by stage."""
     if key:
-        receipt = Receipt(run=run, steps=list(steps.items()), notes=list(notes), is_finished=is_finished)
+        receipt = CachedPlan(run=run, steps=list(steps.items()), notes=list(notes), is_finished=is_finished)
         storage.write_json(_place(key), receipt)
 
 
-def find(storage: Directory, config: Config) -> Receipt | None:
+def find(storage: Directory, config: Config) -> CachedPlan | None:
     """What was kept of a run like `config`; None where nothing was, or it is damaged."""
     key = signature(config)
     if not key or not storage.exists(_place(key)):
@@ -75,7 +75,7 @@ def find(storage: Directory, config: Config) -> Receipt | None:
         kept = storage.read_json(_place(key))
         steps = [(str(name), str(artifact)) for name, artifact in kept["steps"]]
         run, is_finished = str(kept["run"]), bool(kept["is_finished"])
-        return Receipt(run=run, steps=steps, notes=list(map(str, kept["notes"])), is_finished=is_finished)
+        return CachedPlan(run=run, steps=steps, notes=list(map(str, kept["notes"])), is_finished=is_finished)
     except (InputError, LookupError, TypeError, ValueError):
         return None
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ims3_ray.display import redacted
+from ims3_ray.display import redact
 
 MAX_TAG = 5000  # characters that every MLflow store takes
 COMMAND, SUBMISSION = "command", "ray.submission_id"
@@ -20,7 +20,7 @@ RAY_JOB, SUBMISSION_ID = (
 
 
 @functools.cache  # a sweep asks for every trial
-def origin() -> dict[str, str]:
+def provenance_tags() -> dict[str, str]:
     """User, source, commit, command line, and the submission id of Ray's job where one is at work.
 
     MLflow's variable MLFLOW_RUN_CONTEXT has the last word: a job's copy of the code holds no commit.
@@ -38,7 +38,7 @@ def origin() -> dict[str, str]:
         GitRunContext
     ]  # the commit of whatever repository the script lies in, an environment's too
     known = commit(Path(__file__).parent) | resolve_tags(tags=job, ignore=others)
-    tags = {COMMAND: redacted(shlex.join(sys.orig_argv)), **known}
+    tags = {COMMAND: redact(shlex.join(sys.orig_argv)), **known}
     return {name: value[:MAX_TAG] for name, value in tags.items()}
 
 

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
-from ims3_ray.display import some
+from ims3_ray.display import first_few
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.statistics import pareto_front
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.heartbeat import is_dead
 
 from . import tags
-from .event_log import read_log
+from .event_log import read_events
 from .mlflow_db import DATABASE
 from .mlflow_tracker import EXPERIMENT
 
@@ -50,7 +50,7 @@ class Run(TypedDict):
     tags: dict[str, str]
 
 
-class Best(TypedDict):
+class BestRun(TypedDict):
     """The best run of an IPC, among those whose accuracies can be compared."""
 
     protocol: str
@@ -60,7 +60,7 @@ class Best(TypedDict):
     run: Run
 
 
-class Front(TypedDict):
+class ParetoFront(TypedDict):
     """The runs that no other beats, among those whose accuracies can be compared."""
 
     protocol: str
@@ -71,7 +71,7 @@ class Front(TypedDict):
 Differences = dict[str, dict[str, list[object]]]  # kind → name → one's and other's
 
 
-def find(client: "MlflowClient", conditions: str = "", order: str = "start_time") -> list[Run]:
+def find_runs(client: "MlflowClient", conditions: str = "", order: str = "start_time") -> list[Run]:
     """All runs that meet `conditions`, in MLflow's filter language: newest first, or a metric's best first.
 
     A metric with a minus before it is best where it is smallest.
@@ -82,7 +82,7 @@ def find(client: "MlflowClient", conditions: str = "", order: str = "start_time"
     return [_plain(run) for run in _search(client, conditions, [by])]
 
 
-def look(storage: Directory, runs: Sequence[Run]) -> list[Run]:
+def with_live_status(storage: Directory, runs: Sequence[Run]) -> list[Run]:
     """The same, RUNNING ones as the storage knows them: with their stage, and DEAD without a heartbeat.
 
     A trial lives as long as its sweep. Of a run that another storage holds, MLflow's word stands.
@@ -100,13 +100,13 @@ def _seen(storage: Directory, run: Run) -> Run:
     if not PLAIN_NAME.fullmatch(name) or not storage.has_directory(place):
         return run
     folder = storage / place
-    stages = [event["stage"] for event in read_log(folder) if "stage" in event]
+    stages = [event["stage"] for event in read_events(folder) if "stage" in event]
     return {**run, "status": DEAD if is_dead(folder) else RUNNING, "stage": stages[-1] if stages else None}
 
 
 def last_deleted(client: "MlflowClient") -> dict[str, float]:
     """Key of each run of which only deleted ones are left → when the last of them began, Unix seconds."""
-    left = {run["key"] for run in find(client)}
+    left = {run["key"] for run in find_runs(client)}
     began: dict[str, float] = {}
     for run in _search(client, "", [], is_deleted=True):
         key = run.data.tags.get(tags.RUN)
@@ -138,7 +138,7 @@ def resolve(runs: Sequence[Run], text: str) -> Run:
     )
 
 
-def figure(run: Run, name: str) -> float:
+def metric_value(run: Run, name: str) -> float:
     """A metric of a run, or a parameter that is a number; NaN where missing. A minus before it is ignored."""
     name = name.removeprefix("-")
     try:
@@ -147,20 +147,20 @@ def figure(run: Run, name: str) -> float:
         return math.nan
 
 
-def rank(run: Run, name: str) -> float:
+def sort_value(run: Run, name: str) -> float:
     """The figure, negated after a minus: larger is better."""
-    return figure(run, name) * (-1 if name.startswith("-") else 1)
+    return metric_value(run, name) * (-1 if name.startswith("-") else 1)
 
 
-def best_first(runs: Sequence[Run], name: str) -> list[Run]:
+def sort_best_first(runs: Sequence[Run], name: str) -> list[Run]:
     """By a metric, those without it last."""
-    return sorted(runs, key=lambda run: (math.isnan(rank(run, name)), -rank(run, name)))
+    return sorted(runs, key=lambda run: (math.isnan(sort_value(run, name)), -sort_value(run, name)))
 
 
-def check_figures(runs: Sequence[Run], names: Sequence[str]) -> None:
+def check_metrics(runs: Sequence[Run], names: Sequence[str]) -> None:
     """InputError for a name that no run has a figure of, with those that are known."""
     for name in names:
-        if runs and all(math.isnan(figure(run, name)) for run in runs):
+        if runs and all(math.isnan(metric_value(run, name)) for run in runs):
             known = sorted({metric for run in runs for metric in run["metrics"]})
             hints = [f"did you mean {near}? " for near in difflib.get_close_matches(name, known, n=1)]
             raise InputError(
@@ -168,7 +168,7 @@ def check_figures(runs: Sequence[Run], names: Sequence[str]) -> None:
             )
 
 
-def group(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
+def group_comparable(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
     """Runs whose accuracies can be compared, by protocol and scored images."""
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
@@ -176,20 +176,20 @@ def group(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
     return dict(sorted(groups.items()))
 
 
-def best(runs: Sequence[Run], metric: str) -> list[Best]:
+def best_runs(runs: Sequence[Run], metric: str) -> list[BestRun]:
     """The best run by `metric` for every protocol, scored images and IPC; of equal ones the first."""
-    rows: list[Best] = []
-    for (protocol, scored), comparable in group(runs).items():
+    rows: list[BestRun] = []
+    for (protocol, scored), comparable in group_comparable(runs).items():
         by_ipc: dict[str, Run] = {}
         for run in comparable:
-            ipc, value = run["params"].get("ipc", ""), rank(run, metric)
-            if not math.isnan(value) and (ipc not in by_ipc or value > rank(by_ipc[ipc], metric)):
+            ipc, value = run["params"].get("ipc", ""), sort_value(run, metric)
+            if not math.isnan(value) and (ipc not in by_ipc or value > sort_value(by_ipc[ipc], metric)):
                 by_ipc[ipc] = run
         for ipc in sorted(
             by_ipc, key=lambda text: (not text.isdecimal(), int(text) if text.isdecimal() else 0)
         ):
-            value = figure(by_ipc[ipc], metric)
-            rows.append(Best(protocol=protocol, scored=scored, ipc=ipc, value=value, run=by_ipc[ipc]))
+            value = metric_value(by_ipc[ipc], metric)
+            rows.append(BestRun(protocol=protocol, scored=scored, ipc=ipc, value=value, run=by_ipc[ipc]))
     return rows
 
 
@@ -215,13 +215,15 @@ def swept_fields(sweep: Run, trials: Sequence[Run]) -> list[str]:
     ]
 
 
-def fronts(runs: Sequence[Run], names: Sequence[str]) -> list[Front]:
+def pareto_fronts(runs: Sequence[Run], names: Sequence[str]) -> list[ParetoFront]:
     """The Pareto front of every protocol and scored images, best first by the first name."""
-    rows: list[Front] = []
-    for (protocol, scored), comparable in group(runs).items():
-        places = pareto_front(np.array([[rank(run, name) for name in names] for run in comparable]))
+    rows: list[ParetoFront] = []
+    for (protocol, scored), comparable in group_comparable(runs).items():
+        places = pareto_front(np.array([[sort_value(run, name) for name in names] for run in comparable]))
         if places:
-            rows.append(Front(protocol=protocol, scored=scored, runs=[comparable[place] for place in places]))
+            rows.append(
+                ParetoFront(protocol=protocol, scored=scored, runs=[comparable[place] for place in places])
+            )
     return rows
 
 
@@ -297,4 +299,4 @@ def _iso(milliseconds: int) -> str:
 
 def _candidates(runs: Sequence[Run]) -> str:
     names = (f"{run['name']} (key {run['key']}, MLflow id {run['run_id']})" for run in runs)
-    return some(names, show=str)
+    return first_few(names, show=str)

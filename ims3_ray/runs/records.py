@@ -70,9 +70,9 @@ def now() -> str:
     return time.strftime(TIME, time.gmtime())
 
 
-def places(directories: Iterable[Directory]) -> list[str]:
+def artifact_names(directories: Iterable[Directory]) -> list[str]:
     """Artefacts as records name them, "noun/fingerprint", once each."""
-    return sorted({artifact_of(directory.path) for directory in directories})
+    return sorted({artifact_name(directory.path) for directory in directories})
 
 
 def read(storage: Directory) -> list[Record]:
@@ -86,7 +86,7 @@ def _read(storage: Directory, match: re.Match[str]) -> Record:
     try:
         record = storage.read_json(place)
         needed = record["artifacts"]
-        artifacts = frozenset(map(artifact_of, needed.values() if isinstance(needed, Mapping) else needed))
+        artifacts = frozenset(map(artifact_name, needed.values() if isinstance(needed, Mapping) else needed))
         written = calendar.timegm(time.strptime(record["written"], TIME)) if "written" in record else 0.0
         own = record.get("key") or run or ablation or trial
         # of a sweep, the folder begins with the recipe's name
@@ -99,7 +99,7 @@ def _read(storage: Directory, match: re.Match[str]) -> Record:
         ) from error
 
 
-def artifact_of(location: str) -> str:
+def artifact_name(location: str) -> str:
     """The last two parts of a path or URI, wherever the storage lay when it was written."""
     path = location.partition("?")[0] if "://" in location else location
     return "/".join(path.rstrip("/").split("/")[-2:])

@@ -22,7 +22,7 @@ OBJECTIVES = {"accuracy": "accuracy"} | {  # what a sweep maximises → its name
 ENVIRONMENT = ("version.", "hardware.")  # what such tags begin with
 
 
-def describe_run(context: "Context") -> dict[str, str]:
+def run_tags(context: "Context") -> dict[str, str]:
     """What a run is besides its recipe: kind, versions, hardware, what its accuracy is measured by and on."""
     from ims3_ray.cluster.environment import hardware, versions  # heavy: a query does without Ray and torch
     from ims3_ray.evaluation.protocols import protocols
@@ -36,12 +36,12 @@ def describe_run(context: "Context") -> dict[str, str]:
     return tags
 
 
-def tag_artifacts(artifacts: Iterable[str]) -> dict[str, str]:
+def artifact_tags(artifacts: Iterable[str]) -> dict[str, str]:
     """`["selection/ab12"]` as `{"artifact.selection": "ab12"}`: runs are found by what they are made of."""
     return {f"artifact.{noun}": name for noun, name in (artifact.split("/") for artifact in artifacts)}
 
 
-def name_metrics(stage: str, metrics: Mapping[str, float]) -> dict[str, float]:
+def prefix_metrics(stage: str, metrics: Mapping[str, float]) -> dict[str, float]:
     """The evaluation's figures by their own names, others below their stage: `encode/seconds`."""
     is_result = stage == "evaluate" and "accuracy" in metrics
     return dict(metrics) if is_result else {f"{stage}/{name}": value for name, value in metrics.items()}

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from ims3_ray.cluster.fan_out import Part, fan_out, rows_a_part
+from ims3_ray.cluster.fan_out import Part, fan_out, rows_per_part
 from ims3_ray.cluster.resources import Machine
 from ims3_ray.config.sections import Embed
 from ims3_ray.config.settings import Evaluating
@@ -85,7 +85,7 @@ def embed_images(
     Raises InputError, with `name`, where more files turn out to be unreadable than the configuration allows.
     """
     place, size = [images.directory.uri, images.fingerprint], config.embed.batch_size.on(machine.device)
-    batches = [size, rows_a_part(len(images), size)]
+    batches = [size, rows_per_part(len(images), size)]
     key = fingerprint([AUDIT_VERSION, *place, extractor_hash, image_size, *batches, machine.device])
     out = storage / NOUN / key
     with exclusive(out):
@@ -110,7 +110,7 @@ def _fan_out(
     machine: Machine,
 ) -> dict[str, Any]:
     size = settings.batch_size.on(machine.device)
-    rows = rows_a_part(len(images), size)
+    rows = rows_per_part(len(images), size)
     parts = [Part(i, len(p["paths"]), p) for i, p in enumerate(payloads(images, range(len(images)), rows))]
     arguments = {
         "images": images.directory,
@@ -132,7 +132,7 @@ def _depends(context: Context) -> object:
 
 
 def _part_rows(context: Context) -> int:
-    return rows_a_part(len(context.images["train"]), context.batch_size(context.config.embed))
+    return rows_per_part(len(context.images["train"]), context.batch_size(context.config.embed))
 
 
 def _cost(context: Context, forward: Forward) -> Cost:

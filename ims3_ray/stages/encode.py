@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ims3_ray.cluster.fan_out import Part, fan_out, rows_a_part
+from ims3_ray.cluster.fan_out import Part, fan_out, rows_per_part
 from ims3_ray.config.sections import Model
 from ims3_ray.data.images import check_bad
 from ims3_ray.data.loader import BatchReader, Payload, payloads
@@ -44,7 +44,7 @@ def run(context: Context, out: Directory) -> dict[str, Any]:
 
 def part_rows(context: Context) -> int:
     """Images of a part of the latents, and of the inversions."""
-    return rows_a_part(context.num_tuned, context.batch_size(context.config.encode))
+    return rows_per_part(context.num_tuned, context.batch_size(context.config.encode))
 
 
 def encoder_arguments(context: Context) -> dict[str, Any]:

@@ -7,14 +7,14 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from ims3_ray.cluster.tasks import in_order
+from ims3_ray.cluster.tasks import map_in_order
 from ims3_ray.config.load import subject
 from ims3_ray.config.refinement import Refine
 from ims3_ray.config.settings import Config
 from ims3_ray.data import distilled
 from ims3_ray.data.distilled import DistilledImage
 from ims3_ray.data.views import SOFT_LABELS, VIEWS, with_views
-from ims3_ray.display import size
+from ims3_ray.display import format_bytes
 from ims3_ray.evaluation.protocols import protocol
 from ims3_ray.evaluation.soft_labels import Labelling, label
 from ims3_ray.evaluation.teacher import name_of, teacher_rules
@@ -66,7 +66,7 @@ def run(
         names, how = ray.put(classes), ray.put(labelling)  # once, not once a block
         work = ((out, *block, names, ipc, how) for block in blocks)
         with bar("export", ipc * len(classes), "images") as shown:
-            for of_block, table in in_order(_write_block, work, use.workers, **resources):
+            for of_block, table in map_in_order(_write_block, work, use.workers, **resources):
                 entries.extend(of_block)
                 shown.update(len(of_block))
                 yield table
@@ -171,7 +171,7 @@ def _labelled(how: Labelling) -> str:
     count = how.views * len(how.classes)
     return (
         f"\n\nOf every image {how.views:,} views are listed in the Parquet's column `{VIEWS}`, and a "
-        f"teacher's logits for them, in fp16, in `{SOFT_LABELS}` ({size(2 * count)} an image before "
+        f"teacher's logits for them, in fp16, in `{SOFT_LABELS}` ({format_bytes(2 * count)} an image before "
         f"compression). The teacher is {name_of(how.teacher.given)}, which labels "
         f"{100 * how.teacher.accuracy:.1f} % of real training images right."
     )

@@ -13,8 +13,8 @@ from ims3_ray.config.load import subject
 from ims3_ray.config.reproduce import reproduce
 from ims3_ray.data.distilled import is_selected
 from ims3_ray.data.transforms import decode, encode_png, square
-from ims3_ray.display import redacted
-from ims3_ray.progress import timer
+from ims3_ray.display import redact
+from ims3_ray.progress import timed
 from ims3_ray.report.coverage_gaps import missed
 from ims3_ray.report.inputs import (
     PAGE_CLASSES,
@@ -40,7 +40,7 @@ READS += ("distilled", "evaluation")
 
 def run(context: Context, out: Directory, **inputs: Directory) -> dict[str, object]:
     """Write index.html and contact-sheet.png."""
-    with timer("report"):
+    with timed("report"):
         from ims3_ray.report.images import contact_sheet  # a second to import, which plans have no use for
         from ims3_ray.report.page import render
 
@@ -95,8 +95,8 @@ def _commands(context: Context, key: str) -> dict[str, str]:
     again = reproduce(yaml.safe_dump(config.results()).encode(), storage)
     find = shlex.join(["python", "jobs/runs.py", f"storage={storage}", "--where", f"run={key}"])
     return {
-        "Make it again, or go on where it stopped": redacted(again.command),
-        "Find it among other runs": redacted(find),
+        "Make it again, or go on where it stopped": redact(again.command),
+        "Find it among other runs": redact(find),
     }
 
 

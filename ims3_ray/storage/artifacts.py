@@ -18,7 +18,7 @@ from typing import Any, NotRequired, TypedDict, TypeVar, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ims3_ray.display import some
+from ims3_ray.display import first_few
 from ims3_ray.errors import InputError
 
 from . import schemas
@@ -123,7 +123,7 @@ class DamagedError(InputError):
 
     @property
     def words(self) -> str:
-        return some((f"{name} {why}" for name, why in self.files.items()), most=3, show=str)
+        return first_few((f"{name} {why}" for name, why in self.files.items()), most=3, show=str)
 
     def __reduce__(
         self,

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from pyarrow import NativeFile, fs
 
-from ims3_ray.display import without_credentials
+from ims3_ray.display import redact_uris
 from ims3_ray.errors import InputError
 
 from .retry import with_retries
@@ -226,7 +226,7 @@ def open_directory(location: str) -> Directory:
 
     InputError for a URI that holds credentials: places stand in records, on pages and in MLflow.
     """
-    if without_credentials(location) != location:
+    if redact_uris(location) != location:
         raise InputError(
             f"{location}: holds credentials, which would be kept in records; leave them out, and give them "
             "by the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), a profile or the machine's "

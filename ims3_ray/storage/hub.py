@@ -10,9 +10,9 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from ims3_ray.display import some
+from ims3_ray.display import first_few
 from ims3_ray.errors import InputError
-from ims3_ray.progress import on_screen
+from ims3_ray.progress import tqdm_options
 
 from .artifacts import MANIFEST, open_directory
 from .integrity import verify
@@ -40,7 +40,7 @@ def fetch(
 
     class Bar(tqdm):
         def __init__(self, *given: Any, **options: Any):
-            super().__init__(*given, **options | on_screen())
+            super().__init__(*given, **options | tqdm_options())
 
     name, _, revision = hub_id.partition("@")
     wanted: dict[str, Any] = {"revision": revision or None, "allow_patterns": patterns, "repo_type": kind}
@@ -69,7 +69,7 @@ def fetch_set(location: str) -> str:
     folder = fetch(f"{name}@{folder.name}", kind="dataset")
     damaged, _ = verify(open_directory(str(folder)))
     if damaged:
-        found = some((f"{file} {why}" for file, why in damaged.items()), 3, str)
+        found = first_few((f"{file} {why}" for file, why in damaged.items()), 3, str)
         raise InputError(
             f"{location}: is not as it was pushed: {found}; remove {folder} and fetch it again, or ask who "
             "pushed it"

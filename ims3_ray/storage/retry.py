@@ -12,8 +12,8 @@ from typing import TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential
 
-from ims3_ray.display import one_line, redacted
-from ims3_ray.errors import InputError, chain
+from ims3_ray.display import one_line, redact
+from ims3_ray.errors import InputError, error_chain
 
 PATIENCE_S = 120.0
 LONGEST_PAUSE_S = 15.0  # between tries
@@ -101,7 +101,7 @@ def _storage_error(error: BaseException) -> OSError | None:
     """The OSError behind what was raised, unless it was told as an InputError, or a person stops it."""
     if not isinstance(error, Exception):
         return None
-    known = next((inner for inner in chain(error) if isinstance(inner, OSError | InputError)), None)
+    known = next((inner for inner in error_chain(error) if isinstance(inner, OSError | InputError)), None)
     return known if isinstance(known, OSError) else None
 
 
@@ -116,11 +116,11 @@ def _note(service: str, place: str, error: OSError) -> float:
         quiet = math.inf if trouble is None else now - trouble.latest
         if quiet > (QUIET_S if trouble and trouble.since is None else PATIENCE_S):
             line = f"{place} answers with an error ({_short(error)}); trying again for up to {PATIENCE_S:g} s"
-            _logger.warning("%s", one_line(redacted(line)))
+            _logger.warning("%s", one_line(redact(line)))
         since = now if trouble is None or trouble.since is None or quiet > PATIENCE_S else trouble.since
         _troubles[service] = _Trouble(since, now)
         return since
 
 
 def _short(error: BaseException) -> str:
-    return one_line(redacted(getattr(error, "strerror", None) or str(error) or type(error).__name__))[:SHOWN]
+    return one_line(redact(getattr(error, "strerror", None) or str(error) or type(error).__name__))[:SHOWN]

@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 
-from ims3_ray.display import named
+from ims3_ray.display import escape_unprintable
 
 REASONS = {
     errno.ENOENT: "is a symbolic link to nothing",
@@ -30,7 +30,7 @@ def listed(root: str, within: str = "") -> tuple[list[str], dict[str, str]]:
     top = _identity(os.stat(root))
     for name in [within] if within else sorted(os.listdir(root)):
         _below(root, name, {top}, files, odd)
-    return sorted(files), {named(name): why for name, why in sorted(odd.items())}
+    return sorted(files), {escape_unprintable(name): why for name, why in sorted(odd.items())}
 
 
 def _below(root: str, first: str, seen: set[tuple[int, int]], files: list[str], odd: dict[str, str]) -> None:

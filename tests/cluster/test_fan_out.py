@@ -11,7 +11,7 @@ import ray
 import torch
 from processes import ROOT, environment
 
-from ims3_ray.cluster.fan_out import ENOUGH_PARTS, Part, Worker, actor_pool, fan_out, rows_a_part
+from ims3_ray.cluster.fan_out import TARGET_PARTS, Part, Worker, actor_pool, fan_out, rows_per_part
 from ims3_ray.cluster.resources import Machine, find_machine
 from ims3_ray.config.settings import Workers
 from ims3_ray.errors import InputError
@@ -131,10 +131,10 @@ def test_only_missing_parts_are_made(ray_cluster, tmp_path):
 
 @pytest.mark.parametrize(("rows", "parts"), [(1_000, 16), (100_000, 1563), (1_281_167, 2503)])
 def test_files_are_a_batch_each_until_they_would_be_thousands(rows, parts):
-    of_part = rows_a_part(rows, 64)
+    of_part = rows_per_part(rows, 64)
     assert of_part % 64 == 0
     assert -(-rows // of_part) == parts
-    assert of_part == 64 or parts >= ENOUGH_PARTS
+    assert of_part == 64 or parts >= TARGET_PARTS
 
 
 def test_an_index_of_all_rows_lies_beside_the_parts_whoever_made_them(ray_cluster, tmp_path):

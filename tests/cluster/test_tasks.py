@@ -1,6 +1,6 @@
 """Tasks whose results come in order."""
 
-from ims3_ray.cluster.tasks import each, in_order
+from ims3_ray.cluster.tasks import map_in_order, map_on_cluster
 
 
 def test_results_come_in_the_order_of_arguments_which_are_made_a_few_at_a_time(ray_cluster):
@@ -12,7 +12,7 @@ def test_results_come_in_the_order_of_arguments_which_are_made_a_few_at_a_time(r
             yield number, 2
 
     came = []
-    for result in in_order(lambda number, power: number**power, arguments(), 3):
+    for result in map_in_order(lambda number, power: number**power, arguments(), 3):
         came.append(result)
         assert len(made) <= len(came) + 3
     assert came == [number**2 for number in range(9)]
@@ -21,5 +21,5 @@ def test_results_come_in_the_order_of_arguments_which_are_made_a_few_at_a_time(r
 def test_where_the_cluster_has_no_cpus_the_work_is_done_here_and_starts_no_node(ray_cluster, monkeypatch):
     here = []
     monkeypatch.setattr(ray_cluster, "cluster_resources", lambda: {"CPU": 0.0})
-    assert list(each(lambda number: here.append(number) or -number, [(1,), (2,)])) == [-1, -2]
+    assert list(map_on_cluster(lambda number: here.append(number) or -number, [(1,), (2,)])) == [-1, -2]
     assert here == [1, 2]

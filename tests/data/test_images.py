@@ -88,7 +88,7 @@ def test_tasks_of_the_cluster_leave_the_index_that_this_machine_leaves_and_look_
     def each(function, batches):
         batches = list(batches)
         asked.extend(path for _, files in batches for path, _ in files)
-        return tasks.each(function, batches)
+        return tasks.map_on_cluster(function, batches)
 
     (folder / "red" / "odd.png").write_bytes(b"no image")
     (folder / "blue" / "lost.png").symlink_to(tmp_path / "nowhere")

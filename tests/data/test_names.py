@@ -9,7 +9,7 @@ from tiny import write_images
 
 from ims3_ray import cli
 from ims3_ray.data.classes import check_class_names, is_folder_name
-from ims3_ray.display import UNPRINTABLE, named, one_line
+from ims3_ray.display import UNPRINTABLE, escape_unprintable, one_line
 from ims3_ray.errors import InputError
 from ims3_ray.pipeline.validate_splits import check_splits
 from ims3_ray.storage.artifacts import open_directory
@@ -159,7 +159,7 @@ def test_a_message_is_one_line_whatever_a_file_is_called(tmp_path, capsys):
     images = {"train": opened(train, tmp_path, limit=1.0), "test": opened(test, tmp_path, limit=1.0)}
     (warning,) = check_splits(images, max_overlap=0.5)
     assert is_one_line(warning)
-    assert named(ODD) in warning
+    assert escape_unprintable(ODD) in warning
 
 
 def test_an_unexpected_failure_is_one_line_too_and_its_trace_the_owners_alone(capsys):
@@ -177,5 +177,5 @@ def test_an_unexpected_failure_is_one_line_too_and_its_trace_the_owners_alone(ca
 
 def test_lines_and_names_keep_what_is_printable():
     assert one_line(" a\n\tb \x1b[0m  c\u2028d") == r"a b \x1b[0m  c d"
-    assert named("größe 犬 😀.png") == "größe 犬 😀.png"
-    assert named("a\nb\udce9") == r"a\nb\udce9"
+    assert escape_unprintable("größe 犬 😀.png") == "größe 犬 😀.png"
+    assert escape_unprintable("a\nb\udce9") == r"a\nb\udce9"

@@ -235,7 +235,7 @@ def test_an_unpacking_that_was_killed_is_done_again(tmp_path, monkeypatch):
 def test_an_unpacking_and_a_look_are_shown_where_they_take_long(tmp_path, monkeypatch, capsys):
     opened(saved(tmp_path / "set"), tmp_path)
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(progress, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(progress, "BAR_DELAY_S", 0.0)
     opened(saved(tmp_path / "other"), tmp_path)
     shown = capsys.readouterr().err
     assert f"unpack: {len(EXPECTED)} images" in shown

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from ims3_ray.jobs.next_steps import command, ending, look_at, program
+from ims3_ray.jobs.next_steps import installed_program, json_view, result_lines, shell_command
 
 
 @pytest.mark.parametrize("script", ["jobs/distill.py", "/code/jobs/sweep.py"])
 def test_a_command_is_given_as_the_job_was(script, monkeypatch):
     monkeypatch.setattr(sys, "argv", [script])
-    python, started, *words = shlex.split(command("runs", "storage=/data/my runs; $(rm)"))
+    python, started, *words = shlex.split(shell_command("runs", "storage=/data/my runs; $(rm)"))
     assert (Path(python).name, Path(started)) == ("python", Path(script).with_name("runs.py"))
     assert words == ["storage=/data/my runs; $(rm)"]
-    assert "jobs/select_subgroups.py" in command("select")
+    assert "jobs/select_subgroups.py" in shell_command("select")
     monkeypatch.setattr(sys, "argv", ["/somewhere/bin/ims3"])
-    assert Path(shlex.split(command("runs"))[0]).name == "ims3"
+    assert Path(shlex.split(shell_command("runs"))[0]).name == "ims3"
 
 
 def test_a_program_is_named_as_a_shell_finds_it(tmp_path, monkeypatch):
@@ -27,12 +27,12 @@ def test_a_program_is_named_as_a_shell_finds_it(tmp_path, monkeypatch):
         (tmp_path / "bin" / name).touch(mode=0o700)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
     monkeypatch.chdir(tmp_path)
-    assert program("mlflow") == "bin/mlflow"
+    assert installed_program("mlflow") == "bin/mlflow"
     monkeypatch.setenv("PATH", f"{tmp_path}/bin{os.pathsep}{os.environ['PATH']}")
-    assert program("mlflow") == "mlflow"
+    assert installed_program("mlflow") == "mlflow"
 
 
 def test_an_ending_has_a_line_each_without_secrets():
-    lines = ending({"evaluation": "s3://key:secret@bucket/e.json"}, look_at("s3://bucket/e.json"))
+    lines = result_lines({"evaluation": "s3://key:secret@bucket/e.json"}, json_view("s3://bucket/e.json"))
     assert lines == ["evaluation     s3://***@bucket/e.json"]
-    assert shlex.split(look_at("my e.json")["look"])[1:] == ["-m", "json.tool", "my e.json"]
+    assert shlex.split(json_view("my e.json")["look"])[1:] == ["-m", "json.tool", "my e.json"]

@@ -7,9 +7,9 @@ import pytest
 from ims3_ray.cluster.environment import (
     Environment,
     cpu_model,
-    environment_of,
     find_environment,
     hardware,
+    machine_environment,
     versions,
 )
 from ims3_ray.cluster.resources import Machine, find_machine
@@ -87,7 +87,7 @@ def test_nodes_of_different_models_are_one_line_or_refused_if_anything_is_made_o
 
 
 def test_an_artefact_of_mixed_nodes_names_both_models():
-    mixed = environment_of(machine(A100, H100))
+    mixed = machine_environment(machine(A100, H100))
     assert mixed.gpu == f"{A100.gpu} + {H100.gpu}"
     assert (mixed.cpu, mixed.torch) == (A100.cpu, A100.torch)
 

@@ -201,7 +201,7 @@ def test_the_run_can_be_reproduced_and_needs_all_that_it_left_but_checkpoints(fi
 
     overrides, made = finished
     client = MlflowClient(made.tracking_uri)
-    found = querying.resolve(querying.find(client), made.key)
+    found = querying.resolve(querying.find_runs(client), made.key)
     assert (found["kind"], found["protocol"]) == ("distillation", made.evaluation["protocol"])
     recipe = querying.logged_file(client, made.mlflow_run_id, "recipe.yaml")
     command = reproducing.reproduce(recipe)

@@ -2,25 +2,25 @@
 
 import pytest
 
-from ims3_ray.runs.event_log import LOG, Journal, read_log
+from ims3_ray.runs.event_log import LOG, EventLog, read_events
 from ims3_ray.storage.artifacts import open_directory
 
 
 @pytest.mark.parametrize("cut", [b'{"time": "2026-01-0', b"\x00\xff", b"[1]", b'"word"'])
 def test_a_line_that_is_cut_is_left_out_and_the_log_goes_on(tmp_path, cut):
     folder = open_directory(str(tmp_path))
-    Journal(folder).write("run started")
+    EventLog(folder).write("run started")
     folder.write(LOG, folder.read(LOG) + cut)
-    assert [event["event"] for event in read_log(folder)] == ["run started"]
-    Journal(folder).write("run finished")
-    events = read_log(folder)
+    assert [event["event"] for event in read_events(folder)] == ["run started"]
+    EventLog(folder).write("run finished")
+    events = read_events(folder)
     assert [event["event"] for event in events] == ["run started", "log mended", "run finished"]
     assert events[1]["lines_left_out"] == 1
 
 
 def test_two_drivers_on_one_run_write_one_log(tmp_path):
     folder = open_directory(str(tmp_path))
-    one, other = Journal(folder), Journal(folder)
+    one, other = EventLog(folder), EventLog(folder)
     for journal, stage in ((one, "encode"), (other, "encode"), (one, "invert")):
         journal.write("stage started", stage=stage)
-    assert [event["stage"] for event in read_log(folder)] == ["encode", "encode", "invert"]
+    assert [event["stage"] for event in read_events(folder)] == ["encode", "encode", "invert"]

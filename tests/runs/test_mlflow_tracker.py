@@ -8,7 +8,7 @@ import pytest
 
 from ims3_ray.errors import InputError
 from ims3_ray.runs import mlflow_db, provenance
-from ims3_ray.runs.mlflow_tracker import Tracker, asking, client
+from ims3_ray.runs.mlflow_tracker import Tracker, client, mlflow_errors_as_input
 from ims3_ray.storage.artifacts import open_storage
 
 
@@ -52,7 +52,7 @@ def test_a_run_takes_the_time_that_it_took_whenever_it_is_written(start):
 
 def test_every_run_says_who_started_it_and_how(start):
     tags = start.client.get_run(start().run_id).data.tags
-    assert provenance.origin().items() <= tags.items()
+    assert provenance.provenance_tags().items() <= tags.items()
     assert {provenance.COMMAND, "mlflow.user", "mlflow.source.name"} <= set(tags)
 
 
@@ -73,10 +73,10 @@ def test_a_server_that_can_not_be_asked_is_the_persons_to_mend(tmp_path, monkeyp
     storage = open_storage(str(tmp_path))
     with (
         pytest.raises(InputError, match=r"MLFLOW_TRACKING_URI: http.*:9 .*start the server"),
-        asking(storage),
+        mlflow_errors_as_input(storage),
     ):
         client(storage).search_experiments()
-    with pytest.raises(InputError, match="No module named 'psycopg'"), asking(storage):
+    with pytest.raises(InputError, match="No module named 'psycopg'"), mlflow_errors_as_input(storage):
         raise ModuleNotFoundError("No module named 'psycopg'")
 
 
@@ -99,5 +99,5 @@ def test_who_makes_a_database_at_the_same_time_leaves_one_that_all_can_ask(tmp_p
 
 
 def test_a_fault_of_ours_is_no_fault_of_the_servers(tmp_path):
-    with pytest.raises(ZeroDivisionError), asking(open_storage(str(tmp_path))):
+    with pytest.raises(ZeroDivisionError), mlflow_errors_as_input(open_storage(str(tmp_path))):
         _ = 1 / 0

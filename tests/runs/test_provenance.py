@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ims3_ray.runs import provenance as origins
-from ims3_ray.runs.provenance import COMMAND, SUBMISSION, commit, origin
+from ims3_ray.runs.provenance import COMMAND, SUBMISSION, commit, provenance_tags
 
 COMMIT, DIRTY = "mlflow.source.git.commit", "mlflow.source.git.dirty"
 
@@ -49,11 +49,11 @@ def test_words_and_job_are_told_without_their_secrets(monkeypatch):
     job = {"metadata": {"job_submission_id": "raysubmit_1", "job_name": "x"}}
     monkeypatch.setenv(origins.RAY_JOB, json.dumps(job))
     monkeypatch.setenv("MLFLOW_RUN_CONTEXT", json.dumps({COMMIT: "abc"}))
-    found = origin.__wrapped__()
+    found = provenance_tags.__wrapped__()
     assert found[COMMAND] == "python jobs/distill.py storage=s3://***@host/runs 'data.train=/my images'"
     assert (found[SUBMISSION], found["mlflow.source.type"]) == ("raysubmit_1", "JOB")
     assert found[COMMIT] == "abc"
     assert found["mlflow.user"]
     monkeypatch.delenv(origins.RAY_JOB)
-    assert origin.__wrapped__()["mlflow.source.type"] == "LOCAL"
-    assert SUBMISSION not in origin.__wrapped__()
+    assert provenance_tags.__wrapped__()["mlflow.source.type"] == "LOCAL"
+    assert SUBMISSION not in provenance_tags.__wrapped__()

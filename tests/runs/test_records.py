@@ -29,7 +29,7 @@ def test_runs_ablations_and_trials_are_read(tmp_path):
     records.write(
         storage, "ablations/digits-k2/artifacts.json", [B, B], key="digits-k2", state=records.FINISHED
     )
-    records.write(storage, "sweeps/k3/trials/7.json", records.places([storage / C]), key="k3/7")
+    records.write(storage, "sweeps/k3/trials/7.json", records.artifact_names([storage / C]), key="k3/7")
     (tmp_path / "sweeps" / "k3" / "state.json").write_text("no record")
     assert needed(storage) == {A, B, C}
 

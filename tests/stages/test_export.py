@@ -82,7 +82,7 @@ def pool(tmp_path):
 def exported(pool, folder, block, monkeypatch):
     """What the stage writes in blocks of `block` images, its tasks done here."""
     monkeypatch.setattr(export, "BLOCK", block)
-    monkeypatch.setattr(export, "in_order", lambda f, work, most: itertools.starmap(f, work))
+    monkeypatch.setattr(export, "map_in_order", lambda f, work, most: itertools.starmap(f, work))
     monkeypatch.setattr(export.ray, "put", lambda value: value)
     config = load_config("digits-paper", {"ipc": IPC})
     context = SimpleNamespace(

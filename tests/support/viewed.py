@@ -11,7 +11,7 @@ from ims3_ray.config.load import load_config
 from ims3_ray.data.distilled import DistilledImage, to_table, write_parquet, write_pngs
 from ims3_ray.evaluation.results import headline
 from ims3_ray.runs import tags
-from ims3_ray.runs.event_log import Journal
+from ims3_ray.runs.event_log import EventLog
 from ims3_ray.runs.mlflow_tracker import Tracker
 from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import complete, open_storage
@@ -99,7 +99,7 @@ def make_storage(root):
     begun = made | {"artifact.evaluation": "0" * 12, "artifact.report": "1" * 12}
     ids["running"] = track(storage, "cccc", {"evaluate/loss": 0.25}, own=begun, status="RUNNING")
     folder = storage / "runs/digits-cccc"
-    Journal(folder).write("stage started", stage="evaluate", artifact="evaluation/" + "0" * 12)
+    EventLog(folder).write("stage started", stage="evaluate", artifact="evaluation/" + "0" * 12)
     write_heartbeat(folder)
     os.utime(f"{folder.path}/{HEARTBEAT}", (time.time() + 3600,) * 2)  # as long as the tests take
     ids["sweep"] = track(storage, "digits-s", {}, own={tags.KIND: tags.SWEEP})

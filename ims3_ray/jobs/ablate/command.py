@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 from ims3_ray.config.load import parse_overrides
 from ims3_ray.errors import InputError
-from ims3_ray.jobs.next_steps import command, ending
-from ims3_ray.progress import say, waiting
+from ims3_ray.jobs.next_steps import result_lines, shell_command
+from ims3_ray.progress import print_line, spinner
 
 from .plan import Plan, named, read_rows
 
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError("--agreement: judges the labels of the candidates that --pool-images counts; not 0")
     if "ipc" in overrides:
         raise InputError("ipc: an ablation runs over several; give them as --ipc 1,5,10")
-    with waiting("imports"):  # heavy, not needed to refuse bad input
+    with spinner("imports"):  # heavy, not needed to refuse bad input
         from . import run as ablation
         from .page import render_ablation
         from .screen import lines
@@ -75,8 +75,8 @@ def run(arguments: argparse.Namespace) -> None:
     seeds = tuple(range(seed, seed + arguments.seeds))
     pool = arguments.pool_images or None, arguments.agreement
     plan = Plan(arguments.recipe, overrides, rows, ipcs, seeds, *pool)
-    document, out = ablation.run(plan, say)
-    with waiting("tables"):
+    document, out = ablation.run(plan, print_line)
+    with spinner("tables"):
         files = {
             "ablation.json": json.dumps(document, indent=1).encode(),
             "ablation.md": markdown(document).encode(),
@@ -90,8 +90,8 @@ def run(arguments: argparse.Namespace) -> None:
     print("", *lines(document), "", sep="\n")
     made = {"page": (out / "index.html").uri}
     made |= {"tables": f"{(out / 'ablation.md').uri}, ablation.csv, ablation.json"}
-    query = command("runs", f"storage={storage}", "--where", "kind=ablation")
-    print(*ending(made, {"query": query, "look": command("view", storage)}), sep="\n")
+    query = shell_command("runs", f"storage={storage}", "--where", "kind=ablation")
+    print(*result_lines(made, {"query": query, "look": shell_command("view", storage)}), sep="\n")
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -109,7 +109,7 @@ def _track(document: "Ablation", storage: str, key: str, files: Mapping[str, byt
 
     from .tables import metrics_for_mlflow
 
-    tracker = Tracker(open_storage(storage), say)
+    tracker = Tracker(open_storage(storage), print_line)
     stated = {"recipe", "protocol", "baseline", "ipcs", "generator_seeds", "classifier_seeds"}
     params = {name: value for name, value in document.items() if name in stated}
     tracker.start(key, f"ablation-{key}", params, {tags.KIND: tags.ABLATION})

@@ -15,7 +15,7 @@ from ims3_ray.errors import InputError
 from ims3_ray.evaluation.protocols import NO_PROTOCOL
 from ims3_ray.pipeline.prepare import begin
 from ims3_ray.pipeline.steps import Step, plan, run_step
-from ims3_ray.progress import alone, bar, waiting
+from ims3_ray.progress import bar, hide_inner_bars, spinner
 from ims3_ray.runs import records
 from ims3_ray.stages.context import Context
 from ims3_ray.storage.artifacts import Directory, fingerprint
@@ -36,7 +36,7 @@ def run(ablation: Plan, say: Callable[[str], None]) -> tuple[Ablation, Directory
     first = next(iter(configs.values()))
     if first.evaluate.protocol == NO_PROTOCOL:
         raise InputError("evaluate.protocol: an ablation compares accuracies; name a protocol")
-    with waiting("start"):
+    with spinner("start"):
         contexts = dict(zip(configs, begin(list(configs.values()), say), strict=True))
     storage = next(iter(contexts.values())).storage
     key = fingerprint([ablation.rows.baseline, [config.identity() for config in configs.values()]])
@@ -44,7 +44,7 @@ def run(ablation: Plan, say: Callable[[str], None]) -> tuple[Ablation, Directory
     # cells for the pool alone are made as far as their selection
     last = {cell: "evaluate" if cell[1] in ablation.ipcs else "select" for cell in contexts}
     needed = [step.directory for cell, context in contexts.items() for step in plan(context, last[cell])]
-    place, needed = f"ablations/{out.name}/artifacts.json", records.places(needed)
+    place, needed = f"ablations/{out.name}/artifacts.json", records.artifact_names(needed)
     records.write(storage, place, needed, key=out.name)
     document = describe(ablation, contexts, _make(contexts, last, say))
     records.write(storage, place, needed, key=out.name, state=records.FINISHED)
@@ -70,7 +70,7 @@ def _make(
     stop = threading.Event()
     STOP.set(stop)
     with (
-        alone(bar("evaluate", len(contexts), "runs")) as shown,
+        hide_inner_bars(bar("evaluate", len(contexts), "runs")) as shown,
         ThreadPoolExecutor(EVALUATIONS_AT_ONCE) as pool,
     ):
         made = {cell: pool.submit(copy_context().run, finish, cell) for cell in contexts}

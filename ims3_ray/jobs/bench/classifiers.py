@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from scipy import stats
 
-from ims3_ray.cluster.resources import Machine, connect, find_machine, refuse_impossible
+from ims3_ray.cluster.resources import Machine, check_device, connect, find_machine
 from ims3_ray.config.base import DeviceKind
 from ims3_ray.config.load import load_settings, parse_overrides
 from ims3_ray.config.settings import Selecting
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace, work: Path) -> Figures:
         load_settings(Selecting, parse_overrides(arguments.overrides)),
         protocol(arguments.protocol),
     )
-    refuse_impossible(config.workers)
+    check_device(config.workers)
     if rules.is_soft:
         raise InputError(
             f"--protocol: {rules.name} needs a teacher, and hard labels are measured; name another"

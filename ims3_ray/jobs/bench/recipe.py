@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ims3_ray.cluster.device_benchmark import DeviceFigures
-from ims3_ray.cluster.resources import connect, find_machine, refuse_impossible
+from ims3_ray.cluster.resources import check_device, connect, find_machine
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.errors import InputError
 from ims3_ray.pipeline.prepare import prepare
@@ -31,7 +31,7 @@ def prepare_contexts(
     stage, size = arguments.what, models.size_named(arguments.size)
     config = load_config(arguments.recipe, overrides)
     per_size = [load_config(arguments.recipe, overrides | _batch(stage, rows)) for rows in sizes]
-    refuse_impossible(config.workers)
+    check_device(config.workers)
     connect()
     machine = find_machine(config.workers)
     if arguments.random_init:

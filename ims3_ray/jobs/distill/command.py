@@ -18,9 +18,9 @@ import yaml
 
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.config.settings import Config
-from ims3_ray.display import size
+from ims3_ray.display import format_bytes
 from ims3_ray.errors import InputError
-from ims3_ray.progress import waiting
+from ims3_ray.progress import spinner
 
 from .cached_run import find_complete
 from .result import Distillation, summary_lines
@@ -64,15 +64,15 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _distil(config: Config) -> Distillation:
     _check(config)
-    with waiting("imports"):
+    with spinner("imports"):
         from ims3_ray.cluster import fork_server, resources  # heavy, not needed to refuse bad input
 
-        if resources.starts_its_own():
+        if resources.starts_local_cluster():
             fork_server.start()  # while this process imports the same
 
         from .run import run as distil
 
-    resources.refuse_impossible(config.workers)
+    resources.check_device(config.workers)
     return distil(config)
 
 
@@ -91,15 +91,15 @@ def _dry_run(config: Config, price: float | None) -> None:
         print(_yaml(config), *status_lines(read_status(config)), "nothing would run", sep="\n")
         return
     _check(config)
-    with waiting("imports"):  # heavy
-        from ims3_ray.cluster.resources import connect, find_machine, has_address, refuse_impossible
+    with spinner("imports"):  # heavy
+        from ims3_ray.cluster.resources import check_device, connect, find_machine, has_address
         from ims3_ray.pipeline.prepare import idle_gpu_notes, prepare
         from ims3_ray.pipeline.steps import plan
 
         from .estimate import DRIVER_BYTES, PROCESS_BYTES, estimate_steps
 
-    refuse_impossible(config.workers)
-    with waiting("start"):
+    check_device(config.workers)
+    with spinner("start"):
         if has_address():
             connect()
         context = prepare(config, find_machine(config.workers, wait=False))
@@ -109,13 +109,16 @@ def _dry_run(config: Config, price: float | None) -> None:
     print("\n".join(context.notes), end="\n" if context.notes else "")
     print(f"machine: {machine.device}, {machine.actors} actors, {machine.shards} shards")
     print("disk in the storage and below each node's TMPDIR; memory of the driver and of a")
-    print(f"worker, {size(DRIVER_BYTES)} and {size(PROCESS_BYTES)} of which they take without data:")
+    print(
+        f"worker, {format_bytes(DRIVER_BYTES)} and {format_bytes(PROCESS_BYTES)} of which they take "
+        "without data:"
+    )
     print(LINE.format("stage", "state", "GPUs", "rows", "about", "disk", "node", "driver", "worker"))
     for step, cost in zip(steps, costs, strict=True):
         state = "complete" if step.manifest else "damaged" if step.damage else "would run"
         use = step.stage.use(context)
         gpus = f"{use.gpus} of {machine.gpus}" if machine.on_gpus and use.gpus else "–"
-        sizes = map(size, (cost.disk, cost.node_disk, cost.driver, cost.worker))
+        sizes = map(format_bytes, (cost.disk, cost.node_disk, cost.driver, cost.worker))
         print(LINE.format(step.stage.name, state, gpus, cost.rows, f"{cost.seconds:.0f} s", *sizes))
     missing_s = sum(c.seconds for step, c in zip(steps, costs, strict=True) if not step.manifest)
     print(f"estimated time of what is missing: {missing_s:.0f} s")

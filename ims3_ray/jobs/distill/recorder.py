@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import yaml
 
 from ims3_ray.cluster.environment import hardware, versions
-from ims3_ray.errors import InputError, describe
+from ims3_ray.errors import InputError, describe_error
 from ims3_ray.pipeline.steps import Step
-from ims3_ray.progress import of_run
+from ims3_ray.progress import run_name
 from ims3_ray.runs import records
-from ims3_ray.runs.event_log import Journal, libraries_kept
+from ims3_ray.runs.event_log import EventLog, save_library_log
 from ims3_ray.runs.mlflow_tracker import RECIPE_FILE, Tracker
-from ims3_ray.runs.provenance import origin
-from ims3_ray.runs.tags import describe_run, name_metrics, tag_artifacts
+from ims3_ray.runs.provenance import provenance_tags
+from ims3_ray.runs.tags import artifact_tags, prefix_metrics, run_tags
 from ims3_ray.stages.context import Context
 from ims3_ray.storage.artifacts import fingerprint
 from ims3_ray.storage.heartbeat import heartbeat, write_heartbeat
@@ -30,15 +30,15 @@ class Recorder:
         self.name = f"{config.recipe}-{self.key}"
         self.stages: list[StageRun] = []
         self._folder = context.storage / "runs" / self.name
-        self._journal = Journal(self._folder)
-        self._tags = describe_run(context) | origin()
+        self._journal = EventLog(self._folder)
+        self._tags = run_tags(context) | provenance_tags()
         write_heartbeat(self._folder)
         self._write(records.RUNNING)
         self._folder.write("config.yaml", _yaml(config.model_dump(mode="json")))
         device, notes = context.machine.device, list(context.notes)
         self._journal.write("run started", key=self.key, recipe=config.recipe, device=device, notes=notes)
         self.tracker = Tracker(context.storage, say)
-        tags = self._tags | tag_artifacts(step.artifact for step in steps)
+        tags = self._tags | artifact_tags(step.artifact for step in steps)
         self.tracker.start(self.key, self.name, config.results(), tags)
         if any(step.manifest is None for step in steps):
             self.tracker.resume()
@@ -48,7 +48,7 @@ class Recorder:
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
         """Write heartbeats during the block, and then how the run ended."""
-        with of_run(self.name), heartbeat(self._folder), libraries_kept(self._folder):
+        with run_name(self.name), heartbeat(self._folder), save_library_log(self._folder):
             try:
                 yield
                 self._write(records.FINISHED)
@@ -58,14 +58,14 @@ class Recorder:
                 state = records.FAILED if is_failure else records.STOPPED
                 # a full disk takes no record, but what stopped the run is told
                 with contextlib.suppress(OSError, InputError):
-                    self._journal.write(f"run {state}", error=describe(error))
+                    self._journal.write(f"run {state}", error=describe_error(error))
                     self._write(state)
                 self.tracker.finish("FAILED" if is_failure else "KILLED", patient=is_failure)
                 raise
 
     def hear(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         """Metrics of a stage while it runs."""
-        self.tracker.log(step, name_metrics(stage, metrics))
+        self.tracker.log(step, prefix_metrics(stage, metrics))
 
     def begin_stage(self, step: Step) -> None:
         name, number = step.stage.name, len(self.stages) + 1
@@ -116,14 +116,14 @@ def log_stage(tracker: Tracker, step: Step) -> None:
     """The metrics of a complete stage; of one that was found also what it logs while it runs."""
     name, summary = step.stage.name, step.summary
     seconds = {"seconds": summary["seconds"], "rows_per_s": summary["rate"]}
-    tracker.log(0, name_metrics(name, seconds))
+    tracker.log(0, prefix_metrics(name, seconds))
     if step.ran or not step.manifest:
         return
     for entry in step.manifest.get("history", []):
         metrics = {metric: value for metric, value in entry.items() if metric != "step"}
-        tracker.log(int(entry["step"]), name_metrics(name, metrics))
+        tracker.log(int(entry["step"]), prefix_metrics(name, metrics))
     if figures := step.stage.figures(step.directory):
-        tracker.log(0, name_metrics(name, figures))
+        tracker.log(0, prefix_metrics(name, figures))
 
 
 def log_product(tracker: Tracker, distilled: Step, report: Step) -> None:

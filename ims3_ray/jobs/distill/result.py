@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from ims3_ray.config.settings import Config
 from ims3_ray.display import noun
 from ims3_ray.evaluation.table import evaluation_lines
-from ims3_ray.jobs.next_steps import command, ending
+from ims3_ray.jobs.next_steps import result_lines, shell_command
 from ims3_ray.storage.artifacts import GpuUse, Summary
 
 if TYPE_CHECKING:
@@ -43,6 +43,6 @@ def summary_lines(config: Config, distillation: Distillation) -> list[str]:
         work = f"{stage['rows']:>8} {noun(stage['rows'], stage['unit']):<12}"
         work += f"{stage['seconds']:>9.1f}{stage['rate']:>10.2f}"
         lines.append(f"  {stage['name']:<10}{work}{'' if stage['ran'] else '  found complete'}")
-    query = command("runs", f"storage={config.storage}", "--where", f"run={distillation.key}")
+    query = shell_command("runs", f"storage={config.storage}", "--where", f"run={distillation.key}")
     made = {"distilled set": distillation.distilled, "report": distillation.report}
-    return [*lines, "", *ending(made, {"query": query, "look": command("view", config.storage)})]
+    return [*lines, "", *result_lines(made, {"query": query, "look": shell_command("view", config.storage)})]

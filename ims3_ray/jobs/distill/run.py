@@ -20,7 +20,7 @@ from .result import Distillation
 
 
 def distill(
-    recipe: str = "digits", say: Callable[[str], None] = progress.say, **overrides: Any
+    recipe: str = "digits", say: Callable[[str], None] = progress.print_line, **overrides: Any
 ) -> Distillation:
     """Distil as `recipe` (a name or a YAML path) says.
 
@@ -30,10 +30,10 @@ def distill(
     return run(load_config(recipe, overrides), say)
 
 
-def run(config: Config, say: Callable[[str], None] = progress.say) -> Distillation:
+def run(config: Config, say: Callable[[str], None] = progress.print_line) -> Distillation:
     """Distil as `config` says: stages that are complete are found, the others run."""
     signature = plan_cache.signature(config)
-    with progress.waiting("start"):
+    with progress.spinner("start"):
         (context,) = begin([config], say)
         folder = context.storage / "runs" / f"{config.recipe}-{plan(context)[-1].fingerprint}"
     with exclusive(folder):
@@ -41,7 +41,7 @@ def run(config: Config, say: Callable[[str], None] = progress.say) -> Distillati
 
 
 def _run(context: Context, signature: str | None, say: Callable[[str], None]) -> Distillation:
-    with progress.waiting("start"):
+    with progress.spinner("start"):
         recorder = Recorder(context, plan(context), say)
     context = replace(context, on_metrics=recorder.hear)
     done: dict[str, Step] = {}  # by noun

@@ -6,7 +6,7 @@ from ims3_ray.config.settings import Config
 from ims3_ray.display import noun
 from ims3_ray.errors import InputError
 from ims3_ray.runs import plan_cache, records
-from ims3_ray.runs.event_log import LOG, read_log
+from ims3_ray.runs.event_log import LOG, read_events
 from ims3_ray.storage.artifacts import (
     DamagedError,
     Directory,
@@ -37,7 +37,7 @@ def read_status(config: Config) -> Status:
     receipt = plan_cache.find(storage, config) if check_format(storage) else None
     run, steps = (receipt["run"], receipt["steps"]) if receipt else _plan(config)
     folder = storage / "runs" / run
-    last, log = read_heartbeat(folder), read_log(folder)
+    last, log = read_heartbeat(folder), read_events(folder)
     state = _state(folder)
     if state == records.RUNNING and (last is None or last.is_stale):
         state = "dead"

@@ -18,12 +18,12 @@ from collections.abc import Collection
 
 from ims3_ray.config.load import load_settings, parse_overrides
 from ims3_ray.config.settings import Evaluating
-from ims3_ray.display import some
+from ims3_ray.display import first_few
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.table import evaluation_lines, expected_lines, score_lines
-from ims3_ray.jobs.next_steps import ending, look_at
+from ims3_ray.jobs.next_steps import json_view, result_lines
 from ims3_ray.pipeline.inputs import check_inputs
-from ims3_ray.progress import waiting
+from ims3_ray.progress import spinner
 from ims3_ray.storage.directory import open_directory, refuse_unwritable
 
 NAMED = re.compile(r"([A-Za-z0-9_.-]+)=(.+)")
@@ -52,18 +52,18 @@ def run(arguments: argparse.Namespace) -> None:
     locations = named_sets(arguments.sets)
     expected = stated_ranges(arguments.stated, locations)
     check_inputs(config)
-    with waiting("imports"):  # heavy: Ray
-        from ims3_ray.cluster.resources import connect, find_machine, has_address, refuse_impossible
+    with spinner("imports"):  # heavy: Ray
+        from ims3_ray.cluster.resources import check_device, connect, find_machine, has_address
 
-    refuse_impossible(config.workers)
+    check_device(config.workers)
     folder, _, name = arguments.out.rpartition("/")
     out = open_directory(folder or ("/" if arguments.out.startswith("/") else "."))
     if not name or out.has_directory(name):
         raise InputError(f"--out: {arguments.out} is a folder; name a file, such as evaluation.json")
-    with waiting("imports"):  # heavy: torch, faiss
+    with spinner("imports"):  # heavy: torch, faiss
         from . import run as evaluating
 
-    with waiting("start"):
+    with spinner("start"):
         if has_address():  # whose nodes look at the images
             connect()
         prepared = evaluating.prepare(config, locations, plain=arguments.augmentation_robust)
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(*evaluation_lines(document), *score_lines(document), sep="\n")
     print(*expected_lines(document, expected), "", sep="\n")
     print(*warnings or ["audit          no shared, doubly labelled or swapped images"], sep="\n")
-    print("", *ending({"evaluation": arguments.out}, look_at(arguments.out)), sep="\n")
+    print("", *result_lines({"evaluation": arguments.out}, json_view(arguments.out)), sep="\n")
 
 
 def named_sets(words: list[str]) -> dict[str, str]:
@@ -108,6 +108,6 @@ def stated_ranges(words: list[str], sets: Collection[str]) -> dict[str, tuple[fl
         if not 0 <= low <= high <= 1:
             raise InputError(f"--expect: {word!r} is no range of percents; give the lower one first")
         if name not in sets:
-            raise InputError(f"--expect: no set is called {name!r}; those given are {some(sets)}")
+            raise InputError(f"--expect: no set is called {name!r}; those given are {first_few(sets)}")
         ranges[name] = low, high
     return ranges

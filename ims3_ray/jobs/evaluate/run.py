@@ -14,7 +14,7 @@ from ims3_ray.cluster.resources import Machine
 from ims3_ray.config.settings import Evaluating
 from ims3_ray.data.folders import READERS
 from ims3_ray.data.images import ImageSet, open_labelled
-from ims3_ray.display import some
+from ims3_ray.display import first_few
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.audit import Audit, AuditedImages, audit
 from ims3_ray.evaluation.protocols import NO_PROTOCOL, Protocol, protocols
@@ -225,7 +225,7 @@ def _refuse_swapped(findings: Audit, given: Collection[str]) -> None:
         order = findings["classes"][name]
         likes = order["looks_like"]
         if swapped := {ours: theirs for ours, theirs in likes.items() if theirs in likes}:
-            pairs = some((f"{ours!r} like {theirs!r}" for ours, theirs in swapped.items()), 3, str)
+            pairs = first_few((f"{ours!r} like {theirs!r}" for ours, theirs in swapped.items()), 3, str)
             raise InputError(
                 f"--set {name}: {len(swapped)} of {len(order['per_class'])} classes look swapped: images of "
                 f"{pairs}; number the classes as data.train does, or give --trust-labels"

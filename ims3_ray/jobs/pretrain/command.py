@@ -18,8 +18,8 @@ import yaml
 from ims3_ray.config.load import load_settings, parse_overrides
 from ims3_ray.config.pretrain import Pretrain
 from ims3_ray.errors import InputError
-from ims3_ray.jobs.next_steps import command, ending
-from ims3_ray.progress import waiting
+from ims3_ray.jobs.next_steps import result_lines, shell_command
+from ims3_ray.progress import spinner
 from ims3_ray.storage.artifacts import open_storage
 from ims3_ray.storage.directory import open_directory, refuse_unwritable
 
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError(
             "data.train: no images to train on; give one folder of images a class, or a Hugging Face dataset"
         )
-    with waiting("imports"):  # heavy: Ray, torch and diffusers, not needed to refuse bad input
+    with spinner("imports"):  # heavy: Ray, torch and diffusers, not needed to refuse bad input
         from ims3_ray.cluster.resources import connect, find_machine, has_address
         from ims3_ray.data.images import open_images
         from ims3_ray.data.named import below, is_named
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     if "://" not in data.train and not is_named(data.train):
         refuse_storage_within(config.storage, data.train, data.classes, "data.train")
-    with waiting("start"):
+    with spinner("start"):
         if has_address():  # whose nodes look at the images
             connect()
         storage = open_storage(config.storage)
@@ -74,8 +74,8 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"  {name.replace('_', ' ')}: {value:.4g}")
     scored = f"data.test={data.test}" if data.test else "evaluate.protocol=none"
     places = {"model.path": out, "embed.extractor": out, "data.train": data.train, "storage": config.storage}
-    distill = command("distill", *(f"{field}={place}" for field, place in places.items()), scored)
-    print("", *ending({"model": str(out)}, {"distil": distill}), sep="\n")
+    distill = shell_command("distill", *(f"{field}={place}" for field, place in places.items()), scored)
+    print("", *result_lines({"model": str(out)}, {"distil": distill}), sep="\n")
 
 
 def _new_folder(out: str | None) -> Path:

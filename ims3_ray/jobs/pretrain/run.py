@@ -23,7 +23,7 @@ from ims3_ray.models import classifiers
 from ims3_ray.models.extractor import save_extractor
 from ims3_ray.models.generator import save_pipeline
 from ims3_ray.models.training import Optimisation
-from ims3_ray.progress import timer
+from ims3_ray.progress import timed
 from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import Directory, complete, fingerprint, read_manifest
 from ims3_ray.storage.hashing import content_hash
@@ -163,7 +163,7 @@ class Pretraining:
         if not self.config.check_images:
             return {}
         remote = ray.remote(**self.machine.actor_resources)(agreement).remote
-        with timer("agreement"):
+        with timed("agreement"):
             share = ray.get(remote(self.models, factor, self.machine.device))
         return {"agreement": share, "agreement_images": self.config.check_images}
 

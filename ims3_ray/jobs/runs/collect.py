@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ims3_ray.runs import query
-from ims3_ray.runs.mlflow_tracker import client, describe_trouble
+from ims3_ray.runs.mlflow_tracker import client, describe_mlflow_error
 from ims3_ray.storage.artifacts import Directory
 
 from . import gc
@@ -37,7 +37,7 @@ def _deleted(storage: Directory) -> tuple[dict[str, float], list[str]]:
     try:
         return query.last_deleted(client(storage)), []
     except Exception as error:  # whatever a store or a network raises
-        trouble = describe_trouble(error)
+        trouble = describe_mlflow_error(error)
         return {}, [f"MLflow can't be asked ({trouble}): what runs deleted there needed is kept"]
 
 

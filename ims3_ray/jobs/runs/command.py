@@ -31,10 +31,10 @@ from pathlib import Path
 
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.errors import InputError
-from ims3_ray.progress import say, screen
+from ims3_ray.progress import message_stream, print_line
 from ims3_ray.runs import query, tags
 from ims3_ray.runs.mlflow_db import DATABASE, tracking_uri
-from ims3_ray.runs.mlflow_tracker import EXPERIMENT, RECIPE_FILE, asking, client
+from ims3_ray.runs.mlflow_tracker import EXPERIMENT, RECIPE_FILE, client, mlflow_errors_as_input
 from ims3_ray.runs.query import Run
 from ims3_ray.storage.artifacts import Directory, check_format, open_directory
 
@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError(f"storage: {storage.uri} holds no runs; name another storage=DIR")
     with contextlib.ExitStack() as stack:
         arguments.tracked = _tracked(storage, stack) if mode in ASKING else lambda: storage
-        stack.enter_context(asking(storage))
+        stack.enter_context(mlflow_errors_as_input(storage))
         answer, lines = ANSWERS[mode](storage, arguments)
     print(json.dumps(finite(answer), indent=1) if arguments.json else "\n".join(lines))
     if problem := answer.get("problem"):
@@ -120,19 +120,19 @@ def find_runs(storage: Directory, arguments: argparse.Namespace) -> tuple[list[R
     if (tracked := arguments.tracked()) is None:
         return [], None
     mlflow_client, sweep = client(tracked), None
-    runs = query.find(mlflow_client, " and ".join(filters), order)
+    runs = query.find_runs(mlflow_client, " and ".join(filters), order)
     runs = [run for run in runs if all(is_met(run) for is_met in questions)]
     if arguments.sweep:
-        sweeps = [run for run in query.find(mlflow_client) if run["kind"] == tags.SWEEP]
+        sweeps = [run for run in query.find_runs(mlflow_client) if run["kind"] == tags.SWEEP]
         sweep = query.resolve(sweeps, arguments.sweep)
         runs = [run for run in runs if run["parent"] == sweep["run_id"]]
         if not arguments.order:
-            runs = query.best_first(runs, query.objectives(sweep)[0])
+            runs = query.sort_best_first(runs, query.objectives(sweep)[0])
     elif not questions and not any(f"tags.`{tags.RUN}`" in text for text in filters):
         runs = [run for run in runs if run["kind"] != tags.TRIAL]
     if order != "start_time":
-        query.check_figures(runs, [order])
-    return query.look(storage, runs), sweep
+        query.check_metrics(runs, [order])
+    return query.with_live_status(storage, runs), sweep
 
 
 def _list(storage: Directory, arguments: argparse.Namespace) -> Answer:
@@ -150,8 +150,8 @@ def _list(storage: Directory, arguments: argparse.Namespace) -> Answer:
 
 def _best(storage: Directory, arguments: argparse.Namespace) -> Answer:
     (runs, _), metric = find_runs(storage, arguments), arguments.metric or "accuracy"
-    query.check_figures(runs, [metric])
-    rows = query.best(runs, metric)
+    query.check_metrics(runs, [metric])
+    rows = query.best_runs(runs, metric)
     written = _write_csv([row["run"] for row in rows], arguments)
     return {"metric": metric, "best": rows}, [*best_table(rows, metric), *written]
 
@@ -162,8 +162,8 @@ def _pareto(storage: Directory, arguments: argparse.Namespace) -> Answer:
         example = "give two or more different metrics, as accuracy,coverage/distilled"
         raise InputError(f"--pareto {arguments.pareto!r}: {example}")
     runs, _ = find_runs(storage, arguments)
-    query.check_figures(runs, names)
-    fronts = query.fronts(runs, names)
+    query.check_metrics(runs, names)
+    fronts = query.pareto_fronts(runs, names)
     written = _write_csv([run for front in fronts for run in front["runs"]], arguments)
     return {"metrics": names, "fronts": fronts}, [*fronts_table(fronts, names), *written]
 
@@ -193,7 +193,7 @@ def _reproduce(storage: Directory, arguments: argparse.Namespace) -> Answer:
     result = reproduce(recipe, storage.uri)
     if not arguments.json:
         for note in result.notes:
-            say(f"note: {note}", screen())
+            print_line(f"note: {note}", message_stream())
     answer = {"command": result.command, "words": result.words, "notes": result.notes}
     return {"run_id": wanted["run_id"], **answer}, [result.command]
 
@@ -214,7 +214,10 @@ def _rebuild(storage: Directory, _arguments: argparse.Namespace) -> Answer:
     from .rebuild import rebuild, record_names  # heavy, likewise
 
     client(storage).get_experiment_by_name(EXPERIMENT)  # a server that is away is told before any run
-    written, found = rebuild(storage, storage, partial(say, stream=screen())), len(record_names(storage))
+    written, found = (
+        rebuild(storage, storage, partial(print_line, stream=message_stream())),
+        len(record_names(storage)),
+    )
     line = f"{written} of {found} runs written to {tracking_uri(storage)}, {found - written} as they were"
     return {"runs": found, "written": written}, [line]
 
@@ -225,7 +228,7 @@ ANSWERS |= {"verify": _verify, "rebuild_mlflow": _rebuild}
 
 def _all(arguments: argparse.Namespace) -> list[Run]:
     tracked = arguments.tracked()
-    return query.find(client(tracked)) if tracked is not None else []
+    return query.find_runs(client(tracked)) if tracked is not None else []
 
 
 def _tracked(storage: Directory, stack: contextlib.ExitStack) -> Callable[[], Directory | None]:
@@ -236,7 +239,7 @@ def _tracked(storage: Directory, stack: contextlib.ExitStack) -> Callable[[], Di
     """
     try:
         if query.has_tracking(storage):
-            with asking(storage):
+            with mlflow_errors_as_input(storage):
                 client(storage).get_experiment_by_name(EXPERIMENT)
             return lambda: storage
         trouble = f"storage: {storage.uri} has no {DATABASE}"
@@ -248,8 +251,8 @@ def _tracked(storage: Directory, stack: contextlib.ExitStack) -> Callable[[], Di
         return lambda: None
     from .rebuild import records_as_mlflow  # heavy: the pipeline's stages
 
-    say(f"note: {trouble}; this answer comes from the records in {storage.uri}/runs", screen())
-    return stack.enter_context(records_as_mlflow(storage, partial(say, stream=screen())))
+    print_line(f"note: {trouble}; this answer comes from the records in {storage.uri}/runs", message_stream())
+    return stack.enter_context(records_as_mlflow(storage, partial(print_line, stream=message_stream())))
 
 
 def _write_csv(runs: list[Run], arguments: argparse.Namespace) -> list[str]:

@@ -20,7 +20,7 @@ from ims3_ray.evaluation.results import CURVE
 from ims3_ray.jobs.distill.recorder import log_product, log_stage
 from ims3_ray.pipeline.steps import STAGES, Step
 from ims3_ray.runs import query, records, tags
-from ims3_ray.runs.event_log import read_log
+from ims3_ray.runs.event_log import read_events
 from ims3_ray.runs.mlflow_tracker import RECIPE_FILE, Tracker, client
 from ims3_ray.storage.artifacts import DamagedError, Directory, open_directory, read_manifest
 
@@ -108,7 +108,7 @@ def _steps(storage: Directory, record: Mapping[str, Any]) -> dict[str, Step]:
     """The complete stages of a run by noun, wherever its storage lay when the record was written."""
     places, steps = record["artifacts"], {}
     for stage in STAGES:
-        name = records.artifact_of(places.get(stage.noun, "")).rpartition("/")[2]
+        name = records.artifact_name(places.get(stage.noun, "")).rpartition("/")[2]
         if FINGERPRINT.fullmatch(name):
             directory = storage / stage.noun / name
             with contextlib.suppress(DamagedError):
@@ -119,14 +119,14 @@ def _steps(storage: Directory, record: Mapping[str, Any]) -> dict[str, Step]:
 
 def _times(folder: Directory, record: Mapping[str, Any]) -> tuple[float, float]:
     """When the run began and ended, by its log, else by its record."""
-    events = [event["time"] for event in read_log(folder)] or [record["written"]]
+    events = [event["time"] for event in read_events(folder)] or [record["written"]]
     began, ended = (calendar.timegm(time.strptime(text, records.TIME)) for text in (events[0], events[-1]))
     return began, ended
 
 
 def _tags(storage: Directory, record: Mapping[str, Any]) -> dict[str, str]:
     """The record's own; of a record of an earlier version, which has none, those that can be told."""
-    places = [records.artifact_of(location) for location in record["artifacts"].values()]
+    places = [records.artifact_name(location) for location in record["artifacts"].values()]
     known = record.get("tags")
     if known is None:
         known = {tags.KIND: tags.DISTILLATION}
@@ -135,4 +135,4 @@ def _tags(storage: Directory, record: Mapping[str, Any]) -> dict[str, str]:
         evaluation = next((place for place in places if place.startswith("evaluation/")), None)
         if evaluation and (storage / evaluation).exists("evaluation.json"):
             known[tags.PROTOCOL] = storage.read_json(f"{evaluation}/evaluation.json")["protocol"]
-    return known | tags.tag_artifacts(places)
+    return known | tags.artifact_tags(places)

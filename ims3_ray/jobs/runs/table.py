@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from ims3_ray.runs.query import Best, Differences, Front, Run, figure, objectives, swept_fields
+from ims3_ray.runs.query import BestRun, Differences, ParetoFront, Run, metric_value, objectives, swept_fields
 
 FACTS = ("kind", "protocol", "status")
 PARAMS = {"ipc": "ipc", "G": "sample.subgroups", "seed": "seed"}  # by head
@@ -35,7 +35,7 @@ def table(
         return ["no run matches"]
     rows = [["run", *FACTS, *params, *metrics]]
     for run in runs:
-        figures = (figure(run, name) for name in metrics.values())
+        figures = (metric_value(run, name) for name in metrics.values())
         fields = (run["params"].get(field, NONE) for field in params.values())
         facts = (_text(run[name]) for name in FACTS)
         rows.append([run["name"], *facts, *fields, *(NONE if v != v else f"{v:.4f}" for v in figures)])
@@ -56,7 +56,7 @@ def _is_known(name: str, runs: Sequence[Run]) -> bool:
     return any(name in run["metrics"] for run in runs)
 
 
-def best_table(rows: Iterable[Best], metric: str) -> list[str]:
+def best_table(rows: Iterable[BestRun], metric: str) -> list[str]:
     plain = metric.removeprefix("-")
     metrics = {plain: plain} | {head: name for head, name in METRICS.items() if name != plain}
     groups: dict[str, list[Run]] = {}
@@ -65,7 +65,7 @@ def best_table(rows: Iterable[Best], metric: str) -> list[str]:
     return _below_headings(groups, metrics) or ["no run matches"]
 
 
-def fronts_table(fronts: Iterable[Front], names: Iterable[str]) -> list[str]:
+def fronts_table(fronts: Iterable[ParetoFront], names: Iterable[str]) -> list[str]:
     metrics = {name.removeprefix("-"): name.removeprefix("-") for name in names}
     groups = {_heading(front): front["runs"] for front in fronts}
     return _below_headings(groups, metrics) or ["no run has all of these"]
@@ -135,7 +135,7 @@ def _below_headings(groups: Mapping[str, Sequence[Run]], metrics: Mapping[str, s
     return [line for lines in tables for line in lines]
 
 
-def _heading(of: Best | Front) -> str:
+def _heading(of: BestRun | ParetoFront) -> str:
     scored = f", scored images {of['scored']}" if of["scored"] else ""
     return f"protocol {of['protocol'] or NONE}{scored}"
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ims3_ray.errors import InputError
 from ims3_ray.pipeline.steps import STAGES
-from ims3_ray.progress import PATIENCE_S, bar
+from ims3_ray.progress import BAR_DELAY_S, bar
 from ims3_ray.stages import embed
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.integrity import reopen, verify
@@ -40,7 +40,7 @@ def verify_storage(storage: Directory, *, removes: bool) -> tuple[dict[str, obje
     """
     places = [f"{noun}/{name}" for noun in NOUNS for name in (storage / noun).folders()]
     damage, unknown = list(_state(storage)), 0
-    with bar("verify", len(places), "artefacts", delay=PATIENCE_S) as shown:
+    with bar("verify", len(places), "artefacts", delay=BAR_DELAY_S) as shown:
         for place in places:
             damaged, without = verify(storage / place)
             damage += [Damage(place, name, why) for name, why in damaged.items()]

@@ -6,8 +6,8 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ims3_ray.errors import InputError, describe
-from ims3_ray.progress import waiting
+from ims3_ray.errors import InputError, describe_error
+from ims3_ray.progress import spinner
 from ims3_ray.storage.artifacts import MANIFEST, open_directory
 
 from .release_files import Bundle
@@ -41,7 +41,7 @@ def push(bundle: Bundle, name: str, *, private: bool, replace: bool) -> bool:
                 f"--to {name}: is there with other content; give another name, or --replace to commit over it"
             )
         api.create_repo(name, repo_type=KIND, private=private or None, exist_ok=True)
-        with tempfile.TemporaryDirectory() as folder, waiting("upload"):
+        with tempfile.TemporaryDirectory() as folder, spinner("upload"):
             bundle.write(open_directory(folder))
             api.upload_folder(
                 repo_id=name,
@@ -82,6 +82,7 @@ def _reaching(name: str) -> Generator[None, None, None]:
         refused = isinstance(error, HfHubHTTPError)
         remedy = "check the token's rights and the name" if refused else "check the network and HF_ENDPOINT"
         raise InputError(
-            f"--to {name}: the hub {'refused' if refused else 'is not reached'} ({describe(error)[:200]}); "
-            f"{remedy}, or write a folder: --to ./NAME"
+            f"--to {name}: the hub {'refused' if refused else 'is not reached'} "
+            f"({describe_error(error)[:200]})"
+            f"; {remedy}, or write a folder: --to ./NAME"
         ) from error

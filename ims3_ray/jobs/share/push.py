@@ -16,10 +16,10 @@ import re
 import sys
 
 from ims3_ray.config.load import load_config, parse_overrides
-from ims3_ray.display import noun, one_line, size
+from ims3_ray.display import format_bytes, noun, one_line
 from ims3_ray.errors import InputError
-from ims3_ray.jobs.next_steps import command, ending
-from ims3_ray.progress import waiting
+from ims3_ray.jobs.next_steps import result_lines, shell_command
+from ims3_ray.progress import spinner
 from ims3_ray.storage.artifacts import MANIFEST, Directory, open_directory, read_manifest
 from ims3_ray.storage.directory import refuse_unwritable
 from ims3_ray.storage.hub import NAME, SCHEME
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
     if unknown := set(overrides) - {"storage"}:
         raise InputError(f"{', '.join(sorted(unknown))}: not known here; only storage=DIR is")
     hub_name = read_target(arguments.to)
-    with waiting("imports"):  # heavy: torch
+    with spinner("imports"):  # heavy: torch
         from . import hub
         from .release import find_product, name_of
         from .release_files import bundle
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
         if is_new:
             tree.write(out)
     made = {"pushed" if is_new else "there already": place}
-    print("", *ending(made, {"verify": command("verify", place)}), sep="\n")
+    print("", *result_lines(made, {"verify": shell_command("verify", place)}), sep="\n")
 
 
 def read_target(place: str) -> str | None:
@@ -85,8 +85,8 @@ def read_target(place: str) -> str | None:
 
 def file_lines(sizes: dict[str, int]) -> list[str]:
     """The files by name, the first MOST of them."""
-    lines = [f"{len(sizes)} {noun(len(sizes), 'files')}, {size(sum(sizes.values()))}, and {MANIFEST}"]
-    lines += [f"  {one_line(name):<40} {size(of):>8}" for name, of in list(sizes.items())[:MOST]]
+    lines = [f"{len(sizes)} {noun(len(sizes), 'files')}, {format_bytes(sum(sizes.values()))}, and {MANIFEST}"]
+    lines += [f"  {one_line(name):<40} {format_bytes(of):>8}" for name, of in list(sizes.items())[:MOST]]
     return lines + ([f"  and {len(sizes) - MOST} more"] if len(sizes) > MOST else [])
 
 

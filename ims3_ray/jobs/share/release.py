@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ims3_ray.config.reproduce import PLACE_AND_SPEED
 from ims3_ray.config.yaml_io import read_yaml
 from ims3_ray.data.distilled import Stated
-from ims3_ray.display import some
+from ims3_ray.display import first_few
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.table import in_words
 from ims3_ray.runs import records
@@ -117,7 +117,9 @@ def _newest(storage: Directory, is_meant: Callable[[Record], bool], place: str) 
             "names another storage"
         )
     if len(sets := {_set_of(record.artifacts) for record in found}) > 1:
-        raise InputError(f"{place}: stands for {len(sets)} sets, {some(sorted(sets), show=str)}; name one")
+        raise InputError(
+            f"{place}: stands for {len(sets)} sets, {first_few(sorted(sets), show=str)}; name one"
+        )
     return max(found, key=lambda record: (not record.is_unended, record.written))
 
 

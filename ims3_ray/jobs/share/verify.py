@@ -20,7 +20,7 @@ from ims3_ray.display import noun, one_line
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.results import Evaluation
 from ims3_ray.evaluation.table import in_words
-from ims3_ray.progress import say, waiting
+from ims3_ray.progress import print_line, spinner
 from ims3_ray.storage.artifacts import DamagedError, Directory, read_manifest
 from ims3_ray.storage.integrity import verify
 
@@ -43,23 +43,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     overrides = parse_overrides(arguments.overrides)
-    with waiting("imports"):  # heavy: torch
+    with spinner("imports"):  # heavy: torch
         from .release import find_product
 
     storage = load_settings(Evaluating, overrides).storage
     product = find_product(arguments.place, storage)
-    say(line("checksums", checked(product.distilled)))
+    print_line(line("checksums", checked(product.distilled)))
     if product.evaluation is None:
-        say(line("accuracy", "none is stated: not measured"))
+        print_line(line("accuracy", "none is stated: not measured"))
         return
     config = load_settings(Evaluating, overrides, settings_of(product.recipe))
     scored = _score(config, product.distilled.uri, trust_labels=arguments.trust_labels)
     order = scored["audit"]["classes"][DISTILLED]
     shares = f"{100 * order['own_share']:.0f} % of its images look like their own class, of real ones "
-    say(line("class order", f"{shares}{100 * order['real_share']:.0f} %"))
+    print_line(line("class order", f"{shares}{100 * order['real_share']:.0f} %"))
     lines, problems = compared(product.evaluation, scored)
     for text in lines:
-        say(line("accuracy", text))
+        print_line(line("accuracy", text))
     if problems:
         raise InputError(f"{arguments.place}: accuracy is not as stated: {'; '.join(problems)}")
 
@@ -104,12 +104,12 @@ def compared(stated: Evaluation, measured: Evaluation) -> tuple[list[str], list[
 
 def _score(config: Evaluating, place: str, *, trust_labels: bool) -> "Scored":
     """As `ims3 evaluate` does, whose refusals these are."""
-    with waiting("imports"):  # heavy: Ray, faiss
-        from ims3_ray.cluster.resources import connect, find_machine, has_address, refuse_impossible
+    with spinner("imports"):  # heavy: Ray, faiss
+        from ims3_ray.cluster.resources import check_device, connect, find_machine, has_address
         from ims3_ray.jobs.evaluate import run as evaluating
 
-    refuse_impossible(config.workers)
-    with waiting("start"):
+    check_device(config.workers)
+    with spinner("start"):
         if has_address():  # whose nodes look at the images
             connect()
         prepared = evaluating.prepare(config, {DISTILLED: place})

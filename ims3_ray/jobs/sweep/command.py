@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 from ims3_ray.config.load import parse_overrides
 from ims3_ray.errors import InputError
-from ims3_ray.jobs.next_steps import command, ending
-from ims3_ray.progress import waiting
+from ims3_ray.jobs.next_steps import result_lines, shell_command
+from ims3_ray.progress import spinner
 
 if TYPE_CHECKING:
     from .results import Results
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    with waiting("imports"):  # heavy
+    with spinner("imports"):  # heavy
         from .document import winner_file
         from .plan import Sweep
         from .results import Results
@@ -62,9 +62,9 @@ def run(arguments: argparse.Namespace) -> None:
     made = {"page": (folder / "index.html").uri, "tables": f"{(folder / 'sweep.csv').uri}, sweep.json"}
     recipes = {ipc: (folder / winner_file(ipc)).uri for ipc in document["best"]}
     made |= {f"best, ipc {ipc}": recipe for ipc, recipe in recipes.items()}
-    test = command("distill", "--recipe", list(recipes.values())[-1], f"storage={storage}")
-    query = command("runs", f"storage={storage}", "--sweep", document["key"])
-    print(*ending(made, {"test": test, "query": query}), sep="\n")
+    test = shell_command("distill", "--recipe", list(recipes.values())[-1], f"storage={storage}")
+    query = shell_command("runs", f"storage={storage}", "--sweep", document["key"])
+    print(*result_lines(made, {"test": test, "query": query}), sep="\n")
 
 
 def summary_lines(results: "Results") -> list[str]:

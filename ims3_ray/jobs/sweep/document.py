@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from ims3_ray.config.load import subject
-from ims3_ray.display import redacted
+from ims3_ray.display import redact
 from ims3_ray.evaluation.protocols import protocols
 from ims3_ray.evaluation.statistics import pareto_front
 from ims3_ray.runs.records import FINISHED, now
@@ -105,9 +105,7 @@ def winner_file(ipc: str) -> str:
 
 def _command(recipe: Directory, storage: Directory) -> str:
     """It finds what the trial made, from wherever it is given."""
-    return redacted(
-        shlex.join(["python", "jobs/distill.py", "--recipe", recipe.uri, f"storage={storage.uri}"])
-    )
+    return redact(shlex.join(["python", "jobs/distill.py", "--recipe", recipe.uri, f"storage={storage.uri}"]))
 
 
 def best_trials(finished: Sequence[Trial], objective: str, usual_ipc: int) -> dict[str, int]:

@@ -113,7 +113,7 @@ class Scribe(tune.Callback):
         if record.key not in self._runs:
             sweep, number = self._sweep, record.number
             of_trial = {tags.KIND: tags.TRIAL, tags.SWEEP_KEY: sweep.key, tags.TRIAL_NUMBER: str(number)}
-            own = tags.describe_run(self._context) | of_trial | tags.tag_artifacts(record.artifacts)
+            own = tags.run_tags(self._context) | of_trial | tags.artifact_tags(record.artifacts)
             run = self._runs[record.key] = Tracker(self._context.storage, self._say)
             name, params = sweep.trial_name(number), sweep.trial_params(record.values)
             run.start(record.key, name, params, own, parent=self._parent, began=record.began)

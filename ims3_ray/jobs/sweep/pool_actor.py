@@ -12,7 +12,7 @@ import ray
 from ims3_ray.cluster.resources import Machine
 from ims3_ray.pipeline.prepare import prepare
 from ims3_ray.pipeline.steps import plan, run_step
-from ims3_ray.progress import of_run
+from ims3_ray.progress import run_name
 from ims3_ray.runs.records import FAILED
 from ims3_ray.stages.context import Context
 from ims3_ray.storage.artifacts import Directory
@@ -52,7 +52,7 @@ class Keeper:
 
     def make_pool(self, values: Values) -> None:
         """Make the trial's candidates, and whatever they need."""
-        with of_run(self._sweep.name):
+        with run_name(self._sweep.name):
             self._made |= make_pool(prepare(self._sweep.config(values), self._machine))
 
     def made(self) -> set[str]:

@@ -10,10 +10,10 @@ import yaml
 from ims3_ray.config.settings import WEIGHTS
 from ims3_ray.pipeline.prepare import begin, pinned
 from ims3_ray.pipeline.steps import plan
-from ims3_ray.progress import of_run, waiting
-from ims3_ray.progress import say as say_line
+from ims3_ray.progress import print_line as say_line
+from ims3_ray.progress import run_name, spinner
 from ims3_ray.runs import tags
-from ims3_ray.runs.event_log import libraries_kept
+from ims3_ray.runs.event_log import save_library_log
 from ims3_ray.runs.mlflow_tracker import Tracker
 from ims3_ray.runs.records import PLANNED
 from ims3_ray.stages.context import Context
@@ -31,7 +31,7 @@ from .trial_state import Trial, read_trial, read_trials
 from .tuner import run_trials
 
 
-def run(sweep: Sweep, say: Callable[[str], None] = say_line) -> tuple[Document, Directory]:
+def run(sweep: Sweep, print_line: Callable[[str], None] = say_line) -> tuple[Document, Directory]:
     """sweep.json, and the folder below the storage root that holds it, its page and the winners' recipes.
 
     Trials that are over are found. Raises InputError, before any heavy work, for what can't be run; a trial
@@ -39,11 +39,11 @@ def run(sweep: Sweep, say: Callable[[str], None] = say_line) -> tuple[Document, 
     """
     sweep = pin_models(sweep)
     points = sweep.points()
-    with waiting("start"):
-        contexts = begin([sweep.config(values) for values in points or [sweep.space.any()]], say)
+    with spinner("start"):
+        contexts = begin([sweep.config(values) for values in points or [sweep.space.any()]], print_line)
     folder = contexts[0].storage / "sweeps" / f"{contexts[0].config.recipe}-{sweep.key}"
     with exclusive(folder):
-        return _run(sweep, points, contexts, folder, say), folder
+        return _run(sweep, points, contexts, folder, print_line), folder
 
 
 def _run(
@@ -51,27 +51,27 @@ def _run(
     points: list[Values] | None,
     contexts: list[Context],
     folder: Directory,
-    say: Callable[[str], None],
+    print_line: Callable[[str], None],
 ) -> Document:
     first, count = contexts[0], len(points) if points else sweep.trials
-    tracker = _track(sweep, first, say)
+    tracker = _track(sweep, first, print_line)
     began = time.time()
     _announce(sweep, points or [], contexts, folder)
-    scribe = Scribe(sweep, first, folder, count, tracker.run_id, say)
+    scribe = Scribe(sweep, first, folder, count, tracker.run_id, print_line)
     if len(scribe.found) < count:
         tracker.resume()
     made: set[str] = set()
-    with of_run(sweep.name), heartbeat(folder), libraries_kept(folder):
+    with run_name(sweep.name), heartbeat(folder), save_library_log(folder):
         try:
             for context in contexts if points else ():
-                made |= make_pool(context, say)
+                made |= make_pool(context, print_line)
             made |= run_trials(sweep, points, first, folder, scribe)
         except BaseException as error:
             is_failure = isinstance(error, Exception)  # else somebody stopped it, and waits
             scribe.stop()
             tracker.finish("FAILED" if is_failure else "KILLED", patient=is_failure)
             raise
-        with waiting("tables"):
+        with spinner("tables"):
             trials = scribe.write_up(read_trials(folder))
             document = describe(sweep, first, folder, trials, made, time.time() - began)
             _publish(sweep, document, trials, folder, tracker)
@@ -94,10 +94,10 @@ def _announce(sweep: Sweep, points: list[Values], contexts: list[Context], folde
             planned.write(folder)
 
 
-def _track(sweep: Sweep, context: Context, say: Callable[[str], None]) -> Tracker:
+def _track(sweep: Sweep, context: Context, print_line: Callable[[str], None]) -> Tracker:
     """MLflow's run of the sweep, its trials' parent; before them, so that one alone makes a database."""
-    tracker = Tracker(context.storage, say)
-    own = tags.describe_run(context) | {tags.KIND: tags.SWEEP}
+    tracker = Tracker(context.storage, print_line)
+    own = tags.run_tags(context) | {tags.KIND: tags.SWEEP}
     tracker.start(sweep.key, sweep.name, sweep.params(), own)
     return tracker
 

@@ -10,13 +10,13 @@ from ray import tune
 from ray.actor import ActorHandle
 
 from ims3_ray.cluster.resources import Machine
-from ims3_ray.errors import InputError, describe
+from ims3_ray.errors import InputError, describe_error
 from ims3_ray.evaluation.results import CURVE, headline
 from ims3_ray.pipeline.prepare import prepare
 from ims3_ray.pipeline.steps import Step, plan, run_step
-from ims3_ray.progress import of_run
+from ims3_ray.progress import run_name
 from ims3_ray.runs.records import FAILED, FINISHED, STOPPED
-from ims3_ray.runs.tags import OBJECTIVES, name_metrics
+from ims3_ray.runs.tags import OBJECTIVES, prefix_metrics
 from ims3_ray.storage.artifacts import Directory
 
 from .plan import Sweep
@@ -77,13 +77,13 @@ class Run:
 
     def run(self) -> None:
         try:
-            with of_run(self._runner.sweep.trial_name(self._trial.number)):
+            with run_name(self._runner.sweep.trial_name(self._trial.number)):
                 self._metrics, interval = self._score()
         except SystemExit:  # how Tune ends a trial
             self._end(STOPPED)
             raise
         except Exception as error:
-            self._end(FAILED, error=describe(error))
+            self._end(FAILED, error=describe_error(error))
             self._runner.report_failure()
             return
         self._end(FINISHED, interval=interval)
@@ -127,7 +127,7 @@ class Run:
         steps = plan(context, LAST)
         for place, step in enumerate(steps):
             steps[place] = step = step if step.manifest else run_step(context, step)
-            self._figures |= name_metrics(step.stage.name, {"seconds": step.summary["seconds"]})
+            self._figures |= prefix_metrics(step.stage.name, {"seconds": step.summary["seconds"]})
         return steps
 
     def _hear(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
@@ -135,7 +135,7 @@ class Run:
         if CURVE in metrics:
             self._look(step, metrics[CURVE])
         elif stage == "select":
-            self._figures |= name_metrics(stage, metrics)
+            self._figures |= prefix_metrics(stage, metrics)
 
     def _look(self, step: int, accuracy: float) -> None:
         self._history.append((step, accuracy))

@@ -11,7 +11,7 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Respon
 from starlette.routing import Route
 
 from ims3_ray import progress
-from ims3_ray.display import noun, one_line, redacted
+from ims3_ray.display import noun, one_line, redact
 from ims3_ray.errors import InputError
 from ims3_ray.report import plots
 from ims3_ray.report.formatting import Claim, environment
@@ -174,8 +174,8 @@ def _refused(_: Request, error: Exception) -> Response:
 
 def _failed(_: Request, error: Exception) -> Response:
     """Of what nobody expected; the server writes its trace."""
-    trace = f"; the trace is in {progress.log()}" if progress.log() else ""
-    line = f"{type(error).__name__}: {one_line(redacted(str(error)))[:300]}{trace}"
+    trace = f"; the trace is in {progress.library_log()}" if progress.library_log() else ""
+    line = f"{type(error).__name__}: {one_line(redact(str(error)))[:300]}{trace}"
     return _error_page("This page failed", line, 500)
 
 

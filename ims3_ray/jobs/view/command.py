@@ -19,7 +19,7 @@ import webbrowser
 
 from ims3_ray.config.load import load_config
 from ims3_ray.errors import InputError
-from ims3_ray.progress import say, waiting
+from ims3_ray.progress import print_line, spinner
 from ims3_ray.runs.mlflow_db import tracking_uri
 from ims3_ray.storage.artifacts import Directory, check_format, open_directory
 
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     storage = find_storage(arguments.storage)
     with listen(arguments.port) as listener:
-        with waiting("imports"):  # heavy: torch, MLflow
+        with spinner("imports"):  # heavy: torch, MLflow
             import uvicorn
 
             from .app import make_app
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
         options = {"log_level": "warning", "access_log": False, "lifespan": "off"}
         server = uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=1, **options))
         address = f"http://{LOOPBACK}:{listener.getsockname()[1]}/?token={token}"
-        say(f"{storage.uri} is shown at {address}")
+        print_line(f"{storage.uri} is shown at {address}")
         if not arguments.no_browser and has_screen():
             webbrowser.open(address)
         server.run([listener])

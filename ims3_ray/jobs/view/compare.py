@@ -11,7 +11,7 @@ from ims3_ray.report.formatting import METRICS, duration, number, signed
 from ims3_ray.report.inputs import PAGE_CLASSES, shown_classes
 from ims3_ray.report.plots import set_name
 from ims3_ray.runs import query, tags
-from ims3_ray.runs.query import Differences, Run, figure
+from ims3_ray.runs.query import Differences, Run, metric_value
 
 from . import thumbnails
 from .run_store import Catalogue
@@ -56,7 +56,7 @@ def _accuracies(one: Run, other: Run, of_set: str) -> Pair:
 
 
 def _plain(one: Run, other: Run, title: str, name: str) -> Pair:
-    ours, theirs = figure(one, name), figure(other, name)
+    ours, theirs = metric_value(one, name), metric_value(other, name)
     more = theirs - ours
     sign = "+" if more > 0 else ""
     one_shown, other_shown = (NONE if math.isnan(value) else number(value) for value in (ours, theirs))

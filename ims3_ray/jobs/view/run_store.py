@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ims3_ray.errors import InputError
 from ims3_ray.pipeline.steps import STAGES
 from ims3_ray.runs import query, tags
-from ims3_ray.runs.mlflow_tracker import asking, client
+from ims3_ray.runs.mlflow_tracker import client, mlflow_errors_as_input
 from ims3_ray.runs.query import PLAIN_NAME, Run
 from ims3_ray.storage.artifacts import DamagedError, Directory, read_manifest
 
@@ -53,10 +53,10 @@ class Catalogue:
     def _find(self, conditions: str = "") -> list[Run]:
         if not query.has_tracking(self.storage):
             return []
-        with asking(self.storage):
+        with mlflow_errors_as_input(self.storage):
             with self._lock:
                 known = self._client
-            return query.look(self.storage, query.find(known, conditions))
+            return query.with_live_status(self.storage, query.find_runs(known, conditions))
 
     def artifacts(self, run: Run) -> dict[str, str]:
         """By stage, in their order, where below the storage the run's artefacts belong."""

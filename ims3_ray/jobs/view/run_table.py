@@ -11,7 +11,7 @@ from ims3_ray.config.data import Data
 from ims3_ray.config.load import subject_of
 from ims3_ray.pipeline.steps import STAGES
 from ims3_ray.report.formatting import duration, percent, points
-from ims3_ray.runs.query import DEAD, RUNNING, Run, figure
+from ims3_ray.runs.query import DEAD, RUNNING, Run, metric_value
 from ims3_ray.storage.artifacts import MANIFEST
 
 from .run_store import Catalogue
@@ -45,7 +45,7 @@ def rows(catalogue: Catalogue, runs: Sequence[Run]) -> list[Row]:
 
 
 def _row(catalogue: Catalogue, run: Run) -> Row:
-    recipe, ipc, state = run["params"].get("recipe", NONE), figure(run, "ipc"), state_of(catalogue, run)
+    recipe, ipc, state = run["params"].get("recipe", NONE), metric_value(run, "ipc"), state_of(catalogue, run)
     took, about = seconds(run), subject(recipe, run["params"].get("data.train"))
     cells = {
         "Recipe": Cell(recipe, recipe),
@@ -62,9 +62,9 @@ def _row(catalogue: Catalogue, run: Run) -> Row:
 
 def accuracy(run: Run, of_set: str, more: str = "") -> Cell:
     """Of a run's set, after the last step, with the interval of its mean."""
-    mean, interval = (figure(run, f"accuracy/{of_set}/{name}") for name in ("last", "last_interval"))
+    mean, interval = (metric_value(run, f"accuracy/{of_set}/{name}") for name in ("last", "last_interval"))
     if of_set == "distilled" and math.isnan(mean):
-        mean = figure(run, "accuracy")  # trials log no more
+        mean = metric_value(run, "accuracy")  # trials log no more
     if math.isnan(mean):
         return Cell(NONE, None)
     spread = "" if math.isnan(interval) else points(interval, " ± ")
@@ -88,7 +88,7 @@ def state_of(catalogue: Catalogue, run: Run) -> str:
 
 def seconds(run: Run) -> float | None:
     """What its stages took, whenever they were made."""
-    times = [figure(run, f"{stage.name}/seconds") for stage in STAGES]
+    times = [metric_value(run, f"{stage.name}/seconds") for stage in STAGES]
     known = [time for time in times if not math.isnan(time)]
     return sum(known) if known else None
 

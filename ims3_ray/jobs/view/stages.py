@@ -9,7 +9,7 @@ from ims3_ray.display import noun, one_line
 from ims3_ray.evaluation.results import CURVE
 from ims3_ray.jobs.distill.status import BEGUN, COMPLETE, DAMAGED, describe_stage
 from ims3_ray.report.formatting import count, duration
-from ims3_ray.runs.event_log import read_log
+from ims3_ray.runs.event_log import read_events
 from ims3_ray.runs.query import PLAIN_NAME, RUNNING, Run
 from ims3_ray.runs.records import TIME
 
@@ -65,7 +65,7 @@ def progress(catalogue: Catalogue, run: Run) -> Progress:
 
 def _events(catalogue: Catalogue, run: Run) -> list[dict[str, Any]]:
     name = run["name"]
-    return read_log(catalogue.storage / "runs" / name) if PLAIN_NAME.fullmatch(name) else []
+    return read_events(catalogue.storage / "runs" / name) if PLAIN_NAME.fullmatch(name) else []
 
 
 def _is_at_work(stage: Mapping[str, Any], run: Run) -> bool:

@@ -13,7 +13,7 @@ from ims3_ray.data.distilled import is_selected
 from ims3_ray.report import plots
 from ims3_ray.report.images import PAGE_IMAGES, data_uri, is_enlarged
 from ims3_ray.report.inputs import PAGE_CLASSES, Selection, shown_classes
-from ims3_ray.runs.query import Run, figure
+from ims3_ray.runs.query import Run, metric_value
 from ims3_ray.stages.selected import KEYS
 from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import Directory, part_names, read_manifest
@@ -144,6 +144,6 @@ def refinement(catalogue: Catalogue, run: Run, label: int) -> tuple[list[Moved],
         for start, end, stays in zip(before, after, kept, strict=True)
     ]
     losses = own.read("loss").mean(axis=0).tolist()
-    step = figure(run, "refine.steps") / len(losses)
+    step = metric_value(run, "refine.steps") / len(losses)
     history = [{"step": (part + 1) * step, "matching": loss} for part, loss in enumerate(losses)]
     return moved, plots.losses(history, "refinement") if len(losses) > 1 and step == step else None

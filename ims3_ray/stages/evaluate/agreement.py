@@ -6,7 +6,7 @@ import numpy as np
 import ray
 import torch
 
-from ims3_ray.cluster.resources import ANYWHERE, Machine
+from ims3_ray.cluster.resources import DEFAULT_PLACEMENT, Machine
 from ims3_ray.data.images import ImageSet
 from ims3_ray.data.loader import READ_ROWS
 from ims3_ray.data.transforms import decode, resize_and_crop
@@ -27,7 +27,7 @@ def label_agreement(
 
     The sets are rows of candidates, whose encoded images a task reads, READ_ROWS at a time.
     """
-    judge = ray.remote(**machine.classifier_resources(1), **ANYWHERE)(_judge)
+    judge = ray.remote(**machine.classifier_resources(1), **DEFAULT_PLACEMENT)(_judge)
     shares = ray.get(judge.remote(dict(sets), train, rules, seed, machine.device))
     clear([train], {rules.image_size}, machine)
     return shares

@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from ims3_ray.cluster.resources import CPUS_PER_ACTOR
-from ims3_ray.cluster.tasks import in_order
+from ims3_ray.cluster.tasks import map_in_order
 from ims3_ray.errors import InputError
 from ims3_ray.method.coresets import greedy_coverage, herding, k_center, k_medoids, medoids
 from ims3_ray.method.coverage import RealClass, Values, class_mean, metrics
@@ -143,7 +143,7 @@ def _each_class(
 
     done: list[T] = []
     with bar(what, len(rows), "classes") as shown:
-        for of_classes in in_order(work, blocks(), MOST_TASKS, num_cpus=CPUS_PER_ACTOR):
+        for of_classes in map_in_order(work, blocks(), MOST_TASKS, num_cpus=CPUS_PER_ACTOR):
             done += of_classes
             shown.update(len(of_classes))
     return done

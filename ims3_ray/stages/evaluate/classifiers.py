@@ -12,13 +12,13 @@ import numpy as np
 import ray
 import torch
 
-from ims3_ray.cluster.resources import ANYWHERE, Machine, on_every_node
+from ims3_ray.cluster.resources import DEFAULT_PLACEMENT, Machine, run_on_every_node
 from ims3_ray.cluster.tasks import first_ready
 from ims3_ray.config.sections import SEEDS_A_RUN
 from ims3_ray.data.images import ImageSet
 from ims3_ray.data.loader import LocalPixels
 from ims3_ray.data.transforms import resize_and_crop
-from ims3_ray.display import some
+from ims3_ray.display import first_few
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.membership import attack
 from ims3_ray.evaluation.results import Accuracies, SetFigures
@@ -64,7 +64,7 @@ def train_all(
     check_networks(protocols, len(classes))
     check_classes(sets, tests)
     resources = machine.classifier_resources(len(sets) * len(protocols))
-    train: Any = ray.remote(num_returns="streaming", **resources, **ANYWHERE)(score_in_looks)
+    train: Any = ray.remote(num_returns="streaming", **resources, **DEFAULT_PLACEMENT)(score_in_looks)
     distinct = {id(of_set): of_set for of_set in (tests, *sets.values(), *([members] if members else []))}
     stored = {key: ray.put(of_set) for key, of_set in distinct.items()}
     jobs = [(rules, *key) for key in sets for rules in protocols]
@@ -183,7 +183,7 @@ def check_classes(sets: Sets, tests: ImageSet) -> None:
         if missing := [classes[label] for label in np.setdiff1d(scored, of_set.labels)]:
             share = f"{len(missing)} of the {len(scored)} classes that the scored images have"
             raise InputError(
-                f"set {name!r}: has no image of {share}: {some(missing)}; "
+                f"set {name!r}: has no image of {share}: {first_few(missing)}; "
                 "add images, or score on the classes that it has"
             )
 
@@ -215,4 +215,4 @@ def pixels_of(images: ImageSet, size: int) -> Generator[Labelled]:
 def clear(sets: Iterable[ImageSet], sizes: Iterable[int], machine: Machine) -> None:
     """Remove the sets' pixels from the nodes' disks, but for what others use at the moment."""
     keys = [local_pixels(of_set, size).key for of_set in sets for size in sizes]
-    on_every_node(machine, remove_unused, keys)
+    run_on_every_node(machine, remove_unused, keys)

@@ -10,7 +10,7 @@ import ray
 import safetensors.torch
 import torch
 
-from ims3_ray.cluster.resources import ANYWHERE, Machine
+from ims3_ray.cluster.resources import DEFAULT_PLACEMENT, Machine
 from ims3_ray.config.sections import Evaluate
 from ims3_ray.data.images import ImageSet
 from ims3_ray.data.loader import pixels_bytes
@@ -64,7 +64,7 @@ def check_settings(settings: Evaluate, trains: bool) -> None:
 def run(context: Context, out: Directory) -> dict[str, object]:
     """Write teacher.safetensors."""
     train, rules = context.images["train"], teacher_rules(context.config.evaluate.protocol)
-    work = ray.remote(**context.machine.classifier_resources(1), **ANYWHERE)(_train)
+    work = ray.remote(**context.machine.classifier_resources(1), **DEFAULT_PLACEMENT)(_train)
     ray.get(work.remote(train, rules, context.machine.device, out))
     clear([train], {rules.image_size}, context.machine)
     return {"rows": 1}
@@ -92,7 +92,7 @@ def teacher_of(
         given = Trained(teacher_rules(settings.protocol), trained)
     rules = protocol(settings.protocol)
     held = images.rows(images.subset(CHECKED, "teacher", 0))
-    work = ray.remote(**machine.classifier_resources(1), **ANYWHERE)(_answers)
+    work = ray.remote(**machine.classifier_resources(1), **DEFAULT_PLACEMENT)(_answers)
     given_labels, labels = ray.get(work.remote(given, held, rules, images.classes, machine.device))
     clear([held], {rules.image_size}, machine)
     return Teacher(given, check_teacher(given_labels, labels, images.classes))

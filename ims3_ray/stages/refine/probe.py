@@ -10,7 +10,7 @@ import ray
 import safetensors.torch
 import torch
 
-from ims3_ray.cluster.resources import ANYWHERE
+from ims3_ray.cluster.resources import DEFAULT_PLACEMENT
 from ims3_ray.config.refinement import Probe
 from ims3_ray.data.images import ImageSet
 from ims3_ray.data.loader import pixels_bytes
@@ -56,7 +56,7 @@ def run(context: Context, out: Directory) -> dict[str, object]:
     missing = [network for network in networks if network.file not in intact]
     images = ray.put(train)
     resources = context.machine.classifier_resources(max(1, len(missing)))
-    train_one = ray.remote(**resources, **ANYWHERE)(_train)
+    train_one = ray.remote(**resources, **DEFAULT_PLACEMENT)(_train)
     shared = len(context.classes), settings.points, context.machine.device, out
     pending = [train_one.remote(images, network, *shared) for network in missing]
     with bar("probe", len(networks), "networks", done=len(networks) - len(missing)) as shown:

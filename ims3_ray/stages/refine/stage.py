@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from ims3_ray.cluster.fan_out import Part, fan_out
-from ims3_ray.cluster.metrics_actor import Message, start_board, watch
+from ims3_ray.cluster.metrics_actor import Message, receive_metrics, start_metrics_actor
 from ims3_ray.data.loader import payloads
 from ims3_ray.evaluation.probes import probe_protocols
 from ims3_ray.method.refine import OBJECTIVES
-from ims3_ray.progress import alone, bar
+from ims3_ray.progress import bar, hide_inner_bars
 from ims3_ray.stages.base import Stage
 from ims3_ray.stages.context import Context
 from ims3_ray.stages.cost_model import (
@@ -52,7 +52,7 @@ def run(
     candidates: Directory | None = None,
 ) -> dict[str, Any]:
     """A part for every class; in the manifest how many images kept their start, and the loss as it went."""
-    board, steps = start_board(), context.config.refine.steps
+    board, steps = start_metrics_actor(), context.config.refine.steps
     given = Given(
         config=context.config,
         classes=context.classes,
@@ -66,7 +66,7 @@ def run(
     payloads_of = class_payloads(context, features, selection, candidates)
     parts = [Part(payload["label"], len(payload["chosen"]), payload) for payload in payloads_of]
     done = len(part_names(out)) * steps
-    with alone(bar("refine", len(parts) * steps, "steps", done=done)) as shown:
+    with hide_inner_bars(bar("refine", len(parts) * steps, "steps", done=done)) as shown:
 
         def receive(message: Message) -> None:
             losses = {name: f"{loss:.3g}" for name, loss in message["metrics"].items()}
@@ -74,7 +74,7 @@ def run(
             shown.update(min(message["step"], len(parts) * steps - shown.n))
 
         options = {"table": schemas.REFINED, "out": out, "machine": context.machine}
-        with watch(board, receive):
+        with receive_metrics(board, receive):
             details = fan_out(Refiner, arguments, parts, stage="refine", **options)
     rows = read_rows(out, schemas.REFINED, ["kept", "loss"])
     losses = rows["loss"].mean(axis=0).tolist()

@@ -62,7 +62,7 @@ class Given:
     features: Vectors  # of the real images
 
 
-class Heard:
+class LossLog:
     """The losses of a class's steps; every few seconds the board is told how many there were."""
 
     def __init__(self, board: ActorHandle, steps: int):
@@ -140,7 +140,7 @@ class Refiner:
         target = cache(partial(self._target, label, real))
         draws = partial(generator, *key)
         siamese = partial(generator, *self._target_key(label)) if self._rules.augmentations.siamese else None
-        heard = Heard(self._board, self._refinement.steps)
+        heard = LossLog(self._board, self._refinement.steps)
         try:
             z = self._refinement.run(z, label, self._probes, target, draws, heard, siamese)
         except ValueError as error:

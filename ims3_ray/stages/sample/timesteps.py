@@ -6,7 +6,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ims3_ray.config.settings import Config
-from ims3_ray.display import some
+from ims3_ray.display import first_few
 from ims3_ray.errors import InputError
 from ims3_ray.method.schedule import descending_from, inversion_grid, respaced
 
@@ -42,5 +42,5 @@ def check_intervals(config: Config) -> None:
         if not inside(timesteps, interval).any():
             raise InputError(
                 f"sample.{field}: {list(interval or ())} holds none of the timesteps of {settings.steps} "
-                f"{settings.sampler} steps ({some(timesteps.flip(0).tolist())}); widen it"
+                f"{settings.sampler} steps ({first_few(timesteps.flip(0).tolist())}); widen it"
             )

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 from pyarrow import fs
 
-from ims3_ray.display import some
+from ims3_ray.display import first_few
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import Directory, open_directory, part_names
 
@@ -60,11 +60,11 @@ def _check_tables(candidates: FeatureTable, real: FeatureTable) -> Candidates:
         )
     if missing := sorted(set(classes) - set(real_classes)):
         raise InputError(
-            f"{real.name}: no real image of class {some(missing)}, which has candidates; add some"
+            f"{real.name}: no real image of class {first_few(missing)}, which has candidates; add some"
         )
     if missing := sorted(set(real_classes) - set(classes)):
         raise InputError(
-            f"{candidates.name}: no candidate of class {some(missing)}, which has real images; add some"
+            f"{candidates.name}: no candidate of class {first_few(missing)}, which has real images; add some"
         )
     for key, values in rows.keys.items():
         if odd := [int(end) for end in (values.min(), values.max()) if not 0 <= end < 2**63]:

@@ -9,7 +9,7 @@ from typing import Concatenate, NotRequired, ParamSpec, TypedDict, TypeVar
 import numpy as np
 import ray
 
-from ims3_ray.cluster.resources import ANYWHERE, Machine
+from ims3_ray.cluster.resources import DEFAULT_PLACEMENT, Machine
 from ims3_ray.config.sections import Select
 from ims3_ray.errors import InputError
 from ims3_ray.method.s3.distributed_descent import Ask, Joined, Shards, fetch_pools, solve
@@ -18,7 +18,7 @@ from ims3_ray.method.s3.objective import CoincidentError, Selection
 from ims3_ray.method.s3.proof.bound import Run, certify
 from ims3_ray.method.s3.proof.branch_and_bound import MOST_ROWS, branch_and_bound
 from ims3_ray.method.s3.shard import Shard
-from ims3_ray.progress import timer
+from ims3_ray.progress import timed
 
 from .candidates import Candidates
 from .shard_actors import ClassRange, ShardPool, Source, of_groups, of_images
@@ -92,7 +92,7 @@ def select_features(
             f"{names[fewest]!r}"
         )
     source = Source(pool, names, settings, ipc, seed)
-    with timer("select") as shown:
+    with timed("select") as shown:
         tell = partial(shown.set_postfix_str, refresh=False)
         tell("reading features")
         try:
@@ -187,7 +187,7 @@ def run_tasks(function: Callable[..., Answer], arguments: Sequence[tuple[object,
     return ray.get([_task.remote(function, *values) for values in arguments])
 
 
-@ray.remote(num_cpus=CPUS_PER_TASK, **ANYWHERE)
+@ray.remote(num_cpus=CPUS_PER_TASK, **DEFAULT_PLACEMENT)
 def _task(function: Callable[..., Answer], *arguments: object) -> Answer:
     return function(*arguments)
 

@@ -11,7 +11,7 @@ from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.pipeline.prepare import prepare
 from ims3_ray.pipeline.steps import plan
 from ims3_ray.runs import query
-from ims3_ray.runs.event_log import read_log
+from ims3_ray.runs.event_log import read_events
 from ims3_ray.runs.mlflow_tracker import client
 from ims3_ray.storage.integrity import verify
 from ims3_ray.storage.lease import exclusive
@@ -37,12 +37,12 @@ def test_three_drivers_at_once_make_every_artefact_once_and_the_bytes_of_undistu
     assert not re.findall("MLflow:.*", str(ends))
 
     storage = context.storage
-    logs = [read_log(storage / "runs" / name) for name in (storage / "runs").folders()]
+    logs = [read_events(storage / "runs" / name) for name in (storage / "runs").folders()]
     assert len(logs) == 2
     made = Counter(event["stage"] for log in logs for event in log if event["event"] == "stage finished")
     assert made == Counter([*SHARED, *OWN, *OWN])
     for artifact in {event["artifact"] for log in logs for event in log if "artifact" in event}:
         assert verify(storage / artifact) == ({}, 0)
         assert not any(name.endswith(".tmp") for name in (storage / artifact).files())
-    assert [run["status"] for run in query.find(client(storage))] == ["FINISHED", "FINISHED"]
+    assert [run["status"] for run in query.find_runs(client(storage))] == ["FINISHED", "FINISHED"]
     assert finished_images[0] in checksums(storage.uri)

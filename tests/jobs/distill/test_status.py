@@ -11,8 +11,8 @@ import pytest
 from ims3_ray.cli import run_command
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.jobs.distill.status import read_status
-from ims3_ray.progress import bar, of_run
-from ims3_ray.runs.event_log import LOG, Journal, read_log
+from ims3_ray.progress import bar, run_name
+from ims3_ray.runs.event_log import LOG, EventLog, read_events
 from ims3_ray.storage.artifacts import open_directory
 from ims3_ray.storage.heartbeat import DEAD_AFTER_S, HEARTBEAT, heartbeat, write_heartbeat
 
@@ -36,7 +36,7 @@ def test_a_finished_run_is_complete_and_its_log_tells_of_every_stage(finished_ru
     assert found["run"] == made.key
     assert {stage["state"] for stage in found["stages"]} == {"complete"}
     assert len(found["stages"]) == 9
-    log = read_log(open_directory(str(folder)))
+    log = read_events(open_directory(str(folder)))
     # other tests may have found it complete since
     first = log[: [e["event"] for e in log].index("run finished") + 1]
     assert [e["event"] for e in first if "stage" not in e] == ["run started", "run finished"]
@@ -69,7 +69,7 @@ def test_a_run_that_never_began_and_one_that_failed_say_so(finished_run, folder,
     assert out.count("missing") == 9
     record = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps(record | {"state": "failed"}))
-    Journal(open_directory(str(folder))).write("run failed", error="OSError: disk full")
+    EventLog(open_directory(str(folder))).write("run failed", error="OSError: disk full")
     assert run_command("distill", ["--status", "--json", *words]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["state"] == "failed"
@@ -95,7 +95,7 @@ def test_prometheus_sees_rows_by_run_and_stage_until_the_stage_ends(ray_cluster)
             time.sleep(1)
         pytest.fail(str(found))
 
-    with of_run("digits-seen"), bar("seen", 100, "images") as shown:
+    with run_name("digits-seen"), bar("seen", 100, "images") as shown:
         shown.update(30)
         shown.update(12)
         wait_for(42, 100)

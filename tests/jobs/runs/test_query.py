@@ -17,7 +17,7 @@ from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.jobs.runs import command, gc
 from ims3_ray.jobs.runs.table import align
 from ims3_ray.runs import query, records, tags
-from ims3_ray.runs.event_log import Journal
+from ims3_ray.runs.event_log import EventLog
 from ims3_ray.runs.mlflow_tracker import RECIPE_FILE, Tracker, client
 from ims3_ray.storage.artifacts import complete, open_storage
 from ims3_ray.storage.heartbeat import heartbeat, write_heartbeat
@@ -115,7 +115,7 @@ def at_work(storage):
                        ("sweep-digits-w", tags.SWEEP), ("digits-w-000", tags.TRIAL)):  # fmt: skip
         trackers[name] = Tracker(storage, pytest.fail)
         trackers[name].start(f"w-{name}", name, {}, {tags.KIND: kind})
-    gone = Journal(storage / "runs" / "digits-gone")
+    gone = EventLog(storage / "runs" / "digits-gone")
     gone.write("stage started", stage="finetune")
     yield storage / "sweeps" / "digits-w"
     for tracker in trackers.values():
@@ -140,9 +140,9 @@ def test_watching_shows_what_changes_and_ends_with_the_last_run_at_work(at_work,
     def later(seconds):
         looks.append(seconds)
         if len(looks) == 2:
-            Journal(storage / "sweeps" / "digits-w").write("stage started", stage="sample")
+            EventLog(storage / "sweeps" / "digits-w").write("stage started", stage="sample")
         if len(looks) == 3:
-            for run in query.find(client(storage)):
+            for run in query.find_runs(client(storage)):
                 if run["status"] == query.RUNNING:
                     client(storage).set_terminated(run["run_id"], "FINISHED")
 
@@ -163,7 +163,7 @@ def test_kind_and_protocol_are_shown_and_filtered(ask):
 
 def test_all_pages_are_read(storage, monkeypatch):
     monkeypatch.setattr(query, "PAGE", 2)
-    assert len(query.find(client(storage))) == len(RUNS) + 2 + len(TRIALS)
+    assert len(query.find_runs(client(storage))) == len(RUNS) + 2 + len(TRIALS)
 
 
 def test_the_best_is_never_taken_over_protocols_or_scored_images(ask):
@@ -197,7 +197,7 @@ def test_differences_are_all_that_differs_and_no_more(ask):
 
 
 def test_a_run_is_named_by_key_beginning_name_or_id(ask, storage):
-    run_id = query.resolve(query.find(client(storage)), "k2bb")["run_id"]
+    run_id = query.resolve(query.find_runs(client(storage)), "k2bb")["run_id"]
     for text in ("k2b", "digits-k2bb", run_id):
         assert json.loads(ask("--diff", text, "k1", "--json"))["runs"][0]["key"] == "k2bb"
     # whole, though trials begin so
@@ -338,7 +338,7 @@ def test_a_run_deleted_in_mlflow_needs_nothing_until_it_is_restored(filled, ask)
         return [entry["place"] for entry in json.loads(ask("--gc", "--json"))["unneeded"]]
 
     mlflow_client = client(filled)
-    run_id = query.resolve(query.find(mlflow_client), "k1aa")["run_id"]
+    run_id = query.resolve(query.find_runs(mlflow_client), "k1aa")["run_id"]
     assert lost() == []
     mlflow_client.delete_run(run_id)
     try:
@@ -366,6 +366,6 @@ def test_nothing_is_given_up_where_mlflow_can_not_be_asked(filled, ask, later, m
 
 
 def test_a_run_below_another_is_found_again(storage):
-    runs = query.find(client(storage))
+    runs = query.find_runs(client(storage))
     sweep, trial = query.resolve(runs, "s9"), query.resolve(runs, "s9/1")
     assert track(storage, "s9/1", {}, {}, {}, sweep["run_id"]) == trial["run_id"]

@@ -12,7 +12,7 @@ from ims3_ray.config.load import load_config
 from ims3_ray.evaluation.results import CURVE
 from ims3_ray.jobs.runs.rebuild import rebuild
 from ims3_ray.runs import query, records, tags
-from ims3_ray.runs.event_log import Journal
+from ims3_ray.runs.event_log import EventLog
 from ims3_ray.runs.mlflow_tracker import client
 from ims3_ray.storage.artifacts import open_directory, open_storage
 
@@ -42,7 +42,7 @@ def make_record(storage, key, state, **changes):
             "report": f"/elsewhere/report/{'1' * 12}",
         }
     records.write(storage, f"runs/digits-{key}/run.json", places, key=key, state=state, **(details | changes))
-    Journal(storage / "runs" / f"digits-{key}").write("run started")
+    EventLog(storage / "runs" / f"digits-{key}").write("run started")
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def ask(storage, capsys):
 
 
 def by_key(storage):
-    return {run["key"]: run for run in query.find(client(storage))}
+    return {run["key"]: run for run in query.find_runs(client(storage))}
 
 
 def test_every_record_becomes_a_run_with_what_the_artefacts_say_and_twice_is_once(storage, ask):
@@ -96,7 +96,7 @@ def test_every_record_becomes_a_run_with_what_the_artefacts_say_and_twice_is_onc
 
     ask("--rebuild-mlflow")
     assert by_key(storage) == found
-    assert len(query.find(client(storage))) == 4
+    assert len(query.find_runs(client(storage))) == 4
 
 
 def test_a_run_that_was_deleted_in_mlflow_is_not_made_again(storage):

@@ -12,7 +12,7 @@ from viewed import CHOSEN, CLASSES, PER_SUBGROUP, REPORT, make_storage, track
 from ims3_ray.jobs.view.app import make_app
 from ims3_ray.jobs.view.run_store import Catalogue
 from ims3_ray.runs import tags
-from ims3_ray.runs.event_log import Journal
+from ims3_ray.runs.event_log import EventLog
 from ims3_ray.storage.artifacts import complete, open_directory, open_storage
 
 TOKEN = "secret-" * 4
@@ -161,7 +161,7 @@ def test_a_run_at_work_tells_what_it_does_now(copied):
     place = storage / "evaluation" / ("0" * 12)
     place.write_json("evaluation.json", {})
     complete(place, {"rows": 17, "unit": "classifiers", "seconds": 9.0, "rate": 2.0})
-    Journal(storage / "runs/digits-cccc").write("stage finished", stage="evaluate")
+    EventLog(storage / "runs/digits-cccc").write("stage finished", stage="evaluate")
     after = now()
     assert after["done"] == 5
     assert after["stages"][4]["rows"] == "17 classifiers"
