@@ -15,7 +15,7 @@ from .pretrain import Pretrain
 from .settings import Config, Evaluating, Selecting
 
 JOBS: dict[str, type[Settings]] = {  # completion, convert and recipes take none
-    **dict.fromkeys(("distill", "ablate", "sweep", "bench", "runs", "init", "push", "doctor"), Config),
+    **dict.fromkeys(("distill", "ablate", "sweep", "runs", "init", "push", "doctor"), Config),
     **dict.fromkeys(("evaluate", "verify"), Evaluating),
     "select": Selecting,
     "pretrain": Pretrain,

@@ -8,7 +8,7 @@ import pytest
 from loopback_store import BUCKET, Store
 from processes import ROOT, environment
 
-from ims3_ray.jobs.bench.scale import make_images
+from benchmarks.scale import make_images
 
 CLASSES, IMAGES, SCORED, BATCH = 300, 4, 2, 8
 POOLS = ("encode", "invert", "embed", "sample")

@@ -11,12 +11,13 @@ import pytest
 from printed import FENCE, ROOT, commands, job, resolve
 
 import ims3_ray
+from benchmarks.__main__ import MODULES
 from ims3_ray.cli import COMMANDS
 from ims3_ray.config import pretrain, settings
 
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
-    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "cluster/README.md"]
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("*/README.md")]
 }
 PRESENT = [page for page in PAGES if page != "CHANGELOG.md"]  # which speaks of what went
 TOOLS = re.compile(
@@ -39,7 +40,9 @@ SCRIPTS = blocks("bash") + [(NOTEBOOK, cell[1:]) for cell in CELLS if cell.start
 INLINE = [
     (page, code)
     for page, text in PAGES.items()
-    for code in re.findall(r"`((?:python jobs/\S+|ims3 \w+) [^`]+)`", FENCE.sub("", text))
+    for code in re.findall(
+        r"`((?:python (?:jobs/\S+|-m benchmarks \w+)|ims3 \w+) [^`]+)`", FENCE.sub("", text)
+    )
     if not set("…{}") & set(code) and not re.search(r"\b[A-Z]{2,}\b", code)  # … and STAGE are placeholders
 ]
 
@@ -55,7 +58,8 @@ def test_every_printed_command_is_one_that_runs(page: str, script: str) -> None:
 
 def test_every_command_is_printed_somewhere() -> None:
     printed = {ours[0] for _, script in SCRIPTS for words in commands(script) if (ours := job(words))}
-    assert printed == set(COMMANDS)
+    assert {name for name in printed if not name.startswith("benchmarks ")} == set(COMMANDS)
+    assert {f"benchmarks {name}" for name in MODULES} <= printed | {"benchmarks encode", "benchmarks invert"}
 
 
 @pytest.mark.parametrize(("page", "code"), blocks("python"))

@@ -11,13 +11,13 @@ from PIL import Image
 from ray import cloudpickle
 from tiny import tiny_words
 
+from benchmarks.ours import local_trainer, pool_work, training_work
 from ims3_ray.cluster.fan_out import Part, fan_out
 from ims3_ray.cluster.resources import Machine
 from ims3_ray.cluster.train import Training, train
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.config.settings import Workers
 from ims3_ray.errors import InputError
-from ims3_ray.jobs.bench.own import bare_trainer, pool_work, training_work
 from ims3_ray.method import difffit
 from ims3_ray.method.rng import generator
 from ims3_ray.models.device import prepare_device
@@ -116,7 +116,7 @@ def test_fine_tuning_by_one_worker_over_nccl_tunes_as_the_cpu_does(ray_cluster, 
         batch_field="finetune.batch_size",
     )
     train(training, contexts[1].machine, "finetune")
-    trainer = bare_trainer(arguments, numbers, "cpu")
+    trainer = local_trainer(arguments, numbers, "cpu")
     start = {name: value.clone() for name, value in trainer.values().items()}
     for _ in range(4):
         trainer.advance()

@@ -6,11 +6,11 @@ import pytest
 import torch
 from tiny import tiny_words
 
+from benchmarks.compare import count_syncs
+from benchmarks.ours import local_trainer, pool_work, training_work
 from ims3_ray.cluster.resources import Machine
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.config.settings import Workers
-from ims3_ray.jobs.bench.own import bare_trainer, pool_work, training_work
-from ims3_ray.jobs.bench.sides import count_waits
 from ims3_ray.method import difffit
 from ims3_ray.method.ddim import at_one_timestep, sample_ancestral
 from ims3_ray.method.rng import generator
@@ -90,7 +90,7 @@ def test_fine_tuning_and_sampling_give_the_same_bits_with_graphs(context, tmp_pa
     for place, each in enumerate((context, without_graphs(context))):
         folder = open_directory(str(tmp_path / f"work-{place}"))
         arguments, numbers = training_work(each, folder, 4)
-        trainer = bare_trainer(arguments, numbers, "cuda")
+        trainer = local_trainer(arguments, numbers, "cuda")
         for _ in range(4):
             trainer.advance()
         tuned.append(trainer.values())
@@ -102,13 +102,13 @@ def test_fine_tuning_and_sampling_give_the_same_bits_with_graphs(context, tmp_pa
 
 def test_a_step_of_training_does_not_wait_for_the_device(context, tmp_path):
     arguments, numbers = training_work(context, open_directory(str(tmp_path)), 9)
-    trainer = bare_trainer(arguments, numbers, "cuda")
+    trainer = local_trainer(arguments, numbers, "cuda")
     for _ in range(3):  # compiled, recorded; the third logs
         trainer.advance()
-    assert count_waits(trainer.advance) == 0
+    assert count_syncs(trainer.advance) == 0
     state = trainer.state_dict()
     trainer.load_state_dict(state)
-    assert count_waits(trainer.advance) == 0
+    assert count_syncs(trainer.advance) == 0
 
 
 def test_denoising_waits_no_more_often_for_more_steps():
@@ -122,13 +122,13 @@ def test_denoising_waits_no_more_often_for_more_steps():
                 sample_ancestral(predict, z, labels, respaced(steps), abar, lambda: torch.randn_like(z))
 
         call()
-        return count_waits(call)
+        return count_syncs(call)
 
     assert waits(20) == waits(3)
 
 
 def test_a_wait_is_counted():
-    assert count_waits(lambda: torch.ones(3, device="cuda").sum().item()) == 1
+    assert count_syncs(lambda: torch.ones(3, device="cuda").sum().item()) == 1
 
 
 def test_graphs_are_there():

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from benchmarks.__main__ import parser_of
 from ims3_ray.cli import COMMANDS
 from ims3_ray.config import load, pretrain, settings
 from ims3_ray.jobs.evaluate.command import named_sets
@@ -41,6 +42,8 @@ def job(words: list[str]) -> tuple[str, list[str]] | None:
     words = words[: words.index(">")] if ">" in words else words  # a file that takes what is printed
     if Path(words[0]).name == "ims3":
         return words[1], words[2:]
+    if words[:3] == ["python", "-m", "benchmarks"]:
+        return f"benchmarks {words[3]}", words[4:]
     if len(words) > 1 and words[0].endswith("python") and Path(words[1]).parent.name == "jobs":
         script = (ROOT / "jobs" / Path(words[1]).name).read_text()  # a missing one fails here
         return re.search(r'job\("(\w+)"', script)[1], words[2:]
@@ -88,7 +91,6 @@ def resolve_push(arguments: argparse.Namespace, overrides: dict) -> None:
 
 RESOLVE: dict[str, Callable[[argparse.Namespace, dict], object]] = {
     "ablate": resolve_ablate,
-    "bench": resolve_recipe,
     "completion": lambda arguments, overrides: None,
     "convert": lambda arguments, overrides: None,
     "distill": resolve_recipe,
@@ -108,6 +110,11 @@ RESOLVE: dict[str, Callable[[argparse.Namespace, dict], object]] = {
 
 def resolve(name: str, words: list[str]) -> None:
     """Raises what the command would, for words that it refuses before any work."""
+    if name.startswith("benchmarks "):
+        arguments = parser_of(name.removeprefix("benchmarks ")).parse_intermixed_args(words)
+        if hasattr(arguments, "recipe"):
+            resolve_recipe(arguments, load.parse_overrides(arguments.overrides))
+        return
     arguments = parsed(name, words)
     RESOLVE[name](arguments, load.parse_overrides(getattr(arguments, "overrides", [])))
 

@@ -5,8 +5,8 @@ import tracemalloc
 import pytest
 from flat import opened
 
+from benchmarks.scale import make_images, peak_memory
 from ims3_ray.config.load import load_config, parse_overrides
-from ims3_ray.jobs.bench.scale import make_images, watched
 from ims3_ray.jobs.distill.estimate import LISTED_BYTES, estimate_steps
 from ims3_ray.pipeline.prepare import begin
 from ims3_ray.pipeline.steps import plan, run_step
@@ -35,7 +35,7 @@ def test_memory_and_disk_of_every_stage_are_estimated_within_a_factor_of_two(ray
     (context,) = begin([load_config("digits-paper", parse_overrides(words))], print)
     off, workers = {}, []
     for step, estimate in zip(plan(context), estimate_steps(context, plan(context)), strict=True):
-        with watched() as peak:
+        with peak_memory() as peak:
             done = run_step(context, step)
         taken = {
             "disk": sum(info.size for info in done.directory.files().values()),

@@ -1,4 +1,4 @@
-"""This project's own path of a stage: its worker class, built and called as an actor does it."""
+"""This project's variant of each stage: its worker class, built and called as an actor does it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -30,15 +30,15 @@ from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import Directory, part_names
 from ims3_ray.storage.schemas import Table
 
-from .models import random_latents
-from .sides import Side
+from .compare import Variant
+from .random_inputs import write_latents
 
-ENDLESS = 10**9  # steps: a bench stops by time
+ENDLESS = 10**9  # training steps: the benchmark stops by time
 
 
 @dataclass(frozen=True)
 class PoolWork:
-    """What `fan_out` is given to make a number of a stage's batches."""
+    """The arguments of `fan_out` for some batches of a stage."""
 
     build: Build
     arguments: dict[str, object]
@@ -47,7 +47,7 @@ class PoolWork:
 
 
 def pool_work(context: Context, stage: str, work: Directory, num_parts: int) -> PoolWork:
-    """`num_parts` full batches of sample, encode or invert; latents to read are written below `work`."""
+    """`num_parts` full batches of sample, encode or invert; latents to invert are written below `work`."""
     mirror = context.config.data.mirror
     if stage == "sample":
         size, classes = context.batch_size(context.config.sample), len(context.classes)
@@ -56,32 +56,35 @@ def pool_work(context: Context, stage: str, work: Directory, num_parts: int) -> 
         return PoolWork(Sampler, sampler_arguments(context, None), parts, schemas.CANDIDATES)
     size, train = context.batch_size(context.config.encode), context.images["train"]
     if stage == "encode":
-        cut = payloads(train, (np.arange(num_parts * size) % len(train)).tolist(), size)
-        parts = [Part(n, size, payload) for n, payload in enumerate(cut)]
+        batches = payloads(train, (np.arange(num_parts * size) % len(train)).tolist(), size)
+        parts = [Part(n, size, payload) for n, payload in enumerate(batches)]
         table = schemas.MIRRORED_LATENTS if mirror else schemas.LATENTS
         return PoolWork(Encoder, encoder_arguments(context), parts, table)
-    latents, _ = random_latents(context, work, num_parts, size)  # in parts of the size that encode makes
+    latents, _ = write_latents(context, work, num_parts, size)  # parts have encode's batch size
     parts = [Part(n, size, name) for n, name in enumerate(part_names(latents))]
     table = schemas.MIRRORED_INVERSIONS if mirror else schemas.INVERSIONS
     return PoolWork(Inverter, inverter_arguments(context, latents), parts, table)
 
 
 def training_work(context: Context, work: Directory, steps: int) -> tuple[dict[str, object], Optimisation]:
-    """What fine-tuning's task is built with and how it is trained, on latents written below `work`."""
-    latents, inversions = random_latents(context, work, 1, max(256, context.config.finetune.latents))
+    """Arguments of the fine-tuning task and its optimisation, on latents written below `work`."""
+    latents, inversions = write_latents(context, work, 1, max(256, context.config.finetune.latents))
     return task_arguments(context, latents, inversions), optimisation(context.config.finetune, steps)
 
 
-def own_side(context: Context, stage: str, work: Directory) -> Side:
-    """The side "own" of `stage`, one batch of the context's recipe a call."""
+def our_variant(context: Context, stage: str, work: Directory) -> Variant:
+    """The variant "ours" of `stage`: one batch of the recipe per call."""
     config, numerics = context.config, context.numerics
-    how = f"{numerics.precision}{', compiled blocks' * numerics.compiled}{', graphs' * numerics.graphs}, "
+    settings = f"{numerics.precision}{', compiled blocks' * numerics.compiled}{', graphs' * numerics.graphs}"
+    if stage == "refine":
+        return _refinement(context, settings)
     if stage == "finetune":
         size = config.finetune.latents
         arguments, numbers = training_work(context, work, ENDLESS)
-        return Side(
-            name="own",
-            settings=f"{how}latents read, {config.finetune.micro_batches} parts, EMA of DiffFit's parameters",
+        settings += f", latents read, {config.finetune.micro_batches} parts, EMA of DiffFit's parameters"
+        return Variant(
+            name="ours",
+            settings=settings,
             build=TrainingStep,
             arguments={"arguments": arguments, "numbers": numbers, "device": context.machine.device},
             batch_size=size,
@@ -89,19 +92,16 @@ def own_side(context: Context, stage: str, work: Directory) -> Side:
             operations=step_operations(context.info.config),
             batch_field="finetune.batch_size",
         )
-    if stage == "refine":
-        return refinement_side(context, how)
     pool = pool_work(context, stage, work, 1)
     images, sample = pool.parts[0].rows, config.sample
-    how += {
-        "sample": f"{sample.steps} {sample.sampler} steps, guidance {sample.guidance_scale:g}, "
-        "PNG and features",
+    details = {
+        "sample": f"{sample.steps} {sample.sampler} steps, guidance {sample.guidance_scale:g}, PNG, features",
         "encode": "files decoded on threads",
         "invert": f"{config.invert.points} points, parts of {images} images",
-    }[stage]
-    return Side(
-        name="own",
-        settings=how,
+    }
+    return Variant(
+        name="ours",
+        settings=f"{settings}, {details[stage]}",
         build=WorkerCall,
         arguments={"build": pool.build, "arguments": pool.arguments, "payload": pool.parts[0].payload},
         batch_size=context.batch_size(getattr(config, stage)),
@@ -113,53 +113,57 @@ def own_side(context: Context, stage: str, work: Directory) -> Side:
     )
 
 
-def refinement_side(context: Context, how: str) -> Side:
-    """A step of refinement of one class of `ipc` images: what is made is an image's step."""
+def _refinement(context: Context, settings: str) -> Variant:
+    """One refinement step of one class of `ipc` images; a rate counts images × steps."""
     config = context.config
-    rules = probe_protocols(config.probe, config.evaluate.protocol)[0]
-    one_step = replace(context, config=config.model_copy(update={"refine": stepped(config.refine)}))
-    return Side(
-        name="own",
-        settings=f"{how}{views_of(config.refine, rules)} views, {rules.network} "
-        f"at {rules.image_size} pixels, {context.batch_size(config.refine)} images decoded at once",
+    protocol = probe_protocols(config.probe, config.evaluate.protocol)[0]
+    one_step = replace(context, config=config.model_copy(update={"refine": with_one_step(config.refine)}))
+    batch_size = context.batch_size(config.refine)
+    settings += (
+        f", {views_of(config.refine, protocol)} views, {protocol.network} at {protocol.image_size} pixels, "
+        f"{batch_size} images decoded at once"
+    )
+    return Variant(
+        name="ours",
+        settings=settings,
         build=RefinementStep,
-        arguments={"context": one_step, "rules": rules},
-        batch_size=context.batch_size(config.refine),
+        arguments={"context": one_step, "protocol": protocol},
+        batch_size=batch_size,
         images=config.ipc,
         operations=refined_step_operations(one_step, count_forward(one_step)),
         batch_field=f"refine.batch_size.{context.machine.device}",
     )
 
 
-def stepped(settings: Refine) -> Refine:
+def with_one_step(settings: Refine) -> Refine:
     return settings.model_copy(update={"steps": 1})
 
 
 class RefinementStep:
-    """One step of a class's refinement from random latents, by a probe with random weights."""
+    """One refinement step of one class, from random latents, with a probe of random weights."""
 
-    def __init__(self, context: Context, rules: Protocol):
+    def __init__(self, context: Context, protocol: Protocol):
         config, model, device = context.config, context.config.model, prepare_device(context.machine.device)
         numerics = {"device": device, "dtype": context.numerics.dtype}
         vae = load_vae(model.path, vae=model.vae, heads=model.heads, **numerics)
         vae.model.requires_grad_(False)
-        draws, size = generator("bench", "refine"), rules.image_size
-        network = rules.build(len(context.classes), draws)
-        self._probe, seen = network.to(device), differentiable(rules)
+        rng, size = generator("bench", "refine"), protocol.image_size
+        network = protocol.build(len(context.classes), rng)
+        self._probe, seen = network.to(device), differentiable(protocol)
         self._refinement = refinement(config.refine, vae, seen, context.batch_size(config.refine))
-        self._start = torch.randn(config.ipc, *context.info.latent_shape, generator=draws).to(device)
-        real = torch.rand(config.ipc, 3, size, size, generator=draws).to(device)
+        self._start = torch.randn(config.ipc, *context.info.latent_shape, generator=rng).to(device)
+        real = torch.rand(config.ipc, 3, size, size, generator=rng).to(device)
         measure = self._refinement.objective.measure
         self._target = [x.detach() for x in measure(self._probe, real, 0, differentiable=False)]
-        self._draws = generator("bench", "views")
+        self._view_rng = generator("bench", "views")
 
     def __call__(self) -> object:
-        target, draws = self._target, self._draws
-        return self._refinement.run(self._start, 0, [self._probe], lambda _: target, lambda _: draws)
+        target, rng = self._target, self._view_rng
+        return self._refinement.run(self._start, 0, [self._probe], lambda _: target, lambda _: rng)
 
 
 class WorkerCall:
-    """A pool's worker, called with one payload again and again."""
+    """A worker of a pool, called repeatedly with one payload."""
 
     def __init__(
         self, build: Callable[..., Callable[..., object]], arguments: dict[str, object], payload: object
@@ -171,34 +175,34 @@ class WorkerCall:
 
 
 class TrainingStep:
-    """The training loop of one Train worker, a step a call."""
+    """The training loop of one Ray Train worker; a call runs one step."""
 
     def __init__(self, arguments: dict[str, object], numbers: Optimisation, device: str):
-        self.trainer = bare_trainer(arguments, numbers, device)
+        self.trainer = local_trainer(arguments, numbers, device)
 
     def __call__(self) -> object:
         return self.trainer.advance()
 
     def checkpoint(self) -> object:
-        """What a run resumes from."""
+        """The state that a run resumes from."""
         return self.trainer.state_dict()
 
 
-def bare_trainer(arguments: dict[str, object], numbers: Optimisation, device: str) -> Trainer:
-    """Fine-tuning's task and loop in this process, as the only Train worker has them."""
-    on: torch.device = prepare_device(device)
-    task = InversionMatchingTask(device=on, **arguments)  # pyright: ignore[reportArgumentType] task_arguments'
-    return Trainer(task, numbers, 0, 1, on)
+def local_trainer(arguments: dict[str, object], numbers: Optimisation, device: str) -> Trainer:
+    """The fine-tuning loop in this process, as a single Ray Train worker runs it."""
+    torch_device: torch.device = prepare_device(device)
+    task = InversionMatchingTask(device=torch_device, **arguments)  # pyright: ignore[reportArgumentType] task_arguments'
+    return Trainer(task, numbers, 0, 1, torch_device)
 
 
 def pool_operations(context: Context, stage: str) -> float:
-    """Operations an image, a multiplication and an addition being two, of sample, encode or invert."""
-    (own,) = (of for of in STAGES if of.name == stage)
+    """Operations per image of sample, encode or invert, as the stage's cost model counts them."""
+    (own,) = (each for each in STAGES if each.name == stage)
     return own.cost(context, count_forward(context)).operations
 
 
 def step_operations(config: DiTConfig) -> float:
-    """Forward and backward pass of an image, to DiffFit's parameters alone."""
+    """Operations per image of a forward and backward pass, to DiffFit's parameters only."""
     with torch.device("meta"):
         dit, z = DiT(config), torch.zeros(1, config.in_channels, config.sample_size, config.sample_size)
         label = torch.zeros(1, dtype=torch.int64)

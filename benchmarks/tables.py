@@ -1,4 +1,4 @@
-"""What the benches print and write: tables in Markdown, and what the figures were measured on."""
+"""Tables in Markdown, parsing of lists of numbers, and the provenance that every result carries."""
 
 import argparse
 import re
@@ -12,18 +12,18 @@ from ims3_ray.cluster.environment import hardware, versions
 from ims3_ray.cluster.resources import Machine
 from ims3_ray.errors import InputError
 
-Figures = dict[str, object]
+Results = dict[str, object]  # JSON
 
 
-def whole_numbers(words: str, option: str, what: str, example: str) -> list[int]:
-    """The numbers in `words`, each once and ascending; InputError, naming the option, for anything else."""
-    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", words):
-        raise InputError(f"{option}: {words!r} is no list of numbers of {what}; write {example}")
-    return sorted({int(word) for word in words.split(",")})
+def parse_counts(text: str, option: str, example: str) -> list[int]:
+    """The positive integers of a comma-separated list; raises InputError naming `option` otherwise."""
+    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
+        raise InputError(f"{option}: {text!r} is not a list of positive integers; write {example}")
+    return [int(word) for word in text.split(",")]
 
 
 def print_head(columns: str) -> None:
-    """The head of a table, whose columns `columns` names with bars between them."""
+    """Print the head of a table; `columns` separates their names by bars."""
     names = columns.split(" | ")
     print()
     print_row(*names)
@@ -38,21 +38,20 @@ def as_percent(share: float | None, digits: int = 1) -> str:
     return "–" if share is None else f"{100 * share:.{digits}f} %"
 
 
-def device_figures(machine: Machine) -> DeviceFigures:
-    """The device of a worker of `machine`, measured by one, which is said."""
+def measure_worker_device(machine: Machine) -> DeviceFigures:
+    """Measure the device of one worker of `machine`, in that worker, and print the result."""
     measure = ray.remote(measure_device).options(**machine.actor_resources)
     device: DeviceFigures = ray.get(measure.remote(machine.device))
     print(device.line(), flush=True)
     return device
 
 
-def origin(arguments: argparse.Namespace, machine: Machine, device: DeviceFigures) -> Figures:
-    """What was measured, when, and on what."""
+def provenance(arguments: argparse.Namespace, machine: Machine, device: DeviceFigures) -> Results:
+    """The benchmark's name, its date, the hardware and the versions."""
     return {
-        "what": arguments.what,
+        "benchmark": arguments.benchmark,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": asdict(device),
         "hardware": hardware(machine),
         "versions": versions(),
-        "repetitions": arguments.repetitions,
     }

@@ -1,9 +1,8 @@
-"""The published settings of each stage, written with this project's parts: what its own path is measured
-against.
+"""The published settings of each stage, written with this project's parts.
 
-Sampling and fine-tuning as the code of IMS3 and of the DiT that it builds on run them (sample.py and
-train.py); encoding and inversion, which that code has no stage for, as the plain loop over single images.
-Eager, fp32, with TF32 matrices and convolutions on a GPU; on a CPU one thread, as this project's actors have.
+Sampling and fine-tuning follow the code of IMS3 and of DiT (sample.py and train.py). That code has no stage
+for encoding and inversion: here these loop over single images. All run eagerly in fp32, with TF32 matrices
+and convolutions on a GPU, and on one thread on a CPU, as this project's actors do.
 """
 
 import copy
@@ -34,18 +33,18 @@ from ims3_ray.models.vae import Vae
 from ims3_ray.stages.context import Context
 from ims3_ray.stages.cost_model import count_forward
 
-from .own import pool_operations, step_operations
-from .sides import Side
+from .compare import Variant
+from .ours import pool_operations, step_operations
 
 STEPS, GUIDANCE = 50, 4.0
 LEARNING_RATE, EMA_DECAY, LABEL_DROPOUT, MATCHING_WEIGHT = 1e-3, 0.9999, 0.1, 0.002
-TUNED_IMAGES = 64  # kept in memory: reading files is left out, in favour of the published settings
+TUNED_IMAGES = 64  # kept in memory: reading is not timed, which favours the published settings
 
 
-def published_side(context: Context, stage: str) -> Side:
-    """The side "published" of `stage`."""
+def published_variant(context: Context, stage: str) -> Variant:
+    """The variant "published" of `stage`."""
     build = {"sample": Sampling, "finetune": FineTuning, "encode": Encoding, "invert": Inversion}[stage]
-    return Side(
+    return Variant(
         name="published",
         settings=f"{'fp32' if context.machine.device == 'cpu' else 'TF32'} eager, {build.settings}",
         build=build,
@@ -54,12 +53,12 @@ def published_side(context: Context, stage: str) -> Side:
         images=build.images,
         steps=build.steps,
         operations=build.operations(context),
-        batch_field="published settings (--no-published leaves them out)",
+        batch_field="published settings (skip them with --no-published)",
     )
 
 
 class Published(ABC):
-    """Built in a process of its own; a call makes `images` images."""
+    """Built in its own process; one call processes `images` images."""
 
     settings = "image by image"
     batch_size, images, steps = 1, 8, 1
@@ -80,7 +79,7 @@ class Published(ABC):
     @staticmethod
     @abstractmethod
     def operations(context: Context) -> float:
-        """An image's; a multiplication and an addition are two."""
+        """Operations per image; a multiplication and an addition count as two."""
 
     def _dit(self) -> DiT:
         return self._context.tuned_model().pretrained().to(self._device).eval().requires_grad_(False)
@@ -94,7 +93,7 @@ class Published(ABC):
 
 
 class Sampling(Published):
-    """Ten images of one class a call, doubled by guidance, as PNGs."""
+    """A call draws ten images of one class, with guidance, and encodes them as PNG."""
 
     settings = f"{STEPS} ancestral steps, guidance {GUIDANCE:g}, PNG in the loop"
     batch_size, images, steps = 10, 10, STEPS
@@ -123,7 +122,7 @@ class Sampling(Published):
 
 
 class FineTuning(Published):
-    """A step on eight images a call: encoded anew, noised, matched with a one-step inversion."""
+    """A call runs one step on eight images: encode, add noise, match with a one-step inversion."""
 
     settings = "VAE in the loop, one more pass to invert, EMA of all parameters"
     batch_size = images = 8
@@ -139,7 +138,7 @@ class FineTuning(Published):
         difffit.add_scales(self.dit)
         self.ema = copy.deepcopy(self.dit)
         tuned = list(difffit.trainable(self.dit).values())
-        for parameter in tuned:  # the others are frozen
+        for parameter in tuned:  # all others are frozen
             parameter.requires_grad_(True)
         self.optimizer = torch.optim.AdamW(tuned, lr=LEARNING_RATE, weight_decay=0)
         self._predict = predictor(self.dit)
@@ -161,7 +160,7 @@ class FineTuning(Published):
                 averaged.mul_(EMA_DECAY).add_(parameter, alpha=1 - EMA_DECAY)
 
     def _loss(self, z0: Tensor, labels: Tensor) -> Tensor:
-        """Diffusion loss (and the variational one of a learned variance) plus λ_IM times matching loss."""
+        """Diffusion loss, variational loss if the variance is learned, and λ_IM times the matching loss."""
         t = torch.randint(1, NUM_TRAIN_TIMESTEPS, (len(z0),), device=self._device)
         dropped = torch.rand(len(z0), device=self._device) < LABEL_DROPOUT
         labels = torch.where(dropped, self.dit.null_label, labels)
@@ -176,12 +175,12 @@ class FineTuning(Published):
         return loss + MATCHING_WEIGHT * losses.all_pairs_loss(*pair).mean()
 
     def checkpoint(self) -> object:
-        """What the published code saves: model, average and optimiser."""
+        """The state that the published code saves: model, average and optimiser."""
         return [part.state_dict() for part in (self.dit, self.ema, self.optimizer)]
 
 
 class Encoding(Published):
-    """Images read, decoded and encoded one by one."""
+    """Read, decode and encode images one by one."""
 
     def __init__(self, context: Context):
         super().__init__(context)
@@ -195,7 +194,7 @@ class Encoding(Published):
 
     @torch.no_grad()
     def __call__(self) -> list[np.ndarray]:
-        """The means (1, C, h, w) of every view of every image."""
+        """Means (1, C, h, w), one per view and image."""
         means: list[np.ndarray] = []
         for payload in self._single:
             pixels, _, _ = self._read(payload)
@@ -206,7 +205,7 @@ class Encoding(Published):
 
 
 class Inversion(Published):
-    """Latents inverted one by one."""
+    """Invert latents one by one."""
 
     def __init__(self, context: Context):
         super().__init__(context)
@@ -220,7 +219,7 @@ class Inversion(Published):
 
     @torch.no_grad()
     def __call__(self) -> list[np.ndarray]:
-        """The trajectories (1, S, C, h, w) of every view of every image."""
+        """Trajectories (1, S, C, h, w), one per view and image."""
         label = torch.tensor(self._context.model_labels[:1], device=self._device)
         return [
             invert(self._predict, view.to(self._device), label, self._grid, self._abar).cpu().numpy()

@@ -1,0 +1,16 @@
+"""Rates of a device are measured on one thread, and the thread count is restored."""
+
+import torch
+
+from ims3_ray.cluster.device_benchmark import matrix_rate, measure_device
+
+
+def test_cpu_rates_are_measured_on_one_thread_and_restore_the_thread_count():
+    threads = torch.get_num_threads()
+    rates = measure_device("cpu")
+    assert min(rates.matrix_rate, rates.copy_bandwidth) > 0
+    assert rates.name
+    assert "fp32" in rates.line()
+    assert "one thread" in rates.line()
+    assert matrix_rate("cpu", torch.float32, 64, seconds=0.01) > 0
+    assert torch.get_num_threads() == threads
