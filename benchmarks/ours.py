@@ -18,8 +18,8 @@ from ims3_ray.models.dit import DiT, DiTConfig
 from ims3_ray.models.generator import load_vae
 from ims3_ray.models.training import Optimisation, Trainer
 from ims3_ray.pipeline.steps import STAGES
+from ims3_ray.stages.base import count_forward, count_operations
 from ims3_ray.stages.context import Context
-from ims3_ray.stages.cost_model import count_forward, count_operations
 from ims3_ray.stages.encode import Encoder, encoder_arguments
 from ims3_ray.stages.finetune.stage import InversionMatchingTask, optimisation, task_arguments
 from ims3_ray.stages.invert import Inverter, inverter_arguments

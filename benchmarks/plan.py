@@ -107,7 +107,7 @@ def simulated_context(
 
 
 def _estimates(contexts: dict[int, Context], rate: float) -> list[tuple[Stage, tuple[Estimate, ...]]]:
-    stages = [stage for stage in STAGES if stage.is_part(next(iter(contexts.values())))]
+    stages = [stage for stage in STAGES if stage.is_enabled(next(iter(contexts.values())))]
     by_gpus = [estimate_stages(context, stages, rate) for context in contexts.values()]
     return list(zip(stages, zip(*by_gpus, strict=True), strict=True))
 

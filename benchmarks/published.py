@@ -30,8 +30,8 @@ from ims3_ray.models.finetuned import predictor
 from ims3_ray.models.generator import load_vae
 from ims3_ray.models.padded_batches import to_images, to_pixels
 from ims3_ray.models.vae import Vae
+from ims3_ray.stages.base import count_forward
 from ims3_ray.stages.context import Context
-from ims3_ray.stages.cost_model import count_forward
 
 from .compare import Variant
 from .ours import pool_operations, step_operations

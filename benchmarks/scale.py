@@ -20,7 +20,7 @@ from PIL import Image
 
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.errors import InputError
-from ims3_ray.pipeline.prepare import begin
+from ims3_ray.pipeline.prepare import prepare_runs
 from ims3_ray.pipeline.steps import Step, plan, run_step
 from ims3_ray.stages.context import Context
 from ims3_ray.storage.disk_cache import stored_bytes
@@ -132,7 +132,7 @@ def _context(arguments: argparse.Namespace, work: Path, classes: int) -> Context
     overrides = parse_overrides(arguments.overrides)
     if conflicts := sorted(set(overrides) & set(fixed)):
         raise InputError(f"{conflicts[0]}: the benchmark sets this field; leave it out")
-    (context,) = begin([load_config(arguments.recipe, SMALL | overrides | fixed)], print)
+    (context,) = prepare_runs([load_config(arguments.recipe, SMALL | overrides | fixed)], print)
     return context
 
 

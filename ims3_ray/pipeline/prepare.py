@@ -45,7 +45,7 @@ from .validate_splits import check_splits, left_out
 Kind = TypeVar("Kind", Config, Evaluating)
 
 
-def begin(configs: Sequence[Config], say: Callable[[str], None]) -> list[Context]:
+def prepare_runs(configs: Sequence[Config], say: Callable[[str], None]) -> list[Context]:
     """The contexts of runs of one recipe, on the cluster that they are for; `say` takes what to know of it.
 
     InputError for whatever a person must mend first: before a cluster is started, where it can be told.
@@ -76,7 +76,7 @@ def begin(configs: Sequence[Config], say: Callable[[str], None]) -> list[Context
 
 def idle_gpu_notes(context: Context, stage: Stage) -> list[str]:
     """A line on a stage that leaves some GPUs idle, and why."""
-    use, there = stage.use(context), context.machine.gpus
+    use, there = stage.gpu_usage(context), context.machine.gpus
     return [f"{stage.name}: {use.gpus} of {there} GPUs, since {use.limit}"] if use.limit else []
 
 

@@ -66,7 +66,7 @@ class Step:
     @property
     def artifact(self) -> str:
         """Where it lies below the storage root."""
-        return f"{self.stage.noun}/{self.fingerprint}"
+        return f"{self.stage.output}/{self.fingerprint}"
 
     def again(self) -> "Step":
         """The same as it is by now: another driver may have made it meanwhile."""
@@ -78,13 +78,13 @@ def plan(context: Context, last: str | None = None) -> list[Step]:
     """The steps of a run, in order, as far as the stage `last`; nothing is run."""
     steps: dict[str, Step] = {}
     for stage in STAGES:
-        if stage.is_part(context):
-            nouns = [noun for noun in stage.reads if noun in steps and stage.is_read(context, noun)]
+        if stage.is_enabled(context):
+            nouns = [noun for noun in stage.inputs if noun in steps and stage.needs_input(context, noun)]
             parents = {noun: steps[noun].directory for noun in nouns}
             inputs = {noun: directory.name for noun, directory in parents.items()}
-            key = fingerprint([stage.name, stage.version, stage.depends(context), inputs])
-            directory = context.storage / stage.noun / key
-            steps[stage.noun] = Step(stage, directory, parents, *_state(directory))
+            key = fingerprint([stage.name, stage.version, stage.fingerprint_inputs(context), inputs])
+            directory = context.storage / stage.output / key
+            steps[stage.output] = Step(stage, directory, parents, *_state(directory))
         if stage.name == last:
             break
     return list(steps.values())
@@ -98,7 +98,7 @@ def _state(directory: Directory) -> tuple[Manifest | None, Mapping[str, str]]:
 
 
 def _gpus(context: Context, stage: Stage) -> GpuUse:
-    use = stage.use(context)
+    use = stage.gpu_usage(context)
     return {"used": use.gpus, "of": context.machine.gpus, "limit": use.limit}
 
 
@@ -138,6 +138,6 @@ def _make(context: Context, step: Step) -> Step:
             "gpus": _gpus(context, stage),
         },
     )
-    if figures := stage.figures(step.directory):
+    if figures := stage.metrics(step.directory):
         context.on_metrics(stage.name, 0, figures)
     return replace(step, manifest=manifest, damage={}, ran=True)

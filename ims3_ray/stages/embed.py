@@ -19,10 +19,8 @@ from ims3_ray.storage.integrity import read_or_reopen
 from ims3_ray.storage.lease import exclusive
 from ims3_ray.storage.schemas import FEATURES, Column, Columns, Table
 
-from .base import Stage
+from .base import KEY_BYTES, Cost, Forward, Stage, parts_bytes, pixel_bytes, pool_usage
 from .context import Context
-from .cost_model import KEY_BYTES, Cost, Forward, parts_bytes, pixel_bytes
-from .gpu_usage import pool_use
 
 AUDIT_VERSION = 2
 EMBEDDED: Table = {
@@ -123,7 +121,7 @@ def _fan_out(
     return fan_out(embedder, arguments, parts, table=table, out=out, machine=machine, stage="embed")
 
 
-def _depends(context: Context) -> object:
+def _fingerprint_inputs(context: Context) -> object:
     inputs, settings = context.inputs, context.values_of(context.config.embed)
     if ":" not in context.config.embed.extractor:  # a path: its content counts, not how it is written
         del settings["extractor"]
@@ -143,10 +141,10 @@ def _cost(context: Context, forward: Forward) -> Cost:
 
 STAGE = Stage(
     name="embed",
-    noun="features",
+    output="features",
     version=2,
     run=run,
-    depends=_depends,
+    fingerprint_inputs=_fingerprint_inputs,
     cost=_cost,
-    use=lambda context: pool_use(context, len(context.images["train"]), _part_rows(context)),
+    gpu_usage=lambda context: pool_usage(context, len(context.images["train"]), _part_rows(context)),
 )

@@ -16,10 +16,18 @@ from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.schemas import Columns
 
-from .base import Stage
+from .base import (
+    KEY_BYTES,
+    Cost,
+    Forward,
+    Stage,
+    generator_bytes,
+    latent_bytes,
+    parts_bytes,
+    pixel_bytes,
+    pool_usage,
+)
 from .context import Context
-from .cost_model import KEY_BYTES, Cost, Forward, generator_bytes, latent_bytes, parts_bytes, pixel_bytes
-from .gpu_usage import pool_use
 
 
 def run(context: Context, out: Directory) -> dict[str, Any]:
@@ -85,7 +93,7 @@ class Encoder:
         return in_batches(encode, [pixels], self._batch_size, self._device)
 
 
-def _depends(context: Context) -> object:
+def _fingerprint_inputs(context: Context) -> object:
     config, generator = context.config, context.generator_values()
     seed = config.seed if config.encode.images_per_class else None
     images = [context.inputs["images"], config.data.mirror, seed]
@@ -103,13 +111,13 @@ def _cost(context: Context, forward: Forward) -> Cost:
 
 STAGE = Stage(
     name="encode",
-    noun="latents",
+    output="latents",
     version=2,
-    is_part=lambda context: (
+    is_enabled=lambda context: (
         context.is_tuned or context.starts_from_inversions or context.config.sample.guidance != "none"
     ),
     run=run,
-    depends=_depends,
+    fingerprint_inputs=_fingerprint_inputs,
     cost=_cost,
-    use=lambda context: pool_use(context, context.num_tuned, part_rows(context)),
+    gpu_usage=lambda context: pool_usage(context, context.num_tuned, part_rows(context)),
 )

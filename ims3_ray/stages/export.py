@@ -23,12 +23,19 @@ from ims3_ray.progress import bar
 from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import Directory, part_names, read_part
 
-from .base import Stage
+from .base import (
+    KEY_BYTES,
+    Cost,
+    Forward,
+    GpuUsage,
+    Stage,
+    classifier_operations,
+    classifier_usage,
+    png_bytes,
+)
 from .context import Context
-from .cost_model import KEY_BYTES, Cost, Forward, classifier_operations, png_bytes
 from .evaluate.teacher import teacher_of
-from .gpu_usage import Use, classifiers_use
-from .selected import Chosen, find_chosen, read_images
+from .selected import SelectedCandidate, find_selected, read_images
 
 BLOCK = 1000  # images that are in memory at once, and in a row group
 MOST_BLOCKS = 8  # on their way at once
@@ -87,7 +94,7 @@ def run(
 
 
 def _chosen_blocks(candidates: Directory, selection: Directory, classes: tuple[str, ...]) -> list[Block]:
-    chosen = find_chosen(candidates, selection, classes)
+    chosen = find_selected(candidates, selection, classes)
     cut = [chosen[start : start + BLOCK] for start in range(0, len(chosen), BLOCK)]
     return [(_read_chosen, candidates, block) for block in cut]
 
@@ -114,7 +121,7 @@ def _write_block(
     return distilled.write_pngs(out, images, classes, ipc), table
 
 
-def _read_chosen(candidates: Directory, chosen: list[Chosen]) -> list[DistilledImage]:
+def _read_chosen(candidates: Directory, chosen: list[SelectedCandidate]) -> list[DistilledImage]:
     return [
         DistilledImage(image.label, image.place, image.subgroup, image.index, image.seed, png)
         for image, png in zip(chosen, read_images(candidates, chosen), strict=True)
@@ -177,7 +184,7 @@ def _labelled(how: Labelling) -> str:
     )
 
 
-def _depends(context: Context) -> object:
+def _fingerprint_inputs(context: Context) -> object:
     config, labelled = context.config, None
     if config.export.soft_labels:
         rules = protocol(config.evaluate.protocol).model_dump(mode="json")
@@ -186,11 +193,11 @@ def _depends(context: Context) -> object:
     return [config.recipe, subject(config), list(context.classes), context.licences, labelled]
 
 
-def _use(context: Context) -> Use:
+def _use(context: Context) -> GpuUsage:
     if context.config.export.soft_labels:
         rows = context.config.ipc * len(context.classes)
-        return classifiers_use(context, math.ceil(rows / BLOCK))
-    return Use(min(MOST_BLOCKS, context.machine.cpus))
+        return classifier_usage(context, math.ceil(rows / BLOCK))
+    return GpuUsage(min(MOST_BLOCKS, context.machine.cpus))
 
 
 def _cost(context: Context, forward: Forward) -> Cost:  # noqa: ARG001
@@ -213,7 +220,7 @@ def _cost(context: Context, forward: Forward) -> Cost:  # noqa: ARG001
     )
 
 
-def _is_read(context: Context, noun: str) -> bool:
+def _needs_input(context: Context, noun: str) -> bool:
     if noun == "teacher":
         return context.config.export.soft_labels > 0
     return (noun == "refined") == (context.config.refine.steps > 0)
@@ -221,12 +228,12 @@ def _is_read(context: Context, noun: str) -> bool:
 
 STAGE = Stage(
     name="export",
-    noun="distilled",
+    output="distilled",
     version=4,
-    reads=("selection", "candidates", "refined", "teacher"),
-    is_read=_is_read,
+    inputs=("selection", "candidates", "refined", "teacher"),
+    needs_input=_needs_input,
     run=run,
-    depends=_depends,
+    fingerprint_inputs=_fingerprint_inputs,
     cost=_cost,
-    use=_use,
+    gpu_usage=_use,
 )

@@ -16,11 +16,9 @@ from ims3_ray.storage.artifacts import Directory, read_part
 from ims3_ray.storage.index import read_index
 from ims3_ray.storage.schemas import Columns
 
-from .base import Stage
+from .base import Cost, Forward, Stage, generator_bytes, latent_bytes, parts_bytes, pool_usage
 from .context import Context
-from .cost_model import Cost, Forward, generator_bytes, latent_bytes, parts_bytes
 from .encode import part_rows
-from .gpu_usage import pool_use
 
 
 def run(context: Context, out: Directory, latents: Directory) -> dict[str, Any]:
@@ -105,18 +103,18 @@ def _cost(context: Context, forward: Forward) -> Cost:
     return Cost(rows, passes * forward.dit, disk, generator_bytes(context) + parts)
 
 
-def _depends(context: Context) -> object:
+def _fingerprint_inputs(context: Context) -> object:
     return [context.values_of(context.config.invert), context.generator_values()]
 
 
 STAGE = Stage(
     name="invert",
-    noun="inversions",
+    output="inversions",
     version=2,
-    reads=("latents",),
-    is_part=lambda context: context.matches_trajectories or context.starts_from_inversions,
+    inputs=("latents",),
+    is_enabled=lambda context: context.matches_trajectories or context.starts_from_inversions,
     run=run,
-    depends=_depends,
+    fingerprint_inputs=_fingerprint_inputs,
     cost=_cost,
-    use=lambda context: pool_use(context, context.num_tuned, part_rows(context)),
+    gpu_usage=lambda context: pool_usage(context, context.num_tuned, part_rows(context)),
 )

@@ -28,9 +28,8 @@ from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import Directory, Manifest, read_manifest, summary_of
 from ims3_ray.storage.index import Index, read_index
 
-from .base import Stage
+from .base import KEY_BYTES, Cost, Forward, Stage
 from .context import Context
-from .cost_model import KEY_BYTES, Cost, Forward
 from .selected import KEYS
 
 REAL_SHOWN = 10  # real images of a class beside its distilled ones
@@ -170,7 +169,7 @@ def _real_image(context: Context, row: int) -> bytes:
     return encode_png(square(decode(train.directory.read(train.paths[row])), context.info.image_size))
 
 
-def _depends(context: Context) -> object:
+def _fingerprint_inputs(context: Context) -> object:
     return [context.config.identity(), subject(context.config)]
 
 
@@ -183,11 +182,11 @@ def _cost(context: Context, forward: Forward) -> Cost:
 
 STAGE = Stage(
     name="report",
-    noun="report",
+    output="report",
     version=7,
-    reads=READS,
+    inputs=READS,
     unit="pages",
     run=run,
-    depends=_depends,
+    fingerprint_inputs=_fingerprint_inputs,
     cost=_cost,
 )

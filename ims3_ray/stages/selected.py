@@ -1,4 +1,4 @@
-"""The candidates that a selection names: found by their keys alone, the rest of their rows read by part."""
+"""Find the candidates that a selection names, by their keys only, and read their images part by part."""
 
 import itertools
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ KEYS = ["label", "subgroup", "index", "seed"]
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """A candidate that was chosen, its place in its class, and where its row lies."""
+class SelectedCandidate:
+    """A selected candidate, its place within its class, and the file and row that hold it."""
 
     label: int
     place: int
@@ -27,27 +27,30 @@ class Chosen:
     row: int
 
 
-def chosen_rows(pool: Index, selection: Directory, classes: tuple[str, ...]) -> Index:
-    """Of the pool's rows those that the selection names, in the pool's order."""
+def selected_rows(pool: Index, selection: Directory, classes: tuple[str, ...]) -> Index:
+    """The rows of the pool that the selection names, in the pool's order."""
     return pool.at(np.flatnonzero(is_selected(selection.read_json("selection.json"), classes, pool.keys)))
 
 
-def find_chosen(candidates: Directory, selection: Directory, classes: tuple[str, ...]) -> list[Chosen]:
-    """The chosen candidates by class, subgroup and index."""
-    found = chosen_rows(read_index(candidates, schemas.CANDIDATES, KEYS), selection, classes)
-    files = [found.files[file] for file in found.file]
-    columns = [*(found.keys[name].tolist() for name in KEYS), files, found.row.tolist()]
+def find_selected(
+    candidates: Directory, selection: Directory, classes: tuple[str, ...]
+) -> list[SelectedCandidate]:
+    """The selected candidates, ordered by class, subgroup and index."""
+    index = selected_rows(read_index(candidates, schemas.CANDIDATES, KEYS), selection, classes)
+    files = [index.files[file] for file in index.file]
+    columns = [*(index.keys[name].tolist() for name in KEYS), files, index.row.tolist()]
     places = [itertools.count() for _ in classes]
-    return [Chosen(label, next(places[label]), *rest) for label, *rest in sorted(zip(*columns, strict=True))]
+    rows = sorted(zip(*columns, strict=True))
+    return [SelectedCandidate(label, next(places[label]), *rest) for label, *rest in rows]
 
 
-def read_images(candidates: Directory, chosen: Sequence[Chosen]) -> list[bytes]:
-    """The PNG of each, in their order; no more than a part is in memory beside them."""
+def read_images(candidates: Directory, selected: Sequence[SelectedCandidate]) -> list[bytes]:
+    """The PNG of each candidate, in order. At most one part is in memory beside them."""
     places: dict[str, list[int]] = {}
-    for place, image in enumerate(chosen):
-        places.setdefault(image.file, []).append(place)
+    for place, candidate in enumerate(selected):
+        places.setdefault(candidate.file, []).append(place)
     pngs: dict[int, bytes] = {}
-    for file, of_file in places.items():
+    for file, places_in_file in places.items():
         images = read_part(candidates, file, schemas.CANDIDATES, ["image"])["image"]
-        pngs |= {place: images[chosen[place].row] for place in of_file}
-    return [pngs[place] for place in range(len(chosen))]
+        pngs |= {place: images[selected[place].row] for place in places_in_file}
+    return [pngs[place] for place in range(len(selected))]

@@ -20,7 +20,7 @@ from ims3_ray.config.load import load_config
 from ims3_ray.method.difffit import trainable
 from ims3_ray.method.s3.objective import Objective, evaluate
 from ims3_ray.pipeline.prepare import prepare
-from ims3_ray.stages.cost_model import count_forward
+from ims3_ray.stages.base import count_forward
 from ims3_ray.storage.artifacts import open_directory
 
 TINY = ["--random-init", "--size", "tiny", "--repetitions", "2", "--seconds", "0.01"]

@@ -119,5 +119,5 @@ def test_a_finished_run_names_its_environment_and_strict_refuses_to_mix_it(finis
     with pytest.raises(InputError, match=r"workers\.strict"):
         run(strict, lambda _: pytest.fail("starts"))
     lines = []
-    prepare.begin([load_config("digits", parse_overrides(other))], lines.append)
+    prepare.prepare_runs([load_config("digits", parse_overrides(other))], lines.append)
     assert sum(XEON.name in line for line in lines) == 1

@@ -37,7 +37,7 @@ def test_disks_that_the_rows_to_train_on_do_not_fit_are_refused_before_any_stage
     monkeypatch.setattr(f"ims3_ray.stages.{size}", lambda *_: 1e18)
     config = load_config("digits", parse_overrides(tiny_overrides))
     with pytest.raises(InputError, match=rf"rows to train on take 1\d+\.0 GB.*{remedy}"):
-        prepare.begin([config], print)
+        prepare.prepare_runs([config], print)
     assert not list(tmp_path.rglob("*.parquet"))
 
 
@@ -51,7 +51,7 @@ def test_images_are_looked_at_before_gpus_are_waited_for(ray_cluster, tiny_overr
     monkeypatch.setattr(resources, "wait_for_gpus", wait)
     config = load_config("digits", parse_overrides([*tiny_overrides, "workers.gpus=1"]))
     with pytest.raises(InputError, match="none came"):
-        prepare.begin([config], print)
+        prepare.prepare_runs([config], print)
 
 
 def test_a_relative_model_is_a_whole_path_to_workers(tiny_model, tiny_overrides, monkeypatch):

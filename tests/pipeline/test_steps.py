@@ -11,7 +11,12 @@ CONTEXT = SimpleNamespace(machine=SimpleNamespace(device="cpu"))
 
 def step_of(directory, run):
     stage = Stage(
-        name="draw", noun="drawings", version=1, run=run, depends=lambda _: None, cost=lambda *_: None
+        name="draw",
+        output="drawings",
+        version=1,
+        run=run,
+        fingerprint_inputs=lambda _: None,
+        cost=lambda *_: None,
     )
     return Step(stage, directory, {}, None, {})
 

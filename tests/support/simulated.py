@@ -113,7 +113,7 @@ def main(out: Path, nodes: int, gpus: int, words: list[str]) -> None:
     def watched(context, step):
         while ray.available_resources().get("GPU") != nodes * gpus:  # the last stage's actors are ending
             time.sleep(EVERY_S)
-        use = step.stage.use(context)
+        use = step.stage.gpu_usage(context)
         seen, before, began = Seen(step.stage.name, use.gpus, use.limit), counted(), time.monotonic()
         watch = Watch(seen)
         done = run_step(context, step)

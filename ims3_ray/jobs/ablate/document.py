@@ -17,7 +17,7 @@ from ims3_ray.stages.evaluate.classifiers import classifier_seeds
 from ims3_ray.stages.evaluate.compare import Real, choose, real_vectors
 from ims3_ray.stages.evaluate.features import Vectors
 from ims3_ray.stages.evaluate.stage import first_of_pool
-from ims3_ray.stages.selected import KEYS, chosen_rows
+from ims3_ray.stages.selected import KEYS, selected_rows
 from ims3_ray.storage.index import read_index
 from ims3_ray.storage.schemas import CANDIDATES, FEATURES
 
@@ -178,6 +178,6 @@ def _drawn(
     assert source is not None
     pool = read_index(source["candidates"].directory, CANDIDATES, KEYS)
     if selected:
-        return {name: Vectors(chosen_rows(pool, selected["selection"].directory, context.classes))}
+        return {name: Vectors(selected_rows(pool, selected["selection"].directory, context.classes))}
     kept = first_of_pool(pool.keys, count)
     return {name: Vectors(pool.at(kept))} if len(kept) == count * len(context.classes) else {}

@@ -13,7 +13,7 @@ from contextvars import copy_context
 from ims3_ray.cluster.tasks import STOP
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.protocols import NO_PROTOCOL
-from ims3_ray.pipeline.prepare import begin
+from ims3_ray.pipeline.prepare import prepare_runs
 from ims3_ray.pipeline.steps import Step, plan, run_step
 from ims3_ray.progress import bar, hide_inner_bars, spinner
 from ims3_ray.runs import records
@@ -37,7 +37,7 @@ def run(ablation: Plan, say: Callable[[str], None]) -> tuple[Ablation, Directory
     if first.evaluate.protocol == NO_PROTOCOL:
         raise InputError("evaluate.protocol: an ablation compares accuracies; name a protocol")
     with spinner("start"):
-        contexts = dict(zip(configs, begin(list(configs.values()), say), strict=True))
+        contexts = dict(zip(configs, prepare_runs(list(configs.values()), say), strict=True))
     storage = next(iter(contexts.values())).storage
     key = fingerprint([ablation.rows.baseline, [config.identity() for config in configs.values()]])
     out = storage / "ablations" / f"{first.recipe}-{key}"
@@ -65,7 +65,7 @@ def _make(
     def finish(cell: Cell) -> dict[str, Step]:
         context = contexts[cell]
         steps = plan(context, last[cell])
-        return {s.stage.noun: s if s.manifest is not None else run_step(context, s) for s in steps}
+        return {s.stage.output: s if s.manifest is not None else run_step(context, s) for s in steps}
 
     stop = threading.Event()
     STOP.set(stop)

@@ -116,7 +116,7 @@ def _dry_run(config: Config, price: float | None) -> None:
     print(LINE.format("stage", "state", "GPUs", "rows", "about", "disk", "node", "driver", "worker"))
     for step, cost in zip(steps, costs, strict=True):
         state = "complete" if step.manifest else "damaged" if step.damage else "would run"
-        use = step.stage.use(context)
+        use = step.stage.gpu_usage(context)
         gpus = f"{use.gpus} of {machine.gpus}" if machine.on_gpus and use.gpus else "–"
         sizes = map(format_bytes, (cost.disk, cost.node_disk, cost.driver, cost.worker))
         print(LINE.format(step.stage.name, state, gpus, cost.rows, f"{cost.seconds:.0f} s", *sizes))

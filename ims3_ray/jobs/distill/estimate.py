@@ -10,9 +10,8 @@ import torch
 
 from ims3_ray.cluster.device_benchmark import matrix_rate
 from ims3_ray.pipeline.steps import Step
-from ims3_ray.stages.base import Stage
+from ims3_ray.stages.base import Stage, count_forward
 from ims3_ray.stages.context import Context
-from ims3_ray.stages.cost_model import count_forward
 
 EFFICIENCY = 0.35  # share of the matrix rate that small models reach
 RATE_S = 0.25  # over which it is measured
@@ -50,7 +49,7 @@ def estimate_stages(context: Context, stages: Sequence[Stage], rate: float) -> l
     estimates: list[Estimate] = []
     for stage in stages:
         cost, node_disk = stage.cost(context, forward), stage.node_disk(context)
-        workers = stage.use(context).workers
+        workers = stage.gpu_usage(context).workers
         work_s = cost.rows * cost.operations / (rate * max(1, workers))
         worker = PROCESS_BYTES + cost.memory if workers else 0.0
         driver = listed + cost.driver

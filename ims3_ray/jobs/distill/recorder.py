@@ -69,7 +69,7 @@ class Recorder:
 
     def begin_stage(self, step: Step) -> None:
         name, number = step.stage.name, len(self.stages) + 1
-        machine, use = self._context.machine, step.stage.use(self._context)
+        machine, use = self._context.machine, step.stage.gpu_usage(self._context)
         on = f", on {use.gpus} of {machine.gpus} GPUs" if machine.on_gpus and use.gpus else ""
         self._say(f"[{number}/{len(self._steps)}] {name} → {step.directory.uri}{on}")
         self._journal.write("stage started", stage=name, artifact=step.artifact)
@@ -98,7 +98,7 @@ class Recorder:
         records.write(
             self._context.storage,
             f"runs/{self.name}/run.json",
-            {step.stage.noun: step.directory.uri for step in self._steps},
+            {step.stage.output: step.directory.uri for step in self._steps},
             key=self.key,
             state=state,
             recipe=config.recipe,
@@ -122,7 +122,7 @@ def log_stage(tracker: Tracker, step: Step) -> None:
     for entry in step.manifest.get("history", []):
         metrics = {metric: value for metric, value in entry.items() if metric != "step"}
         tracker.log(int(entry["step"]), prefix_metrics(name, metrics))
-    if figures := step.stage.figures(step.directory):
+    if figures := step.stage.metrics(step.directory):
         tracker.log(0, prefix_metrics(name, figures))
 
 

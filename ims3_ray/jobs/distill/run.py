@@ -8,7 +8,7 @@ from typing import Any
 from ims3_ray import progress
 from ims3_ray.config.load import load_config
 from ims3_ray.config.settings import Config
-from ims3_ray.pipeline.prepare import begin
+from ims3_ray.pipeline.prepare import prepare_runs
 from ims3_ray.pipeline.steps import Step, plan, run_step
 from ims3_ray.runs import plan_cache
 from ims3_ray.runs.mlflow_db import tracking_uri
@@ -34,7 +34,7 @@ def run(config: Config, say: Callable[[str], None] = progress.print_line) -> Dis
     """Distil as `config` says: stages that are complete are found, the others run."""
     signature = plan_cache.signature(config)
     with progress.spinner("start"):
-        (context,) = begin([config], say)
+        (context,) = prepare_runs([config], say)
         folder = context.storage / "runs" / f"{config.recipe}-{plan(context)[-1].fingerprint}"
     with exclusive(folder):
         return _run(context, signature, say)
@@ -56,7 +56,7 @@ def _run(context: Context, signature: str | None, say: Callable[[str], None]) ->
                 recorder.begin_stage(step)
                 step = run_step(context, step)
             recorder.end_stage(step)
-            done[step.stage.noun] = step
+            done[step.stage.output] = step
     recorder.log_product(done["distilled"], done["report"])
     keep(is_finished=recorder.tracker.is_finished)
     scored = done.get("evaluation")
@@ -65,7 +65,7 @@ def _run(context: Context, signature: str | None, say: Callable[[str], None]) ->
         distilled=done["distilled"].directory.uri,
         report=(done["report"].directory / "index.html").uri,
         evaluation=scored.directory.read_json("evaluation.json") if scored else None,
-        figures=dict(scored.stage.figures(scored.directory)) if scored else {},
+        figures=dict(scored.stage.metrics(scored.directory)) if scored else {},
         stages=recorder.stages,
         mlflow_run_id=recorder.tracker.run_id,
         tracking_uri=tracking_uri(context.storage),

@@ -15,7 +15,7 @@ from ims3_ray.runs import records
 from ims3_ray.storage.artifacts import MANIFEST, Directory
 from ims3_ray.storage.heartbeat import store_time
 
-NOUNS = tuple(stage.noun for stage in STAGES)
+NOUNS = tuple(stage.output for stage in STAGES)
 HEX = r"[0-9a-f]{12}"
 CHECKPOINTS = re.compile(rf"checkpoints/finetune-({HEX})")
 ARTIFACT = re.compile(rf"({'|'.join(NOUNS)})/{HEX}")

@@ -108,12 +108,12 @@ def _steps(storage: Directory, record: Mapping[str, Any]) -> dict[str, Step]:
     """The complete stages of a run by noun, wherever its storage lay when the record was written."""
     places, steps = record["artifacts"], {}
     for stage in STAGES:
-        name = records.artifact_name(places.get(stage.noun, "")).rpartition("/")[2]
+        name = records.artifact_name(places.get(stage.output, "")).rpartition("/")[2]
         if FINGERPRINT.fullmatch(name):
-            directory = storage / stage.noun / name
+            directory = storage / stage.output / name
             with contextlib.suppress(DamagedError):
                 if manifest := read_manifest(directory):
-                    steps[stage.noun] = Step(stage, directory, {}, manifest, {})
+                    steps[stage.output] = Step(stage, directory, {}, manifest, {})
     return steps
 
 

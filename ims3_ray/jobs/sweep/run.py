@@ -8,7 +8,7 @@ from dataclasses import replace
 import yaml
 
 from ims3_ray.config.settings import WEIGHTS
-from ims3_ray.pipeline.prepare import begin, pinned
+from ims3_ray.pipeline.prepare import pinned, prepare_runs
 from ims3_ray.pipeline.steps import plan
 from ims3_ray.progress import print_line as say_line
 from ims3_ray.progress import run_name, spinner
@@ -40,7 +40,9 @@ def run(sweep: Sweep, print_line: Callable[[str], None] = say_line) -> tuple[Doc
     sweep = pin_models(sweep)
     points = sweep.points()
     with spinner("start"):
-        contexts = begin([sweep.config(values) for values in points or [sweep.space.any()]], print_line)
+        contexts = prepare_runs(
+            [sweep.config(values) for values in points or [sweep.space.any()]], print_line
+        )
     folder = contexts[0].storage / "sweeps" / f"{contexts[0].config.recipe}-{sweep.key}"
     with exclusive(folder):
         return _run(sweep, points, contexts, folder, print_line), folder

@@ -60,7 +60,9 @@ class Catalogue:
 
     def artifacts(self, run: Run) -> dict[str, str]:
         """By stage, in their order, where below the storage the run's artefacts belong."""
-        named = {stage.name: (stage.noun, run["tags"].get(f"artifact.{stage.noun}", "")) for stage in STAGES}
+        named = {
+            stage.name: (stage.output, run["tags"].get(f"artifact.{stage.output}", "")) for stage in STAGES
+        }
         return {name: f"{noun}/{key}" for name, (noun, key) in named.items() if FINGERPRINT.fullmatch(key)}
 
     def begun(self, run: Run, stage: str) -> Directory | None:

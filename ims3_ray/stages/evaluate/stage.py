@@ -16,11 +16,18 @@ from ims3_ray.data.images import ImageSet, Packed
 from ims3_ray.data.loader import pixels_bytes
 from ims3_ray.evaluation.protocols import NO_PROTOCOL, protocol, protocols
 from ims3_ray.evaluation.results import CURVE, headline
-from ims3_ray.stages.base import Stage
+from ims3_ray.stages.base import (
+    BACKWARD,
+    KEY_BYTES,
+    Cost,
+    Forward,
+    GpuUsage,
+    Stage,
+    classifier_operations,
+    classifier_usage,
+)
 from ims3_ray.stages.context import Context
-from ims3_ray.stages.cost_model import BACKWARD, KEY_BYTES, Cost, Forward, classifier_operations
-from ims3_ray.stages.gpu_usage import Use, classifiers_use
-from ims3_ray.stages.selected import KEYS, chosen_rows
+from ims3_ray.stages.selected import KEYS, selected_rows
 from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.index import read_index
@@ -68,7 +75,7 @@ def _drawn(
 ) -> dict[str, Vectors]:
     """What the set was made of, before refinement and after, and, where asked, the first of the pool."""
     pool, count = read_index(candidates, schemas.CANDIDATES, KEYS), context.config.evaluate.pool_images
-    sets: dict[str, Vectors] = {"distilled": Vectors(chosen_rows(pool, selection, context.classes))}
+    sets: dict[str, Vectors] = {"distilled": Vectors(selected_rows(pool, selection, context.classes))}
     if count:
         sets["pool"] = Vectors(pool.at(first_of_pool(pool.keys, count)))
     if refined:
@@ -138,7 +145,7 @@ class MeanCurve:
                 self._tell(known, sum(self._at[known].values()) / len(self._seeds))
 
 
-def _depends(context: Context) -> object:
+def _fingerprint_inputs(context: Context) -> object:
     config = context.config
     networks = protocols(config.evaluate.protocol, config.evaluate.networks)
     rules = [protocol.model_dump(mode="json") for protocol in networks]
@@ -166,10 +173,10 @@ def _cost(context: Context, forward: Forward) -> Cost:  # noqa: ARG001
     return Cost(count, operations / count, disk=1e5, memory=worker, driver=driver)
 
 
-def _use(context: Context) -> Use:
+def _use(context: Context) -> GpuUsage:
     settings = context.config.evaluate
     networks = protocols(settings.protocol, settings.networks)
-    return classifiers_use(context, len(_set_sizes(context)) * len(networks))
+    return classifier_usage(context, len(_set_sizes(context)) * len(networks))
 
 
 def _set_sizes(context: Context) -> list[int]:
@@ -196,15 +203,15 @@ def _node_disk(context: Context) -> float:
 
 STAGE = Stage(
     name="evaluate",
-    noun="evaluation",
+    output="evaluation",
     version=7,
-    reads=("distilled", "selection", "candidates", "features", "refined", "teacher"),
+    inputs=("distilled", "selection", "candidates", "features", "refined", "teacher"),
     unit="classifiers",
-    is_part=lambda context: context.config.evaluate.protocol != NO_PROTOCOL,
+    is_enabled=lambda context: context.config.evaluate.protocol != NO_PROTOCOL,
     run=run,
-    depends=_depends,
+    fingerprint_inputs=_fingerprint_inputs,
     cost=_cost,
-    use=_use,
+    gpu_usage=_use,
     node_disk=_node_disk,
-    figures=lambda out: headline(out.read_json("evaluation.json")),
+    metrics=lambda out: headline(out.read_json("evaluation.json")),
 )

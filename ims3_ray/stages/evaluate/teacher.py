@@ -21,10 +21,8 @@ from ims3_ray.evaluation.rules import Protocol
 from ims3_ray.evaluation.scoring import answers
 from ims3_ray.evaluation.teacher import WEIGHTS, Teacher, Trained, check_teacher, load_teacher, teacher_rules
 from ims3_ray.models.device import prepare_device
-from ims3_ray.stages.base import Stage
+from ims3_ray.stages.base import BACKWARD, Cost, Forward, Stage, classifier_operations, classifier_usage
 from ims3_ray.stages.context import Context
-from ims3_ray.stages.cost_model import BACKWARD, Cost, Forward, classifier_operations
-from ims3_ray.stages.gpu_usage import classifiers_use
 from ims3_ray.storage.artifacts import Directory
 
 from .classifiers import clear, pixels_of
@@ -109,7 +107,7 @@ def _answers(
         return torch.cat(labelled).numpy(), labels.numpy().copy()
 
 
-def _depends(context: Context) -> object:
+def _fingerprint_inputs(context: Context) -> object:
     rules = teacher_rules(context.config.evaluate.protocol)
     how = rules.model_dump(mode="json", exclude={"name", "version", "split", "evaluations"})
     return [context.inputs["images"], how, context.machine.device]
@@ -129,13 +127,13 @@ def _node_disk(context: Context) -> float:
 
 STAGE = Stage(
     name="teacher",
-    noun="teacher",
+    output="teacher",
     version=2,
     unit="networks",
-    is_part=lambda context: is_soft(context.config.evaluate) and context.config.evaluate.teacher is None,
+    is_enabled=lambda context: is_soft(context.config.evaluate) and context.config.evaluate.teacher is None,
     run=run,
-    depends=_depends,
+    fingerprint_inputs=_fingerprint_inputs,
     cost=_cost,
-    use=lambda context: classifiers_use(context, 1),
+    gpu_usage=lambda context: classifier_usage(context, 1),
     node_disk=_node_disk,
 )

@@ -7,10 +7,8 @@ from ims3_ray.cluster.train import Training, train
 from ims3_ray.config.finetune import Finetune
 from ims3_ray.data.classes import NEW
 from ims3_ray.models.training import Optimisation
-from ims3_ray.stages.base import Stage
+from ims3_ray.stages.base import BACKWARD, Cost, Forward, Stage, generator_bytes, latent_bytes, training_usage
 from ims3_ray.stages.context import Context
-from ims3_ray.stages.cost_model import BACKWARD, Cost, Forward, generator_bytes, latent_bytes
-from ims3_ray.stages.gpu_usage import training_use
 from ims3_ray.storage.artifacts import Directory, read_manifest
 
 from .batch import REMEDY, Source
@@ -78,7 +76,7 @@ def optimisation(settings: Finetune, steps: int) -> Optimisation:
     return Optimisation(steps=steps, batch_size=settings.latents, **told)
 
 
-def _depends(context: Context) -> object:
+def _fingerprint_inputs(context: Context) -> object:
     config = context.config
     settings = config.finetune.model_dump(mode="json", exclude={"checkpoint_every"})
     return [settings, config.im.model_dump(mode="json"), config.seed, context.generator_values()]
@@ -97,15 +95,15 @@ def _cost(context: Context, forward: Forward) -> Cost:
 
 STAGE = Stage(
     name="finetune",
-    noun="adapter",
+    output="adapter",
     version=3,
-    reads=("latents", "inversions"),
-    is_read=lambda context, noun: noun == "latents" or context.matches_trajectories,
-    is_part=lambda context: context.is_tuned,
+    inputs=("latents", "inversions"),
+    needs_input=lambda context, noun: noun == "latents" or context.matches_trajectories,
+    is_enabled=lambda context: context.is_tuned,
     run=run,
-    depends=_depends,
+    fingerprint_inputs=_fingerprint_inputs,
     cost=_cost,
-    use=training_use,
+    gpu_usage=training_usage,
     node_disk=local_bytes,
     node_disk_remedy=REMEDY,
 )

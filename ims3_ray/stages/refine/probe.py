@@ -20,11 +20,9 @@ from ims3_ray.evaluation.rules import Protocol
 from ims3_ray.models.classifiers import Classifier
 from ims3_ray.models.device import prepare_device
 from ims3_ray.progress import bar
-from ims3_ray.stages.base import Stage
+from ims3_ray.stages.base import BACKWARD, Cost, Forward, Stage, classifier_operations, classifier_usage
 from ims3_ray.stages.context import Context
-from ims3_ray.stages.cost_model import BACKWARD, Cost, Forward, classifier_operations
 from ims3_ray.stages.evaluate.classifiers import clear, pixels_of
-from ims3_ray.stages.gpu_usage import classifiers_use
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.checksums import BLANK, KEY, embed_checksum
 from ims3_ray.storage.integrity import intact_parts
@@ -108,7 +106,7 @@ def _train(
     out.write(network.file, embed_checksum(data, network.file))
 
 
-def _depends(context: Context) -> object:
+def _fingerprint_inputs(context: Context) -> object:
     config = context.config
     kinds = [
         rules.model_dump(mode="json", exclude={"name", "version", "split", "evaluations"})
@@ -141,13 +139,13 @@ def _node_disk(context: Context) -> float:
 
 STAGE = Stage(
     name="probe",
-    noun="probes",
+    output="probes",
     version=2,
     unit="networks",
-    is_part=lambda context: context.config.refine.steps > 0,
+    is_enabled=lambda context: context.config.refine.steps > 0,
     run=run,
-    depends=_depends,
+    fingerprint_inputs=_fingerprint_inputs,
     cost=_cost,
-    use=lambda context: classifiers_use(context, _num_networks(context)),
+    gpu_usage=lambda context: classifier_usage(context, _num_networks(context)),
     node_disk=_node_disk,
 )

@@ -17,23 +17,24 @@ from ims3_ray.data.loader import payloads
 from ims3_ray.evaluation.probes import probe_protocols
 from ims3_ray.method.refine import OBJECTIVES
 from ims3_ray.progress import bar, hide_inner_bars
-from ims3_ray.stages.base import Stage
-from ims3_ray.stages.context import Context
-from ims3_ray.stages.cost_model import (
+from ims3_ray.stages.base import (
     BACKWARD,
     KEY_BYTES,
     Cost,
     Forward,
+    GpuUsage,
+    Stage,
     classifier_bytes,
     classifier_operations,
     generator_bytes,
     pixel_bytes,
     png_bytes,
+    pool_usage,
 )
+from ims3_ray.stages.context import Context
 from ims3_ray.stages.evaluate.baselines import choose_coresets
 from ims3_ray.stages.evaluate.features import Vectors
-from ims3_ray.stages.gpu_usage import Use, pool_use
-from ims3_ray.stages.selected import Chosen, find_chosen
+from ims3_ray.stages.selected import SelectedCandidate, find_selected
 from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import Directory, part_names, read_rows
 from ims3_ray.storage.index import read_index
@@ -92,7 +93,7 @@ def class_payloads(
     """Of every class what is refined, and its training images."""
     train = context.images["train"]
     if selection and candidates:
-        chosen = find_chosen(candidates, selection, context.classes)
+        chosen = find_selected(candidates, selection, context.classes)
     else:
         chosen = _medoids(context, features)
     own: list[list[tuple[Any, ...]]] = [[] for _ in context.classes]
@@ -106,7 +107,7 @@ def class_payloads(
     return listed
 
 
-def _medoids(context: Context, features: Directory) -> list[Chosen]:
+def _medoids(context: Context, features: Directory) -> list[SelectedCandidate]:
     """Real images by class; `index` counts the class's training images, and `file` is that of the image."""
     index, train = read_index(features, schemas.FEATURES, ["image_id", "label"]), context.images["train"]
     real, seed = Vectors(index), context.config.seed
@@ -118,11 +119,13 @@ def _medoids(context: Context, features: Directory) -> list[Chosen]:
         row = row_of[image_id]
         label = int(train.labels[row])
         index = row - int(first[label])
-        chosen.append(Chosen(label, place % context.config.ipc, REAL, index, REAL, train.paths[row], index))
+        chosen.append(
+            SelectedCandidate(label, place % context.config.ipc, REAL, index, REAL, train.paths[row], index)
+        )
     return chosen
 
 
-def _depends(context: Context) -> object:
+def _fingerprint_inputs(context: Context) -> object:
     config = context.config
     settings, generator = context.values_of(config.refine), context.generator_values()
     kinds = probe_protocols(config.probe, config.evaluate.protocol)
@@ -160,26 +163,26 @@ def _cost(context: Context, forward: Forward) -> Cost:
     return Cost(rows, operations, disk=2 * rows * png_bytes(context), memory=memory, driver=keys)
 
 
-def _use(context: Context) -> Use:
+def _use(context: Context) -> GpuUsage:
     """A class is a part."""
     ipc = context.config.ipc
-    return pool_use(context, ipc * len(context.classes), ipc)
+    return pool_usage(context, ipc * len(context.classes), ipc)
 
 
 STAGE = Stage(
     name="refine",
-    noun="refined",
+    output="refined",
     version=2,
-    reads=("features", "probes", "selection", "candidates"),
-    is_read=lambda context, noun: (
+    inputs=("features", "probes", "selection", "candidates"),
+    needs_input=lambda context, noun: (
         noun in ("features", "probes") or context.config.refine.start == "selection"
     ),
-    is_part=lambda context: context.config.refine.steps > 0,
+    is_enabled=lambda context: context.config.refine.steps > 0,
     run=run,
-    depends=_depends,
+    fingerprint_inputs=_fingerprint_inputs,
     cost=_cost,
-    use=_use,
-    figures=lambda out: {
+    gpu_usage=_use,
+    metrics=lambda out: {
         "refine/kept_starts": float(read_index(out, schemas.REFINED, ["kept"]).keys["kept"].sum())
     },
 )

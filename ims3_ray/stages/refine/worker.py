@@ -30,7 +30,7 @@ from ims3_ray.models.generator import load_vae
 from ims3_ray.models.padded_batches import TRANSFORMER, to_images, to_pixels
 from ims3_ray.models.vae import Vae
 from ims3_ray.stages.evaluate.features import Vectors
-from ims3_ray.stages.selected import Chosen, read_images
+from ims3_ray.stages.selected import SelectedCandidate, read_images
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.schemas import Columns
 
@@ -46,7 +46,7 @@ class ClassPayload(TypedDict):
 
     label: int
     real: Payload
-    chosen: list[tuple[Any, ...]]  # values of a Chosen; with start=medoids, `row` is the place in `real`
+    chosen: list[tuple[Any, ...]]  # of SelectedCandidate; with start=medoids, `row` indexes `real`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ class Refiner:
         self._refinement = refinement(settings, self._vae, self._rules, batch_size)
 
     def __call__(self, payload: ClassPayload) -> tuple[Columns, dict[str, str]]:
-        label, chosen = payload["label"], [Chosen(*values) for values in payload["chosen"]]
+        label, chosen = payload["label"], [SelectedCandidate(*values) for values in payload["chosen"]]
         with TRANSFORMER.on(self._device):  # hooks and gradients are the probes' own: one class at a time
             start = self._start(chosen, payload["real"])
             losses, moved = self._refine(label, start, payload["real"])
@@ -117,7 +117,7 @@ class Refiner:
         }
         return columns, {}
 
-    def _start(self, chosen: list[Chosen], real: Payload) -> np.ndarray:
+    def _start(self, chosen: list[SelectedCandidate], real: Payload) -> np.ndarray:
         """Pixels (K, 3, S, S) uint8 of what is refined: at the generator's size, or at the classifiers'."""
         if self._given.candidates:
             pngs = read_images(self._given.candidates, chosen)

@@ -33,18 +33,18 @@ from ims3_ray.models.extractor import embed_pixels, load_extractor
 from ims3_ray.models.finetuned import TunedModel
 from ims3_ray.models.generator import load_vae
 from ims3_ray.models.padded_batches import DECODER, in_batches, to_pixels
-from ims3_ray.stages.base import Stage
-from ims3_ray.stages.context import Context
-from ims3_ray.stages.cost_model import (
+from ims3_ray.stages.base import (
     KEY_BYTES,
     Cost,
     Forward,
+    Stage,
     generator_bytes,
     parts_bytes,
     pixel_bytes,
     png_bytes,
+    pool_usage,
 )
-from ims3_ray.stages.gpu_usage import pool_use
+from ims3_ray.stages.context import Context
 from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.schemas import Columns
@@ -188,7 +188,7 @@ class Sampler:
         )[0]
 
 
-def _depends(context: Context) -> object:
+def _fingerprint_inputs(context: Context) -> object:
     config = context.config
     settings = context.values_of(config.sample) | {"pool_ipc": config.pool_ipc}
     unused = {"spacing"} if config.sample.sampler == "dpm" else set()
@@ -200,7 +200,7 @@ def _depends(context: Context) -> object:
     return [settings, config.seed, context.inputs["extractor"], context.generator_values()]
 
 
-def _is_read(context: Context, noun: str) -> bool:
+def _needs_input(context: Context, noun: str) -> bool:
     settings = context.config.sample
     if noun == "latents":
         return settings.guidance != "none"
@@ -221,12 +221,14 @@ def _cost(context: Context, forward: Forward) -> Cost:
 
 STAGE = Stage(
     name="sample",
-    noun="candidates",
+    output="candidates",
     version=2,
-    reads=("adapter", "latents", "inversions", "features"),
-    is_read=_is_read,
+    inputs=("adapter", "latents", "inversions", "features"),
+    needs_input=_needs_input,
     run=run,
-    depends=_depends,
+    fingerprint_inputs=_fingerprint_inputs,
     cost=_cost,
-    use=lambda context: pool_use(context, context.num_candidates, context.batch_size(context.config.sample)),
+    gpu_usage=lambda context: pool_usage(
+        context, context.num_candidates, context.batch_size(context.config.sample)
+    ),
 )

@@ -1,10 +1,8 @@
 """Select one subgroup a class (S³, Eq. 8–11): from features of candidates and real images, a selection."""
 
 from ims3_ray.config.settings import Config
-from ims3_ray.stages.base import Stage
+from ims3_ray.stages.base import KEY_BYTES, Cost, Forward, GpuUsage, Stage
 from ims3_ray.stages.context import Context
-from ims3_ray.stages.cost_model import KEY_BYTES, Cost, Forward
-from ims3_ray.stages.gpu_usage import Use
 from ims3_ray.storage.artifacts import Directory
 
 from .candidates import open_candidates
@@ -36,7 +34,7 @@ def _figures(out: Directory) -> dict[str, float]:
     return {"objective": selection["objective"], **selection["terms"]}
 
 
-def _depends(context: Context) -> object:
+def _fingerprint_inputs(context: Context) -> object:
     config = context.config
     settings = config.select.model_dump(mode="json", exclude={"memory"})
     return [settings, config.seed, list(context.classes), config.ipc]
@@ -60,13 +58,13 @@ def _cost(context: Context, forward: Forward) -> Cost:
 
 STAGE = Stage(
     name="select",
-    noun="selection",
+    output="selection",
     version=5,
-    reads=("candidates", "features"),
+    inputs=("candidates", "features"),
     unit="subgroups",
     run=run,
-    depends=_depends,
+    fingerprint_inputs=_fingerprint_inputs,
     cost=_cost,
-    use=lambda context: Use(context.machine.shards),
-    figures=_figures,
+    gpu_usage=lambda context: GpuUsage(context.machine.shards),
+    metrics=_figures,
 )

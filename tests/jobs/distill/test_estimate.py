@@ -8,7 +8,7 @@ from flat import opened
 from benchmarks.scale import make_images, peak_memory
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.jobs.distill.estimate import LISTED_BYTES, estimate_steps
-from ims3_ray.pipeline.prepare import begin
+from ims3_ray.pipeline.prepare import prepare_runs
 from ims3_ray.pipeline.steps import plan, run_step
 
 CLASSES, IMAGES, SCORED = 300, 4, 2
@@ -32,7 +32,7 @@ def test_memory_and_disk_of_every_stage_are_estimated_within_a_factor_of_two(ray
         "storage": tmp_path / "storage",
     }
     words = [*WORDS, *(f"{field}={place}" for field, place in places.items())]
-    (context,) = begin([load_config("digits-paper", parse_overrides(words))], print)
+    (context,) = prepare_runs([load_config("digits-paper", parse_overrides(words))], print)
     off, workers = {}, []
     for step, estimate in zip(plan(context), estimate_steps(context, plan(context)), strict=True):
         with peak_memory() as peak:

@@ -26,7 +26,7 @@ def steps_of(words, *more, upto="refine"):
         if step.directory.uri in needed:
             needed |= {parent.uri for parent in step.parents.values()}
     steps = [step for step in steps if step.directory.uri in needed]
-    return {step.stage.noun: step if step.manifest else run_step(context, step) for step in steps}
+    return {step.stage.output: step if step.manifest else run_step(context, step) for step in steps}
 
 
 @pytest.fixture(scope="module")

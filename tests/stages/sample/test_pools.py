@@ -21,7 +21,7 @@ def made(words, *more, upto="select"):
     config = load_config("digits", parse_overrides([*words, *more]))
     context = preparation.prepare(config, find_machine(config.workers))
     steps = plan(context, upto)
-    return {step.stage.noun: step if step.manifest else run_step(context, step) for step in steps}
+    return {step.stage.output: step if step.manifest else run_step(context, step) for step in steps}
 
 
 def candidates(steps):
