@@ -13,7 +13,7 @@ import torch
 from ims3_ray.cluster.device_benchmark import DeviceFigures, peak_memory, synchronize
 from ims3_ray.cluster.resources import Machine
 from ims3_ray.config.base import DeviceKind
-from ims3_ray.models.device import batch_must_fit
+from ims3_ray.models.device import explain_out_of_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class Runner:
         def call(_: int) -> int:
             calls = 0
             while not calls or time.perf_counter() - start < seconds:
-                with batch_must_fit(self._variant.batch_field, self._variant.batch_size):
+                with explain_out_of_memory(self._variant.batch_field, self._variant.batch_size):
                     self._call()
                     synchronize(self._device)
                 calls += 1

@@ -12,11 +12,11 @@ from ims3_ray.data.loader import payloads
 from ims3_ray.evaluation.probes import differentiable, probe_protocols
 from ims3_ray.evaluation.rules import Protocol
 from ims3_ray.method import difffit
-from ims3_ray.method.rng import generator
+from ims3_ray.method.seeding import generator
 from ims3_ray.models.device import prepare_device
 from ims3_ray.models.dit import DiT, DiTConfig
 from ims3_ray.models.generator import load_vae
-from ims3_ray.models.training import Optimisation, Trainer
+from ims3_ray.models.training import Trainer, TrainingConfig
 from ims3_ray.pipeline.steps import STAGES
 from ims3_ray.stages.base import count_forward, count_operations
 from ims3_ray.stages.context import Context
@@ -66,7 +66,7 @@ def pool_work(context: Context, stage: str, work: Directory, num_parts: int) -> 
     return PoolWork(Inverter, inverter_arguments(context, latents), parts, table)
 
 
-def training_work(context: Context, work: Directory, steps: int) -> tuple[dict[str, object], Optimisation]:
+def training_work(context: Context, work: Directory, steps: int) -> tuple[dict[str, object], TrainingConfig]:
     """Arguments of the fine-tuning task and its optimisation, on latents written below `work`."""
     latents, inversions = write_latents(context, work, 1, max(256, context.config.finetune.latents))
     return task_arguments(context, latents, inversions), optimisation(context.config.finetune, steps)
@@ -177,7 +177,7 @@ class WorkerCall:
 class TrainingStep:
     """The training loop of one Ray Train worker; a call runs one step."""
 
-    def __init__(self, arguments: dict[str, object], numbers: Optimisation, device: str):
+    def __init__(self, arguments: dict[str, object], numbers: TrainingConfig, device: str):
         self.trainer = local_trainer(arguments, numbers, device)
 
     def __call__(self) -> object:
@@ -188,7 +188,7 @@ class TrainingStep:
         return self.trainer.state_dict()
 
 
-def local_trainer(arguments: dict[str, object], numbers: Optimisation, device: str) -> Trainer:
+def local_trainer(arguments: dict[str, object], numbers: TrainingConfig, device: str) -> Trainer:
     """The fine-tuning loop in this process, as a single Ray Train worker runs it."""
     torch_device: torch.device = prepare_device(device)
     task = InversionMatchingTask(device=torch_device, **arguments)  # pyright: ignore[reportArgumentType] task_arguments'

@@ -16,19 +16,19 @@ from ims3_ray.data.loader import BatchReader, payloads
 from ims3_ray.data.transforms import encode_png
 from ims3_ray.method import difffit, losses
 from ims3_ray.method.ddim import (
+    abar_at,
     add_noise,
-    at_one_timestep,
+    broadcast_timestep,
     invert,
-    level,
     noise_of,
     sample_ancestral,
     with_guidance,
 )
-from ims3_ray.method.schedule import NUM_TRAIN_TIMESTEPS, alphas_bar, inversion_grid, respaced
+from ims3_ray.method.schedule import NUM_TRAIN_TIMESTEPS, alphas_bar, inversion_grid, space_timesteps
+from ims3_ray.models.device import to_images, to_pixels
 from ims3_ray.models.dit import DiT
 from ims3_ray.models.finetuned import predictor
 from ims3_ray.models.generator import load_vae
-from ims3_ray.models.padded_batches import to_images, to_pixels
 from ims3_ray.models.vae import Vae
 from ims3_ray.stages.base import count_forward
 from ims3_ray.stages.context import Context
@@ -102,7 +102,7 @@ class Sampling(Published):
         super().__init__(context)
         dit, self._decoder, channels = self._dit(), self._vae(), context.config.sample.guidance_channels
         guided = with_guidance(predictor(dit), dit.null_label, scale=GUIDANCE, channels=channels)
-        self._predict = at_one_timestep(guided)
+        self._predict = broadcast_timestep(guided)
 
     @staticmethod
     def operations(context: Context) -> float:
@@ -117,7 +117,7 @@ class Sampling(Published):
             return torch.randn(shape, device=self._device)
 
         labels = torch.full((self.images,), self._context.model_labels[0], device=self._device)
-        z = sample_ancestral(self._predict, fresh(), labels, respaced(STEPS), self._abar, fresh)
+        z = sample_ancestral(self._predict, fresh(), labels, space_timesteps(STEPS), self._abar, fresh)
         return [encode_png(pixels) for pixels in to_pixels(self._decoder.decode(z)).cpu().numpy()]
 
 
@@ -165,7 +165,7 @@ class FineTuning(Published):
         dropped = torch.rand(len(z0), device=self._device) < LABEL_DROPOUT
         labels = torch.where(dropped, self.dit.null_label, labels)
         eps = torch.randn_like(z0)
-        z_t = add_noise(z0, eps, abar=level(self._abar, t))
+        z_t = add_noise(z0, eps, abar=abar_at(self._abar, t))
         output = self._predict(z_t, t, labels)
         predicted = noise_of(output, z0.shape[1])
         loss = losses.diffusion_loss(predicted, eps).mean()
@@ -209,7 +209,7 @@ class Inversion(Published):
 
     def __init__(self, context: Context):
         super().__init__(context)
-        self._predict = at_one_timestep(predictor(self._dit()))
+        self._predict = broadcast_timestep(predictor(self._dit()))
         self._grid = inversion_grid(context.config.invert.points)
         self._views = torch.randn(self.images * context.num_views, 1, *context.info.latent_shape)
 

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from ims3_ray.errors import InputError
-from ims3_ray.method.rng import generator
-from ims3_ray.method.seeding import key_seed
+from ims3_ray.method.seeding import generator, key_seed
+from ims3_ray.models.convert import save_pipeline
 from ims3_ray.models.dit import DiT, DiTConfig
-from ims3_ray.models.generator import GeneratorInfo, save_pipeline
+from ims3_ray.models.generator import GeneratorInfo
 from ims3_ray.stages.context import Context
 from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import Directory

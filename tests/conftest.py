@@ -95,11 +95,11 @@ def tiny_model(tmp_path_factory):
     """
     from diffusers import AutoencoderKL
 
-    from ims3_ray.method.rng import generator
+    from ims3_ray.method.seeding import generator
     from ims3_ray.models import classifiers
+    from ims3_ray.models.convert import save_pipeline
     from ims3_ray.models.dit import DiT, DiTConfig
     from ims3_ray.models.extractor import save_extractor
-    from ims3_ray.models.generator import save_pipeline
 
     folder = tmp_path_factory.mktemp("models") / "tiny"
     config = DiTConfig(

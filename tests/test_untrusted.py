@@ -24,13 +24,13 @@ from ims3_ray.data.distilled import PARQUET, DistilledImage, card, to_table, wri
 from ims3_ray.data.images import open_images, open_labelled
 from ims3_ray.display import markdown_code, markdown_text
 from ims3_ray.errors import InputError
-from ims3_ray.method.rng import generator
+from ims3_ray.method.seeding import generator
 from ims3_ray.models import classifiers
 from ims3_ray.models.checkpoints import load_transformer
+from ims3_ray.models.convert import save_pipeline
 from ims3_ray.models.extractor import load_extractor, save_extractor
 from ims3_ray.models.files import find_weights, read_tensors
 from ims3_ray.models.finetuned import check_adapter, inspect_adapter
-from ims3_ray.models.generator import save_pipeline
 from ims3_ray.models.vae import read_vae
 from ims3_ray.stages.select.candidates import REAL_KEYS, open_features
 from ims3_ray.storage.artifacts import (

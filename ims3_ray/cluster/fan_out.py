@@ -19,7 +19,7 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from ims3_ray.errors import InputError
-from ims3_ray.models.device import batch_must_fit
+from ims3_ray.models.device import explain_out_of_memory
 from ims3_ray.progress import bar
 from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import Directory
@@ -83,7 +83,7 @@ class Worker:
     def __call__(self, batch: Mapping[str, Sequence[str]]) -> dict[str, list[Any]]:
         (file,), (payload,) = batch["file"], batch["payload"]
         try:
-            with batch_must_fit(*self._batch):
+            with explain_out_of_memory(*self._batch):
                 columns, notes = self._work(json.loads(payload))
             self._refuse_not_finite(columns)
             left_out = json.dumps(notes)

@@ -15,8 +15,8 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from ims3_ray.errors import InputError, error_chain
-from ims3_ray.models.device import batch_must_fit, prepare_device
-from ims3_ray.models.training import Metrics, Optimisation, Task, Trainer
+from ims3_ray.models.device import explain_out_of_memory, prepare_device
+from ims3_ray.models.training import Metrics, Task, Trainer, TrainingConfig
 from ims3_ray.progress import bar
 from ims3_ray.storage.artifacts import Directory
 
@@ -51,7 +51,7 @@ class Training:
     name: str  # of this configuration alone: a run of that name under `checkpoints` is resumed
     build: Callable[..., Task]
     arguments: Mapping[str, object]  # of `build`, beside its device
-    optimisation: Optimisation
+    optimisation: TrainingConfig
     out: Directory
     checkpoints: Directory
     batch_field: str  # the recipe's field to lower where a batch does not fit the device's memory
@@ -151,7 +151,7 @@ def _loop(config: dict[str, Any]) -> list[Metrics]:
         ):  # AdamW reads its counts of steps in every step: on the host
             trainer.load_state_dict(torch.load(f"{folder}/{STATE}", map_location="cpu", weights_only=True))
     while trainer.step < optimisation.steps:
-        with batch_must_fit(training.batch_field, optimisation.batch_size):
+        with explain_out_of_memory(training.batch_field, optimisation.batch_size):
             metrics = trainer.advance()
         if not trainer.is_finite(metrics):
             raise _diverged(training, trainer.step)

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int, UInt8
 
 from ims3_ray.display import escape_unprintable, first_few
 from ims3_ray.errors import InputError
-from ims3_ray.method.coverage import COPY_PERCENTILE, copies
+from ims3_ray.method.coverage import COPY_PERCENTILE, find_copies
 
 from .label_order import ClassOrder, audit_classes
 
@@ -158,7 +158,7 @@ def near_duplicates(first: AuditedImages, second: AuditedImages, without: set[in
         if len(ours) < LEAST_IMAGES or len(theirs) == 0:
             continue
         compared += len(theirs)
-        nearest, is_copy = copies(first.features[ours], second.features[theirs])
+        nearest, is_copy = find_copies(first.features[ours], second.features[theirs])
         pairs += list(zip(ours[nearest[is_copy]].tolist(), theirs[is_copy].tolist(), strict=True))
     return sorted(pairs, key=lambda pair: pair[1]), compared
 

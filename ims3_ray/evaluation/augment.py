@@ -15,7 +15,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from ims3_ray.models.device import send
+from ims3_ray.models.device import to_device
 
 from .dsa import diff_augment, one_of_each, uniform
 from .rules import Protocol
@@ -92,7 +92,7 @@ def shuffle_patches(
     """`factor` columns, then as many rows, of every image in another order (Sun et al. 2024, RDED)."""
     *_, height, width = images.shape
     columns, rows = (
-        send(_shuffled(size, factor, len(images), generator), images.device) for size in (width, height)
+        to_device(_shuffled(size, factor, len(images), generator), images.device) for size in (width, height)
     )
     images = images.gather(3, columns[:, None, None, :].expand_as(images))
     return images.gather(2, rows[:, None, :, None].expand_as(images))
@@ -189,7 +189,7 @@ def lighting(
     images: Float[Tensor, "n 3 h w"], deviation: float, generator: Generator
 ) -> Float[Tensor, "n 3 h w"]:
     """Add one colour to a whole image, normal along ImageNet's principal colours (Krizhevsky et al. 2012)."""
-    alpha = send(torch.randn((len(images), 3), generator=generator), images.device) * deviation
+    alpha = to_device(torch.randn((len(images), 3), generator=generator), images.device) * deviation
     deviations, directions = (_constant(x, images.device) for x in (COLOUR_DEVIATIONS, COLOUR_DIRECTIONS))
     colour = (alpha * deviations) @ directions.T
     return images + colour[:, :, None, None]
@@ -208,11 +208,11 @@ def randaugment(
     operations = _randaugment_operations(magnitude, height, width, x.device)
     draws = torch.randint(2 * len(operations), (len(x),), generator=generator)
     order = draws.argsort(stable=True)
-    parts = x[send(order, x.device)].split(draws.bincount(minlength=2 * len(operations)).tolist())
+    parts = x[to_device(order, x.device)].split(draws.bincount(minlength=2 * len(operations)).tolist())
     made = [
         operations[draw // 2](part, 1.0 if draw % 2 else -1.0) for draw, part in enumerate(parts) if len(part)
     ]
-    return torch.cat(made)[send(order.argsort(), x.device)].float() / 255
+    return torch.cat(made)[to_device(order.argsort(), x.device)].float() / 255
 
 
 @functools.cache
@@ -282,7 +282,7 @@ def cutmix(
     """
     n, _, height, width = images.shape
     lam, mixes, centre_x, centre_y = uniform(0.0, 1.0, 4, like=images, generator=generator)
-    partners = send(torch.randperm(n, generator=generator), images.device)
+    partners = to_device(torch.randperm(n, generator=generator), images.device)
     cut = (1 - lam).sqrt() * (mixes < probability)
     inside_x = _cut_span(width, cut, centre_x)
     inside_y = _cut_span(height, cut, centre_y)

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from ims3_ray.models.device import send
+from ims3_ray.models.device import to_device
 
 DiffKind = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
 OneOfKind = Literal["crop", "scale", "rotate"]
@@ -26,7 +26,7 @@ MNIST_CROP, MNIST_SCALE, MNIST_DEGREES = 4, 0.2, 45  # pixels, share, degrees
 
 def uniform(low: float, high: float, *shape: int, like: Tensor, generator: Generator) -> Tensor:
     """Uniform draws of a shape, made on the host, on the device of `like`."""
-    return send(torch.rand(shape, generator=generator), like.device) * (high - low) + low
+    return to_device(torch.rand(shape, generator=generator), like.device) * (high - low) + low
 
 
 def diff_augment(
@@ -60,8 +60,8 @@ def _moved(padded: Tensor, x: Images, first: Sequence[Tensor]) -> Images:
     """Of each padded image the part of x's size that begins at its own first row and column."""
     n, _, height, width = x.shape
     image = torch.arange(n, device=x.device)[:, None, None]
-    rows = (send(first[0], x.device)[:, None] + torch.arange(height, device=x.device))[:, :, None]
-    columns = (send(first[1], x.device)[:, None] + torch.arange(width, device=x.device))[:, None, :]
+    rows = (to_device(first[0], x.device)[:, None] + torch.arange(height, device=x.device))[:, :, None]
+    columns = (to_device(first[1], x.device)[:, None] + torch.arange(width, device=x.device))[:, None, :]
     return padded.permute(0, 2, 3, 1)[image, rows, columns].permute(0, 3, 1, 2)
 
 
@@ -74,7 +74,7 @@ def _cutout(x: Images, draws: int, generator: Generator) -> Images:
         first = torch.randint(side + 1 - box % 2, (draws, 1), generator=generator) - box // 2
         place = torch.arange(side)
         inside.append((place >= first) & (place < first + box))
-    box = send(inside[0][:, :, None] & inside[1][:, None, :], x.device)
+    box = to_device(inside[0][:, :, None] & inside[1][:, None, :], x.device)
     return x * ~box[:, None]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ims3_ray.models.device import Numerics, supported
+from ims3_ray.models.device import Numerics, supported_numerics
 
 COMPILED_FROM = 2000  # steps of a training; a shorter one ends before compiling has paid for itself
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ def numerics_for(kind: str, steps: int) -> Numerics:
 
 @functools.cache  # so that what is missing is tried, and told, once a process
 def _tried(compiled: bool) -> Numerics:
-    numerics, missing = supported(Numerics("cuda", "bf16", compiled))
+    numerics, missing = supported_numerics(Numerics("cuda", "bf16", compiled))
     for line in missing:
         logger.warning("evaluation: %s", line.partition(": ")[2])
     return numerics

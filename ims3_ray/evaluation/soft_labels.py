@@ -15,7 +15,7 @@ from jaxtyping import UInt16
 from ims3_ray.data.distilled import DistilledImage
 from ims3_ray.data.transforms import decode
 from ims3_ray.data.views import Views, show
-from ims3_ray.method.rng import generator
+from ims3_ray.method.seeding import generator
 from ims3_ray.models.device import prepare_device
 
 from .augment import crop_boxes

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from ims3_ray.data.classes import imagenet_labels
 from ims3_ray.errors import InputError
-from ims3_ray.models.device import send
+from ims3_ray.models.device import to_device
 from ims3_ray.models.extractor import Colour, load_classifier, load_timm
 from ims3_ray.models.timm_networks import is_timm
 from ims3_ray.storage.artifacts import Directory
@@ -122,7 +122,7 @@ def _answer(network: nn.Module, own: "_Shown | Protocol", rules: Protocol, devic
     network.requires_grad_(False)
     forward = forward_in(network, numerics_for(device.type, 0))
     mean, deviation, own_mean, own_deviation = (
-        send(torch.tensor(values).view(-1, 1, 1), device)
+        to_device(torch.tensor(values).view(-1, 1, 1), device)
         for values in (rules.mean, rules.deviation, own.mean, own.deviation)
     )
     is_same = all(

@@ -47,10 +47,10 @@ def run(arguments: argparse.Namespace) -> None:
     with spinner("imports"):  # heavy
         import torch
 
-        from ims3_ray.models.convert import convert
+        from ims3_ray.models.convert import convert, new_folder
         from ims3_ray.models.device import Numerics
         from ims3_ray.models.finetuned import TunedModel, check_adapter, inspect_adapter
-        from ims3_ray.models.generator import inspect_generator, new_folder
+        from ims3_ray.models.generator import inspect_generator
         from ims3_ray.models.vae import read_vae
 
     began, out = time.perf_counter(), new_folder(arguments.out)

@@ -59,7 +59,7 @@ def class_coverage(
             raise ValueError(f"class {label}: {len(x)} real images; k = {k} neighbours need at least {k + 1}")
         if len(y) == 0:
             raise ValueError(f"class {label}: no synthetic image, but {len(x)} real ones")
-        per_class[int(label)] = metrics(RealClass(x, k), y)
+        per_class[int(label)] = class_metrics(RealClass(x, k), y)
     return ClassCoverage(class_mean(per_class), per_class)
 
 
@@ -85,7 +85,7 @@ class RealClass:
         return _among(_for_kid(self.x))
 
 
-def metrics(real: RealClass, y: Features) -> Values:
+def class_metrics(real: RealClass, y: Features) -> Values:
     """Every metric of the synthetic images (M, D) of one class, M at least 1."""
     x, k, nnd, d = real.x, real.k, real.nnd2, _distances2(real.x, y)
     inside = d <= nnd[:, None]
@@ -95,7 +95,7 @@ def metrics(real: RealClass, y: Features) -> Values:
         recall = float((d <= _neighbour_distances2(y, k)[None, :]).any(axis=1).mean())
     return {
         "coverage": float(covered_by_some.mean()),
-        "low_density_coverage": float(covered_by_some[sparsest(np.sqrt(nnd))].mean()),
+        "low_density_coverage": float(covered_by_some[sparsest_rows(np.sqrt(nnd))].mean()),
         "deciles": deciles(covered_by_some, nnd),
         "density": float(inside.sum() / (k * len(y))),
         "precision": float(inside.any(axis=0).mean()),
@@ -112,7 +112,7 @@ def neighbour_distances(real: Features, k: int = 5) -> Float32[np.ndarray, " n"]
     return np.sqrt(_neighbour_distances2(real, k))
 
 
-def covered(real: Features, synthetic: Features, k: int = 5) -> Bool[np.ndarray, " n"]:
+def is_covered(real: Features, synthetic: Features, k: int = 5) -> Bool[np.ndarray, " n"]:
     """Which real images have a synthetic one of their class in their ball; the share is the coverage."""
     return np.asarray(inside_balls(real, synthetic, k).any(axis=1))
 
@@ -129,12 +129,12 @@ def deciles(covered: Bool[np.ndarray, " n"], nnd: Float[np.ndarray, " n"]) -> li
     return [float(covered[rows].mean()) for rows in np.array_split(np.argsort(nnd, kind="stable"), DECILES)]
 
 
-def sparsest(nnd: Float[np.ndarray, " n"], share: float = LOW_DENSITY_SHARE) -> Int[np.ndarray, " s"]:
+def sparsest_rows(nnd: Float[np.ndarray, " n"], share: float = LOW_DENSITY_SHARE) -> Int[np.ndarray, " s"]:
     """Rows of the `share` of the images with the largest NND_k, at least one; ties by row."""
     return np.argsort(-nnd, kind="stable")[: max(1, round(share * len(nnd)))]
 
 
-def copies(real: Features, others: Features) -> tuple[Int[np.ndarray, " m"], Bool[np.ndarray, " m"]]:
+def find_copies(real: Features, others: Features) -> tuple[Int[np.ndarray, " m"], Bool[np.ndarray, " m"]]:
     """The real image nearest to each other image, and whether that one counts as its copy.
 
     A copy is as near to a real image as the nearest percent of real images are to each other; both of one

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .schedule import refined
+from .schedule import refine_grid
 
 Latents = Float[Tensor, "B C H W"]
 Labels = Int[Tensor, " B"]
@@ -27,10 +27,12 @@ Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # timesteps (B,)
 PredictAt = Callable[[Tensor, int, Tensor], Tensor]  # the whole batch at one timestep
 # z, the model's output at t, t, ᾱ_from, ᾱ_to → z at ᾱ_to
 Step = Callable[[Latents, Tensor, int, Tensor, Tensor], Latents]
-Push = Callable[[Latents, int, Tensor, Tensor], Latents]  # x̂0, t, ᾱ_from, ᾱ_to → what a step's latents gain
+Guidance = Callable[
+    [Latents, int, Tensor, Tensor], Latents
+]  # x̂0, t, ᾱ_from, ᾱ_to → what a step's latents gain
 
 
-def level(
+def abar_at(
     abar: Float[Tensor, " T"], timesteps: Int[Tensor, " B"], dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "B 1 1 1"]:
     """ᾱ at `timesteps`, shaped to scale latents; float64 where neighbouring levels are subtracted."""
@@ -66,7 +68,7 @@ def noise_of(output: Tensor, channels: int) -> Latents:
     return output[:, :channels]
 
 
-def at_one_timestep(predict: Predict) -> PredictAt:
+def broadcast_timestep(predict: Predict) -> PredictAt:
     """`predict` as the loops over timesteps ask it."""
     return lambda z, t, labels: predict(z, torch.full((len(z),), t, device=z.device), labels)
 
@@ -86,7 +88,7 @@ def invert(
     """
     z, trajectory, kept = z0, [], set(grid.tolist())
     levels, abar_from = abar.to(torch.float32), torch.ones(1, device=z0.device)
-    for s_from, s_to in itertools.pairwise(refined(grid, substeps).tolist()):
+    for s_from, s_to in itertools.pairwise(refine_grid(grid, substeps).tolist()):
         eps, abar_to = noise_of(predict(z, s_from, labels), z.shape[1]), levels[s_to]
         z = ddim_step(z, eps, abar_from=abar_from, abar_to=abar_to)
         if s_to in kept:
@@ -177,7 +179,7 @@ def sample(
     labels: Labels,
     timesteps: Int[Tensor, " n"],
     abar: Float[Tensor, " T"],
-    push: Push | None = None,
+    push: Guidance | None = None,
 ) -> Latents:
     """Clean latents from `z` at the level of the last of `timesteps`, by a `step` from each of them."""
     for t, abar_from, abar_to in descending_levels(timesteps, abar):
@@ -196,7 +198,7 @@ def sample_ancestral(
     timesteps: Int[Tensor, " n"],
     abar: Float[Tensor, " T"],
     noise: Callable[[], Latents],
-    push: Push | None = None,
+    push: Guidance | None = None,
 ) -> Latents:
     """`sample` by random steps (Ho et al. 2020, alg. 2); `noise()` gives each step's noise."""
     last = int(timesteps[0])
@@ -214,7 +216,7 @@ def sample_ddim(
     labels: Labels,
     timesteps: Int[Tensor, " n"],
     abar: Float[Tensor, " T"],
-    push: Push | None = None,
+    push: Guidance | None = None,
 ) -> Latents:
     """`sample` by deterministic steps (Song et al. 2021, eq. 12 with sigma = 0)."""
 

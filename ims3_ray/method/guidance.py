@@ -19,14 +19,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .ddim import Latents, PredictAt, Push, posterior_variance
+from .ddim import Guidance, Latents, PredictAt, posterior_variance
 
 Interval = tuple[int, ...]  # first and last timestep, both included
 Target = Callable[[Latents], Latents]
 EPSILON, ITERATIONS = 0.1, 5  # of Sinkhorn's algorithm, as DMGD publishes; a cost is the mean over d
 
 
-def pull(target: Target, *, strength: float, interval: Interval) -> Push:
+def guidance_step(target: Target, *, strength: float, interval: Interval) -> Guidance:
     """s σ_t (target(x̂0) − x̂0) for a sampler to add after its steps from timesteps of the interval."""
 
     def push(x0: Latents, t: int, abar_from: Tensor, abar_to: Tensor) -> Latents:
@@ -77,7 +77,7 @@ def transport_plan(
     return (kernel + rows[:, :, None] + columns[:, None]).exp()
 
 
-def within(interval: Interval, *, inside: PredictAt, outside: PredictAt) -> PredictAt:
+def switch_predictor(interval: Interval, *, inside: PredictAt, outside: PredictAt) -> PredictAt:
     """One prediction for timesteps of the interval and another for the others.
 
     Classifier-free guidance in a limited interval is that (Kynkäänniemi et al. 2024).

@@ -20,8 +20,8 @@ from .ddim import (
     Labels,
     Latents,
     Predict,
+    abar_at,
     add_noise,
-    level,
     noise_of,
     posterior_mean,
     posterior_variance,
@@ -48,7 +48,7 @@ def variational_loss(
     here. Done in float64, as `abar` is given: β is the difference of neighbouring levels.
     """
     channels = x.shape[1]
-    abar_from, abar_to = (level(abar, timesteps - down, torch.float64) for down in (0, 1))
+    abar_from, abar_to = (abar_at(abar, timesteps - down, torch.float64) for down in (0, 1))
     eps = noise_of(output, channels).detach()
     true_mean = posterior_mean(x, z0, abar_from=abar_from, abar_to=abar_to)
     mean = posterior_mean(x, predicted_clean(x, eps, abar=abar_from), abar_from=abar_from, abar_to=abar_to)
@@ -102,7 +102,7 @@ def one_step_pair(
     """
     z = z0.double()
     levels = torch.cat([abar, abar.new_zeros(1)])
-    below, here, above = (level(levels, timesteps + up, torch.float64) for up in (-1, 0, 1))
+    below, here, above = (abar_at(levels, timesteps + up, torch.float64) for up in (-1, 0, 1))
     with torch.no_grad():
         clean = predicted_clean(z, noise_of(predict(z0, timesteps, labels), z0.shape[1]), abar=here)
         clipped = clean.clamp(-1, 1)

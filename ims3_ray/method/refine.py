@@ -174,7 +174,7 @@ class Refinement:
         target: Statistic,
         generator: Generator,
     ) -> tuple[float, Tensor]:
-        images, pull_back = decoded_in_parts(self.decode, z, self.part)
+        images, pull_back = decode_in_chunks(self.decode, z, self.part)
         shown = torch.cat([self.view(images, generator) for _ in range(self.views)])
         ours = self.objective.measure(probe, shown, label, differentiable=True)
         distance = self.objective.distance(ours, target)
@@ -189,7 +189,7 @@ def decay(step: int, steps: int) -> float:
     return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def decoded_in_parts(decode: Decode, z: Tensor, part: int) -> tuple[Images, Callable[[Tensor], Tensor]]:
+def decode_in_chunks(decode: Decode, z: Tensor, part: int) -> tuple[Images, Callable[[Tensor], Tensor]]:
     """Images (K, 3, S, S), to differentiate by, and what takes a gradient by them to one by `z`.
 
     Where K is more than `part`, activations of one part at a time are held, and decoded once more for it.

@@ -35,7 +35,7 @@ def inversion_grid(points: int, num_timesteps: int = NUM_TRAIN_TIMESTEPS) -> Int
     return torch.from_numpy(np.linspace(0, num_timesteps - 1, points + 1).round().astype(np.int64))
 
 
-def refined(grid: Int[Tensor, " levels"], substeps: int) -> Int[Tensor, " fine"]:
+def refine_grid(grid: Int[Tensor, " levels"], substeps: int) -> Int[Tensor, " fine"]:
     """The grid with `substeps` steps in place of each of its own: evenly spaced, rounded, none twice.
 
     The grid's points are among its own.
@@ -50,7 +50,7 @@ def grid_index_below(timesteps: Int[Tensor, " B"], grid: Int[Tensor, " levels"])
     return torch.searchsorted(grid, timesteps, right=False) - 1
 
 
-def respaced(
+def space_timesteps(
     steps: int, spacing: Spacing = "linspace", num_timesteps: int = NUM_TRAIN_TIMESTEPS
 ) -> Int[Tensor, " n"]:
     """The timesteps τ_0 < … < τ_{n−1} that a sampler of `steps` steps visits (from the last to the first).
@@ -81,6 +81,6 @@ def _apart(timesteps: np.ndarray, num_timesteps: int) -> Int[Tensor, " n"]:
     return torch.from_numpy(np.minimum(raised, num_timesteps - len(places) + places))
 
 
-def descending_from(timesteps: Int[Tensor, " n"], level: int) -> Int[Tensor, " m"]:
+def timesteps_from(timesteps: Int[Tensor, " n"], level: int) -> Int[Tensor, " m"]:
     """The timesteps of a sampler that starts at `level`: those below it, and the level itself, ascending."""
     return torch.cat([timesteps[timesteps < level], timesteps.new_tensor([level])])

@@ -1,11 +1,14 @@
-"""Seeds that belong to the sample: a key, such as ("sample", seed, class, subgroup, index), gives its own.
+"""Seeds per sample: a key such as ("sample", seed, class, subgroup, index) fixes every random draw.
 
-Without torch, which processes that only select have no use for.
+A key is a tuple of integers and strings. Draws do not depend on the worker, the batch or the order of work.
+They are made on the CPU, so the same key gives the same numbers on every device.
 """
 
 import hashlib
 
 import numpy as np
+import torch
+from torch import Tensor
 
 
 def key_seed(*key: int | str) -> int:
@@ -39,3 +42,13 @@ class EpochOrder:
         if epoch != self._epoch:
             self._epoch, self._order = epoch, permutation(count, *self._key, epoch)
         return self._order[place * size : (place + 1) * size]
+
+
+def generator(*key: int | str) -> torch.Generator:
+    """Return a CPU generator seeded with `key`."""
+    return torch.Generator().manual_seed(key_seed(*key))
+
+
+def normal(generators: list[torch.Generator], shape: tuple[int, ...]) -> Tensor:
+    """Return standard normal noise (len(generators), *shape) in float32; row i is drawn from generator i."""
+    return torch.stack([torch.randn(shape, generator=g) for g in generators])

@@ -26,8 +26,7 @@ from .diffusers_layout import (
     to_diffusers,
 )
 from .dit import NORM_EPS, DiT, DiTConfig
-from .files import check_shapes, find_weights, read_json, read_shapes, read_tensors, shapes_of
-from .hub import resolve_model
+from .files import check_shapes, find_weights, read_json, read_shapes, read_tensors, resolve_model, shapes_of
 
 # DiT-S, B, L, XL by (hidden size, depth), which the original code trains and diffusers folders come from
 KNOWN_HEADS = {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1152, 28): 16}

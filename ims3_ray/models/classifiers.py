@@ -85,7 +85,7 @@ class _HalveOnCpu(torch.autograd.Function):
         return whole
 
 
-class Halve(nn.Module):
+class AvgPool2x2(nn.Module):
     """2x2 average pooling, stride 2; an odd last row or column is dropped."""
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Tensor:
@@ -104,7 +104,7 @@ class ConvNet(Classifier):
         blocks: list[nn.Module] = []
         for block in range(depth):
             shape = (channels, width, 3, 1, padding) if block == 0 else (width, width, 3, 1, 1)
-            blocks += [nn.Conv2d(*shape), _norm(width), nn.ReLU(inplace=True), Halve()]
+            blocks += [nn.Conv2d(*shape), _norm(width), nn.ReLU(inplace=True), AvgPool2x2()]
         self.body = nn.Sequential(*blocks)
         side = (image_size + 2 * (padding - 1)) // 2**depth
         self.fc = nn.Linear(width * side**2, num_classes)
@@ -147,7 +147,7 @@ class ResNet(Classifier):
         average_pooling = name == "resnetap10"
         stages, blocks_per_stage = {"resnet8": (3, 1), "resnetap10": (4, 1), "resnet18": (4, 2)}[name]
         area, stride, pool = {
-            "resnet8": (3, 1, Halve()),
+            "resnet8": (3, 1, AvgPool2x2()),
             "resnetap10": (7, 1, nn.AvgPool2d(4)),
             "resnet18": (7, 2, nn.MaxPool2d(3, stride=2, padding=1)),
         }[name]
@@ -199,7 +199,7 @@ def build(
     a ConvNet's first convolution. Raises InputError for fewer than two classes, or an image too small for the
     network's depth.
     """
-    refuse_one_class(num_classes)
+    check_num_classes(num_classes)
     if image_size < SMALLEST_IMAGE[name]:
         fitting = [other for other in NETWORKS if image_size >= SMALLEST_IMAGE[other]]
         remedy = f"choose {' or '.join(fitting)}, or larger images" if fitting else "use larger images"
@@ -221,7 +221,7 @@ def build(
     return model
 
 
-def refuse_one_class(num_classes: int) -> None:
+def check_num_classes(num_classes: int) -> None:
     if num_classes < 2:
         raise InputError(f"num_classes: a classifier needs at least 2 classes, not {num_classes}")
 

@@ -1,24 +1,29 @@
 """A generator as a folder that diffusers' plain DiTPipeline loads, and how near its outputs are to ours."""
 
+import copy
+import json
+import os
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ims3_ray.errors import InputError
-from ims3_ray.method.rng import generator, normal
+from ims3_ray.method.seeding import generator, normal
 
 from .device import DTYPES
-from .diffusers_layout import DIFFUSERS_SHIFT
+from .diffusers_layout import DIFFUSERS_SHIFT, export_transformer
 from .dit import DiT
-from .generator import new_folder, save_pipeline
+from .files import read_json
+from .generator import SCHEDULE
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
+Model = TypeVar("Model", bound=nn.Module)
 STORED = {**DTYPES, "fp16": torch.float16}  # types of the weights as stored, by name
 PIPELINE_NULL_LABEL = 1000  # diffusers' DiTPipeline guides with it, however many classes the model has
 # more than this is no rounding; relative, as the differences below
@@ -63,6 +68,58 @@ def convert(
     return result
 
 
+def save_pipeline(
+    dit: DiT,
+    vae: "AutoencoderKL",
+    out: str | Path,
+    *,
+    id2label: list[str] | None = None,
+    dtype: torch.dtype = torch.float32,
+    null_label: int | None = None,
+) -> None:
+    """Write a folder that plain `DiTPipeline.from_pretrained` loads, DiffFit scales folded in.
+
+    `dtype` is that of the weights as stored; `null_label` as in `export_transformer` (1000 lets diffusers'
+    pipeline guide models of fewer classes). InputError if `out` holds anything.
+    """
+    out = new_folder(out)
+    if id2label is not None and len(id2label) != dit.config.num_classes:
+        raise InputError(
+            f"id2label has {len(id2label)} names, the model {dit.config.num_classes} classes; give one each"
+        )
+    from diffusers import DDIMScheduler, DiTPipeline
+
+    scheduler: Any = DDIMScheduler(**SCHEDULE, clip_sample=False)  # the pipeline's own annotation is an enum
+    pipeline = DiTPipeline(
+        transformer=_moved(export_transformer(dit, null_label), "cpu", dtype),
+        vae=_moved(copy.deepcopy(vae), "cpu", dtype),
+        scheduler=scheduler,
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
+        folder = Path(temporary) / out.name
+        pipeline.save_pretrained(folder)
+        if id2label is not None:  # DiTPipeline reads it from here, but does not write it
+            index = read_json(folder / "model_index.json") | {"id2label": dict(enumerate(id2label))}
+            (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        folder.replace(out)
+
+
+def new_folder(out: str | Path) -> Path:
+    """`out` as an absolute path; InputError if it holds anything or can't be made."""
+    out = Path(out).expanduser().absolute()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(
+            f"{out}: must be a new or empty folder to save a pipeline in; name another or clear it"
+        )
+    above = next(folder for folder in (out, *out.parents) if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise InputError(
+            f"{out}: can't be made, since {above} is no folder that can be written to; name another"
+        )
+    return out
+
+
 @torch.no_grad()
 def difference(dit: DiT, folder: Path) -> Difference:
     """How far the outputs of diffusers' model in a pipeline folder, in fp32, are from those of `dit`."""
@@ -99,3 +156,8 @@ def _with_shift(dit: DiT, shift: float) -> DiT:
 def _relative(theirs: Tensor, ours: Tensor) -> float:
     off, size = ((x.double().square().mean().sqrt()) for x in (theirs - ours, ours))
     return float(off / size.clamp_min(1e-12))
+
+
+def _moved(model: Model, device: str | torch.device, dtype: torch.dtype) -> Model:
+    nn.Module.to(model, device=device, dtype=dtype)  # in place; diffusers' own `to` warns about nothing
+    return model

@@ -16,7 +16,7 @@ WARM_UPS = 3  # passes before the recorded one, in which libraries allocate and 
 MODE = "thread_local"  # of a recording's errors: other threads, such as NCCL's watchdog, may ask the device
 
 
-class Recorded:
+class GraphedPredictor:
     """`predict` by recordings: one for each shape of its inputs, with and without gradients.
 
     Gradients are those of `parameters`, whose values change in place alone, and may be taken more than once;

@@ -3,10 +3,13 @@
 import contextlib
 import os
 import re
-from collections.abc import Generator
+import threading
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ims3_ray.errors import InputError
@@ -53,7 +56,7 @@ def prepare_device(kind: str) -> torch.device:
     return torch.device(kind)
 
 
-def send(values: Tensor, device: torch.device) -> Tensor:
+def to_device(values: Tensor, device: torch.device) -> Tensor:
     """`values` of the host on `device`, without waiting for the work that it still has to do."""
     if device.type != "cuda":
         return values.to(device)
@@ -70,7 +73,7 @@ def keep_freed_memory() -> None:
     torch.empty(KEPT_BYTES, dtype=torch.uint8)  # never touched, so that it costs no memory
 
 
-def supported(wanted: Numerics) -> tuple[Numerics, list[str]]:
+def supported_numerics(wanted: Numerics) -> tuple[Numerics, list[str]]:
     """What this process' device can do of `wanted`, tried out, and a line for each thing that it can't."""
     numerics, lines = wanted, list[str]()
     has_bf16 = wanted.device == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
@@ -110,7 +113,7 @@ def _in_short(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def batch_must_fit(field: str, rows: int) -> Generator[None, None, None]:
+def explain_out_of_memory(field: str, rows: int) -> Generator[None, None, None]:
     """Turns torch.OutOfMemoryError inside the block into an InputError: `field` holds the batch's `rows`.
 
     The message says how much was held and asked for when memory ran out: the batch needs at least the sum.
@@ -130,3 +133,61 @@ def _needed(error: torch.OutOfMemoryError) -> str:
     capacity = re.search(rf"total capacity of {_AMOUNT}", str(error))
     needed = f"needs at least {held:.2f} GiB" + (f" and {asked[1]} more" if asked else " and more")
     return needed + (f", it has {capacity[1]}" if capacity else "")
+
+
+class DeviceLock:
+    """One call of an actor at a time, where several overlap. What waits for different turns runs together."""
+
+    def __init__(self, *, own_stream: bool = False):
+        """With `own_stream`, kernels on a GPU are queued beside those of other turns, not behind them."""
+        self._lock, self._own_stream = threading.Lock(), own_stream
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+
+    @contextlib.contextmanager
+    def on(self, device: torch.device) -> Generator[None, None, None]:
+        with self._lock:
+            if not self._own_stream or device.type != "cuda":
+                yield
+                return
+            if device not in self._streams:
+                torch.cuda.synchronize(device)  # the models are there
+                self._streams[device] = torch.cuda.Stream(device)
+            with torch.cuda.stream(self._streams[device]):
+                yield
+
+
+# the heavy work, and what follows it: VAE decoding, features
+TRANSFORMER_LOCK, DECODER_LOCK = DeviceLock(), DeviceLock(own_stream=True)
+
+
+def run_padded_batches(
+    function: Callable[..., Sequence[Tensor]],
+    arrays: Sequence[np.ndarray],
+    size: int,
+    device: torch.device,
+    turn: DeviceLock = TRANSFORMER_LOCK,
+) -> list[np.ndarray]:
+    """`function` of `arrays` (equally many rows) in batches of exactly `size` on `device`, at its `turn`.
+
+    The last batch is filled up with zeros, whose results are cut off.
+    """
+    results = []
+    for start in range(0, max(1, len(arrays[0])), size):
+        count = min(size, len(arrays[0]) - start)
+        filled = [np.zeros((size, *a.shape[1:]), a.dtype) for a in arrays]
+        for batch, array in zip(filled, arrays, strict=True):
+            batch[:count] = array[start : start + count]
+        with turn.on(device):
+            outputs = function(*(to_device(torch.from_numpy(batch), device) for batch in filled))
+            results.append([output[:count].cpu().numpy() for output in outputs])
+    return [np.concatenate(column) for column in zip(*results, strict=True)]
+
+
+def to_images(pixels: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+    """Pixels 0 … 255 as the −1 … 1 that VAE and extractor take."""
+    return pixels.float() / 127.5 - 1
+
+
+def to_pixels(images: Float[Tensor, "B 3 H W"]) -> UInt8[Tensor, "B 3 H W"]:
+    """Images of −1 … 1 as pixels 0 … 255, rounded; what lies outside is cut off."""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from ims3_ray.errors import InputError
 
 from .classifiers import Classifier, NetworkName, build
-from .files import check_shapes, read_json, read_tensors, shapes_of
-from .hub import resolve_model
-from .padded_batches import DECODER, in_batches, to_images
+from .device import DECODER_LOCK, run_padded_batches, to_images
+from .files import check_shapes, read_json, read_tensors, resolve_model, shapes_of
 from .timm_networks import TIMM_SCHEME, check_name
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
@@ -119,7 +118,9 @@ def embed_pixels(
     extractor: Extractor, pixels: UInt8[np.ndarray, "n 3 h w"], batch_size: int, device: torch.device
 ) -> Float32[np.ndarray, "n d"]:
     """Features of pixels 0 … 255, in batches of exactly `batch_size`: a row's bits depend on no other row."""
-    return in_batches(lambda batch: [extractor(to_images(batch))], [pixels], batch_size, device, DECODER)[0]
+    return run_padded_batches(
+        lambda batch: [extractor(to_images(batch))], [pixels], batch_size, device, DECODER_LOCK
+    )[0]
 
 
 def save_extractor(model: Classifier, folder: str | Path, *, mean: Colour, deviation: Colour) -> None:

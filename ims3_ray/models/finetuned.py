@@ -12,15 +12,15 @@ from torch._functorch import config as functorch
 from ims3_ray.errors import InputError
 from ims3_ray.method import difffit
 from ims3_ray.method.ddim import Predict
-from ims3_ray.method.rng import generator
+from ims3_ray.method.seeding import generator
 from ims3_ray.storage.artifacts import MANIFEST, DamagedError, Directory, open_directory, read_manifest
 
 from .checkpoints import load_transformer
-from .cuda_graphs import Recorded
+from .cuda_graphs import GraphedPredictor
 from .device import Numerics
+from .diffusers_layout import CLASS_TABLE
 from .dit import DiT, DiTConfig
 from .files import check_finite, check_shapes, shapes_of
-from .generator import with_new_classes
 
 ADAPTER = "adapter.safetensors"
 
@@ -66,13 +66,33 @@ class TunedModel:
             compile_blocks(dit)
         if not self.numerics.graphs:
             return Loaded(dit, predictor(dit))
-        return Loaded(dit, Recorded(predictor(dit), [p for p in dit.parameters() if p.requires_grad]))
+        return Loaded(dit, GraphedPredictor(predictor(dit), [p for p in dit.parameters() if p.requires_grad]))
 
     def pretrained(self) -> DiT:
         dit = load_transformer(self.path, heads=self.heads, frequency_shift=self.frequency_shift)
         if self.new_classes:
             dit = with_new_classes(dit, self.new_classes, generator("class-table", self.seed))
         return dit
+
+
+def with_new_classes(dit: DiT, count: int, generator: torch.Generator) -> DiT:
+    """`dit` for `count` other classes: a fresh class table, the null row and all else shared with `dit`.
+
+    A fresh row is the mean of the old classes' rows with normal noise of 0.02 (DiT's initial spread) from
+    `generator` (on the CPU): an image of no class in particular, told apart by tuning.
+    """
+    if count < 1:
+        raise InputError(f"the number of new classes must be 1 or more, not {count}")
+    state = dit.state_dict()
+    table = state[CLASS_TABLE]
+    noise = torch.randn(count, table.shape[1], generator=generator).to(table) * 0.02
+    state[CLASS_TABLE] = torch.cat([table[:-1].mean(0) + noise, table[-1:]])
+    with torch.device("meta"):
+        extended = DiT(replace(dit.config, num_classes=count))
+    if difffit.has_scales(dit):
+        difffit.add_scales(extended)
+    extended.load_state_dict(state, assign=True)
+    return extended.train(dit.training)
 
 
 def lower(dit: DiT, dtype: torch.dtype) -> DiT:

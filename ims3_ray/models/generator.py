@@ -3,27 +3,23 @@
 Latents everywhere in this package are scaled: the VAE's own times its `scaling_factor`.
 """
 
-import copy
-import json
 import math
-import os
-import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import torch
-from torch import nn
+from jaxtyping import Int
+from torch import Tensor, nn
 
 from ims3_ray.errors import InputError
-from ims3_ray.method import difffit
+from ims3_ray.method.ddim import Latents, Step, noise_of
 from ims3_ray.method.schedule import BETA_END, BETA_START, NUM_TRAIN_TIMESTEPS
 
 from .checkpoints import inspect_transformer
-from .diffusers_layout import CLASS_TABLE, DIFFUSERS_SHIFT, export_transformer
+from .diffusers_layout import DIFFUSERS_SHIFT
 from .dit import DiT, DiTConfig
-from .files import find_weights, read_json, read_shapes
-from .hub import resolve_model
+from .files import find_weights, read_json, read_shapes, resolve_model
 from .vae import Vae, image_size, read_vae, vae_config, vae_folder
 
 if TYPE_CHECKING:
@@ -38,6 +34,24 @@ SCHEDULE: dict[str, Any] = {  # the noise schedule that DiT's checkpoints were t
     "trained_betas": None,
     "prediction_type": "epsilon",
 }
+
+
+def dpm_step(timesteps: Int[Tensor, " n"]) -> Step:
+    """The step of `method.ddim.sample` over these timesteps, for one batch, from the last to the first.
+
+    It keeps the prediction of the step before, which the next batch must not see. The first step is of first
+    order, as DDIM's are, and so is the last, to clean latents. The timesteps should be even in log_snr: on
+    those that are even in t it is worse than DDIM.
+    """
+    from diffusers import DPMSolverMultistepScheduler  # seconds to import
+
+    solver = DPMSolverMultistepScheduler(**SCHEDULE, algorithm_type="dpmsolver++", solver_order=2)
+    solver.set_timesteps(timesteps=timesteps.flip(0).tolist())
+
+    def step(z: Latents, output: Tensor, t: int, *_: Tensor) -> Latents:
+        return solver.step(noise_of(output, z.shape[1]), t, z, return_dict=False)[0]
+
+    return step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,82 +125,9 @@ def load_vae(
     # whatever the transformer's frequencies are: the VAE is the same
     info = inspect_generator(path, vae=vae, heads=heads, frequency_shift=DIFFUSERS_SHIFT)
     layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format  # as tensor cores read
-    model = nn.Module.to(  # pyright: ignore[reportCallIssue] torch's stub knows `memory_format` beside others alone
-        _moved(read_vae(info.vae_path), device, dtype), memory_format=layout
-    )
+    model = nn.Module.to(read_vae(info.vae_path), device=device, dtype=dtype)  # diffusers' own `to` warns
+    nn.Module.to(model, memory_format=layout)  # pyright: ignore[reportCallIssue]
     return Vae(cast("AutoencoderKL", model), info.image_size)
-
-
-def with_new_classes(dit: DiT, count: int, generator: torch.Generator) -> DiT:
-    """`dit` for `count` other classes: a fresh class table, the null row and all else shared with `dit`.
-
-    A fresh row is the mean of the old classes' rows with normal noise of 0.02 (DiT's initial spread) from
-    `generator` (on the CPU): an image of no class in particular, told apart by tuning.
-    """
-    if count < 1:
-        raise InputError(f"the number of new classes must be 1 or more, not {count}")
-    state = dit.state_dict()
-    table = state[CLASS_TABLE]
-    noise = torch.randn(count, table.shape[1], generator=generator).to(table) * 0.02
-    state[CLASS_TABLE] = torch.cat([table[:-1].mean(0) + noise, table[-1:]])
-    with torch.device("meta"):
-        extended = DiT(replace(dit.config, num_classes=count))
-    if difffit.has_scales(dit):
-        difffit.add_scales(extended)
-    extended.load_state_dict(state, assign=True)
-    return extended.train(dit.training)
-
-
-def save_pipeline(
-    dit: DiT,
-    vae: "AutoencoderKL",
-    out: str | Path,
-    *,
-    id2label: list[str] | None = None,
-    dtype: torch.dtype = torch.float32,
-    null_label: int | None = None,
-) -> None:
-    """Write a folder that plain `DiTPipeline.from_pretrained` loads, DiffFit scales folded in.
-
-    `dtype` is that of the weights as stored; `null_label` as in `export_transformer` (1000 lets diffusers'
-    pipeline guide models of fewer classes). InputError if `out` holds anything.
-    """
-    out = new_folder(out)
-    if id2label is not None and len(id2label) != dit.config.num_classes:
-        raise InputError(
-            f"id2label has {len(id2label)} names, the model {dit.config.num_classes} classes; give one each"
-        )
-    from diffusers import DDIMScheduler, DiTPipeline
-
-    scheduler: Any = DDIMScheduler(**SCHEDULE, clip_sample=False)  # the pipeline's own annotation is an enum
-    pipeline = DiTPipeline(
-        transformer=_moved(export_transformer(dit, null_label), "cpu", dtype),
-        vae=_moved(copy.deepcopy(vae), "cpu", dtype),
-        scheduler=scheduler,
-    )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
-        folder = Path(temporary) / out.name
-        pipeline.save_pretrained(folder)
-        if id2label is not None:  # DiTPipeline reads it from here, but does not write it
-            index = read_json(folder / "model_index.json") | {"id2label": dict(enumerate(id2label))}
-            (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        folder.replace(out)
-
-
-def new_folder(out: str | Path) -> Path:
-    """`out` as an absolute path; InputError if it holds anything or can't be made."""
-    out = Path(out).expanduser().absolute()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(
-            f"{out}: must be a new or empty folder to save a pipeline in; name another or clear it"
-        )
-    above = next(folder for folder in (out, *out.parents) if folder.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise InputError(
-            f"{out}: can't be made, since {above} is no folder that can be written to; name another"
-        )
-    return out
 
 
 def _check_schedule(path: Path) -> None:
@@ -209,8 +150,3 @@ def _class_names(path: Path, num_classes: int) -> list[str] | None:
             f"{path}: id2label must name the labels 0 to {num_classes - 1}, one each; it has {len(named)}"
         )
     return [named[str(label)] for label in range(num_classes)]
-
-
-def _moved(model: Model, device: str | torch.device, dtype: torch.dtype) -> Model:
-    nn.Module.to(model, device=device, dtype=dtype)  # in place; diffusers' own `to` warns about nothing
-    return model

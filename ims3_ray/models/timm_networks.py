@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from ims3_ray.errors import InputError
 
-from .classifiers import Classifier, refuse_one_class
+from .classifiers import Classifier, check_num_classes
 
 TIMM_SCHEME = "timm:"
 SMALL = "small1"
@@ -113,7 +113,7 @@ def build_timm(
     InputError for an unknown name, one without a linear last layer, images that the network can't see, and
     fewer than two classes.
     """
-    refuse_one_class(num_classes)
+    check_num_classes(num_classes)
     _check_fits(network, image_size, channels, stem)
     seed = 0 if generator is None else int(torch.randint(2**63 - 1, (), generator=generator))
     with torch.random.fork_rng(devices=[]):  # timm draws from the global generator

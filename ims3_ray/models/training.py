@@ -68,7 +68,7 @@ class Task(Protocol):
 
 
 @dataclass(frozen=True)
-class Optimisation:
+class TrainingConfig:
     """Numbers of a training: AdamW, learning rate constant or cosine to zero after a linear warm-up."""
 
     steps: int
@@ -111,7 +111,7 @@ class State(TypedDict):
 class Trainer:
     """The state of a training on one worker; the same on all. P is the number of trained values."""
 
-    def __init__(self, task: Task, optimisation: Optimisation, rank: int, world: int, device: torch.device):
+    def __init__(self, task: Task, optimisation: TrainingConfig, rank: int, world: int, device: torch.device):
         self.task, self.optimisation, self.rank, self.device = task, optimisation, rank, device
         shares = split_parts(optimisation.micro_batches, world)
         self.counts, self.parts = [len(share) for share in shares], shares[rank]

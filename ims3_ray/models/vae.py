@@ -16,8 +16,7 @@ from ims3_ray.display import describe_mismatch
 from ims3_ray.errors import InputError
 
 from .dit import DiTConfig
-from .files import check_finite, find_weights, read_json
-from .hub import resolve_model
+from .files import check_finite, find_weights, read_json, resolve_model
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -50,9 +49,9 @@ class Vae:
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 height width"]:
         """Images (fp32, clamped to [-1, 1]) of scaled latents."""
-        return self.decode_freely(latents).clamp(-1, 1)
+        return self.decode_unclamped(latents).clamp(-1, 1)
 
-    def decode_freely(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 height width"]:
+    def decode_unclamped(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 height width"]:
         """Images (fp32) of scaled latents, not clamped: a gradient passes everywhere."""
         latents = (latents / self.model.config["scaling_factor"]).to(self.model.dtype)
         return self.model.decode(cast(torch.FloatTensor, latents))[0].float()

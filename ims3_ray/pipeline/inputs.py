@@ -13,7 +13,7 @@ from ims3_ray.data.folders import check_exists
 from ims3_ray.data.named import below, is_named
 from ims3_ray.data.sources import is_tensors
 from ims3_ray.errors import InputError
-from ims3_ray.models.hub import is_hub_id, resolve_model
+from ims3_ray.models.files import is_hub_id, resolve_model
 from ims3_ray.runs.mlflow_db import tracking_uri
 from ims3_ray.storage.artifacts import open_directory, open_storage
 from ims3_ray.storage.hub import hub_name

@@ -26,10 +26,10 @@ from ims3_ray.data.classes import check_class_names, class_map
 from ims3_ray.data.images import ImageSet, open_images
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.protocols import NO_PROTOCOL, protocol
-from ims3_ray.models.device import Numerics, supported
+from ims3_ray.models.device import Numerics, supported_numerics
 from ims3_ray.models.extractor import inspect_extractor, load_extractor
+from ims3_ray.models.files import pin_revision
 from ims3_ray.models.generator import inspect_generator
-from ims3_ray.models.hub import pin
 from ims3_ray.stages.base import Stage
 from ims3_ray.stages.context import Context, Inputs
 from ims3_ray.storage.artifacts import Directory, fingerprint, open_storage
@@ -53,7 +53,7 @@ def prepare_runs(configs: Sequence[Config], say: Callable[[str], None]) -> list[
     first = configs[0]
     check_run(first)
     for model in {str(config.model): config.model for config in configs}.values():
-        inspect_generator(pin(model.path), **_generator_options(model))
+        inspect_generator(pin_revision(model.path), **_generator_options(model))
     connect()
     check_storage(first, num_nodes())
     # all that takes long or may be refused comes before GPUs are waited for, and billed
@@ -123,7 +123,7 @@ def prepare_all(configs: Iterable[Config], machine: Machine) -> list[Context]:
     (finetune.batch_size=auto), their number. Numerics are what the recipe asks for.
     """
     opened: dict[str, Context] = {}
-    contexts, pin_once = [], functools.cache(pin)
+    contexts, pin_once = [], functools.cache(pin_revision)
     for config in configs:
         config, note = _scaled(pinned(config, pin_once), machine)
         sections = [section.model_dump(mode="json") for section in (config.data, config.model, config.embed)]
@@ -150,7 +150,7 @@ def _scaled(config: Config, machine: Machine) -> tuple[Config, list[str]]:
     return config.model_copy(update={"finetune": scaled}), [line] if scaled.epochs else []
 
 
-def pinned(config: Kind, pin: Callable[[str], str] = pin) -> Kind:
+def pinned(config: Kind, pin: Callable[[str], str] = pin_revision) -> Kind:
     """`config` with the commits that its hub ids mean now, and whole paths: every worker, whose working
     directory may be another, then loads what the driver hashes.
     """
@@ -205,10 +205,16 @@ def _supported(wanted: Numerics, machine: Machine) -> tuple[Numerics, list[str]]
     if wanted == Numerics():
         return wanted, []
     if not ray.is_initialized():  # a dry run: what this machine can do stands for what a cluster can
-        return supported(wanted) if machine.device == "cpu" or torch.cuda.is_available() else (wanted, [])
+        return (
+            supported_numerics(wanted)
+            if machine.device == "cpu" or torch.cuda.is_available()
+            else (wanted, [])
+        )
     if machine.device == "cuda" and not ray.cluster_resources().get("GPU"):  # those to come are not asked for
         return wanted, []
-    return ray.get(ray.remote(**machine.actor_resources, **DEFAULT_PLACEMENT)(supported).remote(wanted))
+    return ray.get(
+        ray.remote(**machine.actor_resources, **DEFAULT_PLACEMENT)(supported_numerics).remote(wanted)
+    )
 
 
 def open_splits(places: Mapping[str, str], data: Data, seed: int, storage: Directory) -> dict[str, ImageSet]:

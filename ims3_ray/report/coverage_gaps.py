@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from ims3_ray.method.coverage import covered, neighbour_distances
+from ims3_ray.method.coverage import is_covered, neighbour_distances
 
 SHOWN = 3  # images a class: enough to see a kind of image that is missing
 
@@ -40,7 +40,7 @@ def missed(
         if len(rows) <= k or len(y) == 0:
             continue
         x = real[rows]
-        outside = ~covered(x, y, k)
+        outside = ~is_covered(x, y, k)
         sparsest_first = np.argsort(-neighbour_distances(x, k), kind="stable")
         shown = rows[sparsest_first[outside[sparsest_first]]][:SHOWN]
         by_label[label] = Missed(shown, int(outside.sum()), len(rows))

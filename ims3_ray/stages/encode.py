@@ -9,9 +9,8 @@ from ims3_ray.cluster.fan_out import Part, fan_out, rows_per_part
 from ims3_ray.config.sections import Model
 from ims3_ray.data.images import check_bad
 from ims3_ray.data.loader import BatchReader, Payload, payloads
-from ims3_ray.models.device import Numerics, prepare_device
+from ims3_ray.models.device import Numerics, prepare_device, run_padded_batches, to_images
 from ims3_ray.models.generator import load_vae
-from ims3_ray.models.padded_batches import in_batches, to_images
 from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.schemas import Columns
@@ -90,7 +89,7 @@ class Encoder:
         def encode(batch: torch.Tensor) -> list[torch.Tensor]:
             return [x.half() for x in self._vae.encode(to_images(batch))]
 
-        return in_batches(encode, [pixels], self._batch_size, self._device)
+        return run_padded_batches(encode, [pixels], self._batch_size, self._device)
 
 
 def _fingerprint_inputs(context: Context) -> object:

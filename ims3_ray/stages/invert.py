@@ -6,11 +6,10 @@ import numpy as np
 import torch
 
 from ims3_ray.cluster.fan_out import Part, fan_out
-from ims3_ray.method.ddim import at_one_timestep, invert
-from ims3_ray.method.schedule import alphas_bar, inversion_grid, refined
-from ims3_ray.models.device import prepare_device
+from ims3_ray.method.ddim import broadcast_timestep, invert
+from ims3_ray.method.schedule import alphas_bar, inversion_grid, refine_grid
+from ims3_ray.models.device import prepare_device, run_padded_batches
 from ims3_ray.models.finetuned import TunedModel
-from ims3_ray.models.padded_batches import in_batches
 from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import Directory, read_part
 from ims3_ray.storage.index import read_index
@@ -67,7 +66,7 @@ class Inverter:
         batch_size: int,
     ):
         self._device = prepare_device(model.numerics.device)
-        self._predict = at_one_timestep(model.load(self._device).predict)
+        self._predict = broadcast_timestep(model.load(self._device).predict)
         self._latents, self._mirror, self._batch_size = latents, mirror, batch_size
         self._model_labels = np.array(model_labels)
         self._grid, self._substeps = inversion_grid(points), substeps
@@ -91,13 +90,13 @@ class Inverter:
             z = invert(self._predict, z0.float(), label, self._grid, self._abar, self._substeps)
             return [z.half()]
 
-        return in_batches(trajectories, [mean, labels], self._batch_size, self._device)[0]
+        return run_padded_batches(trajectories, [mean, labels], self._batch_size, self._device)[0]
 
 
 def _cost(context: Context, forward: Forward) -> Cost:
     rows, views, settings = context.num_tuned, context.num_views, context.config.invert
     grid = inversion_grid(settings.points)
-    passes = views * (len(refined(grid, settings.substeps)) - 1)
+    passes = views * (len(refine_grid(grid, settings.substeps)) - 1)
     disk = rows * views * settings.points * latent_bytes(context)
     parts = parts_bytes(part_rows(context), disk / rows)
     return Cost(rows, passes * forward.dit, disk, generator_bytes(context) + parts)

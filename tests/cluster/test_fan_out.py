@@ -15,7 +15,7 @@ from ims3_ray.cluster.fan_out import TARGET_PARTS, Part, Worker, actor_pool, fan
 from ims3_ray.cluster.resources import Machine, find_machine
 from ims3_ray.config.settings import Workers
 from ims3_ray.errors import InputError
-from ims3_ray.models import padded_batches
+from ims3_ray.models import device
 from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import open_directory
 from ims3_ray.storage.index import INDEX
@@ -64,7 +64,7 @@ class Meeting:
             return out
 
         rows = features(8, payload)
-        rows["feature"] = padded_batches.in_batches(compute, [rows["feature"]], 8, torch.device("cpu"))[0]
+        rows["feature"] = device.run_padded_batches(compute, [rows["feature"]], 8, torch.device("cpu"))[0]
         return rows, {}
 
 
@@ -80,8 +80,8 @@ class Relay:
             return [x]
 
         rows = features(8, payload)
-        turn = padded_batches.TRANSFORMER if payload % 2 else padded_batches.DECODER
-        rows["feature"] = padded_batches.in_batches(meet, [rows["feature"]], 8, torch.device("cpu"), turn)[0]
+        turn = device.TRANSFORMER_LOCK if payload % 2 else device.DECODER_LOCK
+        rows["feature"] = device.run_padded_batches(meet, [rows["feature"]], 8, torch.device("cpu"), turn)[0]
         return rows, {}
 
 

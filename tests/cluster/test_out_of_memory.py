@@ -7,14 +7,14 @@ from ims3_ray.cluster.fan_out import Part, fan_out
 from ims3_ray.cluster.resources import find_machine
 from ims3_ray.config.settings import Workers
 from ims3_ray.errors import InputError
-from ims3_ray.models.device import batch_must_fit
+from ims3_ray.models.device import explain_out_of_memory
 from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import open_directory
 
 
 def test_out_of_memory_names_the_field_the_batch_and_the_memory():
     message = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.11 GiB."
-    with pytest.raises(InputError) as caught, batch_must_fit("sample.batch_size.cuda", 256):
+    with pytest.raises(InputError) as caught, explain_out_of_memory("sample.batch_size.cuda", 256):
         raise torch.OutOfMemoryError(message)
     for word in ("sample.batch_size.cuda", "256", "20.00 GiB", "79.11 GiB", "lower"):
         assert word in str(caught.value)

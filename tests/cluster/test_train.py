@@ -13,7 +13,7 @@ from ims3_ray.cluster.resources import find_machine
 from ims3_ray.cluster.train import Training, as_bad_input, train
 from ims3_ray.config.settings import Workers
 from ims3_ray.errors import InputError
-from ims3_ray.models.training import Optimisation
+from ims3_ray.models.training import TrainingConfig
 from ims3_ray.storage.artifacts import open_directory
 
 
@@ -55,7 +55,7 @@ def test_a_training_asks_its_own_cluster_whichever_else_was_started_on_the_machi
         name="told",
         build=telling(),
         arguments={},
-        optimisation=Optimisation(steps=1, batch_size=1, micro_batches=1, lr=0.1),
+        optimisation=TrainingConfig(steps=1, batch_size=1, micro_batches=1, lr=0.1),
         out=out,
         checkpoints=open_directory(str(tmp_path / "checkpoints")),
         batch_field="none",
@@ -72,7 +72,7 @@ def test_a_training_that_diverges_ends_at_once_in_one_line_and_saves_nothing(ray
         name="diverging",
         build=telling(),
         arguments={},
-        optimisation=Optimisation(steps=3, batch_size=1, micro_batches=1, lr=1e30),
+        optimisation=TrainingConfig(steps=3, batch_size=1, micro_batches=1, lr=1e30),
         out=out,
         checkpoints=open_directory(str(tmp_path / "checkpoints")),
         batch_field="finetune.batch_size",
@@ -106,7 +106,7 @@ def test_bad_input_that_one_worker_meets_ends_a_training_at_once_as_it_was_told(
         name="refused",
         build=refusing(),
         arguments={"tries": str(tries)},
-        optimisation=Optimisation(steps=3, batch_size=2, micro_batches=2, lr=0.1),
+        optimisation=TrainingConfig(steps=3, batch_size=2, micro_batches=2, lr=0.1),
         out=out,
         checkpoints=open_directory(str(tmp_path / "checkpoints")),
         batch_field="finetune.batch_size",
@@ -118,7 +118,7 @@ def test_bad_input_that_one_worker_meets_ends_a_training_at_once_as_it_was_told(
 
 
 def test_a_node_s_memory_that_is_used_up_names_the_batch_size():
-    optimisation = Optimisation(steps=3, batch_size=64, micro_batches=1, lr=1.0)
+    optimisation = TrainingConfig(steps=3, batch_size=64, micro_batches=1, lr=1.0)
     folder = open_directory("/nowhere")
     training = Training(
         name="large",

@@ -17,7 +17,7 @@ from ims3_ray.config.settings import Config
 from ims3_ray.data.classes import class_map
 from ims3_ray.errors import InputError
 from ims3_ray.models import extractor as features
-from ims3_ray.models.generator import save_pipeline
+from ims3_ray.models.convert import save_pipeline
 from ims3_ray.pipeline import prepare as preparation
 from ims3_ray.pipeline.inputs import image_places
 from ims3_ray.pipeline.steps import plan

@@ -10,7 +10,7 @@ from ims3_ray.data.distilled import PARQUET, DistilledImage, DistilledSet, to_ta
 from ims3_ray.data.transforms import encode_png
 from ims3_ray.data.views import FIELDS, Views, show, with_views
 from ims3_ray.evaluation.augment import crop_boxes, resized_crop
-from ims3_ray.method.rng import generator
+from ims3_ray.method.seeding import generator
 from ims3_ray.storage.artifacts import open_directory
 
 CLASSES, EACH = ("blue", "red"), 3

@@ -20,7 +20,7 @@ from ims3_ray.evaluation.audit import (
     refuse_overlap,
 )
 from ims3_ray.evaluation.label_order import audit_classes, nearest_class, swapped_classes
-from ims3_ray.method.coverage import copies
+from ims3_ray.method.coverage import find_copies
 
 CLASSES = ["ant", "bee", "cat"]
 CENTRES = np.eye(3, 8) * 4
@@ -77,7 +77,7 @@ def test_near_duplicates_have_the_share_that_copies_names():
     )
     assert compared == 120
     assert {(i, i) for i in range(10)} <= set(pairs)
-    rates = [copies(real[labels == c], fresh[fresh_labels == c])[1].mean() for c in range(3)]
+    rates = [find_copies(real[labels == c], fresh[fresh_labels == c])[1].mean() for c in range(3)]
     assert len(pairs) == pytest.approx(40 * sum(rates))
 
 

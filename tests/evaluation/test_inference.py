@@ -46,7 +46,7 @@ def test_what_a_gpu_lacks_is_told_once_and_the_rest_is_kept(monkeypatch, caplog)
             "model.compile: torch.compile does not work here (no compiler)"
         ]
 
-    monkeypatch.setattr(inference, "supported", lacking)
+    monkeypatch.setattr(inference, "supported_numerics", lacking)
     inference._tried.cache_clear()
     try:
         with caplog.at_level(logging.WARNING):

@@ -19,7 +19,7 @@ from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.config.settings import Workers
 from ims3_ray.errors import InputError
 from ims3_ray.method import difffit
-from ims3_ray.method.rng import generator
+from ims3_ray.method.seeding import generator
 from ims3_ray.models.device import prepare_device
 from ims3_ray.models.dit import DiT, DiTConfig
 from ims3_ray.models.finetuned import compile_blocks, predictor, read_adapter

@@ -12,11 +12,11 @@ from ims3_ray.cluster.resources import Machine
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.config.settings import Workers
 from ims3_ray.method import difffit
-from ims3_ray.method.ddim import at_one_timestep, sample_ancestral
-from ims3_ray.method.rng import generator
-from ims3_ray.method.schedule import alphas_bar, respaced
-from ims3_ray.models.cuda_graphs import Recorded
-from ims3_ray.models.device import Numerics, prepare_device, supported
+from ims3_ray.method.ddim import broadcast_timestep, sample_ancestral
+from ims3_ray.method.schedule import alphas_bar, space_timesteps
+from ims3_ray.method.seeding import generator
+from ims3_ray.models.cuda_graphs import GraphedPredictor
+from ims3_ray.models.device import Numerics, prepare_device, supported_numerics
 from ims3_ray.models.dit import DiT, DiTConfig
 from ims3_ray.models.finetuned import compile_blocks, predictor
 from ims3_ray.pipeline.prepare import prepare
@@ -58,7 +58,7 @@ def test_recorded_passes_have_the_bits_of_the_kernels_launched_one_by_one(compil
         compile_blocks(dit)
     parameters = [p for p in dit.parameters() if p.requires_grad]
     plain = predictor(dit)
-    recorded = Recorded(plain, parameters)
+    recorded = GraphedPredictor(plain, parameters)
 
     def values(predict, place):
         out = predict(*draw(4, place))
@@ -78,7 +78,7 @@ def test_recorded_passes_have_the_bits_of_the_kernels_launched_one_by_one(compil
 
 def test_gradients_of_a_pass_that_another_has_overwritten_are_refused():
     dit = DiT(DiTConfig(sample_size=8, hidden_size=32, depth=2, num_heads=2, num_classes=3)).cuda()
-    recorded = Recorded(predictor(dit), list(dit.parameters()))
+    recorded = GraphedPredictor(predictor(dit), list(dit.parameters()))
     first, _ = (recorded(*draw(2, place)) for place in (0, 1))
     with pytest.raises(AssertionError, match="overwritten"):
         first.sum().backward()
@@ -113,13 +113,15 @@ def test_a_step_of_training_does_not_wait_for_the_device(context, tmp_path):
 
 def test_denoising_waits_no_more_often_for_more_steps():
     dit = DiT(DiTConfig(sample_size=8, hidden_size=32, depth=2, num_heads=2, num_classes=3)).cuda()
-    predict, abar = at_one_timestep(predictor(dit)), alphas_bar().cuda()
+    predict, abar = broadcast_timestep(predictor(dit)), alphas_bar().cuda()
     z, _, labels = draw(2, 0)
 
     def waits(steps):
         def call():
             with torch.inference_mode():
-                sample_ancestral(predict, z, labels, respaced(steps), abar, lambda: torch.randn_like(z))
+                sample_ancestral(
+                    predict, z, labels, space_timesteps(steps), abar, lambda: torch.randn_like(z)
+                )
 
         call()
         return count_syncs(call)
@@ -132,4 +134,7 @@ def test_a_wait_is_counted():
 
 
 def test_graphs_are_there():
-    assert supported(Numerics("cuda", "fp32", graphs=True)) == (Numerics("cuda", "fp32", graphs=True), [])
+    assert supported_numerics(Numerics("cuda", "fp32", graphs=True)) == (
+        Numerics("cuda", "fp32", graphs=True),
+        [],
+    )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ims3_ray.method.coresets import greedy_cover, greedy_coverage, herding, k_center, k_medoids, medoids
-from ims3_ray.method.coverage import class_coverage, copies, covered, deciles, neighbour_distances
+from ims3_ray.method.coverage import class_coverage, deciles, find_copies, is_covered, neighbour_distances
 
 
 def _points(rows: int, seed: int = 0, dim: int = 3) -> np.ndarray:
@@ -89,12 +89,12 @@ def test_a_greedy_cover_takes_the_most_new_rows_each_time():
 def test_greedy_coverage_is_near_to_the_best_choice_and_no_random_choice_beats_it(seed):
     x = _points(18, seed=seed + 10)
     rows = greedy_coverage(x, 3, k=2)
-    reached = covered(x, x[rows], k=2).mean()
-    best = max(covered(x, x[list(c)], k=2).mean() for c in combinations(range(18), 3))
+    reached = is_covered(x, x[rows], k=2).mean()
+    best = max(is_covered(x, x[list(c)], k=2).mean() for c in combinations(range(18), 3))
     assert (1 - 1 / np.e) * best <= reached <= best
     draws = np.random.default_rng(seed)
-    assert reached >= np.mean([covered(x, x[draws.permutation(18)[:3]], k=2).mean() for _ in range(50)])
-    assert copies(x, x[rows])[1].all()
+    assert reached >= np.mean([is_covered(x, x[draws.permutation(18)[:3]], k=2).mean() for _ in range(50)])
+    assert find_copies(x, x[rows])[1].all()
 
 
 def test_deciles_are_the_coverage_of_each_tenth_the_densest_first():
@@ -105,7 +105,7 @@ def test_deciles_are_the_coverage_of_each_tenth_the_densest_first():
     found = class_coverage(x, labels, y, labels[:6]).mean
     assert np.mean(found["deciles"]) == pytest.approx(found["coverage"])
     by_density = np.argsort(neighbour_distances(x))
-    assert found["deciles"][0] == covered(x, y)[by_density[:4]].mean()
+    assert found["deciles"][0] == is_covered(x, y)[by_density[:4]].mean()
 
 
 def test_kid_is_left_out_of_a_class_with_one_synthetic_image():

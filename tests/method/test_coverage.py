@@ -8,11 +8,11 @@ import pytest
 
 from ims3_ray.method.coverage import (
     class_coverage,
-    copies,
-    covered,
+    find_copies,
+    is_covered,
     kid,
     neighbour_distances,
-    sparsest,
+    sparsest_rows,
     vendi,
 )
 
@@ -63,11 +63,11 @@ def test_neighbour_distance_leaves_the_image_itself_out_but_not_its_duplicates()
 
 def test_a_class_covers_itself_and_the_ball_has_its_surface():
     x = np.random.default_rng(0).normal(size=(40, 16)).astype(np.float32)
-    assert covered(x, x).all()
+    assert is_covered(x, x).all()
     line = np.arange(8, dtype=np.float32)[:, None]
     # |1 - 0| = NND_2(1) is on the surface
-    assert covered(line, line[:1], k=2).tolist() == [True] * 2 + [False] * 6
-    assert covered(line, np.array([[-2.0]], np.float32), k=2).tolist() == [True] + [False] * 7
+    assert is_covered(line, line[:1], k=2).tolist() == [True] * 2 + [False] * 6
+    assert is_covered(line, np.array([[-2.0]], np.float32), k=2).tolist() == [True] + [False] * 7
 
 
 def test_low_density_coverage_sees_what_coverage_hides():
@@ -78,7 +78,7 @@ def test_low_density_coverage_sees_what_coverage_hides():
     found = class_coverage(x, labels, crowd, np.zeros(40, int), k=5).per_class[0]
     assert found["coverage"] >= 0.8
     assert found["low_density_coverage"] < 0.6
-    assert sorted(sparsest(neighbour_distances(x))) == list(range(40, 50))
+    assert sorted(sparsest_rows(neighbour_distances(x))) == list(range(40, 50))
 
 
 def test_classes_are_kept_apart_and_weigh_the_same():
@@ -119,7 +119,7 @@ def test_distances_do_not_round_far_from_the_origin_and_faiss_is_left_as_it_was(
     monkeypatch.setattr(faiss.cvar, "distance_compute_blas_threshold", 17)
     x = np.random.default_rng(1).normal(size=(60, 64)).astype(np.float32) + 100
     assert np.allclose(neighbour_distances(x, 3) ** 2, _nnd2(x, 3), rtol=1e-5)
-    assert covered(np.concatenate([x[:30], x[:30]]), x[:30], k=1).all()  # every ball has radius 0
+    assert is_covered(np.concatenate([x[:30], x[:30]]), x[:30], k=1).all()  # every ball has radius 0
     assert faiss.cvar.distance_compute_blas_threshold == 17
 
 
@@ -127,8 +127,8 @@ def test_copies_are_told_from_new_images():
     rng = np.random.default_rng(2)
     x, new = (rng.normal(size=(200, 32)).astype(np.float32) for _ in range(2))
     near = x[:10] + 1e-3
-    assert copies(x, near)[1].all()
-    assert copies(x, np.concatenate([near, new[:30]]))[1].mean() == pytest.approx(0.25, abs=0.05)
+    assert find_copies(x, near)[1].all()
+    assert find_copies(x, np.concatenate([near, new[:30]]))[1].mean() == pytest.approx(0.25, abs=0.05)
 
 
 def test_vendi_counts_distinct_directions():
@@ -165,6 +165,6 @@ def test_a_copy_is_within_the_first_percentile_of_real_to_real_distances():
     # neighbours 2, 2, 3, 4 … apart: the percentile is 3
     x = np.cumsum(np.arange(1, 202, dtype=np.float32))[:, None]
     y = np.array([[x[-1, 0] + 2], [x[-1, 0] + 4], [x[50, 0] - 3]], np.float32)
-    rows, is_copy = copies(x, y)
+    rows, is_copy = find_copies(x, y)
     assert rows.tolist() == [200, 200, 50]
     assert is_copy.tolist() == [True, False, True]

@@ -4,8 +4,8 @@ from crossings import META, Sent
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from ims3_ray.method import ddim
-from ims3_ray.method.guidance import within
-from ims3_ray.method.schedule import alphas_bar, inversion_grid, respaced
+from ims3_ray.method.guidance import switch_predictor
+from ims3_ray.method.schedule import alphas_bar, inversion_grid, space_timesteps
 
 ABAR = alphas_bar()
 
@@ -37,9 +37,9 @@ def test_noise_added_to_clean_latents_is_predicted_away():
 def gaussian_model(deviation):
     """The exact noise prediction for data that are normal with `deviation`."""
 
-    @ddim.at_one_timestep
+    @ddim.broadcast_timestep
     def predict(z, timesteps, labels):
-        abar = ddim.level(ABAR, timesteps)
+        abar = ddim.abar_at(ABAR, timesteps)
         return z * (1 - abar).sqrt() / (abar * deviation**2 + 1 - abar)
 
     return predict
@@ -117,7 +117,9 @@ def test_ddim_sampling_is_that_of_diffusers():
     theirs = z
     for t in scheduler.timesteps:
         theirs = scheduler.step(predict(theirs, int(t), None), t, theirs).prev_sample
-    ours = ddim.sample_ddim(predict, z, torch.zeros(2, dtype=torch.int64), respaced(50, "leading"), ABAR)
+    ours = ddim.sample_ddim(
+        predict, z, torch.zeros(2, dtype=torch.int64), space_timesteps(50, "leading"), ABAR
+    )
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
@@ -134,7 +136,7 @@ def test_ancestral_sampling_with_predicted_variance_is_that_of_diffusers():
         predict,
         z,
         torch.zeros(2, dtype=torch.int64),
-        respaced(steps, "leading"),
+        space_timesteps(steps, "leading"),
         ABAR,
         lambda: torch.randn(z.shape, generator=draws),
     )
@@ -184,15 +186,17 @@ def test_a_step_reads_nothing_off_its_device_and_sends_nothing_there(loop):
     def sent(steps):
         z, abar = torch.empty(2, 4, 3, 3, device=META), ABAR.to(META)
         labels = torch.zeros(2, dtype=torch.int64, device=META)
-        model = ddim.at_one_timestep(lambda z, t, labels: torch.cat([z, z], 1) * t[:, None, None, None])
-        model = within((200, 700), inside=model, outside=model)
+        model = ddim.broadcast_timestep(lambda z, t, labels: torch.cat([z, z], 1) * t[:, None, None, None])
+        model = switch_predictor((200, 700), inside=model, outside=model)
         with Sent() as counted:
             if loop == "invert":
                 ddim.invert(model, z, labels, inversion_grid(steps), abar)
             elif loop == "ddim":
-                ddim.sample_ddim(model, z, labels, respaced(steps), abar)
+                ddim.sample_ddim(model, z, labels, space_timesteps(steps), abar)
             else:
-                ddim.sample_ancestral(model, z, labels, respaced(steps), abar, lambda: torch.empty_like(z))
+                ddim.sample_ancestral(
+                    model, z, labels, space_timesteps(steps), abar, lambda: torch.empty_like(z)
+                )
         return counted.count
 
     assert sent(20) == sent(3) <= 1

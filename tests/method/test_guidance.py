@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from ims3_ray.method import ddim
-from ims3_ray.method.guidance import pull, transport, transport_plan, within
-from ims3_ray.method.schedule import alphas_bar, respaced
+from ims3_ray.method.guidance import guidance_step, switch_predictor, transport, transport_plan
+from ims3_ray.method.schedule import alphas_bar, space_timesteps
 
-ABAR, STEPS = alphas_bar(), respaced(50)
+ABAR, STEPS = alphas_bar(), space_timesteps(50)
 LABELS = torch.zeros(4, dtype=torch.int64)
 EVERYWHERE = 0, 999
 
@@ -14,10 +14,10 @@ def draw(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-@ddim.at_one_timestep
+@ddim.broadcast_timestep
 def gaussian(z, timesteps, labels):
     """The exact noise prediction for standard normal data."""
-    return z * (1 - ddim.level(ABAR, timesteps)).sqrt()
+    return z * (1 - ddim.abar_at(ABAR, timesteps)).sqrt()
 
 
 def sampled(push=None, *, ancestral=True):
@@ -35,7 +35,7 @@ def test_a_stronger_pull_ends_nearer_to_the_anchors_and_none_changes_nothing(anc
     anchors = 2 * draw(4, 3, 2, 2, seed=3)
 
     def distance(strength):
-        push = pull(lambda x0: anchors, strength=strength, interval=EVERYWHERE)
+        push = guidance_step(lambda x0: anchors, strength=strength, interval=EVERYWHERE)
         return float((sampled(push, ancestral=ancestral) - anchors).norm())
 
     assert distance(0.0) == float((sampled(ancestral=ancestral) - anchors).norm())
@@ -44,7 +44,7 @@ def test_a_stronger_pull_ends_nearer_to_the_anchors_and_none_changes_nothing(anc
 
 def test_a_pull_is_a_share_of_the_way_in_deviations_of_the_step_within_its_interval_alone():
     x0, anchors = draw(2, 3, 2, 2), draw(2, 3, 2, 2, seed=1)
-    push = pull(lambda x0: anchors, strength=0.2, interval=(500, 999))
+    push = guidance_step(lambda x0: anchors, strength=0.2, interval=(500, 999))
     levels = {"abar_from": torch.tensor(0.2), "abar_to": torch.tensor(0.3)}
     deviation = ((1 - 0.2 / 0.3) * (1 - 0.3) / (1 - 0.2)) ** 0.5
     for t, share in ((500, 0.2), (999, 0.2), (499, 0.0)):
@@ -96,6 +96,6 @@ def test_a_set_is_moved_by_itself_wherever_it_stands_in_a_batch():
 
 
 def test_predictions_are_guided_within_the_interval_alone():
-    predict = within((200, 600), inside=lambda *_: torch.ones(1), outside=lambda *_: torch.zeros(1))
+    predict = switch_predictor((200, 600), inside=lambda *_: torch.ones(1), outside=lambda *_: torch.zeros(1))
     inside = [float(predict(draw(1, 3, 2, 2), t, LABELS[:1])) for t in (199, 200, 600, 601)]
     assert inside == [0, 1, 1, 0]

@@ -76,7 +76,7 @@ class Published:
         k = torch.arange(32, dtype=torch.float64).view(4, 2, 2, 2)
         self.z0, self.eps = 1.5 * torch.sin(1.3 * k), 1.2 * torch.cos(0.7 * k)
         self.t, self.labels = torch.tensor([1, 250, 700, 999]), torch.tensor([0, 1, 1, 0])
-        self.z_t = ddim.add_noise(self.z0, self.eps, abar=ddim.level(ABAR, self.t, torch.float64))
+        self.z_t = ddim.add_noise(self.z0, self.eps, abar=ddim.abar_at(ABAR, self.t, torch.float64))
         self.gain = torch.tensor(0.8, dtype=torch.float64, requires_grad=True)
         self.output = self.predict(self.z_t, self.t, self.labels)
 

@@ -9,14 +9,14 @@ from torch import nn
 from ims3_ray.method.refine import (
     OBJECTIVES,
     Refinement,
-    decoded_in_parts,
+    decode_in_chunks,
     embedding_mean,
     filter_distance,
     gradient_distance,
     loss_gradients,
     map_means,
 )
-from ims3_ray.method.rng import generator
+from ims3_ray.method.seeding import generator
 from ims3_ray.models.classifiers import build
 
 
@@ -122,7 +122,7 @@ def test_decoding_in_parts_changes_no_gradient_and_holds_one_part_at_a_time(prob
     gradients = []
     for part in (5, 2):
         leaf = z.clone().requires_grad_()
-        shown, pull_back = decoded_in_parts(decode, leaf, part)
+        shown, pull_back = decode_in_chunks(decode, leaf, part)
         loss = (shown.square() * torch.arange(5.0).view(5, 1, 1, 1)).sum()
         gradients.append(pull_back(torch.autograd.grad(loss, shown)[0]))
     torch.testing.assert_close(*gradients)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
-from ims3_ray.method.schedule import alphas_bar, grid_index_below, inversion_grid, respaced
+from ims3_ray.method.schedule import alphas_bar, grid_index_below, inversion_grid, space_timesteps
 
 
 def test_levels_are_those_of_the_linear_schedule_of_diffusers():
@@ -26,19 +26,19 @@ def test_a_timestep_is_matched_at_the_largest_grid_point_below_it():
 def test_respacing_is_that_of_diffusers(spacing, steps):
     scheduler = DDIMScheduler(beta_schedule="linear", timestep_spacing=spacing)
     scheduler.set_timesteps(steps)
-    assert respaced(steps, spacing).tolist() == scheduler.timesteps.flip(0).tolist()
+    assert space_timesteps(steps, spacing).tolist() == scheduler.timesteps.flip(0).tolist()
 
 
 def test_respacing_is_that_of_dit_for_every_count_of_steps():
     """Values of its space_timesteps: for 21 steps 450, where np.linspace rounds to 449."""
-    assert respaced(21).tolist() == [*range(0, 451, 50), *range(499, 1000, 50)]
-    total = sum(int((torch.arange(n) * respaced(n)).sum()) for n in range(2, 1001))
+    assert space_timesteps(21).tolist() == [*range(0, 451, 50), *range(499, 1000, 50)]
+    total = sum(int((torch.arange(n) * space_timesteps(n)).sum()) for n in range(2, 1001))
     assert total == 111_083_476_076
 
 
 @pytest.mark.parametrize("steps", [2, 10, 15, 25, 50, 300, 1000])
 def test_even_steps_of_log_snr_run_from_zero_to_the_last_timestep_without_one_twice(steps):
-    timesteps = respaced(steps, "log_snr")
+    timesteps = space_timesteps(steps, "log_snr")
     assert (timesteps[0], timesteps[-1], len(timesteps)) == (0, 999, steps)
     assert (timesteps.diff() >= 1).all()
 
@@ -46,12 +46,12 @@ def test_even_steps_of_log_snr_run_from_zero_to_the_last_timestep_without_one_tw
 def test_log_snr_falls_evenly_as_far_as_timesteps_are_fine_enough():
     """Beside t = 0 its steps from one timestep to the next are larger than those asked for."""
     logit = torch.logit(alphas_bar())
-    falls = -logit[respaced(15, "log_snr")].diff()
+    falls = -logit[space_timesteps(15, "log_snr")].diff()
     torch.testing.assert_close(falls[2:], falls[2:].mean().expand(12), rtol=0.05, atol=0)
 
 
 @pytest.mark.parametrize(
-    "call", [lambda: inversion_grid(0), lambda: inversion_grid(1000), lambda: respaced(1)]
+    "call", [lambda: inversion_grid(0), lambda: inversion_grid(1000), lambda: space_timesteps(1)]
 )
 def test_impossible_grids_are_refused_with_their_range(call):
     with pytest.raises(ValueError, match="must lie between"):

@@ -17,10 +17,11 @@ from torchvision.datasets import FashionMNIST
 from ims3_ray.errors import InputError
 from ims3_ray.method import difffit
 from ims3_ray.models.checkpoints import inspect_transformer, load_transformer
+from ims3_ray.models.convert import save_pipeline
 from ims3_ray.models.dit import DiT, DiTConfig
 from ims3_ray.models.extractor import load_extractor
-from ims3_ray.models.generator import inspect_generator, load_vae, save_pipeline
-from ims3_ray.models.hub import resolve_model
+from ims3_ray.models.files import resolve_model
+from ims3_ray.models.generator import inspect_generator, load_vae
 from ims3_ray.models.vae import read_vae
 
 
@@ -272,7 +273,7 @@ def test_hub_ids_of_transformer_and_vae_load_what_they_name(monkeypatch, tmp_pat
 def test_models_of_the_package_are_named_not_pathed(tmp_path, monkeypatch):
     (tmp_path / "pretrained" / "digits").mkdir(parents=True)
     (tmp_path / "outside").mkdir()
-    monkeypatch.setattr("ims3_ray.models.hub.files", lambda package: tmp_path)
+    monkeypatch.setattr("ims3_ray.models.files.files", lambda package: tmp_path)
     assert resolve_model("package://digits") == tmp_path / "pretrained" / "digits"
     for name in ("package://other", "package://../outside", "package://"):
         with pytest.raises(InputError, match="it brings digits"):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ims3_ray.errors import InputError
-from ims3_ray.models.classifiers import NETWORKS, SMALLEST_IMAGE, Halve, build
+from ims3_ray.models.classifiers import NETWORKS, SMALLEST_IMAGE, AvgPool2x2, build
 
 
 def _seeded(seed: int) -> torch.Generator:
@@ -91,9 +91,9 @@ def test_halving_is_average_pooling_forward_and_backward(size):
     x = torch.randn(2, 3, *size, generator=_seeded(0), dtype=torch.float64, requires_grad=True)
     expected = torch.nn.functional.avg_pool2d(x, 2)
     weight = torch.randn(expected.shape, generator=_seeded(1), dtype=torch.float64)
-    assert torch.allclose(Halve()(x), expected)
+    assert torch.allclose(AvgPool2x2()(x), expected)
     gradient, expected_gradient = (
-        torch.autograd.grad((y * weight).sum(), x)[0] for y in (Halve()(x), expected)
+        torch.autograd.grad((y * weight).sum(), x)[0] for y in (AvgPool2x2()(x), expected)
     )
     assert torch.allclose(gradient, expected_gradient)
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from ims3_ray.method import difffit
-from ims3_ray.method.rng import generator
+from ims3_ray.method.seeding import generator
 from ims3_ray.models import device
-from ims3_ray.models.device import Numerics, supported
+from ims3_ray.models.device import Numerics, supported_numerics
 from ims3_ray.models.dit import DiT, DiTConfig
 from ims3_ray.models.finetuned import compile_blocks
 
@@ -17,7 +17,7 @@ CONFIG = DiTConfig(sample_size=4, hidden_size=32, depth=4, num_heads=2, num_clas
 
 @pytest.fixture(scope="module")
 def can_compile():
-    if told := supported(Numerics("cpu", "fp32", compiled=True))[1]:
+    if told := supported_numerics(Numerics("cpu", "fp32", compiled=True))[1]:
         pytest.skip(told[0])
 
 
@@ -73,7 +73,7 @@ def test_where_compilation_fails_the_model_runs_as_it_is_and_it_is_said(monkeypa
         raise RuntimeError("no compiler\nanywhere")
 
     monkeypatch.setattr(device.torch, "compile", refuse)
-    found, told = supported(Numerics("cpu", "fp32", compiled=True))
+    found, told = supported_numerics(Numerics("cpu", "fp32", compiled=True))
     assert found == Numerics("cpu", "fp32", compiled=False)
     assert len(told) == 1
     assert "model.compile" in told[0]
@@ -83,16 +83,16 @@ def test_where_compilation_fails_the_model_runs_as_it_is_and_it_is_said(monkeypa
 def test_where_bf16_is_missing_fp32_is_used_and_it_is_said(monkeypatch):
     monkeypatch.setattr(device.torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(device.torch.cuda, "get_device_name", lambda: "an old card")
-    found, told = supported(Numerics("cuda", "bf16", compiled=False))
+    found, told = supported_numerics(Numerics("cuda", "bf16", compiled=False))
     assert found.precision == "fp32"
     assert "an old card" in told[0]
 
 
 def test_where_there_are_no_graphs_the_model_runs_without_and_it_is_said():
-    found, told = supported(Numerics("cpu", graphs=True))
+    found, told = supported_numerics(Numerics("cpu", graphs=True))
     assert found == Numerics("cpu")
     assert told == ["model.graphs: CUDA graphs do not work here (a CPU has none); the model runs without"]
 
 
 def test_what_is_supported_is_not_spoken_of():
-    assert supported(Numerics("cpu", "bf16")) == (Numerics("cpu", "bf16"), [])
+    assert supported_numerics(Numerics("cpu", "bf16")) == (Numerics("cpu", "bf16"), [])

@@ -3,9 +3,8 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 
 from ims3_ray.method import ddim
-from ims3_ray.method.schedule import alphas_bar, descending_from, respaced
-from ims3_ray.models.dpm_solver import dpm_step
-from ims3_ray.models.generator import SCHEDULE
+from ims3_ray.method.schedule import alphas_bar, space_timesteps, timesteps_from
+from ims3_ray.models.generator import SCHEDULE, dpm_step
 
 ABAR, LABELS = alphas_bar(), torch.zeros(3, dtype=torch.int64)
 
@@ -14,10 +13,10 @@ def draw(seed=0):
     return torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(seed))
 
 
-@ddim.at_one_timestep
+@ddim.broadcast_timestep
 def mixture(z, timesteps, labels):
     """The exact noise prediction, beside channels of variance, for data of deviation 0.3 around −1 and 1."""
-    abar = ddim.level(ABAR, timesteps)
+    abar = ddim.abar_at(ABAR, timesteps)
     variance = abar * 0.3**2 + 1 - abar
     x0 = (abar.sqrt() * 0.3**2 * z + (1 - abar) * (abar.sqrt() * z / variance).tanh()) / variance
     eps = (z - abar.sqrt() * x0) / (1 - abar).sqrt()
@@ -42,9 +41,11 @@ def test_it_ends_nearer_to_the_exact_path_than_ddim_of_twice_as_many_steps_on_it
         return (z - exact).norm()
 
     exact = ddim.sample_ddim(mixture, draw(), LABELS, torch.arange(1000), ABAR)
-    once, twice = (ddim.sample_ddim(mixture, draw(), LABELS, respaced(n), ABAR) for n in (steps, 2 * steps))
-    assert error(dpm(draw(), respaced(steps, "log_snr"))) < error(twice)
-    assert error(dpm(draw(), respaced(steps))) > error(once)
+    once, twice = (
+        ddim.sample_ddim(mixture, draw(), LABELS, space_timesteps(n), ABAR) for n in (steps, 2 * steps)
+    )
+    assert error(dpm(draw(), space_timesteps(steps, "log_snr"))) < error(twice)
+    assert error(dpm(draw(), space_timesteps(steps))) > error(once)
 
 
 def test_of_two_steps_the_solver_is_ddim():
@@ -60,13 +61,13 @@ def test_of_two_steps_the_solver_is_ddim():
 
 def test_from_a_level_it_follows_the_path_from_there():
     start = ddim.add_noise(torch.ones(3, 4, 2, 2), draw(), abar=ABAR[400].float())
-    exact = ddim.sample_ddim(mixture, start, LABELS, descending_from(torch.arange(1000), 400), ABAR)
-    found = dpm(start, descending_from(respaced(50, "log_snr"), 400))
+    exact = ddim.sample_ddim(mixture, start, LABELS, timesteps_from(torch.arange(1000), 400), ABAR)
+    found = dpm(start, timesteps_from(space_timesteps(50, "log_snr"), 400))
     torch.testing.assert_close(found, exact, atol=0.02, rtol=0)
 
 
 def test_a_batch_leaves_nothing_to_the_next():
-    timesteps = respaced(10, "log_snr")
+    timesteps = space_timesteps(10, "log_snr")
     alone = dpm(draw(1), timesteps)
     dpm(draw(), timesteps)
     assert torch.equal(dpm(draw(1), timesteps), alone)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from ims3_ray.method.ddim import at_one_timestep, sample_ddim
-from ims3_ray.method.rng import generator, normal
-from ims3_ray.method.schedule import alphas_bar, respaced
+from ims3_ray.method.ddim import broadcast_timestep, sample_ddim
+from ims3_ray.method.schedule import alphas_bar, space_timesteps
+from ims3_ray.method.seeding import generator, normal
 from ims3_ray.models.device import Numerics
 from ims3_ray.models.finetuned import TunedModel, predictor
 
@@ -22,7 +22,7 @@ def test_bf16_does_not_round_what_comes_in(load):
     """Near t = 0 a rounded input is as noisy as a latent: without that ε is off by about half as much."""
     t, labels, predict = torch.zeros(8, dtype=torch.int64), torch.arange(8), model("fp32").load(CPU).predict
     noise = normal([generator("latents", row) for row in range(8)], (4, 8, 8))
-    z = sample_ddim(at_one_timestep(predict), noise, labels, respaced(20), alphas_bar())
+    z = sample_ddim(broadcast_timestep(predict), noise, labels, space_timesteps(20), alphas_bar())
     exact = predict(z, t, labels)[:, :4]
     rough = getattr(model("bf16"), load)(CPU).predict(z, t, labels)[:, :4]
     rounded = predictor(model("bf16").pretrained().to(torch.bfloat16))(z, t, labels)[:, :4]

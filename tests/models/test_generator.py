@@ -9,13 +9,10 @@ from tiny_generator import NAMES, WEIGHTS, edit, inputs, original_file, small_di
 from ims3_ray.errors import InputError
 from ims3_ray.method import difffit
 from ims3_ray.models.checkpoints import load_transformer
+from ims3_ray.models.convert import save_pipeline
 from ims3_ray.models.diffusers_layout import export_transformer
-from ims3_ray.models.generator import (
-    inspect_generator,
-    load_vae,
-    save_pipeline,
-    with_new_classes,
-)
+from ims3_ray.models.finetuned import with_new_classes
+from ims3_ray.models.generator import inspect_generator, load_vae
 
 
 @pytest.fixture

@@ -10,9 +10,8 @@ from loopback_hub import Hub, use_cache
 
 from ims3_ray.config.load import load_config
 from ims3_ray.errors import InputError
-from ims3_ray.models import hub
 from ims3_ray.models.extractor import inspect_extractor, load_extractor, without_weights
-from ims3_ray.models.hub import resolve_model
+from ims3_ray.models.files import pin_revision, resolve_model
 from ims3_ray.pipeline.prepare import pinned
 
 MODEL = "timm/test_resnet.r160_in1k"  # where timm has the weights of its smallest model
@@ -34,14 +33,14 @@ def model_folder(folder, word):
 
 def test_a_node_loads_the_commit_that_the_driver_pinned_after_main_has_moved(on_hub, monkeypatch, tmp_path):
     first = on_hub.push("someone/model", model_folder(tmp_path / "first", "first"))
-    named = hub.pin("someone/model")
+    named = pin_revision("someone/model")
     assert named == f"someone/model@{first}"
     second = on_hub.push("someone/model", model_folder(tmp_path / "second", "second"))
     use_cache(monkeypatch, tmp_path / "node")
     assert (resolve_model(named) / "model.safetensors").read_text() == "first"
     assert (resolve_model("someone/model") / "model.safetensors").read_text() == "second"
-    assert hub.pin("someone/model@main") == f"someone/model@{second}"
-    assert hub.pin(named) == named
+    assert pin_revision("someone/model@main") == f"someone/model@{second}"
+    assert pin_revision(named) == named
 
 
 def test_a_timm_model_s_weights_may_be_named_by_revision(on_hub, monkeypatch, tmp_path):
@@ -65,7 +64,9 @@ def test_hf_before_a_hub_id_says_the_same_and_is_never_a_folder_here(on_hub, mon
     monkeypatch.chdir(tmp_path)
     (tmp_path / "someone" / "model").mkdir(parents=True)
     assert (
-        hub.pin("hf://someone/model") == hub.pin(f"hf://someone/model@{commit}") == f"someone/model@{commit}"
+        pin_revision("hf://someone/model")
+        == pin_revision(f"hf://someone/model@{commit}")
+        == f"someone/model@{commit}"
     )
     assert (resolve_model("hf://someone/model") / "model.safetensors").read_text() == "there"
     assert resolve_model("someone/model") == Path("someone/model")
@@ -77,7 +78,7 @@ def test_what_is_no_hub_id_stays_as_it_is(tmp_path, monkeypatch):
     (tmp_path / "mine" / "model").mkdir(parents=True)
     places = ("package://digits", str(tmp_path), "mine/model", "nowhere/DiT-XL-2-256x256.pt")
     for place in (*places, "timm:resnet18", f"timm:{tmp_path}"):
-        assert hub.pin(place) == place
+        assert pin_revision(place) == place
     config = load_config("digits")
     assert pinned(config) == config
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ims3_ray.models import training
-from ims3_ray.models.training import Optimisation, Trainer, split_parts
+from ims3_ray.models.training import Trainer, TrainingConfig, split_parts
 
 DATA = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
 
@@ -44,7 +44,7 @@ def trainer(micro_batches=2, rank=0, world=1, task=None, **options):
         "lr": 0.01,
         "log_every": 5,
     } | options
-    optimisation = Optimisation(**settings)
+    optimisation = TrainingConfig(**settings)
     return Trainer(task or Regression(micro_batches), optimisation, rank, world, torch.device("cpu"))
 
 
@@ -166,7 +166,7 @@ def test_a_resumable_checkpoint_of_dit_xl_2_takes_less_than_30_megabytes(tmp_pat
 
 def test_the_average_warms_up_and_forgets_its_start():
     def kept_after(steps, **options):
-        numbers = Optimisation(steps=steps, batch_size=8, micro_batches=2, lr=1.0, **options)
+        numbers = TrainingConfig(steps=steps, batch_size=8, micro_batches=2, lr=1.0, **options)
         return math.prod(numbers.ema_decay_at(n) for n in range(steps))
 
     assert kept_after(1) == 0.1
@@ -182,13 +182,13 @@ def test_the_average_is_of_the_trained_values_alone():
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero():
-    optimisation = Optimisation(
+    optimisation = TrainingConfig(
         steps=100, batch_size=8, micro_batches=2, lr=1.0, warmup_steps=9, decay="cosine"
     )
     assert optimisation.lr_at(0) == pytest.approx(0.1)
     assert optimisation.lr_at(50) == pytest.approx(0.5)
     assert optimisation.lr_at(100) == pytest.approx(0.0, abs=1e-12)
-    assert Optimisation(steps=100, batch_size=8, micro_batches=2, lr=1.0).lr_at(99) == 1.0
+    assert TrainingConfig(steps=100, batch_size=8, micro_batches=2, lr=1.0).lr_at(99) == 1.0
 
 
 @pytest.mark.parametrize("log_every", [1, 1000])

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from ims3_ray.method.ddim import at_one_timestep, invert
+from ims3_ray.method.ddim import broadcast_timestep, invert
 from ims3_ray.method.schedule import alphas_bar, inversion_grid
 from ims3_ray.models.device import Numerics
 from ims3_ray.models.finetuned import TunedModel
@@ -26,7 +26,10 @@ def test_images_and_their_mirror_images_get_the_inversions_of_their_own_latents(
     columns, notes = inverter("part-00000.parquet")
     assert notes == {}
     assert columns["image_id"].tolist() == list("abcde")
-    predict, labels = at_one_timestep(model.load(torch.device("cpu")).predict), torch.tensor([2, 0, 1, 2, 0])
+    predict, labels = (
+        broadcast_timestep(model.load(torch.device("cpu")).predict),
+        torch.tensor([2, 0, 1, 2, 0]),
+    )
     for name, column in (("mean", "inversion"), ("mirror_mean", "mirror_inversion")):
         z0 = torch.from_numpy(values[name]).float()
         with torch.inference_mode():

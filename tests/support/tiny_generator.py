@@ -6,9 +6,9 @@ import torch
 from diffusers import AutoencoderKL
 
 from ims3_ray.method import difffit
+from ims3_ray.models.convert import save_pipeline
 from ims3_ray.models.dit import DiT, DiTConfig
 from ims3_ray.models.finetuned import save_adapter
-from ims3_ray.models.generator import save_pipeline
 from ims3_ray.storage.artifacts import complete, open_directory
 
 NAMES = [f"class {label}" for label in range(10)]

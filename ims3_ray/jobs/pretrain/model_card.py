@@ -8,11 +8,10 @@ from ims3_ray.config.base import DeviceKind
 from ims3_ray.config.pretrain import Pretrain
 from ims3_ray.data.distilled import licence_entries
 from ims3_ray.data.images import ImageSet
-from ims3_ray.method.ddim import at_one_timestep, sample_ancestral, with_guidance
-from ims3_ray.method.rng import generator, normal
-from ims3_ray.method.schedule import alphas_bar, respaced
-from ims3_ray.models.device import prepare_device, send
-from ims3_ray.models.padded_batches import in_batches
+from ims3_ray.method.ddim import broadcast_timestep, sample_ancestral, with_guidance
+from ims3_ray.method.schedule import alphas_bar, space_timesteps
+from ims3_ray.method.seeding import generator, normal
+from ims3_ray.models.device import prepare_device, run_padded_batches, to_device
 
 from .tasks import Models
 
@@ -31,20 +30,20 @@ def agreement(models: Models, scaling_factor: float, kind: DeviceKind) -> float:
     dit, judge = models.trained_transformer().to(device), models.trained_classifier("judge").to(device)
     vae, shape = models.trained_vae(scaling_factor, device), dit.config.latent_shape
     guided = with_guidance(dit, dit.null_label, scale=config.check_guidance_scale, channels=shape[0])
-    predict = at_one_timestep(guided)
-    timesteps, abar = respaced(CHECK_STEPS), alphas_bar().to(device)
+    predict = broadcast_timestep(guided)
+    timesteps, abar = space_timesteps(CHECK_STEPS), alphas_bar().to(device)
     labels = (torch.arange(config.check_images) % models.num_classes).numpy()
     draws = [generator("check", config.seed)] * CHECK_BATCH
 
     def noise() -> torch.Tensor:
-        return send(normal(draws, shape), device)
+        return to_device(normal(draws, shape), device)
 
     def judged(batch: torch.Tensor) -> list[torch.Tensor]:
         images = vae.decode(sample_ancestral(predict, noise(), batch, timesteps, abar, noise))
         return [judge(images).argmax(1)]
 
     with torch.inference_mode():
-        (given,) = in_batches(judged, [labels], CHECK_BATCH, device)
+        (given,) = run_padded_batches(judged, [labels], CHECK_BATCH, device)
     return float((given == labels).mean())
 
 

@@ -20,9 +20,9 @@ from ims3_ray.data.images import ImageSet
 from ims3_ray.data.loader import LocalPixels, payloads
 from ims3_ray.errors import InputError
 from ims3_ray.models import classifiers
+from ims3_ray.models.convert import save_pipeline
 from ims3_ray.models.extractor import save_extractor
-from ims3_ray.models.generator import save_pipeline
-from ims3_ray.models.training import Optimisation
+from ims3_ray.models.training import TrainingConfig
 from ims3_ray.progress import timed
 from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import Directory, complete, fingerprint, read_manifest
@@ -114,7 +114,7 @@ class Pretraining:
     ) -> None:
         config, out = self.config, self.models.folders[name]
         parts = {"batch_size": section.batch_size, "micro_batches": config.micro_batches}
-        optimisation = Optimisation(
+        optimisation = TrainingConfig(
             steps=section.steps,
             batch_size=section.batch_size,
             micro_batches=config.micro_batches,

@@ -19,15 +19,13 @@ from ims3_ray.config.pretrain import NORM_GROUPS, Pretrain, TrainVae
 from ims3_ray.data.loader import BatchReader, Payload
 from ims3_ray.evaluation.augment import resized_crop
 from ims3_ray.method import losses
-from ims3_ray.method.ddim import add_noise, level, noise_of
-from ims3_ray.method.rng import generator
+from ims3_ray.method.ddim import abar_at, add_noise, noise_of
 from ims3_ray.method.schedule import NUM_TRAIN_TIMESTEPS, alphas_bar
-from ims3_ray.method.seeding import EpochOrder
+from ims3_ray.method.seeding import EpochOrder, generator
 from ims3_ray.models import classifiers
 from ims3_ray.models.classifiers import Classifier
-from ims3_ray.models.device import prepare_device, send
+from ims3_ray.models.device import prepare_device, run_padded_batches, to_device, to_images
 from ims3_ray.models.dit import DiT, DiTConfig
-from ims3_ray.models.padded_batches import in_batches, to_images
 from ims3_ray.models.vae import Vae
 from ims3_ray.storage.artifacts import Directory, fingerprint, part_names, read_part, unpacked_bytes
 from ims3_ray.storage.disk_cache import LocalRows, open_cache
@@ -76,7 +74,9 @@ class LatentEncoder:
             return [x.half() for x in self._vae.encode(to_images(batch))]
 
         pixels, columns, bad = self._read(payload)
-        columns["mean"], columns["logvar"] = in_batches(encode, [pixels], self._batch_size, self._device)
+        columns["mean"], columns["logvar"] = run_padded_batches(
+            encode, [pixels], self._batch_size, self._device
+        )
         return columns, bad
 
 
@@ -188,9 +188,9 @@ class VaeTask(RowsTask):
 
     def losses(self, step: int, part: int) -> dict[str, Tensor]:
         rows, draws = self.part(step, part)
-        images = to_images(send(self.column("pixels", rows), self._device))  # (B, 3, S, S)
+        images = to_images(to_device(self.column("pixels", rows), self._device))  # (B, 3, S, S)
         posterior = self._vae.encode(images)[0]
-        noise = send(torch.randn(posterior.mean.shape, generator=draws), self._device)  # (B, C, H, W)
+        noise = to_device(torch.randn(posterior.mean.shape, generator=draws), self._device)  # (B, C, H, W)
         latents = posterior.mean + posterior.std * noise
         decoded = self._vae.decode(latents)[0]  # pyright: ignore[reportArgumentType] (B, 3, S, S)
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar)
@@ -214,14 +214,18 @@ class TransformerTask(RowsTask):
     def losses(self, step: int, part: int) -> dict[str, Tensor]:
         rows, draws = self.part(step, part)
         shape = (2, len(rows), *self._stored.shape("mean"))
-        posterior_noise, eps = send(torch.randn(shape, generator=draws), self._device)  # (B, C, H, W) each
+        posterior_noise, eps = to_device(
+            torch.randn(shape, generator=draws), self._device
+        )  # (B, C, H, W) each
         t = torch.randint(1, NUM_TRAIN_TIMESTEPS, (len(rows),), generator=draws)  # (B,)
         dropped = torch.rand(len(rows), generator=draws) < self._dropout
         labels = self.column("label", rows).masked_fill(dropped, self._dit.null_label)
-        t, labels = send(t, self._device), send(labels, self._device)
-        mean, logvar = (send(self.column(name, rows).float(), self._device) for name in ("mean", "logvar"))
+        t, labels = to_device(t, self._device), to_device(labels, self._device)
+        mean, logvar = (
+            to_device(self.column(name, rows).float(), self._device) for name in ("mean", "logvar")
+        )
         z0 = self._factor * (mean + (0.5 * logvar).exp() * posterior_noise)
-        z_t = add_noise(z0, eps, abar=level(self._abar, t))  # (B, C, H, W)
+        z_t = add_noise(z0, eps, abar=abar_at(self._abar, t))  # (B, C, H, W)
         output = self._dit(z_t, t, labels)  # (B, 2 C, H, W)
         kl = losses.variational_loss(output, z_t, z0, t, self._abar)
         return {
@@ -241,8 +245,8 @@ class ExtractorTask(RowsTask):
     def losses(self, step: int, part: int) -> dict[str, Tensor]:
         rows, draws = self.part(step, part)
         images = resized_crop(to_images(self.column("pixels", rows)), EXTRACTOR_CROP, draws)
-        logits = self._network(send(images, self._device))  # (B, classes)
-        labels = send(self.column("label", rows), self._device)
+        logits = self._network(to_device(images, self._device))  # (B, classes)
+        labels = to_device(self.column("label", rows), self._device)
         return {"cross_entropy": self.share(cross_entropy(logits, labels, reduction="none"))}
 
 

@@ -12,7 +12,7 @@ from ims3_ray.cluster.resources import CPUS_PER_ACTOR
 from ims3_ray.cluster.tasks import map_in_order
 from ims3_ray.errors import InputError
 from ims3_ray.method.coresets import greedy_coverage, herding, k_center, k_medoids, medoids
-from ims3_ray.method.coverage import RealClass, Values, class_mean, metrics
+from ims3_ray.method.coverage import RealClass, Values, class_mean, class_metrics
 from ims3_ray.progress import bar
 
 from .features import Vectors, places_by_class, read_together
@@ -99,7 +99,7 @@ def _cover(label: int, x: np.ndarray, sets: Sets, count: int, k: int) -> np.ndar
 
 def _measure(label: int, x: np.ndarray, sets: Sets, neighbours: int) -> dict[str, Values]:  # noqa: ARG001
     real = RealClass(x, neighbours)
-    return {name: metrics(real, y) for name, y in sets.items()}
+    return {name: class_metrics(real, y) for name, y in sets.items()}
 
 
 def _rows_by_class(real: Vectors, least: int, classes: Sequence[str]) -> list[np.ndarray]:

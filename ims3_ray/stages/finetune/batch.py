@@ -10,10 +10,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ims3_ray.config.finetune import Finetune
-from ims3_ray.method.rng import generator, normal
 from ims3_ray.method.schedule import NUM_TRAIN_TIMESTEPS, grid_index_below, inversion_grid
-from ims3_ray.method.seeding import EpochOrder
-from ims3_ray.models.device import send
+from ims3_ray.method.seeding import EpochOrder, generator, normal
+from ims3_ray.models.device import to_device
 from ims3_ray.storage import disk_cache, schemas
 from ims3_ray.storage.artifacts import Directory, fingerprint, part_names, read_part, unpacked_bytes
 from ims3_ray.storage.disk_cache import LocalRows, open_cache
@@ -79,7 +78,7 @@ class Draws:
 
     def part(self, rows: slice, device: torch.device) -> "Draws":
         given = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
-        return replace(self, **{name: send(value[rows], device) for name, value in given.items()})
+        return replace(self, **{name: to_device(value[rows], device) for name, value in given.items()})
 
 
 def open_source(source: Source) -> LocalRows:

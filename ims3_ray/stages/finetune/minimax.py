@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ims3_ray.config.finetune import Minimax
 from ims3_ray.method.losses import diversity_loss, representativeness_loss
-from ims3_ray.models.device import send
+from ims3_ray.models.device import to_device
 
 Memories = dict[str, dict[int, Tensor]]  # kind → label → (M, C, H, W), oldest first
 
@@ -51,7 +51,7 @@ class MinimaxMemory:
         for rows in groups:
             label = labels[rows[0]]
             if label in real:
-                own = clean[send(torch.tensor(rows), clean.device)]
+                own = clean[to_device(torch.tensor(rows), clean.device)]
                 alike = alike + representativeness_loss(own, real[label]).amax() / total
                 diverse = diverse + diversity_loss(own, predicted[label]).amax() / total
         return {"representativeness": alike, "diversity": diverse}

@@ -6,7 +6,7 @@ from typing import Any
 from ims3_ray.cluster.train import Training, train
 from ims3_ray.config.finetune import Finetune
 from ims3_ray.data.classes import NEW
-from ims3_ray.models.training import Optimisation
+from ims3_ray.models.training import TrainingConfig
 from ims3_ray.stages.base import BACKWARD, Cost, Forward, Stage, generator_bytes, latent_bytes, training_usage
 from ims3_ray.stages.context import Context
 from ims3_ray.storage.artifacts import Directory, read_manifest
@@ -70,10 +70,10 @@ def task_arguments(context: Context, latents: Directory, inversions: Directory |
     }
 
 
-def optimisation(settings: Finetune, steps: int) -> Optimisation:
+def optimisation(settings: Finetune, steps: int) -> TrainingConfig:
     """`settings` as the training loop takes them."""
     told = settings.model_dump(exclude={"epochs", "steps", "labels", "label_dropout", "batch_size"})
-    return Optimisation(steps=steps, batch_size=settings.latents, **told)
+    return TrainingConfig(steps=steps, batch_size=settings.latents, **told)
 
 
 def _fingerprint_inputs(context: Context) -> object:

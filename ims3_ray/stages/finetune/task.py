@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ims3_ray.config.finetune import Finetune, InversionMatching
-from ims3_ray.method.ddim import add_noise, ddim_step, level, noise_of, predicted_clean
+from ims3_ray.method.ddim import abar_at, add_noise, ddim_step, noise_of, predicted_clean
 from ims3_ray.method.losses import (
     all_pairs_loss,
     diffusion_loss,
@@ -65,7 +65,7 @@ class InversionMatchingTask:
         draws = batch.part(rows, self._device)
         labels = draws.label.masked_fill(draws.dropped, self._dit.null_label)  # (B,)
 
-        abar_t = level(self._abar, draws.t)  # (B, 1, 1, 1)
+        abar_t = abar_at(self._abar, draws.t)  # (B, 1, 1, 1)
         z_t = add_noise(draws.z0, draws.eps, abar=abar_t)  # (B, C, H, W)
         output = self._predict(z_t, draws.t, labels)  # (B, C or 2 C, H, W)
         eps = noise_of(output, z_t.shape[1])  # (B, C, H, W)
@@ -92,7 +92,7 @@ class InversionMatchingTask:
     def _matching(self, draws: Draws, z_t: Tensor, eps: Tensor) -> Tensor:
         """L_IM of every image (B,): z̃_s, stepped from `z_t` by the model being tuned (Eq. 4), and z_s^inv."""
         assert draws.inverted is not None, "trajectories are matched, and none was read"
-        abar_t, abar_s = level(self._abar, draws.t), level(self._abar, draws.s)
+        abar_t, abar_s = abar_at(self._abar, draws.t), abar_at(self._abar, draws.s)
         stepped = ddim_step(z_t, eps, abar_from=abar_t, abar_to=abar_s)
         return matching_loss(stepped, draws.inverted, self._im.metric)
 

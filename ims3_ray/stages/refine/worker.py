@@ -20,14 +20,12 @@ from ims3_ray.errors import InputError
 from ims3_ray.evaluation.augment import view
 from ims3_ray.evaluation.probes import differentiable, probe_protocols
 from ims3_ray.evaluation.rules import Protocol
-from ims3_ray.method.coverage import copies
+from ims3_ray.method.coverage import find_copies
 from ims3_ray.method.refine import OBJECTIVES, Refinement, Statistic
-from ims3_ray.method.rng import generator
-from ims3_ray.method.seeding import permutation
-from ims3_ray.models.device import Numerics, prepare_device
+from ims3_ray.method.seeding import generator, permutation
+from ims3_ray.models.device import TRANSFORMER_LOCK, Numerics, prepare_device, to_images, to_pixels
 from ims3_ray.models.extractor import embed_pixels, load_extractor
 from ims3_ray.models.generator import load_vae
-from ims3_ray.models.padded_batches import TRANSFORMER, to_images, to_pixels
 from ims3_ray.models.vae import Vae
 from ims3_ray.stages.evaluate.features import Vectors
 from ims3_ray.stages.selected import SelectedCandidate, read_images
@@ -95,7 +93,9 @@ class Refiner:
 
     def __call__(self, payload: ClassPayload) -> tuple[Columns, dict[str, str]]:
         label, chosen = payload["label"], [SelectedCandidate(*values) for values in payload["chosen"]]
-        with TRANSFORMER.on(self._device):  # hooks and gradients are the probes' own: one class at a time
+        with TRANSFORMER_LOCK.on(
+            self._device
+        ):  # hooks and gradients are the probes' own: one class at a time
             start = self._start(chosen, payload["real"])
             losses, moved = self._refine(label, start, payload["real"])
             embedded = [
@@ -196,7 +196,7 @@ class Refiner:
         real = features.at(np.flatnonzero(features.labels == label)).read()
         if len(real) < 2:
             return np.zeros(len(after), bool)
-        return copies(real, after)[1] & ~copies(real, before)[1]
+        return find_copies(real, after)[1] & ~find_copies(real, before)[1]
 
 
 def refinement(settings: Refine, vae: Vae, rules: Protocol, part: int) -> Refinement:
@@ -204,7 +204,7 @@ def refinement(settings: Refine, vae: Vae, rules: Protocol, part: int) -> Refine
     see = partial(_at_size, size=rules.image_size)
     return Refinement(
         objective=OBJECTIVES[settings.objective],
-        decode=(lambda z: see((vae.decode_freely(z) + 1) / 2)) if settings.space == "latent" else see,
+        decode=(lambda z: see((vae.decode_unclamped(z) + 1) / 2)) if settings.space == "latent" else see,
         view=partial(_view, rules=rules),
         steps=settings.steps,
         lr=settings.lr,

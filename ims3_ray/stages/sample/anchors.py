@@ -16,8 +16,8 @@ from torch.nn.functional import adaptive_avg_pool2d
 from ims3_ray.config.sections import Sample
 from ims3_ray.errors import InputError
 from ims3_ray.method import coresets
-from ims3_ray.method.ddim import Push
-from ims3_ray.method.guidance import Target, pull, transport
+from ims3_ray.method.ddim import Guidance
+from ims3_ray.method.guidance import Target, guidance_step, transport
 from ims3_ray.method.seeding import permutation
 from ims3_ray.stages.context import Context
 from ims3_ray.storage import schemas
@@ -51,7 +51,7 @@ class Anchors:
         label, subgroup, index = places
         return self.latents[label, (subgroup * self.pool_ipc + index) % self.latents.shape[1]]
 
-    def push(self, places: np.ndarray, settings: Sample, batch_size: int, device: torch.device) -> Push:
+    def push(self, places: np.ndarray, settings: Sample, batch_size: int, device: torch.device) -> Guidance:
         """The pull of `settings` on candidates (label, subgroup, index) (3, N) of a batch.
 
         It is filled up with rows of the first class, so that results are those in a full batch. With
@@ -67,7 +67,7 @@ class Anchors:
                 torch.from_numpy(values[of_sets]).to(device).float() for values in (self.latents, self.masses)
             )
             target = transport(anchors, masses, set_size=self.pool_ipc)
-        return pull(target, strength=settings.anchor_strength, interval=settings.anchor_interval)
+        return guidance_step(target, strength=settings.anchor_strength, interval=settings.anchor_interval)
 
 
 def check_anchors(context: Context) -> None:

@@ -12,7 +12,7 @@ import ray
 import safetensors.numpy
 
 from ims3_ray.method import coresets
-from ims3_ray.method.coverage import neighbour_distances, sparsest
+from ims3_ray.method.coverage import neighbour_distances, sparsest_rows
 from ims3_ray.method.seeding import permutation
 from ims3_ray.stages.context import Context
 from ims3_ray.storage import schemas
@@ -112,7 +112,7 @@ def choose_images(features: np.ndarray, count: int, how: str, seed: int, name: s
     if how == "medoids":
         places = coresets.medoids(features, count, "starts", seed, name)
     elif how == "sparse":
-        places = sparsest(neighbour_distances(features, min(NEIGHBOURS, len(features) - 1)), 1.0)[:count]
+        places = sparsest_rows(neighbour_distances(features, min(NEIGHBOURS, len(features) - 1)), 1.0)[:count]
     else:
         places = permutation(len(features), "starts", seed, name)[:count]
     return places[permutation(count, "start-order", seed, name)]

@@ -16,23 +16,20 @@ from ims3_ray.cluster.fan_out import Part, fan_out
 from ims3_ray.config.settings import Config
 from ims3_ray.data.transforms import encode_png
 from ims3_ray.method.ddim import (
-    at_one_timestep,
+    broadcast_timestep,
     mix_noise,
     sample,
     sample_ancestral,
     sample_ddim,
     with_guidance,
 )
-from ims3_ray.method.guidance import within
-from ims3_ray.method.rng import generator, normal
+from ims3_ray.method.guidance import switch_predictor
 from ims3_ray.method.schedule import alphas_bar
-from ims3_ray.method.seeding import key_seed
-from ims3_ray.models.device import prepare_device, send
-from ims3_ray.models.dpm_solver import dpm_step
+from ims3_ray.method.seeding import generator, key_seed, normal
+from ims3_ray.models.device import DECODER_LOCK, prepare_device, run_padded_batches, to_device, to_pixels
 from ims3_ray.models.extractor import embed_pixels, load_extractor
 from ims3_ray.models.finetuned import TunedModel
-from ims3_ray.models.generator import load_vae
-from ims3_ray.models.padded_batches import DECODER, in_batches, to_pixels
+from ims3_ray.models.generator import dpm_step, load_vae
 from ims3_ray.stages.base import (
     KEY_BYTES,
     Cost,
@@ -126,10 +123,10 @@ class Sampler:
         size = loaded.dit.config.sample_size
         self._shape = loaded.dit.config.in_channels, size, size
         guidance = {"scale": settings.guidance_scale, "channels": settings.guidance_channels}
-        plain = at_one_timestep(loaded.predict)
-        self._predict = at_one_timestep(with_guidance(loaded.predict, loaded.dit.null_label, **guidance))
+        plain = broadcast_timestep(loaded.predict)
+        self._predict = broadcast_timestep(with_guidance(loaded.predict, loaded.dit.null_label, **guidance))
         if settings.guidance_interval:
-            self._predict = within(settings.guidance_interval, inside=self._predict, outside=plain)
+            self._predict = switch_predictor(settings.guidance_interval, inside=self._predict, outside=plain)
         self._timesteps, self._abar = timesteps_of(config), alphas_bar().to(device)
         self._starts = Starts.load(saved) if saved and settings.start == "inversion" else None
         self._anchors = Anchors.load(saved) if saved and settings.guidance != "none" else None
@@ -162,7 +159,7 @@ class Sampler:
 
         def draw_noise() -> Tensor:
             noise = normal(generators, self._shape)
-            return send(torch.cat([noise, noise.new_zeros(surplus, *self._shape)]), self._device)
+            return to_device(torch.cat([noise, noise.new_zeros(surplus, *self._shape)]), self._device)
 
         def draw(labels: Tensor, *inversions: Tensor) -> list[Tensor]:
             z = draw_noise()
@@ -178,13 +175,17 @@ class Sampler:
         rows = [self._model_labels[places[0]]]
         if self._starts:
             rows.append(self._starts.latents[self._starts.rows(*places)])
-        return in_batches(draw, rows, self._batch_size, self._device)[0]
+        return run_padded_batches(draw, rows, self._batch_size, self._device)[0]
 
     @torch.inference_mode()
     def _decode(self, latents: np.ndarray) -> np.ndarray:
         """Pixels (N, 3, H, W) uint8, while another call of the actor denoises."""
-        return in_batches(
-            lambda z: [to_pixels(self._vae.decode(z))], [latents], self._batch_size, self._device, DECODER
+        return run_padded_batches(
+            lambda z: [to_pixels(self._vae.decode(z))],
+            [latents],
+            self._batch_size,
+            self._device,
+            DECODER_LOCK,
         )[0]
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from ims3_ray.config.settings import Config
 from ims3_ray.display import first_few
 from ims3_ray.errors import InputError
-from ims3_ray.method.schedule import descending_from, inversion_grid, respaced
+from ims3_ray.method.schedule import inversion_grid, space_timesteps, timesteps_from
 
 
 def start_point(config: Config) -> tuple[int, int]:
@@ -21,8 +21,8 @@ def start_point(config: Config) -> tuple[int, int]:
 def timesteps_of(config: Config) -> Int[Tensor, " n"]:
     """Those at which the model is asked, ascending; from noise or from the level of the starts."""
     settings = config.sample
-    timesteps = respaced(settings.steps, "log_snr" if settings.sampler == "dpm" else settings.spacing)
-    return descending_from(timesteps, start_point(config)[1]) if settings.start == "inversion" else timesteps
+    timesteps = space_timesteps(settings.steps, "log_snr" if settings.sampler == "dpm" else settings.spacing)
+    return timesteps_from(timesteps, start_point(config)[1]) if settings.start == "inversion" else timesteps
 
 
 def inside(timesteps: Int[Tensor, " n"], interval: tuple[int, ...] | None) -> Bool[Tensor, " n"]:

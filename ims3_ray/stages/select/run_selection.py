@@ -15,8 +15,8 @@ from ims3_ray.errors import InputError
 from ims3_ray.method.s3.distributed_descent import Ask, Joined, Shards, fetch_pools, solve
 from ims3_ray.method.s3.image_selection import ImageShard, JoinedImages, solve_images
 from ims3_ray.method.s3.objective import CoincidentError, Selection
-from ims3_ray.method.s3.proof.bound import Run, certify
-from ims3_ray.method.s3.proof.branch_and_bound import MOST_ROWS, branch_and_bound
+from ims3_ray.method.s3.proof.bound import TaskRunner, certify
+from ims3_ray.method.s3.proof.branch_and_bound import MAX_ROWS, branch_and_bound
 from ims3_ray.method.s3.shard import Shard
 from ims3_ray.progress import timed
 
@@ -79,9 +79,9 @@ def select_features(
     and two centroids coincide.
     """
     num_subgroups = int(pool.num_subgroups.sum())
-    if settings.solver == "exact" and num_subgroups > MOST_ROWS:
+    if settings.solver == "exact" and num_subgroups > MAX_ROWS:
         raise InputError(
-            f"select.solver: exact takes up to {MOST_ROWS} subgroups in all, here are {num_subgroups}; "
+            f"select.solver: exact takes up to {MAX_ROWS} subgroups in all, here are {num_subgroups}; "
             "use rounds"
         )
     names = names or tuple(map(str, pool.classes))
@@ -145,7 +145,7 @@ def _select(source: Source, pool: ShardPool, tell: Callable[[str], object]) -> O
     return Outcome(document, len(pool.ranges), sum(map(len, subgroups)))
 
 
-def _solve(source: Source, pool: ShardPool, groups: Shards, run: Run) -> Selection:
+def _solve(source: Source, pool: ShardPool, groups: Shards, run: TaskRunner) -> Selection:
     settings = source.settings
     restarts = {"restarts": settings.restarts, "seed": source.seed}
     if not is_proved(settings, int(source.pool.num_subgroups.sum())):

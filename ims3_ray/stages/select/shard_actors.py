@@ -18,7 +18,7 @@ import ray
 from ims3_ray.cluster.resources import Machine
 from ims3_ray.config.sections import Select
 from ims3_ray.errors import InputError
-from ims3_ray.method.coverage import copies
+from ims3_ray.method.coverage import find_copies
 from ims3_ray.method.s3.distributed_descent import Ask
 from ims3_ray.method.s3.image_selection import ImageShard, ball_table, closeness_table
 from ims3_ray.method.s3.objective import Objective, real_centroid, subgroup_centroids, unit_rows
@@ -126,7 +126,7 @@ class ClassRange:
     ) -> tuple[Keys, np.ndarray]:
         """The candidates that are no copies of real images; InputError where fewer than ipc are left."""
         _require_more_than(1, real, "select.exclude_copies", name)
-        kept = ~copies(real, features)[1]
+        kept = ~find_copies(real, features)[1]
         if kept.sum() < self.source.ipc:
             raise InputError(
                 f"select.exclude_copies: class {name!r} has {kept.sum()} candidates that copy no real image, "

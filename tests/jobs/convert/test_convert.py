@@ -28,7 +28,8 @@ from ims3_ray.method import difffit
 from ims3_ray.method.ddim import ddim_step, noise_of, with_guidance
 from ims3_ray.method.schedule import alphas_bar
 from ims3_ray.models.checkpoints import load_transformer
-from ims3_ray.models.generator import inspect_generator, save_pipeline
+from ims3_ray.models.convert import save_pipeline
+from ims3_ray.models.generator import inspect_generator
 from ims3_ray.models.vae import Vae, read_vae
 from ims3_ray.stages.finetune import stage as finetune
 

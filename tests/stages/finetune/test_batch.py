@@ -10,8 +10,8 @@ import torch
 
 from ims3_ray.config.finetune import Finetune
 from ims3_ray.method import seeding
-from ims3_ray.method.rng import generator, normal
 from ims3_ray.method.schedule import NUM_TRAIN_TIMESTEPS, grid_index_below, inversion_grid
+from ims3_ray.method.seeding import generator, normal
 from ims3_ray.stages.finetune.batch import Images, Source
 from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import complete, open_directory

@@ -7,9 +7,9 @@ import torch
 from crossings import META, Sent
 
 from ims3_ray.method import losses
-from ims3_ray.method.ddim import add_noise, level, noise_of
+from ims3_ray.method.ddim import abar_at, add_noise, noise_of
 from ims3_ray.method.schedule import alphas_bar
-from ims3_ray.models.training import Optimisation, Trainer
+from ims3_ray.models.training import Trainer, TrainingConfig
 from ims3_ray.stages.finetune.batch import Draws
 
 ABAR = alphas_bar()
@@ -25,7 +25,7 @@ def test_the_published_target_matches_every_image_with_all_and_drops_labels_anew
     first, second = (batch.label.masked_fill(d, null) for d in (batch.dropped, batch.dropped_again))
     assert [labels.tolist() for labels in asked] == [first.tolist(), second.tolist()]
     assert not torch.equal(first, second)
-    z_t = add_noise(batch.z0, batch.eps, abar=level(ABAR, batch.t))
+    z_t = add_noise(batch.z0, batch.eps, abar=abar_at(ABAR, batch.t))
     eps = noise_of(predict(z_t, batch.t, first), 4)
     pair = losses.one_step_pair(predict, batch.z0, z_t, eps, batch.t, second, ABAR)
     torch.testing.assert_close(terms["matching"], losses.all_pairs_loss(*pair).mean())
@@ -54,7 +54,7 @@ def test_small_terms_get_a_pass_of_their_own_where_gradients_are_rounded(build_t
 def test_a_step_reads_nothing_off_its_device_and_sends_its_batch_alone(build_task, im, more):
     """A log step alone reads. Minimax sends the rows of each class, too."""
     task = build_task(im=im, device=META)
-    trainer = Trainer(task, Optimisation(steps=9, batch_size=8, micro_batches=1, lr=1e-3), 0, 1, META)
+    trainer = Trainer(task, TrainingConfig(steps=9, batch_size=8, micro_batches=1, lr=1e-3), 0, 1, META)
     for _ in range(2):  # the memories are filled
         with Sent() as counted:
             trainer.advance()

@@ -108,7 +108,7 @@ def test_sparse_starts_are_those_farthest_from_their_neighbours():
 
 
 def test_a_sampler_from_a_level_visits_the_timesteps_below_it():
-    steps = schedule.descending_from(schedule.respaced(11), 400)
+    steps = schedule.timesteps_from(schedule.space_timesteps(11), 400)
     assert steps.tolist() == [0, 100, 200, 300, 400]
 
 

@@ -4,7 +4,7 @@ import torch
 from ims3_ray.cluster.resources import find_machine
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.errors import InputError
-from ims3_ray.method.schedule import respaced
+from ims3_ray.method.schedule import space_timesteps
 from ims3_ray.pipeline.prepare import prepare
 from ims3_ray.pipeline.steps import plan
 from ims3_ray.stages.sample.timesteps import check_intervals, inside, timesteps_of
@@ -17,8 +17,8 @@ def config(*words):
 def test_dpm_asks_at_even_steps_of_log_snr_whatever_the_others_spacing():
     for spacing in ("linspace", "leading"):
         at = timesteps_of(config("sample.sampler=dpm", f"sample.spacing={spacing}"))
-        assert torch.equal(at, respaced(10, "log_snr"))
-        assert torch.equal(timesteps_of(config(f"sample.spacing={spacing}")), respaced(10, spacing))
+        assert torch.equal(at, space_timesteps(10, "log_snr"))
+        assert torch.equal(timesteps_of(config(f"sample.spacing={spacing}")), space_timesteps(10, spacing))
 
 
 def test_starts_are_denoised_from_the_nearest_point_of_their_inversions():

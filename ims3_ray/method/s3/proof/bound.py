@@ -26,7 +26,7 @@ CLOSE = 1e-4  # a gap that `auto` takes as proof
 Answer = TypeVar("Answer")
 
 
-class Run(Protocol):
+class TaskRunner(Protocol):
     """Results of `function` on each tuple of arguments, in order, wherever they are computed."""
 
     def __call__(
@@ -35,7 +35,7 @@ class Run(Protocol):
 
 
 def certify(
-    selection: Selection, shards: Joined, objective: Objective, *, method: str, run: Run
+    selection: Selection, shards: Joined, objective: Objective, *, method: str, run: TaskRunner
 ) -> Selection:
     """`selection` with a lower bound, the same for any number of shards, and the name of what gave it.
 
@@ -61,7 +61,7 @@ def series_bound(selection: Selection, shards: Joined, objective: Objective) -> 
     return float(of_classes.sum(axis=0).max()) - _rounding(selection, objective)
 
 
-def trws_bound(selection: Selection, shards: Joined, objective: Objective, run: Run) -> float:
+def trws_bound(selection: Selection, shards: Joined, objective: Objective, run: TaskRunner) -> float:
     """The best of the bounds of TRW-S passes. One task: the classes are visited in turn."""
     weight, sizes = objective.pair_weight(len(selection.choice)), shards.sizes()
     arguments = (

@@ -10,8 +10,13 @@ from selections import exhaustive, free_problem
 from ims3_ray.method.s3.distributed_descent import select
 from ims3_ray.method.s3.objective import Objective, evaluate
 from ims3_ray.method.s3.proof import branch_and_bound as search
-from ims3_ray.method.s3.proof.branch_and_bound import branch_and_bound, whole_problem
-from ims3_ray.method.s3.proof.problem import restrict, subgroup_bounds, tighten
+from ims3_ray.method.s3.proof.branch_and_bound import (
+    branch_and_bound,
+    restrict,
+    subgroup_bounds,
+    tighten,
+    whole_problem,
+)
 
 PAPER = Objective(0.4, 0.9)
 VARIANTS = [Objective(0.4, 0.9), Objective(0.4, 0.9, 0.01, "none")]

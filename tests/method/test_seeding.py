@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from ims3_ray.method.rng import generator, normal
-from ims3_ray.method.seeding import key_seed, permutation
+from ims3_ray.method.seeding import generator, key_seed, normal, permutation
 
 
 def test_a_key_gives_the_same_noise_whoever_draws_beside_it():
