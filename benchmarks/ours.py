@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from ims3_ray.cluster.fan_out import CALLS_PER_ACTOR, Build, Part
-from ims3_ray.config.refinement import Refine
+from ims3_ray.config.evaluation import Refine
 from ims3_ray.data.loader import payloads
 from ims3_ray.evaluation.probes import differentiable, probe_protocols
 from ims3_ray.evaluation.rules import Protocol
@@ -97,7 +97,7 @@ def our_variant(context: Context, stage: str, work: Directory) -> Variant:
     details = {
         "sample": f"{sample.steps} {sample.sampler} steps, guidance {sample.guidance_scale:g}, PNG, features",
         "encode": "files decoded on threads",
-        "invert": f"{config.invert.points} points, parts of {images} images",
+        "invert": f"{config.invert.steps} points, parts of {images} images",
     }
     return Variant(
         name="ours",

@@ -210,7 +210,7 @@ class Inversion(Published):
     def __init__(self, context: Context):
         super().__init__(context)
         self._predict = broadcast_timestep(predictor(self._dit()))
-        self._grid = inversion_grid(context.config.invert.points)
+        self._grid = inversion_grid(context.config.invert.steps)
         self._views = torch.randn(self.images * context.num_views, 1, *context.info.latent_shape)
 
     @staticmethod

@@ -162,7 +162,7 @@ def write_latents(context: Context, work: Directory, parts: int, rows: int) -> t
         for view in ("", "mirror_")[: context.num_views]:
             mean = rng.standard_normal((rows, *shape), dtype=np.float32).astype(np.float16)
             latent_columns |= {f"{view}mean": mean, f"{view}logvar": np.full_like(mean, -6)}
-            points = (rows, context.config.invert.points, *shape)
+            points = (rows, context.config.invert.steps, *shape)
             inversion_columns[f"{view}inversion"] = rng.standard_normal(points, np.float32).astype(np.float16)
         table = schemas.MIRRORED_LATENTS if mirror else schemas.LATENTS
         latents.write(name, schemas.to_parquet(latent_columns, table))

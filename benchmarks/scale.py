@@ -33,7 +33,7 @@ INTERVAL_S = 0.2  # between samples of memory
 WORKER = "ray::"  # prefix of the process title of a busy Ray worker
 SMALL: dict[str, object] = {  # few network passes: their number is known to count linearly
     "ipc": 50,
-    "invert.points": 2,
+    "invert.steps": 2,
     "finetune.epochs": 1,
     "sample.steps": 2,
     "evaluate.protocol": "smoke",

@@ -113,7 +113,7 @@ def _speed(problem: Problem, folder: Directory, settings: Select, machine: Machi
     groups = Joined(shards.asking(of_groups))
     selection = solve(groups, source.objective)
     times.append(time.perf_counter())
-    selection = certify(selection, groups, source.objective, method=settings.certify, run=run_tasks)
+    selection = certify(selection, groups, source.objective, method=settings.lower_bound, run=run_tasks)
     times.append(time.perf_counter())
     memory, num_shards = max(size for _, size in shards.ask(ClassRange.process)), len(shards.ranges)
     driver = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 from typing import get_args
 
-from ims3_ray.config.sections import Baseline, NetworkName, ProtocolName, scored_split
+from ims3_ray.config.evaluation import Baseline, NetworkName, ProtocolName, scored_split
 from ims3_ray.evaluation.protocols import PROTOCOLS
 from ims3_ray.evaluation.results import NAMES
 from ims3_ray.models.classifiers import DEFAULT_WIDTH, SMALLEST_IMAGE

@@ -1,4 +1,4 @@
-"""What every section is made of: the kinds of numbers, values for each kind of device, frozen models."""
+"""Base classes of the configuration: constrained numbers, frozen sections, values per device kind."""
 
 import re
 from pathlib import Path
@@ -16,27 +16,37 @@ Weight = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Value = TypeVar("Value")
-MOST_NAME = 200  # bytes, and room for a key behind it
+MAX_NAME_BYTES = 200  # a folder's name also holds a key
 
 
-def _as_folder(name: str) -> str:
-    is_short = 0 < len(name.encode(errors="replace")) <= MOST_NAME
+def _check_name(name: str) -> str:
+    is_short = 0 < len(name.encode(errors="replace")) <= MAX_NAME_BYTES
     if not is_short or name.startswith(".") or re.search(rf"[/\\{UNPRINTABLE}]", name):
         raise ValueError("should be able to begin a folder's name; rename the file, or give recipe=NAME")
     return name
 
 
-Name = Annotated[str, AfterValidator(_as_folder)]
+Name = Annotated[str, AfterValidator(_check_name)]
 
 
-def one_spelling(location: str | None) -> str | None:
-    """The resolved path of what lies on this machine; a URI, a hub's name or None as it is."""
+def check_unique(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns `names`. Raises ValueError if a name occurs twice."""
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name!r} occurs twice")
+    return names
+
+
+def canonical_location(location: str | None) -> str | None:
+    """Returns the resolved path of an existing local file or folder; other locations unchanged."""
     if location is None or "://" in location or not Path(location).expanduser().exists():
         return location
     return str(Path(location).expanduser().resolve())
 
 
 class Section(BaseModel):
+    """A frozen group of fields. Unknown fields are refused."""
+
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
@@ -47,21 +57,23 @@ class Section(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_device_may_be_given(cls, given: object) -> object:
-        """Of a value for each kind of device, the other kind's stays as it is by default."""
-        if not isinstance(given, dict):
-            return given
-        defaults = {name: field.default for name, field in cls.model_fields.items() if name in given}
-        whole = {
-            name: default.model_dump() | given[name]
-            for name, default in defaults.items()
-            if isinstance(default, PerDevice) and isinstance(given[name], dict)
+    def _complete_devices(cls, data: object) -> object:
+        """If only one device kind has a value, the other keeps its default."""
+        if not isinstance(data, dict):
+            return data
+        defaults = {name: field.default for name, field in cls.model_fields.items() if name in data}
+        return {
+            **data,
+            **{
+                name: default.model_dump() | data[name]
+                for name, default in defaults.items()
+                if isinstance(default, PerDevice) and isinstance(data[name], dict)
+            },
         }
-        return {**given, **whole}
 
 
 class Settings(BaseSettings):
-    """All that a command is told; environment variables fill in what it leaves open."""
+    """All fields of one command. Environment variables set what nothing else sets."""
 
     model_config = SettingsConfigDict(
         frozen=True,
@@ -75,7 +87,7 @@ class Settings(BaseSettings):
 
 
 class PerDevice(Section, Generic[Value]):
-    """A value for each kind of device: bits depend on it, so it is a recipe value and not one of Workers."""
+    """One value per device kind. Results depend on it bit by bit, so it belongs to the recipe."""
 
     cpu: Value
     """On the CPU."""
@@ -87,31 +99,13 @@ class PerDevice(Section, Generic[Value]):
 
 
 class BatchSize(PerDevice[Count]):
-    """Rows a forward pass."""
+    """Rows per forward pass."""
 
 
 class Arithmetic(PerDevice[Precision]):
-    """Of matrices; values that train are fp32 everywhere."""
+    """Precision of matrix products. Trained parameters are always fp32."""
 
     cpu: Precision = "fp32"
     """On the CPU."""
     cuda: Precision = "bf16"
-    """On a GPU."""
-
-
-class Compile(PerDevice[bool]):
-    """torch.compile of the transformer's blocks."""
-
-    cpu: bool = False
-    """On the CPU."""
-    cuda: bool = True
-    """On a GPU."""
-
-
-class Graphs(PerDevice[bool]):
-    """CUDA graphs of the transformer's passes."""
-
-    cpu: bool = False
-    """On the CPU, which has none."""
-    cuda: bool = False
     """On a GPU."""

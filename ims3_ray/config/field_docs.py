@@ -1,4 +1,4 @@
-"""Every field of every command in words: what `--help` lists, and docs/configuration.md.
+"""Documentation of the fields, for `--help` and docs/configuration.md.
 
 python -m ims3_ray.config.field_docs > docs/configuration.md
 """
@@ -11,79 +11,77 @@ from typing import Any, NamedTuple
 import yaml
 
 from .base import Settings
-from .pretrain import Pretrain
-from .settings import Config, Evaluating, Selecting
+from .settings import Config, Evaluating, Pretrain, Selecting
 
-JOBS: dict[str, type[Settings]] = {  # completion, convert and recipes take none
+SETTINGS: dict[str, type[Settings]] = {  # command → its settings; convert has none
     **dict.fromkeys(("distill", "ablate", "sweep", "runs", "init", "push", "doctor"), Config),
     **dict.fromkeys(("evaluate", "verify"), Evaluating),
     "select": Selecting,
     "pretrain": Pretrain,
 }
-# of the fields that its settings have
-ONLY: dict[str, tuple[str, ...]] = dict.fromkeys(("runs", "init", "push", "doctor"), ("storage",))
+STORAGE_ONLY = ("runs", "init", "push", "doctor")  # commands that take `storage` and no other field
 KINDS = {"integer": "integer", "number": "number", "string": "text", "boolean": "true or false"}
 BOUNDS = (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
-NAMES = ("field", "type", "default", "")
+HEADER = ("field", "type", "default", "")
 INTRO = """# Configuration
 
-Fields are given as words, `sample.subgroups=20`, or in a recipe's YAML, sections as mappings. Strongest
-first: words, the recipe, environment variables (`IMS3_STORAGE`, `IMS3_WORKERS__ACTORS`; for pretrain
-`IMS3_PRETRAIN_…`), the defaults below. `python jobs/distill.py --dry-run` shows what a run resolves to.
-Everything but `workers` and `storage` goes into the fingerprints of what is made. `completion`, `convert` and
-`recipes` take no fields, `runs`, `init`, `push` and `doctor` take `storage` alone.
+On the command line a field is `section.field=value`, such as `sample.subgroups=20`; in a recipe's YAML,
+sections are mappings. Precedence: command line, recipe, environment (`IMS3_STORAGE`,
+`IMS3_WORKERS__ACTORS`; for pretrain `IMS3_PRETRAIN_…`), the defaults below. `ims3 distill --dry-run` prints
+all values of a run. Every field except `workers.*`, `storage` and `data.root` enters the fingerprints of
+artefacts. `runs`, `init`, `push` and `doctor` take only `storage`; `convert` takes no field.
 """
 
-Schema = Mapping[str, Any]  # JSON, as pydantic writes it
+Schema = Mapping[str, Any]  # JSON schema by pydantic
 
 
 class Row(NamedTuple):
     field: str
-    kind: str  # type, with range or choices
-    default: str  # as YAML
-    sentence: str
+    kind: str  # type with its range or choices
+    default: str  # YAML
+    description: str
 
 
-class Part(NamedTuple):
-    """A section, or the fields outside of any ("")."""
+class Group(NamedTuple):
+    """A section's fields, or those outside sections (name "")."""
 
     name: str
-    sentence: str
+    description: str
     rows: list[Row]
 
 
-def parts(settings: type[Settings]) -> list[Part]:
-    """The fields of a command, by section."""
+def groups(settings: type[Settings]) -> list[Group]:
+    """Returns the fields by section."""
     schema = settings.model_json_schema()
-    outside, sections = Part("", "", []), list[Part]()
+    top_level, sections = Group("", "", []), list[Group]()
     for row in _rows(schema, schema["$defs"], {}, ""):
         name, dot, _ = row.field.partition(".")
         if not dot:
-            outside.rows.append(row)
+            top_level.rows.append(row)
         elif sections and sections[-1].name == name:
             sections[-1].rows.append(row)
         else:
             model = schema["$defs"][_model(schema["properties"][name])]
-            sections.append(Part(name, model.get("description", "").partition("\n")[0], [row]))
-    return [outside, *sections]
+            sections.append(Group(name, model.get("description", "").partition("\n")[0], [row]))
+    return [top_level, *sections]
 
 
 def _rows(
-    schema: Schema, models: Mapping[str, Schema], values: Mapping[str, object], prefix: str, of: str = ""
+    schema: Schema, models: Mapping[str, Schema], values: Mapping[str, object], prefix: str, outer: str = ""
 ) -> Iterator[Row]:
-    """The fields of a model and of those within it; `values` are its own in place of their defaults."""
+    """The rows of a model and its inner models. `values` replace its fields' defaults."""
     for name, spec in schema["properties"].items():
         value, model = values.get(name, spec.get("default", "–")), _model(spec)
-        sentence = " ".join(filter(None, (of, spec.get("description"))))
+        description = " ".join(filter(None, (outer, spec.get("description"))))
         if model is None or "anyOf" in spec:
-            yield Row(prefix + name, _kind(spec), _shown(value), sentence)
+            yield Row(prefix + name, _kind(spec), _yaml(value), description)
         if model is not None:
-            inner, of_inner = value if isinstance(value, dict) else {}, "" if "anyOf" in spec else sentence
-            yield from _rows(models[model], models, inner, f"{prefix}{name}.", of_inner)
+            inner = value if isinstance(value, dict) else {}
+            of_field = "" if "anyOf" in spec else description
+            yield from _rows(models[model], models, inner, f"{prefix}{name}.", of_field)
 
 
 def _model(spec: Schema) -> str | None:
-    """The name of the model that the field holds."""
     names = [choice["$ref"] for choice in spec.get("anyOf", [spec]) if "$ref" in choice]
     return names[0].rpartition("/")[2] if names else None
 
@@ -98,55 +96,72 @@ def _kind(spec: Schema) -> str:
     if spec.get("type") == "null":
         return "null"
     bounds = ", ".join(f"{sign} {spec[key]}" for key, sign in BOUNDS if key in spec)
-    return f"{KINDS.get(spec.get('type', ''), 'fields')} {bounds}".strip()
+    return f"{KINDS.get(spec.get('type', ''), spec.get('const', 'fields'))} {bounds}".strip()
 
 
-def _shown(value: object) -> str:
+def _yaml(value: object) -> str:
     return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True).removesuffix("...\n").strip()
 
 
-def fields(job: str) -> list[str]:
-    """The names of a command's fields."""
-    rows = [row.field for part in parts(JOBS[job]) for row in part.rows] if job in JOBS else []
-    return [field for field in rows if field in ONLY.get(job, (field,))]
+def fields(command: str) -> list[str]:
+    """Returns the field names of a command."""
+    if command in STORAGE_ONLY:
+        return ["storage"]
+    return (
+        [row.field for group in groups(SETTINGS[command]) for row in group.rows]
+        if command in SETTINGS
+        else []
+    )
 
 
-def help_text(job: str) -> str | None:
-    """The fields of a command for the end of its `--help`; None where it takes none."""
-    if job not in JOBS:
+def help_text(command: str) -> str | None:
+    """Returns the end of a command's `--help`, its fields; None if it has none."""
+    if command not in SETTINGS:
         return None
     width = max(60, min(shutil.get_terminal_size((80, 24)).columns, 110))
 
     def wrapped(text: str, first: str, others: str) -> list[str]:
         return textwrap.wrap(text, width, initial_indent=first, subsequent_indent=others)
 
-    lines = ["fields, given as field=value; a recipe may have other values than these:"]
-    for part in parts(JOBS[job]):
-        rows = [row for row in part.rows if row.field in ONLY.get(job, (row.field,))]
+    lines, names = (
+        ["fields, as field=value, with their defaults; a recipe may set other values:"],
+        fields(command),
+    )
+    for group in groups(SETTINGS[command]):
+        rows = [row for row in group.rows if row.field in names]
         if rows:
-            lines += ["", *wrapped(f"{part.name}: {part.sentence}" if part.name else "", "", "  ")]
+            lines += ["", *wrapped(f"{group.name}: {group.description}" if group.name else "", "", "  ")]
         for row in rows:
             lines += wrapped(f"{row.field}={row.default}   {row.kind}", "  ", " " * 8)
-            lines += wrapped(row.sentence, " " * 6, " " * 6)
+            lines += wrapped(row.description, " " * 6, " " * 6)
     return "\n".join(lines)
 
 
 def page() -> str:
-    """docs/configuration.md. What a command has in common with a run is stated there alone."""
-    lines, known = [INTRO], list[Part]()
-    for settings in dict.fromkeys(JOBS.values()):
-        jobs = [job for job, theirs in JOBS.items() if theirs is settings and job not in ONLY]
-        lines += [f"## {', '.join(jobs)}", "", (settings.__doc__ or "").partition("\n")[0], ""]
-        given = parts(settings)
-        if shared := [f"`{part.name}`" for part in given if part in known]:
-            lines += [f"As above: {', '.join(shared)}.", ""]
-        for part in given:
-            if part not in known:
-                lines += [f"### {part.name}", "", part.sentence, ""] if part.name else []
-                table = [NAMES, ("---",) * len(NAMES)]
-                table += [(f"`{row.field}`", row.kind, f"`{row.default}`", row.sentence) for row in part.rows]
+    """Returns docs/configuration.md. Each field is documented once, other defaults of it beside the link."""
+    lines, known = [INTRO], dict[str, str]()  # field → default
+    for settings in dict.fromkeys(SETTINGS.values()):
+        commands = [name for name, own in SETTINGS.items() if own is settings and name not in STORAGE_ONLY]
+        lines += [f"## {', '.join(commands)}", "", (settings.__doc__ or "").partition("\n")[0], ""]
+        all_groups = groups(settings)
+        shared = [group.name for group in all_groups if group.name and group.rows[0].field in known]
+        others = [
+            f"`{row.field}={row.default}`"
+            for group in all_groups
+            for row in group.rows
+            if known.get(row.field, row.default) != row.default
+        ]
+        if shared:
+            defaults = f"; other defaults: {', '.join(others)}" if others else ""
+            lines += [f"As above: {', '.join(f'`{name}`' for name in shared)}{defaults}.", ""]
+        for group in all_groups:
+            rows = [row for row in group.rows if not (group.name in shared or row.field in known)]
+            if rows:
+                lines += [f"### {group.name}", "", group.description, ""] if group.name else []
+                table = [HEADER, ("---",) * len(HEADER)]
+                table += [(f"`{r.field}`", r.kind, f"`{r.default}`", r.description) for r in rows]
                 lines += [*(f"| {' | '.join(cells)} |" for cells in table), ""]
-        known += given
+        known |= {row.field: row.default for group in all_groups for row in group.rows}
     return "\n".join(lines).rstrip() + "\n"
 
 

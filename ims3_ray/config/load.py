@@ -1,15 +1,16 @@
-"""A configuration out of a recipe, a person's overrides and the environment; mistakes are named by field."""
+"""Build a configuration from a recipe, overrides and the environment. Errors name the field."""
 
 import copy
 import difflib
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
+import yaml
 from pydantic import BaseModel, ValidationError
 
 from ims3_ray.errors import InputError
@@ -17,30 +18,92 @@ from ims3_ray.errors import InputError
 from .base import Settings
 from .data import Data
 from .settings import Config
-from .yaml_io import read_text, read_yaml
 
 Kind = TypeVar("Kind", bound=Settings)
 Overrides = Mapping[str, object]  # dotted field → value
-Values = dict[str, Any]  # as YAML holds them: sections are mappings
-MOST_MISTAKES = 8  # that one line names
-SHORT = reprlib.Repr()  # of values that people gave, which may be of any length
+Values = dict[str, Any]  # as in YAML: sections are mappings
+Refuse = Callable[[str], Exception]  # reason → exception
+RECIPES = resources.files("ims3_ray") / "recipes"
+MERGE_TAG = "tag:yaml.org,2002:merge"  # `<<`, which may repeat
+MAX_MISTAKES = 8  # listed in one error line
+SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = 200
-STATED_OF = {  # field of a section that a recipe states of other fields beside it → these
+# (section, field) → fields of the section that it describes; dropped if an override changes one of them
+DESCRIBES = {
     ("model", "licence"): ("path", "vae"),
     ("model", "frequency_shift"): ("path",),
     ("data", "licence"): ("train", "class_map"),
 }
+RENAMED = {
+    "evaluate.draws": "evaluate.random_subsets",
+    "invert.points": "invert.steps",
+    "model.graphs": "model.cuda_graphs",
+    "probe.points": "probe.checkpoint_steps",
+    "refine.stay": "refine.anchor_weight",
+    "select.certify": "select.lower_bound",
+    "select.memory": "select.memory_gb",
+}
+REMOVED = {  # field → the value that every run has now
+    "extractor.lr": 0.001,
+    "finetune.weight_decay": 0.0,
+    "invert.substeps": 1,
+    "log_every": 100,
+    "sample.anchor_images": None,
+    "sample.start_from": "medoids",
+    "sample.weights": "ema",
+    "transformer.ema_decay": 0.999,
+    "transformer.label_dropout": 0.1,
+    "vae.lr": 0.001,
+}
+FLATTENED = (  # (section, field, its former subfield that is its value now)
+    ("im", "minimax", "extreme"),
+    ("model", "compile", "cuda"),
+    ("model", "cuda_graphs", "cuda"),
+)
+
+
+class _Loader(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        if node.id == "mapping":  # else SafeLoader raises
+            seen = set[tuple[str, str]]()
+            for key, _ in node.value:
+                if not isinstance(key, yaml.ScalarNode) or key.tag == MERGE_TAG:
+                    continue
+                if (key.tag, key.value) in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} occurs twice")
+                seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
+
+
+def read_text(path: Path, refuse: Refuse) -> str:
+    """Returns the text of a UTF-8 file. Raises `refuse(reason)` if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise refuse(f"is no text in UTF-8 ({error})") from error
+    except OSError as error:
+        raise refuse(f"can't be read ({error.strerror or error})") from error
+
+
+def read_yaml(text: str, refuse: Refuse) -> Any:
+    """Returns the data of a YAML text. Raises `refuse(reason)` if it is invalid or a key occurs twice."""
+    try:
+        return _Loader(text).get_single_data()
+    except RecursionError as error:
+        raise refuse("is nested too deeply") from error
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:  # from dates and numbers
+        raise refuse(f"is not valid YAML: {' '.join(str(error).split())[:200]}") from error
 
 
 def recipe_names() -> list[str]:
-    names = (path.name for path in resources.files("ims3_ray.recipes").iterdir())
+    names = (path.name for path in RECIPES.iterdir())
     return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
 
 def recipe_text(recipe: str) -> tuple[str, str]:
-    """(name, YAML text) of a recipe given by name or by path."""
+    """Returns (name, YAML text) of a recipe, given its name or path."""
     if recipe in recipe_names():
-        return recipe, (resources.files("ims3_ray.recipes") / f"{recipe}.yaml").read_text()
+        return recipe, (RECIPES / f"{recipe}.yaml").read_text()
     path = Path(recipe)
     if path.suffix in {".yaml", ".yml"} and path.is_file():
         return path.stem, read_text(path, partial(_bad_recipe, recipe))
@@ -49,83 +112,103 @@ def recipe_text(recipe: str) -> tuple[str, str]:
     )
 
 
-def _bad_recipe(recipe: str, why: str) -> InputError:
-    return InputError(f"recipe {recipe}: {why}")
+def _bad_recipe(recipe: str, reason: str) -> InputError:
+    return InputError(f"recipe {recipe}: {reason}")
 
 
 def load_config(recipe: str = "digits", overrides: Overrides | None = None) -> Config:
-    """The run that `recipe` (name or path) and `overrides` say; InputError names every field at fault."""
+    """Returns the configuration of `recipe` (name or path) with `overrides`.
+
+    Raises InputError, which names every wrong field.
+    """
     name, text = recipe_text(recipe)
     values = read_yaml(text, partial(_bad_recipe, recipe)) or {}
     if not isinstance(values, dict):
         raise InputError(
-            f"recipe {recipe}: holds a {type(values).__name__}; give a mapping of sections to fields"
+            f"recipe {recipe}: is a {type(values).__name__}; give a mapping of sections to fields"
         )
     return load_settings(Config, overrides or {}, {"recipe": name} | values)
 
 
 def subject(config: Config) -> str:
-    """What a run is about: its recipe; where other images stand in place of a named recipe's own, these."""
+    """Returns the recipe's name, or the images' name if other images replace a named recipe's."""
     return subject_of(config.recipe, config.data)
 
 
 def subject_of(recipe: str, data: Data) -> str:
-    """The same of a recipe's name and its images."""
-    named = load_config(recipe).data.train if recipe in recipe_names() else None
-    return recipe if named in (None, data.train) else data.name
+    """As `subject`, from the recipe's name and the images."""
+    train = load_config(recipe).data.train if recipe in recipe_names() else None
+    return recipe if train in (None, data.train) else data.name
 
 
 def load_settings(kind: type[Kind], overrides: Overrides, recipe: Values | None = None) -> Kind:
-    """What a command is told: `overrides` over what a recipe says over the defaults."""
+    """Returns the settings of a command. `overrides` precede `recipe`, which precedes the defaults."""
     values: Values = {}
     for section, fields in (recipe or {}).items():
-        values[_name(section)] = copy.deepcopy(fields)
+        values[_check_text(section)] = copy.deepcopy(fields)
     for field, value in overrides.items():
         _put(values, field, copy.deepcopy(value))
-    _drop_what_spoke_of_others(values, recipe or {}, overrides)
+    _drop_descriptions(values, recipe or {}, overrides)
     try:
         settings = kind(**values)
     except ValidationError as error:
         mistakes = [_explain(dict(e), kind) for e in error.errors()]
-        if more := len(mistakes) - MOST_MISTAKES:
-            mistakes[MOST_MISTAKES:] = [f"and {more} more such mistakes"] if more > 0 else []
+        if (more := len(mistakes) - MAX_MISTAKES) > 0:
+            mistakes[MAX_MISTAKES:] = [f"and {more} more such mistakes"]
         raise InputError("; ".join(mistakes)) from error
-    _refuse_no_text(settings.model_dump(), "")
+    _check_characters(settings.model_dump(), "")
     return settings
 
 
-def _refuse_no_text(value: object, field: str) -> None:
-    """InputError where there is text in it that no file can be called by."""
+def upgraded(recipe: Values) -> Values:
+    """Returns a stored recipe with today's field names. Removed fields stay if their value differs."""
+    recipe = copy.deepcopy(recipe)
+    for old, new in RENAMED.items():
+        section, field = old.split(".")
+        if field in recipe.get(section, {}):
+            recipe[section][new.partition(".")[2]] = recipe[section].pop(field)
+    for old, value in REMOVED.items():
+        section, _, field = old.rpartition(".")
+        if recipe.get(section, {}).get(field, ...) == value:
+            del recipe[section][field]
+    for section, field, part in FLATTENED:
+        if isinstance(value := recipe.get(section, {}).get(field), dict):
+            recipe[section][field] = value[part]
+    return recipe
+
+
+def _check_characters(value: object, field: str) -> None:
+    """Raises InputError if a text has a character that no path can have."""
     if isinstance(value, str) and re.search(r"[\0\ud800-\udfff]", value):
-        raise InputError(f"{field}: {SHORT.repr(value)} holds a character that no path can; leave it out")
+        raise InputError(f"{field}: {SHORT.repr(value)} has a character that no path can have; remove it")
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, tuple) else ()
     for name, part in inner:
-        _refuse_no_text(part, f"{field}.{name}" if field else str(name))
+        _check_characters(part, f"{field}.{name}" if field else str(name))
 
 
 def parse_overrides(words: list[str]) -> dict[str, object]:
-    """`["sample.subgroups=20"]` as `{"sample.subgroups": 20}`; values are read as YAML."""
+    """`["sample.subgroups=20"]` as `{"sample.subgroups": 20}`. Values are YAML."""
     overrides: dict[str, object] = {}
     for word in words:
         field, equals, text = word.partition("=")
         if not equals or not re.fullmatch(r"[a-z_][a-z0-9_.]*", field):
             raise InputError(f"{word!r}: is no override; write field=value, such as sample.subgroups=20")
-        overrides[field] = read_yaml(text, partial(_unreadable, field, text))
+        overrides[field] = read_yaml(text, partial(_bad_value, field, text))
     return overrides
 
 
-def _unreadable(field: str, text: str, why: str) -> InputError:
-    return InputError(f"{field}: value {SHORT.repr(text)} {why}; quote it")
+def _bad_value(field: str, text: str, reason: str) -> InputError:
+    return InputError(f"{field}: value {SHORT.repr(text)} {reason}; quote it")
 
 
-def _name(field: object) -> str:
+def _check_text(field: object) -> str:
     if not isinstance(field, str):
-        raise InputError(f"{SHORT.repr(field)}: is no field; fields are called by words")
+        raise InputError(f"{SHORT.repr(field)}: is no field; a field's name is text")
     return field
 
 
 def _put(values: Values, field: str, value: object) -> None:
-    *sections, last = _name(field).split(".")
+    *sections, last = _check_text(field).split(".")
     for section in sections:
         inner = values.setdefault(section, {})
         if not isinstance(inner, dict):
@@ -138,46 +221,48 @@ def _put(values: Values, field: str, value: object) -> None:
         values[last] = value
 
 
-def _drop_what_spoke_of_others(values: Values, recipe: Values, overrides: Overrides) -> None:
-    """Unset what a recipe says of its own weights or images where an override puts others in their place."""
-    for (section, said), fields in STATED_OF.items():
-        stated, now = recipe.get(section), values.get(section)
-        if not isinstance(stated, dict) or not isinstance(now, dict) or said not in stated:
+def _drop_descriptions(values: Values, recipe: Values, overrides: Overrides) -> None:
+    """Unset what a recipe says about its own weights or images if an override replaces these."""
+    for (section, description), fields in DESCRIBES.items():
+        before, after = recipe.get(section), values.get(section)
+        if not isinstance(before, dict) or not isinstance(after, dict) or description not in before:
             continue
-        is_other = any(
-            field in stated and _unpinned(now.get(field)) != _unpinned(stated[field]) for field in fields
-        )
-        if is_other and not _is_given(overrides, section, said):
-            now[said] = None
+        is_other = any(f in before and _unpinned(after.get(f)) != _unpinned(before[f]) for f in fields)
+        if is_other and not _is_override(overrides, section, description):
+            after[description] = None
 
 
-def _unpinned(place: object) -> object:
-    """A hub id without hf:// and its revision: what is said of a model holds for it at every commit."""
+def _unpinned(location: object) -> object:
+    """A hub id without hf:// and revision: a description holds for every commit."""
     plain = r"^(?:hf://)?([\w.-]+/[\w.-]+?)(?:@.*)?$"
-    return re.sub(plain, r"\1", place) if isinstance(place, str) else place
+    return re.sub(plain, r"\1", location) if isinstance(location, str) else location
 
 
-def _is_given(overrides: Overrides, section: str, field: str) -> bool:
+def _is_override(overrides: Overrides, section: str, field: str) -> bool:
     inner = overrides.get(section)
     within = isinstance(inner, Mapping) and field in inner
-    return within or any(f"{given}.".startswith(f"{section}.{field}.") for given in overrides)
+    return within or any(f"{name}.".startswith(f"{section}.{field}.") for name in overrides)
 
 
 def _explain(error: Mapping[str, Any], kind: type[BaseModel]) -> str:
     location = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        known = _fields_beside(error["loc"], kind)
-        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+        if location in RENAMED:
+            return f"{location}: is now called {RENAMED[location]}"
+        fields = _fields_beside(error["loc"], kind)
+        if location in REMOVED:
+            return f"{location}: was removed, its value is always {REMOVED[location]}; drop it"
+        near = difflib.get_close_matches(str(error["loc"][-1]), fields, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        return f"{location}: unknown field; {hint}known here: {', '.join(known)}"
+        return f"{location}: unknown field; {hint}known here: {', '.join(fields)}"
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if not location or message.startswith(f"{location}."):
         return message
     return f"{location}: {message}, got {SHORT.repr(error['input'])}"
 
 
-def require_field(field: str) -> None:
-    """InputError, with the fields that there are, for what is no field of a recipe."""
+def check_field(field: str) -> None:
+    """Raises InputError, with the valid fields, if `field` is no field of a recipe."""
     parts = tuple(field.split("."))
     for depth in range(1, len(parts) + 1):
         if parts[depth - 1] not in _fields_beside(parts[:depth], Config):
@@ -185,7 +270,7 @@ def require_field(field: str) -> None:
 
 
 def accepts(recipe: str, overrides: Overrides, field: str, value: object) -> bool:
-    """Whether the recipe with these overrides takes `value` for `field`, whatever other fields say to it."""
+    """Returns whether `value` is valid for `field`, apart from conflicts with other fields."""
     try:
         load_config(recipe, {**overrides, field: value})
     except InputError as error:

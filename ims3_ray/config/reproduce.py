@@ -1,4 +1,4 @@
-"""The command that reproduces a run: its recipe with the fields that differ, as a person would type them."""
+"""The command that reproduces a run: its recipe and the overrides that differ, ready for a shell."""
 
 import os
 import shlex
@@ -10,18 +10,18 @@ import yaml
 
 from ims3_ray.errors import InputError
 
-from .load import load_config, recipe_names
+from .load import load_config, recipe_names, upgraded
 
-STANDIN = "digits"  # for a recipe file of one's own: all that differs from a named one says the same
-MOST_NOTES = 5
-PLACE_AND_SPEED = ("storage", "workers")  # change no result
+BASE_RECIPE = "digits"  # for runs of a recipe file
+MAX_NOTES = 5
+NO_RESULT = ("storage", "workers")  # change only place and speed
 
 Values = Mapping[str, object]
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """`notes` say, a line each, where the command does not give what the run had."""
+    """A recipe and overrides. `notes` has a line per field that the command cannot reproduce."""
 
     recipe: str
     overrides: dict[str, object]
@@ -38,18 +38,20 @@ class Reproduction:
 
 
 def reproduce(recipe_file: bytes, storage: str | None = None) -> Reproduction:
-    """The command for a run that had this recipe.yaml: the fewest overrides that give it, in `storage`.
+    """Returns the command, with as few overrides as possible, for a run with this recipe.yaml.
 
-    Where this version can't give all of it, notes say so, and the command gives as much as can be given.
+    If this version cannot reproduce all fields, `notes` lists them and the command has the others.
     """
-    logged = yaml.safe_load(recipe_file)
-    wanted = _fields({name: value for name, value in logged.items() if name not in PLACE_AND_SPEED})
-    recipe = logged["recipe"] if logged["recipe"] in recipe_names() else STANDIN
+    logged = upgraded(yaml.safe_load(recipe_file))
+    wanted = _fields({name: value for name, value in logged.items() if name not in NO_RESULT})
+    recipe = logged["recipe"] if logged["recipe"] in recipe_names() else BASE_RECIPE
     with _without_environment():
         base = _fields(load_config(recipe).results())
         overrides = {f: value for f, value in wanted.items() if f in base and base[f] != value}
         notes = _mismatches(recipe, overrides, wanted)
-        for field in list(overrides) if not notes else ():  # what follows: a licence goes with its images
+        for field in (
+            list(overrides) if not notes else ()
+        ):  # some follow from others, as a licence from images
             fewer = {name: value for name, value in overrides.items() if name != field}
             if not _mismatches(recipe, fewer, wanted):
                 overrides = fewer
@@ -57,20 +59,22 @@ def reproduce(recipe_file: bytes, storage: str | None = None) -> Reproduction:
 
 
 def _fields(results: Values) -> dict[str, object]:
-    """By field, as overrides are given: `sample.batch_size`, whatever it holds."""
+    """Dotted field, at most one dot, → value."""
     sections = {name: section for name, section in results.items() if isinstance(section, Mapping)}
-    own = {f"{name}.{field}": value for name, section in sections.items() for field, value in section.items()}
-    return {name: value for name, value in results.items() if name not in sections} | own
+    inner = {
+        f"{name}.{field}": value for name, section in sections.items() for field, value in section.items()
+    }
+    return {name: value for name, value in results.items() if name not in sections} | inner
 
 
 def _yaml_word(value: object) -> str:
-    """`value` in YAML on one line."""
+    """YAML of `value` on one line."""
     text = yaml.safe_dump(value, default_flow_style=True, width=2**31, allow_unicode=True)
     return text.removesuffix("...\n").strip()
 
 
 def _mismatches(recipe: str, overrides: Values, wanted: Values) -> list[str]:
-    """A line for every field in which the configuration differs from the run's."""
+    """A line per field whose value differs from the run's."""
     try:
         ours = _fields(load_config(recipe, overrides).results())
     except InputError as error:
@@ -78,20 +82,20 @@ def _mismatches(recipe: str, overrides: Values, wanted: Values) -> list[str]:
     lines = []
     for field in sorted({*ours, *wanted}):
         if field not in wanted:
-            lines.append(f"{field}: unknown to the run's version; {ours[field]} is taken")
+            lines.append(f"{field}: unknown to the run's version; the command uses {ours[field]}")
         elif field not in ours:
             lines.append(f"{field}: unknown to this version; the run had {wanted[field]}")
         elif ours[field] != wanted[field]:
-            lines.append(f"{field}: the command gives {ours[field]}, the run had {wanted[field]}")
-    more = len(lines) - MOST_NOTES
-    return lines[:MOST_NOTES] + ([f"{more} more fields differ"] if more > 0 else [])
+            lines.append(f"{field}: the command uses {ours[field]}, the run had {wanted[field]}")
+    more = len(lines) - MAX_NOTES
+    return lines[:MAX_NOTES] + ([f"{more} more fields differ"] if more > 0 else [])
 
 
 @contextmanager
 def _without_environment() -> Generator[None]:
-    """IMS3_ variables fill in what a recipe leaves open: here the command is to say all of it."""
-    taken = {name: os.environ.pop(name) for name in list(os.environ) if name.upper().startswith("IMS3_")}
+    """IMS3_ variables set fields that the command must set itself."""
+    removed = {name: os.environ.pop(name) for name in list(os.environ) if name.upper().startswith("IMS3_")}
     try:
         yield
     finally:
-        os.environ.update(taken)
+        os.environ.update(removed)

@@ -1,244 +1,238 @@
-"""The sections of a recipe: one frozen typed section per stage, checked at construction.
+"""The sections of a recipe up to selection, one per stage. Scoring and refinement: evaluation.py.
 
-A field's `description` is what `--help` and docs/configuration.md say of it (describe.py).
+`--help` and docs/configuration.md print the docstrings of the fields (field_docs.py).
 """
 
-import re
-from typing import Annotated, Literal, get_args
+import math
+from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
-from .base import Arithmetic, BatchSize, Compile, Count, Graphs, Section, Share, Weight
-from .data import Licence, refuse_twice
+from .base import Arithmetic, BatchSize, Count, Section, Share, Weight
+from .data import Licence
 
-NetworkName = Literal["convnet3", "convnet6", "resnetap10", "resnet18", "convnet4", "resnet8", "mlp"]
-TIMM = re.compile(r"timm:[\w.]+")
-
-
-def _as_network(spec: str) -> str:
-    if spec not in get_args(NetworkName) and not TIMM.fullmatch(spec):
-        raise ValueError(f"should be one of {', '.join(get_args(NetworkName))}, or timm:NAME")
-    return spec
-
-
-NetworkSpec = Annotated[str, AfterValidator(_as_network)]
-"""A network of this project, or any of timm's, without its weights."""
-ProtocolName = Literal[
-    *("quick", "minimax", "ims3", "dc-mnist", "dsa-mnist", "dc-fashion", "dsa-fashion", "dc-cifar10"),
-    *("dsa-cifar10", "soft", "soft-32", "smoke"),
-]
-VALIDATION = "-val"  # ends the name of a protocol's twin that scores on the validation images
-NO_PROTOCOL = "none"  # of a run that scores nothing
-
-
-def scored_split(protocol: str) -> Literal["test", "validation"]:
-    """Returns the split whose images the protocol scores."""
-    return "validation" if protocol.endswith(VALIDATION) else "test"
-
-
-def _as_protocol(name: str) -> str:
-    if name != NO_PROTOCOL and name.removesuffix(VALIDATION) not in get_args(ProtocolName):
-        known = ", ".join(get_args(ProtocolName))
-        raise ValueError(f"should be one of {known}, with {VALIDATION} for validation images, or none")
-    return name
-
-
-ProtocolSpec = Annotated[str, AfterValidator(_as_protocol)]
-"""A protocol by its name, or none."""
-Baseline = Literal["random", "herding", "k_center", "medoids", "k_medoids"]
+PAPER_BATCH = 8  # latents per step, for which the paper states the learning rate
 Timestep = Annotated[int, Field(ge=0, le=999)]
 Interval = Annotated[tuple[Timestep, ...], Field(min_length=2, max_length=2)]
-MOST_VIEWS = 1000
-SEEDS_A_RUN = 1000  # classifier seeds that belong to one seed of the run
 
 
 class Model(Section):
     """The pretrained generator."""
 
     path: str = "package://digits"
-    """Diffusers folder, original DiT .pt file, hub id (org/name, or org/name@revision) or package://digits."""
+    """Diffusers folder, original DiT .pt file, hub id (org/name or org/name@revision) or package://digits."""
     vae: str | None = None
-    """Folder or hub id (as above) of the VAE, beside an original DiT .pt file."""
+    """Folder or hub id of the VAE. Needed with an original DiT .pt file."""
     heads: Count | None = None
-    """Attention heads, for a .pt file of no published size."""
+    """Attention heads of a .pt file. null: by the published size."""
     frequency_shift: Literal[0, 1] | None = None
-    """Of the timestep's sinusoids: 0 as DiT, 1 as diffusers; null: as the checkpoint says."""
+    """Timestep frequencies: 0 as DiT, 1 as diffusers. null: as the checkpoint says."""
     precision: Arithmetic = Arithmetic()
-    """Arithmetic of matrices; values that train are fp32 everywhere."""
-    compile: Compile = Compile()
-    """Compilation (torch.compile) of the transformer's blocks."""
-    graphs: Graphs = Graphs()
-    """CUDA graphs: the transformer's passes are recorded once and replayed, with less work for the host."""
+    """Precision of matrix products; trained parameters are always fp32."""
+    compile: bool = True
+    """On a GPU, compile the transformer's blocks by torch.compile. No effect on a CPU."""
+    cuda_graphs: bool = False
+    """On a GPU, record the transformer's passes as CUDA graphs and replay them; saves launch time."""
     licence: Licence | None = None
-    """Licence of the weights."""
+    """Licence of the weights, for the card of the distilled set. null: the card says "not stated"."""
 
 
 class Encode(Section):
     """Latents of the training images."""
 
     images_per_class: Count | None = None
-    """A seeded random subset of each class; null: all."""
+    """Images per class to encode and tune on, a seeded random subset. null: all."""
     batch_size: BatchSize = BatchSize(cpu=50, cuda=64)
-    """Images a forward pass."""
+    """Images per forward pass."""
 
 
 class Invert(Section):
     """DDIM inversion of the latents."""
 
-    points: int = Field(default=10, ge=1, le=999)
-    """S, grid points up to T − 1 at which inversions are kept."""
-    substeps: Count = 1
-    """DDIM steps from one grid point to the next: more follow the model's own trajectory more closely."""
+    steps: int = Field(default=10, ge=1, le=999)
+    """S, inversion steps from timestep 0 to 999. Fine-tuning matches the latents after each step."""
     batch_size: BatchSize = BatchSize(cpu=50, cuda=128)
-    """Latents a forward pass; with their mirror images where it is a GPU."""
+    """Latents per forward pass. Mirror images share a batch."""
+
+
+class InversionMatching(Section):
+    """Loss terms of fine-tuning beside the diffusion loss."""
+
+    weight: Weight = 0.002
+    """λ_IM, weight of the matching loss, as in the paper. 0: no matching."""
+    grad_ratio: Weight | None = None
+    """Sets λ_IM by the ratio of gradient norms, matching to diffusion. Replaces weight."""
+    target: Literal["trajectory", "one_step"] = "trajectory"
+    """Target of matching: the stored inversion (paper), or one step, all pairs of a batch (their code)."""
+    metric: Literal["cosine", "l1", "l2"] = "cosine"
+    """Distance to the target. l1 and l2 need target=trajectory."""
+    minimax: Literal["image", "class"] | None = None
+    """Minimax Diffusion's criteria: for each image, or the worst image per class (published). null: off."""
+
+    @model_validator(mode="after")
+    def _check_metric(self) -> "InversionMatching":
+        if self.target == "one_step" and self.metric != "cosine":
+            raise ValueError(f"im.metric: {self.metric} needs im.target=trajectory; one_step takes cosine")
+        return self
+
+
+class Finetune(Section):
+    """Training of the generator's DiffFit parameters."""
+
+    epochs: int = Field(default=8, ge=0)
+    """Epochs over the latents. 0: keep the pretrained model."""
+    steps: Count | None = None
+    """Maximum number of training steps within these epochs. null: no maximum."""
+    labels: Literal["map", "position"] = "map"
+    """Labels in training: by data.class_map, or the folder's position, as the published code."""
+    batch_size: Count | Literal["auto"] = PAPER_BATCH
+    """Latents per step, a multiple of micro_batches. auto: 4 per GPU; scales lr, steps and ema_decay."""
+    micro_batches: Count = 2
+    """Parts of a batch, summed in a fixed order. The number of workers must divide it."""
+    lr: float = Field(default=1e-3, gt=0)
+    """Learning rate of AdamW (no weight decay), constant, as in the paper."""
+    label_dropout: Share = 0.1
+    """Share of labels replaced by the null label, for classifier-free guidance."""
+    ema_decay: float = Field(default=0.9999, ge=0, lt=1)
+    """Decay per step of the exponential moving average (EMA) of the parameters."""
+    ema_warmup: bool = True
+    """Start with a smaller decay, so that short trainings forget initial values. Published code: false."""
+    log_every: Count = 50
+    """Steps between logged losses."""
+    checkpoint_every: Count = 500
+    """Steps between checkpoints. An interrupted training resumes from the last one."""
+
+    @model_validator(mode="after")
+    def _check_batch_size(self) -> "Finetune":
+        if self.batch_size != "auto" and self.batch_size % self.micro_batches:
+            raise ValueError(
+                f"finetune.batch_size: {self.batch_size} is no multiple of micro_batches {self.micro_batches}"
+            )
+        return self
+
+    @property
+    def latents(self) -> int:
+        """`batch_size` as a number. Call `scaled_to` first if it is `auto`."""
+        assert self.batch_size != "auto", "scaled_to has been called"
+        return self.batch_size
+
+    def scaled_to(self, devices: int) -> "Finetune":
+        """Replaces `auto` by PAPER_BATCH / 2 latents per device and scales the other values to match.
+
+        A batch k times as large takes 1/k of the steps, √k times the learning rate (Adam's rule: Malladi et
+        al. 2022, arXiv 2205.10287) and an average of decay^k (Busbridge et al. 2023, arXiv 2307.13813).
+        """
+        if self.batch_size != "auto":
+            return self
+        parts = max(2, devices)
+        k = parts / 2
+        return self.model_copy(
+            update={
+                "batch_size": parts * PAPER_BATCH // 2,
+                "micro_batches": parts,
+                "lr": self.lr * math.sqrt(k),
+                "ema_decay": self.ema_decay**k,
+                "steps": None if self.steps is None else math.ceil(self.steps / k),
+            }
+        )
 
 
 class Embed(Section):
-    """Features of real and drawn images."""
+    """Features of real images and candidates."""
 
     extractor: str = "package://digits"
-    """φ: timm:NAME (or NAME@revision), a folder, hub id, or package://digits."""
+    """Feature extractor φ: timm:NAME (or NAME@revision), a folder, a hub id, or package://digits."""
     batch_size: BatchSize = BatchSize(cpu=100, cuda=256)
-    """Images a forward pass."""
+    """Images per forward pass."""
 
 
 class Sample(Section):
-    """The pool of candidates that the tuned generator draws."""
+    """The pool of candidates that the generator draws."""
 
     subgroups: Count = 5
-    """G, subgroups of candidates a class."""
+    """G, candidate subgroups per class."""
     pool_ipc: Count | None = None
-    """Images a subgroup, of which the first ipc count; null draws ipc."""
+    """Images per subgroup. Subgroup mode uses the first `ipc` of them. null: ipc."""
     start: Literal["noise", "inversion"] = "noise"
-    """inversion: from inverted real images at start_level, beyond the paper."""
+    """Initial latents: noise (paper), or inverted real images at start_level."""
     start_level: int = Field(default=400, ge=1, le=999)
-    """Timestep of inverted starts; the nearest grid point of invert is taken."""
-    start_from: Literal["medoids", "random", "sparse"] = "medoids"
-    """Real images to start from: k-means medoids, any, or the sparsest."""
+    """Timestep at which inverted images start, rounded to the nearest step of invert."""
     start_images: Count | None = None
-    """Such images a class, dealt out in turn; null: pool_ipc, the same for every subgroup."""
+    """Inverted images per class: k-means medoids, dealt out in turn. null: pool_ipc, so every subgroup's."""
     start_noise: Share | None = None
-    """Share of fresh noise in a start's variance; null: what inversions lack of 1."""
+    """Share of fresh noise in the variance of an initial latent. null: 1 − variance of the inversions."""
     sampler: Literal["ancestral", "ddim", "dpm"] = "ancestral"
-    """DDPM's random steps, DDIM's fixed, or DPM-Solver++'s of second order, for few steps."""
+    """DDPM's random steps (paper), DDIM's deterministic ones, or DPM-Solver++ of second order."""
     steps: int = Field(default=50, ge=2, le=1000)
-    """Denoising steps an image."""
+    """Denoising steps per image."""
     spacing: Literal["linspace", "leading"] = "linspace"
-    """Timesteps of the steps: DiT's published, or diffusers' default; dpm has its own, even in log SNR."""
+    """Timesteps of the steps: as DiT, or as diffusers' default. dpm has its own, even in log SNR."""
     guidance_scale: float = Field(default=4.0, ge=0)
-    """Of classifier-free guidance; 1 is none."""
+    """Scale of classifier-free guidance, as DiT's sampler. 1: no guidance."""
     guidance_channels: Count = 3
-    """Latent channels that are guided; DiT's published sampler guides 3 of 4."""
+    """Guided latent channels. DiT's sampler guides 3 of 4."""
     guidance_interval: Interval | None = None
-    """First and last timestep of classifier-free guidance; null: all."""
+    """First and last timestep of classifier-free guidance. null: all."""
     guidance: Literal["none", "modes", "transport", "anchors"] = "none"
-    """Towards k-means medoids of real latents: one an image, by a plan for the set, or these undrawn."""
-    anchor_images: Count | None = None
-    """Such medoids a class, dealt out in turn; null: pool_ipc, the same for every subgroup."""
+    """Guidance to medoids of real latents: one per image, an optimal plan per set, or the decoded medoids."""
     anchor_strength: Weight = 0.1
-    """Of the pull towards them, in deviations of a step."""
+    """Strength of that guidance, in standard deviations per step."""
     anchor_interval: Interval = (500, 999)
-    """First and last timestep of the pull."""
-    weights: Literal["ema", "last"] = "ema"
-    """Tuned values to draw with: averaged, or the last."""
+    """First and last timestep of that guidance."""
     batch_size: BatchSize = BatchSize(cpu=25, cuda=256)
-    """Images a forward pass."""
+    """Images per forward pass."""
 
     @field_validator("guidance_interval", "anchor_interval")
     @classmethod
-    def _ascends(cls, interval: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    def _check_order(cls, interval: tuple[int, ...] | None) -> tuple[int, ...] | None:
         if interval and interval[0] > interval[1]:
             raise ValueError(f"should go from the lower to the higher timestep, got {list(interval)}")
         return interval
 
 
 class Select(Section):
-    """S³: which candidates stand for their class."""
+    """S³: the selection of candidates."""
 
     alpha: Weight = 0.4
-    """Weight of attraction to the own class's real images."""
+    """α, weight of closeness to the real images of the same class, as in the published code."""
     beta: Weight = 0.9
-    """Weight of separation from the other classes."""
+    """β, weight of separation from other classes, as in the published code."""
     epsilon: Weight = 0.0
-    """Added to every distance before its logarithm."""
+    """Added to every distance before its logarithm. Set 1e-6 if centroids coincide."""
     normalization: Literal["per_class", "none"] = "per_class"
-    """Whether separation is divided by the number of other classes."""
+    """Divide separation by the number of other classes (paper), or not (published code)."""
     subgroups: Count | None = None
-    """Choose among a class's first so many, with 1 among nothing; null: all."""
+    """Consider only the first N subgroups of a class; 1 disables selection. null: all."""
     solver: Literal["auto", "rounds", "exact"] = "auto"
-    """exact: branch and bound, up to 2,000 subgroups; auto: exact up to 200, then rounds."""
+    """exact: branch and bound, up to 2,000 subgroups; rounds: local search; auto: exact up to 200."""
     restarts: int = Field(default=8, ge=0)
-    """Further starts of the rounds, each from a random selection."""
-    certify: Literal["auto", "none", "series", "trws"] = "auto"
-    """Method of the lower bound: series is tight for many classes, trws for few; auto: the better one."""
+    """Random restarts of the local search."""
+    lower_bound: Literal["auto", "none", "series", "trws"] = "auto"
+    """Lower bound of the objective: series is tight for many classes, trws for few; auto: the better one."""
     unit: Literal["subgroup", "image"] = "subgroup"
-    """image: any ipc of a class's candidates, beyond the paper."""
+    """Select one subgroup per class (paper), or any ipc images of the class's candidates."""
     coverage: Weight = 0.0
-    """Weight of how well the chosen images cover the real ones; needs unit=image."""
+    """Weight of how well the selected images cover the real ones. Needs unit=image."""
     coverage_by: Literal["balls", "distance"] = "balls"
-    """Share of real images with a chosen one in their k-nearest-neighbour ball, or closeness."""
+    """Coverage: share of real images with a selected one in their k-NN ball, or mean closeness."""
     coverage_neighbours: Count = 5
-    """k of the balls."""
+    """k of these balls."""
     exclude_copies: bool = False
-    """Leave out candidates as near to a real image as the nearest percent of these to another."""
+    """Exclude candidates closer to a real image than 99 % of real images are to their neighbour."""
     real_images: Count | None = 200
-    """K_i, real images a class that count, a seeded random subset; null: all."""
-    memory: float = Field(default=2.5, gt=0)
-    """GB an actor or the lower bound's task may take: more shards where actors need more."""
+    """K_i, real images per class that count, a seeded random subset. null: all."""
+    memory_gb: float = Field(default=2.5, gt=0)
+    """Maximum memory per actor and of the lower bound, in GB. Larger problems get more shards."""
 
     @model_validator(mode="after")
-    def _belong_together(self) -> "Select":
-        of_images = self.unit == "image"
+    def _check_unit(self) -> "Select":
+        is_image = self.unit == "image"
         rules = (
-            (self.coverage and not of_images, f"coverage: {self.coverage} needs select.unit=image"),
-            (self.exclude_copies and not of_images, "exclude_copies: needs select.unit=image"),
-            (of_images and self.solver == "exact", "solver: exact needs select.unit=subgroup"),
+            (self.coverage and not is_image, f"coverage: {self.coverage} needs select.unit=image"),
+            (self.exclude_copies and not is_image, "exclude_copies: needs select.unit=image"),
+            (is_image and self.solver == "exact", "solver: exact needs select.unit=subgroup"),
         )
         for is_broken, rule in rules:
             if is_broken:
                 raise ValueError(f"select.{rule}")
         return self
-
-
-class Export(Section):
-    """What the distilled set holds beside its images."""
-
-    soft_labels: int = Field(default=0, ge=0, le=MOST_VIEWS)
-    """Views of every image whose answers by the soft protocol's teacher are kept with it."""
-
-
-class Evaluate(Section):
-    """How an image set is scored."""
-
-    protocol: ProtocolSpec = "quick"
-    """Name of a protocol, with -val on validation images; none leaves evaluation out."""
-    networks: Annotated[tuple[NetworkSpec, ...], Field(min_length=1)] | None = None
-    """Classifiers: convnet3/4/6, resnet8, resnet18, resnetap10, mlp, timm:NAME; null: the protocol's own."""
-    teacher: str | None = None
-    """Of soft protocols: timm:NAME, a folder, hub id, package://digits; null: trained on the real images."""
-    seeds: int = Field(default=3, ge=2, le=SEEDS_A_RUN)
-    """Classifiers a set and network; 1 gives no interval."""
-    baselines: tuple[Baseline, ...] = ("random",)
-    """Ways to choose as many real images, scored beside the set."""
-    draws: Annotated[int, Field(ge=2, le=SEEDS_A_RUN)] | None = None
-    """Draws of random real images, whose accuracy spreads most, where these are more than seeds."""
-    full: bool = True
-    """Also train on the full real set."""
-    unrefined: bool = True
-    """If refine.steps is above 0, also train on the selected images before refinement."""
-    membership_images: int = Field(default=1000, ge=0)
-    """Training images that a membership attack tries, and at most as many scored ones; 0 leaves it out."""
-    neighbours: Count = 5
-    """k of the coverage balls."""
-    pool_images: Count | None = None
-    """Also measure the coverage of the pool's first so many candidates a class."""
-
-    @field_validator("networks", "baselines")
-    @classmethod
-    def _refuse_twice(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        return names and refuse_twice(names)

@@ -1,96 +1,88 @@
-"""What each command is told: the sections that it takes, where it stores, and how many work on it.
+"""The settings of each command: sections of the recipe, storage and workers.
 
-Sources, strongest first: overrides (`sample.subgroups=20`), the recipe's YAML, environment variables
-(`IMS3_STORAGE`, `IMS3_WORKERS__ACTORS`), defaults: the environment fills in what a recipe leaves open and
-never bends what it says. All that changes a result stands in the recipe's sections and is fingerprinted;
-`Workers` and `storage` change speed and place alone.
+Precedence: overrides (`sample.subgroups=20`), the recipe's YAML, environment variables (`IMS3_STORAGE`,
+`IMS3_WORKERS__ACTORS`), defaults. All that changes a result is a field of the recipe and enters fingerprints;
+`workers` and `storage` change only speed and place.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
+from pydantic_settings import SettingsConfigDict
 
-from .base import Count, Name, Section, Seed, Settings, one_spelling
+from .base import Count, Name, Section, Seed, Settings, Weight, canonical_location
 from .data import Data
-from .finetune import Finetune, InversionMatching
-from .refinement import Probe, Refine
-from .sections import (
-    Embed,
-    Encode,
-    Evaluate,
-    Export,
-    Invert,
-    Model,
-    Sample,
-    Select,
-)
+from .evaluation import Evaluate, Export, NetworkName, Probe, Refine
+from .sections import Embed, Encode, Finetune, InversionMatching, Invert, Model, Sample, Select
 
-# fields that may name a hub id
+# (section, field) that may name a checkpoint on a hub
 WEIGHTS = (("model", "path"), ("model", "vae"), ("embed", "extractor"), ("evaluate", "teacher"))
-# fields that may name a local path
-PLACES = (("data", "train"), ("data", "validation"), ("data", "test"), *WEIGHTS)
+# (section, field) that may name a local path
+LOCATIONS = (("data", "train"), ("data", "validation"), ("data", "test"), *WEIGHTS)
+NORM_GROUPS = 8  # groups of the VAE's group norms
+Channels = Annotated[int, Field(ge=NORM_GROUPS, multiple_of=NORM_GROUPS)]
 
 
 class Workers(Section):
-    """No result depends on these. null sizes a number to the machine or cluster at hand."""
+    """Parallelism; results do not depend on it. null: sized to the machine or cluster."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: a GPU where there is one."""
+    """Device of the stages. auto: a GPU if there is one."""
     gpus: Count | None = None
-    """Begin once the cluster has so many: one that was scaled down to its head grows to them."""
+    """GPUs to wait for before work starts, on a cluster that scales up. null: do not wait."""
     wait_s: Count = 1800
-    """Seconds to wait for gpus: those that came cost money while the others are waited for."""
+    """Maximum time to wait for these GPUs, in seconds."""
     actors: Count | None = None
-    """Actors of a stage's pool."""
+    """Actors per stage."""
     min_actors: Count = 1
-    """Actors a pool works with while the cluster grows or after nodes are lost."""
+    """Minimum actors of a stage, while the cluster grows or after nodes are lost."""
     train_workers: Count | None = None
-    """Workers of a training; they divide micro_batches."""
+    """Workers of a training. Must divide micro_batches."""
     min_train_workers: Count | None = None
-    """Lets fine-tuning go on with so few when nodes are lost, and grow again."""
+    """Elastic fine-tuning: minimum workers after nodes are lost. null: not elastic."""
     shards: Count | None = None
-    """Actors that a selection's candidates are spread over."""
+    """Actors that hold the candidates of a selection."""
     trials: Count | None = None
-    """Trials of a sweep at once."""
+    """Concurrent trials of a sweep."""
     gpus_per_classifier: float = Field(default=0.25, gt=0, le=1)
-    """Least share of a GPU; a classifier takes a whole one as long as there are GPUs for all."""
+    """Minimum share of a GPU per classifier. A classifier gets a whole GPU if there are enough."""
     strict: bool = False
-    """Refuse to mix artefacts or nodes of different environments (CPU or GPU model, torch build)."""
+    """Refuse artefacts and nodes of another environment (CPU or GPU model, torch build)."""
 
 
 class Selecting(Settings):
-    """Selection alone, from anybody's candidates (jobs/select_subgroups.py)."""
+    """Selection among candidates of any generator (jobs/select_subgroups.py)."""
 
     seed: Seed = 0
-    """Every random draw follows from it."""
+    """Seed of all random numbers."""
     ipc: Count = 10
-    """Images a class that are chosen, where select.unit=image."""
+    """Images per class to select, if select.unit=image."""
     select: Select = Select()
     workers: Workers = Workers()
 
 
 class Evaluating(Settings):
-    """Scoring anybody's image sets (jobs/evaluate.py); the number of images a class is read off each set."""
+    """Scoring of any image sets (jobs/evaluate.py). Each set defines its images per class."""
 
     seed: Seed = 0
-    """Every random draw follows from it."""
+    """Seed of all random numbers."""
     data: Data = Data()
     embed: Embed = Embed()
     evaluate: Evaluate = Evaluate()
     workers: Workers = Workers()
     storage: str = "./runs"
-    """Folder or URI of what is unpacked and embedded once."""
+    """Folder or URI of unpacked images and features, reused by later commands."""
 
 
 class Config(Settings):
-    """A run: the recipe's sections, where it stores, and how many work on it."""
+    """A run: the sections of its recipe, storage and workers."""
 
     recipe: Name = "digits"
-    """Name of the recipe, as pages and records state it."""
+    """Name of the recipe in reports and records."""
     seed: Seed = 0
-    """Every random draw follows from it."""
+    """Seed of all random numbers."""
     ipc: Count = 10
-    """Images a class that are chosen."""
+    """Images per class (IPC) of the distilled set."""
     data: Data = Data()
     model: Model = Model()
     encode: Encode = Encode()
@@ -106,47 +98,139 @@ class Config(Settings):
     evaluate: Evaluate = Evaluate()
     workers: Workers = Workers()
     storage: str = "./runs"
-    """Folder or URI where all is kept."""
+    """Folder or URI of all artefacts and records."""
 
     @model_validator(mode="after")
-    def _pool_holds_what_is_chosen(self) -> "Config":
+    def _check_pool(self) -> "Config":
         subgroups = self.select.subgroups or self.sample.subgroups
         if subgroups > self.sample.subgroups:
             raise ValueError(
                 f"select.subgroups: {subgroups} of sample.subgroups {self.sample.subgroups}; lower it"
             )
-        held = self.pool_ipc * (subgroups if self.select.unit == "image" else 1)
-        if held < self.ipc:
+        size = self.pool_ipc * (subgroups if self.select.unit == "image" else 1)
+        if size < self.ipc:
             raise ValueError(
-                f"sample.pool_ipc: {self.pool_ipc} holds {held} images to choose ipc={self.ipc} from; "
-                "raise it"
+                f"sample.pool_ipc: {self.pool_ipc} has {size} images to select ipc={self.ipc} from; raise it"
             )
         return self
 
     @model_validator(mode="after")
-    def _published_criteria_see_the_whole_batch(self) -> "Config":
-        for field, is_on in (
+    def _check_whole_batch(self) -> "Config":
+        is_split = self.finetune.micro_batches > 1 or self.finetune.batch_size == "auto"
+        for field, needs_whole in (
             ("im.target: one_step", self.im.target == "one_step"),
-            ("im.minimax.extreme: class", self.im.minimax and self.im.minimax.extreme == "class"),
+            ("im.minimax: class", self.im.minimax == "class"),
         ):
-            if is_on and (self.finetune.micro_batches > 1 or self.finetune.batch_size == "auto"):
+            if needs_whole and is_split:
                 raise ValueError(
-                    f"{field} compares a whole batch; give finetune.micro_batches=1, and a number of latents"
+                    f"{field} compares a whole batch; set finetune.micro_batches=1 and a number as batch_size"
                 )
         return self
 
     @property
     def pool_ipc(self) -> int:
-        """Images drawn a subgroup."""
+        """Images per subgroup."""
         return self.sample.pool_ipc or self.ipc
 
     def results(self) -> dict[str, Any]:
-        """All that a result depends on, as plain data."""
+        """Returns all values that a result depends on, as plain data."""
         return self.model_dump(mode="json", exclude={"workers": True, "storage": True, "data": {"root"}})
 
     def identity(self) -> dict[str, Any]:
-        """`results`, the same for every way of writing a local path: what fingerprints are made of."""
+        """Returns `results` with local paths resolved; fingerprints are computed from it."""
         values = self.results()
-        for section, field in PLACES:
-            values[section][field] = one_spelling(values[section][field])
+        for section, field in LOCATIONS:
+            values[section][field] = canonical_location(values[section][field])
         return values
+
+
+class TrainVae(Section):
+    """AutoencoderKL: L1 reconstruction and a small KL term. Learning rate 0.001."""
+
+    channels: Annotated[tuple[Channels, ...], Field(min_length=1)] = (16, 32, 64)
+    """Channels per level, multiples of 8. Every level except the last halves the image."""
+    latent_channels: Count = 4
+    """Channels of a latent."""
+    kl_weight: Weight = 1e-3
+    """Weight of the KL divergence from a standard normal distribution."""
+    steps: Count = 1500
+    """Training steps."""
+    batch_size: Count = 64
+    """Images per step."""
+
+
+class TrainTransformer(Section):
+    """DiT: predicts noise and variance. Label dropout 0.1, EMA decay 0.999."""
+
+    hidden_size: Count = 128
+    """Width of a token, a multiple of heads."""
+    depth: Count = 6
+    """Number of blocks."""
+    heads: Count = 4
+    """Attention heads per block."""
+    patch_size: Count = 2
+    """Side of a token's patch, in latent pixels."""
+    steps: Count = 12000
+    """Training steps."""
+    batch_size: Count = 64
+    """Images per step."""
+    lr: float = Field(default=1e-3, gt=0)
+    """Learning rate."""
+
+
+class TrainExtractor(Section):
+    """Feature extractor φ: a classifier whose penultimate features are used. Learning rate 0.001."""
+
+    network: NetworkName = "convnet3"
+    """Architecture."""
+    width: Count = 32
+    """Channels of the first block."""
+    steps: Count = 1500
+    """Training steps."""
+    batch_size: Count = 64
+    """Images per step."""
+
+
+class Pretrain(Settings):
+    """Training of a generator and an extractor from scratch (jobs/pretrain.py)."""
+
+    model_config = SettingsConfigDict(env_prefix="IMS3_PRETRAIN_")
+
+    seed: Seed = 0
+    """Seed of all random numbers."""
+    image_size: int = Field(default=32, ge=16)
+    """Side of an image in pixels."""
+    data: Data = Data(train="package://digits/train", mirror=False)
+    micro_batches: Count = 2
+    """Parts of a batch, summed in a fixed order. The number of workers must divide it."""
+    vae: TrainVae = TrainVae()
+    transformer: TrainTransformer = TrainTransformer()
+    extractor: TrainExtractor = TrainExtractor()
+    check_images: int = Field(default=1000, ge=0)
+    """Samples that a second classifier labels, for the model card. 0: none."""
+    check_guidance_scale: float = Field(default=1.5, ge=0)
+    """Guidance scale of these samples."""
+    checkpoint_every: Count = 1000
+    """Steps between checkpoints. An interrupted training resumes from the last one."""
+    workers: Workers = Workers()
+    storage: str = "./runs"
+    """Folder or URI of checkpoints and latents."""
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> "Pretrain":
+        transformer, shrink = self.transformer, 2 ** (len(self.vae.channels) - 1)
+        side = self.image_size // shrink
+        hidden = f"transformer.hidden_size: {transformer.hidden_size} is"
+        rules = [
+            (self.image_size, shrink, f"image_size: {self.image_size} is", "by which vae.channels shrink it"),
+            (side, transformer.patch_size, f"image_size: latents of {side} are", "transformer.patch_size"),
+            (transformer.hidden_size, 4, hidden, "for position embeddings"),
+            (transformer.hidden_size, transformer.heads, hidden, "transformer.heads"),
+        ]
+        for name in ("vae", "transformer", "extractor"):
+            batch = getattr(self, name).batch_size
+            rules.append((batch, self.micro_batches, f"{name}.batch_size: {batch} is", "micro_batches"))
+        for number, divisor, subject, reason in rules:
+            if number % divisor or not number:
+                raise ValueError(f"{subject} no multiple of {divisor} ({reason})")
+        return self

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ims3_ray.config.yaml_io import Refuse, read_text, read_yaml
+from ims3_ray.config.load import Refuse, read_text, read_yaml
 from ims3_ray.display import UNPRINTABLE, first_few
 from ims3_ray.errors import InputError
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ims3_ray.config.refinement import Probe
+from ims3_ray.config.evaluation import Probe
 from ims3_ray.models.classifiers import Classifier
 
 from .inference import forward_in, numerics_for

@@ -10,8 +10,8 @@ this project's own.
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from ims3_ray.config.sections import NO_PROTOCOL as NO_PROTOCOL
-from ims3_ray.config.sections import VALIDATION
+from ims3_ray.config.evaluation import NO_PROTOCOL as NO_PROTOCOL
+from ims3_ray.config.evaluation import VALIDATION
 from ims3_ray.errors import InputError
 from ims3_ray.models.classifiers import NETWORKS
 from ims3_ray.models.timm_networks import is_timm, stem_for

@@ -10,7 +10,7 @@ from pydantic import (
     model_validator,
 )
 
-from ims3_ray.config.sections import NetworkName, NetworkSpec
+from ims3_ray.config.evaluation import NetworkName, NetworkSpec
 from ims3_ray.errors import InputError
 from ims3_ray.models.classifiers import Classifier, build
 from ims3_ray.models.timm_networks import build_timm, is_timm

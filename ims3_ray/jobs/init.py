@@ -22,11 +22,11 @@ from statistics import median
 
 import numpy as np
 
-from ims3_ray.config.base import one_spelling
+from ims3_ray.config.base import canonical_location
 from ims3_ray.config.data import Data
-from ims3_ray.config.finetune import PAPER_BATCH
+from ims3_ray.config.evaluation import Evaluate
 from ims3_ray.config.load import load_config, parse_overrides
-from ims3_ray.config.sections import Evaluate
+from ims3_ray.config.sections import PAPER_BATCH
 from ims3_ray.config.settings import Config
 from ims3_ray.data.images import ImageSet, open_images
 from ims3_ray.data.sources import Rows, find_set
@@ -90,9 +90,9 @@ def _refuse(out: Path) -> None:
 
 def _places(data: str, test: str | None) -> tuple[str, str | None]:
     """Where training and test images lie, as a recipe names them: wherever a run is started."""
-    train = one_spelling(data) or data
+    train = canonical_location(data) or data
     if test is not None or train.startswith("package://"):
-        return train, one_spelling(test)
+        return train, canonical_location(test)
     directory = open_directory(train)
     folders = [name for name in directory.folders() if not name.startswith(".")]
     if TRAIN in folders and set(folders) <= {TRAIN, *TESTS}:

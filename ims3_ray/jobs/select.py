@@ -85,7 +85,7 @@ def table(document: "Document") -> list[str]:
         mean = terms["coverage"] / len(document["selection"])
         rows.append(("  coverage", mean, COVERAGE[str(settings["coverage_by"])]))
     bound, gap, of_gain = (document[name] for name in ("lower_bound", "gap", "gap_of_gain"))
-    why = "not computed; select.certify names a method"
+    why = "not computed; select.lower_bound names a method"
     if bound is not None and gap is not None:
         gain = "" if of_gain is None else f", {100 * of_gain:.3f} % of the gain"
         why = f"gap {100 * gap:.3f} % of the objective{gain} ({document['certificate']})"

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ims3_ray.config.sections import NetworkName
+from ims3_ray.config.evaluation import NetworkName
 from ims3_ray.errors import InputError
 
 NETWORKS: tuple[str, ...] = get_args(NetworkName)

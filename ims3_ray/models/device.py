@@ -85,7 +85,7 @@ def supported_numerics(wanted: Numerics) -> tuple[Numerics, list[str]]:
         lines.append(f"model.compile: torch.compile does not work here ({reason}); the model runs as it is")
     if wanted.graphs and (reason := _why_no_graphs(wanted.device)):
         numerics = replace(numerics, graphs=False)
-        lines.append(f"model.graphs: CUDA graphs do not work here ({reason}); the model runs without")
+        lines.append(f"model.cuda_graphs: CUDA graphs do not work here ({reason}); the model runs without")
     return numerics, lines
 
 

@@ -6,7 +6,7 @@ These checks take a second, so they come first. Nothing is written before all ot
 import os
 from pathlib import Path
 
-from ims3_ray.config.sections import NO_PROTOCOL, scored_split
+from ims3_ray.config.evaluation import NO_PROTOCOL, scored_split
 from ims3_ray.config.settings import WEIGHTS, Config, Evaluating
 from ims3_ray.data import digits
 from ims3_ray.data.folders import check_exists

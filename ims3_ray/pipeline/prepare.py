@@ -18,7 +18,7 @@ from ims3_ray.cluster.resources import (
     num_nodes,
     run_on_every_node,
 )
-from ims3_ray.config.base import one_spelling
+from ims3_ray.config.base import canonical_location
 from ims3_ray.config.data import Data
 from ims3_ray.config.sections import Model
 from ims3_ray.config.settings import WEIGHTS, Config, Evaluating
@@ -112,8 +112,10 @@ def _on_machine(contexts: Sequence[Context], machine: Machine) -> list[Context]:
 
 def _wanted(config: Config, machine: Machine) -> Numerics:
     device, model = machine.device, config.model
-    arithmetic = model.precision.on(device), model.compile.on(device), model.graphs.on(device)
-    return Numerics(device, *arithmetic)
+    is_gpu = device == "cuda"
+    return Numerics(
+        device, model.precision.on(device), is_gpu and model.compile, is_gpu and model.cuda_graphs
+    )
 
 
 def prepare_all(configs: Iterable[Config], machine: Machine) -> list[Context]:
@@ -158,7 +160,7 @@ def pinned(config: Kind, pin: Callable[[str], str] = pin_revision) -> Kind:
         section = getattr(config, name, None)
         if section and (place := getattr(section, field)):
             config = config.model_copy(
-                update={name: section.model_copy(update={field: one_spelling(pin(place))})}
+                update={name: section.model_copy(update={field: canonical_location(pin(place))})}
             )
     return config
 

@@ -78,8 +78,8 @@ def _check_refinement(context: Context) -> None:
             f"class {context.classes[smallest]!r}; lower it"
         )
     steps = min(longest_training(rules, int(counts.sum()), len(counts)) for rules in kinds)
-    if probe.points[-1] > steps:
+    if probe.checkpoint_steps[-1] > steps:
         raise InputError(
-            f"probe.points: {probe.points[-1]} lies beyond a training by {kinds[0].name}, which has {steps} "
-            "steps; lower it"
+            f"probe.checkpoint_steps: {probe.checkpoint_steps[-1]} exceeds a training by {kinds[0].name}, "
+            f"which has {steps} steps; lower it"
         )

@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ims3_ray.cluster.fan_out import CALLS_PER_ACTOR
-from ims3_ray.config.finetune import PAPER_BATCH
+from ims3_ray.config.sections import PAPER_BATCH
 from ims3_ray.evaluation.rules import Protocol
 from ims3_ray.models.dit import DiT
 from ims3_ray.models.extractor import load_extractor, without_weights

@@ -7,7 +7,7 @@ from typing import NotRequired, TypedDict
 import numpy as np
 
 from ims3_ray.cluster.resources import Machine
-from ims3_ray.config.refinement import Refine
+from ims3_ray.config.evaluation import Refine
 from ims3_ray.config.sections import Embed, Encode, Invert, Sample
 from ims3_ray.config.settings import Config
 from ims3_ray.data.classes import NEW

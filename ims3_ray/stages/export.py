@@ -8,8 +8,8 @@ import pyarrow as pa
 import ray
 
 from ims3_ray.cluster.tasks import map_in_order
+from ims3_ray.config.evaluation import Refine
 from ims3_ray.config.load import subject
-from ims3_ray.config.refinement import Refine
 from ims3_ray.config.settings import Config
 from ims3_ray.data import distilled
 from ims3_ray.data.distilled import DistilledImage

@@ -7,7 +7,7 @@ import torch
 
 from ims3_ray.cluster.fan_out import Part, fan_out
 from ims3_ray.method.ddim import broadcast_timestep, invert
-from ims3_ray.method.schedule import alphas_bar, inversion_grid, refine_grid
+from ims3_ray.method.schedule import alphas_bar, inversion_grid
 from ims3_ray.models.device import prepare_device, run_padded_batches
 from ims3_ray.models.finetuned import TunedModel
 from ims3_ray.storage import schemas
@@ -35,7 +35,7 @@ def run(context: Context, out: Directory, latents: Directory) -> dict[str, Any]:
         machine=context.machine,
         stage="invert",
     )
-    return details | {"grid": inversion_grid(config.invert.points).tolist()}
+    return details | {"grid": inversion_grid(config.invert.steps).tolist()}
 
 
 def inverter_arguments(context: Context, latents: Directory) -> dict[str, Any]:
@@ -45,8 +45,7 @@ def inverter_arguments(context: Context, latents: Directory) -> dict[str, Any]:
         "latents": latents,
         "model": context.tuned_model(),
         "model_labels": context.model_labels,
-        "points": config.invert.points,
-        "substeps": config.invert.substeps,
+        "steps": config.invert.steps,
         "mirror": config.data.mirror,
         "batch_size": context.batch_size(config.invert),
     }
@@ -60,8 +59,7 @@ class Inverter:
         latents: Directory,
         model: TunedModel,
         model_labels: list[int],
-        points: int,
-        substeps: int,
+        steps: int,
         mirror: bool,
         batch_size: int,
     ):
@@ -69,7 +67,7 @@ class Inverter:
         self._predict = broadcast_timestep(model.load(self._device).predict)
         self._latents, self._mirror, self._batch_size = latents, mirror, batch_size
         self._model_labels = np.array(model_labels)
-        self._grid, self._substeps = inversion_grid(points), substeps
+        self._grid = inversion_grid(steps)
         self._abar = alphas_bar().to(self._device)
 
     def __call__(self, part_name: str) -> tuple[Columns, dict[str, str]]:
@@ -87,7 +85,7 @@ class Inverter:
     @torch.inference_mode()
     def _invert(self, mean: np.ndarray, labels: np.ndarray) -> np.ndarray:
         def trajectories(z0: torch.Tensor, label: torch.Tensor) -> list[torch.Tensor]:
-            z = invert(self._predict, z0.float(), label, self._grid, self._abar, self._substeps)
+            z = invert(self._predict, z0.float(), label, self._grid, self._abar)
             return [z.half()]
 
         return run_padded_batches(trajectories, [mean, labels], self._batch_size, self._device)[0]
@@ -95,9 +93,8 @@ class Inverter:
 
 def _cost(context: Context, forward: Forward) -> Cost:
     rows, views, settings = context.num_tuned, context.num_views, context.config.invert
-    grid = inversion_grid(settings.points)
-    passes = views * (len(refine_grid(grid, settings.substeps)) - 1)
-    disk = rows * views * settings.points * latent_bytes(context)
+    passes = views * settings.steps
+    disk = rows * views * settings.steps * latent_bytes(context)
     parts = parts_bytes(part_rows(context), disk / rows)
     return Cost(rows, passes * forward.dit, disk, generator_bytes(context) + parts)
 

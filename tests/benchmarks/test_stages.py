@@ -24,7 +24,7 @@ from ims3_ray.stages.base import count_forward
 from ims3_ray.storage.artifacts import open_directory
 
 TINY = ["--random-init", "--size", "tiny", "--repetitions", "2", "--seconds", "0.01"]
-SMALL = ["ipc=2", "sample.steps=3", "invert.points=3", "finetune.log_every=2"]
+SMALL = ["ipc=2", "sample.steps=3", "invert.steps=3", "finetune.log_every=2"]
 SMALL += [f"{stage}.batch_size={{cpu: 4, cuda: 4}}" for stage in ("sample", "encode", "invert", "embed")]
 
 
@@ -43,7 +43,7 @@ def context(ray_cluster, tiny_model, tiny_images, tmp_path):
         "evaluate.protocol": "none",
         "ipc": 2,
         "sample.steps": 3,
-        "invert.points": 3,
+        "invert.steps": 3,
     }
     fields |= {f"{stage}.batch_size": {"cpu": 4, "cuda": 4} for stage in ("sample", "encode", "invert")}
     config = load_config("digits-paper", fields)

@@ -14,7 +14,7 @@ CLASSES, IMAGES, SCORED, BATCH = 300, 4, 2, 8
 POOLS = ("encode", "invert", "embed", "sample")
 PARTS = CLASSES * IMAGES // BATCH  # of every pool's stage
 WORDS = [
-    *("ipc=2", "sample.subgroups=2", "sample.steps=2", "invert.points=2", "finetune.epochs=1"),
+    *("ipc=2", "sample.subgroups=2", "sample.steps=2", "invert.steps=2", "finetune.epochs=1"),
     *("finetune.batch_size=auto", "data.class_map=new", "data.validation=null"),
     *("evaluate.protocol=smoke", "evaluate.seeds=2", "evaluate.neighbours=1", "evaluate.full=true"),
     *(f"{stage}.batch_size={{cpu: {BATCH}, cuda: {BATCH}}}" for stage in POOLS),

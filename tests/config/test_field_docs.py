@@ -6,7 +6,7 @@ import pytest
 from pydantic import BaseModel
 
 from ims3_ray.cli import COMMANDS, run_command
-from ims3_ray.config.field_docs import JOBS, ONLY, help_text, page, parts
+from ims3_ray.config.field_docs import SETTINGS, fields, groups, help_text, page
 
 PAGE = Path(__file__).parents[2] / "docs/configuration.md"
 
@@ -23,15 +23,15 @@ def test_the_page_is_what_the_fields_say():
     )
 
 
-@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("job", SETTINGS)
 def test_every_field_of_a_job_has_its_place_and_a_sentence(job):
-    rows = [row for part in parts(JOBS[job]) for row in part.rows]
-    assert {row.field for row in rows} >= set(leaves(JOBS[job]()))
-    assert [row.field for row in rows if not row.sentence or not row.kind] == []
+    rows = [row for group in groups(SETTINGS[job]) for row in group.rows]
+    assert {row.field for row in rows} >= set(leaves(SETTINGS[job]()))
+    assert [row.field for row in rows if not row.description or not row.kind] == []
     lines = help_text(job).splitlines()
     for row in rows:
         is_listed = any(line.startswith(f"  {row.field}=") for line in lines)
-        assert is_listed == (row.field in ONLY.get(job, [row.field])), row.field
+        assert is_listed == (row.field in fields(job)), row.field
 
 
 @pytest.mark.parametrize("job", COMMANDS)

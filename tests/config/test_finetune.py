@@ -2,8 +2,8 @@
 
 import pytest
 
-from ims3_ray.config.finetune import PAPER_BATCH, Finetune
 from ims3_ray.config.load import load_config, parse_overrides
+from ims3_ray.config.sections import PAPER_BATCH, Finetune
 from ims3_ray.errors import InputError
 
 

@@ -2,8 +2,7 @@ import pytest
 import yaml
 
 from ims3_ray.config.load import load_config, load_settings, parse_overrides, recipe_names, subject
-from ims3_ray.config.pretrain import Pretrain
-from ims3_ray.config.settings import Config
+from ims3_ray.config.settings import Config, Pretrain
 from ims3_ray.errors import InputError
 
 
@@ -84,7 +83,6 @@ def test_published_traps_are_off_by_default():
     assert config.im.minimax is None
     assert config.im.target == "trajectory"
     assert config.select.normalization == "per_class"
-    assert load_config("digits", {"im.minimax": True}).im.minimax.memory == 64
 
 
 def test_speed_and_place_are_no_part_of_the_results():

@@ -30,7 +30,7 @@ def typed(command):
         {"ipc": 5, "sample.subgroups": 20, "finetune.lr": 1e-5, "sample.guidance_scale": 3.0},
         {
             "encode.images_per_class": None,
-            "im.minimax": True,
+            "im.minimax": "image",
             "data.mirror": True,
             "evaluate.networks": ["resnet18"],
         },
@@ -72,7 +72,7 @@ def test_only_fields_that_differ_are_said():
 
 def test_a_recipe_of_ones_own_is_said_as_changes_of_a_named_one(tmp_path):
     own = tmp_path / "mine.yaml"
-    own.write_text("ipc: 3\nmodel: {licence: mit}\nim: {minimax: {memory: 9}}\n")
+    own.write_text("ipc: 3\nmodel: {licence: mit}\nim: {minimax: class}\nfinetune: {micro_batches: 1}\n")
     config = load_config(str(own))
     made = reproduced(config)
     assert made.overrides["recipe"] == "mine"

@@ -30,7 +30,7 @@ from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import open_directory
 
 DEVICE = "cuda"
-PLAIN = ["model.precision={cpu: fp32, cuda: fp32}", "model.compile={cpu: false, cuda: false}"]
+PLAIN = ["model.precision={cpu: fp32, cuda: fp32}", "model.compile=false"]
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="no CUDA device"),

@@ -91,7 +91,9 @@ def test_where_bf16_is_missing_fp32_is_used_and_it_is_said(monkeypatch):
 def test_where_there_are_no_graphs_the_model_runs_without_and_it_is_said():
     found, told = supported_numerics(Numerics("cpu", graphs=True))
     assert found == Numerics("cpu")
-    assert told == ["model.graphs: CUDA graphs do not work here (a CPU has none); the model runs without"]
+    assert told == [
+        "model.cuda_graphs: CUDA graphs do not work here (a CPU has none); the model runs without"
+    ]
 
 
 def test_what_is_supported_is_not_spoken_of():

@@ -152,7 +152,7 @@ def test_fine_tuning_logs_each_term_unweighted_and_the_gradients_ratio(finished)
 def test_a_gradient_ratio_is_kept_to(finished, tmp_path):
     overrides, _ = finished
     elastic = "workers={train_workers: 2, min_train_workers: 1}"
-    made = run(overrides, "im.grad_ratio=0.3", "im.minimax=true", "evaluate.protocol=none", elastic)
+    made = run(overrides, "im.grad_ratio=0.3", "im.minimax=image", "evaluate.protocol=none", elastic)
     history = json.loads(Path(artifacts_of(made)["adapter"], "manifest.json").read_text())["history"]
     assert history[-1]["grad_ratio/matching"] == pytest.approx(0.3, rel=1e-4)
     assert {"representativeness", "diversity"} <= set(history[-1])
@@ -161,7 +161,7 @@ def test_a_gradient_ratio_is_kept_to(finished, tmp_path):
 @pytest.mark.slow
 def test_the_published_settings_tune_without_inversions_and_for_their_steps(finished):
     overrides, _ = finished
-    words = ["im={target: one_step, minimax: {extreme: class}}", "evaluate.protocol=none"]
+    words = ["im={target: one_step, minimax: class}", "evaluate.protocol=none"]
     words += ["finetune={micro_batches: 1, steps: 5, ema_warmup: false, labels: position}"]
     made = run(overrides, *words)
     artifacts = artifacts_of(made)

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from ims3_ray.cluster.resources import Machine
-from ims3_ray.config.finetune import Finetune
 from ims3_ray.config.load import load_config
+from ims3_ray.config.sections import Finetune
 from ims3_ray.config.settings import Workers
 from ims3_ray.stages.base import GpuUsage, classifier_usage, pool_usage, training_usage
 

@@ -22,7 +22,7 @@ def test_images_and_their_mirror_images_get_the_inversions_of_their_own_latents(
     latents = open_directory(str(tmp_path))
     latents.write("part-00000.parquet", schemas.to_parquet(rows, schemas.MIRRORED_LATENTS))
     model = TunedModel(str(tiny_model), None, None, Numerics())
-    inverter = Inverter(latents, model, [2, 0, 1], points=3, substeps=2, mirror=True, batch_size=4)
+    inverter = Inverter(latents, model, [2, 0, 1], steps=3, mirror=True, batch_size=4)
     columns, notes = inverter("part-00000.parquet")
     assert notes == {}
     assert columns["image_id"].tolist() == list("abcde")
@@ -33,5 +33,5 @@ def test_images_and_their_mirror_images_get_the_inversions_of_their_own_latents(
     for name, column in (("mean", "inversion"), ("mirror_mean", "mirror_inversion")):
         z0 = torch.from_numpy(values[name]).float()
         with torch.inference_mode():
-            expected = invert(predict, z0, labels, inversion_grid(3), alphas_bar(), 2)
+            expected = invert(predict, z0, labels, inversion_grid(3), alphas_bar())
         np.testing.assert_allclose(columns[column].astype(np.float32), expected.numpy(), rtol=2e-3, atol=2e-3)

@@ -13,7 +13,7 @@ TINY = [  # the digits' path on three classes of 16-pixel images, in seconds
     "ipc=6",
     "encode.images_per_class=8",
     "encode.batch_size={cpu: 5, cuda: 5}",
-    "invert.points=3",
+    "invert.steps=3",
     "invert.batch_size={cpu: 5, cuda: 5}",
     "finetune.epochs=2",
     "finetune.log_every=4",
@@ -27,7 +27,7 @@ TINY = [  # the digits' path on three classes of 16-pixel images, in seconds
     "evaluate.seeds=2",
     *("refine.steps=0", "refine.objective=gradients", "refine.real_images=null"),
     "evaluate.baselines=[random]",
-    "evaluate.draws=null",
+    "evaluate.random_subsets=null",
     "workers.actors=2",
     "workers.shards=2",
 ]

@@ -6,10 +6,9 @@ from importlib import resources
 from pathlib import Path
 from typing import get_args
 
-from ims3_ray.config.load import load_config
-from ims3_ray.config.sections import Baseline
+from ims3_ray.config.evaluation import Baseline
+from ims3_ray.config.load import load_config, read_text, read_yaml
 from ims3_ray.config.settings import Config
-from ims3_ray.config.yaml_io import read_text, read_yaml
 from ims3_ray.errors import InputError
 
 SHARED = ("evaluate", "ipc", "recipe", "seed", "storage", "workers")  # else rows would not compare

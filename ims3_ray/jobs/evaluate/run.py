@@ -131,7 +131,7 @@ def score(prepared: Prepared, machine: Machine, *, trust_labels: bool = False) -
         _refuse_swapped(findings, given)
     real = compare.Real(train, train.paths, audited["train"].paths, vectors["train"])
     sizes = [of_set.counts().tolist() for of_set in given.values()]
-    choices = compare.choose(real, config.evaluate.baselines, sizes, seeds, config.evaluate.draws)
+    choices = compare.choose(real, config.evaluate.baselines, sizes, seeds, config.evaluate.random_subsets)
     counts = {count for of_set in sizes for count in of_set}
     has_ceiling = len(counts) == 1 and max(counts) <= np.bincount(real.vectors.labels).min()
     coverage = compare.cover(

@@ -5,7 +5,7 @@ import json
 import torch
 
 from ims3_ray.config.base import DeviceKind
-from ims3_ray.config.pretrain import Pretrain
+from ims3_ray.config.settings import Pretrain
 from ims3_ray.data.distilled import licence_entries
 from ims3_ray.data.images import ImageSet
 from ims3_ray.method.ddim import broadcast_timestep, sample_ancestral, with_guidance

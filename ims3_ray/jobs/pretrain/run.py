@@ -15,7 +15,7 @@ import torch
 from ims3_ray.cluster.fan_out import Part, fan_out
 from ims3_ray.cluster.resources import Machine
 from ims3_ray.cluster.train import Training, train
-from ims3_ray.config.pretrain import Pretrain, TrainExtractor, TrainTransformer, TrainVae
+from ims3_ray.config.settings import Pretrain, TrainExtractor, TrainTransformer, TrainVae
 from ims3_ray.data.images import ImageSet
 from ims3_ray.data.loader import LocalPixels, payloads
 from ims3_ray.errors import InputError
@@ -44,7 +44,9 @@ from .tasks import (
 )
 
 SECOND_SEED = 1  # added to the seed of the classifier that judges samples
-EMA_DECAY = 0.999  # of VAE and classifier
+EMA_DECAY = 0.999
+LEARNING_RATE = 1e-3  # of VAE and extractor
+LOG_EVERY = 100  # steps
 
 
 class Pretraining:
@@ -52,7 +54,7 @@ class Pretraining:
 
     def __init__(self, config: Pretrain, images: ImageSet, storage: Directory, machine: Machine):
         self.config, self.images, self.machine, self.storage = config, images, machine, storage
-        shared = [config.seed, config.image_size, config.micro_batches, config.log_every, images.fingerprint]
+        shared = [config.seed, config.image_size, config.micro_batches, images.fingerprint]
         sections = (config.vae, config.transformer, config.extractor)
         vae, transformer, extractor = (section.model_dump(mode="json") for section in sections)
         vae_key = fingerprint([shared, vae, machine.device])
@@ -118,11 +120,11 @@ class Pretraining:
             steps=section.steps,
             batch_size=section.batch_size,
             micro_batches=config.micro_batches,
-            lr=section.lr,
+            lr=section.lr if isinstance(section, TrainTransformer) else LEARNING_RATE,
             warmup_steps=min(100, section.steps // 10),
             decay="cosine",
-            ema_decay=section.ema_decay if isinstance(section, TrainTransformer) else EMA_DECAY,
-            log_every=config.log_every,
+            ema_decay=EMA_DECAY,
+            log_every=LOG_EVERY,
             checkpoint_every=config.checkpoint_every,
         )
         training = Training(

@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, l1_loss
 
-from ims3_ray.config.pretrain import NORM_GROUPS, Pretrain, TrainVae
+from ims3_ray.config.settings import NORM_GROUPS, Pretrain, TrainVae
 from ims3_ray.data.loader import BatchReader, Payload
 from ims3_ray.evaluation.augment import resized_crop
 from ims3_ray.method import losses
@@ -34,6 +34,7 @@ from ims3_ray.storage.schemas import LATENTS, Columns
 VALUES = "values.safetensors"
 READ_BATCH = 256
 EXTRACTOR_CROP = (0.5, 1.0)  # share of the image that a training crop of φ shows
+LABEL_DROPOUT = 0.1  # share of labels replaced by the null label, for classifier-free guidance
 FREQUENCY_SHIFT = 1  # as diffusers' own DiT, so that the written folder is exact in plain diffusers
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -209,7 +210,7 @@ class TransformerTask(RowsTask):
         self._factor = scaling_factor
         dit = DiT(models.dit_config).initialize(generator("transformer-weights", self._seed))
         self._dit, self._abar = self.model_of(dit), alphas_bar().to(device)
-        self._dropout = models.config.transformer.label_dropout
+        self._dropout = LABEL_DROPOUT
 
     def losses(self, step: int, part: int) -> dict[str, Tensor]:
         rows, draws = self.part(step, part)

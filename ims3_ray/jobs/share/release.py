@@ -5,8 +5,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ims3_ray.config.reproduce import PLACE_AND_SPEED
-from ims3_ray.config.yaml_io import read_yaml
+from ims3_ray.config.load import read_yaml
+from ims3_ray.config.reproduce import NO_RESULT
 from ims3_ray.data.distilled import Stated
 from ims3_ray.display import first_few
 from ims3_ray.errors import InputError
@@ -129,7 +129,7 @@ def _set_of(artifacts: Collection[str]) -> str:
 
 def _of_run(storage: Directory, record: Record) -> Product:
     config = storage.read_json(record.place).get("config", {})
-    recipe = {name: value for name, value in config.items() if name not in PLACE_AND_SPEED}
+    recipe = {name: value for name, value in config.items() if name not in NO_RESULT}
     recipe["data"] = {name: value for name, value in recipe["data"].items() if name != "root"}
     made = {artifact.split("/")[0]: storage / artifact for artifact in record.artifacts}
     wanted = [noun for noun in ("distilled", *MODELS, "evaluation") if noun in made]

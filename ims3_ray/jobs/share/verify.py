@@ -29,7 +29,14 @@ from .claims import DISTILLED, accuracies, agrees
 if TYPE_CHECKING:
     from ims3_ray.jobs.evaluate.run import Scored
 
-QUICK = {"seeds": 3, "baselines": [], "full": False, "unrefined": False, "pool_images": None, "draws": None}
+QUICK = {
+    "seeds": 3,
+    "baselines": [],
+    "full": False,
+    "unrefined": False,
+    "pool_images": None,
+    "random_subsets": None,
+}
 SHARED = ("seed", "data", "embed")  # that an evaluation takes as the run had them
 
 

@@ -19,8 +19,7 @@ import numpy as np
 from ray import tune
 from ray.tune.search.sample import Domain as TuneDomain
 
-from ims3_ray.config.load import accepts, require_field
-from ims3_ray.config.yaml_io import read_text, read_yaml
+from ims3_ray.config.load import accepts, check_field, read_text, read_yaml
 from ims3_ray.errors import InputError
 
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -152,7 +151,7 @@ def read_space(words: Sequence[str], recipe: str, overrides: Mapping[str, Value]
         )
     domains = {}
     for field, domain in given.items():
-        require_field(field)
+        check_field(field)
         if field.split(".")[0] in FIXED:
             raise InputError(
                 f"--space {field}: can't be swept, trials would not compare; "

@@ -14,7 +14,7 @@ import torch
 
 from ims3_ray.cluster.resources import DEFAULT_PLACEMENT, Machine, run_on_every_node
 from ims3_ray.cluster.tasks import first_ready
-from ims3_ray.config.sections import SEEDS_A_RUN
+from ims3_ray.config.evaluation import SEEDS_PER_RUN
 from ims3_ray.data.images import ImageSet
 from ims3_ray.data.loader import LocalPixels
 from ims3_ray.data.transforms import resize_and_crop
@@ -39,7 +39,7 @@ Scores = dict[str, dict[str, dict[int, Score]]]  # protocol's label → name of 
 
 def classifier_seeds(seed: int, count: int) -> list[int]:
     """Seeds of `count` repeats, which no other seed of a run shares."""
-    return [seed * SEEDS_A_RUN + i for i in range(count)]
+    return [seed * SEEDS_PER_RUN + i for i in range(count)]
 
 
 def train_all(

@@ -46,7 +46,7 @@ def run(context: Context, out: Directory, **made: Directory) -> dict[str, Any]:
     seeds = classifier_seeds(config.seed, config.evaluate.seeds)
     index = read_index(made["features"], schemas.FEATURES, ["image_id", "label"])
     real = Real(train, train.ids, index.keys["image_id"].tolist(), Vectors(index))
-    asked, draws = config.evaluate.baselines, config.evaluate.draws
+    asked, draws = config.evaluate.baselines, config.evaluate.random_subsets
     sizes = [[config.ipc] * len(train.classes)]
     choices = choose(real, dict.fromkeys(("random", *asked)), sizes, seeds, draws)
     drawn = _drawn(context, made["selection"], made["candidates"], made.get("refined"))
@@ -183,7 +183,7 @@ def _set_sizes(context: Context) -> list[int]:
     """Images of the set that each classifier of a network trains on."""
     config, settings = context.config, context.config.evaluate
     names = {*own_names(config), *settings.baselines}
-    more_draws = max(0, (settings.draws or 0) - settings.seeds) if "random" in names else 0
+    more_draws = max(0, (settings.random_subsets or 0) - settings.seeds) if "random" in names else 0
     sizes = [config.ipc * len(context.classes)] * (len(names) * settings.seeds + more_draws)
     full = [len(context.images["train"])] * min(settings.seeds, FULL_SEEDS)
     return sizes + (full if settings.full else [])
@@ -193,7 +193,9 @@ def _node_disk(context: Context) -> float:
     """For the scored images and, at most, every set that is trained on."""
     config, rules = context.config, protocol(context.config.evaluate.protocol)
     settings = config.evaluate
-    chosen = sum(max(settings.seeds, settings.draws or 0) if n in SEEDED else 1 for n in settings.baselines)
+    chosen = sum(
+        max(settings.seeds, settings.random_subsets or 0) if n in SEEDED else 1 for n in settings.baselines
+    )
     sets = len(own_names(config)) + chosen
     images = len(context.images[rules.split]) + config.ipc * len(context.classes) * sets
     images += len(context.images["train"]) if settings.full else 0

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from ims3_ray.cluster.resources import DEFAULT_PLACEMENT, Machine
-from ims3_ray.config.sections import Evaluate
+from ims3_ray.config.evaluation import Evaluate
 from ims3_ray.data.images import ImageSet
 from ims3_ray.data.loader import pixels_bytes
 from ims3_ray.errors import InputError

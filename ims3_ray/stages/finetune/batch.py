@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ims3_ray.config.finetune import Finetune
+from ims3_ray.config.sections import Finetune
 from ims3_ray.method.schedule import NUM_TRAIN_TIMESTEPS, grid_index_below, inversion_grid
 from ims3_ray.method.seeding import EpochOrder, generator, normal
 from ims3_ray.models.device import to_device

@@ -1,29 +1,30 @@
 """Minimax Diffusion's memories (Gu et al. 2024), off by default: a row of its own in every ablation.
 
 Per class the last images seen and the last predictions made; the criteria compare each prediction x̂0 with
-them. Each image counts, so that cutting a batch into parts changes nothing; with `extreme=class` it is, as in
-the published code, the image of a class in the batch that is farthest from its criterion, for every class.
+them. Each image counts, so that cutting a batch into parts changes nothing; with `im.minimax=class` it is, as
+in the published code, the image of a class in the batch that is farthest from its criterion, for every class.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ims3_ray.config.finetune import Minimax
 from ims3_ray.method.losses import diversity_loss, representativeness_loss
 from ims3_ray.models.device import to_device
 
+WEIGHTS = {"representativeness": 0.002, "diversity": 0.008}  # as published, and so is the size
+SIZE = 64  # latents that each memory holds
 Memories = dict[str, dict[int, Tensor]]  # kind → label → (M, C, H, W), oldest first
 
 
 class MinimaxMemory:
     """The two memories of every class, the same on all workers."""
 
-    def __init__(self, settings: Minimax):
-        self._size, self._of_class = settings.memory, settings.extreme == "class"
-        self.weights = {"representativeness": settings.representativeness, "diversity": settings.diversity}
+    def __init__(self, unit: Literal["image", "class"], size: int = SIZE):
+        self._size, self._of_class = size, unit == "class"
         self._memories: Memories = {"real": {}, "predicted": {}}
         self._pending: dict[int, Tensor] = {}  # part → (B, 2, C, H, W), real and predicted
 
@@ -37,7 +38,7 @@ class MinimaxMemory:
     ) -> dict[str, Tensor]:
         """Both criteria's shares by this part; 0 for images of a class that nothing is remembered of.
 
-        With `extreme=class` the part is the whole batch.
+        With `im.minimax=class` the part is the whole batch.
         """
         self._pending[part] = torch.stack([z0, clean.detach()], dim=1)
         real, predicted = self._memories["real"], self._memories["predicted"]

@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 from ims3_ray.cluster.train import Training, train
-from ims3_ray.config.finetune import Finetune
+from ims3_ray.config.sections import Finetune
 from ims3_ray.data.classes import NEW
 from ims3_ray.models.training import TrainingConfig
 from ims3_ray.stages.base import BACKWARD, Cost, Forward, Stage, generator_bytes, latent_bytes, training_usage
@@ -50,7 +50,7 @@ def num_steps(settings: Finetune, num_images: int) -> int:
 
 def local_bytes(context: Context) -> float:
     """Of a node's own disk, for mean and log-variance of every view of an image, and its inversions."""
-    points = context.config.invert.points if context.matches_trajectories else 0
+    points = context.config.invert.steps if context.matches_trajectories else 0
     return context.num_tuned * (context.num_views * (2 + points) * latent_bytes(context) + 8.0)
 
 
@@ -59,7 +59,7 @@ def task_arguments(context: Context, latents: Directory, inversions: Directory |
     config = context.config
     by_place = config.finetune.labels == "position"
     labels = list(range(len(context.classes))) if by_place else context.model_labels
-    source = Source(latents, inversions, config.data.mirror, config.invert.points, labels)
+    source = Source(latents, inversions, config.data.mirror, config.invert.steps, labels)
     model = context.tuned_model()
     return {
         "model": model,

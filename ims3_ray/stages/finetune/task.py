@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ims3_ray.config.finetune import Finetune, InversionMatching
+from ims3_ray.config.sections import Finetune, InversionMatching
 from ims3_ray.method.ddim import abar_at, add_noise, ddim_step, noise_of, predicted_clean
 from ims3_ray.method.losses import (
     all_pairs_loss,
@@ -20,6 +20,7 @@ from ims3_ray.models.finetuned import TunedModel, save_adapter
 from ims3_ray.storage.artifacts import Directory
 
 from .batch import Draws, Images, Source
+from .minimax import WEIGHTS as MINIMAX_WEIGHTS
 from .minimax import Memories, MinimaxMemory
 
 SMALL = 0.1  # weights below it: beside the diffusion loss their gradient is less than bf16's rounding
@@ -53,7 +54,7 @@ class InversionMatchingTask:
             self.weights["variational"] = 1.0
         if im.weight or im.grad_ratio:
             self.weights["matching"] = im.weight
-        self.weights |= self._minimax.weights if self._minimax else {}
+        self.weights |= MINIMAX_WEIGHTS if self._minimax else {}
         self.ratios = {} if im.grad_ratio is None else {"matching": im.grad_ratio}
         is_rounded = model.numerics.precision != "fp32"
         self.apart = {name for name, weight in self.weights.items() if is_rounded and weight < SMALL}

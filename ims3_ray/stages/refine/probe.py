@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from ims3_ray.cluster.resources import DEFAULT_PLACEMENT
-from ims3_ray.config.refinement import Probe
+from ims3_ray.config.evaluation import Probe
 from ims3_ray.data.images import ImageSet
 from ims3_ray.data.loader import pixels_bytes
 from ims3_ray.errors import InputError
@@ -55,7 +55,7 @@ def run(context: Context, out: Directory) -> dict[str, object]:
     images = ray.put(train)
     resources = context.machine.classifier_resources(max(1, len(missing)))
     train_one = ray.remote(**resources, **DEFAULT_PLACEMENT)(_train)
-    shared = len(context.classes), settings.points, context.machine.device, out
+    shared = len(context.classes), settings.checkpoint_steps, context.machine.device, out
     pending = [train_one.remote(images, network, *shared) for network in missing]
     with bar("probe", len(networks), "networks", done=len(networks) - len(missing)) as shown:
         while pending:
@@ -83,7 +83,7 @@ def load_probes(
     for rules in kinds:
         for number in range(settings.count):
             values = safetensors.torch.load(probes.read(file_of(rules, number)))
-            for point in settings.points:
+            for point in settings.checkpoint_steps:
                 names = [name for name in values if name.startswith(f"{point}/")]
                 state = {name.removeprefix(f"{point}/"): values[name] for name in names}
                 loaded.append(load_probe(rules, num_classes, state, device))
@@ -112,7 +112,7 @@ def _fingerprint_inputs(context: Context) -> object:
         rules.model_dump(mode="json", exclude={"name", "version", "split", "evaluations"})
         for rules in probe_protocols(config.probe, config.evaluate.protocol)
     ]
-    settings = [config.probe.count, list(config.probe.points), config.seed]
+    settings = [config.probe.count, list(config.probe.checkpoint_steps), config.seed]
     return [context.inputs["images"], kinds, settings, context.machine.device]
 
 
@@ -120,7 +120,10 @@ def _cost(context: Context, forward: Forward) -> Cost:  # noqa: ARG001
     settings, num_classes = context.config.probe, len(context.classes)
     kinds = probe_protocols(settings, context.config.evaluate.protocol)
     operations = sum(
-        BACKWARD * classifier_operations(rules, num_classes) * rules.batch_size * settings.points[-1]
+        BACKWARD
+        * classifier_operations(rules, num_classes)
+        * rules.batch_size
+        * settings.checkpoint_steps[-1]
         for rules in kinds
     )
     rows = _num_networks(context)

@@ -152,7 +152,7 @@ def _cost(context: Context, forward: Forward) -> Cost:
     """Steps, and the targets, which are measured once a probe and class."""
     config, rows = context.config, context.config.ipc * len(context.classes)
     kinds = probe_protocols(config.probe, config.evaluate.protocol)
-    probes = config.probe.count * len(config.probe.points) * len(kinds)
+    probes = config.probe.count * len(config.probe.checkpoint_steps) * len(kinds)
     measured = int(np.minimum(context.images["train"].counts(), config.refine.real_images or 10**9).sum())
     targets = measured * probes * BACKWARD * _probe_operations(context) / rows
     operations = config.refine.steps * step_operations(context, forward) + targets

@@ -12,7 +12,7 @@ from ray.actor import ActorHandle
 from torch import Tensor
 from torch.nn import functional
 
-from ims3_ray.config.refinement import Refine
+from ims3_ray.config.evaluation import Refine
 from ims3_ray.config.settings import Config
 from ims3_ray.data.loader import BatchReader, Payload
 from ims3_ray.data.transforms import decode, encode_png, resize_and_crop, square
@@ -209,7 +209,7 @@ def refinement(settings: Refine, vae: Vae, rules: Protocol, part: int) -> Refine
         steps=settings.steps,
         lr=settings.lr,
         views=views_of(settings, rules),
-        stay=settings.stay,
+        stay=settings.anchor_weight,
         part=part,
     )
 

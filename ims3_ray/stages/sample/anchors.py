@@ -75,7 +75,7 @@ def check_anchors(context: Context) -> None:
     config, settings = context.config, context.config.sample
     if settings.guidance == "none":
         return
-    counts, count = context.images["train"].counts(), _num_anchors(context)
+    counts, count = context.images["train"].counts(), config.pool_ipc
     has = int(min(counts.min(), config.encode.images_per_class or counts.max()))
     if has < count:
         raise InputError(_too_few(context, int(counts.argmin()), has))
@@ -87,22 +87,17 @@ def check_anchors(context: Context) -> None:
         )
 
 
-def _num_anchors(context: Context) -> int:
-    """A class."""
-    return context.config.sample.anchor_images or context.config.pool_ipc
-
-
 def _too_few(context: Context, label: int, has: int) -> str:
     return (
         f"sample.guidance: class {context.classes[label]!r} has {has} encoded images for "
-        f"{_num_anchors(context)} anchors; add images, raise encode.images_per_class, or lower ipc, "
-        "sample.pool_ipc or sample.anchor_images"
+        f"{context.config.pool_ipc} anchors; add images, raise encode.images_per_class, or lower "
+        "sample.pool_ipc or ipc"
     )
 
 
 def collect_anchors(context: Context, latents: Directory) -> Anchors:
     """Choose the anchors of every class among its encoded images. InputError where too few could be read."""
-    seed, count, names = context.config.seed, _num_anchors(context), part_names(latents)
+    seed, count, names = context.config.seed, context.config.pool_ipc, part_names(latents)
     parts = ray.get([_read_pooled.remote(latents, name) for name in names])
     label, pooled = (np.concatenate(column) for column in zip(*parts, strict=True))
     own = [np.flatnonzero(label == i) for i in range(len(context.classes))]

@@ -12,7 +12,6 @@ import ray
 import safetensors.numpy
 
 from ims3_ray.method import coresets
-from ims3_ray.method.coverage import neighbour_distances, sparsest_rows
 from ims3_ray.method.seeding import permutation
 from ims3_ray.stages.context import Context
 from ims3_ray.storage import schemas
@@ -22,7 +21,6 @@ from ims3_ray.storage.index import Index, read_index
 from .timesteps import start_point
 
 STARTS = "starts.safetensors"
-NEIGHBOURS = 5  # k of the distances by which an image counts as sparse
 CPUS_PER_TASK = 0.5
 Key = tuple[int, str]  # an image's label and id
 
@@ -92,29 +90,16 @@ def _choose(context: Context, features: Directory, inverted: set[Key]) -> list[l
     count = settings.start_images or context.config.pool_ipc
     rows = [np.flatnonzero(is_inverted & (labels == label)) for label in range(len(context.classes))]
     tasks = [
-        _choose_of_class.remote(real.at(own), min(count, len(own)), settings.start_from, seed, name)
+        _choose_of_class.remote(real.at(own), min(count, len(own)), seed, name)
         for own, name in zip(rows, context.classes, strict=True)
     ]
     return [[keys[own[place]] for place in places] for own, places in zip(rows, ray.get(tasks), strict=True)]
 
 
 @ray.remote(num_cpus=CPUS_PER_TASK)
-def _choose_of_class(real: Index, count: int, how: str, seed: int, name: str) -> np.ndarray:
-    return choose_images(real.read("feature"), count, how, seed, name)
-
-
-def choose_images(features: np.ndarray, count: int, how: str, seed: int, name: str) -> np.ndarray:
-    """Places (count,) of a class's chosen images, of `features` (N, D), in a random order.
-
-    `medoids` of k-means, `sparse`, those farthest from their neighbours, or any. By the order the first of
-    them are spread as all are.
-    """
-    if how == "medoids":
-        places = coresets.medoids(features, count, "starts", seed, name)
-    elif how == "sparse":
-        places = sparsest_rows(neighbour_distances(features, min(NEIGHBOURS, len(features) - 1)), 1.0)[:count]
-    else:
-        places = permutation(len(features), "starts", seed, name)[:count]
+def _choose_of_class(real: Index, count: int, seed: int, name: str) -> np.ndarray:
+    """Returns the places (count,) of a class's k-means medoids, in a random order."""
+    places = coresets.medoids(real.read("feature"), count, "starts", seed, name)
     return places[permutation(count, "start-order", seed, name)]
 
 

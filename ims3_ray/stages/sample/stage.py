@@ -94,7 +94,7 @@ def sampler_arguments(context: Context, adapter: Directory | None) -> dict[str, 
     """What a `Sampler` is built with."""
     return {
         "config": context.config,
-        "model": context.tuned_model(adapter, context.config.sample.weights),
+        "model": context.tuned_model(adapter),
         "classes": context.classes,
         "model_labels": context.model_labels,
         "batch_size": context.batch_size(context.config.sample),

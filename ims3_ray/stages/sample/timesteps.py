@@ -13,7 +13,7 @@ from ims3_ray.method.schedule import inversion_grid, space_timesteps, timesteps_
 
 def start_point(config: Config) -> tuple[int, int]:
     """Of the inversions' grid points s_1 … s_S the one nearest to `start_level`: its place and timestep."""
-    grid = inversion_grid(config.invert.points)[1:].numpy()
+    grid = inversion_grid(config.invert.steps)[1:].numpy()
     place = int(np.abs(grid - config.sample.start_level).argmin())
     return place, int(grid[place])
 

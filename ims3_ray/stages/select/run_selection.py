@@ -119,7 +119,7 @@ def _select(source: Source, pool: ShardPool, tell: Callable[[str], object]) -> O
         nearness = (1 - np.einsum("cd,cd->c", centroids, real)).tolist()
     else:
         tell("bounding the objective")
-        selection = certify(selection, groups, source.objective, method=settings.certify, run=run)
+        selection = certify(selection, groups, source.objective, method=settings.lower_bound, run=run)
     of_classes = (
         OfClass(subgroups=ids.tolist(), distances_to_real=d.tolist(), distance_to_real=near)
         for ids, d, near in zip(subgroups, distances, nearness, strict=True)
@@ -136,7 +136,7 @@ def _select(source: Source, pool: ShardPool, tell: Callable[[str], object]) -> O
         certificate=selection.certificate,
         solver=selection.solver,
         rounds=selection.rounds,
-        settings={**settings.model_dump(mode="json", exclude={"memory"}), "seed": source.seed},
+        settings={**settings.model_dump(mode="json", exclude={"memory_gb"}), "seed": source.seed},
         selection=dict(zip(source.names, places, strict=True)),
         per_class=dict(zip(source.names, of_classes, strict=True)),
     )
@@ -157,7 +157,7 @@ def _solve(source: Source, pool: ShardPool, groups: Shards, run: TaskRunner) -> 
 
 def is_proved(settings: Select, num_subgroups: int) -> bool:
     """Whether branch and bound selects: where it is asked for, or takes a second or two at most."""
-    automatic = (settings.solver, settings.certify, settings.unit) == ("auto", "auto", "subgroup")
+    automatic = (settings.solver, settings.lower_bound, settings.unit) == ("auto", "auto", "subgroup")
     return settings.solver == "exact" or (automatic and num_subgroups <= PROVED_SUBGROUPS)
 
 

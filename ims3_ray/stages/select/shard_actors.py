@@ -190,7 +190,7 @@ class ShardPool:
     """
 
     def __init__(self, source: Source, machine: Machine):
-        """As many actors as the machine suggests, or more where select.memory asks for it."""
+        """As many actors as the machine suggests, or more where select.memory_gb asks for it."""
         shards, self._rows = split(source, machine.shards)
         check_bound(source)
         self.ranges = split_classes(len(source.names), shards)
@@ -243,7 +243,7 @@ class ShardPool:
 
 
 def split(source: Source, at_least: int) -> tuple[int, int]:
-    """How many shards keep each actor within select.memory, and how many rows it may read at a time.
+    """How many shards keep each actor within select.memory_gb, and how many rows it may read at a time.
 
     Raises InputError where even a shard a tile of classes would not.
     """
@@ -254,7 +254,7 @@ def split(source: Source, at_least: int) -> tuple[int, int]:
         held += pool.num_images.sum() * row
     fixed = PROCESS_BYTES + COPIES_OF_CHOSEN * len(source.names) * row
     reading = max(LEAST_ROWS_BYTES, COPIES_OF_ROWS * row * int(pool.num_images.max()))
-    budget = source.settings.memory * 1e9
+    budget = source.settings.memory_gb * 1e9
     shards = at_least
     while True:
         ranges = split_classes(len(source.names), shards)
@@ -264,24 +264,24 @@ def split(source: Source, at_least: int) -> tuple[int, int]:
         if len(ranges) < shards:
             needed = (fixed + reading + largest) / 1e9
             raise InputError(
-                f"select.memory: {source.settings.memory} GB an actor is too little; at least {needed:.1f} GB"
+                f"select.memory_gb: {source.settings.memory_gb} GB per actor is too little; set {needed:.1f}"
             )
         shards += 1
 
 
 def check_bound(source: Source) -> None:
-    """Raise InputError where the lower bound by TRW-S would exceed select.memory or its size."""
+    """Raise InputError where the lower bound by TRW-S would exceed select.memory_gb or its size."""
     settings, num_classes, size = source.settings, len(source.names), int(source.pool.num_subgroups.max())
-    if (settings.certify, settings.unit) == ("trws", "subgroup") and not trws.fits(num_classes, size):
+    if (settings.lower_bound, settings.unit) == ("trws", "subgroup") and not trws.fits(num_classes, size):
         raise InputError(
-            f"select.certify: trws takes up to {trws.MOST_PLACES} classes × subgroups, here are "
+            f"select.lower_bound: trws takes up to {trws.MOST_PLACES} classes × subgroups, here are "
             f"{num_classes} × {size}; use series"
         )
     needed = PROCESS_BYTES + trws_memory(settings, num_classes, size, source.pool.candidates.width)
-    if needed > settings.memory * 1e9:
+    if needed > settings.memory_gb * 1e9:
         raise InputError(
-            f"select.memory: {settings.memory} GB are too little for the lower bound by TRW-S; set at least "
-            f"{math.ceil(needed / 1e8) / 10} GB, or select.certify=series"
+            f"select.memory_gb: {settings.memory_gb} GB are too little for the lower bound by TRW-S; set at "
+            f"least {math.ceil(needed / 1e8) / 10} GB, or select.lower_bound=series"
         )
 
 
@@ -289,5 +289,5 @@ def trws_memory(settings: Select, num_classes: int, size: int, width: int) -> fl
     """Bytes of TRW-S, a task of its own that holds all classes; 0 where it isn't taken. The series is the
     actors' work.
     """
-    is_taken = settings.unit == "subgroup" and settings.certify in ("auto", "trws")
+    is_taken = settings.unit == "subgroup" and settings.lower_bound in ("auto", "trws")
     return trws.memory(num_classes, size, width) if is_taken and trws.fits(num_classes, size) else 0.0

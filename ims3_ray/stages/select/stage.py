@@ -36,7 +36,7 @@ def _figures(out: Directory) -> dict[str, float]:
 
 def _fingerprint_inputs(context: Context) -> object:
     config = context.config
-    settings = config.select.model_dump(mode="json", exclude={"memory"})
+    settings = config.select.model_dump(mode="json", exclude={"memory_gb"})
     return [settings, config.seed, list(context.classes), config.ipc]
 
 

@@ -14,7 +14,7 @@ from ims3_ray.pipeline.steps import plan, run_step
 CLASSES, IMAGES, SCORED = 300, 4, 2
 LEAST = 2e6  # bytes below which nobody plans
 WORDS = [
-    *("ipc=2", "sample.subgroups=2", "sample.steps=2", "invert.points=2", "finetune.epochs=1"),
+    *("ipc=2", "sample.subgroups=2", "sample.steps=2", "invert.steps=2", "finetune.epochs=1"),
     *("data.class_map=new", "data.validation=null", "workers.actors=2", "workers.shards=2"),
     *("evaluate.protocol=smoke", "evaluate.seeds=2", "evaluate.neighbours=1", "evaluate.full=true"),
 ]

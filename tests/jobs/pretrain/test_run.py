@@ -67,7 +67,7 @@ def test_a_model_is_trained_checked_written_and_found_again(ray_cluster, tiny_im
         for name in ("vae", "transformer", "extractor")
         for field in ("steps=3", "batch_size=6")
     ]
-    words += ["check_images=6", "log_every=2", "workers.actors=2", "workers.train_workers=2"]
+    words += ["check_images=6", "workers.actors=2", "workers.train_workers=2"]
     assert run_command("pretrain", ["--dry-run", *words]) == 0
     assert capsys.readouterr().out.count("would run") == 5
     assert run_command("pretrain", ["--out", str(tmp_path / "model"), *words]) == 0

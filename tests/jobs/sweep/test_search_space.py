@@ -21,7 +21,7 @@ def sweep(*words, search="grid", overrides=None, **options):
     [
         ("ipc=1,10", Choice((1, 10))),
         ("select.unit=subgroup,image", Choice(("subgroup", "image"))),
-        ("im.minimax=true,null", Choice((True, None))),
+        ("im.minimax=image,null", Choice(("image", None))),
         ("im={weight: 0},{grad_ratio: 0.5}", Choice(({"weight": 0}, {"grad_ratio": 0.5}))),
         ("select.alpha=0:1", Range(0, 1)),
         ("sample.steps=10:50", Range(10, 50, integer=True)),

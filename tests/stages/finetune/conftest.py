@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny_generator import diffusers_folder
 
-from ims3_ray.config.finetune import Finetune, InversionMatching
+from ims3_ray.config.sections import Finetune, InversionMatching
 from ims3_ray.models.device import Numerics
 from ims3_ray.models.finetuned import TunedModel
 from ims3_ray.stages.finetune.batch import Source

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from ims3_ray.config.finetune import Finetune
+from ims3_ray.config.sections import Finetune
 from ims3_ray.method import seeding
 from ims3_ray.method.schedule import NUM_TRAIN_TIMESTEPS, grid_index_below, inversion_grid
 from ims3_ray.method.seeding import generator, normal

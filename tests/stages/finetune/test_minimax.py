@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from ims3_ray.config.finetune import Minimax
 from ims3_ray.stages.finetune.minimax import MinimaxMemory
 
 
@@ -25,7 +24,7 @@ def test_by_class_they_are_what_the_published_code_computes():
     z0, eps = batch()
     first = (eps, z0, [0, 1, 1, 0])
     rest = ((eps + 0.3 * z0, eps, [0, 1, 1, 2]), (0.5 * z0 - eps, z0 + eps, [0, 1, 1, 2]))
-    given = list(steps(MinimaxMemory(Minimax(memory=3, extreme="class")), first, *rest))
+    given = list(steps(MinimaxMemory("class", size=3), first, *rest))
     assert given[0] == (0, 0)
     assert given[1] == pytest.approx((0.57717162, 0.63414460), rel=1e-5)
     assert given[2] == pytest.approx((1.85835886, -0.38916051), rel=1e-5)
@@ -33,7 +32,7 @@ def test_by_class_they_are_what_the_published_code_computes():
 
 def test_by_image_cutting_a_batch_changes_nothing():
     z0, eps = batch()
-    memory = MinimaxMemory(Minimax())
+    memory = MinimaxMemory("image")
     list(steps(memory, (eps, z0, [0, 1, 1, 0])))
     whole = memory.losses(0, z0, eps, [0, 1, 1, 0], 4)
     halves = [

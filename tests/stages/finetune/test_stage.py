@@ -6,8 +6,8 @@ import pytest
 from tiny import tiny_words
 
 from ims3_ray.cluster.resources import find_machine
-from ims3_ray.config.finetune import Finetune
 from ims3_ray.config.load import load_config, parse_overrides
+from ims3_ray.config.sections import Finetune
 from ims3_ray.errors import InputError
 from ims3_ray.pipeline.prepare import prepare
 from ims3_ray.pipeline.steps import plan
@@ -58,9 +58,9 @@ def test_the_published_target_needs_no_inversions(context_of):
     [
         (
             ["im.target=one_step"],
-            r"im\.target: one_step compares a whole batch; give finetune\.micro_batches=1, and a number",
+            r"im\.target: one_step compares a whole batch; set finetune\.micro_batches=1 and a number",
         ),
-        (["im.minimax={extreme: class}"], r"im\.minimax\.extreme: class .*micro_batches=1"),
+        (["im.minimax=class"], r"im\.minimax: class .*micro_batches=1"),
         ([*ONE_STEP, "im.metric=l2"], r"im\.metric: l2 needs im\.target=trajectory"),
         (["finetune.steps=0"], r"finetune\.steps"),
     ],

@@ -40,16 +40,19 @@ def test_the_trajectory_is_matched_image_by_image_where_a_label_and_a_level_are_
     torch.testing.assert_close(whole["matching"], sum(halves))
 
 
-@pytest.mark.parametrize(("precision", "apart"), [("fp32", set()), ("bf16", {"matching", "diversity"})])
+@pytest.mark.parametrize(
+    ("precision", "apart"),
+    [("fp32", set()), ("bf16", {"matching", "diversity", "representativeness"})],
+)
 def test_small_terms_get_a_pass_of_their_own_where_gradients_are_rounded(build_task, precision, apart):
-    task = build_task(precision, im={"minimax": {"representativeness": 0.5}})
+    task = build_task(precision, im={"minimax": "image"})
     assert task.weights["variational"] == 1
     assert set(task.apart) == apart
 
 
 @pytest.mark.parametrize(
     ("im", "more"),
-    [({}, 0), ({"grad_ratio": 0.1}, 0), ({"minimax": {}}, 8), ({"target": "one_step"}, 0)],
+    [({}, 0), ({"grad_ratio": 0.1}, 0), ({"minimax": "image"}, 8), ({"target": "one_step"}, 0)],
 )
 def test_a_step_reads_nothing_off_its_device_and_sends_its_batch_alone(build_task, im, more):
     """A log step alone reads. Minimax sends the rows of each class, too."""

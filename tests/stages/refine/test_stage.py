@@ -13,7 +13,12 @@ from ims3_ray.pipeline.steps import plan, run_step
 from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import MANIFEST, part_names, read_rows
 
-REFINE = ("refine.steps=3", "probe.count=2", "probe.points=[0, 2]", "refine.batch_size={cpu: 4, cuda: 4}")
+REFINE = (
+    "refine.steps=3",
+    "probe.count=2",
+    "probe.checkpoint_steps=[0, 2]",
+    "refine.batch_size={cpu: 4, cuda: 4}",
+)
 
 
 def steps_of(words, *more, upto="refine"):
@@ -101,7 +106,11 @@ def test_runs_share_probes_and_without_steps_nothing_is_refined(words, refined, 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
-    [("refine.objective=embeddings",), ("refine.space=pixel", "refine.stay=1"), ("refine.start=medoids",)],
+    [
+        ("refine.objective=embeddings",),
+        ("refine.space=pixel", "refine.anchor_weight=1"),
+        ("refine.start=medoids",),
+    ],
 )
 def test_other_objectives_spaces_and_starts_are_refined_too(words, more):
     rows = read_rows(steps_of(words, *REFINE, *more)["refined"].directory, schemas.REFINED)
@@ -121,7 +130,7 @@ def test_pixels_are_moved_at_the_size_that_classifiers_see_and_compared_at_the_g
 
 @pytest.mark.slow
 def test_siamese_views_are_those_that_the_real_images_were_seen_in(words):
-    probes = "probe.protocol=dsa-cifar10", "probe.width=8", "probe.points=[0]"
+    probes = "probe.protocol=dsa-cifar10", "probe.width=8", "probe.checkpoint_steps=[0]"
     moved = "refine.space=pixel", "refine.objective=embeddings", "refine.steps=4", "refine.lr=1e-9"
 
     def losses(real_images):
@@ -139,7 +148,10 @@ def test_siamese_views_are_those_that_the_real_images_were_seen_in(words):
         (["probe.networks=[convnet6]"], "probe.networks: network: convnet6 is too deep"),
         (["probe.protocol=soft-32"], "probe.protocol: probes learn hard labels, soft-32 has none"),
         (["refine.real_images=13"], "refine.real_images: 13 are more than the 12 images"),
-        (["probe.points=[0, 7]"], "probe.points: 7 lies beyond a training by smoke, which has 6 steps"),
+        (
+            ["probe.checkpoint_steps=[0, 7]"],
+            "probe.checkpoint_steps: 7 exceeds a training by smoke, which has 6 steps",
+        ),
         (["evaluate.protocol=none"], "probe.protocol: probes are trained by a protocol"),
     ],
 )

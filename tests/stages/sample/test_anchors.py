@@ -156,7 +156,7 @@ def test_anchors_are_latents_of_their_own_class_from_any_part(context_of, ray_cl
     with pytest.raises(
         InputError, match=r"sample\.guidance: class 'blue' has 4 encoded images for 5 anchors"
     ):
-        collect_anchors(context_of("ipc=2", "sample.anchor_images=5", "sample.guidance=modes"), latents)
+        collect_anchors(context_of("ipc=5", "sample.guidance=modes"), latents)
 
 
 def test_latents_are_read_and_settings_counted_where_candidates_are_guided_alone(context_of):
@@ -178,7 +178,6 @@ def test_latents_are_read_and_settings_counted_where_candidates_are_guided_alone
     ("words", "line"),
     [
         (("ipc=9",), r"sample\.guidance: class 'blue' has 8 encoded images for 9 anchors; add images, raise"),
-        (("sample.anchor_images=10",), r"sample\.guidance: class 'blue' has 8 encoded images for 10 anchors"),
         (
             ("ipc=8", "sample.guidance=transport"),
             r"sample\.batch_size\.cpu: 7 .* subgroup of 8 images.*raise",

@@ -9,7 +9,7 @@ from ims3_ray.errors import InputError
 from ims3_ray.method import schedule
 from ims3_ray.pipeline import prepare as preparation
 from ims3_ray.pipeline.steps import plan, run_step
-from ims3_ray.stages.sample.initial_latents import Starts, choose_images
+from ims3_ray.stages.sample.initial_latents import Starts
 from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import open_directory, read_rows
 
@@ -98,13 +98,6 @@ def test_starts_are_dealt_out_in_order_and_again_from_the_first():
     subgroup, index = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
     assert starts.rows(np.zeros(4, int), subgroup, index).tolist() == [0, 1, 0, 1]
     assert starts.rows(np.ones(4, int), subgroup, index).tolist() == [2, 3, 4, 2]
-
-
-def test_sparse_starts_are_those_farthest_from_their_neighbours():
-    features = np.concatenate([np.linspace(0, 1, 20), [5.0, 9.0]])[:, None].astype(np.float32)
-    assert set(choose_images(features, 2, "sparse", 0, "a").tolist()) == {20, 21}
-    assert len(set(choose_images(features, 7, "random", 0, "a").tolist())) == 7
-    assert set(choose_images(features, 3, "medoids", 0, "a").tolist()) >= {20, 21}
 
 
 def test_a_sampler_from_a_level_visits_the_timesteps_below_it():

@@ -22,7 +22,7 @@ def test_dpm_asks_at_even_steps_of_log_snr_whatever_the_others_spacing():
 
 
 def test_starts_are_denoised_from_the_nearest_point_of_their_inversions():
-    words = "sample.start=inversion", "sample.start_level=360", "invert.points=9"
+    words = "sample.start=inversion", "sample.start_level=360", "invert.steps=9"
     assert timesteps_of(config(*words)).tolist() == [0, 111, 222, 333]
 
 

@@ -164,8 +164,8 @@ def test_an_actor_killed_in_mid_round_is_rebuilt_and_the_selection_is_the_same(
     [
         ({"solver": "auto"}, "exact", "exact"),
         ({"solver": "exact"}, "exact", "exact"),
-        ({"solver": "auto", "certify": "series"}, "walk", "series"),
-        ({"solver": "auto", "certify": "none"}, "walk", "none"),
+        ({"solver": "auto", "lower_bound": "series"}, "walk", "series"),
+        ({"solver": "auto", "lower_bound": "none"}, "walk", "none"),
     ],
 )
 def test_small_problems_are_proved_unless_another_certificate_is_asked_for(
@@ -228,12 +228,14 @@ def test_memory_decides_the_number_of_shards_and_of_rows_read_at_once(tmp_path):
     pool = opened(tmp_path, *features(9))
 
     def of(memory):
-        return Source(pool, tuple(map(str, range(9))), SETTINGS.model_copy(update={"memory": memory}), IPC, 0)
+        return Source(
+            pool, tuple(map(str, range(9))), SETTINGS.model_copy(update={"memory_gb": memory}), IPC, 0
+        )
 
     shards, rows = split(of(2.5), 2)
     assert shards == 2
     assert rows > 1e6
-    with pytest.raises(InputError, match=r"select.memory: 0.3 GB an actor is too little; at least 0\.5 GB"):
+    with pytest.raises(InputError, match=r"select.memory_gb: 0.3 GB per actor is too little; set 0\.5"):
         split(of(0.3), 2)
     table = pool.candidates
     wanted = [f"class-{i:02d}" for i in range(9)]
@@ -269,7 +271,7 @@ def test_of_an_artefact_with_an_index_a_class_is_read_from_the_files_that_hold_i
 def test_a_larger_pool_gets_more_shards_where_memory_is_short(tmp_path):
     pool = opened(tmp_path, *features(9))
     large = pool.__class__(pool.candidates, pool.real, pool.classes, pool.num_images, np.full(9, 10_000_000))
-    settings = SETTINGS.model_copy(update={"memory": 1.5})
+    settings = SETTINGS.model_copy(update={"memory_gb": 1.5})
     assert split(Source(large, tuple(map(str, range(9))), settings, IPC, 0), 2)[0] > 2
 
 
@@ -280,14 +282,18 @@ def test_the_lower_bound_needs_its_memory_and_its_size(tmp_path):
         large = replace(pool, num_subgroups=np.full(9, subgroups))
         check_bound(Source(large, tuple("abcdefghi"), SETTINGS.model_copy(update=settings), IPC, 0))
 
-    too_little = r"select.memory: 0.6 GB are too little .*; set at least 0\.8 GB, or select.certify=series"
+    too_little = (
+        r"select.memory_gb: 0.6 GB are too little .*; set at least 0\.8 GB, or select.lower_bound=series"
+    )
     with pytest.raises(InputError, match=too_little):
-        check(1000, memory=0.6)
-    check(1000, memory=0.8)
-    check(1000, memory=0.6, certify="series")
-    check(2000, memory=0.6)
-    with pytest.raises(InputError, match=r"select.certify: trws takes up to 10000 .* 9 × 2000; use series"):
-        check(2000, certify="trws")
+        check(1000, memory_gb=0.6)
+    check(1000, memory_gb=0.8)
+    check(1000, memory_gb=0.6, lower_bound="series")
+    check(2000, memory_gb=0.6)
+    with pytest.raises(
+        InputError, match=r"select.lower_bound: trws takes up to 10000 .* 9 × 2000; use series"
+    ):
+        check(2000, lower_bound="trws")
 
 
 @pytest.mark.parametrize("kind", ["fixed", "tensor", "double", "label"])
@@ -354,7 +360,7 @@ def bad_tables(tmp_path):
         case(
             lambda c, r: None, "select.unit=image", "ipc=13", named=["ipc", "13", "12 candidates", "class-00"]
         ),
-        case(lambda c, r: None, "select.memory=0.1", named=["select.memory", "0.1 GB"]),
+        case(lambda c, r: None, "select.memory_gb=0.1", named=["select.memory_gb", "0.1 GB"]),
     ]
 
 
