@@ -1,4 +1,4 @@
-"""Plots of coverage: where in the real data a set has images, and whether it got there by copying."""
+"""Plots of coverage by density of the real images, and of coverage against the copy rate."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,22 +11,22 @@ from .inputs import shortened
 from .plots import spread
 from .svg import GRID, INK, PERCENT, WIDTH
 
-LABEL_HEIGHT, FRAME_HEIGHT = 19, 80  # pixels of a name beside a line, and about a plot's axes
+LABEL_HEIGHT, FRAME_HEIGHT = 19, 80  # pixels of a line's label, and of the frame around the axes
 
 
 @dataclass(frozen=True)
 class Line:
-    """A set's coverage by tenth of the real images, densest first. Yardsticks are dashed."""
+    """Coverage of a set by tenth of the real images, densest first. References are dashed."""
 
     name: str
     values: Sequence[float]
     colour: str
-    yardstick: bool = False
+    is_reference: bool = False
 
 
 @dataclass(frozen=True)
 class Dot:
-    """A set by what it copies and what it covers, both shares."""
+    """Copy rate and low-density coverage of a set."""
 
     name: str
     copy_rate: float
@@ -35,14 +35,14 @@ class Dot:
 
 
 def by_decile(lines: Sequence[Line]) -> Markup | None:
-    """Coverage against the density of the real images, a line a set, named at its end. None without lines."""
+    """Coverage against the density of the real images, one labelled line per set. None without lines."""
     if not lines:
         return None
     drawing, axes, height = _figure(len(lines))
     svg.style(axes, x="tenths of the real images of a class, from the densest region to the sparsest")
     for line in lines:
         tenths = range(1, len(line.values) + 1)
-        dash, width = ((0, (4, 3)), 1.8) if line.yardstick else ("-", 2.4)
+        dash, width = ((0, (4, 3)), 1.8) if line.is_reference else ("-", 2.4)
         axes.plot(tenths, line.values, color=line.colour, linestyle=dash, linewidth=width)
         axes.plot(tenths, line.values, "o", color=line.colour, markersize=4.5)
     axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
@@ -55,7 +55,7 @@ def by_decile(lines: Sequence[Line]) -> Markup | None:
 
 
 def copying(dots: Sequence[Dot]) -> Markup | None:
-    """Low-density coverage against the copy rate: high on the left is wanted. None without dots."""
+    """Low-density coverage against the copy rate; top left is best. None without dots."""
     if not dots:
         return None
     drawing, axes, height = _figure(len(dots))
@@ -70,14 +70,14 @@ def copying(dots: Sequence[Dot]) -> Markup | None:
 
 
 def _figure(names: int) -> tuple[svg.Figure, Axes, int]:
-    """With its height in pixels: room to spare between so many names."""
+    """A figure with room for `names` labels, its axes, and its height in pixels."""
     height = max(340, FRAME_HEIGHT + round(1.25 * LABEL_HEIGHT * names))
     drawing = svg.figure(WIDTH, height)
     return drawing, drawing.add_subplot(), height
 
 
 def _name(axes: Axes, points: Sequence[tuple[float, float, str, str]], height: int) -> None:
-    """Each point's name, in its colour, at the right edge, on a thin line from there, none upon another."""
+    """Label each point (x, y, name, colour) at the right edge, without overlaps, linked by a thin line."""
     (low, high), edge = axes.get_ylim(), axes.get_xlim()[1]
     heights = spread([y for _, y, _, _ in points], (high - low) * LABEL_HEIGHT / (height - FRAME_HEIGHT))
     for (x, y, name, colour), at in zip(points, heights, strict=True):

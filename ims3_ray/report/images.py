@@ -1,7 +1,7 @@
-"""Images of the distilled set: as data URIs of a page, and all together on one contact sheet."""
+"""Images of the distilled set as data URIs for a page, and on one contact sheet."""
 
 import base64
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 
@@ -10,9 +10,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .inputs import PAGE_CLASSES, ReportData, Uncovered, shortened, shown_classes
 
-SMALL = 64  # pixels: up to here an image is shown enlarged, its pixels as squares
-THUMBNAIL = 160  # pixels a side of a larger image on the page
-PAGE_IMAGES = 240  # the page shows at most these, so that it stays below 3 MB
+SMALL = 64  # pixels per side: a page enlarges images up to this size, with square pixels
+THUMBNAIL = 160  # pixels per side of a larger image on the page
+PAGE_IMAGES = 240  # maximum number of images on a page, which stays below 3 MB
 SHEET_CLASSES, SHEET_COLUMNS, SHEET_CELL = 40, 20, 64
 GAP, MARGIN = 3, 16
 PAPER, INK, MUTED = "#ffffff", "#1b1f24", "#6b7280"
@@ -20,49 +20,46 @@ PAPER, INK, MUTED = "#ffffff", "#1b1f24", "#6b7280"
 
 @dataclass(frozen=True)
 class Strip:
-    """The images of one class as data URIs, and how many there are beyond those shown."""
+    """Images of one class as data URIs, and the number of distilled images that are not shown."""
 
     name: str
     distilled: list[str]
-    before: list[str]
-    real: list[str]
     hidden: int
+    before: list[str] = field(default_factory=list)  # refinement
+    real: list[str] = field(default_factory=list)
+    label: int = -1
+    is_small: bool = False  # shown enlarged
 
 
 def strips(data: ReportData) -> list[Strip]:
-    """The distilled and the real images of the classes that the page shows."""
+    """Distilled and real images of the classes on the page."""
     names = [data.classes[label] for label in shown_classes(data.classes, PAGE_CLASSES)]
-    limit, shown = max(1, PAGE_IMAGES // len(names)), []
+    limit, result = max(1, PAGE_IMAGES // len(names)), list[Strip]()
     for name in names:
         images = data.contact[name]
         kinds = ("distilled", "before", "real")
         distilled, before, real = (list(map(data_uri, images.get(kind, ())[:limit])) for kind in kinds)
-        shown.append(Strip(name, distilled, before, real, len(images["distilled"]) - len(distilled)))
-    return shown
+        result.append(Strip(name, distilled, len(images["distilled"]) - len(distilled), before, real))
+    return result
 
 
-def missed_strips(data: ReportData) -> list[tuple[str, Uncovered, list[str]]]:
-    """Classes with images that the set does not cover, the worst covered first; these as data URIs."""
+def uncovered_strips(data: ReportData) -> list[tuple[str, Uncovered, list[str]]]:
+    """Classes with uncovered real images, worst covered first: name, counts, and images as data URIs."""
     classes = sorted(data.uncovered.items(), key=lambda item: -item[1].count / item[1].total)
     return [
-        (name, of_class, list(map(data_uri, of_class.images)))
-        for name, of_class in classes
-        if of_class.images
+        (name, uncovered, list(map(data_uri, uncovered.images)))
+        for name, uncovered in classes
+        if uncovered.images
     ]
 
 
-def is_small(data: ReportData) -> bool:
-    """Whether the set's images are so small that a page should enlarge them."""
-    return is_enlarged(data.contact[data.classes[0]]["distilled"][0])
-
-
 def is_enlarged(encoded: bytes) -> bool:
-    """Whether an image is so small that a page shows its pixels as squares."""
+    """Whether an image is small enough for a page to enlarge it, with square pixels."""
     return max(_decoded(encoded).size) <= SMALL
 
 
 def data_uri(encoded: bytes) -> str:
-    """A data URI: PNG of a small image, else a JPEG thumbnail. OSError for what is no image."""
+    """An image as data URI: PNG if it is small, else a JPEG thumbnail. Raises OSError for other bytes."""
     image, buffer = _decoded(encoded), BytesIO()
     kind = "png" if max(image.size) <= THUMBNAIL // 2 else "jpeg"
     if kind == "jpeg":
@@ -72,9 +69,9 @@ def data_uri(encoded: bytes) -> str:
 
 
 def contact_sheet(data: ReportData) -> bytes:
-    """The distilled set as one PNG: a named row a class, a column an image; the same bytes every time.
+    """The distilled set as one PNG, deterministic: one labelled row per class, one column per image.
 
-    Beyond 40 classes or 20 images a class a part is shown, and a line at the foot says so.
+    Shows at most 40 classes and 20 images per class; a note at the bottom says what is omitted.
     """
     classes = [data.classes[i] for i in shown_classes(data.classes, SHEET_CLASSES)]
     counts = [len(data.contact[name]["distilled"]) for name in data.classes]
@@ -89,9 +86,9 @@ def contact_sheet(data: ReportData) -> bytes:
     )
     sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
-    for row, (name, shown) in enumerate(zip(classes, names, strict=True)):
+    for row, (name, short) in enumerate(zip(classes, names, strict=True)):
         top = MARGIN + row * step
-        draw.text((left - 14, top + SHEET_CELL // 2), shown, fill=INK, font=font, anchor="rm")
+        draw.text((left - 14, top + SHEET_CELL // 2), short, fill=INK, font=font, anchor="rm")
         for column, encoded in enumerate(data.contact[name]["distilled"][:columns]):
             image = _cell(encoded)
             at = ((SHEET_CELL - image.width) // 2, (SHEET_CELL - image.height) // 2)
@@ -108,12 +105,12 @@ def _note(classes: int, all_classes: int, columns: int, all_columns: int) -> str
     if classes < all_classes:
         parts.append(f"{classes} of {all_classes:,} classes")
     if columns < all_columns:
-        parts.append(f"{columns} of {all_columns:,} images a class")
+        parts.append(f"{columns} of {all_columns:,} images per class")
     return ", ".join(parts)
 
 
 def _cell(encoded: bytes) -> Image.Image:
-    """Enlarged by whole pixels where it is small, reduced where it is large."""
+    """An image that fits a cell: enlarged by an integer factor, or reduced."""
     image = _decoded(encoded)
     factor = SHEET_CELL // max(image.size)
     if factor:

@@ -1,4 +1,4 @@
-"""What a report is made of, and how much of a large run it shows."""
+"""The data of a report, and how much of a large run it shows."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,15 +9,15 @@ from jaxtyping import Bool, Float, Int
 
 from ims3_ray.evaluation.results import Evaluation
 
-PAGE_CLASSES = 24  # whose images the page shows at most, so that it stays below 3 MB
-MAP_CLASSES = 12  # whose features it shows, each in a colour of its own
+PAGE_CLASSES = 24  # maximum number of classes with images on the page, which stays below 3 MB
+MAP_CLASSES = 12  # maximum number of classes on the map, one colour each
 
 History = Sequence[Mapping[str, float]]
-"""Fine-tuning's metrics, a mapping a log step, with `step`."""
+"""Training metrics: one mapping per log step, with `step`."""
 
 
-class OfClass(TypedDict):
-    """A class in selection.json: its subgroups, their distances to the real class, and that of the choice."""
+class ClassSelection(TypedDict):
+    """One class in selection.json: subgroups; distances of each and of the selection to real images."""
 
     subgroups: list[int]
     distances_to_real: list[float]
@@ -25,10 +25,10 @@ class OfClass(TypedDict):
 
 
 class Selection(TypedDict):
-    """selection.json: a subgroup or single images by class name, and how good the choice is."""
+    """selection.json: a subgroup or single images by class name, and the quality of the selection."""
 
     selection: dict[str, int | list[list[int]]]
-    per_class: dict[str, OfClass]
+    per_class: dict[str, ClassSelection]
     unit: str
     objective: float
     start_objective: float
@@ -41,7 +41,7 @@ class Selection(TypedDict):
 
 
 class Timing(TypedDict):
-    """A stage that was run: rows in their unit, and rows a second."""
+    """A timed stage: rows in `unit`, and rows per second."""
 
     name: str
     rows: int
@@ -52,17 +52,16 @@ class Timing(TypedDict):
 
 @dataclass(frozen=True)
 class Uncovered:
-    """Of a class: some real images that no image of the set covers, encoded, sparsest first; their number."""
+    """Uncovered real images of a class: encoded examples, sparsest first; their number; all real images."""
 
     images: Sequence[bytes]
     count: int
     total: int
-    """Real images of the class."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportData:
-    """Everything that the page shows. Class names are untrusted text. Labels are places in `classes`."""
+    """Everything that the page shows. Class names are untrusted text. Labels index `classes`."""
 
     title: str
     config: Mapping[str, object]
@@ -70,45 +69,44 @@ class ReportData:
     about: Mapping[str, object]
     """Versions and hardware, by name."""
     contact: Mapping[str, Mapping[str, Sequence[bytes]]]
-    """By class name: `distilled`, its encoded images in order, `before`, what they were before refinement,
-    and `real`, a few to hold them against."""
+    """Encoded images by class name and kind: `distilled`; `before` (refinement); some `real` ones."""
     real_features: Float[np.ndarray, "n d"]
-    """Of the classes in `looked_at` at least, like those of candidates."""
+    """Features of the classes in `feature_classes` at least; so are those of candidates."""
     real_labels: Int[np.ndarray, " n"]
     candidate_features: Float[np.ndarray, "m d"]
     candidate_labels: Int[np.ndarray, " m"]
     candidate_selected: Bool[np.ndarray, " m"]
     selection: Selection
     history: History = ()
-    """Empty where the pretrained model was kept."""
+    """Fine-tuning; empty if it was off."""
     refinement: History = ()
-    """The loss as images were refined; empty where they were not."""
+    """Refinement; empty if it was off."""
     evaluation: Evaluation | None = None
     stages: Sequence[Timing] = ()
-    """In the order in which they ran."""
+    """In the order of execution."""
     uncovered: Mapping[str, Uncovered] = field(default_factory=dict)
-    """By class name, of the classes that the page shows; empty: left out."""
+    """By class name, for classes on the page; empty: the section is left out."""
     commands: Mapping[str, str] = field(default_factory=dict)
-    """What it is for → the shell command."""
+    """Shell commands by purpose."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a class without images and for labels that are no class."""
+        """Raise ValueError for a class without images, or for a label out of range."""
         for name in self.classes:
             if name not in self.contact or not self.contact[name]["distilled"]:
                 raise ValueError(f"contact: class {name!r} has no distilled image")
-        for labels_of in ("real_labels", "candidate_labels"):
-            labels = getattr(self, labels_of)
+        for field_name in ("real_labels", "candidate_labels"):
+            labels = getattr(self, field_name)
             if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classes):
                 span = f"{labels.min()} to {labels.max()}"
-                raise ValueError(f"{labels_of}: {span} do not fit {len(self.classes)} classes")
+                raise ValueError(f"{field_name}: {span} do not fit {len(self.classes)} classes")
 
 
-class Pictures(Sequence[bytes]):
-    """Encoded images of a class, read once a page asks for one: of a large run it shows few classes."""
+class LazyImages(Sequence[bytes]):
+    """Encoded images of a class, read on first access: the page shows only a few classes of a large run."""
 
     def __init__(self, count: int, read: Callable[[], Sequence[bytes]]):
         self._count, self._read = count, read
-        self._held: Sequence[bytes] | None = None
+        self._images: Sequence[bytes] | None = None
 
     def __len__(self) -> int:
         return self._count
@@ -118,23 +116,23 @@ class Pictures(Sequence[bytes]):
     @overload
     def __getitem__(self, index: slice) -> Sequence[bytes]: ...
     def __getitem__(self, index: int | slice) -> bytes | Sequence[bytes]:
-        if self._held is None:
-            self._held = self._read()
-        return self._held[index]
+        if self._images is None:
+            self._images = self._read()
+        return self._images[index]
 
 
 def shown_classes(classes: Sequence[str], limit: int) -> list[int]:
-    """Places of at most `limit` classes, evenly spaced: neighbours in a sorted list resemble each other."""
+    """Indices of at most `limit` classes, evenly spaced: neighbours in a sorted list resemble each other."""
     return [int(i) for i in np.linspace(0, len(classes) - 1, min(limit, len(classes))).round()]
 
 
-def looked_at(classes: Sequence[str]) -> list[int]:
-    """Places of the classes of which the page needs features."""
+def feature_classes(classes: Sequence[str]) -> list[int]:
+    """Indices of the classes whose features the page needs."""
     return sorted({i for limit in (MAP_CLASSES, PAGE_CLASSES) for i in shown_classes(classes, limit)})
 
 
 def shortened(name: str, limit: int = 24) -> str:
-    """A class name on one line, an ellipsis for its middle where it is long: ids differ at the end."""
+    """A class name on one line. A long name loses its middle, since ids differ at the end."""
     name = " ".join(name.split())
     if len(name) <= limit:
         return name

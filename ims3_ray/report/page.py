@@ -1,4 +1,4 @@
-"""The report on a run as one HTML page: images, plots and style inside, nothing fetched, no script."""
+"""Render a run's report as one self-contained HTML page, without scripts or external resources."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -10,18 +10,17 @@ from ims3_ray.method.coverage import Values
 
 from . import plots
 from .coverage_plots import Line, by_decile
-from .formatting import METRICS, environment
-from .headline import claim
-from .images import is_small, missed_strips, strips
+from .feature_space import feature_map
+from .formatting import METRICS, claim, environment
+from .images import is_enlarged, strips, uncovered_strips
 from .inputs import MAP_CLASSES, History, ReportData, shown_classes
 from .svg import CLASS_COLOURS, INK
-from .tsne import feature_map
 
-YARDSTICKS = ("random", "ceiling")
+REFERENCES = ("random", "ceiling")
 
 
 def render(data: ReportData) -> bytes:
-    """The page, UTF-8; the same bytes for the same data. Raises OSError for bytes that are no image."""
+    """The page in UTF-8, deterministic. Raises OSError for bytes that are not an image."""
     data = replace(data, evaluation=_in_order(data.evaluation)) if data.evaluation else data
     counts = [len(data.contact[name]["distilled"]) for name in data.classes]
     shown = shown_classes(data.classes, MAP_CLASSES)
@@ -35,8 +34,8 @@ def render(data: ReportData) -> bytes:
         "claim": claim(data.evaluation),
         "set_name": partial(plots.set_name, names=_names(data.evaluation)),
         "strips": strips(data),
-        "small": is_small(data),
-        "missed": missed_strips(data),
+        "small": is_enlarged(data.contact[data.classes[0]]["distilled"][0]),
+        "uncovered": uncovered_strips(data),
         **(_evaluation(data.evaluation) if data.evaluation else {"curves": None}),
         "map": points,
         "map_classes": len(shown),
@@ -46,7 +45,7 @@ def render(data: ReportData) -> bytes:
         "history": _last_metrics(data.history),
         "subgroups": plots.subgroups(data.selection, rows),
         "subgroup_rows": len(rows),
-        "moved": sum(of["distance_to_real"] > min(of["distances_to_real"]) for of in per_class.values()),
+        "moved": sum(c["distance_to_real"] > min(c["distances_to_real"]) for c in per_class.values()),
         "seconds": sum(stage["seconds"] for stage in data.stages),
         "slowest": max((stage["seconds"] for stage in data.stages), default=0),
         "config": _sections(data.config),
@@ -56,19 +55,17 @@ def render(data: ReportData) -> bytes:
 
 def _evaluation(evaluation: Evaluation) -> dict[str, object]:
     sets, coverage, names = evaluation["sets"], evaluation["coverage"], _names(evaluation)
-    measured = [name for name in METRICS if any(name in values for values in coverage.values())]
-    both = "full" in sets and "distilled" in sets
-    attacked = {name: of_set["membership"] for name, of_set in sets.items() if "membership" in of_set}
+    metrics = [name for name in METRICS if any(name in values for values in coverage.values())]
+    has_full = "full" in sets and "distilled" in sets
+    membership = {name: results["membership"] for name, results in sets.items() if "membership" in results}
     return {
         "accuracy": plots.accuracy(sets, names),
         "curves": plots.learning_curves(sets, names),
-        "metrics": [
-            (*METRICS[name], [values.get(name) for values in coverage.values()]) for name in measured
-        ],
-        "membership": attacked,
-        "said": in_words(attacked["distilled"]) if "distilled" in attacked else "",
+        "metrics": [(*METRICS[name], [values.get(name) for values in coverage.values()]) for name in metrics],
+        "membership": membership,
+        "membership_text": in_words(membership["distilled"]) if "distilled" in membership else "",
         "deciles": by_decile(_decile_lines(coverage, names)),
-        "share": sets["distilled"]["last"]["mean"] / sets["full"]["last"]["mean"] if both else None,
+        "share": sets["distilled"]["last"]["mean"] / sets["full"]["last"]["mean"] if has_full else None,
     }
 
 
@@ -82,25 +79,25 @@ def _names(evaluation: Evaluation | None) -> Mapping[str, str]:
 
 
 def _decile_lines(coverage: Mapping[str, Values], names: Mapping[str, str]) -> list[Line]:
-    """A line a set that has deciles; the random real subset and the ceiling are yardsticks."""
+    """One line per set with deciles; the random real subset and the ceiling are references."""
     colours, lines = plots.SET_COLOURS | {"ceiling": INK}, []
     for place, (name, values) in enumerate(coverage.items()):
         if isinstance(deciles := values.get("deciles"), list):
             colour = colours.get(name, CLASS_COLOURS[place % len(CLASS_COLOURS)])
-            lines.append(Line(plots.set_name(name, names), deciles, colour, yardstick=name in YARDSTICKS))
+            lines.append(Line(plots.set_name(name, names), deciles, colour, is_reference=name in REFERENCES))
     return lines
 
 
 def _last_metrics(history: History) -> dict[str, float]:
-    """The end of fine-tuning: mean of the last tenth of the log steps, by metric."""
+    """Means of the last tenth of the log steps, by metric."""
     tail = history[-max(1, len(history) // 10) :]
     keys = dict.fromkeys(key for entry in tail for key in entry)
     values = {key: [entry[key] for entry in tail if key in entry] for key in keys}
-    return {key: sum(of_key) / len(of_key) for key, of_key in values.items()}
+    return {key: sum(series) / len(series) for key, series in values.items()}
 
 
 def _sections(config: Mapping[str, object]) -> dict[str, list[tuple[str, object]]]:
-    """The configuration by section, with the dotted names that the command line takes; bare values first."""
+    """The configuration by section, with dotted field names; top-level fields first."""
     sections = {"run": [item for item in config.items() if not isinstance(item[1], Mapping)]}
     return sections | {k: list(_flat(v, f"{k}.")) for k, v in config.items() if isinstance(v, Mapping)}
 

@@ -1,4 +1,4 @@
-"""The report's plots. Each takes plain numbers and gives an SVG whose colours follow the page."""
+"""The report's plots: each function takes numbers and returns an SVG that uses the page's colours."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -13,6 +13,7 @@ from scipy.optimize import isotonic_regression
 from ims3_ray.evaluation.results import NAMES, SetFigures
 
 from . import svg
+from .feature_space import Map
 from .inputs import History, Selection, shortened
 from .svg import (
     CLASS_COLOURS,
@@ -27,7 +28,6 @@ from .svg import (
     REAL,
     WIDTH,
 )
-from .tsne import Map
 
 SET_COLOURS = {"distilled": DISTILLED, "random": RANDOM, "full": FULL}
 SET_NAMES = {"distilled": "Distilled"} | {name: title for name, (_, title) in NAMES.items()}
@@ -36,17 +36,17 @@ MARKS = {
     "candidate": {"markersize": 6, "markeredgewidth": 1.1, "alpha": 0.8},
     "selected": {"markersize": 10, "markeredgewidth": 1.3},
 }
-MAX_ROWS = 40  # classes in the plot of subgroups
+MAX_ROWS = 40  # maximum number of classes in the plot of subgroups
 
 
 def set_name(name: str, names: Mapping[str, str] = MappingProxyType({})) -> str:
-    """How the page names a set: as the evaluation's own `names` say, or by SET_NAMES."""
-    own = names.get(name, "")
-    return own[:1].upper() + own[1:] or SET_NAMES.get(name, name)
+    """Display name of a set: from the evaluation's `names`, else from SET_NAMES."""
+    title = names.get(name, "")
+    return title[:1].upper() + title[1:] or SET_NAMES.get(name, name)
 
 
 def accuracy(sets: Mapping[str, SetFigures], names: Mapping[str, str]) -> Markup:
-    """Accuracy after the last step: a row a set, a tick a seed, mean and 95 % interval, on a zoomed axis."""
+    """Accuracy after the last step: one row per set with a tick per seed, mean and 95 % interval."""
     drawing = svg.figure(WIDTH, 60 + 58 * len(sets))
     axes = drawing.add_subplot()
     svg.style(axes, grid="x")
@@ -72,7 +72,7 @@ def accuracy(sets: Mapping[str, SetFigures], names: Mapping[str, str]) -> Markup
 
 
 def learning_curves(sets: Mapping[str, SetFigures], names: Mapping[str, str]) -> Markup | None:
-    """Accuracy against the training step by set: mean and range of the seeds. None without curves."""
+    """Accuracy against the training step per set: mean and range over seeds. None without curves."""
     drawing = svg.figure(WIDTH, 340)
     axes = drawing.add_subplot()
     svg.style(axes, x="training step of the classifier")
@@ -97,14 +97,14 @@ def learning_curves(sets: Mapping[str, SetFigures], names: Mapping[str, str]) ->
 
 
 def common_steps(curves: Sequence[Sequence[Sequence[float]]]) -> tuple[np.ndarray, np.ndarray]:
-    """Steps (S,) at which every seed was scored, and accuracies (seeds, S), of (step, accuracy) a seed."""
+    """Steps (S,) at which every seed was scored, and accuracies (seeds, S), from (step, accuracy) pairs."""
     tables = [{int(step): value for step, value in curve} for curve in curves]
     steps = sorted(set.intersection(*map(set, tables))) if tables else []
     return np.array(steps), np.array([[table[step] for step in steps] for table in tables])
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:
-    """The heights, moved as little as it takes (least squares) to lie `gap` or more apart, in their order."""
+    """Heights at least `gap` apart and in the same order, with the least squared displacement."""
     order, steps = np.argsort(heights, kind="stable"), gap * np.arange(len(heights))
     places = np.empty(len(heights))
     places[order] = isotonic_regression(np.asarray(heights, float)[order] - steps).x + steps
@@ -112,9 +112,9 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
 
 
 def losses(history: History, stage: str) -> Markup | None:
-    """Each loss term, unweighted, and each ratio of gradient norms against the step; None without history.
+    """Each unweighted loss term and each ratio of gradient norms against the step; None without history.
 
-    `stage` in words: what they are the losses of.
+    `stage` is a display name such as "fine-tuning".
     """
     keys = dict.fromkeys(key for entry in history for key in entry)
     ratios = [key for key in keys if key.startswith("grad_ratio/")]
@@ -139,17 +139,17 @@ def losses(history: History, stage: str) -> Markup | None:
 
 
 def _trend(axes: Axes, points: Float[np.ndarray, "n 2"], colour: str) -> None:
-    """The values faintly, and over them their mean over a tenth of the run."""
+    """Plot the values faintly, and their moving average over a tenth of the run."""
     steps, values = points.T
     width = max(1, len(values) // 10)
     axes.plot(steps, values, color=colour, linewidth=1, alpha=0.35 if width > 1 else 0.8)
     if width > 1:
-        means, centres = (np.convolve(of, np.ones(width) / width, "valid") for of in (values, steps))
+        means, centres = (np.convolve(x, np.ones(width) / width, "valid") for x in (values, steps))
         axes.plot(centres, means, color=colour, linewidth=2.2, solid_capstyle="round")
 
 
 def feature_map(points: Map, names: Mapping[int, str]) -> Markup:
-    """t-SNE: real images as dots, candidates as rings, selected ones filled; a class's name by its dots."""
+    """t-SNE map: real images as dots, candidates as rings, selected ones filled; classes are labelled."""
     drawing = svg.figure(WIDTH, 640)
     axes = drawing.add_subplot()
     svg.style(axes, grid="x")
@@ -173,13 +173,13 @@ def feature_map(points: Map, names: Mapping[int, str]) -> Markup:
 
 
 def densest(points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "2"]:
-    """The point that an eighth of the others lie closest around: a class may be in parts."""
+    """The point with the smallest radius around an eighth of all points: a class may be several clusters."""
     distances = np.sort(np.linalg.norm(points[:, None] - points[None], axis=2), axis=1)
     return points[np.argmin(distances[:, len(points) // 8])]
 
 
 def subgroups(selection: Selection, classes: Sequence[str]) -> Markup:
-    """Distance of every subgroup to its real class: a row a class, the chosen subgroup filled."""
+    """Distance of each subgroup to its real class: one row per class, the selected subgroup filled."""
     drawing = svg.figure(WIDTH, 70 + 30 * len(classes))
     axes = drawing.add_subplot()
     svg.style(axes, grid="x", x="cosine distance of the subgroup's centroid to that of the real class")
@@ -199,12 +199,12 @@ def subgroups(selection: Selection, classes: Sequence[str]) -> Markup:
         axes.plot(own, row, "o", color=DISTILLED, **dot)
     svg.name_rows(axes, [shortened(name) for name in classes], size=13, pad=12)
     axes.set_ylim(len(classes) - 0.4, -0.6)
-    description = "Distance of each class's subgroups to its real images, the chosen one filled"
+    description = "Distance of each class's subgroups to its real images, the selected one filled"
     return svg.to_svg(drawing, "subgroups", description)
 
 
 def subgroup_rows(selection: Selection, classes: Sequence[str]) -> list[str]:
-    """The classes to plot: all, or those whose chosen subgroup is farthest from its class."""
+    """The classes to plot: all, or those whose selected subgroup is farthest from its class."""
     if len(classes) <= MAX_ROWS:
         return list(classes)
     of_class = selection["per_class"]

@@ -1,7 +1,7 @@
-"""A matplotlib figure as SVG that lives inside a page: its colours are the page's, its text is text.
+"""Convert matplotlib figures to inline SVG that uses the page's CSS colours and keeps text as text.
 
-Figures are drawn in role colours (`INK`, `DISTILLED`, …). On the way out each becomes a CSS variable, so that
-one drawing serves light and dark. One unit of a figure is one pixel of the page.
+Figures are drawn in role colours (`INK`, `DISTILLED`, …). `to_svg` replaces each by a CSS variable, so that
+one drawing serves light and dark mode. One unit of a figure is one pixel of the page.
 """
 
 import re
@@ -20,7 +20,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from .inputs import MAP_CLASSES
 
-# Roles as colours that occur nowhere else; matplotlib writes them back as they are.
+# Role colours that occur nowhere else, so that `to_svg` finds them in matplotlib's output.
 INK, MUTED, GRID, PAPER = "#010101", "#020202", "#030303", "#040404"
 DISTILLED, RANDOM, FULL, REAL = "#050505", "#060606", "#070707", "#080808"
 CLASS_COLOURS = tuple(f"#0a0a{i:02x}" for i in range(MAP_CLASSES))
@@ -37,23 +37,23 @@ _VARIABLES = {
 }
 WIDTH = 1000
 PERCENT = FuncFormatter(lambda value, _: f"{100 * value:g} %")
-_HALO = "halo"  # the id of text that lies on data and gets an edge in the colour of the paper
+_HALO = "halo"  # id of text over data, which gets an outline in the paper's colour
 
 
 def figure(width: int, height: int, hspace: float = 0.02, wspace: float = 0.02) -> Figure:
-    """An empty figure of so many pixels; no global state of matplotlib is involved."""
+    """An empty figure of this size in pixels; uses no global matplotlib state."""
     layout = ConstrainedLayoutEngine(hspace=hspace, wspace=wspace)
     return Figure(figsize=(width / 72, height / 72), dpi=72, layout=layout)
 
 
 def panels(count: int) -> tuple[int, int]:
-    """Rows and columns of a figure with so many panels."""
+    """Rows and columns of a figure with `count` panels."""
     columns = 2 if count in (2, 4) else min(3, count)
     return -(-count // columns), columns
 
 
 def name_rows(axes: Axes, names: Sequence[str], size: float, pad: float) -> None:
-    """The names of the rows of a plot, from above."""
+    """Label the rows of a plot, top to bottom."""
     axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.tick_params(axis="y", labelsize=size, labelcolor=INK, pad=pad)
 
@@ -61,7 +61,7 @@ def name_rows(axes: Axes, names: Sequence[str], size: float, pad: float) -> None
 def style(
     axes: Axes, *, grid: Literal["both", "x", "y"] = "both", title: str = "", x: str = "", y: str = ""
 ) -> None:
-    """Thin grid behind the data, no frame, labels in the page's ink."""
+    """Style axes: thin grid behind the data, no frame, labels in the page's ink."""
     axes.set_facecolor("none")
     axes.spines[:].set_visible(False)
     axes.tick_params(colors=MUTED, labelsize=12, length=0, pad=6)
@@ -74,7 +74,7 @@ def style(
 
 
 def log_ticks(edge: Axis, subs: Sequence[int] = (1, 2, 5)) -> None:
-    """Plain numbers at `subs` of each decade."""
+    """Put plain numbers at `subs` of each decade."""
     edge.set_major_locator(LogLocator(subs=subs))
     edge.set_minor_locator(NullLocator())
     edge.set_major_formatter("{x:g}")
@@ -83,9 +83,9 @@ def log_ticks(edge: Axis, subs: Sequence[int] = (1, 2, 5)) -> None:
 def label(
     axes: Axes, x: float, y: float, text: str, colour: str = INK, *, halo: bool = False, **look: Any
 ) -> None:
-    """Text at data coordinates, taken as it is: a `$` in a class name starts no formula.
+    """Add literal text at data coordinates: a `$` in a class name starts no formula.
 
-    `offset`, in pixels, moves it from there, across the edge of the plot if need be.
+    `offset`, in pixels, moves the text, also beyond the edge of the plot.
     """
     if halo:
         look["gid"] = _HALO
@@ -95,11 +95,11 @@ def label(
 
 
 def to_svg(drawing: Figure, name: str, description: str) -> Markup:
-    """The figure for inclusion in HTML. `name` tells its ids from those of the page's other figures."""
+    """The figure as inline SVG. `name` makes its ids unique on the page."""
     drawing.patch.set_visible(False)
     buffer = BytesIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # the browser's fonts have more of them than ours
+        warnings.filterwarnings("ignore", message="Glyph")  # the browser's fonts have more glyphs
         drawing.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue().decode()
     text = text[text.index("<svg") :]

@@ -1,4 +1,4 @@
-"""What every stage of a run is given: the configuration, the data sets, the model's labels, the machine."""
+"""The context of a run that every stage receives: configuration, data sets, class labels, machine."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -20,7 +20,7 @@ from ims3_ray.storage.artifacts import Directory
 
 
 class Inputs(TypedDict):
-    """Fingerprints of what lies outside the storage."""
+    """Fingerprints of inputs outside the storage."""
 
     images: str
     model: str
@@ -34,18 +34,18 @@ Batched = Encode | Invert | Embed | Sample | Refine  # sections whose batch size
 
 @dataclass(frozen=True)
 class Context:
-    """A run, resolved and checked. Stages read it and never change it."""
+    """A resolved and checked run. Stages read it and never change it."""
 
     config: Config
     storage: Directory
     machine: Machine
-    images: dict[str, ImageSet]  # "train", and "validation" and "test" where they are given
+    images: dict[str, ImageSet]  # "train", and "validation" and "test" if they exist
     info: GeneratorInfo
-    # the generator's label of every class, in the order of the training set's classes
+    # the generator's label per class, in the order of the training set's classes
     model_labels: list[int]
     numerics: Numerics
     inputs: Inputs
-    notes: tuple[str, ...] = ()  # what the machine can't do as the recipe says, a line each
+    notes: tuple[str, ...] = ()  # one line per setting that the machine cannot follow
     on_metrics: Callable[[str, int, Mapping[str, float]], None] = lambda *_: None  # stage, step, metrics
 
     @property
@@ -54,7 +54,7 @@ class Context:
 
     @property
     def is_tuned(self) -> bool:
-        """Whether the generator is fine-tuned, or kept as it was pretrained."""
+        """Whether the generator is fine-tuned."""
         return self.config.finetune.epochs > 0
 
     @property
@@ -69,7 +69,7 @@ class Context:
 
     @property
     def num_tuned(self) -> int:
-        """Images that the generator is tuned on."""
+        """Number of images that the generator is fine-tuned on."""
         counts = self.images["train"].counts()
         return int(np.minimum(counts, self.config.encode.images_per_class or counts.max()).sum())
 
@@ -79,12 +79,12 @@ class Context:
 
     @property
     def num_views(self) -> int:
-        """2 where every image is encoded with its mirror image."""
+        """2 if each image is encoded with its mirror image, else 1."""
         return 2 if self.config.data.mirror else 1
 
     @property
     def licences(self) -> Licences:
-        """What is known of the weights' and the images' licences, for the product's card."""
+        """Declared licences of weights and images, for the distilled set's card."""
         stated = {"weights": self.config.model.licence, "images": self.config.data.licence}
         return {name: licence.model_dump() if licence else None for name, licence in stated.items()}
 
@@ -92,11 +92,11 @@ class Context:
         return section.batch_size.on(self.machine.device)
 
     def values_of(self, section: Batched) -> dict[str, object]:
-        """A section's values for a fingerprint, its batch size for this kind of device alone."""
+        """A section's values for a fingerprint, with the batch size of this device kind only."""
         return {**section.model_dump(mode="json"), "batch_size": self.batch_size(section)}
 
     def generator_values(self) -> dict[str, object]:
-        """Returns what the bits of every stage that runs the generator depend on."""
+        """Fingerprint inputs of every stage that runs the generator."""
         config = self.config
         seed = config.seed if config.data.class_map == NEW else None
         return {
@@ -106,7 +106,7 @@ class Context:
         }
 
     def tuned_model(self, adapter: Directory | None = None, weights: str = "ema") -> TunedModel:
-        """The generator, with the adapter where one is given, as actors load it."""
+        """The generator as actors load it, with `adapter` if given."""
         model = self.config.model
         return TunedModel(
             path=model.path,

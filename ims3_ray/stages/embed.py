@@ -1,4 +1,4 @@
-"""Embed images with the frozen extractor φ: the stage, of real training images, and any set for an audit."""
+"""Embed images with the frozen extractor φ: the training images (the stage), and any set for an audit."""
 
 from typing import Any
 
@@ -23,17 +23,14 @@ from .base import KEY_BYTES, Cost, Forward, Stage, parts_bytes, pixel_bytes, poo
 from .context import Context
 
 AUDIT_VERSION = 2
-EMBEDDED: Table = {
-    **FEATURES,
-    "path": Column("str"),
-    "pixels": Column("str"),
-}  # pixels: hash of the image as embedded
+# pixels: hash of the image as embedded
+EMBEDDED: Table = {**FEATURES, "path": Column("str"), "pixels": Column("str")}
 NOUN = "embedded"
 Notes = dict[str, str]
 
 
 class Embedder:
-    """Paths of a batch → features (N, D), L2-normalised."""
+    """Maps the paths of a batch to L2-normalised features (N, D)."""
 
     def __init__(self, images: Directory, extractor: str, image_size: int, batch_size: int, device: str):
         self._device = prepare_device(device)
@@ -51,7 +48,7 @@ class Embedder:
 
 
 class HashingEmbedder(Embedder):
-    """Paths of a batch → rows of EMBEDDED."""
+    """Maps the paths of a batch to rows of EMBEDDED."""
 
     def __call__(self, payload: Payload) -> tuple[Columns, Notes]:
         pixels, columns, bad = self._embed(payload)
@@ -61,7 +58,7 @@ class HashingEmbedder(Embedder):
 
 
 def run(context: Context, out: Directory) -> dict[str, Any]:
-    """Features of every training image, at the generator's image size, as the candidates have."""
+    """Embed every training image at the generator's image size, as candidates are."""
     train, size = context.images["train"], context.info.image_size
     details = _fan_out(Embedder, train, context.config.embed, size, out, context.machine)
     return details | {"bad_images": train.bad | details.pop("notes")}
@@ -76,11 +73,10 @@ def embed_images(
     storage: Directory,
     machine: Machine,
 ) -> tuple[AuditedImages, Index]:
-    """The readable images with features and hashes, at `image_size` pixels a side; made once for a storage.
+    """Readable images with features and hashes, at `image_size` pixels per side; and the index of their rows.
 
-    Beside them the index of the rows, for whoever reads features where they are worked on.
-
-    Raises InputError, with `name`, where more files turn out to be unreadable than the configuration allows.
+    Computed once per storage. Raises InputError, naming `name`, if more files are unreadable than
+    `data.max_bad_fraction` allows.
     """
     place, size = [images.directory.uri, images.fingerprint], config.embed.batch_size.on(machine.device)
     batches = [size, rows_per_part(len(images), size)]
@@ -123,7 +119,7 @@ def _fan_out(
 
 def _fingerprint_inputs(context: Context) -> object:
     inputs, settings = context.inputs, context.values_of(context.config.embed)
-    if ":" not in context.config.embed.extractor:  # a path: its content counts, not how it is written
+    if ":" not in context.config.embed.extractor:  # a path: its content counts, not its spelling
         del settings["extractor"]
     seen = [context.info.image_size, context.machine.device, _part_rows(context)]
     return [inputs["images"], settings, inputs["extractor"], *seen]
@@ -135,8 +131,8 @@ def _part_rows(context: Context) -> int:
 
 def _cost(context: Context, forward: Forward) -> Cost:
     rows, row = len(context.images["train"]), 4.0 * forward.feature_dim
-    held = parts_bytes(_part_rows(context), pixel_bytes(1, context.info.image_size) + row)
-    return Cost(rows, forward.embed, rows * row, held, rows * KEY_BYTES)
+    memory = parts_bytes(_part_rows(context), pixel_bytes(1, context.info.image_size) + row)
+    return Cost(rows, forward.embed, rows * row, memory, rows * KEY_BYTES)
 
 
 STAGE = Stage(

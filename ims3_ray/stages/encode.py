@@ -1,4 +1,4 @@
-"""Encode the training images: from images, latents, the VAE's posterior of each and of its mirror image."""
+"""Encode the training images: images → latents (VAE posteriors of each image and of its mirror image)."""
 
 from typing import Any
 
@@ -30,7 +30,10 @@ from .context import Context
 
 
 def run(context: Context, out: Directory) -> dict[str, Any]:
-    """A seeded subset of `encode.images_per_class` a class. InputError beyond `data.max_bad_fraction`."""
+    """Encode a seeded subset of `encode.images_per_class` images per class.
+
+    Raises InputError if more than `data.max_bad_fraction` of the files are unreadable.
+    """
     config, train = context.config, context.images["train"]
     rows = train.subset(config.encode.images_per_class, "encode", config.seed)
     size = part_rows(context)
@@ -50,12 +53,12 @@ def run(context: Context, out: Directory) -> dict[str, Any]:
 
 
 def part_rows(context: Context) -> int:
-    """Images of a part of the latents, and of the inversions."""
+    """Images per part of the latents and of the inversions."""
     return rows_per_part(context.num_tuned, context.batch_size(context.config.encode))
 
 
 def encoder_arguments(context: Context) -> dict[str, Any]:
-    """What an `Encoder` is built with."""
+    """Arguments of `Encoder`."""
     config = context.config
     return {
         "images": context.images["train"].directory,
@@ -67,7 +70,7 @@ def encoder_arguments(context: Context) -> dict[str, Any]:
 
 
 class Encoder:
-    """Paths of a batch → latents. Images that can't be decoded are noted and left out."""
+    """Maps the paths of a batch to latents; undecodable images are noted and skipped."""
 
     def __init__(self, images: Directory, model: Model, mirror: bool, batch_size: int, numerics: Numerics):
         self._device = prepare_device(numerics.device)

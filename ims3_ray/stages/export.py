@@ -1,4 +1,4 @@
-"""Write the product. Reads the selected candidates, or what was refined of them, makes the distilled set."""
+"""Export the distilled set: selected candidates, or their refined images → class folders, Parquet, card."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -37,10 +37,10 @@ from .context import Context
 from .evaluate.teacher import teacher_of
 from .selected import SelectedCandidate, find_selected, read_images
 
-BLOCK = 1000  # images that are in memory at once, and in a row group
-MOST_BLOCKS = 8  # on their way at once
+BLOCK = 1000  # images per task and per row group
+MAX_BLOCKS = 8  # tasks at once
 Read = Callable[[Directory, list[Any]], list[DistilledImage]]
-Block = tuple[Read, Directory, list[Any]]  # how it is read, from where, and what of it
+Block = tuple[Read, Directory, list[Any]]  # reader, source, rows or parts of the source
 
 
 def run(
@@ -51,10 +51,10 @@ def run(
     refined: Directory | None = None,
     teacher: Directory | None = None,
 ) -> dict[str, object]:
-    """Write the images' bytes as class folders and as Parquet, and the card.
+    """Write the images as class folders and as Parquet, and the dataset card.
 
-    A Ray task writes a block of images, which is a row group of the Parquet file, too; where soft labels are
-    kept, it asks the teacher.
+    A Ray task writes one block of images, which becomes one row group; the task also runs the teacher if soft
+    labels are exported.
     """
     classes, ipc = context.classes, context.config.ipc
     if refined:
@@ -62,20 +62,20 @@ def run(
     else:
         assert selection
         assert candidates
-        blocks = _chosen_blocks(candidates, selection, classes)
+        blocks = _selected_blocks(candidates, selection, classes)
     entries: list[distilled.Entry] = []
-    use, labelling, resources = _use(context), _labelling(context, teacher), {}
+    usage, labelling, resources = _gpu_usage(context), _labelling(context, teacher), {}
     if labelling:
         resources = context.machine.classifier_resources(len(blocks))
 
     def tables_of_blocks() -> Iterator[pa.Table]:
         entries.clear()
-        names, how = ray.put(classes), ray.put(labelling)  # once, not once a block
-        work = ((out, *block, names, ipc, how) for block in blocks)
-        with bar("export", ipc * len(classes), "images") as shown:
-            for of_block, table in map_in_order(_write_block, work, use.workers, **resources):
-                entries.extend(of_block)
-                shown.update(len(of_block))
+        shared = ray.put(classes), ipc, ray.put(labelling)  # sent once, not once per block
+        work = ((out, *block, *shared) for block in blocks)
+        with bar("export", ipc * len(classes), "images") as progress:
+            for block_entries, table in map_in_order(_write_block, work, usage.workers, **resources):
+                entries.extend(block_entries)
+                progress.update(len(block_entries))
                 yield table
 
     distilled.write_parquet(out, tables_of_blocks)
@@ -86,45 +86,45 @@ def run(
         subject(context.config),
         out.name,
         context.licences,
-        made_in_words(context.config) + (_labelled(labelling) if labelling else ""),
+        describe_method(context.config) + (_describe_labels(labelling) if labelling else ""),
     )
     out.write("README.md", card.encode())
     checksums = {entry["path"]: entry["sha256"] for entry in entries}
     return {"rows": len(entries), "images": entries, "checksums": checksums}
 
 
-def _chosen_blocks(candidates: Directory, selection: Directory, classes: tuple[str, ...]) -> list[Block]:
-    chosen = find_selected(candidates, selection, classes)
-    cut = [chosen[start : start + BLOCK] for start in range(0, len(chosen), BLOCK)]
-    return [(_read_chosen, candidates, block) for block in cut]
+def _selected_blocks(candidates: Directory, selection: Directory, classes: tuple[str, ...]) -> list[Block]:
+    selected = find_selected(candidates, selection, classes)
+    starts = range(0, len(selected), BLOCK)
+    return [(_read_selected, candidates, selected[start : start + BLOCK]) for start in starts]
 
 
 def _refined_blocks(refined: Directory, ipc: int) -> list[Block]:
-    """Whole parts, each of which holds a class."""
-    names, most = part_names(refined), max(1, BLOCK // ipc)
-    return [(_read_refined, refined, names[start : start + most]) for start in range(0, len(names), most)]
+    """Blocks of whole parts; a part holds one class."""
+    names, size = part_names(refined), max(1, BLOCK // ipc)
+    return [(_read_refined, refined, names[start : start + size]) for start in range(0, len(names), size)]
 
 
 def _write_block(
     out: Directory,
     read: Read,
     source: Directory,
-    which: list[Any],
+    rows: list[Any],
     classes: tuple[str, ...],
     ipc: int,
     labelling: Labelling | None,
 ) -> tuple[list[distilled.Entry], pa.Table]:
-    images = read(source, which)
+    images = read(source, rows)
     table = distilled.to_table(images, classes, ipc)
     if labelling:
         table = with_views(table, label(images, labelling))
     return distilled.write_pngs(out, images, classes, ipc), table
 
 
-def _read_chosen(candidates: Directory, chosen: list[SelectedCandidate]) -> list[DistilledImage]:
+def _read_selected(candidates: Directory, selected: list[SelectedCandidate]) -> list[DistilledImage]:
     return [
         DistilledImage(image.label, image.place, image.subgroup, image.index, image.seed, png)
-        for image, png in zip(chosen, read_images(candidates, chosen), strict=True)
+        for image, png in zip(selected, read_images(candidates, selected), strict=True)
     ]
 
 
@@ -138,7 +138,7 @@ def _read_refined(refined: Directory, parts: list[str]) -> list[DistilledImage]:
 
 
 def _labelling(context: Context, trained: Directory | None) -> Labelling | None:
-    """How the views are labelled, the teacher held against real images; None where none are kept."""
+    """How views are labelled, with the teacher's accuracy on real images; None without soft labels."""
     config, views = context.config, context.config.export.soft_labels
     if not views:
         return None
@@ -148,56 +148,57 @@ def _labelling(context: Context, trained: Directory | None) -> Labelling | None:
     return Labelling(teacher, rules, context.classes, views, config.seed, context.machine.device)
 
 
-def made_in_words(config: Config) -> str:
-    """How a run's images come to be: the end of the sentence "10 images a class, …", and what follows."""
+def describe_method(config: Config) -> str:
+    """How a run makes its images, for the card: completes "10 images per class, …"."""
     if config.refine.steps and config.refine.start == "medoids":
-        return f"real images to begin with, k-means medoids of their class. {_refinement(config.refine)}"
+        start = "starting from real images, the k-means medoids of each class"
+        return f"{start}. {_describe_refinement(config.refine)}"
     tuned = config.finetune.epochs > 0
     model = "diffusion model" + (" that was fine-tuned with Inversion-Matching" if tuned else "")
     if config.select.unit == "image":
-        chosen = "each chosen for itself from a pool of candidates"
+        choice = "selected image by image from a pool of candidates"
     elif (config.select.subgroups or config.sample.subgroups) == 1:
-        chosen = "chosen among no others"
+        choice = "used without selection"
     else:
-        chosen = "chosen by Selective Subgroup Sampling"
-    cited = " (IMS3, arXiv 2603.13960)" if tuned and "Subgroup" in chosen else ""
-    drawn = f"drawn by a class-conditional {model}, and\n{chosen}{cited}."
-    return f"{drawn} {_refinement(config.refine)}" if config.refine.steps else drawn
+        choice = "selected by Selective Subgroup Sampling"
+    cited = " (IMS3, arXiv 2603.13960)" if tuned and "Subgroup" in choice else ""
+    method = f"sampled from a class-conditional {model}, and\n{choice}{cited}."
+    return f"{method} {_describe_refinement(config.refine)}" if config.refine.steps else method
 
 
-def _refinement(settings: Refine) -> str:
+def _describe_refinement(settings: Refine) -> str:
     matched = OBJECTIVES[settings.objective].words
     moved = {"latent": "latents", "pixel": "pixels"}[settings.space]
     return (
-        f"Then refined in {settings.steps:,} steps: their {moved} were moved until {matched} of networks "
-        "trained on the real images were those that real images give."
+        f"Then refined in {settings.steps:,} steps: their {moved} were optimised until {matched} of networks "
+        "trained on the real images match those of real images."
     )
 
 
-def _labelled(how: Labelling) -> str:
+def _describe_labels(how: Labelling) -> str:
     count = how.views * len(how.classes)
     return (
-        f"\n\nOf every image {how.views:,} views are listed in the Parquet's column `{VIEWS}`, and a "
-        f"teacher's logits for them, in fp16, in `{SOFT_LABELS}` ({format_bytes(2 * count)} an image before "
-        f"compression). The teacher is {name_of(how.teacher.given)}, which labels "
-        f"{100 * how.teacher.accuracy:.1f} % of real training images right."
+        f"\n\nThe Parquet column `{VIEWS}` lists {how.views:,} views per image, and `{SOFT_LABELS}` a "
+        f"teacher's fp16 logits for them ({format_bytes(2 * count)} per image before compression). The "
+        f"teacher is {name_of(how.teacher.given)}; it classifies {100 * how.teacher.accuracy:.1f} % of the "
+        "real training images correctly."
     )
 
 
 def _fingerprint_inputs(context: Context) -> object:
-    config, labelled = context.config, None
+    config, soft_labels = context.config, None
     if config.export.soft_labels:
         rules = protocol(config.evaluate.protocol).model_dump(mode="json")
-        asked = [context.inputs.get("teacher"), context.inputs["images"], context.machine.device]
-        labelled = [config.export.soft_labels, config.seed, rules, *asked]
-    return [config.recipe, subject(config), list(context.classes), context.licences, labelled]
+        teacher = [context.inputs.get("teacher"), context.inputs["images"], context.machine.device]
+        soft_labels = [config.export.soft_labels, config.seed, rules, *teacher]
+    return [config.recipe, subject(config), list(context.classes), context.licences, soft_labels]
 
 
-def _use(context: Context) -> GpuUsage:
+def _gpu_usage(context: Context) -> GpuUsage:
     if context.config.export.soft_labels:
         rows = context.config.ipc * len(context.classes)
         return classifier_usage(context, math.ceil(rows / BLOCK))
-    return GpuUsage(min(MOST_BLOCKS, context.machine.cpus))
+    return GpuUsage(min(MAX_BLOCKS, context.machine.cpus))
 
 
 def _cost(context: Context, forward: Forward) -> Cost:  # noqa: ARG001
@@ -206,24 +207,24 @@ def _cost(context: Context, forward: Forward) -> Cost:  # noqa: ARG001
     block = min(BLOCK, rows) * png_bytes(context)
     part = context.batch_size(context.config.sample) * png_bytes(context)
     driver = 2 * block + context.num_candidates * KEY_BYTES
-    operations, kept = 0.0, 0.0
+    operations, labels = 0.0, 0.0
     if views := config.export.soft_labels:
         rules = teacher_rules(config.evaluate.protocol)
         operations = views * classifier_operations(rules, len(context.classes))
-        kept = 2.0 * views * len(context.classes)
+        labels = 2.0 * views * len(context.classes)
     return Cost(
         rows,
         operations,
-        disk=rows * (2 * png_bytes(context) + kept),
+        disk=rows * (2 * png_bytes(context) + labels),
         memory=2 * block + part,
         driver=driver,
     )
 
 
-def _needs_input(context: Context, noun: str) -> bool:
-    if noun == "teacher":
+def _needs_input(context: Context, kind: str) -> bool:
+    if kind == "teacher":
         return context.config.export.soft_labels > 0
-    return (noun == "refined") == (context.config.refine.steps > 0)
+    return (kind == "refined") == (context.config.refine.steps > 0)
 
 
 STAGE = Stage(
@@ -235,5 +236,5 @@ STAGE = Stage(
     run=run,
     fingerprint_inputs=_fingerprint_inputs,
     cost=_cost,
-    gpu_usage=_use,
+    gpu_usage=_gpu_usage,
 )

@@ -1,4 +1,4 @@
-"""Invert the latents by DDIM under the pretrained model (Eq. 1–3). Reads latents, makes inversions."""
+"""Invert latents by DDIM under the pretrained model (Eq. 1–3): latents → inversions."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ from .encode import part_rows
 
 
 def run(context: Context, out: Directory, latents: Directory) -> dict[str, Any]:
-    """Part by part of the latents, trajectories at the S grid points, of images and their mirror images."""
+    """Write trajectories at the S grid points, of images and mirror images, one part per part of latents."""
     config = context.config
     index = read_index(latents, schemas.LATENTS, ["label"])
     rows = np.bincount(index.file, minlength=len(index.files)).tolist()
@@ -39,7 +39,7 @@ def run(context: Context, out: Directory, latents: Directory) -> dict[str, Any]:
 
 
 def inverter_arguments(context: Context, latents: Directory) -> dict[str, Any]:
-    """What an `Inverter` is built with."""
+    """Arguments of `Inverter`."""
     config = context.config
     return {
         "latents": latents,
@@ -52,7 +52,7 @@ def inverter_arguments(context: Context, latents: Directory) -> dict[str, Any]:
 
 
 class Inverter:
-    """A part of the latents → its inversions."""
+    """Maps a part of the latents to its inversions."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Inverter:
         table = schemas.MIRRORED_LATENTS if self._mirror else schemas.LATENTS
         rows = read_part(self._latents, part_name, table)
         labels = self._model_labels[rows["label"]]
-        views = ("", "mirror_") if self._mirror else ("",)  # together they fill a batch
+        views = ("", "mirror_") if self._mirror else ("",)  # batches mix both views
         means = np.concatenate([rows[f"{view}mean"] for view in views])
         inverted = self._invert(means, np.tile(labels, len(views)))
         columns = {"image_id": rows["image_id"], "label": rows["label"]}

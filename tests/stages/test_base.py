@@ -1,4 +1,4 @@
-"""Every GPU that a run may use is used, or a line says why not."""
+"""A stage uses every GPU that it may use, or its limit says why not."""
 
 from types import SimpleNamespace
 
@@ -19,11 +19,11 @@ def context(gpus=8, fields=None, **workers):
     return SimpleNamespace(config=config, machine=machine)
 
 
-def encoding(given, rows=ROWS):
-    return pool_usage(given, rows, a_part=10)
+def encoding(context, rows=ROWS):
+    return pool_usage(context, rows, rows_per_part=10)
 
 
-def test_a_pool_holds_every_gpu_as_long_as_there_are_parts_for_it():
+def test_pool_uses_every_gpu_while_there_are_enough_parts():
     assert encoding(context()) == GpuUsage(8, 8)
     few = encoding(context(), rows=25)
     assert (few.workers, few.gpus) == (3, 3)
@@ -31,34 +31,34 @@ def test_a_pool_holds_every_gpu_as_long_as_there_are_parts_for_it():
     assert encoding(context(actors=2)) == GpuUsage(2, 2, "workers.actors=2")
 
 
-def test_a_batch_of_two_parts_leaves_six_of_eight_gpus_idle_and_the_line_names_the_way_out():
-    use = training_usage(context())
-    assert (use.workers, use.gpus) == (2, 2)
-    assert "finetune.batch_size=auto would use all" in use.limit
+def test_batch_of_two_parts_uses_two_gpus_and_the_limit_names_the_remedy():
+    usage = training_usage(context())
+    assert (usage.workers, usage.gpus) == (2, 2)
+    assert "finetune.batch_size=auto" in usage.limit
     assert training_usage(context(train_workers=1)).limit == "workers.train_workers=1"
     scaled = Finetune(batch_size="auto").scaled_to(8)
     fields = {f"finetune.{name}": getattr(scaled, name) for name in ("batch_size", "micro_batches")}
     assert training_usage(context(fields=fields)) == GpuUsage(8, 8)
 
 
-def test_a_classifier_has_a_gpu_of_its_own_as_long_as_there_are_as_many():
+def test_each_classifier_has_its_own_gpu_while_there_are_enough():
     assert classifier_usage(context(), 6) == GpuUsage(6, 6, "6 to train")
     assert classifier_usage(context(), 16) == GpuUsage(16, 8)
-    assert classifier_usage(context(), 100) == GpuUsage(32, 8)  # four on each
+    assert classifier_usage(context(), 100) == GpuUsage(32, 8)  # four per GPU
 
 
-def test_without_gpus_none_is_counted():
-    given = context(gpus=0)
-    assert {encoding(given).gpus, training_usage(given).gpus, classifier_usage(given, 6).gpus} == {0}
-    assert "num_gpus" not in given.machine.classifier_resources(6)
+def test_no_stage_uses_gpus_on_cpus():
+    cpus = context(gpus=0)
+    assert {encoding(cpus).gpus, training_usage(cpus).gpus, classifier_usage(cpus, 6).gpus} == {0}
+    assert "num_gpus" not in cpus.machine.classifier_resources(6)
 
 
 @pytest.mark.parametrize(("trainings", "share"), [(6, 1), (8, 1), (16, 0.5), (100, 0.25)])
-def test_classifiers_share_a_gpu_only_where_they_are_more_than_gpus(trainings, share):
+def test_classifiers_share_a_gpu_only_if_they_outnumber_the_gpus(trainings, share):
     assert context().machine.classifier_resources(trainings)["num_gpus"] == share
 
 
-def test_trials_at_once_share_the_gpus():
+def test_concurrent_trials_share_the_gpus():
     machine = context().machine
     machine = Machine(machine.device, machine.cpus, machine.gpus, machine.memory, Workers(), runs_at_once=4)
     assert machine.classifier_share(4) == 0.5

@@ -1,4 +1,4 @@
-"""The product's card says of a run's images what that run did; its images are read and written by block."""
+"""The card describes how a run made its images; images are read and written in blocks."""
 
 import hashlib
 import itertools
@@ -12,7 +12,7 @@ from ims3_ray.data.distilled import DistilledSet
 from ims3_ray.data.transforms import encode_png
 from ims3_ray.method.refine import OBJECTIVES
 from ims3_ray.stages import export, selected
-from ims3_ray.stages.export import made_in_words
+from ims3_ray.stages.export import describe_method
 from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import DamagedError, complete, open_directory
 
@@ -20,36 +20,36 @@ IMAGES = {"select.unit": "image", "finetune.epochs": 0}
 
 
 @pytest.mark.parametrize(
-    ("recipe", "changes", "says", "says_not"),
+    ("recipe", "changes", "expected", "absent"),
     [
         ("digits-paper", {}, ("fine-tuned with Inversion-Matching", "Subgroup Sampling (IMS3"), ("refined",)),
         ("digits-paper", {"finetune.epochs": 0}, ("diffusion model, and",), ("fine-tuned", "IMS3")),
-        ("digits-paper", {"select.subgroups": 1}, ("among no others",), ("Subgroup", "IMS3")),
-        ("digits-paper", IMAGES, ("each chosen for itself",), ("fine-tuned", "Subgroup")),
+        ("digits-paper", {"select.subgroups": 1}, ("without selection",), ("Subgroup", "IMS3")),
+        ("digits-paper", IMAGES, ("image by image",), ("fine-tuned", "Subgroup")),
         (
             "digits-images",
             {},
-            ("each chosen for itself", "refined in 100 steps: their latents"),
+            ("image by image", "refined in 100 steps: their latents"),
             ("fine-tuned", "IMS3"),
         ),
-        ("digits", {}, ("Inversion-Matching", "Subgroup Sampling (IMS3", "refined in"), ("each chosen",)),
+        ("digits", {}, ("Inversion-Matching", "Subgroup Sampling (IMS3", "refined in"), ("image by image",)),
         (
             "digits",
             {"refine.start": "medoids"},
-            ("real images to begin with", "refined"),
-            ("drawn", "diffusion"),
+            ("k-means medoids", "refined"),
+            ("sampled", "diffusion"),
         ),
     ],
 )
-def test_the_card_says_what_this_run_did(recipe, changes, says, says_not):
-    words = made_in_words(load_config(recipe, changes))
-    assert all(part in words for part in says)
-    assert not any(part in words for part in says_not)
+def test_card_describes_the_method_of_this_run(recipe, changes, expected, absent):
+    text = describe_method(load_config(recipe, changes))
+    assert all(part in text for part in expected)
+    assert not any(part in text for part in absent)
 
 
-def test_the_card_has_words_for_every_objective():
-    said = [made_in_words(load_config("digits", {"refine.objective": name})) for name in OBJECTIVES]
-    assert len(set(said)) == len(OBJECTIVES)
+def test_card_describes_every_objective_differently():
+    texts = [describe_method(load_config("digits", {"refine.objective": name})) for name in OBJECTIVES]
+    assert len(set(texts)) == len(OBJECTIVES)
 
 
 CLASSES, IPC, SUBGROUPS = ("blue", "green", "red"), 4, 3
@@ -57,7 +57,7 @@ CLASSES, IPC, SUBGROUPS = ("blue", "green", "red"), 4, 3
 
 @pytest.fixture
 def pool(tmp_path):
-    """Candidates in parts of 7, and a selection of one subgroup a class."""
+    """Candidates in parts of 7, and a selection of one subgroup per class."""
     candidates, selection = (open_directory(str(tmp_path / noun)) for noun in ("candidates", "selection"))
     keys = [(c, g, k) for g in range(SUBGROUPS) for c in range(3) for k in range(IPC)]
     for part, start in enumerate(range(0, len(keys), 7)):
@@ -79,8 +79,8 @@ def pool(tmp_path):
     return candidates, selection
 
 
-def exported(pool, folder, block, monkeypatch):
-    """What the stage writes in blocks of `block` images, its tasks done here."""
+def run_export(pool, folder, block, monkeypatch):
+    """Run the stage with blocks of `block` images and its tasks in this process."""
     monkeypatch.setattr(export, "BLOCK", block)
     monkeypatch.setattr(export, "map_in_order", lambda f, work, most: itertools.starmap(f, work))
     monkeypatch.setattr(export.ray, "put", lambda value: value)
@@ -95,16 +95,16 @@ def exported(pool, folder, block, monkeypatch):
     return out, export.run(context, out, *reversed(pool))
 
 
-def test_blocks_of_any_size_give_the_selected_images_and_the_same_files(pool, tmp_path, monkeypatch):
-    made = [exported(pool, tmp_path / str(block), block, monkeypatch) for block in (1000, 5, 1)]
-    out, details = made[0]
+def test_block_size_does_not_change_the_exported_files(pool, tmp_path, monkeypatch):
+    runs = [run_export(pool, tmp_path / str(block), block, monkeypatch) for block in (1000, 5, 1)]
+    out, details = runs[0]
     subgroups = {"blue": 2, "green": 0, "red": 1}
     assert [(e["class"], e["subgroup"], e["index"]) for e in details["images"]] == [
         (name, subgroups[name], k) for name in CLASSES for k in range(IPC)
     ]
     for entry in details["images"]:
         assert hashlib.sha256(out.read(entry["path"])).hexdigest() == details["checksums"][entry["path"]]
-    for other, same in made[1:]:
+    for other, same in runs[1:]:
         assert same == details
         assert {n for n in other.files() if "parquet" not in n} == {
             n for n in out.files() if "parquet" not in n
@@ -112,15 +112,15 @@ def test_blocks_of_any_size_give_the_selected_images_and_the_same_files(pool, tm
         assert DistilledSet(other)._pngs == DistilledSet(out)._pngs
 
 
-def test_no_more_than_a_part_of_images_is_read_at_a_time(pool, tmp_path, monkeypatch):
+def test_each_part_with_selected_images_is_read_once(pool, tmp_path, monkeypatch):
     read, real = [], selected.read_part
-    monkeypatch.setattr(selected, "read_part", lambda *asked: read.append(asked[1]) or real(*asked))
-    exported(pool, tmp_path / "out", 1000, monkeypatch)
-    assert len(read) == len(set(read))  # each part once
-    assert set(read) < set(pool[0].files())  # parts without a chosen image are left alone
+    monkeypatch.setattr(selected, "read_part", lambda *args: read.append(args[1]) or real(*args))
+    run_export(pool, tmp_path / "out", 1000, monkeypatch)
+    assert len(read) == len(set(read))
+    assert set(read) < set(pool[0].files()), "parts without a selected image are not read"
 
 
-def test_a_lost_part_of_the_candidates_never_makes_a_smaller_set(pool, tmp_path, monkeypatch):
+def test_missing_part_of_the_candidates_is_an_error(pool, tmp_path, monkeypatch):
     (pool[0] / "part-00001.parquet").delete()
     with pytest.raises(DamagedError, match="part-00001"):
-        exported(pool, tmp_path / "out", 1000, monkeypatch)
+        run_export(pool, tmp_path / "out", 1000, monkeypatch)

@@ -1,4 +1,4 @@
-"""Inversions of a part of the latents, without Ray."""
+"""Inversion of a part of the latents, without Ray."""
 
 import numpy as np
 import torch
@@ -12,11 +12,9 @@ from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import open_directory
 
 
-def test_images_and_their_mirror_images_get_the_inversions_of_their_own_latents(tiny_model, tmp_path):
-    draws = np.random.default_rng(0)
-    values = {
-        name: draws.standard_normal((5, 4, 4, 4)).astype(np.float16) for name in ("mean", "mirror_mean")
-    }
+def test_each_view_gets_the_inversion_of_its_own_latents(tiny_model, tmp_path):
+    rng = np.random.default_rng(0)
+    values = {name: rng.standard_normal((5, 4, 4, 4)).astype(np.float16) for name in ("mean", "mirror_mean")}
     rows = {"image_id": np.array(list("abcde"), object), "label": np.array([0, 1, 2, 0, 1])}
     rows |= values | {name: np.zeros_like(values["mean"]) for name in ("logvar", "mirror_logvar")}
     latents = open_directory(str(tmp_path))

@@ -1,4 +1,4 @@
-"""A page as its tests read it, and the data of a small one."""
+"""A parser for pages under test, and the data of a small report."""
 
 import re
 from html.parser import HTMLParser
@@ -17,7 +17,7 @@ IPC, SUBGROUPS = 2, 3
 
 
 class Page(HTMLParser):
-    """Elements with their attributes, and the text outside of style sheets."""
+    """Elements with their attributes, and the text outside style sheets."""
 
     def __init__(self, page: bytes):
         super().__init__()
@@ -39,7 +39,7 @@ class Page(HTMLParser):
 
 
 def assert_self_contained(page: bytes) -> Page:
-    """It fetches and runs nothing, and its plots share no id; gives it as it is read."""
+    """Assert that a page fetches and runs nothing and that ids are unique; return the parsed page."""
     shown = Page(page)
     assert "script" not in {tag for tag, _ in shown.elements}
     assert not [name for _, attributes in shown.elements for name in attributes if name.startswith("on")]

@@ -63,7 +63,7 @@ def _decile_lines(document: Ablation, numbers: Measurements) -> list[Line]:
     for name, values in (document["yardsticks"] or {}).items():
         colour, deciles = RANDOM if name == "random" else INK, values["deciles"]
         assert isinstance(deciles, list)
-        lines.append(Line(YARDSTICKS[name], deciles, colour, yardstick=True))
+        lines.append(Line(YARDSTICKS[name], deciles, colour, is_reference=True))
     return lines
 
 

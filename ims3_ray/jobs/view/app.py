@@ -15,7 +15,7 @@ from ims3_ray.display import noun, one_line, redact
 from ims3_ray.errors import InputError
 from ims3_ray.report import plots
 from ims3_ray.report.formatting import Claim, environment
-from ims3_ray.report.headline import claim as accuracy_claim
+from ims3_ray.report.formatting import claim as accuracy_claim
 from ims3_ray.runs.query import RUNNING
 from ims3_ray.runs.tags import ENVIRONMENT
 
