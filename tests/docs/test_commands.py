@@ -13,7 +13,7 @@ from printed import FENCE, ROOT, commands, job, resolve
 import ims3_ray
 from benchmarks.__main__ import MODULES
 from ims3_ray.cli import COMMANDS
-from ims3_ray.config import pretrain, settings
+from ims3_ray.config import settings
 
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
@@ -92,7 +92,7 @@ def fields_of(kind: type, prefix: str = "") -> Iterator[str]:
 @pytest.mark.parametrize("page", PRESENT)
 def test_fields_named_in_the_text_exist(page: str) -> None:
     """Every `section.field`, with a value or without."""
-    known = {*fields_of(settings.Config), *fields_of(pretrain.Pretrain)}
+    known = {*fields_of(settings.Config), *fields_of(settings.Pretrain)}
     sections = {field.split(".")[0] for field in known if "." in field}
     dotted = re.findall(r"(?<![\w./-])([a-z_]+(?:\.[a-z_]+)+)(?![\w/(*-])", " ".join(spans(page)))
     named = {name for name in dotted if name.split(".")[0] in sections and not name.endswith(FILES)}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.__main__ import parser_of
 from ims3_ray.cli import COMMANDS
-from ims3_ray.config import load, pretrain, settings
+from ims3_ray.config import load, settings
 from ims3_ray.jobs.evaluate.command import named_sets
 from ims3_ray.jobs.runs.command import read_mode
 from ims3_ray.jobs.runs.filters import read_conditions
@@ -97,7 +97,7 @@ RESOLVE: dict[str, Callable[[argparse.Namespace, dict], object]] = {
     "doctor": lambda arguments, overrides: load.load_config("digits", overrides),
     "evaluate": resolve_evaluate,
     "init": lambda arguments, overrides: load.load_config("digits", overrides),
-    "pretrain": lambda arguments, overrides: load.load_settings(pretrain.Pretrain, overrides),
+    "pretrain": lambda arguments, overrides: load.load_settings(settings.Pretrain, overrides),
     "push": resolve_push,
     "recipes": lambda arguments, overrides: None,
     "runs": resolve_runs,
