@@ -1,4 +1,4 @@
-"""A storage with runs as a person looks at them: small, made by hand, and its class names hostile."""
+"""A small storage with hand-made runs and hostile class names, for tests of the view."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from ims3_ray.storage.index import keys_of, write_index
 
 CLASSES = ("<script>alert(1)", 'a "quoted" & b')
 SUBGROUPS, PER_SUBGROUP, STEPS = 3, 2, 20
-CHOSEN = 2  # the subgroup, as pages.selection has it
+CHOSEN = 2  # the selected subgroup of pages.selection
 ARTIFACTS = {"candidates": "a" * 12, "selection": "b" * 12, "refined": "c" * 12, "distilled": "d" * 12}
 ARTIFACTS |= {"evaluation": "e" * 12, "report": "f" * 12}
 REPORT = b"<script>alert(1)</script><h1>report</h1>"
@@ -36,7 +36,7 @@ DETAILS = {
 
 
 def make_artifacts(storage) -> None:
-    """Everything of one run, by the names of ARTIFACTS."""
+    """Write all artefacts of one run, with the keys of ARTIFACTS."""
     rng, places = np.random.default_rng(0), {noun: storage / noun / key for noun, key in ARTIFACTS.items()}
     grid = np.array([(c, g, k) for c in range(2) for g in range(SUBGROUPS) for k in range(PER_SUBGROUP)])
     rows = dict(zip(("label", "subgroup", "index"), grid.T.astype(np.int64), strict=True))
@@ -74,7 +74,7 @@ def _write_rows(place, rows, table) -> None:
 
 
 def track(storage, key, metrics, *, overrides=None, own=None, status="FINISHED", parent=None):
-    """A run in MLflow; gives its id there."""
+    """Log a run in MLflow; return its id."""
     tracker = Tracker(storage, AssertionError)
     known = {tags.KIND: tags.DISTILLATION, tags.PROTOCOL: "quick-v1/n", tags.SCORED: "ours"}
     recipe = load_config("digits", {"ipc": 2, "refine.steps": STEPS} | (overrides or {})).results()
@@ -88,7 +88,7 @@ def track(storage, key, metrics, *, overrides=None, own=None, status="FINISHED",
 
 
 def make_storage(root):
-    """(storage, MLflow ids by name): a finished run, a failed, one at work, a sweep with a trial."""
+    """(storage, MLflow ids by name): a finished, a failed and a running run, and a sweep with one trial."""
     storage = open_storage(str(root))
     make_artifacts(storage)
     made = {f"artifact.{noun}": key for noun, key in ARTIFACTS.items()}
@@ -101,7 +101,7 @@ def make_storage(root):
     folder = storage / "runs/digits-cccc"
     EventLog(folder).write("stage started", stage="evaluate", artifact="evaluation/" + "0" * 12)
     write_heartbeat(folder)
-    os.utime(f"{folder.path}/{HEARTBEAT}", (time.time() + 3600,) * 2)  # as long as the tests take
+    os.utime(f"{folder.path}/{HEARTBEAT}", (time.time() + 3600,) * 2)  # stays current during the tests
     ids["sweep"] = track(storage, "digits-s", {}, own={tags.KIND: tags.SWEEP})
     trial = {tags.KIND: tags.TRIAL}
     ids["trial"] = track(storage, "digits-s-1", {"accuracy": 0.6}, own=trial, parent=ids["sweep"])

@@ -1,13 +1,17 @@
-"""The addresses, and what answers them: pages, the state of a run as JSON, a script."""
+"""The web application: addresses, pages, state as JSON, and access control by a token."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from hmac import compare_digest
 from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from ims3_ray import progress
@@ -18,18 +22,30 @@ from ims3_ray.report.formatting import Claim, environment
 from ims3_ray.report.formatting import claim as accuracy_claim
 from ims3_ray.runs.query import RUNNING
 from ims3_ray.runs.tags import ENVIRONMENT
+from ims3_ray.storage.artifacts import fingerprint
 
-from . import compare, run_table, stages, thumbnails
-from .auth import HEADERS, THEIRS, gate
-from .run_store import PAGE, Catalogue, MissingError
+from . import compare, tables, thumbnails
+from .run_store import PAGE, MissingError, RunStore
 
 HERE = Path(__file__).parent
 PAGES = environment(HERE / "pages")
+HOSTS = ("127.0.0.1", "localhost")  # any other Host header can be DNS rebinding
+POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none'"
+)
+REPORT_POLICY = f"{POLICY}; sandbox"  # for a page from the storage, which is untrusted
+HEADERS = {
+    "Content-Security-Policy": f"{POLICY}; script-src 'self'; connect-src 'self'; form-action 'self'",
+    "Referrer-Policy": "no-referrer",  # the first address contains the token
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
+NO_ACCESS = "No access: open the address that `ims3 view` printed, with its token.\n"
 
 
-def make_app(catalogue: Catalogue, token: str) -> Starlette:
-    """What serves the runs of a storage to whoever has the token."""
-    views: dict[str, Callable[[Catalogue, Request], Response]] = {
+def make_app(store: RunStore, token: str) -> Starlette:
+    """The application that serves a storage's runs to clients with the token."""
+    views: dict[str, Callable[[RunStore, Request], Response]] = {
         "/": list_page,
         "/state": list_state,
         "/compare": compare_page,
@@ -38,142 +54,164 @@ def make_app(catalogue: Catalogue, token: str) -> Starlette:
         "/runs/{run}/report": report,
         "/runs/{run}/classes/{label:int}": class_page,
     }
-    routes = [Route(path, partial(view, catalogue)) for path, view in views.items()]
+    routes = [Route(path, partial(view, store)) for path, view in views.items()]
     routes.append(Route("/view.js", lambda _: FileResponse(HERE / "pages/view.js")))
-    handlers = {InputError: _refused, HTTPException: _refused, Exception: _failed}
-    return Starlette(routes=routes, middleware=gate(token), exception_handlers=handlers)
+    handlers = {InputError: _show_error, HTTPException: _show_error, Exception: _show_failure}
+    return Starlette(routes=routes, middleware=access_control(token), exception_handlers=handlers)
 
 
-def list_page(catalogue: Catalogue, request: Request) -> Response:
-    """All runs, or a sweep's trials."""
-    sweep = request.query_params.get("sweep", "")
-    runs = catalogue.runs(sweep)
-    at_work = sum(run["status"] == RUNNING for run in runs)
-    what = "trials" if sweep else "runs"
-    claim = Claim(f"{len(runs)} {noun(len(runs), what)}", f"{at_work or 'none'} at work")
-    of_sweep = catalogue.run(sweep) if sweep else None
+def access_control(token: str) -> list[Middleware]:
+    """Middleware that checks the Host header, then the token: in the address, or in a cookie set by it."""
+    cookie = f"ims3-view-{fingerprint(token)}"  # ports share cookies: each server needs its own name
+
+    async def check(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        in_address = _matches(token, request.query_params.get("token"))
+        if not in_address and not _matches(token, request.cookies.get(cookie)):
+            return PlainTextResponse(NO_ACCESS, 403, HEADERS)
+        response = await call_next(request)
+        for name, value in HEADERS.items():
+            response.headers.setdefault(name, value)
+        if in_address:
+            response.set_cookie(cookie, token, httponly=True, samesite="strict")
+        return response
+
+    return [
+        Middleware(TrustedHostMiddleware, allowed_hosts=list(HOSTS), www_redirect=False),
+        Middleware(BaseHTTPMiddleware, dispatch=check),
+    ]
+
+
+def _matches(token: str, value: str | None) -> bool:
+    """Compare in constant time."""
+    return value is not None and compare_digest(value.encode(errors="replace"), token.encode())
+
+
+def list_page(store: RunStore, request: Request) -> Response:
+    """All runs, or the trials of a sweep."""
+    sweep_id = request.query_params.get("sweep", "")
+    runs = store.runs(sweep_id)
+    running = sum(run["status"] == RUNNING for run in runs)
+    claim = Claim(f"{len(runs)} {noun(len(runs), 'trials' if sweep_id else 'runs')}", f"{running} running")
     return page(
         "list.html",
         claim,
-        catalogue,
-        rows=run_table.rows(catalogue, runs),
-        sweep=of_sweep,
-        numbers=run_table.NUMBERS,
+        store,
+        rows=tables.run_rows(store, runs),
+        sweep=store.run(sweep_id) if sweep_id else None,
+        numeric_columns=tables.NUMERIC_COLUMNS,
     )
 
 
-def list_state(catalogue: Catalogue, request: Request) -> Response:
-    """Of the runs of the list, by id: the state in a word, and what the row says of it."""
-    runs = catalogue.runs(request.query_params.get("sweep", ""))
-    states = {run["run_id"]: [run_table.state_word(run), run_table.state_of(catalogue, run)] for run in runs}
-    return JSONResponse(states)
+def list_state(store: RunStore, request: Request) -> Response:
+    """State and state text of the listed runs, by MLflow id."""
+    runs = store.runs(request.query_params.get("sweep", ""))
+    return JSONResponse(
+        {run["run_id"]: [tables.state_of(run), tables.state_text(store, run)] for run in runs}
+    )
 
 
-def run_page(catalogue: Catalogue, request: Request) -> Response:
-    """One run: how far it is, its figures, its images, its recipe."""
-    run = catalogue.run(request.path_params["run"])
-    now, evaluated = stages.progress(catalogue, run), catalogue.made(run, "evaluate")
+def run_page(store: RunStore, request: Request) -> Response:
+    """One run: progress, accuracy, images, recipe."""
+    run = store.run(request.path_params["run"])
+    evaluated = store.complete(run, "evaluate")
     evaluation = evaluated.read_json("evaluation.json") if evaluated else None
     names = evaluation.get("names", {}) if evaluation else {}
+    coverage = evaluation["coverage"].items() if evaluation else []
+    environment_tags = {name: text for name, text in run["tags"].items() if name.startswith(ENVIRONMENT)}
     return page(
         "run.html",
         Claim(run["name"] or run["run_id"], accuracy_claim(evaluation).detail if evaluation else ""),
-        catalogue,
+        store,
         run=run,
-        row=run_table.rows(catalogue, [run])[0],
-        now=now,
+        row=tables.run_rows(store, [run])[0],
+        progress=tables.progress(store, run),
         evaluation=evaluation,
         accuracy=evaluation and plots.accuracy(evaluation["sets"], names),
-        coverage=sorted(evaluation["coverage"].items(), key=lambda of: of[0] != "distilled")
-        if evaluation
-        else [],
-        has_page=catalogue.page(run) is not None,
-        classes=thumbnails.classes(catalogue, run),
-        strips=thumbnails.distilled(catalogue, run),
+        coverage=sorted(coverage, key=lambda item: item[0] != "distilled"),
+        has_page=store.page(run) is not None,
+        classes=thumbnails.classes(store, run),
+        strips=thumbnails.distilled(store, run),
         set_name=partial(plots.set_name, names=names),
         params=_by_section(run["params"]),
-        abouts=_by_section(
-            {name: text for name, text in run["tags"].items() if name.startswith(ENVIRONMENT)}
-        ),
+        environment=_by_section(environment_tags),
     )
 
 
 def _by_section(values: Mapping[str, str]) -> list[tuple[str, str, str]]:
-    """Section, dotted name and value; what belongs to none stands first."""
+    """(section, dotted name, value); the section of a top-level name is ""."""
     return [(name.rpartition(".")[0].partition(".")[0], name, text) for name, text in values.items()]
 
 
-def run_state(catalogue: Catalogue, request: Request) -> Response:
-    """How far the run is, as its page shows it."""
-    return JSONResponse(stages.progress(catalogue, catalogue.run(request.path_params["run"])))
+def run_state(store: RunStore, request: Request) -> Response:
+    """Progress of a run."""
+    return JSONResponse(tables.progress(store, store.run(request.path_params["run"])))
 
 
-def report(catalogue: Catalogue, request: Request) -> Response:
-    """The product's own page as it lies in the storage, where it may run nothing."""
-    run = catalogue.run(request.path_params["run"])
-    if not (place := catalogue.page(run)):
-        raise MissingError(f"{run['name']} has no page of its own in {catalogue.storage.uri}")
-    return HTMLResponse(place.read(PAGE), headers={"Content-Security-Policy": THEIRS})
+def report(store: RunStore, request: Request) -> Response:
+    """The run's own page as stored, without permission to run scripts."""
+    run = store.run(request.path_params["run"])
+    if not (folder := store.page(run)):
+        raise MissingError(f"{run['name']} has no report in {store.storage.uri}")
+    return HTMLResponse(folder.read(PAGE), headers={"Content-Security-Policy": REPORT_POLICY})
 
 
-def class_page(catalogue: Catalogue, request: Request) -> Response:
-    """A class of a run: its set, refinement before and after, its candidates and the choice."""
-    run, label = catalogue.run(request.path_params["run"]), request.path_params["label"]
-    names = thumbnails.classes(catalogue, run)
+def class_page(store: RunStore, request: Request) -> Response:
+    """A class of a run: distilled images, refinement, candidates and selection."""
+    run, label = store.run(request.path_params["run"]), request.path_params["label"]
+    names = thumbnails.classes(store, run)
     if label >= len(names):
-        raise MissingError(f"{run['name']} has {len(names)} classes so far, and none of number {label}")
-    moved, losses = thumbnails.refinement(catalogue, run, label)
-    document = thumbnails.selection(catalogue, run)
+        raise MissingError(f"{run['name']} has {len(names)} classes so far; there is no class {label}")
+    refined, losses = thumbnails.refinement(store, run, label)
+    selection = thumbnails.selection(store, run)
     return page(
         "class.html",
         Claim(names[label], f"Class {label + 1} of {len(names)}"),
-        catalogue,
+        store,
         run=run,
         names=names,
         label=label,
-        strips=thumbnails.distilled(catalogue, run, [names[label]]),
-        moved=moved,
+        strips=thumbnails.distilled(store, run, [names[label]]),
+        refined=refined,
         losses=losses,
-        subgroups=thumbnails.candidates(catalogue, run, names, label),
-        selection=document,
-        of_class=document and document["per_class"].get(names[label]),
+        subgroups=thumbnails.candidates(store, run, names, label),
+        selection=selection,
+        class_selection=selection and selection["per_class"].get(names[label]),
     )
 
 
-def compare_page(catalogue: Catalogue, request: Request) -> Response:
-    """Two runs, whose MLflow ids are `one` and `other`."""
-    one, other = (catalogue.run(request.query_params.get(name, "")) for name in ("one", "other"))
-    differences = compare.differences(one, other)
+def compare_page(store: RunStore, request: Request) -> Response:
+    """Compare the runs with the MLflow ids `one` and `other`."""
+    first, second = (store.run(request.query_params.get(name, "")) for name in ("one", "other"))
+    differences = compare.differences(first, second)
     fields = len(differences["params"])
     headline = f"{fields} {noun(fields, 'fields')} {'differs' if fields == 1 else 'differ'}"
     return page(
         "compare.html",
-        Claim(headline, f"{one['name']} and {other['name']}"),
-        catalogue,
-        runs=[one, other],
+        Claim(headline, f"{first['name']} and {second['name']}"),
+        store,
+        runs=[first, second],
         differences=differences,
-        figures=compare.figures(one, other),
-        is_comparable=compare.are_comparable(one, other),
-        images=compare.images(catalogue, one, other),
+        metrics=compare.metric_pairs(first, second),
+        is_comparable=compare.are_comparable(first, second),
+        images=compare.images(store, first, second),
     )
 
 
-def page(template: str, claim: Claim, catalogue: Catalogue, status: int = 200, **more: object) -> Response:
-    """A page of the view out of its template."""
-    text = PAGES.get_template(template).render(claim=claim, storage=catalogue.storage.uri, **more)
-    return HTMLResponse(text, status)
+def page(template: str, claim: Claim, store: RunStore, **values: object) -> Response:
+    """Render a template."""
+    return HTMLResponse(PAGES.get_template(template).render(claim=claim, storage=store.storage.uri, **values))
 
 
-def _refused(_: Request, error: Exception) -> Response:
-    """A page with the line that a command would end with."""
+def _show_error(_: Request, error: Exception) -> Response:
+    """The page for bad input or a missing address: the line that a command would print."""
     status, line = 404 if isinstance(error, MissingError) else 500, one_line(str(error))
     if isinstance(error, HTTPException):
         status, line = error.status_code, error.detail
-    return _error_page("Not found" if status == 404 else "This can't be shown", line, status)
+    return _error_page("Not found" if status == 404 else "Cannot be shown", line, status)
 
 
-def _failed(_: Request, error: Exception) -> Response:
-    """Of what nobody expected; the server writes its trace."""
+def _show_failure(_: Request, error: Exception) -> Response:
+    """The page for an unexpected exception; the server logs its trace."""
     trace = f"; the trace is in {progress.library_log()}" if progress.library_log() else ""
     line = f"{type(error).__name__}: {one_line(redact(str(error)))[:300]}{trace}"
     return _error_page("This page failed", line, 500)

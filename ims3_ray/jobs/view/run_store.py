@@ -1,4 +1,4 @@
-"""The runs of a storage as MLflow knows them, and the artefacts of one as they lie there."""
+"""Runs of a storage, from MLflow, and the artefacts of a run, from the storage."""
 
 import re
 import threading
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 ID = re.compile(r"[0-9a-f]{32}")  # MLflow's
-FINGERPRINT = re.compile(r"[0-9a-f]{12}")  # anybody can write to a tracking server
-FOLDERS = {tags.ABLATION: "ablations", tags.SWEEP: "sweeps"}  # of products with a page of their own
+FINGERPRINT = re.compile(r"[0-9a-f]{12}")  # checked because anybody can write to a tracking server
+FOLDERS = {tags.ABLATION: "ablations", tags.SWEEP: "sweeps"}  # kinds of runs with their own page
 PAGE = "index.html"
 
 
 class MissingError(InputError):
-    """What an address names is not there."""
+    """The address names something that does not exist."""
 
 
-class Catalogue:
-    """Read anew whenever it is asked."""
+class RunStore:
+    """Reads the current state on each call; caches only the MLflow client."""
 
     def __init__(self, storage: Directory):
         self.storage = storage
@@ -37,51 +37,51 @@ class Catalogue:
         return client(self.storage)
 
     def runs(self, sweep: str = "") -> list[Run]:
-        """Newest first, without trials; the trials of the sweep whose MLflow id is given."""
+        """Runs without trials, newest first; or the trials of the sweep with this MLflow id."""
         if sweep:
             self.run(sweep)
             return [run for run in self._find() if run["parent"] == sweep]
         return [run for run in self._find() if run["kind"] != tags.TRIAL]
 
     def run(self, run_id: str) -> Run:
-        """The run with this MLflow id. MissingError where there is none."""
-        found = self._find(f"attributes.run_id = '{run_id}'") if ID.fullmatch(run_id) else []
-        if not found:
+        """The run with this MLflow id. Raises MissingError if there is none."""
+        runs = self._find(f"attributes.run_id = '{run_id}'") if ID.fullmatch(run_id) else []
+        if not runs:
             raise MissingError(f"no run has the MLflow id {run_id[:40]!r} here")
-        return found[0]
+        return runs[0]
 
     def _find(self, conditions: str = "") -> list[Run]:
         if not query.has_tracking(self.storage):
             return []
         with mlflow_errors_as_input(self.storage):
             with self._lock:
-                known = self._client
-            return query.with_live_status(self.storage, query.find_runs(known, conditions))
+                mlflow_client = self._client
+            return query.with_live_status(self.storage, query.find_runs(mlflow_client, conditions))
 
     def artifacts(self, run: Run) -> dict[str, str]:
-        """By stage, in their order, where below the storage the run's artefacts belong."""
-        named = {
-            stage.name: (stage.output, run["tags"].get(f"artifact.{stage.output}", "")) for stage in STAGES
+        """Paths of the run's artefacts in the storage, by stage, in pipeline order; they need not exist."""
+        keys = {stage: run["tags"].get(f"artifact.{stage.output}", "") for stage in STAGES}
+        return {
+            stage.name: f"{stage.output}/{key}" for stage, key in keys.items() if FINGERPRINT.fullmatch(key)
         }
-        return {name: f"{noun}/{key}" for name, (noun, key) in named.items() if FINGERPRINT.fullmatch(key)}
 
-    def begun(self, run: Run, stage: str) -> Directory | None:
-        """The artefact of one of its stages as far as it is made; None where the run has no such stage."""
+    def partial(self, run: Run, stage: str) -> Directory | None:
+        """A stage's artefact, perhaps incomplete; None if the run does not have the stage."""
         artifact = self.artifacts(run).get(stage)
         return self.storage / artifact if artifact else None
 
-    def made(self, run: Run, stage: str) -> Directory | None:
-        """The same if it is complete and whole."""
-        artifact = self.begun(run, stage)
+    def complete(self, run: Run, stage: str) -> Directory | None:
+        """A stage's artefact if it is complete and undamaged."""
+        artifact = self.partial(run, stage)
         try:
             return artifact if artifact and read_manifest(artifact) else None
-        except DamagedError:  # which the run's page says
+        except DamagedError:  # the run's page reports it
             return None
 
     def page(self, run: Run) -> Directory | None:
-        """The folder with the product's own page, if there is one."""
+        """The folder of the run's own page (report, sweep), if there is one."""
         if folder := FOLDERS.get(run["kind"]):
             name = run["name"].removeprefix(f"{run['kind']}-")
-            place = self.storage / folder / name if PLAIN_NAME.fullmatch(name) else None
-            return place if place and place.exists(PAGE) else None
-        return self.made(run, "report")
+            directory = self.storage / folder / name if PLAIN_NAME.fullmatch(name) else None
+            return directory if directory and directory.exists(PAGE) else None
+        return self.complete(run, "report")

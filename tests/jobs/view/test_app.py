@@ -1,4 +1,4 @@
-"""The pages of `ims3 view`, asked as a browser does."""
+"""The pages of `ims3 view`, over HTTP."""
 
 import re
 import shutil
@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 from viewed import CHOSEN, CLASSES, PER_SUBGROUP, REPORT, make_storage, track
 
 from ims3_ray.jobs.view.app import make_app
-from ims3_ray.jobs.view.run_store import Catalogue
+from ims3_ray.jobs.view.run_store import RunStore
 from ims3_ray.runs import tags
 from ims3_ray.runs.event_log import EventLog
 from ims3_ray.storage.artifacts import complete, open_directory, open_storage
@@ -25,30 +25,30 @@ def viewed(tmp_path_factory):
 
 
 def browser(storage, token=TOKEN):
-    """A client that opened the address with `token`, and has the cookie that it got."""
-    client = TestClient(make_app(Catalogue(storage), TOKEN), HOST)
+    """A client that opened the address with `token` and keeps the cookie."""
+    client = TestClient(make_app(RunStore(storage), TOKEN), HOST)
     client.get("/view.js", params={"token": token} if token is not None else {})
     return client
 
 
 @pytest.fixture
-def copied(viewed, tmp_path):
-    """The same, to be changed."""
+def copy(viewed, tmp_path):
+    """A copy that a test may change."""
     shutil.copytree(viewed[0].path, tmp_path / "copy")
     return open_directory(str(tmp_path / "copy")), viewed[1]
 
 
 @pytest.fixture(scope="module")
 def ask(viewed):
-    """What an address gives, read as a page: with the runs' ids in place of {names}."""
+    """Fetch and parse a page; {names} in the address become MLflow ids."""
     client = browser(viewed[0])
 
-    def asked(address, status=200):
-        answer = client.get(address.format(**viewed[1]))
-        assert answer.status_code == status, answer.text
-        return Page(answer.content)
+    def get(address, status=200):
+        response = client.get(address.format(**viewed[1]))
+        assert response.status_code == status, response.text
+        return Page(response.content)
 
-    return asked
+    return get
 
 
 def files(storage):
@@ -57,33 +57,33 @@ def files(storage):
 
 
 def rows(page):
-    """By the id of a run, what its row is sorted by."""
-    found, run = {}, ""
+    """Sort keys of each row by column, by MLflow id."""
+    table, run = {}, ""
     for tag, attributes in page.elements:
         run = attributes.get("id", "") if tag == "tr" else run
         if run and "data-head" in attributes:
-            found.setdefault(run, {})[attributes["data-head"]] = attributes["data-by"]
-    return found
+            table.setdefault(run, {})[attributes["data-head"]] = attributes["data-sort"]
+    return table
 
 
-def test_the_list_shows_every_run_with_its_figures(ask, viewed):
+def test_list_shows_every_run_with_its_metrics(ask, viewed):
     page, ids = ask("/"), viewed[1]
-    listed = rows(page)
-    assert list(listed) == [ids[name] for name in ("sweep", "running", "failed", "whole")]
-    whole = listed[ids["whole"]]
+    table = rows(page)
+    assert list(table) == [ids[name] for name in ("sweep", "running", "failed", "whole")]
+    whole = table[ids["whole"]]
     assert (whole["Recipe"], whole["IPC"], whole["State"]) == ("digits", "2.0", "complete")
     assert (float(whole["Accuracy"]), float(whole["Random real"]), float(whole["Time"])) == (0.91, 0.81, 65.0)
     assert "91.0\u202f% ± 1.0" in page.text
-    assert listed[ids["running"]]["State"] == "running: evaluate, 4 of 6 stages"
-    assert listed[ids["failed"]]["State"] == "failed"
-    assert listed[ids["sweep"]]["Accuracy"] == ""
+    assert table[ids["running"]]["State"] == "running: evaluate, 4 of 6 stages"
+    assert table[ids["failed"]]["State"] == "failed"
+    assert table[ids["sweep"]]["Accuracy"] == ""
 
 
-def test_a_sweeps_trials_stand_on_a_list_of_their_own(ask, viewed):
+def test_trials_have_their_own_list(ask, viewed):
     assert list(rows(ask("/?sweep={sweep}"))) == [viewed[1]["trial"]]
 
 
-def test_a_runs_page_shows_its_stages_its_accuracy_and_its_images(ask, viewed):
+def test_run_page_shows_stages_accuracy_and_images(ask, viewed):
     page = ask("/runs/{whole}")
     stages = [attributes["data-stage"] for _, attributes in page.elements if "data-stage" in attributes]
     assert stages == ["sample", "select", "refine", "export", "evaluate", "report"]
@@ -96,16 +96,16 @@ def test_a_runs_page_shows_its_stages_its_accuracy_and_its_images(ask, viewed):
         assert f"/runs/{viewed[1]['whole']}/classes/{label}" in page.values("href")
 
 
-def test_the_page_of_a_class_shows_all_candidates_and_marks_those_that_were_chosen(ask):
+def test_class_page_shows_all_candidates_and_marks_the_selected_ones(ask):
     page = ask("/runs/{whole}/classes/1")
     candidates = [a for tag, a in page.elements if tag == "img" and "candidate" in a["alt"]]
     assert len(candidates) == 3 * PER_SUBGROUP
     chosen = [a["alt"].partition(",")[0] for a in candidates if a.get("class") == "chosen"]
     assert chosen == [f"subgroup {CHOSEN}"] * PER_SUBGROUP
-    assert "0.1000 · nearest" in page.text  # of subgroup 1, and not the one chosen
+    assert "0.1000 · nearest" in page.text  # subgroup 1, which is not the selected one
 
 
-def test_refinement_shows_an_image_before_and_after_and_which_stayed(ask):
+def test_class_page_shows_images_before_and_after_refinement_and_marks_unchanged_ones(ask):
     page = ask("/runs/{whole}/classes/0")
     pair = [a for tag, a in page.elements if tag == "img" and "refinement" in a["alt"]]
     assert [a["alt"].rpartition("image ")[2] for a in pair] == [
@@ -115,39 +115,39 @@ def test_refinement_shows_an_image_before_and_after_and_which_stayed(ask):
     assert sum("chosen" in (a.get("class") or "").split() for tag, a in page.elements if tag == "div") == 1
 
 
-def test_two_runs_are_compared_by_field_figure_and_image(ask):
+def test_comparison_shows_fields_metrics_and_images(ask):
     page = ask("/compare?one={whole}&other={failed}")
     assert re.search(r"seed\s*0\s*7", page.text)
     assert re.search(r"Accuracy, distilled\s*91\.0\u202f% ± 1\.0\s*20\.0\u202f%\s*−71\.0", page.text)
     assert len([tag for tag, _ in page.elements if tag == "img"]) == 4
 
 
-def test_accuracies_of_different_protocols_are_not_held_against_each_other(copied):
-    storage, ids = copied
+def test_accuracies_of_different_protocols_are_not_compared(copy):
+    storage, ids = copy
     other = track(storage, "zzzz", {"accuracy": 0.5}, own={tags.PROTOCOL: "dc-v1/n"})
     page = Page(browser(storage).get(f"/compare?one={ids['whole']}&other={other}").content)
-    assert "can't be held against each other" in page.text
+    assert "cannot be compared" in page.text
     assert "−41.0" not in page.text
 
 
-def test_names_that_others_chose_are_text_on_every_page(ask):
+def test_class_names_are_escaped_on_every_page(ask):
     for address in ("/runs/{whole}", "/runs/{whole}/classes/0", "/compare?one={whole}&other={running}"):
         page = ask(address)
         assert [a.get("src") for tag, a in page.elements if tag == "script"] == ["/view.js"]
         assert CLASSES[0] in page.text
 
 
-def test_a_report_is_shown_as_it_is_and_may_run_nothing(viewed):
-    answer = browser(viewed[0]).get(f"/runs/{viewed[1]['whole']}/report")
-    assert answer.content == REPORT
-    policy = answer.headers["content-security-policy"]
+def test_report_is_served_unchanged_in_a_sandbox(viewed):
+    response = browser(viewed[0]).get(f"/runs/{viewed[1]['whole']}/report")
+    assert response.content == REPORT
+    policy = response.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "sandbox" in policy
     assert "script-src" not in policy
 
 
-def test_a_run_at_work_tells_what_it_does_now(copied):
-    storage, ids = copied
+def test_state_of_a_running_run_is_current(copy):
+    storage, ids = copy
     client = browser(storage)
 
     def now():
@@ -155,8 +155,8 @@ def test_a_run_at_work_tells_what_it_does_now(copied):
 
     before = now()
     (evaluate,) = (stage for stage in before["stages"] if stage["name"] == "evaluate")
-    assert (before["is_at_work"], before["done"]) == (True, 4)
-    assert (evaluate["state"], evaluate["told"]) == ("running", "at work, loss 0.25")
+    assert (before["is_running"], before["done"]) == (True, 4)
+    assert (evaluate["state"], evaluate["detail"]) == ("running", "running, loss 0.25")
     assert evaluate["seconds"]
     place = storage / "evaluation" / ("0" * 12)
     place.write_json("evaluation.json", {})
@@ -169,8 +169,8 @@ def test_a_run_at_work_tells_what_it_does_now(copied):
     assert client.get("/state").json()[ids["running"]] == ["running", "running: evaluate, 5 of 6 stages"]
 
 
-def test_a_damaged_artefact_is_named_and_the_rest_is_shown(copied):
-    storage, ids = copied
+def test_damaged_artefact_is_reported_and_the_rest_is_shown(copy):
+    storage, ids = copy
     (storage / "distilled" / ("d" * 12) / "data/train-00000-of-00001.parquet").delete()
     page = Page(browser(storage).get(f"/runs/{ids['whole']}").content)
     assert "damaged: 1 file" in page.text
@@ -184,14 +184,14 @@ MISSING += ["/pages/view.css", "/view.js/../app.py"]
 
 
 @pytest.mark.parametrize("address", MISSING)
-def test_what_is_not_there_is_a_page_with_one_line(ask, address):
+def test_missing_address_is_a_404_page(ask, address):
     page = ask(address, status=404)
     assert "Not found" in page.text
     assert "format" not in page.text.replace("format.json", "")
 
 
-def test_artefacts_that_lead_out_of_the_storage_are_none(copied):
-    storage, _ = copied
+def test_paths_out_of_the_storage_are_not_served(copy):
+    storage, _ = copy
     (storage / "../x").write("index.html", b"outside")
     complete(storage / "../x", {})
     outside = track(storage, "zzzz", {}, own={"artifact.report": "../../x", "kind": "distillation"})
@@ -200,17 +200,17 @@ def test_artefacts_that_lead_out_of_the_storage_are_none(copied):
         assert browser(storage).get(f"/runs/{run}/report").status_code == 404
 
 
-@pytest.mark.parametrize("given", [None, "", "x", TOKEN[:-1], TOKEN + "x", "é"])
-def test_without_the_token_nothing_is_shown(viewed, given):
-    client = browser(viewed[0], token=given)
+@pytest.mark.parametrize("token", [None, "", "x", TOKEN[:-1], TOKEN + "x", "é"])
+def test_nothing_is_served_without_the_token(viewed, token):
+    client = browser(viewed[0], token=token)
     for address in ("/", "/state", "/view.js", "/runs/0", f"/runs/{viewed[1]['whole']}/report"):
-        answer = client.get(address)
-        assert answer.status_code == 403
-        assert "digits" not in answer.text
-        assert "set-cookie" not in answer.headers
+        response = client.get(address)
+        assert response.status_code == 403
+        assert "digits" not in response.text
+        assert "set-cookie" not in response.headers
 
 
-def test_a_cookie_stands_for_the_token_and_no_page_can_read_or_send_it_from_elsewhere(viewed):
+def test_cookie_replaces_the_token_and_is_httponly_and_samesite(viewed):
     client = browser(viewed[0], token=None)
     cookie = client.get("/", params={"token": TOKEN}).headers["set-cookie"]
     assert {"HttpOnly", "SameSite=strict"} <= set(cookie.split("; "))
@@ -219,38 +219,33 @@ def test_a_cookie_stands_for_the_token_and_no_page_can_read_or_send_it_from_else
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", ""])
-def test_a_name_that_is_not_of_this_machine_is_refused(viewed, host):
+def test_foreign_host_header_is_refused(viewed, host):
     assert browser(viewed[0]).get("/", headers={"host": host}).status_code == 400
 
 
-def test_looking_writes_nothing(viewed):
+def test_view_writes_nothing(viewed):
     storage, ids = viewed
     before, client = files(storage), browser(storage)
-    for name in ids.values():
-        for address in (
-            f"/runs/{name}",
-            f"/runs/{name}/state",
-            f"/runs/{name}/classes/0",
-            f"/runs/{name}/report",
-        ):
-            client.get(address)
+    for run in ids.values():
+        for page in ("", "/state", "/classes/0", "/report"):
+            client.get(f"/runs/{run}{page}")
     client.get("/")
     assert files(storage) == before
 
 
-def test_a_storage_without_runs_says_how_to_make_one_and_gets_no_database(tmp_path):
+def test_storage_without_runs_gets_no_database(tmp_path):
     storage = open_storage(str(tmp_path))
     page = Page(browser(storage).get("/").content)
-    assert "There is no run yet" in page.text
+    assert "There are no runs yet" in page.text
     assert not storage.exists("mlflow.db")
 
 
-def test_a_real_run_is_shown_with_its_images(finished_run):
+def test_real_run_is_shown_with_its_images(finished_run):
     words, product = finished_run
     storage = next(word.partition("=")[2] for word in words if word.startswith("storage="))
     client = browser(open_directory(storage))
     page = Page(client.get(f"/runs/{product.mlflow_run_id}").content)
     assert len([tag for tag, _ in page.elements if tag == "img"]) == 3 * 6
-    shown = Page(client.get(f"/runs/{product.mlflow_run_id}/classes/2").content)
-    candidates = [a for tag, a in shown.elements if tag == "img" and "candidate" in a["alt"]]
+    class_page = Page(client.get(f"/runs/{product.mlflow_run_id}/classes/2").content)
+    candidates = [a for tag, a in class_page.elements if tag == "img" and "candidate" in a["alt"]]
     assert (len(candidates), sum(a.get("class") == "chosen" for a in candidates)) == (18, 6)

@@ -1,4 +1,4 @@
-"""`ims3 view` as a person starts it, and its list in a real browser."""
+"""The command `ims3 view`, and its pages in a real browser."""
 
 import re
 import shutil
@@ -16,10 +16,10 @@ from processes import job
 from viewed import DETAILS, make_storage
 
 from ims3_ray.cli import main
-from ims3_ray.jobs.view import stages
+from ims3_ray.jobs.view import tables
 from ims3_ray.jobs.view.app import make_app
 from ims3_ray.jobs.view.command import find_storage, listen
-from ims3_ray.jobs.view.run_store import Catalogue
+from ims3_ray.jobs.view.run_store import RunStore
 from ims3_ray.storage.artifacts import complete, open_storage
 
 TOKEN = "t" * 32
@@ -27,8 +27,8 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chr
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
-def refused(words, capsys):
-    """The one line of bad input."""
+def error_line(words, capsys):
+    """Run the command with bad input; return its single error line."""
     assert main(["view", *words, "--no-browser"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -36,31 +36,31 @@ def refused(words, capsys):
     return err
 
 
-def test_a_folder_without_runs_is_refused_in_one_line(tmp_path, capsys):
-    assert "holds no runs" in refused([str(tmp_path)], capsys)
+def test_folder_without_runs_is_an_error(tmp_path, capsys):
+    assert "storage: " in error_line([str(tmp_path)], capsys)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_port_that_is_taken_or_none_is_refused_in_one_line(tmp_path, capsys):
+def test_port_in_use_or_out_of_range_is_an_error(tmp_path, capsys):
     storage = open_storage(str(tmp_path)).path
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        assert f"--port {port}" in refused([storage, "--port", port], capsys)
-    assert "--port 70000" in refused([storage, "--port", "70000"], capsys)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        assert f"--port {port}" in error_line([storage, "--port", port], capsys)
+    assert "--port 70000" in error_line([storage, "--port", "70000"], capsys)
 
 
-def test_a_storage_is_named_as_elsewhere_too(tmp_path):
+def test_storage_is_given_as_folder_or_field(tmp_path):
     storage = open_storage(str(tmp_path))
     assert find_storage(str(tmp_path)) == find_storage(f"storage={tmp_path}") == storage
 
 
-def test_it_listens_on_this_machine_alone():
+def test_server_listens_on_loopback_only():
     with listen(0) as listener:
         assert listener.getsockname()[0] == "127.0.0.1"
 
 
 @pytest.mark.slow
-def test_it_prints_an_address_that_shows_the_runs_until_ctrl_c(tmp_path):
+def test_printed_address_shows_the_runs_until_ctrl_c(tmp_path):
     storage, ids = make_storage(tmp_path)
     process = job("view", storage.path, "--no-browser")
     address = re.search(r"http://127\.0\.0\.1:\d+/\?token=\S+", process.stdout.readline())[0]
@@ -75,7 +75,7 @@ def test_it_prints_an_address_that_shows_the_runs_until_ctrl_c(tmp_path):
 @contextmanager
 def served(storage):
     with listen(0) as listener:
-        server = uvicorn.Server(uvicorn.Config(make_app(Catalogue(storage), TOKEN), log_level="error"))
+        server = uvicorn.Server(uvicorn.Config(make_app(RunStore(storage), TOKEN), log_level="error"))
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:
@@ -85,8 +85,8 @@ def served(storage):
             thread.join()
 
 
-def browsed(address, profile, budget_ms):
-    """What a browser has made of the page after a while, as it counts time."""
+def rendered(address, profile, budget_ms):
+    """The DOM of a page in Chromium after `budget_ms` of virtual time."""
     words = [BROWSER, *FLAGS, f"--user-data-dir={profile}", f"--virtual-time-budget={budget_ms}"]
     return subprocess.run(
         [*words, "--dump-dom", address], capture_output=True, text=True, timeout=300, check=True
@@ -95,40 +95,40 @@ def browsed(address, profile, budget_ms):
 
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
-def test_a_browser_sorts_and_filters_the_list(tmp_path):
+def test_browser_sorts_and_filters_the_list(tmp_path):
     storage, ids = make_storage(tmp_path / "runs")
 
-    def shown(address):
-        page = browsed(address, tmp_path / "profile", 1000)
+    def visible_runs(address):
+        page = rendered(address, tmp_path / "profile", 1000)
         assert TOKEN not in page
-        found = re.findall(r'<tr id="(\w+)"([^>]*)>', page)
+        rows = re.findall(r'<tr id="(\w+)"([^>]*)>', page)
         names = {run: name for name, run in ids.items()}
-        return [names[run] for run, attributes in found if "hidden" not in attributes]
+        return [names[run] for run, attributes in rows if "hidden" not in attributes]
 
     with served(storage) as address:
-        assert shown(address) == ["sweep", "running", "failed", "whole"]
-        assert shown(f"{address}#sort=6-")[:2] == ["whole", "failed"]  # accuracy, the highest first
-        assert shown(f"{address}#sort=6")[:2] == ["failed", "whole"]
-        assert shown(f"{address}#filter=digits+failed") == ["failed"]
+        assert visible_runs(address) == ["sweep", "running", "failed", "whole"]
+        assert visible_runs(f"{address}#sort=6-")[:2] == ["whole", "failed"]  # accuracy, descending
+        assert visible_runs(f"{address}#sort=6")[:2] == ["failed", "whole"]
+        assert visible_runs(f"{address}#filter=digits+failed") == ["failed"]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
-def test_a_runs_page_shows_by_itself_what_became_complete(tmp_path, monkeypatch):
+def test_run_page_reloads_when_a_stage_completes(tmp_path, monkeypatch):
     storage, ids = make_storage(tmp_path / "runs")
-    asked, progress = [], stages.progress
+    calls, progress = [], tables.progress
 
-    def goes_on(*of):
-        """The stage ends after the page was made, before it asks for the first time."""
-        asked.append(of)
-        if len(asked) == 2:
+    def complete_on_second_call(*arguments):
+        """Complete the stage between rendering and the first poll."""
+        calls.append(arguments)
+        if len(calls) == 2:
             place = storage / "evaluation" / ("0" * 12)
             place.write_json("evaluation.json", evaluation())
             complete(place, DETAILS | {"rows": 17, "unit": "classifiers"})
-        return progress(*of)
+        return progress(*arguments)
 
-    monkeypatch.setattr(stages, "progress", goes_on)
+    monkeypatch.setattr(tables, "progress", complete_on_second_call)
     with served(storage) as address:
-        page = browsed(address.replace("/?", f"/runs/{ids['running']}?"), tmp_path / "profile", 10_000)
+        page = rendered(address.replace("/?", f"/runs/{ids['running']}?"), tmp_path / "profile", 10_000)
     assert "17 classifiers" in page
-    assert len(asked) > 2
+    assert len(calls) > 2
