@@ -1,4 +1,4 @@
-"""What is checked before any heavy work: inputs, models, images, classes, numbers that must fit."""
+"""Prepare runs: check inputs, models, images and numbers before any heavy work, and build their contexts."""
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import ray
 import torch
-import torch._dynamo  # as the meta device does at first use, which fails where the working directory is gone
+import torch._dynamo  # the meta device imports it later, which fails if the working directory is gone
 
 from ims3_ray.cluster.resources import (
     DEFAULT_PLACEMENT,
@@ -16,7 +16,6 @@ from ims3_ray.cluster.resources import (
     connect,
     find_machine,
     num_nodes,
-    run_on_every_node,
 )
 from ims3_ray.config.base import canonical_location
 from ims3_ray.config.data import Data
@@ -30,25 +29,21 @@ from ims3_ray.models.device import Numerics, supported_numerics
 from ims3_ray.models.extractor import inspect_extractor, load_extractor
 from ims3_ray.models.files import pin_revision
 from ims3_ray.models.generator import inspect_generator
-from ims3_ray.stages.base import Stage
 from ims3_ray.stages.context import Context, Inputs
 from ims3_ray.storage.artifacts import Directory, fingerprint, open_storage
-from ims3_ray.storage.disk_cache import refuse_full_disk
 from ims3_ray.storage.hashing import content_hash
 
-from .environments import check_environments
-from .inputs import check_run, check_storage, image_places
+from .checks import check_environments, check_node_disks, check_numbers, idle_gpu_notes
+from .inputs import check_run, check_splits, check_storage, image_places, skipped_warnings
 from .steps import plan
-from .validate_numbers import check_numbers
-from .validate_splits import check_splits, left_out
 
 Kind = TypeVar("Kind", Config, Evaluating)
 
 
-def prepare_runs(configs: Sequence[Config], say: Callable[[str], None]) -> list[Context]:
-    """The contexts of runs of one recipe, on the cluster that they are for; `say` takes what to know of it.
+def prepare_runs(configs: Sequence[Config], print_note: Callable[[str], None]) -> list[Context]:
+    """Connect to the cluster and return the contexts of runs of one recipe. Notes go to `print_note`.
 
-    InputError for whatever a person must mend first: before a cluster is started, where it can be told.
+    Raises InputError for every user mistake, before a cluster is started if possible.
     """
     first = configs[0]
     check_run(first)
@@ -56,57 +51,36 @@ def prepare_runs(configs: Sequence[Config], say: Callable[[str], None]) -> list[
         inspect_generator(pin_revision(model.path), **_generator_options(model))
     connect()
     check_storage(first, num_nodes())
-    # all that takes long or may be refused comes before GPUs are waited for, and billed
+    # slow checks and those that may fail come before waiting for GPUs, which are billed from then on
     contexts = prepare_all(configs, find_machine(first.workers, wait=False))
     contexts = _on_machine(contexts, find_machine(first.workers))
     for note in contexts[0].notes:
-        say(note)
+        print_note(note)
     steps = [(c, step) for c in contexts for step in plan(c)]
     for line in check_environments(contexts[0].machine, [step for _, step in steps]):
-        say(line)
+        print_note(line)
     missing = [(c, step.stage) for c, step in steps if not step.manifest]
     for line in dict.fromkeys(line for context, stage in missing for line in idle_gpu_notes(context, stage)):
-        say(line)
+        print_note(line)
     if {stage.name for _, stage in missing} & {"embed", "sample"}:
-        # where weights can't be had: now, not after hours of tuning
+        # fail now, not after hours of fine-tuning, if the weights cannot be loaded
         load_extractor(contexts[0].config.embed.extractor)
-    _check_room(missing)
+    check_node_disks(missing)
     return contexts
 
 
-def idle_gpu_notes(context: Context, stage: Stage) -> list[str]:
-    """A line on a stage that leaves some GPUs idle, and why."""
-    use, there = stage.gpu_usage(context), context.machine.gpus
-    return [f"{stage.name}: {use.gpus} of {there} GPUs, since {use.limit}"] if use.limit else []
-
-
-def _check_room(missing: Iterable[tuple[Context, Stage]]) -> None:
-    """InputError where what a stage lays on a node's own disk does not fit one that it may run on."""
-    largest: dict[str, tuple[float, Context, Stage]] = {}
-    for context, stage in missing:
-        needed = stage.node_disk(context)
-        if needed > largest.get(stage.name, (0.0,))[0]:
-            largest[stage.name] = needed, context, stage
-    for needed, context, stage in largest.values():
-        run_on_every_node(context.machine, refuse_full_disk, needed, stage.node_disk_remedy)
-
-
 def prepare(config: Config, machine: Machine) -> Context:
-    """The run's context. InputError, in one line, for whatever a person must mend first."""
+    """The context of a run. Raises InputError for every user mistake."""
     return _on_machine(prepare_all([config], machine), machine)[0]
 
 
 def _on_machine(contexts: Sequence[Context], machine: Machine) -> list[Context]:
-    """The contexts with what the machine can do, which has to be there for that."""
-    known: dict[Numerics, tuple[Numerics, list[str]]] = {}
-    placed = []
+    """The contexts with the numerics that the devices of `machine` support; its nodes must be up."""
+    support = functools.cache(lambda numerics: _supported(numerics, machine))
+    placed: list[Context] = []
     for context in contexts:
-        wanted = _wanted(context.config, machine)
-        if wanted not in known:
-            known[wanted] = _supported(wanted, machine)
-        numerics, notes = known[wanted]
-        notes = (*notes, *context.notes)
-        placed.append(replace(context, machine=machine, numerics=numerics, notes=notes))
+        numerics, notes = support(_wanted(context.config, machine))
+        placed.append(replace(context, machine=machine, numerics=numerics, notes=(*notes, *context.notes)))
     return placed
 
 
@@ -119,10 +93,9 @@ def _wanted(config: Config, machine: Machine) -> Numerics:
 
 
 def prepare_all(configs: Iterable[Config], machine: Machine) -> list[Context]:
-    """The contexts of runs of one recipe: what several of them read is opened and hashed once.
+    """Contexts of runs of one recipe, with the numerics of the recipe. Shared inputs are read once.
 
-    Of the machine its kind of device counts, and, where the recipe leaves its batch to them
-    (finetune.batch_size=auto), their number. Numerics are what the recipe asks for.
+    They depend on the machine's device kind, and on its number of devices if finetune.batch_size=auto.
     """
     opened: dict[str, Context] = {}
     contexts, pin_once = [], functools.cache(pin_revision)
@@ -139,28 +112,29 @@ def prepare_all(configs: Iterable[Config], machine: Machine) -> list[Context]:
 
 
 def _scaled(config: Config, machine: Machine) -> tuple[Config, list[str]]:
-    """With a number for finetune.batch_size=auto; and a line on what it is."""
+    """The config with finetune.batch_size=auto resolved, and a note with the resolved fields."""
     if config.finetune.batch_size != "auto":
         return config, []
     devices = machine.workers.train_workers or machine.devices
     scaled = config.finetune.scaled_to(devices)
     names = ("batch_size", "micro_batches", "lr", "ema_decay", "steps")
-    same = " ".join(
+    fields = " ".join(
         f"finetune.{name}={getattr(scaled, name)}" for name in names if getattr(scaled, name) is not None
     )
-    line = f"finetune.batch_size=auto: for {devices} devices; the same anywhere else: {same}"
+    line = f"finetune.batch_size=auto: for {devices} devices; elsewhere, reproduce with: {fields}"
     return config.model_copy(update={"finetune": scaled}), [line] if scaled.epochs else []
 
 
 def pinned(config: Kind, pin: Callable[[str], str] = pin_revision) -> Kind:
-    """`config` with the commits that its hub ids mean now, and whole paths: every worker, whose working
-    directory may be another, then loads what the driver hashes.
+    """`config` with hub ids pinned to their current commits, and absolute paths.
+
+    Workers, whose working directory may differ, then load what the driver hashes.
     """
     for name, field in WEIGHTS:
         section = getattr(config, name, None)
-        if section and (place := getattr(section, field)):
+        if section and (location := getattr(section, field)):
             config = config.model_copy(
-                update={name: section.model_copy(update={field: canonical_location(pin(place))})}
+                update={name: section.model_copy(update={field: canonical_location(pin(location))})}
             )
     return config
 
@@ -187,8 +161,8 @@ def _open(config: Config, machine: Machine) -> Context:
         inputs["teacher"] = content_of(config.evaluate.teacher, storage)
     if config.evaluate.protocol != NO_PROTOCOL:
         inputs["scored"] = images[protocol(config.evaluate.protocol).split].fingerprint
-    doubts = [*left_out(images), *check_splits(images, config.data.max_overlap_fraction)]
-    notes = tuple(f"warning: {line}" for line in doubts)
+    warnings = [*skipped_warnings(images), *check_splits(images, config.data.max_overlap_fraction)]
+    notes = tuple(f"warning: {line}" for line in warnings)
     return Context(config, storage, machine, images, info, labels, _wanted(config, machine), inputs, notes)
 
 
@@ -197,22 +171,24 @@ def _generator_options(model: Model) -> dict[str, Any]:
 
 
 def content_of(network: str, storage: Directory) -> str:
-    """What the answers of an extractor or a teacher depend on."""
+    """Hash of the weights of an extractor or a teacher, or its timm name."""
     source = inspect_extractor(network)
     return content_hash(source, storage) if isinstance(source, Path) else source
 
 
 def _supported(wanted: Numerics, machine: Machine) -> tuple[Numerics, list[str]]:
-    """What of the recipe's arithmetic the device that will work can do; and a line for what it can't."""
+    """The numerics that the workers' device supports, and a note for each setting that it does not."""
     if wanted == Numerics():
         return wanted, []
-    if not ray.is_initialized():  # a dry run: what this machine can do stands for what a cluster can
+    if not ray.is_initialized():  # a dry run: assume that the cluster supports the same as this machine
         return (
             supported_numerics(wanted)
             if machine.device == "cpu" or torch.cuda.is_available()
             else (wanted, [])
         )
-    if machine.device == "cuda" and not ray.cluster_resources().get("GPU"):  # those to come are not asked for
+    if machine.device == "cuda" and not ray.cluster_resources().get(
+        "GPU"
+    ):  # GPUs of an autoscaling cluster are not up yet
         return wanted, []
     return ray.get(
         ray.remote(**machine.actor_resources, **DEFAULT_PLACEMENT)(supported_numerics).remote(wanted)
@@ -220,9 +196,9 @@ def _supported(wanted: Numerics, machine: Machine) -> tuple[Numerics, list[str]]
 
 
 def open_splits(places: Mapping[str, str], data: Data, seed: int, storage: Directory) -> dict[str, ImageSet]:
-    """The sets at `places` ("train", and the split that is scored), of the same classes.
+    """Open the image sets at `places` ("train" and the scored split). Raises InputError if classes differ.
 
-    With data.validation_split a part of the training images becomes "validation", whatever is scored.
+    With data.validation_split, a part of the training images becomes "validation" for every protocol.
     """
     shared = {"seed": seed, "max_bad_fraction": data.max_bad_fraction, "classes": data.classes}
     opened = {
@@ -230,9 +206,9 @@ def open_splits(places: Mapping[str, str], data: Data, seed: int, storage: Direc
     }
     for name, images in opened.items():
         if images.classes != opened["train"].classes:
-            odd = sorted(set(images.classes) ^ set(opened["train"].classes))
+            difference = sorted(set(images.classes) ^ set(opened["train"].classes))
             raise InputError(
-                f"data.{name}: its classes differ from data.train's: {', '.join(map(repr, odd[:5]))}"
+                f"data.{name}: its classes differ from data.train's: {', '.join(map(repr, difference[:5]))}"
             )
     if data.validation_split:
         opened["train"], opened["validation"] = opened["train"].split(data.validation_split)

@@ -1,4 +1,4 @@
-"""The stages in order: where each one's artefact lies in a run, and running what is missing."""
+"""The stages in order: plan the steps of a run, and run those whose artefact is missing."""
 
 import logging
 import time
@@ -44,18 +44,18 @@ STAGES: tuple[Stage, ...] = tuple(
 
 @dataclass(frozen=True)
 class Step:
-    """A stage of one run: where its artefact lies, and its manifest once it is complete."""
+    """A stage of one run: the directory of its artefact, and its manifest if it is complete."""
 
     stage: Stage
     directory: Directory
-    parents: dict[str, Directory]  # by noun, the artefacts that it reads
+    parents: dict[str, Directory]  # input artefacts by kind
     manifest: Manifest | None
-    damage: Mapping[str, str]  # of one that was complete: why, by file
-    ran: bool = False  # here, in place of having been found or waited for
+    damage: Mapping[str, str]  # of a complete artefact: reason by file
+    ran: bool = False  # by this driver; False if the artefact was found
 
     @property
     def summary(self) -> Summary:
-        """What a complete step did."""
+        """Rows, seconds and rate of a complete step."""
         assert self.manifest, self.artifact
         return summary_of(self.manifest)
 
@@ -65,23 +65,23 @@ class Step:
 
     @property
     def artifact(self) -> str:
-        """Where it lies below the storage root."""
+        """Path of the artefact below the storage."""
         return f"{self.stage.output}/{self.fingerprint}"
 
-    def again(self) -> "Step":
-        """The same as it is by now: another driver may have made it meanwhile."""
+    def refreshed(self) -> "Step":
+        """The step with its current state: another driver may have completed it."""
         manifest, damage = _state(self.directory)
         return replace(self, manifest=manifest, damage=damage)
 
 
 def plan(context: Context, last: str | None = None) -> list[Step]:
-    """The steps of a run, in order, as far as the stage `last`; nothing is run."""
+    """The steps of a run in order, up to the stage `last`. Runs nothing."""
     steps: dict[str, Step] = {}
     for stage in STAGES:
         if stage.is_enabled(context):
-            nouns = [noun for noun in stage.inputs if noun in steps and stage.needs_input(context, noun)]
-            parents = {noun: steps[noun].directory for noun in nouns}
-            inputs = {noun: directory.name for noun, directory in parents.items()}
+            kinds = [kind for kind in stage.inputs if kind in steps and stage.needs_input(context, kind)]
+            parents = {kind: steps[kind].directory for kind in kinds}
+            inputs = {kind: directory.name for kind, directory in parents.items()}
             key = fingerprint([stage.name, stage.version, stage.fingerprint_inputs(context), inputs])
             directory = context.storage / stage.output / key
             steps[stage.output] = Step(stage, directory, parents, *_state(directory))
@@ -98,29 +98,29 @@ def _state(directory: Directory) -> tuple[Manifest | None, Mapping[str, str]]:
 
 
 def _gpus(context: Context, stage: Stage) -> GpuUse:
-    use = stage.gpu_usage(context)
-    return {"used": use.gpus, "of": context.machine.gpus, "limit": use.limit}
+    usage = stage.gpu_usage(context)
+    return {"used": usage.gpus, "of": context.machine.gpus, "limit": usage.limit}
 
 
 def run_step(context: Context, step: Step) -> Step:
-    """Run a step whose artefact is not complete, and write its manifest.
+    """Run a step whose artefact is incomplete, and write its manifest.
 
-    If another driver is at work on the artefact, waits for it and takes what it made; a line says so. Parts
-    of a damaged artefact are kept if their checksums hold; a line names the damaged files.
+    If another driver works on the artefact, waits for it and uses its result; a line says so. Undamaged parts
+    of a damaged artefact are kept; a line names the damaged files.
     """
     with exclusive(step.directory):
-        step = step.again()
-        return step if step.manifest else _make(context, step)
+        step = step.refreshed()
+        return step if step.manifest else _run(context, step)
 
 
-def _make(context: Context, step: Step) -> Step:
+def _run(context: Context, step: Step) -> Step:
     stage = step.stage
     if step.damage:
-        _logger.warning("%s; it is made again", DamagedError(step.directory, step.damage).finding)
+        _logger.warning("%s; repairing it", DamagedError(step.directory, step.damage).finding)
         reopen(step.directory, step.damage)
-    began = time.perf_counter()
+    start = time.perf_counter()
     details = stage.run(context, step.directory, **step.parents)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     rows = cast(int, details.get("rows_made", details["rows"]))
     manifest = complete(
         step.directory,
@@ -130,7 +130,7 @@ def _make(context: Context, step: Step) -> Step:
             "stage": stage.name,
             "version": stage.version,
             "fingerprint": step.fingerprint,
-            "inputs": {noun: directory.name for noun, directory in step.parents.items()},
+            "inputs": {kind: directory.name for kind, directory in step.parents.items()},
             "seconds": round(seconds, 3),
             "rate": round(rows / seconds, 3),
             "device": context.machine.device,
@@ -138,6 +138,6 @@ def _make(context: Context, step: Step) -> Step:
             "gpus": _gpus(context, stage),
         },
     )
-    if figures := stage.metrics(step.directory):
-        context.on_metrics(stage.name, 0, figures)
+    if metrics := stage.metrics(step.directory):
+        context.on_metrics(stage.name, 0, metrics)
     return replace(step, manifest=manifest, damage={}, ran=True)

@@ -11,7 +11,7 @@ from ims3_ray import cli
 from ims3_ray.data.classes import check_class_names, is_folder_name
 from ims3_ray.display import UNPRINTABLE, escape_unprintable, one_line
 from ims3_ray.errors import InputError
-from ims3_ray.pipeline.validate_splits import check_splits
+from ims3_ray.pipeline.inputs import check_splits
 from ims3_ray.storage.artifacts import open_directory
 
 ODD = "a\nb\x1b[2J\r\u202egnp"

@@ -20,9 +20,8 @@ from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.data import unpacking
 from ims3_ray.data.images import open_labelled
 from ims3_ray.errors import InputError
-from ims3_ray.pipeline.inputs import image_places
+from ims3_ray.pipeline.inputs import check_splits, image_places
 from ims3_ray.pipeline.prepare import open_splits
-from ims3_ray.pipeline.validate_splits import check_splits
 from ims3_ray.storage.artifacts import Directory, open_directory, open_storage
 
 NAMES = ["red", "green", "blue"]  # not sorted, so that a label is no place among the sorted names

@@ -1,4 +1,4 @@
-"""Artefacts and nodes of different environments: told before work starts, or refused."""
+"""Artefacts and nodes of different environments give a warning, or an error with workers.strict."""
 
 from dataclasses import asdict, replace
 
@@ -19,7 +19,7 @@ from ims3_ray.errors import InputError
 from ims3_ray.jobs.distill.cached_run import find_complete
 from ims3_ray.jobs.distill.run import run
 from ims3_ray.pipeline import prepare
-from ims3_ray.pipeline.environments import check_environments
+from ims3_ray.pipeline.checks import check_environments
 from ims3_ray.pipeline.steps import STAGES, Step
 from ims3_ray.storage.artifacts import open_directory
 
@@ -36,7 +36,7 @@ def machine(*environments, strict=False):
 
 
 def steps(*made, here=0):
-    """Complete ones that were made in these environments (None: not recorded), and `here` missing ones."""
+    """Complete steps from these environments (None: not recorded), and `here` missing steps."""
     manifests = [{"environment": asdict(each)} if each else {"device": "cpu"} for each in made]
     manifests += [None] * here
     return [
@@ -49,35 +49,35 @@ def steps(*made, here=0):
     ("here", "planned"),
     [
         (A100, steps(A100, A100, here=2)),
-        (A100, steps(None, A100, here=2)),  # of an earlier version
-        (A100, steps(replace(A100, cpu="Xeon", package="0.3.0"), here=2)),  # neither changes a GPU's bits
-        (H100, steps(A100, A100)),  # nothing is made here
+        (A100, steps(None, A100, here=2)),  # from an earlier version
+        (A100, steps(replace(A100, cpu="Xeon", package="0.3.0"), here=2)),  # neither changes results on a GPU
+        (H100, steps(A100, A100)),  # nothing runs here
         (CPU, steps(replace(CPU, package="0.3.0"), here=1)),
     ],
 )
-def test_one_environment_gives_no_line(here, planned):
+def test_a_single_environment_gives_no_warning(here, planned):
     assert check_environments(machine(here, here, strict=True), planned) == []
 
 
 @pytest.mark.parametrize(
-    ("here", "planned", "told"),
+    ("here", "planned", "words"),
     [
         (H100, steps(A100, A100, here=1), ["encode, invert", A100.name, "finetune", H100.name]),
         (NEWER, steps(A100, here=1), ["encode", A100.name, "invert", NEWER.name]),
         (XEON, steps(CPU, here=1), ["encode", CPU.name, "invert", XEON.name]),
         (CPU, steps(A100, here=1), [A100.name, CPU.name]),
-        (A100, steps(A100, H100), ["encode", "invert", H100.name]),  # complete, of two kinds
+        (A100, steps(A100, H100), ["encode", "invert", H100.name]),  # complete, from two kinds of GPU
     ],
 )
-def test_a_mixture_is_one_line_with_stages_and_environments_or_refused(here, planned, told):
+def test_mixed_environments_are_named_with_their_stages(here, planned, words):
     (line,) = check_environments(machine(here), planned)
-    assert all(word in line for word in told)
+    assert all(word in line for word in words)
     with pytest.raises(InputError, match=r"workers\.strict") as refused:
         check_environments(machine(here, strict=True), planned)
-    assert all(word in str(refused.value) for word in told)
+    assert all(word in str(refused.value) for word in words)
 
 
-def test_nodes_of_different_models_are_one_line_or_refused_if_anything_is_made_on_them():
+def test_different_nodes_are_named_if_any_stage_runs():
     (line,) = check_environments(machine(A100, H100, A100), steps(here=3))
     assert f"2 of {A100.name}" in line
     assert f"1 of {H100.name}" in line
@@ -86,13 +86,13 @@ def test_nodes_of_different_models_are_one_line_or_refused_if_anything_is_made_o
     assert check_environments(machine(A100, H100, strict=True), steps(A100, A100)) == []
 
 
-def test_an_artefact_of_mixed_nodes_names_both_models():
+def test_environment_of_mixed_nodes_names_both_models():
     mixed = machine_environment(machine(A100, H100))
     assert mixed.gpu == f"{A100.gpu} + {H100.gpu}"
     assert (mixed.cpu, mixed.torch) == (A100.cpu, A100.torch)
 
 
-def test_a_clusters_nodes_are_asked_and_the_record_names_what_they_are(ray_cluster):
+def test_machine_has_the_environments_of_its_nodes(ray_cluster):
     found = find_machine(Workers(device="cpu"))
     assert found.environments == (find_environment(False),)
     assert found.environments[0].torch == versions()["torch"]
@@ -100,7 +100,7 @@ def test_a_clusters_nodes_are_asked_and_the_record_names_what_they_are(ray_clust
     assert "gpu_model" not in hardware(found)
 
 
-def test_a_finished_run_names_its_environment_and_strict_refuses_to_mix_it(finished_run, monkeypatch):
+def test_run_records_its_environment_and_strict_refuses_another(finished_run, monkeypatch):
     words, made = finished_run
     storage = open_directory(made.distilled).path.rsplit("/", 2)[0]
     place = open_directory(storage)

@@ -1,4 +1,4 @@
-"""The order of checks: what is cheap to check is refused before torch, Ray, images and the storage."""
+"""Cheap checks run before torch, Ray, images and the storage."""
 
 import json
 import subprocess
@@ -33,7 +33,7 @@ WRONG = [
 ]
 
 
-def test_what_is_cheap_to_check_is_refused_before_anything_is_imported_started_or_written(tmp_path):
+def test_cheap_checks_fail_before_heavy_imports_and_writes(tmp_path):
     storage = f"storage={tmp_path / 'runs'}"
     commands = [["distill", *more, storage, word] for word in WRONG for more in ([], ["--dry-run"])]
     commands.append(["evaluate", "--set=x", storage, "data.test=/nope", "data.train=/nope"])
@@ -47,7 +47,7 @@ def test_what_is_cheap_to_check_is_refused_before_anything_is_imported_started_o
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_is_inspected_before_any_image_is_listed(tiny_overrides, tmp_path, monkeypatch):
+def test_model_is_inspected_before_images_are_listed(tiny_overrides, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "open_splits", lambda *_: pytest.fail("images were listed"))
     (tmp_path / "unet" / "transformer").mkdir(parents=True)
     (tmp_path / "unet" / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')

@@ -1,4 +1,4 @@
-"""A stage whose artefact was damaged, or that was killed, from its first run to a storage that verifies."""
+"""A damaged artefact is reported, repaired, and verifies afterwards."""
 
 import json
 
@@ -12,7 +12,7 @@ from ims3_ray.pipeline.steps import plan, run_step
 from ims3_ray.storage.artifacts import MANIFEST, part_names
 
 
-def verified(storage, capsys):
+def verify(storage, capsys):
     """Exit code of `runs --verify`, and the damaged files."""
     capsys.readouterr()
     code = run_command("runs", ["--verify", "--json", f"storage={storage}"])
@@ -20,7 +20,7 @@ def verified(storage, capsys):
 
 
 @pytest.mark.parametrize("lost", ["part", pytest.param("manifest", marks=pytest.mark.slow)])
-def test_a_flipped_part_is_reported_and_made_again_whatever_else_is_lost(
+def test_damaged_parts_are_reported_and_only_they_are_computed_again(
     ray_cluster, tiny_overrides, tmp_path, capsys, lost
 ):
     words = [*tiny_overrides, "embed.batch_size={cpu: 12, cuda: 12}"]
@@ -36,11 +36,11 @@ def test_a_flipped_part_is_reported_and_made_again_whatever_else_is_lost(
     out.write(flipped, before[flipped][:100] + bytes(50) + before[flipped][150:])
     (out / (deleted if lost == "part" else MANIFEST)).delete()
     expected = {flipped, deleted} if lost == "part" else {flipped}
-    assert verified(config.storage, capsys) == (2, {f"{step.artifact}/{name}" for name in expected})
+    assert verify(config.storage, capsys) == (2, {f"{step.artifact}/{name}" for name in expected})
 
-    again = run_step(context, step.again())
+    again = run_step(context, step.refreshed())
     assert again.ran
     assert {name: out.read(name) for name in out.files() if name != MANIFEST} == before
     assert again.manifest["rows_made"] == 12 * len(expected)
     assert out.files()[kept].mtime_ns == time_of_kept
-    assert verified(config.storage, capsys) == (0, set())
+    assert verify(config.storage, capsys) == (0, set())

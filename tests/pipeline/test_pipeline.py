@@ -1,4 +1,4 @@
-"""The whole pipeline on three classes of 16-pixel images: the digits' path, in the session's cluster."""
+"""The whole pipeline on three classes of 16-pixel images."""
 
 import hashlib
 import html
@@ -29,24 +29,19 @@ def run(overrides, *more):
 
 
 def digests(folder):
-    """Of every file that the run made, but what tells of time or place."""
+    """SHA-256 of every file below `folder` except manifests, which contain times."""
     files = sorted(p for p in Path(folder).rglob("*") if p.is_file() and p.name != "manifest.json")
     return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-@pytest.fixture
-def finished(finished_run):
-    return finished_run
-
-
 def artifacts_of(made):
-    """{noun: place} as the run's record has them; the storage may hold those of other runs as well."""
+    """Locations of the run's artefacts by kind, from its record."""
     record = next(Path(made.distilled).parents[1].glob(f"runs/*{made.key}/run.json"))
     return json.loads(record.read_text())["artifacts"]
 
 
-def test_the_distilled_set_has_ipc_images_a_class_in_every_form(finished):
-    _, made = finished
+def test_distilled_set_has_ipc_images_per_class_in_every_format(finished_run):
+    _, made = finished_run
     folders = ImageFolder(Path(made.distilled, "train"))
     assert folders.classes == ["blue", "green", "red"]
     assert np.bincount(folders.targets).tolist() == [6, 6, 6]
@@ -57,17 +52,17 @@ def test_the_distilled_set_has_ipc_images_a_class_in_every_form(finished):
         assert np.array_equal(np.asarray(ours[0]), np.asarray(theirs[0]))
 
 
-def test_hugging_face_datasets_reads_the_parquet_with_images_and_class_names(finished, tmp_path):
+def test_hugging_face_datasets_reads_images_and_class_names(finished_run, tmp_path):
     datasets = pytest.importorskip("datasets")
-    _, made = finished
+    _, made = finished_run
     files = str(Path(made.distilled, "data", "*.parquet"))
     loaded = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path))
     assert loaded.features["label"].names == ["blue", "green", "red"]
     assert loaded[0]["image"].size == (16, 16)
 
 
-def test_the_manifest_names_every_image_with_its_checksum_and_origin(finished):
-    _, made = finished
+def test_manifest_has_checksum_and_origin_of_every_image(finished_run):
+    _, made = finished_run
     manifest = json.loads(Path(made.distilled, "manifest.json").read_text())
     assert len(manifest["images"]) == 18
     for entry in manifest["images"]:
@@ -75,16 +70,16 @@ def test_the_manifest_names_every_image_with_its_checksum_and_origin(finished):
         assert {"class", "subgroup", "index", "seed"} <= set(entry)
 
 
-def test_the_report_counts_as_missed_what_coverage_does_not_count(finished):
-    _, made = finished
+def test_uncovered_images_of_the_report_agree_with_coverage(finished_run):
+    _, made = finished_run
     page = Path(made.report).read_text()
-    missed = [int(found) / int(total) for found, total in re.findall(r"(\d+) of (\d+) not covered", page)]
-    assert 1 - sum(missed) / 3 == pytest.approx(made.evaluation["coverage"]["distilled"]["coverage"])
-    assert page.count("that is not covered") == sum(min(3, round(12 * share)) for share in missed)
+    uncovered = [int(count) / int(total) for count, total in re.findall(r"(\d+) of (\d+) not covered", page)]
+    assert 1 - sum(uncovered) / 3 == pytest.approx(made.evaluation["coverage"]["distilled"]["coverage"])
+    assert page.count("that is not covered") == sum(min(3, round(12 * share)) for share in uncovered)
 
 
-def test_running_twice_does_nothing(finished):
-    overrides, made = finished
+def test_second_run_does_nothing(finished_run):
+    overrides, made = finished_run
     before = {p: p.stat().st_mtime_ns for p in Path(made.distilled).rglob("*")}
     again = run(overrides)
     assert not any(stage["ran"] for stage in again.stages)
@@ -92,19 +87,19 @@ def test_running_twice_does_nothing(finished):
     assert {p: p.stat().st_mtime_ns for p in Path(made.distilled).rglob("*")} == before
 
 
-def test_three_actors_three_shards_and_two_train_workers_give_the_same_bytes(finished, tmp_path):
-    overrides, made = finished
+def test_number_of_workers_does_not_change_the_bytes(finished_run, tmp_path):
+    overrides, made = finished_run
     other = run([*overrides, f"storage={tmp_path}"], "workers={actors: 3, shards: 3, train_workers: 2}")
     assert Path(other.distilled).name == Path(made.distilled).name
     one, many = Path(made.distilled).parents[1], Path(tmp_path)
-    for noun in ("latents", "inversions", "adapter", "features", "candidates", "distilled"):
-        assert digests(one / noun) == digests(many / noun), noun
+    for kind in ("latents", "inversions", "adapter", "features", "candidates", "distilled"):
+        assert digests(one / kind) == digests(many / kind), kind
     assert made.evaluation["sets"] == other.evaluation["sets"]
 
 
 @pytest.mark.slow
-def test_train_workers_for_whom_there_is_no_room_are_refused_in_one_line(finished, tmp_path, monkeypatch):
-    overrides, _ = finished
+def test_too_many_train_workers_are_an_error(finished_run, tmp_path, monkeypatch):
+    overrides, _ = finished_run
     batch = ("finetune.micro_batches=8", "finetune.batch_size=8")
     words = [*overrides, *batch, f"storage={tmp_path}", "evaluate.protocol=none"]
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
@@ -113,19 +108,19 @@ def test_train_workers_for_whom_there_is_no_room_are_refused_in_one_line(finishe
         run(words, "workers={train_workers: 8}")
 
 
-def test_a_changed_alpha_selects_again_and_finds_the_rest_complete(finished):
-    overrides, _ = finished
+def test_changed_alpha_repeats_only_selection_and_later_stages(finished_run):
+    overrides, _ = finished_run
     changed = run(overrides, "select.alpha=0.7")
     assert [s["name"] for s in changed.stages if s["ran"]] == ["select", "export", "evaluate", "report"]
 
 
 @pytest.mark.slow
-def test_a_smaller_pool_is_a_part_of_a_larger_one(finished, tmp_path):
-    """Same noise per (class, subgroup, index), so the same seed and image."""
+def test_smaller_pool_is_a_subset_of_a_larger_one(finished_run, tmp_path):
+    """A candidate's noise depends on (class, subgroup, index) only."""
     from ims3_ray.storage import schemas
     from ims3_ray.storage.artifacts import open_directory, read_rows
 
-    overrides, made = finished
+    overrides, made = finished_run
     larger = run(overrides, "sample.subgroups=4", "ipc=7", "evaluate.protocol=none")
     pools = [
         read_rows(open_directory(artifacts_of(run_made)["candidates"]), schemas.CANDIDATES)
@@ -140,8 +135,10 @@ def test_a_smaller_pool_is_a_part_of_a_larger_one(finished, tmp_path):
     assert all(large[key] == small[key] for key in small)
 
 
-def test_fine_tuning_logs_each_term_unweighted_and_the_gradients_ratio(finished):
-    history = json.loads(Path(artifacts_of(finished[1])["adapter"], "manifest.json").read_text())["history"]
+def test_fine_tuning_logs_unweighted_terms_and_the_gradient_ratio(finished_run):
+    history = json.loads(Path(artifacts_of(finished_run[1])["adapter"], "manifest.json").read_text())[
+        "history"
+    ]
     assert [entry["step"] for entry in history] == [4, 6]
     terms = {"diffusion", "variational", "matching"}
     assert terms | {"grad_ratio/matching", "weight/matching", "images_per_s"} <= set(history[0])
@@ -149,8 +146,8 @@ def test_fine_tuning_logs_each_term_unweighted_and_the_gradients_ratio(finished)
 
 
 @pytest.mark.slow
-def test_a_gradient_ratio_is_kept_to(finished, tmp_path):
-    overrides, _ = finished
+def test_gradient_ratio_is_reached(finished_run, tmp_path):
+    overrides, _ = finished_run
     elastic = "workers={train_workers: 2, min_train_workers: 1}"
     made = run(overrides, "im.grad_ratio=0.3", "im.minimax=image", "evaluate.protocol=none", elastic)
     history = json.loads(Path(artifacts_of(made)["adapter"], "manifest.json").read_text())["history"]
@@ -159,8 +156,8 @@ def test_a_gradient_ratio_is_kept_to(finished, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_published_settings_tune_without_inversions_and_for_their_steps(finished):
-    overrides, _ = finished
+def test_published_settings_need_no_inversions(finished_run):
+    overrides, _ = finished_run
     words = ["im={target: one_step, minimax: class}", "evaluate.protocol=none"]
     words += ["finetune={micro_batches: 1, steps: 5, ema_warmup: false, labels: position}"]
     made = run(overrides, *words)
@@ -172,10 +169,10 @@ def test_the_published_settings_tune_without_inversions_and_for_their_steps(fini
     assert all(math.isfinite(history[-1][term]) for term in terms)
 
 
-def test_the_run_is_in_mlflow_with_parameters_metrics_artefacts_and_data_set(finished):
+def test_mlflow_has_parameters_metrics_artifacts_and_dataset(finished_run):
     from mlflow import MlflowClient
 
-    _, made = finished
+    _, made = finished_run
     client = MlflowClient(made.tracking_uri)
     found = client.get_run(made.mlflow_run_id)
     assert found.info.status == "FINISHED"
@@ -191,7 +188,7 @@ def test_the_run_is_in_mlflow_with_parameters_metrics_artefacts_and_data_set(fin
     assert [m.step for m in client.get_metric_history(made.mlflow_run_id, "finetune/diffusion")] == [4, 6]
 
 
-def test_the_run_can_be_reproduced_and_needs_all_that_it_left_but_checkpoints(finished, monkeypatch):
+def test_run_is_reproducible_and_gc_finds_only_checkpoints_unneeded(finished_run, monkeypatch):
     from mlflow import MlflowClient
 
     from ims3_ray.config import reproduce as reproducing
@@ -199,7 +196,7 @@ def test_the_run_can_be_reproduced_and_needs_all_that_it_left_but_checkpoints(fi
     from ims3_ray.runs import query as querying
     from ims3_ray.storage.artifacts import open_directory
 
-    overrides, made = finished
+    overrides, made = finished_run
     client = MlflowClient(made.tracking_uri)
     found = querying.resolve(querying.find_runs(client), made.key)
     assert (found["kind"], found["protocol"]) == ("distillation", made.evaluation["protocol"])
@@ -211,8 +208,8 @@ def test_the_run_can_be_reproduced_and_needs_all_that_it_left_but_checkpoints(fi
     assert load_config("digits", yaml.safe_load(recipe)).results() == results
     again, find = map(html.unescape, re.findall("<pre>(.*?)</pre>", Path(made.report).read_text()))
     name, words = job(shlex.split(again))
-    told = parsed(name, words)
-    same = load_config(told.recipe, parse_overrides(told.overrides))
+    arguments = parsed(name, words)
+    same = load_config(arguments.recipe, parse_overrides(arguments.overrides))
     assert same.results() == results
     assert same.storage == str(Path(made.distilled).parents[1])
     assert run_command(*job(shlex.split(find))) == 0
@@ -226,8 +223,8 @@ def test_the_run_can_be_reproduced_and_needs_all_that_it_left_but_checkpoints(fi
     assert survey.notes == []
 
 
-def test_the_exported_images_are_the_selected_candidates(finished):
-    _, made = finished
+def test_exported_images_are_the_selected_candidates(finished_run):
+    _, made = finished_run
     selection = json.loads(Path(artifacts_of(made)["selection"], "selection.json").read_text())
     manifest = json.loads(Path(made.distilled, "manifest.json").read_text())
     assert {(e["class"], e["subgroup"]) for e in manifest["images"]} == set(selection["selection"].items())
@@ -235,8 +232,8 @@ def test_the_exported_images_are_the_selected_candidates(finished):
 
 
 @pytest.mark.slow
-def test_single_images_can_be_chosen_and_are_exported(finished):
-    overrides, _ = finished
+def test_selected_single_images_are_exported(finished_run):
+    overrides, _ = finished_run
     made = run(
         overrides, "select={unit: image, coverage: 0.5, coverage_neighbours: 3}", "evaluate.protocol=none"
     )
@@ -250,19 +247,19 @@ def test_single_images_can_be_chosen_and_are_exported(finished):
     assert len(exported) == 18
 
 
-def test_a_newer_format_is_refused_and_left_alone(finished, tmp_path):
-    overrides, _ = finished
+def test_newer_storage_format_is_an_error_and_unchanged(finished_run, tmp_path):
+    overrides, _ = finished_run
     (tmp_path / "format.json").write_text('{"format": 99}')
     with pytest.raises(InputError, match="format 99"):
         run(overrides, f"storage={tmp_path}")
     assert [p.name for p in tmp_path.iterdir()] == ["format.json"]
 
 
-def test_an_adapter_of_no_epochs_leaves_the_pretrained_model(finished, tmp_path):
+def test_new_adapter_equals_the_pretrained_model(finished_run, tmp_path):
     from ims3_ray.models.device import Numerics
     from ims3_ray.models.finetuned import TunedModel
 
-    overrides, _ = finished
+    overrides, _ = finished_run
     path = next(word.partition("=")[2] for word in overrides if word.startswith("model.path"))
     plain = TunedModel(path, None, None, Numerics())
     z, t, y = torch.ones(2, 4, 4, 4), torch.tensor([10, 500]), torch.tensor([0, 3])

@@ -1,4 +1,4 @@
-"""What a run, an ablation and a sweep check before they start a cluster."""
+"""Checks that precede a cluster, GPUs and stages."""
 
 import pytest
 
@@ -9,12 +9,12 @@ from ims3_ray.errors import InputError
 from ims3_ray.pipeline import prepare
 from ims3_ray.pipeline.steps import plan
 
-BUCKET = "storage=s3://bucket/runs?region=us-east-1"  # with a region nothing is asked for
+BUCKET = "storage=s3://bucket/runs?region=us-east-1"  # a region avoids network requests
 COMMANDS = {"distill": [], "ablate": ["--seeds=1"], "sweep": ["--space", "select.alpha=0.3,0.7"]}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_bucket_without_a_tracking_server_is_refused_before_a_cluster_starts(command, monkeypatch, capsys):
+def test_bucket_without_tracking_server_fails_before_a_cluster_starts(command, monkeypatch, capsys):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(prepare, "connect", lambda: pytest.fail("a cluster was started"))
     assert run_command(command, [BUCKET, *COMMANDS[command]]) == 2
@@ -31,7 +31,7 @@ def test_a_bucket_without_a_tracking_server_is_refused_before_a_cluster_starts(c
         ("evaluate.stage.pixels_bytes", "TMPDIR to a larger disk"),
     ],
 )
-def test_disks_that_the_rows_to_train_on_do_not_fit_are_refused_before_any_stage(
+def test_too_small_node_disks_fail_before_any_stage(
     ray_cluster, tiny_overrides, tmp_path, monkeypatch, size, remedy
 ):
     monkeypatch.setattr(f"ims3_ray.stages.{size}", lambda *_: 1e18)
@@ -41,8 +41,8 @@ def test_disks_that_the_rows_to_train_on_do_not_fit_are_refused_before_any_stage
     assert not list(tmp_path.rglob("*.parquet"))
 
 
-def test_images_are_looked_at_before_gpus_are_waited_for(ray_cluster, tiny_overrides, tmp_path, monkeypatch):
-    """GPUs of a cluster that grows are billed from then on."""
+def test_images_are_checked_before_waiting_for_gpus(ray_cluster, tiny_overrides, tmp_path, monkeypatch):
+    """GPUs of an autoscaling cluster are billed from then on."""
 
     def wait(number, wait_s):
         assert list((tmp_path / "runs" / "index").iterdir())
@@ -54,7 +54,7 @@ def test_images_are_looked_at_before_gpus_are_waited_for(ray_cluster, tiny_overr
         prepare.prepare_runs([config], print)
 
 
-def test_a_relative_model_is_a_whole_path_to_workers(tiny_model, tiny_overrides, monkeypatch):
+def test_workers_get_absolute_paths_of_a_relative_model(tiny_model, tiny_overrides, monkeypatch):
     monkeypatch.chdir(tiny_model.parent)
     words = [*tiny_overrides, "model.path=tiny", "embed.extractor=tiny/extractor"]
     config = load_config("digits", parse_overrides(words))
@@ -63,7 +63,7 @@ def test_a_relative_model_is_a_whole_path_to_workers(tiny_model, tiny_overrides,
     assert context.config.embed.extractor == str(tiny_model / "extractor")
 
 
-def test_a_batch_for_all_gpus_is_the_same_run_as_the_numbers_that_its_line_gives(tiny_overrides):
+def test_automatic_batch_size_is_the_same_run_as_the_fields_in_its_note(tiny_overrides):
     def prepared(*words):
         config = load_config("digits", parse_overrides([*tiny_overrides, *words]))
         return prepare.prepare(config, resources.Machine("cpu", 3, 0, 8e9, config.workers))
@@ -71,6 +71,6 @@ def test_a_batch_for_all_gpus_is_the_same_run_as_the_numbers_that_its_line_gives
     auto = prepared("finetune.batch_size=auto", "workers.train_workers=4")
     (line,) = auto.notes
     assert "for 4 devices" in line
-    same = prepared(*line.partition("else: ")[2].split())
+    same = prepared(*line.partition("with: ")[2].split())
     assert plan(same)[-1].artifact == plan(auto)[-1].artifact
     assert plan(prepared())[-1].artifact != plan(auto)[-1].artifact

@@ -1,4 +1,4 @@
-"""A step of a run where another driver is at work on it, too."""
+"""A step that another driver completes."""
 
 from types import SimpleNamespace
 
@@ -21,21 +21,21 @@ def step_of(directory, run):
     return Step(stage, directory, {}, None, {})
 
 
-def as_another_driver(directory):
+def complete_elsewhere(directory):
     complete(directory, {"rows": 3, "unit": "images", "seconds": 12.5, "rate": 0.24})
 
 
-def test_a_step_that_another_driver_made_since_it_was_planned_is_taken_and_not_made_again(tmp_path):
+def test_step_completed_by_another_driver_does_not_run(tmp_path):
     directory = open_directory(str(tmp_path))
-    planned = step_of(directory, None)  # which can't be run
-    as_another_driver(directory)
+    planned = step_of(directory, None)  # cannot run
+    complete_elsewhere(directory)
     step = run_step(CONTEXT, planned)
     assert (step.summary["seconds"], step.ran) == (12.5, False)
 
 
-def test_a_step_looks_again_and_finds_what_was_made_since_it_was_planned(tmp_path):
+def test_refreshed_step_has_the_current_manifest(tmp_path):
     directory = open_directory(str(tmp_path))
     planned = step_of(directory, None)
-    assert planned.again().manifest is None
-    as_another_driver(directory)
-    assert planned.again().summary["seconds"] == 12.5
+    assert planned.refreshed().manifest is None
+    complete_elsewhere(directory)
+    assert planned.refreshed().summary["seconds"] == 12.5

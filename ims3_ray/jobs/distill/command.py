@@ -93,7 +93,8 @@ def _dry_run(config: Config, price: float | None) -> None:
     _check(config)
     with spinner("imports"):  # heavy
         from ims3_ray.cluster.resources import check_device, connect, find_machine, has_address
-        from ims3_ray.pipeline.prepare import idle_gpu_notes, prepare
+        from ims3_ray.pipeline.checks import idle_gpu_notes
+        from ims3_ray.pipeline.prepare import prepare
         from ims3_ray.pipeline.steps import plan
 
         from .estimate import DRIVER_BYTES, PROCESS_BYTES, estimate_steps

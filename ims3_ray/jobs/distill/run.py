@@ -51,7 +51,7 @@ def _run(context: Context, signature: str | None, say: Callable[[str], None]) ->
     keep(is_finished=False)
     with recorder.recording():
         for planned in steps:
-            step = planned.again()
+            step = planned.refreshed()
             if step.manifest is None:
                 recorder.begin_stage(step)
                 step = run_step(context, step)

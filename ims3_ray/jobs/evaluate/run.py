@@ -21,9 +21,8 @@ from ims3_ray.evaluation.protocols import NO_PROTOCOL, Protocol, protocols
 from ims3_ray.evaluation.results import NAMES, Evaluation
 from ims3_ray.evaluation.statistics import augmentation_robust_score
 from ims3_ray.models.extractor import inspect_extractor, load_extractor
-from ims3_ray.pipeline.inputs import image_places
+from ims3_ray.pipeline.inputs import check_splits, image_places
 from ims3_ray.pipeline.prepare import content_of, open_splits, pinned
-from ims3_ray.pipeline.validate_splits import check_splits
 from ims3_ray.stages.embed import embed_images
 from ims3_ray.stages.evaluate import compare
 from ims3_ray.stages.evaluate.classifiers import check_networks, classifier_seeds

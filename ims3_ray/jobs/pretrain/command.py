@@ -44,12 +44,12 @@ def run(arguments: argparse.Namespace) -> None:
         from ims3_ray.cluster.resources import connect, find_machine, has_address
         from ims3_ray.data.images import open_images
         from ims3_ray.data.named import below, is_named
-        from ims3_ray.pipeline.validate_splits import refuse_storage_within
+        from ims3_ray.pipeline.inputs import check_storage_outside
 
         from .run import Pretraining, check_network
 
     if "://" not in data.train and not is_named(data.train):
-        refuse_storage_within(config.storage, data.train, data.classes, "data.train")
+        check_storage_outside(config.storage, data.train, data.classes, "data.train")
     with spinner("start"):
         if has_address():  # whose nodes look at the images
             connect()

@@ -117,7 +117,7 @@ def test_a_dry_run_for_gpus_to_come_says_how_many_each_stage_would_hold_and_why_
     assert " 2 of 4 " in held["finetune"]
     assert " 4 of 4 " in held["sample"]
     assert " of 4 " not in held["select"]
-    assert "finetune: 2 of 4 GPUs, since a batch has 2 parts" in out
+    assert "finetune: 2 of 4 GPUs: a batch has 2 parts" in out
 
 
 @pytest.fixture

@@ -226,7 +226,7 @@ def test_a_sweep_whose_driver_is_killed_goes_on_where_it_was_and_loses_and_doubl
     [
         ([], "--space: is empty"),
         (["--space", "ipc=1,2", "--objective", "loss"], "'loss' is a metric that no trial reports"),
-        (["data.validation=null", "--space", "ipc=1,2"], "data.validation: protocol quick-val scores on it"),
+        (["data.validation=null", "--space", "ipc=1,2"], "data.validation: protocol quick-val scores on"),
     ],
 )
 def test_a_sweep_that_can_not_be_gives_one_line_and_exit_code_2(words, said, capsys, tmp_path):

@@ -65,9 +65,12 @@ def test_the_pools_first_candidates_are_taken_by_subgroup_and_index_whatever_the
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("evaluate.pool_images=19", "evaluate.pool_images: 19 a class are more than the pool's 18"),
+        ("evaluate.pool_images=19", "evaluate.pool_images: 19 per class exceed the pool's 18"),
         ("evaluate.networks=[convnet3, resnet18]", "resnet18 is too deep for images of 16 px"),
-        ("evaluate.protocol=quick-val", "data.validation: protocol quick-val scores on it; give a folder"),
+        (
+            "evaluate.protocol=quick-val",
+            "data.validation: protocol quick-val scores on this split; set a folder",
+        ),
         ("evaluate.baselines=[random, random]", "evaluate.baselines: 'random' is named twice"),
         ("evaluate.baselines=[kmeans]", "evaluate.baselines.0"),
         ("evaluate.networks=[]", "evaluate.networks"),

@@ -147,7 +147,7 @@ def test_siamese_views_are_those_that_the_real_images_were_seen_in(words):
     [
         (["probe.networks=[convnet6]"], "probe.networks: network: convnet6 is too deep"),
         (["probe.protocol=soft-32"], "probe.protocol: probes learn hard labels, soft-32 has none"),
-        (["refine.real_images=13"], "refine.real_images: 13 are more than the 12 images"),
+        (["refine.real_images=13"], "refine.real_images: 13 exceed the 12 images"),
         (
             ["probe.checkpoint_steps=[0, 7]"],
             "probe.checkpoint_steps: 7 exceeds a training by smoke, which has 6 steps",

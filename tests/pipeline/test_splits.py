@@ -1,4 +1,4 @@
-"""Training and scored folders: what is refused, what is told, what passes."""
+"""Checks of training and scored image folders."""
 
 import shutil
 
@@ -11,9 +11,8 @@ from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.config.settings import Workers
 from ims3_ray.data.images import open_images
 from ims3_ray.errors import InputError
-from ims3_ray.pipeline.inputs import image_places
+from ims3_ray.pipeline.inputs import check_splits, image_places, skipped_warnings
 from ims3_ray.pipeline.prepare import prepare
-from ims3_ray.pipeline.validate_splits import check_splits, left_out
 from ims3_ray.storage.artifacts import open_storage
 
 
@@ -37,11 +36,11 @@ def prepared(model, images, tmp_path, *words):
     return prepare(config, Machine("cpu", 2, 0, 4e9, Workers()))
 
 
-def test_separate_folders_pass_in_silence(splits):
+def test_separate_folders_give_no_warning(splits):
     assert check_splits(splits[1](), 0.0) == []
 
 
-def test_test_files_that_are_training_files_are_refused_by_name(splits):
+def test_shared_files_above_the_limit_are_an_error_that_names_them(splits):
     root, both = splits
     shutil.copy(root / "train" / "red" / "002.png", root / "test" / "red" / "renamed.png")
     with pytest.raises(
@@ -52,28 +51,28 @@ def test_test_files_that_are_training_files_are_refused_by_name(splits):
     assert "red/renamed.png = red/002.png" in line
 
 
-def test_files_and_folders_that_do_not_count_are_told_by_name(tmp_path):
+def test_skipped_files_and_folders_are_named(tmp_path):
     write_images(tmp_path / "train", 6, seed=0)
     (tmp_path / "train" / "teal").mkdir()
     (tmp_path / "train" / "red" / "notes.txt").write_text("no image")
     storage = open_storage(str(tmp_path / "storage"))
     images = open_images(str(tmp_path / "train"), storage, name="data.train", seed=0, max_bad_fraction=0.1)
-    files, folders = left_out({"train": images})
-    assert "1 of 19 files are left out: red/notes.txt is no readable image" in files
-    assert folders.endswith("left out: 'teal'")
+    files, folders = skipped_warnings({"train": images})
+    assert "1 of 19 files: red/notes.txt" in files
+    assert folders.endswith("'teal'")
 
 
-def test_a_run_refuses_the_training_folder_as_its_test_folder(tiny_model, tiny_images, tmp_path):
+def test_training_folder_as_test_folder_is_an_error(tiny_model, tiny_images, tmp_path):
     (tmp_path / "link").symlink_to(tiny_images / "train")
     for same in (tiny_images / "train", tiny_images / "test" / ".." / "train", tmp_path / "link"):
         with pytest.raises(InputError, match=r"data\.test: .* is the training folder"):
             prepared(tiny_model, tiny_images, tmp_path, f"data.test={same}")
 
 
-def test_a_run_refuses_folders_one_within_the_other(tiny_model, tiny_images, tmp_path):
-    with pytest.raises(InputError, match=r"data\.test: .* one within the other"):
+def test_nested_folders_are_an_error(tiny_model, tiny_images, tmp_path):
+    with pytest.raises(InputError, match=r"data\.test: .* nested"):
         prepared(tiny_model, tiny_images, tmp_path, f"data.train={tiny_images}")
-    beside = write_images(tmp_path / "train-more", 12, seed=5)  # its name begins as another folder's
+    beside = write_images(tmp_path / "train-more", 12, seed=5)  # shares a prefix with another folder's name
     shutil.copytree(tiny_images / "test", tmp_path / "train")
     assert (
         prepared(
@@ -83,7 +82,7 @@ def test_a_run_refuses_folders_one_within_the_other(tiny_model, tiny_images, tmp
     )
 
 
-def test_a_run_tells_of_fast_ais_splits(tmp_path):
+def test_imagenet_files_on_the_wrong_side_give_a_warning(tmp_path):
     for split, seed in (("train", 0), ("test", 1)):
         write_images(tmp_path / split, 4, seed, classes=THREE)
         for path in (tmp_path / split).glob("*/*.png"):

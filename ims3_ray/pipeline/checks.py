@@ -1,0 +1,156 @@
+"""Checks of a prepared run: numbers that fit its images and models, environments, disk space, idle GPUs."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import cast
+
+from ims3_ray.cluster.environment import environment_name, machine_environment
+from ims3_ray.cluster.resources import Machine, run_on_every_node
+from ims3_ray.errors import InputError
+from ims3_ray.evaluation.probes import longest_training, probe_protocols
+from ims3_ray.evaluation.protocols import NO_PROTOCOL, protocols
+from ims3_ray.stages.base import Stage
+from ims3_ray.stages.context import Context
+from ims3_ray.stages.evaluate.classifiers import check_networks
+from ims3_ray.stages.evaluate.teacher import check_settings, is_soft
+from ims3_ray.stages.sample.anchors import check_anchors
+from ims3_ray.stages.sample.timesteps import check_intervals
+from ims3_ray.storage.disk_cache import refuse_full_disk
+
+from .steps import Step
+
+EFFECT = "some pixels may differ by a grey level from those of a single environment"
+
+
+def check_numbers(context: Context) -> None:
+    """Raise InputError, naming the field, for the first number that does not fit."""
+    _check_images(context)
+    _check_evaluation(context)
+    _check_refinement(context)
+
+
+def _check_images(context: Context) -> None:
+    config, counts = context.config, context.images["train"].counts()
+    smallest = int(counts.argmin())
+    needed, field = config.ipc, f"ipc={config.ipc}"
+    if config.evaluate.protocol != NO_PROTOCOL and config.evaluate.neighbours + 1 > needed:
+        needed, field = config.evaluate.neighbours + 1, f"evaluate.neighbours={config.evaluate.neighbours}"
+    if counts[smallest] < needed:
+        raise InputError(
+            f"data.train: class {context.classes[smallest]!r} has {counts[smallest]} images, "
+            f"{field} needs {needed}; add images or lower it"
+        )
+    channels, guided = context.info.config.in_channels, config.sample.guidance_channels
+    if guided > channels:
+        raise InputError(f"sample.guidance_channels: {guided} exceeds {channels} latent channels; lower it")
+    check_anchors(context)
+    check_intervals(config)
+    tuned, batch = context.num_tuned, config.finetune.latents
+    if config.finetune.epochs and tuned < batch:
+        raise InputError(f"finetune.batch_size: {batch} exceeds the {tuned} images to tune on; lower it")
+
+
+def _check_evaluation(context: Context) -> None:
+    config, settings = context.config, context.config.evaluate
+    if config.export.soft_labels and not is_soft(settings):
+        raise InputError(
+            f"export.soft_labels: evaluate.protocol={settings.protocol} has no teacher; "
+            "use a soft protocol, such as evaluate.protocol=soft-32, or set export.soft_labels=0"
+        )
+    if settings.protocol == NO_PROTOCOL:
+        return
+    check_settings(settings, trains=True)
+    check_networks(protocols(settings.protocol, settings.networks), len(context.classes))
+    pool = config.pool_ipc * config.sample.subgroups
+    if (settings.pool_images or 0) > pool:
+        raise InputError(
+            f"evaluate.pool_images: {settings.pool_images} per class exceed the pool's {pool} "
+            "(images per subgroup × sample.subgroups); lower it, or sample more"
+        )
+
+
+def _check_refinement(context: Context) -> None:
+    config, settings, probe = context.config, context.config.refine, context.config.probe
+    if not settings.steps:
+        return
+    if NO_PROTOCOL in (probe.protocol, probe.protocol or config.evaluate.protocol):
+        raise InputError("probe.protocol: probes need a training protocol; set one, such as quick")
+    try:
+        probes = probe_protocols(probe, config.evaluate.protocol)
+        check_networks(probes, len(context.classes))
+    except InputError as error:
+        raise InputError(f"probe.networks: {error}") from error
+    if probes[0].is_soft:
+        raise InputError(
+            f"probe.protocol: {probes[0].name} has soft labels, probes need hard ones; use another"
+        )
+    counts = context.images["train"].counts()
+    smallest = int(counts.argmin())
+    if (settings.real_images or 0) > counts[smallest]:
+        raise InputError(
+            f"refine.real_images: {settings.real_images} exceed the {counts[smallest]} images of "
+            f"class {context.classes[smallest]!r}; lower it"
+        )
+    steps = min(longest_training(rules, int(counts.sum()), len(counts)) for rules in probes)
+    if probe.checkpoint_steps[-1] > steps:
+        raise InputError(
+            f"probe.checkpoint_steps: {probe.checkpoint_steps[-1]} exceeds a training by {probes[0].name}, "
+            f"which has {steps} steps; lower it"
+        )
+
+
+def check_environments(machine: Machine, steps: Sequence[Step]) -> list[str]:
+    """Warnings if artefacts, or nodes, have different environments (device model, torch).
+
+    Artefacts of earlier versions recorded no environment and are not compared. Raises InputError instead if
+    workers.strict is set.
+    """
+    lines = [line for line in (_mixed_stages(machine, steps), _mixed_nodes(machine, steps)) if line]
+    if lines and machine.workers.strict:
+        raise InputError(
+            f"workers.strict: environments differ: {'; '.join(lines)}; run on the same kind of machine, "
+            "choose another storage=…, or set workers.strict=false"
+        )
+    return [f"warning: {line}; {EFFECT} (workers.strict=true makes this an error)" for line in lines]
+
+
+def _mixed_stages(machine: Machine, steps: Iterable[Step]) -> str:
+    stages_of: dict[str, list[str]] = {}
+    missing: list[str] = []
+    for step in steps:
+        if step.manifest is None:
+            missing.append(step.stage.name)
+        elif recorded := cast(Mapping[str, object], step.manifest).get("environment"):
+            name = environment_name(cast(Mapping[str, object], recorded))
+            stages_of.setdefault(name, []).append(step.stage.name)
+    if missing:
+        stages_of.setdefault(machine_environment(machine).name, []).extend(missing)
+    if len(stages_of) < 2:
+        return ""
+    return "; ".join(f"{', '.join(dict.fromkeys(stages))} on {name}" for name, stages in stages_of.items())
+
+
+def _mixed_nodes(machine: Machine, steps: Iterable[Step]) -> str:
+    nodes = Counter(environment.name for environment in machine.environments)
+    if len(nodes) < 2 or all(step.manifest for step in steps):
+        return ""
+    return f"nodes differ: {', '.join(f'{number} of {name}' for name, number in nodes.items())}"
+
+
+def check_node_disks(missing: Iterable[tuple[Context, Stage]]) -> None:
+    """Raise InputError if a stage's files do not fit the local disk of a node that may run it."""
+    largest: dict[str, tuple[float, Context, Stage]] = {}
+    for context, stage in missing:
+        needed = stage.node_disk(context)
+        if needed > largest.get(stage.name, (0.0,))[0]:
+            largest[stage.name] = needed, context, stage
+    for needed, context, stage in largest.values():
+        run_on_every_node(context.machine, refuse_full_disk, needed, stage.node_disk_remedy)
+
+
+def idle_gpu_notes(context: Context, stage: Stage) -> list[str]:
+    """A line that says why a stage leaves GPUs idle; none if it uses all."""
+    usage = stage.gpu_usage(context)
+    return (
+        [f"{stage.name}: {usage.gpus} of {context.machine.gpus} GPUs: {usage.limit}"] if usage.limit else []
+    )
