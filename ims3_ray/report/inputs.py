@@ -89,17 +89,6 @@ class ReportData:
     commands: Mapping[str, str] = field(default_factory=dict)
     """Shell commands by purpose."""
 
-    def __post_init__(self) -> None:
-        """Raise ValueError for a class without images, or for a label out of range."""
-        for name in self.classes:
-            if name not in self.contact or not self.contact[name]["distilled"]:
-                raise ValueError(f"contact: class {name!r} has no distilled image")
-        for field_name in ("real_labels", "candidate_labels"):
-            labels = getattr(self, field_name)
-            if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classes):
-                span = f"{labels.min()} to {labels.max()}"
-                raise ValueError(f"{field_name}: {span} do not fit {len(self.classes)} classes")
-
 
 class LazyImages(Sequence[bytes]):
     """Encoded images of a class, read on first access: the page shows only a few classes of a large run."""

@@ -1,4 +1,4 @@
-"""Nodes of GPUs, made of this machine: every GPU at work, the head and the storage with little."""
+"""On a simulated GPU cluster, stages use every GPU, and load on driver and storage stays low."""
 
 import json
 import subprocess
@@ -12,23 +12,23 @@ from benchmarks.scale import make_images
 
 CLASSES, IMAGES, SCORED, BATCH = 300, 4, 2, 8
 POOLS = ("encode", "invert", "embed", "sample")
-PARTS = CLASSES * IMAGES // BATCH  # of every pool's stage
+PARTS = CLASSES * IMAGES // BATCH  # per pool stage
 WORDS = [
     *("ipc=2", "sample.subgroups=2", "sample.steps=2", "invert.steps=2", "finetune.epochs=1"),
     *("finetune.batch_size=auto", "data.class_map=new", "data.validation=null"),
     *("evaluate.protocol=smoke", "evaluate.seeds=2", "evaluate.neighbours=1", "evaluate.full=true"),
     *(f"{stage}.batch_size={{cpu: {BATCH}, cuda: {BATCH}}}" for stage in POOLS),
 ]
-# requests a part; beside them some for manifests and results
+# maximum requests per part; BESIDE covers manifests and results
 REQUESTS = {"encode": 1, "embed": 1, "sample": 1, "invert": 8, "finetune": 7, "select": 8, "export": 8}
 REQUESTS |= {"evaluate": 25, "report": 6}
-A_GPU, BESIDE = 4, 60
+PER_GPU, BESIDE = 4, 60
 SHAPES = [pytest.param(shape, marks=pytest.mark.chaos) for shape in ((3, 2), (8, 8))]
 
 
 @pytest.fixture(scope="module", params=SHAPES, ids="{0[0]}×{0[1]}".format)
-def seen(request, tmp_path_factory):
-    """(nodes, GPUs of all), and what was seen of every stage, by name."""
+def measured(request, tmp_path_factory):
+    """(nodes, total GPUs), and the measured usage by stage."""
     nodes, gpus = request.param
     folder, store = tmp_path_factory.mktemp("simulated"), Store()
     places = {
@@ -51,30 +51,30 @@ def seen(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("stage", [*POOLS, "finetune"])
-def test_every_gpu_of_every_node_is_at_work(seen, stage):
-    (nodes, gpus), table = seen
+def test_stage_uses_every_gpu_of_every_node(measured, stage):
+    (nodes, gpus), table = measured
     assert (table[stage]["planned"], table[stage]["limit"]) == (gpus, "")
     assert (table[stage]["nodes"], table[stage]["gpus"]) == (nodes, gpus)
 
 
-def test_classifiers_have_a_gpu_each_as_long_as_there_are_as_many(seen):
-    (_, gpus), table = seen
+def test_each_classifier_has_its_own_gpu_while_there_are_enough(measured):
+    (_, gpus), table = measured
     assert table["evaluate"]["planned"] == table["evaluate"]["gpus"] == min(gpus, 6)
 
 
 @pytest.mark.parametrize("stage", ["select", "export", "report"])
-def test_what_needs_no_gpu_is_done_on_the_node_without(seen, stage):
-    _, table = seen
+def test_cpu_stages_run_on_the_node_without_gpus(measured, stage):
+    _, table = measured
     assert table[stage]["gpus"] == table[stage]["cpus"]["with GPUs"] == 0
 
 
-def test_the_driver_holds_keys_alone(seen):
-    _, table = seen
+def test_driver_memory_stays_below_one_gigabyte(measured):
+    _, table = measured
     assert max(stage["driver"] for stage in table.values()) < 1e9
 
 
 @pytest.mark.parametrize("stage", REQUESTS)
-def test_a_stage_asks_the_storage_a_few_times_a_part_however_many_its_workers(seen, stage):
-    (_, gpus), table = seen
+def test_storage_requests_per_part_do_not_grow_with_workers(measured, stage):
+    (_, gpus), table = measured
     requests = sum(table[stage]["requests"].values())
-    assert requests < REQUESTS[stage] * PARTS + A_GPU * gpus + BESIDE, table[stage]["requests"]
+    assert requests < REQUESTS[stage] * PARTS + PER_GPU * gpus + BESIDE, table[stage]["requests"]

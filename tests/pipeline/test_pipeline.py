@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from printed import job, parsed
 from torchvision.datasets import ImageFolder
@@ -50,15 +49,6 @@ def test_distilled_set_has_ipc_images_per_class_in_every_format(finished_run):
     assert loaded.targets == folders.targets
     for ours, theirs in zip(loaded, folders, strict=True):
         assert np.array_equal(np.asarray(ours[0]), np.asarray(theirs[0]))
-
-
-def test_hugging_face_datasets_reads_images_and_class_names(finished_run, tmp_path):
-    datasets = pytest.importorskip("datasets")
-    _, made = finished_run
-    files = str(Path(made.distilled, "data", "*.parquet"))
-    loaded = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path))
-    assert loaded.features["label"].names == ["blue", "green", "red"]
-    assert loaded[0]["image"].size == (16, 16)
 
 
 def test_manifest_has_checksum_and_origin_of_every_image(finished_run):
@@ -253,15 +243,3 @@ def test_newer_storage_format_is_an_error_and_unchanged(finished_run, tmp_path):
     with pytest.raises(InputError, match="format 99"):
         run(overrides, f"storage={tmp_path}")
     assert [p.name for p in tmp_path.iterdir()] == ["format.json"]
-
-
-def test_new_adapter_equals_the_pretrained_model(finished_run, tmp_path):
-    from ims3_ray.models.device import Numerics
-    from ims3_ray.models.finetuned import TunedModel
-
-    overrides, _ = finished_run
-    path = next(word.partition("=")[2] for word in overrides if word.startswith("model.path"))
-    plain = TunedModel(path, None, None, Numerics())
-    z, t, y = torch.ones(2, 4, 4, 4), torch.tensor([10, 500]), torch.tensor([0, 3])
-    tuned = plain.trainable(torch.device("cpu"))
-    torch.testing.assert_close(tuned.predict(z, t, y), plain.load(torch.device("cpu")).predict(z, t, y))

@@ -177,11 +177,3 @@ def test_curves_are_averaged_at_steps_that_all_seeds_have():
     steps, table = common_steps([[[10, 0.1], [20, 0.2], [30, 0.3]], [[20, 0.4], [30, 0.5]]])
     assert steps.tolist() == [20, 30]
     assert table.tolist() == [[0.2, 0.3], [0.4, 0.5]]
-
-
-def test_inconsistent_data_is_an_error_that_names_its_field():
-    images = {"distilled": [b""], "real": []}
-    with pytest.raises(ValueError, match="contact: class 'b' has no distilled image"):
-        report(("a", "b"), contact={"a": images, "b": images | {"distilled": []}})
-    with pytest.raises(ValueError, match="real_labels: 0 to 7 do not fit 3 classes"):
-        report(real_labels=np.array([0, 7]))
