@@ -27,7 +27,8 @@ from ims3_ray.stages.refine.stage import step_operations as refined_step_operati
 from ims3_ray.stages.refine.worker import refinement, views_of
 from ims3_ray.stages.sample.stage import Sampler, sampler_arguments
 from ims3_ray.storage import schemas
-from ims3_ray.storage.artifacts import Directory, part_names
+from ims3_ray.storage.artifacts import Directory
+from ims3_ray.storage.rows import part_names
 from ims3_ray.storage.schemas import Table
 
 from .compare import Variant

@@ -23,7 +23,7 @@ from ims3_ray.errors import InputError
 from ims3_ray.pipeline.prepare import prepare_runs
 from ims3_ray.pipeline.steps import Step, plan, run_step
 from ims3_ray.stages.context import Context
-from ims3_ray.storage.disk_cache import stored_bytes
+from ims3_ray.storage.disk_cache import cached_bytes
 
 from .tables import Results, measure_worker_device, parse_counts, print_head, print_row, provenance
 
@@ -174,7 +174,7 @@ def peak_memory() -> Iterator[Peak]:
     def watch() -> None:
         while True:
             peak.driver = max(peak.driver, _uss(driver))
-            peak.node_disk = max(peak.node_disk, stored_bytes())
+            peak.node_disk = max(peak.node_disk, cached_bytes())
             for process in psutil.process_iter(["cmdline"]):
                 if (process.info["cmdline"] or [""])[0].startswith(WORKER):
                     peak.worker = max(peak.worker, _uss(process))

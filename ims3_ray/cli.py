@@ -25,7 +25,7 @@ from . import progress
 from .display import one_line, redact
 from .errors import InputError, error_chain
 from .jobs import COMMANDS
-from .storage.retry import is_full, no_space
+from .storage.retry import disk_full_error, is_disk_full
 
 BAD_INPUT, FAILURE, INTERRUPTED, UNHEARD, TERMINATED = 2, 1, 130, 141, 143
 STOPPED = "stopped; run the same command again to go on"
@@ -165,8 +165,8 @@ def bad_input_behind(error: BaseException) -> InputError | None:
             return InputError(
                 f"a path is longer than a file's can be ({one_line(str(inner))[:200]}); shorten it"
             )
-        if is_full(inner):
-            return no_space(str(getattr(inner, "filename", None) or "a disk"), inner)
+        if is_disk_full(inner):
+            return disk_full_error(str(getattr(inner, "filename", None) or "a disk"), inner)
     return None
 
 

@@ -24,8 +24,8 @@ from ims3_ray.progress import bar
 from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.checksums import BLANK, KEY, embed_checksum
-from ims3_ray.storage.index import keys_in, keys_of, write_index
 from ims3_ray.storage.integrity import intact_parts
+from ims3_ray.storage.rows import pack_keys, pack_part_keys, write_index
 from ims3_ray.storage.schemas import Columns, Table
 
 from .ray_patches import errors_only
@@ -94,7 +94,7 @@ class Worker:
             nothing = {"rows": [0], "checksum": [""], "keys": [b""], "notes": [""]}
             return {"file": [file], **nothing, "refused": [str(error)]}
         rows, checksum = len(next(iter(columns.values()))), hashlib.sha256(data).hexdigest()
-        made = {"rows": [rows], "checksum": [checksum], "keys": [keys_of(columns, self._table)]}
+        made = {"rows": [rows], "checksum": [checksum], "keys": [pack_keys(columns, self._table)]}
         return {"file": [file], **made, "notes": [left_out], "refused": [""]}
 
     def _refuse_not_finite(self, columns: Columns) -> None:
@@ -126,7 +126,7 @@ def fan_out(
     keys: dict[str, bytes] = {}
     notes: dict[str, str] = {}
     for name, data in intact_parts(out, [part.file for part in parts]):
-        checksums[name], keys[name] = hashlib.sha256(data).hexdigest(), keys_in(data, table)
+        checksums[name], keys[name] = hashlib.sha256(data).hexdigest(), pack_part_keys(data, table)
         notes |= json.loads(schemas.read_metadata(data, NOTES) or "{}")
     todo = [part for part in parts if part.file not in checksums]
     total, made = sum(part.rows for part in parts), sum(part.rows for part in todo)

@@ -101,7 +101,7 @@ def write_parquet(out: Directory, tables: Callable[[], Iterable[pa.Table]]) -> N
         assert writer, "a set without images"
         writer.close()
 
-    out.write_in_pieces(PARQUET, fill)
+    out.write_stream(PARQUET, fill)
 
 
 def card(

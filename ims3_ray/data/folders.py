@@ -78,7 +78,7 @@ def _list_named(directory: Directory, place: str, name: str, classes: Sequence[s
 
 
 def _visible(directory: Directory, within: str = "") -> Files:
-    files, odd = directory.listed(within)
+    files, odd = directory.list_files(within)
     entries = sorted([*files.items(), *odd.items()], key=lambda entry: entry[0])
     return {path: entry for path, entry in entries if not path.startswith(".") and "/." not in path}
 

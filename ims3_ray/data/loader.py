@@ -9,9 +9,9 @@ from typing import TypedDict
 import numpy as np
 from PIL import Image
 
-from ims3_ray.storage.artifacts import Directory, fingerprint, row_groups
-from ims3_ray.storage.disk_cache import LocalRows, open_cache
-from ims3_ray.storage.prefetch import ahead
+from ims3_ray.storage.artifacts import Directory, fingerprint
+from ims3_ray.storage.disk_cache import CachedRows, open_cache
+from ims3_ray.storage.rows import prefetch, row_groups
 from ims3_ray.storage.schemas import Columns
 
 from .folders import READERS
@@ -92,7 +92,7 @@ class LocalPixels:
     def key(self) -> str:
         return fingerprint([self.images.fingerprint, self.scale.__name__, self.image_size])
 
-    def open(self) -> LocalRows:
+    def open(self) -> CachedRows:
         """Rows of `pixels` (3, S, S) uint8 and `label`. InputError where they do not fit the disk."""
         return open_cache(self.key, self._parts, pixels_bytes(len(self.images), self.image_size))
 
@@ -102,7 +102,7 @@ class LocalPixels:
             return
         read = BatchReader(self.images.directory, self.image_size, self.scale)
         batches = payloads(self.images, range(len(self.images)), READ_ROWS)
-        for pixels, known, _ in ahead(read, batches, READ_AHEAD):
+        for pixels, known, _ in prefetch(read, batches, READ_AHEAD):
             yield {"pixels": pixels, "label": known["label"]}
 
     def _unpacked(self, packed: Packed) -> Iterator[Columns]:

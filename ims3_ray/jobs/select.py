@@ -18,7 +18,7 @@ from ims3_ray.config.settings import Selecting
 from ims3_ray.errors import InputError
 from ims3_ray.jobs.next_steps import json_view, result_lines
 from ims3_ray.progress import spinner
-from ims3_ray.storage.directory import open_directory, refuse_unwritable
+from ims3_ray.storage.directory import check_writable, open_directory
 
 if TYPE_CHECKING:
     from ims3_ray.stages.select.run_selection import Document
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
     with spinner("start"):
         below = {"subgroup": config.select.subgroups}
         pool = open_candidates(arguments.candidates, arguments.real, ("--candidates", "--real"), **below)
-        refuse_unwritable(out, f"--out: {out.uri}")
+        check_writable(out, f"--out: {out.uri}")
         connect()
         from ims3_ray.stages.select.run_selection import select_features  # heavy: faiss
 

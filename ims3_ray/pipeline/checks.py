@@ -15,7 +15,7 @@ from ims3_ray.stages.evaluate.classifiers import check_networks
 from ims3_ray.stages.evaluate.teacher import check_settings, is_soft
 from ims3_ray.stages.sample.anchors import check_anchors
 from ims3_ray.stages.sample.timesteps import check_intervals
-from ims3_ray.storage.disk_cache import refuse_full_disk
+from ims3_ray.storage.disk_cache import check_disk_space
 
 from .steps import Step
 
@@ -145,7 +145,7 @@ def check_node_disks(missing: Iterable[tuple[Context, Stage]]) -> None:
         if needed > largest.get(stage.name, (0.0,))[0]:
             largest[stage.name] = needed, context, stage
     for needed, context, stage in largest.values():
-        run_on_every_node(context.machine, refuse_full_disk, needed, stage.node_disk_remedy)
+        run_on_every_node(context.machine, check_disk_space, needed, stage.node_disk_remedy)
 
 
 def idle_gpu_notes(context: Context, stage: Stage) -> list[str]:

@@ -31,7 +31,7 @@ from ims3_ray.models.files import pin_revision
 from ims3_ray.models.generator import inspect_generator
 from ims3_ray.stages.context import Context, Inputs
 from ims3_ray.storage.artifacts import Directory, fingerprint, open_storage
-from ims3_ray.storage.hashing import content_hash
+from ims3_ray.storage.checksums import content_hash
 
 from .checks import check_environments, check_node_disks, check_numbers, idle_gpu_notes
 from .inputs import check_run, check_splits, check_storage, image_places, skipped_warnings

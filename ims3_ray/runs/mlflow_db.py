@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from ims3_ray.errors import InputError
-from ims3_ray.storage.directory import Directory, open_directory, refuse_unwritable
+from ims3_ray.storage.directory import Directory, check_writable, open_directory
 
 DATABASE = "mlflow.db"
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
@@ -84,7 +84,7 @@ def _check_file(path: Path, where: str) -> None:
     if path.is_dir():
         raise InputError(f"{where} is a folder; name a file in it, such as {where}/{DATABASE}")
     if not path.is_file():
-        refuse_unwritable(open_directory(str(path.absolute().parent)), where)
+        check_writable(open_directory(str(path.absolute().parent)), where)
         return
     with path.open("rb") as file:
         if file.read(len(SQLITE)) not in (b"", SQLITE):

@@ -16,7 +16,7 @@ from ims3_ray.display import first_few
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.statistics import pareto_front
 from ims3_ray.storage.artifacts import Directory
-from ims3_ray.storage.heartbeat import is_dead
+from ims3_ray.storage.lease import is_dead
 
 from . import tags
 from .event_log import read_events

@@ -14,9 +14,9 @@ from ims3_ray.evaluation.audit import AuditedImages, pixel_hash
 from ims3_ray.models.device import prepare_device
 from ims3_ray.models.extractor import embed_pixels, load_extractor
 from ims3_ray.storage.artifacts import Directory, complete, fingerprint
-from ims3_ray.storage.index import Index, read_index
 from ims3_ray.storage.integrity import read_or_reopen
 from ims3_ray.storage.lease import exclusive
+from ims3_ray.storage.rows import Index, read_index
 from ims3_ray.storage.schemas import FEATURES, Column, Columns, Table
 
 from .base import KEY_BYTES, Cost, Forward, Stage, parts_bytes, pixel_bytes, pool_usage

@@ -21,7 +21,8 @@ from ims3_ray.evaluation.teacher import name_of, teacher_rules
 from ims3_ray.method.refine import OBJECTIVES
 from ims3_ray.progress import bar
 from ims3_ray.storage import schemas
-from ims3_ray.storage.artifacts import Directory, part_names, read_part
+from ims3_ray.storage.artifacts import Directory
+from ims3_ray.storage.rows import part_names, read_part
 
 from .base import (
     KEY_BYTES,

@@ -11,8 +11,8 @@ from ims3_ray.method.schedule import alphas_bar, inversion_grid
 from ims3_ray.models.device import prepare_device, run_padded_batches
 from ims3_ray.models.finetuned import TunedModel
 from ims3_ray.storage import schemas
-from ims3_ray.storage.artifacts import Directory, read_part
-from ims3_ray.storage.index import read_index
+from ims3_ray.storage.artifacts import Directory
+from ims3_ray.storage.rows import read_index, read_part
 from ims3_ray.storage.schemas import Columns
 
 from .base import Cost, Forward, Stage, generator_bytes, latent_bytes, parts_bytes, pool_usage

@@ -26,7 +26,7 @@ from ims3_ray.report.inputs import (
 )
 from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import Directory, Manifest, read_manifest, summary_of
-from ims3_ray.storage.index import Index, read_index
+from ims3_ray.storage.rows import Index, read_index
 
 from .base import KEY_BYTES, Cost, Forward, Stage
 from .context import Context
@@ -101,7 +101,7 @@ def _commands(context: Context, key: str) -> dict[str, str]:
 
 def _page_rows(context: Context, index: Index) -> Index:
     """The rows of the classes whose features the page shows."""
-    return index.at(np.flatnonzero(np.isin(index.keys["label"], feature_classes(context.classes))))
+    return index.take(np.flatnonzero(np.isin(index.keys["label"], feature_classes(context.classes))))
 
 
 def _environments(manifests: Mapping[str, Manifest]) -> dict[str, str]:
@@ -140,7 +140,7 @@ def _contact(
             ),
         }
         if refined is not None:
-            own = refined.at(np.flatnonzero(refined.keys["label"] == label))
+            own = refined.take(np.flatnonzero(refined.keys["label"] == label))
             kinds["before"] = LazyImages(len(own), partial(_starts, own))
         contact[name] = kinds
     return contact

@@ -8,8 +8,8 @@ import numpy as np
 
 from ims3_ray.data.distilled import is_selected
 from ims3_ray.storage import schemas
-from ims3_ray.storage.artifacts import Directory, read_part
-from ims3_ray.storage.index import Index, read_index
+from ims3_ray.storage.artifacts import Directory
+from ims3_ray.storage.rows import Index, locate, read_index
 
 KEYS = ["label", "subgroup", "index", "seed"]
 
@@ -29,7 +29,7 @@ class SelectedCandidate:
 
 def selected_rows(pool: Index, selection: Directory, classes: tuple[str, ...]) -> Index:
     """The rows of the pool that the selection names, in the pool's order."""
-    return pool.at(np.flatnonzero(is_selected(selection.read_json("selection.json"), classes, pool.keys)))
+    return pool.take(np.flatnonzero(is_selected(selection.read_json("selection.json"), classes, pool.keys)))
 
 
 def find_selected(
@@ -45,12 +45,6 @@ def find_selected(
 
 
 def read_images(candidates: Directory, selected: Sequence[SelectedCandidate]) -> list[bytes]:
-    """The PNG of each candidate, in order. At most one part is in memory beside them."""
-    places: dict[str, list[int]] = {}
-    for place, candidate in enumerate(selected):
-        places.setdefault(candidate.file, []).append(place)
-    pngs: dict[int, bytes] = {}
-    for file, places_in_file in places.items():
-        images = read_part(candidates, file, schemas.CANDIDATES, ["image"])["image"]
-        pngs |= {place: images[selected[place].row] for place in places_in_file}
-    return [pngs[place] for place in range(len(selected))]
+    """Returns the PNG of each candidate, in order. At most one part is in memory beside them."""
+    places = [(candidate.file, candidate.row) for candidate in selected]
+    return locate(candidates, schemas.CANDIDATES, places, "image").read().tolist()

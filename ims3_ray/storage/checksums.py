@@ -1,35 +1,44 @@
-"""Files that carry their own checksum, so that a part can be checked before any manifest names it.
+"""Checksums of models, and checksums that a file carries itself.
 
-The writer puts BLANK into the file's metadata: Parquet's footer, or the header of safetensors.
-`embed_checksum` replaces the zeros by the SHA-256 of the file's name and of all its bytes with the zeros in
-place. The name counts, so that two parts that were swapped are found. File and checksum are one object: they
-are written in one request, and a killed worker leaves both or none.
+A part must be verifiable before a manifest lists it. Its writer puts BLANK into the metadata: Parquet's
+footer or the header of safetensors. `embed_checksum` replaces the zeros by the SHA-256 of the file's name and
+of its bytes with the zeros in place. The name is hashed too, so that swapped parts are detected. File and
+checksum are written in one request: a killed worker leaves both or neither.
 """
 
 import hashlib
+import re
+from pathlib import Path
+
+from ims3_ray.errors import InputError
+
+from .artifacts import Directory, fingerprint
 
 KEY = "ims3_ray.sha256"
 MARK = b"ims3_ray.sha256="
 DIGITS = 64
 BLANK = MARK.decode() + "0" * DIGITS
+CHUNK = 2**24  # bytes
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+CONFIGURATION = (".json",)
 
 
 def embed_checksum(data: bytes, name: str) -> bytes:
-    """The bytes of the file `name`, which hold BLANK, with its checksum in place of the zeros."""
+    """Returns the bytes of the file `name`, which contain BLANK, with the checksum in place of the zeros."""
     start = _start(data)
     assert start is not None, f"{name} has no place for a checksum"
     view = memoryview(data)
     return b"".join([view[:start], _digest(data, name, start), view[start + DIGITS :]])
 
 
-def carried_checksum_holds(data: bytes, name: str) -> bool | None:
-    """Whether the file `name` holds the bytes that were written; None if it carries no checksum."""
+def embedded_checksum_holds(data: bytes, name: str) -> bool | None:
+    """Whether the file `name` has the bytes that were written; None if it carries no checksum."""
     start = _start(data)
     return None if start is None else data[start : start + DIGITS] == _digest(data, name, start)
 
 
 def _start(data: bytes) -> int | None:
-    place = data.rfind(MARK)  # the last one: Parquet's footer follows the rows, which may hold anything
+    place = data.rfind(MARK)  # the last one: Parquet's footer follows the rows, which may contain MARK
     return None if place < 0 else place + len(MARK)
 
 
@@ -39,3 +48,41 @@ def _digest(data: bytes, name: str, start: int) -> bytes:
     for piece in (view[:start], b"0" * DIGITS, view[start + DIGITS :]):
         digest.update(piece)
     return digest.hexdigest().encode()
+
+
+def content_hash(path: Path, storage: Directory) -> str:
+    """Returns a fingerprint of a file, or of the weights and configuration files in a model's folder.
+
+    Model cards, licences and hidden files do not count. The result is cached under the files' sizes and
+    times, so that gigabytes are read once.
+    """
+    files = sorted(p for p in path.rglob("*") if _counts(p, path)) if path.is_dir() else [path]
+    stats = [[p.relative_to(path).as_posix(), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+    cache, key = storage / "index", f"{fingerprint([str(path.absolute()), stats])}.json"
+    value = _cached(cache, key)
+    if value is None:
+        value = fingerprint([[s[0], _file_digest(p)] for s, p in zip(stats, files, strict=True)])
+        cache.write_json(key, value)
+    return value
+
+
+def _counts(path: Path, folder: Path) -> bool:
+    is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return not is_hidden and path.suffix in WEIGHTS + CONFIGURATION and path.is_file()
+
+
+def _cached(cache: Directory, key: str) -> str | None:
+    """Returns None if the file was never hashed or its cache entry is damaged."""
+    try:
+        value = cache.read_json(key) if cache.exists(key) else None
+    except InputError:
+        return None
+    return value if isinstance(value, str) and re.fullmatch("[0-9a-f]{12}", value) else None
+
+
+def _file_digest(path: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

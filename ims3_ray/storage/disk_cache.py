@@ -1,12 +1,12 @@
-"""Rows of artefacts on this machine's own disk, read a batch at a time: a training's data need no memory.
+"""Rows of artefacts on this machine's own disk, so that a training reads batches and needs no memory for all.
 
-    <temporary folder>/ims3-rows-<user>/<key>/<column>.bin, rows.json   the second written last
+    <temporary folder>/ims3-rows-<user>/<key>/<column>.bin, rows.json   rows.json is written last
     <temporary folder>/ims3-rows-<user>/<key>.fill, <key>.use           locks, which end with their process
 
-The first process of a machine fills the folder from the storage, part by part, while the others wait; the
-last that closes it removes it, unless it keeps it for others to come. What is kept, or processes that were
-killed left, serves whoever goes on with the same rows, and goes before others are filled in. A batch is read
-at its place in the file; whoever needs all rows maps the file, whose pages the machine's processes share.
+The first process of a machine fills the folder from the storage, part by part, while the others wait. The
+last process that closes it removes it, unless it keeps it for later ones. Folders that were kept, or left by
+killed processes, are reused by their key and removed before another is filled. A batch is read at its offset
+in the file. A reader of all rows maps the file; the machine's processes share its pages.
 """
 
 import contextlib
@@ -32,11 +32,11 @@ Parts = Callable[[], Iterable[Columns]]
 
 class Layout(TypedDict):
     rows: int
-    columns: dict[str, tuple[str, list[int]]]  # dtype and shape of a row's value, by name
+    columns: dict[str, tuple[str, list[int]]]  # name → dtype and shape of a row's value
 
 
-class LocalRows:
-    """N rows, open for reading. `close` it when no row is needed any more."""
+class CachedRows:
+    """Random access to N rows on disk. Call `close` when no row is needed any more."""
 
     def __init__(self, folder: Path, use: IO[bytes]):
         self._folder, self._use = folder, use
@@ -50,11 +50,11 @@ class LocalRows:
             os.posix_fadvise(number, 0, 0, os.POSIX_FADV_RANDOM)
 
     def shape(self, column: str) -> tuple[int, ...]:
-        """Of a row's value."""
+        """Returns the shape of a row's value."""
         return self._columns[column][1]
 
     def read(self, column: str, rows: Iterable[int], inner: Iterable[int] | None = None) -> np.ndarray:
-        """The values (B, …) at `rows`; with `inner` (B,), of each the one at that place of its first axis."""
+        """Returns the values (B, …) of `rows`, or value[i] of each for the i in `inner` (B,)."""
         dtype, shape = self._columns[column]
         size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
         starts = [int(row) * size for row in rows]
@@ -65,63 +65,63 @@ class LocalRows:
         return np.frombuffer(data, dtype).reshape(len(starts), *shape)
 
     def mapped(self, column: str) -> np.ndarray:
-        """The column's values (N, …), read where they are touched; until the rows are closed."""
+        """Returns a memory map of the column's values (N, …), valid until the rows are closed."""
         dtype, shape = self._columns[column]
         if not self.count:
             return np.empty((0, *shape), dtype)
-        # a copy of what is written to, which nobody does: torch warns of arrays that can't be
+        # mode "c" (copy on write): torch warns about read-only arrays
         return np.memmap(_file(self._folder, column), dtype, mode="c", shape=(self.count, *shape))
 
     def close(self, *, keep: bool = False) -> None:
-        """Remove the rows where no other process uses them, unless they are kept for others to come."""
+        """Remove the rows if no other process uses them, unless `keep`."""
         for number in self._files.values():
             os.close(number)
         self._files = {}
-        if not keep and _try_alone(self._use):
+        if not keep and _try_lock(self._use):
             shutil.rmtree(self._folder, ignore_errors=True)
         self._use.close()
 
 
-def open_cache(key: str, parts: Parts, needed: float, remedy: str = REMEDY) -> LocalRows:
-    """The rows of `parts()`, tables of the same columns, called `key` as no others are.
+def open_cache(key: str, parts: Parts, needed: float, remedy: str = REMEDY) -> CachedRows:
+    """Returns the rows of `parts()`, tables of the same columns. `key` identifies them.
 
-    InputError, which ends with `remedy`, where this machine's temporary folder lacks the `needed` bytes.
+    Raises InputError, which ends with `remedy`, if the temporary folder lacks `needed` bytes.
     """
-    root = rows_folder()
+    root = cache_folder()
     with _locked(root / f"{key}.fill"):
         use = (root / f"{key}.use").open("ab")
         fcntl.flock(use, fcntl.LOCK_SH)
         folder = root / key
         if not (folder / INDEX).exists():
             remove_unused({entry.name for entry in root.iterdir() if entry.is_dir()} - {key})
-            refuse_full_disk(needed, remedy)
+            check_disk_space(needed, remedy)
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             _fill(folder, parts())
-    return LocalRows(folder, use)
+    return CachedRows(folder, use)
 
 
 def remove_unused(keys: Iterable[str]) -> None:
-    """Remove rows that no process of this machine uses, nor fills in."""
-    root = rows_folder()
+    """Remove those rows that no process of this machine uses or fills."""
+    root = cache_folder()
     for key in keys:
         with (root / f"{key}.use").open("ab") as use:
-            if _try_alone(use):
+            if _try_lock(use):
                 shutil.rmtree(root / key, ignore_errors=True)
 
 
-def rows_folder() -> Path:
-    """Where this user's rows lie on this machine, below TMPDIR; nobody else can read them."""
+def cache_folder() -> Path:
+    """Returns this user's folder below TMPDIR. Other users can't read it."""
     root = Path(tempfile.gettempdir(), f"ims3-rows-{os.getuid()}")
     root.mkdir(mode=0o700, exist_ok=True)
     assert root.stat().st_uid == os.getuid(), f"{root} is another user's"
     return root
 
 
-def refuse_full_disk(needed: float, remedy: str = REMEDY) -> None:
-    """InputError where this machine's temporary folder lacks `needed` bytes, old rows in it not counted."""
-    root = rows_folder()
-    room = shutil.disk_usage(root).free + stored_bytes()
+def check_disk_space(needed: float, remedy: str = REMEDY) -> None:
+    """Raise InputError if the temporary folder lacks `needed` bytes. Cached rows count as free space."""
+    root = cache_folder()
+    room = shutil.disk_usage(root).free + cached_bytes()
     if room < needed:
         raise InputError(
             f"{root} has room for {room / 1e9:.1f} GB, and the rows to train on take {needed / 1e9:.1f} GB "
@@ -129,10 +129,10 @@ def refuse_full_disk(needed: float, remedy: str = REMEDY) -> None:
         )
 
 
-def stored_bytes() -> int:
-    """What all rows on this machine's disk take."""
+def cached_bytes() -> int:
+    """Returns the size of all cached rows on this machine."""
     size = 0
-    for folder, _, names in os.walk(rows_folder()):
+    for folder, _, names in os.walk(cache_folder()):
         for name in names:
             with contextlib.suppress(FileNotFoundError):  # removed meanwhile
                 size += os.stat(f"{folder}/{name}").st_size
@@ -158,8 +158,8 @@ def _file(folder: Path, column: str) -> Path:
     return folder / f"{column}.bin"
 
 
-def _try_alone(use: IO[bytes]) -> bool:
-    """Whether nobody else holds the lock."""
+def _try_lock(use: IO[bytes]) -> bool:
+    """Take the exclusive lock. Returns False if another process holds the lock."""
     try:
         fcntl.flock(use, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,8 +1,8 @@
-"""Repositories of the Hugging Face hub as folders of this machine: fetched once, each named by its commit.
+"""Downloads repositories of the Hugging Face hub into local folders that are named by their commit.
 
-    hf://ORG/NAME, hf://ORG/NAME@REVISION      a revision is a commit, a tag or a branch; main without one
+    hf://ORG/NAME, hf://ORG/NAME@REVISION      a revision is a commit, a tag or a branch; `main` by default
 
-`HF_ENDPOINT`, `HF_TOKEN` and `HF_HOME` are the hub library's own.
+The hub library reads `HF_ENDPOINT`, `HF_TOKEN` and `HF_HOME`.
 """
 
 import json
@@ -23,7 +23,7 @@ ADDRESS = re.compile(rf"{SCHEME}(?:datasets/)?({NAME}(?:@[\w./-]+)?)")
 
 
 def hub_name(location: str) -> str | None:
-    """ORG/NAME, and @REVISION where it has one, of an address as above; None of any other place."""
+    """Returns ORG/NAME[@REVISION] of a hub address; None for any other location."""
     match = ADDRESS.fullmatch(location)
     return match[1] if match else None
 
@@ -31,34 +31,35 @@ def hub_name(location: str) -> str | None:
 def fetch(
     hub_id: str, patterns: list[str] | None = None, kind: Literal["model", "dataset"] = "model"
 ) -> Path:
-    """The local folder, named by its commit, of "org/name" or "org/name@revision": files like `patterns`, or
-    all. InputError where they can't be had.
+    """Download "org/name" or "org/name@revision", only files like `patterns` if given.
+
+    Returns the local folder, which is named by the commit. Raises InputError if the download fails.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     from huggingface_hub.utils import tqdm
 
     class Bar(tqdm):
-        def __init__(self, *given: Any, **options: Any):
-            super().__init__(*given, **options | tqdm_options())
+        def __init__(self, *args: Any, **options: Any):
+            super().__init__(*args, **options | tqdm_options())
 
     name, _, revision = hub_id.partition("@")
-    wanted: dict[str, Any] = {"revision": revision or None, "allow_patterns": patterns, "repo_type": kind}
+    options: dict[str, Any] = {"revision": revision or None, "allow_patterns": patterns, "repo_type": kind}
     try:
-        return Path(snapshot_download(name, tqdm_class=Bar, **wanted))
+        return Path(snapshot_download(name, tqdm_class=Bar, **options))
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
-            f"{hub_id}: no such folder here, and not to be had from the Hugging Face hub ({reason}); "
+            f"{hub_id}: no such folder here, and the Hugging Face hub does not serve it ({reason}); "
             "give a local folder, or check the id, its revision and the network"
         ) from error
 
 
 def fetch_set(location: str) -> str:
-    """Where the data set `hf://ORG/NAME` is read: of one that this project pushed its local folder, once all
-    bytes are as its manifest says; of any other "hf:ORG/NAME", which `datasets` reads.
+    """Returns where to read the data set `hf://ORG/NAME`.
 
-    InputError where it can't be had, and where checksums differ.
+    A set that this project pushed is downloaded and verified: its local folder. Any other set is for
+    `datasets` to read: "hf:ORG/NAME". Raises InputError if the download fails or checksums differ.
     """
     hub_id = hub_name(location)
     assert hub_id, location
@@ -71,8 +72,8 @@ def fetch_set(location: str) -> str:
     if damaged:
         found = first_few((f"{file} {why}" for file, why in damaged.items()), 3, str)
         raise InputError(
-            f"{location}: is not as it was pushed: {found}; remove {folder} and fetch it again, or ask who "
-            "pushed it"
+            f"{location}: differs from its manifest: {found}; remove {folder} and fetch it again, or ask its "
+            "author"
         )
     return str(folder)
 

@@ -1,7 +1,7 @@
-"""The columns of every artefact, written once; checked on write and on read.
+"""The columns of every artefact, checked on write and on read.
 
-A table travels through the stages as a dict of numpy arrays, first axis the rows. Tensors lie in Parquet as
-Arrow's fixed-shape tensors, which plain pyarrow reads.
+In memory a table is a dict of numpy arrays whose first axis are the rows. In Parquet, tensors are Arrow's
+fixed-shape tensors, which plain pyarrow reads.
 """
 
 import io
@@ -17,9 +17,9 @@ Columns = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Column:
-    """One column. `shape` is that of a row's value; None marks an axis that each table fixes itself."""
+    """One column. `shape` is the shape of a row's value; an axis of None differs between artefacts."""
 
-    dtype: str  # numpy's name, or "str", or "bytes"
+    dtype: str  # numpy's name, "str" or "bytes"
     shape: tuple[int | None, ...] = ()
 
 
@@ -28,7 +28,7 @@ Table = Mapping[str, Column]
 LATENT = (None, None, None)
 LATENTS: Table = {
     "image_id": Column("str"),  # content hash
-    "label": Column("int64"),  # class id: place of the class's name among the sorted names
+    "label": Column("int64"),  # class id: index among the sorted class names
     "mean": Column("float16", LATENT),  # posterior mean, times the VAE's scaling factor
     "logvar": Column("float16", LATENT),  # log-variance of the scaled posterior
 }
@@ -54,20 +54,20 @@ CANDIDATES: Table = {
 REFINED: Table = {
     "label": Column("int64"),
     "place": Column("int64"),  # k in the class
-    "subgroup": Column("int64"),  # of the candidate that it was; -1 where it was a real image
+    "subgroup": Column("int64"),  # of the candidate; -1 if it was a real image
     "index": Column("int64"),
     "seed": Column("int64"),
     "image": Column("bytes"),  # PNG
     "feature": Column("float32", (None,)),
     "start": Column("bytes"),  # PNG, before refinement
     "start_feature": Column("float32", (None,)),
-    "kept": Column("bool"),  # the start stays, for what came of it is a copy of a real image
-    "loss": Column("float32", (None,)),  # of the class, means over equal parts of the steps
+    "kept": Column("bool"),  # the start is kept, since refinement made it a copy of a real image
+    "loss": Column("float32", (None,)),  # of the class, mean per equal share of the steps
 }
 
 
 def to_parquet(columns: Columns, table: Table, metadata: Mapping[str, str] | None = None) -> bytes:
-    """Returns the rows, checked against `table`, as a Parquet file in memory; `metadata` is in its footer."""
+    """Returns the rows, checked against `table`, as the bytes of a Parquet file with `metadata`."""
     rows, sink = to_arrow(columns, table), io.BytesIO()
     with pq.ParquetWriter(sink, rows.schema, compression="zstd", write_page_checksum=True) as writer:
         writer.write_table(rows)
@@ -76,15 +76,15 @@ def to_parquet(columns: Columns, table: Table, metadata: Mapping[str, str] | Non
 
 
 def read_metadata(data: bytes, key: str) -> str | None:
-    """Returns what `to_parquet` was given as the metadata `key`; None if it was given none."""
+    """Returns the value of a metadata key of a Parquet file, or None."""
     value = (pq.read_metadata(pa.BufferReader(data)).metadata or {}).get(key.encode())
     return None if value is None else value.decode()
 
 
 def from_parquet(source: pa.NativeFile, table: Table, columns: Sequence[str] | None = None) -> Columns:
-    """Returns the rows of a Parquet file, only `columns` if given.
+    """Returns the rows of a Parquet file, or only their `columns`.
 
-    Raises ValueError, ArrowException or OSError for a damaged file: every page has a checksum.
+    Raises ValueError, ArrowException or OSError if the file is damaged: every page has a checksum.
     """
     names = list(columns or table)
     read = pq.read_table(source, columns=names, page_checksum_verification=True)
@@ -96,20 +96,20 @@ def from_parquet(source: pa.NativeFile, table: Table, columns: Sequence[str] | N
 
 
 def from_arrow(read: pa.Table, table: Table) -> Columns:
-    """The rows of `table`'s columns, checked against it."""
+    """Returns the rows of `table`'s columns, checked against it."""
     rows = {name: _to_numpy(read[name].combine_chunks(), column) for name, column in table.items()}
     check(rows, table)
     return rows
 
 
 def concatenate(parts: Iterable[Columns]) -> Columns:
-    """The rows of several tables in the order given."""
+    """Returns the rows of several tables, in order."""
     parts = list(parts)
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def not_finite(columns: Columns) -> str | None:
-    """The first column that holds a value that is no number, as "mean (3 of 12 rows)"; None where all are."""
+    """Returns the first column with NaN or infinity, as "mean (3 of 12 rows)"; None if there is none."""
     for name, values in columns.items():
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             rows = (~np.isfinite(values.reshape(len(values), -1))).any(axis=1).sum()
@@ -118,8 +118,8 @@ def not_finite(columns: Columns) -> str | None:
 
 
 def check(columns: Columns, table: Table) -> None:
-    """AssertionError where `columns` are not as `table` says: names, types, shapes, numbers of rows."""
-    assert set(columns) == set(table), f"columns {sorted(columns)} where {sorted(table)} belong"
+    """Raise AssertionError if `columns` differ from `table` in names, types or shapes, or in length."""
+    assert set(columns) == set(table), f"columns {sorted(columns)}, expected {sorted(table)}"
     rows = len(next(iter(columns.values())))
     for name, column in table.items():
         values = columns[name]
@@ -133,7 +133,7 @@ def check(columns: Columns, table: Table) -> None:
 
 
 def to_arrow(columns: Columns, table: Table) -> pa.Table:
-    """The rows, checked against `table`."""
+    """Returns the rows, checked against `table`."""
     check(columns, table)
     arrays = {}
     for name, column in table.items():
@@ -150,7 +150,7 @@ def to_arrow(columns: Columns, table: Table) -> pa.Table:
 
 
 def _to_numpy(array: pa.Array, column: Column) -> np.ndarray:
-    if isinstance(array, pa.ChunkedArray):  # an extension type in one chunk
+    if isinstance(array, pa.ChunkedArray):  # extension types stay chunked
         array = array.chunk(0)
     if column.shape:
         if not isinstance(array, pa.FixedShapeTensorArray):

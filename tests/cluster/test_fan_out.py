@@ -18,7 +18,7 @@ from ims3_ray.errors import InputError
 from ims3_ray.models import device
 from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import open_directory
-from ims3_ray.storage.index import INDEX
+from ims3_ray.storage.rows import INDEX
 from ims3_ray.storage.schemas import Column
 
 DIM = 512

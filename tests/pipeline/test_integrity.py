@@ -9,7 +9,8 @@ from ims3_ray.cluster.resources import find_machine
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.pipeline.prepare import prepare
 from ims3_ray.pipeline.steps import plan, run_step
-from ims3_ray.storage.artifacts import MANIFEST, part_names
+from ims3_ray.storage.artifacts import MANIFEST
+from ims3_ray.storage.rows import part_names
 
 
 def verify(storage, capsys):

@@ -108,7 +108,8 @@ def test_changed_alpha_repeats_only_selection_and_later_stages(finished_run):
 def test_smaller_pool_is_a_subset_of_a_larger_one(finished_run, tmp_path):
     """A candidate's noise depends on (class, subgroup, index) only."""
     from ims3_ray.storage import schemas
-    from ims3_ray.storage.artifacts import open_directory, read_rows
+    from ims3_ray.storage.artifacts import open_directory
+    from ims3_ray.storage.rows import read_rows
 
     overrides, made = finished_run
     larger = run(overrides, "sample.subgroups=4", "ipc=7", "evaluate.protocol=none")

@@ -11,9 +11,9 @@ from ims3_ray.config.load import load_config
 from ims3_ray.data.distilled import DistilledSet
 from ims3_ray.data.transforms import encode_png
 from ims3_ray.method.refine import OBJECTIVES
-from ims3_ray.stages import export, selected
+from ims3_ray.stages import export
 from ims3_ray.stages.export import describe_method
-from ims3_ray.storage import schemas
+from ims3_ray.storage import rows, schemas
 from ims3_ray.storage.artifacts import DamagedError, complete, open_directory
 
 IMAGES = {"select.unit": "image", "finetune.epochs": 0}
@@ -113,8 +113,13 @@ def test_block_size_does_not_change_the_exported_files(pool, tmp_path, monkeypat
 
 
 def test_each_part_with_selected_images_is_read_once(pool, tmp_path, monkeypatch):
-    read, real = [], selected.read_part
-    monkeypatch.setattr(selected, "read_part", lambda *args: read.append(args[1]) or real(*args))
+    read, real = [], rows.read_part
+
+    def counted(directory, name, table, columns=None):
+        read.extend([name] if columns == ["image"] else [])
+        return real(directory, name, table, columns)
+
+    monkeypatch.setattr(rows, "read_part", counted)
     run_export(pool, tmp_path / "out", 1000, monkeypatch)
     assert len(read) == len(set(read))
     assert set(read) < set(pool[0].files()), "parts without a selected image are not read"

@@ -18,9 +18,9 @@ from ims3_ray.storage.artifacts import (
     open_directory,
     open_storage,
     read_manifest,
-    read_rows,
 )
 from ims3_ray.storage.integrity import verify
+from ims3_ray.storage.rows import read_rows
 
 
 def rows(count, seed=0):
@@ -153,8 +153,8 @@ def test_a_file_written_in_pieces_is_whole_or_not_there(tmp_path):
         stream.write(b"half")
         raise RuntimeError
 
-    directory.write_in_pieces("a/b", lambda stream: [stream.write(b"12"), stream.write(b"34")])
+    directory.write_stream("a/b", lambda stream: [stream.write(b"12"), stream.write(b"34")])
     with pytest.raises(RuntimeError):
-        directory.write_in_pieces("a/b", fail)
+        directory.write_stream("a/b", fail)
     assert directory.read("a/b") == b"1234"
     assert list(directory.files()) == ["a/b"]

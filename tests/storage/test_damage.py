@@ -16,13 +16,11 @@ from ims3_ray.storage.artifacts import (
     DamagedError,
     complete,
     open_directory,
-    part_names,
     read_manifest,
-    read_part,
-    read_rows,
 )
-from ims3_ray.storage.checksums import BLANK, KEY, carried_checksum_holds, embed_checksum
+from ims3_ray.storage.checksums import BLANK, KEY, embed_checksum, embedded_checksum_holds
 from ims3_ray.storage.integrity import intact_parts, read_or_reopen, reopen, verify
+from ims3_ray.storage.rows import part_names, read_part, read_rows
 
 PARTS = [f"part-{place:05d}.parquet" for place in range(3)]
 FIRST, SECOND, THIRD = PARTS
@@ -213,8 +211,8 @@ def test_a_manifest_of_a_newer_version_is_refused_and_nothing_changes(finished):
 )
 def test_any_flipped_bit_and_any_other_name_break_the_checksum_that_a_file_carries(write):
     data = embed_checksum(write(), "a")
-    assert carried_checksum_holds(data, "a") is True
-    assert carried_checksum_holds(data, "b") is False
+    assert embedded_checksum_holds(data, "a") is True
+    assert embedded_checksum_holds(data, "b") is False
     for place in range(0, len(data), 7):
         broken = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
-        assert not carried_checksum_holds(broken, "a"), place
+        assert not embedded_checksum_holds(broken, "a"), place

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from ims3_ray.errors import InputError
-from ims3_ray.storage.disk_cache import open_cache, remove_unused, rows_folder
-from ims3_ray.storage.prefetch import ahead
+from ims3_ray.storage.disk_cache import cache_folder, open_cache, remove_unused
+from ims3_ray.storage.rows import prefetch
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,7 @@ def test_they_are_filled_once_and_removed_by_the_last_that_closes_them():
     first.close()
     assert second.read("label", [3]).tolist() == [3]
     second.close()
-    assert not [entry for entry in rows_folder().iterdir() if entry.is_dir()]
+    assert not [entry for entry in cache_folder().iterdir() if entry.is_dir()]
 
 
 def test_a_fill_that_was_killed_is_begun_anew():
@@ -73,9 +73,9 @@ def test_what_a_killed_process_left_serves_again_and_goes_before_others_are_fill
         os.kill(os.getpid(), 9)
     """
     assert subprocess.run([sys.executable, "-c", textwrap.dedent(script)]).returncode == -9
-    assert (rows_folder() / "left").is_dir()
+    assert (cache_folder() / "left").is_dir()
     used = open_cache("used", parts, 1, "")
-    assert not (rows_folder() / "left").exists()
+    assert not (cache_folder() / "left").exists()
     open_cache("third", parts, 1, "")
     assert used.read("label", [0]).tolist() == [0]
     again = open_cache("used", lambda: pytest.fail("it is there"), 1, "")
@@ -98,7 +98,7 @@ def test_kept_rows_serve_whoever_comes_next_and_are_removed_only_while_nobody_us
     assert again.read("label", [3]).tolist() == [3]
     again.close(keep=True)
     remove_unused(["k"])
-    assert not [entry for entry in rows_folder().iterdir() if entry.is_dir()]
+    assert not [entry for entry in cache_folder().iterdir() if entry.is_dir()]
 
 
 def test_a_disk_without_room_is_refused_before_a_byte_is_written():
@@ -121,7 +121,7 @@ def test_memory_is_a_part_or_a_batch_however_many_rows_there_are():
 
 def test_reading_ahead_keeps_the_order_and_few_results_at_a_time():
     read, used = [], []
-    for value in ahead(lambda item: read.append(item) or item * item, range(50), 3):
+    for value in prefetch(lambda item: read.append(item) or item * item, range(50), 3):
         used.append(value)
         assert len(read) <= len(used) + 3
     assert used == [item * item for item in range(50)]

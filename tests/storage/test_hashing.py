@@ -3,7 +3,7 @@
 import pytest
 
 from ims3_ray.storage.artifacts import open_directory
-from ims3_ray.storage.hashing import content_hash
+from ims3_ray.storage.checksums import content_hash
 
 COUNTED = ("model_index.json", "transformer/config.json", "transformer/diffusion_pytorch_model.safetensors")
 IGNORED = (

@@ -9,19 +9,18 @@ from types import SimpleNamespace
 import pytest
 from loopback_store import BUCKET
 
-from ims3_ray.storage import heartbeat as heartbeats
 from ims3_ray.storage import lease
 from ims3_ray.storage.artifacts import complete, open_directory
-from ims3_ray.storage.heartbeat import (
+from ims3_ray.storage.lease import (
     DEAD_AFTER_S,
     HEARTBEAT,
+    exclusive,
     heartbeat,
     is_dead,
     read_heartbeat,
     store_time,
     write_heartbeat,
 )
-from ims3_ray.storage.lease import exclusive
 
 OTHER_HOST = {"pid": 1, "host": "elsewhere", "namespace": "another"}
 LEFT = f".lease.{'0' * 32}.tmp"
@@ -158,7 +157,7 @@ def test_a_living_driver_is_waited_for_with_one_line_that_names_it(
 def test_of_drivers_that_start_together_no_two_hold_the_lease(folder, monkeypatch):
     monkeypatch.setattr(lease, "POLL_S", 0.05)
     # threads stand for processes
-    monkeypatch.setattr(heartbeats.Heartbeat, "is_of_other", property(lambda found: found.is_alive))
+    monkeypatch.setattr(lease.Heartbeat, "is_of_other", property(lambda found: found.is_alive))
     holders, most, ended, start = [], [], [], threading.Barrier(4)
 
     def drive(number):

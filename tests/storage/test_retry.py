@@ -60,7 +60,7 @@ class Failing(fs.FSSpecHandler):
 def clock(monkeypatch):
     """Pauses, which take no time but that of a clock of their own."""
     pauses = []
-    monkeypatch.setattr(retry, "_troubles", {})
+    monkeypatch.setattr(retry, "_outages", {})
     monkeypatch.setattr(retry.time, "sleep", pauses.append)
     monkeypatch.setattr(retry.time, "monotonic", lambda: 1000.0 + sum(pauses))
     return pauses
@@ -122,7 +122,7 @@ def test_a_disk_of_this_machine_is_not_waited_for(tmp_path, clock, monkeypatch):
     def fail(*_, **__):
         raise OSError(errno.EIO, "input/output error")
 
-    monkeypatch.setattr("ims3_ray.storage.directory._write_local", fail)
+    monkeypatch.setattr("ims3_ray.storage.directory._replace_local", fail)
     with pytest.raises(OSError, match="input/output error"):
         open_directory(str(tmp_path)).write("a", b"")
     assert clock == []
@@ -130,14 +130,14 @@ def test_a_disk_of_this_machine_is_not_waited_for(tmp_path, clock, monkeypatch):
 
 def test_patience_ends_in_one_line_and_is_not_begun_anew_by_what_follows(bucket, failing, clock, caplog):
     failing.left = 10**6
-    for seconds in (retry.PATIENCE_S, 0.0):
+    for seconds in (retry.MAX_RETRY_S, 0.0):
         before = sum(clock)
         with pytest.raises(
             InputError, match=r"^s3://bucket.*SLOW_DOWN.* for 120 s; run the same command again to go on$"
         ):
             bucket.read("a")
         assert sum(clock) - before == seconds
-        assert max(clock) <= retry.LONGEST_PAUSE_S
+        assert max(clock) <= retry.MAX_PAUSE_S
     assert len(caplog.messages) == 1
     failing.left = 0
     bucket.write("a", b"")
@@ -151,7 +151,7 @@ def test_errors_now_and_then_are_told_once_and_waited_out_each_by_itself(bucket,
         failing.left = 2
         assert bucket.read("a") == b""
     assert len(caplog.messages) == 1
-    assert sum(clock) > retry.PATIENCE_S
+    assert sum(clock) > retry.MAX_RETRY_S
 
 
 def test_threads_tell_it_once(bucket, failing, clock, caplog, monkeypatch):

@@ -16,7 +16,8 @@ from ray.cluster_utils import Cluster
 from ims3_ray.cluster.fan_out import Part, fan_out
 from ims3_ray.cluster.resources import Machine
 from ims3_ray.config.settings import Workers
-from ims3_ray.storage.artifacts import open_directory, read_rows
+from ims3_ray.storage.artifacts import open_directory
+from ims3_ray.storage.rows import read_rows
 from ims3_ray.storage.schemas import FEATURES
 
 NODE = {"num_cpus": 2, "num_gpus": 1, "object_store_memory": 80 * 2**20}

@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from ims3_ray.stages.evaluate.features import Vectors
 from ims3_ray.storage.artifacts import complete, open_directory
-from ims3_ray.storage.index import read_index
+from ims3_ray.storage.rows import read_index
 from ims3_ray.storage.schemas import FEATURES, to_parquet
 
 
@@ -16,4 +15,4 @@ def vectors_of(features, labels, folder, parts=5):
         columns = {"image_id": ids, "label": labels[rows], "feature": features[rows]}
         directory.write(f"part-{part:05d}.parquet", to_parquet(columns, FEATURES))
     complete(directory, {})
-    return Vectors(read_index(directory, FEATURES, ["label"]))
+    return read_index(directory, FEATURES, ["label"])

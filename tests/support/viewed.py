@@ -15,8 +15,8 @@ from ims3_ray.runs.event_log import EventLog
 from ims3_ray.runs.mlflow_tracker import Tracker
 from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import complete, open_storage
-from ims3_ray.storage.heartbeat import HEARTBEAT, write_heartbeat
-from ims3_ray.storage.index import keys_of, write_index
+from ims3_ray.storage.lease import HEARTBEAT, write_heartbeat
+from ims3_ray.storage.rows import pack_keys, write_index
 
 CLASSES = ("<script>alert(1)", 'a "quoted" & b')
 SUBGROUPS, PER_SUBGROUP, STEPS = 3, 2, 20
@@ -70,7 +70,7 @@ def make_artifacts(storage) -> None:
 
 def _write_rows(place, rows, table) -> None:
     place.write("part-00000.parquet", schemas.to_parquet(rows, table))
-    write_index(place, {"part-00000.parquet": keys_of(rows, table)})
+    write_index(place, {"part-00000.parquet": pack_keys(rows, table)})
 
 
 def track(storage, key, metrics, *, overrides=None, own=None, status="FINISHED", parent=None):

@@ -15,10 +15,9 @@ from ims3_ray.stages.evaluate.agreement import label_agreement
 from ims3_ray.stages.evaluate.baselines import measure_all
 from ims3_ray.stages.evaluate.classifiers import classifier_seeds
 from ims3_ray.stages.evaluate.compare import Real, choose, real_vectors
-from ims3_ray.stages.evaluate.features import Vectors
 from ims3_ray.stages.evaluate.stage import first_of_pool
 from ims3_ray.stages.selected import KEYS, selected_rows
-from ims3_ray.storage.index import read_index
+from ims3_ray.storage.rows import Index, read_index
 from ims3_ray.storage.schemas import CANDIDATES, FEATURES
 
 from . import plan
@@ -135,8 +134,8 @@ def _pools(
         key = (rows.host, max(ablation.ipcs), seed)
         context, train = contexts[key], contexts[key].images["train"]
         index = read_index(steps[key]["features"].directory, FEATURES, ["image_id", "label"])
-        real = Real(train, train.ids, index.keys["image_id"].tolist(), Vectors(index))
-        drawn: dict[str, Vectors] = {}
+        real = Real(train, train.ids, index.keys["image_id"].tolist(), index)
+        drawn: dict[str, Index] = {}
         for row in rows.rows:
             if row.real is None:
                 cells = ((row.name, ipc, seed) for ipc in (count, max(ablation.ipcs)))
@@ -145,7 +144,7 @@ def _pools(
         choices = choose(real, names, [[count] * len(train.classes)], classifier_seeds(seed, 1))
         neighbours = context.config.evaluate.neighbours
         of_real = real_vectors(choices, real, classifier_seeds(seed, 1)[0], neighbours, count)
-        sets: dict[str, Vectors] = {**drawn, **{name: of_real[name] for name in plan.YARDSTICKS}}
+        sets: dict[str, Index] = {**drawn, **{name: of_real[name] for name in plan.YARDSTICKS}}
         sets |= {row.name: of_real[row.real] for row in rows.rows if row.real}
         measured = measure_all(real.vectors, sets, neighbours, train.classes)
         if ablation.agreement:
@@ -156,7 +155,7 @@ def _pools(
     return {name: _columns(of_seeds) for name, of_seeds in records.items()}
 
 
-def _agreement(context: Context, drawn: Mapping[str, Vectors]) -> dict[str, float]:
+def _agreement(context: Context, drawn: Mapping[str, Index]) -> dict[str, float]:
     """Of every generated row, by a classifier of the protocol's first network and the generator's seed.
 
     By one that is trained as a soft protocol's teacher is, where labels are soft.
@@ -166,18 +165,17 @@ def _agreement(context: Context, drawn: Mapping[str, Vectors]) -> dict[str, floa
     if rules.is_soft:
         rules = teacher_rules(settings.protocol)
     seed = classifier_seeds(context.config.seed, 1)[0]
-    indices = {name: candidates.index for name, candidates in drawn.items()}
-    return label_agreement(indices, train, rules, seed, context.machine)
+    return label_agreement(drawn, train, rules, seed, context.machine)
 
 
 def _drawn(
     name: str, context: Context, count: int, selected: Steps | None, steps: Steps | None
-) -> dict[str, Vectors]:
+) -> dict[str, Index]:
     """The selected candidates, or the first `count` a class where there are so many."""
     source = selected or steps
     assert source is not None
     pool = read_index(source["candidates"].directory, CANDIDATES, KEYS)
     if selected:
-        return {name: Vectors(selected_rows(pool, selected["selection"].directory, context.classes))}
+        return {name: selected_rows(pool, selected["selection"].directory, context.classes)}
     kept = first_of_pool(pool.keys, count)
-    return {name: Vectors(pool.at(kept))} if len(kept) == count * len(context.classes) else {}
+    return {name: pool.take(kept)} if len(kept) == count * len(context.classes) else {}

@@ -16,7 +16,7 @@ from ims3_ray.runs.provenance import provenance_tags
 from ims3_ray.runs.tags import artifact_tags, prefix_metrics, run_tags
 from ims3_ray.stages.context import Context
 from ims3_ray.storage.artifacts import fingerprint
-from ims3_ray.storage.heartbeat import heartbeat, write_heartbeat
+from ims3_ray.storage.lease import heartbeat, write_heartbeat
 
 from .result import StageRun
 

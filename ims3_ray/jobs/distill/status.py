@@ -15,7 +15,7 @@ from ims3_ray.storage.artifacts import (
     read_manifest,
     summary_of,
 )
-from ims3_ray.storage.heartbeat import read_heartbeat
+from ims3_ray.storage.lease import read_heartbeat
 
 COMPLETE, BEGUN, MISSING, DAMAGED = "complete", "begun", "missing", "damaged"
 

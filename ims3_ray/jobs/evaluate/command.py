@@ -24,7 +24,7 @@ from ims3_ray.evaluation.table import evaluation_lines, expected_lines, score_li
 from ims3_ray.jobs.next_steps import json_view, result_lines
 from ims3_ray.pipeline.inputs import check_inputs
 from ims3_ray.progress import spinner
-from ims3_ray.storage.directory import open_directory, refuse_unwritable
+from ims3_ray.storage.directory import check_writable, open_directory
 
 NAMED = re.compile(r"([A-Za-z0-9_.-]+)=(.+)")
 
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
         if has_address():  # whose nodes look at the images
             connect()
         prepared = evaluating.prepare(config, locations, plain=arguments.augmentation_robust)
-        refuse_unwritable(out, f"--out: {out.uri}")
+        check_writable(out, f"--out: {out.uri}")
         connect()
     document = evaluating.score(prepared, find_machine(config.workers), trust_labels=arguments.trust_labels)
     out.write_json(name, document)

@@ -26,9 +26,9 @@ from ims3_ray.pipeline.prepare import content_of, open_splits, pinned
 from ims3_ray.stages.embed import embed_images
 from ims3_ray.stages.evaluate import compare
 from ims3_ray.stages.evaluate.classifiers import check_networks, classifier_seeds
-from ims3_ray.stages.evaluate.features import Vectors
 from ims3_ray.stages.evaluate.teacher import check_settings, teacher_of
 from ims3_ray.storage.artifacts import Directory, open_storage
+from ims3_ray.storage.rows import Index
 
 RESERVED = set(NAMES) - {"pool"}  # names of what stands beside the given sets
 
@@ -231,7 +231,7 @@ def _refuse_swapped(findings: Audit, given: Collection[str]) -> None:
             )
 
 
-def _embed(prepared: Prepared, machine: Machine) -> tuple[dict[str, AuditedImages], dict[str, Vectors]]:
+def _embed(prepared: Prepared, machine: Machine) -> tuple[dict[str, AuditedImages], dict[str, Index]]:
     """Every set, the training images as "train" and the scored ones as "scored", all at one size."""
     split, size = prepared.networks[0].split, prepared.side
     named = {"train": ("data.train", prepared.train), "scored": (f"data.{split}", prepared.scored)}
@@ -241,8 +241,9 @@ def _embed(prepared: Prepared, machine: Machine) -> tuple[dict[str, AuditedImage
         key: embed_images(name, images, size, config, extractor, storage, machine)
         for key, (name, images) in named.items()
     }
-    vectors = {key: Vectors(index) for key, (_, index) in embedded.items()}
-    return {key: images for key, (images, _) in embedded.items()}, vectors
+    return {key: images for key, (images, _) in embedded.items()}, {
+        key: index for key, (_, index) in embedded.items()
+    }
 
 
 def _described(images: ImageSet) -> Given:

@@ -21,7 +21,7 @@ from ims3_ray.errors import InputError
 from ims3_ray.jobs.next_steps import result_lines, shell_command
 from ims3_ray.progress import spinner
 from ims3_ray.storage.artifacts import open_storage
-from ims3_ray.storage.directory import open_directory, refuse_unwritable
+from ims3_ray.storage.directory import check_writable, open_directory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
             images, _ = images.split(data.validation_split)
         check_network(config, len(images.classes))
         if not only_asks:
-            refuse_unwritable(open_directory(str(out.parent)), f"--out: {out.parent}")
+            check_writable(open_directory(str(out.parent)), f"--out: {out.parent}")
             connect()
 
     pretraining = Pretraining(config, images, storage, find_machine(config.workers, wait=not only_asks))

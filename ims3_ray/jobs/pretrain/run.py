@@ -26,7 +26,7 @@ from ims3_ray.models.training import TrainingConfig
 from ims3_ray.progress import timed
 from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import Directory, complete, fingerprint, read_manifest
-from ims3_ray.storage.hashing import content_hash
+from ims3_ray.storage.checksums import content_hash
 from ims3_ray.storage.integrity import read_or_reopen
 from ims3_ray.storage.lease import exclusive
 

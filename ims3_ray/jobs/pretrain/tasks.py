@@ -27,8 +27,9 @@ from ims3_ray.models.classifiers import Classifier
 from ims3_ray.models.device import prepare_device, run_padded_batches, to_device, to_images
 from ims3_ray.models.dit import DiT, DiTConfig
 from ims3_ray.models.vae import Vae
-from ims3_ray.storage.artifacts import Directory, fingerprint, part_names, read_part, unpacked_bytes
-from ims3_ray.storage.disk_cache import LocalRows, open_cache
+from ims3_ray.storage.artifacts import Directory, fingerprint
+from ims3_ray.storage.disk_cache import CachedRows, open_cache
+from ims3_ray.storage.rows import memory_bytes, part_names, read_part
 from ims3_ray.storage.schemas import LATENTS, Columns
 
 VALUES = "values.safetensors"
@@ -42,7 +43,7 @@ Model = TypeVar("Model", bound=nn.Module)
 class Rows(Protocol):
     """What a training draws its batches from."""
 
-    def open(self) -> LocalRows: ...
+    def open(self) -> CachedRows: ...
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,9 @@ class Latents:
 
     directory: Directory
 
-    def open(self) -> LocalRows:
+    def open(self) -> CachedRows:
         names = part_names(self.directory)
-        needed = unpacked_bytes(self.directory, names[0]) * len(names)
+        needed = memory_bytes(self.directory, names[0]) * len(names)
         return open_cache(fingerprint([self.directory.uri]), self.parts, needed)
 
     def parts(self) -> Iterator[Columns]:

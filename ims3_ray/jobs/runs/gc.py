@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from ims3_ray.pipeline.steps import STAGES
 from ims3_ray.runs import records
 from ims3_ray.storage.artifacts import MANIFEST, Directory
-from ims3_ray.storage.heartbeat import store_time
+from ims3_ray.storage.lease import store_time
 
 NOUNS = tuple(stage.output for stage in STAGES)
 HEX = r"[0-9a-f]{12}"
@@ -106,7 +106,7 @@ def _entries(storage: Directory) -> list[Entry]:
 
     A link that leads nowhere, or to a folder that counts already, is no directory.
     """
-    files, odd = storage.listed()
+    files, odd = storage.list_files()
     tops = [name for name in storage.folders() if name not in odd]
     folders = {f"{top}/{name}": info for top in tops for name, info in (storage / top).folders().items()}
     entries: dict[str, Entry] = {}

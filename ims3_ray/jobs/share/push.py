@@ -21,7 +21,7 @@ from ims3_ray.errors import InputError
 from ims3_ray.jobs.next_steps import result_lines, shell_command
 from ims3_ray.progress import spinner
 from ims3_ray.storage.artifacts import MANIFEST, Directory, open_directory, read_manifest
-from ims3_ray.storage.directory import refuse_unwritable
+from ims3_ray.storage.directory import check_writable
 from ims3_ray.storage.hub import NAME, SCHEME
 
 FOLDER = re.compile(r"(/|\.{1,2}/|~|[a-z][a-z0-9+.-]*://)")  # what its place begins with
@@ -104,7 +104,7 @@ def _make_room(out: Directory, checksums: dict[str, str], *, replace: bool) -> b
     """Whether the folder is to be written: False where it holds the very content. Of other content, the files
     of an earlier push are deleted, with `replace` alone.
     """
-    refuse_unwritable(out, f"--to: {out.uri}")
+    check_writable(out, f"--to: {out.uri}")
     if not out.files():
         return True
     manifest = read_manifest(out) or {}

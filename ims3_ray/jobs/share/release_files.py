@@ -59,7 +59,7 @@ class Bundle:
     def write(self, out: Directory) -> None:
         """Write the tree into an empty folder, its manifest last."""
         for name, file in self.files.items():
-            out.write_in_pieces(name, file.fill)
+            out.write_stream(name, file.fill)
         complete(out, {**self.details, "checksums": self.checksums})
 
 

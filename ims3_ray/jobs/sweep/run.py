@@ -18,8 +18,7 @@ from ims3_ray.runs.mlflow_tracker import Tracker
 from ims3_ray.runs.records import PLANNED
 from ims3_ray.stages.context import Context
 from ims3_ray.storage.artifacts import Directory
-from ims3_ray.storage.heartbeat import heartbeat
-from ims3_ray.storage.lease import exclusive
+from ims3_ray.storage.lease import exclusive, heartbeat
 
 from .document import Document, describe, trials_csv, winner_file
 from .mlflow_callback import Scribe

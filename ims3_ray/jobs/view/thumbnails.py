@@ -16,8 +16,8 @@ from ims3_ray.report.inputs import PAGE_CLASSES, Selection, shown_classes
 from ims3_ray.runs.query import Run, metric_value
 from ims3_ray.stages.selected import KEYS
 from ims3_ray.storage import schemas
-from ims3_ray.storage.artifacts import Directory, part_names, read_manifest
-from ims3_ray.storage.index import Index, read_index
+from ims3_ray.storage.artifacts import Directory, read_manifest
+from ims3_ray.storage.rows import Index, part_names, read_index
 
 from .run_store import RunStore
 
@@ -102,7 +102,7 @@ def candidates(store: RunStore, run: Run, names: Sequence[str], label: int) -> l
     index = _index(store.partial(run, "sample"), schemas.CANDIDATES, KEYS)
     if index is None:
         return []
-    pool = index.at(np.flatnonzero(index.keys["label"] == label))
+    pool = index.take(np.flatnonzero(index.keys["label"] == label))
     document = selection(store, run)
     selected = is_selected(document, names, pool.keys) if document else np.zeros(len(pool), bool)
     distances: dict[int, float] = {}
@@ -115,7 +115,7 @@ def candidates(store: RunStore, run: Run, names: Sequence[str], label: int) -> l
         rows = np.flatnonzero(pool.keys["subgroup"] == number)
         first = rows[np.lexsort((pool.keys["index"][rows], ~selected[rows]))][:limit]
         first = first[np.argsort(pool.keys["index"][first])]
-        pngs = pool.at(first).read("image").tolist()
+        pngs = pool.take(first).read("image").tolist()
         images = [(data_uri(png), bool(selected[row])) for png, row in zip(pngs, first, strict=True)]
         hidden, is_small = len(rows) - len(first), is_enlarged(pngs[0])
         subgroups.append(
@@ -129,7 +129,7 @@ def refinement(store: RunStore, run: Run, label: int) -> tuple[list[RefinedImage
     index = _index(store.partial(run, "refine"), schemas.REFINED, ["label", "place", "kept"])
     if index is None or not (rows := np.flatnonzero(index.keys["label"] == label)).size:
         return [], None
-    refined = index.at(rows[np.argsort(index.keys["place"][rows])][:PAGE_IMAGES])
+    refined = index.take(rows[np.argsort(index.keys["place"][rows])][:PAGE_IMAGES])
     columns = refined.read("start").tolist(), refined.read("image").tolist(), refined.keys["kept"].tolist()
     images = [
         RefinedImage(data_uri(before), data_uri(after), kept, is_enlarged(before))

@@ -15,7 +15,7 @@ from ims3_ray.evaluation.rules import Protocol
 from ims3_ray.evaluation.scoring import accuracy
 from ims3_ray.models.classifiers import Classifier
 from ims3_ray.models.device import prepare_device
-from ims3_ray.storage.index import Index
+from ims3_ray.storage.rows import Index
 
 from .classifiers import clear, pixels_of
 
@@ -47,7 +47,7 @@ def _share(network: Classifier, images: Index, rules: Protocol, device: torch.de
     """Of these images whose label the network gives."""
     right = 0.0
     for places in np.split(np.arange(len(images)), range(READ_ROWS, len(images), READ_ROWS)):
-        rows = images.at(places)
+        rows = images.take(places)
         x = np.stack([resize_and_crop(decode(png), rules.image_size) for png in rows.read("image")])
         pixels, labels = (torch.from_numpy(values).to(device) for values in (x, rows.keys["label"]))
         right += len(places) * accuracy(network, pixels, labels, rules)

@@ -14,8 +14,7 @@ from ims3_ray.errors import InputError
 from ims3_ray.method.coresets import greedy_coverage, herding, k_center, k_medoids, medoids
 from ims3_ray.method.coverage import RealClass, Values, class_mean, class_metrics
 from ims3_ray.progress import bar
-
-from .features import Vectors, places_by_class, read_together
+from ims3_ray.storage.rows import Index, places_by_class, read_together
 
 # (features (N, D) of a class, count, seed) → rows (count,)
 CORESETS: dict[str, Callable[[np.ndarray, int, int], np.ndarray]] = {
@@ -35,7 +34,7 @@ T = TypeVar("T")
 
 
 def choose_coresets(
-    real: Vectors, names: Sequence[str], count: int, seeds: Sequence[int], classes: Sequence[str]
+    real: Index, names: Sequence[str], count: int, seeds: Sequence[int], classes: Sequence[str]
 ) -> dict[tuple[str, int], np.ndarray]:
     """Rows of `real`, `count` a class, for every coreset named and every seed, class after class.
 
@@ -52,7 +51,7 @@ def choose_coresets(
     return {(name, s): coresets[name, s if name in SEEDED else seeds[0]] for name in names for s in seeds}
 
 
-def ceiling(real: Vectors, count: int, neighbours: int, classes: Sequence[str]) -> np.ndarray:
+def ceiling(real: Index, count: int, neighbours: int, classes: Sequence[str]) -> np.ndarray:
     """Rows of `real`, `count` a class, that cover as much as a greedy choice of real images can."""
     rows = _rows_by_class(real, count, classes)
     cover = partial(_cover, count=count, k=neighbours)
@@ -61,7 +60,7 @@ def ceiling(real: Vectors, count: int, neighbours: int, classes: Sequence[str]) 
 
 
 def measure_all(
-    real: Vectors, sets: Mapping[str, Vectors], neighbours: int, classes: Sequence[str]
+    real: Index, sets: Mapping[str, Index], neighbours: int, classes: Sequence[str]
 ) -> dict[str, Values]:
     """METRICS of method.coverage of each set, averaged over the classes.
 
@@ -75,7 +74,7 @@ def measure_all(
             )
     of_sets = {name: places_by_class(vectors.labels, len(classes)) for name, vectors in sets.items()}
     of_class = (
-        {name: vectors.at(of_sets[name][label]) for name, vectors in sets.items()}
+        {name: vectors.take(of_sets[name][label]) for name, vectors in sets.items()}
         for label in range(len(rows))
     )
     by_class = _each_class("coverage", partial(_measure, neighbours=neighbours), real, rows, of_class)
@@ -102,7 +101,7 @@ def _measure(label: int, x: np.ndarray, sets: Sets, neighbours: int) -> dict[str
     return {name: class_metrics(real, y) for name, y in sets.items()}
 
 
-def _rows_by_class(real: Vectors, least: int, classes: Sequence[str]) -> list[np.ndarray]:
+def _rows_by_class(real: Index, least: int, classes: Sequence[str]) -> list[np.ndarray]:
     by_class = places_by_class(real.labels, len(classes))
     for name, rows in zip(classes, by_class, strict=True):
         if len(rows) < least:
@@ -116,9 +115,9 @@ def _rows_by_class(real: Vectors, least: int, classes: Sequence[str]) -> list[np
 def _each_class(
     what: str,
     function: Callable[[int, np.ndarray, Sets], T],
-    real: Vectors,
+    real: Index,
     rows: Sequence[np.ndarray],
-    sets: Iterable[Mapping[str, Vectors]] = itertools.repeat({}),
+    sets: Iterable[Mapping[str, Index]] = itertools.repeat({}),
 ) -> list[T]:
     """`function(class, its real features, its features in each set)` for every class, as Ray tasks, in order.
 
@@ -127,7 +126,7 @@ def _each_class(
     """
     per_task = max(1, min(MOST_ROWS * len(rows) // len(real.labels), math.ceil(len(rows) / ENOUGH_TASKS)))
 
-    def work(first: int, of_real: list[Vectors], of_sets: list[Mapping[str, Vectors]]) -> list[T]:
+    def work(first: int, of_real: list[Index], of_sets: list[Mapping[str, Index]]) -> list[T]:
         x = read_together(of_real)
         y = {name: read_together([of[name] for of in of_sets]) for name in of_sets[0]}
         return [
@@ -135,10 +134,10 @@ def _each_class(
             for place in range(len(x))
         ]
 
-    def blocks() -> Iterator[tuple[int, list[Vectors], list[Mapping[str, Vectors]]]]:
+    def blocks() -> Iterator[tuple[int, list[Index], list[Mapping[str, Index]]]]:
         made = iter(sets)
         for first in range(0, len(rows), per_task):
-            own = [real.at(of_class) for of_class in rows[first : first + per_task]]
+            own = [real.take(of_class) for of_class in rows[first : first + per_task]]
             yield first, own, list(itertools.islice(made, len(own)))
 
     done: list[T] = []

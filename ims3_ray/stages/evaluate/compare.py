@@ -17,10 +17,10 @@ from ims3_ray.evaluation.rules import Protocol
 from ims3_ray.evaluation.teacher import Teacher, name_of
 from ims3_ray.method.coverage import Values
 from ims3_ray.method.seeding import permutation
+from ims3_ray.storage.rows import Index
 
 from .baselines import SEEDED, ceiling, choose_coresets, measure_all
 from .classifiers import Hear, Sets, summarise, train_all
-from .features import Vectors
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Real:
     images: ImageSet
     keys: Sequence[str]  # (N,) what tells the images apart: ids or paths
     embedded: Sequence[str]  # (M,) the keys of the features
-    vectors: Vectors  # of M images
+    vectors: Index  # of M images
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def asked_about(scored: ImageSet, train: ImageSet, members: int) -> Asked:
 
 
 def cover(
-    own: Mapping[str, Vectors], choices: Choices, real: Real, seed: int, neighbours: int, count: int | None
+    own: Mapping[str, Index], choices: Choices, real: Real, seed: int, neighbours: int, count: int | None
 ) -> dict[str, Values]:
     """Coverage of the sets compared, of the baselines by `seed`, of the ceiling of `count` images a class."""
     sets = {**own, **real_vectors(choices, real, seed, neighbours, count)}
@@ -119,12 +119,12 @@ def cover(
 
 def real_vectors(
     choices: Choices, real: Real, seed: int, neighbours: int, count: int | None
-) -> dict[str, Vectors]:
+) -> dict[str, Index]:
     """Of the baselines as `seed` chose them and, where a count is given, of the ceiling."""
     places = {name: choice.places for (name, of_seed), choice in choices.items() if of_seed == seed}
     if count is not None:
         places["ceiling"] = ceiling(real.vectors, count, neighbours, real.images.classes)
-    return {name: real.vectors.at(rows) for name, rows in places.items()}
+    return {name: real.vectors.take(rows) for name, rows in places.items()}
 
 
 def score(

@@ -6,6 +6,7 @@ subset's and the ceiling's.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,12 +31,11 @@ from ims3_ray.stages.context import Context
 from ims3_ray.stages.selected import KEYS, selected_rows
 from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import Directory
-from ims3_ray.storage.index import read_index
+from ims3_ray.storage.rows import Index, read_index
 
 from .baselines import SEEDED
 from .classifiers import classifier_seeds, images_seen
 from .compare import FULL_SEEDS, Real, asked_about, choose, cover, score, training_sets
-from .features import Vectors
 from .teacher import is_soft, teacher_of
 
 
@@ -45,7 +45,7 @@ def run(context: Context, out: Directory, **made: Directory) -> dict[str, Any]:
     networks = protocols(config.evaluate.protocol, config.evaluate.networks)
     seeds = classifier_seeds(config.seed, config.evaluate.seeds)
     index = read_index(made["features"], schemas.FEATURES, ["image_id", "label"])
-    real = Real(train, train.ids, index.keys["image_id"].tolist(), Vectors(index))
+    real = Real(train, train.ids, index.keys["image_id"].tolist(), index)
     asked, draws = config.evaluate.baselines, config.evaluate.random_subsets
     sizes = [[config.ipc] * len(train.classes)]
     choices = choose(real, dict.fromkeys(("random", *asked)), sizes, seeds, draws)
@@ -72,15 +72,15 @@ def run(context: Context, out: Directory, **made: Directory) -> dict[str, Any]:
 
 def _drawn(
     context: Context, selection: Directory, candidates: Directory, refined: Directory | None
-) -> dict[str, Vectors]:
+) -> dict[str, Index]:
     """What the set was made of, before refinement and after, and, where asked, the first of the pool."""
     pool, count = read_index(candidates, schemas.CANDIDATES, KEYS), context.config.evaluate.pool_images
-    sets: dict[str, Vectors] = {"distilled": Vectors(selected_rows(pool, selection, context.classes))}
+    sets: dict[str, Index] = {"distilled": selected_rows(pool, selection, context.classes)}
     if count:
-        sets["pool"] = Vectors(pool.at(first_of_pool(pool.keys, count)))
+        sets["pool"] = pool.take(first_of_pool(pool.keys, count))
     if refined:
         moved = read_index(refined, schemas.REFINED, ["label"])
-        sets["distilled"], sets["unrefined"] = Vectors(moved), Vectors(moved, "start_feature")
+        sets["distilled"], sets["unrefined"] = moved, replace(moved, column="start_feature")
     return sets
 
 

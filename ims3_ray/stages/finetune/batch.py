@@ -14,9 +14,9 @@ from ims3_ray.method.schedule import NUM_TRAIN_TIMESTEPS, grid_index_below, inve
 from ims3_ray.method.seeding import EpochOrder, generator, normal
 from ims3_ray.models.device import to_device
 from ims3_ray.storage import disk_cache, schemas
-from ims3_ray.storage.artifacts import Directory, fingerprint, part_names, read_part, unpacked_bytes
-from ims3_ray.storage.disk_cache import LocalRows, open_cache
-from ims3_ray.storage.prefetch import ahead
+from ims3_ray.storage.artifacts import Directory, fingerprint
+from ims3_ray.storage.disk_cache import CachedRows, open_cache
+from ims3_ray.storage.rows import memory_bytes, part_names, prefetch, read_part
 from ims3_ray.storage.schemas import Columns, Table
 
 FETCHED_AHEAD = 4  # parts in memory while rows are laid on the disk
@@ -52,7 +52,7 @@ class Source:
     @cached_property
     def size(self) -> float:
         """About how many bytes the rows take on a disk."""
-        of_first = sum(unpacked_bytes(directory, self.parts[0]) for directory, _ in _kinds(self))
+        of_first = sum(memory_bytes(directory, self.parts[0]) for directory, _ in _kinds(self))
         return of_first * len(self.parts)
 
     def ask(self) -> None:
@@ -81,7 +81,7 @@ class Draws:
         return replace(self, **{name: to_device(value[rows], device) for name, value in given.items()})
 
 
-def open_source(source: Source) -> LocalRows:
+def open_source(source: Source) -> CachedRows:
     """The images' rows on this machine's disk. InputError where they do not fit it."""
     return open_cache(source.key, lambda: _joined(source, source.parts), source.size, REMEDY)
 
@@ -96,7 +96,7 @@ def _kinds(source: Source) -> list[tuple[Directory, Table]]:
 
 
 def _joined(source: Source, names: list[str]) -> Iterator[Columns]:
-    """Part by part, latents and inversions beside each other; some parts are fetched ahead."""
+    """Part by part, latents and inversions beside each other; some parts are fetched prefetch."""
 
     def read(name: str) -> Columns:
         rows, *others = (read_part(held, name, table) for held, table in _kinds(source))
@@ -106,7 +106,7 @@ def _joined(source: Source, names: list[str]) -> Iterator[Columns]:
             rows |= other
         return rows
 
-    return ahead(read, names, FETCHED_AHEAD)
+    return prefetch(read, names, FETCHED_AHEAD)
 
 
 class Images:

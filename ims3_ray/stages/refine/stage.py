@@ -33,11 +33,10 @@ from ims3_ray.stages.base import (
 )
 from ims3_ray.stages.context import Context
 from ims3_ray.stages.evaluate.baselines import choose_coresets
-from ims3_ray.stages.evaluate.features import Vectors
 from ims3_ray.stages.selected import SelectedCandidate, find_selected
 from ims3_ray.storage import schemas
-from ims3_ray.storage.artifacts import Directory, part_names, read_rows
-from ims3_ray.storage.index import read_index
+from ims3_ray.storage.artifacts import Directory
+from ims3_ray.storage.rows import part_names, read_index, read_rows
 
 from .worker import ClassPayload, Given, Refiner, views_of
 
@@ -61,7 +60,7 @@ def run(
         images=context.images["train"].directory,
         probes=probes,
         candidates=candidates,
-        features=Vectors(read_index(features, schemas.FEATURES, ["label"])),
+        features=read_index(features, schemas.FEATURES, ["label"]),
     )
     arguments = {"given": given, "board": board, "batch_size": context.batch_size(context.config.refine)}
     payloads_of = class_payloads(context, features, selection, candidates)
@@ -109,13 +108,13 @@ def class_payloads(
 
 def _medoids(context: Context, features: Directory) -> list[SelectedCandidate]:
     """Real images by class; `index` counts the class's training images, and `file` is that of the image."""
-    index, train = read_index(features, schemas.FEATURES, ["image_id", "label"]), context.images["train"]
-    real, seed = Vectors(index), context.config.seed
+    real, train = read_index(features, schemas.FEATURES, ["image_id", "label"]), context.images["train"]
+    seed = context.config.seed
     places = choose_coresets(real, ["medoids"], context.config.ipc, [seed], context.classes)["medoids", seed]
     row_of = {image_id: row for row, image_id in enumerate(train.ids)}
     first = np.searchsorted(train.labels, np.arange(len(context.classes)))
     chosen = []
-    for place, image_id in enumerate(index.keys["image_id"][places]):
+    for place, image_id in enumerate(real.keys["image_id"][places]):
         row = row_of[image_id]
         label = int(train.labels[row])
         index = row - int(first[label])

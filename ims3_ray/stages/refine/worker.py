@@ -27,9 +27,9 @@ from ims3_ray.models.device import TRANSFORMER_LOCK, Numerics, prepare_device, t
 from ims3_ray.models.extractor import embed_pixels, load_extractor
 from ims3_ray.models.generator import load_vae
 from ims3_ray.models.vae import Vae
-from ims3_ray.stages.evaluate.features import Vectors
 from ims3_ray.stages.selected import SelectedCandidate, read_images
 from ims3_ray.storage.artifacts import Directory
+from ims3_ray.storage.rows import Index
 from ims3_ray.storage.schemas import Columns
 
 from .probe import load_probes
@@ -57,7 +57,7 @@ class Given:
     images: Directory
     probes: Directory
     candidates: Directory | None
-    features: Vectors  # of the real images
+    features: Index  # of the real images
 
 
 class LossLog:
@@ -193,7 +193,7 @@ class Refiner:
     def _became_copies(self, label: int, before: np.ndarray, after: np.ndarray) -> np.ndarray:
         """Which images (K,) bool are copies of real ones after refinement and were none before."""
         features = self._given.features
-        real = features.at(np.flatnonzero(features.labels == label)).read()
+        real = features.take(np.flatnonzero(features.labels == label)).read()
         if len(real) < 2:
             return np.zeros(len(after), bool)
         return find_copies(real, after)[1] & ~find_copies(real, before)[1]

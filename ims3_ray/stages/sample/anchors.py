@@ -21,7 +21,8 @@ from ims3_ray.method.guidance import Target, guidance_step, transport
 from ims3_ray.method.seeding import permutation
 from ims3_ray.stages.context import Context
 from ims3_ray.storage import schemas
-from ims3_ray.storage.artifacts import Directory, part_names, read_part
+from ims3_ray.storage.artifacts import Directory
+from ims3_ray.storage.rows import part_names, read_part
 
 ANCHORS = "anchors.safetensors"
 POOLED = 4  # height and width that latents are averaged to

@@ -15,8 +15,8 @@ from ims3_ray.method import coresets
 from ims3_ray.method.seeding import permutation
 from ims3_ray.stages.context import Context
 from ims3_ray.storage import schemas
-from ims3_ray.storage.artifacts import Directory, part_names, read_part
-from ims3_ray.storage.index import Index, read_index
+from ims3_ray.storage.artifacts import Directory
+from ims3_ray.storage.rows import Index, part_names, read_index, read_part
 
 from .timesteps import start_point
 
@@ -90,7 +90,7 @@ def _choose(context: Context, features: Directory, inverted: set[Key]) -> list[l
     count = settings.start_images or context.config.pool_ipc
     rows = [np.flatnonzero(is_inverted & (labels == label)) for label in range(len(context.classes))]
     tasks = [
-        _choose_of_class.remote(real.at(own), min(count, len(own)), seed, name)
+        _choose_of_class.remote(real.take(own), min(count, len(own)), seed, name)
         for own, name in zip(rows, context.classes, strict=True)
     ]
     return [[keys[own[place]] for place in places] for own, places in zip(rows, ray.get(tasks), strict=True)]

@@ -10,7 +10,8 @@ from pyarrow import fs
 
 from ims3_ray.display import first_few
 from ims3_ray.errors import InputError
-from ims3_ray.storage.artifacts import Directory, open_directory, part_names
+from ims3_ray.storage.artifacts import Directory, open_directory
+from ims3_ray.storage.rows import part_names
 
 from .features import FEATURE, FeatureTable
 

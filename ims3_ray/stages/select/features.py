@@ -23,7 +23,7 @@ from pyarrow import fs
 from ims3_ray.display import one_line
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import Directory
-from ims3_ray.storage.index import FILE, file_places, stored_keys
+from ims3_ray.storage.rows import FILE, file_places, stored_keys
 
 FEATURE = "feature"
 FILES = 256  # that are open at once: a data set keeps the footers of all of its files

@@ -14,7 +14,7 @@ from ims3_ray.jobs.distill.status import read_status
 from ims3_ray.progress import bar, run_name
 from ims3_ray.runs.event_log import LOG, EventLog, read_events
 from ims3_ray.storage.artifacts import open_directory
-from ims3_ray.storage.heartbeat import DEAD_AFTER_S, HEARTBEAT, heartbeat, write_heartbeat
+from ims3_ray.storage.lease import DEAD_AFTER_S, HEARTBEAT, heartbeat, write_heartbeat
 
 
 @pytest.fixture

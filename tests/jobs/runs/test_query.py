@@ -20,7 +20,7 @@ from ims3_ray.runs import query, records, tags
 from ims3_ray.runs.event_log import EventLog
 from ims3_ray.runs.mlflow_tracker import RECIPE_FILE, Tracker, client
 from ims3_ray.storage.artifacts import complete, open_storage
-from ims3_ray.storage.heartbeat import heartbeat, write_heartbeat
+from ims3_ray.storage.lease import heartbeat, write_heartbeat
 
 A, B = "a" * 12, "b" * 12
 SPREAD = "coverage/distilled"

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from ims3_ray.cli import main
-from ims3_ray.storage.artifacts import complete, open_storage, part_names, read_manifest
+from ims3_ray.storage.artifacts import complete, open_storage, read_manifest
+from ims3_ray.storage.rows import part_names
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from ims3_ray.stages.evaluate import agreement
 from ims3_ray.stages.selected import KEYS
 from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import open_directory
-from ims3_ray.storage.index import read_index
+from ims3_ray.storage.rows import read_index
 
 RULES = protocol("smoke").model_copy(update={"steps": 40})
 COLOURS = np.array([[200, 30, 30], [30, 200, 30], [30, 30, 200]])

@@ -8,7 +8,7 @@ from ims3_ray.errors import InputError
 from ims3_ray.method.coresets import greedy_coverage, herding, medoids
 from ims3_ray.method.coverage import class_coverage
 from ims3_ray.stages.evaluate.baselines import METRICS, ceiling, choose_coresets, measure_all
-from ims3_ray.stages.evaluate.features import places_by_class
+from ims3_ray.storage.rows import places_by_class
 
 CLASSES = ("blue", "red")
 COUNT, K = 3, 2
@@ -28,7 +28,7 @@ def test_every_class_gets_the_coreset_of_its_own_images(ray_cluster, real):
     for (name, seed), rows in chosen.items():
         for label in (0, 1):
             own = np.flatnonzero(real.labels == label)
-            x = real.at(own).read()
+            x = real.take(own).read()
             expected = own[herding(x, COUNT) if name == "herding" else medoids(x, COUNT, seed)]
             assert rows[real.labels[rows] == label].tolist() == expected.tolist()
 
@@ -41,7 +41,7 @@ def test_coverage_over_ray_is_that_of_one_call_and_nothing_real_beats_the_ceilin
     expected = [places[greedy_coverage(features[places], COUNT, K)] for places in own]
     assert rows.tolist() == np.concatenate(expected).tolist()
     sets = {
-        "ceiling": real.at(rows),
+        "ceiling": real.take(rows),
         "noise": vectors_of(features[:8] + 1, real.labels[:8], tmp_path / "noise"),
     }
     found = measure_all(real, sets, K, CLASSES)
@@ -55,7 +55,7 @@ def test_coverage_over_ray_is_that_of_one_call_and_nothing_real_beats_the_ceilin
 def test_a_class_too_small_for_the_choice_or_missing_from_a_set_is_named(real):
     with pytest.raises(InputError, match="class 'blue' has 12 readable images, and evaluation needs 13"):
         choose_coresets(real, ["herding"], 13, [0], CLASSES)
-    only_blue = real.at(np.flatnonzero(real.labels == 0))
+    only_blue = real.take(np.flatnonzero(real.labels == 0))
     with pytest.raises(InputError, match="set 'mine': has no image of class 'red'"):
         measure_all(real, {"mine": only_blue}, K, CLASSES)
 

@@ -27,7 +27,7 @@ from ims3_ray.stages.evaluate.classifiers import (
 )
 from ims3_ray.stages.evaluate.stage import MeanCurve
 from ims3_ray.storage.artifacts import complete, open_directory
-from ims3_ray.storage.disk_cache import rows_folder
+from ims3_ray.storage.disk_cache import cache_folder
 
 SMOKE = PROTOCOLS["smoke"]
 CLASSES = ("blue", "red")
@@ -83,7 +83,7 @@ def test_images_are_read_where_classifiers_train_and_nothing_of_them_is_left_the
     train_all(sets, tests, [SMOKE], find_machine(Workers()))
     keys = {local_pixels(of_set, SMOKE.image_size).key for of_set in (tests, *sets.values())}
     assert len(keys) == 3
-    assert not keys & {entry.name for entry in rows_folder().iterdir() if entry.is_dir()}
+    assert not keys & {entry.name for entry in cache_folder().iterdir() if entry.is_dir()}
 
 
 @pytest.mark.parametrize("size", [16, 28, 61])

@@ -48,7 +48,7 @@ def source(folder, num_parts=3, rows=5, side=2, mirror=True):
 
 def all_in_memory(given):
     """The columns as one would read them at once."""
-    from ims3_ray.storage.artifacts import read_rows
+    from ims3_ray.storage.rows import read_rows
 
     z = read_rows(given.latents, schemas.MIRRORED_LATENTS if given.mirror else schemas.LATENTS)
     kind = schemas.MIRRORED_INVERSIONS if given.mirror else schemas.INVERSIONS

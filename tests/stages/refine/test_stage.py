@@ -11,7 +11,8 @@ from ims3_ray.errors import InputError
 from ims3_ray.pipeline import prepare as preparation
 from ims3_ray.pipeline.steps import plan, run_step
 from ims3_ray.storage import schemas
-from ims3_ray.storage.artifacts import MANIFEST, part_names, read_rows
+from ims3_ray.storage.artifacts import MANIFEST
+from ims3_ray.storage.rows import part_names, read_rows
 
 REFINE = (
     "refine.steps=3",

@@ -11,7 +11,8 @@ from ims3_ray.pipeline import prepare as preparation
 from ims3_ray.pipeline.steps import plan, run_step
 from ims3_ray.stages.sample.initial_latents import Starts
 from ims3_ray.storage import schemas
-from ims3_ray.storage.artifacts import open_directory, read_rows
+from ims3_ray.storage.artifacts import open_directory
+from ims3_ray.storage.rows import read_rows
 
 EVERYWHERE = "sample.anchor_interval=[0, 999]"
 

@@ -36,7 +36,7 @@ from ims3_ray.stages.select.shard_actors import (
     split,
 )
 from ims3_ray.storage.artifacts import complete, open_directory
-from ims3_ray.storage.index import keys_in, write_index
+from ims3_ray.storage.rows import pack_part_keys, write_index
 from ims3_ray.storage.schemas import CANDIDATES, FEATURES, to_parquet
 
 WIDTH, IPC = 8, 3
@@ -256,7 +256,7 @@ def test_of_an_artefact_with_an_index_a_class_is_read_from_the_files_that_hold_i
             columns["image"] = np.array([b"x"] * 4, object)
             columns = {name: columns[name] for name in table}
             out.write(f"part-{label:05d}.parquet", to_parquet(columns, table))
-        write_index(out, {name: keys_in(out.read(name), table) for name in out.files()})
+        write_index(out, {name: pack_part_keys(out.read(name), table) for name in out.files()})
         complete(out, {"rows": 12})
         places.append(out)
     pool = open_candidates(*places, ("candidates", "features"), subgroup=3)

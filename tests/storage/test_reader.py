@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from ims3_ray.errors import InputError
-from ims3_ray.storage import artifacts, index
+from ims3_ray.storage import rows
 from ims3_ray.storage.artifacts import DamagedError, complete, open_directory
-from ims3_ray.storage.index import INDEX, keys_in, keys_of, read_index, write_index
+from ims3_ray.storage.rows import INDEX, pack_keys, pack_part_keys, read_index, write_index
 from ims3_ray.storage.schemas import FEATURES, to_parquet
 
 
@@ -26,20 +26,20 @@ def features(tmp_path):
 
 
 def test_rows_at_any_places_come_in_that_order(features):
-    whole = artifacts.read_rows(features, FEATURES)
+    whole = rows.read_rows(features, FEATURES)
     found = read_index(features, FEATURES, ["label"])
     assert np.array_equal(found.keys["label"], whole["label"])
     places = np.array([11, 0, 5, 4, 11, 7])
-    some = found.at(places)
+    some = found.take(places)
     assert np.array_equal(some.read("feature"), whole["feature"][places])
     assert some.read("image_id").tolist() == whole["image_id"][places].tolist()
     assert np.array_equal(some.at(np.array([2, 1])).read("feature"), whole["feature"][[5, 0]])
 
 
 def test_only_the_parts_that_hold_the_rows_are_read_each_once(features, monkeypatch):
-    found, read, real = read_index(features, FEATURES, ["label"]), [], index.read_part
-    monkeypatch.setattr(index, "read_part", lambda d, name, *rest: read.append(name) or real(d, name, *rest))
-    some = found.at(np.array([9, 1, 8, 0]))
+    found, read, real = read_index(features, FEATURES, ["label"]), [], rows.read_part
+    monkeypatch.setattr(rows, "read_part", lambda d, name, *rest: read.append(name) or real(d, name, *rest))
+    some = found.take(np.array([9, 1, 8, 0]))
     assert read == []
     some.read("feature")
     assert read == ["part-00000.parquet", "part-00002.parquet"]
@@ -53,16 +53,16 @@ def test_a_part_that_is_lost_makes_no_shorter_index(features):
 
 @pytest.fixture
 def indexed(features):
-    """The same with an index."""
+    """The same with an rows."""
     (features / "manifest.json").delete()
-    write_index(features, {name: keys_in(features.read(name), FEATURES) for name in features.files()})
+    write_index(features, {name: pack_part_keys(features.read(name), FEATURES) for name in features.files()})
     complete(features, {"rows": 12})
     return features
 
 
 def test_an_index_beside_the_parts_says_what_they_say_and_is_read_alone(indexed, monkeypatch):
-    whole = artifacts.read_rows(indexed, FEATURES)
-    monkeypatch.setattr(index, "read_part", lambda *_: pytest.fail("a part was read"))
+    whole = rows.read_rows(indexed, FEATURES)
+    monkeypatch.setattr(rows, "read_part", lambda *_: pytest.fail("a part was read"))
     found = read_index(indexed, FEATURES, ["label", "image_id"])
     assert all(np.array_equal(found.keys[name], whole[name]) for name in ("label", "image_id"))
     monkeypatch.undo()
@@ -71,8 +71,8 @@ def test_an_index_beside_the_parts_says_what_they_say_and_is_read_alone(indexed,
 
 def test_keys_are_the_same_from_columns_and_from_a_parts_bytes(features):
     name = "part-00001.parquet"
-    columns = artifacts.read_part(features, name, FEATURES)
-    assert keys_of(columns, FEATURES) == keys_in(features.read(name), FEATURES)
+    columns = rows.read_part(features, name, FEATURES)
+    assert pack_keys(columns, FEATURES) == pack_part_keys(features.read(name), FEATURES)
 
 
 def test_an_index_that_is_lost_counts_as_damage(indexed):
