@@ -43,8 +43,8 @@ def metric_pairs(first: Run, second: Run) -> list[MetricPair]:
     """Accuracies by set in percent, coverage of the distilled sets, time; only what either run has."""
     pairs = [_accuracies(first, second, name) for name in ("distilled", *NAMES)]
     pairs += [_metrics(first, second, title, f"{name}/distilled") for name, (title, _) in METRICS.items()]
-    times = map(total_seconds, (first, second))
-    pairs.append(MetricPair("Time of all stages", *(NONE if t is None else duration(t) for t in times)))
+    times = [NONE if t is None else duration(t) for t in map(total_seconds, (first, second))]
+    pairs.append(MetricPair("Time of all stages", times[0], times[1]))
     return [pair for pair in pairs if {pair.first, pair.second} != {NONE}]
 
 
@@ -58,9 +58,9 @@ def _accuracies(first: Run, second: Run, name: str) -> MetricPair:
 
 def _metrics(first: Run, second: Run, title: str, name: str) -> MetricPair:
     a, b = metric_value(first, name), metric_value(second, name)
-    texts = (NONE if math.isnan(value) else number(value) for value in (a, b))
+    first_text, second_text = (NONE if math.isnan(value) else number(value) for value in (a, b))
     difference = "" if math.isnan(b - a) else f"{'+' if b > a else ''}{number(b - a)}"
-    return MetricPair(title, *texts, difference)
+    return MetricPair(title, first_text, second_text, difference)
 
 
 def images(store: RunStore, first: Run, second: Run) -> list[tuple[str, Strip, Strip]]:
