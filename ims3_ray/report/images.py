@@ -8,12 +8,12 @@ from pathlib import Path
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
-from .inputs import PAGE_CLASSES, ReportData, Uncovered, shortened, shown_classes
+from .inputs import PAGE_CLASSES, SHEET_CLASSES, ReportData, Uncovered, shortened, shown_classes
 
 SMALL = 64  # pixels per side: a page enlarges images up to this size, with square pixels
 THUMBNAIL = 160  # pixels per side of a larger image on the page
 PAGE_IMAGES = 240  # maximum number of images on a page, which stays below 3 MB
-SHEET_CLASSES, SHEET_COLUMNS, SHEET_CELL = 40, 20, 64
+SHEET_COLUMNS, SHEET_CELL = 20, 64
 GAP, MARGIN = 3, 16
 PAPER, INK, MUTED = "#ffffff", "#1b1f24", "#6b7280"
 
@@ -74,12 +74,11 @@ def contact_sheet(data: ReportData) -> bytes:
     Shows at most 40 classes and 20 images per class; a note at the bottom says what is omitted.
     """
     classes = [data.classes[i] for i in shown_classes(data.classes, SHEET_CLASSES)]
-    counts = [len(data.contact[name]["distilled"]) for name in data.classes]
-    columns = min(max(counts), SHEET_COLUMNS)
+    columns = min(max(data.counts), SHEET_COLUMNS)
     font, names = _font(15), [shortened(name) for name in classes]
     left = MARGIN + max(int(font.getlength(name)) for name in names) + 14
     step = SHEET_CELL + GAP
-    note = _note(len(classes), len(counts), columns, max(counts))
+    note = _note(len(classes), len(data.classes), columns, max(data.counts))
     size = (
         left + columns * step - GAP + MARGIN,
         2 * MARGIN + len(classes) * step - GAP + (24 if note else 0),

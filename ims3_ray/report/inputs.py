@@ -1,8 +1,8 @@
 """The data of a report, and how much of a large run it shows."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypedDict, overload
+from typing import TypedDict
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from ims3_ray.evaluation.results import Evaluation
 
 PAGE_CLASSES = 24  # maximum number of classes with images on the page, which stays below 3 MB
+SHEET_CLASSES = 40  # maximum number of classes on the contact sheet
 MAP_CLASSES = 12  # maximum number of classes on the map, one colour each
 
 History = Sequence[Mapping[str, float]]
@@ -68,8 +69,10 @@ class ReportData:
     classes: tuple[str, ...]
     about: Mapping[str, object]
     """Versions and hardware, by name."""
+    counts: Sequence[int]
+    """Distilled images per class."""
     contact: Mapping[str, Mapping[str, Sequence[bytes]]]
-    """Encoded images by class name and kind: `distilled`; `before` (refinement); some `real` ones."""
+    """Encoded images of `image_classes` by name and kind: distilled, before (refinement), some real."""
     real_features: Float[np.ndarray, "n d"]
     """Features of the classes in `feature_classes` at least; so are those of candidates."""
     real_labels: Int[np.ndarray, " n"]
@@ -90,29 +93,14 @@ class ReportData:
     """Shell commands by purpose."""
 
 
-class LazyImages(Sequence[bytes]):
-    """Encoded images of a class, read on first access: the page shows only a few classes of a large run."""
-
-    def __init__(self, count: int, read: Callable[[], Sequence[bytes]]):
-        self._count, self._read = count, read
-        self._images: Sequence[bytes] | None = None
-
-    def __len__(self) -> int:
-        return self._count
-
-    @overload
-    def __getitem__(self, index: int) -> bytes: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[bytes]: ...
-    def __getitem__(self, index: int | slice) -> bytes | Sequence[bytes]:
-        if self._images is None:
-            self._images = self._read()
-        return self._images[index]
-
-
 def shown_classes(classes: Sequence[str], limit: int) -> list[int]:
     """Indices of at most `limit` classes, evenly spaced: neighbours in a sorted list resemble each other."""
     return [int(i) for i in np.linspace(0, len(classes) - 1, min(limit, len(classes))).round()]
+
+
+def image_classes(classes: Sequence[str]) -> list[int]:
+    """Indices of the classes whose images the page or the contact sheet shows."""
+    return sorted({i for limit in (PAGE_CLASSES, SHEET_CLASSES) for i in shown_classes(classes, limit)})
 
 
 def feature_classes(classes: Sequence[str]) -> list[int]:

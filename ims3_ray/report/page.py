@@ -22,15 +22,14 @@ REFERENCES = ("random", "ceiling")
 def render(data: ReportData) -> bytes:
     """The page in UTF-8, deterministic. Raises OSError for bytes that are not an image."""
     data = replace(data, evaluation=_in_order(data.evaluation)) if data.evaluation else data
-    counts = [len(data.contact[name]["distilled"]) for name in data.classes]
     shown = shown_classes(data.classes, MAP_CLASSES)
     points = feature_map(data, shown)
     rows = plots.subgroup_rows(data.selection, data.classes)
     per_class = data.selection["per_class"]
     context = {
         "data": data,
-        "images": sum(counts),
-        "per_class": "–".join(map(str, dict.fromkeys((min(counts), max(counts))))),
+        "images": sum(data.counts),
+        "per_class": "–".join(map(str, dict.fromkeys((min(data.counts), max(data.counts))))),
         "claim": claim(data.evaluation),
         "set_name": partial(plots.set_name, names=_names(data.evaluation)),
         "strips": strips(data),

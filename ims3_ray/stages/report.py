@@ -1,8 +1,7 @@
 """Report on a run: all artefacts → one self-contained page and a contact sheet."""
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -18,10 +17,10 @@ from ims3_ray.progress import timed
 from ims3_ray.report.feature_space import find_uncovered
 from ims3_ray.report.inputs import (
     PAGE_CLASSES,
-    LazyImages,
     ReportData,
     Uncovered,
     feature_classes,
+    image_classes,
     shown_classes,
 )
 from ims3_ray.storage import schemas
@@ -67,12 +66,16 @@ def _gather(context: Context, key: str, inputs: dict[str, Directory]) -> ReportD
         )
         selected = np.arange(len(labels)) < len(moved)
     real_features = real.read("feature")
+    paths: dict[str, list[str]] = {name: [] for name in classes}
+    for entry in manifests["distilled"].get("images", []):
+        paths[str(entry["class"])].append(str(entry["path"]))
     return ReportData(
         title=subject(config),
         config=config.results(),
         classes=classes,
         about=versions() | hardware(context.machine) | _environments(manifests),
-        contact=_contact(context, inputs["distilled"], manifests["distilled"], refined),
+        counts=[len(paths[name]) for name in classes],
+        contact=_contact(context, inputs["distilled"], paths, refined),
         real_features=real_features,
         real_labels=real.keys["label"],
         candidate_features=features,
@@ -120,38 +123,22 @@ def _history(manifest: Manifest | None) -> Sequence[Mapping[str, float]]:
 
 
 def _contact(
-    context: Context, distilled: Directory, manifest: Manifest, refined: Index | None
+    context: Context, distilled: Directory, paths: Mapping[str, Sequence[str]], refined: Index | None
 ) -> dict[str, dict[str, Sequence[bytes]]]:
     """Images by class: distilled ones, the same before refinement, and a few real ones."""
     train = context.images["train"]
-    paths: dict[str, list[str]] = {name: [] for name in context.classes}
-    for entry in manifest.get("images", []):
-        paths[str(entry["class"])].append(str(entry["path"]))
-    real: dict[str, list[int]] = {name: [] for name in context.classes}
-    for row in train.subset(MAX_REAL, "report", context.config.seed):
-        real[train.classes[train.labels[row]]].append(row)
+    real = train.subset(MAX_REAL, "report", context.config.seed)
     contact: dict[str, dict[str, Sequence[bytes]]] = {}
-    for label, name in enumerate(context.classes):
-        kinds: dict[str, Sequence[bytes]] = {
-            "distilled": LazyImages(len(paths[name]), partial(_read_all, distilled.read, paths[name])),
-            "before": [],
-            "real": LazyImages(
-                len(real[name]), partial(_read_all, partial(_real_image, context), real[name])
-            ),
+    for label in image_classes(context.classes):
+        name = context.classes[label]
+        contact[name] = {
+            "distilled": [distilled.read(path) for path in paths[name]],
+            "real": [_real_image(context, row) for row in real if train.labels[row] == label],
         }
         if refined is not None:
-            own = refined.take(np.flatnonzero(refined.keys["label"] == label))
-            kinds["before"] = LazyImages(len(own), partial(_starts, own))
-        contact[name] = kinds
+            rows = refined.take(np.flatnonzero(refined.keys["label"] == label))
+            contact[name]["before"] = rows.read("start").tolist()
     return contact
-
-
-def _starts(rows: Index) -> list[bytes]:
-    return rows.read("start").tolist()
-
-
-def _read_all(read: Callable[[Any], bytes], places: Sequence[Any]) -> list[bytes]:
-    return [read(place) for place in places]
 
 
 def _uncovered_images(

@@ -122,29 +122,26 @@ def report(classes=(HOSTILE, TEMPLATE, FORMULA), **changes) -> ReportData:
         }
         for s in range(1, 30)
     ]
-    return ReportData(
-        **{
-            "title": "tiny",
-            "config": {
-                "ipc": IPC,
-                "sample": {"subgroups": SUBGROUPS, "batch_size": {"cpu": 25}},
-                "im": {"minimax": None},
-            },
-            "classes": tuple(classes),
-            "about": {"ray": "2.60.0"},
-            "contact": {
-                c: {"distilled": [png(rng) for _ in range(IPC)], "real": [png(rng)]} for c in classes
-            },
-            "real_features": near(labels),
-            "real_labels": labels,
-            "candidate_features": near(labels),
-            "candidate_labels": labels,
-            "candidate_selected": subgroups == 2,
-            "selection": selection(classes),
-            "history": history,
-            "evaluation": evaluation(),
-            "stages": [{"name": "encode", "rows": 10, "unit": "images", "seconds": 2.0, "rate": 5.0}],
-            "commands": {"Again": "ims3 distill ipc=2 && echo '<done>'"},
-        }
-        | changes
-    )
+    values = {
+        "title": "tiny",
+        "config": {
+            "ipc": IPC,
+            "sample": {"subgroups": SUBGROUPS, "batch_size": {"cpu": 25}},
+            "im": {"minimax": None},
+        },
+        "classes": tuple(classes),
+        "about": {"ray": "2.60.0"},
+        "contact": {c: {"distilled": [png(rng) for _ in range(IPC)], "real": [png(rng)]} for c in classes},
+        "real_features": near(labels),
+        "real_labels": labels,
+        "candidate_features": near(labels),
+        "candidate_labels": labels,
+        "candidate_selected": subgroups == 2,
+        "selection": selection(classes),
+        "history": history,
+        "evaluation": evaluation(),
+        "stages": [{"name": "encode", "rows": 10, "unit": "images", "seconds": 2.0, "rate": 5.0}],
+        "commands": {"Again": "ims3 distill ipc=2 && echo '<done>'"},
+    } | changes
+    counts = [len(values["contact"][name]["distilled"]) for name in classes]
+    return ReportData(counts=counts, **values)
