@@ -46,6 +46,17 @@ def test_python_m_is_the_command_and_tells_of_itself_without_words(capsys):
 
 
 @pytest.mark.slow
+def test_help_lists_every_command_and_an_unknown_one_gets_a_line(capsys):
+    assert main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in lines if line.startswith("  ") and line.strip()} >= set(COMMANDS)
+    assert max(map(len, lines)) <= 80
+    assert main(["distil"]) == 2
+    assert capsys.readouterr().err == (
+        "error: ims3 distil: no such command; did you mean distill? ims3 --help lists them\n"
+    )
+
+
 def test_sigterm_ends_a_run_with_one_line_and_143(tiny_overrides):
     process = job("distill", *tiny_overrides)
     said = []

@@ -74,7 +74,7 @@ def test_the_wheel_has_every_tracked_file_of_the_package(wheel):
 def test_what_is_installed_runs_from_anywhere_by_its_own_files(ims3, python):
     where = "import ims3_ray; print(ims3_ray.__file__)"
     assert ims3("-c", where, by=python).startswith(str(python.parents[1]))
-    assert "imagewoof" in ims3("recipes")
+    assert "imagewoof" in ims3("doctor")
     assert ims3("--version") == ims3("-m", "ims3_ray", "--version", by=python)
     assert "embed" in ims3("distill", "--dry-run")
     assert "refine-parts" in ims3("ablate", "--help")

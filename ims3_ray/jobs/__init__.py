@@ -10,7 +10,6 @@ COMMANDS = {  # name → module of this package with `add_arguments(parser)` and
     "init": "ims3_ray.jobs.init",
     "pretrain": "ims3_ray.jobs.pretrain.command",
     "push": "ims3_ray.jobs.share.push",
-    "recipes": "ims3_ray.jobs.recipes",
     "runs": "ims3_ray.jobs.runs.command",
     "select": "ims3_ray.jobs.select",
     "sweep": "ims3_ray.jobs.sweep.command",

@@ -1,19 +1,23 @@
-"""Say what of this machine works, and which recipes could run here.
+"""Check this machine, and list the recipes with what each needs.
 
     ims3 doctor
     ims3 doctor storage=/data/runs
+    ims3 doctor --show imagewoof       print a recipe, to start your own from
 
-A line each: what, its state, and what was seen; where something is wrong, the
-remedy. Ray is not started, and nothing is written. Exit code 2 where no run
-could work.
+Prints a line per check: name, state, details and, if something is wrong, the
+remedy. Then each recipe: whether it fits this machine, its time, model and
+protocol. Ray is not started and nothing is written. Exit code 2 if no run can
+work here.
 """
 
 import argparse
 import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
+import textwrap
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -26,180 +30,194 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from ims3_ray.config.load import load_config, parse_overrides, recipe_names
+from ims3_ray.config.load import load_config, parse_overrides, recipe_names, recipe_text
 from ims3_ray.display import first_few, format_bytes, one_line, redact_uris
 from ims3_ray.errors import InputError
 from ims3_ray.runs.mlflow_db import tracking_uri
 from ims3_ray.storage.artifacts import open_directory
 
-from .recipes import hardware
-
-OK, NONE, MISSING = "ok", "none", "missing"  # none: not there, and a run works without it
-ANSWER_S = 3.0  # for whoever is asked through a network
-LEAST_MEMORY, LEAST_SHM, LEAST_DISK = 4e9, 1e9, 1e9  # bytes: below them the digits do not get through
-BF16 = 8.0  # CUDA's compute capability from which on
+OK, NONE, MISSING = "ok", "none", "missing"  # none: absent, but not needed for a run
+TIMEOUT_S = 3.0  # per network request
+MIN_MEMORY, MIN_SHM, MIN_DISK = 4e9, 1e9, 1e9  # bytes that the recipe digits needs
+BF16_CAPABILITY = 8.0  # minimum CUDA compute capability
 QUERY = ("nvidia-smi", "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits")
+WIDTH = 80
 
 
-class Finding(NamedTuple):
-    what: str
+class Check(NamedTuple):
+    name: str
     state: str
     detail: str
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("overrides", nargs="*", metavar="storage=DIR", help="where runs go (default ./runs)")
+    parser.add_argument("--show", metavar="NAME", help="print this recipe as YAML, and check nothing")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="storage=DIR", help="storage of runs (default ./runs)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
     overrides = parse_overrides(arguments.overrides)
     if unknown := set(overrides) - {"storage"}:
-        raise InputError(f"{', '.join(sorted(unknown))}: not known here; only storage=DIR is")
-    findings = []
-    for finding in look(load_config("digits", overrides).storage):
-        print(f"{finding.what:<10} {finding.state:<8} {one_line(finding.detail)}", flush=True)
-        findings.append(finding)
-    if wrong := [finding.what for finding in findings if finding.state == MISSING]:
-        raise InputError(f"no run could work here: {', '.join(wrong)}; the lines above name the remedies")
+        raise InputError(f"{', '.join(sorted(unknown))}: not valid here; doctor takes only storage=DIR")
+    if arguments.show is not None:
+        print(recipe_text(arguments.show)[1], end="")
+        return
+    checks = []
+    for check in run_checks(load_config("digits", overrides).storage):
+        print(f"{check.name:<10} {check.state:<8} {one_line(check.detail)}", flush=True)
+        checks.append(check)
+    has_gpu = any(check.name == "GPU" and check.state == OK for check in checks)
+    print("", *recipe_table(has_gpu), sep="\n")
+    if missing := [check.name for check in checks if check.state == MISSING]:
+        raise InputError(f"no run can work here: {', '.join(missing)}; see the remedies above")
 
 
-def look(storage: str) -> Iterator[Finding]:
-    """A finding each."""
+def run_checks(storage: str) -> Iterator[Check]:
     versions = ", ".join(f"{name} {version(name)}" for name in ("ims3-ray", "torch", "ray"))
-    yield Finding("versions", OK, f"Python {platform.python_version()}, {versions}")
-    devices = gpus()
-    yield devices
+    yield Check("versions", OK, f"Python {platform.python_version()}, {versions}")
+    yield check_gpus()
     memory = psutil.virtual_memory().total
-    yield _enough("memory", memory, LEAST_MEMORY, "of this machine", "take a larger one")
+    yield _check_bytes("memory", memory, MIN_MEMORY, "in total", "use a larger machine")
     if os.path.isdir("/dev/shm"):
         free = shutil.disk_usage("/dev/shm").free
-        yield _enough("/dev/shm", free, LEAST_SHM, "free", "docker run --shm-size=4g, or empty it")
-    yield of_storage(storage)
-    yield tracking(storage)
-    yield hub()
-    yield cluster()
-    yield recipes(has_gpu=devices.state == OK)
+        yield _check_bytes("/dev/shm", free, MIN_SHM, "free", "docker run --shm-size=4g, or empty it")
+    yield check_storage(storage)
+    yield check_tracking(storage)
+    yield check_hub()
+    yield check_cluster()
 
 
-def gpus() -> Finding:
-    """As the driver says, which takes no second; torch's own look takes several."""
+def check_gpus() -> Check:
+    """Asks nvidia-smi, since importing torch takes seconds."""
     cpus = f"{os.cpu_count()} CPU cores"
     if not shutil.which(QUERY[0]):
-        return Finding("GPU", NONE, f"{cpus}; for the recipes that need one, a machine with NVIDIA's driver")
-    asked = subprocess.run(QUERY, capture_output=True, text=True, timeout=20)
-    if asked.returncode or not asked.stdout.strip():
-        return Finding(
-            "GPU", NONE, f"{cpus}; nvidia-smi fails: {asked.stdout or asked.stderr}; mend the driver"
-        )
+        return Check("GPU", NONE, f"{cpus}; recipes for a GPU need NVIDIA's driver")
+    answer = subprocess.run(QUERY, capture_output=True, text=True, timeout=20)
+    if answer.returncode or not answer.stdout.strip():
+        output = answer.stdout or answer.stderr
+        return Check("GPU", NONE, f"{cpus}; nvidia-smi fails: {output}; repair the driver")
     if version("torch").endswith("+cpu"):
-        return Finding("GPU", NONE, f"{cpus}; torch is built without CUDA: pip install torch from PyPI")
-    cards = [line.split(", ") for line in asked.stdout.strip().splitlines()]
-    told = (
-        f"{name} {format_bytes(float(memory) * 2**20)} {'bf16' if float(capability) >= BF16 else 'no bf16'}"
-        for name, memory, capability in cards
-    )
-    return Finding("GPU", OK, f"{first_few(told, 8, str)}; {cpus}")
+        return Check("GPU", NONE, f"{cpus}; torch is built without CUDA: pip install torch from PyPI")
+    gpus = []
+    for line in answer.stdout.strip().splitlines():
+        name, mebibytes, capability = line.split(", ")
+        bf16 = "bf16" if float(capability) >= BF16_CAPABILITY else "no bf16"
+        gpus.append(f"{name} {format_bytes(float(mebibytes) * 2**20)} {bf16}")
+    return Check("GPU", OK, f"{first_few(gpus, 8, str)}; {cpus}")
 
 
-def of_storage(location: str) -> Finding:
-    """Room, and the right to write, where runs would go; an object store is asked whether it is there."""
+def check_storage(location: str) -> Check:
+    """Space and write permission of a local storage; existence of an object store's bucket."""
     try:
         folder = open_directory(location)
         if not folder.is_local:
             _ = folder.kind
-            return Finding("storage", OK, f"{folder.uri} answers")
+            return Check("storage", OK, f"{folder.uri} answers")
     except (InputError, OSError) as error:
-        return Finding("storage", MISSING, f"{error}; name another: storage=DIR")
-    there = next(place for place in (Path(folder.path), *Path(folder.path).parents) if place.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-        return Finding("storage", MISSING, f"{there} can't be written; name another: storage=DIR")
-    free = shutil.disk_usage(there).free
-    return _enough("storage", free, LEAST_DISK, f"free for {folder.path}", "make room, or storage=DIR")
+        return Check("storage", MISSING, f"{error}; name another: storage=DIR")
+    parent = next(place for place in (Path(folder.path), *Path(folder.path).parents) if place.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
+        return Check("storage", MISSING, f"{parent} is not writable; name another: storage=DIR")
+    free = shutil.disk_usage(parent).free
+    return _check_bytes("storage", free, MIN_DISK, f"free for {folder.path}", "free space, or storage=DIR")
 
 
-def tracking(storage: str) -> Finding:
-    """Whether a server that is named answers."""
+def check_tracking(storage: str) -> Check:
+    """Whether the MLflow server answers, if there is one."""
     try:
         uri = tracking_uri(open_directory(storage))
     except InputError as error:
-        return Finding("MLflow", MISSING, str(error))
-    address = urlsplit(uri)
-    told = redact_uris(uri)
-    if address.scheme not in ("http", "https") or (why := _unanswered(uri)) is None:
-        return Finding("MLflow", OK, told)
-    return Finding(
-        "MLflow", MISSING, f"{told} does not answer ({why}); start it, or unset MLFLOW_TRACKING_URI"
-    )
+        return Check("MLflow", MISSING, str(error))
+    shown = redact_uris(uri)
+    if urlsplit(uri).scheme not in ("http", "https") or (reason := _http_failure(uri)) is None:
+        return Check("MLflow", OK, shown)
+    remedy = "start it, or unset MLFLOW_TRACKING_URI"
+    return Check("MLflow", MISSING, f"{shown} does not answer ({reason}); {remedy}")
 
 
-def hub() -> Finding:
-    """The Hugging Face hub; its token is never shown."""
+def check_hub() -> Check:
+    """Whether the Hugging Face hub answers. Never prints the token."""
     from huggingface_hub import constants, get_token
 
     token = "with a token" if get_token() else "no token: HF_TOKEN or `hf auth login`, to push"
     if constants.HF_HUB_OFFLINE:
-        return Finding("hub", NONE, f"HF_HUB_OFFLINE is set; {token}")
-    if why := _unanswered(constants.ENDPOINT):
+        return Check("hub", NONE, f"HF_HUB_OFFLINE is set; {token}")
+    if reason := _http_failure(constants.ENDPOINT):
         remedy = "name local folders, or check the network and HF_ENDPOINT"
-        return Finding("hub", NONE, f"{constants.ENDPOINT} does not answer ({why}): {remedy}; {token}")
-    return Finding("hub", OK, f"{constants.ENDPOINT}; {token}")
+        return Check("hub", NONE, f"{constants.ENDPOINT} does not answer ({reason}): {remedy}; {token}")
+    return Check("hub", OK, f"{constants.ENDPOINT}; {token}")
 
 
-def cluster() -> Finding:
-    """Whether the head at RAY_ADDRESS takes connections."""
+def check_cluster() -> Check:
+    """Whether the head node at RAY_ADDRESS accepts connections."""
     address = os.environ.get("RAY_ADDRESS")
     if not address or address in ("auto", "local"):
-        return Finding("cluster", NONE, "RAY_ADDRESS is not set: a run starts Ray on this machine")
-    if why := _within(lambda: _connect(address)):
+        return Check("cluster", NONE, "RAY_ADDRESS is not set: a run starts Ray on this machine")
+    if reason := _failure(lambda: _connect(address)):
         remedy = "start it there (ray start --head), or unset RAY_ADDRESS"
-        return Finding("cluster", MISSING, f"nobody answers at {address} ({why}); {remedy}")
-    return Finding("cluster", OK, address)
+        return Check("cluster", MISSING, f"no answer from {address} ({reason}); {remedy}")
+    return Check("cluster", OK, address)
 
 
-def recipes(*, has_gpu: bool) -> Finding:
-    """Those whose stated hardware is here."""
-    fitting = [name for name in recipe_names() if has_gpu or "GPU" not in hardware(name)]
-    more = "" if has_gpu else "; the others need a GPU"
-    return Finding(
-        "recipes", OK, f"{first_few(fitting, 20, str)}{more}; ims3 distill --dry-run tells their cost"
-    )
+def recipe_table(has_gpu: bool) -> Iterator[str]:
+    """Lines per recipe: name, fit and time; images, model, protocol and IPC; the header's first sentence."""
+    for name in recipe_names():
+        config, header = load_config(name), _header(name)
+        fits = "needs a GPU" if "GPU" in _stated(header, "Hardware") and not has_gpu else "fits this machine"
+        time = _stated(header, "Time(?: and memory)?").removesuffix(" (measured)")
+        classes = config.data.classes
+        images = config.data.train or (f"{len(classes)} classes" if classes else "data.train=DIR")
+        facts = f"{images}; {config.model.path}; protocol {config.evaluate.protocol}; IPC {config.ipc}"
+        yield f"{name:<20} {fits}; time: {time}"
+        for text in (facts, header.partition(". ")[0] + "."):
+            yield from textwrap.wrap(text, WIDTH, initial_indent="    ", subsequent_indent="    ")
 
 
-def _enough(what: str, there: float, least: float, of: str, remedy: str) -> Finding:
-    if there >= least:
-        return Finding(what, OK, f"{format_bytes(there)} {of}")
-    return Finding(
-        what, MISSING, f"{format_bytes(there)} {of}, and a run takes {format_bytes(least)}: {remedy}"
-    )
+def _header(recipe: str) -> str:
+    """The comment at the top of a recipe, on one line."""
+    comment = re.findall(r"\A(?:#.*\n)+", recipe_text(recipe)[1])[0]
+    return " ".join(comment.replace("#", " ").split())
 
 
-def _unanswered(url: str) -> str | None:
-    """Why nobody answers there, through the environment's proxies."""
-    return _within(lambda: _open(url))
+def _stated(header: str, label: str) -> str:
+    return re.findall(rf"{label}: (.*?)[.;] ", header)[0]
+
+
+def _check_bytes(name: str, size: float, minimum: float, of: str, remedy: str) -> Check:
+    if size >= minimum:
+        return Check(name, OK, f"{format_bytes(size)} {of}")
+    return Check(name, MISSING, f"{format_bytes(size)} {of}, a run needs {format_bytes(minimum)}: {remedy}")
+
+
+def _http_failure(url: str) -> str | None:
+    """Why the server does not answer; None if it does. Uses the environment's proxies."""
+    return _failure(lambda: _open(url))
 
 
 def _open(url: str) -> None:
-    with suppress(HTTPError):  # which is an answer
-        urllib.request.build_opener().open(url, timeout=ANSWER_S).close()  # of today's proxies
+    with suppress(HTTPError):  # an answer too
+        urllib.request.build_opener().open(url, timeout=TIMEOUT_S).close()  # reads proxies now
 
 
 def _connect(address: str) -> None:
     parts = urlsplit(address if "://" in address else f"ray://{address}")
-    socket.create_connection((parts.hostname or "", parts.port or 0), ANSWER_S).close()
+    socket.create_connection((parts.hostname or "", parts.port or 0), TIMEOUT_S).close()
 
 
-def _within(reach: Callable[[], object]) -> str | None:
-    """Why it fails, or does not end in time: names are looked up without any limit."""
-    failed = [f"nothing within {2 * ANSWER_S:g} s"]
+def _failure(attempt: Callable[[], object]) -> str | None:
+    """Why `attempt` fails; None if it succeeds. In a thread, since name resolution has no timeout."""
+    reasons = [f"nothing within {2 * TIMEOUT_S:g} s"]
 
-    def try_it() -> None:
+    def target() -> None:
         try:
-            reach()
-            failed.clear()
+            attempt()
+            reasons.clear()
         except (OSError, ValueError) as error:
-            failed[0] = str(getattr(error, "reason", error))
+            reasons[0] = str(getattr(error, "reason", error))
 
-    tried = threading.Thread(target=try_it, daemon=True)
-    tried.start()
-    tried.join(2 * ANSWER_S)
-    return failed[0] if failed else None
+    thread = threading.Thread(target=target, daemon=True)
+    thread.start()
+    thread.join(2 * TIMEOUT_S)
+    return reasons[0] if reasons else None

@@ -17,7 +17,7 @@ TYPED = {  # keys → the words that ims3 is given
     "ims3 distill --recipe my-o\t\n": "distill --recipe my-own.yaml",
     "ims3 evaluate data.train=my-im\t sele\t\n": "evaluate data.train=my-images/ sele",  # which takes none
     "ims3 evaluate evaluate.prot\tquick\n": "evaluate evaluate.protocol=quick",
-    "ims3 recipes --sh\tdigits-p\t\n": "recipes --show digits-paper",
+    "ims3 doctor --sh\tdigits-p\t\n": "doctor --show digits-paper",
     "ims3 push stor\t\n": "push storage=",
 }
 

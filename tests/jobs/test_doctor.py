@@ -1,7 +1,8 @@
-"""What is said of a machine: whether a run could work, and what to do where not; nothing is left behind."""
+"""`ims3 doctor`: each check's state and remedy, the table of recipes; nothing is written or left running."""
 
 import http.server
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -11,12 +12,13 @@ import pytest
 from processes import environment
 
 from ims3_ray.cli import main
+from ims3_ray.config.load import load_config, recipe_names
 from ims3_ray.jobs import doctor
 
 
 @pytest.fixture
 def server():
-    """The address of somebody who answers that there is nothing."""
+    """URL of a server that answers every request with an error status."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as served:
         served.RequestHandlerClass.log_message = lambda *_: None
         threading.Thread(target=served.serve_forever, daemon=True).start()
@@ -25,122 +27,137 @@ def server():
 
 
 @pytest.fixture
-def nobody():
-    """HOST:PORT at which nobody answers."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        yield f"127.0.0.1:{held.getsockname()[1]}"
+def silent_address():
+    """HOST:PORT that accepts no connection."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{bound.getsockname()[1]}"
 
 
 @pytest.fixture
-def ask(tmp_path, monkeypatch, capsys, server):
-    """Asks from an empty folder; gives the exit code, {what: (state, detail)} and what is an error."""
+def examine(tmp_path, monkeypatch, capsys, server):
+    """examine(*words) → exit code, {check: (state, detail)}, {recipe: its lines}, stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
-    # however small this machine is
-    for least in ("LEAST_MEMORY", "LEAST_SHM", "LEAST_DISK"):
-        monkeypatch.setattr(doctor, least, 0.0)
+    for minimum in ("MIN_MEMORY", "MIN_SHM", "MIN_DISK"):  # for small test machines
+        monkeypatch.setattr(doctor, minimum, 0.0)
 
-    def asked(*words):
+    def examine(*words):
         capsys.readouterr()
         code = main(["doctor", *words])
         out, err = capsys.readouterr()
-        lines = [line.split(maxsplit=2) for line in out.splitlines()]
-        return code, {what: (state, detail) for what, state, detail in lines}, err
+        checks, _, table = out.partition("\n\n")
+        lines = [line.split(maxsplit=2) for line in checks.splitlines()]
+        recipes = dict(re.findall(r"^(\S+) +(.*\n(?: {4}.*\n)+)", table, re.MULTILINE))
+        return code, {name: (state, detail) for name, state, detail in lines}, recipes, err
 
-    return asked
+    return examine
 
 
-def test_on_a_machine_that_works_every_line_says_so_and_nothing_is_left(ask, tmp_path, monkeypatch):
+def test_a_working_machine_passes_all_checks_and_nothing_is_written(examine, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_of-mine-alone")
-    code, said, err = ask()
+    code, checks, recipes, err = examine()
     assert (code, err) == (0, "")
-    assert {what for what, (state, _) in said.items() if state != doctor.OK} <= {"GPU", "cluster"}, said
-    assert f"free for {tmp_path}/runs" in said["storage"][1]
-    assert "with a token" in said["hub"][1]
-    assert "hf_of-mine-alone" not in str(said)
-    assert "digits" in said["recipes"][1]
+    assert {name for name, (state, _) in checks.items() if state != doctor.OK} <= {"GPU", "cluster"}, checks
+    assert f"free for {tmp_path}/runs" in checks["storage"][1]
+    assert "with a token" in checks["hub"][1]
+    assert "hf_of-mine-alone" not in str(checks)
+    assert list(recipes) == recipe_names()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_keeps_a_run_from_working_is_told_with_its_remedy(ask, nobody, tmp_path, monkeypatch):
-    monkeypatch.setenv("RAY_ADDRESS", nobody)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@{nobody}")
+def test_failed_checks_name_their_remedies(examine, silent_address, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", silent_address)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@{silent_address}")
     (tmp_path / "file").touch()
-    code, said, err = ask("storage=file/runs")
+    code, checks, _, err = examine("storage=file/runs")
     assert (code, err.count("\n")) == (2, 1)
-    assert {what for what, (state, _) in said.items() if state == doctor.MISSING} == {
-        "storage",
-        "MLflow",
-        "cluster",
-    }
-    assert "storage, MLflow, cluster" in err
-    for what, remedy in (
-        ("storage", "storage=DIR"),
-        ("MLflow", "MLFLOW_TRACKING_URI"),
-        ("cluster", "ray start"),
-    ):
-        assert remedy in said[what][1]
-    assert "secret" not in str(said)
+    remedies = {"storage": "storage=DIR", "MLflow": "MLFLOW_TRACKING_URI", "cluster": "ray start"}
+    assert {name for name, (state, _) in checks.items() if state == doctor.MISSING} == set(remedies)
+    assert ", ".join(remedies) in err
+    assert all(remedy in checks[name][1] for name, remedy in remedies.items())
+    assert "secret" not in str(checks)
 
 
 @pytest.mark.parametrize(
-    ("least", "what"), [("LEAST_MEMORY", "memory"), ("LEAST_SHM", "/dev/shm"), ("LEAST_DISK", "storage")]
+    ("minimum", "name"), [("MIN_MEMORY", "memory"), ("MIN_SHM", "/dev/shm"), ("MIN_DISK", "storage")]
 )
-def test_what_is_too_small_for_a_run_is_told(ask, monkeypatch, least, what):
-    monkeypatch.setattr(doctor, least, 1e18)
-    code, said, err = ask()
-    assert (code, said[what][0]) == (2, doctor.MISSING)
-    assert what in err
+def test_too_little_memory_or_disk_fails(examine, monkeypatch, minimum, name):
+    monkeypatch.setattr(doctor, minimum, 1e18)
+    code, checks, _, err = examine()
+    assert (code, checks[name][0]) == (2, doctor.MISSING)
+    assert name in err
 
 
 @pytest.mark.parametrize("address", ["head:99999", "ray://[::1", "nonsense"])
-def test_an_address_that_is_none_is_a_line_too(ask, monkeypatch, address):
+def test_an_invalid_address_fails_the_check_of_the_cluster(examine, monkeypatch, address):
     monkeypatch.setenv("RAY_ADDRESS", address)
-    code, said, _ = ask()
-    assert (code, said["cluster"][0]) == (2, doctor.MISSING)
+    code, checks, _, _ = examine()
+    assert (code, checks["cluster"][0]) == (2, doctor.MISSING)
 
 
-def test_without_the_hub_a_run_works(ask, nobody, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://{nobody}")
-    code, said, _ = ask()
-    assert (code, said["hub"][0]) == (0, doctor.NONE)
-    assert "HF_ENDPOINT" in said["hub"][1]
+def test_a_run_needs_no_hub(examine, silent_address, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://{silent_address}")
+    code, checks, _, _ = examine()
+    assert (code, checks["hub"][0]) == (0, doctor.NONE)
+    assert "HF_ENDPOINT" in checks["hub"][1]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
-def test_a_storage_that_can_t_be_written_is_told(ask, tmp_path):
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can write anywhere")
+def test_a_storage_without_write_permission_fails(examine, tmp_path):
     tmp_path.chmod(0o500)
-    assert ask()[1]["storage"][0] == doctor.MISSING
+    assert examine()[1]["storage"][0] == doctor.MISSING
     tmp_path.chmod(0o700)
 
 
-def test_a_gpu_is_told_by_its_memory_and_whether_it_has_bf16(ask, tmp_path, monkeypatch):
-    """By what NVIDIA's driver prints, from a program in its place."""
+def test_gpus_are_listed_with_memory_and_bf16_and_decide_which_recipes_fit(examine, tmp_path, monkeypatch):
+    """A program in the place of nvidia-smi prints what NVIDIA's driver does."""
     (tmp_path / "bin").mkdir()
     program = tmp_path / "bin" / "nvidia-smi"
     program.write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 81559, 9.0'\necho 'Tesla T4, 15360, 7.5'\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
     monkeypatch.setattr(doctor, "version", lambda name: "2.13.0+cu130")
-    _, said, _ = ask()
-    assert said["GPU"][0] == doctor.OK
-    assert "NVIDIA H100 80GB HBM3 85.5 GB bf16, Tesla T4 16.1 GB no bf16" in said["GPU"][1]
-    assert "imagewoof" in said["recipes"][1]
+    _, checks, recipes, _ = examine()
+    assert checks["GPU"][0] == doctor.OK
+    assert "NVIDIA H100 80GB HBM3 85.5 GB bf16, Tesla T4 16.1 GB no bf16" in checks["GPU"][1]
+    assert "fits this machine" in recipes["imagewoof"]
     monkeypatch.setattr(doctor, "version", lambda name: "2.13.0+cpu")
-    _, said, _ = ask()
-    assert said["GPU"][0] == doctor.NONE
-    assert "imagewoof" not in said["recipes"][1]
+    _, checks, recipes, _ = examine()
+    assert checks["GPU"][0] == doctor.NONE
+    assert "needs a GPU" in recipes["imagewoof"]
+    assert "fits this machine" in recipes["digits"]
+
+
+def test_every_recipe_is_listed_with_time_model_protocol_and_a_sentence():
+    lines = "\n".join([*doctor.recipe_table(has_gpu=False), ""])
+    assert max(map(len, lines.splitlines())) <= doctor.WIDTH
+    recipes = dict(re.findall(r"^(\S+) +(.*\n(?: {4}.*\n)+)", lines, re.MULTILINE))
+    for name in recipe_names():
+        config = load_config(name)
+        assert f"{config.model.path}; protocol {config.evaluate.protocol}" in recipes[name]
+        first, *_, last = recipes[name].splitlines()
+        assert re.search(r"time: (\d+ s|not yet measured)$", first), first
+        assert last.endswith(".")
+
+
+def test_a_shown_recipe_can_be_loaded_and_an_unknown_one_is_refused_with_the_names(tmp_path, capsys):
+    assert main(["doctor", "--show", "imagewoof"]) == 0
+    path = tmp_path / "imagewoof.yaml"
+    path.write_text(capsys.readouterr().out)
+    assert load_config(str(path)) == load_config("imagewoof")
+    assert main(["doctor", "--show", "imagewolf"]) == 2
+    assert "imagewoof" in capsys.readouterr().err
 
 
 def test_it_imports_neither_torch_nor_ray(tmp_path):
-    look = "import sys; from ims3_ray.cli import main; main(['doctor'])"
-    look += "; print({'torch', 'ray'} & {*sys.modules})"
-    told = environment() | {"HF_HUB_OFFLINE": "1"}
+    script = "import sys; from ims3_ray.cli import main; main(['doctor'])"
+    script += "; print({'torch', 'ray'} & {*sys.modules})"
+    variables = environment() | {"HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", look], capture_output=True, text=True, cwd=tmp_path, env=told
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, env=variables
     )
     assert done.stdout.splitlines()[-1] == "set()", done.stderr

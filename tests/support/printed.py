@@ -99,7 +99,6 @@ RESOLVE: dict[str, Callable[[argparse.Namespace, dict], object]] = {
     "init": lambda arguments, overrides: load.load_config("digits", overrides),
     "pretrain": lambda arguments, overrides: load.load_settings(settings.Pretrain, overrides),
     "push": resolve_push,
-    "recipes": lambda arguments, overrides: None,
     "runs": resolve_runs,
     "select": lambda arguments, overrides: load.load_settings(settings.Selecting, overrides),
     "sweep": resolve_sweep,

@@ -3,4 +3,4 @@ import sys
 from ims3_ray.cli import job
 
 if __name__ == "__main__":
-    sys.exit(job("recipes"))
+    sys.exit(job("doctor"))
