@@ -1,11 +1,11 @@
-"""Write a DiT checkpoint, tuned or not, as a folder for diffusers.
+"""Convert a DiT checkpoint, fine-tuned or not, to a diffusers folder.
 
     python jobs/convert.py --checkpoint package://digits \\
         --adapter runs/adapter/0123456789ab --out my-pipeline
     python jobs/convert.py --checkpoint DiT-XL-2-256x256.pt \\
         --vae stabilityai/sd-vae-ft-ema --out my-pipeline
 
-Plain diffusers.DiTPipeline then loads it; what both draw is compared.
+diffusers.DiTPipeline then loads the folder. The outputs of both are compared.
 """
 
 import argparse
@@ -23,22 +23,27 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from ims3_ray.models.convert import Difference
     from ims3_ray.models.generator import GeneratorInfo
 
-IMAGENET = 1000  # classes: a model with so many, and no names, is ImageNet's
+IMAGENET = 1000  # number of classes by which a model without class names is taken for ImageNet's
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add, types = parser.add_argument, ("fp32", "fp16", "bf16")
     source = "original DiT .pt file, diffusers folder, hub id or package://digits"
     add("--checkpoint", required=True, help=source)
-    add("--vae", metavar="DIR|ID", help="folder or hub id of the VAE; a .pt file needs one")
-    add("--out", required=True, metavar="DIR", help="a new folder for the pipeline")
-    add("--adapter", metavar="DIR", help="a run's adapter/<fingerprint>, whose tuned values are taken")
-    which = "which of the adapter's values (default ema)"
-    add("--weights", choices=("ema", "last"), default="ema", help=which)
-    add("--heads", type=int, metavar="N", help="attention heads, for a .pt file of no published size")
-    shift = "timestep frequencies of a folder that does not note them: 0 as DiT, 1 as diffusers"
+    add("--vae", metavar="DIR|ID", help="folder or hub id of the VAE, needed with a .pt file")
+    add("--out", required=True, metavar="DIR", help="new folder for the pipeline")
+    add("--adapter", metavar="DIR", help="a run's adapter/<fingerprint> to merge")
+    weights = "moving average or last values of the adapter (default ema)"
+    add("--weights", choices=("ema", "last"), default="ema", help=weights)
+    add(
+        "--heads",
+        type=int,
+        metavar="N",
+        help="attention heads of a .pt file, if its size is not a published one",
+    )
+    shift = "timestep frequencies, if the folder does not state them: 0 as DiT, 1 as diffusers"
     add("--frequency-shift", type=int, choices=(0, 1), help=shift)
-    add("--dtype", choices=types, default="fp32", help="of the stored weights (default fp32)")
+    add("--dtype", choices=types, default="fp32", help="precision of the stored weights (default fp32)")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -64,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
     if adapter:
         check_adapter(adapter, info.config, arguments.weights)
     own = adapter.own_classes if adapter else None
-    vae = read_vae(info.vae_path)  # small, and so refused early
+    vae = read_vae(info.vae_path)  # small, so errors come early
     model = TunedModel(
         path=info.path,
         heads=arguments.heads,
@@ -83,7 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def class_names(own: list[str] | None, info: "GeneratorInfo") -> list[str] | None:
-    """The model's class names: the run's, the checkpoint's, or ImageNet's; None where nothing has them."""
+    """Returns the class names of the run, the checkpoint or ImageNet; None if there are none."""
     names = own or info.id2label
     return imagenet_names() if names is None and info.num_classes == IMAGENET else names
 
@@ -91,26 +96,26 @@ def class_names(own: list[str] | None, info: "GeneratorInfo") -> list[str] | Non
 def lines(
     arguments: argparse.Namespace, info: "GeneratorInfo", num_classes: int, difference: "Difference"
 ) -> list[str]:
-    """What was written, and how its outputs differ from ours, and why."""
-    from ims3_ray.models.convert import PIPELINE_NULL_LABEL as NULL  # torch, as above
+    """Returns lines on the written model, its guidance, and the difference of its outputs from ours."""
+    from ims3_ray.models.convert import PIPELINE_NULL_LABEL as NULL  # imports torch
 
     dtype, size = arguments.dtype, f"{num_classes} classes, {info.image_size}-pixel images"
-    tuned = f", {arguments.weights} values of the adapter folded in" if arguments.adapter else ""
+    tuned = f", {arguments.weights} values of the adapter merged" if arguments.adapter else ""
     summary = [f"model     {info.kind} checkpoint, {size}, {dtype}{tuned}"]
     if num_classes < NULL:
         summary.append(
-            f"guidance  class table padded up to label {NULL}, with which diffusers' pipeline guides"
+            f"guidance  class embeddings padded to label {NULL}, the null label of diffusers' pipeline"
         )
     if num_classes > NULL:
         summary.append(
-            f"guidance  none in diffusers' pipeline, which guides with label {NULL}, here a class: take "
+            f"guidance  none in diffusers' pipeline: its null label {NULL} is a class of this model; use "
             "guidance_scale=1"
         )
     outputs = f"outputs   diffusers' differ from ours by {difference.as_it_is:.1e} (relative RMS): "
     if difference.shifted:
         outputs += (
             "frequency shift; with ours at diffusers' timestep frequencies "
-            f"{difference.same_frequencies:.1e}: {dtype} round-off (ims3 reads the folder with the "
-            "checkpoint's own)"
+            f"{difference.same_frequencies:.1e}: {dtype} round-off (ims3 loads the folder with the "
+            "checkpoint's frequencies)"
         )
     return [*summary, outputs if difference.shifted else f"{outputs}{dtype} round-off"]

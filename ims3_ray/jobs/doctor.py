@@ -52,9 +52,7 @@ class Check(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--show", metavar="NAME", help="print this recipe as YAML, and check nothing")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="storage=DIR", help="default ./runs"
-    )
+    parser.add_argument("overrides", nargs="*", metavar="storage=DIR", help="default ./runs")
 
 
 def run(arguments: argparse.Namespace) -> None:

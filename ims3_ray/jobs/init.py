@@ -1,13 +1,12 @@
-"""Begin a recipe for images of your own, by a look at them.
+"""Write a recipe for images of your own.
 
     python jobs/init.py --data /data/flowers
     python jobs/init.py --data /data/flowers/train --test /data/flowers/val
     python jobs/init.py --data flowers.parquet --out my-flowers.yaml
 
-Every image is looked at once, as a run would, and what was seen is kept in the
-storage. The YAML that is written says why each value was chosen, and which two
-commands come next. Of a folder that holds train and test (or val), both are
-taken.
+Decodes every image once and caches the result in the storage, as a run does.
+The recipe gives the reason for each value and the next two commands. If the
+folder contains train and test (or val), both are used.
 """
 
 import argparse
@@ -35,13 +34,13 @@ from ims3_ray.display import escape_unprintable, first_few, one_line
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import Directory, open_directory, open_storage
 
-SIDES = (32, 64, 128, 256)  # pixels that a generator may draw
-ENLARGED = 1.2  # at most, of the middle image's shorter side
-PUBLISHED = 256  # pixels of the checkpoints that there are to download
-QUICK = 64  # pixels up to which a protocol of 32 says something
+SIDES = (32, 64, 128, 256)  # image sizes of generators, in pixels
+MAX_ENLARGEMENT = 1.2  # of the median shorter side
+PUBLISHED_SIDE = 256  # of the checkpoint on the hub
+MAX_QUICK_SIDE = 64  # for protocols of 32 pixels
 TRAIN, TESTS = "train", ("test", "val", "validation", "valid")  # folders of class folders
 HUB = "facebook/DiT-XL-2-256"
-LOOKED_AT = 64  # images decoded for their size and colours
+INSPECTED = 64  # images, for size and colours
 SPLIT = 0.1  # of each class
 WNID = re.compile(r"n\d{8}")
 
@@ -52,44 +51,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         required=True,
         metavar="DIR",
-        help="class folders, or a Hugging Face data set on disk; URIs too",
+        help="class folders or a Hugging Face data set, as path or URI",
     )
-    add("--test", metavar="DIR", help="images to score on, given likewise")
-    add("--out", metavar="FILE.yaml", help="a new file (default: the data's name)")
-    add("overrides", nargs="*", metavar="storage=DIR", help="what was seen is kept there (default ./runs)")
+    add("--test", metavar="DIR", help="images to score on")
+    add("--out", metavar="FILE.yaml", help="new file (default: the data's name)")
+    add("overrides", nargs="*", metavar="storage=DIR", help="cache of the inspection (default ./runs)")
 
 
 def run(arguments: argparse.Namespace) -> None:
     overrides = parse_overrides(arguments.overrides)
     if unknown := set(overrides) - {"storage"}:
-        raise InputError(f"{', '.join(sorted(unknown))}: not known here; the recipe that is written takes it")
-    train, test = _places(arguments.data, arguments.test)
+        raise InputError(f"{', '.join(sorted(unknown))}: not valid here; edit the recipe instead")
+    train, test = _locations(arguments.data, arguments.test)
     name = re.sub(r"[^\w.-]+", "-", Data(train=train).name).strip("-.") or "my-images"
     out = Path(arguments.out or f"{name}.yaml")
-    _refuse(out)
+    _check_out(out)
     storage = open_storage(load_config("digits", overrides).storage)
     words = [f"{field}={value}" for field, value in overrides.items()]
-    suggested = Recipe(name, out, _look(train, test, storage), words)
-    text = "\n".join(suggested.lines()) + "\n"
+    draft = Draft(name, out, _inspect(train, test, storage), words)
+    text = "\n".join(draft.lines()) + "\n"
     try:
         with out.open("x", encoding="utf-8") as stream:
             stream.write(text)
     except OSError as error:
-        why = error.strerror or error
-        raise InputError(f"--out: {out} can't be written ({why}); name another") from error
-    print(f"recipe  {out}: {suggested.summary}")
-    print("\n".join(f"next    {command}" for command in suggested.commands))
+        reason = error.strerror or error
+        raise InputError(f"--out: {out} can't be written ({reason}); name another file") from error
+    print(f"recipe  {out}: {draft.summary}")
+    print("\n".join(f"next    {command}" for command in draft.commands))
 
 
-def _refuse(out: Path) -> None:
+def _check_out(out: Path) -> None:
     if out.suffix not in (".yaml", ".yml"):
-        raise InputError(f"--out: {out} is no name of a recipe; end it with .yaml")
+        raise InputError(f"--out: {out} is not a recipe's name; it must end with .yaml")
     if out.exists():
         raise InputError(f"--out: {out} exists; name a new file with --out FILE.yaml")
 
 
-def _places(data: str, test: str | None) -> tuple[str, str | None]:
-    """Where training and test images lie, as a recipe names them: wherever a run is started."""
+def _locations(data: str, test: str | None) -> tuple[str, str | None]:
+    """Returns the locations of training and test images, as absolute paths if local."""
     train = canonical_location(data) or data
     if test is not None or train.startswith("package://"):
         return train, canonical_location(test)
@@ -107,56 +106,61 @@ def _places(data: str, test: str | None) -> tuple[str, str | None]:
 
 
 @dataclass(frozen=True)
-class Look:
-    """What was seen of a data set."""
+class Inspection:
+    """Properties of a data set."""
 
     train: str
     test: str | None
     images: ImageSet
-    sizes: list[tuple[int, int]]  # of some images
+    sizes: list[tuple[int, int]]  # of INSPECTED images
     is_grey: bool
-    split: float  # share of each class that is held out, where no images to score on are given
-    tuned: list[int]  # images of each class that are left to train on
+    split: float  # share of each class that is held out, if there are no test images
+    tuned: list[int]  # training images per class
 
     @property
     def side(self) -> int:
-        """Pixels a side that a generator should draw."""
-        shorter = ENLARGED * median(map(min, self.sizes))
-        return max([SIDES[0], *(side for side in SIDES if side <= shorter)])
+        """Image size for a generator, in pixels."""
+        largest = MAX_ENLARGEMENT * median(map(min, self.sizes))
+        return max([SIDES[0], *(side for side in SIDES if side <= largest)])
 
 
-def _look(train: str, test: str | None, storage: Directory) -> Look:
-    """InputError where a run would refuse the images."""
-    checked = {"seed": Config().seed, "max_bad_fraction": Data().max_bad_fraction}
-    images = open_images(train, storage, name="data.train", **checked)
-    if test and (scored := open_images(test, storage, name="data.test", **checked)).classes != images.classes:
-        odd = first_few(sorted(set(scored.classes) ^ set(images.classes)))
-        raise InputError(f"--test: its classes differ from those of --data: {odd}; give the same folders")
-    rows = range(0, len(images), max(1, len(images) // LOOKED_AT))
-    looked = [decode(images.directory.read(images.paths[row])) for row in rows]
-    is_grey = all(np.ptp(np.asarray(image), axis=2).max() == 0 for image in looked)
+def _inspect(train: str, test: str | None, storage: Directory) -> Inspection:
+    """Raises InputError if a run would refuse the images."""
+    settings = {"seed": Config().seed, "max_bad_fraction": Data().max_bad_fraction}
+    images = open_images(train, storage, name="data.train", **settings)
+    if (
+        test
+        and (scored := open_images(test, storage, name="data.test", **settings)).classes != images.classes
+    ):
+        different = first_few(sorted(set(scored.classes) ^ set(images.classes)))
+        raise InputError(
+            f"--test: its classes differ from those of --data: {different}; give the same folders"
+        )
+    rows = range(0, len(images), max(1, len(images) // INSPECTED))
+    decoded = [decode(images.directory.read(images.paths[row])) for row in rows]
+    is_grey = all(np.ptp(np.asarray(image), axis=2).max() == 0 for image in decoded)
     split, tuned = 0.0 if test else SPLIT, images.counts()
     try:
         tuned = images.split(SPLIT)[0].counts() if split else tuned
-    except InputError:  # a class would have nothing left
+    except InputError:  # a class would have no image left
         split = 0.0
-    sizes = [image.size for image in looked]
-    return Look(train, test, images, sizes, is_grey, split, tuned.tolist())
+    sizes = [image.size for image in decoded]
+    return Inspection(train, test, images, sizes, is_grey, split, tuned.tolist())
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What is suggested for images that were looked at; `storage` are the words that name it."""
+class Draft:
+    """A recipe for inspected images. `storage` has the override that names the storage, if any."""
 
     name: str
     path: Path
-    look: Look
+    data: Inspection
     storage: list[str]
 
     @property
     def is_published(self) -> bool:
-        """Whether a checkpoint to download draws such images; else a generator is trained on them."""
-        return self.look.side == PUBLISHED
+        """Whether to use the published checkpoint instead of a generator trained on the images."""
+        return self.data.side == PUBLISHED_SIDE
 
     @property
     def model(self) -> str:
@@ -164,98 +168,99 @@ class Recipe:
 
     @property
     def commands(self) -> list[str]:
-        """What to run next."""
-        look, distil = self.look, ["python", "jobs/distill.py", "--recipe", str(self.path), *self.storage]
+        """The next commands to run."""
+        data, distil = self.data, ["python", "jobs/distill.py", "--recipe", str(self.path), *self.storage]
         if self.is_published:
             return [shlex.join([*distil, "--dry-run"]), shlex.join(distil)]
-        words = [f"data.train={look.train}", f"image_size={look.side}"]
-        words += [f"data.validation_split={look.split}"] if look.split else []
+        words = [f"data.train={data.train}", f"image_size={data.side}"]
+        words += [f"data.validation_split={data.split}"] if data.split else []
         train = ["python", "jobs/pretrain.py", "--out", self.model, *words, *self.storage]
         return [shlex.join(train), shlex.join(distil)]
 
     @property
     def summary(self) -> str:
-        images = self.look.images
-        counts = images.counts()
-        each = str(counts.min()) if counts.min() == counts.max() else f"{counts.min():,} to {counts.max():,}"
-        return f"{len(images):,} images of {len(images.classes):,} classes, {each} each"
+        images, counts = self.data.images, self.data.images.counts()
+        per_class = (
+            f"{counts.min():,}" if counts.min() == counts.max() else f"{counts.min():,} to {counts.max():,}"
+        )
+        return f"{len(images):,} images of {len(images.classes):,} classes, {per_class} per class"
 
     def lines(self) -> Iterator[str]:
-        """The YAML."""
-        least = min(self.look.tuned)
+        """Yields the YAML."""
+        smallest = min(self.data.tuned)
         yield from _comment(
-            f"{self.name}: {self.summary}. Begun by ims3 init from a look at the images: every value may be "
-            "changed; python jobs/distill.py --help lists all fields. Next:"
+            f"{self.name}: {self.summary}. Written by ims3 init; change any value. python jobs/distill.py "
+            "--help lists all fields. Next:"
         )
         yield from (f"#   {command}" for command in self.commands)
-        yield from self._about_the_images()
-        yield f"ipc: {max(1, min(Config().ipc, least // 2))}  # images a class that are made"
-        yield from self._data()
-        yield from self._model()
-        yield from self._evaluation(least)
+        yield from self._image_comments()
+        yield f"ipc: {max(1, min(Config().ipc, smallest // 2))}  # images per class of the distilled set"
+        yield from self._data_section()
+        yield from self._model_sections()
+        yield from self._evaluate_section(smallest)
 
-    def _about_the_images(self) -> Iterator[str]:
-        look = self.look
-        counts = zip(look.images.classes, look.images.counts(), strict=True)
+    def _image_comments(self) -> Iterator[str]:
+        data = self.data
+        counts = zip(data.images.classes, data.images.counts(), strict=True)
         yield from _comment(
             f"Classes: {first_few((f'{one_line(name)} {count:,}' for name, count in counts), 20, str)}."
         )
-        ordered = sorted(look.sizes)
+        ordered = sorted(data.sizes)
         ends = " to ".join(dict.fromkeys("×".join(map(str, size)) for size in (ordered[0], ordered[-1])))
-        grey = ", all grey, which are read as colours of equal parts" if look.is_grey else ""
-        yield from _comment(f"Sizes: {ends} pixels, of {len(look.sizes)} images looked at{grey}.")
-        if look.images.bad:
-            bad = first_few(map(escape_unprintable, look.images.bad), 3, str)
-            yield from _comment(f"Left out, since they can't be read: {bad}.")
+        grey = "; all are grey, and decoded to three equal channels" if data.is_grey else ""
+        yield from _comment(f"Sizes: {ends} pixels in a sample of {len(data.sizes)} images{grey}.")
+        if data.images.bad:
+            bad = first_few(map(escape_unprintable, data.images.bad), 3, str)
+            yield from _comment(f"Skipped, since they are not readable: {bad}.")
         yield "# Time, memory and accuracy: not yet measured; --dry-run estimates the first two."
 
-    def _data(self) -> Iterator[str]:
-        look = self.look
+    def _data_section(self) -> Iterator[str]:
+        data = self.data
         yield "data:"
-        yield f"  train: {json.dumps(look.train)}"
-        if look.test:
-            yield f"  test: {json.dumps(look.test)}"
-        elif look.split:
-            yield f"  validation_split: {look.split}  # no test images: a tenth of each class is scored on"
-        mirror = json.dumps(not look.is_grey)
-        yield f"  mirror: {mirror}  # false where a mirror image is another thing, as of letters"
-        if self.is_published and not all(map(WNID.fullmatch, look.images.classes)):
-            yield "  class_map: new  # the checkpoint's classes are ImageNet's; rows for these are trained"
-        yield "  # licence: cc-by-4.0  # of the images, for the card of what is made"
+        yield f"  train: {json.dumps(data.train)}"
+        if data.test:
+            yield f"  test: {json.dumps(data.test)}"
+        elif data.split:
+            yield f"  validation_split: {data.split}  # no test images: score on a tenth of each class"
+        mirror = json.dumps(not data.is_grey)
+        yield f"  mirror: {mirror}  # false if mirroring changes the meaning, as of letters"
+        if self.is_published and not all(map(WNID.fullmatch, data.images.classes)):
+            yield "  class_map: new  # the checkpoint has ImageNet's classes; train embeddings for yours"
+        yield "  # licence: cc-by-4.0  # of the images, for the card of the distilled set"
 
-    def _model(self) -> Iterator[str]:
+    def _model_sections(self) -> Iterator[str]:
         yield "model:"
         if self.is_published:
-            yield f"  path: {self.model}  # DiT-XL/2 at 256 pixels, downloaded; wants a GPU"
+            yield f"  path: {self.model}  # DiT-XL/2 at 256 pixels, downloaded; needs a GPU"
             yield "  frequency_shift: 0"
             yield "  licence: cc-by-nc-4.0"
             yield "embed:"
             yield "  extractor: timm:resnet18.tv_in1k"
             return
-        yield f"  path: {json.dumps(self.model)}  # made by the first command, at {self.look.side} pixels"
+        yield f"  path: {json.dumps(self.model)}  # written by the first command, at {self.data.side} pixels"
         yield "embed:"
         yield f"  extractor: {json.dumps(self.model)}"
         yield "sample:"
         yield "  guidance_scale: 1.5"
         yield "  guidance_channels: 4"
-        if (total := sum(self.look.tuned)) < PAPER_BATCH:
+        if (total := sum(self.data.tuned)) < PAPER_BATCH:
             yield "finetune:"
-            yield f"  batch_size: 2  # of {total} images in all"
+            yield f"  batch_size: 2  # there are only {total} images"
 
-    def _evaluation(self, least: int) -> Iterator[str]:
-        look, is_quick = self.look, self.look.side <= QUICK
+    def _evaluate_section(self, smallest: int) -> Iterator[str]:
+        data, is_quick = self.data, self.data.side <= MAX_QUICK_SIDE
         protocol = "quick" if is_quick else "minimax"
         yield "evaluate:"
-        if least < 2 or not (look.test or look.split):
-            yield "  protocol: none  # too few images to hold some out; quick once there are test images"
+        if smallest < 2 or not (data.test or data.split):
+            yield "  protocol: none  # too few images to hold out; use quick with test images"
             return
-        size = "32 pixels, ConvNet-3" if is_quick else "224 pixels, ResNetAP-10: wants a GPU"
-        yield f"  protocol: {protocol}{'-val' if look.split else ''}  # {size}"
-        yield "  # networks: [convnet3, resnet8]  # null, as here: the protocol's own"
+        size = "32 pixels, ConvNet-3" if is_quick else "224 pixels, ResNetAP-10: needs a GPU"
+        yield f"  protocol: {protocol}{'-val' if data.split else ''}  # {size}"
+        yield "  # networks: [convnet3, resnet8]  # default: the protocol's"
         if not is_quick:
-            yield "  full: false  # true adds hundreds of epochs of every real image, to compare with"
-        if least - 1 < Evaluate().neighbours:
-            yield f"  neighbours: {least - 1}  # the smallest class has {least} images to train on"
+            yield "  full: false  # true also trains on all real images, for hundreds of epochs"
+        if smallest - 1 < Evaluate().neighbours:
+            yield f"  neighbours: {smallest - 1}  # the smallest class has {smallest} training images"
 
 
 def _comment(text: str) -> list[str]:

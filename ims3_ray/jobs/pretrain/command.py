@@ -5,9 +5,9 @@
     python jobs/distill.py model.path=my-model embed.extractor=my-model \\
         data.train=/data/my-images/train data.test=/data/my-images/test
 
-A VAE, a DiT and a classifier are trained; the last command distils with them.
-The same command goes on where it was stopped; --status says how far every
-training has come. ims3 init suggests the size.
+Trains a VAE, a DiT and a classifier; the last command distils with them. A
+repeated command resumes. --status shows the progress of every training. ims3
+init suggests a size.
 """
 
 import argparse
@@ -25,22 +25,20 @@ from ims3_ray.storage.directory import check_writable, open_directory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", metavar="DIR", help="a new folder for the model")
-    parser.add_argument("--dry-run", action="store_true", help="show the settings and what would be trained")
-    parser.add_argument("--status", action="store_true", help="show how far every training has come")
+    parser.add_argument("--out", metavar="DIR", help="new folder for the model")
+    parser.add_argument("--dry-run", action="store_true", help="print the settings and what would be trained")
+    parser.add_argument("--status", action="store_true", help="print the progress of every training")
     parser.add_argument("overrides", nargs="*", metavar="field=value", help="such as transformer.steps=20000")
 
 
 def run(arguments: argparse.Namespace) -> None:
     config = load_settings(Pretrain, parse_overrides(arguments.overrides))
-    only_asks = arguments.dry_run or arguments.status
-    out = Path() if only_asks else _new_folder(arguments.out)
+    is_query = arguments.dry_run or arguments.status
+    out = Path() if is_query else _new_folder(arguments.out)
     data = config.data
     if data.train is None:
-        raise InputError(
-            "data.train: no images to train on; give one folder of images a class, or a Hugging Face dataset"
-        )
-    with spinner("imports"):  # heavy: Ray, torch and diffusers, not needed to refuse bad input
+        raise InputError("data.train: is missing; give class folders or a Hugging Face data set")
+    with spinner("imports"):  # heavy, and not needed to refuse bad input
         from ims3_ray.cluster.resources import connect, find_machine, has_address
         from ims3_ray.data.images import open_images
         from ims3_ray.data.named import below, is_named
@@ -51,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
     if "://" not in data.train and not is_named(data.train):
         check_storage_outside(config.storage, data.train, data.classes, "data.train")
     with spinner("start"):
-        if has_address():  # whose nodes look at the images
+        if has_address():  # the cluster's nodes then decode the images
             connect()
         storage = open_storage(config.storage)
         shared = {"seed": config.seed, "max_bad_fraction": data.max_bad_fraction, "classes": data.classes}
@@ -59,22 +57,22 @@ def run(arguments: argparse.Namespace) -> None:
         if data.validation_split:
             images, _ = images.split(data.validation_split)
         check_network(config, len(images.classes))
-        if not only_asks:
+        if not is_query:
             check_writable(open_directory(str(out.parent)), f"--out: {out.parent}")
             connect()
 
-    pretraining = Pretraining(config, images, storage, find_machine(config.workers, wait=not only_asks))
-    if only_asks:
+    pretraining = Pretraining(config, images, storage, find_machine(config.workers, wait=not is_query))
+    if is_query:
         if arguments.dry_run:
             print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-        print("\n".join(pretraining.states()))
+        print("\n".join(pretraining.status()))
         return
-    figures = pretraining.run(out)
-    for name, value in figures.items():
+    metrics = pretraining.run(out)
+    for name, value in metrics.items():
         print(f"  {name.replace('_', ' ')}: {value:.4g}")
-    scored = f"data.test={data.test}" if data.test else "evaluate.protocol=none"
-    places = {"model.path": out, "embed.extractor": out, "data.train": data.train, "storage": config.storage}
-    distill = shell_command("distill", *(f"{field}={place}" for field, place in places.items()), scored)
+    scoring = f"data.test={data.test}" if data.test else "evaluate.protocol=none"
+    fields = {"model.path": out, "embed.extractor": out, "data.train": data.train, "storage": config.storage}
+    distill = shell_command("distill", *(f"{field}={place}" for field, place in fields.items()), scoring)
     print("", *result_lines({"model": str(out)}, {"distil": distill}), sep="\n")
 
 

@@ -1,6 +1,6 @@
-"""The trainings from scratch, of VAE, DiT and extractor φ, for the loop in cluster/trainer.py; their results.
+"""Training tasks of VAE, DiT and extractor φ, for the training loop of models/training.py, and their results.
 
-Each reads a batch at a time from its node's own disk: pixels, or latents that the trained VAE made once.
+Each task reads its batches from the node's disk: pixels, or latents that the trained VAE has encoded.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -34,28 +34,28 @@ from ims3_ray.storage.schemas import LATENTS, Columns
 
 VALUES = "values.safetensors"
 READ_BATCH = 256
-EXTRACTOR_CROP = (0.5, 1.0)  # share of the image that a training crop of φ shows
+EXTRACTOR_CROP = (0.5, 1.0)  # share of the image area in a training crop of φ
 LABEL_DROPOUT = 0.1  # share of labels replaced by the null label, for classifier-free guidance
-FREQUENCY_SHIFT = 1  # as diffusers' own DiT, so that the written folder is exact in plain diffusers
+FREQUENCY_SHIFT = 1  # as diffusers' DiT, so that plain diffusers computes the same outputs
 Model = TypeVar("Model", bound=nn.Module)
 
 
 class Rows(Protocol):
-    """What a training draws its batches from."""
+    """Training data, opened on each worker."""
 
     def open(self) -> CachedRows: ...
 
 
 @dataclass(frozen=True)
 class Latents:
-    """The posteriors of all images, not scaled: `mean` and `logvar` (C, h, w) float16 and `label`."""
+    """The VAE's posteriors of all images, unscaled: `mean` and `logvar` (C, h, w) float16, and `label`."""
 
     directory: Directory
 
     def open(self) -> CachedRows:
         names = part_names(self.directory)
-        needed = memory_bytes(self.directory, names[0]) * len(names)
-        return open_cache(fingerprint([self.directory.uri]), self.parts, needed)
+        size = memory_bytes(self.directory, names[0]) * len(names)
+        return open_cache(fingerprint([self.directory.uri]), self.parts, size)
 
     def parts(self) -> Iterator[Columns]:
         for name in part_names(self.directory):
@@ -63,7 +63,7 @@ class Latents:
 
 
 class LatentEncoder:
-    """Paths of a batch → the trained VAE's latents, for the actors of a pool."""
+    """Encodes a batch of image files by the trained VAE, in the actors of a pool."""
 
     def __init__(self, images: Directory, models: "Models", device: str, batch_size: int):
         self._device, self._batch_size = prepare_device(device), batch_size
@@ -84,7 +84,7 @@ class LatentEncoder:
 
 @dataclass(frozen=True)
 class Models:
-    """What is trained, before and after: each kind's values lie in a folder of its own."""
+    """The models, untrained and trained; each one's parameters are in its own folder."""
 
     config: Pretrain
     num_classes: int
@@ -103,14 +103,14 @@ class Models:
             in_channels=vae.latent_channels,
             out_channels=2 * vae.latent_channels,
             frequency_shift=FREQUENCY_SHIFT,
-            norm_eps=1e-5,  # diffusers' default, for the same reason
+            norm_eps=1e-5,  # diffusers' default
         )
 
     def classifier(self, seed: int) -> Classifier:
-        """φ's network before training."""
-        extractor, draws = self.config.extractor, generator("extractor-weights", seed)
+        """φ before training."""
+        extractor, rng = self.config.extractor, generator("extractor-weights", seed)
         size = self.num_classes, self.config.image_size
-        return classifiers.build(extractor.network, *size, draws, width=extractor.width)
+        return classifiers.build(extractor.network, *size, rng, width=extractor.width)
 
     def trained_vae(self, scaling_factor: float, device: torch.device) -> Vae:
         image_size = self.config.image_size
@@ -131,7 +131,7 @@ class Models:
 
 
 class RowsTask:
-    """What the trainings share: batches keyed by (seed, epoch), noise keyed by (seed, step, part)."""
+    """Base of the tasks. Batches depend on (seed, epoch), noise on (seed, step, micro-batch)."""
 
     name = ""
     weights: Mapping[str, float] = MappingProxyType({})
@@ -139,28 +139,28 @@ class RowsTask:
     apart: Collection[str] = ()
 
     def __init__(self, device: torch.device, rows: Rows, batch_size: int, micro_batches: int, seed: int):
-        self._stored, self._order = rows.open(), EpochOrder(self.name, seed)
+        self._rows, self._order = rows.open(), EpochOrder(self.name, seed)
         self._device, self._seed = device, seed
         self._batch_size, self._part_size = batch_size, batch_size // micro_batches
 
-    def model_of(self, model: Model) -> Model:
-        """`model` on the device, its parameters those that are trained."""
+    def prepare(self, model: Model) -> Model:
+        """Moves `model` to the device and registers its parameters for training."""
         model = model.to(self._device).train()
         self.parameters = dict(model.named_parameters())
         return model
 
     def part(self, step: int, part: int) -> tuple[np.ndarray, torch.Generator]:
-        """Rows of the part, and its generator."""
-        batch = self._order.batch(step, self._batch_size, self._stored.count)
+        """Returns the rows of a micro-batch and its random generator."""
+        batch = self._order.batch(step, self._batch_size, self._rows.count)
         rows = batch[part * self._part_size : (part + 1) * self._part_size]
         return rows, generator(self.name, self._seed, step, part)
 
     def column(self, name: str, rows: np.ndarray) -> Tensor:
-        """Values at the rows, on the CPU."""
-        return torch.from_numpy(self._stored.read(name, rows).copy())
+        """Returns a column's values at the rows, on the CPU."""
+        return torch.from_numpy(self._rows.read(name, rows).copy())
 
     def share(self, values: Tensor) -> Tensor:
-        """This part's share of a mean over the global batch."""
+        """Returns this micro-batch's share of the mean over the whole batch."""
         return values.sum() / self._batch_size
 
     def after_step(self, step: int, gather: Callable[[Tensor], Tensor]) -> None:
@@ -173,7 +173,7 @@ class RowsTask:
         pass
 
     def close(self) -> None:
-        self._stored.close()
+        self._rows.close()
 
     def save(self, _values: dict[str, Tensor], averages: dict[str, Tensor], out: Directory) -> None:
         out.write(VALUES, safetensors.torch.save({n: v.cpu().contiguous() for n, v in averages.items()}))
@@ -185,14 +185,14 @@ class VaeTask(RowsTask):
     def __init__(self, device: torch.device, models: Models, **shared: Any):
         super().__init__(device, **shared)
         settings = models.config.vae
-        self._vae = self.model_of(build_vae(settings, models.config.image_size, self._seed))
+        self._vae = self.prepare(build_vae(settings, models.config.image_size, self._seed))
         self.weights = {"reconstruction": 1.0, "kl": settings.kl_weight}
 
     def losses(self, step: int, part: int) -> dict[str, Tensor]:
-        rows, draws = self.part(step, part)
+        rows, rng = self.part(step, part)
         images = to_images(to_device(self.column("pixels", rows), self._device))  # (B, 3, S, S)
         posterior = self._vae.encode(images)[0]
-        noise = to_device(torch.randn(posterior.mean.shape, generator=draws), self._device)  # (B, C, H, W)
+        noise = to_device(torch.randn(posterior.mean.shape, generator=rng), self._device)  # (B, C, H, W)
         latents = posterior.mean + posterior.std * noise
         decoded = self._vae.decode(latents)[0]  # pyright: ignore[reportArgumentType] (B, 3, S, S)
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar)
@@ -210,17 +210,15 @@ class TransformerTask(RowsTask):
         super().__init__(device, **shared)
         self._factor = scaling_factor
         dit = DiT(models.dit_config).initialize(generator("transformer-weights", self._seed))
-        self._dit, self._abar = self.model_of(dit), alphas_bar().to(device)
+        self._dit, self._abar = self.prepare(dit), alphas_bar().to(device)
         self._dropout = LABEL_DROPOUT
 
     def losses(self, step: int, part: int) -> dict[str, Tensor]:
-        rows, draws = self.part(step, part)
-        shape = (2, len(rows), *self._stored.shape("mean"))
-        posterior_noise, eps = to_device(
-            torch.randn(shape, generator=draws), self._device
-        )  # (B, C, H, W) each
-        t = torch.randint(1, NUM_TRAIN_TIMESTEPS, (len(rows),), generator=draws)  # (B,)
-        dropped = torch.rand(len(rows), generator=draws) < self._dropout
+        rows, rng = self.part(step, part)
+        shape = (2, len(rows), *self._rows.shape("mean"))
+        posterior_noise, eps = to_device(torch.randn(shape, generator=rng), self._device)  # (B, C, H, W) each
+        t = torch.randint(1, NUM_TRAIN_TIMESTEPS, (len(rows),), generator=rng)  # (B,)
+        dropped = torch.rand(len(rows), generator=rng) < self._dropout
         labels = self.column("label", rows).masked_fill(dropped, self._dit.null_label)
         t, labels = to_device(t, self._device), to_device(labels, self._device)
         mean, logvar = (
@@ -242,18 +240,18 @@ class ExtractorTask(RowsTask):
 
     def __init__(self, device: torch.device, models: Models, **shared: Any):
         super().__init__(device, **shared)
-        self._network = self.model_of(models.classifier(self._seed))
+        self._network = self.prepare(models.classifier(self._seed))
 
     def losses(self, step: int, part: int) -> dict[str, Tensor]:
-        rows, draws = self.part(step, part)
-        images = resized_crop(to_images(self.column("pixels", rows)), EXTRACTOR_CROP, draws)
+        rows, rng = self.part(step, part)
+        images = resized_crop(to_images(self.column("pixels", rows)), EXTRACTOR_CROP, rng)
         logits = self._network(to_device(images, self._device))  # (B, classes)
         labels = to_device(self.column("label", rows), self._device)
         return {"cross_entropy": self.share(cross_entropy(logits, labels, reduction="none"))}
 
 
 def build_vae(settings: TrainVae, image_size: int, seed: int, scaling_factor: float = 1.0) -> AutoencoderKL:
-    """The VAE before training; its weights are drawn from `seed`, the global generator stays as it was."""
+    """Returns the VAE before training, initialised from `seed`. The global random state is unchanged."""
     depth = len(settings.channels)
     with torch.random.fork_rng():
         torch.manual_seed(generator("vae-weights", seed).initial_seed())

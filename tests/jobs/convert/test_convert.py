@@ -106,7 +106,7 @@ def test_a_tuned_folder_samples_with_guidance_in_plain_diffusers(tmp_path, folde
         images - sampled_by_us(load_transformer(folder), folder, [3, 7])
     ).abs().max() > 0.01  # tuning shows
     shown = capsys.readouterr().out
-    assert "ema values of the adapter folded in" in shown
+    assert "ema values of the adapter merged" in shown
     ast.parse(next_commands(shown)["look"][2])
 
 
