@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--heads",
         type=int,
         metavar="N",
-        help="attention heads of a .pt file, if its size is not a published one",
+        help="attention heads of a .pt file of unpublished size",
     )
     shift = "timestep frequencies, if the folder does not state them: 0 as DiT, 1 as diffusers"
     add("--frequency-shift", type=int, choices=(0, 1), help=shift)

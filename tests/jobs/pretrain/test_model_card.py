@@ -7,7 +7,7 @@ from tiny import CLASSES, write_images
 from ims3_ray.config.load import load_settings, parse_overrides
 from ims3_ray.config.settings import Pretrain
 from ims3_ray.data.images import open_images
-from ims3_ray.jobs.pretrain.model_card import model_card
+from ims3_ray.jobs.pretrain.run import model_card
 from ims3_ray.storage.artifacts import open_storage
 
 

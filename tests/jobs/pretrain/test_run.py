@@ -8,7 +8,7 @@ from printed import job, next_commands
 
 from ims3_ray.cli import run_command
 from ims3_ray.errors import InputError
-from ims3_ray.jobs.pretrain.run import put, scaling_factor
+from ims3_ray.jobs.pretrain.run import move_to, scaling_factor
 from ims3_ray.models.generator import inspect_generator
 from ims3_ray.storage.artifacts import open_storage
 
@@ -46,10 +46,10 @@ def test_of_two_drivers_the_second_takes_the_first_s_folder_and_replaces_no_othe
     for name, words in (("first", "one"), ("second", "one"), ("third", "another")):
         (tmp_path / name / "vae").mkdir(parents=True)
         (tmp_path / name / "vae" / "config.json").write_text(words)
-    put(tmp_path / "first", out, storage)
-    put(tmp_path / "second", out, storage)
+    move_to(tmp_path / "first", out, storage)
+    move_to(tmp_path / "second", out, storage)
     with pytest.raises(InputError, match=r"--out: .*/model was made meanwhile and holds another model"):
-        put(tmp_path / "third", out, storage)
+        move_to(tmp_path / "third", out, storage)
     assert (out / "vae" / "config.json").read_text() == "one"
 
 
