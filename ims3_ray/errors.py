@@ -1,4 +1,4 @@
-"""The one exception for what a person gave: shown as a single line, exit code 2."""
+"""InputError, the exception for user mistakes (one line, exit code 2), and helpers to describe exceptions."""
 
 from collections.abc import Iterator
 
@@ -10,8 +10,7 @@ MAX_LENGTH = 500  # characters of an error in a record
 class InputError(ValueError):
     """Bad input. The message names the field or file, the rule, the value and the remedy, in one line.
 
-    Names of files hold anything, and URIs credentials: what would break the line, or tell a secret, is
-    replaced.
+    Line breaks, control characters and credentials in the message are replaced.
     """
 
     def __init__(self, message: str):
@@ -19,15 +18,14 @@ class InputError(ValueError):
 
 
 def describe_error(error: BaseException) -> str:
-    """What was raised, for a record: on one line, without secrets, cut where it is long."""
+    """Return type and message on one line for a record, without secrets, at most MAX_LENGTH characters."""
     return one_line(redact(f"{type(error).__name__}: {error}"))[:MAX_LENGTH]
 
 
 def error_chain(error: BaseException) -> Iterator[BaseException]:
-    """The exception and all behind it: causes, contexts, and what Ray wraps.
+    """Yield the exception and all behind it: causes, contexts, and exceptions that Ray wraps.
 
-    What a task of Ray raised comes as itself, without Ray's copy: that is of the same type, and its text a
-    whole trace.
+    A Ray task's exception is yielded itself. Ray's copy, of the same type with a trace as its text, is not.
     """
     pending, seen = [error], set()
     while pending:

@@ -1,34 +1,37 @@
-"""Numbers and their units, as a person reads them."""
+"""Numbers with units, and tables."""
+
+import sys
 
 import pytest
 
-from ims3_ray.display import format_bytes, noun
+from ims3_ray.display import align_columns, format_bytes, noun
 
 
 @pytest.mark.parametrize(
-    ("number", "plural", "said"),
-    [
-        (1, "pages", "page"),
-        (2, "pages", "pages"),
-        (1, "classes", "class"),
-        (1, "images", "image"),
-        (0, "steps", "steps"),
-    ],
+    ("number", "plural", "expected"),
+    [(1, "pages", "page"), (2, "pages", "pages"), (1, "classes", "class"), (0, "steps", "steps")],
 )
-def test_one_is_no_plural(number, plural, said):
-    assert noun(number, plural) == said
+def test_noun_is_singular_only_for_one(number, plural, expected):
+    assert noun(number, plural) == expected
 
 
 @pytest.mark.parametrize(
-    ("num_bytes", "said"),
-    [
-        (0, "0 B"),
-        (999, "999 B"),
-        (999.6, "1 kB"),
-        (12_345_678, "12.3 MB"),
-        (999.7e6, "1 GB"),
-        (2.5e15, "2.5e+03 TB"),
-    ],
+    ("num_bytes", "expected"),
+    [(0, "0 B"), (999, "999 B"), (999.6, "1 kB"), (12_345_678, "12.3 MB"), (999.7e6, "1 GB")],
 )
-def test_a_size_has_three_digits_and_a_unit(num_bytes, said):
-    assert format_bytes(num_bytes) == said
+def test_a_size_has_three_digits_and_a_unit(num_bytes, expected):
+    assert format_bytes(num_bytes) == expected
+
+
+def test_a_table_wider_than_the_terminal_continues_below_its_first_column(monkeypatch):
+    rows = [["run", "protocol", "accuracy"], ["one", "quick", "0.5"], ["another", "quick", "0.25"]]
+    wide = ["run      protocol  accuracy", "one      quick          0.5", "another  quick         0.25"]
+    monkeypatch.setenv("COLUMNS", "26")
+    assert align_columns(rows, left=range(2)) == wide  # no terminal
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert align_columns(rows, left=range(2)) == [
+        "run      protocol", "one      quick", "another  quick", "",
+        "run      accuracy", "one           0.5", "another      0.25",
+    ]  # fmt: skip
+    monkeypatch.setenv("COLUMNS", "27")
+    assert align_columns(rows, left=range(2)) == wide

@@ -1,4 +1,8 @@
-"""All of Ray's set-up: the machine, work that is fanned out, training, what workers tell the driver."""
+"""Ray: connection, resources, actor pools, training, metrics.
+
+Importing this package installs two hooks for code that does not import Ray: bars export gauges, and images
+are read by tasks.
+"""
 
 from ims3_ray import progress
 from ims3_ray.data import folders
@@ -6,6 +10,5 @@ from ims3_ray.data import folders
 from .metrics_actor import PrometheusBar
 from .tasks import map_on_cluster
 
-# in every process that uses Ray
 progress.BAR_CLASS = PrometheusBar
 folders.EACH = map_on_cluster

@@ -1,6 +1,6 @@
-"""Ray's token, which only this user can read: who has it can run code on the user's clusters.
+"""Keep Ray's authentication token private: with it, anyone can run code on the user's clusters.
 
-Ray 2.60 writes ~/.ray/auth_token by the process's umask, which usually lets all users of the machine read it.
+Ray 2.60 creates ~/.ray/auth_token with the process's umask, which usually makes it readable to all users.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from ims3_ray.errors import InputError
 
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
-TOKEN_BYTES = 32  # as many as Ray takes
+TOKEN_BYTES = 32  # the length that Ray accepts
 
 
 def make_private_token() -> None:
@@ -30,7 +30,7 @@ def make_private_token() -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _make_private(path.parent)
         if not path.exists():
-            _write(path)
+            _create(path)
         _make_private(path)
     except OSError as error:
         raise InputError(
@@ -45,8 +45,8 @@ def _make_private(path: Path) -> None:
         path.chmod(mode & ~OTHERS)
 
 
-def _write(path: Path) -> None:
-    """A new token, complete as soon as it is there; the token of a driver that was faster stays."""
+def _create(path: Path) -> None:
+    """Create the token atomically. If another driver has created it meanwhile, its token stays."""
     new = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:

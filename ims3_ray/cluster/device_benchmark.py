@@ -1,4 +1,4 @@
-"""What a device can do: its matrix rate and copy bandwidth, measured, and a process' peak memory."""
+"""Measure a device's matrix rate and copy bandwidth, and a process's peak memory."""
 
 import resource
 import sys
@@ -14,21 +14,21 @@ from ims3_ray.models.device import DTYPES
 from .environment import cpu_model
 
 MATRIX = {"cpu": 1024, "cuda": 8192}  # rows and columns
-COPIED_BYTES = {"cpu": 2**27, "cuda": 2**31}  # far more than caches hold
+COPIED_BYTES = {"cpu": 2**27, "cuda": 2**31}  # far larger than caches
 PRECISION: dict[str, Precision] = {"cpu": "fp32", "cuda": "bf16"}
 MEASURED_S = 0.5
 
 
 @dataclass(frozen=True)
 class DeviceFigures:
-    """A device's name and what was measured on it; on a CPU with one thread, as actors run."""
+    """A device's name and measured rates; a CPU is measured with one thread, like an actor."""
 
     kind: DeviceKind
     name: str
     precision: Precision
     matrix_size: int
-    matrix_rate: float  # operations a second, a multiplication and an addition being two
-    copy_bandwidth: float  # bytes a second, read and written ones both counted
+    matrix_rate: float  # operations per second; a multiply-add is two
+    copy_bandwidth: float  # bytes per second, reads and writes both counted
 
     def line(self) -> str:
         threads = "one thread, as the actors run" if self.kind == "cpu" else "dense"
@@ -40,7 +40,7 @@ class DeviceFigures:
 
 
 def measure_device(kind: DeviceKind) -> DeviceFigures:
-    """The figures of this process' device, in about a second."""
+    """Measure this process's device, in about a second."""
     precision, size = PRECISION[kind], MATRIX[kind]
     rate = matrix_rate(kind, DTYPES[precision], size)
     return DeviceFigures(kind, device_name(kind), precision, size, rate, copy_bandwidth(kind))
@@ -49,22 +49,22 @@ def measure_device(kind: DeviceKind) -> DeviceFigures:
 def matrix_rate(
     kind: DeviceKind, dtype: torch.dtype, size: int | None = None, seconds: float = MEASURED_S
 ) -> float:
-    """Operations a second of products of two normal `size` × `size` matrices (that of MATRIX where None)."""
+    """Operations per second in products of two normal `size` × `size` matrices (default MATRIX[kind])."""
     size = size or MATRIX[kind]
     a = torch.randn(size, size, device=kind).to(dtype)
     out = torch.empty_like(a)
-    return 2 * size**3 * _repeated(kind, lambda: torch.mm(a, a, out=out), seconds)
+    return 2 * size**3 * _runs_per_second(kind, lambda: torch.mm(a, a, out=out), seconds)
 
 
 def copy_bandwidth(kind: DeviceKind, seconds: float = MEASURED_S) -> float:
-    """Bytes a second of a copy within the device's memory, read and written ones both counted."""
+    """Bytes per second, read and written, of a copy within the device's memory."""
     source = torch.zeros(COPIED_BYTES[kind], dtype=torch.uint8, device=kind)
     target = torch.zeros_like(source)
-    return 2 * source.nbytes * _repeated(kind, lambda: target.copy_(source), seconds)
+    return 2 * source.nbytes * _runs_per_second(kind, lambda: target.copy_(source), seconds)
 
 
-def _repeated(kind: DeviceKind, action: Callable[[], object], seconds: float) -> float:
-    """Times a second that `action` runs, on one thread on a CPU; the first time is not counted."""
+def _runs_per_second(kind: DeviceKind, action: Callable[[], object], seconds: float) -> float:
+    """Runs of `action` per second, on one thread if on a CPU; the first run is a warm-up."""
     threads = torch.get_num_threads()
     if kind == "cpu":
         torch.set_num_threads(1)
@@ -82,19 +82,18 @@ def _repeated(kind: DeviceKind, action: Callable[[], object], seconds: float) ->
 
 
 def synchronize(kind: DeviceKind) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished its queue."""
     if kind == "cuda":
         torch.cuda.synchronize()
 
 
 def device_name(kind: DeviceKind) -> str:
-    """The model of the GPU or the CPU."""
     return torch.cuda.get_device_name() if kind == "cuda" else cpu_model()
 
 
 def peak_memory(kind: DeviceKind) -> int:
-    """Bytes that this process held at most: allocated by torch on a GPU, resident on a CPU."""
+    """Peak bytes of this process: allocated by torch on a GPU, resident on a CPU."""
     if kind == "cuda":
         return torch.cuda.max_memory_allocated()
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return held if sys.platform == "darwin" else 1024 * held
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

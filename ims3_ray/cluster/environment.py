@@ -1,4 +1,4 @@
-"""What a run runs on: versions and hardware, for manifests, the run's record, MLflow and the report."""
+"""Versions and hardware of a run, for manifests, the run's record, MLflow and the report."""
 
 import importlib.metadata
 import platform
@@ -17,9 +17,9 @@ VERSIONED = (PACKAGE, "ray", "torch", "torchvision", "diffusers", "pyarrow", "fa
 
 @dataclass(frozen=True)
 class Environment:
-    """What bits depend on besides the recipe: the device's model and torch's build.
+    """The properties, besides the recipe, that results depend on bit by bit: device model and torch build.
 
-    The package's version is only recorded: a change of bits raises the version of a stage.
+    The package's version is only recorded: a change that affects results raises a stage's version.
     """
 
     gpu: str | None  # None on CPUs
@@ -34,12 +34,12 @@ class Environment:
 
 
 def environment_name(environment: Mapping[str, object]) -> str:
-    """The same for an environment as a manifest holds it."""
+    """`Environment.name` of an environment read from a manifest."""
     return f"{environment.get('gpu') or environment.get('cpu')}, torch {environment.get('torch')}"
 
 
 def find_environment(on_gpu: bool) -> Environment:
-    """The environment of this process. Starts CUDA in it with `on_gpu`."""
+    """Return the environment of this process. With `on_gpu` it starts CUDA."""
     version = importlib.metadata.version
     return Environment(
         _joined(gpu_models()) if on_gpu else None, cpu_model(), version("torch"), version(PACKAGE)
@@ -47,12 +47,12 @@ def find_environment(on_gpu: bool) -> Environment:
 
 
 def machine_environment(machine: "Machine") -> Environment:
-    """The environment of what a machine makes; several models of a cluster's nodes are joined."""
-    found = machine.environments or (find_environment(machine.on_gpus),)
-    gpus = [environment.gpu for environment in found if environment.gpu]
+    """Return the environment of a machine's results; the names of different nodes are joined."""
+    environments = machine.environments or (find_environment(machine.on_gpus),)
+    gpus = [environment.gpu for environment in environments if environment.gpu]
     return Environment(
         _joined(gpus) if gpus else None,
-        *(_joined(getattr(each, field) for each in found) for field in ("cpu", "torch", "package")),
+        *(_joined(getattr(each, field) for each in environments) for field in ("cpu", "torch", "package")),
     )
 
 
@@ -61,14 +61,14 @@ def _joined(names: Iterable[str]) -> str:
 
 
 def gpu_models() -> list[str]:
-    import torch  # seconds to import
+    import torch  # takes seconds
 
     count = torch.cuda.device_count()
-    return [torch.cuda.get_device_name(place) for place in range(count)] or ["unknown GPU"]
+    return [torch.cuda.get_device_name(index) for index in range(count)] or ["unknown GPU"]
 
 
 def cpu_model() -> str:
-    """The CPU's model; on ARM, which has no model name, the architecture and the number of the part."""
+    """Return the CPU's model name; on ARM, which has none, the architecture and the part number."""
     path, machine = Path("/proc/cpuinfo"), platform.machine()
     text = path.read_text() if path.is_file() else ""
     if model := re.search(r"^model name\s*: *(.*?) *$", text, re.MULTILINE):
@@ -78,9 +78,8 @@ def cpu_model() -> str:
 
 
 def versions() -> dict[str, str]:
-    return {"python": platform.python_version()} | {
-        name: importlib.metadata.version(name) for name in VERSIONED
-    }
+    packages = {name: importlib.metadata.version(name) for name in VERSIONED}
+    return {"python": platform.python_version()} | packages
 
 
 def hardware(machine: "Machine") -> dict[str, str | int | float]:

@@ -1,10 +1,10 @@
-"""Fanning a stage's parts out over a Ray Data actor pool, each part one Parquet file; and an index of all.
+"""Run a stage's parts on a Ray Data actor pool; each part is one Parquet file, and an index covers them all.
 
-A part is a fixed set of rows, composed by the recipe: one batch of the model, or a few where images are many.
-An actor computes a part and writes it at once, so memory stays at CALLS_PER_ACTOR parts per actor, a retried
-part replaces itself with the same bytes, and a stage that died goes on with the parts that are missing or
-damaged. A part carries its own checksum, and in its footer the names of rows that had to be left out. While
-one part has the device, another is read or written.
+The recipe fixes a part's rows: one batch of the model, or a few if there are many images. An actor writes a
+part as soon as it is computed, so memory is bounded by CALLS_PER_ACTOR parts per actor, and a retried part is
+replaced by the same bytes. A resumed stage makes only missing or damaged parts. Each part holds its own
+checksum and, in its footer, the names of skipped rows. While one part uses the device, another is read or
+written.
 """
 
 import hashlib
@@ -31,17 +31,17 @@ from ims3_ray.storage.schemas import Columns, Table
 from .ray_patches import errors_only
 from .resources import Machine
 
-CALLS_PER_ACTOR = 2  # at once, on threads; models.batches.Turn lets one of them compute
-TARGET_PARTS = 2048  # for any number of actors to share evenly
-NOTES = "ims3_ray.notes"  # key of a part's metadata: rows that had to be left out, and why
-MAX_ROWS = 512  # of a part of several batches, which an actor has in memory
-Build = Callable[..., Callable[[Any], tuple[Columns, dict[str, str]]]]  # of each stage's own payload
+CALLS_PER_ACTOR = 2  # concurrent, on threads; a device lock lets one of them compute
+TARGET_PARTS = 2048  # enough for an even load on any number of actors
+NOTES = "ims3_ray.notes"  # metadata key of a part: skipped rows and the reasons
+MAX_ROWS = 512  # of a part of several batches, which an actor holds in memory
+Build = Callable[..., Callable[[Any], tuple[Columns, dict[str, str]]]]  # each stage has its own payload
 errors_only("ray.data")
 
 
 @dataclass(frozen=True)
 class Part:
-    """One unit of work: `rows` is how many it makes, `payload` plain data that tells the actor what to do."""
+    """A unit of work: the number of its rows, and a plain-data payload for the actor."""
 
     index: int
     rows: int
@@ -53,22 +53,22 @@ class Part:
 
     @property
     def item(self) -> dict[str, str]:
-        """What travels to the actor."""
+        """The row that is sent to the actor."""
         return {"file": self.file, "payload": json.dumps(self.payload)}
 
 
 def rows_per_part(rows: int, batch_size: int) -> int:
-    """A batch, or several where one each would be thousands of files, which whoever reads them would open."""
+    """Return one batch, or several if single batches would give more than TARGET_PARTS files."""
     batches = math.ceil(rows / batch_size)
     return batch_size * max(1, min(batches // TARGET_PARTS, MAX_ROWS // batch_size))
 
 
-def _refuse(why: str, _payload: object) -> tuple[Columns, dict[str, str]]:
-    raise InputError(why)
+def _raise(message: str, _payload: object) -> tuple[Columns, dict[str, str]]:
+    raise InputError(message)
 
 
 class Worker:
-    """The pool's actor: builds the stage's worker once, then turns parts into files."""
+    """The pool's actor: builds the stage's function once, then turns payloads into files."""
 
     def __init__(
         self, build: Build, arguments: Mapping[str, Any], table: Table, out: Directory, batch_field: str
@@ -77,31 +77,31 @@ class Worker:
         self._batch = batch_field, arguments["batch_size"]
         try:
             self._work = build(**arguments)
-        except InputError as error:  # told with the first part: of an actor that died the text is lost
-            self._work = partial(_refuse, str(error))
+        except InputError as error:  # raised with the first part: Ray loses the text if a constructor fails
+            self._work = partial(_raise, str(error))
 
     def __call__(self, batch: Mapping[str, Sequence[str]]) -> dict[str, list[Any]]:
         (file,), (payload,) = batch["file"], batch["payload"]
         try:
             with explain_out_of_memory(*self._batch):
-                columns, notes = self._work(json.loads(payload))
-            self._refuse_not_finite(columns)
-            left_out = json.dumps(notes)
-            data = schemas.to_parquet(columns, self._table, {NOTES: left_out, KEY: BLANK})
+                columns, skipped = self._work(json.loads(payload))
+            self._check_finite(columns)
+            notes = json.dumps(skipped)
+            data = schemas.to_parquet(columns, self._table, {NOTES: notes, KEY: BLANK})
             data = embed_checksum(data, file)
             self._out.write(file, data)
         except InputError as error:
             nothing = {"rows": [0], "checksum": [""], "keys": [b""], "notes": [""]}
-            return {"file": [file], **nothing, "refused": [str(error)]}
+            return {"file": [file], **nothing, "error": [str(error)]}
         rows, checksum = len(next(iter(columns.values()))), hashlib.sha256(data).hexdigest()
-        made = {"rows": [rows], "checksum": [checksum], "keys": [pack_keys(columns, self._table)]}
-        return {"file": [file], **made, "notes": [left_out], "refused": [""]}
+        report = {"rows": [rows], "checksum": [checksum], "keys": [pack_keys(columns, self._table)]}
+        return {"file": [file], **report, "notes": [notes], "error": [""]}
 
-    def _refuse_not_finite(self, columns: Columns) -> None:
+    def _check_finite(self, columns: Columns) -> None:
         if odd := schemas.not_finite(columns):
             stage = self._batch[0].split(".")[0]
             raise InputError(
-                f"{stage}: {odd} came out as values that are not finite; look at the weights (model.path), "
+                f"{stage}: {odd} has values that are not finite; check the weights (model.path), "
                 "or compute with model.precision fp32"
             )
 
@@ -116,11 +116,11 @@ def fan_out(
     machine: Machine,
     stage: str,
 ) -> dict[str, Any]:
-    """Make every part that is missing or damaged. Returns the rows, those made now, checksums and notes.
+    """Make each part that is missing or damaged. Returns rows, rows made now, checksums and notes.
 
-    `build(**arguments)`, its `batch_size` among them, runs once an actor and gives a function from a part's
-    payload to the columns of `table` and to notes: {name of a row that had to be left out: why}. Raises
-    InputError if a batch does not fit the GPU's memory, or if a result is not finite.
+    `build(**arguments)`, with `batch_size` among the arguments, runs once per actor. It returns a function
+    from a part's payload to the columns of `table` and to {name of a skipped row: reason}. Raises InputError
+    if a batch does not fit the GPU's memory or a result is not finite.
     """
     checksums: dict[str, str] = {}
     keys: dict[str, bytes] = {}
@@ -129,25 +129,25 @@ def fan_out(
         checksums[name], keys[name] = hashlib.sha256(data).hexdigest(), pack_part_keys(data, table)
         notes |= json.loads(schemas.read_metadata(data, NOTES) or "{}")
     todo = [part for part in parts if part.file not in checksums]
-    total, made = sum(part.rows for part in parts), sum(part.rows for part in todo)
+    total, rows_made = sum(part.rows for part in parts), sum(part.rows for part in todo)
     worker = {"build": build, "arguments": arguments, "table": table, "out": out}
     worker["batch_field"] = f"{stage}.batch_size.{machine.device}"
-    with bar(stage, total, "images", done=total - made) as shown:
+    with bar(stage, total, "images", done=total - rows_made) as progress:
         for row in _dataset(todo, worker, machine).iter_rows() if todo else ():
-            if row["refused"]:
-                raise InputError(row["refused"])
+            if row["error"]:
+                raise InputError(row["error"])
             checksums[row["file"]], keys[row["file"]] = row["checksum"], row["keys"]
             notes |= json.loads(row["notes"])
-            shown.update(int(row["rows"]))
+            progress.update(int(row["rows"]))
     write_index(out, keys)
     rows, notes = total - len(notes), dict(sorted(notes.items()))
-    return {"rows": rows, "rows_made": made, "checksums": checksums, "notes": notes}
+    return {"rows": rows, "rows_made": rows_made, "checksums": checksums, "notes": notes}
 
 
 def _dataset(parts: list[Part], worker: dict[str, object], machine: Machine) -> ray.data.Dataset:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
-    # all actors at work, which is all that CALLS_PER_ACTOR lets it come to
+    # the pool's utilisation is 1 if all actors work, since CALLS_PER_ACTOR limits it
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     return ray.data.from_items([part.item for part in parts], override_num_blocks=len(parts)).map_batches(
         Worker,
@@ -159,9 +159,9 @@ def _dataset(parts: list[Part], worker: dict[str, object], machine: Machine) -> 
 
 
 def actor_pool(machine: Machine, num_parts: int) -> ActorPoolStrategy:
-    """All actors at once where there is room, as few as the minimum while there is none.
+    """A pool that starts with all actors if there is room, and with `min_actors` otherwise.
 
-    With nodes that come later the pool grows, unless `workers.actors` says how many there are.
+    It grows with nodes that join later, unless `workers.actors` fixes its size.
     """
     first = min(machine.actors, num_parts)
     return ActorPoolStrategy(
@@ -169,6 +169,6 @@ def actor_pool(machine: Machine, num_parts: int) -> ActorPoolStrategy:
         max_size=first if machine.workers.actors else num_parts,
         initial_size=first,
         max_concurrent_calls_per_actor=CALLS_PER_ACTOR,
-        max_tasks_in_flight_per_actor=CALLS_PER_ACTOR,  # a part waits in the queue, not for one actor
+        max_tasks_in_flight_per_actor=CALLS_PER_ACTOR,  # further parts wait for any actor, not for one
         enable_true_multi_threading=True,
     )

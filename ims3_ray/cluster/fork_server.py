@@ -1,10 +1,10 @@
-"""Ray's workers on this machine, forked from a process that has imported what they need.
+"""Start Ray's workers on this machine by forking a process that has imported torch, diffusers and Ray.
 
-    python -P warm.py SOCKET                  that process, which ends with whoever started it
-    python -S -E warm.py SOCKET PYTHON WORDS  what Ray starts in place of PYTHON, its `py_executable`
+    python -P fork_server.py SOCKET                  the server; it ends with the driver
+    python -S -E fork_server.py SOCKET PYTHON WORDS  the client, which Ray starts as its `py_executable`
 
-A worker that begins anew imports torch, diffusers and Ray for many seconds, at every stage; a fork has them.
-Nothing here touches a GPU before the fork. Where there is no such process, PYTHON starts as ever.
+Without it, each worker spends many seconds on imports, in every stage. The server touches no GPU before it
+forks. If the server is gone, the client becomes PYTHON.
 """
 
 import contextlib
@@ -22,29 +22,29 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
-AT_ONCE = (
+PRELOADED = (
     *("torch._dynamo", "diffusers.models.autoencoders.autoencoder_kl"),
     *("ims3_ray.models.generator", "ims3_ray.models.extractor", "ims3_ray.evaluation.train"),
 )
-WITH_RAY = ("ims3_ray.pipeline.steps", "ray.train.torch")
-NO_CUDA = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}  # who asks for GPUs begins no CUDA, which no fork survives
-REQUEST = 2**20  # bytes, at most
+PRELOADED_WITH_RAY = ("ims3_ray.pipeline.steps", "ray.train.torch")
+NO_CUDA = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}  # asking for GPUs starts no CUDA, which would break forks
+MAX_REQUEST = 2**20  # bytes
 _started: list[tuple[str, subprocess.Popen[bytes]]] = []
 
 
 def start() -> str:
-    """The command by which Ray starts a worker; the process that they are forked from begins its imports."""
+    """Start the server, unless it runs, and return the command with which Ray starts a worker."""
     if not hasattr(os, "fork") or not hasattr(socket, "SOCK_SEQPACKET"):
         return sys.executable
     if not _started or _started[0][1].poll() is not None:
-        address = f"{tempfile.mkdtemp(prefix='ims3-')}/workers"  # in a folder that is this user's alone
-        environment = {"OMP_NUM_THREADS": "1"} | os.environ | NO_CUDA  # one thread: as Ray has it for a CPU
+        address = f"{tempfile.mkdtemp(prefix='ims3-')}/workers"  # in a folder that only this user can enter
+        environment = {"OMP_NUM_THREADS": "1"} | os.environ | NO_CUDA  # Ray's default for CPU workers
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         words = [sys.executable, "-P", os.path.abspath(__file__), address]
         process = subprocess.Popen(
             words,
-            stdin=subprocess.PIPE,  # whose end says that nobody is left to fork for
-            stdout=subprocess.DEVNULL,  # a fork has its worker's own
+            stdin=subprocess.PIPE,  # closes when the driver ends
+            stdout=subprocess.DEVNULL,  # a fork uses its worker's own streams
             stderr=subprocess.DEVNULL,
             env=environment,
             start_new_session=True,
@@ -54,52 +54,52 @@ def start() -> str:
 
 
 def serve(address: str) -> dict[str, list[str]]:
-    """Fork for every request, until whoever started this is gone; returns in the child, with the request.
+    """Fork for each request until the driver ends; returns, in the child only, with the request.
 
-    Ray is imported at the first: it reads its cluster's settings from the environment as it is imported.
+    Ray is imported at the first request: it reads its cluster's settings from the environment on import.
     """
-    with _connection() as held:
-        held.bind(address)
-        held.listen(256)
-        _import(AT_ONCE)
+    with _socket() as listener:
+        listener.bind(address)
+        listener.listen(256)
+        _import(PRELOADED)
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         while True:
-            if sys.stdin in select.select([held, sys.stdin], [], [])[0]:
+            if sys.stdin in select.select([listener, sys.stdin], [], [])[0]:
                 shutil.rmtree(os.path.dirname(address), ignore_errors=True)
                 os._exit(0)
-            line, _ = held.accept()
-            with line:
-                data, streams, *_ = socket.recv_fds(line, REQUEST, 3)
+            connection, _ = listener.accept()
+            with connection:
+                data, streams, *_ = socket.recv_fds(connection, MAX_REQUEST, 3)
                 request = json.loads(data)
                 if "ray" not in sys.modules:
                     os.environ.update(_environment(request))
-                    with own_randomness():
-                        _import(WITH_RAY)
+                    with unseeded_actor_ids():
+                        _import(PRELOADED_WITH_RAY)
                 if not os.fork():
-                    os.setsid()  # the raylet ends a worker's whole group
+                    os.setsid()  # the raylet kills a worker's whole process group
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                    for place, stream in enumerate(streams):
-                        os.dup2(stream, place)
+                    for descriptor, stream in enumerate(streams):
+                        os.dup2(stream, descriptor)
                         os.close(stream)
                     return request
                 for stream in streams:
                     os.close(stream)
 
 
-def ask(address: str, python: str, words: list[str]) -> None:
-    """Have a worker forked; without anybody to ask this process becomes one."""
+def request_fork(address: str, python: str, words: list[str]) -> None:
+    """Ask the server for a worker. If it does not answer, this process becomes the worker."""
     request = {"words": words, "cwd": [os.getcwd()], "env": [f"{k}={v}" for k, v in os.environ.items()]}
     try:
-        with _connection() as line:
-            line.connect(address)
-            socket.send_fds(line, [json.dumps(request).encode()], [0, 1, 2])
-            line.recv(1)
+        with _socket() as connection:
+            connection.connect(address)
+            socket.send_fds(connection, [json.dumps(request).encode()], [0, 1, 2])
+            connection.recv(1)
     except OSError:
         os.execv(python, [python, *words])
 
 
-def become(request: dict[str, list[str]]) -> None:
-    """This process, a fork, is the worker from here on."""
+def run_worker(request: dict[str, list[str]]) -> None:
+    """Run Ray's worker script in this forked process."""
     os.environ.clear()
     os.environ.update(_environment(request))
     os.chdir(request["cwd"][0])
@@ -114,31 +114,31 @@ def _environment(request: dict[str, list[str]]) -> dict[str, str]:
 
 def _import(names: tuple[str, ...]) -> None:
     for name in names:
-        with contextlib.suppress(Exception):  # which a worker that needs it tells
+        with contextlib.suppress(Exception):  # a worker that needs the module raises the error
             importlib.import_module(name)
 
 
-def _connection() -> socket.socket:
+def _socket() -> socket.socket:
     return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
 @contextlib.contextmanager
-def own_randomness() -> Iterator[None]:
-    """Ray's random numbers begin in the workers: begun here, all workers would draw the same ids.
+def unseeded_actor_ids() -> Iterator[None]:
+    """Define actor classes without seeding Ray's random numbers, which all forks would share.
 
-    An actor's class draws an id when it is defined; two workers of one random state fail as they start at
-    the same time ("WarmupStore() Status not OK: ObjectExists"). Goes when Ray forgets its state in a fork.
+    A class draws an id on definition. Two workers with the same random state fail if they start together
+    ("WarmupStore() Status not OK: ObjectExists"). Goes when Ray resets its random state in a fork.
     """
     from ray import actor
 
     real = actor.ActorClassID
 
-    class Drawn:
+    class RandomID:
         @staticmethod
         def from_random() -> object:
             return real(os.urandom(real.size()))
 
-    actor.ActorClassID = Drawn
+    actor.ActorClassID = RandomID
     try:
         yield
     finally:
@@ -147,6 +147,6 @@ def own_randomness() -> Iterator[None]:
 
 if __name__ == "__main__":
     if len(sys.argv) == 2:
-        become(serve(sys.argv[1]))
+        run_worker(serve(sys.argv[1]))
     else:
-        ask(sys.argv[1], sys.argv[2], sys.argv[3:])
+        request_fork(sys.argv[1], sys.argv[2], sys.argv[3:])

@@ -1,4 +1,8 @@
-"""What workers tell the driver, and the driver Prometheus, while stages run."""
+"""Training metrics on their way from workers to the driver, and progress bars that Prometheus reads.
+
+A worker calls `MetricsActor.report`; `receive_metrics` hands each report to a callback in the driver, which
+alone updates the bar, the run's record and MLflow.
+"""
 
 import contextlib
 import threading
@@ -15,21 +19,21 @@ from ims3_ray.progress import Bar
 
 POLL_S = 0.5
 GAUGES = {
-    "ims3_rows": "Rows that the stage at work has done",
-    "ims3_rows_goal": "Rows that it will have done; 0 where that is not known",
+    "ims3_rows": "Rows that the running stage has done",
+    "ims3_rows_goal": "Rows of the running stage in total; 0 if unknown",
 }
 
 
 class PrometheusBar(Bar):
-    """A bar that Prometheus sees as well, where there is a cluster: rows done and to do, by run and stage.
+    """A bar that also exports two gauges, by run and stage: rows done, and rows in total.
 
-    Gauges, which end with the driver, as Ray's counters do not; 0 once the stage is over.
+    The gauges are 0 after the stage and disappear with the driver; Ray's counters would stay.
     """
 
     def __init__(self, *, desc: str, unit: str, **options: Any):
         super().__init__(desc=desc, unit=unit, **options)
         self._gauges: dict[str, Gauge] = {}
-        if ray.is_initialized() and not self.disable:  # through Ray's agent, which every node has
+        if ray.is_initialized() and not self.disable:  # every node's Ray agent exports gauges
             tags = {"run": progress.RUN.get(), "stage": desc, "unit": unit}
             for name, description in GAUGES.items():
                 self._gauges[name] = Gauge(name, description, tuple(tags))
@@ -37,21 +41,21 @@ class PrometheusBar(Bar):
         self._export(self.n, self.total or 0)
 
     def update(self, n: float | None = 1) -> bool | None:
-        is_shown = super().update(n)
+        is_displayed = super().update(n)
         self._export(self.n, self.total or 0)
-        return is_shown
+        return is_displayed
 
     def close(self) -> None:
         self._export(0, 0)
         super().close()
 
-    def _export(self, *figures: float) -> None:
-        for gauge, figure in zip(self._gauges.values(), figures, strict=False):
-            gauge.set(figure)
+    def _export(self, *values: float) -> None:
+        for gauge, value in zip(self._gauges.values(), values, strict=False):
+            gauge.set(value)
 
 
 class Message(TypedDict):
-    """What a training posts: the steps done, and metrics where the last one was a log step."""
+    """A report: the steps done, and the metrics of a log step (else empty)."""
 
     step: int
     metrics: dict[str, float]
@@ -59,15 +63,12 @@ class Message(TypedDict):
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class MetricsActor:
-    """Where Train workers leave their metrics and the driver, the only one to write to MLflow, picks them up.
-
-    One that is started again has forgotten what was not picked up yet.
-    """
+    """A queue of reports. A restarted actor has lost the reports that were not taken yet."""
 
     def __init__(self) -> None:
         self._messages: list[Message] = []
 
-    def post(self, message: Message) -> None:
+    def report(self, message: Message) -> None:
         self._messages.append(message)
 
     def take(self) -> list[Message]:
@@ -76,22 +77,22 @@ class MetricsActor:
 
 
 def start_metrics_actor() -> ActorHandle:
-    """A Board on this process's own node, which no other node's loss takes away."""
+    """Start a MetricsActor on this process's node, so that the loss of another node does not affect it."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return cast(ActorHandle, MetricsActor.options(scheduling_strategy=here).remote())
 
 
 @contextlib.contextmanager
-def receive_metrics(board: ActorHandle, receive: Callable[[Message], None]) -> Iterator[None]:
-    """Hand every message posted to `board` to `receive`, in a thread, until the block ends."""
+def receive_metrics(actor: ActorHandle, on_message: Callable[[Message], None]) -> Iterator[None]:
+    """During the block, a thread calls `on_message` with each report; all have arrived at its end."""
     stop = threading.Event()
 
     def poll() -> None:
-        last = False
-        while not last:
-            last = stop.wait(POLL_S)
-            for message in ray.get(board.take.remote()):
-                receive(message)
+        is_last = False
+        while not is_last:
+            is_last = stop.wait(POLL_S)
+            for message in ray.get(actor.take.remote()):
+                on_message(message)
 
     thread = threading.Thread(target=poll, name="progress", daemon=True)
     thread.start()

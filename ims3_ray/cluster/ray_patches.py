@@ -1,7 +1,7 @@
-"""What Ray 2.60 needs that it should not: each with its issue, or with what was seen, and when it can go.
+"""Workarounds for Ray 2.60, each with the reason, the issue if there is one, and the condition to remove it.
 
-One more stands where it acts: `fan_out.Worker` gives an InputError as a value, since of an exception Ray Data
-brings the driver no more than the text. It can go when Ray Data raises what the actor raised.
+One more is in `fan_out.Worker`: it returns an InputError as a value, because Ray Data passes only the text of
+an exception to the driver. Goes when Ray Data raises what the actor raised.
 """
 
 import contextlib
@@ -24,36 +24,35 @@ if TYPE_CHECKING:
 CPUS_PER_ACTOR = 0.8
 UV_RUN = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
 ENVIRONMENT = {
-    # A driver under `uv run` would start every worker by it, anew and not as a fork. Goes with ray#50961.
+    # Under `uv run` Ray would start each worker by uv, not as a fork. Goes with ray#50961.
     UV_RUN: "0",
-    # Reports of a training wait for the controller's next look, else 2 s apart. Goes when they wake it.
+    # Train reports wait for the controller's next poll, 2 s by default. Goes when a report wakes it.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    # Where many tasks fail alike, each error but the first would be printed. Goes when ray.get hears of all.
+    # If many tasks fail alike, Ray prints all errors but the first. Goes when ray.get collects them.
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
-    # An actor without GPUs keeps what the driver sees of them: a warning's advice, and Ray's default to come.
+    # Actors without GPUs keep CUDA_VISIBLE_DEVICES: Ray warns that this becomes its default.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-MAX_START_FAILURES = 3  # Ray Train's default waits for ever for resources that never come
-START_TIMEOUT, START_TIMEOUT_S = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", 60.0  # Ray's own
+MAX_START_FAILURES = 3  # by default Ray Train waits forever for missing resources
+START_TIMEOUT, START_TIMEOUT_S = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", 60.0  # Ray's default
 ADDRESS = "RAY_ADDRESS"
 LOOPBACK = "127.0.0.1"
 
 
 def set_environment() -> None:
-    """Before `ray.init`, as far as nobody chose otherwise."""
+    """Set Ray's variables before `ray.init`, unless the user has set them."""
     for name, value in (ENVIRONMENT | {"RAY_USAGE_STATS_ENABLED": "0"}).items():
         os.environ.setdefault(name, value)
-    # this one Ray has read already, as it was imported
+    # Ray has read this one on import
     ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = ray_constants.env_bool(UV_RUN, True)
 
 
 @contextlib.contextmanager
 def on_loopback() -> Iterator[None]:
-    """Around `ray.init` of a local cluster: its node may have the address LOOPBACK.
+    """Let `ray.init` give a local node the address LOOPBACK, so that Ray's servers listen only there.
 
-    All of Ray's servers then listen there and nowhere else. On Linux Ray replaces that address by the
-    machine's own, and its servers listen on every interface; this is its switch for macOS and Windows. Goes
-    when Ray takes `_node_ip_address` as it is.
+    On Linux Ray replaces that address by the machine's own and listens on every interface; this is its switch
+    for macOS and Windows. Goes when Ray keeps `_node_ip_address`.
     """
     before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
     try:
@@ -63,15 +62,15 @@ def on_loopback() -> Iterator[None]:
 
 
 def errors_only(logger: str) -> None:
-    """Errors alone: `ray` warns at init of the token that it makes; `ray.data` sets its level on import."""
+    """Silence warnings: `ray` warns of the token that it creates; `ray.data` sets its level on import."""
     logging.getLogger(logger).setLevel(logging.ERROR)
 
 
-def keep_sigterm() -> None:
-    """After `ray.init`: SIGTERM raises SystemExit, as Ray's handler in Python has it.
+def restore_sigterm() -> None:
+    """After `ray.init`, let SIGTERM raise SystemExit again, as Ray's Python handler does.
 
-    Ray's C++ lays its own over that, which dumps the stack and aborts (exit code 134). Goes when it leaves
-    SIGTERM to Python.
+    Ray's C++ handler replaces it, prints the stack and aborts (exit code 134). Goes when Ray leaves SIGTERM
+    to Python.
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
@@ -79,17 +78,17 @@ def keep_sigterm() -> None:
 
 @contextlib.contextmanager
 def patched_train(machine: "Machine") -> Iterator[None]:
-    """Around Ray Train: Ctrl-C, a cluster that grows, another cluster on the same machine."""
+    """Run Ray Train with working Ctrl-C, time for a cluster to grow, and its cleaner on this cluster."""
     with _interruptible(), _time_to_grow(machine), _in_this_cluster():
         yield
 
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """Ctrl-C raises KeyboardInterrupt, in the block and after it.
+    """Ctrl-C raises KeyboardInterrupt during the block and after it.
 
-    Ray Train's own handler stays when it is done, and ends a process as done. Goes when it puts back what was
-    there.
+    Ray Train leaves its own handler behind, which ends the process as if it had succeeded. Goes when Ray
+    restores the previous handler.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -98,7 +97,7 @@ def _interruptible() -> Iterator[None]:
     try:
         yield
     except SystemExit as error:
-        if error.code == signal.SIGTERM:  # somebody ended the process
+        if error.code == signal.SIGTERM:
             raise
         raise KeyboardInterrupt from error
     finally:
@@ -107,9 +106,9 @@ def _interruptible() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _time_to_grow(machine: "Machine") -> Iterator[None]:
-    """A cluster that grows (`workers.gpus`) gets `workers.wait_s` to bring the workers' places, each time.
+    """Give an autoscaling cluster (`workers.gpus`) `workers.wait_s` to provide the Train workers' resources.
 
-    InputError where they do not come. Goes when the time is a setting of ScalingConfig, and its error public.
+    Raises InputError if they do not come. Goes when ScalingConfig has a timeout and its error is public.
     """
     from ray.train import ControllerError
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
@@ -122,23 +121,23 @@ def _time_to_grow(machine: "Machine") -> Iterator[None]:
     except ControllerError as error:
         if not isinstance(error.controller_failure, WorkerGroupStartupTimeoutError):
             raise
-        number, waited = error.controller_failure.num_workers, tries * float(os.environ[START_TIMEOUT])
+        number, waited_s = error.controller_failure.num_workers, tries * float(os.environ[START_TIMEOUT])
         raise InputError(
-            f"workers.train_workers: the cluster had no room for {number} at once within {waited:g} s; "
-            "ask for fewer, let fine-tuning begin with fewer by workers.min_train_workers, or add nodes; the "
-            "same command goes on"
+            f"workers.train_workers: the cluster had no room for {number} at once within {waited_s:g} s; "
+            "ask for fewer, let fine-tuning start with fewer by workers.min_train_workers, or add nodes; the "
+            "same command resumes"
         ) from error
 
 
 @contextlib.contextmanager
 def _in_this_cluster() -> Iterator[None]:
-    """Let Ray Train's cleaner, which asks every second whether the controller lives, ask this run's cluster.
+    """Let Ray Train's cleaner, which checks every second that the controller lives, ask this run's cluster.
 
-    Without RAY_ADDRESS it asks whichever `ray start` made last on its machine: one that is gone keeps a
-    training 12 s at its end, and to another that runs the controller is unknown, which counts as dead: its
-    workers' places are taken away. Goes when the cleaner is told the address.
+    Without RAY_ADDRESS it asks the latest `ray start` of its machine. If that cluster is gone, training ends
+    12 s late. If it runs, it does not know the controller, and the cleaner releases the workers' resources.
+    Goes when the cleaner gets the address.
     """
-    from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE  # to the controller; no public name
+    from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE  # to the controller; not public
 
     ENV_VARS_TO_PROPAGATE.add(ADDRESS)
     before = os.environ.get(ADDRESS)

@@ -1,4 +1,4 @@
-"""Tasks whose results come in order, a few at a time."""
+"""Ray tasks with ordered results and bounded memory."""
 
 import itertools
 import threading
@@ -12,28 +12,27 @@ import ray
 from .resources import DEFAULT_PLACEMENT
 
 CPUS_PER_TASK = 0.5
-LOOK_S = 1.0  # between looks whether to stop
-STOP: ContextVar[threading.Event] = ContextVar("STOP")  # of what is done in threads: asks them to end
+STOP_CHECK_S = 1.0
+STOP: ContextVar[threading.Event] = ContextVar("STOP")  # asks threads that wait for Ray to end
 Result = TypeVar("Result")
 
 
 def map_in_order(
     function: Callable[..., Result],
     arguments: Iterable[tuple[Any, ...]],
-    most: int,
+    max_pending: int,
     **resources: Any,
 ) -> Iterator[Result]:
-    """`function(*values)` for all of `arguments`, in their order, each a task of its own.
+    """Yield `function(*values)` for each of `arguments`, in order, each computed by its own task.
 
-    It reserves CPUS_PER_TASK, or what `resources` say as Ray's options.
-
-    At most `most` are on their way or wait to be taken, so that what they give needs bounded memory.
+    At most `max_pending` tasks run or hold a result, which bounds memory. A task reserves CPUS_PER_TASK, or
+    `resources` (Ray's options).
     """
-    reserved: dict[str, Any] = {"num_cpus": CPUS_PER_TASK} | resources
-    task = ray.remote(**reserved, **DEFAULT_PLACEMENT)(function)
+    options: dict[str, Any] = {"num_cpus": CPUS_PER_TASK} | resources
+    task = ray.remote(**options, **DEFAULT_PLACEMENT)(function)
     pending: deque[Any] = deque()
     for values in arguments:
-        if len(pending) == most:
+        if len(pending) == max_pending:
             yield ray.get(pending.popleft())
         pending.append(task.remote(*values))
     while pending:
@@ -41,9 +40,9 @@ def map_in_order(
 
 
 def first_ready(pending: list[Any]) -> Any:
-    """The first of `pending` that is ready. SystemExit where STOP is set: no thread may wait as Ray goes."""
+    """Return the first reference that is ready. Raises SystemExit if STOP is set, before Ray shuts down."""
     while True:
-        ready, _ = ray.wait(pending, num_returns=1, timeout=LOOK_S)
+        ready, _ = ray.wait(pending, num_returns=1, timeout=STOP_CHECK_S)
         if (stop := STOP.get(None)) and stop.is_set():
             raise SystemExit
         if ready:
@@ -51,11 +50,11 @@ def first_ready(pending: list[Any]) -> Any:
 
 
 def map_on_cluster(function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
-    """`in_order` on the CPUs that the cluster has now; in this process where there are none.
+    """`map_in_order` on the cluster's present CPUs, or in this process if there are none.
 
-    For what should start no node: one that grows has GPUs, too, and bills them.
+    Requests no further node: an autoscaling cluster would add, and bill, nodes with GPUs.
     """
-    at_once = int(ray.cluster_resources().get("CPU", 0) / CPUS_PER_TASK) if ray.is_initialized() else 0
-    if not at_once:
+    num_tasks = int(ray.cluster_resources().get("CPU", 0) / CPUS_PER_TASK) if ray.is_initialized() else 0
+    if not num_tasks:
         return itertools.starmap(function, arguments)
-    return map_in_order(function, arguments, most=2 * at_once)  # as many again wait for their turn
+    return map_in_order(function, arguments, 2 * num_tasks)  # as many again wait in the queue

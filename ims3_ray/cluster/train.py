@@ -1,4 +1,4 @@
-"""Training on Ray Train: workers, checkpoints, what happens when one is lost; the steps are trainer.py's."""
+"""Run a `models.training.Trainer` on Ray Train: workers, checkpoints, and recovery from lost nodes."""
 
 import contextlib
 import tempfile
@@ -25,15 +25,12 @@ from .ray_patches import MAX_START_FAILURES, patched_train
 from .resources import Machine
 
 STATE = "state.pt"
-MAX_FAILURES = 8  # workers or nodes lost in one training; after more, the same command goes on
-POST_EVERY = 10  # steps
+MAX_FAILURES = 8  # lost workers or nodes per training; after more, the same command resumes
+REPORT_EVERY = 10  # steps
 
 
 class EndOnBadInput(UserCallback):
-    """Ends a training, from its controller, with the InputError that a worker raised.
-
-    All else that workers raise is tried again, MAX_FAILURES times.
-    """
+    """Ends a training if a worker raised InputError; other errors are retried MAX_FAILURES times."""
 
     def after_exception(
         self,
@@ -46,15 +43,15 @@ class EndOnBadInput(UserCallback):
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What is trained, and where its values and its state go."""
+    """A task to train, and the folders of its result and its state."""
 
-    name: str  # of this configuration alone: a run of that name under `checkpoints` is resumed
+    name: str  # unique per configuration: a run of this name under `checkpoints` is resumed
     build: Callable[..., Task]
-    arguments: Mapping[str, object]  # of `build`, beside its device
+    arguments: Mapping[str, object]  # of `build`, besides `device`
     optimisation: TrainingConfig
     out: Directory
     checkpoints: Directory
-    batch_field: str  # the recipe's field to lower where a batch does not fit the device's memory
+    batch_field: str  # the recipe's field to lower if a batch does not fit into memory
 
 
 def train(
@@ -63,36 +60,36 @@ def train(
     stage: str,
     on_metrics: Callable[[int, Metrics], None] = lambda _step, _metrics: None,
 ) -> list[Metrics]:
-    """Train, and have it saved; gives the metrics of every log step, which `on_metrics` hears meanwhile.
+    """Train and save. Returns the metrics of each log step; `on_metrics(step, metrics)` gets them meanwhile.
 
-    InputError where a worker raises one, and where it diverges: values that are not finite are never saved.
+    Raises InputError if a worker raises one or if training diverges; non-finite values are not saved.
     """
-    board, heard = start_metrics_actor(), set[float]()
-    shown = bar(stage, training.optimisation.steps, "steps")
+    actor, reported = start_metrics_actor(), set[float]()
+    steps = bar(stage, training.optimisation.steps, "steps")
 
-    def receive(message: Message) -> None:
-        shown.update(message["step"] - shown.n)
+    def on_message(message: Message) -> None:
+        steps.update(message["step"] - steps.n)
         if metrics := message["metrics"]:
-            loss = next(name for name in metrics if "/" not in name)  # of several, what a line has room for
-            shown.set_postfix({loss: f"{metrics[loss]:.3g}"}, refresh=False)
+            loss = next(name for name in metrics if "/" not in name)  # a bar has room for one
+            steps.set_postfix({loss: f"{metrics[loss]:.3g}"}, refresh=False)
             on_metrics(message["step"], metrics)
-            heard.add(message["step"])
+            reported.add(message["step"])
 
-    def fit() -> list[Metrics]:  # each time anew, from the last checkpoint
+    def fit() -> list[Metrics]:  # each call starts from the last checkpoint
         with as_bad_input(training):
-            return cast(list[Metrics], _ray_trainer(training, machine, board).fit().return_value)
+            return cast(list[Metrics], _ray_trainer(training, machine, actor).fit().return_value)
 
-    with shown, receive_metrics(board, receive), patched_train(machine):
-        history = training.checkpoints.with_retries(fit)  # Ray gives up at the first error
-    for entry in history:  # what a killed driver, or a killed board, never passed on
-        if entry["step"] not in heard:
+    with steps, receive_metrics(actor, on_message), patched_train(machine):
+        history = training.checkpoints.with_retries(fit)  # of storage: Ray gives up at the first one
+    for entry in history:  # steps of an earlier driver, or that a killed actor lost
+        if entry["step"] not in reported:
             on_metrics(int(entry["step"]), {name: value for name, value in entry.items() if name != "step"})
     return history
 
 
 @contextlib.contextmanager
 def as_bad_input(training: Training) -> Iterator[None]:
-    """InputError as a worker raised it; and, with the field to lower, where a node's memory is used up."""
+    """Re-raise a worker's InputError; raise one that names `batch_field` if a node's memory is exhausted."""
     try:
         yield
     except Exception as error:
@@ -113,13 +110,13 @@ def raise_bad_input(error: BaseException) -> None:
             raise inner
 
 
-def _ray_trainer(training: Training, machine: Machine, board: ActorHandle) -> TorchTrainer:
+def _ray_trainer(training: Training, machine: Machine, actor: ActorHandle) -> TorchTrainer:
     on_gpus, options = machine.on_gpus, machine.actor_resources
     resources = {"CPU": options["num_cpus"]} | ({"GPU": options["num_gpus"]} if on_gpus else {})
     failures = FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_START_FAILURES)
     return TorchTrainer(
         _loop,
-        train_loop_config={"training": training, "kind": machine.device, "board": board},
+        train_loop_config={"training": training, "kind": machine.device, "metrics_actor": actor},
         torch_config=TorchConfig(backend="nccl" if machine.device == "cuda" else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=machine.elastic_train_workers(training.optimisation.micro_batches),
@@ -138,7 +135,7 @@ def _ray_trainer(training: Training, machine: Machine, board: ActorHandle) -> To
 
 
 def _loop(config: dict[str, Any]) -> list[Metrics]:
-    """What every Train worker runs. InputError, on all workers alike, where it diverges."""
+    """The function of each Train worker. Raises InputError, on all workers alike, if training diverges."""
     training: Training = config["training"]
     context, kind = ray.train.get_context(), config["kind"]
     device = ray.train.torch.get_device() if kind == "cuda" else torch.device("cpu")
@@ -146,19 +143,17 @@ def _loop(config: dict[str, Any]) -> list[Metrics]:
     optimisation, task = training.optimisation, training.build(device=device, **training.arguments)
     trainer = Trainer(task, optimisation, context.get_world_rank(), context.get_world_size(), device)
     if checkpoint := ray.train.get_checkpoint():
-        with (
-            checkpoint.as_directory() as folder
-        ):  # AdamW reads its counts of steps in every step: on the host
+        with checkpoint.as_directory() as folder:  # on the host, since AdamW reads its step counts there
             trainer.load_state_dict(torch.load(f"{folder}/{STATE}", map_location="cpu", weights_only=True))
     while trainer.step < optimisation.steps:
         with explain_out_of_memory(training.batch_field, optimisation.batch_size):
             metrics = trainer.advance()
         if not trainer.is_finite(metrics):
             raise _diverged(training, trainer.step)
-        if trainer.rank == 0 and (metrics or trainer.step % POST_EVERY == 0):
-            config["board"].post.remote(Message(step=trainer.step, metrics=metrics))
+        if trainer.rank == 0 and (metrics or trainer.step % REPORT_EVERY == 0):
+            config["metrics_actor"].report.remote(Message(step=trainer.step, metrics=metrics))
         if trainer.step % optimisation.checkpoint_every == 0 or trainer.step == optimisation.steps:
-            _report(trainer)
+            _save_checkpoint(trainer)
     if trainer.rank == 0:
         task.save(trainer.values(), trainer.averages(), training.out)
     task.close()
@@ -170,8 +165,8 @@ def _diverged(training: Training, step: int) -> InputError:
     return InputError(f"{section}.lr: {lr:g} led to values that are not finite by step {step}; lower it")
 
 
-def _report(trainer: Trainer) -> None:
-    """Commit a checkpoint; every worker takes part."""
+def _save_checkpoint(trainer: Trainer) -> None:
+    """Commit a checkpoint; every worker must call this."""
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = None
         if trainer.rank == 0:

@@ -2,7 +2,6 @@
 
 COMMANDS = {  # name → module of this package with `add_arguments(parser)` and `run(arguments)`
     "ablate": "ims3_ray.jobs.ablate.command",
-    "completion": "ims3_ray.jobs.completion",
     "convert": "ims3_ray.jobs.convert",
     "distill": "ims3_ray.jobs.distill.command",
     "doctor": "ims3_ray.jobs.doctor",

@@ -1,4 +1,4 @@
-"""How a job ends: what it made, where, and the commands that one would run next, as a shell takes them."""
+"""The last lines of a command: the places of its results, and shell commands to run next."""
 
 import os
 import shlex
@@ -9,26 +9,26 @@ from pathlib import Path
 
 from ims3_ray.display import redact
 
-SCRIPTS = {"select": "select_subgroups"}  # where a script is not called as its command
+SCRIPTS = {"select": "select_subgroups"}  # scripts that are not named after their command
 
 
-def result_lines(made: Mapping[str, str], commands: Mapping[str, str]) -> list[str]:
-    """A line for each: its name, and the place or the command."""
-    return [f"{name:<14} {redact(it)}" for name, it in {**made, **commands}.items()]
+def result_lines(results: Mapping[str, str], commands: Mapping[str, str]) -> list[str]:
+    """A line per result and per command: its name, then the place or the command."""
+    return [f"{name:<14} {redact(text)}" for name, text in {**results, **commands}.items()]
 
 
 def shell_command(job: str, *words: str) -> str:
-    """A job by the same python, through jobs/ or `ims3` as this process was started."""
+    """Return the command line of a job, through jobs/ or `ims3` as this process was started."""
     script = Path(sys.argv[0])
     if script.parent.name == "jobs":
-        own = [installed_program("python"), str(script.with_name(f"{SCRIPTS.get(job, job)}.py"))]
+        start = [installed_program("python"), str(script.with_name(f"{SCRIPTS.get(job, job)}.py"))]
     else:
-        own = [installed_program("ims3"), job]
-    return shlex.join([*own, *words])
+        start = [installed_program("ims3"), job]
+    return shlex.join([*start, *words])
 
 
 def installed_program(name: str) -> str:
-    """A program that was installed with this one: its name where a shell finds it, else its path."""
+    """Return a program of this environment: its name if the shell finds that very one, else its path."""
     path = Path(sys.executable).with_name(name)
     found = shutil.which(name)
     if not path.exists() or (found and os.path.samefile(found, path) and Path(found).parent == path.parent):
@@ -37,9 +37,7 @@ def installed_program(name: str) -> str:
 
 
 def json_view(document: str) -> dict[str, str]:
-    """A JSON document as lines; none of one that lies in a bucket."""
-    return (
-        {}
-        if "://" in document
-        else {"look": shlex.join([installed_program("python"), "-m", "json.tool", document])}
-    )
+    """A command that prints a JSON document with indentation; {} for a document in a bucket."""
+    if "://" in document:
+        return {}
+    return {"look": shlex.join([installed_program("python"), "-m", "json.tool", document])}

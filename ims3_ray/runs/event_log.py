@@ -1,7 +1,4 @@
-"""What a run tells while it runs: one JSON line an event, and what libraries wrote.
-
-<root>/runs/<recipe>-<key>/log.jsonl, libraries.log
-"""
+"""A run's log: events as JSON lines in runs/<recipe>-<key>/log.jsonl, library output in libraries.log."""
 
 import contextlib
 import json
@@ -19,7 +16,10 @@ LOG, LIBRARIES = "log.jsonl", "libraries.log"
 
 
 class EventLog:
-    """The log of one run; a run that goes on writes on. Whole each time: object stores know no appending."""
+    """The log of one run, which a resumed run continues.
+
+    Each event rewrites the whole file, since object stores cannot append.
+    """
 
     def __init__(self, folder: Directory):
         self._folder = folder
@@ -27,14 +27,14 @@ class EventLog:
             self.write("log mended", lines_left_out=damaged)
 
     def write(self, event: str, **details: object) -> None:
-        """Add an event to those that are there, earlier drivers' among them."""
+        """Append an event to those in the file, which may come from earlier drivers."""
         line = json.dumps({"time": now(), "event": event, **details}, ensure_ascii=False)
         self._folder.write(LOG, ("\n".join([*_read_lines(self._folder)[0], line]) + "\n").encode())
 
 
 @contextlib.contextmanager
 def save_library_log(folder: Directory) -> Iterator[None]:
-    """After the block, what libraries wrote in this process stands in the folder."""
+    """After the block, save the library output of this process to the folder."""
     try:
         yield
     finally:
@@ -44,15 +44,15 @@ def save_library_log(folder: Directory) -> Iterator[None]:
 
 
 def read_events(folder: Directory) -> list[dict[str, Any]]:
-    """The events of a run, oldest first, but for lines that are cut or damaged; none where it never began."""
+    """Return a run's events, oldest first, without damaged lines; [] if there is no log."""
     return [json.loads(line) for line in _read_lines(folder)[0]]
 
 
 def _read_lines(folder: Directory) -> tuple[list[str], int]:
-    """The lines that are whole, and how many are not."""
+    """Return the valid lines, and the number of damaged ones."""
     lines = folder.read(LOG).decode(errors="replace").splitlines() if folder.exists(LOG) else []
-    whole = [line for line in lines if _is_event(line)]
-    return whole, len(lines) - len(whole)
+    valid = [line for line in lines if _is_event(line)]
+    return valid, len(lines) - len(valid)
 
 
 def _is_event(line: str) -> bool:

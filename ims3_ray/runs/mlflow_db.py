@@ -1,4 +1,4 @@
-"""Where MLflow keeps its records: a server or database that is named, or its own in a local storage."""
+"""MLflow's tracking URI: MLFLOW_TRACKING_URI, or a SQLite file in a local storage."""
 
 import functools
 import logging
@@ -16,7 +16,7 @@ from ims3_ray.storage.directory import Directory, check_writable, open_directory
 
 DATABASE = "mlflow.db"
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
-PLUGINS = "mlflow.tracking_store"  # MLflow's group of installed ones, each named by its scheme
+PLUGINS = "mlflow.tracking_store"  # entry points of MLflow plugins, named by their schemes
 SQLITE = b"SQLite format 3\0"
 SQLITE_URI = re.compile(r"sqlite(?:\+\w+)?:///([^?]+)")
 NETWORK = re.compile(
@@ -27,41 +27,41 @@ _logger = logging.getLogger(__name__)
 
 
 def tracking_uri(storage: Directory) -> str:
-    """MLFLOW_TRACKING_URI, or a SQLite file in the storage.
+    """Return MLFLOW_TRACKING_URI, or the URI of a SQLite file in the storage.
 
-    InputError for a remote storage without it, and where MLflow could never keep records by it; whether a
-    server answers is not asked.
+    Raises InputError for a remote storage without the variable and for a URI that MLflow cannot use. Does not
+    connect to a server.
     """
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         _check(uri)
         return uri
     if not storage.is_local:
         raise InputError(
-            f"storage: {storage.uri} can hold no MLflow database; "
+            f"storage: {storage.uri} cannot hold MLflow's database; "
             "set MLFLOW_TRACKING_URI to a tracking server"
         )
     return f"sqlite:///{storage.path}/{DATABASE}"
 
 
-@functools.cache  # once per process
+@functools.cache  # once per URI
 def warn_of_network_disk(uri: str) -> None:
     """Log a warning if MLflow's SQLite file lies on a network file system, where locks can fail."""
     path = SQLITE_URI.fullmatch(uri)
     if path and (kind := _network_file_system(Path(path[1]))):
         _logger.warning(
             "MLflow: %s lies on a network file system (%s), where drivers of several hosts can damage it; "
-            "set MLFLOW_TRACKING_URI to a server; jobs/runs.py --rebuild-mlflow makes a lost database again",
+            "set MLFLOW_TRACKING_URI to a server; jobs/runs.py --rebuild-mlflow rebuilds a lost database",
             *(path[1], kind),
         )
 
 
 def _network_file_system(path: Path) -> str | None:
-    """The type of the network file system that holds `path`; None for a disk of this machine."""
-    whole = Path(os.path.realpath(path))
-    mounts = [mount for mount in psutil.disk_partitions(all=True) if whole.is_relative_to(mount.mountpoint)]
-    # the last one of a mount point covers the others
-    _, kind = max(enumerate(mounts), key=lambda of: (len(of[1].mountpoint), of[0]), default=(0, None))
-    return kind.fstype if kind and NETWORK.fullmatch(kind.fstype) else None
+    """Return the type of the network file system that holds `path`, or None for a local disk."""
+    real = Path(os.path.realpath(path))
+    mounts = [mount for mount in psutil.disk_partitions(all=True) if real.is_relative_to(mount.mountpoint)]
+    # reversed: the last mount of a mount point hides the others
+    mount = max(reversed(mounts), key=lambda each: len(each.mountpoint), default=None)
+    return mount.fstype if mount and NETWORK.fullmatch(mount.fstype) else None
 
 
 def _check(uri: str) -> None:
@@ -75,7 +75,7 @@ def _check(uri: str) -> None:
     try:
         _ = urlsplit(uri).port
     except ValueError as error:
-        raise InputError(f"{where} can't be read ({error}); mend it") from error
+        raise InputError(f"{where} is malformed ({error}); correct it") from error
     if scheme == "sqlite":
         _check_file(Path(uri.partition("://")[2].removeprefix("/").partition("?")[0]), where)
 
@@ -92,7 +92,7 @@ def _check_file(path: Path, where: str) -> None:
 
 
 def make_database(path: Path) -> None:
-    """A new database, where there is none: whole or not there, whoever is stopped or makes it at once."""
+    """Create the database if it is missing: atomically, and safe with concurrent drivers."""
     if path.exists():
         return
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
@@ -104,6 +104,6 @@ def make_database(path: Path) -> None:
         try:
             os.link(new, path)
         except FileExistsError:
-            pass  # somebody else has made it meanwhile
-        except OSError:  # a filesystem without links
+            pass  # another driver has created it meanwhile
+        except OSError:  # a file system without hard links
             new.replace(path)

@@ -1,6 +1,6 @@
-"""MLflow: one run per distillation, found again by its tag, written by the driver alone.
+"""Write a run to MLflow: only the driver does, and finds an existing run by its tag.
 
-Trouble with the tracking server never stops a run.
+Errors of the tracking server never stop a run.
 """
 
 import contextlib
@@ -20,36 +20,35 @@ from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.lease import exclusive
 
 from .mlflow_db import DATABASE, make_database, tracking_uri, warn_of_network_disk
-from .provenance import provenance_tags
-from .tags import PARENT, RUN
+from .tags import PARENT, RUN, provenance_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "ims3_ray"
 RECIPE_FILE = "recipe.yaml"
-ARTIFACTS = "mlartifacts"  # where our own database keeps files
-MAX_PARAM = 500  # characters that every MLflow store takes
-RETRY_S = 20.0  # between tries while a server is away: each may wait for its time-out
-PATIENCE_S, LAST_WAIT_S = 60.0, 5.0  # at the end of a run: in all, and between tries
-DEFAULTS = {  # of MLflow's environment
+ARTIFACTS = "mlartifacts"  # files of the storage's own database
+MAX_PARAM = 500  # characters; every MLflow store accepts this many
+RETRY_S = 20.0  # between attempts while a server is unreachable; each may take its time-out
+FINAL_WAIT_S, FINAL_RETRY_S = 60.0, 5.0  # at the end of a run: in total, and between attempts
+DEFAULTS = {  # environment variables of MLflow
     "GIT_PYTHON_REFRESH": "quiet",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # its own seven hold a run up for two minutes; we try again
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # MLflow's 7 delay a run by two minutes; `Tracker` retries
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
 }
 
 
 def client(storage: Directory) -> "MlflowClient":
-    """The client for this storage; its database is made where missing."""
+    """Return the client for this storage; creates its database if missing."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.getLogger("alembic").setLevel(logging.ERROR)
         logging.getLogger("mlflow").setLevel(logging.ERROR)
-        from mlflow import MlflowClient  # seconds to import
+        from mlflow import MlflowClient  # takes seconds
 
         if storage.is_local and not os.environ.get("MLFLOW_TRACKING_URI"):
             make_database(Path(storage.path, DATABASE))
@@ -57,38 +56,38 @@ def client(storage: Directory) -> "MlflowClient":
 
 
 def experiment_id(client: "MlflowClient", storage: Directory) -> str:
-    """Of the experiment that holds all runs; it is made where missing."""
+    """Return the id of the experiment with all runs; creates it if missing."""
     if experiment := client.get_experiment_by_name(EXPERIMENT):
         return experiment.experiment_id
-    is_ours = storage.is_local and not os.environ.get("MLFLOW_TRACKING_URI")  # else the server says where
+    is_ours = storage.is_local and not os.environ.get("MLFLOW_TRACKING_URI")  # else the server decides
     location = Path(storage.path, ARTIFACTS).as_uri() if is_ours else None
     return client.create_experiment(EXPERIMENT, artifact_location=location)
 
 
 class Tracker:
-    """The MLflow run of one distillation. Trouble never stops a run.
+    """The MLflow run of one distillation.
 
-    What a server that is away did not take waits and is tried again, in order, every RETRY_S and at the end;
-    what MLflow refuses for another reason is said and left out. Each kind of trouble is said once.
+    Calls that fail because the server is unreachable are queued and retried, in order, every RETRY_S and at
+    the end. Calls that fail otherwise are dropped. Each kind of error is reported once and never raised.
     """
 
-    _client: "MlflowClient"  # from the first action on, which finds or creates the run
+    _client: "MlflowClient"  # set by the first call, which finds or creates the run
 
     def __init__(
         self,
         storage: Directory,
-        say: Callable[[str], None],
+        print_line: Callable[[str], None],
         base_tags: Callable[[], Mapping[str, str]] = provenance_tags,  # the given tags override them
     ):
-        self._storage, self._say, self._base_tags = storage, say, base_tags
-        self._troubles: set[str] = set()  # that were said
+        self._storage, self._print_line, self._base_tags = storage, print_line, base_tags
+        self._reported: set[str] = set()  # kinds of errors
         self.run_id: str | None = None
         self.is_finished = False
         self._tags: dict[str, str] = {}
-        self._steps: dict[str, set[int]] = {}  # that the run holds, by metric
-        self._is_old = False  # another driver began it
-        self._waiting: list[Callable[[], object]] = []
-        self._again_at = 0.0
+        self._steps: dict[str, set[int]] = {}  # logged steps by metric
+        self._is_old = False  # created by an earlier driver
+        self._queue: list[Callable[[], object]] = []
+        self._retry_at = 0.0
 
     def start(
         self,
@@ -99,9 +98,9 @@ class Tracker:
         parent: str | None = None,
         began: float | None = None,
     ) -> None:
-        """Find the run tagged `key`, or create it with `params` (nested: `sample.subgroups`) and `tags`.
+        """Find the run tagged `key`, or create it with `params` (nested mappings) and `tags`.
 
-        A new run lies below the one whose MLflow id is `parent`, and began now or at `began`, Unix seconds.
+        A new run is a child of the MLflow run `parent`, and starts now or at `began` (Unix seconds).
         """
         at = int((began or time.time()) * 1000)
 
@@ -110,7 +109,7 @@ class Tracker:
 
             self._tags = {**self._base_tags(), **tags}
             warn_of_network_disk(tracking_uri(self._storage))
-            with exclusive(self._storage / ARTIFACTS):  # else two drivers make one database, each in part
+            with exclusive(self._storage / ARTIFACTS):  # two drivers could each create half a database
                 self._client = client(self._storage)
                 experiment = experiment_id(self._client, self._storage)
             if old := self._client.search_runs([experiment], f"tags.`{RUN}` = '{key}'"):
@@ -125,7 +124,7 @@ class Tracker:
         self._do(find_or_create)
 
     def resume(self) -> None:
-        """Say of a run that another driver began, and left in any state, that this one is at work on it."""
+        """Set an earlier driver's run to RUNNING, with the tags of this driver."""
 
         def resume() -> None:
             from mlflow.entities import RunTag
@@ -141,8 +140,8 @@ class Tracker:
         self._do(lambda: self._client.set_tag(self._run, name, value))
 
     def log(self, step: int, metrics: Mapping[str, float | None]) -> None:
-        """Log numbers of a step, but those that the run holds: one that goes on leaves one curve."""
-        now = int(time.time() * 1000)  # of the measurement, whenever it is written
+        """Log metrics of a step, except those already logged, so that a resumed run leaves one curve."""
+        now = int(time.time() * 1000)  # time of the measurement, not of the write
 
         def log() -> None:
             from mlflow.entities import Metric
@@ -167,7 +166,7 @@ class Tracker:
         self._do(log)
 
     def log_dataset(self, name: str, digest: str, source: str, rows: int) -> None:
-        """The distilled set as a logged dataset: its digest and place, never its pixels."""
+        """Log the distilled set's digest and URI as a dataset, without its pixels."""
 
         def log() -> None:
             from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -181,9 +180,9 @@ class Tracker:
         self._do(log)
 
     def finish(self, status: str, *, patient: bool = True, ended: float | None = None) -> bool:
-        """Close the run as FINISHED, FAILED or KILLED, now or as of `ended`; whether all is written.
+        """End the run as FINISHED, FAILED or KILLED, now or at `ended`; returns whether all is written.
 
-        A `patient` one gives a server that is away PATIENCE_S to come back.
+        With `patient`, waits up to FINAL_WAIT_S for an unreachable server.
         """
         at = int((ended or time.time()) * 1000)
 
@@ -193,81 +192,81 @@ class Tracker:
                 self.is_finished = status == "FINISHED"
 
         self._do(finish)
-        if self._waiting and patient:
-            self._say(f"MLflow: waiting up to {PATIENCE_S:.0f} s for what it has not taken yet")
-            give_up = time.monotonic() + PATIENCE_S
-            while self._waiting and time.monotonic() < give_up:
-                time.sleep(LAST_WAIT_S)
+        if self._queue and patient:
+            self._print_line(f"MLflow: waiting up to {FINAL_WAIT_S:.0f} s for the server")
+            give_up = time.monotonic() + FINAL_WAIT_S
+            while self._queue and time.monotonic() < give_up:
+                time.sleep(FINAL_RETRY_S)
                 self._flush()
-        if self._waiting and patient:
-            run = self.run_id or "that is not there"
-            self._say(f"MLflow: {len(self._waiting)} records of run {run} could not be written")
-        return not self._waiting
+        if self._queue and patient:
+            run = self.run_id or "(not created)"
+            self._print_line(f"MLflow: {len(self._queue)} records of run {run} could not be written")
+        return not self._queue
 
     @property
     def _run(self) -> str:
-        assert self.run_id, "the first action gives it"
+        assert self.run_id, "set by the first call"
         return self.run_id
 
     def _logged(self, metric: str) -> set[int]:
-        """The steps at which the run holds `metric`."""
+        """Return the steps at which `metric` is logged."""
         if metric not in self._steps:
             points = self._client.get_metric_history(self._run, metric) if self._is_old else []
             self._steps[metric] = {point.step for point in points}
         return self._steps[metric]
 
     def _do(self, action: Callable[[], object]) -> None:
-        self._waiting.append(action)
-        if time.monotonic() >= self._again_at:
+        self._queue.append(action)
+        if time.monotonic() >= self._retry_at:
             self._flush()
 
     def _flush(self) -> None:
-        """Do what waits, in order, until MLflow is away."""
-        while self._waiting:
+        """Make the queued calls, in order, until MLflow is unreachable."""
+        while self._queue:
             try:
-                self._waiting[0]()
+                self._queue[0]()
             except InputError:
                 raise
-            except Exception as error:  # whatever a store or a network raises
+            except Exception as error:  # stores and networks raise many types
                 self._report(error)
-                if _is_away(error) or self.run_id is None:
-                    self._again_at = time.monotonic() + RETRY_S
+                if _is_unreachable(error) or self.run_id is None:
+                    self._retry_at = time.monotonic() + RETRY_S
                     return
-            self._waiting.pop(0)
+            self._queue.pop(0)
 
     def _report(self, error: Exception) -> None:
-        line, outcome = describe_mlflow_error(error), "the run goes on without tracking what fails"
+        line, outcome = describe_mlflow_error(error), "the run continues without this record"
         kind = line
-        if _is_away(error):
-            kind, outcome = "away", "what is not written is tried again"
-        if kind not in self._troubles:
-            self._troubles.add(kind)
-            self._say(f"MLflow: {line}; {outcome}")
+        if _is_unreachable(error):
+            kind, outcome = "unreachable", "the call is retried"
+        if kind not in self._reported:
+            self._reported.add(kind)
+            self._print_line(f"MLflow: {line}; {outcome}")
 
 
 @contextlib.contextmanager
 def mlflow_errors_as_input(storage: Directory) -> Iterator[None]:
-    """Within the block, what MLflow raises is an InputError that names the server or the database."""
+    """Convert errors of MLflow in the block to an InputError that names the server or the database."""
     try:
         yield
     except Exception as error:
-        is_theirs = type(error).__module__.split(".")[0] in ("mlflow", "sqlalchemy", "alembic")
-        if not is_theirs and not isinstance(error, ModuleNotFoundError):  # of a database's driver
+        is_mlflow = type(error).__module__.split(".")[0] in ("mlflow", "sqlalchemy", "alembic")
+        if not is_mlflow and not isinstance(error, ModuleNotFoundError):  # for a database driver
             raise
         if uri := os.environ.get("MLFLOW_TRACKING_URI"):
             place, remedy = f"MLFLOW_TRACKING_URI: {uri}", "start the server, or name another"
         else:
             place, remedy = f"storage: {storage.uri}/{DATABASE}", "mend it, or move it away with its records"
-        raise InputError(f"{place} can't be asked ({describe_mlflow_error(error)}); {remedy}") from error
+        raise InputError(f"{place} cannot be queried ({describe_mlflow_error(error)}); {remedy}") from error
 
 
 def describe_mlflow_error(error: Exception) -> str:
-    """The first line of what MLflow or the network raised, without secrets."""
+    """Return the first line of an error of MLflow or the network, without secrets."""
     return one_line((redact(str(error)).strip().splitlines() or [type(error).__name__])[0])[:200]
 
 
-def _is_away(error: BaseException) -> bool:
-    """Whether a server that does not answer, or a locked database, is behind it: another time it may work."""
+def _is_unreachable(error: BaseException) -> bool:
+    """Whether an unreachable server or a locked database is the cause, so that a retry may work."""
     cause: BaseException | None = error
     while cause is not None:
         # requests' exceptions are OSErrors

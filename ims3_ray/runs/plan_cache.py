@@ -1,10 +1,9 @@
-"""A run by what its words and inputs look like from outside: found again without anything heavy.
+"""Cache of a run's plan, keyed by its configuration, the code, and the sizes and times of its input files.
 
     <root>/index/<signature>.json   the run's name, and its artefacts
 
-To plan a run takes torch, the model and every image's hash: seconds. What was planned before under the same
-recipe, the same code and over files of the same sizes and times is the same run. Where that can't be told,
-as of another cluster's devices or of a branch on the hub, there is no signature.
+Planning takes seconds: torch, the model, and a hash of each image. Inputs that can change without a trace in
+file stats (another cluster's devices, a branch on the hub) have no signature; their plans are not cached.
 """
 
 import glob
@@ -27,28 +26,29 @@ COMMIT = re.compile(r".+@[0-9a-f]{40}")
 
 
 class CachedPlan(TypedDict):
-    """`steps`: in order, the stage's name and where its artefact lies. `is_finished`: its record, too."""
+    """`steps` are (stage, artefact), in order. `is_finished` includes the run's record and MLflow run."""
 
     run: str
     steps: list[tuple[str, str]]
-    notes: list[str]  # what is told whenever it begins
+    notes: list[str]  # printed whenever the run starts
     is_finished: bool
 
 
 def signature(config: Config) -> str | None:
-    """Of all that a run's plan depends on; None where something of it does not show from outside."""
+    """Return a hash of everything that the plan depends on, or None if something has no file stats."""
     if os.environ.get("RAY_ADDRESS") or config.finetune.batch_size == "auto":
         return None
     weights = [getattr(getattr(config, section), field) for section, field in WEIGHTS]
-    given = [place for place in (config.data.train, config.data.validation, config.data.test) if place]
+    data = config.data
+    places = [place for place in (data.train, data.validation, data.test) if place]
     try:
-        seen = [_model(spec) for spec in weights if spec]
-        seen += [_images(place, config.data.root) for place in given if not place.startswith(PACKAGED)]
+        inputs = [_model_stats(spec) for spec in weights if spec]
+        inputs += [_image_stats(place, data.root) for place in places if not place.startswith(PACKAGED)]
     except (LookupError, OSError, InputError):
         return None
     devices = [config.workers.device, sorted(glob.glob(DEVICES)), os.environ.get("CUDA_VISIBLE_DEVICES")]
     code = _stats(Path(str(files("ims3_ray"))))
-    return fingerprint([config.results(), devices, code, version("timm"), seen])
+    return fingerprint([config.results(), devices, code, version("timm"), inputs])
 
 
 def write(
@@ -60,22 +60,22 @@ def write(
     *,
     is_finished: bool,
 ) -> None:
-    """Keep that what has the signature `key` is this run, whose `steps` are artefacts by stage."""
+    """Cache a plan under `key` (a signature); `steps` are artefacts by stage."""
     if key:
-        receipt = CachedPlan(run=run, steps=list(steps.items()), notes=list(notes), is_finished=is_finished)
-        storage.write_json(_place(key), receipt)
+        plan = CachedPlan(run=run, steps=list(steps.items()), notes=list(notes), is_finished=is_finished)
+        storage.write_json(_place(key), plan)
 
 
 def find(storage: Directory, config: Config) -> CachedPlan | None:
-    """What was kept of a run like `config`; None where nothing was, or it is damaged."""
+    """Return the cached plan of `config`, or None if there is none or it is damaged."""
     key = signature(config)
     if not key or not storage.exists(_place(key)):
         return None
     try:
-        kept = storage.read_json(_place(key))
-        steps = [(str(name), str(artifact)) for name, artifact in kept["steps"]]
-        run, is_finished = str(kept["run"]), bool(kept["is_finished"])
-        return CachedPlan(run=run, steps=steps, notes=list(map(str, kept["notes"])), is_finished=is_finished)
+        plan = storage.read_json(_place(key))
+        steps = [(str(name), str(artifact)) for name, artifact in plan["steps"]]
+        run, is_finished = str(plan["run"]), bool(plan["is_finished"])
+        return CachedPlan(run=run, steps=steps, notes=list(map(str, plan["notes"])), is_finished=is_finished)
     except (InputError, LookupError, TypeError, ValueError):
         return None
 
@@ -84,8 +84,8 @@ def _place(key: str) -> str:
     return f"index/{key}.json"
 
 
-def _model(spec: str) -> list[object]:
-    """LookupError for what the network decides."""
+def _model_stats(spec: str) -> list[object]:
+    """Raises LookupError for a model on the hub without a commit."""
     path = Path(spec.removeprefix(TIMM).partition("?")[0])
     if path.exists():
         return [str(path.absolute()), _stats(path)]
@@ -100,8 +100,8 @@ def _stats(path: Path) -> list[object]:
     return [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in paths]
 
 
-def _images(place: str, root: str | None) -> list[object]:
-    """LookupError for what the hub decides."""
+def _image_stats(place: str, root: str | None) -> list[object]:
+    """Raises LookupError for a data set on the hub."""
     if place.startswith(HUB):
         raise LookupError(place)
     if place.startswith(TORCHVISION):

@@ -1,4 +1,4 @@
-"""Questions about runs, over MLflow's own search: functions that take a client and give plain data."""
+"""Search, compare and rank runs in MLflow: functions from a client to plain data."""
 
 import difflib
 import math
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
 
 PAGE = 1000
-RUNNING, DEAD = "RUNNING", "DEAD"  # the second is ours
-PLAIN_NAME = re.compile(r"[\w-][\w.-]*")  # anybody can write to a tracking server
+RUNNING, DEAD = "RUNNING", "DEAD"  # DEAD is no status of MLflow
+PLAIN_NAME = re.compile(r"[\w-][\w.-]*")  # others can write to a tracking server
 COMPARED_TAGS = (*tags.ENVIRONMENT, tags.KIND, tags.PROTOCOL, tags.SCORED)
 
 
@@ -41,9 +41,9 @@ class Run(TypedDict):
     protocol: str | None
     scored: str | None
     status: str  # MLflow's, or DEAD
-    stage: str | None  # that a run at work is in, as its log says, or a dead one was in
+    stage: str | None  # current stage of a running run, last stage of a dead one
     start_time: str  # ISO 8601, UTC
-    end_time: str | None  # None while it runs: MLflow keeps that of an earlier driver
+    end_time: str | None  # None while running, although MLflow keeps an earlier driver's
     parent: str | None
     params: dict[str, str]
     metrics: dict[str, float]
@@ -51,7 +51,7 @@ class Run(TypedDict):
 
 
 class BestRun(TypedDict):
-    """The best run of an IPC, among those whose accuracies can be compared."""
+    """The best run per IPC of one protocol and set of scored images."""
 
     protocol: str
     scored: str
@@ -61,20 +61,20 @@ class BestRun(TypedDict):
 
 
 class ParetoFront(TypedDict):
-    """The runs that no other beats, among those whose accuracies can be compared."""
+    """The Pareto-optimal runs of one protocol and set of scored images."""
 
     protocol: str
     scored: str
     runs: list[Run]
 
 
-Differences = dict[str, dict[str, list[object]]]  # kind → name → one's and other's
+Differences = dict[str, dict[str, list[object]]]  # kind → name → both values
 
 
 def find_runs(client: "MlflowClient", conditions: str = "", order: str = "start_time") -> list[Run]:
-    """All runs that meet `conditions`, in MLflow's filter language: newest first, or a metric's best first.
+    """Return all runs that meet `conditions` (MLflow's filter language), newest or best first.
 
-    A metric with a minus before it is best where it is smallest.
+    `order` is "start_time" or a metric; a minus before the metric means that less is better.
     """
     by = "attributes.start_time DESC"
     if order != "start_time":
@@ -83,14 +83,14 @@ def find_runs(client: "MlflowClient", conditions: str = "", order: str = "start_
 
 
 def with_live_status(storage: Directory, runs: Sequence[Run]) -> list[Run]:
-    """The same, RUNNING ones as the storage knows them: with their stage, and DEAD without a heartbeat.
+    """Add the stage to RUNNING runs, and set those without a recent heartbeat to DEAD.
 
-    A trial lives as long as its sweep. Of a run that another storage holds, MLflow's word stands.
+    A trial has the heartbeat of its sweep. Runs of another storage stay unchanged.
     """
-    return [_seen(storage, run) if run["status"] == RUNNING else run for run in runs]
+    return [_live_status(storage, run) if run["status"] == RUNNING else run for run in runs]
 
 
-def _seen(storage: Directory, run: Run) -> Run:
+def _live_status(storage: Directory, run: Run) -> Run:
     name = run["name"]
     place = f"runs/{name}"
     if run["kind"] == tags.SWEEP:
@@ -104,21 +104,10 @@ def _seen(storage: Directory, run: Run) -> Run:
     return {**run, "status": DEAD if is_dead(folder) else RUNNING, "stage": stages[-1] if stages else None}
 
 
-def last_deleted(client: "MlflowClient") -> dict[str, float]:
-    """Key of each run of which only deleted ones are left → when the last of them began, Unix seconds."""
-    left = {run["key"] for run in find_runs(client)}
-    began: dict[str, float] = {}
-    for run in _search(client, "", [], is_deleted=True):
-        key = run.data.tags.get(tags.RUN)
-        if key is not None and key not in left:
-            began[key] = max(began.get(key, 0.0), run.info.start_time / 1000)
-    return began
-
-
 def resolve(runs: Sequence[Run], text: str) -> Run:
-    """The run that `text` names: its key, MLflow id or name, or a beginning of its key that no other has.
+    """Return the run with this key, MLflow id or name, or with this unique prefix of its key.
 
-    InputError, naming candidates, for none or several.
+    Raises InputError, listing candidates, if there is none or more than one.
     """
     matches = (
         [run for run in runs if text in (run["key"], run["run_id"])]
@@ -129,17 +118,17 @@ def resolve(runs: Sequence[Run], text: str) -> Run:
         return matches[0]
     if matches:
         raise InputError(
-            f"{text!r}: names {len(matches)} runs; give one's key or MLflow id: {_candidates(matches)}"
+            f"{text!r}: names {len(matches)} runs; give a key or an MLflow id: {_candidates(matches)}"
         )
     known = {name: run for run in runs for name in (run["name"], run["key"]) if name}
     near = [known[name] for name in difflib.get_close_matches(text, known, n=3, cutoff=0.4)] or runs[:3]
     raise InputError(
-        f"{text!r}: is no run's key, name or MLflow id; there are, for example: {_candidates(near) or 'none'}"
+        f"{text!r}: is no run's key, name or MLflow id; known are, for example: {_candidates(near) or 'none'}"
     )
 
 
 def metric_value(run: Run, name: str) -> float:
-    """A metric of a run, or a parameter that is a number; NaN where missing. A minus before it is ignored."""
+    """Return a metric or a numeric parameter, NaN if missing; a minus before the name is ignored."""
     name = name.removeprefix("-")
     try:
         return float(run["metrics"].get(name, run["params"].get(name, "")))
@@ -148,17 +137,17 @@ def metric_value(run: Run, name: str) -> float:
 
 
 def sort_value(run: Run, name: str) -> float:
-    """The figure, negated after a minus: larger is better."""
+    """Return the metric's value, negated if the name has a minus: larger is better."""
     return metric_value(run, name) * (-1 if name.startswith("-") else 1)
 
 
 def sort_best_first(runs: Sequence[Run], name: str) -> list[Run]:
-    """By a metric, those without it last."""
+    """Sort by a metric, runs without it last."""
     return sorted(runs, key=lambda run: (math.isnan(sort_value(run, name)), -sort_value(run, name)))
 
 
 def check_metrics(runs: Sequence[Run], names: Sequence[str]) -> None:
-    """InputError for a name that no run has a figure of, with those that are known."""
+    """Raise InputError, listing known metrics, for a metric that no run has."""
     for name in names:
         if runs and all(math.isnan(metric_value(run, name)) for run in runs):
             known = sorted({metric for run in runs for metric in run["metrics"]})
@@ -169,7 +158,7 @@ def check_metrics(runs: Sequence[Run], names: Sequence[str]) -> None:
 
 
 def group_comparable(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
-    """Runs whose accuracies can be compared, by protocol and scored images."""
+    """Group runs with comparable accuracies, by protocol and scored images."""
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         groups.setdefault((run["protocol"] or "", run["scored"] or ""), []).append(run)
@@ -177,7 +166,7 @@ def group_comparable(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
 
 
 def best_runs(runs: Sequence[Run], metric: str) -> list[BestRun]:
-    """The best run by `metric` for every protocol, scored images and IPC; of equal ones the first."""
+    """Return the best run by `metric` per protocol, scored images and IPC; the first of equal runs."""
     rows: list[BestRun] = []
     for (protocol, scored), comparable in group_comparable(runs).items():
         by_ipc: dict[str, Run] = {}
@@ -194,13 +183,13 @@ def best_runs(runs: Sequence[Run], metric: str) -> list[BestRun]:
 
 
 def objectives(sweep: Run) -> list[str]:
-    """The metrics that a sweep maximises, the first before the others."""
+    """Return the metrics that a sweep maximises."""
     names = sweep["params"].get(tags.OBJECTIVE, "accuracy").split(",")
     return [tags.OBJECTIVES.get(name, name) for name in names]
 
 
 def swept_fields(sweep: Run, trials: Sequence[Run]) -> list[str]:
-    """The parameters that a sweep varies; of a section that is swept as one, those that differ."""
+    """Return the swept parameters; of a section that is swept as a whole, those that differ."""
     spaces = [name.removeprefix(tags.SPACE) for name in sweep["params"] if name.startswith(tags.SPACE)]
     names = sorted({name for trial in trials for name in trial["params"]})
 
@@ -216,7 +205,7 @@ def swept_fields(sweep: Run, trials: Sequence[Run]) -> list[str]:
 
 
 def pareto_fronts(runs: Sequence[Run], names: Sequence[str]) -> list[ParetoFront]:
-    """The Pareto front of every protocol and scored images, best first by the first name."""
+    """Return the Pareto front per protocol and scored images, sorted by the first metric."""
     rows: list[ParetoFront] = []
     for (protocol, scored), comparable in group_comparable(runs).items():
         places = pareto_front(np.array([[sort_value(run, name) for name in names] for run in comparable]))
@@ -228,23 +217,23 @@ def pareto_fronts(runs: Sequence[Run], names: Sequence[str]) -> list[ParetoFront
 
 
 def differences(one: Run, other: Run, stages: Collection[str]) -> Differences:
-    """What differs: parameters, tags of versions and hardware, metrics but those of `stages`."""
+    """Return differing parameters, tags of versions and hardware, and metrics except those of `stages`."""
 
     def differing(ours: Mapping[str, object], theirs: Mapping[str, object]) -> dict[str, list[object]]:
         pairs = {name: [ours.get(name), theirs.get(name)] for name in sorted({**ours, **theirs})}
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
-    of_tags = differing(one["tags"], other["tags"])
+    tag_pairs = differing(one["tags"], other["tags"])
     metrics = differing(one["metrics"], other["metrics"])
     return {
         "params": differing(one["params"], other["params"]),
-        "tags": {name: pair for name, pair in of_tags.items() if name.startswith(COMPARED_TAGS)},
+        "tags": {name: pair for name, pair in tag_pairs.items() if name.startswith(COMPARED_TAGS)},
         "metrics": {name: pair for name, pair in metrics.items() if name.split("/")[0] not in stages},
     }
 
 
 def logged_file(client: "MlflowClient", run_id: str, name: str) -> bytes | None:
-    """The file `name` that the run logged, or None for a run that did not."""
+    """Return the logged file `name`, or None."""
     if name not in {artifact.path for artifact in client.list_artifacts(run_id)}:
         return None
     with tempfile.TemporaryDirectory() as folder:
@@ -252,44 +241,40 @@ def logged_file(client: "MlflowClient", run_id: str, name: str) -> bytes | None:
 
 
 def has_tracking(storage: Directory) -> bool:
-    """Whether there can be runs: a server is named, or the storage has a database. Asking would make one."""
+    """Whether there can be runs: a server is set, or there is a database. Connecting would create one."""
     return bool(os.environ.get("MLFLOW_TRACKING_URI")) or not storage.is_local or storage.exists(DATABASE)
 
 
-def _search(
-    client: "MlflowClient", conditions: str, order: list[str], *, is_deleted: bool = False
-) -> Iterator["MlflowRun"]:
-    from mlflow.entities import ViewType
-
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    view = ViewType.DELETED_ONLY if is_deleted else ViewType.ACTIVE_ONLY
-    token = None
+def _search(client: "MlflowClient", conditions: str, order: list[str]) -> Iterator["MlflowRun"]:
+    experiment, token = client.get_experiment_by_name(EXPERIMENT), None
     while experiment:
-        page = client.search_runs([experiment.experiment_id], conditions, view, PAGE, order, token)
+        page = client.search_runs(
+            [experiment.experiment_id], conditions, max_results=PAGE, order_by=order, page_token=token
+        )
         yield from page
         if not (token := page.token):
             return
 
 
 def _plain(run: "MlflowRun") -> Run:
-    params, of_run = dict(run.data.params), dict(run.data.tags)
-    protocol = of_run.get(tags.PROTOCOL) or params.get("protocol") or params.get("evaluate.protocol")
+    params, run_tags = dict(run.data.params), dict(run.data.tags)
+    protocol = run_tags.get(tags.PROTOCOL) or params.get("protocol") or params.get("evaluate.protocol")
     split = "validation" if "-val" in (protocol or "") else "test"
     return Run(
         run_id=run.info.run_id,
         name=run.info.run_name or "",
-        key=of_run.get(tags.RUN),
-        kind=of_run.get(tags.KIND, tags.DISTILLATION),  # runs of earlier versions have no kind
+        key=run_tags.get(tags.RUN),
+        kind=run_tags.get(tags.KIND, tags.DISTILLATION),  # old runs have no kind
         protocol=protocol,
-        scored=of_run.get(tags.SCORED) or params.get(f"data.{split}"),
+        scored=run_tags.get(tags.SCORED) or params.get(f"data.{split}"),
         status=run.info.status,
         stage=None,
         start_time=_iso(run.info.start_time),
         end_time=_iso(run.info.end_time) if run.info.end_time and run.info.status != RUNNING else None,
-        parent=of_run.get(tags.PARENT),
+        parent=run_tags.get(tags.PARENT),
         params=params,
         metrics=dict(run.data.metrics),
-        tags=of_run,
+        tags=run_tags,
     )
 
 

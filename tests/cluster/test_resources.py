@@ -20,9 +20,9 @@ def closed_port():
     [
         ("nonsense", "is no address; write HOST:PORT"),
         ("http://head:8265", "is no address"),
-        ("head:99999", "nobody answers"),
-        ("nowhere.invalid:6379", "nobody answers"),
-        (f"127.0.0.1:{closed_port()}", "nobody answers at 127.0.0.1"),
+        ("head:99999", "no answer"),
+        ("nowhere.invalid:6379", "no answer"),
+        (f"127.0.0.1:{closed_port()}", "no answer from 127.0.0.1"),
     ],
 )
 def test_an_address_without_a_cluster_is_told_before_ray_tries_it(address, said, monkeypatch):

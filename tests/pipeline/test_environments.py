@@ -16,7 +16,7 @@ from ims3_ray.cluster.resources import Machine, find_machine
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.config.settings import Workers
 from ims3_ray.errors import InputError
-from ims3_ray.jobs.distill.cached_run import find_complete
+from ims3_ray.jobs.distill.result import find_complete
 from ims3_ray.jobs.distill.run import run
 from ims3_ray.pipeline import prepare
 from ims3_ray.pipeline.checks import check_environments

@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ims3_ray.errors import InputError
-from ims3_ray.runs import mlflow_db, provenance
+from ims3_ray.runs import mlflow_db
 from ims3_ray.runs.mlflow_tracker import Tracker, client, mlflow_errors_as_input
+from ims3_ray.runs.tags import COMMAND, provenance_tags
 from ims3_ray.storage.artifacts import open_storage
 
 
@@ -52,8 +53,8 @@ def test_a_run_takes_the_time_that_it_took_whenever_it_is_written(start):
 
 def test_every_run_says_who_started_it_and_how(start):
     tags = start.client.get_run(start().run_id).data.tags
-    assert provenance.provenance_tags().items() <= tags.items()
-    assert {provenance.COMMAND, "mlflow.user", "mlflow.source.name"} <= set(tags)
+    assert provenance_tags().items() <= tags.items()
+    assert {COMMAND, "mlflow.user", "mlflow.source.name"} <= set(tags)
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,6 @@ def resolve_push(arguments: argparse.Namespace, overrides: dict) -> None:
 
 RESOLVE: dict[str, Callable[[argparse.Namespace, dict], object]] = {
     "ablate": resolve_ablate,
-    "completion": lambda arguments, overrides: None,
     "convert": lambda arguments, overrides: None,
     "distill": resolve_recipe,
     "doctor": lambda arguments, overrides: load.load_config("digits", overrides),

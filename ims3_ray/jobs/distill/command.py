@@ -1,13 +1,13 @@
-"""Distil a labelled image set into a few images a class.
+"""Distil a labelled image set into a few images per class.
 
     python jobs/distill.py                               the bundled digits
     python jobs/distill.py ipc=5 sample.subgroups=20 select.alpha=0.5
-    python jobs/distill.py --recipe my-images.yaml       begun by ims3 init
+    python jobs/distill.py --recipe my-images.yaml       written by ims3 init
     python jobs/distill.py --recipe imagewoof storage=s3://bucket/runs \\
         data.train=/data/imagenet/train data.test=/data/imagenet/val
 
-What is complete under the storage is found and not made again; --status, with
-the same words, says how far a run has come.
+Stages that are complete in the storage are not run again. --status, with the
+same arguments, shows the progress of a run.
 """
 
 import argparse
@@ -18,40 +18,30 @@ import yaml
 
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.config.settings import Config
-from ims3_ray.display import format_bytes
+from ims3_ray.display import align_columns, format_bytes
 from ims3_ray.errors import InputError
 from ims3_ray.progress import spinner
 
-from .cached_run import find_complete
-from .result import Distillation, summary_lines
+from .result import Distillation, find_complete, summary_lines
 from .status import read_status, status_lines
-
-LINE = "  {:<9}{:<10}{:>8}{:>9}{:>9}" + 4 * "{:>8}"  # of a dry run, within 80 columns
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--recipe", default="digits", metavar="NAME|FILE", help="a named run, or a YAML file like those"
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="show the resolved recipe and what each stage would do"
-    )
-    parser.add_argument(
-        "--price", type=float, metavar="P", help="with --dry-run: what a GPU's hour costs, or a CPU node's"
-    )
-    parser.add_argument(
-        "--status", action="store_true", help="show how far this run has come, running or dead, and stop"
-    )
-    parser.add_argument("--json", action="store_true", help="with --status: as one JSON document")
-    parser.add_argument("overrides", nargs="*", metavar="field=value", help="such as ipc=5 or storage=DIR")
+    add = parser.add_argument
+    add("--recipe", default="digits", metavar="NAME|FILE", help="a named recipe, or a YAML file")
+    add("--dry-run", action="store_true", help="print the resolved recipe and the cost of each stage")
+    add("--price", type=float, metavar="P", help="with --dry-run: price of an hour per GPU, or per CPU node")
+    add("--status", action="store_true", help="print the progress of this run, which may be running or dead")
+    add("--json", action="store_true", help="with --status: print one JSON document")
+    add("overrides", nargs="*", metavar="field=value", help="such as ipc=5 or storage=DIR")
 
 
 def run(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.recipe, parse_overrides(arguments.overrides))
     if arguments.dry_run and arguments.status:
-        raise InputError("--dry-run, --status: are two answers; ask for one")
+        raise InputError("--dry-run, --status: exclude each other; give one")
     if arguments.price is not None and not (arguments.dry_run and 0 < arguments.price < math.inf):
-        raise InputError("--price: is a number above 0 beside --dry-run, which alone prices a run")
+        raise InputError("--price: takes a number above 0, together with --dry-run")
     if arguments.dry_run:
         _dry_run(config, arguments.price)
     elif arguments.status:
@@ -65,10 +55,10 @@ def run(arguments: argparse.Namespace) -> None:
 def _distil(config: Config) -> Distillation:
     _check(config)
     with spinner("imports"):
-        from ims3_ray.cluster import fork_server, resources  # heavy, not needed to refuse bad input
+        from ims3_ray.cluster import fork_server, resources  # heavy; bad input is reported before
 
         if resources.starts_local_cluster():
-            fork_server.start()  # while this process imports the same
+            fork_server.start()  # imports the same modules meanwhile
 
         from .run import run as distil
 
@@ -87,7 +77,7 @@ def _yaml(config: Config) -> str:
 
 
 def _dry_run(config: Config, price: float | None) -> None:
-    if find_complete(config):  # what it took is known, and needs no plan
+    if find_complete(config):
         print(_yaml(config), *status_lines(read_status(config)), "nothing would run", sep="\n")
         return
     _check(config)
@@ -105,24 +95,22 @@ def _dry_run(config: Config, price: float | None) -> None:
             connect()
         context = prepare(config, find_machine(config.workers, wait=False))
         machine, steps = context.machine, plan(context)
-        costs = estimate_steps(context, steps)
+        estimates = estimate_steps(context, steps)
     print(_yaml(context.config))
     print("\n".join(context.notes), end="\n" if context.notes else "")
     print(f"machine: {machine.device}, {machine.actors} actors, {machine.shards} shards")
-    print("disk in the storage and below each node's TMPDIR; memory of the driver and of a")
-    print(
-        f"worker, {format_bytes(DRIVER_BYTES)} and {format_bytes(PROCESS_BYTES)} of which they take "
-        "without data:"
-    )
-    print(LINE.format("stage", "state", "GPUs", "rows", "about", "disk", "node", "driver", "worker"))
-    for step, cost in zip(steps, costs, strict=True):
+    print("disk: in the storage, and below TMPDIR of each node; memory: of the driver and of a worker,")
+    print(f"which include {format_bytes(DRIVER_BYTES)} and {format_bytes(PROCESS_BYTES)} without data")
+    rows = [["stage", "state", "GPUs", "rows", "about", "disk", "node", "driver", "worker"]]
+    for step, cost in zip(steps, estimates, strict=True):
         state = "complete" if step.manifest else "damaged" if step.damage else "would run"
-        use = step.stage.gpu_usage(context)
-        gpus = f"{use.gpus} of {machine.gpus}" if machine.on_gpus and use.gpus else "–"
+        usage = step.stage.gpu_usage(context)
+        gpus = f"{usage.gpus} of {machine.gpus}" if machine.on_gpus and usage.gpus else "–"
         sizes = map(format_bytes, (cost.disk, cost.node_disk, cost.driver, cost.worker))
-        print(LINE.format(step.stage.name, state, gpus, cost.rows, f"{cost.seconds:.0f} s", *sizes))
-    missing_s = sum(c.seconds for step, c in zip(steps, costs, strict=True) if not step.manifest)
-    print(f"estimated time of what is missing: {missing_s:.0f} s")
+        rows.append([step.stage.name, state, gpus, str(cost.rows), f"{cost.seconds:.0f} s", *sizes])
+    print("\n".join(align_columns(rows, left=(0, 1), indent=2)))
+    missing_s = sum(c.seconds for step, c in zip(steps, estimates, strict=True) if not step.manifest)
+    print(f"estimated time of the missing stages: {missing_s:.0f} s")
     if price is not None:
         print(price_line(missing_s, machine.gpus if machine.on_gpus else None, price))
     for step in steps:
@@ -131,6 +119,6 @@ def _dry_run(config: Config, price: float | None) -> None:
 
 
 def price_line(seconds: float, gpus: int | None, price: float) -> str:
-    """What so long a run costs: every GPU is paid for from its beginning to its end, without one the node."""
+    """The cost of a run: each GPU, or without GPUs the node, is paid from start to end."""
     what, cost = "this machine" if gpus is None else f"{gpus} GPUs", seconds / 3600 * (gpus or 1) * price
     return f"estimated cost of it: {cost:.2f}, {what} at {price:g} an hour each"

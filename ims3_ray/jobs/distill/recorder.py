@@ -1,4 +1,4 @@
-"""What is kept of a run while it goes: record and log in the storage, and its MLflow run."""
+"""Record a run while it runs: run.json and the event log in the storage, and its MLflow run."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,8 +12,7 @@ from ims3_ray.progress import run_name
 from ims3_ray.runs import records
 from ims3_ray.runs.event_log import EventLog, save_library_log
 from ims3_ray.runs.mlflow_tracker import RECIPE_FILE, Tracker
-from ims3_ray.runs.provenance import provenance_tags
-from ims3_ray.runs.tags import artifact_tags, prefix_metrics, run_tags
+from ims3_ray.runs.tags import artifact_tags, prefix_metrics, provenance_tags, run_tags
 from ims3_ray.stages.context import Context
 from ims3_ray.storage.artifacts import fingerprint
 from ims3_ray.storage.lease import heartbeat, write_heartbeat
@@ -22,22 +21,22 @@ from .result import StageRun
 
 
 class Recorder:
-    """Of one run, from its begin on: what it needs is written before anything is made."""
+    """Records one run. The constructor writes run.json, which names the artefacts, before any stage runs."""
 
-    def __init__(self, context: Context, steps: Sequence[Step], say: Callable[[str], None]):
-        self._context, self._steps, self._say = context, steps, say
+    def __init__(self, context: Context, steps: Sequence[Step], print_line: Callable[[str], None]):
+        self._context, self._steps, self._print_line = context, steps, print_line
         config, self.key = context.config, steps[-1].fingerprint
         self.name = f"{config.recipe}-{self.key}"
         self.stages: list[StageRun] = []
         self._folder = context.storage / "runs" / self.name
-        self._journal = EventLog(self._folder)
+        self._log = EventLog(self._folder)
         self._tags = run_tags(context) | provenance_tags()
         write_heartbeat(self._folder)
-        self._write(records.RUNNING)
+        self._write_record(records.RUNNING)
         self._folder.write("config.yaml", _yaml(config.model_dump(mode="json")))
         device, notes = context.machine.device, list(context.notes)
-        self._journal.write("run started", key=self.key, recipe=config.recipe, device=device, notes=notes)
-        self.tracker = Tracker(context.storage, say)
+        self._log.write("run started", key=self.key, recipe=config.recipe, device=device, notes=notes)
+        self.tracker = Tracker(context.storage, print_line)
         tags = self._tags | artifact_tags(step.artifact for step in steps)
         self.tracker.start(self.key, self.name, config.results(), tags)
         if any(step.manifest is None for step in steps):
@@ -47,53 +46,50 @@ class Recorder:
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
-        """Write heartbeats during the block, and then how the run ended."""
+        """Write heartbeats during the block, and the final state after it."""
         with run_name(self.name), heartbeat(self._folder), save_library_log(self._folder):
             try:
                 yield
-                self._write(records.FINISHED)
-                self._journal.write("run finished")
+                self._write_record(records.FINISHED)
+                self._log.write("run finished")
             except BaseException as error:
-                is_failure = isinstance(error, Exception)  # else somebody stopped it, and waits
+                is_failure = isinstance(error, Exception)  # else the user stopped the run
                 state = records.FAILED if is_failure else records.STOPPED
-                # a full disk takes no record, but what stopped the run is told
+                # on a full disk, the original error is raised
                 with contextlib.suppress(OSError, InputError):
-                    self._journal.write(f"run {state}", error=describe_error(error))
-                    self._write(state)
+                    self._log.write(f"run {state}", error=describe_error(error))
+                    self._write_record(state)
                 self.tracker.finish("FAILED" if is_failure else "KILLED", patient=is_failure)
                 raise
 
-    def hear(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Metrics of a stage while it runs."""
+    def on_metrics(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Log metrics of a running stage."""
         self.tracker.log(step, prefix_metrics(stage, metrics))
 
     def begin_stage(self, step: Step) -> None:
         name, number = step.stage.name, len(self.stages) + 1
-        machine, use = self._context.machine, step.stage.gpu_usage(self._context)
-        on = f", on {use.gpus} of {machine.gpus} GPUs" if machine.on_gpus and use.gpus else ""
-        self._say(f"[{number}/{len(self._steps)}] {name} → {step.directory.uri}{on}")
-        self._journal.write("stage started", stage=name, artifact=step.artifact)
+        machine, usage = self._context.machine, step.stage.gpu_usage(self._context)
+        gpus = f", on {usage.gpus} of {machine.gpus} GPUs" if machine.on_gpus and usage.gpus else ""
+        self._print_line(f"[{number}/{len(self._steps)}] {name} → {step.directory.uri}{gpus}")
+        self._log.write("stage started", stage=name, artifact=step.artifact)
 
     def end_stage(self, step: Step) -> None:
-        """What the stage did; of one found complete also what it would have logged while it ran."""
+        """Record a complete stage, whether this run made it or found it."""
         name, summary = step.stage.name, step.summary
         if step.ran:
-            self._journal.write("stage finished", stage=name, **summary)
+            self._log.write("stage finished", stage=name, **summary)
         gpus = step.manifest.get("gpus") if step.manifest else None
         self.stages.append({"name": name, "ran": step.ran, "gpus": gpus, **summary})
-        if self.tracker.is_finished:
-            return
-        log_stage(self.tracker, step)
+        if not self.tracker.is_finished:
+            log_stage(self.tracker, step)
 
-    def log_product(self, distilled: Step, report: Step) -> None:
-        """The page and the data set, once all is made."""
-        if self.tracker.is_finished:
-            return
-        log_product(self.tracker, distilled, report)
-        self.tracker.finish("FINISHED")
+    def log_outputs(self, distilled: Step, report: Step) -> None:
+        """Log the report and the distilled set, and finish the MLflow run."""
+        if not self.tracker.is_finished:
+            log_outputs(self.tracker, distilled, report)
+            self.tracker.finish("FINISHED")
 
-    def _write(self, state: str) -> None:
-        """run.json: configuration, versions, hardware, MLflow's tags, seeds, time and place per stage."""
+    def _write_record(self, state: str) -> None:
         config = self._context.config
         records.write(
             self._context.storage,
@@ -113,25 +109,24 @@ class Recorder:
 
 
 def log_stage(tracker: Tracker, step: Step) -> None:
-    """The metrics of a complete stage; of one that was found also what it logs while it runs."""
+    """Log the metrics of a complete stage; if this run did not make it, also its history."""
     name, summary = step.stage.name, step.summary
-    seconds = {"seconds": summary["seconds"], "rows_per_s": summary["rate"]}
-    tracker.log(0, prefix_metrics(name, seconds))
+    tracker.log(0, prefix_metrics(name, {"seconds": summary["seconds"], "rows_per_s": summary["rate"]}))
     if step.ran or not step.manifest:
         return
     for entry in step.manifest.get("history", []):
         metrics = {metric: value for metric, value in entry.items() if metric != "step"}
         tracker.log(int(entry["step"]), prefix_metrics(name, metrics))
-    if figures := step.stage.metrics(step.directory):
-        tracker.log(0, prefix_metrics(name, figures))
+    if metrics := step.stage.metrics(step.directory):
+        tracker.log(0, prefix_metrics(name, metrics))
 
 
-def log_product(tracker: Tracker, distilled: Step, report: Step) -> None:
-    """The page and the data set."""
+def log_outputs(tracker: Tracker, distilled: Step, report: Step) -> None:
+    """Log the report's page and contact sheet as files, and the distilled set as a dataset."""
     for name in ("index.html", "contact-sheet.png"):
         tracker.log_file(name, report.directory.read(name))
-    rows, place = distilled.summary["rows"], distilled.directory.uri
-    tracker.log_dataset("distilled", distilled.fingerprint, place, rows)
+    rows, uri = distilled.summary["rows"], distilled.directory.uri
+    tracker.log_dataset("distilled", distilled.fingerprint, uri, rows)
 
 
 def _yaml(values: Mapping[str, object]) -> bytes:

@@ -1,4 +1,4 @@
-"""A whole distillation: prepare, run the stages that are missing, track, and say what came out."""
+"""Run a distillation: plan, make the missing stages, record them, and return the result."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,33 +22,33 @@ from .result import Distillation
 def distill(
     recipe: str = "digits", say: Callable[[str], None] = progress.print_line, **overrides: Any
 ) -> Distillation:
-    """Distil as `recipe` (a name or a YAML path) says.
+    """Distil a data set by `recipe`, a name or a YAML path.
 
-    `overrides` go by section: `ipc=10, sample={"subgroups": 20}`; `say` takes the lines that a person should
-    read. Raises InputError, before any heavy work, for what can't be run.
+    `overrides` are fields by section: `ipc=10, sample={"subgroups": 20}`. `say` receives the lines for the
+    user. Raises InputError, before any heavy work, if the run is impossible.
     """
     return run(load_config(recipe, overrides), say)
 
 
-def run(config: Config, say: Callable[[str], None] = progress.print_line) -> Distillation:
-    """Distil as `config` says: stages that are complete are found, the others run."""
+def run(config: Config, print_line: Callable[[str], None] = progress.print_line) -> Distillation:
+    """Run the stages of `config` whose artefacts are not complete."""
     signature = plan_cache.signature(config)
     with progress.spinner("start"):
-        (context,) = prepare_runs([config], say)
+        (context,) = prepare_runs([config], print_line)
         folder = context.storage / "runs" / f"{config.recipe}-{plan(context)[-1].fingerprint}"
     with exclusive(folder):
-        return _run(context, signature, say)
+        return _run(context, signature, print_line)
 
 
-def _run(context: Context, signature: str | None, say: Callable[[str], None]) -> Distillation:
+def _run(context: Context, signature: str | None, print_line: Callable[[str], None]) -> Distillation:
     with progress.spinner("start"):
-        recorder = Recorder(context, plan(context), say)
-    context = replace(context, on_metrics=recorder.hear)
-    done: dict[str, Step] = {}  # by noun
-    steps = plan(context)  # again: what is complete now stays, for the record names it
+        recorder = Recorder(context, plan(context), print_line)
+    context = replace(context, on_metrics=recorder.on_metrics)
+    done: dict[str, Step] = {}  # by output
+    steps = plan(context)  # a second time: from now on the record protects complete artefacts from --gc
     artifacts = {step.stage.name: step.artifact for step in steps}
-    keep = partial(plan_cache.write, context.storage, signature, recorder.name, artifacts, context.notes)
-    keep(is_finished=False)
+    cache = partial(plan_cache.write, context.storage, signature, recorder.name, artifacts, context.notes)
+    cache(is_finished=False)
     with recorder.recording():
         for planned in steps:
             step = planned.refreshed()
@@ -57,8 +57,8 @@ def _run(context: Context, signature: str | None, say: Callable[[str], None]) ->
                 step = run_step(context, step)
             recorder.end_stage(step)
             done[step.stage.output] = step
-    recorder.log_product(done["distilled"], done["report"])
-    keep(is_finished=recorder.tracker.is_finished)
+    recorder.log_outputs(done["distilled"], done["report"])
+    cache(is_finished=recorder.tracker.is_finished)
     scored = done.get("evaluation")
     return Distillation(
         key=recorder.key,

@@ -1,22 +1,21 @@
-"""Find, compare and reproduce runs; delete what none needs.
+"""List, compare and reproduce runs; clean and verify the storage.
 
     python jobs/runs.py --order accuracy --where "ipc=10"
     python jobs/runs.py storage=/mnt/runs --where "accuracy>0.9" --csv runs.csv
-    python jobs/runs.py --sweep 3f9c          its trials, the best first
-    python jobs/runs.py --watch               again and again, while any runs
+    python jobs/runs.py --sweep 3f9c          its trials, best first
+    python jobs/runs.py --watch               repeats while a run is running
     python jobs/runs.py --best --metric coverage/distilled
     python jobs/runs.py --pareto accuracy,coverage/distilled
     python jobs/runs.py --diff 0cdc 91ab
     python jobs/runs.py --reproduce 0cdc
-    python jobs/runs.py --gc                  lists first, and asks
+    python jobs/runs.py --gc                  lists, asks, then deletes
     python jobs/runs.py --verify              every byte against its checksum
     python jobs/runs.py --rebuild-mlflow      MLflow's runs from the records
 
-Runs are those that MLflow knows, or, if it cannot be reached, those that
-have a record in the storage. RUN is a key or its beginning, a name or
-MLflow's id; a minus before a metric of --pareto says that less is
-better. Every answer is one JSON document with --json; --gc --json deletes
-nothing unless --yes is there too.
+Runs come from MLflow or, if it cannot be reached, from the records in the
+storage. RUN is a key or its beginning, a name, or an MLflow id. A minus
+before a metric of --pareto means that less is better. --json prints any
+answer as one JSON document; --gc --json deletes only with --yes.
 """
 
 import argparse
@@ -41,53 +40,47 @@ from ims3_ray.storage.artifacts import Directory, check_format, open_directory
 from .filters import read_conditions
 from .table import as_csv, best_table, differences_table, fronts_table, table, trials_table
 
-METRIC = re.compile(r"-?[\w./: -]+")  # as MLflow names them, a minus before for less being better
-WATCH_S = 5.0  # between looks
+METRIC = re.compile(r"-?[\w./: -]+")  # MLflow's names; a minus means that less is better
+WATCH_S = 5.0
 MODES = ("best", "pareto", "diff", "reproduce", "gc", "verify", "rebuild_mlflow")
-ASKING = ("list", "best", "pareto", "diff", "reproduce")  # which MLflow answers
+FROM_MLFLOW = ("list", "best", "pareto", "diff", "reproduce")
 
-Answer = tuple[Mapping[str, object], list[str]]  # the document, and the lines that a person reads
+Answer = tuple[Mapping[str, object], list[str]]  # JSON document, lines of text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "%(prog)s [option …] [storage=DIR]"  # the one that argparse makes is too wide
+    parser.usage = "%(prog)s [option …] [storage=DIR]"  # argparse's own is too wide
     add = parser.add_argument
-    add("--order", metavar="METRIC", help="sort by this, best first (default: newest)")
+    add("--order", metavar="METRIC", help="sort by this metric, best first (default: newest first)")
     conditions = 'such as "ipc=10", "accuracy>0.9", "kind=ablation"'
     add("--where", action="append", default=[], metavar="COND", help=conditions)
-    add("--sweep", metavar="RUN", help="the trials of this sweep, which are left out otherwise")
-    add("--watch", action="store_true", help="show the list anew while any of its runs is at work")
+    add("--sweep", metavar="RUN", help="list the trials of this sweep, which are otherwise hidden")
+    add("--watch", action="store_true", help="repeat the list while one of its runs is running")
     mode = parser.add_mutually_exclusive_group().add_argument
-    mode("--best", action="store_true", help="the best run for every protocol and IPC")
-    front = "the runs that no other beats in all of these, for every protocol"
-    mode("--pareto", metavar="METRIC,METRIC", help=front)
-    mode("--diff", nargs=2, metavar="RUN", help="what differs between two runs")
-    mode("--reproduce", metavar="RUN", help="the command that gives this run again")
-    garbage = "what lies in the storage and what no run needs: asks, then deletes"
-    mode("--gc", action="store_true", help=garbage)
-    mode("--verify", action="store_true", help="read every byte of the storage, and name what is damaged")
+    mode("--best", action="store_true", help="the best run per protocol and IPC")
+    mode("--pareto", metavar="METRIC,METRIC", help="the Pareto front of these metrics, per protocol")
+    mode("--diff", nargs=2, metavar="RUN", help="the differences between two runs")
+    mode("--reproduce", metavar="RUN", help="the command that repeats this run")
+    mode("--gc", action="store_true", help="list what no run needs, ask, then delete it")
+    mode("--verify", action="store_true", help="read every byte of the storage, and list damaged files")
     mode("--rebuild-mlflow", action="store_true", help="write MLflow's runs from the records of the storage")
-    add("--metric", metavar="METRIC", help="what is best (default accuracy)")
-    add(
-        "--yes",
-        action="store_true",
-        help="with --gc: delete without asking; with --verify: remove what is damaged",
-    )
-    add("--csv", metavar="FILE", help="write what is listed, with all parameters and metrics")
-    add("--json", action="store_true", help="one JSON document in place of tables")
-    add("overrides", nargs="*", metavar="storage=DIR", help="where the runs are (default ./runs)")
+    add("--metric", metavar="METRIC", help="the metric of --best (default accuracy)")
+    add("--yes", action="store_true", help="with --gc, delete without asking; with --verify, delete damage")
+    add("--csv", metavar="FILE", help="write the listed runs, with all parameters and metrics")
+    add("--json", action="store_true", help="print one JSON document instead of tables")
+    add("overrides", nargs="*", metavar="storage=DIR", help="storage of the runs (default ./runs)")
 
 
 def run(arguments: argparse.Namespace) -> None:
     mode = read_mode(arguments)
     overrides = parse_overrides(arguments.overrides)
     if unknown := set(overrides) - {"storage"}:
-        raise InputError(f"{', '.join(sorted(unknown))}: not known here; only storage=DIR is")
+        raise InputError(f"{', '.join(sorted(unknown))}: is no field of this command; only storage=DIR is")
     storage = open_directory(load_config("digits", overrides).storage)
     if not check_format(storage) and storage.is_local:
         raise InputError(f"storage: {storage.uri} holds no runs; name another storage=DIR")
     with contextlib.ExitStack() as stack:
-        arguments.tracked = _tracked(storage, stack) if mode in ASKING else lambda: storage
+        arguments.tracked = _tracked(storage, stack) if mode in FROM_MLFLOW else lambda: storage
         stack.enter_context(mlflow_errors_as_input(storage))
         answer, lines = ANSWERS[mode](storage, arguments)
     print(json.dumps(finite(answer), indent=1) if arguments.json else "\n".join(lines))
@@ -96,7 +89,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def read_mode(arguments: argparse.Namespace) -> str:
-    """One of MODES, or "list". InputError for options that do not belong to it."""
+    """Return one of MODES, or "list". Raises InputError for options that do not belong to it."""
     mode = next((mode for mode in MODES if getattr(arguments, mode)), "list")
     names = {"list": "a plain list"} | {other: f"--{other.replace('_', '-')}" for other in MODES}
     rules = {"order": ("list",), "watch": ("list",), "metric": ("best",), "yes": ("gc", "verify")}
@@ -109,26 +102,26 @@ def read_mode(arguments: argparse.Namespace) -> str:
 
 
 def find_runs(storage: Directory, arguments: argparse.Namespace) -> tuple[list[Run], Run | None]:
-    """The runs that meet every --where, and the sweep whose trials alone they are with --sweep.
+    """Return the runs that meet every --where, and the sweep of --sweep.
 
-    Without it there is no trial among them. A sweep's first objective is its trials' order.
+    With --sweep they are its trials, sorted by its first objective; without it no trial is among them.
     """
-    filters, questions = read_conditions(arguments.where)
+    filters, predicates = read_conditions(arguments.where)
     order = arguments.order or "start_time"
     if not METRIC.fullmatch(order):
-        raise InputError(f"--order {order!r}: can't be a metric's name")
+        raise InputError(f"--order {order!r}: is no metric's name")
     if (tracked := arguments.tracked()) is None:
         return [], None
     mlflow_client, sweep = client(tracked), None
     runs = query.find_runs(mlflow_client, " and ".join(filters), order)
-    runs = [run for run in runs if all(is_met(run) for is_met in questions)]
+    runs = [run for run in runs if all(is_met(run) for is_met in predicates)]
     if arguments.sweep:
         sweeps = [run for run in query.find_runs(mlflow_client) if run["kind"] == tags.SWEEP]
         sweep = query.resolve(sweeps, arguments.sweep)
         runs = [run for run in runs if run["parent"] == sweep["run_id"]]
         if not arguments.order:
             runs = query.sort_best_first(runs, query.objectives(sweep)[0])
-    elif not questions and not any(f"tags.`{tags.RUN}`" in text for text in filters):
+    elif not predicates and not any(f"tags.`{tags.RUN}`" in text for text in filters):
         runs = [run for run in runs if run["kind"] != tags.TRIAL]
     if order != "start_time":
         query.check_metrics(runs, [order])
@@ -136,15 +129,15 @@ def find_runs(storage: Directory, arguments: argparse.Namespace) -> tuple[list[R
 
 
 def _list(storage: Directory, arguments: argparse.Namespace) -> Answer:
-    shown: list[str] = []
+    printed: list[str] = []
     while True:
         runs, sweep = find_runs(storage, arguments)
         lines = trials_table(sweep, runs) if sweep else table(runs)
         if not arguments.watch or all(run["status"] != query.RUNNING for run in runs):
             return {"runs": runs}, [*lines, *_write_csv(runs, arguments)]
-        if lines != shown and not arguments.json:
+        if lines != printed and not arguments.json:
             print("\n".join(lines), end="\n\n", flush=True)
-            shown = lines
+            printed = lines
         time.sleep(WATCH_S)
 
 
@@ -199,7 +192,7 @@ def _reproduce(storage: Directory, arguments: argparse.Namespace) -> Answer:
 
 
 def _gc(storage: Directory, arguments: argparse.Namespace) -> Answer:
-    from .collect import collect  # heavy: the pipeline's stages
+    from .gc import collect  # heavy: the pipeline's stages
 
     return collect(storage, asks=not arguments.json, is_agreed=arguments.yes)
 
@@ -213,7 +206,7 @@ def _verify(storage: Directory, arguments: argparse.Namespace) -> Answer:
 def _rebuild(storage: Directory, _arguments: argparse.Namespace) -> Answer:
     from .rebuild import rebuild, record_names  # heavy, likewise
 
-    client(storage).get_experiment_by_name(EXPERIMENT)  # a server that is away is told before any run
+    client(storage).get_experiment_by_name(EXPERIMENT)  # report an unreachable server once, not per run
     written, found = (
         rebuild(storage, storage, partial(print_line, stream=message_stream())),
         len(record_names(storage)),
@@ -232,10 +225,10 @@ def _all(arguments: argparse.Namespace) -> list[Run]:
 
 
 def _tracked(storage: Directory, stack: contextlib.ExitStack) -> Callable[[], Directory | None]:
-    """Gives the directory whose MLflow answers: the storage, or None if there are no runs.
+    """Return a function that returns the directory of the MLflow database, or None if there are no runs.
 
-    If MLflow cannot be reached, gives a temporary one made from the records, until `stack` closes; a line
-    says so. InputError if there are no records either.
+    It is the storage. If MLflow cannot be reached, it is a temporary database of the records, until `stack`
+    closes, and a line says so. Raises InputError if there are no records either.
     """
     try:
         if query.has_tracking(storage):
@@ -262,13 +255,13 @@ def _write_csv(runs: list[Run], arguments: argparse.Namespace) -> list[str]:
         Path(arguments.csv).write_text(as_csv(runs), encoding="utf-8", newline="")
     except OSError as error:
         raise InputError(
-            f"--csv: {arguments.csv} can't be written ({error.strerror}); name another file"
+            f"--csv: {arguments.csv} cannot be written ({error.strerror}); name another file"
         ) from error
     return [f"written: {arguments.csv}, {len(runs)} runs"]
 
 
 def finite(value: object) -> object:
-    """The same, None in the place of numbers that JSON has no word for."""
+    """Replace NaN and infinities, which JSON lacks, by None."""
     if isinstance(value, Mapping):
         return {name: finite(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):

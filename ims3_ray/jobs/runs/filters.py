@@ -1,4 +1,4 @@
-"""`--where`: conditions in a person's words as MLflow's filter language, or as a question to a run."""
+"""`--where`: translate conditions into MLflow's filter language, or into predicates on a run."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -12,25 +12,28 @@ from ims3_ray.runs.query import Run
 
 CONDITION = re.compile(r"([A-Za-z_][\w./]*)\s*(!=|>=|<=|=|>|<)\s*(.+)")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-LOCAL = ("kind", "protocol")  # MLflow's `!=` passes over runs without the tag, and earlier versions gave none
+LOCAL = ("kind", "protocol")  # old runs lack these tags, and MLflow's `!=` skips runs without the tag
 
 
 def read_conditions(texts: Iterable[str]) -> tuple[list[str], list[Callable[[Run], bool]]]:
-    """Those that MLflow answers, in its language, and the others as questions to a run."""
+    """Return MLflow filters, and predicates for the conditions that MLflow cannot evaluate.
+
+    Raises InputError for a malformed condition.
+    """
     filters: list[str] = []
-    questions: list[Callable[[Run], bool]] = []
+    predicates: list[Callable[[Run], bool]] = []
     for text in texts:
-        name, operator, value = _parts(text)
+        name, operator, value = _parse(text)
         if name not in LOCAL:
             filters.append(_filter(text, name, operator, value))
         elif operator not in ("=", "!="):
-            raise InputError(f"--where {text!r}: {name} compares with = or != alone")
+            raise InputError(f"--where {text!r}: {name} takes only = or !=")
         elif name == "kind" and value not in tags.KINDS:
             kinds = ", ".join(tags.KINDS)
             raise InputError(f"--where {text!r}: {value!r} is no kind; choose one of {kinds}")
         else:
-            questions.append(partial(_meets, name, value, operator == "="))
-    return filters, questions
+            predicates.append(partial(_meets, name, value, operator == "="))
+    return filters, predicates
 
 
 def _meets(name: str, value: str, is_wanted: bool, run: Run) -> bool:
@@ -38,13 +41,13 @@ def _meets(name: str, value: str, is_wanted: bool, run: Run) -> bool:
 
 
 def _filter(text: str, name: str, operator: str, value: str) -> str:
-    """A recipe's field is a parameter to MLflow, `run` the run's key, all else a metric."""
+    """Filter by the run's key (`run`), a parameter (a field of recipes), or a metric."""
     fields = flatten(load_config().results())
     if name == "run":
         return f"tags.`{tags.RUN}` {operator} '{value}'"
     if name in fields:
         if operator not in ("=", "!="):
-            raise InputError(f"--where {text!r}: recipe fields compare with = or != alone")
+            raise InputError(f"--where {text!r}: recipe fields take only = or !=")
         return f"params.`{name}` {operator} '{value}'"
     if not NUMBER.fullmatch(value):
         known = ", ".join(sorted(fields))
@@ -54,7 +57,7 @@ def _filter(text: str, name: str, operator: str, value: str) -> str:
     return f"metrics.`{name}` {operator} {float(value)}"
 
 
-def _parts(text: str) -> tuple[str, str, str]:
+def _parse(text: str) -> tuple[str, str, str]:
     match = CONDITION.fullmatch(text.strip())
     if not match:
         raise InputError(
@@ -62,5 +65,5 @@ def _parts(text: str) -> tuple[str, str, str]:
         )
     value = match[3].strip("'\" ")
     if "'" in value:
-        raise InputError(f"--where {text!r}: the value can't hold a quote")
+        raise InputError(f"--where {text!r}: the value cannot contain a quote")
     return match[1], match[2], value

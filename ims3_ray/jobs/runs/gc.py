@@ -1,15 +1,16 @@
-"""What lies in a storage root, what of it no run needs, and deleting that.
+"""`--gc`: list the contents of a storage, and delete the artefacts that no record names.
 
-Artefacts of the stages and the checkpoints of fine-tunings alone are ever deleted. Caches, records, MLflow's
-files, and whatever has a name that this project does not give, stay.
+Only stage artefacts and checkpoints of fine-tunings are deleted. Caches, records, MLflow's files, and names
+that this project does not give, stay.
 """
 
 import os
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from ims3_ray.display import align_columns, noun
 from ims3_ray.pipeline.steps import STAGES
 from ims3_ray.runs import records
 from ims3_ray.storage.artifacts import MANIFEST, Directory
@@ -24,25 +25,25 @@ CACHES = re.compile(
     rf"|(index|digits|unpacked)/\.[^/]+\.tmp"
     rf"|pretrain/(vae|transformer|extractor|judge)|checkpoints/pretrain-(vae|transformer|extractor|judge)-{HEX}"
 )
-# records, MLflow's, our own
+# records, MLflow's files, the format's version
 KEPT = re.compile(r"(runs|ablations|sweeps|mlartifacts)/.+|format\.json|writable|mlflow\.db.*")
 TOP = re.compile(
     rf"index|digits|unpacked|embedded|pretrain|checkpoints|runs|ablations|sweeps|mlartifacts|{'|'.join(NOUNS)}"
 )
-RECENT_S = 600  # what is younger, and in no record, may be in the making
+RECENT_S = 600  # a running stage may still write an artefact that changed less than this ago
 
 NEEDED, UNNEEDED, KEPT_BACK = "needed", "unneeded", "kept"
 
 
 @dataclass
 class Entry:
-    """A file, or a directory with all below it."""
+    """A file, or a directory with everything below it."""
 
     place: str  # relative to the storage
     is_directory: bool = False
     size: int = 0  # bytes
     changed: float = 0.0  # seconds since 1970, of its latest file
-    is_complete: bool = False  # holds a manifest
+    is_complete: bool = False  # has a manifest
     state: str = KEPT_BACK
     why: str = ""
 
@@ -53,48 +54,62 @@ class Entry:
 
 @dataclass(frozen=True)
 class Survey:
-    """What lies in a storage root."""
+    """The contents of a storage."""
 
-    artifacts: list[Entry]  # of the stages, and checkpoints
+    artifacts: list[Entry]  # and checkpoints
     caches: list[Entry]
     kept: list[Entry]
     not_ours: list[Entry]
-    notes: list[str] = field(default_factory=list)  # what a person should know before anything is deleted
+    notes: list[str] = field(default_factory=list)  # to read before anything is deleted
 
     @property
     def unneeded(self) -> list[Entry]:
         return [entry for entry in self.artifacts if entry.state == UNNEEDED]
 
 
-def survey(storage: Directory, deleted: Mapping[str, float]) -> Survey:
-    """Everything below the root, artefacts judged; `deleted` as in `Record.is_released`."""
+def collect(storage: Directory, *, asks: bool, is_agreed: bool) -> tuple[dict[str, object], list[str]]:
+    """Delete what no record names. Returns the JSON document and the last lines.
+
+    With `asks`, prints the survey and asks the user; else deletes only if `is_agreed`.
+    """
+    found = survey(storage)
+    if asks:
+        print("\n".join(_lines(storage, found)))
+    unneeded, gone = found.unneeded, []
+    if unneeded and (is_agreed or (asks and _confirm(unneeded))):
+        gone = delete(storage, [entry.place for entry in unneeded])
+    document = _document(storage, found) | {"deleted": _plain(gone)}
+    if not unneeded:
+        return document, ["nothing to delete"]
+    return document, [f"deleted {_total(gone)}" if gone else "nothing deleted"]
+
+
+def survey(storage: Directory) -> Survey:
+    """List everything below the root, and decide which artefacts are needed."""
     all_records = records.read(storage)
-    needed = {
-        place for record in all_records if not record.is_released(deleted) for place in record.artifacts
-    }
-    released = {place for record in all_records for place in record.artifacts} - needed
+    needed = {artifact for record in all_records for artifact in record.artifacts}
     kinds: dict[str, list[Entry]] = defaultdict(list)
     for entry in _entries(storage):
         kinds[_kind(entry)].append(entry)
     artifacts = kinds["artifacts"]
     complete = {entry.place for entry in artifacts if entry.is_complete}
     for entry in artifacts:
-        _judge(entry, needed, released, complete)
-    notes = _silent(kinds["kept"], [record.place for record in all_records])
-    notes += _spare_recent(artifacts, needed | released, store_time(storage))
+        _judge(entry, needed, complete)
+    notes = _without_record(kinds["kept"], [record.place for record in all_records])
+    notes += _keep_recent(artifacts, store_time(storage))
     return Survey(artifacts, kinds["caches"], kinds["kept"], kinds["not_ours"], notes)
 
 
-def delete(storage: Directory, places: Iterable[str], deleted: Mapping[str, float]) -> list[Entry]:
-    """Delete those of `places` that are unneeded still, on a second look; gives what was deleted.
+def delete(storage: Directory, places: Iterable[str]) -> list[Entry]:
+    """Delete those of `places` that a second survey still finds unneeded; returns the deleted entries.
 
-    Each one's manifest goes first: what is half deleted is not complete.
+    The manifest is deleted first, so that a half-deleted artefact is not complete.
     """
     wanted = set(places)
-    gone = [entry for entry in survey(storage, deleted).unneeded if entry.place in wanted]
+    gone = [entry for entry in survey(storage).unneeded if entry.place in wanted]
     for entry in gone:
         directory = storage / entry.place
-        # a link goes at once, and what it leads to stays
+        # of a symbolic link, only the link is deleted
         if not (storage.is_local and os.path.islink(directory.path)):
             (directory / MANIFEST).delete()
         directory.delete()
@@ -102,24 +117,19 @@ def delete(storage: Directory, places: Iterable[str], deleted: Mapping[str, floa
 
 
 def _entries(storage: Directory) -> list[Entry]:
-    """Files of the root, and what lies one below it, or deeper where the first is a file there.
-
-    A link that leads nowhere, or to a folder that counts already, is no directory.
-    """
-    files, odd = storage.list_files()
-    tops = [name for name in storage.folders() if name not in odd]
+    """Return files of the root, and the files and directories one level below."""
+    tops = storage.folders()
     folders = {f"{top}/{name}": info for top in tops for name, info in (storage / top).folders().items()}
     entries: dict[str, Entry] = {}
-    for place, info in {**dict.fromkeys(odd), **folders, **files}.items():
+    for place, info in {**folders, **storage.files()}.items():
         parts = place.split("/")
         entry = entries.setdefault("/".join(parts[:2]), Entry("/".join(parts[:2])))
-        entry.is_directory |= len(parts) > 2 or (place in folders and place not in odd)
+        entry.is_directory |= len(parts) > 2 or place in folders
         entry.is_complete |= parts[2:] == [MANIFEST]
-        if info is not None:
-            entry.size += info.size or 0
-            entry.changed = max(entry.changed, info.mtime.timestamp() if info.mtime else 0.0)
-    bare = {top for top in tops if not TOP.fullmatch(top)} - {entry.noun for entry in entries.values()}
-    entries |= {top: Entry(top, is_directory=True) for top in bare}
+        entry.size += info.size or 0
+        entry.changed = max(entry.changed, info.mtime.timestamp() if info.mtime else 0.0)
+    empty = {top for top in tops if not TOP.fullmatch(top)} - {entry.noun for entry in entries.values()}
+    entries |= {top: Entry(top, is_directory=True) for top in empty}
     return sorted(entries.values(), key=lambda entry: entry.place)
 
 
@@ -131,33 +141,23 @@ def _kind(entry: Entry) -> str:
     return "kept" if KEPT.fullmatch(entry.place) else "not_ours"
 
 
-def _judge(
-    entry: Entry, needed: Collection[str], released: Collection[str], complete: Collection[str]
-) -> None:
-    """State and reason of an artefact, or of a fine-tuning's checkpoints: those serve until the adapter is
-    complete.
-    """
-    of_tuning = CHECKPOINTS.fullmatch(entry.place)
-    place = f"adapter/{of_tuning[1]}" if of_tuning else entry.place
-    if of_tuning and place in complete:
-        entry.state, entry.why = UNNEEDED, "its adapter is complete"
-    elif place in needed:
-        entry.state, entry.why = NEEDED, "its adapter is not complete" if of_tuning else "a run needs it"
-    elif place in released:
-        entry.state, entry.why = UNNEEDED, "its runs were deleted in MLflow"
-    elif of_tuning:
-        entry.state, entry.why = NEEDED, "its adapter is not complete"
+def _judge(entry: Entry, needed: Collection[str], complete: Collection[str]) -> None:
+    """Set state and reason of an artefact. Checkpoints are needed until their adapter is complete."""
+    if match := CHECKPOINTS.fullmatch(entry.place):
+        is_done = f"adapter/{match[1]}" in complete
+        entry.state = UNNEEDED if is_done else NEEDED
+        entry.why = "its adapter is complete" if is_done else "its adapter is not complete"
+    elif entry.place in needed:
+        entry.state, entry.why = NEEDED, "a run needs it"
     else:
         half = "" if entry.is_complete else "half-written, "
         entry.state, entry.why = UNNEEDED, f"{half}no record names it"
 
 
-def _spare_recent(artifacts: list[Entry], recorded: Collection[str], now: float) -> list[str]:
-    """Keep all that no record names while some of it is recent: what makes it may need the rest."""
+def _keep_recent(artifacts: list[Entry], now: float) -> list[str]:
+    """Keep every artefact without a record while one of them is recent: its stage may read the others."""
     unnamed = [
-        entry
-        for entry in artifacts
-        if entry.state == UNNEEDED and entry.place not in recorded and not CHECKPOINTS.fullmatch(entry.place)
+        entry for entry in artifacts if entry.state == UNNEEDED and not CHECKPOINTS.fullmatch(entry.place)
     ]
     latest = max(unnamed, key=lambda entry: entry.changed, default=None)
     age = now - latest.changed if latest else RECENT_S
@@ -167,13 +167,71 @@ def _spare_recent(artifacts: list[Entry], recorded: Collection[str], now: float)
         entry.state = KEPT_BACK
     return [
         f"{latest.place}, which no record names, changed {max(0, age):.0f} s ago and may be in the making: "
-        f"{len(unnamed)} that no record names are kept until {RECENT_S // 60} minutes have passed"
+        f"{len(unnamed)} without a record are kept until {RECENT_S // 60} minutes have passed"
     ]
 
 
-def _silent(kept: list[Entry], known: Collection[str]) -> list[str]:
-    """Folders of runs and ablations without a record: an earlier version wrote one at the end, or none."""
+def _without_record(kept: list[Entry], places: Collection[str]) -> list[str]:
+    """Return a note per folder of a run or ablation without a record, as earlier versions left."""
     folders = [entry.place for entry in kept if entry.is_directory and entry.noun in ("runs", "ablations")]
-    silent = [place for place in folders if not any(record.startswith(f"{place}/") for record in known)]
-    remedy = "run it again to have one, or what it alone needs counts as unneeded"
-    return [f"{place} has no record of what it needs; {remedy}" for place in silent]
+    bare = [folder for folder in folders if not any(place.startswith(f"{folder}/") for place in places)]
+    remedy = "run it again to write one, or the artefacts that only it needs are unneeded"
+    return [f"{folder} has no record; {remedy}" for folder in bare]
+
+
+def _confirm(unneeded: Sequence[Entry]) -> bool:
+    try:
+        print(f"delete {_total(unneeded)}? [y/N] ", end="", flush=True)  # input() would write it to stderr
+        return input().strip().lower() in ("y", "yes")
+    except EOFError:
+        print()
+        return False
+
+
+def _lines(storage: Directory, found: Survey) -> list[str]:
+    rows = [["noun", "artefacts", "MB", "needed", "kept", "unneeded", "MB unneeded"]]
+    for name, entries in _by_noun(found).items():
+        states = [entry.state for entry in entries]
+        counts = [str(states.count(state)) for state in (NEEDED, KEPT_BACK, UNNEEDED)]
+        unneeded = [entry for entry in entries if entry.state == UNNEEDED]
+        rows.append([name, str(len(entries)), _mb(entries), *counts, _mb(unneeded)])
+    lines = [f"in {storage.uri}", *(align_columns(rows, left=[0]) if len(rows) > 1 else ["no artefacts"]), ""]
+    for head, entries in (("caches", found.caches), ("records and tracking", found.kept)):
+        tops = sorted({entry.noun for entry in entries})
+        lines.append(f"{head}, kept: {_mb(entries)} MB in {', '.join(tops)}" if tops else f"{head}: none")
+    lines += [f"not ours, kept: {entry.place}, {_mb([entry])} MB" for entry in found.not_ours]
+    lines += [f"note: {note}" for note in found.notes]
+    rows = [[entry.place, f"{_mb([entry])} MB", entry.why] for entry in found.unneeded]
+    return [*lines, "", "no run needs:", *align_columns(rows, left=[0, 2], indent=2)] if rows else lines
+
+
+def _document(storage: Directory, found: Survey) -> dict[str, object]:
+    nouns = {}
+    for name, entries in _by_noun(found).items():
+        unneeded = [entry.size for entry in entries if entry.state == UNNEEDED]
+        nouns[name] = {
+            "artifacts": len(entries),
+            "bytes": sum(entry.size for entry in entries),
+            "needed": sum(entry.state == NEEDED for entry in entries),
+            "unneeded": len(unneeded),
+            "unneeded_bytes": sum(unneeded),
+        }
+    parts = {name: _plain(getattr(found, name)) for name in ("unneeded", "caches", "kept", "not_ours")}
+    return {"storage": storage.uri, "nouns": nouns, **parts, "notes": found.notes}
+
+
+def _plain(entries: Sequence[Entry]) -> list[dict[str, str | int]]:
+    return [{"place": e.place, "bytes": e.size} | ({"why": e.why} if e.why else {}) for e in entries]
+
+
+def _by_noun(found: Survey) -> dict[str, list[Entry]]:
+    groups = {name: [e for e in found.artifacts if e.noun == name] for name in (*NOUNS, "checkpoints")}
+    return {name: entries for name, entries in groups.items() if entries}
+
+
+def _total(entries: Sequence[Entry]) -> str:
+    return f"{len(entries)} {noun(len(entries), 'artefacts')}, {_mb(entries)} MB"
+
+
+def _mb(entries: Sequence[Entry]) -> str:
+    return f"{sum(entry.size for entry in entries) / 1e6:.1f}"

@@ -1,7 +1,7 @@
-"""MLflow's runs made again from the records of a storage: a view of them, which can be lost.
+"""Rebuild MLflow's runs from the records of a storage.
 
-A distillation has its parameters, tags, metrics per stage, recipe, page and data set again. Ablations and
-sweeps, with their trials, are not rebuilt: their results lie in `ablations/` and `sweeps/`.
+A distillation gets its parameters, tags, metrics per stage, recipe, report and dataset. Ablations, sweeps and
+trials are not rebuilt; their results are in `ablations/` and `sweeps/`.
 """
 
 import calendar
@@ -17,11 +17,11 @@ import yaml
 
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.results import CURVE
-from ims3_ray.jobs.distill.recorder import log_product, log_stage
+from ims3_ray.jobs.distill.recorder import log_outputs, log_stage
 from ims3_ray.pipeline.steps import STAGES, Step
-from ims3_ray.runs import query, records, tags
+from ims3_ray.runs import records, tags
 from ims3_ray.runs.event_log import read_events
-from ims3_ray.runs.mlflow_tracker import RECIPE_FILE, Tracker, client
+from ims3_ray.runs.mlflow_tracker import RECIPE_FILE, Tracker
 from ims3_ray.storage.artifacts import DamagedError, Directory, open_directory, read_manifest
 
 STATUS = {records.FINISHED: "FINISHED", records.FAILED: "FAILED", records.STOPPED: "KILLED"}
@@ -30,39 +30,39 @@ FINGERPRINT = re.compile(r"[0-9a-f]{12}")
 
 
 def record_names(storage: Directory) -> list[str]:
-    """The runs of which the storage has a record, by name."""
+    """Return the names of the runs with a record."""
     return [name for name in (storage / "runs").folders() if storage.exists(f"runs/{name}/run.json")]
 
 
 def rebuild(
-    storage: Directory, tracked: Directory, say: Callable[[str], None], *, with_files: bool = True
+    storage: Directory, tracked: Directory, print_line: Callable[[str], None], *, with_files: bool = True
 ) -> int:
-    """Bring MLflow of the storage `tracked` up to the records of `storage`; returns how many runs it wrote.
+    """Write the records of `storage` to the MLflow of `tracked`; returns the number of runs written.
 
-    Runs that MLflow has as finished stay as they are, and so do runs that were deleted there. A record that
-    cannot be read is left out, with a line.
+    Runs that are finished in MLflow stay unchanged. An unreadable record is skipped with a warning.
     """
-    deleted, written = query.last_deleted(client(tracked)), 0
+    written = 0
     for name in record_names(storage):
         try:
             record = storage.read_json(f"runs/{name}/run.json")
-            if record["key"] not in deleted:
-                written += _write_run(storage, name, record, Tracker(tracked, say, lambda: {}), with_files)
+            written += _write_run(storage, name, record, Tracker(tracked, print_line, dict), with_files)
         except (InputError, LookupError, TypeError, AttributeError, ValueError) as error:
-            say(f"warning: runs/{name} is left out: its record cannot be read ({error})")
+            print_line(f"warning: runs/{name} is skipped: its record is unreadable ({error})")
     return written
 
 
 @contextlib.contextmanager
-def records_as_mlflow(storage: Directory, say: Callable[[str], None]) -> Iterator[Callable[[], Directory]]:
-    """During the block, a temporary MLflow database of the records; each call brings it up to date."""
+def records_as_mlflow(
+    storage: Directory, print_line: Callable[[str], None]
+) -> Iterator[Callable[[], Directory]]:
+    """Provide a temporary MLflow database of the records during the block; each call updates it."""
     server = os.environ.pop(SERVER, None)
     try:
         with tempfile.TemporaryDirectory(prefix="ims3-") as folder:
             tracked = open_directory(folder)
 
             def refresh() -> Directory:
-                rebuild(storage, tracked, say, with_files=False)
+                rebuild(storage, tracked, print_line, with_files=False)
                 return tracked
 
             yield refresh
@@ -90,14 +90,14 @@ def _write_run(
     if with_files:
         tracker.log_file(RECIPE_FILE, yaml.safe_dump(params, sort_keys=False).encode())
         if {"distilled", "report"} <= set(steps):
-            log_product(tracker, steps["distilled"], steps["report"])
+            log_outputs(tracker, steps["distilled"], steps["report"])
     if status := STATUS.get(record["state"]):
         tracker.finish(status, patient=False, ended=ended)
     return True
 
 
 def _log_curve(tracker: Tracker, evaluation: Directory) -> None:
-    """The distilled set's accuracy while its classifiers trained: the mean over seeds."""
+    """Log the distilled set's accuracy during training, averaged over seeds."""
     curves = evaluation.read_json("evaluation.json")["sets"]["distilled"]["curves"]
     for looks in zip(*curves, strict=False):
         accuracies = [accuracy for _, accuracy in looks]
@@ -105,7 +105,7 @@ def _log_curve(tracker: Tracker, evaluation: Directory) -> None:
 
 
 def _steps(storage: Directory, record: Mapping[str, Any]) -> dict[str, Step]:
-    """The complete stages of a run by noun, wherever its storage lay when the record was written."""
+    """Return the complete stages of a run by output; the storage may have moved since."""
     places, steps = record["artifacts"], {}
     for stage in STAGES:
         name = records.artifact_name(places.get(stage.output, "")).rpartition("/")[2]
@@ -118,14 +118,14 @@ def _steps(storage: Directory, record: Mapping[str, Any]) -> dict[str, Step]:
 
 
 def _times(folder: Directory, record: Mapping[str, Any]) -> tuple[float, float]:
-    """When the run began and ended, by its log, else by its record."""
+    """Return start and end of the run, by its log or else its record."""
     events = [event["time"] for event in read_events(folder)] or [record["written"]]
     began, ended = (calendar.timegm(time.strptime(text, records.TIME)) for text in (events[0], events[-1]))
     return began, ended
 
 
 def _tags(storage: Directory, record: Mapping[str, Any]) -> dict[str, str]:
-    """The record's own; of a record of an earlier version, which has none, those that can be told."""
+    """Return the record's tags; records of earlier versions have none, so they are derived."""
     places = [records.artifact_name(location) for location in record["artifacts"].values()]
     known = record.get("tags")
     if known is None:

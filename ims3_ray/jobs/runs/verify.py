@@ -1,4 +1,4 @@
-"""`--verify`: every byte of a storage against what its manifests say, and every state file read."""
+"""`--verify`: compare every byte of a storage with its checksums, and read every state file."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.integrity import reopen, verify
 
 NOUNS = (*(stage.output for stage in STAGES), embed.NOUN)
-STATE = ("index", "runs", "ablations", "sweeps")  # where JSON is kept beside the artefacts
+STATE = ("index", "runs", "ablations", "sweeps")  # folders with JSON files
 CACHE = "index/"
 
 
 @dataclass(frozen=True)
 class Damage:
-    """A file that is not as it was written; `artifact` is "" of a state file."""
+    """A damaged file; `artifact` is "" for a state file."""
 
     artifact: str
     file: str
@@ -28,37 +28,36 @@ class Damage:
         return f"{self.artifact}/{self.file}" if self.artifact else self.file
 
     @property
-    def is_made_again(self) -> bool:
-        """Whether the next run that needs it makes it, once it is gone."""
+    def is_regenerated(self) -> bool:
+        """Whether a run that needs the file makes it again if it is missing."""
         return bool(self.artifact) or self.file.startswith(CACHE)
 
 
 def verify_storage(storage: Directory, *, removes: bool) -> tuple[dict[str, object], list[str]]:
-    """Damaged files, by name; `removes` those that the next run makes again.
+    """Find damaged files; with `removes`, delete those that a run makes again.
 
-    The document's `problem` says in a line what a person does about them; None where all is whole.
+    The document's `problem` is a line with the remedy, or None without damage.
     """
     places = [f"{noun}/{name}" for noun in NOUNS for name in (storage / noun).folders()]
-    damage, unknown = list(_state(storage)), 0
-    with bar("verify", len(places), "artefacts", delay=BAR_DELAY_S) as shown:
+    damage, without_checksum = list(_damaged_state_files(storage)), 0
+    with bar("verify", len(places), "artefacts", delay=BAR_DELAY_S) as progress:
         for place in places:
-            damaged, without = verify(storage / place)
+            damaged, unchecked = verify(storage / place)
             damage += [Damage(place, name, why) for name, why in damaged.items()]
-            unknown += without
-            shown.update()
+            without_checksum += unchecked
+            progress.update()
     removed = _remove(storage, damage) if removes else []
     lines = [f"{one.place} {one.why}" for one in damage]
     lines += [f"removed: {place}" for place in removed]
-    if unknown:
-        lines.append(f"{unknown} files have no checksum: only their sizes were compared")
+    if without_checksum:
+        lines.append(f"{without_checksum} files have no checksum: only their sizes were compared")
     lines.append(f"{len(places)} artefacts in {storage.uri}: {len(damage) or 'no'} damaged files")
     listed = [{"place": one.place, "why": one.why} for one in damage]
     problem = _problem(storage, damage, removed)
     return {"artifacts": len(places), "damaged": listed, "removed": removed, "problem": problem}, lines
 
 
-def _state(storage: Directory) -> Iterator[Damage]:
-    """State files that can't be read."""
+def _damaged_state_files(storage: Directory) -> Iterator[Damage]:
     for top in STATE:
         for name in (storage / top).files():
             if name.endswith(".json"):
@@ -69,7 +68,7 @@ def _state(storage: Directory) -> Iterator[Damage]:
 
 
 def _remove(storage: Directory, damage: list[Damage]) -> list[str]:
-    gone = [one for one in damage if one.is_made_again]
+    gone = [one for one in damage if one.is_regenerated]
     for one in gone:
         if one.artifact:
             reopen(storage / one.artifact, [one.file])
@@ -81,10 +80,10 @@ def _remove(storage: Directory, damage: list[Damage]) -> list[str]:
 def _problem(storage: Directory, damage: list[Damage], removed: list[str]) -> str | None:
     if not damage:
         return None
-    lasting = [one.place for one in damage if not one.is_made_again]
+    lasting = [one.place for one in damage if not one.is_regenerated]
     if removed:
-        remedy = "what was removed is made again by the next run that needs it"
+        remedy = "the next run that needs the removed files makes them again"
     else:
-        remedy = "--verify --yes removes what the next run makes again"
+        remedy = "--verify --yes removes those that the next run makes again"
     kept = f"; mend or remove by hand: {', '.join(lasting)}" if lasting else ""
     return f"--verify: {len(damage)} files of {storage.uri} are damaged; {remedy}{kept}"

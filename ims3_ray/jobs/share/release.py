@@ -104,7 +104,7 @@ def _shared(directory: Directory, place: str) -> Product:
 def _is_called(record: Record, name: str) -> bool:
     run = record.place.split("/")[1]
     sets = [artifact.split("/")[1] for artifact in record.artifacts if artifact.startswith("distilled/")]
-    return any(own.startswith(name) for own in (*record.keys, run, *sets))
+    return any(own.startswith(name) for own in (record.key, run, *sets))
 
 
 def _newest(storage: Directory, is_meant: Callable[[Record], bool], place: str) -> Record:
@@ -120,7 +120,7 @@ def _newest(storage: Directory, is_meant: Callable[[Record], bool], place: str) 
         raise InputError(
             f"{place}: stands for {len(sets)} sets, {first_few(sorted(sets), show=str)}; name one"
         )
-    return max(found, key=lambda record: (not record.is_unended, record.written))
+    return max(found, key=lambda record: (record.state != records.RUNNING, record.written))
 
 
 def _set_of(artifacts: Collection[str]) -> str:

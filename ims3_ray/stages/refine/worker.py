@@ -71,7 +71,7 @@ class LossLog:
         self.losses.append(loss)
         done = len(self.losses)
         if done == self._steps or time.monotonic() - self._when > POST_S:
-            self._board.post.remote({"step": done - self._told, "metrics": {"loss": loss}})
+            self._board.report.remote({"step": done - self._told, "metrics": {"loss": loss}})
             self._told, self._when = done, time.monotonic()
 
 

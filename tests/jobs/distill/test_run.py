@@ -17,7 +17,7 @@ from tiny import CLASSES, write_images
 
 from ims3_ray.cli import run_command
 from ims3_ray.config.load import load_config, parse_overrides
-from ims3_ray.jobs.distill.cached_run import find_complete
+from ims3_ray.jobs.distill.result import find_complete
 
 STAGES = ("encode", "invert", "finetune", "embed", "sample", "select", "export", "evaluate", "report")
 REMADE = ("candidates", "selection", "distilled", "evaluation", "report", "runs", "mlflow*")

@@ -75,7 +75,7 @@ def test_a_run_that_never_began_and_one_that_failed_say_so(finished_run, folder,
     assert found["state"] == "failed"
     assert found["last_event"]["error"] == "OSError: disk full"
     assert run_command("distill", ["--status", *words]) == 0
-    assert "the same command, without --status, goes on with it" in capsys.readouterr().out
+    assert "the same command, without --status, resumes it" in capsys.readouterr().out
 
 
 @pytest.mark.slow

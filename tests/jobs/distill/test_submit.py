@@ -16,7 +16,7 @@ from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.errors import InputError
 from ims3_ray.pipeline.inputs import check_storage
 from ims3_ray.runs.mlflow_tracker import client, experiment_id
-from ims3_ray.runs.provenance import SUBMISSION
+from ims3_ray.runs.tags import SUBMISSION
 from ims3_ray.storage.artifacts import open_directory
 
 JOB = ["--working-dir", ".", "--", "python", "jobs/distill.py"]

@@ -1,4 +1,4 @@
-"""MLflow's runs made again from a storage's records, and questions answered from these while it is away."""
+"""Rebuilding MLflow's runs from records, and queries from records if MLflow is unreachable."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def make_record(storage, key, state, **changes):
 
 @pytest.fixture
 def storage(tmp_path, monkeypatch):
-    """A finished run's artefacts and record, and records of three runs that did not come so far."""
+    """A finished run with its artefacts, and records of three unfinished runs."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     root = open_storage(str(tmp_path / "runs"))
     make_artifacts(root)
@@ -59,7 +59,7 @@ def storage(tmp_path, monkeypatch):
 
 @pytest.fixture
 def ask(storage, capsys):
-    """What `runs` prints as a document, and its lines on standard error."""
+    """Run the command; returns its JSON document and the lines on standard error."""
 
     def asked(*words):
         capsys.readouterr()
@@ -74,7 +74,7 @@ def by_key(storage):
     return {run["key"]: run for run in query.find_runs(client(storage))}
 
 
-def test_every_record_becomes_a_run_with_what_the_artefacts_say_and_twice_is_once(storage, ask):
+def test_every_record_becomes_one_run_however_often_it_is_rebuilt(storage, ask):
     answer, _ = ask("--rebuild-mlflow")
     assert answer == {"runs": 4, "written": 4}
     found = by_key(storage)
@@ -99,14 +99,7 @@ def test_every_record_becomes_a_run_with_what_the_artefacts_say_and_twice_is_onc
     assert len(query.find_runs(client(storage))) == 4
 
 
-def test_a_run_that_was_deleted_in_mlflow_is_not_made_again(storage):
-    assert rebuild(storage, storage, pytest.fail) == 4
-    client(storage).delete_run(by_key(storage)["aaaa"]["run_id"])
-    rebuild(storage, storage, pytest.fail)
-    assert set(by_key(storage)) == {"bbbb", "cccc", "dddd"}
-
-
-def test_a_damaged_record_is_left_out_with_a_line_and_an_old_one_has_what_can_be_told(storage):
+def test_a_damaged_record_is_skipped_and_an_old_one_gets_derived_tags(storage):
     storage.write("runs/digits-bbbb/run.json", b"{")
     make_record(storage, "aaaa", records.FINISHED, tags=None)
     lines = []
@@ -119,7 +112,7 @@ def test_a_damaged_record_is_left_out_with_a_line_and_an_old_one_has_what_can_be
 
 
 @pytest.mark.parametrize("is_named", [True, False])
-def test_runs_are_found_by_their_records_if_mlflow_cannot_be_reached(storage, ask, monkeypatch, is_named):
+def test_queries_use_the_records_if_mlflow_cannot_be_reached(storage, ask, monkeypatch, is_named):
     if is_named:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", NOWHERE)
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -135,7 +128,7 @@ def test_runs_are_found_by_their_records_if_mlflow_cannot_be_reached(storage, as
     assert not storage.exists("mlflow.db")
 
 
-def test_a_storage_without_records_and_a_server_that_is_away_is_an_error(tmp_path, monkeypatch, capsys):
+def test_an_unreachable_server_without_records_is_an_error(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", NOWHERE)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     empty = open_storage(str(tmp_path / "empty"))
@@ -143,7 +136,7 @@ def test_a_storage_without_records_and_a_server_that_is_away_is_an_error(tmp_pat
     assert "MLFLOW_TRACKING_URI" in capsys.readouterr().err
 
 
-def test_a_rebuilt_run_is_what_the_live_run_logged(finished_run, tmp_path):
+def test_a_rebuilt_run_equals_the_live_run(finished_run, tmp_path):
     made = finished_run[1]
     storage = open_directory(made.distilled.rsplit("/", 2)[0])
     tracked = open_storage(str(tmp_path / "tracked"))

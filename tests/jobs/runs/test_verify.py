@@ -1,4 +1,4 @@
-"""jobs/runs.py --verify: every byte against what was written."""
+"""jobs/runs.py --verify: every byte against its checksum."""
 
 import json
 
@@ -11,7 +11,7 @@ from ims3_ray.storage.rows import part_names
 
 @pytest.fixture
 def storage(tmp_path):
-    """Three artefacts of two files, and what is kept beside them."""
+    """Three artefacts of two files, a cached plan and a record."""
     root = open_storage(str(tmp_path))
     for place in ("latents/aaaaaaaaaaaa", "latents/bbbbbbbbbbbb", "selection/cccccccccccc"):
         for name in ("part-00000.parquet", "part-00001.parquet"):
@@ -28,17 +28,15 @@ def ask(storage, capsys, *words):
     return code, *capsys.readouterr()
 
 
-def test_a_whole_storage_verifies(storage, capsys):
+def test_an_intact_storage_verifies(storage, capsys):
     code, out, err = ask(storage, capsys)
     assert (code, err) == (0, "")
     assert "3 artefacts" in out
     assert "no damaged files" in out
 
 
-def test_what_is_damaged_is_named_and_removed_where_asked(storage, capsys):
-    (storage / "latents/aaaaaaaaaaaa").write(
-        "part-00001.parquet", b"latents/aaaaaaaaaaaA"
-    )  # of the same size
+def test_damage_is_listed_and_removed_with_yes(storage, capsys):
+    (storage / "latents/aaaaaaaaaaaa").write("part-00001.parquet", b"latents/aaaaaaaaaaaA")  # of equal size
     (storage / "selection/cccccccccccc/part-00000.parquet").delete()
     storage.write("index/000000000000.json", b"{")
     storage.write("runs/digits-1/run.json", b"")
@@ -53,7 +51,7 @@ def test_what_is_damaged_is_named_and_removed_where_asked(storage, capsys):
     assert all(place in out for place in places)
     assert err.count("\n") == 1
     assert "--verify --yes" in err
-    assert "runs/digits-1/run.json" in err  # of which nothing is left to make it from
+    assert "runs/digits-1/run.json" in err  # no run makes it again
     code, out, _ = ask(storage, capsys, "--yes", "--json")
     document = json.loads(out)
     assert code == 2
@@ -64,7 +62,7 @@ def test_what_is_damaged_is_named_and_removed_where_asked(storage, capsys):
     assert read_manifest(storage / "latents/bbbbbbbbbbbb")
 
 
-def test_a_storage_of_a_newer_format_is_neither_verified_nor_cleared(storage, capsys):
+def test_a_storage_of_a_newer_format_is_refused(storage, capsys):
     storage.write_json("format.json", {"format": 99})
     for mode in ("--verify", "--gc"):
         assert main(["runs", mode, "--yes", f"storage={storage.uri}"]) == 2
@@ -72,7 +70,7 @@ def test_a_storage_of_a_newer_format_is_neither_verified_nor_cleared(storage, ca
     assert read_manifest(storage / "latents/aaaaaaaaaaaa")
 
 
-def test_a_manifest_of_a_newer_version_is_refused_in_one_line_and_nothing_is_removed(storage, capsys):
+def test_a_manifest_of_a_newer_version_is_refused_and_nothing_is_removed(storage, capsys):
     newer = storage / "latents/aaaaaaaaaaaa"
     newer.write_json("manifest.json", newer.read_json("manifest.json") | {"format": 99})
     before = {name: storage.read(name) for name in storage.files()}
