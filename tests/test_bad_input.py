@@ -1,4 +1,4 @@
-"""What people give by mistake, command by command: one line that names it, exit code 2, and no cluster."""
+"""User mistakes, by command: one line that names the field or file, exit code 2, and no cluster."""
 
 import re
 
@@ -18,14 +18,14 @@ FEATURES = [[1.0, 2.0], [2.0, 3.0], [3.0, 1.0], [2.0, 2.0]]
 
 
 @pytest.fixture
-def refused(tmp_path, capsys, monkeypatch):
-    """refused(pattern, command, *words): one line that the pattern is in, and nothing is started."""
+def rejected(tmp_path, capsys, monkeypatch):
+    """rejected(pattern, command, *words): asserts one error line with the pattern, and no cluster."""
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("a cluster was started"))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.chdir(tmp_path)
 
-    def told(pattern, *words):
+    def check(pattern, *words):
         capsys.readouterr()
         code = main([*map(str, words)])
         out, err = capsys.readouterr()
@@ -33,11 +33,11 @@ def refused(tmp_path, capsys, monkeypatch):
         assert re.fullmatch(f"error: .*{pattern}.*\n", err), err
         assert len(err) < 3000
 
-    return told
+    return check
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         (bytes(range(256)), "is no text in UTF-8"),
         (DEEP, "nested too deeply"),
@@ -52,49 +52,49 @@ def refused(tmp_path, capsys, monkeypatch):
     ],
     ids=range(10),
 )
-def test_a_recipe_that_is_none(refused, tmp_path, text, said):
+def test_malformed_recipe(rejected, tmp_path, text, expected):
     (tmp_path / "own.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
-    refused(said, "distill", "--recipe", "own.yaml")
+    rejected(expected, "distill", "--recipe", "own.yaml")
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("word", "expected"),
     [
         ("recipe=../../../evil", "recipe: should be able"),
         ("sample={1: 2}", "1: is no field"),
         (f"ipc={DEEP}", "ipc: .* nested too deeply"),
         ('data.train="a\\0b"', "data.train: .*no path can"),
         ('storage="\\ud800"', "storage: .*no path can"),
-        ("model.path=" + "x" * 5000, "longer than a file's can be"),
+        ("model.path=" + "x" * 5000, "path is longer"),
         ("storage=s3://", "names no bucket"),
         ("storage=/proc/x", "storage: /proc/x can't be written"),
         ("model.path=my-model", "my-model: no such model file or folder"),
     ],
     ids=lambda value: value[:12],
 )
-def test_an_override_that_no_run_can_have(refused, word, said):
-    refused(said, "distill", "--dry-run", word)
+def test_impossible_override(rejected, word, expected):
+    rejected(expected, "distill", "--dry-run", word)
 
 
 @pytest.mark.parametrize("words", [["--price=2"], ["--dry-run", "--price=-1"], ["--dry-run", "--price=nan"]])
-def test_a_price_of_nothing(refused, words):
-    refused("--price: ", "distill", *words)
+def test_invalid_price(rejected, words):
+    rejected("--price: ", "distill", *words)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "expected"),
     [
         (["--seeds=99999999999"], "--seeds: 99999999999"),
         (["--ipc=²"], "--ipc"),
         (["--pool-images=-1"], "--pool-images: -1"),
     ],
 )
-def test_numbers_of_an_ablation(refused, words, said):
-    refused(said, "ablate", *words)
+def test_invalid_numbers_of_an_ablation(rejected, words, expected):
+    rejected(expected, "ablate", *words)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         (b"\xff", "is no text in UTF-8"),
         (DEEP.encode(), "nested too deeply"),
@@ -104,20 +104,20 @@ def test_numbers_of_an_ablation(refused, words, said):
     ],
     ids=range(5),
 )
-def test_rows_of_an_ablation(refused, tmp_path, text, said):
+def test_malformed_rows(rejected, tmp_path, text, expected):
     (tmp_path / "rows.yaml").write_bytes(text)
-    refused(said, "ablate", "--rows", "rows.yaml")
+    rejected(expected, "ablate", "--rows", "rows.yaml")
     assert not (tmp_path / "elsewhere").exists()
 
 
 @pytest.mark.parametrize("text", [b"\xff", DEEP.encode(), b"ipc: [1]\nipc: [2]"], ids=range(3))
-def test_a_sweeps_space(refused, tmp_path, text):
+def test_malformed_search_space(rejected, tmp_path, text):
     (tmp_path / "space.yaml").write_bytes(text)
-    refused("--space space.yaml: is n", "sweep", "storage=runs", "--space", "space.yaml")
+    rejected("--space space.yaml: is n", "sweep", "storage=runs", "--space", "space.yaml")
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("word", "expected"),
     [
         ("transformer.heads=3", r"transformer.hidden_size: 128 is no multiple of 3 \(transformer.heads\)"),
         ("image_size=33", "image_size: 33 is no multiple of 4"),
@@ -131,18 +131,18 @@ def test_a_sweeps_space(refused, tmp_path, text):
     ],
     ids=lambda value: value[:20],
 )
-def test_what_no_pretraining_can_begin_with(refused, word, said):
-    refused(said, "pretrain", "--out=model", word)
+def test_impossible_pretraining(rejected, word, expected):
+    rejected(expected, "pretrain", "--out=model", word)
 
 
-def test_a_storage_within_the_images(refused, tmp_path):
+def test_storage_within_the_images(rejected, tmp_path):
     images = write_images(tmp_path / "images", 4, seed=0)
     before = sorted(images.rglob("*"))
     for place in (images, images / "runs", images / "red" / "runs"):
-        refused(
+        rejected(
             "storage: .* lies within data.train", "distill", f"data.train={images}", *OWN, f"storage={place}"
         )
-        refused(
+        rejected(
             "lies within data.train", "pretrain", "--out=model", f"data.train={images}", f"storage={place}"
         )
     assert sorted(images.rglob("*")) == before
@@ -159,36 +159,36 @@ def test_a_storage_within_the_images(refused, tmp_path):
     ],
     ids=range(5),
 )
-def test_a_checkpoint_without_a_model(refused, tmp_path, held):
+def test_checkpoint_without_a_model(rejected, tmp_path, held):
     if held is None:
         (tmp_path / "dit.pt").touch()
     else:
         torch.save(held, tmp_path / "dit.pt")
-    refused("dit.pt: ", "distill", "--dry-run", "model.path=dit.pt", "model.vae=package://digits")
+    rejected("dit.pt: ", "distill", "--dry-run", "model.path=dit.pt", "model.vae=package://digits")
 
 
 @pytest.mark.parametrize("number", [-1, 2**63 + 5])
 @pytest.mark.parametrize("column", ["subgroup", "index"])
-def test_candidates_numbered_beyond_any_number(refused, tmp_path, column, number):
+def test_candidate_number_out_of_range(rejected, tmp_path, column, number):
     keys = {"subgroup": [0, 0, 1, 1], "index": [0, 0, 0, 0]}
     keys[column] = pa.array([number, 0, 1, 1], pa.int64() if number < 0 else pa.uint64())
     table = {"class": ["a", "b"] * 2, "feature": FEATURES}
     pq.write_table(pa.table(table), tmp_path / "real.parquet")
     pq.write_table(pa.table(table | keys), tmp_path / "candidates.parquet")
     words = ("--candidates=candidates.parquet", "--real=real.parquet", "--out=selection.json")
-    refused(f"--candidates: column {column} holds {number}", "select", *words)
+    rejected(f"--candidates: column {column} holds {number}", "select", *words)
 
 
-def test_a_label_beyond_any_class(refused, tmp_path):
+def test_label_out_of_range(rejected, tmp_path):
     table = {"image": [png(1), png(2)], "label": pa.array([1, 2**63], pa.uint64())}
     pq.write_table(pa.table(table), tmp_path / "set.parquet")
-    refused(f"row 1 has label {2**63}", "distill", "--dry-run", "data.train=set.parquet", *OWN)
+    rejected(f"row 1 has label {2**63}", "distill", "--dry-run", "data.train=set.parquet", *OWN)
 
 
 @pytest.mark.parametrize("out", ["/proc/x/y.json", "file/y.json"])
-def test_a_place_where_no_selection_can_be_written(refused, tmp_path, out):
+def test_unwritable_output(rejected, tmp_path, out):
     table = {"class": ["a", "b"] * 2, "feature": FEATURES, "subgroup": [0, 0, 1, 1], "index": [0] * 4}
     pq.write_table(pa.table(table), tmp_path / "both.parquet")
     (tmp_path / "file").touch()
     words = ("--candidates=both.parquet", "--real=both.parquet", f"--out={out}")
-    refused("--out: .* can't be written", "select", *words)
+    rejected("--out: .* can't be written", "select", *words)

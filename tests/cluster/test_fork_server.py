@@ -1,4 +1,4 @@
-"""Workers forked from a process that has imported what they need; and what is left when there is none."""
+"""Workers forked from a preloaded process, and the fallback without it."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ print(ray.get(look.remote()), fork_server._started[0][1].pid, fork_server._start
 
 
 @pytest.mark.chaos
-def test_a_worker_of_a_cluster_of_ones_own_begins_with_torch_and_nothing_outlives_the_driver():
+def test_a_local_worker_starts_with_torch_and_the_server_ends_with_the_driver():
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], env=environment(), capture_output=True, text=True, timeout=120
     )
@@ -38,7 +38,7 @@ def test_a_worker_of_a_cluster_of_ones_own_begins_with_torch_and_nothing_outlive
         time.sleep(0.1)
 
 
-def test_without_anybody_to_fork_a_worker_starts_as_ever(tmp_path):
+def test_without_a_server_the_client_becomes_the_worker(tmp_path):
     words = [sys.executable, "-S", "-E", fork_server.__file__, tmp_path / "nobody", sys.executable]
     done = subprocess.run([*words, "-c", "print('begun')"], capture_output=True, text=True, check=True)
     assert done.stdout == "begun\n"

@@ -1,4 +1,4 @@
-"""What Ray would do by itself, and does not."""
+"""Ray's default for `uv run` is off unless the user asks for it."""
 
 import subprocess
 import sys
@@ -19,9 +19,7 @@ print(ray.get_runtime_context().runtime_env.get("py_executable"))
 @pytest.mark.parametrize(
     ("chosen", "starts"), [({}, "None"), ({"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "1"}, "uv run")]
 )
-def test_workers_of_a_driver_under_uv_run_start_as_ever_unless_asked(
-    cluster_environment, tmp_path, chosen, starts
-):
+def test_uv_run_starts_no_worker_unless_asked(cluster_environment, tmp_path, chosen, starts):
     (tmp_path / "run").write_text(UV)  # which Ray takes for uv by its words
     done = subprocess.run(
         ["uv", "run", sys.executable, "-c", DRIVER],

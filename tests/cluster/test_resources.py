@@ -1,4 +1,4 @@
-"""Joining a cluster: what is no address, and one where nobody answers, is told at once."""
+"""Malformed and unreachable addresses of a cluster are reported at once."""
 
 import socket
 
@@ -16,7 +16,7 @@ def closed_port():
 
 
 @pytest.mark.parametrize(
-    ("address", "said"),
+    ("address", "expected"),
     [
         ("nonsense", "is no address; write HOST:PORT"),
         ("http://head:8265", "is no address"),
@@ -25,9 +25,9 @@ def closed_port():
         (f"127.0.0.1:{closed_port()}", "no answer from 127.0.0.1"),
     ],
 )
-def test_an_address_without_a_cluster_is_told_before_ray_tries_it(address, said, monkeypatch):
+def test_an_address_without_a_cluster_is_reported_before_ray_starts(address, expected, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray tries it"))
-    with pytest.raises(InputError, match=f"RAY_ADDRESS: .*{said}"):
+    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray was started"))
+    with pytest.raises(InputError, match=f"RAY_ADDRESS: .*{expected}"):
         resources.connect()

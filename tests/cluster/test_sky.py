@@ -1,4 +1,4 @@
-"""cluster/sky.yaml: a task that SkyPilot takes, which asks for what it can't know and leaves no port open."""
+"""cluster/sky.yaml: a valid SkyPilot task that requires storage and token."""
 
 import shlex
 import subprocess
@@ -18,7 +18,7 @@ def task():
     return yaml.safe_load(SKY.read_text())
 
 
-def test_storage_and_token_must_be_given(task):
+def test_storage_and_token_are_required(task):
     assert set(task) == FIELDS
     needed = [name for kind in ("envs", "secrets") for name, value in task[kind].items() if value is None]
     assert needed == ["STORAGE", "RAY_AUTH_TOKEN"]
@@ -26,18 +26,18 @@ def test_storage_and_token_must_be_given(task):
 
 
 @pytest.mark.parametrize("part", ["setup", "run"])
-def test_its_lines_are_those_of_a_shell(task, part):
+def test_its_commands_are_valid_shell(task, part):
     assert subprocess.run(["bash", "-n"], input=task[part], text=True, check=False).returncode == 0
 
 
-def test_the_head_alone_distils_by_a_recipe_that_there_is(task):
-    given = task["envs"] | {"STORAGE": "/shared/runs", "OVERRIDES": "ipc=5 seed=1"}
+def test_the_head_distils_with_a_valid_recipe(task):
+    environment = task["envs"] | {"STORAGE": "/shared/runs", "OVERRIDES": "ipc=5 seed=1"}
     (line,) = (line.strip() for line in task["run"].splitlines() if "distill.py" in line)
-    shown = subprocess.run(
+    printed = subprocess.run(
         ["bash", "-c", f"python() {{ printf '%s\\n' \"$@\"; }}; {line}"],
-        env=given, capture_output=True, text=True, check=True,
+        env=environment, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
-    script, option, recipe, *words = shlex.split(shown)
+    script, option, recipe, *words = shlex.split(printed)
     assert (script, option) == ("jobs/distill.py", "--recipe")
     config = load_config(recipe, parse_overrides(words))
     assert (config.ipc, config.seed, config.storage) == (5, 1, "/shared/runs")

@@ -1,9 +1,9 @@
-"""Tasks whose results come in order."""
+"""Ordered results of tasks."""
 
 from ims3_ray.cluster.tasks import map_in_order, map_on_cluster
 
 
-def test_results_come_in_the_order_of_arguments_which_are_made_a_few_at_a_time(ray_cluster):
+def test_results_are_in_order_and_arguments_are_consumed_lazily(ray_cluster):
     made = []
 
     def arguments():
@@ -18,7 +18,7 @@ def test_results_come_in_the_order_of_arguments_which_are_made_a_few_at_a_time(r
     assert came == [number**2 for number in range(9)]
 
 
-def test_where_the_cluster_has_no_cpus_the_work_is_done_here_and_starts_no_node(ray_cluster, monkeypatch):
+def test_without_cpus_in_the_cluster_the_work_is_done_in_this_process(ray_cluster, monkeypatch):
     here = []
     monkeypatch.setattr(ray_cluster, "cluster_resources", lambda: {"CPU": 0.0})
     assert list(map_on_cluster(lambda number: here.append(number) or -number, [(1,), (2,)])) == [-1, -2]

@@ -1,4 +1,4 @@
-"""The log of a run, as a driver that was killed leaves it."""
+"""Event logs with damaged lines and with two drivers."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from ims3_ray.storage.artifacts import open_directory
 
 
 @pytest.mark.parametrize("cut", [b'{"time": "2026-01-0', b"\x00\xff", b"[1]", b'"word"'])
-def test_a_line_that_is_cut_is_left_out_and_the_log_goes_on(tmp_path, cut):
+def test_a_damaged_line_is_dropped_and_the_log_continues(tmp_path, cut):
     folder = open_directory(str(tmp_path))
     EventLog(folder).write("run started")
     folder.write(LOG, folder.read(LOG) + cut)
@@ -21,6 +21,6 @@ def test_a_line_that_is_cut_is_left_out_and_the_log_goes_on(tmp_path, cut):
 def test_two_drivers_on_one_run_write_one_log(tmp_path):
     folder = open_directory(str(tmp_path))
     one, other = EventLog(folder), EventLog(folder)
-    for journal, stage in ((one, "encode"), (other, "encode"), (one, "invert")):
-        journal.write("stage started", stage=stage)
+    for log, stage in ((one, "encode"), (other, "encode"), (one, "invert")):
+        log.write("stage started", stage=stage)
     assert [event["stage"] for event in read_events(folder)] == ["encode", "encode", "invert"]

@@ -1,4 +1,4 @@
-"""Where MLflow keeps its records: a mistake in the place is told at once, a server that is away is not."""
+"""Validation of MLFLOW_TRACKING_URI without a connection, and the warning for network file systems."""
 
 import re
 import sqlite3
@@ -15,7 +15,7 @@ from ims3_ray.storage.artifacts import open_directory, open_storage
 
 @pytest.fixture
 def uri_of(tmp_path, monkeypatch):
-    """uri_of(uri): what is taken, with {here} for an empty folder but for a text file `words`."""
+    """Set the variable and return the URI; {here} is a folder with the text file `words`."""
     (tmp_path / "words").write_text("no database")
 
     def of(uri):
@@ -26,29 +26,29 @@ def uri_of(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("uri", "said"),
+    ("uri", "expected"),
     [
         ("htp://localhost:5000", "begins with none of http, https, "),
         ("localhost:5000", "begins with none of"),
         ("{here}/mlruns", "begins with none of"),
-        ("http://localhost:port", "can't be read"),
-        ("http://localhost:99999", "can't be read"),
+        ("http://localhost:port", "is malformed"),
+        ("http://localhost:99999", "is malformed"),
         ("sqlite:////proc/nowhere/mlflow.db", "can't be written"),
         ("sqlite:///{here}/words/mlflow.db", "can't be written"),
         ("sqlite:///{here}", "is a folder"),
         ("sqlite:///{here}/words", "is a file of another kind"),
     ],
 )
-def test_a_place_where_no_records_can_be_kept_is_one_line_that_names_it(uri_of, tmp_path, uri, said, capsys):
-    told = f"MLFLOW_TRACKING_URI: {re.escape(uri.format(here=tmp_path))} {said}"
-    with pytest.raises(InputError, match=f"^{told}"):
+def test_an_unusable_uri_is_rejected_in_one_line(uri_of, tmp_path, uri, expected, capsys):
+    line = f"MLFLOW_TRACKING_URI: {re.escape(uri.format(here=tmp_path))} {expected}"
+    with pytest.raises(InputError, match=f"^{line}"):
         uri_of(uri)
     open_storage(str(tmp_path / "runs"))
     for job in ("distill", "runs"):
         assert main([job, f"storage={tmp_path}/runs"]) == 2
         out, err = capsys.readouterr()
         assert out == ""
-        assert re.fullmatch(f"error: {told}.*\n", err), err
+        assert re.fullmatch(f"error: {line}.*\n", err), err
 
 
 @pytest.mark.parametrize(
@@ -62,19 +62,19 @@ def test_a_place_where_no_records_can_be_kept_is_one_line_that_names_it(uri_of, 
         "sqlite:///relative.db",
     ],
 )
-def test_a_place_that_may_serve_is_taken_as_it_is_written(uri_of, tmp_path, monkeypatch, uri):
+def test_a_usable_uri_is_unchanged(uri_of, tmp_path, monkeypatch, uri):
     monkeypatch.chdir(tmp_path)
     assert uri_of(uri) == uri.format(here=tmp_path)
 
 
-def test_a_database_that_is_there_is_taken(uri_of, tmp_path):
+def test_an_existing_database_is_accepted(uri_of, tmp_path):
     with sqlite3.connect(tmp_path / "mlflow.db") as database:
         database.execute("create table runs (name text)")
     assert uri_of("sqlite:///{here}/mlflow.db").endswith("/mlflow.db")
 
 
 @pytest.mark.parametrize(
-    ("kind", "uri", "is_told"),
+    ("kind", "uri", "is_warned"),
     [
         ("nfs4", "sqlite:////shared/runs/mlflow.db", True),
         ("cifs", "sqlite:////shared/mlflow.db", True),
@@ -86,7 +86,7 @@ def test_a_database_that_is_there_is_taken(uri_of, tmp_path):
         ("nfs4", "http://head:5000", False),
     ],
 )
-def test_a_database_on_a_network_file_system_is_one_warning(kind, uri, is_told, monkeypatch, caplog):
+def test_a_database_on_a_network_file_system_is_one_warning(kind, uri, is_warned, monkeypatch, caplog):
     mounts = [("/", "ext4"), ("/shared", kind), ("/shared/local", "xfs")]
     partitions = [SimpleNamespace(mountpoint=place, fstype=kind) for place, kind in mounts]
     monkeypatch.setattr(mlflow_db.psutil, "disk_partitions", lambda **_: partitions)
@@ -94,4 +94,4 @@ def test_a_database_on_a_network_file_system_is_one_warning(kind, uri, is_told, 
     for _ in range(2):
         mlflow_db.warn_of_network_disk(uri)
     mlflow_db.warn_of_network_disk.cache_clear()
-    assert [record.args[1] for record in caplog.records] == [kind] * is_told
+    assert [record.args[1] for record in caplog.records] == [kind] * is_warned

@@ -1,4 +1,4 @@
-"""What MLflow holds of a run, over its SQLite: the state it is in, how long it took, where its data lie."""
+"""State, times, tags and dataset of a run in MLflow's SQLite database."""
 
 import json
 import time
@@ -15,7 +15,7 @@ from ims3_ray.storage.artifacts import open_storage
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts a driver's tracker of the run "key"; what goes wrong fails."""
+    """Start a driver's tracker of the run "key"; an error line fails the test."""
     storage = open_storage(str(tmp_path))
 
     def started(tags=(), **options):
@@ -28,7 +28,7 @@ def start(tmp_path):
 
 
 @pytest.mark.parametrize("end", ["KILLED", "FAILED", "FINISHED"])
-def test_a_run_that_goes_on_is_running_until_it_ends_again(start, end):
+def test_a_resumed_run_is_running_until_it_ends_again(start, end):
     first = start({"version.ray": "1"})
     first.finish(end)
     ended = start.client.get_run(first.run_id).info.end_time
@@ -44,14 +44,14 @@ def test_a_run_that_goes_on_is_running_until_it_ends_again(start, end):
     assert info.end_time > ended
 
 
-def test_a_run_takes_the_time_that_it_took_whenever_it_is_written(start):
+def test_start_and_end_may_be_in_the_past(start):
     tracker = start(began=1000.25)
     tracker.finish("FINISHED", ended=1003.5)
     info = start.client.get_run(tracker.run_id).info
     assert (info.start_time, info.end_time) == (1_000_250, 1_003_500)
 
 
-def test_every_run_says_who_started_it_and_how(start):
+def test_every_run_has_provenance_tags(start):
     tags = start.client.get_run(start().run_id).data.tags
     assert provenance_tags().items() <= tags.items()
     assert {COMMAND, "mlflow.user", "mlflow.source.name"} <= set(tags)
@@ -60,7 +60,7 @@ def test_every_run_says_who_started_it_and_how(start):
 @pytest.mark.parametrize(
     ("place", "kind"), [("/data/runs/distilled/ab", "local"), ("s3://bucket/runs/distilled/ab", "s3")]
 )
-def test_a_data_set_names_the_kind_of_place_that_it_lies_in(start, place, kind):
+def test_a_dataset_has_its_source_and_type(start, place, kind):
     tracker = start()
     tracker.log_dataset("distilled", "ab", place, 20)
     (given,) = start.client.get_run(tracker.run_id).inputs.dataset_inputs
@@ -68,7 +68,7 @@ def test_a_data_set_names_the_kind_of_place_that_it_lies_in(start, place, kind):
     assert json.loads(given.dataset.source) == {"uri": place}
 
 
-def test_a_server_that_can_not_be_asked_is_the_persons_to_mend(tmp_path, monkeypatch):
+def test_an_unreachable_server_is_an_input_error(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     storage = open_storage(str(tmp_path))
@@ -81,7 +81,7 @@ def test_a_server_that_can_not_be_asked_is_the_persons_to_mend(tmp_path, monkeyp
         raise ModuleNotFoundError("No module named 'psycopg'")
 
 
-def test_a_database_whose_making_was_stopped_is_made_anew(tmp_path, monkeypatch):
+def test_an_interrupted_creation_of_the_database_is_repeated(tmp_path, monkeypatch):
     storage = open_storage(str(tmp_path))
     with monkeypatch.context() as patched:
         patched.setattr(mlflow_db.os, "link", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -91,7 +91,7 @@ def test_a_database_whose_making_was_stopped_is_made_anew(tmp_path, monkeypatch)
     assert client(storage).search_experiments()
 
 
-def test_who_makes_a_database_at_the_same_time_leaves_one_that_all_can_ask(tmp_path):
+def test_concurrent_drivers_create_one_database(tmp_path):
     storage = open_storage(str(tmp_path))
     with ThreadPoolExecutor(4) as pool:
         asked = list(pool.map(lambda _: client(storage).search_experiments(), range(4)))
@@ -99,6 +99,6 @@ def test_who_makes_a_database_at_the_same_time_leaves_one_that_all_can_ask(tmp_p
     assert {path.name for path in tmp_path.iterdir()} == {"format.json", "mlflow.db"}
 
 
-def test_a_fault_of_ours_is_no_fault_of_the_servers(tmp_path):
+def test_our_own_errors_are_not_converted(tmp_path):
     with pytest.raises(ZeroDivisionError), mlflow_errors_as_input(open_storage(str(tmp_path))):
         _ = 1 / 0

@@ -1,4 +1,4 @@
-"""A run is found again by what shows from outside, and by nothing less."""
+"""A plan is cached by configuration and file stats."""
 
 import os
 
@@ -26,14 +26,14 @@ def signature(words, *more):
 
 
 @pytest.mark.parametrize("file", ["train/cat/a", "test/dog/a", "model/a"])
-def test_another_file_another_signature(words, tmp_path, file):
+def test_a_changed_file_changes_the_signature(words, tmp_path, file):
     before = signature(words)
     assert before == signature(words)
     os.utime(tmp_path / file, ns=(0, 0))
     assert before != signature(words)
 
 
-def test_a_file_more_or_another_field_is_another_signature_and_the_number_of_workers_is_not(words, tmp_path):
+def test_files_and_fields_change_the_signature_but_workers_do_not(words, tmp_path):
     before = signature(words)
     assert before == signature(words, "workers.actors=7", f"storage={tmp_path}/elsewhere")
     assert before != signature(words, "select.alpha=0.3")
@@ -42,7 +42,7 @@ def test_a_file_more_or_another_field_is_another_signature_and_the_number_of_wor
     assert before != signature(words)
 
 
-def test_what_does_not_show_from_outside_has_no_signature(words, monkeypatch):
+def test_inputs_without_file_stats_have_no_signature(words, monkeypatch):
     assert signature(words, "model.path=some/model") is None
     assert signature(words, f"model.path=some/model@{'0' * 40}") is not None
     assert signature(words, "finetune.batch_size=auto") is None
@@ -50,7 +50,7 @@ def test_what_does_not_show_from_outside_has_no_signature(words, monkeypatch):
     assert signature(words) is None
 
 
-def test_a_damaged_receipt_is_none(words, tmp_path):
+def test_a_damaged_plan_is_ignored(words, tmp_path):
     storage, config = open_directory(str(tmp_path / "runs")), load_config("digits", parse_overrides(words))
     plan_cache.write(
         storage, plan_cache.signature(config), "digits-0", {"encode": "latents/0"}, ["note"], is_finished=True

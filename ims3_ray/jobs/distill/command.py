@@ -110,7 +110,7 @@ def _dry_run(config: Config, price: float | None) -> None:
         rows.append([step.stage.name, state, gpus, str(cost.rows), f"{cost.seconds:.0f} s", *sizes])
     print("\n".join(align_columns(rows, left=(0, 1), indent=2)))
     missing_s = sum(c.seconds for step, c in zip(steps, estimates, strict=True) if not step.manifest)
-    print(f"estimated time of the missing stages: {missing_s:.0f} s")
+    print(f"estimated time of the stages that are missing: {missing_s:.0f} s")
     if price is not None:
         print(price_line(missing_s, machine.gpus if machine.on_gpus else None, price))
     for step in steps:

@@ -1,4 +1,4 @@
-"""Drivers at work on one storage at once: what they share is made once, and all end as if each were alone."""
+"""Concurrent drivers on one storage make common artefacts once, with the bytes of separate runs."""
 
 import re
 from collections import Counter
@@ -21,7 +21,7 @@ SHARED, OWN = ("encode", "invert", "finetune", "embed", "sample"), ("select", "e
 
 
 @pytest.mark.chaos
-def test_three_drivers_at_once_make_every_artefact_once_and_the_bytes_of_undisturbed_runs(
+def test_three_drivers_make_every_artefact_once_with_the_same_bytes(
     finished_images, cluster_environment, tiny_overrides
 ):
     config = load_config("digits", parse_overrides(tiny_overrides))

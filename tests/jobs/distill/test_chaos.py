@@ -1,6 +1,4 @@
-"""Whatever is killed while a run is at work on a cluster of several nodes, it ends with the bytes of an
-undisturbed one.
-"""
+"""A run on several nodes ends with the same bytes, whichever process or node is killed."""
 
 import os
 from collections import Counter
@@ -44,7 +42,7 @@ def words(tiny_model, tiny_images, tmp_path):
 
 @pytest.fixture(scope="module")
 def table():
-    """Rows of the README's table: a Counter of (kind, what came of it)."""
+    """Rows of the table in docs/failures.md: a Counter of (kind, outcome)."""
     counted: Counter = Counter()
     yield counted
     print("\n| killed | runs | finished | results equal |\n|---|---|---|---|")
@@ -54,9 +52,7 @@ def table():
 
 
 def results(storage, run_id=None):
-    """Checksums of the distilled images, and the loss curve as MLflow has it, of the run of that id or the
-    only one.
-    """
+    """Checksums of the distilled images, and MLflow's loss curve of the run `run_id` or the only one."""
     root = open_storage(str(storage))
     client = mlflow_tracker.client(root)
     if run_id is None:

@@ -1,4 +1,4 @@
-"""What --dry-run says that a run takes, beside what it took."""
+"""Estimates of --dry-run compared with measurements."""
 
 import tracemalloc
 
@@ -12,7 +12,7 @@ from ims3_ray.pipeline.prepare import prepare_runs
 from ims3_ray.pipeline.steps import plan, run_step
 
 CLASSES, IMAGES, SCORED = 300, 4, 2
-LEAST = 2e6  # bytes below which nobody plans
+LEAST = 2e6  # bytes; smaller values are not compared
 WORDS = [
     *("ipc=2", "sample.subgroups=2", "sample.steps=2", "invert.steps=2", "finetune.epochs=1"),
     *("data.class_map=new", "data.validation=null", "workers.actors=2", "workers.shards=2"),
@@ -49,14 +49,14 @@ def test_memory_and_disk_of_every_stage_are_estimated_within_a_factor_of_two(ray
             if not within_factor_two(getattr(estimate, what), size):
                 off[step.stage.name, what] = getattr(estimate, what), size
     assert not off
-    # a stage of a second may end before its workers are looked at: what is seen there can only be too little
+    # a short stage may end before its workers are sampled, so the measured value can only be too small
     assert all(seen < 2 * estimated for estimated, seen in workers), workers
     assert within_factor_two(*map(max, zip(*workers, strict=True))), workers
 
 
-def test_what_the_driver_holds_of_an_image_is_estimated_within_a_factor_of_two(tmp_path):
+def test_driver_memory_per_image_is_estimated_within_a_factor_of_two(tmp_path):
     folder = make_images(tmp_path / "images", 4, 150, seed=0)
-    opened(folder, tmp_path)  # what looking takes once
+    opened(folder, tmp_path)  # a first call, to exclude one-time costs
     tracemalloc.start()
     images = opened(folder, tmp_path)
     held = tracemalloc.get_traced_memory()[1]

@@ -22,7 +22,7 @@ def upload(folder, name):
 
 
 @pytest.mark.chaos
-def test_300_classes_on_a_store_that_fails_at_random_survive_a_kill_in_every_stage(tiny_model, tmp_path):
+def test_300_classes_on_a_failing_store_survive_a_kill_in_every_stage(tiny_model, tmp_path):
     classes = [f"class-{index:03d}" for index in range(CLASSES)]
     images = tmp_path / "images"
     write_images(images / "train", IMAGES, 0, classes)

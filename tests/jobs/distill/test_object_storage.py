@@ -1,4 +1,4 @@
-"""The whole pipeline with images and artefacts in an object store: a server on loopback that speaks S3."""
+"""The whole pipeline with images and artefacts in an S3 bucket, served on loopback."""
 
 import json
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow  # a second whole pipeline
 
 @pytest.fixture(scope="module")
 def words(store, ray_cluster, tiny_model, tiny_images, tmp_path_factory):
-    """Of a run that is finished, with everything but the model in the bucket."""
+    """Arguments of a finished run with everything but the model in the bucket."""
     words = [*in_bucket(tiny_model, tiny_images), "workers={actors: 1, shards: 2, train_workers: 1}"]
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path_factory.mktemp('tracking')}/m.db")
@@ -38,16 +38,16 @@ def test_a_run_in_a_bucket_gives_the_bytes_of_a_run_on_disk(words, finished_imag
     assert len(load_distilled(place.uri)) == len(finished_images[0])
 
 
-def test_it_is_found_complete_and_can_be_asked_about(words, capsys):
-    def said(job, *words):
+def test_it_is_found_complete_and_can_be_queried(words, capsys):
+    def output(job, *words):
         assert run_command(job, list(words)) == 0, capsys.readouterr().err
         return capsys.readouterr().out
 
-    again = said("distill", *words)
+    again = output("distill", *words)
     assert again.count("found complete") == 9
     assert f"{RUNS}/distilled/" in again
-    assert json.loads(said("distill", "--status", "--json", *words))["state"] == "finished"
-    assert json.loads(said("runs", f"storage={RUNS}", "--gc", "--json"))
+    assert json.loads(output("distill", "--status", "--json", *words))["state"] == "finished"
+    assert json.loads(output("runs", f"storage={RUNS}", "--gc", "--json"))
 
 
 def test_a_stage_without_its_manifest_is_not_complete(words, capsys):

@@ -1,4 +1,4 @@
-"""Nodes that share no disk: images and artefacts lie in a bucket, the model on every node."""
+"""Nodes without a shared disk: images and artefacts in a bucket, the model on each node."""
 
 from contextlib import ExitStack
 
@@ -14,7 +14,7 @@ pytestmark = [
 WORKERS = "workers={actors: 2, shards: 2, train_workers: 2, device: cpu}"
 
 
-def test_nodes_that_share_no_disk_give_the_bytes_of_a_run_on_one(
+def test_nodes_without_a_shared_disk_give_the_same_bytes(
     store, finished_images, tiny_model, tiny_images, tmp_path_factory
 ):
     base, folder = tmp_path_factory.getbasetemp(), tmp_path_factory.mktemp("private")

@@ -1,4 +1,4 @@
-"""What is kept of a run while it goes, and when it goes on after a stop; nothing is made here."""
+"""State of a run in its record and MLflow while it runs, after a stop and when resumed."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def config(tiny_overrides):
 
 @pytest.fixture
 def begin(config):
-    """Begins the run as its command does; gives its recorder, and the lines that it says."""
+    """Start recording the run; returns the recorder and the printed lines."""
     context = prepare(config, find_machine(config.workers, wait=False))
 
     def begun():
@@ -31,7 +31,7 @@ def begin(config):
 
 
 @pytest.mark.slow
-def test_a_run_that_was_stopped_is_at_work_again_once_its_command_is_given_again(begin, config):
+def test_a_stopped_run_is_running_again_when_resumed(begin, config):
     def states(recorder):
         return client(begin.storage).get_run(recorder.tracker.run_id).info.status, read_status(config)[
             "state"

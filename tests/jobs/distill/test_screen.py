@@ -1,4 +1,4 @@
-"""What a person sees of a run: our lines and bars, whole and in time; libraries write beside its log."""
+"""Output of a run on a terminal and in a log: our lines and bars only."""
 
 import itertools
 import re
@@ -13,9 +13,7 @@ DONE = re.compile(r" *\w+: ([\d,]+ [\w, ]+ in )?\d+\.\d s")
 
 
 @pytest.mark.slow
-def test_a_terminal_shows_every_stage_and_nothing_else_and_is_never_silent_for_long(
-    cluster_environment, tiny_overrides
-):
+def test_a_terminal_has_every_stage_nothing_else_and_no_long_silence(cluster_environment, tiny_overrides):
     code, pieces = on_terminal("distill", *tiny_overrides, env=environment() | cluster_environment)
     text, lines = b"".join(piece for _, piece in pieces).decode(), screen(pieces)
     assert code == 0, text
@@ -31,7 +29,7 @@ def test_a_terminal_shows_every_stage_and_nothing_else_and_is_never_silent_for_l
 
 
 @pytest.mark.slow
-def test_a_log_has_a_line_when_a_stage_begins_and_ends_and_libraries_a_file(tiny_overrides, tmp_path):
+def test_a_log_has_a_line_per_start_and_end_and_libraries_have_a_file(tiny_overrides, tmp_path):
     code, out, err = finished("distill", *tiny_overrides)  # in a cluster of its own
     assert code == 0, err
     assert [line for line in err.splitlines() if not DONE.fullmatch(line)] == []

@@ -1,4 +1,4 @@
-"""Where a run stands, from its storage alone; its log; and what Prometheus sees of its stages."""
+"""State of a run from its storage, its event log, and Prometheus gauges of its stages."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from ims3_ray.storage.lease import DEAD_AFTER_S, HEARTBEAT, heartbeat, write_hea
 
 @pytest.fixture
 def folder(finished_run):
-    """The record of the finished run, left as it was found."""
+    """The folder of the finished run, restored afterwards."""
     made = finished_run[1]  # its storage holds other tests' runs, too
     (place,) = Path(made.distilled).parents[1].glob(f"runs/*-{made.key}/run.json")
     before = {name: (place.parent / name).read_bytes() for name in ("run.json", LOG)}
@@ -29,7 +29,7 @@ def folder(finished_run):
     (place.parent / HEARTBEAT).unlink(missing_ok=True)
 
 
-def test_a_finished_run_is_complete_and_its_log_tells_of_every_stage(finished_run, folder):
+def test_a_finished_run_is_complete_and_logs_every_stage(finished_run, folder):
     words, made = finished_run
     found = read_status(load_config("digits", parse_overrides(words)))
     assert found["state"] == "finished"
@@ -48,7 +48,7 @@ def test_a_finished_run_is_complete_and_its_log_tells_of_every_stage(finished_ru
     assert found["log"] == f"{folder}/{LOG}"
 
 
-def test_a_run_that_says_that_it_runs_is_dead_once_it_leaves_no_heartbeat(finished_run, folder):
+def test_a_running_run_without_a_heartbeat_is_dead(finished_run, folder):
     config = load_config("digits", parse_overrides(finished_run[0]))
     record = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps(record | {"state": "running"}))
@@ -61,7 +61,7 @@ def test_a_run_that_says_that_it_runs_is_dead_once_it_leaves_no_heartbeat(finish
     assert found["seconds_since_alive"] < 60
 
 
-def test_a_run_that_never_began_and_one_that_failed_say_so(finished_run, folder, tmp_path, capsys):
+def test_states_of_a_new_and_a_failed_run(finished_run, folder, tmp_path, capsys):
     words, _ = finished_run
     assert run_command("distill", ["--status", *words, f"storage={tmp_path / 'new'}"]) == 0
     out = capsys.readouterr().out
@@ -79,7 +79,7 @@ def test_a_run_that_never_began_and_one_that_failed_say_so(finished_run, folder,
 
 
 @pytest.mark.slow
-def test_prometheus_sees_rows_by_run_and_stage_until_the_stage_ends(ray_cluster):
+def test_prometheus_gauges_count_rows_until_the_stage_ends(ray_cluster):
     node = ray_cluster.nodes()[0]
     place = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
 

@@ -1,4 +1,4 @@
-"""Faults of the storage under a whole run: a bucket that is away for a while, a disk that is full."""
+"""A run with a storage that fails: an unreachable bucket, a full disk."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ TOLD = "answers with an error"
 
 
 @pytest.mark.chaos
-def test_a_run_waits_for_a_bucket_that_is_away_twice(finished_images, tiny_model, tiny_images, tmp_path):
+def test_a_run_waits_for_an_unreachable_bucket(finished_images, tiny_model, tiny_images, tmp_path):
     with Store().running() as store:
         words = [*in_bucket(tiny_model, tiny_images), "workers.actors=1"]
         tracked = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/m.db"}

@@ -1,4 +1,4 @@
-"""`ray job submit` and `ray job stop` on the cluster of cluster/README.md, as a person would use them."""
+"""`ray job submit` and `ray job stop` on the cluster of cluster/README.md."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ SEEN_S = 240
 @pytest.fixture
 def ray_job(tmp_path):
     """`ray job …` on a head and a second node, started by the printed lines on a fresh home, with ports and
-    CPUs of their own: gives its exit code and all that it said.
+    CPUs of their own; returns its exit code and output.
     """
     port, board = free_port(), free_port()
     (tmp_path / "home").mkdir()
@@ -71,9 +71,7 @@ def events(storage):
 
 
 @pytest.mark.chaos
-def test_a_submitted_job_that_was_stopped_goes_on_when_it_is_submitted_again(
-    finished_images, ray_job, tiny_overrides, tmp_path
-):
+def test_a_stopped_job_resumes_when_submitted_again(finished_images, ray_job, tiny_overrides, tmp_path):
     storage, words = tmp_path / "runs", [*JOB, *tiny_overrides]
     code, said = ray_job("submit", "--no-wait", "--submission-id", "stopped", *words)
     assert code == 0, said
@@ -93,7 +91,7 @@ def test_a_submitted_job_that_was_stopped_goes_on_when_it_is_submitted_again(
     assert run.data.tags[SUBMISSION] in said  # the job that went on with it
 
 
-def test_a_submitted_job_refuses_a_relative_storage(tiny_overrides, monkeypatch):
+def test_a_submitted_job_rejects_a_relative_storage(tiny_overrides, monkeypatch):
     """Its working directory is temporary. `ray job submit` sets this variable for the driver."""
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     config = load_config("digits", parse_overrides([*tiny_overrides, "storage=./runs"]))

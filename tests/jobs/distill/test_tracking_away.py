@@ -9,7 +9,7 @@ from ims3_ray.storage.artifacts import open_storage
 
 @pytest.fixture
 def start(tmp_path, monkeypatch):
-    """Starts to track a run by its key; `start.said` has the lines that a person reads meanwhile."""
+    """Start tracking a run with a key; `start.said` has the printed lines."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
     def start(key, parameters=()):
@@ -27,7 +27,7 @@ def curve(run):
 
 
 @pytest.mark.chaos
-def test_what_a_run_says_while_the_server_is_away_is_written_once_it_is_back(start, tmp_path, monkeypatch):
+def test_records_for_an_unreachable_server_are_written_once_it_is_back(start, tmp_path, monkeypatch):
     server = Server(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     monkeypatch.setattr(mlflow_tracker, "RETRY_S", 1.0)
@@ -59,7 +59,7 @@ def test_what_a_run_says_while_the_server_is_away_is_written_once_it_is_back(sta
         server.stop()
 
 
-def test_a_server_that_never_comes_is_given_up_with_a_line(start, monkeypatch):
+def test_a_run_gives_up_on_a_server_that_stays_unreachable(start, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     monkeypatch.setattr(mlflow_tracker, "FINAL_RETRY_S", 0.1)
     monkeypatch.setattr(mlflow_tracker, "FINAL_WAIT_S", 0.5)
@@ -71,7 +71,7 @@ def test_a_server_that_never_comes_is_given_up_with_a_line(start, monkeypatch):
     assert "3 records" in start.said[2]
 
 
-def test_what_mlflow_refuses_is_said_and_the_rest_is_written(start):
+def test_a_record_that_mlflow_rejects_is_reported_and_the_rest_is_written(start):
     run = start("key", {"ipc": 1})
     run.log(1, {"a name that MLflow does not take: $!*": 1.0})
     run.log(2, {"loss": 0.25})
@@ -81,7 +81,7 @@ def test_what_mlflow_refuses_is_said_and_the_rest_is_written(start):
     assert "without this record" in start.said[0]
 
 
-def test_a_run_that_goes_on_leaves_one_curve(start):
+def test_a_resumed_run_leaves_one_curve(start):
     for steps in ((1, 2, 3), (2, 3, 4, 4)):
         run = start("key")
         for step in steps:
