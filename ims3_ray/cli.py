@@ -98,7 +98,7 @@ def usage() -> str:
         "ims3 distill                     the bundled digits, in two or three minutes",
         "ims3 init --data DIR             a recipe for images of your own",
         "ims3 COMMAND --help              its options and every field; ims3 --version",
-        f"ims3 {COMPLETION} SHELL   shell completion, for {', '.join(SHELLS)}",
+        f"ims3 {COMPLETION} SHELL    shell completion, for {', '.join(SHELLS)}",
     ]
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""The products, a room each, and by which command each is asked for."""
+"""The commands of `ims3`, each with its module."""
 
 COMMANDS = {  # name → module of this package with `add_arguments(parser)` and `run(arguments)`
     "ablate": "ims3_ray.jobs.ablate.command",
