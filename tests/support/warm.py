@@ -61,7 +61,7 @@ def _ask(address: str, request: dict) -> None:
 
 def _product():
     """The package's module of that name, by its path: the package itself defines actors as it is imported."""
-    spec = importlib.util.spec_from_file_location("product", ROOT / "ims3_ray" / "cluster" / "warm.py")
+    spec = importlib.util.spec_from_file_location("product", ROOT / "ims3_ray" / "cluster" / "fork_server.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -73,7 +73,7 @@ def _serve(held: socket.socket, raylet: int) -> dict:
         "OMP_NUM_THREADS": "1",
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
     }  # CUDA does not survive a fork
-    with _product().own_randomness():
+    with _product().unseeded_actor_ids():
         for name in IMPORTS.split():
             with contextlib.suppress(Exception):  # which a worker that needs it tells
                 importlib.import_module(name)
