@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 import ray
 import torch
 
-from ims3_ray.cluster.device_benchmark import DeviceFigures, peak_memory, synchronize
 from ims3_ray.cluster.resources import Machine
 from ims3_ray.config.base import DeviceKind
+from ims3_ray.jobs.distill.estimate import synchronize
 from ims3_ray.models.device import explain_out_of_memory
+
+from .device import DeviceFigures, peak_memory
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,6 @@ import argparse
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from ims3_ray.cluster.device_benchmark import DeviceFigures
 from ims3_ray.cluster.resources import check_device, connect, find_machine
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.errors import InputError
@@ -20,6 +19,7 @@ from ims3_ray.storage.artifacts import open_directory
 
 from . import random_inputs
 from .compare import compare
+from .device import DeviceFigures
 from .ours import our_variant
 from .published import published_variant
 from .tables import (

@@ -7,10 +7,11 @@ from datetime import UTC, datetime
 
 import ray
 
-from ims3_ray.cluster.device_benchmark import DeviceFigures, measure_device
 from ims3_ray.cluster.environment import hardware, versions
 from ims3_ray.cluster.resources import Machine
 from ims3_ray.errors import InputError
+
+from .device import DeviceFigures, measure_device
 
 Results = dict[str, object]  # JSON
 

@@ -3,16 +3,18 @@
 Estimates were within a factor of two on the machines where they were compared with measurements.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from ims3_ray.cluster.device_benchmark import matrix_rate
+from ims3_ray.config.base import DeviceKind
 from ims3_ray.pipeline.steps import Step
 from ims3_ray.stages.base import Stage, count_forward
 from ims3_ray.stages.context import Context
 
+MATRIX = {"cpu": 1024, "cuda": 8192}  # rows and columns
 EFFICIENCY = 0.35  # fraction of the matrix rate that small models reach
 RATE_S = 0.25  # duration of the measurement
 PROCESS_BYTES = 5e8  # a worker with torch
@@ -62,4 +64,35 @@ def _measure_rate(context: Context) -> float:
     device, dtype = context.machine.device, context.numerics.dtype
     if device == "cuda" and not torch.cuda.is_available():
         device, dtype = "cpu", torch.float32
-    return matrix_rate(device, dtype, seconds=RATE_S)
+    return matrix_rate(device, dtype, RATE_S)
+
+
+def matrix_rate(kind: DeviceKind, dtype: torch.dtype, seconds: float) -> float:
+    """Operations per second in products of two normal matrices; a multiply-add counts as two."""
+    a = torch.randn(MATRIX[kind], MATRIX[kind], device=kind).to(dtype)
+    out = torch.empty_like(a)
+    return 2 * len(a) ** 3 * runs_per_second(kind, lambda: torch.mm(a, a, out=out), seconds)
+
+
+def runs_per_second(kind: DeviceKind, action: Callable[[], object], seconds: float) -> float:
+    """Runs of `action` per second, on one thread if on a CPU; the first run is a warm-up."""
+    threads = torch.get_num_threads()
+    if kind == "cpu":
+        torch.set_num_threads(1)
+    try:
+        action()
+        synchronize(kind)
+        began, done = time.perf_counter(), 0
+        while (elapsed := time.perf_counter() - began) < seconds or not done:
+            action()
+            synchronize(kind)
+            done += 1
+        return done / elapsed
+    finally:
+        torch.set_num_threads(threads)
+
+
+def synchronize(kind: DeviceKind) -> None:
+    """Wait until the device has finished its queue."""
+    if kind == "cuda":
+        torch.cuda.synchronize()

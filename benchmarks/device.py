@@ -2,18 +2,15 @@
 
 import resource
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from ims3_ray.cluster.environment import cpu_model
 from ims3_ray.config.base import DeviceKind, Precision
+from ims3_ray.jobs.distill.estimate import MATRIX, matrix_rate, runs_per_second
 from ims3_ray.models.device import DTYPES
 
-from .environment import cpu_model
-
-MATRIX = {"cpu": 1024, "cuda": 8192}  # rows and columns
 COPIED_BYTES = {"cpu": 2**27, "cuda": 2**31}  # far larger than caches
 PRECISION: dict[str, Precision] = {"cpu": "fp32", "cuda": "bf16"}
 MEASURED_S = 0.5
@@ -42,49 +39,15 @@ class DeviceFigures:
 def measure_device(kind: DeviceKind) -> DeviceFigures:
     """Measure this process's device, in about a second."""
     precision, size = PRECISION[kind], MATRIX[kind]
-    rate = matrix_rate(kind, DTYPES[precision], size)
+    rate = matrix_rate(kind, DTYPES[precision], MEASURED_S)
     return DeviceFigures(kind, device_name(kind), precision, size, rate, copy_bandwidth(kind))
-
-
-def matrix_rate(
-    kind: DeviceKind, dtype: torch.dtype, size: int | None = None, seconds: float = MEASURED_S
-) -> float:
-    """Operations per second in products of two normal `size` × `size` matrices (default MATRIX[kind])."""
-    size = size or MATRIX[kind]
-    a = torch.randn(size, size, device=kind).to(dtype)
-    out = torch.empty_like(a)
-    return 2 * size**3 * _runs_per_second(kind, lambda: torch.mm(a, a, out=out), seconds)
 
 
 def copy_bandwidth(kind: DeviceKind, seconds: float = MEASURED_S) -> float:
     """Bytes per second, read and written, of a copy within the device's memory."""
     source = torch.zeros(COPIED_BYTES[kind], dtype=torch.uint8, device=kind)
     target = torch.zeros_like(source)
-    return 2 * source.nbytes * _runs_per_second(kind, lambda: target.copy_(source), seconds)
-
-
-def _runs_per_second(kind: DeviceKind, action: Callable[[], object], seconds: float) -> float:
-    """Runs of `action` per second, on one thread if on a CPU; the first run is a warm-up."""
-    threads = torch.get_num_threads()
-    if kind == "cpu":
-        torch.set_num_threads(1)
-    try:
-        action()
-        synchronize(kind)
-        began, done = time.perf_counter(), 0
-        while (elapsed := time.perf_counter() - began) < seconds or not done:
-            action()
-            synchronize(kind)
-            done += 1
-        return done / elapsed
-    finally:
-        torch.set_num_threads(threads)
-
-
-def synchronize(kind: DeviceKind) -> None:
-    """Wait until the device has finished its queue."""
-    if kind == "cuda":
-        torch.cuda.synchronize()
+    return 2 * source.nbytes * runs_per_second(kind, lambda: target.copy_(source), seconds)
 
 
 def device_name(kind: DeviceKind) -> str:
