@@ -80,11 +80,11 @@ def test_help_lists_every_command_and_an_unknown_one_gets_a_line(capsys):
 @pytest.mark.slow
 def test_sigterm_stops_a_run_with_one_line_and_exit_code_143(tiny_overrides):
     process = job("distill", *tiny_overrides)
-    said = []
+    lines = []
 
     def stop():
         for line in process.stdout:
-            said.append(line)
+            lines.append(line)
             if line.startswith("[1/"):
                 process.send_signal(signal.SIGTERM)
 

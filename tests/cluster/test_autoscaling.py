@@ -1,6 +1,4 @@
-"""A cluster at rest, with no worker at all: a run's demand makes it grow, and the run goes on when workers
-come.
-"""
+"""A cluster without workers grows on demand, and the run starts when workers come."""
 
 import json
 
@@ -8,13 +6,13 @@ import pytest
 from processes import checksums, environment, finished
 from raylets import OBJECT_STORE, free_port, guarded, node, own_address
 
-HEAD = "ray.head.default"  # the name that Ray's provider of nodes on one machine has for it
+HEAD = "ray.head.default"  # the name in Ray's fake multi-node provider
 pytestmark = pytest.mark.chaos
 
 
 @pytest.fixture
 def resting_cluster(tmp_path):
-    """The variables with which a process joins a head without CPUs; three workers of one CPU may come."""
+    """Environment of a process that joins a head without CPUs; it can grow by three workers of one CPU."""
     port, config = free_port(), tmp_path / "autoscaling.json"
     address = f"{own_address()}:{port}"
     resting = {"resources": {"CPU": 0}, "node_config": {}, "min_workers": 0, "max_workers": 0}
@@ -25,7 +23,7 @@ def resting_cluster(tmp_path):
         "cluster_name": "resting",
         "max_workers": 3,
         "idle_timeout_minutes": 5,
-        "provider": provider | {"disable_node_updaters": True},  # which would come by SSH
+        "provider": provider | {"disable_node_updaters": True},  # they would use SSH
         "available_node_types": {HEAD: resting, "worker": worker},
         "head_node_type": HEAD,
         "auth": {"ssh_user": "nobody"},
@@ -46,7 +44,7 @@ def resting_cluster(tmp_path):
         yield env | {"RAY_ADDRESS": address}
 
 
-def test_a_run_grows_a_cluster_that_has_no_worker(resting_cluster, finished_images, tiny_overrides, tmp_path):
+def test_a_run_grows_a_cluster_without_workers(resting_cluster, finished_images, tiny_overrides, tmp_path):
     words = [*tiny_overrides, "workers={actors: 2, shards: 2, train_workers: 2, device: cpu}"]
     code, _, err = finished("distill", *words, env=resting_cluster)
     assert code == 0, err

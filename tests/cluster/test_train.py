@@ -50,7 +50,7 @@ def test_a_training_uses_its_own_cluster(ray_cluster, tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     out = open_directory(str(tmp_path / "out"))
     training = Training(
-        name="told",
+        name="training",
         build=task_class(),
         arguments={},
         optimisation=TrainingConfig(steps=1, batch_size=1, micro_batches=1, lr=0.1),
@@ -58,7 +58,7 @@ def test_a_training_uses_its_own_cluster(ray_cluster, tmp_path, monkeypatch):
         checkpoints=open_directory(str(tmp_path / "checkpoints")),
         batch_field="none",
     )
-    train(training, find_machine(Workers(device="cpu", train_workers=1)), "told")
+    train(training, find_machine(Workers(device="cpu", train_workers=1)), "training")
     assert out.read("address").decode() == ray_cluster.get_runtime_context().gcs_address
     assert "RAY_ADDRESS" not in os.environ
 
@@ -77,7 +77,7 @@ def test_a_diverging_training_ends_at_once_and_saves_nothing(ray_cluster, tmp_pa
     )
     began = time.monotonic()
     with pytest.raises(InputError, match=r"finetune\.lr: 1e\+30 .* step 3"):
-        train(training, find_machine(Workers(device="cpu", train_workers=1)), "told")
+        train(training, find_machine(Workers(device="cpu", train_workers=1)), "training")
     assert time.monotonic() - began < 60  # eight tries take longer
     assert not out.files()
 
@@ -110,7 +110,7 @@ def test_bad_input_on_one_worker_ends_a_training_at_once(ray_cluster, tmp_path):
         batch_field="finetune.batch_size",
     )
     with pytest.raises(InputError, match=r"^model\.path: is not on this node$"):
-        train(training, find_machine(Workers(device="cpu", train_workers=2)), "told")
+        train(training, find_machine(Workers(device="cpu", train_workers=2)), "training")
     assert tries.read_text() == "tried\n"
     assert not out.files()
 

@@ -33,8 +33,8 @@ def test_300_classes_on_a_failing_store_survive_a_kill_in_every_stage(tiny_model
         "workers={actors: 2, shards: 2, train_workers: 2, device: cpu}",
     ]
     plain = job("distill", *tiny_words(tiny_model, images, tmp_path / "runs"), *words, env=environment())
-    said = plain.communicate()
-    assert plain.returncode == 0, said
+    output = plain.communicate()
+    assert plain.returncode == 0, output
     with Store().running() as store:
         for split in ("train", "test"):
             upload(images / split, split)

@@ -23,8 +23,8 @@ def begin(config):
     context = prepare(config, find_machine(config.workers, wait=False))
 
     def begun():
-        said = []
-        return Recorder(context, plan(context), said.append), said
+        lines = []
+        return Recorder(context, plan(context), lines.append), lines
 
     begun.storage = context.storage
     return begun
@@ -47,7 +47,7 @@ def test_a_stopped_run_is_running_again_when_resumed(begin, config):
     with pytest.raises(KeyboardInterrupt):
         stop(recorder)
     assert states(recorder) == ("KILLED", "stopped")
-    again, said = begin()
+    again, lines = begin()
     assert states(again) == ("RUNNING", "running")
     assert again.tracker.run_id == recorder.tracker.run_id
-    assert said == []
+    assert lines == []

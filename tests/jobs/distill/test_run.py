@@ -143,7 +143,6 @@ def bad(tmp_path, tiny_images):
         ("sample.subgroup=3", "sample.subgroup subgroups"),
         ("nonsense", "nonsense field=value"),
         ("ipc=0", "ipc 0 1"),
-        ("sample.subgroups=0", "sample.subgroups 0"),
         ("workers.device=cuda", "workers.device cuda"),
         (f"data.train={tmp_path}/missing", "data.train missing does not exist"),
         (f"data.train={tmp_path}/empty", "data.train empty"),
@@ -153,11 +152,8 @@ def bad(tmp_path, tiny_images):
         (f"data.train={wide} data.test={wide}", "'cat' data.class_map"),
         (f"data.test={tiny_images}/train", "data.test training folder"),
         (f"data.test={tmp_path}/few", f"data.test 6 of 6 few blue/{few} = blue/{few}"),
-        (f"model.path={tmp_path}/missing", "missing model"),
         (f"model.path={tmp_path}/unet", "StableDiffusionPipeline"),
         (f"storage={tmp_path}/newer", "storage format 2"),
-        ("storage=/proc/nowhere", "storage /proc/nowhere"),
-        ("evaluate.protocol=best", "best minimax"),
         ("sample.guidance_channels=5", "guidance_channels 4"),
         ("finetune.batch_size=100", "finetune.batch_size 100"),
     ]
@@ -165,10 +161,8 @@ def bad(tmp_path, tiny_images):
 
 def test_bad_input_gives_one_line_that_names_it_and_exit_code_2(bad, tiny_overrides, tmp_path, capsys):
     for extra, named in bad:
-        code, line = (
-            run_command("distill", ["--dry-run", *tiny_overrides, *extra.split()]),
-            capsys.readouterr().err,
-        )
+        code = run_command("distill", ["--dry-run", *tiny_overrides, *extra.split()])
+        line = capsys.readouterr().err
         assert (code, line[:7], line.count("\n")) == (2, "error: ", 1), (extra, line)
         assert all(word in line for word in named.split()), (extra, named, line)
     assert not list((tmp_path / "runs").glob("latents"))

@@ -11,7 +11,7 @@ from processes import ROOT, checksums, environment, job
 from tiny import tiny_words
 
 AWAY_S = 10.0
-TOLD = "answers with an error"
+MESSAGE = "answers with an error"
 
 
 @pytest.mark.chaos
@@ -19,8 +19,8 @@ def test_a_run_waits_for_an_unreachable_bucket(finished_images, tiny_model, tiny
     with Store().running() as store:
         words = [*in_bucket(tiny_model, tiny_images), "workers.actors=1"]
         tracked = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/m.db"}
-        process, said = job("distill", *words, env=environment() | store.variables | tracked), []
-        listener = threading.Thread(target=lambda: said.extend(process.stderr), daemon=True)
+        process, lines = job("distill", *words, env=environment() | store.variables | tracked), []
+        listener = threading.Thread(target=lambda: lines.extend(process.stderr), daemon=True)
         listener.start()
         outages = 0
         for line in process.stdout:
@@ -28,13 +28,15 @@ def test_a_run_waits_for_an_unreachable_bucket(finished_images, tiny_model, tiny
                 outages += 1
                 refused, store.is_away, began = store.refused, True, time.monotonic()
                 while time.monotonic() - began < AWAY_S or store.refused == refused:
-                    assert time.monotonic() - began < 100, said
+                    assert time.monotonic() - began < 100, lines
                     time.sleep(0.1)
                 store.is_away = False
         listener.join()
-        assert process.wait() == 0, said
+        assert process.wait() == 0, lines
         assert outages == 2
-        assert 1 <= sum(TOLD in line for line in said) <= 2, said  # one soon after another is not told again
+        assert 1 <= sum(MESSAGE in line for line in lines) <= 2, (
+            lines
+        )  # one soon after another is not written again
         assert checksums(f"s3://{BUCKET}/runs") == finished_images
 
 
@@ -65,13 +67,13 @@ def test_a_run_on_a_full_disk_stops_with_a_line_and_goes_on_once_there_is_space(
     }  # full when the images are written
     words = ["unshare", "-rm", "bash", "-c", script, disk, *run]
     subprocess.run(words, env=environment() | tracked, stdout=subprocess.DEVNULL, timeout=600, check=True)
-    told = {path.name: path.read_text() for path in kept.iterdir() if path.is_file()}
-    *bars, line = told["first.err"].splitlines()
-    assert told["first.code"] == "2\n", told["first.err"]
-    assert not any("rror" in each for each in bars), told["first.err"]
+    written = {path.name: path.read_text() for path in kept.iterdir() if path.is_file()}
+    *bars, line = written["first.err"].splitlines()
+    assert written["first.code"] == "2\n", written["first.err"]
+    assert not any("rror" in each for each in bars), written["first.err"]
     assert line.startswith(f"error: {disk}/runs/")
     assert "no space left" in line
     assert line.endswith("again to go on")
-    assert told["half-written"] == ""
-    assert told["second.code"] == "0\n", told["second.err"]
+    assert written["half-written"] == ""
+    assert written["second.code"] == "0\n", written["second.err"]
     assert checksums(kept) == finished_images

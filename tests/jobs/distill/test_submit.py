@@ -39,10 +39,10 @@ def ray_job(tmp_path):
         until = time.monotonic() + SEEN_S
         while True:
             done = subprocess.run([RAY, "job", *words], **options)
-            said = done.stdout + done.stderr
+            output = done.stdout + done.stderr
             # a head takes jobs once its agent is registered, which is after `ray start` says that it runs
-            if "No available agent to submit job" not in said or time.monotonic() > until:
-                return done.returncode, said
+            if "No available agent to submit job" not in output or time.monotonic() > until:
+                return done.returncode, output
 
     block = re.search(r"```bash\n(.*?)```", (ROOT / "cluster/README.md").read_text(), re.DOTALL)[1]
     mode, token, *starts = block.replace("HEAD:6379", f"{own_address()}:{port}").splitlines()
@@ -73,22 +73,22 @@ def events(storage):
 @pytest.mark.chaos
 def test_a_stopped_job_resumes_when_submitted_again(finished_images, ray_job, tiny_overrides, tmp_path):
     storage, words = tmp_path / "runs", [*JOB, *tiny_overrides]
-    code, said = ray_job("submit", "--no-wait", "--submission-id", "stopped", *words)
-    assert code == 0, said
+    code, output = ray_job("submit", "--no-wait", "--submission-id", "stopped", *words)
+    assert code == 0, output
     until = time.monotonic() + SEEN_S
     while ("stage started", "finetune") not in events(storage):
         assert time.monotonic() < until, ray_job("status", "stopped") + ray_job("logs", "stopped")
         time.sleep(0.2)
-    code, said = ray_job("stop", "stopped")
-    assert (code, "was stopped" in said) == (0, True), said
+    code, output = ray_job("stop", "stopped")
+    assert (code, "was stopped" in output) == (0, True), output
     assert events(storage)[-1] == ("run stopped", None)
-    code, said = ray_job("submit", *words)
-    assert code == 0, said[-3000:]
+    code, output = ray_job("submit", *words)
+    assert code == 0, output[-3000:]
     assert checksums(storage) == finished_images
     assert events(storage).count(("stage started", "encode")) == 1
     kept = open_directory(str(storage))
     (run,) = client(kept).search_runs([experiment_id(client(kept), kept)])
-    assert run.data.tags[SUBMISSION] in said  # the job that went on with it
+    assert run.data.tags[SUBMISSION] in output  # the job that went on with it
 
 
 def test_a_submitted_job_rejects_a_relative_storage(tiny_overrides, monkeypatch):

@@ -1,4 +1,4 @@
-"""An MLflow server that goes away: a run goes on, and what it said meanwhile is written later."""
+"""An unreachable MLflow server: the run continues, and its records are written later."""
 
 import pytest
 from tracking_server import Server
@@ -9,15 +9,15 @@ from ims3_ray.storage.artifacts import open_storage
 
 @pytest.fixture
 def start(tmp_path, monkeypatch):
-    """Start tracking a run with a key; `start.said` has the printed lines."""
+    """Start tracking a run with a key; `start.lines` has the printed lines."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
     def start(key, parameters=()):
-        run = mlflow_tracker.Tracker(open_storage(str(tmp_path / "runs")), start.said.append)
+        run = mlflow_tracker.Tracker(open_storage(str(tmp_path / "runs")), start.lines.append)
         run.start(key, key, dict(parameters), {"kind": "distillation"})
         return run
 
-    start.said = []
+    start.lines = []
     return start
 
 
@@ -35,8 +35,8 @@ def test_records_for_an_unreachable_server_are_written_once_it_is_back(start, tm
     early = start("early", {"ipc": 1})  # before the server is there at all
     early.log(1, {"loss": 1.0})
     assert early.run_id is None
-    assert len(start.said) == 1
-    assert "retried" in start.said[0]
+    assert len(start.lines) == 1
+    assert "retried" in start.lines[0]
     server.start()
     run = start("key", {"ipc": 5})
     run.log(1, {"loss": 0.5})
@@ -66,9 +66,9 @@ def test_a_run_gives_up_on_a_server_that_stays_unreachable(start, monkeypatch):
     run = start("key")
     run.log(1, {"loss": 0.5})
     assert run.finish("FINISHED") is False
-    assert len(start.said) == 3
-    assert "waiting up to" in start.said[1]
-    assert "3 records" in start.said[2]
+    assert len(start.lines) == 3
+    assert "waiting up to" in start.lines[1]
+    assert "3 records" in start.lines[2]
 
 
 def test_a_record_that_mlflow_rejects_is_reported_and_the_rest_is_written(start):
@@ -77,8 +77,8 @@ def test_a_record_that_mlflow_rejects_is_reported_and_the_rest_is_written(start)
     run.log(2, {"loss": 0.25})
     assert run.finish("FINISHED")
     assert curve(run) == [(2, 0.25)]
-    assert len(start.said) == 1
-    assert "without this record" in start.said[0]
+    assert len(start.lines) == 1
+    assert "without this record" in start.lines[0]
 
 
 def test_a_resumed_run_leaves_one_curve(start):

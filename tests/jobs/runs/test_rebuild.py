@@ -116,10 +116,10 @@ def test_queries_use_the_records_if_mlflow_cannot_be_reached(storage, ask, monke
     if is_named:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", NOWHERE)
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    answer, told = ask("--where", "ipc=2")
+    answer, lines = ask("--where", "ipc=2")
     states = {run["key"]: run["status"] for run in answer["runs"]}
     assert states == {"aaaa": "FINISHED", "bbbb": "FAILED", "cccc": "KILLED", "dddd": "DEAD"}
-    (line,) = told
+    (line,) = lines
     assert line.startswith("note: ")
     assert ("127.0.0.1:9" if is_named else "mlflow.db") in line
     best, _ = ask("--best")
