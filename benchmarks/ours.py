@@ -150,8 +150,8 @@ class RefinementStep:
         vae.model.requires_grad_(False)
         rng, size = generator("bench", "refine"), protocol.image_size
         network = protocol.build(len(context.classes), rng)
-        self._probe, seen = network.to(device), differentiable(protocol)
-        self._refinement = refinement(config.refine, vae, seen, context.batch_size(config.refine))
+        self._probe, views = network.to(device), differentiable(protocol)
+        self._refinement = refinement(config.refine, vae, views, context.batch_size(config.refine))
         self._start = torch.randn(config.ipc, *context.info.latent_shape, generator=rng).to(device)
         real = torch.rand(config.ipc, 3, size, size, generator=rng).to(device)
         measure = self._refinement.objective.measure

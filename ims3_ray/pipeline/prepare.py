@@ -97,16 +97,16 @@ def prepare_all(configs: Iterable[Config], machine: Machine) -> list[Context]:
 
     They depend on the machine's device kind, and on its number of devices if finetune.batch_size=auto.
     """
-    opened: dict[str, Context] = {}
+    contexts_of: dict[str, Context] = {}
     contexts, pin_once = [], functools.cache(pin_revision)
     for config in configs:
         config, note = _scaled(pinned(config, pin_once), machine)
         sections = [section.model_dump(mode="json") for section in (config.data, config.model, config.embed)]
         key = fingerprint([sections, config.seed, config.evaluate.protocol, config.evaluate.teacher])
-        if key not in opened:
-            opened[key] = _open(config, machine)
-        notes = (*opened[key].notes, *note)
-        contexts.append(replace(opened[key], config=config, notes=notes))
+        if key not in contexts_of:
+            contexts_of[key] = _open(config, machine)
+        notes = (*contexts_of[key].notes, *note)
+        contexts.append(replace(contexts_of[key], config=config, notes=notes))
         check_numbers(contexts[-1])
     return contexts
 
@@ -201,15 +201,15 @@ def open_splits(places: Mapping[str, str], data: Data, seed: int, storage: Direc
     With data.validation_split, a part of the training images becomes "validation" for every protocol.
     """
     shared = {"seed": seed, "max_bad_fraction": data.max_bad_fraction, "classes": data.classes}
-    opened = {
+    sets = {
         name: open_images(place, storage, name=f"data.{name}", **shared) for name, place in places.items()
     }
-    for name, images in opened.items():
-        if images.classes != opened["train"].classes:
-            difference = sorted(set(images.classes) ^ set(opened["train"].classes))
+    for name, images in sets.items():
+        if images.classes != sets["train"].classes:
+            difference = sorted(set(images.classes) ^ set(sets["train"].classes))
             raise InputError(
                 f"data.{name}: its classes differ from data.train's: {', '.join(map(repr, difference[:5]))}"
             )
     if data.validation_split:
-        opened["train"], opened["validation"] = opened["train"].split(data.validation_split)
-    return opened
+        sets["train"], sets["validation"] = sets["train"].split(data.validation_split)
+    return sets

@@ -1,4 +1,4 @@
-"""Where a set lies among the real images, in feature space: uncovered real images, and a t-SNE map."""
+"""Feature-space analysis of a set: uncovered real images, and a t-SNE map."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

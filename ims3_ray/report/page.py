@@ -22,8 +22,8 @@ REFERENCES = ("random", "ceiling")
 def render(data: ReportData) -> bytes:
     """The page in UTF-8, deterministic. Raises OSError for bytes that are not an image."""
     data = replace(data, evaluation=_in_order(data.evaluation)) if data.evaluation else data
-    shown = shown_classes(data.classes, MAP_CLASSES)
-    points = feature_map(data, shown)
+    map_classes = shown_classes(data.classes, MAP_CLASSES)
+    points = feature_map(data, map_classes)
     rows = plots.subgroup_rows(data.selection, data.classes)
     per_class = data.selection["per_class"]
     context = {
@@ -37,8 +37,8 @@ def render(data: ReportData) -> bytes:
         "uncovered": uncovered_strips(data),
         **(_evaluation(data.evaluation) if data.evaluation else {"curves": None}),
         "map": points,
-        "map_classes": len(shown),
-        "map_plot": points and plots.feature_map(points, {i: data.classes[i] for i in shown}),
+        "map_classes": len(map_classes),
+        "map_plot": points and plots.feature_map(points, {i: data.classes[i] for i in map_classes}),
         "finetuning": plots.losses(data.history, "fine-tuning"),
         "refinement": plots.losses(data.refinement, "refinement"),
         "history": _last_metrics(data.history),

@@ -1,4 +1,4 @@
-"""What every stage declares: its artefact, inputs, fingerprint, cost and use of GPUs.
+"""The declaration of a stage: its artefact, inputs, fingerprint, cost and use of GPUs.
 
 Costs count operations on networks without weights (torch's FlopCounterMode) and bytes from shapes.
 """

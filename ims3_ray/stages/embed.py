@@ -121,8 +121,8 @@ def _fingerprint_inputs(context: Context) -> object:
     inputs, settings = context.inputs, context.values_of(context.config.embed)
     if ":" not in context.config.embed.extractor:  # a path: its content counts, not its spelling
         del settings["extractor"]
-    seen = [context.info.image_size, context.machine.device, _part_rows(context)]
-    return [inputs["images"], settings, inputs["extractor"], *seen]
+    embedding = [context.info.image_size, context.machine.device, _part_rows(context)]
+    return [inputs["images"], settings, inputs["extractor"], *embedding]
 
 
 def _part_rows(context: Context) -> int:

@@ -169,10 +169,10 @@ def describe_method(config: Config) -> str:
 
 def _describe_refinement(settings: Refine) -> str:
     matched = OBJECTIVES[settings.objective].words
-    moved = {"latent": "latents", "pixel": "pixels"}[settings.space]
+    variables = {"latent": "latents", "pixel": "pixels"}[settings.space]
     return (
-        f"Then refined in {settings.steps:,} steps: their {moved} were optimised until {matched} of networks "
-        "trained on the real images match those of real images."
+        f"Then refined in {settings.steps:,} steps: their {variables} were optimised until {matched} of "
+        "networks trained on the real images match those of real images."
     )
 
 

@@ -59,12 +59,12 @@ def _gather(context: Context, key: str, inputs: dict[str, Directory]) -> ReportD
     selected = is_selected(selection, classes, pool.keys)
     refined = read_index(inputs["refined"], schemas.REFINED, ["label"]) if "refined" in inputs else None
     if refined is not None:  # the set consists of the refined images
-        moved = _page_rows(context, refined)
+        refined_rows = _page_rows(context, refined)
         features, labels = (
             np.concatenate(pair)
-            for pair in ((moved.read("feature"), features), (moved.keys["label"], labels))
+            for pair in ((refined_rows.read("feature"), features), (refined_rows.keys["label"], labels))
         )
-        selected = np.arange(len(labels)) < len(moved)
+        selected = np.arange(len(labels)) < len(refined_rows)
     real_features = real.read("feature")
     paths: dict[str, list[str]] = {name: [] for name in classes}
     for entry in manifests["distilled"].get("images", []):
@@ -151,9 +151,9 @@ def _uncovered_images(
     row_of = {image_id: row for row, image_id in enumerate(context.images["train"].ids)}
     on_page, k = shown_classes(context.classes, PAGE_CLASSES), context.config.evaluate.neighbours
     uncovered = {}
-    for label, found in find_uncovered(real, keys["label"], features, labels, labels=on_page, k=k).items():
-        images = [_real_image(context, row_of[image_id]) for image_id in keys["image_id"][found.rows]]
-        uncovered[context.classes[label]] = Uncovered(images, found.count, found.total)
+    for label, rows in find_uncovered(real, keys["label"], features, labels, labels=on_page, k=k).items():
+        images = [_real_image(context, row_of[image_id]) for image_id in keys["image_id"][rows.rows]]
+        uncovered[context.classes[label]] = Uncovered(images, rows.count, rows.total)
     return uncovered
 
 

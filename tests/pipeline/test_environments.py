@@ -35,9 +35,9 @@ def machine(*environments, strict=False):
     return Machine(kind, 2, 2, 4e9, Workers(strict=strict), environments=environments)
 
 
-def steps(*made, here=0):
+def steps(*environments, here=0):
     """Complete steps from these environments (None: not recorded), and `here` missing steps."""
-    manifests = [{"environment": asdict(each)} if each else {"device": "cpu"} for each in made]
+    manifests = [{"environment": asdict(each)} if each else {"device": "cpu"} for each in environments]
     manifests += [None] * here
     return [
         Step(stage, open_directory("/x"), {}, manifest, {})
@@ -93,22 +93,22 @@ def test_environment_of_mixed_nodes_names_both_models():
 
 
 def test_machine_has_the_environments_of_its_nodes(ray_cluster):
-    found = find_machine(Workers(device="cpu"))
-    assert found.environments == (find_environment(False),)
-    assert found.environments[0].torch == versions()["torch"]
-    assert hardware(found)["cpu_model"] == cpu_model() != ""
-    assert "gpu_model" not in hardware(found)
+    cluster = find_machine(Workers(device="cpu"))
+    assert cluster.environments == (find_environment(False),)
+    assert cluster.environments[0].torch == versions()["torch"]
+    assert hardware(cluster)["cpu_model"] == cpu_model() != ""
+    assert "gpu_model" not in hardware(cluster)
 
 
 def test_run_records_its_environment_and_strict_refuses_another(finished_run, monkeypatch):
-    words, made = finished_run
-    storage = open_directory(made.distilled).path.rsplit("/", 2)[0]
+    words, result = finished_run
+    storage = open_directory(result.distilled).path.rsplit("/", 2)[0]
     place = open_directory(storage)
-    manifest = place.read_json(f"distilled/{made.distilled.rsplit('/', 1)[-1]}/manifest.json")
+    manifest = place.read_json(f"distilled/{result.distilled.rsplit('/', 1)[-1]}/manifest.json")
     assert manifest["environment"] == asdict(find_environment(False))
-    record = place.read_json(f"runs/digits-{made.key}/run.json")
+    record = place.read_json(f"runs/digits-{result.key}/run.json")
     assert record["hardware"]["cpu_model"] == cpu_model()
-    page = place.read(f"report/{made.key}/index.html").decode()
+    page = place.read(f"report/{result.key}/index.html").decode()
     assert f"<dd>{cpu_model()}</dd>" in page
     assert f"<dd>{versions()['torch']}</dd>" in page
 

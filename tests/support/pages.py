@@ -35,21 +35,21 @@ class Page(HTMLParser):
         self.text += "" if self._style else data
 
     def values(self, *names):
-        return [found[name] for _, found in self.elements for name in names if name in found]
+        return [attributes[name] for _, attributes in self.elements for name in names if name in attributes]
 
 
 def assert_self_contained(page: bytes) -> Page:
     """Assert that a page fetches and runs nothing and that ids are unique; return the parsed page."""
-    shown = Page(page)
-    assert "script" not in {tag for tag, _ in shown.elements}
-    assert not [name for _, attributes in shown.elements for name in attributes if name.startswith("on")]
-    ids = shown.values("id")
+    parsed = Page(page)
+    assert "script" not in {tag for tag, _ in parsed.elements}
+    assert not [name for _, attributes in parsed.elements for name in attributes if name.startswith("on")]
+    ids = parsed.values("id")
     assert len(ids) == len(set(ids))
-    links = shown.values("src", "href", "xlink:href", "srcset", "data", "action", "poster")
+    links = parsed.values("src", "href", "xlink:href", "srcset", "data", "action", "poster")
     assert links
     assert all(link.startswith("data:image/") or link[1:] in ids for link in links)
     assert not re.search(rb"@import|url\((?!#)", page)
-    return shown
+    return parsed
 
 
 def png(rng, size=8) -> bytes:

@@ -79,8 +79,8 @@ class Watch:
                 kind = "with GPUs" if total.get("GPU") else "without"
                 cpus[kind] += total.get("CPU", 0) - left.get("CPU", 0)
             usage.gpus = max(usage.gpus, round(sum(gpus)))
-            usage.nodes = max(usage.nodes, sum(held > 0 for held in gpus))
-            usage.cpus = {kind: max(held, usage.cpus[kind]) for kind, held in cpus.items()}
+            usage.nodes = max(usage.nodes, sum(count > 0 for count in gpus))
+            usage.cpus = {kind: max(count, usage.cpus[kind]) for kind, count in cpus.items()}
 
 
 def counted() -> Counter:

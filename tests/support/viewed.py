@@ -46,19 +46,23 @@ def make_artifacts(storage) -> None:
     document = selection(CLASSES) | {"ipc": PER_SUBGROUP}
     places["selection"].write_json("selection.json", document)
     chosen = np.flatnonzero(rows["subgroup"] == CHOSEN)
-    moved = {name: values[chosen] for name, values in rows.items()}
-    moved |= {"place": np.array([0, 1, 0, 1]), "start": moved["image"], "start_feature": moved["feature"]}
-    moved |= {
+    refined = {name: values[chosen] for name, values in rows.items()}
+    refined |= {
+        "place": np.array([0, 1, 0, 1]),
+        "start": refined["image"],
+        "start_feature": refined["feature"],
+    }
+    refined |= {
         "image": np.array([png(rng) for _ in chosen], object),
         "kept": np.array([True, False, False, False]),
     }
-    moved |= {"loss": np.tile(np.linspace(1, 0.5, 4, dtype=np.float32), (4, 1))}
-    _write_rows(places["refined"], moved, schemas.REFINED)
+    refined |= {"loss": np.tile(np.linspace(1, 0.5, 4, dtype=np.float32), (4, 1))}
+    _write_rows(places["refined"], refined, schemas.REFINED)
     images = [
         DistilledImage(
-            *(int(moved[name][row]) for name in ("label", "place", "subgroup", "index", "seed")), data
+            *(int(refined[name][row]) for name in ("label", "place", "subgroup", "index", "seed")), data
         )
-        for row, data in enumerate(moved["image"])
+        for row, data in enumerate(refined["image"])
     ]
     entries = write_pngs(places["distilled"], images, CLASSES, 2)
     write_parquet(places["distilled"], lambda: [to_table(images, CLASSES, 2)])
@@ -76,9 +80,9 @@ def _write_rows(place, rows, table) -> None:
 def track(storage, key, metrics, *, overrides=None, own=None, status="FINISHED", parent=None):
     """Log a run in MLflow; return its id."""
     tracker = Tracker(storage, AssertionError)
-    known = {tags.KIND: tags.DISTILLATION, tags.PROTOCOL: "quick-v1/n", tags.SCORED: "ours"}
+    defaults = {tags.KIND: tags.DISTILLATION, tags.PROTOCOL: "quick-v1/n", tags.SCORED: "ours"}
     recipe = load_config("digits", {"ipc": 2, "refine.steps": STEPS} | (overrides or {})).results()
-    tags_of = known | (own or {})
+    tags_of = defaults | (own or {})
     name = {tags.TRIAL: key, tags.DISTILLATION: f"digits-{key}"}.get(tags_of[tags.KIND])
     tracker.start(key, name or f"{tags_of[tags.KIND]}-{key}", recipe, tags_of, parent)
     tracker.log(0, metrics)
@@ -91,12 +95,12 @@ def make_storage(root):
     """(storage, MLflow ids by name): a finished, a failed and a running run, and a sweep with one trial."""
     storage = open_storage(str(root))
     make_artifacts(storage)
-    made = {f"artifact.{noun}": key for noun, key in ARTIFACTS.items()}
+    artifact_tags = {f"artifact.{noun}": key for noun, key in ARTIFACTS.items()}
     figures = headline(json.loads(json.dumps(evaluation())))
     figures |= {"sample/seconds": 60.0, "evaluate/seconds": 5.0}
-    ids = {"whole": track(storage, "aaaa", figures, own=made)}
+    ids = {"whole": track(storage, "aaaa", figures, own=artifact_tags)}
     ids["failed"] = track(storage, "bbbb", {"accuracy": 0.2}, overrides={"seed": 7}, status="FAILED")
-    begun = made | {"artifact.evaluation": "0" * 12, "artifact.report": "1" * 12}
+    begun = artifact_tags | {"artifact.evaluation": "0" * 12, "artifact.report": "1" * 12}
     ids["running"] = track(storage, "cccc", {"evaluate/loss": 0.25}, own=begun, status="RUNNING")
     folder = storage / "runs/digits-cccc"
     EventLog(folder).write("stage started", stage="evaluate", artifact="evaluation/" + "0" * 12)
