@@ -1,21 +1,34 @@
+"""Recipes, overrides, environment and defaults: precedence, errors by field, fingerprinted values."""
+
 import pytest
 import yaml
 
-from ims3_ray.config.load import load_config, load_settings, parse_overrides, recipe_names, subject
+from ims3_ray.config.load import (
+    REMOVED,
+    RENAMED,
+    load_config,
+    load_settings,
+    parse_overrides,
+    recipe_names,
+    subject,
+)
+from ims3_ray.config.sections import PAPER_BATCH, Finetune
 from ims3_ray.config.settings import Config, Pretrain
 from ims3_ray.errors import InputError
 
+ONE_STEP = "im.target=one_step finetune.micro_batches=1"
 
-def test_overrides_beat_the_recipe_the_recipe_the_environment_and_that_the_defaults(monkeypatch):
-    monkeypatch.setenv("IMS3_SAMPLE__GUIDANCE_SCALE", "7.0")  # the recipe says 1.5
-    monkeypatch.setenv("IMS3_SELECT__ALPHA", "0.25")  # the recipe is silent
+
+def test_precedence_is_overrides_recipe_environment_defaults(monkeypatch):
+    monkeypatch.setenv("IMS3_SAMPLE__GUIDANCE_SCALE", "7.0")  # the recipe sets 1.5
+    monkeypatch.setenv("IMS3_SELECT__ALPHA", "0.25")  # the recipe sets nothing
     config = load_config("digits", parse_overrides(["ipc=3"]))
     assert (config.ipc, config.sample.guidance_scale) == (3, 1.5)
     assert (config.select.alpha, config.select.beta) == (0.25, 0.9)
 
 
 @pytest.mark.parametrize(
-    ("recipe", "train", "named"),
+    ("recipe", "train", "expected"),
     [
         ("digits", "package://digits/train", "digits"),
         ("digits", "/data/flowers/train", "flowers"),
@@ -23,11 +36,11 @@ def test_overrides_beat_the_recipe_the_recipe_the_environment_and_that_the_defau
         ("digits", "/data/flowers/data/train-00000-of-00001.parquet", "flowers"),
         ("digits", "/data/flowers.parquet", "flowers"),
         ("digits", "/train", "train"),
-        ("imagewoof", "/data/imagenet/train", "imagewoof"),  # which brings no images
+        ("imagewoof", "/data/imagenet/train", "imagewoof"),  # a recipe without images of its own
     ],
 )
-def test_a_run_is_about_its_recipe_or_the_images_in_place_of_the_recipes_own(recipe, train, named):
-    assert subject(load_config(recipe, {"data.train": train})) == named
+def test_the_subject_is_the_recipe_unless_other_images_replace_its_own(recipe, train, expected):
+    assert subject(load_config(recipe, {"data.train": train})) == expected
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -39,50 +52,54 @@ def test_every_recipe_loads_and_survives_a_round_trip(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "named"),
+    ("words", "expected"),
     [
-        (["sample.subgroup=2"], ["sample.subgroup", "did you mean subgroups", "guidance_scale"]),
-        (["sample.sampler=euler"], ["sample.sampler", "'ancestral', 'ddim' or 'dpm'", "'euler'"]),
-        (["finetune.batch_size=9"], ["finetune.batch_size", "9", "micro_batches 2"]),
-        (["select.alpha=-1"], ["select.alpha", "greater than or equal to 0", "-1"]),
-        (["finetune.lr=.inf"], ["finetune.lr", "finite number"]),
-        (["sample.guidance_scale=.inf"], ["sample.guidance_scale", "finite number"]),
-        (["data.max_bad_fraction=2"], ["data.max_bad_fraction", "less than or equal to 1"]),
-        (["evaluate.seeds=1"], ["evaluate.seeds", "2"]),
-        (["data.train.deep=1"], ["data.train.deep", "plain value"]),
-        (["sample"], ["sample", "field=value"]),
-        (["Sample.steps=3"], ["Sample.steps"]),
-        (["sample.steps={"], ["sample.steps", "quote"]),
+        ("sample.subgroup=2", ["sample.subgroup", "did you mean subgroups", "guidance_scale"]),
+        ("sample.sampler=euler", ["sample.sampler", "'ancestral', 'ddim' or 'dpm'", "'euler'"]),
+        ("finetune.batch_size=9", ["finetune.batch_size", "9", "micro_batches 2"]),
+        ("select.alpha=-1", ["select.alpha", "greater than or equal to 0", "-1"]),
+        ("finetune.lr=.inf", ["finetune.lr", "finite number"]),
+        ("data.max_bad_fraction=2", ["data.max_bad_fraction", "less than or equal to 1"]),
+        ("evaluate.seeds=1", ["evaluate.seeds", "2"]),
+        ("data.train.deep=1", ["data.train.deep", "plain value"]),
+        ("sample", ["sample", "field=value"]),
+        (f"{ONE_STEP} finetune.batch_size=auto", ["im.target: one_step", "whole batch"]),
+        ("Sample.steps=3", ["Sample.steps"]),
+        ("sample.steps={", ["sample.steps", "quote"]),
+        *((f"{old}=1", [old, new]) for old, new in RENAMED.items()),
+        *((f"{old}=1", [old, "removed", str(value)]) for old, value in REMOVED.items()),
     ],
 )
-def test_a_wrong_override_is_refused_with_field_rule_and_value(words, named):
+def test_a_wrong_override_is_refused_with_field_rule_and_value(words, expected):
+    kind = Pretrain if words.partition(".")[0] in ("transformer", "vae", "extractor") else Config
     with pytest.raises(InputError) as refused:
-        load_config("digits", parse_overrides(words))
-    for word in named:
-        assert word in str(refused.value)
+        load_settings(kind, parse_overrides(words.split()))
+    assert all(part in str(refused.value) for part in expected)
 
 
-def test_one_device_s_value_may_be_given_alone():
+def test_a_value_for_one_device_keeps_the_other_devices_default():
     sample = load_config("digits", parse_overrides(["sample.batch_size.cuda=64"])).sample
-    assert (sample.batch_size.cuda, sample.batch_size.cpu) == (
-        64,
-        load_config("digits").sample.batch_size.cpu,
-    )
+    default = load_config("digits").sample
+    assert (sample.batch_size.cuda, sample.batch_size.cpu) == (64, default.batch_size.cpu)
 
 
-def test_a_recipe_that_is_no_mapping_is_refused(tmp_path):
+def test_a_recipe_must_be_a_mapping(tmp_path):
     path = tmp_path / "list.yaml"
     path.write_text("- 1")
     with pytest.raises(InputError, match="mapping"):
         load_config(str(path))
 
 
-def test_published_traps_are_off_by_default():
-    """A silent Minimax memory, an off-trajectory target, a selection that grows with the classes."""
+def test_published_deviations_from_the_paper_are_off_by_default():
     config = Config()
-    assert config.im.minimax is None
-    assert config.im.target == "trajectory"
+    assert (config.im.minimax, config.im.target) == (None, "trajectory")
     assert config.select.normalization == "per_class"
+
+
+def test_overrides_are_not_modified():
+    section = {"coverage": 0}
+    load_config("digits", {"select": section, "select.alpha": 0.3})
+    assert section == {"coverage": 0}
 
 
 def test_speed_and_place_are_no_part_of_the_results():
@@ -91,19 +108,28 @@ def test_speed_and_place_are_no_part_of_the_results():
     assert not {"workers", "storage"} & set(results)
 
 
-def test_pretraining_is_configured_by_the_same_words():
-    assert load_settings(Pretrain, parse_overrides(["transformer.steps=7"])).transformer.steps == 7
-    with pytest.raises(InputError, match="did you mean steps"):
-        load_settings(Pretrain, parse_overrides(["transformer.step=7"]))
-
-
-def test_what_fingerprints_are_made_of_does_not_depend_on_how_a_path_is_written(tmp_path, monkeypatch):
+def test_fingerprinted_values_do_not_depend_on_the_spelling_of_a_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "model")
     spellings = ("model", "./model", "link", "model/../model", str(tmp_path / "model"))
-    told = [load_config("digits", {"model.path": path, "embed.extractor": path}) for path in spellings]
-    assert all(config.identity() == told[0].identity() for config in told)
-    assert told[0].identity()["model"]["path"] == str(tmp_path / "model")
-    named = load_config("digits", {"model.path": "facebook/DiT-XL-2-256"})
-    assert named.identity()["model"] == named.results()["model"]
+    identities = [
+        load_config("digits", {"model.path": path, "embed.extractor": path}).identity() for path in spellings
+    ]
+    assert all(identity == identities[0] for identity in identities)
+    assert identities[0]["model"]["path"] == str(tmp_path / "model")
+    config = load_config("digits", {"model.path": "facebook/DiT-XL-2-256"})
+    assert config.identity()["model"] == config.results()["model"]
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_an_automatic_batch_on_one_or_two_devices_is_the_papers(devices):
+    assert Finetune(batch_size="auto").scaled_to(devices) == Finetune(batch_size=PAPER_BATCH)
+
+
+def test_four_times_the_batch_takes_a_quarter_of_the_steps_and_twice_the_learning_rate():
+    scaled = Finetune(batch_size="auto", lr=1e-3, ema_decay=0.99, steps=100).scaled_to(8)
+    assert (scaled.latents, scaled.micro_batches, scaled.steps) == (32, 8, 25)
+    assert scaled.lr == pytest.approx(2e-3)
+    assert scaled.ema_decay == pytest.approx(0.99**4)
+    assert Finetune(batch_size=8).scaled_to(64) == Finetune(batch_size=8)

@@ -148,3 +148,15 @@ def test_folders_that_hold_something_else_are_refused(tmp_path):
     save_file({}, tmp_path / "model.safetensors")
     with pytest.raises(InputError, match=r"is not the convnet3 that config\.json describes"):
         load_extractor(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("timm:resnet18.tv_in1k", "timm:resnet18.tv_in1k?pretrained=false"),
+        ("timm:resnet18?pretrained=true", "timm:resnet18?pretrained=false"),
+        ("package://digits", "package://digits"),
+    ],
+)
+def test_a_spec_without_weights_differs_only_for_timm(spec, expected):
+    assert without_weights(spec) == expected
