@@ -66,10 +66,10 @@ def _network_file_system(path: Path) -> str | None:
 
 def _check(uri: str) -> None:
     where, scheme = f"MLFLOW_TRACKING_URI: {uri}", uri.partition("://")[0].partition("+")[0]
-    known = (*SCHEMES, *entry_points(group=PLUGINS).names)
-    if scheme not in known:
+    schemes = (*SCHEMES, *entry_points(group=PLUGINS).names)
+    if scheme not in schemes:
         raise InputError(
-            f"{where} begins with none of {', '.join(known)}; name a server as http://HOST:5000, or a file "
+            f"{where} begins with none of {', '.join(schemes)}; name a server as http://HOST:5000, or a file "
             "as sqlite:////FOLDER/mlflow.db"
         )
     try:

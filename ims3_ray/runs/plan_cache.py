@@ -95,8 +95,8 @@ def _model_stats(spec: str) -> list[object]:
 
 
 def _stats(path: Path) -> list[object]:
-    found = sorted(path.rglob("*")) if path.is_dir() else [path]
-    paths = [p for p in found if p.suffix != ".pyc" and p.is_file()]
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    paths = [p for p in files if p.suffix != ".pyc" and p.is_file()]
     return [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in paths]
 
 
@@ -107,5 +107,5 @@ def _image_stats(place: str, root: str | None) -> list[object]:
     if place.startswith(TORCHVISION):
         return [place, _stats(Path(root or CACHE).expanduser())]
     directory = open_directory(place)
-    found = directory.files() or {"": directory.infos([directory.path])[0]}
-    return [directory.uri, [[name, info.size, info.mtime_ns] for name, info in found.items()]]
+    infos = directory.files() or {"": directory.infos([directory.path])[0]}
+    return [directory.uri, [[name, info.size, info.mtime_ns] for name, info in infos.items()]]

@@ -75,13 +75,13 @@ def collect(storage: Directory, *, asks: bool, is_agreed: bool) -> tuple[dict[st
     found = survey(storage)
     if asks:
         print("\n".join(_lines(storage, found)))
-    unneeded, gone = found.unneeded, []
+    unneeded, deleted = found.unneeded, []
     if unneeded and (is_agreed or (asks and _confirm(unneeded))):
-        gone = delete(storage, [entry.place for entry in unneeded])
-    document = _document(storage, found) | {"deleted": _plain(gone)}
+        deleted = delete(storage, [entry.place for entry in unneeded])
+    document = _document(storage, found) | {"deleted": _plain(deleted)}
     if not unneeded:
         return document, ["nothing to delete"]
-    return document, [f"deleted {_total(gone)}" if gone else "nothing deleted"]
+    return document, [f"deleted {_total(deleted)}" if deleted else "nothing deleted"]
 
 
 def survey(storage: Directory) -> Survey:
@@ -106,14 +106,14 @@ def delete(storage: Directory, places: Iterable[str]) -> list[Entry]:
     The manifest is deleted first, so that a half-deleted artefact is not complete.
     """
     wanted = set(places)
-    gone = [entry for entry in survey(storage).unneeded if entry.place in wanted]
-    for entry in gone:
+    deleted = [entry for entry in survey(storage).unneeded if entry.place in wanted]
+    for entry in deleted:
         directory = storage / entry.place
         # of a symbolic link, only the link is deleted
         if not (storage.is_local and os.path.islink(directory.path)):
             (directory / MANIFEST).delete()
         directory.delete()
-    return gone
+    return deleted
 
 
 def _entries(storage: Directory) -> list[Entry]:

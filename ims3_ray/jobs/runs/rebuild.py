@@ -127,12 +127,12 @@ def _times(folder: Directory, record: Mapping[str, Any]) -> tuple[float, float]:
 def _tags(storage: Directory, record: Mapping[str, Any]) -> dict[str, str]:
     """Return the record's tags; records of earlier versions have none, so they are derived."""
     places = [records.artifact_name(location) for location in record["artifacts"].values()]
-    known = record.get("tags")
-    if known is None:
-        known = {tags.KIND: tags.DISTILLATION}
-        known |= {f"version.{name}": text for name, text in record.get("versions", {}).items()}
-        known |= {f"hardware.{name}": str(value) for name, value in record.get("hardware", {}).items()}
+    own_tags = record.get("tags")
+    if own_tags is None:
+        own_tags = {tags.KIND: tags.DISTILLATION}
+        own_tags |= {f"version.{name}": text for name, text in record.get("versions", {}).items()}
+        own_tags |= {f"hardware.{name}": str(value) for name, value in record.get("hardware", {}).items()}
         evaluation = next((place for place in places if place.startswith("evaluation/")), None)
         if evaluation and (storage / evaluation).exists("evaluation.json"):
-            known[tags.PROTOCOL] = storage.read_json(f"{evaluation}/evaluation.json")["protocol"]
-    return known | tags.artifact_tags(places)
+            own_tags[tags.PROTOCOL] = storage.read_json(f"{evaluation}/evaluation.json")["protocol"]
+    return own_tags | tags.artifact_tags(places)

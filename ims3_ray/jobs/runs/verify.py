@@ -68,13 +68,13 @@ def _damaged_state_files(storage: Directory) -> Iterator[Damage]:
 
 
 def _remove(storage: Directory, damage: list[Damage]) -> list[str]:
-    gone = [one for one in damage if one.is_regenerated]
-    for one in gone:
+    removed = [one for one in damage if one.is_regenerated]
+    for one in removed:
         if one.artifact:
             reopen(storage / one.artifact, [one.file])
         else:
             (storage / one.file).delete()
-    return [one.place for one in gone]
+    return [one.place for one in removed]
 
 
 def _problem(storage: Directory, damage: list[Damage], removed: list[str]) -> str | None:
