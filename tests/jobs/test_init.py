@@ -1,4 +1,4 @@
-"""A recipe begun by a look at the images is one that runs, whatever there is of them."""
+"""`ims3 init` writes a recipe that runs, for data sets of different sizes and forms."""
 
 import shutil
 import subprocess
@@ -20,43 +20,38 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def write_grey(folder, side=28):
-    for shade, name in enumerate(CLASSES):
+def write_grey(folder, side, classes=CLASSES):
+    for shade, name in enumerate(classes):
         (folder / name).mkdir(parents=True)
         for index in range(12):
             Image.new("L", (side, side), 20 * index + shade).save(folder / name / f"{index}.png")
 
 
-def begin(*words):
+def init(*words):
     assert run_command("init", list(words)) == 0
     return load_config("flowers.yaml")
 
 
-def is_accepted(config, tiny_model):
-    """By a dry run, once the generator is there that the first command trains."""
+def runs(config, tiny_model):
+    """Whether a dry run accepts the recipe, with a model in place of the one that pretraining would write."""
     shutil.copytree(tiny_model, config.model.path)
     return run_command("distill", ["--recipe", "flowers.yaml", "--dry-run"]) == 0
 
 
-def test_a_folder_of_train_and_test_gives_a_recipe_that_is_accepted_and_never_written_over(
-    here, tiny_model, capsys
-):
+def test_train_and_test_folders_give_a_recipe_that_runs_and_is_never_overwritten(here, tiny_model, capsys):
     write_images(here / "flowers/train", 40, seed=0)
     write_images(here / "flowers/test", 4, seed=1)
-    config = begin("--data", "flowers")
-    said, text = capsys.readouterr().out, (here / "flowers.yaml").read_text()
-    assert (config.ipc, config.data.train, config.data.test) == (
-        10,
-        f"{here}/flowers/train",
-        f"{here}/flowers/test",
-    )
+    config = init("--data", "flowers")
+    out, text = capsys.readouterr().out, (here / "flowers.yaml").read_text()
+    places = f"{here}/flowers/train", f"{here}/flowers/test"
+    assert (config.ipc, config.data.train, config.data.test) == (10, *places)
     assert (config.evaluate.protocol, config.model.path) == ("quick", f"{here}/flowers-model")
     assert all(words in text for words in ("120 images of 3 classes", "blue 40, green 40, red 40", "20×20"))
-    commands = [line.removeprefix("next    ") for line in said.splitlines() if line.startswith("next ")]
+    commands = [line.removeprefix("next    ") for line in out.splitlines() if line.startswith("next ")]
     assert all(f"#   {command}\n" in text for command in commands)
     assert f"--out {config.model.path} data.train={config.data.train} image_size=32" in commands[0]
     assert commands[1] == "python jobs/distill.py --recipe flowers.yaml"
-    assert is_accepted(config, tiny_model)
+    assert runs(config, tiny_model)
     assert run_command("init", ["--data", "flowers"]) == 2
     assert "flowers.yaml exists" in capsys.readouterr().err
     assert (here / "flowers.yaml").read_text() == text
@@ -66,50 +61,50 @@ def test_a_folder_of_train_and_test_gives_a_recipe_that_is_accepted_and_never_wr
     ("per_class", "ipc", "protocol", "split", "neighbours"),
     [(40, 10, "quick-val", 0.1, 5), (5, 2, "quick-val", 0.1, 3), (1, 1, "none", 0.0, 5)],
 )
-def test_without_test_images_a_part_is_held_out_and_few_images_get_numbers_that_fit(
+def test_without_test_images_a_split_is_held_out_and_numbers_fit_small_classes(
     here, tiny_model, per_class, ipc, protocol, split, neighbours
 ):
     write_images(here / "flowers", per_class, seed=0)
-    config = begin("--data", "flowers")
+    config = init("--data", "flowers")
     assert (config.ipc, config.evaluate.protocol, config.evaluate.neighbours) == (ipc, protocol, neighbours)
     assert config.data.validation_split == split
     assert (f"data.validation_split={split}" in (here / "flowers.yaml").read_text()) == bool(split)
-    assert is_accepted(config, tiny_model)
+    assert runs(config, tiny_model)
 
 
-def test_grey_images_are_not_mirrored_and_large_ones_are_drawn_by_the_published_checkpoint(here):
-    write_grey(here / "flowers")
-    config = begin("--data", "flowers")
-    assert (config.data.mirror, config.data.class_map) == (False, None)
-    (here / "flowers.yaml").unlink()
-    shutil.rmtree(here / "flowers")
-    write_grey(here / "flowers", side=300)
-    config = begin("--data", "flowers")
-    assert (config.model.path, config.data.class_map) == ("facebook/DiT-XL-2-256", "new")
-    assert config.evaluate.protocol == "minimax-val"
-    for name, wnid in zip(CLASSES, ("n02086240", "n02087394", "n02088364"), strict=True):
-        (here / "flowers" / name).rename(here / "flowers" / wnid)
-    (here / "flowers.yaml").unlink()
-    assert begin("--data", "flowers").data.class_map is None
+@pytest.mark.parametrize(
+    ("side", "classes", "path", "class_map", "protocol"),
+    [
+        (28, CLASSES, "flowers-model", None, "quick-val"),
+        (300, CLASSES, "facebook/DiT-XL-2-256", "new", "minimax-val"),
+        (300, ("n02086240", "n02087394", "n02088364"), "facebook/DiT-XL-2-256", None, "minimax-val"),
+    ],
+)
+def test_the_image_size_decides_the_model_and_grey_images_are_not_mirrored(
+    here, side, classes, path, class_map, protocol
+):
+    write_grey(here / "flowers", side, classes)
+    config = init("--data", "flowers")
+    assert config.model.path.removeprefix(f"{here}/") == path
+    assert (config.data.mirror, config.data.class_map) == (False, class_map)
+    assert config.evaluate.protocol == protocol
 
 
-def test_of_rows_in_several_splits_the_test_split_is_scored_on(here, tiny_model):
+def test_of_a_data_set_with_several_splits_the_test_split_is_scored(here, tiny_model):
     for split, seed in (("train", 0), ("test", 1)):
         files = sorted(write_images(here / split, 12, seed).glob("*/*.png"))
         images = [{"bytes": path.read_bytes(), "path": None} for path in files]
         table = pa.table({"image": images, "label": [path.parent.name for path in files]})
         (here / "flowers").mkdir(exist_ok=True)
         pq.write_table(table, here / "flowers" / f"{split}-00000-of-00001.parquet")
-    config = begin("--data", "flowers")
+    config = init("--data", "flowers")
     assert config.data.train == config.data.test == f"{here}/flowers"
-    assert is_accepted(config, tiny_model)
+    assert runs(config, tiny_model)
 
 
-def test_what_no_run_takes_is_refused_in_one_line_and_nothing_is_written(here, capsys):
-    write_images(here / "one", 3, seed=0, classes=["only"])
-    write_images(here / "two", 3, seed=0)
-    write_images(here / "other", 3, seed=0, classes=["cat", "dog"])
-    for words, named in (
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
         ("--data one", "at least 2 class folders"),
         ("--data missing", "does not exist"),
         ("--data two --test other", "'cat', 'dog'"),
@@ -117,14 +112,19 @@ def test_what_no_run_takes_is_refused_in_one_line_and_nothing_is_written(here, c
         ("--data two --out nowhere/two.yaml", "nowhere"),
         ("--data two ipc=5", "ipc"),
         ("", "--data"),
-    ):
-        assert run_command("init", words.split()) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert named in line
+    ],
+)
+def test_bad_input_gives_one_line_and_writes_nothing(here, capsys, words, expected):
+    write_images(here / "one", 3, seed=0, classes=["only"])
+    write_images(here / "two", 3, seed=0)
+    write_images(here / "other", 3, seed=0, classes=["cat", "dog"])
+    assert run_command("init", words.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert expected in line
     assert not list(here.rglob("*.yaml"))
 
 
-def test_a_look_at_images_takes_neither_torch_nor_ray(here):
+def test_it_imports_neither_torch_nor_ray(here):
     write_images(here / "flowers", 3, seed=0)
     script = (
         "import sys; from ims3_ray.cli import run_command; "
