@@ -1,10 +1,10 @@
-"""What the tests share: shapes checked throughout the package, one Ray cluster, a tiny model and images."""
+"""Shared fixtures: shape checks, one Ray cluster, a tiny model and images."""
 
 from jaxtyping import install_import_hook
 
-# Before any module of the package is imported. Left out: the selection, which takes plain numbers and checks
-# them itself, and the stages, whose functions Ray replaces.
-METHOD = ("coresets", "coverage", "ddim", "guidance", "keys", "losses", "refine", "rng", "schedule")
+# Before any import of the package. Not checked: the selection, which checks plain numbers itself, and the
+# stages, whose functions Ray replaces.
+METHOD = ("coresets", "coverage", "ddim", "guidance", "losses", "refine", "schedule", "seeding")
 CHECKED = ("data", "evaluation", "models", *(f"method.{name}" for name in METHOD))
 install_import_hook([f"ims3_ray.{name}" for name in CHECKED], "typecheck.checker")
 
@@ -14,21 +14,23 @@ from tiny import ACTORS, CLASSES, OBJECT_STORE, OTHERS, THREE, tiny_words, write
 
 @pytest.fixture(scope="session", autouse=True)
 def empty_database():
-    """A new MLflow database is the first one's copy as it was when new: its migrations take two seconds."""
+    """Copies the first new MLflow database for all others: migrations take two seconds each."""
     import sqlite3
     import sys
     import threading
 
-    if "ims3_ray.runs.mlflow_tracker" not in sys.modules:  # no test here needs MLflow, seconds to import
+    if (
+        "ims3_ray.runs.mlflow_tracker" not in sys.modules
+    ):  # no test of this session uses MLflow, which takes seconds to import
         yield
         return
     from mlflow.store.db import utils
 
     migrate, first = utils._initialize_tables, sqlite3.connect(":memory:", check_same_thread=False)
-    one_at_a_time = threading.Lock()
+    lock = threading.Lock()
 
     def initialize(engine):
-        with one_at_a_time:
+        with lock:
             if is_first := not first.execute("select count(*) from sqlite_master").fetchone()[0]:
                 migrate(engine)
             with engine.begin() as connection:
@@ -42,7 +44,7 @@ def empty_database():
 
 @pytest.fixture(scope="session")
 def bucket_server():
-    """An object store on loopback that speaks S3, which the cluster's workers know."""
+    """An S3 server on loopback. The cluster's workers have its variables."""
     from loopback_store import Store
 
     return Store()
@@ -50,24 +52,25 @@ def bucket_server():
 
 @pytest.fixture(scope="module")
 def store(bucket_server):
-    """The store with one bucket, empty, and this process knows it: gives its variables."""
+    """The S3 server with one empty bucket; yields its variables, which this process has too."""
     with bucket_server.running():
         yield bucket_server.variables
 
 
 def name_no_dashboard():
-    """Ray names port 8265 though there is none: Ray Train's cleaner would ask whoever else has that port,
-    who knows nothing of this cluster's controllers, and take their workers' places away."""
+    """Without this, Ray names port 8265 even if there is no dashboard. Ray Train's cleaner would ask another
+    cluster's dashboard on that port, miss its own controllers there, and remove their placement groups.
+    """
     from ray._private import ray_constants
     from ray.experimental.internal_kv import _internal_kv_put
 
     place = {"namespace": ray_constants.KV_NAMESPACE_DASHBOARD, "overwrite": True}
-    _internal_kv_put(ray_constants.DASHBOARD_ADDRESS, "127.0.0.1:9", **place)  # where nobody answers
+    _internal_kv_put(ray_constants.DASHBOARD_ADDRESS, "127.0.0.1:9", **place)  # a port that refuses
 
 
 @pytest.fixture(scope="session")
 def ray_cluster(bucket_server):
-    """One cluster for all; logical CPUs = actors + 2, and an object store that no stage's data would fit."""
+    """One cluster for the session, with an object store too small for any stage's data."""
     import ray
     import warm
 
@@ -84,15 +87,13 @@ def ray_cluster(bucket_server):
 
 @pytest.fixture(scope="session")
 def cluster_environment(ray_cluster):
-    """The variables with which another process joins the cluster."""
+    """Variables by which another process joins the cluster."""
     return {"RAY_ADDRESS": ray_cluster.get_runtime_context().gcs_address, "RAY_AUTH_MODE": "token"}
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
-    """A model folder with random weights: DiT on 4×4 latents of 16-pixel images, three classes, and an
-    extractor.
-    """
+    """A model folder with random weights: DiT on 4×4 latents of 16-pixel images, three classes, extractor."""
     from diffusers import AutoencoderKL
 
     from ims3_ray.method.seeding import generator
@@ -125,7 +126,7 @@ def tiny_model(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_images(tmp_path_factory):
-    """`train` with 12 images a class and `test` with 4."""
+    """`train` with 12 images per class and `test` with 4."""
     root = tmp_path_factory.mktemp("images")
     write_images(root / "train", 12, seed=0)
     write_images(root / "test", 4, seed=1)
@@ -134,7 +135,7 @@ def tiny_images(tmp_path_factory):
 
 @pytest.fixture
 def imagenet_tree(tmp_path):
-    """`train` and `test` with three classes of ImageWoof, and two more folders that hold garbage."""
+    """`train` and `test` with three classes of ImageWoof, and two folders without valid images."""
     for split, count, seed in (("train", 12, 0), ("test", 8, 1)):
         write_images(tmp_path / split, count, seed, classes=THREE)
         for name in OTHERS:
@@ -145,13 +146,13 @@ def imagenet_tree(tmp_path):
 
 @pytest.fixture
 def tiny_overrides(tiny_model, tiny_images, tmp_path):
-    """The words of a tiny run with a storage of its own."""
+    """Overrides of a tiny run with its own storage."""
     return tiny_words(tiny_model, tiny_images, tmp_path / "runs")
 
 
 @pytest.fixture(scope="session")
 def finished_run(ray_cluster, tiny_model, tiny_images, tmp_path_factory):
-    """Words and product of an undisturbed tiny run: one actor a pool, one Train worker, two shards."""
+    """Overrides and result of an undisturbed tiny run: one actor per pool, one Train worker, two shards."""
     from ims3_ray.config.load import load_config, parse_overrides
     from ims3_ray.jobs.distill.run import run
 
@@ -162,7 +163,7 @@ def finished_run(ray_cluster, tiny_model, tiny_images, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def finished_images(finished_run):
-    """`checksums` of a storage that holds what an undisturbed tiny run makes."""
+    """Checksums of the images of an undisturbed tiny run."""
     from processes import images
 
     return [images(finished_run[1].distilled)]

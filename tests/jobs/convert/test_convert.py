@@ -1,4 +1,4 @@
-"""jobs/convert.py: what it writes is what plain diffusers loads; what it refuses leaves nothing behind."""
+"""`ims3 convert`: plain diffusers loads the folder and samples the same images."""
 
 import ast
 import json
@@ -55,7 +55,7 @@ def plain(path):
 
 @torch.no_grad()
 def output_in_diffusers(path):
-    """Of the plain pipeline's model, on `inputs()`; it has its null class at 1000."""
+    """Output of the pipeline's model for `inputs()`; its null label is 1000."""
     x, t, y = inputs()
     return plain(path).transformer(x, timestep=t, class_labels=torch.where(y == 10, 1000, y)).sample
 
@@ -70,7 +70,7 @@ def sampled_by_diffusers(path, labels):
 
 @torch.no_grad()
 def sampled_by_us(dit, folder, labels):
-    """The same two DDIM steps, 500 → 0 → clean, by our model, guidance, step and VAE."""
+    """The same two DDIM steps, 500 → 0 → clean, by this package."""
     z = torch.randn(len(labels), 4, 8, 8, generator=torch.Generator().manual_seed(5))
     abar = alphas_bar()
     predict = with_guidance(dit, dit.null_label, scale=SCALE, channels=z.shape[1])
@@ -80,11 +80,11 @@ def sampled_by_us(dit, folder, labels):
     return Vae(read_vae(folder / "vae"), 16).decode(z) / 2 + 0.5
 
 
-def difference_told(printed):
+def stated_difference(printed):
     return float(printed.split("differ from ours by ")[1].split()[0])
 
 
-def test_an_original_file_samples_with_guidance_in_plain_diffusers(tmp_path, folder, original, capsys):
+def test_an_original_file_samples_the_same_images_in_diffusers(tmp_path, folder, original, capsys):
     out = tmp_path / "out"
     assert convert("--checkpoint", original, "--vae", folder / "vae", "--heads", 4, "--out", out) == 0
     images = sampled_by_diffusers(out, [3, 7])
@@ -95,7 +95,7 @@ def test_an_original_file_samples_with_guidance_in_plain_diffusers(tmp_path, fol
     assert "10 classes" in capsys.readouterr().out
 
 
-def test_a_tuned_folder_samples_with_guidance_in_plain_diffusers(tmp_path, folder, capsys):
+def test_a_folder_with_an_adapter_samples_the_same_images_in_diffusers(tmp_path, folder, capsys):
     values, out = small_adapter(tmp_path / "adapter"), tmp_path / "out"
     assert convert("--checkpoint", folder, "--adapter", tmp_path / "adapter", "--out", out) == 0
     images = sampled_by_diffusers(out, [3, 7])
@@ -104,14 +104,14 @@ def test_a_tuned_folder_samples_with_guidance_in_plain_diffusers(tmp_path, folde
     )
     assert (
         images - sampled_by_us(load_transformer(folder), folder, [3, 7])
-    ).abs().max() > 0.01  # tuning shows
+    ).abs().max() > 0.01  # the adapter has an effect
     shown = capsys.readouterr().out
     assert "ema values of the adapter merged" in shown
     ast.parse(next_commands(shown)["look"][2])
 
 
 @pytest.mark.parametrize("weights", ["ema", "last"])
-def test_the_adapters_values_that_were_asked_for_are_folded_in(tmp_path, folder, weights):
+def test_the_requested_values_of_the_adapter_are_merged(tmp_path, folder, weights):
     values = small_adapter(tmp_path / "adapter")
     words = ("--checkpoint", folder, "--adapter", tmp_path / "adapter", "--weights", weights)
     assert convert(*words, "--out", tmp_path / "out") == 0
@@ -119,34 +119,36 @@ def test_the_adapters_values_that_were_asked_for_are_folded_in(tmp_path, folder,
     torch.testing.assert_close(output_in_diffusers(tmp_path / "out"), ours, atol=1e-5, rtol=1e-5)
 
 
-def test_the_line_tells_round_off_for_a_diffusers_born_checkpoint(tmp_path, folder, capsys):
+def test_the_outputs_of_a_diffusers_checkpoint_differ_only_by_round_off(tmp_path, folder, capsys):
     assert convert("--checkpoint", folder, "--out", tmp_path / "out") == 0
     printed = capsys.readouterr().out
-    assert difference_told(printed) < 1e-5
+    assert stated_difference(printed) < 1e-5
     assert "fp32 round-off" in printed
     assert "frequency shift" not in printed
 
 
-def test_the_line_tells_the_frequency_shift_for_an_original_checkpoint(tmp_path, folder, original, capsys):
-    # and for what was made of it
+def test_the_outputs_of_an_original_checkpoint_differ_by_the_frequency_shift(
+    tmp_path, folder, original, capsys
+):
+    # the second time from the converted folder
     for checkpoint, out in ((original, tmp_path / "one"), (tmp_path / "one", tmp_path / "two")):
         assert convert("--checkpoint", checkpoint, "--vae", folder, "--heads", 4, "--out", out) == 0
         printed = capsys.readouterr().out
         with torch.no_grad():
             theirs, ours = output_in_diffusers(out), load_transformer(original, heads=4)(*inputs())
-        # on other latents and timesteps than the command's
+        # on other inputs than the command's
         measured = float((theirs - ours).norm() / ours.norm())
         assert 1e-3 < measured < 0.5
-        assert measured / 3 < difference_told(printed) < measured * 3
+        assert measured / 3 < stated_difference(printed) < measured * 3
         assert "frequency shift" in printed
         assert float(printed.split("timestep frequencies ")[1].split(":")[0]) < 1e-5
 
 
-def test_a_padded_folder_reads_as_the_model_that_it_holds(tmp_path, folder):
+def test_a_padded_folder_loads_without_its_padding(tmp_path, folder):
     assert convert("--checkpoint", folder, "--out", tmp_path / "out") == 0
     table = load_file(tmp_path / "out" / "transformer" / WEIGHTS)
     assert table["transformer_blocks.0.norm1.emb.class_embedder.embedding_table.weight"].shape[0] == 1001
-    plain(tmp_path / "out").save_pretrained(tmp_path / "again")  # diffusers' own saving keeps what was noted
+    plain(tmp_path / "out").save_pretrained(tmp_path / "again")  # diffusers keeps the extra fields
     for path in (tmp_path / "out", tmp_path / "again", tmp_path / "again" / "transformer"):
         dit = load_transformer(path)
         assert (dit.config.num_classes, dit.null_label) == (10, 10)
@@ -156,7 +158,7 @@ def test_a_padded_folder_reads_as_the_model_that_it_holds(tmp_path, folder):
     assert inspect_generator(tmp_path / "out").id2label == NAMES
 
 
-def test_names_come_from_the_checkpoint_or_the_run_or_imagenet(tmp_path, folder):
+def test_class_names_are_the_checkpoints_the_runs_or_imagenets(tmp_path, folder):
     assert convert("--checkpoint", folder, "--out", tmp_path / "named") == 0
     assert plain(tmp_path / "named").get_label_ids(["class 3"]) == [3]
     values = small_adapter(tmp_path / "adapter", own_classes=["blue", "red"], num_classes=2)
@@ -170,9 +172,7 @@ def test_names_come_from_the_checkpoint_or_the_run_or_imagenet(tmp_path, folder)
     assert inspect_generator(tmp_path / "imagenet").num_classes == 1000
 
 
-def test_a_model_of_more_classes_than_the_pipelines_null_label_is_said_to_have_no_guidance_there(
-    tmp_path, folder, capsys
-):
+def test_more_classes_than_the_pipelines_null_label_allow_no_guidance(tmp_path, folder, capsys):
     save_pipeline(small_dit(num_classes=1200), small_vae(), tmp_path / "many")
     assert convert("--checkpoint", tmp_path / "many", "--out", tmp_path / "out") == 0
     assert "guidance_scale=1" in capsys.readouterr().out
@@ -183,13 +183,13 @@ def test_a_model_of_more_classes_than_the_pipelines_null_label_is_said_to_have_n
     assert images.shape == (1, 16, 16, 3)
 
 
-def test_half_precision_is_stored_and_weights_that_it_cannot_hold_are_refused(tmp_path, folder, capsys):
+def test_half_precision_is_stored_and_weights_beyond_its_range_are_refused(tmp_path, folder, capsys):
     assert convert("--checkpoint", folder, "--out", tmp_path / "half", "--dtype", "fp16") == 0
     assert {value.dtype for value in load_file(tmp_path / "half" / "transformer" / WEIGHTS).values()} == {
         torch.float16
     }
     printed = capsys.readouterr().out
-    assert 1e-5 < difference_told(printed) < 1e-2
+    assert 1e-5 < stated_difference(printed) < 1e-2
     assert "fp16 round-off" in printed
     large = small_dit()
     large.blocks[0].attn.proj.bias.data.fill_(1e6)  # beyond fp16
@@ -200,7 +200,7 @@ def test_half_precision_is_stored_and_weights_that_it_cannot_hold_are_refused(tm
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_nothing_is_left_of_a_conversion_that_fails(tmp_path, folder, monkeypatch, capsys):
+def test_a_failed_conversion_leaves_no_files(tmp_path, folder, monkeypatch, capsys):
     before = sorted(tmp_path.iterdir())
     monkeypatch.setattr("ims3_ray.models.convert._relative", lambda theirs, ours: 0.5)
     assert convert("--checkpoint", folder, "--out", tmp_path / "out") == 1
@@ -219,7 +219,7 @@ def test_the_job_converts_the_bundled_model(tmp_path):
     assert sampled_by_diffusers(tmp_path / "out", [9]).shape == (1, 3, 32, 32)
 
 
-def test_an_adapter_keeps_the_frequency_shift_that_it_was_tuned_with(tmp_path, folder, capsys):
+def test_an_adapter_keeps_the_frequency_shift_of_its_training(tmp_path, folder, capsys):
     values = small_adapter(tmp_path / "adapter", frequency_shift=0)
     assert convert("--checkpoint", folder, "--adapter", tmp_path / "adapter", "--out", tmp_path / "out") == 0
     assert "frequency shift" in capsys.readouterr().out
@@ -228,7 +228,9 @@ def test_an_adapter_keeps_the_frequency_shift_that_it_was_tuned_with(tmp_path, f
 
 
 @pytest.mark.parametrize(("class_map", "own"), [("new", ["blue", "red"]), ("null", None)])
-def test_fine_tuning_notes_what_reading_its_adapter_needs(tmp_path, monkeypatch, class_map, own):
+def test_fine_tuning_records_classes_and_frequency_shift_of_its_adapter(
+    tmp_path, monkeypatch, class_map, own
+):
     monkeypatch.setattr(finetune, "train", lambda *a, **k: [])
     monkeypatch.setattr(finetune, "read_manifest", lambda directory: {"rows": 8})
     monkeypatch.setattr(finetune.Source, "ask", lambda source: None)
@@ -244,5 +246,5 @@ def test_fine_tuning_notes_what_reading_its_adapter_needs(tmp_path, monkeypatch,
         tuned_model=lambda: None,
         on_metrics=print,
     )
-    noted = finetune.run(context, tmp_path / "out", None, None)
-    assert (noted["own_classes"], noted["frequency_shift"]) == (own, 0)
+    details = finetune.run(context, tmp_path / "out", None, None)
+    assert (details["own_classes"], details["frequency_shift"]) == (own, 0)

@@ -1,4 +1,4 @@
-"""jobs/convert.py with bad input: one line that names it, exit code 2, nothing read and nothing written."""
+"""`ims3 convert` with bad input: one line, exit code 2, no weights read, nothing written."""
 
 import shutil
 
@@ -11,7 +11,7 @@ from ims3_ray.storage.artifacts import open_directory
 
 
 def bad(tmp_path, folder):
-    """Bad words → what the one line must name; tests/models has more that a checkpoint may be refused for."""
+    """(bad words, what the line must name); tests/models has more invalid checkpoints."""
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "kept.txt").write_text("kept")
     shutil.copytree(folder / "vae", tmp_path / "unfit")
