@@ -208,7 +208,7 @@ def test_run_is_reproducible_and_gc_finds_only_checkpoints_unneeded(finished_run
     assert run_command(*job(shlex.split(find))) == 0
     later = time.time() + 2 * gc.RECENT_S
     monkeypatch.setattr(gc, "store_time", lambda _: later)
-    survey = gc.survey(open_directory(str(Path(result.distilled).parents[1])), {})
+    survey = gc.survey(open_directory(str(Path(result.distilled).parents[1])))
     unrefined = set(gc.NOUNS) - {"probes", "refined", "teacher"}
     assert {entry.noun for entry in survey.artifacts} == unrefined | {"checkpoints"}
     assert {entry.noun for entry in survey.unneeded} == {"checkpoints"}
