@@ -26,41 +26,32 @@ AUDIT_VERSION = 2
 # pixels: hash of the image as embedded
 EMBEDDED: Table = {**FEATURES, "path": Column("str"), "pixels": Column("str")}
 NOUN = "embedded"
-Notes = dict[str, str]
 
 
 class Embedder:
-    """Maps the paths of a batch to L2-normalised features (N, D)."""
+    """Maps the paths of a batch to L2-normalised features (N, D), with paths and pixel hashes if `audit`."""
 
-    def __init__(self, images: Directory, extractor: str, image_size: int, batch_size: int, device: str):
+    def __init__(
+        self, images: Directory, extractor: str, image_size: int, batch_size: int, device: str, audit: bool
+    ):
         self._device = prepare_device(device)
         self._extractor = load_extractor(extractor, self._device)
         self._read = BatchReader(images, image_size)
-        self._batch_size = batch_size
+        self._batch_size, self._audit = batch_size, audit
 
-    def __call__(self, payload: Payload) -> tuple[Columns, Notes]:
-        return self._embed(payload)[1:]
-
-    def _embed(self, payload: Payload) -> tuple[np.ndarray, Columns, Notes]:
+    def __call__(self, payload: Payload) -> tuple[Columns, dict[str, str]]:
         pixels, columns, bad = self._read(payload)
         columns["feature"] = embed_pixels(self._extractor, pixels, self._batch_size, self._device)
-        return pixels, columns, bad
-
-
-class HashingEmbedder(Embedder):
-    """Maps the paths of a batch to rows of EMBEDDED."""
-
-    def __call__(self, payload: Payload) -> tuple[Columns, Notes]:
-        pixels, columns, bad = self._embed(payload)
-        columns["path"] = np.array([path for path in payload["paths"] if path not in bad], dtype=object)
-        columns["pixels"] = np.array([pixel_hash(image) for image in pixels], dtype=object)
+        if self._audit:
+            columns["path"] = np.array([path for path in payload["paths"] if path not in bad], dtype=object)
+            columns["pixels"] = np.array([pixel_hash(image) for image in pixels], dtype=object)
         return columns, bad
 
 
 def run(context: Context, out: Directory) -> dict[str, Any]:
     """Embed every training image at the generator's image size, as candidates are."""
     train, size = context.images["train"], context.info.image_size
-    details = _fan_out(Embedder, train, context.config.embed, size, out, context.machine)
+    details = _fan_out(train, context.config.embed, size, out, context.machine)
     return details | {"bad_images": train.bad | details.pop("notes")}
 
 
@@ -85,9 +76,8 @@ def embed_images(
     with exclusive(out):
         manifest = read_or_reopen(out)
         if manifest is None:
-            manifest = complete(
-                out, _fan_out(HashingEmbedder, images, config.embed, image_size, out, machine)
-            )
+            details = _fan_out(images, config.embed, image_size, out, machine, audit=True)
+            manifest = complete(out, details)
     bad = images.bad | manifest.get("notes", {})
     check_bad(name, images.place, bad, len(images) + len(images.bad), config.data.max_bad_fraction)
     index = read_index(out, EMBEDDED, ["path", "image_id", "pixels", "label"])
@@ -96,12 +86,7 @@ def embed_images(
 
 
 def _fan_out(
-    embedder: type[Embedder],
-    images: ImageSet,
-    settings: Embed,
-    image_size: int,
-    out: Directory,
-    machine: Machine,
+    images: ImageSet, settings: Embed, image_size: int, out: Directory, machine: Machine, audit: bool = False
 ) -> dict[str, Any]:
     size = settings.batch_size.on(machine.device)
     rows = rows_per_part(len(images), size)
@@ -112,9 +97,10 @@ def _fan_out(
         "image_size": image_size,
         "batch_size": size,
         "device": machine.device,
+        "audit": audit,
     }
-    table = FEATURES if embedder is Embedder else EMBEDDED
-    return fan_out(embedder, arguments, parts, table=table, out=out, machine=machine, stage="embed")
+    table = EMBEDDED if audit else FEATURES
+    return fan_out(Embedder, arguments, parts, table=table, out=out, machine=machine, stage="embed")
 
 
 def _fingerprint_inputs(context: Context) -> object:
