@@ -5,10 +5,12 @@ They are made on the CPU, so the same key gives the same numbers on every device
 """
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:  # torch takes seconds to import, and commands that only read images do not need it
+    import torch
 
 
 def key_seed(*key: int | str) -> int:
@@ -44,11 +46,15 @@ class EpochOrder:
         return self._order[place * size : (place + 1) * size]
 
 
-def generator(*key: int | str) -> torch.Generator:
+def generator(*key: int | str) -> "torch.Generator":
     """Return a CPU generator seeded with `key`."""
+    import torch
+
     return torch.Generator().manual_seed(key_seed(*key))
 
 
-def normal(generators: list[torch.Generator], shape: tuple[int, ...]) -> Tensor:
+def normal(generators: "list[torch.Generator]", shape: tuple[int, ...]) -> "torch.Tensor":
     """Return standard normal noise (len(generators), *shape) in float32; row i is drawn from generator i."""
+    import torch
+
     return torch.stack([torch.randn(shape, generator=g) for g in generators])

@@ -40,6 +40,8 @@ def job(words: list[str]) -> tuple[str, list[str]] | None:
     if words[:3] == ["ray", "job", "submit"] and "--" in words:
         words = words[words.index("--") + 1 :]
     words = words[: words.index(">")] if ">" in words else words  # a file that takes what is printed
+    if Path(words[0]).name == "ims3" and words[1] == "--print-completion":
+        return None
     if Path(words[0]).name == "ims3":
         return words[1], words[2:]
     if words[:3] == ["python", "-m", "benchmarks"]:
