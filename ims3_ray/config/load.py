@@ -121,13 +121,32 @@ def load_config(recipe: str = "digits", overrides: Overrides | None = None) -> C
 
     Raises InputError, which names every wrong field.
     """
+    return load_settings(Config, overrides or {}, _recipe_values(recipe))
+
+
+def _recipe_values(recipe: str) -> Values:
+    """Returns the fields of a recipe. If it names a `base`, they replace those of that recipe."""
     name, text = recipe_text(recipe)
     values = read_yaml(text, partial(_bad_recipe, recipe)) or {}
     if not isinstance(values, dict):
-        raise InputError(
-            f"recipe {recipe}: is a {type(values).__name__}; give a mapping of sections to fields"
-        )
-    return load_settings(Config, overrides or {}, {"recipe": name} | values)
+        raise _bad_recipe(recipe, f"is a {type(values).__name__}; give a mapping of sections to fields")
+    base = values.pop("base", None)
+    if base is None:
+        return {"recipe": name} | values
+    if base not in recipe_names():
+        raise _bad_recipe(recipe, f"base: {base!r} is no named recipe ({', '.join(recipe_names())})")
+    return _merge(_recipe_values(base), {"recipe": name} | values)
+
+
+def _merge(recipe: Values, overrides: Overrides) -> Values:
+    """Returns the fields of `recipe`, replaced by `overrides`."""
+    values: Values = {}
+    for section, fields in recipe.items():
+        values[_check_text(section)] = copy.deepcopy(fields)
+    for field, value in overrides.items():
+        _put(values, field, copy.deepcopy(value))
+    _drop_descriptions(values, recipe, overrides)
+    return values
 
 
 def subject(config: Config) -> str:
@@ -143,14 +162,8 @@ def subject_of(recipe: str, data: Data) -> str:
 
 def load_settings(kind: type[Kind], overrides: Overrides, recipe: Values | None = None) -> Kind:
     """Returns the settings of a command. `overrides` precede `recipe`, which precedes the defaults."""
-    values: Values = {}
-    for section, fields in (recipe or {}).items():
-        values[_check_text(section)] = copy.deepcopy(fields)
-    for field, value in overrides.items():
-        _put(values, field, copy.deepcopy(value))
-    _drop_descriptions(values, recipe or {}, overrides)
     try:
-        settings = kind(**values)
+        settings = kind(**_merge(recipe or {}, overrides))
     except ValidationError as error:
         mistakes = [_explain(dict(e), kind) for e in error.errors()]
         if (more := len(mistakes) - MAX_MISTAKES) > 0:

@@ -1,5 +1,7 @@
 """Recipes, overrides, environment and defaults: precedence, errors by field, fingerprinted values."""
 
+from functools import partial
+
 import pytest
 import yaml
 
@@ -71,9 +73,10 @@ def test_every_recipe_loads_and_survives_a_round_trip(name, tmp_path):
     ],
 )
 def test_a_wrong_override_is_refused_with_field_rule_and_value(words, expected):
-    kind = Pretrain if words.partition(".")[0] in ("transformer", "vae", "extractor") else Config
+    is_pretraining = words.partition(".")[0] in ("transformer", "vae", "extractor")
+    load = partial(load_settings, Pretrain) if is_pretraining else partial(load_config, "digits")
     with pytest.raises(InputError) as refused:
-        load_settings(kind, parse_overrides(words.split()))
+        load(parse_overrides(words.split()))
     assert all(part in str(refused.value) for part in expected)
 
 
@@ -83,10 +86,20 @@ def test_a_value_for_one_device_keeps_the_other_devices_default():
     assert (sample.batch_size.cuda, sample.batch_size.cpu) == (64, default.batch_size.cpu)
 
 
-def test_a_recipe_must_be_a_mapping(tmp_path):
-    path = tmp_path / "list.yaml"
-    path.write_text("- 1")
-    with pytest.raises(InputError, match="mapping"):
+def test_a_recipe_replaces_fields_of_its_base(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: digits\ndata: {train: /mine}\nsample: {steps: 7}\n")
+    config, base = load_config(str(path), {"ipc": 3}), load_config("digits")
+    assert (config.recipe, config.ipc, config.sample.steps, config.data.train) == ("mine", 3, 7, "/mine")
+    assert (config.sample.subgroups, config.data.test) == (base.sample.subgroups, base.data.test)
+    assert (config.model.licence, config.data.licence) == (base.model.licence, None)  # of other images
+
+
+@pytest.mark.parametrize(("text", "expected"), [("- 1", "mapping"), ("base: nowhere", "base: 'nowhere'")])
+def test_a_recipe_is_a_mapping_and_its_base_a_named_recipe(tmp_path, text, expected):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=expected):
         load_config(str(path))
 
 

@@ -6,7 +6,6 @@ from importlib import resources
 
 import numpy as np
 import pytest
-import yaml
 from tiny import THREE
 from tiny_generator import small_dit, small_vae
 
@@ -108,8 +107,6 @@ def test_imagenet_recipes_have_the_values_of_the_paper(name):
     chosen = c.select
     assert (chosen.alpha, chosen.beta, chosen.epsilon, chosen.normalization) == (0.4, 0.9, 0.0, "none")
     assert (c.evaluate.protocol, c.data.train, c.data.test) == ("ims3", None, None)
-    written = yaml.safe_load(recipe_text(name)[1])
-    assert {"guidance_channels", "spacing"} <= set(written["sample"])
     assert "not yet measured" in recipe_text(name)[1]
 
 
