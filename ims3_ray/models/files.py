@@ -10,16 +10,16 @@ import zipfile
 from collections.abc import Generator, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
-from torch import Tensor
 
 from ims3_ray.display import describe_mismatch, first_few, one_line
 from ims3_ray.errors import InputError
 from ims3_ray.storage.hub import NAME, fetch, hub_name
+
+if TYPE_CHECKING:
+    import torch  # takes a second: checks of names and folders do without
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -127,12 +127,14 @@ def find_weights(folder: Path) -> list[Path]:
     )
 
 
-def read_tensors(paths: list[Path]) -> dict[str, Tensor]:
+def read_tensors(paths: list[Path]) -> dict[str, "torch.Tensor"]:
     """All tensors by name, on the CPU. Pickled files give plain tensors: InputError for anything more.
 
     InputError where values are not finite, too.
     """
-    tensors: dict[str, Tensor] = {}
+    from safetensors.torch import load_file
+
+    tensors: dict[str, torch.Tensor] = {}
     for path in paths:
         if path.suffix == ".safetensors":
             with _whole(path):
@@ -164,12 +166,14 @@ def _whole(path: Path) -> Generator[None, None, None]:
         raise InputError(f"{path}: is no whole safetensors file ({error}); fetch it again") from error
 
 
-def _state_dict(path: Path, device: str) -> dict[str, Tensor]:
+def _state_dict(path: Path, device: str) -> dict[str, "torch.Tensor"]:
     """The state dict in a torch file: its "ema" where it holds one, else its "model", else the file itself.
 
     Training files of the original DiT also hold their command line, an argparse.Namespace: the one class let
     through.
     """
+    import torch
+
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             held = torch.load(path, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -187,7 +191,7 @@ def _state_dict(path: Path, device: str) -> dict[str, Tensor]:
             held = held[key]
             break
     if not isinstance(held, dict) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in held.items()
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in held.items()
     ):
         raise InputError(f"{path}: must hold tensors by name, by themselves or under 'ema' or 'model'")
     return held
@@ -199,8 +203,10 @@ def check_shapes(found: Shapes, expected: Shapes, source: Path, what: str) -> No
         raise InputError(f"{source}: is not {what} ({problems})")
 
 
-def check_finite(tensors: Mapping[str, Tensor], source: str | Path) -> None:
+def check_finite(tensors: Mapping[str, "torch.Tensor"], source: str | Path) -> None:
     """InputError, with the tensors' names, where weights are not finite."""
+    import torch
+
     sums = {name: float(value.sum(dtype=torch.float32)) for name, value in tensors.items()}
     if odd := [name for name, total in sums.items() if not math.isfinite(total)]:  # a look at each is slow
         raise InputError(
@@ -209,5 +215,5 @@ def check_finite(tensors: Mapping[str, Tensor], source: str | Path) -> None:
         )
 
 
-def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
+def shapes_of(tensors: Mapping[str, "torch.Tensor"]) -> Shapes:
     return {name: tuple(value.shape) for name, value in tensors.items()}
