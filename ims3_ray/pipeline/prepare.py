@@ -76,15 +76,15 @@ def prepare(config: Config, machine: Machine) -> Context:
 
 def _on_machine(contexts: Sequence[Context], machine: Machine) -> list[Context]:
     """The contexts with the numerics that the devices of `machine` support; its nodes must be up."""
-    support = functools.cache(lambda numerics: _supported(numerics, machine))
+    support = functools.cache(lambda numerics: _supported_numerics(numerics, machine))
     placed: list[Context] = []
     for context in contexts:
-        numerics, notes = support(_wanted(context.config, machine))
+        numerics, notes = support(_recipe_numerics(context.config, machine))
         placed.append(replace(context, machine=machine, numerics=numerics, notes=(*notes, *context.notes)))
     return placed
 
 
-def _wanted(config: Config, machine: Machine) -> Numerics:
+def _recipe_numerics(config: Config, machine: Machine) -> Numerics:
     device, model = machine.device, config.model
     is_gpu = device == "cuda"
     return Numerics(
@@ -98,20 +98,21 @@ def prepare_all(configs: Iterable[Config], machine: Machine) -> list[Context]:
     They depend on the machine's device kind, and on its number of devices if finetune.batch_size=auto.
     """
     contexts_of: dict[str, Context] = {}
-    contexts, pin_once = [], functools.cache(pin_revision)
+    contexts: list[Context] = []
+    pin_once = functools.cache(pin_revision)
     for config in configs:
-        config, note = _scaled(pinned(config, pin_once), machine)
+        config, note = _resolve_batch_size(pinned(config, pin_once), machine)
         sections = [section.model_dump(mode="json") for section in (config.data, config.model, config.embed)]
         key = fingerprint([sections, config.seed, config.evaluate.protocol, config.evaluate.teacher])
         if key not in contexts_of:
             contexts_of[key] = _open(config, machine)
-        notes = (*contexts_of[key].notes, *note)
-        contexts.append(replace(contexts_of[key], config=config, notes=notes))
+        context = contexts_of[key]
+        contexts.append(replace(context, config=config, notes=(*context.notes, *note)))
         check_numbers(contexts[-1])
     return contexts
 
 
-def _scaled(config: Config, machine: Machine) -> tuple[Config, list[str]]:
+def _resolve_batch_size(config: Config, machine: Machine) -> tuple[Config, list[str]]:
     """The config with finetune.batch_size=auto resolved, and a note with the resolved fields."""
     if config.finetune.batch_size != "auto":
         return config, []
@@ -163,7 +164,9 @@ def _open(config: Config, machine: Machine) -> Context:
         inputs["scored"] = images[protocol(config.evaluate.protocol).split].fingerprint
     warnings = [*skipped_warnings(images), *check_splits(images, config.data.max_overlap_fraction)]
     notes = tuple(f"warning: {line}" for line in warnings)
-    return Context(config, storage, machine, images, info, labels, _wanted(config, machine), inputs, notes)
+    return Context(
+        config, storage, machine, images, info, labels, _recipe_numerics(config, machine), inputs, notes
+    )
 
 
 def _generator_options(model: Model) -> dict[str, Any]:
@@ -176,23 +179,17 @@ def content_of(network: str, storage: Directory) -> str:
     return content_hash(source, storage) if isinstance(source, Path) else source
 
 
-def _supported(wanted: Numerics, machine: Machine) -> tuple[Numerics, list[str]]:
+def _supported_numerics(wanted: Numerics, machine: Machine) -> tuple[Numerics, list[str]]:
     """The numerics that the workers' device supports, and a note for each setting that it does not."""
     if wanted == Numerics():
         return wanted, []
     if not ray.is_initialized():  # a dry run: assume that the cluster supports the same as this machine
-        return (
-            supported_numerics(wanted)
-            if machine.device == "cpu" or torch.cuda.is_available()
-            else (wanted, [])
-        )
-    if machine.device == "cuda" and not ray.cluster_resources().get(
-        "GPU"
-    ):  # GPUs of an autoscaling cluster are not up yet
+        is_here = machine.device == "cpu" or torch.cuda.is_available()
+        return supported_numerics(wanted) if is_here else (wanted, [])
+    if machine.device == "cuda" and not ray.cluster_resources().get("GPU"):  # the cluster is still scaling up
         return wanted, []
-    return ray.get(
-        ray.remote(**machine.actor_resources, **DEFAULT_PLACEMENT)(supported_numerics).remote(wanted)
-    )
+    check = ray.remote(**machine.actor_resources, **DEFAULT_PLACEMENT)(supported_numerics)
+    return ray.get(check.remote(wanted))
 
 
 def open_splits(places: Mapping[str, str], data: Data, seed: int, storage: Directory) -> dict[str, ImageSet]:
