@@ -43,8 +43,16 @@ def tuned_dit(values, **changes):
     return dit.requires_grad_(False)
 
 
-def convert(*words):
-    return main(["convert", *map(str, words)])
+@pytest.fixture
+def convert(tmp_path, capsys):
+    """convert(checkpoint, *options, out="out", code=0) → the folder and all output."""
+
+    def convert(checkpoint, *options, out="out", code=0):
+        words = ["--checkpoint", checkpoint, *options, "--out", tmp_path / out]
+        assert main(["convert", *map(str, words)]) == code
+        return tmp_path / out, "".join(capsys.readouterr())
+
+    return convert
 
 
 def plain(path):
@@ -84,146 +92,120 @@ def stated_difference(printed):
     return float(printed.split("differ from ours by ")[1].split()[0])
 
 
-def test_an_original_file_samples_the_same_images_in_diffusers(tmp_path, folder, original, capsys):
-    out = tmp_path / "out"
-    assert convert("--checkpoint", original, "--vae", folder / "vae", "--heads", 4, "--out", out) == 0
+def test_an_original_file_samples_the_same_images_in_diffusers(convert, folder, original):
+    out, printed = convert(original, "--vae", folder / "vae", "--heads", 4)
     images = sampled_by_diffusers(out, [3, 7])
     assert images.shape == (2, 3, 16, 16)
     assert images.std() > 0.01
-    as_diffusers = load_transformer(out, frequency_shift=1.0)
-    torch.testing.assert_close(images, sampled_by_us(as_diffusers, out, [3, 7]), atol=1e-4, rtol=0)
-    assert "10 classes" in capsys.readouterr().out
-
-
-def test_a_folder_with_an_adapter_samples_the_same_images_in_diffusers(tmp_path, folder, capsys):
-    values, out = small_adapter(tmp_path / "adapter"), tmp_path / "out"
-    assert convert("--checkpoint", folder, "--adapter", tmp_path / "adapter", "--out", out) == 0
-    images = sampled_by_diffusers(out, [3, 7])
-    torch.testing.assert_close(
-        images, sampled_by_us(tuned_dit(values["ema"]), out, [3, 7]), atol=1e-4, rtol=0
-    )
-    assert (
-        images - sampled_by_us(load_transformer(folder), folder, [3, 7])
-    ).abs().max() > 0.01  # the adapter has an effect
-    shown = capsys.readouterr().out
-    assert "ema values of the adapter merged" in shown
-    ast.parse(next_commands(shown)["look"][2])
+    dit = load_transformer(out, frequency_shift=1.0)
+    torch.testing.assert_close(images, sampled_by_us(dit, out, [3, 7]), atol=1e-4, rtol=0)
+    assert "10 classes" in printed
 
 
 @pytest.mark.parametrize("weights", ["ema", "last"])
-def test_the_requested_values_of_the_adapter_are_merged(tmp_path, folder, weights):
+def test_a_folder_with_an_adapter_samples_the_same_images_in_diffusers(convert, tmp_path, folder, weights):
     values = small_adapter(tmp_path / "adapter")
-    words = ("--checkpoint", folder, "--adapter", tmp_path / "adapter", "--weights", weights)
-    assert convert(*words, "--out", tmp_path / "out") == 0
-    ours = tuned_dit(values[weights])(*inputs())
-    torch.testing.assert_close(output_in_diffusers(tmp_path / "out"), ours, atol=1e-5, rtol=1e-5)
+    out, printed = convert(folder, "--adapter", tmp_path / "adapter", "--weights", weights)
+    images, dit = sampled_by_diffusers(out, [3, 7]), tuned_dit(values[weights])
+    torch.testing.assert_close(images, sampled_by_us(dit, out, [3, 7]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(output_in_diffusers(out), dit(*inputs()), atol=1e-5, rtol=1e-5)
+    assert (images - sampled_by_us(load_transformer(folder), folder, [3, 7])).abs().max() > 0.01
+    assert f"{weights} values of the adapter merged" in printed
+    ast.parse(next_commands(printed)["look"][2])
 
 
-def test_the_outputs_of_a_diffusers_checkpoint_differ_only_by_round_off(tmp_path, folder, capsys):
-    assert convert("--checkpoint", folder, "--out", tmp_path / "out") == 0
-    printed = capsys.readouterr().out
+def test_the_outputs_of_a_diffusers_checkpoint_differ_only_by_round_off(convert, folder):
+    _, printed = convert(folder)
     assert stated_difference(printed) < 1e-5
     assert "fp32 round-off" in printed
     assert "frequency shift" not in printed
 
 
 def test_the_outputs_of_an_original_checkpoint_differ_by_the_frequency_shift(
-    tmp_path, folder, original, capsys
+    convert, tmp_path, folder, original
 ):
     # the second time from the converted folder
-    for checkpoint, out in ((original, tmp_path / "one"), (tmp_path / "one", tmp_path / "two")):
-        assert convert("--checkpoint", checkpoint, "--vae", folder, "--heads", 4, "--out", out) == 0
-        printed = capsys.readouterr().out
+    for checkpoint, name in ((original, "one"), (tmp_path / "one", "two")):
+        out, printed = convert(checkpoint, "--vae", folder, "--heads", 4, out=name)
         with torch.no_grad():
             theirs, ours = output_in_diffusers(out), load_transformer(original, heads=4)(*inputs())
-        # on other inputs than the command's
-        measured = float((theirs - ours).norm() / ours.norm())
+        measured = float((theirs - ours).norm() / ours.norm())  # on other inputs than the command's
         assert 1e-3 < measured < 0.5
         assert measured / 3 < stated_difference(printed) < measured * 3
         assert "frequency shift" in printed
         assert float(printed.split("timestep frequencies ")[1].split(":")[0]) < 1e-5
 
 
-def test_a_padded_folder_loads_without_its_padding(tmp_path, folder):
-    assert convert("--checkpoint", folder, "--out", tmp_path / "out") == 0
-    table = load_file(tmp_path / "out" / "transformer" / WEIGHTS)
+def test_a_padded_folder_loads_without_its_padding(convert, tmp_path, folder):
+    out, _ = convert(folder)
+    table = load_file(out / "transformer" / WEIGHTS)
     assert table["transformer_blocks.0.norm1.emb.class_embedder.embedding_table.weight"].shape[0] == 1001
-    plain(tmp_path / "out").save_pretrained(tmp_path / "again")  # diffusers keeps the extra fields
-    for path in (tmp_path / "out", tmp_path / "again", tmp_path / "again" / "transformer"):
+    plain(out).save_pretrained(tmp_path / "again")  # diffusers keeps the extra fields
+    for path in (out, tmp_path / "again", tmp_path / "again" / "transformer"):
         dit = load_transformer(path)
         assert (dit.config.num_classes, dit.null_label) == (10, 10)
-        assert all(
-            torch.equal(value, dit.state_dict()[name]) for name, value in small_dit().state_dict().items()
-        )
-    assert inspect_generator(tmp_path / "out").id2label == NAMES
+        expected = small_dit().state_dict()
+        assert all(torch.equal(value, dit.state_dict()[name]) for name, value in expected.items())
+    assert inspect_generator(out).id2label == NAMES
 
 
-def test_class_names_are_the_checkpoints_the_runs_or_imagenets(tmp_path, folder):
-    assert convert("--checkpoint", folder, "--out", tmp_path / "named") == 0
-    assert plain(tmp_path / "named").get_label_ids(["class 3"]) == [3]
+def test_class_names_are_the_checkpoints_the_runs_or_imagenets(convert, tmp_path, folder):
+    assert plain(convert(folder)[0]).get_label_ids(["class 3"]) == [3]
     values = small_adapter(tmp_path / "adapter", own_classes=["blue", "red"], num_classes=2)
-    assert convert("--checkpoint", folder, "--adapter", tmp_path / "adapter", "--out", tmp_path / "own") == 0
-    assert plain(tmp_path / "own").get_label_ids(["red"]) == [1]
-    table = load_transformer(tmp_path / "own").y_embedder.embedding_table.weight
+    out, _ = convert(folder, "--adapter", tmp_path / "adapter", out="own")
+    assert plain(out).get_label_ids(["red"]) == [1]
+    table = load_transformer(out).y_embedder.embedding_table.weight
     assert torch.equal(table, values["ema"]["y_embedder.embedding_table.weight"])
     file = original_file(tmp_path / "imagenet.pt", small_dit(num_classes=1000, frequency_shift=0.0))
-    assert convert("--checkpoint", file, "--vae", folder, "--heads", 4, "--out", tmp_path / "imagenet") == 0
-    assert plain(tmp_path / "imagenet").get_label_ids(["white shark", "umbrella"]) == [2, 879]
-    assert inspect_generator(tmp_path / "imagenet").num_classes == 1000
+    out, _ = convert(file, "--vae", folder, "--heads", 4, out="imagenet")
+    assert plain(out).get_label_ids(["white shark", "umbrella"]) == [2, 879]
+    assert inspect_generator(out).num_classes == 1000
 
 
-def test_more_classes_than_the_pipelines_null_label_allow_no_guidance(tmp_path, folder, capsys):
+def test_more_classes_than_the_pipelines_null_label_allow_no_guidance(convert, tmp_path):
     save_pipeline(small_dit(num_classes=1200), small_vae(), tmp_path / "many")
-    assert convert("--checkpoint", tmp_path / "many", "--out", tmp_path / "out") == 0
-    assert "guidance_scale=1" in capsys.readouterr().out
-    assert load_transformer(tmp_path / "out").config.num_classes == 1200
-    images = plain(tmp_path / "out")(
-        [1100], guidance_scale=1.0, num_inference_steps=2, output_type="np"
-    ).images
+    out, printed = convert(tmp_path / "many")
+    assert "guidance_scale=1" in printed
+    assert load_transformer(out).config.num_classes == 1200
+    images = plain(out)([1100], guidance_scale=1.0, num_inference_steps=2, output_type="np").images
     assert images.shape == (1, 16, 16, 3)
 
 
-def test_half_precision_is_stored_and_weights_beyond_its_range_are_refused(tmp_path, folder, capsys):
-    assert convert("--checkpoint", folder, "--out", tmp_path / "half", "--dtype", "fp16") == 0
-    assert {value.dtype for value in load_file(tmp_path / "half" / "transformer" / WEIGHTS).values()} == {
-        torch.float16
-    }
-    printed = capsys.readouterr().out
+def test_half_precision_is_stored_and_weights_beyond_its_range_are_refused(convert, tmp_path, folder):
+    out, printed = convert(folder, "--dtype", "fp16")
+    assert {value.dtype for value in load_file(out / "transformer" / WEIGHTS).values()} == {torch.float16}
     assert 1e-5 < stated_difference(printed) < 1e-2
     assert "fp16 round-off" in printed
     large = small_dit()
     large.blocks[0].attn.proj.bias.data.fill_(1e6)  # beyond fp16
     save_pipeline(large, small_vae(), tmp_path / "large")
     before = sorted(tmp_path.iterdir())
-    assert convert("--checkpoint", tmp_path / "large", "--out", tmp_path / "out", "--dtype", "fp16") == 2
-    assert "dtype" in capsys.readouterr().err
+    assert "dtype" in convert(tmp_path / "large", "--dtype", "fp16", out="other", code=2)[1]
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_failed_conversion_leaves_no_files(tmp_path, folder, monkeypatch, capsys):
+def test_a_failed_conversion_leaves_no_files(convert, tmp_path, folder, monkeypatch):
     before = sorted(tmp_path.iterdir())
     monkeypatch.setattr("ims3_ray.models.convert._relative", lambda theirs, ours: 0.5)
-    assert convert("--checkpoint", folder, "--out", tmp_path / "out") == 1
-    assert "more than fp32 rounds" in capsys.readouterr().err
+    convert(folder, code=1)
     assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.mark.slow
-def test_the_job_converts_the_bundled_model(tmp_path):
-    job = [sys.executable, ROOT / "jobs/convert.py", "--checkpoint", "package://digits"]
-    done = subprocess.run([*job, "--out", tmp_path / "out"], capture_output=True, text=True, timeout=300)
+def test_the_script_converts_the_bundled_model(tmp_path):
+    out = tmp_path / "out"
+    script = [sys.executable, ROOT / "jobs/convert.py", "--checkpoint", "package://digits", "--out", out]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "round-off" in done.stdout
-    assert str(tmp_path / "out") in done.stdout
-    assert json.loads((tmp_path / "out" / "model_index.json").read_text())["id2label"]["9"] == "9"
-    assert sampled_by_diffusers(tmp_path / "out", [9]).shape == (1, 3, 32, 32)
+    assert json.loads((out / "model_index.json").read_text())["id2label"]["9"] == "9"
+    assert sampled_by_diffusers(out, [9]).shape == (1, 3, 32, 32)
 
 
-def test_an_adapter_keeps_the_frequency_shift_of_its_training(tmp_path, folder, capsys):
+def test_an_adapter_keeps_the_frequency_shift_of_its_training(convert, tmp_path, folder):
     values = small_adapter(tmp_path / "adapter", frequency_shift=0)
-    assert convert("--checkpoint", folder, "--adapter", tmp_path / "adapter", "--out", tmp_path / "out") == 0
-    assert "frequency shift" in capsys.readouterr().out
-    ours, expected = load_transformer(tmp_path / "out"), tuned_dit(values["ema"], frequency_shift=0.0)
+    out, printed = convert(folder, "--adapter", tmp_path / "adapter")
+    assert "frequency shift" in printed
+    ours, expected = load_transformer(out), tuned_dit(values["ema"], frequency_shift=0.0)
     torch.testing.assert_close(ours(*inputs()), expected(*inputs()), atol=1e-5, rtol=1e-5)
 
 
