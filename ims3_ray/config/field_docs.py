@@ -96,7 +96,8 @@ def _kind(spec: Schema) -> str:
     if spec.get("type") == "null":
         return "null"
     bounds = ", ".join(f"{sign} {spec[key]}" for key, sign in BOUNDS if key in spec)
-    return f"{KINDS.get(spec.get('type', ''), spec.get('const', 'fields'))} {bounds}".strip()
+    kind = spec.get("const") or KINDS.get(spec.get("type", ""), "fields")
+    return f"{kind} {bounds}".strip()
 
 
 def _yaml(value: object) -> str:

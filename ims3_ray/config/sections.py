@@ -63,7 +63,7 @@ class InversionMatching(Section):
     grad_ratio: Weight | None = None
     """Sets λ_IM by the ratio of gradient norms, matching to diffusion. Replaces weight."""
     target: Literal["trajectory", "one_step"] = "trajectory"
-    """Target of matching: the stored inversion (paper), or one step, all pairs of a batch (their code)."""
+    """Target of matching: the stored inversion (paper), or one step, all pairs of a batch (published)."""
     metric: Literal["cosine", "l1", "l2"] = "cosine"
     """Distance to the target. l1 and l2 need target=trajectory."""
     minimax: Literal["image", "class"] | None = None
@@ -158,7 +158,7 @@ class Sample(Section):
     start_level: int = Field(default=400, ge=1, le=999)
     """Timestep at which inverted images start, rounded to the nearest step of invert."""
     start_images: Count | None = None
-    """Inverted images per class: k-means medoids, dealt out in turn. null: pool_ipc, so every subgroup's."""
+    """Inverted images per class: k-means medoids, in turn. null: pool_ipc, the same for every subgroup."""
     start_noise: Share | None = None
     """Share of fresh noise in the variance of an initial latent. null: 1 − variance of the inversions."""
     sampler: Literal["ancestral", "ddim", "dpm"] = "ancestral"
@@ -176,9 +176,9 @@ class Sample(Section):
     guidance: Literal["none", "modes", "transport", "anchors"] = "none"
     """Guidance to medoids of real latents: one per image, an optimal plan per set, or the decoded medoids."""
     anchor_strength: Weight = 0.1
-    """Strength of that guidance, in standard deviations per step."""
+    """Strength of sample.guidance, in standard deviations per step."""
     anchor_interval: Interval = (500, 999)
-    """First and last timestep of that guidance."""
+    """First and last timestep of sample.guidance."""
     batch_size: BatchSize = BatchSize(cpu=25, cuda=256)
     """Images per forward pass."""
 
