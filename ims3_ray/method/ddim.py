@@ -19,8 +19,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .schedule import refine_grid
-
 Latents = Float[Tensor, "B C H W"]
 Labels = Int[Tensor, " B"]
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # timesteps (B,)
@@ -79,20 +77,18 @@ def invert(
     labels: Labels,
     grid: Int[Tensor, " levels"],
     abar: Float[Tensor, " T"],
-    substeps: int = 1,
 ) -> Float[Tensor, "B S C H W"]:
     """The inversion trajectory z^inv at s_1 … s_S of clean latents (Eq. 1–3): DDIM backwards, no guidance.
 
     z_{s_0} = z0 is taken as clean (ᾱ = 1) and the model asked there at t = 0; from then on ᾱ is the level's
-    own. Each step of the grid is done in `substeps`, as far as there are timesteps between its ends.
+    own.
     """
-    z, trajectory, kept = z0, [], set(grid.tolist())
+    z, trajectory = z0, []
     levels, abar_from = abar.to(torch.float32), torch.ones(1, device=z0.device)
-    for s_from, s_to in itertools.pairwise(refine_grid(grid, substeps).tolist()):
+    for s_from, s_to in itertools.pairwise(grid.tolist()):
         eps, abar_to = noise_of(predict(z, s_from, labels), z.shape[1]), levels[s_to]
         z = ddim_step(z, eps, abar_from=abar_from, abar_to=abar_to)
-        if s_to in kept:
-            trajectory.append(z)
+        trajectory.append(z)
         abar_from = abar_to
     return torch.stack(trajectory, dim=1)
 

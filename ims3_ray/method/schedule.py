@@ -35,16 +35,6 @@ def inversion_grid(points: int, num_timesteps: int = NUM_TRAIN_TIMESTEPS) -> Int
     return torch.from_numpy(np.linspace(0, num_timesteps - 1, points + 1).round().astype(np.int64))
 
 
-def refine_grid(grid: Int[Tensor, " levels"], substeps: int) -> Int[Tensor, " fine"]:
-    """The grid with `substeps` steps in place of each of its own: evenly spaced, rounded, none twice.
-
-    The grid's points are among its own.
-    """
-    ends = itertools.pairwise(grid.tolist())
-    inner = [np.linspace(start, stop, substeps + 1).round().astype(np.int64) for start, stop in ends]
-    return torch.from_numpy(np.unique(np.concatenate(inner)))
-
-
 def grid_index_below(timesteps: Int[Tensor, " B"], grid: Int[Tensor, " levels"]) -> Int[Tensor, " B"]:
     """For every t the k of the largest grid point s_k < t; 0 (no matching term) where only s_0 lies below."""
     return torch.searchsorted(grid, timesteps, right=False) - 1

@@ -45,18 +45,6 @@ def gaussian_model(deviation):
     return predict
 
 
-def test_substeps_follow_the_models_trajectory_and_keep_the_grids_points():
-    """With 100 times the steps from point to point it is the inversion over a grid so much finer."""
-    z0, labels, grid = draw(3, 4, 2, 2), torch.zeros(3, dtype=torch.int64), inversion_grid(10)
-    coarse, fine, exact = (
-        ddim.invert(gaussian_model(0.5), z0, labels, grid, ABAR, substeps) for substeps in (1, 5, 100)
-    )
-    assert coarse.shape == fine.shape == exact.shape == (3, 10, 4, 2, 2)
-    whole = ddim.invert(gaussian_model(0.5), z0, labels, inversion_grid(999), ABAR)
-    torch.testing.assert_close(exact, whole[:, grid[1:] - 1])
-    assert (fine - exact).norm() < 0.5 * (coarse - exact).norm()
-
-
 def test_inverting_gaussian_data_matches_the_closed_form():
     """For normal data the probability flow scales: z_t = z_0 · √(ᾱ + (1 − ᾱ)/s²), s the data's deviation."""
     z0, deviation = draw(3, 4, 2, 2).double() * 0.5, 0.5
