@@ -182,7 +182,7 @@ class TrainingStep:
         self.trainer = local_trainer(arguments, numbers, device)
 
     def __call__(self) -> object:
-        return self.trainer.advance()
+        return self.trainer.train_step()
 
     def checkpoint(self) -> object:
         """The state that a run resumes from."""

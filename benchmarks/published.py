@@ -18,10 +18,11 @@ from ims3_ray.method import difffit, losses
 from ims3_ray.method.ddim import (
     abar_at,
     add_noise,
+    ancestral_stepper,
     broadcast_timestep,
     invert,
     noise_of,
-    sample_ancestral,
+    sample,
     with_guidance,
 )
 from ims3_ray.method.schedule import NUM_TRAIN_TIMESTEPS, alphas_bar, inversion_grid, space_timesteps
@@ -117,7 +118,8 @@ class Sampling(Published):
             return torch.randn(shape, device=self._device)
 
         labels = torch.full((self.images,), self._context.model_labels[0], device=self._device)
-        z = sample_ancestral(self._predict, fresh(), labels, space_timesteps(STEPS), self._abar, fresh)
+        timesteps = space_timesteps(STEPS)
+        z = sample(ancestral_stepper(timesteps, fresh), self._predict, fresh(), labels, timesteps, self._abar)
         return [encode_png(pixels) for pixels in to_pixels(self._decoder.decode(z)).cpu().numpy()]
 
 

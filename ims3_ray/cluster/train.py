@@ -147,7 +147,7 @@ def _loop(config: dict[str, Any]) -> list[Metrics]:
             trainer.load_state_dict(torch.load(f"{folder}/{STATE}", map_location="cpu", weights_only=True))
     while trainer.step < optimisation.steps:
         with explain_out_of_memory(training.batch_field, optimisation.batch_size):
-            metrics = trainer.advance()
+            metrics = trainer.train_step()
         if not trainer.is_finite(metrics):
             raise _diverged(training, trainer.step)
         if trainer.rank == 0 and (metrics or trainer.step % REPORT_EVERY == 0):
@@ -155,7 +155,7 @@ def _loop(config: dict[str, Any]) -> list[Metrics]:
         if trainer.step % optimisation.checkpoint_every == 0 or trainer.step == optimisation.steps:
             _save_checkpoint(trainer)
     if trainer.rank == 0:
-        task.save(trainer.values(), trainer.averages(), training.out)
+        task.save(trainer.values(), trainer.ema_values(), training.out)
     task.close()
     return trainer.history
 

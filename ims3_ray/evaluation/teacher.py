@@ -17,7 +17,7 @@ from torch.nn import functional
 from ims3_ray.data.classes import imagenet_labels
 from ims3_ray.errors import InputError
 from ims3_ray.models.device import to_device
-from ims3_ray.models.extractor import Colour, load_classifier, load_timm
+from ims3_ray.models.extractor import RGB, load_classifier, load_timm
 from ims3_ray.models.timm_networks import is_timm
 from ims3_ray.storage.artifacts import Directory
 
@@ -100,8 +100,8 @@ class _Shown(NamedTuple):
     """What a network sees: pixels a side, and what those in [0, 1] are normalised by."""
 
     image_size: int
-    mean: Colour
-    deviation: Colour
+    mean: RGB
+    deviation: RGB
     channels: int = 3
 
 

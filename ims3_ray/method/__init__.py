@@ -1,1 +1,3 @@
-"""The paper in plain torch, numpy and faiss: no Ray, files, configuration, logging or global random state."""
+"""The paper's mathematics in plain torch, numpy and faiss: no Ray, files, configuration or global random
+state.
+"""

@@ -1,8 +1,7 @@
-"""Real images that stand for their class: the baselines that a synthetic set is held against.
+"""Coresets: the real-image baselines that a synthetic set is compared with.
 
-Notation: X (N, D) features of the real images of one class, μ their mean. Every function gives distinct rows
-of X (count,) int64, in the order in which they were chosen; among equals the first row is taken. Distances
-are Euclidean.
+Notation: X (N, D) features of the real images of one class, μ their mean. Every function returns `count`
+distinct rows of X, int64, in the order of their selection. Ties go to the first row. Distances are Euclidean.
 """
 
 import warnings
@@ -18,14 +17,14 @@ from .seeding import key_seed
 
 Features = Float[np.ndarray, "n d"]
 Rows = Int[np.ndarray, " count"]
-SWAP_TOLERANCE = 1e-12  # of the largest distance: less is round-off, and two swaps could take turns for ever
-RESTARTS = 10  # of k-means, each from centres of its own; the one with the least sum of squares is kept
+SWAP_TOLERANCE = 1e-12  # relative to the largest distance; smaller gains are round-off and could cycle
+RESTARTS = 10  # of k-means; the one with the least sum of squares wins
 
 
 def herding(x: Features, count: int) -> Rows:
-    """x_t = argmin ‖μ − (x_1 + … + x_{t−1} + x)/t‖: images whose mean stays near to the class's.
+    """Select images whose mean stays near the class mean: x_t = argmin ‖μ − (x_1 + … + x_{t−1} + x)/t‖.
 
-    Welling 2009, without replacement, as Rebuffi et al. 2017, eq. 4.
+    Welling 2009, without replacement as in Rebuffi et al. 2017, eq. 4.
     """
     _check(x, count)
     x = x.astype(np.float64)
@@ -40,15 +39,15 @@ def herding(x: Features, count: int) -> Rows:
 
 
 def k_center(x: Features, count: int) -> Rows:
-    """Each the image farthest from those chosen, the first nearest to μ: small balls hold all of X.
+    """Select the image nearest to μ, then repeatedly the image farthest from the selected ones.
 
-    Gonzalez 1985, at most twice the smallest radius; Sener & Savarese 2018, algorithm 1.
+    The covering radius is at most twice the smallest possible (Gonzalez 1985; Sener & Savarese 2018, alg. 1).
     """
     _check(x, count)
     x = x.astype(np.float64)
     rows = [int(((x - x.mean(axis=0)) ** 2).sum(axis=1).argmin())]
     nearest = ((x - x[rows[0]]) ** 2).sum(axis=1)
-    nearest[rows[0]] = -1.0  # below a duplicate's 0: taken only once
+    nearest[rows[0]] = -1.0  # below a duplicate's 0: each row is selected once
     while len(rows) < count:
         rows.append(int(nearest.argmax()))
         nearest = np.minimum(nearest, ((x - x[rows[-1]]) ** 2).sum(axis=1))
@@ -57,18 +56,21 @@ def k_center(x: Features, count: int) -> Rows:
 
 
 def medoids(x: Features, count: int, *key: int | str) -> Rows:
-    """The image nearest to each of `count` k-means centroids, the largest cluster's first.
+    """Select the image nearest to each of `count` k-means centroids, largest cluster first.
 
-    Lloyd's algorithm from k-means++ centres (Arthur & Vassilvitskii 2007) drawn for `key`, RESTARTS times. A
-    centroid whose nearest image is taken gets the nearest free one. On one thread, whose sums have one order.
+    Lloyd's algorithm with RESTARTS k-means++ starts (Arthur & Vassilvitskii 2007), seeded by `key`. If a
+    centroid's nearest image is taken, the nearest free image is selected. One thread keeps the order of sums
+    fixed.
     """
-    from sklearn.cluster import KMeans  # as long to import as torch, in every worker that draws images
+    from sklearn.cluster import KMeans  # slow import, needed here only
     from sklearn.exceptions import ConvergenceWarning
 
     _check(x, count)
     x = x.astype(np.float64)
     with threadpool_limits(limits=1), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # of duplicates: the nearest free images fill up
+        warnings.simplefilter(
+            "ignore", ConvergenceWarning
+        )  # duplicates leave clusters empty; the nearest free images are selected
         seed = key_seed("medoids", *key) % 2**32
         clusters = KMeans(count, n_init=RESTARTS, random_state=seed).fit(x)  # pyright: ignore[reportArgumentType]: n_init
     sizes = np.bincount(np.asarray(clusters.labels_), minlength=count)
@@ -81,10 +83,10 @@ def medoids(x: Features, count: int, *key: int | str) -> Rows:
 
 
 def k_medoids(x: Features, count: int) -> Rows:
-    """The images with the least mean distance of all to the nearest of them, as far as swaps find them.
+    """Select the images that minimise the mean distance of all images to the nearest selected one.
 
-    PAM (Kaufman & Rousseeuw 1990): greedily built, then the best swap of a chosen and a free image while one
-    helps.
+    PAM (Kaufman & Rousseeuw 1990): greedy build, then the best swap of a selected and a free image, repeated
+    until no swap helps. A local optimum.
     """
     _check(x, count)
     d = cdist(x.astype(np.float64), x.astype(np.float64))
@@ -107,28 +109,29 @@ def k_medoids(x: Features, count: int) -> Rows:
 
 
 def greedy_coverage(x: Features, count: int, k: int = 5) -> Rows:
-    """Each the image that lies in most balls of `coverage` that hold none of those chosen; then any, by row.
+    """Select each time the image that lies in the most balls of `coverage` without a selected image.
 
-    Its coverage is at least 1 − 1/e of what any `count` real images reach (Nemhauser et al. 1978).
+    When all balls are covered, the rest are taken by row. The coverage is at least 1 − 1/e of the best that
+    `count` real images reach (Nemhauser et al. 1978).
     """
     _check(x, count)
     return greedy_cover(inside_balls(x, x, k), count)
 
 
 def greedy_cover(covers: Bool[np.ndarray, "n m"], count: int) -> Rows:
-    """Columns of `covers`, each with the most rows that none before it has; distinct, first among equals."""
+    """Select distinct columns of `covers`, each with the most uncovered rows; ties go to the first."""
     gains, free = covers.sum(axis=0), np.ones(covers.shape[1], bool)
-    left = np.ones(len(covers), bool)
+    uncovered = np.ones(len(covers), bool)
     rows = []
     for _ in range(count):
         rows.append(int(np.where(free, gains, -1).argmax()))
         free[rows[-1]] = False
-        new = left & covers[:, rows[-1]]
+        new = uncovered & covers[:, rows[-1]]
         gains = gains - covers[new].sum(axis=0)
-        left &= ~new
+        uncovered &= ~new
     return np.array(rows)
 
 
 def _check(x: Features, count: int) -> None:
     if not 1 <= count <= len(x):
-        raise ValueError(f"count: {count} of {len(x)} images; choose 1 to {len(x)}")
+        raise ValueError(f"count: must be 1 to {len(x)}, the number of images, not {count}")

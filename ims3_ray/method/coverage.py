@@ -1,21 +1,19 @@
-"""How well a synthetic set covers a real one, in feature space, class by class.
+"""Coverage of a real set by a synthetic one, in feature space, per class.
 
 Notation (Naeem et al. 2020, Kynkäänniemi et al. 2019):
 | here | meaning |
 |---|---|
 | x, X (N, D) | features of the real images of a class |
 | y, Y (M, D) | features of its synthetic images |
-| NND_k(x) | distance from x to its k-th nearest neighbour among the other real images of its class |
-| ball of x | all points within NND_k(x) of x, its surface included |
+| NND_k(x) | distance from x to its k-th nearest neighbour among the other real images of the class |
+| ball of x | all points within NND_k(x) of x, surface included |
 
-Distances are Euclidean, summed term by term in float32 (faiss, exact), not through ‖x‖² + ‖y‖² − 2xy: so a
-copy is at distance 0, and an image's k-th neighbour lies on the surface of its ball, never outside by
-rounding.
+Distances are Euclidean, exact, and summed term by term in float32 (faiss) instead of ‖x‖² + ‖y‖² − 2xy. So a
+copy is at distance 0, and rounding never moves the k-th neighbour out of the ball.
 """
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 
 import faiss
@@ -24,47 +22,13 @@ from jaxtyping import Bool, Float, Float32, Int
 
 Features = Float[np.ndarray, "_ d"]
 Values = dict[str, float | list[float] | None]
-LOW_DENSITY_SHARE = 0.2  # the fifth of the real images with the largest NND_k
+LOW_DENSITY_SHARE = 0.2  # of the real images: those with the largest NND_k
 DECILES = 10
 COPY_PERCENTILE = 1.0
 
 
-@dataclass(frozen=True)
-class ClassCoverage:
-    """Each metric by name, over the classes and per class; None where a class has too few images for it.
-
-    `deciles` is a list, the others are numbers.
-    """
-
-    mean: Values
-    per_class: dict[int, Values]
-
-
-def class_coverage(
-    real: Features,
-    real_labels: Int[np.ndarray, " n"],
-    synthetic: Features,
-    synthetic_labels: Int[np.ndarray, " m"],
-    k: int = 5,
-) -> ClassCoverage:
-    """All metrics of this module, inside each class that the real images have, and averaged over the classes.
-
-    With few synthetic images a class, read coverage beside its value for a random real subset of the same
-    size. Raises ValueError for a class with k real images or fewer, or with no synthetic image.
-    """
-    per_class = {}
-    for label in np.unique(real_labels):
-        x, y = real[real_labels == label], synthetic[synthetic_labels == label]
-        if len(x) <= k:
-            raise ValueError(f"class {label}: {len(x)} real images; k = {k} neighbours need at least {k + 1}")
-        if len(y) == 0:
-            raise ValueError(f"class {label}: no synthetic image, but {len(x)} real ones")
-        per_class[int(label)] = class_metrics(RealClass(x, k), y)
-    return ClassCoverage(class_mean(per_class), per_class)
-
-
 def class_mean(per_class: dict[int, Values]) -> Values:
-    """Each metric averaged over the classes, `deciles` one by one; None where a class has none."""
+    """Average each metric over the classes, `deciles` element-wise; None if any class has None."""
     columns = {name: [row[name] for row in per_class.values()] for name in next(iter(per_class.values()))}
     return {
         name: None if None in column else np.array(column, np.float64).mean(axis=0).tolist()
@@ -73,7 +37,7 @@ def class_mean(per_class: dict[int, Values]) -> Values:
 
 
 class RealClass:
-    """A class's real images (N, D), and what is known of them once for all sets that are compared to them."""
+    """The real images (N, D) of one class, with the quantities that every comparison reuses."""
 
     def __init__(self, x: Features, k: int):
         nearest = _nearest2(x, k)
@@ -81,22 +45,26 @@ class RealClass:
 
     @cached_property
     def spread(self) -> float:
-        """The term of KID that is of the real images alone."""
+        """KID's term of the real images."""
         return _among(_for_kid(self.x))
 
 
 def class_metrics(real: RealClass, y: Features) -> Values:
-    """Every metric of the synthetic images (M, D) of one class, M at least 1."""
+    """Compute all metrics of the synthetic images (M, D), M at least 1, of one class.
+
+    Compare coverage with that of a random real subset of the same size. A metric is None if the class has too
+    few images for it. `deciles` is a list; the other metrics are numbers.
+    """
     x, k, nnd, d = real.x, real.k, real.nnd2, _distances2(real.x, y)
     inside = d <= nnd[:, None]
-    covered_by_some = np.asarray(inside.any(axis=1))
+    covered = np.asarray(inside.any(axis=1))
     recall = None
     if len(y) > k:
         recall = float((d <= _neighbour_distances2(y, k)[None, :]).any(axis=1).mean())
     return {
-        "coverage": float(covered_by_some.mean()),
-        "low_density_coverage": float(covered_by_some[sparsest_rows(np.sqrt(nnd))].mean()),
-        "deciles": deciles(covered_by_some, nnd),
+        "coverage": float(covered.mean()),
+        "low_density_coverage": float(covered[sparsest_rows(np.sqrt(nnd))].mean()),
+        "deciles": deciles(covered, nnd),
         "density": float(inside.sum() / (k * len(y))),
         "precision": float(inside.any(axis=0).mean()),
         "recall": recall,
@@ -108,37 +76,39 @@ def class_metrics(real: RealClass, y: Features) -> Values:
 
 
 def neighbour_distances(real: Features, k: int = 5) -> Float32[np.ndarray, " n"]:
-    """NND_k of every row among the others, more than k: the larger, the sparser the region it lies in."""
+    """Return NND_k of every row; needs more than k rows. Larger values mean sparser regions."""
     return np.sqrt(_neighbour_distances2(real, k))
 
 
 def is_covered(real: Features, synthetic: Features, k: int = 5) -> Bool[np.ndarray, " n"]:
-    """Which real images have a synthetic one of their class in their ball; the share is the coverage."""
+    """Return which real images have a synthetic image in their ball; the mean is the coverage."""
     return np.asarray(inside_balls(real, synthetic, k).any(axis=1))
 
 
 def inside_balls(real: Features, points: Features, k: int = 5) -> Bool[np.ndarray, "n m"]:
-    """Which of `points` (M, D) lie in the ball of which real image (N, D)."""
+    """Return which `points` (M, D) lie in the ball of which real image (N, D)."""
     return _distances2(real, points) <= _neighbour_distances2(real, k)[:, None]
 
 
 def deciles(covered: Bool[np.ndarray, " n"], nnd: Float[np.ndarray, " n"]) -> list[float] | None:
-    """Coverage of each tenth of the real images, the densest (least NND_k) first; None below 10 images."""
+    """Return the coverage of each tenth of the real images, densest (least NND_k) first; None below 10
+    images.
+    """
     if len(nnd) < DECILES:
         return None
     return [float(covered[rows].mean()) for rows in np.array_split(np.argsort(nnd, kind="stable"), DECILES)]
 
 
 def sparsest_rows(nnd: Float[np.ndarray, " n"], share: float = LOW_DENSITY_SHARE) -> Int[np.ndarray, " s"]:
-    """Rows of the `share` of the images with the largest NND_k, at least one; ties by row."""
+    """Return the rows of the `share` of images with the largest NND_k, at least one; ties by row."""
     return np.argsort(-nnd, kind="stable")[: max(1, round(share * len(nnd)))]
 
 
 def find_copies(real: Features, others: Features) -> tuple[Int[np.ndarray, " m"], Bool[np.ndarray, " m"]]:
-    """The real image nearest to each other image, and whether that one counts as its copy.
+    """Return the row of the nearest real image for each other image, and whether it counts as a copy.
 
-    A copy is as near to a real image as the nearest percent of real images are to each other; both of one
-    class. Of fresh images from the real distribution about one percent count. Needs at least two real images.
+    Both sets are of one class. A copy is as near to a real image as the nearest percent of real images are to
+    each other, so about 1 % of fresh real images count too. Needs at least two real images.
     """
     return _copies(real, _neighbour_distances2(real, 1), others)
 
@@ -146,47 +116,49 @@ def find_copies(real: Features, others: Features) -> tuple[Int[np.ndarray, " m"]
 def _copies(
     real: Features, nearest2: Float32[np.ndarray, " n"], others: Features
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`copies`, by the squared distances (N,) of the real images to each other's nearest."""
+    """`find_copies`, given the squared distances (N,) from each real image to its nearest other."""
     threshold = np.percentile(nearest2, COPY_PERCENTILE)
     distances, rows = _search(real, others, 1)
     return rows[:, 0], distances[:, 0] <= threshold
 
 
 def nearest_distances(real: Features, synthetic: Features) -> dict[str, float]:
-    """Distance from a synthetic image to the nearest real one: the mean over the images, and the least."""
+    """Return the mean and the minimum distance from a synthetic image to its nearest real one."""
     distances = np.sqrt(_search(real, synthetic, 1)[0][:, 0])
     return {"nearest": float(distances.mean()), "least_nearest": float(distances.min())}
 
 
 def vendi(features: Features) -> float:
-    """exp(−Σ λ log λ) of the eigenvalues of K/n, K the cosine similarities: a number of distinct images.
+    """Vendi score (Friedman & Dieng 2023): exp(−Σ λ log λ), λ the eigenvalues of K/n, K the cosine
+    similarities.
 
-    Friedman & Dieng 2023. From 1 (all alike) to n (all orthogonal).
+    An effective number of distinct images: 1 (all alike) to n (all orthogonal).
     """
     x = features.astype(np.float64)
     x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-    gram = x @ x.T if len(x) <= x.shape[1] else x.T @ x  # the same eigenvalues, zeros apart
+    gram = x @ x.T if len(x) <= x.shape[1] else x.T @ x  # same nonzero eigenvalues
     eigenvalues = np.linalg.eigvalsh(gram / len(x))
     eigenvalues = eigenvalues[eigenvalues > 1e-12]
     return float(np.exp(-np.sum(eigenvalues * np.log(eigenvalues))))
 
 
 def kid(real: Features, synthetic: Features) -> float:
-    """Unbiased squared MMD with the kernel (xy/D + 1)³ (Bińkowski et al. 2018); may be below 0.
+    """Kernel inception distance: unbiased squared MMD, kernel (xy/D + 1)³ (Bińkowski et al. 2018); may be
+    negative.
 
-    Values of the features should be about 1 in size: of rows of length 1 the kernel sees hardly more than the
-    means. Needs at least two rows in each set.
+    Feature values should be about 1: for rows of length 1 the kernel hardly sees more than the means. Raises
+    ValueError if a set has fewer than two rows.
     """
     if min(len(real), len(synthetic)) < 2:
         raise ValueError(
-            f"kid: needs at least 2 real and 2 synthetic rows, not {len(real)} and {len(synthetic)}"
+            f"kid: needs at least 2 rows per set, not {len(real)} real and {len(synthetic)} synthetic"
         )
     x, y = real.astype(np.float64), synthetic.astype(np.float64)
     return _kid(x, y, _among(x))
 
 
 def _for_kid(x: Features) -> Float[np.ndarray, "_ d"]:
-    """Features of length 1 with values of about 1."""
+    """Scale unit-length features to values of about 1."""
     return (x * x.shape[1] ** 0.5).astype(np.float64)
 
 
@@ -199,14 +171,14 @@ def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _among(a: np.ndarray) -> float:
-    """Mean kernel of every two rows."""
+    """Mean kernel over all pairs of different rows."""
     values = _kernel(a, a)
     return float((values.sum() - np.trace(values)) / (len(a) * (len(a) - 1)))
 
 
 @contextmanager
 def _term_by_term() -> Generator[None, None, None]:
-    """Keep faiss from its matrix-product shortcut, which rounds a copy's distance to other than 0."""
+    """Disable faiss's matrix-product shortcut, which rounds a copy's distance away from 0."""
     before = faiss.cvar.distance_compute_blas_threshold
     faiss.cvar.distance_compute_blas_threshold = 2**31 - 1
     try:

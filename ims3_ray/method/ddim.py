@@ -1,15 +1,16 @@
-"""Moving latents between noise levels: the DDIM step in both directions, inversion, guidance, ancestral
-sampling.
+"""DDIM and DDPM steps between noise levels, inversion, sampling and classifier-free guidance.
 
-    z      latents (B, C, H, W), scaled by the VAE's scaling factor
-    ᾱ      cumulative alpha of a level; 1 is clean
-    ε      predicted noise ε_θ(z, t, c)
-    x̂0     predicted clean latents
-    v      the variance channels of models that also predict the variance (DiT), −1 … 1 between the two bounds
+| here | meaning |
+|---|---|
+| z, x | latents (B, C, H, W), scaled by the VAE's scaling factor |
+| ᾱ, abar | cumulative alpha of a noise level; 1 is clean |
+| ε, eps | predicted noise ε_θ(z, t, c) |
+| x̂0, x0 | predicted clean latents |
+| v | variance channels of models that predict the variance (DiT): −1 … 1 between the two bounds |
 
-Nothing is clipped. `predict(z, t, labels)` gives the model's whole output: C channels of noise, or 2·C with
-the variance. A table of levels, `abar`, lies on the latents' device, and what a loop decides it decides on
-Python's numbers: no step waits for the device.
+Nothing is clipped. `predict(z, t, labels)` returns the whole model output: C noise channels, or 2·C with the
+variance. The table `abar` is on the latents' device. Loops branch on Python numbers only, so no step waits
+for the device.
 """
 
 import itertools
@@ -23,17 +24,16 @@ Latents = Float[Tensor, "B C H W"]
 Labels = Int[Tensor, " B"]
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # timesteps (B,)
 PredictAt = Callable[[Tensor, int, Tensor], Tensor]  # the whole batch at one timestep
-# z, the model's output at t, t, ᾱ_from, ᾱ_to → z at ᾱ_to
+# (z, model output at t, t, ᾱ_from, ᾱ_to) → z at ᾱ_to
 Step = Callable[[Latents, Tensor, int, Tensor, Tensor], Latents]
-Guidance = Callable[
-    [Latents, int, Tensor, Tensor], Latents
-]  # x̂0, t, ᾱ_from, ᾱ_to → what a step's latents gain
+# (x̂0, t, ᾱ_from, ᾱ_to) → added to the latents after a step
+Guidance = Callable[[Latents, int, Tensor, Tensor], Latents]
 
 
 def abar_at(
     abar: Float[Tensor, " T"], timesteps: Int[Tensor, " B"], dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "B 1 1 1"]:
-    """ᾱ at `timesteps`, shaped to scale latents; float64 where neighbouring levels are subtracted."""
+    """Return ᾱ at `timesteps`, shaped to scale latents. Use float64 if neighbouring levels are subtracted."""
     return abar[timesteps].to(dtype)[:, None, None, None]
 
 
@@ -57,17 +57,17 @@ def ddim_step(x: Latents, eps: Latents, *, abar_from: Tensor, abar_to: Tensor) -
 
 
 def mix_noise(start: Latents, noise: Latents, *, share: float) -> Latents:
-    """√(1 − share) z + √share ε: part of a start replaced by noise; a variance of 1 stays so."""
+    """Replace a share of `start` by noise: √(1 − share) z + √share ε. Unit variance stays unit variance."""
     return (1 - share) ** 0.5 * start + share**0.5 * noise
 
 
 def noise_of(output: Tensor, channels: int) -> Latents:
-    """The noise part (B, C, H, W) of a model's output of C or 2·C channels."""
+    """Return the noise channels (B, C, H, W) of a model output with C or 2·C channels."""
     return output[:, :channels]
 
 
 def broadcast_timestep(predict: Predict) -> PredictAt:
-    """`predict` as the loops over timesteps ask it."""
+    """Adapt `predict` to one integer timestep for the whole batch."""
     return lambda z, t, labels: predict(z, torch.full((len(z),), t, device=z.device), labels)
 
 
@@ -78,10 +78,9 @@ def invert(
     grid: Int[Tensor, " levels"],
     abar: Float[Tensor, " T"],
 ) -> Float[Tensor, "B S C H W"]:
-    """The inversion trajectory z^inv at s_1 … s_S of clean latents (Eq. 1–3): DDIM backwards, no guidance.
+    """Compute the inversion trajectory z^inv at s_1 … s_S (Eq. 1–3): DDIM towards noise, no guidance.
 
-    z_{s_0} = z0 is taken as clean (ᾱ = 1) and the model asked there at t = 0; from then on ᾱ is the level's
-    own.
+    `z0` counts as clean (ᾱ = 1) at s_0, where the model is called with t = 0; other levels have their own ᾱ.
     """
     z, trajectory = z0, []
     levels, abar_from = abar.to(torch.float32), torch.ones(1, device=z0.device)
@@ -93,18 +92,20 @@ def invert(
     return torch.stack(trajectory, dim=1)
 
 
-def guided(conditional: Tensor, unconditional: Tensor, *, scale: float, channels: int) -> Tensor:
-    """Classifier-free guidance on the first `channels` channels: u + scale · (c − u) (Ho & Salimans 2022).
+def classifier_free_guidance(
+    conditional: Tensor, unconditional: Tensor, *, scale: float, channels: int
+) -> Tensor:
+    """Guide the first `channels` channels: u + scale · (c − u) (Ho & Salimans 2022).
 
-    The other channels stay the conditional ones. DiT's published sampler guides 3 of its 4 latent channels,
-    diffusers' pipeline all 4; the variance channels are never guided.
+    The other channels stay conditional. DiT's sampler guides 3 of 4 latent channels, diffusers' pipeline all
+    4; variance channels are never guided.
     """
     first = unconditional[:, :channels] + scale * (conditional[:, :channels] - unconditional[:, :channels])
     return torch.cat([first, conditional[:, channels:]], dim=1)
 
 
 def with_guidance(predict: Predict, null_label: int, *, scale: float, channels: int) -> Predict:
-    """`predict` under guidance: conditional and unconditional halves as one doubled batch."""
+    """Wrap `predict` in guidance; conditional and unconditional inputs form one doubled batch."""
 
     def doubled(z: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
         both = predict(
@@ -112,25 +113,25 @@ def with_guidance(predict: Predict, null_label: int, *, scale: float, channels: 
             torch.cat([timesteps, timesteps]),
             torch.cat([labels, torch.full_like(labels, null_label)]),
         )
-        return guided(*both.chunk(2), scale=scale, channels=channels)
+        return classifier_free_guidance(*both.chunk(2), scale=scale, channels=channels)
 
     return predict if scale == 1 else doubled
 
 
 def posterior_variance(*, abar_from: Tensor, abar_to: Tensor) -> tuple[Tensor, Tensor]:
-    """β and β̃ of a step between two levels: the bounds of its variance (Ho et al. 2020, eq. 7)."""
+    """Return β and β̃ of a step, the bounds of its variance (Ho et al. 2020, eq. 7)."""
     beta = 1 - abar_from / abar_to
     return beta, beta * (1 - abar_to) / (1 - abar_from)
 
 
 def posterior_mean(x: Latents, x0: Latents, *, abar_from: Tensor, abar_to: Tensor) -> Latents:
-    """Mean of q(z_to | z_from = x, z_0 = x0) (Ho et al. 2020, eq. 7)."""
+    """Return the mean of q(z_to | z_from = x, z_0 = x0) (Ho et al. 2020, eq. 7)."""
     beta, _ = posterior_variance(abar_from=abar_from, abar_to=abar_to)
     return (abar_to.sqrt() * beta * x0 + (1 - beta).sqrt() * (1 - abar_to) * x) / (1 - abar_from)
 
 
 def predicted_log_variance(v: Latents, *, abar_from: Tensor, abar_to: Tensor) -> Latents:
-    """log of the predicted variance: v lies between log β̃ and log β (Nichol & Dhariwal 2021, eq. 15)."""
+    """Interpolate between log β̃ (v = −1) and log β (v = 1) (Nichol & Dhariwal 2021, eq. 15)."""
     beta, beta_tilde = posterior_variance(abar_from=abar_from, abar_to=abar_to)
     share = (v + 1) / 2
     return share * beta.log() + (1 - share) * beta_tilde.clamp_min(1e-20).log()
@@ -139,10 +140,10 @@ def predicted_log_variance(v: Latents, *, abar_from: Tensor, abar_to: Tensor) ->
 def ancestral_step(
     x: Latents, output: Tensor, noise: Latents | None, *, abar_from: Tensor, abar_to: Tensor
 ) -> Latents:
-    """One DDPM step from `abar_from` to the cleaner `abar_to` with fresh `noise` (Ho et al. 2020, alg. 2).
+    """Take one DDPM step to the cleaner level `abar_to` with fresh `noise` (Ho et al. 2020, alg. 2).
 
-    The variance is the predicted one where the model gives it (2·C output channels), else β̃. Without `noise`
-    the step gives the mean, as the last does, at abar_to = 1.
+    The variance is the predicted one for models with 2·C output channels, else β̃. `noise=None` returns the
+    mean, as in the last step (abar_to = 1).
     """
     channels, levels = x.shape[1], {"abar_from": abar_from, "abar_to": abar_to}
     mean = posterior_mean(x, predicted_clean(x, noise_of(output, channels), abar=abar_from), **levels)
@@ -158,10 +159,10 @@ def ancestral_step(
 def descending_levels(
     timesteps: Int[Tensor, " n"], abar: Float[Tensor, " T"]
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """(t, ᾱ_from, ᾱ_to) for every step of a sampler, from the noisiest respaced timestep down to clean.
+    """Yield (t, ᾱ_from, ᾱ_to) per sampling step, from the noisiest timestep down to clean.
 
-    Gathered in `abar`'s float64, given in float32, as latents are: that moves a factor of a step's mean by
-    6e-6 at most with 50 steps, with 1000 by 2e-4, and its deviation by 2e-6.
+    Levels are gathered in float64 and returned in float32, as latents are. That changes a factor of a step's
+    mean by at most 6e-6 at 50 steps (2e-4 at 1000) and its deviation by 2e-6.
     """
     levels = torch.cat([abar.new_ones(1), abar[timesteps]]).to(torch.float32)
     for i, t in reversed(list(enumerate(timesteps.tolist()))):
@@ -175,48 +176,32 @@ def sample(
     labels: Labels,
     timesteps: Int[Tensor, " n"],
     abar: Float[Tensor, " T"],
-    push: Guidance | None = None,
+    guidance: Guidance | None = None,
 ) -> Latents:
-    """Clean latents from `z` at the level of the last of `timesteps`, by a `step` from each of them."""
+    """Denoise `z`, which is at the level of the last of `timesteps`, with one `step` per timestep.
+
+    If given, `guidance` is added to the latents after each step.
+    """
     for t, abar_from, abar_to in descending_levels(timesteps, abar):
         output = predict(z, t, labels)
         before, z = z, step(z, output, t, abar_from, abar_to)
-        if push:
+        if guidance:
             x0 = predicted_clean(before, noise_of(output, z.shape[1]), abar=abar_from)
-            z = z + push(x0, t, abar_from, abar_to)
+            z = z + guidance(x0, t, abar_from, abar_to)
     return z
 
 
-def sample_ancestral(
-    predict: PredictAt,
-    z: Latents,
-    labels: Labels,
-    timesteps: Int[Tensor, " n"],
-    abar: Float[Tensor, " T"],
-    noise: Callable[[], Latents],
-    push: Guidance | None = None,
-) -> Latents:
-    """`sample` by random steps (Ho et al. 2020, alg. 2); `noise()` gives each step's noise."""
+def ddim_stepper(z: Latents, output: Tensor, _t: int, abar_from: Tensor, abar_to: Tensor) -> Latents:
+    """Take a deterministic step of `sample` (Song et al. 2021, eq. 12 with sigma = 0)."""
+    return ddim_step(z, noise_of(output, z.shape[1]), abar_from=abar_from, abar_to=abar_to)
+
+
+def ancestral_stepper(timesteps: Int[Tensor, " n"], noise: Callable[[], Latents]) -> Step:
+    """Return the random step of `sample` (Ho et al. 2020, alg. 2); `noise()` returns each step's noise."""
     last = int(timesteps[0])
 
     def step(z: Latents, output: Tensor, t: int, abar_from: Tensor, abar_to: Tensor) -> Latents:
         fresh = None if t == last else noise()
         return ancestral_step(z, output, fresh, abar_from=abar_from, abar_to=abar_to)
 
-    return sample(step, predict, z, labels, timesteps, abar, push)
-
-
-def sample_ddim(
-    predict: PredictAt,
-    z: Latents,
-    labels: Labels,
-    timesteps: Int[Tensor, " n"],
-    abar: Float[Tensor, " T"],
-    push: Guidance | None = None,
-) -> Latents:
-    """`sample` by deterministic steps (Song et al. 2021, eq. 12 with sigma = 0)."""
-
-    def step(z: Latents, output: Tensor, t: int, abar_from: Tensor, abar_to: Tensor) -> Latents:  # noqa: ARG001
-        return ddim_step(z, noise_of(output, z.shape[1]), abar_from=abar_from, abar_to=abar_to)
-
-    return sample(step, predict, z, labels, timesteps, abar, push)
+    return step

@@ -1,19 +1,17 @@
-"""DiffFit: fine-tuning of a diffusion transformer by its biases, class table and a few scale vectors.
+"""DiffFit: fine-tune a diffusion transformer's biases, class table and a few scale vectors.
 
-Xie et al. 2023, "DiffFit: Unlocking Transferability of Large Diffusion Models via Simple Parameter-Efficient
-Fine-Tuning" (arXiv 2304.06648). Trainable are every bias, the class table, the affine values of norms where
-there are any, and the scale vectors; all else is frozen.
+Xie et al. 2023 (arXiv 2304.06648). Trainable: all biases, the class table, affine norm parameters and the
+scale vectors. Everything else is frozen.
 
-| symbol       | here                    | scales, channel by channel                     | starts at |
+| symbol       | here                    | scales, per channel                            | starts at |
 |--------------|-------------------------|------------------------------------------------|-----------|
-| γ of qkv     | `attn.qkv_scale` (3d,)  | the output of the qkv layer                    | 1         |
-| γ of proj    | `attn.proj_scale` (d,)  | the output of the attention's projection       | 1         |
-| γ_1          | `attention_scale` (d,)  | the attention branch, as it joins the residual | 1         |
-| γ_2          | `mlp_scale` (d,)        | the MLP branch, as it joins the residual       | 1         |
+| γ of qkv     | `attn.qkv_scale` (3d,)  | output of the qkv layer                        | 1         |
+| γ of proj    | `attn.proj_scale` (d,)  | output of the attention's projection           | 1         |
+| γ_1          | `attention_scale` (d,)  | attention branch before the residual sum       | 1         |
+| γ_2          | `mlp_scale` (d,)        | MLP branch before the residual sum             | 1         |
 
-Scales stand in the first half of the blocks (`depth // 2` of them). A model fits here if it has `blocks`,
-each with `attn.qkv`, `attn.proj`, `mlp.fc2` (linear layers with biases) and the four attributes above, None
-while absent.
+Scales exist in the first `depth // 2` blocks. A model needs `blocks`, each with `attn.qkv`, `attn.proj`,
+`mlp.fc2` (linear layers with biases) and the four attributes above, None if absent.
 """
 
 from collections.abc import Mapping
@@ -24,7 +22,7 @@ from torch import Tensor, nn
 
 from ims3_ray.display import describe_mismatch
 
-SCALED = {  # scale vector → the layer whose output it scales
+SCALED = {  # scale vector → layer whose output it scales
     "attn.qkv_scale": "attn.qkv",
     "attn.proj_scale": "attn.proj",
     "attention_scale": "attn.proj",
@@ -35,7 +33,7 @@ _TRAINED_WHOLE = (nn.Embedding, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)  # class
 
 
 def add_scales(model: nn.Module) -> None:
-    """Give the first half of the blocks scales of ones (fp32) where they have none: the output stays."""
+    """Add missing scales of ones (fp32) to the first half of the blocks; the output does not change."""
     blocks = _blocks(model)
     for block in blocks[: len(blocks) // 2]:
         for name, layer in SCALED.items():
@@ -47,12 +45,11 @@ def add_scales(model: nn.Module) -> None:
 
 
 def has_scales(model: nn.Module) -> bool:
-    """Whether any block of the model has a scale vector."""
     return any(name.endswith(SCALE_NAMES) for name, _ in model.named_parameters())
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that DiffFit trains, by name, in the model's own order."""
+    """Return the parameters that DiffFit trains, by name, in the model's order."""
     whole = {name for name, module in model.named_modules() if isinstance(module, _TRAINED_WHOLE)}
     return {
         name: parameter
@@ -62,9 +59,9 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def prepare(model: nn.Module) -> list[str]:
-    """Add scales, freeze all but the trainable parameters, keep those in fp32; gives their names.
+    """Add scales, freeze all other parameters, keep trainable ones in fp32; return the trainable names.
 
-    The frozen matrices keep their type: a model in bf16 becomes bf16 matrices with fp32 values that train.
+    Frozen matrices keep their type: a bf16 model becomes bf16 matrices with fp32 trainable values.
     """
     add_scales(model)
     model.requires_grad_(False)
@@ -77,26 +74,25 @@ def prepare(model: nn.Module) -> list[str]:
 
 @torch.no_grad()
 def load_adapter(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Set the trainable values from `tensors`, adding scales where the model has none.
+    """Copy `tensors` into the trainable parameters, adding scales if the model has none.
 
-    Names and shapes must agree exactly: ValueError lists what is missing, left over or of another shape, and
-    then nothing has been set. Values take the type of the parameter that they go to: load into fp32, fold,
-    then lower the precision.
+    Raises ValueError, listing missing, unexpected and misshapen tensors, before anything is copied. Values
+    take the parameter's type: load into fp32, fold, then lower the precision.
     """
     add_scales(model)
     parameters = trainable(model)
-    given, needed = ({n: tuple(t.shape) for n, t in values.items()} for values in (tensors, parameters))
-    if problems := describe_mismatch(given, needed):
-        raise ValueError(f"the adapter does not belong to this model ({problems})")
+    found, expected = ({n: tuple(t.shape) for n, t in values.items()} for values in (tensors, parameters))
+    if problems := describe_mismatch(found, expected):
+        raise ValueError(f"adapter: does not fit this model ({problems})")
     for name, parameter in parameters.items():
         parameter.copy_(tensors[name])
 
 
 @torch.no_grad()
 def fold(model: nn.Module) -> None:
-    """Multiply every scale into the weights and biases that it scales, and remove it; the output stays.
+    """Multiply each scale into the weight and bias of its layer and remove it; the output does not change.
 
-    Exact to round-off of the weights' type (1e-6 in fp32), so fold before lowering the precision.
+    Exact to round-off of the weights' type (1e-6 in fp32): fold before lowering the precision.
     """
     for block in _blocks(model):
         for name, layer in SCALED.items():

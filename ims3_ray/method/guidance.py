@@ -1,15 +1,16 @@
-"""Guidance by real images, without training: while a candidate is drawn, it is moved towards anchors.
+"""Training-free guidance by real images: sampling moves candidates towards anchors.
 
-    m      anchors, latents of real images of the class
-    μ_j    mass of anchor j: its share of the class
-    x̂0     predicted clean latents (ddim.py)
-    σ_t    deviation √β̃ of a sampler's step, also where the model predicts another, or the step is DDIM's
+| here | meaning |
+|---|---|
+| m | anchors: latents of real images of the class |
+| μ_j | mass of anchor j: its share of the class |
+| x̂0 | predicted clean latents (ddim.py) |
+| σ_t | deviation √β̃ of a sampling step, whatever variance the model predicts or the sampler uses |
 
-After every step within an interval of timesteps, s σ_t (target − x̂0) is added to the latents. Mode guidance
-(MGD³, Chan-Santiago et al. 2025) takes an anchor for every image, all of a set distinct. Transport (the form
-of DMGD, Wang et al. 2026) takes for every image what the optimal plan between the set and the anchors moves
-it to: down the gradient of the transport's cost, −∇ W_ε(x̂0, m) = 2/(n d) (target − x̂0) for n images of d
-values.
+After each step within an interval of timesteps, s σ_t (target − x̂0) is added to the latents. Two targets:
+- Mode guidance (MGD³, Chan-Santiago et al. 2025): one anchor per image, distinct within a set.
+- Transport (form of DMGD, Wang et al. 2026): the optimal plan between a set and the anchors. This follows the
+  negative gradient of the transport cost, −∇ W_ε(x̂0, m) = 2/(n d) (target − x̂0), for n images of d values.
 """
 
 import math
@@ -23,25 +24,25 @@ from .ddim import Guidance, Latents, PredictAt, posterior_variance
 
 Interval = tuple[int, ...]  # first and last timestep, both included
 Target = Callable[[Latents], Latents]
-EPSILON, ITERATIONS = 0.1, 5  # of Sinkhorn's algorithm, as DMGD publishes; a cost is the mean over d
+EPSILON, ITERATIONS = 0.1, 5  # of Sinkhorn's algorithm, from DMGD; costs are means over d
 
 
 def guidance_step(target: Target, *, strength: float, interval: Interval) -> Guidance:
-    """s σ_t (target(x̂0) − x̂0) for a sampler to add after its steps from timesteps of the interval."""
+    """Return s σ_t (target(x̂0) − x̂0), which a sampler adds after steps from timesteps of the interval."""
 
-    def push(x0: Latents, t: int, abar_from: Tensor, abar_to: Tensor) -> Latents:
+    def guidance(x0: Latents, t: int, abar_from: Tensor, abar_to: Tensor) -> Latents:
         if not interval[0] <= t <= interval[1]:
             return torch.zeros_like(x0)
         _, beta_tilde = posterior_variance(abar_from=abar_from, abar_to=abar_to)
         return strength * beta_tilde.sqrt() * (target(x0) - x0)
 
-    return push
+    return guidance
 
 
 def transport(anchors: Float[Tensor, "S K C H W"], masses: Float[Tensor, "S K"], *, set_size: int) -> Target:
-    """Where the optimal plan moves each of S sets of `set_size` images, its anchors' means by their shares.
+    """Target for S sets of `set_size` images: the mean of the anchors, weighted by the optimal plan's shares.
 
-    The sets stand one after the other in x̂0; what is behind the last of them stays where it is.
+    Sets are consecutive in x̂0; rows after the last set are their own target.
     """
     sets, count = masses.shape
     points = anchors.reshape(sets, count, -1)
@@ -62,10 +63,10 @@ def transport_plan(
     epsilon: float = EPSILON,
     iterations: int = ITERATIONS,
 ) -> Float[Tensor, "S n K"]:
-    """The plan of least cost plus ε times its negative entropy, between n equal masses and the anchors'.
+    """Return the plan of least cost plus ε times its negative entropy, from n equal masses to the anchors'.
 
-    Sinkhorn's algorithm (Cuturi 2013) on logarithms. The last half step makes every image's mass 1/n, so that
-    its shares of the anchors sum to 1; the anchors' masses are met as far as the iterations go.
+    Sinkhorn's algorithm (Cuturi 2013) in log space. The last half step gives each image mass 1/n, so its
+    shares sum to 1. Anchor masses are met as far as `iterations` go.
     """
     kernel, log_masses = -cost / epsilon, masses.log()
     log_n = math.log(cost.shape[1])
@@ -78,9 +79,9 @@ def transport_plan(
 
 
 def switch_predictor(interval: Interval, *, inside: PredictAt, outside: PredictAt) -> PredictAt:
-    """One prediction for timesteps of the interval and another for the others.
+    """Use `inside` for timesteps of the interval, `outside` for the others.
 
-    Classifier-free guidance in a limited interval is that (Kynkäänniemi et al. 2024).
+    For example classifier-free guidance in a limited interval (Kynkäänniemi et al. 2024).
     """
 
     def predict(z: Tensor, t: int, labels: Tensor) -> Tensor:

@@ -1,12 +1,12 @@
-"""The training losses, unweighted and per image: L = L_diff + λ_IM L_IM (Eq. 7) is summed by the trainer.
+"""Training losses per image, unweighted. The trainer sums L = L_diff + λ_IM L_IM (Eq. 7).
 
-| paper     | here              | what                                                                   |
-|-----------|-------------------|------------------------------------------------------------------------|
-| z_t       | `z_t`, `x`        | latents (B, C, H, W) noised to level t                                 |
-| ε_θ, ε    | `predicted`, `eps`| predicted noise, and the noise that was added                          |
-| z̃_s       | `stepped`         | z_t after its deterministic DDIM step to the grid point s (Eq. 4)      |
-| z_s^inv   | `inverted`        | the stored inversion of the same image at the same s                   |
-| σ(a, b)   |                   | cosine similarity of flattened tensors                                 |
+| paper     | here               | meaning                                                   |
+|-----------|--------------------|-----------------------------------------------------------|
+| z_t       | `z_t`, `x`         | latents (B, C, H, W) at noise level t                     |
+| ε_θ, ε    | `predicted`, `eps` | predicted noise, added noise                              |
+| z̃_s       | `stepped`          | z_t after the DDIM step to grid point s (Eq. 4)           |
+| z_s^inv   | `inverted`         | stored inversion of the same image at s                   |
+| σ(a, b)   |                    | cosine similarity of flattened tensors                    |
 """
 
 import math
@@ -34,18 +34,19 @@ Timesteps = Int[Tensor, " B"]
 
 
 def diffusion_loss(predicted: Latents, noise: Latents) -> PerImage:
-    """L_diff = ‖ε_θ(z_t, c) − ε‖², averaged over an image's values (Eq. 5; Ho et al. 2020, eq. 14)."""
+    """L_diff = ‖ε_θ(z_t, c) − ε‖², mean over an image's values (Eq. 5; Ho et al. 2020, eq. 14)."""
     return (predicted - noise).square().flatten(1).mean(1)
 
 
 def variational_loss(
     output: Tensor, x: Latents, z0: Latents, timesteps: Timesteps, abar: Float[Tensor, " T"]
 ) -> PerImage:
-    """KL of the true and the predicted step z_t → z_{t−1}, in bits per value: it trains the variance alone.
+    """KL divergence of the true and the predicted step z_t → z_{t−1}, in bits per value; trains the variance
+    only.
 
-    `output` (B, 2·C, H, W) holds noise and variance; the mean is detached (Nichol & Dhariwal 2021, L_vlb of
-    the hybrid objective, as DiT uses it). t must be at least 1: the likelihood term of t = 0 is not defined
-    here. Done in float64, as `abar` is given: β is the difference of neighbouring levels.
+    L_vlb of the hybrid objective (Nichol & Dhariwal 2021), as DiT uses it. `output` (B, 2·C, H, W) holds
+    noise and variance; the mean is detached. t must be at least 1: the likelihood term of t = 0 is not
+    implemented. Computed in float64, because β is a difference of neighbouring levels.
     """
     channels = x.shape[1]
     abar_from, abar_to = (abar_at(abar, timesteps - down, torch.float64) for down in (0, 1))
@@ -65,7 +66,7 @@ def variational_loss(
 
 
 def matching_loss(stepped: Latents, inverted: Latents, metric: str = "cosine") -> PerImage:
-    """Distance of z̃_s and z_s^inv of one image: 1 − σ (Eq. 6), or the mean L1 or L2 distance (ablations)."""
+    """L_IM per image: 1 − σ(z̃_s, z_s^inv) (Eq. 6), or the mean L1 or L2 distance (ablations)."""
     a, b = stepped.flatten(1), inverted.flatten(1)
     if metric == "cosine":
         return 1 - cosine_similarity(a, b, dim=1)
@@ -73,13 +74,13 @@ def matching_loss(stepped: Latents, inverted: Latents, metric: str = "cosine") -
         return (a - b).abs().mean(1)
     if metric == "l2":
         return (a - b).square().mean(1)
-    raise ValueError(f"metric: {metric!r} is none of cosine, l1, l2")
+    raise ValueError(f"metric: must be cosine, l1 or l2, not {metric!r}")
 
 
 def masked_mean(values: PerImage, mask: Bool[Tensor, " B"], total: int) -> Float[Tensor, ""]:
-    """Σ of `values` where `mask` holds, over `total`: one part's share of the mean over the global batch.
+    """Sum `values` where `mask` is true, divided by `total`: one part's share of the global batch's mean.
 
-    0 when `total` is 0 (no image of the global batch has the term).
+    Returns 0 if `total` is 0, when no image of the global batch has the term.
     """
     return (values * mask).sum() / max(total, 1)
 
@@ -93,12 +94,12 @@ def one_step_pair(
     labels: Labels,
     abar: Float[Tensor, " T"],
 ) -> tuple[Latents, Latents]:
-    """(z̃_{t−1}, z_{t+1}^inv) as the published code pairs them, for reproduction only.
+    """Return (z̃_{t−1}, z_{t+1}^inv) as the published code pairs them. For reproduction only.
 
-    z̃_{t−1} is the mean of the posterior q(z_{t−1} | z_t, x̂0). z_{t+1}^inv treats the clean latents as if
-    they were at level t, clips their predicted x̂0 to [−1, 1] and inverts them one step up, to ᾱ = 0 from the
-    last level: two different levels, off any trajectory. t is at least 1; `labels` are those of the
-    inversion's own pass. Use the trajectory target for anything else.
+    z̃_{t−1} is the mean of q(z_{t−1} | z_t, x̂0). z_{t+1}^inv treats the clean latents as if they were at
+    level t, clips their x̂0 to [−1, 1] and inverts them one step up (to ᾱ = 0 from the last level). The two
+    are at different levels and on no trajectory. t is at least 1; `labels` are those of the inversion's own
+    pass.
     """
     z = z0.double()
     levels = torch.cat([abar, abar.new_zeros(1)])
@@ -112,20 +113,21 @@ def one_step_pair(
 
 
 def all_pairs_loss(stepped: Latents, inverted: Latents) -> PerImage:
-    """1 − the mean of σ(z̃_i, z_j^inv) over all images j of the batch, as the published code averages it.
+    """1 − mean over all images j of the batch of σ(z̃_i, z_j^inv), as in the published code. Reproduction
+    only.
 
-    Of the B pairs of an image B − 1 pull it towards others: for reproduction only, and of a whole batch.
+    B − 1 of an image's B pairs pull it towards other images. Needs the whole batch.
     """
     return 1 - _similarities(stepped, inverted).mean(1)
 
 
 def representativeness_loss(predicted: Latents, memory: Float[Tensor, "M C H W"]) -> PerImage:
-    """1 − min over real latents z of the same class of σ(x̂0, z) (Gu et al. 2024, eq. 5)."""
+    """1 − min of σ(x̂0, z) over real latents z of the same class (Gu et al. 2024, eq. 5)."""
     return 1 - _similarities(predicted, memory).amin(1)
 
 
 def diversity_loss(predicted: Latents, memory: Float[Tensor, "M C H W"]) -> PerImage:
-    """max over earlier predictions ẑ of the same class of σ(x̂0, ẑ) (Gu et al. 2024, eq. 6)."""
+    """max of σ(x̂0, ẑ) over earlier predictions ẑ of the same class (Gu et al. 2024, eq. 6)."""
     return _similarities(predicted, memory).amax(1)
 
 

@@ -14,13 +14,11 @@ if TYPE_CHECKING:  # torch takes seconds to import, and commands that only read 
 
 
 def key_seed(*key: int | str) -> int:
-    """A 63-bit seed for `key`: BLAKE2b of its parts, each with type and length, so that none run together."""
+    """Return a 63-bit seed: BLAKE2b over the parts of `key`, each with its type and length."""
     digest = hashlib.blake2b(digest_size=8)
     for part in key:
         if isinstance(part, bool) or not isinstance(part, int | str | np.integer):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ValueError(
-                f"key: parts are integers or strings, got {part!r} of type {type(part).__name__}"
-            )
+            raise ValueError(f"key: parts must be integers or strings, not {part!r} ({type(part).__name__})")
         text = part if isinstance(part, str) else str(int(part))
         kind = "s" if isinstance(part, str) else "i"
         digest.update(f"{kind}{len(text)}:{text}".encode())
@@ -28,18 +26,18 @@ def key_seed(*key: int | str) -> int:
 
 
 def permutation(size: int, *key: int | str) -> np.ndarray:
-    """A random order (size,) of 0 … size − 1 for `key`, int64."""
+    """Return a random order (size,) of 0 … size − 1 for `key`, int64."""
     return np.random.default_rng(key_seed(*key)).permutation(size)
 
 
 class EpochOrder:
-    """Rows of every step's batch: an epoch is a permutation keyed by (*key, epoch), drawn when it begins."""
+    """Rows per training step: each epoch is a permutation keyed by (*key, epoch), drawn when it begins."""
 
     def __init__(self, *key: int | str):
         self._key, self._epoch, self._order = key, -1, np.empty(0, np.int64)
 
     def batch(self, step: int, size: int, count: int) -> np.ndarray:
-        """Rows (size,) of the batch of `step`, out of `count`: an epoch ends with its last whole batch."""
+        """Return the rows (size,) of step `step` among `count`; an epoch ends with its last full batch."""
         epoch, place = divmod(step, max(1, count // size))
         if epoch != self._epoch:
             self._epoch, self._order = epoch, permutation(count, *self._key, epoch)
@@ -50,11 +48,13 @@ def generator(*key: int | str) -> "torch.Generator":
     """Return a CPU generator seeded with `key`."""
     import torch
 
+
     return torch.Generator().manual_seed(key_seed(*key))
 
 
 def normal(generators: "list[torch.Generator]", shape: tuple[int, ...]) -> "torch.Tensor":
     """Return standard normal noise (len(generators), *shape) in float32; row i is drawn from generator i."""
     import torch
+
 
     return torch.stack([torch.randn(shape, generator=g) for g in generators])

@@ -1,8 +1,8 @@
-"""Transformer checkpoints, read strictly: original DiT files, whose parameter names are ours, and diffusers
-folders. Original files show every size but the number of heads.
+"""Read transformer checkpoints strictly: original DiT files, whose parameter names are ours, and diffusers
+folders.
 
-Files that the published code of Minimax Diffusion and IMS3 tuned are original files with DiffFit's scales,
-which are folded into the layers that they scale: tuned or not, a checkpoint is read as a plain DiT.
+Files of the published code of Minimax Diffusion and IMS3 are original files with DiffFit scales. The scales
+are folded into their layers, so every checkpoint is read as a plain DiT.
 """
 
 import math
@@ -28,9 +28,9 @@ from .diffusers_layout import (
 from .dit import NORM_EPS, DiT, DiTConfig
 from .files import check_shapes, find_weights, read_json, read_shapes, read_tensors, resolve_model, shapes_of
 
-# DiT-S, B, L, XL by (hidden size, depth), which the original code trains and diffusers folders come from
+# DiT-S, B, L, XL by (hidden size, depth); original files do not hold the number of heads
 KNOWN_HEADS = {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1152, 28): 16}
-# DiffFit's scales in a block, as published files name them → the layer whose output each scales
+# DiffFit scale in a block of a published file → layer whose output it scales
 PUBLISHED_SCALES = {
     "attn.gamma1": "attn.qkv",
     "attn.gamma2": "attn.proj",
@@ -40,23 +40,22 @@ PUBLISHED_SCALES = {
 
 
 class Checkpoint(NamedTuple):
-    """A transformer checkpoint whose names and shapes were checked, its tensors not yet read."""
+    """A transformer checkpoint with checked names and shapes; its tensors are not read yet."""
 
     kind: Literal["diffusers", "original"]
     files: list[Path]
     config: DiTConfig
-    # of the class table as stored; more than classes + 1 where diffusers' pipeline needs padding
-    table_rows: int
+    table_rows: int  # of the stored class table; above classes + 1 if padded for diffusers' pipeline
 
 
 def load_transformer(path: str | Path, heads: int | None = None, frequency_shift: float | None = None) -> DiT:
-    """The transformer of a diffusers folder, pipeline or not, original DiT file or hub id: fp32, CPU, eval.
+    """Load the transformer of a diffusers folder (pipeline or not), original DiT file or hub id: fp32, CPU,
+    eval.
 
-    `heads` tells the number of attention heads of an original file of unusual size. `frequency_shift`
-    overrides the one that goes with the checkpoint: 0 for an original file; for a folder the one that its
-    configuration notes, else diffusers' 1. 0 for a folder that notes none says that it was converted from an
-    original file, as which it is read. Raises InputError that lists the keys that are missing, left over or
-    of another shape, and where a folder may have been converted so and notes no shift.
+    `heads` is needed for an original file of unusual size. `frequency_shift` overrides the checkpoint's: 0
+    for an original file; for a folder that in its configuration, else diffusers' 1. With 0, a folder that
+    records no shift is read as one converted from an original file. Raises InputError, listing missing,
+    unexpected and misshapen keys, and for a folder that may have been converted so if no shift is known.
     """
     checkpoint = inspect_transformer(resolve_model(path), heads, frequency_shift)
     tensors = read_tensors(checkpoint.files)
@@ -75,12 +74,12 @@ def load_transformer(path: str | Path, heads: int | None = None, frequency_shift
 def inspect_transformer(
     path: Path, heads: int | None = None, frequency_shift: float | None = None
 ) -> Checkpoint:
-    """What a local checkpoint is, from JSON and file headers; InputError as in `load_transformer`."""
+    """Describe a local checkpoint from JSON and file headers. Raises InputError as `load_transformer`."""
     try:
         return (_inspect_folder if path.is_dir() else _inspect_original)(path, heads, frequency_shift)
     except InputError:
         raise
-    except ValueError as error:  # a size that DiTConfig refuses
+    except ValueError as error:  # from DiTConfig
         raise InputError(f"{path}: {error}") from error
 
 
@@ -90,18 +89,18 @@ def _inspect_original(path: Path, heads: int | None, frequency_shift: float | No
     needed = (patches, "pos_embed", CLASS_TABLE, mlp, final)
     if missing := [name for name in needed if name not in shapes]:
         raise InputError(
-            f"{path}: is no original DiT checkpoint (it has no {missing[0]}); give such a file or a folder"
+            f"{path}: is no original DiT checkpoint ({missing[0]} is missing); give such a file or a folder"
         )
-    if odd := [n for n, size in zip(needed, (4, 3, 2, 2, 2), strict=True) if len(shapes[n]) != size]:
-        shape = f"its {odd[0]} is {shapes[odd[0]]}"
+    if misshapen := [n for n, size in zip(needed, (4, 3, 2, 2, 2), strict=True) if len(shapes[n]) != size]:
+        shape = f"{misshapen[0]} is {shapes[misshapen[0]]}"
         raise InputError(f"{path}: is no original DiT checkpoint ({shape}); give such a file or a folder")
     (hidden_size, in_channels, patch_size, _), rows = shapes[patches], shapes[CLASS_TABLE][0]
     depth = 1 + max(int(match[1]) for name in shapes if (match := re.match(r"blocks\.(\d+)\.", name)))
     heads = KNOWN_HEADS.get((hidden_size, depth)) if heads is None else heads
     if heads is None:
         raise InputError(
-            f"{path}: hidden size {hidden_size} and depth {depth} are of no known DiT, and the file does not "
-            "show the number of attention heads; give it as heads (--heads, model.heads)"
+            f"{path}: the number of attention heads is unknown for hidden size {hidden_size}, depth {depth}; "
+            "give it as heads (--heads, model.heads)"
         )
     config = DiTConfig(
         sample_size=math.isqrt(shapes["pos_embed"][1]) * patch_size,
@@ -124,22 +123,22 @@ def _inspect_original(path: Path, heads: int | None, frequency_shift: float | No
 
 def _inspect_folder(path: Path, heads: int | None, frequency_shift: float | None) -> Checkpoint:
     if (path / "model_index.json").is_file():
-        held = read_json(path / "model_index.json").get("_class_name")
-        if held != "DiTPipeline":
-            raise InputError(f"{path}: must be a class-conditional DiTPipeline, but is a {held}")
+        kind = read_json(path / "model_index.json").get("_class_name")
+        if kind != "DiTPipeline":
+            raise InputError(f"{path}: must be a DiTPipeline, not a {kind}")
         path = path / "transformer"
     elif (path / "transformer" / "config.json").is_file():
         path = path / "transformer"
     settings = read_settings(path / "config.json")
     if heads not in (None, settings["num_attention_heads"]):
         raise InputError(
-            f"heads is {heads}, but {path}/config.json says {settings['num_attention_heads']}; leave it out"
+            f"heads: is {heads}, but {path}/config.json has {settings['num_attention_heads']}; omit it"
         )
     rows = settings["num_embeds_ada_norm"] + 1
     hidden_size = settings["num_attention_heads"] * settings["attention_head_dim"]
     if (
         frequency_shift == 0 and SHIFT_KEY not in settings
-    ):  # converted: diffusers' default is not the original's
+    ):  # converted from an original: diffusers' default does not apply
         settings["norm_eps"] = NORM_EPS
     if frequency_shift is None:
         frequency_shift = _frequency_shift(path, settings, hidden_size)
@@ -157,12 +156,12 @@ def _inspect_folder(path: Path, heads: int | None, frequency_shift: float | None
     )
     weights = find_weights(path)
     expected = shapes_of(to_diffusers(_meta_state(config), config, rows))
-    check_shapes(read_shapes(weights), expected, path, "the model that its config.json describes")
+    check_shapes(read_shapes(weights), expected, path, "the model of its config.json")
     return Checkpoint("diffusers", weights, config, rows)
 
 
 def _published_scales(names: Iterable[str]) -> dict[str, str]:
-    """DiffFit's scales among an original file's tensors → the layer whose output each scales."""
+    """Map DiffFit's scales among an original file's tensors to the layers whose outputs they scale."""
     found: dict[str, str] = {}
     for name in names:
         block = re.match(r"blocks\.\d+\.", name)
@@ -172,7 +171,7 @@ def _published_scales(names: Iterable[str]) -> dict[str, str]:
 
 
 def _fold_published_scales(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """An original file's tensors without DiffFit's scales, each multiplied into weight and bias, in fp64."""
+    """Fold an original file's DiffFit scales into weights and biases, in fp64."""
     scales = _published_scales(tensors)
     folded = {name: value for name, value in tensors.items() if name not in scales}
     for name, layer in scales.items():
@@ -183,16 +182,17 @@ def _fold_published_scales(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _frequency_shift(path: Path, settings: Mapping[str, Any], hidden_size: int) -> float:
-    """That a folder's configuration notes, or diffusers' own where its size shows that diffusers trained it.
+    """Return the recorded shift of a diffusers folder, or diffusers' own for sizes that only diffusers
+    trains.
 
-    diffusers' conversion keeps the weights of an original checkpoint and drops its timestep frequencies
-    without a word: InputError for a folder of the original code's sizes that notes none.
+    diffusers' conversion keeps an original checkpoint's weights and silently drops its timestep frequencies.
+    So InputError is raised for a folder of an original size that records none.
     """
     if SHIFT_KEY not in settings and (hidden_size, settings["num_layers"]) in KNOWN_HEADS:
         raise InputError(
-            f"{path}: does not say for which timestep frequencies its weights were trained; give "
-            "model.frequency_shift (--frequency-shift): 0 where they were converted from original DiT "
-            "weights, as facebook/DiT-XL-2-256 was, 1 where diffusers trained them"
+            f"{path}: does not record the timestep frequencies of its training; give model.frequency_shift "
+            "(--frequency-shift): 0 if converted from original DiT weights, as facebook/DiT-XL-2-256 was, 1 "
+            "if trained by diffusers"
         )
     return settings.get(SHIFT_KEY, DIFFUSERS_SHIFT)
 

@@ -1,10 +1,9 @@
-"""The evaluation networks: those of dataset distillation, and other kinds, to see whether a set serves them.
+"""Evaluation networks: those of dataset distillation, and others to test whether a set generalises.
 
-Instance norm stands where the originals have batch norm (`GroupNorm(C, C)`, affine), so that a network
-trained on ten images a class has no running statistics to get wrong. Every network gives `features(x)` and
-`forward(x)`, carries the `architecture` that builds it again, and is initialised from a generator, never from
-the global one. Sources: Zhao & Bilen 2021 (ConvNet), Kim et al. 2022 (ResNetAP: average pooling strides), He
-et al. 2016 (ResNet; ResNet-8 has the 6n + 2 layers of its section 4.2 with n = 1).
+Batch norm is replaced by instance norm (`GroupNorm(C, C)`, affine): with ten images per class, running
+statistics are unreliable. Each network has `features(x)`, `forward(x)` and its `architecture`, and draws its
+weights from a given generator. Sources: Zhao & Bilen 2021 (ConvNet), Kim et al. 2022 (ResNetAP: average
+pooling strides), He et al. 2016 (ResNet; ResNet-8 has the 6n + 2 layers of section 4.2 with n = 1).
 """
 
 import math
@@ -20,14 +19,12 @@ from ims3_ray.config.evaluation import NetworkName
 from ims3_ray.errors import InputError
 
 NETWORKS: tuple[str, ...] = get_args(NetworkName)
-# Published, but for the MLP's and ConvNet-4's, which is a third larger than the ConvNet-3 of `quick` and a
-# block deeper.
+# published widths, except those of the MLP and of ConvNet-4
 DEFAULT_WIDTH = {
     **{"convnet3": 128, "convnet6": 128, "resnetap10": 64, "resnet18": 64},
     **{"convnet4": 48, "resnet8": 16, "mlp": 128},
 }
-# An instance norm over a single position gives its bias whatever the image, so the last norm must see at
-# least 2x2.
+# the last norm must see at least 2x2: over one position, an instance norm returns its bias
 SMALLEST_IMAGE = {
     **{"convnet3": 8, "convnet6": 64, "resnetap10": 64, "resnet18": 33},
     **{"convnet4": 16, "resnet8": 10, "mlp": 2},
@@ -35,7 +32,7 @@ SMALLEST_IMAGE = {
 
 
 class Architecture(TypedDict):
-    """All that `build` needs to make the same network of colour images again."""
+    """Arguments with which `build` makes the same network of RGB images again."""
 
     network: NetworkName
     num_classes: int
@@ -44,18 +41,18 @@ class Architecture(TypedDict):
 
 
 class Classifier(nn.Module):
-    """A body that gives features, and a linear layer `fc` on them."""
+    """A body that computes features, and a linear layer `fc`."""
 
     architecture: Architecture
     fc: nn.Linear
 
     @property
     def dim(self) -> int:
-        """Number of values in an image's features."""
+        """Number of features per image."""
         return self.fc.in_features
 
     def features(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
-        """Penultimate representation: the last map, flattened (ConvNet) or averaged (ResNet)."""
+        """Return the penultimate layer: the last map, flattened (ConvNet) or averaged (ResNet)."""
         raise NotImplementedError
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
@@ -66,8 +63,8 @@ def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(channels, channels, affine=True)
 
 
-class _HalveOnCpu(torch.autograd.Function):
-    """2x2 average pooling in whole rows: on a CPU core, half of `avg_pool2d`'s time."""
+class _AvgPoolOnCpu(torch.autograd.Function):
+    """2x2 average pooling of whole rows: half of `avg_pool2d`'s time on a CPU core."""
 
     @staticmethod
     def forward(_ctx: object, x: Tensor) -> Tensor:
@@ -80,18 +77,18 @@ class _HalveOnCpu(torch.autograd.Function):
         *batch, height, width = gradient.shape
         rows = gradient.new_empty(*batch, height, 2 * width)
         rows[..., ::2] = rows[..., 1::2] = gradient * 0.25
-        whole = gradient.new_empty(*batch, 2 * height, 2 * width)
-        whole[..., ::2, :] = whole[..., 1::2, :] = rows
-        return whole
+        images = gradient.new_empty(*batch, 2 * height, 2 * width)
+        images[..., ::2, :] = images[..., 1::2, :] = rows
+        return images
 
 
 class AvgPool2x2(nn.Module):
-    """2x2 average pooling, stride 2; an odd last row or column is dropped."""
+    """2x2 average pooling, stride 2; drops an odd last row or column."""
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Tensor:
         if x.is_cuda or x.shape[2] % 2 or x.shape[3] % 2:
             return F.avg_pool2d(x, 2)
-        return cast(Tensor, _HalveOnCpu.apply(x))
+        return cast(Tensor, _AvgPoolOnCpu.apply(x))
 
 
 class ConvNet(Classifier):
@@ -168,7 +165,7 @@ class ResNet(Classifier):
 
 
 class MLP(Classifier):
-    """Two hidden layers over the pixels, with layer norms; its features are the second's values."""
+    """Two hidden layers on the pixels, with layer norms; features: the second layer."""
 
     def __init__(self, width: int, num_classes: int, image_size: int, channels: int):
         super().__init__()
@@ -193,37 +190,36 @@ def build(
     channels: int = 3,
     padding: int = 1,
 ) -> Classifier:
-    """A network by name, on the CPU, weights drawn from `generator` (None: unset, for those to be loaded).
+    """Build a network by name on the CPU, weights drawn from `generator` (None: unset, to be loaded).
 
-    `width`: channels of the first block; None is the published one. `channels`: of the images; `padding`: of
-    a ConvNet's first convolution. Raises InputError for fewer than two classes, or an image too small for the
-    network's depth.
+    `width` is the number of channels of the first block (None: published), `channels` that of the images,
+    `padding` that of a ConvNet's first convolution. Raises InputError for fewer than two classes, or images
+    too small for the network's depth.
     """
     check_num_classes(num_classes)
     if image_size < SMALLEST_IMAGE[name]:
         fitting = [other for other in NETWORKS if image_size >= SMALLEST_IMAGE[other]]
         remedy = f"choose {' or '.join(fitting)}, or larger images" if fitting else "use larger images"
         raise InputError(
-            f"network: {name} is too deep for images of {image_size} px, it needs at least "
-            f"{SMALLEST_IMAGE[name]}; {remedy}"
+            f"network: {name} needs images of at least {SMALLEST_IMAGE[name]} px, not {image_size}; {remedy}"
         )
     width = DEFAULT_WIDTH[name] if width is None else width
     if width < 1:
-        raise InputError(f"width: a network needs at least 1 channel, not {width}")
-    with torch.device("meta"):  # no memory, and no draw from the global generator
+        raise InputError(f"width: must be 1 or more, not {width}")
+    with torch.device("meta"):  # no memory, no draws from the global generator
         model = _assemble(name, width, num_classes, image_size, channels, padding)
     model = model.to_empty(device="cpu")
     model.architecture = Architecture(
         network=name, num_classes=num_classes, image_size=image_size, width=width
     )
     if generator is not None:
-        initialise(model, generator)
+        init_weights(model, generator)
     return model
 
 
 def check_num_classes(num_classes: int) -> None:
     if num_classes < 2:
-        raise InputError(f"num_classes: a classifier needs at least 2 classes, not {num_classes}")
+        raise InputError(f"num_classes: must be 2 or more, not {num_classes}")
 
 
 def _assemble(
@@ -237,11 +233,11 @@ def _assemble(
 
 
 @torch.no_grad()
-def initialise(model: Classifier, generator: torch.Generator) -> None:
+def init_weights(model: Classifier, generator: torch.Generator) -> None:
     """Draw all weights from `generator`, in the order of the modules.
 
-    ResNets' convolutions: normal, variance 2 / (kernel area x output channels), as in He et al. 2015 and Kim
-    et al. 2022. Others' and linear layers: torch's default, uniform in ±1 / sqrt(fan-in).
+    ResNet convolutions: normal, variance 2 / (kernel area x output channels) (He et al. 2015; Kim et al.
+    2022). Other convolutions and linear layers: torch's default, uniform in ±1 / sqrt(fan-in).
     """
     for module in model.modules():
         if isinstance(module, nn.GroupNorm | nn.LayerNorm):

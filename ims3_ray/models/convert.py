@@ -1,4 +1,4 @@
-"""A generator as a folder that diffusers' plain DiTPipeline loads, and how near its outputs are to ours."""
+"""Save a generator as a folder for diffusers' DiTPipeline, and compare the outputs."""
 
 import copy
 import json
@@ -24,45 +24,45 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 Model = TypeVar("Model", bound=nn.Module)
-STORED = {**DTYPES, "fp16": torch.float16}  # types of the weights as stored, by name
-PIPELINE_NULL_LABEL = 1000  # diffusers' DiTPipeline guides with it, however many classes the model has
-# more than this is no rounding; relative, as the differences below
-ROUND_OFF = {"fp32": 1e-3, "bf16": 0.2, "fp16": 0.02}
-TIMESTEPS = (0, 250, 750, 999)  # at which outputs are compared
+STORED_DTYPES = {**DTYPES, "fp16": torch.float16}  # stored types of the weights, by name
+PIPELINE_NULL_LABEL = 1000  # DiTPipeline guides with it, whatever the number of classes
+# largest relative difference that rounding explains
+MAX_ROUND_OFF = {"fp32": 1e-3, "bf16": 0.2, "fp16": 0.02}
+TIMESTEPS = (0, 250, 750, 999)  # of the comparison
 
 
 @dataclass(frozen=True)
 class Difference:
-    """RMS of (diffusers' outputs − ours) / RMS of ours, over all output channels of a seeded batch."""
+    """RMS of (diffusers' outputs − ours) / RMS of ours, over a seeded batch and all channels."""
 
     as_it_is: float
-    same_frequencies: float  # with ours at diffusers' timestep frequencies: what rounding leaves
-    shifted: bool  # whether ours has other timestep frequencies than diffusers
+    same_frequencies: float  # ours at diffusers' timestep frequencies: only rounding remains
+    shifted: bool  # our timestep frequencies are not diffusers'
 
 
 def convert(
     dit: DiT, vae: "AutoencoderKL", out: Path, *, id2label: list[str] | None, dtype: str
 ) -> Difference:
-    """Write the pipeline to `out`, a new or empty folder, and compare what diffusers loads with `dit`.
+    """Write the pipeline to the new or empty folder `out` and compare what diffusers loads with `dit`.
 
-    `dit` is on the CPU in fp32, any scales folded in. Where it has fewer than 1000 classes, the class table
-    is padded up to the label that diffusers' pipeline guides with. `dtype` names the type of the weights as
-    stored. Nothing is left in `out` where the outputs differ by more than frequencies and rounding explain:
-    InputError for a `dtype` that can't hold the weights.
+    `dit` is on the CPU in fp32, scales folded in. Below 1000 classes the class table is padded up to the
+    label that diffusers' pipeline guides with. `dtype` is the stored type of the weights. Raises InputError
+    if `dtype` cannot hold the weights. Leaves nothing in `out` if the outputs differ by more than frequencies
+    and rounding explain.
     """
     out = new_folder(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
         folder = Path(temporary) / out.name
         save_pipeline(
-            dit, vae, folder, id2label=id2label, dtype=STORED[dtype], null_label=PIPELINE_NULL_LABEL
+            dit, vae, folder, id2label=id2label, dtype=STORED_DTYPES[dtype], null_label=PIPELINE_NULL_LABEL
         )
         result = difference(dit, folder)
         off = result.same_frequencies
-        if not off <= ROUND_OFF[dtype]:  # also where it is no number
-            problem = f"the written model's outputs differ from ours by {off:.2g}, more than {dtype} rounds"
+        if not off <= MAX_ROUND_OFF[dtype]:  # also if it is NaN
+            problem = f"the saved model's outputs differ by {off:.2g}, more than {dtype} rounding"
             if dtype != "fp32":
-                raise InputError(f"dtype: {problem}; these weights need fp32")
+                raise InputError(f"dtype: {problem}; use fp32 for these weights")
             raise RuntimeError(problem)
         folder.replace(out)
     return result
@@ -77,52 +77,48 @@ def save_pipeline(
     dtype: torch.dtype = torch.float32,
     null_label: int | None = None,
 ) -> None:
-    """Write a folder that plain `DiTPipeline.from_pretrained` loads, DiffFit scales folded in.
+    """Write a folder that `DiTPipeline.from_pretrained` loads, DiffFit scales folded in.
 
-    `dtype` is that of the weights as stored; `null_label` as in `export_transformer` (1000 lets diffusers'
-    pipeline guide models of fewer classes). InputError if `out` holds anything.
+    `dtype` is the stored type of the weights. `null_label` is that of `export_transformer`: 1000 lets
+    diffusers' pipeline guide models of fewer classes. Raises InputError if `out` is not empty.
     """
     out = new_folder(out)
     if id2label is not None and len(id2label) != dit.config.num_classes:
         raise InputError(
-            f"id2label has {len(id2label)} names, the model {dit.config.num_classes} classes; give one each"
+            f"id2label: has {len(id2label)} names for {dit.config.num_classes} classes; give one per class"
         )
     from diffusers import DDIMScheduler, DiTPipeline
 
-    scheduler: Any = DDIMScheduler(**SCHEDULE, clip_sample=False)  # the pipeline's own annotation is an enum
+    scheduler: Any = DDIMScheduler(**SCHEDULE, clip_sample=False)  # annotated as an enum in diffusers
     pipeline = DiTPipeline(
-        transformer=_moved(export_transformer(dit, null_label), "cpu", dtype),
-        vae=_moved(copy.deepcopy(vae), "cpu", dtype),
+        transformer=_cast(export_transformer(dit, null_label), "cpu", dtype),
+        vae=_cast(copy.deepcopy(vae), "cpu", dtype),
         scheduler=scheduler,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
         folder = Path(temporary) / out.name
         pipeline.save_pretrained(folder)
-        if id2label is not None:  # DiTPipeline reads it from here, but does not write it
+        if id2label is not None:  # DiTPipeline reads it here but does not write it
             index = read_json(folder / "model_index.json") | {"id2label": dict(enumerate(id2label))}
             (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         folder.replace(out)
 
 
 def new_folder(out: str | Path) -> Path:
-    """`out` as an absolute path; InputError if it holds anything or can't be made."""
+    """Return `out` as an absolute path. Raises InputError if it is not empty or cannot be created."""
     out = Path(out).expanduser().absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(
-            f"{out}: must be a new or empty folder to save a pipeline in; name another or clear it"
-        )
+        raise InputError(f"{out}: must be a new or empty folder; choose another or clear it")
     above = next(folder for folder in (out, *out.parents) if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise InputError(
-            f"{out}: can't be made, since {above} is no folder that can be written to; name another"
-        )
+        raise InputError(f"{out}: cannot be created, {above} is not a writable folder; choose another")
     return out
 
 
 @torch.no_grad()
 def difference(dit: DiT, folder: Path) -> Difference:
-    """How far the outputs of diffusers' model in a pipeline folder, in fp32, are from those of `dit`."""
+    """Compare the outputs of diffusers' model in a pipeline folder, in fp32, with those of `dit`."""
     from diffusers import DiTTransformer2DModel  # seconds to import
 
     model = DiTTransformer2DModel.from_pretrained(
@@ -138,7 +134,7 @@ def difference(dit: DiT, folder: Path) -> Difference:
 
 
 def _inputs(dit: DiT) -> tuple[Tensor, Tensor, Tensor]:
-    """Latents (B, C, H, W) of noise, timesteps and labels (B,): first and last class, twice no class."""
+    """Noise latents (B, C, H, W), timesteps and labels (B,): first and last class, twice the null label."""
     generators = [generator("conversion", index) for index in range(len(TIMESTEPS))]
     latents = normal(generators, dit.config.latent_shape)
     labels = torch.tensor([0, dit.null_label, dit.config.num_classes - 1, dit.null_label])
@@ -146,7 +142,7 @@ def _inputs(dit: DiT) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _with_shift(dit: DiT, shift: float) -> DiT:
-    """The same weights, shared, with other timestep frequencies."""
+    """Share the weights with a model of other timestep frequencies."""
     with torch.device("meta"):
         other = DiT(replace(dit.config, frequency_shift=shift))
     other.load_state_dict(dit.state_dict(), assign=True)
@@ -158,6 +154,6 @@ def _relative(theirs: Tensor, ours: Tensor) -> float:
     return float(off / size.clamp_min(1e-12))
 
 
-def _moved(model: Model, device: str | torch.device, dtype: torch.dtype) -> Model:
-    nn.Module.to(model, device=device, dtype=dtype)  # in place; diffusers' own `to` warns about nothing
+def _cast(model: Model, device: str | torch.device, dtype: torch.dtype) -> Model:
+    nn.Module.to(model, device=device, dtype=dtype)  # in place, without a warning of diffusers' own `to`
     return model

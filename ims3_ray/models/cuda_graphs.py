@@ -1,7 +1,7 @@
-"""CUDA graphs: the kernels of a pass recorded once, then launched together.
+"""CUDA graphs: capture a pass's kernels once, then replay them together.
 
-A large transformer over a small batch is thousands of launches, for which a host may take longer than the GPU
-for the work. A recording replays them on the same memory, so inputs are copied in and results out.
+A large transformer on a small batch launches thousands of kernels, which can take the host longer than the
+GPU needs to run them. A graph replays on fixed memory: inputs are copied in, results out.
 """
 
 from collections.abc import Sequence
@@ -12,60 +12,61 @@ from torch import Tensor, nn
 
 from ims3_ray.method.ddim import Predict
 
-WARM_UPS = 3  # passes before the recorded one, in which libraries allocate and compiled kernels are made
-MODE = "thread_local"  # of a recording's errors: other threads, such as NCCL's watchdog, may ask the device
+WARMUP_PASSES = 3  # passes before capture: libraries allocate, kernels compile
+# other threads, such as NCCL's watchdog, may call the device during capture
+CAPTURE_ERROR_MODE = "thread_local"
 
 
 class GraphedPredictor:
-    """`predict` by recordings: one for each shape of its inputs, with and without gradients.
+    """`predict` as CUDA graphs: one per input shape, with and without gradients.
 
-    Gradients are those of `parameters`, whose values change in place alone, and may be taken more than once;
-    but of a shape's last pass alone, for the next one overwrites what it kept.
+    Gradients are those of `parameters`, which must be updated in place. They may be taken repeatedly, but
+    only of a shape's last pass: the next pass overwrites its activations.
     """
 
     def __init__(self, predict: Predict, parameters: Sequence[nn.Parameter] = ()):
         self._predict, self._parameters = predict, tuple(parameters)
-        self._recordings: dict[tuple[object, ...], Recording] = {}
+        self._graphs: dict[tuple[object, ...], _CapturedGraph] = {}
 
     def __call__(self, latents: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
         inputs = latents, timesteps, labels
         parameters = self._parameters if torch.is_grad_enabled() else ()
         key = bool(parameters), *((x.shape, x.dtype) for x in inputs)
-        if key not in self._recordings:
-            self._recordings[key] = Recording(self._predict, inputs, parameters)
+        if key not in self._graphs:
+            self._graphs[key] = _CapturedGraph(self._predict, inputs, parameters)
         if not parameters:
-            return self._recordings[key].forward(inputs)
-        assert not latents.requires_grad, "gradients are the parameters' alone"
-        return _Replayed.apply(self._recordings[key], inputs, *parameters)  # pyright: ignore[reportReturnType]
+            return self._graphs[key].forward(inputs)
+        assert not latents.requires_grad, "only parameters have gradients, not latents"
+        return _GraphReplay.apply(self._graphs[key], inputs, *parameters)  # pyright: ignore[reportReturnType]
 
 
-class Recording:
-    """A pass on memory of its own; with `parameters` its backward pass, too, given that of its output."""
+class _CapturedGraph:
+    """A captured forward pass on its own memory, and its backward pass if there are `parameters`."""
 
     def __init__(self, predict: Predict, inputs: Sequence[Tensor], parameters: Sequence[nn.Parameter]):
         with torch.inference_mode(False):
             self._inputs = [torch.empty_like(x) for x in inputs]
         self._fill(inputs)
         self.passes = 0
-        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
-        aside.wait_stream(here)
-        with torch.cuda.stream(aside):
-            for _ in range(WARM_UPS):
+        stream, warmup_stream = torch.cuda.current_stream(), torch.cuda.Stream()
+        warmup_stream.wait_stream(stream)
+        with torch.cuda.stream(warmup_stream):
+            for _ in range(WARMUP_PASSES):
                 output = predict(*self._inputs)
                 if parameters:
                     torch.autograd.grad(output, parameters, torch.zeros_like(output), allow_unused=True)
-        here.wait_stream(aside)
+        stream.wait_stream(warmup_stream)
         self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._forward, capture_error_mode=MODE):
+        with torch.cuda.graph(self._forward, capture_error_mode=CAPTURE_ERROR_MODE):
             self._output = predict(*self._inputs)
         if parameters:
-            self._ahead, shared = torch.zeros_like(self._output), self._forward.pool()
-            with torch.cuda.graph(self._backward, pool=shared, capture_error_mode=MODE):
+            self._output_gradient, shared = torch.zeros_like(self._output), self._forward.pool()
+            with torch.cuda.graph(self._backward, pool=shared, capture_error_mode=CAPTURE_ERROR_MODE):
                 self._gradients: Sequence[Tensor | None] = torch.autograd.grad(
                     self._output,
                     parameters,
-                    self._ahead,
-                    retain_graph=True,  # else the second replay would read what the first has overwritten
+                    self._output_gradient,
+                    retain_graph=True,  # else the second replay would read overwritten memory
                     allow_unused=True,
                 )
 
@@ -75,27 +76,27 @@ class Recording:
         self.passes += 1
         return self._output.detach().clone()
 
-    def backward(self, number: int, ahead: Tensor) -> list[Tensor | None]:
-        """Gradients of pass `number`, given that of its output."""
-        assert number == self.passes, "a later pass has overwritten what this one kept for its gradients"
-        self._ahead.copy_(ahead)
+    def backward(self, number: int, output_gradient: Tensor) -> list[Tensor | None]:
+        """Return the gradients of pass `number`, given that of its output."""
+        assert number == self.passes, "a later pass has overwritten this one's activations"
+        self._output_gradient.copy_(output_gradient)
         self._backward.replay()
         return [None if gradient is None else gradient.clone() for gradient in self._gradients]
 
     def _fill(self, inputs: Sequence[Tensor]) -> None:
-        for own, given in zip(self._inputs, inputs, strict=True):
-            own.copy_(given)
+        for buffer, value in zip(self._inputs, inputs, strict=True):
+            buffer.copy_(value)
 
 
-class _Replayed(torch.autograd.Function):
-    """A recording's two passes as one function of the parameters."""
+class _GraphReplay(torch.autograd.Function):
+    """A graph's two passes as one autograd function of the parameters."""
 
     @staticmethod
-    def forward(ctx: Any, recording: Recording, inputs: Sequence[Tensor], *_: nn.Parameter) -> Tensor:
-        output = recording.forward(inputs)
-        ctx.recording, ctx.number = recording, recording.passes
+    def forward(ctx: Any, graph: _CapturedGraph, inputs: Sequence[Tensor], *_: nn.Parameter) -> Tensor:
+        output = graph.forward(inputs)
+        ctx.graph, ctx.number = graph, graph.passes
         return output
 
     @staticmethod
-    def backward(ctx: Any, *ahead: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *ctx.recording.backward(ctx.number, *ahead)
+    def backward(ctx: Any, *output_gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *ctx.graph.backward(ctx.number, *output_gradient)

@@ -1,7 +1,7 @@
-"""Our DiT in diffusers' layout and back: names, configuration, tensors.
+"""Convert our DiT to diffusers' layout and back: names, configuration, tensors.
 
-diffusers has names of its own, splits qkv in three, and holds a copy of the timestep and class embedders in
-every block. Its class table is padded where its pipeline guides with label 1000.
+diffusers uses other names, splits qkv in three, and copies the timestep and class embedders into every block.
+Its class table is padded if its pipeline must guide with label 1000.
 """
 
 import copy
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 CLASS_TABLE = "y_embedder.embedding_table.weight"
 
-# Layers of ours -> diffusers'.
+# our layer → diffusers' layer
 _WHOLE = {
     "x_embedder.proj": "pos_embed.proj",
     "final_layer.adaLN_modulation.1": "proj_out_1",
@@ -35,12 +35,12 @@ _PER_BLOCK = {
     "mlp.fc1": "ff.net.0.proj",
     "mlp.fc2": "ff.net.2",
 }
-_COPIED = {  # held once in ours, by every block in diffusers'
+_COPIED = {  # one in ours, one per block in diffusers'
     "t_embedder.mlp.0": "norm1.emb.timestep_embedder.linear_1",
     "t_embedder.mlp.2": "norm1.emb.timestep_embedder.linear_2",
 }
-_QKV = ("attn1.to_q", "attn1.to_k", "attn1.to_v")  # the thirds of our attn.qkv
-DIFFUSERS_DEFAULTS = {  # of DiTTransformer2DModel, for configurations that leave a value out
+_QKV = ("attn1.to_q", "attn1.to_k", "attn1.to_v")  # thirds of our attn.qkv
+DIFFUSERS_DEFAULTS = {  # of DiTTransformer2DModel, for values missing in a configuration
     "num_attention_heads": 16,
     "attention_head_dim": 72,
     "in_channels": 4,
@@ -58,50 +58,49 @@ DIFFUSERS_DEFAULTS = {  # of DiTTransformer2DModel, for configurations that leav
     "norm_elementwise_affine": False,
     "norm_eps": 1e-5,
 }
-# those whose defaults this architecture fixes
+# must have their default values
 _FIXED = ("norm_type", "activation_fn", "attention_bias", "norm_elementwise_affine", "dropout")
 _SIZES = (
     *("sample_size", "patch_size", "in_channels", "num_layers"),
     *("num_attention_heads", "attention_head_dim", "num_embeds_ada_norm"),
 )
-# What diffusers' configuration has no word for. It ignores names with an underscore.
+# Facts that diffusers' configuration cannot express; it ignores names with an underscore.
 SHIFT_KEY, CLASSES_KEY = "_frequency_shift", "_num_classes"
 DIFFUSERS_SHIFT = 1.0  # of the timestep frequencies that diffusers computes, see DiTConfig
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The configuration of a diffusers transformer, defaults filled in; InputError unless it is a DiT."""
-    given = read_json(path)
-    # the latter: before 2024
-    if given.get("_class_name") not in ("DiTTransformer2DModel", "Transformer2DModel"):
-        raise InputError(
-            f"{path}: must describe a DiTTransformer2DModel, but describes a {given.get('_class_name')}"
-        )
-    settings: dict[str, Any] = DIFFUSERS_DEFAULTS | given
+    """Return the configuration of a diffusers DiT, defaults filled in. Raises InputError for other models."""
+    stored = read_json(path)
+    if stored.get("_class_name") not in (
+        "DiTTransformer2DModel",
+        "Transformer2DModel",
+    ):  # the latter before 2024
+        raise InputError(f"{path}: must describe a DiTTransformer2DModel, not a {stored.get('_class_name')}")
+    settings: dict[str, Any] = DIFFUSERS_DEFAULTS | stored
     for name in _FIXED:
         if settings[name] != (value := DIFFUSERS_DEFAULTS[name]):
             raise InputError(f"{path}: {name} must be {value!r} for a DiT, not {settings[name]!r}")
     for name in _SIZES:
         if not isinstance(settings[name], int):
             raise InputError(f"{path}: {name} must be a whole number, not {settings[name]!r}")
-    most = settings["num_embeds_ada_norm"]
-    classes = settings.setdefault(CLASSES_KEY, most)
-    if not isinstance(classes, int) or not 1 <= classes <= most:
+    max_classes = settings["num_embeds_ada_norm"]
+    classes = settings.setdefault(CLASSES_KEY, max_classes)
+    if not isinstance(classes, int) or not 1 <= classes <= max_classes:
         raise InputError(
-            f"{path}: {CLASSES_KEY} must be a whole number from 1 to num_embeds_ada_norm {most}, not "
+            f"{path}: {CLASSES_KEY} must be a whole number from 1 to num_embeds_ada_norm {max_classes}, not "
             f"{classes!r}"
         )
     return settings
 
 
 def export_transformer(dit: DiT, null_label: int | None = None) -> "DiTTransformer2DModel":
-    """diffusers' model with the same values (fp32, CPU, eval), scales folded in; `dit` stays as it is.
+    """Return diffusers' model with the same values (fp32, CPU, eval), scales folded in; `dit` is not changed.
 
-    Its output is that of `dit` to round-off where the frequency shift is 1, diffusers' own. The shift is
-    noted in the configuration for `load_transformer`. `null_label` pads the class table with copies of the
-    null row up to that label, since diffusers' pipeline guides with label 1000 however many classes there
-    are; the number of classes is noted then. Raises InputError for a DiT that diffusers' model cannot
-    express.
+    The outputs agree to round-off if the frequency shift is 1, diffusers' own; the configuration records the
+    shift for `load_transformer`. `null_label` pads the class table with copies of the null row up to that
+    label, because diffusers' pipeline always guides with label 1000; the number of classes is recorded then.
+    Raises InputError for a DiT that diffusers' model cannot express.
     """
     if difffit.has_scales(dit) or any(
         p.device.type != "cpu" or p.dtype != torch.float32 for p in dit.parameters()
@@ -111,14 +110,10 @@ def export_transformer(dit: DiT, null_label: int | None = None) -> "DiTTransform
     config = dit.config
     classes = max(config.num_classes, null_label or 0)
     if not torch.allclose(dit.pos_embed, dit.fixed_positions(), atol=1e-4):
-        raise InputError(
-            "this DiT's position table is not the fixed one that diffusers' models compute for themselves"
-        )
+        raise InputError("position table: is not the fixed one, which diffusers' models compute themselves")
     if config.mlp_ratio != 4:
-        raise InputError(
-            f"a DiT with mlp_ratio {config.mlp_ratio} has no form in diffusers, whose models have 4"
-        )
-    from diffusers import DiTTransformer2DModel  # seconds to import, and needed here alone
+        raise InputError(f"mlp_ratio: must be 4 for diffusers, not {config.mlp_ratio}")
+    from diffusers import DiTTransformer2DModel  # slow import
 
     with torch.device("meta"):
         exported = DiTTransformer2DModel(
@@ -141,7 +136,7 @@ def export_transformer(dit: DiT, null_label: int | None = None) -> "DiTTransform
 
 
 def _diffusers_names(depth: int) -> dict[str, tuple[str, int | None]]:
-    """Every tensor of diffusers' model -> the one of ours that holds it, and which third (None: all)."""
+    """Map each tensor of diffusers' model to ours and to its third of it (None: all of it)."""
     layers: dict[str, tuple[str, int | None]] = {theirs: (ours, None) for ours, theirs in _WHOLE.items()}
     names: dict[str, tuple[str, int | None]] = {}
     for i in range(depth):
@@ -157,7 +152,7 @@ def _diffusers_names(depth: int) -> dict[str, tuple[str, int | None]]:
 
 
 def to_diffusers(state: Mapping[str, Tensor], config: DiTConfig, table_rows: int) -> dict[str, Tensor]:
-    """Copies of our tensors under diffusers' names, the class table padded with its null row."""
+    """Copy our tensors under diffusers' names; the class table is padded with its null row."""
     table = state[CLASS_TABLE]
     state = {**state, CLASS_TABLE: torch.cat([table, table[-1:].expand(table_rows - len(table), -1)])}
     return {
@@ -167,9 +162,9 @@ def to_diffusers(state: Mapping[str, Tensor], config: DiTConfig, table_rows: int
 
 
 def from_diffusers(tensors: Mapping[str, Tensor], config: DiTConfig, source: Path) -> dict[str, Tensor]:
-    """Tensors of a diffusers model whose names were checked, under ours.
+    """Return a diffusers model's tensors, names already checked, under our names.
 
-    InputError where the embedders of its blocks differ (ours holds one), or where rows that pad the class
+    Raises InputError if the blocks' embedders differ, because ours has one, or if padding rows of the class
     table are not the null row.
     """
     state: dict[str, Tensor] = {}
@@ -178,16 +173,15 @@ def from_diffusers(tensors: Mapping[str, Tensor], config: DiTConfig, source: Pat
             state[ours] = torch.cat([state[ours], tensors[theirs]])
         elif ours in state and not torch.equal(state[ours], tensors[theirs]):
             raise InputError(
-                f"{source}: {theirs} differs from that of block 0; such a model, tuned block by block, can't "
-                "be loaded"
+                f"{source}: {theirs} differs from that of block 0; models with embedders per block are not "
+                "supported"
             )
         else:
             state[ours] = tensors[theirs]
     table = state[CLASS_TABLE]
     if not torch.equal(table[config.num_classes :], table[-1:].expand(len(table) - config.num_classes, -1)):
         raise InputError(
-            f"{source}: has {len(table) - 1} classes, not the {config.num_classes} of {CLASSES_KEY} in its "
-            "config.json"
+            f"{source}: has {len(table) - 1} classes, but config.json has {CLASSES_KEY} {config.num_classes}"
         )
     state[CLASS_TABLE] = table[[*range(config.num_classes), -1]]
     state["pos_embed"] = position_table(config.sample_size // config.patch_size, config.hidden_size)

@@ -1,14 +1,13 @@
-"""DiT: a transformer that predicts the noise in a latent image, given its noise level and its class.
+"""DiT: predicts the noise in latents from their noise level and class.
 
-Peebles and Xie 2023, "Scalable Diffusion Models with Transformers" (arXiv 2212.09748), the adaLN-zero
-variant. Parameters carry the names and shapes of the original's checkpoints. Beside those there are the scale
-vectors of DiffFit (Xie et al. 2023, arXiv 2304.06648), absent (None, at no cost) until
-`ims3_ray.method.difffit` adds them.
+Peebles and Xie 2023 (arXiv 2212.09748), adaLN-zero. Parameters have the names and shapes of the original
+checkpoints. `ims3_ray.method.difffit` may add the scale vectors of DiffFit (Xie et al. 2023, arXiv
+2304.06648), which are None at no cost before.
 
-Precision: all arithmetic is done in the type of the weight matrices, the sinusoids of the timestep in fp32.
-Values that train (biases, class table, scales) and what takes latents in may be fp32 beside bf16 matrices.
+Precision: arithmetic uses the type of the weight matrices, timestep sinusoids fp32. Trainable values (biases,
+class table, scales) and the patch embedder may be fp32 beside bf16 matrices.
 
-Letters in shapes: B images, C channels, H and W latent height and width, p patch, N tokens, D hidden size.
+Shapes: B images, C channels, H and W latent height and width, p patch, N tokens, D hidden size.
 """
 
 import math
@@ -21,18 +20,18 @@ from torch import Tensor, nn
 
 FREQUENCY_DIM = 256  # sinusoids per timestep, cosines first
 MAX_PERIOD = 10_000
-_COUNTS = ("sample_size", "hidden_size", "depth", "num_heads", "num_classes", "patch_size", "in_channels")
-NORM_EPS = 1e-6  # of every norm but the one ahead of the MLP, where diffusers' models differ
+_POSITIVE = ("sample_size", "hidden_size", "depth", "num_heads", "num_classes", "patch_size", "in_channels")
+NORM_EPS = 1e-6  # of every norm but the one before the MLP, which has DiTConfig.norm_eps
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiTConfig:
-    """Sizes of a DiT, and the two constants in which checkpoints of different origin differ.
+    """Sizes of a DiT, and two constants that depend on a checkpoint's origin.
 
-    `sample_size` is the height and width of the latents. `out_channels` is twice `in_channels` for models
-    that predict the variance too. `frequency_shift` k spaces the timestep frequencies as 10000^(-i/(128 -
-    k)): 0 in the original, 1 in diffusers. `norm_eps` is the epsilon of the norm ahead of the MLP: 1e-6 in
-    the original, by default 1e-5 in diffusers.
+    `sample_size` is the height and width of the latents. `out_channels` is 2 · `in_channels` for models that
+    also predict the variance. `frequency_shift` k spaces the timestep frequencies as 10000^(-i/(128 - k)): 0
+    in the original, 1 in diffusers. `norm_eps` is that of the norm before the MLP: 1e-6 in the original, by
+    default 1e-5 in diffusers.
     """
 
     sample_size: int
@@ -53,22 +52,22 @@ class DiTConfig:
         return self.in_channels, self.sample_size, self.sample_size
 
     def __post_init__(self) -> None:
-        for name in _COUNTS:
+        for name in _POSITIVE:
             if getattr(self, name) < 1:
-                raise ValueError(f"DiTConfig.{name} must be 1 or more, not {getattr(self, name)}")
+                raise ValueError(f"DiTConfig.{name}: must be 1 or more, not {getattr(self, name)}")
         for name, divisor in (("sample_size", "patch_size"), ("hidden_size", "num_heads")):
             value, unit = getattr(self, name), getattr(self, divisor)
             if value % unit:
-                raise ValueError(f"DiTConfig.{name} must be a multiple of {divisor} {unit}, not {value}")
+                raise ValueError(f"DiTConfig.{name}: must be a multiple of {divisor} {unit}, not {value}")
         if self.hidden_size % 4:
-            raise ValueError(f"DiTConfig.hidden_size must be a multiple of 4, not {self.hidden_size}")
+            raise ValueError(f"DiTConfig.hidden_size: must be a multiple of 4, not {self.hidden_size}")
         if self.out_channels not in (self.in_channels, 2 * self.in_channels):
             allowed = f"in_channels {self.in_channels} or twice that"
-            raise ValueError(f"DiTConfig.out_channels must be {allowed}, not {self.out_channels}")
+            raise ValueError(f"DiTConfig.out_channels: must be {allowed}, not {self.out_channels}")
 
 
 def timestep_sinusoids(timesteps: Num[Tensor, " B"], frequency_shift: float) -> Float[Tensor, "B 256"]:
-    """Cosines, then sines, of each timestep at 128 frequencies from 1 down towards 1/10000; always fp32."""
+    """Return cosines, then sines, of each timestep at 128 frequencies from 1 towards 1/10000; fp32."""
     half = FREQUENCY_DIM // 2
     steps = torch.arange(half, dtype=torch.float32, device=timesteps.device)
     frequencies = torch.exp(-math.log(MAX_PERIOD) * steps / (half - frequency_shift))
@@ -77,7 +76,7 @@ def timestep_sinusoids(timesteps: Num[Tensor, " B"], frequency_shift: float) -> 
 
 
 def position_table(grid_size: int, hidden_size: int) -> Float[Tensor, "1 N D"]:
-    """The fixed table of a square token grid: sines and cosines of the column, then of the row; fp32."""
+    """Return the fixed table of a square token grid: sines and cosines of column, then row; fp32."""
     quarter = hidden_size // 4
     frequencies = MAX_PERIOD ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
     angles = torch.arange(grid_size, dtype=torch.float64)[:, None] * frequencies
@@ -88,26 +87,26 @@ def position_table(grid_size: int, hidden_size: int) -> Float[Tensor, "1 N D"]:
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Adaptive norm: shift and scale, each (B, 1, D), come from the conditioning."""
+    """Adaptive norm; shift and scale (B, 1, D) come from the conditioning."""
     return x * (1 + scale) + shift
 
 
 def scaled(x: Tensor, scale: Tensor | None) -> Tensor:
-    """`x` times a DiffFit scale vector, in x's type; `x` itself where there is none."""
+    """Multiply `x` by a DiffFit scale vector, keeping x's type; None leaves `x` as it is."""
     return x if scale is None else (x * scale).to(x.dtype)
 
 
 class Linear(nn.Linear):
-    """A linear layer whose bias may be kept in more precision than its weight."""
+    """A linear layer whose bias may have a higher precision than its weight."""
 
-    bias: nn.Parameter  # pyright: ignore[reportIncompatibleVariableOverride]: here there always is one
+    bias: nn.Parameter  # pyright: ignore[reportIncompatibleVariableOverride]: never None
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (nn.Linear's name)
         return F.linear(input, self.weight, self.bias.to(self.weight.dtype))
 
 
 class PatchEmbedder(nn.Module):
-    """One token per patch: a convolution whose stride is its kernel, done as one matrix product."""
+    """One token per patch: a strided convolution, computed as one matrix product."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -137,7 +136,7 @@ class TimestepEmbedder(nn.Module):
 
 
 class LabelEmbedder(nn.Module):
-    """A row per class, and a last one for "no class", which training code puts in a dropped label's place."""
+    """One row per class, and a last row for "no class"."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -148,7 +147,7 @@ class LabelEmbedder(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention. Scales of DiffFit: `qkv_scale` (3D,), `proj_scale` (D,), on the outputs."""
+    """Multi-head self-attention. DiffFit scales the outputs by `qkv_scale` (3D,) and `proj_scale` (D,)."""
 
     qkv_scale: nn.Parameter | None
     proj_scale: nn.Parameter | None
@@ -170,7 +169,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two layers with a GELU (tanh approximation) between them."""
+    """Two layers with a GELU (tanh approximation) in between."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -185,7 +184,7 @@ class Mlp(nn.Module):
 class DiTBlock(nn.Module):
     """Attention and MLP, each modulated and gated by the conditioning (adaLN-zero).
 
-    Scales of DiffFit: `attention_scale` and `mlp_scale` (D,), on the two branches ahead of their gates.
+    DiffFit scales the branches before their gates by `attention_scale` and `mlp_scale` (D,).
     """
 
     attention_scale: nn.Parameter | None
@@ -213,7 +212,7 @@ class DiTBlock(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """From tokens (B, N, D) to the values of their patches (B, N, p² C_out)."""
+    """Map tokens (B, N, D) to the values of their patches (B, N, p² C_out)."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -228,7 +227,7 @@ class FinalLayer(nn.Module):
 
 
 class DiT(nn.Module):
-    """The whole model. Its matrices hold torch's values until `initialize` or a checkpoint sets them."""
+    """The whole model. Call `initialize` or load a checkpoint before use."""
 
     pos_embed: Tensor  # (1, N, D)
 
@@ -244,21 +243,21 @@ class DiT(nn.Module):
 
     @property
     def null_label(self) -> int:
-        """The label that stands for "no class", one after the last class."""
+        """The label for "no class", one after the last class."""
         return self.config.num_classes
 
     def forward(
         self, latents: Float[Tensor, "B C H W"], timesteps: Num[Tensor, " B"], labels: Int[Tensor, " B"]
     ) -> Float[Tensor, "B C_out H W"]:
-        """Predicted noise (and variance values after it, where the model has them) of scaled latents.
+        """Return the predicted noise, and variance values if the model has them, of scaled latents.
 
-        Timesteps count from 0 (clean) to 999, whole or fractional; labels from 0 to `null_label`. The output
-        has the type of the matrices. ValueError for latents of another size.
+        Timesteps run from 0 (clean) to 999 and may be fractional; labels from 0 to `null_label`. The output
+        has the type of the matrices. Raises ValueError for latents of another size.
         """
         config = self.config
         if latents.shape[1:] != config.latent_shape:
             shape = ", ".join(map(str, ("batch", *config.latent_shape)))
-            raise ValueError(f"latents must be ({shape}), not {tuple(latents.shape)}")
+            raise ValueError(f"latents: must be ({shape}), not {tuple(latents.shape)}")
         c = self.t_embedder(timesteps)  # (B, D)
         c = c + self.y_embedder(labels).to(c.dtype)
         x = (self.x_embedder(latents) + self.pos_embed).to(c.dtype)  # (B, N, D), N = H W / p²
@@ -268,17 +267,17 @@ class DiT(nn.Module):
         return self.unpatchify(x)  # (B, C_out, H, W)
 
     def unpatchify(self, x: Float[Tensor, "B N P"]) -> Float[Tensor, "B C H W"]:
-        """Lay the tokens' values (each patch row, patch column, channel) out as images."""
+        """Arrange the tokens' values (patch row, patch column, channel) as images."""
         patch, channels, size = self.config.patch_size, self.config.out_channels, self.config.sample_size
         x = x.reshape(-1, size // patch, size // patch, patch, patch, channels)  # (B, rows, columns, p, p, C)
         return x.permute(0, 5, 1, 3, 2, 4).reshape(-1, channels, size, size)
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator, *, zero_outputs: bool = True) -> "DiT":
-        """Draw every weight from `generator` (on the model's device) as the paper does; biases are zero.
+        """Draw all weights from `generator` (on the model's device) as in the paper; biases are zero.
 
-        Xavier-uniform matrices, normal (0.02) class table and timestep MLP, zero modulation and outputs;
-        with `zero_outputs=False` those last are drawn as well, so that a random model's work shows.
+        Xavier-uniform matrices, normal (0.02) class table and timestep MLP, zero modulation and outputs.
+        `zero_outputs=False` draws the last group too, so that a random model's output is not zero.
         """
         for name, module in self.named_modules():
             if not isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
@@ -296,5 +295,5 @@ class DiT(nn.Module):
         return self
 
     def fixed_positions(self) -> Float[Tensor, "1 N D"]:
-        """What `pos_embed` holds."""
+        """Return the value of `pos_embed`."""
         return position_table(self.config.sample_size // self.config.patch_size, self.config.hidden_size)

@@ -1,8 +1,8 @@
-"""The frozen extractor φ: images to L2-normalised features, on which selection and coverage are measured.
+"""The frozen extractor φ: images to L2-normalised features, for selection and coverage.
 
-Two kinds: a timm model (`timm:resnet18`: its pooled features before the classifier, with its own size and
-normalisation), or a classifier of this project saved in a folder (`config.json` and `model.safetensors`),
-which may come with the package (`package://digits`). Whatever the kind, pixels in, unit vectors out.
+Two kinds: a timm model (`timm:resnet18`: pooled features, at the model's own size and normalisation), or a
+classifier of this project in a folder (`config.json`, `model.safetensors`) or in the package
+(`package://digits`).
 """
 
 import json
@@ -23,15 +23,15 @@ from ims3_ray.errors import InputError
 from .classifiers import Classifier, NetworkName, build
 from .device import DECODER_LOCK, run_padded_batches, to_images
 from .files import check_shapes, read_json, read_tensors, resolve_model, shapes_of
-from .timm_networks import TIMM_SCHEME, check_name
+from .timm_networks import TIMM_SCHEME, check_timm_name
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
-SUBFOLDER = "extractor"  # of a model folder that also holds a generator
-Colour = tuple[float, float, float]
+SUBFOLDER = "extractor"  # in a model folder with a generator
+RGB = tuple[float, float, float]
 
 
 class ExtractorConfig(BaseModel):
-    """What `config.json` holds: how to build the classifier, and what its input must be normalised with."""
+    """Content of `config.json`: how to build the classifier and normalise its input."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -41,9 +41,9 @@ class ExtractorConfig(BaseModel):
     width: Annotated[int, Field(ge=1)]
     num_classes: Annotated[int, Field(ge=2)]
     image_size: Annotated[int, Field(ge=8)]
-    mean: Colour
-    """Of pixels in [0, 1], as `deviation`."""
-    deviation: Colour
+    mean: RGB
+    """Like `deviation`, of pixels in [0, 1]."""
+    deviation: RGB
 
     @classmethod
     def read(cls, path: Path) -> "ExtractorConfig":
@@ -52,9 +52,7 @@ class ExtractorConfig(BaseModel):
         except ValidationError as error:
             problem = error.errors()[0]
             field = ".".join(map(str, problem["loc"])) or "config"
-            raise InputError(
-                f"{path}: {field}: {problem['msg']}; save_extractor writes what is needed"
-            ) from None
+            raise InputError(f"{path}: {field}: {problem['msg']}; write it with save_extractor") from None
 
 
 class Extractor:
@@ -65,8 +63,8 @@ class Extractor:
         body: nn.Module,
         dim: int,
         image_size: int,
-        mean: Colour,
-        deviation: Colour,
+        mean: RGB,
+        deviation: RGB,
         device: torch.device,
     ):
         self.dim, self.image_size = dim, image_size
@@ -85,30 +83,30 @@ class Extractor:
 
 
 def load_extractor(spec: str, device: str | torch.device = "cpu") -> Extractor:
-    """The extractor of `spec`: `timm:MODEL`, `timm:MODEL?pretrained=false`, a folder, hub id, or `package://NAME`.
+    """Load `timm:MODEL`, `timm:MODEL?pretrained=false`, a folder, a hub id or `package://NAME`.
 
-    MODEL is a name of timm's, with `@REVISION` for weights of that commit, tag or branch of the hub; or a
-    folder as the hub has it (timm's config.json and weights). Raises InputError for a spec that names
-    nothing, weights that can't be had, and files that don't fit each other.
+    MODEL is a timm name, optionally with `@REVISION` (commit, tag or branch of the weights on the hub), or a
+    folder as on the hub (timm's config.json and weights). Raises InputError for an unknown spec, missing
+    weights and files that do not fit each other.
     """
     load = _timm_extractor if spec.startswith(TIMM_SCHEME) else _saved_extractor
     return load(spec, torch.device(device))
 
 
 def without_weights(spec: str) -> str:
-    """The spec of the same network that needs nothing from the network: for its size and shape alone."""
+    """Return the spec of the same network with random weights, for size and shape, without network access."""
     return f"{spec.partition('?')[0]}?pretrained=false" if spec.startswith(TIMM_SCHEME) else spec
 
 
 def inspect_extractor(spec: str) -> Path | str:
-    """What the features' bits come from: the extractor's folder, or the timm model and timm's version.
+    """Return the source of the features' bits: the extractor's folder, or the timm model and timm's version.
 
-    Raises InputError as `load_extractor` does, for what shows without loading weights.
+    Raises InputError as `load_extractor`, as far as possible without loading weights.
     """
     if spec.startswith(TIMM_SCHEME):
         if folder := _timm_folder(_timm_parts(spec)[0]):
             return folder
-        import timm  # as in _timm_extractor
+        import timm  # slow import
 
         return f"{spec} of timm {timm.__version__}"
     return _extractor_folder(spec)
@@ -117,16 +115,16 @@ def inspect_extractor(spec: str) -> Path | str:
 def embed_pixels(
     extractor: Extractor, pixels: UInt8[np.ndarray, "n 3 h w"], batch_size: int, device: torch.device
 ) -> Float32[np.ndarray, "n d"]:
-    """Features of pixels 0 … 255, in batches of exactly `batch_size`: a row's bits depend on no other row."""
+    """Return features of pixels 0 … 255 in batches of exactly `batch_size`; rows do not affect each other."""
     return run_padded_batches(
         lambda batch: [extractor(to_images(batch))], [pixels], batch_size, device, DECODER_LOCK
     )[0]
 
 
-def save_extractor(model: Classifier, folder: str | Path, *, mean: Colour, deviation: Colour) -> None:
-    """Write a trained classifier as an extractor folder that `load_extractor` reads; weights in fp16.
+def save_extractor(model: Classifier, folder: str | Path, *, mean: RGB, deviation: RGB) -> None:
+    """Write a trained classifier as a folder for `load_extractor`; weights in fp16.
 
-    `mean` and `deviation` are those of pixels in [0, 1] that the model was trained with.
+    `mean` and `deviation` are those of pixels in [0, 1] in training.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -143,17 +141,17 @@ def _extractor_folder(spec: str) -> Path:
         folder = folder / SUBFOLDER
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         if not (folder / name).is_file():
-            raise InputError(f"{spec}: {folder / name} is not there; an extractor folder holds it")
+            raise InputError(f"{spec}: {folder / name} is missing; an extractor folder needs it")
     return folder
 
 
 def load_classifier(spec: str) -> tuple[Classifier, ExtractorConfig]:
-    """The classifier of an extractor's folder, on the CPU, and what its config.json says."""
+    """Load the classifier of an extractor's folder, on the CPU, with its config.json."""
     folder = _extractor_folder(spec)
     config = ExtractorConfig.read(folder / CONFIG_NAME)
     model = build(config.network, config.num_classes, config.image_size, None, width=config.width)
     tensors = read_tensors([folder / WEIGHTS_NAME])
-    what = f"the {config.network} that {CONFIG_NAME} describes"
+    what = f"the {config.network} of {CONFIG_NAME}"
     check_shapes(shapes_of(tensors), shapes_of(model.state_dict()), folder / WEIGHTS_NAME, what)
     model.load_state_dict(tensors)
     return model, config
@@ -167,7 +165,7 @@ def _saved_extractor(spec: str, device: torch.device) -> Extractor:
 
 
 def _timm_parts(spec: str) -> tuple[str, str, str]:
-    """Name or folder, the revision of its weights ("": main), and what follows a question mark."""
+    """Split into name or folder, revision of the weights ("": main), and query after the question mark."""
     name, _, query = spec.removeprefix(TIMM_SCHEME).partition("?")
     if "/" in name:
         return name, "", query
@@ -176,14 +174,14 @@ def _timm_parts(spec: str) -> tuple[str, str, str]:
 
 
 def _timm_folder(name: str) -> Path | None:
-    """The folder that a timm spec names; None for a name of timm's. InputError for another folder."""
+    """Return the folder of a timm spec, None for a timm name. Raises InputError for other folders."""
     if "/" not in name:
         return None
     config = Path(name) / CONFIG_NAME
     if not config.is_file():
-        raise InputError(f"{TIMM_SCHEME}{name}: {config} is not there; a timm model's folder holds it")
+        raise InputError(f"{TIMM_SCHEME}{name}: {config} is missing; a timm model's folder needs it")
     if "architecture" not in read_json(config):
-        raise InputError(f"{config}: names no architecture; timm's {CONFIG_NAME} on the hub does")
+        raise InputError(f"{config}: has no architecture; use timm's {CONFIG_NAME} from the hub")
     return Path(name)
 
 
@@ -194,40 +192,37 @@ def _timm_extractor(spec: str, device: torch.device) -> Extractor:
     return Extractor(model, dim, size, mean, deviation, device)
 
 
-def load_timm(spec: str, **arguments: Any) -> tuple[nn.Module, int, Colour, Colour]:
-    """A timm model with its weights, the pixels a side that it sees, and their mean and deviation."""
-    import timm  # seconds to import, and needed for this kind alone
+def load_timm(spec: str, **arguments: Any) -> tuple[nn.Module, int, RGB, RGB]:
+    """Return a timm model with weights, its input size in pixels, and the mean and deviation of its input."""
+    import timm  # slow import
     import timm.data
 
     name, revision, query = _timm_parts(spec)
     if query not in ("", "pretrained=true", "pretrained=false"):
-        raise InputError(
-            f"{spec}: after '?' only pretrained=true or pretrained=false can stand, not {query!r}"
-        )
+        raise InputError(f"{spec}: the query must be pretrained=true or pretrained=false, not {query!r}")
     if folder := _timm_folder(name):
         name = f"local-dir:{folder}"
     else:
-        check_name(name, spec)
+        check_timm_name(name, spec)
     hub_log = logging.getLogger("huggingface_hub")
     level = hub_log.level
     with torch.random.fork_rng(devices=[]):  # timm draws from the global generator
-        torch.manual_seed(0)  # so that untrained weights are the same on every worker
+        torch.manual_seed(0)  # the same untrained weights on every worker
         try:
-            hub_log.setLevel(logging.ERROR)  # a dozen lines on its retries
+            hub_log.setLevel(logging.ERROR)  # hide its log of retries
             hub_id = timm.get_pretrained_cfg_value(name, "hf_hub_id") if revision else None
             source = {"hf_hub_id": f"{hub_id}@{revision}"} if revision else None
             model = timm.create_model(
                 name, pretrained=query != "pretrained=false", pretrained_cfg_overlay=source, **arguments
             )
-        except (OSError, RuntimeError, ValueError) as error:  # the hub's client and timm raise all three
+        except (OSError, RuntimeError, ValueError) as error:  # of timm and the hub client
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(
-                f"{spec}: its pretrained weights can't be had ({reason}); "
-                "check the network, fill the Hugging Face cache beforehand, or name the folder of a copy: "
-                "timm:FOLDER"
+                f"{spec}: pretrained weights are not available ({reason}); check the network, fill the "
+                "Hugging Face cache first, or use a local copy: timm:FOLDER"
             ) from error
         finally:
             hub_log.setLevel(level)
     data = timm.data.resolve_model_data_config(model)
-    mean, deviation = (cast(Colour, tuple(map(float, data[key]))) for key in ("mean", "std"))
+    mean, deviation = (cast(RGB, tuple(map(float, data[key]))) for key in ("mean", "std"))
     return model, data["input_size"][-1], mean, deviation

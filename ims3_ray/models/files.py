@@ -1,4 +1,7 @@
-"""What the files of a model hold: JSON and tensors, never code from outside."""
+"""Locate and read model files: local paths, `package://NAME`, Hugging Face ids; JSON and tensors, never code.
+
+A hub id is `org/name` or `org/name@revision`, optionally prefixed with `hf://`.
+"""
 
 import argparse
 import contextlib
@@ -19,12 +22,12 @@ from ims3_ray.errors import InputError
 from ims3_ray.storage.hub import NAME, fetch, hub_name
 
 if TYPE_CHECKING:
-    import torch  # takes a second: checks of names and folders do without
+    import torch  # slow import; not needed to check names and folders
 
 Shapes = dict[str, tuple[int, ...]]
 
 _WEIGHTS_STEM = "diffusion_pytorch_model"
-_WEIGHTS_NAMES = tuple(  # the order of preference: no pickle before pickle, full precision before half
+_WEIGHTS_NAMES = tuple(  # preferred first: safetensors before pickle, full precision before half
     f"{_WEIGHTS_STEM}{variant}{suffix}"
     for kind in ("safetensors", "bin")
     for variant in ("", ".fp16")
@@ -33,22 +36,21 @@ _WEIGHTS_NAMES = tuple(  # the order of preference: no pickle before pickle, ful
 PACKAGE_SCHEME = "package://"
 _HUB_ID = re.compile(rf"{NAME}(?:@[\w./-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-# a missing file of such a name is never a hub id
+# such a name is never a hub id, even if the file is missing
 _FILE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether `text` names a model on the hub, and nothing on this machine."""
+    """Return whether `text` names a model on the hub and nothing on this machine."""
     if hub_name(text):
         return True
     return bool(_HUB_ID.fullmatch(text)) and not text.endswith(_FILE_SUFFIXES) and not Path(text).exists()
 
 
 def pin_revision(path: str) -> str:
-    """`path`, but a hub id with the commit that its revision (main, where it names none) means now.
+    """Add to a hub id the commit that its revision (default main) means now; return other paths unchanged.
 
-    Whoever loads that, whenever and on whichever node, loads the same weights. InputError where the hub has
-    no such model.
+    Every node then loads the same weights. Raises InputError if the hub has no such model.
     """
     if not is_hub_id(path):
         return path
@@ -58,8 +60,10 @@ def pin_revision(path: str) -> str:
 
 
 def download(hub_id: str) -> Path:
-    """The local folder of a hub id, named by its commit: configurations, and the weights of a generator where
-    it has them apart, else all weights. InputError where they can't be had.
+    """Download a hub model; return its local folder, named by the commit.
+
+    Fetches JSON files and weights; of a generator only `transformer/` and `vae/`. Raises InputError on
+    failure.
     """
     hub_id = hub_name(hub_id) or hub_id
     folder = fetch(hub_id, ["*.json"])
@@ -69,13 +73,13 @@ def download(hub_id: str) -> Path:
 
 
 def resolve_model(path: str | Path) -> Path:
-    """Returns the local file or folder that `path` names.
+    """Return the local file or folder that `path` names.
 
-    Only a hub id that is no local path is looked up on the network. Raises InputError if there is nothing.
+    Uses the network only for hub ids that are no local path. Raises InputError if nothing is found.
     """
     text = str(path)
     if text.startswith(PACKAGE_SCHEME):
-        return _packaged(text)
+        return _packaged_model(text)
     if Path(text).exists():
         return Path(text)
     if is_hub_id(text):
@@ -85,132 +89,133 @@ def resolve_model(path: str | Path) -> Path:
     )
 
 
-def _packaged(text: str) -> Path:
+def _packaged_model(text: str) -> Path:
     name, root = text.removeprefix(PACKAGE_SCHEME), Path(str(files("ims3_ray"))) / "pretrained"
-    known = sorted(folder.name for folder in root.iterdir() if folder.is_dir()) if root.is_dir() else []
-    if name not in known:
-        raise InputError(f"{text}: no such model in this package; it brings {', '.join(known) or 'none'}")
+    names = sorted(folder.name for folder in root.iterdir() if folder.is_dir()) if root.is_dir() else []
+    if name not in names:
+        raise InputError(f"{text}: no such packaged model; choose from: {', '.join(names) or 'none'}")
     return root / name
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; InputError if the file isn't there or holds anything else."""
+    """Return the object in a JSON file. Raises InputError if the file is missing or holds anything else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{path}: no such file; a diffusers model folder has it") from None
+        raise InputError(f"{path}: no such file; a diffusers model folder needs it") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: must be JSON ({error})") from error
+        raise InputError(f"{path}: invalid JSON ({error})") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: must hold a JSON object, not a {type(value).__name__}")
     return value
 
 
 def find_weights(folder: Path) -> list[Path]:
-    """The weight files of a diffusers model folder: one, or the parts of a split one. Prefers safetensors."""
+    """Return the weight files of a diffusers model folder, one or several shards; safetensors preferred."""
     for name in _WEIGHTS_NAMES:
         path = folder / name
         if not path.is_file():
             continue
         if not name.endswith(".index.json"):
             return [path]
-        parts = sorted({str(part) for part in read_json(path).get("weight_map", {}).values()})
-        missing = [part for part in parts if Path(part).name != part or not (folder / part).is_file()]
-        if missing or not parts:
+        shards = sorted({str(part) for part in read_json(path).get("weight_map", {}).values()})
+        missing = [part for part in shards if Path(part).name != part or not (folder / part).is_file()]
+        if missing or not shards:
             raise InputError(
-                f"{path}: names weight files that are not in its folder "
-                f"({first_few(missing or ['none'], 3, str)})"
+                f"{path}: lists missing weight files ({first_few(missing or ['all'], 3, str)}); fetch them"
             )
-        return [folder / part for part in parts]
+        return [folder / part for part in shards]
     raise InputError(
-        f"{folder}: holds no weights; {_WEIGHTS_NAMES[0]} (or .bin, or parts with an index) is needed"
+        f"{folder}: has no weights; it needs {_WEIGHTS_NAMES[0]} (or .bin, or shards with an index)"
     )
 
 
 def read_tensors(paths: list[Path]) -> dict[str, "torch.Tensor"]:
-    """All tensors by name, on the CPU. Pickled files give plain tensors: InputError for anything more.
+    """Read all tensors by name to the CPU. Pickled files may hold plain tensors only.
 
-    InputError where values are not finite, too.
+    Raises InputError for other pickled content and for values that are not finite.
     """
     from safetensors.torch import load_file
 
     tensors: dict[str, torch.Tensor] = {}
     for path in paths:
         if path.suffix == ".safetensors":
-            with _whole(path):
-                held = load_file(path)
+            with _safetensors_errors(path):
+                content = load_file(path)
         else:
-            held = _state_dict(path, "cpu")
-        check_finite(held, path)
-        tensors.update(held)
+            content = _state_dict(path, "cpu")
+        check_finite(content, path)
+        tensors.update(content)
     return tensors
 
 
 def read_shapes(paths: list[Path]) -> Shapes:
-    """Shapes by name, from headers alone."""
+    """Read all shapes by name from file headers."""
     shapes: Shapes = {}
     for path in paths:
         if path.suffix == ".safetensors":
-            with _whole(path), safe_open(path, framework="pt") as held:
-                shapes.update({name: tuple(held.get_slice(name).get_shape()) for name in held.keys()})  # noqa: SIM118
+            with _safetensors_errors(path), safe_open(path, framework="pt") as content:
+                shapes.update({name: tuple(content.get_slice(name).get_shape()) for name in content.keys()})  # noqa: SIM118
         else:
             shapes.update(shapes_of(_state_dict(path, "meta")))
     return shapes
 
 
 @contextlib.contextmanager
-def _whole(path: Path) -> Generator[None, None, None]:
+def _safetensors_errors(path: Path) -> Generator[None, None, None]:
     try:
         yield
     except SafetensorError as error:
-        raise InputError(f"{path}: is no whole safetensors file ({error}); fetch it again") from error
+        raise InputError(f"{path}: damaged safetensors file ({error}); fetch it again") from error
 
 
 def _state_dict(path: Path, device: str) -> dict[str, "torch.Tensor"]:
-    """The state dict in a torch file: its "ema" where it holds one, else its "model", else the file itself.
+    """Return the state dict of a torch file: its "ema" if there is one, else its "model", else the file
+    itself.
 
-    Training files of the original DiT also hold their command line, an argparse.Namespace: the one class let
-    through.
+    Training files of the original DiT hold their command line, an argparse.Namespace: the only class allowed.
     """
     import torch
 
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
-            held = torch.load(path, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(path))
+            content = torch.load(path, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"{path}: is damaged or holds more than plain tensors, and is not opened, since pickled files "
-            "can run code; save its state dict alone"
+            f"{path}: damaged, or holds more than plain tensors; pickled files can run code: save only the "
+            "state dict"
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
         raise InputError(
-            f"{path}: is no whole torch file ({one_line(str(error))[:200] or 'it is empty'}); fetch it again"
+            f"{path}: damaged torch file ({one_line(str(error))[:200] or 'empty'}); fetch it again"
         ) from error
     for key in ("ema", "model"):
-        if isinstance(held, dict) and isinstance(held.get(key), dict):
-            held = held[key]
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
             break
-    if not isinstance(held, dict) or not all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in held.items()
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()
     ):
-        raise InputError(f"{path}: must hold tensors by name, by themselves or under 'ema' or 'model'")
-    return held
+        raise InputError(f"{path}: must hold named tensors, at the top or under 'ema' or 'model'")
+    return content
 
 
 def check_shapes(found: Shapes, expected: Shapes, source: Path, what: str) -> None:
-    """InputError, with the names shortened, unless both hold the same names with the same shapes."""
+    """Raise InputError, listing the differences, unless names and shapes agree."""
     if problems := describe_mismatch(found, expected):
         raise InputError(f"{source}: is not {what} ({problems})")
 
 
 def check_finite(tensors: Mapping[str, "torch.Tensor"], source: str | Path) -> None:
-    """InputError, with the tensors' names, where weights are not finite."""
+    """Raise InputError, naming the tensors, if weights are not finite."""
     import torch
 
     sums = {name: float(value.sum(dtype=torch.float32)) for name, value in tensors.items()}
-    if odd := [name for name, total in sums.items() if not math.isfinite(total)]:  # a look at each is slow
+    if damaged := [
+        name for name, total in sums.items() if not math.isfinite(total)
+    ]:  # one sum per tensor: faster than isfinite
         raise InputError(
-            f"{source}: holds weights that are not finite ({first_few(odd, 3, str)}); fetch it again, or "
+            f"{source}: weights are not finite ({first_few(damaged, 3, str)}); fetch it again, or "
             "take an earlier checkpoint"
         )
 

@@ -1,4 +1,4 @@
-"""The generator as a run uses it: pretrained weights, own class rows, a tuned adapter, its precision."""
+"""A run's generator: pretrained weights, own class rows, fine-tuned adapter, precision."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,8 +26,8 @@ ADAPTER = "adapter.safetensors"
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A model on its device: `predict(latents, timesteps, labels)` gives float32 outputs."""
+class LoadedModel:
+    """A model on its device; `predict(latents, timesteps, labels)` returns float32."""
 
     dit: DiT
     predict: Predict
@@ -35,38 +35,40 @@ class Loaded:
 
 @dataclass(frozen=True)
 class TunedModel:
-    """What an actor needs to load the model, as plain data."""
+    """Plain data with which an actor loads the model."""
 
     path: str
     heads: int | None
     frequency_shift: float | None
     numerics: Numerics
-    new_classes: int | None = None  # own classes in a fresh class table
+    new_classes: int | None = None  # number of own classes, with a fresh class table
     seed: int = 0  # of that table
     adapter: Directory | None = None
     weights: str = "ema"  # or "last"
 
-    def load(self, device: torch.device) -> Loaded:
-        """Load for inference: the adapter folded in, all values behind the input at the precision."""
+    def load(self, device: torch.device) -> LoadedModel:
+        """Load for inference: adapter folded in, weights at the chosen precision."""
         dit = self.pretrained()
         if self.adapter:
             difffit.load_adapter(dit, read_adapter(self.adapter, self.weights))
             difffit.fold(dit)
-        lower(dit.to(device), self.numerics.dtype).eval().requires_grad_(False)
+        cast_weights(dit.to(device), self.numerics.dtype).eval().requires_grad_(False)
         return self._loaded(dit)
 
-    def trainable(self, device: torch.device) -> Loaded:
-        """Load for fine-tuning: frozen matrices at the precision, DiffFit's parameters in float32."""
-        dit = lower(self.pretrained().to(device), self.numerics.dtype).eval()
+    def trainable(self, device: torch.device) -> LoadedModel:
+        """Load for fine-tuning: frozen matrices at the chosen precision, DiffFit's parameters in float32."""
+        dit = cast_weights(self.pretrained().to(device), self.numerics.dtype).eval()
         difffit.prepare(dit)
         return self._loaded(dit)
 
-    def _loaded(self, dit: DiT) -> Loaded:
+    def _loaded(self, dit: DiT) -> LoadedModel:
         if self.numerics.compiled:
             compile_blocks(dit)
         if not self.numerics.graphs:
-            return Loaded(dit, predictor(dit))
-        return Loaded(dit, GraphedPredictor(predictor(dit), [p for p in dit.parameters() if p.requires_grad]))
+            return LoadedModel(dit, predictor(dit))
+        return LoadedModel(
+            dit, GraphedPredictor(predictor(dit), [p for p in dit.parameters() if p.requires_grad])
+        )
 
     def pretrained(self) -> DiT:
         dit = load_transformer(self.path, heads=self.heads, frequency_shift=self.frequency_shift)
@@ -76,13 +78,13 @@ class TunedModel:
 
 
 def with_new_classes(dit: DiT, count: int, generator: torch.Generator) -> DiT:
-    """`dit` for `count` other classes: a fresh class table, the null row and all else shared with `dit`.
+    """Return `dit` with a fresh class table of `count` classes; the null row and all else are shared.
 
-    A fresh row is the mean of the old classes' rows with normal noise of 0.02 (DiT's initial spread) from
-    `generator` (on the CPU): an image of no class in particular, told apart by tuning.
+    A fresh row is the mean of the old rows plus normal noise of 0.02, DiT's initial spread, from `generator`
+    (CPU).
     """
     if count < 1:
-        raise InputError(f"the number of new classes must be 1 or more, not {count}")
+        raise InputError(f"new_classes: must be 1 or more, not {count}")
     state = dit.state_dict()
     table = state[CLASS_TABLE]
     noise = torch.randn(count, table.shape[1], generator=generator).to(table) * 0.02
@@ -95,7 +97,7 @@ def with_new_classes(dit: DiT, count: int, generator: torch.Generator) -> DiT:
     return extended.train(dit.training)
 
 
-def lower(dit: DiT, dtype: torch.dtype) -> DiT:
+def cast_weights(dit: DiT, dtype: torch.dtype) -> DiT:
     """Put the matrices at `dtype`, in place, but those that take latents in: to round an input adds a noise,
     and near t = 0 there is little else to predict.
     """
@@ -122,36 +124,33 @@ def predictor(dit: DiT) -> Predict:
 
 @dataclass(frozen=True)
 class AdapterInfo:
-    """A complete adapter, as its manifest tells it."""
+    """A complete adapter, as described by its manifest."""
 
     folder: Directory
-    own_classes: list[str] | None  # names of the classes of a fresh class table; None: the pretrained model's
-    frequency_shift: float | None  # that it was tuned with; None: by the checkpoint's kind
+    own_classes: list[str] | None  # class names of a fresh class table; None: the pretrained model's classes
+    frequency_shift: float | None  # used in fine-tuning; None: by the checkpoint's kind
 
 
 def inspect_adapter(location: str) -> AdapterInfo:
-    """What a run's `adapter/<fingerprint>` folder holds; InputError unless it is complete."""
+    """Describe a run's `adapter/<fingerprint>` folder. Raises InputError unless it is complete."""
     folder = open_directory(location)
     try:
         manifest = read_manifest(folder)
     except DamagedError as error:
         raise InputError(
-            f"{location}: is no complete adapter ({error.words}); name a run's adapter/<fingerprint>"
+            f"{location}: incomplete adapter ({error.words}); give a run's adapter/<fingerprint>"
         ) from error
     if manifest is None:
         raise InputError(
-            f"{location}: is no complete adapter (no {MANIFEST}); name adapter/<fingerprint> of a run that "
-            "ended"
+            f"{location}: incomplete adapter (no {MANIFEST}); give adapter/<fingerprint> of a finished run"
         )
     if ADAPTER not in manifest["files"]:
-        raise InputError(
-            f"{location}: is no complete adapter ({ADAPTER} is not there); name a run's adapter/<fingerprint>"
-        )
+        raise InputError(f"{location}: incomplete adapter (no {ADAPTER}); give a run's adapter/<fingerprint>")
     return AdapterInfo(folder, manifest.get("own_classes"), manifest.get("frequency_shift"))
 
 
 def check_adapter(adapter: AdapterInfo, config: DiTConfig, weights: str) -> None:
-    """InputError unless the adapter's names and shapes are those of a DiT of these sizes."""
+    """Raise InputError unless the adapter's names and shapes fit a DiT of these sizes."""
     source = Path(adapter.folder.path, ADAPTER)
     tensors = read_adapter(adapter.folder, weights)
     if adapter.own_classes:
@@ -159,28 +158,28 @@ def check_adapter(adapter: AdapterInfo, config: DiTConfig, weights: str) -> None
     with torch.device("meta"):
         dit = DiT(config)
     difffit.add_scales(dit)
-    given, expected = (shapes_of(dict(sorted(held.items()))) for held in (tensors, difffit.trainable(dit)))
-    check_shapes(given, expected, source, "of this checkpoint; name the one that was tuned")
+    found, expected = (shapes_of(dict(sorted(held.items()))) for held in (tensors, difffit.trainable(dit)))
+    check_shapes(found, expected, source, "of this checkpoint; give the checkpoint that was fine-tuned")
 
 
 def save_adapter(out: Directory, values: dict[str, Tensor], averages: dict[str, Tensor]) -> None:
-    """Write trained values and their averages as one safetensors file."""
+    """Write trained values and their moving averages as one safetensors file."""
     tensors = {f"last.{n}": t for n, t in values.items()} | {f"ema.{n}": t for n, t in averages.items()}
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
     out.write(ADAPTER, safetensors.torch.save(whole))
 
 
 def read_adapter(adapter: Directory, weights: str) -> dict[str, Tensor]:
-    """The adapter's "last" or "ema" values by the model's parameter names.
+    """Return the adapter's "last" or "ema" values by parameter name.
 
-    InputError for a damaged file, and for values that are not finite.
+    Raises InputError for a damaged file and for values that are not finite.
     """
     prefix, source = f"{weights}.", (adapter / ADAPTER).uri
     try:
         tensors = safetensors.torch.load(adapter.read(ADAPTER))
     except SafetensorError as error:
         raise InputError(
-            f"{source}: is no whole safetensors file ({error}); copy it again or run the stage again"
+            f"{source}: damaged safetensors file ({error}); copy it or run the stage again"
         ) from error
     values = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
     check_finite(values, source)

@@ -1,6 +1,6 @@
-"""The generator: a DiT and the VAE whose latents it denoises; inspected, saved as a diffusers pipeline.
+"""The generator: a DiT and its VAE, inspected from headers; its noise schedule and DPM-Solver++.
 
-Latents everywhere in this package are scaled: the VAE's own times its `scaling_factor`.
+Latents in this package are scaled: the VAE's own times its `scaling_factor`.
 """
 
 import math
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 Model = TypeVar("Model", bound=nn.Module)
-SCHEDULE: dict[str, Any] = {  # the noise schedule that DiT's checkpoints were trained with
+SCHEDULE: dict[str, Any] = {  # of the training of DiT's checkpoints
     "num_train_timesteps": NUM_TRAIN_TIMESTEPS,
     "beta_schedule": "linear",
     "beta_start": BETA_START,
@@ -36,12 +36,11 @@ SCHEDULE: dict[str, Any] = {  # the noise schedule that DiT's checkpoints were t
 }
 
 
-def dpm_step(timesteps: Int[Tensor, " n"]) -> Step:
-    """The step of `method.ddim.sample` over these timesteps, for one batch, from the last to the first.
+def dpm_stepper(timesteps: Int[Tensor, " n"]) -> Step:
+    """Return the DPM-Solver++ step (Lu et al. 2022, second order, diffusers' own) of `method.ddim.sample`.
 
-    It keeps the prediction of the step before, which the next batch must not see. The first step is of first
-    order, as DDIM's are, and so is the last, to clean latents. The timesteps should be even in log_snr: on
-    those that are even in t it is worse than DDIM.
+    For one batch: the solver keeps the previous prediction. The first and last steps are of first order, as
+    in DDIM. Use timesteps even in log_snr; on timesteps even in t it is worse than DDIM.
     """
     from diffusers import DPMSolverMultistepScheduler  # seconds to import
 
@@ -56,7 +55,7 @@ def dpm_step(timesteps: Int[Tensor, " n"]) -> Step:
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorInfo:
-    """What a generator is, found without reading its weights."""
+    """Facts about a generator, found without reading its weights."""
 
     path: str  # local
     vae_path: str
@@ -85,17 +84,17 @@ def inspect_generator(
     heads: int | None = None,
     frequency_shift: float | None = None,
 ) -> GeneratorInfo:
-    """What the generator at `path` is, from JSON and the headers of the weight files.
+    """Describe the generator at `path` from JSON and the headers of weight files.
 
-    `path` is a diffusers pipeline folder, hub id, `package://name`, or original `.pt` file with `vae`;
-    `heads` and `frequency_shift` as in `load_transformer`. Raises InputError for a folder that is missing or
-    of another kind, names or shapes that don't fit the configuration, a VAE with other latents or image
-    size, another noise schedule, or class names that don't fit the number of classes.
+    `path` is a diffusers pipeline folder, hub id, `package://name`, or original `.pt` file with `vae`.
+    `heads` and `frequency_shift` as in `load_transformer`. Raises InputError for a missing folder or one of
+    another kind, names or shapes that do not fit the configuration, a VAE with other latents or image size,
+    another noise schedule, or class names that do not fit the number of classes.
     """
     local = resolve_model(path)
     checkpoint = inspect_transformer(local, heads, frequency_shift)
     folder = vae_folder(local, vae)
-    its_config = vae_config(folder, checkpoint.config)
+    vae_settings = vae_config(folder, checkpoint.config)
     vae_weights = read_shapes(find_weights(folder))
     _check_schedule(local / "scheduler" / "scheduler_config.json")
     with torch.device("meta"):
@@ -105,8 +104,8 @@ def inspect_generator(
         vae_path=str(folder),
         kind=checkpoint.kind,
         config=checkpoint.config,
-        image_size=image_size(local, folder, its_config, checkpoint.config),
-        scaling_factor=its_config["scaling_factor"],
+        image_size=image_size(local, folder, vae_settings, checkpoint.config),
+        scaling_factor=vae_settings["scaling_factor"],
         transformer_parameters=sum(parameter.numel() for parameter in transformer.parameters()),
         vae_parameters=sum(map(math.prod, vae_weights.values())),
         id2label=_class_names(local / "model_index.json", checkpoint.config.num_classes),
@@ -121,32 +120,32 @@ def load_vae(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Vae:
-    """The VAE of the generator at `path`, without the transformer's weights; as `inspect_generator`."""
-    # whatever the transformer's frequencies are: the VAE is the same
+    """Load only the VAE of the generator at `path`; arguments as in `inspect_generator`."""
+    # the VAE does not depend on the frequency shift: any value avoids an error
     info = inspect_generator(path, vae=vae, heads=heads, frequency_shift=DIFFUSERS_SHIFT)
-    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format  # as tensor cores read
+    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format  # for tensor cores
     model = nn.Module.to(read_vae(info.vae_path), device=device, dtype=dtype)  # diffusers' own `to` warns
     nn.Module.to(model, memory_format=layout)  # pyright: ignore[reportCallIssue]
     return Vae(cast("AutoencoderKL", model), info.image_size)
 
 
 def _check_schedule(path: Path) -> None:
-    """InputError if a pipeline's scheduler says that the model was trained with another noise schedule."""
+    """Raise InputError if a pipeline's scheduler has another noise schedule than DiT's training."""
     if not path.is_file():
         return
-    held = read_json(path)
+    settings = read_json(path)
     for name, value in SCHEDULE.items():
-        if held.get(name, value) != value:
-            raise InputError(f"{path}: {name} must be {value!r}, the schedule of DiT, not {held[name]!r}")
+        if settings.get(name, value) != value:
+            raise InputError(f"{path}: {name} must be {value!r}, DiT's schedule, not {settings[name]!r}")
 
 
 def _class_names(path: Path, num_classes: int) -> list[str] | None:
-    """Names in the order of the labels, from a model_index.json; None where it tells none."""
-    named = read_json(path).get("id2label") if path.is_file() else None
-    if named is None:
+    """Return class names in the order of the labels from a model_index.json; None if it has none."""
+    names = read_json(path).get("id2label") if path.is_file() else None
+    if names is None:
         return None
-    if set(named) != {str(label) for label in range(num_classes)}:
+    if set(names) != {str(label) for label in range(num_classes)}:
         raise InputError(
-            f"{path}: id2label must name the labels 0 to {num_classes - 1}, one each; it has {len(named)}"
+            f"{path}: id2label must name each label from 0 to {num_classes - 1}; it has {len(names)} names"
         )
-    return [named[str(label)] for label in range(num_classes)]
+    return [names[str(label)] for label in range(num_classes)]

@@ -1,19 +1,18 @@
-"""Networks of every kind for evaluation: any model of timm's by name, its weights drawn anew.
+"""Evaluation networks from timm: any model by name, with freshly drawn weights.
 
-As timm has them at the images' size. For small images, kinds whose first layers would leave nothing of them
-have the stem that the field uses, of the name and version SMALL (He et al. 2016, section 4.2; Touvron et al.
-2021 and Liu et al. 2021 at 1/4 … 1/8 of the patch):
+At small image sizes the first layers of some kinds would leave nothing, so they get the field's usual stem
+SMALL (He et al. 2016, section 4.2; Touvron et al. 2021 and Liu et al. 2021 at 1/4 … 1/8 of the patch):
 
 | kind | stem `small1` |
 |---|---|
 | ResNet | 3x3 convolution at stride 1, no pooling |
-| MobileNet, EfficientNet | the first convolution at stride 1 |
-| VGG | no hidden layers behind the convolutions: the mean of the last map, and a linear layer |
+| MobileNet, EfficientNet | first convolution at stride 1 |
+| VGG | mean of the last map and one linear layer, no hidden layers |
 | ViT | patches of 4x4 |
 | Swin, Swin V2 | patches of 2x2, windows of 4x4 |
 
-Batch norm keeps running means, so a network trains in `train()` and is scored in `eval()`. Nothing is dropped
-(neither values nor paths), since that would be drawn from the global generator.
+Batch norm keeps running means: train in `train()`, score in `eval()`. Dropout and stochastic depth are
+disabled, because they would draw from the global generator.
 """
 
 import difflib
@@ -31,9 +30,9 @@ from .classifiers import Classifier, check_num_classes
 
 TIMM_SCHEME = "timm:"
 SMALL = "small1"
-SMALL_UP_TO = 64  # pixels
-# modules whose models take the images' size
-SIZED = ("vision_transformer", "swin_transformer", "swin_transformer_v2")
+MAX_SMALL_SIZE = 64  # pixels
+# timm modules with an img_size argument
+SIZED_MODULES = ("vision_transformer", "swin_transformer", "swin_transformer_v2")
 
 
 def _small_resnet(model: Any, channels: int) -> None:
@@ -53,7 +52,7 @@ def _small_vgg(model: Any, _channels: int) -> None:
     nn.init.zeros_(model.head.fc.bias)
 
 
-# by timm's module: arguments of a small model, and what is changed of it once it is made
+# per timm module: arguments of the small stem, and changes after construction
 SMALL_ARGUMENTS: dict[str, dict[str, int]] = {
     "vision_transformer": {"patch_size": 4},
     "swin_transformer": {"patch_size": 2, "window_size": 4},
@@ -67,7 +66,7 @@ SMALL_CHANGES: dict[str, Callable[[Any, int], None]] = {
 
 
 class TimmClassifier(Classifier):
-    """A model of timm's: its pooled features, and its own linear layer `fc` on them."""
+    """A timm model: its pooled features, and its own linear layer `fc`."""
 
     def __init__(self, model: Any):
         super().__init__()
@@ -83,20 +82,22 @@ def is_timm(network: str) -> bool:
     return network.startswith(TIMM_SCHEME)
 
 
-def check_name(name: str, spec: str) -> None:
-    """InputError, with names near it, for one that timm has no model of; `spec` is what was given."""
-    import timm  # seconds to import, and needed for these networks alone
+def check_timm_name(name: str, spec: str) -> None:
+    """Raise InputError, suggesting similar names, unless timm has the model; `spec` is the user's input."""
+    import timm  # slow import
 
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=5)
-        raise InputError(f"{spec}: timm has no model {name!r}; near it: {', '.join(near) or 'none'}")
+        raise InputError(f"{spec}: timm has no model {name!r}; similar names: {', '.join(near) or 'none'}")
 
 
 def stem_for(network: str, image_size: int) -> str | None:
-    """The stem of `timm:NAME` for images of this size; None is timm's own. InputError for unknown names."""
+    """Return the stem of `timm:NAME` at this image size; None is timm's own. Raises InputError for unknown
+    names.
+    """
     module = _module(network)
     has_small = module in SMALL_ARGUMENTS or module in SMALL_CHANGES
-    return SMALL if image_size <= SMALL_UP_TO and has_small else None
+    return SMALL if image_size <= MAX_SMALL_SIZE and has_small else None
 
 
 def build_timm(
@@ -108,9 +109,9 @@ def build_timm(
     channels: int = 3,
     stem: str | None = None,
 ) -> TimmClassifier:
-    """`timm:NAME` on the CPU, weights drawn by timm from `generator` (None: for those to be loaded).
+    """Build `timm:NAME` on the CPU, weights drawn by timm from `generator` (None: to be loaded).
 
-    InputError for an unknown name, one without a linear last layer, images that the network can't see, and
+    Raises InputError for an unknown name, a model without a linear last layer, an unsuitable image size, and
     fewer than two classes.
     """
     check_num_classes(num_classes)
@@ -122,20 +123,20 @@ def build_timm(
 
 
 def _module(network: str) -> str:
-    """timm's module of a model: what family of networks it belongs to."""
-    import timm  # as above
+    """Return the timm module of a model: its family of networks."""
+    import timm
 
     name = network.removeprefix(TIMM_SCHEME)
-    check_name(name, network)
+    check_timm_name(name, network)
     return timm.model_entrypoint(name).__module__.rpartition(".")[2]
 
 
 def _assemble(network: str, num_classes: int, image_size: int, channels: int, stem: str | None) -> Any:
-    import timm  # as above
+    import timm
     from timm.layers import DropPath
 
     module = _module(network)
-    arguments: dict[str, Any] = {"img_size": image_size} if module in SIZED else {}
+    arguments: dict[str, Any] = {"img_size": image_size} if module in SIZED_MODULES else {}
     arguments |= SMALL_ARGUMENTS.get(module, {}) if stem else {}
     name = network.removeprefix(TIMM_SCHEME)
     model = timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=channels, **arguments)
@@ -151,7 +152,7 @@ def _assemble(network: str, num_classes: int, image_size: int, channels: int, st
 
 @functools.cache
 def _check_fits(network: str, image_size: int, channels: int, stem: str | None) -> None:
-    """InputError for a network that one training image of this size does not pass; without its weights."""
+    """Raise InputError unless one training image of this size passes the network; uses no weights."""
     try:
         with torch.device("meta"):
             model = _assemble(network, 2, image_size, channels, stem)
@@ -159,11 +160,11 @@ def _check_fits(network: str, image_size: int, channels: int, stem: str | None) 
             model.train()(torch.zeros(1, channels, image_size, image_size))
     except InputError:
         raise
-    except Exception as error:  # whatever a model's code raises of images that it was not made for
+    except Exception as error:  # a model's code raises any type for unsuitable sizes
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
         raise InputError(
-            f"network: {network} is too deep for images of {image_size} px, or made for another size "
-            f"({reason}); choose another network, or larger images"
+            f"network: {network} does not take images of {image_size} px ({reason}); choose another network "
+            "or image size"
         ) from error
     if not isinstance(linear, nn.Linear):
-        raise InputError(f"network: {network} does not end in one linear layer; choose another of timm's")
+        raise InputError(f"network: {network} does not end in one linear layer; choose another timm model")

@@ -1,4 +1,4 @@
-"""The VAE between images and the transformer's latents: diffusers' AutoencoderKL, latents scaled."""
+"""The VAE between images and latents: diffusers' AutoencoderKL, latents scaled."""
 
 import math
 import re
@@ -21,15 +21,15 @@ from .files import check_finite, find_weights, read_json, resolve_model
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
-# original files, named by the size of their images
+# names of original files contain the image size
 _PUBLISHED = re.compile(r"DiT-(?:S|B|L|XL)-[248]-(\d+)x\1\.pt")
-# diffusers'
+# diffusers' defaults
 _DEFAULTS = {"latent_channels": 4, "in_channels": 3, "scaling_factor": 0.18215, "block_out_channels": (64,)}
 
 
 @dataclass(frozen=True)
 class Vae:
-    """A diffusers AutoencoderKL in eval mode. Latents are the model's own times its `scaling_factor`."""
+    """A diffusers AutoencoderKL in eval mode; latents are its own times `scaling_factor`."""
 
     model: "AutoencoderKL"
     image_size: int  # height and width that the transformer's latents decode to
@@ -38,9 +38,9 @@ class Vae:
     def encode(
         self, images: Float[Tensor, "b 3 height width"]
     ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
-        """Mean and log-variance (fp32) of the scaled latents of images in [-1, 1].
+        """Return mean and log-variance (fp32) of the scaled latents of images in [-1, 1].
 
-        The VAE's posterior N(m, exp(v)) with scaling factor k gives mean k m and log-variance v + 2 log k.
+        For the VAE's posterior N(m, exp(v)) and scaling factor k: mean k m, log-variance v + 2 log k.
         """
         factor = self.model.config["scaling_factor"]
         posterior = self.model.encode(images.to(self.model.dtype))[0]
@@ -48,29 +48,29 @@ class Vae:
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 height width"]:
-        """Images (fp32, clamped to [-1, 1]) of scaled latents."""
+        """Return images (fp32, clamped to [-1, 1]) of scaled latents."""
         return self.decode_unclamped(latents).clamp(-1, 1)
 
     def decode_unclamped(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 height width"]:
-        """Images (fp32) of scaled latents, not clamped: a gradient passes everywhere."""
+        """Return images (fp32) of scaled latents, not clamped: gradients pass everywhere."""
         latents = (latents / self.model.config["scaling_factor"]).to(self.model.dtype)
         return self.model.decode(cast(torch.FloatTensor, latents))[0].float()
 
 
 def vae_folder(local: Path, vae: str | Path | None) -> Path:
-    """The folder of the VAE: in the one given, or beside the transformer."""
+    """Return the VAE's folder: in `vae` if given, else beside the transformer."""
     holder = local if vae is None else resolve_model(vae)
     if (holder / "vae" / "config.json").is_file():
         return holder / "vae"
     if vae is None:
-        raise InputError(
-            f"{local}: brings no VAE (vae/config.json); name a folder or hub id as vae (--vae, model.vae)"
-        )
+        raise InputError(f"{local}: has no VAE (vae/config.json); give a folder or hub id (--vae, model.vae)")
     return holder
 
 
 def vae_config(folder: Path, transformer: DiTConfig) -> dict[str, Any]:
-    """The VAE's configuration; InputError unless it is an AutoencoderKL with the transformer's latents."""
+    """Return the VAE's configuration. Raises InputError unless it is an AutoencoderKL that fits the
+    transformer.
+    """
     path = folder / "config.json"
     config = _DEFAULTS | read_json(path)
     if config.get("_class_name") != "AutoencoderKL":
@@ -80,42 +80,40 @@ def vae_config(folder: Path, transformer: DiTConfig) -> dict[str, Any]:
     if config["latent_channels"] != transformer.in_channels:
         raise InputError(
             f"{path}: the VAE's latents have {config['latent_channels']} channels, the transformer takes "
-            f"{transformer.in_channels}; name a VAE that belongs to the transformer"
+            f"{transformer.in_channels}; give the VAE of this transformer"
         )
     if config["in_channels"] != 3:
         raise InputError(f"{path}: in_channels must be 3 (RGB images), not {config['in_channels']}")
     for name in ("shift_factor", "latents_mean", "latents_std"):
         if config.get(name):
             raise InputError(
-                f"{path}: {name} must be absent, not {config[name]}; latents are scaled, never shifted"
+                f"{path}: {name} must be absent, not {config[name]}; this package only scales latents"
             )
     return config
 
 
 def image_size(checkpoint: Path, folder: Path, config: Mapping[str, Any], transformer: DiTConfig) -> int:
-    """Height and width of the images that the VAE in `folder` makes of the transformer's latents.
+    """Return height and width of the images that the VAE in `folder` decodes from the transformer's latents.
 
-    InputError where the checkpoint tells another size: by a VAE of its own, or by the name of a published
-    original file. A VAE's own `sample_size` tells none, since one VAE serves several sizes.
+    Raises InputError if the checkpoint implies another size, by its own VAE or by the name of a published
+    original file. A VAE's `sample_size` implies none: one VAE serves several sizes.
     """
     latent = transformer.sample_size
     size, own = latent * downsampling(config), checkpoint / "vae" / "config.json"
     named = _PUBLISHED.fullmatch(checkpoint.name)
-    stated = int(named[1]) if named else size
+    expected = int(named[1]) if named else size
     if own.is_file():
-        stated = latent * downsampling(_DEFAULTS | read_json(own))
-    if size != stated:
+        expected = latent * downsampling(_DEFAULTS | read_json(own))
+    if size != expected:
         raise InputError(
-            f"{folder}: this VAE makes images of {size} pixels of the transformer's {latent} x {latent} "
-            f"latents, but {checkpoint} is for {stated} pixels; name a VAE that belongs to it"
+            f"{folder}: decodes {latent} x {latent} latents to {size} pixels, but {checkpoint} is "
+            f"for {expected} pixels; give the VAE of this checkpoint"
         )
     return size
 
 
 def read_vae(folder: str | Path) -> "AutoencoderKL":
-    """The VAE of a folder, in fp32; InputError unless its weights are whole and finite. Draws nothing at
-    random.
-    """
+    """Load a VAE in fp32, without random draws. Raises InputError for missing or non-finite weights."""
     from diffusers import AutoencoderKL
 
     folder = Path(folder)
@@ -125,16 +123,14 @@ def read_vae(folder: str | Path) -> "AutoencoderKL":
         loaded: Any = AutoencoderKL.from_pretrained(folder, output_loading_info=True, **options)
         vae, info = loaded
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(
-            f"{folder}: the VAE cannot be loaded ({' '.join(str(error).split())[:200]})"
-        ) from error
-    left_over, missing = (dict.fromkeys(sorted(info[f"{kind}_keys"])) for kind in ("unexpected", "missing"))
-    if problems := describe_mismatch(left_over, missing):
+        raise InputError(f"{folder}: VAE cannot be loaded ({' '.join(str(error).split())[:200]})") from error
+    unexpected, missing = (dict.fromkeys(sorted(info[f"{kind}_keys"])) for kind in ("unexpected", "missing"))
+    if problems := describe_mismatch(unexpected, missing):
         raise InputError(f"{folder}: is not the VAE that its config.json describes ({problems})")
     check_finite(vae.state_dict(), folder)
     return vae.eval()
 
 
 def downsampling(vae_config: Mapping[str, Any]) -> int:
-    """Pixels per latent along one side: every block of the VAE but the last halves it."""
+    """Return pixels per latent along one side: every block of the VAE but the last halves it."""
     return 2 ** (len(vae_config["block_out_channels"]) - 1)

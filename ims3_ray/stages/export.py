@@ -168,7 +168,7 @@ def describe_method(config: Config) -> str:
 
 
 def _describe_refinement(settings: Refine) -> str:
-    matched = OBJECTIVES[settings.objective].words
+    matched = OBJECTIVES[settings.objective].description
     variables = {"latent": "latents", "pixel": "pixels"}[settings.space]
     return (
         f"Then refined in {settings.steps:,} steps: their {variables} were optimised until {matched} of "

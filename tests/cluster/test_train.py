@@ -25,7 +25,7 @@ def task_class():
 
         def __init__(self, device):
             self.parameters = {"value": nn.Parameter(torch.ones(1, device=device))}
-            self.weights, self.ratios, self.apart = {"square": 1.0}, {}, ()
+            self.loss_weights, self.gradient_ratios, self.separate_terms = {"square": 1.0}, {}, ()
 
         def losses(self, step, part):
             return {"square": self.parameters["value"].square().sum()}

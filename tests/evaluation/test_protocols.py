@@ -124,7 +124,7 @@ def test_a_timm_network_sees_what_the_protocol_shows():
         rules = protocol(name, network=network)
         image = torch.zeros(2, rules.channels, rules.image_size, rules.image_size)
         assert rules.build(7)(image).shape == (2, 7)
-    with pytest.raises(InputError, match="near it: resnet18"):
+    with pytest.raises(InputError, match="similar names: resnet18"):
         protocol("quick", network="timm:resnet19")
 
 

@@ -191,7 +191,7 @@ def test_impossible_sets_are_refused():
         _score(test=(images, labels * 2))
     with pytest.raises(InputError, match="train_labels: the set has no images"):
         _score((images[:0], labels[:0]))
-    with pytest.raises(InputError, match="convnet6 is too deep for images of 8 px"):
+    with pytest.raises(InputError, match="convnet6 needs images of at least 64 px, not 8"):
         _score(network="convnet6")
     with pytest.raises(InputError, match=r"train_images: are 8×6 pixels, quick-v2/.* sees 8; scale them by"):
         _score((images[:, :, 1:7], labels))

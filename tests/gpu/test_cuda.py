@@ -1,4 +1,4 @@
-"""On a CUDA device: what float32 on the CPU gives, within the precision's error; the same bits each time."""
+"""CUDA results equal those of the CPU in float32 within the precision, with the same bits each time."""
 
 import io
 import sys
@@ -63,7 +63,7 @@ def passes(dit, device):
     return out.detach(), torch.cat([p.grad.float().flatten() for p in dit.parameters() if p.grad is not None])
 
 
-def test_compiled_bf16_is_float32_to_within_its_precision():
+def test_compiled_bf16_equals_float32_within_its_precision():
     config = DiTConfig(sample_size=8, hidden_size=128, depth=4, num_heads=4, num_classes=3)
     plain, ours = (DiT(config).initialize(generator("dit"), zero_outputs=False).eval() for _ in range(2))
     ours = ours.to(prepare_device(DEVICE), torch.bfloat16)
@@ -75,7 +75,7 @@ def test_compiled_bf16_is_float32_to_within_its_precision():
 
 
 @pytest.mark.parametrize("stage", ["encode", "invert", "sample"])
-def test_a_stages_worker_gives_what_the_cpu_gives_and_the_same_bits_again(stage, contexts, tmp_path):
+def test_stage_worker_equals_the_cpu_and_is_reproducible(stage, contexts, tmp_path):
     made = []
     for place, context in enumerate((*contexts, contexts[1])):
         work = pool_work(context, stage, open_directory(str(tmp_path / f"work-{place}")), 1)
@@ -95,20 +95,20 @@ def test_a_stages_worker_gives_what_the_cpu_gives_and_the_same_bits_again(stage,
             assert np.array_equal(values, reference[name]), name
 
 
-class Noting(InversionMatchingTask):
-    """Fine-tuning that says by what its workers talk."""
+class RecordsBackend(InversionMatchingTask):
+    """Fine-tuning that records the backend of its process group."""
 
     def save(self, values, averages, out):
         super().save(values, averages, out)
         out.write("backend", dist.get_backend().encode())
 
 
-def test_fine_tuning_by_one_worker_over_nccl_tunes_as_the_cpu_does(ray_cluster, contexts, tmp_path):
+def test_fine_tuning_over_nccl_equals_the_cpu(ray_cluster, contexts, tmp_path):
     work, out = (open_directory(str(tmp_path / name)) for name in ("work", "out"))
     (arguments, numbers), (on_device, _) = (training_work(context, work, 4) for context in contexts)
     training = Training(
         name="gpu",
-        build=Noting,
+        build=RecordsBackend,
         arguments=on_device,
         optimisation=numbers,
         out=out,
@@ -119,7 +119,7 @@ def test_fine_tuning_by_one_worker_over_nccl_tunes_as_the_cpu_does(ray_cluster, 
     trainer = local_trainer(arguments, numbers, "cpu")
     start = {name: value.clone() for name, value in trainer.values().items()}
     for _ in range(4):
-        trainer.advance()
+        trainer.train_step()
     tuned, reference = read_adapter(out, "last"), trainer.values()
     changes = (
         torch.cat([(side[name].cpu() - start[name].cpu()).flatten() for name in start])
@@ -129,21 +129,21 @@ def test_fine_tuning_by_one_worker_over_nccl_tunes_as_the_cpu_does(ray_cluster, 
     assert out.read("backend") == (b"nccl" if DEVICE == "cuda" else b"gloo")
 
 
-class Cramped(Sampler):
-    """A sampler on a device that has no memory left beside the model's."""
+class OutOfMemory(Sampler):
+    """A sampler on a device without free memory."""
 
     def __call__(self, payload):
         torch.cuda.set_per_process_memory_fraction(1e-6)
         return super().__call__(payload)
 
 
-def test_a_batch_that_does_not_fit_ends_as_one_line_that_names_its_field(ray_cluster, contexts, tmp_path):
+def test_a_batch_too_large_for_memory_names_its_field(ray_cluster, contexts, tmp_path):
     context, out = contexts[1], open_directory(str(tmp_path / "out"))
     arguments = pool_work(context, "sample", out, 1).arguments | {"batch_size": 4096}
     parts = [Part(0, 1, [[0, 0, 0]])]
     with pytest.raises(InputError) as refused:
         fan_out(
-            Cramped,
+            OutOfMemory,
             arguments,
             parts,
             table=schemas.CANDIDATES,

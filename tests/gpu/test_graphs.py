@@ -1,4 +1,4 @@
-"""On a CUDA device: recorded passes have the bits of those launched kernel by kernel, and no step waits."""
+"""CUDA graphs give the same bits as single kernel launches, and no step synchronises."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from ims3_ray.cluster.resources import Machine
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.config.settings import Workers
 from ims3_ray.method import difffit
-from ims3_ray.method.ddim import broadcast_timestep, sample_ancestral
+from ims3_ray.method.ddim import ancestral_stepper, broadcast_timestep, sample
 from ims3_ray.method.schedule import alphas_bar, space_timesteps
 from ims3_ray.method.seeding import generator
 from ims3_ray.models.cuda_graphs import GraphedPredictor
@@ -48,8 +48,8 @@ def draw(rows, place):
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_recorded_passes_have_the_bits_of_the_kernels_launched_one_by_one(compiled):
-    """Of outputs with and without gradients, and of two gradients of one output, as a log step takes them."""
+def test_graphs_give_the_bits_of_single_launches(compiled):
+    """Outputs with and without gradients, and two gradients of one output, as in a logging step."""
     config = DiTConfig(sample_size=8, hidden_size=128, depth=4, num_heads=4, num_classes=3)
     dit = DiT(config).initialize(generator("dit"), zero_outputs=False).eval()
     dit = dit.to(prepare_device("cuda"), torch.bfloat16)
@@ -63,7 +63,7 @@ def test_recorded_passes_have_the_bits_of_the_kernels_launched_one_by_one(compil
     def values(predict, place):
         out = predict(*draw(4, place))
         with torch.no_grad():
-            other = predict(*draw(4, -place))  # leaves what `out` keeps for its gradients as it is
+            other = predict(*draw(4, -place))  # must not change the activations of `out`
         terms = out.square().mean(), (out - other).abs().mean()
         gradients = [torch.autograd.grad(term, parameters, retain_graph=True) for term in terms]
         return [out, other, *gradients[0], *gradients[1]]
@@ -76,7 +76,7 @@ def test_recorded_passes_have_the_bits_of_the_kernels_launched_one_by_one(compil
                 parameter.mul_(1.01)
 
 
-def test_gradients_of_a_pass_that_another_has_overwritten_are_refused():
+def test_gradients_of_an_overwritten_pass_are_refused():
     dit = DiT(DiTConfig(sample_size=8, hidden_size=32, depth=2, num_heads=2, num_classes=3)).cuda()
     recorded = GraphedPredictor(predictor(dit), list(dit.parameters()))
     first, _ = (recorded(*draw(2, place)) for place in (0, 1))
@@ -85,14 +85,14 @@ def test_gradients_of_a_pass_that_another_has_overwritten_are_refused():
 
 
 @pytest.mark.parametrize("context", ["graphs"], indirect=True)
-def test_fine_tuning_and_sampling_give_the_same_bits_with_graphs(context, tmp_path):
+def test_fine_tuning_and_sampling_have_the_same_bits_with_graphs(context, tmp_path):
     tuned, drawn = [], []
     for place, each in enumerate((context, without_graphs(context))):
         folder = open_directory(str(tmp_path / f"work-{place}"))
         arguments, numbers = training_work(each, folder, 4)
         trainer = local_trainer(arguments, numbers, "cuda")
         for _ in range(4):
-            trainer.advance()
+            trainer.train_step()
         tuned.append(trainer.values())
         work = pool_work(each, "sample", folder, 1)
         drawn.append(work.build(**work.arguments)(work.parts[0].payload)[0]["image"].tolist())
@@ -100,18 +100,18 @@ def test_fine_tuning_and_sampling_give_the_same_bits_with_graphs(context, tmp_pa
     assert drawn[0] == drawn[1]
 
 
-def test_a_step_of_training_does_not_wait_for_the_device(context, tmp_path):
+def test_a_training_step_does_not_synchronise(context, tmp_path):
     arguments, numbers = training_work(context, open_directory(str(tmp_path)), 9)
     trainer = local_trainer(arguments, numbers, "cuda")
     for _ in range(3):  # compiled, recorded; the third logs
-        trainer.advance()
-    assert count_syncs(trainer.advance) == 0
+        trainer.train_step()
+    assert count_syncs(trainer.train_step) == 0
     state = trainer.state_dict()
     trainer.load_state_dict(state)
-    assert count_syncs(trainer.advance) == 0
+    assert count_syncs(trainer.train_step) == 0
 
 
-def test_denoising_waits_no_more_often_for_more_steps():
+def test_syncs_of_denoising_do_not_grow_with_the_steps():
     dit = DiT(DiTConfig(sample_size=8, hidden_size=32, depth=2, num_heads=2, num_classes=3)).cuda()
     predict, abar = broadcast_timestep(predictor(dit)), alphas_bar().cuda()
     z, _, labels = draw(2, 0)
@@ -119,9 +119,9 @@ def test_denoising_waits_no_more_often_for_more_steps():
     def waits(steps):
         def call():
             with torch.inference_mode():
-                sample_ancestral(
-                    predict, z, labels, space_timesteps(steps), abar, lambda: torch.randn_like(z)
-                )
+                timesteps = space_timesteps(steps)
+                step = ancestral_stepper(timesteps, lambda: torch.randn_like(z))
+                sample(step, predict, z, labels, timesteps, abar)
 
         call()
         return count_syncs(call)
@@ -129,11 +129,11 @@ def test_denoising_waits_no_more_often_for_more_steps():
     assert waits(20) == waits(3)
 
 
-def test_a_wait_is_counted():
+def test_a_sync_is_counted():
     assert count_syncs(lambda: torch.ones(3, device="cuda").sum().item()) == 1
 
 
-def test_graphs_are_there():
+def test_graphs_are_supported():
     assert supported_numerics(Numerics("cuda", "fp32", graphs=True)) == (
         Numerics("cuda", "fp32", graphs=True),
         [],

@@ -1,4 +1,4 @@
-"""DiffFit: what it trains, that its scales change nothing until trained, and that they fold away."""
+"""DiffFit: trainable parameters, scales without effect until trained, folding."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def output(model: DiT) -> torch.Tensor:
 
 
 def disturb(model: DiT, seed: int = 2) -> None:
-    """Move every trainable value, as tuning does."""
+    """Change every trainable value, as fine-tuning does."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in difffit.trainable(model).values():
@@ -46,23 +46,21 @@ def test_dit_xl_trains_the_published_number_of_values():
     assert {name for name, parameter in dit.named_parameters() if parameter.requires_grad} == set(names)
 
 
-def test_scales_stand_in_the_first_half_of_the_blocks():
+def test_scales_are_in_the_first_half_of_the_blocks():
     dit = small_dit()
     difffit.add_scales(dit)
-    assert {int(name.split(".")[1]) for name, _ in dit.named_parameters() if name.endswith("_scale")} == {
-        0,
-        1,
-    }
+    scaled = {int(name.split(".")[1]) for name, _ in dit.named_parameters() if name.endswith("_scale")}
+    assert scaled == {0, 1}
 
 
-def test_fresh_scales_change_nothing():
+def test_fresh_scales_keep_the_output():
     dit = small_dit()
     before = output(dit)
     difffit.prepare(dit)
     assert torch.equal(output(dit), before)
 
 
-def test_every_trainable_value_and_no_other_receives_a_gradient():
+def test_exactly_the_trainable_values_have_gradients():
     dit = small_dit()
     names = difffit.prepare(dit)
     dit(torch.randn(2, 4, 8, 8), torch.tensor([3, 999]), torch.tensor([0, 10])).square().sum().backward()
@@ -70,7 +68,7 @@ def test_every_trainable_value_and_no_other_receives_a_gradient():
     assert all(dit.get_parameter(name).grad.abs().max() > 0 for name in names)
 
 
-def test_every_scale_acts_on_the_output():
+def test_every_scale_changes_the_output():
     dit = small_dit()
     difffit.add_scales(dit)
     before = output(dit)
@@ -101,7 +99,7 @@ def test_folding_keeps_the_output_and_removes_the_scales():
     torch.testing.assert_close(output(dit), before, atol=1e-6 * before.abs().max().item(), rtol=1e-6)
 
 
-def test_adapter_moves_all_that_tuning_changed():
+def test_adapter_holds_all_fine_tuned_values():
     tuned, fresh = small_dit(), small_dit()
     difffit.prepare(tuned)
     disturb(tuned)
@@ -110,7 +108,7 @@ def test_adapter_moves_all_that_tuning_changed():
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "problem"),
     [
         (lambda s: s.pop("blocks.1.mlp_scale"), r"missing: blocks\.1\.mlp_scale"),
         (lambda s: s.update({"blocks.4.mlp_scale": torch.ones(48)}), r"left over: blocks\.4\.mlp_scale"),
@@ -120,13 +118,13 @@ def test_adapter_moves_all_that_tuning_changed():
         ),
     ],
 )
-def test_adapter_of_another_model_is_refused_and_changes_nothing(spoil, told):
+def test_adapter_of_another_model_is_refused_without_changes(spoil, problem):
     dit, tuned = small_dit(), small_dit()
     difffit.prepare(tuned)
     disturb(tuned)
     state = difffit.trainable(tuned)
     spoil(state)
     before = output(dit)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=problem):
         difffit.load_adapter(dit, state)
     assert torch.equal(output(dit), before)

@@ -7,7 +7,6 @@ from ims3_ray.method.schedule import alphas_bar, space_timesteps
 
 ABAR, STEPS = alphas_bar(), space_timesteps(50)
 LABELS = torch.zeros(4, dtype=torch.int64)
-EVERYWHERE = 0, 999
 
 
 def draw(*shape, seed=0):
@@ -20,61 +19,57 @@ def gaussian(z, timesteps, labels):
     return z * (1 - ddim.abar_at(ABAR, timesteps)).sqrt()
 
 
-def sampled(push=None, *, ancestral=True):
-    z = draw(4, 3, 2, 2, seed=1)
-    if not ancestral:
-        return ddim.sample_ddim(gaussian, z, LABELS, STEPS, ABAR, push)
-    fresh = torch.Generator().manual_seed(2)
-    return ddim.sample_ancestral(
-        gaussian, z, LABELS, STEPS, ABAR, lambda: torch.randn(4, 3, 2, 2, generator=fresh), push
-    )
-
-
-@pytest.mark.parametrize("ancestral", [True, False])
-def test_a_stronger_pull_ends_nearer_to_the_anchors_and_none_changes_nothing(ancestral):
+@pytest.mark.parametrize("sampler", ["ancestral", "ddim"])
+def test_stronger_guidance_ends_nearer_to_the_anchors_and_zero_changes_nothing(sampler):
     anchors = 2 * draw(4, 3, 2, 2, seed=3)
 
-    def distance(strength):
-        push = guidance_step(lambda x0: anchors, strength=strength, interval=EVERYWHERE)
-        return float((sampled(push, ancestral=ancestral) - anchors).norm())
+    def distance(guidance):
+        noise = torch.Generator().manual_seed(2)
+        step = ddim.ddim_stepper
+        if sampler == "ancestral":
+            step = ddim.ancestral_stepper(STEPS, lambda: torch.randn(4, 3, 2, 2, generator=noise))
+        z = ddim.sample(step, gaussian, draw(4, 3, 2, 2, seed=1), LABELS, STEPS, ABAR, guidance)
+        return float((z - anchors).norm())
 
-    assert distance(0.0) == float((sampled(ancestral=ancestral) - anchors).norm())
-    assert distance(0.0) > 1.1 * distance(0.05) > 1.2 * distance(0.1)
+    zero, weak, strong = (
+        distance(guidance_step(lambda x0: anchors, strength=strength, interval=(0, 999)))
+        for strength in (0.0, 0.05, 0.1)
+    )
+    assert zero == distance(None)
+    assert zero > 1.1 * weak > 1.2 * strong
 
 
-def test_a_pull_is_a_share_of_the_way_in_deviations_of_the_step_within_its_interval_alone():
+def test_guidance_step_is_strength_times_deviation_within_its_interval_only():
     x0, anchors = draw(2, 3, 2, 2), draw(2, 3, 2, 2, seed=1)
-    push = guidance_step(lambda x0: anchors, strength=0.2, interval=(500, 999))
-    levels = {"abar_from": torch.tensor(0.2), "abar_to": torch.tensor(0.3)}
+    guidance = guidance_step(lambda x0: anchors, strength=0.2, interval=(500, 999))
     deviation = ((1 - 0.2 / 0.3) * (1 - 0.3) / (1 - 0.2)) ** 0.5
     for t, share in ((500, 0.2), (999, 0.2), (499, 0.0)):
-        moved = push(x0, t, levels["abar_from"], levels["abar_to"])
+        moved = guidance(x0, t, torch.tensor(0.2), torch.tensor(0.3))
         torch.testing.assert_close(moved, share * deviation * (anchors - x0))
 
 
-def test_a_plan_has_the_masses_of_both_sides():
+def test_transport_plan_has_the_masses_of_both_sides():
     masses = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]])
     plan = transport_plan(draw(2, 6, 3).abs(), masses, iterations=500)
     torch.testing.assert_close(plan.sum(dim=2), torch.full((2, 6), 1 / 6))
     torch.testing.assert_close(plan.sum(dim=1), masses)
 
 
-def test_a_plan_without_blur_is_the_cheapest_assignment():
-    """Nearest anchors would all be the first; equal masses make the plan a permutation."""
+def test_transport_plan_with_small_epsilon_is_the_cheapest_assignment():
+    """The nearest anchor of every image is the first; equal masses make the plan a permutation."""
     cost = torch.tensor([[[0.0, 1.0, 2.0], [0.1, 0.5, 2.0], [0.2, 0.9, 1.2]]])
     plan = transport_plan(cost, torch.full((1, 3), 1 / 3), epsilon=0.005, iterations=500)
     torch.testing.assert_close(3 * plan[0], torch.eye(3), atol=1e-3, rtol=0)
 
 
-def test_an_anchor_without_mass_moves_nobody():
-    masses = torch.tensor([[0.5, 0.5, 0.0]])
-    plan = transport_plan(draw(1, 4, 3).abs(), masses)
+def test_anchor_without_mass_has_no_share():
+    plan = transport_plan(draw(1, 4, 3).abs(), torch.tensor([[0.5, 0.5, 0.0]]))
     assert plan.isfinite().all()
     assert plan[..., 2].abs().max() == 0
 
 
-def test_transport_goes_down_the_gradient_of_its_cost():
-    """−∇ W_ε = 2/(n d) (target − x̂0); of points this near, five iterations find the plan."""
+def test_transport_follows_the_negative_gradient_of_its_cost():
+    """−∇ W_ε = 2/(n d) (target − x̂0); for points this close, five iterations find the plan."""
     x0, anchors = 0.2 * draw(5, 3, 2, 2).double(), 0.2 * draw(1, 4, 3, 2, 2, seed=1).double()
     masses = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).double()
     x = x0.clone().requires_grad_()
@@ -85,7 +80,7 @@ def test_transport_goes_down_the_gradient_of_its_cost():
     torch.testing.assert_close(-gradient, 2 / (5 * 12) * (target - x0), atol=1e-5, rtol=1e-3)
 
 
-def test_a_set_is_moved_by_itself_wherever_it_stands_in_a_batch():
+def test_transport_of_a_set_does_not_depend_on_its_place_in_the_batch():
     x0, anchors = draw(8, 3, 2, 2), draw(2, 4, 3, 2, 2, seed=1)
     masses = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1]])
     moved = transport(anchors, masses, set_size=3)(x0)
@@ -95,7 +90,6 @@ def test_a_set_is_moved_by_itself_wherever_it_stands_in_a_batch():
     assert not torch.equal(moved[:6], x0[:6])
 
 
-def test_predictions_are_guided_within_the_interval_alone():
+def test_predictor_is_switched_at_the_ends_of_the_interval():
     predict = switch_predictor((200, 600), inside=lambda *_: torch.ones(1), outside=lambda *_: torch.zeros(1))
-    inside = [float(predict(draw(1, 3, 2, 2), t, LABELS[:1])) for t in (199, 200, 600, 601)]
-    assert inside == [0, 1, 1, 0]
+    assert [predict(draw(4, 3, 2, 2), t, LABELS) for t in (199, 200, 600, 601)] == [0, 1, 1, 0]

@@ -1,4 +1,4 @@
-"""docs/paper-to-code.md names what there is."""
+"""docs/paper-to-code.md names existing functions."""
 
 import ast
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def test_every_function_that_the_page_names_exists():
+def test_every_named_function_exists():
     places = re.findall(r"`([\w/]+\.py)(?:::(\w+))?`", (ROOT / "docs/paper-to-code.md").read_text())
     assert len(places) > 30
     for path, name in places:

@@ -1,4 +1,4 @@
-"""Refinement as plain torch: what is matched, how images are moved, and in how much memory."""
+"""Refinement in plain torch: statistics, optimisation and memory."""
 
 import math
 
@@ -30,7 +30,7 @@ def images(count, *key):
 
 
 def refinement(objective="gradients", **values):
-    settings = {"steps": 20, "lr": 0.02, "views": 1, "stay": 0.0, "part": 8, "decode": lambda z: z}
+    settings = {"steps": 20, "lr": 0.02, "views": 1, "anchor_weight": 0.0, "chunk": 8, "decode": lambda z: z}
     settings |= {"view": lambda x, _: x, "objective": OBJECTIVES[objective]}
     return Refinement(**settings | values)
 
@@ -44,7 +44,7 @@ def draws(step):
     return generator("draws", step)
 
 
-def test_gradients_are_those_of_the_cross_entropy_of_all_but_convolutions_biases(probe):
+def test_loss_gradients_exclude_biases_of_convolutions(probe):
     x = images(4)
     nn.functional.cross_entropy(probe(x), torch.tensor([2] * 4)).backward()
     biases = {f"body.{i}.bias" for i in (0, 4, 8)}
@@ -52,13 +52,13 @@ def test_gradients_are_those_of_the_cross_entropy_of_all_but_convolutions_biases
     torch.testing.assert_close(loss_gradients(probe, x, 2, differentiable=False), expected)
 
 
-def test_gradients_of_one_direction_are_at_no_distance_and_opposite_ones_at_two_a_layer(probe):
+def test_gradient_distance_is_0_for_one_direction_and_2_per_layer_for_opposite_ones(probe):
     ours = loss_gradients(probe, images(4), 0, differentiable=False)
     assert gradient_distance(ours, [3 * g for g in ours]).item() == pytest.approx(0, abs=1e-5)
     assert gradient_distance(ours, [-g for g in ours]).item() == pytest.approx(2 * len(ours), abs=1e-4)
 
 
-def test_every_filter_has_its_own_direction_and_what_has_no_filters_none(probe):
+def test_filter_distance_compares_each_filter_and_ignores_vectors(probe):
     ours = loss_gradients(probe, images(4), 0, differentiable=False)
     filters = sum(len(g) for g in ours if g.dim() > 1)
     scaled = [g * torch.arange(1.0, len(g) + 1).reshape(-1, *[1] * (g.dim() - 1)) for g in ours]
@@ -68,7 +68,7 @@ def test_every_filter_has_its_own_direction_and_what_has_no_filters_none(probe):
     assert filter_distance(ours, turned).item() == pytest.approx(0, abs=1e-4)
 
 
-def test_means_are_of_every_activation_and_leave_no_hook_behind(probe):
+def test_map_means_cover_every_activation_and_remove_their_hooks(probe):
     x = images(5)
     means = map_means(probe, x, 0, differentiable=False)
     assert [m.shape for m in means] == [(4, 16, 16), (4, 8, 8), (4, 4, 4)]
@@ -76,7 +76,7 @@ def test_means_are_of_every_activation_and_leave_no_hook_behind(probe):
     assert not any(module._forward_hooks for module in probe.modules())
 
 
-def test_an_embedding_is_what_the_last_layer_is_given(probe):
+def test_embedding_mean_is_the_input_of_the_last_layer(probe):
     x = images(5)
     (mean,) = embedding_mean(probe, x, 0, differentiable=False)
     torch.testing.assert_close(mean, probe.features(x).mean(0))
@@ -84,34 +84,36 @@ def test_an_embedding_is_what_the_last_layer_is_given(probe):
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_images_come_nearer_to_what_real_images_teach(probe, objective):
+def test_refinement_reduces_the_distance_to_real_images(probe, objective):
     start, target = images(2, "start"), target_of(objective, probe, images(30, "real"))
     losses = []
     refinement(objective).run(start, 1, [probe], target, draws, losses.append)
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_a_heavy_weight_of_staying_keeps_images_where_they_were(probe):
+def test_a_large_anchor_weight_keeps_images_at_their_start(probe):
     start, target = images(2, "start"), target_of("gradients", probe, images(30, "real"))
-    free, held = (refinement(stay=stay).run(start, 1, [probe], target, draws) for stay in (0.0, 1e6))
+    free, held = (
+        refinement(anchor_weight=weight).run(start, 1, [probe], target, draws) for weight in (0.0, 1e6)
+    )
     assert (held - start).abs().max() < 0.2 * (free - start).abs().max()
 
 
-def test_every_view_is_drawn_from_the_steps_own_generator(probe):
-    seen = []
+def test_views_are_drawn_from_the_steps_generator(probe):
+    drawn = []
 
-    def view(x, given):
-        seen.append(torch.rand((), generator=given).item())
+    def view(x, generator):
+        drawn.append(torch.rand((), generator=generator).item())
         return x
 
     target = target_of("gradients", probe, images(9, "real"))
     for _ in range(2):
         refinement(view=view, views=2, steps=3).run(images(2), 1, [probe, probe], target, draws)
-    assert len(set(seen)) == 6
-    assert seen[:6] == seen[6:]
+    assert len(set(drawn)) == 6
+    assert drawn[:6] == drawn[6:]
 
 
-def test_decoding_in_parts_changes_no_gradient_and_holds_one_part_at_a_time(probe):
+def test_decoding_in_chunks_keeps_the_gradient_and_holds_one_chunk_at_a_time(probe):
     weight, sizes = torch.randn(3, 4, generator=generator("decoder")), list[int]()
 
     def decode(z):
@@ -120,22 +122,22 @@ def test_decoding_in_parts_changes_no_gradient_and_holds_one_part_at_a_time(prob
 
     z = torch.randn(5, 4, 16, 16, generator=generator("z"))
     gradients = []
-    for part in (5, 2):
+    for chunk in (5, 2):
         leaf = z.clone().requires_grad_()
-        shown, pull_back = decode_in_chunks(decode, leaf, part)
-        loss = (shown.square() * torch.arange(5.0).view(5, 1, 1, 1)).sum()
-        gradients.append(pull_back(torch.autograd.grad(loss, shown)[0]))
+        images, backward = decode_in_chunks(decode, leaf, chunk)
+        loss = (images.square() * torch.arange(5.0).view(5, 1, 1, 1)).sum()
+        gradients.append(backward(torch.autograd.grad(loss, images)[0]))
     torch.testing.assert_close(*gradients)
     assert sizes == [5, 2, 2, 1, 2, 2, 1]
 
 
-def test_a_decoder_without_a_gradient_is_refused(probe):
+def test_decoder_without_gradient_is_refused(probe):
     target = target_of("gradients", probe, images(9, "real"))
-    with pytest.raises(ValueError, match="no gradient"):
+    with pytest.raises(ValueError, match="decode: "):
         refinement(decode=lambda z: z * 0).run(images(2), 1, [probe], target, draws)
 
 
-def test_gradients_of_gradients_pass_the_pooling(probe):
+def test_second_derivatives_pass_the_pooling(probe):
     x = images(2).double().requires_grad_()
     double = probe.double()
 

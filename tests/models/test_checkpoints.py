@@ -1,6 +1,4 @@
-"""Model files and folders: every key is accounted for, and everything that does not fit is refused in one
-line.
-"""
+"""Model files and folders: strict reading, one-line refusals."""
 
 import argparse
 import pickle
@@ -32,7 +30,7 @@ def folder(tmp_path):
     return tmp_path / "model"
 
 
-def test_ema_weights_are_preferred_in_a_training_file(tmp_path):
+def test_ema_weights_of_a_training_file_are_preferred(tmp_path):
     ema, model = small_dit().state_dict(), small_dit(num_classes=7).state_dict()
     arguments = argparse.Namespace(model="DiT-S/2")
     path = original_file(tmp_path / "0050000.pt", model=model, ema=ema, opt={"state": {}}, args=arguments)
@@ -41,7 +39,7 @@ def test_ema_weights_are_preferred_in_a_training_file(tmp_path):
 
 @pytest.fixture
 def tuned_original():
-    """A DiT with DiffFit's scales, drawn, and its tensors under the published code's names."""
+    """A DiT with random DiffFit scales, and its tensors under the published names."""
     dit = small_dit(frequency_shift=0.0)
     difffit.add_scales(dit)
     draws = torch.Generator().manual_seed(2)
@@ -61,8 +59,7 @@ def tuned_original():
     return dit, state
 
 
-def test_a_published_tuned_file_is_read_with_its_scales_folded_in(tmp_path, tuned_original):
-    """IMS3's and Minimax Diffusion's files keep gamma* beside DiT's own parameters."""
+def test_scales_of_a_published_fine_tuned_file_are_folded_in(tmp_path, tuned_original):
     dit, state = tuned_original
     assert sum("gamma" in name for name in state) == 4
     path = original_file(tmp_path / "0008000.pt", ema=state, args=argparse.Namespace(tag="im"))
@@ -72,7 +69,7 @@ def test_a_published_tuned_file_is_read_with_its_scales_folded_in(tmp_path, tune
     assert (loaded(*inputs()) - small_dit(frequency_shift=0.0)(*inputs())).abs().max() > 1e-3
 
 
-def test_scales_that_do_not_fit_their_layer_are_refused(tmp_path, tuned_original):
+def test_scales_that_do_not_fit_are_refused(tmp_path, tuned_original):
     _, state = tuned_original
     path = original_file(tmp_path / "DiT.pt", **state | {"blocks.0.attn.gamma1": torch.ones(32)})
     with pytest.raises(InputError, match=r"blocks\.0\.attn\.gamma1 is \(32,\), not \(96,\)"):
@@ -82,7 +79,7 @@ def test_scales_that_do_not_fit_their_layer_are_refused(tmp_path, tuned_original
         load_transformer(path, heads=4)
 
 
-def test_heads_of_the_published_sizes_are_known_and_others_asked_for(tmp_path):
+def test_heads_are_known_only_for_published_sizes(tmp_path):
     for heads, hidden_size, depth in ((6, 384, 12), (12, 768, 12), (16, 1024, 24), (16, 1152, 28)):
         config = DiTConfig(
             sample_size=32, hidden_size=hidden_size, depth=depth, num_heads=heads, num_classes=1000
@@ -93,11 +90,11 @@ def test_heads_of_the_published_sizes_are_known_and_others_asked_for(tmp_path):
             tmp_path / "DiT.pt", **{name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}
         )
         assert inspect_transformer(file).config == config
-    with pytest.raises(InputError, match="give it as heads"):
+    with pytest.raises(InputError, match="--heads"):
         load_transformer(original_file(tmp_path / "small.pt"))
 
 
-def test_pickled_code_is_refused_and_not_run(tmp_path):
+def test_pickled_code_is_not_run(tmp_path):
     ran = tmp_path / "ran"
 
     class Bomb:
@@ -107,13 +104,13 @@ def test_pickled_code_is_refused_and_not_run(tmp_path):
     torch.save({"ema": small_dit().state_dict(), "extra": Bomb()}, tmp_path / "zip.pt")
     (tmp_path / "bare.pt").write_bytes(pickle.dumps(Bomb(), protocol=2))
     for name in ("zip.pt", "bare.pt"):
-        with pytest.raises(InputError, match="holds more than plain tensors"):
+        with pytest.raises(InputError, match=name):
             load_transformer(tmp_path / name, heads=4)
     assert not ran.exists()
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "problem"),
     [
         (lambda s: s.pop("blocks.1.attn.proj.bias"), r"missing: blocks\.1\.attn\.proj\.bias"),
         (lambda s: s.update({"blocks.0.extra": torch.ones(1)}), r"left over: blocks\.0\.extra"),
@@ -121,14 +118,14 @@ def test_pickled_code_is_refused_and_not_run(tmp_path):
             lambda s: s.update({"blocks.1.attn.proj.bias": torch.ones(5)}),
             r"another shape: blocks\.1\.attn\.proj\.bias is \(5,\), not \(32,\)",
         ),
-        (lambda s: s.pop("x_embedder.proj.weight"), "no original DiT checkpoint"),
+        (lambda s: s.pop("x_embedder.proj.weight"), r"x_embedder\.proj\.weight"),
     ],
 )
-def test_every_key_of_an_original_file_is_accounted_for(tmp_path, spoil, told):
+def test_original_file_with_other_keys_is_refused(tmp_path, spoil, problem):
     state = small_dit().state_dict()
     spoil(state)
     torch.save(state, tmp_path / "DiT.pt")
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=problem):
         load_transformer(tmp_path / "DiT.pt", heads=4)
 
 
@@ -142,35 +139,35 @@ def test_damaged_files_are_refused(tmp_path, folder):
             load_transformer(tmp_path / name, heads=4)
     weights = folder / "transformer" / WEIGHTS
     weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(InputError, match="no whole safetensors file"):
+    with pytest.raises(InputError, match=WEIGHTS):
         inspect_generator(folder)
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "problem"),
     [
         (lambda s: s.pop("proj_out_1.bias"), r"missing: proj_out_1\.bias"),
         (lambda s: s.update({"extra": torch.ones(1)}), "left over: extra"),
         (
             lambda s: s["transformer_blocks.1.norm1.emb.class_embedder.embedding_table.weight"].add_(1),
-            r"1\.norm1\.emb\.class_embedder\.embedding_table\.weight differs from that of block 0",
+            r"1\.norm1\.emb\.class_embedder\.embedding_table\.weight differs",
         ),
         (
             lambda s: s["transformer_blocks.1.norm1.emb.timestep_embedder.linear_2.bias"].add_(1),
-            r"timestep_embedder\.linear_2\.bias differs from that of block 0",
+            r"timestep_embedder\.linear_2\.bias differs",
         ),
     ],
 )
-def test_every_key_of_a_folder_is_accounted_for(folder, spoil, told):
+def test_folder_with_other_keys_is_refused(folder, spoil, problem):
     state = load_file(folder / "transformer" / WEIGHTS)
     spoil(state)
     save_file(state, folder / "transformer" / WEIGHTS)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=problem):
         load_transformer(folder)
 
 
 @pytest.mark.parametrize(
-    ("file", "change", "told"),
+    ("file", "change", "problem"),
     [
         ("transformer/config.json", {"sample_size": "8"}, "sample_size must be a whole number, not '8'"),
         ("transformer/config.json", {"num_layers": 3}, "missing: transformer_blocks.2"),
@@ -180,7 +177,7 @@ def test_every_key_of_a_folder_is_accounted_for(folder, spoil, told):
             {"norm_elementwise_affine": True},
             "norm_elementwise_affine must be False",
         ),
-        ("transformer/config.json", {"_class_name": "UNet2DModel"}, "describes a UNet2DModel"),
+        ("transformer/config.json", {"_class_name": "UNet2DModel"}, "not a UNet2DModel"),
         (
             "transformer/config.json",
             {"_num_classes": 11},
@@ -188,18 +185,18 @@ def test_every_key_of_a_folder_is_accounted_for(folder, spoil, told):
         ),
         ("transformer/config.json", {"_num_classes": "9"}, "_num_classes must be .*, not '9'"),
         ("transformer/config.json", {"patch_size": 3}, "must be a multiple of patch_size"),
-        ("model_index.json", {"_class_name": "StableDiffusionPipeline"}, "is a StableDiffusionPipeline"),
-        ("model_index.json", {"id2label": {"0": "one"}}, "must name the labels 0 to 9"),
+        ("model_index.json", {"_class_name": "StableDiffusionPipeline"}, "not a StableDiffusionPipeline"),
+        ("model_index.json", {"id2label": {"0": "one"}}, "id2label"),
         ("vae/config.json", {"latent_channels": 16}, "latents have 16 channels, the transformer takes 4"),
-        ("vae/config.json", {"_class_name": "VQModel"}, "describes a VQModel"),
-        ("vae/config.json", {"shift_factor": 0.1}, "never shifted"),
+        ("vae/config.json", {"_class_name": "VQModel"}, "not a VQModel"),
+        ("vae/config.json", {"shift_factor": 0.1}, "shift_factor"),
         ("scheduler/scheduler_config.json", {"beta_schedule": "scaled_linear"}, "must be 'linear'"),
         ("scheduler/scheduler_config.json", {"prediction_type": "v_prediction"}, "must be 'epsilon'"),
     ],
 )
-def test_folder_that_does_not_fit_is_refused_before_loading(folder, file, change, told):
+def test_inconsistent_folder_is_refused_before_loading(folder, file, change, problem):
     edit(folder / file, lambda held: held.update(change))
-    with pytest.raises(InputError, match=told) as caught:
+    with pytest.raises(InputError, match=problem) as caught:
         inspect_generator(folder)
     assert "\n" not in str(caught.value)
 
@@ -213,13 +210,13 @@ def test_vae_with_missing_weights_is_refused(folder):
 
 
 @pytest.mark.parametrize("part", ["transformer", "vae"])
-def test_weights_that_are_not_finite_are_refused_by_name(folder, part):
+def test_non_finite_weights_are_refused_by_name(folder, part):
     file = folder / part / WEIGHTS
     held = load_file(file)
     name = sorted(held)[-1]
     held[name].view(-1)[-1] = float("nan")
     save_file(held, file, metadata={"format": "pt"})
-    with pytest.raises(InputError, match=rf"{part}.*holds weights that are not finite \({re.escape(name)}\)"):
+    with pytest.raises(InputError, match=rf"{part}.*not finite \({re.escape(name)}\)"):
         load_transformer(folder) if part == "transformer" else read_vae(folder / part)
 
 
@@ -233,20 +230,20 @@ def test_folders_of_another_kind_are_refused(tmp_path, folder):
         down_block_types=["DownBlock2D"],
         up_block_types=["UpBlock2D"],
     ).save_pretrained(tmp_path / "unet")
-    with pytest.raises(InputError, match="describes a UNet2DModel"):
+    with pytest.raises(InputError, match="not a UNet2DModel"):
         inspect_generator(tmp_path / "unet")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"config\.json: no such file"):
         inspect_generator(tmp_path / "empty")
-    with pytest.raises(InputError, match="brings no VAE"):
+    with pytest.raises(InputError, match="--vae"):
         inspect_generator(folder / "transformer")
     for part in ("vae", "transformer"):
         (folder / part / WEIGHTS).unlink()
-        with pytest.raises(InputError, match=f"{part}: holds no weights"):
+        with pytest.raises(InputError, match=f"{part}: has no weights"):
             inspect_generator(folder)
 
 
-def test_hub_id_out_of_reach_is_told_in_one_line(monkeypatch, tmp_path):
+def test_unreachable_hub_id_is_refused_in_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(InputError, match="someone/some-model: no such folder here") as caught:
@@ -254,8 +251,7 @@ def test_hub_id_out_of_reach_is_told_in_one_line(monkeypatch, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_hub_ids_of_transformer_and_vae_load_what_they_name(monkeypatch, tmp_path, folder):
-    """Of what else a pipeline's folder holds nothing is fetched."""
+def test_hub_ids_of_transformer_and_vae_load_only_their_files(monkeypatch, tmp_path, folder):
     (folder / "samples").mkdir()
     (folder / "samples" / "dog.png").write_bytes(b"large")
     monkeypatch.chdir(tmp_path)
@@ -270,13 +266,13 @@ def test_hub_ids_of_transformer_and_vae_load_what_they_name(monkeypatch, tmp_pat
         assert load_vae(original, vae="someone/vae", heads=4, **on).image_size == 16
 
 
-def test_models_of_the_package_are_named_not_pathed(tmp_path, monkeypatch):
+def test_packaged_models_are_names_not_paths(tmp_path, monkeypatch):
     (tmp_path / "pretrained" / "digits").mkdir(parents=True)
     (tmp_path / "outside").mkdir()
     monkeypatch.setattr("ims3_ray.models.files.files", lambda package: tmp_path)
     assert resolve_model("package://digits") == tmp_path / "pretrained" / "digits"
     for name in ("package://other", "package://../outside", "package://"):
-        with pytest.raises(InputError, match="it brings digits"):
+        with pytest.raises(InputError, match="choose from: digits"):
             resolve_model(name)
 
 
@@ -284,7 +280,7 @@ def test_models_of_the_package_are_named_not_pathed(tmp_path, monkeypatch):
     ("name", "classes", "licence"),
     [("digits", "0123456789", "apache-2.0"), ("fashion", FashionMNIST.classes, "mit")],
 )
-def test_a_model_of_the_package_is_small_licensed_and_knows_the_classes_of_its_images(name, classes, licence):
+def test_packaged_model_is_small_licensed_and_has_class_names(name, classes, licence):
     folder = resolve_model(f"package://{name}")
     info = inspect_generator(folder)
     assert set(info.id2label or ()) == {label.replace("/", "-") for label in classes}
@@ -296,48 +292,46 @@ def test_a_model_of_the_package_is_small_licensed_and_knows_the_classes_of_its_i
     assert {value.dtype for value in weights.values()} == {torch.float16}
 
 
-def test_a_missing_file_is_never_looked_up_on_the_network(monkeypatch):
+def test_missing_file_causes_no_network_access(monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: pytest.fail("network call"))
     for name in ("checkpoints/DiT-XL-2-256x256.pt", "models/vae.safetensors"):
         with pytest.raises(InputError, match=f"{name}: no such model file"):
             resolve_model(name)
 
 
-def test_a_vae_that_makes_images_of_another_size_is_refused_where_the_size_is_known(tmp_path, folder):
+def test_vae_of_another_image_size_is_refused_if_the_size_is_known(tmp_path, folder):
     deeper = {"block_out_channels": (8,) * 3, "down_block_types": ["DownEncoderBlock2D"] * 3}
     small_vae(**deeper, up_block_types=["UpDecoderBlock2D"] * 3).save_pretrained(tmp_path / "deeper")
-    with pytest.raises(InputError, match=r"makes images of 32 pixels .* but .* is for 16 pixels"):
+    with pytest.raises(InputError, match=r"32 pixels, but .* is for 16 pixels"):
         inspect_generator(folder, vae=tmp_path / "deeper")
     named = original_file(tmp_path / "DiT-S-2-16x16.pt")
     assert inspect_generator(named, vae=folder, heads=4).image_size == 16
-    with pytest.raises(InputError, match=r"32 pixels .*DiT-S-2-16x16\.pt is for 16 pixels"):
+    with pytest.raises(InputError, match=r"DiT-S-2-16x16\.pt is for 16 pixels"):
         inspect_generator(named, vae=tmp_path / "deeper", heads=4)
     unnamed = original_file(tmp_path / "mine.pt")
     assert inspect_generator(unnamed, vae=tmp_path / "deeper", heads=4).image_size == 32
 
 
-def test_what_is_no_vae_folder_is_refused(tmp_path, folder):
+def test_path_without_a_vae_is_refused(tmp_path, folder):
     file = original_file(tmp_path / "DiT.pt")
-    for vae, told in (
+    for vae, problem in (
         (file, r"DiT\.pt/config\.json: no such file"),
         (tmp_path, r"config\.json: no such file"),
     ):
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=problem):
             inspect_generator(file, vae=vae, heads=4)
-    with pytest.raises(InputError, match=r"brings no VAE .*--vae"):
+    with pytest.raises(InputError, match="--vae"):
         inspect_generator(file, heads=4)
 
 
-@pytest.mark.parametrize(
-    ("heads", "told"), [(0, "num_heads must be 1 or more"), (5, "must be a multiple of num_heads 5")]
-)
-def test_impossible_heads_are_refused(tmp_path, heads, told):
-    with pytest.raises(InputError, match=told):
+@pytest.mark.parametrize(("heads", "problem"), [(0, "num_heads: must be 1"), (5, "multiple of num_heads 5")])
+def test_impossible_heads_are_refused(tmp_path, heads, problem):
+    with pytest.raises(InputError, match=problem):
         inspect_transformer(original_file(tmp_path / "DiT.pt"), heads=heads)
 
 
-def test_vae_weights_with_the_attention_names_of_older_files_load(folder):
-    """The VAEs published for DiT (sd-vae-ft-ema and -mse) carry these names."""
+def test_vae_weights_with_older_attention_names_load(folder):
+    """The VAEs published for DiT (sd-vae-ft-ema and -mse) have these names."""
     older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     state = load_file(folder / "vae" / WEIGHTS)
     for new, old in older.items():

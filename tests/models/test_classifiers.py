@@ -1,4 +1,4 @@
-"""Evaluation networks: their sizes, their initialisation, what they refuse."""
+"""Evaluation networks: sizes, initialisation, refusals."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def _seeded(seed: int) -> torch.Generator:
         ("convnet6", {10: 754_570, 100: 858_340, 1000: 1_896_040}),
     ],
 )
-def test_parameter_counts_are_the_published_ones(name, counts):
+def test_parameter_counts_equal_the_published_ones(name, counts):
     for num_classes, count in counts.items():
         model = build(name, num_classes, 224, None)
         assert sum(p.numel() for p in model.parameters()) == count
@@ -34,7 +34,7 @@ def test_parameter_counts_are_the_published_ones(name, counts):
         ("mlp", None, 417_802, 128),  # 2 * 3072 + 3072 * 128 + 128 * 128 + 2 * 3 * 128 + 128 * 10 + 10
     ],
 )
-def test_networks_of_small_images_have_their_parameters_and_features(name, width, count, dim):
+def test_small_networks_have_their_parameters_and_features(name, width, count, dim):
     model = build(name, 10, 32, _seeded(0), width=width)
     assert sum(p.numel() for p in model.parameters()) == count
     assert model.dim == dim
@@ -42,20 +42,18 @@ def test_networks_of_small_images_have_their_parameters_and_features(name, width
 
 
 @pytest.mark.parametrize("name", sorted(SMALLEST_IMAGE))
-def test_the_smallest_image_still_tells_two_images_apart_and_one_pixel_less_is_refused(name):
+def test_smallest_image_size_distinguishes_images_and_one_pixel_less_is_refused(name):
     size = SMALLEST_IMAGE[name]
     model = build(name, 3, size, _seeded(0), width=4)
     logits = model(torch.randn(2, 3, size, size, generator=_seeded(1)))
     assert logits.shape == (2, 3)
     assert (logits[0] - logits[1]).abs().max() > 1e-3
-    with pytest.raises(
-        InputError, match=f"{name} is too deep for images of {size - 1} px, it needs at least {size}"
-    ):
+    with pytest.raises(InputError, match=f"{name} needs images of at least {size} px, not {size - 1}"):
         build(name, 3, size - 1, _seeded(0))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_weights_come_from_the_generator_alone(name):
+def test_weights_depend_only_on_the_generator(name):
     before = torch.get_rng_state()
     first, second, other = (build(name, 2, 64, _seeded(seed), width=4) for seed in (3, 3, 4))
     assert torch.equal(before, torch.get_rng_state())
@@ -64,7 +62,7 @@ def test_weights_come_from_the_generator_alone(name):
     assert not torch.equal(first.fc.weight, other.fc.weight)
 
 
-def test_initial_weights_have_torchs_default_spread_in_convnets_and_he_s_in_resnets():
+def test_initial_spread_is_torchs_in_convnets_and_hes_in_resnets():
     convnet = build("convnet3", 10, 32, _seeded(0))
     weight = convnet.body[4].weight  # 128 -> 128 channels, 3x3: uniform within 1/sqrt(1152)
     assert weight.abs().max() <= 1152**-0.5
@@ -87,7 +85,7 @@ def test_resnetap_strides_by_averaging_and_resnet_by_convolution():
 
 
 @pytest.mark.parametrize("size", [(4, 6), (5, 4), (4, 7)])
-def test_halving_is_average_pooling_forward_and_backward(size):
+def test_pooling_equals_avg_pool2d_forward_and_backward(size):
     x = torch.randn(2, 3, *size, generator=_seeded(0), dtype=torch.float64, requires_grad=True)
     expected = torch.nn.functional.avg_pool2d(x, 2)
     weight = torch.randn(expected.shape, generator=_seeded(1), dtype=torch.float64)
@@ -99,11 +97,11 @@ def test_halving_is_average_pooling_forward_and_backward(size):
 
 
 @pytest.mark.parametrize("name", ["convnet4", "resnet8", "mlp"])
-def test_networks_of_small_images_see_an_image_whatever_its_neighbours(name):
+def test_logits_do_not_depend_on_the_batch(name):
     model, x = build(name, 3, 32, _seeded(0), width=8), torch.randn(4, 3, 32, 32, generator=_seeded(1))
     assert torch.allclose(model(x)[1:2], model(x[1:2]), atol=1e-5)
 
 
-def test_one_class_is_too_few():
-    with pytest.raises(InputError, match="at least 2 classes, not 1"):
+def test_one_class_is_refused():
+    with pytest.raises(InputError, match="num_classes: must be 2 or more, not 1"):
         build("convnet3", 1, 32, None)

@@ -4,7 +4,7 @@ from diffusers import DPMSolverMultistepScheduler
 
 from ims3_ray.method import ddim
 from ims3_ray.method.schedule import alphas_bar, space_timesteps, timesteps_from
-from ims3_ray.models.generator import SCHEDULE, dpm_step
+from ims3_ray.models.generator import SCHEDULE, dpm_stepper
 
 ABAR, LABELS = alphas_bar(), torch.zeros(3, dtype=torch.int64)
 
@@ -23,51 +23,52 @@ def mixture(z, timesteps, labels):
     return torch.cat([eps, torch.full_like(eps, 9.0)], dim=1)
 
 
-def dpm(z, timesteps, push=None):
-    return ddim.sample(dpm_step(timesteps), mixture, z, LABELS, timesteps, ABAR, push)
+def dpm(z, timesteps):
+    return ddim.sample(dpm_stepper(timesteps), mixture, z, LABELS, timesteps, ABAR)
 
 
-def test_levels_are_those_of_the_method():
-    """The solver takes its own from the schedule's settings."""
+def ddim_samples(z, timesteps):
+    return ddim.sample(ddim.ddim_stepper, mixture, z, LABELS, timesteps, ABAR)
+
+
+def test_alphas_of_the_solver_equal_ours():
     theirs = DPMSolverMultistepScheduler(**SCHEDULE).alphas_cumprod
     torch.testing.assert_close(ABAR.float(), theirs, rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize("steps", [15, 25])
-def test_it_ends_nearer_to_the_exact_path_than_ddim_of_twice_as_many_steps_on_its_own_timesteps(steps):
-    """Not on those that are even in t, where its predictions lie too far apart in log_snr."""
+def test_dpm_is_nearer_to_the_exact_path_than_ddim_with_twice_the_steps(steps):
+    """On timesteps even in log_snr. On timesteps even in t it is worse than DDIM."""
 
     def error(z):
         return (z - exact).norm()
 
-    exact = ddim.sample_ddim(mixture, draw(), LABELS, torch.arange(1000), ABAR)
-    once, twice = (
-        ddim.sample_ddim(mixture, draw(), LABELS, space_timesteps(n), ABAR) for n in (steps, 2 * steps)
-    )
+    exact = ddim_samples(draw(), torch.arange(1000))
+    once, twice = (ddim_samples(draw(), space_timesteps(n)) for n in (steps, 2 * steps))
     assert error(dpm(draw(), space_timesteps(steps, "log_snr"))) < error(twice)
     assert error(dpm(draw(), space_timesteps(steps))) > error(once)
 
 
-def test_of_two_steps_the_solver_is_ddim():
-    """Both of its steps are of first order: the first has no prediction before it, the last ends at clean.
+def test_dpm_with_two_steps_equals_ddim():
+    """The first and the last step are of first order.
 
-    In float64, from t = 500: diffusers keeps its levels in float32, and at t = 999, where 1/√ᾱ is 157, one
-    rounding of a level moves the result by 2e-5.
+    From t = 500: diffusers keeps its levels in float32, and at t = 999, where 1/√ᾱ is 157, one rounding of a
+    level moves the result by 2e-5.
     """
     timesteps, z = torch.tensor([100, 500]), draw().double()
-    ours = ddim.sample_ddim(mixture, z, LABELS, timesteps, ABAR)
+    ours = ddim_samples(z, timesteps)
     torch.testing.assert_close(dpm(z, timesteps), ours, atol=5e-6, rtol=0)
 
 
-def test_from_a_level_it_follows_the_path_from_there():
+def test_dpm_follows_the_path_from_an_intermediate_level():
     start = ddim.add_noise(torch.ones(3, 4, 2, 2), draw(), abar=ABAR[400].float())
-    exact = ddim.sample_ddim(mixture, start, LABELS, timesteps_from(torch.arange(1000), 400), ABAR)
+    exact = ddim_samples(start, timesteps_from(torch.arange(1000), 400))
     found = dpm(start, timesteps_from(space_timesteps(50, "log_snr"), 400))
     torch.testing.assert_close(found, exact, atol=0.02, rtol=0)
 
 
-def test_a_batch_leaves_nothing_to_the_next():
+def test_batches_do_not_affect_each_other():
     timesteps = space_timesteps(10, "log_snr")
-    alone = dpm(draw(1), timesteps)
+    single = dpm(draw(1), timesteps)
     dpm(draw(), timesteps)
-    assert torch.equal(dpm(draw(1), timesteps), alone)
+    assert torch.equal(dpm(draw(1), timesteps), single)

@@ -1,4 +1,4 @@
-"""The frozen extractor: unit features, the same whatever the batch, saved and loaded, and what it refuses."""
+"""The frozen extractor: features, saving and loading, refusals."""
 
 import json
 
@@ -31,7 +31,7 @@ def _pixels(rows: int, size: int = 16) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (rows, 3, size, size), dtype=np.uint8)
 
 
-def test_a_saved_classifier_gives_its_own_normalised_features(tmp_path):
+def test_saved_classifier_gives_its_normalised_features(tmp_path):
     model = _saved(tmp_path)
     extractor = load_extractor(str(tmp_path))
     pixels = torch.from_numpy(_pixels(5))
@@ -46,7 +46,7 @@ def test_a_saved_classifier_gives_its_own_normalised_features(tmp_path):
     assert torch.allclose(features, expected, atol=1e-5)
 
 
-def test_an_extractor_inside_a_model_folder_is_found(tmp_path):
+def test_extractor_in_a_model_folder_is_found(tmp_path):
     _saved(tmp_path / "extractor")
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     assert torch.equal(
@@ -54,13 +54,13 @@ def test_an_extractor_inside_a_model_folder_is_found(tmp_path):
     )
 
 
-def test_features_of_a_row_depend_on_no_other_row(tmp_path):
+def test_features_do_not_depend_on_the_batch(tmp_path):
     _saved(tmp_path)
     extractor, pixels = load_extractor(str(tmp_path)), _pixels(7)
-    together = embed_pixels(extractor, pixels, 4, CPU)
-    alone = np.concatenate([embed_pixels(extractor, pixels[row : row + 1], 4, CPU) for row in range(7)])
-    assert together.dtype == np.float32
-    assert np.array_equal(together, alone)
+    batch = embed_pixels(extractor, pixels, 4, CPU)
+    single = np.concatenate([embed_pixels(extractor, pixels[row : row + 1], 4, CPU) for row in range(7)])
+    assert batch.dtype == np.float32
+    assert np.array_equal(batch, single)
 
 
 def test_images_of_another_size_are_resized(tmp_path):
@@ -89,52 +89,52 @@ def test_timm_features_are_its_pooled_features_at_its_own_size_and_normalisation
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("timm:resnet_18", "timm has no model 'resnet_18'; near it: resnet18"),
-        ("timm:resnet18?width=3", "only pretrained=true or pretrained=false can stand, not 'width=3'"),
+        ("timm:resnet_18", "resnet_18.*resnet18"),
+        ("timm:resnet18?width=3", "pretrained=true or pretrained=false, not 'width=3'"),
         ("/nowhere/at/all", "no such model"),
     ],
 )
-def test_specs_that_name_nothing_are_refused(spec, message):
+def test_invalid_specs_are_refused(spec, message):
     with pytest.raises(InputError, match=message):
         load_extractor(spec)
 
 
-def test_missing_weights_of_a_timm_model_are_one_line(monkeypatch):
+def test_missing_timm_weights_are_refused_in_one_line(monkeypatch):
     timm = pytest.importorskip("timm")
 
     def unreachable(*args, **kwargs):
         raise FileNotFoundError("no network\nand a second line")
 
     monkeypatch.setattr(timm, "create_model", unreachable)
-    with pytest.raises(InputError, match="pretrained weights can't be had") as caught:
+    with pytest.raises(InputError, match="timm:resnet18: pretrained weights") as caught:
         load_extractor("timm:resnet18")
     assert "no network" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_of_a_timm_model_serves_without_a_network(tmp_path):
+def test_timm_folder_loads_without_network_access(tmp_path):
     timm = pytest.importorskip("timm")
     model = timm.create_model("test_resnet.r160_in1k", pretrained=False)
     timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
     spec, images = f"timm:{tmp_path}", torch.rand(2, 3, 40, 40) * 2 - 1
     extractor, untrained = load_extractor(spec), load_extractor(without_weights(spec))
-    given = extractor(images)
+    features = extractor(images)
     again = timm.create_model("test_resnet.r160_in1k", pretrained=False, num_classes=0)
     again.load_state_dict({n: v for n, v in model.state_dict().items() if not n.startswith("fc.")})
     extractor._body = again.eval()
-    assert torch.equal(extractor(images), given)
-    assert not torch.equal(untrained(images), given)
+    assert torch.equal(extractor(images), features)
+    assert not torch.equal(untrained(images), features)
     assert inspect_extractor(spec) == tmp_path
     assert untrained.dim == extractor.dim
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(InputError, match="names no architecture"):
+    with pytest.raises(InputError, match="architecture"):
         inspect_extractor(spec)
-    with pytest.raises(InputError, match=r"nowhere/config\.json is not there"):
+    with pytest.raises(InputError, match=r"nowhere/config\.json"):
         load_extractor(f"timm:{tmp_path}/nowhere")
 
 
-def test_folders_that_hold_something_else_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"config\.json is not there"):
+def test_other_folders_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"config\.json"):
         load_extractor(str(tmp_path))
     _saved(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -146,7 +146,7 @@ def test_folders_that_hold_something_else_are_refused(tmp_path):
         load_extractor(str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps(config))
     save_file({}, tmp_path / "model.safetensors")
-    with pytest.raises(InputError, match=r"is not the convnet3 that config\.json describes"):
+    with pytest.raises(InputError, match="convnet3"):
         load_extractor(str(tmp_path))
 
 

@@ -1,9 +1,9 @@
-"""The generator as a run loads it, at the precision that the recipe says."""
+"""A run's generator at the recipe's precision."""
 
 import pytest
 import torch
 
-from ims3_ray.method.ddim import broadcast_timestep, sample_ddim
+from ims3_ray.method.ddim import broadcast_timestep, ddim_stepper, sample
 from ims3_ray.method.schedule import alphas_bar, space_timesteps
 from ims3_ray.method.seeding import generator, normal
 from ims3_ray.models.device import Numerics
@@ -18,11 +18,12 @@ def model(precision):
 
 @pytest.mark.parametrize("load", ["load", "trainable"])
 @torch.no_grad()
-def test_bf16_does_not_round_what_comes_in(load):
-    """Near t = 0 a rounded input is as noisy as a latent: without that ε is off by about half as much."""
+def test_bf16_does_not_round_the_latents(load):
+    """Near t = 0 rounding of the input is as large as its noise; without it the error of ε is about half."""
     t, labels, predict = torch.zeros(8, dtype=torch.int64), torch.arange(8), model("fp32").load(CPU).predict
     noise = normal([generator("latents", row) for row in range(8)], (4, 8, 8))
-    z = sample_ddim(broadcast_timestep(predict), noise, labels, space_timesteps(20), alphas_bar())
+    model_at = broadcast_timestep(predict)
+    z = sample(ddim_stepper, model_at, noise, labels, space_timesteps(20), alphas_bar())
     exact = predict(z, t, labels)[:, :4]
     rough = getattr(model("bf16"), load)(CPU).predict(z, t, labels)[:, :4]
     rounded = predictor(model("bf16").pretrained().to(torch.bfloat16))(z, t, labels)[:, :4]
@@ -30,6 +31,6 @@ def test_bf16_does_not_round_what_comes_in(load):
     assert (rough - exact).norm() < 0.1 * exact.norm()
 
 
-def test_fp32_loads_the_checkpoint_as_it_is():
+def test_fp32_loads_the_checkpoint_unchanged():
     stored, loaded = model("fp32").pretrained().state_dict(), model("fp32").load(CPU).dit.state_dict()
     assert all(torch.equal(value, loaded[name]) for name, value in stored.items())

@@ -1,4 +1,4 @@
-"""Weights of a hub: every node loads the commit that the driver saw, whatever the hub holds by then."""
+"""Weights of a hub: every node loads the commit that the driver pinned."""
 
 import json
 from pathlib import Path
@@ -14,12 +14,12 @@ from ims3_ray.models.extractor import inspect_extractor, load_extractor, without
 from ims3_ray.models.files import pin_revision, resolve_model
 from ims3_ray.pipeline.prepare import pinned
 
-MODEL = "timm/test_resnet.r160_in1k"  # where timm has the weights of its smallest model
+MODEL = "timm/test_resnet.r160_in1k"  # weights of timm's smallest model
 
 
 @pytest.fixture
 def on_hub(monkeypatch, tmp_path):
-    """A hub on loopback, which this process knows; its cache is empty."""
+    """A loopback hub known to this process, with an empty cache."""
     with Hub().known(monkeypatch, tmp_path / "driver") as served:
         yield served
 
@@ -31,35 +31,35 @@ def model_folder(folder, word):
     return folder
 
 
-def test_a_node_loads_the_commit_that_the_driver_pinned_after_main_has_moved(on_hub, monkeypatch, tmp_path):
+def test_node_loads_the_pinned_commit_after_main_has_moved(on_hub, monkeypatch, tmp_path):
     first = on_hub.push("someone/model", model_folder(tmp_path / "first", "first"))
-    named = pin_revision("someone/model")
-    assert named == f"someone/model@{first}"
+    pinned_id = pin_revision("someone/model")
+    assert pinned_id == f"someone/model@{first}"
     second = on_hub.push("someone/model", model_folder(tmp_path / "second", "second"))
     use_cache(monkeypatch, tmp_path / "node")
-    assert (resolve_model(named) / "model.safetensors").read_text() == "first"
+    assert (resolve_model(pinned_id) / "model.safetensors").read_text() == "first"
     assert (resolve_model("someone/model") / "model.safetensors").read_text() == "second"
     assert pin_revision("someone/model@main") == f"someone/model@{second}"
-    assert pin_revision(named) == named
+    assert pin_revision(pinned_id) == pinned_id
 
 
-def test_a_timm_model_s_weights_may_be_named_by_revision(on_hub, monkeypatch, tmp_path):
+def test_timm_weights_can_be_pinned_to_a_revision(on_hub, monkeypatch, tmp_path):
     for seed, name in enumerate(("first", "second")):
         torch.manual_seed(seed)
         model = timm.create_model("test_resnet.r160_in1k", pretrained=False)
         timm.models.save_for_hf(model, tmp_path / name, safe_serialization=True)
     images, spec = torch.rand(2, 3, 40, 40) * 2 - 1, "timm:test_resnet.r160_in1k"
-    named = f"{spec}@{on_hub.push(MODEL, tmp_path / 'first')}"
+    pinned_id = f"{spec}@{on_hub.push(MODEL, tmp_path / 'first')}"
     features = load_extractor(spec)(images)
     on_hub.push(MODEL, tmp_path / "second")
     use_cache(monkeypatch, tmp_path / "node")
-    assert torch.equal(load_extractor(named)(images), features)
+    assert torch.equal(load_extractor(pinned_id)(images), features)
     assert not torch.equal(load_extractor(spec)(images), features)
-    assert inspect_extractor(named) != inspect_extractor(spec)
-    assert load_extractor(without_weights(named)).dim == features.shape[1]
+    assert inspect_extractor(pinned_id) != inspect_extractor(spec)
+    assert load_extractor(without_weights(pinned_id)).dim == features.shape[1]
 
 
-def test_hf_before_a_hub_id_says_the_same_and_is_never_a_folder_here(on_hub, monkeypatch, tmp_path):
+def test_hf_prefix_always_means_the_hub(on_hub, monkeypatch, tmp_path):
     commit = on_hub.push("someone/model", model_folder(tmp_path / "model", "there"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "someone" / "model").mkdir(parents=True)
@@ -72,7 +72,7 @@ def test_hf_before_a_hub_id_says_the_same_and_is_never_a_folder_here(on_hub, mon
     assert resolve_model("someone/model") == Path("someone/model")
 
 
-def test_what_is_no_hub_id_stays_as_it_is(tmp_path, monkeypatch):
+def test_other_paths_are_not_changed(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: pytest.fail("network call"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine" / "model").mkdir(parents=True)
@@ -83,7 +83,7 @@ def test_what_is_no_hub_id_stays_as_it_is(tmp_path, monkeypatch):
     assert pinned(config) == config
 
 
-def test_a_run_takes_every_model_by_its_commit(on_hub, tmp_path):
+def test_a_run_pins_every_model(on_hub, tmp_path):
     for name in ("model", "vae", "extractor"):
         on_hub.push(f"someone/{name}", model_folder(tmp_path / name, name))
     given = {"path": "someone/model", "vae": "someone/vae"}
@@ -92,7 +92,7 @@ def test_a_run_takes_every_model_by_its_commit(on_hub, tmp_path):
         assert len(place.partition("@")[2]) == 40, place
 
 
-def test_a_revision_that_is_not_there_is_one_line(on_hub, tmp_path):
+def test_missing_revision_is_refused_in_one_line(on_hub, tmp_path):
     on_hub.push("someone/model", model_folder(tmp_path / "model", "model"))
     for name in ("someone/model@" + "0" * 40, "someone/model@v9", "nobody/model"):
         with pytest.raises(InputError, match=f"{name}: no such folder here.* check the id, its") as caught:
@@ -100,11 +100,11 @@ def test_a_revision_that_is_not_there_is_one_line(on_hub, tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_what_a_recipe_says_of_its_model_holds_at_every_revision():
-    of_recipe, revised, other = (
+def test_recipe_settings_of_a_model_apply_to_every_revision():
+    default, revised, other = (
         load_config("imagewoof", {"model.path": path} if path else {})
         for path in (None, "hf://facebook/DiT-XL-2-256@v1", "someone/DiT-XL-2-256")
     )
-    assert revised.model.frequency_shift == of_recipe.model.frequency_shift == 0
-    assert revised.model.licence == of_recipe.model.licence
+    assert revised.model.frequency_shift == default.model.frequency_shift == 0
+    assert revised.model.licence == default.model.licence
     assert other.model.frequency_shift is None

@@ -21,7 +21,7 @@ from ims3_ray.data.distilled import licence_entries
 from ims3_ray.data.images import ImageSet
 from ims3_ray.data.loader import LocalPixels, payloads
 from ims3_ray.errors import InputError
-from ims3_ray.method.ddim import broadcast_timestep, sample_ancestral, with_guidance
+from ims3_ray.method.ddim import ancestral_stepper, broadcast_timestep, sample, with_guidance
 from ims3_ray.method.schedule import alphas_bar, space_timesteps
 from ims3_ray.method.seeding import generator, normal
 from ims3_ray.models import classifiers
@@ -238,8 +238,10 @@ def agreement(models: Models, scaling_factor: float, kind: DeviceKind) -> float:
     def noise() -> torch.Tensor:
         return to_device(normal(generators, shape), device)
 
+    step = ancestral_stepper(timesteps, noise)
+
     def predictions(batch: torch.Tensor) -> list[torch.Tensor]:
-        images = vae.decode(sample_ancestral(predict, noise(), batch, timesteps, abar, noise))
+        images = vae.decode(sample(step, predict, noise(), batch, timesteps, abar))
         return [judge(images).argmax(1)]
 
     with torch.inference_mode():

@@ -134,9 +134,9 @@ class RowsTask:
     """Base of the tasks. Batches depend on (seed, epoch), noise on (seed, step, micro-batch)."""
 
     name = ""
-    weights: Mapping[str, float] = MappingProxyType({})
-    ratios: Mapping[str, float] = MappingProxyType({})
-    apart: Collection[str] = ()
+    loss_weights: Mapping[str, float] = MappingProxyType({})
+    gradient_ratios: Mapping[str, float] = MappingProxyType({})
+    separate_terms: Collection[str] = ()
 
     def __init__(self, device: torch.device, rows: Rows, batch_size: int, micro_batches: int, seed: int):
         self._rows, self._order = rows.open(), EpochOrder(self.name, seed)
@@ -186,7 +186,7 @@ class VaeTask(RowsTask):
         super().__init__(device, **shared)
         settings = models.config.vae
         self._vae = self.prepare(build_vae(settings, models.config.image_size, self._seed))
-        self.weights = {"reconstruction": 1.0, "kl": settings.kl_weight}
+        self.loss_weights = {"reconstruction": 1.0, "kl": settings.kl_weight}
 
     def losses(self, step: int, part: int) -> dict[str, Tensor]:
         rows, rng = self.part(step, part)
@@ -204,7 +204,7 @@ class VaeTask(RowsTask):
 
 class TransformerTask(RowsTask):
     name = "transformer"
-    weights = MappingProxyType({"diffusion": 1.0, "variational": 1.0})
+    loss_weights = MappingProxyType({"diffusion": 1.0, "variational": 1.0})
 
     def __init__(self, device: torch.device, models: Models, scaling_factor: float, **shared: Any):
         super().__init__(device, **shared)
@@ -236,7 +236,7 @@ class TransformerTask(RowsTask):
 
 class ExtractorTask(RowsTask):
     name = "extractor"
-    weights = MappingProxyType({"cross_entropy": 1.0})
+    loss_weights = MappingProxyType({"cross_entropy": 1.0})
 
     def __init__(self, device: torch.device, models: Models, **shared: Any):
         super().__init__(device, **shared)

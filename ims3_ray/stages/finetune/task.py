@@ -49,15 +49,17 @@ class InversionMatchingTask:
         self._part_size = finetune.latents // finetune.micro_batches
         self._drawn: tuple[int, Draws] | None = None  # a step and its batch, which all of its parts share
         self._minimax = MinimaxMemory(im.minimax) if im.minimax else None
-        self.weights = {"diffusion": 1.0}
+        self.loss_weights = {"diffusion": 1.0}
         if loaded.dit.config.out_channels == 2 * loaded.dit.config.in_channels:
-            self.weights["variational"] = 1.0
+            self.loss_weights["variational"] = 1.0
         if im.weight or im.grad_ratio:
-            self.weights["matching"] = im.weight
-        self.weights |= MINIMAX_WEIGHTS if self._minimax else {}
-        self.ratios = {} if im.grad_ratio is None else {"matching": im.grad_ratio}
+            self.loss_weights["matching"] = im.weight
+        self.loss_weights |= MINIMAX_WEIGHTS if self._minimax else {}
+        self.gradient_ratios = {} if im.grad_ratio is None else {"matching": im.grad_ratio}
         is_rounded = model.numerics.precision != "fp32"
-        self.apart = {name for name, weight in self.weights.items() if is_rounded and weight < SMALL}
+        self.separate_terms = {
+            name for name, weight in self.loss_weights.items() if is_rounded and weight < SMALL
+        }
 
     def losses(self, step: int, part: int) -> dict[str, Tensor]:
         """Terms of one part of B images, each divided by what its mean over the global batch divides by."""
@@ -72,12 +74,12 @@ class InversionMatchingTask:
         eps = noise_of(output, z_t.shape[1])  # (B, C, H, W)
 
         terms = {"diffusion": diffusion_loss(eps, draws.eps).sum() / total}
-        if "variational" in self.weights:
+        if "variational" in self.loss_weights:
             kl = variational_loss(output, z_t, draws.z0, draws.t, self._abar)  # (B,)
             terms["variational"] = kl.sum() / total
-        if "matching" in self.weights and self._im.target == "one_step":
+        if "matching" in self.loss_weights and self._im.target == "one_step":
             terms["matching"] = self._published_matching(draws, z_t, eps).sum() / total
-        elif "matching" in self.weights:
+        elif "matching" in self.loss_weights:
             distance = self._matching(draws, z_t, eps)  # (B,)
             terms["matching"] = masked_mean(distance, draws.matched, num_matched)
         if self._minimax:

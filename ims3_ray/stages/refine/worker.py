@@ -209,8 +209,8 @@ def refinement(settings: Refine, vae: Vae, rules: Protocol, part: int) -> Refine
         steps=settings.steps,
         lr=settings.lr,
         views=views_of(settings, rules),
-        stay=settings.anchor_weight,
-        part=part,
+        anchor_weight=settings.anchor_weight,
+        chunk=part,
     )
 
 

@@ -52,7 +52,9 @@ class Anchors:
         label, subgroup, index = places
         return self.latents[label, (subgroup * self.pool_ipc + index) % self.latents.shape[1]]
 
-    def push(self, places: np.ndarray, settings: Sample, batch_size: int, device: torch.device) -> Guidance:
+    def guidance(
+        self, places: np.ndarray, settings: Sample, batch_size: int, device: torch.device
+    ) -> Guidance:
         """The pull of `settings` on candidates (label, subgroup, index) (3, N) of a batch.
 
         It is filled up with rows of the first class, so that results are those in a full batch. With

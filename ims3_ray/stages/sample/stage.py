@@ -16,11 +16,11 @@ from ims3_ray.cluster.fan_out import Part, fan_out
 from ims3_ray.config.settings import Config
 from ims3_ray.data.transforms import encode_png
 from ims3_ray.method.ddim import (
+    ancestral_stepper,
     broadcast_timestep,
+    ddim_stepper,
     mix_noise,
     sample,
-    sample_ancestral,
-    sample_ddim,
     with_guidance,
 )
 from ims3_ray.method.guidance import switch_predictor
@@ -29,7 +29,7 @@ from ims3_ray.method.seeding import generator, key_seed, normal
 from ims3_ray.models.device import DECODER_LOCK, prepare_device, run_padded_batches, to_device, to_pixels
 from ims3_ray.models.extractor import embed_pixels, load_extractor
 from ims3_ray.models.finetuned import TunedModel
-from ims3_ray.models.generator import dpm_step, load_vae
+from ims3_ray.models.generator import dpm_stepper, load_vae
 from ims3_ray.stages.base import (
     KEY_BYTES,
     Cost,
@@ -155,7 +155,7 @@ class Sampler:
         generators = [generator(*key) for key in keys]
         surplus = self._batch_size - len(generators)
         batch = self._settings, self._batch_size, self._device
-        push = self._anchors.push(places, *batch) if self._anchors else None
+        guidance = self._anchors.guidance(places, *batch) if self._anchors else None
 
         def draw_noise() -> Tensor:
             noise = normal(generators, self._shape)
@@ -165,12 +165,13 @@ class Sampler:
             z = draw_noise()
             if self._starts:
                 z = mix_noise(inversions[0].float(), z, share=self._starts.noise)
-            sampled = self._predict, z, labels, self._timesteps, self._abar
             if self._settings.sampler == "ddim":
-                return [sample_ddim(*sampled, push)]
-            if self._settings.sampler == "dpm":
-                return [sample(dpm_step(self._timesteps), *sampled, push)]
-            return [sample_ancestral(*sampled, draw_noise, push)]
+                step = ddim_stepper
+            elif self._settings.sampler == "dpm":
+                step = dpm_stepper(self._timesteps)
+            else:
+                step = ancestral_stepper(self._timesteps, draw_noise)
+            return [sample(step, self._predict, z, labels, self._timesteps, self._abar, guidance)]
 
         rows = [self._model_labels[places[0]]]
         if self._starts:

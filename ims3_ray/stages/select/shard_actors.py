@@ -274,7 +274,7 @@ def check_bound(source: Source) -> None:
     settings, num_classes, size = source.settings, len(source.names), int(source.pool.num_subgroups.max())
     if (settings.lower_bound, settings.unit) == ("trws", "subgroup") and not trws.fits(num_classes, size):
         raise InputError(
-            f"select.lower_bound: trws takes up to {trws.MOST_PLACES} classes × subgroups, here are "
+            f"select.lower_bound: trws takes up to {trws.MAX_PLACES} classes × subgroups, here are "
             f"{num_classes} × {size}; use series"
         )
     needed = PROCESS_BYTES + trws_memory(settings, num_classes, size, source.pool.candidates.width)

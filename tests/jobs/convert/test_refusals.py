@@ -52,7 +52,7 @@ def bad(tmp_path, folder):
         ((*born, "--adapter", tmp_path / "damaged"), ["damaged", ADAPTER, "no whole"]),
         ((*born, "--adapter", tmp_path / "diverged"), ["diverged", ADAPTER, "not finite"]),
         ((*born, "--adapter", tmp_path / "adapters"), ["adapters", "manifest"]),
-        ((*born, "--adapter", tmp_path / "nowhere"), ["nowhere", "no complete adapter"]),
+        ((*born, "--adapter", tmp_path / "nowhere"), ["nowhere", "incomplete adapter"]),
     ]
 
 

@@ -6,7 +6,7 @@ from stored import vectors_of
 
 from ims3_ray.errors import InputError
 from ims3_ray.method.coresets import greedy_coverage, herding, medoids
-from ims3_ray.method.coverage import class_coverage
+from ims3_ray.method.coverage import RealClass, class_mean, class_metrics
 from ims3_ray.stages.evaluate.baselines import METRICS, ceiling, choose_coresets, measure_all
 from ims3_ray.storage.rows import places_by_class
 
@@ -46,7 +46,13 @@ def test_coverage_over_ray_is_that_of_one_call_and_nothing_real_beats_the_ceilin
     }
     found = measure_all(real, sets, K, CLASSES)
     for name, of_set in sets.items():
-        plain = class_coverage(features, real.labels, of_set.read(), of_set.labels, k=K).mean
+        plain = class_mean(
+            {
+                label: class_metrics(RealClass(features[real.labels == label], K), rows)
+                for label in range(2)
+                for rows in [of_set.read()[of_set.labels == label]]
+            }
+        )
         assert found[name] == {metric: plain[metric] for metric in METRICS}
     assert found["ceiling"]["copy_rate"] == 1.0
     assert found["ceiling"]["coverage"] > found["noise"]["coverage"]

@@ -159,7 +159,7 @@ def test_a_network_too_deep_for_the_images_is_refused_before_any_training(monkey
     # a training would say the same, but later
     monkeypatch.setattr("ims3_ray.stages.evaluate.classifiers.ray", None)
     whole = images(3, 0)
-    with pytest.raises(InputError, match="resnet18 is too deep for images of 16 px, it needs at least 33"):
+    with pytest.raises(InputError, match="resnet18 needs images of at least 33 px, not 16"):
         train_all({("mine", 0): whole}, whole, protocols("smoke", ["convnet3", "resnet18"]), CPU)
 
 

@@ -66,7 +66,10 @@ def test_the_pools_first_candidates_are_taken_by_subgroup_and_index_whatever_the
     ("word", "message"),
     [
         ("evaluate.pool_images=19", "evaluate.pool_images: 19 per class exceed the pool's 18"),
-        ("evaluate.networks=[convnet3, resnet18]", "resnet18 is too deep for images of 16 px"),
+        (
+            "evaluate.networks=[convnet3, resnet18]",
+            "network: resnet18 needs images of at least 33 px, not 16",
+        ),
         (
             "evaluate.protocol=quick-val",
             "data.validation: protocol quick-val scores on this split; set a folder",
@@ -75,8 +78,8 @@ def test_the_pools_first_candidates_are_taken_by_subgroup_and_index_whatever_the
         ("evaluate.baselines=[kmeans]", "evaluate.baselines.0"),
         ("evaluate.networks=[]", "evaluate.networks"),
         ("evaluate.networks=[lenet]", "evaluate.networks.0: should be one of convnet3, "),
-        ("evaluate.networks=[timm:resnet19]", "timm has no model 'resnet19'; near it: resnet18"),
-        ("evaluate.networks=[timm:vgg11]", "timm:vgg11 is too deep for images of 16 px"),
+        ("evaluate.networks=[timm:resnet19]", "timm has no model 'resnet19'; similar names: resnet18"),
+        ("evaluate.networks=[timm:vgg11]", "network: timm:vgg11 does not take images of 16 px"),
         ("evaluate.protocol=soft-32", "evaluate.baselines: with soft labels real images come close to every"),
         ("export.soft_labels=2", "export.soft_labels: evaluate.protocol=smoke has no teacher"),
         ("evaluate.teacher=timm:resnet18", "evaluate.teacher: protocol smoke has hard labels; leave it out"),

@@ -46,8 +46,8 @@ def test_the_trajectory_is_matched_image_by_image_where_a_label_and_a_level_are_
 )
 def test_small_terms_get_a_pass_of_their_own_where_gradients_are_rounded(build_task, precision, apart):
     task = build_task(precision, im={"minimax": "image"})
-    assert task.weights["variational"] == 1
-    assert set(task.apart) == apart
+    assert task.loss_weights["variational"] == 1
+    assert set(task.separate_terms) == apart
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_step_reads_nothing_off_its_device_and_sends_its_batch_alone(build_tas
     trainer = Trainer(task, TrainingConfig(steps=9, batch_size=8, micro_batches=1, lr=1e-3), 0, 1, META)
     for _ in range(2):  # the memories are filled
         with Sent() as counted:
-            trainer.advance()
+            trainer.train_step()
         assert counted.count <= len(fields(Draws)) + more
 
 

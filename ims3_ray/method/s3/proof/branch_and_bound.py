@@ -1,8 +1,11 @@
-"""Proven minima of the selection objective, for few classes: enumeration, and branch and bound.
+"""Proven minima of the selection objective for few classes: enumeration, and branch and bound.
 
-A node of the search is a `Problem`: the classes that are still free and the subgroups that they still have.
-TRW-S bounds it from below, every subgroup's own bound removes what can't be part of a better choice, and what
-is left is enumerated or split at one class. Costs are in units of w and in double precision.
+A search node is a `Problem`: the free classes and their remaining subgroups. TRW-S bounds it from below;
+bounds per subgroup remove those that cannot be part of a better choice; the rest is enumerated or split at
+one class.
+
+n is the number of free classes, G their largest number of subgroups. Costs are in units of w, in double
+precision; messages as in trws.
 """
 
 from dataclasses import dataclass, replace
@@ -16,51 +19,51 @@ from ims3_ray.method.s3.shard import offsets_of
 
 from .trws import ABSENT, trws_pass
 
-MAX_ROWS = 2000  # candidates up to which its table, which has their square, is small
-ENUMERATED = 50_000  # choices that a node lists instead of splitting
-PASS_PAIRS = 3  # passes back and forth before subgroups are removed
-Places = Int[np.ndarray, " n"]  # of a subgroup among those of each free class
+MAX_ROWS = 2000  # candidates; the table has their square
+MAX_ENUMERATED = 50_000  # choices a node enumerates instead of splitting
+PASS_PAIRS = 3  # back and forth, before subgroups are removed
+Places = Int[np.ndarray, " n"]  # index of a subgroup among those of each free class
 
 
 @dataclass(frozen=True)
 class Problem:
-    """n free classes with at most G subgroups each; the other classes have their choice."""
+    """n free classes with at most G subgroups each; the other classes are fixed."""
 
-    constant: float  # what the fixed classes cost
-    unary: Float64[np.ndarray, "n G"]  # θ_i with the fixed classes' pairs; ABSENT where no subgroup is
+    constant: float  # cost of the fixed classes
+    unary: Float64[np.ndarray, "n G"]  # θ_i plus pairs with fixed classes; ABSENT if there is no subgroup
     gains: Float64[np.ndarray, "n G G n"]  # -θ_ij(g, h) as [i, g, h, j], 0 where i = j
-    classes: Int[np.ndarray, " n"]  # which are free
-    subgroups: Int[np.ndarray, "n G"]  # which they have
+    classes: Int[np.ndarray, " n"]  # the free classes
+    subgroups: Int[np.ndarray, "n G"]  # their subgroups
     messages: Float64[np.ndarray, "n G n"]
     choice: Int[np.ndarray, " C"]  # of the fixed classes
 
     def total(self, x: Places) -> float:
-        """The cost of taking subgroups `x`."""
+        """Return the cost of subgroups `x`."""
         own = np.arange(len(x))
         pairs = self.gains[own[:, None], x[:, None], x, own]
         return self.constant + float(self.unary[own, x].sum() - 0.5 * pairs.sum())
 
     def present(self) -> Bool[np.ndarray, "n G"]:
-        """Which places hold a subgroup."""
+        """Return which places hold a subgroup."""
         return self.unary < ABSENT
 
     def whole(self, x: Places) -> Int[np.ndarray, " C"]:
-        """The choice that `x` completes."""
+        """Return the choice over all classes that `x` completes."""
         choice = self.choice.copy()
         choice[self.classes] = self.subgroups[np.arange(len(x)), x]
         return choice
 
 
 def tighten(node: Problem, *, forward: bool) -> float:
-    """Improve the messages of `node` in place by one pass over its classes, and give the bound."""
+    """Improve the messages of `node` in place by one pass over its classes; return the bound."""
     return trws_pass(node.gains, node.unary.T, node.messages, forward=forward) + node.constant
 
 
 def subgroup_bounds(node: Problem) -> Float64[np.ndarray, "n G"]:
-    """A lower bound of all choices that take a subgroup, after a forward pass.
+    """Return a lower bound per subgroup over all choices that contain it; call after a forward pass.
 
-    The pass leaves, with the share γ_i (θ̂_i - min θ̂_i) given to every later pair, costs of at least 0 above
-    its bound: a subgroup adds its own rest and the least of each of its pairs.
+    After the pass, with share γ_i (θ̂_i - min θ̂_i) given to each later pair, all costs above its bound are
+    at least 0. A subgroup adds its own remainder and the least cost of each of its pairs.
     """
     num = len(node.unary)
     later = np.arange(num - 1, -1, -1)[:, None]
@@ -86,7 +89,7 @@ def subgroup_bounds(node: Problem) -> Float64[np.ndarray, "n G"]:
 
 
 def restrict(node: Problem, keep: Bool[np.ndarray, "n G"]) -> Problem:
-    """`node` with only the subgroups `keep`, classes with a single one fixed."""
+    """Return `node` with only the subgroups `keep`; classes with a single one become fixed."""
     counts = keep.sum(axis=1)
     constant, unary, choice = node.constant, node.unary.copy(), node.choice.copy()
     for i in np.flatnonzero(counts == 1):
@@ -112,7 +115,7 @@ def restrict(node: Problem, keep: Bool[np.ndarray, "n G"]) -> Problem:
 
 
 def descend(node: Problem, x: Places) -> Places:
-    """`x` after moving one class at a time, the one that gains most, until none gains."""
+    """Coordinate descent from `x`: change the class that gains most until none gains."""
     x, own = x.copy(), np.arange(len(x))
     scores = node.unary - node.gains[:, :, x, own].sum(axis=2)
     while True:
@@ -133,7 +136,7 @@ def branch_and_bound(
     seed: int = 0,
     max_nodes: int = 200,
 ) -> Selection:
-    """The best choice of all, proved so within 1e-9; or, after `max_nodes`, the best known and its bound."""
+    """Return the best choice, proven within 1e-9; after `max_nodes` the best known with its bound."""
     first = replace(select(candidates, real, objective, restarts=restarts, seed=seed), solver="exact")
     weight = objective.pair_weight(len(candidates))
     if weight == 0:
@@ -150,7 +153,7 @@ def branch_and_bound(
 
 
 def whole_problem(candidates: Pools, real: np.ndarray, objective: Objective) -> Problem:
-    """All classes free."""
+    """Return the root problem: all classes free."""
     sizes = np.array([len(pool) for pool in candidates])
     classes, first = np.repeat(np.arange(len(sizes)), sizes), offsets_of(sizes)[:-1, None]
     rows = np.concatenate(candidates).astype(np.float64)
@@ -173,47 +176,47 @@ def whole_problem(candidates: Pools, real: np.ndarray, objective: Objective) -> 
 
 
 def _search(problem: Problem, choice: Choice, max_nodes: int) -> tuple[Choice, float | None]:
-    """The best choice there is, and the bound of what was left open, or None where nothing was."""
-    best = _Best(choice, problem.total(choice))
+    """Return the best choice, and the bound of the open nodes or None if there are none."""
+    best = _Incumbent(choice, problem.total(choice))
     open_nodes = [(-np.inf, problem)]
     for _ in range(max_nodes):
         if not open_nodes:
             return best.choice, None
         bound, node = open_nodes.pop()
-        if bound < best.enough:
+        if bound < best.cutoff:
             open_nodes += _expand(node, best)
-    left = min((bound for bound, _ in open_nodes), default=np.inf)
-    return best.choice, None if left >= best.enough else left
+    open_bound = min((bound for bound, _ in open_nodes), default=np.inf)
+    return best.choice, None if open_bound >= best.cutoff else open_bound
 
 
 @dataclass
-class _Best:
-    """The best choice so far; what costs `enough` or more is not worth a look."""
+class _Incumbent:
+    """The incumbent; nodes that cost `cutoff` or more are pruned."""
 
     choice: Choice
     total: float
 
     @property
-    def enough(self) -> float:
+    def cutoff(self) -> float:
         return self.total - 1e-9 * max(1.0, abs(self.total))
 
     def offer(self, problem: Problem, x: Places) -> None:
         total = problem.total(x)
-        if total < self.enough:
+        if total < self.cutoff:
             self.choice, self.total = problem.whole(x), total
 
 
-def _expand(node: Problem, best: _Best) -> list[tuple[float, Problem]]:
-    """Nodes that together hold every choice of `node` that beats `best`, the most promising last."""
+def _expand(node: Problem, best: _Incumbent) -> list[tuple[float, Problem]]:
+    """Return nodes that cover all choices of `node` that beat `best`, most promising last."""
     while True:
-        if np.prod(node.present().sum(axis=1).astype(float)) <= ENUMERATED:
+        if np.prod(node.present().sum(axis=1).astype(float)) <= MAX_ENUMERATED:
             best.offer(node, _enumerate(node))
             return []
         for number in range(2 * PASS_PAIRS):
             tighten(node, forward=number % 2 == 1)
         bounds = subgroup_bounds(node)
         best.offer(node, descend(node, bounds.argmin(axis=1)))
-        keep = bounds < best.enough
+        keep = bounds < best.cutoff
         if not keep.any(axis=1).all():
             return []
         if keep.sum() == node.present().sum():
@@ -224,7 +227,7 @@ def _expand(node: Problem, best: _Best) -> list[tuple[float, Problem]]:
 def _split(
     node: Problem, keep: Bool[np.ndarray, "n G"], bounds: Float64[np.ndarray, "n G"]
 ) -> list[tuple[float, Problem]]:
-    """A node for each subgroup of the class whose second best one costs most, the cheapest last."""
+    """Return one node per subgroup of the class whose second best subgroup costs most, cheapest last."""
     split = int(np.argmax(np.sort(bounds, axis=1)[:, 1]))
     children: list[tuple[float, Problem]] = []
     for g in np.argsort(-bounds[split]):
@@ -236,9 +239,9 @@ def _split(
 
 
 def _enumerate(node: Problem) -> Places:
-    """The best x of all, the first in lexicographic order among equals."""
+    """Return the best x, the first in lexicographic order among equals."""
     counts = node.present().sum(axis=1)
-    totals = np.zeros(1)  # of every choice of the classes so far, the last class varying fastest
+    totals = np.zeros(1)  # per choice of the classes so far, last class fastest
     for i, count in enumerate(counts):
         columns: list[np.ndarray] = []
         for g in range(count):

@@ -1,16 +1,16 @@
 """The series bound: L as a convex quadratic form, which lies above its tangent at a choice g*.
 
-With any point μ, here the mean of the chosen centroids, s_a = 1 - 2 a·μ + μ·μ, M = (s_a + s_b) / 2 + ε and
-y = (a - μ)·(b - μ) / M, a distance is d(a, b) + ε = M (1 - y), so that
+For any μ (here the mean of the selected centroids), let s_a = 1 - 2 a·μ + μ·μ, M = (s_a + s_b) / 2 + ε and
+y = (a - μ)·(b - μ) / M. Then d(a, b) + ε = M (1 - y), so
     -log(d + ε) = -log M + Σ_k y^k / k.
-Cut after an odd order, what is left out is never negative for y < 1. What is kept, κ, has φ with
-|φ(a) - φ(b)|² = κ(a, a) - 2 κ(a, b) + κ(b, b): 1 / M is positive definite, so is each y^k (Schur), and so is
--log M up to a constant. Hence Σ_{i<j} κ is ½ |Σ_i φ(c_i)|² less a sum over the classes, and
+Cut after an odd order, the remainder is never negative for y < 1. The kept part κ has a feature map φ with
+|φ(a) - φ(b)|² = κ(a, a) - 2 κ(a, b) + κ(b, b): 1 / M is positive definite, so is each y^k (Schur), and so
+is -log M up to a constant. Hence Σ_{i<j} κ is ½ |Σ_i φ(c_i)|² minus a sum over the classes, and
     L(g) ≥ Σ_i [min_g (ℓ_i(g) - w q_i(g)) - w/2 Σ_{j≠i} κ(c_{i,g*_i}, c_{j,g*_j})],
     ℓ_i(g) = α log(d(c_{i,g}, r_i) + ε) + w Σ_{j≠i} κ(c_{i,g}, c_{j,g*_j}),
     q_i(g) = ½ |φ(c_{i,g}) - φ(c_{i,g*_i})|².
-What is lost to q is one term a class beside the C of the pairs, so the gap falls as 1 / C; the time is that
-of C products a candidate. A higher order leaves out less and makes q larger: the bound is the best of them.
+q loses one term per class against C pairs, so the gap falls as 1 / C. The cost is C products per candidate.
+A higher order leaves less out but enlarges q: the bound is the best over the orders.
 """
 
 import numpy as np
@@ -19,14 +19,14 @@ from jaxtyping import Float, Float32, Float64, Int
 from ims3_ray.method.s3.objective import BLOCK, COINCIDENT, Choice, Objective
 from ims3_ray.method.s3.shard import Shard
 
-ORDER = 31  # the highest; all odd ones up to it are tried
+ORDER = 31  # the highest; all odd orders up to it are tried
 PerOrder = Float64[np.ndarray, "r O"]
 
 
 def class_bounds(
     shard: Shard, choice: Choice, chosen: Float32[np.ndarray, "C D"], objective: Objective
 ) -> Float64[np.ndarray, "n O"]:
-    """What each class of `shard` adds to the bound by each odd order, where `choice` picks `chosen`."""
+    """Return each class's contribution to the bound by each odd order; `choice` selects `chosen`."""
     center = chosen.mean(axis=0, dtype=np.float64)
     vectors, squares = _centered(chosen, center)
     weight, epsilon = objective.pair_weight(len(chosen)), objective.epsilon
@@ -46,9 +46,9 @@ def class_bounds(
 def _centered(
     rows: Float32[np.ndarray, "r D"], center: Float64[np.ndarray, " D"]
 ) -> tuple[Float32[np.ndarray, "r D"], Float64[np.ndarray, " r"]]:
-    """a - μ, which single precision holds however close all of them are, and s.
+    """Return a - μ, exact in single precision even for close centroids, and s.
 
-    A larger s only lowers κ: it is kept above rounding.
+    s is kept above rounding; a larger s only lowers κ.
     """
     vectors = np.empty_like(rows)
     np.subtract(rows, center, out=vectors, casting="same_kind")
@@ -64,7 +64,7 @@ def _sums(
     squares: Float64[np.ndarray, " C"],
     epsilon: float,
 ) -> PerOrder:
-    """Σ_j κ of every row to the centroids `vectors` of the classes other than its own."""
+    """Return Σ_j κ of each row with the centroids `vectors` of the other classes."""
     sums = np.zeros((len(rows), 1 + ORDER))  # of -log M and of each power of y
     halves, offsets = 0.5 * row_squares.astype(np.float32), (0.5 * squares + epsilon).astype(np.float32)
     for start in range(0, len(vectors), BLOCK):
@@ -80,7 +80,7 @@ def _sums(
 
 
 def _add_powers(y: Float32[np.ndarray, "r m"], sums: Float64[np.ndarray, "r ORDER"]) -> None:
-    """Add Σ_j y^k to sums[:, k - 1]; the sum of y^(a+b) is the product of two rows, which saves half."""
+    """Add Σ_j y^k to sums[:, k - 1]. Σ y^(a+b) is the product of two power rows: half the work."""
     sums[:, 0] += y.sum(axis=1, dtype=np.float64)
     power = y
     for k in range(1, ORDER // 2 + 1):
@@ -97,7 +97,7 @@ def _half_squared(
     b_squares: Float64[np.ndarray, " r"],
     epsilon: float,
 ) -> PerOrder:
-    """½ |φ(a) - φ(b)|² of each row."""
+    """Return ½ |φ(a) - φ(b)|² per row."""
 
     def kernel(products: Float[np.ndarray, " r"], scale: Float64[np.ndarray, " r"]) -> PerOrder:
         y = np.repeat((products / (scale + epsilon))[:, None], ORDER, axis=1)
@@ -111,5 +111,5 @@ def _half_squared(
 
 
 def _orders(constant: Float64[np.ndarray, " r"], powers: Float64[np.ndarray, "r ORDER"]) -> PerOrder:
-    """`constant` + Σ_{k ≤ n} powers[:, k - 1] / k for each odd n."""
+    """Return `constant` + Σ_{k ≤ n} powers[:, k - 1] / k for each odd n."""
     return constant[:, None] + np.cumsum(powers / np.arange(1, ORDER + 1), axis=1)[:, ::2]

@@ -22,7 +22,7 @@ def run_here(function, arguments):
 
 
 def certified(candidates, real, method, objective=PAPER, choice=None, shards=1):
-    """The selection of the rounds, or `choice`, with its bound."""
+    """The solver's selection, or `choice`, with its bound."""
     result = select(candidates, real, objective)
     if choice is not None:
         result = replace(result, choice=choice, terms=evaluate(choice, candidates, real, objective))
@@ -46,7 +46,7 @@ def test_no_choice_is_below_the_bound(method, precision, normalization, monkeypa
 
 
 def test_auto_takes_the_larger_bound(monkeypatch):
-    monkeypatch.setattr(trws, "MOST_PASSES", 20)
+    monkeypatch.setattr(trws, "MAX_PASSES", 20)
     few, many = free_problem([4] * 12, noise=0.3), free_problem([4] * 60)
     for problem, objective, better in ((few, PAPER, "trws"), (many, PUBLISHED, "series")):
         bounds = {method: certified(*problem, method, objective).lower_bound for method in METHODS}
@@ -55,21 +55,20 @@ def test_auto_takes_the_larger_bound(monkeypatch):
         assert auto.lower_bound == max(bounds.values()) > min(bounds.values())
 
 
-def test_auto_leaves_out_trws_where_it_does_not_fit(monkeypatch):
-    monkeypatch.setattr(trws, "MOST_PLACES", 47)
+def test_auto_skips_trws_if_it_does_not_fit(monkeypatch):
+    monkeypatch.setattr(trws, "MAX_PLACES", 47)
     assert certified(*free_problem([3] * 11 + [4]), "auto").certificate == "series"
 
 
-def test_clear_choices_are_proved_optimal():
+def test_clear_choices_are_proven_optimal():
     problem = free_problem([5] * 30, noise=0.05)
     assert certified(*problem, "trws").gap < 1e-6
     auto = certified(*problem, "auto")
-    assert (auto.certificate, auto.gap < bound.CLOSE) == ("series", True)
+    assert (auto.certificate, auto.gap < bound.PROOF_GAP) == ("series", True)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_missing_subgroups_change_nothing(method):
-    """A pool that holds its first one several times, as TRW-S fills unequal ones up, has the same bound."""
+def test_padding_with_repeated_subgroups_keeps_the_bound(method):
     candidates, real = free_problem([2, 4, 1, 4, 3, 4], noise=0.5)
     filled = [np.concatenate([c, c[:1].repeat(4 - len(c), axis=0)]) for c in candidates]
     bounds = [certified(pools, real, method).lower_bound for pools in (candidates, filled)]
@@ -78,8 +77,8 @@ def test_missing_subgroups_change_nothing(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_bound_is_the_same_for_any_number_of_shards(method, monkeypatch):
-    monkeypatch.setattr(trws, "MOST_PASSES", 4)
+def test_bound_is_the_same_for_any_number_of_shards(method, monkeypatch):
+    monkeypatch.setattr(trws, "MAX_PASSES", 4)
     problem = free_problem([3, 4, 2, 4] * 33, noise=0.5)  # tiles of two classes
     bounds = {certified(*problem, method, shards=shards).lower_bound for shards in (1, 2, 7)}
     assert len(bounds) == 1
@@ -88,12 +87,12 @@ def test_the_bound_is_the_same_for_any_number_of_shards(method, monkeypatch):
 def test_more_passes_leave_a_smaller_gap(monkeypatch):
     problem, gaps = free_problem([5] * 40), []
     for most in (4, 16, 64):
-        monkeypatch.setattr(trws, "MOST_PASSES", most)
+        monkeypatch.setattr(trws, "MAX_PASSES", most)
         gaps.append(certified(*problem, "trws", PUBLISHED).gap)
     assert gaps[0] > gaps[1] > gaps[2] > 0
 
 
-def test_only_what_is_asked_for_is_computed():
+def test_none_computes_nothing_and_trws_without_separation_is_exact():
     problem = free_problem([3] * 5)
     assert certified(*problem, "none").gap is None
     assert certified(*problem, "trws", Objective(0.4, 0.0)).gap == pytest.approx(0, abs=1e-12)

@@ -28,8 +28,8 @@ def every_choice(sizes):
 
 @pytest.mark.parametrize("objective", VARIANTS, ids=str)
 @pytest.mark.parametrize("noise", [None, 0.5])
-def test_branch_and_bound_finds_what_enumeration_finds(objective, noise, monkeypatch):
-    monkeypatch.setattr(search, "ENUMERATED", 3)
+def test_branch_and_bound_equals_enumeration(objective, noise, monkeypatch):
+    monkeypatch.setattr(search, "MAX_ENUMERATED", 3)
     for seed in range(4):
         candidates, real = free_problem([4, 1, 3, 5, 2, 4, 4], seed, noise, width=6)
         result = branch_and_bound(candidates, real, objective, restarts=0)
@@ -43,25 +43,25 @@ def test_branch_and_bound_finds_what_enumeration_finds(objective, noise, monkeyp
 @pytest.mark.parametrize("rank", [1, -1])
 @pytest.mark.parametrize("noise", [None, 0.5])
 def test_branch_and_bound_improves_on_any_start(noise, rank, monkeypatch):
-    """From the second best choice, of which little is left to gain, and from the worst."""
-    monkeypatch.setattr(search, "ENUMERATED", 1)
+    """From the second best choice, with little to gain, and from the worst."""
+    monkeypatch.setattr(search, "MAX_ENUMERATED", 1)
     monkeypatch.setattr(search, "descend", lambda node, x: x)
     for seed in range(4):
         candidates, real = free_problem([3, 1, 2, 4, 2], seed, noise, width=6)
         weighed = [(c, evaluate(c, candidates, real, PAPER)) for c in every_choice([3, 1, 2, 4, 2])]
-        ranked = sorted(weighed, key=lambda of: of[1].total)
+        ranked = sorted(weighed, key=lambda pair: pair[1].total)
         choice, terms = ranked[rank]
         first = replace(select(candidates, real, PAPER), choice=choice, terms=terms)
         monkeypatch.setattr(search, "select", lambda *args, first=first, **options: first)
         assert np.array_equal(branch_and_bound(candidates, real, PAPER).choice, ranked[0][0])
 
 
-def test_a_hundred_classes_are_proved_optimal():
+def test_a_hundred_classes_are_proven_optimal():
     candidates, real = free_problem([5] * 100, noise=0.2)
     assert branch_and_bound(candidates, real, PAPER, restarts=0).certificate == "exact"
 
 
-def test_a_search_that_is_cut_off_still_bounds():
+def test_an_interrupted_search_returns_a_bound():
     candidates, real = free_problem([5] * 7, width=4)
     objective = Objective(0.1, 0.9, 0.01, "none")
     _, best = exhaustive(candidates, real, objective)
@@ -70,7 +70,7 @@ def test_a_search_that_is_cut_off_still_bounds():
     assert result.lower_bound < best.total <= result.objective
 
 
-def test_without_separation_no_search_is_needed():
+def test_without_separation_no_node_is_searched():
     candidates, real = free_problem([3] * 6)
     objective = Objective(0.4, 0.0)
     result = branch_and_bound(candidates, real, objective, max_nodes=0)
