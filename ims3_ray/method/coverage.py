@@ -68,10 +68,10 @@ def class_metrics(real: RealClass, y: Features) -> Values:
         "density": float(inside.sum() / (k * len(y))),
         "precision": float(inside.any(axis=0).mean()),
         "recall": recall,
-        "copy_rate": float(_copies(x, real.nearest2, y)[1].mean()),
+        "copy_rate": float(find_copies(x, y, real.nearest2)[1].mean()),
         **nearest_distances(x, y),
         "vendi": vendi(y),
-        "kid": _kid(_for_kid(x), _for_kid(y), real.spread) if len(y) > 1 else None,
+        "kid": kid(_for_kid(x), _for_kid(y), real.spread) if len(y) > 1 else None,
     }
 
 
@@ -104,19 +104,17 @@ def sparsest_rows(nnd: Float[np.ndarray, " n"], share: float = LOW_DENSITY_SHARE
     return np.argsort(-nnd, kind="stable")[: max(1, round(share * len(nnd)))]
 
 
-def find_copies(real: Features, others: Features) -> tuple[Int[np.ndarray, " m"], Bool[np.ndarray, " m"]]:
+def find_copies(
+    real: Features, others: Features, nearest2: Float32[np.ndarray, " n"] | None = None
+) -> tuple[Int[np.ndarray, " m"], Bool[np.ndarray, " m"]]:
     """Return the row of the nearest real image for each other image, and whether it counts as a copy.
 
     Both sets are of one class. A copy is as near to a real image as the nearest percent of real images are to
-    each other, so about 1 % of fresh real images count too. Needs at least two real images.
+    each other, so about 1 % of fresh real images count too. Needs at least two real images. `nearest2` are
+    their squared distances to their nearest other, if known.
     """
-    return _copies(real, _neighbour_distances2(real, 1), others)
-
-
-def _copies(
-    real: Features, nearest2: Float32[np.ndarray, " n"], others: Features
-) -> tuple[np.ndarray, np.ndarray]:
-    """`find_copies`, given the squared distances (N,) from each real image to its nearest other."""
+    if nearest2 is None:
+        nearest2 = _neighbour_distances2(real, 1)
     threshold = np.percentile(nearest2, COPY_PERCENTILE)
     distances, rows = _search(real, others, 1)
     return rows[:, 0], distances[:, 0] <= threshold
@@ -142,28 +140,19 @@ def vendi(features: Features) -> float:
     return float(np.exp(-np.sum(eigenvalues * np.log(eigenvalues))))
 
 
-def kid(real: Features, synthetic: Features) -> float:
-    """Kernel inception distance: unbiased squared MMD, kernel (xy/D + 1)³ (Bińkowski et al. 2018); may be
-    negative.
+def kid(x: Features, y: Features, spread: float | None = None) -> float:
+    """Kernel inception distance (Bińkowski et al. 2018): unbiased squared MMD; may be negative.
 
-    Feature values should be about 1: for rows of length 1 the kernel hardly sees more than the means. Raises
-    ValueError if a set has fewer than two rows.
+    Values should be about 1: for rows of length 1, the kernel (xy/D + 1)³ hardly sees more than the means.
+    Needs at least two rows per set. `spread` is the term of `x`, if known.
     """
-    if min(len(real), len(synthetic)) < 2:
-        raise ValueError(
-            f"kid: needs at least 2 rows per set, not {len(real)} real and {len(synthetic)} synthetic"
-        )
-    x, y = real.astype(np.float64), synthetic.astype(np.float64)
-    return _kid(x, y, _among(x))
+    among_x = _among(x) if spread is None else spread
+    return float(among_x + _among(y) - 2 * _kernel(x, y).mean())
 
 
 def _for_kid(x: Features) -> Float[np.ndarray, "_ d"]:
     """Scale unit-length features to values of about 1."""
     return (x * x.shape[1] ** 0.5).astype(np.float64)
-
-
-def _kid(x: np.ndarray, y: np.ndarray, among_x: float) -> float:
-    return float(among_x + _among(y) - 2 * _kernel(x, y).mean())
 
 
 def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from selections import exhaustive, free_problem, split_here
+from selections import exhaustive, free_problem, split_here, unit
 
 from ims3_ray.method.s3.distributed_descent import Joined, select
 from ims3_ray.method.s3.objective import Objective, evaluate
 from ims3_ray.method.s3.proof import bound, trws
-from ims3_ray.method.s3.shard import Shard
+from ims3_ray.method.s3.shard import Shard, pick
 
 METHODS = ["series", "trws"]
 PAPER = Objective(0.4, 0.9)
@@ -96,3 +96,53 @@ def test_none_computes_nothing_and_trws_without_separation_is_exact():
     problem = free_problem([3] * 5)
     assert certified(*problem, "none").gap is None
     assert certified(*problem, "trws", Objective(0.4, 0.0)).gap == pytest.approx(0, abs=1e-12)
+
+
+def series_bounds(candidates, real, choice, objective):
+    """The series bound by each odd order."""
+    shard = Shard(0, candidates, real, objective, len(candidates))
+    return bound.class_bounds(shard, choice, pick(candidates, choice), objective).sum(axis=0)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.1])
+@pytest.mark.parametrize("center", [1.0, 0.0])
+def test_remainder_of_the_series_is_never_negative_and_vanishes(epsilon, center):
+    """With one candidate per class, only the remainder is lost; centers of 0 make cosines negative."""
+    rng, objective = np.random.default_rng(0), Objective(0.4, 0.9, epsilon)
+    pools = [unit(rows) for rows in center + rng.standard_normal((30, 1, 16))]
+    choice, real = np.zeros(30, int), np.concatenate(pools[1:] + pools[:1])
+    bounds = series_bounds(pools, real, choice, objective)
+    total = evaluate(choice, pools, real, objective).total
+    assert np.all(np.diff(bounds) > -1e-6)
+    assert bounds[0] < total - 0.01
+    assert bounds[-1] == pytest.approx(total, abs=1e-4)
+
+
+@pytest.mark.parametrize("scatter", [1.0, 1e-2, 3e-3])
+def test_no_order_exceeds_the_best_choice_even_for_close_centroids(scatter):
+    rng, objective = np.random.default_rng(1), Objective(0.4, 0.9)
+    pools = [unit(1 + scatter * rng.standard_normal((4, 24))) for _ in range(6)]
+    real = unit(1 + scatter * rng.standard_normal((6, 24)))
+    _, best = exhaustive(pools, real, objective)
+    for choice in (select(pools, real, objective).choice, np.zeros(6, int)):
+        assert series_bounds(pools, real, choice, objective).max() <= best.total + 1e-4 * abs(best.total)
+
+
+def test_coinciding_candidates_keep_the_series_bound_valid():
+    candidates, real = free_problem([3] * 6, noise=0.5)
+    choice = select(candidates, real, Objective(0.4, 0.9)).choice
+    candidates[0][(choice[0] + 1) % 3] = candidates[1][choice[1]]
+    _, best = exhaustive(candidates, real, Objective(0.4, 0.9))
+    bounds = series_bounds(candidates, real, choice, Objective(0.4, 0.9))
+    assert np.all(np.isfinite(bounds))
+    assert bounds.max() <= best.total + 1e-6
+
+
+def test_gap_of_the_series_falls_with_the_number_of_classes():
+    objective, gaps = Objective(0.4, 0.9, normalization="none"), []
+    for num_classes in (20, 80, 320):
+        candidates, real = free_problem([4] * num_classes)
+        selection = select(candidates, real, objective)
+        best = series_bounds(candidates, real, selection.choice, objective).max()
+        gaps.append((selection.objective - best) / abs(selection.objective))
+    assert gaps[0] > 3 * gaps[1] > 9 * gaps[2] > 0
