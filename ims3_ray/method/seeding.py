@@ -48,13 +48,11 @@ def generator(*key: int | str) -> "torch.Generator":
     """Return a CPU generator seeded with `key`."""
     import torch
 
-
     return torch.Generator().manual_seed(key_seed(*key))
 
 
 def normal(generators: "list[torch.Generator]", shape: tuple[int, ...]) -> "torch.Tensor":
     """Return standard normal noise (len(generators), *shape) in float32; row i is drawn from generator i."""
     import torch
-
 
     return torch.stack([torch.randn(shape, generator=g) for g in generators])
