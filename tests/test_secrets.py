@@ -44,7 +44,7 @@ def test_a_path_with_credentials_is_refused_without_printing_them(tmp_path, user
         lambda: open_directory(path.replace("s3", "S3")),
         lambda: open_storage(path),
         lambda: open_images(path, storage, **images),
-        lambda: open_labelled(path, storage, **images, known=("a", "b")),
+        lambda: open_labelled(path, storage, **images, scored_classes=("a", "b")),
         lambda: open_features(path, "--real", REAL_KEYS),
         lambda: inspect_adapter(path),
     ):

@@ -78,7 +78,9 @@ def tree(folder):
 
 def labelled(location, tmp_path):
     storage = open_storage(str(tmp_path / "storage"))
-    return open_labelled(str(location), storage, name="--set", seed=0, max_bad_fraction=0.0, known=KNOWN)
+    return open_labelled(
+        str(location), storage, name="--set", seed=0, max_bad_fraction=0.0, scored_classes=KNOWN
+    )
 
 
 def test_reading_weights_executes_nothing(tmp_path, bomb):

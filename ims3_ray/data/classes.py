@@ -1,4 +1,4 @@
-"""Class folders: their names, and the labels that the generator knows them by, one map for every stage."""
+"""Names of class folders, and the map from classes to the generator's labels, which all stages share."""
 
 import json
 import re
@@ -14,19 +14,19 @@ NEW = "new"
 UNSAFE_NAME = re.compile(rf'\A\.|[/\\:*?"<>|{UNPRINTABLE}]|[. ]\Z')
 DEVICES = re.compile(
     r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE
-)  # no folders on Windows
-MOST_BYTES = 255  # of a name, on the usual filesystems
+)  # not allowed on Windows
+MAX_BYTES = 255  # per name, on common filesystems
 
 
 def is_folder_name(name: str) -> bool:
-    """Whether it can be one folder's name everywhere: no path, not hidden, no orders to a screen."""
+    """Whether it is valid on every system: no path, not hidden, no control characters."""
     return bool(name) and not (
-        UNSAFE_NAME.search(name) or DEVICES.fullmatch(name) or len(name.encode()) > MOST_BYTES
+        UNSAFE_NAME.search(name) or DEVICES.fullmatch(name) or len(name.encode()) > MAX_BYTES
     )
 
 
 def check_class_names(classes: Sequence[str]) -> None:
-    """InputError for a class whose name can't be a folder's name everywhere."""
+    """Raise InputError for a class whose name is not valid on every system."""
     for name in classes:
         if not is_folder_name(name):
             raise InputError(
@@ -38,31 +38,31 @@ def class_map(
     classes: tuple[str, ...],
     model_names: tuple[str, ...] | None,
     num_labels: int,
-    given: str | Mapping[str, int] | None,
+    mapping: str | Mapping[str, int] | None,
 ) -> list[int]:
-    """The model's label of every class, in the order of `classes`.
+    """Returns the model's label of every class, in the order of `classes`.
 
-    Without `given`, folders are mapped by name: equal to the model's class names (but not to one that two
-    classes bear, as ImageNet's cranes do), or ImageNet ids (n01440764 …) where the model has ImageNet's 1000
-    classes. `given` is a table of folder name → label, the path of one in YAML or JSON, or "new": own classes
-    then get labels 0 … C − 1 of a fresh class table. InputError says which folders have no label.
+    `mapping` is {folder name: label}, the path of such a table in YAML or JSON, or "new": labels 0 … C − 1 of
+    a new class table. None maps by name: the model's class names (except names of two classes, such as
+    ImageNet's crane), and ImageNet ids (n01440764 …) if the model has 1000 classes. Raises InputError for
+    classes without a label.
     """
-    if given == NEW:
+    if mapping == NEW:
         return list(range(len(classes)))
-    if given is not None:
-        table, named = (_read(given), f" {given}") if isinstance(given, str) else (given, "")
-        return _from_table(classes, num_labels, table, f"data.class_map:{named}")
-    bearers = Counter(model_names)
-    known = {name: label for label, name in enumerate(model_names or ()) if bearers[name] == 1}
+    if mapping is not None:
+        table, path = (_read(mapping), f" {mapping}") if isinstance(mapping, str) else (mapping, "")
+        return _from_table(classes, num_labels, table, f"data.class_map:{path}")
+    counts = Counter(model_names)
+    label_of = {name: label for label, name in enumerate(model_names or ()) if counts[name] == 1}
     if num_labels == 1000:
-        known |= imagenet_labels()
-    if missing := [name for name in classes if name not in known]:
+        label_of |= imagenet_labels()
+    if missing := [name for name in classes if name not in label_of]:
         raise InputError(
             f"data.train: class folders {first_few(missing)} match none of the generator's {num_labels} "
             "classes; give data.class_map=TABLE.yaml (folder name: label), or data.class_map=new "
             "to train rows for them"
         )
-    labels = [known[name] for name in classes]
+    labels = [label_of[name] for name in classes]
     if len(set(labels)) < len(labels):
         raise InputError(
             "data.train: two class folders map to one label of the generator; give data.class_map=TABLE.yaml"
@@ -71,33 +71,33 @@ def class_map(
 
 
 def imagenet_labels() -> dict[str, int]:
-    """ImageNet id (wnid) → its place among the 1000 sorted ids."""
-    from timm.data.imagenet_info import ImageNetInfo  # heavy, and needed for ImageNet alone
+    """Returns {ImageNet id (wnid): index among the 1000 sorted ids}."""
+    from timm.data.imagenet_info import ImageNetInfo  # slow to import
 
     return {wnid: label for label, wnid in enumerate(sorted(ImageNetInfo().label_names()))}
 
 
 def imagenet_names() -> list[str]:
-    """Words for ImageNet's 1000 classes, by label: "great white shark, white shark, …"."""
-    from timm.data.imagenet_info import ImageNetInfo  # as above
+    """Returns ImageNet's 1000 class names by label: "great white shark, white shark, …"."""
+    from timm.data.imagenet_info import ImageNetInfo
 
     info = ImageNetInfo()
     return [info.label_name_to_description(wnid) for wnid in imagenet_labels()]
 
 
-def _read(given: str) -> Mapping[str, object]:
-    path = Path(given)
+def _read(location: str) -> Mapping[str, object]:
+    path = Path(location)
     if not path.is_file():
-        raise InputError(f"data.class_map: {given} is neither a file nor 'new'")
+        raise InputError(f"data.class_map: {location} is neither a file nor 'new'")
 
     def refuse(why: str) -> InputError:
-        return InputError(f"data.class_map: {given} {why}; give YAML or JSON")
+        return InputError(f"data.class_map: {location} {why}; give YAML or JSON")
 
     text = read_text(path, refuse)
     table = _from_json(text, refuse) if path.suffix == ".json" else read_yaml(text, refuse)
     if not isinstance(table, dict):
         raise InputError(
-            f"data.class_map: {given} holds a {type(table).__name__}; give a table of folder name: label"
+            f"data.class_map: {location} holds a {type(table).__name__}; give a table of folder name: label"
         )
     return {str(name): label for name, label in table.items()}
 

@@ -1,9 +1,9 @@
-"""The product: the distilled set, written so that anybody's tools read it, and read back as a torch Dataset.
+"""Writes the distilled set in common formats, and reads it as a torch Dataset.
 
-train/<class>/<k>.png                         class folders, as torchvision's ImageFolder reads them
-data/train-00000-of-00001.parquet             the same as Parquet, as Hugging Face's `load_dataset` reads it
+train/<class>/<k>.png                         class folders, for torchvision's ImageFolder
+data/train-00000-of-00001.parquet             the same images as Parquet, for Hugging Face's `load_dataset`
 README.md                                     the data set card
-manifest.json                                 for every image its checksum, class, subgroup, index, seed
+manifest.json                                 checksum, class, subgroup, index and seed of every image
 """
 
 import hashlib
@@ -33,16 +33,16 @@ from .views import ViewSet, read_views
 
 ORIGIN = ("subgroup", "index", "seed")  # of an image
 Entry = dict[str, object]  # of an image in the manifest
-Stated = Mapping[str, str | None]  # id, name, link
-Licences = Mapping[str, Stated | None]  # of what; None where nothing is known
+Licence = Mapping[str, str | None]  # id, name, link
+Licences = Mapping[str, Licence | None]  # of "weights" and "images"; None if not stated
 
 
 @dataclass(frozen=True)
 class DistilledImage:
-    """One image of the product, and what it was made from."""
+    """One image of the set, and the candidate that it was made from."""
 
     label: int
-    place: int  # k in the class
+    place: int  # index in the class
     subgroup: int
     index: int
     seed: int
@@ -50,25 +50,25 @@ class DistilledImage:
 
 
 def is_selected(selection: Mapping[str, Any], classes: Sequence[str], rows: Columns) -> np.ndarray:
-    """Which candidates (N,) bool a selection.json names, by their keys, be it subgroups or single images."""
+    """Returns which candidates (N,) bool a selection.json names: subgroups or single images."""
     of_class = selection["selection"]
     if selection["unit"] == "subgroup":
         subgroups = np.array([of_class[name] for name in classes])
         return (rows["subgroup"] == subgroups[rows["label"]]) & (rows["index"] < selection["ipc"])
-    named = {(label, g, k) for label, name in enumerate(classes) for g, k in of_class[name]}
+    selected = {(label, g, k) for label, name in enumerate(classes) for g, k in of_class[name]}
     keys = (rows[name].tolist() for name in ("label", "subgroup", "index"))
-    return np.array([key in named for key in zip(*keys, strict=True)], dtype=bool)
+    return np.array([key in selected for key in zip(*keys, strict=True)], dtype=bool)
 
 
 def image_path(image: DistilledImage, classes: Sequence[str], ipc: int) -> str:
-    """Path of the image's PNG, numbered with as many digits as `ipc` images a class need."""
+    """Returns the path of the image's PNG. `ipc` fixes the number of digits."""
     return f"train/{classes[image.label]}/{image.place:0{len(str(ipc - 1))}d}.png"
 
 
 def write_pngs(
     out: Directory, images: Sequence[DistilledImage], classes: Sequence[str], ipc: int
 ) -> list[Entry]:
-    """Write PNGs of the set; gives their entries of the manifest."""
+    """Write PNGs of the set. Returns their entries in the manifest."""
     entries: list[Entry] = []
     for image in images:
         path = image_path(image, classes, ipc)
@@ -80,7 +80,7 @@ def write_pngs(
 
 
 def to_table(images: Sequence[DistilledImage], classes: Sequence[str], ipc: int) -> pa.Table:
-    """Images with their class names, in the form of Hugging Face `datasets`."""
+    """Returns images and labels with their class names, in the format of Hugging Face `datasets`."""
     features = {"image": {"_type": "Image"}, "label": {"names": list(classes), "_type": "ClassLabel"}}
     features |= {name: {"dtype": "int64", "_type": "Value"} for name in ORIGIN}
     pngs = [{"bytes": i.png, "path": image_path(i, classes, ipc).replace("/", "_")} for i in images]
@@ -91,7 +91,7 @@ def to_table(images: Sequence[DistilledImage], classes: Sequence[str], ipc: int)
 
 
 def write_parquet(out: Directory, tables: Callable[[], Iterable[pa.Table]]) -> None:
-    """Write the set as one Parquet file, a row group a table: no more than one is in memory."""
+    """Write the set as one Parquet file, one row group per table. One table is in memory at a time."""
 
     def fill(stream: Stream) -> None:
         writer = None
@@ -111,11 +111,11 @@ def card(
     title: str,
     fingerprint: str,
     licences: Licences,
-    made: str,
+    method: str,
 ) -> str:
-    """The set's README.md, as the Hugging Face hub reads it; `licences` of the "weights" and "images".
+    """Returns the set's README.md for the Hugging Face hub.
 
-    `title` says what the run is about, where that is not its recipe; `made` how the images came to be.
+    `title` is the run's subject, or its recipe's name; `method` describes how the images were made.
     """
     per_class = num_images // len(classes)
     head = "" if title == recipe else f"{markdown_text(title)}: "
@@ -137,33 +137,33 @@ configs:
 ---
 # {head}{num_images} synthetic images that stand for a training set of {len(classes)} classes
 
-{per_class} images a class, {made} Made with ims3_ray.
+{per_class} images per class, {method} Made with ims3_ray.
 
 - recipe {markdown_code(recipe)}, artefact `{fingerprint}`
 - classes: {names}
-- `manifest.json` names for every image its checksum, class, subgroup, index and seed
+- `manifest.json` lists checksum, class, subgroup, index and seed of every image
 
 ## Licences
 
-The images are synthetic. They were drawn by the generator's weights and stand for real images; \
+The images are synthetic. The generator's weights drew them, and they stand for real images; \
 the terms of both apply:
 
-- the generator's weights: {_stated(licences["weights"], "model.licence")}
-- the real images: {_stated(licences["images"], "data.licence")}
+- the generator's weights: {_describe(licences["weights"], "model.licence")}
+- the real images: {_describe(licences["images"], "data.licence")}
 """
 
 
 def licence_entries(licences: Licences) -> str:
-    """The front matter's licence: one of the hub's identifiers or a list, `unknown` where none is stated."""
-    stated = [licence or {"id": "unknown"} for licence in licences.values()]
-    ids = list(dict.fromkeys(licence["id"] for licence in stated))
+    """Returns the licence in the front matter: the hub's identifiers, `unknown` if none is stated."""
+    entries = [licence or {"id": "unknown"} for licence in licences.values()]
+    ids = list(dict.fromkeys(licence["id"] for licence in entries))
     lines = [f"license: {ids[0]}"] if len(ids) == 1 else ["license:", *(f"- {name}" for name in ids)]
-    other = next((licence for licence in stated if licence["id"] == "other"), {})
+    other = next((licence for licence in entries if licence["id"] == "other"), {})
     lines += [f"license_{key}: {json.dumps(other[key])}" for key in ("name", "link") if other.get(key)]
     return "\n".join(lines)
 
 
-def _stated(licence: Stated | None, field: str) -> str:
+def _describe(licence: Licence | None, field: str) -> str:
     if licence is None:
         return f"not stated ({field} of the recipe)"
     return ", ".join(
@@ -172,7 +172,7 @@ def _stated(licence: Stated | None, field: str) -> str:
 
 
 def list_images(directory: Directory, classes: Sequence[str]) -> ImageSet:
-    """The images of a complete set by their keys, in the order of its Parquet file; no image is read."""
+    """Returns the images of a complete set, in the order of its Parquet file, without reading one."""
     manifest = read_manifest(directory)
     assert manifest, directory.uri
     entries, label_of = manifest.get("images", []), {name: label for label, name in enumerate(classes)}
@@ -182,15 +182,15 @@ def list_images(directory: Directory, classes: Sequence[str]) -> ImageSet:
 
 
 class DistilledSet(Dataset):
-    """The distilled images in memory: item i is (PIL image or `transform` of it, label of `classes`).
+    """The distilled images in memory: item i is (PIL image or `transform` of it, index into `classes`).
 
-    `soft_labels` (N, K, classes) are a teacher's logits for K views of every image, where the set holds them.
+    `soft_labels` (N, K, classes) are a teacher's logits for K views of every image, or None.
     """
 
     def __init__(self, directory: Directory, transform: Callable[[Image.Image], Any] | None = None):
         with pa.BufferReader(directory.read(PARQUET)) as source:
             table = pq.read_table(source)
-        self.classes = label_names(table.schema)
+        self.classes = _class_names(table.schema)
         self.targets: list[int] = table["label"].to_pylist()
         self.transform = transform
         self._pngs = [row["bytes"] for row in table["image"].to_pylist()]
@@ -205,25 +205,28 @@ class DistilledSet(Dataset):
         return (self.transform(image) if self.transform else image), self.targets[index]
 
     def views(self) -> ViewSet:
-        """Every view that the teacher answered to, transformed as the images are, with its logits.
-
-        InputError for a set without soft labels.
-        """
+        """Returns every view with the teacher's logits. Raises InputError for a set without soft labels."""
         if self._views is None:
             raise InputError("the set holds no soft labels; distil it with export.soft_labels=K")
         return ViewSet(lambda index: decode(self._pngs[index]), self._views, self.transform)
 
 
 def read_classes(directory: Directory) -> list[str]:
-    """The names that the labels of the set count, in their order; no image is read."""
+    """Returns the class names of the set by label, without reading an image."""
     with directory.filesystem.open_input_file((directory / PARQUET).path) as source:
-        return label_names(pq.read_schema(source))
+        return _class_names(pq.read_schema(source))
+
+
+def _class_names(schema: pa.Schema) -> list[str]:
+    if not (names := label_names(schema)):
+        raise ValueError("its labels have no names")
+    return names
 
 
 def load_distilled(location: str, transform: Callable[[Image.Image], Any] | None = None) -> DistilledSet:
-    """The distilled set at a local path or URI, or pushed to `hf://ORG/NAME`, as a torch Dataset.
+    """Returns the distilled set at a local path, URI or `hf://ORG/NAME` as a torch Dataset.
 
-    InputError where none is complete, and where one of the hub is not as it was pushed.
+    Raises InputError if there is no complete set, and if a set of the hub differs from its checksums.
     """
     directory = open_directory(fetch_set(location) if hub_name(location) else location)
     if read_manifest(directory) is None or not directory.exists(PARQUET):
@@ -234,5 +237,5 @@ def load_distilled(location: str, transform: Callable[[Image.Image], Any] | None
         return DistilledSet(directory, transform)
     except (pa.ArrowException, ValueError, LookupError, TypeError) as error:
         raise InputError(
-            f"{location}: {PARQUET} is none that this project wrote ({error!r}); finish its run anew"
+            f"{location}: {PARQUET} was not written by this project ({error!r}); run its recipe again"
         ) from error

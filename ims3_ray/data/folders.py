@@ -1,8 +1,8 @@
-"""Class folders: what lies in them, and what a look at each file says.
+"""Class folders: lists their files, and inspects each file for a content hash or a reason why it is no image.
 
-Everything in a class folder counts as an image, whatever its name ends in. Hidden files and folders (leading
-dot) are not part of the set. Symbolic links are followed (storage/listing.py). Where classes are named, no
-other folder is looked into: ten of ImageNet's cost a hundredth of a look at its whole tree.
+Every file in a class folder counts as an image, whatever its suffix. Hidden files and folders are skipped.
+Symbolic links are followed (storage/directory.py). If classes are named, other folders are not listed: ten of
+ImageNet's classes cost a hundredth of its whole tree.
 """
 
 import hashlib
@@ -22,17 +22,17 @@ from ims3_ray.storage.artifacts import Directory, fingerprint
 
 from .transforms import decode
 
-MAX_BYTES = 2**29  # of a file: no image of MAX_PIXELS has more
-LOOK = 2  # raised where other files count as images than before: what was found in a class is looked at again
-READERS = 16  # threads; reading is waiting
-BATCH = 256  # files that a task looks at
-FEW = 4096  # files at most that this machine looks at alone, before a task elsewhere would have begun
-Files = Mapping[str, fs.FileInfo | str]  # path → what is there, or why it is no file
-Listing = Mapping[str, Files]  # of each class
-Look = dict[str, str]  # {"id": content hash} or {"bad": why}
+MAX_BYTES = 2**29  # per file: no image of MAX_PIXELS is larger
+LOOK = 2  # raised if other files count as images than before: cached results are then void
+READERS = 16  # threads
+BATCH = 256  # files per task
+FEW = 4096  # files at most that the driver inspects itself, faster than tasks would start
+Files = Mapping[str, fs.FileInfo | str]  # path → info, or why it is no file
+Listing = Mapping[str, Files]  # by class
+Look = dict[str, str]  # {"id": content hash} or {"bad": reason}
 Looks = dict[str, Look]  # by path
 CLASS_FOLDERS = "give a folder with one folder of images per class"
-# (function, its arguments for each call) → what it gives, in order; cluster/ puts one here for its nodes
+# (function, arguments of each call) → results in order. cluster/ replaces it by tasks on all nodes.
 EACH: Callable[[Callable[..., list[Look]], Iterable[tuple[Any, ...]]], Iterator[list[Look]]] = (
     itertools.starmap
 )
@@ -45,7 +45,10 @@ def check_exists(directory: Directory, place: str, name: str) -> None:
 
 
 def list_classes(directory: Directory, place: str, name: str, classes: Sequence[str] | None) -> Listing:
-    """What is visible in the class folders, paths relative to the directory, which messages call `place`."""
+    """Returns the visible files of all class folders, or of `classes`, by paths relative to the directory.
+
+    Errors name the directory `place` and the field `name`.
+    """
     check_exists(directory, place, name)
     if directory.kind != fs.FileType.Directory:
         raise InputError(f"{name}: {place} is no folder; {CLASS_FOLDERS}")
@@ -56,17 +59,15 @@ def list_classes(directory: Directory, place: str, name: str, classes: Sequence[
         cls, _, rest = path.partition("/")
         if rest:
             listing.setdefault(cls, {})[path] = entry
-        elif isinstance(entry, str):  # it might have been a class folder
-            raise InputError(f"{name}: {place}/{path} {entry}; mend or remove it")
+        elif isinstance(entry, str):  # it may have been a class folder
+            raise InputError(f"{name}: {place}/{path} {entry}; repair or remove it")
     if not listing:
-        raise InputError(
-            f"{name}: {place} holds no class folders with images; give one folder of images a class"
-        )
+        raise InputError(f"{name}: {place} holds no class folders with images; {CLASS_FOLDERS}")
     return listing
 
 
 def _list_named(directory: Directory, place: str, name: str, classes: Sequence[str]) -> Listing:
-    """These class folders, each listed by itself: on an object store, by its own prefix."""
+    """Lists each class folder by itself: on an object store, by its own prefix."""
     kinds = zip(classes, directory.infos([f"{directory.path}/{cls}" for cls in classes]), strict=True)
     if missing := [cls for cls, info in kinds if info.type != fs.FileType.Directory]:
         raise InputError(
@@ -84,7 +85,7 @@ def _visible(directory: Directory, within: str = "") -> Files:
 
 
 def inspect(directory: Directory, listing: Listing, storage: Directory) -> Looks:
-    """Looks at everything; the last look at a class serves where nothing in it has changed."""
+    """Returns a look at every file. Cached looks of a class serve while nothing in it has changed."""
     cache, looks = storage / "index", Looks()
 
     def key(files: Files) -> str:
@@ -93,26 +94,25 @@ def inspect(directory: Directory, listing: Listing, storage: Directory) -> Looks
 
     with ThreadPoolExecutor(READERS) as pool:
         names = [key(files) for files in listing.values()]
-        known = list(pool.map(partial(_last_looks, cache), names, listing.values()))
-    unseen = [files for files, last in zip(listing.values(), known, strict=True) if last is None]
-    found = _look_at_all(directory, [entry for files in unseen for entry in files.items()])
+        cached = list(pool.map(partial(_cached_looks, cache), names, listing.values()))
+    unseen = [files for files, last in zip(listing.values(), cached, strict=True) if last is None]
+    results = _look_at_all(directory, [entry for files in unseen for entry in files.items()])
     total = sum(map(len, listing.values()))
-    with progress.bar("inspect", total, "images", delay=progress.BAR_DELAY_S) as shown:
-        for name, files, last in zip(names, listing.values(), known, strict=True):
+    with progress.bar("inspect", total, "images", delay=progress.BAR_DELAY_S) as bar:
+        for name, files, last in zip(names, listing.values(), cached, strict=True):
             if last is None:
                 last = {}
                 for path in files:
-                    last[path] = next(found)
-                    shown.update()
+                    last[path] = next(results)
+                    bar.update()
                 cache.write(name, json.dumps(last).encode())
             else:
-                shown.update(len(last))
+                bar.update(len(last))
             looks |= last
     return looks
 
 
 def _look_at_all(directory: Directory, files: Sequence[tuple[str, fs.FileInfo | str]]) -> Iterator[Look]:
-    """A look at each file, in their order, a batch after another."""
     sizes = [(path, it if isinstance(it, str) else it.size) for path, it in files]
     each = EACH if len(files) > FEW else itertools.starmap
     batches = ((directory, sizes[start : start + BATCH]) for start in range(0, len(sizes), BATCH))
@@ -124,24 +124,24 @@ def _look_at(directory: Directory, files: Sequence[tuple[str, int | str]]) -> li
         return list(pool.map(lambda file: _look(directory, *file), files))
 
 
-def _last_looks(cache: Directory, name: str, files: Files) -> Looks | None:
-    """What was found in a class; None where it was not looked at, or what was kept of it is damaged."""
+def _cached_looks(cache: Directory, name: str, files: Files) -> Looks | None:
+    """Returns None if there is no cached result or it is damaged."""
     if not cache.exists(name):
         return None
     try:
-        last = cache.read_json(name)
-        is_whole = last.keys() == set(files) and all(
-            look.keys() <= {"id", "bad"} and look for look in last.values()
+        looks = cache.read_json(name)
+        is_whole = looks.keys() == set(files) and all(
+            look.keys() <= {"id", "bad"} and look for look in looks.values()
         )
     except (ValueError, AttributeError):
         return None
-    return last if is_whole else None
+    return looks if is_whole else None
 
 
 def _look(directory: Directory, path: str, size: int | str) -> Look:
-    """The content hash of an image of so many bytes, or why it is none.
+    """Returns the content hash of an image of `size` bytes, or why it is none.
 
-    InputError for a file that this user may not read, or a node does not see.
+    Raises InputError for a file that can't be read: the user lacks the right, or the node does not see it.
     """
     if isinstance(size, str):
         return {"bad": size}

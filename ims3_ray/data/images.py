@@ -1,4 +1,4 @@
-"""A labelled image set, checked up front, from class folders or rows on any filesystem."""
+"""A labelled image set from class folders or rows on any filesystem, checked before any work starts."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -13,20 +13,18 @@ from ims3_ray.method.seeding import permutation
 from ims3_ray.storage.artifacts import Directory, fingerprint, open_directory
 from ims3_ray.storage.hub import fetch_set, hub_name
 
-from . import digits
 from .folders import inspect, list_classes
-from .named import is_named, unpack_named
-from .sources import Rows, find_set, is_tensors
+from .named import is_named, unpack_digits, unpack_named
+from .sources import ClassNames, Rows, find_set, is_tensors
 from .transforms import decode
-from .unpacking import Names, numbering, unpack
+from .unpacking import unpack, unpacked_label_names
 
-# images decoded in full before any work starts, chosen by seed: also where an older look is trusted
-SAMPLED_UP_FRONT = 64
+SAMPLED_UP_FRONT = 64  # images decoded in full, chosen by seed, also if a cached look exists
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Parquet files of a directory that hold a set's images, encoded, in `column`, in the set's order."""
+    """Parquet files of a directory with a set's encoded images in `column`, in the set's order."""
 
     files: tuple[str, ...]
     column: str = "image"
@@ -34,17 +32,17 @@ class Packed:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """The images of a data set: `classes` sorted by name, one row an image, sorted by class and path."""
+    """The images of a data set, sorted by class and path. `classes` are sorted by name."""
 
     directory: Directory
     classes: tuple[str, ...]
     paths: tuple[str, ...]  # relative to the directory
     labels: np.ndarray  # (N,) int64, index into classes
     ids: tuple[str, ...]  # content hash
-    bad: dict[str, str] = field(default_factory=dict)  # path → why it was skipped
-    unpacked_from: str | None = None  # the place of the rows, where the directory was unpacked from such
-    empty: tuple[str, ...] = ()  # folders beside the classes' that hold no file
-    numbering: tuple[str, ...] | None = None  # the classes that integers count in those rows
+    bad: dict[str, str] = field(default_factory=dict)  # skipped path → reason
+    unpacked_from: str | None = None  # location of the rows, if the directory was unpacked from rows
+    empty: tuple[str, ...] = ()  # class folders without files
+    label_names: tuple[str, ...] | None = None  # classes by integer label, if the rows name them
     packed: Packed | None = None  # read instead of the images' own files
 
     def __len__(self) -> int:
@@ -52,7 +50,7 @@ class ImageSet:
 
     @property
     def place(self) -> str:
-        """What a person gave: where the images lie, or the rows that hold them."""
+        """The location of the images, or of the rows that hold them."""
         return self.unpacked_from or self.directory.uri
 
     @cached_property
@@ -60,13 +58,13 @@ class ImageSet:
         return fingerprint([self.classes, list(zip(self.paths, self.ids, strict=True))])
 
     def counts(self) -> np.ndarray:
-        """Images per class (C,)."""
+        """Returns images per class (C,)."""
         return np.bincount(self.labels, minlength=len(self.classes))
 
     def subset(self, per_class: int | Sequence[int] | None, *key: int | str) -> np.ndarray:
-        """Rows, in the set's order, of a random subset of each class for `key`; all where None.
+        """Returns rows of a random subset for `key`, ascending: `per_class` images of each class.
 
-        `per_class` images of every class, or as many as it says for each.
+        `per_class` may be one number per class. None selects all images.
         """
         if per_class is None:
             return np.arange(len(self))
@@ -77,20 +75,21 @@ class ImageSet:
             subset.append(rows[permutation(len(rows), *key, name)[:count]])
         return np.sort(np.concatenate(subset))
 
-    def rows(self, kept: np.ndarray) -> "ImageSet":
-        """The set of these rows alone."""
-        paths, ids = (tuple(column[row] for row in kept) for column in (self.paths, self.ids))
-        return replace(self, paths=paths, ids=ids, labels=self.labels[kept], packed=None)
+    def take(self, rows: np.ndarray) -> "ImageSet":
+        """Returns the set of these rows."""
+        paths, ids = (tuple(column[row] for row in rows) for column in (self.paths, self.ids))
+        return replace(self, paths=paths, ids=ids, labels=self.labels[rows], packed=None)
 
     def split(self, share: float) -> tuple["ImageSet", "ImageSet"]:
-        """(kept, held out): at least one image of every class is held out, the same for every seed of a run.
+        """Returns (training part, held-out part): at least one image per class is held out.
 
-        By content, so that copies of an image stay on one side. InputError where a class has nothing left.
+        The split depends on the images' content only: not on a seed, and copies of an image stay together.
+        Raises InputError if a class has no image left to train on.
         """
         order = np.array(
             [int(hashlib.blake2b(f"split:{i}".encode(), digest_size=8).hexdigest(), 16) for i in self.ids]
         )
-        held = np.zeros(len(self), dtype=bool)
+        is_held_out = np.zeros(len(self), dtype=bool)
         for label, name in enumerate(self.classes):
             own = np.flatnonzero(self.labels == label)
             ranks = np.unique(order[own])
@@ -100,8 +99,8 @@ class ImageSet:
                     f"data.validation_split: {share:g} leaves class {name!r} none of its {len(ranks)} images "
                     "to train on; lower it or add images"
                 )
-            held[own] = order[own] < ranks[count]
-        return self.rows(np.flatnonzero(~held)), self.rows(np.flatnonzero(held))
+            is_held_out[own] = order[own] < ranks[count]
+        return self.take(np.flatnonzero(~is_held_out)), self.take(np.flatnonzero(is_held_out))
 
 
 def open_images(
@@ -111,19 +110,19 @@ def open_images(
     name: str,
     seed: int,
     max_bad_fraction: float,
-    classes: Sequence[str] | None = None,
-    numbered: Sequence[str] | None = None,
+    classes: ClassNames = None,
+    label_names: ClassNames = None,
 ) -> ImageSet:
-    """The image set at `location`, checked: `name` is the field that messages speak of, such as data.train.
+    """Returns the image set at `location` after checks. `name` is the field in errors, such as data.train.
 
-    Of rows in several splits it takes those that this field stands for, see `find_set`; integers without
-    names of their own are called as `unpack` calls them. Lists the folders of `classes`
-    alone, or all where None, hashes every file and decodes it, JPEGs small, and a seeded sample in full. What
-    was found in a class is kept under `storage` and used again while names, sizes and times are the same.
-    Raises InputError for a folder that is missing, empty, or of one class, for rows that can't be read as
-    images with classes, and where more than `max_bad_fraction` of its files are no images.
+    Only the folders of `classes` are listed if given. Every file is hashed and decoded (JPEGs at an eighth of
+    their size), and a seeded sample is decoded in full. Results are cached under `storage` while names, sizes
+    and times stay the same. For rows, `find_set` selects the split and `unpack` uses `label_names`.
+
+    Raises InputError if the folder is missing or empty or holds one class, if rows can't be read, and if more
+    than `max_bad_fraction` of the files are no images.
     """
-    directory, unpacked_from = _class_folders(location, storage, name, classes, numbered)
+    directory, unpacked_from = _class_folders(location, storage, name, classes, label_names)
     listing = list_classes(directory, unpacked_from or directory.uri, name, classes)
     if len(listing) < 2:
         raise InputError(
@@ -143,44 +142,39 @@ def open_images(
     check_bad(name, location, bad, len(files), max_bad_fraction)
     good = [(label, path) for label, path in good if path not in bad]
     labels = np.array([label for label, _ in good], dtype=np.int64)
-    _refuse_empty(name, location, names, labels)
-    ids = tuple(looks[path]["id"] for _, path in good)
-    paths = tuple(path for _, path in good)
-    empty = () if classes or unpacked_from else _others(directory, names)
-    counted = numbering(directory) if unpacked_from else None
-    return ImageSet(directory, names, paths, labels, ids, bad, unpacked_from, empty, counted)
-
-
-def _refuse_empty(name: str, location: str, names: Sequence[str], labels: np.ndarray) -> None:
     for cls, count in zip(names, np.bincount(labels, minlength=len(names)), strict=True):
         if count == 0:
             folder = f"class folder {cls!r} of {location}"
             raise InputError(f"{name}: {folder} holds no readable image; fill or remove it")
+    ids = tuple(looks[path]["id"] for _, path in good)
+    paths = tuple(path for _, path in good)
+    empty = () if classes or unpacked_from else _empty_folders(directory, names)
+    of_rows = unpacked_label_names(directory) if unpacked_from else None
+    return ImageSet(directory, names, paths, labels, ids, bad, unpacked_from, empty, of_rows)
 
 
-def _others(directory: Directory, names: Sequence[str]) -> tuple[str, ...]:
-    """Visible folders right below that are not among `names`."""
-    return tuple(name for name in directory.folders() if not name.startswith(".") and name not in names)
+def _empty_folders(directory: Directory, classes: Sequence[str]) -> tuple[str, ...]:
+    return tuple(name for name in directory.folders() if not name.startswith(".") and name not in classes)
 
 
 def _class_folders(
-    location: str, storage: Directory, name: str, classes: Names, numbered: Names
+    location: str, storage: Directory, name: str, classes: ClassNames, label_names: ClassNames
 ) -> tuple[Directory, str | None]:
-    """Those at `location`, or unpacked from what is there; and then from where."""
+    """Returns the class folders at `location`, or (folders unpacked from it, location of the rows)."""
     if hub_name(location):
-        return _class_folders(fetch_set(location), storage, name, classes, numbered)[0], location
+        return _class_folders(fetch_set(location), storage, name, classes, label_names)[0], location
     if is_named(location):
         return unpack_named(location, storage, name, classes), location
     if is_tensors(location):
-        from .torch_files import unpack_tensors  # torch, which a look at images needs not
+        from .torch_files import unpack_tensors  # torch is slow to import
 
-        return unpack_tensors(location, storage, name, numbered), location
+        return unpack_tensors(location, storage, name, label_names), location
     is_bundled = location.startswith("package://")
-    given = digits.materialise(location, storage) if is_bundled else open_directory(location)
-    found = find_set(given, name, classes)
+    directory = unpack_digits(location, storage) if is_bundled else open_directory(location)
+    found = find_set(directory, name, classes)
     if not isinstance(found, Rows):
         return found, None
-    return unpack(found, storage, f"{name}: {given.uri}", classes, numbered), given.uri
+    return unpack(found, storage, f"{name}: {directory.uri}", classes, label_names), directory.uri
 
 
 def open_labelled(
@@ -190,24 +184,26 @@ def open_labelled(
     name: str,
     seed: int,
     max_bad_fraction: float,
-    known: Sequence[str],
-    order: Sequence[str] | None = None,
+    scored_classes: Sequence[str],
+    label_names: ClassNames = None,
 ) -> ImageSet:
-    """Anybody's set, held against the sorted classes `known` that it shall be scored on.
+    """Returns an image set whose classes must equal the sorted `scored_classes`.
 
-    Where these are no numbers, integers without names of their own count them in the `order` of the scored
-    images' own numbers, or as they are sorted. Raises InputError as `open_images` does, for a class that is
-    not known, and for a known one that is missing.
+    Integer labels that the set does not name count `label_names`, the order in the scored images' own rows,
+    or else the sorted classes. If all classes are numbers, they are the labels. Raises InputError as
+    `open_images` does, for an unknown class and for a missing class.
     """
-    numbered = None if all(cls.isdecimal() for cls in known) else order or known
+    is_numbered = all(cls.isdecimal() for cls in scored_classes)
+    names = None if is_numbered else label_names or scored_classes
     images = open_images(
-        location, storage, name=name, seed=seed, max_bad_fraction=max_bad_fraction, numbered=numbered
+        location, storage, name=name, seed=seed, max_bad_fraction=max_bad_fraction, label_names=names
     )
-    unknown, missing = sorted(set(images.classes) - set(known)), sorted(set(known) - set(images.classes))
+    unknown = sorted(set(images.classes) - set(scored_classes))
+    missing = sorted(set(scored_classes) - set(images.classes))
     if unknown:
         raise InputError(
             f"{name}: {location} has classes that the scored images lack: {first_few(unknown)}; "
-            f"known: {first_few(known)}; rename or remove them"
+            f"known: {first_few(scored_classes)}; rename or remove them"
         )
     if missing:
         raise InputError(
@@ -218,7 +214,7 @@ def open_labelled(
 
 
 def check_bad(name: str, location: str, bad: Mapping[str, str], total: int, max_bad_fraction: float) -> None:
-    """Raise InputError where more than `max_bad_fraction` of `total` files can't be read."""
+    """Raise InputError if more than `max_bad_fraction` of `total` files can't be read."""
     if len(bad) > max_bad_fraction * total:
         path, why = next(iter(bad.items()))
         raise InputError(

@@ -1,82 +1,100 @@
-"""Where a labelled image set lies: class folders, or a data set as Hugging Face `datasets` leaves it.
+"""Finds and reads data sets in rows: an encoded image and a class per row.
 
-NAME.parquet, or a folder or its `data` of such; a name like train-00000-of-00002.parquet says the split
-a folder with state.json: `Dataset.save_to_disk`; with dataset_dict.json: a folder of that kind a split
-a folder with manifest.json and data/train-….parquet: the product of this project, class folders in `train`;
-one that was pushed has none
+    NAME.parquet, or a folder of such files, or its `data`; train-00000-of-00002.parquet names the split
+    a folder that `save_to_disk` of a Dataset or DatasetDict of Hugging Face wrote
+    a distilled set of this project: its class folders in `train`, or its Parquet file if it was pushed
+
+    image or img                         struct {bytes, path} or binary: an encoded image
+    label, class, labels or fine_label   integer, named by the set's ClassLabel if it has one; or a string
+
+pyarrow reads Parquet, `datasets` reads saved sets. Nothing in a row is decoded, downloaded or run.
 """
 
+import contextlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pyarrow import fs
 
 from ims3_ray.display import first_few
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import MANIFEST, Directory, read_manifest
 
-from .classes import is_folder_name
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 SUFFIX = ".parquet"
-PARQUET = "data/train-00000-of-00001.parquet"  # of the product
-SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"
-OF_VALIDATION = ("validation", "valid", "val")
-WANTED = {  # the first that is there
+PARQUET = "data/train-00000-of-00001.parquet"  # of a distilled set
+SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"  # of a Dataset, of a DatasetDict
+VALIDATION = ("validation", "valid", "val")
+SPLITS = {  # field → names of its split; the first that is present counts
     "data.train": ("train",),
-    "data.validation": OF_VALIDATION,
-    "data.test": ("test", *OF_VALIDATION),
+    "data.validation": VALIDATION,
+    "data.test": ("test", *VALIDATION),
 }
 SPLIT_FILE = re.compile(r"(?:(\w+)-\d+-of-\d+(?:-\w+)?|(train|test|validation|valid|val)(?:-.*)?)\.parquet")
-Source = TypeVar("Source")
+IMAGE_COLUMNS = ("image", "img")  # the first that is present counts
+CLASS_COLUMNS = ("label", "class", "labels", "fine_label")
+ROWS = 256  # unpacked at a time: a few hundred MB of large photographs
+ClassNames = Sequence[str] | None
+Batch = tuple[list, list, ClassNames]  # labels, images, names of integer labels
+Split = TypeVar("Split")
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Files of rows with an encoded image and its class."""
+    """Files of rows with an image and a class: Parquet files, or all files of a saved Dataset."""
 
-    directory: Directory  # on whose filesystem they lie
+    directory: Directory
     files: tuple[str, ...]  # full paths, in the order of the rows
-    is_parquet: bool  # else Arrow streams
-    is_product: bool = False  # of this project
+    is_parquet: bool
 
 
-def find_set(directory: Directory, name: str, classes: Sequence[str] | None) -> Directory | Rows:
-    """The class folders or the files of rows at the place that `directory` stands for, as `name` gives it.
+def find_set(directory: Directory, name: str, classes: ClassNames) -> Directory | Rows:
+    """Returns the class folders or the rows at the place that the field `name` gives.
 
-    Of several splits the one for data.train, data.validation or data.test; for another name there must be one
-    alone. A folder that holds a folder of `classes` is not searched for anything else. InputError, with
-    `name`, for a file that is no Parquet, for splits among which the wished one is not, and for a saved set
-    that can't be read or names files elsewhere.
+    If there are several splits, data.train, data.validation and data.test select theirs; any other field
+    needs a single split. A folder with a folder of `classes` is not searched for rows. Raises InputError for
+    a file that is not Parquet and for a missing split.
     """
     where = f"{name}: {directory.uri}"
     if directory.kind == fs.FileType.File:
         if not directory.path.endswith(SUFFIX):
-            raise InputError(f"{where} is no {SUFFIX} file; give one, or a folder with one folder a class")
+            raise InputError(f"{where} is no {SUFFIX} file; give one, or a folder with one folder per class")
         return Rows(directory, (directory.path,), is_parquet=True)
     if classes and any(directory.has_directory(cls) for cls in classes):
         return directory
-    is_product = _is_product(directory)
-    if is_product:
-        read_manifest(directory)  # all of it is there
+    if _is_product(directory):
+        read_manifest(directory)  # raises if a file is missing
         if directory.has_directory("train"):
-            return _of_split({"train": directory / "train"}, where)
-    if directory.exists(SAVED_SPLITS):
-        splits = {folder: directory / folder for folder in _entries(directory)[1]}
-        return _saved(_of_split(splits, where), name)
-    if directory.exists(SAVED):
-        return _saved(directory, name)
-    files = _parquet(directory)
+            return _select_split({"train": directory / "train"}, where)
+    if _is_saved(directory):
+        if directory.exists(SAVED_SPLITS):
+            directory = _select_split({name: directory / name for name in _entries(directory)[1]}, where)
+        return Rows(directory, tuple(f"{directory.path}/{name}" for name in directory.files()), False)
+    files = _parquet_files(directory)
     by_split: dict[str, list[str]] = {}
     for path in files:
         if match := SPLIT_FILE.fullmatch(path.rsplit("/", 1)[-1]):
             by_split.setdefault(match[1] or match[2], []).append(path)
-    files = _of_split(by_split, where) if by_split else files
-    return Rows(directory, tuple(files), is_parquet=True, is_product=is_product) if files else directory
+    files = _select_split(by_split, where) if by_split else files
+    return Rows(directory, tuple(files), is_parquet=True) if files else directory
+
+
+def is_rows(directory: Directory) -> bool:
+    """Whether the place holds rows, not class folders."""
+    if directory.kind == fs.FileType.File:
+        return True
+    return not _is_product(directory) and (_is_saved(directory) or bool(_parquet_files(directory)))
 
 
 def is_tensors(location: str) -> bool:
@@ -84,18 +102,15 @@ def is_tensors(location: str) -> bool:
     return location.partition("?")[0].endswith(".pt")
 
 
-def is_of_rows(directory: Directory) -> bool:
-    """Whether what lies there is files of rows, whatever they hold."""
-    if directory.kind == fs.FileType.File:
-        return True
-    saved = directory.exists(SAVED_SPLITS) or directory.exists(SAVED)
-    return not _is_product(directory) and (saved or bool(_parquet(directory)))
+def label_names(schema: pa.Schema, column: str = "label") -> list[str] | None:
+    """Returns the names of integer labels that `datasets` writes into a Parquet schema; None if there are
+    none.
 
-
-def label_names(schema: pa.Schema) -> list[str]:
-    """What labels count, as `datasets` notes it in a file's schema; LookupError or ValueError without."""
-    names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]["label"]["names"]
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    Raises LookupError, TypeError or ValueError if the schema's metadata is damaged.
+    """
+    metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    names = metadata["info"]["features"][column].get("names") if metadata else None
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise ValueError("its labels have no names")
     return names
 
@@ -104,47 +119,24 @@ def _is_product(directory: Directory) -> bool:
     return directory.exists(MANIFEST) and directory.exists(PARQUET)
 
 
-def _of_split(splits: Mapping[str, Source], where: str) -> Source:
-    """What stands for the split that is wished for."""
-    wanted = WANTED.get(where.partition(":")[0]) or (tuple(splits) if len(splits) == 1 else ())
-    for known in wanted:
-        if known in splits:
-            return splits[known]
-    wish = f"and not {' or '.join(map(repr, wanted))}" if wanted else "of which any could be meant"
+def _is_saved(directory: Directory) -> bool:
+    return directory.exists(SAVED_SPLITS) or directory.exists(SAVED)
+
+
+def _select_split(splits: Mapping[str, Split], where: str) -> Split:
+    names = SPLITS.get(where.partition(":")[0]) or (tuple(splits) if len(splits) == 1 else ())
+    for name in names:
+        if name in splits:
+            return splits[name]
+    missing = f"and not {' or '.join(map(repr, names))}" if names else "and any of them could be meant"
     raise InputError(
-        f"{where} holds the splits {first_few(sorted(splits)) or 'none'}, {wish}; "
+        f"{where} holds the splits {first_few(sorted(splits)) or 'none'}, {missing}; "
         "name one file, or the folder of one split"
     )
 
 
-def _saved(directory: Directory, name: str) -> Rows:
-    """The Arrow streams that a saved set names, which lie in its own folder."""
-    where = f"{name}: {directory.uri}"
-    try:
-        state = directory.read_json(SAVED)
-        entries = [entry["filename"] for entry in state["_data_files"]]
-        has_order = any(value for key, value in state.items() if key.startswith("_indices"))
-    except FileNotFoundError as error:
-        raise InputError(f"{where} lacks its {SAVED}; copy all of it, or save it anew") from error
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{where}/{SAVED} names no files ({error!r}); save the set anew") from error
-    if has_order:
-        raise InputError(f"{where} keeps the order of its rows apart, as old versions did; save it anew")
-    for entry in entries:
-        if not isinstance(entry, str) or not is_folder_name(entry):
-            raise InputError(
-                f"{where}/{SAVED} names {entry!r}, which is no name in that folder; save the set anew"
-            )
-    files = [f"{directory.path}/{entry}" for entry in entries]
-    if missing := [info.base_name for info in directory.infos(files) if info.type != fs.FileType.File]:
-        raise InputError(
-            f"{where} lacks the files {first_few(missing)} that its {SAVED} names; copy all of it"
-        )
-    return Rows(directory, tuple(files), is_parquet=False)
-
-
-def _parquet(directory: Directory) -> list[str]:
-    """Full paths of the Parquet files of a folder, or of its `data`; none beside class folders."""
+def _parquet_files(directory: Directory) -> list[str]:
+    """Returns full paths of Parquet files in a folder or its `data`; none if there are class folders."""
     names, folders = _entries(directory)
     files = [f"{directory.path}/{name}" for name in names if name.endswith(SUFFIX)]
     if files and len(folders - {"data"}) < 2:
@@ -154,13 +146,116 @@ def _parquet(directory: Directory) -> list[str]:
 
 
 def _entries(directory: Directory) -> tuple[list[str], set[str]]:
-    """(files, folders) of the folder itself that are not hidden, by name."""
-    if directory.is_local:  # as listing.py lists: pyarrow raises on a name that is no UTF-8
-        there = os.scandir(directory.path) if os.path.isdir(directory.path) else ()
-        kinds = {entry.name: entry.is_dir() for entry in there}
+    """Returns the names of the files and of the folders in the directory, without hidden ones."""
+    if directory.is_local:  # pyarrow raises for a name that is not UTF-8
+        entries = os.scandir(directory.path) if os.path.isdir(directory.path) else ()
+        kinds = {entry.name: entry.is_dir() for entry in entries}
     else:
         selector = fs.FileSelector(directory.path, allow_not_found=True)
         infos = directory.with_retries(lambda: directory.filesystem.get_file_info(selector))
         kinds = {info.base_name: info.type == fs.FileType.Directory for info in infos}
     folders = {name for name, is_folder in kinds.items() if is_folder and not name.startswith(".")}
     return sorted(name for name in kinds if name not in folders and not name.startswith(".")), folders
+
+
+def read_rows(rows: Rows, where: str) -> Iterator[Batch]:
+    """Yields the rows, not decoded. Raises InputError, prefixed with `where`, if they can't be read."""
+    if not rows.is_parquet:
+        yield from _read_saved(rows, where)
+        return
+    for path in rows.files:
+        source = path if rows.directory.is_local else pa.BufferReader(rows.directory.read_path(path))
+        name = path.rsplit("/", 1)[-1]
+        with (
+            convert_errors(f"{where} is no readable Parquet: {name}", "write it anew"),
+            pq.ParquetFile(source) as file,
+        ):
+            image, column = _columns(file.schema_arrow, where)
+            names = label_names(file.schema_arrow, column)
+            for batch in file.iter_batches(ROWS, columns=[column, image]):
+                yield _values(batch, column), _values(batch, image), names
+
+
+def _read_saved(rows: Rows, where: str) -> Iterator[Batch]:
+    datasets = import_datasets(where)
+    with (
+        _local_folder(rows) as folder,
+        convert_errors(f"{where} can't be read", "copy or save all of it anew"),
+    ):
+        data = datasets.load_from_disk(folder)
+        paths = [os.path.abspath(file["filename"]) for file in data.cache_files]
+        if outside := [path for path in paths if os.path.dirname(path) != folder]:
+            raise InputError(f"{where} names the file {outside[0]}, which is not in it; save the set anew")
+        yield from read_batches(data, where)
+
+
+@contextlib.contextmanager
+def _local_folder(rows: Rows) -> Iterator[str]:
+    """Yields the folder of a saved set; one in a bucket is copied."""
+    if rows.directory.is_local:
+        yield os.path.abspath(rows.directory.path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for path in rows.files:
+            Path(folder, path.rsplit("/", 1)[-1]).write_bytes(rows.directory.read_path(path))
+        yield folder
+
+
+def read_batches(data: "Dataset", where: str) -> Iterator[Batch]:
+    """Yields the rows of a Dataset of Hugging Face, not decoded."""
+    image, column = _columns(data.features.arrow_schema, where)
+    names = getattr(data.features[column], "names", None)
+    tables = data.select_columns([column, image]).with_format("arrow").iter(ROWS)
+    for table in cast(Iterator[pa.Table], tables):
+        yield _values(table, column), _values(table, image), names
+
+
+def _values(table: pa.Table | pa.RecordBatch, name: str) -> list:
+    column = table[name]
+    column.validate(full=True)  # offsets of a damaged file may lead beyond it
+    return column.to_pylist()
+
+
+@contextlib.contextmanager
+def convert_errors(problem: str, remedy: str) -> Iterator[None]:
+    """Raise InputError for every error of a library that can't read files."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise InputError(f"{problem}: {why}; {remedy}") from error
+
+
+def import_datasets(where: str) -> ModuleType:
+    """Returns the library `datasets`, an extra that is slow to import. Raises InputError without it."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError(
+            f'{where} is read by Hugging Face datasets, which is missing; pip install "ims3-ray[hf]"'
+        ) from error
+    return datasets
+
+
+def _columns(schema: pa.Schema, where: str) -> tuple[str, str]:
+    """Returns the names of the image and the class column after a check of their types."""
+    choices = IMAGE_COLUMNS, CLASS_COLUMNS
+    image, column = (next((name for name in names if name in schema.names), "") for names in choices)
+    if missing := [names[0] for names, name in zip(choices, (image, column), strict=True) if not name]:
+        raise InputError(
+            f"{where} has no column {', '.join(missing)}; it holds {', '.join(schema.names)}; rename yours"
+        )
+    cell, label = schema.field(image).type, schema.field(column).type
+    is_struct = pa.types.is_struct(cell) and cell.get_field_index("bytes") >= 0
+    encoded = cell.field("bytes").type if is_struct else cell
+    if not (pa.types.is_binary(encoded) or pa.types.is_large_binary(encoded)):
+        raise InputError(
+            f"{where}: column {image} holds {cell}; "
+            "it must hold encoded images: binary, or struct {bytes, path}"
+        )
+    label = label.value_type if pa.types.is_dictionary(label) else label
+    if not (pa.types.is_integer(label) or pa.types.is_string(label) or pa.types.is_large_string(label)):
+        raise InputError(f"{where}: column {column} holds {label}; it must hold integers or strings")
+    return image, column

@@ -1,4 +1,4 @@
-"""An encoded image as a person would see it: RGB, 8 bits, upright, on white, an animation's first picture."""
+"""Decodes images to upright RGB of 8 bits on white (the first frame), scales and encodes them."""
 
 import io
 import warnings
@@ -6,24 +6,29 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-warnings.filterwarnings("ignore", module=r"PIL\.")  # what it says of a damaged file, the file's own line says
-MAX_PIXELS = 64_000_000  # a larger image is a decompression bomb, or should be scaled down beforehand
-# Told by content, whatever the file is called. Not among them: EPS, which Pillow hands to Ghostscript to run.
+warnings.filterwarnings("ignore", module=r"PIL\.")  # our error line reports a damaged file
+MAX_PIXELS = 64_000_000  # a larger image may be a decompression bomb
+# Recognised by content, not by name. EPS is excluded: Pillow has Ghostscript run it.
 FORMATS = (
     *("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000"),
     *("PCX", "PNG", "PPM", "SGI", "TGA", "TIFF", "WEBP"),
 )
-BACKGROUND = (255, 255, 255, 255)  # behind what is transparent
-DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N")  # Pillow's modes of 16 bits: convert("RGB") clips them to 255
-LONGEST = 16  # times the short side: what is longer is cut to that around its centre before it is scaled
+BACKGROUND = (255, 255, 255, 255)  # of transparent images
+DEEP = (
+    "I",
+    "I;16",
+    "I;16L",
+    "I;16B",
+    "I;16N",
+)  # 16 bits; convert("RGB") would clip to 255
+MAX_ASPECT = 16  # a longer image is cropped to this around its centre before it is scaled
 
 
 def decode(data: bytes, *, small: bool = False) -> Image.Image:
-    """The image in `data` as RGB, upright by its EXIF orientation. ValueError says why it is none.
+    """Returns the image in `data` as RGB, upright by its EXIF orientation. Raises ValueError if it is none.
 
-    Grey values of 16 bits are scaled to 8, those of floating point from 0 … 1; what is transparent shows
-    white. `small` decodes a JPEG at an eighth of its sides: whether it can be read costs less to know than
-    what it shows.
+    Grey values of 16 bits and floating-point values in 0 … 1 are scaled to 8 bits. Transparent pixels become
+    white. `small` decodes a JPEG at an eighth of its sides, a cheaper check whether it is readable.
     """
     if not data:
         raise ValueError("is no readable image (the file is empty)")
@@ -36,15 +41,15 @@ def decode(data: bytes, *, small: bool = False) -> Image.Image:
             return _as_rgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError as error:
         raise ValueError("is no readable image (its content is of none of the known formats)") from error
-    except Exception as error:  # Pillow's decoders raise whatever a malformed file leads them to
+    except Exception as error:  # Pillow's decoders may raise anything for a malformed file
         raise ValueError(
             f"is no readable image ({' '.join(str(error).split())[:120] or type(error).__name__})"
         ) from error
 
 
-def without_far_ends(image: Image.Image) -> Image.Image:
-    """The same, or its middle where it is a strip: scaling one up takes its length squared."""
-    most = LONGEST * min(image.size)
+def _crop_strip(image: Image.Image) -> Image.Image:
+    """Returns the middle of a very long image: scaling it up would take memory with its length squared."""
+    most = MAX_ASPECT * min(image.size)
     if max(image.size) <= most:
         return image
     width, height = (min(side, most) for side in image.size)
@@ -53,12 +58,12 @@ def without_far_ends(image: Image.Image) -> Image.Image:
 
 
 def square(image: Image.Image, size: int) -> np.ndarray:
-    """The centre square scaled to `size`, (3, size, size) uint8.
+    """Returns the centre square scaled to `size`, (3, size, size) uint8.
 
-    Halved by box filter while that fits, then bicubic, as the training images of ADM and DiT were prepared
-    (Dhariwal & Nichol 2021).
+    It is halved by box filters while it is twice too large, then scaled bicubically, as the training images
+    of ADM and DiT were (Dhariwal & Nichol 2021).
     """
-    image = without_far_ends(image)
+    image = _crop_strip(image)
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
@@ -68,12 +73,12 @@ def square(image: Image.Image, size: int) -> np.ndarray:
 
 
 def resize_and_crop(image: Image.Image, size: int) -> np.ndarray:
-    """The shorter side scaled to `size`, then the centre, (3, size, size) uint8.
+    """Returns the centre after the shorter side is scaled to `size`, (3, size, size) uint8.
 
-    What evaluation protocols do to every image that a classifier sees, real or synthetic: torchvision's
-    Resize(size) and CenterCrop(size) of a PIL image (bilinear, antialiased), with its rounding.
+    Evaluation protocols do this to every image for a classifier. It equals torchvision's Resize(size) and
+    CenterCrop(size) of a PIL image (bilinear, antialiased), including the rounding.
     """
-    image = without_far_ends(image)
+    image = _crop_strip(image)
     shorter = min(image.size)
     width, height = (int(size * side / shorter) for side in image.size)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
@@ -82,12 +87,12 @@ def resize_and_crop(image: Image.Image, size: int) -> np.ndarray:
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
-    """`pixels` (3, H, W) uint8 as a PNG, always the same bytes for the same pixels."""
+    """Returns pixels (3, H, W) uint8 as a PNG. Equal pixels give equal bytes."""
     return png_of(Image.fromarray(pixels.transpose(1, 2, 0)))
 
 
 def png_of(image: Image.Image) -> bytes:
-    """An image of any mode as a PNG, always the same bytes for the same pixels."""
+    """Returns an image of any mode as a PNG. Equal pixels give equal bytes."""
     sink = io.BytesIO()
     image.save(sink, "PNG", optimize=False, compress_level=6)
     return sink.getvalue()
@@ -109,6 +114,6 @@ def _as_rgb(image: Image.Image) -> Image.Image:
             )
         return Image.fromarray((255 * values).round().astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
-        shown = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", shown.size, BACKGROUND), shown).convert("RGB")
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, BACKGROUND), rgba).convert("RGB")
     return image.convert("RGB")

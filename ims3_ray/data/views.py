@@ -1,8 +1,8 @@
-"""Views of the distilled images and what a teacher answers to them, as columns of the set's Parquet.
+"""Views of the distilled images and a teacher's logits for them, as columns of the set's Parquet file.
 
-`views` lists of every image what is shown: the box (left, top, width, height) in pixels of the image at
-`image_size`, and whether it is mirrored; `soft_labels` lists the teacher's logits for each, in fp16. So a
-view needs nothing of this project to be shown again: crop, resize (bilinear), mirror.
+`views` lists each view of an image: its box (left, top, width, height) in pixels of the image at
+`image_size`, and whether it is mirrored. `soft_labels` lists the teacher's logits of each view, in fp16. Any
+program can repeat a view: crop, resize (bilinear), mirror.
 """
 
 import json
@@ -20,29 +20,31 @@ from torch.utils.data import Dataset
 from .transforms import resize_and_crop
 
 FIELDS = ("left", "top", "width", "height", "mirrored")
-VIEWS, SOFT_LABELS, SHOWN = "views", "soft_labels", b"ims3_ray"
+VIEWS, SOFT_LABELS, METADATA = "views", "soft_labels", b"ims3_ray"
 
 
 class Views(NamedTuple):
-    """Of N images K views each."""
+    """K views of each of N images."""
 
     boxes: UInt16[np.ndarray, "n k 5"]  # as FIELDS
     logits: Float16[np.ndarray, "n k classes"]
-    image_size: int  # pixels a side, of what is cut and of what is shown
+    image_size: int  # side in pixels, before the crop and of the view
     teacher: str
 
 
-def show(image: Image.Image, box: UInt16[np.ndarray, " 5"], size: int) -> Image.Image:
-    """The view of `image`: brought to `size` as protocols do, its box enlarged to that, and mirrored."""
+def render_view(image: Image.Image, box: UInt16[np.ndarray, " 5"], size: int) -> Image.Image:
+    """Returns the view: `image` scaled to `size` as protocols do, its box enlarged to `size`, mirrored."""
     whole = Image.fromarray(resize_and_crop(image, size).transpose(1, 2, 0))
     left, top, width, height, mirrored = map(int, box)
-    inside = whole.crop((left, top, left + width, top + height))  # resize(box=…) would read outside of it
-    shown = inside.resize((size, size), Image.Resampling.BILINEAR)
-    return shown.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else shown
+    inside = whole.crop(
+        (left, top, left + width, top + height)
+    )  # resize(box=…) reads pixels outside of the box
+    view = inside.resize((size, size), Image.Resampling.BILINEAR)
+    return view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else view
 
 
 def with_views(table: pa.Table, views: Views) -> pa.Table:
-    """The set's table with both columns, which `datasets` of Hugging Face reads too."""
+    """Returns the set's table with both columns, which `datasets` reads too."""
     count, each, classes = views.logits.shape
     flat = views.boxes.reshape(-1, len(FIELDS)).T
     columns = [pa.array(values.copy(), pa.uint16()) for values in flat]
@@ -54,8 +56,8 @@ def with_views(table: pa.Table, views: Views) -> pa.Table:
         VIEWS: [{name: {"dtype": "uint16", "_type": "Value"} for name in FIELDS}],
         SOFT_LABELS: [[{"dtype": "float16", "_type": "Value"}]],
     }
-    told = {"image_size": views.image_size, "teacher": views.teacher}
-    metadata |= {b"huggingface": json.dumps(info).encode(), SHOWN: json.dumps(told).encode()}
+    settings = {"image_size": views.image_size, "teacher": views.teacher}
+    metadata |= {b"huggingface": json.dumps(info).encode(), METADATA: json.dumps(settings).encode()}
     table = table.append_column(VIEWS, _lists(boxes, count, each))
     table = table.append_column(SOFT_LABELS, _lists(numbers, count, each))
     return table.replace_schema_metadata(metadata)
@@ -66,10 +68,10 @@ def _lists(values: pa.Array, count: int, each: int) -> pa.ListArray:
 
 
 def read_views(table: pa.Table) -> Views | None:
-    """What `with_views` added; None where nothing was."""
+    """Returns what `with_views` added, or None."""
     if SOFT_LABELS not in table.column_names:
         return None
-    told = json.loads(table.schema.metadata[SHOWN])
+    settings = json.loads(table.schema.metadata[METADATA])
     boxes, logits = (table[name].combine_chunks() for name in (VIEWS, SOFT_LABELS))
     fields = boxes.flatten()
     of_views = logits.flatten()
@@ -77,16 +79,13 @@ def read_views(table: pa.Table) -> Views | None:
     return Views(
         np.stack([fields.field(name).to_numpy() for name in FIELDS], axis=1).reshape(count, -1, len(FIELDS)),
         of_views.flatten().to_numpy().reshape(count, len(of_views) // count, -1),
-        told["image_size"],
-        told["teacher"],
+        settings["image_size"],
+        settings["teacher"],
     )
 
 
 class ViewSet(Dataset):
-    """Every view of every image: item i is (PIL image or `transform` of it, the teacher's logits (classes,)).
-
-    Those of an image follow each other.
-    """
+    """All views, image by image. An item is (PIL image or `transform` of it, teacher's logits (classes,))."""
 
     def __init__(
         self,
@@ -103,6 +102,6 @@ class ViewSet(Dataset):
         if not 0 <= index < len(self):
             raise IndexError(index)
         row, view = divmod(index, self._views.boxes.shape[1])
-        shown = show(self._image(row), self._views.boxes[row, view], self._views.image_size)
+        image = render_view(self._image(row), self._views.boxes[row, view], self._views.image_size)
         logits = torch.from_numpy(self._views.logits[row, view].astype(np.float32))
-        return (self._transform(shown) if self._transform else shown), logits
+        return (self._transform(image) if self._transform else image), logits

@@ -14,7 +14,7 @@ from jaxtyping import UInt16
 
 from ims3_ray.data.distilled import DistilledImage
 from ims3_ray.data.transforms import decode
-from ims3_ray.data.views import Views, show
+from ims3_ray.data.views import Views, render_view
 from ims3_ray.method.seeding import generator
 from ims3_ray.models.device import prepare_device
 
@@ -44,7 +44,7 @@ def label(images: Sequence[DistilledImage], how: Labelling) -> Views:
     for start in range(0, len(images), at_once):
         part = zip(images[start : start + at_once], boxes[start : start + at_once], strict=True)
         shown = [
-            np.asarray(show(decode(image.png), box, rules.image_size)).transpose(2, 0, 1)
+            np.asarray(render_view(decode(image.png), box, rules.image_size)).transpose(2, 0, 1)
             for image, of_image in part
             for box in of_image
         ]

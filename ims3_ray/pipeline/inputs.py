@@ -9,11 +9,10 @@ from pathlib import Path
 
 from ims3_ray.config.evaluation import NO_PROTOCOL, scored_split
 from ims3_ray.config.settings import WEIGHTS, Config, Evaluating
-from ims3_ray.data import digits
 from ims3_ray.data.folders import check_exists
 from ims3_ray.data.images import ImageSet
-from ims3_ray.data.named import below, is_named
-from ims3_ray.data.sources import is_of_rows, is_tensors
+from ims3_ray.data.named import digit_split, is_named, with_root
+from ims3_ray.data.sources import is_rows, is_tensors
 from ims3_ray.display import escape_unprintable, first_few
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.audit import AuditedImages, imagenet_split_warnings, refuse_overlap
@@ -49,7 +48,7 @@ def check_inputs(config: Config | Evaluating) -> None:
 
 def _check_images(location: str, name: str) -> None:
     if location.startswith(BUNDLED):
-        digits.split_of(location)
+        digit_split(location)
     elif not is_named(location) and not hub_name(location):
         directory = open_directory(location.partition("?")[0] if is_tensors(location) else location)
         check_exists(directory, directory.uri, name)
@@ -90,7 +89,7 @@ def image_places(config: Config | Evaluating) -> dict[str, str]:
     for split, location in locations.items():
         if not _needs_unpacking(location):
             check_storage_outside(config.storage, location, data.classes, f"data.{split}")
-    return {split: below(location, data.root) for split, location in locations.items()}
+    return {split: with_root(location, data.root) for split, location in locations.items()}
 
 
 def _scored_location(train: str, config: Config | Evaluating, split: str) -> str | None:
@@ -122,7 +121,7 @@ def check_not_nested(train: str, scored: str, name: str) -> None:
     directories = open_directory(train), open_directory(scored)
     a, b = map(_canonical, directories)
     is_nested = f"{a}/".startswith(f"{b}/") or f"{b}/".startswith(f"{a}/")
-    if is_nested and a != b and not any(map(is_of_rows, directories)):
+    if is_nested and a != b and not any(map(is_rows, directories)):
         raise InputError(
             f"{name}: {scored} and data.train {train} are nested; "
             "use separate folders, or name the class folders with data.classes"

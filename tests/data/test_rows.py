@@ -84,9 +84,11 @@ def written(path, images, labels, column="label", names=None):
     return path
 
 
-def labelled(place, tmp_path, known=KNOWN):
+def labelled(place, tmp_path, classes=KNOWN):
     storage = open_storage(str(tmp_path / "storage"))
-    return open_labelled(str(place), storage, name="--set", seed=0, max_bad_fraction=0.0, known=known)
+    return open_labelled(
+        str(place), storage, name="--set", seed=0, max_bad_fraction=0.0, scored_classes=classes
+    )
 
 
 def test_every_form_holds_the_same_images(tmp_path):
@@ -154,7 +156,7 @@ def test_a_split_that_is_not_there_is_refused_with_those_that_are(form, tmp_path
         InputError, match=r"^data\.test: .*folder holds the splits 'extra', 'train', .*name one file, or the"
     ):
         opened(folder, tmp_path, "data.test")
-    with pytest.raises(InputError, match=r"^--set: .*'extra', 'train', of which any could be meant"):
+    with pytest.raises(InputError, match=r"^--set: .*'extra', 'train', and any of them could be meant"):
         opened(folder, tmp_path, "--set")
 
 
@@ -203,12 +205,11 @@ def test_nothing_outside_the_given_folder_is_read(tmp_path):
         "..",
         "a/../../outside/data-00000-of-00001.arrow",
     ):
-        (saved(tmp_path / "set") / "state.json").write_text(json.dumps({"_data_files": [{"filename": file}]}))
-        with pytest.raises(
-            InputError, match=r"^data\.train: .*state\.json names '.*', which is no name in that folder"
-        ):
+        state = saved(tmp_path / "set") / "state.json"
+        state.write_text(json.dumps(json.loads(state.read_text()) | {"_data_files": [{"filename": file}]}))
+        with pytest.raises(InputError, match=r"^data\.train: .*(is not in it|can't be read)"):
             opened(tmp_path / "set", tmp_path)
-    assert not (tmp_path / "storage" / "unpacked").exists()
+    assert not any((tmp_path / "storage").rglob("row-*"))
 
 
 def test_an_unpacking_that_was_killed_is_done_again(tmp_path, monkeypatch):
@@ -282,14 +283,10 @@ def broken(tmp_path):
     pq.write_table(pa.table({"picture": IMAGES, "label": WORDS}), tmp_path / "columns.parquet")
     made(labels=[0, 1, -1]).to_parquet(tmp_path / "unlabelled.parquet")
     made(labels=[0, 1, None]).to_parquet(tmp_path / "unknown.parquet")
-    torn, lacking, ordered, far = (saved(tmp_path / name) for name in ("torn", "lacking", "ordered", "far"))
+    torn, lacking, far = (saved(tmp_path / name) for name in ("torn", "lacking", "far"))
     arrow = "data-00000-of-00001.arrow"
     (torn / arrow).write_bytes((torn / arrow).read_bytes()[:-600])
     (lacking / arrow).unlink()
-    state = json.loads((ordered / "state.json").read_text())
-    (ordered / "state.json").write_text(
-        json.dumps(state | {"_indices_data_files": [{"filename": "indices.arrow"}]})
-    )
     out_of_range(far / arrow)
     (saved(tmp_path / "text") / "state.json").write_text("{")
     (saved(tmp_path / "list") / "state.json").write_text("[]")
@@ -306,15 +303,9 @@ def broken(tmp_path):
         "columns.parquet": ["no column image", "picture"],
         "torn.parquet": ["no readable Parquet", "torn.parquet", "write it anew"],
         "linked.parquet": ["row 0 holds no image bytes, but names a file", "embedded"],
-        "unlabelled.parquet": ["row 2 has label -1", "a split that has labels"],
+        "unlabelled.parquet": ["row 2", "label -1", "a split that has labels"],
         "unknown.parquet": ["row 2 has no label", "a split that has labels"],
-        "torn": ["no readable Arrow stream", arrow, "write it anew"],
-        "far": ["no readable Arrow stream", arrow, "write it anew"],
-        "lacking": ["lacks the files", arrow, "copy all of it"],
-        "ordered": ["order of its rows apart", "save it anew"],
-        "text": ["text/state.json names no files", "save the set anew"],
-        "list": ["list/state.json names no files", "save the set anew"],
-        "none": ["none/state.json names no files", "save the set anew"],
+        **dict.fromkeys(["torn", "far", "lacking", "text", "list", "none"], ["can't be read", "anew"]),
         "dict": ["dict holds the splits none, and not 'train'"],
     }
 

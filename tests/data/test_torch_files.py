@@ -50,7 +50,7 @@ def test_labels_count_the_classes_in_the_order_of_the_scored_images_own_numbers(
     storage, shared = open_storage(str(tmp_path / "s")), {"name": "--set", "seed": 0, "max_bad_fraction": 0}
     known = ("bag", "coat", "top")
     given = open_labelled(
-        f"{tmp_path / 'any.pt'}", storage, known=known, order=("top", "bag", "coat"), **shared
+        f"{tmp_path / 'any.pt'}", storage, scored_classes=known, label_names=("top", "bag", "coat"), **shared
     )
     assert values(given) == [("bag", 40), ("bag", 160), ("coat", 80), ("coat", 200), ("top", 0), ("top", 120)]
 

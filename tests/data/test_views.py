@@ -8,7 +8,7 @@ from PIL import Image
 
 from ims3_ray.data.distilled import PARQUET, DistilledImage, DistilledSet, to_table, write_parquet
 from ims3_ray.data.transforms import encode_png
-from ims3_ray.data.views import FIELDS, Views, show, with_views
+from ims3_ray.data.views import FIELDS, Views, render_view, with_views
 from ims3_ray.evaluation.augment import crop_boxes, resized_crop
 from ims3_ray.method.seeding import generator
 from ims3_ray.storage.artifacts import open_directory
@@ -31,11 +31,11 @@ def pixels(image):
 
 def test_a_view_is_the_box_that_it_states():
     image = picture(0)
-    assert np.array_equal(pixels(show(image, view(0, 0, 32, 32, 0), 32)), pixels(image))
-    assert np.array_equal(pixels(show(image, view(0, 0, 32, 32, 1), 32)), pixels(image)[:, ::-1])
-    corner = pixels(show(image, view(4, 8, 16, 16, 0), 32))[0, 0]
+    assert np.array_equal(pixels(render_view(image, view(0, 0, 32, 32, 0), 32)), pixels(image))
+    assert np.array_equal(pixels(render_view(image, view(0, 0, 32, 32, 1), 32)), pixels(image)[:, ::-1])
+    corner = pixels(render_view(image, view(4, 8, 16, 16, 0), 32))[0, 0]
     assert np.array_equal(corner, pixels(image)[8, 4])
-    assert show(picture(0, 64), view(0, 0, 32, 32, 0), 32).size == (32, 32)
+    assert render_view(picture(0, 64), view(0, 0, 32, 32, 0), 32).size == (32, 32)
 
 
 def test_a_view_is_what_classifiers_are_shown_of_the_same_draw():
@@ -44,7 +44,7 @@ def test_a_view_is_what_classifiers_are_shown_of_the_same_draw():
     boxes = crop_boxes(batch, (0.3, 0.9), generator("a"))
     expected = resized_crop(batch, (0.3, 0.9), generator("a")).permute(0, 2, 3, 1)
     for box, of_view in zip(torch.stack(boxes, dim=1).tolist(), expected, strict=True):
-        shown = pixels(show(image, view(*map(int, box), 0), 32))
+        shown = pixels(render_view(image, view(*map(int, box), 0), 32))
         assert np.abs(shown - of_view.numpy()).max() <= 1.01  # of 255: Pillow rounds
 
 
@@ -76,7 +76,7 @@ def test_every_view_is_read_back_with_its_logits(written):
     plain = DistilledSet(out)
     for index, (shown, answer) in enumerate(views):
         image, box = plain[index // EACH][0], boxes[index // EACH, index % EACH]
-        assert np.array_equal(shown, np.asarray(show(image, box, 8)))
+        assert np.array_equal(shown, np.asarray(render_view(image, box, 8)))
         assert answer.tolist() == logits[index // EACH, index % EACH].astype(np.float32).tolist()
 
 

@@ -94,7 +94,7 @@ def prepare(config: Evaluating, locations: Mapping[str, str], *, plain: bool = F
     train, scored = images["train"], images[networks[0].split]
     check_networks(networks, len(train.classes))
     shared = {"seed": config.seed, "max_bad_fraction": config.data.max_bad_fraction}
-    shared |= {"known": scored.classes, "order": scored.numbering}
+    shared |= {"scored_classes": scored.classes, "label_names": scored.label_names}
     given = {
         name: open_labelled(place, storage, name=f"--set {name}", **shared)
         for name, place in locations.items()

@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
     with spinner("imports"):  # heavy, and not needed to refuse bad input
         from ims3_ray.cluster.resources import connect, find_machine, has_address
         from ims3_ray.data.images import open_images
-        from ims3_ray.data.named import below, is_named
+        from ims3_ray.data.named import is_named, with_root
         from ims3_ray.pipeline.inputs import check_storage_outside
 
         from .run import Pretraining, check_network
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
             connect()
         storage = open_storage(config.storage)
         shared = {"seed": config.seed, "max_bad_fraction": data.max_bad_fraction, "classes": data.classes}
-        images = open_images(below(data.train, data.root), storage, name="data.train", **shared)
+        images = open_images(with_root(data.train, data.root), storage, name="data.train", **shared)
         if data.validation_split:
             images, _ = images.split(data.validation_split)
         check_network(config, len(images.classes))

@@ -19,7 +19,7 @@ from ims3_ray.config.base import DeviceKind
 from ims3_ray.config.settings import Pretrain, TrainExtractor, TrainTransformer, TrainVae
 from ims3_ray.data.distilled import licence_entries
 from ims3_ray.data.images import ImageSet
-from ims3_ray.data.loader import LocalPixels, payloads
+from ims3_ray.data.loader import CachedPixels, payloads
 from ims3_ray.errors import InputError
 from ims3_ray.method.ddim import ancestral_stepper, broadcast_timestep, sample, with_guidance
 from ims3_ray.method.schedule import alphas_bar, space_timesteps
@@ -97,7 +97,7 @@ class Pretraining:
     def run(self, out: Path) -> dict[str, float]:
         """Trains, measures, and writes the model to `out`, a local path. Returns the card's metrics."""
         config, seed = self.config, self.config.seed
-        pixels = LocalPixels(self.images, config.image_size)
+        pixels = CachedPixels(self.images, config.image_size)
         self._train("vae", VaeTask, config.vae, pixels, seed)
         latents = self._encode()
         factor, deviation = scaling_factor(latents)

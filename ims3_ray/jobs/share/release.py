@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ims3_ray.config.load import read_yaml
 from ims3_ray.config.reproduce import NO_RESULT
-from ims3_ray.data.distilled import Stated
+from ims3_ray.data.distilled import Licence
 from ims3_ray.display import first_few
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.table import in_words
@@ -41,7 +41,7 @@ class Product:
     is_shared: bool = False  # all of it lies in one folder, as it was pushed
 
     @property
-    def licences(self) -> dict[str, Stated | None]:
+    def licences(self) -> dict[str, Licence | None]:
         """Of the generator's weights and of the real images, both of whose terms apply."""
         return {
             "weights": self.recipe["model"].get("licence"),
@@ -55,7 +55,7 @@ class Product:
         return [f"{what} {name_of(licence)}" for what, licence in stated if TERMS.search(str(licence["id"]))]
 
 
-def name_of(licence: Stated | None) -> str:
+def name_of(licence: Licence | None) -> str:
     """As a line says it."""
     return "not stated" if licence is None else str(licence.get("name") or licence["id"])
 

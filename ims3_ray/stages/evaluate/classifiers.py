@@ -16,7 +16,7 @@ from ims3_ray.cluster.resources import DEFAULT_PLACEMENT, Machine, run_on_every_
 from ims3_ray.cluster.tasks import first_ready
 from ims3_ray.config.evaluation import SEEDS_PER_RUN
 from ims3_ray.data.images import ImageSet
-from ims3_ray.data.loader import LocalPixels
+from ims3_ray.data.loader import CachedPixels
 from ims3_ray.data.transforms import resize_and_crop
 from ims3_ray.display import first_few
 from ims3_ray.errors import InputError
@@ -194,9 +194,9 @@ def images_seen(rules: Protocol, images: int, num_classes: int) -> int:
     return plan(budget, images, 1)[0] * min(budget.batch_size, images)
 
 
-def local_pixels(images: ImageSet, size: int) -> LocalPixels:
+def local_pixels(images: ImageSet, size: int) -> CachedPixels:
     """A set as a protocol of `size` pixels sees it."""
-    return LocalPixels(images, size, resize_and_crop)
+    return CachedPixels(images, size, resize_and_crop)
 
 
 @contextmanager

@@ -90,7 +90,7 @@ def training_sets(
     sets = {(name, seed): of_set for name, of_set in own.items() for seed in seeds}
     for (name, seed), choice in choices.items():
         is_same = name.split()[0] not in SEEDED and seed != seeds[0]
-        sets[name, seed] = sets[name, seeds[0]] if is_same else images.rows(choice.rows)
+        sets[name, seed] = sets[name, seeds[0]] if is_same else images.take(choice.rows)
     if full:
         sets |= {("full", seed): images for seed in seeds[:FULL_SEEDS]}
     return sets
@@ -106,7 +106,7 @@ class Asked(NamedTuple):
 def asked_about(scored: ImageSet, train: ImageSet, members: int) -> Asked:
     """So many `members`, the same for every seed; none of 0."""
     rows = np.sort(permutation(len(train), "members")[:members])
-    return Asked(scored, train.rows(rows) if members else None)
+    return Asked(scored, train.take(rows) if members else None)
 
 
 def cover(

@@ -89,7 +89,7 @@ def teacher_of(
         assert trained is not None
         given = Trained(teacher_rules(settings.protocol), trained)
     rules = protocol(settings.protocol)
-    held = images.rows(images.subset(CHECKED, "teacher", 0))
+    held = images.take(images.subset(CHECKED, "teacher", 0))
     work = ray.remote(**machine.classifier_resources(1), **DEFAULT_PLACEMENT)(_answers)
     given_labels, labels = ray.get(work.remote(given, held, rules, images.classes, machine.device))
     clear([held], {rules.image_size}, machine)

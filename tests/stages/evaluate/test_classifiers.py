@@ -148,7 +148,7 @@ def test_the_curve_tells_the_mean_of_each_step_once_all_seeds_are_there():
 
 def test_a_set_without_a_class_that_is_scored_is_refused_before_any_training(images):
     whole = images(3, 0)
-    sets = {("mine", 0): whole.rows(np.flatnonzero(whole.labels == 0))}
+    sets = {("mine", 0): whole.take(np.flatnonzero(whole.labels == 0))}
     with pytest.raises(
         InputError, match=r"set 'mine': has no image of 1 of the 2 classes .* 'red'; add images"
     ):

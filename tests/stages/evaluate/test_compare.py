@@ -11,7 +11,7 @@ from ims3_ray.stages.evaluate.compare import FULL_SEEDS, Choice, Real, choose, t
 
 def test_every_seed_trains_on_the_sets_and_baselines_and_the_first_on_all_images(tmp_path):
     images, seeds = opened(write_images(tmp_path / "set", 3, seed=0), tmp_path), [7, 8, 9, 10, 11]
-    own = {"mine": images.rows(np.array([2]))}
+    own = {"mine": images.take(np.array([2]))}
     choices = {("random", seed): Choice(np.array([place]), np.array([0])) for place, seed in enumerate(seeds)}
     choices |= {("herding", seed): Choice(np.array([1]), np.array([0])) for seed in seeds}
     sets = training_sets(own, choices, images, seeds, full=True)

@@ -49,7 +49,7 @@ def test_students_of_a_trained_teacher_are_scored_beside_real_images(finished_ru
     given = Trained(teacher_rules("soft-32"), steps["teacher"].directory)
     rules, classes, images = protocol("soft-32"), context.classes, context.images
     answer = load_teacher(given, rules, classes, prepare_device("cpu"))
-    rows = images["train"].rows(images["train"].subset([6] * 3, "random", 0))
+    rows = images["train"].take(images["train"].subset([6] * 3, "random", 0))
     with pixels_of(rows, 16) as train, pixels_of(images["test"], 16) as scored:
         alone = score_of(train_with_evals(train, scored, rules, 3, 0, beside=Beside(answer)))
     assert document["sets"]["random"]["curves"][0] == [list(look) for look in alone.history]
