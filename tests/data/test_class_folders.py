@@ -1,4 +1,4 @@
-"""Named class folders: what is listed, read and remembered of a tree that holds more."""
+"""`data.classes` limits which class folders are listed, read and cached."""
 
 import pytest
 from flat import opened
@@ -10,7 +10,7 @@ from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import Directory
 
 
-def test_folders_that_are_not_named_are_neither_listed_nor_read(imagenet_tree, monkeypatch):
+def test_other_folders_are_neither_listed_nor_read(imagenet_tree, monkeypatch):
     listed, read = [], []
     listing, reading = Directory.listed, Directory.read
     monkeypatch.setattr(
@@ -51,34 +51,31 @@ def test_on_an_object_store_only_the_named_prefixes_are_listed(imagenet_tree, mo
     assert images.fingerprint == opened(imagenet_tree / "train", imagenet_tree, classes=THREE).fingerprint
 
 
-def test_a_subset_is_the_same_set_as_a_tree_that_holds_it_alone(imagenet_tree, tmp_path):
+def test_a_subset_equals_a_tree_of_only_those_classes(imagenet_tree, tmp_path):
     alone = opened(write_images(tmp_path / "alone", 12, 0, classes=THREE), imagenet_tree)
     assert opened(imagenet_tree / "train", imagenet_tree, classes=THREE).fingerprint == alone.fingerprint
     assert opened(imagenet_tree / "train", imagenet_tree, classes=THREE[:2]).fingerprint != alone.fingerprint
 
 
-def test_what_was_found_in_a_class_serves_every_subset(imagenet_tree, monkeypatch):
+def test_cached_looks_of_a_class_serve_every_subset(imagenet_tree, monkeypatch):
     opened(imagenet_tree / "train", imagenet_tree, classes=THREE[:2])
     read, reading = [], Directory.read
     monkeypatch.setattr(
         Directory, "read", lambda self, name: read.append(name.split("/")[0]) or reading(self, name)
     )
     opened(imagenet_tree / "train", imagenet_tree, classes=THREE[1:])
-    # once for the sample; the new ones for their hash too
+    # the sample reads each image once; new classes are hashed too
     assert (read.count(THREE[1]), read.count(THREE[2])) == (12, 24)
 
 
-def test_missing_class_folders_are_named_in_one_line(imagenet_tree):
+def test_missing_class_folders_are_named(imagenet_tree):
     wanted = load_config("imagewoof").data.classes
     with pytest.raises(InputError) as refused:
         opened(imagenet_tree / "train", imagenet_tree, classes=wanted)
-    told = str(refused.value)
-    assert told.startswith("data.train: ")
-    assert "lacks 7 of the 10 class folders" in told
-    assert "\n" not in told
-    assert "'n02089973', 'n02093754'" in told
-    assert told.count("'n0") == 5
-    assert "and 2 more" in told
+    line = str(refused.value)
+    assert line.startswith("data.train: ")
+    assert "lacks 7 of the 10 class folders" in line
+    assert line.count("'n0") == 5
     (imagenet_tree / "train" / "n09999999").mkdir()
     with pytest.raises(InputError, match=r"'n09999999' of .* holds no readable image"):
         opened(imagenet_tree / "train", imagenet_tree, classes=(*THREE, "n09999999"))
@@ -89,12 +86,12 @@ def test_missing_class_folders_are_named_in_one_line(imagenet_tree):
     [
         ("[a, ../b]", "'../b' can't be"),
         ("[a, .b]", "'.b' can't be"),
-        ("[a, a]", "named twice"),
+        ("[a, a]", "twice"),
         ("[a]", "at least 2"),
         ("[a, 1]", r"data\.classes\.1"),
         ("[]", "at least 2"),
     ],
 )
-def test_class_names_that_can_be_no_folders_are_refused(given, named):
+def test_invalid_class_names_are_an_error(given, named):
     with pytest.raises(InputError, match=named):
         load_config("digits", parse_overrides([f"data.classes={given}"]))

@@ -1,4 +1,4 @@
-"""The product as it is written: block by block the same bytes as at once."""
+"""The distilled set as written: in blocks or at once."""
 
 import io
 
@@ -29,7 +29,7 @@ def images():
     return [DistilledImage(i // 3, i % 3, 1, i % 3, i, encode_png(p)) for i, p in enumerate(pixels)]
 
 
-def test_one_block_has_the_bytes_of_a_plain_table_and_more_blocks_its_rows(tmp_path, images):
+def test_blocks_hold_the_same_rows_as_one_table(tmp_path, images):
     out, sink = open_directory(str(tmp_path)), io.BytesIO()
     whole = to_table(images, CLASSES, 3)
     pq.write_table(whole, sink)
@@ -42,7 +42,7 @@ def test_one_block_has_the_bytes_of_a_plain_table_and_more_blocks_its_rows(tmp_p
     assert DistilledSet(out).targets == [0, 0, 0, 1, 1, 1]
 
 
-def test_the_listed_images_are_those_of_the_parquet_file_in_its_order(tmp_path, images):
+def test_listed_images_are_in_the_order_of_the_parquet_file(tmp_path, images):
     out = open_directory(str(tmp_path))
     write_parquet(out, lambda: [to_table(images[::-1], CLASSES, 3)])
     complete(out, {"images": write_pngs(out, images[::-1], CLASSES, 3)})
@@ -53,5 +53,5 @@ def test_the_listed_images_are_those_of_the_parquet_file_in_its_order(tmp_path, 
 
 
 @pytest.mark.parametrize(("ipc", "name"), [(1, "0"), (10, "0"), (11, "00"), (100, "00"), (101, "000")])
-def test_an_images_number_has_the_digits_that_the_set_needs(images, ipc, name):
+def test_file_names_have_as_many_digits_as_the_ipc_needs(images, ipc, name):
     assert image_path(images[0], CLASSES, ipc) == f"train/blue/{name}.png"

@@ -1,4 +1,4 @@
-"""A set of images: its subsets, fingerprint and held-out part; the bundled digits; an image's pixels."""
+"""An image set: subsets, fingerprint, held-out split and cache; the bundled digits."""
 
 import io
 
@@ -16,7 +16,7 @@ from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import open_storage
 
 
-def test_a_subset_is_seeded_not_the_first_files_and_part_of_a_larger_one(tmp_path):
+def test_a_subset_is_random_by_seed_and_part_of_a_larger_one(tmp_path):
     images = opened(write_images(tmp_path / "set", 30, seed=0), tmp_path)
     subset = images.subset(5, "random", 0).tolist()
     assert np.bincount(images.labels[subset]).tolist() == [5, 5, 5]
@@ -25,7 +25,7 @@ def test_a_subset_is_seeded_not_the_first_files_and_part_of_a_larger_one(tmp_pat
     assert set(subset) < set(images.subset(9, "random", 0))
 
 
-def test_the_fingerprint_follows_the_content_not_the_place_or_time(tmp_path):
+def test_the_fingerprint_depends_on_content_only(tmp_path):
     first = opened(write_images(tmp_path / "a", 3, seed=0), tmp_path)
     same = opened(write_images(tmp_path / "b", 3, seed=0), tmp_path)
     other = opened(write_images(tmp_path / "c", 3, seed=1), tmp_path)
@@ -34,7 +34,7 @@ def test_the_fingerprint_follows_the_content_not_the_place_or_time(tmp_path):
     assert opened(tmp_path / "a", tmp_path).fingerprint != first.fingerprint
 
 
-def test_digits_are_350_50_and_100_a_class_and_share_no_image(tmp_path):
+def test_the_splits_of_the_digits_share_no_image(tmp_path):
     sizes, ids = {"train": 350, "validation": 50, "test": 100}, []
     for split, count in sizes.items():
         images = opened(f"package://digits/{split}", tmp_path)
@@ -44,14 +44,14 @@ def test_digits_are_350_50_and_100_a_class_and_share_no_image(tmp_path):
     assert len(set(ids)) == len(ids)
 
 
-def test_png_bytes_are_the_pixels_and_always_the_same():
+def test_a_png_keeps_the_pixels_and_has_equal_bytes():
     pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8), dtype=np.uint8)
     data = encode_png(pixels)
     assert data == encode_png(pixels)
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))).transpose(2, 0, 1), pixels)
 
 
-def test_a_held_out_split_shares_no_image_with_what_is_kept_and_depends_on_the_files_alone(tmp_path):
+def test_a_held_out_split_shares_no_image_and_depends_on_content_only(tmp_path):
     folder = write_images(tmp_path / "train", 10, seed=3)
     for copy in ("zz.png", "yy.png"):  # twins of one image
         (folder / "red" / copy).write_bytes((folder / "red" / "000.png").read_bytes())
@@ -70,7 +70,7 @@ def test_a_held_out_split_shares_no_image_with_what_is_kept_and_depends_on_the_f
 
 
 @pytest.mark.parametrize("held", [b"", b"[]", b'{"a": {"id": "x"}}', b'{"a": 1}', b"null"])
-def test_a_damaged_index_is_looked_up_anew(tmp_path, held):
+def test_a_damaged_cache_is_made_again(tmp_path, held):
     first = opened(write_images(tmp_path / "a", 3, seed=0), tmp_path)
     (indexed,) = {path.parent for path in tmp_path.rglob("index/*.json")}
     whole = {path: path.read_bytes() for path in indexed.glob("*.json")}
@@ -80,7 +80,7 @@ def test_a_damaged_index_is_looked_up_anew(tmp_path, held):
     assert {path: path.read_bytes() for path in whole} == whole
 
 
-def test_tasks_of_the_cluster_leave_the_index_that_this_machine_leaves_and_look_at_what_is_new_alone(
+def test_tasks_of_the_cluster_give_the_same_results_and_inspect_only_new_files(
     ray_cluster, tmp_path, monkeypatch
 ):
     folder, asked = write_images(tmp_path / "a", 5, seed=0), []

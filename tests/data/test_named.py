@@ -98,7 +98,7 @@ def test_the_same_rows_are_the_same_set_by_the_hubs_library_and_as_files(tmp_pat
         ("data.train=torchvision:MNIST data.root=DIR", "put train-images-idx3-ubyte.* into .*MNIST/raw"),
         ("data.train=torchvision:SVHN?split=extras data.root=DIR", "Valid values are"),
         ("data.train=torchvision:EuroSAT data.root=DIR", "EuroSAT"),
-        ("data.train=hf:nobody/nothing", "can't be had"),
+        ("data.train=hf:nobody/nothing", "can't be loaded"),
     ],
 )
 def test_what_is_not_there_gets_a_line(words, told, tmp_path, offline):

@@ -1,4 +1,4 @@
-"""Names and links in a data folder: odd ones work or are told in one line, and are never more than read."""
+"""Odd names and links in a data folder work or give one error line. Nothing beyond the folder changes."""
 
 import os
 import re
@@ -26,7 +26,7 @@ UNSAFE = [
 
 
 def tree(folder):
-    """Every path below, with what it holds."""
+    """Returns {path: content} of everything below."""
     return {p: p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
 
 
@@ -35,14 +35,14 @@ def is_one_line(text):
 
 
 @pytest.mark.parametrize("name", UNSAFE)
-def test_a_name_that_is_no_safe_folder_is_refused_in_one_line(name):
+def test_an_unsafe_class_name_is_an_error(name):
     assert not is_folder_name(name)
     with pytest.raises(InputError, match="can't be a folder's name") as refused:
         check_class_names(["fine", name])
     assert is_one_line(str(refused.value))
 
 
-def test_files_and_class_folders_of_any_other_name_are_read(tmp_path):
+def test_any_other_name_of_a_file_or_class_folder_is_read(tmp_path):
     check_class_names(FINE)
     folder = write_images(tmp_path / "set", 1, seed=0, classes=FINE)
     for name in ("with blank.png", "größe.png", "犬.png", ODD, "-rf", "%2e%2e", "*"):
@@ -53,7 +53,7 @@ def test_files_and_class_folders_of_any_other_name_are_read(tmp_path):
     assert images.counts()[images.classes.index("犬")] == 8
 
 
-def test_hidden_files_and_folders_are_no_part_of_the_set(tmp_path):
+def test_hidden_files_and_folders_are_skipped(tmp_path):
     folder = write_images(tmp_path / "set", 2, seed=0)
     (folder / ".cache").mkdir()
     (folder / "red" / ".DS_Store").write_bytes(b"x")
@@ -63,7 +63,7 @@ def test_hidden_files_and_folders_are_no_part_of_the_set(tmp_path):
     assert len(images) == 6
 
 
-def test_links_to_files_and_folders_elsewhere_are_read_as_if_they_lay_here(tmp_path):
+def test_links_to_files_and_folders_elsewhere_are_followed(tmp_path):
     there = write_images(tmp_path / "elsewhere", 3, seed=0)
     here = tmp_path / "here"
     (here / "red").mkdir(parents=True)
@@ -79,7 +79,7 @@ def test_links_to_files_and_folders_elsewhere_are_read_as_if_they_lay_here(tmp_p
 
 
 def looped(tmp_path):
-    """A set with links that lead back up, in each other's reach: more paths than could be listed."""
+    """A set with links that lead back up and to each other: too many paths to list."""
     folder = write_images(tmp_path / "set", 2, seed=0)
     for cls in ("red", "green"):
         for name in ("up", "again"):
@@ -90,7 +90,7 @@ def looped(tmp_path):
     return folder
 
 
-def test_loops_of_links_end_and_are_told_by_name(tmp_path):
+def test_looping_links_are_reported_by_name(tmp_path):
     folder = looped(tmp_path)
     links = ["green/again", "green/up", "red/again", "red/deep/self", "red/twin", "red/up"]
     for classes in (None, ("blue", "green", "red")):
@@ -101,7 +101,7 @@ def test_loops_of_links_end_and_are_told_by_name(tmp_path):
         opened(folder, tmp_path)
 
 
-def test_what_is_no_file_is_told_by_name(tmp_path):
+def test_entries_that_are_no_files_are_reported_by_name(tmp_path):
     folder = write_images(tmp_path / "set", 2, seed=0)
     (folder / "red" / "gone.png").symlink_to("nowhere.png")
     (folder / "red" / "self.png").symlink_to("self.png")
@@ -119,16 +119,16 @@ def test_what_is_no_file_is_told_by_name(tmp_path):
     }
 
 
-def test_a_class_folder_that_is_a_broken_link_is_refused_and_not_left_out(tmp_path):
+def test_a_class_folder_that_is_a_broken_link_is_an_error(tmp_path):
     folder = write_images(tmp_path / "set", 2, seed=0)
     (folder / "teal").symlink_to("unmounted")
     with pytest.raises(
-        InputError, match=r"data.train: .*/teal is a symbolic link to nothing; mend or remove it"
+        InputError, match=r"data.train: .*/teal is a symbolic link to nothing; repair or remove it"
     ):
         opened(folder, tmp_path)
 
 
-def test_an_artefact_lists_and_deletes_no_more_than_its_own(tmp_path):
+def test_an_artefact_lists_and_deletes_only_its_own_files(tmp_path):
     outside = write_images(tmp_path / "outside", 1, seed=0)
     artefact = open_directory(str(tmp_path / "storage" / "noun" / "key"))
     artefact.write("part.parquet", b"1")
@@ -142,7 +142,7 @@ def test_an_artefact_lists_and_deletes_no_more_than_its_own(tmp_path):
     assert tree(outside) == before
 
 
-def test_a_message_is_one_line_whatever_a_file_is_called(tmp_path, capsys):
+def test_a_message_is_one_line_for_any_file_name(tmp_path, capsys):
     train = write_images(tmp_path / "train", 9, seed=0)
     (train / "red" / ODD).write_bytes(b"no image")
 
@@ -162,7 +162,7 @@ def test_a_message_is_one_line_whatever_a_file_is_called(tmp_path, capsys):
     assert escape_unprintable(ODD) in warning
 
 
-def test_an_unexpected_failure_is_one_line_too_and_its_trace_the_owners_alone(capsys):
+def test_an_unexpected_failure_is_one_line_and_only_the_owner_can_read_its_log(capsys):
     def fail():
         raise RuntimeError(f"first\n{ODD}\x1b]0;title\x07")
 
@@ -175,7 +175,7 @@ def test_an_unexpected_failure_is_one_line_too_and_its_trace_the_owners_alone(ca
     os.unlink(log)
 
 
-def test_lines_and_names_keep_what_is_printable():
+def test_printable_characters_are_kept():
     assert one_line(" a\n\tb \x1b[0m  c\u2028d") == r"a b \x1b[0m  c d"
     assert escape_unprintable("größe 犬 😀.png") == "größe 犬 😀.png"
     assert escape_unprintable("a\nb\udce9") == r"a\nb\udce9"

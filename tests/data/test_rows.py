@@ -305,7 +305,7 @@ def broken(tmp_path):
         "linked.parquet": ["row 0 holds no image bytes, but names a file", "embedded"],
         "unlabelled.parquet": ["row 2", "label -1", "a split that has labels"],
         "unknown.parquet": ["row 2 has no label", "a split that has labels"],
-        **dict.fromkeys(["torn", "far", "lacking", "text", "list", "none"], ["can't be read", "anew"]),
+        **{name: ["can't be read", "anew"] for name in ("torn", "far", "lacking", "text", "list", "none")},
         "dict": ["dict holds the splits none, and not 'train'"],
     }
 

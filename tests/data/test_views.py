@@ -1,4 +1,4 @@
-"""Views and soft labels in the product's Parquet: shown by it alone, read by anybody's tools."""
+"""Views and soft labels in the set's Parquet file, read by this project and by other tools."""
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -29,7 +29,7 @@ def pixels(image):
     return np.asarray(image).astype(int)
 
 
-def test_a_view_is_the_box_that_it_states():
+def test_a_view_is_its_box():
     image = picture(0)
     assert np.array_equal(pixels(render_view(image, view(0, 0, 32, 32, 0), 32)), pixels(image))
     assert np.array_equal(pixels(render_view(image, view(0, 0, 32, 32, 1), 32)), pixels(image)[:, ::-1])
@@ -38,7 +38,7 @@ def test_a_view_is_the_box_that_it_states():
     assert render_view(picture(0, 64), view(0, 0, 32, 32, 0), 32).size == (32, 32)
 
 
-def test_a_view_is_what_classifiers_are_shown_of_the_same_draw():
+def test_a_view_equals_the_augmented_image_of_the_same_draw():
     image = picture(1)
     batch = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float().expand(8, 3, 32, 32)
     boxes = crop_boxes(batch, (0.3, 0.9), generator("a"))

@@ -102,7 +102,7 @@ def test_what_is_not_as_it_was_pushed_is_not_read(make_run, push, hub, tmp_path)
         lambda: ims3_ray.load_distilled("hf://someone/mine"),
         lambda: open_images("hf://someone/mine", storage, name="data.train", seed=0, max_bad_fraction=0.0),
     ):
-        with pytest.raises(InputError, match=r"hf://someone/mine: is not as it was pushed: data/train"):
+        with pytest.raises(InputError, match=r"hf://someone/mine: differs from its manifest: data/train"):
             read()
 
 
@@ -196,7 +196,7 @@ def refused(tmp_path):
         (["0123", "--to", "./mine", "storage={storage}"], "no run of"),
         (["{storage}/distilled/000000000000", "--to", "./mine"], "no run of"),
         (["{set}", "--to", "./mine", "ipc=3"], "ipc: not known here"),
-        (["hf://someone/nothing", "--to", "./mine"], "not to be had"),
+        (["hf://someone/nothing", "--to", "./mine"], "does not serve it"),
     ]
 
 
