@@ -1,4 +1,4 @@
-"""Retries: transient errors are repeated and logged once; lasting errors and a full disk are raised at once."""
+"""Retries: transient errors are repeated and logged once; lasting errors and full disks are not repeated."""
 
 import errno
 import os
