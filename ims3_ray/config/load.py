@@ -55,11 +55,6 @@ REMOVED = {  # field → the value that every run has now
     "transformer.label_dropout": 0.1,
     "vae.lr": 0.001,
 }
-FLATTENED = (  # (section, field, its former subfield that is its value now)
-    ("im", "minimax", "extreme"),
-    ("model", "compile", "cuda"),
-    ("model", "cuda_graphs", "cuda"),
-)
 
 
 class _Loader(yaml.SafeLoader):
@@ -171,23 +166,6 @@ def load_settings(kind: type[Kind], overrides: Overrides, recipe: Values | None 
         raise InputError("; ".join(mistakes)) from error
     _check_characters(settings.model_dump(), "")
     return settings
-
-
-def upgraded(recipe: Values) -> Values:
-    """Returns a stored recipe with today's field names. Removed fields stay if their value differs."""
-    recipe = copy.deepcopy(recipe)
-    for old, new in RENAMED.items():
-        section, field = old.split(".")
-        if field in recipe.get(section, {}):
-            recipe[section][new.partition(".")[2]] = recipe[section].pop(field)
-    for old, value in REMOVED.items():
-        section, _, field = old.rpartition(".")
-        if recipe.get(section, {}).get(field, ...) == value:
-            del recipe[section][field]
-    for section, field, part in FLATTENED:
-        if isinstance(value := recipe.get(section, {}).get(field), dict):
-            recipe[section][field] = value[part]
-    return recipe
 
 
 def _check_characters(value: object, field: str) -> None:

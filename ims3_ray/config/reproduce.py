@@ -1,20 +1,27 @@
 """The command that reproduces a run: its recipe and the overrides that differ, ready for a shell."""
 
+import copy
 import os
 import shlex
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import yaml
 
 from ims3_ray.errors import InputError
 
-from .load import load_config, recipe_names, upgraded
+from .load import REMOVED, RENAMED, load_config, recipe_names
 
 BASE_RECIPE = "digits"  # for runs of a recipe file
 MAX_NOTES = 5
 NO_RESULT = ("storage", "workers")  # change only place and speed
+FLATTENED = (  # (section, field, its former subfield that is its value now)
+    ("im", "minimax", "extreme"),
+    ("model", "compile", "cuda"),
+    ("model", "cuda_graphs", "cuda"),
+)
 
 Values = Mapping[str, object]
 
@@ -56,6 +63,23 @@ def reproduce(recipe_file: bytes, storage: str | None = None) -> Reproduction:
             if not _mismatches(recipe, fewer, wanted):
                 overrides = fewer
     return Reproduction(recipe, overrides | ({"storage": storage} if storage else {}), notes)
+
+
+def upgraded(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Returns a stored recipe with today's field names. Removed fields stay if their value differs."""
+    recipe = copy.deepcopy(recipe)
+    for old, new in RENAMED.items():
+        section, field = old.split(".")
+        if field in recipe.get(section, {}):
+            recipe[section][new.partition(".")[2]] = recipe[section].pop(field)
+    for old, value in REMOVED.items():
+        section, _, field = old.rpartition(".")
+        if recipe.get(section, {}).get(field, ...) == value:
+            del recipe[section][field]
+    for section, field, part in FLATTENED:
+        if isinstance(value := recipe.get(section, {}).get(field), dict):
+            recipe[section][field] = value[part]
+    return recipe
 
 
 def _fields(results: Values) -> dict[str, object]:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ims3_ray.config.load import load_settings, parse_overrides
+from ims3_ray.config.reproduce import upgraded
 from ims3_ray.config.settings import Evaluating
 from ims3_ray.display import noun, one_line
 from ims3_ray.errors import InputError
@@ -88,6 +89,7 @@ def checked(distilled: Directory) -> str:
 
 def settings_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """What an evaluation takes of a run's recipe, quick and of the distilled set alone."""
+    recipe = upgraded(dict(recipe))
     return {name: recipe[name] for name in SHARED if name in recipe} | {
         "evaluate": {**recipe["evaluate"], **QUICK}
     }
