@@ -86,8 +86,7 @@ def collect(storage: Directory, *, asks: bool, is_agreed: bool) -> tuple[dict[st
 
 def survey(storage: Directory) -> Survey:
     """List everything below the root, and decide which artefacts are needed."""
-    all_records = records.read(storage)
-    needed = {artifact for record in all_records for artifact in record.artifacts}
+    needed = {artifact for record in records.read(storage) for artifact in record.artifacts}
     kinds: dict[str, list[Entry]] = defaultdict(list)
     for entry in _entries(storage):
         kinds[_kind(entry)].append(entry)
@@ -95,8 +94,7 @@ def survey(storage: Directory) -> Survey:
     complete = {entry.place for entry in artifacts if entry.is_complete}
     for entry in artifacts:
         _judge(entry, needed, complete)
-    notes = _without_record(kinds["kept"], [record.place for record in all_records])
-    notes += _keep_recent(artifacts, store_time(storage))
+    notes = _keep_recent(artifacts, store_time(storage))
     return Survey(artifacts, kinds["caches"], kinds["kept"], kinds["not_ours"], notes)
 
 
@@ -169,14 +167,6 @@ def _keep_recent(artifacts: list[Entry], now: float) -> list[str]:
         f"{latest.place}, which no record names, changed {max(0, age):.0f} s ago and may be in the making: "
         f"{len(unnamed)} without a record are kept until {RECENT_S // 60} minutes have passed"
     ]
-
-
-def _without_record(kept: list[Entry], places: Collection[str]) -> list[str]:
-    """Return a note per folder of a run or ablation without a record, as earlier versions left."""
-    folders = [entry.place for entry in kept if entry.is_directory and entry.noun in ("runs", "ablations")]
-    bare = [folder for folder in folders if not any(place.startswith(f"{folder}/") for place in places)]
-    remedy = "run it again to write one, or the artefacts that only it needs are unneeded"
-    return [f"{folder} has no record; {remedy}" for folder in bare]
 
 
 def _confirm(unneeded: Sequence[Entry]) -> bool:

@@ -75,12 +75,11 @@ def _write_run(
     storage: Directory, name: str, record: Mapping[str, Any], tracker: Tracker, with_files: bool
 ) -> bool:
     steps = _steps(storage, record)
-    params = {
-        field: value for field, value in record["config"].items() if field not in ("workers", "storage")
-    }
-    params["data"] = {field: value for field, value in params["data"].items() if field != "root"}
+    params = {name: value for name, value in record["config"].items() if name not in ("workers", "storage")}
+    params["data"] = {name: value for name, value in params["data"].items() if name != "root"}
+    run_tags = record["tags"] | tags.artifact_tags(map(records.artifact_name, record["artifacts"].values()))
     began, ended = _times(storage / "runs" / name, record)
-    tracker.start(record["key"], name, params, _tags(storage, record), began=began)
+    tracker.start(record["key"], name, params, run_tags, began=began)
     if tracker.is_finished:
         return False
     for step in steps.values():
@@ -122,17 +121,3 @@ def _times(folder: Directory, record: Mapping[str, Any]) -> tuple[float, float]:
     events = [event["time"] for event in read_events(folder)] or [record["written"]]
     began, ended = (calendar.timegm(time.strptime(text, records.TIME)) for text in (events[0], events[-1]))
     return began, ended
-
-
-def _tags(storage: Directory, record: Mapping[str, Any]) -> dict[str, str]:
-    """Return the record's tags; records of earlier versions have none, so they are derived."""
-    places = [records.artifact_name(location) for location in record["artifacts"].values()]
-    own_tags = record.get("tags")
-    if own_tags is None:
-        own_tags = {tags.KIND: tags.DISTILLATION}
-        own_tags |= {f"version.{name}": text for name, text in record.get("versions", {}).items()}
-        own_tags |= {f"hardware.{name}": str(value) for name, value in record.get("hardware", {}).items()}
-        evaluation = next((place for place in places if place.startswith("evaluation/")), None)
-        if evaluation and (storage / evaluation).exists("evaluation.json"):
-            own_tags[tags.PROTOCOL] = storage.read_json(f"{evaluation}/evaluation.json")["protocol"]
-    return own_tags | tags.artifact_tags(places)

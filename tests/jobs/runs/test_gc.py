@@ -135,13 +135,6 @@ def test_a_half_deleted_artefact_is_not_complete(storage, monkeypatch):
     assert (storage / f"latents/{A}").files()
 
 
-def test_a_folder_without_a_record_gets_a_note(storage):
-    storage.write("ablations/digits-k/ablation.json", b"{}")
-    record(storage, "k", f"latents/{A}")
-    (note,) = gc.survey(storage).notes
-    assert note.startswith("ablations/digits-k ")
-
-
 def test_only_the_link_to_an_artefact_is_deleted(tmp_path, storage):
     make(open_storage(str(tmp_path / "elsewhere")), f"latents/{B}")
     target = tmp_path / "elsewhere" / "latents" / B

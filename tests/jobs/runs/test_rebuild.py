@@ -4,7 +4,6 @@ import json
 import os
 
 import pytest
-from pages import evaluation
 from viewed import ARTIFACTS, make_artifacts
 
 from ims3_ray.cli import main
@@ -99,16 +98,12 @@ def test_every_record_becomes_one_run_however_often_it_is_rebuilt(storage, ask):
     assert len(query.find_runs(client(storage))) == 4
 
 
-def test_a_damaged_record_is_skipped_and_an_old_one_gets_derived_tags(storage):
+def test_a_damaged_record_and_one_of_an_earlier_version_are_skipped(storage):
     storage.write("runs/digits-bbbb/run.json", b"{")
     make_record(storage, "aaaa", records.FINISHED, tags=None)
     lines = []
-    assert rebuild(storage, storage, lines.append) == 3
-    (line,) = lines
-    assert "digits-bbbb" in line
-    old = by_key(storage)["aaaa"]
-    assert old["tags"]["version.ray"] == "2.60.0"
-    assert (old["kind"], old["protocol"]) == (tags.DISTILLATION, evaluation()["protocol"])
+    assert rebuild(storage, storage, lines.append) == 2
+    assert ["digits-aaaa" in line or "digits-bbbb" in line for line in lines] == [True, True]
 
 
 @pytest.mark.parametrize("is_named", [True, False])
