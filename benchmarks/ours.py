@@ -10,7 +10,7 @@ from ims3_ray.cluster.fan_out import CALLS_PER_ACTOR, Build, Part
 from ims3_ray.config.evaluation import Refine
 from ims3_ray.data.loader import payloads
 from ims3_ray.evaluation.probes import differentiable, probe_protocols
-from ims3_ray.evaluation.rules import Protocol
+from ims3_ray.evaluation.protocols import Protocol
 from ims3_ray.method import difffit
 from ims3_ray.method.seeding import generator
 from ims3_ray.models.device import prepare_device

@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     __version__: str
     from .data.distilled import load_distilled
+    from .evaluation.score import score
     from .jobs.distill.run import distill
     from .models.checkpoints import load_transformer
 
-__all__ = ["__version__", "distill", "load_distilled", "load_transformer"]
+__all__ = ["__version__", "distill", "load_distilled", "load_transformer", "score"]
 
 _HOMES = {
     "distill": ".jobs.distill.run",
     "load_distilled": ".data.distilled",
     "load_transformer": ".models.checkpoints",
+    "score": ".evaluation.score",
 }
 
 

@@ -6,7 +6,7 @@ from typing import get_args
 
 from ims3_ray.config.evaluation import Baseline, NetworkName, ProtocolName, scored_split
 from ims3_ray.evaluation.protocols import PROTOCOLS
-from ims3_ray.evaluation.results import NAMES
+from ims3_ray.evaluation.results import SET_TITLES
 from ims3_ray.models.classifiers import DEFAULT_WIDTH, SMALLEST_IMAGE
 from ims3_ray.stages.evaluate.baselines import CORESETS
 
@@ -48,7 +48,7 @@ def test_the_tests_mirror_the_package() -> None:
 
 
 def test_every_named_baseline_and_network_is_known_wherever_it_must_be() -> None:
-    assert {"random", *CORESETS} == set(get_args(Baseline)) <= set(NAMES)
+    assert {"random", *CORESETS} == set(get_args(Baseline)) <= set(SET_TITLES)
     assert set(DEFAULT_WIDTH) == set(SMALLEST_IMAGE) == set(get_args(NetworkName))
     assert {name for name in PROTOCOLS if not name.endswith("-val")} == set(get_args(ProtocolName))
     assert all(protocol.split == scored_split(name) for name, protocol in PROTOCOLS.items())

@@ -1,9 +1,9 @@
-"""What may make an accuracy untrue: shared images, one content under two labels, mixed-up classes.
+"""Audit of image sets: shared images, one content under two labels, mixed-up classes. All results are JSON.
 
-Exact duplicates have the same decoded pixels, so that a re-encoded copy counts; files of the same bytes are
-found first, for that needs no decoding. Near duplicates are as near in feature space as the nearest percent
-of real images of the class are to each other (`method.coverage.copies`), so about one percent of unrelated
-images count too: a warning needs more. All results are plain data.
+Exact duplicates have the same decoded pixels, which includes re-encoded copies; equal file bytes are found
+first, without decoding. Near duplicates are as close in feature space as the closest percent of a class's
+real images are to each other (`method.coverage.copies`). About one percent of unrelated images qualify too,
+so a warning needs significantly more.
 """
 
 import hashlib
@@ -21,12 +21,12 @@ from ims3_ray.display import escape_unprintable, first_few
 from ims3_ray.errors import InputError
 from ims3_ray.method.coverage import COPY_PERCENTILE, find_copies
 
-from .label_order import ClassOrder, audit_classes
+from .label_order import ClassOrder, check_class_order
 
-LEAST_IMAGES = 100  # of a class, for a percent of them to be more than one
-SHOWN = 20  # pairs of a document; the counts are of all
-SIGNIFICANCE = 0.001  # that so many near duplicates come about by chance
-# by whether it is a training set: names that it should not hold, whose they are, and what they spoil
+MIN_IMAGES = 100  # per class: one percent of fewer images is a single pair
+MAX_PAIRS = 20  # listed per pair of sets; counts include all
+SIGNIFICANCE = 0.001  # of the test for more near duplicates than chance gives
+# {is a training set: (file names it should not hold, ImageNet split of these names, consequence)}
 IMAGENET_MIXED = {
     True: (
         re.compile(r"(?:^|/)ILSVRC2012_val_\d{8}[^/]*$", re.IGNORECASE),
@@ -40,10 +40,11 @@ IMAGENET_MIXED = {
     ),
 }
 Pairs = list[tuple[int, int]]
+"""(row of the first set, row of the second set)."""
 
 
 class Duplicates(TypedDict):
-    """Images of the second set that the first has too: their number, of how many, and some pairs of paths."""
+    """Images of the second set that are in the first too: count, set size, and some pairs of paths."""
 
     sets: list[str]
     count: int
@@ -56,9 +57,7 @@ class NearDuplicates(Duplicates):
     expected: float  # by chance
 
 
-class Bearer(TypedDict):
-    """An image whose content bears another label elsewhere."""
-
+class LabelledImage(TypedDict):
     set: str
     path: str
     label: int
@@ -66,7 +65,7 @@ class Bearer(TypedDict):
 
 class Conflicts(TypedDict):
     count: int
-    images: list[list[Bearer]]
+    images: list[list[LabelledImage]]
 
 
 class Audit(TypedDict):
@@ -79,83 +78,83 @@ class Audit(TypedDict):
 
 @dataclass(frozen=True)
 class AuditedImages:
-    """One set as the audit sees it: N images in any order."""
+    """N images of one set, in any order."""
 
-    name: str  # what messages call it, such as "data.test"
-    paths: Sequence[str]  # (N,) what messages call an image
+    name: str  # in messages, such as "data.test"
+    paths: Sequence[str]  # (N,) in messages
     labels: Int[np.ndarray, " n"]  # index into the classes that all sets share
     contents: Sequence[str]  # (N,) hash of the file's bytes
-    pixels: Sequence[str] | None = None  # (N,) `pixel_hash`; None leaves re-encoded copies undetected
-    # None leaves near duplicates and mixed-up classes undetected
-    features: Float[np.ndarray, "n d"] | None = None
-
-    def __post_init__(self) -> None:
-        for field in ("paths", "contents", "pixels", "features"):
-            values = getattr(self, field)
-            if values is not None and len(values) != len(self.labels):
-                raise ValueError(f"{self.name}: {len(values)} {field}, but {len(self.labels)} labels")
+    pixels: Sequence[str] | None = None  # (N,) `pixel_hash`; None skips re-encoded copies
+    features: Float[np.ndarray, "n d"] | None = None  # None skips near duplicates and class order
 
 
 def pixel_hash(pixels: UInt8[np.ndarray, "..."]) -> str:
-    """Hash of an image's decoded pixels, shape included: the same for all its lossless encodings."""
+    """Hash of an image's decoded pixels and shape: the same for every lossless encoding."""
     digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()
 
 
 def audit(sets: Sequence[AuditedImages], classes: Sequence[str]) -> Audit:
-    """All checks between `sets`, the first of which is the training set, by which classes are known.
-
-    Of every pair of sets: how many images of the second are also in the first, with up to SHOWN pairs.
-    """
+    """Run all checks on every pair of `sets`; `sets[0]` is the training set and defines the classes."""
     exact: list[Duplicates] = []
     near: list[NearDuplicates] = []
     warnings: list[str] = []
     for first, second in combinations(sets, 2):
         same = exact_duplicates(first, second)
         exact.append(_duplicates(first, second, same))
-        warnings += _warn_of_exact(exact[-1])
+        if same:
+            warnings.append(
+                _duplicate_warning(exact[-1], len(second.labels), "also in {}, pixel for pixel", "=")
+            )
         if first.features is not None and second.features is not None:
-            alike, compared = near_duplicates(first, second, without={row for _, row in same})
+            pairs, compared = near_duplicates(first, second, excluded={row for _, row in same})
             expected = compared * COPY_PERCENTILE / 100
-            near.append({**_duplicates(first, second, alike), "compared": compared, "expected": expected})
-            warnings += _warn_of_near(near[-1])
+            near.append({**_duplicates(first, second, pairs), "compared": compared, "expected": expected})
+            if _is_significant(near[-1]):
+                text = f"near copies of images in {{}}; {expected:.1f} are expected by chance"
+                warnings.append(_duplicate_warning(near[-1], compared, text, "≈"))
     conflicts = label_conflicts(sets)
-    warnings += _warn_of_conflicts(conflicts, classes)
+    if conflicts:
+        first_two = (
+            f"{i['set']} {escape_unprintable(i['path'])} as {classes[i['label']]!r}" for i in conflicts[0][:2]
+        )
+        count = f"{len(conflicts)} images stand under more than one class"
+        warnings.append(f"{count} (first: {' and '.join(first_two)}); keep the correct one of each")
     orders: dict[str, ClassOrder] = {}
     real, *others = sets
     for images in others:
         if real.features is not None and images.features is not None:
-            orders[images.name], sentences = audit_classes(
+            orders[images.name], lines = check_class_order(
                 real.features, real.labels, images.features, images.labels, classes
             )
-            warnings += [f"{images.name}: {sentence}" for sentence in sentences]
-    of_conflicts: Conflicts = {"count": len(conflicts), "images": conflicts[:SHOWN]}
-    return {"exact": exact, "near": near, "conflicts": of_conflicts, "classes": orders, "warnings": warnings}
+            warnings += [f"{images.name}: {line}" for line in lines]
+    listed: Conflicts = {"count": len(conflicts), "images": conflicts[:MAX_PAIRS]}
+    return {"exact": exact, "near": near, "conflicts": listed, "classes": orders, "warnings": warnings}
 
 
 def exact_duplicates(first: AuditedImages, second: AuditedImages) -> Pairs:
-    """(row of the first, row of the second) for every image of the second that the first holds."""
+    """One pair for every image of `second` that `first` contains."""
     by_content, by_pixels = _first_rows(first.contents), _first_rows(first.pixels or ())
     pixels = second.pixels or [""] * len(second.contents)
     twins = (by_content.get(c, by_pixels.get(p)) for c, p in zip(second.contents, pixels, strict=True))
     return [(twin, row) for row, twin in enumerate(twins) if twin is not None]
 
 
-def near_duplicates(first: AuditedImages, second: AuditedImages, without: set[int]) -> tuple[Pairs, int]:
-    """(row of the first, row of the second) inside each class, and how many rows of the second were compared.
+def near_duplicates(first: AuditedImages, second: AuditedImages, excluded: set[int]) -> tuple[Pairs, int]:
+    """Pairs of near duplicates within each class, and the number of compared rows of `second`.
 
-    Left out are the rows `without` of the second, and classes with so few images in the first that the
-    nearest percent of their distances is one pair: nearness by chance would be more frequent than a percent.
+    Skips the `excluded` rows of `second`, and classes with fewer than MIN_IMAGES images in `first`.
     """
     assert first.features is not None
     assert second.features is not None
-    rest = np.array([row not in without for row in range(len(second.labels))], dtype=bool)
+    is_compared = np.array([row not in excluded for row in range(len(second.labels))], dtype=bool)
     pairs: Pairs = []
     compared = 0
     for label in np.unique(second.labels):
-        ours, theirs = np.flatnonzero(first.labels == label), np.flatnonzero((second.labels == label) & rest)
-        if len(ours) < LEAST_IMAGES or len(theirs) == 0:
+        ours = np.flatnonzero(first.labels == label)
+        theirs = np.flatnonzero((second.labels == label) & is_compared)
+        if len(ours) < MIN_IMAGES or len(theirs) == 0:
             continue
         compared += len(theirs)
         nearest, is_copy = find_copies(first.features[ours], second.features[theirs])
@@ -163,44 +162,43 @@ def near_duplicates(first: AuditedImages, second: AuditedImages, without: set[in
     return sorted(pairs, key=lambda pair: pair[1]), compared
 
 
-def label_conflicts(sets: Sequence[AuditedImages]) -> list[list[Bearer]]:
-    """For every content that bears several labels, in a set or across them: one image of each label."""
-    bearers: dict[str, dict[int, Bearer]] = defaultdict(dict)
+def label_conflicts(sets: Sequence[AuditedImages]) -> list[list[LabelledImage]]:
+    """One image per label for every content with several labels, within a set or across sets."""
+    by_content: dict[str, dict[int, LabelledImage]] = defaultdict(dict)
     pixels_of: dict[str, str] = {}
     for images in sets:
         pixels_of |= zip(images.contents, images.pixels or (), strict=False)
     for images in sets:
         for path, label, content in zip(images.paths, images.labels.tolist(), images.contents, strict=True):
-            bearer: Bearer = {"set": images.name, "path": path, "label": label}
-            bearers[pixels_of.get(content, content)].setdefault(label, bearer)
-    return [list(by_label.values()) for by_label in bearers.values() if len(by_label) > 1]
+            image: LabelledImage = {"set": images.name, "path": path, "label": label}
+            by_content[pixels_of.get(content, content)].setdefault(label, image)
+    return [list(by_label.values()) for by_label in by_content.values() if len(by_label) > 1]
 
 
 def imagenet_split_warnings(name: str, paths: Sequence[str], *, is_training: bool) -> list[str]:
-    """Sentences on a set whose file names show that it mixes ImageNet's splits, as fast.ai's subsets do.
+    """Warn of file names that show mixed ImageNet splits, as in fast.ai's subsets.
 
     ImageNet's training images are `n02086240/n02086240_123.JPEG`, its validation images
-    `ILSVRC2012_val_00000123.JPEG`. Of fast.ai's imagewoof2 validation images 95.9 % are training images of
-    ImageNet, and its training split holds validation images.
+    `ILSVRC2012_val_00000123.JPEG`. 95.9 % of fast.ai's imagewoof2 validation images are ImageNet training
+    images, and its training split holds validation images.
     """
-    pattern, whose, risk = IMAGENET_MIXED[is_training]
-    odd = [path for path in paths if pattern.search(path)]
-    if not odd:
+    pattern, split, risk = IMAGENET_MIXED[is_training]
+    mixed = [path for path in paths if pattern.search(path)]
+    if not mixed:
         return []
     return [
-        f"{name}: {len(odd)} of {len(paths)} images are named as ImageNet's {whose} images are (first: "
-        f"{escape_unprintable(odd[0])}), as in fast.ai's imagewoof2 and imagenette2: {risk}; "
+        f"{name}: {len(mixed)} of {len(paths)} images have names of ImageNet's {split} images (first: "
+        f"{escape_unprintable(mixed[0])}), as in fast.ai's imagewoof2 and imagenette2: {risk}; "
         "take training and test images from ImageNet's own train and val"
     ]
 
 
-def refuse_overlap(
+def check_overlap(
     train: AuditedImages, scored: AuditedImages, *, limit: float, places: Mapping[str, str]
 ) -> list[str]:
-    """InputError where more than the share `limit` of the scored images are training files, byte for byte.
+    """Warn of scored files that are training files, byte for byte; `places` maps a set's name to its place.
 
-    `places` says where each set lies. Up to the limit, gives a sentence that names the files; nothing where
-    there are none.
+    Raises InputError if their share exceeds `limit`.
     """
     same = exact_duplicates(train, scored)
     if not same:
@@ -213,52 +211,33 @@ def refuse_overlap(
         3,
         str,
     )
-    ours, of = train.name, f"{len(same)} of {len(scored.labels)} images"
+    ours, share = train.name, f"{len(same)} of {len(scored.labels)} images"
     if len(same) > limit * len(scored.labels):
         raise InputError(
-            f"{scored.name}: {of} in {places[scored.name]} are also in {ours} {places[ours]} ({first}); give "
-            "images that were not trained on, remove these, or raise data.max_overlap_fraction"
+            f"{scored.name}: {share} in {places[scored.name]} are also in {ours} {places[ours]} ({first}); "
+            "give images that were not trained on, remove these, or raise data.max_overlap_fraction"
         )
-    return [f"{scored.name}: {of} are also in {ours} ({first}); the accuracy counts them"]
+    return [f"{scored.name}: {share} are also in {ours} ({first}); the accuracy counts them"]
 
 
 def _first_rows(hashes: Sequence[str]) -> dict[str, int]:
-    """Each hash's first row."""
+    """{hash: its first row}."""
     return {value: row for row, value in reversed(list(enumerate(hashes)))}
 
 
 def _duplicates(first: AuditedImages, second: AuditedImages, pairs: Pairs) -> Duplicates:
-    paths = [[first.paths[a], second.paths[b]] for a, b in pairs[:SHOWN]]
+    paths = [[first.paths[a], second.paths[b]] for a, b in pairs[:MAX_PAIRS]]
     return {"sets": [first.name, second.name], "count": len(pairs), "of": len(second.labels), "pairs": paths}
 
 
-def _warn_of_exact(same: Duplicates) -> list[str]:
-    if not same["count"]:
-        return []
-    first, second = same["sets"]
-    ours, theirs = map(escape_unprintable, same["pairs"][0])
-    count = f"{same['count']} of {same['of']} images"
-    return [f"{second}: {count} are also in {first}, pixel for pixel ({theirs} = {ours})"]
+def _duplicate_warning(found: Duplicates, of: int, text: str, sign: str) -> str:
+    first, second = found["sets"]
+    ours, theirs = map(escape_unprintable, found["pairs"][0])
+    return f"{second}: {found['count']} of {of} images are {text.format(first)} ({theirs} {sign} {ours})"
 
 
-def _warn_of_near(alike: NearDuplicates) -> list[str]:
-    """A sentence where more images are copies than chance would have, by the binomial distribution."""
+def _is_significant(near: NearDuplicates) -> bool:
+    """Whether the binomial distribution makes this many copies unlikely by chance."""
     from scipy import stats  # half a second to import
 
-    if alike["count"] <= stats.binom.isf(SIGNIFICANCE, alike["compared"], COPY_PERCENTILE / 100):
-        return []
-    first, second = alike["sets"]
-    ours, theirs = map(escape_unprintable, alike["pairs"][0])
-    count = f"{alike['count']} of {alike['compared']} images"
-    chance = f"{alike['expected']:.1f} would be by chance ({theirs} ≈ {ours})"
-    return [f"{second}: {count} are near copies of images in {first}, where {chance}"]
-
-
-def _warn_of_conflicts(conflicts: list[list[Bearer]], classes: Sequence[str]) -> list[str]:
-    if not conflicts:
-        return []
-    first = " and ".join(
-        f"{i['set']} {escape_unprintable(i['path'])} as {classes[i['label']]!r}" for i in conflicts[0][:2]
-    )
-    count = f"{len(conflicts)} images stand under more than one class"
-    return [f"{count} (first: {first}); keep the right one of each"]
+    return bool(near["count"] > stats.binom.isf(SIGNIFICANCE, near["compared"], COPY_PERCENTILE / 100))

@@ -1,9 +1,9 @@
-"""Batched training augmentation: a whole batch on its device at once, with parameters for each image.
+"""Batched training augmentation: one call per batch on its device, with separate parameters per image.
 
-What the DataLoader-and-PIL path does to one image at a time, in the order and with the distributions of the
-published scripts (Kim et al. 2022, Gu et al. 2024). All randomness is drawn on the host from one generator,
-and sent: a seed gives the same views on every device, which nobody waits for. Images are (N, 3, H, W) floats
-that start in [0, 1]; nothing is clipped, as in the published code.
+Same order and distributions as the published scripts' PIL transforms (Kim et al. 2022, Gu et al. 2024). All
+random numbers are drawn on the host from one generator and sent without synchronisation, so a seed gives the
+same views on every device. Images are (N, 3, H, W) floats in [0, 1]; later values are not clipped, as in the
+published code.
 """
 
 import functools
@@ -18,46 +18,43 @@ from torch.nn import functional
 from ims3_ray.models.device import to_device
 
 from .dsa import diff_augment, one_of_each, uniform
-from .rules import Protocol
+from .protocols import Protocol
 
 Operation = Callable[[Tensor, float], Tensor]  # (uint8 images, sign) → images
 
-CROP_ATTEMPTS = 10  # as torchvision: the first crop that fits inside the image, else the whole image
+CROP_ATTEMPTS = 10  # as in torchvision: the first crop that fits inside the image, else the whole image
 LUMA = (0.299, 0.587, 0.114)
-# Principal components of ImageNet's RGB values in [0, 1]: deviations, and directions as columns.
+# Principal components of ImageNet's RGB values in [0, 1]: deviations; directions as columns
 COLOUR_DEVIATIONS = (0.2175, 0.0188, 0.0045)
 COLOUR_DIRECTIONS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 LOG_RATIO = (math.log(3 / 4), math.log(4 / 3))
 MAGNITUDES = 30  # RandAugment's scale, as in torchvision
 _SIDE, _CENTRE = 1 / 13, 5 / 13
-SMOOTH = (
-    (_SIDE, _SIDE, _SIDE),
-    (_SIDE, _CENTRE, _SIDE),
-    (_SIDE, _SIDE, _SIDE),
-)  # torchvision's, of sharpness
+# torchvision's sharpness kernel
+SMOOTH = ((_SIDE, _SIDE, _SIDE), (_SIDE, _CENTRE, _SIDE), (_SIDE, _SIDE, _SIDE))
 
 
 @functools.cache
 def _constant(values: tuple[object, ...], device: torch.device) -> Tensor:
-    """Numbers on a device, sent there once."""
-    with torch.inference_mode(False):  # gradients pass it, too, whoever asks first
+    """A cached tensor on a device."""
+    with torch.inference_mode(False):  # a later caller may need gradients
         return torch.tensor(values, device=device)
 
 
 def augment(
     images: UInt8[Tensor, "n 3 h w"], protocol: Protocol, generator: Generator
 ) -> Float[Tensor, "n c h w"]:
-    """The protocol's training view of a batch, normalised, CutMix excepted; one channel where it has one."""
+    """The protocol's normalised training view of a batch, without CutMix; C is `protocol.channels`."""
     return view(images.float() / 255, protocol, generator)
 
 
 def view(
     images: Float[Tensor, "n 3 h w"], protocol: Protocol, generator: Generator, *, siamese: bool = False
 ) -> Float[Tensor, "n c h w"]:
-    """`augment` of images of 0 … 1; differentiable by them where the protocol has no RandAugment.
+    """`augment` for images in [0, 1]; differentiable unless the protocol uses RandAugment or `one_of`.
 
-    `siamese` draws a siamese augmentation once for all images, so that another batch is seen in the same way
-    by a generator of the same seed (Zhao & Bilen 2021, eq. 3).
+    `siamese` shares one draw of the siamese augmentation among all images, so that a generator of the same
+    seed gives another batch the same view (Zhao & Bilen 2021, eq. 3).
     """
     steps, x = protocol.augmentations, images
     if steps.shuffle > 0:
@@ -79,7 +76,7 @@ def view(
 
 
 def normalise(images: Float[Tensor, "n 3 h w"], protocol: Protocol) -> Float[Tensor, "n c h w"]:
-    """Subtract the protocol's mean and divide by its deviation, colour by colour, or of the luma alone."""
+    """Subtract the protocol's mean and divide by its deviation, per colour or on the luma."""
     mean, deviation = _constant((protocol.mean, protocol.deviation), images.device).view(2, -1, 1, 1)
     if protocol.channels == 1:
         images = (images * _constant(LUMA, images.device).view(3, 1, 1)).sum(dim=1, keepdim=True)
@@ -89,7 +86,7 @@ def normalise(images: Float[Tensor, "n 3 h w"], protocol: Protocol) -> Float[Ten
 def shuffle_patches(
     images: Float[Tensor, "n 3 h w"], factor: int, generator: Generator
 ) -> Float[Tensor, "n 3 h w"]:
-    """`factor` columns, then as many rows, of every image in another order (Sun et al. 2024, RDED)."""
+    """Split each image into `factor` columns, then rows, and permute them (Sun et al. 2024, RDED)."""
     *_, height, width = images.shape
     columns, rows = (
         to_device(_shuffled(size, factor, len(images), generator), images.device) for size in (width, height)
@@ -99,7 +96,7 @@ def shuffle_patches(
 
 
 def _shuffled(size: int, factor: int, count: int, generator: Generator) -> Int[Tensor, "count size"]:
-    """Places along a side, `factor` pieces of it in `count` random orders; the last piece has the rest."""
+    """Pixel indices along a side, its `factor` pieces in `count` random orders; the last piece is longest."""
     length = size // factor
     pieces = torch.arange(size).split([*[length] * (factor - 1), size - length * (factor - 1)])
     orders = torch.rand((count, factor), generator=generator).argsort(dim=1)
@@ -111,10 +108,7 @@ def resized_crop(
     scale: tuple[float, float],
     generator: Generator,
 ) -> Float[Tensor, "n 3 h w"]:
-    """A random box of each image, stretched to the image's size: torchvision's RandomResizedCrop.
-
-    Bilinear, reading no pixel outside the box.
-    """
+    """torchvision's RandomResizedCrop to the image's own size: bilinear, no pixel outside the box is read."""
     n, _, height, width = images.shape
     left, top, box_width, box_height = crop_boxes(images, scale, generator)
     columns = _box_coordinates(width, left, box_width)[:, None, :].expand(n, height, width)
@@ -126,9 +120,9 @@ def resized_crop(
 def crop_boxes(
     images: Float[Tensor, "n 3 h w"], scale: tuple[float, float], generator: Generator
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """Left, top, width and height of a random box of each image, in whole pixels.
+    """Left, top, width and height of one random box per image, in whole pixels.
 
-    Area uniform in `scale` x the image's, aspect ratio log-uniform from 3/4 to 4/3, place uniform.
+    Area uniform in `scale` times the image's area, aspect ratio log-uniform in 3/4 … 4/3, position uniform.
     """
     n, _, height, width = images.shape
     area = uniform(*scale, n, CROP_ATTEMPTS, like=images, generator=generator) * (height * width)
@@ -148,7 +142,7 @@ def crop_boxes(
 def _box_coordinates(
     size: int, start: Float[Tensor, " n"], length: Float[Tensor, " n"]
 ) -> Float[Tensor, "n size"]:
-    """Where each of `size` pixels reads inside [start, start + length), as grid_sample counts (-1 to 1)."""
+    """Sampling positions of `size` pixels inside [start, start + length), in grid_sample's range -1 … 1."""
     pixel = torch.arange(size, device=start.device) + 0.5
     inside = pixel * (length / size)[:, None] - 0.5
     inside = inside.clamp(min=0).minimum((length - 1)[:, None])
@@ -158,7 +152,7 @@ def _box_coordinates(
 def flip(
     images: Float[Tensor, "n 3 h w"], probability: float, generator: Generator
 ) -> Float[Tensor, "n 3 h w"]:
-    """Mirror left to right, each image with this probability."""
+    """Mirror each image left to right with this probability."""
     mirrored = uniform(0.0, 1.0, len(images), 1, 1, 1, like=images, generator=generator) < probability
     return torch.where(mirrored, images.flip(-1), images)
 
@@ -166,7 +160,7 @@ def flip(
 def colour_jitter(
     images: Float[Tensor, "n 3 h w"], strength: float, generator: Generator
 ) -> Float[Tensor, "n 3 h w"]:
-    """Brightness, contrast and saturation of each image by factors uniform in 1 ± strength."""
+    """Scale each image's brightness, contrast and saturation by factors uniform in 1 ± strength."""
     factors = uniform(1 - strength, 1 + strength, 3, len(images), 1, 1, 1, like=images, generator=generator)
     return adjust_colours(images, *factors)
 
@@ -176,8 +170,7 @@ def adjust_colours(
 ) -> Float[Tensor, "n 3 h w"]:
     """b (c s x + c (1-s) g + (1-c) mean(g)), with g the grey image and factors (N, 1, 1, 1).
 
-    Without clipping the three operations are linear and commute, so their random order in the published code
-    changes nothing, and one formula serves all six orders.
+    Without clipping the three operations commute, so this serves every order that the published code draws.
     """
     grey = (images * _constant(LUMA, images.device).view(3, 1, 1)).sum(dim=1, keepdim=True)
     flat = grey.mean(dim=(2, 3), keepdim=True)
@@ -188,7 +181,7 @@ def adjust_colours(
 def lighting(
     images: Float[Tensor, "n 3 h w"], deviation: float, generator: Generator
 ) -> Float[Tensor, "n 3 h w"]:
-    """Add one colour to a whole image, normal along ImageNet's principal colours (Krizhevsky et al. 2012)."""
+    """Add one colour per image, normal along ImageNet's principal colours (Krizhevsky et al. 2012)."""
     alpha = to_device(torch.randn((len(images), 3), generator=generator), images.device) * deviation
     deviations, directions = (_constant(x, images.device) for x in (COLOUR_DEVIATIONS, COLOUR_DIRECTIONS))
     colour = (alpha * deviations) @ directions.T
@@ -198,10 +191,9 @@ def lighting(
 def randaugment(
     images: Float[Tensor, "n 3 h w"], magnitude: int, generator: Generator
 ) -> Float[Tensor, "n 3 h w"]:
-    """One of 14 operations an image, at a fixed magnitude and a random sign (Cubuk et al. 2020).
+    """One of 14 operations per image, at a fixed magnitude and a random sign (Cubuk et al. 2020).
 
-    Torchvision's list, ranges and 8-bit arithmetic; images that drew the same operation and sign are done
-    together.
+    Torchvision's list, ranges and 8-bit arithmetic. Images with the same operation and sign form one batch.
     """
     *_, height, width = images.shape
     x = (images.clamp(0, 1) * 255).round().to(torch.uint8)
@@ -209,16 +201,16 @@ def randaugment(
     draws = torch.randint(2 * len(operations), (len(x),), generator=generator)
     order = draws.argsort(stable=True)
     parts = x[to_device(order, x.device)].split(draws.bincount(minlength=2 * len(operations)).tolist())
-    made = [
+    views = [
         operations[draw // 2](part, 1.0 if draw % 2 else -1.0) for draw, part in enumerate(parts) if len(part)
     ]
-    return torch.cat(made)[to_device(order.argsort(), x.device)].float() / 255
+    return torch.cat(views)[to_device(order.argsort(), x.device)].float() / 255
 
 
 @functools.cache
 def _randaugment_operations(magnitude: int, height: int, width: int, device: torch.device) -> list[Operation]:
-    """In torchvision's order; those without a sign ignore it."""
-    import torchvision.transforms.v2.functional as ops  # a second to import, for those protocols alone
+    """The operations in torchvision's order; some ignore the sign."""
+    import torchvision.transforms.v2.functional as ops  # takes a second
 
     m = magnitude / MAGNITUDES
     shear = math.degrees(math.atan(0.3 * m))
@@ -236,7 +228,7 @@ def _randaugment_operations(magnitude: int, height: int, width: int, device: tor
     ]
     return [
         lambda x, _: x,
-        *(_looked_up(move, height, width, device) for move in moves),
+        *(_as_lookup(move, height, width, device) for move in moves),
         lambda x, sign: ops.adjust_brightness(x, 1 + sign * 0.9 * m),
         lambda x, sign: ops.adjust_saturation(x, 1 + sign * 0.9 * m),
         lambda x, sign: ops.adjust_contrast(x, 1 + sign * 0.9 * m),
@@ -248,10 +240,10 @@ def _randaugment_operations(magnitude: int, height: int, width: int, device: tor
     ]
 
 
-def _looked_up(move: Operation, height: int, width: int, device: torch.device) -> Operation:
-    """`move`, to the nearest pixel, by a table of where each pixel comes from."""
-    places = torch.arange(1, height * width + 1, dtype=torch.float32).view(1, 1, height, width)
-    sources = {sign: move(places, sign).flatten().long().to(device) for sign in (-1.0, 1.0)}  # 0 is outside
+def _as_lookup(move: Operation, height: int, width: int, device: torch.device) -> Operation:
+    """`move` as a table of source pixels (nearest neighbour)."""
+    indices = torch.arange(1, height * width + 1, dtype=torch.float32).view(1, 1, height, width)
+    sources = {sign: move(indices, sign).flatten().long().to(device) for sign in (-1.0, 1.0)}  # 0 is outside
 
     def look_up(x: Tensor, sign: float) -> Tensor:
         return functional.pad(x.flatten(2), (1, 0)).index_select(2, sources[sign]).view_as(x)
@@ -260,7 +252,7 @@ def _looked_up(move: Operation, height: int, width: int, device: torch.device) -
 
 
 def _adjust_sharpness(x: UInt8[Tensor, "n 3 h w"], factor: float) -> UInt8[Tensor, "n 3 h w"]:
-    """Torchvision's, which makes its kernel anew on the device, and waits for it."""
+    """Torchvision's operation without its new kernel per call, which would synchronise with the device."""
     if min(x.shape[2:]) <= 2:
         return x
     kernel = _constant(SMOOTH, x.device).expand(3, 1, 3, 3)
@@ -272,13 +264,12 @@ def _adjust_sharpness(x: UInt8[Tensor, "n 3 h w"], factor: float) -> UInt8[Tenso
 
 
 def cutmix(
-    images: Float[Tensor, "n 3 h w"], labels: Int[Tensor, " n"], probability: float, generator: Generator
-) -> tuple[Float[Tensor, "n 3 h w"], Int[Tensor, " n"], Float[Tensor, ""]]:
-    """Mixed images, their partners' labels, the share of the area that is an image's own (Yun et al. 2019).
+    images: Float[Tensor, "n 3 h w"], labels: Tensor, probability: float, generator: Generator
+) -> tuple[Float[Tensor, "n 3 h w"], Tensor, Float[Tensor, ""]]:
+    """Mixed images, partners' labels, and each image's own share of the area (Yun et al. 2019).
 
-    As published: one box for the whole batch, λ from Beta(1, 1), centre uniform, cut off at the edges;
-    partners from a permutation of the batch. With probability 1 - `probability` nothing is mixed and the
-    share is 1.
+    As published: one box per batch, λ from Beta(1, 1), uniform centre, clipped at the edges; partners by a
+    permutation of the batch. With probability 1 - `probability` nothing is mixed and the share is 1.
     """
     n, _, height, width = images.shape
     lam, mixes, centre_x, centre_y = uniform(0.0, 1.0, 4, like=images, generator=generator)
@@ -292,7 +283,7 @@ def cutmix(
 
 
 def _cut_span(size: int, cut: Tensor, centre: Tensor) -> Tensor:
-    """Which of `size` pixels lie within half of floor(size x cut) of the centre pixel (bool)."""
+    """Mask of the `size` pixels within half of floor(size x cut) of the centre pixel."""
     half = torch.div((size * cut).floor(), 2, rounding_mode="floor")
     middle = (centre * size).floor()
     pixel = torch.arange(size, device=cut.device)

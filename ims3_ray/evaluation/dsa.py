@@ -1,8 +1,8 @@
-"""The augmentations of `dc-…` and `dsa-…`: of normalised images, as both papers' published code has them.
+"""The augmentations of protocols `dc-…` and `dsa-…` on normalised images, as in both papers' published code.
 
-Differentiable siamese augmentation (Zhao & Bilen 2021) draws one kind a batch, and its parameters for each
-image where classifiers are trained, once for all where images are matched; condensation on MNIST (Zhao et al.
-2021) draws one kind an image. All draws are made on the host.
+Differentiable siamese augmentation (Zhao & Bilen 2021) draws one kind per batch; its parameters are drawn per
+image to train classifiers, and once per batch to match images. Condensation on MNIST (Zhao et al. 2021) draws
+one kind per image. All random numbers are drawn on the host.
 """
 
 import math
@@ -19,20 +19,20 @@ from ims3_ray.models.device import to_device
 DiffKind = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
 OneOfKind = Literal["crop", "scale", "rotate"]
 Images = Float[Tensor, "n c h w"]
-SCALE, DEGREES, CROP, CUTOUT = 1.2, 15.0, 0.125, 0.5  # the last two: shares of a side
+SCALE, DEGREES, CROP, CUTOUT = 1.2, 15.0, 0.125, 0.5  # factor, degrees, shares of a side
 BRIGHTNESS, SATURATION, CONTRAST = 1.0, 2.0, 0.5
 MNIST_CROP, MNIST_SCALE, MNIST_DEGREES = 4, 0.2, 45  # pixels, share, degrees
 
 
 def uniform(low: float, high: float, *shape: int, like: Tensor, generator: Generator) -> Tensor:
-    """Uniform draws of a shape, made on the host, on the device of `like`."""
+    """Uniform numbers in [low, high), drawn on the host and sent to the device of `like`."""
     return to_device(torch.rand(shape, generator=generator), like.device) * (high - low) + low
 
 
 def diff_augment(
     images: Images, kinds: Sequence[DiffKind], generator: Generator, *, shared: bool = False
 ) -> Images:
-    """One of `kinds`, drawn for the batch, its parameters for each image; `shared`: the same for all."""
+    """One of `kinds` per batch, with parameters per image, or one set of parameters if `shared`."""
     kind = kinds[int(torch.randint(len(kinds), (), generator=generator))]
     return DIFFERENTIABLE[kind](images, 1 if shared else len(images), generator)
 
@@ -48,16 +48,15 @@ def _color(x: Images, draws: int, generator: Generator) -> Images:
 
 
 def _crop(x: Images, draws: int, generator: Generator) -> Images:
-    """Moved by up to an eighth of a side, zeros where nothing was."""
-    most = [int(side * CROP + 0.5) for side in x.shape[2:]]
-    shift = [torch.randint(-s, s + 1, (draws,), generator=generator).expand(len(x)) for s in most]
-    return _moved(functional.pad(x, (most[1], most[1], most[0], most[0])), x, [
-        by + s for by, s in zip(shift, most, strict=True)
-    ])  # fmt: skip
+    """Shift by up to an eighth of a side, padding with zeros."""
+    limits = [int(side * CROP + 0.5) for side in x.shape[2:]]
+    shift = [torch.randint(-s, s + 1, (draws,), generator=generator).expand(len(x)) for s in limits]
+    padded = functional.pad(x, (limits[1], limits[1], limits[0], limits[0]))
+    return _windows(padded, x, [by + s for by, s in zip(shift, limits, strict=True)])
 
 
-def _moved(padded: Tensor, x: Images, first: Sequence[Tensor]) -> Images:
-    """Of each padded image the part of x's size that begins at its own first row and column."""
+def _windows(padded: Tensor, x: Images, first: Sequence[Tensor]) -> Images:
+    """The window of x's size in each padded image that starts at its `first` row and column."""
     n, _, height, width = x.shape
     image = torch.arange(n, device=x.device)[:, None, None]
     rows = (to_device(first[0], x.device)[:, None] + torch.arange(height, device=x.device))[:, :, None]
@@ -66,7 +65,7 @@ def _moved(padded: Tensor, x: Images, first: Sequence[Tensor]) -> Images:
 
 
 def _cutout(x: Images, draws: int, generator: Generator) -> Images:
-    """A box of half a side, around any pixel, is zero."""
+    """Set a box of half a side, centred at any pixel, to zero."""
     inside = []
     for dimension in (2, 3):
         side = x.shape[dimension]
@@ -83,7 +82,7 @@ def _flip(x: Images, draws: int, generator: Generator) -> Images:
 
 
 def _scale(x: Images, draws: int, generator: Generator) -> Images:
-    """Each side by a factor of its own, from 1/1.2 to 1.2."""
+    """Scale each side by a separate factor in 1/1.2 … 1.2."""
     across, down = uniform(1 / SCALE, SCALE, 2, draws, like=x, generator=generator)
     none = torch.zeros_like(across)
     return _warped(x, ((across, none, none), (none, down, none)))
@@ -96,7 +95,7 @@ def _rotate(x: Images, draws: int, generator: Generator) -> Images:
 
 
 def _warped(x: Images, matrix: Sequence[Sequence[Tensor]]) -> Images:
-    """Read where each image's affine matrix, of (N,) entries or one, leads; bilinear, zeros beyond."""
+    """Sample each image by its affine matrix of (N,) or (1,) entries; bilinear, zeros outside."""
     theta = torch.stack([torch.stack(tuple(row), dim=-1) for row in matrix], dim=1).expand(len(x), 2, 3)
     grid = functional.affine_grid(theta, list(x.shape), align_corners=False)
     return functional.grid_sample(x, grid, align_corners=False)
@@ -113,52 +112,52 @@ DIFFERENTIABLE: dict[DiffKind, Callable[[Images, int, Generator], Images]] = {
 
 
 def one_of_each(images: Images, kinds: Sequence[OneOfKind], generator: Generator) -> Images:
-    """One of `kinds` for every image: moved by up to 4 pixels, scaled by up to a fifth, turned by up to 45°.
+    """One of `kinds` per image: shifted by up to 4 pixels, scaled by up to a fifth, or rotated by up to 45°.
 
-    What lies outside is the batch's mean, and zero where an image shrinks. Images are turned on the host, by
-    the cubic splines of SciPy, as in the published code.
+    The background is the batch's mean, or zero around a shrunk image. Rotation runs on the host with SciPy's
+    cubic splines, as in the published code.
     """
     n, means = len(images), images.mean(dim=(0, 2, 3))  # (C,)
-    drawn = torch.randint(len(kinds), (n,), generator=generator).tolist()
+    choices = torch.randint(len(kinds), (n,), generator=generator).tolist()
     factors = (torch.rand((n, 2), generator=generator) * 2 - 1) * MNIST_SCALE + 1
     corners = torch.randint(2 * MNIST_CROP, (n, 2), generator=generator)
     degrees = torch.randint(-MNIST_DEGREES, MNIST_DEGREES, (n,), generator=generator).tolist()
-    seen = []
-    for row, (image, kind) in enumerate(zip(images, (kinds[place] for place in drawn), strict=True)):
+    views: list[Tensor] = []
+    for row, (image, kind) in enumerate(zip(images, (kinds[choice] for choice in choices), strict=True)):
         if kind == "crop":
-            seen.append(_cropped(image, means, *corners[row].tolist()))
+            views.append(_crop_one(image, means, *corners[row].tolist()))
         elif kind == "scale":
-            seen.append(_scaled(image, *factors[row].tolist()))
+            views.append(_scale_one(image, *factors[row].tolist()))
         else:
-            seen.append(_turned(image, degrees[row], float(means.mean())))
-    return torch.stack(seen)
+            views.append(_rotate_one(image, degrees[row], float(means.mean())))
+    return torch.stack(views)
 
 
-def _cropped(image: Tensor, means: Tensor, top: int, left: int) -> Tensor:
+def _crop_one(image: Tensor, means: Tensor, top: int, left: int) -> Tensor:
     _, height, width = image.shape
     centred = image - means[:, None, None]
     padded = functional.pad(centred, (MNIST_CROP,) * 4)[:, top : top + height, left : left + width]
     return padded + means[:, None, None]
 
 
-def _scaled(image: Tensor, down: float, across: float) -> Tensor:
+def _scale_one(image: Tensor, down: float, across: float) -> Tensor:
     _, height, width = image.shape
     size = int(down * height), int(across * height)
-    made = functional.interpolate(image[None], size)[0]
+    resized = functional.interpolate(image[None], size)[0]
     side = max(*size, height, width)
-    top, left = ((side - given) // 2 for given in size)
+    top, left = ((side - length) // 2 for length in size)
     canvas = image.new_zeros(len(image), side, side)
-    canvas[:, top : top + size[0], left : left + size[1]] = made
-    return _middle(canvas, height, width)
+    canvas[:, top : top + size[0], left : left + size[1]] = resized
+    return _centre_crop(canvas, height, width)
 
 
-def _turned(image: Tensor, degrees: int, outside: float) -> Tensor:
-    from scipy import ndimage  # for this protocol alone
+def _rotate_one(image: Tensor, degrees: int, outside: float) -> Tensor:
+    from scipy import ndimage  # only for this protocol
 
-    turned = ndimage.rotate(image.cpu().numpy(), angle=degrees, axes=(-2, -1), cval=outside)
-    return _middle(torch.from_numpy(turned).to(image), *image.shape[1:])
+    rotated = ndimage.rotate(image.cpu().numpy(), angle=degrees, axes=(-2, -1), cval=outside)
+    return _centre_crop(torch.from_numpy(rotated).to(image), *image.shape[1:])
 
 
-def _middle(image: Tensor, height: int, width: int) -> Tensor:
+def _centre_crop(image: Tensor, height: int, width: int) -> Tensor:
     top, left = (image.shape[1] - height) // 2, (image.shape[2] - width) // 2
     return image[:, top : top + height, left : left + width]

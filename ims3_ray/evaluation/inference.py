@@ -1,50 +1,93 @@
-"""A classifier's forward pass by device: as written on a CPU; bf16, channels last, compiled on a GPU.
+"""A classifier's forward pass, accuracy and confidences on labelled images.
 
-What is chosen follows from the kind of device, what it can do and the number of steps, never from timing.
+On a CPU the network runs as written; on a GPU in bf16, channels last, and compiled for long trainings. The
+choice depends on the device's kind and abilities and on the number of steps, never on timing.
 """
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from ims3_ray.models.device import Numerics, supported_numerics
 
-COMPILED_FROM = 2000  # steps of a training; a shorter one ends before compiling has paid for itself
+from .augment import normalise
+from .membership import confidence
+from .protocols import Protocol
+
+COMPILED_FROM = 2000  # steps; a shorter training ends before compilation has paid off
+SCORING_BATCH = 128  # images per forward pass; no effect on results, larger is slower on a CPU
 logger = logging.getLogger(__name__)
+Device = str | torch.device
+Model = Callable[[Tensor], Tensor]
 
 
 def numerics_for(kind: str, steps: int) -> Numerics:
-    """What a training of so many steps runs in on a device of this kind ("cpu" or "cuda")."""
+    """The numerics of a training of `steps` steps on a device of `kind` ("cpu" or "cuda")."""
     if kind != "cuda":
         return Numerics(kind)
-    return _tried(steps >= COMPILED_FROM)
+    return _gpu_numerics(steps >= COMPILED_FROM)
 
 
-@functools.cache  # so that what is missing is tried, and told, once a process
-def _tried(compiled: bool) -> Numerics:
+@functools.cache  # try once per process, and warn once
+def _gpu_numerics(compiled: bool) -> Numerics:
     numerics, missing = supported_numerics(Numerics("cuda", "bf16", compiled))
     for line in missing:
         logger.warning("evaluation: %s", line.partition(": ")[2])
     return numerics
 
 
-def forward_in(model: nn.Module, numerics: Numerics) -> Callable[[Tensor], Tensor]:
-    """The function from images (B, 3, S, S) to logits (B, classes) in float32; `model` itself for plain fp32.
+def forward_fn(model: nn.Module, numerics: Numerics) -> Model:
+    """The function from images (B, 3, S, S) to float32 logits (B, classes); `model` itself for plain fp32.
 
-    Weights, their gradients and the optimiser stay in float32: autocast has bf16 in matrix products alone.
+    Weights, gradients and optimiser state stay in float32: autocast uses bf16 in matrix products only.
     """
     if numerics.precision == "fp32" and not numerics.compiled:
         return model
     model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] torch's stub lacks it
-    run = (
-        torch.compile(model, dynamic=False) if numerics.compiled else model
-    )  # few shapes: full and last batches
+    # dynamic=False: the only shapes are full and last batches
+    run = torch.compile(model, dynamic=False) if numerics.compiled else model
 
     def forward(x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=numerics.precision == "bf16"):
             return run(x.contiguous(memory_format=torch.channels_last)).float()
 
     return forward
+
+
+def predict_batches(
+    model: Model, images: UInt8[Tensor, "m 3 s s"], protocol: Protocol, device: Device
+) -> Iterator[Float[Tensor, "b classes"]]:
+    """Logits of a model on `device`, in batches of SCORING_BATCH images."""
+    for batch in images.split(SCORING_BATCH):
+        with torch.no_grad():
+            logits = model(normalise(batch.to(device).float() / 255, protocol))
+        yield logits
+
+
+def confidences(
+    model: Model,
+    images: UInt8[Tensor, "m 3 s s"],
+    labels: Int[Tensor, " m"],
+    protocol: Protocol,
+    device: Device,
+) -> Float[np.ndarray, " m"]:
+    """`membership.confidence` in each image's label, by a model on `device`."""
+    batches = zip(predict_batches(model, images, protocol, device), labels.split(SCORING_BATCH), strict=True)
+    values = [confidence(logits.float(), truth.to(device).long()).cpu() for logits, truth in batches]
+    return torch.cat(values).numpy()
+
+
+def accuracy(
+    model: Model, images: UInt8[Tensor, "m 3 s s"], labels: Int[Tensor, " m"], protocol: Protocol
+) -> float:
+    """Share of the images that the model classifies correctly."""
+    correct = torch.zeros((), dtype=torch.int64, device=labels.device)
+    logits_of = predict_batches(model, images, protocol, labels.device)
+    for logits, truth in zip(logits_of, labels.split(SCORING_BATCH), strict=True):
+        correct += (logits.argmax(dim=1) == truth).sum()
+    return correct.item() / len(labels)

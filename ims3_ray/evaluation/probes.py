@@ -1,4 +1,4 @@
-"""Probes of refinement: networks trained on real images by a protocol, kept at points of that training."""
+"""Networks trained on real images by a protocol, with checkpoints: the probes of refinement."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,34 +8,32 @@ from torch import Tensor
 from ims3_ray.config.evaluation import Probe
 from ims3_ray.models.classifiers import Classifier
 
-from .inference import forward_in, numerics_for
-from .protocols import VALIDATION, protocols
-from .rules import Protocol
-from .train import Device, Labelled, budget_of, generator_of, plan, training_steps
+from .inference import Device, forward_fn, numerics_for
+from .protocols import VALIDATION, Protocol, get_protocols
+from .train import Labelled, budget_for, generator_for, plan, training_steps
 
 State = dict[str, Tensor]
 
 
 def probe_protocols(settings: Probe, evaluated: str) -> list[Protocol]:
-    """How probes of every kind are trained: as classifiers of `probe.protocol`, or of the run's own.
+    """Protocols of the probes: `probe.protocol`, or the run's own (`evaluated`), with each probe network.
 
-    On whose split a protocol scores changes nothing here, and stands in no fingerprint.
+    The scored split has no effect on a probe; dropping it keeps the split out of fingerprints.
     """
     name = (settings.protocol or evaluated).removesuffix(VALIDATION)
-    kinds = protocols(name, settings.networks)
     width = {"width": settings.width} if settings.width else {}
-    return [rules.model_copy(update=width) for rules in kinds]
+    return [protocol.model_copy(update=width) for protocol in get_protocols(name, settings.networks)]
 
 
-def states_in_training(
-    train: Labelled, rules: Protocol, num_classes: int, seed: int, points: Sequence[int], device: Device
+def train_checkpoints(
+    train: Labelled, protocol: Protocol, num_classes: int, seed: int, points: Sequence[int], device: Device
 ) -> Iterator[tuple[int, State]]:
-    """(steps done, the network's values on the CPU) at each of `points`; then the training is left."""
+    """(steps done, network values on the CPU) at each of the ascending `points`; training then stops."""
     images, labels = (x.to(device) for x in train)
-    model = rules.build(num_classes, generator_of(seed, "weights")).to(device)
-    budget = budget_of(rules, len(labels), num_classes)
-    forward = forward_in(model, numerics_for(labels.device.type, plan(budget, len(labels), 1)[0]))
-    training = training_steps(model, forward, (images, labels), rules, budget, seed)
+    model = protocol.build(num_classes, generator_for(seed, "weights")).to(device)
+    budget = budget_for(protocol, len(labels), num_classes)
+    forward = forward_fn(model, numerics_for(labels.device.type, plan(budget, len(labels), 1)[0]))
+    training = training_steps(model, forward, (images, labels), protocol, budget, seed)
     done = 0
     for point in points:
         while done < point:
@@ -44,27 +42,27 @@ def states_in_training(
         yield done, {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
 
 
-def trained(train: Labelled, rules: Protocol, num_classes: int, seed: int, device: Device) -> State:
-    """The network's values on the CPU at the end of its training."""
-    last = longest_training(rules, len(train[1]), num_classes)
-    ((_, state),) = states_in_training(train, rules, num_classes, seed, [last], device)
+def train_network(train: Labelled, protocol: Protocol, num_classes: int, seed: int, device: Device) -> State:
+    """Network values on the CPU after the whole training."""
+    steps = num_training_steps(protocol, len(train[1]), num_classes)
+    ((_, state),) = train_checkpoints(train, protocol, num_classes, seed, [steps], device)
     return state
 
 
-def longest_training(rules: Protocol, num_images: int, num_classes: int) -> int:
-    """Steps that a training of so many images has, beyond which no point can lie."""
-    return plan(budget_of(rules, num_images, num_classes), num_images, 1)[0]
+def num_training_steps(protocol: Protocol, num_images: int, num_classes: int) -> int:
+    """Optimiser steps of a training on `num_images` images."""
+    return plan(budget_for(protocol, num_images, num_classes), num_images, 1)[0]
 
 
-def differentiable(rules: Protocol) -> Protocol:
-    """The protocol whose views a gradient passes: without RandAugment's 8 bits, and turns by SciPy."""
-    plain = rules.augmentations.model_copy(update={"randaugment_ops": 0, "one_of": ()})
-    return rules.model_copy(update={"augmentations": plain})
+def differentiable(protocol: Protocol) -> Protocol:
+    """The protocol without the augmentations that block gradients: RandAugment's 8 bits, SciPy's rotation."""
+    views = protocol.augmentations.model_copy(update={"randaugment_ops": 0, "one_of": ()})
+    return protocol.model_copy(update={"augmentations": views})
 
 
-def load_probe(rules: Protocol, num_classes: int, state: State, device: torch.device) -> Classifier:
-    """The network of one point, its values ready to be differentiated by."""
-    network = rules.build(num_classes)
+def load_probe(protocol: Protocol, num_classes: int, state: State, device: torch.device) -> Classifier:
+    """The network of one checkpoint, in evaluation mode."""
+    network = protocol.build(num_classes)
     network.load_state_dict(state)
     network.to(device)
     return network.eval()

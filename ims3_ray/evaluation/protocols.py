@@ -1,23 +1,177 @@
-"""Named, versioned evaluation protocols.
+"""Named, versioned evaluation protocols: everything besides images and seed that determines an accuracy.
 
-Incompatible protocols share names such as "ImageWoof, IPC 10" in the literature, so a number is only worth
-something together with its protocol's `label`. Any change of a value here raises the protocol's version.
+Incompatible protocols share names such as "ImageWoof, IPC 10" in the literature, so a number counts only
+together with its protocol's `label`. Changing a value here raises the protocol's version.
 Sources: Gu et al., CVPR 2024 (`minimax`), the published script of IMS3 (`ims3`), the published code of Zhao
-et al. 2021 and Zhao & Bilen 2021 (`dc-…`, `dsa-…`) and of Sun et al., CVPR 2024 (RDED: `soft`); `quick` is
-this project's own.
+et al. 2021 and Zhao & Bilen 2021 (`dc-…`, `dsa-…`) and of Sun et al., CVPR 2024 (RDED: `soft`). `quick` and
+`smoke` are this project's own.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ims3_ray.config.evaluation import NO_PROTOCOL as NO_PROTOCOL
-from ims3_ray.config.evaluation import VALIDATION
+from ims3_ray.config.evaluation import VALIDATION, NetworkName, NetworkSpec
 from ims3_ray.errors import InputError
-from ims3_ray.models.classifiers import NETWORKS
-from ims3_ray.models.timm_networks import is_timm, stem_for
+from ims3_ray.models.classifiers import NETWORKS, Classifier, build
+from ims3_ray.models.timm_networks import build_timm, is_timm, stem_for
 
-from .dsa import DiffKind
-from .rules import Augmentations, Protocol
+from .dsa import DiffKind, OneOfKind
+
+IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# (maximum images per class, epochs); EPOCHS_BEYOND for larger sets
+EPOCHS_BY_IPC = ((1, 3000), (10, 2000), (50, 1500), (200, 1000), (500, 500))
+EPOCHS_BEYOND = 300
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Augmentations(_Frozen):
+    """Augmentations of a training image, in this order; zero, None or () disables one."""
+
+    shuffle: int = Field(default=0, ge=0)
+    """Split into this many columns, then rows, and permute them (Sun et al. 2024)."""
+    crop_scale: tuple[float, float] | None = None
+    """Random resized crop: smallest and largest share of the area; aspect ratio from 3/4 to 4/3."""
+    flip: float = Field(default=0.0, ge=0, le=1)
+    """Probability of mirroring left to right."""
+    randaugment_ops: int = Field(default=0, ge=0)
+    randaugment_magnitude: int = Field(default=0, ge=0, le=30)
+    """Out of 30, as in torchvision."""
+    jitter: float = Field(default=0.0, ge=0, lt=1)
+    """Brightness, contrast and saturation, each scaled by a factor within 1 ± this."""
+    lighting: float = Field(default=0.0, ge=0)
+    """Deviation of the noise along ImageNet's principal colours (Krizhevsky et al. 2012)."""
+    siamese: tuple[DiffKind, ...] = ()
+    """After normalising: one kind per batch, parameters per image (Zhao & Bilen 2021)."""
+    one_of: tuple[OneOfKind, ...] = ()
+    """After normalising: one kind per image (Zhao et al. 2021, for MNIST)."""
+
+
+class Budget(_Frozen):
+    """Training length and speed for a set of one size, in epochs or in steps."""
+
+    epochs: int | None
+    steps: int | None
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+
+    @property
+    def units(self) -> int:
+        """Number of epochs, or of steps."""
+        return self.epochs or self.steps or 0
+
+
+class Protocol(_Frozen):
+    """One way to turn a training set into an accuracy, by hard labels or a teacher's soft labels."""
+
+    name: str
+    version: int = Field(ge=1)
+    split: Literal["test", "validation"]
+    """Scored images: validation images for choices, test images for the final number only."""
+    network: NetworkSpec
+    width: int | None = None
+    """Channels of the network's first block; None is the published width."""
+    stem: str | None = None
+    """Name and version of a timm network's replaced first layers; None keeps timm's own."""
+    channels: Literal[1, 3] = 3
+    """Channels of the network's input; 1 is the luma."""
+    padding: int = Field(default=1, ge=0)
+    """Padding of a ConvNet's first convolution: 3 turns 28 pixels into 32."""
+    image_size: int = Field(ge=8)
+    """Pixels per side; `data.transforms.resize_and_crop` brings every image to it."""
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    deviation: tuple[float, ...] = IMAGENET_DEVIATION
+    augmentations: Augmentations
+    cutmix: float = Field(ge=0, le=1)
+    """Probability that a batch is mixed: Beta(1, 1), one box per batch, permuted partners."""
+    steps: int | None = Field(default=None, ge=1)
+    """Full batches from an endless stream of epochs. None trains by epochs, with short last batches."""
+    epochs: int | None = Field(default=None, ge=1)
+    """Ignored if `steps` is set; None depends on the set's size."""
+    temperature: float | None = Field(default=None, gt=0)
+    """Temperature of the KL divergence from the teacher's answers; None trains on hard labels."""
+    batch_size: int = Field(default=64, ge=1)
+    batch_sizes: tuple[tuple[int, int], ...] = ()
+    """(maximum images per class, batch size), replacing `batch_size`; all doubled from 100 classes on."""
+    optimiser: Literal["sgd", "adamw"] = "sgd"
+    """`adamw` applies no decay to biases and norms."""
+    learning_rate: float = Field(gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    nesterov: bool = False
+    weight_decay: float = Field(default=5e-4, ge=0)
+    schedule: Literal["steps", "cosine", "restart", "half_cosine"] = "steps"
+    """`steps`: x 0.2 at two thirds and five sixths of the epochs. `cosine`: to zero, after the warm-up.
+    `restart`: of E + 1 epochs, those after the first E // 2 + 2 at x 0.1 with a fresh momentum.
+    `half_cosine`: per epoch, down to a half."""
+    warmup: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises linearly to its full value."""
+    evaluations: int = Field(default=100, ge=1)
+    """Number of evenly spaced evaluations during training; the last one is at the end."""
+
+    @model_validator(mode="after")
+    def _warm_up_belongs_to_the_cosine(self) -> "Protocol":
+        if self.warmup and self.schedule != "cosine":
+            raise ValueError(f"warmup: {self.warmup} needs schedule=cosine, not {self.schedule}")
+        return self
+
+    @property
+    def label(self) -> str:
+        """Name, version and network, printed beside every number: `minimax-v2/resnetap10`.
+
+        A non-default width or stem is appended: `dc-cifar10-v1/timm:resnet18-small1`.
+        """
+        width = "" if self.width is None else f"-w{self.width}"
+        stem = "" if self.stem is None else f"-{self.stem}"
+        return f"{self.name}-v{self.version}/{self.network}{width}{stem}"
+
+    @property
+    def is_soft(self) -> bool:
+        """Whether the network learns a teacher's answers instead of labels."""
+        return self.temperature is not None
+
+    @property
+    def plain(self) -> "Protocol":
+        """The protocol without augmentation, named `NAME-plain`."""
+        changes = {"name": f"{self.name}-plain", "augmentations": Augmentations(), "cutmix": 0.0}
+        return self.model_copy(update=changes)
+
+    def build(self, num_classes: int, generator: torch.Generator | None = None) -> Classifier:
+        """The network on the CPU, weights from `generator`. Raises InputError like `classifiers.build`."""
+        shape = num_classes, self.image_size, generator
+        if is_timm(self.network):
+            return build_timm(self.network, *shape, channels=self.channels, stem=self.stem)
+        image = {"channels": self.channels, "padding": self.padding}
+        return build(cast(NetworkName, self.network), *shape, width=self.width, **image)
+
+    def budget(self, ipc: int, num_classes: int) -> Budget:
+        """Training length and speed for a set of `ipc` images per class."""
+        many = num_classes > 100 and self.steps is None and self.epochs is None
+        by_size = None if self.steps else epochs_for(ipc, num_classes)
+        batch_size = next((batch for limit, batch in self.batch_sizes if ipc <= limit), self.batch_size)
+        factor = 2 if self.batch_sizes and num_classes >= 100 else 1
+        return Budget(
+            epochs=self.epochs or by_size,
+            steps=self.steps,
+            batch_size=max(128, batch_size) if many else batch_size * factor,
+            learning_rate=0.1 if many else self.learning_rate,
+            weight_decay=1e-4 if many else self.weight_decay,
+        )
+
+
+def epochs_for(ipc: int, num_classes: int) -> int:
+    """Epochs by images per class (Kim et al. 2022); for 100 classes two thirds, floored to a hundred."""
+    if ipc < 1:
+        raise InputError(f"ipc: a set needs at least 1 image per class, not {ipc}")
+    epochs = next((epochs for limit, epochs in EPOCHS_BY_IPC if ipc <= limit), EPOCHS_BEYOND)
+    return epochs * 2 // 3 // 100 * 100 if num_classes == 100 else epochs
+
 
 _MINIMAX = Protocol(
     name="minimax",
@@ -29,16 +183,9 @@ _MINIMAX = Protocol(
     cutmix=1.0,
     learning_rate=0.01,
 )
-_IMS3 = _MINIMAX.model_copy(
-    update={
-        "name": "ims3",
-        "augmentations": _MINIMAX.augmentations.model_copy(
-            update={"randaugment_ops": 1, "randaugment_magnitude": 6}
-        ),
-        "learning_rate": 0.1,
-    }
-)
-_QUICK = Protocol(  # its values were chosen on the digits' validation images alone
+_IMS3_VIEWS = _MINIMAX.augmentations.model_copy(update={"randaugment_ops": 1, "randaugment_magnitude": 6})
+_IMS3 = _MINIMAX.model_copy(update={"name": "ims3", "augmentations": _IMS3_VIEWS, "learning_rate": 0.1})
+_QUICK = Protocol(  # values were chosen on the digits' validation images only
     name="quick",
     version=2,
     split="test",
@@ -54,11 +201,11 @@ _QUICK = Protocol(  # its values were chosen on the digits' validation images al
     warmup=0.1,
     evaluations=5,
 )
-_SMOKE = _QUICK.model_copy(  # shows that a pipeline runs, in seconds; its accuracies say nothing
+_SMOKE = _QUICK.model_copy(  # shows within seconds that a pipeline runs; its accuracies are meaningless
     update={"name": "smoke", "width": 8, "image_size": 16, "steps": 6, "batch_size": 16, "evaluations": 2}
 )
 _GREY: dict[str, Any] = {"channels": 1, "padding": 3, "image_size": 28}
-_SMALL: dict[str, dict[str, Any]] = {  # sets of small images, as Zhao et al. 2021 normalise them
+_SMALL: dict[str, dict[str, Any]] = {  # small images, normalised as in Zhao et al. 2021
     "mnist": {**_GREY, "mean": (0.1307,), "deviation": (0.3081,)},
     "fashion": {**_GREY, "mean": (0.2861,), "deviation": (0.3530,)},
     "cifar10": {"image_size": 32, "mean": (0.4914, 0.4822, 0.4465), "deviation": (0.2023, 0.1994, 0.2010)},
@@ -67,7 +214,7 @@ _SIAMESE: tuple[DiffKind, ...] = ("color", "crop", "cutout", "flip", "scale", "r
 
 
 def _zhao(method: Literal["dc", "dsa"], images: str) -> Protocol:
-    """Their code's evaluation: 300 epochs, 1000 with augmentation, and one more."""
+    """Evaluation of the published code: 300 epochs, 1000 with augmentation, and one more."""
     views = Augmentations()
     if method == "dsa":
         views = Augmentations(siamese=tuple(kind for kind in _SIAMESE if (images, kind) != ("mnist", "flip")))
@@ -108,52 +255,43 @@ _SOFT = Protocol(
     evaluations=10,
 )
 _SOFT_SMALL = _SOFT.model_copy(update={"name": "soft-32", "network": "convnet3", "image_size": 32})
-# Learning rates for kinds of networks that need another than their protocol's own. Those of `quick` were
-# chosen on the digits' validation images alone, those of `soft` are the published ones.
-_SOFT_RATES = {
-    "timm:vgg": 5e-4,
-    "timm:efficientnet": 2e-3,
-    "timm:mobilenetv2": 2.5e-3,
-    "timm:vit": 1e-4,
-    "timm:swin": 1e-4,
-}
-RATES = {
-    "quick": {"resnet8": 0.3, "mlp": 0.03},
-    "soft": _SOFT_RATES,
-    "soft-32": _SOFT_RATES,
-}
+# Learning rates per kind of network: published ones for `soft`, chosen on the digits' validation images only
+# for `quick`. Other networks use their protocol's rate.
+_SOFT_RATES = {"timm:vgg": 5e-4, "timm:efficientnet": 2e-3, "timm:mobilenetv2": 2.5e-3}
+_SOFT_RATES |= {"timm:vit": 1e-4, "timm:swin": 1e-4}
+RATES = {"quick": {"resnet8": 0.3, "mlp": 0.03}, "soft": _SOFT_RATES, "soft-32": _SOFT_RATES}
 
 _ZHAO = [_zhao(method, images) for images in _SMALL for method in ("dc", "dsa")]
-_TESTED = (_QUICK, _MINIMAX, _IMS3, *_ZHAO, _SOFT, _SOFT_SMALL, _SMOKE)
-_VALIDATED = [p.model_copy(update={"name": p.name + VALIDATION, "split": "validation"}) for p in _TESTED]
-PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in (*_TESTED, *_VALIDATED)}
+_TEST = (_QUICK, _MINIMAX, _IMS3, *_ZHAO, _SOFT, _SOFT_SMALL, _SMOKE)
+_VALIDATION = [p.model_copy(update={"name": p.name + VALIDATION, "split": "validation"}) for p in _TEST]
+PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in (*_TEST, *_VALIDATION)}
 
 
-def protocol(name: str, network: str | None = None) -> Protocol:
-    """The protocol of this name, with another network if one is named (at its default width).
+def get_protocol(name: str, network: str | None = None) -> Protocol:
+    """The protocol `name`, with its own network or with `network` at that network's default width.
 
-    Raises InputError for an unknown protocol or network, with the choices.
+    Raises InputError, listing the choices, for an unknown protocol or network.
     """
     if name not in PROTOCOLS:
-        raise InputError(f"protocol: {name!r} is not known; choose one of {', '.join(PROTOCOLS)}")
-    chosen = PROTOCOLS[name]
-    if network is None or network == chosen.network:
-        return chosen
+        raise InputError(f"protocol: {name!r} is unknown; choose one of {', '.join(PROTOCOLS)}")
+    protocol = PROTOCOLS[name]
+    if network is None or network == protocol.network:
+        return protocol
     if network not in NETWORKS and not is_timm(network):
-        known = f"{', '.join(NETWORKS)}, or timm:NAME"
-        raise InputError(f"network: {network!r} is not known; choose one of {known}")
+        choices = f"{', '.join(NETWORKS)}, or timm:NAME"
+        raise InputError(f"network: {network!r} is unknown; choose one of {choices}")
     rates = RATES.get(name.removesuffix(VALIDATION), {})
-    rate = next((rate for kind, rate in rates.items() if network.startswith(kind)), chosen.learning_rate)
-    stem = stem_for(network, chosen.image_size) if is_timm(network) else None
+    rate = next((rate for kind, rate in rates.items() if network.startswith(kind)), protocol.learning_rate)
+    stem = stem_for(network, protocol.image_size) if is_timm(network) else None
     update = {"network": network, "width": None, "stem": stem, "learning_rate": rate}
-    return chosen.model_copy(update=update)
+    return protocol.model_copy(update=update)
 
 
-def on_validation(name: str) -> str:
-    """The name of the protocol that scores on the validation images and is else this one."""
-    return protocol(name).name.removesuffix(VALIDATION) + VALIDATION
+def get_protocols(name: str, networks: Sequence[str] | None = None) -> list[Protocol]:
+    """The protocol `name` with each of `networks`; with its own network if None."""
+    return [get_protocol(name, network) for network in networks or (None,)]
 
 
-def protocols(name: str, networks: Sequence[str] | None = None) -> list[Protocol]:
-    """The protocol of this name with each of the networks, or with its own alone where None."""
-    return [protocol(name, network) for network in networks or (None,)]
+def validation_name(name: str) -> str:
+    """The name of the same protocol scored on validation images."""
+    return get_protocol(name).name.removesuffix(VALIDATION) + VALIDATION

@@ -1,4 +1,4 @@
-"""The document of an evaluation, the names of its sets, and the figures that a run is sorted by."""
+"""evaluation.json: its types, the names of its sets, its metrics, and its text table."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NotRequired, TypedDict, TypeVar
@@ -9,9 +9,10 @@ if TYPE_CHECKING:
     from .membership import Membership
 
 Value = TypeVar("Value")
-CURVE = "distilled_accuracy"  # the metric, by step, of the distilled set while its classifiers train
-# Every set that stands beside those that are scored: its name in a line, and as a title. In a table's order.
-NAMES = {
+CURVE = "distilled_accuracy"  # metric of the distilled set by step, while its classifiers train
+YARDSTICKS = ("random", "ceiling")  # sets of real images that every coverage plot shows
+# {set: (name in a line, title)} of the sets that accompany the scored ones, in a table's order
+SET_TITLES = {
     "unrefined": ("before refinement", "Before refinement"),
     "random": ("random real", "Random real"),
     "herding": ("herding", "Herding, real"),
@@ -25,7 +26,7 @@ NAMES = {
 
 
 class Accuracies(TypedDict):
-    """Of a set over the seeds, as fractions; `statistics.Summary` and its values."""
+    """`statistics.Summary` of a set's accuracies over the seeds, as fractions, and their values."""
 
     mean: float
     deviation: float | None
@@ -34,8 +35,8 @@ class Accuracies(TypedDict):
     values: list[float]
 
 
-class SetFigures(TypedDict):
-    """Of a training set: `last` is the result, `best` looked at the scored images and is a diagnostic."""
+class SetMetrics(TypedDict):
+    """Metrics of a training set. `last` is the result; `best` used the scored images: a diagnostic."""
 
     images: int
     seeds: list[int]
@@ -47,46 +48,100 @@ class SetFigures(TypedDict):
     membership: "NotRequired[Membership]"
 
 
-class TeacherFigures(TypedDict):
-    """Whose answers a soft protocol's networks learnt, and the share of real images that it labels right."""
+class TeacherMetrics(TypedDict):
+    """A soft protocol's teacher and its accuracy on real training images, as a fraction."""
 
     network: str
     accuracy: float
 
 
 class Evaluation(TypedDict):
-    """evaluation.json. `networks`, if there are several: `sets` by the protocol's label.
+    """evaluation.json. `networks`, if there are several, holds `sets` by protocol label.
 
-    `names` says how tables name the sets of a run: the method that made "distilled" and "unrefined".
+    `names` gives the table names of a run's own sets: the method that made "distilled" and "unrefined".
     """
 
     protocol: str
     split: str
-    sets: dict[str, SetFigures]
+    sets: dict[str, SetMetrics]
     coverage: "dict[str, Values]"
     names: NotRequired[dict[str, str]]
-    networks: NotRequired[dict[str, dict[str, SetFigures]]]
-    teacher: NotRequired[TeacherFigures]
+    networks: NotRequired[dict[str, dict[str, SetMetrics]]]
+    teacher: NotRequired[TeacherMetrics]
 
 
-def ordered(sets: Mapping[str, Value]) -> dict[str, Value]:
-    """The sets in a table's order: those that a run made or a user gave, then the others as in NAMES."""
-    place = {name: number for number, name in enumerate(NAMES)}
-    return dict(sorted(sets.items(), key=lambda item: place.get(item[0].partition(" ")[0], -1)))
+def sort_sets(sets: Mapping[str, Value]) -> dict[str, Value]:
+    """The sets in a table's order: a run's or user's own first, then the others as in SET_TITLES."""
+    rank = {name: number for number, name in enumerate(SET_TITLES)}
+    return dict(sorted(sets.items(), key=lambda item: rank.get(item[0].partition(" ")[0], -1)))
 
 
-def headline(document: Evaluation) -> dict[str, float]:
-    """What a run is sorted and filtered by. Networks but the first have theirs under their label."""
-    figures: dict[str, float | None] = {"accuracy": document["sets"]["distilled"]["last"]["mean"]}
+def headline_metrics(document: Evaluation) -> dict[str, float]:
+    """The metrics by which runs are sorted and filtered; further networks add theirs under their label."""
+    metrics: dict[str, float | None] = {"accuracy": document["sets"]["distilled"]["last"]["mean"]}
     for name, of_set in document["sets"].items():
-        figures[f"accuracy/{name}/last"] = of_set["last"]["mean"]
-        figures[f"accuracy/{name}/last_interval"] = of_set["last"]["interval"]
-        figures[f"accuracy/{name}/best"] = of_set["best"]["mean"]
-        figures[f"label_robust_score/{name}"] = of_set.get("label_robust_score")
+        metrics[f"accuracy/{name}/last"] = of_set["last"]["mean"]
+        metrics[f"accuracy/{name}/last_interval"] = of_set["last"]["interval"]
+        metrics[f"accuracy/{name}/best"] = of_set["best"]["mean"]
+        metrics[f"label_robust_score/{name}"] = of_set.get("label_robust_score")
         if membership := of_set.get("membership"):
-            figures[f"membership_auc/{name}"] = membership["auc"]
+            metrics[f"membership_auc/{name}"] = membership["auc"]
     for label, sets in document.get("networks", {}).items():
-        figures |= {f"accuracy/{name}/last/{label}": of_set["last"]["mean"] for name, of_set in sets.items()}
+        metrics |= {f"accuracy/{name}/last/{label}": of_set["last"]["mean"] for name, of_set in sets.items()}
     for name, values in document["coverage"].items():
-        figures |= {f"{metric}/{name}": v for metric, v in values.items() if not isinstance(v, list)}
-    return {name: figure for name, figure in figures.items() if figure is not None}
+        metrics |= {f"{metric}/{name}": v for metric, v in values.items() if not isinstance(v, list)}
+    return {name: value for name, value in metrics.items() if value is not None}
+
+
+def evaluation_lines(document: Evaluation) -> list[str]:
+    """The text table: one line per set for the first network, then one line per further network."""
+    sets, coverage = document["sets"], document["coverage"]
+    names = list(sort_sets({**sets, **coverage}))
+    titles = {name: document.get("names", {}).get(name) or set_title(name) for name in names}
+    width = max(12, *(len(title) + 1 for title in titles.values()))
+    lines = [
+        f"accuracy on the {document['split']} images, {document['protocol']}",
+        f"  {'set':<{width}}{'images':>8}  {'last':>14}  {'best':>14}   coverage  low-density",
+    ]
+    for name in names:
+        images, last, best, shares = "", "", "", ""
+        if metrics := sets.get(name):
+            images = metrics["images"]
+            last, best = format_accuracy(metrics["last"]), format_accuracy(metrics["best"])
+        if covered := coverage.get(name):
+            shares = f"{covered['coverage']:11.3f}{covered['low_density_coverage']:13.3f}"
+        lines.append(f"  {titles[name]:<{width}}{images:>8} {last:>15} {best:>15}{shares}")
+    lines.append("  (mean ± 95 % interval over seeds; last is the result, best uses the scored")
+    lines.append("  images and is a diagnostic)")
+    if teacher := document.get("teacher"):
+        correct = f"{100 * teacher['accuracy']:.1f} % of the training images"
+        lines.append(f"  soft labels of {teacher['network']}, which classifies {correct} correctly")
+    for label, of_network in document.get("networks", {}).items():
+        if label != document["protocol"]:
+            accuracies = (f"{titles[n]} {format_accuracy(m['last'])}" for n, m in of_network.items())
+            lines.append(f"  {label}: {', '.join(accuracies)}")
+    return lines
+
+
+def score_lines(document: Evaluation) -> list[str]:
+    """One line per set that has a DD-Ranking score."""
+    lines: list[str] = []
+    for name, metrics in document["sets"].items():
+        scores = {
+            "label-robust": metrics.get("label_robust_score"),
+            "augmentation-robust": metrics.get("augmentation_robust_score"),
+        }
+        texts = [f"{kind} {score:.3f}" for kind, score in scores.items() if score is not None]
+        lines += [f"  {name}: {', '.join(texts)} (DD-Ranking)"] if texts else []
+    return lines
+
+
+def set_title(name: str) -> str:
+    """A set's name in a line; a baseline's size, if there are several, is kept: "random real 50"."""
+    kind, _, images = name.partition(" ")
+    return f"{SET_TITLES[kind][0]} {images}".rstrip() if kind in SET_TITLES else name
+
+
+def format_accuracy(accuracies: Accuracies) -> str:
+    """Percent with its 95 % interval: "94.50 ± 0.25"."""
+    return f"{100 * accuracies['mean']:.2f} ± {100 * (accuracies['interval'] or 0):.2f}"

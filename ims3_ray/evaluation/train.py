@@ -1,7 +1,7 @@
-"""Train a classifier from scratch on a small set and score it: the number that this project is about.
+"""Train a classifier from scratch on a small set and measure its accuracy: the project's main metric.
 
 Both sets live on the device as uint8 tensors; augmentation is batched. All randomness comes from generators
-keyed by the seed, so one (set, protocol, seed, kind of device) gives one number.
+keyed by the seed, so (set, protocol, seed, kind of device) determines the accuracy.
 """
 
 import math
@@ -21,57 +21,56 @@ from ims3_ray.method.seeding import key_seed
 from ims3_ray.models.device import Numerics, keep_freed_memory
 
 from .augment import augment, cutmix
-from .inference import forward_in, numerics_for
-from .rules import Budget, Protocol
-from .scoring import accuracy, confidences
-
-Device = str | torch.device
+from .inference import Device, Model, accuracy, confidences, forward_fn, numerics_for
+from .protocols import Budget, Protocol
 
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracies, as fractions: `last` is the result; `best` looked at the scored images, a diagnostic."""
+    """Accuracies as fractions: `last` is the result; `best` used the scored images and is a diagnostic."""
 
     last: float
     best: float
     history: list[tuple[int, float]]
     """(step, accuracy) at every evaluation."""
     train_loss: list[tuple[int, float]]
-    """(step, mean training loss since the evaluation before)."""
+    """(step, mean training loss since the previous evaluation)."""
     seconds: float
     numerics: Numerics
-    """What the network ran in: kind of device, precision, compilation."""
     images: int
-    """That it was trained on."""
+    """Number of training images."""
     confidences: tuple[np.ndarray, ...] = ()
-    """Of each image that it was asked about at the end, by set (`membership.confidence`)."""
+    """Final `membership.confidence` in each image of each of `TrainExtras.confidence_sets`."""
 
 
-Answer = Callable[[Tensor], Tensor]
-"""A teacher: images (B, C, S, S) as the protocol's network sees them to logits (B, classes)."""
-Looks = Generator[tuple[int, float], None, Score]
-Labelled = tuple[UInt8[Tensor, "_ 3 _ _"], Int[Tensor, " _"]]
-"""Images at the protocol's size (`data.pixels.resize_and_crop` brings them to it) and their labels."""
+TeacherFn = Callable[[Tensor], Tensor]
+"""Images (B, C, S, S), as the protocol's network sees them, to logits (B, classes)."""
+EvalStream = Generator[tuple[int, float], None, Score]
+"""Yields (step, accuracy) at every evaluation; returns the score."""
+Labels = Int[Tensor, " _"] | Float[Tensor, "_ _"]
+"""Class indices (N,), or for training images probabilities (N, classes)."""
+Labelled = tuple[UInt8[Tensor, "_ 3 _ _"], Labels]
+"""Images at the protocol's size, as `data.transforms.resize_and_crop` makes them, and their labels."""
 
 
 @dataclass(frozen=True)
-class Beside:
-    """What a training has beside its images."""
+class TrainExtras:
+    """Optional inputs of a training."""
 
-    teacher: Answer | None = None
-    """Whose answers a soft protocol's network learns; on the device."""
-    asked: Sequence[Labelled] = ()
-    """Sets that the network is asked about at the end."""
-
-
-ALONE = Beside()
+    teacher: TeacherFn | None = None
+    """Source of the soft labels of a soft protocol; on the device."""
+    confidence_sets: Sequence[Labelled] = ()
+    """Sets whose final confidences go into the score."""
 
 
-def score_of(training: Looks) -> Score:
-    """The score at the end of a training that nobody looks into."""
+NO_EXTRAS = TrainExtras()
+
+
+def final_score(evals: EvalStream) -> Score:
+    """Run a training to its end and return its score."""
     while True:
         try:
-            next(training)
+            next(evals)
         except StopIteration as end:
             return end.value
 
@@ -83,34 +82,33 @@ def train_with_evals(
     num_classes: int,
     seed: int,
     device: Device = "cpu",
-    beside: Beside = ALONE,
-) -> Looks:
-    """Train the protocol's network on the first set: (step, accuracy) at looks at the second, then a Score.
+    extras: TrainExtras = NO_EXTRAS,
+) -> EvalStream:
+    """Train the protocol's network on `train`, evaluating it on `scored`.
 
-    The set's mean number of images a class sets the number of epochs, so that a full set trains as a full set
-    does. Raises
-    InputError for images of another size than the protocol's, labels outside the classes, a scored class
-    without training images, and a network too deep for the protocol's image size.
+    The mean number of images per class sets the number of epochs, so that a full set trains as full sets do.
+    Raises InputError if images differ from the protocol's size, labels are outside the classes, a scored
+    class has no training image, or the network is too deep for the protocol's image size.
     """
     _check_sizes(train[0], scored[0], protocol)
     _check_labels(train[1], scored[1], num_classes)
     device = torch.device(device)
     if device.type == "cpu":
         keep_freed_memory()
-    model = protocol.build(num_classes, generator_of(seed, "weights")).to(device)
-    (images, labels), test = ((x.to(device), of_set.to(device).long()) for x, of_set in (train, scored))
-    budget = budget_of(protocol, len(labels), num_classes)
-    steps, marks = plan(budget, len(labels), protocol.evaluations)
+    model = protocol.build(num_classes, generator_for(seed, "weights")).to(device)
+    (images, labels), test = ((x.to(device), _as_targets(y.to(device))) for x, y in (train, scored))
+    budget = budget_for(protocol, len(labels), num_classes)
+    steps, eval_steps = plan(budget, len(labels), protocol.evaluations)
     numerics = numerics_for(device.type, steps)
-    forward = forward_in(model, numerics)
+    forward = forward_fn(model, numerics)
     history: list[tuple[int, float]] = []
     train_loss: list[tuple[int, float]] = []
     losses: list[Tensor] = []
     start = time.perf_counter()
-    training = training_steps(model, forward, (images, labels), protocol, budget, seed, beside.teacher)
+    training = training_steps(model, forward, (images, labels), protocol, budget, seed, extras.teacher)
     for step, loss in enumerate(training, start=1):
         losses.append(loss)
-        if step in marks:  # the only times that the device is waited for
+        if step in eval_steps:  # the only synchronisations with the device
             train_loss.append((step, torch.stack(losses).mean().item()))
             model.eval()
             history.append((step, accuracy(forward, *test, protocol)))
@@ -120,27 +118,27 @@ def train_with_evals(
     best = max(value for _, value in history)
     seconds = time.perf_counter() - start
     model.eval()
-    sure = tuple(confidences(forward, *of_set, protocol, device) for of_set in beside.asked)
-    return Score(history[-1][1], best, history, train_loss, seconds, numerics, len(labels), sure)
+    final = tuple(confidences(forward, *of_set, protocol, device) for of_set in extras.confidence_sets)
+    return Score(history[-1][1], best, history, train_loss, seconds, numerics, len(labels), final)
 
 
 def training_steps(
     model: torch.nn.Module,
-    forward: Callable[[Tensor], Tensor],
+    forward: Model,
     train: Labelled,
     protocol: Protocol,
     budget: Budget,
     seed: int,
-    teacher: Answer | None = None,
+    teacher: TeacherFn | None = None,
 ) -> Iterator[Float[Tensor, ""]]:
-    """Train the model, by its `forward`, on images on its device: the loss of every step, once it is done."""
+    """Train the model, through `forward`, on images on its device; yields the loss after every step."""
     assert protocol.is_soft == (teacher is not None), protocol.label
     images, labels = train
     optimiser, previous = _optimiser(model, protocol, budget), 1.0
-    order, views = generator_of(seed, "batches", labels.device), generator_of(seed, "augmentations")
+    order, views = generator_for(seed, "batches", labels.device), generator_for(seed, "augmentations")
     steps, _ = plan(budget, len(labels), 1)
     for step, rows in enumerate(batch_rows(budget, len(labels), order)):
-        factor = rate(protocol, budget, step, steps)
+        factor = learning_rate_factor(protocol, budget, step, steps)
         if protocol.schedule == "restart" and factor != previous:
             optimiser = _optimiser(model, protocol, budget)
         for group in optimiser.param_groups:
@@ -151,9 +149,9 @@ def training_steps(
 
 def _optimiser(model: torch.nn.Module, protocol: Protocol, budget: Budget) -> torch.optim.Optimizer:
     if protocol.optimiser == "adamw":
-        named = list(model.named_parameters())
-        kernels = [value for name, value in named if "weight" in name and value.dim() > 1]
-        others = [value for name, value in named if not ("weight" in name and value.dim() > 1)]
+        parameters = list(model.named_parameters())
+        kernels = [value for name, value in parameters if "weight" in name and value.dim() > 1]
+        others = [value for name, value in parameters if not ("weight" in name and value.dim() > 1)]
         groups = [{"params": kernels}, {"params": others, "weight_decay": 0.0}]
         return torch.optim.AdamW(groups, lr=budget.learning_rate, weight_decay=budget.weight_decay)
     return torch.optim.SGD(
@@ -165,12 +163,16 @@ def _optimiser(model: torch.nn.Module, protocol: Protocol, budget: Budget) -> to
     )
 
 
+def _as_targets(labels: Tensor) -> Tensor:
+    return labels if labels.is_floating_point() else labels.long()
+
+
 def _check_sizes(train_images: Tensor, test_images: Tensor, protocol: Protocol) -> None:
     for name, images in (("train_images", train_images), ("test_images", test_images)):
         height, width = images.shape[2:]
         if (height, width) != (protocol.image_size, protocol.image_size):
             raise InputError(
-                f"{name}: are {width}×{height} pixels, {protocol.label} sees {protocol.image_size}; "
+                f"{name}: are {width}×{height} pixels, {protocol.label} needs {protocol.image_size}; "
                 "scale them by ims3_ray.data.transforms.resize_and_crop"
             )
 
@@ -179,38 +181,41 @@ def _check_labels(train_labels: Tensor, test_labels: Tensor, num_classes: int) -
     for name, labels in (("train_labels", train_labels), ("test_labels", test_labels)):
         if len(labels) == 0:
             raise InputError(f"{name}: the set has no images")
-        low, high = int(labels.min()), int(labels.max())
+        low, high = (0, labels.shape[1] - 1) if labels.dim() == 2 else (int(labels.min()), int(labels.max()))
         if low < 0 or high >= num_classes:
             span = f"labels from {low} to {high} do not fit {num_classes} classes"
             raise InputError(f"{name}: {span}; give 0 to {num_classes - 1}")
-    if missing := sorted(set(test_labels.tolist()) - set(train_labels.tolist())):
+    present = train_labels.sum(dim=0).nonzero().flatten() if train_labels.dim() == 2 else train_labels
+    if missing := sorted(set(test_labels.tolist()) - set(present.tolist())):
         raise InputError(
             f"train_labels: no training image for class {first_few(missing)}, which the scored images have"
         )
 
 
-def generator_of(seed: int, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator of its own for each purpose: a longer run or another network shifts no other draw."""
+def generator_for(seed: int, purpose: str, device: Device = "cpu") -> torch.Generator:
+    """A separate generator per purpose: a longer run or another network shifts no other draw."""
     return torch.Generator(device).manual_seed(key_seed("evaluation", seed, purpose))
 
 
-def budget_of(protocol: Protocol, num_images: int, num_classes: int) -> Budget:
-    """The protocol's budget for a set of so many images in all."""
+def budget_for(protocol: Protocol, num_images: int, num_classes: int) -> Budget:
+    """The protocol's budget for a set of `num_images` images in total."""
     return protocol.budget(max(1, round(num_images / num_classes)), num_classes)
 
 
 def plan(budget: Budget, num_images: int, evaluations: int) -> tuple[int, set[int]]:
-    """Number of optimiser steps, and the steps after which to score: evenly spaced, the last one included."""
+    """Number of optimiser steps, and the evenly spaced steps after which to evaluate, the last included."""
     units, steps_per_unit = budget.units, math.ceil(num_images / budget.batch_size) if budget.epochs else 1
-    marks = {math.ceil(units * (index + 1) / evaluations) * steps_per_unit for index in range(evaluations)}
-    return units * steps_per_unit, marks
+    eval_steps = {
+        math.ceil(units * (index + 1) / evaluations) * steps_per_unit for index in range(evaluations)
+    }
+    return units * steps_per_unit, eval_steps
 
 
 def batch_rows(budget: Budget, num_images: int, generator: torch.Generator) -> Iterator[Int[Tensor, " b"]]:
-    """Rows of each batch: epochs of shuffled images, cut into batches.
+    """Image indices of each batch, from shuffled epochs.
 
-    By epochs the last batch of each is short. By steps epochs follow each other without a seam, so that every
-    batch is full however small the set is.
+    With `budget.epochs` the last batch of each epoch is short. With `budget.steps` epochs are concatenated,
+    so that every batch is full even for a small set.
     """
 
     def shuffled() -> Tensor:
@@ -220,23 +225,23 @@ def batch_rows(budget: Budget, num_images: int, generator: torch.Generator) -> I
         for _ in range(budget.epochs):
             yield from shuffled().split(budget.batch_size)
         return
-    waiting = shuffled()
+    queue = shuffled()
     for _ in range(budget.units):
-        while len(waiting) < budget.batch_size:
-            waiting = torch.cat((waiting, shuffled()))
-        yield waiting[: budget.batch_size]
-        waiting = waiting[budget.batch_size :]
+        while len(queue) < budget.batch_size:
+            queue = torch.cat((queue, shuffled()))
+        yield queue[: budget.batch_size]
+        queue = queue[budget.batch_size :]
 
 
-def rate(protocol: Protocol, budget: Budget, step: int, steps: int) -> float:
-    """Factor on the learning rate at this step, counted from 0."""
+def learning_rate_factor(protocol: Protocol, budget: Budget, step: int, steps: int) -> float:
+    """Factor on the learning rate at `step`, counted from 0, out of `steps`."""
     if protocol.schedule == "cosine":
         warmup = protocol.warmup * steps
         if step < warmup:
             return (step + 1) / (warmup + 1)
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
     units = budget.units
-    unit = step * units // steps  # the epoch, where there are epochs
+    unit = step * units // steps  # the epoch, or the step
     if protocol.schedule == "half_cosine":
         return 0.5 * (1 + math.cos(math.pi * unit / units / 2))
     if protocol.schedule == "restart":
@@ -245,15 +250,15 @@ def rate(protocol: Protocol, budget: Budget, step: int, steps: int) -> float:
 
 
 def train_step(
-    model: Callable[[Tensor], Tensor],
+    model: Model,
     optimiser: torch.optim.Optimizer,
     images: UInt8[Tensor, "b 3 s s"],
-    labels: Int[Tensor, " b"],
+    labels: Labels,
     protocol: Protocol,
     generator: torch.Generator,
-    teacher: Answer | None = None,
+    teacher: TeacherFn | None = None,
 ) -> Float[Tensor, ""]:
-    """One optimiser step on one batch; gives its loss, still on the device."""
+    """One optimiser step on one batch; returns its loss, still on the device."""
     x, partner_labels, own_share = augment(images, protocol, generator), labels, None
     if protocol.cutmix > 0:
         x, partner_labels, own_share = cutmix(x, labels, protocol.cutmix, generator)
@@ -272,11 +277,11 @@ def train_step(
 
 
 def soft_loss(
-    logits: Float[Tensor, "b classes"], answers: Float[Tensor, "b classes"], temperature: float
+    student: Float[Tensor, "b classes"], teacher: Float[Tensor, "b classes"], temperature: float
 ) -> Float[Tensor, ""]:
-    """KL divergence of the network's distribution from the teacher's, both at `temperature`; mean over b.
+    """KL divergence of the student's distribution from the teacher's at `temperature`, mean over b.
 
     Hinton et al. 2015, without their factor of temperature squared, as published (Sun et al. 2024).
     """
-    ours, theirs = (functional.log_softmax(x / temperature, dim=1) for x in (logits, answers))
+    ours, theirs = (functional.log_softmax(x / temperature, dim=1) for x in (student, teacher))
     return functional.kl_div(ours, theirs, reduction="batchmean", log_target=True)

@@ -7,8 +7,8 @@ from typing import cast
 from ims3_ray.cluster.environment import environment_name, machine_environment
 from ims3_ray.cluster.resources import Machine, run_on_every_node
 from ims3_ray.errors import InputError
-from ims3_ray.evaluation.probes import longest_training, probe_protocols
-from ims3_ray.evaluation.protocols import NO_PROTOCOL, protocols
+from ims3_ray.evaluation.probes import num_training_steps, probe_protocols
+from ims3_ray.evaluation.protocols import NO_PROTOCOL, get_protocols
 from ims3_ray.stages.base import Stage
 from ims3_ray.stages.context import Context
 from ims3_ray.stages.evaluate.classifiers import check_networks
@@ -60,7 +60,7 @@ def _check_evaluation(context: Context) -> None:
     if settings.protocol == NO_PROTOCOL:
         return
     check_settings(settings, trains=True)
-    check_networks(protocols(settings.protocol, settings.networks), len(context.classes))
+    check_networks(get_protocols(settings.protocol, settings.networks), len(context.classes))
     pool = config.pool_ipc * config.sample.subgroups
     if (settings.pool_images or 0) > pool:
         raise InputError(
@@ -91,7 +91,7 @@ def _check_refinement(context: Context) -> None:
             f"refine.real_images: {settings.real_images} exceed the {counts[smallest]} images of "
             f"class {context.classes[smallest]!r}; lower it"
         )
-    steps = min(longest_training(rules, int(counts.sum()), len(counts)) for rules in probes)
+    steps = min(num_training_steps(rules, int(counts.sum()), len(counts)) for rules in probes)
     if probe.checkpoint_steps[-1] > steps:
         raise InputError(
             f"probe.checkpoint_steps: {probe.checkpoint_steps[-1]} exceeds a training by {probes[0].name}, "

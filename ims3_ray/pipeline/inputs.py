@@ -15,7 +15,7 @@ from ims3_ray.data.named import digit_split, is_named, with_root
 from ims3_ray.data.sources import is_rows, is_tensors
 from ims3_ray.display import escape_unprintable, first_few
 from ims3_ray.errors import InputError
-from ims3_ray.evaluation.audit import AuditedImages, imagenet_split_warnings, refuse_overlap
+from ims3_ray.evaluation.audit import AuditedImages, check_overlap, imagenet_split_warnings
 from ims3_ray.models.files import is_hub_id, resolve_model
 from ims3_ray.runs.mlflow_db import tracking_uri
 from ims3_ray.storage.artifacts import Directory, open_directory, open_storage
@@ -172,7 +172,7 @@ def check_splits(images: Mapping[str, ImageSet], max_overlap: float) -> list[str
                 f"{scored.name}: {locations[scored.name]} is the training folder, data.train; "
                 "use images that are not trained on"
             )
-        warnings += refuse_overlap(train, scored, limit=max_overlap, places=locations)
+        warnings += check_overlap(train, scored, limit=max_overlap, places=locations)
         if split == "test":  # a validation split is meant to be a part of the training images
             warnings += imagenet_split_warnings(scored.name, scored.paths, is_training=False)
             warnings += imagenet_split_warnings(train.name, train.paths, is_training=True)

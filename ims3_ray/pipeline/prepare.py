@@ -24,7 +24,7 @@ from ims3_ray.config.settings import WEIGHTS, Config, Evaluating
 from ims3_ray.data.classes import check_class_names, class_map
 from ims3_ray.data.images import ImageSet, open_images
 from ims3_ray.errors import InputError
-from ims3_ray.evaluation.protocols import NO_PROTOCOL, protocol
+from ims3_ray.evaluation.protocols import NO_PROTOCOL, get_protocol
 from ims3_ray.models.device import Numerics, supported_numerics
 from ims3_ray.models.extractor import inspect_extractor, load_extractor
 from ims3_ray.models.files import pin_revision
@@ -161,7 +161,7 @@ def _open(config: Config, machine: Machine) -> Context:
     if config.evaluate.teacher is not None:
         inputs["teacher"] = content_of(config.evaluate.teacher, storage)
     if config.evaluate.protocol != NO_PROTOCOL:
-        inputs["scored"] = images[protocol(config.evaluate.protocol).split].fingerprint
+        inputs["scored"] = images[get_protocol(config.evaluate.protocol).split].fingerprint
     warnings = [*skipped_warnings(images), *check_splits(images, config.data.max_overlap_fraction)]
     notes = tuple(f"warning: {line}" for line in warnings)
     return Context(

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 
-from ims3_ray.evaluation.membership import in_words
-from ims3_ray.evaluation.results import Evaluation, ordered
+from ims3_ray.evaluation.membership import describe_attack
+from ims3_ray.evaluation.results import YARDSTICKS, Evaluation, sort_sets
 from ims3_ray.method.coverage import Values
 
 from . import plots
@@ -15,8 +15,6 @@ from .formatting import METRICS, claim, environment
 from .images import is_enlarged, strips, uncovered_strips
 from .inputs import MAP_CLASSES, History, ReportData, shown_classes
 from .svg import CLASS_COLOURS, INK
-
-REFERENCES = ("random", "ceiling")
 
 
 def render(data: ReportData) -> bytes:
@@ -62,14 +60,14 @@ def _evaluation(evaluation: Evaluation) -> dict[str, object]:
         "curves": plots.learning_curves(sets, names),
         "metrics": [(*METRICS[name], [values.get(name) for values in coverage.values()]) for name in metrics],
         "membership": membership,
-        "membership_text": in_words(membership["distilled"]) if "distilled" in membership else "",
+        "membership_text": describe_attack(membership["distilled"]) if "distilled" in membership else "",
         "deciles": by_decile(_decile_lines(coverage, names)),
         "share": sets["distilled"]["last"]["mean"] / sets["full"]["last"]["mean"] if has_full else None,
     }
 
 
 def _in_order(evaluation: Evaluation) -> Evaluation:
-    sets, coverage = ordered(evaluation["sets"]), ordered(evaluation["coverage"])
+    sets, coverage = sort_sets(evaluation["sets"]), sort_sets(evaluation["coverage"])
     return {**evaluation, "sets": sets, "coverage": coverage}
 
 
@@ -83,7 +81,7 @@ def _decile_lines(coverage: Mapping[str, Values], names: Mapping[str, str]) -> l
     for place, (name, values) in enumerate(coverage.items()):
         if isinstance(deciles := values.get("deciles"), list):
             colour = colours.get(name, CLASS_COLOURS[place % len(CLASS_COLOURS)])
-            lines.append(Line(plots.set_name(name, names), deciles, colour, is_reference=name in REFERENCES))
+            lines.append(Line(plots.set_name(name, names), deciles, colour, is_reference=name in YARDSTICKS))
     return lines
 
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from scipy.optimize import isotonic_regression
 
-from ims3_ray.evaluation.results import NAMES, SetFigures
+from ims3_ray.evaluation.results import SET_TITLES, SetMetrics
 
 from . import svg
 from .feature_space import Map
@@ -30,7 +30,7 @@ from .svg import (
 )
 
 SET_COLOURS = {"distilled": DISTILLED, "random": RANDOM, "full": FULL}
-SET_NAMES = {"distilled": "Distilled"} | {name: title for name, (_, title) in NAMES.items()}
+SET_NAMES = {"distilled": "Distilled"} | {name: title for name, (_, title) in SET_TITLES.items()}
 MARKS = {
     "real": {"markersize": 4.5, "markeredgewidth": 0, "alpha": 0.4},
     "candidate": {"markersize": 6, "markeredgewidth": 1.1, "alpha": 0.8},
@@ -45,7 +45,7 @@ def set_name(name: str, names: Mapping[str, str] = MappingProxyType({})) -> str:
     return title[:1].upper() + title[1:] or SET_NAMES.get(name, name)
 
 
-def accuracy(sets: Mapping[str, SetFigures], names: Mapping[str, str]) -> Markup:
+def accuracy(sets: Mapping[str, SetMetrics], names: Mapping[str, str]) -> Markup:
     """Accuracy after the last step: one row per set with a tick per seed, mean and 95 % interval."""
     drawing = svg.figure(WIDTH, 60 + 58 * len(sets))
     axes = drawing.add_subplot()
@@ -71,7 +71,7 @@ def accuracy(sets: Mapping[str, SetFigures], names: Mapping[str, str]) -> Markup
     return svg.to_svg(drawing, "accuracy", "Accuracy of each set, with 95 % intervals")
 
 
-def learning_curves(sets: Mapping[str, SetFigures], names: Mapping[str, str]) -> Markup | None:
+def learning_curves(sets: Mapping[str, SetMetrics], names: Mapping[str, str]) -> Markup | None:
     """Accuracy against the training step per set: mean and range over seeds. None without curves."""
     drawing = svg.figure(WIDTH, 340)
     axes = drawing.add_subplot()

@@ -34,13 +34,13 @@ MAX_TAG = 5000  # characters; every MLflow store accepts this many
 def run_tags(context: "Context") -> dict[str, str]:
     """Return kind, versions, hardware, and the protocol and images that the accuracy is measured with."""
     from ims3_ray.cluster.environment import hardware, versions  # imports Ray, which queries do without
-    from ims3_ray.evaluation.protocols import protocols
+    from ims3_ray.evaluation.protocols import get_protocols
 
     config = context.config
     tags = {KIND: DISTILLATION} | {f"version.{name}": text for name, text in versions().items()}
     tags |= {f"hardware.{name}": str(value) for name, value in hardware(context.machine).items()}
     if "scored" in context.inputs:
-        protocol = protocols(config.evaluate.protocol, config.evaluate.networks)[0]
+        protocol = get_protocols(config.evaluate.protocol, config.evaluate.networks)[0]
         tags |= {PROTOCOL: protocol.label, SCORED: context.inputs["scored"]}
     return tags
 

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ims3_ray.cluster.fan_out import CALLS_PER_ACTOR
 from ims3_ray.config.sections import PAPER_BATCH
-from ims3_ray.evaluation.rules import Protocol
+from ims3_ray.evaluation.protocols import Protocol
 from ims3_ray.models.dit import DiT
 from ims3_ray.models.extractor import load_extractor, without_weights
 from ims3_ray.models.files import read_json

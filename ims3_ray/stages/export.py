@@ -15,9 +15,8 @@ from ims3_ray.data import distilled
 from ims3_ray.data.distilled import DistilledImage
 from ims3_ray.data.views import SOFT_LABELS, VIEWS, with_views
 from ims3_ray.display import format_bytes
-from ims3_ray.evaluation.protocols import protocol
-from ims3_ray.evaluation.soft_labels import Labelling, label
-from ims3_ray.evaluation.teacher import name_of, teacher_rules
+from ims3_ray.evaluation.protocols import get_protocol
+from ims3_ray.evaluation.teacher import Labelling, label, teacher_name, teacher_protocol
 from ims3_ray.method.refine import OBJECTIVES
 from ims3_ray.progress import bar
 from ims3_ray.storage import schemas
@@ -145,7 +144,7 @@ def _labelling(context: Context, trained: Directory | None) -> Labelling | None:
         return None
     teacher = teacher_of(config.evaluate, context.images["train"], trained, context.machine)
     assert teacher, config.evaluate.protocol
-    rules = protocol(config.evaluate.protocol)
+    rules = get_protocol(config.evaluate.protocol)
     return Labelling(teacher, rules, context.classes, views, config.seed, context.machine.device)
 
 
@@ -181,7 +180,7 @@ def _describe_labels(how: Labelling) -> str:
     return (
         f"\n\nThe Parquet column `{VIEWS}` lists {how.views:,} views per image, and `{SOFT_LABELS}` a "
         f"teacher's fp16 logits for them ({format_bytes(2 * count)} per image before compression). The "
-        f"teacher is {name_of(how.teacher.given)}; it classifies {100 * how.teacher.accuracy:.1f} % of the "
+        f"teacher is {teacher_name(how.teacher.source)}; it classifies {100 * how.teacher.accuracy:.1f} % of the "
         "real training images correctly."
     )
 
@@ -189,7 +188,7 @@ def _describe_labels(how: Labelling) -> str:
 def _fingerprint_inputs(context: Context) -> object:
     config, soft_labels = context.config, None
     if config.export.soft_labels:
-        rules = protocol(config.evaluate.protocol).model_dump(mode="json")
+        rules = get_protocol(config.evaluate.protocol).model_dump(mode="json")
         teacher = [context.inputs.get("teacher"), context.inputs["images"], context.machine.device]
         soft_labels = [config.export.soft_labels, config.seed, rules, *teacher]
     return [config.recipe, subject(config), list(context.classes), context.licences, soft_labels]
@@ -210,7 +209,7 @@ def _cost(context: Context, forward: Forward) -> Cost:  # noqa: ARG001
     driver = 2 * block + context.num_candidates * KEY_BYTES
     operations, labels = 0.0, 0.0
     if views := config.export.soft_labels:
-        rules = teacher_rules(config.evaluate.protocol)
+        rules = teacher_protocol(config.evaluate.protocol)
         operations = views * classifier_operations(rules, len(context.classes))
         labels = 2.0 * views * len(context.classes)
     return Cost(

@@ -9,17 +9,17 @@ from PIL import Image
 
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.audit import (
-    SHOWN,
+    MAX_PAIRS,
     AuditedImages,
     audit,
+    check_overlap,
     exact_duplicates,
     imagenet_split_warnings,
     label_conflicts,
     near_duplicates,
     pixel_hash,
-    refuse_overlap,
 )
-from ims3_ray.evaluation.label_order import audit_classes, nearest_class, swapped_classes
+from ims3_ray.evaluation.label_order import check_class_order, nearest_class, swapped_classes
 from ims3_ray.method.coverage import find_copies
 
 CLASSES = ["ant", "bee", "cat"]
@@ -115,11 +115,11 @@ def test_one_content_under_two_labels_is_a_conflict_inside_a_set_and_across_sets
 
 
 def test_the_document_counts_all_pairs_shows_some_and_is_plain_data():
-    contents = [str(i) for i in range(SHOWN + 7)]
+    contents = [str(i) for i in range(MAX_PAIRS + 7)]
     document = audit([of("train", contents), of("test", contents), of("made", ["x"])], CLASSES)
     counts = {tuple(e["sets"]): (e["count"], len(e["pairs"])) for e in document["exact"]}
     assert counts == {
-        ("train", "test"): (SHOWN + 7, SHOWN),
+        ("train", "test"): (MAX_PAIRS + 7, MAX_PAIRS),
         ("train", "made"): (0, 0),
         ("test", "made"): (0, 0),
     }
@@ -149,11 +149,11 @@ def test_more_shared_files_than_the_limit_are_refused_by_name_and_fewer_are_told
     with pytest.raises(
         InputError, match=r"data\.test: 1 of 10 images in /there .*data\.test/0 = data\.train/5"
     ) as error:
-        refuse_overlap(train, test, limit=0.05, places=places)
+        check_overlap(train, test, limit=0.05, places=places)
     assert "\n" not in str(error.value)
-    (line,) = refuse_overlap(train, test, limit=0.1, places=places)
+    (line,) = check_overlap(train, test, limit=0.1, places=places)
     assert "data.test/0 = data.train/5" in line
-    assert refuse_overlap(train, of("data.test", ["x"]), limit=0, places=places) == []
+    assert check_overlap(train, of("data.test", ["x"]), limit=0, places=places) == []
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2], [1, 0, 2], [1, 2, 0]])
@@ -161,7 +161,7 @@ def test_permuted_classes_are_named_and_right_ones_are_not(order):
     real, labels = clusters(40, seed=0)
     made, looks = clusters(10, seed=1)
     claimed = np.argsort(order)[looks]  # an image of class c was drawn as order[c]
-    found, warnings = audit_classes(real, labels, made, claimed, CLASSES)
+    found, warnings = check_class_order(real, labels, made, claimed, CLASSES)
     assert found["looks_like"] == {CLASSES[c]: CLASSES[d] for c, d in enumerate(order) if c != d}
     assert bool(warnings) == (order != [0, 1, 2])
     assert found["own_share"] == pytest.approx(np.mean([order[c] == c for c in range(3)]), abs=0.1)
@@ -170,7 +170,7 @@ def test_permuted_classes_are_named_and_right_ones_are_not(order):
 def test_a_poor_set_is_warned_of_but_not_called_swapped():
     real, labels = clusters(40, seed=0)
     made, looks = clusters(10, seed=1)
-    poor = audit_classes(real, labels, made[looks == 0], np.repeat([0, 1, 2], [3, 3, 4]), CLASSES)
+    poor = check_class_order(real, labels, made[looks == 0], np.repeat([0, 1, 2], [3, 3, 4]), CLASSES)
     assert poor[0]["looks_like"] == {}
     assert "look like their own class" in poor[1][0]
 

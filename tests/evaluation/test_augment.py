@@ -25,7 +25,7 @@ from ims3_ray.evaluation.augment import (
     randaugment,
     resized_crop,
 )
-from ims3_ray.evaluation.protocols import protocol
+from ims3_ray.evaluation.protocols import get_protocol
 
 
 def _seeded(seed: int = 0) -> torch.Generator:
@@ -172,14 +172,14 @@ def test_cutmix_leaves_batches_alone_as_often_as_asked():
 def test_a_training_view_depends_on_its_generator_alone(name):
     images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=_seeded(8))
     before = torch.get_rng_state()
-    first, again, other = (augment(images, protocol(name), _seeded(seed)) for seed in (0, 0, 1))
+    first, again, other = (augment(images, get_protocol(name), _seeded(seed)) for seed in (0, 0, 1))
     assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
 def test_normalising_is_torchvisions():
-    images, chosen = torch.rand(2, 3, 4, 4, generator=_seeded(1)), protocol("minimax")
+    images, chosen = torch.rand(2, 3, 4, 4, generator=_seeded(1)), get_protocol("minimax")
     expected = reference.normalize(images, list(chosen.mean), list(chosen.deviation))
     assert torch.allclose(normalise(images, chosen), expected)
 
@@ -191,7 +191,7 @@ def test_views_read_nothing_off_the_device_and_are_sent_their_draws_alone(name):
 
     def sent():
         with Sent() as counted:
-            augment(images, protocol(name), generator)
+            augment(images, get_protocol(name), generator)
         return counted.count
 
     sent()

@@ -6,8 +6,8 @@ from torch.nn import functional
 
 from ims3_ray.evaluation import dsa
 from ims3_ray.evaluation.augment import augment, normalise
-from ims3_ray.evaluation.protocols import protocol
-from ims3_ray.evaluation.train import budget_of, generator_of, training_steps
+from ims3_ray.evaluation.protocols import get_protocol
+from ims3_ray.evaluation.train import budget_for, generator_for, training_steps
 
 N = 2000
 # Of the image below: mean, mean deviation over the batch, means at (5, 20), (20, 5), (0, 0), deviation at
@@ -86,12 +86,12 @@ def test_a_gradient_passes_every_differentiable_view(images):
     ("name", "count"), [("dc-mnist", 317706), ("dsa-fashion", 317706), ("dc-cifar10", 320010)]
 )
 def test_the_network_has_as_many_parameters_as_the_published_one(name, count):
-    assert sum(p.numel() for p in protocol(name).build(10).parameters()) == count
+    assert sum(p.numel() for p in get_protocol(name).build(10).parameters()) == count
 
 
 def test_grey_images_have_one_channel_normalised_as_published():
     pixels = torch.full((2, 3, 28, 28), 51, dtype=torch.uint8)
-    rules = protocol("dc-fashion")
+    rules = get_protocol("dc-fashion")
     seen = augment(pixels, rules, torch.Generator())
     assert seen.shape == (2, 1, 28, 28)
     assert seen == pytest.approx((0.2 - 0.2861) / 0.3530, abs=1e-6)
@@ -100,13 +100,13 @@ def test_grey_images_have_one_channel_normalised_as_published():
 
 def test_a_training_is_the_published_loop_with_its_second_optimiser():
     """Seven epochs, E = 6: at x 0.1 from the sixth on, with momentum from nothing."""
-    rules = protocol("dc-fashion").model_copy(update={"epochs": 7, "batch_size": 4, "width": 4})
+    rules = get_protocol("dc-fashion").model_copy(update={"epochs": 7, "batch_size": 4, "width": 4})
     images = torch.randint(256, (6, 3, 28, 28), generator=torch.Generator().manual_seed(0)).byte()
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
     ours, theirs = (rules.build(3, torch.Generator().manual_seed(1)) for _ in range(2))
-    for _ in training_steps(ours, ours, (images, labels), rules, budget_of(rules, 6, 3), 5):
+    for _ in training_steps(ours, ours, (images, labels), rules, budget_for(rules, 6, 3), 5):
         pass
-    order, lr = generator_of(5, "batches"), 0.01
+    order, lr = generator_for(5, "batches"), 0.01
     settings = {"momentum": 0.9, "weight_decay": 5e-4}
     optimiser = torch.optim.SGD(theirs.parameters(), lr=lr, **settings)
     for epoch in range(6 + 1):
@@ -124,6 +124,6 @@ def test_a_training_is_the_published_loop_with_its_second_optimiser():
 
 def test_the_protocols_lengths_are_the_published_ones():
     lengths = {"dc-mnist": 1001, "dc-fashion": 301, "dsa-mnist": 1001, "dsa-fashion": 1001, "dc-cifar10": 301}
-    assert {name: protocol(name).budget(10, 10).epochs for name in lengths} == lengths
-    assert "flip" not in protocol("dsa-mnist").augmentations.siamese
-    assert "flip" in protocol("dsa-fashion").augmentations.siamese
+    assert {name: get_protocol(name).budget(10, 10).epochs for name in lengths} == lengths
+    assert "flip" not in get_protocol("dsa-mnist").augmentations.siamese
+    assert "flip" in get_protocol("dsa-fashion").augmentations.siamese

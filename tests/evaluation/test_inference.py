@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ims3_ray.evaluation import inference
-from ims3_ray.evaluation.inference import COMPILED_FROM, forward_in, numerics_for
+from ims3_ray.evaluation.inference import COMPILED_FROM, forward_fn, numerics_for
 from ims3_ray.models.classifiers import build
 from ims3_ray.models.device import Numerics
 
@@ -22,7 +22,7 @@ def _images() -> torch.Tensor:
 def test_a_cpu_runs_the_network_as_it_is_however_long_it_trains():
     model = _network()
     for steps in (1, 10 * COMPILED_FROM):
-        assert forward_in(model, numerics_for("cpu", steps)) is model
+        assert forward_fn(model, numerics_for("cpu", steps)) is model
 
 
 @pytest.mark.parametrize("name", ["convnet3", "resnetap10", "resnet18"])
@@ -30,7 +30,7 @@ def test_bf16_gives_float32_logits_and_gradients_near_fp32s(name):
     x, gradients, logits = _images(), [], []
     for precision in ("fp32", "bf16"):
         model = _network(name)
-        found = forward_in(model, Numerics("cpu", precision))(x)
+        found = forward_fn(model, Numerics("cpu", precision))(x)
         found.square().mean().backward()
         assert found.dtype == torch.float32
         assert all(p.dtype == p.grad.dtype == torch.float32 for p in model.parameters())
@@ -47,12 +47,12 @@ def test_what_a_gpu_lacks_is_told_once_and_the_rest_is_kept(monkeypatch, caplog)
         ]
 
     monkeypatch.setattr(inference, "supported_numerics", lacking)
-    inference._tried.cache_clear()
+    inference._gpu_numerics.cache_clear()
     try:
         with caplog.at_level(logging.WARNING):
             found = [numerics_for("cuda", COMPILED_FROM) for _ in range(3)]
     finally:
-        inference._tried.cache_clear()
+        inference._gpu_numerics.cache_clear()
     assert found == [Numerics("cuda", "bf16")] * 3
     assert [record.message for record in caplog.records] == [
         "evaluation: torch.compile does not work here (no compiler)"

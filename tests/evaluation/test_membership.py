@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ims3_ray.evaluation.membership import attack, confidence, in_words
+from ims3_ray.evaluation.membership import attack, confidence, describe_attack
 
 
 def test_confidence_is_the_log_odds_of_the_true_class_and_never_infinite():
@@ -36,7 +36,7 @@ def test_the_interval_is_that_of_the_rank_test_where_nothing_can_be_told_and_non
     result = attack(same, same)
     assert result["auc"] == 0.5
     assert result["interval"] == pytest.approx(1.96 * math.sqrt(201 / (12 * 100 * 100)), rel=0.01)
-    assert "no better than by guessing: AUC 0.500" in in_words(result)
+    assert "no better than by guessing: AUC 0.500" in describe_attack(result)
     apart = attack(same + 1000, same)
     assert (apart["auc"], apart["interval"], apart["found"]) == (1.0, 0.0, 1.0)
-    assert "better than by guessing (0.5): AUC 1.000" in in_words(apart)
+    assert "better than by guessing (0.5): AUC 1.000" in describe_attack(apart)

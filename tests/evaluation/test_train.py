@@ -9,20 +9,19 @@ import torch
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation import train
 from ims3_ray.evaluation.membership import attack
-from ims3_ray.evaluation.protocols import protocol
-from ims3_ray.evaluation.rules import Augmentations, Budget, Protocol
+from ims3_ray.evaluation.protocols import Augmentations, Budget, Protocol, get_protocol
 from ims3_ray.evaluation.train import (
-    Beside,
+    TrainExtras,
     accuracy,
     batch_rows,
+    final_score,
+    learning_rate_factor,
     plan,
-    rate,
-    score_of,
     train_step,
     train_with_evals,
 )
 
-BASE = protocol("minimax").budget(10, 10)
+BASE = get_protocol("minimax").budget(10, 10)
 
 
 def _protocol(**changes) -> Protocol:
@@ -36,7 +35,7 @@ def _protocol(**changes) -> Protocol:
         "learning_rate": 0.05,
         "augmentations": Augmentations(crop_scale=(0.8, 1.0), flip=0.5),
     }
-    return protocol("quick").model_copy(update=tiny | changes)
+    return get_protocol("quick").model_copy(update=tiny | changes)
 
 
 def _set(per_class: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -50,7 +49,7 @@ def _set(per_class: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _score(train_set=None, test=None, *, seed=0, **changes):
     sets = train_set or _set(10, 1), test or _set(20, 2)
-    return score_of(train_with_evals(*sets, _protocol(**changes), 2, seed))
+    return final_score(train_with_evals(*sets, _protocol(**changes), 2, seed))
 
 
 def _values(score) -> dict:
@@ -138,7 +137,7 @@ def test_last_is_the_last_and_best_the_best_of_evenly_spaced_looks():
 
 def test_published_protocols_score_a_hundred_times_the_last_time_at_the_end():
     for ipc in (1, 10, 50, 200, 500, 1300):
-        budget = protocol("minimax").budget(ipc, 10)
+        budget = get_protocol("minimax").budget(ipc, 10)
         steps, marks = plan(budget, 10 * ipc, 100)
         assert len(marks) == 100
         assert max(marks) == steps == budget.epochs * -(-10 * ipc // 64)
@@ -163,19 +162,19 @@ def test_steps_fill_every_batch_and_see_images_equally_often():
 
 
 def test_learning_rate_falls_where_the_published_schedule_lets_it_fall():
-    chosen, budget = protocol("minimax"), BASE.model_copy(update={"epochs": 100})
+    chosen, budget = get_protocol("minimax"), BASE.model_copy(update={"epochs": 100})
     optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimiser, [2 * 100 // 3, 5 * 100 // 6], gamma=0.2)
     for epoch in range(100):
         expected = pytest.approx(scheduler.get_last_lr()[0])
-        assert rate(chosen, budget, 2 * epoch, 200) == expected
-        assert rate(chosen, budget, 2 * epoch + 1, 200) == expected
+        assert learning_rate_factor(chosen, budget, 2 * epoch, 200) == expected
+        assert learning_rate_factor(chosen, budget, 2 * epoch + 1, 200) == expected
         optimiser.step(), scheduler.step()
 
 
 def test_cosine_rises_to_one_and_falls_to_nearly_nothing():
     chosen = _protocol(schedule="cosine", warmup=0.1)
-    rates = [rate(chosen, BASE, step, 300) for step in range(300)]
+    rates = [learning_rate_factor(chosen, BASE, step, 300) for step in range(300)]
     assert max(rates) == rates[30] == 1
     assert rates[0] < 0.05
     assert rates[-1] < 0.001
@@ -193,7 +192,7 @@ def test_impossible_sets_are_refused():
         _score((images[:0], labels[:0]))
     with pytest.raises(InputError, match="convnet6 needs images of at least 64 px, not 8"):
         _score(network="convnet6")
-    with pytest.raises(InputError, match=r"train_images: are 8×6 pixels, quick-v2/.* sees 8; scale them by"):
+    with pytest.raises(InputError, match=r"train_images: are 8×6 pixels, quick-v2/.* needs 8; scale them by"):
         _score((images[:, :, 1:7], labels))
 
 
@@ -203,8 +202,8 @@ def test_a_network_that_learnt_its_images_by_heart_gives_them_away_and_no_others
     labels = torch.arange(2).repeat(60)  # nothing to learn but each image
     learnt, unseen, other = ((part, of) for part, of in zip(noise.split(40), labels.split(40), strict=True))
     rules = _protocol(steps=200, augmentations=Augmentations())
-    score = score_of(
-        train_with_evals(learnt, other, rules, 2, 0, beside=Beside(asked=[learnt, unseen, other]))
+    score = final_score(
+        train_with_evals(learnt, other, rules, 2, 0, extras=TrainExtras(None, [learnt, unseen, other]))
     )
     sure, unsure, as_unsure = score.confidences
     assert attack(sure, unsure)["auc"] > 0.95

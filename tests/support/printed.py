@@ -11,10 +11,10 @@ from pathlib import Path
 from benchmarks.__main__ import parser_of
 from ims3_ray.cli import COMMANDS
 from ims3_ray.config import load, settings
-from ims3_ray.jobs.evaluate.command import named_sets
+from ims3_ray.jobs.evaluate.command import parse_sets
 from ims3_ray.jobs.runs.command import read_mode
 from ims3_ray.jobs.runs.filters import read_conditions
-from ims3_ray.jobs.share.push import read_target
+from ims3_ray.jobs.share.push import parse_target
 from ims3_ray.jobs.sweep.search_space import read_space
 
 ROOT = Path(__file__).parents[2]
@@ -82,12 +82,12 @@ def resolve_ablate(arguments: argparse.Namespace, overrides: dict) -> None:
 
 
 def resolve_evaluate(arguments: argparse.Namespace, overrides: dict) -> None:
-    named_sets(arguments.sets)
+    parse_sets(arguments.sets)
     load.load_settings(settings.Evaluating, overrides)
 
 
 def resolve_push(arguments: argparse.Namespace, overrides: dict) -> None:
-    read_target(arguments.to)
+    parse_target(arguments.to)
     assert set(overrides) <= {"storage"}
 
 

@@ -7,7 +7,7 @@ from ims3_ray.storage.rows import read_index
 from ims3_ray.storage.schemas import FEATURES, to_parquet
 
 
-def vectors_of(features, labels, folder, parts=5):
+def features_of(features, labels, folder, parts=5):
     """Those of an artefact in `folder`, of so many parts."""
     directory = open_directory(str(folder))
     for part, rows in enumerate(np.array_split(np.arange(len(labels)), parts)):

@@ -9,7 +9,7 @@ from pages import evaluation, png, selection
 
 from ims3_ray.config.load import load_config
 from ims3_ray.data.distilled import DistilledImage, to_table, write_parquet, write_pngs
-from ims3_ray.evaluation.results import headline
+from ims3_ray.evaluation.results import headline_metrics
 from ims3_ray.runs import tags
 from ims3_ray.runs.event_log import EventLog
 from ims3_ray.runs.mlflow_tracker import Tracker
@@ -96,7 +96,7 @@ def make_storage(root):
     storage = open_storage(str(root))
     make_artifacts(storage)
     artifact_tags = {f"artifact.{noun}": key for noun, key in ARTIFACTS.items()}
-    figures = headline(json.loads(json.dumps(evaluation())))
+    figures = headline_metrics(json.loads(json.dumps(evaluation())))
     figures |= {"sample/seconds": 60.0, "evaluate/seconds": 5.0}
     ids = {"whole": track(storage, "aaaa", figures, own=artifact_tags)}
     ids["failed"] = track(storage, "bbbb", {"accuracy": 0.2}, overrides={"seed": 7}, status="FAILED")

@@ -5,16 +5,15 @@ from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from ims3_ray.config.load import subject
-from ims3_ray.evaluation.protocols import protocols
+from ims3_ray.evaluation.protocols import get_protocols
 from ims3_ray.evaluation.results import Evaluation
-from ims3_ray.evaluation.teacher import teacher_rules
+from ims3_ray.evaluation.teacher import teacher_protocol
 from ims3_ray.method.coverage import Values
 from ims3_ray.pipeline.steps import Step
 from ims3_ray.stages.context import Context
-from ims3_ray.stages.evaluate.agreement import label_agreement
-from ims3_ray.stages.evaluate.baselines import measure_all
-from ims3_ray.stages.evaluate.classifiers import classifier_seeds
-from ims3_ray.stages.evaluate.compare import Real, choose, real_vectors
+from ims3_ray.stages.evaluate.baselines import measure_coverage
+from ims3_ray.stages.evaluate.classifiers import classifier_seeds, label_agreement
+from ims3_ray.stages.evaluate.compare import Real, choose_baselines, real_features
 from ims3_ray.stages.evaluate.stage import first_of_pool
 from ims3_ray.stages.selected import KEYS, selected_rows
 from ims3_ray.storage.rows import Index, read_index
@@ -35,7 +34,7 @@ def describe(
     pools = _pools(ablation, contexts, steps) if ablation.pool_images else {}
     context = next(iter(contexts.values()))
     config = context.config
-    rules = protocols(config.evaluate.protocol, config.evaluate.networks)[0]
+    rules = get_protocols(config.evaluate.protocol, config.evaluate.networks)[0]
     return {
         "protocol": rules.label,
         "split": rules.split,
@@ -141,12 +140,12 @@ def _pools(
                 cells = ((row.name, ipc, seed) for ipc in (count, max(ablation.ipcs)))
                 drawn |= _drawn(row.name, context, count, *(steps.get(cell) for cell in cells))
         names = dict.fromkeys(["random", *sorted({row.real for row in rows.rows if row.real})])
-        choices = choose(real, names, [[count] * len(train.classes)], classifier_seeds(seed, 1))
+        choices = choose_baselines(real, names, [[count] * len(train.classes)], classifier_seeds(seed, 1))
         neighbours = context.config.evaluate.neighbours
-        of_real = real_vectors(choices, real, classifier_seeds(seed, 1)[0], neighbours, count)
+        of_real = real_features(choices, real, classifier_seeds(seed, 1)[0], neighbours, count)
         sets: dict[str, Index] = {**drawn, **{name: of_real[name] for name in plan.YARDSTICKS}}
         sets |= {row.name: of_real[row.real] for row in rows.rows if row.real}
-        measured = measure_all(real.vectors, sets, neighbours, train.classes)
+        measured = measure_coverage(real.features, sets, neighbours, train.classes)
         if ablation.agreement:
             for name, share in _agreement(context, drawn).items():
                 measured[name]["agreement"] = share
@@ -161,9 +160,9 @@ def _agreement(context: Context, drawn: Mapping[str, Index]) -> dict[str, float]
     By one that is trained as a soft protocol's teacher is, where labels are soft.
     """
     settings = context.config.evaluate
-    rules, train = protocols(settings.protocol, settings.networks)[0], context.images["train"]
+    rules, train = get_protocols(settings.protocol, settings.networks)[0], context.images["train"]
     if rules.is_soft:
-        rules = teacher_rules(settings.protocol)
+        rules = teacher_protocol(settings.protocol)
     seed = classifier_seeds(context.config.seed, 1)[0]
     return label_agreement(drawn, train, rules, seed, context.machine)
 

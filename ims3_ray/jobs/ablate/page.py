@@ -19,14 +19,14 @@ from .comparison import (
 from .plots import accuracy_panels
 from .words import ablation_claim, in_words, p_in_words
 
-YARDSTICKS = {"random": "Random real (yardstick)", "ceiling": "Ceiling"}
+YARDSTICK_TITLES = {"random": "Random real (yardstick)", "ceiling": "Ceiling"}
 
 
 def render_ablation(document: Ablation) -> bytes:
     """The page, UTF-8; the same bytes for the same document. Row names are untrusted text."""
     comparison = compare(document)
     numbers = measurements(document, comparison)
-    yardsticks = {YARDSTICKS[name]: values for name, values in (document["yardsticks"] or {}).items()}
+    yardsticks = {YARDSTICK_TITLES[name]: values for name, values in (document["yardsticks"] or {}).items()}
     context = {
         "document": document,
         "comparison": comparison,
@@ -63,7 +63,7 @@ def _decile_lines(document: Ablation, numbers: Measurements) -> list[Line]:
     for name, values in (document["yardsticks"] or {}).items():
         colour, deciles = RANDOM if name == "random" else INK, values["deciles"]
         assert isinstance(deciles, list)
-        lines.append(Line(YARDSTICKS[name], deciles, colour, is_reference=True))
+        lines.append(Line(YARDSTICK_TITLES[name], deciles, colour, is_reference=True))
     return lines
 
 

@@ -10,9 +10,10 @@ from ims3_ray.config.evaluation import Baseline
 from ims3_ray.config.load import load_config, read_text, read_yaml
 from ims3_ray.config.settings import Config
 from ims3_ray.errors import InputError
+from ims3_ray.evaluation.results import YARDSTICKS
 
 SHARED = ("evaluate", "ipc", "recipe", "seed", "storage", "workers")  # else rows would not compare
-YARDSTICKS = ("random", "ceiling")  # beside the rows, whose names these can't be
+
 NAMED = resources.files("ims3_ray.jobs.ablate") / "rows"
 Cell = tuple[str, int, int]  # name of a row, images a class, generator seed
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from ims3_ray.config.settings import Config
 from ims3_ray.display import align_columns, noun
 from ims3_ray.errors import InputError
-from ims3_ray.evaluation.table import evaluation_lines
+from ims3_ray.evaluation.results import evaluation_lines
 from ims3_ray.jobs.next_steps import result_lines, shell_command
 from ims3_ray.runs import plan_cache
 from ims3_ray.runs.mlflow_db import tracking_uri

@@ -1,26 +1,24 @@
-"""Score any labelled image set as a distilled one is scored.
+"""Evaluate any labelled image set as a distilled set is evaluated.
 
     python jobs/evaluate.py --set SET data.train=TRAIN data.test=TEST
     python jobs/evaluate.py --set ours=runs/distilled/… --set theirs=x.parquet \\
         data.train=… data.test=… evaluate.protocol=minimax \\
         evaluate.networks=[resnetap10,resnet18] --out evaluation.json
 
-SET is a folder or URI with one folder of images a class, a distilled set of
+SET is a folder or URI with one folder of images per class, a distilled set of
 this project, or a Hugging Face data set of one split: Parquet, or what
-save_to_disk wrote. Column image (struct {bytes, path} or binary), and label
-(integer, ClassLabel or string). Beside it as many real images are scored, and
-all sets are audited for leaks and wrong labels, before any classifier trains.
+save_to_disk wrote, with columns image (struct {bytes, path} or binary) and
+label (integer, ClassLabel or string). Before any training, all sets are
+audited for leaks and wrong labels. As many real images are scored beside them.
 """
 
 import argparse
 import re
-from collections.abc import Collection
 
 from ims3_ray.config.load import load_settings, parse_overrides
 from ims3_ray.config.settings import Evaluating
-from ims3_ray.display import first_few
 from ims3_ray.errors import InputError
-from ims3_ray.evaluation.table import evaluation_lines, expected_lines, score_lines
+from ims3_ray.evaluation.results import evaluation_lines, score_lines
 from ims3_ray.jobs.next_steps import json_view, result_lines
 from ims3_ray.pipeline.inputs import check_inputs
 from ims3_ray.progress import spinner
@@ -30,27 +28,19 @@ NAMED = re.compile(r"([A-Za-z0-9_.-]+)=(.+)")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    what = "what is scored; may be given again"
-    parser.add_argument("--set", required=True, action="append", dest="sets", metavar="[NAME=]SET", help=what)
-    where = "where the figures are written; replaced where it exists"
-    parser.add_argument("--out", default="evaluation.json", metavar="JSON", help=where)
-    stated = "accuracy that the set NAME is said to have, in percent, to be told from what is measured"
-    parser.add_argument(
-        "--expect", action="append", default=[], dest="stated", metavar="NAME=LOW..HIGH", help=stated
-    )
-    trust = "score sets whose classes look swapped, too"
-    parser.add_argument("--trust-labels", action="store_true", help=trust)
-    robust = "also train without augmentation, for DD-Ranking's augmentation-robust score: twice as long"
-    parser.add_argument("--augmentation-robust", action="store_true", help=robust)
-    parser.add_argument(
-        "overrides", nargs="*", metavar="field=value", help="such as data.train=DIR or evaluate.seeds=5"
-    )
+    add = parser.add_argument
+    set_help = "set to evaluate; may be repeated"
+    add("--set", required=True, action="append", dest="sets", metavar="[NAME=]SET", help=set_help)
+    add("--out", default="evaluation.json", metavar="JSON", help="results file; an existing one is replaced")
+    add("--trust-labels", action="store_true", help="also score sets whose classes look swapped")
+    robust = "also train without augmentation, for DD-Ranking's augmentation-robust score; doubles the time"
+    add("--augmentation-robust", action="store_true", help=robust)
+    add("overrides", nargs="*", metavar="field=value", help="such as data.train=DIR or evaluate.seeds=5")
 
 
 def run(arguments: argparse.Namespace) -> None:
     config = load_settings(Evaluating, parse_overrides(arguments.overrides))
-    locations = named_sets(arguments.sets)
-    expected = stated_ranges(arguments.stated, locations)
+    locations = parse_sets(arguments.sets)
     check_inputs(config)
     with spinner("imports"):  # heavy: Ray
         from ims3_ray.cluster.resources import check_device, connect, find_machine, has_address
@@ -64,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
         from . import run as evaluating
 
     with spinner("start"):
-        if has_address():  # whose nodes look at the images
+        if has_address():  # the cluster's nodes inspect the images
             connect()
         prepared = evaluating.prepare(config, locations, plain=arguments.augmentation_robust)
         check_writable(out, f"--out: {out.uri}")
@@ -72,15 +62,13 @@ def run(arguments: argparse.Namespace) -> None:
     document = evaluating.score(prepared, find_machine(config.workers), trust_labels=arguments.trust_labels)
     out.write_json(name, document)
     warnings = [f"warning: {line}" for line in document["audit"]["warnings"]]
-    print()
-    print(*evaluation_lines(document), *score_lines(document), sep="\n")
-    print(*expected_lines(document, expected), "", sep="\n")
+    print("", *evaluation_lines(document), *score_lines(document), "", sep="\n")
     print(*warnings or ["audit          no shared, doubly labelled or swapped images"], sep="\n")
     print("", *result_lines({"evaluation": arguments.out}, json_view(arguments.out)), sep="\n")
 
 
-def named_sets(words: list[str]) -> dict[str, str]:
-    """{name: place} of the sets given; one without a name is called as its file or folder is."""
+def parse_sets(words: list[str]) -> dict[str, str]:
+    """{name: place} of the --set options; an unnamed set is called like its file or folder."""
     sets: dict[str, str] = {}
     for word in words:
         match = NAMED.fullmatch(word)
@@ -89,25 +77,6 @@ def named_sets(words: list[str]) -> dict[str, str]:
         if not place or not name:
             raise InputError(f"--set: {word!r} names no set; write --set PLACE or --set NAME=PLACE")
         if name in sets:
-            raise InputError(
-                f"--set: two sets are called {name!r}; write --set NAME=PLACE to tell them apart"
-            )
+            raise InputError(f"--set: two sets are called {name!r}; write --set NAME=PLACE to name one")
         sets[name] = place
     return sets
-
-
-def stated_ranges(words: list[str], sets: Collection[str]) -> dict[str, tuple[float, float]]:
-    """{name of a set: (low, high)} as fractions, of what is said beforehand of its accuracy."""
-    ranges: dict[str, tuple[float, float]] = {}
-    for word in words:
-        name, _, said = word.partition("=")
-        try:
-            low, high = (float(percent) / 100 for percent in said.split(".."))
-        except ValueError as error:
-            raise InputError(f"--expect: {word!r} is no range; write NAME=LOW..HIGH in percent") from error
-        if not 0 <= low <= high <= 1:
-            raise InputError(f"--expect: {word!r} is no range of percents; give the lower one first")
-        if name not in sets:
-            raise InputError(f"--expect: no set is called {name!r}; those given are {first_few(sets)}")
-        ranges[name] = low, high
-    return ranges

@@ -1,4 +1,4 @@
-"""Anybody's image sets, scored as a distilled one is: classifiers, real images beside them, audit."""
+"""Evaluate image sets from outside: audit, classifiers, baselines of real images, coverage."""
 
 import io
 from collections.abc import Collection, Mapping
@@ -17,8 +17,8 @@ from ims3_ray.data.images import ImageSet, open_labelled
 from ims3_ray.display import first_few
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.audit import Audit, AuditedImages, audit
-from ims3_ray.evaluation.protocols import NO_PROTOCOL, Protocol, protocols
-from ims3_ray.evaluation.results import NAMES, Evaluation
+from ims3_ray.evaluation.protocols import NO_PROTOCOL, Protocol, get_protocols
+from ims3_ray.evaluation.results import SET_TITLES, Evaluation
 from ims3_ray.evaluation.statistics import augmentation_robust_score
 from ims3_ray.models.extractor import inspect_extractor, load_extractor
 from ims3_ray.pipeline.inputs import check_splits, image_places
@@ -30,26 +30,26 @@ from ims3_ray.stages.evaluate.teacher import check_settings, teacher_of
 from ims3_ray.storage.artifacts import Directory, open_storage
 from ims3_ray.storage.rows import Index
 
-RESERVED = set(NAMES) - {"pool"}  # names of what stands beside the given sets
+RESERVED = set(SET_TITLES) - {"pool"}  # names of baselines
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What is scored, checked: nothing heavy has run."""
+    """A checked evaluation, before any heavy work."""
 
     config: Evaluating
     storage: Directory
-    networks: list[Protocol]
+    protocols: list[Protocol]
     train: ImageSet
     scored: ImageSet
-    given: dict[str, ImageSet]  # by name
-    side: int  # pixels at which φ sees all images
+    sets: dict[str, ImageSet]  # by name
+    side: int  # pixels per side at which the extractor sees all images
     extractor_hash: str
     warnings: list[str]
 
 
-class Given(TypedDict):
-    """A set that was given."""
+class SetInfo(TypedDict):
+    """An evaluated set."""
 
     location: str
     fingerprint: str
@@ -59,118 +59,115 @@ class Given(TypedDict):
 
 
 class Scored(Evaluation):
-    """evaluation.json: as a run's own, and what tells of the sets that were given."""
+    """evaluation.json: as a run's, with the audit, the sets, and the conditions."""
 
     audit: Audit
-    given: dict[str, Given]
+    given: dict[str, SetInfo]
     settings: Mapping[str, object]
     versions: Mapping[str, str]
     hardware: Mapping[str, object]
 
 
 def prepare(config: Evaluating, locations: Mapping[str, str], *, plain: bool = False) -> Prepared:
-    """Open and check the sets at `locations` (by name), the training and the scored images.
+    """Open and check the sets at `locations` (by name), the training images and the scored images.
 
-    `plain` scores without augmentation, too, by the first network.
-
-    InputError, in one line, for whatever a person must mend first.
+    `plain` also scores the first network without augmentation. Raises InputError for the first problem.
     """
-    if config.evaluate.protocol == NO_PROTOCOL:
+    settings = config.evaluate
+    if settings.protocol == NO_PROTOCOL:
         raise InputError(
             "evaluate.protocol: none scores nothing; name a protocol, such as evaluate.protocol=minimax"
         )
-    if odd := RESERVED & set(locations):
+    if reserved := RESERVED & set(locations):
         raise InputError(
-            f"--set: the name {min(odd)!r} is that of a baseline; choose another, such as --set mine=PLACE"
+            f"--set: {min(reserved)!r} is the name of a baseline; choose another, such as --set mine=PLACE"
         )
-    networks = protocols(config.evaluate.protocol, config.evaluate.networks)
-    check_settings(config.evaluate, trains=False)
+    protocols = get_protocols(settings.protocol, settings.networks)
+    check_settings(settings, trains=False)
     if plain:
-        networks = [*networks, _without_augmentation(networks[0], config.evaluate.baselines)]
+        protocols = [*protocols, _without_augmentation(protocols[0], settings.baselines)]
     places, config = image_places(config), pinned(config)
     inspect_extractor(config.embed.extractor)
     storage = open_storage(config.storage)
     images = open_splits(places, config.data, config.seed, storage)
-    train, scored = images["train"], images[networks[0].split]
-    check_networks(networks, len(train.classes))
+    train, scored = images["train"], images[protocols[0].split]
+    check_networks(protocols, len(train.classes))
     shared = {"seed": config.seed, "max_bad_fraction": config.data.max_bad_fraction}
     shared |= {"scored_classes": scored.classes, "label_names": scored.label_names}
-    given = {
+    sets = {
         name: open_labelled(place, storage, name=f"--set {name}", **shared)
         for name, place in locations.items()
     }
-    _check_counts(config, train, given)
+    _check_counts(config, train, sets)
     return Prepared(
         config,
         storage,
-        networks,
+        protocols,
         train,
         scored,
-        given,
-        max(side(of_set, networks[0].image_size) for of_set in given.values()),
+        sets,
+        max(embed_side(of_set, protocols[0].image_size) for of_set in sets.values()),
         content_of(config.embed.extractor, storage),
         check_splits(images, config.data.max_overlap_fraction),
     )
 
 
 def score(prepared: Prepared, machine: Machine, *, trust_labels: bool = False) -> Scored:
-    """Audit, classifiers and coverage of the given sets.
+    """Audit the sets, train and score classifiers, and measure coverage.
 
-    InputError, before any classifier trains, for a set whose classes look swapped, unless labels are trusted.
+    Raises InputError, before any training, if a set's classes look swapped, unless `trust_labels`.
     """
-    config, train, given, networks = prepared.config, prepared.train, prepared.given, prepared.networks
-    seeds = classifier_seeds(config.seed, config.evaluate.seeds)
-    load_extractor(
-        config.embed.extractor
-    )  # InputError here, where it is caught, for weights that can't be had
-    audited, vectors = _embed(prepared, machine)
-    findings = audit([audited[name] for name in ("train", "scored", *given)], train.classes)
+    config, train, own, protocols = prepared.config, prepared.train, prepared.sets, prepared.protocols
+    settings, seeds = config.evaluate, classifier_seeds(config.seed, config.evaluate.seeds)
+    load_extractor(config.embed.extractor)  # missing weights raise InputError here, not in a task
+    audited, features = _embed(prepared, machine)
+    findings = audit([audited[name] for name in ("train", "scored", *own)], train.classes)
     findings["warnings"] = list(dict.fromkeys(prepared.warnings + findings["warnings"]))
     if not trust_labels:
-        _refuse_swapped(findings, given)
-    real = compare.Real(train, train.paths, audited["train"].paths, vectors["train"])
-    sizes = [of_set.counts().tolist() for of_set in given.values()]
-    choices = compare.choose(real, config.evaluate.baselines, sizes, seeds, config.evaluate.random_subsets)
+        _check_swapped(findings, own)
+    real = compare.Real(train, train.paths, audited["train"].paths, features["train"])
+    sizes = [of_set.counts().tolist() for of_set in own.values()]
+    baselines = compare.choose_baselines(real, settings.baselines, sizes, seeds, settings.random_subsets)
     counts = {count for of_set in sizes for count in of_set}
-    has_ceiling = len(counts) == 1 and max(counts) <= np.bincount(real.vectors.labels).min()
+    has_ceiling = len(counts) == 1 and max(counts) <= np.bincount(real.features.labels).min()
     coverage = compare.cover(
-        {name: vectors[name] for name in given},
-        choices,
+        {name: features[name] for name in own},
+        baselines,
         real,
         seeds[0],
-        config.evaluate.neighbours,
+        settings.neighbours,
         counts.pop() if has_ceiling else None,
     )
-    sets = compare.training_sets(given, choices, train, seeds, config.evaluate.full)
-    teacher = teacher_of(config.evaluate, train, None, machine)
-    asked = compare.asked_about(prepared.scored, train, config.evaluate.membership_images)
-    document = compare.score(sets, given, asked, networks, machine, teacher=teacher)
+    sets = compare.training_sets(own, baselines, train, seeds, settings.full)
+    teacher = teacher_of(settings, train, None, machine)
+    scored = compare.with_members(prepared.scored, train, settings.membership_images)
+    document = compare.score(sets, own, scored, protocols, machine, teacher=teacher)
     document["coverage"] = coverage
-    _rate_augmentation(document, networks[0], given)
+    _add_robust_scores(document, protocols[0], own)
     return {
         **document,
         "audit": findings,
-        "given": {name: _described(of_set) for name, of_set in given.items()},
+        "given": {name: _set_info(of_set) for name, of_set in own.items()},
         "settings": config.model_dump(mode="json", exclude={"workers", "storage"}),
         "versions": versions(),
         "hardware": hardware(machine),
     }
 
 
-def _without_augmentation(rules: Protocol, baselines: Collection[str]) -> Protocol:
-    if rules.plain.augmentations == rules.augmentations and not rules.cutmix:
-        raise InputError(f"--augmentation-robust: protocol {rules.name} augments nothing; take one that does")
+def _without_augmentation(protocol: Protocol, baselines: Collection[str]) -> Protocol:
+    if protocol.plain.augmentations == protocol.augmentations and not protocol.cutmix:
+        raise InputError(f"--augmentation-robust: protocol {protocol.name} has no augmentation; take another")
     if "random" not in baselines:
         raise InputError(
             "--augmentation-robust: compares with random real images; add random to evaluate.baselines"
         )
-    return rules.plain
+    return protocol.plain
 
 
-def _rate_augmentation(document: Evaluation, rules: Protocol, given: Collection[str]) -> None:
-    """Add DD-Ranking's score of every set that was scored without augmentation, too."""
-    augmented, plain = document["sets"], document.get("networks", {}).get(rules.plain.label)
-    for name in given if plain else ():
+def _add_robust_scores(document: Evaluation, protocol: Protocol, own: Collection[str]) -> None:
+    """Add DD-Ranking's augmentation-robust score to every set that was also scored without augmentation."""
+    augmented, plain = document["sets"], document.get("networks", {}).get(protocol.plain.label)
+    for name in own if plain else ():
         random = "random" if "random" in augmented else f"random {augmented[name]['images']}"
         pairs = [
             (sets[name]["last"]["mean"], sets[random]["last"]["mean"]) for sets in (augmented, plain or {})
@@ -178,8 +175,8 @@ def _rate_augmentation(document: Evaluation, rules: Protocol, given: Collection[
         augmented[name]["augmentation_robust_score"] = augmentation_robust_score(*pairs)
 
 
-def side(images: ImageSet, image_size: int) -> int:
-    """Pixels a side at which φ sees a set: its own where all are equal squares, else the protocol's."""
+def embed_side(images: ImageSet, image_size: int) -> int:
+    """Pixels per side at which to embed a set: its own if all images are equal squares, else `image_size`."""
 
     def dimensions(path: str) -> tuple[int, int]:
         with Image.open(io.BytesIO(images.directory.read(path))) as image:
@@ -191,39 +188,39 @@ def side(images: ImageSet, image_size: int) -> int:
     return width if len(sizes) == 1 and width == height and width <= 2 * image_size else image_size
 
 
-def _check_counts(config: Evaluating, train: ImageSet, given: Mapping[str, ImageSet]) -> None:
-    counts, neighbours = train.counts(), config.evaluate.neighbours
+def _check_counts(config: Evaluating, train: ImageSet, sets: Mapping[str, ImageSet]) -> None:
+    counts, neighbours, baselines = train.counts(), config.evaluate.neighbours, config.evaluate.baselines
     smallest = int(counts.argmin())
     if counts[smallest] <= neighbours:
         raise InputError(
             f"data.train: class {train.classes[smallest]!r} has {counts[smallest]} images, "
             f"evaluate.neighbours={neighbours} needs one more; add images or lower it"
         )
-    coresets = [name for name in config.evaluate.baselines if name != "random"]
-    for name, of_set in given.items():
+    coresets = [name for name in baselines if name != "random"]
+    for name, of_set in sets.items():
         own = of_set.counts()
-        if (short := np.flatnonzero(own > counts)).size and config.evaluate.baselines:
-            label = short[0]
+        if baselines and (larger := np.flatnonzero(own > counts)).size:
+            label = larger[0]
             raise InputError(
                 f"--set {name}: has {own[label]} images of class {train.classes[label]!r}, data.train "
-                f"{counts[label]}: too few for baselines of the same number; use evaluate.baselines=[]"
+                f"{counts[label]}: too few for baselines of the same size; use evaluate.baselines=[]"
             )
         if coresets and len(set(own.tolist())) > 1:
             raise InputError(
-                f"evaluate.baselines: {', '.join(coresets)} choose as many images of every class, but --set "
+                f"evaluate.baselines: {', '.join(coresets)} need as many images of every class, but --set "
                 f"{name} has different numbers; use evaluate.baselines=[random]"
             )
 
 
-def _refuse_swapped(findings: Audit, given: Collection[str]) -> None:
-    """A teacher's or generator's order of classes is the commonest reason for a number far too low.
+def _check_swapped(findings: Audit, names: Collection[str]) -> None:
+    """Raise InputError if two or more classes look swapped; a single one is a poor class.
 
-    A single class that looks like another is a poor one: to swap takes two.
+    Another class order is the most frequent reason for an accuracy far too low.
     """
-    for name in given:
+    for name in names:
         order = findings["classes"][name]
-        likes = order["looks_like"]
-        if swapped := {ours: theirs for ours, theirs in likes.items() if theirs in likes}:
+        looks_like = order["looks_like"]
+        if swapped := {ours: theirs for ours, theirs in looks_like.items() if theirs in looks_like}:
             pairs = first_few((f"{ours!r} like {theirs!r}" for ours, theirs in swapped.items()), 3, str)
             raise InputError(
                 f"--set {name}: {len(swapped)} of {len(order['per_class'])} classes look swapped: images of "
@@ -232,21 +229,20 @@ def _refuse_swapped(findings: Audit, given: Collection[str]) -> None:
 
 
 def _embed(prepared: Prepared, machine: Machine) -> tuple[dict[str, AuditedImages], dict[str, Index]]:
-    """Every set, the training images as "train" and the scored ones as "scored", all at one size."""
-    split, size = prepared.networks[0].split, prepared.side
-    named = {"train": ("data.train", prepared.train), "scored": (f"data.{split}", prepared.scored)}
-    named |= {name: (name, of_set) for name, of_set in prepared.given.items()}
+    """Embed the training images ("train"), the scored images ("scored") and every set at one size."""
+    sets = {"train": ("data.train", prepared.train)}
+    sets["scored"] = (f"data.{prepared.protocols[0].split}", prepared.scored)
+    sets |= {name: (name, of_set) for name, of_set in prepared.sets.items()}
     config, extractor, storage = prepared.config, prepared.extractor_hash, prepared.storage
     embedded = {
-        key: embed_images(name, images, size, config, extractor, storage, machine)
-        for key, (name, images) in named.items()
+        key: embed_images(name, images, prepared.side, config, extractor, storage, machine)
+        for key, (name, images) in sets.items()
     }
-    return {key: images for key, (images, _) in embedded.items()}, {
-        key: index for key, (_, index) in embedded.items()
-    }
+    audited = {key: images for key, (images, _) in embedded.items()}
+    return audited, {key: index for key, (_, index) in embedded.items()}
 
 
-def _described(images: ImageSet) -> Given:
+def _set_info(images: ImageSet) -> SetInfo:
     return {
         "location": images.place,
         "fingerprint": images.fingerprint,

@@ -1,14 +1,14 @@
-"""The tree of files that is pushed: a distilled set as the hub shows it, and what it was made and scored by.
+"""The file tree that is pushed: a distilled set as the hub shows it, with recipe, evaluation and models.
 
-README.md                            the card, with the accuracy that is stated
+README.md                            card, with the stated accuracy
 data/train-00000-of-00001.parquet    image, label (ClassLabel), subgroup, index, seed
-recipe.yaml                          of the run: `ims3 distill --recipe recipe.yaml` makes it again
-evaluation.json                      where it was scored
-adapter/, probes/, teacher/          artefacts, where the run has them
-manifest.json                        written last: every file's size and SHA-256, every image's, and the
-                                     classes in the order that labels count
+recipe.yaml                          the run's recipe: `ims3 distill --recipe recipe.yaml` repeats it
+evaluation.json                      if the run was evaluated
+adapter/, probes/, teacher/          artefacts, if the run has them
+manifest.json                        written last: size and SHA-256 of every file and image, and the
+                                     classes in label order
 
-The PNGs of the class folders are the Parquet file's bytes, and stay behind: many files make a hub slow.
+The class folders' PNGs hold the Parquet file's bytes and are left out: many files make a hub slow.
 """
 
 import hashlib
@@ -21,33 +21,28 @@ import yaml
 
 from ims3_ray.data.distilled import read_classes
 from ims3_ray.errors import InputError
-from ims3_ray.evaluation.membership import in_words as attack_in_words
-from ims3_ray.evaluation.results import Evaluation
-from ims3_ray.evaluation.table import in_words
+from ims3_ray.evaluation.membership import describe_attack
+from ims3_ray.evaluation.results import Evaluation, format_accuracy
 from ims3_ray.runs.mlflow_tracker import RECIPE_FILE
 from ims3_ray.storage.artifacts import MANIFEST, DamagedError, Directory, complete, read_manifest
 from ims3_ray.storage.directory import CHUNK, Stream
 from ims3_ray.storage.integrity import verify
 
-from .claims import DISTILLED, accuracies
-from .release import EVALUATION, Product
+from .release import DISTILLED, EVALUATION, Release, accuracies
 
-CARD, LEFT_BEHIND = "README.md", "train/"
-Fill = Callable[[Stream], None]
+CARD, PNG_FOLDER = "README.md", "train/"
 
 
 @dataclass(frozen=True)
 class File:
-    """A file of the tree, which `fill` writes to a stream a piece at a time."""
-
     size: int  # bytes
     sha256: str
-    fill: Fill
+    write: Callable[[Stream], None]
 
 
 @dataclass(frozen=True)
-class Bundle:
-    """`files` by name, but the manifest, of which `details` are the rest."""
+class ReleaseFiles:
+    """All files by name, except the manifest; `details` are the manifest's other fields."""
 
     files: Mapping[str, File]
     details: Mapping[str, object]
@@ -57,36 +52,36 @@ class Bundle:
         return {name: file.sha256 for name, file in self.files.items()}
 
     def write(self, out: Directory) -> None:
-        """Write the tree into an empty folder, its manifest last."""
+        """Write the tree into an empty folder, the manifest last."""
         for name, file in self.files.items():
-            out.write_stream(name, file.fill)
+            out.write_stream(name, file.write)
         complete(out, {**self.details, "checksums": self.checksums})
 
 
-def bundle(product: Product) -> Bundle:
-    """The tree of a product, every byte of which is held against its checksum first.
+def release_files(release: Release) -> ReleaseFiles:
+    """The tree of a release, every byte verified first.
 
-    InputError for what is damaged or was never completed.
+    Raises InputError for a damaged or incomplete artefact.
     """
-    files = _files(product.distilled)
-    manifest = read_manifest(product.distilled)
+    files = _artifact_files(release.distilled)
+    manifest = read_manifest(release.distilled)
     details = {name: value for name, value in (manifest or {}).items() if name not in ("files", "checksums")}
-    if product.is_shared:
-        return Bundle(files, details)
-    files = {name: file for name, file in files.items() if not name.startswith(LEFT_BEHIND)}
-    files[CARD] = _of_bytes(product.distilled.read(CARD) + _stated(product).encode())
-    recipe = yaml.safe_dump(dict(product.recipe), sort_keys=False, allow_unicode=True)
-    files[RECIPE_FILE] = _of_bytes(recipe.encode())
-    for noun, artifact in product.models.items():
-        files |= {f"{noun}/{name}": file for name, file in _files(artifact).items()}
-        files[f"{noun}/{MANIFEST}"] = _of_bytes(artifact.read(MANIFEST))
-    if product.evaluation:
-        files[EVALUATION] = _of_bytes(json.dumps(product.evaluation, indent=2).encode())
-    return Bundle(files, details | {"classes": read_classes(product.distilled)})
+    if release.is_pushed:
+        return ReleaseFiles(files, details)
+    files = {name: file for name, file in files.items() if not name.startswith(PNG_FOLDER)}
+    files[CARD] = _in_memory(release.distilled.read(CARD) + _card_end(release).encode())
+    recipe = yaml.safe_dump(dict(release.recipe), sort_keys=False, allow_unicode=True)
+    files[RECIPE_FILE] = _in_memory(recipe.encode())
+    for folder, artifact in release.models.items():
+        files |= {f"{folder}/{name}": file for name, file in _artifact_files(artifact).items()}
+        files[f"{folder}/{MANIFEST}"] = _in_memory(artifact.read(MANIFEST))
+    if release.evaluation:
+        files[EVALUATION] = _in_memory(json.dumps(release.evaluation, indent=2).encode())
+    return ReleaseFiles(files, details | {"classes": read_classes(release.distilled)})
 
 
-def _files(artifact: Directory) -> dict[str, File]:
-    """By name, but the manifest; checked."""
+def _artifact_files(artifact: Directory) -> dict[str, File]:
+    """An artefact's verified files by name, except its manifest."""
     manifest = read_manifest(artifact)
     if manifest is None:
         raise InputError(f"{artifact.uri}: is not complete; give the command that makes it again")
@@ -94,37 +89,40 @@ def _files(artifact: Directory) -> dict[str, File]:
     if damaged:
         raise DamagedError(artifact, damaged)
     checksums = manifest.get("checksums", {})
+
+    def copier(name: str) -> Callable[[Stream], None]:
+        def copy(stream: Stream) -> None:
+            with artifact.filesystem.open_input_file(f"{artifact.path}/{name}") as source:
+                shutil.copyfileobj(source, stream, CHUNK)
+
+        return copy
+
     return {
-        name: File(size, checksums.get(name) or artifact.sha256(name), _copier(artifact, name))
+        name: File(size, checksums.get(name) or artifact.sha256(name), copier(name))
         for name, size in manifest["files"].items()
         if name != MANIFEST
     }
 
 
-def _copier(source: Directory, name: str) -> Fill:
-    def fill(stream: Stream) -> None:
-        with source.filesystem.open_input_file(f"{source.path}/{name}") as given:
-            shutil.copyfileobj(given, stream, CHUNK)
-
-    return fill
-
-
-def _of_bytes(content: bytes) -> File:
-    def fill(stream: Stream) -> None:
+def _in_memory(content: bytes) -> File:
+    def write(stream: Stream) -> None:
         stream.write(content)
 
-    return File(len(content), hashlib.sha256(content).hexdigest(), fill)
+    return File(len(content), hashlib.sha256(content).hexdigest(), write)
 
 
-def _stated(product: Product) -> str:
-    """The end of the card: what it is said to be worth, and how one sees for oneself."""
+def _card_end(release: Release) -> str:
+    """The card's last sections: accuracy, privacy, and how to load the set."""
     lines = ["", "## Accuracy", ""]
-    if product.evaluation:
-        split, scored = product.evaluation["split"], accuracies(product.evaluation)
-        lines += [f"On the {split} images, in percent, mean and 95 % interval of the seeds:", ""]
-        lines += [f"- `{label}`: {in_words(of)} ({of['count']} seeds)" for label, of in scored.items()]
-        lines += ["", "`ims3 verify` holds checksums, class order and accuracy against what is said here."]
-        lines += _privacy(product.evaluation)
+    if release.evaluation:
+        lines += [
+            f"On the {release.evaluation['split']} images: mean and 95 % interval over seeds, percent.",
+            "",
+        ]
+        for label, of in accuracies(release.evaluation).items():
+            lines.append(f"- `{label}`: {format_accuracy(of)} ({of['count']} seeds)")
+        lines += ["", "`ims3 verify` checks checksums, class order and this accuracy."]
+        lines += _privacy(release.evaluation)
     else:
         lines.append("Not measured.")
     lines += ["", "```python", 'ims3_ray.load_distilled("hf://ORG/NAME")  # a torch Dataset', "```", ""]
@@ -132,11 +130,12 @@ def _stated(product: Product) -> str:
 
 
 def _privacy(evaluation: Evaluation) -> list[str]:
-    """What is known of the training images behind the set: how near it is to them, and who can be told."""
-    lines, near = [], evaluation["coverage"].get(DISTILLED, {})
-    if isinstance(copied := near.get("copy_rate"), float):
-        share = f"{100 * copied:.1f} % of the images are as near to a training image, in feature space"
-        lines.append(f"- {share}, as the nearest percent of these are to each other.")
+    """Near copies of training images, and the result of the membership attack."""
+    lines: list[str] = []
+    copy_rate = evaluation["coverage"].get(DISTILLED, {}).get("copy_rate")
+    if isinstance(copy_rate, float):
+        share = f"{100 * copy_rate:.1f} % of the images are as close to a training image, in feature space"
+        lines.append(f"- {share}, as the closest percent of training images are to each other.")
     if membership := evaluation["sets"][DISTILLED].get("membership"):
-        lines.append(f"- {attack_in_words(membership)}")
+        lines.append(f"- {describe_attack(membership)}")
     return ["", "## Privacy", "", *lines] if lines else []

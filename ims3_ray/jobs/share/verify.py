@@ -1,13 +1,13 @@
-"""Check a set's bytes and class order; measure its accuracy again.
+"""Verify a set: its bytes, its class order, and its accuracy by a new measurement.
 
     python jobs/verify.py hf://ORG/NAME
     python jobs/verify.py runs/distilled/… evaluate.seeds=5
     python jobs/verify.py ./my-set data.train=TRAIN data.test=TEST
 
-PLACE is a set that was pushed, to the hub or a folder, or what `push` takes as
-RUN. Its own recipe says on which images and by which protocol it is scored,
-with 3 seeds; give data.train and data.test where they lie elsewhere here. A
-line each; what is not as stated ends in exit code 2.
+PLACE is a pushed set, on the hub or in a folder, or a RUN as for push. The
+set's own recipe gives the real images and the protocol; 3 seeds are used. Give
+data.train and data.test if the real images lie elsewhere here. Prints one line
+per check; a failed check ends in exit code 2.
 """
 
 import argparse
@@ -19,13 +19,10 @@ from ims3_ray.config.reproduce import upgraded
 from ims3_ray.config.settings import Evaluating
 from ims3_ray.display import noun, one_line
 from ims3_ray.errors import InputError
-from ims3_ray.evaluation.results import Evaluation
-from ims3_ray.evaluation.table import in_words
+from ims3_ray.evaluation.results import Accuracies, Evaluation, format_accuracy
 from ims3_ray.progress import print_line, spinner
 from ims3_ray.storage.artifacts import DamagedError, Directory, read_manifest
 from ims3_ray.storage.integrity import verify
-
-from .claims import DISTILLED, accuracies, agrees
 
 if TYPE_CHECKING:
     from ims3_ray.jobs.evaluate.run import Scored
@@ -38,12 +35,12 @@ QUICK = {
     "pool_images": None,
     "random_subsets": None,
 }
-SHARED = ("seed", "data", "embed")  # that an evaluation takes as the run had them
+SHARED = ("seed", "data", "embed")  # settings taken from the run's recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("place", metavar="PLACE", help="a set that was pushed, or a run's, as push takes it")
-    trust = "measure a set whose classes look swapped, too"
+    parser.add_argument("place", metavar="PLACE", help="a pushed set, or a RUN as for push")
+    trust = "also measure a set whose classes look swapped"
     parser.add_argument("--trust-labels", action="store_true", help=trust)
     more = "such as data.train=DIR or evaluate.seeds=5"
     parser.add_argument("overrides", nargs="*", metavar="field=value", help=more)
@@ -52,32 +49,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     overrides = parse_overrides(arguments.overrides)
     with spinner("imports"):  # heavy: torch
-        from .release import find_product
+        from .release import DISTILLED, find_release
 
-    storage = load_settings(Evaluating, overrides).storage
-    product = find_product(arguments.place, storage)
-    print_line(line("checksums", checked(product.distilled)))
-    if product.evaluation is None:
-        print_line(line("accuracy", "none is stated: not measured"))
+    release = find_release(arguments.place, load_settings(Evaluating, overrides).storage)
+    _print("checksums", check_files(release.distilled))
+    if release.evaluation is None:
+        _print("accuracy", "none is stated: not measured")
         return
-    config = load_settings(Evaluating, overrides, settings_of(product.recipe))
-    scored = _score(config, product.distilled.uri, trust_labels=arguments.trust_labels)
+    config = load_settings(Evaluating, overrides, settings_of(release.recipe))
+    scored = _score(config, {DISTILLED: release.distilled.uri}, trust_labels=arguments.trust_labels)
     order = scored["audit"]["classes"][DISTILLED]
-    shares = f"{100 * order['own_share']:.0f} % of its images look like their own class, of real ones "
-    print_line(line("class order", f"{shares}{100 * order['real_share']:.0f} %"))
-    lines, problems = compared(product.evaluation, scored)
+    own, real = 100 * order["own_share"], 100 * order["real_share"]
+    _print(
+        "class order", f"{own:.0f} % of its images look like their own class, {real:.0f} % of real ones do"
+    )
+    lines, problems = compare(release.evaluation, scored)
     for text in lines:
-        print_line(line("accuracy", text))
+        _print("accuracy", text)
     if problems:
         raise InputError(f"{arguments.place}: accuracy is not as stated: {'; '.join(problems)}")
 
 
-def line(what: str, text: str) -> str:
-    return f"{what:<14} {one_line(text)}"
+def _print(check: str, text: str) -> None:
+    print_line(f"{check:<14} {one_line(text)}")
 
 
-def checked(distilled: Directory) -> str:
-    """That all files are as written; DamagedError where they are not."""
+def check_files(distilled: Directory) -> str:
+    """One line on the intact files; raises DamagedError if a file is missing or changed."""
     damaged, unknown = verify(distilled)
     manifest = read_manifest(distilled)
     if damaged or not manifest:
@@ -88,39 +86,46 @@ def checked(distilled: Directory) -> str:
 
 
 def settings_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """What an evaluation takes of a run's recipe, quick and of the distilled set alone."""
+    """Settings for a quick evaluation of the distilled set by the run's own recipe."""
     recipe = upgraded(dict(recipe))
     return {name: recipe[name] for name in SHARED if name in recipe} | {
         "evaluate": {**recipe["evaluate"], **QUICK}
     }
 
 
-def compared(stated: Evaluation, measured: Evaluation) -> tuple[list[str], list[str]]:
-    """A line a network, and those of them that do not agree."""
+def compare(stated: Evaluation, measured: Evaluation) -> tuple[list[str], list[str]]:
+    """One line per network, and those of the lines that report a disagreement."""
+    from .release import accuracies
+
     ours, lines, problems = accuracies(measured), [], []
     for label, of in accuracies(stated).items():
+        text = f"{label}: stated {format_accuracy(of)}"
         if label not in ours:
-            lines.append(
-                f"{label}: stated {in_words(of)}, not measured: this run scores by {', '.join(ours)}"
-            )
+            lines.append(f"{text}, not measured: the protocol here is {', '.join(ours)}")
             continue
-        as_stated = agrees(of, ours[label])
-        verdict = "as stated" if as_stated else "not as stated"
-        lines.append(f"{label}: stated {in_words(of)}, measured {in_words(ours[label])}: {verdict}")
-        problems += [] if as_stated else lines[-1:]
+        is_same = agrees(of, ours[label])
+        verdict = "as stated" if is_same else "not as stated"
+        lines.append(f"{text}, measured {format_accuracy(ours[label])}: {verdict}")
+        problems += [] if is_same else lines[-1:]
     return lines, problems
 
 
-def _score(config: Evaluating, place: str, *, trust_labels: bool) -> "Scored":
-    """As `ims3 evaluate` does, whose refusals these are."""
+def agrees(stated: Accuracies, measured: Accuracies) -> bool:
+    """Whether the two 95 % intervals overlap."""
+    reach = (stated["interval"] or 0) + (measured["interval"] or 0)
+    return abs(stated["mean"] - measured["mean"]) <= reach
+
+
+def _score(config: Evaluating, sets: Mapping[str, str], *, trust_labels: bool) -> "Scored":
+    """Evaluate as `ims3 evaluate` does, with its checks."""
     with spinner("imports"):  # heavy: Ray, faiss
         from ims3_ray.cluster.resources import check_device, connect, find_machine, has_address
         from ims3_ray.jobs.evaluate import run as evaluating
 
     check_device(config.workers)
     with spinner("start"):
-        if has_address():  # whose nodes look at the images
+        if has_address():  # the cluster's nodes inspect the images
             connect()
-        prepared = evaluating.prepare(config, {DISTILLED: place})
+        prepared = evaluating.prepare(config, sets)
         connect()
     return evaluating.score(prepared, find_machine(config.workers), trust_labels=trust_labels)

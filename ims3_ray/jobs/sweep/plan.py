@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ims3_ray.config.load import load_config
 from ims3_ray.config.settings import Config
 from ims3_ray.errors import InputError
-from ims3_ray.evaluation.protocols import NO_PROTOCOL, on_validation
+from ims3_ray.evaluation.protocols import NO_PROTOCOL, validation_name
 from ims3_ray.runs.mlflow_tracker import flatten
 from ims3_ray.runs.tags import OBJECTIVE, OBJECTIVES, SPACE
 from ims3_ray.storage.artifacts import fingerprint
@@ -83,7 +83,7 @@ class Sweep:
     def config(self, values: Mapping[str, Value]) -> Config:
         """A trial's run: scored on validation images, without the sets that all trials would train anew."""
         base = self.base
-        cheaper: Values = {"evaluate.protocol": on_validation(base.evaluate.protocol)}
+        cheaper: Values = {"evaluate.protocol": validation_name(base.evaluate.protocol)}
         left_out: Values = {"evaluate.full": False, "evaluate.unrefined": False, "evaluate.baselines": []}
         cheaper |= {field: value for field, value in left_out.items() if field not in self.overrides}
         return load_config(self.recipe, {**self._fields(base, values), **cheaper})

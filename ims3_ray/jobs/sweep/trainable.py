@@ -11,7 +11,7 @@ from ray.actor import ActorHandle
 
 from ims3_ray.cluster.resources import Machine
 from ims3_ray.errors import InputError, describe_error
-from ims3_ray.evaluation.results import CURVE, headline
+from ims3_ray.evaluation.results import CURVE, headline_metrics
 from ims3_ray.pipeline.prepare import prepare
 from ims3_ray.pipeline.steps import Step, plan, run_step
 from ims3_ray.progress import run_name
@@ -102,7 +102,7 @@ class Run:
         if not self._history:  # found complete: told now
             for step, accuracy in mean_curve(distilled["curves"]):
                 self._look(step, accuracy)
-        figures = headline(document)
+        figures = headline_metrics(document)
         self._figures |= figures
         # recall needs more images than k
         known = {name: figures.get(of, math.nan) for name, of in OBJECTIVES.items()}

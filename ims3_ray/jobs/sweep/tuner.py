@@ -12,10 +12,10 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 
-from ims3_ray.evaluation.protocols import protocol, protocols
+from ims3_ray.evaluation.protocols import get_protocol, get_protocols
 from ims3_ray.progress import bar
 from ims3_ray.stages.context import Context
-from ims3_ray.stages.evaluate.classifiers import clear
+from ims3_ray.stages.evaluate.classifiers import remove_local_pixels
 from ims3_ray.storage.artifacts import Directory
 
 from .mlflow_callback import Scribe
@@ -68,8 +68,8 @@ def run_trials(
     )
     with bar("sweep", scribe.count, "trials") as scribe.shown:
         tuner.fit()
-    scored = protocols(context.config.evaluate.protocol, context.config.evaluate.networks)
-    clear([context.images[scored[0].split]], {rules.image_size for rules in scored}, machine)
+    scored = get_protocols(context.config.evaluate.protocol, context.config.evaluate.networks)
+    remove_local_pixels([context.images[scored[0].split]], {rules.image_size for rules in scored}, machine)
     return ray.get(keeper.made.remote())
 
 
@@ -90,7 +90,7 @@ def search_on(sweep: Sweep, folder: Directory) -> Searcher:
 
 
 def _asha(sweep: Sweep, context: Context) -> "ByIPC":
-    looks = protocol(context.config.evaluate.protocol).evaluations + 1
+    looks = get_protocol(context.config.evaluate.protocol).evaluations + 1
     options = {"time_attr": LOOK, "metric": "accuracy", "mode": "max", "max_t": looks}
     return ByIPC(lambda trial: sweep.config(sweep.values(trial.config)).ipc, options)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from ims3_ray.evaluation.results import NAMES
+from ims3_ray.evaluation.results import SET_TITLES
 from ims3_ray.pipeline.steps import STAGES
 from ims3_ray.report.formatting import METRICS, duration, number, signed
 from ims3_ray.report.images import Strip
@@ -41,7 +41,7 @@ def are_comparable(first: Run, second: Run) -> bool:
 
 def metric_pairs(first: Run, second: Run) -> list[MetricPair]:
     """Accuracies by set in percent, coverage of the distilled sets, time; only what either run has."""
-    pairs = [_accuracies(first, second, name) for name in ("distilled", *NAMES)]
+    pairs = [_accuracies(first, second, name) for name in ("distilled", *SET_TITLES)]
     pairs += [_metrics(first, second, title, f"{name}/distilled") for name, (title, _) in METRICS.items()]
     times = [NONE if t is None else duration(t) for t in map(total_seconds, (first, second))]
     pairs.append(MetricPair("Time of all stages", times[0], times[1]))

@@ -1,7 +1,7 @@
-"""Training classifiers on image sets, each a Ray task, and summing up their accuracies.
+"""Train classifiers on image sets, one Ray task per (protocol, set, seed), and summarise their accuracies.
 
-The driver knows a set by its keys, whatever it came from. Pixels are read on the node where a classifier
-trains, onto its own disk, once for all classifiers there that need them.
+The driver handles keys only. Pixels are read on the node where a classifier trains, onto its own disk, once
+for all classifiers there that need them.
 """
 
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
@@ -16,29 +16,32 @@ from ims3_ray.cluster.resources import DEFAULT_PLACEMENT, Machine, run_on_every_
 from ims3_ray.cluster.tasks import first_ready
 from ims3_ray.config.evaluation import SEEDS_PER_RUN
 from ims3_ray.data.images import ImageSet
-from ims3_ray.data.loader import CachedPixels
-from ims3_ray.data.transforms import resize_and_crop
+from ims3_ray.data.loader import READ_ROWS, CachedPixels
+from ims3_ray.data.transforms import decode, resize_and_crop
 from ims3_ray.display import first_few
 from ims3_ray.errors import InputError
+from ims3_ray.evaluation.inference import accuracy
 from ims3_ray.evaluation.membership import attack
-from ims3_ray.evaluation.results import Accuracies, SetFigures
-from ims3_ray.evaluation.rules import Protocol
+from ims3_ray.evaluation.probes import load_probe, train_network
+from ims3_ray.evaluation.protocols import Protocol
+from ims3_ray.evaluation.results import Accuracies, SetMetrics
 from ims3_ray.evaluation.statistics import label_robust_score, summary
-from ims3_ray.evaluation.teacher import Trained, load_teacher
-from ims3_ray.evaluation.train import Beside, Labelled, Score, budget_of, plan, train_with_evals
+from ims3_ray.evaluation.teacher import TeacherSource, load_teacher
+from ims3_ray.evaluation.train import Labelled, Score, TrainExtras, budget_for, plan, train_with_evals
 from ims3_ray.method.seeding import permutation
 from ims3_ray.models.device import prepare_device
 from ims3_ray.progress import bar
 from ims3_ray.storage.disk_cache import remove_unused
+from ims3_ray.storage.rows import Index
 
-Sets = Mapping[tuple[str, int], ImageSet]  # (name of a set, classifier seed) → what that seed trains on
-Training = tuple[str, str, int]  # protocol's label, name of a set, seed
-Hear = Callable[[str, str, int, int, float], None]
-Scores = dict[str, dict[str, dict[int, Score]]]  # protocol's label → name of a set → seed
+Sets = Mapping[tuple[str, int], ImageSet]  # {(name of a set, classifier seed): training images}
+Training = tuple[str, str, int]  # protocol's label, name of a set, classifier seed
+OnEval = Callable[[str, str, int, int, float], None]  # (*training, step, accuracy)
+Scores = dict[str, dict[str, dict[int, Score]]]  # {protocol's label: {name of a set: {seed: score}}}
 
 
 def classifier_seeds(seed: int, count: int) -> list[int]:
-    """Seeds of `count` repeats, which no other seed of a run shares."""
+    """`count` classifier seeds that no other seed of a run shares."""
     return [seed * SEEDS_PER_RUN + i for i in range(count)]
 
 
@@ -47,61 +50,61 @@ def train_all(
     tests: ImageSet,
     protocols: Sequence[Protocol],
     machine: Machine,
-    hear: Hear | None = None,
-    teacher: str | Trained | None = None,
+    on_eval: OnEval | None = None,
+    teacher: TeacherSource | None = None,
     members: ImageSet | None = None,
 ) -> Scores:
-    """A classifier for every set, seed and protocol, scored on `tests`.
+    """Train a classifier for every set, seed and protocol, and score it on `tests`.
 
-    Where `members` are given, training images, each is asked about them and as many of `tests`.
-
-    The longest trainings begin first, and those of one set follow each other. `hear(protocol's label, set,
-    seed, step, accuracy)` is called at every look at the scored images; what it raises ends the trainings.
-    Raises InputError, before any training, for a set without a class that the scored images have, and for a
-    network too deep for its protocol's images.
+    With `members` (training images), each score has the confidences in them and in as many of `tests`.
+    The longest trainings start first; those of one set follow each other. An exception from `on_eval` ends
+    all trainings. Raises InputError, before any training, if a set lacks a scored class or a network is too
+    deep for its protocol's images.
     """
     classes = tests.classes
     check_networks(protocols, len(classes))
     check_classes(sets, tests)
     resources = machine.classifier_resources(len(sets) * len(protocols))
-    train: Any = ray.remote(num_returns="streaming", **resources, **DEFAULT_PLACEMENT)(score_in_looks)
+    train: Any = ray.remote(num_returns="streaming", **resources, **DEFAULT_PLACEMENT)(stream_score)
     distinct = {id(of_set): of_set for of_set in (tests, *sets.values(), *([members] if members else []))}
     stored = {key: ray.put(of_set) for key, of_set in distinct.items()}
-    jobs = [(rules, *key) for key in sets for rules in protocols]
+    jobs = [(protocol, *key) for key in sets for protocol in protocols]
     jobs.sort(key=lambda job: -images_seen(job[0], len(sets[job[1:]]), len(classes)))
     running: dict[Any, Training] = {}
-    for rules, name, seed in jobs:
-        given = stored[id(sets[name, seed])], stored[id(tests)]
-        asked = stored[id(members)] if members else None
-        looks = train.remote(*given, rules, seed, machine.device, teacher, asked)
-        running[looks] = rules.label, name, seed
-    done = _collect(running, hear)
-    sizes = {rules.image_size for rules in protocols}
-    if machine.runs_at_once > 1:  # others score on the same images
+    for protocol, name, seed in jobs:
+        images = stored[id(sets[name, seed])], stored[id(tests)]
+        member_images = stored[id(members)] if members else None
+        stream = train.remote(*images, protocol, seed, machine.device, teacher, member_images)
+        running[stream] = protocol.label, name, seed
+    done = _collect(running, on_eval)
+    sizes = {protocol.image_size for protocol in protocols}
+    if machine.runs_at_once > 1:  # other runs score on the same images
         del distinct[id(tests)]
-    clear(distinct.values(), sizes, machine)
+    remove_local_pixels(distinct.values(), sizes, machine)
     scores: Scores = {}
-    for rules in protocols:
+    for protocol in protocols:
         for name, seed in sets:
-            scores.setdefault(rules.label, {}).setdefault(name, {})[seed] = done[rules.label, name, seed]
+            scores.setdefault(protocol.label, {}).setdefault(name, {})[seed] = done[
+                protocol.label, name, seed
+            ]
     return scores
 
 
-def _collect(running: dict[Any, Training], hear: Hear | None) -> dict[Training, Score]:
-    """The scores of streaming trainings; whatever ends this early ends them too."""
+def _collect(running: dict[Any, Training], on_eval: OnEval | None) -> dict[Training, Score]:
+    """Scores of the streaming trainings; any exception cancels the remaining ones."""
     done: dict[Training, Score] = {}
     pending = dict(running)
-    ready: Any  # a stream of references
+    stream: Any  # of references
     try:
-        with bar("evaluate", len(pending), "classifiers") as shown:
+        with bar("evaluate", len(pending), "classifiers") as progress:
             while pending:
-                ready = first_ready(list(pending))
-                look = ray.get(next(ready))
-                if isinstance(look, Score):
-                    done[pending.pop(ready)] = look
-                    shown.update(1)
-                elif hear is not None:
-                    hear(*pending[ready], *look)
+                stream = first_ready(list(pending))
+                item = ray.get(next(stream))
+                if isinstance(item, Score):
+                    done[pending.pop(stream)] = item
+                    progress.update(1)
+                elif on_eval is not None:
+                    on_eval(*pending[stream], *item)
     except BaseException:  # a sweep ends a trial by raising SystemExit
         for training in pending:
             ray.cancel(training, force=True)
@@ -109,39 +112,39 @@ def _collect(running: dict[Any, Training], hear: Hear | None) -> dict[Training, 
     return done
 
 
-def score_in_looks(
+def stream_score(
     data: ImageSet,
     tests: ImageSet,
-    rules: Protocol,
+    protocol: Protocol,
     seed: int,
-    device: str,
-    teacher: str | Trained | None,
+    kind: str,
+    teacher: TeacherSource | None,
     members: ImageSet | None = None,
 ) -> Iterator[tuple[int, float] | Score]:
-    """One classifier trained on `data`: (step, accuracy) at every look at `tests`, at last its score.
+    """Train one classifier on `data`: yields (step, accuracy) on `tests` at every evaluation, then the score.
 
-    That has its confidences in `members` and in as many of `tests`, where the first are given.
+    With `members`, the score has the confidences in them and in as many of `tests`.
     """
-    on, size, classes = prepare_device(device), rules.image_size, tests.classes
-    answer = None if teacher is None else load_teacher(teacher, rules, classes, on)
-    with ExitStack() as held:
-        scored, train = (held.enter_context(pixels_of(images, size)) for images in (tests, data))
-        asked: list[Labelled] = []
+    device, size, classes = prepare_device(kind), protocol.image_size, tests.classes
+    teacher_fn = None if teacher is None else load_teacher(teacher, protocol, classes, device)
+    with ExitStack() as stack:
+        scored, train = (stack.enter_context(open_pixels(images, size)) for images in (tests, data))
+        confidence_sets: list[Labelled] = []
         if members is not None:
-            asked.append(held.enter_context(pixels_of(members, size)))
+            confidence_sets.append(stack.enter_context(open_pixels(members, size)))
             rows = permutation(len(scored[1]), "membership")[: len(members)]
-            asked.append((scored[0][rows], scored[1][rows]))
-        beside = Beside(answer, asked)
-        yield (yield from train_with_evals(train, scored, rules, len(classes), seed, on, beside))
+            confidence_sets.append((scored[0][rows], scored[1][rows]))
+        extras = TrainExtras(teacher_fn, confidence_sets)
+        yield (yield from train_with_evals(train, scored, protocol, len(classes), seed, device, extras))
 
 
-def summarise(scores: Mapping[str, Mapping[int, Score]], own: Collection[str]) -> dict[str, SetFigures]:
-    """The figures of every set over its seeds.
+def summarise(scores: Mapping[str, Mapping[int, Score]], own: Collection[str]) -> dict[str, SetMetrics]:
+    """Metrics of every set over its seeds.
 
-    Those of `own`, which are neither real nor baselines, have a `label_robust_score` too: of the means of the
-    last accuracies, or None where the full set or as many random images are missing.
+    Sets in `own`, which are neither real nor baselines, also get a `label_robust_score` from the mean last
+    accuracies; None without the full set or as many random images.
     """
-    sets: dict[str, SetFigures] = {}
+    sets: dict[str, SetMetrics] = {}
     for name, by_seed in scores.items():
         runs = list(by_seed.values())
         sets[name] = {
@@ -170,14 +173,46 @@ def _accuracies(values: list[float]) -> Accuracies:
     )
 
 
+def label_agreement(
+    sets: Mapping[str, Index], train: ImageSet, protocol: Protocol, seed: int, machine: Machine
+) -> dict[str, float]:
+    """{set: share of its images that a classifier trained on `train` gives their own label}.
+
+    The sets are rows of candidates; a task reads their encoded images, READ_ROWS at a time.
+    """
+    task = ray.remote(**machine.classifier_resources(1), **DEFAULT_PLACEMENT)(_label_agreement)
+    shares = ray.get(task.remote(dict(sets), train, protocol, seed, machine.device))
+    remove_local_pixels([train], {protocol.image_size}, machine)
+    return shares
+
+
+def _label_agreement(
+    sets: dict[str, Index], images: ImageSet, protocol: Protocol, seed: int, kind: str
+) -> dict[str, float]:
+    device, num_classes = prepare_device(kind), len(images.classes)
+    with open_pixels(images, protocol.image_size) as train:
+        state = train_network(train, protocol, num_classes, seed, device)
+    network = load_probe(protocol, num_classes, state, device)
+    shares: dict[str, float] = {}
+    for name, index in sets.items():
+        correct = 0.0
+        for indices in np.split(np.arange(len(index)), range(READ_ROWS, len(index), READ_ROWS)):
+            rows = index.take(indices)
+            x = np.stack([resize_and_crop(decode(png), protocol.image_size) for png in rows.read("image")])
+            pixels, labels = (torch.from_numpy(values).to(device) for values in (x, rows.keys["label"]))
+            correct += len(indices) * accuracy(network, pixels, labels, protocol)
+        shares[name] = correct / len(index)
+    return shares
+
+
 def check_networks(protocols: Sequence[Protocol], num_classes: int) -> None:
-    """InputError for a network too deep for its protocol's images, or fewer than two classes."""
-    for rules in protocols:
-        rules.build(num_classes)
+    """Raise InputError if a network is too deep for its protocol's images or there are under two classes."""
+    for protocol in protocols:
+        protocol.build(num_classes)
 
 
 def check_classes(sets: Sets, tests: ImageSet) -> None:
-    """InputError for a set without an image of a class that the scored images have."""
+    """Raise InputError if a set has no image of a scored class."""
     scored, classes = np.unique(tests.labels), tests.classes
     for (name, _), of_set in sets.items():
         if missing := [classes[label] for label in np.setdiff1d(scored, of_set.labels)]:
@@ -188,23 +223,20 @@ def check_classes(sets: Sets, tests: ImageSet) -> None:
             )
 
 
-def images_seen(rules: Protocol, images: int, num_classes: int) -> int:
-    """How long a training on so many images is, in images that pass through it."""
-    budget = budget_of(rules, images, num_classes)
+def images_seen(protocol: Protocol, images: int, num_classes: int) -> int:
+    """Images that pass through a training on `images` images: its cost."""
+    budget = budget_for(protocol, images, num_classes)
     return plan(budget, images, 1)[0] * min(budget.batch_size, images)
 
 
 def local_pixels(images: ImageSet, size: int) -> CachedPixels:
-    """A set as a protocol of `size` pixels sees it."""
+    """The set's pixels for a protocol of `size` pixels per side, cached on this node's disk."""
     return CachedPixels(images, size, resize_and_crop)
 
 
 @contextmanager
-def pixels_of(images: ImageSet, size: int) -> Generator[Labelled]:
-    """Pixels (N, 3, S, S) and labels (N,) of the readable images, mapped from this machine's disk.
-
-    Laid there where they are not yet, and kept for whoever comes next.
-    """
+def open_pixels(images: ImageSet, size: int) -> Generator[Labelled]:
+    """Pixels (N, 3, S, S) and labels (N,) of the readable images, mapped from this node's disk cache."""
     rows = local_pixels(images, size).open()
     try:
         yield torch.from_numpy(rows.mapped("pixels")), torch.from_numpy(rows.mapped("label"))
@@ -212,7 +244,7 @@ def pixels_of(images: ImageSet, size: int) -> Generator[Labelled]:
         rows.close(keep=True)
 
 
-def clear(sets: Iterable[ImageSet], sizes: Iterable[int], machine: Machine) -> None:
-    """Remove the sets' pixels from the nodes' disks, but for what others use at the moment."""
+def remove_local_pixels(sets: Iterable[ImageSet], sizes: Iterable[int], machine: Machine) -> None:
+    """Remove the sets' pixels from all nodes' disks, except those in use."""
     keys = [local_pixels(of_set, size).key for of_set in sets for size in sizes]
     run_on_every_node(machine, remove_unused, keys)

@@ -1,7 +1,7 @@
-"""Image sets compared with real images: what stands beside them, what each trains on and covers.
+"""Compare image sets with real images: their baselines, what each classifier trains on, coverage, accuracy.
 
-A set that is compared is named by who asks; beside it stand the baselines of as many real images, the full
-training images, and in feature space the ceiling.
+Each compared set is accompanied by baselines of as many real images, by all training images ("full") and, in
+feature space, by the ceiling.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -12,144 +12,148 @@ import numpy as np
 
 from ims3_ray.cluster.resources import Machine
 from ims3_ray.data.images import ImageSet
+from ims3_ray.evaluation.protocols import Protocol
 from ims3_ray.evaluation.results import Evaluation
-from ims3_ray.evaluation.rules import Protocol
-from ims3_ray.evaluation.teacher import Teacher, name_of
+from ims3_ray.evaluation.teacher import Teacher, teacher_name
 from ims3_ray.method.coverage import Values
 from ims3_ray.method.seeding import permutation
 from ims3_ray.storage.rows import Index
 
-from .baselines import SEEDED, ceiling, choose_coresets, measure_all
-from .classifiers import Hear, Sets, summarise, train_all
+from .baselines import SEEDED, ceiling, choose_coresets, measure_coverage
+from .classifiers import OnEval, Sets, summarise, train_all
+
+FULL_SEEDS = 3  # maximum: the full set's accuracy varies least over seeds, and takes longest
 
 
 @dataclass(frozen=True)
 class Real:
-    """The training images, and the features of the M of them that can be read."""
+    """The N training images, and the features of the M readable ones."""
 
     images: ImageSet
-    keys: Sequence[str]  # (N,) what tells the images apart: ids or paths
+    keys: Sequence[str]  # (N,) ids or paths
     embedded: Sequence[str]  # (M,) the keys of the features
-    vectors: Index  # of M images
+    features: Index  # of M images
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Real images that stand for a baseline: rows of the images, and places among the features."""
+class Baseline:
+    """Real images chosen as a baseline: rows of the images, and rows of the features."""
 
-    rows: np.ndarray
-    places: np.ndarray
-
-
-FULL_SEEDS = 3  # at most: what is trained on all images differs least from seed to seed, and takes longest
-Choices = Mapping[tuple[str, int], Choice]  # (name of a baseline, classifier seed)
+    image_rows: np.ndarray
+    feature_rows: np.ndarray
 
 
-def choose(
+Baselines = Mapping[tuple[str, int], Baseline]  # {(name, classifier seed): baseline}
+
+
+class ScoredImages(NamedTuple):
+    """Images to score on, and training images for a membership attack."""
+
+    images: ImageSet
+    members: ImageSet | None = None
+
+
+def choose_baselines(
     real: Real,
     names: Collection[str],
     sizes: Iterable[Sequence[int]],
     seeds: Sequence[int],
     draws: int | None = None,
-) -> dict[tuple[str, int], Choice]:
-    """Every baseline for every seed, with as many images of each class as a size says.
+) -> dict[tuple[str, int], Baseline]:
+    """Every named baseline for every seed and every size, a size being a number of images per class.
 
-    Where `draws` are more than the seeds, random images are drawn for the seeds that follow as well.
-    Baselines of several sizes are told apart by their number of images: "random 50".
+    Random images are chosen for `draws` seeds if these are more than `seeds`. If there are several sizes,
+    names carry the number of images: "random 50".
     """
     classes, sizes = real.images.classes, sorted(set(map(tuple, sizes)), key=sum)
     row_of = {key: row for row, key in reversed(list(enumerate(real.keys)))}
     rows_of_features = np.array([row_of[key] for key in real.embedded])
     coresets = [name for name in names if name != "random"]
-    choices: dict[tuple[str, int], Choice] = {}
+    baselines: dict[tuple[str, int], Baseline] = {}
     for counts in sizes:
         suffix = f" {sum(counts)}" if len(sizes) > 1 else ""
-        for seed in with_draws(seeds, draws) if "random" in names else ():
+        for seed in _random_seeds(seeds, draws) if "random" in names else ():
             rows = real.images.subset(counts, "random", seed)
             keys = {real.keys[row] for row in rows}
-            places = np.flatnonzero([key in keys for key in real.embedded])
-            choices[f"random{suffix}", seed] = Choice(rows, places)
-        of_size = choose_coresets(real.vectors, coresets, counts[0], seeds, classes)
-        for (name, seed), places in of_size.items():
-            choices[f"{name}{suffix}", seed] = Choice(rows_of_features[places], places)
-    return choices
+            feature_rows = np.flatnonzero([key in keys for key in real.embedded])
+            baselines[f"random{suffix}", seed] = Baseline(rows, feature_rows)
+        of_size = choose_coresets(real.features, coresets, counts[0], seeds, classes)
+        for (name, seed), feature_rows in of_size.items():
+            baselines[f"{name}{suffix}", seed] = Baseline(rows_of_features[feature_rows], feature_rows)
+    return baselines
 
 
-def with_draws(seeds: Sequence[int], draws: int | None) -> list[int]:
-    """The seeds of random images: those given, and as many after them as `draws` ask for."""
+def _random_seeds(seeds: Sequence[int], draws: int | None) -> list[int]:
+    """`seeds`, followed by further ones up to `draws`."""
     return [*seeds, *range(seeds[-1] + 1, seeds[0] + (draws or 0))]
 
 
 def training_sets(
-    own: Mapping[str, ImageSet], choices: Choices, images: ImageSet, seeds: Sequence[int], full: bool
+    own: Mapping[str, ImageSet], baselines: Baselines, images: ImageSet, seeds: Sequence[int], full: bool
 ) -> Sets:
-    """What each seed trains on: the sets compared, the baselines, and, where asked, all training images.
+    """The training images per set and seed: the compared sets, the baselines and, if `full`, all `images`.
 
-    All training images are for the first FULL_SEEDS alone.
+    The full set is trained on by the first FULL_SEEDS seeds only.
     """
     sets = {(name, seed): of_set for name, of_set in own.items() for seed in seeds}
-    for (name, seed), choice in choices.items():
+    for (name, seed), baseline in baselines.items():
         is_same = name.split()[0] not in SEEDED and seed != seeds[0]
-        sets[name, seed] = sets[name, seeds[0]] if is_same else images.take(choice.rows)
+        sets[name, seed] = sets[name, seeds[0]] if is_same else images.take(baseline.image_rows)
     if full:
         sets |= {("full", seed): images for seed in seeds[:FULL_SEEDS]}
     return sets
 
 
-class Asked(NamedTuple):
-    """What classifiers are asked about: images to score on, and training images for a membership attack."""
-
-    scored: ImageSet
-    members: ImageSet | None = None
-
-
-def asked_about(scored: ImageSet, train: ImageSet, members: int) -> Asked:
-    """So many `members`, the same for every seed; none of 0."""
-    rows = np.sort(permutation(len(train), "members")[:members])
-    return Asked(scored, train.take(rows) if members else None)
+def with_members(images: ImageSet, train: ImageSet, count: int) -> ScoredImages:
+    """Scored images with `count` training images, the same for every seed; none if 0."""
+    rows = np.sort(permutation(len(train), "members")[:count])
+    return ScoredImages(images, train.take(rows) if count else None)
 
 
 def cover(
-    own: Mapping[str, Index], choices: Choices, real: Real, seed: int, neighbours: int, count: int | None
+    own: Mapping[str, Index],
+    baselines: Baselines,
+    real: Real,
+    seed: int,
+    neighbours: int,
+    count: int | None,
 ) -> dict[str, Values]:
-    """Coverage of the sets compared, of the baselines by `seed`, of the ceiling of `count` images a class."""
-    sets = {**own, **real_vectors(choices, real, seed, neighbours, count)}
-    return measure_all(real.vectors, sets, neighbours, real.images.classes)
+    """Coverage of the compared sets, `seed`'s baselines, and the ceiling of `count` images per class."""
+    sets = {**own, **real_features(baselines, real, seed, neighbours, count)}
+    return measure_coverage(real.features, sets, neighbours, real.images.classes)
 
 
-def real_vectors(
-    choices: Choices, real: Real, seed: int, neighbours: int, count: int | None
+def real_features(
+    baselines: Baselines, real: Real, seed: int, neighbours: int, count: int | None
 ) -> dict[str, Index]:
-    """Of the baselines as `seed` chose them and, where a count is given, of the ceiling."""
-    places = {name: choice.places for (name, of_seed), choice in choices.items() if of_seed == seed}
+    """Features of `seed`'s baselines and, with a `count`, of the ceiling."""
+    rows = {name: chosen.feature_rows for (name, of_seed), chosen in baselines.items() if of_seed == seed}
     if count is not None:
-        places["ceiling"] = ceiling(real.vectors, count, neighbours, real.images.classes)
-    return {name: real.vectors.take(rows) for name, rows in places.items()}
+        rows["ceiling"] = ceiling(real.features, count, neighbours, real.images.classes)
+    return {name: real.features.take(of_set) for name, of_set in rows.items()}
 
 
 def score(
     sets: Sets,
     own: Collection[str],
-    asked: Asked,
-    networks: Sequence[Protocol],
+    scored: ScoredImages,
+    protocols: Sequence[Protocol],
     machine: Machine,
-    hear: Hear | None = None,
+    on_eval: OnEval | None = None,
     teacher: Teacher | None = None,
 ) -> Evaluation:
-    """evaluation.json but for its coverage: every network trained on every set and scored.
+    """evaluation.json without coverage: every protocol's network trained on every set and scored.
 
-    With soft labels there is no label-robust score, which is one of hard labels. Each set's
-    figures have how well training images are told from scored ones, where there are `asked.members`.
+    Soft labels have no label-robust score, which is defined for hard labels. With `scored.members` each set
+    has the result of a membership attack.
     """
-    rules = networks[0]
-    learnt = teacher and teacher.given
-    scores = train_all(sets, asked.scored, networks, machine, hear, learnt, asked.members)
+    first, source = protocols[0], teacher and teacher.source
+    scores = train_all(sets, scored.images, protocols, machine, on_eval, source, scored.members)
     compared = () if teacher else own
     by_network = {label: summarise(of_network, compared) for label, of_network in scores.items()}
-    sets_of_first = by_network[rules.label]
-    document = Evaluation(protocol=rules.label, split=rules.split, sets=sets_of_first, coverage={})
+    document = Evaluation(protocol=first.label, split=first.split, sets=by_network[first.label], coverage={})
     if teacher:
-        document["teacher"] = {"network": name_of(teacher.given), "accuracy": teacher.accuracy}
+        document["teacher"] = {"network": teacher_name(teacher.source), "accuracy": teacher.accuracy}
     if len(by_network) > 1:
         document["networks"] = by_network
     return document

@@ -1,6 +1,6 @@
-"""Train the teacher of a soft protocol on the real training images, and hold any teacher against them.
+"""Train the teacher of a soft protocol on the real training images, and check any teacher against them.
 
-An artefact of its own, which runs share: it depends on the real images and on nothing that is drawn.
+The artefact depends on the real images only, so runs on the same images share it.
 """
 
 from collections.abc import Sequence
@@ -15,32 +15,39 @@ from ims3_ray.config.evaluation import Evaluate
 from ims3_ray.data.images import ImageSet
 from ims3_ray.data.loader import pixels_bytes
 from ims3_ray.errors import InputError
-from ims3_ray.evaluation.probes import longest_training, trained
-from ims3_ray.evaluation.protocols import NO_PROTOCOL, protocol
-from ims3_ray.evaluation.rules import Protocol
-from ims3_ray.evaluation.scoring import answers
-from ims3_ray.evaluation.teacher import WEIGHTS, Teacher, Trained, check_teacher, load_teacher, teacher_rules
+from ims3_ray.evaluation.inference import predict_batches
+from ims3_ray.evaluation.probes import num_training_steps, train_network
+from ims3_ray.evaluation.protocols import NO_PROTOCOL, Protocol, get_protocol
+from ims3_ray.evaluation.teacher import (
+    WEIGHTS,
+    Teacher,
+    TeacherSource,
+    TrainedTeacher,
+    check_teacher,
+    load_teacher,
+    teacher_protocol,
+)
 from ims3_ray.models.device import prepare_device
 from ims3_ray.stages.base import BACKWARD, Cost, Forward, Stage, classifier_operations, classifier_usage
 from ims3_ray.stages.context import Context
 from ims3_ray.storage.artifacts import Directory
 
-from .classifiers import clear, pixels_of
+from .classifiers import open_pixels, remove_local_pixels
 
-SEED = -1  # no classifier has it: a student begins with other weights than its teacher did
-CHECKED = 100  # real images a class that a teacher is held against
-STAND_BESIDE = {"random", "medoids"}  # with soft labels random images come close to everything
+SEED = -1  # used by no classifier: students start from other weights than their teacher
+CHECK_IMAGES = 100  # real images per class
+REQUIRED_BASELINES = {"random", "medoids"}  # with soft labels, random images score nearly as well as any
 
 
 def is_soft(settings: Evaluate) -> bool:
     """Whether classifiers learn a teacher's answers."""
-    return settings.protocol != NO_PROTOCOL and protocol(settings.protocol).is_soft
+    return settings.protocol != NO_PROTOCOL and get_protocol(settings.protocol).is_soft
 
 
 def check_settings(settings: Evaluate, trains: bool) -> None:
-    """InputError for a soft protocol without its baselines or a teacher, and a teacher that nobody asks.
+    """Raise InputError for a soft protocol without its baselines or teacher, or an unused teacher.
 
-    `trains`: whether one is trained where none is named.
+    `trains`: the run trains a teacher if none is named.
     """
     if settings.teacher is not None and not is_soft(settings):
         raise InputError(
@@ -49,80 +56,81 @@ def check_settings(settings: Evaluate, trains: bool) -> None:
         )
     if is_soft(settings) and settings.teacher is None and not trains:
         raise InputError(
-            f"evaluate.teacher: protocol {settings.protocol} needs one, which only a run would train; name "
+            f"evaluate.teacher: protocol {settings.protocol} needs one, and only a run trains one; name "
             "timm:NAME, a folder, or package://digits"
         )
-    if is_soft(settings) and (missing := STAND_BESIDE - set(settings.baselines)):
+    if is_soft(settings) and (missing := REQUIRED_BASELINES - set(settings.baselines)):
         raise InputError(
-            f"evaluate.baselines: with soft labels real images come close to everything, and here is no "
-            f"{' and no '.join(sorted(missing))}; give evaluate.baselines=[random,medoids]"
+            f"evaluate.baselines: soft-label accuracies mean little without {' and '.join(sorted(missing))}; "
+            "give evaluate.baselines=[random,medoids]"
         )
 
 
 def run(context: Context, out: Directory) -> dict[str, object]:
     """Write teacher.safetensors."""
-    train, rules = context.images["train"], teacher_rules(context.config.evaluate.protocol)
-    work = ray.remote(**context.machine.classifier_resources(1), **DEFAULT_PLACEMENT)(_train)
-    ray.get(work.remote(train, rules, context.machine.device, out))
-    clear([train], {rules.image_size}, context.machine)
+    train, protocol = context.images["train"], teacher_protocol(context.config.evaluate.protocol)
+    task = ray.remote(**context.machine.classifier_resources(1), **DEFAULT_PLACEMENT)(_train)
+    ray.get(task.remote(train, protocol, context.machine.device, out))
+    remove_local_pixels([train], {protocol.image_size}, context.machine)
     return {"rows": 1}
 
 
-def _train(images: ImageSet, rules: Protocol, kind: str, out: Directory) -> None:
+def _train(images: ImageSet, protocol: Protocol, kind: str, out: Directory) -> None:
     device, num_classes = prepare_device(kind), len(images.classes)
-    with pixels_of(images, rules.image_size) as train:
-        state = trained(train, rules, num_classes, SEED, device)
+    with open_pixels(images, protocol.image_size) as train:
+        state = train_network(train, protocol, num_classes, SEED, device)
     out.write(WEIGHTS, safetensors.torch.save(state))
 
 
 def teacher_of(
     settings: Evaluate, images: ImageSet, trained: Directory | None, machine: Machine
 ) -> Teacher | None:
-    """The teacher of a soft protocol, held against training images; None for hard labels.
+    """The teacher of a soft protocol, checked against training images; None for hard labels.
 
-    InputError where its classes are not ours, in number or order.
+    Raises InputError if the number or order of its classes differs.
     """
     if not is_soft(settings):
         return None
-    given = settings.teacher
-    if given is None:
+    source: TeacherSource | None = settings.teacher
+    if source is None:
         assert trained is not None
-        given = Trained(teacher_rules(settings.protocol), trained)
-    rules = protocol(settings.protocol)
-    held = images.take(images.subset(CHECKED, "teacher", 0))
-    work = ray.remote(**machine.classifier_resources(1), **DEFAULT_PLACEMENT)(_answers)
-    given_labels, labels = ray.get(work.remote(given, held, rules, images.classes, machine.device))
-    clear([held], {rules.image_size}, machine)
-    return Teacher(given, check_teacher(given_labels, labels, images.classes))
+        source = TrainedTeacher(teacher_protocol(settings.protocol), trained)
+    protocol = get_protocol(settings.protocol)
+    subset = images.take(images.subset(CHECK_IMAGES, "teacher", 0))
+    task = ray.remote(**machine.classifier_resources(1), **DEFAULT_PLACEMENT)(_predict)
+    predictions, labels = ray.get(task.remote(source, subset, protocol, images.classes, machine.device))
+    remove_local_pixels([subset], {protocol.image_size}, machine)
+    return Teacher(source, check_teacher(predictions, labels, images.classes))
 
 
-def _answers(
-    given: str | Trained, images: ImageSet, rules: Protocol, classes: Sequence[str], kind: str
+def _predict(
+    source: TeacherSource, images: ImageSet, protocol: Protocol, classes: Sequence[str], kind: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The teacher's answers to the readable images, and their labels."""
+    """The teacher's predictions for the readable images, and their labels."""
     device = prepare_device(kind)
-    answer = load_teacher(given, rules, classes, device)
-    with pixels_of(images, rules.image_size) as (pixels, labels):
-        labelled = [logits.argmax(dim=1).cpu() for logits in answers(answer, pixels, rules, device)]
-        return torch.cat(labelled).numpy(), labels.numpy().copy()
+    teacher = load_teacher(source, protocol, classes, device)
+    with open_pixels(images, protocol.image_size) as (pixels, labels):
+        batches = predict_batches(teacher, pixels, protocol, device)
+        predictions = torch.cat([logits.argmax(dim=1).cpu() for logits in batches])
+        return predictions.numpy(), labels.numpy().copy()
 
 
 def _fingerprint_inputs(context: Context) -> object:
-    rules = teacher_rules(context.config.evaluate.protocol)
-    how = rules.model_dump(mode="json", exclude={"name", "version", "split", "evaluations"})
-    return [context.inputs["images"], how, context.machine.device]
+    protocol = teacher_protocol(context.config.evaluate.protocol)
+    values = protocol.model_dump(mode="json", exclude={"name", "version", "split", "evaluations"})
+    return [context.inputs["images"], values, context.machine.device]
 
 
 def _cost(context: Context, forward: Forward) -> Cost:  # noqa: ARG001
-    rules, train = teacher_rules(context.config.evaluate.protocol), context.images["train"]
-    steps = longest_training(rules, len(train), len(context.classes))
-    operations = BACKWARD * classifier_operations(rules, len(context.classes)) * rules.batch_size * steps
-    return Cost(1, operations, disk=1e7, memory=_node_disk(context))
+    protocol, train = teacher_protocol(context.config.evaluate.protocol), context.images["train"]
+    steps = num_training_steps(protocol, len(train), len(context.classes))
+    per_image = BACKWARD * classifier_operations(protocol, len(context.classes))
+    return Cost(1, per_image * protocol.batch_size * steps, disk=1e7, memory=_node_disk(context))
 
 
 def _node_disk(context: Context) -> float:
-    rules = teacher_rules(context.config.evaluate.protocol)
-    return pixels_bytes(len(context.images["train"]), rules.image_size)
+    protocol = teacher_protocol(context.config.evaluate.protocol)
+    return pixels_bytes(len(context.images["train"]), protocol.image_size)
 
 
 STAGE = Stage(

@@ -15,14 +15,14 @@ from ims3_ray.config.evaluation import Probe
 from ims3_ray.data.images import ImageSet
 from ims3_ray.data.loader import pixels_bytes
 from ims3_ray.errors import InputError
-from ims3_ray.evaluation.probes import load_probe, probe_protocols, states_in_training
-from ims3_ray.evaluation.rules import Protocol
+from ims3_ray.evaluation.probes import load_probe, probe_protocols, train_checkpoints
+from ims3_ray.evaluation.protocols import Protocol
 from ims3_ray.models.classifiers import Classifier
 from ims3_ray.models.device import prepare_device
 from ims3_ray.progress import bar
 from ims3_ray.stages.base import BACKWARD, Cost, Forward, Stage, classifier_operations, classifier_usage
 from ims3_ray.stages.context import Context
-from ims3_ray.stages.evaluate.classifiers import clear, pixels_of
+from ims3_ray.stages.evaluate.classifiers import open_pixels, remove_local_pixels
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.checksums import BLANK, KEY, embed_checksum
 from ims3_ray.storage.integrity import intact_parts
@@ -62,7 +62,7 @@ def run(context: Context, out: Directory) -> dict[str, object]:
             (done,), pending = ray.wait(pending, num_returns=1)
             ray.get(done)
             shown.update(1)
-    clear([train], {rules.image_size for rules in kinds}, context.machine)
+    remove_local_pixels([train], {rules.image_size for rules in kinds}, context.machine)
     return {"rows": len(networks), "rows_made": len(missing)}
 
 
@@ -94,8 +94,8 @@ def _train(
     images: ImageSet, network: Network, num_classes: int, points: tuple[int, ...], kind: str, out: Directory
 ) -> None:
     rules, device = network.rules, prepare_device(kind)
-    with pixels_of(images, rules.image_size) as train:
-        states = states_in_training(train, rules, num_classes, network.seed, points, device)
+    with open_pixels(images, rules.image_size) as train:
+        states = train_checkpoints(train, rules, num_classes, network.seed, points, device)
         values = {f"{point}/{name}": value for point, state in states for name, value in state.items()}
     if not all(bool(torch.isfinite(value).all()) for value in values.values()):
         raise InputError(

@@ -19,7 +19,7 @@ from ims3_ray.data.transforms import decode, encode_png, resize_and_crop, square
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.augment import view
 from ims3_ray.evaluation.probes import differentiable, probe_protocols
-from ims3_ray.evaluation.rules import Protocol
+from ims3_ray.evaluation.protocols import Protocol
 from ims3_ray.method.coverage import find_copies
 from ims3_ray.method.refine import OBJECTIVES, Refinement, Statistic
 from ims3_ray.method.seeding import generator, permutation

@@ -12,7 +12,7 @@ from tiny import write_images
 from ims3_ray.cli import main
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.statistics import augmentation_robust_score
-from ims3_ray.jobs.evaluate.command import named_sets
+from ims3_ray.jobs.evaluate.command import parse_sets
 from ims3_ray.stages.evaluate import compare
 
 TINY = [
@@ -153,11 +153,11 @@ def test_bad_input_gives_one_line_and_exit_code_2(words, tiny_images, tmp_path, 
 
 
 def test_a_set_is_called_by_its_name_or_by_its_place():
-    assert named_sets(["a/b/mine/", "x.parquet", "ours=s3://bucket/a=b", "/data/label=3/set"]) == {
+    assert parse_sets(["a/b/mine/", "x.parquet", "ours=s3://bucket/a=b", "/data/label=3/set"]) == {
         "mine": "a/b/mine/",
         "x": "x.parquet",
         "ours": "s3://bucket/a=b",
         "set": "/data/label=3/set",
     }
     with pytest.raises(InputError, match="two sets"):
-        named_sets(["a/x", "b/x"])
+        parse_sets(["a/x", "b/x"])

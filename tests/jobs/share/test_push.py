@@ -14,7 +14,7 @@ from ims3_ray.config.load import load_config
 from ims3_ray.data.images import open_images
 from ims3_ray.data.sources import PARQUET
 from ims3_ray.errors import InputError
-from ims3_ray.jobs.share.push import read_target
+from ims3_ray.jobs.share.push import parse_target
 from ims3_ray.storage.artifacts import open_directory, read_manifest
 from ims3_ray.storage.integrity import verify
 
@@ -122,7 +122,7 @@ def test_a_run_is_found_by_its_key_its_name_and_its_set(make_run, push, tmp_path
     assert trees[1:] == trees[:-1]
     code, _, err = push("digits", "--to", tmp_path / "odd", where)
     assert (code, err.count("\n")) == (2, 1)
-    assert "stands for 2 sets" in err
+    assert "matches 2 sets" in err
 
 
 def test_a_folder_that_was_pushed_is_pushed_on_as_it_is(make_run, push, hub, tmp_path):
@@ -195,7 +195,7 @@ def refused(tmp_path):
         (["{set}/nowhere", "--to", "./mine"], "holds no distilled set"),
         (["0123", "--to", "./mine", "storage={storage}"], "no run of"),
         (["{storage}/distilled/000000000000", "--to", "./mine"], "no run of"),
-        (["{set}", "--to", "./mine", "ipc=3"], "ipc: not known here"),
+        (["{set}", "--to", "./mine", "ipc=3"], "ipc: unknown here"),
         (["hf://someone/nothing", "--to", "./mine"], "does not serve it"),
     ]
 
@@ -245,7 +245,7 @@ def test_an_unfinished_and_a_damaged_run_are_refused(make_run, push, tmp_path):
     ],
 )
 def test_a_target_says_by_its_beginning_what_it_is(place, name):
-    assert read_target(place) == name
+    assert parse_target(place) == name
 
 
 def test_the_rows_are_what_the_hub_s_viewer_shows(make_run, push, tmp_path):

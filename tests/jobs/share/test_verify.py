@@ -7,8 +7,7 @@ import pytest
 from ims3_ray.cli import main
 from ims3_ray.config.load import load_config, load_settings
 from ims3_ray.config.settings import Evaluating
-from ims3_ray.jobs.share.claims import agrees
-from ims3_ray.jobs.share.verify import compared, settings_of
+from ims3_ray.jobs.share.verify import agrees, compare, settings_of
 from ims3_ray.storage.artifacts import complete, open_directory
 
 
@@ -26,19 +25,19 @@ def test_accuracies_agree_where_their_intervals_meet(evaluation):
 
 
 def test_stated_and_measured_stand_in_one_line_a_network(evaluation):
-    lines, problems = compared(evaluation, measured(evaluation, 0.943))
+    lines, problems = compare(evaluation, measured(evaluation, 0.943))
     assert lines == ["smoke-v2/convnet3-w8: stated 94.50 ± 0.25, measured 94.30 ± 0.40: as stated"]
     assert not problems
-    lines, problems = compared(evaluation, measured(evaluation, 0.5))
+    lines, problems = compare(evaluation, measured(evaluation, 0.5))
     assert lines == problems
     assert lines[0].endswith("measured 50.00 ± 0.40: not as stated")
 
 
 def test_another_protocol_s_accuracy_is_not_held_against_what_is_stated(evaluation):
-    lines, problems = compared(evaluation, measured(evaluation, 0.5, protocol="smoke-v3/convnet3-w8"))
+    lines, problems = compare(evaluation, measured(evaluation, 0.5, protocol="smoke-v3/convnet3-w8"))
     assert not problems
     assert lines == [
-        "smoke-v2/convnet3-w8: stated 94.50 ± 0.25, not measured: this run scores by smoke-v3/convnet3-w8"
+        "smoke-v2/convnet3-w8: stated 94.50 ± 0.25, not measured: the protocol here is smoke-v3/convnet3-w8"
     ]
 
 

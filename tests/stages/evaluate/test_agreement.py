@@ -2,14 +2,14 @@ import numpy as np
 from flat import opened
 
 from ims3_ray.data.transforms import encode_png
-from ims3_ray.evaluation.protocols import protocol
-from ims3_ray.stages.evaluate import agreement
+from ims3_ray.evaluation.protocols import get_protocol
+from ims3_ray.stages.evaluate import classifiers
 from ims3_ray.stages.selected import KEYS
 from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import open_directory
 from ims3_ray.storage.rows import read_index
 
-RULES = protocol("smoke").model_copy(update={"steps": 40})
+RULES = get_protocol("smoke").model_copy(update={"steps": 40})
 COLOURS = np.array([[200, 30, 30], [30, 200, 30], [30, 30, 200]])
 
 
@@ -41,12 +41,12 @@ def real_images(pixels, labels, root):
 
 def test_the_agreement_is_the_share_of_images_that_show_their_label(tmp_path, monkeypatch):
     """In portions that fit neither the parts nor the set."""
-    monkeypatch.setattr(agreement, "READ_ROWS", 5)
+    monkeypatch.setattr(classifiers, "READ_ROWS", 5)
     pixels, labels = drawn(24, seed=1)
     wrong = np.where(np.arange(24) < 6, (labels + 1) % 3, labels)
     sets = {
         "right": candidates(tmp_path / "right", pixels, labels),
         "a quarter wrong": candidates(tmp_path / "wrong", pixels, wrong),
     }
-    shares = agreement._judge(sets, real_images(*drawn(60, seed=2), tmp_path), RULES, 0, "cpu")
+    shares = classifiers._label_agreement(sets, real_images(*drawn(60, seed=2), tmp_path), RULES, 0, "cpu")
     assert shares == {"right": 1.0, "a quarter wrong": 0.75}

@@ -2,13 +2,18 @@
 
 import numpy as np
 import pytest
-from stored import vectors_of
+from stored import features_of
 
 from ims3_ray.errors import InputError
 from ims3_ray.method.coresets import greedy_coverage, herding, medoids
 from ims3_ray.method.coverage import RealClass, class_mean, class_metrics
-from ims3_ray.stages.evaluate.baselines import METRICS, ceiling, choose_coresets, measure_all
-from ims3_ray.storage.rows import places_by_class
+from ims3_ray.stages.evaluate.baselines import (
+    METRICS,
+    ceiling,
+    choose_coresets,
+    measure_coverage,
+    places_by_class,
+)
 
 CLASSES = ("blue", "red")
 COUNT, K = 3, 2
@@ -19,7 +24,7 @@ def real(tmp_path):
     """12 images of one class and 20 of the other, in a mixed order."""
     labels = np.random.default_rng(0).permutation(np.repeat([0, 1], (12, 20)))
     features = np.random.default_rng(1).normal(size=(32, 4)).astype(np.float32)
-    return vectors_of(features, labels, tmp_path / "real")
+    return features_of(features, labels, tmp_path / "real")
 
 
 def test_every_class_gets_the_coreset_of_its_own_images(ray_cluster, real):
@@ -42,17 +47,15 @@ def test_coverage_over_ray_is_that_of_one_call_and_nothing_real_beats_the_ceilin
     assert rows.tolist() == np.concatenate(expected).tolist()
     sets = {
         "ceiling": real.take(rows),
-        "noise": vectors_of(features[:8] + 1, real.labels[:8], tmp_path / "noise"),
+        "noise": features_of(features[:8] + 1, real.labels[:8], tmp_path / "noise"),
     }
-    found = measure_all(real, sets, K, CLASSES)
+    found = measure_coverage(real, sets, K, CLASSES)
     for name, of_set in sets.items():
-        plain = class_mean(
-            {
-                label: class_metrics(RealClass(features[real.labels == label], K), rows)
-                for label in range(2)
-                for rows in [of_set.read()[of_set.labels == label]]
-            }
-        )
+        of_class = {
+            label: class_metrics(RealClass(features[own[label]], K), of_set.read()[of_set.labels == label])
+            for label in (0, 1)
+        }
+        plain = class_mean(of_class)
         assert found[name] == {metric: plain[metric] for metric in METRICS}
     assert found["ceiling"]["copy_rate"] == 1.0
     assert found["ceiling"]["coverage"] > found["noise"]["coverage"]
@@ -63,7 +66,7 @@ def test_a_class_too_small_for_the_choice_or_missing_from_a_set_is_named(real):
         choose_coresets(real, ["herding"], 13, [0], CLASSES)
     only_blue = real.take(np.flatnonzero(real.labels == 0))
     with pytest.raises(InputError, match="set 'mine': has no image of class 'red'"):
-        measure_all(real, {"mine": only_blue}, K, CLASSES)
+        measure_coverage(real, {"mine": only_blue}, K, CLASSES)
 
 
 def test_places_by_class_are_those_of_each_label_even_of_classes_without_images():

@@ -14,14 +14,14 @@ from ims3_ray.config.settings import Workers
 from ims3_ray.data.distilled import DistilledImage, list_images, to_table, write_parquet, write_pngs
 from ims3_ray.data.loader import BatchReader
 from ims3_ray.errors import InputError
-from ims3_ray.evaluation.protocols import PROTOCOLS, protocols
+from ims3_ray.evaluation.protocols import PROTOCOLS, get_protocols
 from ims3_ray.evaluation.train import Score
 from ims3_ray.models.device import Numerics
 from ims3_ray.stages.evaluate.classifiers import (
     classifier_seeds,
     local_pixels,
-    pixels_of,
-    score_in_looks,
+    open_pixels,
+    stream_score,
     summarise,
     train_all,
 )
@@ -68,7 +68,7 @@ def test_ray_gives_what_the_plain_call_gives_for_every_network_set_and_seed(ray_
             "full": [5],
         }
         for name, seed in sets:
-            *_, plain = score_in_looks(sets[name, seed], tests, rules, seed, here.device, None)
+            *_, plain = stream_score(sets[name, seed], tests, rules, seed, here.device, None)
             assert replace(scores[rules.label][name][seed], seconds=0) == replace(plain, seconds=0)
 
 
@@ -100,9 +100,9 @@ def test_one_png_is_the_same_pixels_as_a_real_image_and_as_a_distilled_one(tmp_p
     write_parquet(out, lambda: [to_table([image], CLASSES, 1) for image in made])
     complete(out, {"images": write_pngs(out, made, CLASSES, 1)})
     real, distilled = opened(tmp_path / "set", tmp_path), list_images(out, CLASSES)
-    with pixels_of(real, 32) as ours:
+    with open_pixels(real, 32) as ours:
         monkeypatch.setattr(BatchReader, "__call__", lambda *_: pytest.fail("not from the one file"))
-        with pixels_of(distilled, 32) as theirs:
+        with open_pixels(distilled, 32) as theirs:
             assert all(map(torch.equal, ours, theirs))
 
 
@@ -130,7 +130,7 @@ def test_a_listener_that_raises_ends_the_trainings(ray_cluster, images):
     endless = SMOKE.model_copy(update={"steps": 10**6, "evaluations": 10**5})
     with pytest.raises(SystemExit):
         train_all(sets, tests, [endless], here, stop)
-    *_, after = score_in_looks(sets["distilled", 5], tests, SMOKE, 5, "cpu", None)
+    *_, after = stream_score(sets["distilled", 5], tests, SMOKE, 5, "cpu", None)
     fresh = train_all(sets, tests, [SMOKE], here)
     assert fresh[SMOKE.label]["distilled"][5].last == after.last  # and leave room for others
 
@@ -160,7 +160,7 @@ def test_a_network_too_deep_for_the_images_is_refused_before_any_training(monkey
     monkeypatch.setattr("ims3_ray.stages.evaluate.classifiers.ray", None)
     whole = images(3, 0)
     with pytest.raises(InputError, match="resnet18 needs images of at least 33 px, not 16"):
-        train_all({("mine", 0): whole}, whole, protocols("smoke", ["convnet3", "resnet18"]), CPU)
+        train_all({("mine", 0): whole}, whole, get_protocols("smoke", ["convnet3", "resnet18"]), CPU)
 
 
 def test_no_two_seeds_of_a_run_share_a_classifier_seed():

@@ -3,17 +3,19 @@
 import numpy as np
 import pytest
 from flat import opened
-from stored import vectors_of
+from stored import features_of
 from tiny import write_images
 
-from ims3_ray.stages.evaluate.compare import FULL_SEEDS, Choice, Real, choose, training_sets
+from ims3_ray.stages.evaluate.compare import FULL_SEEDS, Baseline, Real, choose_baselines, training_sets
 
 
 def test_every_seed_trains_on_the_sets_and_baselines_and_the_first_on_all_images(tmp_path):
     images, seeds = opened(write_images(tmp_path / "set", 3, seed=0), tmp_path), [7, 8, 9, 10, 11]
     own = {"mine": images.take(np.array([2]))}
-    choices = {("random", seed): Choice(np.array([place]), np.array([0])) for place, seed in enumerate(seeds)}
-    choices |= {("herding", seed): Choice(np.array([1]), np.array([0])) for seed in seeds}
+    choices = {
+        ("random", seed): Baseline(np.array([place]), np.array([0])) for place, seed in enumerate(seeds)
+    }
+    choices |= {("herding", seed): Baseline(np.array([1]), np.array([0])) for seed in seeds}
     sets = training_sets(own, choices, images, seeds, full=True)
     assert {seed for name, seed in sets if name == "mine"} == set(seeds)
     assert [sets["random", seed].paths for seed in seeds] == [(path,) for path in images.paths[:5]]
@@ -29,6 +31,6 @@ def test_random_images_are_drawn_as_often_as_asked_and_never_less_than_there_are
 ):
     images = opened(write_images(tmp_path / "set", 3, seed=0), tmp_path)
     features = np.random.default_rng(0).standard_normal((len(images), 4)).astype(np.float32)
-    real = Real(images, images.ids, images.ids, vectors_of(features, images.labels, tmp_path / "features"))
-    choices = choose(real, ["random"], [[1] * len(images.classes)], [4, 5], draws)
+    real = Real(images, images.ids, images.ids, features_of(features, images.labels, tmp_path / "features"))
+    choices = choose_baselines(real, ["random"], [[1] * len(images.classes)], [4, 5], draws)
     assert {seed for name, seed in choices if name == "random"} == expected

@@ -8,7 +8,7 @@ import pytest
 from ims3_ray.cluster.resources import find_machine
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.errors import InputError
-from ims3_ray.evaluation.results import headline
+from ims3_ray.evaluation.results import headline_metrics
 from ims3_ray.jobs.distill import run as distillation
 from ims3_ray.jobs.distill.result import summary_lines
 from ims3_ray.pipeline import prepare as preparation
@@ -36,7 +36,7 @@ def test_every_baseline_stands_beside_the_set_with_its_seeds_and_figures(evaluat
     asked = [(of["membership"]["images"], of["membership"]["unseen"]) for of in sets.values()]
     assert set(asked) == {(36, 12)}  # all training images, and all that are scored
     assert "networks" not in run.evaluation
-    figures = headline(run.evaluation)
+    figures = headline_metrics(run.evaluation)
     names = {"accuracy", "accuracy/random/last", "accuracy/full/best", "label_robust_score/distilled"}
     assert names | {"coverage/pool", "membership_auc/full"} <= set(figures)
     assert all(isinstance(value, float) for value in figures.values())
@@ -66,20 +66,17 @@ def test_the_pools_first_candidates_are_taken_by_subgroup_and_index_whatever_the
     ("word", "message"),
     [
         ("evaluate.pool_images=19", "evaluate.pool_images: 19 per class exceed the pool's 18"),
-        (
-            "evaluate.networks=[convnet3, resnet18]",
-            "network: resnet18 needs images of at least 33 px, not 16",
-        ),
+        ("evaluate.networks=[convnet3, resnet18]", "resnet18 needs images of at least 33 px, not 16"),
         (
             "evaluate.protocol=quick-val",
-            "data.validation: protocol quick-val scores on this split; set a folder",
+            "data.validation: protocol quick-val scores on this split; set ",
         ),
         ("evaluate.baselines=[random, random]", "evaluate.baselines: 'random' is named twice"),
         ("evaluate.baselines=[kmeans]", "evaluate.baselines.0"),
         ("evaluate.networks=[]", "evaluate.networks"),
         ("evaluate.networks=[lenet]", "evaluate.networks.0: should be one of convnet3, "),
         ("evaluate.networks=[timm:resnet19]", "timm has no model 'resnet19'; similar names: resnet18"),
-        ("evaluate.networks=[timm:vgg11]", "network: timm:vgg11 does not take images of 16 px"),
+        ("evaluate.networks=[timm:vgg11]", "timm:vgg11 does not take images of 16 px"),
         ("evaluate.protocol=soft-32", "evaluate.baselines: with soft labels real images come close to every"),
         ("export.soft_labels=2", "export.soft_labels: evaluate.protocol=smoke has no teacher"),
         ("evaluate.teacher=timm:resnet18", "evaluate.teacher: protocol smoke has hard labels; leave it out"),

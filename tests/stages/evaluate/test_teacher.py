@@ -9,16 +9,16 @@ from ims3_ray.cluster.resources import find_machine
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.config.settings import Workers
 from ims3_ray.errors import InputError
-from ims3_ray.evaluation.protocols import PROTOCOLS, protocol
-from ims3_ray.evaluation.scoring import answers
-from ims3_ray.evaluation.table import evaluation_lines
-from ims3_ray.evaluation.teacher import Trained, load_teacher, teacher_rules
-from ims3_ray.evaluation.train import Beside, score_of, train_with_evals
+from ims3_ray.evaluation.inference import answers
+from ims3_ray.evaluation.protocols import PROTOCOLS, get_protocol
+from ims3_ray.evaluation.results import evaluation_lines
+from ims3_ray.evaluation.teacher import TrainedTeacher, load_teacher, teacher_protocol
+from ims3_ray.evaluation.train import TrainExtras, final_score, train_with_evals
 from ims3_ray.jobs.distill import run as distillation
 from ims3_ray.models.device import prepare_device
 from ims3_ray.pipeline.prepare import prepare
 from ims3_ray.pipeline.steps import plan
-from ims3_ray.stages.evaluate.classifiers import pixels_of
+from ims3_ray.stages.evaluate.classifiers import open_pixels
 from ims3_ray.storage.artifacts import open_directory
 
 WORDS = ("evaluate.protocol=soft-32", "evaluate.baselines=[random, medoids]", "evaluate.full=false")
@@ -28,7 +28,7 @@ WORDS = ("evaluate.protocol=soft-32", "evaluate.baselines=[random, medoids]", "e
 def small(monkeypatch):
     """The protocol in seconds."""
     update = {"image_size": 16, "width": 8, "epochs": 10, "evaluations": 2}
-    monkeypatch.setitem(PROTOCOLS, "soft-32", protocol("soft-32").model_copy(update=update))
+    monkeypatch.setitem(PROTOCOLS, "soft-32", get_protocol("soft-32").model_copy(update=update))
 
 
 @pytest.mark.slow
@@ -46,12 +46,12 @@ def test_students_of_a_trained_teacher_are_scored_beside_real_images(finished_ru
     steps = {step.stage.name: step for step in plan(context)}
     other = prepare(config.model_copy(update={"ipc": 3, "seed": 1}), find_machine(Workers()))
     assert steps["teacher"].fingerprint in {step.fingerprint for step in plan(other)}  # it is shared
-    given = Trained(teacher_rules("soft-32"), steps["teacher"].directory)
-    rules, classes, images = protocol("soft-32"), context.classes, context.images
+    given = TrainedTeacher(teacher_protocol("soft-32"), steps["teacher"].directory)
+    rules, classes, images = get_protocol("soft-32"), context.classes, context.images
     answer = load_teacher(given, rules, classes, prepare_device("cpu"))
     rows = images["train"].take(images["train"].subset([6] * 3, "random", 0))
-    with pixels_of(rows, 16) as train, pixels_of(images["test"], 16) as scored:
-        alone = score_of(train_with_evals(train, scored, rules, 3, 0, beside=Beside(answer)))
+    with open_pixels(rows, 16) as train, open_pixels(images["test"], 16) as scored:
+        alone = final_score(train_with_evals(train, scored, rules, 3, 0, extras=TrainExtras(answer)))
     assert document["sets"]["random"]["curves"][0] == [list(look) for look in alone.history]
 
 
@@ -74,8 +74,8 @@ def test_views_of_the_product_have_the_answers_of_its_teacher(finished_run, smal
 
     context = prepare(config, find_machine(Workers()))
     steps = {step.stage.name: step for step in plan(context)}
-    given = Trained(teacher_rules("soft-32"), steps["teacher"].directory)
-    rules = protocol("soft-32")
+    given = TrainedTeacher(teacher_protocol("soft-32"), steps["teacher"].directory)
+    rules = get_protocol("soft-32")
     answer = load_teacher(given, rules, context.classes, prepare_device("cpu"))
     shown = torch.stack([torch.from_numpy(np.asarray(view).copy()).permute(2, 0, 1) for view, _ in views])
     expected = torch.cat(list(answers(answer, shown, rules, "cpu")))
