@@ -180,8 +180,8 @@ def _describe_labels(how: Labelling) -> str:
     return (
         f"\n\nThe Parquet column `{VIEWS}` lists {how.views:,} views per image, and `{SOFT_LABELS}` a "
         f"teacher's fp16 logits for them ({format_bytes(2 * count)} per image before compression). The "
-        f"teacher is {teacher_name(how.teacher.source)}; it classifies {100 * how.teacher.accuracy:.1f} % of the "
-        "real training images correctly."
+        f"teacher is {teacher_name(how.teacher.source)}; it classifies {100 * how.teacher.accuracy:.1f} % "
+        "of the real training images correctly."
     )
 
 
