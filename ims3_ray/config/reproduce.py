@@ -65,20 +65,21 @@ def reproduce(recipe_file: bytes, storage: str | None = None) -> Reproduction:
     return Reproduction(recipe, overrides | ({"storage": storage} if storage else {}), notes)
 
 
-def upgraded(recipe: dict[str, Any]) -> dict[str, Any]:
+def upgraded(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a stored recipe with today's field names. Removed fields stay if their value differs."""
-    recipe = copy.deepcopy(recipe)
+    recipe = copy.deepcopy(dict(recipe))
+    sections = {name: section for name, section in recipe.items() if isinstance(section, dict)}
     for old, new in RENAMED.items():
-        section, field = old.split(".")
-        if field in recipe.get(section, {}):
-            recipe[section][new.partition(".")[2]] = recipe[section].pop(field)
+        section, _, field = old.partition(".")
+        if field in sections.get(section, {}):
+            sections[section][new.partition(".")[2]] = sections[section].pop(field)
     for old, value in REMOVED.items():
         section, _, field = old.rpartition(".")
-        if recipe.get(section, {}).get(field, ...) == value:
-            del recipe[section][field]
+        if sections.get(section, {}).get(field, ...) == value:
+            del sections[section][field]
     for section, field, part in FLATTENED:
-        if isinstance(value := recipe.get(section, {}).get(field), dict):
-            recipe[section][field] = value[part]
+        if isinstance(value := sections.get(section, {}).get(field), dict):
+            sections[section][field] = value.get(part)
     return recipe
 
 

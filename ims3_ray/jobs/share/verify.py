@@ -87,7 +87,7 @@ def check_files(distilled: Directory) -> str:
 
 def settings_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Settings for a quick evaluation of the distilled set by the run's own recipe."""
-    recipe = upgraded(dict(recipe))
+    recipe = upgraded(recipe)
     return {name: recipe[name] for name in SHARED if name in recipe} | {
         "evaluate": {**recipe["evaluate"], **QUICK}
     }
