@@ -124,16 +124,16 @@ def explain_out_of_memory(field: str, rows: int) -> Generator[None, None, None]:
         yield
     except torch.OutOfMemoryError as error:
         raise InputError(
-            f"{field}: a batch of {rows} does not fit the GPU's memory ({_needed(error)}); lower it"
+            f"{field}: a batch of {rows} does not fit the GPU's memory ({_describe_memory(error)}); lower it"
         ) from error
 
 
-def _needed(error: torch.OutOfMemoryError) -> str:
+def _describe_memory(error: torch.OutOfMemoryError) -> str:
     """Describe memory in use, failed allocation and GPU capacity, as far as the message has them."""
-    held = torch.cuda.memory_allocated() / 2**30  # tensors of the failed call are still allocated
+    allocated = torch.cuda.memory_allocated() / 2**30  # tensors of the failed call are still allocated
     asked = re.search(rf"[Tt]ried to allocate {_SIZE}", str(error))
     capacity = re.search(rf"total capacity of {_SIZE}", str(error))
-    message = f"needs at least {held:.2f} GiB" + (f" and {asked[1]} more" if asked else " and more")
+    message = f"needs at least {allocated:.2f} GiB" + (f" and {asked[1]} more" if asked else " and more")
     return message + (f", it has {capacity[1]}" if capacity else "")
 
 

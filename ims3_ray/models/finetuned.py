@@ -83,23 +83,20 @@ def with_new_classes(dit: DiT, count: int, generator: torch.Generator) -> DiT:
     A fresh row is the mean of the old rows plus normal noise of 0.02, DiT's initial spread, from `generator`
     (CPU).
     """
-    if count < 1:
-        raise InputError(f"new_classes: must be 1 or more, not {count}")
     state = dit.state_dict()
     table = state[CLASS_TABLE]
     noise = torch.randn(count, table.shape[1], generator=generator).to(table) * 0.02
     state[CLASS_TABLE] = torch.cat([table[:-1].mean(0) + noise, table[-1:]])
     with torch.device("meta"):
         extended = DiT(replace(dit.config, num_classes=count))
-    if difffit.has_scales(dit):
-        difffit.add_scales(extended)
     extended.load_state_dict(state, assign=True)
     return extended.train(dit.training)
 
 
 def cast_weights(dit: DiT, dtype: torch.dtype) -> DiT:
-    """Put the matrices at `dtype`, in place, but those that take latents in: to round an input adds a noise,
-    and near t = 0 there is little else to predict.
+    """Cast all weights but the patch embedder to `dtype`, in place.
+
+    Rounding the input would add noise, and near t = 0 there is hardly any other noise to predict.
     """
     for part in (dit.t_embedder, dit.y_embedder, dit.blocks, dit.final_layer):
         part.to(dtype)
@@ -107,14 +104,14 @@ def cast_weights(dit: DiT, dtype: torch.dtype) -> DiT:
 
 
 def compile_blocks(dit: DiT) -> None:
-    """Compile the blocks in place, for one batch size; all share one compilation, which keeps it short."""
-    functorch.donated_buffer = False  # logging steps go backward through one graph more than once
+    """Compile the blocks in place for one batch size; all blocks share one compilation."""
+    functorch.donated_buffer = False  # logging steps run several backward passes through one graph
     for block in dit.blocks:
         block.compile(dynamic=False, fullgraph=True)
 
 
 def predictor(dit: DiT) -> Predict:
-    """The model as the method calls it, whatever its precision: float32 in, float32 out."""
+    """Wrap the model for `method`: float32 in and out at any precision."""
 
     def predict(latents: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
         return dit(latents, timesteps, labels).float()
@@ -158,7 +155,9 @@ def check_adapter(adapter: AdapterInfo, config: DiTConfig, weights: str) -> None
     with torch.device("meta"):
         dit = DiT(config)
     difffit.add_scales(dit)
-    found, expected = (shapes_of(dict(sorted(held.items()))) for held in (tensors, difffit.trainable(dit)))
+    found, expected = (
+        shapes_of(dict(sorted(values.items()))) for values in (tensors, difffit.trainable(dit))
+    )
     check_shapes(found, expected, source, "of this checkpoint; give the checkpoint that was fine-tuned")
 
 

@@ -76,17 +76,17 @@ def test_compiled_bf16_equals_float32_within_its_precision():
 
 @pytest.mark.parametrize("stage", ["encode", "invert", "sample"])
 def test_stage_worker_equals_the_cpu_and_is_reproducible(stage, contexts, tmp_path):
-    made = []
+    outputs = []
     for place, context in enumerate((*contexts, contexts[1])):
         work = pool_work(context, stage, open_directory(str(tmp_path / f"work-{place}")), 1)
-        made.append(work.build(**work.arguments)(work.parts[0].payload)[0])
-    reference, first, again = made
+        outputs.append(work.build(**work.arguments)(work.parts[0].payload)[0])
+    reference, first, again = outputs
     assert set(reference) == set(first)
     for name, values in first.items():
         assert np.array_equal(values, again[name]), name
         if name == "image":
             pixels = (
-                [np.asarray(Image.open(io.BytesIO(png)), float) for png in side[name]] for side in made[:2]
+                [np.asarray(Image.open(io.BytesIO(png)), float) for png in side[name]] for side in outputs[:2]
             )
             assert np.abs(np.subtract(*pixels)).mean() < 2  # of 255
         elif values.dtype.kind == "f":

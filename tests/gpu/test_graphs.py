@@ -86,18 +86,18 @@ def test_gradients_of_an_overwritten_pass_are_refused():
 
 @pytest.mark.parametrize("context", ["graphs"], indirect=True)
 def test_fine_tuning_and_sampling_have_the_same_bits_with_graphs(context, tmp_path):
-    tuned, drawn = [], []
+    adapters, images = [], []
     for place, each in enumerate((context, without_graphs(context))):
         folder = open_directory(str(tmp_path / f"work-{place}"))
         arguments, numbers = training_work(each, folder, 4)
         trainer = local_trainer(arguments, numbers, "cuda")
         for _ in range(4):
             trainer.train_step()
-        tuned.append(trainer.values())
+        adapters.append(trainer.values())
         work = pool_work(each, "sample", folder, 1)
-        drawn.append(work.build(**work.arguments)(work.parts[0].payload)[0]["image"].tolist())
-    assert all(torch.equal(value, tuned[1][name]) for name, value in tuned[0].items())
-    assert drawn[0] == drawn[1]
+        images.append(work.build(**work.arguments)(work.parts[0].payload)[0]["image"].tolist())
+    assert all(torch.equal(value, adapters[1][name]) for name, value in adapters[0].items())
+    assert images[0] == images[1]
 
 
 def test_a_training_step_does_not_synchronise(context, tmp_path):

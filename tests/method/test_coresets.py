@@ -108,9 +108,3 @@ def test_no_single_swap_improves_k_medoids():
             for into in set(range(14)) - set(rows)
         ]
         assert reached <= min(distances[:, swap].min(axis=1).mean() for swap in swaps) + 1e-6
-
-
-def test_one_medoid_is_nearest_to_all_images():
-    x = _points(20)
-    distances = np.linalg.norm(x[:, None] - x[None], axis=2)
-    assert k_medoids(x, 1).tolist() == [distances.mean(axis=0).argmin()]

@@ -123,13 +123,6 @@ def test_a_copy_is_within_the_first_percentile_of_real_to_real_distances():
     assert is_copy.tolist() == [True, False, True]
 
 
-def test_near_duplicates_are_copies_and_new_images_are_not():
-    x, new = _normal(200, 32, 2), _normal(30, 32, 3)
-    near = x[:10] + 1e-3
-    assert find_copies(x, near)[1].all()
-    assert find_copies(x, np.concatenate([near, new]))[1].mean() == pytest.approx(0.25, abs=0.05)
-
-
 def test_vendi_counts_distinct_directions():
     axes = np.eye(6, dtype=np.float32)
     assert vendi(axes[:4]) == pytest.approx(4)

@@ -2,27 +2,19 @@
 
 import pytest
 import torch
+from tiny_generator import inputs, small_dit
 
 from ims3_ray.method import difffit
 from ims3_ray.models.dit import DiT, DiTConfig
 
-SIZES = {"sample_size": 8, "hidden_size": 48, "depth": 5, "num_heads": 4, "num_classes": 10}
 
-
-def small_dit(seed: int = 0, **changes) -> DiT:
-    return DiT(DiTConfig(**SIZES | changes)).initialize(
-        torch.Generator().manual_seed(seed), zero_outputs=False
-    )
+def five_blocks() -> DiT:
+    return small_dit(hidden_size=48, depth=5)
 
 
 def output(model: DiT) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        return model(
-            torch.randn(3, 4, 8, 8, generator=generator),
-            torch.tensor([3, 400, 999]),
-            torch.tensor([0, 7, 10]),
-        )
+        return model(*inputs())
 
 
 def disturb(model: DiT, seed: int = 2) -> None:
@@ -47,21 +39,21 @@ def test_dit_xl_trains_the_published_number_of_values():
 
 
 def test_scales_are_in_the_first_half_of_the_blocks():
-    dit = small_dit()
+    dit = five_blocks()
     difffit.add_scales(dit)
     scaled = {int(name.split(".")[1]) for name, _ in dit.named_parameters() if name.endswith("_scale")}
     assert scaled == {0, 1}
 
 
 def test_fresh_scales_keep_the_output():
-    dit = small_dit()
+    dit = five_blocks()
     before = output(dit)
     difffit.prepare(dit)
     assert torch.equal(output(dit), before)
 
 
 def test_exactly_the_trainable_values_have_gradients():
-    dit = small_dit()
+    dit = five_blocks()
     names = difffit.prepare(dit)
     dit(torch.randn(2, 4, 8, 8), torch.tensor([3, 999]), torch.tensor([0, 10])).square().sum().backward()
     assert [name for name, parameter in dit.named_parameters() if parameter.grad is not None] == names
@@ -69,7 +61,7 @@ def test_exactly_the_trainable_values_have_gradients():
 
 
 def test_every_scale_changes_the_output():
-    dit = small_dit()
+    dit = five_blocks()
     difffit.add_scales(dit)
     before = output(dit)
     for name, parameter in dit.named_parameters():
@@ -80,7 +72,7 @@ def test_every_scale_changes_the_output():
 
 
 def test_bf16_model_keeps_its_trainable_values_in_fp32():
-    dit = small_dit()
+    dit = five_blocks()
     exact = output(dit)
     dit.to(torch.bfloat16)
     names = difffit.prepare(dit)
@@ -90,7 +82,7 @@ def test_bf16_model_keeps_its_trainable_values_in_fp32():
 
 
 def test_folding_keeps_the_output_and_removes_the_scales():
-    dit = small_dit()
+    dit = five_blocks()
     difffit.add_scales(dit)
     disturb(dit)
     before = output(dit)
@@ -100,7 +92,7 @@ def test_folding_keeps_the_output_and_removes_the_scales():
 
 
 def test_adapter_holds_all_fine_tuned_values():
-    tuned, fresh = small_dit(), small_dit()
+    tuned, fresh = five_blocks(), five_blocks()
     difffit.prepare(tuned)
     disturb(tuned)
     difffit.load_adapter(fresh, difffit.trainable(tuned))
@@ -119,7 +111,7 @@ def test_adapter_holds_all_fine_tuned_values():
     ],
 )
 def test_adapter_of_another_model_is_refused_without_changes(spoil, problem):
-    dit, tuned = small_dit(), small_dit()
+    dit, tuned = five_blocks(), five_blocks()
     difffit.prepare(tuned)
     disturb(tuned)
     state = difffit.trainable(tuned)

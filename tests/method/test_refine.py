@@ -93,10 +93,10 @@ def test_refinement_reduces_the_distance_to_real_images(probe, objective):
 
 def test_a_large_anchor_weight_keeps_images_at_their_start(probe):
     start, target = images(2, "start"), target_of("gradients", probe, images(30, "real"))
-    free, held = (
+    free, anchored = (
         refinement(anchor_weight=weight).run(start, 1, [probe], target, draws) for weight in (0.0, 1e6)
     )
-    assert (held - start).abs().max() < 0.2 * (free - start).abs().max()
+    assert (anchored - start).abs().max() < 0.2 * (free - start).abs().max()
 
 
 def test_views_are_drawn_from_the_steps_generator(probe):
@@ -151,5 +151,5 @@ def test_second_derivatives_pass_the_pooling(probe):
     direction = torch.randn(x.shape, generator=generator("direction"), dtype=torch.float64)
     step = 1e-6 / math.sqrt(x.numel())
     with torch.enable_grad():
-        ahead, behind = (norms((x + s * direction).detach()).item() for s in (step, -step))
-    assert (gradient * direction).sum().item() == pytest.approx((ahead - behind) / (2 * step), rel=1e-4)
+        above, below = (norms((x + s * direction).detach()).item() for s in (step, -step))
+    assert (gradient * direction).sum().item() == pytest.approx((above - below) / (2 * step), rel=1e-4)

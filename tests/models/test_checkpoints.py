@@ -1,7 +1,6 @@
 """Model files and folders: strict reading, one-line refusals."""
 
 import argparse
-import pickle
 import re
 
 import pytest
@@ -94,21 +93,6 @@ def test_heads_are_known_only_for_published_sizes(tmp_path):
         load_transformer(original_file(tmp_path / "small.pt"))
 
 
-def test_pickled_code_is_not_run(tmp_path):
-    ran = tmp_path / "ran"
-
-    class Bomb:
-        def __reduce__(self):
-            return open, (str(ran), "w")
-
-    torch.save({"ema": small_dit().state_dict(), "extra": Bomb()}, tmp_path / "zip.pt")
-    (tmp_path / "bare.pt").write_bytes(pickle.dumps(Bomb(), protocol=2))
-    for name in ("zip.pt", "bare.pt"):
-        with pytest.raises(InputError, match=name):
-            load_transformer(tmp_path / name, heads=4)
-    assert not ran.exists()
-
-
 @pytest.mark.parametrize(
     ("spoil", "problem"),
     [
@@ -195,7 +179,7 @@ def test_folder_with_other_keys_is_refused(folder, spoil, problem):
     ],
 )
 def test_inconsistent_folder_is_refused_before_loading(folder, file, change, problem):
-    edit(folder / file, lambda held: held.update(change))
+    edit(folder / file, lambda config: config.update(change))
     with pytest.raises(InputError, match=problem) as caught:
         inspect_generator(folder)
     assert "\n" not in str(caught.value)
@@ -212,10 +196,10 @@ def test_vae_with_missing_weights_is_refused(folder):
 @pytest.mark.parametrize("part", ["transformer", "vae"])
 def test_non_finite_weights_are_refused_by_name(folder, part):
     file = folder / part / WEIGHTS
-    held = load_file(file)
-    name = sorted(held)[-1]
-    held[name].view(-1)[-1] = float("nan")
-    save_file(held, file, metadata={"format": "pt"})
+    tensors = load_file(file)
+    name = sorted(tensors)[-1]
+    tensors[name].view(-1)[-1] = float("nan")
+    save_file(tensors, file, metadata={"format": "pt"})
     with pytest.raises(InputError, match=rf"{part}.*not finite \({re.escape(name)}\)"):
         load_transformer(folder) if part == "transformer" else read_vae(folder / part)
 
@@ -241,14 +225,6 @@ def test_folders_of_another_kind_are_refused(tmp_path, folder):
         (folder / part / WEIGHTS).unlink()
         with pytest.raises(InputError, match=f"{part}: has no weights"):
             inspect_generator(folder)
-
-
-def test_unreachable_hub_id_is_refused_in_one_line(monkeypatch, tmp_path):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(InputError, match="someone/some-model: no such folder here") as caught:
-        resolve_model("someone/some-model")
-    assert "\n" not in str(caught.value)
 
 
 def test_hub_ids_of_transformer_and_vae_load_only_their_files(monkeypatch, tmp_path, folder):

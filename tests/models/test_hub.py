@@ -86,8 +86,8 @@ def test_other_paths_are_not_changed(tmp_path, monkeypatch):
 def test_a_run_pins_every_model(on_hub, tmp_path):
     for name in ("model", "vae", "extractor"):
         on_hub.push(f"someone/{name}", model_folder(tmp_path / name, name))
-    given = {"path": "someone/model", "vae": "someone/vae"}
-    config = pinned(load_config("digits", {"model": given, "embed.extractor": "someone/extractor"}))
+    model = {"path": "someone/model", "vae": "someone/vae"}
+    config = pinned(load_config("digits", {"model": model, "embed.extractor": "someone/extractor"}))
     for place in (config.model.path, config.model.vae, config.embed.extractor):
         assert len(place.partition("@")[2]) == 40, place
 
