@@ -75,7 +75,7 @@ def vae_config(folder: Path, transformer: DiTConfig) -> dict[str, Any]:
     config = _DEFAULTS | read_json(path)
     if config.get("_class_name") != "AutoencoderKL":
         raise InputError(
-            f"{path}: must describe an AutoencoderKL, but describes a {config.get('_class_name')}"
+            f"{path}: must describe an AutoencoderKL, not a {config.get('_class_name')}"
         )
     if config["latent_channels"] != transformer.in_channels:
         raise InputError(
