@@ -25,14 +25,14 @@ from ims3_ray.config.sections import Select
 from ims3_ray.config.settings import Selecting
 from ims3_ray.errors import InputError
 from ims3_ray.method.s3.descent import walk
-from ims3_ray.method.s3.distributed_descent import Joined, select, solve
+from ims3_ray.method.s3.distributed_descent import select_centroids, solve
 from ims3_ray.method.s3.objective import Objective, evaluate
 from ims3_ray.method.s3.proof.bound import certify
 from ims3_ray.method.s3.proof.branch_and_bound import branch_and_bound
 from ims3_ray.method.s3.shard import Shard
 from ims3_ray.stages.select.candidates import open_candidates
 from ims3_ray.stages.select.run_selection import run_tasks
-from ims3_ray.stages.select.shard_actors import ClassRange, ShardPool, Source, of_groups
+from ims3_ray.stages.select.shard_actors import ActorShards, SelectionInput, ShardPool
 from ims3_ray.storage.artifacts import Directory, open_directory
 
 from .problems import Problem
@@ -106,16 +106,17 @@ def _speed(problem: Problem, folder: Directory, settings: Select, machine: Machi
     files = write_problem(problem, folder)
     times = [time.perf_counter()]
     pool = open_candidates(files / "candidates", files / "real", ("candidates", "real"))
-    source = Source(pool, tuple(map(str, pool.classes)), settings, 1, 0)
+    source = SelectionInput(pool, tuple(map(str, pool.classes)), settings, 1, 0)
     shards = ShardPool(source, machine)
-    shards.ask(ClassRange.process)  # the first call reads the features
+    shards.each(lambda classes: classes.process())  # the first call reads the features
     times.append(time.perf_counter())
-    groups = Joined(shards.asking(of_groups))
+    groups = ActorShards(shards)
     selection = solve(groups, source.objective)
     times.append(time.perf_counter())
     selection = certify(selection, groups, source.objective, method=settings.lower_bound, run=run_tasks)
     times.append(time.perf_counter())
-    memory, num_shards = max(size for _, size in shards.ask(ClassRange.process)), len(shards.ranges)
+    memory = max(size for _, size in shards.each(lambda classes: classes.process()))
+    num_shards = len(shards.ranges)
     driver = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     del shards, groups  # the actors end
     plain_s, plain_kind, plain_total = (
@@ -226,7 +227,7 @@ def _solve_both(problem: Problem, seeds: list[int], restarts: int) -> list[tuple
     for seed in seeds:
         candidates, real = problem.vectors(seed=seed)
         start = time.perf_counter()
-        rounds = select(list(candidates), real, objective, restarts=restarts, seed=seed)
+        rounds = select_centroids(list(candidates), real, objective, restarts=restarts, seed=seed)
         middle = time.perf_counter()
         best = branch_and_bound(list(candidates), real, objective, seed=seed)
         slack = 1e-9 * max(1.0, abs(best.objective))

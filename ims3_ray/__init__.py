@@ -9,15 +9,17 @@ if TYPE_CHECKING:
     from .data.distilled import load_distilled
     from .evaluation.score import score
     from .jobs.distill.run import distill
+    from .method.s3.selection import select
     from .models.checkpoints import load_transformer
 
-__all__ = ["__version__", "distill", "load_distilled", "load_transformer", "score"]
+__all__ = ["__version__", "distill", "load_distilled", "load_transformer", "score", "select"]
 
 _HOMES = {
     "distill": ".jobs.distill.run",
     "load_distilled": ".data.distilled",
     "load_transformer": ".models.checkpoints",
     "score": ".evaluation.score",
+    "select": ".method.s3.selection",
 }
 
 

@@ -1,12 +1,12 @@
-"""Select one subgroup of candidates a class (S³), from any generator.
+"""Select one subgroup of candidates per class (S³), for candidates of any generator.
 
     python jobs/select_subgroups.py --candidates candidates.parquet \\
         --real real.parquet --out selection.json select.alpha=0.4
 
-Those close to the real class and far from the others are chosen.
-candidates.parquet: class, subgroup, index, feature (list of float32), a row
-an image; real.parquet: class, feature, a row a real image, or a row a class
-where they are centroids already. Either may be a folder of such, or a URI.
+Selects subgroups close to the real images of their class and far from the
+other classes. candidates.parquet has one row per image: class, subgroup,
+index, feature (list of float32). real.parquet has class and feature, one row
+per real image or one centroid per class. Each is a file, a folder or a URI.
 """
 
 import argparse
@@ -23,12 +23,17 @@ from ims3_ray.storage.directory import check_writable, open_directory
 if TYPE_CHECKING:
     from ims3_ray.stages.select.run_selection import Document
 
+COVERAGE = {
+    "balls": "mean covered share of real images",
+    "distance": "mean 1 − d/2, d to the nearest chosen image",
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--candidates", required=True, metavar="PARQUET", help="features of the candidates")
     parser.add_argument("--real", required=True, metavar="PARQUET", help="features of the real images")
     parser.add_argument(
-        "--out", required=True, metavar="JSON", help="where the selection goes; replaced if there"
+        "--out", required=True, metavar="JSON", help="file to write; an existing one is replaced"
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="field=value", help="such as select.alpha=0.4 or workers.shards=8"
@@ -46,35 +51,27 @@ def run(arguments: argparse.Namespace) -> None:
         from ims3_ray.stages.select.candidates import open_candidates
 
     with spinner("start"):
-        below = {"subgroup": config.select.subgroups}
-        pool = open_candidates(arguments.candidates, arguments.real, ("--candidates", "--real"), **below)
+        files = arguments.candidates, arguments.real
+        pool = open_candidates(*files, ("--candidates", "--real"), subgroup=config.select.subgroups)
         check_writable(out, f"--out: {out.uri}")
         connect()
         from ims3_ray.stages.select.run_selection import select_features  # heavy: faiss
 
-    began = time.perf_counter()
+    start = time.perf_counter()
     machine = find_machine(config.workers)
     outcome = select_features(pool, config.select, ipc=config.ipc, seed=config.seed, machine=machine)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     out.write_json(name, outcome.document)
     print("\n".join(table(outcome.document)))
-    work = f"{outcome.subgroups} subgroups on {outcome.shards} actors in {seconds:.1f} s"
-    print(f"\n{work}, features read and bound included")
+    print(f"\n{outcome.subgroups} subgroups on {outcome.shards} actors in {seconds:.1f} s, reading included")
     print(*result_lines({"selection": arguments.out}, json_view(arguments.out)), sep="\n")
 
 
-COVERAGE = {
-    "balls": "mean covered share of real images",
-    "distance": "mean 1 − d/2, d to the nearest chosen image",
-}
-
-
 def table(document: "Document") -> list[str]:
-    """What a person wants to know first: the objective, its terms, the start, the bound."""
+    """Return the lines of the result: the objective, its terms, the start, the bound."""
     terms, settings, start = document["terms"], document["settings"], document["start_objective"]
-    how = f"{document['solver']}, {document['rounds']} rounds"
-    rows = [
-        ("objective", document["objective"], how),
+    rows: list[tuple[str, float | None, str]] = [
+        ("objective", document["objective"], f"{document['solver']}, {document['rounds']} rounds"),
         ("  attraction", terms["attraction"], "Σ log distance to the real class, low is close"),
         ("  separation", terms["separation"], "Σ log distance between classes, high is far"),
         ("closest to real", start, f"the selection gains {start - document['objective']:.6f}"),
@@ -84,10 +81,10 @@ def table(document: "Document") -> list[str]:
     if settings["coverage"]:
         mean = terms["coverage"] / len(document["selection"])
         rows.append(("  coverage", mean, COVERAGE[str(settings["coverage_by"])]))
-    bound, gap, of_gain = (document[name] for name in ("lower_bound", "gap", "gap_of_gain"))
-    why = "not computed; select.lower_bound names a method"
+    bound, gap, of_gain = document["lower_bound"], document["gap"], document["gap_of_gain"]
+    note = "not computed; select.lower_bound sets a method"
     if bound is not None and gap is not None:
         gain = "" if of_gain is None else f", {100 * of_gain:.3f} % of the gain"
-        why = f"gap {100 * gap:.3f} % of the objective{gain} ({document['certificate']})"
-    lines = [*rows, ("lower bound", bound, why)]
-    return [f"  {name:<16}{'–' if v is None else f'{v:.6f}':>18}   {what}" for name, v, what in lines]
+        note = f"gap {100 * gap:.3f} % of the objective{gain} ({document['certificate']})"
+    rows.append(("lower bound", bound, note))
+    return [f"  {name:<16}{'–' if v is None else f'{v:.6f}':>18}   {text}" for name, v, text in rows]

@@ -14,7 +14,7 @@ from ims3_ray.stages.context import Context
 from ims3_ray.stages.evaluate.classifiers import check_networks
 from ims3_ray.stages.evaluate.teacher import check_settings, is_soft
 from ims3_ray.stages.sample.anchors import check_anchors
-from ims3_ray.stages.sample.timesteps import check_intervals
+from ims3_ray.stages.sample.stage import check_intervals
 from ims3_ray.storage.disk_cache import check_disk_space
 
 from .steps import Step

@@ -19,7 +19,7 @@ from ims3_ray.models.convert import save_pipeline
 from ims3_ray.pipeline import prepare as preparation
 from ims3_ray.pipeline.inputs import image_places
 from ims3_ray.pipeline.steps import plan
-from ims3_ray.stages.finetune.batch import Images, Source
+from ims3_ray.stages.finetune.batch import LatentDataset, LatentSource
 from ims3_ray.stages.sample.stage import Sampler
 from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import complete, open_directory
@@ -183,8 +183,12 @@ def test_fine_tuning_and_sampling_use_the_same_labels(imagenet_tree, thousand):
     )
     for made in (latents, inversions):
         complete(made, {"rows": 3})
-    source = Source(latents, inversions, mirror=False, points=2, model_labels=context.model_labels)
-    assert Images(source, context.config.finetune, seed=0).labels(np.arange(3)).tolist() == [162, 155, 159]
+    source = LatentSource(latents, inversions, mirror=False, points=2, model_labels=context.model_labels)
+    assert LatentDataset(source, context.config.finetune, seed=0).labels(np.arange(3)).tolist() == [
+        162,
+        155,
+        159,
+    ]
 
     shared = {"model": context.tuned_model(), "model_labels": context.model_labels}
     sampler = Sampler(context.config, classes=context.classes, batch_size=3, **shared)

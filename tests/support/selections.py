@@ -1,12 +1,15 @@
-"""Selection problems, shards in this process, and solvers to compare with."""
+"""Selection problems in memory and in Parquet, shards in this process, and a solver to compare with."""
 
 import itertools
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from ims3_ray.method.s3.distributed_descent import ask_here
 from ims3_ray.method.s3.objective import evaluate, log_distances
 from ims3_ray.method.s3.shard import Shard, offsets_of, split_classes
+
+WIDTH, IPC = 8, 3  # of the feature tables
 
 
 def unit(rows):
@@ -31,14 +34,14 @@ def free_problem(sizes, seed=0, noise=None, width=24):
 
 
 def split_here(build, pools, real, objective, num_shards, *arguments):
-    """`ask` of shards in this process; `build` gives each."""
+    """Shards in this process; `build` makes each, with `arguments` of its slice of the classes."""
     shards = []
     for ids in split_classes(len(pools), num_shards):
         own = slice(ids.start, ids.stop)
         shards.append(
             build(ids.start, pools[own], real[own], objective, len(pools), *(a(own) for a in arguments))
         )
-    return ask_here(shards)
+    return shards
 
 
 def attractions_of(candidates, real, objective):
@@ -58,3 +61,40 @@ def exhaustive(candidates, real, objective):
     best = int(np.flatnonzero(totals <= totals.min() + 1e-12)[0])
     choice = places[best] - offsets_of(sizes)[:-1]
     return choice, evaluate(choice, candidates, real, objective)
+
+
+def feature_tables(num_classes, seed=0, subgroups=4):
+    """Return by class name the candidates (subgroup, index, feature), and the real features (8, WIDTH)."""
+    rng = np.random.default_rng(seed)
+    names = [f"class-{i:02d}" for i in range(num_classes)]
+    centres = rng.random((num_classes, WIDTH)) + 0.2
+    keys = list(itertools.product(range(subgroups), range(IPC)))
+    candidates = {
+        name: [(g, k, np.abs(c + 0.3 * rng.standard_normal(WIDTH))) for g, k in keys]
+        for name, c in zip(names, centres, strict=True)
+    }
+    real = {
+        name: np.abs(c + 0.2 * rng.standard_normal((8, WIDTH)))
+        for name, c in zip(names, centres, strict=True)
+    }
+    return candidates, real
+
+
+def write_feature_tables(folder, candidates, real, *, shuffled=False, files=1):
+    """Write both tables as Parquet; return the paths of the first file of candidates and of the real ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [(name, *row) for name, of_class in candidates.items() for row in of_class]
+    if shuffled:
+        rows = [rows[i] for i in np.random.default_rng(1).permutation(len(rows))]
+    for number in range(files):
+        names, subgroups, indices, vectors = zip(*rows[number::files], strict=True)
+        columns = {"class": names, "subgroup": subgroups, "index": indices, "feature": _lists(vectors)}
+        pq.write_table(pa.table(columns), folder / f"candidates-{number}.parquet", row_group_size=7)
+    names = [name for name, of_class in real.items() for _ in of_class]
+    vectors = _lists(row for of_class in real.values() for row in of_class)
+    pq.write_table(pa.table({"class": names, "feature": vectors}), folder / "real.parquet")
+    return str(folder / "candidates-0.parquet"), str(folder / "real.parquet")
+
+
+def _lists(vectors):
+    return pa.array([np.float32(vector).tolist() for vector in vectors], pa.list_(pa.float32()))

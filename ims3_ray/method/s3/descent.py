@@ -1,9 +1,8 @@
-"""The published solver, made cheap: visit the classes in turn, take each one's best, until none moves.
+"""Minimise L in one process, as the published solver does: visit the classes in turn until none moves.
 
-The published loop evaluates all of L for every trial. Here every candidate's sum of logarithms is kept: a
-trial is a look-up, a move touches the candidates of its own tile of classes at once, and those of all
-classes, together with the tile's other moves, as one matrix product. The walk is the published one, move by
-move. R are the candidates of all classes, Σ G_i.
+The published loop evaluates L for each trial. This one keeps the sum of logarithms of each candidate, so a
+trial is a look-up. A move updates its own tile of classes at once. All moves of a tile update the other
+classes in one matrix product. Both loops make the same moves. R is the number of candidates, Σ G_i.
 """
 
 import numpy as np
@@ -12,17 +11,17 @@ from jaxtyping import Float, Float64, Int
 from .objective import Choice, Objective, Pools, log_distances
 from .shard import PerCandidate, offsets_of
 
-MOST_PAIRED = 2000  # candidates up to which two classes may move together: a table has their square
-TILE = 64  # classes whose moves reach the other classes together
-MOST_SWEEPS = 1000  # single precision can't send it in circles beyond these
+MAX_PAIRED = 2000  # candidates up to which two classes may move together: a table has R² values
+TILE = 64  # classes whose moves update the other classes in one product
+MAX_SWEEPS = 1000  # ends a cycle caused by single precision
 
 
 def walk(
     candidates: Pools, attractions: PerCandidate, choice: Choice, objective: Objective
 ) -> tuple[Choice, int]:
-    """Where the walk from `choice` ends, and its number of sweeps, the last one without a move included.
+    """Return the final choice, and the number of sweeps including the last one, which moves nothing.
 
-    `attractions` are log(d(c, r) + ε) of all candidates.
+    `choice` is the start; `attractions` are log(d(c, r) + ε) of all candidates.
     """
     rows, sizes = np.concatenate(candidates), np.array([len(pool) for pool in candidates])
     offsets, classes = offsets_of(sizes), np.repeat(np.arange(len(sizes)), sizes)
@@ -34,7 +33,7 @@ def walk(
     sums = table.sum(axis=0, dtype=np.float64)  # Σ_j log(d(c, c_j) + ε) of every candidate
     tiles = [slice(start, min(start + TILE, len(sizes))) for start in range(0, len(sizes), TILE)]
     sweeps, moved = 0, True
-    while moved and sweeps < MOST_SWEEPS:
+    while moved and sweeps < MAX_SWEEPS:
         sweeps, moved = sweeps + 1, False
         for tile in tiles:
             own = slice(offsets[tile.start], offsets[tile.stop])
@@ -59,39 +58,42 @@ def _visit(
     tolerance: float,
     epsilon: float,
 ) -> Int[np.ndarray, " m"]:
-    """Visit n classes in turn: changes `choice` and `scores` in place, gives which classes moved.
+    """Visit n classes in turn, update `choice` and `scores` in place, and return the classes that moved.
 
-    `rows` are their candidates, `starts` where each class's begin.
+    `rows` are the candidates of these classes; `starts` has the first row of each class.
     """
     ends = np.append(starts[1:], len(rows))
     labels = np.repeat(np.arange(len(starts)), ends - starts)
     moved: list[int] = []
-    following = 0
+    next_class = 0
     while True:
         gains = scores[starts + choice] - np.minimum.reduceat(scores, starts)
-        wanting = following + np.flatnonzero(gains[following:] > tolerance)
-        if not len(wanting):
+        willing = next_class + np.flatnonzero(gains[next_class:] > tolerance)
+        if not len(willing):
             return np.array(moved, dtype=np.int64)
-        i = int(wanting[0])
+        i = int(willing[0])
         old, best = choice[i], int(scores[starts[i] : ends[i]].argmin())
         both = log_distances(rows[starts[i] + np.array([old, best])], rows, np.array([i, i]), labels, epsilon)
         scores -= weight * (both[1] - both[0])
-        choice[i], following = best, i + 1
+        choice[i], next_class = best, i + 1
         moved.append(i)
 
 
 def walk_pairs(
     candidates: Pools, attractions: PerCandidate, choice: Choice, objective: Objective
 ) -> tuple[Choice, int]:
-    """As `walk`, then on by joint moves of two classes up to MOST_PAIRED: ends where neither kind gains."""
+    """Walk, then also move two classes together, until neither kind of move gains.
+
+    Above MAX_PAIRED candidates this is only the walk.
+    """
     choice, sweeps = walk(candidates, attractions, choice, objective)
-    if len(attractions) > MOST_PAIRED or len(candidates) < 2:
+    if len(attractions) > MAX_PAIRED or len(candidates) < 2:
         return choice, sweeps
     rows, sizes = np.concatenate(candidates).astype(np.float64), np.array([len(pool) for pool in candidates])
     first, classes = offsets_of(sizes)[:-1], np.repeat(np.arange(len(sizes)), sizes)
     logs = log_distances(rows, rows, classes, classes, objective.epsilon)
     tolerance = objective.tolerance(len(sizes))
-    while sweeps < MOST_SWEEPS:
+    while sweeps < MAX_SWEEPS:
         g, h, gain = best_pair(logs, attractions, first + choice, classes, objective)
         if gain <= tolerance:
             break
@@ -109,13 +111,13 @@ def best_pair(
     classes: Int[np.ndarray, " R"],
     objective: Objective,
 ) -> tuple[int, int, float]:
-    """The two candidates of different classes that lower L most when both are chosen, and by how much.
+    """Return the two candidates of different classes that lower L most if both are chosen, and the gain.
 
-    `logs` are log(d + ε), 0 within a class; `current` the chosen candidates, as rows.
+    `logs` are log(d + ε), 0 within a class; `current` has the row of each class's chosen candidate.
     """
     weight = objective.pair_weight(len(current))
     costs = objective.alpha * attractions - weight * logs[:, current].sum(axis=1)
-    of_class = current[classes]  # the chosen one of each candidate's class
+    of_class = current[classes]  # the chosen candidate of each candidate's class
     gains = costs[of_class] - costs
     across = logs[:, of_class]
     joint = logs - across - across.T + logs[of_class[:, None], of_class]

@@ -1,72 +1,76 @@
-"""Beyond the paper: choose K single images of a class's pool instead of one of its ready-made subgroups.
+"""Beyond the paper: choose K single images per class instead of one of its ready-made subgroups.
 
 | here | meaning |
 |---|---|
 | `images[i]` (N, D) | f_n, unit-length features of the images of class i |
-| `choice` (C, K) | S_i, the images chosen of each class |
+| `choice` (C, K) | S_i, the chosen images of each class |
 | c_i | s_i / |s_i|, s_i = Σ_{n in S_i} f_n: the centroid of a choice |
 | `covers[i]` (N, M) | v(n, x): how well image n covers each of M real images x |
 | κ | weight of coverage |
 
     L(S) = α Σ_i log(d(c_i, r_i) + ε) - w Σ_{i<j} log(d(c_i, c_j) + ε) - κ Σ_i coverage(S_i)
-is that of objective.py and how well the chosen images cover the real ones, which a centroid does not see:
-    coverage(S) = mean over real x of max_{n in S} v(n, x).
-v(n, x) is 1 where n lies in the k-nearest-neighbour ball of x and 0 elsewhere (`ball_table`: the covered
-share), or 1 - |f_n - x| / 2 (`closeness_table`: with the mean distance to the nearest chosen image as what is
-minimised, k-medoids among the candidates; Kaufman & Rousseeuw 1990).
+    coverage(S) = mean over real x of max_{n in S} v(n, x)
+The first two terms are those of `objective`. Coverage is what a centroid does not measure. v(n, x) is 1 if n
+lies in the k-nearest-neighbour ball of x and 0 otherwise (`ball_table`), or 1 - |f_n - x| / 2
+(`closeness_table`: k-medoids among the candidates; Kaufman & Rousseeuw 1990).
 
-A class swaps images one by one against the other classes' centroids; classes move together in the rounds of
-rounds.py. The outcome is a choice that no single swap improves.
+Each class swaps images one by one against the centroids of the other classes. Classes move together in the
+rounds of `distributed_descent`. No single swap improves the result.
 """
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int
 
 from ims3_ray.method.coverage import inside_balls
 
-from .distributed_descent import Ask, descend
+from .distributed_descent import descend
 from .objective import (
     COINCIDENT,
     Objective,
     Pools,
     Selection,
     Terms,
+    check_coincident,
     own_logs,
     pair_separation,
-    refuse_coincident,
 )
 from .shard import History, Moves, check_candidates
 
-SHORTLIST = 64  # swaps, the best by first order, that are computed before all are
-BLOCK_VALUES = 1_000_000  # of a block of swaps times classes
+SHORTLIST = 64  # swaps, the best by first order, that are computed exactly before all others
+BLOCK_VALUES = 1_000_000  # values of a block of swaps × classes
 Chosen = Int[np.ndarray, " K"]
 Choice = Int[np.ndarray, "C K"]
 Table = Float64[np.ndarray, "N M"]
 
 
-class JoinedImages:
-    """The ImageShards that `ask` reaches, as one."""
-
-    def __init__(self, ask: Ask["ImageShard"]):
-        self._ask = ask
+class ImageShards(Protocol):
+    """The images of all classes, in one `ImageShard` or in Ray actors; calls are safe to repeat."""
 
     def closest(self) -> Choice:
-        return np.concatenate(self._ask(ImageShard.closest))
+        """Return the K images of each class nearest to its real centroid."""
+        ...
 
     def centroids(self, choice: Choice) -> Float32[np.ndarray, "C D"]:
-        return np.concatenate(self._ask(ImageShard.centroids, choice))
+        """Return c_i of `choice`."""
+        ...
 
     def own_terms(self, choice: Choice) -> Float64[np.ndarray, "C 2"]:
-        return np.concatenate(self._ask(ImageShard.own_terms, choice))
+        """Return log(d(c, r) + ε) and coverage of each class."""
+        ...
 
     def propose(self, history: History, tolerance: float) -> Moves:
-        return Moves.join(self._ask(ImageShard.propose, history, tolerance))
+        """Return the swaps of each class that gain more than `tolerance`, while the other classes stay."""
+        ...
 
 
-def solve_images(shards: JoinedImages, objective: Objective, *, start: Choice | None = None) -> Selection:
-    """Swaps from `start`, or from each class's images nearest to its real centroid."""
+def solve_images(shards: ImageShards, objective: Objective, *, start: Choice | None = None) -> Selection:
+    """Swap images from `start`, or from each class's images nearest to its real centroid.
+
+    Raises CoincidentError if ε is 0 and two centroids of the result coincide.
+    """
     closest = shards.closest()
     weight = objective.pair_weight(len(closest))
 
@@ -79,37 +83,33 @@ def solve_images(shards: JoinedImages, objective: Objective, *, start: Choice | 
     first = closest if start is None else start
     choice, _, rounds = descend(shards, first, shards.centroids(first), objective)
     terms, coincident = terms_of(choice)
-    refuse_coincident(coincident)
+    check_coincident(coincident)
     return Selection(np.sort(choice), terms, terms_of(closest)[0].total, "swaps", rounds)
 
 
 def ball_table(images: Float[np.ndarray, "N D"], real: Float[np.ndarray, "M D"], k: int = 5) -> Table:
-    """Whether each image lies in the ball of each real image of its class, as 0 and 1; unit-length features.
+    """Return 1 if an image lies in the ball of a real image of its class, else 0; features of unit length.
 
-    A ball reaches to the k-th nearest other real image.
+    The radius of a ball is the distance to the k-th nearest other real image.
     """
     return inside_balls(real, images, k).T.astype(np.float64)
 
 
 def closeness_table(images: Float[np.ndarray, "N D"], real: Float[np.ndarray, "M D"]) -> Table:
-    """1 - |f - x| / 2 of each image and each real image of its class, of unit length: from 0 to 1."""
-    return 1 - _distances(images, real) / 2
-
-
-def _distances(images: Float[np.ndarray, "N D"], real: Float[np.ndarray, "M D"]) -> Table:
+    """Return 1 - |f - x| / 2, in [0, 1], of each image and each real image; features of unit length."""
     products = images.astype(np.float64) @ real.astype(np.float64).T
-    return np.sqrt(np.maximum(2 - 2 * products, 0))
+    return 1 - np.sqrt(np.maximum(2 - 2 * products, 0)) / 2
 
 
 def covered_share(covers: Table, chosen: Chosen) -> float:
-    """coverage(S) of the rows `chosen`."""
+    """Return coverage(S) of the rows `chosen`."""
     return float(covers[chosen].max(axis=0).mean())
 
 
 class ImageShard:
-    """Images of the classes first_class, first_class + 1, …; the counterpart of Shard.
+    """Images of the classes first_class ... first_class + n - 1: see `ImageShards`.
 
-    `real` (n, D) are real centroids, `size` is K; `covers` are zero where None.
+    `real` (n, D) are real centroids; `size` is K; without `covers`, coverage is 0.
     """
 
     def __init__(
@@ -130,20 +130,17 @@ class ImageShard:
         self._covers = [np.zeros((len(pool), 1)) for pool in images] if covers is None else covers
 
     def closest(self) -> Int[np.ndarray, "n K"]:
-        """The K images of each class nearest to its real centroid."""
         nearest = [
             np.argsort(-(pool @ r), kind="stable") for pool, r in zip(self._images, self._real, strict=True)
         ]
         return np.sort([order[: self._size] for order in nearest])
 
     def centroids(self, choice: Choice) -> Float32[np.ndarray, "n D"]:
-        """c_i of `choice`."""
         return np.stack(
             [_unit(pool[chosen]) for pool, chosen in zip(self._images, choice[self._ids], strict=True)]
         )
 
     def own_terms(self, choice: Choice) -> Float64[np.ndarray, "n 2"]:
-        """log(d(c, r) + ε) and coverage of each class."""
         distances = 1 - np.einsum("cd,cd->c", self.centroids(choice).astype(np.float64), self._real)
         logs = own_logs(distances, self._ids.start + np.arange(len(distances)), self._objective.epsilon)
         own = zip(self._covers, choice[self._ids], strict=True)
@@ -151,7 +148,6 @@ class ImageShard:
         return np.stack([logs, covered], axis=1)
 
     def propose(self, history: History, tolerance: float) -> Moves:
-        """For each class the images that it swaps to, one after another, while the other classes stay."""
         choice, centroids = history.end()
         none = np.zeros(0)
         moves = [Moves(none.astype(int), np.zeros((0, self._size), int), none, none, centroids[:0])]
@@ -169,7 +165,7 @@ class ImageShard:
 
 
 class _Pool:
-    """One class's images against the centroids of the others: products, in double precision, and swaps."""
+    """Swaps of one class's images against the centroids of the other classes; products in float64."""
 
     def __init__(
         self,
@@ -184,12 +180,12 @@ class _Pool:
         self.alpha, self.kappa = objective.alpha, objective.coverage
         self.products = np.column_stack(
             [images.astype(np.float64) @ real, (images @ others.T).astype(np.float64)]
-        )  # (N, C): with the real centroid, then with the others
+        )  # (N, C): products with the real centroid, then with the others
         self.gram = (images @ images.T).astype(np.float64)
         self.weights = np.concatenate([[objective.alpha], np.full(len(others), -weight)])
 
     def improve(self, chosen: Chosen, tolerance: float) -> tuple[Chosen, float]:
-        """`chosen` after up to K of the best swaps that gain over `tolerance` each, and what they gain."""
+        """Return `chosen` after up to K best swaps that each gain over `tolerance`, and their total gain."""
         chosen, total = chosen.copy(), 0.0
         for _ in range(len(chosen)):
             free = np.setdiff1d(np.arange(len(self.gram)), chosen)
@@ -207,7 +203,7 @@ class _Pool:
         return chosen, total
 
     def own_cost(self, chosen: Chosen) -> float:
-        """α log(d(c, r) + ε) - κ coverage."""
+        """Return α log(d(c, r) + ε) - κ coverage."""
         cosine = self.products[chosen, 0].sum() / np.sqrt(self.gram[np.ix_(chosen, chosen)].sum())
         covered = covered_share(self.covers, chosen)
         return self.alpha * np.log(max(1 - cosine, COINCIDENT) + self.epsilon) - self.kappa * covered
@@ -215,7 +211,7 @@ class _Pool:
     def _best(
         self, chosen: Chosen, free: Int[np.ndarray, " F"], swaps: Int[np.ndarray, " S"]
     ) -> tuple[float, int, int]:
-        """The gain of the best of `swaps`, flat indices into (K, F), by the exact change of L; its place."""
+        """Return the gain and the place of the best of `swaps`, flat indices into (K, F), by the exact L."""
         best, least = (0, 0), np.inf
         squared = self.gram[np.ix_(chosen, chosen)].sum()
         sums, reach = self.products[chosen].sum(axis=0), self.gram[chosen].sum(axis=0)
@@ -237,12 +233,12 @@ class _Pool:
     def _costs(
         self, sums: Float64[np.ndarray, "m C"], squared: Float64[np.ndarray, " m"] | np.float64
     ) -> Float64[np.ndarray, " m"]:
-        """α log(d(c, r) + ε) - w Σ_j log(d(c, c_j) + ε) of sums of products and squared lengths |s|²."""
+        """Return α log(d(c, r) + ε) - w Σ_j log(d(c, c_j) + ε) from sums of products and squares |s|²."""
         cosines = sums / np.sqrt(squared)[..., None]
         return np.log(np.maximum(1 - cosines, COINCIDENT) + self.epsilon) @ self.weights
 
     def _first_order(self, chosen: Chosen, free: Int[np.ndarray, " F"]) -> Float64[np.ndarray, "K F"]:
-        """The change of L by every swap, up to first order in the centroid."""
+        """Return the change of L by every swap, to first order in the centroid."""
         length = np.sqrt(self.gram[np.ix_(chosen, chosen)].sum())
         cosines = self.products[chosen].sum(axis=0) / length
         slopes = -self.weights / (np.maximum(1 - cosines, COINCIDENT) + self.epsilon)
@@ -259,17 +255,17 @@ class _Pool:
 def coverage_changes(
     covers: Table, chosen: Chosen, free: Int[np.ndarray, " F"]
 ) -> Float64[np.ndarray, "K F"]:
-    """Change of coverage(S) when one of `chosen` makes way for one of `free`.
+    """Return the change of coverage(S) if one of `chosen` is replaced by one of `free`.
 
-    Where the one that goes is a real image's best, its second best or the new one takes over; elsewhere the
-    new one only adds (Schubert & Rousseeuw 2019, FastPAM1).
+    If the replaced image was a real image's best, its second best or the new one takes over; otherwise the
+    new one can only add (Schubert & Rousseeuw 2019, FastPAM1).
     """
     values = np.sort(covers[chosen], axis=0)
     best = values[-1]
     second = values[-2] if len(chosen) > 1 else np.zeros_like(best)
     new = covers[free]
     gained = np.maximum(new - best, 0).sum(axis=1)
-    taken_over = np.minimum(np.maximum(second, new) - best, 0)  # (F, M), for images that lose their best
+    taken_over = np.minimum(np.maximum(second, new) - best, 0)  # (F, M), if the best is replaced
     is_best = covers[chosen].argmax(axis=0) == np.arange(len(chosen))[:, None]
     return (gained + is_best.astype(np.float64) @ taken_over.T) / len(best)
 

@@ -1,4 +1,4 @@
-"""Selective Subgroup Sampling (S³): one subgroup a class, close to its real class, far from other choices.
+"""The objective of Selective Subgroup Sampling (S³): subgroups close to their class and far from the others.
 
 | here | paper | meaning |
 |---|---|---|
@@ -10,7 +10,7 @@
 
     L(g) = α Σ_i log(d(c_{i,g_i}, r_i) + ε) - w Σ_{i<j} log(d(c_{i,g_i}, c_{j,g_j}) + ε)          (Eq. 8-11)
 
-`shard` scores candidates, `rounds` and `walk` minimise L, `proof` bounds it from below.
+`shard` scores candidates, `descent` and `distributed_descent` minimise L, `proof` bounds L from below.
 """
 
 import math
@@ -21,18 +21,18 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int
 
-Pools = Sequence[Float[np.ndarray, "_ _"]]  # candidates (G_i, D) of each class
+Pools = Sequence[Float[np.ndarray, "_ _"]]  # per class the candidates (G_i, D)
 Centroids = Float[np.ndarray, "C D"]
 Choice = Int[np.ndarray, " C"]
 
-COINCIDENT = 2.0**-20  # a cosine distance below is the rounding of float32 features: the centroids coincide
+COINCIDENT = 2.0**-20  # centroids coincide if their cosine distance is smaller: float32 rounding
 LOG_COINCIDENT = math.log(1.001 * COINCIDENT)
-BLOCK = 1024  # classes a block of a distance matrix
+BLOCK = 1024  # classes per block of a distance matrix
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The weights of L; `coverage` is κ, where single images are chosen."""
+    """The weights of L; `coverage` is κ of `image_selection`."""
 
     alpha: float
     beta: float
@@ -41,21 +41,21 @@ class Objective:
     coverage: float = 0.0
 
     def pair_weight(self, num_classes: int) -> float:
-        """w: 2β/(C-1), so that both terms grow alike with the classes, or β as in the published code."""
+        """Return w: 2β/(C-1), so that both terms grow with C alike, or β as in the published code."""
         if num_classes < 2:
             return 0.0
         return self.beta if self.normalization == "none" else 2 * self.beta / (num_classes - 1)
 
     def tolerance(self, num_classes: int) -> float:
-        """The least gain that counts: a millionth of a class's weights, above the rounding of float32."""
+        """Return the smallest gain that counts: a millionth of a class's weights, above float32 rounding."""
         return 1e-6 * (self.alpha + self.pair_weight(num_classes) * max(num_classes - 1, 0))
 
 
 @dataclass(frozen=True)
 class Terms:
-    """L and its two sums of logarithms: total = α · attraction - w · separation.
+    """L and its sums: total = α · attraction - w · separation - κ · coverage.
 
-    `coverage` sums over the classes the share of real images that the chosen ones cover: see single_images.
+    `coverage` is the sum of the classes' coverage: see `image_selection`.
     """
 
     attraction: float
@@ -66,16 +66,16 @@ class Terms:
 
 @dataclass(frozen=True)
 class Selection:
-    """A choice of subgroups, its objective, and how far from the best one it can be."""
+    """A choice per class, its objective, and a proven bound on the best objective."""
 
-    choice: Int[np.ndarray, "C ..."]  # (C, K) where images are chosen
+    choice: Int[np.ndarray, "C ..."]  # (C,) candidates, or (C, K) images
     terms: Terms
-    start: float  # the objective of the closest-to-real choice
+    start: float  # objective of the closest-to-real choice
     solver: str
     rounds: int  # of the best start
     best_start: int = 0  # 0: closest to real; r: the r-th restart
-    lower_bound: float | None = None  # no choice has a smaller objective; None: not computed
-    certificate: str = "none"  # what gave the bound
+    lower_bound: float | None = None  # no choice has a smaller objective; None if not computed
+    certificate: str = "none"  # method of the bound
 
     @property
     def objective(self) -> float:
@@ -83,7 +83,7 @@ class Selection:
 
     @property
     def gap(self) -> float | None:
-        """(L - bound) / |L|."""
+        """(L - bound) / |L|; None without a bound."""
         if self.lower_bound is None:
             return None
         missed = self.objective - self.lower_bound
@@ -91,7 +91,7 @@ class Selection:
 
     @property
     def gap_of_gain(self) -> float | None:
-        """(L - bound) / (L of the closest-to-real choice - L); None where nothing was gained."""
+        """(L - bound) / (start - L); None without a bound or a gain."""
         if self.lower_bound is None:
             return None
         missed, gain = self.objective - self.lower_bound, self.start - self.objective
@@ -99,15 +99,15 @@ class Selection:
 
 
 def evaluate(choice: Choice, candidates: Pools, real: Centroids, objective: Objective) -> Terms:
-    """L of `choice` by its definition, in double precision.
+    """Return L of `choice` by its definition, in double precision.
 
-    Raises CoincidentError where ε is 0 and two of the chosen centroids, or a chosen and a real one, coincide.
+    Raises CoincidentError if ε is 0 and two chosen centroids, or a chosen and its real centroid, coincide.
     """
     chosen = np.stack([pool[g] for pool, g in zip(candidates, choice, strict=True)]).astype(np.float64)
     distances = 1 - np.einsum("cd,cd->c", chosen, real.astype(np.float64))
     attraction = float(own_logs(distances, np.arange(len(chosen)), objective.epsilon).sum())
     separation, coincident = pair_separation(chosen, objective.epsilon)
-    refuse_coincident(coincident)
+    check_coincident(coincident)
     total = objective.alpha * attraction - objective.pair_weight(len(chosen)) * separation
     return Terms(attraction, separation, total)
 
@@ -115,10 +115,9 @@ def evaluate(choice: Choice, candidates: Pools, real: Centroids, objective: Obje
 def own_logs(
     distances: Float64[np.ndarray, " R"], classes: Int[np.ndarray, " R"], epsilon: float
 ) -> Float64[np.ndarray, " R"]:
-    """log(d + ε) of distances to the real centroids of `classes`.
+    """Return log(d + ε) of distances to the real centroids of `classes`.
 
-    Raises CoincidentError where ε is 0 and a distance is nothing but rounding: such a candidate would be
-    chosen whatever the others are.
+    Raises CoincidentError if ε is 0 and a distance is rounding only: log d of it would outweigh all else.
     """
     if not epsilon and distances.size and distances.min() < COINCIDENT:
         raise CoincidentError(int(classes[distances.argmin()]), None)
@@ -127,11 +126,11 @@ def own_logs(
 
 class Separation(NamedTuple):
     total: float  # Σ_{i<j} log(d_ij + ε)
-    coincident: tuple[int, int] | None  # where ε is 0: two classes whose centroids coincide
+    coincident: tuple[int, int] | None  # two classes whose centroids coincide, if ε is 0
 
 
 def pair_separation(chosen: Centroids, epsilon: float) -> Separation:
-    """Of the centroids of classes 0, 1, …, in double precision, by blocks of rows."""
+    """Sum log distances over all pairs of the centroids, in double precision, by blocks of rows."""
     chosen, ids, total = chosen.astype(np.float64), np.arange(len(chosen)), 0.0
     coincident: tuple[int, int] | None = None
     for start in range(0, len(chosen), BLOCK):
@@ -151,10 +150,10 @@ def log_distances(
     column_classes: Int[np.ndarray, " N"],
     epsilon: float,
 ) -> Float[np.ndarray, "R N"]:
-    """log(d + ε) of every row to every column, in their own precision; 0 within a class.
+    """Return log(d + ε) of every row to every column, in their own precision; 0 within a class.
 
-    `column_classes` ascends. Where ε is 0, d is at least COINCIDENT: a pair that coincides costs a lot, and
-    is refused (`refuse_coincident`) only where it is chosen all the same.
+    `column_classes` ascends. If ε is 0, d is at least COINCIDENT: a coincident pair costs a lot, and is an
+    error (`check_coincident`) only if it is chosen.
     """
     first = np.searchsorted(column_classes, row_classes, side="left")
     count = np.searchsorted(column_classes, row_classes, side="right") - first
@@ -171,14 +170,14 @@ def log_distances(
     return table
 
 
-def refuse_coincident(classes: tuple[int, int] | None) -> None:
-    """Raise CoincidentError where there are two chosen centroids that coincide."""
+def check_coincident(classes: tuple[int, int] | None) -> None:
+    """Raise CoincidentError if two chosen centroids coincide."""
     if classes:
         raise CoincidentError(*classes)
 
 
 class CoincidentError(ValueError):
-    """ε is 0 and a centroid of class `own` equals one of class `other`, or, where None, its real centroid."""
+    """ε is 0, and a centroid of class `own` equals one of class `other`, or its real one if None."""
 
     def __init__(self, own: int, other: int | None):
         super().__init__(own, other)
@@ -188,10 +187,10 @@ class CoincidentError(ValueError):
         return self.explain(str)
 
     def explain(self, name_of: Callable[[int], str]) -> str:
-        """One line, with the class ids as `name_of` gives them."""
+        """Return one line for the user, with class names by `name_of`."""
         other = "its real centroid" if self.other is None else f"one of class {name_of(self.other)}"
         return (
-            f"epsilon must be above 0 where centroids coincide: one of class {name_of(self.own)} equals "
+            f"epsilon must be above 0 if centroids coincide: one of class {name_of(self.own)} equals "
             f"{other}; set epsilon to 1e-6, or remove the duplicate images"
         )
 
@@ -199,10 +198,10 @@ class CoincidentError(ValueError):
 def subgroup_centroids(
     features: np.ndarray, subgroups: Int[np.ndarray, " _"], *, label: str
 ) -> tuple[Int[np.ndarray, " G"], Float32[np.ndarray, "G D"]]:
-    """Subgroup ids, ascending, and the centroid of each: the unit-length mean of its unit-length features.
+    """Return the ascending subgroup ids and their centroids: unit-length means of unit-length features.
 
-    `features` (N, D) are a class's; `label` names them in errors. Raises ValueError for no rows, NaN, zero
-    features, and features that cancel out.
+    `features` (N, D) are those of one class; `label` names them in errors. Raises ValueError for no rows,
+    NaN, zero features, and features that cancel out.
     """
     unit = unit_rows(features, label)
     order = np.argsort(subgroups, kind="stable")
@@ -212,12 +211,12 @@ def subgroup_centroids(
 
 
 def real_centroid(features: np.ndarray, *, label: str) -> Float32[np.ndarray, " D"]:
-    """The unit-length mean of a class's `features` (N, D), each brought to unit length: see above."""
+    """Return the unit-length mean of a class's `features` (N, D), each scaled to unit length."""
     return subgroup_centroids(features, np.zeros(len(features), int), label=label)[1][0]
 
 
 def unit_rows(features: np.ndarray, label: str) -> Float64[np.ndarray, "N D"]:
-    """`features` (N, D) in double precision, each of unit length."""
+    """Return `features` (N, D) in double precision, each scaled to unit length; see above for errors."""
     features = features.astype(np.float64)
     if features.ndim != 2 or 0 in features.shape:
         raise ValueError(

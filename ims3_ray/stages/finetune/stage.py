@@ -1,4 +1,4 @@
-"""Fine-tune the generator by inversion matching (Eq. 4–7). Reads latents and inversions, makes an adapter."""
+"""Stage finetune: tune the generator by inversion matching (Eq. 4–7). Writes an adapter."""
 
 from functools import partial
 from typing import Any
@@ -11,21 +11,21 @@ from ims3_ray.stages.base import BACKWARD, Cost, Forward, Stage, generator_bytes
 from ims3_ray.stages.context import Context
 from ims3_ray.storage.artifacts import Directory, read_manifest
 
-from .batch import REMEDY, Source
+from .batch import REMEDY, LatentSource
 from .task import InversionMatchingTask
 
 
 def run(
     context: Context, out: Directory, latents: Directory, inversions: Directory | None = None
 ) -> dict[str, Any]:
-    """Tune DiffFit's parameters over the latents; logs every loss term, unweighted, and gradient ratios."""
+    """Tune DiffFit's parameters on the latents; log each loss term, unweighted, and gradient ratios."""
     config = context.config
     settings = config.finetune
     manifest = read_manifest(latents)
     assert manifest, "latents are read when they are complete"
     steps = num_steps(settings, manifest["rows"])
     arguments = task_arguments(context, latents, inversions)
-    arguments["source"].ask()
+    arguments["source"].load_metadata()
     training = Training(
         name=f"finetune-{out.name}",
         build=InversionMatchingTask,
@@ -36,30 +36,33 @@ def run(
         batch_field="finetune.batch_size",
     )
     history = train(training, context.machine, "finetune", partial(context.on_metrics, "finetune"))
-    own_classes = list(context.classes) if config.data.class_map == NEW else None
-    # what reading the adapter needs
-    tuned = {"own_classes": own_classes, "frequency_shift": config.model.frequency_shift}
-    return {"rows": steps * settings.latents, "history": history, **tuned}
+    return {
+        "rows": steps * settings.latents,
+        "history": history,
+        # to load the adapter
+        "own_classes": list(context.classes) if config.data.class_map == NEW else None,
+        "frequency_shift": config.model.frequency_shift,
+    }
 
 
 def num_steps(settings: Finetune, num_images: int) -> int:
-    """Steps of the epochs over so many images, as far as `steps` lets them."""
+    """Return the steps of all epochs over `num_images` images, at most `settings.steps`."""
     steps = settings.epochs * (num_images // settings.latents)
     return steps if settings.steps is None else min(steps, settings.steps)
 
 
 def local_bytes(context: Context) -> float:
-    """Of a node's own disk, for mean and log-variance of every view of an image, and its inversions."""
+    """Return the bytes of each node's cache: mean, log-variance and inversions of every view of an image."""
     points = context.config.invert.steps if context.matches_trajectories else 0
     return context.num_tuned * (context.num_views * (2 + points) * latent_bytes(context) + 8.0)
 
 
 def task_arguments(context: Context, latents: Directory, inversions: Directory | None) -> dict[str, Any]:
-    """What an `InversionMatchingTask` is built with, beside its device."""
+    """Return the constructor arguments of `InversionMatchingTask`, except the device."""
     config = context.config
     by_place = config.finetune.labels == "position"
     labels = list(range(len(context.classes))) if by_place else context.model_labels
-    source = Source(latents, inversions, config.data.mirror, config.invert.steps, labels)
+    source = LatentSource(latents, inversions, config.data.mirror, config.invert.steps, labels)
     model = context.tuned_model()
     return {
         "model": model,
@@ -71,9 +74,9 @@ def task_arguments(context: Context, latents: Directory, inversions: Directory |
 
 
 def optimisation(settings: Finetune, steps: int) -> TrainingConfig:
-    """`settings` as the training loop takes them."""
-    told = settings.model_dump(exclude={"epochs", "steps", "labels", "label_dropout", "batch_size"})
-    return TrainingConfig(steps=steps, batch_size=settings.latents, **told)
+    """Return `settings` in the form of the training loop."""
+    shared = settings.model_dump(exclude={"epochs", "steps", "labels", "label_dropout", "batch_size"})
+    return TrainingConfig(steps=steps, batch_size=settings.latents, **shared)
 
 
 def _fingerprint_inputs(context: Context) -> object:

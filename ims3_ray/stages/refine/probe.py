@@ -1,6 +1,6 @@
-"""Train the probes: networks on the real training images, each kept at several points of its training.
+"""Stage probe: train networks on the real images, and keep each at several points of its training.
 
-An artefact of its own, which runs share: it depends on the real images and on nothing that is drawn.
+Runs share the artefact, since it depends only on the real images.
 """
 
 from collections.abc import Sequence
@@ -27,11 +27,11 @@ from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.checksums import BLANK, KEY, embed_checksum
 from ims3_ray.storage.integrity import intact_parts
 
-MOST_PROBES = 1000  # networks of one seed of the run, which no other seed shares
+MAX_PROBES = 1000  # per seed of the run: seeds share no network
 
 
 class Network(NamedTuple):
-    """What is trained, from which seed, and into which file."""
+    """A network to train: its protocol, seed and file."""
 
     rules: Protocol
     seed: int
@@ -39,11 +39,11 @@ class Network(NamedTuple):
 
 
 def run(context: Context, out: Directory) -> dict[str, object]:
-    """Write a file for every network, with its values at every point. Intact files are kept."""
+    """Write one file per network, with its state at every point. Intact files are not made again."""
     settings, train = context.config.probe, context.images["train"]
     kinds, first = (
         probe_protocols(settings, context.config.evaluate.protocol),
-        context.config.seed * MOST_PROBES,
+        context.config.seed * MAX_PROBES,
     )
     networks = [
         Network(rules, first + number, file_of(rules, number))
@@ -67,7 +67,7 @@ def run(context: Context, out: Directory) -> dict[str, object]:
 
 
 def file_of(rules: Protocol, number: int) -> str:
-    """Where the network's values lie, by point and name."""
+    """Return the file of a network's states."""
     return f"{rules.network}-{number:03d}.safetensors"
 
 
@@ -78,7 +78,7 @@ def load_probes(
     num_classes: int,
     device: torch.device,
 ) -> list[Classifier]:
-    """Every network at every point, kind by kind, on the device."""
+    """Load every network at every point, kind by kind, to the device."""
     loaded = []
     for rules in kinds:
         for number in range(settings.count):
@@ -100,7 +100,7 @@ def _train(
     if not all(bool(torch.isfinite(value).all()) for value in values.values()):
         raise InputError(
             f"probe.networks: the training of {rules.network} by {rules.name} led to values "
-            "that are not finite; choose another network or protocol"
+            "that are not finite; set another network or protocol"
         )
     data = safetensors.torch.save(values, metadata={KEY: BLANK})
     out.write(network.file, embed_checksum(data, network.file))

@@ -1,11 +1,10 @@
-"""Refine the chosen images: every class by itself, until the probes learn the same from it as from real ones.
+"""Stage refine: optimise the selected images until probes learn from them what they learn from real images.
 
-Beyond the paper; 0 steps are its form. An image starts as the candidate that was selected, encoded by the
-VAE, or as a real medoid of its class. Draws are keyed by (seed, class, step), so a class comes out the same
-on any actor.
+Beyond the paper, which has 0 steps. Each class is refined by itself. An image starts as the selected
+candidate or as a real medoid of its class. Draws are keyed by (seed, class, step), so a class has the same
+bytes on any actor.
 """
 
-from dataclasses import astuple
 from itertools import pairwise
 from typing import Any
 
@@ -38,7 +37,7 @@ from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.rows import part_names, read_index, read_rows
 
-from .worker import ClassPayload, Given, Refiner, views_of
+from .worker import ClassPayload, RefineInput, Refiner, views_of
 
 REAL = -1  # subgroup and seed of a start that is a real image
 
@@ -51,9 +50,9 @@ def run(
     selection: Directory | None = None,
     candidates: Directory | None = None,
 ) -> dict[str, Any]:
-    """A part for every class; in the manifest how many images kept their start, and the loss as it went."""
+    """Write one part per class; report the number of images that kept their start, and the loss history."""
     board, steps = start_metrics_actor(), context.config.refine.steps
-    given = Given(
+    inputs = RefineInput(
         config=context.config,
         classes=context.classes,
         numerics=context.numerics,
@@ -62,9 +61,9 @@ def run(
         candidates=candidates,
         features=read_index(features, schemas.FEATURES, ["label"]),
     )
-    arguments = {"given": given, "board": board, "batch_size": context.batch_size(context.config.refine)}
+    arguments = {"inputs": inputs, "board": board, "batch_size": context.batch_size(context.config.refine)}
     payloads_of = class_payloads(context, features, selection, candidates)
-    parts = [Part(payload["label"], len(payload["chosen"]), payload) for payload in payloads_of]
+    parts = [Part(payload["label"], len(payload["selected"]), payload) for payload in payloads_of]
     done = len(part_names(out)) * steps
     with hide_inner_bars(bar("refine", len(parts) * steps, "steps", done=done)) as shown:
 
@@ -89,39 +88,39 @@ def run(
 def class_payloads(
     context: Context, features: Directory, selection: Directory | None, candidates: Directory | None
 ) -> list[ClassPayload]:
-    """Of every class what is refined, and its training images."""
+    """Return per class the images to refine and the training images."""
     train = context.images["train"]
     if selection and candidates:
-        chosen = find_selected(candidates, selection, context.classes)
+        images = find_selected(candidates, selection, context.classes)
     else:
-        chosen = _medoids(context, features)
-    own: list[list[tuple[Any, ...]]] = [[] for _ in context.classes]
-    for image in chosen:
-        own[image.label].append(astuple(image))
-    first = np.searchsorted(train.labels, np.arange(len(own) + 1)).tolist()
-    listed = []
+        images = _medoids(context, features)
+    selected: list[list[SelectedCandidate]] = [[] for _ in context.classes]
+    for image in images:
+        selected[image.label].append(image)
+    first = np.searchsorted(train.labels, np.arange(len(selected) + 1)).tolist()
+    by_class = []
     for label, (start, stop) in enumerate(pairwise(first)):
         (real,) = payloads(train, range(start, stop), stop - start)
-        listed.append(ClassPayload(label=label, real=real, chosen=own[label]))
-    return listed
+        by_class.append(ClassPayload(label=label, real=real, selected=selected[label]))
+    return by_class
 
 
 def _medoids(context: Context, features: Directory) -> list[SelectedCandidate]:
-    """Real images by class; `index` counts the class's training images, and `file` is that of the image."""
+    """Return the real medoids by class; `index` and `row` count the class's training images."""
     real, train = read_index(features, schemas.FEATURES, ["image_id", "label"]), context.images["train"]
     seed = context.config.seed
     places = choose_coresets(real, ["medoids"], context.config.ipc, [seed], context.classes)["medoids", seed]
     row_of = {image_id: row for row, image_id in enumerate(train.ids)}
     first = np.searchsorted(train.labels, np.arange(len(context.classes)))
-    chosen = []
+    medoids = []
     for place, image_id in enumerate(real.keys["image_id"][places]):
         row = row_of[image_id]
         label = int(train.labels[row])
         index = row - int(first[label])
-        chosen.append(
+        medoids.append(
             SelectedCandidate(label, place % context.config.ipc, REAL, index, REAL, train.paths[row], index)
         )
-    return chosen
+    return medoids
 
 
 def _fingerprint_inputs(context: Context) -> object:
@@ -134,7 +133,7 @@ def _fingerprint_inputs(context: Context) -> object:
 
 
 def step_operations(context: Context, forward: Forward) -> float:
-    """Of a step, an image: it is decoded, its views go through a probe, and the gradient comes back."""
+    """Return operations per step and image: decoding, its views through a probe, and the gradient."""
     settings = context.config.refine
     decode = forward.decode * BACKWARD if settings.space == "latent" else 0.0
     passes = BACKWARD * (1 + OBJECTIVES[settings.objective].second_order)
@@ -148,7 +147,7 @@ def _probe_operations(context: Context) -> float:
 
 
 def _cost(context: Context, forward: Forward) -> Cost:
-    """Steps, and the targets, which are measured once a probe and class."""
+    """Cost of the steps, and of the targets, which are measured once per probe and class."""
     config, rows = context.config, context.config.ipc * len(context.classes)
     kinds = probe_protocols(config.probe, config.evaluate.protocol)
     probes = config.probe.count * len(config.probe.checkpoint_steps) * len(kinds)

@@ -1,9 +1,9 @@
-"""The actor that refines: it holds the VAE, the probes and φ, and takes a class at a time."""
+"""The actor of stage refine: holds the VAE, the probes and φ, and refines one class per call."""
 
 import time
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -35,21 +35,21 @@ from ims3_ray.storage.schemas import Columns
 from .probe import load_probes
 
 ORIGIN = ("label", "place", "subgroup", "index", "seed")
-POST_S = 2.0  # between two words on how far a class has come
-LOSSES = 20  # that are kept of a class: means over as many parts of the steps
+POST_INTERVAL_S = 2.0  # between two progress messages
+NUM_LOSSES = 20  # per class: means over equal parts of the steps
 
 
 class ClassPayload(TypedDict):
-    """A class as plain data: the training images, and what is refined."""
+    """A class as plain data: its training images and the images to refine."""
 
     label: int
     real: Payload
-    chosen: list[tuple[Any, ...]]  # of SelectedCandidate; with start=medoids, `row` indexes `real`
+    selected: list[SelectedCandidate]  # with start=medoids, `row` indexes `real`
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
-    """The run's configuration, and where lies what is read."""
+class RefineInput:
+    """The run's configuration, and the artefacts to read."""
 
     config: Config
     classes: tuple[str, ...]
@@ -61,114 +61,110 @@ class Given:
 
 
 class LossLog:
-    """The losses of a class's steps; every few seconds the board is told how many there were."""
+    """Collects the loss of each step of a class, and posts the number of new steps every few seconds."""
 
     def __init__(self, board: ActorHandle, steps: int):
         self.losses: list[float] = []
-        self._board, self._steps, self._told, self._when = board, steps, 0, time.monotonic()
+        self._board, self._steps, self._posted, self._posted_at = board, steps, 0, time.monotonic()
 
     def __call__(self, loss: float) -> None:
         self.losses.append(loss)
         done = len(self.losses)
-        if done == self._steps or time.monotonic() - self._when > POST_S:
-            self._board.report.remote({"step": done - self._told, "metrics": {"loss": loss}})
-            self._told, self._when = done, time.monotonic()
+        if done == self._steps or time.monotonic() - self._posted_at > POST_INTERVAL_S:
+            self._board.report.remote({"step": done - self._posted, "metrics": {"loss": loss}})
+            self._posted, self._posted_at = done, time.monotonic()
 
 
 class Refiner:
-    """A class → its images, refined. How far it has come is posted to the board."""
+    """Refines the images of one class per call, and posts its progress to the board."""
 
-    def __init__(self, given: Given, board: ActorHandle, batch_size: int):
-        config, device = given.config, prepare_device(given.numerics.device)
+    def __init__(self, inputs: RefineInput, board: ActorHandle, batch_size: int):
+        config, device = inputs.config, prepare_device(inputs.numerics.device)
         model, settings = config.model, config.refine
-        numerics = {"device": device, "dtype": given.numerics.dtype}
+        numerics = {"device": device, "dtype": inputs.numerics.dtype}
         self._vae = load_vae(model.path, vae=model.vae, heads=model.heads, **numerics)
         self._vae.model.requires_grad_(False)
         self._extractor = load_extractor(config.embed.extractor, device)
         kinds = probe_protocols(config.probe, config.evaluate.protocol)
-        self._probes = load_probes(given.probes, kinds, config.probe, len(given.classes), device)
-        self._given, self._board, self._batch_size, self._device = given, board, batch_size, device
+        self._probes = load_probes(inputs.probes, kinds, config.probe, len(inputs.classes), device)
+        self._inputs, self._board, self._batch_size, self._device = inputs, board, batch_size, device
+        self._settings, self._seed = settings, config.seed
         self._rules, self._real_of = differentiable(kinds[0]), -1
         self._refinement = refinement(settings, self._vae, self._rules, batch_size)
 
     def __call__(self, payload: ClassPayload) -> tuple[Columns, dict[str, str]]:
-        label, chosen = payload["label"], [SelectedCandidate(*values) for values in payload["chosen"]]
-        with TRANSFORMER_LOCK.on(
-            self._device
-        ):  # hooks and gradients are the probes' own: one class at a time
-            start = self._start(chosen, payload["real"])
+        label, selected = payload["label"], payload["selected"]
+        with TRANSFORMER_LOCK.on(self._device):  # one class at a time: probes hold hooks and gradients
+            start = self._start(selected, payload["real"])
             losses, moved = self._refine(label, start, payload["real"])
             embedded = [
                 embed_pixels(self._extractor, self._as_generated(pixels), self._batch_size, self._device)
                 for pixels in (start, moved)
             ]
-        kept = self._became_copies(label, *embedded)
+        restored = self._became_copies(label, *embedded)
         pngs = [[encode_png(image) for image in pixels] for pixels in (start, moved)]
         columns: Columns = {
-            name: np.array([getattr(image, name) for image in chosen], np.int64) for name in ORIGIN
+            name: np.array([getattr(image, name) for image in selected], np.int64) for name in ORIGIN
         }
         columns |= {
-            "image": np.array([pngs[0 if stays else 1][row] for row, stays in enumerate(kept)], object),
-            "feature": np.where(kept[:, None], *embedded),
+            "image": np.array([pngs[0 if back else 1][row] for row, back in enumerate(restored)], object),
+            "feature": np.where(restored[:, None], *embedded),
             "start": np.array(pngs[0], object),
             "start_feature": embedded[0],
-            "kept": kept,
-            "loss": np.tile(np.array(losses, np.float32), (len(chosen), 1)),
+            "kept": restored,
+            "loss": np.tile(np.array(losses, np.float32), (len(selected), 1)),
         }
         return columns, {}
 
-    def _start(self, chosen: list[SelectedCandidate], real: Payload) -> np.ndarray:
-        """Pixels (K, 3, S, S) uint8 of what is refined: at the generator's size, or at the classifiers'."""
-        if self._given.candidates:
-            pngs = read_images(self._given.candidates, chosen)
+    def _start(self, selected: list[SelectedCandidate], real: Payload) -> np.ndarray:
+        """Return start pixels (K, 3, S, S) uint8, at the size of the generator or of the classifiers."""
+        if self._inputs.candidates:
+            pngs = read_images(self._inputs.candidates, selected)
         else:
-            pngs = [self._given.images.read(real["paths"][image.row]) for image in chosen]
-        if self._given.config.refine.space == "pixel":
+            pngs = [self._inputs.images.read(real["paths"][image.row]) for image in selected]
+        if self._settings.space == "pixel":
             return np.stack([resize_and_crop(decode(png), self._rules.image_size) for png in pngs])
         return np.stack([square(decode(png), self._vae.image_size) for png in pngs])
 
     def _as_generated(self, pixels: np.ndarray) -> np.ndarray:
-        """At the generator's size, as φ sees every image."""
+        """Resize to the generator's size, at which φ sees every image."""
         images = (Image.fromarray(image.transpose(1, 2, 0)) for image in pixels)
         return np.stack([square(image, self._vae.image_size) for image in images])
 
     def _refine(self, label: int, start: np.ndarray, real: Payload) -> tuple[list[float], np.ndarray]:
-        """Mean losses over parts of the steps, and the pixels that came of it."""
+        """Return mean losses over parts of the steps, and the refined pixels."""
         pixels = torch.from_numpy(start).to(self._device)
-        z = self._encode(pixels) if self._given.config.refine.space == "latent" else pixels.float() / 255
-        key = "refine", self._given.config.seed, self._given.classes[label]
+        z = self._encode(pixels) if self._settings.space == "latent" else pixels.float() / 255
+        key = "refine", self._seed, self._inputs.classes[label]
         target = cache(partial(self._target, label, real))
-        draws = partial(generator, *key)
         siamese = partial(generator, *self._target_key(label)) if self._rules.augmentations.siamese else None
-        heard = LossLog(self._board, self._refinement.steps)
+        log = LossLog(self._board, self._refinement.steps)
         try:
-            z = self._refinement.run(z, label, self._probes, target, draws, heard, siamese)
+            z = self._refinement.run(z, label, self._probes, target, partial(generator, *key), log, siamese)
         except ValueError as error:
             raise InputError(
-                f"model.path: {error}: its VAE can't be refined through; take refine.space=pixel or steps=0"
+                f"model.path: {error}: this VAE passes no gradient; set refine.space=pixel or refine.steps=0"
             ) from error
-        parts = np.array_split(np.array(heard.losses), min(LOSSES, len(heard.losses)))
+        parts = np.array_split(np.array(log.losses), min(NUM_LOSSES, len(log.losses)))
         return [float(part.mean()) for part in parts], self._pixels(z)
 
     def _target(self, label: int, real: Payload, place: int) -> Statistic:
-        """The statistic of the class's real images, one view of each, by the probe at `place`."""
+        """Return the statistic of the class's real images, one view each, by the probe at `place`."""
         key = *self._target_key(label), place
         pixels = self._real_pixels(label, real)
-        rows = permutation(len(pixels), *key)[: self._given.config.refine.real_images]
+        rows = permutation(len(pixels), *key)[: self._settings.real_images]
         images = torch.from_numpy(pixels[rows]).to(self._device).float() / 255
         views = self._refinement.view(images, generator(*key))
-        probe = self._probes[place]
-        return [
-            x.detach() for x in self._refinement.objective.measure(probe, views, label, differentiable=False)
-        ]
+        measure = self._refinement.objective.measure
+        return [x.detach() for x in measure(self._probes[place], views, label, differentiable=False)]
 
     def _target_key(self, label: int) -> tuple[str, int, str]:
-        return "refine-target", self._given.config.seed, self._given.classes[label]
+        return "refine-target", self._seed, self._inputs.classes[label]
 
     def _real_pixels(self, label: int, real: Payload) -> np.ndarray:
-        """The class's readable training images as classifiers see them; read once for a class."""
+        """Return the class's readable training images at the classifiers' size, cached per class."""
         if self._real_of != label:
-            read = BatchReader(self._given.images, self._rules.image_size, resize_and_crop)
+            read = BatchReader(self._inputs.images, self._rules.image_size, resize_and_crop)
             self._real, self._real_of = read(real)[0], label
         return self._real
 
@@ -179,20 +175,18 @@ class Refiner:
 
     @torch.no_grad()
     def _pixels(self, z: Tensor) -> np.ndarray:
-        """Images (K, 3, S, S) uint8."""
-        if self._given.config.refine.space == "pixel":
+        """Return images (K, 3, S, S) uint8. Raises InputError if a value is not finite."""
+        if self._settings.space == "pixel":
             images = z * 2 - 1
         else:
             images = torch.cat([self._vae.decode(part) for part in z.split(self._batch_size)])
         if not bool(torch.isfinite(images).all()):
-            raise InputError(
-                f"refine.lr: {self._given.config.refine.lr:g} led to images that are no numbers; lower it"
-            )
+            raise InputError(f"refine.lr: {self._settings.lr:g} led to pixels that are not finite; lower it")
         return to_pixels(images).cpu().numpy()
 
     def _became_copies(self, label: int, before: np.ndarray, after: np.ndarray) -> np.ndarray:
-        """Which images (K,) bool are copies of real ones after refinement and were none before."""
-        features = self._given.features
+        """Tell which images (K,) became copies of real ones by refinement."""
+        features = self._inputs.features
         real = features.take(np.flatnonzero(features.labels == label)).read()
         if len(real) < 2:
             return np.zeros(len(after), bool)
@@ -200,11 +194,13 @@ class Refiner:
 
 
 def refinement(settings: Refine, vae: Vae, rules: Protocol, part: int) -> Refinement:
-    """How the recipe moves images that a protocol's classifiers see, `part` of them decoded at once."""
-    see = partial(_at_size, size=rules.image_size)
+    """Return the recipe's Refinement for the classifiers of a protocol; `part` images are decoded at once."""
+    resize = partial(_at_size, size=rules.image_size)
     return Refinement(
         objective=OBJECTIVES[settings.objective],
-        decode=(lambda z: see((vae.decode_unclamped(z) + 1) / 2)) if settings.space == "latent" else see,
+        decode=(lambda z: resize((vae.decode_unclamped(z) + 1) / 2))
+        if settings.space == "latent"
+        else resize,
         view=partial(_view, rules=rules),
         steps=settings.steps,
         lr=settings.lr,
@@ -215,12 +211,12 @@ def refinement(settings: Refine, vae: Vae, rules: Protocol, part: int) -> Refine
 
 
 def views_of(settings: Refine, rules: Protocol) -> int:
-    """Views of every image a step: of siamese augmentation the one in which the target was measured."""
+    """Return views per image and step; siamese augmentation has one, that of the target."""
     return 1 if rules.augmentations.siamese else settings.views
 
 
 def _at_size(images: Tensor, size: int) -> Tensor:
-    """Images (K, 3, H, H) as a protocol scales them, differentiably."""
+    """Scale images (K, 3, H, H) as a protocol does, differentiably."""
     if images.shape[-1] == size:
         return images
     return functional.interpolate(images, size=(size, size), mode="bilinear", antialias=True)

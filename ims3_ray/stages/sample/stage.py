@@ -1,20 +1,22 @@
-"""Draw the candidates: G subgroups of IPC images for every class. Reads an adapter, makes candidates.
+"""Stage sample: draw G subgroups of IPC images per class with the tuned model. Writes candidates.
 
-A candidate starts from noise, or from the stored inversion of a real image (starts.py), and may be moved
-towards real images on its way (anchors.py). Its noise comes from a generator of its own, keyed by (seed,
-class, subgroup, index): the pool for fewer subgroups or images is a part of the pool for more, the images for
-fewer anchors apart. Sampling and embedding share one actor and one decoding.
+A candidate starts from noise or from the inversion of a real image (`initial_latents`), and may be moved
+towards real images (`anchors`). Its generator is keyed by (seed, class, subgroup, index), so a smaller pool
+is a part of a larger one, unless the number of anchors differs. One actor samples, decodes and embeds.
 """
 
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ims3_ray.cluster.fan_out import Part, fan_out
 from ims3_ray.config.settings import Config
 from ims3_ray.data.transforms import encode_png
+from ims3_ray.display import first_few
+from ims3_ray.errors import InputError
 from ims3_ray.method.ddim import (
     ancestral_stepper,
     broadcast_timestep,
@@ -24,7 +26,7 @@ from ims3_ray.method.ddim import (
     with_guidance,
 )
 from ims3_ray.method.guidance import switch_predictor
-from ims3_ray.method.schedule import alphas_bar
+from ims3_ray.method.schedule import alphas_bar, inversion_grid, space_timesteps, timesteps_from
 from ims3_ray.method.seeding import generator, key_seed, normal
 from ims3_ray.models.device import DECODER_LOCK, prepare_device, run_padded_batches, to_device, to_pixels
 from ims3_ray.models.extractor import embed_pixels, load_extractor
@@ -47,11 +49,45 @@ from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.schemas import Columns
 
 from .anchors import Anchors, collect_anchors
-from .initial_latents import Starts, collect_starts
-from .timesteps import inside, timesteps_of
+from .initial_latents import InitialLatents, collect_initial_latents
 
 Place = tuple[int, int, int]  # class, subgroup and index of a candidate
-Key = tuple[str | int, ...]  # of its random draws
+Key = tuple[str | int, ...]  # of the generator of a candidate
+
+
+def start_point(config: Config) -> tuple[int, int]:
+    """Return place and timestep of the grid point, of s_1 … s_S, nearest to `sample.start_level`."""
+    grid = inversion_grid(config.invert.steps)[1:].numpy()
+    place = int(np.abs(grid - config.sample.start_level).argmin())
+    return place, int(grid[place])
+
+
+def sampling_timesteps(config: Config) -> Int[Tensor, " n"]:
+    """Return the ascending timesteps at which the model is evaluated, from noise or from the start level."""
+    settings = config.sample
+    timesteps = space_timesteps(settings.steps, "log_snr" if settings.sampler == "dpm" else settings.spacing)
+    return timesteps_from(timesteps, start_point(config)[1]) if settings.start == "inversion" else timesteps
+
+
+def in_interval(timesteps: Int[Tensor, " n"], interval: tuple[int, ...] | None) -> Bool[Tensor, " n"]:
+    """Tell which timesteps lie in the interval, ends included; None holds all."""
+    if interval is None:
+        return torch.ones_like(timesteps, dtype=torch.bool)
+    return (interval[0] <= timesteps) & (timesteps <= interval[1])
+
+
+def check_intervals(config: Config) -> None:
+    """Raise InputError if an active interval of guidance holds none of the run's timesteps."""
+    settings, timesteps = config.sample, sampling_timesteps(config)
+    intervals = {"guidance_interval": settings.guidance_interval}
+    if settings.guidance in ("modes", "transport"):
+        intervals["anchor_interval"] = settings.anchor_interval
+    for field, interval in intervals.items():
+        if not in_interval(timesteps, interval).any():
+            raise InputError(
+                f"sample.{field}: {list(interval or ())} holds none of the timesteps of {settings.steps} "
+                f"{settings.sampler} steps ({first_few(timesteps.flip(0).tolist())}); widen it"
+            )
 
 
 def run(
@@ -62,9 +98,9 @@ def run(
     inversions: Directory | None = None,
     features: Directory | None = None,
 ) -> dict[str, Any]:
-    """All candidates, in batches that mix classes and subgroups, composed by the recipe alone.
+    """Draw all candidates in batches that mix classes and subgroups; only the recipe decides their content.
 
-    With `guidance=transport` a batch holds whole subgroups, each of which is moved as one.
+    With `guidance=transport` a batch holds whole subgroups, and each subgroup is moved as a set.
     """
     config = context.config
     places: list[Place] = [
@@ -79,7 +115,8 @@ def run(
     batches = [places[start : start + size] for start in range(0, len(places), size)]
     arguments = sampler_arguments(context, adapter)
     if inversions and features:
-        collect_starts(context, inversions, features).save(out)
+        level, _ = start_point(config)
+        collect_initial_latents(context, inversions, features, level=level).save(out)
     if latents:
         collect_anchors(context, latents).save(out)
     if inversions or latents:
@@ -91,7 +128,7 @@ def run(
 
 
 def sampler_arguments(context: Context, adapter: Directory | None) -> dict[str, Any]:
-    """What a `Sampler` is built with."""
+    """Return the constructor arguments of `Sampler`."""
     return {
         "config": context.config,
         "model": context.tuned_model(adapter),
@@ -102,7 +139,7 @@ def sampler_arguments(context: Context, adapter: Directory | None) -> dict[str, 
 
 
 class Sampler:
-    """(class, subgroup, index) of a batch → images and their features."""
+    """Actor: takes (class, subgroup, index) of a batch, returns its images and features."""
 
     def __init__(
         self,
@@ -111,7 +148,7 @@ class Sampler:
         classes: tuple[str, ...],
         model_labels: list[int],
         batch_size: int,
-        saved: Directory | None = None,  # where starts and anchors are
+        saved: Directory | None = None,  # of initial latents and anchors
     ):
         device = self._device = prepare_device(model.numerics.device)
         loaded, settings = model.load(device), config.sample
@@ -127,15 +164,15 @@ class Sampler:
         self._predict = broadcast_timestep(with_guidance(loaded.predict, loaded.dit.null_label, **guidance))
         if settings.guidance_interval:
             self._predict = switch_predictor(settings.guidance_interval, inside=self._predict, outside=plain)
-        self._timesteps, self._abar = timesteps_of(config), alphas_bar().to(device)
-        self._starts = Starts.load(saved) if saved and settings.start == "inversion" else None
+        self._timesteps, self._abar = sampling_timesteps(config), alphas_bar().to(device)
+        self._starts = InitialLatents.load(saved) if saved and settings.start == "inversion" else None
         self._anchors = Anchors.load(saved) if saved and settings.guidance != "none" else None
 
     def __call__(self, payload: list[Place]) -> tuple[Columns, dict[str, str]]:
         places = label, subgroup, index = np.array(payload, dtype=np.int64).T
         keys = [("sample", self._seed, self._classes[c], int(g), int(k)) for c, g, k in payload]
         if self._anchors and self._settings.guidance == "anchors":
-            latents = self._anchors.dealt(places).astype(np.float32)
+            latents = self._anchors.assign(places).astype(np.float32)
         else:
             latents = self._denoise(places, keys)
         pixels = self._decode(latents)
@@ -151,15 +188,15 @@ class Sampler:
 
     @torch.inference_mode()
     def _denoise(self, places: np.ndarray, keys: list[Key]) -> np.ndarray:
-        """Latents (N, C, h, w). A short batch is filled up, so that it gives the bits of a full one."""
+        """Return latents (N, C, h, w). A short batch is padded, which gives the bits of a full batch."""
         generators = [generator(*key) for key in keys]
-        surplus = self._batch_size - len(generators)
+        padding = self._batch_size - len(generators)
         batch = self._settings, self._batch_size, self._device
         guidance = self._anchors.guidance(places, *batch) if self._anchors else None
 
         def draw_noise() -> Tensor:
             noise = normal(generators, self._shape)
-            return to_device(torch.cat([noise, noise.new_zeros(surplus, *self._shape)]), self._device)
+            return to_device(torch.cat([noise, noise.new_zeros(padding, *self._shape)]), self._device)
 
         def draw(labels: Tensor, *inversions: Tensor) -> list[Tensor]:
             z = draw_noise()
@@ -180,7 +217,7 @@ class Sampler:
 
     @torch.inference_mode()
     def _decode(self, latents: np.ndarray) -> np.ndarray:
-        """Pixels (N, 3, H, W) uint8, while another call of the actor denoises."""
+        """Return pixels (N, 3, H, W) uint8. Another call of the actor may denoise meanwhile."""
         return run_padded_batches(
             lambda z: [to_pixels(self._vae.decode(z))],
             [latents],
@@ -211,8 +248,10 @@ def _needs_input(context: Context, noun: str) -> bool:
 
 def _cost(context: Context, forward: Forward) -> Cost:
     rows, settings = context.num_candidates, context.config.sample
-    timesteps = timesteps_of(context.config)
-    doubled = 0 if settings.guidance_scale == 1 else int(inside(timesteps, settings.guidance_interval).sum())
+    timesteps = sampling_timesteps(context.config)
+    doubled = (
+        0 if settings.guidance_scale == 1 else int(in_interval(timesteps, settings.guidance_interval).sum())
+    )
     passes = 0 if settings.guidance == "anchors" else len(timesteps) + doubled
     operations = passes * forward.dit + forward.decode + forward.embed
     disk = rows * (png_bytes(context) + 4 * forward.feature_dim)

@@ -1,11 +1,10 @@
-"""Features in Parquet, read by class: a run's own candidates and real images, or anybody's.
+"""Tables of features in Parquet, read class by class: a run's own artefacts, or tables of other tools.
 
-    candidates   class (or label), subgroup, index, feature (D) real         class (or label), feature (D): a
-    row a real image, or a row a class where they are centroids already
+    candidates   class (or label), subgroup, index, feature (D)
+    real         class (or label), feature (D): one row per real image, or one centroid per class
 
-Classes are strings or integers, features lists of numbers of one length. What is read is what a class needs:
-of a run's own artefacts the files that hold it, by their index; of anybody's, row groups without it are
-skipped, so that files sorted by class cost a reader its own classes alone.
+Classes are strings or integers; features are lists of one length. An artefact's index names the files of each
+class. In other tables, row groups without the class are skipped, so sort these files by class.
 """
 
 import functools
@@ -26,22 +25,22 @@ from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.rows import FILE, file_places, stored_keys
 
 FEATURE = "feature"
-FILES = 256  # that are open at once: a data set keeps the footers of all of its files
-Keys = dict[str, np.ndarray]  # of rows, by column
+MAX_OPEN_FILES = 256  # per data set, which keeps the footers of all of its files
+Keys = dict[str, np.ndarray]  # by column
 
 
 class Rows(NamedTuple):
-    """What an index says of N rows, in the files' order."""
+    """The index of N rows, in the order of the files."""
 
     classes: list  # sorted
-    places: np.ndarray  # (N,) of their classes among these
+    places: np.ndarray  # (N,) of each row's class in `classes`
     keys: Keys
-    file: np.ndarray | None  # (N,) place among the table's files; None where it is not known
+    file: np.ndarray | None  # (N,) place among the table's files; None without a stored index
 
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """Where the rows of a table lie. `name` stands in every error."""
+    """A table of features in Parquet files. `name` stands in every error."""
 
     name: str
     directory: Directory
@@ -50,72 +49,60 @@ class FeatureTable:
     class_column: str
     keys: tuple[str, ...]
     width: int  # D
-    below: tuple[tuple[str, int], ...] = ()  # (key, limit): rows whose key is not below it count for nothing
-    # of a table that was `located`: by class, its rows, and the places of the files that hold them, if known
+    below: tuple[tuple[str, int], ...] = ()  # (key, limit): only rows whose key is below its limit count
+    # set by `with_index`, per class: its number of rows, and the places of its files if known
     counts: Mapping[int | str, int] = field(default_factory=dict)
-    holders: Mapping[int | str, tuple[int, ...]] = field(default_factory=dict)
+    class_files: Mapping[int | str, tuple[int, ...]] = field(default_factory=dict)
 
     def index(self) -> Rows:
-        """Where every row belongs."""
-        table = self._index()
+        """Read class and keys of every row."""
+        columns = [self.class_column, *self.keys]
+        stored = None if self.directory.kind == fs.FileType.File else stored_keys(self.directory, columns)
+        if stored is None:
+            table = self._rows(columns)
+        else:
+            limits = self._filter(None)
+            table = stored if limits is None else stored.filter(limits)
         for name in table.column_names:
-            if table[name].null_count:
-                raise InputError(
-                    f"{self.name}: column {name} has {table[name].null_count} empty values; fill or drop them"
-                )
+            if count := table[name].null_count:
+                raise InputError(f"{self.name}: column {name} has {count} empty values; fill or drop them")
         encoded = table[self.class_column].combine_chunks().dictionary_encode()
-        found = encoded.dictionary.to_pylist()
-        classes = sorted(found)
+        values = encoded.dictionary.to_pylist()
+        classes = sorted(values)
         place = {value: i for i, value in enumerate(classes)}
-        places = np.array([place[value] for value in found], dtype=np.int64)[encoded.indices.to_numpy()]
-        return Rows(
-            classes, places, {name: self._values(table, name) for name in self.keys}, self._file(table)
-        )
+        places = np.array([place[value] for value in values], dtype=np.int64)[encoded.indices.to_numpy()]
+        file = None
+        if FILE in table.column_names:
+            file = file_places(table, [path.removeprefix(f"{self.directory.path}/") for path in self.files])
+        return Rows(classes, places, {name: _column(table, name) for name in self.keys}, file)
 
-    def located(self, rows: Rows) -> "FeatureTable":
-        """The same, knowing from its index what each class takes."""
+    def with_index(self, rows: Rows) -> "FeatureTable":
+        """Return this table with the counts and files of each class."""
         counts = dict(zip(rows.classes, np.bincount(rows.places).tolist(), strict=True))
         if rows.file is None:
             return replace(self, counts=counts)
         place, file = np.unique(np.stack([rows.places, rows.file]), axis=1)
         of_class = np.split(file, np.searchsorted(place, np.arange(1, len(rows.classes))))
-        holders = {name: tuple(map(int, files)) for name, files in zip(rows.classes, of_class, strict=True)}
-        return replace(self, counts=counts, holders=holders)
+        files = {name: tuple(map(int, places)) for name, places in zip(rows.classes, of_class, strict=True)}
+        return replace(self, counts=counts, class_files=files)
 
-    def _index(self) -> pa.Table:
-        columns = [self.class_column, *self.keys]
-        stored = None if self.directory.kind == fs.FileType.File else stored_keys(self.directory, columns)
-        if stored is None:
-            return self._rows(columns)
-        wanted = self._wanted(None)
-        return stored if wanted is None else stored.filter(wanted)
+    def read(self, classes: Sequence, limit: int | None = None) -> Iterator[tuple[Keys, np.ndarray]]:
+        """Yield per class, in order, its keys and its features (n, D) float32, sorted by the keys.
 
-    def _file(self, table: pa.Table) -> np.ndarray | None:
-        if FILE not in table.column_names:
-            return None
-        return file_places(table, [path.removeprefix(f"{self.directory.path}/") for path in self.files])
-
-    def read(
-        self, classes: Sequence, limit: int | None = None
-    ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
-        """For each of `classes`, in their order, its keys and its features (n, D) float32, in the order of
-        the keys.
-
-        At most `limit` rows are in memory at a time, and never fewer than a class. Raises InputError, naming
-        the row, for a feature of another length than the first, of NaN or infinity, or of zeros.
+        At most `limit` rows are in memory at a time, but at least one class. Raises InputError, with the row,
+        for a feature of another length than the first, and for NaN, infinity or zeros.
         """
         for batch in self._batches(classes, limit):
             table = self._rows([self.class_column, *self.keys, FEATURE], batch)
-            of_rows = self._values(table, self.class_column)
-            keys = {name: self._values(table, name) for name in self.keys}
-            features = self._features(table[FEATURE], of_rows, keys)
+            labels = _column(table, self.class_column)
+            keys = {name: _column(table, name) for name in self.keys}
+            features = self._features(table[FEATURE], labels, keys)
             del table
-            order = np.lexsort((*reversed(list(keys.values())), of_rows))
+            order = np.lexsort((*reversed(list(keys.values())), labels))
+            ordered = labels[order]
             for value in batch:
                 rows = order[
-                    np.searchsorted(of_rows[order], value, "left") : np.searchsorted(
-                        of_rows[order], value, "right"
-                    )
+                    np.searchsorted(ordered, value, "left") : np.searchsorted(ordered, value, "right")
                 ]
                 yield {name: column[rows] for name, column in keys.items()}, features[rows]
 
@@ -133,16 +120,20 @@ class FeatureTable:
         yield batch
 
     def _rows(self, columns: list[str], classes: Sequence | None = None) -> pa.Table:
-        """The rows of these classes, or all."""
-        given = {"format": "parquet", "filesystem": self.directory.filesystem, "schema": self.schema}
-        files, wanted = self._holding(classes), self._wanted(classes)
+        """Read the rows of these classes; None reads all."""
+        options = {"format": "parquet", "filesystem": self.directory.filesystem, "schema": self.schema}
+        files, condition = list(self.files), self._filter(classes)
+        if classes is not None and self.class_files:
+            files = [
+                files[place] for place in sorted({p for name in classes for p in self.class_files[name]})
+            ]
 
         def read() -> pa.Table:
-            some = (files[at : at + FILES] for at in range(0, len(files), FILES))
+            groups = (files[start : start + MAX_OPEN_FILES] for start in range(0, len(files), MAX_OPEN_FILES))
             table = pa.concat_tables(
-                pads.dataset(those, **given).to_table(columns=columns, filter=wanted) for those in some
+                pads.dataset(group, **options).to_table(columns=columns, filter=condition) for group in groups
             )
-            table.select([self.class_column]).validate(full=True)  # a damaged file's text may be no UTF-8
+            table.select([self.class_column]).validate(full=True)  # text of a damaged file may be no UTF-8
             return table
 
         try:
@@ -153,50 +144,38 @@ class FeatureTable:
             why = one_line(str(error))[:200]
             raise InputError(f"{self.name}: {self.directory.uri} is damaged, no Parquet ({why})") from error
 
-    def _holding(self, classes: Sequence | None) -> list[str]:
-        if classes is None or not self.holders:
-            return list(self.files)
-        places = sorted({place for value in classes for place in self.holders[value]})
-        return [self.files[place] for place in places]
-
-    def _wanted(self, classes: Sequence | None) -> pc.Expression | None:
+    def _filter(self, classes: Sequence | None) -> pc.Expression | None:
         terms = [pc.field(name) < limit for name, limit in self.below]
         if classes is not None:
             terms.append(pc.field(self.class_column).isin(pa.array(list(classes))))
         return functools.reduce(operator.and_, terms) if terms else None
 
-    def _values(self, table: pa.Table, name: str) -> np.ndarray:
-        values = table[name].to_numpy()
-        return values.astype(str) if values.dtype == object else values
+    def _features(self, column: pa.ChunkedArray, labels: np.ndarray, keys: Keys) -> np.ndarray:
+        """Return the column as an array (N, D) float32; raise InputError for an unusable row."""
 
-    def _features(
-        self, column: pa.ChunkedArray, classes: np.ndarray, keys: dict[str, np.ndarray]
-    ) -> np.ndarray:
-        def at(row: int) -> str:
-            return ", ".join(
-                [f"class {classes[row]!s}", *(f"{name} {values[row]}" for name, values in keys.items())]
-            )
+        def error(row: int, problem: str) -> InputError:
+            place = ", ".join([f"class {labels[row]!s}", *(f"{name} {keys[name][row]}" for name in keys)])
+            return InputError(f"{self.name}: the feature of {place} {problem}")
 
         features, start = np.empty((len(column), self.width), np.float32), 0
         for chunk in column.chunks:
-            chunk = chunk.storage if isinstance(chunk, pa.ExtensionArray) else chunk
-            lengths = (
-                pc.call_function("list_value_length", [chunk]).fill_null(0).to_numpy(zero_copy_only=False)
-            )
+            lists = chunk.storage if isinstance(chunk, pa.ExtensionArray) else chunk
+            lengths = pc.call_function("list_value_length", [lists]).fill_null(0)
+            lengths = lengths.to_numpy(zero_copy_only=False)
             if (wrong := np.flatnonzero(lengths != self.width)).size:
-                row = int(wrong[0])
-                raise InputError(
-                    f"{self.name}: the feature of {at(start + row)} has {lengths[row]} values, "
-                    f"the first row's {self.width}; extract all features with one model"
-                )
-            values = chunk.flatten().to_numpy(zero_copy_only=False)  # an empty value becomes NaN
+                count = lengths[wrong[0]]
+                problem = f"has {count} values, the first row's {self.width}; extract all with one model"
+                raise error(start + int(wrong[0]), problem)
+            values = lists.flatten().to_numpy(zero_copy_only=False)  # an empty value becomes NaN
             features[start : start + len(chunk)] = values.reshape(len(chunk), self.width)
             start += len(chunk)
         norms = np.einsum("nd,nd->n", features, features, dtype=np.float64)
         if (wrong := np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))).size:
-            row = int(wrong[0])
-            what = "zero" if norms[row] == 0 else "not finite"
-            raise InputError(
-                f"{self.name}: the feature of {at(row)} is {what}; extract it again or remove the row"
-            )
+            problem = "zero" if norms[wrong[0]] == 0 else "not finite"
+            raise error(int(wrong[0]), f"is {problem}; extract it again or remove the row")
         return features
+
+
+def _column(table: pa.Table, name: str) -> np.ndarray:
+    values = table[name].to_numpy()
+    return values.astype(str) if values.dtype == object else values

@@ -1,8 +1,7 @@
-"""The S³ actor pool: classes split over actors, each with the centroids of its own, read from Parquet.
+"""The S³ actor pool: classes are split over Ray actors, and each actor reads the features of its own classes.
 
-An actor reads the features of its own classes alone, in portions that fit its memory. Its answers depend on
-the arguments of a call alone: a killed actor is started again by Ray, reads the same files and answers the
-same.
+Features are read in portions that fit the actor's memory. An answer depends on the arguments of a call only,
+so Ray can restart a killed actor: it reads the same files and gives the same answer.
 """
 
 import math
@@ -10,7 +9,8 @@ import os
 import resource
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Concatenate, ParamSpec, TypeVar
+from itertools import count
+from typing import TypeVar
 
 import numpy as np
 import ray
@@ -19,31 +19,28 @@ from ims3_ray.cluster.resources import Machine
 from ims3_ray.config.sections import Select
 from ims3_ray.errors import InputError
 from ims3_ray.method.coverage import find_copies
-from ims3_ray.method.s3.distributed_descent import Ask
 from ims3_ray.method.s3.image_selection import ImageShard, ball_table, closeness_table
 from ims3_ray.method.s3.objective import Objective, real_centroid, subgroup_centroids, unit_rows
 from ims3_ray.method.s3.proof import trws
-from ims3_ray.method.s3.shard import Shard, split_classes
+from ims3_ray.method.s3.shard import History, Moves, Shard, split_classes
 from ims3_ray.method.seeding import permutation
 
 from .candidates import Candidates
 from .features import Keys
 
 CPUS_PER_SHARD = 0.5
-SHARE_OF_CPUS = 0.5  # that all shards may reserve: the certificate's tasks need the rest
-ANSWER_WITHIN_S = 3600  # a pool that can't be placed any more would block for ever
+MAX_CPU_SHARE = 0.5  # that all shards may reserve: the certificate's tasks need the rest
+ANSWER_TIMEOUT_S = 3600  # a pool that can no longer be placed would block for ever
 PROCESS_BYTES = 4e8  # an actor without data: Ray, numpy, pyarrow, faiss
-LEAST_ROWS_BYTES = 1e8  # for the rows that are being read
+MIN_ROWS_BYTES = 1e8  # for the rows that are being read
 COPIES_OF_CHOSEN = 4  # centroids of all classes: the round's, the shard's own, and work space
-COPIES_OF_ROWS = 12  # of a row while it is read: Arrow's, float32, double; of candidates and of real images
-P = ParamSpec("P")
+COPIES_OF_ROWS = 12  # of a row while it is read: Arrow's, float32, float64; of candidates and of real images
 Answer = TypeVar("Answer")
-Asked = TypeVar("Asked")
 
 
 @dataclass(frozen=True)
-class Source:
-    """What the actors read, and what they make of it. `names` are the classes', in the order of their ids."""
+class SelectionInput:
+    """The tables and settings of a selection. `names` has the class names in the order of the class ids."""
 
     pool: Candidates
     names: tuple[str, ...]
@@ -58,207 +55,218 @@ class Source:
 
 
 class ClassRange:
-    """The classes `ids` of a source: what an actor holds."""
+    """The classes `ids` of a selection, in the memory of one actor.
 
-    def __init__(self, source: Source, ids: range, rows: int):
-        """Read and average the features of the classes, `rows` of them at a time."""
+    `groups` has their subgroups; `images` has their images, if select.unit is image.
+    """
+
+    images: ImageShard
+
+    def __init__(self, source: SelectionInput, ids: range, rows: int):
+        """Read and average the features of the classes, at most `rows` rows at a time."""
         self.source, self._ids = source, slice(ids.start, ids.stop)
         self._keys: list[Keys] = []
         self._subgroups: list[np.ndarray] = []
         centroids: list[np.ndarray] = []
         images: list[np.ndarray] = []
-        real: list[np.ndarray] = []
+        real_centroids: list[np.ndarray] = []
         covers: list[np.ndarray] = []
         settings = source.settings
         values = source.pool.classes[self._ids]
         tables = source.pool.candidates.read(values, rows), source.pool.real.read(values, rows)
-        for name, (keys, features), (_, of_real) in zip(source.names[self._ids], *tables, strict=True):
+        for name, (keys, features), (_, all_real) in zip(source.names[self._ids], *tables, strict=True):
             label = f"candidates of class {name!r}"
             subgroups, of_class = subgroup_centroids(features, keys["subgroup"], label=label)
             self._subgroups.append(subgroups)
             centroids.append(of_class)
-            kept = of_real[permutation(len(of_real), "real", source.seed, name)[: settings.real_images]]
-            real.append(real_centroid(kept, label=f"real images of class {name!r}"))
+            real = all_real[permutation(len(all_real), "real", source.seed, name)[: settings.real_images]]
+            real_centroids.append(real_centroid(real, label=f"real images of class {name!r}"))
             if settings.unit == "subgroup":
                 continue
             if settings.exclude_copies:
-                keys, features = self._without_copies(keys, features, of_real, name)
+                keys, features = self._without_copies(keys, features, all_real, name)
             self._keys.append(keys)
             images.append(unit_rows(features, label).astype(np.float32))
             if settings.coverage:
-                covers.append(self._covers(images[-1], kept, name))
-        self._real, objective, num_classes = np.stack(real), source.objective, len(source.names)
-        self.groups = Shard(ids.start, centroids, self._real, objective, num_classes)
+                covers.append(self._covers(images[-1], real, name))
+        shared = np.stack(real_centroids), source.objective, len(source.names)
+        self.groups = Shard(ids.start, centroids, *shared)
         if images:
-            shared = images, self._real, objective, num_classes
-            self.images = ImageShard(ids.start, *shared, source.ipc, covers or None)
+            self.images = ImageShard(ids.start, images, *shared, source.ipc, covers or None)
 
     def subgroups(self) -> list[np.ndarray]:
-        """The subgroup ids (G_i,) of each class, ascending, as its candidates stand."""
+        """Return the ascending subgroup ids (G_i,) of each class."""
         return self._subgroups
 
     def distances(self) -> list[np.ndarray]:
-        """1 - c·r (G_i,) of each class."""
+        """Return 1 - c·r (G_i,) of each class."""
         rows = self.groups.candidates(self._ids.start, self._ids.stop)
         pools = np.split(rows, np.cumsum(self.groups.sizes())[:-1])
-        return [1 - pool.astype(np.float64) @ r for pool, r in zip(pools, self._real, strict=True)]
-
-    def real_centroids(self) -> np.ndarray:
-        """(n, D) float32."""
-        return self._real
+        return [1 - pool.astype(np.float64) @ r for pool, r in zip(pools, self.groups.real(), strict=True)]
 
     def images_of(self, choice: np.ndarray) -> list[np.ndarray]:
-        """The places (K_i,), among each class's images, of those of the subgroup that `choice` (C,) has."""
+        """Return per class the rows (K_i,) of the images of the subgroup that `choice` (C,) selects."""
         own = [ids[g] for ids, g in zip(self._subgroups, choice[self._ids], strict=True)]
         return [np.flatnonzero(keys["subgroup"] == g) for keys, g in zip(self._keys, own, strict=True)]
 
     def places(self, choice: np.ndarray) -> list[np.ndarray]:
-        """(subgroup, index), as (K, 2), of the images of each class that `choice` (C, K) selects."""
+        """Return per class (subgroup, index), as (K, 2), of the images that `choice` (C, K) selects."""
         own = zip(self._keys, choice[self._ids], strict=True)
         return [np.stack([keys["subgroup"][rows], keys["index"][rows]], axis=1) for keys, rows in own]
 
     def process(self) -> tuple[int, float]:
-        """Process id, and the most memory that the process has held, in bytes."""
+        """Return the process id, and the peak memory of the process in bytes."""
         return os.getpid(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
 
     def _without_copies(
         self, keys: Keys, features: np.ndarray, real: np.ndarray, name: str
     ) -> tuple[Keys, np.ndarray]:
-        """The candidates that are no copies of real images; InputError where fewer than ipc are left."""
-        _require_more_than(1, real, "select.exclude_copies", name)
-        kept = ~find_copies(real, features)[1]
-        if kept.sum() < self.source.ipc:
+        """Drop candidates that copy real images. Raises InputError if fewer than ipc are left."""
+        _check_real_images(1, real, "select.exclude_copies", name)
+        is_new = ~find_copies(real, features)[1]
+        if is_new.sum() < self.source.ipc:
             raise InputError(
-                f"select.exclude_copies: class {name!r} has {kept.sum()} candidates that copy no real image, "
-                f"ipc needs {self.source.ipc}; draw more (sample.subgroups, sample.pool_ipc)"
+                f"select.exclude_copies: class {name!r} has {is_new.sum()} candidates that copy no real "
+                f"image, ipc needs {self.source.ipc}; draw more (sample.subgroups, sample.pool_ipc)"
             )
-        return {key: column[kept] for key, column in keys.items()}, features[kept]
+        return {key: column[is_new] for key, column in keys.items()}, features[is_new]
 
     def _covers(self, images: np.ndarray, real: np.ndarray, name: str) -> np.ndarray:
         settings = self.source.settings
         real = unit_rows(real, f"real images of class {name!r}").astype(np.float32)
         if settings.coverage_by == "distance":
             return closeness_table(images, real)
-        _require_more_than(settings.coverage_neighbours, real, "select.coverage_neighbours", name)
+        _check_real_images(settings.coverage_neighbours, real, "select.coverage_neighbours", name)
         return ball_table(images, real, settings.coverage_neighbours)
 
 
-def _require_more_than(k: int, real: np.ndarray, field: str, name: str) -> None:
+def _check_real_images(k: int, real: np.ndarray, field: str, name: str) -> None:
     if len(real) <= k:
-        raise InputError(f"{field}: needs more than {k} real images a class; class {name!r} has {len(real)}")
-
-
-def of_itself(held: ClassRange) -> ClassRange:
-    return held
-
-
-def of_groups(held: ClassRange) -> Shard:
-    return held.groups
-
-
-def of_images(held: ClassRange) -> ImageShard:
-    return held.images
+        raise InputError(
+            f"{field}: needs more than {k} real images per class; class {name!r} has {len(real)}"
+        )
 
 
 @ray.remote(max_restarts=-1, max_task_retries=-1)
 class ShardActor:
-    """A ClassRange, read at the first question, which says what to read: an actor may be started again."""
+    """Holds a ClassRange. Each call carries what to read, since Ray may restart the actor at any time."""
 
     def __init__(self):
-        self._held: ClassRange | None = None
+        self._classes: ClassRange | None = None
 
-    def ask(
-        self,
-        source: Source,
-        ids: range,
-        rows: int,
-        part: Callable[[ClassRange], Asked],
-        method: Callable[Concatenate[Asked, P], Answer],
-        *args: P.args,
-        **kwargs: P.kwargs,
+    def call(
+        self, source: SelectionInput, ids: range, rows: int, function: Callable[[ClassRange], Answer]
     ) -> Answer:
-        """What `method` of a part of the range answers."""
-        self._held = self._held or ClassRange(source, ids, rows)
-        return method(part(self._held), *args, **kwargs)
+        """Return `function` of the range; the first call reads the features."""
+        self._classes = self._classes or ClassRange(source, ids, rows)
+        return function(self._classes)
 
 
 class ShardPool:
-    """The actors of a source.
+    """The actors of a selection, each with a range of classes.
 
-    Where one shard is asked for (workers.shards=1) and holds all, this process is it: starting an actor takes
-    longer than a small selection, and a sweep makes many.
+    With workers.shards=1 and enough memory for one shard, this process holds it and there is no actor:
+    starting one takes longer than a small selection, and a sweep makes many.
     """
 
-    def __init__(self, source: Source, machine: Machine):
-        """As many actors as the machine suggests, or more where select.memory_gb asks for it."""
+    def __init__(self, source: SelectionInput, machine: Machine):
+        """Start as many actors as the machine suggests, or more if select.memory_gb demands it."""
         shards, self._rows = split(source, machine.shards)
         check_bound(source)
         self.ranges = split_classes(len(source.names), shards)
-        self._here: ClassRange | None = None
-        if machine.workers.shards == len(self.ranges) == 1:
-            self._here = ClassRange(source, self.ranges[0], self._rows)
+        self.is_local = machine.workers.shards == len(self.ranges) == 1
+        if self.is_local:
+            self._local = ClassRange(source, self.ranges[0], self._rows)
             return
-        cpus = min(CPUS_PER_SHARD, SHARE_OF_CPUS * machine.cpus / len(self.ranges))
+        cpus = min(CPUS_PER_SHARD, MAX_CPU_SHARE * machine.cpus / len(self.ranges))
         self._source = ray.put(source)
         self._actors = [ShardActor.options(num_cpus=cpus).remote() for _ in self.ranges]
 
-    @property
-    def is_here(self) -> bool:
-        """Whether this process is the one shard."""
-        return self._here is not None
+    def each(self, function: Callable[[ClassRange], Answer]) -> list[Answer]:
+        """Return `function` of every range, in the order of the classes: one round trip."""
+        if self.is_local:
+            return [function(self._local)]
+        return ray.get(self.submit(function), timeout=ANSWER_TIMEOUT_S)
 
-    def ask(
-        self, method: Callable[Concatenate[ClassRange, P], Answer], *args: P.args, **kwargs: P.kwargs
-    ) -> list[Answer]:
-        """What every range answers, in the order of the classes."""
-        return self.asking(of_itself)(method, *args, **kwargs)
-
-    def asking(self, part: Callable[[ClassRange], Asked]) -> Ask[Asked]:
-        """`ask` of that part of every range: what Joined takes."""
-
-        def ask(
-            method: Callable[Concatenate[Asked, P], Answer], /, *args: P.args, **kwargs: P.kwargs
-        ) -> list[Answer]:
-            if self._here:
-                return [method(part(self._here), *args, **kwargs)]
-            return ray.get(self.submit(part, method, *args, **kwargs), timeout=ANSWER_WITHIN_S)
-
-        return ask
-
-    def submit(
-        self,
-        part: Callable[[ClassRange], Asked],
-        method: Callable[Concatenate[Asked, P], Answer],
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> list["ray.ObjectRef[Answer]"]:
-        """Ask that part of every actor; gives handles of the answers, in the order of the classes."""
-        shared = [ray.put(argument) for argument in args]  # once, not once an actor
-        return [
-            actor.ask.remote(  # pyright: ignore[reportFunctionMemberAccess] a handle, which Ray makes
-                self._source, ids, self._rows, part, method, *shared, **kwargs
-            )
-            for actor, ids in zip(self._actors, self.ranges, strict=True)
-        ]
+    def submit(self, function: Callable[[ClassRange], Answer]) -> list["ray.ObjectRef[Answer]"]:
+        """Call `function` on every actor; return handles of the answers, in the order of the classes."""
+        shared = ray.put(function)  # with its data: once, not once per actor
+        calls = zip(self._actors, self.ranges, strict=True)
+        return [actor.call.remote(self._source, ids, self._rows, shared) for actor, ids in calls]  # pyright: ignore
 
 
-def split(source: Source, at_least: int) -> tuple[int, int]:
-    """How many shards keep each actor within select.memory_gb, and how many rows it may read at a time.
+class ActorShards:
+    """`Shards` of subgroups in the actors of a pool; `report` receives a line per round."""
 
-    Raises InputError where even a shard a tile of classes would not.
+    def __init__(self, pool: ShardPool, report: Callable[[str], object] = lambda _: None):
+        self._pool, self._report, self._rounds = pool, report, count(1)
+
+    def sizes(self) -> np.ndarray:
+        return self._join(lambda shard: shard.sizes())
+
+    def attractions(self) -> np.ndarray:
+        return self._join(lambda shard: shard.attractions())
+
+    def real(self) -> np.ndarray:
+        return self._join(lambda shard: shard.real())
+
+    def centroids(self, choice: np.ndarray) -> np.ndarray:
+        return self._join(lambda shard: shard.centroids(choice))
+
+    def candidates(self, start: int, stop: int) -> np.ndarray:
+        return self._join(lambda shard: shard.candidates(start, stop))
+
+    def series_bounds(self, choice: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        return self._join(lambda shard: shard.series_bounds(choice, chosen))
+
+    def propose(self, history: History, tolerance: float) -> Moves:
+        self._report(f"choosing subgroups, round {next(self._rounds)}")
+        return Moves.join(self._pool.each(lambda classes: classes.groups.propose(history, tolerance)))
+
+    def _join(self, function: Callable[[Shard], np.ndarray]) -> np.ndarray:
+        return np.concatenate(self._pool.each(lambda classes: function(classes.groups)))
+
+
+class ActorImageShards:
+    """`ImageShards` in the actors of a pool; `report` receives a line per round."""
+
+    def __init__(self, pool: ShardPool, report: Callable[[str], object]):
+        self._pool, self._report, self._rounds = pool, report, count(1)
+
+    def closest(self) -> np.ndarray:
+        return self._join(lambda shard: shard.closest())
+
+    def centroids(self, choice: np.ndarray) -> np.ndarray:
+        return self._join(lambda shard: shard.centroids(choice))
+
+    def own_terms(self, choice: np.ndarray) -> np.ndarray:
+        return self._join(lambda shard: shard.own_terms(choice))
+
+    def propose(self, history: History, tolerance: float) -> Moves:
+        self._report(f"choosing images, round {next(self._rounds)}")
+        return Moves.join(self._pool.each(lambda classes: classes.images.propose(history, tolerance)))
+
+    def _join(self, function: Callable[[ImageShard], np.ndarray]) -> np.ndarray:
+        return np.concatenate(self._pool.each(lambda classes: function(classes.images)))
+
+
+def split(source: SelectionInput, at_least: int) -> tuple[int, int]:
+    """Return the number of shards that keeps each actor within select.memory_gb, and its rows per read.
+
+    Raises InputError if the smallest possible shards, one per tile of classes, exceed it.
     """
     pool = source.pool
     row = 4 * pool.candidates.width
-    held = pool.num_subgroups.sum() * row
+    total = pool.num_subgroups.sum() * row
     if source.settings.unit == "image":
-        held += pool.num_images.sum() * row
+        total += pool.num_images.sum() * row
     fixed = PROCESS_BYTES + COPIES_OF_CHOSEN * len(source.names) * row
-    reading = max(LEAST_ROWS_BYTES, COPIES_OF_ROWS * row * int(pool.num_images.max()))
+    reading = max(MIN_ROWS_BYTES, COPIES_OF_ROWS * row * int(pool.num_images.max()))
     budget = source.settings.memory_gb * 1e9
     shards = at_least
     while True:
         ranges = split_classes(len(source.names), shards)
-        largest = max(len(ids) for ids in ranges) / len(source.names) * held
+        largest = max(len(ids) for ids in ranges) / len(source.names) * total
         if fixed + reading + largest <= budget:
             return len(ranges), int((budget - fixed - largest) / (COPIES_OF_ROWS * row))
         if len(ranges) < shards:
@@ -269,25 +277,23 @@ def split(source: Source, at_least: int) -> tuple[int, int]:
         shards += 1
 
 
-def check_bound(source: Source) -> None:
-    """Raise InputError where the lower bound by TRW-S would exceed select.memory_gb or its size."""
+def check_bound(source: SelectionInput) -> None:
+    """Raise InputError if the lower bound by TRW-S would exceed select.memory_gb or its maximum size."""
     settings, num_classes, size = source.settings, len(source.names), int(source.pool.num_subgroups.max())
     if (settings.lower_bound, settings.unit) == ("trws", "subgroup") and not trws.fits(num_classes, size):
         raise InputError(
-            f"select.lower_bound: trws takes up to {trws.MAX_PLACES} classes × subgroups, here are "
+            f"select.lower_bound: trws takes at most {trws.MAX_PLACES} classes × subgroups, not "
             f"{num_classes} × {size}; use series"
         )
     needed = PROCESS_BYTES + trws_memory(settings, num_classes, size, source.pool.candidates.width)
     if needed > settings.memory_gb * 1e9:
         raise InputError(
-            f"select.memory_gb: {settings.memory_gb} GB are too little for the lower bound by TRW-S; set at "
-            f"least {math.ceil(needed / 1e8) / 10} GB, or select.lower_bound=series"
+            f"select.memory_gb: {settings.memory_gb} GB is too little for the lower bound by TRW-S; set "
+            f"{math.ceil(needed / 1e8) / 10}, or select.lower_bound=series"
         )
 
 
 def trws_memory(settings: Select, num_classes: int, size: int, width: int) -> float:
-    """Bytes of TRW-S, a task of its own that holds all classes; 0 where it isn't taken. The series is the
-    actors' work.
-    """
-    is_taken = settings.unit == "subgroup" and settings.lower_bound in ("auto", "trws")
-    return trws.memory(num_classes, size, width) if is_taken and trws.fits(num_classes, size) else 0.0
+    """Return the bytes of the TRW-S task, which holds all classes; 0 if it does not run."""
+    may_run = settings.unit == "subgroup" and settings.lower_bound in ("auto", "trws")
+    return trws.memory(num_classes, size, width) if may_run and trws.fits(num_classes, size) else 0.0

@@ -1,4 +1,4 @@
-"""Select one subgroup a class (S³, Eq. 8–11): from features of candidates and real images, a selection."""
+"""Stage select: choose one subgroup per class by S³ (Eq. 8–11) from features. Writes a selection."""
 
 from ims3_ray.config.settings import Config
 from ims3_ray.stages.base import KEY_BYTES, Cost, Forward, GpuUsage, Stage
@@ -7,17 +7,17 @@ from ims3_ray.storage.artifacts import Directory
 
 from .candidates import open_candidates
 from .run_selection import select_features
-from .shard_actors import LEAST_ROWS_BYTES, trws_memory
+from .shard_actors import MIN_ROWS_BYTES, trws_memory
 
 
 def run(context: Context, out: Directory, candidates: Directory, features: Directory) -> dict[str, object]:
-    """Write selection.json: what is chosen, the objective and its terms, bound, gap, solver, settings."""
+    """Write selection.json: the choice, the objective and its terms, bound, gap, solver, settings."""
     config = context.config
-    # of which the first ipc images count; single images are taken from all
+    # subgroup mode uses the first ipc images of a subgroup; image mode uses all
     by_subgroup = config.select.unit == "subgroup"
-    below = {"subgroup": config.select.subgroups, "index": config.ipc if by_subgroup else None}
+    limits = {"subgroup": config.select.subgroups, "index": config.ipc if by_subgroup else None}
     outcome = select_features(
-        open_candidates(candidates, features, ("candidates", "features"), **below),
+        open_candidates(candidates, features, ("candidates", "features"), **limits),
         config.select,
         ipc=config.ipc,
         seed=config.seed,
@@ -40,17 +40,16 @@ def _fingerprint_inputs(context: Context) -> object:
     return [settings, config.seed, list(context.classes), config.ipc]
 
 
-def _subgroups(config: Config) -> int:
-    """Of a class, among which it chooses."""
+def _subgroups_per_class(config: Config) -> int:
     return min(config.sample.subgroups, config.select.subgroups or config.sample.subgroups)
 
 
 def _cost(context: Context, forward: Forward) -> Cost:
     subgroups, row = len(context.classes) * context.config.sample.subgroups, 4.0 * forward.feature_dim
-    held = context.num_candidates if context.config.select.unit == "image" else subgroups
-    sizes = len(context.classes), _subgroups(context.config), forward.feature_dim
+    rows = context.num_candidates if context.config.select.unit == "image" else subgroups
+    sizes = len(context.classes), _subgroups_per_class(context.config), forward.feature_dim
     memory = max(
-        held * row / context.machine.shards + LEAST_ROWS_BYTES, trws_memory(context.config.select, *sizes)
+        rows * row / context.machine.shards + MIN_ROWS_BYTES, trws_memory(context.config.select, *sizes)
     )
     driver = context.num_candidates * KEY_BYTES + subgroups * row
     return Cost(subgroups, disk=1e4, memory=memory, driver=driver)

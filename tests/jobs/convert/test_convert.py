@@ -215,7 +215,7 @@ def test_fine_tuning_records_classes_and_frequency_shift_of_its_adapter(
 ):
     monkeypatch.setattr(finetune, "train", lambda *a, **k: [])
     monkeypatch.setattr(finetune, "read_manifest", lambda directory: {"rows": 8})
-    monkeypatch.setattr(finetune.Source, "ask", lambda source: None)
+    monkeypatch.setattr(finetune.LatentSource, "load_metadata", lambda source: None)
     config = load_config(
         "digits", parse_overrides([f"data.class_map={class_map}", "model.frequency_shift=0"])
     )

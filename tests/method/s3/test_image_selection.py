@@ -1,16 +1,15 @@
-"""Selection of single images."""
+"""Selection of single images: swaps, coverage."""
 
 import itertools
 
 import numpy as np
 import pytest
-from selections import split_here, unit
+from selections import unit
 
 from ims3_ray.method.s3 import image_selection
-from ims3_ray.method.s3.distributed_descent import select
+from ims3_ray.method.s3.distributed_descent import select_centroids
 from ims3_ray.method.s3.image_selection import (
     ImageShard,
-    JoinedImages,
     ball_table,
     closeness_table,
     coverage_changes,
@@ -23,7 +22,7 @@ PAPER = Objective(0.4, 0.9)
 
 
 def instance(num_classes, num_images, seed=0, noise=0.8, width=12):
-    """A list of images (N, D) by class, a list of real images (20, D), and real centroids (C, D)."""
+    """Return per class images (N, D) and real images (20, D), and the real centroids (C, D)."""
     rng = np.random.default_rng(seed)
     means = rng.random((num_classes, width))
     images = [unit(m + noise * rng.random((num_images, width))) for m in means]
@@ -36,14 +35,13 @@ def covers_of(images, reals, by="balls"):
     return [ball_table(f, x, 2) if by == "balls" else closeness_table(f, x) for f, x in pairs]
 
 
-def select_images(images, real, objective, size, covers=None, *, start=None, num_shards=1):
-    of_shard = (lambda _: size), (lambda own: covers and covers[own])
-    ask = split_here(ImageShard, images, real, objective, num_shards, *of_shard)
-    return solve_images(JoinedImages(ask), objective, start=start)
+def select_images(images, real, objective, size, covers=None, *, start=None):
+    shard = ImageShard(0, images, real, objective, len(images), size, covers)
+    return solve_images(shard, objective, start=start)
 
 
 def evaluate_images(choice, images, real, objective, covers=None):
-    """L of `choice` (C, K) by its definition."""
+    """Return L of `choice` (C, K) by its definition."""
     sums = [pool[rows].astype(np.float64).sum(axis=0) for pool, rows in zip(images, choice, strict=True)]
     centroids = [(s / np.linalg.norm(s))[None] for s in sums]
     terms = evaluate(np.zeros(len(images), dtype=int), centroids, real, objective)
@@ -76,7 +74,7 @@ def test_no_single_swap_improves_a_selection_of_images(normalization, coverage, 
 
 @pytest.mark.parametrize("chosen", [[1, 4, 5, 8], [3]])
 @pytest.mark.parametrize("kind", ["balls", "distance"])
-def test_changes_of_coverage_are_those_of_its_definition(kind, chosen):
+def test_coverage_changes_match_the_definition(kind, chosen):
     rng = np.random.default_rng(0)
     covers = rng.random((9, 30)) if kind == "distance" else (rng.random((9, 30)) < 0.2).astype(float)
     chosen, free = np.array(chosen), np.setdiff1d(np.arange(9), chosen)
@@ -87,17 +85,17 @@ def test_changes_of_coverage_are_those_of_its_definition(kind, chosen):
         assert changes[a, b] == pytest.approx(after - before, abs=1e-12)
 
 
-def test_images_are_chosen_at_least_as_well_as_the_subgroups_they_come_in():
+def test_images_reach_a_lower_objective_than_their_subgroups():
     images, _, real = instance(20, 12)
     groups = [unit(pool.reshape(4, 3, -1).mean(axis=1)) for pool in images]
-    subgroups = select(groups, real, PAPER)
+    subgroups = select_centroids(groups, real, PAPER)
     start = subgroups.choice[:, None] * 3 + np.arange(3)
     result = select_images(images, real, PAPER, 3, start=start)
     assert evaluate_images(start, images, real, PAPER).total == pytest.approx(subgroups.objective, rel=1e-4)
     assert result.objective < subgroups.objective - 0.01
 
 
-def test_a_weight_on_coverage_raises_it():
+def test_a_weight_on_coverage_raises_coverage():
     images, reals, real = instance(10, 20, noise=1.5)
     covers = covers_of(images, reals)
     objectives = [Objective(0.4, 0.9, coverage=weight) for weight in (0.0, 5.0)]
@@ -106,8 +104,8 @@ def test_a_weight_on_coverage_raises_it():
     assert wide.attraction > plain.attraction
 
 
-def test_a_real_image_lies_in_the_ball_whose_surface_it_is_on():
-    """Of real images as candidates, each ball holds its own image and the k nearest others, the k-th too."""
+def test_a_ball_includes_its_surface():
+    """If real images are the candidates, each ball holds its own image and the k nearest others."""
     real = unit(np.random.default_rng(5).normal(size=(300, 24)))
     assert ball_table(real, real, 5).sum(axis=0).min() == 6
 
@@ -130,16 +128,6 @@ def test_closeness_falls_with_the_distance_to_the_nearest_chosen_image():
     assert covered_share(table, np.array([1, 4])) == pytest.approx(1 - nearest.mean() / 2)
 
 
-def test_same_images_for_any_number_of_shards():
-    images, reals, real = instance(10, 9)
-    problem = images, real, Objective(0.4, 0.9, coverage=0.3), 3, covers_of(images, reals)
-    whole = select_images(*problem)
-    for num_shards in (2, 3, 7, 16):
-        result = select_images(*problem, num_shards=num_shards)
-        assert np.array_equal(result.choice, whole.choice)
-        assert result.terms == whole.terms
-
-
-def test_a_pool_of_exactly_the_size_is_taken_whole():
+def test_a_pool_of_ipc_images_is_selected_entirely():
     images, _, real = instance(4, 3)
     assert select_images(images, real, PAPER, 3).choice.tolist() == [[0, 1, 2]] * 4

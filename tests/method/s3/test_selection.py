@@ -1,13 +1,16 @@
-"""S³: objective, rounds, walk, shards."""
+"""S³: the objective, both descents, shards, and selection from features."""
 
 import itertools
 
 import numpy as np
 import pytest
+import torch
 from selections import attractions_of, exhaustive, problem, split_here
 
+import ims3_ray
 from ims3_ray.method.s3 import descent, distributed_descent
 from ims3_ray.method.s3 import objective as objectives
+from ims3_ray.method.s3.distributed_descent import LocalShards, accept, select_centroids, solve
 from ims3_ray.method.s3.objective import Objective, evaluate, real_centroid, subgroup_centroids
 from ims3_ray.method.s3.proof.branch_and_bound import branch_and_bound
 from ims3_ray.method.s3.shard import History, Moves, Shard, pick, split_classes
@@ -18,9 +21,9 @@ MIXED = [3, 1, 4, 2, 5, 3, 3, 2, 4]
 
 
 @pytest.fixture(autouse=True)
-def small_problems_take_rounds_too(request, monkeypatch):
+def rounds_for_small_problems_too(request, monkeypatch):
     if "walk" not in request.node.name:
-        monkeypatch.setattr(distributed_descent, "MOST_VALUES", 0)
+        monkeypatch.setattr(distributed_descent, "MAX_TABLE_VALUES", 0)
 
 
 def assert_same(a, b):
@@ -29,7 +32,7 @@ def assert_same(a, b):
 
 
 @pytest.mark.parametrize("objective", VARIANTS, ids=str)
-def test_the_objective_is_its_definition(objective, monkeypatch):
+def test_the_objective_matches_its_definition(objective, monkeypatch):
     monkeypatch.setattr(objectives, "BLOCK", 2)
     candidates, real = problem([3, 1, 4, 2, 3])
     choice, epsilon = np.array([2, 0, 3, 1, 0]), objective.epsilon
@@ -47,7 +50,7 @@ def test_the_objective_is_its_definition(objective, monkeypatch):
 @pytest.mark.parametrize("noise", [0.3, 3.0])
 def test_no_single_swap_improves_a_selection(objective, noise):
     candidates, real = problem(np.arange(30) % 5 + 1, noise=noise)
-    result = distributed_descent.select(candidates, real, objective)
+    result = select_centroids(candidates, real, objective)
     assert result.objective == evaluate(result.choice, candidates, real, objective).total
     for i, pool in enumerate(candidates):
         for g in range(len(pool)):
@@ -58,23 +61,21 @@ def test_no_single_swap_improves_a_selection(objective, noise):
 
 
 @pytest.mark.parametrize("objective", VARIANTS, ids=str)
-def test_ascent_never_beats_exhaustive_search_and_restarts_find_the_optimum(objective):
+def test_descent_never_beats_exhaustive_search_and_restarts_find_the_optimum(objective):
     for seed in range(5):
         candidates, real = problem([4, 3, 1, 4, 2, 4], seed, noise=2.0)
         _, best = exhaustive(candidates, real, objective)
-        result = distributed_descent.select(candidates, real, objective, restarts=8)
+        result = select_centroids(candidates, real, objective, restarts=8)
         assert best.total <= result.objective + 1e-6 <= result.start + 2e-6
         if objective == PAPER:
             assert result.objective == pytest.approx(best.total, abs=1e-6)
 
 
-def test_restarts_can_only_help():
+def test_more_restarts_never_raise_the_objective():
     objective, gains = Objective(0.1, 0.9, normalization="none"), []
     for seed in range(4):
         candidates, real = problem([5] * 10, seed, noise=9.0, width=5)
-        totals = [
-            distributed_descent.select(candidates, real, objective, restarts=r).objective for r in (0, 1, 4)
-        ]
+        totals = [select_centroids(candidates, real, objective, restarts=r).objective for r in (0, 1, 4)]
         assert totals[0] >= totals[1] >= totals[2]
         gains.append(totals[0] - totals[2])
     assert max(gains) > 0.01
@@ -84,11 +85,9 @@ def test_restarts_can_only_help():
 @pytest.mark.parametrize("objective", VARIANTS[:2], ids=str)
 def test_same_selection_for_any_number_of_shards(num_classes, shards, objective):
     candidates, real = problem(np.arange(num_classes) % 4 + 1, noise=3.0)
-    single = distributed_descent.select(candidates, real, objective, restarts=1)
+    single = select_centroids(candidates, real, objective, restarts=1)
     for num_shards in shards:
-        assert_same(
-            single, distributed_descent.select(candidates, real, objective, restarts=1, num_shards=num_shards)
-        )
+        assert_same(single, select_centroids(candidates, real, objective, restarts=1, num_shards=num_shards))
 
 
 def test_shards_cover_every_class_once():
@@ -99,19 +98,20 @@ def test_shards_cover_every_class_once():
         assert max(map(len, ranges)) - min(map(len, ranges)) <= 16 + num_classes // 100
 
 
-def test_a_rebuilt_shard_answers_the_same():
+def test_a_rebuilt_shard_returns_the_same():
     candidates, real = problem([4] * 130, noise=3.0)
     objective = Objective(0.4, 0.9, normalization="none")
 
-    def ask_anew(method, *arguments):
-        """Every question meets new shards, and is asked twice."""
-        ask = split_here(Shard, candidates, real, objective, 3)
-        ask(method, *arguments)
-        return ask(method, *arguments)
+    class RebuiltShards:
+        """Each call meets new shards, and is made twice."""
 
-    whole = distributed_descent.select(candidates, real, objective)
+        def __getattr__(self, name):
+            call = getattr(LocalShards(split_here(Shard, candidates, real, objective, 3)), name)
+            return lambda *arguments: (call(*arguments), call(*arguments))[1]
+
+    whole = select_centroids(candidates, real, objective)
     assert whole.rounds > 2
-    assert_same(whole, distributed_descent.solve(distributed_descent.Joined(ask_anew), objective))
+    assert_same(whole, solve(RebuiltShards(), objective))
 
 
 def test_a_shard_follows_moves_as_if_it_had_started_from_them():
@@ -134,7 +134,7 @@ def test_a_shard_follows_moves_as_if_it_had_started_from_them():
 
 @pytest.mark.parametrize("block", [256, 4])
 def test_every_accepted_move_pays_after_the_ones_before_it(block, monkeypatch):
-    """A class whose move pays only while another stays isn't moved with it, and larger gains come first."""
+    """A move that pays only while another class stays is not accepted with it; larger gains come first."""
     monkeypatch.setattr(distributed_descent, "ACCEPT_BLOCK", block)
     candidates, real = problem([4] * 30, noise=3.0)
     objective = Objective(0.0, 0.9, normalization="none")
@@ -143,7 +143,7 @@ def test_every_accepted_move_pays_after_the_ones_before_it(block, monkeypatch):
         centroids = pick(candidates, choice)
         proposals = Shard(0, candidates, real, objective, 30).propose(History(choice, centroids), 1e-6)
         shuffled = proposals.take(np.random.default_rng(1).permutation(len(proposals.gains)))
-        moves = distributed_descent.accept(shuffled, centroids, objective, 1e-6)
+        moves = accept(shuffled, centroids, objective, 1e-6)
         assert np.all(np.diff(moves.gains) <= 0)
         assert 0 < len(moves.classes) <= 30 // 4
         last = evaluate(choice, candidates, real, objective).total
@@ -154,14 +154,14 @@ def test_every_accepted_move_pays_after_the_ones_before_it(block, monkeypatch):
             last = total
 
 
-def test_neither_the_order_of_classes_nor_doubled_candidates_change_what_is_chosen():
+def test_order_of_classes_and_duplicate_candidates_do_not_change_the_choice():
     candidates, real = problem([4] * 50)
     order = np.random.default_rng(0).permutation(50)
-    choice = distributed_descent.select(candidates, real, PAPER).choice
-    shuffled = distributed_descent.select([candidates[i] for i in order], real[order], PAPER)
+    choice = select_centroids(candidates, real, PAPER).choice
+    shuffled = select_centroids([candidates[i] for i in order], real[order], PAPER)
     assert np.array_equal(shuffled.choice, choice[order])
     doubled = [np.concatenate([pool, pool]) for pool in candidates]  # ties go to the first
-    assert np.array_equal(distributed_descent.select(doubled, real, PAPER).choice, choice)
+    assert np.array_equal(select_centroids(doubled, real, PAPER).choice, choice)
 
 
 def test_centroids_are_unit_length_means_of_unit_length_features():
@@ -193,16 +193,16 @@ def test_centroids_are_unit_length_means_of_unit_length_features():
 )
 def test_bad_centroids_are_refused_by_class(broken, message):
     with pytest.raises(ValueError, match=message):
-        distributed_descent.select(*broken(*problem([2] * 4)), PAPER)
+        select_centroids(*broken(*problem([2] * 4)), PAPER)
 
 
-@pytest.mark.parametrize("most_values", [distributed_descent.MOST_VALUES, 0])
-def test_coinciding_centroids_that_are_not_chosen_are_fine(most_values, monkeypatch):
-    """Class 3 shares both of its candidates with class 0: a choice that keeps them apart is the best one."""
-    monkeypatch.setattr(distributed_descent, "MOST_VALUES", most_values)
+@pytest.mark.parametrize("max_values", [distributed_descent.MAX_TABLE_VALUES, 0])
+def test_centroids_may_coincide_unless_both_are_chosen(max_values, monkeypatch):
+    """Class 3 has the candidates of class 0: the best choice keeps the two classes apart."""
+    monkeypatch.setattr(distributed_descent, "MAX_TABLE_VALUES", max_values)
     candidates, real = problem([2] * 4)
     candidates = [*candidates[:3], candidates[0]]
-    choice = distributed_descent.select(candidates, real, PAPER, restarts=4).choice
+    choice = select_centroids(candidates, real, PAPER, restarts=4).choice
     assert choice[0] != choice[3]
     totals = {
         trial: evaluate(np.array(trial), candidates, real, PAPER).total
@@ -214,12 +214,10 @@ def test_coinciding_centroids_that_are_not_chosen_are_fine(most_values, monkeypa
         evaluate(np.zeros(4, int), candidates, real, PAPER)
 
 
-def test_coinciding_centroids_are_fine_with_epsilon():
+def test_chosen_centroids_may_coincide_with_epsilon():
     candidates, real = problem([2] * 4)
-    result = distributed_descent.select(
-        [*candidates[:3], candidates[0]], real, Objective(0.4, 0.9, epsilon=1e-3)
-    )
-    assert np.isfinite(result.objective)
+    candidates = [*candidates[:3], candidates[0]]
+    assert np.isfinite(select_centroids(candidates, real, Objective(0.4, 0.9, epsilon=1e-3)).objective)
 
 
 @pytest.mark.parametrize(
@@ -253,25 +251,21 @@ def plain_walk(candidates, real, objective, choice):
 
 @pytest.mark.parametrize("tile", [64, 2])
 @pytest.mark.parametrize("objective", VARIANTS, ids=str)
-def test_the_walk_ends_where_the_published_loop_ends_and_restarts_are_never_worse(
-    objective, tile, monkeypatch
-):
+def test_the_walk_ends_at_the_choice_of_the_published_loop(objective, tile, monkeypatch):
     monkeypatch.setattr(descent, "TILE", tile)
-    monkeypatch.setattr(descent, "MOST_PAIRED", 0)
+    monkeypatch.setattr(descent, "MAX_PAIRED", 0)
     for seed in range(3):
         candidates, real = problem(MIXED, seed=seed)
         closest = np.array([np.argmax(pool @ r) for pool, r in zip(candidates, real, strict=True)])
         choice, _ = descent.walk(candidates, attractions_of(candidates, real, objective), closest, objective)
         assert np.array_equal(choice, plain_walk(candidates, real, objective, closest))
-        selection = distributed_descent.select(candidates, real, objective)
+        selection = select_centroids(candidates, real, objective)
         assert selection.solver == "walk"
         assert np.array_equal(selection.choice, choice)
-        again = distributed_descent.select(candidates, real, objective, restarts=5, num_shards=3)
-        assert again.objective <= selection.objective
 
 
 @pytest.mark.parametrize("objective", VARIANTS, ids=str)
-def test_no_joint_move_of_two_classes_improves_where_the_walk_ends(objective):
+def test_no_joint_move_of_two_classes_improves_the_walk_in_pairs(objective):
     better = 0
     for seed in range(4):
         candidates, real = problem([3, 1, 4, 2, 3, 3], seed=seed, noise=3.0, width=6)
@@ -287,3 +281,49 @@ def test_no_joint_move_of_two_classes_improves_where_the_walk_ends(objective):
                 moved[[i, j]] = g, h
                 assert evaluate(moved, candidates, real, objective).total > least - 2 * objective.tolerance(6)
     assert better > 0  # single moves alone end above
+
+
+def class_features(num_classes=6, num_subgroups=4):
+    """Candidates (C, G, K, D) and real images (C, M, D)."""
+    rng = np.random.default_rng(0)
+    centres = rng.random((num_classes, 1, 16)) + 0.2
+    candidates = centres[:, None] + 0.3 * rng.standard_normal((num_classes, num_subgroups, 3, 16))
+    return candidates, centres + 0.2 * rng.standard_normal((num_classes, 9, 16))
+
+
+def test_select_finds_the_best_subgroups_by_walk_and_proves_them():
+    candidates, real = class_features()
+    selection = ims3_ray.select(candidates, real)
+    pools = [subgroup_centroids(c.reshape(12, 16), np.arange(12) // 3, label="")[1] for c in candidates]
+    choice, best = exhaustive(pools, np.stack([real_centroid(r, label="") for r in real]), PAPER)
+    assert (selection.solver, selection.gap) == ("exact", 0)
+    assert selection.choice.tolist() == choice.tolist()
+    assert selection.objective == pytest.approx(best.total, abs=1e-9)
+    walked = ims3_ray.select(candidates, real, solver="rounds")
+    assert (walked.solver, walked.objective) == ("walk", pytest.approx(best.total, abs=1e-6))
+
+
+def test_select_takes_arrays_tensors_lists_and_ragged_classes():
+    candidates, real = class_features()
+    expected = ims3_ray.select(candidates, real, lower_bound="none").choice.tolist()
+    tensors = [torch.from_numpy(c).requires_grad_() for c in candidates], [torch.from_numpy(r) for r in real]
+    lists = [[group.tolist() for group in groups] for groups in candidates], [r.tolist() for r in real]
+    for features in (tensors, lists):
+        assert ims3_ray.select(*features, lower_bound="none").choice.tolist() == expected
+    ragged = [list(groups[: i + 1]) for i, groups in enumerate(candidates)]
+    ragged[5][1] = ragged[5][1][:2]
+    assert ims3_ray.select(ragged, real).choice[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c, r: (c[:3], r), "real: 6 classes, candidates: 3"),
+        (lambda c, r: ([*c[:3], c[3][..., :7], *c[4:]], r), r"class 3: features of shape \(3, 7\)"),
+        (lambda c, r: ([*c[:3], [], *c[4:]], r), "class 3: no subgroup"),
+        (lambda c, r: (c, [r[0] * np.nan, *r[1:]]), "real images of class 0: row 0"),
+    ],
+)
+def test_select_names_the_class_of_bad_features(change, message):
+    with pytest.raises(ValueError, match=message):
+        ims3_ray.select(*change(*map(list, class_features())))

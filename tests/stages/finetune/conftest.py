@@ -8,7 +8,7 @@ from tiny_generator import diffusers_folder
 from ims3_ray.config.sections import Finetune, InversionMatching
 from ims3_ray.models.device import Numerics
 from ims3_ray.models.finetuned import TunedModel
-from ims3_ray.stages.finetune.batch import Source
+from ims3_ray.stages.finetune.batch import LatentSource
 from ims3_ray.stages.finetune.task import InversionMatchingTask
 from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import complete, open_directory
@@ -40,7 +40,7 @@ def build_task(tmp_path):
         return InversionMatchingTask(
             device=torch.device(device),
             model=TunedModel(model, None, None, Numerics(precision=precision)),
-            source=Source(
+            source=LatentSource(
                 folders["latents"], folders["inversions"] if inversions else None, False, POINTS, [7, 5, 2]
             ),
             finetune=Finetune(**{"batch_size": 8, "micro_batches": 1} | (finetune or {})),

@@ -12,7 +12,7 @@ from ims3_ray.config.sections import Finetune
 from ims3_ray.method import seeding
 from ims3_ray.method.schedule import NUM_TRAIN_TIMESTEPS, grid_index_below, inversion_grid
 from ims3_ray.method.seeding import generator, normal
-from ims3_ray.stages.finetune.batch import Images, Source
+from ims3_ray.stages.finetune.batch import LatentDataset, LatentSource
 from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import complete, open_directory
 
@@ -43,7 +43,7 @@ def source(folder, num_parts=3, rows=5, side=2, mirror=True):
             place.write(f"part-{part:05d}.parquet", schemas.to_parquet(columns, table))
     for place in made:
         complete(place, {"rows": num_parts * rows})
-    return Source(*made, mirror=mirror, points=POINTS, model_labels=[7, 8, 9])
+    return LatentSource(*made, mirror=mirror, points=POINTS, model_labels=[7, 8, 9])
 
 
 def all_in_memory(given):
@@ -58,7 +58,7 @@ def all_in_memory(given):
 @pytest.mark.parametrize("mirror", [True, False])
 def test_a_batch_has_the_bits_that_it_has_with_all_images_in_memory(tmp_path, mirror):
     given = source(tmp_path, mirror=mirror)
-    images, held = Images(given, SETTINGS, SEED), all_in_memory(given)
+    images, held = LatentDataset(given, SETTINGS, SEED), all_in_memory(given)
     for step in range(6):
         batch, rows = images.draw(step), images.rows(step)
         own = [generator("finetune", SEED, step, position) for position in range(4)]
@@ -83,7 +83,7 @@ def test_a_batch_has_the_bits_that_it_has_with_all_images_in_memory(tmp_path, mi
 def test_the_permutation_is_drawn_once_an_epoch(tmp_path, monkeypatch):
     drawn, real = [], seeding.permutation
     monkeypatch.setattr(seeding, "permutation", lambda *key: drawn.append(key[-1]) or real(*key))
-    images = Images(source(tmp_path), SETTINGS, SEED)
+    images = LatentDataset(source(tmp_path), SETTINGS, SEED)
     taken = [images.rows(step).tolist() for step in range(6) for _ in range(4)]
     assert drawn == [0, 1]
     images.rows(0)
@@ -99,7 +99,7 @@ def test_a_workers_memory_does_not_grow_with_the_data_set(tmp_path):
         given = source(tmp_path / str(count), count, rows=20, side=16)
         before = pa.total_allocated_bytes()
         tracemalloc.start()
-        images = Images(given, SETTINGS, SEED)
+        images = LatentDataset(given, SETTINGS, SEED)
         for step in range(0, 5 * count, 7):
             images.draw(step)
         peaks.append(tracemalloc.get_traced_memory()[1])
@@ -118,4 +118,4 @@ def test_latents_and_inversions_of_different_images_are_never_matched(tmp_path):
     given.inversions.write("part-00002.parquet", swapped)
     complete(given.inversions, {"rows": 15})
     with pytest.raises(AssertionError, match="other images"):
-        Images(given, SETTINGS, SEED)
+        LatentDataset(given, SETTINGS, SEED)

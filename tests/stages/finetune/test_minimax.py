@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ims3_ray.stages.finetune.minimax import MinimaxMemory
+from ims3_ray.stages.finetune.task import MinimaxMemory
 
 
 def batch():

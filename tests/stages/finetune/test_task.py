@@ -10,7 +10,7 @@ from ims3_ray.method import losses
 from ims3_ray.method.ddim import abar_at, add_noise, noise_of
 from ims3_ray.method.schedule import alphas_bar
 from ims3_ray.models.training import Trainer, TrainingConfig
-from ims3_ray.stages.finetune.batch import Draws
+from ims3_ray.stages.finetune.batch import TrainingBatch
 
 ABAR = alphas_bar()
 
@@ -61,7 +61,7 @@ def test_a_step_reads_nothing_off_its_device_and_sends_its_batch_alone(build_tas
     for _ in range(2):  # the memories are filled
         with Sent() as counted:
             trainer.train_step()
-        assert counted.count <= len(fields(Draws)) + more
+        assert counted.count <= len(fields(TrainingBatch)) + more
 
 
 def test_the_parts_of_a_batch_share_what_is_drawn_for_it(build_task):

@@ -65,7 +65,7 @@ PAYLOAD = [[2, 0, 0], [2, 0, 1], [0, 1, 0], [0, 1, 1], [1, 0, 0], [1, 0, 1]]
 def test_anchors_are_dealt_out_in_turn_and_again_from_the_first():
     latents = np.arange(6, dtype=np.float16).reshape(2, 3, 1, 1, 1)
     places = np.array([[0, 0, 0, 0, 1], [0, 0, 1, 1, 0], [0, 1, 0, 1, 1]])
-    assert Anchors(latents, masses(2, 3), pool_ipc=2).dealt(places).ravel().tolist() == [0, 1, 2, 0, 4]
+    assert Anchors(latents, masses(2, 3), pool_ipc=2).assign(places).ravel().tolist() == [0, 1, 2, 0, 4]
 
 
 def test_anchors_are_the_images_in_the_middle_of_their_clusters_with_the_shares_of_these():
@@ -88,7 +88,7 @@ def test_latents_are_pooled_by_block():
 def test_anchors_themselves_are_decoded_without_a_step(sampler_of, tiny_model):
     sampler, anchors = sampler_of("anchors")
     latents = latents_of(sampler, PAYLOAD)
-    assert np.array_equal(latents, anchors.dealt(np.array(PAYLOAD).T).astype(np.float32))
+    assert np.array_equal(latents, anchors.assign(np.array(PAYLOAD).T).astype(np.float32))
     vae = load_vae(str(tiny_model), vae=None, heads=None, device=torch.device("cpu"), dtype=torch.float32)
     assert vae.decode(torch.from_numpy(latents)).shape == (6, 3, 16, 16)
 

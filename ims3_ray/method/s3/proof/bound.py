@@ -30,7 +30,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int
 
-from ims3_ray.method.s3.distributed_descent import Joined, fetch_pools
+from ims3_ray.method.s3.distributed_descent import Shards, fetch_pools
 from ims3_ray.method.s3.objective import BLOCK, COINCIDENT, Choice, Objective, Selection
 from ims3_ray.method.s3.shard import Shard
 
@@ -51,7 +51,7 @@ class TaskRunner(Protocol):
 
 
 def certify(
-    selection: Selection, shards: Joined, objective: Objective, *, method: str, run: TaskRunner
+    selection: Selection, shards: Shards, objective: Objective, *, method: str, run: TaskRunner
 ) -> Selection:
     """Return `selection` with a lower bound and the name of its method; the same for any number of shards.
 
@@ -70,14 +70,14 @@ def certify(
     return max(bounded, key=lambda result: result.lower_bound or -np.inf)
 
 
-def series_bound(selection: Selection, shards: Joined, objective: Objective) -> float:
+def series_bound(selection: Selection, shards: Shards, objective: Objective) -> float:
     """Return the best bound over the orders (see above). Each shard computes its own classes."""
     chosen = shards.centroids(selection.choice)
-    per_class = np.concatenate(shards.ask(class_bounds, selection.choice, chosen, objective))
+    per_class = shards.series_bounds(selection.choice, chosen)
     return float(per_class.sum(axis=0).max()) - _rounding(selection, objective)
 
 
-def trws_bound(selection: Selection, shards: Joined, objective: Objective, run: TaskRunner) -> float:
+def trws_bound(selection: Selection, shards: Shards, objective: Objective, run: TaskRunner) -> float:
     """Return the best bound of the TRW-S passes. One task, because classes are visited in turn."""
     weight, sizes = objective.pair_weight(len(selection.choice)), shards.sizes()
     arguments = (

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool, Float64, Int
 
-from ims3_ray.method.s3.distributed_descent import select
+from ims3_ray.method.s3.distributed_descent import select_centroids
 from ims3_ray.method.s3.objective import Choice, Objective, Pools, Selection, evaluate, log_distances
 from ims3_ray.method.s3.shard import offsets_of
 
@@ -137,7 +137,9 @@ def branch_and_bound(
     max_nodes: int = 200,
 ) -> Selection:
     """Return the best choice, proven within 1e-9; after `max_nodes` the best known with its bound."""
-    first = replace(select(candidates, real, objective, restarts=restarts, seed=seed), solver="exact")
+    first = replace(
+        select_centroids(candidates, real, objective, restarts=restarts, seed=seed), solver="exact"
+    )
     weight = objective.pair_weight(len(candidates))
     if weight == 0:
         return replace(first, lower_bound=first.objective, certificate="exact")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from selections import exhaustive, free_problem, split_here, unit
 
-from ims3_ray.method.s3.distributed_descent import Joined, select
+from ims3_ray.method.s3.distributed_descent import LocalShards, select_centroids
 from ims3_ray.method.s3.objective import Objective, evaluate
 from ims3_ray.method.s3.proof import bound, trws
 from ims3_ray.method.s3.shard import Shard, pick
@@ -23,10 +23,10 @@ def run_here(function, arguments):
 
 def certified(candidates, real, method, objective=PAPER, choice=None, shards=1):
     """The solver's selection, or `choice`, with its bound."""
-    result = select(candidates, real, objective)
+    result = select_centroids(candidates, real, objective)
     if choice is not None:
         result = replace(result, choice=choice, terms=evaluate(choice, candidates, real, objective))
-    joined = Joined(split_here(Shard, candidates, real, objective, shards))
+    joined = LocalShards(split_here(Shard, candidates, real, objective, shards))
     return bound.certify(result, joined, objective, method=method, run=run_here)
 
 
@@ -124,13 +124,13 @@ def test_no_order_exceeds_the_best_choice_even_for_close_centroids(scatter):
     pools = [unit(1 + scatter * rng.standard_normal((4, 24))) for _ in range(6)]
     real = unit(1 + scatter * rng.standard_normal((6, 24)))
     _, best = exhaustive(pools, real, objective)
-    for choice in (select(pools, real, objective).choice, np.zeros(6, int)):
+    for choice in (select_centroids(pools, real, objective).choice, np.zeros(6, int)):
         assert series_bounds(pools, real, choice, objective).max() <= best.total + 1e-4 * abs(best.total)
 
 
 def test_coinciding_candidates_keep_the_series_bound_valid():
     candidates, real = free_problem([3] * 6, noise=0.5)
-    choice = select(candidates, real, Objective(0.4, 0.9)).choice
+    choice = select_centroids(candidates, real, Objective(0.4, 0.9)).choice
     candidates[0][(choice[0] + 1) % 3] = candidates[1][choice[1]]
     _, best = exhaustive(candidates, real, Objective(0.4, 0.9))
     bounds = series_bounds(candidates, real, choice, Objective(0.4, 0.9))
@@ -142,7 +142,7 @@ def test_gap_of_the_series_falls_with_the_number_of_classes():
     objective, gaps = Objective(0.4, 0.9, normalization="none"), []
     for num_classes in (20, 80, 320):
         candidates, real = free_problem([4] * num_classes)
-        selection = select(candidates, real, objective)
+        selection = select_centroids(candidates, real, objective)
         best = series_bounds(candidates, real, selection.choice, objective).max()
         gaps.append((selection.objective - best) / abs(selection.objective))
     assert gaps[0] > 3 * gaps[1] > 9 * gaps[2] > 0

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from selections import exhaustive, free_problem
 
-from ims3_ray.method.s3.distributed_descent import select
+from ims3_ray.method.s3.distributed_descent import select_centroids
 from ims3_ray.method.s3.objective import Objective, evaluate
 from ims3_ray.method.s3.proof import branch_and_bound as search
 from ims3_ray.method.s3.proof.branch_and_bound import (
@@ -51,8 +51,8 @@ def test_branch_and_bound_improves_on_any_start(noise, rank, monkeypatch):
         weighed = [(c, evaluate(c, candidates, real, PAPER)) for c in every_choice([3, 1, 2, 4, 2])]
         ranked = sorted(weighed, key=lambda pair: pair[1].total)
         choice, terms = ranked[rank]
-        first = replace(select(candidates, real, PAPER), choice=choice, terms=terms)
-        monkeypatch.setattr(search, "select", lambda *args, first=first, **options: first)
+        first = replace(select_centroids(candidates, real, PAPER), choice=choice, terms=terms)
+        monkeypatch.setattr(search, "select_centroids", lambda *args, first=first, **options: first)
         assert np.array_equal(branch_and_bound(candidates, real, PAPER).choice, ranked[0][0])
 
 
