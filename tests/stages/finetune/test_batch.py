@@ -1,4 +1,4 @@
-"""What a step of fine-tuning draws: the values that lie in the storage, from a disk instead of memory."""
+"""Training batches: the stored values, read from the local disk instead of memory."""
 
 import tempfile
 import tracemalloc
@@ -27,7 +27,7 @@ def own_disk(tmp_path, monkeypatch):
 def source(folder, num_parts=3, rows=5, side=2, mirror=True):
     """Latents and inversions of random images, in parts."""
     numbers = np.random.default_rng(0)
-    made = [open_directory(f"{folder}/{noun}") for noun in ("latents", "inversions")]
+    folders = [open_directory(f"{folder}/{noun}") for noun in ("latents", "inversions")]
     for part in range(num_parts):
         ids = np.array([f"{part}-{row}" for row in range(rows)], object)
         keys = {"image_id": ids, "label": numbers.integers(0, 3, rows)}
@@ -39,26 +39,26 @@ def source(folder, num_parts=3, rows=5, side=2, mirror=True):
             inverted[f"{view}inversion"] = numbers.normal(size=shape).astype(np.float16)
         kinds = (schemas.MIRRORED_LATENTS, schemas.MIRRORED_INVERSIONS)
         kinds = kinds if mirror else (schemas.LATENTS, schemas.INVERSIONS)
-        for place, columns, table in zip(made, (z, inverted), kinds, strict=True):
+        for place, columns, table in zip(folders, (z, inverted), kinds, strict=True):
             place.write(f"part-{part:05d}.parquet", schemas.to_parquet(columns, table))
-    for place in made:
+    for place in folders:
         complete(place, {"rows": num_parts * rows})
-    return LatentSource(*made, mirror=mirror, points=POINTS, model_labels=[7, 8, 9])
+    return LatentSource(*folders, mirror=mirror, points=POINTS, model_labels=[7, 8, 9])
 
 
-def all_in_memory(given):
-    """The columns as one would read them at once."""
+def all_in_memory(stored):
+    """Read all columns at once."""
     from ims3_ray.storage.rows import read_rows
 
-    z = read_rows(given.latents, schemas.MIRRORED_LATENTS if given.mirror else schemas.LATENTS)
-    kind = schemas.MIRRORED_INVERSIONS if given.mirror else schemas.INVERSIONS
-    return z | read_rows(given.inversions, kind)
+    z = read_rows(stored.latents, schemas.MIRRORED_LATENTS if stored.mirror else schemas.LATENTS)
+    kind = schemas.MIRRORED_INVERSIONS if stored.mirror else schemas.INVERSIONS
+    return z | read_rows(stored.inversions, kind)
 
 
 @pytest.mark.parametrize("mirror", [True, False])
-def test_a_batch_has_the_bits_that_it_has_with_all_images_in_memory(tmp_path, mirror):
-    given = source(tmp_path, mirror=mirror)
-    images, held = LatentDataset(given, SETTINGS, SEED), all_in_memory(given)
+def test_a_batch_has_the_same_bits_as_with_all_images_in_memory(tmp_path, mirror):
+    stored = source(tmp_path, mirror=mirror)
+    images, held = LatentDataset(stored, SETTINGS, SEED), all_in_memory(stored)
     for step in range(6):
         batch, rows = images.draw(step), images.rows(step)
         own = [generator("finetune", SEED, step, position) for position in range(4)]
@@ -80,7 +80,7 @@ def test_a_batch_has_the_bits_that_it_has_with_all_images_in_memory(tmp_path, mi
     images.close()
 
 
-def test_the_permutation_is_drawn_once_an_epoch(tmp_path, monkeypatch):
+def test_the_permutation_is_drawn_once_per_epoch(tmp_path, monkeypatch):
     drawn, real = [], seeding.permutation
     monkeypatch.setattr(seeding, "permutation", lambda *key: drawn.append(key[-1]) or real(*key))
     images = LatentDataset(source(tmp_path), SETTINGS, SEED)
@@ -93,13 +93,13 @@ def test_the_permutation_is_drawn_once_an_epoch(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_workers_memory_does_not_grow_with_the_data_set(tmp_path):
+def test_memory_does_not_grow_with_the_data_set(tmp_path):
     peaks, sizes = [], []
     for count in (6, 60):
-        given = source(tmp_path / str(count), count, rows=20, side=16)
+        stored = source(tmp_path / str(count), count, rows=20, side=16)
         before = pa.total_allocated_bytes()
         tracemalloc.start()
-        images = LatentDataset(given, SETTINGS, SEED)
+        images = LatentDataset(stored, SETTINGS, SEED)
         for step in range(0, 5 * count, 7):
             images.draw(step)
         peaks.append(tracemalloc.get_traced_memory()[1])
@@ -111,11 +111,11 @@ def test_a_workers_memory_does_not_grow_with_the_data_set(tmp_path):
     assert peaks[1] - peaks[0] < 0.01 * (sizes[1] - sizes[0])  # names of parts, places of images
 
 
-def test_latents_and_inversions_of_different_images_are_never_matched(tmp_path):
-    given = source(tmp_path)
+def test_inversions_of_other_images_are_refused(tmp_path):
+    stored = source(tmp_path)
     other = source(tmp_path / "other", rows=5)
     swapped = other.inversions.read("part-00001.parquet")
-    given.inversions.write("part-00002.parquet", swapped)
-    complete(given.inversions, {"rows": 15})
+    stored.inversions.write("part-00002.parquet", swapped)
+    complete(stored.inversions, {"rows": 15})
     with pytest.raises(AssertionError, match="other images"):
-        LatentDataset(given, SETTINGS, SEED)
+        LatentDataset(stored, SETTINGS, SEED)

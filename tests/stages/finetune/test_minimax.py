@@ -1,4 +1,4 @@
-"""Minimax Diffusion's criteria over the memories."""
+"""Minimax Diffusion's criteria over its memories."""
 
 import pytest
 import torch
@@ -12,25 +12,25 @@ def batch():
 
 
 def steps(memory, *batches):
-    """The two criteria of every step (predictions, real latents, labels), which is remembered then."""
+    """Yield both criteria of each step (predictions, real latents, labels), then remember the step."""
     for predicted, real, labels in batches:
         terms = memory.losses(0, predicted, real, labels, len(labels))
         memory.remember(lambda parts: parts, labels)
         yield terms["representativeness"].item(), terms["diversity"].item()
 
 
-def test_by_class_they_are_what_the_published_code_computes():
+def test_class_criteria_match_the_published_code():
     """Values of its loop over the same three batches, memories of 3; a class without memory counts as 0."""
     z0, eps = batch()
     first = (eps, z0, [0, 1, 1, 0])
     rest = ((eps + 0.3 * z0, eps, [0, 1, 1, 2]), (0.5 * z0 - eps, z0 + eps, [0, 1, 1, 2]))
-    given = list(steps(MinimaxMemory("class", size=3), first, *rest))
-    assert given[0] == (0, 0)
-    assert given[1] == pytest.approx((0.57717162, 0.63414460), rel=1e-5)
-    assert given[2] == pytest.approx((1.85835886, -0.38916051), rel=1e-5)
+    values = list(steps(MinimaxMemory("class", size=3), first, *rest))
+    assert values[0] == (0, 0)
+    assert values[1] == pytest.approx((0.57717162, 0.63414460), rel=1e-5)
+    assert values[2] == pytest.approx((1.85835886, -0.38916051), rel=1e-5)
 
 
-def test_by_image_cutting_a_batch_changes_nothing():
+def test_image_criteria_do_not_depend_on_the_parts_of_a_batch():
     z0, eps = batch()
     memory = MinimaxMemory("image")
     list(steps(memory, (eps, z0, [0, 1, 1, 0])))

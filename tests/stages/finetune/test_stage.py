@@ -1,4 +1,4 @@
-"""The stage's settings: how long it trains, by which labels, and whether it reads inversions at all."""
+"""The settings of the stage: its steps, its labels, its inputs."""
 
 from dataclasses import replace
 
@@ -20,14 +20,14 @@ ONE_STEP = ("im.target=one_step", "finetune.micro_batches=1")
 @pytest.fixture
 def context_of(tiny_model, tiny_images, tmp_path):
     def context_of(*words):
-        given = [*tiny_words(tiny_model, tiny_images, tmp_path / "runs"), *words]
-        config = load_config("digits-paper", parse_overrides(given))
+        overrides = [*tiny_words(tiny_model, tiny_images, tmp_path / "runs"), *words]
+        config = load_config("digits-paper", parse_overrides(overrides))
         return prepare(config, find_machine(config.workers))
 
     return context_of
 
 
-def test_training_ends_after_its_steps_within_its_epochs():
+def test_steps_limit_the_epochs():
     """The published run of 8 epochs is taken at step 8,000."""
     assert num_steps(Finetune(), 12_450) == 12_448
     assert num_steps(Finetune(steps=8000), 12_450) == 8000
@@ -36,7 +36,7 @@ def test_training_ends_after_its_steps_within_its_epochs():
     assert (numbers.steps, numbers.ema_warmup) == (8000, False)
 
 
-def test_classes_are_tuned_by_the_map_or_by_their_place_and_drawn_by_the_map(context_of):
+def test_labels_are_those_of_the_map_or_the_position(context_of):
     latents = open_directory("/nowhere")
     for name, expected in (("map", [2, 1, 0]), ("position", [0, 1, 2])):
         context = replace(context_of(f"finetune.labels={name}"), model_labels=[2, 1, 0])
@@ -54,7 +54,7 @@ def test_the_published_target_needs_no_inversions(context_of):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (
             ["im.target=one_step"],
@@ -65,6 +65,6 @@ def test_the_published_target_needs_no_inversions(context_of):
         (["finetune.steps=0"], r"finetune\.steps"),
     ],
 )
-def test_what_the_published_criteria_cannot_do_is_one_line(words, told):
-    with pytest.raises(InputError, match=told):
+def test_settings_that_do_not_fit_the_published_criteria_are_refused(words, message):
+    with pytest.raises(InputError, match=message):
         load_config("digits-paper", parse_overrides(words))

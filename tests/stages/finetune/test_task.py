@@ -1,4 +1,4 @@
-"""What fine-tuning's task gives the loop: its terms, of the targets that can be matched."""
+"""The losses of inversion matching, and what a step reads and sends."""
 
 from dataclasses import fields
 
@@ -15,15 +15,15 @@ from ims3_ray.stages.finetune.batch import TrainingBatch
 ABAR = alphas_bar()
 
 
-def test_the_published_target_matches_every_image_with_all_and_drops_labels_anew(build_task):
+def test_the_published_target_matches_all_pairs_and_drops_labels_anew(build_task):
     """Dropped labels and low levels have their term too, and the inversion's pass drops its own labels."""
     task = build_task(im={"target": "one_step"}, finetune={"label_dropout": 0.5}, inversions=False)
-    asked, predict = [], task._predict
-    task._predict = lambda z, t, labels: asked.append(labels.clone()) or predict(z, t, labels)
+    labels_seen, predict = [], task._predict
+    task._predict = lambda z, t, labels: labels_seen.append(labels.clone()) or predict(z, t, labels)
     terms, batch = task.losses(0, 0), task.images.draw(0)
     null = task._dit.null_label
     first, second = (batch.label.masked_fill(d, null) for d in (batch.dropped, batch.dropped_again))
-    assert [labels.tolist() for labels in asked] == [first.tolist(), second.tolist()]
+    assert [labels.tolist() for labels in labels_seen] == [first.tolist(), second.tolist()]
     assert not torch.equal(first, second)
     z_t = add_noise(batch.z0, batch.eps, abar=abar_at(ABAR, batch.t))
     eps = noise_of(predict(z_t, batch.t, first), 4)
@@ -31,7 +31,7 @@ def test_the_published_target_matches_every_image_with_all_and_drops_labels_anew
     torch.testing.assert_close(terms["matching"], losses.all_pairs_loss(*pair).mean())
 
 
-def test_the_trajectory_is_matched_image_by_image_where_a_label_and_a_level_are_left(build_task):
+def test_trajectories_are_matched_per_image_for_any_number_of_parts(build_task):
     task = build_task(finetune={"label_dropout": 0.5})
     batch = task.images.draw(0)
     assert 0 < batch.matched.sum() < len(batch.t)
@@ -44,7 +44,7 @@ def test_the_trajectory_is_matched_image_by_image_where_a_label_and_a_level_are_
     ("precision", "apart"),
     [("fp32", set()), ("bf16", {"matching", "diversity", "representativeness"})],
 )
-def test_small_terms_get_a_pass_of_their_own_where_gradients_are_rounded(build_task, precision, apart):
+def test_small_terms_get_their_own_pass_if_gradients_are_rounded(build_task, precision, apart):
     task = build_task(precision, im={"minimax": "image"})
     assert task.loss_weights["variational"] == 1
     assert set(task.separate_terms) == apart
@@ -54,8 +54,8 @@ def test_small_terms_get_a_pass_of_their_own_where_gradients_are_rounded(build_t
     ("im", "more"),
     [({}, 0), ({"grad_ratio": 0.1}, 0), ({"minimax": "image"}, 8), ({"target": "one_step"}, 0)],
 )
-def test_a_step_reads_nothing_off_its_device_and_sends_its_batch_alone(build_task, im, more):
-    """A log step alone reads. Minimax sends the rows of each class, too."""
+def test_a_step_reads_nothing_from_its_device_and_sends_only_its_batch(build_task, im, more):
+    """Only a log step reads. Minimax also sends the rows of each class."""
     task = build_task(im=im, device=META)
     trainer = Trainer(task, TrainingConfig(steps=9, batch_size=8, micro_batches=1, lr=1e-3), 0, 1, META)
     for _ in range(2):  # the memories are filled
@@ -64,7 +64,7 @@ def test_a_step_reads_nothing_off_its_device_and_sends_its_batch_alone(build_tas
         assert counted.count <= len(fields(TrainingBatch)) + more
 
 
-def test_the_parts_of_a_batch_share_what_is_drawn_for_it(build_task):
+def test_the_parts_of_a_step_share_one_batch(build_task):
     task, drawn = build_task(finetune={"micro_batches": 4}), []
     draw = task.images.draw
     task.images.draw = lambda step: drawn.append(step) or draw(step)

@@ -1,4 +1,4 @@
-"""Refinement of what was selected, inside the pipeline: shared probes, class by class, before and after."""
+"""Refinement in the pipeline: its images, resume, shared probes, settings."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ REFINE = (
 
 
 def steps_of(words, *more, upto="refine"):
-    """The step of a stage and those that it needs, by noun, made if they are missing."""
+    """Run a stage and the steps that it needs; return them by the noun of their artefact."""
     config = load_config("digits", parse_overrides([*words, *more]))
     context = preparation.prepare(config, find_machine(config.workers))
     steps = plan(context, upto)
@@ -45,7 +45,7 @@ def refined(words):
     return steps_of(words, *REFINE, upto="report")
 
 
-def test_every_chosen_image_is_moved_and_stands_beside_what_it_was(refined):
+def test_each_selected_image_is_refined_and_stored_with_its_start(refined):
     rows = read_rows(refined["refined"].directory, schemas.REFINED)
     assert np.bincount(rows["label"]).tolist() == [6, 6, 6]
     moved = [before != after for before, after in zip(rows["start"], rows["image"], strict=True)]
@@ -53,14 +53,14 @@ def test_every_chosen_image_is_moved_and_stands_beside_what_it_was(refined):
     assert np.isfinite(rows["loss"]).all()
 
 
-def test_the_product_is_what_was_refined_and_says_so(refined):
+def test_the_distilled_set_holds_the_refined_images_and_says_so(refined):
     rows, product = read_rows(refined["refined"].directory, schemas.REFINED), refined["distilled"].directory
     pngs = DistilledSet(product)._pngs
     assert pngs == rows["image"].tolist()
     assert "refined in 3 steps" in product.read("README.md").decode()
 
 
-def test_evaluation_and_report_have_the_set_before_and_after_refinement(refined):
+def test_evaluation_and_report_show_the_set_before_and_after(refined):
     document = refined["evaluation"].directory.read_json("evaluation.json")
     coverage = document["coverage"]
     assert coverage["distilled"]["nearest"] != coverage["unrefined"]["nearest"] > 0
@@ -81,7 +81,7 @@ def test_three_actors_give_the_bytes_of_one(refined, words, tmp_path, tiny_overr
 
 
 @pytest.mark.slow
-def test_a_class_that_is_missing_is_made_again_and_the_others_are_kept(words):
+def test_resume_refines_only_the_missing_class(words):
     out = steps_of(words, *REFINE, "refine.lr=0.05")["refined"].directory
     bytes_of = {name: out.read(name) for name in part_names(out)}
     first, *others = bytes_of
@@ -95,7 +95,7 @@ def test_a_class_that_is_missing_is_made_again_and_the_others_are_kept(words):
 
 
 @pytest.mark.slow
-def test_runs_share_probes_and_without_steps_nothing_is_refined(words, refined, finished_run):
+def test_runs_share_probes_and_zero_steps_disable_refinement(words, refined, finished_run):
     other = steps_of(words, *REFINE, "select.alpha=0.1", "refine.lr=0.2")
     assert other["probes"].fingerprint == refined["probes"].fingerprint
     assert other["refined"].fingerprint != refined["refined"].fingerprint
@@ -113,13 +113,13 @@ def test_runs_share_probes_and_without_steps_nothing_is_refined(words, refined, 
         ("refine.start=medoids",),
     ],
 )
-def test_other_objectives_spaces_and_starts_are_refined_too(words, more):
+def test_other_objectives_spaces_and_starts_change_the_images(words, more):
     rows = read_rows(steps_of(words, *REFINE, *more)["refined"].directory, schemas.REFINED)
     assert any(before != after for before, after in zip(rows["start"], rows["image"], strict=True))
 
 
 @pytest.mark.slow
-def test_pixels_are_moved_at_the_size_that_classifiers_see_and_compared_at_the_generators(words):
+def test_pixels_have_the_classifiers_size_and_features_the_generators(words):
     probes = "probe.protocol=dc-mnist", "probe.width=8"  # 28 pixels; the generator has fewer
     steps = steps_of(words, *REFINE, *probes, "refine.space=pixel", "refine.start=medoids", "refine.lr=0.01")
     rows = read_rows(steps["refined"].directory, schemas.REFINED)
@@ -130,7 +130,7 @@ def test_pixels_are_moved_at_the_size_that_classifiers_see_and_compared_at_the_g
 
 
 @pytest.mark.slow
-def test_siamese_views_are_those_that_the_real_images_were_seen_in(words):
+def test_siamese_views_are_those_of_the_target(words):
     probes = "probe.protocol=dsa-cifar10", "probe.width=8", "probe.checkpoint_steps=[0]"
     moved = "refine.space=pixel", "refine.objective=embeddings", "refine.steps=4", "refine.lr=1e-9"
 
@@ -144,7 +144,7 @@ def test_siamese_views_are_those_that_the_real_images_were_seen_in(words):
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "message"),
     [
         (["probe.networks=[convnet6]"], "probe.networks: network: convnet6 is too deep"),
         (["probe.protocol=soft-32"], "probe.protocol: probes learn hard labels, soft-32 has none"),
@@ -156,7 +156,7 @@ def test_siamese_views_are_those_that_the_real_images_were_seen_in(words):
         (["evaluate.protocol=none"], "probe.protocol: probes are trained by a protocol"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_any_work(words, more, told):
+def test_unsuitable_settings_are_refused_before_any_work(words, more, message):
     config = load_config("digits", parse_overrides([*words, *REFINE, *more]))
-    with pytest.raises(InputError, match=told.replace(".", r"\.")):
+    with pytest.raises(InputError, match=message.replace(".", r"\.")):
         preparation.prepare(config, find_machine(config.workers))

@@ -1,4 +1,4 @@
-"""Candidates that are moved towards real images of their class."""
+"""Anchors, and candidates that are moved towards them."""
 
 import numpy as np
 import pytest
@@ -51,7 +51,7 @@ def masses(classes, count):
 
 
 def latents_of(sampler, payload):
-    """What the sampler decodes for these candidates."""
+    """Return the latents that the sampler decodes for these candidates."""
     decoded, decode = [], sampler._decode
     sampler._decode = lambda latents: decoded.append(latents) or decode(latents)
     sampler(payload)
@@ -62,13 +62,13 @@ def latents_of(sampler, payload):
 PAYLOAD = [[2, 0, 0], [2, 0, 1], [0, 1, 0], [0, 1, 1], [1, 0, 0], [1, 0, 1]]
 
 
-def test_anchors_are_dealt_out_in_turn_and_again_from_the_first():
+def test_anchors_are_assigned_in_order_and_again_from_the_first():
     latents = np.arange(6, dtype=np.float16).reshape(2, 3, 1, 1, 1)
     places = np.array([[0, 0, 0, 0, 1], [0, 0, 1, 1, 0], [0, 1, 0, 1, 1]])
     assert Anchors(latents, masses(2, 3), pool_ipc=2).assign(places).ravel().tolist() == [0, 1, 2, 0, 4]
 
 
-def test_anchors_are_the_images_in_the_middle_of_their_clusters_with_the_shares_of_these():
+def test_anchors_are_cluster_medoids_with_the_shares_of_their_clusters():
     centres = np.array([0.0, 10.0, 30.0])
     x = np.repeat(centres, (3, 6, 15)) + np.tile([-1, 0, 1], 8)
     places, shares = choose_anchors(x[:, None].astype(np.float32), 3, 0, "a")
@@ -77,7 +77,7 @@ def test_anchors_are_the_images_in_the_middle_of_their_clusters_with_the_shares_
     assert by_centre == pytest.approx({0.0: 1 / 8, 10.0: 2 / 8, 30.0: 5 / 8})
 
 
-def test_latents_are_pooled_by_block():
+def test_latents_are_averaged_by_block():
     latents = np.arange(64, dtype=np.float16).reshape(1, 1, 8, 8)
     pooled = pool(latents)
     assert pooled.shape == (1, 16)
@@ -85,7 +85,7 @@ def test_latents_are_pooled_by_block():
     assert pool(latents[..., :2, :2]).tolist() == [[0, 1, 8, 9]]
 
 
-def test_anchors_themselves_are_decoded_without_a_step(sampler_of, tiny_model):
+def test_guidance_by_anchors_decodes_the_anchors_without_a_step(sampler_of, tiny_model):
     sampler, anchors = sampler_of("anchors")
     latents = latents_of(sampler, PAYLOAD)
     assert np.array_equal(latents, anchors.assign(np.array(PAYLOAD).T).astype(np.float32))
@@ -95,7 +95,7 @@ def test_anchors_themselves_are_decoded_without_a_step(sampler_of, tiny_model):
 
 @pytest.mark.parametrize("guidance", ["modes", "transport"])
 @pytest.mark.parametrize("how", ["ancestral", "ddim", "dpm"])
-def test_guided_candidates_end_nearer_to_their_own_anchors(sampler_of, guidance, how):
+def test_guided_candidates_end_nearer_to_their_anchors(sampler_of, guidance, how):
     sampler, anchors = sampler_of(guidance, f"sample.sampler={how}")
     guided = latents_of(sampler, PAYLOAD)
     sampler._anchors = None
@@ -103,7 +103,7 @@ def test_guided_candidates_end_nearer_to_their_own_anchors(sampler_of, guidance,
     label, place = np.array(PAYLOAD)[:, 0], np.arange(6) % 2
 
     def distance(latents):
-        """To the anchor that is an image's own, or to the nearest of the class."""
+        """Mean distance to the assigned anchor, or to the nearest of the class."""
         of_class = anchors.latents[label].astype(np.float32)
         each = np.sqrt(((latents[:, None] - of_class) ** 2).sum(axis=(2, 3, 4)))
         return (each[np.arange(6), place] if guidance == "modes" else each.min(axis=1)).mean()
@@ -113,8 +113,7 @@ def test_guided_candidates_end_nearer_to_their_own_anchors(sampler_of, guidance,
 
 @pytest.mark.parametrize("guidance", ["modes", "transport"])
 @pytest.mark.parametrize("how", ["ancestral", "dpm"])
-def test_a_subgroup_is_the_same_beside_any_other(sampler_of, guidance, how):
-    """A batch of 7 holds three subgroups of 2: the bits of one are those that it has alone or elsewhere."""
+def test_a_subgroup_has_the_same_bits_in_any_batch(sampler_of, guidance, how):
     sampler, _ = sampler_of(guidance, f"sample.sampler={how}")
     together = latents_of(sampler, PAYLOAD)
     for first in (0, 2, 4):
@@ -122,12 +121,12 @@ def test_a_subgroup_is_the_same_beside_any_other(sampler_of, guidance, how):
     assert np.array_equal(latents_of(sampler, PAYLOAD[2:]), together[2:])
 
 
-def test_a_subgroup_is_never_cut_where_it_is_moved_as_one(context_of, monkeypatch, tmp_path):
-    """Two subgroups of 3 fill a batch of 7 as far as whole ones do."""
+def test_transport_never_splits_a_subgroup_over_batches(context_of, monkeypatch, tmp_path):
+    """A batch of 7 holds two whole subgroups of 3."""
     from ims3_ray.stages.sample import stage
 
     parts = []
-    monkeypatch.setattr(stage, "fan_out", lambda build, arguments, given, **_: parts.extend(given) or {})
+    monkeypatch.setattr(stage, "fan_out", lambda build, arguments, new, **_: parts.extend(new) or {})
     context, out = context_of("ipc=3", "sample.guidance=transport"), open_directory(str(tmp_path / "out"))
     stage.run(context, out, adapter=out)
     assert {part.rows for part in parts} == {6, 3}
@@ -136,7 +135,7 @@ def test_a_subgroup_is_never_cut_where_it_is_moved_as_one(context_of, monkeypatc
         assert (sets == sets[:, :1]).all()
 
 
-def test_anchors_are_latents_of_their_own_class_from_any_part(context_of, ray_cluster, tmp_path):
+def test_anchors_are_latents_of_their_class_from_all_parts(context_of, ray_cluster, tmp_path):
     draws = np.random.default_rng(0)
     means = draws.normal(size=(12, *SHAPE)).astype(np.float16)
     labels = np.array([0, 1, 2] * 4)
@@ -148,10 +147,10 @@ def test_anchors_are_latents_of_their_own_class_from_any_part(context_of, ray_cl
         latents.write(f"part-{part}.parquet", data)
     anchors = collect_anchors(context_of("ipc=4", "sample.guidance=modes"), latents)
     for label in range(3):
-        own, given = means[labels == label], anchors.latents[label]
-        places = [int((own == anchor).all(axis=(1, 2, 3)).argmax()) for anchor in given]
+        own, found = means[labels == label], anchors.latents[label]
+        places = [int((own == anchor).all(axis=(1, 2, 3)).argmax()) for anchor in found]
         assert sorted(places) == [0, 1, 2, 3]
-        assert np.array_equal(given, own[places])
+        assert np.array_equal(found, own[places])
     assert anchors.masses == pytest.approx(0.25)
     with pytest.raises(
         InputError, match=r"sample\.guidance: class 'blue' has 4 encoded images for 5 anchors"
@@ -159,7 +158,7 @@ def test_anchors_are_latents_of_their_own_class_from_any_part(context_of, ray_cl
         collect_anchors(context_of("ipc=5", "sample.guidance=modes"), latents)
 
 
-def test_latents_are_read_and_settings_counted_where_candidates_are_guided_alone(context_of):
+def test_latents_and_anchor_settings_are_inputs_only_with_guidance(context_of):
     def step(*words):
         return plan(context_of(*words), "sample")[-1]
 
@@ -187,6 +186,6 @@ def test_latents_are_read_and_settings_counted_where_candidates_are_guided_alone
         (("sample.steps=3", "sample.anchor_interval=[1, 9]"), r"sample\.anchor_interval: .*holds none"),
     ],
 )
-def test_what_cannot_guide_is_refused_before_any_work(context_of, words, line):
+def test_impossible_guidance_is_refused_before_any_work(context_of, words, line):
     with pytest.raises(InputError, match=line):
         context_of("sample.guidance=modes", *words)
