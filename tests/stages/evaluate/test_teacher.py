@@ -9,7 +9,7 @@ from ims3_ray.cluster.resources import find_machine
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.config.settings import Workers
 from ims3_ray.errors import InputError
-from ims3_ray.evaluation.inference import answers
+from ims3_ray.evaluation.inference import predict_batches
 from ims3_ray.evaluation.protocols import PROTOCOLS, get_protocol
 from ims3_ray.evaluation.results import evaluation_lines
 from ims3_ray.evaluation.teacher import TrainedTeacher, load_teacher, teacher_protocol
@@ -78,7 +78,7 @@ def test_views_of_the_product_have_the_answers_of_its_teacher(finished_run, smal
     rules = get_protocol("soft-32")
     answer = load_teacher(given, rules, context.classes, prepare_device("cpu"))
     shown = torch.stack([torch.from_numpy(np.asarray(view).copy()).permute(2, 0, 1) for view, _ in views])
-    expected = torch.cat(list(answers(answer, shown, rules, "cpu")))
+    expected = torch.cat(list(predict_batches(answer, shown, rules, "cpu")))
     torch.testing.assert_close(torch.stack([logits for _, logits in views]), expected, atol=2e-3, rtol=2e-3)
     assert len({view.tobytes() for view, _ in views}) > 2 * len(images)  # others than the image itself
     card = open_directory(run.distilled).read("README.md").decode()
