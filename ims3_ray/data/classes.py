@@ -19,7 +19,7 @@ MAX_BYTES = 255  # per name, on common filesystems
 
 
 def is_folder_name(name: str) -> bool:
-    """Whether it is valid on every system: no path, not hidden, no control characters."""
+    """Returns True if it is valid on every system: no path, not hidden, no control characters."""
     return bool(name) and not (
         UNSAFE_NAME.search(name) or DEVICES.fullmatch(name) or len(name.encode()) > MAX_BYTES
     )

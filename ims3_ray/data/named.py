@@ -73,7 +73,7 @@ def _read_digits() -> tuple[UInt8[np.ndarray, "n 28 28"], UInt8[np.ndarray, " n"
 
 
 def is_named(location: str) -> bool:
-    """Whether `location` names a set of torchvision or the hub."""
+    """Returns True if `location` names a set of torchvision or the hub."""
     return location.startswith((TORCHVISION, HUB))
 
 

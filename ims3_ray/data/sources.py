@@ -91,14 +91,14 @@ def find_set(directory: Directory, name: str, classes: ClassNames) -> Directory 
 
 
 def is_rows(directory: Directory) -> bool:
-    """Whether the place holds rows, not class folders."""
+    """Returns True if the place holds rows, not class folders."""
     if directory.kind == fs.FileType.File:
         return True
     return not _is_product(directory) and (_is_saved(directory) or bool(_parquet_files(directory)))
 
 
 def is_tensors(location: str) -> bool:
-    """Whether `location` names a torch file of tensors."""
+    """Returns True if `location` names a torch file of tensors."""
     return location.partition("?")[0].endswith(".pt")
 
 

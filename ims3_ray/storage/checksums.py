@@ -32,7 +32,7 @@ def embed_checksum(data: bytes, name: str) -> bytes:
 
 
 def embedded_checksum_holds(data: bytes, name: str) -> bool | None:
-    """Whether the file `name` has the bytes that were written; None if it carries no checksum."""
+    """Returns True if the file `name` has the bytes that were written, None if it carries no checksum."""
     start = _start(data)
     return None if start is None else data[start : start + DIGITS] == _digest(data, name, start)
 

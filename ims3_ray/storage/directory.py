@@ -73,7 +73,7 @@ class Directory:
 
     @property
     def kind(self) -> fs.FileType:
-        """Whether the path is a directory, a file or absent."""
+        """The type of the path: directory, file or absent."""
         return self.with_retries(lambda: self.filesystem.get_file_info(self.path).type)
 
     def exists(self, name: str) -> bool:

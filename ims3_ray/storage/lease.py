@@ -51,12 +51,12 @@ class Heartbeat:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the driver may still run, as far as this process can tell."""
+        """True if the driver may still run, as far as this process can tell."""
         return not self.is_stale and (self.namespace != pid_namespace() or psutil.pid_exists(self.pid))
 
     @property
     def is_of_other(self) -> bool:
-        """Whether another process wrote it and may still run."""
+        """True if another process wrote it and may still run."""
         return self.is_alive and (self.pid, self.namespace) != (os.getpid(), pid_namespace())
 
 
@@ -100,7 +100,7 @@ def read_heartbeat(folder: Directory, name: str = HEARTBEAT) -> Heartbeat | None
 
 
 def is_dead(folder: Directory) -> bool:
-    """Whether the driver of a run wrote no heartbeat for DEAD_AFTER_S."""
+    """Returns True if the driver of a run wrote no heartbeat for DEAD_AFTER_S."""
     found = read_heartbeat(folder)
     return found is None or found.is_stale
 

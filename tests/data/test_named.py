@@ -1,8 +1,6 @@
-"""Sets by name: torchvision's classes and what Hugging Face `datasets` reads."""
+"""Named sets: classes of torchvision and data sets of Hugging Face."""
 
-import gzip
 import struct
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -16,18 +14,17 @@ from ims3_ray.pipeline.prepare import open_splits
 from ims3_ray.runs import plan_cache
 from ims3_ray.storage.artifacts import open_storage
 
-DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # its package dataset-fashion-mnist
 CLASSES = 10
 
 
 def idx(values):
-    """As the files of MNIST have them: unsigned bytes behind the sizes."""
+    """Returns the format of MNIST's files: sizes, then unsigned bytes."""
     return struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes()
 
 
 @pytest.fixture
 def root(tmp_path):
-    """Fashion-MNIST's four files with two training images and one test image a class."""
+    """Fashion-MNIST's four files with two training images and one test image per class."""
     raw = tmp_path / "root" / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
     for split, per_class, first in (("train", 2, 0), ("t10k", 1, 100)):
@@ -40,10 +37,10 @@ def root(tmp_path):
 
 @pytest.fixture
 def offline(monkeypatch):
-    """Nobody listens where addresses lead."""
+    """No network."""
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    monkeypatch.setattr("urllib.request._opener", None)  # made once a process, with the proxies of then
+    monkeypatch.setattr("urllib.request._opener", None)  # it caches the proxies
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
 
 
@@ -56,7 +53,7 @@ def fashion(root):
     return ("data.train=torchvision:FashionMNIST", "data.test=null", f"data.root={root}")
 
 
-def test_a_set_of_torchvision_brings_both_splits_and_the_names_of_its_classes(root, tmp_path):
+def test_a_set_of_torchvision_has_both_splits_and_class_names(root, tmp_path):
     sets = splits(tmp_path, *fashion(root))
     assert {name: len(images) for name, images in sets.items()} == {"train": 20, "test": 10}
     assert ("T-shirt-top", 0) in values(sets["train"])
@@ -70,14 +67,14 @@ def test_a_set_of_torchvision_is_read_once(root, tmp_path):
     assert splits(tmp_path, *fashion(root))["train"].fingerprint == first.fingerprint
 
 
-def test_part_of_a_named_set_is_held_out_where_it_has_no_validation_split(root, tmp_path):
+def test_part_of_a_named_set_is_held_out_if_it_has_no_validation_split(root, tmp_path):
     words = ("data.validation_split=0.5", "data.validation=null", "evaluate.protocol=quick-val")
     config = load_config("digits", parse_overrides([*fashion(root), *words]))
     sets = open_splits(image_places(config), config.data, 0, open_storage(str(tmp_path / "storage")))
     assert {name: len(images) for name, images in sets.items()} == {"train": 10, "validation": 10}
 
 
-def test_the_same_rows_are_the_same_set_by_the_hubs_library_and_as_files(tmp_path):
+def test_rows_from_the_hub_equal_the_same_rows_in_files(tmp_path):
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["b", "a"])})
     for split, first in (("train", 0), ("test", 4)):
         cells = {"image": [{"bytes": png(first + i), "path": None} for i in range(4)], "label": [0, 1, 1, 0]}
@@ -91,7 +88,7 @@ def test_the_same_rows_are_the_same_set_by_the_hubs_library_and_as_files(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "problem"),
     [
         ("data.train=torchvision:FashionMnist", "did you mean .*FashionMNIST"),
         ("data.train=torchvision:CIFAR10 data.root=DIR", "not below .*can't be downloaded.*data.root"),
@@ -101,27 +98,15 @@ def test_the_same_rows_are_the_same_set_by_the_hubs_library_and_as_files(tmp_pat
         ("data.train=hf:nobody/nothing", "can't be loaded"),
     ],
 )
-def test_what_is_not_there_gets_a_line(words, told, tmp_path, offline):
-    with pytest.raises(InputError, match=told):
+def test_a_missing_set_or_split_is_an_error(words, problem, tmp_path, offline):
+    with pytest.raises(InputError, match=problem):
         splits(tmp_path, *words.replace("DIR", str(tmp_path / "none")).split(), "data.test=null")
 
 
-def test_a_run_on_a_named_set_is_known_by_its_files(root):
+def test_the_signature_of_a_run_on_a_named_set_follows_its_files(root):
     config = load_config("digits", parse_overrides(fashion(root)))
     before = plan_cache.signature(config)
     next(root.rglob("t10k-labels*")).write_bytes(idx(np.zeros(CLASSES, np.uint8)))
     assert before != plan_cache.signature(config) is not None
     hub = load_config("digits", parse_overrides(["data.train=hf:org/name"]))
     assert plan_cache.signature(hub) is None
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not DEBIAN.exists(), reason="needs Debian's package dataset-fashion-mnist")
-def test_debians_files_of_fashion_mnist_are_the_set(tmp_path):
-    raw = tmp_path / "FashionMNIST" / "raw"
-    raw.mkdir(parents=True)
-    for file in DEBIAN.glob("*.gz"):
-        (raw / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
-    sets = splits(tmp_path, *fashion(tmp_path))
-    assert sets["train"].counts().tolist() == [6000] * CLASSES
-    assert sets["test"].counts().tolist() == [1000] * CLASSES

@@ -150,10 +150,10 @@ def test_a_message_is_one_line_for_any_file_name(tmp_path, capsys):
         opened(train, tmp_path)
 
     assert cli.guarded(run) == cli.BAD_INPUT
-    told = capsys.readouterr().err
-    assert told.endswith("\n")
-    assert is_one_line(told[:-1])
-    assert r"red/a\nb\x1b[2J\r\u202egnp is no readable image" in told
+    line = capsys.readouterr().err
+    assert line.endswith("\n")
+    assert is_one_line(line[:-1])
+    assert r"red/a\nb\x1b[2J\r\u202egnp is no readable image" in line
     test = write_images(tmp_path / "test", 9, seed=1)
     (test / "red" / ODD).write_bytes((train / "red" / "000.png").read_bytes())
     images = {"train": opened(train, tmp_path, limit=1.0), "test": opened(test, tmp_path, limit=1.0)}
@@ -167,10 +167,10 @@ def test_an_unexpected_failure_is_one_line_and_only_the_owner_can_read_its_log(c
         raise RuntimeError(f"first\n{ODD}\x1b]0;title\x07")
 
     assert cli.guarded(fail) == cli.FAILURE
-    told = capsys.readouterr().err
-    assert is_one_line(told[:-1])
-    assert told.endswith(".log\n")
-    log = told.split()[-1]
+    line = capsys.readouterr().err
+    assert is_one_line(line[:-1])
+    assert line.endswith(".log\n")
+    log = line.split()[-1]
     assert os.stat(log).st_mode & 0o077 == 0
     os.unlink(log)
 

@@ -1,4 +1,4 @@
-"""Data sets as Hugging Face `datasets` and others leave them: the same images as class folders hold."""
+"""Data sets in rows give the same images as class folders."""
 
 import json
 import os
@@ -15,7 +15,6 @@ from flat import opened, png, values
 from loopback_store import BUCKET
 from tiny import write_images
 
-from ims3_ray import progress
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.data import unpacking
 from ims3_ray.data.images import open_labelled
@@ -106,7 +105,7 @@ def test_every_form_holds_the_same_images(tmp_path):
         assert images.place == str(tmp_path / name)
 
 
-def test_every_make_of_parquet_is_the_set_to_be_scored(tmp_path):
+def test_every_kind_of_parquet_can_be_scored(tmp_path):
     makes = [
         written(tmp_path / "a.parquet", IMAGES, WORDS, "class"),
         written(tmp_path / "b.parquet", STRUCTS, WORDS),
@@ -118,7 +117,7 @@ def test_every_make_of_parquet_is_the_set_to_be_scored(tmp_path):
         assert values(labelled(make, tmp_path)) == EXPECTED, make
 
 
-def test_parquet_is_unpacked_once_and_anew_when_it_changes(tmp_path):
+def test_parquet_is_unpacked_once_and_again_after_a_change(tmp_path):
     path = written(tmp_path / "a.parquet", IMAGES, WORDS)
     first = opened(path, tmp_path)
     marker = tmp_path / "storage" / "unpacked" / f"{first.directory.name}.complete"
@@ -129,7 +128,7 @@ def test_parquet_is_unpacked_once_and_anew_when_it_changes(tmp_path):
     assert ("red", 99) in values(opened(path, tmp_path))
 
 
-def test_without_the_library_rows_are_refused_with_its_name_and_folders_are_read(tmp_path, monkeypatch):
+def test_without_datasets_a_saved_set_is_an_error_and_folders_are_read(tmp_path, monkeypatch):
     place = saved(tmp_path / "set")
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(
@@ -140,7 +139,7 @@ def test_without_the_library_rows_are_refused_with_its_name_and_folders_are_read
 
 
 @pytest.mark.parametrize("form", ["saved", "parquet"])
-def test_each_field_takes_its_own_split_of_one_folder(form, tmp_path):
+def test_each_field_selects_its_own_split(form, tmp_path):
     three = with_splits(form, tmp_path / "three", train=0, validation=40, test=80)
     two = with_splits(form, tmp_path / "two", train=0, validation=40)
     firsts = {"train": 0, "validation": 40, "test": 80}
@@ -150,7 +149,7 @@ def test_each_field_takes_its_own_split_of_one_folder(form, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["saved", "parquet"])
-def test_a_split_that_is_not_there_is_refused_with_those_that_are(form, tmp_path):
+def test_a_missing_split_is_an_error_that_lists_the_others(form, tmp_path):
     folder = with_splits(form, tmp_path / "folder", train=0, extra=40)
     with pytest.raises(
         InputError, match=r"^data\.test: .*folder holds the splits 'extra', 'train', .*name one file, or the"
@@ -161,7 +160,7 @@ def test_a_split_that_is_not_there_is_refused_with_those_that_are(form, tmp_path
 
 
 @pytest.mark.parametrize("form", ["saved", "parquet"])
-def test_two_splits_of_a_folder_may_be_trained_and_scored_on_and_one_may_not(form, tmp_path):
+def test_training_and_scored_images_may_be_splits_of_one_folder_but_not_the_same(form, tmp_path):
     folder = with_splits(form, tmp_path / "folder", train=0, test=40)
     part = {"saved": "{}", "parquet": "{}-00000-of-00002.parquet"}[form].format
     for train, test in (("", ""), ("", part("test")), (part("train"), "")):
@@ -174,7 +173,7 @@ def test_two_splits_of_a_folder_may_be_trained_and_scored_on_and_one_may_not(for
             check_splits(splits(tmp_path, train=same, test=again), 1.0)
 
 
-def test_an_integer_without_a_name_is_the_same_class_in_every_set(tmp_path):
+def test_an_unnamed_integer_is_the_same_class_in_every_set(tmp_path):
     numbers = {"names": None, "labels": [10, 2, 9]}
     images = splits(
         tmp_path, train=saved(tmp_path / "a", **numbers), test=saved(tmp_path / "b", first=40, **numbers)
@@ -185,7 +184,7 @@ def test_an_integer_without_a_name_is_the_same_class_in_every_set(tmp_path):
     assert values(given) == values(images["test"])
 
 
-def test_rows_of_classes_that_are_not_named_are_not_unpacked(tmp_path):
+def test_only_rows_of_named_classes_are_unpacked(tmp_path):
     place = saved(tmp_path / "set", names=["red", "../other", "blue"])
     images = opened(place, tmp_path, classes=("blue", "red"))
     assert values(images) == [row for row in EXPECTED if row[0] != "green"]
@@ -196,7 +195,7 @@ def test_rows_of_classes_that_are_not_named_are_not_unpacked(tmp_path):
         opened(place, tmp_path, classes=("teal", "violet"))
 
 
-def test_nothing_outside_the_given_folder_is_read(tmp_path):
+def test_no_rows_outside_the_folder_are_read(tmp_path):
     saved(tmp_path / "outside")
     arrow = tmp_path / "outside" / "data-00000-of-00001.arrow"
     for file in (
@@ -212,7 +211,7 @@ def test_nothing_outside_the_given_folder_is_read(tmp_path):
     assert not any((tmp_path / "storage").rglob("row-*"))
 
 
-def test_an_unpacking_that_was_killed_is_done_again(tmp_path, monkeypatch):
+def test_a_killed_unpacking_is_repeated(tmp_path, monkeypatch):
     place, replace = saved(tmp_path / "set"), os.replace
 
     def killed(source, target):
@@ -222,7 +221,7 @@ def test_an_unpacking_that_was_killed_is_done_again(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "replace", killed)
-        patched.setattr(Path, "unlink", lambda *_, **__: None)  # who is killed tidies nothing up
+        patched.setattr(Path, "unlink", lambda *_, **__: None)  # a killed process removes no temporary file
         with pytest.raises(KeyboardInterrupt):
             opened(place, tmp_path)
     (left,) = (tmp_path / "storage" / "unpacked").iterdir()
@@ -232,17 +231,7 @@ def test_an_unpacking_that_was_killed_is_done_again(tmp_path, monkeypatch):
     assert images.directory.path == str(left)
 
 
-def test_an_unpacking_and_a_look_are_shown_where_they_take_long(tmp_path, monkeypatch, capsys):
-    opened(saved(tmp_path / "set"), tmp_path)
-    assert capsys.readouterr().err == ""
-    monkeypatch.setattr(progress, "BAR_DELAY_S", 0.0)
-    opened(saved(tmp_path / "other"), tmp_path)
-    shown = capsys.readouterr().err
-    assert f"unpack: {len(EXPECTED)} images" in shown
-    assert f"inspect: {len(EXPECTED)} images" in shown
-
-
-def test_two_unpackings_at_once_leave_each_other_whole(tmp_path, monkeypatch):
+def test_simultaneous_unpackings_do_not_damage_each_other(tmp_path, monkeypatch):
     place, write, others = saved(tmp_path / "set"), Directory.write, []
 
     def interrupted(folder, name, data):
@@ -310,7 +299,7 @@ def broken(tmp_path):
     }
 
 
-def test_what_cant_be_read_is_refused_in_one_line_with_the_remedy(tmp_path):
+def test_unreadable_sets_are_one_error_line_with_the_field_and_the_place(tmp_path):
     for name, words in broken(tmp_path).items():
         with pytest.raises(InputError) as error:
             opened(tmp_path / name, tmp_path)
@@ -321,7 +310,7 @@ def test_what_cant_be_read_is_refused_in_one_line_with_the_remedy(tmp_path):
         assert all(word in line for word in words), line
 
 
-def test_a_set_with_other_classes_than_the_scored_ones_is_refused(tmp_path):
+def test_other_classes_than_the_scored_ones_are_an_error(tmp_path):
     for name, classes, words in (
         ("fewer", KNOWN[:2], ["no image of 1 classes", "'red'"]),
         ("more", [*KNOWN, "teal"], ["'teal'", "known"]),
@@ -330,7 +319,7 @@ def test_a_set_with_other_classes_than_the_scored_ones_is_refused(tmp_path):
             labelled(write_images(tmp_path / name, 2, seed=0, classes=classes), tmp_path)
 
 
-def test_rows_that_are_no_images_count_as_bad_ones_by_the_place_that_was_given(tmp_path):
+def test_rows_without_a_readable_image_count_as_bad(tmp_path):
     table = pa.table({"image": [png(1), b"junk", png(2)], "label": ["a", "a", "b"]})
     pq.write_table(table, tmp_path / "set.parquet")
     assert list(opened(tmp_path / "set.parquet", tmp_path, limit=0.5).bad) == ["a/row-0000001"]
@@ -339,7 +328,7 @@ def test_rows_that_are_no_images_count_as_bad_ones_by_the_place_that_was_given(t
 
 
 @pytest.mark.parametrize("form", ["saved", "parquet"])
-def test_a_bucket_holds_sets_and_what_is_unpacked_as_a_disk_does(form, store, tmp_path):
+def test_a_bucket_works_as_a_disk_does(form, store, tmp_path):
     local = with_splits(form, tmp_path / "local", train=0, test=40)
     bucket = f"s3://{BUCKET}/{form}"
     for name, data in tree(local).items():

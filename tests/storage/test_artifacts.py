@@ -1,4 +1,4 @@
-"""Artefacts: tables with checked columns, manifests, files that are whole or not there, places as URIs."""
+"""Artefacts: tables with checked columns, manifests, atomic files, URIs."""
 
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +33,7 @@ def rows(count, seed=0):
     }
 
 
-def test_a_table_comes_back_as_it_was_written(tmp_path):
+def test_a_table_survives_a_round_trip(tmp_path):
     directory = open_directory(str(tmp_path / "latents"))
     directory.write("part-00001.parquet", schemas.to_parquet(rows(2, 1), schemas.LATENTS))
     directory.write("part-00000.parquet", schemas.to_parquet(rows(3), schemas.LATENTS))
@@ -43,7 +43,7 @@ def test_a_table_comes_back_as_it_was_written(tmp_path):
     assert list(read_rows(directory, schemas.LATENTS, ["label"])) == ["label"]
 
 
-def test_a_table_with_a_wrong_type_shape_or_column_is_never_written():
+def test_a_table_with_a_wrong_type_shape_or_column_is_not_written():
     for wrong in (
         {"mean": rows(3)["mean"].astype(np.float32)},
         {"mean": rows(3)["mean"][:, 0]},
@@ -77,7 +77,7 @@ def test_a_reader_never_sees_half_a_file(tmp_path):
     assert list(directory.files()) == ["file"]
 
 
-def test_fingerprints_follow_values_not_the_order_of_keys():
+def test_the_order_of_keys_does_not_change_a_fingerprint():
     value = fingerprint({"a": 1, "b": [2]})
     assert value == fingerprint({"b": [2], "a": 1}) != fingerprint({"a": 1, "b": [3]})
 
@@ -98,7 +98,7 @@ AZURE = "abfss://c@account.dfs.core.windows.net/p"
         ("file:///tmp/p", "/tmp/p/x y/?"),
     ],
 )
-def test_a_uri_opens_what_it_was_made_of(location, below):
+def test_a_uri_opens_the_same_directory(location, below):
     directory = pickle.loads(pickle.dumps(open_directory(location) / "x y" / "?"))
     again = open_directory(directory.uri)
     assert directory.uri == again.uri == below
@@ -106,18 +106,18 @@ def test_a_uri_opens_what_it_was_made_of(location, below):
     assert directory.filesystem.equals(again.filesystem)
 
 
-def test_a_directory_made_of_a_filesystem_has_a_uri_too():
+def test_a_directory_of_any_filesystem_has_a_uri():
     directory = Directory(fs.PyFileSystem(fs.FSSpecHandler(fsspec.filesystem("memory"))), "/made/by") / "hand"
     assert directory.uri == "fsspec+memory:///made/by/hand"
     assert open_directory(directory.uri).path == directory.path
 
 
-def test_checksums_that_are_known_are_taken_and_the_others_computed(tmp_path, monkeypatch):
+def test_only_missing_checksums_are_computed(tmp_path, monkeypatch):
     directory, read = open_directory(str(tmp_path / "x")), []
     directory.write("a", b"one")
     directory.write("b", b"two")
     monkeypatch.setattr(Directory, "sha256", lambda place, name: read.append(name) or "computed")
-    assert complete(directory, {"checksums": {"a": "known"}})["checksums"] == {"a": "known", "b": "computed"}
+    assert complete(directory, {"checksums": {"a": "given"}})["checksums"] == {"a": "given", "b": "computed"}
     assert read == ["b"]
 
 
@@ -132,21 +132,21 @@ def test_files_without_checksums_are_counted(tmp_path):
     assert verify(directory) == ({}, 2)
 
 
-def test_two_drivers_at_once_leave_no_manifest_in_its_own_list(tmp_path):
+def test_a_manifest_does_not_list_itself(tmp_path):
     directory = open_directory(str(tmp_path / "x"))
     complete(directory, {"stage": "encode"})
     assert MANIFEST not in complete(directory, {"stage": "encode"})["files"]
 
 
-@pytest.mark.parametrize("held", [b"", b"[]", b"garbage", b'{"format": "1"}', b"{}"])
-def test_a_damaged_format_is_named_with_its_remedy(tmp_path, held):
+@pytest.mark.parametrize("content", [b"", b"[]", b"garbage", b'{"format": "1"}', b"{}"])
+def test_a_damaged_format_file_is_an_error(tmp_path, content):
     root = open_storage(str(tmp_path))
-    root.write("format.json", held)
+    root.write("format.json", content)
     with pytest.raises(InputError, match=r"format\.json.*damaged.*remove it"):
         open_storage(str(tmp_path))
 
 
-def test_a_file_written_in_pieces_is_whole_or_not_there(tmp_path):
+def test_a_file_written_by_stream_is_whole_or_absent(tmp_path):
     directory = open_directory(str(tmp_path))
 
     def fail(stream):

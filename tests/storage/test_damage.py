@@ -1,4 +1,4 @@
-"""Damaged artefacts: each kind of damage is named, no kept part is believed without its checksum."""
+"""Damaged artefacts: every kind of damage is found, and no part is kept without a matching checksum."""
 
 import json
 
@@ -92,29 +92,29 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_verification_finds_every_damaged_file_of_a_complete_artefact(finished, damage):
+def test_verify_finds_every_damaged_file(finished, damage):
     assert verify(finished) == ({}, 0)
     damage(finished, SECOND)
     assert set(verify(finished)[0]) == DAMAGE[damage]
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_verification_checks_the_parts_of_a_stage_that_was_killed(killed, damage):
+def test_verify_checks_the_parts_of_a_killed_stage(killed, damage):
     damage(killed, SECOND)
     assert set(verify(killed)[0]) == DAMAGE[damage] & set(killed.files())
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_no_damaged_part_is_kept_when_a_killed_stage_continues(killed, damage):
+def test_a_killed_stage_keeps_no_damaged_part(killed, damage):
     damage(killed, SECOND)
     assert [name for name, _ in intact_parts(killed, PARTS)] == sorted(set(PARTS) - DAMAGE[damage])
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_no_damaged_part_is_kept_when_a_damaged_artefact_is_made_complete_again(finished, damage):
+def test_a_reopened_artefact_keeps_no_damaged_part(finished, damage):
     before = {name: finished.read(name) for name in PARTS}
     damage(finished, SECOND)
-    reopen(finished, {"part-00009.parquet"})  # as if only another file had been noticed
+    reopen(finished, {"part-00009.parquet"})
     assert read_manifest(finished) is None
     kept = dict(intact_parts(finished, PARTS))
     assert set(kept) == set(PARTS) - DAMAGE[damage]
@@ -126,13 +126,13 @@ def test_no_damaged_part_is_kept_when_a_damaged_artefact_is_made_complete_again(
     assert verify(finished) == ({}, 0)
 
 
-@pytest.mark.parametrize("held", [None, b"", b"[]", b"{", b'{"format": 1}', b"null", b"\xff\xfe"])
-def test_a_damaged_manifest_is_damage_and_the_parts_stand_by_their_own_checksums(finished, held):
+@pytest.mark.parametrize("content", [None, b"", b"[]", b"{", b'{"format": 1}', b"null", b"\xff\xfe"])
+def test_parts_are_kept_by_their_own_checksums_if_the_manifest_is_damaged(finished, content):
     flip(finished, SECOND)
-    if held is None:
+    if content is None:
         delete(finished, MANIFEST)
     else:
-        finished.write(MANIFEST, held)
+        finished.write(MANIFEST, content)
         assert set(verify(finished)[0]) == {MANIFEST, SECOND}
         with pytest.raises(DamagedError):
             read_manifest(finished)
@@ -141,21 +141,21 @@ def test_a_damaged_manifest_is_damage_and_the_parts_stand_by_their_own_checksums
     assert [name for name, _ in intact_parts(finished, PARTS)] == [FIRST, THIRD]
 
 
-def test_a_part_that_another_artefact_would_have_is_not_kept(finished):
+def test_a_part_of_another_artefact_is_not_kept(finished):
     finished.write(SECOND, part(SECOND, 9))  # whole, with its own checksum and name
     delete(finished, THIRD)
     assert read_or_reopen(finished) is None
     assert [name for name, _ in intact_parts(finished, PARTS)] == [FIRST]
 
 
-def test_a_part_without_a_checksum_is_made_again(killed):
+def test_a_part_without_a_checksum_is_not_kept(killed):
     killed.write(SECOND, schemas.to_parquet(rows(2, 1), schemas.FEATURES))
     assert [name for name, _ in intact_parts(killed, PARTS)] == [FIRST, THIRD]
     assert verify(killed) == ({}, 1)
 
 
 @pytest.mark.parametrize("damage", [truncate, delete])
-def test_a_reader_never_reads_around_a_part_that_is_lost_or_cut(finished, damage):
+def test_readers_raise_for_a_lost_or_truncated_part(finished, damage):
     damage(finished, SECOND)
     for read in (read_manifest, part_names, lambda place: read_rows(place, schemas.FEATURES)):
         with pytest.raises(DamagedError) as error:
@@ -163,14 +163,14 @@ def test_a_reader_never_reads_around_a_part_that_is_lost_or_cut(finished, damage
         assert set(error.value.files) == {SECOND}
 
 
-def test_a_damaged_page_is_one_line_that_names_the_file_at_once(finished):
+def test_a_damaged_page_is_an_error_that_names_the_file(finished):
     flip(finished, SECOND)
     assert read_manifest(finished)  # the size is the same
     with pytest.raises(InputError, match=SECOND):
         read_part(finished, SECOND, schemas.FEATURES)
 
 
-def test_no_flipped_bit_of_a_part_is_read_as_other_values(tmp_path):
+def test_a_flipped_bit_never_gives_other_values(tmp_path):
     directory, whole = open_directory(str(tmp_path)), rows(2)
     data = schemas.to_parquet(whole, schemas.FEATURES)
     for place in range(0, len(data), 5):
@@ -183,15 +183,15 @@ def test_no_flipped_bit_of_a_part_is_read_as_other_values(tmp_path):
         assert all(np.array_equal(read[name], whole[name]) for name in whole)
 
 
-@pytest.mark.parametrize("held", [b"", b"garbage", b"PAR1" + bytes(60) + b"PAR1"])
-def test_a_part_that_is_no_parquet_is_named_in_one_line(tmp_path, held):
+@pytest.mark.parametrize("content", [b"", b"garbage", b"PAR1" + bytes(60) + b"PAR1"])
+def test_a_part_that_is_no_parquet_is_an_error_that_names_the_file(tmp_path, content):
     directory = open_directory(str(tmp_path))
-    directory.write(FIRST, held)
+    directory.write(FIRST, content)
     with pytest.raises(InputError, match=FIRST):
         read_part(directory, FIRST, schemas.FEATURES)
 
 
-def test_a_manifest_of_a_newer_version_is_refused_and_nothing_changes(finished):
+def test_a_manifest_of_a_newer_version_is_an_error_and_stays(finished):
     finished.write_json(MANIFEST, finished.read_json(MANIFEST) | {"format": 99})
     before = {name: finished.read(name) for name in finished.files()}
     for read in (read_manifest, read_or_reopen, verify):
@@ -209,7 +209,7 @@ def test_a_manifest_of_a_newer_version_is_refused_and_nothing_changes(finished):
     ],
     ids=["parquet", "safetensors", "json"],
 )
-def test_any_flipped_bit_and_any_other_name_break_the_checksum_that_a_file_carries(write):
+def test_an_embedded_checksum_detects_any_flipped_bit_and_another_name(write):
     data = embed_checksum(write(), "a")
     assert embedded_checksum_holds(data, "a") is True
     assert embedded_checksum_holds(data, "b") is False

@@ -1,4 +1,4 @@
-"""Rows on a machine's own disk: the same values, filled once, gone when nobody uses them."""
+"""Rows cached on disk: equal values, filled once, removed after use."""
 
 import subprocess
 import sys
@@ -30,7 +30,7 @@ def whole(**options):
     return {name: np.concatenate([part[name] for part in parts(**options)]) for name in ("label", "value")}
 
 
-def test_rows_come_back_bit_for_bit_in_any_order():
+def test_rows_are_equal_in_any_order():
     rows, expected = open_cache("k", parts, 1, "free some"), whole()
     wanted = np.array([7, 0, 11, 7])
     assert rows.count == 12
@@ -41,7 +41,7 @@ def test_rows_come_back_bit_for_bit_in_any_order():
     assert np.array_equal(rows.read("value", wanted, inner), expected["value"][wanted, inner])
 
 
-def test_they_are_filled_once_and_removed_by_the_last_that_closes_them():
+def test_rows_are_filled_once_and_removed_by_the_last_close():
     filled = []
     first, second = (open_cache("k", lambda: filled.append(1) or parts(), 1, "") for _ in range(2))
     assert filled == [1]
@@ -51,7 +51,7 @@ def test_they_are_filled_once_and_removed_by_the_last_that_closes_them():
     assert not [entry for entry in cache_folder().iterdir() if entry.is_dir()]
 
 
-def test_a_fill_that_was_killed_is_begun_anew():
+def test_a_killed_fill_starts_afresh():
     def killed():
         yield next(parts())
         raise KeyboardInterrupt
@@ -63,7 +63,7 @@ def test_a_fill_that_was_killed_is_begun_anew():
     assert np.array_equal(rows.read("value", range(12)), whole()["value"])
 
 
-def test_what_a_killed_process_left_serves_again_and_goes_before_others_are_filled(tmp_path):
+def test_rows_of_a_killed_process_are_reused_or_removed_before_the_next_fill(tmp_path):
     script = f"""
         import os, tempfile
         tempfile.tempdir = {str(tmp_path)!r}
@@ -82,7 +82,7 @@ def test_what_a_killed_process_left_serves_again_and_goes_before_others_are_fill
     assert again.count == 12
 
 
-def test_mapped_rows_are_the_stored_ones_and_writing_to_them_changes_no_file():
+def test_writing_to_mapped_rows_changes_no_file():
     rows, expected = open_cache("k", parts, 1), whole()
     values = rows.mapped("value")
     assert np.array_equal(values, expected["value"])
@@ -91,7 +91,7 @@ def test_mapped_rows_are_the_stored_ones_and_writing_to_them_changes_no_file():
     assert np.array_equal(rows.mapped("value"), expected["value"])
 
 
-def test_kept_rows_serve_whoever_comes_next_and_are_removed_only_while_nobody_uses_them():
+def test_kept_rows_are_reused_and_removed_only_if_unused():
     open_cache("k", parts, 1).close(keep=True)
     again = open_cache("k", lambda: pytest.fail("it is there"), 1)
     remove_unused(["k", "never there"])
@@ -101,12 +101,12 @@ def test_kept_rows_serve_whoever_comes_next_and_are_removed_only_while_nobody_us
     assert not [entry for entry in cache_folder().iterdir() if entry.is_dir()]
 
 
-def test_a_disk_without_room_is_refused_before_a_byte_is_written():
-    with pytest.raises(InputError, match=r"has room for .* GB, .* take 1000000000\.0 GB .*; free some"):
+def test_a_too_small_disk_is_an_error_before_a_row_is_read():
+    with pytest.raises(InputError, match="free some"):
         open_cache("k", lambda: pytest.fail("read"), 1e18, "free some")
 
 
-def test_memory_is_a_part_or_a_batch_however_many_rows_there_are():
+def test_memory_does_not_grow_with_the_rows():
     peaks = []
     for count in (2, 40):
         tracemalloc.start()
@@ -119,7 +119,7 @@ def test_memory_is_a_part_or_a_batch_however_many_rows_there_are():
     assert peaks[1] < 1.3 * peaks[0]
 
 
-def test_reading_ahead_keeps_the_order_and_few_results_at_a_time():
+def test_prefetch_keeps_the_order_and_its_limit():
     read, used = [], []
     for value in prefetch(lambda item: read.append(item) or item * item, range(50), 3):
         used.append(value)

@@ -1,4 +1,4 @@
-"""Data sets of a hub: what this project pushed is held against its manifest, all else is for `datasets`."""
+"""Data sets of the hub: sets of this project are verified, others are left to `datasets`."""
 
 import json
 
@@ -38,14 +38,14 @@ def test_an_address_names_one_repository(location, name):
     assert hub_name(location) == name
 
 
-def test_a_revision_stays_where_it_is_after_main_has_moved(on_hub, tmp_path):
+def test_a_revision_is_fetched_after_main_has_moved(on_hub, tmp_path):
     first = on_hub.push("org/set", artifact(tmp_path / "first", b"first"), "datasets")
     on_hub.push("org/set", artifact(tmp_path / "second", b"second"), "datasets")
     read = lambda place: open_directory(fetch_set(place)).read("data/file")  # noqa: E731
     assert (read(f"hf://org/set@{first}"), read("hf://org/set")) == (b"first", b"second")
 
 
-def test_a_file_that_is_missing_or_differs_is_named(on_hub, tmp_path):
+def test_a_missing_or_changed_file_is_an_error(on_hub, tmp_path):
     folder = artifact(tmp_path / "set", b"first")
     (folder / "data" / "file").write_bytes(b"other")
     on_hub.push("org/set", folder, "datasets")
@@ -57,7 +57,7 @@ def test_a_file_that_is_missing_or_differs_is_named(on_hub, tmp_path):
         fetch_set("hf://org/set")
 
 
-def test_a_set_that_somebody_else_made_is_for_datasets_to_read(on_hub, tmp_path):
+def test_other_sets_are_left_to_datasets(on_hub, tmp_path):
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "manifest.json").write_text(json.dumps({"files": []}))
     commit = on_hub.push("org/set", tmp_path / "theirs", "datasets")

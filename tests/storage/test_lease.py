@@ -1,4 +1,4 @@
-"""One driver at a time on a folder, whatever the hosts' clocks say, on a disk and in an object store."""
+"""Leases and heartbeats on a disk and in an object store, with any clock of the host."""
 
 import os
 import threading
@@ -67,21 +67,21 @@ def leave(folder, **changes):
     folder.write_json(LEFT, folder.read_json(LEFT) | changes)
 
 
-@pytest.mark.parametrize("held", [b"", b"[]", b'{"pid": "noon"}', b"{}"])
-def test_a_damaged_heartbeat_is_none(disk, held):
-    disk.write(HEARTBEAT, held)
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"pid": "noon"}', b"{}"])
+def test_a_damaged_heartbeat_is_none(disk, content):
+    disk.write(HEARTBEAT, content)
     assert read_heartbeat(disk) is None
     assert is_dead(disk)
 
 
-def test_a_driver_that_has_ended_leaves_no_heartbeat(folder):
+def test_a_heartbeat_is_removed_at_the_end(folder):
     with pytest.raises(KeyboardInterrupt), heartbeat(folder):
         raise KeyboardInterrupt
     assert read_heartbeat(folder) is None
     assert not folder.files()
 
 
-def test_a_heartbeat_is_as_old_as_the_store_says_whatever_this_hosts_clock(folder, clock):
+def test_the_age_of_a_heartbeat_is_by_the_clock_of_the_store(folder, clock):
     leave(folder, **OTHER_HOST)
     living = read_heartbeat(folder, LEFT)
     assert living.age < 5
@@ -95,13 +95,13 @@ def test_a_heartbeat_is_as_old_as_the_store_says_whatever_this_hosts_clock(folde
     assert not dead.is_of_other
 
 
-def test_the_store_gives_its_time_and_keeps_nothing(folder, clock):
+def test_store_time_leaves_no_file(folder, clock):
     folder.write("a", b"")
     assert abs(store_time(folder) - folder.files()["a"].mtime_ns / 1e9) < 5
     assert list(folder.files()) == ["a"]
 
 
-def test_a_folder_that_takes_no_file_is_read_by_this_hosts_clock(disk, monkeypatch):
+def test_a_read_only_folder_uses_the_clock_of_the_host(disk, monkeypatch):
     write_heartbeat(disk)
 
     def refuse(*_):
@@ -111,7 +111,7 @@ def test_a_folder_that_takes_no_file_is_read_by_this_hosts_clock(disk, monkeypat
     assert read_heartbeat(disk).age < 5
 
 
-def test_the_same_process_id_elsewhere_is_another_process(disk):
+def test_equal_process_ids_in_another_namespace_are_another_process(disk):
     """Containers with the host's network have its name and process ids of their own."""
     leave(disk, pid=2**22 + 1, namespace="another")
     assert read_heartbeat(disk, LEFT).is_alive
@@ -122,7 +122,7 @@ def test_the_same_process_id_elsewhere_is_another_process(disk):
 
 
 @pytest.mark.parametrize("is_here", [True, False])
-def test_a_killed_driver_is_not_waited_for_and_its_lease_is_removed(folder, is_here, clock, monkeypatch):
+def test_the_lease_of_a_killed_driver_is_removed_without_waiting(folder, is_here, clock, monkeypatch):
     monkeypatch.setattr(lease, "time", SimpleNamespace(sleep=lambda _: pytest.fail("waits")))
     if is_here:  # Linux numbers no process so
         leave(folder, pid=2**22 + 1)
@@ -135,9 +135,7 @@ def test_a_killed_driver_is_not_waited_for_and_its_lease_is_removed(folder, is_h
 
 
 @pytest.mark.parametrize("changes", [OTHER_HOST, {"pid": os.getppid()}])
-def test_a_living_driver_is_waited_for_with_one_line_that_names_it(
-    folder, changes, clock, monkeypatch, caplog
-):
+def test_a_living_driver_is_waited_for_and_logged(folder, changes, clock, monkeypatch, caplog):
     monkeypatch.setattr(lease, "POLL_S", 0.05)
     leave(folder, **changes)
     ended = threading.Event()
@@ -154,7 +152,7 @@ def test_a_living_driver_is_waited_for_with_one_line_that_names_it(
     assert seconds < 5
 
 
-def test_of_drivers_that_start_together_no_two_hold_the_lease(folder, monkeypatch):
+def test_simultaneous_drivers_never_share_the_lease(folder, monkeypatch):
     monkeypatch.setattr(lease, "POLL_S", 0.05)
     # threads stand for processes
     monkeypatch.setattr(lease.Heartbeat, "is_of_other", property(lambda found: found.is_alive))
@@ -177,7 +175,7 @@ def test_of_drivers_that_start_together_no_two_hold_the_lease(folder, monkeypatc
     assert (max(most), sorted(ended)) == (1, list(range(4)))
 
 
-def test_an_artefact_that_is_made_under_a_lease_does_not_name_it(disk):
+def test_a_manifest_does_not_list_the_lease(disk):
     with exclusive(disk):
         disk.write("part-00000.parquet", b"rows")
         manifest = complete(disk, {"rows": 1})

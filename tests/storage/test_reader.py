@@ -1,4 +1,4 @@
-"""Rows by their keys: in any order, each part read once, no column before it is asked for."""
+"""Rows by their keys: in any order, each part read once, columns only on demand."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def features(tmp_path):
     return directory
 
 
-def test_rows_at_any_places_come_in_that_order(features):
+def test_rows_are_read_in_the_order_of_the_index(features):
     whole = rows.read_rows(features, FEATURES)
     found = read_index(features, FEATURES, ["label"])
     assert np.array_equal(found.keys["label"], whole["label"])
@@ -36,7 +36,7 @@ def test_rows_at_any_places_come_in_that_order(features):
     assert np.array_equal(some.at(np.array([2, 1])).read("feature"), whole["feature"][[5, 0]])
 
 
-def test_only_the_parts_that_hold_the_rows_are_read_each_once(features, monkeypatch):
+def test_only_parts_with_needed_rows_are_read_each_once(features, monkeypatch):
     found, read, real = read_index(features, FEATURES, ["label"]), [], rows.read_part
     monkeypatch.setattr(rows, "read_part", lambda d, name, *rest: read.append(name) or real(d, name, *rest))
     some = found.take(np.array([9, 1, 8, 0]))
@@ -45,7 +45,7 @@ def test_only_the_parts_that_hold_the_rows_are_read_each_once(features, monkeypa
     assert read == ["part-00000.parquet", "part-00002.parquet"]
 
 
-def test_a_part_that_is_lost_makes_no_shorter_index(features):
+def test_a_lost_part_is_an_error(features):
     (features / "part-00001.parquet").delete()
     with pytest.raises(DamagedError, match="part-00001"):
         read_index(features, FEATURES, ["label"])
@@ -60,7 +60,7 @@ def indexed(features):
     return features
 
 
-def test_an_index_beside_the_parts_says_what_they_say_and_is_read_alone(indexed, monkeypatch):
+def test_an_index_file_equals_the_keys_of_the_parts_and_replaces_reading_them(indexed, monkeypatch):
     whole = rows.read_rows(indexed, FEATURES)
     monkeypatch.setattr(rows, "read_part", lambda *_: pytest.fail("a part was read"))
     found = read_index(indexed, FEATURES, ["label", "image_id"])
@@ -69,19 +69,19 @@ def test_an_index_beside_the_parts_says_what_they_say_and_is_read_alone(indexed,
     assert np.array_equal(found.read("feature"), whole["feature"])
 
 
-def test_keys_are_the_same_from_columns_and_from_a_parts_bytes(features):
+def test_keys_of_columns_equal_keys_of_a_part(features):
     name = "part-00001.parquet"
     columns = rows.read_part(features, name, FEATURES)
     assert pack_keys(columns, FEATURES) == pack_part_keys(features.read(name), FEATURES)
 
 
-def test_an_index_that_is_lost_counts_as_damage(indexed):
+def test_a_lost_index_is_damage(indexed):
     (indexed / INDEX).delete()
     with pytest.raises(DamagedError, match=INDEX):
         read_index(indexed, FEATURES, ["label"])
 
 
-def test_no_flipped_bit_of_an_index_is_believed(indexed):
+def test_a_flipped_bit_of_an_index_is_an_error(indexed):
     data = bytearray(indexed.read(INDEX))
     data[len(data) // 2] ^= 1
     indexed.write(INDEX, bytes(data))

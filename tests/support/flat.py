@@ -1,4 +1,4 @@
-"""Flat images: a set of them is known by its classes and each image's one value."""
+"""Sets of images of one colour. (class, value) identifies each image."""
 
 import io
 
@@ -21,12 +21,12 @@ def png(value):
 
 
 def opened(place, tmp_path, name="data.train", limit=0.0, **options):
-    """The set at `place`, with a storage below `tmp_path`."""
+    """Returns the set at `place`, opened with a storage below `tmp_path`."""
     storage = open_storage(str(tmp_path / "storage"))
     return open_images(str(place), storage, name=name, seed=0, max_bad_fraction=limit, **options)
 
 
 def values(images):
-    """[(class, value)] of a set of flat images."""
+    """Returns sorted [(class, value)] of a set."""
     shown = [np.asarray(decode(images.directory.read(path)))[0, 0, 0] for path in images.paths]
     return sorted((images.classes[c], int(v)) for c, v in zip(images.labels, shown, strict=True))

@@ -1,4 +1,4 @@
-"""A pool that works while a second node joins: prints how many actors made its parts.
+"""Run an actor pool while a second node joins, and print how many actors made its parts.
 
 python tests/support/growing.py FOLDER
 """
@@ -26,7 +26,7 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 class Slow:
-    """A part → a row that says which process made it."""
+    """Returns a row with the id of the process for each part."""
 
     def __init__(self, batch_size):
         pass

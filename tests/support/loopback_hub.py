@@ -1,4 +1,4 @@
-"""A hub on loopback, as far as Hugging Face's client asks one: commits of a repository, main is the last."""
+"""A hub on loopback with what Hugging Face's client requests. A repository has commits; main is the last."""
 
 import base64
 import contextlib
@@ -22,12 +22,12 @@ class Hub:
         self._commits: dict[str, dict[str, dict[str, bytes]]] = {}
 
     def push(self, hub_id: str, folder: Path, kind: str = "models") -> str:
-        """Make what `folder` holds the repository's main; gives the commit."""
+        """Commit the content of `folder` to the repository's main. Returns the commit."""
         held = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
         return self._commit(f"{kind}/{hub_id}", held)
 
     def holds(self, hub_id: str, kind: str = "datasets") -> dict[str, bytes]:
-        """Files of the repository's main; KeyError where there is none."""
+        """Files of the repository's main; raises KeyError if there is none."""
         return self._find(f"{kind}/{hub_id}", "main")[1]
 
     def _commit(self, repository: str, held: dict[str, bytes]) -> str:
@@ -43,7 +43,7 @@ class Hub:
         return commit, commits[commit]
 
     def answer(self, path: str) -> tuple[dict[str, str], bytes]:
-        """Headers and body; KeyError for what is not here."""
+        """Returns headers and body; raises KeyError for an unknown path."""
         if asked := re.fullmatch(r"/api/(\w+)/(\w+/[\w.-]+)(?:/(revision|tree)/(\w+))?", path):
             commit, held = self._find(f"{asked[1]}/{asked[2]}", asked[4] or "main")
             files = [{"type": "file", "path": n, "size": len(c), "oid": _oid(c)} for n, c in held.items()]
@@ -57,7 +57,7 @@ class Hub:
         raise KeyError(path)
 
     def take(self, path: str, body: bytes) -> dict[str, object]:
-        """What a client's request to write comes to; KeyError for a repository that is not here."""
+        """Returns the response to a write; raises KeyError for an unknown repository."""
         if path == "/api/validate-yaml":  # of a card
             return {"errors": [], "warnings": []}
         if path == "/api/repos/create":
@@ -84,7 +84,7 @@ class Hub:
 
     @contextlib.contextmanager
     def known(self, monkeypatch, cache: Path) -> Iterator["Hub"]:
-        """Serves inside the block, as the hub of this process, whose cache is `cache`."""
+        """Serves as the hub of this process during the block, with `cache` as its cache."""
         with self._serving() as address:
             monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
             template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
@@ -145,7 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def use_cache(monkeypatch, folder: Path) -> None:
-    """Keep downloads there from here on, as a node does that has its own disk."""
+    """Use another download cache, as on another node."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
 
 

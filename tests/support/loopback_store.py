@@ -79,7 +79,7 @@ class Store:
 
 
 def in_bucket(model, images):
-    """Uploads class folders; gives the words of a tiny run that has them, and its storage, in the bucket."""
+    """Upload class folders. Returns the overrides of a tiny run with images and storage in the bucket."""
     from ims3_ray.storage.artifacts import open_directory
 
     place = open_directory(f"s3://{BUCKET}/images")

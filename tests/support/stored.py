@@ -1,4 +1,4 @@
-"""Features as a stage leaves them."""
+"""Features in an artefact."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from ims3_ray.storage.schemas import FEATURES, to_parquet
 
 
 def features_of(features, labels, folder, parts=5):
-    """Those of an artefact in `folder`, of so many parts."""
+    """Returns the index of an artefact with `parts` parts in `folder`."""
     directory = open_directory(str(folder))
     for part, rows in enumerate(np.array_split(np.arange(len(labels)), parts)):
         ids = rows.astype(str).astype(object)

@@ -1,4 +1,4 @@
-"""A model's fingerprint: its weights and configuration count, the files beside them do not."""
+"""The hash of a model: its weights and configuration count, other files do not."""
 
 import pytest
 
@@ -31,7 +31,7 @@ def storage(tmp_path):
 
 
 @pytest.mark.parametrize("name", COUNTED)
-def test_changed_lost_or_renamed_weights_and_configuration_change_the_key(model, storage, name):
+def test_changed_weights_or_configuration_change_the_hash(model, storage, name):
     before = content_hash(model, storage)
     (model / name).write_text("other")
     changed = content_hash(model, storage)
@@ -42,7 +42,7 @@ def test_changed_lost_or_renamed_weights_and_configuration_change_the_key(model,
 
 
 @pytest.mark.parametrize("name", IGNORED)
-def test_a_card_and_other_files_beside_the_model_never_change_the_key(model, storage, name):
+def test_other_files_do_not_change_the_hash(model, storage, name):
     before = content_hash(model, storage)
     (model / name).write_text("other")
     assert content_hash(model, storage) == before
@@ -50,7 +50,7 @@ def test_a_card_and_other_files_beside_the_model_never_change_the_key(model, sto
     assert content_hash(model, storage) == before
 
 
-def test_a_file_counts_by_its_bytes_whatever_it_is_called(tmp_path, storage):
+def test_a_single_file_is_hashed_for_any_name(tmp_path, storage):
     (tmp_path / "dit.weights").write_bytes(b"1")
     before = content_hash(tmp_path / "dit.weights", storage)
     (tmp_path / "dit.weights").write_bytes(b"23")
