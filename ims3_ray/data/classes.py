@@ -1,12 +1,11 @@
 """Names of class folders, and the map from classes to the generator's labels, which all stages share."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ims3_ray.config.load import Refuse, read_text, read_yaml
+from ims3_ray.config.load import read_text, read_yaml
 from ims3_ray.display import UNPRINTABLE, first_few
 from ims3_ray.errors import InputError
 
@@ -93,8 +92,7 @@ def _read(location: str) -> Mapping[str, object]:
     def refuse(why: str) -> InputError:
         return InputError(f"data.class_map: {location} {why}; give YAML or JSON")
 
-    text = read_text(path, refuse)
-    table = _from_json(text, refuse) if path.suffix == ".json" else read_yaml(text, refuse)
+    table = read_yaml(read_text(path, refuse), refuse)  # JSON is YAML
     if not isinstance(table, dict):
         raise InputError(
             f"data.class_map: {location} holds a {type(table).__name__}; give a table of folder name: label"
@@ -118,10 +116,3 @@ def _from_table(
     if len(set(labels)) < len(labels):
         raise InputError(f"{where} gives one label to two class folders")
     return labels
-
-
-def _from_json(text: str, refuse: Refuse) -> object:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise refuse(f"is no JSON ({error})") from error

@@ -182,7 +182,7 @@ def _read_saved(rows: Rows, where: str) -> Iterator[Batch]:
         _local_folder(rows) as folder,
         convert_errors(f"{where} can't be read", "copy or save all of it anew"),
     ):
-        data = datasets.load_from_disk(folder)
+        data = datasets.load_from_disk(folder, keep_in_memory=False)
         paths = [os.path.abspath(file["filename"]) for file in data.cache_files]
         if outside := [path for path in paths if os.path.dirname(path) != folder]:
             raise InputError(f"{where} names the file {outside[0]}, which is not in it; save the set anew")

@@ -48,7 +48,7 @@ def open_storage(location: str) -> Directory:
 
 
 def check_format(root: Directory) -> bool:
-    """Returns True if the root has a format file. Raises InputError if the file is damaged or newer than FORMAT."""
+    """Returns True if the root has a format file. Raises InputError if it is damaged or newer than FORMAT."""
     if not root.exists(FORMAT_FILE):
         return False
     try:

@@ -1,5 +1,7 @@
 """The map from class folders to the generator's labels."""
 
+import json
+
 import pytest
 import yaml
 
@@ -43,10 +45,11 @@ def test_an_invalid_class_table_is_an_error(tmp_path, table, problem):
             class_map(("a", "b"), None, 3, way)
 
 
-def test_a_table_in_the_recipe_equals_one_in_a_file(tmp_path):
-    (tmp_path / "table.yaml").write_text("{b: 0, a: 2, c: 1}")
-    assert class_map(("a", "b"), None, 3, {"b": 0, "a": 2, "c": 1}) == [2, 0]
-    assert class_map(("a", "b"), None, 3, str(tmp_path / "table.yaml")) == [2, 0]
+@pytest.mark.parametrize("suffix", [".yaml", ".json"])
+def test_a_table_in_the_recipe_equals_one_in_a_file(tmp_path, suffix):
+    path, table = (tmp_path / "table").with_suffix(suffix), {"b": 0, "a": 2, "c": 1}
+    path.write_text(json.dumps(table, indent=2))
+    assert class_map(("a", "b"), None, 3, table) == class_map(("a", "b"), None, 3, str(path)) == [2, 0]
 
 
 def test_an_unknown_folder_is_an_error_that_names_the_field():
