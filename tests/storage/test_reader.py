@@ -6,7 +6,7 @@ import pytest
 from ims3_ray.errors import InputError
 from ims3_ray.storage import rows
 from ims3_ray.storage.artifacts import DamagedError, complete, open_directory
-from ims3_ray.storage.rows import INDEX, pack_keys, pack_part_keys, read_index, write_index
+from ims3_ray.storage.rows import INDEX, pack_keys, pack_part_keys, read_index, read_together, write_index
 from ims3_ray.storage.schemas import FEATURES, to_parquet
 
 
@@ -33,7 +33,7 @@ def test_rows_are_read_in_the_order_of_the_index(features):
     some = found.take(places)
     assert np.array_equal(some.read("feature"), whole["feature"][places])
     assert some.read("image_id").tolist() == whole["image_id"][places].tolist()
-    assert np.array_equal(some.at(np.array([2, 1])).read("feature"), whole["feature"][[5, 0]])
+    assert np.array_equal(some.take(np.array([2, 1])).read("feature"), whole["feature"][[5, 0]])
 
 
 def test_only_parts_with_needed_rows_are_read_each_once(features, monkeypatch):
@@ -43,6 +43,16 @@ def test_only_parts_with_needed_rows_are_read_each_once(features, monkeypatch):
     assert read == []
     some.read("feature")
     assert read == ["part-00000.parquet", "part-00002.parquet"]
+
+
+def test_several_indexes_read_each_part_once_together(features, monkeypatch):
+    index, read, real = read_index(features, FEATURES, ["label"]), [], rows.read_part
+    whole = index.read()
+    monkeypatch.setattr(rows, "read_part", lambda d, name, *rest: read.append(name) or real(d, name, *rest))
+    first, second = read_together([index.take(np.array([11, 2])), index.take(np.array([5, 0, 2]))])
+    assert np.array_equal(first, whole[[11, 2]])
+    assert np.array_equal(second, whole[[5, 0, 2]])
+    assert read == sorted(features.files())[1:]  # behind the manifest
 
 
 def test_a_lost_part_is_an_error(features):
