@@ -12,9 +12,9 @@ from ims3_ray.storage.artifacts import Directory
 
 def test_other_folders_are_neither_listed_nor_read(imagenet_tree, monkeypatch):
     listed, read = [], []
-    listing, reading = Directory.listed, Directory.read
+    listing, reading = Directory.list_files, Directory.read
     monkeypatch.setattr(
-        Directory, "listed", lambda self, within="": listed.append(within) or listing(self, within)
+        Directory, "list_files", lambda self, within="": listed.append(within) or listing(self, within)
     )
     monkeypatch.setattr(Directory, "read", lambda self, name: read.append(name) or reading(self, name))
     images = opened(imagenet_tree / "train", imagenet_tree, classes=THREE[:2])
