@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
         from ims3_ray.models.generator import inspect_generator
         from ims3_ray.models.vae import read_vae
 
-    began, out = time.perf_counter(), new_folder(arguments.out)
+    start, out = time.perf_counter(), new_folder(arguments.out)
     adapter = inspect_adapter(arguments.adapter) if arguments.adapter else None
     shift = arguments.frequency_shift
     if shift is None and adapter:
@@ -82,9 +82,11 @@ def run(arguments: argparse.Namespace) -> None:
     dit = model.load(torch.device("cpu")).dit
     difference = convert(dit, vae, out, id2label=class_names(own, info), dtype=arguments.dtype)
     print("\n".join(lines(arguments, info, dit.config.num_classes, difference)))
-    made = {"pipeline": f"{out}  ({time.perf_counter() - began:.0f} s)"}
+    result = {"pipeline": f"{out}  ({time.perf_counter() - start:.0f} s)"}
     load = f"import diffusers; print(diffusers.DiTPipeline.from_pretrained({json.dumps(str(out))}))"
-    print("", *result_lines(made, {"look": shlex.join([installed_program("python"), "-c", load])}), sep="\n")
+    print(
+        "", *result_lines(result, {"look": shlex.join([installed_program("python"), "-c", load])}), sep="\n"
+    )
 
 
 def class_names(own: list[str] | None, info: "GeneratorInfo") -> list[str] | None:

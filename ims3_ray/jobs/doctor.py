@@ -128,11 +128,11 @@ def check_tracking(storage: str) -> Check:
         uri = tracking_uri(open_directory(storage))
     except InputError as error:
         return Check("MLflow", MISSING, str(error))
-    shown = redact_uris(uri)
+    address = redact_uris(uri)
     if urlsplit(uri).scheme not in ("http", "https") or (reason := _http_failure(uri)) is None:
-        return Check("MLflow", OK, shown)
+        return Check("MLflow", OK, address)
     remedy = "start it, or unset MLFLOW_TRACKING_URI"
-    return Check("MLflow", MISSING, f"{shown} does not answer ({reason}); {remedy}")
+    return Check("MLflow", MISSING, f"{address} does not answer ({reason}); {remedy}")
 
 
 def check_hub() -> Check:

@@ -74,9 +74,7 @@ def vae_config(folder: Path, transformer: DiTConfig) -> dict[str, Any]:
     path = folder / "config.json"
     config = _DEFAULTS | read_json(path)
     if config.get("_class_name") != "AutoencoderKL":
-        raise InputError(
-            f"{path}: must describe an AutoencoderKL, not a {config.get('_class_name')}"
-        )
+        raise InputError(f"{path}: must describe an AutoencoderKL, not a {config.get('_class_name')}")
     if config["latent_channels"] != transformer.in_channels:
         raise InputError(
             f"{path}: the VAE's latents have {config['latent_channels']} channels, the transformer takes "

@@ -123,8 +123,8 @@ def test_torchvisions_names_of_digits_map_to_the_digits_labels():
     from torchvision.datasets import MNIST
 
     classes = tuple(sorted(MNIST.classes))
-    given = load_config("mnist").data.class_map
-    assert class_map(classes, tuple("0123456789"), 10, given) == list(range(10))
+    mapping = load_config("mnist").data.class_map
+    assert class_map(classes, tuple("0123456789"), 10, mapping) == list(range(10))
 
 
 @pytest.mark.parametrize("name", IMAGENET[:4])
@@ -181,8 +181,8 @@ def test_fine_tuning_and_sampling_use_the_same_labels(imagenet_tree, thousand):
     inversions.write(
         "part-0.parquet", schemas.to_parquet(rows | {"inversion": inversion}, schemas.INVERSIONS)
     )
-    for made in (latents, inversions):
-        complete(made, {"rows": 3})
+    for directory in (latents, inversions):
+        complete(directory, {"rows": 3})
     source = LatentSource(latents, inversions, mirror=False, points=2, model_labels=context.model_labels)
     assert LatentDataset(source, context.config.finetune, seed=0).labels(np.arange(3)).tolist() == [
         162,
@@ -209,9 +209,9 @@ def test_a_dry_run_of_a_recipe_needs_no_gpu_and_no_network(imagenet_tree, thousa
 
     monkeypatch.setattr(timm, "create_model", offline)
     assert main(["distill", "--dry-run", "--recipe", "imagewoof", *woof_words(imagenet_tree, thousand)]) == 0
-    shown = capsys.readouterr().out
-    assert "guidance_channels: 3" in shown
-    assert shown.count("would run") == 9
+    out = capsys.readouterr().out
+    assert "guidance_channels: 3" in out
+    assert out.count("would run") == 9
 
 
 def test_a_licence_changes_only_the_keys_of_the_export_and_later_stages(imagenet_tree, thousand):
