@@ -1,3 +1,1 @@
-"""The paper's mathematics in plain torch, numpy and faiss: no Ray, files, configuration or global random
-state.
-"""
+"""The mathematics in plain torch, numpy and faiss: no Ray, files, configuration or global random state."""

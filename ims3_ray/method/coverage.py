@@ -91,9 +91,7 @@ def inside_balls(real: Features, points: Features, k: int = 5) -> Bool[np.ndarra
 
 
 def deciles(covered: Bool[np.ndarray, " n"], nnd: Float[np.ndarray, " n"]) -> list[float] | None:
-    """Return the coverage of each tenth of the real images, densest (least NND_k) first; None below 10
-    images.
-    """
+    """Return the coverage of each tenth of the real images, densest first; None below 10 images."""
     if len(nnd) < DECILES:
         return None
     return [float(covered[rows].mean()) for rows in np.array_split(np.argsort(nnd, kind="stable"), DECILES)]
@@ -127,8 +125,7 @@ def nearest_distances(real: Features, synthetic: Features) -> dict[str, float]:
 
 
 def vendi(features: Features) -> float:
-    """Vendi score (Friedman & Dieng 2023): exp(−Σ λ log λ), λ the eigenvalues of K/n, K the cosine
-    similarities.
+    """Vendi score (Friedman & Dieng 2023): exp(−Σ λ log λ), λ the eigenvalues of K/n, K the cosines.
 
     An effective number of distinct images: 1 (all alike) to n (all orthogonal).
     """

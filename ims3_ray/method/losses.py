@@ -41,8 +41,7 @@ def diffusion_loss(predicted: Latents, noise: Latents) -> PerImage:
 def variational_loss(
     output: Tensor, x: Latents, z0: Latents, timesteps: Timesteps, abar: Float[Tensor, " T"]
 ) -> PerImage:
-    """KL divergence of the true and the predicted step z_t → z_{t−1}, in bits per value; trains the variance
-    only.
+    """KL divergence of the true and the predicted step z_t → z_{t−1}, bits per value; trains the variance.
 
     L_vlb of the hybrid objective (Nichol & Dhariwal 2021), as DiT uses it. `output` (B, 2·C, H, W) holds
     noise and variance; the mean is detached. t must be at least 1: the likelihood term of t = 0 is not
@@ -113,8 +112,7 @@ def one_step_pair(
 
 
 def all_pairs_loss(stepped: Latents, inverted: Latents) -> PerImage:
-    """1 − mean over all images j of the batch of σ(z̃_i, z_j^inv), as in the published code. Reproduction
-    only.
+    """1 − mean of σ(z̃_i, z_j^inv) over all images j, as in the published code. For reproduction only.
 
     B − 1 of an image's B pairs pull it towards other images. Needs the whole batch.
     """

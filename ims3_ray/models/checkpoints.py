@@ -1,5 +1,4 @@
-"""Read transformer checkpoints strictly: original DiT files, whose parameter names are ours, and diffusers
-folders.
+"""Read transformer checkpoints strictly: original DiT files, with our parameter names, and diffusers folders.
 
 Files of the published code of Minimax Diffusion and IMS3 are original files with DiffFit scales. The scales
 are folded into their layers, so every checkpoint is read as a plain DiT.
@@ -49,8 +48,7 @@ class Checkpoint(NamedTuple):
 
 
 def load_transformer(path: str | Path, heads: int | None = None, frequency_shift: float | None = None) -> DiT:
-    """Load the transformer of a diffusers folder (pipeline or not), original DiT file or hub id: fp32, CPU,
-    eval.
+    """Load the transformer of a diffusers folder, original DiT file or hub id: fp32, CPU, eval.
 
     `heads` is needed for an original file of unusual size. `frequency_shift` overrides the checkpoint's: 0
     for an original file; for a folder that in its configuration, else diffusers' 1. With 0, a folder that
@@ -182,8 +180,7 @@ def _fold_published_scales(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _frequency_shift(path: Path, settings: Mapping[str, Any], hidden_size: int) -> float:
-    """Return the recorded shift of a diffusers folder, or diffusers' own for sizes that only diffusers
-    trains.
+    """Return a diffusers folder's recorded shift, or diffusers' own for sizes that only diffusers trains.
 
     diffusers' conversion keeps an original checkpoint's weights and silently drops its timestep frequencies.
     So InputError is raised for a folder of an original size that records none.

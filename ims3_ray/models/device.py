@@ -115,8 +115,7 @@ def _first_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def explain_out_of_memory(field: str, rows: int) -> Generator[None, None, None]:
-    """Turn torch.OutOfMemoryError inside the block into an InputError that names `field`, the batch of
-    `rows`.
+    """Turn torch.OutOfMemoryError inside the block into an InputError that names `field`.
 
     The message gives the memory in use and the failed allocation: the batch needs at least their sum.
     """

@@ -170,8 +170,7 @@ def _safetensors_errors(path: Path) -> Generator[None, None, None]:
 
 
 def _state_dict(path: Path, device: str) -> dict[str, "torch.Tensor"]:
-    """Return the state dict of a torch file: its "ema" if there is one, else its "model", else the file
-    itself.
+    """Return the "ema" of a torch file if there is one, else its "model", else the file itself.
 
     Training files of the original DiT hold their command line, an argparse.Namespace: the only class allowed.
     """

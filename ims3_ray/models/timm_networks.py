@@ -92,9 +92,7 @@ def check_timm_name(name: str, spec: str) -> None:
 
 
 def stem_for(network: str, image_size: int) -> str | None:
-    """Return the stem of `timm:NAME` at this image size; None is timm's own. Raises InputError for unknown
-    names.
-    """
+    """Return the stem for this image size; None is timm's own. Raises InputError for unknown names."""
     module = _module(network)
     has_small = module in SMALL_ARGUMENTS or module in SMALL_CHANGES
     return SMALL if image_size <= MAX_SMALL_SIZE and has_small else None

@@ -49,9 +49,7 @@ class Task(Protocol):
         ...
 
     def losses(self, step: int, micro_batch: int, /) -> Tensors:
-        """Return each unweighted term's share, by this micro-batch, of its mean over the global batch:
-        scalars.
-        """
+        """Return each term's share of its mean over the global batch: unweighted scalars by name."""
         ...
 
     def after_step(self, step: int, gather: Callable[[Tensor], Tensor]) -> None:
@@ -251,9 +249,7 @@ def sum_in_order(local: Tensor, counts: list[int]) -> Tensor:
 
 
 def gather(local: Tensor, counts: list[int]) -> Tensor:
-    """Return the micro-batches (first axis) of all workers in order, on each; `counts` is the number per
-    worker.
-    """
+    """Return the micro-batches (first axis) of all workers in order; `counts` is the number per worker."""
     if len(counts) == 1:
         return local
     filled = torch.cat([local, local.new_zeros(max(counts) - len(local), *local.shape[1:])]).contiguous()

@@ -68,9 +68,7 @@ def vae_folder(local: Path, vae: str | Path | None) -> Path:
 
 
 def vae_config(folder: Path, transformer: DiTConfig) -> dict[str, Any]:
-    """Return the VAE's configuration. Raises InputError unless it is an AutoencoderKL that fits the
-    transformer.
-    """
+    """Return the VAE's configuration. Raises InputError unless it is an AutoencoderKL that fits."""
     path = folder / "config.json"
     config = _DEFAULTS | read_json(path)
     if config.get("_class_name") != "AutoencoderKL":

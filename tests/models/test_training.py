@@ -35,6 +35,10 @@ class Regression:
 
     def load_state_dict(self, state): ...
 
+    def save(self, values, averages, out): ...
+
+    def close(self): ...
+
 
 def trainer(micro_batches=2, rank=0, world=1, task=None, **options):
     settings = {"steps": 20, "batch_size": 8, "micro_batches": micro_batches, "lr": 0.01, "log_every": 5}
