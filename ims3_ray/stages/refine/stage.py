@@ -5,6 +5,7 @@ candidate or as a real medoid of its class. Draws are keyed by (seed, class, ste
 bytes on any actor.
 """
 
+from dataclasses import astuple
 from itertools import pairwise
 from typing import Any
 
@@ -94,9 +95,9 @@ def class_payloads(
         images = find_selected(candidates, selection, context.classes)
     else:
         images = _medoids(context, features)
-    selected: list[list[SelectedCandidate]] = [[] for _ in context.classes]
+    selected: list[list[tuple[Any, ...]]] = [[] for _ in context.classes]
     for image in images:
-        selected[image.label].append(image)
+        selected[image.label].append(astuple(image))
     first = np.searchsorted(train.labels, np.arange(len(selected) + 1)).tolist()
     by_class = []
     for label, (start, stop) in enumerate(pairwise(first)):

@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -40,11 +40,11 @@ NUM_LOSSES = 20  # per class: means over equal parts of the steps
 
 
 class ClassPayload(TypedDict):
-    """A class as plain data: its training images and the images to refine."""
+    """A class as plain data, which JSON holds: its training images and the images to refine."""
 
     label: int
     real: Payload
-    selected: list[SelectedCandidate]  # with start=medoids, `row` indexes `real`
+    selected: list[tuple[Any, ...]]  # of SelectedCandidate; with start=medoids, `row` indexes `real`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ class Refiner:
         self._refinement = refinement(settings, self._vae, self._rules, batch_size)
 
     def __call__(self, payload: ClassPayload) -> tuple[Columns, dict[str, str]]:
-        label, selected = payload["label"], payload["selected"]
+        label, selected = payload["label"], [SelectedCandidate(*values) for values in payload["selected"]]
         with TRANSFORMER_LOCK.on(self._device):  # one class at a time: probes hold hooks and gradients
             start = self._start(selected, payload["real"])
             losses, moved = self._refine(label, start, payload["real"])

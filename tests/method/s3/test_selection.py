@@ -13,7 +13,7 @@ from ims3_ray.method.s3 import objective as objectives
 from ims3_ray.method.s3.distributed_descent import LocalShards, accept, select_centroids, solve
 from ims3_ray.method.s3.objective import Objective, evaluate, real_centroid, subgroup_centroids
 from ims3_ray.method.s3.proof.branch_and_bound import branch_and_bound
-from ims3_ray.method.s3.shard import History, Moves, Shard, pick, split_classes
+from ims3_ray.method.s3.shard import History, Shard, pick, split_classes
 
 PAPER = Objective(0.4, 0.9)
 VARIANTS = [Objective(0.4, 0.9, eps, name) for eps in (0.0, 0.1) for name in ("per_class", "none")]
@@ -112,24 +112,6 @@ def test_a_rebuilt_shard_returns_the_same():
     whole = select_centroids(candidates, real, objective)
     assert whole.rounds > 2
     assert_same(whole, solve(RebuiltShards(), objective))
-
-
-def test_a_shard_follows_moves_as_if_it_had_started_from_them():
-    candidates, real = problem([4] * 100, noise=3.0)
-    first = np.zeros(100, int)
-    ids = np.flatnonzero(np.arange(100) % 3 == 0)[::-1]
-    second = first.copy()
-    second[ids] = 2
-    centroids = pick(candidates, second)
-    moves = Moves(ids, second[ids], np.zeros(len(ids)), np.zeros(len(ids)), centroids[ids])
-    shard = Shard(0, candidates, real, PAPER, 100)
-    start = History(first, pick(candidates, first))
-    shard.propose(start, 0.0)
-    stepped = shard.propose(History(first, start.centroids, (moves,)), 0.0)
-    fresh = Shard(0, candidates, real, PAPER, 100).propose(History(second, centroids), 0.0)
-    assert np.array_equal(stepped.classes, fresh.classes)
-    assert np.array_equal(stepped.choice, fresh.choice)
-    np.testing.assert_allclose(stepped.gains, fresh.gains, atol=1e-6)
 
 
 @pytest.mark.parametrize("block", [256, 4])
