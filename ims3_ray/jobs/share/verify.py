@@ -1,4 +1,4 @@
-"""Verify a set: its bytes and class order, and its accuracy by measuring again.
+"""Verify a set: its bytes, its class order, and its accuracy anew.
 
     python jobs/verify.py hf://ORG/NAME
     python jobs/verify.py runs/distilled/… evaluate.seeds=5
