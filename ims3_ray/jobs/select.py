@@ -1,4 +1,4 @@
-"""Select one subgroup per class (S³) among candidates of any generator.
+"""Select one subgroup of candidates per class (S³), from any generator.
 
     python jobs/select_subgroups.py --candidates candidates.parquet \\
         --real real.parquet --out selection.json select.alpha=0.4
