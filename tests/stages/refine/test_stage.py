@@ -146,17 +146,17 @@ def test_siamese_views_are_those_of_the_target(words):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["probe.networks=[convnet6]"], "probe.networks: network: convnet6 is too deep"),
-        (["probe.protocol=soft-32"], "probe.protocol: probes learn hard labels, soft-32 has none"),
-        (["refine.real_images=13"], "refine.real_images: 13 exceed the 12 images"),
+        (["probe.networks=[convnet6]"], r"probe\.networks: .*convnet6"),
+        (["probe.protocol=soft-32"], r"probe\.protocol: .*soft-32"),
+        (["refine.real_images=13"], r"refine\.real_images: 13 .*12"),
         (
             ["probe.checkpoint_steps=[0, 7]"],
-            "probe.checkpoint_steps: 7 exceeds a training by smoke, which has 6 steps",
+            r"probe\.checkpoint_steps: 7 .*6 steps",
         ),
-        (["evaluate.protocol=none"], "probe.protocol: probes are trained by a protocol"),
+        (["evaluate.protocol=none"], r"probe\.protocol: "),
     ],
 )
 def test_unsuitable_settings_are_refused_before_any_work(words, more, message):
     config = load_config("digits", parse_overrides([*words, *REFINE, *more]))
-    with pytest.raises(InputError, match=message.replace(".", r"\.")):
+    with pytest.raises(InputError, match=message):
         preparation.prepare(config, find_machine(config.workers))
