@@ -14,7 +14,7 @@ from .base import Settings
 from .settings import Config, Evaluating, Pretrain, Selecting
 
 SETTINGS: dict[str, type[Settings]] = {  # command → its settings; convert has none
-    **dict.fromkeys(("distill", "ablate", "sweep", "runs", "init", "push", "doctor"), Config),
+    **dict.fromkeys(("distill", "sweep", "runs", "init", "push", "doctor"), Config),
     **dict.fromkeys(("evaluate", "verify"), Evaluating),
     "select": Selecting,
     "pretrain": Pretrain,

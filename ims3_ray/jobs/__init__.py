@@ -1,7 +1,6 @@
 """The commands of `ims3`, each with its module."""
 
 COMMANDS = {  # name → module of this package with `add_arguments(parser)` and `run(arguments)`
-    "ablate": "ims3_ray.jobs.ablate.command",
     "convert": "ims3_ray.jobs.convert",
     "distill": "ims3_ray.jobs.distill.command",
     "doctor": "ims3_ray.jobs.doctor",

@@ -1,83 +1,189 @@
-"""Sweep recipe fields with Ray Tune, scored on validation images.
+"""Search recipe fields, or compare named rows of settings, by Ray Tune.
 
     python jobs/sweep.py --space select.alpha=0.2,0.4,0.8 ipc=1,5,10
     python jobs/sweep.py storage=DIR --search bayes --trials 50 --asha \\
         --space select.alpha=0.1:0.9 sample.subgroups=2,5,10,20
-    python jobs/sweep.py --recipe imagewoof --objective accuracy,coverage \\
-        --space space.yaml
+    python jobs/sweep.py --rows standard --ipc 1,5,10 --seeds 5
 
-The first is every combination on the bundled digits. A domain is values
-(a,b,c) or a range (low:high, low:high:log); a YAML file maps fields to such.
-Overrides hold for every trial and come before --space. Trials choose from
-shared pools; the same command goes on where it was stopped.
+A search scores on validation images. A domain is values (a,b,c) or a range
+(low:high, low:high:log); a YAML file maps fields to domains. Overrides hold
+for every trial and come before --space.
+
+A comparison scores every row at every IPC with every generator seed as the
+recipe says, and tells which differences are larger than the noise. Rows are
+YAML: `baseline`, and `rows` of {name, overrides, note} or {name, real}, real
+images as in evaluate.baselines; ims3_ray/jobs/sweep/rows has examples.
+
+Trials share what they have in common. The same command resumes a stopped
+sweep.
 """
 
 import argparse
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from ims3_ray.config.load import parse_overrides
 from ims3_ray.errors import InputError
 from ims3_ray.jobs.next_steps import result_lines, shell_command
-from ims3_ray.progress import spinner
+from ims3_ray.progress import print_line, spinner
+
+from .rows import named_rows, read_rows
 
 if TYPE_CHECKING:
-    from .results import Results
+    from ims3_ray.storage.artifacts import Directory
+
+    from .plan import Sweep
+    from .results import Document
+
+POOL_IMAGES = 40
+MAX_SEEDS = 1000
+# options of only one of the two modes, with their defaults
+SEARCH = {"search": None, "trials": 20, "objective": "accuracy", "asha": False}
+COMPARE = {"baseline": None, "ipc": "1,5,10", "seeds": 5, "pool_images": POOL_IMAGES, "agreement": False}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--recipe", default="digits-paper", metavar="NAME|FILE", help="as for distill")
+    add("--dry-run", action="store_true", help="list the trials and check their recipes; run nothing")
+    add = parser.add_argument_group("search").add_argument
     add("--space", nargs="+", default=[], metavar="field=DOMAIN", help="what varies, or a YAML file")
-    search = "default: grid, or random where there are ranges"
+    search = "default: grid, or random if there are ranges"
     add("--search", metavar="grid|random|bayes", help=search)
-    add("--trials", type=int, default=20, metavar="N", help="of random or bayes (default 20)")
-    objective = "maximised; two or more give a Pareto front"
-    add("--objective", default="accuracy", metavar="NAME,…", help=objective)
-    early = "stop trials early whose classifiers fall behind at equal IPC"
+    add("--trials", type=int, metavar="N", help="of random or bayes (default 20)")
+    objective = "maximised (default accuracy); two or more give a Pareto front"
+    add("--objective", metavar="NAME,…", help=objective)
+    early = "stop trials early whose classifiers lag behind others of the same IPC"
     add("--asha", action="store_true", help=early)
+    add = parser.add_argument_group("comparison").add_argument
+    rows = f"named rows ({', '.join(named_rows())}) or a YAML file"
+    add("--rows", metavar="NAME|FILE", help=rows)
+    add("--baseline", metavar="ROW", help="differences are taken to this row (default: as the rows say)")
+    add("--ipc", metavar="K,K,…", help="images per class (default 1,5,10)")
+    add("--seeds", type=int, metavar="N", help="generator seeds (default 5)")
+    pool = f"candidates per class whose coverage is measured (default {POOL_IMAGES}); 0: none"
+    add("--pool-images", type=int, metavar="N", help=pool)
+    agreement = "also judge the candidates' labels by a classifier of all real training images"
+    add("--agreement", action="store_true", help=agreement)
+    add = parser.add_argument
     add("overrides", nargs="*", metavar="field=value", help="for every trial, such as storage=DIR")
 
 
 def run(arguments: argparse.Namespace) -> None:
     with spinner("imports"):  # heavy
-        from .document import winner_file
-        from .plan import Sweep
-        from .results import Results
-        from .run import run as run_sweep
-        from .search_space import Range, read_space
-        from .trial_state import read_trials
+        from . import run as engine
+        from .plan import RowSweep, as_words
 
+    sweep = read_sweep(arguments)
+    if arguments.dry_run:
+        for values in sweep.points() or []:
+            print_line(as_words(values))
+        return
+    document, folder = engine.run(sweep)
+    failed = [trial for trial in document["trials"] if trial["error"]]
+    is_incomplete = not document["best"] and not document["comparison"]
+    if is_incomplete:
+        first = failed[0]["error"] if failed else "all were stopped early"
+        option = "--rows" if isinstance(sweep, RowSweep) else "--space"
+        count = f"{len(failed)} of {len(document['trials'])} trials failed"
+        raise InputError(f"{option}: {count}; the first error: {first}; the same command tries these again")
+    print("", *summary(document), "", sep="\n")
+    print(*result_lines(*_next_steps(document, folder, sweep.base.storage)), sep="\n")
+
+
+def read_sweep(arguments: argparse.Namespace) -> "Sweep":
+    """The sweep of the command line. Raises InputError for options of the other mode."""
     overrides = parse_overrides(arguments.overrides)
+    options, others = (COMPARE, SEARCH) if arguments.rows else (SEARCH, COMPARE)
+    if arguments.rows and arguments.space:
+        raise InputError("--rows: compares rows, --space searches fields; give one of them")
+    for name in others:
+        if getattr(arguments, name) not in (None, False):
+            mode = "--space" if arguments.rows else "--rows"
+            raise InputError(f"--{name.replace('_', '-')}: is an option of {mode}")
+    values = {n: v if (v := getattr(arguments, n)) is not None else d for n, d in options.items()}
+    return (_read_comparison if arguments.rows else _read_search)(arguments, overrides, values)
+
+
+def _read_search(arguments: argparse.Namespace, overrides: dict, values: Mapping[str, Any]) -> "Sweep":
+    from .plan import Sweep
+    from .search_space import Range, read_space
+
     space = read_space(arguments.space, arguments.recipe, overrides)
     has_range = any(isinstance(domain, Range) for domain in space.domains.values())
-    objective = tuple(name.strip() for name in arguments.objective.split(",") if name.strip())
-    search = arguments.search or ("random" if has_range else "grid")
-    sweep = Sweep(arguments.recipe, overrides, space, search, arguments.trials, objective, arguments.asha)
-    document, folder = run_sweep(sweep)
-    results, storage = Results(document, read_trials(folder)), sweep.base.storage
-    if not results.best:
-        first = next((trial.error for trial in results.trials if trial.error), "all were stopped early")
-        raise InputError(f"--space: of {len(results.trials)} trials none finished; the first error: {first}")
-    print("", *summary_lines(results), "", sep="\n")
-    made = {"page": (folder / "index.html").uri, "tables": f"{(folder / 'sweep.csv').uri}, sweep.json"}
-    recipes = {ipc: (folder / winner_file(ipc)).uri for ipc in document["best"]}
-    made |= {f"best, ipc {ipc}": recipe for ipc, recipe in recipes.items()}
-    test = shell_command("distill", "--recipe", list(recipes.values())[-1], f"storage={storage}")
-    query = shell_command("runs", f"storage={storage}", "--sweep", document["key"])
-    print(*result_lines(made, {"test": test, "query": query}), sep="\n")
+    objective = tuple(name.strip() for name in values["objective"].split(",") if name.strip())
+    return Sweep(
+        recipe=arguments.recipe,
+        overrides=overrides,
+        space=space,
+        search=values["search"] or ("random" if has_range else "grid"),
+        trials=values["trials"],
+        objective=objective,
+        asha=values["asha"],
+    )
 
 
-def summary_lines(results: "Results") -> list[str]:
-    """The best of each IPC, what became of the trials and what they shared, and the errors of failed ones."""
-    from .headline import sweep_work
+def _read_comparison(arguments: argparse.Namespace, overrides: dict, values: Mapping[str, Any]) -> "Sweep":
+    from .plan import row_sweep
+
+    rows, seed = read_rows(arguments.rows), overrides.pop("seed", 0)
+    if not isinstance(seed, int):
+        raise InputError(f"seed: should be an integer, got {seed!r}")
+    rows = replace(rows, baseline=values["baseline"]) if values["baseline"] else rows
+    ipcs, count, pool_images = _read_ipcs(values["ipc"]), values["seeds"], values["pool_images"]
+    if not 1 <= count <= MAX_SEEDS:
+        raise InputError(f"--seeds: {count} generator seeds; give 1 to {MAX_SEEDS}, 2 or more for intervals")
+    if pool_images < 0:
+        raise InputError(f"--pool-images: {pool_images} candidates; give a number, or 0 for none")
+    if values["agreement"] and not pool_images:
+        raise InputError("--agreement: judges the labels of the candidates that --pool-images counts; not 0")
+    if "ipc" in overrides:
+        raise InputError("ipc: a comparison runs over several; give them as --ipc 1,5,10")
+    seeds, agreement = tuple(range(seed, seed + count)), values["agreement"]
+    return row_sweep(arguments.recipe, overrides, rows, ipcs, seeds, pool_images or None, agreement=agreement)
+
+
+def _read_ipcs(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts) or len(set(parts)) < len(parts):
+        raise InputError(f"--ipc: {text!r} is no list of different numbers of images per class; write 1,5,10")
+    return tuple(sorted(int(part) for part in parts))
+
+
+def summary(document: "Document") -> list[str]:
+    """The comparison's tables, or the best trial of each IPC and how the trials ended."""
+    if document["comparison"]:
+        from .tables import comparison_lines
+
+        return comparison_lines(document)
+    from markupsafe import Markup
+
+    from .page import metric_text, work_sentence
     from .plan import as_words
+    from .results import as_trials
 
-    document = results.document
-    lines = [f"best by {results.objective} on the {document['split']} images, {document['protocol']}"]
-    for ipc, trial in results.best.items():
-        interval = results.interval(trial)
-        spread = "" if interval is None else f" ± {100 * interval:.2f}"
-        score, values = f"{100 * results.score(trial):.2f}{spread}", as_words(trial.values)
-        lines.append(f"  ipc {ipc:>4}  {score}  trial {trial.number}: {values}")
-    errors = [f"  trial {trial.number} failed: {trial.error}" for trial in results.trials if trial.error]
-    return [*lines, sweep_work(results), *errors]
+    trials, objective = as_trials(document), document["objective"][0]
+    by_number = {trial.number: trial for trial in trials}
+    lines = [f"best by {objective} on the {document['split']} images, {document['protocol']}"]
+    for ipc, number in document["best"].items():
+        score = Markup(metric_text(by_number[number], objective)).unescape()
+        lines.append(f"  ipc {ipc:>4}  {score}  trial {number}: {as_words(by_number[number].values)}")
+    errors = [f"  trial {trial.number} failed: {trial.error}" for trial in trials if trial.error]
+    return [*lines, work_sentence(document, trials), *errors]
+
+
+def _next_steps(document: "Document", folder: "Directory", storage: str) -> tuple[dict, dict]:
+    """What the sweep wrote, and the commands to run next."""
+    from .results import winner_file
+
+    tables = "comparison.md, " if document["comparison"] else ""
+    files = {"page": (folder / "index.html").uri}
+    files["tables"] = f"{(folder / 'sweep.csv').uri}, {tables}sweep.json"
+    recipes = {ipc: (folder / winner_file(ipc)).uri for ipc in document["best"]}
+    files |= {f"best, ipc {ipc}": recipe for ipc, recipe in recipes.items()}
+    commands = {"query": shell_command("runs", f"storage={storage}", "--sweep", document["key"])}
+    if recipes:
+        test = shell_command("distill", "--recipe", list(recipes.values())[-1], f"storage={storage}")
+        commands = {"test": test, **commands}
+    return files, commands

@@ -1,8 +1,7 @@
-"""What the driver says of a sweep while it runs: a line for every trial that ends, and its run of MLflow.
+"""The driver's report on a sweep while it runs: a line per ended trial, and the trial's MLflow run.
 
-The driver alone writes to MLflow: it knows the server and how to log in there, which workers need not. A
-trial's record has all that its run holds, so that a driver that goes on adds what another that died had not
-written yet.
+Only the driver needs MLflow credentials. A trial's record holds all that its MLflow run does, so that a
+resumed driver adds what a killed one had not written.
 """
 
 # ruff: noqa: ARG002 (the signatures are Tune's)
@@ -23,17 +22,13 @@ from ims3_ray.stages.context import Context
 from ims3_ray.storage.artifacts import Directory
 
 from .plan import Sweep, as_words
-from .trainable import STEP
-from .trial_state import Trial, read_trial, read_trials
+from .trial import STEP, Trial, read_trial, read_trials
 
-STATUS = {FINISHED: "FINISHED", STOPPED: "KILLED", FAILED: "FAILED"}  # as MLflow has it
+STATUS = {FINISHED: "FINISHED", STOPPED: "KILLED", FAILED: "FAILED"}  # a trial's state → MLflow's status
 
 
-class Scribe(tune.Callback):
-    """Hears Tune in the driver. `context` is any trial's, `parent` MLflow's run of the sweep.
-
-    `found` has the keys of the trials that were over when it began.
-    """
+class MlflowCallback(tune.Callback):
+    """Tune's callback in the driver. `context` is any trial's, `parent` the MLflow id of the sweep's run."""
 
     def __init__(
         self,
@@ -42,58 +37,58 @@ class Scribe(tune.Callback):
         folder: Directory,
         count: int,
         parent: str | None,
-        say: Callable[[str], None],
+        print_line: Callable[[str], None],
     ):
         self._sweep, self._context, self._folder = sweep, context, folder
-        self._parent, self._say, self.count, self._ended = parent, say, count, 0
-        self.shown: Bar | None = None  # of its trials
+        self._parent, self._print_line, self.count, self._ended = parent, print_line, count, 0
+        self.bar: Bar | None = None
         self._runs: dict[str, Tracker] = {}
-        self._at_work: set[str] = set()
-        self.found = {trial.key for trial in read_trials(folder) if trial.is_over}
+        self._running: set[str] = set()  # keys
+        self.found = {trial.key for trial in read_trials(folder) if trial.is_over}  # over before the start
 
     def __getstate__(self) -> dict[str, object]:
-        """Tune keeps its callbacks with the experiment, but no connections."""
-        return self.__dict__ | {"_say": None, "_runs": {}, "shown": None}
+        """Tune pickles its callbacks with the experiment; connections stay behind."""
+        return self.__dict__ | {"_print_line": None, "_runs": {}, "bar": None}
 
     def on_trial_start(self, iteration: int, trials: list, trial: TuneTrial, **info: Any) -> None:
-        record = read_trial(self._folder, self._sweep.values(trial.config))
+        record = self._record(trial)
         if record and not record.is_over:
             self._run_of(record).resume()
-            self._at_work.add(record.key)
+            self._running.add(record.key)
 
     def on_trial_result(
         self, iteration: int, trials: list, trial: TuneTrial, result: dict, **info: Any
     ) -> None:
-        record = read_trial(self._folder, self._sweep.values(trial.config))
+        record = self._record(trial)
         if result.get(STEP) and record and record.state == RUNNING:
             self._run_of(record).log(result[STEP], {f"evaluate/{CURVE}": result["accuracy"]})
 
     def on_trial_complete(self, iteration: int, trials: list, trial: TuneTrial, **info: Any) -> None:
-        self._end(self._record(trial))
+        self._end(self._record(trial) or self._new_record(trial))
 
     def on_trial_error(self, iteration: int, trials: list, trial: TuneTrial, **info: Any) -> None:
-        record = self._record(trial)
-        if record.state in UNENDED:  # it never came to say so itself
+        record = self._record(trial) or self._new_record(trial)
+        if record.state in UNENDED:  # its process could not write that it failed
             error = "the trial's process died, and again whenever it was started anew"
             record = record.write(self._folder, state=FAILED, error=error)
         self._end(record)
 
     def stop(self) -> None:
-        """Close the runs of trials that were at work when the sweep was stopped."""
-        for key in self._at_work:
+        """Close the MLflow runs of the trials at work when the sweep is stopped."""
+        for key in self._running:
             self._runs[key].finish("KILLED", patient=False)
 
-    def write_up(self, records: Sequence[Trial]) -> list[Trial]:
-        """The records with their MLflow runs' ids, every run written as far as the server is there."""
+    def write_runs(self, records: Sequence[Trial]) -> list[Trial]:
+        """Write every trial's MLflow run, as far as the server answers; returns the records with run ids."""
         identified, patient = [], True
         for record in records:
-            patient = self._write_run(record, patient=patient)  # one that stays away is waited for once
+            patient = self._write_run(record, patient=patient)  # wait once for a server that is away
             run_id = self._run_of(record).run_id
             identified.append(record.write(self._folder, mlflow_run_id=run_id))
         return identified
 
     def _write_run(self, record: Trial, *, patient: bool = False) -> bool:
-        """Bring MLflow's run of a trial that has ended up to its record; whether all is written."""
+        """Complete the MLflow run of an ended trial from its record; returns whether all is written."""
         run = self._run_of(record)
         if run.is_finished or record.state in UNENDED:
             return True
@@ -104,17 +99,19 @@ class Scribe(tune.Callback):
             run.tag(tags.ERROR, record.error)
         return run.finish(STATUS[record.state], patient=patient, ended=record.ended)
 
-    def _record(self, trial: TuneTrial) -> Trial:
-        values = self._sweep.values(trial.config)
-        record = read_trial(self._folder, values)
-        return record or Trial(self._ended, values, key=self._sweep.trial_tag(values))
+    def _record(self, trial: TuneTrial) -> Trial | None:
+        return read_trial(self._folder, self._sweep.space.decode(trial.config))
+
+    def _new_record(self, trial: TuneTrial) -> Trial:
+        values = self._sweep.space.decode(trial.config)
+        return Trial(self._ended, values, key=self._sweep.trial_tag(values))
 
     def _run_of(self, record: Trial) -> Tracker:
         if record.key not in self._runs:
             sweep, number = self._sweep, record.number
-            of_trial = {tags.KIND: tags.TRIAL, tags.SWEEP_KEY: sweep.key, tags.TRIAL_NUMBER: str(number)}
-            own = tags.run_tags(self._context) | of_trial | tags.artifact_tags(record.artifacts)
-            run = self._runs[record.key] = Tracker(self._context.storage, self._say)
+            own = {tags.KIND: tags.TRIAL, tags.SWEEP_KEY: sweep.key, tags.TRIAL_NUMBER: str(number)}
+            own = tags.run_tags(self._context) | own | tags.artifact_tags(record.artifacts)
+            run = self._runs[record.key] = Tracker(self._context.storage, self._print_line)
             name, params = sweep.trial_name(number), sweep.trial_params(record.values)
             run.start(record.key, name, params, own, parent=self._parent, began=record.began)
             if not run.is_finished:
@@ -124,14 +121,14 @@ class Scribe(tune.Callback):
 
     def _end(self, record: Trial) -> None:
         self._ended += 1
-        if self.shown is not None:
-            self.shown.update()
-        self._at_work.discard(record.key)
+        if self.bar is not None:
+            self.bar.update()
+        self._running.discard(record.key)
         self._write_run(record)
         outcome, metrics = record.error or record.state, record.metrics
         if metrics and not record.error:
-            known = [name for name in self._sweep.objective if name in metrics]
-            figures = ", ".join(f"{name} {100 * metrics[name]:.2f} %" for name in known)
-            outcome = figures if record.state == FINISHED else f"{record.state} at {figures}"
+            names = [name for name in self._sweep.objective if name in metrics]
+            scores = ", ".join(f"{name} {100 * metrics[name]:.2f} %" for name in names)
+            outcome = scores if record.state == FINISHED else f"{record.state} at {scores}"
         took = "found complete" if record.key in self.found else f"{record.seconds or 0:.0f} s"
-        self._say(f"[{self._ended}/{self.count}] {as_words(record.values)}: {outcome} ({took})")
+        self._print_line(f"[{self._ended}/{self.count}] {as_words(record.values)}: {outcome} ({took})")

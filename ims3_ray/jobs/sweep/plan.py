@@ -1,32 +1,37 @@
-"""What a sweep runs: a recipe, the fields that vary, how values are chosen, every trial's configuration."""
+"""The trials of a sweep and each trial's configuration: a search over fields, or named rows compared."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ims3_ray.config.load import load_config
 from ims3_ray.config.settings import Config
 from ims3_ray.errors import InputError
-from ims3_ray.evaluation.protocols import NO_PROTOCOL, validation_name
+from ims3_ray.evaluation.protocols import NO_PROTOCOL, on_validation
 from ims3_ray.runs.mlflow_tracker import flatten
 from ims3_ray.runs.tags import OBJECTIVE, OBJECTIVES, SPACE
 from ims3_ray.storage.artifacts import fingerprint
 
-from .search_space import Space, Value, Values, key_of
+from .rows import Rows
+from .search_space import Choice, Space, Value, Values, json_key
 
 SEARCHES = ("grid", "random", "bayes")
+LAST = "evaluate"  # a trial's last stage
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """`recipe` with `overrides`, over a space; `trials` is how many of it are drawn, of a grid all."""
+    """A search: `recipe` with `overrides`, over a space. `trials` is the number of draws of random and bayes."""
 
     recipe: str
     overrides: Mapping[str, Value]
     space: Space
-    search: str
-    trials: int
+    search: str = "grid"
+    trials: int = 20
     objective: tuple[str, ...] = ("accuracy",)
-    asha: bool = False  # stop trials whose accuracy, while they train, is far from the best of their IPC
+    asha: bool = False  # stop trials whose classifiers lag behind others of the same IPC
+
+    last_shared: ClassVar[str] = "sample"  # the last stage that the driver runs before the trials
 
     def __post_init__(self):
         choices = ", ".join(OBJECTIVES)
@@ -46,7 +51,7 @@ class Sweep:
 
     @property
     def base(self) -> Config:
-        """The recipe with the overrides, nothing varied."""
+        """The recipe with the overrides."""
         config = load_config(self.recipe, self.overrides)
         if config.evaluate.protocol == NO_PROTOCOL:
             raise InputError("evaluate.protocol: a sweep compares accuracies; name a protocol")
@@ -60,66 +65,66 @@ class Sweep:
         return fingerprint([self.base.identity(), self.space.describe(), choices])
 
     def points(self) -> list[Values] | None:
-        """The values of every trial; None where the searcher chooses them while trials run.
+        """The values of every trial; None if the search algorithm chooses them during the sweep.
 
-        InputError, which names the values, for a combination that the recipe does not take.
+        Raises InputError, which names the values, for a combination that the recipe refuses.
         """
         if self.search == "bayes":
             return None
-        is_grid = self.search == "grid"
-        points = self.space.grid() if is_grid else self.space.random(self.trials, self.base.seed)
+        points = self.space.points(self.trials, self.base.seed, is_grid=self.search == "grid")
         for values in points:
             try:
                 self.config(values)
             except InputError as error:
-                raise InputError(f"--space: {as_words(values)}: {error}") from error
+                raise InputError(f"{self._option}: {as_words(values)}: {error}") from error
         return points
 
-    def values(self, drawn: Mapping[str, Value]) -> Values:
-        """A trial's values out of what Tune calls it with: one of `points`, or what the searcher drew."""
-        values = drawn.get("values")
-        return dict(values) if isinstance(values, dict) else self.space.decode(drawn)
+    def selection_points(self) -> list[Values]:
+        """Values of further runs that go as far as the selection."""
+        return []
 
     def config(self, values: Mapping[str, Value]) -> Config:
-        """A trial's run: scored on validation images, without the sets that all trials would train anew."""
+        """A trial's run: scored on validation images, without the sets that every trial would train anew."""
         base = self.base
-        cheaper: Values = {"evaluate.protocol": validation_name(base.evaluate.protocol)}
-        left_out: Values = {"evaluate.full": False, "evaluate.unrefined": False, "evaluate.baselines": []}
-        cheaper |= {field: value for field, value in left_out.items() if field not in self.overrides}
+        cheaper: Values = {"evaluate.protocol": on_validation(base.evaluate.protocol)}
+        defaults: Values = {"evaluate.full": False, "evaluate.unrefined": False, "evaluate.baselines": []}
+        cheaper |= {name: value for name, value in defaults.items() if name not in self.overrides}
         return load_config(self.recipe, {**self._fields(base, values), **cheaper})
 
     def winner(self, values: Mapping[str, Value]) -> Config:
-        """The same run as a person would make it, scored as the recipe says. It finds what the trial made."""
+        """The trial's run with the recipe's own scoring. Its artefacts up to the distilled set are the trial's."""
         return load_config(self.recipe, self._fields(self.base, values))
 
     def trial_tag(self, values: Mapping[str, Value]) -> str:
-        """The key of a trial's run in MLflow."""
+        """The key of a trial's MLflow run."""
         return f"{self.key}-{trial_key(values)}"
 
     @property
     def name(self) -> str:
-        """Of its run in MLflow."""
+        """The name of the sweep's MLflow run."""
         return f"sweep-{self.base.recipe}-{self.key}"
 
     def trial_name(self, number: int) -> str:
-        """Of a trial's run in MLflow."""
+        """The name of a trial's MLflow run."""
         return f"{self.base.recipe}-{self.key}-{number:03d}"
 
     def trial_params(self, values: Mapping[str, Value]) -> dict[str, Value]:
-        """A trial's recipe by field, with its own values of the fields that vary.
+        """A trial's recipe by field, with the trial's own values of the fields that vary.
 
-        Its recipe names the candidates that trials share: the largest sample.subgroups for all of them.
+        The recipe alone names the pool that trials share: the largest sample.subgroups for all of them.
         """
         return flatten(self.config(values).results()) | flatten(values)
 
     def params(self) -> dict[str, Value]:
-        """The sweep's: what all trials have in common, the space, and how it is searched."""
-        swept = tuple(f"{field}." for field in self.space.domains)
+        """The sweep's MLflow parameters: fields common to all trials, the space, and the search."""
+        swept = tuple(f"{name}." for name in self.space.domains)
         base = flatten(self.base.results())
-        common = {field: value for field, value in base.items() if not f"{field}.".startswith(swept)}
-        space = {f"{SPACE}{field}": str(domain) for field, domain in self.space.describe().items()}
+        common = {name: value for name, value in base.items() if not f"{name}.".startswith(swept)}
+        space = {f"{SPACE}{name}": str(domain) for name, domain in self.space.describe().items()}
         options = {"search": self.search, "trials": self.trials, "asha": self.asha}
         return common | space | options | {OBJECTIVE: ",".join(self.objective)}
+
+    _option: ClassVar[str] = "--space"
 
     def _fields(self, base: Config, values: Mapping[str, Value]) -> Values:
         """All fields of a trial: every trial chooses from the candidates that the largest G and IPC need."""
@@ -133,11 +138,76 @@ class Sweep:
         return fields
 
 
+@dataclass(frozen=True, kw_only=True)
+class RowSweep(Sweep):
+    """A comparison: a grid of generated rows × images per class × generator seeds, scored as the recipe says."""
+
+    rows: Rows
+    pool_images: int | None = None  # candidates per class whose coverage is measured; None: not measured
+    agreement: bool = False  # whether a classifier of all real images judges those candidates' labels
+
+    last_shared: ClassVar[str] = "export"
+    _option: ClassVar[str] = "--rows"
+
+    @property
+    def key(self) -> str:
+        rows = [[row.name, dict(row.overrides), row.real] for row in self.rows.rows]
+        choices = [self.rows.baseline, rows, self.pool_images, self.agreement]
+        return fingerprint([self.base.identity(), self.space.describe(), choices])
+
+    @property
+    def ipcs(self) -> tuple[int, ...]:
+        return self.space.domains["ipc"].values  # pyright: ignore[reportAttributeAccessIssue] a Choice
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return self.space.domains["seed"].values  # pyright: ignore[reportAttributeAccessIssue] a Choice
+
+    def selection_points(self) -> list[Values]:
+        """Rows that choose single images also choose `pool_images` per class, so that coverage compares."""
+        if self.pool_images is None or self.pool_images in self.ipcs:
+            return []
+        points: list[Values] = []
+        for seed in self.seeds:
+            for name in self.rows.generated:
+                values = {"seed": seed, "row": name, "ipc": self.ipcs[0]}
+                if self.config(values).select.unit == "image":
+                    points.append(values | {"ipc": self.pool_images})
+        return points
+
+    def config(self, values: Mapping[str, Value]) -> Config:
+        """A trial's run. Candidates are drawn for the largest IPC, unless the row says otherwise."""
+        common = {"sample.pool_ipc": max(self.ipcs), "evaluate.full": False, "evaluate.unrefined": False}
+        own = {"evaluate.baselines": self.rows.real if values["row"] == self.rows.host else []}
+        own |= {"ipc": values["ipc"], "seed": values["seed"]}
+        row = self.rows.generated[values["row"]]
+        return load_config(self.recipe, {**common, **self.overrides, **row.overrides, **own})
+
+    def params(self) -> dict[str, Value]:
+        return super().params() | {"baseline": self.rows.baseline}
+
+
+def row_sweep(
+    recipe: str,
+    overrides: Mapping[str, Value],
+    rows: Rows,
+    ipcs: tuple[int, ...],
+    seeds: tuple[int, ...],
+    pool_images: int | None = None,
+    *,
+    agreement: bool = False,
+) -> RowSweep:
+    """The comparison of `rows` at every IPC with every generator seed."""
+    domains = {"ipc": Choice(ipcs), "row": Choice(tuple(rows.generated)), "seed": Choice(seeds)}
+    options = {"pool_images": pool_images, "agreement": agreement}
+    return RowSweep(recipe=recipe, overrides=overrides, space=Space(domains), rows=rows, **options)
+
+
 def as_words(values: Mapping[str, Value]) -> str:
-    """Values as a person would write them."""
-    return " ".join(f"{field}={value}" for field, value in values.items())
+    """Values as command-line words."""
+    return " ".join(f"{name}={value}" for name, value in values.items())
 
 
 def trial_key(values: Mapping[str, Value]) -> str:
-    """What a trial is called within its sweep: the same for equal values."""
-    return fingerprint(key_of(values))
+    """A trial's key within its sweep: the same for equal values."""
+    return fingerprint(json_key(values))

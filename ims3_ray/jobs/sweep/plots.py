@@ -1,201 +1,184 @@
-"""The sweep's plots of dots: its objective by IPC, by each other swept field, and against other objectives.
+"""The plots of a sweep's page: trials by field and objective, and the rows of a comparison."""
 
-A dot is a trial, filled where it finished and a ring where it was stopped early; its colour is its IPC.
-"""
+import math
+from collections.abc import Callable, Sequence
+from typing import TypeGuard
 
-from collections.abc import Iterator, Sequence
-
-import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis as Edge
+from matplotlib.axis import Axis
 from matplotlib.ticker import MaxNLocator
 
 from ims3_ray.report import svg
+from ims3_ray.report.formatting import METRICS, value
 from ims3_ray.report.inputs import shortened
-from ims3_ray.report.svg import CLASS_COLOURS, DISTILLED, INK, PAPER, WIDTH
-from ims3_ray.runs.records import STOPPED
+from ims3_ray.report.svg import CLASS_COLOURS, DISTILLED, INK, MUTED, PAPER, PERCENT, RANDOM, WIDTH
+from ims3_ray.runs.records import FINISHED, STOPPED
 
-from .results import ACCURACY, IPC, MOST_TOLD, SUBGROUPS, Axis, Results, ipc_of, metric_name
-from .trial_state import Trial
+from .comparison import Comparison
+from .results import Document
+from .trial import Trial
 
-PANEL_HEIGHT, MAX_COLUMNS, LETTER = 270, 3, 7.5  # pixels; a letter of a tick's label is so wide
-DODGE = 0.32  # how far to either side trials of one listed value are laid out, in distances between values
-GREEK = {"select.alpha": "α", "select.beta": "β", SUBGROUPS: "G"}
-
-
-class Shares(MaxNLocator):
-    """None below 0 or above 100 %, where an axis has its margins."""
-
-    def tick_values(self, vmin: float, vmax: float) -> list[float]:
-        return [tick for tick in super().tick_values(vmin, vmax) if -1e-9 < tick < 1 + 1e-9]
+ACCURACY, IPC = "accuracy", "ipc"
+PANEL_HEIGHT, LETTER = 270, 7.5  # pixels; LETTER: width of a letter of a tick's label
+ROW_HEIGHT, PANEL_EDGE = 30, 74  # pixels, of the comparison's panels
+DODGE = 0.32  # horizontal spread of trials at one listed value, in distances between values
+MAX_COLOURED = 8  # IPCs that colours can tell apart
+MAX_LISTED = 12  # listed numbers that are evenly spaced; more are placed by size
 
 
-def ipc_colours(results: Results) -> dict[object, str]:
-    """A colour an IPC; none where IPC is not swept, or over more values than colours can tell."""
-    return dict(zip(results.ipcs, CLASS_COLOURS, strict=False)) if len(results.ipcs) <= MOST_TOLD else {}
+def ipc_colours(trials: Sequence[Trial]) -> dict[object, str]:
+    """A colour per IPC; none if IPC is not swept, or has too many values."""
+    ipcs = sorted({trial.values[IPC] for trial in trials if IPC in trial.values})
+    return dict(zip(ipcs, CLASS_COLOURS, strict=False)) if len(ipcs) <= MAX_COLOURED else {}
 
 
-def field_title(field: str) -> str:
-    return f"{shortened(field, 34)}, {GREEK[field]}" if field in GREEK else shortened(field, 34)
-
-
-def by_ipc(results: Results) -> Markup | None:
-    """The objective of every trial at its IPC with its interval, the best of each listed IPC named."""
-    if IPC not in results.axes or not results.finished:
+def field_panels(document: Document, trials: Sequence[Trial]) -> Markup | None:
+    """A panel per swept field: the first objective of every trial by the field's value."""
+    score = document["objective"][0]
+    scored = [trial for trial in trials if score in trial.metrics]
+    if not any(trial.state == FINISHED for trial in scored):
         return None
-    drawing = svg.figure(WIDTH, 400)
-    axes = drawing.add_subplot()
-    svg.style(axes, grid="y", x="images a class")
-    axis = results.axes[IPC]
-    for colour, trials, xs in _groups(results, axis):
-        for trial, x in zip(trials, xs, strict=True):
-            _name_and_interval(axes, results, trial, x, colour, is_listed=bool(axis.labels))
-        _dots(axes, results, trials, xs, colour)
-    _value_ticks(axes.xaxis, axis, WIDTH)
-    axes.margins(y=0.12)
-    _figure_ticks(axes.yaxis, results.objective, most=8)
-    return svg.to_svg(drawing, "by-ipc", f"{metric_name(results.objective)} of every trial by images a class")
-
-
-def _name_and_interval(
-    axes: Axes, results: Results, trial: Trial, x: float, colour: str, *, is_listed: bool
-) -> None:
-    score, interval, is_best = results.score(trial), results.interval(trial), trial in results.best.values()
-    top = score
-    if interval is not None and trial.state != STOPPED:
-        width, alpha = (3.5, 0.7) if is_best else (2, 0.25)
-        low, top = max(0.0, score - interval), min(1.0, score + interval)  # few seeds reach beyond
-        axes.vlines(x, low, top, color=colour, linewidth=width, alpha=alpha)
-    if is_best and is_listed:
-        text = f"{results.in_words(score, ' %')} · trial {trial.number}"
-        style = {"textcoords": "offset points", "ha": "center", "fontsize": 13, "weight": "bold"}
-        svg.label(axes, x, top, text, halo=True, xytext=(0, 18), **style)
-
-
-def field_panels(results: Results) -> Markup | None:
-    """A panel a swept field but IPC: the objective by its value, a dash at the mean of each listed one."""
-    fields = sorted((field for field in results.axes if field != IPC), key=lambda field: field != SUBGROUPS)
-    if not fields or not results.finished:
-        return None
+    fields = sorted(document["space"], key=lambda field: field != IPC)
     lines, columns = svg.panels(len(fields))
     drawing = svg.figure(WIDTH, lines * PANEL_HEIGHT, hspace=0.08, wspace=0.04)
     first = None
-    for place, field in enumerate(fields):
-        axes = drawing.add_subplot(lines, columns, place + 1, sharey=first)
-        first, axis = first or axes, results.axes[field]
-        svg.style(axes, grid="y", title=field_title(field))
-        for colour, trials, xs in _groups(results, axis):
-            _dots(axes, results, trials, xs, colour)
-            if axis.labels:
-                _means(axes, results, trials, xs, colour)
-        _value_ticks(axes.xaxis, axis, WIDTH / columns)
-        if place % columns:
-            axes.tick_params(axis="y", labelleft=False)
-        _figure_ticks(axes.yaxis, results.objective)
-    title = f"{metric_name(results.objective)} of every trial against each swept field"
-    return svg.to_svg(drawing, "fields", title)
+    for number, field in enumerate(fields, start=1):
+        axes = drawing.add_subplot(lines, columns, number, sharey=first)
+        first = first or axes
+        svg.style(axes, grid="y", title=shortened(field, 34))
+        by_field = [trial for trial in scored if field in trial.values]
+        place = _field_axis(
+            axes, document["space"][field], [t.values[field] for t in by_field], WIDTH / columns
+        )
+        _dots(axes, document, by_field, [place(trial.values[field]) for trial in by_field], score)
+        if len(fields) == 1 or number % columns != 1:
+            axes.tick_params(axis="y", labelleft=number % columns == 1 or columns == 1)
+        _metric_ticks(axes.yaxis, score)
+    return svg.to_svg(drawing, "fields", f"{metric_name(score)} of every trial by each swept field")
 
 
-def _groups(results: Results, axis: Axis) -> Iterator[tuple[str, list[Trial], np.ndarray]]:
-    """Colour, scored trials and where they lie along the axis. About a listed value IPCs stand side by side.
-
-    On the axis of IPC trials do. On a range they lie upon each other.
-    """
-    colours = ipc_colours(results)
-    groups: dict[str, list[tuple[Trial, float]]] = {colour: [] for colour in colours.values()}
-    for trial in results.trials:
-        group = groups.setdefault(colours.get(ipc_of(trial), DISTILLED), [])
-        place = axis.place(trial.values.get(axis.field))
-        if place is not None and results.objective in trial.metrics:
-            group.append((trial, place))
-    for number, (colour, placed) in enumerate(groups.items()):
-        xs = np.array([place for _, place in placed])
-        if axis.labels and axis.field != IPC:
-            xs += (2 * number + 1 - len(groups)) * DODGE / len(groups)
-        elif axis.labels:
-            for here in (xs == place for place in set(xs)):
-                xs[here] += np.linspace(-DODGE, DODGE, here.sum()) if here.sum() > 1 else 0
-        yield colour, [trial for trial, _ in placed], xs
-
-
-def _means(axes: Axes, results: Results, trials: Sequence[Trial], xs: np.ndarray, colour: str) -> None:
-    """A dash at the mean of the finished trials at each place that has two of them or more."""
-    scores: dict[float, list[float]] = {}
-    for trial, x in zip(trials, xs, strict=True):
-        if trial.state != STOPPED:
-            scores.setdefault(x, []).append(results.score(trial))
-    half = DODGE / max(1, len(ipc_colours(results)))
-    for x, here in scores.items():
-        if len(here) > 1:
-            axes.hlines(np.mean(here), x - half, x + half, color=colour, linewidth=2.5)
-
-
-def _dots(axes: Axes, results: Results, trials: Sequence[Trial], xs: np.ndarray, colour: str) -> None:
-    stopped = np.array([trial.state == STOPPED for trial in trials], bool)
-    best = np.array([trial in results.best.values() for trial in trials], bool)
-    scores = np.array([results.score(trial) for trial in trials])
-    for shown, size, fill, edge, width in (
-        (stopped, 6, "none", colour, 1.4),
-        (~stopped, 8, colour, PAPER, 1),
-        (best, 11, colour, INK, 2.2),
-    ):
-        style = {"markerfacecolor": fill, "markeredgecolor": edge, "markeredgewidth": width}
-        axes.plot(xs[shown], scores[shown], "o", markersize=size, **style)
-
-
-def pareto(results: Results) -> Markup | None:
-    """The first objective against each other; those on the front are named, of two objectives joined."""
-    others = results.objectives[1:]
-    if not others or not results.finished:
+def pareto_panels(document: Document, trials: Sequence[Trial]) -> Markup | None:
+    """The first objective against each further one; trials on the front are numbered."""
+    score, *others = document["objective"]
+    finished = [trial for trial in trials if trial.state == FINISHED]
+    if not others or not finished:
         return None
-    drawing = svg.figure(WIDTH, 420)
-    columns = min(len(others), MAX_COLUMNS)
-    title = metric_name(results.objective).lower()
-    for place, name in enumerate(others[:columns], start=1):
-        axes = drawing.add_subplot(1, columns, place)
-        svg.style(axes, x=metric_name(name).lower(), y=title if place == 1 else "")
-        _pareto_panel(axes, results, name, is_joined=len(others) == 1)
+    lines, columns = svg.panels(len(others))
+    drawing = svg.figure(WIDTH, lines * 420)
+    for number, name in enumerate(others, start=1):
+        axes = drawing.add_subplot(lines, columns, number)
+        svg.style(axes, x=metric_name(name).lower(), y=metric_name(score).lower())
+        _dots(axes, document, finished, [trial.metrics[name] for trial in finished], score)
+        for trial in finished:
+            if trial.number in document["pareto"]:
+                style = {"xytext": (9, 9), "textcoords": "offset points", "weight": "bold", "halo": True}
+                svg.label(axes, trial.metrics[name], trial.metrics[score], str(trial.number), **style)
         axes.margins(0.08)
-        _figure_ticks(axes.xaxis, name)
-        _figure_ticks(axes.yaxis, results.objective)
-    return svg.to_svg(drawing, "pareto", "Trials by their objectives, the Pareto front marked")
+        _metric_ticks(axes.xaxis, name)
+        _metric_ticks(axes.yaxis, score)
+    return svg.to_svg(drawing, "pareto", "Trials by their objectives, with the Pareto front")
 
 
-def _pareto_panel(axes: Axes, results: Results, name: str, *, is_joined: bool) -> None:
-    front, colours = set(results.document["pareto"]), ipc_colours(results)
-    points = {trial.number: (trial.metrics[name], results.score(trial)) for trial in results.finished}
-    if is_joined:
-        xs, ys = zip(*sorted(points[number] for number in front), strict=True)
-        axes.plot(xs, ys, color=INK, linewidth=1.6, drawstyle="steps-pre", zorder=1)
-    for trial in results.finished:
-        point, is_front = points[trial.number], trial.number in front
-        style = {"markersize": 10, "markeredgecolor": INK} if is_front else {"markersize": 8, "alpha": 0.55}
-        colour = colours.get(ipc_of(trial), DISTILLED)
-        axes.plot(*point, "o", **{"color": colour, "markeredgecolor": PAPER, **style})
-        if is_front:
-            where = {"xytext": (9, 9), "textcoords": "offset points"}
-            svg.label(axes, *point, str(trial.number), halo=True, weight="bold", **where)
+def row_panels(comparison: Comparison) -> Markup:
+    """Each row's accuracy with its 95 % interval, a panel per IPC; filled if clearly above or below the baseline."""
+    lines, columns = svg.panels(len(comparison.ipcs))
+    height = lines * (PANEL_EDGE + ROW_HEIGHT * len(comparison.rows))
+    drawing = svg.figure(WIDTH, height, hspace=0.06, wspace=0.03)
+    for number, ipc in enumerate(comparison.ipcs):
+        axes = drawing.add_subplot(lines, columns, number + 1)
+        svg.style(axes, grid="x", title=f"IPC {ipc}")
+        _rows(axes, comparison, ipc)
+        names = [shortened(name, 28) for name in comparison.rows] if number % columns == 0 else []
+        svg.name_rows(axes, names, size=13, pad=10)
+        axes.set_ylim(len(comparison.rows) - 0.4, -0.6)
+    return svg.to_svg(drawing, "comparison", "Accuracy of every row with its 95 % interval, by IPC")
 
 
-def _figure_ticks(edge: Edge, metric: str, *, most: int = 5) -> None:
-    """Ticks of a metric's figures: percent for the accuracy, plain for the others."""
-    locator = Shares if metric == ACCURACY else MaxNLocator
-    edge.set_major_locator(locator(most, steps=(1, 2, 5, 10)))
-    edge.set_major_formatter(svg.PERCENT if metric == ACCURACY else "{x:g}")
+def _rows(axes: Axes, comparison: Comparison, ipc: int) -> None:
+    baseline = comparison.cells[comparison.baseline, ipc].accuracy.mean
+    axes.axvline(baseline, color=MUTED, linewidth=1.4, zorder=1)
+    for row, name in enumerate(comparison.rows):
+        cell, is_baseline = comparison.cells[name, ipc], name == comparison.baseline
+        mean, interval = cell.accuracy.mean, cell.accuracy.interval
+        colour = INK if is_baseline else RANDOM if name in comparison.real else DISTILLED
+        if interval is not None:
+            ends = [mean - interval, mean + interval]
+            axes.plot(ends, [row, row], color=colour, linewidth=4, alpha=0.35, solid_capstyle="round")
+        fill = colour if is_baseline or cell.is_clear else PAPER
+        edge = {"markerfacecolor": fill, "markeredgecolor": colour, "markeredgewidth": 2}
+        axes.plot(mean, row, "o", markersize=9, **edge)
+    axes.margins(x=0.06)
+    axes.xaxis.set_major_formatter(PERCENT)
+    axes.xaxis.set_major_locator(MaxNLocator(4, steps=(1, 2, 5, 10)))
 
 
-def _value_ticks(edge: Edge, axis: Axis, width: float) -> None:
-    """Ticks of a field's values; labels are cut to the room between them, `width` pixels in all."""
-    if axis.labels:
-        room = max(4, int(width * 0.85 / len(axis.labels) / LETTER))
-        labels = [shortened(name, room) for name in axis.labels.values()]
-        edge.set_ticks(range(len(labels)), labels, parse_math=False)
-        edge.axes.set_xlim(-0.6, len(labels) - 0.4)
-        return
-    if axis.is_log:
-        edge.axes.set_xscale("log")
-        svg.log_ticks(edge, (1,) if axis.high > 100 * axis.low else (1, 2, 5))
-    else:
-        edge.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10)))
-    edge.axes.margins(x=0.05)
+def _dots(axes: Axes, document: Document, trials: Sequence[Trial], xs: Sequence[float], score: str) -> None:
+    """A dot per trial in its IPC's colour: a ring if stopped early, outlined if the best of its IPC."""
+    colours, best = ipc_colours(trials), set(document["best"].values())
+    for trial, x in zip(trials, xs, strict=True):
+        y, colour = trial.metrics[score], colours.get(trial.values.get(IPC), DISTILLED)
+        is_best, is_stopped = trial.number in best, trial.state == STOPPED
+        edge = INK if is_best else colour if is_stopped else PAPER
+        size, order, fill = (11, 3, colour) if is_best else (8, 2, "none" if is_stopped else colour)
+        style = {"markerfacecolor": fill, "markeredgecolor": edge, "markersize": size}
+        axes.plot(x, y, "o", zorder=order, **style)
+        if score == ACCURACY and trial.interval is not None and is_best:
+            low, high = max(0.0, y - trial.interval), min(1.0, y + trial.interval)  # few seeds reach beyond
+            axes.vlines(x, low, high, color=colour, linewidth=2, alpha=0.5)
+
+
+def _field_axis(axes: Axes, spec: dict, values: Sequence, width: float) -> Callable[[object], float]:
+    """Set the x axis for a field's values; returns where a value lies. A few listed values are evenly spaced."""
+    listed = [*spec.get("values", ()), *values]
+    are_numbers = all(map(is_number, listed))
+    if "values" not in spec or (are_numbers and len(set(listed)) > MAX_LISTED):
+        if spec.get("log"):
+            axes.set_xscale("log")
+            svg.log_ticks(axes.xaxis)
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10)))
+        axes.margins(x=0.05)
+        return lambda item: float(item) if is_number(item) else math.nan
+    labels = {_value_key(item): short(item) for item in (sorted(listed) if are_numbers else listed)}
+    room = max(4, int(width * 0.85 / len(labels) / LETTER))
+    texts = [shortened(label, room) for label in labels.values()]
+    axes.set_xticks(range(len(labels)), texts, parse_math=False)
+    axes.set_xlim(-0.6, len(labels) - 0.4)
+    order = list(labels)
+    counts = {key: sum(_value_key(item) == key for item in values) for key in order}
+    seen = dict.fromkeys(order, 0)
+
+    def place(item: object) -> float:
+        key = _value_key(item)
+        seen[key] += 1
+        share = (seen[key] - 0.5) / counts[key] - 0.5  # trials of one value stand side by side
+        return order.index(key) + 2 * DODGE * share
+
+    return place
+
+
+def _metric_ticks(axis: Axis, metric: str) -> None:
+    """Percent for the accuracy, plain numbers for other metrics."""
+    axis.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10)))
+    axis.set_major_formatter(PERCENT if metric == ACCURACY else "{x:g}")
+
+
+def metric_name(name: str) -> str:
+    return METRICS[name][0] if name in METRICS else name.replace("_", " ").capitalize()
+
+
+def is_number(item: object) -> TypeGuard[float]:
+    return isinstance(item, int | float) and not isinstance(item, bool) and math.isfinite(item)
+
+
+def short(item: object) -> str:
+    """As in YAML, numbers with four digits."""
+    if isinstance(item, list | tuple):
+        return f"[{', '.join(map(short, item))}]"
+    return f"{item:.4g}" if isinstance(item, float) else value(item)
+
+
+def _value_key(item: object) -> float | str:
+    """Equal for 1 and 1.0, but not for true."""
+    return float(item) if is_number(item) else value(item)

@@ -1,153 +1,161 @@
-"""A sweep as its page reads it: what became of the trials, and each field's values as an axis."""
+"""The results of a sweep as plain data: sweep.json and sweep.csv."""
 
-import math
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import TypeGuard
+import csv
+import io
+import json
+import shlex
+from collections.abc import Sequence
+from typing import Any, TypedDict
 
-from ims3_ray.report.formatting import METRICS, value
-from ims3_ray.report.inputs import shortened
-from ims3_ray.runs.records import FINISHED
+import numpy as np
+
+from ims3_ray.config.load import subject
+from ims3_ray.display import redact
+from ims3_ray.evaluation.protocols import protocols
+from ims3_ray.evaluation.statistics import pareto_front
+from ims3_ray.runs.records import FINISHED, now
 from ims3_ray.runs.tags import OBJECTIVES
+from ims3_ray.stages.context import Context
+from ims3_ray.storage.artifacts import Directory
 
-from .document import Document
-from .trial_state import Trial
+from .comparison import RowsDocument
+from .plan import RowSweep, Sweep
+from .trial import Trial
 
-ACCURACY, IPC, SUBGROUPS = "accuracy", "ipc", "sample.subgroups"
-LONGEST_VALUE = 36  # letters of a value in a table or a sentence
-MOST_TOLD = 8  # IPCs that colours can tell apart
-MOST_NAMED = 3  # IPCs that the claim names
-MOST_LISTED = 12  # numbers that get evenly spaced places; more of them lie along an axis by size
-
-
-@dataclass(frozen=True)
-class Axis:
-    """A swept field's values: evenly spaced where a few are listed, by size where they fill a range."""
-
-    field: str
-    labels: dict[float | str, str]  # of the listed values, in order, by `_key`; empty for a range
-    low: float
-    high: float
-    is_log: bool
-    is_number: bool
-
-    def place(self, item: object) -> float | None:
-        """Where the value lies; None for one that the axis does not have."""
-        if self.labels:
-            return float(list(self.labels).index(_key(item))) if _key(item) in self.labels else None
-        return float(item) if is_number(item) and (item > 0 or not self.is_log) else None
-
-    def share(self, item: object) -> float | None:
-        """Place between the ends, 0 to 1, on the axis's own scale; the middle where the ends are one."""
-        at, low, high = self.place(item), self.low, self.high
-        if at is None or low == high:
-            return None if at is None else 0.5
-        return math.log(at / low) / math.log(high / low) if self.is_log else (at - low) / (high - low)
+# fields of a trial's record
+FIELDS = ("number", "values", "metrics", "interval", "seconds", "error", "history", "pool", "mlflow_run_id")
 
 
-class Results:
-    """The trials by what became of them, and the swept fields as axes. Values and errors are untrusted."""
+class Pool(TypedDict):
+    """Candidates that trials chose from."""
 
-    def __init__(self, document: Document, trials: Sequence[Trial]):
-        self.document = document
-        self.objectives = document["objective"]
-        self.objective = self.objectives[0]
-        self.trials = trials
-        self.by_number = {trial.number: trial for trial in self.trials}
-        self.axes = {field: _axis(field, spec, self.trials) for field, spec in document["space"].items()}
-
-    @cached_property
-    def finished(self) -> list[Trial]:
-        """They have all objectives: a trial that lacks one fails."""
-        return [trial for trial in self.trials if trial.state == FINISHED]
-
-    @cached_property
-    def best(self) -> dict[str, Trial]:
-        """The best trial by IPC, as text, the smallest first."""
-        return {ipc: self.by_number[number] for ipc, number in self.document["best"].items()}
-
-    @cached_property
-    def ipcs(self) -> list[float]:
-        """IPCs that trials have, the smallest first; empty where none is swept."""
-        return sorted({ipc for ipc in map(ipc_of, self.trials) if is_number(ipc)}) if IPC in self.axes else []
-
-    @cached_property
-    def finished_ipcs(self) -> list[float]:
-        """Those of them that have a finished trial."""
-        finished = set(map(ipc_of, self.finished))
-        return [ipc for ipc in self.ipcs if ipc in finished]
-
-    def count(self, status: str) -> int:
-        return sum(trial.state == status for trial in self.trials)
-
-    def score(self, trial: Trial) -> float:
-        return trial.metrics[self.objective]
-
-    def in_words(self, score: float, unit: str = "") -> str:
-        """The accuracy in percent, with the unit; other objectives plain."""
-        return f"{100 * score:.1f}{unit}" if self.objective == ACCURACY else f"{score:.3f}"
-
-    def interval(self, trial: Trial) -> float | None:
-        """Of the first objective: known for the accuracy alone."""
-        return trial.interval if self.objective == ACCURACY else None
-
-    def rivals(self, best: Trial) -> int | None:
-        """Other finished trials of the same IPC that lie no lower than the best one's interval reaches."""
-        interval = self.interval(best)
-        if interval is None:
-            return None
-        least, ipc = self.score(best) - interval, ipc_of(best)
-        others = (trial for trial in self.finished if trial.number != best.number)
-        return sum(ipc_of(trial) == ipc and self.score(trial) >= least for trial in others)
-
-    def metric_names(self) -> list[str]:
-        """Objectives first, then what else trials report."""
-        known = {name for trial in self.trials for name in trial.metrics}
-        others = [name for name in OBJECTIVES if name in known and name not in self.objectives]
-        return [*self.objectives, *others]
+    fingerprint: str
+    seconds: float
+    trials: int
+    images: int
 
 
-def ipc_of(trial: Trial) -> object:
-    """None where it is not swept."""
-    return trial.values.get(IPC)
+class Document(TypedDict):
+    """sweep.json: the trials by number, the best of each IPC, the front, what trials shared, the comparison."""
+
+    title: str  # the recipe's name, or the images' if they are not the recipe's
+    recipe: str
+    key: str
+    protocol: str
+    split: str
+    search: str
+    scheduler: str | None
+    objective: list[str]
+    space: dict[str, dict]
+    ipc: int
+    classifier_seeds: int
+    device: str
+    trials_at_once: int
+    seconds: float
+    written: str
+    trials: list[dict[str, Any]]  # FIELDS of each record, its state as `status`
+    pools: list[Pool]
+    upstream_seconds: float
+    saved_seconds: float  # further time up to the candidates if each trial had made its own
+    best: dict[str, int]  # IPC, ascending → number of the trial; empty for a comparison
+    commands: dict[str, str]  # IPC → command that runs its best trial on the test images
+    pareto: list[int]
+    comparison: RowsDocument | None  # None for a search, and if a trial failed
 
 
-def metric_name(name: str) -> str:
-    return METRICS[name][0] if name in METRICS else name.replace("_", " ").capitalize()
+def describe_sweep(
+    sweep: Sweep, context: Context, folder: Directory, trials: Sequence[Trial], seconds: float
+) -> Document:
+    """sweep.json without the comparison. `context` is any trial's, `seconds` the driver's time."""
+    config = context.config
+    rules = protocols(config.evaluate.protocol, config.evaluate.networks)[0]
+    finished = [trial for trial in trials if trial.state == FINISHED]
+    distinct = {name: seconds for trial in trials for name, seconds in trial.upstream.items()}
+    separate = sum(sum(trial.upstream.values()) for trial in trials)
+    chosen = [] if isinstance(sweep, RowSweep) else finished  # scores on test images choose nothing
+    best = best_trials(chosen, sweep.objective[0], sweep.base.ipc)
+    return {
+        "title": subject(config),
+        "recipe": config.recipe,
+        "key": sweep.key,
+        "protocol": rules.label,
+        "split": rules.split,
+        "search": sweep.search,
+        "scheduler": "asha" if sweep.asha else None,
+        "objective": list(sweep.objective),
+        "space": sweep.space.describe(),
+        "ipc": sweep.base.ipc,
+        "classifier_seeds": config.evaluate.seeds,
+        "device": context.machine.device,
+        "trials_at_once": context.machine.trials,
+        "seconds": round(seconds, 3),
+        "written": now(),
+        "trials": [{"status": t.state} | {name: getattr(t, name) for name in FIELDS} for t in trials],
+        "pools": _pools(trials, context.num_candidates),
+        "upstream_seconds": round(sum(distinct.values()), 3),
+        "saved_seconds": round(separate - sum(distinct.values()), 3),
+        "best": best,
+        "commands": {ipc: _command(folder / winner_file(ipc), context.storage) for ipc in best},
+        "pareto": front_trials(chosen, sweep.objective),
+        "comparison": None,
+    }
 
 
-def is_number(item: object) -> TypeGuard[float]:
-    return isinstance(item, int | float) and not isinstance(item, bool) and math.isfinite(item)
+def as_trials(document: Document) -> list[Trial]:
+    """The trials of sweep.json, as far as it has their records."""
+    return [Trial(state=t["status"], **{name: t[name] for name in FIELDS}) for t in document["trials"]]
 
 
-def setting(trial: Trial, leave_out: Collection[str] = ()) -> str:
-    """`select.alpha=0.3, ipc=10`, numbers at four digits."""
-    shown = [(field, item) for field, item in trial.values.items() if field not in leave_out]
-    return ", ".join(f"{field}={shortened(short(item), LONGEST_VALUE)}" for field, item in shown)
+def winner_file(ipc: str) -> str:
+    """The file of the best trial's recipe, below the sweep's folder."""
+    return f"best-ipc{ipc}.yaml"
 
 
-def short(item: object) -> str:
-    """As in YAML, numbers at four digits."""
-    if isinstance(item, list | tuple):
-        return f"[{', '.join(map(short, item))}]"
-    return f"{item:.4g}" if isinstance(item, float) else value(item)
+def _command(recipe: Directory, storage: Directory) -> str:
+    words = ["python", "jobs/distill.py", "--recipe", recipe.uri, f"storage={storage.uri}"]
+    return redact(shlex.join(words))
 
 
-def _key(item: object) -> float | str:
-    """What values that mean the same have in common: 1 and 1.0, but not true."""
-    return float(item) if is_number(item) else value(item)
+def best_trials(finished: Sequence[Trial], objective: str, default_ipc: int) -> dict[str, int]:
+    """IPC, as text → number of the best trial; of equal ones the earliest."""
+    best: dict[int, Trial] = {}
+    for trial in finished:
+        ipc = trial.values.get("ipc", default_ipc)
+        if ipc not in best or trial.metrics[objective] > best[ipc].metrics[objective]:
+            best[ipc] = trial
+    return {str(ipc): best[ipc].number for ipc in sorted(best)}
 
 
-def _axis(field: str, spec: dict, trials: Sequence[Trial]) -> Axis:
-    """Of the values that the space names and those that trials had; listed numbers are put in order."""
-    values = [trial.values[field] for trial in trials if field in trial.values]
-    values = [*spec.get("values", ()), *values]
-    are_numbers = all(map(is_number, values))
-    if "values" not in spec or (are_numbers and len(set(values)) > MOST_LISTED):
-        ends = [spec[end] for end in ("low", "high") if end in spec]
-        numbers = [one for one in (*ends, *values) if is_number(one)]
-        is_log = bool(spec.get("log")) and min(numbers) > 0
-        return Axis(field, {}, min(numbers), max(numbers), is_log, is_number=True)
-    labels = {_key(one): short(one) for one in (sorted(values) if are_numbers else values)}
-    return Axis(field, labels, 0, max(0, len(labels) - 1), is_log=False, is_number=are_numbers)
+def front_trials(finished: Sequence[Trial], objectives: Sequence[str]) -> list[int]:
+    """Numbers of the trials on the Pareto front of several objectives."""
+    if len(objectives) < 2 or not finished:
+        return []
+    metrics = np.array([[trial.metrics[name] for name in objectives] for trial in finished])
+    return [finished[index].number for index in pareto_front(metrics)]
+
+
+def trials_csv(document: Document) -> bytes:
+    """A line per trial: number, status, its values, metrics, interval, seconds, error."""
+    sink = io.StringIO()
+    lines = csv.writer(sink, lineterminator="\n")
+    fields, rest = list(document["space"]), ["interval", "seconds", "error"]
+    lines.writerow(["trial", "status", *fields, *OBJECTIVES, *rest])
+    for trial in document["trials"]:
+        values = [trial["values"].get(field) for field in fields]
+        texts = [v if isinstance(v, str | int | float) else json.dumps(v) for v in values]
+        metrics = [*(trial["metrics"].get(name) for name in OBJECTIVES), *(trial[name] for name in rest)]
+        lines.writerow([trial["number"], trial["status"], *texts, *metrics])  # None is an empty cell
+    return sink.getvalue().encode()
+
+
+def _pools(trials: Sequence[Trial], images: int) -> list[Pool]:
+    """The pools in order of first use."""
+    pools: dict[str, Pool] = {}
+    for trial in trials:
+        if trial.pool:
+            seconds = trial.upstream.get(f"candidates/{trial.pool}", 0.0)
+            pool = pools.setdefault(
+                trial.pool, Pool(fingerprint=trial.pool, seconds=seconds, trials=0, images=images)
+            )
+            pool["trials"] += 1
+    return list(pools.values())

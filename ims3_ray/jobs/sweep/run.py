@@ -1,4 +1,4 @@
-"""A whole sweep: check, make the pools that are known, let Tune run the trials, say what came out as data."""
+"""A whole sweep in the driver: check, record what it needs, make what trials share, run Tune, publish."""
 
 import json
 import time
@@ -9,8 +9,8 @@ import yaml
 
 from ims3_ray.config.settings import WEIGHTS
 from ims3_ray.pipeline.prepare import pinned, prepare_runs
-from ims3_ray.pipeline.steps import plan
-from ims3_ray.progress import print_line as say_line
+from ims3_ray.pipeline.steps import plan, run_step
+from ims3_ray.progress import print_line as print_to_terminal
 from ims3_ray.progress import run_name, spinner
 from ims3_ray.runs import tags
 from ims3_ray.runs.event_log import save_library_log
@@ -20,83 +20,107 @@ from ims3_ray.stages.context import Context
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.lease import exclusive, heartbeat
 
-from .document import Document, describe, trials_csv, winner_file
-from .mlflow_callback import Scribe
+from .mlflow_callback import MlflowCallback
 from .page import render_sweep
-from .plan import Sweep
-from .pool_actor import LAST, make_pool
+from .plan import LAST, RowSweep, Sweep, as_words, trial_key
+from .results import Document, describe_sweep, trials_csv, winner_file
+from .row_metrics import describe_rows
 from .search_space import Values
-from .trial_state import Trial, read_trial, read_trials
+from .tables import markdown, metrics_for_mlflow
+from .trial import Trial, read_trial, read_trials
 from .tuner import run_trials
 
 
-def run(sweep: Sweep, print_line: Callable[[str], None] = say_line) -> tuple[Document, Directory]:
-    """sweep.json, and the folder below the storage root that holds it, its page and the winners' recipes.
+def run(sweep: Sweep, print_line: Callable[[str], None] = print_to_terminal) -> tuple[Document, Directory]:
+    """Run the sweep; returns sweep.json and its folder below the storage root.
 
-    Trials that are over are found. Raises InputError, before any heavy work, for what can't be run; a trial
-    that fails later is recorded, and the others go on.
+    Trials that are over are not run again. Raises InputError before any heavy work if the sweep can't be run.
+    A trial that fails later is recorded, and the others go on.
     """
     sweep = pin_models(sweep)
     points = sweep.points()
+    runs = [*(points or [sweep.space.first()]), *sweep.selection_points()]
     with spinner("start"):
-        contexts = prepare_runs(
-            [sweep.config(values) for values in points or [sweep.space.any()]], print_line
-        )
+        contexts = prepare_runs([sweep.config(values) for values in runs], print_line)
+    by_key = dict(zip(map(trial_key, runs), contexts, strict=True))
     folder = contexts[0].storage / "sweeps" / f"{contexts[0].config.recipe}-{sweep.key}"
     with exclusive(folder):
-        return _run(sweep, points, contexts, folder, print_line), folder
+        return _run(sweep, points, by_key, folder, print_line), folder
 
 
 def _run(
     sweep: Sweep,
     points: list[Values] | None,
-    contexts: list[Context],
+    contexts: dict[str, Context],
     folder: Directory,
     print_line: Callable[[str], None],
 ) -> Document:
-    first, count = contexts[0], len(points) if points else sweep.trials
-    tracker = _track(sweep, first, print_line)
+    first = next(iter(contexts.values()))
+    tracker = _start_tracking(sweep, first, print_line)
     began = time.time()
-    _announce(sweep, points or [], contexts, folder)
-    scribe = Scribe(sweep, first, folder, count, tracker.run_id, print_line)
-    if len(scribe.found) < count:
+    plan_trials(sweep, points or [], contexts, folder)
+    count = len(points) if points and sweep.search == "grid" else sweep.trials
+    callback = MlflowCallback(sweep, first, folder, count, tracker.run_id, print_line)
+    if len(callback.found) < count:
         tracker.resume()
-    made: set[str] = set()
     with run_name(sweep.name), heartbeat(folder), save_library_log(folder):
         try:
-            for context in contexts if points else ():
-                made |= make_pool(context, print_line)
-            made |= run_trials(sweep, points, first, folder, scribe)
+            if points:
+                make_shared(sweep, points, contexts, print_line)
+            run_trials(sweep, first, folder, callback)
         except BaseException as error:
-            is_failure = isinstance(error, Exception)  # else somebody stopped it, and waits
-            scribe.stop()
+            is_failure = isinstance(error, Exception)  # else a signal: do not wait for the server
+            callback.stop()
             tracker.finish("FAILED" if is_failure else "KILLED", patient=is_failure)
             raise
         with spinner("tables"):
-            trials = scribe.write_up(read_trials(folder))
-            document = describe(sweep, first, folder, trials, made, time.time() - began)
+            trials = callback.write_runs(read_trials(folder))
+            document = describe_sweep(sweep, first, folder, trials, time.time() - began)
+            if isinstance(sweep, RowSweep) and all(trial.error is None for trial in trials):
+                document["comparison"] = describe_rows(sweep, contexts)
             _publish(sweep, document, trials, folder, tracker)
     return document
 
 
 def pin_models(sweep: Sweep) -> Sweep:
-    """The sweep with its hub ids at the commits that they mean now, for every trial."""
+    """The sweep with its hub models at their present commits, the same for every trial."""
     before, now = (config.model_dump() for config in (sweep.base, pinned(sweep.base)))
     pins = {f"{s}.{f}": now[s][f] for s, f in WEIGHTS if now[s].get(f) != before[s].get(f)}
     return replace(sweep, overrides={**sweep.overrides, **pins})
 
 
-def _announce(sweep: Sweep, points: list[Values], contexts: list[Context], folder: Directory) -> None:
-    """Write records of the trials to come, before anything is made: what they need is not deleted."""
+def plan_trials(sweep: Sweep, points: list[Values], contexts: dict[str, Context], folder: Directory) -> None:
+    """Record the trials to come before anything is made, so that what they need is not deleted.
+
+    The first trial's record also names the selections of `selection_points`.
+    """
+    more = [contexts[trial_key(values)] for values in sweep.selection_points()]
+    others = [step.artifact for context in more for step in plan(context, "select")]
     for number, values in enumerate(points):
         if read_trial(folder, values) is None:
-            needed = [step.artifact for step in plan(contexts[number], LAST)]
-            planned = Trial(number, values, PLANNED, artifacts=needed, key=sweep.trial_tag(values))
-            planned.write(folder)
+            own = [step.artifact for step in plan(contexts[trial_key(values)], LAST)]
+            trial = Trial(number, values, PLANNED, artifacts=[*others, *own], key=sweep.trial_tag(values))
+            trial.write(folder)
+        others = []
 
 
-def _track(sweep: Sweep, context: Context, print_line: Callable[[str], None]) -> Tracker:
-    """MLflow's run of the sweep, its trials' parent; before them, so that one alone makes a database."""
+def make_shared(
+    sweep: Sweep, points: list[Values], contexts: dict[str, Context], print_line: Callable[[str], None]
+) -> None:
+    """Make the missing artefacts that trials share, one after the other: each may use the whole cluster."""
+    last = [(values, sweep.last_shared) for values in points]
+    last += [(values, "select") for values in sweep.selection_points()]
+    for values, stage in last:
+        context = contexts[trial_key(values)]
+        for step in plan(context, stage):
+            if step.manifest is None:
+                row = f"{as_words(values)}: " if isinstance(sweep, RowSweep) else ""
+                print_line(f"{row}{step.stage.name} → {step.directory.uri}")
+                run_step(context, step)
+
+
+def _start_tracking(sweep: Sweep, context: Context, print_line: Callable[[str], None]) -> Tracker:
+    """Start the sweep's MLflow run, the parent of its trials' runs."""
     tracker = Tracker(context.storage, print_line)
     own = tags.run_tags(context) | {tags.KIND: tags.SWEEP}
     tracker.start(sweep.key, sweep.name, sweep.params(), own)
@@ -106,17 +130,20 @@ def _track(sweep: Sweep, context: Context, print_line: Callable[[str], None]) ->
 def _publish(
     sweep: Sweep, document: Document, trials: list[Trial], folder: Directory, tracker: Tracker
 ) -> None:
-    """Write the sweep's files, and log them with the best figures to its MLflow run."""
+    """Write the sweep's files, and log them with its metrics to its MLflow run."""
     by_number = {trial.number: trial for trial in trials}
     files = {
         "sweep.json": json.dumps(document, indent=1).encode(),
         "sweep.csv": trials_csv(document),
-        "index.html": render_sweep(document, trials),
+        "index.html": render_sweep(document),
     }
+    if comparison := document["comparison"]:
+        files["comparison.md"] = markdown(document).encode()
+        tracker.log(0, metrics_for_mlflow(comparison))
     for ipc, number in document["best"].items():
         winner, metrics = by_number[number].values, by_number[number].metrics
         by = f"by {sweep.objective[0]} on {document['split']} images"
-        head = f"# Sweep {sweep.key}: the best at {ipc} images a class {by}."
+        head = f"# Sweep {sweep.key}: the best at {ipc} images per class {by}."
         body = yaml.safe_dump(sweep.winner(winner).results(), sort_keys=False, allow_unicode=True)
         files[winner_file(ipc)] = f"{head}\n{body}".encode()
         tracker.log(0, {f"best/{name}/ipc{ipc}": metrics[name] for name in sweep.objective})

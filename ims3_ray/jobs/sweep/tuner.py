@@ -1,60 +1,60 @@
-"""Ray Tune over the trials: the searcher, early stopping that compares like with like, what calls a trial."""
+"""Ray Tune over the trials: search algorithm, scheduler, and the actor that makes what trials share."""
 
 import os
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import ray
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
-from ray.tune.search import Searcher
+from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, SearchAlgorithm, Searcher
 
-from ims3_ray.evaluation.protocols import get_protocol, get_protocols
-from ims3_ray.progress import bar
+from ims3_ray.cluster.resources import Machine
+from ims3_ray.evaluation.protocols import protocol, protocols
+from ims3_ray.pipeline.prepare import prepare
+from ims3_ray.pipeline.steps import plan, run_step
+from ims3_ray.progress import bar, run_name
+from ims3_ray.runs.records import FAILED
 from ims3_ray.stages.context import Context
-from ims3_ray.stages.evaluate.classifiers import remove_local_pixels
+from ims3_ray.stages.evaluate.classifiers import clear
 from ims3_ray.storage.artifacts import Directory
 
-from .mlflow_callback import Scribe
+from .mlflow_callback import MlflowCallback
 from .plan import Sweep
-from .pool_actor import KeeperActor
 from .search_space import Values
-from .trainable import LOOK, Runner
-from .trial_state import read_trials
+from .trial import EVAL, Trainable, Trial, read_trial, read_trials
 
-# the new one prints boxes whatever it is told; a line a trial is ours
+# Tune's newer output prints boxes at any verbosity; the callback prints a line per trial
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-# a trial reads recipe, images and storage where a person named them
+# recipe, images and storage may be paths relative to the working directory
 os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
-CPUS_PER_TRIAL = 0.05  # its work is done by tasks that reserve their own
-MAX_FAILURES = 3  # of a trial's process; what a trial raises itself is not tried again
+# Tune's own handler ends the loop as if the sweep were complete; the driver stops by KeyboardInterrupt
+os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+CPUS_PER_TRIAL = 0.05  # the trial's work is done by tasks that reserve their own
+MAX_FAILURES = 3  # deaths of a trial's process; an exception in a trial is not tried again
 
 
-def run_trials(
-    sweep: Sweep, points: list[Values] | None, context: Context, folder: Directory, scribe: Scribe
-) -> set[str]:
-    """Run the trials until each has ended in one way or another; gives the artefacts that their keeper made.
-
-    `points` are their values; None where the searcher chooses.
-    """
+def run_trials(sweep: Sweep, context: Context, folder: Directory, callback: MlflowCallback) -> None:
+    """Run all trials with Tune until each has ended. `context` is any trial's."""
     machine, one_shard = context.machine, context.machine.workers.model_copy(update={"shards": 1})
     machine = replace(machine, workers=one_shard, runs_at_once=machine.trials)
-    keeper: Any = KeeperActor.remote(sweep, machine, folder, uuid.uuid4().hex)
-    runner = Runner(sweep, machine, folder, keeper)
+    pools: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(PoolActor)
+    trainable = Trainable(sweep, machine, folder, pools.remote(sweep, machine, folder, uuid.uuid4().hex))
     (folder / "tune").delete()
-    space = {f: d.tune() for f, d in sweep.space.domains.items()} if points is None else {}
+    is_grid = sweep.search == "grid"
     tuner = tune.Tuner(
-        # Tune takes plain functions
-        tune.with_resources(lambda drawn: runner(drawn), {"CPU": CPUS_PER_TRIAL}),
-        param_space=space if points is None else {"values": tune.grid_search(points)},
+        # Tune takes plain functions only
+        tune.with_resources(lambda config: trainable(config), {"CPU": CPUS_PER_TRIAL}),
+        param_space=sweep.space.tune(is_grid=is_grid),
         tune_config=tune.TuneConfig(
-            num_samples=sweep.trials if points is None else 1,
-            search_alg=search_on(sweep, folder) if points is None else None,
+            num_samples=1 if is_grid else sweep.trials,
+            search_alg=search_algorithm(sweep, folder, machine.trials),
             scheduler=_asha(sweep, context) if sweep.asha else None,
-            max_concurrent_trials=machine.trials,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
@@ -62,43 +62,49 @@ def run_trials(
             storage_path=folder.path,
             storage_filesystem=folder.filesystem,
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
-            callbacks=[scribe],
+            callbacks=[callback],
             verbose=0,
         ),
     )
-    with bar("sweep", scribe.count, "trials") as scribe.shown:
+    with bar("sweep", callback.count, "trials") as callback.bar:
         tuner.fit()
-    scored = get_protocols(context.config.evaluate.protocol, context.config.evaluate.networks)
-    remove_local_pixels([context.images[scored[0].split]], {rules.image_size for rules in scored}, machine)
-    return ray.get(keeper.made.remote())
+    scored = protocols(context.config.evaluate.protocol, context.config.evaluate.networks)
+    clear([context.images[scored[0].split]], {rules.image_size for rules in scored}, machine)
 
 
-def search_on(sweep: Sweep, folder: Directory) -> Searcher:
-    """Optuna's TPE over the objectives. Trials that are over come first, and are found: so it goes on."""
+def search_algorithm(sweep: Sweep, folder: Directory, max_concurrent: int) -> SearchAlgorithm | Searcher:
+    """Tune's BasicVariantGenerator for grid and random; Optuna's TPE over the objectives for bayes.
+
+    Optuna first receives the values of trials that are over, whose results are read from their records.
+    """
+    if sweep.search != "bayes":
+        rng = np.random.default_rng(sweep.base.seed)  # as Space.points
+        return BasicVariantGenerator(max_concurrent=max_concurrent, random_state=rng)
     import optuna
     from ray.tune.search.optuna import OptunaSearch
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     over = [sweep.space.encode(trial.values) for trial in read_trials(folder) if trial.is_over]
     several = len(sweep.objective) > 1
-    return OptunaSearch(
+    search = OptunaSearch(
         metric=list(sweep.objective) if several else sweep.objective[0],
         mode=["max"] * len(sweep.objective) if several else "max",
         points_to_evaluate=over,
-        seed=sweep.base.seed + len(over),  # else a sweep that goes on would draw again what it drew first
+        seed=sweep.base.seed + len(over),  # else a resumed sweep would draw its first values again
     )
+    return ConcurrencyLimiter(search, max_concurrent)
 
 
-def _asha(sweep: Sweep, context: Context) -> "ByIPC":
-    looks = get_protocol(context.config.evaluate.protocol).evaluations + 1
-    options = {"time_attr": LOOK, "metric": "accuracy", "mode": "max", "max_t": looks}
-    return ByIPC(lambda trial: sweep.config(sweep.values(trial.config)).ipc, options)
+def _asha(sweep: Sweep, context: Context) -> "AshaByIpc":
+    evaluations = protocol(context.config.evaluate.protocol).evaluations + 1
+    options = {"time_attr": EVAL, "metric": "accuracy", "mode": "max", "max_t": evaluations}
+    return AshaByIpc(lambda trial: sweep.config(sweep.space.decode(trial.config)).ipc, options)
 
 
-class ByIPC(FIFOScheduler):
-    """Successive halving (Li et al. 2020), an ASHA for every number of images a class.
+class AshaByIpc(FIFOScheduler):
+    """An ASHAScheduler (Li et al. 2020) per number of images per class.
 
-    Among trials of all IPCs, those of small sets would always be stopped.
+    Among trials of all IPCs, ASHA would always stop the small sets.
     """
 
     def __init__(self, ipc_of: Callable[[TuneTrial], int], options: dict[str, Any]):
@@ -108,19 +114,52 @@ class ByIPC(FIFOScheduler):
         self._by_ipc: dict[int, ASHAScheduler] = {}
 
     def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
-        self._its(trial).on_trial_add(tune_controller, trial)
+        self._scheduler(trial).on_trial_add(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict) -> str:
-        return self._its(trial).on_trial_result(tune_controller, trial, result)
+        return self._scheduler(trial).on_trial_result(tune_controller, trial, result)
 
     def on_trial_complete(self, tune_controller: Any, trial: TuneTrial, result: dict) -> None:
-        self._its(trial).on_trial_complete(tune_controller, trial, result)
+        self._scheduler(trial).on_trial_complete(tune_controller, trial, result)
 
     def on_trial_remove(self, tune_controller: Any, trial: TuneTrial) -> None:
-        self._its(trial).on_trial_remove(tune_controller, trial)
+        self._scheduler(trial).on_trial_remove(tune_controller, trial)
 
-    def _its(self, trial: TuneTrial) -> ASHAScheduler:
+    def _scheduler(self, trial: TuneTrial) -> ASHAScheduler:
         ipc = self._ipc_of(trial)
         if ipc not in self._by_ipc:
             self._by_ipc[ipc] = ASHAScheduler(**self._options)
         return self._by_ipc[ipc]
+
+
+class PoolActor:
+    """Numbers the trials and makes the artefacts that they share, one call at a time.
+
+    Trials that need the same candidates at once wait for the first one's call. `session` is the driver's.
+    """
+
+    def __init__(self, sweep: Sweep, machine: Machine, folder: Directory, session: str):
+        self._sweep, self._machine, self._folder, self._session = sweep, machine, folder, session
+        self._next = 1 + max((trial.number for trial in read_trials(folder)), default=-1)
+
+    def claim(self, values: Values, trial_id: str) -> tuple[Trial, bool]:
+        """The trial's record, and whether the caller runs it.
+
+        It does not if the trial is over, failed under this driver, or runs as another trial of Tune.
+        """
+        trial, owner = read_trial(self._folder, values), [self._session, trial_id]
+        if trial is None:
+            trial, self._next = Trial(self._next, values), self._next + 1
+        is_ours = self._session in trial.owner
+        if trial.is_over or (is_ours and (trial.state == FAILED or trial.owner != owner)):
+            return trial, False
+        begun = Trial(trial.number, values, owner=owner, artifacts=trial.artifacts, began=time.time())
+        return begun.write(self._folder, key=self._sweep.trial_tag(values)), True
+
+    def make(self, values: Values) -> None:
+        """Make what trials share of this trial's artefacts."""
+        with run_name(self._sweep.name):
+            context = prepare(self._sweep.config(values), self._machine)
+            for step in plan(context, self._sweep.last_shared):
+                if step.manifest is None:
+                    run_step(context, step)

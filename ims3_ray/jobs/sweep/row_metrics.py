@@ -1,0 +1,166 @@
+"""The rows' accuracies, coverage and cost, read from the artefacts of a complete comparison."""
+
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+from ims3_ray.evaluation.protocols import protocols
+from ims3_ray.evaluation.results import Evaluation
+from ims3_ray.evaluation.teacher import teacher_rules
+from ims3_ray.method.coverage import Values
+from ims3_ray.pipeline.steps import Step, plan
+from ims3_ray.stages.context import Context
+from ims3_ray.stages.evaluate.agreement import label_agreement
+from ims3_ray.stages.evaluate.baselines import measure_all
+from ims3_ray.stages.evaluate.classifiers import classifier_seeds
+from ims3_ray.stages.evaluate.compare import Real, choose, real_vectors
+from ims3_ray.stages.evaluate.features import Vectors
+from ims3_ray.stages.evaluate.stage import first_of_pool
+from ims3_ray.stages.selected import KEYS, selected_rows
+from ims3_ray.storage.index import read_index
+from ims3_ray.storage.schemas import CANDIDATES, FEATURES
+
+from .comparison import Accuracy, Column, RowResults, RowsDocument
+from .plan import LAST, RowSweep, trial_key
+from .rows import YARDSTICKS, Row
+
+# artefacts whose time counts as a row's cost
+COSTS = ("latents", "inversions", "adapter", "features", "candidates", "selection", "probes", "refined")
+Value = TypeVar("Value")
+
+
+def describe_rows(sweep: RowSweep, contexts: Mapping[str, Context]) -> RowsDocument:
+    """The comparison's part of sweep.json. `contexts` are by `trial_key`; all their artefacts are complete."""
+    runs = Runs(sweep, contexts)
+    pools = runs.pools() if sweep.pool_images else {}
+    return {
+        "baseline": sweep.rows.baseline,
+        "ipcs": list(sweep.ipcs),
+        "generator_seeds": list(sweep.seeds),
+        "pool_images": sweep.pool_images,
+        "rows": [runs.results(row, pools.get(row.name)) for row in sweep.rows.rows],
+        "yardsticks": {n: {k: v[0] for k, v in pools[n].items()} for n in YARDSTICKS} if pools else None,
+    }
+
+
+class Runs:
+    """The runs of a comparison by row, IPC and seed."""
+
+    def __init__(self, sweep: RowSweep, contexts: Mapping[str, Context]):
+        self._sweep, self._contexts = sweep, contexts
+
+    def results(self, row: Row, pool: dict[str, Column] | None) -> RowResults:
+        sweep = self._sweep
+        name, scored = (row.name, "distilled") if row.real is None else (sweep.rows.host, row.real)
+        documents: dict[str, list[Evaluation]] = {}
+        for ipc in sweep.ipcs:
+            steps = [self._steps(name, ipc, seed)["evaluation"] for seed in sweep.seeds]
+            documents[str(ipc)] = [step.directory.read_json("evaluation.json") for step in steps]
+        seconds: list[dict[str, float]] = []
+        device_seconds = [0.0] * len(sweep.seeds)
+        if row.real is None:
+            largest = max(sweep.ipcs)
+            seconds = [self._seconds(row.name, largest, seed) for seed in sweep.seeds]
+            actors = self._context(row.name, largest, sweep.seeds[0]).machine.actors
+            device_seconds = [sum(by_stage.values()) * actors for by_stage in seconds]
+        accuracies = _accuracies(scored, documents)
+        return {
+            "name": row.name,
+            "overrides": dict(row.overrides),
+            "is_real": row.real is not None,
+            "note": row.note,
+            "accuracy": accuracies.pop(documents[str(sweep.ipcs[0])][0]["protocol"]),
+            "networks": accuracies,
+            "metrics": {ipc: _columns([d["coverage"][scored] for d in ds]) for ipc, ds in documents.items()},
+            "seconds": _columns(seconds),
+            "device_seconds": device_seconds,
+            "pool": pool,
+        }
+
+    def pools(self) -> dict[str, dict[str, Column]]:
+        """Coverage of `pool_images` images per class over the seeds, of every row and of the yardsticks.
+
+        A row that selects single images has selected that many. Other rows take their first candidates, before
+        any selection. Rows with fewer candidates are left out.
+        """
+        count, rows = self._sweep.pool_images or 0, self._sweep.rows
+        records: dict[str, list[Values]] = {}
+        for seed in self._sweep.seeds:
+            context = self._context(rows.host, max(self._sweep.ipcs), seed)
+            train, neighbours = context.images["train"], context.config.evaluate.neighbours
+            features = self._steps(rows.host, max(self._sweep.ipcs), seed)["features"].directory
+            index = read_index(features, FEATURES, ["image_id", "label"])
+            real = Real(train, train.ids, index.keys["image_id"].tolist(), Vectors(index))
+            candidates: dict[str, Vectors] = {}
+            for name in rows.generated:
+                candidates |= self._candidates(name, count, seed)
+            names, draw = dict.fromkeys(["random", *rows.real]), classifier_seeds(seed, 1)
+            choices = choose(real, names, [[count] * len(train.classes)], draw)
+            by_name = real_vectors(choices, real, draw[0], neighbours, count)
+            sets: dict[str, Vectors] = {**candidates, **{name: by_name[name] for name in YARDSTICKS}}
+            sets |= {row.name: by_name[row.real] for row in rows.rows if row.real}
+            coverage = measure_all(real.vectors, sets, neighbours, train.classes)
+            if self._sweep.agreement:
+                for name, share in _agreement(context, candidates).items():
+                    coverage[name]["agreement"] = share
+            for name, values in coverage.items():
+                records.setdefault(name, []).append(values)
+        return {name: _columns(by_seed) for name, by_seed in records.items()}
+
+    def _context(self, row: str, ipc: int, seed: int) -> Context:
+        return self._contexts[trial_key({"seed": seed, "row": row, "ipc": ipc})]
+
+    def _steps(self, row: str, ipc: int, seed: int) -> dict[str, Step]:
+        """By noun."""
+        return {step.stage.output: step for step in plan(self._context(row, ipc, seed), LAST)}
+
+    def _seconds(self, row: str, ipc: int, seed: int) -> dict[str, float]:
+        """A single run's time by stage; artefacts that other rows made count in full."""
+        context, steps = self._context(row, ipc, seed), self._steps(row, ipc, seed)
+        is_matched = bool(context.config.im.weight or context.config.im.grad_ratio)
+        if not (is_matched or context.starts_from_inversions):
+            steps.pop("inversions", None)  # made, but not read
+        needed = (steps[noun] for noun in COSTS if noun in steps)
+        return {step.stage.name: step.manifest["seconds"] for step in needed if step.manifest}
+
+    def _candidates(self, row: str, count: int, seed: int) -> dict[str, Vectors]:
+        """The row's selected candidates, or its first `count` per class if it has that many."""
+        context = self._context(row, max(self._sweep.ipcs), seed)
+        if trial_key({"seed": seed, "row": row, "ipc": count}) in self._contexts:
+            steps = self._steps(row, count, seed)
+            pool = read_index(steps["candidates"].directory, CANDIDATES, KEYS)
+            return {row: Vectors(selected_rows(pool, steps["selection"].directory, context.classes))}
+        pool = read_index(
+            self._steps(row, max(self._sweep.ipcs), seed)["candidates"].directory, CANDIDATES, KEYS
+        )
+        first = first_of_pool(pool.keys, count)
+        return {row: Vectors(pool.at(first))} if len(first) == count * len(context.classes) else {}
+
+
+def _accuracies(scored: str, documents: Mapping[str, Sequence[Evaluation]]) -> dict[str, Accuracy]:
+    """By the protocol's label, for every network. `documents` are by IPC."""
+    by_network: dict[str, Accuracy] = {}
+    for ipc, by_seed in documents.items():
+        networks = [d.get("networks") or {d["protocol"]: d["sets"]} for d in by_seed]
+        for label in networks[0]:
+            values = {w: [sets[label][scored][w]["values"] for sets in networks] for w in ("last", "best")}
+            by_network.setdefault(label, {})[ipc] = values
+    return by_network
+
+
+def _columns(records: Sequence[Mapping[str, Value]]) -> dict[str, Sequence[Value]]:
+    """A mapping per generator seed as a list over the seeds per name."""
+    return {name: [record[name] for record in records] for name in (records[0] if records else ())}
+
+
+def _agreement(context: Context, candidates: Mapping[str, Vectors]) -> dict[str, float]:
+    """By row, the share of labels that a classifier of all real training images gives.
+
+    It is of the protocol's first network; of soft protocols, it is trained as their teacher.
+    """
+    settings = context.config.evaluate
+    rules, train = protocols(settings.protocol, settings.networks)[0], context.images["train"]
+    if rules.is_soft:
+        rules = teacher_rules(settings.protocol)
+    seed = classifier_seeds(context.config.seed, 1)[0]
+    indices = {name: vectors.index for name, vectors in candidates.items()}
+    return label_agreement(indices, train, rules, seed, context.machine)
