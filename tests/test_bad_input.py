@@ -89,8 +89,8 @@ def test_invalid_price(rejected, words):
         (["--pool-images=-1"], "--pool-images: -1"),
     ],
 )
-def test_invalid_numbers_of_an_ablation(rejected, words, expected):
-    rejected(expected, "ablate", *words)
+def test_invalid_numbers_of_a_comparison(rejected, words, expected):
+    rejected(expected, "sweep", "--rows", "refine", *words)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_invalid_numbers_of_an_ablation(rejected, words, expected):
 )
 def test_malformed_rows(rejected, tmp_path, text, expected):
     (tmp_path / "rows.yaml").write_bytes(text)
-    rejected(expected, "ablate", "--rows", "rows.yaml")
+    rejected(expected, "sweep", "--rows", "rows.yaml")
     assert not (tmp_path / "elsewhere").exists()
 
 

@@ -21,7 +21,8 @@ from ims3_ray import cli
 from ims3_ray.config.load import load_config, parse_overrides, recipe_text
 from ims3_ray.config.settings import Config
 from ims3_ray.display import UNPRINTABLE
-from ims3_ray.jobs.ablate.plan import Plan, read_rows
+from ims3_ray.jobs.sweep.plan import row_sweep
+from ims3_ray.jobs.sweep.rows import read_rows
 from ims3_ray.jobs.sweep.search_space import read_space
 from ims3_ray.stages.select.candidates import open_candidates
 from ims3_ray.storage.artifacts import complete, open_directory, read_manifest
@@ -87,14 +88,13 @@ def overrides(_, words):
 
 def rows(folder, data):
     (folder / "rows.yaml").write_bytes(data)
-    plan = Plan("digits", {}, read_rows(str(folder / "rows.yaml")), (1,), (0,), None)
-    plan.configs()
+    row_sweep("digits", {}, read_rows(str(folder / "rows.yaml")), (1,), (0,)).points()
 
 
 def space(folder, words):
     (folder / "space.yaml").write_text(yaml.safe_dump(dict(words)))
     for given_words in ([f"{field}={text}" for field, text in words], [str(folder / "space.yaml")]):
-        read_space(given_words, "digits", {}).any()
+        read_space(given_words, "digits", {}).first()
 
 
 def parquet(data_or_columns, path):

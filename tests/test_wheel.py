@@ -77,7 +77,7 @@ def test_what_is_installed_runs_from_anywhere_by_its_own_files(ims3, python):
     assert "imagewoof" in ims3("doctor")
     assert ims3("--version") == ims3("-m", "ims3_ray", "--version", by=python)
     assert "embed" in ims3("distill", "--dry-run")
-    assert "refine-parts" in ims3("ablate", "--help")
+    assert "refine-parts" in ims3("sweep", "--help")
 
 
 @pytest.mark.chaos

@@ -10,7 +10,7 @@ from ims3_ray.pipeline import prepare
 from ims3_ray.pipeline.steps import plan
 
 BUCKET = "storage=s3://bucket/runs?region=us-east-1"  # a region avoids network requests
-COMMANDS = {"distill": [], "ablate": ["--seeds=1"], "sweep": ["--space", "select.alpha=0.3,0.7"]}
+COMMANDS = {"distill": [], "sweep": ["--space", "select.alpha=0.3,0.7"]}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,14 +1,11 @@
 """Records of needed artefacts: three kinds, written before the first stage."""
 
-import json
 
 import pytest
 from tiny import tiny_words
 
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.errors import InputError
-from ims3_ray.jobs.ablate import run as ablation
-from ims3_ray.jobs.ablate.plan import Plan, Row, Rows
 from ims3_ray.jobs.distill import run as distillation
 from ims3_ray.jobs.runs import gc
 from ims3_ray.runs import records
@@ -67,21 +64,3 @@ def test_a_distillation_records_its_artefacts_before_the_first_stage(
         distillation.run(config, lambda line: None)
     (record,) = records.read(open_directory(config.storage))
     assert (record.state, len(record.artifacts)) == (records.STOPPED, 9)
-
-
-def test_an_ablation_records_the_artefacts_of_all_cells_before_the_first_stage(
-    ray_cluster, tiny_model, tiny_images, tmp_path, monkeypatch
-):
-    words = [w for w in tiny_words(tiny_model, tiny_images, tmp_path / "runs") if not w.startswith("ipc=")]
-    one, two = (
-        Row(name, {"finetune.epochs": 0, "select.alpha": a}) for name, a in (("one", 0.2), ("two", 0.1))
-    )
-    plan = Plan("digits", parse_overrides(words), Rows((one, two), "one"), (2,), (0,), None)
-    monkeypatch.setattr(ablation, "run_step", stop)
-    with pytest.raises(KeyboardInterrupt):
-        ablation.run(plan, lambda line: None)
-    (written,) = (tmp_path / "runs" / "ablations").glob("*/artifacts.json")
-    named = json.loads(written.read_text())["artifacts"]
-    nouns = [place.split("/")[0] for place in named]
-    assert [nouns.count(noun) for noun in ("candidates", "selection", "evaluation")] == [1, 2, 2]
-    assert needed(open_directory(str(tmp_path / "runs"))) == set(named)

@@ -15,6 +15,7 @@ from ims3_ray.jobs.evaluate.command import parse_sets
 from ims3_ray.jobs.runs.command import read_mode
 from ims3_ray.jobs.runs.filters import read_conditions
 from ims3_ray.jobs.share.push import parse_target
+from ims3_ray.jobs.sweep.rows import named_rows
 from ims3_ray.jobs.sweep.search_space import read_space
 
 ROOT = Path(__file__).parents[2]
@@ -72,13 +73,10 @@ def resolve_runs(arguments: argparse.Namespace, overrides: dict) -> None:
 
 def resolve_sweep(arguments: argparse.Namespace, overrides: dict) -> None:
     recipe = resolve_recipe(arguments, overrides)
-    if not arguments.space[0].endswith(".yaml"):
+    if arguments.rows:
+        assert arguments.rows.endswith(".yaml") or arguments.rows in named_rows()
+    elif not arguments.space[0].endswith(".yaml"):
         read_space(arguments.space, recipe, overrides)
-
-
-def resolve_ablate(arguments: argparse.Namespace, overrides: dict) -> None:
-    resolve_recipe(arguments, overrides)
-    assert (ROOT / f"ims3_ray/jobs/ablate/rows/{arguments.rows}.yaml").is_file()
 
 
 def resolve_evaluate(arguments: argparse.Namespace, overrides: dict) -> None:
@@ -92,7 +90,6 @@ def resolve_push(arguments: argparse.Namespace, overrides: dict) -> None:
 
 
 RESOLVE: dict[str, Callable[[argparse.Namespace, dict], object]] = {
-    "ablate": resolve_ablate,
     "convert": lambda arguments, overrides: None,
     "distill": resolve_recipe,
     "doctor": lambda arguments, overrides: load.load_config("digits", overrides),

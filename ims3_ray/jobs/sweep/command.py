@@ -73,35 +73,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     with spinner("imports"):  # heavy
         from . import run as engine
-        from .plan import RowSweep, as_words
+        from .plan import as_words
 
     sweep = read_sweep(arguments)
     if arguments.dry_run:
-        for values in sweep.points() or []:
+        for values in sweep.points() or [sweep.space.first()]:
             print_line(as_words(values))
         return
     document, folder = engine.run(sweep)
-    failed = [trial for trial in document["trials"] if trial["error"]]
-    is_incomplete = not document["best"] and not document["comparison"]
-    if is_incomplete:
-        first = failed[0]["error"] if failed else "all were stopped early"
-        option = "--rows" if isinstance(sweep, RowSweep) else "--space"
-        count = f"{len(failed)} of {len(document['trials'])} trials failed"
-        raise InputError(f"{option}: {count}; the first error: {first}; the same command tries these again")
+    if not document["best"] and not document["comparison"]:
+        errors = [trial["error"] for trial in document["trials"] if trial["error"]]
+        raise InputError(
+            f"{'--rows' if arguments.rows else '--space'}: {len(errors)} of {len(document['trials'])} trials "
+            f"failed, first: {errors[0] if errors else 'none'}; the same command runs these again"
+        )
     print("", *summary(document), "", sep="\n")
     print(*result_lines(*_next_steps(document, folder, sweep.base.storage)), sep="\n")
 
 
 def read_sweep(arguments: argparse.Namespace) -> "Sweep":
-    """The sweep of the command line. Raises InputError for options of the other mode."""
+    """The sweep of the command line. Raises InputError for an option of the other mode."""
     overrides = parse_overrides(arguments.overrides)
-    options, others = (COMPARE, SEARCH) if arguments.rows else (SEARCH, COMPARE)
     if arguments.rows and arguments.space:
         raise InputError("--rows: compares rows, --space searches fields; give one of them")
-    for name in others:
-        if getattr(arguments, name) not in (None, False):
-            mode = "--space" if arguments.rows else "--rows"
-            raise InputError(f"--{name.replace('_', '-')}: is an option of {mode}")
+    options, others, mode = (COMPARE, SEARCH, "--space") if arguments.rows else (SEARCH, COMPARE, "--rows")
+    if wrong := [name for name in others if getattr(arguments, name) not in (None, False)]:
+        raise InputError(f"--{wrong[0].replace('_', '-')}: is an option of {mode}")
     values = {n: v if (v := getattr(arguments, n)) is not None else d for n, d in options.items()}
     return (_read_comparison if arguments.rows else _read_search)(arguments, overrides, values)
 
@@ -174,16 +171,15 @@ def summary(document: "Document") -> list[str]:
 
 
 def _next_steps(document: "Document", folder: "Directory", storage: str) -> tuple[dict, dict]:
-    """What the sweep wrote, and the commands to run next."""
+    """The files that the sweep wrote, and the commands to run next."""
     from .results import winner_file
 
-    tables = "comparison.md, " if document["comparison"] else ""
-    files = {"page": (folder / "index.html").uri}
-    files["tables"] = f"{(folder / 'sweep.csv').uri}, {tables}sweep.json"
     recipes = {ipc: (folder / winner_file(ipc)).uri for ipc in document["best"]}
+    tables = "comparison.txt, sweep.json" if document["comparison"] else "sweep.json"
+    files = {"page": (folder / "index.html").uri, "tables": f"{(folder / 'sweep.csv').uri}, {tables}"}
     files |= {f"best, ipc {ipc}": recipe for ipc, recipe in recipes.items()}
-    commands = {"query": shell_command("runs", f"storage={storage}", "--sweep", document["key"])}
-    if recipes:
-        test = shell_command("distill", "--recipe", list(recipes.values())[-1], f"storage={storage}")
-        commands = {"test": test, **commands}
-    return files, commands
+    query = {"query": shell_command("runs", f"storage={storage}", "--sweep", document["key"])}
+    if not recipes:
+        return files, query
+    test = shell_command("distill", "--recipe", [*recipes.values()][-1], f"storage={storage}")
+    return files, {"test": test, **query}

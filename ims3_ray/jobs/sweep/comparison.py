@@ -69,7 +69,7 @@ class Comparison:
         return [name for name in self.rows if name not in self.real]
 
     def clear(self, name: str, sign: int = 1) -> dict[int, Difference]:
-        """IPC → difference, if the row is above (sign 1) or below (-1) the baseline by more than the noise."""
+        """IPC → difference, if the row is clearly above (sign 1) or below (-1) the baseline."""
         cells = {ipc: self.cells[name, ipc] for ipc in self.ipcs}
         return {
             ipc: cell.difference
@@ -78,19 +78,7 @@ class Comparison:
         }
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """A metric of a row; `difference` is to the baseline, paired by generator seed. None: undefined."""
-
-    mean: float
-    interval: float | None  # half width at 95 %, over generator seeds
-    difference: float | None
-    difference_interval: float | None
-    p_adjusted: float | None  # of accuracies only: no choice rests on other metrics
-    n: int  # generator seeds
-
-
-Measurements = Mapping[tuple[str, int | None, str], Measurement]  # by row, IPC (None: time) and metric
+Summaries = Mapping[tuple[str, int | None, str], Summary]  # by row, IPC (None: time) and metric
 
 
 def further_networks(document: RowsDocument) -> list[str]:
@@ -99,7 +87,10 @@ def further_networks(document: RowsDocument) -> list[str]:
 
 
 def compare(document: RowsDocument, network: str | None = None) -> Comparison:
-    """Every row × IPC against the baseline, by the first network or `network`; Holm counts that network's tests."""
+    """Every row × IPC against the baseline, by the first network or `network`.
+
+    Holm's adjustment counts all comparisons of that network.
+    """
     rows = {row["name"]: row for row in document["rows"]}
     baseline, ipcs = document["baseline"], tuple(document["ipcs"])
     cells: dict[tuple[str, int], Cell] = {}
@@ -122,35 +113,19 @@ def _accuracy(row: RowResults, network: str | None) -> Accuracy:
     return row["accuracy"] if network is None else row["networks"][network]
 
 
-def measure(document: RowsDocument, comparison: Comparison) -> Measurements:
-    """All of a row's metrics: accuracy by every network, coverage by IPC and of the pool, deciles, seconds."""
-    tested = {"accuracy": comparison}
-    tested |= {f"accuracy/{label}": compare(document, label) for label in further_networks(document)}
-    columns = {row["name"]: dict(_columns(document, row)) for row in document["rows"]}
-    measurements: dict[tuple[str, int | None, str], Measurement] = {}
-    for name, by_metric in columns.items():
-        for (ipc, metric), repeats in by_metric.items():
-            if (mean := row_summary(repeats)) is None:
-                continue
-            theirs = (
-                () if name == comparison.baseline else columns[comparison.baseline].get((ipc, metric), ())
-            )
-            paired = paired_difference(repeats, theirs)
-            test = tested[metric].cells[name, ipc].difference if ipc and metric in tested else None
-            difference = (paired.mean, paired.interval) if paired else (None, None)
-            p_adjusted = test.p_adjusted if test else None
-            measurement = Measurement(mean.mean, mean.interval, *difference, p_adjusted, mean.count)
-            measurements[name, ipc, metric] = measurement
-    return measurements
+def summarize(document: RowsDocument) -> Summaries:
+    """Mean and interval over the seeds of every metric that a row has, deciles and seconds included."""
+    summaries = {}
+    for row in document["rows"]:
+        for (ipc, metric), repeats in _columns(document, row):
+            if summary := row_summary(repeats):
+                summaries[row["name"], ipc, metric] = summary
+    return summaries
 
 
 def _columns(document: RowsDocument, row: RowResults) -> Iterator[tuple[tuple[int | None, str], Repeats]]:
     """(IPC, metric) and its repeats, a list per generator seed, of all that the row has."""
     for ipc in document["ipcs"]:
-        yield (ipc, "accuracy"), row["accuracy"][str(ipc)]["last"]
-        yield (ipc, "accuracy_best"), row["accuracy"][str(ipc)]["best"]
-        for label, accuracy in row["networks"].items():
-            yield (ipc, f"accuracy/{label}"), accuracy[str(ipc)]["last"]
         for metric, column in row["metrics"][str(ipc)].items():
             yield from _repeats(ipc, metric, column)
     for metric, column in (row["pool"] or {}).items():

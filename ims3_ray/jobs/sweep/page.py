@@ -1,13 +1,12 @@
 """index.html of a sweep: for a user who chooses a setting or a row. It fetches nothing and runs no script."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from markupsafe import Markup
 
 from ims3_ray.display import noun
-from ims3_ray.evaluation.statistics import Difference
-from ims3_ray.report.coverage_plots import Dot, Line, by_decile, copying
+from ims3_ray.report.coverage_plots import Line, by_decile
 from ims3_ray.report.formatting import METRICS, Claim, duration, environment, listed, percent, points, signed
 from ims3_ray.report.inputs import shortened
 from ims3_ray.report.svg import CLASS_COLOURS, INK, RANDOM
@@ -18,11 +17,11 @@ from .comparison import (
     POOL,
     SECONDS,
     Comparison,
-    Measurements,
     RowsDocument,
+    Summaries,
     compare,
     further_networks,
-    measure,
+    summarize,
 )
 from .plots import ACCURACY, IPC, field_panels, ipc_colours, metric_name, pareto_panels, row_panels, short
 from .results import Document, as_trials
@@ -35,7 +34,7 @@ MAX_NAMED = 3  # IPCs that the headline names
 
 
 def render_sweep(document: Document) -> bytes:
-    """The page, UTF-8, the same bytes for the same document. Fields, values, names and errors are untrusted text."""
+    """The page, UTF-8, the same bytes for the same document. All names, values and errors are untrusted."""
     trials, rows, score = as_trials(document), document["comparison"], document["objective"][0]
     names = _metric_names(document, trials)
     context = {
@@ -66,7 +65,7 @@ def render_sweep(document: Document) -> bytes:
 
 def _comparison_context(rows: RowsDocument) -> dict[str, object]:
     comparison = compare(rows)
-    numbers = measure(rows, comparison)
+    numbers = summarize(rows)
     yardsticks = {YARDSTICK_NAMES[name]: values for name, values in (rows["yardsticks"] or {}).items()}
     pool = {m for _, ipc, m in numbers if ipc == rows["pool_images"] and m.startswith(POOL)}
     return {
@@ -79,7 +78,6 @@ def _comparison_context(rows: RowsDocument) -> dict[str, object]:
         "pool": POOL,
         "metrics": {key: title for key, (title, _) in METRICS.items() if POOL + key in pool},
         "deciles": by_decile(_decile_lines(rows, numbers)),
-        "copying": copying(_dots(rows, comparison, numbers)),
         "seconds": SECONDS,
         "stages": list(dict.fromkeys(stage for row in rows["rows"] for stage in row["seconds"])),
         "yardsticks": yardsticks,
@@ -87,72 +85,50 @@ def _comparison_context(rows: RowsDocument) -> dict[str, object]:
 
 
 def search_claim(document: Document, trials: Sequence[Trial]) -> Claim:
-    """The best trial at the largest IPCs, by the first objective; or that no trial finished."""
+    """The best trial at the largest IPCs, by the first objective; or that there is none."""
     if not document["best"]:
-        return Claim("No result", "No trial finished, or some row has a failed trial: see the trials below.")
+        return Claim("No result", "Trials failed or were stopped: their errors are in the table of trials.")
     by_number, score = {trial.number: trial for trial in trials}, document["objective"][0]
     named = [(ipc, by_number[number]) for ipc, number in document["best"].items()][-MAX_NAMED:]
     scores = listed(f"{metric_text(trial, score)} at IPC {ipc}" for ipc, trial in named)
-    settings = (f"IPC {ipc}: trial {trial.number} ({setting(trial) or 'the recipe'})" for ipc, trial in named)
-    split, finished = document["split"], sum(trial.state == FINISHED for trial in trials)
-    if split == "test":
-        scored = "Trials were scored on test images: these scores served a choice, and are no results."
-    else:
-        scored = f"Trials were scored on {split} images, never on test images"
-        luck = f"; the highest of {finished} is in part luck, so score the winner on test images, once"
-        scored += f"{luck if finished > 1 else ''}."
+    settings = "; ".join(f"IPC {ipc}: trial {trial.number} ({setting(trial)})" for ipc, trial in named)
     more = len(document["best"]) - len(named)
-    table = f" The table has {more} more." if more else ""
-    headline = f"Best {metric_name(score).lower()} on {split} images: {scores}"
-    return Claim(headline, f"{'; '.join(settings)}.{table} {scored}")
+    table = f" The table has {more} more IPCs." if more else ""
+    luck = "the highest of many is in part luck, so score the winner on test images, once."
+    if document["split"] == "test":
+        luck = "these scores served a choice and are no results."
+    headline = f"Best {metric_name(score).lower()} on {document['split']} images: {scores}"
+    return Claim(headline, f"{settings}.{table} Trials were scored on {document['split']} images: {luck}")
 
 
 def row_claim(comparison: Comparison) -> Claim:
-    """The generated row above the baseline at the most IPCs, or that none is; real images for reference."""
+    """The generated row that is clearly above the baseline at the most IPCs, or that none is."""
     baseline, ipc = comparison.baseline, comparison.ipcs[-1]
-    generated = [name for name in comparison.generated if name != baseline]
     if comparison.num_tests == 0:
         needs = "Intervals need two generator seeds or more, with results that differ"
-        return Claim(
-            f"No row can be judged against {baseline}", f"{needs}: nothing here can be told from noise."
-        )
+        return Claim(f"No row can be judged against {baseline}", f"{needs}: nothing differs from noise.")
 
     def rank(name: str) -> tuple[int, float]:
         above = comparison.clear(name)
         return len(above), sum(difference.mean for difference in above.values())
 
-    def accuracy(name: str) -> float:
-        return comparison.cells[name, ipc].accuracy.mean
+    def accuracy(name: str) -> str:
+        return f"{name} {100 * comparison.cells[name, ipc].accuracy.mean:.1f}\u202f%"
 
-    winner = max(generated, key=rank, default=None)
-    sentences = []
-    if winner is None or not rank(winner)[0]:
-        headline = f"No generated row beats {baseline} beyond the noise"
-        if highest := max(generated, key=accuracy, default=None):
-            difference = comparison.cells[highest, ipc].difference
-            text = f": {_size(difference)}" if difference and difference.p_adjusted is not None else ""
-            sentences.append(f"The highest at IPC {ipc} is {highest}{text}.")
-    else:
-        above, below = comparison.clear(winner), comparison.clear(winner, sign=-1)
+    def highest(names: Iterable[str]) -> str:
+        return accuracy(max(names, key=lambda name: comparison.cells[name, ipc].accuracy.mean))
+
+    winner = max((name for name in comparison.generated if name != baseline), key=rank, default=baseline)
+    above, below = comparison.clear(winner), comparison.clear(winner, sign=-1)
+    headline, sizes = f"No generated row beats {baseline} beyond the noise", ""
+    if above:
         headline = f"{winner} beats {baseline} at IPC {listed(above)}"
-        headline += f", but is worse at {listed(below)}" if below else ""
-        sizes = "; ".join(f"IPC {k}: {_size(difference)}" for k, difference in above.items())
-        sentences.append(f"{sizes}; adjusted over {comparison.num_tests} comparisons.")
-        others = {name: comparison.clear(name) for name in generated if name != winner}
-        if clear := ", ".join(f"{name} (IPC {listed(at)})" for name, at in others.items() if at):
-            sentences.append(f"Also above {baseline}: {clear}; differences among these rows were not tested.")
-    if comparison.real:
-        real, ours = max(sorted(comparison.real), key=accuracy), max(comparison.generated, key=accuracy)
-        best = f"the best real images ({real}) reach {100 * accuracy(real):.1f}\u202f%"
-        sentences.append(
-            f"At IPC {ipc}, {best}, the best generated row ({ours}) {100 * accuracy(ours):.1f}\u202f%."
-        )
-    return Claim(headline, " ".join(sentences))
-
-
-def _size(difference: Difference) -> str:
-    interval = points(difference.interval or 0)
-    return f"{signed(difference.mean)} ± {interval} points ({p_text(difference.p_adjusted or 0)})"
+        headline += f", but is worse at IPC {listed(below)}" if below else ""
+        parts = (f"IPC {k}: {signed(d.mean)} ± {points(d.interval)} points" for k, d in above.items())
+        sizes = f"{'; '.join(parts)}; adjusted over {comparison.num_tests} comparisons. "
+    detail = f"{sizes}Highest generated row at IPC {ipc}: {highest(comparison.generated)}"
+    real = f"; highest real images: {highest(sorted(comparison.real))}" if comparison.real else ""
+    return Claim(headline, f"{detail}{real}.")
 
 
 def p_text(p: float) -> str:
@@ -161,16 +137,12 @@ def p_text(p: float) -> str:
 
 def work_sentence(document: Document, trials: Sequence[Trial]) -> str:
     """How the trials ended, and the time that shared candidates saved."""
-    counts = [f"{sum(trial.state == state for trial in trials)} {state}" for state in STATES]
-    if not document["scheduler"]:
-        counts.pop(1)
-    text = f"{len(trials)} {noun(len(trials), 'trials')}: {listed(counts)}."
-    if pools := document["pools"]:
-        served = sum(pool["trials"] for pool in pools)
-        saved = document["saved_seconds"]
-        text += f" {len(pools)} {noun(len(pools), 'pools')} of candidates served {served} {noun(served, 'trials')}"
-        text += f", which saved {duration(saved)}." if saved else "."
-    return text
+    states = [state for state in STATES if state != STOPPED or document["scheduler"]]
+    counts = [f"{sum(trial.state == state for trial in trials)} {state}" for state in states]
+    served, pools = sum(pool["trials"] for pool in document["pools"]), len(document["pools"])
+    saved = f", which saved {duration(document['saved_seconds'])}" if document["saved_seconds"] else ""
+    shared = f"; {served} chose from {pools} {noun(pools, 'pools')} of candidates{saved}" if pools else ""
+    return f"{len(trials)} {noun(len(trials), 'trials')}: {listed(counts)}{shared}."
 
 
 def best_columns(document: Document, trials: Sequence[Trial]) -> list[dict[str, object]]:
@@ -235,32 +207,21 @@ def _in_words(spec: Mapping) -> str:
     return ", ".join([f"{short(spec['low'])} to {short(spec['high'])}", *kinds])
 
 
-def _decile_lines(rows: RowsDocument, numbers: Measurements) -> list[Line]:
+def _decile_lines(rows: RowsDocument, numbers: Summaries) -> list[Line]:
     lines = []
     for index, row in enumerate(rows["rows"]):
         if row["pool"]:
             keys = [(row["name"], rows["pool_images"], f"{POOL}decile_{tenth}") for tenth in range(1, 11)]
-            lines.append(Line(row["name"], [numbers[key].mean for key in keys], _colour(index)))
+            lines.append(
+                Line(
+                    row["name"],
+                    [numbers[key].mean for key in keys],
+                    CLASS_COLOURS[index % len(CLASS_COLOURS)],
+                )
+            )
     for name, values in (rows["yardsticks"] or {}).items():
         deciles = values["deciles"]
         assert isinstance(deciles, list)
         colour = RANDOM if name == "random" else INK
         lines.append(Line(YARDSTICK_NAMES[name], deciles, colour, yardstick=True))
     return lines
-
-
-def _dots(rows: RowsDocument, comparison: Comparison, numbers: Measurements) -> list[Dot]:
-    """Of the pools; of the selected sets at the largest IPC if no row has a pool."""
-    has_pool = any(row["pool"] for row in rows["rows"])
-    ipc, prefix = (rows["pool_images"], POOL) if has_pool else (comparison.ipcs[-1], "")
-    dots = []
-    for index, name in enumerate(comparison.rows):
-        copies = numbers.get((name, ipc, f"{prefix}copy_rate"))
-        covered = numbers.get((name, ipc, f"{prefix}low_density_coverage"))
-        if copies and covered:
-            dots.append(Dot(name, copies.mean, covered.mean, _colour(index)))
-    return dots
-
-
-def _colour(index: int) -> str:
-    return CLASS_COLOURS[index % len(CLASS_COLOURS)]

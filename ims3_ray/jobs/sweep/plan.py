@@ -21,7 +21,7 @@ LAST = "evaluate"  # a trial's last stage
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """A search: `recipe` with `overrides`, over a space. `trials` is the number of draws of random and bayes."""
+    """A search: `recipe` with `overrides`, over a space. `trials` counts the draws of random and bayes."""
 
     recipe: str
     overrides: Mapping[str, Value]
@@ -92,7 +92,7 @@ class Sweep:
         return load_config(self.recipe, {**self._fields(base, values), **cheaper})
 
     def winner(self, values: Mapping[str, Value]) -> Config:
-        """The trial's run with the recipe's own scoring. Its artefacts up to the distilled set are the trial's."""
+        """The trial's run, scored as the recipe says. It shares the trial's distilled set."""
         return load_config(self.recipe, self._fields(self.base, values))
 
     def trial_tag(self, values: Mapping[str, Value]) -> str:
@@ -140,7 +140,7 @@ class Sweep:
 
 @dataclass(frozen=True, kw_only=True)
 class RowSweep(Sweep):
-    """A comparison: a grid of generated rows × images per class × generator seeds, scored as the recipe says."""
+    """A comparison: a grid of generated rows × IPC × generator seeds, scored as the recipe says."""
 
     rows: Rows
     pool_images: int | None = None  # candidates per class whose coverage is measured; None: not measured

@@ -1,8 +1,6 @@
 """The plots of a sweep's page: trials by field and objective, and the rows of a comparison."""
 
-import math
-from collections.abc import Callable, Sequence
-from typing import TypeGuard
+from collections.abc import Sequence
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
@@ -20,11 +18,10 @@ from .results import Document
 from .trial import Trial
 
 ACCURACY, IPC = "accuracy", "ipc"
-PANEL_HEIGHT, LETTER = 270, 7.5  # pixels; LETTER: width of a letter of a tick's label
+PANEL_HEIGHT = 270  # pixels
 ROW_HEIGHT, PANEL_EDGE = 30, 74  # pixels, of the comparison's panels
-DODGE = 0.32  # horizontal spread of trials at one listed value, in distances between values
+LETTER = 7.5  # pixels, width of a letter of a tick's label
 MAX_COLOURED = 8  # IPCs that colours can tell apart
-MAX_LISTED = 12  # listed numbers that are evenly spaced; more are placed by size
 
 
 def ipc_colours(trials: Sequence[Trial]) -> dict[object, str]:
@@ -47,13 +44,11 @@ def field_panels(document: Document, trials: Sequence[Trial]) -> Markup | None:
         axes = drawing.add_subplot(lines, columns, number, sharey=first)
         first = first or axes
         svg.style(axes, grid="y", title=shortened(field, 34))
-        by_field = [trial for trial in scored if field in trial.values]
-        place = _field_axis(
-            axes, document["space"][field], [t.values[field] for t in by_field], WIDTH / columns
+        swept = [trial for trial in scored if field in trial.values]
+        values = [trial.values[field] for trial in swept]
+        _dots(
+            axes, document, swept, _field_axis(axes, document["space"][field], values, WIDTH / columns), score
         )
-        _dots(axes, document, by_field, [place(trial.values[field]) for trial in by_field], score)
-        if len(fields) == 1 or number % columns != 1:
-            axes.tick_params(axis="y", labelleft=number % columns == 1 or columns == 1)
         _metric_ticks(axes.yaxis, score)
     return svg.to_svg(drawing, "fields", f"{metric_name(score)} of every trial by each swept field")
 
@@ -81,7 +76,7 @@ def pareto_panels(document: Document, trials: Sequence[Trial]) -> Markup | None:
 
 
 def row_panels(comparison: Comparison) -> Markup:
-    """Each row's accuracy with its 95 % interval, a panel per IPC; filled if clearly above or below the baseline."""
+    """Each row's accuracy with its 95 % interval, a panel per IPC; filled if its difference is clear."""
     lines, columns = svg.panels(len(comparison.ipcs))
     height = lines * (PANEL_EDGE + ROW_HEIGHT * len(comparison.rows))
     drawing = svg.figure(WIDTH, height, hspace=0.06, wspace=0.03)
@@ -128,34 +123,23 @@ def _dots(axes: Axes, document: Document, trials: Sequence[Trial], xs: Sequence[
             axes.vlines(x, low, high, color=colour, linewidth=2, alpha=0.5)
 
 
-def _field_axis(axes: Axes, spec: dict, values: Sequence, width: float) -> Callable[[object], float]:
-    """Set the x axis for a field's values; returns where a value lies. A few listed values are evenly spaced."""
-    listed = [*spec.get("values", ()), *values]
-    are_numbers = all(map(is_number, listed))
-    if "values" not in spec or (are_numbers and len(set(listed)) > MAX_LISTED):
+def _field_axis(axes: Axes, spec: dict, values: Sequence, width: float) -> list[float]:
+    """Set the x axis for a field; returns where the values lie. Listed values are evenly spaced."""
+    if "values" not in spec:
         if spec.get("log"):
             axes.set_xscale("log")
             svg.log_ticks(axes.xaxis)
         else:
             axes.xaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10)))
         axes.margins(x=0.05)
-        return lambda item: float(item) if is_number(item) else math.nan
-    labels = {_value_key(item): short(item) for item in (sorted(listed) if are_numbers else listed)}
+        return [float(item) for item in values]
+    listed = [*spec["values"], *values]
+    listed = sorted(listed) if all(isinstance(v, int | float) for v in listed) else listed
+    labels = list(dict.fromkeys(map(short, listed)))
     room = max(4, int(width * 0.85 / len(labels) / LETTER))
-    texts = [shortened(label, room) for label in labels.values()]
-    axes.set_xticks(range(len(labels)), texts, parse_math=False)
+    axes.set_xticks(range(len(labels)), [shortened(label, room) for label in labels], parse_math=False)
     axes.set_xlim(-0.6, len(labels) - 0.4)
-    order = list(labels)
-    counts = {key: sum(_value_key(item) == key for item in values) for key in order}
-    seen = dict.fromkeys(order, 0)
-
-    def place(item: object) -> float:
-        key = _value_key(item)
-        seen[key] += 1
-        share = (seen[key] - 0.5) / counts[key] - 0.5  # trials of one value stand side by side
-        return order.index(key) + 2 * DODGE * share
-
-    return place
+    return [labels.index(short(item)) for item in values]
 
 
 def _metric_ticks(axis: Axis, metric: str) -> None:
@@ -168,17 +152,8 @@ def metric_name(name: str) -> str:
     return METRICS[name][0] if name in METRICS else name.replace("_", " ").capitalize()
 
 
-def is_number(item: object) -> TypeGuard[float]:
-    return isinstance(item, int | float) and not isinstance(item, bool) and math.isfinite(item)
-
-
 def short(item: object) -> str:
     """As in YAML, numbers with four digits."""
     if isinstance(item, list | tuple):
         return f"[{', '.join(map(short, item))}]"
     return f"{item:.4g}" if isinstance(item, float) else value(item)
-
-
-def _value_key(item: object) -> float | str:
-    """Equal for 1 and 1.0, but not for true."""
-    return float(item) if is_number(item) else value(item)

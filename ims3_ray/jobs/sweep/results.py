@@ -36,7 +36,7 @@ class Pool(TypedDict):
 
 
 class Document(TypedDict):
-    """sweep.json: the trials by number, the best of each IPC, the front, what trials shared, the comparison."""
+    """sweep.json."""
 
     title: str  # the recipe's name, or the images' if they are not the recipe's
     recipe: str

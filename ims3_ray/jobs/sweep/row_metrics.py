@@ -29,7 +29,7 @@ Value = TypeVar("Value")
 
 
 def describe_rows(sweep: RowSweep, contexts: Mapping[str, Context]) -> RowsDocument:
-    """The comparison's part of sweep.json. `contexts` are by `trial_key`; all their artefacts are complete."""
+    """The comparison in sweep.json. `contexts` are by `trial_key`; their artefacts are complete."""
     runs = Runs(sweep, contexts)
     pools = runs.pools() if sweep.pool_images else {}
     return {
@@ -79,8 +79,8 @@ class Runs:
     def pools(self) -> dict[str, dict[str, Column]]:
         """Coverage of `pool_images` images per class over the seeds, of every row and of the yardsticks.
 
-        A row that selects single images has selected that many. Other rows take their first candidates, before
-        any selection. Rows with fewer candidates are left out.
+        A row that selects single images has selected that many. Other rows take their first candidates,
+        before selection. Rows with fewer candidates are left out.
         """
         count, rows = self._sweep.pool_images or 0, self._sweep.rows
         records: dict[str, list[Values]] = {}

@@ -27,7 +27,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows and their baseline. Raises InputError for equal names, an unknown baseline or unknown real images."""
+    """Rows and their baseline. Raises InputError for equal or unknown names."""
 
     rows: tuple[Row, ...]
     baseline: str  # differences are taken to this row

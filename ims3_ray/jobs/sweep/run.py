@@ -26,7 +26,7 @@ from .plan import LAST, RowSweep, Sweep, as_words, trial_key
 from .results import Document, describe_sweep, trials_csv, winner_file
 from .row_metrics import describe_rows
 from .search_space import Values
-from .tables import markdown, metrics_for_mlflow
+from .tables import comparison_lines, metrics_for_mlflow
 from .trial import Trial, read_trial, read_trials
 from .tuner import run_trials
 
@@ -138,7 +138,8 @@ def _publish(
         "index.html": render_sweep(document),
     }
     if comparison := document["comparison"]:
-        files["comparison.md"] = markdown(document).encode()
+        lines = comparison_lines(document)
+        files["comparison.txt"] = ("\n".join(lines) + "\n").encode()
         tracker.log(0, metrics_for_mlflow(comparison))
     for ipc, number in document["best"].items():
         winner, metrics = by_number[number].values, by_number[number].metrics

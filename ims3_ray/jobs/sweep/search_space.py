@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from ims3_ray.config.load import accepts, require_field
 from ims3_ray.config.yaml_io import read_text, read_yaml
 from ims3_ray.errors import InputError
@@ -31,7 +32,7 @@ Values = dict[str, Value]  # of a trial, by field
 
 @dataclass(frozen=True)
 class Choice:
-    """A field's values in the user's order. Tune receives their indices: a value may be a list or a mapping."""
+    """A field's values in the user's order. Tune receives indices, since a value may be a mapping."""
 
     values: tuple[Value, ...]
 

@@ -164,9 +164,8 @@ class Run:
         metrics = {name: figures.get(metric, math.nan) for name, metric in OBJECTIVES.items()}
         metrics = {name: metric for name, metric in metrics.items() if math.isfinite(metric)}
         if missing := [name for name in self._trainable.sweep.objective if name not in metrics]:
-            raise InputError(
-                f"--objective: {missing[0]} is undefined for {document['ipc']} images per class; choose another"
-            )
+            ipc = document["ipc"]
+            raise InputError(f"--objective: {missing[0]} is undefined at IPC {ipc}; choose another")
         return metrics, distilled["last"]["interval"]
 
     def _run_steps(self) -> list[Step]:

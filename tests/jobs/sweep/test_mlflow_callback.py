@@ -1,4 +1,4 @@
-"""What MLflow holds of a sweep, while it runs and after, over its SQLite; Tune is what it calls back."""
+"""The MLflow runs of a sweep and its trials, in SQLite; the test calls back in the place of Tune."""
 
 from types import SimpleNamespace
 
@@ -7,11 +7,11 @@ import pytest
 
 from ims3_ray.cluster.resources import Machine
 from ims3_ray.config.settings import Workers
-from ims3_ray.jobs.sweep.mlflow_callback import Scribe
-from ims3_ray.jobs.sweep.plan import Sweep
-from ims3_ray.jobs.sweep.run import _announce, _track
+from ims3_ray.jobs.sweep.mlflow_callback import MlflowCallback
+from ims3_ray.jobs.sweep.plan import Sweep, trial_key
+from ims3_ray.jobs.sweep.run import _start_tracking, plan_trials
 from ims3_ray.jobs.sweep.search_space import read_space
-from ims3_ray.jobs.sweep.trial_state import Trial
+from ims3_ray.jobs.sweep.trial import Trial
 from ims3_ray.runs import mlflow_tracker, records, tags
 from ims3_ray.runs.mlflow_db import tracking_uri
 from ims3_ray.runs.query import objectives
@@ -21,26 +21,26 @@ WORDS = ["sample.subgroups=2,3", "ipc=3,6", "select.alpha=0.2,0.8"]
 
 
 class Driver:
-    """A sweep's driver as far as MLflow goes."""
+    """The MLflow side of a sweep's driver."""
 
     def __init__(self, root):
-        self.sweep = Sweep("digits-paper", {}, read_space(WORDS, "digits-paper", {}), "grid", 0)
+        self.sweep = Sweep(recipe="digits-paper", overrides={}, space=read_space(WORDS, "digits-paper", {}))
         self.storage = open_storage(str(root))
         machine = Machine("cpu", 2, 0, 1e9, Workers())
         context = SimpleNamespace(config=self.sweep.base, storage=self.storage, machine=machine, inputs={})
         self.folder, self.said = self.storage / "sweeps" / "s", []
         self.points = self.sweep.points()
-        self.parent = _track(self.sweep, context, self.said.append).run_id
-        self.scribe = Scribe(
-            self.sweep, context, self.folder, len(self.points), self.parent, self.said.append
-        )
+        self.parent = _start_tracking(self.sweep, context, self.said.append).run_id
+        options = len(self.points), self.parent, self.said.append
+        self.callback = MlflowCallback(self.sweep, context, self.folder, *options)
 
     def write(self, number, **changes):
         values = self.points[number]
         return Trial(number, values, key=self.sweep.trial_tag(values)).write(self.folder, **changes)
 
-    def hear(self, event, number):
-        getattr(self.scribe, event)(0, [], SimpleNamespace(config={"values": self.points[number]}))
+    def call(self, event, number):
+        config = self.sweep.space.encode(self.points[number])
+        getattr(self.callback, event)(0, [], SimpleNamespace(config=config))
 
     def run_of(self, number):
         client = mlflow_tracker.client(self.storage)
@@ -56,7 +56,7 @@ def driver(tmp_path):
 
 def finish(driver, number, state=records.FINISHED):
     driver.write(number, state=state, began=1000.0, seconds=3.25, metrics={"accuracy": 0.5})
-    driver.hear("on_trial_complete", number)
+    driver.call("on_trial_complete", number)
 
 
 def test_every_trial_is_found_by_its_own_values_and_the_sweep_by_none(driver, monkeypatch):
@@ -76,9 +76,9 @@ def test_every_trial_is_found_by_its_own_values_and_the_sweep_by_none(driver, mo
     assert objectives({"params": params}) == ["accuracy"]
 
 
-def test_a_trial_runs_while_it_is_at_work_and_takes_the_time_that_it_took(driver):
+def test_a_trials_run_has_its_state_and_its_duration(driver):
     driver.write(0, state=records.PLANNED)
-    driver.hear("on_trial_start", 0)
+    driver.call("on_trial_start", 0)
     assert driver.run_of(0).info.status == "RUNNING"
     finish(driver, 0)
     assert driver.run_of(0).info.status == "FINISHED"
@@ -87,29 +87,30 @@ def test_a_trial_runs_while_it_is_at_work_and_takes_the_time_that_it_took(driver
     assert info.end_time - info.start_time == 3250
 
 
-def test_trials_that_were_at_work_when_a_sweep_was_stopped_are_killed_and_run_again_with_it(driver, tmp_path):
+def test_running_trials_are_killed_with_the_sweep_and_run_again_when_it_resumes(driver, tmp_path):
     for number in (0, 1):
         driver.write(number, state=records.PLANNED)
-        driver.hear("on_trial_start", number)
+        driver.call("on_trial_start", number)
     finish(driver, 0)
-    driver.scribe.stop()
+    driver.callback.stop()
     assert [driver.run_of(number).info.status for number in (0, 1)] == ["FINISHED", "KILLED"]
     again = Driver(tmp_path)
-    again.hear("on_trial_start", 1)
+    again.call("on_trial_start", 1)
     assert again.run_of(1).info.status == "RUNNING"
 
 
-def test_trials_found_complete_are_told_from_new_ones(driver, tmp_path):
+def test_printed_lines_tell_complete_trials_from_new_ones(driver, tmp_path):
     finish(driver, 0)
     again = Driver(tmp_path)
-    again.hear("on_trial_complete", 0)
+    again.call("on_trial_complete", 0)
     finish(again, 1)
     assert [line.rsplit("(", 1)[1] for line in again.said] == ["found complete)", "3 s)"]
 
 
-def test_trials_to_come_are_planned_and_not_yet_running(driver, monkeypatch):
+def test_future_trials_are_planned(driver, monkeypatch):
     monkeypatch.setattr("ims3_ray.jobs.sweep.run.plan", lambda context, last: [])
-    _announce(driver.sweep, driver.points, [None] * len(driver.points), driver.folder)
+    contexts = {trial_key(values): None for values in driver.points}
+    plan_trials(driver.sweep, driver.points, contexts, driver.folder)
     states = {
         (driver.folder / "trials").read_json(name)["state"] for name in (driver.folder / "trials").files()
     }

@@ -1,4 +1,4 @@
-"""jobs/sweep.py on the tiny model: what trials share, how a sweep goes on, what MLflow holds."""
+"""A search on the tiny model: what trials share, resume, failures, MLflow."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from ims3_ray.config.load import parse_overrides
 from ims3_ray.jobs.sweep.plan import Sweep, trial_key
 from ims3_ray.jobs.sweep.run import run
 from ims3_ray.jobs.sweep.search_space import read_space
-from ims3_ray.jobs.sweep.trial_state import read_trials
+from ims3_ray.jobs.sweep.trial import read_trials
 from ims3_ray.runs import mlflow_tracker, tags
 from ims3_ray.storage.artifacts import open_storage
 
@@ -34,9 +34,8 @@ def words_of(model, images, storage):
 
 def plan_of(words, space=SPACE, search="grid", trials=8, **options):
     overrides = parse_overrides(list(words))
-    return Sweep(
-        "digits-paper", overrides, read_space(space, "digits-paper", overrides), search, trials, **options
-    )
+    options |= {"space": read_space(space, "digits-paper", overrides), "search": search, "trials": trials}
+    return Sweep(recipe="digits-paper", overrides=overrides, **options)
 
 
 def say_nothing(line):
@@ -83,7 +82,7 @@ def test_a_sweep_samples_once_and_selects_once_a_trial(ran):
     assert made == dict.fromkeys(KEPT, 1) | dict.fromkeys(("selection", "distilled", "evaluation"), 4)
     assert statuses(document) == ["finished"] * 4
     (pool,) = document["pools"]
-    assert (pool["trials"], pool["images"], pool["made"]) == (4, 3 * 4 * 3, True)
+    assert (pool["trials"], pool["images"]) == (4, 3 * 4 * 3)
     once = [json.loads(path.read_text()) for noun in KEPT for path in storage.glob(f"{noun}/*/manifest.json")]
     alone = sum(manifest["seconds"] for manifest in once)
     assert document["saved_seconds"] == pytest.approx(3 * alone, abs=0.01)
@@ -121,9 +120,8 @@ def test_the_same_command_again_and_the_winners_recipe_find_all_that_was_made(ra
     before = manifests(storage)
     again, same = run(plan, say_nothing)
     assert (manifests(storage), same) == (before, folder)
-    lasting = document.keys() - {"written", "seconds", "pools"}
+    lasting = document.keys() - {"written", "seconds"}
     assert {name: again[name] for name in lasting} == {name: document[name] for name in lasting}
-    assert [pool["made"] for pool in again["pools"]] == [False]
     assert len(runs_of(storage, plan.key)[2]) == 4
     words = ("--recipe", f"{folder.path}/best-ipc4.yaml", f"storage={storage}", "workers.actors=1")
     code, out, err = finished("distill", *words, env=environment() | cluster_environment)
@@ -134,7 +132,7 @@ def test_the_same_command_again_and_the_winners_recipe_find_all_that_was_made(ra
 
 
 @pytest.mark.slow
-def test_a_trial_that_fails_is_recorded_with_its_error_and_the_others_go_on(ran, words):
+def test_a_failed_trial_is_recorded_with_its_error_and_the_others_go_on(ran, words):
     words = [*words, "ipc=4", "select.unit=image", "select.coverage=1"]
     plan = plan_of(words, ["select.coverage_neighbours=50,2", "select.beta=0.3,0.5"])
     document, _ = run(plan, say_nothing)
@@ -146,7 +144,7 @@ def test_a_trial_that_fails_is_recorded_with_its_error_and_the_others_go_on(ran,
 
 
 @pytest.mark.slow
-def test_a_bayesian_search_goes_on_from_what_is_over_and_gives_a_pareto_front(words):
+def test_a_bayesian_search_resumes_from_the_trials_that_are_over_and_gives_a_pareto_front(words):
     words = [*words, "ipc=4", "sample.pool_ipc=4"]
     alpha, other = "select.alpha=0.1:0.9", "select.normalization=per_class,none"
     options = {"search": "bayes", "objective": ("accuracy", "coverage")}
@@ -190,7 +188,7 @@ def tracking_server(tmp_path, monkeypatch):
 
 
 @pytest.mark.chaos
-def test_a_sweep_whose_driver_is_killed_goes_on_where_it_was_and_loses_and_doubles_no_run(
+def test_a_killed_sweep_resumes_and_neither_loses_nor_doubles_a_run(
     ran, cluster_environment, tracking_server, tiny_model, tiny_images, tmp_path
 ):
     undisturbed, storage = ran[3], tmp_path / "runs"
@@ -229,7 +227,7 @@ def test_a_sweep_whose_driver_is_killed_goes_on_where_it_was_and_loses_and_doubl
         (["data.validation=null", "--space", "ipc=1,2"], "data.validation: protocol quick-val scores on"),
     ],
 )
-def test_a_sweep_that_can_not_be_gives_one_line_and_exit_code_2(words, said, capsys, tmp_path):
+def test_an_invalid_sweep_gives_one_line_and_exit_code_2(words, said, capsys, tmp_path):
     from ims3_ray.cli import run_command
 
     assert run_command("sweep", [f"storage={tmp_path / 'runs'}", *words]) == 2

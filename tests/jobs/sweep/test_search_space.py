@@ -1,4 +1,4 @@
-"""What a sweep varies: domains read, refused and drawn; the configuration of a trial."""
+"""The search space, and the configuration of a search's trials."""
 
 import pytest
 
@@ -13,7 +13,8 @@ def space(*words):
 
 
 def sweep(*words, search="grid", overrides=None, **options):
-    return Sweep("digits", overrides or {}, space(*words), search, options.pop("trials", 5), **options)
+    options = {"trials": 5} | options
+    return Sweep(recipe="digits", overrides=overrides or {}, space=space(*words), search=search, **options)
 
 
 @pytest.mark.parametrize(
@@ -28,96 +29,93 @@ def sweep(*words, search="grid", overrides=None, **options):
         ("finetune.lr=1e-4:1e-2:log", Range(1e-4, 1e-2, log=True)),
     ],
 )
-def test_values_are_read_as_yaml_and_ranges_by_what_the_field_takes(word, domain):
+def test_values_are_yaml_and_ranges_are_of_integers_if_the_field_takes_nothing_else(word, domain):
     assert list(space(word).domains.values()) == [domain]
 
 
-def test_a_file_says_the_same_as_words(tmp_path):
+def test_a_file_holds_the_same_as_words(tmp_path):
     path = tmp_path / "space.yaml"
-    lines = (
-        "ipc: [1, 10]",
-        "select.alpha: {low: 0.1, high: 0.9, log: true}",
-        'select.beta: "0.1:0.9"',
-        "seed: 3",
+    path.write_text(
+        'ipc: [1, 10]\nselect.alpha: {low: 0.1, high: 0.9, log: true}\nselect.beta: "0.1:0.9"\nseed: 3'
     )
-    path.write_text("\n".join(lines))
-    of_words = space("ipc=1,10", "select.alpha=0.1:0.9:log", "select.beta=0.1:0.9", "seed=3")
-    assert read_space([str(path)], "digits", {}) == of_words
+    words = space("ipc=1,10", "select.alpha=0.1:0.9:log", "select.beta=0.1:0.9", "seed=3")
+    assert read_space([str(path)], "digits", {}) == words
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "field"),
     [
-        ("select.alfa=0.1,0.2", r"select.alfa: unknown field; did you mean alpha\?"),
-        ("selekt.alpha=0.1,0.2", "selekt: unknown field; did you mean select"),
-        ("select.alpha.x=1", "select.alpha.x: unknown field"),
-        ("", "--space: is empty"),
-        ("ipc=", "--space ipc: has no values"),
-        ("ipc", "neither field=values nor a YAML file"),
-        ("ipc=1,2 seed", "'seed': is no domain"),
-        ("ipc=1,2 ipc=3,4", "ipc: stands twice"),
-        ("ipc=1,1", "a value stands twice"),
-        ("select.alpha=0.9:0.1", "no range"),
-        ("select.alpha=0:1:log", "begins above 0"),
-        ("select.unit=1:2", "takes no 1"),
-        ("ipc=[1", "not valid YAML"),
-        ("evaluate.protocol=quick,minimax", "can't be swept"),
-        ("workers.actors=1,2", "can't be swept"),
-        ("storage=a,b", "can't be swept"),
+        ("select.alfa=0.1,0.2", "select.alfa"),
+        ("selekt.alpha=0.1,0.2", "selekt"),
+        ("select.alpha.x=1", "select.alpha.x"),
+        ("", "--space"),
+        ("ipc=", "--space ipc"),
+        ("ipc", "--space 'ipc'"),
+        ("ipc=1,2 seed", "--space 'seed'"),
+        ("ipc=1,2 ipc=3,4", "--space ipc"),
+        ("ipc=1,1", "--space ipc"),
+        ("select.alpha=0.9:0.1", "--space select.alpha"),
+        ("select.alpha=0:1:log", "--space select.alpha"),
+        ("select.unit=1:2", "--space select.unit"),
+        ("ipc=[1", "--space ipc"),
+        ("evaluate.protocol=quick,minimax", "--space evaluate.protocol"),
+        ("workers.actors=1,2", "--space workers.actors"),
+        ("storage=a,b", "--space storage"),
     ],
 )
-def test_a_space_that_is_none_is_refused_in_one_line(words, said):
-    with pytest.raises(InputError, match=said):
+def test_an_invalid_space_is_refused_with_its_field(words, field):
+    with pytest.raises(InputError) as refused:
         space(*words.split())
+    assert str(refused.value).startswith(f"{field}:")
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "option"),
     [
-        ({"search": "best"}, "--search: 'best' is unknown; choose one of grid"),
+        ({"search": "best"}, "--search: 'best'"),
         ({"search": "random", "trials": 0}, "--trials: 0"),
-        ({"objective": ("acuracy",)}, "'acuracy' is a metric that no trial reports; choose from accuracy"),
-        ({"objective": ()}, "--objective: is empty"),
-        ({"objective": ("coverage", "coverage")}, "stands twice"),
+        ({"objective": ("acuracy",)}, "--objective: 'acuracy'"),
+        ({"objective": ()}, "--objective"),
+        ({"objective": ("coverage", "coverage")}, "--objective: coverage"),
     ],
 )
-def test_a_sweep_that_can_not_be_is_refused_in_one_line(options, said):
-    with pytest.raises(InputError, match=said):
+def test_an_invalid_search_is_refused_with_its_option(options, option):
+    with pytest.raises(InputError, match=option):
         sweep("ipc=1,2", **options)
 
 
 @pytest.mark.parametrize(
-    ("words", "overrides", "said"),
+    ("words", "overrides", "values"),
     [
-        (["select.alpha=0.1:0.9"], {}, "select.alpha: 0.1:0.9 is a range, and a grid needs values"),
+        (["select.alpha=0.1:0.9"], {}, "select.alpha: 0.1:0.9 is a range"),
         (
             ["select.unit=subgroup,image", "select.coverage=5,0"],
             {},
-            "select.unit=subgroup select.coverage=5: select.coverage",
+            "select.unit=subgroup select.coverage=5: ",
         ),
-        (["ipc=1,2"], {"evaluate.protocol": "none"}, "evaluate.protocol: a sweep compares accuracies"),
+        (["ipc=1,2"], {"evaluate.protocol": "none"}, "evaluate.protocol"),
     ],
 )
-def test_a_grid_that_can_not_be_is_refused_and_its_values_named(words, overrides, said):
-    with pytest.raises(InputError, match=said):
+def test_a_grid_with_an_invalid_combination_is_refused_with_its_values(words, overrides, values):
+    with pytest.raises(InputError, match=values):
         sweep(*words, overrides=overrides).points()
 
 
-def test_a_grid_holds_every_combination_once_and_random_draws_are_different_and_repeat():
+def test_a_grid_has_every_combination_once_and_random_draws_repeat_by_the_seed():
     points = sweep("ipc=1,10", "seed=0,1,2").points()
-    assert len(points) == 6
-    assert points[:2] == [{"ipc": 1, "seed": 0}, {"ipc": 1, "seed": 1}]
+    assert sorted(tuple(values.values()) for values in points) == [(i, s) for i in (1, 10) for s in (0, 1, 2)]
     words = ("select.alpha=0.1:0.9", "ipc=1,10", "sample.steps=10:12")
     drawn = sweep(*words, search="random", trials=30).points()
     assert drawn == sweep(*words, search="random", trials=30).points()
     assert drawn != sweep(*words, search="random", trials=30, overrides={"seed": 1}).points()
     assert len({str(values) for values in drawn}) == 30
-    assert all(0.1 <= v["select.alpha"] <= 0.9 and v["sample.steps"] in (10, 11, 12) for v in drawn)
+    assert all(0.1 <= v["select.alpha"] <= 0.9 for v in drawn)
     assert {v["sample.steps"] for v in drawn} == {10, 11, 12}
     assert len(sweep("ipc=1,10", search="random", trials=30).points()) == 2  # there are no more
 
 
-def test_every_trial_chooses_from_the_pool_that_the_largest_needs_unless_the_recipe_says():
+def test_trials_share_the_pool_that_the_largest_needs_unless_the_recipe_sets_it():
     made = sweep("ipc=1,10,4", "sample.subgroups=2,20")
     for values in made.points():
         config = made.config(values)
@@ -133,12 +131,11 @@ def test_trials_are_scored_on_validation_images_and_the_winner_as_the_recipe_say
     trial = made.config({"select.alpha": 0.2}).evaluate
     assert (trial.protocol, trial.full, trial.baselines) == ("quick-val", False, ())
     assert made.winner({"select.alpha": 0.2}) == load_config("digits", {"select.alpha": 0.2})
-    own = {"evaluate.full": True, "evaluate.protocol": "quick-val"}
-    kept = sweep("ipc=1,2", overrides=own).config({"ipc": 1}).evaluate
-    assert (kept.protocol, kept.full) == ("quick-val", True)
+    own = sweep("ipc=1,2", overrides={"evaluate.full": True, "evaluate.protocol": "quick-val"})
+    assert own.config({"ipc": 1}).evaluate.full
 
 
-def test_the_key_says_what_a_sweep_is():
+def test_the_key_covers_all_that_decides_trials_and_scores():
     keys = [
         sweep("ipc=1,2").key,
         sweep("ipc=1,3").key,
@@ -149,5 +146,5 @@ def test_the_key_says_what_a_sweep_is():
         sweep("ipc=1,2", objective=("coverage",)).key,
     ]
     assert len(set(keys)) == len(keys)
-    assert sweep("ipc=1,2", trials=9).key == keys[0]  # a grid's number of trials is its own
+    assert sweep("ipc=1,2", trials=9).key == keys[0]  # a grid has a number of trials of its own
     assert sweep("ipc=1,2", overrides={"storage": "elsewhere", "workers.trials": 3}).key == keys[0]

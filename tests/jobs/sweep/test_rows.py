@@ -1,0 +1,203 @@
+"""A comparison of rows on the tiny model: what trials share, resume, and rows that are refused."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import processes
+import pytest
+from printed import job, next_commands
+from tiny import tiny_words
+
+from ims3_ray.cli import run_command
+from ims3_ray.config.load import parse_overrides
+from ims3_ray.errors import InputError
+from ims3_ray.jobs.sweep.comparison import compare
+from ims3_ray.jobs.sweep.plan import row_sweep
+from ims3_ray.jobs.sweep.rows import read_rows
+from ims3_ray.jobs.sweep.run import run
+from ims3_ray.runs import records
+from ims3_ray.storage.artifacts import open_directory
+
+ROWS = """
+baseline: DiT
+rows:
+  - {name: random real, real: random}
+  - {name: medoids, real: medoids}
+  - {name: DiT, overrides: {finetune.epochs: 0, select.subgroups: 1}}
+  - {name: inverted, overrides: {finetune.epochs: 0, sample.start: inversion, select.unit: image}}
+"""
+
+
+def rows_file(tmp_path, text=ROWS):
+    path = tmp_path / "rows.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def words_of(model, images, storage):
+    return [word for word in tiny_words(model, images, storage) if not word.startswith("ipc=")]
+
+
+@pytest.fixture(scope="module")
+def ran(ray_cluster, tiny_model, tiny_images, tmp_path_factory):
+    """A finished comparison: its plan, storage, printed lines, document and folder."""
+    folder = tmp_path_factory.mktemp("comparison")
+    overrides = parse_overrides(words_of(tiny_model, tiny_images, folder / "runs"))
+    overrides["evaluate.networks"] = ["convnet3", "mlp"]
+    sweep = row_sweep("digits", overrides, read_rows(rows_file(folder)), (2, 3), (0, 1), 6, agreement=True)
+    lines = []
+    return sweep, folder / "runs", lines, *run(sweep, lines.append)
+
+
+def made(lines):
+    return [line for line in lines if " → " in line]
+
+
+@pytest.mark.slow
+def test_rows_share_what_they_have_in_common_and_a_second_run_makes_nothing(ran):
+    sweep, storage, lines, document, out = ran
+    counts = {name: len(list((storage / name).iterdir())) for name in ("latents", "features", "candidates")}
+    # a seed draws its own subset to encode; a pool per generator and seed serves both IPCs
+    assert counts == {"latents": 2, "features": 1, "candidates": 4}
+    assert len([line for line in lines if ": sample →" in line]) == 4
+    again = []
+    second, same = run(sweep, again.append)
+    assert made(again) == []
+    assert all("found complete" in line for line in again)
+    assert same.path == out.path
+    assert (second["comparison"], second["trials"]) == (document["comparison"], document["trials"])
+
+
+@pytest.mark.slow
+def test_every_row_is_compared_with_the_baseline_over_the_seeds(ran):
+    document = ran[3]
+    rows = document["comparison"]["rows"]
+    assert [row["name"] for row in rows] == ["random real", "medoids", "DiT", "inverted"]
+    for row in rows:
+        for ipc in ("2", "3"):
+            ((label, by_mlp),) = row["networks"].items()
+            assert "mlp" in label
+            for accuracy in (row["accuracy"], by_mlp):
+                assert [len(by_seed) for by_seed in accuracy[ipc]["last"]] == [2, 2]
+        assert len(row["pool"]["coverage"]) == 2
+        assert ("agreement" in row["pool"]) == (not row["is_real"])
+    assert json.loads(json.dumps(document)) == document
+    assert compare(document["comparison"]).baseline == "DiT"
+    assert (document["best"], document["split"], len(document["trials"])) == ({}, "test", 8)
+
+
+@pytest.mark.slow
+def test_another_baseline_needs_no_new_artefacts(ran):
+    sweep, _, _, document, out = ran
+    lines = []
+    other, folder = run(replace(sweep, rows=replace(sweep.rows, baseline="medoids")), lines.append)
+    assert made(lines) == []
+    assert folder.path != out.path
+    assert other["comparison"]["rows"] == document["comparison"]["rows"]
+
+
+@pytest.mark.slow
+def test_the_command_finds_it_and_ends_with_a_command_to_run_next(ran, tmp_path, capsys):
+    sweep, *_, out = ran
+    words = [f"{name}={json.dumps(value)}" for name, value in sweep.overrides.items()]
+    words += ["--recipe", "digits", "--rows", rows_file(tmp_path), "--ipc", "2,3", "--seeds", "2"]
+    assert run_command("sweep", [*words, "--pool-images", "6", "--agreement"]) == 0
+    printed = capsys.readouterr().out
+    assert (out / "index.html").uri in printed
+    assert run_command(*job(next_commands(printed)["query"])) == 0
+    assert "inverted" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("rows: []", "`baseline`"),
+        ("baseline: a\nrows: [{overrides: {}}]", "no row"),
+        ("baseline: a\nrows: [{name: a}, {name: a}]", "'a' stands twice"),
+        ("baseline: b\nrows: [{name: a}]", "baseline 'b'"),
+        ("baseline: a\nrows: [{name: a}, {name: b, real: best}]", "real='best'"),
+        ("baseline: a\nrows: [{name: a, real: random}]", "rows: all"),
+        ("baseline: a\nrows: [{name: a, overrides: 3}]", "overrides of 'a'"),
+        ("baseline: [", "not valid YAML"),
+    ],
+)
+def test_invalid_rows_are_refused(text, part, tmp_path):
+    with pytest.raises(InputError, match=part):
+        read_rows(rows_file(tmp_path, text))
+
+
+def test_a_row_with_an_unknown_field_is_refused_before_any_work(tmp_path):
+    text = "baseline: a\nrows: [{name: a, overrides: {im.wieght: 1}}]"
+    wrong = row_sweep(
+        "digits", {"storage": str(tmp_path / "runs")}, read_rows(rows_file(tmp_path, text)), (2,), (0,)
+    )
+    with pytest.raises(InputError, match=r"row=a seed=0: im.wieght.*did you mean weight"):
+        run(wrong, print)
+    assert not Path(tmp_path, "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["--rows=refine", "--space", "ipc=1"], "--rows"),
+        (["--rows=refine", "--asha"], "--asha"),
+        (["--space", "ipc=1,2", "--seeds", "3"], "--seeds"),
+    ],
+)
+def test_options_of_the_other_mode_are_refused(words, option, capsys):
+    assert run_command("sweep", words) == 2
+    assert capsys.readouterr().err.startswith(f"error: {option}: ")
+
+
+def test_a_dry_run_lists_the_trials(capsys):
+    assert run_command("sweep", ["--rows", "refine", "--ipc=1,10", "--seeds=2", "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 * 2 * 2
+    assert lines[0] == "ipc=1 row=single images seed=0"
+
+
+@pytest.mark.slow
+def test_the_records_name_all_that_trials_need_before_the_first_stage(
+    ray_cluster, tiny_model, tiny_images, tmp_path, monkeypatch
+):
+    def stop(context, step):
+        raise KeyboardInterrupt
+
+    overrides = parse_overrides(words_of(tiny_model, tiny_images, tmp_path / "runs"))
+    sweep = row_sweep("digits", overrides, read_rows(rows_file(tmp_path)), (2,), (0,), 3)
+    monkeypatch.setattr("ims3_ray.jobs.sweep.run.run_step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(sweep, lambda line: None)
+    found = records.read(open_directory(str(tmp_path / "runs")))
+    named = [name.split("/")[0] for name in {name for record in found for name in record.artifacts}]
+    assert [named.count(name) for name in ("candidates", "selection", "evaluation")] == [2, 3, 2]
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_comparison_resumes_and_repeats_no_trial(
+    cluster_environment, tiny_model, tiny_images, tmp_path, stop, code
+):
+    words = [*words_of(tiny_model, tiny_images, tmp_path / "runs"), "workers.trials=1"]
+    words += ["--rows", rows_file(tmp_path), "--ipc", "2", "--seeds", "2", "--pool-images", "0"]
+    env = processes.environment() | cluster_environment
+    process = processes.job("sweep", *words, env=env)
+    for line in process.stdout:
+        if line.startswith("[1/4]"):
+            break
+    else:
+        pytest.fail(process.stderr.read())
+    os.kill(process.pid, stop)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert err.splitlines()[-1] == "stopped; run the same command again to go on"
+    over = {p: p.stat().st_mtime_ns for p in tmp_path.glob("runs/evaluation/*/manifest.json")}
+    assert 1 <= len(over) < 4
+    returncode, out, err = processes.finished("sweep", *words, env=env)
+    assert returncode == 0, err
+    assert {p: p.stat().st_mtime_ns for p in over} == over
+    assert " → " not in out
+    assert out.count("found complete") >= 1
