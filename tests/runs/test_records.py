@@ -1,8 +1,6 @@
 """Records of needed artefacts: three kinds, written before the first stage."""
 
-
 import pytest
-from tiny import tiny_words
 
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.errors import InputError

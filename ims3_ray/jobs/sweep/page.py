@@ -223,5 +223,5 @@ def _decile_lines(rows: RowsDocument, numbers: Summaries) -> list[Line]:
         deciles = values["deciles"]
         assert isinstance(deciles, list)
         colour = RANDOM if name == "random" else INK
-        lines.append(Line(YARDSTICK_NAMES[name], deciles, colour, yardstick=True))
+        lines.append(Line(YARDSTICK_NAMES[name], deciles, colour, is_reference=True))
     return lines

@@ -13,10 +13,9 @@ from ims3_ray.stages.evaluate.agreement import label_agreement
 from ims3_ray.stages.evaluate.baselines import measure_all
 from ims3_ray.stages.evaluate.classifiers import classifier_seeds
 from ims3_ray.stages.evaluate.compare import Real, choose, real_vectors
-from ims3_ray.stages.evaluate.features import Vectors
 from ims3_ray.stages.evaluate.stage import first_of_pool
 from ims3_ray.stages.selected import KEYS, selected_rows
-from ims3_ray.storage.index import read_index
+from ims3_ray.storage.rows import Index, read_index
 from ims3_ray.storage.schemas import CANDIDATES, FEATURES
 
 from .comparison import Accuracy, Column, RowResults, RowsDocument
@@ -89,14 +88,14 @@ class Runs:
             train, neighbours = context.images["train"], context.config.evaluate.neighbours
             features = self._steps(rows.host, max(self._sweep.ipcs), seed)["features"].directory
             index = read_index(features, FEATURES, ["image_id", "label"])
-            real = Real(train, train.ids, index.keys["image_id"].tolist(), Vectors(index))
-            candidates: dict[str, Vectors] = {}
+            real = Real(train, train.ids, index.keys["image_id"].tolist(), index)
+            candidates: dict[str, Index] = {}
             for name in rows.generated:
                 candidates |= self._candidates(name, count, seed)
             names, draw = dict.fromkeys(["random", *rows.real]), classifier_seeds(seed, 1)
             choices = choose(real, names, [[count] * len(train.classes)], draw)
             by_name = real_vectors(choices, real, draw[0], neighbours, count)
-            sets: dict[str, Vectors] = {**candidates, **{name: by_name[name] for name in YARDSTICKS}}
+            sets: dict[str, Index] = {**candidates, **{name: by_name[name] for name in YARDSTICKS}}
             sets |= {row.name: by_name[row.real] for row in rows.rows if row.real}
             coverage = measure_all(real.vectors, sets, neighbours, train.classes)
             if self._sweep.agreement:
@@ -122,18 +121,18 @@ class Runs:
         needed = (steps[noun] for noun in COSTS if noun in steps)
         return {step.stage.name: step.manifest["seconds"] for step in needed if step.manifest}
 
-    def _candidates(self, row: str, count: int, seed: int) -> dict[str, Vectors]:
+    def _candidates(self, row: str, count: int, seed: int) -> dict[str, Index]:
         """The row's selected candidates, or its first `count` per class if it has that many."""
         context = self._context(row, max(self._sweep.ipcs), seed)
         if trial_key({"seed": seed, "row": row, "ipc": count}) in self._contexts:
             steps = self._steps(row, count, seed)
             pool = read_index(steps["candidates"].directory, CANDIDATES, KEYS)
-            return {row: Vectors(selected_rows(pool, steps["selection"].directory, context.classes))}
+            return {row: selected_rows(pool, steps["selection"].directory, context.classes)}
         pool = read_index(
             self._steps(row, max(self._sweep.ipcs), seed)["candidates"].directory, CANDIDATES, KEYS
         )
         first = first_of_pool(pool.keys, count)
-        return {row: Vectors(pool.at(first))} if len(first) == count * len(context.classes) else {}
+        return {row: pool.take(first)} if len(first) == count * len(context.classes) else {}
 
 
 def _accuracies(scored: str, documents: Mapping[str, Sequence[Evaluation]]) -> dict[str, Accuracy]:
@@ -152,7 +151,7 @@ def _columns(records: Sequence[Mapping[str, Value]]) -> dict[str, Sequence[Value
     return {name: [record[name] for record in records] for name in (records[0] if records else ())}
 
 
-def _agreement(context: Context, candidates: Mapping[str, Vectors]) -> dict[str, float]:
+def _agreement(context: Context, candidates: Mapping[str, Index]) -> dict[str, float]:
     """By row, the share of labels that a classifier of all real training images gives.
 
     It is of the protocol's first network; of soft protocols, it is trained as their teacher.
@@ -162,5 +161,4 @@ def _agreement(context: Context, candidates: Mapping[str, Vectors]) -> dict[str,
     if rules.is_soft:
         rules = teacher_rules(settings.protocol)
     seed = classifier_seeds(context.config.seed, 1)[0]
-    indices = {name: vectors.index for name, vectors in candidates.items()}
-    return label_agreement(indices, train, rules, seed, context.machine)
+    return label_agreement(candidates, train, rules, seed, context.machine)

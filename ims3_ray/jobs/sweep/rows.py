@@ -6,8 +6,8 @@ from importlib import resources
 from pathlib import Path
 from typing import get_args
 
-from ims3_ray.config.sections import Baseline
-from ims3_ray.config.yaml_io import read_text, read_yaml
+from ims3_ray.config.evaluation import Baseline
+from ims3_ray.config.load import read_text, read_yaml
 from ims3_ray.errors import InputError
 
 COMMON_FIELDS = ("evaluate", "ipc", "recipe", "seed", "storage", "workers")  # a row may not set them

@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ims3_ray.config.load import accepts, require_field
-from ims3_ray.config.yaml_io import read_text, read_yaml
+from ims3_ray.config.load import accepts, check_field, read_text, read_yaml
 from ims3_ray.errors import InputError
 
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -149,7 +148,7 @@ def read_space(words: Sequence[str], recipe: str, overrides: Mapping[str, Value]
         raise InputError("--space: is empty; name a field and its values, such as select.alpha=0.1:0.9")
     domains = {}
     for field, domain in domains_by_field.items():
-        require_field(field)
+        check_field(field)
         if field.split(".")[0] in FIXED:
             raise InputError(
                 f"--space {field}: can't be swept, trials would not compare; "
