@@ -1,10 +1,8 @@
 """Ray tasks with ordered results and bounded memory."""
 
 import itertools
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import ray
@@ -12,8 +10,6 @@ import ray
 from .resources import DEFAULT_PLACEMENT
 
 CPUS_PER_TASK = 0.5
-STOP_CHECK_S = 1.0
-STOP: ContextVar[threading.Event] = ContextVar("STOP")  # asks threads that wait for Ray to end
 Result = TypeVar("Result")
 
 
@@ -37,16 +33,6 @@ def map_in_order(
         pending.append(task.remote(*values))
     while pending:
         yield ray.get(pending.popleft())
-
-
-def first_ready(pending: list[Any]) -> Any:
-    """Return the first reference that is ready. Raises SystemExit if STOP is set, before Ray shuts down."""
-    while True:
-        ready, _ = ray.wait(pending, num_returns=1, timeout=STOP_CHECK_S)
-        if (stop := STOP.get(None)) and stop.is_set():
-            raise SystemExit
-        if ready:
-            return ready[0]
 
 
 def map_on_cluster(function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Result]:

@@ -154,8 +154,6 @@ def summary(document: "Document") -> list[str]:
         from .tables import comparison_lines
 
         return comparison_lines(document)
-    from markupsafe import Markup
-
     from .page import metric_text, work_sentence
     from .plan import as_words
     from .results import as_trials
@@ -164,7 +162,7 @@ def summary(document: "Document") -> list[str]:
     by_number = {trial.number: trial for trial in trials}
     lines = [f"best by {objective} on the {document['split']} images, {document['protocol']}"]
     for ipc, number in document["best"].items():
-        score = Markup(metric_text(by_number[number], objective)).unescape()
+        score = metric_text(by_number[number], objective)
         lines.append(f"  ipc {ipc:>4}  {score}  trial {number}: {as_words(by_number[number].values)}")
     errors = [f"  trial {trial.number} failed: {trial.error}" for trial in trials if trial.error]
     return [*lines, work_sentence(document, trials), *errors]

@@ -3,11 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from markupsafe import Markup
-
 from ims3_ray.display import noun
 from ims3_ray.report.coverage_plots import Line, by_decile
-from ims3_ray.report.formatting import METRICS, Claim, duration, environment, listed, percent, points, signed
+from ims3_ray.report.formatting import METRICS, Claim, duration, environment, listed, points, signed
 from ims3_ray.report.inputs import shortened
 from ims3_ray.report.svg import CLASS_COLOURS, INK, RANDOM
 from ims3_ray.runs.records import FAILED, FINISHED, STOPPED
@@ -174,13 +172,13 @@ def in_order(document: Document, trials: Sequence[Trial]) -> list[Trial]:
     return sorted(trials, key=order)
 
 
-def metric_text(trial: Trial, name: str) -> str | Markup:
+def metric_text(trial: Trial, name: str) -> str:
     """The accuracy in percent with its interval, other metrics plain; a dash if missing."""
     if (metric := trial.metrics.get(name)) is None:
         return "–"
     if name != ACCURACY:
         return f"{metric:.3f}".replace("-", "−")
-    return percent(metric) + ("" if trial.interval is None else points(trial.interval, " ± "))
+    return f"{100 * metric:.1f}\u202f%" + ("" if trial.interval is None else points(trial.interval, " ± "))
 
 
 def cell(trial: Trial, field: str) -> str:

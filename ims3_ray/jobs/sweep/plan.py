@@ -7,7 +7,7 @@ from typing import ClassVar
 from ims3_ray.config.load import load_config
 from ims3_ray.config.settings import Config
 from ims3_ray.errors import InputError
-from ims3_ray.evaluation.protocols import NO_PROTOCOL, on_validation
+from ims3_ray.evaluation.protocols import NO_PROTOCOL, validation_name
 from ims3_ray.runs.mlflow_tracker import flatten
 from ims3_ray.runs.tags import OBJECTIVE, OBJECTIVES, SPACE
 from ims3_ray.storage.artifacts import fingerprint
@@ -86,7 +86,7 @@ class Sweep:
     def config(self, values: Mapping[str, Value]) -> Config:
         """A trial's run: scored on validation images, without the sets that every trial would train anew."""
         base = self.base
-        cheaper: Values = {"evaluate.protocol": on_validation(base.evaluate.protocol)}
+        cheaper: Values = {"evaluate.protocol": validation_name(base.evaluate.protocol)}
         defaults: Values = {"evaluate.full": False, "evaluate.unrefined": False, "evaluate.baselines": []}
         cheaper |= {name: value for name, value in defaults.items() if name not in self.overrides}
         return load_config(self.recipe, {**self._fields(base, values), **cheaper})

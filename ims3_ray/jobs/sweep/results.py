@@ -11,7 +11,7 @@ import numpy as np
 
 from ims3_ray.config.load import subject
 from ims3_ray.display import redact
-from ims3_ray.evaluation.protocols import protocols
+from ims3_ray.evaluation.protocols import get_protocols
 from ims3_ray.evaluation.statistics import pareto_front
 from ims3_ray.runs.records import FINISHED, now
 from ims3_ray.runs.tags import OBJECTIVES
@@ -68,7 +68,7 @@ def describe_sweep(
 ) -> Document:
     """sweep.json without the comparison. `context` is any trial's, `seconds` the driver's time."""
     config = context.config
-    rules = protocols(config.evaluate.protocol, config.evaluate.networks)[0]
+    rules = get_protocols(config.evaluate.protocol, config.evaluate.networks)[0]
     finished = [trial for trial in trials if trial.state == FINISHED]
     distinct = {name: seconds for trial in trials for name, seconds in trial.upstream.items()}
     separate = sum(sum(trial.upstream.values()) for trial in trials)

@@ -3,16 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from ims3_ray.evaluation.protocols import protocols
+from ims3_ray.evaluation.protocols import get_protocols
 from ims3_ray.evaluation.results import Evaluation
-from ims3_ray.evaluation.teacher import teacher_rules
+from ims3_ray.evaluation.teacher import teacher_protocol
 from ims3_ray.method.coverage import Values
 from ims3_ray.pipeline.steps import Step, plan
 from ims3_ray.stages.context import Context
-from ims3_ray.stages.evaluate.agreement import label_agreement
-from ims3_ray.stages.evaluate.baselines import measure_all
-from ims3_ray.stages.evaluate.classifiers import classifier_seeds
-from ims3_ray.stages.evaluate.compare import Real, choose, real_vectors
+from ims3_ray.stages.evaluate.baselines import measure_coverage
+from ims3_ray.stages.evaluate.classifiers import classifier_seeds, label_agreement
+from ims3_ray.stages.evaluate.compare import Real, choose_baselines, real_features
 from ims3_ray.stages.evaluate.stage import first_of_pool
 from ims3_ray.stages.selected import KEYS, selected_rows
 from ims3_ray.storage.rows import Index, read_index
@@ -93,11 +92,11 @@ class Runs:
             for name in rows.generated:
                 candidates |= self._candidates(name, count, seed)
             names, draw = dict.fromkeys(["random", *rows.real]), classifier_seeds(seed, 1)
-            choices = choose(real, names, [[count] * len(train.classes)], draw)
-            by_name = real_vectors(choices, real, draw[0], neighbours, count)
+            choices = choose_baselines(real, names, [[count] * len(train.classes)], draw)
+            by_name = real_features(choices, real, draw[0], neighbours, count)
             sets: dict[str, Index] = {**candidates, **{name: by_name[name] for name in YARDSTICKS}}
             sets |= {row.name: by_name[row.real] for row in rows.rows if row.real}
-            coverage = measure_all(real.vectors, sets, neighbours, train.classes)
+            coverage = measure_coverage(real.features, sets, neighbours, train.classes)
             if self._sweep.agreement:
                 for name, share in _agreement(context, candidates).items():
                     coverage[name]["agreement"] = share
@@ -157,8 +156,8 @@ def _agreement(context: Context, candidates: Mapping[str, Index]) -> dict[str, f
     It is of the protocol's first network; of soft protocols, it is trained as their teacher.
     """
     settings = context.config.evaluate
-    rules, train = protocols(settings.protocol, settings.networks)[0], context.images["train"]
+    rules, train = get_protocols(settings.protocol, settings.networks)[0], context.images["train"]
     if rules.is_soft:
-        rules = teacher_rules(settings.protocol)
+        rules = teacher_protocol(settings.protocol)
     seed = classifier_seeds(context.config.seed, 1)[0]
     return label_agreement(candidates, train, rules, seed, context.machine)

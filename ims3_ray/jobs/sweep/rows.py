@@ -9,9 +9,9 @@ from typing import get_args
 from ims3_ray.config.evaluation import Baseline
 from ims3_ray.config.load import read_text, read_yaml
 from ims3_ray.errors import InputError
+from ims3_ray.evaluation.results import YARDSTICKS
 
 COMMON_FIELDS = ("evaluate", "ipc", "recipe", "seed", "storage", "workers")  # a row may not set them
-YARDSTICKS = ("random", "ceiling")  # shown beside the rows, so no row has such a name
 NAMED_ROWS = resources.files("ims3_ray.jobs.sweep") / "rows"
 
 

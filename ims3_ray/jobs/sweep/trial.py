@@ -15,7 +15,7 @@ from ray.actor import ActorHandle
 
 from ims3_ray.cluster.resources import Machine
 from ims3_ray.errors import InputError, describe_error
-from ims3_ray.evaluation.results import CURVE, headline
+from ims3_ray.evaluation.results import CURVE, headline_metrics
 from ims3_ray.pipeline.prepare import prepare
 from ims3_ray.pipeline.steps import Step, plan, run_step
 from ims3_ray.progress import run_name
@@ -158,7 +158,7 @@ class Run:
         if not self._history:  # the evaluation was complete
             for step, accuracy in mean_curve(distilled["curves"]):
                 self._report_accuracy(step, accuracy)
-        figures = headline(document)
+        figures = headline_metrics(document)
         self._figures |= figures
         # recall is undefined for fewer images than neighbours
         metrics = {name: figures.get(metric, math.nan) for name, metric in OBJECTIVES.items()}

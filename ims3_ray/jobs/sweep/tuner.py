@@ -15,13 +15,13 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, SearchAlgorithm, Searcher
 
 from ims3_ray.cluster.resources import Machine
-from ims3_ray.evaluation.protocols import protocol, protocols
+from ims3_ray.evaluation.protocols import get_protocol, get_protocols
 from ims3_ray.pipeline.prepare import prepare
 from ims3_ray.pipeline.steps import plan, run_step
 from ims3_ray.progress import bar, run_name
 from ims3_ray.runs.records import FAILED
 from ims3_ray.stages.context import Context
-from ims3_ray.stages.evaluate.classifiers import clear
+from ims3_ray.stages.evaluate.classifiers import remove_local_pixels
 from ims3_ray.storage.artifacts import Directory
 
 from .mlflow_callback import MlflowCallback
@@ -68,8 +68,8 @@ def run_trials(sweep: Sweep, context: Context, folder: Directory, callback: Mlfl
     )
     with bar("sweep", callback.count, "trials") as callback.bar:
         tuner.fit()
-    scored = protocols(context.config.evaluate.protocol, context.config.evaluate.networks)
-    clear([context.images[scored[0].split]], {rules.image_size for rules in scored}, machine)
+    scored = get_protocols(context.config.evaluate.protocol, context.config.evaluate.networks)
+    remove_local_pixels([context.images[scored[0].split]], {rules.image_size for rules in scored}, machine)
 
 
 def search_algorithm(sweep: Sweep, folder: Directory, max_concurrent: int) -> SearchAlgorithm | Searcher:
@@ -96,7 +96,7 @@ def search_algorithm(sweep: Sweep, folder: Directory, max_concurrent: int) -> Se
 
 
 def _asha(sweep: Sweep, context: Context) -> "AshaByIpc":
-    evaluations = protocol(context.config.evaluate.protocol).evaluations + 1
+    evaluations = get_protocol(context.config.evaluate.protocol).evaluations + 1
     options = {"time_attr": EVAL, "metric": "accuracy", "mode": "max", "max_t": evaluations}
     return AshaByIpc(lambda trial: sweep.config(sweep.space.decode(trial.config)).ipc, options)
 

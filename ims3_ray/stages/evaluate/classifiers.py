@@ -13,7 +13,6 @@ import ray
 import torch
 
 from ims3_ray.cluster.resources import DEFAULT_PLACEMENT, Machine, run_on_every_node
-from ims3_ray.cluster.tasks import first_ready
 from ims3_ray.config.evaluation import SEEDS_PER_RUN
 from ims3_ray.data.images import ImageSet
 from ims3_ray.data.loader import READ_ROWS, CachedPixels
