@@ -97,7 +97,7 @@ def _collect(running: dict[Any, Training], on_eval: OnEval | None) -> dict[Train
     try:
         with bar("evaluate", len(pending), "classifiers") as progress:
             while pending:
-                stream = first_ready(list(pending))
+                stream = ray.wait(list(pending), num_returns=1)[0][0]
                 item = ray.get(next(stream))
                 if isinstance(item, Score):
                     done[pending.pop(stream)] = item
