@@ -1,4 +1,4 @@
-"""Select one subgroup of candidates per class (S³), from any generator.
+"""Select one subgroup of candidates per class (S³) by their features.
 
     python jobs/select_subgroups.py --candidates candidates.parquet \\
         --real real.parquet --out selection.json select.alpha=0.4

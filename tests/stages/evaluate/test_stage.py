@@ -79,7 +79,7 @@ def test_the_pools_first_candidates_are_taken_by_subgroup_and_index_whatever_the
         ("evaluate.networks=[timm:vgg11]", "timm:vgg11 does not take images of 16 px"),
         (
             "evaluate.protocol=soft-32",
-            "evaluate.baselines: soft-label accuracies mean little without medoids",
+            "evaluate.baselines: soft-label accuracies mean little",
         ),
         ("export.soft_labels=2", "export.soft_labels: evaluate.protocol=smoke has no teacher"),
         ("evaluate.teacher=timm:resnet18", "evaluate.teacher: protocol smoke has hard labels; leave it out"),
