@@ -1,4 +1,4 @@
-"""Search recipe fields, or compare named rows of settings, by Ray Tune.
+"""Search recipe fields, or compare named rows, by Ray Tune.
 
     python jobs/sweep.py --space select.alpha=0.2,0.4,0.8 ipc=1,5,10
     python jobs/sweep.py storage=DIR --search bayes --trials 50 --asha \\
