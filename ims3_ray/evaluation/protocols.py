@@ -257,8 +257,10 @@ _SOFT = Protocol(
 _SOFT_SMALL = _SOFT.model_copy(update={"name": "soft-32", "network": "convnet3", "image_size": 32})
 # Learning rates per kind of network: published ones for `soft`, chosen on the digits' validation images only
 # for `quick`. Other networks use their protocol's rate.
-_SOFT_RATES = {"timm:vgg": 5e-4, "timm:efficientnet": 2e-3, "timm:mobilenetv2": 2.5e-3}
-_SOFT_RATES |= {"timm:vit": 1e-4, "timm:swin": 1e-4}
+_SOFT_RATES = {
+    **{"timm:vgg": 5e-4, "timm:efficientnet": 2e-3, "timm:mobilenetv2": 2.5e-3},
+    **{"timm:vit": 1e-4, "timm:swin": 1e-4},
+}
 RATES = {"quick": {"resnet8": 0.3, "mlp": 0.03}, "soft": _SOFT_RATES, "soft-32": _SOFT_RATES}
 
 _ZHAO = [_zhao(method, images) for images in _SMALL for method in ("dc", "dsa")]

@@ -1,10 +1,10 @@
-"""What repeated measurements allow to say: means with intervals, and differences with their noise.
+"""Means with confidence intervals, and paired differences with their significance.
 
 | here | meaning |
 |---|---|
 | generator seed | one whole run: fine-tuning, candidates, selection. The independent unit of every interval |
-| classifier seed | one training on that run's set; averaged away first: repeats on one set are no new sets |
-| n | generator seeds that a number rests on |
+| classifier seed | one training on that run's set; averaged first, as it gives no new set |
+| n | number of generator seeds |
 
 Intervals are half widths at 95 %, by Student's t over the generator seeds. Accuracies are fractions.
 """
@@ -15,19 +15,20 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-LEVEL = 0.05  # the chance that a table as a whole may have of one false finding or more
+LEVEL = 0.05  # family-wise error rate of a table
 NO_SPREAD = 1e-12  # a deviation below this is rounding
 
 Repeats = Sequence[Sequence[float | None] | None]
-"""A list a generator seed of a value a classifier seed; None where one failed."""
+"""Per generator seed a list with a value per classifier seed; None if it failed."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Of repeated measurements. `deviation` (of the sample) and `interval` are None for a single value."""
+    """Summary of repeated measurements. `deviation` and `interval` are None for a single value."""
 
     mean: float
     deviation: float | None
+    """Sample standard deviation."""
     interval: float | None
     """Half the width of the 95 % interval of the mean, by Student's t: mean ± interval."""
     count: int
@@ -35,16 +36,16 @@ class Summary:
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two means. Without spread, or of single measurements, `interval` and `p` are None."""
+    """Difference of two means. `interval` and `p` are None for single measurements or without spread."""
 
     mean: float
     interval: float | None
     p: float | None
-    """Two-sided."""
+    """Two-sided p value."""
     count: int
-    """Measurements: of paired differences, generator seeds that both sides have."""
+    """Number of measurements; for paired differences, of generator seeds that both sides have."""
     p_adjusted: float | None = None
-    """By Holm, over every comparison of a table."""
+    """Adjusted by Holm's method over all comparisons of a table."""
 
     @property
     def larger_than_noise(self) -> bool:
@@ -52,7 +53,7 @@ class Difference:
 
 
 def summary(values: Sequence[float]) -> Summary:
-    """Mean, sample deviation and 95 % interval of at least one value."""
+    """Returns mean, sample deviation and 95 % interval of at least one value."""
     count = len(values)
     if count == 0:
         raise ValueError("values: a summary needs at least one value, not 0")
@@ -66,9 +67,9 @@ def summary(values: Sequence[float]) -> Summary:
 
 
 def row_summary(repeats: Repeats) -> Summary | None:
-    """Mean over classifier seeds, then `summary` over generator seeds; None where every one failed.
+    """Average over classifier seeds, then summarise over generator seeds; None if all failed.
 
-    The same set for every generator seed (real medoids, say) has been drawn once, not n times: no interval.
+    A set that is the same for every generator seed, such as real medoids, is one draw: it has no interval.
     """
     present = [[value for value in of_seed or () if value is not None] for of_seed in repeats]
     means = [float(np.mean(of_seed)) for of_seed in present if of_seed]
@@ -79,9 +80,9 @@ def row_summary(repeats: Repeats) -> Summary | None:
 
 
 def paired_difference(repeats: Repeats, baseline: Repeats) -> Difference | None:
-    """Row minus baseline, paired by generator and classifier seed, with the paired t-test.
+    """Returns row minus baseline, paired by generator and classifier seed, with a paired t-test.
 
-    None where no pair is complete or one side failed.
+    Returns None if no pair is complete or one side failed.
     """
     if not repeats or not baseline:
         return None
@@ -102,13 +103,13 @@ def paired_difference(repeats: Repeats, baseline: Repeats) -> Difference | None:
 
 
 def welch_difference(values: Sequence[float], baseline: Sequence[float]) -> Difference:
-    """Of independent measurements of unequal variances, by Welch's t-test, a comparison of its own."""
+    """Difference of independent measurements with unequal variances, by Welch's t-test."""
     mean, count = float(np.mean(values) - np.mean(baseline)), len(values)
     if min(count, len(baseline)) < 2 or not np.ptp(values) + np.ptp(baseline):
         return Difference(mean, None, None, count)
     from scipy import stats
 
-    # squared standard errors, and Welch and Satterthwaite's degrees of freedom
+    # squared standard errors, and Welch–Satterthwaite degrees of freedom
     errors = [float(np.var(of_set, ddof=1)) / len(of_set) for of_set in (values, baseline)]
     sizes = count, len(baseline)
     freedom = sum(errors) ** 2 / sum(e**2 / (n - 1) for e, n in zip(errors, sizes, strict=True))
@@ -118,7 +119,7 @@ def welch_difference(values: Sequence[float], baseline: Sequence[float]) -> Diff
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p values (Holm 1979): the k-th smallest of m times m − k + 1, made monotone, at most 1."""
+    """Adjust p values (Holm 1979): the k-th smallest of m times m − k + 1, made monotone, at most 1."""
     p = np.asarray(p_values, dtype=float)
     order = np.argsort(p, kind="stable")
     adjusted = np.empty_like(p)
@@ -127,45 +128,45 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def label_robust_score(full: float, random: float, synthetic: float) -> float:
-    """How good a distilled set is, apart from the training recipe, from 0 to 1 (DD-Ranking, 2025).
+    """Label-robust score of a distilled set, from 0 to 1 (DD-Ranking, 2025).
 
-    (e^a − e^−1) / (e − e^−1) with a = ½·IOR − ½·HLR, of accuracies as fractions by one recipe. HLR = full −
-    synthetic, what the set loses of the full real set's accuracy. IOR = synthetic − random, what it gains on
-    random real images of the same number.
+    (e^a − e^−1) / (e − e^−1) with a = ½·IOR − ½·HLR. HLR = full − synthetic: the loss against the full real
+    set. IOR = synthetic − random: the gain over as many random real images. Accuracies are fractions, from
+    one training recipe.
     """
-    return _from_nought_to_one(((synthetic - random) - (full - synthetic)) / 2)
+    return _to_unit_interval(((synthetic - random) - (full - synthetic)) / 2)
 
 
 def augmentation_robust_score(augmented: tuple[float, float], plain: tuple[float, float]) -> float:
-    """How good a distilled set is, apart from the views of it, from 0 to 1 (DD-Ranking, 2025).
+    """Augmentation-robust score of a distilled set, from 0 to 1 (DD-Ranking, 2025).
 
-    Of (synthetic, random) accuracies as fractions, with the recipe's augmentation and without any: as
-    `label_robust_score`, with a the mean of both gains on random real images of the same number.
+    As `label_robust_score`, with a the mean of two gains over as many random real images: with the recipe's
+    augmentation and without. Each argument is (synthetic, random), accuracies as fractions.
     """
-    return _from_nought_to_one(sum(ours - random for ours, random in (augmented, plain)) / 2)
+    return _to_unit_interval(sum(ours - random for ours, random in (augmented, plain)) / 2)
 
 
-def _from_nought_to_one(a: float) -> float:
+def _to_unit_interval(a: float) -> float:
     return (math.exp(a) - math.exp(-1)) / (math.e - math.exp(-1))
 
 
-def pareto_front(figures: np.ndarray) -> list[int]:
-    """Rows of `figures` (N, M), larger being better, that none dominates: as good in all, better in one.
+def pareto_front(metrics: np.ndarray) -> list[int]:
+    """Returns the rows of `metrics` (N, M), larger is better, that no row dominates.
 
-    Sorted by the first figure, best first; ties by the others, then by row. Rows with a NaN are left out,
-    equal rows stay.
+    A row dominates another if it is at least equal in every metric and better in one. Rows with NaN are
+    excluded; equal rows all stay. Sorted by the first metric, best first; ties by the others, then by row.
     """
-    figures = np.asarray(figures, dtype=np.float64)
-    kept = np.flatnonzero(~np.isnan(figures).any(axis=1))
-    order = kept[np.lexsort((kept, *(-figures[kept]).T[::-1]))]
+    metrics = np.asarray(metrics, dtype=np.float64)
+    valid = np.flatnonzero(~np.isnan(metrics).any(axis=1))
+    order = valid[np.lexsort((valid, *(-metrics[valid]).T[::-1]))]
     front: list[int] = []
-    for row in order:  # none behind it in this order can dominate it
-        ahead = figures[front]
-        if not ((ahead >= figures[row]).all(axis=1) & (ahead > figures[row]).any(axis=1)).any():
+    for row in order:  # no later row in this order dominates it
+        better = metrics[front]
+        if not ((better >= metrics[row]).all(axis=1) & (better > metrics[row]).any(axis=1)).any():
             front.append(int(row))
     return front
 
 
 def _without_spread(values: Summary) -> bool:
-    """Whether several values are one and the same, or there is a single one."""
+    """Whether all values are equal, or there is one value."""
     return values.deviation is None or values.deviation < NO_SPREAD

@@ -101,7 +101,7 @@ def mean_distance(ours: Statistic, theirs: Statistic) -> Float[Tensor, ""]:
 
 @dataclass(frozen=True)
 class MatchingObjective:
-    """What is measured of images, and the distance of two measurements."""
+    """A measurement of images by a network, and the distance of two measurements."""
 
     description: str
     measure: Callable[..., Statistic]

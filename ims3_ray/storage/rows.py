@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -191,10 +191,10 @@ def read_rows(directory: Directory, table: Table, columns: list[str] | None = No
     return concatenate(read_part(directory, name, table, columns) for name in part_names(directory))
 
 
-def row_groups(directory: Directory, name: str, column: str) -> Iterator[list]:
+def row_groups(directory: Directory, name: str, column: str) -> Iterator[list[Any]]:
     """Yields a column of a Parquet file as Python values, one list per row group."""
 
-    def parse(group: int, stream: pa.NativeFile) -> list:
+    def parse(group: int, stream: pa.NativeFile) -> list[Any]:
         file = pq.ParquetFile(stream, page_checksum_verification=True)
         if group == file.num_row_groups:
             return []
