@@ -49,7 +49,7 @@ def bad(tmp_path, folder):
         ((*born, "--adapter", tmp_path / "unfinished"), ["unfinished", "no manifest.json"]),
         ((*born, "--adapter", tmp_path / "lost"), ["lost", ADAPTER, "not there"]),
         ((*born, "--adapter", tmp_path / "truncated"), ["truncated", ADAPTER, "100 bytes"]),
-        ((*born, "--adapter", tmp_path / "damaged"), ["damaged", ADAPTER, "no whole"]),
+        ((*born, "--adapter", tmp_path / "damaged"), ["damaged", ADAPTER, "damaged"]),
         ((*born, "--adapter", tmp_path / "diverged"), ["diverged", ADAPTER, "not finite"]),
         ((*born, "--adapter", tmp_path / "adapters"), ["adapters", "manifest"]),
         ((*born, "--adapter", tmp_path / "nowhere"), ["nowhere", "incomplete adapter"]),
