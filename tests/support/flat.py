@@ -5,8 +5,11 @@ import io
 import numpy as np
 from PIL import Image
 
+from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.data.images import open_images
 from ims3_ray.data.transforms import decode
+from ims3_ray.pipeline.inputs import image_places
+from ims3_ray.pipeline.prepare import open_splits
 from ims3_ray.storage.artifacts import open_storage
 
 
@@ -30,3 +33,9 @@ def values(images):
     """Returns sorted [(class, value)] of a set."""
     shown = [np.asarray(decode(images.directory.read(path)))[0, 0, 0] for path in images.paths]
     return sorted((images.classes[c], int(v)) for c, v in zip(images.labels, shown, strict=True))
+
+
+def run_splits(storage, *words):
+    """Returns the sets of a run with these overrides, as the run opens them; `storage` is a folder or URI."""
+    config = load_config("digits", parse_overrides(["evaluate.protocol=smoke", *words]))
+    return open_splits(image_places(config), config.data, 0, open_storage(str(storage)))
