@@ -28,8 +28,8 @@ def _check_network(spec: str) -> str:
 
 def _check_protocol(name: str) -> str:
     if name != NO_PROTOCOL and name.removesuffix(VALIDATION) not in get_args(ProtocolName):
-        known = ", ".join(get_args(ProtocolName))
-        raise ValueError(f"should be one of {known}, with {VALIDATION} for validation images, or none")
+        choices = ", ".join(get_args(ProtocolName))
+        raise ValueError(f"should be one of {choices}, with {VALIDATION} for validation images, or none")
     return name
 
 

@@ -140,29 +140,29 @@ def help_text(command: str) -> str | None:
 
 def page() -> str:
     """Returns docs/configuration.md. Each field is documented once, other defaults of it beside the link."""
-    lines, known = [INTRO], dict[str, str]()  # field → default
+    lines, documented = [INTRO], dict[str, str]()  # field → default
     for settings in dict.fromkeys(SETTINGS.values()):
         commands = [name for name, own in SETTINGS.items() if own is settings and name not in STORAGE_ONLY]
         lines += [f"## {', '.join(commands)}", "", (settings.__doc__ or "").partition("\n")[0], ""]
         all_groups = groups(settings)
-        shared = [group.name for group in all_groups if group.name and group.rows[0].field in known]
+        shared = [group.name for group in all_groups if group.name and group.rows[0].field in documented]
         others = [
             f"`{row.field}={row.default}`"
             for group in all_groups
             for row in group.rows
-            if known.get(row.field, row.default) != row.default
+            if documented.get(row.field, row.default) != row.default
         ]
         if shared:
             defaults = f"; other defaults: {', '.join(others)}" if others else ""
             lines += [f"As above: {', '.join(f'`{name}`' for name in shared)}{defaults}.", ""]
         for group in all_groups:
-            rows = [row for row in group.rows if not (group.name in shared or row.field in known)]
+            rows = [row for row in group.rows if not (group.name in shared or row.field in documented)]
             if rows:
                 lines += [f"### {group.name}", "", group.description, ""] if group.name else []
                 table = [HEADER, ("---",) * len(HEADER)]
                 table += [(f"`{r.field}`", r.kind, f"`{r.default}`", r.description) for r in rows]
                 lines += [*(f"| {' | '.join(cells)} |" for cells in table), ""]
-        known |= {row.field: row.default for group in all_groups for row in group.rows}
+        documented |= {row.field: row.default for group in all_groups for row in group.rows}
     return "\n".join(lines).rstrip() + "\n"
 
 

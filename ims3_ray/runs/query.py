@@ -120,8 +120,10 @@ def resolve(runs: Sequence[Run], text: str) -> Run:
         raise InputError(
             f"{text!r}: names {len(matches)} runs; give a key or an MLflow id: {_candidates(matches)}"
         )
-    known = {name: run for run in runs for name in (run["name"], run["key"]) if name}
-    near = [known[name] for name in difflib.get_close_matches(text, known, n=3, cutoff=0.4)] or runs[:3]
+    runs_by_name = {name: run for run in runs for name in (run["name"], run["key"]) if name}
+    near = [
+        runs_by_name[name] for name in difflib.get_close_matches(text, runs_by_name, n=3, cutoff=0.4)
+    ] or runs[:3]
     raise InputError(
         f"{text!r}: is no run's key, name or MLflow id; known are, for example: {_candidates(near) or 'none'}"
     )
@@ -150,10 +152,10 @@ def check_metrics(runs: Sequence[Run], names: Sequence[str]) -> None:
     """Raise InputError, listing known metrics, for a metric that no run has."""
     for name in names:
         if runs and all(math.isnan(metric_value(run, name)) for run in runs):
-            known = sorted({metric for run in runs for metric in run["metrics"]})
-            hints = [f"did you mean {near}? " for near in difflib.get_close_matches(name, known, n=1)]
+            metrics = sorted({metric for run in runs for metric in run["metrics"]})
+            hints = [f"did you mean {near}? " for near in difflib.get_close_matches(name, metrics, n=1)]
             raise InputError(
-                f"{name}: no run has this metric; {''.join(hints)}known here: {', '.join(known) or 'none'}"
+                f"{name}: no run has this metric; {''.join(hints)}known here: {', '.join(metrics) or 'none'}"
             )
 
 

@@ -186,9 +186,9 @@ def complete(directory: Directory, details: Mapping[str, object]) -> Manifest:
         for name, info in found.items()
         if name not in (MANIFEST, PREVIOUS) and not name.endswith(".tmp")
     }
-    given = cast(Mapping[str, str], details.get("checksums", {}))
+    checksums = cast(Mapping[str, str], details.get("checksums", {}))
     with ThreadPoolExecutor(READERS) as pool:
-        values = pool.map(lambda name: given.get(name) or directory.sha256(name), files)
+        values = pool.map(lambda name: checksums.get(name) or directory.sha256(name), files)
         checksums = dict(zip(files, values, strict=True))
     manifest = {"format": FORMAT, **details, "files": files, "checksums": checksums}
     directory.write_json(MANIFEST, manifest)

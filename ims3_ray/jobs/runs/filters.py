@@ -50,9 +50,9 @@ def _filter(text: str, name: str, operator: str, value: str) -> str:
             raise InputError(f"--where {text!r}: recipe fields take only = or !=")
         return f"params.`{name}` {operator} '{value}'"
     if not NUMBER.fullmatch(value):
-        known = ", ".join(sorted(fields))
+        names = ", ".join(sorted(fields))
         raise InputError(
-            f"--where {text!r}: {name} is no recipe field ({known}), and a metric's value is a number"
+            f"--where {text!r}: {name} is no recipe field ({names}), and a metric's value is a number"
         )
     return f"metrics.`{name}` {operator} {float(value)}"
 

@@ -57,11 +57,11 @@ def run(context: Context, out: Directory) -> dict[str, object]:
     train_one = ray.remote(**resources, **DEFAULT_PLACEMENT)(_train)
     shared = len(context.classes), settings.checkpoint_steps, context.machine.device, out
     pending = [train_one.remote(images, network, *shared) for network in missing]
-    with bar("probe", len(networks), "networks", done=len(networks) - len(missing)) as shown:
+    with bar("probe", len(networks), "networks", done=len(networks) - len(missing)) as progress_bar:
         while pending:
             (done,), pending = ray.wait(pending, num_returns=1)
             ray.get(done)
-            shown.update(1)
+            progress_bar.update(1)
     remove_local_pixels([train], {rules.image_size for rules in kinds}, context.machine)
     return {"rows": len(networks), "rows_made": len(missing)}
 

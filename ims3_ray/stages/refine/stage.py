@@ -66,12 +66,12 @@ def run(
     payloads_of = class_payloads(context, features, selection, candidates)
     parts = [Part(payload["label"], len(payload["selected"]), payload) for payload in payloads_of]
     done = len(part_names(out)) * steps
-    with hide_inner_bars(bar("refine", len(parts) * steps, "steps", done=done)) as shown:
+    with hide_inner_bars(bar("refine", len(parts) * steps, "steps", done=done)) as progress_bar:
 
         def receive(message: Message) -> None:
             losses = {name: f"{loss:.3g}" for name, loss in message["metrics"].items()}
-            shown.set_postfix(losses, refresh=False)
-            shown.update(min(message["step"], len(parts) * steps - shown.n))
+            progress_bar.set_postfix(losses, refresh=False)
+            progress_bar.update(min(message["step"], len(parts) * steps - progress_bar.n))
 
         options = {"table": schemas.REFINED, "out": out, "machine": context.machine}
         with receive_metrics(board, receive):
