@@ -9,7 +9,5 @@ def test_cpu_rates_are_measured_on_one_thread_and_restore_the_thread_count():
     threads = torch.get_num_threads()
     rates = measure_device("cpu")
     assert min(rates.matrix_rate, rates.copy_bandwidth) > 0
-    assert rates.name
-    assert "fp32" in rates.line()
     assert "one thread" in rates.line()
     assert torch.get_num_threads() == threads

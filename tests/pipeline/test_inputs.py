@@ -5,10 +5,10 @@ import subprocess
 import sys
 
 import pytest
+from planned import config_of
 from processes import environment
 
 from ims3_ray.cluster.resources import Machine
-from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.errors import InputError
 from ims3_ray.pipeline import prepare
 
@@ -51,7 +51,7 @@ def test_model_is_inspected_before_images_are_listed(tiny_overrides, tmp_path, m
     monkeypatch.setattr(prepare, "open_splits", lambda *_: pytest.fail("images were listed"))
     (tmp_path / "unet" / "transformer").mkdir(parents=True)
     (tmp_path / "unet" / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
-    config = load_config("digits", parse_overrides([*tiny_overrides, f"model.path={tmp_path / 'unet'}"]))
+    config = config_of(tiny_overrides, f"model.path={tmp_path / 'unet'}")
     with pytest.raises(InputError, match="StableDiffusionPipeline"):
         prepare.prepare(config, Machine("cpu", 2, 0, 8e9, config.workers))
     assert not (tmp_path / "runs").exists()

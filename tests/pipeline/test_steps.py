@@ -10,14 +10,8 @@ CONTEXT = SimpleNamespace(machine=SimpleNamespace(device="cpu"))
 
 
 def step_of(directory, run):
-    stage = Stage(
-        name="draw",
-        output="drawings",
-        version=1,
-        run=run,
-        fingerprint_inputs=lambda _: None,
-        cost=lambda *_: None,
-    )
+    named = {"name": "draw", "output": "drawings", "version": 1}
+    stage = Stage(**named, run=run, fingerprint_inputs=lambda _: None, cost=lambda *_: None)
     return Step(stage, directory, {}, None, {})
 
 

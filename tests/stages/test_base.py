@@ -1,5 +1,6 @@
 """A stage uses every GPU that it may use, or its limit says why not."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -25,9 +26,7 @@ def encoding(context, rows=ROWS):
 
 def test_pool_uses_every_gpu_while_there_are_enough_parts():
     assert encoding(context()) == GpuUsage(8, 8)
-    few = encoding(context(), rows=25)
-    assert (few.workers, few.gpus) == (3, 3)
-    assert few.limit == "3 parts of 10 images"
+    assert encoding(context(), rows=25) == GpuUsage(3, 3, "3 parts of 10 images")
     assert encoding(context(actors=2)) == GpuUsage(2, 2, "workers.actors=2")
 
 
@@ -59,6 +58,4 @@ def test_classifiers_share_a_gpu_only_if_they_outnumber_the_gpus(trainings, shar
 
 
 def test_concurrent_trials_share_the_gpus():
-    machine = context().machine
-    machine = Machine(machine.device, machine.cpus, machine.gpus, machine.memory, Workers(), runs_at_once=4)
-    assert machine.classifier_share(4) == 0.5
+    assert replace(context().machine, runs_at_once=4).classifier_share(4) == 0.5

@@ -1,4 +1,4 @@
-"""Features in an artefact."""
+"""Artefacts of given columns."""
 
 import numpy as np
 
@@ -7,12 +7,22 @@ from ims3_ray.storage.rows import read_index
 from ims3_ray.storage.schemas import FEATURES, to_parquet
 
 
-def features_of(features, labels, folder, parts=5):
-    """Returns the index of an artefact with `parts` parts in `folder`."""
-    directory = open_directory(str(folder))
-    for part, rows in enumerate(np.array_split(np.arange(len(labels)), parts)):
-        ids = rows.astype(str).astype(object)
-        columns = {"image_id": ids, "label": labels[rows], "feature": features[rows]}
-        directory.write(f"part-{part:05d}.parquet", to_parquet(columns, FEATURES))
-    complete(directory, {})
+def artefact_of(folder, table, columns, size=7):
+    """Returns a complete artefact in parts of `size` rows. Columns that are left out hold the rows' numbers,
+    `x` or ones.
+    """
+    directory, rows = open_directory(str(folder)), np.arange(len(columns["label"]))
+    left_out = {"str": rows.astype(str).astype(object), "bytes": np.full(len(rows), b"x", object)}
+    left_out |= {"int64": rows, "float32": np.ones((len(rows), 2), np.float32)}
+    held = {name: columns.get(name, left_out.get(column.dtype)) for name, column in table.items()}
+    for part, start in enumerate(range(0, len(rows), size)):
+        own = {name: column[start : start + size] for name, column in held.items()}
+        directory.write(f"part-{part:05d}.parquet", to_parquet(own, table))
+    complete(directory, {"rows": len(rows)})
+    return directory
+
+
+def features_of(features, labels, folder):
+    """Returns the index of an artefact with several parts in `folder`."""
+    directory = artefact_of(folder, FEATURES, {"label": labels, "feature": features})
     return read_index(directory, FEATURES, ["label"])

@@ -1,13 +1,13 @@
 import numpy as np
 from flat import opened
+from stored import artefact_of
 
 from ims3_ray.data.transforms import encode_png
 from ims3_ray.evaluation.protocols import get_protocol
 from ims3_ray.stages.evaluate import classifiers
 from ims3_ray.stages.selected import KEYS
-from ims3_ray.storage import schemas
-from ims3_ray.storage.artifacts import open_directory
 from ims3_ray.storage.rows import read_index
+from ims3_ray.storage.schemas import CANDIDATES
 
 RULES = get_protocol("smoke").model_copy(update={"steps": 40})
 COLOURS = np.array([[200, 30, 30], [30, 200, 30], [30, 30, 200]])
@@ -22,13 +22,8 @@ def drawn(count, seed):
 
 def candidates(folder, pixels, labels):
     """As two parts of the sample stage hold them."""
-    out = open_directory(str(folder))
-    for part, rows in enumerate(np.array_split(np.arange(len(labels)), 2)):
-        columns = {name: np.zeros(len(rows), np.int64) for name in ("subgroup", "seed")}
-        columns |= {"label": labels[rows], "index": rows, "feature": np.zeros((len(rows), 4), np.float32)}
-        columns["image"] = np.array([encode_png(image) for image in pixels[rows]], dtype=object)
-        out.write(f"part-{part}.parquet", schemas.to_parquet(columns, schemas.CANDIDATES))
-    return read_index(out, schemas.CANDIDATES, KEYS)
+    columns = {"label": labels, "image": np.array([encode_png(image) for image in pixels], dtype=object)}
+    return read_index(artefact_of(folder, CANDIDATES, columns, size=12), CANDIDATES, KEYS)
 
 
 def real_images(pixels, labels, root):
@@ -44,9 +39,7 @@ def test_the_agreement_is_the_share_of_images_that_show_their_label(tmp_path, mo
     monkeypatch.setattr(classifiers, "READ_ROWS", 5)
     pixels, labels = drawn(24, seed=1)
     wrong = np.where(np.arange(24) < 6, (labels + 1) % 3, labels)
-    sets = {
-        "right": candidates(tmp_path / "right", pixels, labels),
-        "a quarter wrong": candidates(tmp_path / "wrong", pixels, wrong),
-    }
+    held = {"right": labels, "a quarter wrong": wrong}
+    sets = {name: candidates(tmp_path / name, pixels, given) for name, given in held.items()}
     shares = classifiers._label_agreement(sets, real_images(*drawn(60, seed=2), tmp_path), RULES, 0, "cpu")
     assert shares == {"right": 1.0, "a quarter wrong": 0.75}

@@ -12,10 +12,12 @@ from ims3_ray.stages.evaluate.compare import FULL_SEEDS, Baseline, Real, choose_
 def test_every_seed_trains_on_the_sets_and_baselines_and_the_first_on_all_images(tmp_path):
     images, seeds = opened(write_images(tmp_path / "set", 3, seed=0), tmp_path), [7, 8, 9, 10, 11]
     own = {"mine": images.take(np.array([2]))}
-    choices = {
-        ("random", seed): Baseline(np.array([place]), np.array([0])) for place, seed in enumerate(seeds)
-    }
-    choices |= {("herding", seed): Baseline(np.array([1]), np.array([0])) for seed in seeds}
+
+    def one(place):
+        return Baseline(np.array([place]), np.array([0]))
+
+    choices = {("random", seed): one(place) for place, seed in enumerate(seeds)}
+    choices |= {("herding", seed): one(1) for seed in seeds}
     sets = training_sets(own, choices, images, seeds, full=True)
     assert {seed for name, seed in sets if name == "mine"} == set(seeds)
     assert [sets["random", seed].paths for seed in seeds] == [(path,) for path in images.paths[:5]]
