@@ -22,19 +22,30 @@ from ims3_ray.storage.artifacts import (
 from ims3_ray.storage.integrity import verify
 from ims3_ray.storage.rows import read_rows
 
+PORT = "?endpoint_override=127.0.0.1:1"
+AZURE = "abfss://c@account.dfs.core.windows.net/p"
+
 
 def rows(count, seed=0):
     draws = np.random.default_rng(seed)
-    return {
-        "image_id": np.array([f"id{i}" for i in range(count)], dtype=object),
-        "label": np.arange(count),
-        "mean": draws.normal(size=(count, 4, 2, 2)).astype(np.float16),
-        "logvar": draws.normal(size=(count, 4, 2, 2)).astype(np.float16),
-    }
+    moments = {name: draws.normal(size=(count, 4, 2, 2)).astype(np.float16) for name in ("mean", "logvar")}
+    ids = np.array([f"id{i}" for i in range(count)], dtype=object)
+    return {"image_id": ids, "label": np.arange(count)} | moments
 
 
-def test_a_table_survives_a_round_trip(tmp_path):
-    directory = open_directory(str(tmp_path / "latents"))
+@pytest.fixture
+def directory(tmp_path):
+    return open_directory(str(tmp_path / "x"))
+
+
+@pytest.fixture
+def two_files(directory):
+    directory.write("a", b"one")
+    directory.write("b", b"two")
+    return directory
+
+
+def test_a_table_survives_a_round_trip(directory):
     directory.write("part-00001.parquet", schemas.to_parquet(rows(2, 1), schemas.LATENTS))
     directory.write("part-00000.parquet", schemas.to_parquet(rows(3), schemas.LATENTS))
     back = read_rows(directory, schemas.LATENTS)
@@ -43,47 +54,42 @@ def test_a_table_survives_a_round_trip(tmp_path):
     assert list(read_rows(directory, schemas.LATENTS, ["label"])) == ["label"]
 
 
-def test_a_table_with_a_wrong_type_shape_or_column_is_not_written():
-    for wrong in (
+@pytest.mark.parametrize(
+    "wrong",
+    [
         {"mean": rows(3)["mean"].astype(np.float32)},
         {"mean": rows(3)["mean"][:, 0]},
         {"label": np.arange(2)},
         {"more": np.arange(3)},
-    ):
-        with pytest.raises(AssertionError):
-            schemas.to_parquet(rows(3) | wrong, schemas.LATENTS)
+    ],
+    ids=("type", "shape", "length", "column"),
+)
+def test_a_table_with_a_wrong_type_shape_or_column_is_not_written(wrong):
+    with pytest.raises(AssertionError):
+        schemas.to_parquet(rows(3) | wrong, schemas.LATENTS)
 
 
-def test_an_artefact_is_complete_only_with_its_manifest(tmp_path):
-    directory = open_directory(str(tmp_path / "x"))
-    directory.write("part.parquet", b"1234")
-    assert read_manifest(directory) is None
-    complete(directory, {"stage": "encode"})
-    assert read_manifest(directory)["files"] == {"part.parquet": 4}
-    assert MANIFEST not in read_manifest(directory)["files"]
+def test_an_artefact_is_complete_only_with_its_manifest_which_does_not_list_itself(two_files):
+    assert read_manifest(two_files) is None
+    for _ in range(2):
+        complete(two_files, {"stage": "encode"})
+        assert read_manifest(two_files)["files"] == {"a": 3, "b": 3}
 
 
 @pytest.mark.slow
-def test_a_reader_never_sees_half_a_file(tmp_path):
-    directory = open_directory(str(tmp_path / "x"))
+def test_a_reader_never_sees_half_a_file(directory):
     bodies = [bytes([i]) * 2_000_000 for i in range(4)]
     directory.write("file", bodies[0])
     with ThreadPoolExecutor(2) as pool:
         writing = pool.submit(lambda: [directory.write("file", bodies[i % 4]) for i in range(40)])
         while not writing.done():
-            seen = directory.read("file")
-            assert len(seen) == 2_000_000
-            assert len(set(seen)) == 1
+            assert directory.read("file") in bodies
     assert list(directory.files()) == ["file"]
 
 
 def test_the_order_of_keys_does_not_change_a_fingerprint():
     value = fingerprint({"a": 1, "b": [2]})
     assert value == fingerprint({"b": [2], "a": 1}) != fingerprint({"a": 1, "b": [3]})
-
-
-PORT = "?endpoint_override=127.0.0.1:1"
-AZURE = "abfss://c@account.dfs.core.windows.net/p"
 
 
 @pytest.mark.parametrize(
@@ -112,43 +118,29 @@ def test_a_directory_of_any_filesystem_has_a_uri():
     assert open_directory(directory.uri).path == directory.path
 
 
-def test_only_missing_checksums_are_computed(tmp_path, monkeypatch):
-    directory, read = open_directory(str(tmp_path / "x")), []
-    directory.write("a", b"one")
-    directory.write("b", b"two")
-    monkeypatch.setattr(Directory, "sha256", lambda place, name: read.append(name) or "computed")
-    assert complete(directory, {"checksums": {"a": "given"}})["checksums"] == {"a": "given", "b": "computed"}
-    assert read == ["b"]
+def test_only_missing_checksums_are_computed(two_files, monkeypatch):
+    monkeypatch.setattr(Directory, "sha256", lambda place, name: f"computed {name}")
+    checksums = complete(two_files, {"checksums": {"a": "given"}})["checksums"]
+    assert checksums == {"a": "given", "b": "computed b"}
 
 
-def test_files_without_checksums_are_counted(tmp_path):
-    directory = open_directory(str(tmp_path / "x"))
-    directory.write("a", b"one")
-    directory.write("b", b"two")
-    complete(directory, {})
-    older = {name: value for name, value in directory.read_json(MANIFEST).items() if name != "checksums"}
-    directory.write_json(MANIFEST, older)
-    assert read_manifest(directory) == older
-    assert verify(directory) == ({}, 2)
-
-
-def test_a_manifest_does_not_list_itself(tmp_path):
-    directory = open_directory(str(tmp_path / "x"))
-    complete(directory, {"stage": "encode"})
-    assert MANIFEST not in complete(directory, {"stage": "encode"})["files"]
+def test_files_without_checksums_are_counted(two_files):
+    complete(two_files, {})
+    older = two_files.read_json(MANIFEST)
+    del older["checksums"]
+    two_files.write_json(MANIFEST, older)
+    assert read_manifest(two_files) == older
+    assert verify(two_files) == ({}, 2)
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"garbage", b'{"format": "1"}', b"{}"])
 def test_a_damaged_format_file_is_an_error(tmp_path, content):
-    root = open_storage(str(tmp_path))
-    root.write("format.json", content)
-    with pytest.raises(InputError, match=r"format\.json.*damaged.*remove it"):
+    open_storage(str(tmp_path)).write("format.json", content)
+    with pytest.raises(InputError, match=r"format\.json.*damaged"):
         open_storage(str(tmp_path))
 
 
-def test_a_file_written_by_stream_is_whole_or_absent(tmp_path):
-    directory = open_directory(str(tmp_path))
-
+def test_a_file_written_by_stream_is_whole_or_absent(directory):
     def fail(stream):
         stream.write(b"half")
         raise RuntimeError

@@ -52,6 +52,11 @@ def killed(request, tmp_path):
 
 
 @pytest.fixture
+def directory(tmp_path):
+    return open_directory(str(tmp_path))
+
+
+@pytest.fixture
 def finished(killed):
     complete(killed, {"stage": "embed", "rows": 6})
     return killed
@@ -91,33 +96,34 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+every_damage = pytest.mark.parametrize("damage", DAMAGE)
+
+
+def intact(directory):
+    return [name for name, _ in intact_parts(directory, PARTS)]
+
+
+@every_damage
 def test_verify_finds_every_damaged_file(finished, damage):
     assert verify(finished) == ({}, 0)
     damage(finished, SECOND)
     assert set(verify(finished)[0]) == DAMAGE[damage]
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_verify_checks_the_parts_of_a_killed_stage(killed, damage):
+@every_damage
+def test_damaged_parts_of_a_killed_stage_are_found_and_not_kept(killed, damage):
     damage(killed, SECOND)
     assert set(verify(killed)[0]) == DAMAGE[damage] & set(killed.files())
+    assert intact(killed) == sorted(set(PARTS) - DAMAGE[damage])
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_a_killed_stage_keeps_no_damaged_part(killed, damage):
-    damage(killed, SECOND)
-    assert [name for name, _ in intact_parts(killed, PARTS)] == sorted(set(PARTS) - DAMAGE[damage])
-
-
-@pytest.mark.parametrize("damage", DAMAGE)
+@every_damage
 def test_a_reopened_artefact_keeps_no_damaged_part(finished, damage):
     before = {name: finished.read(name) for name in PARTS}
     damage(finished, SECOND)
     reopen(finished, {"part-00009.parquet"})
     assert read_manifest(finished) is None
-    kept = dict(intact_parts(finished, PARTS))
-    assert set(kept) == set(PARTS) - DAMAGE[damage]
+    assert set(intact(finished)) == set(PARTS) - DAMAGE[damage]
     for name in DAMAGE[damage]:
         finished.write(name, before[name])
     complete(finished, {"stage": "embed", "rows": 6})
@@ -138,19 +144,19 @@ def test_parts_are_kept_by_their_own_checksums_if_the_manifest_is_damaged(finish
             read_manifest(finished)
     assert read_or_reopen(finished) is None
     assert PREVIOUS not in finished.files()
-    assert [name for name, _ in intact_parts(finished, PARTS)] == [FIRST, THIRD]
+    assert intact(finished) == [FIRST, THIRD]
 
 
 def test_a_part_of_another_artefact_is_not_kept(finished):
     finished.write(SECOND, part(SECOND, 9))  # whole, with its own checksum and name
     delete(finished, THIRD)
     assert read_or_reopen(finished) is None
-    assert [name for name, _ in intact_parts(finished, PARTS)] == [FIRST]
+    assert intact(finished) == [FIRST]
 
 
 def test_a_part_without_a_checksum_is_not_kept(killed):
     killed.write(SECOND, schemas.to_parquet(rows(2, 1), schemas.FEATURES))
-    assert [name for name, _ in intact_parts(killed, PARTS)] == [FIRST, THIRD]
+    assert intact(killed) == [FIRST, THIRD]
     assert verify(killed) == ({}, 1)
 
 
@@ -170,8 +176,8 @@ def test_a_damaged_page_is_an_error_that_names_the_file(finished):
         read_part(finished, SECOND, schemas.FEATURES)
 
 
-def test_a_flipped_bit_never_gives_other_values(tmp_path):
-    directory, whole = open_directory(str(tmp_path)), rows(2)
+def test_a_flipped_bit_never_gives_other_values(directory):
+    whole = rows(2)
     data = schemas.to_parquet(whole, schemas.FEATURES)
     for place in range(0, len(data), 5):
         directory.write(FIRST, data)
@@ -184,8 +190,7 @@ def test_a_flipped_bit_never_gives_other_values(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"PAR1" + bytes(60) + b"PAR1"])
-def test_a_part_that_is_no_parquet_is_an_error_that_names_the_file(tmp_path, content):
-    directory = open_directory(str(tmp_path))
+def test_a_part_that_is_no_parquet_is_an_error_that_names_the_file(directory, content):
     directory.write(FIRST, content)
     with pytest.raises(InputError, match=FIRST):
         read_part(directory, FIRST, schemas.FEATURES)
