@@ -1,6 +1,6 @@
 """Coresets against their definitions, by enumeration."""
 
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -23,31 +23,25 @@ CORESETS = {
 
 
 @pytest.mark.parametrize("name", CORESETS)
-def test_rows_are_distinct_and_reproducible_even_with_duplicates(name):
+def test_rows_are_distinct_and_reproducible_even_with_duplicates_and_no_more_than_the_class(name):
     x = np.repeat(_points(4), 3, axis=0)
     rows = CORESETS[name](x, 6)
     assert len(set(rows.tolist())) == 6
     assert rows.dtype == np.int64
     assert np.array_equal(rows, CORESETS[name](x, 6))
     assert sorted(CORESETS[name](_points(5), 5).tolist()) == list(range(5))
-
-
-@pytest.mark.parametrize("name", CORESETS)
-def test_count_outside_the_class_is_refused(name):
     for count in (0, 6):
-        with pytest.raises(ValueError, match=f"count: must be 1 to 5, .* not {count}"):
+        with pytest.raises(ValueError, match=f"count: .* not {count}"):
             CORESETS[name](_points(5), count)
 
 
 def test_herding_keeps_the_mean_nearest_to_the_class_mean():
     x = _points(30, seed=1)
     rows = herding(x, 6).tolist()
-    for t in range(1, 7):
-        errors = {
-            r: np.linalg.norm(x.mean(0) - x[[*rows[: t - 1], r]].mean(0))
-            for r in set(range(30)) - set(rows[: t - 1])
-        }
-        assert errors[rows[t - 1]] == pytest.approx(min(errors.values()), rel=1e-5)
+    for t, row in enumerate(rows):
+        free = set(range(30)) - set(rows[:t])
+        errors = {r: np.linalg.norm(x.mean(0) - x[[*rows[:t], r]].mean(0)) for r in free}
+        assert errors[row] == pytest.approx(min(errors.values()), rel=1e-5)
 
 
 def test_k_center_starts_at_the_mean_and_is_within_twice_the_smallest_radius():
@@ -64,10 +58,8 @@ def test_k_center_starts_at_the_mean_and_is_within_twice_the_smallest_radius():
 
 
 def test_medoids_are_nearest_to_each_cluster_largest_first():
-    offsets = np.array(
-        [[0.0, 0.0], [0.2, 0.0], [-0.2, 0.0], [0.0, 0.2], [0.0, -0.2], [0.1, 0.1], [-0.1, -0.1]]
-    )
-    right, above = np.array([9, 0]), np.array([0, 9])
+    steps = [[0, 0], [2, 0], [-2, 0], [0, 2], [0, -2], [1, 1], [-1, -1]]
+    offsets, right, above = np.array(steps) / 10, [9, 0], [0, 9]
     # each cluster starts with its centre
     x = np.concatenate([right + offsets[:3], offsets, above + offsets[:5]]).astype(np.float32)
     assert medoids(x, 3, "any", 1).tolist() == [3, 10, 0]
@@ -96,15 +88,12 @@ def test_greedy_coverage_is_within_its_bound_and_beats_random_choices(seed):
     assert find_copies(x, x[rows])[1].all()
 
 
-def test_no_single_swap_improves_k_medoids():
-    for seed in range(5):
-        x = _points(14, seed)
-        distances = np.linalg.norm(x[:, None] - x[None], axis=2)
-        rows = k_medoids(x, 4).tolist()
-        reached = distances[:, rows].min(axis=1).mean()
-        swaps = [
-            [into if row == out else row for row in rows]
-            for out in rows
-            for into in set(range(14)) - set(rows)
-        ]
-        assert reached <= min(distances[:, swap].min(axis=1).mean() for swap in swaps) + 1e-6
+@pytest.mark.parametrize("seed", range(5))
+def test_no_single_swap_improves_k_medoids(seed):
+    x = _points(14, seed)
+    distances = np.linalg.norm(x[:, None] - x[None], axis=2)
+    rows = k_medoids(x, 4).tolist()
+    reached = distances[:, rows].min(axis=1).mean()
+    for out, into in product(rows, set(range(14)) - set(rows)):
+        swap = [into if row == out else row for row in rows]
+        assert reached <= distances[:, swap].min(axis=1).mean() + 1e-6

@@ -34,9 +34,7 @@ def _metrics(x: np.ndarray, y: np.ndarray, k: int = K):
 
 
 def _distance2(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.array(
-        [[sum((p - q) ** 2 for p, q in zip(u, v, strict=True)) for v in b] for u in a.astype(float)]
-    )
+    return np.array([[sum((u - v) ** 2) for v in b] for u in a.astype(float)])
 
 
 def _nnd2(x: np.ndarray, k: int) -> np.ndarray:
@@ -75,9 +73,8 @@ def test_a_class_covers_itself_and_the_surface_belongs_to_the_ball():
 
 
 def test_low_density_coverage_sees_what_coverage_hides():
-    crowd, outskirts = np.zeros((40, 2), np.float32), np.zeros((10, 2), np.float32)
-    crowd[:, 0] = np.arange(40) / 100
-    outskirts[:, 1] = 10 * np.arange(1, 11)
+    crowd = np.stack([np.arange(40) / 100, np.zeros(40)], axis=1).astype(np.float32)
+    outskirts = np.stack([np.zeros(10), np.arange(10, 101, 10)], axis=1).astype(np.float32)
     x = np.concatenate([crowd, outskirts])
     metrics = _metrics(x, crowd, k=5)
     assert metrics["coverage"] >= 0.8
@@ -114,11 +111,9 @@ def test_distances_far_from_the_origin_are_exact_and_faiss_settings_are_restored
 
 
 def test_a_copy_is_within_the_first_percentile_of_real_to_real_distances():
-    x = np.cumsum(np.arange(1, 202, dtype=np.float32))[
-        :, None
-    ]  # nearest distances 2, 2, 3, 4 …: percentile 3
-    y = np.array([[x[-1, 0] + 2], [x[-1, 0] + 4], [x[50, 0] - 3]], np.float32)
-    rows, is_copy = find_copies(x, y)
+    x = np.cumsum(np.arange(1.0, 202)).astype(np.float32)  # nearest distances 2, 2, 3, 4 …: percentile 3
+    y = np.array([x[-1] + 2, x[-1] + 4, x[50] - 3])
+    rows, is_copy = find_copies(x[:, None], y[:, None])
     assert rows.tolist() == [200, 200, 50]
     assert is_copy.tolist() == [True, False, True]
 

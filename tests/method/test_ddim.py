@@ -42,21 +42,16 @@ def gaussian_model(deviation):
     return predict
 
 
-def test_inversion_of_gaussian_data_matches_the_closed_form():
+def test_inversion_of_gaussian_data_matches_the_closed_form_and_sampling_undoes_it():
     """The probability flow scales normal data: z_t = z_0 · √(ᾱ + (1 − ᾱ)/s²), s the data's deviation."""
     z0, deviation = draw(2, 4, 2, 2).double() * 0.5, 0.5
-    grid = inversion_grid(999)
-    trajectory = ddim.invert(gaussian_model(deviation), z0, LABELS, grid, ABAR)
+    grid, model = inversion_grid(999), gaussian_model(deviation)
+    trajectory = ddim.invert(model, z0, LABELS, grid, ABAR)
     for k in (99, 499, 998):
         abar = ABAR[grid[k + 1]]
         expected = z0 * (abar + (1 - abar) / deviation**2).sqrt()
         torch.testing.assert_close(trajectory[:, k], expected, rtol=0.02, atol=0.01)
-
-
-def test_ddim_sampling_undoes_inversion():
-    z0 = draw(2, 4, 2, 2) * 0.5
-    noise = ddim.invert(gaussian_model(0.5), z0, LABELS, inversion_grid(999), ABAR)[:, -1]
-    back = ddim.sample(ddim.ddim_stepper, gaussian_model(0.5), noise, LABELS, torch.arange(1000), ABAR)
+    back = ddim.sample(ddim.ddim_stepper, model, trajectory[:, -1], LABELS, torch.arange(1000), ABAR)
     torch.testing.assert_close(back, z0, rtol=0.02, atol=0.01)
 
 
@@ -71,40 +66,28 @@ def test_inversion_starts_at_timestep_zero_and_keeps_the_class():
     assert calls == [(0, [3, 5]), (250, [3, 5]), (500, [3, 5]), (749, [3, 5])]
 
 
-def random_model(channels):
-    """A fixed function with predicted variance and noise in a plausible range."""
+@pytest.mark.parametrize(("sampler", "channels", "tolerance"), [("ddim", 4, 1e-4), ("ancestral", 8, 1e-3)])
+def test_sampling_equals_diffusers(sampler, channels, tolerance):
+    """Ancestral sampling with predicted variance, in a plausible range."""
 
     def predict(z, t, labels):
-        eps = torch.tanh(z + t / 1000)
-        return torch.cat([eps, torch.sin(3 * z)], dim=1)[:, :channels]
+        return torch.cat([torch.tanh(z + t / 1000), torch.sin(3 * z)], dim=1)[:, :channels]
 
-    return predict
-
-
-def test_ddim_sampling_equals_diffusers():
-    predict, z = random_model(4), draw(2, 4, 3, 3)
-    options = {"clip_sample": False, "timestep_spacing": "leading", "set_alpha_to_one": True}
-    scheduler = DDIMScheduler(beta_schedule="linear", steps_offset=0, **options)
+    z, timesteps = draw(2, 4, 3, 3), space_timesteps(50, "leading")
+    options = {"beta_schedule": "linear", "clip_sample": False, "timestep_spacing": "leading"}
+    draws = [torch.Generator().manual_seed(7) for _ in range(2)]
+    if sampler == "ddim":
+        scheduler, noise = DDIMScheduler(steps_offset=0, set_alpha_to_one=True, **options), {}
+        step = ddim.ddim_stepper
+    else:
+        scheduler, noise = DDPMScheduler(variance_type="learned_range", **options), {"generator": draws[0]}
+        step = ddim.ancestral_stepper(timesteps, lambda: torch.randn(z.shape, generator=draws[1]))
     scheduler.set_timesteps(50)
     theirs = z
     for t in scheduler.timesteps:
-        theirs = scheduler.step(predict(theirs, int(t), None), t, theirs).prev_sample
-    ours = ddim.sample(ddim.ddim_stepper, predict, z, LABELS, space_timesteps(50, "leading"), ABAR)
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-
-
-def test_ancestral_sampling_with_predicted_variance_equals_diffusers():
-    predict, z, steps = random_model(8), draw(2, 4, 3, 3), 20
-    options = {"variance_type": "learned_range", "clip_sample": False, "timestep_spacing": "leading"}
-    scheduler = DDPMScheduler(beta_schedule="linear", **options)
-    scheduler.set_timesteps(steps)
-    theirs, draws = z, torch.Generator().manual_seed(7)
-    for t in scheduler.timesteps:
-        theirs = scheduler.step(predict(theirs, int(t), None), t, theirs, generator=draws).prev_sample
-    draws, timesteps = torch.Generator().manual_seed(7), space_timesteps(steps, "leading")
-    step = ddim.ancestral_stepper(timesteps, lambda: torch.randn(z.shape, generator=draws))
+        theirs = scheduler.step(predict(theirs, int(t), None), t, theirs, **noise).prev_sample
     ours = ddim.sample(step, predict, z, LABELS, timesteps, ABAR)
-    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("channels", [3, 4])

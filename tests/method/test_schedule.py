@@ -16,9 +16,8 @@ def test_inversion_grid_runs_from_zero_to_the_last_timestep():
 
 
 def test_timestep_is_matched_at_the_largest_grid_point_below():
-    grid = inversion_grid(10)
     t = torch.tensor([1, 100, 101, 200, 201, 999])
-    assert grid_index_below(t, grid).tolist() == [0, 0, 1, 1, 2, 9]
+    assert grid_index_below(t, inversion_grid(10)).tolist() == [0, 0, 1, 1, 2, 9]
 
 
 @pytest.mark.parametrize("spacing", ["linspace", "leading"])

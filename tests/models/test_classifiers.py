@@ -12,17 +12,16 @@ def _seeded(seed: int) -> torch.Generator:
 
 
 @pytest.mark.parametrize(
-    ("name", "counts"),
+    ("name", "counts"),  # at 10, 100 and 1000 classes
     [
-        ("resnetap10", {10: 4_910_922, 100: 4_957_092, 1000: 5_418_792}),
-        ("resnet18", {10: 11_181_642, 100: 11_227_812, 1000: 11_689_512}),
-        ("convnet6", {10: 754_570, 100: 858_340, 1000: 1_896_040}),
+        ("resnetap10", (4_910_922, 4_957_092, 5_418_792)),
+        ("resnet18", (11_181_642, 11_227_812, 11_689_512)),
+        ("convnet6", (754_570, 858_340, 1_896_040)),
     ],
 )
 def test_parameter_counts_equal_the_published_ones(name, counts):
-    for num_classes, count in counts.items():
-        model = build(name, num_classes, 224, None)
-        assert sum(p.numel() for p in model.parameters()) == count
+    for num_classes, count in zip((10, 100, 1000), counts, strict=True):
+        assert sum(p.numel() for p in build(name, num_classes, 224, None).parameters()) == count
 
 
 @pytest.mark.parametrize(
@@ -44,11 +43,10 @@ def test_small_networks_have_their_parameters_and_features(name, width, count, d
 @pytest.mark.parametrize("name", sorted(SMALLEST_IMAGE))
 def test_smallest_image_size_distinguishes_images_and_one_pixel_less_is_refused(name):
     size = SMALLEST_IMAGE[name]
-    model = build(name, 3, size, _seeded(0), width=4)
-    logits = model(torch.randn(2, 3, size, size, generator=_seeded(1)))
+    logits = build(name, 3, size, _seeded(0), width=4)(torch.randn(2, 3, size, size, generator=_seeded(1)))
     assert logits.shape == (2, 3)
     assert (logits[0] - logits[1]).abs().max() > 1e-3
-    with pytest.raises(InputError, match=f"{name} needs images of at least {size} px, not {size - 1}"):
+    with pytest.raises(InputError, match=f"{name} .* {size} px, not {size - 1}"):
         build(name, 3, size - 1, _seeded(0))
 
 
@@ -72,28 +70,22 @@ def test_initial_spread_is_torchs_in_convnets_and_hes_in_resnets():
     assert weight.std().item() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.02)
 
 
-def test_resnetap_strides_by_averaging_and_resnet_by_convolution():
-    strides = {
-        name: {
-            module.stride
-            for module in build(name, 2, 64, None).modules()
-            if isinstance(module, torch.nn.Conv2d)
-        }
-        for name in ("resnetap10", "resnet18", "resnet8")
-    }
-    assert strides == {"resnetap10": {(1, 1)}, "resnet18": {(1, 1), (2, 2)}, "resnet8": {(1, 1), (2, 2)}}
+@pytest.mark.parametrize(
+    ("name", "strides"), [("resnetap10", {1}), ("resnet18", {1, 2}), ("resnet8", {1, 2})]
+)
+def test_resnetap_strides_by_averaging_and_resnet_by_convolution(name, strides):
+    modules = build(name, 2, 64, None).modules()
+    assert {m.stride for m in modules if isinstance(m, torch.nn.Conv2d)} == {(s, s) for s in strides}
 
 
 @pytest.mark.parametrize("size", [(4, 6), (5, 4), (4, 7)])
 def test_pooling_equals_avg_pool2d_forward_and_backward(size):
     x = torch.randn(2, 3, *size, generator=_seeded(0), dtype=torch.float64, requires_grad=True)
-    expected = torch.nn.functional.avg_pool2d(x, 2)
-    weight = torch.randn(expected.shape, generator=_seeded(1), dtype=torch.float64)
-    assert torch.allclose(AvgPool2x2()(x), expected)
-    gradient, expected_gradient = (
-        torch.autograd.grad((y * weight).sum(), x)[0] for y in (AvgPool2x2()(x), expected)
-    )
-    assert torch.allclose(gradient, expected_gradient)
+    ours, theirs = AvgPool2x2()(x), torch.nn.functional.avg_pool2d(x, 2)
+    assert torch.allclose(ours, theirs)
+    weight = torch.randn(theirs.shape, generator=_seeded(1), dtype=torch.float64)
+    gradients = [torch.autograd.grad((y * weight).sum(), x)[0] for y in (ours, theirs)]
+    assert torch.allclose(*gradients)
 
 
 @pytest.mark.parametrize("name", ["convnet4", "resnet8", "mlp"])
@@ -103,5 +95,5 @@ def test_logits_do_not_depend_on_the_batch(name):
 
 
 def test_one_class_is_refused():
-    with pytest.raises(InputError, match="num_classes: must be 2 or more, not 1"):
+    with pytest.raises(InputError, match=r"num_classes: .*, not 1"):
         build("convnet3", 1, 32, None)

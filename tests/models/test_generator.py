@@ -15,13 +15,6 @@ from ims3_ray.models.finetuned import with_new_classes
 from ims3_ray.models.generator import inspect_generator, load_vae
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """A pipeline folder with 10 classes, 8x8 latents and 16x16 images."""
-    save_pipeline(small_dit(), small_vae(), tmp_path / "model", id2label=NAMES)
-    return tmp_path / "model"
-
-
 def vae_of(folder, dtype=torch.float32):
     return load_vae(folder, device=torch.device("cpu"), dtype=dtype)
 
@@ -32,20 +25,19 @@ def test_saved_pipeline_runs_in_diffusers_with_our_output(tmp_path):
     for name, parameter in dit.named_parameters():
         if name.endswith(difffit.SCALE_NAMES):
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
-    save_pipeline(dit, small_vae(), tmp_path / "out", id2label=NAMES)
-    pipeline = DiTPipeline.from_pretrained(tmp_path / "out")
-    pipeline.set_progress_bar_config(disable=True)
     x, t, y = inputs()
     with torch.no_grad():
+        expected = dit(x, t, y)
+        save_pipeline(dit, small_vae(), tmp_path / "out", id2label=NAMES)
+        assert torch.equal(dit(x, t, y), expected)
+        pipeline = DiTPipeline.from_pretrained(tmp_path / "out")
         theirs = pipeline.transformer(x, timestep=t, class_labels=y).sample
-        torch.testing.assert_close(theirs, dit(x, t, y), atol=1e-5, rtol=0)
-        torch.testing.assert_close(
-            load_transformer(tmp_path / "out")(x, t, y), dit(x, t, y), atol=1e-5, rtol=0
-        )
+        for output in (theirs, load_transformer(tmp_path / "out")(x, t, y)):
+            torch.testing.assert_close(output, expected, atol=1e-5, rtol=0)
     assert pipeline.get_label_ids(["class 3"]) == [3]
     assert isinstance(pipeline.scheduler, DDIMScheduler)
     schedule = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
-    assert {name: pipeline.scheduler.config[name] for name in schedule} == schedule
+    assert schedule.items() <= pipeline.scheduler.config.items()
     assert pipeline.scheduler.config.clip_sample is False
     images = pipeline([3, 4], guidance_scale=1.0, num_inference_steps=2, output_type="np").images
     assert images.shape == (2, 16, 16, 3)
@@ -55,14 +47,13 @@ def test_padded_pipeline_is_guided_by_diffusers_and_loads_unpadded(tmp_path):
     dit = small_dit()
     save_pipeline(dit, small_vae(), tmp_path / "out", id2label=NAMES, null_label=1000)
     pipeline = DiTPipeline.from_pretrained(tmp_path / "out")
-    pipeline.set_progress_bar_config(disable=True)
     guided = pipeline([3], guidance_scale=4.0, num_inference_steps=2, output_type="np").images
     assert guided.shape == (1, 16, 16, 3)
     x, t, y = inputs()
     theirs = pipeline.transformer(x, timestep=t, class_labels=torch.where(y == 10, 1000, y)).sample
     torch.testing.assert_close(theirs, dit(x, t, y), atol=1e-5, rtol=0)
-    loaded = load_transformer(tmp_path / "out")
-    assert torch.equal(loaded.y_embedder.embedding_table.weight, dit.y_embedder.embedding_table.weight)
+    table = load_transformer(tmp_path / "out").y_embedder.embedding_table.weight
+    assert torch.equal(table, dit.y_embedder.embedding_table.weight)
 
 
 def test_folder_that_may_be_converted_from_an_original_needs_a_frequency_shift(tmp_path):
@@ -79,24 +70,19 @@ def test_folder_that_may_be_converted_from_an_original_needs_a_frequency_shift(t
 
 
 def test_frequency_shift_survives_saving_and_can_be_overridden(tmp_path):
-    dit = small_dit(frequency_shift=0.0)
-    save_pipeline(dit, small_vae(), tmp_path / "out")
-    x, t, y = inputs()
-    torch.testing.assert_close(load_transformer(tmp_path / "out")(x, t, y), dit(x, t, y), atol=1e-6, rtol=0)
+    save_pipeline(small_dit(frequency_shift=0.0), small_vae(), tmp_path / "out")
     assert load_transformer(tmp_path / "out").config.frequency_shift == 0.0
     assert load_transformer(tmp_path / "out", frequency_shift=1.0).config.frequency_shift == 1.0
 
 
 def test_half_precision_files_load_as_fp32(tmp_path):
     save_pipeline(small_dit(), small_vae(), tmp_path / "out", dtype=torch.float16)
-    assert {value.dtype for value in load_file(tmp_path / "out/transformer" / WEIGHTS).values()} == {
-        torch.float16
-    }
+    stored = load_file(tmp_path / "out/transformer" / WEIGHTS).values()
+    assert {value.dtype for value in stored} == {torch.float16}
     dit = load_transformer(tmp_path / "out")
     for module in (dit, vae_of(tmp_path / "out").model):
         assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
-    x, t, y = inputs()
-    torch.testing.assert_close(dit(x, t, y), small_dit()(x, t, y), atol=0.02, rtol=0)
+    torch.testing.assert_close(dit(*inputs()), small_dit()(*inputs()), atol=0.02, rtol=0)
 
 
 def test_encoding_scales_the_posterior_and_decoding_undoes_it(folder):
@@ -127,11 +113,8 @@ def test_inspected_facts_equal_the_loaded_model(folder):
 
 
 def test_loading_needs_no_network_and_no_global_generator(folder, monkeypatch):
-    def refuse(*args, **kwargs):
-        raise AssertionError("network call")
-
-    monkeypatch.setattr("socket.socket.connect", refuse)
-    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    for name in ("socket.connect", "getaddrinfo"):
+        monkeypatch.setattr(f"socket.{name}", lambda *args, **kwargs: pytest.fail("network call"))
     before = torch.get_rng_state()
     load_transformer(folder)
     vae_of(folder)
@@ -139,13 +122,12 @@ def test_loading_needs_no_network_and_no_global_generator(folder, monkeypatch):
 
 
 def test_original_file_loads_with_a_vae(tmp_path, folder):
-    path = original_file(tmp_path / "DiT.pt", small_dit(frequency_shift=0.0))
+    dit = small_dit(frequency_shift=0.0)
+    path = original_file(tmp_path / "DiT.pt", dit)
     info = inspect_generator(path, vae=folder, heads=4)
     assert (info.kind, info.image_size, info.config.frequency_shift) == ("original", 16, 0.0)
     assert info.id2label is None
-    x, t, y = inputs()
-    loaded = load_transformer(path, heads=4)
-    assert torch.equal(loaded(x, t, y), small_dit(frequency_shift=0.0)(x, t, y))
+    assert torch.equal(load_transformer(path, heads=4)(*inputs()), dit(*inputs()))
 
 
 def test_new_classes_share_the_null_row_and_all_else():
@@ -165,12 +147,11 @@ def test_new_classes_share_the_null_row_and_all_else():
 
 
 def test_saving_never_overwrites_and_leaves_no_partial_folder(tmp_path, monkeypatch):
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "kept.txt").write_text("kept")
-    with pytest.raises(InputError, match="new or empty folder"):
-        save_pipeline(small_dit(), small_vae(), out)
-    assert [path.name for path in out.iterdir()] == ["kept.txt"]
+    kept = tmp_path / "out" / "kept.txt"
+    kept.parent.mkdir()
+    kept.write_text("kept")
+    with pytest.raises(InputError, match="new or empty"):
+        save_pipeline(small_dit(), small_vae(), tmp_path / "out")
 
     def fail(*args, **kwargs):
         raise RuntimeError("disk full")
@@ -178,9 +159,9 @@ def test_saving_never_overwrites_and_leaves_no_partial_folder(tmp_path, monkeypa
     monkeypatch.setattr(DiTPipeline, "save_pretrained", fail)
     with pytest.raises(RuntimeError, match="disk full"):
         save_pipeline(small_dit(), small_vae(), tmp_path / "new")
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert list(tmp_path.rglob("*")) == [kept.parent, kept]
 
 
 def test_class_names_must_fit_the_saved_model(tmp_path):
-    with pytest.raises(InputError, match="id2label: has 9 names for 10 classes"):
+    with pytest.raises(InputError, match=r"id2label: .*9"):
         save_pipeline(small_dit(), small_vae(), tmp_path / "out", id2label=NAMES[:9])

@@ -47,8 +47,7 @@ def trainer(micro_batches=2, rank=0, world=1, task=None, **options):
 
 
 def test_gradient_is_that_of_the_weighted_sum_over_the_batch():
-    ours = trainer(micro_batches=4)
-    reference = Regression(1)
+    ours, reference = trainer(micro_batches=4), Regression(1)
     losses = reference.losses(0, 0)
     (losses["square"] + 0.5 * losses["absolute"]).backward()
     ours.train_step()
@@ -56,13 +55,15 @@ def test_gradient_is_that_of_the_weighted_sum_over_the_batch():
         torch.testing.assert_close(parameter.grad, theirs.grad)
 
 
+def train(ours, steps):
+    while ours.step < steps:
+        ours.train_step()
+    return ours
+
+
 def test_logging_changes_a_step_only_by_rounding():
-    quiet, loud = trainer(log_every=1000), trainer(log_every=1)
-    for _ in range(10):
-        quiet.train_step()
-        loud.train_step()
-    for a, b in zip(quiet.parameters, loud.parameters, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    quiet, loud = (train(trainer(log_every=every), 10) for every in (1000, 1))
+    torch.testing.assert_close(quiet.parameters, loud.parameters, rtol=1e-5, atol=1e-6)
 
 
 def test_separate_terms_survive_the_rounding_of_bf16():
@@ -74,46 +75,35 @@ def test_separate_terms_survive_the_rounding_of_bf16():
             out = rows @ self.layer.weight.bfloat16().T + self.layer.bias.bfloat16()
             return {"square": out.mean().float() * 8, "absolute": out.abs().mean().float() / 3}
 
-    def gradient(**options):
-        ours = trainer(1, task=Rounded(1, weights={"square": 1.0, "absolute": 0.002}, **options))
-        ours.train_step()
+    def gradient(square, absolute, **options):
+        weights = {"square": square, "absolute": absolute}
+        ours = train(trainer(1, task=Rounded(1, weights=weights, **options)), 1)
         return torch.cat([p.grad.flatten() for p in ours.parameters])
 
-    large = trainer(1, task=Rounded(1, weights={"square": 1.0, "absolute": 0.0}))
-    small = trainer(1, task=Rounded(1, weights={"square": 0.0, "absolute": 0.002}))
-    large.train_step(), small.train_step()
-    of_large, of_small = (torch.cat([p.grad.flatten() for p in t.parameters]) for t in (large, small))
-    added = gradient(separate_terms={"absolute"}) - of_large
-    torch.testing.assert_close(added, of_small, rtol=1e-3, atol=1e-6)
-    assert (gradient() - of_large - of_small).norm() > 0.5 * of_small.norm()
+    large, small = gradient(1.0, 0.0), gradient(0.0, 0.002)
+    added = gradient(1.0, 0.002, separate_terms={"absolute"}) - large
+    torch.testing.assert_close(added, small, rtol=1e-3, atol=1e-6)
+    assert (gradient(1.0, 0.002) - large - small).norm() > 0.5 * small.norm()
 
 
 def test_terms_are_logged_unweighted_and_gradient_ratios_are_met():
-    task = Regression(2, ratios={"absolute": 0.25})
-    ours = trainer(task=task, log_every=1)
-    first = Regression(1).losses(0, 0)
-    metrics = ours.train_step()
-    assert metrics["square"] == pytest.approx(first["square"].item())
-    assert metrics["absolute"] == pytest.approx(first["absolute"].item())
+    metrics = trainer(task=Regression(2, ratios={"absolute": 0.25}), log_every=1).train_step()
+    for name, value in Regression(1).losses(0, 0).items():
+        assert metrics[name] == pytest.approx(value.item())
     assert metrics["grad_ratio/absolute"] == pytest.approx(0.25)
 
 
 def test_resumed_training_equals_an_uninterrupted_one(tmp_path):
-    whole = trainer()
-    for _ in range(20):
-        whole.train_step()
-    first = trainer()
-    for _ in range(7):
-        first.train_step()
-    torch.save(first.state_dict(), tmp_path / "state.pt")
-    second = trainer()
-    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    while second.step < 20:
-        second.train_step()
-    for a, b in zip((*whole.parameters, whole.ema), (*second.parameters, second.ema), strict=True):
+    whole = train(trainer(), 20)
+    torch.save(train(trainer(), 7).state_dict(), tmp_path / "state.pt")
+    resumed = trainer()
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    train(resumed, 20)
+    for a, b in zip((*whole.parameters, whole.ema), (*resumed.parameters, resumed.ema), strict=True):
         assert torch.equal(a, b)
-    unclocked = lambda history: [{k: v for k, v in entry.items() if k != "images_per_s"} for entry in history]  # noqa: E731
-    assert unclocked(whole.history) == unclocked(second.history)
+    for entry in (*whole.history, *resumed.history):
+        entry.pop("images_per_s", None)
+    assert whole.history == resumed.history
 
 
 @pytest.mark.parametrize(("micro_batches", "world"), [(2, 1), (2, 2), (4, 3), (5, 2), (8, 8)])
@@ -156,6 +146,7 @@ def test_checkpoint_of_dit_xl_2_takes_less_than_30_megabytes(tmp_path):
 
     ours = trainer(task=Bias())
     ours.train_step()
+    assert set(ours.ema_values()) == set(ours.values()) == {"weight", "bias"}
     assert sum(p.numel() for p in ours.parameters) == 1_739_552
     torch.save(ours.state_dict(), tmp_path / "state.pt")
     assert 27.8e6 < (tmp_path / "state.pt").stat().st_size < 30e6
@@ -171,21 +162,11 @@ def test_ema_warms_up_and_forgets_its_start():
     assert kept_after(8000, ema_warmup=False) == pytest.approx(0.4493, abs=1e-4)  # as in the published code
 
 
-def test_ema_has_only_the_trained_values():
-    ours = trainer()
-    for _ in range(3):
-        ours.train_step()
-    assert set(ours.ema_values()) == set(ours.values()) == {"weight", "bias"}
-
-
 def test_learning_rate_warms_up_and_falls_to_zero():
-    optimisation = TrainingConfig(
-        steps=100, batch_size=8, micro_batches=2, lr=1.0, warmup_steps=9, decay="cosine"
-    )
-    assert optimisation.lr_at(0) == pytest.approx(0.1)
-    assert optimisation.lr_at(50) == pytest.approx(0.5)
-    assert optimisation.lr_at(100) == pytest.approx(0.0, abs=1e-12)
-    assert TrainingConfig(steps=100, batch_size=8, micro_batches=2, lr=1.0).lr_at(99) == 1.0
+    sizes = {"steps": 100, "batch_size": 8, "micro_batches": 2, "lr": 1.0}
+    config = TrainingConfig(**sizes, warmup_steps=9, decay="cosine")
+    assert [config.lr_at(n) for n in (0, 50, 100)] == pytest.approx([0.1, 0.5, 0.0], abs=1e-12)
+    assert TrainingConfig(**sizes).lr_at(99) == 1.0
 
 
 @pytest.mark.parametrize("log_every", [1, 1000])

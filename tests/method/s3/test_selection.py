@@ -17,6 +17,7 @@ from ims3_ray.method.s3.shard import History, Shard, pick, split_classes
 
 PAPER = Objective(0.4, 0.9)
 VARIANTS = [Objective(0.4, 0.9, eps, name) for eps in (0.0, 0.1) for name in ("per_class", "none")]
+each_objective = pytest.mark.parametrize("objective", VARIANTS, ids=str)
 MIXED = [3, 1, 4, 2, 5, 3, 3, 2, 4]
 
 
@@ -31,7 +32,7 @@ def assert_same(a, b):
     assert (a.terms, a.rounds) == (b.terms, b.rounds)
 
 
-@pytest.mark.parametrize("objective", VARIANTS, ids=str)
+@each_objective
 def test_the_objective_matches_its_definition(objective, monkeypatch):
     monkeypatch.setattr(objectives, "BLOCK", 2)
     candidates, real = problem([3, 1, 4, 2, 3])
@@ -46,21 +47,20 @@ def test_the_objective_matches_its_definition(objective, monkeypatch):
     assert terms.total == pytest.approx(0.4 * attraction - weight * separation, rel=1e-12)
 
 
-@pytest.mark.parametrize("objective", VARIANTS, ids=str)
+@each_objective
 @pytest.mark.parametrize("noise", [0.3, 3.0])
 def test_no_single_swap_improves_a_selection(objective, noise):
     candidates, real = problem(np.arange(30) % 5 + 1, noise=noise)
     result = select_centroids(candidates, real, objective)
     assert result.objective == evaluate(result.choice, candidates, real, objective).total
-    for i, pool in enumerate(candidates):
-        for g in range(len(pool)):
-            swapped = result.choice.copy()
-            swapped[i] = g
-            total = evaluate(swapped, candidates, real, objective).total
-            assert total > result.objective - 2 * objective.tolerance(30), (i, g)
+    for i, g in ((i, g) for i, pool in enumerate(candidates) for g in range(len(pool))):
+        swapped = result.choice.copy()
+        swapped[i] = g
+        total = evaluate(swapped, candidates, real, objective).total
+        assert total > result.objective - 2 * objective.tolerance(30), (i, g)
 
 
-@pytest.mark.parametrize("objective", VARIANTS, ids=str)
+@each_objective
 def test_descent_never_beats_exhaustive_search_and_restarts_find_the_optimum(objective):
     for seed in range(5):
         candidates, real = problem([4, 3, 1, 4, 2, 4], seed, noise=2.0)
@@ -84,10 +84,12 @@ def test_more_restarts_never_raise_the_objective():
 @pytest.mark.parametrize(("num_classes", "shards"), [(10, (2, 7, 16)), (130, (2, 3))])
 @pytest.mark.parametrize("objective", VARIANTS[:2], ids=str)
 def test_same_selection_for_any_number_of_shards(num_classes, shards, objective):
-    candidates, real = problem(np.arange(num_classes) % 4 + 1, noise=3.0)
-    single = select_centroids(candidates, real, objective, restarts=1)
-    for num_shards in shards:
-        assert_same(single, select_centroids(candidates, real, objective, restarts=1, num_shards=num_shards))
+    classes = problem(np.arange(num_classes) % 4 + 1, noise=3.0)
+    single, *split = (
+        select_centroids(*classes, objective, restarts=1, num_shards=count) for count in (1, *shards)
+    )
+    for selection in split:
+        assert_same(single, selection)
 
 
 def test_shards_cover_every_class_once():
@@ -159,60 +161,49 @@ def test_centroids_are_unit_length_means_of_unit_length_features():
 
 
 @pytest.mark.parametrize(
-    ("broken", "message"),
+    ("broken", "words"),
     [
-        (lambda c, r: (c[:3], r), "real must hold one centroid per class"),
-        (
-            lambda c, r: ([*c[:3], c[3][:, :7]], r),
-            "class 3: candidate centroids have 7 values, the real ones 24",
-        ),
-        (lambda c, r: ([*c[:2], c[2][:0], c[3]], r), "class 2 needs at least one candidate"),
-        (lambda c, r: ([*c[:2], c[2] * np.nan, c[3]], r), "class 2: candidate centroid 0 must be finite"),
-        (lambda c, r: (c, r * [[1], [1], [0], [1]]), "class 2: real centroid 2 must be finite and of unit"),
-        (lambda c, r: ([*c[:3], np.concatenate([c[3], r[3:]])], r), "class 3 equals its real centroid"),
-        (lambda c, r: ([c[0][:1], *c[1:3], c[0][:1]], r), "class 0 equals one of class 3"),
+        (lambda c, r: (c[:3], r), "one centroid per class"),
+        (lambda c, r: ([*c[:3], c[3][:, :7]], r), "class 3.* 7 .*24"),
+        (lambda c, r: ([*c[:2], c[2][:0], c[3]], r), "class 2.*one candidate"),
+        (lambda c, r: ([*c[:2], c[2] * np.nan, c[3]], r), "class 2.*candidate.* 0 must be finite"),
+        (lambda c, r: (c, r * [[1], [1], [0], [1]]), "class 2.*real.*unit"),
+        (lambda c, r: ([*c[:3], np.concatenate([c[3], r[3:]])], r), "class 3 equals its real"),
+        (lambda c, r: ([c[0][:1], *c[1:3], c[0][:1]], r), "class 0 equals .*class 3"),
     ],
 )
-def test_bad_centroids_are_refused_by_class(broken, message):
-    with pytest.raises(ValueError, match=message):
+def test_bad_centroids_are_refused_by_class(broken, words):
+    with pytest.raises(ValueError, match=words):
         select_centroids(*broken(*problem([2] * 4)), PAPER)
 
 
 @pytest.mark.parametrize("max_values", [distributed_descent.MAX_TABLE_VALUES, 0])
-def test_centroids_may_coincide_unless_both_are_chosen(max_values, monkeypatch):
+def test_centroids_may_coincide_unless_both_are_chosen_without_epsilon(max_values, monkeypatch):
     """Class 3 has the candidates of class 0: the best choice keeps the two classes apart."""
     monkeypatch.setattr(distributed_descent, "MAX_TABLE_VALUES", max_values)
     candidates, real = problem([2] * 4)
     candidates = [*candidates[:3], candidates[0]]
     choice = select_centroids(candidates, real, PAPER, restarts=4).choice
     assert choice[0] != choice[3]
-    totals = {
-        trial: evaluate(np.array(trial), candidates, real, PAPER).total
-        for trial in itertools.product(range(2), repeat=4)
-        if trial[0] != trial[3]
-    }
-    assert tuple(branch_and_bound(candidates, real, PAPER).choice) == min(totals, key=totals.get)
-    with pytest.raises(ValueError, match="class 0 equals one of class 3"):
+    trials = [np.array(t) for t in itertools.product(range(2), repeat=4) if t[0] != t[3]]
+    best = min(trials, key=lambda trial: evaluate(trial, candidates, real, PAPER).total)
+    assert np.array_equal(branch_and_bound(candidates, real, PAPER).choice, best)
+    with pytest.raises(ValueError, match=r"class 0 equals .*class 3"):
         evaluate(np.zeros(4, int), candidates, real, PAPER)
-
-
-def test_chosen_centroids_may_coincide_with_epsilon():
-    candidates, real = problem([2] * 4)
-    candidates = [*candidates[:3], candidates[0]]
     assert np.isfinite(select_centroids(candidates, real, Objective(0.4, 0.9, epsilon=1e-3)).objective)
 
 
 @pytest.mark.parametrize(
-    ("features", "message"),
+    ("features", "words"),
     [
-        ([[1.0, 0], [0, 0]], "class 7: row 1 has length 0.0"),
-        ([[1.0, np.nan]], "class 7: row 0 has length nan"),
-        ([[1.0, 0], [-1, 0]], "class 7: the means of the subgroups: row 0 has length 0.0"),
-        (np.empty((0, 3)), "class 7: features must be a table"),
+        ([[1.0, 0], [0, 0]], "class 7: row 1 .*0.0"),
+        ([[1.0, np.nan]], "class 7: row 0 .*nan"),
+        ([[1.0, 0], [-1, 0]], "class 7: .*means.* row 0 .*0.0"),
+        (np.empty((0, 3)), "class 7: .*table"),
     ],
 )
-def test_bad_features_are_refused_by_row(features, message):
-    with pytest.raises(ValueError, match=message):
+def test_bad_features_are_refused_by_row(features, words):
+    with pytest.raises(ValueError, match=words):
         real_centroid(np.array(features), label="class 7")
 
 
@@ -232,7 +223,7 @@ def plain_walk(candidates, real, objective, choice):
 
 
 @pytest.mark.parametrize("tile", [64, 2])
-@pytest.mark.parametrize("objective", VARIANTS, ids=str)
+@each_objective
 def test_the_walk_ends_at_the_choice_of_the_published_loop(objective, tile, monkeypatch):
     monkeypatch.setattr(descent, "TILE", tile)
     monkeypatch.setattr(descent, "MAX_PAIRED", 0)
@@ -246,7 +237,7 @@ def test_the_walk_ends_at_the_choice_of_the_published_loop(objective, tile, monk
         assert np.array_equal(selection.choice, choice)
 
 
-@pytest.mark.parametrize("objective", VARIANTS, ids=str)
+@each_objective
 def test_no_joint_move_of_two_classes_improves_the_walk_in_pairs(objective):
     better = 0
     for seed in range(4):
@@ -279,7 +270,7 @@ def test_select_finds_the_best_subgroups_by_walk_and_proves_them():
     pools = [subgroup_centroids(c.reshape(12, 16), np.arange(12) // 3, label="")[1] for c in candidates]
     choice, best = exhaustive(pools, np.stack([real_centroid(r, label="") for r in real]), PAPER)
     assert (selection.solver, selection.gap) == ("exact", 0)
-    assert selection.choice.tolist() == choice.tolist()
+    assert np.array_equal(selection.choice, choice)
     assert selection.objective == pytest.approx(best.total, abs=1e-9)
     walked = ims3_ray.select(candidates, real, solver="rounds")
     assert (walked.solver, walked.objective) == ("walk", pytest.approx(best.total, abs=1e-6))
@@ -298,14 +289,14 @@ def test_select_takes_arrays_tensors_lists_and_ragged_classes():
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "words"),
     [
-        (lambda c, r: (c[:3], r), "real: 6 classes, candidates: 3"),
-        (lambda c, r: ([*c[:3], c[3][..., :7], *c[4:]], r), r"class 3: features of shape \(3, 7\)"),
+        (lambda c, r: (c[:3], r), "real: 6 .*candidates: 3"),
+        (lambda c, r: ([*c[:3], c[3][..., :7], *c[4:]], r), r"class 3: .*\(3, 7\)"),
         (lambda c, r: ([*c[:3], [], *c[4:]], r), "class 3: no subgroup"),
-        (lambda c, r: (c, [r[0] * np.nan, *r[1:]]), "real images of class 0: row 0"),
+        (lambda c, r: (c, [r[0] * np.nan, *r[1:]]), "real.*class 0: row 0"),
     ],
 )
-def test_select_names_the_class_of_bad_features(change, message):
-    with pytest.raises(ValueError, match=message):
+def test_select_names_the_class_of_bad_features(change, words):
+    with pytest.raises(ValueError, match=words):
         ims3_ray.select(*change(*map(list, class_features())))

@@ -98,7 +98,7 @@ def test_none_computes_nothing_and_trws_without_separation_is_exact():
     assert certified(*problem, "trws", Objective(0.4, 0.0)).gap == pytest.approx(0, abs=1e-12)
 
 
-def series_bounds(candidates, real, choice, objective):
+def series_bounds(candidates, real, choice, objective=PAPER):
     """The series bound by each odd order."""
     shard = Shard(0, candidates, real, objective, len(candidates))
     return bound.class_bounds(shard, choice, pick(candidates, choice), objective).sum(axis=0)
@@ -120,29 +120,28 @@ def test_remainder_of_the_series_is_never_negative_and_vanishes(epsilon, center)
 
 @pytest.mark.parametrize("scatter", [1.0, 1e-2, 3e-3])
 def test_no_order_exceeds_the_best_choice_even_for_close_centroids(scatter):
-    rng, objective = np.random.default_rng(1), Objective(0.4, 0.9)
+    rng = np.random.default_rng(1)
     pools = [unit(1 + scatter * rng.standard_normal((4, 24))) for _ in range(6)]
     real = unit(1 + scatter * rng.standard_normal((6, 24)))
-    _, best = exhaustive(pools, real, objective)
-    for choice in (select_centroids(pools, real, objective).choice, np.zeros(6, int)):
-        assert series_bounds(pools, real, choice, objective).max() <= best.total + 1e-4 * abs(best.total)
+    _, best = exhaustive(pools, real, PAPER)
+    for choice in (select_centroids(pools, real, PAPER).choice, np.zeros(6, int)):
+        assert series_bounds(pools, real, choice).max() <= best.total + 1e-4 * abs(best.total)
 
 
 def test_coinciding_candidates_keep_the_series_bound_valid():
     candidates, real = free_problem([3] * 6, noise=0.5)
-    choice = select_centroids(candidates, real, Objective(0.4, 0.9)).choice
+    choice = select_centroids(candidates, real, PAPER).choice
     candidates[0][(choice[0] + 1) % 3] = candidates[1][choice[1]]
-    _, best = exhaustive(candidates, real, Objective(0.4, 0.9))
-    bounds = series_bounds(candidates, real, choice, Objective(0.4, 0.9))
+    bounds = series_bounds(candidates, real, choice)
     assert np.all(np.isfinite(bounds))
-    assert bounds.max() <= best.total + 1e-6
+    assert bounds.max() <= exhaustive(candidates, real, PAPER)[1].total + 1e-6
 
 
 def test_gap_of_the_series_falls_with_the_number_of_classes():
-    objective, gaps = Objective(0.4, 0.9, normalization="none"), []
+    gaps = []
     for num_classes in (20, 80, 320):
         candidates, real = free_problem([4] * num_classes)
-        selection = select_centroids(candidates, real, objective)
-        best = series_bounds(candidates, real, selection.choice, objective).max()
+        selection = select_centroids(candidates, real, PUBLISHED)
+        best = series_bounds(candidates, real, selection.choice, PUBLISHED).max()
         gaps.append((selection.objective - best) / abs(selection.objective))
     assert gaps[0] > 3 * gaps[1] > 9 * gaps[2] > 0

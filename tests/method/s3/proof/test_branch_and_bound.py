@@ -47,13 +47,12 @@ def test_branch_and_bound_improves_on_any_start(noise, rank, monkeypatch):
     monkeypatch.setattr(search, "MAX_ENUMERATED", 1)
     monkeypatch.setattr(search, "descend", lambda node, x: x)
     for seed in range(4):
-        candidates, real = free_problem([3, 1, 2, 4, 2], seed, noise, width=6)
-        weighed = [(c, evaluate(c, candidates, real, PAPER)) for c in every_choice([3, 1, 2, 4, 2])]
-        ranked = sorted(weighed, key=lambda pair: pair[1].total)
-        choice, terms = ranked[rank]
-        first = replace(select_centroids(candidates, real, PAPER), choice=choice, terms=terms)
+        problem = *free_problem([3, 1, 2, 4, 2], seed, noise, width=6), PAPER
+        ranked = sorted(every_choice([3, 1, 2, 4, 2]), key=lambda x: evaluate(x, *problem).total)
+        start, terms = ranked[rank], evaluate(ranked[rank], *problem)
+        first = replace(select_centroids(*problem), choice=start, terms=terms)
         monkeypatch.setattr(search, "select_centroids", lambda *args, first=first, **options: first)
-        assert np.array_equal(branch_and_bound(candidates, real, PAPER).choice, ranked[0][0])
+        assert np.array_equal(branch_and_bound(*problem).choice, ranked[0])
 
 
 def test_a_hundred_classes_are_proven_optimal():
