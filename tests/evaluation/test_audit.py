@@ -27,10 +27,8 @@ CENTRES = np.eye(3, 8) * 4
 
 
 def of(name, contents, labels=None, **known):
-    labels = [0] * len(contents) if labels is None else labels
-    return AuditedImages(
-        name, [f"{name}/{i}" for i in range(len(contents))], np.array(labels, np.int64), contents, **known
-    )
+    labels = np.array([0] * len(contents) if labels is None else labels, np.int64)
+    return AuditedImages(name, [f"{name}/{i}" for i in range(len(contents))], labels, contents, **known)
 
 
 def clusters(per_class, seed):
@@ -64,17 +62,15 @@ def test_exact_duplicates_are_found_by_bytes_and_by_pixels_whatever_their_label(
     train = of("train", ["a", "b", "c"], [0, 0, 1], pixels=["A", "B", "C"])
     test = of("test", ["b", "x", "y"], [1, 0, 0], pixels=["B", "C", "Y"])
     assert exact_duplicates(train, test) == [(1, 0), (2, 1)]
-    # no pixels were read
-    assert exact_duplicates(of("train", ["a", "b"]), of("test", ["x", "b"])) == [(1, 1)]
+    assert exact_duplicates(of("train", ["a", "b"]), of("test", ["x", "b"])) == [(1, 1)]  # without pixels
 
 
-def test_near_duplicates_have_the_share_that_copies_names():
+def test_near_duplicates_are_as_many_as_the_copy_rate():
     real, labels = clusters(150, seed=0)
     fresh, fresh_labels = clusters(40, seed=1)
     fresh[:10] = real[:10] + np.float32(1e-4)
-    pairs, compared = near_duplicates(
-        featured("train", real, labels), featured("made", fresh, fresh_labels), set()
-    )
+    sets = featured("train", real, labels), featured("made", fresh, fresh_labels)
+    pairs, compared = near_duplicates(*sets, set())
     assert compared == 120
     assert {(i, i) for i in range(10)} <= set(pairs)
     rates = [find_copies(real[labels == c], fresh[fresh_labels == c])[1].mean() for c in range(3)]
@@ -98,9 +94,8 @@ def test_chance_copies_give_no_warning_and_planted_ones_do():
     assert audit([train, featured("made", fresh, fresh_labels)], CLASSES)["warnings"] == []
     fresh[:20] = real[:20] + np.float32(1e-4)
     found = audit([train, featured("made", fresh, fresh_labels)], CLASSES)
-    assert len(found["warnings"]) == 1
-    assert "near copies" in found["warnings"][0]
-    assert "made/0 ≈ train/0" in found["warnings"][0]
+    (warning,) = found["warnings"]
+    assert "made/0 ≈ train/0" in warning
 
 
 def test_one_content_under_two_labels_is_a_conflict_inside_a_set_and_across_sets():
@@ -109,48 +104,34 @@ def test_one_content_under_two_labels_is_a_conflict_inside_a_set_and_across_sets
     conflicts = label_conflicts([train, test])
     named = [[(i["path"], i["label"]) for i in bearers] for bearers in conflicts]
     assert named == [[("train/0", 0), ("test/0", 2)], [("train/1", 0), ("train/2", 1)]]
-    warnings = " ".join(audit([train, test], CLASSES)["warnings"])
-    assert "more than one class" in warnings
-    assert "'cat'" in warnings
+    assert "'cat'" in " ".join(audit([train, test], CLASSES)["warnings"])
 
 
 def test_the_document_counts_all_pairs_shows_some_and_is_plain_data():
     contents = [str(i) for i in range(MAX_PAIRS + 7)]
     document = audit([of("train", contents), of("test", contents), of("made", ["x"])], CLASSES)
     counts = {tuple(e["sets"]): (e["count"], len(e["pairs"])) for e in document["exact"]}
-    assert counts == {
-        ("train", "test"): (MAX_PAIRS + 7, MAX_PAIRS),
-        ("train", "made"): (0, 0),
-        ("test", "made"): (0, 0),
-    }
+    none = dict.fromkeys((("train", "made"), ("test", "made")), (0, 0))
+    assert counts == {("train", "test"): (MAX_PAIRS + 7, MAX_PAIRS)} | none
     assert json.loads(json.dumps(document)) == document
 
 
 def test_fast_ais_splits_are_told_by_their_file_names_and_imagenets_own_are_not():
     woof = [f"n02086240/n02086240_{i}.JPEG" for i in range(3)]
-    val = ["n02086240/ILSVRC2012_val_00000907.JPEG"]
-    (line,) = imagenet_split_warnings("data.test", woof + val, is_training=False)
-    assert "data.test: 3 of 4 images" in line
-    assert woof[0] in line
-    assert imagenet_split_warnings("data.test", val, is_training=False) == []
-    (line,) = imagenet_split_warnings("data.train", woof + val, is_training=True)
-    assert "1 of 4" in line
-    assert val[0] in line
-    assert imagenet_split_warnings("data.train", woof, is_training=True) == []
-    assert (
-        imagenet_split_warnings("data.test", ["n02086240/n01440764_1.JPEG", "dog/1.JPEG"], is_training=False)
-        == []
-    )
+    val, other = ["n02086240/ILSVRC2012_val_00000907.JPEG"], ["n02086240/n01440764_1.JPEG", "dog/1.JPEG"]
+    cases = ("test", False, "3 of 4", woof[0]), ("train", True, "1 of 4", val[0])
+    for name, is_training, share, first in cases:
+        (line,) = imagenet_split_warnings(f"data.{name}", woof + val, is_training=is_training)
+        assert all(word in line for word in (f"data.{name}: {share}", first))
+    for names, is_training in ((val, False), (woof, True), (other, False)):
+        assert imagenet_split_warnings("data", names, is_training=is_training) == []
 
 
 def test_more_shared_files_than_the_limit_are_refused_by_name_and_fewer_are_told():
     train, test = of("data.train", list("abcdef")), of("data.test", ["f", *map(str, range(9))])
     places = {"data.train": "/here", "data.test": "/there"}
-    with pytest.raises(
-        InputError, match=r"data\.test: 1 of 10 images in /there .*data\.test/0 = data\.train/5"
-    ) as error:
+    with pytest.raises(InputError, match=r"^data\.test: 1 of 10 .*/there .*test/0 = data\.train/5[^\n]*$"):
         check_overlap(train, test, limit=0.05, places=places)
-    assert "\n" not in str(error.value)
     (line,) = check_overlap(train, test, limit=0.1, places=places)
     assert "data.test/0 = data.train/5" in line
     assert check_overlap(train, of("data.test", ["x"]), limit=0, places=places) == []
@@ -170,9 +151,10 @@ def test_permuted_classes_are_named_and_right_ones_are_not(order):
 def test_a_poor_set_is_warned_of_but_not_called_swapped():
     real, labels = clusters(40, seed=0)
     made, looks = clusters(10, seed=1)
-    poor = check_class_order(real, labels, made[looks == 0], np.repeat([0, 1, 2], [3, 3, 4]), CLASSES)
-    assert poor[0]["looks_like"] == {}
-    assert "look like their own class" in poor[1][0]
+    claimed = np.repeat([0, 1, 2], [3, 3, 4])
+    found, warnings = check_class_order(real, labels, made[looks == 0], claimed, CLASSES)
+    assert found["looks_like"] == {}
+    assert "own class" in warnings[0]
 
 
 def test_a_class_without_real_images_is_nearest_to_nothing_and_ties_keep_the_identity():

@@ -17,21 +17,21 @@ def test_confidence_is_the_log_odds_of_the_true_class_and_never_infinite():
     assert confidence(torch.tensor([[500.0, -500.0]]), torch.tensor([0])).item() == 1000
 
 
-def test_the_area_is_the_share_of_pairs_in_which_the_training_image_is_the_surer_ties_half():
+def test_the_auc_is_the_share_of_pairs_with_a_surer_training_image():
     draws = np.random.default_rng(0)
     members, unseen = draws.integers(0, 9, 40).astype(float), draws.integers(0, 8, 30).astype(float)
     pairs = np.sign(members[:, None] - unseen) / 2 + 0.5
     assert attack(members, unseen)["auc"] == pytest.approx(pairs.mean())
 
 
-def test_those_are_found_that_are_surer_than_all_but_a_percent_of_the_unseen():
+def test_images_surer_than_all_but_a_percent_of_the_unseen_are_found():
     unseen = np.arange(200.0)  # two may be false alarms
     found = attack(np.array([150.0, 197.0, 197.5, 300.0]), unseen)
     assert (found["found"], found["images"], found["unseen"]) == (0.5, 4, 200)
     assert attack(np.array([5.0, 11.0]), np.arange(10.0))["found"] == 0.5  # of few, none
 
 
-def test_the_interval_is_that_of_the_rank_test_where_nothing_can_be_told_and_none_where_all_can():
+def test_the_interval_is_that_of_the_rank_test_and_zero_if_all_are_recognised():
     same = np.arange(100.0)
     result = attack(same, same)
     assert result["auc"] == 0.5

@@ -34,9 +34,8 @@ def sets(tmp_path_factory):
 def test_arrays_give_the_accuracies_of_an_evaluation_of_the_same_files(sets):
     train, test = sets
     images, labels = arrays(train)
-    expected = [
-        list(stream_score(train, test, get_protocol("smoke"), s, "cpu", None))[-1].last for s in (0, 1)
-    ]
+    smoke = get_protocol("smoke")
+    expected = [list(stream_score(train, test, smoke, s, "cpu", None))[-1].last for s in (0, 1)]
     threads = torch.get_num_threads()
     result = ims3_ray.score(images, labels, test=arrays(test), protocol="smoke", seeds=2, device="cpu")
     assert list(result.accuracies) == expected

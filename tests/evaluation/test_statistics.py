@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from ims3_ray.evaluation.results import sort_sets
 from ims3_ray.evaluation.statistics import (
     augmentation_robust_score,
     holm,
@@ -17,23 +18,17 @@ from ims3_ray.evaluation.statistics import (
 
 
 def test_summary_is_students_interval():
-    three = summary([1.0, 2.0, 3.0])
+    three, alone = summary([1.0, 2.0, 3.0]), summary([0.5])
     assert (three.mean, three.deviation, three.count) == (2.0, 1.0, 3)
     assert three.interval == pytest.approx(4.302653 / 3**0.5, rel=1e-6)  # t of 2 degrees of freedom at 97.5 %
-    alone = summary([0.5])
     assert (alone.mean, alone.deviation, alone.interval) == (0.5, None, None)
 
 
-def test_more_classifiers_on_the_same_sets_narrow_no_interval():
+def test_an_interval_comes_from_generator_seeds_and_not_from_classifiers():
     one = [[0.90], [0.92], [0.94]]
     many = row_summary([values * 20 for values in one])
-    assert many.interval == pytest.approx(row_summary(one).interval)
-    assert many.count == 3
-
-
-def test_a_set_that_never_changes_has_no_interval_over_generator_seeds():
+    assert (many.interval, many.count) == (pytest.approx(row_summary(one).interval), 3)
     assert row_summary([[0.90, 0.91]] * 3).interval is None
-    assert row_summary([[0.90, 0.91], [0.90, 0.92], [0.90, 0.93]]).interval is not None
 
 
 def test_the_paired_difference_is_that_of_the_paired_t_test():
@@ -46,7 +41,7 @@ def test_the_paired_difference_is_that_of_the_paired_t_test():
     assert difference.mean + difference.interval == pytest.approx(high)
 
 
-def test_what_was_not_measured_is_left_out_of_both_sides():
+def test_unmeasured_values_are_left_out_of_both_sides():
     ours, theirs = [[0.9, 0.8], None, [0.7, None]], [[0.8, 0.6], [0.1, 0.1], [0.6, 0.0]]
     difference = paired_difference(ours, theirs)
     assert difference.count == 2
@@ -87,15 +82,18 @@ def test_the_label_robust_score_runs_from_nought_to_one_and_rises_with_the_set()
 
 
 @pytest.mark.parametrize("columns", [1, 2, 3])
-def test_the_front_holds_what_nothing_dominates_and_nothing_else(columns):
+def test_the_front_has_each_row_that_no_other_dominates(columns):
     figures = np.random.default_rng(0).integers(0, 6, (40, columns)).astype(float)
     front = pareto_front(figures)
-    for row, own in enumerate(figures):
-        beaten = any((other >= own).all() and (other > own).any() for other in figures)
-        assert (row in front) != beaten
-    firsts = figures[front][:, 0].tolist()
-    assert firsts == sorted(firsts, reverse=True)
+    free = [not any((x >= own).all() and (x > own).any() for x in figures) for own in figures]
+    assert sorted(front) == np.flatnonzero(free).tolist()
+    assert (np.diff(figures[front][:, 0]) <= 0).all()
 
 
 def test_rows_without_a_figure_are_left_out_of_the_front_and_equal_rows_both_stay():
     assert pareto_front(np.array([[1, np.nan], [0.5, 1], [0.5, 1], [0.4, 0.9]])) == [1, 2]
+
+
+def test_own_sets_come_first_and_baselines_in_their_order():
+    sets = dict.fromkeys(["full", "random 50", "unrefined", "k_medoids", "mine", "distilled"], 0)
+    assert list(sort_sets(sets)) == ["mine", "distilled", "unrefined", "random 50", "k_medoids", "full"]

@@ -26,7 +26,7 @@ SOFT, CPU = get_protocol("soft-32"), torch.device("cpu")
 THREE = ("n02086240", "n02087394", "n02088364")  # of ImageNet, labels 155, 159, 162
 
 
-def _seeded(seed: int) -> torch.Generator:
+def _seeded(seed):
     return torch.Generator().manual_seed(seed)
 
 
@@ -40,17 +40,10 @@ def test_the_loss_is_the_published_one():
 
 
 def test_the_rate_falls_by_epochs_to_a_half():
-    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    half = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda epoch: 0.5 * (1.0 + math.cos(math.pi * epoch / 300 / 2))
-    )
     budget = SOFT.budget(10, 10)
-    for epoch in range(300):
-        expected = pytest.approx(half.get_last_lr()[0])
-        for step in (2 * epoch, 2 * epoch + 1):
-            assert learning_rate_factor(SOFT, budget, step, 600) == expected
-        optimiser.step(), half.step()
-    assert half.get_last_lr()[0] == pytest.approx(0.5)
+    for step in range(600):
+        published = 0.5 * (1.0 + math.cos(math.pi * (step // 2) / 300 / 2))
+        assert learning_rate_factor(SOFT, budget, step, 600) == pytest.approx(published)
 
 
 def test_batches_grow_with_the_set_and_from_a_hundred_classes_on():
@@ -61,11 +54,9 @@ def test_batches_grow_with_the_set_and_from_a_hundred_classes_on():
 
 
 def test_networks_have_the_published_rates():
-    names = ("resnet50", "vgg11", "efficientnet_b0", "mobilenetv2_100")
-    rates = [get_protocol("soft", network=f"timm:{name}").learning_rate for name in names]
-    assert rates == [1e-3, 5e-4, 2e-3, 2.5e-3]
-    for name in ("timm:vit_base_patch16_224", "timm:swinv2_tiny_window8_256"):
-        assert get_protocol("soft", network=name).learning_rate == 1e-4
+    rates = {"resnet50": 1e-3, "vgg11": 5e-4, "efficientnet_b0": 2e-3, "mobilenetv2_100": 2.5e-3}
+    rates |= dict.fromkeys(("vit_base_patch16_224", "swinv2_tiny_window8_256"), 1e-4)
+    assert {n: get_protocol("soft", network=f"timm:{n}").learning_rate for n in rates} == rates
 
 
 def test_neither_biases_nor_norms_decay():
@@ -90,7 +81,7 @@ def test_patches_change_places_by_columns_and_rows_and_nothing_is_lost(size):
     assert torch.equal(shuffled[:, 0], shuffled[:, 2])
 
 
-def _striped(per_class: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _striped(per_class, seed):
     """Class 0 has stripes across, class 1 stripes down, both under noise."""
     labels = torch.arange(2).repeat(per_class)
     across = (torch.arange(16) // 4 % 2 * 150).expand(3, 16, 16)
@@ -100,16 +91,14 @@ def _striped(per_class: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_a_student_learns_what_its_teacher_says_whatever_the_labels_are():
-    def knows(x: torch.Tensor) -> torch.Tensor:
+    def knows(x):
         return 50 * torch.stack([x.mean(dim=(1, side)).var(dim=1) for side in (3, 2)], dim=1)
 
     rules = SOFT.model_copy(update={"image_size": 16, "width": 8, "epochs": 40, "learning_rate": 0.02})
     images, labels = _striped(10, 1)
     for given in (labels, 1 - labels):
-        score = final_score(
-            train_with_evals((images, given), _striped(20, 2), rules, 2, 0, extras=TrainExtras(knows))
-        )
-        assert score.last > 0.95
+        sets = (images, given), _striped(20, 2)
+        assert final_score(train_with_evals(*sets, rules, 2, 0, extras=TrainExtras(knows))).last > 0.95
 
 
 def test_a_teacher_sees_images_as_it_was_trained_to(tmp_path):
@@ -124,18 +113,18 @@ def test_a_teacher_sees_images_as_it_was_trained_to(tmp_path):
     assert load_teacher(str(tmp_path), grey, classes, CPU)(normalise(larger, grey)).shape == (4, 3)
 
 
-def test_of_a_teacher_of_imagenet_the_classes_are_taken_by_their_ids():
+def test_a_teacher_of_imagenet_answers_for_the_classes_with_these_ids():
     spec = "timm:test_resnet?pretrained=false"
     model, size, mean, deviation = load_timm(spec)
     rules = SOFT.model_copy(update={"image_size": size, "mean": mean, "deviation": deviation})
     x = torch.randn(2, 3, size, size, generator=_seeded(0))
     answers = load_teacher(spec, rules, THREE, CPU)(x)
     assert torch.equal(answers, model.eval()(x)[:, [155, 159, 162]])
-    with pytest.raises(InputError, match=r"^evaluate.teacher: .* has 1000 classes, data.train has 2"):
+    with pytest.raises(InputError, match=r"^evaluate.teacher: .*1000 .* 2"):
         load_teacher(spec, rules, ("cat", "dog"), CPU)
 
 
-def test_a_teacher_whose_classes_are_others_is_refused_before_anybody_learns_from_it():
+def test_a_teacher_with_other_classes_is_refused():
     labels, classes = np.arange(60) % 3, ("ant", "bee", "cat")
     right = labels.copy()
     right[:6] = (labels[:6] + 1) % 3

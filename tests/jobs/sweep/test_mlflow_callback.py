@@ -63,9 +63,8 @@ def test_every_trial_is_found_by_its_own_values_and_the_sweep_by_none(driver, mo
     for number in range(len(driver.points)):
         finish(driver, number)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri(driver.storage))
-    trials = mlflow.search_runs(
-        experiment_names=[mlflow_tracker.EXPERIMENT], filter_string="tags.kind = 'trial'"
-    )
+    names = [mlflow_tracker.EXPERIMENT]
+    trials = mlflow.search_runs(experiment_names=names, filter_string="tags.kind = 'trial'")
     fields = ["sample.subgroups", "ipc", "select.alpha"]
     found = trials[[f"params.{field}" for field in fields]].astype(float).values.tolist()
     assert sorted(found) == sorted([float(values[field]) for field in fields] for values in driver.points)
@@ -111,7 +110,5 @@ def test_future_trials_are_planned(driver, monkeypatch):
     monkeypatch.setattr("ims3_ray.jobs.sweep.run.plan", lambda context, last: [])
     contexts = {trial_key(values): None for values in driver.points}
     plan_trials(driver.sweep, driver.points, contexts, driver.folder)
-    states = {
-        (driver.folder / "trials").read_json(name)["state"] for name in (driver.folder / "trials").files()
-    }
-    assert states == {records.PLANNED}
+    folder = driver.folder / "trials"
+    assert {folder.read_json(name)["state"] for name in folder.files()} == {records.PLANNED}

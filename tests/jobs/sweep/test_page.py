@@ -19,28 +19,23 @@ def text_of(found):
     return Page(render_sweep(found)).text
 
 
-def test_the_page_fetches_and_runs_nothing_and_has_the_same_bytes_every_time():
-    page = render_sweep(document())
-    assert_self_contained(page)
-    assert render_sweep(document()) == page
-
-
-def test_untrusted_text_is_shown_and_has_no_effect():
+def test_the_page_has_the_same_bytes_every_time_and_shows_untrusted_text_without_effect():
     names = (HOSTILE, TEMPLATE, FORMULA)
     space = {f"select.{name}": {"values": [*names]} for name in names}
     finished = [trial(i, 0.5 + i / 10, values=dict.fromkeys(space, name)) for i, name in enumerate(names)]
     failed = [trial(7 + i, values={}, state="failed", error=name) for i, name in enumerate(names)]
     texts = dict.fromkeys(("title", "recipe", "device", "protocol"), HOSTILE)
     found = document(*finished, *failed, space=space, **texts)
-    page = render_sweep(found | {"pools": [found["pools"][0] | {"fingerprint": HOSTILE}]})
-    assert all(Page(page).text.count(name) >= 6 for name in names)
+    found["pools"][0]["fingerprint"] = HOSTILE
+    page = render_sweep(found)
+    assert render_sweep(found) == page
+    assert all(assert_self_contained(page).text.count(name) >= 6 for name in names)
     assert HOSTILE.encode() not in page
 
 
 def test_the_claim_has_the_best_of_each_ipc_with_interval_and_setting():
     found = claim(document())
-    scores = "71.0\u202f% ± 2.0 at IPC 1 and 91.0\u202f% ± 2.0 at IPC 10"
-    assert found.headline == f"Best accuracy on validation images: {scores}"
+    assert "71.0\u202f% ± 2.0 at IPC 1 and 91.0\u202f% ± 2.0 at IPC 10" in found.headline
     assert "IPC 10: trial 2 (select.alpha=0.7, select.unit=image)" in found.detail
 
 
@@ -60,11 +55,12 @@ def test_the_sentence_on_the_work_counts_trials_and_what_they_shared():
 
 
 def test_a_sweep_without_a_finished_trial_has_errors_and_no_command():
-    page = Page(render_sweep(document(*(trial(i, state="failed", error=f"cause {i}") for i in range(3)))))
+    found = document(*(trial(i, state="failed", error=f"cause {i}") for i in range(3)))
+    page = Page(render_sweep(found))
     assert all(f"cause {i}" in page.text for i in range(3))
-    assert "nothing to choose" in page.text
     assert "jobs/distill.py" not in page.text
     assert "svg" not in {tag for tag, _ in page.elements}
+    assert field_panels(found, as_trials(found)) is None
     assert "There was no trial" in text_of(document() | {"trials": [], "best": {}, "pools": []})
 
 
@@ -91,8 +87,6 @@ def test_panels_show_the_fields_that_vary():
     labels = re.findall(r">\s*(\d+)\s*</text>", str(field_panels(found, as_trials(found))))
     assert labels[:3] == ["5", "10", "50"]
     assert pareto_panels(found, as_trials(found)) is None
-    only_failed = document(trial(0, state="failed"))
-    assert field_panels(only_failed, as_trials(only_failed)) is None
 
 
 def test_the_front_of_two_objectives_is_numbered():
@@ -106,7 +100,7 @@ def test_the_front_of_two_objectives_is_numbered():
 
 def test_another_objective_than_accuracy_has_no_percentage_and_no_interval():
     found = document(objective=["coverage"])
-    assert claim(found).headline.startswith("Best coverage on validation images: 0.200 at IPC 1")
+    assert "coverage on validation images: 0.200 at IPC 1" in claim(found).headline
     assert best_columns(found, as_trials(found))[0]["rivals"] is None
 
 

@@ -89,11 +89,7 @@ def test_an_invalid_search_is_refused_with_its_option(options, option):
     ("words", "overrides", "values"),
     [
         (["select.alpha=0.1:0.9"], {}, "select.alpha: 0.1:0.9 is a range"),
-        (
-            ["select.unit=subgroup,image", "select.coverage=5,0"],
-            {},
-            "select.unit=subgroup select.coverage=5: ",
-        ),
+        (["select.unit=subgroup,image", "select.coverage=5,0"], {}, "select.unit=subgroup select.coverage=5"),
         (["ipc=1,2"], {"evaluate.protocol": "none"}, "evaluate.protocol"),
     ],
 )
@@ -136,15 +132,9 @@ def test_trials_are_scored_on_validation_images_and_the_winner_as_the_recipe_say
 
 
 def test_the_key_covers_all_that_decides_trials_and_scores():
-    keys = [
-        sweep("ipc=1,2").key,
-        sweep("ipc=1,3").key,
-        sweep("ipc=1,2", overrides={"seed": 1}).key,
-        sweep("ipc=1,2", search="random").key,
-        sweep("ipc=1,2", search="random", trials=6).key,
-        sweep("ipc=1,2", asha=True).key,
-        sweep("ipc=1,2", objective=("coverage",)).key,
-    ]
+    options = [{}, {"overrides": {"seed": 1}}, {"search": "random"}, {"search": "random", "trials": 6}]
+    options += [{"asha": True}, {"objective": ("coverage",)}]
+    keys = [*(sweep("ipc=1,2", **changes).key for changes in options), sweep("ipc=1,3").key]
     assert len(set(keys)) == len(keys)
     assert sweep("ipc=1,2", trials=9).key == keys[0]  # a grid has a number of trials of its own
     assert sweep("ipc=1,2", overrides={"storage": "elsewhere", "workers.trials": 3}).key == keys[0]

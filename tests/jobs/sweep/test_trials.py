@@ -1,6 +1,7 @@
 """Trials without a cluster: which one runs, who is stopped, what Tune draws, what is best and shared."""
 
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from loopback_hub import Hub
@@ -53,10 +54,7 @@ def test_a_trial_runs_unless_it_is_over_or_runs_elsewhere(folder, state, owner, 
 
 
 def test_a_failed_trial_is_recorded_with_its_error_and_reported_without_a_result(folder, monkeypatch):
-    def refuse(config, machine):
-        raise InputError("select.alpha: too much\nof it")
-
-    reports = []
+    reports, refuse = [], Mock(side_effect=InputError("select.alpha: too much\nof it"))
     monkeypatch.setattr(trials, "prepare", refuse)
     monkeypatch.setattr(trials.tune, "report", reports.append)
     Run(Trainable(SWEEP, None, folder, None), Trial(0, VALUES)).run()
@@ -89,13 +87,12 @@ def test_a_bayesian_search_starts_from_the_trials_that_are_over(folder):
 
 @pytest.mark.parametrize("search", ["grid", "random"])
 def test_the_recorded_points_are_those_that_tunes_generator_draws(folder, search):
-    words = ["sample.subgroups=2,3", "ipc=1,5,10"]
-    words += ["select.alpha=0.1:0.9"] if search == "random" else []
+    is_grid = search == "grid"
+    words = ["sample.subgroups=2,3", "ipc=1,5,10", *["select.alpha=0.1:0.9"] * (not is_grid)]
     space = read_space(words, "digits", {})
     sweep = Sweep(recipe="digits", overrides={"seed": 3}, space=space, search=search, trials=7)
     generator, drawn = search_algorithm(sweep, folder, 0), []
     tune.register_trainable("nothing", lambda config: None)
-    is_grid = search == "grid"
     spec = {"run": "nothing", "config": space.tune(is_grid=is_grid), "num_samples": 1 if is_grid else 7}
     generator.add_configurations({"name": spec | {"storage_path": folder.path}})
     while trial := generator.next_trial():
