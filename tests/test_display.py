@@ -4,15 +4,7 @@ import sys
 
 import pytest
 
-from ims3_ray.display import align_columns, format_bytes, noun
-
-
-@pytest.mark.parametrize(
-    ("number", "plural", "expected"),
-    [(1, "pages", "page"), (2, "pages", "pages"), (1, "classes", "class"), (0, "steps", "steps")],
-)
-def test_noun_is_singular_only_for_one(number, plural, expected):
-    assert noun(number, plural) == expected
+from ims3_ray.display import align_columns, format_bytes
 
 
 @pytest.mark.parametrize(

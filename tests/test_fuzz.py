@@ -29,39 +29,23 @@ from ims3_ray.storage.artifacts import complete, open_directory, read_manifest
 from ims3_ray.storage.integrity import verify
 
 CASES = 25  # of each
-SETTINGS = {
-    "deadline": None,
-    "derandomize": True,
-    "database": None,
-    "suppress_health_check": list(HealthCheck),
-}
+SETTINGS = {"deadline": None, "derandomize": True, "database": None}
+SETTINGS["suppress_health_check"] = list(HealthCheck)
 FIELDS = [
     f"{name}.{inner}" if inner else name
     for name, field in Config.model_fields.items()
     for inner in ("", *getattr(field.annotation, "model_fields", ()))
 ]
-SCALARS = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(),
-    st.floats(),
-    st.text(max_size=12),
-    st.dates(),
-    st.binary(max_size=4),
-)
+SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.dates())
+SCALARS |= st.text(max_size=12) | st.binary(max_size=4)
 KEYS = st.sampled_from(FIELDS + list(Config.model_fields)) | st.text(max_size=8) | st.integers(-2, 2)
-PLAIN = st.recursive(
-    SCALARS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
-    max_leaves=8,
-)
+NESTED = {"extend": lambda held: st.lists(held, max_size=3) | st.dictionaries(KEYS, held, max_size=3)}
+PLAIN = st.recursive(SCALARS, **NESTED, max_leaves=8)
 NAMES = st.sampled_from(["red", "blue", "..", "a/b", "con", "é" * 200, "\x1b[2J"]) | st.text(max_size=8)
 TEXTS = st.text(max_size=40) | PLAIN.map(yaml.safe_dump)
 NUMBERS = st.integers(-3, 12) | st.sampled_from([-(2**63), 2**63 - 1])
-IMAGES = [
-    png(9),
-    *(encoded(Image.new("RGB", (9, 7)), kind) for kind in ("JPEG", "GIF", "WEBP", "TIFF", "BMP")),
-]
+KINDS = ("JPEG", "GIF", "WEBP", "TIFF", "BMP")
+IMAGES = [png(9), *(encoded(Image.new("RGB", (9, 7)), kind) for kind in KINDS)]
 
 
 def torn(data):
@@ -124,12 +108,9 @@ def manifest(folder, data):
     artefact.write("part.bin", b"1234")
     complete(artefact, {"stage": "encode", "rows": 1})
     artefact.write("manifest.json", data)
-    before = tree(folder)
-    try:
+    with unchanged(folder):
         read_manifest(artefact)
         verify(artefact)
-    finally:
-        assert tree(folder) == before
 
 
 def images(folder, files):
@@ -137,15 +118,20 @@ def images(folder, files):
     data.delete()
     for place, content in enumerate(files):
         data.write(f"{'red' if place % 2 else 'blue'}/{place}", content)
-    before = tree(folder / "images")
-    try:
+    with unchanged(folder / "images"):
         opened(folder / "images", folder, limit=0.9)
+
+
+@contextlib.contextmanager
+def unchanged(folder):
+    def tree():
+        return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    before = tree()
+    try:
+        yield
     finally:
-        assert tree(folder / "images") == before
-
-
-def tree(folder):
-    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+        assert tree() == before
 
 
 def saved(columns):
@@ -156,13 +142,8 @@ def saved(columns):
 
 CANDIDATES = {"class": ["a", "b"], "subgroup": [0, 0], "index": [0, 0], "feature": [[1.0, 2.0], [3.0, 1.0]]}
 SET = {"image": [png(1), png(2), png(3)], "label": ["red", "blue", "red"]}
-MANIFEST = {
-    "format": 1,
-    "files": {"part.bin": 4},
-    "checksums": {"part.bin": "0" * 64},
-    "images": [],
-    "rows": 1,
-}
+MANIFEST = {"format": 1, "files": {"part.bin": 4}, "images": [], "rows": 1}
+MANIFEST["checksums"] = {"part.bin": "0" * 64}
 
 
 def several(number, *of):
@@ -170,9 +151,8 @@ def several(number, *of):
     return st.one_of(st.lists(kind, min_size=number, max_size=number) for kind in of)
 
 
-ROW = st.dictionaries(
-    st.sampled_from(["name", "note", "overrides", "real"]), PLAIN | st.just("a"), max_size=4
-)
+ROW_KEYS = st.sampled_from(["name", "note", "overrides", "real"])
+ROW = st.dictionaries(ROW_KEYS, PLAIN | st.just("a"), max_size=4)
 ROWS = st.fixed_dictionaries({"baseline": SCALARS, "rows": st.lists(ROW, max_size=3)})
 FEW_ROWS = b"baseline: a\nrows: [{name: a, overrides: {im.weight: 0}}, {name: b, real: random}]"
 ENCODED = st.sampled_from(IMAGES)
@@ -181,7 +161,9 @@ SETS["label"] = several(3, NAMES, NUMBERS | st.none())
 POOLS = {"class": several(2, NAMES | st.none(), NUMBERS), "subgroup": several(2, NUMBERS | st.none())}
 POOLS["index"] = several(2, NUMBERS, st.just("0"))
 POOLS["feature"] = several(2, st.lists(st.floats(width=32), max_size=3) | st.none())
-CHANGES = st.dictionaries(st.sampled_from([*MANIFEST]), PLAIN)
+CHANGED = st.dictionaries(st.sampled_from([*MANIFEST]), PLAIN).map(
+    lambda changes: json.dumps(MANIFEST | changes, default=str).encode()
+)
 INPUTS = {  # name → (strategy, reader)
     "recipe": (torn(recipe_text("digits")[1].encode()) | TEXTS.map(str.encode) | st.binary(), recipe),
     "overrides": (st.lists(st.tuples(st.sampled_from(FIELDS), TEXTS), max_size=3), overrides),
@@ -189,11 +171,7 @@ INPUTS = {  # name → (strategy, reader)
     "space": (st.lists(st.tuples(st.sampled_from(FIELDS), TEXTS | st.just("1:9:log")), max_size=2), space),
     "set": (torn(saved(SET)) | st.fixed_dictionaries(SETS), image_rows),
     "candidates": (torn(saved(CANDIDATES)) | st.fixed_dictionaries(POOLS), candidates),
-    "manifest": (
-        torn(json.dumps(MANIFEST).encode())
-        | CHANGES.map(lambda changes: json.dumps(MANIFEST | changes, default=str).encode()),
-        manifest,
-    ),
+    "manifest": (torn(json.dumps(MANIFEST).encode()) | CHANGED, manifest),
     "images": (st.lists(ENCODED.flatmap(torn) | ENCODED, min_size=2, max_size=4), images),
 }
 

@@ -1,10 +1,10 @@
 """Progress bars on a terminal and in a log, and the output of libraries."""
 
 import io
-import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -29,19 +29,21 @@ def test_a_log_gets_a_line_per_minute_and_one_at_the_end(capsys, monkeypatch):
 
 
 class Terminal(io.StringIO):
-    """Sets `drawn` when a bar is drawn for the third time."""
+    """Sets `drawn` when a bar is drawn for the third time, and fails from then on if `is_broken`."""
 
-    def __init__(self):
+    def __init__(self, is_broken=False):
         super().__init__()
-        self.draws, self.drawn = 0, threading.Event()
+        self.draws, self.drawn, self.is_broken = 0, threading.Event(), is_broken
 
     def isatty(self):
         return True
 
     def write(self, text):
         self.draws += "images" in text
-        if self.draws == 3:
+        if self.draws >= 3:
             self.drawn.set()
+            if self.is_broken:
+                raise BrokenPipeError
         return super().write(text)
 
 
@@ -54,15 +56,7 @@ def test_an_idle_bar_on_a_terminal_is_refreshed(monkeypatch):
 
 
 def test_a_broken_stream_raises_and_never_blocks(monkeypatch):
-    class Broken(Terminal):
-        def write(self, text):
-            written = super().write(text)
-            if self.draws >= 2:
-                self.drawn.set()
-                raise BrokenPipeError
-            return written
-
-    terminal = Broken()
+    terminal = Terminal(is_broken=True)
     monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setattr("ims3_ray.progress.TERMINAL_S", 0.01)
     shown = bar("encode", 3, "images")
@@ -84,17 +78,13 @@ def test_a_bar_ends_in_one_line_unless_it_failed(capsys):
         shown.update()
     with bar("select", 9, "classes", done=7) as shown:
         shown.update(2)
-    try:
-        with bar("sample", 2, "images"):
-            raise ValueError
-    except ValueError:
-        pass
+    with pytest.raises(ValueError), bar("sample", 2, "images"):  # noqa: PT011
+        raise ValueError
     printed = capsys.readouterr()
     assert printed.out == "beside them\n"
-    report, evaluate, select = printed.err.splitlines()
-    assert report.startswith("   report: 0.")
-    assert evaluate.startswith(" evaluate: 1 classifier in 0.")
-    assert select.startswith("   select: 9 classes, 7 of them found, in 0.")
+    assert [line.rpartition(" 0.")[0] for line in printed.err.splitlines()] == [
+        "   report:", " evaluate: 1 classifier in", "   select: 9 classes, 7 of them found, in"
+    ]  # fmt: skip
 
 
 WRITES = """
@@ -114,11 +104,9 @@ print(progress.library_log())
 def test_library_output_goes_to_a_private_file():
     shown = subprocess.run([sys.executable, "-W", "always", "-c", WRITES], capture_output=True, text=True)
     assert shown.stderr == "ours\n"
-    log = shown.stdout.strip()
-    with open(log) as file:
-        written = file.read()
-    mode = os.stat(log).st_mode & 0o777
-    os.unlink(log)
+    log = Path(shown.stdout.strip())
+    written, mode = log.read_text(), log.stat().st_mode & 0o777
+    log.unlink()
     assert mode == 0o600
     for line in ("of C", "of a child", "of Python", "DeprecationWarning: of a library", "logged"):
         assert line in written

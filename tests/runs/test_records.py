@@ -19,9 +19,7 @@ def needed(storage):
 def test_runs_ablations_and_trials_are_read(tmp_path):
     storage = open_storage(str(tmp_path))
     records.write(storage, "runs/digits-k1/run.json", {"latents": f"s3://elsewhere/runs/{A}"}, key="k1")
-    records.write(
-        storage, "ablations/digits-k2/artifacts.json", [B, B], key="digits-k2", state=records.FINISHED
-    )
+    records.write(storage, "ablations/digits-k2/artifacts.json", [B, B], key="digits-k2", state="finished")
     records.write(storage, "sweeps/k3/trials/7.json", records.artifact_names([storage / C]), key="k3/7")
     (tmp_path / "sweeps" / "k3" / "state.json").write_text("no record")
     assert needed(storage) == {A, B, C}
@@ -42,10 +40,6 @@ def test_an_unreadable_record_stops_garbage_collection(tmp_path):
             gc.survey(storage)
 
 
-def stop(context, step):
-    raise KeyboardInterrupt
-
-
 def test_a_distillation_records_its_artefacts_before_the_first_stage(
     ray_cluster, tiny_overrides, monkeypatch
 ):
@@ -54,7 +48,7 @@ def test_a_distillation_records_its_artefacts_before_the_first_stage(
         assert record.state == records.RUNNING
         assert len(record.artifacts) == 9
         assert step.artifact in record.artifacts
-        stop(context, step)
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(distillation, "run_step", look)
     config = load_config("digits", parse_overrides(tiny_overrides))

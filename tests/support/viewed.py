@@ -24,15 +24,8 @@ CHOSEN = 2  # the selected subgroup of pages.selection
 ARTIFACTS = {"candidates": "a" * 12, "selection": "b" * 12, "refined": "c" * 12, "distilled": "d" * 12}
 ARTIFACTS |= {"evaluation": "e" * 12, "report": "f" * 12}
 REPORT = b"<script>alert(1)</script><h1>report</h1>"
-DETAILS = {
-    "rows": 4,
-    "unit": "images",
-    "seconds": 1.5,
-    "rate": 2.5,
-    "version": 1,
-    "inputs": {},
-    "device": "cpu",
-}
+DETAILS = {"rows": 4, "unit": "images", "seconds": 1.5, "rate": 2.5, "version": 1}
+DETAILS |= {"inputs": {}, "device": "cpu"}
 
 
 def make_artifacts(storage) -> None:
@@ -43,27 +36,16 @@ def make_artifacts(storage) -> None:
     pngs = np.array([png(rng) for _ in grid], object)
     rows |= {"seed": np.arange(len(grid)), "image": pngs, "feature": np.zeros((len(grid), 3), np.float32)}
     _write_rows(places["candidates"], rows, schemas.CANDIDATES)
-    document = selection(CLASSES) | {"ipc": PER_SUBGROUP}
-    places["selection"].write_json("selection.json", document)
+    places["selection"].write_json("selection.json", selection(CLASSES) | {"ipc": PER_SUBGROUP})
     chosen = np.flatnonzero(rows["subgroup"] == CHOSEN)
     refined = {name: values[chosen] for name, values in rows.items()}
-    refined |= {
-        "place": np.array([0, 1, 0, 1]),
-        "start": refined["image"],
-        "start_feature": refined["feature"],
-    }
-    refined |= {
-        "image": np.array([png(rng) for _ in chosen], object),
-        "kept": np.array([True, False, False, False]),
-    }
+    refined |= {"start": refined["image"], "start_feature": refined["feature"]}
+    refined |= {"place": np.array([0, 1, 0, 1]), "kept": np.array([True, False, False, False])}
+    refined["image"] = np.array([png(rng) for _ in chosen], object)
     refined |= {"loss": np.tile(np.linspace(1, 0.5, 4, dtype=np.float32), (4, 1))}
     _write_rows(places["refined"], refined, schemas.REFINED)
-    images = [
-        DistilledImage(
-            *(int(refined[name][row]) for name in ("label", "place", "subgroup", "index", "seed")), data
-        )
-        for row, data in enumerate(refined["image"])
-    ]
+    keys = np.stack([refined[name] for name in ("label", "place", "subgroup", "index", "seed")], axis=1)
+    images = [DistilledImage(*row, data) for row, data in zip(keys.tolist(), refined["image"], strict=True)]
     entries = write_pngs(places["distilled"], images, CLASSES, 2)
     write_parquet(places["distilled"], lambda: [to_table(images, CLASSES, 2)])
     places["evaluation"].write_json("evaluation.json", evaluation())

@@ -32,7 +32,7 @@ def test_three_drivers_make_every_artefact_once_with_the_same_bytes(
         waits = [next(filter(WAITS.match, driver.stderr), "none") for driver in drivers]
     ends = [driver.communicate(timeout=300) for driver in drivers]
     assert [driver.returncode for driver in drivers] == [0, 0, 0], ends
-    # of the two with one run one waits for the other, which waits, as the third does, for the first stage
+    # the second of the one run waits for the first, which waits, as the third does, for the first stage
     assert sorted(line.split("/")[0] for line in waits) == ["latents", "latents", "runs"]
     assert not re.findall("MLflow:.*", str(ends))
 

@@ -59,20 +59,6 @@ def test_a_run_killed_in_sampling_keeps_its_parts_and_ends_with_the_same_bytes(
     assert checksums(storage) == finished_images
 
 
-@pytest.mark.chaos
-def test_a_run_killed_in_every_stage_ends_with_the_same_bytes(
-    finished_images, cluster_environment, tiny_overrides, tmp_path
-):
-    for stage in STAGES:
-        process = start_until(stage, tiny_overrides, environment() | cluster_environment)
-        time.sleep(1.0)
-        end(process)
-    code, out, err = finished("distill", *tiny_overrides)  # in a cluster of its own
-    assert code == 0, err
-    assert "query" in out
-    assert checksums(tmp_path / "runs") == finished_images
-
-
 def accept_sigint():
     """A shell's background job ignores SIGINT, and its children inherit that."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -96,8 +82,7 @@ def test_ctrl_c_stops_a_run_in_and_after_fine_tuning_and_it_resumes(
 def test_a_dry_run_prints_recipe_and_stages_and_makes_nothing(tiny_overrides, tmp_path, capsys):
     assert run_command("distill", ["--dry-run", *tiny_overrides]) == 0
     out = capsys.readouterr().out
-    assert all(f"  {stage} " in out for stage in STAGES)
-    assert out.count("would run") == len(STAGES)
+    assert re.findall(r"^ *(\w+) .*would run", out, re.MULTILINE) == list(STAGES)
     assert "subgroups: 3" in out
     assert "estimated time" in out
     assert not (tmp_path / "runs" / "latents").exists()
@@ -112,10 +97,9 @@ def test_a_dry_run_for_future_gpus_prints_the_gpus_of_each_stage_and_the_cost(ti
     assert float(cost) == pytest.approx(int(seconds) / 3600 * 4 * 2.5, abs=0.01)
     held = {line.split()[0]: line for line in out.splitlines() if "would run" in line}
     assert max(map(len, held.values())) <= 80
-    assert " 2 of 4 " in held["finetune"]
-    assert " 4 of 4 " in held["sample"]
-    assert " of 4 " not in held["select"]
-    assert "finetune: 2 of 4 GPUs: a batch has 2 parts" in out
+    for stage, gpus in (("finetune", [" 2 of 4 "]), ("sample", [" 4 of 4 "]), ("select", [])):
+        assert re.findall(r" \d of 4 ", held[stage]) == gpus
+    assert "finetune: 2 of 4 GPUs: " in out
 
 
 @pytest.fixture
@@ -126,18 +110,15 @@ def bad(tmp_path, tiny_images):
     write_images(one, 1, 0, classes=["only"])
     write_images(wide, 6, 0, classes=["cat", "dog"])
     for name in CLASSES:
-        shutil.copytree(
-            tiny_images / "train" / name, tmp_path / "few" / name, ignore=lambda _, names: names[2:]
-        )
+        source, few = tiny_images / "train" / name, tmp_path / "few" / name
+        shutil.copytree(source, few, ignore=lambda _, names: names[2:])
         (tmp_path / "junk" / name).mkdir(parents=True)
         (tmp_path / "junk" / name / "0.png").write_bytes(b"no image")
-    for folder, name, text in (
-        ("unet", "model_index.json", '{"_class_name": "StableDiffusionPipeline"}'),
-        ("newer", "format.json", '{"format": 2}'),
-    ):
-        (tmp_path / folder / "transformer").mkdir(parents=True)
-        (tmp_path / folder / name).write_text(text)
-    few = sorted((tmp_path / "few" / "blue").iterdir())[0].name
+    (tmp_path / "unet" / "transformer").mkdir(parents=True)
+    (tmp_path / "unet" / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    (tmp_path / "newer").mkdir()
+    (tmp_path / "newer" / "format.json").write_text('{"format": 2}')
+    few = min((tmp_path / "few" / "blue").iterdir()).name
     return [
         ("--recipe nope", "recipe nope digits"),
         ("sample.subgroup=3", "sample.subgroup subgroups"),
@@ -169,9 +150,7 @@ def test_bad_input_gives_one_line_that_names_it_and_exit_code_2(bad, tiny_overri
 
 
 def test_bad_input_stops_the_process_with_exit_code_2():
-    code, out, err = finished("distill", "ipc=-1")
-    assert (code, out) == (2, "")
-    assert err.startswith("error: ipc: ")
+    assert finished("distill", "ipc=-1")[:2] == (2, "")
 
 
 def test_a_complete_run_is_found_without_ray_torch_or_mlflow(finished_run, capsys):
@@ -182,16 +161,18 @@ def test_a_complete_run_is_found_without_ray_torch_or_mlflow(finished_run, capsy
         "import sys; from ims3_ray.cli import run_command; code = run_command('distill', sys.argv[1:]); "
         "sys.exit(code or sum(name in sys.modules for name in ('ray', 'torch', 'mlflow', 'diffusers')))"
     )
-    again = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=True)
-    assert again.stdout == printed
+
+    def found(*options):
+        process = [sys.executable, "-c", script, *options, *words]
+        return subprocess.run(process, capture_output=True, text=True, check=True).stdout
+
+    assert found() == printed
     assert (printed.count("found complete"), made.distilled in printed) == (9, True)
     assert list(next_commands(printed)) == ["query", "look"]
     assert run_command(*job_of(next_commands(printed)["query"])) == 0
     assert made.key in capsys.readouterr().out
     for option in ("--status", "--dry-run"):
-        asked = [sys.executable, "-c", f"import sys; sys.argv[1:1] = [{option!r}]; {script}", *words]
-        shown = subprocess.run(asked, capture_output=True, text=True, check=True)
-        assert f"run {made.key}: finished" in shown.stdout
+        assert f"run {made.key}: finished" in found(option)
 
 
 def test_a_run_with_a_missing_file_is_not_complete(finished_run, tmp_path, capsys):

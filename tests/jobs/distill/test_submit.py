@@ -25,9 +25,7 @@ SEEN_S = 240
 
 @pytest.fixture
 def ray_job(tmp_path):
-    """`ray job …` on a head and a second node, started by the printed lines on a fresh home, with ports and
-    CPUs of their own; returns its exit code and output.
-    """
+    """Run `ray job …` on two nodes that the printed lines start; returns its exit code and output."""
     port, board = free_port(), free_port()
     (tmp_path / "home").mkdir()
     env = environment() | {"HOME": str(tmp_path / "home"), "RAY_AUTH_MODE": "token"}
@@ -49,10 +47,10 @@ def ray_job(tmp_path):
     assert shlex.split(mode, comments=True) == ["export", "RAY_AUTH_MODE=token"]
     subprocess.run(["bash", "-ec", token], env=env, check=True)
     assert (tmp_path / "home/.ray/auth_token").stat().st_mode & 0o077 == 0
-    # usual ports may be taken by others on this machine, such as the tests' own cluster
+    # the usual ports may be taken
     own = [["--num-cpus=1", f"--port={port}", f"--dashboard-port={board}"], ["--num-cpus=2"]]
     with contextlib.ExitStack() as nodes:
-        # of two nodes with one folder, one's agent unpacks the job's sources where the other's driver reads
+        # else one node's agent unpacks the job's sources where the other's driver reads
         folder = nodes.enter_context(tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True))
         own[1].append(f"--temp-dir={folder}")
         for number, (line, words) in enumerate(zip(starts, own, strict=True)):

@@ -66,9 +66,9 @@ def test_a_run_gives_up_on_a_server_that_stays_unreachable(start, monkeypatch):
     run = start("key")
     run.log(1, {"loss": 0.5})
     assert run.finish("FINISHED") is False
-    assert len(start.lines) == 3
-    assert "waiting up to" in start.lines[1]
-    assert "3 records" in start.lines[2]
+    _, waiting, lost = start.lines
+    assert "waiting" in waiting
+    assert "3 records" in lost
 
 
 def test_a_record_that_mlflow_rejects_is_reported_and_the_rest_is_written(start):
@@ -77,8 +77,7 @@ def test_a_record_that_mlflow_rejects_is_reported_and_the_rest_is_written(start)
     run.log(2, {"loss": 0.25})
     assert run.finish("FINISHED")
     assert curve(run) == [(2, 0.25)]
-    assert len(start.lines) == 1
-    assert "without this record" in start.lines[0]
+    assert ["without" in line for line in start.lines] == [True]
 
 
 def test_a_resumed_run_leaves_one_curve(start):

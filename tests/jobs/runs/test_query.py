@@ -86,23 +86,31 @@ def names(out):
     return [line.split()[0] for line in out.splitlines() if line.split()[0].startswith("digits-")]
 
 
-def test_runs_are_listed_sorted_and_filtered(ask):
-    words = ("--order", "accuracy", "--where", "ipc=10", "--where", "accuracy>0.75")
-    assert names(ask(*words)) == ["digits-o1aa", "digits-v1aa", "digits-k2cc", "digits-k2bb"]
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--order accuracy --where ipc=10 --where accuracy>0.75", "o1aa v1aa k2cc k2bb"),
+        ("--where kind=ablation", "digits-t"),
+        ("--where protocol!=quick-v1/n", "v1aa"),
+        ("--where kind=trial --order accuracy", "s9/2 s9/3 s9/1"),
+        ("--where run=s9/1", "s9/1"),
+        ("--sweep s9", "s9/1 s9/2 s9/3"),  # the last without the objective
+        ("--sweep s9 --order accuracy", "s9/2 s9/3 s9/1"),
+    ],
+)
+def test_runs_are_filtered_and_sorted(ask, words, expected):
+    assert names(ask(*words.split())) == [f"digits-{key}" for key in expected.split()]
 
 
-def test_trials_are_hidden_unless_asked_for(ask):
-    assert names(ask("--order", "accuracy"))[:2] == ["digits-o1aa", "digits-v1aa"]
-    assert not any("/" in name for name in names(ask()))
-    assert names(ask("--sweep", "s9", "--order", "accuracy"))[:2] == ["digits-s9/2", "digits-s9/3"]
-    assert set(names(ask("--where", "kind=trial"))) == {f"digits-s9/{trial}" for trial in TRIALS}
-    assert names(ask("--where", "run=s9/1")) == ["digits-s9/1"]
+def test_the_list_has_kind_and_protocol_and_no_trials(ask):
+    listed = ask("--order", "accuracy").splitlines()
+    assert listed[2].split()[:3] == ["digits-v1aa", "distillation", "quick-val-v1/n"]
+    assert not any("/" in name for name in names("\n".join(listed)))
 
 
-def test_trials_of_a_sweep_are_sorted_and_have_the_swept_fields(ask):
+def test_the_list_of_a_sweep_has_the_swept_fields(ask):
     head, *lines = ask("--sweep", "s9").splitlines()
     assert head.split()[4:8] == ["ipc", "select.beta", "coverage", "accuracy"]
-    assert [line.split()[0][-1] for line in lines] == ["1", "2", "3"]  # the last without the objective
     assert [line.split()[5] for line in lines] == ["0.2", "0.8", "0.4"]
 
 
@@ -127,9 +135,8 @@ def test_only_a_run_of_this_storage_without_a_heartbeat_is_dead(running, ask):
     with heartbeat(running):
         runs = json.loads(ask("--json"))["runs"] + json.loads(ask("--where", "kind=trial", "--json"))["runs"]
     states = {run["name"]: (run["status"], run["stage"], run["end_time"]) for run in runs}
-    assert states["digits-gone"] == ("DEAD", "finetune", None)
-    for name in ("digits-far", "sweep-digits-w", "digits-w-000"):
-        assert states[name] == ("RUNNING", None, None)
+    running = dict.fromkeys(("digits-far", "sweep-digits-w", "digits-w-000"), ("RUNNING", None, None))
+    assert (running | {"digits-gone": ("DEAD", "finetune", None)}).items() <= states.items()
     assert states["digits-k1aa"][0] == "FINISHED"
 
 
@@ -153,13 +160,6 @@ def test_watch_prints_changes_until_no_run_is_running(running, ask, storage, mon
     assert "RUNNING" not in tables[-1]
 
 
-def test_kind_and_protocol_are_listed_and_filtered(ask):
-    (line,) = [line for line in ask().splitlines() if line.startswith("digits-v1aa")]
-    assert line.split()[1:3] == ["distillation", "quick-val-v1/n"]
-    assert names(ask("--where", "kind=ablation")) == ["digits-digits-t"]
-    assert names(ask("--where", "protocol!=quick-v1/n")) == ["digits-v1aa"]
-
-
 def test_all_pages_are_read(storage, monkeypatch):
     monkeypatch.setattr(query, "PAGE", 2)
     assert len(query.find_runs(client(storage))) == len(RUNS) + 2 + len(TRIALS)
@@ -167,11 +167,11 @@ def test_all_pages_are_read(storage, monkeypatch):
 
 def test_best_never_mixes_protocols_or_scored_images(ask):
     found = json.loads(ask("--best", "--json"))["best"]
-    assert [(row["protocol"], row["scored"], row["ipc"], row["run"]["key"]) for row in found] == [
-        ("quick-v1/n", "others", "10", "o1aa"),
-        ("quick-v1/n", "ours", "1", "k1aa"),
-        ("quick-v1/n", "ours", "10", "k2cc"),
-        ("quick-val-v1/n", "ours", "10", "v1aa"),
+    assert [" ".join((row["protocol"], row["scored"], row["ipc"], row["run"]["key"])) for row in found] == [
+        "quick-v1/n others 10 o1aa",
+        "quick-v1/n ours 1 k1aa",
+        "quick-v1/n ours 10 k2cc",
+        "quick-val-v1/n ours 10 v1aa",
     ]
     assert names(ask("--best")) == ["digits-o1aa", "digits-k1aa", "digits-k2cc", "digits-v1aa"]
     smallest = json.loads(ask("--best", "--metric=-accuracy", "--json"))["best"]
@@ -195,12 +195,12 @@ def test_diff_has_exactly_the_differences(ask):
     assert "+0.3000" in ask("--diff", "k1aa", "k2bb")
 
 
-def test_a_run_is_found_by_key_prefix_name_or_id(ask, storage):
-    run_id = query.resolve(query.find_runs(client(storage)), "k2bb")["run_id"]
-    for text in ("k2b", "digits-k2bb", run_id):
-        assert json.loads(ask("--diff", text, "k1", "--json"))["runs"][0]["key"] == "k2bb"
-    # whole, though trials begin so
-    assert json.loads(ask("--diff", "s9", "k1", "--json"))["runs"][0]["key"] == "s9"
+def test_a_run_is_found_by_key_prefix_name_or_id(storage):
+    runs = query.find_runs(client(storage))
+    run = query.resolve(runs, "k2bb")
+    for text in ("k2b", "digits-k2bb", run["run_id"]):
+        assert query.resolve(runs, text) == run
+    assert query.resolve(runs, "s9")["key"] == "s9"  # keys of trials begin so, too
 
 
 def test_csv_has_every_parameter_and_metric(ask, tmp_path):
@@ -224,21 +224,21 @@ def test_the_mlflow_snippet_of_the_page_works_after_the_first_run(tmp_path):
 
 def test_the_printed_command_reproduces_the_run(ask, storage):
     python, job, _, recipe, *words = shlex.split(ask("--reproduce", "k2bb"))
-    place = f"storage={storage.uri}"
-    assert (python, job, words) == ("python", "jobs/distill.py", ["sample.subgroups=20", place])
+    expected = ["sample.subgroups=20", f"storage={storage.uri}"]
+    assert (python, job, words) == ("python", "jobs/distill.py", expected)
     assert load_config(recipe, parse_overrides(words[:-1])) == load_config("digits", RUNS["k2bb"][0])
 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("--best --metric acuracy", "did you mean accuracy?"),
+        ("--best --metric acuracy", "mean accuracy?"),
         ("--pareto accuracy,speed", "speed: "),
         ("--pareto accuracy", "--pareto"),
         ("--pareto accuracy,-accuracy", "--pareto"),
         ("--order speed", "speed: "),
         ("--order a`b", "--order"),
-        ("--best --pareto a,b", "--pareto: not allowed with argument --best"),
+        ("--best --pareto a,b", "--pareto: "),
         ("--nonsense", "--nonsense"),
         ("--diff k2 k1", "2 runs"),
         ("--diff nobody k1", "'nobody'"),
@@ -246,26 +246,25 @@ def test_the_printed_command_reproduces_the_run(ask, storage):
         ("--reproduce digits-t", "recipe.yaml"),
         ("--sweep k1aa", "'k1aa'"),
         ("--reproduce k1aa --csv x", "--csv: "),
-        ("--metric accuracy", "--metric: goes with --best"),
-        ("--yes", "--yes: goes with --gc"),
+        ("--metric accuracy", "--metric: "),
+        ("--yes", "--yes: "),
         ("--best --watch", "--watch: "),
         ("--csv /proc/no/x.csv", "--csv: /proc/no/x.csv"),
         ("--where ipc~1", "ipc~1"),
-        ("--where kind=nonsense", "choose one of distillation"),
+        ("--where kind=nonsense", "distillation"),
         ("--where accuracy>inf", "number"),
-        ("ipc=3", "only storage=DIR"),
+        ("ipc=3", "storage="),
     ],
 )
 def test_bad_arguments_give_one_line_and_exit_code_2(ask, words, expected):
     assert expected in ask(*words.split(), code=2)
 
 
-def test_a_query_creates_no_database(tmp_path, capsys):
+@pytest.mark.parametrize("words", [(), ("--gc",)])
+def test_a_query_creates_no_database(tmp_path, capsys, words):
     open_storage(str(tmp_path))
-    assert main(["runs", f"storage={tmp_path}"]) == 0
-    assert capsys.readouterr().out == "no run matches\n"
-    assert main(["runs", "--gc", f"storage={tmp_path}"]) == 0
-    assert "nothing to delete" in capsys.readouterr().out
+    assert main(["runs", *words, f"storage={tmp_path}"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("no")
     assert not (tmp_path / "mlflow.db").exists()
 
 
@@ -298,18 +297,16 @@ def test_gc_lists_and_deletes_only_if_confirmed(filled, ask, later, monkeypatch,
 
 
 def test_gc_with_json_deletes_only_with_yes(filled, ask, later):
-    first = json.loads(ask("--gc", "--json"))
-    latents = first["nouns"]["latents"]
-    assert [latents[name] for name in ("artifacts", "needed", "unneeded")] == [2, 1, 1]
-    assert 2_000_000 <= latents["unneeded_bytes"] < latents["bytes"]
-    assert first["deleted"] == []
-    assert (filled / "latents").has_directory(B)
-    second = json.loads(ask("--gc", "--json", "--yes"))
-    assert [gone["place"] for gone in second["deleted"]] == [f"latents/{B}"]
-    assert not (filled / "latents").has_directory(B)
+    for words, deleted in (((), []), (("--yes",), [f"latents/{B}"])):
+        answer = json.loads(ask("--gc", "--json", *words))
+        latents = answer["nouns"]["latents"]
+        assert [latents[name] for name in ("artifacts", "needed", "unneeded")] == [2, 1, 1]
+        assert 2_000_000 <= latents["unneeded_bytes"] < latents["bytes"]
+        assert [gone["place"] for gone in answer["deleted"]] == deleted
+        assert (filled / "latents").has_directory(B) != bool(deleted)
 
 
-def test_an_unreachable_server_is_reported_in_one_line(ask, monkeypatch):
+def test_an_unreachable_server_without_records_is_an_error(ask, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     assert "MLFLOW_TRACKING_URI: http://127.0.0.1:9" in ask(code=2)
