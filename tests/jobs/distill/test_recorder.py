@@ -12,42 +12,25 @@ from ims3_ray.progress import RUN
 from ims3_ray.runs.mlflow_tracker import client
 
 
-@pytest.fixture
-def config(tiny_overrides):
-    return load_config("digits", parse_overrides(tiny_overrides))
-
-
-@pytest.fixture
-def begin(config):
-    """Start recording the run; returns the recorder and the printed lines."""
-    context = prepare(config, find_machine(config.workers, wait=False))
-
-    def begun():
-        lines = []
-        return Recorder(context, plan(context), lines.append), lines
-
-    begun.storage = context.storage
-    return begun
-
-
 @pytest.mark.slow
-def test_a_stopped_run_is_running_again_when_resumed(begin, config):
-    def states(recorder):
-        return client(begin.storage).get_run(recorder.tracker.run_id).info.status, read_status(config)[
-            "state"
-        ]
+def test_a_stopped_run_is_running_again_when_resumed(tiny_overrides):
+    config = load_config("digits", parse_overrides(tiny_overrides))
+    context = prepare(config, find_machine(config.workers, wait=False))
+    recorder = Recorder(context, plan(context), print)
 
-    def stop(recorder):
+    def states():
+        run = client(context.storage).get_run(recorder.tracker.run_id)
+        return run.info.status, read_status(config)["state"]
+
+    def stop():
         with recorder.recording():
-            assert states(recorder) == ("RUNNING", "running")
+            assert states() == ("RUNNING", "running")
             assert RUN.get() == f"digits-{recorder.key}"
             raise KeyboardInterrupt
 
-    recorder, _ = begin()
     with pytest.raises(KeyboardInterrupt):
-        stop(recorder)
-    assert states(recorder) == ("KILLED", "stopped")
-    again, lines = begin()
-    assert states(again) == ("RUNNING", "running")
+        stop()
+    assert states() == ("KILLED", "stopped")
+    again = Recorder(context, plan(context), pytest.fail)
+    assert states() == ("RUNNING", "running")
     assert again.tracker.run_id == recorder.tracker.run_id
-    assert lines == []

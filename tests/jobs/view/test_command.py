@@ -3,7 +3,6 @@
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import threading
 import urllib.request
@@ -24,6 +23,7 @@ from ims3_ray.storage.artifacts import complete, open_storage
 
 TOKEN = "t" * 32
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
@@ -41,10 +41,11 @@ def test_folder_without_runs_is_an_error(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def test_port_in_use_or_out_of_range_is_an_error(tmp_path, capsys):
+def test_the_server_listens_on_loopback_and_a_port_in_use_or_out_of_range_is_an_error(tmp_path, capsys):
     storage = open_storage(str(tmp_path)).path
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = str(other.getsockname()[1])
+    with listen(0) as other:
+        host, port = map(str, other.getsockname())
+        assert host == "127.0.0.1"
         assert f"--port {port}" in error_line([storage, "--port", port], capsys)
     assert "--port 70000" in error_line([storage, "--port", "70000"], capsys)
 
@@ -52,11 +53,6 @@ def test_port_in_use_or_out_of_range_is_an_error(tmp_path, capsys):
 def test_storage_is_given_as_folder_or_field(tmp_path):
     storage = open_storage(str(tmp_path))
     assert find_storage(str(tmp_path)) == find_storage(f"storage={tmp_path}") == storage
-
-
-def test_server_listens_on_loopback_only():
-    with listen(0) as listener:
-        assert listener.getsockname()[0] == "127.0.0.1"
 
 
 @pytest.mark.slow
@@ -94,7 +90,7 @@ def rendered(address, profile, budget_ms):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+@needs_browser
 def test_browser_sorts_and_filters_the_list(tmp_path):
     storage, ids = make_storage(tmp_path / "runs")
 
@@ -113,7 +109,7 @@ def test_browser_sorts_and_filters_the_list(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+@needs_browser
 def test_run_page_reloads_when_a_stage_completes(tmp_path, monkeypatch):
     storage, ids = make_storage(tmp_path / "runs")
     calls, progress = [], tables.progress
