@@ -3,8 +3,10 @@
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from loopback_store import BUCKET
@@ -84,15 +86,13 @@ def test_a_heartbeat_is_removed_at_the_end(folder):
 def test_the_age_of_a_heartbeat_is_by_the_clock_of_the_store(folder, clock):
     leave(folder, **OTHER_HOST)
     living = read_heartbeat(folder, LEFT)
-    assert living.age < 5
-    assert living.is_of_other
+    assert (living.age < 5, living.is_of_other) == (True, True)
     age(folder, LEFT, DEAD_AFTER_S - 5)
     assert read_heartbeat(folder, LEFT).is_alive
     age(folder, LEFT, 10)
     dead = read_heartbeat(folder, LEFT)
     assert DEAD_AFTER_S < dead.age < DEAD_AFTER_S + 20
-    assert dead.is_stale
-    assert not dead.is_of_other
+    assert (dead.is_stale, dead.is_of_other) == (True, False)
 
 
 def test_store_time_leaves_no_file(folder, clock):
@@ -103,11 +103,7 @@ def test_store_time_leaves_no_file(folder, clock):
 
 def test_a_read_only_folder_uses_the_clock_of_the_host(disk, monkeypatch):
     write_heartbeat(disk)
-
-    def refuse(*_):
-        raise PermissionError(13, "read-only")
-
-    monkeypatch.setattr(type(disk), "write", refuse)
+    monkeypatch.setattr(type(disk), "write", Mock(side_effect=PermissionError(13, "read-only")))
     assert read_heartbeat(disk).age < 5
 
 
@@ -167,11 +163,8 @@ def test_simultaneous_drivers_never_share_the_lease(folder, monkeypatch):
             holders.remove(number)
         ended.append(number)
 
-    drivers = [threading.Thread(target=drive, args=[number]) for number in range(4)]
-    for driver in drivers:
-        driver.start()
-    for driver in drivers:
-        driver.join(timeout=60)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(drive, range(4), timeout=60))
     assert (max(most), sorted(ended)) == (1, list(range(4)))
 
 

@@ -36,34 +36,38 @@ def test_rows_are_read_in_the_order_of_the_index(features):
     assert np.array_equal(some.take(np.array([2, 1])).read("feature"), whole["feature"][[5, 0]])
 
 
-def test_only_parts_with_needed_rows_are_read_each_once(features, monkeypatch):
-    found, read, real = read_index(features, FEATURES, ["label"]), [], rows.read_part
-    monkeypatch.setattr(rows, "read_part", lambda d, name, *rest: read.append(name) or real(d, name, *rest))
-    some = found.take(np.array([9, 1, 8, 0]))
-    assert read == []
+@pytest.fixture
+def parts_read(monkeypatch):
+    """Names of the parts in the order in which they are read from now on."""
+    names, plain = [], rows.read_part
+    monkeypatch.setattr(
+        rows, "read_part", lambda place, name, *rest: names.append(name) or plain(place, name, *rest)
+    )
+    return names
+
+
+def test_only_parts_with_needed_rows_are_read_each_once(features, parts_read):
+    index = read_index(features, FEATURES, ["label"])
+    parts_read.clear()
+    some = index.take(np.array([9, 1, 8, 0]))
+    assert parts_read == []
     some.read("feature")
-    assert read == ["part-00000.parquet", "part-00002.parquet"]
+    assert parts_read == ["part-00000.parquet", "part-00002.parquet"]
 
 
-def test_several_indexes_read_each_part_once_together(features, monkeypatch):
-    index, read, real = read_index(features, FEATURES, ["label"]), [], rows.read_part
+def test_several_indexes_read_each_part_once_together(features, parts_read):
+    index = read_index(features, FEATURES, ["label"])
     whole = index.read()
-    monkeypatch.setattr(rows, "read_part", lambda d, name, *rest: read.append(name) or real(d, name, *rest))
+    parts_read.clear()
     first, second = read_together([index.take(np.array([11, 2])), index.take(np.array([5, 0, 2]))])
     assert np.array_equal(first, whole[[11, 2]])
     assert np.array_equal(second, whole[[5, 0, 2]])
-    assert read == sorted(features.files())[1:]  # behind the manifest
-
-
-def test_a_lost_part_is_an_error(features):
-    (features / "part-00001.parquet").delete()
-    with pytest.raises(DamagedError, match="part-00001"):
-        read_index(features, FEATURES, ["label"])
+    assert parts_read == sorted(features.files())[1:]  # behind the manifest
 
 
 @pytest.fixture
 def indexed(features):
-    """The same with an rows."""
+    """The same with an index file."""
     (features / "manifest.json").delete()
     write_index(features, {name: pack_part_keys(features.read(name), FEATURES) for name in features.files()})
     complete(features, {"rows": 12})
@@ -85,10 +89,12 @@ def test_keys_of_columns_equal_keys_of_a_part(features):
     assert pack_keys(columns, FEATURES) == pack_part_keys(features.read(name), FEATURES)
 
 
-def test_a_lost_index_is_damage(indexed):
-    (indexed / INDEX).delete()
-    with pytest.raises(DamagedError, match=INDEX):
-        read_index(indexed, FEATURES, ["label"])
+@pytest.mark.parametrize(("which", "file"), [("features", "part-00001.parquet"), ("indexed", INDEX)])
+def test_a_lost_part_or_index_is_damage(request, which, file):
+    directory = request.getfixturevalue(which)
+    (directory / file).delete()
+    with pytest.raises(DamagedError, match=file):
+        read_index(directory, FEATURES, ["label"])
 
 
 def test_a_flipped_bit_of_an_index_is_an_error(indexed):

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import textwrap
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import Mock
 
 import fsspec
 import pytest
@@ -31,25 +33,19 @@ class Failing(fs.FSSpecHandler):
                 self.left -= 1
                 raise type(self.error)(*self.error.args)
 
-    def get_file_info(self, paths):
-        self._fail()
-        return super().get_file_info(paths)
 
-    def get_file_info_selector(self, selector):
+def _failing(name):
+    def act(self, *arguments):
         self._fail()
-        return super().get_file_info_selector(selector)
+        return getattr(fs.FSSpecHandler, name)(self, *arguments)
 
-    def open_input_file(self, path):
-        self._fail()
-        return super().open_input_file(path)
+    return act
 
-    def open_output_stream(self, path, metadata):
-        self._fail()
-        return super().open_output_stream(path, metadata)
 
-    def delete_dir(self, path):
-        self._fail()
-        return super().delete_dir(path)
+for name in ("info", "info_selector"):
+    setattr(Failing, f"get_file_{name}", _failing(f"get_file_{name}"))
+for name in ("open_input_file", "open_output_stream", "delete_dir"):
+    setattr(Failing, name, _failing(name))
 
 
 @pytest.fixture
@@ -114,9 +110,7 @@ def test_lasting_errors_are_raised_at_once(bucket, failing, clock, caplog, error
 
 
 def test_errors_of_a_local_disk_are_not_retried(tmp_path, clock, monkeypatch):
-    def fail(*_, **__):
-        raise OSError(errno.EIO, "input/output error")
-
+    fail = Mock(side_effect=OSError(errno.EIO, "input/output error"))
     monkeypatch.setattr("ims3_ray.storage.directory._replace_local", fail)
     with pytest.raises(OSError, match="input/output error"):
         open_directory(str(tmp_path)).write("a", b"")
@@ -127,7 +121,7 @@ def test_retries_end_after_the_limit_and_the_next_operation_gets_no_new_limit(bu
     failing.left = 10**6
     for seconds in (retry.MAX_RETRY_S, 0.0):
         before = sum(clock)
-        with pytest.raises(InputError, match=r"^s3://bucket.*SLOW_DOWN.*run the same command again"):
+        with pytest.raises(InputError, match=r"^s3://bucket.*SLOW_DOWN"):
             bucket.read("a")
         assert sum(clock) - before == seconds
         assert max(clock) <= retry.MAX_PAUSE_S
@@ -151,13 +145,9 @@ def test_threads_log_an_error_once(bucket, failing, clock, caplog, monkeypatch):
     monkeypatch.setattr(retry.time, "monotonic", lambda: 1000.0)  # simultaneous pauses do not add up
     bucket.write("a", b"")
     failing.left = 8
-    threads = [threading.Thread(target=bucket.read, args=("a",)) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(caplog.messages) == 1
-    assert failing.left == 0
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(bucket.read, ["a"] * 8))
+    assert (len(caplog.messages), failing.left) == (1, 0)
 
 
 def test_storage_errors_inside_errors_of_ray_are_retried_and_others_are_not(clock):
@@ -180,7 +170,7 @@ def test_storage_errors_inside_errors_of_ray_are_retried_and_others_are_not(cloc
 
 def test_a_full_store_is_not_retried(bucket, failing, clock):
     failing.error, failing.left = OSError("AWS Error UNKNOWN (HTTP status 507): XMinioStorageFull"), 1
-    with pytest.raises(InputError, match=r"no space left.*storage=…"):
+    with pytest.raises(InputError, match="no space left"):
         bucket.write("a", b"")
     assert clock == []
 
@@ -225,8 +215,8 @@ def on_small_disk(folder, script):
 def test_a_full_disk_leaves_no_half_file_and_the_storage_works_again_with_space(tmp_path):
     script = """
         import os
-        from ims3_ray.storage.artifacts import open_storage
         from ims3_ray.errors import InputError
+        from ims3_ray.storage.artifacts import open_storage
 
         def fails(act):
             try:
