@@ -46,17 +46,16 @@ def test_a_new_token_is_its_users_alone_and_stays(modes, home):
     token = (home / ".ray" / "auth_token").read_text()
     assert len(bytes.fromhex(token)) == 32
     make_private_token()
-    assert (home / ".ray" / "auth_token").read_text() == token
-    assert os.listdir(home / ".ray") == ["auth_token"]
+    assert {path.name: path.read_text() for path in (home / ".ray").iterdir()} == {"auth_token": token}
 
 
 def test_a_token_that_others_could_read_is_closed_to_them(modes, home):
-    (home / ".ray").mkdir(mode=0o755)
-    (home / ".ray" / "auth_token").write_text("ab" * 32)
+    token = home / ".ray" / "auth_token"
+    token.parent.mkdir(mode=0o755)
+    token.write_text("ab" * 32)
     assert modes() == [0o755, 0o644]
     make_private_token()
-    assert modes() == [0o700, 0o600]
-    assert (home / ".ray" / "auth_token").read_text() == "ab" * 32
+    assert (modes(), token.read_text()) == ([0o700, 0o600], "ab" * 32)
 
 
 @pytest.mark.parametrize("chosen", [{TOKEN: "ab" * 32}, {TOKEN_PATH: "/x"}, {MODE: "disabled"}])

@@ -5,15 +5,8 @@ from functools import partial
 import pytest
 import yaml
 
-from ims3_ray.config.load import (
-    REMOVED,
-    RENAMED,
-    load_config,
-    load_settings,
-    parse_overrides,
-    recipe_names,
-    subject,
-)
+from ims3_ray.config import load
+from ims3_ray.config.load import load_config, load_settings, parse_overrides, recipe_names
 from ims3_ray.config.sections import PAPER_BATCH, Finetune
 from ims3_ray.config.settings import Config, Pretrain
 from ims3_ray.errors import InputError
@@ -42,15 +35,14 @@ def test_precedence_is_overrides_recipe_environment_defaults(monkeypatch):
     ],
 )
 def test_the_subject_is_the_recipe_unless_other_images_replace_its_own(recipe, train, expected):
-    assert subject(load_config(recipe, {"data.train": train})) == expected
+    assert load.subject(load_config(recipe, {"data.train": train})) == expected
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_loads_and_survives_a_round_trip(name, tmp_path):
     config = load_config(name)
-    path = tmp_path / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    assert load_config(str(path)) == config
+    (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    assert load_config(f"{tmp_path}/{name}.yaml") == config
 
 
 @pytest.mark.parametrize(
@@ -68,15 +60,15 @@ def test_every_recipe_loads_and_survives_a_round_trip(name, tmp_path):
         (f"{ONE_STEP} finetune.batch_size=auto", ["im.target: one_step", "whole batch"]),
         ("Sample.steps=3", ["Sample.steps"]),
         ("sample.steps={", ["sample.steps", "quote"]),
-        *((f"{old}=1", [old, new]) for old, new in RENAMED.items()),
-        *((f"{old}=1", [old, "removed", str(value)]) for old, value in REMOVED.items()),
+        *((f"{old}=1", [old, new]) for old, new in load.RENAMED.items()),
+        *((f"{old}=1", [old, "removed", str(value)]) for old, value in load.REMOVED.items()),
     ],
 )
 def test_a_wrong_override_is_refused_with_field_rule_and_value(words, expected):
     is_pretraining = words.partition(".")[0] in ("transformer", "vae", "extractor")
-    load = partial(load_settings, Pretrain) if is_pretraining else partial(load_config, "digits")
+    read = partial(load_settings, Pretrain) if is_pretraining else partial(load_config, "digits")
     with pytest.raises(InputError) as refused:
-        load(parse_overrides(words.split()))
+        read(parse_overrides(words.split()))
     assert all(part in str(refused.value) for part in expected)
 
 
@@ -110,9 +102,9 @@ def test_published_deviations_from_the_paper_are_off_by_default():
 
 
 def test_overrides_are_not_modified():
-    section = {"coverage": 0}
-    load_config("digits", {"select": section, "select.alpha": 0.3})
-    assert section == {"coverage": 0}
+    overrides = {"select": {"coverage": 0}, "select.alpha": 0.3}
+    load_config("digits", overrides)
+    assert overrides == {"select": {"coverage": 0}, "select.alpha": 0.3}
 
 
 def test_speed_and_place_are_no_part_of_the_results():
@@ -125,12 +117,9 @@ def test_fingerprinted_values_do_not_depend_on_the_spelling_of_a_path(tmp_path, 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "model")
-    spellings = ("model", "./model", "link", "model/../model", str(tmp_path / "model"))
-    identities = [
-        load_config("digits", {"model.path": path, "embed.extractor": path}).identity() for path in spellings
-    ]
-    assert all(identity == identities[0] for identity in identities)
-    assert identities[0]["model"]["path"] == str(tmp_path / "model")
+    for path in ("model", "./model", "link", "model/../model", str(tmp_path / "model")):
+        identity = load_config("digits", {"model.path": path, "embed.extractor": path}).identity()
+        assert identity["model"]["path"] == identity["embed"]["extractor"] == str(tmp_path / "model")
     config = load_config("digits", {"model.path": "facebook/DiT-XL-2-256"})
     assert config.identity()["model"] == config.results()["model"]
 

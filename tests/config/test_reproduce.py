@@ -11,9 +11,9 @@ from ims3_ray.config.reproduce import reproduce
 MANY = [f"class {number:03d}: =+-@'\"" for number in range(60)]  # more than one MLflow parameter can hold
 
 
-def recipe_file(config):
-    """The recipe.yaml that a run logs."""
-    return yaml.safe_dump(config.results()).encode()
+def reproduced(results, *storage):
+    """The reproduction by the recipe.yaml that a run logs."""
+    return reproduce(yaml.safe_dump(results).encode(), *storage)
 
 
 def parsed(command):
@@ -38,24 +38,24 @@ def parsed(command):
 @pytest.mark.parametrize("recipe", ["digits", "imagewoof"])
 def test_the_command_reproduces_all_parameters(recipe, overrides):
     config = load_config(recipe, overrides)
-    reproduction = reproduce(recipe_file(config), "/data/my runs")
+    reproduction = reproduced(config.results(), "/data/my runs")
+    again = parsed(reproduction.command)
     assert reproduction.notes == []
-    assert parsed(reproduction.command).results() == config.results()
-    assert parsed(reproduction.command).storage == "/data/my runs"
+    assert (again.results(), again.storage) == (config.results(), "/data/my runs")
 
 
 def test_only_fields_that_differ_and_do_not_follow_from_others_are_in_the_command():
-    assert reproduce(recipe_file(load_config("imagewoof"))).words[2:] == ["--recipe", "imagewoof"]
+    assert reproduced(load_config("imagewoof").results()).words[2:] == ["--recipe", "imagewoof"]
     config = load_config("digits", {"ipc": 5, "data.train": "/elsewhere"})
     assert config.data.licence is None  # follows from data.train
-    assert set(reproduce(recipe_file(config)).overrides) == {"ipc", "data.train"}
+    assert set(reproduced(config.results()).overrides) == {"ipc", "data.train"}
 
 
 def test_a_run_of_a_recipe_file_is_reproduced_by_changes_of_a_named_recipe(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("ipc: 3\nmodel: {licence: mit}\nim: {minimax: class}\nfinetune: {micro_batches: 1}\n")
     config = load_config(str(path))
-    reproduction = reproduce(recipe_file(config))
+    reproduction = reproduced(config.results())
     assert (reproduction.overrides["recipe"], reproduction.notes) == ("mine", [])
     assert parsed(reproduction.command).results() == config.results()
 
@@ -64,7 +64,7 @@ def test_fields_that_only_one_version_has_are_noted_and_the_others_reproduced():
     recipe = load_config("digits", {"ipc": 5}).results()
     recipe["sample"]["flavour"] = "sweet"
     del recipe["select"]["coverage_by"]
-    reproduction = reproduce(yaml.safe_dump(recipe).encode())
+    reproduction = reproduced(recipe)
     assert reproduction.overrides["ipc"] == 5
     assert "sample.flavour" not in reproduction.overrides
     assert {note.partition(":")[0] for note in reproduction.notes} == {"sample.flavour", "select.coverage_by"}
@@ -78,7 +78,7 @@ def test_renamed_and_removed_fields_of_an_older_run_are_reproduced():
     recipe["model"] |= {"compile": {"cpu": False, "cuda": True}}
     recipe["model"]["graphs"] = {"cpu": False, "cuda": recipe["model"].pop("cuda_graphs")}
     recipe["im"]["minimax"] = {"representativeness": 0.002, "extreme": "image"}
-    reproduction = reproduce(yaml.safe_dump(recipe).encode())
+    reproduction = reproduced(recipe)
     assert reproduction.notes == []
     assert reproduction.overrides == {"invert.steps": 7, "refine.anchor_weight": 1.0, "im.minimax": "image"}
 
@@ -86,5 +86,5 @@ def test_renamed_and_removed_fields_of_an_older_run_are_reproduced():
 def test_the_command_does_not_depend_on_environment_variables(monkeypatch):
     config = load_config("digits", {"seed": 3})
     monkeypatch.setenv("IMS3_SEED", "3")
-    assert reproduce(recipe_file(config)).overrides == {"seed": 3}
+    assert reproduced(config.results()).overrides == {"seed": 3}
     assert load_config("digits").seed == 3  # the environment is restored

@@ -27,22 +27,18 @@ FILES = (".csv", ".db", ".html", ".json", ".jsonl", ".md", ".py", ".safetensors"
 
 
 def blocks(language: str) -> list[tuple[str, str]]:
-    return [
-        (page, body) for page, text in PAGES.items() for word, body in FENCE.findall(text) if word == language
-    ]
+    fences = [(page, *fence) for page, text in PAGES.items() for fence in FENCE.findall(text)]
+    return [(page, body) for page, word, body in fences if word == language]
 
 
 NOTEBOOK = "docs/quickstart.ipynb"
-CELLS = [
-    "".join(cell["source"]) for cell in json.loads((ROOT / NOTEBOOK).read_text(encoding="utf-8"))["cells"]
-]
+CELLS = ["".join(cell["source"]) for cell in json.loads((ROOT / NOTEBOOK).read_text())["cells"]]
 SCRIPTS = blocks("bash") + [(NOTEBOOK, cell[1:]) for cell in CELLS if cell.startswith("!")]
+OURS = re.compile(r"`((?:python (?:jobs/\S+|-m benchmarks \w+)|ims3 \w+) [^`]+)`")
 INLINE = [
     (page, code)
     for page, text in PAGES.items()
-    for code in re.findall(
-        r"`((?:python (?:jobs/\S+|-m benchmarks \w+)|ims3 \w+) [^`]+)`", FENCE.sub("", text)
-    )
+    for code in OURS.findall(FENCE.sub("", text))
     if not set("…{}") & set(code) and not re.search(r"\b[A-Z]{2,}\b", code)  # … and STAGE are placeholders
 ]
 
@@ -68,11 +64,7 @@ def test_python_blocks_name_what_the_package_has(page: str, code: str) -> None:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ims3_ray"):
             module = importlib.import_module(node.module)
             assert all(hasattr(module, alias.name) for alias in node.names), page
-        elif (
-            isinstance(node, ast.Attribute)
-            and isinstance(node.value, ast.Name)
-            and node.value.id == "ims3_ray"
-        ):
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "ims3_ray":
             assert node.attr in ims3_ray.__all__, page
 
 

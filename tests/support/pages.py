@@ -59,24 +59,16 @@ def png(rng, size=8) -> bytes:
 
 
 def score(*values) -> dict:
-    spread_of = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {
-        "mean": float(np.mean(values)),
-        "deviation": spread_of,
-        "interval": spread_of,
-        "values": list(values),
-    }
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    measured = {"mean": float(np.mean(values)), "values": list(values)}
+    return measured | {"deviation": spread, "interval": spread}
 
 
 def evaluation(distilled=(0.90, 0.91, 0.92), random=(0.80, 0.81, 0.82)) -> dict:
+    values = {"distilled": distilled, "random": random, "full": (0.98, 0.98, 0.99)}
     sets = {
-        name: {
-            "images": 6,
-            "last": score(*values),
-            "best": score(*values),
-            "curves": [[[10, 0.3], [20, values[0]]]],
-        }
-        for name, values in (("distilled", distilled), ("random", random), ("full", (0.98, 0.98, 0.99)))
+        name: {"images": 6, "last": score(*v), "best": score(*v), "curves": [[[10, 0.3], [20, v[0]]]]}
+        for name, v in values.items()
     }
     measured = dict.fromkeys(METRICS, 0.25) | {"recall": None, "kid": 0.5, "deciles": None}
     coverage = {"distilled": measured, "random": {"coverage": 0.75}}
@@ -88,19 +80,10 @@ def selection(classes) -> dict:
         c: {"subgroups": [0, 1, 2], "distances_to_real": [0.3, 0.1, 0.2 + i], "distance_to_real": 0.2 + i}
         for i, c in enumerate(classes)
     }
-    return {
-        "selection": dict.fromkeys(classes, 2),
-        "objective": -3.0,
-        "terms": {"attraction": -4.0, "separation": -1.0},
-        "start_objective": -2.5,
-        "unit": "subgroup",
-        "lower_bound": None,
-        "certificate": "none",
-        "gap": None,
-        "solver": "coordinate descent",
-        "settings": {"alpha": 0.4},
-        "per_class": per_class,
-    }
+    solved = {"objective": -3.0, "start_objective": -2.5, "terms": {"attraction": -4.0, "separation": -1.0}}
+    solved |= {"lower_bound": None, "gap": None, "solver": "coordinate descent", "certificate": "none"}
+    chosen = {"selection": dict.fromkeys(classes, 2), "unit": "subgroup", "settings": {"alpha": 0.4}}
+    return chosen | solved | {"per_class": per_class}
 
 
 def report(classes=(HOSTILE, TEMPLATE, FORMULA), **changes) -> ReportData:
@@ -112,23 +95,11 @@ def report(classes=(HOSTILE, TEMPLATE, FORMULA), **changes) -> ReportData:
     def near(of):
         return (centres[of] + 0.1 * rng.normal(size=(len(of), 5))).astype(np.float32)
 
-    history = [
-        {
-            "step": s,
-            "diffusion": 1 / s,
-            "matching": 0.5,
-            "grad_ratio/matching": 0.01,
-            "weight/matching": 0.002,
-        }
-        for s in range(1, 30)
-    ]
+    shares = {"matching": 0.5, "grad_ratio/matching": 0.01, "weight/matching": 0.002}
+    sample = {"subgroups": SUBGROUPS, "batch_size": {"cpu": 25}}
     values = {
         "title": "tiny",
-        "config": {
-            "ipc": IPC,
-            "sample": {"subgroups": SUBGROUPS, "batch_size": {"cpu": 25}},
-            "im": {"minimax": None},
-        },
+        "config": {"ipc": IPC, "sample": sample, "im": {"minimax": None}},
         "classes": tuple(classes),
         "about": {"ray": "2.60.0"},
         "contact": {c: {"distilled": [png(rng) for _ in range(IPC)], "real": [png(rng)]} for c in classes},
@@ -138,7 +109,7 @@ def report(classes=(HOSTILE, TEMPLATE, FORMULA), **changes) -> ReportData:
         "candidate_labels": labels,
         "candidate_selected": subgroups == 2,
         "selection": selection(classes),
-        "history": history,
+        "history": [{"step": s, "diffusion": 1 / s, **shares} for s in range(1, 30)],
         "evaluation": evaluation(),
         "stages": [{"name": "encode", "rows": 10, "unit": "images", "seconds": 2.0, "rate": 5.0}],
         "commands": {"Again": "ims3 distill ipc=2 && echo '<done>'"},

@@ -40,11 +40,9 @@ def job(words: list[str]) -> tuple[str, list[str]] | None:
     """(command, its words) where `words` start one of ours."""
     if words[:3] == ["ray", "job", "submit"] and "--" in words:
         words = words[words.index("--") + 1 :]
-    words = words[: words.index(">")] if ">" in words else words  # a file that takes what is printed
-    if Path(words[0]).name == "ims3" and words[1] == "--print-completion":
-        return None
+    words = words[: words.index(">")] if ">" in words else words  # a file that takes the output
     if Path(words[0]).name == "ims3":
-        return words[1], words[2:]
+        return None if words[1] == "--print-completion" else (words[1], words[2:])
     if words[:3] == ["python", "-m", "benchmarks"]:
         return f"benchmarks {words[3]}", words[4:]
     if len(words) > 1 and words[0].endswith("python") and Path(words[1]).parent.name == "jobs":
@@ -89,19 +87,21 @@ def resolve_push(arguments: argparse.Namespace, overrides: dict) -> None:
     assert set(overrides) <= {"storage"}
 
 
+def resolve_settings(kind: type) -> Callable[[argparse.Namespace, dict], object]:
+    return lambda arguments, overrides: load.load_settings(kind, overrides)
+
+
 RESOLVE: dict[str, Callable[[argparse.Namespace, dict], object]] = {
-    "convert": lambda arguments, overrides: None,
+    **dict.fromkeys(("convert", "view"), lambda arguments, overrides: None),
+    **dict.fromkeys(("doctor", "init"), lambda arguments, overrides: load.load_config("digits", overrides)),
     "distill": resolve_recipe,
-    "doctor": lambda arguments, overrides: load.load_config("digits", overrides),
     "evaluate": resolve_evaluate,
-    "init": lambda arguments, overrides: load.load_config("digits", overrides),
-    "pretrain": lambda arguments, overrides: load.load_settings(settings.Pretrain, overrides),
+    "pretrain": resolve_settings(settings.Pretrain),
     "push": resolve_push,
     "runs": resolve_runs,
-    "select": lambda arguments, overrides: load.load_settings(settings.Selecting, overrides),
+    "select": resolve_settings(settings.Selecting),
     "sweep": resolve_sweep,
-    "verify": lambda arguments, overrides: load.load_settings(settings.Evaluating, overrides),
-    "view": lambda arguments, overrides: None,
+    "verify": resolve_settings(settings.Evaluating),
 }
 
 
