@@ -1,4 +1,4 @@
-"""Parts on an actor pool: bounded memory, overlapping calls, and only missing parts are made."""
+"""Parts on an actor pool: bounded memory, overlapping calls, only missing parts, bad input with its field."""
 
 import resource
 import subprocess
@@ -16,6 +16,7 @@ from ims3_ray.cluster.resources import Machine, find_machine
 from ims3_ray.config.settings import Workers
 from ims3_ray.errors import InputError
 from ims3_ray.models import device
+from ims3_ray.models.device import explain_out_of_memory
 from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import open_directory
 from ims3_ray.storage.rows import INDEX
@@ -42,9 +43,8 @@ class Heavy:
 
     def __call__(self, payload):
         columns = features(payload["rows"], payload["seed"])
-        return columns, {
-            f"memory-{payload['seed']}": str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-        }
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return columns, {f"memory-{payload['seed']}": str(peak)}
 
 
 class Meeting:
@@ -53,19 +53,16 @@ class Meeting:
     def __init__(self, batch_size):
         self._barrier, self._inside = threading.Barrier(2), 0
 
+    def _compute(self, x):
+        self._inside += 1
+        assert self._inside == 1
+        out = [x @ x.T @ x]
+        self._inside -= 1
+        return out
+
     def __call__(self, payload):
         self._barrier.wait(timeout=60)
-
-        def compute(x):
-            self._inside += 1
-            assert self._inside == 1
-            out = [x @ x.T @ x]
-            self._inside -= 1
-            return out
-
-        rows = features(8, payload)
-        rows["feature"] = device.run_padded_batches(compute, [rows["feature"]], 8, torch.device("cpu"))[0]
-        return rows, {}
+        return computed(self._compute, payload)
 
 
 class Relay:
@@ -74,23 +71,38 @@ class Relay:
     def __init__(self, batch_size):
         self._met = threading.Barrier(2)
 
+    def _meet(self, x):
+        self._met.wait(timeout=60)
+        return [x]
+
     def __call__(self, payload):
-        def meet(x):
-            self._met.wait(timeout=60)
-            return [x]
-
-        rows = features(8, payload)
         turn = device.TRANSFORMER_LOCK if payload % 2 else device.DECODER_LOCK
-        rows["feature"] = device.run_padded_batches(meet, [rows["feature"]], 8, torch.device("cpu"), turn)[0]
-        return rows, {}
+        return computed(self._meet, payload, turn)
 
 
-def run(build, parts, folder, **workers):
-    machine = find_machine(Workers(**workers))
-    out = open_directory(str(folder))
-    return out, fan_out(
-        build, {"batch_size": 8}, parts, table=schemas.FEATURES, out=out, machine=machine, stage="test"
-    )
+class OutOfMemory:
+    """Fails as on a full GPU."""
+
+    def __init__(self, batch_size): ...
+
+    def __call__(self, payload):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+
+def computed(function, seed, *turn):
+    rows = features(8, seed)
+    rows["feature"] = device.run_padded_batches(function, [rows["feature"]], 8, torch.device("cpu"), *turn)[0]
+    return rows, {}
+
+
+def run(build, parts, folder, stage="test", **workers):
+    out, machine = open_directory(str(folder)), find_machine(Workers(**workers))
+    options = {"table": schemas.FEATURES, "out": out, "machine": machine, "stage": stage}
+    return out, fan_out(build, {"batch_size": 8}, parts, **options)
+
+
+def small_parts():
+    return [Part(i, 4, {"rows": 4, "seed": i}) for i in range(3)]
 
 
 @pytest.mark.parametrize("times", [2, pytest.param(10, marks=pytest.mark.slow)])
@@ -118,7 +130,7 @@ def test_one_call_decodes_while_another_computes(ray_cluster, tmp_path):
 
 
 def test_only_missing_parts_are_made(ray_cluster, tmp_path):
-    parts = [Part(i, 4, {"rows": 4, "seed": i}) for i in range(3)]
+    parts = small_parts()
     out, first = run(Heavy, parts, tmp_path)
     before = {name: info.mtime_ns for name, info in out.files().items()}
     out.filesystem.delete_file(f"{out.path}/{parts[1].file}")
@@ -138,7 +150,7 @@ def test_a_part_is_one_batch_until_there_are_thousands_of_parts(rows, parts):
 
 
 def test_a_lost_index_is_rebuilt_from_the_parts(ray_cluster, tmp_path):
-    parts = [Part(i, 4, {"rows": 4, "seed": i}) for i in range(3)]
+    parts = small_parts()
     out, _ = run(Heavy, parts, tmp_path)
     whole = out.read(INDEX)
     for name in (INDEX, parts[1].file):
@@ -156,6 +168,11 @@ def test_a_pool_grows_between_its_bounds(workers, bounds):
     assert pool.initial_size == bounds[1]
 
 
+def answer_of(build, table, folder, payload):
+    worker = Worker(build, {"batch_size": 2}, table, folder, "sample.batch_size.cpu")
+    return worker({"file": ["part-00000.parquet"], "payload": [payload]})
+
+
 def test_non_finite_values_are_an_error_and_never_written(tmp_path):
     table = {"label": Column("int64"), "feature": Column("float32", (None,))}
 
@@ -163,12 +180,10 @@ def test_non_finite_values_are_an_error_and_never_written(tmp_path):
         return lambda odd: ({"label": np.arange(2), "feature": np.array([[1.0], [odd]], np.float32)}, {})
 
     out = open_directory(str(tmp_path))
-    worker = Worker(build, {"batch_size": 2}, table, out, "sample.batch_size.cpu")
     for odd in ("NaN", "Infinity"):
-        answer = worker({"file": ["part-00000.parquet"], "payload": [odd]})
-        assert "sample: feature (1 of 2 rows)" in answer["error"][0]
+        assert "sample: feature (1 of 2 rows)" in answer_of(build, table, out, odd)["error"][0]
         assert not out.files()
-    answer = worker({"file": ["part-00000.parquet"], "payload": ["2"]})
+    answer = answer_of(build, table, out, "2")
     assert answer["error"] == [""]
     assert answer["checksum"] == [out.sha256("part-00000.parquet")]
 
@@ -177,9 +192,21 @@ def test_bad_input_of_a_constructor_reaches_the_driver(tmp_path):
     def build(batch_size):
         raise InputError("model.path: is damaged")
 
-    out = open_directory(str(tmp_path))
-    worker = Worker(build, {"batch_size": 2}, schemas.FEATURES, out, "sample.batch_size.cpu")
-    assert worker({"file": ["part-00000.parquet"], "payload": ["2"]})["error"] == ["model.path: is damaged"]
+    answer = answer_of(build, schemas.FEATURES, open_directory(str(tmp_path)), "2")
+    assert answer["error"] == ["model.path: is damaged"]
+
+
+def test_out_of_memory_names_the_field_the_batch_and_the_memory():
+    message = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.11 GiB."
+    with pytest.raises(InputError) as caught, explain_out_of_memory("sample.batch_size.cuda", 256):
+        raise torch.OutOfMemoryError(message)
+    for word in ("sample.batch_size.cuda", "256", "20.00 GiB", "79.11 GiB", "lower"):
+        assert word in str(caught.value)
+
+
+def test_out_of_memory_in_a_pool_reaches_the_driver(ray_cluster, tmp_path):
+    with pytest.raises(InputError, match=r"sample.batch_size.cpu: .* 8 .*20.00 GiB"):
+        run(OutOfMemory, [Part(0, 1, [])], tmp_path, "sample")
 
 
 @pytest.mark.chaos

@@ -1,28 +1,22 @@
-"""Malformed and unreachable addresses of a cluster are reported at once."""
-
-import socket
+"""Malformed and unreachable addresses, and GPUs that are missing, are bad input with its field."""
 
 import pytest
 import ray
+from raylets import free_port
 
 from ims3_ray.cluster import resources
+from ims3_ray.config.settings import Workers
 from ims3_ray.errors import InputError
-
-
-def closed_port():
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return held.getsockname()[1]
 
 
 @pytest.mark.parametrize(
     ("address", "expected"),
     [
-        ("nonsense", "is no address; write HOST:PORT"),
+        ("nonsense", "HOST:PORT"),
         ("http://head:8265", "is no address"),
         ("head:99999", "no answer"),
         ("nowhere.invalid:6379", "no answer"),
-        (f"127.0.0.1:{closed_port()}", "no answer from 127.0.0.1"),
+        (f"127.0.0.1:{free_port()}", "no answer from 127.0.0.1"),
     ],
 )
 def test_an_address_without_a_cluster_is_reported_before_ray_starts(address, expected, monkeypatch):
@@ -31,3 +25,9 @@ def test_an_address_without_a_cluster_is_reported_before_ray_starts(address, exp
     monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray was started"))
     with pytest.raises(InputError, match=f"RAY_ADDRESS: .*{expected}"):
         resources.connect()
+
+
+def test_missing_gpus_are_an_error_with_the_present_number(ray_cluster):
+    there = int(ray_cluster.cluster_resources().get("GPU", 0))
+    with pytest.raises(InputError, match=rf"^workers.gpus: .* {there} of {there + 1} "):
+        resources.find_machine(Workers(gpus=there + 1, wait_s=1))

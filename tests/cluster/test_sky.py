@@ -1,7 +1,9 @@
-"""cluster/sky.yaml: a valid SkyPilot task that requires storage and token."""
+"""cluster/sky.yaml is a valid SkyPilot task that requires storage and token; Ray sends a job's code alone."""
 
 import shlex
+import shutil
 import subprocess
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -9,17 +11,16 @@ import yaml
 
 from ims3_ray.config.load import load_config, parse_overrides
 
-SKY = Path(__file__).parents[2] / "cluster/sky.yaml"
-FIELDS = {"name", "workdir", "num_nodes", "resources", "envs", "secrets", "setup", "run"}
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def task():
-    return yaml.safe_load(SKY.read_text())
+    return yaml.safe_load((ROOT / "cluster/sky.yaml").read_text())
 
 
 def test_storage_and_token_are_required(task):
-    assert set(task) == FIELDS
+    assert set(task) == {"name", "workdir", "num_nodes", "resources", "envs", "secrets", "setup", "run"}
     needed = [name for kind in ("envs", "secrets") for name, value in task[kind].items() if value is None]
     assert needed == ["STORAGE", "RAY_AUTH_TOKEN"]
     assert "RAY_AUTH_MODE=token" in task["run"]
@@ -41,3 +42,19 @@ def test_the_head_distils_with_a_valid_recipe(task):
     assert (script, option) == ("jobs/distill.py", "--recipe")
     config = load_config(recipe, parse_overrides(words))
     assert (config.ipc, config.seed, config.storage) == (5, 1, "/shared/runs")
+
+
+def test_a_submitted_job_sends_only_code_and_recipes(tmp_path):
+    from ray._private.runtime_env.packaging import create_package
+
+    for name in ("ims3_ray", "jobs"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    code = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    for name in (".rayignore", ".gitignore"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("my-model/transformer/model.safetensors", "weights/a.pt", "docs/a.png", "mine.yaml"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    create_package(str(tmp_path), tmp_path / "sent.zip", include_gitignore=True)
+    with zipfile.ZipFile(tmp_path / "sent.zip") as sent:
+        assert {name for name in sent.namelist() if not name.endswith("/")} == code | {"mine.yaml"}
