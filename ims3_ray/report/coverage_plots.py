@@ -1,4 +1,4 @@
-"""Plots of coverage by density of the real images, and of coverage against the copy rate."""
+"""Plot of coverage by density of the real images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from . import svg
 from .inputs import shortened
 from .plots import spread
-from .svg import GRID, INK, PERCENT, WIDTH
+from .svg import GRID, PERCENT, WIDTH
 
 LABEL_HEIGHT, FRAME_HEIGHT = 19, 80  # pixels of a line's label, and of the frame around the axes
 
@@ -22,16 +22,6 @@ class Line:
     values: Sequence[float]
     colour: str
     is_reference: bool = False
-
-
-@dataclass(frozen=True)
-class Dot:
-    """Copy rate and low-density coverage of a set."""
-
-    name: str
-    copy_rate: float
-    low_density_coverage: float
-    colour: str
 
 
 def by_decile(lines: Sequence[Line]) -> Markup | None:
@@ -52,21 +42,6 @@ def by_decile(lines: Sequence[Line]) -> Markup | None:
     ends = [(len(line.values), line.values[-1], line.name, line.colour) for line in lines]
     _name(axes, ends, height)
     return svg.to_svg(drawing, "deciles", "Coverage of real images by their density, from dense to sparse")
-
-
-def copying(dots: Sequence[Dot]) -> Markup | None:
-    """Low-density coverage against the copy rate; top left is best. None without dots."""
-    if not dots:
-        return None
-    drawing, axes, height = _figure(len(dots))
-    svg.style(axes, x="copy rate", y="low-density coverage")
-    for dot in dots:
-        axes.plot(dot.copy_rate, dot.low_density_coverage, "o", color=dot.colour, markersize=10)
-    axes.margins(0.08)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(PERCENT)
-    _name(axes, [(dot.copy_rate, dot.low_density_coverage, dot.name, INK) for dot in dots], height)
-    return svg.to_svg(drawing, "copying", "Low-density coverage of each row against its copy rate")
 
 
 def _figure(names: int) -> tuple[svg.Figure, Axes, int]:

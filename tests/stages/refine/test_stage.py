@@ -1,15 +1,16 @@
 """Refinement in the pipeline: its images, resume, shared probes, settings."""
 
+from functools import partial
+
 import numpy as np
+import planned
 import pytest
 
 from ims3_ray.cluster.resources import find_machine
-from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.data.distilled import DistilledSet
 from ims3_ray.data.transforms import decode
 from ims3_ray.errors import InputError
 from ims3_ray.pipeline import prepare as preparation
-from ims3_ray.pipeline.steps import plan, run_step
 from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import MANIFEST
 from ims3_ray.storage.rows import part_names, read_rows
@@ -22,17 +23,7 @@ REFINE = (
 )
 
 
-def steps_of(words, *more, upto="refine"):
-    """Run a stage and the steps that it needs; return them by the noun of their artefact."""
-    config = load_config("digits", parse_overrides([*words, *more]))
-    context = preparation.prepare(config, find_machine(config.workers))
-    steps = plan(context, upto)
-    needed = {steps[-1].directory.uri}
-    for step in reversed(steps):
-        if step.directory.uri in needed:
-            needed |= {parent.uri for parent in step.parents.values()}
-    steps = [step for step in steps if step.directory.uri in needed]
-    return {step.stage.output: step if step.manifest else run_step(context, step) for step in steps}
+steps_of = partial(planned.steps_of, upto="refine")
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +148,6 @@ def test_siamese_views_are_those_of_the_target(words):
     ],
 )
 def test_unsuitable_settings_are_refused_before_any_work(words, more, message):
-    config = load_config("digits", parse_overrides([*words, *REFINE, *more]))
+    config = planned.config_of(words, *REFINE, *more)
     with pytest.raises(InputError, match=message):
         preparation.prepare(config, find_machine(config.workers))
