@@ -12,6 +12,7 @@ from ims3_ray.data.loader import payloads
 from ims3_ray.evaluation.probes import differentiable, probe_protocols
 from ims3_ray.evaluation.protocols import Protocol
 from ims3_ray.method import difffit
+from ims3_ray.method.refine import Match
 from ims3_ray.method.seeding import generator
 from ims3_ray.models.device import prepare_device
 from ims3_ray.models.dit import DiT, DiTConfig
@@ -24,7 +25,7 @@ from ims3_ray.stages.encode import Encoder, encoder_arguments
 from ims3_ray.stages.finetune.stage import InversionMatchingTask, optimisation, task_arguments
 from ims3_ray.stages.invert import Inverter, inverter_arguments
 from ims3_ray.stages.refine.stage import step_operations as refined_step_operations
-from ims3_ray.stages.refine.worker import refinement, views_of
+from ims3_ray.stages.refine.worker import Packing, refinement, views_of
 from ims3_ray.stages.sample.stage import Sampler, sampler_arguments
 from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import Directory
@@ -151,7 +152,8 @@ class RefinementStep:
         rng, size = generator("bench", "refine"), protocol.image_size
         network = protocol.build(len(context.classes), rng)
         self._probe, views = network.to(device), differentiable(protocol)
-        self._refinement = refinement(config.refine, vae, views, context.batch_size(config.refine))
+        packing = Packing.of(None, config.refine.space, vae.image_size, size)
+        self._refinement = refinement(config.refine, vae, views, packing, context.batch_size(config.refine))
         self._start = torch.randn(config.ipc, *context.info.latent_shape, generator=rng).to(device)
         real = torch.rand(config.ipc, 3, size, size, generator=rng).to(device)
         measure = self._refinement.objective.measure
@@ -159,8 +161,8 @@ class RefinementStep:
         self._view_rng = generator("bench", "views")
 
     def __call__(self) -> object:
-        target, rng = self._target, self._view_rng
-        return self._refinement.run(self._start, 0, [self._probe], lambda _: target, lambda _: rng)
+        match = Match(self._probe, self._target, self._view_rng)
+        return self._refinement.run(self._start, 0, lambda _: match)
 
 
 class WorkerCall:

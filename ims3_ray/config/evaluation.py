@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Literal, get_args
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from .base import BatchSize, Count, Section, Weight, check_unique
 
@@ -44,6 +44,21 @@ def scored_split(protocol: str) -> Literal["test", "validation"]:
     return "validation" if protocol.endswith(VALIDATION) else "test"
 
 
+class Packing(Section):
+    """Packed sets: several smaller images in the pixels of one (Kim et al. 2022)."""
+
+    factor: int = Field(default=1, ge=1, le=3)
+    """f: a stored image holds f × f smaller ones, which training enlarges. 1: not packed."""
+    image_size: Count | None = None
+    """Pixels per side of a stored image, a multiple of factor. null: as it is without packing."""
+
+    @model_validator(mode="after")
+    def _check_size(self) -> "Packing":
+        if self.image_size and self.factor == 1:
+            raise ValueError(f"packing.image_size: {self.image_size} needs packing.factor=2 or 3")
+        return self
+
+
 class Probe(Section):
     """Probes: networks trained on the real images, by which refinement measures."""
 
@@ -51,8 +66,8 @@ class Probe(Section):
     """Network architectures. null: those of the protocol."""
     width: Count | None = None
     """Channels of the first block. null: as the protocol, or as published."""
-    count: Count = 4
-    """Networks per architecture, each from its own seed."""
+    count: int = Field(default=4, ge=0)
+    """Networks per architecture, each from its own seed. 0: a new untrained one per step of refinement."""
     checkpoint_steps: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 5, 10, 20)
     """Training steps at which a checkpoint of each network is kept. 0: untrained."""
     protocol: ProtocolSpec | None = None
@@ -88,6 +103,8 @@ class Refine(Section):
     """Augmented views per image and step. Siamese augmentation takes one, shared with real images."""
     real_images: Count | None = None
     """Real images per class that the targets are computed from, a seeded random subset. null: all."""
+    real_batch: Count | None = None
+    """Real images per class drawn anew in every step. null: one target per probe, of real_images."""
     anchor_weight: Weight = 0.0
     """Weight of the mean squared distance to the initial image."""
     batch_size: BatchSize = BatchSize(cpu=64, cuda=16)

@@ -152,7 +152,7 @@ class Sample(Section):
     subgroups: Count = 5
     """G, candidate subgroups per class."""
     pool_ipc: Count | None = None
-    """Images per subgroup. Subgroup mode uses the first `ipc` of them. null: ipc."""
+    """Images per subgroup. Subgroup mode uses the first `ipc` of them. null: ipc × packing.factor²."""
     start: Literal["noise", "inversion"] = "noise"
     """Initial latents: noise (paper), or inverted real images at start_level."""
     start_level: int = Field(default=400, ge=1, le=999)

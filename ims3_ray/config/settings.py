@@ -12,7 +12,7 @@ from pydantic_settings import SettingsConfigDict
 
 from .base import Count, Name, Section, Seed, Settings, Weight, canonical_location
 from .data import Data
-from .evaluation import Evaluate, Export, NetworkName, Probe, Refine
+from .evaluation import Evaluate, Export, NetworkName, Packing, Probe, Refine
 from .sections import Embed, Encode, Finetune, InversionMatching, Invert, Model, Sample, Select
 
 # (section, field) that may name a checkpoint on a hub
@@ -92,6 +92,7 @@ class Config(Settings):
     embed: Embed = Embed()
     sample: Sample = Sample()
     select: Select = Select()
+    packing: Packing = Packing()
     probe: Probe = Probe()
     refine: Refine = Refine()
     export: Export = Export()
@@ -108,9 +109,12 @@ class Config(Settings):
                 f"select.subgroups: {subgroups} of sample.subgroups {self.sample.subgroups}; lower it"
             )
         size = self.pool_ipc * (subgroups if self.select.unit == "image" else 1)
-        if size < self.ipc:
+        if size < self.unpacked_ipc:
+            wanted = f"ipc={self.ipc}"
+            if self.packing.factor > 1:
+                wanted += f" × packing.factor² = {self.unpacked_ipc}"
             raise ValueError(
-                f"sample.pool_ipc: {self.pool_ipc} has {size} images to select ipc={self.ipc} from; raise it"
+                f"sample.pool_ipc: {self.pool_ipc} has {size} images to select {wanted} from; raise it"
             )
         return self
 
@@ -127,10 +131,21 @@ class Config(Settings):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _check_networks(self) -> "Config":
+        if self.refine.steps and not self.probe.count and not self.refine.real_batch:
+            raise ValueError("probe.count: 0, a new network per step, needs refine.real_batch, such as 128")
+        return self
+
     @property
     def pool_ipc(self) -> int:
         """Images per subgroup."""
-        return self.sample.pool_ipc or self.ipc
+        return self.sample.pool_ipc or self.unpacked_ipc
+
+    @property
+    def unpacked_ipc(self) -> int:
+        """Images per class that selection chooses and a classifier trains on: IPC times packing.factor²."""
+        return self.ipc * self.packing.factor**2
 
     def results(self) -> dict[str, Any]:
         """Returns all values that a result depends on, as plain data."""

@@ -3,11 +3,14 @@
 train/<class>/<k>.png                         class folders, for torchvision's ImageFolder
 data/train-00000-of-00001.parquet             the same images as Parquet, for Hugging Face's `load_dataset`
 README.md                                     the data set card
+distilled.json                                how to unpack the images, if the set is packed
 manifest.json                                 checksum, class, subgroup, index and seed of every image
 """
 
 import hashlib
 import json
+import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,17 +24,20 @@ from torch.utils.data import Dataset
 
 from ims3_ray.display import markdown_code, markdown_text
 from ims3_ray.errors import InputError
+from ims3_ray.method.packing import pack
 from ims3_ray.storage.artifacts import MANIFEST, Directory, open_directory, read_manifest
 from ims3_ray.storage.directory import Stream
 from ims3_ray.storage.hub import fetch_set, hub_name
 from ims3_ray.storage.schemas import Columns
 
-from .images import ImageSet, Packed
+from .images import ImageSet, ParquetRows, Tiles
+from .packed_sets import FACTOR, packing_factor, unpacked
 from .sources import PARQUET, label_names
-from .transforms import decode
+from .transforms import decode, encode_png, resize_and_crop
 from .views import ViewSet, read_views
 
 ORIGIN = ("subgroup", "index", "seed")  # of an image
+Origin = int | list[int]  # a list for a packed image: one value per tile
 Entry = dict[str, object]  # of an image in the manifest
 Licence = Mapping[str, str | None]  # id, name, link
 Licences = Mapping[str, Licence | None]  # of "weights" and "images"; None if not stated
@@ -43,9 +49,9 @@ class DistilledImage:
 
     label: int
     place: int  # index in the class
-    subgroup: int
-    index: int
-    seed: int
+    subgroup: Origin
+    index: Origin
+    seed: Origin
     png: bytes
 
 
@@ -58,6 +64,19 @@ def is_selected(selection: Mapping[str, Any], classes: Sequence[str], rows: Colu
     selected = {(label, g, k) for label, name in enumerate(classes) for g, k in of_class[name]}
     keys = (rows[name].tolist() for name in ("label", "subgroup", "index"))
     return np.array([key in selected for key in zip(*keys, strict=True)], dtype=bool)
+
+
+def pack_images(images: Sequence[DistilledImage], tiles: Tiles) -> list[DistilledImage]:
+    """Returns the stored images of a packed set: f² consecutive images each, reduced to tiles."""
+    pixels = np.stack([resize_and_crop(decode(image.png), tiles.side) for image in images])
+    stored, size = pack(torch.from_numpy(pixels), tiles.factor).numpy(), tiles.factor**2
+    packed: list[DistilledImage] = []
+    for number, joined in enumerate(stored):
+        of_image = images[number * size : (number + 1) * size]
+        origin = {name: [getattr(image, name) for image in of_image] for name in ORIGIN}
+        label, place = of_image[0].label, of_image[0].place // size
+        packed.append(DistilledImage(label, place, **origin, png=encode_png(joined)))
+    return packed
 
 
 def image_path(image: DistilledImage, classes: Sequence[str], ipc: int) -> str:
@@ -82,11 +101,18 @@ def write_pngs(
 def to_table(images: Sequence[DistilledImage], classes: Sequence[str], ipc: int) -> pa.Table:
     """Returns images and labels with their class names, in the format of Hugging Face `datasets`."""
     features = {"image": {"_type": "Image"}, "label": {"names": list(classes), "_type": "ClassLabel"}}
-    features |= {name: {"dtype": "int64", "_type": "Value"} for name in ORIGIN}
+    is_packed = isinstance(images[0].subgroup, list)
+    number = {"dtype": "int64", "_type": "Value"}
+    features |= {name: [number] if is_packed else number for name in ORIGIN}
     pngs = [{"bytes": i.png, "path": image_path(i, classes, ipc).replace("/", "_")} for i in images]
     columns = {"image": pa.array(pngs, pa.struct({"bytes": pa.binary(), "path": pa.string()}))}
-    columns |= {n: pa.array([getattr(i, n) for i in images], pa.int64()) for n in ("label", *ORIGIN)}
-    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    columns["label"] = pa.array([image.label for image in images], pa.int64())
+    of_image = pa.list_(pa.int64()) if is_packed else pa.int64()
+    columns |= {name: pa.array([getattr(image, name) for image in images], of_image) for name in ORIGIN}
+    info: dict[str, object] = {"features": features}
+    if isinstance(images[0].subgroup, list):
+        info[FACTOR] = math.isqrt(len(images[0].subgroup))  # the library `datasets` ignores it
+    metadata = {"huggingface": json.dumps({"info": info})}
     return pa.table(columns).replace_schema_metadata(metadata)
 
 
@@ -171,37 +197,46 @@ def _describe(licence: Licence | None, field: str) -> str:
     )
 
 
-def list_images(directory: Directory, classes: Sequence[str]) -> ImageSet:
-    """Returns the images of a complete set, in the order of its Parquet file, without reading one."""
+def list_images(directory: Directory, classes: Sequence[str], tiles: Tiles | None = None) -> ImageSet:
+    """Returns the images of a complete set, in the order of its Parquet file, without reading one.
+
+    `tiles` are those of a packed set.
+    """
     manifest = read_manifest(directory)
     assert manifest, directory.uri
     entries, label_of = manifest.get("images", []), {name: label for label, name in enumerate(classes)}
     paths, ids = (tuple(str(entry[key]) for entry in entries) for key in ("path", "sha256"))
     labels = np.array([label_of[str(entry["class"])] for entry in entries], np.int64)
-    return ImageSet(directory, tuple(classes), paths, labels, ids, packed=Packed((PARQUET,)))
+    parquet = ParquetRows((PARQUET,))
+    return ImageSet(directory, tuple(classes), paths, labels, ids, parquet=parquet, tiles=tiles)
 
 
 class DistilledSet(Dataset):
     """The distilled images in memory: item i is (PIL image or `transform` of it, index into `classes`).
 
-    `soft_labels` (N, K, classes) are a teacher's logits for K views of every image, or None.
+    With `factor` f, the items are the images of a packed set: f² for each stored one. `soft_labels`
+    (N, K, classes) are a teacher's logits for K views of every image, or None.
     """
 
-    def __init__(self, directory: Directory, transform: Callable[[Image.Image], Any] | None = None):
+    def __init__(
+        self, directory: Directory, transform: Callable[[Image.Image], Any] | None = None, factor: int = 1
+    ):
+        self._place, self._factor = directory.uri, factor
         with pa.BufferReader(directory.read(PARQUET)) as source:
             table = pq.read_table(source)
         self.classes = _class_names(table.schema)
-        self.targets: list[int] = table["label"].to_pylist()
+        self.targets: list[int] = np.repeat(table["label"].to_numpy(), factor**2).tolist()
         self.transform = transform
         self._pngs = [row["bytes"] for row in table["image"].to_pylist()]
         self._views = read_views(table)
         self.soft_labels = None if self._views is None else torch.from_numpy(self._views.logits.copy())
 
     def __len__(self) -> int:
-        return len(self._pngs)
+        return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        image = decode(self._pngs[index])
+        stored, tile = divmod(index, self._factor**2)
+        image = unpacked(self._pngs[stored], self._factor, self._place)[tile]
         return (self.transform(image) if self.transform else image), self.targets[index]
 
     def views(self) -> ViewSet:
@@ -223,18 +258,26 @@ def _class_names(schema: pa.Schema) -> list[str]:
     return names
 
 
-def load_distilled(location: str, transform: Callable[[Image.Image], Any] | None = None) -> DistilledSet:
+def load_distilled(
+    location: str, transform: Callable[[Image.Image], Any] | None = None, *, unpack: bool = True
+) -> DistilledSet:
     """Returns the distilled set at a local path, URI or `hf://ORG/NAME` as a torch Dataset.
 
-    Raises InputError if there is no complete set, and if a set of the hub differs from its checksums.
+    A packed set is unpacked: each stored image gives f² items, enlarged to its own size. With `unpack=False`
+    it gives the stored images, with a warning. Raises InputError if there is no complete set, if its card
+    states another f, and if a set of the hub differs from its checksums.
     """
     directory = open_directory(fetch_set(location) if hub_name(location) else location)
     if read_manifest(directory) is None or not directory.exists(PARQUET):
         raise InputError(
             f"{location}: holds no complete distilled set ({MANIFEST} and {PARQUET}); finish its run first"
         )
+    factor = packing_factor(directory)
+    if factor > 1 and not unpack:
+        each = f"its images hold {factor} × {factor} smaller ones each"
+        warnings.warn(f"{location}: is packed, and {each}; train on them unpacked", stacklevel=2)
     try:
-        return DistilledSet(directory, transform)
+        return DistilledSet(directory, transform, factor if unpack else 1)
     except (pa.ArrowException, ValueError, LookupError, TypeError) as error:
         raise InputError(
             f"{location}: {PARQUET} was not written by this project ({error!r}); run its recipe again"

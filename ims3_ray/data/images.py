@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -15,7 +15,7 @@ from ims3_ray.storage.hub import fetch_set, hub_name
 
 from .folders import inspect, list_classes
 from .named import is_named, unpack_digits, unpack_named
-from .sources import ClassNames, Rows, find_set, is_tensors
+from .sources import ClassNames, Rows, find_packed, find_set, is_tensors
 from .transforms import decode
 from .unpacking import unpack, unpacked_label_names
 
@@ -23,11 +23,19 @@ SAMPLED_UP_FRONT = 64  # images decoded in full, chosen by seed, also if a cache
 
 
 @dataclass(frozen=True)
-class Packed:
+class ParquetRows:
     """Parquet files of a directory with a set's encoded images in `column`, in the set's order."""
 
     files: tuple[str, ...]
     column: str = "image"
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The parts of a packed set's images: f × f of `side` pixels each. f is 1 if they are not joined."""
+
+    factor: int
+    side: int
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,8 @@ class ImageSet:
     unpacked_from: str | None = None  # location of the rows, if the directory was unpacked from rows
     empty: tuple[str, ...] = ()  # class folders without files
     label_names: tuple[str, ...] | None = None  # classes by integer label, if the rows name them
-    packed: Packed | None = None  # read instead of the images' own files
+    parquet: ParquetRows | None = None  # read instead of the images' own files
+    tiles: Tiles | None = None  # of a packed set, which trains on its enlarged tiles
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -53,9 +62,15 @@ class ImageSet:
         """The location of the images, or of the rows that hold them."""
         return self.unpacked_from or self.directory.uri
 
+    @property
+    def num_trained(self) -> int:
+        """Number of images that a classifier trains on: the tiles, if the set is packed."""
+        return len(self) * (self.tiles.factor**2 if self.tiles else 1)
+
     @cached_property
     def fingerprint(self) -> str:
-        return fingerprint([self.classes, list(zip(self.paths, self.ids, strict=True))])
+        tiles = [asdict(self.tiles)] if self.tiles else []
+        return fingerprint([self.classes, list(zip(self.paths, self.ids, strict=True)), *tiles])
 
     def counts(self) -> np.ndarray:
         """Returns images per class (C,)."""
@@ -78,7 +93,7 @@ class ImageSet:
     def take(self, rows: np.ndarray) -> "ImageSet":
         """Returns the set of these rows."""
         paths, ids = (tuple(column[row] for row in rows) for column in (self.paths, self.ids))
-        return replace(self, paths=paths, ids=ids, labels=self.labels[rows], packed=None)
+        return replace(self, paths=paths, ids=ids, labels=self.labels[rows], parquet=None)
 
     def split(self, share: float) -> tuple["ImageSet", "ImageSet"]:
         """Returns (training part, held-out part): at least one image per class is held out.
@@ -171,6 +186,10 @@ def _class_folders(
         return unpack_tensors(location, storage, name, label_names), location
     is_bundled = location.startswith("package://")
     directory = unpack_digits(location, storage) if is_bundled else open_directory(location)
+    if packed := find_packed(directory):
+        from .packed_sets import unpack_set  # torch is slow to import
+
+        return unpack_set(packed, storage, f"{name}: {location}"), location
     found = find_set(directory, name, classes)
     if not isinstance(found, Rows):
         return found, None

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
+import torch
 from PIL import Image
 
+from ims3_ray.method.packing import unpack
 from ims3_ray.storage.artifacts import Directory, fingerprint
 from ims3_ray.storage.disk_cache import CachedRows, open_cache
 from ims3_ray.storage.rows import prefetch, row_groups
 from ims3_ray.storage.schemas import Columns
 
 from .folders import READERS
-from .images import ImageSet, Packed
+from .images import ImageSet, ParquetRows
 from .transforms import decode, square
 
 READ_ROWS = 256  # images per batch when a set is cached
@@ -94,25 +96,37 @@ class CachedPixels:
 
     def open(self) -> CachedRows:
         """Returns rows of `pixels` (3, S, S) uint8 and `label`. Raises InputError if they exceed the disk."""
-        return open_cache(self.key, self._parts, pixels_bytes(len(self.images), self.image_size))
+        size = pixels_bytes(self.images.num_trained, self.image_size)
+        return open_cache(self.key, self._trained, size)
 
-    def _parts(self) -> Iterator[Columns]:
-        if self.images.packed:
-            yield from self._unpacked(self.images.packed)
+    def _trained(self) -> Iterator[Columns]:
+        """The images that a classifier trains on: enlarged tiles, if the set is packed."""
+        tiles = self.images.tiles
+        if tiles is None:
+            yield from self.stored(self.image_size)
             return
-        read = BatchReader(self.images.directory, self.image_size, self.scale)
+        for part in self.stored(tiles.factor * tiles.side):
+            pixels = unpack(torch.from_numpy(part["pixels"]), tiles.factor, self.image_size)
+            yield {"pixels": pixels.numpy(), "label": part["label"].repeat(tiles.factor**2)}
+
+    def stored(self, size: int) -> Iterator[Columns]:
+        """Yields the set's own images, scaled to `size` pixels per side."""
+        if self.images.parquet:
+            yield from self._of_parquet(self.images.parquet, size)
+            return
+        read = BatchReader(self.images.directory, size, self.scale)
         batches = payloads(self.images, range(len(self.images)), READ_ROWS)
         for pixels, keys, _ in prefetch(read, batches, READ_AHEAD):
             yield {"pixels": pixels, "label": keys["label"]}
 
-    def _unpacked(self, packed: Packed) -> Iterator[Columns]:
+    def _of_parquet(self, parquet: ParquetRows, size: int) -> Iterator[Columns]:
         """Reads Parquet by row group: a few requests instead of one per image."""
 
         def scaled(image: dict[str, bytes] | bytes) -> np.ndarray:
             encoded = image if isinstance(image, bytes) else image["bytes"]  # a struct as in `datasets`
-            return self.scale(decode(encoded), self.image_size)
+            return self.scale(decode(encoded), size)
 
-        groups = (row_groups(self.images.directory, name, packed.column) for name in packed.files)
+        groups = (row_groups(self.images.directory, name, parquet.column) for name in parquet.files)
         start = 0
         with ThreadPoolExecutor(READERS) as threads:
             for images in itertools.chain.from_iterable(groups):

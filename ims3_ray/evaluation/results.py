@@ -35,10 +35,18 @@ class Accuracies(TypedDict):
     values: list[float]
 
 
+class StoredSize(TypedDict):
+    """Storage of a set, per class; bytes as PNGs."""
+
+    pixels: int
+    bytes: int
+
+
 class SetMetrics(TypedDict):
     """Metrics of a training set. `last` is the result; `best` used the scored images: a diagnostic."""
 
     images: int
+    stored: NotRequired[StoredSize]
     seeds: list[int]
     curves: list[list[tuple[int, float]]]
     last: Accuracies
@@ -58,7 +66,8 @@ class TeacherMetrics(TypedDict):
 class Evaluation(TypedDict):
     """evaluation.json. `networks`, if there are several, holds `sets` by protocol label.
 
-    `names` gives the table names of a run's own sets: the method that made "distilled" and "unrefined".
+    `names` gives table names: of a run's own sets, the method that made "distilled" and "unrefined"; of a
+    packed run's baselines, which are packed like its sets, a name that says so.
     """
 
     protocol: str
@@ -68,6 +77,7 @@ class Evaluation(TypedDict):
     names: NotRequired[dict[str, str]]
     networks: NotRequired[dict[str, dict[str, SetMetrics]]]
     teacher: NotRequired[TeacherMetrics]
+    packing: NotRequired[int]
 
 
 def sort_sets(sets: Mapping[str, Value]) -> dict[str, Value]:
@@ -99,9 +109,11 @@ def evaluation_lines(document: Evaluation) -> list[str]:
     names = list(sort_sets({**sets, **coverage}))
     titles = {name: document.get("names", {}).get(name) or set_title(name) for name in names}
     width = max(12, *(len(title) + 1 for title in titles.values()))
+    factor = document.get("packing", 1)
+    heads = "     pixels    bytes" if factor > 1 else ""
     lines = [
         f"accuracy on the {document['split']} images, {document['protocol']}",
-        f"  {'set':<{width}}{'images':>8}  {'last':>14}  {'best':>14}   coverage  low-density",
+        f"  {'set':<{width}}{'images':>8}{heads}  {'last':>14}  {'best':>14}   coverage  low-density",
     ]
     for name in names:
         images, last, best, shares = "", "", "", ""
@@ -110,7 +122,16 @@ def evaluation_lines(document: Evaluation) -> list[str]:
             last, best = format_accuracy(metrics["last"]), format_accuracy(metrics["best"])
         if covered := coverage.get(name):
             shares = f"{covered['coverage']:11.3f}{covered['low_density_coverage']:13.3f}"
-        lines.append(f"  {titles[name]:<{width}}{images:>8} {last:>15} {best:>15}{shares}")
+        size = metrics.get("stored") if metrics else None
+        stored = f"{size['pixels']:>11,}{size['bytes']:>9,}" if size else " " * len(heads)
+        lines.append(
+            f"  {titles[name]:<{width}}{images:>8}{stored if heads else ''} {last:>15} {best:>15}{shares}"
+        )
+    if factor > 1:
+        lines.append(
+            f"  (packed: {factor} × {factor} images in the pixels of one, each enlarged for training;"
+        )
+        lines.append("  images are those trained on; pixels and bytes as PNG are per class, as stored)")
     lines.append("  (mean ± 95 % interval over seeds; last is the result, best uses the scored")
     lines.append("  images and is a diagnostic)")
     if teacher := document.get("teacher"):

@@ -51,7 +51,8 @@ def score(
     """Train a protocol's classifiers on images and score them on test images, as `ims3 evaluate` does.
 
     The same images give the same accuracies as `ims3 evaluate` if they come in its order: by class, then file
-    name. Images are scaled by their shorter side to the protocol's size, then cropped to the centre.
+    name. Images are scaled by their shorter side to the protocol's size, then cropped to the centre. Give a
+    packed set unpacked, as `load_distilled` returns it.
 
     Args:
         images: (N, 3, H, W) or grey (N, 1, H, W); float in 0 … 1 (rounded to 8 bits) or uint8.

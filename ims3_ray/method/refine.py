@@ -3,7 +3,7 @@
 | here        | meaning                                                                                  |
 |-------------|------------------------------------------------------------------------------------------|
 | `z`         | the optimised latents (K, C, h, w) of a class's images, or their pixels (K, 3, S, S)     |
-| `decode`    | D, from `z` to images (K, 3, S, S) of 0 … 1                                              |
+| `decode`    | D, from `z` to images (N, 3, S, S) of 0 … 1; N is K, or K · f² of a packed set           |
 | `view`      | A, a differentiable augmentation with parameters drawn from a generator                  |
 | `probe`     | θ, a network with random weights or trained on real images                               |
 | `Statistic` | matched tensors: gradients of θ, means of its maps, or of its embedding                  |
@@ -13,8 +13,9 @@ on real images, Kim et al. 2022; in latent space, Cazenavette et al. 2023; featu
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -124,6 +125,14 @@ OBJECTIVES = {
 }
 
 
+class Match(NamedTuple):
+    """What one step matches: a probe, its statistic of real images, and the generator of the views."""
+
+    probe: nn.Module
+    target: Statistic
+    draws: Generator  # on the images' device
+
+
 @dataclass(frozen=True, kw_only=True)
 class Refinement:
     """Adam over `steps`, each with one probe and `views` views of every image."""
@@ -136,36 +145,32 @@ class Refinement:
     views: int
     anchor_weight: float  # of the mean squared distance to the start
     chunk: int  # images decoded at once with their graph; see decode_in_chunks
+    clamp: bool = False  # after every step to 0 … 1, for pixels: what is optimised is what is exported
 
     def run(
         self,
         start: Tensor,
         label: int,
-        probes: Sequence[nn.Module],
-        target: Callable[[int], Statistic],
-        draws: Callable[[int], Generator],
+        match: Callable[[int], Match],
         on_loss: Callable[[float], None] = lambda _: None,
-        siamese: Callable[[int], Generator] | None = None,
     ) -> Tensor:
         """Return the refined `start`.
 
-        Each step draws one of the probes; `target(index)` is its statistic of the class's real images.
-        `draws(step)` returns the step's generator, on the images' device; `on_loss` receives the loss. Views
-        are drawn from the step's generator, or from `siamese(index)` to repeat the target's views (Zhao &
-        Bilen 2021, eq. 3). Raises ValueError if the decoded images have no gradient.
+        `match(step)` is called once per step; `on_loss` receives the loss. Raises ValueError if the decoded
+        images have no gradient.
         """
         z = start.clone().requires_grad_()
         optimiser = torch.optim.Adam([z], lr=self.lr)
         for step in range(self.steps):
             for group in optimiser.param_groups:
                 group["lr"] = self.lr * decay(step, self.steps)
-            generator = draws(step)
-            index = int(torch.randint(len(probes), (), generator=generator, device=generator.device))
-            view_generator = siamese(index) if siamese else generator
-            loss, z.grad = self._gradient(z, start, label, probes[index], target(index), view_generator)
+            loss, z.grad = self._gradient(z, start, label, match(step))
             if step == 0 and not z.grad.abs().sum() > 0:
                 raise ValueError("decode: the decoded images have no gradient")
             optimiser.step()
+            if self.clamp:
+                with torch.no_grad():
+                    z.clamp_(0, 1)
             on_loss(loss)
         return z.detach()
 
@@ -174,14 +179,12 @@ class Refinement:
         z: Tensor,
         start: Tensor,
         label: int,
-        probe: nn.Module,
-        target: Statistic,
-        generator: Generator,
+        match: Match,
     ) -> tuple[float, Tensor]:
         images, backward = decode_in_chunks(self.decode, z, self.chunk)
-        views = torch.cat([self.view(images, generator) for _ in range(self.views)])
-        ours = self.objective.measure(probe, views, label, differentiable=True)
-        distance = self.objective.distance(ours, target)
+        views = torch.cat([self.view(images, match.draws) for _ in range(self.views)])
+        ours = self.objective.measure(match.probe, views, label, differentiable=True)
+        distance = self.objective.distance(ours, match.target)
         gradient = backward(torch.autograd.grad(distance, images)[0])
         if self.anchor_weight:
             gradient = gradient + self.anchor_weight * 2 * (z.detach() - start) / z.numel()
@@ -194,10 +197,10 @@ def decay(step: int, steps: int) -> float:
 
 
 def decode_in_chunks(decode: Decode, z: Tensor, chunk: int) -> tuple[Images, Callable[[Tensor], Tensor]]:
-    """Return images (K, 3, S, S) and a function from their gradient to that of `z`.
+    """Return images (N, 3, S, S) and a function from their gradient to that of `z` (K, …).
 
-    If K exceeds `chunk`, only one chunk's activations are in memory at a time; chunks are decoded a second
-    time for the gradient.
+    N is a multiple of K; a packed image gives several. If K exceeds `chunk`, only one chunk's activations
+    are in memory at a time; chunks are decoded a second time for the gradient.
     """
     if len(z) <= chunk:
         images = decode(z)
@@ -206,8 +209,8 @@ def decode_in_chunks(decode: Decode, z: Tensor, chunk: int) -> tuple[Images, Cal
         images = torch.cat([decode(some) for some in z.split(chunk)])
 
     def backward(gradient: Tensor) -> Tensor:
-        gradients = []
-        for some, image_gradient in zip(z.detach().split(chunk), gradient.split(chunk), strict=True):
+        gradients, each = [], len(gradient) // len(z)
+        for some, image_gradient in zip(z.detach().split(chunk), gradient.split(chunk * each), strict=True):
             leaf = some.clone().requires_grad_()
             gradients.append(torch.autograd.grad(decode(leaf), leaf, image_gradient)[0])
         return torch.cat(gradients)

@@ -27,12 +27,15 @@ def check_numbers(context: Context) -> None:
     _check_images(context)
     _check_evaluation(context)
     _check_refinement(context)
+    _check_packing(context)
 
 
 def _check_images(context: Context) -> None:
     config, counts = context.config, context.images["train"].counts()
     smallest = int(counts.argmin())
-    needed, field = config.ipc, f"ipc={config.ipc}"
+    needed, field = config.unpacked_ipc, f"ipc={config.ipc}"
+    if config.packing.factor > 1:
+        field += f" × packing.factor² = {needed}"
     if config.evaluate.protocol != NO_PROTOCOL and config.evaluate.neighbours + 1 > needed:
         needed, field = config.evaluate.neighbours + 1, f"evaluate.neighbours={config.evaluate.neighbours}"
     if counts[smallest] < needed:
@@ -86,16 +89,30 @@ def _check_refinement(context: Context) -> None:
         )
     counts = context.images["train"].counts()
     smallest = int(counts.argmin())
-    if (settings.real_images or 0) > counts[smallest]:
-        raise InputError(
-            f"refine.real_images: {settings.real_images} exceed the {counts[smallest]} images of "
-            f"class {context.classes[smallest]!r}; lower it"
-        )
+    for field, count in (("real_images", settings.real_images), ("real_batch", settings.real_batch)):
+        if (count or 0) > counts[smallest]:
+            raise InputError(
+                f"refine.{field}: {count} exceed the {counts[smallest]} images of "
+                f"class {context.classes[smallest]!r}; lower it"
+            )
     steps = min(num_training_steps(rules, int(counts.sum()), len(counts)) for rules in probes)
-    if probe.checkpoint_steps[-1] > steps:
+    if probe.count and probe.checkpoint_steps[-1] > steps:
         raise InputError(
             f"probe.checkpoint_steps: {probe.checkpoint_steps[-1]} exceeds a training by {probes[0].name}, "
             f"which has {steps} steps; lower it"
+        )
+
+
+def _check_packing(context: Context) -> None:
+    factor, size = context.config.packing.factor, context.stored_size
+    if factor > 1 and size % factor:
+        raise InputError(
+            f"packing.factor: {factor} does not divide the stored images' {size} pixels per side; "
+            f"set packing.image_size={size // factor * factor}, or another factor"
+        )
+    if factor > 1 and context.config.export.soft_labels:
+        raise InputError(
+            "export.soft_labels: views are stored for images that are not packed; set packing.factor=1"
         )
 
 

@@ -25,6 +25,7 @@ class Strip:
     name: str
     distilled: list[str]
     hidden: int
+    unpacked: list[str] = field(default_factory=list)  # of a packed set
     before: list[str] = field(default_factory=list)  # refinement
     real: list[str] = field(default_factory=list)
     label: int = -1
@@ -37,9 +38,9 @@ def strips(data: ReportData) -> list[Strip]:
     limit, result = max(1, PAGE_IMAGES // len(names)), list[Strip]()
     for name in names:
         images = data.contact[name]
-        kinds = ("distilled", "before", "real")
-        distilled, before, real = (list(map(data_uri, images.get(kind, ())[:limit])) for kind in kinds)
-        result.append(Strip(name, distilled, len(images["distilled"]) - len(distilled), before, real))
+        kinds = ("distilled", "unpacked", "before", "real")
+        distilled, *others = (list(map(data_uri, images.get(kind, ())[:limit])) for kind in kinds)
+        result.append(Strip(name, distilled, len(images["distilled"]) - len(distilled), *others))
     return result
 
 

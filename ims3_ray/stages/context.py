@@ -12,7 +12,8 @@ from ims3_ray.config.sections import Embed, Encode, Invert, Sample
 from ims3_ray.config.settings import Config
 from ims3_ray.data.classes import NEW
 from ims3_ray.data.distilled import Licences
-from ims3_ray.data.images import ImageSet
+from ims3_ray.data.images import ImageSet, Tiles
+from ims3_ray.evaluation.probes import probe_protocols
 from ims3_ray.models.device import Numerics
 from ims3_ray.models.finetuned import TunedModel
 from ims3_ray.models.generator import GeneratorInfo
@@ -76,6 +77,22 @@ class Context:
     @property
     def num_candidates(self) -> int:
         return self.config.pool_ipc * len(self.classes) * self.config.sample.subgroups
+
+    @property
+    def stored_size(self) -> int:
+        """Pixels per side of an image of the distilled set."""
+        config = self.config
+        if config.packing.image_size:
+            return config.packing.image_size
+        if config.refine.steps and config.refine.space == "pixel":
+            return probe_protocols(config.probe, config.evaluate.protocol)[0].image_size
+        return self.info.image_size
+
+    @property
+    def tiles(self) -> Tiles | None:
+        """The parts of a stored image; None if the set is not packed."""
+        factor = self.config.packing.factor
+        return Tiles(factor, self.stored_size // factor) if factor > 1 else None
 
     @property
     def num_views(self) -> int:

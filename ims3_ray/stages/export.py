@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +14,9 @@ from ims3_ray.config.load import subject
 from ims3_ray.config.settings import Config
 from ims3_ray.data import distilled
 from ims3_ray.data.distilled import DistilledImage
+from ims3_ray.data.images import Tiles
+from ims3_ray.data.packed_sets import packed_card, packing_statement
+from ims3_ray.data.sources import PACKED
 from ims3_ray.data.views import SOFT_LABELS, VIEWS, with_views
 from ims3_ray.display import format_bytes
 from ims3_ray.evaluation.protocols import get_protocol
@@ -40,6 +44,17 @@ from .selected import SelectedCandidate, find_selected, read_images
 BLOCK = 1000  # images per task and per row group
 MAX_BLOCKS = 8  # tasks at once
 Read = Callable[[Directory, list[Any]], list[DistilledImage]]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a block needs to know of its set."""
+
+    classes: tuple[str, ...]
+    ipc: int
+    tiles: Tiles | None  # of a packed set
+
+
 Block = tuple[Read, Directory, list[Any]]  # reader, source, rows or parts of the source
 
 
@@ -56,13 +71,13 @@ def run(
     A Ray task writes one block of images, which becomes one row group; the task also runs the teacher if soft
     labels are exported.
     """
-    classes, ipc = context.classes, context.config.ipc
+    classes, ipc, tiles = context.classes, context.config.ipc, context.tiles
     if refined:
-        blocks = _refined_blocks(refined, ipc)
+        blocks = _refined_blocks(refined, context.config.unpacked_ipc)
     else:
         assert selection
         assert candidates
-        blocks = _selected_blocks(candidates, selection, classes)
+        blocks = _selected_blocks(candidates, selection, classes, tiles)
     entries: list[distilled.Entry] = []
     usage, labelling, resources = _gpu_usage(context), _labelling(context, teacher), {}
     if labelling:
@@ -70,7 +85,7 @@ def run(
 
     def tables_of_blocks() -> Iterator[pa.Table]:
         entries.clear()
-        shared = ray.put(classes), ipc, ray.put(labelling)  # sent once, not once per block
+        shared = ray.put(Layout(classes, ipc, tiles)), ray.put(labelling)  # sent once, not once per block
         work = ((out, *block, *shared) for block in blocks)
         with bar("export", ipc * len(classes), "images") as progress:
             for block_entries, table in map_in_order(_write_block, work, usage.workers, **resources):
@@ -88,15 +103,22 @@ def run(
         context.licences,
         describe_method(context.config) + (_describe_labels(labelling) if labelling else ""),
     )
+    if tiles:
+        out.write_json(PACKED, packing_statement(tiles))
+        card = packed_card(card, tiles)
     out.write("README.md", card.encode())
     checksums = {entry["path"]: entry["sha256"] for entry in entries}
     return {"rows": len(entries), "images": entries, "checksums": checksums}
 
 
-def _selected_blocks(candidates: Directory, selection: Directory, classes: tuple[str, ...]) -> list[Block]:
-    selected = find_selected(candidates, selection, classes)
-    starts = range(0, len(selected), BLOCK)
-    return [(_read_selected, candidates, selected[start : start + BLOCK]) for start in starts]
+def _selected_blocks(
+    candidates: Directory, selection: Directory, classes: tuple[str, ...], tiles: Tiles | None
+) -> list[Block]:
+    """Blocks of BLOCK candidates, or of as many as fill whole images of a packed set."""
+    selected, each = find_selected(candidates, selection, classes), tiles.factor**2 if tiles else 1
+    size = BLOCK // each * each
+    starts = range(0, len(selected), size)
+    return [(_read_selected, candidates, selected[start : start + size]) for start in starts]
 
 
 def _refined_blocks(refined: Directory, ipc: int) -> list[Block]:
@@ -110,11 +132,12 @@ def _write_block(
     read: Read,
     source: Directory,
     rows: list[Any],
-    classes: tuple[str, ...],
-    ipc: int,
+    layout: Layout,
     labelling: Labelling | None,
 ) -> tuple[list[distilled.Entry], pa.Table]:
-    images = read(source, rows)
+    images, classes, ipc = read(source, rows), layout.classes, layout.ipc
+    if layout.tiles:
+        images = distilled.pack_images(images, layout.tiles)
     table = distilled.to_table(images, classes, ipc)
     if labelling:
         table = with_views(table, label(images, labelling))
@@ -191,7 +214,8 @@ def _fingerprint_inputs(context: Context) -> object:
         rules = get_protocol(config.evaluate.protocol).model_dump(mode="json")
         teacher = [context.inputs.get("teacher"), context.inputs["images"], context.machine.device]
         soft_labels = [config.export.soft_labels, config.seed, rules, *teacher]
-    return [config.recipe, subject(config), list(context.classes), context.licences, soft_labels]
+    tiles = [asdict(context.tiles)] if context.tiles else []
+    return [config.recipe, subject(config), list(context.classes), context.licences, soft_labels, *tiles]
 
 
 def _gpu_usage(context: Context) -> GpuUsage:

@@ -11,7 +11,8 @@ from ims3_ray.cluster.environment import environment_name, hardware, versions
 from ims3_ray.config.load import subject
 from ims3_ray.config.reproduce import reproduce
 from ims3_ray.data.distilled import is_selected
-from ims3_ray.data.transforms import decode, encode_png, square
+from ims3_ray.data.packed_sets import unpacked
+from ims3_ray.data.transforms import decode, encode_png, png_of, square
 from ims3_ray.display import redact
 from ims3_ray.progress import timed
 from ims3_ray.report.feature_space import find_uncovered
@@ -125,7 +126,7 @@ def _history(manifest: Manifest | None) -> Sequence[Mapping[str, float]]:
 def _contact(
     context: Context, distilled: Directory, paths: Mapping[str, Sequence[str]], refined: Index | None
 ) -> dict[str, dict[str, Sequence[bytes]]]:
-    """Images by class: distilled ones, the same before refinement, and a few real ones."""
+    """Images by class: distilled ones, also unpacked, the same before refinement, and a few real ones."""
     train = context.images["train"]
     real = train.subset(MAX_REAL, "report", context.config.seed)
     contact: dict[str, dict[str, Sequence[bytes]]] = {}
@@ -135,6 +136,9 @@ def _contact(
             "distilled": [distilled.read(path) for path in paths[name]],
             "real": [_real_image(context, row) for row in real if train.labels[row] == label],
         }
+        if context.tiles:
+            stored, factor = contact[name]["distilled"], context.tiles.factor
+            contact[name]["unpacked"] = [png_of(tile) for png in stored for tile in unpacked(png, factor, name)]
         if refined is not None:
             rows = refined.take(np.flatnonzero(refined.keys["label"] == label))
             contact[name]["before"] = rows.read("start").tolist()

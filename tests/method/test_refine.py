@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from ims3_ray.method.packing import cut, unpack
 from ims3_ray.method.refine import (
     OBJECTIVES,
+    Match,
     Refinement,
     decode_in_chunks,
     embedding_mean,
@@ -35,13 +37,10 @@ def refinement(objective="gradients", **values):
     return Refinement(**settings | values)
 
 
-def target_of(objective, probe, real, label=1):
-    measured = OBJECTIVES[objective].measure(probe, real, label, differentiable=False)
-    return lambda _place: [x.detach() for x in measured]
-
-
-def draws(step):
-    return generator("draws", step)
+def matching(objective, probe, real, label=1):
+    target = OBJECTIVES[objective].measure(probe, real, label, differentiable=False)
+    detached = [x.detach() for x in target]
+    return lambda step: Match(probe, detached, generator("draws", step))
 
 
 def test_loss_gradients_exclude_biases_of_convolutions(probe):
@@ -80,17 +79,15 @@ def test_means_of_maps_and_of_the_embedding_are_exact_and_remove_their_hooks(pro
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_refinement_reduces_the_distance_to_real_images(probe, objective):
-    start, target = images(2, "start"), target_of(objective, probe, images(30, "real"))
     losses = []
-    refinement(objective).run(start, 1, [probe], target, draws, losses.append)
+    match = matching(objective, probe, images(30, "real"))
+    refinement(objective).run(images(2, "start"), 1, match, losses.append)
     assert losses[-1] < 0.8 * losses[0]
 
 
 def test_a_large_anchor_weight_keeps_images_at_their_start(probe):
-    start, target = images(2, "start"), target_of("gradients", probe, images(30, "real"))
-    free, anchored = (
-        refinement(anchor_weight=weight).run(start, 1, [probe], target, draws) for weight in (0.0, 1e6)
-    )
+    start, match = images(2, "start"), matching("gradients", probe, images(30, "real"))
+    free, anchored = (refinement(anchor_weight=weight).run(start, 1, match) for weight in (0.0, 1e6))
     assert (anchored - start).abs().max() < 0.2 * (free - start).abs().max()
 
 
@@ -101,9 +98,9 @@ def test_views_are_drawn_from_the_steps_generator(probe):
         drawn.append(torch.rand((), generator=generator).item())
         return x
 
-    target = target_of("gradients", probe, images(9, "real"))
+    match = matching("gradients", probe, images(9, "real"))
     for _ in range(2):
-        refinement(view=view, views=2, steps=3).run(images(2), 1, [probe, probe], target, draws)
+        refinement(view=view, views=2, steps=3).run(images(2), 1, match)
     assert len(set(drawn)) == 6
     assert drawn[:6] == drawn[6:]
 
@@ -126,9 +123,29 @@ def test_decoding_in_chunks_keeps_the_gradient_and_holds_one_chunk_at_a_time():
 
 
 def test_decoder_without_gradient_is_refused(probe):
-    target = target_of("gradients", probe, images(9, "real"))
+    match = matching("gradients", probe, images(9, "real"))
     with pytest.raises(ValueError, match="decode: "):
-        refinement(decode=lambda z: z * 0).run(images(2), 1, [probe], target, draws)
+        refinement(decode=lambda z: z * 0).run(images(2), 1, match)
+
+
+def test_clamped_pixels_stay_in_their_range(probe):
+    start, match = images(2, "start").round(), matching("gradients", probe, images(30, "real"))
+    free, clamped = (refinement(clamp=clamp, lr=0.2).run(start, 1, match) for clamp in (False, True))
+    assert free.min() < 0
+    assert free.max() > 1
+    assert clamped.min() == 0
+    assert clamped.max() == 1
+
+
+def test_packed_images_move_by_the_gradients_of_all_their_tiles(probe):
+    start, match = images(2, "start"), matching("embeddings", probe, images(30, "real"))
+    shape = {"decode": lambda z: unpack(z, 2, 16), "chunk": 1}
+    moved = refinement("embeddings", **shape).run(start, 1, match)
+    changed = cut((moved - start).abs(), 2).amax(dim=(1, 2, 3))
+    assert len(changed) == 8
+    assert changed.min() > 1e-3
+    together = refinement("embeddings", **shape | {"chunk": 2}).run(start, 1, match)
+    torch.testing.assert_close(moved, together)
 
 
 def test_second_derivatives_pass_the_pooling(probe):

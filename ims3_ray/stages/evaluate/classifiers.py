@@ -68,7 +68,7 @@ def train_all(
     distinct = {id(of_set): of_set for of_set in (tests, *sets.values(), *([members] if members else []))}
     stored = {key: ray.put(of_set) for key, of_set in distinct.items()}
     jobs = [(protocol, *key) for key in sets for protocol in protocols]
-    jobs.sort(key=lambda job: -images_seen(job[0], len(sets[job[1:]]), len(classes)))
+    jobs.sort(key=lambda job: -images_seen(job[0], sets[job[1:]].num_trained, len(classes)))
     running: dict[Any, Training] = {}
     for protocol, name, seed in jobs:
         images = stored[id(sets[name, seed])], stored[id(tests)]

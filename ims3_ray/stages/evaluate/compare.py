@@ -5,13 +5,13 @@ feature space, by the ceiling.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from ims3_ray.cluster.resources import Machine
-from ims3_ray.data.images import ImageSet
+from ims3_ray.data.images import ImageSet, Tiles
 from ims3_ray.evaluation.protocols import Protocol
 from ims3_ray.evaluation.results import Evaluation
 from ims3_ray.evaluation.teacher import Teacher, teacher_name
@@ -89,19 +89,30 @@ def _random_seeds(seeds: Sequence[int], draws: int | None) -> list[int]:
 
 
 def training_sets(
-    own: Mapping[str, ImageSet], baselines: Baselines, images: ImageSet, seeds: Sequence[int], full: bool
+    own: Mapping[str, ImageSet],
+    baselines: Baselines,
+    images: ImageSet,
+    seeds: Sequence[int],
+    full: bool,
+    tiles: Tiles | None = None,
 ) -> Sets:
     """The training images per set and seed: the compared sets, the baselines and, if `full`, all `images`.
 
-    The full set is trained on by the first FULL_SEEDS seeds only.
+    The full set is trained on by the first FULL_SEEDS seeds only. With `tiles`, baselines are packed like-
+    wise: reduced to tiles and enlarged.
     """
+    reduced = tiles and Tiles(1, tiles.side)
     sets = {(name, seed): of_set for name, of_set in own.items() for seed in seeds}
     for (name, seed), baseline in baselines.items():
         is_same = name.split()[0] not in SEEDED and seed != seeds[0]
-        sets[name, seed] = sets[name, seeds[0]] if is_same else images.take(baseline.image_rows)
+        sets[name, seed] = sets[name, seeds[0]] if is_same else _taken(images, baseline, reduced)
     if full:
         sets |= {("full", seed): images for seed in seeds[:FULL_SEEDS]}
     return sets
+
+
+def _taken(images: ImageSet, baseline: Baseline, tiles: Tiles | None) -> ImageSet:
+    return replace(images.take(baseline.image_rows), tiles=tiles)
 
 
 def with_members(images: ImageSet, train: ImageSet, count: int) -> ScoredImages:

@@ -4,7 +4,7 @@ Classifiers train on the distilled set, on baselines of as many real images and,
 over the same seeds. Coverage is measured in feature space, for the baselines and the ceiling too.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,10 +12,10 @@ import numpy as np
 
 from ims3_ray.config.settings import Config
 from ims3_ray.data.distilled import list_images
-from ims3_ray.data.images import ImageSet, Packed
+from ims3_ray.data.images import ImageSet, ParquetRows, Tiles
 from ims3_ray.data.loader import pixels_bytes
 from ims3_ray.evaluation.protocols import NO_PROTOCOL, Protocol, get_protocol, get_protocols
-from ims3_ray.evaluation.results import CURVE, headline_metrics
+from ims3_ray.evaluation.results import CURVE, headline_metrics, set_title
 from ims3_ray.stages.base import (
     BACKWARD,
     KEY_BYTES,
@@ -35,6 +35,7 @@ from ims3_ray.storage.rows import Index, read_index
 from .baselines import SEEDED
 from .classifiers import classifier_seeds, images_seen
 from .compare import FULL_SEEDS, Real, choose_baselines, cover, score, training_sets, with_members
+from .stored_size import stored_sizes
 from .teacher import is_soft, teacher_of
 
 
@@ -45,16 +46,17 @@ def run(context: Context, out: Directory, **inputs: Directory) -> dict[str, Any]
     seeds = classifier_seeds(config.seed, settings.seeds)
     index = read_index(inputs["features"], schemas.FEATURES, ["image_id", "label"])
     real = Real(train, train.ids, index.keys["image_id"].tolist(), index)
-    sizes = [[config.ipc] * len(train.classes)]
+    ipc, tiles = config.unpacked_ipc, context.tiles
+    sizes = [[ipc] * len(train.classes)]
     names = dict.fromkeys(("random", *settings.baselines))
     baselines = choose_baselines(real, names, sizes, seeds, settings.random_subsets)
     features = _own_features(context, inputs["selection"], inputs["candidates"], inputs.get("refined"))
-    coverage = cover(features, baselines, real, seeds[0], settings.neighbours, config.ipc)
-    own = {"distilled": list_images(inputs["distilled"], train.classes)}
+    coverage = cover(features, baselines, real, seeds[0], settings.neighbours, ipc)
+    own = {"distilled": list_images(inputs["distilled"], train.classes, tiles)}
     if "unrefined" in own_names(config):
-        own["unrefined"] = unrefined_images(inputs["refined"], train.classes)
+        own["unrefined"] = unrefined_images(inputs["refined"], train.classes, tiles)
     trained = {key: baseline for key, baseline in baselines.items() if key[0] in settings.baselines}
-    sets = training_sets(own, trained, train, seeds, settings.full)
+    sets = training_sets(own, trained, train, seeds, settings.full, tiles)
     curve = MeanCurve(
         protocols[0].label,
         "distilled",
@@ -64,7 +66,12 @@ def run(context: Context, out: Directory, **inputs: Directory) -> dict[str, Any]
     teacher = teacher_of(settings, train, inputs.get("teacher"), context.machine)
     scored = with_members(context.images[protocols[0].split], train, settings.membership_images)
     document = score(sets, own, scored, protocols, context.machine, curve, teacher)
-    document["coverage"], document["names"] = coverage, set_names(config)
+    document["coverage"], document["names"] = coverage, set_names(config, baselines)
+    if tiles:
+        document["packing"] = tiles.factor
+    stored = {name: of_set for (name, seed), of_set in sets.items() if (name, seed) != ("full", seeds[0])}
+    for name, size in stored_sizes(stored, context.stored_size, config.packing.factor).items():
+        document["sets"][name]["stored"] = size
     out.write_json("evaluation.json", {**document, "ipc": config.ipc})
     return {"rows": len(sets) * len(protocols)}
 
@@ -93,18 +100,26 @@ def own_names(config: Config) -> list[str]:
     return ["distilled", "unrefined"] if is_refined else ["distilled"]
 
 
-def unrefined_images(refined: Directory, classes: Sequence[str]) -> ImageSet:
-    """The selected images before refinement, which the refined artefact keeps."""
+def unrefined_images(refined: Directory, classes: Sequence[str], tiles: Tiles | None = None) -> ImageSet:
+    """The selected images before refinement, which the refined artefact keeps; `tiles` of a packed set."""
     index = read_index(refined, schemas.REFINED, ["label", "place"])
     labels = index.keys["label"].astype(np.int64)
     names = tuple(f"{refined.name}/{label}/{k}" for label, k in zip(labels, index.keys["place"], strict=True))
-    return ImageSet(refined, tuple(classes), names, labels, names, packed=Packed(index.files, "start"))
+    parquet, reduced = ParquetRows(index.files, "start"), tiles and Tiles(1, tiles.side)
+    return ImageSet(refined, tuple(classes), names, labels, names, parquet=parquet, tiles=reduced)
 
 
-def set_names(config: Config) -> dict[str, str]:
-    """Table names of the run's own sets: the method that made them, such as "IM + S³"."""
+def set_names(config: Config, baselines: Iterable[tuple[str, int]] = ()) -> dict[str, str]:
+    """Table names of the run's own sets: the method that made them, such as "IM + S³".
+
+    The sets of a packed run are called so, and its `baselines`, which are packed likewise.
+    """
     method = method_name(config)
-    return {"distilled": "refined", "unrefined": method} if config.refine.steps else {"distilled": method}
+    names = {"distilled": "refined", "unrefined": method} if config.refine.steps else {"distilled": method}
+    if config.packing.factor == 1:
+        return names
+    names |= {name: set_title(name) for name, _ in baselines}
+    return {name: f"{title}, packed" for name, title in names.items()}
 
 
 def method_name(config: Config) -> str:
@@ -153,7 +168,7 @@ def _fingerprint_inputs(context: Context) -> object:
     protocols = [protocol.model_dump(mode="json") for protocol in _protocols(config)]
     settings = config.evaluate.model_dump(mode="json", exclude={"teacher"})  # its content counts
     inputs = [context.inputs.get("scored"), context.inputs.get("teacher")]
-    return [settings, protocols, config.seed, config.ipc, inputs, context.machine.device]
+    return [settings, protocols, config.seed, config.unpacked_ipc, inputs, context.machine.device]
 
 
 def _cost(context: Context, forward: Forward) -> Cost:  # noqa: ARG001
@@ -184,7 +199,7 @@ def _set_sizes(context: Context) -> list[int]:
     config, settings = context.config, context.config.evaluate
     names = {*own_names(config), *settings.baselines}
     more_draws = max(0, (settings.random_subsets or 0) - settings.seeds) if "random" in names else 0
-    sizes = [config.ipc * len(context.classes)] * (len(names) * settings.seeds + more_draws)
+    sizes = [config.unpacked_ipc * len(context.classes)] * (len(names) * settings.seeds + more_draws)
     full = [len(context.images["train"])] * min(settings.seeds, FULL_SEEDS)
     return sizes + (full if settings.full else [])
 
@@ -197,7 +212,7 @@ def _node_disk(context: Context) -> float:
         max(settings.seeds, settings.random_subsets or 0) if n in SEEDED else 1 for n in settings.baselines
     )
     sets = len(own_names(config)) + chosen
-    images = len(context.images[protocol.split]) + config.ipc * len(context.classes) * sets
+    images = len(context.images[protocol.split]) + config.unpacked_ipc * len(context.classes) * sets
     images += len(context.images["train"]) if settings.full else 0
     images += settings.membership_images
     return pixels_bytes(images, protocol.image_size)
@@ -206,7 +221,7 @@ def _node_disk(context: Context) -> float:
 STAGE = Stage(
     name="evaluate",
     output="evaluation",
-    version=7,
+    version=8,
     inputs=("distilled", "selection", "candidates", "features", "refined", "teacher"),
     unit="classifiers",
     is_enabled=lambda context: context.config.evaluate.protocol != NO_PROTOCOL,

@@ -5,7 +5,7 @@ candidate or as a real medoid of its class. Draws are keyed by (seed, class, ste
 bytes on any actor.
 """
 
-from dataclasses import astuple
+from dataclasses import asdict, astuple
 from itertools import pairwise
 from typing import Any
 
@@ -47,7 +47,7 @@ def run(
     context: Context,
     out: Directory,
     features: Directory,
-    probes: Directory,
+    probes: Directory | None = None,
     selection: Directory | None = None,
     candidates: Directory | None = None,
 ) -> dict[str, Any]:
@@ -60,6 +60,7 @@ def run(
         images=context.images["train"].directory,
         probes=probes,
         candidates=candidates,
+        tiles=context.tiles,
         features=read_index(features, schemas.FEATURES, ["label"]),
     )
     arguments = {"inputs": inputs, "board": board, "batch_size": context.batch_size(context.config.refine)}
@@ -109,8 +110,8 @@ def class_payloads(
 def _medoids(context: Context, features: Directory) -> list[SelectedCandidate]:
     """Return the real medoids by class; `index` and `row` count the class's training images."""
     real, train = read_index(features, schemas.FEATURES, ["image_id", "label"]), context.images["train"]
-    seed = context.config.seed
-    places = choose_coresets(real, ["medoids"], context.config.ipc, [seed], context.classes)["medoids", seed]
+    seed, ipc = context.config.seed, context.config.unpacked_ipc
+    places = choose_coresets(real, ["medoids"], ipc, [seed], context.classes)["medoids", seed]
     row_of = {image_id: row for row, image_id in enumerate(train.ids)}
     first = np.searchsorted(train.labels, np.arange(len(context.classes)))
     medoids = []
@@ -118,9 +119,7 @@ def _medoids(context: Context, features: Directory) -> list[SelectedCandidate]:
         row = row_of[image_id]
         label = int(train.labels[row])
         index = row - int(first[label])
-        medoids.append(
-            SelectedCandidate(label, place % context.config.ipc, REAL, index, REAL, train.paths[row], index)
-        )
+        medoids.append(SelectedCandidate(label, place % ipc, REAL, index, REAL, train.paths[row], index))
     return medoids
 
 
@@ -129,8 +128,9 @@ def _fingerprint_inputs(context: Context) -> object:
     settings, generator = context.values_of(config.refine), context.generator_values()
     kinds = probe_protocols(config.probe, config.evaluate.protocol)
     rules = [kind.model_dump(mode="json") for kind in kinds]
-    shared = [config.seed, list(context.classes), config.ipc, context.inputs["extractor"], rules]
-    return [settings, shared, generator["model"], generator["numerics"]]
+    shared = [config.seed, list(context.classes), config.unpacked_ipc, context.inputs["extractor"], rules]
+    tiles = [asdict(context.tiles)] if context.tiles else []
+    return [settings, shared, generator["model"], generator["numerics"], *tiles]
 
 
 def step_operations(context: Context, forward: Forward) -> float:
@@ -148,12 +148,16 @@ def _probe_operations(context: Context) -> float:
 
 
 def _cost(context: Context, forward: Forward) -> Cost:
-    """Cost of the steps, and of the targets, which are measured once per probe and class."""
-    config, rows = context.config, context.config.ipc * len(context.classes)
+    """Cost of the steps, and of the targets: one per probe and class, or one per step."""
+    config, rows = context.config, context.config.unpacked_ipc * len(context.classes)
     kinds = probe_protocols(config.probe, config.evaluate.protocol)
     probes = config.probe.count * len(config.probe.checkpoint_steps) * len(kinds)
-    measured = int(np.minimum(context.images["train"].counts(), config.refine.real_images or 10**9).sum())
-    targets = measured * probes * BACKWARD * _probe_operations(context) / rows
+    limit, times = config.refine.real_images, probes
+    if config.refine.real_batch:
+        limit, times = config.refine.real_batch, config.refine.steps
+    measured = int(np.minimum(context.images["train"].counts(), limit or 10**9).sum())
+    passes = BACKWARD if OBJECTIVES[config.refine.objective].second_order else 1
+    targets = measured * times * passes * _probe_operations(context) / rows
     operations = config.refine.steps * step_operations(context, forward) + targets
     of_class = pixel_bytes(int(context.images["train"].counts().max()), kinds[0].image_size)
     weights = sum(classifier_bytes(rules, len(context.classes)) for rules in kinds) / len(kinds)
@@ -164,17 +168,19 @@ def _cost(context: Context, forward: Forward) -> Cost:
 
 def _use(context: Context) -> GpuUsage:
     """A class is a part."""
-    ipc = context.config.ipc
+    ipc = context.config.unpacked_ipc
     return pool_usage(context, ipc * len(context.classes), ipc)
 
 
 STAGE = Stage(
     name="refine",
     output="refined",
-    version=2,
+    version=3,
     inputs=("features", "probes", "selection", "candidates"),
     needs_input=lambda context, noun: (
-        noun in ("features", "probes") or context.config.refine.start == "selection"
+        noun == "features"
+        or (noun == "probes" and context.config.probe.count > 0)
+        or (noun in ("selection", "candidates") and context.config.refine.start == "selection")
     ),
     is_enabled=lambda context: context.config.refine.steps > 0,
     run=run,

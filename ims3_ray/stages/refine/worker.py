@@ -1,6 +1,7 @@
 """The actor of stage refine: holds the VAE, the probes and φ, and refines one class per call."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, TypedDict
@@ -10,10 +11,10 @@ import torch
 from PIL import Image
 from ray.actor import ActorHandle
 from torch import Tensor
-from torch.nn import functional
 
 from ims3_ray.config.evaluation import Refine
 from ims3_ray.config.settings import Config
+from ims3_ray.data.images import Tiles
 from ims3_ray.data.loader import BatchReader, Payload
 from ims3_ray.data.transforms import decode, encode_png, resize_and_crop, square
 from ims3_ray.errors import InputError
@@ -21,8 +22,10 @@ from ims3_ray.evaluation.augment import view
 from ims3_ray.evaluation.probes import differentiable, probe_protocols
 from ims3_ray.evaluation.protocols import Protocol
 from ims3_ray.method.coverage import find_copies
-from ims3_ray.method.refine import OBJECTIVES, Refinement, Statistic
+from ims3_ray.method.packing import cut, enlarge, pack, unpack
+from ims3_ray.method.refine import OBJECTIVES, Match, Refinement, Statistic
 from ims3_ray.method.seeding import generator, permutation
+from ims3_ray.models.classifiers import Classifier
 from ims3_ray.models.device import TRANSFORMER_LOCK, Numerics, prepare_device, to_images, to_pixels
 from ims3_ray.models.extractor import embed_pixels, load_extractor
 from ims3_ray.models.generator import load_vae
@@ -55,8 +58,9 @@ class RefineInput:
     classes: tuple[str, ...]
     numerics: Numerics
     images: Directory
-    probes: Directory
+    probes: Directory | None
     candidates: Directory | None
+    tiles: Tiles | None  # of a packed set
     features: Index  # of the real images
 
 
@@ -86,11 +90,13 @@ class Refiner:
         self._vae.model.requires_grad_(False)
         self._extractor = load_extractor(config.embed.extractor, device)
         kinds = probe_protocols(config.probe, config.evaluate.protocol)
-        self._probes = load_probes(inputs.probes, kinds, config.probe, len(inputs.classes), device)
+        shared = kinds, config.probe, len(inputs.classes), device
+        self._kinds, self._probes = kinds, load_probes(inputs.probes, *shared) if inputs.probes else []
         self._inputs, self._board, self._batch_size, self._device = inputs, board, batch_size, device
         self._settings, self._seed = settings, config.seed
         self._rules, self._real_of = differentiable(kinds[0]), -1
-        self._refinement = refinement(settings, self._vae, self._rules, batch_size)
+        self._packing = Packing.of(inputs.tiles, settings.space, self._vae.image_size, self._rules.image_size)
+        self._refinement = refinement(settings, self._vae, self._rules, self._packing, batch_size)
 
     def __call__(self, payload: ClassPayload) -> tuple[Columns, dict[str, str]]:
         label, selected = payload["label"], [SelectedCandidate(*values) for values in payload["selected"]]
@@ -117,30 +123,34 @@ class Refiner:
         return columns, {}
 
     def _start(self, selected: list[SelectedCandidate], real: Payload) -> np.ndarray:
-        """Return start pixels (K, 3, S, S) uint8, at the size of the generator or of the classifiers."""
+        """Return start pixels (K, 3, S, S) uint8: tiles, or at the size of the generator or classifiers."""
         if self._inputs.candidates:
             pngs = read_images(self._inputs.candidates, selected)
         else:
             pngs = [self._inputs.images.read(real["paths"][image.row]) for image in selected]
-        if self._settings.space == "pixel":
-            return np.stack([resize_and_crop(decode(png), self._rules.image_size) for png in pngs])
+        if self._settings.space == "pixel" or self._packing.factor > 1:
+            return np.stack([resize_and_crop(decode(png), self._packing.tile) for png in pngs])
         return np.stack([square(decode(png), self._vae.image_size) for png in pngs])
 
     def _as_generated(self, pixels: np.ndarray) -> np.ndarray:
-        """Resize to the generator's size, at which φ sees every image."""
+        """Resize to the generator's size, at which φ sees every image; tiles are enlarged as in training."""
+        if self._packing.factor > 1:
+            pixels = enlarge(torch.from_numpy(pixels), self._rules.image_size).numpy()
         images = (Image.fromarray(image.transpose(1, 2, 0)) for image in pixels)
         return np.stack([square(image, self._vae.image_size) for image in images])
 
     def _refine(self, label: int, start: np.ndarray, real: Payload) -> tuple[list[float], np.ndarray]:
         """Return mean losses over parts of the steps, and the refined pixels."""
-        pixels = torch.from_numpy(start).to(self._device)
+        pixels = pack(torch.from_numpy(start).to(self._device), self._packing.factor)
         z = self._encode(pixels) if self._settings.space == "latent" else pixels.float() / 255
-        key = "refine", self._seed, self._inputs.classes[label]
-        target = cache(partial(self._target, label, real))
-        siamese = partial(generator, *self._target_key(label)) if self._rules.augmentations.siamese else None
+        match = self._fixed_targets(label, real)
+        if self._settings.real_batch:
+            match = partial(
+                self._batch_match, label, self._real_pixels(label, real), self._settings.real_batch
+            )
         log = LossLog(self._board, self._refinement.steps)
         try:
-            z = self._refinement.run(z, label, self._probes, target, partial(generator, *key), log, siamese)
+            z = self._refinement.run(z, label, match, log)
         except ValueError as error:
             raise InputError(
                 f"model.path: {error}: this VAE passes no gradient; set refine.space=pixel or refine.steps=0"
@@ -148,18 +158,54 @@ class Refiner:
         parts = np.array_split(np.array(log.losses), min(NUM_LOSSES, len(log.losses)))
         return [float(part.mean()) for part in parts], self._pixels(z)
 
-    def _target(self, label: int, real: Payload, place: int) -> Statistic:
-        """Return the statistic of the class's real images, one view each, by the probe at `place`."""
-        key = *self._target_key(label), place
-        pixels = self._real_pixels(label, real)
-        rows = permutation(len(pixels), *key)[: self._settings.real_images]
+    def _fixed_targets(self, label: int, real: Payload) -> Callable[[int], Match]:
+        """Return a function that draws a probe per step; a probe has one target.
+
+        Siamese views of a step repeat those of the probe's target (Zhao & Bilen 2021, eq. 3).
+        """
+        name, is_siamese = self._inputs.classes[label], bool(self._rules.augmentations.siamese)
+
+        @cache
+        def target(index: int) -> Statistic:
+            key = "refine-target", self._seed, name, index
+            pixels = self._real_pixels(label, real)
+            return self._measure(label, self._probes[index], pixels, self._settings.real_images, *key)
+
+        def match(step: int) -> Match:
+            draws = generator("refine", self._seed, name, step)
+            index = int(torch.randint(len(self._probes), (), generator=draws))
+            views = generator("refine-target", self._seed, name, index) if is_siamese else draws
+            return Match(self._probes[index], target(index), views)
+
+        return match
+
+    def _batch_match(self, label: int, pixels: np.ndarray, count: int, step: int) -> Match:
+        """Return a network and `count` real images drawn for this step, in views that the step repeats.
+
+        All classes meet the same network at a step. Without probes it is untrained (Zhao & Bilen 2023).
+        """
+        network_key, key = (
+            ("refine-network", self._seed, step),
+            ("refine", self._seed, self._inputs.classes[label], step),
+        )
+        if self._probes:
+            index = int(torch.randint(len(self._probes), (), generator=generator(*network_key)))
+            network = self._probes[index]
+        else:
+            rules = self._kinds[step % len(self._kinds)]
+            network = rules.build(len(self._inputs.classes), generator(*network_key)).to(self._device).eval()
+        target = self._measure(label, network, pixels, count, *key)
+        return Match(network, target, generator(*key))
+
+    def _measure(
+        self, label: int, network: Classifier, pixels: np.ndarray, count: int | None, *key: int | str
+    ) -> Statistic:
+        """Return the statistic of `count` of the class's real images, one view each, drawn by `key`."""
+        rows = permutation(len(pixels), *key)[:count]
         images = torch.from_numpy(pixels[rows]).to(self._device).float() / 255
         views = self._refinement.view(images, generator(*key))
-        measure = self._refinement.objective.measure
-        return [x.detach() for x in measure(self._probes[place], views, label, differentiable=False)]
-
-    def _target_key(self, label: int) -> tuple[str, int, str]:
-        return "refine-target", self._seed, self._inputs.classes[label]
+        measured = self._refinement.objective.measure(network, views, label, differentiable=False)
+        return [x.detach() for x in measured]
 
     def _real_pixels(self, label: int, real: Payload) -> np.ndarray:
         """Return the class's readable training images at the classifiers' size, cached per class."""
@@ -170,19 +216,20 @@ class Refiner:
 
     @torch.no_grad()
     def _encode(self, pixels: Tensor) -> Tensor:
-        parts = to_images(pixels).split(self._batch_size)
+        parts = to_images(enlarge(pixels, self._vae.image_size)).split(self._batch_size)
         return torch.cat([self._vae.encode(part)[0] for part in parts])
 
     @torch.no_grad()
     def _pixels(self, z: Tensor) -> np.ndarray:
-        """Return images (K, 3, S, S) uint8. Raises InputError if a value is not finite."""
+        """Return images, or tiles, (K, 3, S, S) uint8. Raises InputError if a value is not finite."""
         if self._settings.space == "pixel":
             images = z * 2 - 1
         else:
-            images = torch.cat([self._vae.decode(part) for part in z.split(self._batch_size)])
+            parts = (self._vae.decode(part) for part in z.split(self._batch_size))
+            images = torch.cat([self._packing.as_stored(part) for part in parts])
         if not bool(torch.isfinite(images).all()):
             raise InputError(f"refine.lr: {self._settings.lr:g} led to pixels that are not finite; lower it")
-        return to_pixels(images).cpu().numpy()
+        return cut(to_pixels(images), self._packing.factor).cpu().numpy()
 
     def _became_copies(self, label: int, before: np.ndarray, after: np.ndarray) -> np.ndarray:
         """Tell which images (K,) became copies of real ones by refinement."""
@@ -193,33 +240,52 @@ class Refiner:
         return find_copies(real, after)[1] & ~find_copies(real, before)[1]
 
 
-def refinement(settings: Refine, vae: Vae, rules: Protocol, part: int) -> Refinement:
+@dataclass(frozen=True)
+class Packing:
+    """Sizes of a set in refinement; unpacked, a stored image is its own tile."""
+
+    factor: int
+    tile: int  # pixels per side, of a start and of a result
+    trained: int  # pixels per side at which classifiers see it
+
+    @classmethod
+    def of(cls, tiles: Tiles | None, space: str, image_size: int, trained: int) -> "Packing":
+        """Return the sizes; `image_size` is the generator's, `trained` the classifiers'."""
+        if tiles:
+            return cls(tiles.factor, tiles.side, trained)
+        return cls(1, trained if space == "pixel" else image_size, trained)
+
+    def as_stored(self, images: Tensor) -> Tensor:
+        """Return decoded images (K, 3, H, H) at the size of stored ones."""
+        return enlarge(images, self.factor * self.tile)
+
+    def as_trained(self, images: Tensor) -> Tensor:
+        """Return the images (K · f², 3, S, S) that classifiers see of decoded ones (K, 3, H, H)."""
+        if self.factor == 1:
+            return enlarge(images, self.trained)
+        return unpack(self.as_stored(images), self.factor, self.trained)
+
+
+def refinement(settings: Refine, vae: Vae, rules: Protocol, packing: Packing, part: int) -> Refinement:
     """Return the recipe's Refinement for the classifiers of a protocol; `part` images are decoded at once."""
-    resize = partial(_at_size, size=rules.image_size)
     return Refinement(
         objective=OBJECTIVES[settings.objective],
-        decode=(lambda z: resize((vae.decode_unclamped(z) + 1) / 2))
+        decode=(lambda z: packing.as_trained((vae.decode_unclamped(z) + 1) / 2))
         if settings.space == "latent"
-        else resize,
+        else packing.as_trained,
         view=partial(_view, rules=rules),
         steps=settings.steps,
         lr=settings.lr,
         views=views_of(settings, rules),
         anchor_weight=settings.anchor_weight,
         chunk=part,
+        clamp=settings.space == "pixel",
     )
 
 
 def views_of(settings: Refine, rules: Protocol) -> int:
     """Return views per image and step; siamese augmentation has one, that of the target."""
     return 1 if rules.augmentations.siamese else settings.views
-
-
-def _at_size(images: Tensor, size: int) -> Tensor:
-    """Scale images (K, 3, H, H) as a protocol does, differentiably."""
-    if images.shape[-1] == size:
-        return images
-    return functional.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
 
 
 def _view(images: Tensor, generator: torch.Generator, rules: Protocol) -> Tensor:

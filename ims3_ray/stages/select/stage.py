@@ -13,18 +13,18 @@ from .shard_actors import MIN_ROWS_BYTES, trws_memory
 def run(context: Context, out: Directory, candidates: Directory, features: Directory) -> dict[str, object]:
     """Write selection.json: the choice, the objective and its terms, bound, gap, solver, settings."""
     config = context.config
-    # subgroup mode uses the first ipc images of a subgroup; image mode uses all
-    by_subgroup = config.select.unit == "subgroup"
-    limits = {"subgroup": config.select.subgroups, "index": config.ipc if by_subgroup else None}
+    # subgroup mode uses the first images of a subgroup; image mode uses all
+    by_subgroup, ipc = config.select.unit == "subgroup", config.unpacked_ipc
+    limits = {"subgroup": config.select.subgroups, "index": ipc if by_subgroup else None}
     outcome = select_features(
         open_candidates(candidates, features, ("candidates", "features"), **limits),
         config.select,
-        ipc=config.ipc,
+        ipc=ipc,
         seed=config.seed,
         machine=context.machine,
         names=context.classes,
     )
-    document = outcome.document | ({"ipc": config.ipc} if by_subgroup else {})
+    document = outcome.document | ({"ipc": ipc} if by_subgroup else {})
     out.write_json("selection.json", document)
     return {"rows": outcome.subgroups, "shards": outcome.shards}
 
@@ -37,7 +37,7 @@ def _figures(out: Directory) -> dict[str, float]:
 def _fingerprint_inputs(context: Context) -> object:
     config = context.config
     settings = config.select.model_dump(mode="json", exclude={"memory_gb"})
-    return [settings, config.seed, list(context.classes), config.ipc]
+    return [settings, config.seed, list(context.classes), config.unpacked_ipc]
 
 
 def _subgroups_per_class(config: Config) -> int:

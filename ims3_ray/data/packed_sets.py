@@ -1,0 +1,111 @@
+"""Packed sets on disk: the factor that a set states, and its images unpacked into class folders."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+
+from ims3_ray.errors import InputError
+from ims3_ray.method.packing import INTERPOLATION, unpack
+from ims3_ray.storage.artifacts import Directory
+
+from .images import Tiles
+from .sources import PACKED, PARQUET, ROWS, Batch, label_names
+from .transforms import decode, png_of
+from .unpacking import unpack_batches
+
+CARD = "README.md"
+FACTOR = "packing_factor"  # key in the statement, the card's front matter and the Parquet file's info
+IN_CARD = re.compile(rf"^{FACTOR}: *(\d+) *$", re.MULTILINE)
+
+
+def packing_statement(tiles: Tiles) -> dict[str, object]:
+    """Returns distilled.json: how the set's images are unpacked."""
+    side = tiles.factor * tiles.side
+    return {FACTOR: tiles.factor, "image_size": side, "interpolation": INTERPOLATION}
+
+
+def packed_card(card: str, tiles: Tiles) -> str:
+    """Returns the card of a packed set: with its factor, and how to unpack it."""
+    head, _, text = card.partition("\n---\n")
+    size = tiles.factor * tiles.side
+    return f"""{head}
+{FACTOR}: {tiles.factor}
+---
+{text}
+## Packed images
+
+Each image of {size} × {size} pixels holds {tiles.factor} × {tiles.factor} smaller ones, row by row. Cut it \
+into these and enlarge each to {size} pixels ({INTERPOLATION}, corners not aligned) before training; \
+`ims3_ray.load_distilled` does so. The set trains as {tiles.factor**2} times as many images (Kim et al. 2022).
+"""
+
+
+def packing_factor(directory: Directory) -> int:
+    """Returns the f that a distilled set states; 1 if it is not packed.
+
+    Raises InputError if distilled.json is damaged, or the card states another factor.
+    """
+    factor = 1
+    if directory.exists(PACKED):
+        try:
+            factor = _factor(json.loads(directory.read(PACKED)))
+        except ValueError as error:
+            raise InputError(f"{directory.uri}: {PACKED} {error}; restore the file") from error
+    if directory.exists(CARD):
+        found = IN_CARD.search(directory.read(CARD).decode(errors="replace"))
+        of_card = int(found[1]) if found else 1
+        if of_card != factor:
+            raise InputError(
+                f"{directory.uri}: {PACKED} states {FACTOR} {factor}, {CARD} {of_card}; restore the files"
+            )
+    return factor
+
+
+def _factor(statement: Any) -> int:
+    factor = statement.get(FACTOR) if isinstance(statement, Mapping) else None
+    if not isinstance(factor, int) or not 1 <= factor <= 16:
+        raise ValueError(f"states no {FACTOR} from 1 to 16")
+    return factor
+
+
+def unpack_set(directory: Directory, storage: Directory, where: str) -> Directory:
+    """Returns class folders below `storage` with the tiles of a packed set, enlarged to its images' size.
+
+    Raises InputError if a file of the set is damaged or missing, or f does not divide an image's size.
+    """
+    factor = packing_factor(directory)
+    info, *_ = directory.infos([(directory / PARQUET).path])
+    identity = ["packed", directory.uri, info.size, info.mtime_ns, factor]
+
+    def batches() -> Iterator[Batch]:
+        with pa.BufferReader(directory.read(PARQUET)) as source:
+            table = pq.read_table(source, columns=["image", "label"])
+        names = label_names(table.schema)
+        for rows in table.to_batches(max_chunksize=max(1, ROWS // factor**2)):
+            stored = (row["bytes"] for row in rows["image"].to_pylist())
+            pngs = [png_of(tile) for png in stored for tile in unpacked(png, factor, where)]
+            yield np.repeat(rows["label"].to_numpy(), factor**2).tolist(), pngs, names
+
+    return unpack_batches(batches, identity, storage, where, None, None)
+
+
+def unpacked(png: bytes, factor: int, where: str) -> list[Image.Image]:
+    """Returns the tiles of a stored image, enlarged to its size. Raises InputError if f does not divide
+    it.
+    """
+    image = decode(png)
+    if factor == 1:
+        return [image]
+    pixels = torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())[None]
+    try:
+        tiles = unpack(pixels, factor, image.height)
+    except ValueError as error:
+        raise InputError(f"{where}: {error}; its {FACTOR} is wrong") from error
+    return [Image.fromarray(tile.permute(1, 2, 0).numpy()) for tile in tiles]
