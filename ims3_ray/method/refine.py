@@ -126,7 +126,7 @@ OBJECTIVES = {
 
 
 class Match(NamedTuple):
-    """What one step matches: a probe, its statistic of real images, and the generator of the views."""
+    """One step's probe, its statistic of real images, and the generator of its views."""
 
     probe: nn.Module
     target: Statistic

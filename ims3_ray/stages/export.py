@@ -48,7 +48,7 @@ Read = Callable[[Directory, list[Any]], list[DistilledImage]]
 
 @dataclass(frozen=True)
 class Layout:
-    """What a block needs to know of its set."""
+    """Class names, IPC and packing of the set, for its blocks."""
 
     classes: tuple[str, ...]
     ipc: int
@@ -94,21 +94,25 @@ def run(
                 yield table
 
     distilled.write_parquet(out, tables_of_blocks)
+    _write_card(context, out, len(entries), labelling)
+    checksums = {entry["path"]: entry["sha256"] for entry in entries}
+    return {"rows": len(entries), "images": entries, "checksums": checksums}
+
+
+def _write_card(context: Context, out: Directory, count: int, labelling: Labelling | None) -> None:
     card = distilled.card(
-        len(entries),
-        classes,
+        count,
+        context.classes,
         context.config.recipe,
         subject(context.config),
         out.name,
         context.licences,
         describe_method(context.config) + (_describe_labels(labelling) if labelling else ""),
     )
-    if tiles:
-        out.write_json(PACKED, packing_statement(tiles))
-        card = packed_card(card, tiles)
+    if context.tiles:
+        out.write_json(PACKED, packing_statement(context.tiles))
+        card = packed_card(card, context.tiles)
     out.write("README.md", card.encode())
-    checksums = {entry["path"]: entry["sha256"] for entry in entries}
-    return {"rows": len(entries), "images": entries, "checksums": checksums}
 
 
 def _selected_blocks(

@@ -138,7 +138,9 @@ def _contact(
         }
         if context.tiles:
             stored, factor = contact[name]["distilled"], context.tiles.factor
-            contact[name]["unpacked"] = [png_of(tile) for png in stored for tile in unpacked(png, factor, name)]
+            contact[name]["unpacked"] = [
+                png_of(tile) for png in stored for tile in unpacked(png, factor, name)
+            ]
         if refined is not None:
             rows = refined.take(np.flatnonzero(refined.keys["label"] == label))
             contact[name]["before"] = rows.read("start").tolist()

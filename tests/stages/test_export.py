@@ -70,6 +70,7 @@ def run_export(pool, tmp_path, monkeypatch):
             config=load_config("digits-paper", {"ipc": IPC}),
             licences={"weights": None, "images": None},
             machine=SimpleNamespace(cpus=2),
+            tiles=None,
         )
         out = open_directory(str(tmp_path / str(block)))
         return out, export.run(context, out, *reversed(pool))

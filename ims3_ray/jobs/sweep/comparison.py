@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypedDict
 
+from ims3_ray.evaluation.results import StoredSize
 from ims3_ray.evaluation.statistics import Difference, Repeats, Summary, holm, paired_difference, row_summary
 from ims3_ray.method.coverage import Values
 
@@ -22,6 +23,8 @@ class RowResults(TypedDict):
     name: str
     overrides: dict[str, object]
     is_real: bool
+    packing: int  # packing.factor
+    stored: dict[str, StoredSize | None]  # by IPC
     note: str
     accuracy: Accuracy  # by the first network, which the document's protocol names
     networks: dict[str, Accuracy]  # protocol's label of each further network
@@ -60,6 +63,7 @@ class Comparison:
     baseline: str
     rows: tuple[str, ...]
     real: frozenset[str]  # rows of real images, shown for reference
+    packed: frozenset[str]  # rows of packed sets, which come last
     ipcs: tuple[int, ...]
     cells: Mapping[tuple[str, int], Cell]
     num_tests: int  # comparisons that Holm's adjustment counts
@@ -106,7 +110,9 @@ def compare(document: RowsDocument, network: str | None = None) -> Comparison:
         if difference := cells[key].difference:
             cells[key] = replace(cells[key], difference=replace(difference, p_adjusted=adjusted))
     real = frozenset(name for name, row in rows.items() if row["is_real"])
-    return Comparison(baseline, tuple(rows), real, ipcs, cells, len(p))
+    packed = frozenset(name for name, row in rows.items() if row["packing"] > 1)
+    order = sorted(rows, key=lambda name: name in packed)
+    return Comparison(baseline, tuple(order), real, packed, ipcs, cells, len(p))
 
 
 def _accuracy(row: RowResults, network: str | None) -> Accuracy:

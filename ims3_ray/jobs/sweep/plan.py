@@ -151,7 +151,7 @@ class RowSweep(Sweep):
 
     @property
     def key(self) -> str:
-        rows = [[row.name, dict(row.overrides), row.real] for row in self.rows.rows]
+        rows = [[row.name, dict(row.overrides), row.real, row.packing] for row in self.rows.rows]
         choices = [self.rows.baseline, rows, self.pool_images, self.agreement]
         return fingerprint([self.base.identity(), self.space.describe(), choices])
 
@@ -171,16 +171,17 @@ class RowSweep(Sweep):
         for seed in self.seeds:
             for name in self.rows.generated:
                 values = {"seed": seed, "row": name, "ipc": self.ipcs[0]}
-                if self.config(values).select.unit == "image":
+                if self.rows.generated[name].packing == 1 and self.config(values).select.unit == "image":
                     points.append(values | {"ipc": self.pool_images})
         return points
 
     def config(self, values: Mapping[str, Value]) -> Config:
         """A trial's run. Candidates are drawn for the largest IPC, unless the row says otherwise."""
         common = {"sample.pool_ipc": max(self.ipcs), "evaluate.full": False, "evaluate.unrefined": False}
-        own = {"evaluate.baselines": self.rows.real if values["row"] == self.rows.host else []}
+        own = {"evaluate.baselines": self.rows.scored_by(values["row"])}
         own |= {"ipc": values["ipc"], "seed": values["seed"]}
         row = self.rows.generated[values["row"]]
+        common["sample.pool_ipc"] *= row.packing**2
         return load_config(self.recipe, {**common, **self.overrides, **row.overrides, **own})
 
     def params(self) -> dict[str, Value]:
@@ -197,7 +198,9 @@ def row_sweep(
     *,
     agreement: bool = False,
 ) -> RowSweep:
-    """The comparison of `rows` at every IPC with every generator seed."""
+    """The comparison of `rows` at every IPC with every generator seed. Raises InputError like `Rows`."""
+    if "packing.factor" in overrides:
+        raise InputError("packing.factor: rows set it; give it in a file of rows, as rows/small.yaml does")
     domains = {"ipc": Choice(ipcs), "row": Choice(tuple(rows.generated)), "seed": Choice(seeds)}
     options = {"pool_images": pool_images, "agreement": agreement}
     return RowSweep(recipe=recipe, overrides=overrides, space=Space(domains), rows=rows, **options)

@@ -48,7 +48,7 @@ class Runs:
 
     def results(self, row: Row, pool: dict[str, Column] | None) -> RowResults:
         sweep = self._sweep
-        name, scored = (row.name, "distilled") if row.real is None else (sweep.rows.host, row.real)
+        name, scored = sweep.rows.host(row) or row.name, row.real or "distilled"
         documents: dict[str, list[Evaluation]] = {}
         for ipc in sweep.ipcs:
             steps = [self._steps(name, ipc, seed)["evaluation"] for seed in sweep.seeds]
@@ -65,6 +65,8 @@ class Runs:
             "name": row.name,
             "overrides": dict(row.overrides),
             "is_real": row.real is not None,
+            "packing": row.packing,
+            "stored": {ipc: ds[0]["sets"][scored].get("stored") for ipc, ds in documents.items()},
             "note": row.note,
             "accuracy": accuracies.pop(documents[str(sweep.ipcs[0])][0]["protocol"]),
             "networks": accuracies,
@@ -83,15 +85,19 @@ class Runs:
         count, rows = self._sweep.pool_images or 0, self._sweep.rows
         records: dict[str, list[Values]] = {}
         for seed in self._sweep.seeds:
-            context = self._context(rows.host, max(self._sweep.ipcs), seed)
+            host = next(iter(rows.generated))
+            context = self._context(host, max(self._sweep.ipcs), seed)
             train, neighbours = context.images["train"], context.config.evaluate.neighbours
-            features = self._steps(rows.host, max(self._sweep.ipcs), seed)["features"].directory
+            features = self._steps(host, max(self._sweep.ipcs), seed)["features"].directory
             index = read_index(features, FEATURES, ["image_id", "label"])
             real = Real(train, train.ids, index.keys["image_id"].tolist(), index)
             candidates: dict[str, Index] = {}
             for name in rows.generated:
                 candidates |= self._candidates(name, count, seed)
-            names, draw = dict.fromkeys(["random", *rows.real]), classifier_seeds(seed, 1)
+            names, draw = (
+                dict.fromkeys(["random", *(row.real for row in rows.rows if row.real)]),
+                classifier_seeds(seed, 1),
+            )
             choices = choose_baselines(real, names, [[count] * len(train.classes)], draw)
             by_name = real_features(choices, real, draw[0], neighbours, count)
             sets: dict[str, Index] = {**candidates, **{name: by_name[name] for name in YARDSTICKS}}

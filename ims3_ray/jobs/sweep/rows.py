@@ -12,6 +12,7 @@ from ims3_ray.errors import InputError
 from ims3_ray.evaluation.results import YARDSTICKS
 
 COMMON_FIELDS = ("evaluate", "ipc", "recipe", "seed", "storage", "workers")  # a row may not set them
+REAL_FIELDS = ("real", "packing")  # of a row of real images
 NAMED_ROWS = resources.files("ims3_ray.jobs.sweep") / "rows"
 
 
@@ -23,6 +24,7 @@ class Row:
     overrides: Mapping[str, object] = field(default_factory=dict)
     real: str | None = None
     note: str = ""
+    packing: int = 1  # packing.factor: a row of packed images of real ones is the control of such rows
 
 
 @dataclass(frozen=True)
@@ -48,19 +50,26 @@ class Rows:
             raise InputError(f"rows: baseline {self.baseline!r} is no row; choose one of {', '.join(names)}")
         if not self.generated:
             raise InputError("rows: all are real images; add a generated row, such as {name: DiT}")
+        for row in self.rows:
+            if self.host(row) is None:
+                raise InputError(
+                    f"rows: {row.name!r} has packing={row.packing}, but no generated row has "
+                    f"packing.factor={row.packing}; add one"
+                )
 
     @property
     def generated(self) -> dict[str, Row]:
         return {row.name: row for row in self.rows if row.real is None}
 
-    @property
-    def host(self) -> str:
-        """The first generated row: its trials also score the real images."""
-        return next(iter(self.generated))
+    def host(self, row: Row) -> str | None:
+        """The row whose trials score `row`: itself, or for real images the first one packed like them."""
+        if row.real is None:
+            return row.name
+        return next((name for name, own in self.generated.items() if own.packing == row.packing), None)
 
-    @property
-    def real(self) -> list[str]:
-        return sorted({row.real for row in self.rows if row.real})
+    def scored_by(self, name: str) -> list[str]:
+        """The sets of real images that the trials of a generated row score."""
+        return sorted({row.real for row in self.rows if row.real and self.host(row) == name})
 
 
 def named_rows() -> list[str]:
@@ -90,8 +99,15 @@ def read_rows(name: str) -> Rows:
 
 
 def _read_row(row: object, file: str) -> Row:
-    if not isinstance(row, Mapping) or not {"name"} <= set(row) <= {"name", "note", "overrides", "real"}:
-        raise InputError(f"--rows: {row!r} in {file} is no row; give a name and note, overrides, real")
+    if not isinstance(row, Mapping) or not {"name"} <= set(row) <= {
+        "name",
+        "note",
+        "overrides",
+        *REAL_FIELDS,
+    }:
+        raise InputError(
+            f"--rows: {row!r} in {file} is no row; give a name and note, overrides, real, packing"
+        )
     name, overrides = str(row["name"]), row.get("overrides", {})
     if not isinstance(overrides, Mapping):
         raise InputError(f"--rows: overrides of {name!r} must be fields and values, such as {{im.weight: 0}}")
@@ -99,4 +115,5 @@ def _read_row(row: object, file: str) -> Row:
         raise InputError(
             f"--rows: {name!r} sets {common[0]}, which holds for all rows; give it on the command line"
         )
-    return Row(name, overrides, row.get("real"), row.get("note", ""))
+    factor = row.get("packing", 1) if row.get("real") else overrides.get("packing.factor", 1)
+    return Row(name, overrides, row.get("real"), row.get("note", ""), int(factor))

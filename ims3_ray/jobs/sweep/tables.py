@@ -11,6 +11,7 @@ from ims3_ray.report.inputs import shortened
 from .comparison import POOL, Comparison, RowsDocument, compare, further_networks, summarize
 from .results import Document
 
+PACKED = "packed: several images in the pixels of one"
 COLUMNS, NAME = 80, 23  # characters of a line, and of a row's name in it
 IPCS_PER_LINE = 3
 POOL_HEADS = {
@@ -35,7 +36,7 @@ def comparison_lines(document: Document) -> list[str]:
         f"{shortened(one_line(rows['baseline']))}, paired by seed; * is larger than the noise "
         "(p < 0.05 after Holm's adjustment)."
     )
-    return [*lines, "", *_cost_lines(rows), "", *textwrap.wrap(meaning, COLUMNS)]
+    return [*lines, "", *_storage_lines(rows), *_cost_lines(rows), "", *textwrap.wrap(meaning, COLUMNS)]
 
 
 def _accuracy_lines(label: str, comparison: Comparison) -> list[str]:
@@ -44,7 +45,10 @@ def _accuracy_lines(label: str, comparison: Comparison) -> list[str]:
     for start in range(0, len(comparison.ipcs), IPCS_PER_LINE):
         ipcs = comparison.ipcs[start : start + IPCS_PER_LINE]
         lines.append(_line(label, [f"IPC {ipc}  " for ipc in ipcs]))
+        is_packed = False
         for name in comparison.rows:
+            if name in comparison.packed and not is_packed:
+                lines, is_packed = [*lines, PACKED], True
             cells = [comparison.cells[name, ipc] for ipc in ipcs]
             accuracies = [(100 * cell.accuracy.mean, cell.accuracy.interval) for cell in cells]
             lines.append(_line(name, [f"{mean:.1f}{_interval(interval)}  " for mean, interval in accuracies]))
@@ -68,6 +72,16 @@ def _cost_lines(rows: RowsDocument) -> list[str]:
         seconds = summaries[name, None, "device_seconds"].mean
         lines.append(_line(name, [*cells, f"{seconds:,.0f} s"], widths))
     return lines
+
+
+def _storage_lines(rows: RowsDocument) -> list[str]:
+    """Pixels and bytes as PNG per class, if rows are packed; of the largest IPC and the first seed."""
+    if all(row["packing"] == 1 for row in rows["rows"]):
+        return []
+    ipc = max(rows["ipcs"])
+    sizes = [(row["name"], size) for row in rows["rows"] if (size := row["stored"][str(ipc)])]
+    lines = [_line(name, [f"{size['pixels']:,}", f"{size['bytes']:,}"]) for name, size in sizes]
+    return [_line(f"per class, IPC {ipc}", ["pixels", "bytes"]), *lines, ""]
 
 
 def _line(name: str, cells: Sequence[str], widths: Sequence[int] = IPCS_PER_LINE * (18,)) -> str:

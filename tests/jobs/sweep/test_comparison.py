@@ -31,6 +31,8 @@ def row(name, gain=0.0, *, real=False, seed=0, seeds=SEEDS, wobble=0.001, **chan
         "name": name,
         "overrides": {"im.weight": 0.002},
         "is_real": real,
+        "packing": 1,
+        "stored": {str(ipc): {"pixels": 784 * ipc, "bytes": 500 * ipc} for ipc in IPCS},
         "note": f"note of {name}",
         "accuracy": {str(ipc): {"last": scores(), "best": scores()} for ipc in IPCS},
         "networks": {},
@@ -99,6 +101,21 @@ def test_the_printed_tables_fit_a_terminal_and_have_every_accuracy_and_clear_dif
     assert "\x1b" not in text
     assert all(f"{100 * cell.accuracy.mean:.1f} ± " in text for cell in cells.values())
     assert text.count(" *\n") + text.count(" * ") == sum(cell.is_clear for cell in cells.values()) + 1
+
+
+def test_packed_rows_come_last_with_a_heading_and_storage_is_a_table():
+    rows = [row("DiT"), row("tiles", 0.03, seed=1, packing=2), row("medoids", seed=2, real=True)]
+    found = document(*rows)
+    lines = comparison_lines(found)
+    names = ["DiT", "medoids", "packed: several images in the pixels of one", "tiles"]
+    assert [line for name in names for line in lines[:9] if line.startswith(name)] == [
+        line for line in lines[:9] if line.startswith(tuple(names))
+    ]
+    assert any(line.split() == ["tiles", "7,840", "5,000"] for line in lines)
+    assert "pixels" not in "\n".join(comparison_lines(document()))
+    page = render_sweep(found).decode()
+    table = page[page.index("<tbody>") :]
+    assert table.index("medoids") < table.index("Packed: several") < table.index("tiles")
 
 
 def test_the_winner_is_a_generated_row_beside_the_real_images():

@@ -129,6 +129,21 @@ def test_invalid_rows_are_refused(text, part, tmp_path):
         read_rows(rows_file(tmp_path, text))
 
 
+def test_packed_controls_are_scored_by_a_packed_row_whose_pool_is_larger(tmp_path):
+    packed = "  - {name: tiles, overrides: {packing.factor: 2}}\n"
+    control = "  - {name: medoids packed, real: medoids, packing: 2}\n"
+    sweep = row_sweep("digits", {}, read_rows(rows_file(tmp_path, ROWS + packed + control)), (1, 3), (0,))
+    configs = {name: sweep.config({"row": name, "ipc": 1, "seed": 0}) for name in sweep.rows.generated}
+    assert configs["DiT"].evaluate.baselines == ("medoids", "random")
+    assert configs["tiles"].evaluate.baselines == ("medoids",)
+    assert configs["inverted"].evaluate.baselines == ()
+    assert (configs["DiT"].pool_ipc, configs["tiles"].pool_ipc) == (3, 12)
+    with pytest.raises(InputError, match=r"'medoids packed' has packing=2, but no generated row"):
+        read_rows(rows_file(tmp_path, ROWS + control))
+    with pytest.raises(InputError, match=r"packing\.factor: rows set it"):
+        row_sweep("digits", {"packing.factor": 2}, read_rows(rows_file(tmp_path)), (1,), (0,))
+
+
 def test_a_row_with_an_unknown_field_is_refused_before_any_work(tmp_path):
     text = "baseline: a\nrows: [{name: a, overrides: {im.wieght: 1}}]"
     wrong = row_sweep(
