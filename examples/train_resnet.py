@@ -1,9 +1,14 @@
 """Train a ResNet on a distilled set and score it on real images, by torch and torchvision alone.
 
 python examples/train_resnet.py runs/distilled/KEY/train /data/my-images/test
+
+A packed set says so in distilled.json beside `train`; each view then takes one of an image's tiles.
 """
 
+import json
+import random
 import sys
+from pathlib import Path
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -14,8 +19,19 @@ from torchvision.transforms import v2
 
 SIZE, BATCH, STEPS, RATE = 32, 64, 200, 0.05
 torch.manual_seed(0)
+random.seed(0)
+packed = Path(sys.argv[1]).absolute().parent / "distilled.json"
+factor = json.loads(packed.read_text())["packing_factor"] if packed.exists() else 1
+
+
+def tile(image):
+    side = image.width // factor
+    left, top = (side * random.randrange(factor) for _ in range(2))
+    return image.crop((left, top, left + side, top + side)).resize(image.size, 2)  # bilinear
+
+
 tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.5] * 3)]
-views = v2.Compose([v2.RandomResizedCrop(SIZE, (0.7, 1.0)), *tensor])
+views = v2.Compose([tile, v2.RandomResizedCrop(SIZE, (0.7, 1.0)), *tensor])
 train = ImageFolder(sys.argv[1], views)
 test = ImageFolder(sys.argv[2], v2.Compose([v2.Resize(SIZE), v2.CenterCrop(SIZE), *tensor]))
 

@@ -78,6 +78,23 @@ def test_mixing_changes_no_loss_of_a_model_that_is_blind():
         assert not torch.equal(model.logits, torch.tensor([1.0, -1.0]))
 
 
+@pytest.mark.parametrize("cutmix", [0.0, 1.0])
+def test_a_large_batch_in_parts_on_a_cpu_takes_the_same_step(cutmix, monkeypatch):
+    protocol = _protocol(cutmix=cutmix, image_size=16)
+    images = torch.rand(10, 3, 16, 16, generator=_seeded())
+    images, labels, trained = (255 * images).to(torch.uint8), torch.arange(10) % 2, []
+    for limit in (train.WHOLE_BATCH, 16**2 * 4):
+        monkeypatch.setattr(train, "WHOLE_BATCH", limit)
+        monkeypatch.setattr(train, "PASS", 16**2 * 4)
+        model = protocol.build(2, _seeded())
+        optimiser = torch.optim.SGD(model.parameters(), 0.1)
+        loss = train_step(model, optimiser, images, labels, protocol, _seeded())
+        trained.append([loss, *model.parameters()])
+    assert [len(range(10)[part]) for part in train.passes(10, 16, "cpu")] == [4, 4, 2]
+    assert train.passes(10, 16, "cuda") == [slice(0, 10)]
+    torch.testing.assert_close(*trained, rtol=1e-4, atol=1e-6)
+
+
 def test_a_seed_fixes_every_number_and_the_global_generator_is_left_alone():
     before = torch.get_rng_state()
     first, again, other = (_values(_score(seed=seed, cutmix=0.5)) for seed in (0, 0, 1))
