@@ -200,7 +200,7 @@ def row_sweep(
 ) -> RowSweep:
     """The comparison of `rows` at every IPC with every generator seed. Raises InputError like `Rows`."""
     if "packing.factor" in overrides:
-        raise InputError("packing.factor: rows set it; give it in a file of rows, as rows/small.yaml does")
+        raise InputError("packing.factor: rows set it; give it in a file of rows, as rows/packed.yaml does")
     domains = {"ipc": Choice(ipcs), "row": Choice(tuple(rows.generated)), "seed": Choice(seeds)}
     options = {"pool_images": pool_images, "agreement": agreement}
     return RowSweep(recipe=recipe, overrides=overrides, space=Space(domains), rows=rows, **options)
