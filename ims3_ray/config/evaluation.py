@@ -91,8 +91,8 @@ class Refine(Section):
 
     steps: int = Field(default=0, ge=0)
     """Gradient steps per class. 0: no refinement, as in the paper."""
-    objective: Literal["gradients", "filters", "features", "embeddings"] = "gradients"
-    """Matched quantity: gradients per tensor or per filter, or means of feature maps or of embeddings."""
+    objective: Literal["gradients", "filters", "gradients_l1", "features", "embeddings"] = "gradients"
+    """Matched: directions of gradients per tensor or filter, gradients, or means of maps or embeddings."""
     space: Literal["latent", "pixel"] = "latent"
     """Optimised variables: latents of the generator's VAE, or pixels at the classifiers' size."""
     start: Literal["selection", "medoids"] = "selection"

@@ -69,6 +69,11 @@ def filter_distance(ours: Statistic, theirs: Statistic) -> Float[Tensor, ""]:
     ).sum()
 
 
+def absolute_distance(ours: Statistic, theirs: Statistic) -> Float[Tensor, ""]:
+    """Σ |a − b| over all entries (Kim et al. 2022): lengths of gradients count too."""
+    return torch.stack([(a - b).abs().sum() for a, b in zip(ours, theirs, strict=True)]).sum()
+
+
 def map_means(probe: nn.Module, images: Images, _label: int, *, differentiable: bool) -> Statistic:
     """Return the mean over the images of the maps after each activation, a tensor (c, h, w) each."""
     means: Statistic = []
@@ -117,6 +122,9 @@ OBJECTIVES = {
     ),
     "filters": MatchingObjective(
         "gradients of the loss, filter by filter", loss_gradients, filter_distance, second_order=True
+    ),
+    "gradients_l1": MatchingObjective(
+        "gradients of the loss, by absolute differences", loss_gradients, absolute_distance, second_order=True
     ),
     "features": MatchingObjective("means of the maps", map_means, mean_distance),
     "embeddings": MatchingObjective(

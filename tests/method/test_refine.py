@@ -11,6 +11,7 @@ from ims3_ray.method.refine import (
     OBJECTIVES,
     Match,
     Refinement,
+    absolute_distance,
     decode_in_chunks,
     embedding_mean,
     filter_distance,
@@ -65,6 +66,13 @@ def test_filter_distance_compares_each_filter_and_ignores_vectors(probe):
     assert filter_distance(ours, [-g for g in ours]).item() == pytest.approx(2 * filters, abs=1e-3)
     turned = [-g if g.dim() == 1 else g for g in ours]
     assert filter_distance(ours, turned).item() == pytest.approx(0, abs=1e-4)
+
+
+def test_absolute_distance_counts_the_length_of_gradients(probe):
+    ours = loss_gradients(probe, images(4), 0, differentiable=False)
+    size = sum(g.abs().sum().item() for g in ours)
+    assert absolute_distance(ours, ours).item() == 0
+    assert absolute_distance(ours, [3 * g for g in ours]).item() == pytest.approx(2 * size, rel=1e-4)
 
 
 def test_means_of_maps_and_of_the_embedding_are_exact_and_remove_their_hooks(probe):
