@@ -7,10 +7,12 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from .base import BatchSize, Count, Section, Weight, check_unique
 
-NetworkName = Literal["convnet3", "convnet6", "resnetap10", "resnet18", "convnet4", "resnet8", "mlp"]
+NetworkName = Literal[
+    *("convnet3", "convnet6", "resnetap10", "resnet18", "convnet4", "resnet8", "mlp", "convnet3bn"),
+]
 ProtocolName = Literal[
     *("quick", "minimax", "ims3", "dc-mnist", "dsa-mnist", "dc-fashion", "dsa-fashion", "dc-cifar10"),
-    *("dsa-cifar10", "soft", "soft-32", "smoke"),
+    *("dsa-cifar10", "soft", "soft-32", "rded-32", "smoke"),
 ]
 Baseline = Literal["random", "herding", "k_center", "medoids", "k_medoids"]
 TIMM = re.compile(r"timm:[\w.]+")
@@ -124,7 +126,7 @@ class Evaluate(Section):
     protocol: ProtocolSpec = "quick"
     """Protocol. The suffix -val scores on validation images; none: no evaluation."""
     networks: Annotated[tuple[NetworkSpec, ...], Field(min_length=1)] | None = None
-    """Classifiers: convnet3/4/6, resnet8, resnet18, resnetap10, mlp or timm:NAME. null: the protocol's."""
+    """Classifiers: convnet3/3bn/4/6, resnet8/18, resnetap10, mlp or timm:NAME. null: the protocol's."""
     teacher: str | None = None
     """Teacher of soft protocols: timm:NAME, folder, hub id or package://digits. null: trained here."""
     seeds: int = Field(default=3, ge=2, le=SEEDS_PER_RUN)

@@ -62,17 +62,19 @@ class InversionMatching(Section):
     """λ_IM, weight of the matching loss, as in the paper. 0: no matching."""
     grad_ratio: Weight | None = None
     """Sets λ_IM by the ratio of gradient norms, matching to diffusion. Replaces weight."""
-    target: Literal["trajectory", "one_step"] = "trajectory"
-    """Target of matching: the stored inversion (paper), or one step, all pairs of a batch (published)."""
+    target: Literal["trajectory", "same_level", "one_step"] = "trajectory"
+    """Matched with the inversion: a step down its grid, or x̂0 at its level; or as the published code."""
     metric: Literal["cosine", "l1", "l2"] = "cosine"
-    """Distance to the target. l1 and l2 need target=trajectory."""
+    """Distance to the target. Not for target=one_step, which takes cosine."""
     minimax: Literal["image", "class"] | None = None
     """Minimax Diffusion's criteria: for each image, or the worst image per class (published). null: off."""
 
     @model_validator(mode="after")
     def _check_metric(self) -> "InversionMatching":
         if self.target == "one_step" and self.metric != "cosine":
-            raise ValueError(f"im.metric: {self.metric} needs im.target=trajectory; one_step takes cosine")
+            raise ValueError(
+                f"im.metric: {self.metric} needs im.target=trajectory or same_level; one_step takes cosine"
+            )
         return self
 
 

@@ -3,8 +3,8 @@
 Incompatible protocols share names such as "ImageWoof, IPC 10" in the literature, so a number counts only
 together with its protocol's `label`. Changing a value here raises the protocol's version.
 Sources: Gu et al., CVPR 2024 (`minimax`), the published script of IMS3 (`ims3`), the published code of Zhao
-et al. 2021 and Zhao & Bilen 2021 (`dc-…`, `dsa-…`) and of Sun et al., CVPR 2024 (RDED: `soft`). `quick` and
-`smoke` are this project's own.
+et al. 2021 and Zhao & Bilen 2021 (`dc-…`, `dsa-…`) and of Sun et al., CVPR 2024 (RDED: `soft`, `rded-32`).
+`quick`, `smoke` and `soft-32` are this project's own.
 """
 
 from collections.abc import Sequence
@@ -20,11 +20,9 @@ from ims3_ray.models.classifiers import NETWORKS, Classifier, build
 from ims3_ray.models.timm_networks import build_timm, is_timm, stem_for
 
 from .dsa import DiffKind, OneOfKind
+from .schedule import Budget, epochs_for
 
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# (maximum images per class, epochs); EPOCHS_BEYOND for larger sets
-EPOCHS_BY_IPC = ((1, 3000), (10, 2000), (50, 1500), (200, 1000), (500, 500))
-EPOCHS_BEYOND = 300
 
 
 class _Frozen(BaseModel):
@@ -51,21 +49,6 @@ class Augmentations(_Frozen):
     """After normalising: one kind per batch, parameters per image (Zhao & Bilen 2021)."""
     one_of: tuple[OneOfKind, ...] = ()
     """After normalising: one kind per image (Zhao et al. 2021, for MNIST)."""
-
-
-class Budget(_Frozen):
-    """Training length and speed for a set of one size, in epochs or in steps."""
-
-    epochs: int | None
-    steps: int | None
-    batch_size: int
-    learning_rate: float
-    weight_decay: float
-
-    @property
-    def units(self) -> int:
-        """Number of epochs, or of steps."""
-        return self.epochs or self.steps or 0
 
 
 class Protocol(_Frozen):
@@ -132,6 +115,11 @@ class Protocol(_Frozen):
         return f"{self.name}-v{self.version}/{self.network}{width}{stem}"
 
     @property
+    def needs_whole_batch(self) -> bool:
+        """Whether the network may have batch norms, whose statistics are those of the whole batch."""
+        return is_timm(self.network) or self.network.endswith("bn")
+
+    @property
     def is_soft(self) -> bool:
         """Whether the network learns a teacher's answers instead of labels."""
         return self.temperature is not None
@@ -163,14 +151,6 @@ class Protocol(_Frozen):
             learning_rate=0.1 if many else self.learning_rate,
             weight_decay=1e-4 if many else self.weight_decay,
         )
-
-
-def epochs_for(ipc: int, num_classes: int) -> int:
-    """Epochs by images per class (Kim et al. 2022); for 100 classes two thirds, floored to a hundred."""
-    if ipc < 1:
-        raise InputError(f"ipc: a set needs at least 1 image per class, not {ipc}")
-    epochs = next((epochs for limit, epochs in EPOCHS_BY_IPC if ipc <= limit), EPOCHS_BEYOND)
-    return epochs * 2 // 3 // 100 * 100 if num_classes == 100 else epochs
 
 
 _MINIMAX = Protocol(
@@ -238,7 +218,7 @@ def _zhao(method: Literal["dc", "dsa"], images: str) -> Protocol:
 
 _SOFT = Protocol(
     name="soft",
-    version=1,
+    version=2,
     split="test",
     network="timm:resnet18",
     image_size=224,
@@ -254,7 +234,14 @@ _SOFT = Protocol(
     schedule="half_cosine",
     evaluations=10,
 )
+# this project's own: `soft` at 32 pixels, with an instance-norm network
 _SOFT_SMALL = _SOFT.model_copy(update={"name": "soft-32", "network": "convnet3", "image_size": 32})
+_RDED_SMALL = _SOFT.model_copy(  # RDED's form for small images: no patches, a batch-norm network
+    update={
+        **{"name": "rded-32", "version": 1, "network": "convnet3bn", "image_size": 32},
+        "augmentations": _SOFT.augmentations.model_copy(update={"shuffle": 0}),
+    }
+)
 # Learning rates per kind of network: published ones for `soft`, chosen on the digits' validation images only
 # for `quick`. Other networks use their protocol's rate.
 _SOFT_RATES = {
@@ -262,9 +249,10 @@ _SOFT_RATES = {
     **{"timm:vit": 1e-4, "timm:swin": 1e-4},
 }
 RATES = {"quick": {"resnet8": 0.3, "mlp": 0.03}, "soft": _SOFT_RATES, "soft-32": _SOFT_RATES}
+RATES["rded-32"] = _SOFT_RATES
 
 _ZHAO = [_zhao(method, images) for images in _SMALL for method in ("dc", "dsa")]
-_TEST = (_QUICK, _MINIMAX, _IMS3, *_ZHAO, _SOFT, _SOFT_SMALL, _SMOKE)
+_TEST = (_QUICK, _MINIMAX, _IMS3, *_ZHAO, _SOFT, _SOFT_SMALL, _RDED_SMALL, _SMOKE)
 _VALIDATION = [p.model_copy(update={"name": p.name + VALIDATION, "split": "validation"}) for p in _TEST]
 PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in (*_TEST, *_VALIDATION)}
 

@@ -43,14 +43,14 @@ def add_noise(x: Latents, eps: Latents, *, abar: Tensor) -> Latents:
 
 
 def predicted_clean(x: Latents, eps: Latents, *, abar: Tensor) -> Latents:
-    """x̂0 = (z − √(1 − ᾱ) ε) / √ᾱ (Eq. 1)."""
+    """x̂0 = (z − √(1 − ᾱ) ε) / √ᾱ (Eq. 1–3)."""
     return (x - (1 - abar).sqrt() * eps) / abar.sqrt()
 
 
 def ddim_step(x: Latents, eps: Latents, *, abar_from: Tensor, abar_to: Tensor) -> Latents:
     """Move latents `x` between two noise levels, keeping their predicted noise `eps` fixed.
 
-    Song et al. 2021, eq. 12 with sigma = 0; the paper's Eq. 2 and 3. abar_to > abar_from samples, abar_to <
+    Song et al. 2021, eq. 12 with sigma = 0; the paper's Eq. 1–3. abar_to > abar_from samples, abar_to <
     abar_from inverts.
     """
     return add_noise(predicted_clean(x, eps, abar=abar_from), eps, abar=abar_to)

@@ -1,10 +1,10 @@
-"""Training losses per image, unweighted. The trainer sums L = L_diff + λ_IM L_IM (Eq. 7).
+"""Training losses per image, unweighted. The trainer sums L = L_diff + λ_IM L_IM (Eq. 4–7).
 
 | paper     | here               | meaning                                                   |
 |-----------|--------------------|-----------------------------------------------------------|
 | z_t       | `z_t`, `x`         | latents (B, C, H, W) at noise level t                     |
 | ε_θ, ε    | `predicted`, `eps` | predicted noise, added noise                              |
-| z̃_s       | `stepped`          | z_t after the DDIM step to grid point s (Eq. 4)           |
+| z̃_s       | `stepped`          | z_t after the DDIM step to grid point s                   |
 | z_s^inv   | `inverted`         | stored inversion of the same image at s                   |
 | σ(a, b)   |                    | cosine similarity of flattened tensors                    |
 """
@@ -34,7 +34,7 @@ Timesteps = Int[Tensor, " B"]
 
 
 def diffusion_loss(predicted: Latents, noise: Latents) -> PerImage:
-    """L_diff = ‖ε_θ(z_t, c) − ε‖², mean over an image's values (Eq. 5; Ho et al. 2020, eq. 14)."""
+    """L_diff = ‖ε_θ(z_t, c) − ε‖², mean over an image's values (Eq. 4–7; Ho et al. 2020, eq. 14)."""
     return (predicted - noise).square().flatten(1).mean(1)
 
 
@@ -65,7 +65,7 @@ def variational_loss(
 
 
 def matching_loss(stepped: Latents, inverted: Latents, metric: str = "cosine") -> PerImage:
-    """L_IM per image: 1 − σ(z̃_s, z_s^inv) (Eq. 6), or the mean L1 or L2 distance (ablations)."""
+    """L_IM per image: 1 − σ(z̃_s, z_s^inv) (Eq. 4–7), or the mean L1 or L2 distance (ablations)."""
     a, b = stepped.flatten(1), inverted.flatten(1)
     if metric == "cosine":
         return 1 - cosine_similarity(a, b, dim=1)
@@ -74,6 +74,15 @@ def matching_loss(stepped: Latents, inverted: Latents, metric: str = "cosine") -
     if metric == "l2":
         return (a - b).square().mean(1)
     raise ValueError(f"metric: must be cosine, l1 or l2, not {metric!r}")
+
+
+def at_level_of(inverted: Latents, clean: Latents, z0: Latents, *, abar: Tensor) -> Latents:
+    """√ᾱ_s x̂0 + √(1 − ᾱ_s) ε^inv: x̂0 noised to the inversion's level by the inversion's own noise.
+
+    ε^inv = (z_s^inv − √ᾱ_s z_0) / √(1 − ᾱ_s), so the result is z_s^inv + √ᾱ_s (x̂0 − z_0). It reads "match z_t
+    with z_t^inv" literally at one level, and has a gradient, which z_t has not.
+    """
+    return inverted + abar.sqrt() * (clean - z0)
 
 
 def masked_mean(values: PerImage, mask: Bool[Tensor, " B"], total: int) -> Float[Tensor, ""]:

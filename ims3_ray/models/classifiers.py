@@ -1,9 +1,10 @@
 """Evaluation networks: those of dataset distillation, and others to test whether a set generalises.
 
 Batch norm is replaced by instance norm (`GroupNorm(C, C)`, affine): with ten images per class, running
-statistics are unreliable. Each network has `features(x)`, `forward(x)` and its `architecture`, and draws its
-weights from a given generator. Sources: Zhao & Bilen 2021 (ConvNet), Kim et al. 2022 (ResNetAP: average
-pooling strides), He et al. 2016 (ResNet; ResNet-8 has the 6n + 2 layers of section 4.2 with n = 1).
+statistics are unreliable. Only `convnet3bn` has it, RDED's network for small images. Each network has
+`features(x)`, `forward(x)` and its `architecture`, and draws its weights from a given generator. Sources: Zhao
+& Bilen 2021 (ConvNet), Kim et al. 2022 (ResNetAP: average pooling strides), He et al. 2016 (ResNet; ResNet-8
+has the 6n + 2 layers of section 4.2 with n = 1).
 """
 
 import math
@@ -21,12 +22,12 @@ from ims3_ray.errors import InputError
 NETWORKS: tuple[str, ...] = get_args(NetworkName)
 # published widths, except those of the MLP and of ConvNet-4
 DEFAULT_WIDTH = {
-    **{"convnet3": 128, "convnet6": 128, "resnetap10": 64, "resnet18": 64},
+    **{"convnet3": 128, "convnet3bn": 128, "convnet6": 128, "resnetap10": 64, "resnet18": 64},
     **{"convnet4": 48, "resnet8": 16, "mlp": 128},
 }
 # the last norm must see at least 2x2: over one position, an instance norm returns its bias
 SMALLEST_IMAGE = {
-    **{"convnet3": 8, "convnet6": 64, "resnetap10": 64, "resnet18": 33},
+    **{"convnet3": 8, "convnet3bn": 8, "convnet6": 64, "resnetap10": 64, "resnet18": 33},
     **{"convnet4": 16, "resnet8": 10, "mlp": 2},
 }
 
@@ -92,16 +93,20 @@ class AvgPool2x2(nn.Module):
 
 
 class ConvNet(Classifier):
-    """`depth` blocks of 3x3 convolution, norm, ReLU, 2x2 average pooling; features: the last map."""
+    """Blocks of 3x3 convolution, norm, ReLU, 2x2 average pooling; features: the last map.
+
+    The name gives their number, and with "bn" batch norm.
+    """
 
     def __init__(
-        self, depth: int, width: int, num_classes: int, image_size: int, channels: int, padding: int
+        self, name: NetworkName, width: int, num_classes: int, image_size: int, channels: int, padding: int
     ):
         super().__init__()
+        depth, norm = int(name[len("convnet")]), nn.BatchNorm2d if name.endswith("bn") else _norm
         blocks: list[nn.Module] = []
         for block in range(depth):
             shape = (channels, width, 3, 1, padding) if block == 0 else (width, width, 3, 1, 1)
-            blocks += [nn.Conv2d(*shape), _norm(width), nn.ReLU(inplace=True), AvgPool2x2()]
+            blocks += [nn.Conv2d(*shape), norm(width), nn.ReLU(inplace=True), AvgPool2x2()]
         self.body = nn.Sequential(*blocks)
         side = (image_size + 2 * (padding - 1)) // 2**depth
         self.fc = nn.Linear(width * side**2, num_classes)
@@ -228,7 +233,7 @@ def _assemble(
     if name == "mlp":
         return MLP(width, num_classes, image_size, channels)
     if name.startswith("convnet"):
-        return ConvNet(int(name[-1]), width, num_classes, image_size, channels, padding)
+        return ConvNet(name, width, num_classes, image_size, channels, padding)
     return ResNet(name, width, num_classes, channels)
 
 
@@ -240,9 +245,11 @@ def init_weights(model: Classifier, generator: torch.Generator) -> None:
     2022). Other convolutions and linear layers: torch's default, uniform in ±1 / sqrt(fan-in).
     """
     for module in model.modules():
-        if isinstance(module, nn.GroupNorm | nn.LayerNorm):
+        if isinstance(module, nn.GroupNorm | nn.LayerNorm | nn.BatchNorm2d):
             module.weight.fill_(1.0)
             module.bias.zero_()
+            if isinstance(module, nn.BatchNorm2d):
+                module.reset_running_stats()
         elif isinstance(module, nn.Conv2d) and isinstance(model, ResNet):
             fan_out = module.out_channels * math.prod(module.kernel_size)
             module.weight.normal_(0.0, math.sqrt(2.0 / fan_out), generator=generator)

@@ -136,6 +136,8 @@ def _assemble(network: str, num_classes: int, image_size: int, channels: int, st
     module = _module(network)
     arguments: dict[str, Any] = {"img_size": image_size} if module in SIZED_MODULES else {}
     arguments |= SMALL_ARGUMENTS.get(module, {}) if stem else {}
+    if module == "resnet":  # timm starts the last norm of each block at 0; torchvision's, as published, at 1
+        arguments["zero_init_last"] = False
     name = network.removeprefix(TIMM_SCHEME)
     model = timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=channels, **arguments)
     if stem and module in SMALL_CHANGES:

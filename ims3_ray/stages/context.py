@@ -61,7 +61,7 @@ class Context:
     @property
     def matches_trajectories(self) -> bool:
         """Whether fine-tuning matches the stored inversions."""
-        return self.is_tuned and self.config.im.target == "trajectory"
+        return self.is_tuned and self.config.im.target != "one_step"
 
     @property
     def starts_from_inversions(self) -> bool:

@@ -90,8 +90,9 @@ def test_a_large_batch_in_parts_on_a_cpu_takes_the_same_step(cutmix, monkeypatch
         optimiser = torch.optim.SGD(model.parameters(), 0.1)
         loss = train_step(model, optimiser, images, labels, protocol, _seeded())
         trained.append([loss, *model.parameters()])
-    assert [len(range(10)[part]) for part in train.passes(10, 16, "cpu")] == [4, 4, 2]
-    assert train.passes(10, 16, "cuda") == [slice(0, 10)]
+    assert [len(range(10)[part]) for part in train.passes(10, protocol, "cpu")] == [4, 4, 2]
+    with_batch_norm = protocol.model_copy(update={"network": "convnet3bn"})
+    assert train.passes(10, protocol, "cuda") == train.passes(10, with_batch_norm, "cpu") == [slice(0, 10)]
     torch.testing.assert_close(*trained, rtol=1e-4, atol=1e-6)
 
 

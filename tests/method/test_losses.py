@@ -23,6 +23,19 @@ def test_matching_pairs_each_image_with_its_own_inversion_and_only_cosine_ignore
         losses.matching_loss(a, a, "l3")
 
 
+def test_a_prediction_at_the_inversions_level_has_its_noise_and_equals_it_if_x0_is_right():
+    z0, clean, inverted, abar = (
+        draw(3, 4, 2, 2),
+        draw(3, 4, 2, 2, seed=1),
+        draw(3, 4, 2, 2, seed=2),
+        ABAR[400],
+    )
+    noise = (inverted - abar.sqrt() * z0) / (1 - abar).sqrt()
+    found = losses.at_level_of(inverted, clean, z0, abar=abar)
+    torch.testing.assert_close(found, ddim.add_noise(clean, noise, abar=abar))
+    assert torch.equal(losses.at_level_of(inverted, z0, z0, abar=abar), inverted)
+
+
 def test_masked_mean_does_not_depend_on_the_split():
     values, mask = torch.arange(8.0), torch.tensor([1, 0, 1, 1, 0, 0, 1, 1]).bool()
     whole = losses.masked_mean(values, mask, 5)

@@ -30,6 +30,7 @@ def test_parameter_counts_equal_the_published_ones(name, counts):
         ("convnet3", 32, 24_714, 512),  # 896 + 2 * 9248 + 3 * 64 + 512 * 10 + 10
         ("convnet4", None, 66_010, 192),
         ("resnet8", None, 78_042, 64),
+        ("convnet3bn", None, 320_010, 2048),
         ("mlp", None, 417_802, 128),  # 2 * 3072 + 3072 * 128 + 128 * 128 + 2 * 3 * 128 + 128 * 10 + 10
     ],
 )

@@ -8,7 +8,7 @@
 | d(a, b) = 1 - a·b | 1 - σ | cosine distance |
 | w | 2β/(C-1) or β | weight of a pair of classes |
 
-    L(g) = α Σ_i log(d(c_{i,g_i}, r_i) + ε) - w Σ_{i<j} log(d(c_{i,g_i}, c_{j,g_j}) + ε)          (Eq. 8-11)
+    L(g) = α Σ_i log(d(c_{i,g_i}, r_i) + ε) - w Σ_{i<j} log(d(c_{i,g_i}, c_{j,g_j}) + ε)          (Eq. 8–11)
 
 `shard` scores candidates, `descent` and `distributed_descent` minimise L, `proof` bounds L from below.
 """

@@ -46,7 +46,7 @@ def select(  # noqa: PLR0913 the fields of select.*, by name
 ) -> Selection:
     """Select one subgroup per class by S³: close to the real images of its class, far from the other choices.
 
-        L(g) = α Σ_i log(d(c_{i,g_i}, r_i) + ε) - w Σ_{i<j} log(d(c_{i,g_i}, c_{j,g_j}) + ε)      (Eq. 8-11)
+        L(g) = α Σ_i log(d(c_{i,g_i}, r_i) + ε) - w Σ_{i<j} log(d(c_{i,g_i}, c_{j,g_j}) + ε)      (Eq. 8–11)
 
     d is the cosine distance; c and r are the unit-length means of unit-length features; w is 2β/(C-1), or β
     with normalization "none" (published code).

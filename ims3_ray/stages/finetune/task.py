@@ -11,6 +11,7 @@ from ims3_ray.config.sections import Finetune, InversionMatching
 from ims3_ray.method.ddim import abar_at, add_noise, ddim_step, noise_of, predicted_clean
 from ims3_ray.method.losses import (
     all_pairs_loss,
+    at_level_of,
     diffusion_loss,
     diversity_loss,
     masked_mean,
@@ -94,7 +95,7 @@ class MinimaxMemory:
 
 
 class InversionMatchingTask:
-    """L = L_diff + λ_IM L_IM (Eq. 7) over DiffFit's parameters, plus the variational and Minimax terms.
+    """L = L_diff + λ_IM L_IM (Eq. 4–7) over DiffFit's parameters, plus the variational and Minimax terms.
 
     `loss_weights` has the factor of each term; λ_IM is that of "matching". `gradient_ratios` may
     set λ_IM by the ratio of the gradients' norms. Terms in `separate_terms` need their own backward pass.
@@ -160,10 +161,17 @@ class InversionMatchingTask:
         return self._drawn[1]
 
     def _matching(self, draws: TrainingBatch, z_t: Tensor, eps: Tensor) -> Tensor:
-        """Return L_IM (B,) between z_s^inv and z̃_s, which the tuned model steps to from `z_t` (Eq. 4)."""
+        """Return L_IM (B,) between z_s^inv and z̃_s, which the tuned model steps to from `z_t` (Eq. 4–7).
+
+        With `im.target=same_level`, z̃_s has the inversion's own noise in place of the predicted one.
+        """
         assert draws.inverted is not None, "matching trajectories needs inversions"
         abar_t, abar_s = abar_at(self._abar, draws.t), abar_at(self._abar, draws.s)
-        stepped = ddim_step(z_t, eps, abar_from=abar_t, abar_to=abar_s)
+        if self._im.target == "same_level":
+            clean = predicted_clean(z_t, eps, abar=abar_t)
+            stepped = at_level_of(draws.inverted, clean, draws.z0, abar=abar_s)
+        else:
+            stepped = ddim_step(z_t, eps, abar_from=abar_t, abar_to=abar_s)
         return matching_loss(stepped, draws.inverted, self._im.metric)
 
     def _published_matching(self, draws: TrainingBatch, z_t: Tensor, eps: Tensor) -> Tensor:

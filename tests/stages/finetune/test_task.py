@@ -31,11 +31,15 @@ def test_the_published_target_matches_all_pairs_and_drops_labels_anew(build_task
     torch.testing.assert_close(terms["matching"], losses.all_pairs_loss(*pair).mean())
 
 
-def test_trajectories_are_matched_per_image_for_any_number_of_parts(build_task):
-    task = build_task(finetune={"label_dropout": 0.5})
+@pytest.mark.parametrize("target", ["trajectory", "same_level"])
+def test_inversions_are_matched_per_image_for_any_number_of_parts(build_task, target):
+    changes = {"im": {"target": target}, "finetune": {"label_dropout": 0.5}}
+    task = build_task(**changes)
     batch = task.images.draw(0)
     assert 0 < batch.matched.sum() < len(batch.t)
-    whole, parts = task.losses(0, 0), build_task(finetune={"label_dropout": 0.5, "micro_batches": 2})
+    changes["finetune"] = {"label_dropout": 0.5, "micro_batches": 2}
+    whole, parts = task.losses(0, 0), build_task(**changes)
+    assert whole["matching"].requires_grad
     halves = [parts.losses(0, part)["matching"] for part in (0, 1)]
     torch.testing.assert_close(whole["matching"], sum(halves))
 
