@@ -102,7 +102,7 @@ def prepare_contexts(
             config.finetune.scaled_to(machine.devices).latents,
             *FINETUNE_BATCH_SIZES,
         )
-        per_class = max(config.ipc, -(-num_images // random_inputs.CLASSES))
+        per_class = max(config.unpacked_ipc, -(-num_images // random_inputs.CLASSES))
         random_inputs.write_pipeline(size, Path(config.model.path))
         random_inputs.write_images(size, Path(config.data.train), per_class)
     context = prepare(config, machine)

@@ -2,9 +2,9 @@
 
 Batch norm is replaced by instance norm (`GroupNorm(C, C)`, affine): with ten images per class, running
 statistics are unreliable. Only `convnet3bn` has it, RDED's network for small images. Each network has
-`features(x)`, `forward(x)` and its `architecture`, and draws its weights from a given generator. Sources: Zhao
-& Bilen 2021 (ConvNet), Kim et al. 2022 (ResNetAP: average pooling strides), He et al. 2016 (ResNet; ResNet-8
-has the 6n + 2 layers of section 4.2 with n = 1).
+`features(x)`, `forward(x)` and its `architecture`, and draws its weights from a given generator. Sources:
+Zhao & Bilen 2021 (ConvNet), Kim et al. 2022 (ResNetAP: average pooling strides), He et al. 2016 (ResNet;
+ResNet-8 has the 6n + 2 layers of section 4.2 with n = 1).
 """
 
 import math
