@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from .base import BatchSize, Count, Section, Weight, check_unique
 
 NetworkName = Literal[
-    *("convnet3", "convnet6", "resnetap10", "resnet18", "convnet4", "resnet8", "mlp", "convnet3bn"),
+    "convnet3", "convnet6", "resnetap10", "resnet18", "convnet4", "resnet8", "mlp", "convnet3bn"
 ]
 ProtocolName = Literal[
     *("quick", "minimax", "ims3", "dc-mnist", "dsa-mnist", "dc-fashion", "dsa-fashion", "dc-cifar10"),

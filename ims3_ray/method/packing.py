@@ -5,8 +5,6 @@ images per class trains as K · f² images and takes the storage of K. Source: K
 (IDC, "multi-formation").
 """
 
-from typing import cast
-
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -49,7 +47,7 @@ def enlarge(tiles: Images, size: int) -> Images:
     scaled = functional.interpolate(
         values, size=(size, size), mode=INTERPOLATION, align_corners=False, antialias=True
     )
-    return scaled if tiles.is_floating_point() else cast(Tensor, scaled.round().clamp(0, 255).to(torch.uint8))
+    return scaled if tiles.is_floating_point() else scaled.round().clamp(0, 255).to(torch.uint8)
 
 
 def unpack(images: Images, factor: int, size: int) -> Images:

@@ -39,8 +39,8 @@ def strips(data: ReportData) -> list[Strip]:
     for name in names:
         images = data.contact[name]
         kinds = ("distilled", "unpacked", "before", "real")
-        distilled, *others = (list(map(data_uri, images.get(kind, ())[:limit])) for kind in kinds)
-        result.append(Strip(name, distilled, len(images["distilled"]) - len(distilled), *others))
+        distilled, tiles, before, real = (list(map(data_uri, images.get(kind, ())[:limit])) for kind in kinds)
+        result.append(Strip(name, distilled, len(images["distilled"]) - len(distilled), tiles, before, real))
     return result
 
 

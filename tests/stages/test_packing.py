@@ -145,7 +145,10 @@ def test_sizes_and_counts_that_do_not_fit_are_refused(words, more, message):
 
 @pytest.mark.slow
 def test_a_packed_set_without_refinement_and_in_latents_has_its_own_size(words):
-    for more in (("refine.steps=0",), ("refine.steps=2", "refine.space=latent", "probe.count=1")):
+    for more in (
+        ("refine.steps=0",),
+        ("refine.steps=2", "refine.space=latent", "probe.count=1", "probe.checkpoint_steps=[0]"),
+    ):
         steps = planned.steps_of(words, *PACKED, "packing.image_size=20", *more, upto="export")
         out = steps["distilled"].directory
         assert {decode(out.read(entry["path"])).size for entry in steps["distilled"].manifest["images"]} == {
