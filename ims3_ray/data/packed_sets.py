@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
@@ -16,7 +14,7 @@ from ims3_ray.method.packing import INTERPOLATION, unpack
 from ims3_ray.storage.artifacts import Directory
 
 from .images import Tiles
-from .sources import PACKED, PARQUET, ROWS, Batch, label_names
+from .sources import PACKED, PARQUET, Batch, Rows, read_rows
 from .transforms import decode, png_of
 from .unpacking import unpack_batches
 
@@ -81,25 +79,20 @@ def unpack_set(directory: Directory, storage: Directory, where: str) -> Director
     Raises InputError if a file of the set is damaged or missing, or f does not divide an image's size.
     """
     factor = packing_factor(directory)
-    info, *_ = directory.infos([(directory / PARQUET).path])
+    rows = Rows(directory, ((directory / PARQUET).path,), is_parquet=True)
+    info, *_ = directory.infos(rows.files)
     identity = ["packed", directory.uri, info.size, info.mtime_ns, factor]
 
     def batches() -> Iterator[Batch]:
-        with pa.BufferReader(directory.read(PARQUET)) as source:
-            table = pq.read_table(source, columns=["image", "label"])
-        names = label_names(table.schema)
-        for rows in table.to_batches(max_chunksize=max(1, ROWS // factor**2)):
-            stored = (row["bytes"] for row in rows["image"].to_pylist())
-            pngs = [png_of(tile) for png in stored for tile in unpacked(png, factor, where)]
-            yield np.repeat(rows["label"].to_numpy(), factor**2).tolist(), pngs, names
+        for labels, images, names in read_rows(rows, where):
+            tiles = (tile for image in images for tile in unpacked(image["bytes"], factor, where))
+            yield np.repeat(labels, factor**2).tolist(), [png_of(tile) for tile in tiles], names
 
     return unpack_batches(batches, identity, storage, where, None, None)
 
 
 def unpacked(png: bytes, factor: int, where: str) -> list[Image.Image]:
-    """Returns the tiles of a stored image, enlarged to its size. Raises InputError if f does not divide
-    it.
-    """
+    """Returns a stored image's tiles, enlarged to its size. Raises InputError if f does not divide that."""
     image = decode(png)
     if factor == 1:
         return [image]

@@ -94,10 +94,8 @@ class Runs:
             candidates: dict[str, Index] = {}
             for name in rows.generated:
                 candidates |= self._candidates(name, count, seed)
-            names, draw = (
-                dict.fromkeys(["random", *(row.real for row in rows.rows if row.real)]),
-                classifier_seeds(seed, 1),
-            )
+            names = dict.fromkeys(["random", *(row.real for row in rows.rows if row.real)])
+            draw = classifier_seeds(seed, 1)
             choices = choose_baselines(real, names, [[count] * len(train.classes)], draw)
             by_name = real_features(choices, real, draw[0], neighbours, count)
             sets: dict[str, Index] = {**candidates, **{name: by_name[name] for name in YARDSTICKS}}

@@ -12,7 +12,7 @@ from ims3_ray.errors import InputError
 from ims3_ray.evaluation.results import YARDSTICKS
 
 COMMON_FIELDS = ("evaluate", "ipc", "recipe", "seed", "storage", "workers")  # a row may not set them
-REAL_FIELDS = ("real", "packing")  # of a row of real images
+ROW_FIELDS = {"name", "note", "overrides", "real", "packing"}
 NAMED_ROWS = resources.files("ims3_ray.jobs.sweep") / "rows"
 
 
@@ -99,12 +99,7 @@ def read_rows(name: str) -> Rows:
 
 
 def _read_row(row: object, file: str) -> Row:
-    if not isinstance(row, Mapping) or not {"name"} <= set(row) <= {
-        "name",
-        "note",
-        "overrides",
-        *REAL_FIELDS,
-    }:
+    if not isinstance(row, Mapping) or not {"name"} <= set(row) <= ROW_FIELDS:
         raise InputError(
             f"--rows: {row!r} in {file} is no row; give a name and note, overrides, real, packing"
         )
@@ -116,4 +111,6 @@ def _read_row(row: object, file: str) -> Row:
             f"--rows: {name!r} sets {common[0]}, which holds for all rows; give it on the command line"
         )
     factor = row.get("packing", 1) if row.get("real") else overrides.get("packing.factor", 1)
-    return Row(name, overrides, row.get("real"), row.get("note", ""), int(factor))
+    if not isinstance(factor, int):
+        raise InputError(f"--rows: {name!r} has packing {factor!r}; give 1, 2 or 3")
+    return Row(name, overrides, row.get("real"), row.get("note", ""), factor)

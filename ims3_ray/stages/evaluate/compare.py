@@ -98,21 +98,20 @@ def training_sets(
 ) -> Sets:
     """The training images per set and seed: the compared sets, the baselines and, if `full`, all `images`.
 
-    The full set is trained on by the first FULL_SEEDS seeds only. With `tiles`, baselines are packed like-
-    wise: reduced to tiles and enlarged.
+    The full set is trained on by the first FULL_SEEDS seeds only. With `tiles`, baselines are packed in the
+    same way: reduced to tiles and enlarged.
     """
     reduced = tiles and Tiles(1, tiles.side)
     sets = {(name, seed): of_set for name, of_set in own.items() for seed in seeds}
     for (name, seed), baseline in baselines.items():
         is_same = name.split()[0] not in SEEDED and seed != seeds[0]
-        sets[name, seed] = sets[name, seeds[0]] if is_same else _taken(images, baseline, reduced)
+        if is_same:
+            sets[name, seed] = sets[name, seeds[0]]
+        else:
+            sets[name, seed] = replace(images.take(baseline.image_rows), tiles=reduced)
     if full:
         sets |= {("full", seed): images for seed in seeds[:FULL_SEEDS]}
     return sets
-
-
-def _taken(images: ImageSet, baseline: Baseline, tiles: Tiles | None) -> ImageSet:
-    return replace(images.take(baseline.image_rows), tiles=tiles)
 
 
 def with_members(images: ImageSet, train: ImageSet, count: int) -> ScoredImages:

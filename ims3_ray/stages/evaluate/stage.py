@@ -69,7 +69,7 @@ def run(context: Context, out: Directory, **inputs: Directory) -> dict[str, Any]
     document["coverage"], document["names"] = coverage, set_names(config, baselines)
     if tiles:
         document["packing"] = tiles.factor
-    stored = {name: of_set for (name, seed), of_set in sets.items() if (name, seed) != ("full", seeds[0])}
+    stored = {name: of_set for (name, _), of_set in sets.items() if name != "full"}
     for name, size in stored_sizes(stored, own, context.stored_size, protocols[0], config.packing).items():
         document["sets"][name]["stored"] = size
     out.write_json("evaluation.json", {**document, "ipc": config.ipc})

@@ -140,6 +140,8 @@ def test_packed_controls_are_scored_by_a_packed_row_whose_pool_is_larger(tmp_pat
     assert (configs["DiT"].pool_ipc, configs["tiles"].pool_ipc) == (3, 12)
     with pytest.raises(InputError, match=r"'medoids packed' has packing=2, but no generated row"):
         read_rows(rows_file(tmp_path, ROWS + control))
+    with pytest.raises(InputError, match=r"'medoids packed' has packing 'two'"):
+        read_rows(rows_file(tmp_path, ROWS + packed + control.replace("2", "two")))
     with pytest.raises(InputError, match=r"packing\.factor: rows set it"):
         row_sweep("digits", {"packing.factor": 2}, read_rows(rows_file(tmp_path)), (1,), (0,))
 
