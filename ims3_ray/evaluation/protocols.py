@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import nn
 
 from ims3_ray.config.evaluation import NO_PROTOCOL as NO_PROTOCOL
 from ims3_ray.config.evaluation import VALIDATION, NetworkName, NetworkSpec
@@ -131,12 +132,21 @@ class Protocol(_Frozen):
         return self.model_copy(update=changes)
 
     def build(self, num_classes: int, generator: torch.Generator | None = None) -> Classifier:
-        """The network on the CPU, weights from `generator`. Raises InputError like `classifiers.build`."""
+        """The network on the CPU, weights from `generator`. Raises InputError like `classifiers.build`.
+
+        Running statistics of soft protocols move twice per step: the published code passes each batch through
+        the student twice, first only to report its accuracy (Sun et al. 2024).
+        """
         shape = num_classes, self.image_size, generator
         if is_timm(self.network):
-            return build_timm(self.network, *shape, channels=self.channels, stem=self.stem)
-        image = {"channels": self.channels, "padding": self.padding}
-        return build(cast(NetworkName, self.network), *shape, width=self.width, **image)
+            network = build_timm(self.network, *shape, channels=self.channels, stem=self.stem)
+        else:
+            image = {"channels": self.channels, "padding": self.padding}
+            network = build(cast(NetworkName, self.network), *shape, width=self.width, **image)
+        for norm in network.modules() if self.is_soft else ():
+            if isinstance(norm, nn.BatchNorm2d) and norm.momentum is not None:
+                norm.momentum = 1 - (1 - norm.momentum) ** 2
+        return network
 
     def budget(self, ipc: int, num_classes: int) -> Budget:
         """Training length and speed for a set of `ipc` images per class."""
@@ -218,7 +228,7 @@ def _zhao(method: Literal["dc", "dsa"], images: str) -> Protocol:
 
 _SOFT = Protocol(
     name="soft",
-    version=2,
+    version=3,
     split="test",
     network="timm:resnet18",
     image_size=224,
@@ -238,7 +248,7 @@ _SOFT = Protocol(
 _SOFT_SMALL = _SOFT.model_copy(update={"name": "soft-32", "network": "convnet3", "image_size": 32})
 _RDED_SMALL = _SOFT.model_copy(  # RDED's form for small images: no patches, a batch-norm network
     update={
-        **{"name": "rded-32", "version": 1, "network": "convnet3bn", "image_size": 32},
+        **{"name": "rded-32", "version": 2, "network": "convnet3bn", "image_size": 32},
         "augmentations": _SOFT.augmentations.model_copy(update={"shuffle": 0}),
     }
 )

@@ -67,7 +67,8 @@ class Evaluation(TypedDict):
     """evaluation.json. `networks`, if there are several, holds `sets` by protocol label.
 
     `names` gives table names: of a run's own sets, the method that made "distilled" and "unrefined"; of a
-    packed run's baselines, which are packed like its sets, a name that says so.
+    packed run's baselines, which are packed like its sets, a name that says so. `numerics` has the precision
+    and compilation of classifiers that were not trained in plain fp32, as published ones are.
     """
 
     protocol: str
@@ -76,6 +77,7 @@ class Evaluation(TypedDict):
     coverage: "dict[str, Values]"
     names: NotRequired[dict[str, str]]
     networks: NotRequired[dict[str, dict[str, SetMetrics]]]
+    numerics: NotRequired[str]
     teacher: NotRequired[TeacherMetrics]
     packing: NotRequired[int]
 
@@ -112,7 +114,7 @@ def evaluation_lines(document: Evaluation) -> list[str]:
     factor = document.get("packing", 1)
     heads = "     pixels    bytes" if factor > 1 else ""
     lines = [
-        f"accuracy on the {document['split']} images, {document['protocol']}",
+        f"accuracy on the {document['split']} images, {protocol_title(document)}",
         f"  {'set':<{width}}{'images':>8}{heads}  {'last':>14}  {'best':>14}   coverage  low-density",
     ]
     for name in names:
@@ -155,6 +157,12 @@ def score_lines(document: Evaluation) -> list[str]:
         texts = [f"{kind} {score:.3f}" for kind, score in scores.items() if score is not None]
         lines += [f"  {name}: {', '.join(texts)} (DD-Ranking)"] if texts else []
     return lines
+
+
+def protocol_title(document: Evaluation) -> str:
+    """The protocol's label, with the numerics if they are not the published ones."""
+    numerics = document.get("numerics")
+    return document["protocol"] + (f" ({numerics}; published: fp32)" if numerics else "")
 
 
 def set_title(name: str) -> str:

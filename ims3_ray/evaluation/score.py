@@ -35,7 +35,7 @@ class ScoreResult:
     interval: float | None
     """Half width of the mean's 95 % interval (Student's t); None for one seed."""
     protocol: str
-    """Name, version and network, such as "quick-v2/convnet3-w32"."""
+    """Name, version and network, such as "quick-v2/convnet3-w32"; numerics in brackets if not plain fp32."""
 
 
 def score(
@@ -83,9 +83,10 @@ def score(
     num_classes = train[1].shape[1] if train[1].dim() == 2 else highest + 1
     with _reproducible(kind) as on:
         evals = (train_with_evals(train, scored, chosen, num_classes, seed, on) for seed in numbers)
-        accuracies = tuple(final_score(stream).last for stream in evals)
-    of = summary(accuracies)
-    return ScoreResult(accuracies, of.mean, of.deviation, of.interval, chosen.label)
+        scores = [final_score(stream) for stream in evals]
+    of, numerics = summary(accuracies := tuple(each.last for each in scores)), scores[0].numerics.deviation
+    label = f"{chosen.label} ({numerics})" if numerics else chosen.label
+    return ScoreResult(accuracies, of.mean, of.deviation, of.interval, label)
 
 
 def _seeds(seeds: int | Sequence[int]) -> list[int]:

@@ -37,6 +37,12 @@ class Numerics:
     def dtype(self) -> torch.dtype:
         return DTYPES[self.precision]
 
+    @property
+    def deviation(self) -> str:
+        """Differences from plain fp32, such as "bf16, compiled"; empty if none."""
+        precision = [] if self.precision == "fp32" else [self.precision]
+        return ", ".join([*precision, *["compiled"] * self.compiled])
+
 
 def prepare_device(kind: str) -> torch.device:
     """Return the torch device for `kind` ("cpu" or "cuda"), set to reproducible kernels.

@@ -9,7 +9,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from ims3_ray.evaluation.results import Evaluation
+from ims3_ray.evaluation.results import Evaluation, protocol_title
 from ims3_ray.evaluation.statistics import welch_difference
 
 HERE = Path(__file__).parent
@@ -60,7 +60,7 @@ def environment(folder: Path = HERE) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for function in (percent, points, signed, number, duration, count, value):
+    for function in (percent, points, signed, number, duration, count, value, protocol_title):
         pages.filters[function.__name__] = function
     return pages
 

@@ -21,9 +21,9 @@ FINGERPRINTS = {
     "dsa-fashion": (1, "afa78ef65b5e", "503a1d0beab9"),
     "dc-cifar10": (1, "060aa3750354", "4c1a9e16f9c2"),
     "dsa-cifar10": (1, "fc0e6234fed6", "9408db863110"),
-    "soft": (2, "50494313aede", "89dbafc96bae"),
-    "soft-32": (2, "b19f8b73c856", "dc2603e578aa"),
-    "rded-32": (1, "b904bd687281", "8b0a602f328d"),
+    "soft": (3, "230811d50cd6", "14891423690c"),
+    "soft-32": (3, "84d25eca9226", "42ce48ea3b21"),
+    "rded-32": (2, "58cf4942750f", "e6fe842721ad"),
 }
 
 

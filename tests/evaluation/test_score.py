@@ -13,6 +13,7 @@ import ims3_ray
 from ims3_ray.data.transforms import decode
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.protocols import get_protocol
+from ims3_ray.models.device import Numerics
 from ims3_ray.stages.evaluate.classifiers import stream_score
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -46,6 +47,13 @@ def test_arrays_give_the_accuracies_of_an_evaluation_of_the_same_files(sets):
     again = ims3_ray.score(floats, labels, test=place, protocol="smoke", seeds=[1], device="cpu")
     assert again.accuracies == result.accuracies[1:]
     assert again.std is None
+
+
+def test_a_score_in_other_numerics_says_so(sets, monkeypatch):
+    numerics = Numerics("cpu", "bf16")
+    monkeypatch.setattr("ims3_ray.evaluation.train.numerics_for", lambda kind, steps: numerics)
+    options = {"test": arrays(sets[1]), "protocol": "smoke", "seeds": 1, "device": "cpu"}
+    assert ims3_ray.score(*arrays(sets[0]), **options).protocol == "smoke-v2/convnet3-w8 (bf16)"
 
 
 def test_one_hot_probabilities_score_as_their_labels_do(sets):

@@ -121,6 +121,8 @@ def _card_end(release: Release) -> str:
         ]
         for label, of in accuracies(release.evaluation).items():
             lines.append(f"- `{label}`: {format_accuracy(of)} ({of['count']} seeds)")
+        if numerics := release.evaluation.get("numerics"):
+            lines.append(f"- The classifiers were trained in {numerics}; the published protocols use fp32.")
         lines += ["", "`ims3 verify` checks checksums, class order and this accuracy."]
         lines += _privacy(release.evaluation)
     else:

@@ -137,6 +137,12 @@ def stream_score(
         yield (yield from train_with_evals(train, scored, protocol, len(classes), seed, device, extras))
 
 
+def numerics_deviation(scores: Scores) -> str:
+    """How the classifiers' numerics differ from plain fp32, such as "bf16, compiled"; empty if not."""
+    runs = (run for sets in scores.values() for seeds in sets.values() for run in seeds.values())
+    return " or ".join(sorted({run.numerics.deviation for run in runs} - {""}))
+
+
 def summarise(scores: Mapping[str, Mapping[int, Score]], own: Collection[str]) -> dict[str, SetMetrics]:
     """Metrics of every set over its seeds.
 

@@ -20,7 +20,7 @@ from ims3_ray.method.seeding import permutation
 from ims3_ray.storage.rows import Index
 
 from .baselines import SEEDED, ceiling, choose_coresets, measure_coverage
-from .classifiers import OnEval, Sets, summarise, train_all
+from .classifiers import OnEval, Sets, numerics_deviation, summarise, train_all
 
 FULL_SEEDS = 3  # maximum: the full set's accuracy varies least over seeds, and takes longest
 
@@ -162,6 +162,8 @@ def score(
     compared = () if teacher else own
     by_network = {label: summarise(of_network, compared) for label, of_network in scores.items()}
     document = Evaluation(protocol=first.label, split=first.split, sets=by_network[first.label], coverage={})
+    if numerics := numerics_deviation(scores):
+        document["numerics"] = numerics
     if teacher:
         document["teacher"] = {"network": teacher_name(teacher.source), "accuracy": teacher.accuracy}
     if len(by_network) > 1:

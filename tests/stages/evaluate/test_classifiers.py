@@ -15,11 +15,13 @@ from ims3_ray.data.distilled import DistilledImage, list_images, to_table, write
 from ims3_ray.data.loader import BatchReader
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.protocols import PROTOCOLS, get_protocols
+from ims3_ray.evaluation.results import protocol_title
 from ims3_ray.evaluation.train import Score
 from ims3_ray.models.device import Numerics
 from ims3_ray.stages.evaluate.classifiers import (
     classifier_seeds,
     local_pixels,
+    numerics_deviation,
     open_pixels,
     stream_score,
     summarise,
@@ -177,6 +179,17 @@ def test_the_summary_keeps_every_seed_with_its_value():
     assert found["last"]["mean"] == pytest.approx(0.6)
     assert found["last"]["count"] == 2
     assert "label_robust_score" not in found
+
+
+def test_the_result_names_numerics_other_than_plain_fp32():
+    bf16 = replace(run_of(0.5), numerics=Numerics("cuda", "bf16"))
+    compiled = replace(run_of(0.5), numerics=Numerics("cuda", "bf16", compiled=True))
+    found = {"quick-v2": {"distilled": {0: bf16}, "full": {0: compiled}, "random": {0: run_of(0.5)}}}
+    assert numerics_deviation(found) == "bf16 or bf16, compiled"
+    document = {"protocol": "quick-v2", "numerics": numerics_deviation(found)}
+    assert protocol_title(document) == "quick-v2 (bf16 or bf16, compiled; published: fp32)"
+    assert numerics_deviation({"quick-v2": {"random": {0: run_of(0.5)}}}) == ""
+    assert protocol_title({"protocol": "quick-v2"}) == "quick-v2"
 
 
 def test_the_label_robust_score_needs_the_full_set_and_random_images():

@@ -37,10 +37,10 @@ def test_students_of_a_trained_teacher_are_scored_beside_real_images(finished_ru
     document = distillation.run(config, lambda line: None).evaluation
     assert set(document["sets"]) == {"distilled", "random", "medoids"}
     assert "label_robust_score" not in document["sets"]["distilled"]
-    assert document["protocol"] == "soft-32-v2/convnet3-w8"
-    assert document["teacher"]["network"] == "soft-32-teacher-v2/convnet3-w8"
+    assert document["protocol"] == "soft-32-v3/convnet3-w8"
+    assert document["teacher"]["network"] == "soft-32-teacher-v3/convnet3-w8"
     assert document["teacher"]["accuracy"] > 0.9
-    assert any("soft labels of soft-32-teacher-v2/convnet3-w8" in line for line in evaluation_lines(document))
+    assert any("soft labels of soft-32-teacher-v3/convnet3-w8" in line for line in evaluation_lines(document))
 
     context = prepare(config, find_machine(Workers()))
     steps = {step.stage.name: step for step in plan(context)}
@@ -83,7 +83,7 @@ def test_views_of_the_product_have_the_answers_of_its_teacher(finished_run, smal
     assert len({view.tobytes() for view, _ in views}) > 2 * len(images)  # others than the image itself
     card = open_directory(run.distilled).read("README.md").decode()
     assert "3 views" in card
-    assert "soft-32-teacher-v2/convnet3-w8" in card
+    assert "soft-32-teacher-v3/convnet3-w8" in card
 
 
 def test_a_set_without_soft_labels_says_so(finished_run):
