@@ -28,13 +28,19 @@ PRELOADED = (
 )
 PRELOADED_WITH_RAY = ("ims3_ray.pipeline.steps", "ray.train.torch")
 NO_CUDA = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}  # asking for GPUs starts no CUDA, which would break forks
+NVIDIA_DRIVER = "/dev/nvidiactl"  # exists where a GPU may be used
 MAX_REQUEST = 2**20  # bytes
+REFUSED = b"n"
 _started: list[tuple[str, subprocess.Popen[bytes]]] = []
 
 
 def start() -> str:
-    """Start the server, unless it runs, and return the command with which Ray starts a worker."""
-    if not hasattr(os, "fork") or not hasattr(socket, "SOCK_SEQPACKET"):
+    """Start the server, unless it runs, and return the command with which Ray starts a worker.
+
+    No server runs beside a GPU, where forks are *not yet measured*, or with IMS3_FORK_WORKERS=0.
+    """
+    is_off = os.environ.get("IMS3_FORK_WORKERS") == "0" or os.path.exists(NVIDIA_DRIVER)
+    if is_off or not hasattr(os, "fork") or not hasattr(socket, "SOCK_SEQPACKET"):
         return sys.executable
     if not _started or _started[0][1].poll() is not None:
         address = f"{tempfile.mkdtemp(prefix='ims3-')}/workers"  # in a folder that only this user can enter
@@ -75,7 +81,9 @@ def serve(address: str) -> dict[str, list[str]]:
                     os.environ.update(_environment(request))
                     with unseeded_actor_ids():
                         _import(PRELOADED_WITH_RAY)
-                if not os.fork():
+                if _has_cuda():
+                    connection.send(REFUSED)
+                elif not os.fork():
                     os.setsid()  # the raylet kills a worker's whole process group
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                     for descriptor, stream in enumerate(streams):
@@ -87,14 +95,16 @@ def serve(address: str) -> dict[str, list[str]]:
 
 
 def request_fork(address: str, python: str, words: list[str]) -> None:
-    """Ask the server for a worker. If it does not answer, this process becomes the worker."""
+    """Ask the server for a worker. If it refuses or does not answer, this process becomes the worker."""
     request = {"words": words, "cwd": [os.getcwd()], "env": [f"{k}={v}" for k, v in os.environ.items()]}
     try:
         with _socket() as connection:
             connection.connect(address)
             socket.send_fds(connection, [json.dumps(request).encode()], [0, 1, 2])
-            connection.recv(1)
+            is_refused = connection.recv(1) == REFUSED
     except OSError:
+        is_refused = True
+    if is_refused:
         os.execv(python, [python, *words])
 
 
@@ -110,6 +120,12 @@ def run_worker(request: dict[str, list[str]]) -> None:
 
 def _environment(request: dict[str, list[str]]) -> dict[str, str]:
     return dict(entry.split("=", 1) for entry in request["env"])
+
+
+def _has_cuda() -> bool:
+    """Whether this process has started CUDA, which does not survive a fork."""
+    torch = sys.modules.get("torch")
+    return bool(torch and torch.cuda.is_initialized())
 
 
 def _import(names: tuple[str, ...]) -> None:

@@ -30,6 +30,8 @@ ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     # If many tasks fail alike, Ray prints all errors but the first. Goes when ray.get collects them.
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
+    # A first worker imports torch and diffusers, which took 53 s on a loaded machine; Ray waits for 60.
+    "RAY_worker_register_timeout_seconds": "300",
     # Actors without GPUs keep CUDA_VISIBLE_DEVICES: Ray warns that this becomes its default.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }

@@ -15,7 +15,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from ims3_ray.errors import InputError, error_chain
-from ims3_ray.models.device import explain_out_of_memory, prepare_device
+from ims3_ray.models.device import explain_out_of_memory, prepare_device, strictly_deterministic
 from ims3_ray.models.training import Metrics, Task, Trainer, TrainingConfig
 from ims3_ray.progress import bar
 from ims3_ray.storage.artifacts import Directory
@@ -146,7 +146,7 @@ def _loop(config: dict[str, Any]) -> list[Metrics]:
         with checkpoint.as_directory() as folder:  # on the host, since AdamW reads its step counts there
             trainer.load_state_dict(torch.load(f"{folder}/{STATE}", map_location="cpu", weights_only=True))
     while trainer.step < optimisation.steps:
-        with explain_out_of_memory(training.batch_field, optimisation.batch_size):
+        with strictly_deterministic(), explain_out_of_memory(training.batch_field, optimisation.batch_size):
             metrics = trainer.train_step()
         if not trainer.is_finite(metrics):
             raise _diverged(training, trainer.step)

@@ -181,8 +181,8 @@ class Sample(Section):
     """Strength of sample.guidance, in standard deviations per step."""
     anchor_interval: Interval = (500, 999)
     """First and last timestep of sample.guidance."""
-    batch_size: BatchSize = BatchSize(cpu=25, cuda=256)
-    """Images per forward pass."""
+    batch_size: BatchSize = BatchSize(cpu=25, cuda=64)
+    """Images per forward pass. A batch is the work of one GPU, so large batches leave GPUs idle."""
 
     @field_validator("guidance_interval", "anchor_interval")
     @classmethod

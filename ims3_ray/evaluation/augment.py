@@ -15,6 +15,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Generator, Tensor
 from torch.nn import functional
 
+from ims3_ray.method.interpolation import interpolate, triangle_weights
 from ims3_ray.models.device import to_device
 
 from .dsa import diff_augment, one_of_each, uniform
@@ -109,12 +110,10 @@ def resized_crop(
     generator: Generator,
 ) -> Float[Tensor, "n 3 h w"]:
     """torchvision's RandomResizedCrop to the image's own size: bilinear, no pixel outside the box is read."""
-    n, _, height, width = images.shape
+    _, _, height, width = images.shape
     left, top, box_width, box_height = crop_boxes(images, scale, generator)
-    columns = _box_coordinates(width, left, box_width)[:, None, :].expand(n, height, width)
-    rows = _box_coordinates(height, top, box_height)[:, :, None].expand(n, height, width)
-    grid = torch.stack((columns, rows), dim=-1)
-    return functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    rows, columns = _box_weights(height, top, box_height), _box_weights(width, left, box_width)
+    return interpolate(images, rows, columns)
 
 
 def crop_boxes(
@@ -139,14 +138,14 @@ def crop_boxes(
     return left, top, box_width, box_height
 
 
-def _box_coordinates(
+def _box_weights(
     size: int, start: Float[Tensor, " n"], length: Float[Tensor, " n"]
-) -> Float[Tensor, "n size"]:
-    """Sampling positions of `size` pixels inside [start, start + length), in grid_sample's range -1 … 1."""
+) -> Float[Tensor, "n size size"]:
+    """Weights of an image's `size` rows or columns for `size` positions inside [start, start + length)."""
     pixel = torch.arange(size, device=start.device) + 0.5
     inside = pixel * (length / size)[:, None] - 0.5
     inside = inside.clamp(min=0).minimum((length - 1)[:, None])
-    return (2 * (inside + start[:, None]) + 1) / size - 1
+    return triangle_weights(inside + start[:, None], size)
 
 
 def flip(

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 from torch.nn import functional
 
+from ims3_ray.method.interpolation import interpolate, sample_at, triangle_weights
 from ims3_ray.models.device import to_device
 
 DiffKind = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
@@ -83,22 +84,26 @@ def _flip(x: Images, draws: int, generator: Generator) -> Images:
 
 def _scale(x: Images, draws: int, generator: Generator) -> Images:
     """Scale each side by a separate factor in 1/1.2 … 1.2."""
-    across, down = uniform(1 / SCALE, SCALE, 2, draws, like=x, generator=generator)
-    none = torch.zeros_like(across)
-    return _warped(x, ((across, none, none), (none, down, none)))
+    across, down = uniform(1 / SCALE, SCALE, 2, draws, 1, like=x, generator=generator)
+    rows, columns = (
+        triangle_weights(_centred(side, x) * factor + (side - 1) / 2, side)
+        for side, factor in zip(x.shape[2:], (down, across), strict=True)
+    )
+    return interpolate(x, rows, columns)
 
 
 def _rotate(x: Images, draws: int, generator: Generator) -> Images:
     angle = uniform(-1.0, 1.0, draws, like=x, generator=generator) * math.radians(DEGREES)
-    none = torch.zeros_like(angle)
-    return _warped(x, ((angle.cos(), -angle.sin(), none), (angle.sin(), angle.cos(), none)))
+    sine, cosine = (f(angle)[:, None, None].expand(len(x), 1, 1) for f in (torch.sin, torch.cos))
+    height, width = x.shape[2:]  # of a square, as the published code's relative coordinates are
+    down, across = _centred(height, x)[:, None], _centred(width, x)
+    rows = across * sine + down * cosine + (height - 1) / 2
+    return sample_at(x, rows, across * cosine - down * sine + (width - 1) / 2)
 
 
-def _warped(x: Images, matrix: Sequence[Sequence[Tensor]]) -> Images:
-    """Sample each image by its affine matrix of (N,) or (1,) entries; bilinear, zeros outside."""
-    theta = torch.stack([torch.stack(tuple(row), dim=-1) for row in matrix], dim=1).expand(len(x), 2, 3)
-    grid = functional.affine_grid(theta, list(x.shape), align_corners=False)
-    return functional.grid_sample(x, grid, align_corners=False)
+def _centred(side: int, like: Tensor) -> Tensor:
+    """Positions (side,) of pixels, from the image's centre."""
+    return torch.arange(side, device=like.device, dtype=like.dtype) - (side - 1) / 2
 
 
 DIFFERENTIABLE: dict[DiffKind, Callable[[Images, int, Generator], Images]] = {

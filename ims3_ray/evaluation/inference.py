@@ -19,7 +19,7 @@ from .augment import normalise
 from .membership import confidence
 from .protocols import Protocol
 
-COMPILED_FROM = 2000  # steps; a shorter training ends before compilation has paid off
+COMPILED_FROM = 10_000  # steps; estimated: a shorter training ends before compilation has paid off
 SCORING_BATCH = 128  # images per forward pass; no effect on results, larger is slower on a CPU
 logger = logging.getLogger(__name__)
 Device = str | torch.device

@@ -10,7 +10,7 @@ from ims3_ray.models.classifiers import Classifier
 
 from .inference import Device, forward_fn, numerics_for
 from .protocols import VALIDATION, Protocol, get_protocols
-from .train import Labelled, budget_for, generator_for, plan, training_steps
+from .train import Labelled, budget_for, generator_for, plan, resident, training_steps
 
 State = dict[str, Tensor]
 
@@ -29,7 +29,7 @@ def train_checkpoints(
     train: Labelled, protocol: Protocol, num_classes: int, seed: int, points: Sequence[int], device: Device
 ) -> Iterator[tuple[int, State]]:
     """(steps done, network values on the CPU) at each of the ascending `points`; training then stops."""
-    images, labels = (x.to(device) for x in train)
+    images, labels = resident(train[0], torch.device(device)), train[1].to(device)
     model = protocol.build(num_classes, generator_for(seed, "weights")).to(device)
     budget = budget_for(protocol, len(labels), num_classes)
     forward = forward_fn(model, numerics_for(labels.device.type, plan(budget, len(labels), 1)[0]))

@@ -18,7 +18,7 @@ from torch.nn import functional
 from ims3_ray.display import first_few
 from ims3_ray.errors import InputError
 from ims3_ray.method.seeding import key_seed
-from ims3_ray.models.device import Numerics, keep_freed_memory
+from ims3_ray.models.device import Numerics, keep_freed_memory, to_device
 
 from .augment import augment, cutmix
 from .inference import Device, Model, accuracy, confidences, forward_fn, numerics_for
@@ -44,6 +44,7 @@ class Score:
     """Final `membership.confidence` in each image of each of `TrainExtras.confidence_sets`."""
 
 
+RESIDENT_BYTES = 8 * 2**30  # of images that a GPU holds during a training
 WHOLE_BATCH, PASS = 64 * 32**2, 16 * 32**2  # input pixels of the largest undivided batch, and of a part
 TeacherFn = Callable[[Tensor], Tensor]
 """Images (B, C, S, S), as the protocol's network sees them, to logits (B, classes)."""
@@ -98,7 +99,8 @@ def train_with_evals(
     if device.type == "cpu":
         keep_freed_memory()
     model = protocol.build(num_classes, generator_for(seed, "weights")).to(device)
-    (images, labels), test = ((x.to(device), _as_targets(y.to(device))) for x, y in (train, scored))
+    images, labels = resident(train[0], device), _as_targets(train[1].to(device))
+    test = resident(scored[0], device), _as_targets(scored[1].to(device))
     budget = budget_for(protocol, len(labels), num_classes)
     steps, eval_steps = plan(budget, len(labels), protocol.evaluations)
     numerics = numerics_for(device.type, steps)
@@ -133,11 +135,11 @@ def training_steps(
     seed: int,
     teacher: TeacherFn | None = None,
 ) -> Iterator[Float[Tensor, ""]]:
-    """Train the model, through `forward`, on images on its device; yields the loss after every step."""
+    """Train the model, through `forward`, on `resident` images and labels on its device; yields each loss."""
     assert protocol.is_soft == (teacher is not None), protocol.label
     images, labels = train
     optimiser, previous = _optimiser(model, protocol, budget), 1.0
-    order, views = generator_for(seed, "batches", labels.device), generator_for(seed, "augmentations")
+    order, views = generator_for(seed, "batches"), generator_for(seed, "augmentations")
     steps, _ = plan(budget, len(labels), 1)
     for step, rows in enumerate(batch_rows(budget, len(labels), order)):
         factor = learning_rate_factor(protocol, budget, step, steps)
@@ -146,7 +148,19 @@ def training_steps(
         for group in optimiser.param_groups:
             group["lr"] = budget.learning_rate * factor
         previous = factor
-        yield train_step(forward, optimiser, images[rows], labels[rows], protocol, views, teacher)
+        batch = _take(images, rows, labels.device), _take(labels, rows, labels.device)
+        yield train_step(forward, optimiser, *batch, protocol, views, teacher)
+
+
+def resident(images: UInt8[Tensor, "n 3 s s"], device: torch.device) -> UInt8[Tensor, "n 3 s s"]:
+    """The images on the device, or on the host if they exceed RESIDENT_BYTES: ImageNet-1k has 193 GB."""
+    return images.to(device) if images.nbytes <= RESIDENT_BYTES else images
+
+
+def _take(values: Tensor, rows: Int[Tensor, " b"], device: torch.device) -> Tensor:
+    """Rows of a tensor on the device or the host, on the device."""
+    taken = values[rows] if values.device.type == "cpu" else values[to_device(rows, values.device)]
+    return to_device(taken, device) if taken.device != device else taken
 
 
 def _optimiser(model: torch.nn.Module, protocol: Protocol, budget: Budget) -> torch.optim.Optimizer:

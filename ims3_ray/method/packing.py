@@ -8,7 +8,8 @@ images per class trains as K · f² images and takes the storage of K. Source: K
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from torch.nn import functional
+
+from .interpolation import resize
 
 INTERPOLATION = "bilinear"  # of `enlarge`; without aligned corners
 Images = Float[Tensor, "n 3 s s"] | UInt8[Tensor, "n 3 s s"]
@@ -44,9 +45,7 @@ def enlarge(tiles: Images, size: int) -> Images:
     if tiles.shape[2:] == (size, size):
         return tiles
     values = tiles if tiles.is_floating_point() else tiles.float()
-    scaled = functional.interpolate(
-        values, size=(size, size), mode=INTERPOLATION, align_corners=False, antialias=True
-    )
+    scaled = resize(values, size)
     return scaled if tiles.is_floating_point() else scaled.round().clamp(0, 255).to(torch.uint8)
 
 

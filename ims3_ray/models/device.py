@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ims3_ray.errors import InputError
 
@@ -62,6 +63,20 @@ def prepare_device(kind: str) -> torch.device:
         keep_freed_memory()
     torch.use_deterministic_algorithms(True, warn_only=True)
     return torch.device(kind)
+
+
+@contextlib.contextmanager
+def strictly_deterministic() -> Generator[None, None, None]:
+    """Fail on an operation without a deterministic kernel; attention takes kernels that are deterministic.
+
+    While torch only warns, flash attention adds gradients by atomics. For trainings whose bits are promised.
+    """
+    torch.use_deterministic_algorithms(True)
+    try:
+        with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:

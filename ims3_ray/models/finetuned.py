@@ -7,6 +7,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+from torch._dynamo import config as dynamo
 from torch._functorch import config as functorch
 
 from ims3_ray.errors import InputError
@@ -106,6 +107,9 @@ def cast_weights(dit: DiT, dtype: torch.dtype) -> DiT:
 def compile_blocks(dit: DiT) -> None:
     """Compile the blocks in place for one batch size; all blocks share one compilation."""
     functorch.donated_buffer = False  # logging steps run several backward passes through one graph
+    dynamo.recompile_limit = (
+        32  # with fullgraph the ninth graph (shape, dtype, with or without gradient) fails
+    )
     for block in dit.blocks:
         block.compile(dynamic=False, fullgraph=True)
 

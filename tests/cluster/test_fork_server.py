@@ -38,6 +38,30 @@ def test_a_local_worker_starts_with_torch_and_the_server_ends_with_the_driver():
         time.sleep(0.1)
 
 
+def test_a_client_that_is_refused_becomes_the_worker(tmp_path):
+    address = tmp_path / "workers"
+    with fork_server._socket() as listener:
+        listener.bind(str(address))
+        listener.listen()
+        words = [sys.executable, "-S", "-E", fork_server.__file__, address, sys.executable]
+        client = subprocess.Popen([*words, "-c", "print('begun')"], stdout=subprocess.PIPE, text=True)
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(2**20)
+            connection.send(fork_server.REFUSED)
+        assert client.communicate(timeout=60)[0] == "begun\n"
+
+
+def test_no_server_runs_beside_a_gpu_or_if_it_is_switched_off(tmp_path, monkeypatch):
+    monkeypatch.setattr(fork_server, "_started", [])
+    monkeypatch.setattr(fork_server.subprocess, "Popen", None)
+    monkeypatch.setattr(fork_server, "NVIDIA_DRIVER", str(tmp_path))
+    assert fork_server.start() == sys.executable
+    monkeypatch.setattr(fork_server, "NVIDIA_DRIVER", str(tmp_path / "none"))
+    monkeypatch.setenv("IMS3_FORK_WORKERS", "0")
+    assert fork_server.start() == sys.executable
+
+
 def test_without_a_server_the_client_becomes_the_worker(tmp_path):
     words = [sys.executable, "-S", "-E", fork_server.__file__, tmp_path / "nobody", sys.executable]
     done = subprocess.run([*words, "-c", "print('begun')"], capture_output=True, text=True, check=True)

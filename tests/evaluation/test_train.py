@@ -96,6 +96,13 @@ def test_a_large_batch_in_parts_on_a_cpu_takes_the_same_step(cutmix, monkeypatch
     torch.testing.assert_close(*trained, rtol=1e-4, atol=1e-6)
 
 
+def test_images_beyond_the_limit_stay_on_the_host(monkeypatch):
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    assert train.resident(images, torch.device("meta")).device.type == "meta"
+    monkeypatch.setattr(train, "RESIDENT_BYTES", images.nbytes - 1)
+    assert train.resident(images, torch.device("meta")).device.type == "cpu"
+
+
 def test_a_seed_fixes_every_number_and_the_global_generator_is_left_alone():
     before = torch.get_rng_state()
     first, again, other = (_values(_score(seed=seed, cutmix=0.5)) for seed in (0, 0, 1))

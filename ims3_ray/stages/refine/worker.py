@@ -26,7 +26,14 @@ from ims3_ray.method.packing import cut, enlarge, pack, unpack
 from ims3_ray.method.refine import OBJECTIVES, Match, Refinement, Statistic
 from ims3_ray.method.seeding import generator, permutation
 from ims3_ray.models.classifiers import Classifier
-from ims3_ray.models.device import TRANSFORMER_LOCK, Numerics, prepare_device, to_images, to_pixels
+from ims3_ray.models.device import (
+    TRANSFORMER_LOCK,
+    Numerics,
+    prepare_device,
+    strictly_deterministic,
+    to_images,
+    to_pixels,
+)
 from ims3_ray.models.extractor import embed_pixels, load_extractor
 from ims3_ray.models.generator import load_vae
 from ims3_ray.models.vae import Vae
@@ -101,7 +108,8 @@ class Refiner:
 
     def __call__(self, payload: ClassPayload) -> tuple[Columns, dict[str, str]]:
         label, selected = payload["label"], [SelectedCandidate(*values) for values in payload["selected"]]
-        with TRANSFORMER_LOCK.on(self._device):  # one class at a time: probes hold hooks and gradients
+        # one class at a time: probes hold hooks and gradients
+        with TRANSFORMER_LOCK.on(self._device), strictly_deterministic():
             start = self._start(selected, payload["real"])
             losses, moved = self._refine(label, start, payload["real"])
             embedded = [

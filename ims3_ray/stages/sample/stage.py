@@ -51,6 +51,7 @@ from ims3_ray.storage.schemas import Columns
 from .anchors import Anchors, collect_anchors
 from .initial_latents import InitialLatents, collect_initial_latents
 
+DECODE_BATCH = 32  # at 256 pixels, 256 images at once would take 26 to 38 GB in bf16
 Place = tuple[int, int, int]  # class, subgroup and index of a candidate
 Key = tuple[str | int, ...]  # of the generator of a candidate
 
@@ -221,7 +222,7 @@ class Sampler:
         return run_padded_batches(
             lambda z: [to_pixels(self._vae.decode(z))],
             [latents],
-            self._batch_size,
+            min(self._batch_size, DECODE_BATCH),
             self._device,
             DECODER_LOCK,
         )[0]
