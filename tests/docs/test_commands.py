@@ -47,7 +47,7 @@ INLINE = [
 def test_every_printed_command_is_one_that_runs(page: str, script: str) -> None:
     for words in commands(script):
         if (ours := job(words)) is None:
-            assert TOOLS.fullmatch(Path(words[0]).name), (page, words)
+            assert TOOLS.fullmatch(Path(words[0]).name) or (ROOT / words[0]).is_file(), (page, words)
             continue
         resolve(*ours)
 
