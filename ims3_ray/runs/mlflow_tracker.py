@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ims3_ray.display import one_line, redact
-from ims3_ray.errors import InputError
+from ims3_ray.errors import InputError, error_chain
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.lease import exclusive
 
@@ -267,12 +267,9 @@ def describe_mlflow_error(error: Exception) -> str:
 
 def _is_unreachable(error: BaseException) -> bool:
     """Whether an unreachable server or a locked database is the cause, so that a retry may work."""
-    cause: BaseException | None = error
-    while cause is not None:
-        # requests' exceptions are OSErrors
+    for cause in error_chain(error):  # requests' exceptions are OSErrors
         if isinstance(cause, OSError) or type(cause).__name__ == "OperationalError":
             return True
-        cause = cause.__cause__ or cause.__context__
     return "failed with exception" in str(error) or "too many 5" in str(error)
 
 

@@ -59,11 +59,6 @@ def now() -> str:
     return time.strftime(TIME, time.gmtime())
 
 
-def artifact_names(directories: Iterable[Directory]) -> list[str]:
-    """Return the distinct "noun/fingerprint" of directories, sorted."""
-    return sorted({artifact_name(directory.path) for directory in directories})
-
-
 def read(storage: Directory) -> list[Record]:
     """Return every record. Raises InputError for an unreadable one, since its artefacts are unknown."""
     names = [f"{top}/{name}" for top in ("runs", "ablations", "sweeps") for name in (storage / top).files()]

@@ -20,7 +20,7 @@ def test_runs_ablations_and_trials_are_read(tmp_path):
     storage = open_storage(str(tmp_path))
     records.write(storage, "runs/digits-k1/run.json", {"latents": f"s3://elsewhere/runs/{A}"}, key="k1")
     records.write(storage, "ablations/digits-k2/artifacts.json", [B, B], key="digits-k2", state="finished")
-    records.write(storage, "sweeps/k3/trials/7.json", records.artifact_names([storage / C]), key="k3/7")
+    records.write(storage, "sweeps/k3/trials/7.json", [C], key="k3/7")
     (tmp_path / "sweeps" / "k3" / "state.json").write_text("no record")
     assert needed(storage) == {A, B, C}
     assert [record.key for record in records.read(storage)] == ["k1", "digits-k2", "k3/7"]

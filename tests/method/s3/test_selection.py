@@ -5,12 +5,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from selections import attractions_of, exhaustive, problem, split_here
+from selections import LocalShards, attractions_of, exhaustive, problem, split_here
 
 import ims3_ray
 from ims3_ray.method.s3 import descent, distributed_descent
 from ims3_ray.method.s3 import objective as objectives
-from ims3_ray.method.s3.distributed_descent import LocalShards, accept, select_centroids, solve
+from ims3_ray.method.s3.distributed_descent import accept, select_centroids, solve
 from ims3_ray.method.s3.objective import Objective, evaluate, real_centroid, subgroup_centroids
 from ims3_ray.method.s3.proof.branch_and_bound import branch_and_bound
 from ims3_ray.method.s3.shard import History, Shard, pick, split_classes
@@ -85,11 +85,10 @@ def test_more_restarts_never_raise_the_objective():
 @pytest.mark.parametrize("objective", VARIANTS[:2], ids=str)
 def test_same_selection_for_any_number_of_shards(num_classes, shards, objective):
     classes = problem(np.arange(num_classes) % 4 + 1, noise=3.0)
-    single, *split = (
-        select_centroids(*classes, objective, restarts=1, num_shards=count) for count in (1, *shards)
-    )
-    for selection in split:
-        assert_same(single, selection)
+    single = select_centroids(*classes, objective, restarts=1)
+    for count in shards:
+        split = LocalShards(split_here(Shard, *classes, objective, count))
+        assert_same(single, solve(split, objective, restarts=1))
 
 
 def test_shards_cover_every_class_once():

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from selections import exhaustive, free_problem, split_here, unit
+from selections import LocalShards, exhaustive, free_problem, split_here, unit
 
-from ims3_ray.method.s3.distributed_descent import LocalShards, select_centroids
+from ims3_ray.method.s3.distributed_descent import select_centroids
 from ims3_ray.method.s3.objective import Objective, evaluate
 from ims3_ray.method.s3.proof import bound, trws
 from ims3_ray.method.s3.shard import Shard, pick
