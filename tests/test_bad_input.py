@@ -6,7 +6,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
-import torch
 from flat import png
 from tiny import write_images
 
@@ -115,18 +114,6 @@ def test_storage_within_the_images(rejected, tmp_path):
         rejected("storage: .*data.train", "distill", f"data.train={images}", *OWN, f"storage={place}")
         rejected("data.train", "pretrain", "--out=model", f"data.train={images}", f"storage={place}")
     assert sorted(images.rglob("*")) == before
-
-
-SLOW = [pytest.param(held, marks=pytest.mark.slow) for held in (None, [1], {"ema": {}})]
-
-
-@pytest.mark.parametrize("held", [*SLOW, {}, {1: torch.ones(2)}], ids=range(5))
-def test_checkpoint_without_a_model(rejected, tmp_path, held):
-    if held is None:
-        (tmp_path / "dit.pt").touch()
-    else:
-        torch.save(held, tmp_path / "dit.pt")
-    rejected("dit.pt: ", "distill", "--dry-run", "model.path=dit.pt", "model.vae=package://digits")
 
 
 def select(table, out):

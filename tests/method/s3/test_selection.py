@@ -71,16 +71,6 @@ def test_descent_never_beats_exhaustive_search_and_restarts_find_the_optimum(obj
             assert result.objective == pytest.approx(best.total, abs=1e-6)
 
 
-def test_more_restarts_never_raise_the_objective():
-    objective, gains = Objective(0.1, 0.9, normalization="none"), []
-    for seed in range(4):
-        candidates, real = problem([5] * 10, seed, noise=9.0, width=5)
-        totals = [select_centroids(candidates, real, objective, restarts=r).objective for r in (0, 1, 4)]
-        assert totals[0] >= totals[1] >= totals[2]
-        gains.append(totals[0] - totals[2])
-    assert max(gains) > 0.01
-
-
 @pytest.mark.parametrize(("num_classes", "shards"), [(10, (2, 7, 16)), (130, (2, 3))])
 @pytest.mark.parametrize("objective", VARIANTS[:2], ids=str)
 def test_same_selection_for_any_number_of_shards(num_classes, shards, objective):

@@ -84,14 +84,6 @@ def test_bound_is_the_same_for_any_number_of_shards(method, monkeypatch):
     assert len(bounds) == 1
 
 
-def test_more_passes_leave_a_smaller_gap(monkeypatch):
-    problem, gaps = free_problem([5] * 40), []
-    for most in (4, 16, 64):
-        monkeypatch.setattr(trws, "MAX_PASSES", most)
-        gaps.append(certified(*problem, "trws", PUBLISHED).gap)
-    assert gaps[0] > gaps[1] > gaps[2] > 0
-
-
 def test_none_computes_nothing_and_trws_without_separation_is_exact():
     problem = free_problem([3] * 5)
     assert certified(*problem, "none").gap is None
