@@ -76,8 +76,6 @@ def test_malformed_recipe_rows_or_search_space(rejected, tmp_path, command, text
 @pytest.mark.parametrize(
     ("command", "word", "expected"),
     [
-        ("distill --dry-run", "recipe=../../../evil", "recipe: "),
-        ("distill --dry-run", "sample={1: 2}", "1: "),
         ("distill --dry-run", f"ipc={DEEP}", "ipc: "),
         ("distill --dry-run", 'data.train="a\\0b"', "data.train: "),
         ("distill --dry-run", 'storage="\\ud800"', "storage: "),
@@ -85,7 +83,6 @@ def test_malformed_recipe_rows_or_search_space(rejected, tmp_path, command, text
         ("distill --dry-run", "storage=s3://", "bucket"),
         ("distill --dry-run", "storage=/proc/x", "storage: /proc/x"),
         ("distill --dry-run", "model.path=my-model", "my-model"),
-        ("distill --dry-run", "--price=-1", "--price: "),
         ("distill --dry-run", "--price=nan", "--price: "),
         ("distill", "--price=2", "--price: "),
         ("sweep --rows refine", "--seeds=99999999999", "--seeds: 99999999999"),
@@ -93,13 +90,10 @@ def test_malformed_recipe_rows_or_search_space(rejected, tmp_path, command, text
         ("sweep --rows refine", "--pool-images=-1", "--pool-images: -1"),
         ("pretrain --out=model", "transformer.heads=3", "transformer.hidden_size: 128"),
         ("pretrain --out=model", "image_size=33", "image_size: 33"),
-        ("pretrain --out=model", "transformer.patch_size=3", "image_size: "),
         ("pretrain --out=model", "vae.channels=[12]", "vae.channels.0: "),
         ("pretrain --out=model", "vae.batch_size=1", "vae.batch_size: 1"),
-        ("pretrain --out=model", "extractor.network=convnet9", "extractor.network: .*'convnet9'"),
         ("pretrain --out=model", "extractor.network=convnet6", "extractor.network: convnet6"),
         ("pretrain --out=model", "--out=s3://x/y", "--out: s3://x/y"),
-        ("pretrain --out=model", "--out=/proc/x/y", "--out: /proc/x"),
     ],
     ids=lambda value: value[:20],
 )

@@ -88,8 +88,8 @@ def save_pipeline(
 
     scheduler: Any = DDIMScheduler(**SCHEDULE, clip_sample=False)  # annotated as an enum in diffusers
     pipeline = DiTPipeline(
-        transformer=_cast(export_transformer(dit, null_label), "cpu", dtype),
-        vae=_cast(copy.deepcopy(vae), "cpu", dtype),
+        transformer=_cast(export_transformer(dit, null_label), dtype),
+        vae=_cast(copy.deepcopy(vae), dtype),
         scheduler=scheduler,
     )
     with _complete_or_absent(out) as folder:
@@ -158,6 +158,6 @@ def _relative(theirs: Tensor, ours: Tensor) -> float:
     return float(off / size.clamp_min(1e-12))
 
 
-def _cast(model: Model, device: str | torch.device, dtype: torch.dtype) -> Model:
-    nn.Module.to(model, device=device, dtype=dtype)  # in place, without a warning of diffusers' own `to`
+def _cast(model: Model, dtype: torch.dtype) -> Model:
+    nn.Module.to(model, device="cpu", dtype=dtype)  # in place, without a warning of diffusers' own `to`
     return model

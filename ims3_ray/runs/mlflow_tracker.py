@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
+
 from ims3_ray.display import one_line, redact
 from ims3_ray.errors import InputError, error_chain
 from ims3_ray.storage.artifacts import Directory
@@ -165,6 +167,9 @@ class Tracker:
 
         self._do(log)
 
+    def log_recipe(self, recipe: Mapping[str, object]) -> None:
+        self.log_file(RECIPE_FILE, yaml.safe_dump(recipe, sort_keys=False).encode())
+
     def log_dataset(self, name: str, digest: str, source: str, rows: int) -> None:
         """Log the distilled set's digest and URI as a dataset, without its pixels."""
 
@@ -202,6 +207,11 @@ class Tracker:
             run = self.run_id or "(not created)"
             self._print_line(f"MLflow: {len(self._queue)} records of run {run} could not be written")
         return not self._queue
+
+    def abort(self, error: BaseException) -> None:
+        """End the run as FAILED; if a signal stopped it, as KILLED and without waiting for the server."""
+        is_failure = isinstance(error, Exception)
+        self.finish("FAILED" if is_failure else "KILLED", patient=is_failure)
 
     @property
     def _run(self) -> str:

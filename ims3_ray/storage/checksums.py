@@ -8,12 +8,11 @@ checksum are written in one request: a killed worker leaves both or neither.
 
 import functools
 import hashlib
-import re
 from pathlib import Path
 
 from ims3_ray.errors import InputError
 
-from .artifacts import Directory, fingerprint
+from .artifacts import FINGERPRINT, Directory, fingerprint
 
 KEY = "ims3_ray.sha256"
 MARK = b"ims3_ray.sha256="
@@ -77,7 +76,7 @@ def _cached(cache: Directory, key: str) -> str | None:
         value = cache.read_json(key) if cache.exists(key) else None
     except InputError:
         return None
-    return value if isinstance(value, str) and re.fullmatch("[0-9a-f]{12}", value) else None
+    return value if isinstance(value, str) and FINGERPRINT.fullmatch(value) else None
 
 
 def _file_digest(path: Path) -> str:

@@ -146,8 +146,7 @@ def pack_keys(columns: Columns, table: Table) -> bytes:
 
 def pack_part_keys(part: bytes, table: Table) -> bytes:
     """Returns `pack_keys` of a part's file."""
-    keys = _keys(table)
-    return _packed(to_arrow(from_parquet(pa.BufferReader(part), keys), keys))
+    return pack_keys(from_parquet(pa.BufferReader(part), _keys(table)), table)
 
 
 def write_index(out: Directory, keys: Mapping[str, bytes]) -> None:

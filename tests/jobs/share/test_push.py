@@ -63,31 +63,22 @@ def test_the_manifest_names_every_file_s_checksum_and_the_order_of_the_classes(m
     assert set(verify(folder)[0]) == {"adapter/adapter.safetensors"}
 
 
-def test_a_pushed_set_is_read_back_from_the_hub(make_run, push, hub, tmp_path):
+def test_a_pushed_set_is_read_back_without_an_extra(make_run, push, hub, tmp_path, monkeypatch):
     storage, made = make_run()
+    push(made.uri, "--to", tmp_path / "mine")
     push(made.uri, "--to", "hf://someone/mine")
+    monkeypatch.setitem(sys.modules, "datasets", None)  # importing it fails
     here, there = ims3_ray.load_distilled(made.uri), ims3_ray.load_distilled("hf://someone/mine")
     assert pngs(here) == pngs(there)
     assert here.classes == there.classes == list(CLASSES)
-    options = {"name": "data.train", "seed": 0, "max_bad_fraction": 0.0}
-    images = open_images("hf://someone/mine", storage, **options)
-    own = open_images(made.uri, storage, **options)
-    assert (images.ids, images.labels.tolist()) == (own.ids, own.labels.tolist())
-    assert images.place == "hf://someone/mine"
-
-
-def test_reading_a_pushed_set_takes_no_extra(make_run, push, hub, tmp_path, monkeypatch):
-    storage, made = make_run()
-    push(made.uri, "--to", tmp_path / "mine")
-    push(made.uri, "--to", "someone/mine")
-    monkeypatch.setitem(sys.modules, "datasets", None)  # importing it fails
-    options = {"seed": 0, "max_bad_fraction": 0.0}
     for name in ("data.train", "--set mine"):
-        ids = [
-            open_images(place, storage, name=name, **options).ids
+        own, *pushed = (
+            open_images(place, storage, name=name, seed=0, max_bad_fraction=0.0)
             for place in (made.uri, str(tmp_path / "mine"), "hf://someone/mine")
-        ]
-        assert ids[1:] == ids[:-1]
+        )
+        for images in pushed:
+            assert (images.ids, images.labels.tolist()) == (own.ids, own.labels.tolist())
+        assert pushed[1].place == "hf://someone/mine"
     assert (storage / "unpacked").folders()
 
 
