@@ -5,7 +5,7 @@ import copy
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -100,7 +100,7 @@ def save_pipeline(
 
 
 @contextlib.contextmanager
-def _complete_or_absent(out: Path) -> Iterator[Path]:
+def _complete_or_absent(out: Path) -> Generator[Path]:
     """A folder beside the new or empty folder `out`, which it becomes if the block succeeds."""
     out = new_folder(out)
     out.parent.mkdir(parents=True, exist_ok=True)

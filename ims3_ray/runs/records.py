@@ -13,7 +13,9 @@ import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from ims3_ray.config.reproduce import NO_RESULT
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import Directory
 
@@ -79,6 +81,12 @@ def _read(storage: Directory, match: re.Match[str]) -> Record:
             f"storage: {(storage / place).uri} is no readable record ({type(error).__name__}: {error}), "
             "so the artefacts of its run are unknown; mend or remove it"
         ) from error
+
+
+def recipe_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `Config.results` does, from a record's configuration, which an earlier version may have."""
+    recipe = {name: value for name, value in config.items() if name not in NO_RESULT}
+    return recipe | {"data": {name: value for name, value in recipe["data"].items() if name != "root"}}
 
 
 def artifact_name(location: str) -> str:

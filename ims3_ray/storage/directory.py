@@ -114,6 +114,9 @@ class Directory:
         """Returns type, size and time of each of the full `paths` on this filesystem."""
         return self.with_retries(lambda: self.filesystem.get_file_info(list(paths)))
 
+    def open_file(self, name: str) -> NativeFile:
+        return self.filesystem.open_input_file(f"{self.path}/{name}")
+
     def read(self, name: str) -> bytes:
         return self.read_path(f"{self.path}/{name}")
 
@@ -149,7 +152,7 @@ class Directory:
 
         def read() -> str:
             digest = hashlib.sha256()
-            with self.filesystem.open_input_file(f"{self.path}/{name}") as stream:
+            with self.open_file(name) as stream:
                 while chunk := stream.read(CHUNK):
                     digest.update(chunk)
             return digest.hexdigest()

@@ -209,7 +209,7 @@ def memory_bytes(directory: Directory, name: str) -> int:
     """Returns about how much memory the rows of a part take. Only the footer of the file is read."""
 
     def read() -> pq.FileMetaData:
-        with directory.filesystem.open_input_file(f"{directory.path}/{name}") as stream:
+        with directory.open_file(name) as stream:
             return pq.read_metadata(stream)
 
     metadata = directory.with_retries(read)
@@ -224,7 +224,7 @@ def _parse(directory: Directory, name: str, parse: Callable[[pa.NativeFile], Res
     """
 
     def read() -> Result:
-        with directory.filesystem.open_input_file(f"{directory.path}/{name}") as stream:
+        with directory.open_file(name) as stream:
             try:
                 return parse(stream)
             except (pa.ArrowException, ValueError):

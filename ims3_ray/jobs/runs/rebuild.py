@@ -71,8 +71,7 @@ def _write_run(
     storage: Directory, name: str, record: Mapping[str, Any], tracker: Tracker, with_files: bool
 ) -> bool:
     steps = _steps(storage, record)
-    params = {name: value for name, value in record["config"].items() if name not in ("workers", "storage")}
-    params["data"] = {name: value for name, value in params["data"].items() if name != "root"}
+    params = records.recipe_of(record["config"])
     run_tags = record["tags"] | tags.artifact_tags(map(records.artifact_name, record["artifacts"].values()))
     began, ended = _times(storage / "runs" / name, record)
     tracker.start(record["key"], name, params, run_tags, began=began)

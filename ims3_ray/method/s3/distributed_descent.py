@@ -19,6 +19,7 @@ from .objective import (
     check_coincident,
     log_distances,
     pair_separation,
+    pick,
 )
 from .shard import (
     History,
@@ -28,7 +29,6 @@ from .shard import (
     check_candidates,
     first_minimum,
     offsets_of,
-    pick,
 )
 
 MAX_TABLE_VALUES = 25_000_000  # pairs of a candidate and a class: a table of 100 MB

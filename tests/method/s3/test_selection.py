@@ -11,9 +11,9 @@ import ims3_ray
 from ims3_ray.method.s3 import descent, distributed_descent
 from ims3_ray.method.s3 import objective as objectives
 from ims3_ray.method.s3.distributed_descent import accept, select_centroids, solve
-from ims3_ray.method.s3.objective import Objective, evaluate, real_centroid, subgroup_centroids
+from ims3_ray.method.s3.objective import Objective, evaluate, pick, real_centroid, subgroup_centroids
 from ims3_ray.method.s3.proof.branch_and_bound import branch_and_bound
-from ims3_ray.method.s3.shard import History, Shard, pick, split_classes
+from ims3_ray.method.s3.shard import History, Shard, split_classes
 
 PAPER = Objective(0.4, 0.9)
 VARIANTS = [Objective(0.4, 0.9, eps, name) for eps in (0.0, 0.1) for name in ("per_class", "none")]
