@@ -6,7 +6,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
-import torch
 from flat import png
 from tiny import write_images
 
@@ -77,8 +76,6 @@ def test_malformed_recipe_rows_or_search_space(rejected, tmp_path, command, text
 @pytest.mark.parametrize(
     ("command", "word", "expected"),
     [
-        ("distill --dry-run", "recipe=../../../evil", "recipe: "),
-        ("distill --dry-run", "sample={1: 2}", "1: "),
         ("distill --dry-run", f"ipc={DEEP}", "ipc: "),
         ("distill --dry-run", 'data.train="a\\0b"', "data.train: "),
         ("distill --dry-run", 'storage="\\ud800"', "storage: "),
@@ -86,7 +83,6 @@ def test_malformed_recipe_rows_or_search_space(rejected, tmp_path, command, text
         ("distill --dry-run", "storage=s3://", "bucket"),
         ("distill --dry-run", "storage=/proc/x", "storage: /proc/x"),
         ("distill --dry-run", "model.path=my-model", "my-model"),
-        ("distill --dry-run", "--price=-1", "--price: "),
         ("distill --dry-run", "--price=nan", "--price: "),
         ("distill", "--price=2", "--price: "),
         ("sweep --rows refine", "--seeds=99999999999", "--seeds: 99999999999"),
@@ -94,13 +90,10 @@ def test_malformed_recipe_rows_or_search_space(rejected, tmp_path, command, text
         ("sweep --rows refine", "--pool-images=-1", "--pool-images: -1"),
         ("pretrain --out=model", "transformer.heads=3", "transformer.hidden_size: 128"),
         ("pretrain --out=model", "image_size=33", "image_size: 33"),
-        ("pretrain --out=model", "transformer.patch_size=3", "image_size: "),
         ("pretrain --out=model", "vae.channels=[12]", "vae.channels.0: "),
         ("pretrain --out=model", "vae.batch_size=1", "vae.batch_size: 1"),
-        ("pretrain --out=model", "extractor.network=convnet9", "extractor.network: .*'convnet9'"),
         ("pretrain --out=model", "extractor.network=convnet6", "extractor.network: convnet6"),
         ("pretrain --out=model", "--out=s3://x/y", "--out: s3://x/y"),
-        ("pretrain --out=model", "--out=/proc/x/y", "--out: /proc/x"),
     ],
     ids=lambda value: value[:20],
 )
@@ -115,18 +108,6 @@ def test_storage_within_the_images(rejected, tmp_path):
         rejected("storage: .*data.train", "distill", f"data.train={images}", *OWN, f"storage={place}")
         rejected("data.train", "pretrain", "--out=model", f"data.train={images}", f"storage={place}")
     assert sorted(images.rglob("*")) == before
-
-
-SLOW = [pytest.param(held, marks=pytest.mark.slow) for held in (None, [1], {"ema": {}})]
-
-
-@pytest.mark.parametrize("held", [*SLOW, {}, {1: torch.ones(2)}], ids=range(5))
-def test_checkpoint_without_a_model(rejected, tmp_path, held):
-    if held is None:
-        (tmp_path / "dit.pt").touch()
-    else:
-        torch.save(held, tmp_path / "dit.pt")
-    rejected("dit.pt: ", "distill", "--dry-run", "model.path=dit.pt", "model.vae=package://digits")
 
 
 def select(table, out):

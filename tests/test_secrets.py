@@ -5,10 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
-import ray
 
 from ims3_ray import cli
-from ims3_ray.cluster.resources import Machine, connect
+from ims3_ray.cluster.resources import Machine
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.config.settings import Workers
 from ims3_ray.data.images import open_images, open_labelled
@@ -121,16 +120,6 @@ def test_short_and_empty_variables_hide_no_words(monkeypatch):
     for name, value in zip(SECRET_VARIABLES, ("", "a", "run", "five5"), strict=False):
         monkeypatch.setenv(name, value)
     assert redact("a run of five5") == "a run of five5"
-
-
-def test_a_local_cluster_listens_on_loopback(monkeypatch):
-    calls = []
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", lambda **options: calls.append(options))
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    connect()
-    own = {"address": "local", "dashboard_host": "127.0.0.1", "_node_ip_address": "127.0.0.1"}
-    assert [own.items() <= options.items() for options in calls] == [True]
 
 
 def test_no_file_asks_to_listen_on_every_interface():

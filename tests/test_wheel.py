@@ -13,7 +13,6 @@ from processes import environment
 
 ROOT = Path(__file__).parents[1]
 SCRATCH = shutil.ignore_patterns("__pycache__")
-SMALL = ("ipc=1", "sample.subgroups=2", "refine.steps=0", "evaluate.protocol=none")
 
 
 @pytest.fixture(scope="module")
@@ -78,12 +77,3 @@ def test_what_is_installed_runs_from_anywhere_by_its_own_files(ims3, python):
     assert ims3("--version") == ims3("-m", "ims3_ray", "--version", by=python)
     assert "embed" in ims3("distill", "--dry-run")
     assert "refine-parts" in ims3("sweep", "--help")
-
-
-@pytest.mark.chaos
-def test_what_is_installed_distils_and_reads_back(ims3, python, tmp_path):
-    ims3("distill", *SMALL)
-    ims3("distill", "--status", *SMALL)
-    (distilled,) = (tmp_path / "runs" / "distilled").iterdir()
-    load = f"import ims3_ray; print(len(ims3_ray.load_distilled({str(distilled)!r})))"
-    assert ims3("-c", load, by=python) == "10\n"

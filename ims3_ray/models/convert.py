@@ -1,9 +1,11 @@
 """Save a generator as a folder for diffusers' DiTPipeline, and compare the outputs."""
 
+import contextlib
 import copy
 import json
 import os
 import tempfile
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -50,13 +52,9 @@ def convert(
     if `dtype` cannot hold the weights. Leaves nothing in `out` if the outputs differ by more than frequencies
     and rounding explain.
     """
-    out = new_folder(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
-        folder = Path(temporary) / out.name
-        save_pipeline(
-            dit, vae, folder, id2label=id2label, dtype=STORED_DTYPES[dtype], null_label=PIPELINE_NULL_LABEL
-        )
+    with _complete_or_absent(out) as folder:
+        stored = STORED_DTYPES[dtype]
+        save_pipeline(dit, vae, folder, id2label=id2label, dtype=stored, null_label=PIPELINE_NULL_LABEL)
         result = difference(dit, folder)
         off = result.same_frequencies
         if not off <= MAX_ROUND_OFF[dtype]:  # also if it is NaN
@@ -64,7 +62,6 @@ def convert(
             if dtype != "fp32":
                 raise InputError(f"dtype: {problem}; use fp32 for these weights")
             raise RuntimeError(problem)
-        folder.replace(out)
     return result
 
 
@@ -91,18 +88,25 @@ def save_pipeline(
 
     scheduler: Any = DDIMScheduler(**SCHEDULE, clip_sample=False)  # annotated as an enum in diffusers
     pipeline = DiTPipeline(
-        transformer=_cast(export_transformer(dit, null_label), "cpu", dtype),
-        vae=_cast(copy.deepcopy(vae), "cpu", dtype),
+        transformer=_cast(export_transformer(dit, null_label), dtype),
+        vae=_cast(copy.deepcopy(vae), dtype),
         scheduler=scheduler,
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
-        folder = Path(temporary) / out.name
+    with _complete_or_absent(out) as folder:
         pipeline.save_pretrained(folder)
         if id2label is not None:  # DiTPipeline reads it here but does not write it
             index = read_json(folder / "model_index.json") | {"id2label": dict(enumerate(id2label))}
             (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        folder.replace(out)
+
+
+@contextlib.contextmanager
+def _complete_or_absent(out: Path) -> Generator[Path]:
+    """A folder beside the new or empty folder `out`, which it becomes if the block succeeds."""
+    out = new_folder(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
+        yield Path(temporary) / out.name
+        (Path(temporary) / out.name).replace(out)
 
 
 def new_folder(out: str | Path) -> Path:
@@ -154,6 +158,6 @@ def _relative(theirs: Tensor, ours: Tensor) -> float:
     return float(off / size.clamp_min(1e-12))
 
 
-def _cast(model: Model, device: str | torch.device, dtype: torch.dtype) -> Model:
-    nn.Module.to(model, device=device, dtype=dtype)  # in place, without a warning of diffusers' own `to`
+def _cast(model: Model, dtype: torch.dtype) -> Model:
+    nn.Module.to(model, device="cpu", dtype=dtype)  # in place, without a warning of diffusers' own `to`
     return model

@@ -6,7 +6,7 @@ Latents in this package are scaled: the VAE's own times its `scaling_factor`.
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from jaxtyping import Int
@@ -25,7 +25,6 @@ from .vae import Vae, image_size, read_vae, vae_config, vae_folder
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
-Model = TypeVar("Model", bound=nn.Module)
 SCHEDULE: dict[str, Any] = {  # of the training of DiT's checkpoints
     "num_train_timesteps": NUM_TRAIN_TIMESTEPS,
     "beta_schedule": "linear",

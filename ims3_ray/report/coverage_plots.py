@@ -1,15 +1,18 @@
 """Plot of coverage by density of the real images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
+from ims3_ray.evaluation.results import YARDSTICKS
+from ims3_ray.method.coverage import Values
+
 from . import svg
 from .inputs import shortened
 from .plots import spread
-from .svg import GRID, PERCENT, WIDTH
+from .svg import CLASS_COLOURS, GRID, PERCENT, WIDTH
 
 LABEL_HEIGHT, FRAME_HEIGHT = 19, 80  # pixels of a line's label, and of the frame around the axes
 
@@ -24,8 +27,18 @@ class Line:
     is_reference: bool = False
 
 
-def by_decile(lines: Sequence[Line]) -> Markup | None:
-    """Coverage against the density of the real images, one labelled line per set. None without lines."""
+def by_decile(
+    coverage: Mapping[str, Values], title: Callable[[str], str], colours: Mapping[str, str]
+) -> Markup | None:
+    """Coverage against the density of the real images, a labelled line per set; None if no set has deciles.
+
+    The colour of a set is that of `colours` or of its place; YARDSTICKS are dashed.
+    """
+    lines = []
+    for place, (name, values) in enumerate(coverage.items()):
+        if isinstance(deciles := values.get("deciles"), list):
+            colour = colours.get(name, CLASS_COLOURS[place % len(CLASS_COLOURS)])
+            lines.append(Line(title(name), deciles, colour, is_reference=name in YARDSTICKS))
     if not lines:
         return None
     drawing, axes, height = _figure(len(lines))

@@ -5,16 +5,15 @@ from dataclasses import replace
 from functools import partial
 
 from ims3_ray.evaluation.membership import describe_attack
-from ims3_ray.evaluation.results import YARDSTICKS, Evaluation, sort_sets
-from ims3_ray.method.coverage import Values
+from ims3_ray.evaluation.results import Evaluation, sort_sets
 
 from . import plots
-from .coverage_plots import Line, by_decile
+from .coverage_plots import by_decile
 from .feature_space import feature_map
 from .formatting import METRICS, claim, environment
 from .images import is_enlarged, strips, uncovered_strips
 from .inputs import MAP_CLASSES, History, ReportData, shown_classes
-from .svg import CLASS_COLOURS, INK
+from .svg import INK
 
 
 def render(data: ReportData) -> bytes:
@@ -61,7 +60,9 @@ def _evaluation(evaluation: Evaluation) -> dict[str, object]:
         "metrics": [(*METRICS[name], [values.get(name) for values in coverage.values()]) for name in metrics],
         "membership": membership,
         "membership_text": describe_attack(membership["distilled"]) if "distilled" in membership else "",
-        "deciles": by_decile(_decile_lines(coverage, names)),
+        "deciles": by_decile(
+            coverage, partial(plots.set_name, names=names), plots.SET_COLOURS | {"ceiling": INK}
+        ),
         "share": sets["distilled"]["last"]["mean"] / sets["full"]["last"]["mean"] if has_full else None,
     }
 
@@ -73,16 +74,6 @@ def _in_order(evaluation: Evaluation) -> Evaluation:
 
 def _names(evaluation: Evaluation | None) -> Mapping[str, str]:
     return evaluation.get("names", {}) if evaluation else {}
-
-
-def _decile_lines(coverage: Mapping[str, Values], names: Mapping[str, str]) -> list[Line]:
-    """One line per set with deciles; the random real subset and the ceiling are references."""
-    colours, lines = plots.SET_COLOURS | {"ceiling": INK}, []
-    for place, (name, values) in enumerate(coverage.items()):
-        if isinstance(deciles := values.get("deciles"), list):
-            colour = colours.get(name, CLASS_COLOURS[place % len(CLASS_COLOURS)])
-            lines.append(Line(plots.set_name(name, names), deciles, colour, is_reference=name in YARDSTICKS))
-    return lines
 
 
 def _last_metrics(history: History) -> dict[str, float]:

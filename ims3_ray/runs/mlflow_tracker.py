@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
+
 from ims3_ray.display import one_line, redact
-from ims3_ray.errors import InputError
+from ims3_ray.errors import InputError, error_chain
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.lease import exclusive
 
@@ -165,6 +167,9 @@ class Tracker:
 
         self._do(log)
 
+    def log_recipe(self, recipe: Mapping[str, object]) -> None:
+        self.log_file(RECIPE_FILE, yaml.safe_dump(recipe, sort_keys=False).encode())
+
     def log_dataset(self, name: str, digest: str, source: str, rows: int) -> None:
         """Log the distilled set's digest and URI as a dataset, without its pixels."""
 
@@ -202,6 +207,11 @@ class Tracker:
             run = self.run_id or "(not created)"
             self._print_line(f"MLflow: {len(self._queue)} records of run {run} could not be written")
         return not self._queue
+
+    def abort(self, error: BaseException) -> None:
+        """End the run as FAILED; if a signal stopped it, as KILLED and without waiting for the server."""
+        is_failure = isinstance(error, Exception)
+        self.finish("FAILED" if is_failure else "KILLED", patient=is_failure)
 
     @property
     def _run(self) -> str:
@@ -267,12 +277,9 @@ def describe_mlflow_error(error: Exception) -> str:
 
 def _is_unreachable(error: BaseException) -> bool:
     """Whether an unreachable server or a locked database is the cause, so that a retry may work."""
-    cause: BaseException | None = error
-    while cause is not None:
-        # requests' exceptions are OSErrors
+    for cause in error_chain(error):  # requests' exceptions are OSErrors
         if isinstance(cause, OSError) or type(cause).__name__ == "OperationalError":
             return True
-        cause = cause.__cause__ or cause.__context__
     return "failed with exception" in str(error) or "too many 5" in str(error)
 
 

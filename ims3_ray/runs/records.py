@@ -13,7 +13,9 @@ import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from ims3_ray.config.reproduce import NO_RESULT
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import Directory
 
@@ -59,11 +61,6 @@ def now() -> str:
     return time.strftime(TIME, time.gmtime())
 
 
-def artifact_names(directories: Iterable[Directory]) -> list[str]:
-    """Return the distinct "noun/fingerprint" of directories, sorted."""
-    return sorted({artifact_name(directory.path) for directory in directories})
-
-
 def read(storage: Directory) -> list[Record]:
     """Return every record. Raises InputError for an unreadable one, since its artefacts are unknown."""
     names = [f"{top}/{name}" for top in ("runs", "ablations", "sweeps") for name in (storage / top).files()]
@@ -84,6 +81,12 @@ def _read(storage: Directory, match: re.Match[str]) -> Record:
             f"storage: {(storage / place).uri} is no readable record ({type(error).__name__}: {error}), "
             "so the artefacts of its run are unknown; mend or remove it"
         ) from error
+
+
+def recipe_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `Config.results` does, from a record's configuration, which an earlier version may have."""
+    recipe = {name: value for name, value in config.items() if name not in NO_RESULT}
+    return recipe | {"data": {name: value for name, value in recipe["data"].items() if name != "root"}}
 
 
 def artifact_name(location: str) -> str:

@@ -9,6 +9,7 @@ checksums.
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NotRequired, TypedDict, cast
@@ -20,6 +21,7 @@ from .directory import Directory, open_directory
 
 FORMAT = 1
 FORMAT_FILE = "format.json"
+FINGERPRINT = re.compile(r"[0-9a-f]{12}")
 MANIFEST = "manifest.json"
 PREVIOUS = "manifest.previous.json"  # manifest of a damaged artefact, until it is complete again
 UPDATE = "update ims3_ray or choose another storage"

@@ -6,19 +6,18 @@ of its bytes with the zeros in place. The name is hashed too, so that swapped pa
 checksum are written in one request: a killed worker leaves both or neither.
 """
 
+import functools
 import hashlib
-import re
 from pathlib import Path
 
 from ims3_ray.errors import InputError
 
-from .artifacts import Directory, fingerprint
+from .artifacts import FINGERPRINT, Directory, fingerprint
 
 KEY = "ims3_ray.sha256"
 MARK = b"ims3_ray.sha256="
 DIGITS = 64
 BLANK = MARK.decode() + "0" * DIGITS
-CHUNK = 2**24  # bytes
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 CONFIGURATION = (".json",)
 
@@ -77,12 +76,10 @@ def _cached(cache: Directory, key: str) -> str | None:
         value = cache.read_json(key) if cache.exists(key) else None
     except InputError:
         return None
-    return value if isinstance(value, str) and re.fullmatch("[0-9a-f]{12}", value) else None
+    return value if isinstance(value, str) and FINGERPRINT.fullmatch(value) else None
 
 
 def _file_digest(path: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as stream:
-        while chunk := stream.read(CHUNK):
-            digest.update(chunk)
+        digest = hashlib.file_digest(stream, functools.partial(hashlib.blake2b, digest_size=16))
     return digest.hexdigest()

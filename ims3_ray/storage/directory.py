@@ -107,12 +107,14 @@ class Directory:
         return {entry.path[len(self.path) + 1 :]: entry for entry in files}, odd
 
     def _select(self, selection: fs.FileSelector | list[str]) -> list[fs.FileInfo]:
-        entries = self.with_retries(lambda: self.filesystem.get_file_info(selection))
-        return sorted(entries, key=lambda entry: entry.path)
+        return sorted(self.infos(selection), key=lambda entry: entry.path)
 
-    def infos(self, paths: Sequence[str]) -> list[fs.FileInfo]:
+    def infos(self, paths: Sequence[str] | fs.FileSelector) -> list[fs.FileInfo]:
         """Returns type, size and time of each of the full `paths` on this filesystem."""
-        return self.with_retries(lambda: self.filesystem.get_file_info(list(paths)))
+        return self.with_retries(lambda: self.filesystem.get_file_info(paths))
+
+    def open_file(self, name: str) -> NativeFile:
+        return self.filesystem.open_input_file(f"{self.path}/{name}")
 
     def read(self, name: str) -> bytes:
         return self.read_path(f"{self.path}/{name}")
@@ -149,7 +151,7 @@ class Directory:
 
         def read() -> str:
             digest = hashlib.sha256()
-            with self.filesystem.open_input_file(f"{self.path}/{name}") as stream:
+            with self.open_file(name) as stream:
                 while chunk := stream.read(CHUNK):
                     digest.update(chunk)
             return digest.hexdigest()

@@ -146,8 +146,7 @@ def pack_keys(columns: Columns, table: Table) -> bytes:
 
 def pack_part_keys(part: bytes, table: Table) -> bytes:
     """Returns `pack_keys` of a part's file."""
-    keys = _keys(table)
-    return _packed(to_arrow(from_parquet(pa.BufferReader(part), keys), keys))
+    return pack_keys(from_parquet(pa.BufferReader(part), _keys(table)), table)
 
 
 def write_index(out: Directory, keys: Mapping[str, bytes]) -> None:
@@ -210,7 +209,7 @@ def memory_bytes(directory: Directory, name: str) -> int:
     """Returns about how much memory the rows of a part take. Only the footer of the file is read."""
 
     def read() -> pq.FileMetaData:
-        with directory.filesystem.open_input_file(f"{directory.path}/{name}") as stream:
+        with directory.open_file(name) as stream:
             return pq.read_metadata(stream)
 
     metadata = directory.with_retries(read)
@@ -225,7 +224,7 @@ def _parse(directory: Directory, name: str, parse: Callable[[pa.NativeFile], Res
     """
 
     def read() -> Result:
-        with directory.filesystem.open_input_file(f"{directory.path}/{name}") as stream:
+        with directory.open_file(name) as stream:
             try:
                 return parse(stream)
             except (pa.ArrowException, ValueError):

@@ -16,7 +16,6 @@ from ims3_ray.cluster.resources import Machine, find_machine
 from ims3_ray.config.settings import Workers
 from ims3_ray.errors import InputError
 from ims3_ray.models import device
-from ims3_ray.models.device import explain_out_of_memory
 from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import open_directory
 from ims3_ray.storage.rows import INDEX
@@ -86,7 +85,7 @@ class OutOfMemory:
     def __init__(self, batch_size): ...
 
     def __call__(self, payload):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.11 GiB.")
 
 
 def computed(function, seed, *turn):
@@ -196,16 +195,8 @@ def test_bad_input_of_a_constructor_reaches_the_driver(tmp_path):
     assert answer["error"] == ["model.path: is damaged"]
 
 
-def test_out_of_memory_names_the_field_the_batch_and_the_memory():
-    message = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.11 GiB."
-    with pytest.raises(InputError) as caught, explain_out_of_memory("sample.batch_size.cuda", 256):
-        raise torch.OutOfMemoryError(message)
-    for word in ("sample.batch_size.cuda", "256", "20.00 GiB", "79.11 GiB", "lower"):
-        assert word in str(caught.value)
-
-
 def test_out_of_memory_in_a_pool_reaches_the_driver(ray_cluster, tmp_path):
-    with pytest.raises(InputError, match=r"sample.batch_size.cpu: .* 8 .*20.00 GiB"):
+    with pytest.raises(InputError, match=r"sample.batch_size.cpu: .* 8 .*20.00 GiB.* 79.11 GiB.*lower"):
         run(OutOfMemory, [Part(0, 1, [])], tmp_path, "sample")
 
 

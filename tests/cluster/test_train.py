@@ -45,41 +45,41 @@ def task_class():
     return AddressTask
 
 
+def training_of(build, folder, field="finetune.batch_size", arguments=(), **options):
+    """A training below `folder`, of one batch per step."""
+    optimisation = {"steps": 3, "batch_size": 1, "micro_batches": 1, "lr": 0.1} | options
+    return Training(
+        name="training",
+        build=build,
+        arguments=dict(arguments),
+        optimisation=TrainingConfig(**optimisation),
+        out=open_directory(f"{folder}/out"),
+        checkpoints=open_directory(f"{folder}/checkpoints"),
+        batch_field=field,
+    )
+
+
+def train_on(workers, training):
+    train(training, find_machine(Workers(device="cpu", train_workers=workers)), "training")
+
+
 @pytest.mark.chaos
 def test_a_training_uses_its_own_cluster(ray_cluster, tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    out = open_directory(str(tmp_path / "out"))
-    training = Training(
-        name="training",
-        build=task_class(),
-        arguments={},
-        optimisation=TrainingConfig(steps=1, batch_size=1, micro_batches=1, lr=0.1),
-        out=out,
-        checkpoints=open_directory(str(tmp_path / "checkpoints")),
-        batch_field="none",
-    )
-    train(training, find_machine(Workers(device="cpu", train_workers=1)), "training")
-    assert out.read("address").decode() == ray_cluster.get_runtime_context().gcs_address
+    training = training_of(task_class(), tmp_path)
+    train_on(1, training)
+    assert training.out.read("address").decode() == ray_cluster.get_runtime_context().gcs_address
     assert "RAY_ADDRESS" not in os.environ
 
 
 @pytest.mark.slow
 def test_a_diverging_training_ends_at_once_and_saves_nothing(ray_cluster, tmp_path):
-    out = open_directory(str(tmp_path / "out"))
-    training = Training(
-        name="diverging",
-        build=task_class(),
-        arguments={},
-        optimisation=TrainingConfig(steps=3, batch_size=1, micro_batches=1, lr=1e30),
-        out=out,
-        checkpoints=open_directory(str(tmp_path / "checkpoints")),
-        batch_field="finetune.batch_size",
-    )
+    training = training_of(task_class(), tmp_path, lr=1e30)
     began = time.monotonic()
     with pytest.raises(InputError, match=r"finetune\.lr: 1e\+30 .* step 3"):
-        train(training, find_machine(Workers(device="cpu", train_workers=1)), "training")
+        train_on(1, training)
     assert time.monotonic() - began < 60  # eight tries take longer
-    assert not out.files()
+    assert not training.out.files()
 
 
 def failing_build():
@@ -99,34 +99,16 @@ def failing_build():
 
 @pytest.mark.slow
 def test_bad_input_on_one_worker_ends_a_training_at_once(ray_cluster, tmp_path):
-    tries, out = tmp_path / "tries", open_directory(str(tmp_path / "out"))
-    training = Training(
-        name="refused",
-        build=failing_build(),
-        arguments={"tries": str(tries)},
-        optimisation=TrainingConfig(steps=3, batch_size=2, micro_batches=2, lr=0.1),
-        out=out,
-        checkpoints=open_directory(str(tmp_path / "checkpoints")),
-        batch_field="finetune.batch_size",
-    )
+    tries, two = tmp_path / "tries", {"batch_size": 2, "micro_batches": 2}
+    training = training_of(failing_build(), tmp_path, arguments={"tries": str(tries)}, **two)
     with pytest.raises(InputError, match=r"^model\.path: is not on this node$"):
-        train(training, find_machine(Workers(device="cpu", train_workers=2)), "training")
+        train_on(2, training)
     assert tries.read_text() == "tried\n"
-    assert not out.files()
+    assert not training.out.files()
 
 
 def test_an_exhausted_node_names_the_batch_size():
-    optimisation = TrainingConfig(steps=3, batch_size=64, micro_batches=1, lr=1.0)
-    folder = open_directory("/nowhere")
-    training = Training(
-        name="large",
-        build=task_class(),
-        arguments={},
-        optimisation=optimisation,
-        out=folder,
-        checkpoints=folder,
-        batch_field="vae.batch_size",
-    )
+    training = training_of(task_class(), "/nowhere", "vae.batch_size", batch_size=64)
     lost = WorkerGroupError("rank 0", {0: OutOfMemoryError("killed")})
     with pytest.raises(InputError, match=r"vae\.batch_size: a batch of 64"), as_bad_input(training):
         raise lost

@@ -149,18 +149,6 @@ def test_a_message_is_one_line_for_any_file_name(tmp_path, capsys):
     assert escape_unprintable(ODD) in warning
 
 
-def test_an_unexpected_failure_is_one_line_and_only_the_owner_can_read_its_log(capsys):
-    def fail():
-        raise RuntimeError(f"first\n{ODD}\x1b]0;title\x07")
-
-    assert cli.guarded(fail) == cli.FAILURE
-    line = capsys.readouterr().err
-    assert is_one_line(line.removesuffix("\n"))
-    log = line.split()[-1]
-    assert os.stat(log).st_mode & 0o077 == 0
-    os.unlink(log)
-
-
 def test_printable_characters_are_kept():
     assert one_line(" a\n\tb \x1b[0m  c\u2028d") == r"a b \x1b[0m  c d"
     assert escape_unprintable("größe 犬 😀.png") == "größe 犬 😀.png"

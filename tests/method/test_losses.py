@@ -44,26 +44,6 @@ def test_masked_mean_does_not_depend_on_the_split():
     assert losses.masked_mean(values, torch.zeros(8).bool(), 0) == 0
 
 
-def normal_kl(mean_a, var_a, mean_b, var_b):
-    return 0.5 * (math.log(var_b / var_a) + (var_a + (mean_a - mean_b) ** 2) / var_b - 1)
-
-
-def test_variational_loss_is_the_divergence_in_bits():
-    x, z0 = draw(1, 1, 1, 1), draw(1, 1, 1, 1, seed=1)
-    output = torch.tensor([[[[0.3]], [[0.4]]]])
-    here, there = ABAR[300], ABAR[299]
-    found = losses.variational_loss(output, x, z0, torch.tensor([300]), ABAR)
-    beta, beta_tilde = ddim.posterior_variance(abar_from=here, abar_to=there)
-    predicted = ddim.predicted_clean(x, output[:, :1], abar=here)
-    expected = normal_kl(
-        ddim.posterior_mean(x, z0, abar_from=here, abar_to=there).item(),
-        beta_tilde.item(),
-        ddim.posterior_mean(x, predicted, abar_from=here, abar_to=there).item(),
-        math.exp(0.7 * math.log(beta) + 0.3 * math.log(beta_tilde)),
-    )
-    assert found.item() == pytest.approx(expected / math.log(2), rel=1e-4)
-
-
 def test_variational_loss_trains_only_the_variance():
     output, t = draw(2, 8, 2, 2).requires_grad_(), torch.tensor([300, 300])
     losses.variational_loss(output, draw(2, 4, 2, 2), draw(2, 4, 2, 2, seed=1), t, ABAR).sum().backward()
@@ -113,14 +93,6 @@ def test_one_step_target_and_its_gradient_equal_the_published_code():
     assert loss.item() == pytest.approx(0.98705069, rel=1e-7)
     (slope,) = torch.autograd.grad(loss, published.gain)
     assert slope.item() == pytest.approx(-2.67653041e-6, rel=1e-6)
-
-
-def test_all_pairs_loss_is_the_mean_over_all_pairings():
-    stepped, inverted = draw(3, 4, 2, 2), draw(3, 4, 2, 2, seed=1)
-    pairs = losses.all_pairs_loss(stepped, inverted)
-    torch.testing.assert_close(losses.all_pairs_loss(stepped, inverted.roll(1, 0)), pairs)
-    apart = [losses.matching_loss(stepped, inverted.roll(by, 0)) for by in range(3)]
-    torch.testing.assert_close(pairs, torch.stack(apart).mean(0))
 
 
 def test_minimax_losses_take_the_extreme_over_the_memory():

@@ -97,7 +97,6 @@ def test_heads_are_known_only_for_published_sizes(tmp_path):
     ("spoil", "problem"),
     [
         (lambda s: s.pop("blocks.1.attn.proj.bias"), r"missing: blocks\.1\.attn\.proj\.bias"),
-        (lambda s: s.update({"blocks.0.extra": torch.ones(1)}), r"left over: blocks\.0\.extra"),
         (
             lambda s: s.update({"blocks.1.attn.proj.bias": torch.ones(5)}),
             r"another shape: blocks\.1\.attn\.proj\.bias is \(5,\), not \(32,\)",
@@ -115,12 +114,15 @@ def test_original_file_with_other_keys_is_refused(tmp_path, spoil, problem):
 
 def test_damaged_files_are_refused(tmp_path, folder):
     (tmp_path / "text.pt").write_text("not a checkpoint")
-    torch.save([1, 2], tmp_path / "list.pt")
+    (tmp_path / "none.pt").touch()
+    for name, content in {"list": [1, 2], "no": {}, "ema": {"ema": {}}, "number": {1: torch.ones(2)}}.items():
+        torch.save(content, tmp_path / f"{name}.pt")
     whole = original_file(tmp_path / "whole.pt").read_bytes()
     (tmp_path / "half.pt").write_bytes(whole[: len(whole) // 2])
-    for name in ("text.pt", "list.pt", "half.pt"):
-        with pytest.raises(InputError, match=name):
-            load_transformer(tmp_path / name, heads=4)
+    for path in tmp_path.glob("*.pt"):
+        if path.name != "whole.pt":
+            with pytest.raises(InputError, match=path.name):
+                load_transformer(path, heads=4)
     weights = folder / "transformer" / WEIGHTS
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(InputError, match=WEIGHTS):
@@ -131,14 +133,9 @@ def test_damaged_files_are_refused(tmp_path, folder):
     ("spoil", "problem"),
     [
         (lambda s: s.pop("proj_out_1.bias"), r"missing: proj_out_1\.bias"),
-        (lambda s: s.update({"extra": torch.ones(1)}), "left over: extra"),
         (
             lambda s: s["transformer_blocks.1.norm1.emb.class_embedder.embedding_table.weight"].add_(1),
             r"1\.norm1\.emb\.class_embedder\.embedding_table\.weight differs",
-        ),
-        (
-            lambda s: s["transformer_blocks.1.norm1.emb.timestep_embedder.linear_2.bias"].add_(1),
-            r"timestep_embedder\.linear_2\.bias differs",
         ),
     ],
 )
@@ -154,7 +151,6 @@ def test_folder_with_other_keys_is_refused(folder, spoil, problem):
     ("file", "change", "problem"),
     [
         ("transformer/config.json", {"sample_size": "8"}, "sample_size must be a whole number, not '8'"),
-        ("transformer/config.json", {"num_layers": 3}, "missing: transformer_blocks.2"),
         ("transformer/config.json", {"num_embeds_ada_norm": 12}, r"is \(11, 32\), not \(13, 32\)"),
         (
             "transformer/config.json",
@@ -167,7 +163,6 @@ def test_folder_with_other_keys_is_refused(folder, spoil, problem):
             {"_num_classes": 11},
             "_num_classes must be a whole number from 1 to .* 10, not 11",
         ),
-        ("transformer/config.json", {"_num_classes": "9"}, "_num_classes must be .*, not '9'"),
         ("transformer/config.json", {"patch_size": 3}, "must be a multiple of patch_size"),
         ("model_index.json", {"_class_name": "StableDiffusionPipeline"}, "not a StableDiffusionPipeline"),
         ("model_index.json", {"id2label": {"0": "one"}}, "id2label"),
@@ -175,7 +170,6 @@ def test_folder_with_other_keys_is_refused(folder, spoil, problem):
         ("vae/config.json", {"_class_name": "VQModel"}, "not a VQModel"),
         ("vae/config.json", {"shift_factor": 0.1}, "shift_factor"),
         ("scheduler/scheduler_config.json", {"beta_schedule": "scaled_linear"}, "must be 'linear'"),
-        ("scheduler/scheduler_config.json", {"prediction_type": "v_prediction"}, "must be 'epsilon'"),
     ],
 )
 def test_inconsistent_folder_is_refused_before_loading(folder, file, change, problem):
@@ -183,14 +177,6 @@ def test_inconsistent_folder_is_refused_before_loading(folder, file, change, pro
     with pytest.raises(InputError, match=problem) as caught:
         inspect_generator(folder)
     assert "\n" not in str(caught.value)
-
-
-def test_vae_with_missing_weights_is_refused(folder):
-    state = load_file(folder / "vae" / WEIGHTS)
-    state.pop("decoder.conv_in.bias")
-    save_file(state, folder / "vae" / WEIGHTS)
-    with pytest.raises(InputError, match=r"missing: decoder\.conv_in\.bias"):
-        read_vae(folder / "vae")
 
 
 @pytest.mark.parametrize("part", ["transformer", "vae"])
@@ -268,13 +254,6 @@ def test_packaged_model_is_small_licensed_and_has_class_names(name, classes, lic
     assert {value.dtype for value in weights.values()} == {torch.float16}
 
 
-def test_missing_file_causes_no_network_access(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: pytest.fail("network call"))
-    for name in ("checkpoints/DiT-XL-2-256x256.pt", "models/vae.safetensors"):
-        with pytest.raises(InputError, match=f"{name}: no such model file"):
-            resolve_model(name)
-
-
 def test_vae_of_another_image_size_is_refused_if_the_size_is_known(tmp_path, folder):
     deeper = {"block_out_channels": (8,) * 3, "down_block_types": ["DownEncoderBlock2D"] * 3}
     small_vae(**deeper, up_block_types=["UpDecoderBlock2D"] * 3).save_pretrained(tmp_path / "deeper")
@@ -298,12 +277,6 @@ def test_path_without_a_vae_is_refused(tmp_path, folder):
             inspect_generator(file, vae=vae, heads=4)
     with pytest.raises(InputError, match="--vae"):
         inspect_generator(file, heads=4)
-
-
-@pytest.mark.parametrize(("heads", "problem"), [(0, "num_heads: must be 1"), (5, "multiple of num_heads 5")])
-def test_impossible_heads_are_refused(tmp_path, heads, problem):
-    with pytest.raises(InputError, match=problem):
-        inspect_transformer(original_file(tmp_path / "DiT.pt"), heads=heads)
 
 
 def test_vae_weights_with_older_attention_names_load(folder):

@@ -93,8 +93,3 @@ def test_pooling_equals_avg_pool2d_forward_and_backward(size):
 def test_logits_do_not_depend_on_the_batch(name):
     model, x = build(name, 3, 32, _seeded(0), width=8), torch.randn(4, 3, 32, 32, generator=_seeded(1))
     assert torch.allclose(model(x)[1:2], model(x[1:2]), atol=1e-5)
-
-
-def test_one_class_is_refused():
-    with pytest.raises(InputError, match=r"num_classes: .*, not 1"):
-        build("convnet3", 1, 32, None)

@@ -64,12 +64,6 @@ def test_gradients_of_compiled_blocks_can_be_taken_per_term(can_compile):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.slow
-def test_compilation_keeps_parameter_names(can_compile):
-    plain, compiled = pair()
-    assert list(plain.state_dict()) == list(compiled.state_dict())
-
-
 def test_failing_compilation_is_disabled_and_reported(monkeypatch):
     def refuse(function):
         raise RuntimeError("no compiler\nanywhere")

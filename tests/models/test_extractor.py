@@ -138,15 +138,3 @@ def test_other_folders_are_refused(tmp_path, change, word):
         save_file({}, tmp_path / "model.safetensors")
     with pytest.raises(InputError, match=word):
         load_extractor(str(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("spec", "expected"),
-    [
-        ("timm:resnet18.tv_in1k", "timm:resnet18.tv_in1k?pretrained=false"),
-        ("timm:resnet18?pretrained=true", "timm:resnet18?pretrained=false"),
-        ("package://digits", "package://digits"),
-    ],
-)
-def test_a_spec_without_weights_differs_only_for_timm(spec, expected):
-    assert without_weights(spec) == expected

@@ -43,19 +43,6 @@ def test_saved_pipeline_runs_in_diffusers_with_our_output(tmp_path):
     assert images.shape == (2, 16, 16, 3)
 
 
-def test_padded_pipeline_is_guided_by_diffusers_and_loads_unpadded(tmp_path):
-    dit = small_dit()
-    save_pipeline(dit, small_vae(), tmp_path / "out", id2label=NAMES, null_label=1000)
-    pipeline = DiTPipeline.from_pretrained(tmp_path / "out")
-    guided = pipeline([3], guidance_scale=4.0, num_inference_steps=2, output_type="np").images
-    assert guided.shape == (1, 16, 16, 3)
-    x, t, y = inputs()
-    theirs = pipeline.transformer(x, timestep=t, class_labels=torch.where(y == 10, 1000, y)).sample
-    torch.testing.assert_close(theirs, dit(x, t, y), atol=1e-5, rtol=0)
-    table = load_transformer(tmp_path / "out").y_embedder.embedding_table.weight
-    assert torch.equal(table, dit.y_embedder.embedding_table.weight)
-
-
 def test_folder_that_may_be_converted_from_an_original_needs_a_frequency_shift(tmp_path):
     """diffusers' conversion drops the shift of a DiT-S/2; folders written by ims3 record it."""
     sizes = {"hidden_size": 384, "depth": 12, "num_heads": 6, "num_classes": 3, "sample_size": 4}
@@ -67,12 +54,6 @@ def test_folder_that_may_be_converted_from_an_original_needs_a_frequency_shift(t
     with pytest.raises(InputError, match=r"model\.frequency_shift"):
         load_transformer(folder)
     assert load_transformer(folder, frequency_shift=0).config == load_transformer(original).config
-
-
-def test_frequency_shift_survives_saving_and_can_be_overridden(tmp_path):
-    save_pipeline(small_dit(frequency_shift=0.0), small_vae(), tmp_path / "out")
-    assert load_transformer(tmp_path / "out").config.frequency_shift == 0.0
-    assert load_transformer(tmp_path / "out", frequency_shift=1.0).config.frequency_shift == 1.0
 
 
 def test_half_precision_files_load_as_fp32(tmp_path):

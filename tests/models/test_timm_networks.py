@@ -27,11 +27,9 @@ def _shape(network: str, num_classes: int, size: int) -> torch.nn.Module:
     [  # as published, at 1000 classes of 224 px; with the stem for small images, at 10 of 32
         ("resnet18", 11_689_512, 11_173_962, (512, 4, 4)),
         ("resnet50", 25_557_032, 23_520_842, (2048, 4, 4)),
-        ("resnet101", 44_549_160, 42_512_970, (2048, 4, 4)),
         ("mobilenetv2_100", 3_504_872, 2_236_682, (1280, 2, 2)),
         ("efficientnet_b0", 5_288_548, 4_020_358, (1280, 2, 2)),
         ("vit_tiny_patch16_224", 5_717_416, 5_362_762, (65, 192)),
-        ("vit_small_patch16_224", 22_050_664, 21_342_346, (65, 384)),
         ("swin_tiny_patch4_window7_224", 28_288_354, 27_505_108, (2, 2, 768)),
         ("vgg11", 132_863_336, 9_225_610, (512, 1, 1)),
     ],

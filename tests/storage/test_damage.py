@@ -169,13 +169,6 @@ def test_readers_raise_for_a_lost_or_truncated_part(finished, damage):
         assert set(error.value.files) == {SECOND}
 
 
-def test_a_damaged_page_is_an_error_that_names_the_file(finished):
-    flip(finished, SECOND)
-    assert read_manifest(finished)  # the size is the same
-    with pytest.raises(InputError, match=SECOND):
-        read_part(finished, SECOND, schemas.FEATURES)
-
-
 def test_a_flipped_bit_never_gives_other_values(directory):
     whole = rows(2)
     data = schemas.to_parquet(whole, schemas.FEATURES)

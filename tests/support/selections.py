@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ims3_ray.method.s3.objective import evaluate, log_distances
-from ims3_ray.method.s3.shard import Shard, offsets_of, split_classes
+from ims3_ray.method.s3.shard import Moves, Shard, offsets_of, split_classes
 
 WIDTH, IPC = 8, 3  # of the feature tables
 
@@ -42,6 +42,17 @@ def split_here(build, pools, real, objective, num_shards, *arguments):
             build(ids.start, pools[own], real[own], objective, len(pools), *(a(own) for a in arguments))
         )
     return shards
+
+
+class LocalShards:
+    """Several shards of this process as one, in the order of their classes."""
+
+    def __init__(self, shards):
+        self._shards = shards
+
+    def __getattr__(self, name):
+        join = Moves.join if name == "propose" else np.concatenate
+        return lambda *arguments: join([getattr(shard, name)(*arguments) for shard in self._shards])
 
 
 def attractions_of(candidates, real, objective):

@@ -11,7 +11,7 @@ from ims3_ray.pipeline.steps import Step
 from ims3_ray.progress import run_name
 from ims3_ray.runs import records
 from ims3_ray.runs.event_log import EventLog, save_library_log
-from ims3_ray.runs.mlflow_tracker import RECIPE_FILE, Tracker
+from ims3_ray.runs.mlflow_tracker import Tracker
 from ims3_ray.runs.tags import artifact_tags, prefix_metrics, provenance_tags, run_tags
 from ims3_ray.stages.context import Context
 from ims3_ray.storage.artifacts import fingerprint
@@ -33,7 +33,8 @@ class Recorder:
         self._tags = run_tags(context) | provenance_tags()
         write_heartbeat(self._folder)
         self._write_record(records.RUNNING)
-        self._folder.write("config.yaml", _yaml(config.model_dump(mode="json")))
+        recipe = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+        self._folder.write("config.yaml", recipe.encode())
         device, notes = context.machine.device, list(context.notes)
         self._log.write("run started", key=self.key, recipe=config.recipe, device=device, notes=notes)
         self.tracker = Tracker(context.storage, print_line)
@@ -42,7 +43,7 @@ class Recorder:
         if any(step.manifest is None for step in steps):
             self.tracker.resume()
         if not self.tracker.is_finished:
-            self.tracker.log_file(RECIPE_FILE, _yaml(config.results()))
+            self.tracker.log_recipe(config.results())
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
@@ -53,13 +54,12 @@ class Recorder:
                 self._write_record(records.FINISHED)
                 self._log.write("run finished")
             except BaseException as error:
-                is_failure = isinstance(error, Exception)  # else the user stopped the run
-                state = records.FAILED if is_failure else records.STOPPED
+                state = records.FAILED if isinstance(error, Exception) else records.STOPPED
                 # on a full disk, the original error is raised
                 with contextlib.suppress(OSError, InputError):
                     self._log.write(f"run {state}", error=describe_error(error))
                     self._write_record(state)
-                self.tracker.finish("FAILED" if is_failure else "KILLED", patient=is_failure)
+                self.tracker.abort(error)
                 raise
 
     def on_metrics(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
@@ -127,7 +127,3 @@ def log_outputs(tracker: Tracker, distilled: Step, report: Step) -> None:
         tracker.log_file(name, report.directory.read(name))
     rows, uri = distilled.summary["rows"], distilled.directory.uri
     tracker.log_dataset("distilled", distilled.fingerprint, uri, rows)
-
-
-def _yaml(values: Mapping[str, object]) -> bytes:
-    return yaml.safe_dump(values, sort_keys=False).encode()

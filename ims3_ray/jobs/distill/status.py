@@ -4,7 +4,6 @@ from typing import Any, TypedDict
 
 from ims3_ray.config.settings import Config
 from ims3_ray.display import align_columns, noun
-from ims3_ray.errors import InputError
 from ims3_ray.runs import plan_cache, records
 from ims3_ray.runs.event_log import LOG, read_events
 from ims3_ray.storage.artifacts import (
@@ -65,13 +64,7 @@ def _state(folder: Directory) -> str:
     """Return the state in run.json. Raises InputError if it is damaged."""
     if not folder.exists("run.json"):
         return "not started"
-    try:
-        return folder.read_json("run.json").get("state", records.FINISHED)
-    except (ValueError, AttributeError) as error:
-        raise InputError(
-            f"storage: {(folder / 'run.json').uri} is no readable record ({error}); the same command, "
-            "without --status, writes it anew"
-        ) from error
+    return folder.read_json("run.json").get("state", records.FINISHED)
 
 
 def describe_stage(storage: Directory, name: str, artifact: str) -> dict[str, Any]:

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from ims3_ray.display import align_columns, noun
 from ims3_ray.pipeline.steps import STAGES
 from ims3_ray.runs import records
-from ims3_ray.storage.artifacts import MANIFEST, Directory
+from ims3_ray.storage.artifacts import FINGERPRINT, MANIFEST, Directory
 from ims3_ray.storage.lease import store_time
 
 NOUNS = tuple(stage.output for stage in STAGES)
-HEX = r"[0-9a-f]{12}"
+HEX = FINGERPRINT.pattern
 CHECKPOINTS = re.compile(rf"checkpoints/finetune-({HEX})")
 ARTIFACT = re.compile(rf"({'|'.join(NOUNS)})/{HEX}")
 CACHES = re.compile(

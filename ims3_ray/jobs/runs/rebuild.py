@@ -7,13 +7,10 @@ trials are not rebuilt; their results are in `ablations/` and `sweeps/`.
 import calendar
 import contextlib
 import os
-import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
-
-import yaml
 
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.results import CURVE
@@ -21,12 +18,11 @@ from ims3_ray.jobs.distill.recorder import log_outputs, log_stage
 from ims3_ray.pipeline.steps import STAGES, Step
 from ims3_ray.runs import records, tags
 from ims3_ray.runs.event_log import read_events
-from ims3_ray.runs.mlflow_tracker import RECIPE_FILE, Tracker
-from ims3_ray.storage.artifacts import DamagedError, Directory, open_directory, read_manifest
+from ims3_ray.runs.mlflow_tracker import Tracker
+from ims3_ray.storage.artifacts import FINGERPRINT, DamagedError, Directory, open_directory, read_manifest
 
 STATUS = {records.FINISHED: "FINISHED", records.FAILED: "FAILED", records.STOPPED: "KILLED"}
 SERVER = "MLFLOW_TRACKING_URI"
-FINGERPRINT = re.compile(r"[0-9a-f]{12}")
 
 
 def record_names(storage: Directory) -> list[str]:
@@ -75,8 +71,7 @@ def _write_run(
     storage: Directory, name: str, record: Mapping[str, Any], tracker: Tracker, with_files: bool
 ) -> bool:
     steps = _steps(storage, record)
-    params = {name: value for name, value in record["config"].items() if name not in ("workers", "storage")}
-    params["data"] = {name: value for name, value in params["data"].items() if name != "root"}
+    params = records.recipe_of(record["config"])
     run_tags = record["tags"] | tags.artifact_tags(map(records.artifact_name, record["artifacts"].values()))
     began, ended = _times(storage / "runs" / name, record)
     tracker.start(record["key"], name, params, run_tags, began=began)
@@ -87,7 +82,7 @@ def _write_run(
     if "evaluation" in steps:
         _log_curve(tracker, steps["evaluation"].directory)
     if with_files:
-        tracker.log_file(RECIPE_FILE, yaml.safe_dump(params, sort_keys=False).encode())
+        tracker.log_recipe(params)
         if {"distilled", "report"} <= set(steps):
             log_outputs(tracker, steps["distilled"], steps["report"])
     if status := STATUS.get(record["state"]):

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ims3_ray.config.load import read_yaml
-from ims3_ray.config.reproduce import NO_RESULT
 from ims3_ray.data.distilled import Licence
 from ims3_ray.display import first_few
 from ims3_ray.errors import InputError
@@ -132,9 +131,7 @@ def _set_of(record: Record) -> str:
 
 
 def _of_run(storage: Directory, record: Record) -> Release:
-    config = storage.read_json(record.place).get("config", {})
-    recipe = {name: value for name, value in config.items() if name not in NO_RESULT}
-    recipe["data"] = {name: value for name, value in recipe["data"].items() if name != "root"}
+    recipe = records.recipe_of(storage.read_json(record.place)["config"])
     artifacts = {artifact.split("/")[0]: storage / artifact for artifact in record.artifacts}
     names = [name for name in (DISTILLED, *MODELS, "evaluation") if name in artifacts]
     for name in names:

@@ -92,7 +92,7 @@ def _artifact_files(artifact: Directory) -> dict[str, File]:
 
     def copier(name: str) -> Callable[[Stream], None]:
         def copy(stream: Stream) -> None:
-            with artifact.filesystem.open_input_file(f"{artifact.path}/{name}") as source:
+            with artifact.open_file(name) as source:
                 shutil.copyfileobj(source, stream, CHUNK)
 
         return copy

@@ -9,14 +9,13 @@ resumed driver adds what a killed one had not written.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import yaml
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 
 from ims3_ray.evaluation.results import CURVE
 from ims3_ray.progress import Bar
 from ims3_ray.runs import tags
-from ims3_ray.runs.mlflow_tracker import RECIPE_FILE, Tracker
+from ims3_ray.runs.mlflow_tracker import Tracker
 from ims3_ray.runs.records import FAILED, FINISHED, RUNNING, STOPPED, UNENDED
 from ims3_ray.stages.context import Context
 from ims3_ray.storage.artifacts import Directory
@@ -115,8 +114,7 @@ class MlflowCallback(tune.Callback):
             name, params = sweep.trial_name(number), sweep.trial_params(record.values)
             run.start(record.key, name, params, own, parent=self._parent, began=record.began)
             if not run.is_finished:
-                recipe = sweep.config(record.values).results()
-                run.log_file(RECIPE_FILE, yaml.safe_dump(recipe, sort_keys=False).encode())
+                run.log_recipe(sweep.config(record.values).results())
         return self._runs[record.key]
 
     def _end(self, record: Trial) -> None:

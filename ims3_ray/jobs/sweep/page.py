@@ -4,10 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ims3_ray.display import noun
-from ims3_ray.report.coverage_plots import Line, by_decile
+from ims3_ray.method.coverage import Values
+from ims3_ray.report.coverage_plots import by_decile
 from ims3_ray.report.formatting import METRICS, Claim, duration, environment, listed, points, signed
 from ims3_ray.report.inputs import shortened
-from ims3_ray.report.svg import CLASS_COLOURS, INK, RANDOM
+from ims3_ray.report.svg import INK, RANDOM
 from ims3_ray.runs.records import FAILED, FINISHED, STOPPED
 from ims3_ray.runs.tags import OBJECTIVES
 
@@ -27,6 +28,7 @@ from .trial import Trial
 
 STATES = (FINISHED, STOPPED, FAILED)  # in the table's order
 YARDSTICK_NAMES = {"random": "Random real (yardstick)", "ceiling": "Ceiling"}
+YARDSTICK_COLOURS = {"random": RANDOM, "ceiling": INK}
 MAX_VALUE = 36  # letters of a value in a table or a sentence
 MAX_NAMED = 3  # IPCs that the headline names
 
@@ -75,7 +77,9 @@ def _comparison_context(rows: RowsDocument) -> dict[str, object]:
         "p_text": p_text,
         "pool": POOL,
         "metrics": {key: title for key, (title, _) in METRICS.items() if POOL + key in pool},
-        "deciles": by_decile(_decile_lines(rows, numbers)),
+        "deciles": by_decile(
+            _coverage(rows, numbers), lambda name: YARDSTICK_NAMES.get(name, name), YARDSTICK_COLOURS
+        ),
         "seconds": SECONDS,
         "stages": list(dict.fromkeys(stage for row in rows["rows"] for stage in row["seconds"])),
         "yardsticks": yardsticks,
@@ -205,21 +209,10 @@ def _in_words(spec: Mapping) -> str:
     return ", ".join([f"{short(spec['low'])} to {short(spec['high'])}", *kinds])
 
 
-def _decile_lines(rows: RowsDocument, numbers: Summaries) -> list[Line]:
-    lines = []
-    for index, row in enumerate(rows["rows"]):
-        if row["pool"]:
-            keys = [(row["name"], rows["pool_images"], f"{POOL}decile_{tenth}") for tenth in range(1, 11)]
-            lines.append(
-                Line(
-                    row["name"],
-                    [numbers[key].mean for key in keys],
-                    CLASS_COLOURS[index % len(CLASS_COLOURS)],
-                )
-            )
-    for name, values in (rows["yardsticks"] or {}).items():
-        deciles = values["deciles"]
-        assert isinstance(deciles, list)
-        colour = RANDOM if name == "random" else INK
-        lines.append(Line(YARDSTICK_NAMES[name], deciles, colour, is_reference=True))
-    return lines
+def _coverage(rows: RowsDocument, numbers: Summaries) -> dict[str, Values]:
+    """Deciles of the rows' pools, means over the seeds, and of the yardsticks."""
+    coverage: dict[str, Values] = {}
+    for row in rows["rows"]:
+        keys = [(row["name"], rows["pool_images"], f"{POOL}decile_{tenth}") for tenth in range(1, 11)]
+        coverage[row["name"]] = {"deciles": [numbers[key].mean for key in keys]} if row["pool"] else {}
+    return coverage | (rows["yardsticks"] or {})

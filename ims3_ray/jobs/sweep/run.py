@@ -69,9 +69,8 @@ def _run(
                 make_shared(sweep, points, contexts, print_line)
             run_trials(sweep, first, folder, callback)
         except BaseException as error:
-            is_failure = isinstance(error, Exception)  # else a signal: do not wait for the server
             callback.stop()
-            tracker.finish("FAILED" if is_failure else "KILLED", patient=is_failure)
+            tracker.abort(error)
             raise
         with spinner("tables"):
             trials = callback.write_runs(read_trials(folder))

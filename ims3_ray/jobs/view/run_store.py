@@ -10,13 +10,12 @@ from ims3_ray.pipeline.steps import STAGES
 from ims3_ray.runs import query, tags
 from ims3_ray.runs.mlflow_tracker import client, mlflow_errors_as_input
 from ims3_ray.runs.query import PLAIN_NAME, Run
-from ims3_ray.storage.artifacts import DamagedError, Directory, read_manifest
+from ims3_ray.storage.artifacts import FINGERPRINT, DamagedError, Directory, read_manifest
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 ID = re.compile(r"[0-9a-f]{32}")  # MLflow's
-FINGERPRINT = re.compile(r"[0-9a-f]{12}")  # checked because anybody can write to a tracking server
 FOLDERS = {tags.ABLATION: "ablations", tags.SWEEP: "sweeps"}  # kinds of runs with their own page
 PAGE = "index.html"
 
@@ -61,6 +60,7 @@ class RunStore:
     def artifacts(self, run: Run) -> dict[str, str]:
         """Paths of the run's artefacts in the storage, by stage, in pipeline order; they need not exist."""
         keys = {stage: run["tags"].get(f"artifact.{stage.output}", "") for stage in STAGES}
+        # checked because anybody can write to a tracking server
         return {
             stage.name: f"{stage.output}/{key}" for stage, key in keys.items() if FINGERPRINT.fullmatch(key)
         }

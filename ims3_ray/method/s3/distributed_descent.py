@@ -3,7 +3,6 @@
 The descent ends when no class has a move that pays. Notation: see `objective` and `shard`.
 """
 
-from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -20,6 +19,7 @@ from .objective import (
     check_coincident,
     log_distances,
     pair_separation,
+    pick,
 )
 from .shard import (
     History,
@@ -29,8 +29,6 @@ from .shard import (
     check_candidates,
     first_minimum,
     offsets_of,
-    pick,
-    split_classes,
 )
 
 MAX_TABLE_VALUES = 25_000_000  # pairs of a candidate and a class: a table of 100 MB
@@ -40,7 +38,7 @@ MAX_MOVED_SHARE = 0.25
 
 
 class Shards(Protocol):
-    """The candidates of all classes, in one `Shard`, several local ones, or Ray actors.
+    """The candidates of all classes, in one `Shard` or in Ray actors.
 
     A result depends on the arguments only, so a call is safe to repeat.
     """
@@ -74,34 +72,6 @@ class Shards(Protocol):
         ...
 
 
-class LocalShards:
-    """Several shards of this process as one, in the order of their classes."""
-
-    def __init__(self, shards: Sequence[Shard]):
-        self._shards = shards
-
-    def sizes(self) -> Int[np.ndarray, " C"]:
-        return np.concatenate([shard.sizes() for shard in self._shards])
-
-    def attractions(self) -> PerCandidate:
-        return np.concatenate([shard.attractions() for shard in self._shards])
-
-    def real(self) -> Float32[np.ndarray, "C D"]:
-        return np.concatenate([shard.real() for shard in self._shards])
-
-    def centroids(self, choice: Choice) -> Float32[np.ndarray, "C D"]:
-        return np.concatenate([shard.centroids(choice) for shard in self._shards])
-
-    def candidates(self, start: int, stop: int) -> Float32[np.ndarray, "R D"]:
-        return np.concatenate([shard.candidates(start, stop) for shard in self._shards])
-
-    def propose(self, history: History, tolerance: float) -> Moves:
-        return Moves.join([shard.propose(history, tolerance) for shard in self._shards])
-
-    def series_bounds(self, choice: Choice, chosen: Float32[np.ndarray, "C D"]) -> Float64[np.ndarray, "C O"]:
-        return np.concatenate([shard.series_bounds(choice, chosen) for shard in self._shards])
-
-
 class Proposer(Protocol):
     """Anything that moves in rounds: shards of subgroups or of single images."""
 
@@ -109,21 +79,12 @@ class Proposer(Protocol):
 
 
 def select_centroids(
-    candidates: Pools,
-    real: np.ndarray,
-    objective: Objective,
-    *,
-    restarts: int = 0,
-    seed: int = 0,
-    num_shards: int = 1,
+    candidates: Pools, real: np.ndarray, objective: Objective, *, restarts: int = 0, seed: int = 0
 ) -> Selection:
     """Choose one of `candidates[i]` (G_i, D) per class against `real` (C, D); rows have unit length."""
     check_candidates(candidates, real)
-    shards: list[Shard] = []
-    for ids in split_classes(len(candidates), num_shards):
-        own = slice(ids.start, ids.stop)
-        shards.append(Shard(ids.start, candidates[own], real[own], objective, len(candidates)))
-    return solve(LocalShards(shards), objective, restarts=restarts, seed=seed)
+    shard = Shard(0, candidates, real, objective, len(candidates))
+    return solve(shard, objective, restarts=restarts, seed=seed)
 
 
 def solve(shards: Shards, objective: Objective, *, restarts: int = 0, seed: int = 0) -> Selection:

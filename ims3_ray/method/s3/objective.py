@@ -103,13 +103,18 @@ def evaluate(choice: Choice, candidates: Pools, real: Centroids, objective: Obje
 
     Raises CoincidentError if ε is 0 and two chosen centroids, or a chosen and its real centroid, coincide.
     """
-    chosen = np.stack([pool[g] for pool, g in zip(candidates, choice, strict=True)]).astype(np.float64)
+    chosen = pick(candidates, choice).astype(np.float64)
     distances = 1 - np.einsum("cd,cd->c", chosen, real.astype(np.float64))
     attraction = float(own_logs(distances, np.arange(len(chosen)), objective.epsilon).sum())
     separation, coincident = pair_separation(chosen, objective.epsilon)
     check_coincident(coincident)
     total = objective.alpha * attraction - objective.pair_weight(len(chosen)) * separation
     return Terms(attraction, separation, total)
+
+
+def pick(candidates: Pools, choice: Choice) -> Centroids:
+    """Return the centroid that each class chooses."""
+    return np.stack([pool[g] for pool, g in zip(candidates, choice, strict=True)])
 
 
 def own_logs(

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64, Int
+from jaxtyping import Float32, Float64, Int
 
-from .objective import BLOCK, Centroids, Choice, Objective, Pools, log_distances, own_logs
+from .objective import BLOCK, Centroids, Choice, Objective, Pools, log_distances, own_logs, pick
 
 PerCandidate = Float64[np.ndarray, " R"]
 Offsets = Int[np.ndarray, " n_plus_1"]  # first candidate of each class, and the end of the last
@@ -203,11 +203,6 @@ def split_classes(num_classes: int, num_shards: int) -> list[range]:
 def offsets_of(sizes: Int[np.ndarray, " n"]) -> Offsets:
     """Return the first candidate of each class, and the end of the last class."""
     return np.concatenate([[0], np.cumsum(sizes)])
-
-
-def pick(candidates: Pools, choice: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n D"]:
-    """Return the centroid that each class chooses."""
-    return np.stack([pool[g] for pool, g in zip(candidates, choice, strict=True)])
 
 
 def first_minimum(values: PerCandidate, offsets: Offsets, slack: float) -> Int[np.ndarray, " n"]:

@@ -1,9 +1,6 @@
 """`ims3 convert`: plain diffusers loads the folder and samples the same images."""
 
 import ast
-import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -182,23 +179,6 @@ def test_half_precision_is_stored_and_weights_beyond_its_range_are_refused(conve
     before = sorted(tmp_path.iterdir())
     assert "dtype" in convert(tmp_path / "large", "--dtype", "fp16", out="other", code=2)[1]
     assert sorted(tmp_path.iterdir()) == before
-
-
-def test_a_failed_conversion_leaves_no_files(convert, tmp_path, folder, monkeypatch):
-    before = sorted(tmp_path.iterdir())
-    monkeypatch.setattr("ims3_ray.models.convert._relative", lambda theirs, ours: 0.5)
-    convert(folder, code=1)
-    assert sorted(tmp_path.iterdir()) == before
-
-
-@pytest.mark.slow
-def test_the_script_converts_the_bundled_model(tmp_path):
-    out = tmp_path / "out"
-    script = [sys.executable, ROOT / "jobs/convert.py", "--checkpoint", "package://digits", "--out", out]
-    done = subprocess.run(script, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert json.loads((out / "model_index.json").read_text())["id2label"]["9"] == "9"
-    assert sampled_by_diffusers(out, [9]).shape == (1, 3, 32, 32)
 
 
 def test_an_adapter_keeps_the_frequency_shift_of_its_training(convert, tmp_path, folder):

@@ -90,22 +90,3 @@ def test_one_kill_of_each_kind_at_random_moments_changes_nothing(
     outcome = run_under_fire([*words, "evaluate.seeds=8"], nodes, planned, timeout=1800)
     count(table, outcome, results(tmp_path / "runs") == undisturbed)
     assert len(outcome.killed) == len(planned), outcome
-
-
-@pytest.fixture(scope="module")
-def undisturbed_digits(tmp_path_factory, nodes):
-    folder = tmp_path_factory.mktemp("digits")
-    outcome = run_under_fire([f"storage={folder}", *ON], nodes, [], timeout=1800)
-    assert outcome.code == 0, outcome
-    return results(folder)
-
-
-@pytest.mark.chaos
-@pytest.mark.parametrize("seed", range(3))
-def test_the_digits_survive_one_kill_of_each_kind(seed, undisturbed_digits, nodes, tmp_path, table):
-    # as soon over as the tiny one
-    longest = {kind: 5 * LONGEST_S[kind] for kind in KINDS} | {SELECTION: LONGEST_S[SELECTION]}
-    planned = [faults(kind, 9, SEED + 10 + seed, longest[kind])[4 * seed] for kind in KINDS]
-    outcome = run_under_fire([f"storage={tmp_path}", *ON], nodes, planned, timeout=2400)
-    count(table, outcome, results(tmp_path) == undisturbed_digits)
-    assert len(outcome.killed) == len(planned), outcome

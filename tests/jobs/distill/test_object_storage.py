@@ -50,16 +50,6 @@ def test_it_is_found_complete_and_can_be_queried(words, capsys):
     assert json.loads(output("runs", f"storage={RUNS}", "--gc", "--json"))
 
 
-def test_a_stage_without_its_manifest_is_not_complete(words, capsys):
-    place = artefact("candidates")
-    before = {name: place.read(name) for name in place.files() if name.endswith(".parquet")}
-    (place / "manifest.json").delete()
-    (place / min(before)).delete()
-    assert run_command("distill", words) == 0, capsys.readouterr().err
-    assert "] sample " in capsys.readouterr().out
-    assert {name: place.read(name) for name in place.files() if name.endswith(".parquet")} == before
-
-
 def test_a_bucket_needs_a_tracking_server(words, monkeypatch, capsys):
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert run_command("distill", words) == 2

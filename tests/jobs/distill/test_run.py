@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from printed import job as job_of
 from printed import next_commands
-from processes import checksums, environment, finished, job
+from processes import checksums, environment, job
 from tiny import CLASSES, write_images
 
 from ims3_ray.cli import run_command
@@ -147,10 +147,6 @@ def test_bad_input_gives_one_line_that_names_it_and_exit_code_2(bad, tiny_overri
         assert (code, line[:7], line.count("\n")) == (2, "error: ", 1), (extra, line)
         assert all(word in line for word in named.split()), (extra, named, line)
     assert not list((tmp_path / "runs").glob("latents"))
-
-
-def test_bad_input_stops_the_process_with_exit_code_2():
-    assert finished("distill", "ipc=-1")[:2] == (2, "")
 
 
 def test_a_complete_run_is_found_without_ray_torch_or_mlflow(finished_run, capsys):

@@ -66,13 +66,3 @@ def test_a_storage_of_a_newer_format_is_refused(storage, capsys):
         assert main(["runs", mode, "--yes", f"storage={storage.uri}"]) == 2
         assert "format 99" in capsys.readouterr().err
     assert read_manifest(storage / "latents/aaaaaaaaaaaa")
-
-
-def test_a_manifest_of_a_newer_version_is_refused_and_nothing_is_removed(storage, capsys):
-    newer = storage / "latents/aaaaaaaaaaaa"
-    newer.write_json("manifest.json", newer.read_json("manifest.json") | {"format": 99})
-    before = {name: storage.read(name) for name in storage.files()}
-    code, _, err = ask(storage, capsys, "--yes")
-    assert (code, err.count("\n")) == (2, 1)
-    assert "latents/aaaaaaaaaaaa/manifest.json" in err
-    assert {name: storage.read(name) for name in storage.files()} == before

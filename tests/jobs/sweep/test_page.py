@@ -6,7 +6,7 @@ import pytest
 from pages import FORMULA, HOSTILE, TEMPLATE, Page, assert_self_contained
 from sweeps import SPAN, document, trial
 
-from ims3_ray.jobs.sweep.page import best_columns, in_order, render_sweep, search_claim, work_sentence
+from ims3_ray.jobs.sweep.page import best_columns, in_order, render_sweep, search_claim
 from ims3_ray.jobs.sweep.plots import field_panels, pareto_panels
 from ims3_ray.jobs.sweep.results import as_trials
 
@@ -43,15 +43,6 @@ def test_the_claim_has_the_best_of_each_ipc_with_interval_and_setting():
 def test_the_claim_warns_of_the_choice(split, words):
     assert words in claim(document(split=split)).detail
     assert ("this is not the final number" in text_of(document(split=split))) == (split == "validation")
-
-
-def test_the_sentence_on_the_work_counts_trials_and_what_they_shared():
-    found = document(trial(0), trial(1, state="stopped"), trial(2, state="failed"))
-    sentence = work_sentence(found, as_trials(found))
-    assert sentence.startswith("3 trials: 1 finished, 1 stopped and 1 failed; 3 chose from 1 pool")
-    assert "15 min 00 s" in sentence
-    alone = document(trial(0), scheduler=None, pools=[], saved_seconds=0.0)
-    assert work_sentence(alone, as_trials(alone)) == "1 trial: 1 finished and 0 failed."
 
 
 def test_a_sweep_without_a_finished_trial_has_errors_and_no_command():

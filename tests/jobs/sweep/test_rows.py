@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import processes
@@ -87,16 +86,6 @@ def test_every_row_is_compared_with_the_baseline_over_the_seeds(ran):
     assert json.loads(json.dumps(document)) == document
     assert compare(document["comparison"]).baseline == "DiT"
     assert (document["best"], document["split"], len(document["trials"])) == ({}, "test", 8)
-
-
-@pytest.mark.slow
-def test_another_baseline_needs_no_new_artefacts(ran):
-    sweep, _, _, document, out = ran
-    lines = []
-    other, folder = run(replace(sweep, rows=replace(sweep.rows, baseline="medoids")), lines.append)
-    assert made(lines) == []
-    assert folder.path != out.path
-    assert other["comparison"]["rows"] == document["comparison"]["rows"]
 
 
 @pytest.mark.slow

@@ -46,12 +46,10 @@ def test_a_file_holds_the_same_as_words(tmp_path):
     ("words", "field"),
     [
         ("select.alfa=0.1,0.2", "select.alfa"),
-        ("selekt.alpha=0.1,0.2", "selekt"),
         ("select.alpha.x=1", "select.alpha.x"),
         ("", "--space"),
         ("ipc=", "--space ipc"),
         ("ipc", "--space 'ipc'"),
-        ("ipc=1,2 seed", "--space 'seed'"),
         ("ipc=1,2 ipc=3,4", "--space ipc"),
         ("ipc=1,1", "--space ipc"),
         ("select.alpha=0.9:0.1", "--space select.alpha"),
@@ -60,7 +58,6 @@ def test_a_file_holds_the_same_as_words(tmp_path):
         ("ipc=[1", "--space ipc"),
         ("evaluate.protocol=quick,minimax", "--space evaluate.protocol"),
         ("workers.actors=1,2", "--space workers.actors"),
-        ("storage=a,b", "--space storage"),
     ],
 )
 def test_an_invalid_space_is_refused_with_its_field(words, field):

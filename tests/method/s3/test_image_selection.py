@@ -95,15 +95,6 @@ def test_images_reach_a_lower_objective_than_their_subgroups():
     assert result.objective < subgroups.objective - 0.01
 
 
-def test_a_weight_on_coverage_raises_coverage():
-    images, reals, real = instance(10, 20, noise=1.5)
-    covers = covers_of(images, reals)
-    objectives = [Objective(0.4, 0.9, coverage=weight) for weight in (0.0, 5.0)]
-    plain, wide = (select_images(images, real, objective, 4, covers).terms for objective in objectives)
-    assert wide.coverage > plain.coverage
-    assert wide.attraction > plain.attraction
-
-
 def test_a_ball_holds_the_images_within_its_radius_and_on_its_surface():
     rng = np.random.default_rng(0)
     images, real = unit(rng.random((6, 4))), unit(rng.random((9, 4)))

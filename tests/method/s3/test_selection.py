@@ -5,15 +5,15 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from selections import attractions_of, exhaustive, problem, split_here
+from selections import LocalShards, attractions_of, exhaustive, problem, split_here
 
 import ims3_ray
 from ims3_ray.method.s3 import descent, distributed_descent
 from ims3_ray.method.s3 import objective as objectives
-from ims3_ray.method.s3.distributed_descent import LocalShards, accept, select_centroids, solve
-from ims3_ray.method.s3.objective import Objective, evaluate, real_centroid, subgroup_centroids
+from ims3_ray.method.s3.distributed_descent import accept, select_centroids, solve
+from ims3_ray.method.s3.objective import Objective, evaluate, pick, real_centroid, subgroup_centroids
 from ims3_ray.method.s3.proof.branch_and_bound import branch_and_bound
-from ims3_ray.method.s3.shard import History, Shard, pick, split_classes
+from ims3_ray.method.s3.shard import History, Shard, split_classes
 
 PAPER = Objective(0.4, 0.9)
 VARIANTS = [Objective(0.4, 0.9, eps, name) for eps in (0.0, 0.1) for name in ("per_class", "none")]
@@ -71,25 +71,14 @@ def test_descent_never_beats_exhaustive_search_and_restarts_find_the_optimum(obj
             assert result.objective == pytest.approx(best.total, abs=1e-6)
 
 
-def test_more_restarts_never_raise_the_objective():
-    objective, gains = Objective(0.1, 0.9, normalization="none"), []
-    for seed in range(4):
-        candidates, real = problem([5] * 10, seed, noise=9.0, width=5)
-        totals = [select_centroids(candidates, real, objective, restarts=r).objective for r in (0, 1, 4)]
-        assert totals[0] >= totals[1] >= totals[2]
-        gains.append(totals[0] - totals[2])
-    assert max(gains) > 0.01
-
-
 @pytest.mark.parametrize(("num_classes", "shards"), [(10, (2, 7, 16)), (130, (2, 3))])
 @pytest.mark.parametrize("objective", VARIANTS[:2], ids=str)
 def test_same_selection_for_any_number_of_shards(num_classes, shards, objective):
     classes = problem(np.arange(num_classes) % 4 + 1, noise=3.0)
-    single, *split = (
-        select_centroids(*classes, objective, restarts=1, num_shards=count) for count in (1, *shards)
-    )
-    for selection in split:
-        assert_same(single, selection)
+    single = select_centroids(*classes, objective, restarts=1)
+    for count in shards:
+        split = LocalShards(split_here(Shard, *classes, objective, count))
+        assert_same(single, solve(split, objective, restarts=1))
 
 
 def test_shards_cover_every_class_once():

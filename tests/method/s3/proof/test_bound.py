@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from selections import exhaustive, free_problem, split_here, unit
+from selections import LocalShards, exhaustive, free_problem, split_here, unit
 
-from ims3_ray.method.s3.distributed_descent import LocalShards, select_centroids
-from ims3_ray.method.s3.objective import Objective, evaluate
+from ims3_ray.method.s3.distributed_descent import select_centroids
+from ims3_ray.method.s3.objective import Objective, evaluate, pick
 from ims3_ray.method.s3.proof import bound, trws
-from ims3_ray.method.s3.shard import Shard, pick
+from ims3_ray.method.s3.shard import Shard
 
 METHODS = ["series", "trws"]
 PAPER = Objective(0.4, 0.9)
@@ -82,14 +82,6 @@ def test_bound_is_the_same_for_any_number_of_shards(method, monkeypatch):
     problem = free_problem([3, 4, 2, 4] * 33, noise=0.5)  # tiles of two classes
     bounds = {certified(*problem, method, shards=shards).lower_bound for shards in (1, 2, 7)}
     assert len(bounds) == 1
-
-
-def test_more_passes_leave_a_smaller_gap(monkeypatch):
-    problem, gaps = free_problem([5] * 40), []
-    for most in (4, 16, 64):
-        monkeypatch.setattr(trws, "MAX_PASSES", most)
-        gaps.append(certified(*problem, "trws", PUBLISHED).gap)
-    assert gaps[0] > gaps[1] > gaps[2] > 0
 
 
 def test_none_computes_nothing_and_trws_without_separation_is_exact():
