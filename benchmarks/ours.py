@@ -152,7 +152,7 @@ class RefinementStep:
         rng, size = generator("bench", "refine"), protocol.image_size
         network = protocol.build(len(context.classes), rng)
         self._probe, views = network.to(device), differentiable(protocol)
-        packing = Packing.of(context.tiles, config.refine.space, vae.image_size, size)
+        packing = Packing.of(context.tiles, context.stored_size, size)
         self._refinement = refinement(config.refine, vae, views, packing, context.batch_size(config.refine))
         self._start = torch.randn(config.ipc, *context.info.latent_shape, generator=rng).to(device)
         real = torch.rand(config.ipc, 3, size, size, generator=rng).to(device)

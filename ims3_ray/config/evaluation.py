@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Literal, get_args
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from .base import BatchSize, Count, Section, Weight, check_unique
 
@@ -51,14 +51,6 @@ class Packing(Section):
 
     factor: int = Field(default=1, ge=1, le=3)
     """f: a stored image holds f × f smaller ones, which training enlarges. 1: not packed."""
-    image_size: Count | None = None
-    """Pixels per side of a stored image, a multiple of factor. null: as it is without packing."""
-
-    @model_validator(mode="after")
-    def _check_size(self) -> "Packing":
-        if self.image_size and self.factor == 1:
-            raise ValueError(f"packing.image_size: {self.image_size} needs packing.factor=2 or 3")
-        return self
 
 
 class Probe(Section):

@@ -38,6 +38,7 @@ RENAMED = {
     "evaluate.draws": "evaluate.random_subsets",
     "invert.points": "invert.steps",
     "model.graphs": "model.cuda_graphs",
+    "packing.image_size": "image_size",
     "probe.points": "probe.checkpoint_steps",
     "refine.stay": "refine.anchor_weight",
     "select.certify": "select.lower_bound",

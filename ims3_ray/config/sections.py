@@ -12,6 +12,7 @@ from .base import Arithmetic, BatchSize, Count, Section, Share, Weight
 from .data import Licence
 
 PAPER_BATCH = 8  # latents per step, for which the paper states the learning rate
+UNTRAINED = "untrained:convnet3"  # a φ of random weights
 Timestep = Annotated[int, Field(ge=0, le=999)]
 Interval = Annotated[tuple[Timestep, ...], Field(min_length=2, max_length=2)]
 
@@ -143,7 +144,7 @@ class Embed(Section):
     """Features of real images and candidates."""
 
     extractor: str = "package://digits"
-    """Feature extractor φ: timm:NAME (or NAME@revision), a folder, a hub id, or package://digits."""
+    """φ: timm:NAME (or NAME@revision), a folder, a hub id, package://digits, or untrained:convnet3."""
     batch_size: BatchSize = BatchSize(cpu=100, cuda=256)
     """Images per forward pass."""
 

@@ -12,7 +12,7 @@ from pydantic_settings import SettingsConfigDict
 
 from .base import Count, Name, Section, Seed, Settings, Weight, canonical_location
 from .data import Data
-from .evaluation import Evaluate, Export, NetworkName, Packing, Probe, Refine
+from .evaluation import NO_PROTOCOL, Evaluate, Export, NetworkName, Packing, Probe, Refine
 from .sections import Embed, Encode, Finetune, InversionMatching, Invert, Model, Sample, Select
 
 # (section, field) that may name a checkpoint on a hub
@@ -83,6 +83,10 @@ class Config(Settings):
     """Seed of all random numbers."""
     ipc: Count = 10
     """Images per class (IPC) of the distilled set."""
+    source: Literal["generator", "real"] = "generator"
+    """Candidates: images that the generator draws, or real training images, for which it is not needed."""
+    image_size: Annotated[int, Field(ge=8)] | None = None
+    """Pixels per side of a stored image, a multiple of packing.factor. null: generator's or protocol's."""
     data: Data = Data()
     model: Model = Model()
     encode: Encode = Encode()
@@ -119,6 +123,32 @@ class Config(Settings):
         return self
 
     @model_validator(mode="after")
+    def _check_source(self) -> "Config":
+        is_real, protocol = self.source == "real", self.probe.protocol or self.evaluate.protocol
+        rules = (
+            (
+                self.image_size and not is_real and self.packing.factor == 1,
+                f"image_size: {self.image_size} needs source=real, or packing.factor=2 or 3; drop it",
+            ),
+            (
+                is_real and protocol == NO_PROTOCOL and not self.image_size,
+                "image_size: no protocol sets it for source=real; set it, such as image_size=32",
+            ),
+            (
+                is_real and self.refine.steps and self.refine.space == "latent",
+                "refine.space: latent needs a generator; set refine.space=pixel and refine.lr=0.01",
+            ),
+            (
+                is_real and self.select.exclude_copies,
+                "select.exclude_copies: all candidates are real images with source=real; set it to false",
+            ),
+        )
+        for is_broken, rule in rules:
+            if is_broken:
+                raise ValueError(rule)
+        return self
+
+    @model_validator(mode="after")
     def _check_whole_batch(self) -> "Config":
         is_split = self.finetune.micro_batches > 1 or self.finetune.batch_size == "auto"
         for field, needs_whole in (
@@ -136,6 +166,18 @@ class Config(Settings):
         if self.refine.steps and not self.probe.count and not self.refine.real_batch:
             raise ValueError("probe.count: 0, a new network per step, needs refine.real_batch, such as 128")
         return self
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether the generator is fine-tuned."""
+        return self.source == "generator" and self.finetune.epochs > 0
+
+    @property
+    def kind_of_images(self) -> str:
+        """The kind of images in the set, for its card."""
+        if self.source == "generator":
+            return "synthetic"
+        return "refined real" if self.refine.steps else "real"
 
     @property
     def pool_ipc(self) -> int:

@@ -3,7 +3,7 @@
 train/<class>/<k>.png                         class folders, for torchvision's ImageFolder
 data/train-00000-of-00001.parquet             the same images as Parquet, for Hugging Face's `load_dataset`
 README.md                                     the data set card
-distilled.json                                how to unpack the images, if the set is packed
+distilled.json                                how to unpack the images, if packed; their kind, if real
 manifest.json                                 checksum, class, subgroup, index and seed of every image
 """
 
@@ -13,7 +13,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -53,6 +53,13 @@ class DistilledImage:
     index: Origin
     seed: Origin
     png: bytes
+
+
+class Method(NamedTuple):
+    """The kind of a set's images ("synthetic", "real", "refined real"), and how they were made."""
+
+    kind: str
+    description: str
 
 
 def is_selected(selection: Mapping[str, Any], classes: Sequence[str], rows: Columns) -> np.ndarray:
@@ -137,11 +144,11 @@ def card(
     title: str,
     fingerprint: str,
     licences: Licences,
-    method: str,
+    method: Method,
 ) -> str:
     """Returns the set's README.md for the Hugging Face hub.
 
-    `title` is the run's subject, or its recipe's name; `method` describes how the images were made.
+    `title` is the run's subject, or its recipe's name.
     """
     per_class = num_images // len(classes)
     head = "" if title == recipe else f"{markdown_text(title)}: "
@@ -161,9 +168,9 @@ configs:
   - split: train
     path: data/train-*.parquet
 ---
-# {head}{num_images} synthetic images that stand for a training set of {len(classes)} classes
+# {head}{num_images} {method.kind} images that stand for a training set of {len(classes)} classes
 
-{per_class} images per class, {method} Made with ims3_ray.
+{per_class} images per class, {method.description} Made with ims3_ray.
 
 - recipe {markdown_code(recipe)}, artefact `{fingerprint}`
 - classes: {names}
@@ -171,12 +178,18 @@ configs:
 
 ## Licences
 
-The images are synthetic. The generator's weights drew them, and they stand for real images; \
-the terms of both apply:
-
-- the generator's weights: {_describe(licences["weights"], "model.licence")}
+{_describe_terms(licences, method.kind)}
 - the real images: {_describe(licences["images"], "data.licence")}
 """
+
+
+def _describe_terms(licences: Licences, kind: str) -> str:
+    if "weights" not in licences:
+        return f"The images are {kind} training images, whose terms apply:\n"
+    return f"""The images are synthetic. The generator's weights drew them, and they stand for real images; \
+the terms of both apply:
+
+- the generator's weights: {_describe(licences["weights"], "model.licence")}"""
 
 
 def licence_entries(licences: Licences) -> str:

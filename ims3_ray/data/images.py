@@ -7,6 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
+from ims3_ray.config.base import canonical_location
 from ims3_ray.display import escape_unprintable, first_few
 from ims3_ray.errors import InputError
 from ims3_ray.method.seeding import permutation
@@ -19,6 +20,7 @@ from .sources import ClassNames, Rows, find_packed, find_set, is_tensors
 from .transforms import decode
 from .unpacking import unpack, unpacked_label_names
 
+TRAIN, TESTS = "train", ("test", "val", "validation", "valid")  # folders of class folders
 SAMPLED_UP_FRONT = 64  # images decoded in full, chosen by seed, also if a cached look exists
 
 
@@ -194,6 +196,24 @@ def _class_folders(
     if not isinstance(found, Rows):
         return found, None
     return unpack(found, storage, f"{name}: {directory.uri}", classes, label_names), directory.uri
+
+
+def split_locations(data: str, test: str | None) -> tuple[str, str | None]:
+    """Returns the locations of training and test images in `data`, as absolute paths if local."""
+    train = canonical_location(data) or data
+    if test is not None or train.startswith("package://"):
+        return train, canonical_location(test)
+    directory = open_directory(train)
+    folders = [name for name in directory.folders() if not name.startswith(".")]
+    if TRAIN in folders and set(folders) <= {TRAIN, *TESTS}:
+        tests = [f"{train}/{name}" for name in TESTS if name in folders]
+        return f"{train}/{TRAIN}", next(iter(tests), None)
+    try:
+        rows = find_set(directory, "data.test", None)
+    except InputError:  # no such split
+        return train, None
+    is_split = isinstance(rows, Rows) and rows != find_set(directory, "data.train", None)
+    return train, train if is_split else None
 
 
 def open_labelled(

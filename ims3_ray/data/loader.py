@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypedDict
 
 import numpy as np
@@ -17,8 +17,10 @@ from ims3_ray.storage.rows import prefetch, row_groups
 from ims3_ray.storage.schemas import Columns
 
 from .folders import READERS
-from .images import ImageSet, ParquetRows
-from .transforms import decode, square
+from .images import ImageSet, ParquetRows, check_bad, open_images
+from .sources import Batch
+from .transforms import decode, encode_png, resize_and_crop, square
+from .unpacking import unpack_batches
 
 READ_ROWS = 256  # images per batch when a set is cached
 READ_AHEAD = 2  # batches
@@ -75,6 +77,26 @@ class BatchReader:
             return self._scale(decode(self._directory.read(path)), self._image_size)
         except ValueError as error:
             return str(error)
+
+
+def scale_images(images: ImageSet, size: int, storage: Directory, max_bad_fraction: float) -> ImageSet:
+    """Returns the set scaled to `size` pixels as for classifiers: read once, then PNGs below `storage`.
+
+    Raises InputError if more than `max_bad_fraction` of the files cannot be read.
+    """
+
+    def batches() -> Iterator[Batch]:
+        for part in CachedPixels(images, size, resize_and_crop).stored(size):
+            names = [images.classes[label] for label in part["label"]]
+            yield names, [encode_png(image) for image in part["pixels"]], None
+
+    identity, place = ["scaled-1", images.fingerprint, size], images.place
+    folder = unpack_batches(batches, identity, storage, place, None, None)
+    shared = {"name": "data.train", "seed": 0, "max_bad_fraction": max_bad_fraction}
+    scaled = replace(open_images(folder.uri, storage, **shared), unpacked_from=place, bad=images.bad)
+    lost = dict.fromkeys(images.paths[len(scaled) :], "cannot be decoded in full")
+    check_bad("data.train", place, lost, len(images), max_bad_fraction)
+    return scaled
 
 
 def pixels_bytes(images: float, size: int) -> float:

@@ -14,7 +14,7 @@ from ims3_ray.method.packing import INTERPOLATION, unpack
 from ims3_ray.storage.artifacts import Directory
 
 from .images import Tiles
-from .sources import PACKED, PARQUET, Batch, Rows, read_rows
+from .sources import PARQUET, STATEMENT, Batch, Rows, read_rows
 from .transforms import decode, png_of
 from .unpacking import unpack_batches
 
@@ -51,17 +51,17 @@ def packing_factor(directory: Directory) -> int:
     Raises InputError if distilled.json is damaged, or the card states another factor.
     """
     factor = 1
-    if directory.exists(PACKED):
+    if directory.exists(STATEMENT):
         try:
-            factor = _factor(json.loads(directory.read(PACKED)))
+            factor = _factor(json.loads(directory.read(STATEMENT)))
         except ValueError as error:
-            raise InputError(f"{directory.uri}: {PACKED} {error}; restore the file") from error
+            raise InputError(f"{directory.uri}: {STATEMENT} {error}; restore the file") from error
     if directory.exists(CARD):
         found = IN_CARD.search(directory.read(CARD).decode(errors="replace"))
         of_card = int(found[1]) if found else 1
         if of_card != factor:
             raise InputError(
-                f"{directory.uri}: {PACKED} states {FACTOR} {factor}, {CARD} {of_card}; restore the files"
+                f"{directory.uri}: {STATEMENT} states {FACTOR} {factor}, {CARD} {of_card}; restore the files"
             )
     return factor
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 SUFFIX = ".parquet"
 PARQUET = "data/train-00000-of-00001.parquet"  # of a distilled set
-PACKED = "distilled.json"  # of a distilled set whose images are packed: how to unpack them
+STATEMENT = "distilled.json"  # of a distilled set: how to unpack it, and whether its images are real
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"  # of a Dataset, of a DatasetDict
 VALIDATION = ("validation", "valid", "val")
 SPLITS = {  # field → names of its split; the first that is present counts
@@ -64,7 +64,7 @@ def find_packed(directory: Directory) -> Directory | None:
     """Returns the packed distilled set at a place, or around its `train` or `data`; None if there is none."""
     head, _, name = directory.path.rstrip("/").rpartition("/")
     around = [Directory(directory.filesystem, head)] if name in ("train", "data") and head else []
-    return next((place for place in (directory, *around) if place.exists(PACKED)), None)
+    return next((place for place in (directory, *around) if place.exists(STATEMENT)), None)
 
 
 def find_set(directory: Directory, name: str, classes: ClassNames) -> Directory | Rows:

@@ -3,43 +3,51 @@
     python jobs/init.py --data /data/flowers
     python jobs/init.py --data /data/flowers/train --test /data/flowers/val
     python jobs/init.py --data flowers.parquet --out my-flowers.yaml
+    python jobs/init.py --data /data/flowers --model own --image-size 32
 
 Decodes every image once and caches the result in the storage, as a run does.
-The recipe gives the reason for each value and the next two commands. If the
-folder contains train and test (or val), both are used.
+The recipe gives the reason for each value. If the folder contains train and
+test (or val), both are used. Without a GPU it needs no generator (--model
+none). Printed times are estimates, from short measurements on this machine.
 """
 
 import argparse
 import json
+import math
 import re
 import shlex
+import tempfile
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 import numpy as np
+import psutil
 
-from ims3_ray.config.base import canonical_location
 from ims3_ray.config.data import Data
 from ims3_ray.config.evaluation import Evaluate
-from ims3_ray.config.load import load_config, parse_overrides
-from ims3_ray.config.sections import PAPER_BATCH
-from ims3_ray.config.settings import Config
-from ims3_ray.data.images import ImageSet, open_images
-from ims3_ray.data.sources import Rows, find_set
+from ims3_ray.config.load import load_config, load_settings, parse_overrides
+from ims3_ray.config.sections import PAPER_BATCH, UNTRAINED
+from ims3_ray.config.settings import Config, Pretrain, Workers
+from ims3_ray.data.images import ImageSet, open_images, split_locations
 from ims3_ray.data.transforms import decode
-from ims3_ray.display import escape_unprintable, first_few, one_line
+from ims3_ray.display import escape_unprintable, first_few, format_bytes, one_line
 from ims3_ray.errors import InputError
-from ims3_ray.storage.artifacts import Directory, open_directory, open_storage
+from ims3_ray.models.files import is_hub_id
+from ims3_ray.progress import spinner
+from ims3_ray.storage.artifacts import Directory, open_storage
+
+from .doctor import OK, check_gpus, check_hub
 
 SIDES = (32, 64, 128, 256)  # image sizes of generators, in pixels
+OWN_SIDES, HOURS = SIDES[:-1], 8.0  # of generators that are trained here; longest training
 MAX_ENLARGEMENT = 1.2  # of the median shorter side
 PUBLISHED_SIDE = 256  # of the checkpoint on the hub
 MAX_QUICK_SIDE = 64  # for protocols of 32 pixels
-TRAIN, TESTS = "train", ("test", "val", "validation", "valid")  # folders of class folders
 HUB = "facebook/DiT-XL-2-256"
+REAL_BATCH = 64  # of the recipe real
 INSPECTED = 64  # images, for size and colours
 SPLIT = 0.1  # of each class
 WNID = re.compile(r"n\d{8}")
@@ -47,14 +55,12 @@ WNID = re.compile(r"n\d{8}")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add(
-        "--data",
-        required=True,
-        metavar="DIR",
-        help="class folders or a Hugging Face data set, as path or URI",
-    )
+    add("--data", required=True, metavar="DIR", help="class folders or a Hugging Face data set, path or URI")
     add("--test", metavar="DIR", help="images to score on")
     add("--out", metavar="FILE.yaml", help="new file (default: the data's name)")
+    add("--model", metavar="none|own|PATH", help="real images, an own generator, or a folder or hub id")
+    add("--image-size", type=int, metavar="N", help="pixels per side (default: by the images and the time)")
+    add("--hours", type=float, default=HOURS, help=f"for training an own generator (default {HOURS})")
     add("overrides", nargs="*", metavar="storage=DIR", help="cache of the inspection (default ./runs)")
 
 
@@ -62,14 +68,31 @@ def run(arguments: argparse.Namespace) -> None:
     overrides = parse_overrides(arguments.overrides)
     if unknown := set(overrides) - {"storage"}:
         raise InputError(f"{', '.join(sorted(unknown))}: not valid here; edit the recipe instead")
-    train, test = _locations(arguments.data, arguments.test)
+    train, test = split_locations(arguments.data, arguments.test)
     name = re.sub(r"[^\w.-]+", "-", Data(train=train).name).strip("-.") or "my-images"
     out = Path(arguments.out or f"{name}.yaml")
     _check_out(out)
     storage = open_storage(load_config("digits", overrides).storage)
     words = [f"{field}={value}" for field, value in overrides.items()]
-    draft = Draft(name, out, _inspect(train, test, storage), words)
-    text = "\n".join(draft.lines()) + "\n"
+    data, gpu = _inspect(train, test, storage), check_gpus()
+    given = arguments.model or "none"
+    if given not in ("none", "own") and not Path(given).exists() and not is_hub_id(given):
+        raise InputError(f"--model: {given} is no folder and no hub id; or give none or own")
+    with spinner("estimate"):
+        from ims3_ray.cluster.resources import find_machine  # heavy; bad input is reported before
+
+        from .distill.estimate import largest_pretraining
+
+        machine = find_machine(Workers(), wait=False)
+        has_hub = machine.on_gpus and data.side == PUBLISHED_SIDE and check_hub().state == OK
+        model = arguments.model or (HUB if has_hub else "own" if machine.on_gpus else "none")
+        chosen = [arguments.image_size] if model == "own" and arguments.image_size else None
+        sizes = chosen or [side for side in OWN_SIDES if side <= data.side]
+        own = largest_pretraining(sizes, arguments.hours, data.tuned, machine)
+        size = arguments.image_size or (own[0] if model == "own" else data.size_for(model))
+        draft = Draft(name, out, data, words, model, size, own[0])
+        text = "\n".join(draft.lines()) + "\n"
+        time = draft.time(text, overrides)
     try:
         with out.open("x", encoding="utf-8") as stream:
             stream.write(text)
@@ -77,7 +100,11 @@ def run(arguments: argparse.Namespace) -> None:
         reason = error.strerror or error
         raise InputError(f"--out: {out} can't be written ({reason}); name another file") from error
     print(f"recipe  {out}: {draft.summary}")
-    print("\n".join(f"next    {command}" for command in draft.commands))
+    print(f"machine {gpu.detail}; {format_bytes(psutil.virtual_memory().total)} of memory")
+    hours = f"about {own[1]:.1f} h"
+    for command, duration in zip(draft.commands, [hours, time][1 - draft.is_own :], strict=True):
+        print(f"next    {command}  # {duration}")
+    print(f"or      {draft.alternative}  # {'minutes' if draft.is_own else f'generator: {hours}'}")
 
 
 def _check_out(out: Path) -> None:
@@ -85,24 +112,6 @@ def _check_out(out: Path) -> None:
         raise InputError(f"--out: {out} is not a recipe's name; it must end with .yaml")
     if out.exists():
         raise InputError(f"--out: {out} exists; name a new file with --out FILE.yaml")
-
-
-def _locations(data: str, test: str | None) -> tuple[str, str | None]:
-    """Returns the locations of training and test images, as absolute paths if local."""
-    train = canonical_location(data) or data
-    if test is not None or train.startswith("package://"):
-        return train, canonical_location(test)
-    directory = open_directory(train)
-    folders = [name for name in directory.folders() if not name.startswith(".")]
-    if TRAIN in folders and set(folders) <= {TRAIN, *TESTS}:
-        tests = [f"{train}/{name}" for name in TESTS if name in folders]
-        return f"{train}/{TRAIN}", next(iter(tests), None)
-    try:
-        rows = find_set(directory, "data.test", None)
-    except InputError:  # no such split
-        return train, None
-    is_split = isinstance(rows, Rows) and rows != find_set(directory, "data.train", None)
-    return train, train if is_split else None
 
 
 @dataclass(frozen=True)
@@ -117,6 +126,10 @@ class Inspection:
     split: float  # share of each class that is held out, if there are no test images
     tuned: list[int]  # training images per class
 
+    def size_for(self, model: str) -> int:
+        """Pixels per side for real images ("none") or an existing generator."""
+        return min(self.side, MAX_QUICK_SIDE) if model == "none" else self.side
+
     @property
     def side(self) -> int:
         """Image size for a generator, in pixels."""
@@ -128,14 +141,9 @@ def _inspect(train: str, test: str | None, storage: Directory) -> Inspection:
     """Raises InputError if a run would refuse the images."""
     settings = {"seed": Config().seed, "max_bad_fraction": Data().max_bad_fraction}
     images = open_images(train, storage, name="data.train", **settings)
-    if (
-        test
-        and (scored := open_images(test, storage, name="data.test", **settings)).classes != images.classes
-    ):
-        different = first_few(sorted(set(scored.classes) ^ set(images.classes)))
-        raise InputError(
-            f"--test: its classes differ from those of --data: {different}; give the same folders"
-        )
+    scored = open_images(test, storage, name="data.test", **settings) if test else images
+    if different := first_few(sorted(set(scored.classes) ^ set(images.classes))):
+        raise InputError(f"--test: its classes differ from --data's: {different}; give the same folders")
     rows = range(0, len(images), max(1, len(images) // INSPECTED))
     decoded = [decode(images.directory.read(images.paths[row])) for row in rows]
     is_grey = all(np.ptp(np.asarray(image), axis=2).max() == 0 for image in decoded)
@@ -156,44 +164,65 @@ class Draft:
     path: Path
     data: Inspection
     storage: list[str]
+    model: str  # none, own, or the location of a generator
+    size: int  # pixels per side
+    own_size: int  # of a generator that this machine can train
 
     @property
-    def is_published(self) -> bool:
-        """Whether to use the published checkpoint instead of a generator trained on the images."""
-        return self.data.side == PUBLISHED_SIDE
+    def is_own(self) -> bool:
+        return self.model == "own"
 
     @property
-    def model(self) -> str:
-        return HUB if self.is_published else str(self.path.absolute().with_name(f"{self.name}-model"))
+    def folder(self) -> str:
+        return str(self.path.absolute().with_name(f"{self.path.stem}-model")) if self.is_own else self.model
+
+    def time(self, text: str, overrides: Mapping[str, object]) -> str:
+        """Returns the estimated time of this recipe's run, the generator's training excluded."""
+        if self.model not in ("none", "own"):
+            return "--dry-run estimates it"
+        from .distill.estimate import run_seconds
+
+        untrained = load_settings(Pretrain, {"image_size": self.size}) if self.is_own else None
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / self.path.name
+            path.write_text(text, encoding="utf-8")
+            config = load_config(str(path), overrides)
+        return f"about {math.ceil(run_seconds(config, untrained, self.data.images.classes) / 60)} min"
 
     @property
     def commands(self) -> list[str]:
         """The next commands to run."""
-        data, distil = self.data, ["python", "jobs/distill.py", "--recipe", str(self.path), *self.storage]
-        if self.is_published:
-            return [shlex.join([*distil, "--dry-run"]), shlex.join(distil)]
-        words = [f"data.train={data.train}", f"image_size={data.side}"]
-        words += [f"data.validation_split={data.split}"] if data.split else []
-        train = ["python", "jobs/pretrain.py", "--out", self.model, *words, *self.storage]
-        return [shlex.join(train), shlex.join(distil)]
+        distil = shlex.join(["python", "jobs/distill.py", "--recipe", str(self.path), *self.storage])
+        if not self.is_own:
+            return [distil]
+        words = [f"data.train={self.data.train}", f"image_size={self.size}"]
+        words += [f"data.validation_split={self.data.split}"] if self.data.split else []
+        train = ["python", "jobs/pretrain.py", "--out", self.folder, *words, *self.storage]
+        return [shlex.join(train), distil]
+
+    @property
+    def alternative(self) -> str:
+        """The command for a recipe with a generator, or without one."""
+        other = "none" if self.is_own else "own"
+        words = ["--data", self.data.train, *(["--test", self.data.test] if self.data.test else [])]
+        words += ["--model", other, *(["--image-size", str(self.own_size)] if other == "own" else [])]
+        out = str(self.path.with_name(f"{self.path.stem}-{other}{self.path.suffix}"))
+        return shlex.join(["python", "jobs/init.py", *words, "--out", out, *self.storage])
 
     @property
     def summary(self) -> str:
         images, counts = self.data.images, self.data.images.counts()
-        per_class = (
-            f"{counts.min():,}" if counts.min() == counts.max() else f"{counts.min():,} to {counts.max():,}"
-        )
+        per_class = " to ".join(f"{count:,}" for count in sorted({counts.min(), counts.max()}))
         return f"{len(images):,} images of {len(images.classes):,} classes, {per_class} per class"
 
     def lines(self) -> Iterator[str]:
         """Yields the YAML."""
         smallest = min(self.data.tuned)
-        yield from _comment(
-            f"{self.name}: {self.summary}. Written by ims3 init; change any value. python jobs/distill.py "
-            "--help lists all fields. Next:"
-        )
+        yield from _comment(f"{self.name}: {self.summary}. Written by ims3 init; change any value. Next:")
         yield from (f"#   {command}" for command in self.commands)
         yield from self._image_comments()
+        if self.model == "none":
+            yield "base: real  # real images, selected and refined, without a generator"
         yield f"ipc: {max(1, min(Config().ipc, smallest // 2))}  # images per class of the distilled set"
         yield from self._data_section()
         yield from self._model_sections()
@@ -212,7 +241,7 @@ class Draft:
         if data.images.bad:
             bad = first_few(map(escape_unprintable, data.images.bad), 3, str)
             yield from _comment(f"Skipped, since they are not readable: {bad}.")
-        yield "# Time, memory and accuracy: not yet measured; --dry-run estimates the first two."
+        yield "# Time, memory and accuracy: not yet measured."
 
     def _data_section(self) -> Iterator[str]:
         data = self.data
@@ -224,31 +253,34 @@ class Draft:
             yield f"  validation_split: {data.split}  # no test images: score on a tenth of each class"
         mirror = json.dumps(not data.is_grey)
         yield f"  mirror: {mirror}  # false if mirroring changes the meaning, as of letters"
-        if self.is_published and not all(map(WNID.fullmatch, data.images.classes)):
+        if self.model == HUB and not all(map(WNID.fullmatch, data.images.classes)):
             yield "  class_map: new  # the checkpoint has ImageNet's classes; train embeddings for yours"
         yield "  # licence: cc-by-4.0  # of the images, for the card of the distilled set"
 
     def _model_sections(self) -> Iterator[str]:
-        yield "model:"
-        if self.is_published:
-            yield f"  path: {self.model}  # DiT-XL/2 at 256 pixels, downloaded; needs a GPU"
-            yield "  frequency_shift: 0"
-            yield "  licence: cc-by-nc-4.0"
-            yield "embed:"
-            yield "  extractor: timm:resnet18.tv_in1k"
+        if self.model == "none":
+            yield f"image_size: {self.size}  # pixels per side; images are read and scaled once"
+            if (smallest := min(self.data.tuned)) < REAL_BATCH:
+                yield from ("refine:", f"  real_batch: {smallest}  # images of the smallest class")
             return
-        yield f"  path: {json.dumps(self.model)}  # written by the first command, at {self.data.side} pixels"
+        yield "model:"
+        if self.model == HUB:
+            yield f"  path: {self.model}  # DiT-XL/2 at 256 pixels, downloaded; needs a GPU"
+            yield from ("  frequency_shift: 0", "  licence: cc-by-nc-4.0")
+            yield from ("embed:", "  extractor: timm:resnet18.tv_in1k")
+            return
+        origin = f"written by the first command, at {self.size} pixels" if self.is_own else "--model"
+        yield f"  path: {json.dumps(self.folder)}  # {origin}"
         yield "embed:"
-        yield f"  extractor: {json.dumps(self.model)}"
-        yield "sample:"
-        yield "  guidance_scale: 1.5"
-        yield "  guidance_channels: 4"
+        has_phi = self.is_own or (Path(self.folder) / "extractor").is_dir()
+        yield f"  extractor: {json.dumps(self.folder) if has_phi else UNTRAINED}"
+        yield from ("sample:", "  guidance_scale: 1.5", "  guidance_channels: 4")
         if (total := sum(self.data.tuned)) < PAPER_BATCH:
             yield "finetune:"
             yield f"  batch_size: 2  # there are only {total} images"
 
     def _evaluate_section(self, smallest: int) -> Iterator[str]:
-        data, is_quick = self.data, self.data.side <= MAX_QUICK_SIDE
+        data, is_quick = self.data, self.size <= MAX_QUICK_SIDE or self.model in ("none", "own")
         protocol = "quick" if is_quick else "minimax"
         yield "evaluate:"
         if smallest < 2 or not (data.test or data.split):
@@ -256,7 +288,6 @@ class Draft:
             return
         size = "32 pixels, ConvNet-3" if is_quick else "224 pixels, ResNetAP-10: needs a GPU"
         yield f"  protocol: {protocol}{'-val' if data.split else ''}  # {size}"
-        yield "  # networks: [convnet3, resnet8]  # default: the protocol's"
         if not is_quick:
             yield "  full: false  # true also trains on all real images, for hundreds of epochs"
         if smallest - 1 < Evaluate().neighbours:

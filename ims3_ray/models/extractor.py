@@ -1,8 +1,8 @@
 """The frozen extractor φ: images to L2-normalised features, for selection and coverage.
 
-Two kinds: a timm model (`timm:resnet18`: pooled features, at the model's own size and normalisation), or a
-classifier of this project in a folder (`config.json`, `model.safetensors`) or in the package
-(`package://digits`).
+A timm model (`timm:resnet18`: pooled features, at its own size and normalisation), a classifier of this
+project in a folder (`config.json`, `model.safetensors`) or in the package (`package://digits`), or a small
+ConvNet with random weights (`untrained:convnet3`), which needs no training images.
 """
 
 import json
@@ -18,7 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ims3_ray.config.sections import UNTRAINED
 from ims3_ray.errors import InputError
+from ims3_ray.method.seeding import generator
 
 from .classifiers import Classifier, NetworkName, build
 from .device import DECODER_LOCK, run_padded_batches, to_images
@@ -28,6 +30,8 @@ from .timm_networks import TIMM_SCHEME, check_timm_name
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 SUBFOLDER = "extractor"  # in a model folder with a generator
 RGB = tuple[float, float, float]
+UNTRAINED_SIZE, UNTRAINED_WIDTH = 32, 32  # pixels per side, channels
+HALF = (0.5, 0.5, 0.5)
 
 
 class ExtractorConfig(BaseModel):
@@ -83,12 +87,15 @@ class Extractor:
 
 
 def load_extractor(spec: str, device: str | torch.device = "cpu") -> Extractor:
-    """Load `timm:MODEL`, `timm:MODEL?pretrained=false`, a folder, a hub id or `package://NAME`.
+    """Load `timm:MODEL`, `timm:MODEL?pretrained=false`, a folder, a hub id, `package://NAME` or UNTRAINED.
 
     MODEL is a timm name, optionally with `@REVISION` (commit, tag or branch of the weights on the hub), or a
     folder as on the hub (timm's config.json and weights). Raises InputError for an unknown spec, missing
     weights and files that do not fit each other.
     """
+    if spec == UNTRAINED:
+        model = build("convnet3", 2, UNTRAINED_SIZE, generator("untrained-extractor"), width=UNTRAINED_WIDTH)
+        return _classifier_extractor(model, UNTRAINED_SIZE, HALF, HALF, torch.device(device))
     load = _timm_extractor if spec.startswith(TIMM_SCHEME) else _saved_extractor
     return load(spec, torch.device(device))
 
@@ -103,6 +110,8 @@ def inspect_extractor(spec: str) -> Path | str:
 
     Raises InputError as `load_extractor`, as far as possible without loading weights.
     """
+    if spec == UNTRAINED:
+        return UNTRAINED
     if spec.startswith(TIMM_SCHEME):
         if folder := _timm_folder(_timm_parts(spec)[0]):
             return folder
@@ -159,9 +168,15 @@ def load_classifier(spec: str) -> tuple[Classifier, ExtractorConfig]:
 
 def _saved_extractor(spec: str, device: torch.device) -> Extractor:
     model, config = load_classifier(spec)
+    return _classifier_extractor(model, config.image_size, config.mean, config.deviation, device)
+
+
+def _classifier_extractor(
+    model: Classifier, image_size: int, mean: RGB, deviation: RGB, device: torch.device
+) -> Extractor:
     dim = model.dim
     model.add_module("fc", nn.Identity())
-    return Extractor(model, dim, config.image_size, config.mean, config.deviation, device)
+    return Extractor(model, dim, image_size, mean, deviation, device)
 
 
 def _timm_parts(spec: str) -> tuple[str, str, str]:

@@ -36,6 +36,8 @@ def _check_images(context: Context) -> None:
     needed, field = config.unpacked_ipc, f"ipc={config.ipc}"
     if config.packing.factor > 1:
         field += f" × packing.factor² = {needed}"
+    if config.source == "real" and config.select.unit == "subgroup" and config.pool_ipc > needed:
+        needed, field = config.pool_ipc, f"sample.pool_ipc={config.pool_ipc}"
     if config.evaluate.protocol != NO_PROTOCOL and config.evaluate.neighbours + 1 > needed:
         needed, field = config.evaluate.neighbours + 1, f"evaluate.neighbours={config.evaluate.neighbours}"
     if counts[smallest] < needed:
@@ -43,6 +45,8 @@ def _check_images(context: Context) -> None:
             f"data.train: class {context.classes[smallest]!r} has {counts[smallest]} images, "
             f"{field} needs {needed}; add images or lower it"
         )
+    if context.generator is None:
+        return
     channels, guided = context.info.config.in_channels, config.sample.guidance_channels
     if guided > channels:
         raise InputError(f"sample.guidance_channels: {guided} exceeds {channels} latent channels; lower it")
@@ -108,7 +112,7 @@ def _check_packing(context: Context) -> None:
     if factor > 1 and size % factor:
         raise InputError(
             f"packing.factor: {factor} does not divide the stored images' {size} pixels per side; "
-            f"set packing.image_size={size // factor * factor}, or another factor"
+            f"set image_size={size // factor * factor}, or another factor"
         )
     if factor > 1 and context.config.export.soft_labels:
         raise InputError(

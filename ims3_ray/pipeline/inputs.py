@@ -22,7 +22,7 @@ from ims3_ray.storage.artifacts import Directory, open_directory, open_storage
 from ims3_ray.storage.hub import hub_name
 
 BUNDLED = "package://"
-TIMM = "timm:"
+SCHEMES = ("timm:", "untrained:")  # of extractors without files
 
 
 def check_run(config: Config) -> None:
@@ -37,13 +37,19 @@ def check_inputs(config: Config | Evaluating) -> None:
     """Raise InputError for missing images or weights. Makes no network requests."""
     for split, location in image_places(config).items():
         _check_images(location, f"data.{split}")
-    for section, field in WEIGHTS:
+    for section, field in used_weights(config):
         spec = getattr(getattr(config, section, None), field, None)
-        if spec is not None and not spec.startswith(TIMM) and not is_hub_id(spec):
+        if spec is not None and not spec.startswith(SCHEMES) and not is_hub_id(spec):
             try:
                 resolve_model(spec)
             except InputError as error:
                 raise InputError(f"{section}.{field}: {error}") from error
+
+
+def used_weights(config: Config | Evaluating) -> list[tuple[str, str]]:
+    """(section, field) of the weights that a run reads: without a generator, not those of `model`."""
+    is_real = isinstance(config, Config) and config.source == "real"
+    return [(section, field) for section, field in WEIGHTS if not is_real or section != "model"]
 
 
 def _check_images(location: str, name: str) -> None:

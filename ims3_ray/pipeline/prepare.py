@@ -20,21 +20,22 @@ from ims3_ray.cluster.resources import (
 from ims3_ray.config.base import canonical_location
 from ims3_ray.config.data import Data
 from ims3_ray.config.sections import Model
-from ims3_ray.config.settings import WEIGHTS, Config, Evaluating
+from ims3_ray.config.settings import Config, Evaluating
 from ims3_ray.data.classes import check_class_names, class_map
 from ims3_ray.data.images import ImageSet, open_images
+from ims3_ray.data.loader import scale_images
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.protocols import NO_PROTOCOL, get_protocol
 from ims3_ray.models.device import Numerics, supported_numerics
 from ims3_ray.models.extractor import inspect_extractor, load_extractor
 from ims3_ray.models.files import pin_revision
 from ims3_ray.models.generator import inspect_generator
-from ims3_ray.stages.context import Context, Inputs
+from ims3_ray.stages.context import Context, Inputs, real_size
 from ims3_ray.storage.artifacts import Directory, fingerprint, open_storage
 from ims3_ray.storage.checksums import content_hash
 
 from .checks import check_environments, check_node_disks, check_numbers, idle_gpu_notes
-from .inputs import check_run, check_splits, check_storage, image_places, skipped_warnings
+from .inputs import check_run, check_splits, check_storage, image_places, skipped_warnings, used_weights
 from .steps import plan
 
 Kind = TypeVar("Kind", Config, Evaluating)
@@ -47,7 +48,7 @@ def prepare_runs(configs: Sequence[Config], print_note: Callable[[str], None]) -
     """
     first = configs[0]
     check_run(first)
-    for model in {str(config.model): config.model for config in configs}.values():
+    for model in {str(config.model): config.model for config in configs if config.source != "real"}.values():
         inspect_generator(pin_revision(model.path), **_generator_options(model))
     connect()
     check_storage(first, num_nodes())
@@ -104,6 +105,8 @@ def prepare_all(configs: Iterable[Config], machine: Machine) -> list[Context]:
         config, note = _resolve_batch_size(pinned(config, pin_once), machine)
         sections = [section.model_dump(mode="json") for section in (config.data, config.model, config.embed)]
         key = fingerprint([sections, config.seed, config.evaluate.protocol, config.evaluate.teacher])
+        if config.source == "real":
+            key = fingerprint([key, real_size(config)])
         if key not in contexts_of:
             contexts_of[key] = _open(config, machine)
         context = contexts_of[key]
@@ -131,7 +134,7 @@ def pinned(config: Kind, pin: Callable[[str], str] = pin_revision) -> Kind:
 
     Workers, whose working directory may differ, then load what the driver hashes.
     """
-    for name, field in WEIGHTS:
+    for name, field in used_weights(config):
         section = getattr(config, name, None)
         if section and (location := getattr(section, field)):
             config = config.model_copy(
@@ -141,28 +144,34 @@ def pinned(config: Kind, pin: Callable[[str], str] = pin_revision) -> Kind:
 
 
 def _open(config: Config, machine: Machine) -> Context:
-    places, model = image_places(config), config.model
-    info = inspect_generator(model.path, **_generator_options(model))
+    places, model, info = image_places(config), config.model, None
+    if config.source == "generator":
+        info = inspect_generator(model.path, **_generator_options(model))
     for network in (config.embed.extractor, config.evaluate.teacher):
         if network is not None:
             inspect_extractor(network)
     storage = open_storage(config.storage)
     images = open_splits(places, config.data, config.seed, storage)
-    train = images["train"]
-    check_class_names(train.classes)
-    names = tuple(info.id2label) if info.id2label else None
-    labels = class_map(train.classes, names, info.num_classes, config.data.class_map)
-    folders = [Path(info.path)] if model.vae is None else [Path(info.path), Path(info.vae_path)]
+    warnings = [*skipped_warnings(images), *check_splits(images, config.data.max_overlap_fraction)]
+    check_class_names(images["train"].classes)
+    labels, weights = [], config.source
+    if info:
+        names = tuple(info.id2label) if info.id2label else None
+        labels = class_map(images["train"].classes, names, info.num_classes, config.data.class_map)
+        folders = [Path(info.path)] if model.vae is None else [Path(info.path), Path(info.vae_path)]
+        weights = fingerprint([content_hash(folder, storage) for folder in folders])
+    else:
+        limit = config.data.max_bad_fraction
+        images["train"] = scale_images(images["train"], real_size(config), storage, limit)
     inputs: Inputs = {
-        "images": train.fingerprint,
-        "model": fingerprint([content_hash(folder, storage) for folder in folders]),
+        "images": images["train"].fingerprint,
+        "model": weights,
         "extractor": content_of(config.embed.extractor, storage),
     }
     if config.evaluate.teacher is not None:
         inputs["teacher"] = content_of(config.evaluate.teacher, storage)
     if config.evaluate.protocol != NO_PROTOCOL:
         inputs["scored"] = images[get_protocol(config.evaluate.protocol).split].fingerprint
-    warnings = [*skipped_warnings(images), *check_splits(images, config.data.max_overlap_fraction)]
     notes = tuple(f"warning: {line}" for line in warnings)
     return Context(
         config, storage, machine, images, info, labels, _recipe_numerics(config, machine), inputs, notes

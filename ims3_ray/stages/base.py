@@ -136,6 +136,10 @@ def _on_devices(context: Context, workers: int, limit: str = "") -> GpuUsage:
 
 def count_forward(context: Context) -> Forward:
     """Operations of the run's networks, counted on the meta device."""
+    extractor, side = load_extractor(without_weights(context.config.embed.extractor)), context.image_size
+    embed = count_operations(extractor, torch.zeros(1, 3, side, side)), extractor.dim
+    if context.generator is None:
+        return Forward(0.0, 0.0, 0.0, *embed)
     from diffusers import AutoencoderKL  # takes seconds to import; runs do not need it here
 
     info = context.info
@@ -144,15 +148,9 @@ def count_forward(context: Context) -> Forward:
         dit = DiT(info.config)
         z, label = torch.zeros(1, *info.latent_shape), torch.zeros(1, dtype=torch.int64)
         image = torch.zeros(1, 3, info.image_size, info.image_size)
-    extractor = load_extractor(without_weights(context.config.embed.extractor))
     assert isinstance(vae, AutoencoderKL)  # from_config can also return unused values
-    return Forward(
-        dit=count_operations(dit, z, label, label),
-        encode=count_operations(vae.encode, image),
-        decode=count_operations(vae.decode, z),
-        embed=count_operations(extractor, torch.zeros(image.shape)),
-        feature_dim=extractor.dim,
-    )
+    passes = count_operations(dit, z, label, label), count_operations(vae.encode, image)
+    return Forward(*passes, count_operations(vae.decode, z), *embed)
 
 
 def count_operations(function: Callable[..., object], *arguments: torch.Tensor) -> float:
@@ -190,9 +188,10 @@ def latent_bytes(context: Context) -> int:
 
 
 def png_bytes(context: Context) -> float:
-    return PNG_BYTES_PER_PIXEL * context.info.image_size**2
+    return PNG_BYTES_PER_PIXEL * context.image_size**2
 
 
 def generator_bytes(context: Context) -> float:
     """Bytes of the generator's weights in float32."""
-    return 4.0 * (context.info.transformer_parameters + context.info.vae_parameters)
+    info = context.generator
+    return 4.0 * (info.transformer_parameters + info.vae_parameters) if info else 0.0

@@ -33,6 +33,13 @@ class Inputs(TypedDict):
 Batched = Encode | Invert | Embed | Sample | Refine  # sections whose batch size depends on the device
 
 
+def real_size(config: Config) -> int:
+    """Pixels per side of real images as candidates: the field `image_size`, or the protocol's."""
+    if config.image_size:
+        return config.image_size
+    return probe_protocols(config.probe, config.evaluate.protocol)[0].image_size
+
+
 @dataclass(frozen=True)
 class Context:
     """A resolved and checked run. Stages read it and never change it."""
@@ -41,7 +48,7 @@ class Context:
     storage: Directory
     machine: Machine
     images: dict[str, ImageSet]  # "train", and "validation" and "test" if they exist
-    info: GeneratorInfo
+    generator: GeneratorInfo | None  # None: candidates are real images
     # the generator's label per class, in the order of the training set's classes
     model_labels: list[int]
     numerics: Numerics
@@ -54,9 +61,14 @@ class Context:
         return self.images["train"].classes
 
     @property
+    def info(self) -> GeneratorInfo:
+        assert self.generator, "only stages of the generator ask for it"
+        return self.generator
+
+    @property
     def is_tuned(self) -> bool:
         """Whether the generator is fine-tuned."""
-        return self.config.finetune.epochs > 0
+        return self.config.is_tuned
 
     @property
     def matches_trajectories(self) -> bool:
@@ -66,7 +78,7 @@ class Context:
     @property
     def starts_from_inversions(self) -> bool:
         """Whether candidates start from inverted real images."""
-        return self.config.sample.start == "inversion"
+        return self.generator is not None and self.config.sample.start == "inversion"
 
     @property
     def num_tuned(self) -> int:
@@ -76,17 +88,25 @@ class Context:
 
     @property
     def num_candidates(self) -> int:
-        return self.config.pool_ipc * len(self.classes) * self.config.sample.subgroups
+        per_class = self.config.pool_ipc * self.config.sample.subgroups
+        if self.generator is None and self.config.select.unit == "image":
+            return int(np.minimum(self.images["train"].counts(), per_class).sum())
+        return per_class * len(self.classes)
 
     @property
     def stored_size(self) -> int:
         """Pixels per side of an image of the distilled set."""
         config = self.config
-        if config.packing.image_size:
-            return config.packing.image_size
+        if self.generator is None or config.image_size:
+            return real_size(config)
         if config.refine.steps and config.refine.space == "pixel":
             return probe_protocols(config.probe, config.evaluate.protocol)[0].image_size
-        return self.info.image_size
+        return self.image_size
+
+    @property
+    def image_size(self) -> int:
+        """Pixels per side at which φ sees an image: the generator's, or without one that of stored images."""
+        return self.generator.image_size if self.generator else real_size(self.config)
 
     @property
     def tiles(self) -> Tiles | None:
@@ -103,6 +123,8 @@ class Context:
     def licences(self) -> Licences:
         """Declared licences of weights and images, for the distilled set's card."""
         stated = {"weights": self.config.model.licence, "images": self.config.data.licence}
+        if self.config.source == "real":
+            del stated["weights"]
         return {name: licence.model_dump() if licence else None for name, licence in stated.items()}
 
     def batch_size(self, section: Batched) -> int:

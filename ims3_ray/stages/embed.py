@@ -49,8 +49,8 @@ class Embedder:
 
 
 def run(context: Context, out: Directory) -> dict[str, Any]:
-    """Embed every training image at the generator's image size, as candidates are."""
-    train, size = context.images["train"], context.info.image_size
+    """Embed every training image at the size of candidates."""
+    train, size = context.images["train"], context.image_size
     details = _fan_out(train, context.config.embed, size, out, context.machine)
     return details | {"bad_images": train.bad | details.pop("notes")}
 
@@ -107,7 +107,7 @@ def _fingerprint_inputs(context: Context) -> object:
     inputs, settings = context.inputs, context.values_of(context.config.embed)
     if ":" not in context.config.embed.extractor:  # a path: its content counts, not its spelling
         del settings["extractor"]
-    embedding = [context.info.image_size, context.machine.device, _part_rows(context)]
+    embedding = [context.image_size, context.machine.device, _part_rows(context)]
     return [inputs["images"], settings, inputs["extractor"], *embedding]
 
 
@@ -117,7 +117,7 @@ def _part_rows(context: Context) -> int:
 
 def _cost(context: Context, forward: Forward) -> Cost:
     rows, row = len(context.images["train"]), 4.0 * forward.feature_dim
-    memory = parts_bytes(_part_rows(context), pixel_bytes(1, context.info.image_size) + row)
+    memory = parts_bytes(_part_rows(context), pixel_bytes(1, context.image_size) + row)
     return Cost(rows, forward.embed, rows * row, memory, rows * KEY_BYTES)
 
 

@@ -116,7 +116,9 @@ STAGE = Stage(
     output="latents",
     version=2,
     is_enabled=lambda context: (
-        context.is_tuned or context.starts_from_inversions or context.config.sample.guidance != "none"
+        context.is_tuned
+        or context.starts_from_inversions
+        or (context.generator is not None and context.config.sample.guidance != "none")
     ),
     run=run,
     fingerprint_inputs=_fingerprint_inputs,

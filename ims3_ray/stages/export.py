@@ -16,7 +16,7 @@ from ims3_ray.data import distilled
 from ims3_ray.data.distilled import DistilledImage
 from ims3_ray.data.images import Tiles
 from ims3_ray.data.packed_sets import packed_card, packing_statement
-from ims3_ray.data.sources import PACKED
+from ims3_ray.data.sources import STATEMENT
 from ims3_ray.data.views import SOFT_LABELS, VIEWS, with_views
 from ims3_ray.display import format_bytes
 from ims3_ray.evaluation.protocols import get_protocol
@@ -100,6 +100,7 @@ def run(
 
 
 def _write_card(context: Context, out: Directory, count: int, labelling: Labelling | None) -> None:
+    description = describe_method(context.config) + (_describe_labels(labelling) if labelling else "")
     card = distilled.card(
         count,
         context.classes,
@@ -107,11 +108,16 @@ def _write_card(context: Context, out: Directory, count: int, labelling: Labelli
         subject(context.config),
         out.name,
         context.licences,
-        describe_method(context.config) + (_describe_labels(labelling) if labelling else ""),
+        distilled.Method(context.config.kind_of_images, description),
     )
     if context.tiles:
-        out.write_json(PACKED, packing_statement(context.tiles))
         card = packed_card(card, context.tiles)
+    is_real = context.config.source == "real"
+    if context.tiles or is_real:
+        statement = packing_statement(context.tiles or Tiles(1, context.stored_size))
+        if is_real:
+            statement["images"] = context.config.kind_of_images
+        out.write_json(STATEMENT, statement)
     out.write("README.md", card.encode())
 
 
@@ -180,16 +186,19 @@ def describe_method(config: Config) -> str:
     if config.refine.steps and config.refine.start == "medoids":
         start = "starting from real images, the k-means medoids of each class"
         return f"{start}. {_describe_refinement(config.refine)}"
-    tuned = config.finetune.epochs > 0
+    tuned, subgroups = config.is_tuned, config.select.subgroups or config.sample.subgroups
     model = "diffusion model" + (" that was fine-tuned with Inversion-Matching" if tuned else "")
     if config.select.unit == "image":
         choice = "selected image by image from a pool of candidates"
-    elif (config.select.subgroups or config.sample.subgroups) == 1:
+    elif subgroups == 1:
         choice = "used without selection"
     else:
         choice = "selected by Selective Subgroup Sampling"
     cited = " (IMS3, arXiv 2603.13960)" if tuned and "Subgroup" in choice else ""
     method = f"sampled from a class-conditional {model}, and\n{choice}{cited}."
+    if config.source == "real":
+        method = f"real training images, scaled and {choice}."
+        method += "" if config.refine.steps else " They are copies, not synthetic images."
     return f"{method} {_describe_refinement(config.refine)}" if config.refine.steps else method
 
 

@@ -166,7 +166,7 @@ def _uncovered_images(
 def _real_image(context: Context, row: int) -> bytes:
     """A training image as PNG, cropped and resized as the run sees it."""
     train = context.images["train"]
-    return encode_png(square(decode(train.directory.read(train.paths[row])), context.info.image_size))
+    return encode_png(square(decode(train.directory.read(train.paths[row])), context.image_size))
 
 
 def _fingerprint_inputs(context: Context) -> object:

@@ -12,6 +12,7 @@ from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.rows import Index, locate, read_index
 
 KEYS = ["label", "subgroup", "index", "seed"]
+REAL = -1  # seed of a candidate that is a real image
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from ims3_ray.config.load import load_config, parse_overrides
-from ims3_ray.data.distilled import card
+from ims3_ray.data.distilled import Method, card
 from ims3_ray.errors import InputError
 
 
@@ -14,7 +14,7 @@ def front_matter(recipe, *words):
         name: section.licence.model_dump() if section.licence else None
         for name, section in (("weights", config.model), ("images", config.data))
     }
-    text = card(1, ["a"], recipe, recipe, "0" * 12, licences, "drawn.")
+    text = card(1, ["a"], recipe, recipe, "0" * 12, licences, Method("synthetic", "drawn."))
     return yaml.safe_load(text.split("---\n")[1]), text
 
 

@@ -1,8 +1,10 @@
 """`ims3 init` writes a recipe that runs, for data sets of different sizes and forms."""
 
+import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,11 +14,13 @@ from tiny import CLASSES, write_images
 
 from ims3_ray.cli import run_command
 from ims3_ray.config.load import load_config
+from ims3_ray.jobs.init import HUB
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ims3_ray.jobs.distill.estimate.RATE_S", 0.01)
     return tmp_path
 
 
@@ -41,13 +45,15 @@ def runs(config, tiny_model):
 def test_train_and_test_folders_give_a_recipe_that_runs_and_is_never_overwritten(here, tiny_model, capsys):
     write_images(here / "flowers/train", 40, seed=0)
     write_images(here / "flowers/test", 4, seed=1)
-    config = init("--data", "flowers")
+    config = init("--data", "flowers", "--model", "own")
     out, text = capsys.readouterr().out, (here / "flowers.yaml").read_text()
     places = f"{here}/flowers/train", f"{here}/flowers/test"
     assert (config.ipc, config.data.train, config.data.test) == (10, *places)
     assert (config.evaluate.protocol, config.model.path) == ("quick", f"{here}/flowers-model")
     assert all(words in text for words in ("120 images of 3 classes", "blue 40, green 40, red 40", "20×20"))
-    commands = [line.removeprefix("next    ") for line in out.splitlines() if line.startswith("next ")]
+    times = [line.partition("  # ") for line in out.splitlines() if line.startswith("next ")]
+    commands = [command.removeprefix("next    ") for command, *_ in times]
+    assert [time.split()[-1] for *_, time in times] == ["h", "min"]
     assert all(f"#   {command}\n" in text for command in commands)
     assert f"--out {config.model.path} data.train={config.data.train} image_size=32" in commands[0]
     assert commands[1] == "python jobs/distill.py --recipe flowers.yaml"
@@ -65,7 +71,7 @@ def test_without_test_images_a_split_is_held_out_and_numbers_fit_small_classes(
     here, tiny_model, per_class, ipc, protocol, split, neighbours
 ):
     write_images(here / "flowers", per_class, seed=0)
-    config = init("--data", "flowers")
+    config = init("--data", "flowers", "--model", "own")
     assert (config.ipc, config.evaluate.protocol, config.evaluate.neighbours) == (ipc, protocol, neighbours)
     assert config.data.validation_split == split
     assert (f"data.validation_split={split}" in (here / "flowers.yaml").read_text()) == bool(split)
@@ -73,18 +79,18 @@ def test_without_test_images_a_split_is_held_out_and_numbers_fit_small_classes(
 
 
 @pytest.mark.parametrize(
-    ("side", "classes", "path", "class_map", "protocol"),
+    ("model", "classes", "path", "class_map", "protocol"),
     [
-        (28, CLASSES, "flowers-model", None, "quick-val"),
-        (300, CLASSES, "facebook/DiT-XL-2-256", "new", "minimax-val"),
-        (300, ("n02086240", "n02087394", "n02088364"), "facebook/DiT-XL-2-256", None, "minimax-val"),
+        ("own", CLASSES, "flowers-model", None, "quick-val"),
+        (HUB, CLASSES, HUB, "new", "minimax-val"),
+        (HUB, ("n02086240", "n02087394", "n02088364"), HUB, None, "minimax-val"),
     ],
 )
-def test_the_image_size_decides_the_model_and_grey_images_are_not_mirrored(
-    here, side, classes, path, class_map, protocol
+def test_the_model_decides_the_protocol_and_grey_images_are_not_mirrored(
+    here, model, classes, path, class_map, protocol
 ):
-    write_grey(here / "flowers", side, classes)
-    config = init("--data", "flowers")
+    write_grey(here / "flowers", 28 if model == "own" else 300, classes)
+    config = init("--data", "flowers", "--model", model)
     assert config.model.path.removeprefix(f"{here}/") == path
     assert (config.data.mirror, config.data.class_map) == (False, class_map)
     assert config.evaluate.protocol == protocol
@@ -111,6 +117,8 @@ def test_of_a_data_set_with_several_splits_the_test_split_is_scored(here, tiny_m
         ("--data two --out two.txt", ".yaml"),
         ("--data two --out nowhere/two.yaml", "nowhere"),
         ("--data two ipc=5", "ipc"),
+        ("--data two --model nowhere", "none or own"),
+        ("--data two --model own --image-size 50", "image_size: 50 is no multiple of 4"),
         ("", "--data"),
     ],
 )
@@ -124,11 +132,38 @@ def test_bad_input_gives_one_line_and_writes_nothing(here, capsys, words, expect
     assert not list(here.rglob("*.yaml"))
 
 
-def test_it_imports_neither_torch_nor_ray(here):
+def test_without_a_gpu_real_images_are_distilled_and_a_generator_is_the_alternative(here, capsys):
+    write_grey(here / "flowers", 100)
+    config = init("--data", "flowers")
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert (config.source, config.image_size, config.evaluate.protocol) == ("real", 64, "quick-val")
+    assert re.fullmatch(r"python jobs/distill\.py --recipe flowers\.yaml  # about \d+ min", lines["next"])
+    assert re.search(r"--model own --image-size (32|64) --out flowers-own\.yaml  # .* h", lines["or"])
+    assert run_command("distill", ["--recipe", "flowers.yaml", "--dry-run"]) == 0
+
+
+def test_hours_limit_the_size_of_a_generator_and_a_size_is_taken_as_it_is(here, capsys):
+    write_grey(here / "flowers", 100)
+    init("--data", "flowers", "--model", "own", "--hours", "0")
+    assert "image_size=32" in capsys.readouterr().out
+    (here / "flowers.yaml").unlink()
+    init("--data", "flowers", "--model", "own", "--image-size", "48")
+    assert "image_size=48" in capsys.readouterr().out
+
+
+def test_a_machine_with_too_little_memory_is_refused_with_a_smaller_size(here, capsys, monkeypatch):
+    write_grey(here / "flowers", 100)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=1e9))
+    assert run_command("init", ["--data", "flowers", "--model", "own", "--image-size", "64"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(r"memory: .* 1 GB; use --image-size 32, or --model none", line)
+
+
+def test_bad_input_is_refused_before_heavy_imports(here):
     write_images(here / "flowers", 3, seed=0)
     script = (
         "import sys; from ims3_ray.cli import run_command; "
-        "code = run_command('init', ['--data', 'flowers']); "
-        "sys.exit(code or sum(name in sys.modules for name in ('ray', 'torch', 'mlflow')))"
+        "code = run_command('init', ['--data', 'flowers', '--model', 'nowhere']); "
+        "sys.exit(code - 2 or sum(name in sys.modules for name in ('ray', 'torch', 'mlflow')))"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -128,9 +128,9 @@ def test_a_factor_that_differs_from_the_cards_is_refused(distilled, statement, m
             ["packing.factor=3", "sample.pool_ipc=9"],
             r"packing\.factor: 3 does not divide .* 16 .*image_size=15",
         ),
-        (["packing.factor=2", "packing.image_size=15", "sample.pool_ipc=6"], r"2 does not divide"),
+        (["packing.factor=2", "image_size=15", "sample.pool_ipc=6"], r"2 does not divide"),
         (["packing.factor=2", "sample.pool_ipc=3"], r"to select ipc=1 × packing\.factor² = 4 from"),
-        (["packing.image_size=32"], r"packing\.image_size: 32 needs packing\.factor"),
+        (["image_size=32"], r"image_size: 32 needs source=real"),
         (["probe.count=0", "refine.steps=3"], r"probe\.count: 0, .* refine\.real_batch"),
         (
             ["probe.count=0", "refine.steps=3", "refine.real_batch=13"],
@@ -149,7 +149,7 @@ def test_a_packed_set_without_refinement_and_in_latents_has_its_own_size(words):
         ("refine.steps=0",),
         ("refine.steps=2", "refine.space=latent", "probe.count=1", "probe.checkpoint_steps=[0]"),
     ):
-        steps = planned.steps_of(words, *PACKED, "packing.image_size=20", *more, upto="export")
+        steps = planned.steps_of(words, *PACKED, "image_size=20", *more, upto="export")
         out = steps["distilled"].directory
         assert {decode(out.read(entry["path"])).size for entry in steps["distilled"].manifest["images"]} == {
             (20, 20)

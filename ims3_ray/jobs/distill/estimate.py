@@ -3,20 +3,36 @@
 Estimates were within a factor of two on the machines where they were compared with measurements.
 """
 
+import math
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import psutil
 import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
+from ims3_ray.cluster.resources import Machine, find_machine
 from ims3_ray.config.base import DeviceKind
-from ims3_ray.pipeline.steps import Step
+from ims3_ray.config.load import load_settings
+from ims3_ray.config.settings import Config, Pretrain, TrainExtractor, TrainTransformer, TrainVae
+from ims3_ray.display import format_bytes
+from ims3_ray.errors import InputError
+from ims3_ray.method.seeding import generator
+from ims3_ray.models.dit import DiT
+from ims3_ray.models.extractor import HALF, save_extractor
+from ims3_ray.pipeline.prepare import prepare
+from ims3_ray.pipeline.steps import Step, plan
 from ims3_ray.stages.base import Stage, count_forward
 from ims3_ray.stages.context import Context
 
 MATRIX = {"cpu": 1024, "cuda": 8192}  # rows and columns
 EFFICIENCY = 0.35  # fraction of the matrix rate that small models reach
-RATE_S = 0.25  # duration of the measurement
+RATE_S = 0.25  # duration of a measurement
+MEASURED_IMAGES = 4  # per forward and backward pass of a network of `ims3 pretrain`
 PROCESS_BYTES = 5e8  # a worker with torch
 DRIVER_BYTES = 7e8  # the driver with torch, Ray and MLflow
 LISTED_BYTES = 500.0  # per image, for its path and content hash
@@ -57,6 +73,113 @@ def estimate_stages(context: Context, stages: Sequence[Stage], rate: float) -> l
         driver = listed + cost.driver
         estimates.append(Estimate(cost.rows, cost.start_s, work_s, cost.disk, node_disk, driver, worker))
     return estimates
+
+
+def check_memory(estimates: Sequence[Estimate], machine: Machine, remedy: str) -> None:
+    """Raise InputError if driver and workers of a stage need more memory than this machine has."""
+    needed = max(each.driver + each.worker * machine.actors for each in estimates)
+    _check_bytes(needed, machine, remedy)
+
+
+def _check_bytes(needed: float, machine: Machine, remedy: str) -> None:
+    if needed > (total := psutil.virtual_memory().total):
+        raise InputError(
+            f"memory: {machine.actors} workers and the driver need {format_bytes(needed)}, this machine "
+            f"has {format_bytes(total)}; {remedy}"
+        )
+
+
+def run_seconds(config: Config, untrained: Pretrain | None = None, classes: Sequence[str] = ()) -> float:
+    """Return estimated seconds of the run, with the generator that `untrained` describes if it is to come.
+
+    Raises InputError if the run would be refused, or needs more memory than this machine has.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        machine = find_machine(config.workers, wait=False)
+        if untrained:
+            _save_untrained(untrained, classes, folder)
+            places = {"model.path": folder, "embed.extractor": folder}
+            config = load_settings(Config, places, config.model_dump())
+        context = prepare(config, machine)
+        steps = plan(context)
+        estimates = estimate_steps(context, steps)
+    check_memory(estimates, machine, "lower image_size or refine.real_images, or set workers.actors=1")
+    return sum(cost.seconds for step, cost in zip(steps, estimates, strict=True) if not step.manifest)
+
+
+def _save_untrained(config: Pretrain, classes: Sequence[str], folder: str) -> None:
+    from ims3_ray.jobs.pretrain.tasks import Models, build_vae  # imports diffusers, which takes seconds
+    from ims3_ray.models.convert import save_pipeline
+
+    models = Models(config, len(classes), {})
+    dit = DiT(models.dit_config).initialize(generator("estimate"))
+    save_pipeline(dit, build_vae(config.vae, config.image_size, 0), Path(folder), id2label=list(classes))
+    save_extractor(models.classifier(0), Path(folder) / "extractor", mean=HALF, deviation=HALF)
+
+
+def largest_pretraining(
+    sizes: Sequence[int], limit: float, counts: Sequence[int], machine: Machine
+) -> tuple[int, float]:
+    """Return the largest of ascending `sizes` whose pretraining takes at most `limit` hours, and the hours.
+
+    The first size counts in any case. `counts` are images per class.
+    """
+    best = 0, 0.0
+    for side in sizes:
+        config = load_settings(Pretrain, {"image_size": side})
+        hours = pretrain_seconds(config, sum(counts), len(counts), machine) / 3600
+        if best[0] and hours > limit:
+            break
+        best = side, hours
+    return best
+
+
+def num_steps(section: TrainVae | TrainTransformer | TrainExtractor, num_images: int) -> int:  # noqa: ARG001
+    """Return the steps of a training of `ims3 pretrain` on this number of images."""
+    return section.steps
+
+
+def pretrain_seconds(config: Pretrain, num_images: int, num_classes: int, machine: Machine) -> float:
+    """Return estimated seconds of `ims3 pretrain`, from measured forward and backward passes.
+
+    Raises InputError if a worker's part of a batch does not fit the memory.
+    """
+    from ims3_ray.jobs.pretrain.tasks import Models, build_vae  # imports diffusers, which takes seconds
+
+    device, side = torch.device(machine.device), config.image_size
+    models = Models(config, num_classes, {})
+    vae, phi = build_vae(config.vae, side, 0), models.classifier(0).to(device)
+    torch.nn.Module.to(vae, device)
+    dit = DiT(models.dit_config).initialize(generator("estimate")).to(device)
+    images = torch.rand(MEASURED_IMAGES, 3, side, side, device=device)
+    z = torch.rand(MEASURED_IMAGES, *dit.config.latent_shape, device=device)
+    label = torch.zeros(MEASURED_IMAGES, dtype=torch.int64, device=device)
+    workers, total = machine.train_workers(config.micro_batches), 0.0
+    trainings: list[tuple[TrainVae | TrainTransformer | TrainExtractor, Callable[[], Tensor]]] = [
+        (config.vae, lambda: vae(images)[0].sum()),
+        (config.transformer, lambda: dit(z, label, label).sum()),
+        *[(config.extractor, lambda: phi(images).sum())] * 2,  # φ, and the judge
+    ]
+    for section, loss in trainings:
+        part = math.ceil(section.batch_size / config.micro_batches)
+        needed = DRIVER_BYTES + workers * (PROCESS_BYTES + _graph_bytes(loss) * part / MEASURED_IMAGES)
+        _check_bytes(needed, machine, f"use --image-size {side // 2}, or --model none")
+        rate = MEASURED_IMAGES * runs_per_second(machine.device, lambda loss=loss: loss().backward(), RATE_S)
+        total += num_steps(section, num_images) * section.batch_size / (rate * workers)
+    return total
+
+
+def _graph_bytes(loss: Callable[[], Tensor]) -> int:
+    """Return the bytes that a backward pass needs."""
+    sizes: list[int] = []
+
+    def keep(values: Tensor) -> Tensor:
+        sizes.append(values.nbytes)
+        return values
+
+    with saved_tensors_hooks(keep, lambda values: values):
+        loss()
+    return sum(sizes)
 
 
 def _measure_rate(context: Context) -> float:

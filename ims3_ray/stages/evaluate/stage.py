@@ -126,8 +126,8 @@ def method_name(config: Config) -> str:
     """The method that draws and selects images, named as in the paper's ablation: "IM + S³"."""
     if config.refine.steps and config.refine.start == "medoids":
         return "k-means medoids"
-    model = "DiT"
-    if config.finetune.epochs:
+    model = "DiT" if config.source == "generator" else "real"
+    if config.is_tuned:
         matched = config.im.weight if config.im.grad_ratio is None else config.im.grad_ratio
         model = "IM" if matched else "Minimax" if config.im.minimax else "DiffFit"
     if config.select.unit == "image":

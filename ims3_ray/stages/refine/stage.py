@@ -33,14 +33,12 @@ from ims3_ray.stages.base import (
 )
 from ims3_ray.stages.context import Context
 from ims3_ray.stages.evaluate.baselines import choose_coresets
-from ims3_ray.stages.selected import SelectedCandidate, find_selected
+from ims3_ray.stages.selected import REAL, SelectedCandidate, find_selected
 from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.rows import part_names, read_index, read_rows
 
 from .worker import ClassPayload, RefineInput, Refiner, views_of
-
-REAL = -1  # subgroup and seed of a start that is a real image
 
 
 def run(
@@ -61,6 +59,8 @@ def run(
         probes=probes,
         candidates=candidates,
         tiles=context.tiles,
+        image_size=context.image_size,
+        stored_size=context.stored_size,
         features=read_index(features, schemas.FEATURES, ["label"]),
     )
     arguments = {"inputs": inputs, "board": board, "batch_size": context.batch_size(context.config.refine)}
@@ -130,6 +130,8 @@ def _fingerprint_inputs(context: Context) -> object:
     rules = [kind.model_dump(mode="json") for kind in kinds]
     shared = [config.seed, list(context.classes), config.unpacked_ipc, context.inputs["extractor"], rules]
     tiles = [asdict(context.tiles)] if context.tiles else []
+    if context.generator is None:
+        tiles.append({"stored_size": context.stored_size})
     return [settings, shared, generator["model"], generator["numerics"], *tiles]
 
 

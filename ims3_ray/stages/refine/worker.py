@@ -69,6 +69,8 @@ class RefineInput:
     probes: Directory | None
     candidates: Directory | None
     tiles: Tiles | None  # of a packed set
+    image_size: int  # pixels per side at which φ sees an image
+    stored_size: int  # pixels per side of an image of the set
     features: Index  # of the real images
 
 
@@ -93,9 +95,11 @@ class Refiner:
     def __init__(self, inputs: RefineInput, board: ActorHandle, batch_size: int):
         config, device = inputs.config, prepare_device(inputs.numerics.device)
         model, settings = config.model, config.refine
-        numerics = {"device": device, "dtype": inputs.numerics.dtype}
-        self._vae = load_vae(model.path, vae=model.vae, heads=model.heads, **numerics)
-        self._vae.model.requires_grad_(False)
+        self._vae = None
+        if config.source == "generator":
+            numerics = {"device": device, "dtype": inputs.numerics.dtype}
+            self._vae = load_vae(model.path, vae=model.vae, heads=model.heads, **numerics)
+            self._vae.model.requires_grad_(False)
         self._extractor = load_extractor(config.embed.extractor, device)
         kinds = probe_protocols(config.probe, config.evaluate.protocol)
         shared = kinds, config.probe, len(inputs.classes), device
@@ -103,7 +107,7 @@ class Refiner:
         self._inputs, self._board, self._batch_size, self._device = inputs, board, batch_size, device
         self._settings, self._seed = settings, config.seed
         self._rules, self._real_of = differentiable(kinds[0]), -1
-        self._packing = Packing.of(inputs.tiles, settings.space, self._vae.image_size, self._rules.image_size)
+        self._packing = Packing.of(inputs.tiles, inputs.stored_size, self._rules.image_size)
         self._refinement = refinement(settings, self._vae, self._rules, self._packing, batch_size)
 
     def __call__(self, payload: ClassPayload) -> tuple[Columns, dict[str, str]]:
@@ -139,14 +143,14 @@ class Refiner:
             pngs = [self._inputs.images.read(real["paths"][image.row]) for image in selected]
         if self._settings.space == "pixel" or self._packing.factor > 1:
             return np.stack([resize_and_crop(decode(png), self._packing.tile) for png in pngs])
-        return np.stack([square(decode(png), self._vae.image_size) for png in pngs])
+        return np.stack([square(decode(png), self._inputs.image_size) for png in pngs])
 
     def _as_generated(self, pixels: np.ndarray) -> np.ndarray:
-        """Resize to the generator's size, at which φ sees every image; tiles are enlarged as in training."""
+        """Resize to the size at which φ sees every image; tiles are enlarged as in training."""
         if self._packing.factor > 1:
             pixels = enlarge(torch.from_numpy(pixels), self._rules.image_size).numpy()
         images = (Image.fromarray(image.transpose(1, 2, 0)) for image in pixels)
-        return np.stack([square(image, self._vae.image_size) for image in images])
+        return np.stack([square(image, self._inputs.image_size) for image in images])
 
     def _refine(self, label: int, start: np.ndarray, real: Payload) -> tuple[list[float], np.ndarray]:
         """Return mean losses over parts of the steps, and the refined pixels."""
@@ -230,13 +234,14 @@ class Refiner:
 
     @torch.no_grad()
     def _encode(self, pixels: Tensor) -> Tensor:
+        assert self._vae
         parts = to_images(enlarge(pixels, self._vae.image_size)).split(self._batch_size)
         return torch.cat([self._vae.encode(part)[0] for part in parts])
 
     @torch.no_grad()
     def _pixels(self, z: Tensor) -> np.ndarray:
         """Return images, or tiles, (K, 3, S, S) uint8. Raises InputError if a value is not finite."""
-        if self._settings.space == "pixel":
+        if self._vae is None or self._settings.space == "pixel":
             images = z * 2 - 1
         else:
             parts = (self._vae.decode(part) for part in z.split(self._batch_size))
@@ -263,11 +268,9 @@ class Packing:
     trained: int  # pixels per side at which classifiers see it
 
     @classmethod
-    def of(cls, tiles: Tiles | None, space: str, image_size: int, trained: int) -> "Packing":
-        """Return the sizes; `image_size` is the generator's, `trained` the classifiers'."""
-        if tiles:
-            return cls(tiles.factor, tiles.side, trained)
-        return cls(1, trained if space == "pixel" else image_size, trained)
+    def of(cls, tiles: Tiles | None, stored: int, trained: int) -> "Packing":
+        """Return the sizes; `stored` is that of the set's images, `trained` the classifiers'."""
+        return cls(tiles.factor, tiles.side, trained) if tiles else cls(1, stored, trained)
 
     def as_stored(self, images: Tensor) -> Tensor:
         """Return decoded images (K, 3, H, H) at the size of stored ones."""
@@ -280,12 +283,12 @@ class Packing:
         return unpack(self.as_stored(images), self.factor, self.trained)
 
 
-def refinement(settings: Refine, vae: Vae, rules: Protocol, packing: Packing, part: int) -> Refinement:
+def refinement(settings: Refine, vae: Vae | None, rules: Protocol, packing: Packing, part: int) -> Refinement:
     """Return the recipe's Refinement for the classifiers of a protocol; `part` images are decoded at once."""
     return Refinement(
         objective=OBJECTIVES[settings.objective],
         decode=(lambda z: packing.as_trained((vae.decode_unclamped(z) + 1) / 2))
-        if settings.space == "latent"
+        if vae and settings.space == "latent"
         else packing.as_trained,
         view=partial(_view, rules=rules),
         steps=settings.steps,

@@ -267,6 +267,7 @@ STAGE = Stage(
     version=2,
     inputs=("adapter", "latents", "inversions", "features"),
     needs_input=_needs_input,
+    is_enabled=lambda context: context.generator is not None,
     run=run,
     fingerprint_inputs=_fingerprint_inputs,
     cost=_cost,

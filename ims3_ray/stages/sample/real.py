@@ -1,0 +1,117 @@
+"""Stage sample without a generator: subgroups of real training images are the candidates.
+
+A class's images, in a random order keyed by (seed, class, round), are cut into subgroups of equal size. When
+all are used, the next round begins. Single images are selected from the first round, so none is a candidate
+twice.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ims3_ray.cluster.fan_out import Part, fan_out, rows_per_part
+from ims3_ray.data.loader import BatchReader
+from ims3_ray.data.transforms import encode_png
+from ims3_ray.method.seeding import permutation
+from ims3_ray.stages.base import (
+    KEY_BYTES,
+    Cost,
+    Forward,
+    Stage,
+    parts_bytes,
+    pixel_bytes,
+    png_bytes,
+    pool_usage,
+)
+from ims3_ray.stages.context import Context
+from ims3_ray.stages.selected import REAL
+from ims3_ray.storage import schemas
+from ims3_ray.storage.artifacts import Directory
+from ims3_ray.storage.rows import Index, places_by_class, read_index
+from ims3_ray.storage.schemas import Columns
+
+Candidate = tuple[int, int, int, int, str]  # class, subgroup, index, row of its features, path
+
+
+def run(context: Context, out: Directory, features: Directory) -> dict[str, Any]:
+    """Write the candidates with the features that stage embed computed."""
+    index, train = read_index(features, schemas.FEATURES, ["image_id", "label"]), context.images["train"]
+    path_of = dict(zip(train.ids, train.paths, strict=True))
+    ids, candidates = index.keys["image_id"].tolist(), list[Candidate]()
+    for label, rows in enumerate(places_by_class(index.labels, len(context.classes))):
+        for place, row in enumerate(draw(context, label, len(rows))):
+            subgroup, k = divmod(place, context.config.pool_ipc)
+            candidates.append((label, subgroup, k, int(rows[row]), path_of[ids[rows[row]]]))
+    size = _part_rows(context)
+    batches = [candidates[start : start + size] for start in range(0, len(candidates), size)]
+    parts = [Part(number, len(batch), batch) for number, batch in enumerate(batches)]
+    arguments = {
+        "images": train.directory,
+        "features": index,
+        "image_size": context.image_size,
+        "batch_size": context.batch_size(context.config.embed),
+    }
+    table, machine = schemas.CANDIDATES, context.machine
+    return fan_out(RealImages, arguments, parts, table=table, out=out, machine=machine, stage="sample")
+
+
+def draw(context: Context, label: int, count: int) -> Iterator[int]:
+    """Yield rows of a class's `count` images, subgroup by subgroup."""
+    config, name = context.config, context.classes[label]
+    size, left = config.pool_ipc, config.pool_ipc * config.sample.subgroups
+    whole = count if config.select.unit == "image" else count // size * size
+    for round_ in range(1 if config.select.unit == "image" else -(-left // whole)):
+        rows = permutation(count, "real", config.seed, name, round_)[: min(whole, left)].tolist()
+        left -= len(rows)
+        yield from rows
+
+
+class RealImages:
+    """Actor: takes a batch of candidates, returns its images and features."""
+
+    def __init__(self, images: Directory, features: Index, image_size: int, batch_size: int):  # noqa: ARG002 of fan_out
+        self._read, self._features = BatchReader(images, image_size), features
+
+    def __call__(self, payload: list[Candidate]) -> tuple[Columns, dict[str, str]]:
+        label, subgroup, index, row, paths = (list(column) for column in zip(*payload, strict=True))
+        pixels, _, bad = self._read({"paths": paths, "ids": paths, "labels": label})
+        assert not bad, bad  # they have features
+        columns = {
+            "label": np.array(label, np.int64),
+            "subgroup": np.array(subgroup, np.int64),
+            "index": np.array(index, np.int64),
+            "seed": np.full(len(label), REAL),
+            "image": np.array([encode_png(image) for image in pixels], dtype=object),
+            "feature": self._features.take(np.array(row)).read(),
+        }
+        return columns, {}
+
+
+def _part_rows(context: Context) -> int:
+    return rows_per_part(context.num_candidates, context.batch_size(context.config.embed))
+
+
+def _fingerprint_inputs(context: Context) -> object:
+    config = context.config
+    settings = [config.pool_ipc, config.sample.subgroups, config.select.unit, config.seed]
+    return [*settings, list(context.classes), context.image_size, _part_rows(context)]
+
+
+def _cost(context: Context, forward: Forward) -> Cost:
+    rows, row = context.num_candidates, png_bytes(context) + 4 * forward.feature_dim
+    memory = parts_bytes(_part_rows(context), pixel_bytes(1, context.image_size) + row)
+    return Cost(rows, disk=rows * row, memory=memory, driver=rows * KEY_BYTES)
+
+
+STAGE = Stage(
+    name="sample",
+    output="candidates",
+    version=1,
+    inputs=("features",),
+    is_enabled=lambda context: context.generator is None,
+    run=run,
+    fingerprint_inputs=_fingerprint_inputs,
+    cost=_cost,
+    gpu_usage=lambda context: pool_usage(context, context.num_candidates, _part_rows(context)),
+)
