@@ -145,17 +145,17 @@ def _loop(config: dict[str, Any]) -> list[Metrics]:
     if checkpoint := ray.train.get_checkpoint():
         with checkpoint.as_directory() as folder:  # on the host, since AdamW reads its step counts there
             trainer.load_state_dict(torch.load(f"{folder}/{STATE}", map_location="cpu", weights_only=True))
-    while trainer.step < optimisation.steps:
+    while not trainer.is_done:
         with explain_out_of_memory(training.batch_field, optimisation.batch_size):
             metrics = trainer.train_step()
         if not trainer.is_finite(metrics):
             raise _diverged(training, trainer.step)
         if trainer.rank == 0 and (metrics or trainer.step % REPORT_EVERY == 0):
             config["metrics_actor"].report.remote(Message(step=trainer.step, metrics=metrics))
-        if trainer.step % optimisation.checkpoint_every == 0 or trainer.step == optimisation.steps:
+        if trainer.step % optimisation.checkpoint_every == 0 or trainer.is_done:
             _save_checkpoint(trainer)
     if trainer.rank == 0:
-        task.save(trainer.values(), trainer.ema_values(), training.out)
+        task.save(trainer.values(), trainer.averages(), training.out)
     task.close()
     return trainer.history
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from ims3_ray.models import training
-from ims3_ray.models.training import Trainer, TrainingConfig, split_micro_batches
+from ims3_ray.models import device
+from ims3_ray.models.training import Trainer, TrainingConfig, is_exhausted, split_micro_batches
 
 DATA = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
 
@@ -123,10 +123,61 @@ def test_unequal_shares_are_gathered_in_order(monkeypatch):
         for tensor, (start, stop) in zip(out, ((0, 1), (1, 3), (3, 4)), strict=True):
             tensor.zero_()[: stop - start] = parts[start:stop]
 
-    monkeypatch.setattr(training.dist, "all_gather", all_gather)
-    assert torch.equal(training.gather(parts[:1], [1, 2, 1]), parts)
+    monkeypatch.setattr(device.dist, "all_gather", all_gather)
+    assert torch.equal(device.gather(parts[:1], [1, 2, 1]), parts)
     assert sent[0].shape == (2, 2)
-    assert torch.equal(training.sum_in_order(parts[:1], [1, 2, 1]), parts.sum(0))
+    assert torch.equal(device.sum_in_order(parts[:1], [1, 2, 1]), parts.sum(0))
+
+
+class Scored(Regression):
+    """Held out: half of the distance from the layer's bias to a goal, per micro-batch."""
+
+    def held_out_losses(self, part):
+        assert not torch.is_grad_enabled()
+        return {"distance": (self.layer.bias - 0.3).abs().sum() / 2}
+
+
+def test_the_best_averages_are_kept_and_training_stops_without_a_gain():
+    ours = trainer(task=Scored(2), steps=200, eval_every=3, patience=4, lr=0.05, ema_decay=0.5)
+    averages = []
+    while not ours.is_done:
+        if "held_out/distance" in ours.train_step():
+            averages.append(ours.ema.clone())
+    curve = [entry["held_out/distance"] for entry in ours.history if "held_out/distance" in entry]
+    best = curve.index(min(curve))
+    assert 0 < best == len(curve) - 1 - 4  # neither the first nor the last
+    assert ours.step == 3 * len(curve) < 200
+    assert torch.equal(ours.averages()["bias"], averages[best][-1:])
+    assert not torch.equal(ours.averages()["bias"], ours.ema[-1:])
+
+
+def test_a_scored_training_that_resumes_equals_an_undisturbed_one():
+    options = {"steps": 60, "eval_every": 3, "patience": 4, "lr": 0.05, "ema_decay": 0.5}
+    whole, first = (trainer(task=Scored(2), **options) for _ in range(2))
+    while not whole.is_done:
+        whole.train_step()
+    train(first, whole.step - 5)  # after the best score
+    resumed = trainer(task=Scored(2), **options)
+    resumed.load_state_dict(first.state_dict())
+    while not resumed.is_done:
+        resumed.train_step()
+    assert resumed.step == whole.step
+    assert all(torch.equal(value, resumed.averages()[name]) for name, value in whole.averages().items())
+
+
+@pytest.mark.parametrize(
+    ("curve", "patience", "expected"),
+    [
+        ([3, 2, 1], 1, False),
+        ([1, 2], 1, True),
+        ([1, 2], 2, False),
+        ([1, 1, 1], 2, True),  # equal is no gain
+        ([2, 3, 3, 1], 2, False),
+        ([1, 2, 3], 0, False),
+    ],
+)
+def test_training_is_exhausted_by_its_recorded_scores_only(curve, patience, expected):
+    assert is_exhausted(curve, patience) == expected
 
 
 def test_checkpoint_of_another_configuration_is_refused():
@@ -146,7 +197,7 @@ def test_checkpoint_of_dit_xl_2_takes_less_than_30_megabytes(tmp_path):
 
     ours = trainer(task=Bias())
     ours.train_step()
-    assert set(ours.ema_values()) == set(ours.values()) == {"weight", "bias"}
+    assert set(ours.averages()) == set(ours.values()) == {"weight", "bias"}
     assert sum(p.numel() for p in ours.parameters) == 1_739_552
     torch.save(ours.state_dict(), tmp_path / "state.pt")
     assert 27.8e6 < (tmp_path / "state.pt").stat().st_size < 30e6
