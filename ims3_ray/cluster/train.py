@@ -2,9 +2,10 @@
 
 import contextlib
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import ray.exceptions
 import ray.train
@@ -14,6 +15,7 @@ from ray.actor import ActorHandle
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from ims3_ray.config.base import DeviceKind
 from ims3_ray.errors import InputError, error_chain
 from ims3_ray.models.device import explain_out_of_memory, prepare_device
 from ims3_ray.models.training import Metrics, Task, Trainer, TrainingConfig
@@ -27,6 +29,8 @@ from .resources import Machine
 STATE = "state.pt"
 MAX_FAILURES = 8  # lost workers or nodes per training; after more, the same command resumes
 REPORT_EVERY = 10  # steps
+MEASURED_STEPS = 3
+STATE_COPIES = 12  # values, gradients by term and worker, moments, averages
 
 
 class EndOnBadInput(UserCallback):
@@ -175,3 +179,39 @@ def _save_checkpoint(trainer: Trainer) -> None:
         ray.train.report(
             {"step": trainer.step}, checkpoint=checkpoint, checkpoint_dir_name=f"step_{trainer.step:07d}"
         )
+
+
+class PartCost(NamedTuple):
+    """What a micro-batch takes."""
+
+    seconds: float
+    image_bytes: float  # of activations
+    state_bytes: float  # of values, gradients, averages and moments
+
+
+def measure_part(training: Training, images: int, kind: DeviceKind) -> PartCost:
+    """Measure a forward and backward pass of a micro-batch of `images`, on this process's device."""
+    arguments = {**training.arguments, "batch_size": images, "micro_batches": 1}
+    device = prepare_device(kind)
+    task = training.build(device=device, **arguments)
+    own = {parameter.untyped_storage().data_ptr() for parameter in task.parameters.values()}
+    saved, seconds = dict[int, int](), 0.0
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    for step in range(MEASURED_STEPS):
+        start = time.perf_counter()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = sum(task.losses(step, 0).values(), start=torch.zeros((), device=device))
+        size = sum(saved.values()) - sum(saved.get(pointer, 0) for pointer in own)
+        loss.backward()
+        if kind == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - start  # of the last: the first are slower
+        saved.clear()
+    task.close()
+    state = STATE_COPIES * sum(p.numel() * p.element_size() for p in task.parameters.values())
+    return PartCost(seconds, size / images, state)

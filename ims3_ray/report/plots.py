@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy.optimize import isotonic_regression
 
 from ims3_ray.evaluation.results import SET_TITLES, SetMetrics
+from ims3_ray.models.training import HELD_OUT
 
 from . import svg
 from .feature_space import Map
@@ -136,6 +137,22 @@ def losses(history: History, stage: str) -> Markup | None:
             svg.log_ticks(axes.yaxis)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     return svg.to_svg(drawing, stage, f"Loss terms during {stage}, against the step")
+
+
+def held_out_curves(histories: Mapping[str, History]) -> Markup:
+    """Loss in training and score on held-out images against the step, one panel per training."""
+    rows, columns = svg.panels(len(histories))
+    drawing = svg.figure(WIDTH, 240 * rows, hspace=0.08, wspace=0.05)
+    for place, (name, history) in enumerate(histories.items(), start=1):
+        axes = drawing.add_subplot(rows, columns, place)
+        keys = [key for key in history[0] if key != "step"][:1]
+        keys += [key for key in history[-1] if key.startswith(HELD_OUT)][:1]
+        svg.style(axes, title=f"{name}: {', '.join(key.replace('/', ' ').replace('_', ' ') for key in keys)}")
+        for key, colour in zip(keys, (MUTED, DISTILLED), strict=False):
+            points = np.array([(entry["step"], entry[key]) for entry in history if key in entry])
+            axes.plot(*points.T, color=colour, linewidth=2)
+        axes.set_yscale("log" if "error" not in keys[-1] else "linear")
+    return svg.to_svg(drawing, "curves", "Losses of the trainings against the step")
 
 
 def _trend(axes: Axes, points: Float[np.ndarray, "n 2"], colour: str) -> None:
