@@ -119,7 +119,8 @@ def losses(history: History, stage: str) -> Markup | None:
     """
     keys = dict.fromkeys(key for entry in history for key in entry)
     ratios = [key for key in keys if key.startswith("grad_ratio/")]
-    terms = [key for key in keys if "/" not in key and key not in ("step", "images_per_s")]
+    others = {"step", "images_per_s"}
+    terms = [key for key in keys if "/" not in key.removeprefix(HELD_OUT) and key not in others]
     if not terms + ratios:
         return None
     rows, columns = svg.panels(len(terms + ratios))
@@ -127,9 +128,9 @@ def losses(history: History, stage: str) -> Markup | None:
     for place, key in enumerate(terms + ratios, start=1):
         axes, is_ratio = drawing.add_subplot(rows, columns, place), key in ratios
         points = np.array([(entry["step"], entry[key]) for entry in history if key in entry])
-        title = (
-            f"Gradient ratio, {key.partition('/')[2]} / diffusion" if is_ratio else f"{key.capitalize()} loss"
-        )
+        title = f"{key.replace(HELD_OUT, 'held-out ').replace('_', ' ').capitalize()} loss"
+        if is_ratio:
+            title = f"Gradient ratio, {key.partition('/')[2]} / diffusion"
         svg.style(axes, title=title)
         _trend(axes, points, DISTILLED if is_ratio else INK)
         if is_ratio and (points[:, 1] > 0).all():
@@ -137,22 +138,6 @@ def losses(history: History, stage: str) -> Markup | None:
             svg.log_ticks(axes.yaxis)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     return svg.to_svg(drawing, stage, f"Loss terms during {stage}, against the step")
-
-
-def held_out_curves(histories: Mapping[str, History]) -> Markup:
-    """Loss in training and score on held-out images against the step, one panel per training."""
-    rows, columns = svg.panels(len(histories))
-    drawing = svg.figure(WIDTH, 240 * rows, hspace=0.08, wspace=0.05)
-    for place, (name, history) in enumerate(histories.items(), start=1):
-        axes = drawing.add_subplot(rows, columns, place)
-        keys = [key for key in history[0] if key != "step"][:1]
-        keys += [key for key in history[-1] if key.startswith(HELD_OUT)][:1]
-        svg.style(axes, title=f"{name}: {', '.join(key.replace('/', ' ').replace('_', ' ') for key in keys)}")
-        for key, colour in zip(keys, (MUTED, DISTILLED), strict=False):
-            points = np.array([(entry["step"], entry[key]) for entry in history if key in entry])
-            axes.plot(*points.T, color=colour, linewidth=2)
-        axes.set_yscale("log" if "error" not in keys[-1] else "linear")
-    return svg.to_svg(drawing, "curves", "Losses of the trainings against the step")
 
 
 def _trend(axes: Axes, points: Float[np.ndarray, "n 2"], colour: str) -> None:

@@ -25,7 +25,7 @@ from ims3_ray.models.device import prepare_device, run_padded_batches, to_device
 from ims3_ray.report.formatting import Claim, environment
 from ims3_ray.report.images import data_uri, is_enlarged, sheet
 from ims3_ray.report.inputs import PAGE_CLASSES, History, shown_classes
-from ims3_ray.report.plots import held_out_curves
+from ims3_ray.report.plots import losses
 
 from .tasks import Models
 
@@ -69,16 +69,16 @@ class Quality:
     @property
     def problem(self) -> str | None:
         """Why the generator is not good enough, with the remedy; None if it may be used."""
-        if self.judge_accuracy < self.chance + MARGIN:
+        least, chance = self.chance + MARGIN, f"chance is {self.chance:.1%}"
+        if self.judge_accuracy < least:
             return (
-                f"data.train: a classifier is right on {self.judge_accuracy:.1%} of real images, chance is "
-                f"{self.chance:.1%}; check the labels, add images, or name fewer classes in data.classes"
+                f"data.train: a classifier is right on {self.judge_accuracy:.1%} of real images, {chance}; "
+                "check the labels, add images, or name fewer classes in data.classes"
             )
-        if self.agreement < self.chance + MARGIN:
+        if self.agreement < least:
             return (
-                f"transformer: samples show their class in {self.agreement:.1%} of cases, chance is "
-                f"{self.chance:.1%}: the generator does not tell the classes apart; raise epochs and "
-                "transformer.steps, or add images"
+                f"transformer: a classifier is right on {self.agreement:.1%} of the samples, {chance}: they do "
+                "not tell the classes apart; raise epochs and transformer.steps, or add images"
             )
         return None
 
@@ -92,19 +92,16 @@ class Quality:
                 self.copy_rate > self.held_out_copy_rate + MAX_COPIES
             ),
         }
-        wanted = "; ".join(text for text, holds in changes.items() if holds)
+        wanted = self.problem or "; ".join(text for text, holds in changes.items() if holds)
         numbers = (
             f"A second classifier is right on {self.agreement:.1%} of {self.agreement_images:,} samples, on "
             f"{self.judge_accuracy:.1%} of held-out images; chance is {self.chance:.1%}. "
             f"{self.copy_rate:.1%} of the samples and {self.held_out_copy_rate:.1%} of held-out images are "
             f"as near to a training image as a copy. Reconstructions have {self.psnr:.1f} dB."
         )
-        if self.problem:
-            return Claim("Not good enough to distil", f"{self.problem}. {numbers}")
-        return Claim(
-            "Usable, with weaknesses" if wanted else "Good enough to distil",
-            ". ".join(filter(None, (wanted, numbers))),
-        )
+        verdict = "Usable, with weaknesses" if wanted else "Good enough to distil"
+        verdict = "Not good enough to distil" if self.problem else verdict
+        return Claim(verdict, f"To change: {wanted}. {numbers}" if wanted else numbers)
 
 
 class Assessment(NamedTuple):
@@ -206,7 +203,10 @@ def write_page(assessment: Assessment, histories: Mapping[str, History], folder:
             kind: {name: list(map(data_uri, row)) for name, row in rows.items()}
             for kind, rows in pairs.items()
         },
-        "curves": held_out_curves(histories),
+        "curves": {
+            name: losses([{k: v for k, v in entry.items() if "ratio" not in k} for entry in history], name)
+            for name, history in histories.items()
+        },
     }
     page = environment(Path(__file__).parent).get_template("quality.html").render(context)
     (folder / "quality.html").write_text(page, encoding="utf-8")
