@@ -77,7 +77,7 @@ class Quality:
             )
         if self.agreement < least:
             return (
-                f"transformer: a classifier is right on {self.agreement:.1%} of the samples, {chance}: they do "
+                f"transformer: a classifier is right on {self.agreement:.1%} of samples, {chance}: they do "
                 "not tell the classes apart; raise epochs and transformer.steps, or add images"
             )
         return None

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .tasks import Models
 
 # per image: posterior of each view, unscaled
-VIEWED_LATENTS = LATENTS | {name: Column("float16", (None, *LATENT)) for name in ("mean", "logvar")}
+VIEWED_LATENTS = {**LATENTS, **dict.fromkeys(("mean", "logvar"), Column("float16", (None, *LATENT)))}
 
 HELD_OUT_SHARE, MAX_HELD_OUT = 0.1, 2000  # of the images
 MIN_IMAGES = 5  # per class

@@ -97,7 +97,7 @@ class Models:
 class RowsTask:
     """Base of the tasks. Batches depend on (seed, epoch), noise on (seed, step, micro-batch)."""
 
-    name = ""
+    name = score_name = ""
     loss_weights: Mapping[str, float] = MappingProxyType({})
     gradient_ratios: Mapping[str, float] = MappingProxyType({})
     separate_terms: Collection[str] = ()
@@ -130,18 +130,17 @@ class RowsTask:
         return rows, generator(self.name, self._seed, step, part)
 
     def held_out_losses(self, part: int) -> dict[str, Tensor]:
-        """Returns `score`, summed over each `micro_batches`-th held-out row, over the number of all rows."""
+        """Returns the sum of `score` over every `micro_batches`-th held-out row, over the number of rows."""
         assert self._held_out is not None, "a task without held-out rows is not scored"
-        count, totals = self._held_out.count, dict[str, Tensor]()
-        for start in range(part, count, self._micro_batches * self._part_size):
-            stop = min(count, start + self._micro_batches * self._part_size)
-            rows = np.arange(start, stop, self._micro_batches)
+        count, step = self._held_out.count, self._micro_batches
+        total = torch.zeros((), device=self._device)
+        for start in range(part, count, step * self._part_size):
+            rows = np.arange(start, min(count, start + step * self._part_size), step)
             rng = generator(self.name, "held out", self._seed, start)
-            for name, values in self.score(self._held_out, rows, rng).items():
-                totals[name] = totals.get(name, 0) + values.sum() / count
-        return totals
+            total += self.score(self._held_out, rows, rng).sum() / count
+        return {self.score_name: total}
 
-    def score(self, held_out: CachedRows, rows: np.ndarray, rng: torch.Generator) -> dict[str, Tensor]:
+    def score(self, held_out: CachedRows, rows: np.ndarray, rng: torch.Generator) -> Tensor:
         """Returns the losses (B,) of held-out rows."""
         raise NotImplementedError
 
@@ -172,7 +171,7 @@ def column(source: CachedRows, name: str, rows: np.ndarray, inner: np.ndarray | 
 
 
 class VaeTask(RowsTask):
-    name = "vae"
+    name, score_name = "vae", "reconstruction"
 
     def __init__(self, device: torch.device, models: Models, **shared: Any):
         super().__init__(device, models, **shared)
@@ -187,9 +186,9 @@ class VaeTask(RowsTask):
         reconstruction, kl = self._terms(images, rng)
         return {"reconstruction": self.share(reconstruction), "kl": self.share(kl)}
 
-    def score(self, held_out: CachedRows, rows: np.ndarray, rng: torch.Generator) -> dict[str, Tensor]:
+    def score(self, held_out: CachedRows, rows: np.ndarray, rng: torch.Generator) -> Tensor:
         images = to_device(to_images(column(held_out, "pixels", rows)), self._device)
-        return {"reconstruction": self._terms(images, rng)[0]}
+        return self._terms(images, rng)[0]
 
     def _terms(self, images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         posterior = self._vae.encode(images)[0]
@@ -201,7 +200,7 @@ class VaeTask(RowsTask):
 
 
 class TransformerTask(RowsTask):
-    name = "transformer"
+    name, score_name = "transformer", "diffusion"
     loss_weights = MappingProxyType({"diffusion": 1.0, "variational": 1.0})
 
     def __init__(self, device: torch.device, models: Models, scaling_factor: float, **shared: Any):
@@ -225,17 +224,16 @@ class TransformerTask(RowsTask):
             "variational": self.share(kl),
         }
 
-    def score(self, held_out: CachedRows, rows: np.ndarray, rng: torch.Generator) -> dict[str, Tensor]:
+    def score(self, held_out: CachedRows, rows: np.ndarray, rng: torch.Generator) -> Tensor:
         """Diffusion loss with labels, on levels that are drawn from equal ranges."""
-        total, labels = torch.zeros(len(rows)), column(held_out, "label", rows)
+        total, labels = torch.zeros(len(rows), device=self._device), column(held_out, "label", rows)
         for level in range(SCORED_LEVELS):
             noise = torch.randn((2, len(rows), *held_out.shape("mean")[1:]), generator=rng)
             share = (level + torch.rand(len(rows), generator=rng)) / SCORED_LEVELS
             t = 1 + (share * (NUM_TRAIN_TIMESTEPS - 1)).long().clamp_max(NUM_TRAIN_TIMESTEPS - 2)
-            views = np.zeros(len(rows), np.int64)
-            z0, _, eps, output = self._denoise(held_out, rows, views, noise, t, labels)
-            total = losses.diffusion_loss(noise_of(output, z0.shape[1]), eps) / SCORED_LEVELS + total.to(eps)
-        return {"diffusion": total}
+            z0, _, eps, output = self._denoise(held_out, rows, np.zeros_like(rows), noise, t, labels)
+            total += losses.diffusion_loss(noise_of(output, z0.shape[1]), eps) / SCORED_LEVELS
+        return total
 
     def _denoise(
         self,
@@ -258,7 +256,7 @@ class TransformerTask(RowsTask):
 
 
 class ExtractorTask(RowsTask):
-    name = "extractor"
+    name, score_name = "extractor", "error"
     loss_weights = MappingProxyType({"cross_entropy": 1.0})
 
     def __init__(self, device: torch.device, models: Models, **shared: Any):
@@ -273,10 +271,10 @@ class ExtractorTask(RowsTask):
         labels = to_device(column(self._rows, "label", rows), self._device)
         return {"cross_entropy": self.share(cross_entropy(logits, labels, reduction="none"))}
 
-    def score(self, held_out: CachedRows, rows: np.ndarray, rng: torch.Generator) -> dict[str, Tensor]:  # noqa: ARG002
+    def score(self, held_out: CachedRows, rows: np.ndarray, rng: torch.Generator) -> Tensor:  # noqa: ARG002
         images = to_device(to_images(column(held_out, "pixels", rows)), self._device)
         labels = to_device(column(held_out, "label", rows), self._device)
-        return {"error": (self._network(images).argmax(1) != labels).float()}
+        return (self._network(images).argmax(1) != labels).float()
 
 
 def build_vae(settings: TrainVae, image_size: int, seed: int, scaling_factor: float = 1.0) -> AutoencoderKL:

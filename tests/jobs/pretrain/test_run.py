@@ -17,10 +17,12 @@ from ims3_ray.cluster.resources import Machine
 from ims3_ray.config.load import load_settings, parse_overrides
 from ims3_ray.config.settings import Pretrain
 from ims3_ray.data.images import open_images
+from ims3_ray.data.loader import CachedPixels
 from ims3_ray.errors import InputError
 from ims3_ray.jobs.pretrain.quality import Quality, model_card
 from ims3_ray.jobs.pretrain.rows import Views, scaling_factor
 from ims3_ray.jobs.pretrain.run import Pretraining, move_to
+from ims3_ray.jobs.pretrain.tasks import ExtractorTask
 from ims3_ray.models.generator import inspect_generator
 from ims3_ray.storage.artifacts import open_storage
 
@@ -145,6 +147,16 @@ def test_a_batch_beyond_the_memory_is_refused_before_training(tiny_images, tmp_p
     ours.machine = replace(ours.machine, memory=2.4e9)
     with pytest.raises(InputError, match=r"^vae.batch_size: .*micro_batches"):
         ours.check_memory()
+
+
+def test_held_out_losses_are_shares_of_a_mean_over_more_parts_than_rows(tiny_images, tmp_path):
+    ours = pretraining(tiny_images / "train", tmp_path, *SMALL)
+    rows = {"rows": CachedPixels(ours.images, 16), "held_out": CachedPixels(ours.held_out, 16)}
+    task = ExtractorTask(torch.device("cpu"), ours.models, **rows, batch_size=6, micro_batches=6, seed=0)
+    errors = [task.held_out_losses(part)["error"].item() for part in range(6)]
+    assert sum(errors) == pytest.approx(2 / 3)  # of three classes, an untrained network predicts one
+    assert errors[3:] == [0, 0, 0]
+    task.close()
 
 
 @pytest.mark.parametrize(
