@@ -5,9 +5,10 @@
     python jobs/distill.py model.path=my-model embed.extractor=my-model \\
         data.train=/data/my-images/train data.test=/data/my-images/test
 
-Trains a VAE, a DiT and a classifier; the last command distils with them. A
-repeated command resumes. --status shows the progress of every training. ims3
-init suggests a size.
+Trains a VAE, a DiT and a classifier; the last command distils with them. The
+folder's quality.html says whether they are good enough. A repeated command
+resumes. --status shows the progress of every training. ims3 init suggests a
+size.
 """
 
 import argparse

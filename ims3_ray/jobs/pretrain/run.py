@@ -15,7 +15,7 @@ import torch
 
 from ims3_ray.cluster.fan_out import Part, fan_out
 from ims3_ray.cluster.resources import MEMORY_PER_ACTOR, Machine
-from ims3_ray.cluster.train import PartCost, Training, measure_part, train
+from ims3_ray.cluster.train import Training, measure_part, train
 from ims3_ray.config.settings import Pretrain, TrainSteps, TrainTransformer
 from ims3_ray.data.images import ImageSet
 from ims3_ray.data.loader import CachedPixels, payloads
@@ -168,26 +168,23 @@ class Pretraining:
                 training.out.write_json(HISTORY, history)
             return training.out.read_json(HISTORY)
 
-    def _measure(self, name: str, images: int) -> PartCost:
-        """Measures a part of a batch, on a node of the cluster if there is one."""
+    def _on_blank_rows(self, name: str) -> Training:
         factor = {"scaling_factor": 1.0} if name == "transformer" else {}
-        training = self.training(name, cast(Rows, BlankRows(self.models)), None, **factor)
-        if not ray.is_initialized():
-            return measure_part(training, images, self.machine.device)
-        remote = ray.remote(**self.machine.actor_resources)(measure_part).remote
-        return ray.get(remote(training, images, self.machine.device))
+        return self.training(name, cast(Rows, BlankRows(self.models)), None, **factor)
 
     def step_seconds(self) -> dict[str, float]:
-        """Returns seconds per step of each training, and per checked image."""
-        parts, seconds = self.config.micro_batches, dict[str, float]()
+        """Returns seconds per step of each training, and per checked image, measured on a node's device."""
+        parts, device, seconds = self.config.micro_batches, self.machine.device, dict[str, float]()
         for name, (_, section, _) in self.trainings.items():
-            part, images = (
-                self._measure(name, section.batch_size // parts).seconds,
-                section.batch_size // parts,
-            )
-            seconds[name] = part * -(-parts // self.machine.train_workers(parts))
+            measured = self._on_blank_rows(name), section.batch_size // parts, device
+            if ray.is_initialized():
+                remote = ray.remote(**self.machine.actor_resources)(measure_part).remote
+                cost = ray.get(remote(*measured))
+            else:
+                cost = measure_part(*measured)
+            seconds[name] = cost.seconds * -(-parts // self.machine.train_workers(parts))
             if name == "transformer":  # with guidance; a pass without gradients takes a third
-                seconds["check_images"] = 2 * CHECK_STEPS * part / images / 3
+                seconds["check_images"] = 2 * CHECK_STEPS * cost.seconds / measured[1] / 3
         return seconds
 
     def check_memory(self) -> None:
@@ -195,7 +192,7 @@ class Pretraining:
         workers = self.machine.train_workers(self.config.micro_batches)
         room = self.machine.memory / workers - MEMORY_PER_ACTOR
         for name, (task, section, _) in self.trainings.items() if self.machine.device == "cpu" else ():
-            found = self._measure(name, 2)
+            found = measure_part(self._on_blank_rows(name), 2, "cpu")
             fitting = int((room - found.state_bytes) / found.image_bytes) * self.config.micro_batches
             if fitting < section.batch_size:
                 raise InputError(
