@@ -166,7 +166,9 @@ class Trainer:
     @property
     def is_done(self) -> bool:
         """Whether all steps are taken, or the scores say that no gain is left."""
-        return self.step >= self.config.steps or is_exhausted(scores(self.history), self.config.patience)
+        config = self.config
+        is_early = config.patience > 0 and is_exhausted(scores(self.history), config.patience)
+        return is_early or self.step >= config.steps
 
     def _evaluate(self) -> Metrics:
         """Score the moving averages on the held-out rows, and keep them if no earlier score is lower."""
@@ -285,8 +287,8 @@ def scores(history: Sequence[Mapping[str, float]]) -> list[float]:
 
 
 def is_exhausted(curve: Sequence[float], patience: int) -> bool:
-    """Return whether the last `patience` scores are no lower than an earlier one; never for patience 0."""
-    return 0 < patience < len(curve) and min(curve[-patience:]) >= min(curve[:-patience])
+    """Return whether the last `patience` scores are no lower than an earlier one."""
+    return len(curve) > patience and min(curve[-patience:]) >= min(curve[:-patience])
 
 
 def _flatten(tensors: Sequence[Tensor]) -> Tensor:

@@ -170,7 +170,6 @@ def test_the_best_averages_are_kept_and_training_stops_without_a_gain():
         ([1, 2], 2, False),
         ([1, 1, 1], 2, True),  # equal is no gain
         ([2, 3, 3, 1], 2, False),
-        ([1, 2, 3], 0, False),
     ],
 )
 def test_training_is_exhausted_by_its_recorded_scores_only(curve, patience, expected):
