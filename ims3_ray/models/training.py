@@ -166,9 +166,8 @@ class Trainer:
     @property
     def is_done(self) -> bool:
         """Whether all steps are taken, or the scores say that no gain is left."""
-        config = self.config
-        is_early = config.patience > 0 and is_exhausted(scores(self.history), config.patience)
-        return is_early or self.step >= config.steps
+        is_exhausted = self.config.patience and gainless(scores(self.history)) >= self.config.patience
+        return bool(is_exhausted) or self.step >= self.config.steps
 
     def _evaluate(self) -> Metrics:
         """Score the moving averages on the held-out rows, and keep them if no earlier score is lower."""
@@ -286,9 +285,9 @@ def scores(history: Sequence[Mapping[str, float]]) -> list[float]:
     return [values[0] for values in held_out if values]
 
 
-def is_exhausted(curve: Sequence[float], patience: int) -> bool:
-    """Return whether the last `patience` scores are no lower than an earlier one."""
-    return len(curve) > patience and min(curve[-patience:]) >= min(curve[:-patience])
+def gainless(curve: Sequence[float]) -> int:
+    """Return the number of scores after the first of the lowest ones."""
+    return len(curve) - 1 - curve.index(min(curve)) if curve else 0
 
 
 def _flatten(tensors: Sequence[Tensor]) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ims3_ray.models import device
-from ims3_ray.models.training import Trainer, TrainingConfig, is_exhausted, split_micro_batches
+from ims3_ray.models.training import Trainer, TrainingConfig, gainless, split_micro_batches
 
 DATA = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
 
@@ -163,17 +163,9 @@ def test_the_best_averages_are_kept_and_training_stops_without_a_gain():
     assert all(torch.equal(value, resumed.averages()[name]) for name, value in ours.averages().items())
 
 
-@pytest.mark.parametrize(
-    ("curve", "patience", "expected"),
-    [
-        ([1, 2], 1, True),
-        ([1, 2], 2, False),
-        ([1, 1, 1], 2, True),  # equal is no gain
-        ([2, 3, 3, 1], 2, False),
-    ],
-)
-def test_training_is_exhausted_by_its_recorded_scores_only(curve, patience, expected):
-    assert is_exhausted(curve, patience) == expected
+@pytest.mark.parametrize(("curve", "number"), [([], 0), ([3, 2, 1], 0), ([1, 1, 1], 2), ([2, 3, 3, 1, 4], 1)])
+def test_an_equal_score_is_no_gain(curve, number):
+    assert gainless(curve) == number
 
 
 def test_checkpoint_of_another_configuration_is_refused():
