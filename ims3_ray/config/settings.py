@@ -241,7 +241,7 @@ class Pretrain(Settings):
     data: Data = Data(train="package://digits/train", mirror=False)
     micro_batches: Count = 2
     """Parts of a batch, summed in a fixed order. The number of workers must divide it."""
-    epochs: Count = 40
+    epochs: Count = 60
     """Passes over the images, within the limits of `steps`."""
     patience: int = Field(default=5, ge=0)
     """A training stops after this many of 25 scores, on a held-out tenth, without gain. 0: none held out."""

@@ -36,7 +36,7 @@ COLUMNS = 10  # images per class on the page
 MARGIN = 0.2  # above chance: less, and the classes are not told apart
 MIN_SHARE = 0.7  # of the lead over chance that the classifier has on real images
 MAX_COPIES = 0.1  # above the copy rate of held-out images
-MIN_PSNR = 18.0
+MIN_PSNR = 24.0  # dB
 PICTURES = """![samples](samples.png)
 
 `quality.html` also has the samples' nearest training images (`neighbours.png`) and the VAE's reconstructions
