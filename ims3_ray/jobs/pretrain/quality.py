@@ -255,7 +255,8 @@ pipeline_tag: unconditional-image-generation
 
 A diffusers `DiTPipeline` folder (DiT transformer, AutoencoderKL) with a feature extractor φ in `extractor/`,
 trained by `jobs/pretrain.py` of ims3_ray on {len(images)} images ({per_class} per class) of
-`{config.data.train}`. The weights are moving averages over the training, stored in fp16.
+`{config.data.train}`. The weights are moving averages over the training, those of the lowest loss on a
+held-out tenth unless `patience` is 0, stored in fp16.
 
 {verdict}| metric | value |
 |---|---|
