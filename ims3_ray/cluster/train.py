@@ -2,9 +2,10 @@
 
 import contextlib
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import ray.exceptions
 import ray.train
@@ -14,6 +15,7 @@ from ray.actor import ActorHandle
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from ims3_ray.config.base import DeviceKind
 from ims3_ray.errors import InputError, error_chain
 from ims3_ray.models.device import explain_out_of_memory, prepare_device, strictly_deterministic
 from ims3_ray.models.training import Metrics, Task, Trainer, TrainingConfig
@@ -27,6 +29,8 @@ from .resources import Machine
 STATE = "state.pt"
 MAX_FAILURES = 8  # lost workers or nodes per training; after more, the same command resumes
 REPORT_EVERY = 10  # steps
+MEASURED_STEPS = 3
+STATE_COPIES = 12  # values, gradients by term and worker, moments, averages
 
 
 class EndOnBadInput(UserCallback):
@@ -145,17 +149,17 @@ def _loop(config: dict[str, Any]) -> list[Metrics]:
     if checkpoint := ray.train.get_checkpoint():
         with checkpoint.as_directory() as folder:  # on the host, since AdamW reads its step counts there
             trainer.load_state_dict(torch.load(f"{folder}/{STATE}", map_location="cpu", weights_only=True))
-    while trainer.step < optimisation.steps:
+    while not trainer.is_done:
         with strictly_deterministic(), explain_out_of_memory(training.batch_field, optimisation.batch_size):
             metrics = trainer.train_step()
         if not trainer.is_finite(metrics):
             raise _diverged(training, trainer.step)
         if trainer.rank == 0 and (metrics or trainer.step % REPORT_EVERY == 0):
             config["metrics_actor"].report.remote(Message(step=trainer.step, metrics=metrics))
-        if trainer.step % optimisation.checkpoint_every == 0 or trainer.step == optimisation.steps:
+        if trainer.step % optimisation.checkpoint_every == 0 or trainer.is_done:
             _save_checkpoint(trainer)
     if trainer.rank == 0:
-        task.save(trainer.values(), trainer.ema_values(), training.out)
+        task.save(trainer.values(), trainer.averages(), training.out)
     task.close()
     return trainer.history
 
@@ -175,3 +179,35 @@ def _save_checkpoint(trainer: Trainer) -> None:
         ray.train.report(
             {"step": trainer.step}, checkpoint=checkpoint, checkpoint_dir_name=f"step_{trainer.step:07d}"
         )
+
+
+class PartCost(NamedTuple):
+    """Seconds of a micro-batch, bytes of an image's activations, bytes of a worker's training state."""
+
+    seconds: float
+    image_bytes: float
+    state_bytes: float
+
+
+def measure_part(training: Training, images: int, kind: DeviceKind) -> PartCost:
+    """Measure a forward and backward pass of a micro-batch of `images`, on this process's device."""
+    device = prepare_device(kind)
+    task = training.build(device=device, **{**training.arguments, "batch_size": images, "micro_batches": 1})
+    parameters = list(task.parameters.values())
+    saved, seconds = dict[int, int](), 0.0
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    for step in range(MEASURED_STEPS):
+        saved.clear()
+        start = time.perf_counter()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            terms = list(task.losses(step, 0).values())
+        torch.autograd.grad(terms, parameters, allow_unused=True)[0].sum().item()  # waits for a GPU
+        seconds = time.perf_counter() - start  # the last: the first are slower
+    for parameter in parameters:
+        saved.pop(parameter.untyped_storage().data_ptr(), None)
+    task.close()
+    return PartCost(seconds, sum(saved.values()) / images, STATE_COPIES * sum(p.nbytes for p in parameters))

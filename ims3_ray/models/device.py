@@ -1,4 +1,4 @@
-"""Run models on a device reproducibly: setup, transfers, padded batches, out-of-memory errors.
+"""Run models on a device reproducibly: setup, transfers, padded batches, ordered sums, memory errors.
 
 In padded batches, a row's bits depend on the batch size but not on the number of rows or their neighbours.
 """
@@ -9,9 +9,11 @@ import re
 import threading
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -213,3 +215,33 @@ def to_images(pixels: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
 def to_pixels(images: Float[Tensor, "B 3 H W"]) -> UInt8[Tensor, "B 3 H W"]:
     """Convert images of −1 … 1 to pixels 0 … 255, rounded and clipped."""
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def split_micro_batches(micro_batches: int, world: int) -> list[range]:
+    """Divide the micro-batches into contiguous ranges, one per worker, as even as possible.
+
+    Raises ValueError for more workers than micro-batches.
+    """
+    if world > micro_batches:
+        raise ValueError(f"{world} workers for {micro_batches} micro-batches; use at most {micro_batches}")
+    ends = [micro_batches * k // world for k in range(world + 1)]
+    return [range(start, stop) for start, stop in pairwise(ends)]
+
+
+def sum_in_order(local: Tensor, counts: list[int]) -> Tensor:
+    """Sum over the micro-batches (first axis) of all workers, in their order."""
+    first, *others = gather(local, counts)
+    total = first.clone()
+    for part in others:
+        total += part
+    return total
+
+
+def gather(local: Tensor, counts: list[int]) -> Tensor:
+    """Return the micro-batches (first axis) of all workers in order; `counts` is the number per worker."""
+    if len(counts) == 1:
+        return local
+    filled = torch.cat([local, local.new_zeros(max(counts) - len(local), *local.shape[1:])]).contiguous()
+    gathered = [torch.empty_like(filled) for _ in counts]
+    dist.all_gather(gathered, filled)
+    return torch.cat([parts[:count] for parts, count in zip(gathered, counts, strict=True)])

@@ -4,22 +4,26 @@ A global batch is split into micro-batches. Each worker computes the gradients o
 gradients are gathered and summed on every worker in the order of the micro-batches. So any number of workers,
 up to the number of micro-batches, gives the same bits, and it may change during training when nodes fail or
 join. Steps, noise and batches are keyed by (seed, step, position), so a resumed run needs no generator state.
+
+With `eval_every`, the moving averages are scored on held-out rows. The best ones are the result, and training
+stops after `patience` scores without a gain; both depend on the recorded scores only.
 """
 
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
-from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
+from typing import Any, Literal, Protocol, TypedDict, cast, runtime_checkable
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ims3_ray.storage.artifacts import Directory
 
+from .device import gather, split_micro_batches, sum_in_order
+
+HELD_OUT = "held_out/"  # prefix of the metrics of held-out rows
 Metrics = dict[str, float]
 Tensors = dict[str, Tensor]
 
@@ -68,6 +72,15 @@ class Task(Protocol):
         """Called at the end: release the task's resources."""
 
 
+class ScoredTask(Task, Protocol):
+    def held_out_losses(self, part: int, /) -> Tensors:
+        """Return this part's share of each mean over held-out rows; the first is the score, lower is better.
+
+        Rows and noise are the same in every call. Parts are numbered as micro-batches.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """Settings: AdamW; learning rate constant or cosine to zero, after a linear warm-up."""
@@ -82,6 +95,8 @@ class TrainingConfig:
     ema_decay: float = 0.9999
     ema_warmup: bool = True
     log_every: int = 50
+    eval_every: int = 0  # steps between scores on held-out rows; 0: none
+    patience: int = 0  # scores without a gain until training stops; 0: never
     checkpoint_every: int = 500
 
     def lr_at(self, step: int) -> float:
@@ -102,6 +117,7 @@ class TrainerState(TypedDict):
 
     values: Tensors
     ema: Tensor
+    best: Tensor
     optimizer: dict[str, Any]
     step: int
     history: list[Metrics]
@@ -117,14 +133,15 @@ class Trainer:
         shares = split_micro_batches(config.micro_batches, world)
         self.counts, self.micro_batches = [len(share) for share in shares], shares[rank]
         self.names, self.parameters = list(task.parameters), list(task.parameters.values())
-        self.ema = _flatten(self.parameters).detach().clone()
+        self.ema = self.best = _flatten(self.parameters).detach().clone()
         self.optimizer = torch.optim.AdamW(self.parameters, lr=config.lr, weight_decay=config.weight_decay)
         self.step, self._steps_since, self._since = 0, 0, time.perf_counter()
         self.history: list[Metrics] = []
 
     def train_step(self) -> Metrics:
         """Take one optimiser step; return metrics if this is a logging step, else nothing."""
-        log = (self.step + 1) % self.config.log_every == 0 or self.step + 1 == self.config.steps
+        evaluates = bool(self.config.eval_every) and self._is_due(self.config.eval_every)
+        log = evaluates or self._is_due(self.config.log_every)
         separate = log or bool(self.task.gradient_ratios)
         gradients, terms = self._gradients(separate)
         norms = gradients.norm(dim=1)
@@ -140,7 +157,38 @@ class Trainer:
         self.task.after_step(self.step, lambda parts: gather(parts, self.counts))
         self.step += 1
         self._steps_since += 1
-        return self._log(terms, norms, weights) if log else {}
+        metrics = self._log(terms, norms, weights) if log else {}
+        return metrics | self._evaluate() if evaluates else metrics
+
+    def _is_due(self, every: int) -> bool:
+        return (self.step + 1) % every == 0 or self.step + 1 == self.config.steps
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all steps are taken, or the scores say that no gain is left."""
+        is_exhausted = self.config.patience and gainless(scores(self.history)) >= self.config.patience
+        return bool(is_exhausted) or self.step >= self.config.steps
+
+    def _evaluate(self) -> Metrics:
+        """Score the moving averages on the held-out rows, and keep them if no earlier score is lower."""
+        task, values = cast(ScoredTask, self.task), _flatten(self.parameters).detach().clone()
+        self._assign(self.ema)
+        with torch.no_grad():
+            shares = [task.held_out_losses(part) for part in self.micro_batches]
+        self._assign(values)
+        rows = torch.stack([torch.stack(list(share.values())) for share in shares])
+        means = sum_in_order(rows, self.counts).tolist()
+        metrics = {f"{HELD_OUT}{name}": mean for name, mean in zip(shares[0], means, strict=True)}
+        self.history[-1] |= metrics
+        if means[0] <= min(scores(self.history)):
+            self.best = self.ema.clone()
+        self._since = time.perf_counter()
+        return metrics
+
+    def _assign(self, flat: Tensor) -> None:
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, _unflatten(self.parameters, flat), strict=True):
+                parameter.copy_(value)
 
     def _gradients(self, separate: bool) -> tuple[Float[Tensor, "rows P"], Float[Tensor, " terms"]]:
         """Return the batch's gradients, summed in order: one row per term, or of weighted sums of terms."""
@@ -194,7 +242,7 @@ class Trainer:
 
     def is_finite(self, metrics: Metrics) -> bool:
         """Return whether training has not diverged: checks the metrics, and all values at the last step."""
-        if self.step == self.config.steps:
+        if self.is_done:
             values = torch.cat([_flatten(self.parameters).detach(), self.ema])
             return bool(torch.isfinite(values).all())
         return all(map(math.isfinite, metrics.values()))
@@ -203,6 +251,7 @@ class Trainer:
         return {
             "values": self.values(),
             "ema": self.ema,
+            "best": self.best,
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "history": self.history,
@@ -212,50 +261,33 @@ class Trainer:
 
     def load_state_dict(self, state: TrainerState) -> None:
         assert state["optimisation"] == asdict(self.config), "the checkpoint has another configuration"
-        with torch.no_grad():
-            for name, parameter in zip(self.names, self.parameters, strict=True):
-                parameter.copy_(state["values"][name])
+        self._assign(_flatten([state["values"][name] for name in self.names]))
         self.ema.copy_(state["ema"])
+        self.best = state["best"].to(self.device) if self.config.eval_every else self.ema
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.history = state["step"], state["history"]
         self.task.load_state_dict(state["task"])
 
     def values(self) -> Tensors:
-        return {name: p.detach().clone() for name, p in zip(self.names, self.parameters, strict=True)}
+        return self._by_name(_flatten(self.parameters).detach())
 
-    def ema_values(self) -> Tensors:
-        averages = zip(self.names, _unflatten(self.parameters, self.ema), strict=True)
-        return {name: average.clone() for name, average in averages}
+    def averages(self) -> Tensors:
+        """Return the moving averages: those of the best score, if there are scores."""
+        return self._by_name(self.best if self.config.eval_every else self.ema)
 
-
-def split_micro_batches(micro_batches: int, world: int) -> list[range]:
-    """Divide the micro-batches into contiguous ranges, one per worker, as even as possible.
-
-    Raises ValueError for more workers than micro-batches.
-    """
-    if world > micro_batches:
-        raise ValueError(f"{world} workers for {micro_batches} micro-batches; use at most {micro_batches}")
-    ends = [micro_batches * k // world for k in range(world + 1)]
-    return [range(start, stop) for start, stop in pairwise(ends)]
+    def _by_name(self, flat: Tensor) -> Tensors:
+        return {n: v.clone() for n, v in zip(self.names, _unflatten(self.parameters, flat), strict=True)}
 
 
-def sum_in_order(local: Tensor, counts: list[int]) -> Tensor:
-    """Sum over the micro-batches (first axis) of all workers, in their order."""
-    first, *others = gather(local, counts)
-    total = first.clone()
-    for part in others:
-        total += part
-    return total
+def scores(history: Sequence[Mapping[str, float]]) -> list[float]:
+    """Return the scores in the order of training: the first held-out metric of each entry that has one."""
+    held_out = [[entry[key] for key in entry if key.startswith(HELD_OUT)] for entry in history]
+    return [values[0] for values in held_out if values]
 
 
-def gather(local: Tensor, counts: list[int]) -> Tensor:
-    """Return the micro-batches (first axis) of all workers in order; `counts` is the number per worker."""
-    if len(counts) == 1:
-        return local
-    filled = torch.cat([local, local.new_zeros(max(counts) - len(local), *local.shape[1:])]).contiguous()
-    gathered = [torch.empty_like(filled) for _ in counts]
-    dist.all_gather(gathered, filled)
-    return torch.cat([parts[:count] for parts, count in zip(gathered, counts, strict=True)])
+def gainless(curve: Sequence[float]) -> int:
+    """Return the number of scores after the first of the lowest ones."""
+    return len(curve) - 1 - curve.index(min(curve)) if curve else 0
 
 
 def _flatten(tensors: Sequence[Tensor]) -> Tensor:

@@ -1,6 +1,7 @@
 """Images of the distilled set as data URIs for a page, and on one contact sheet."""
 
 import base64
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -70,33 +71,35 @@ def data_uri(encoded: bytes) -> str:
 
 
 def contact_sheet(data: ReportData) -> bytes:
-    """The distilled set as one PNG, deterministic: one labelled row per class, one column per image.
-
-    Shows at most 40 classes and 20 images per class; a note at the bottom says what is omitted.
-    """
+    """The distilled set as one PNG: at most 40 classes and 20 images per class; a note says what it omits."""
     classes = [data.classes[i] for i in shown_classes(data.classes, SHEET_CLASSES)]
     columns = min(max(data.counts), SHEET_COLUMNS)
-    font, names = _font(15), [shortened(name) for name in classes]
+    note = _note(len(classes), len(data.classes), columns, max(data.counts))
+    return sheet({name: data.contact[name]["distilled"][:columns] for name in classes}, note)
+
+
+def sheet(images: Mapping[str, Sequence[bytes]], note: str = "") -> bytes:
+    """One PNG, deterministic: one labelled row per class, one column per image, the note at the bottom."""
+    columns, font, names = max(map(len, images.values())), _font(15), [shortened(name) for name in images]
     left = MARGIN + max(int(font.getlength(name)) for name in names) + 14
     step = SHEET_CELL + GAP
-    note = _note(len(classes), len(data.classes), columns, max(data.counts))
     size = (
         left + columns * step - GAP + MARGIN,
-        2 * MARGIN + len(classes) * step - GAP + (24 if note else 0),
+        2 * MARGIN + len(names) * step - GAP + (24 if note else 0),
     )
-    sheet = Image.new("RGB", size, PAPER)
-    draw = ImageDraw.Draw(sheet)
-    for row, (name, short) in enumerate(zip(classes, names, strict=True)):
+    paper = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(paper)
+    for row, (short, cells) in enumerate(zip(names, images.values(), strict=True)):
         top = MARGIN + row * step
         draw.text((left - 14, top + SHEET_CELL // 2), short, fill=INK, font=font, anchor="rm")
-        for column, encoded in enumerate(data.contact[name]["distilled"][:columns]):
+        for column, encoded in enumerate(cells):
             image = _cell(encoded)
             at = ((SHEET_CELL - image.width) // 2, (SHEET_CELL - image.height) // 2)
-            sheet.paste(image, (left + column * step + at[0], top + at[1]))
+            paper.paste(image, (left + column * step + at[0], top + at[1]))
     if note:
         draw.text((left, size[1] - MARGIN), note, fill=MUTED, font=_font(12), anchor="ls")
     buffer = BytesIO()
-    sheet.save(buffer, "PNG", optimize=True)
+    paper.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 

@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy.optimize import isotonic_regression
 
 from ims3_ray.evaluation.results import SET_TITLES, SetMetrics
+from ims3_ray.models.training import HELD_OUT
 
 from . import svg
 from .feature_space import Map
@@ -118,7 +119,8 @@ def losses(history: History, stage: str) -> Markup | None:
     """
     keys = dict.fromkeys(key for entry in history for key in entry)
     ratios = [key for key in keys if key.startswith("grad_ratio/")]
-    terms = [key for key in keys if "/" not in key and key not in ("step", "images_per_s")]
+    others = {"step", "images_per_s"}
+    terms = [key for key in keys if "/" not in key.removeprefix(HELD_OUT) and key not in others]
     if not terms + ratios:
         return None
     rows, columns = svg.panels(len(terms + ratios))
@@ -126,9 +128,9 @@ def losses(history: History, stage: str) -> Markup | None:
     for place, key in enumerate(terms + ratios, start=1):
         axes, is_ratio = drawing.add_subplot(rows, columns, place), key in ratios
         points = np.array([(entry["step"], entry[key]) for entry in history if key in entry])
-        title = (
-            f"Gradient ratio, {key.partition('/')[2]} / diffusion" if is_ratio else f"{key.capitalize()} loss"
-        )
+        title = f"{key.replace(HELD_OUT, 'held-out ').replace('_', ' ').capitalize()} loss"
+        if is_ratio:
+            title = f"Gradient ratio, {key.partition('/')[2]} / diffusion"
         svg.style(axes, title=title)
         _trend(axes, points, DISTILLED if is_ratio else INK)
         if is_ratio and (points[:, 1] > 0).all():

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from ims3_ray.models import training
-from ims3_ray.models.training import Trainer, TrainingConfig, split_micro_batches
+from ims3_ray.models import device
+from ims3_ray.models.training import Trainer, TrainingConfig, gainless, split_micro_batches
 
 DATA = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
 
@@ -123,10 +123,49 @@ def test_unequal_shares_are_gathered_in_order(monkeypatch):
         for tensor, (start, stop) in zip(out, ((0, 1), (1, 3), (3, 4)), strict=True):
             tensor.zero_()[: stop - start] = parts[start:stop]
 
-    monkeypatch.setattr(training.dist, "all_gather", all_gather)
-    assert torch.equal(training.gather(parts[:1], [1, 2, 1]), parts)
+    monkeypatch.setattr(device.dist, "all_gather", all_gather)
+    assert torch.equal(device.gather(parts[:1], [1, 2, 1]), parts)
     assert sent[0].shape == (2, 2)
-    assert torch.equal(training.sum_in_order(parts[:1], [1, 2, 1]), parts.sum(0))
+    assert torch.equal(device.sum_in_order(parts[:1], [1, 2, 1]), parts.sum(0))
+
+
+class Scored(Regression):
+    """Held out: half of the distance from the layer's bias to a goal, per micro-batch."""
+
+    def held_out_losses(self, part):
+        assert not torch.is_grad_enabled()
+        return {"distance": (self.layer.bias - 0.3).abs().sum() / 2}
+
+
+def train_until_done(ours):
+    """Return the averages at each score."""
+    averages = []
+    while not ours.is_done:
+        if "held_out/distance" in ours.train_step():
+            averages.append(ours.ema.clone())
+    return averages
+
+
+def test_the_best_averages_are_kept_and_training_stops_without_a_gain():
+    options = {"steps": 200, "eval_every": 3, "patience": 4, "lr": 0.05, "ema_decay": 0.5}
+    ours, first, resumed = (trainer(task=Scored(2), **options) for _ in range(3))
+    averages = train_until_done(ours)
+    curve = [entry["held_out/distance"] for entry in ours.history if "held_out/distance" in entry]
+    best = curve.index(min(curve))
+    assert 0 < best == len(curve) - 1 - 4  # neither the first nor the last
+    assert ours.step == 3 * len(curve) < 200
+    assert torch.equal(ours.averages()["bias"], averages[best][-1:])
+    assert not torch.equal(ours.averages()["bias"], ours.ema[-1:])
+    train(first, ours.step - 5)  # after the best score
+    resumed.load_state_dict(first.state_dict())
+    train_until_done(resumed)
+    assert resumed.step == ours.step
+    assert all(torch.equal(value, resumed.averages()[name]) for name, value in ours.averages().items())
+
+
+@pytest.mark.parametrize(("curve", "number"), [([], 0), ([3, 2, 1], 0), ([1, 1, 1], 2), ([2, 3, 3, 1, 4], 1)])
+def test_an_equal_score_is_no_gain(curve, number):
+    assert gainless(curve) == number
 
 
 def test_checkpoint_of_another_configuration_is_refused():

