@@ -153,7 +153,7 @@ def page() -> str:
             if documented.get(row.field, row.default) != row.default
         ]
         if shared:
-            defaults = f"; other defaults: {', '.join(others)}" if others else ""
+            defaults = f".\nOther defaults: {', '.join(others)}" if others else ""
             lines += [f"As above: {', '.join(f'`{name}`' for name in shared)}{defaults}.", ""]
         for group in all_groups:
             rows = [row for row in group.rows if not (group.name in shared or row.field in documented)]

@@ -137,28 +137,18 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _check_source(self) -> "Config":
-        is_real, protocol = self.source == "real", self.probe.protocol or self.evaluate.protocol
-        rules = (
-            (
-                self.image_size and not is_real and self.packing.factor == 1,
-                f"image_size: {self.image_size} needs source=real, or packing.factor=2 or 3; drop it",
-            ),
-            (
-                is_real and protocol == NO_PROTOCOL and not self.image_size,
-                "image_size: no protocol sets it for source=real; set it, such as image_size=32",
-            ),
-            (
-                is_real and self.refine.steps and self.refine.space == "latent",
-                "refine.space: latent needs a generator; set refine.space=pixel and refine.lr=0.01",
-            ),
-            (
-                is_real and self.select.exclude_copies,
-                "select.exclude_copies: all candidates are real images with source=real; set it to false",
-            ),
-        )
-        for is_broken, rule in rules:
-            if is_broken:
-                raise ValueError(rule)
+        rule = ""
+        if self.source == "generator":
+            if self.image_size and self.packing.factor == 1:
+                rule = f"image_size: {self.image_size} needs source=real, or packing.factor=2 or 3; drop it"
+        elif not self.image_size and (self.probe.protocol or self.evaluate.protocol) == NO_PROTOCOL:
+            rule = "image_size: no protocol sets it for source=real; set it, such as image_size=32"
+        elif self.refine.steps and self.refine.space == "latent":
+            rule = "refine.space: latent needs a generator; set refine.space=pixel and refine.lr=0.01"
+        elif self.select.exclude_copies:
+            rule = "select.exclude_copies: with source=real all candidates are copies; set it to false"
+        if rule:
+            raise ValueError(rule)
         return self
 
     @model_validator(mode="after")

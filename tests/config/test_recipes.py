@@ -96,7 +96,7 @@ def assert_values(config, words):
 def test_every_yaml_file_is_a_recipe_whose_header_states_hardware_and_what_was_measured():
     folder = resources.files("ims3_ray") / "recipes"
     assert {path.name for path in folder.iterdir()} == {f"{name}.yaml" for name in recipe_names()}
-    others = {"digits", "digits-images", "digits-paper", "imagewoof-refined", "imagewoof-published"}
+    others = {"digits", "digits-images", "digits-paper", "imagewoof-refined", "imagewoof-published", "real"}
     assert set(recipe_names()) == {*others, *SMALL, *IMAGENET}
     for name in recipe_names():
         header = "".join(line for line in recipe_text(name)[1].splitlines() if line.startswith("#"))

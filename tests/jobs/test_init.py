@@ -156,7 +156,7 @@ def test_a_machine_with_too_little_memory_is_refused_with_a_smaller_size(here, c
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=1e9))
     assert run_command("init", ["--data", "flowers", "--model", "own", "--image-size", "64"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert re.search(r"memory: .* 1 GB; use --image-size 32, or --model none", line)
+    assert re.search(r"memory: .* has 1 GB; use --image-size 32, or --model none", line)
 
 
 def test_bad_input_is_refused_before_heavy_imports(here):

@@ -32,6 +32,7 @@ from ims3_ray.stages.context import Context
 MATRIX = {"cpu": 1024, "cuda": 8192}  # rows and columns
 EFFICIENCY = 0.35  # fraction of the matrix rate that small models reach
 RATE_S = 0.25  # duration of a measurement
+Trained = TrainVae | TrainTransformer | TrainExtractor
 MEASURED_IMAGES = 4  # per forward and backward pass of a network of `ims3 pretrain`
 PROCESS_BYTES = 5e8  # a worker with torch
 DRIVER_BYTES = 7e8  # the driver with torch, Ray and MLflow
@@ -75,17 +76,17 @@ def estimate_stages(context: Context, stages: Sequence[Stage], rate: float) -> l
     return estimates
 
 
-def check_memory(estimates: Sequence[Estimate], machine: Machine, remedy: str) -> None:
+def check_memory(estimates: Sequence[Estimate], machine: Machine) -> None:
     """Raise InputError if driver and workers of a stage need more memory than this machine has."""
     needed = max(each.driver + each.worker * machine.actors for each in estimates)
-    _check_bytes(needed, machine, remedy)
+    _check_bytes(needed, "lower image_size or refine.real_images, or set workers.actors=1")
 
 
-def _check_bytes(needed: float, machine: Machine, remedy: str) -> None:
+def _check_bytes(needed: float, remedy: str) -> None:
     if needed > (total := psutil.virtual_memory().total):
         raise InputError(
-            f"memory: {machine.actors} workers and the driver need {format_bytes(needed)}, this machine "
-            f"has {format_bytes(total)}; {remedy}"
+            f"memory: driver and workers need {format_bytes(needed)}, this machine has "
+            f"{format_bytes(total)}; {remedy}"
         )
 
 
@@ -103,7 +104,7 @@ def run_seconds(config: Config, untrained: Pretrain | None = None, classes: Sequ
         context = prepare(config, machine)
         steps = plan(context)
         estimates = estimate_steps(context, steps)
-    check_memory(estimates, machine, "lower image_size or refine.real_images, or set workers.actors=1")
+    check_memory(estimates, machine)
     return sum(cost.seconds for step, cost in zip(steps, estimates, strict=True) if not step.manifest)
 
 
@@ -127,14 +128,19 @@ def largest_pretraining(
     best = 0, 0.0
     for side in sizes:
         config = load_settings(Pretrain, {"image_size": side})
-        hours = pretrain_seconds(config, sum(counts), len(counts), machine) / 3600
+        try:
+            hours = pretrain_seconds(config, sum(counts), len(counts), machine) / 3600
+        except InputError:  # of memory
+            if not best[0]:
+                raise
+            break
         if best[0] and hours > limit:
             break
         best = side, hours
     return best
 
 
-def num_steps(section: TrainVae | TrainTransformer | TrainExtractor, num_images: int) -> int:  # noqa: ARG001
+def num_steps(section: Trained, num_images: int) -> int:  # noqa: ARG001
     """Return the steps of a training of `ims3 pretrain` on this number of images."""
     return section.steps
 
@@ -155,7 +161,7 @@ def pretrain_seconds(config: Pretrain, num_images: int, num_classes: int, machin
     z = torch.rand(MEASURED_IMAGES, *dit.config.latent_shape, device=device)
     label = torch.zeros(MEASURED_IMAGES, dtype=torch.int64, device=device)
     workers, total = machine.train_workers(config.micro_batches), 0.0
-    trainings: list[tuple[TrainVae | TrainTransformer | TrainExtractor, Callable[[], Tensor]]] = [
+    trainings: list[tuple[Trained, Callable[[], Tensor]]] = [
         (config.vae, lambda: vae(images)[0].sum()),
         (config.transformer, lambda: dit(z, label, label).sum()),
         *[(config.extractor, lambda: phi(images).sum())] * 2,  # φ, and the judge
@@ -163,7 +169,7 @@ def pretrain_seconds(config: Pretrain, num_images: int, num_classes: int, machin
     for section, loss in trainings:
         part = math.ceil(section.batch_size / config.micro_batches)
         needed = DRIVER_BYTES + workers * (PROCESS_BYTES + _graph_bytes(loss) * part / MEASURED_IMAGES)
-        _check_bytes(needed, machine, f"use --image-size {side // 2}, or --model none")
+        _check_bytes(needed, f"use --image-size {side // 2}, or --model none")
         rate = MEASURED_IMAGES * runs_per_second(machine.device, lambda loss=loss: loss().backward(), RATE_S)
         total += num_steps(section, num_images) * section.batch_size / (rate * workers)
     return total
@@ -172,12 +178,7 @@ def pretrain_seconds(config: Pretrain, num_images: int, num_classes: int, machin
 def _graph_bytes(loss: Callable[[], Tensor]) -> int:
     """Return the bytes that a backward pass needs."""
     sizes: list[int] = []
-
-    def keep(values: Tensor) -> Tensor:
-        sizes.append(values.nbytes)
-        return values
-
-    with saved_tensors_hooks(keep, lambda values: values):
+    with saved_tensors_hooks(lambda values: sizes.append(values.nbytes), lambda values: values):
         loss()
     return sum(sizes)
 

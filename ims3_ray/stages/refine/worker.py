@@ -94,8 +94,7 @@ class Refiner:
 
     def __init__(self, inputs: RefineInput, board: ActorHandle, batch_size: int):
         config, device = inputs.config, prepare_device(inputs.numerics.device)
-        model, settings = config.model, config.refine
-        self._vae = None
+        model, settings, self._vae = config.model, config.refine, None
         if config.source == "generator":
             numerics = {"device": device, "dtype": inputs.numerics.dtype}
             self._vae = load_vae(model.path, vae=model.vae, heads=model.heads, **numerics)
@@ -234,8 +233,8 @@ class Refiner:
 
     @torch.no_grad()
     def _encode(self, pixels: Tensor) -> Tensor:
+        parts = to_images(enlarge(pixels, self._inputs.image_size)).split(self._batch_size)
         assert self._vae
-        parts = to_images(enlarge(pixels, self._vae.image_size)).split(self._batch_size)
         return torch.cat([self._vae.encode(part)[0] for part in parts])
 
     @torch.no_grad()

@@ -1,8 +1,7 @@
-"""Stage sample without a generator: subgroups of real training images are the candidates.
+"""Stage sample without a generator: the candidates are subgroups of real training images.
 
-A class's images, in a random order keyed by (seed, class, round), are cut into subgroups of equal size. When
-all are used, the next round begins. Single images are selected from the first round, so none is a candidate
-twice.
+A class's images, in an order keyed by (seed, class, round), are cut into subgroups. When all are used, the
+next round begins. Single images are selected from the first round only, so none is a candidate twice.
 """
 
 from collections.abc import Iterator
@@ -35,7 +34,7 @@ Candidate = tuple[int, int, int, int, str]  # class, subgroup, index, row of its
 
 
 def run(context: Context, out: Directory, features: Directory) -> dict[str, Any]:
-    """Write the candidates with the features that stage embed computed."""
+    """Write the candidates, with the features of stage embed."""
     index, train = read_index(features, schemas.FEATURES, ["image_id", "label"]), context.images["train"]
     path_of = dict(zip(train.ids, train.paths, strict=True))
     ids, candidates = index.keys["image_id"].tolist(), list[Candidate]()
@@ -58,11 +57,12 @@ def run(context: Context, out: Directory, features: Directory) -> dict[str, Any]
 
 def draw(context: Context, label: int, count: int) -> Iterator[int]:
     """Yield rows of a class's `count` images, subgroup by subgroup."""
-    config, name = context.config, context.classes[label]
+    config, by_image = context.config, context.config.select.unit == "image"
     size, left = config.pool_ipc, config.pool_ipc * config.sample.subgroups
-    whole = count if config.select.unit == "image" else count // size * size
-    for round_ in range(1 if config.select.unit == "image" else -(-left // whole)):
-        rows = permutation(count, "real", config.seed, name, round_)[: min(whole, left)].tolist()
+    whole = count if by_image else count // size * size
+    for number in range(1 if by_image else -(-left // whole)):
+        order = permutation(count, "real", config.seed, context.classes[label], number)
+        rows = order[: min(whole, left)].tolist()
         left -= len(rows)
         yield from rows
 
