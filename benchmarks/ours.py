@@ -24,8 +24,8 @@ from ims3_ray.stages.context import Context
 from ims3_ray.stages.encode import Encoder, encoder_arguments
 from ims3_ray.stages.finetune.stage import InversionMatchingTask, optimisation, task_arguments
 from ims3_ray.stages.invert import Inverter, inverter_arguments
+from ims3_ray.stages.refine.refinement import Sizes, refinement, views_of
 from ims3_ray.stages.refine.stage import step_operations as refined_step_operations
-from ims3_ray.stages.refine.worker import Packing, refinement, views_of
 from ims3_ray.stages.sample.stage import Sampler, sampler_arguments
 from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import Directory
@@ -152,7 +152,7 @@ class RefinementStep:
         rng, size = generator("bench", "refine"), protocol.image_size
         network = protocol.build(len(context.classes), rng)
         self._probe, views = network.to(device), differentiable(protocol)
-        packing = Packing.of(context.tiles, context.stored_size, size)
+        packing = Sizes.of(context.tiles, context.stored_size, size)
         self._refinement = refinement(config.refine, vae, views, packing, context.batch_size(config.refine))
         self._start = torch.randn(config.ipc, *context.info.latent_shape, generator=rng).to(device)
         real = torch.rand(config.ipc, 3, size, size, generator=rng).to(device)

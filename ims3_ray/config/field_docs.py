@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from .base import Settings
-from .settings import Config, Evaluating, Pretrain, Selecting
+from .pretrain import Pretrain
+from .settings import Config, Evaluating, Selecting
 
 SETTINGS: dict[str, type[Settings]] = {  # command → its settings; convert has none
     **dict.fromkeys(("distill", "sweep", "runs", "init", "push", "doctor"), Config),

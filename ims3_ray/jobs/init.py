@@ -29,8 +29,9 @@ import psutil
 from ims3_ray.config.data import Data
 from ims3_ray.config.evaluation import Evaluate
 from ims3_ray.config.load import load_config, load_settings, parse_overrides
+from ims3_ray.config.pretrain import Pretrain
 from ims3_ray.config.sections import PAPER_BATCH, UNTRAINED
-from ims3_ray.config.settings import Config, Pretrain, Workers
+from ims3_ray.config.settings import Config, Workers
 from ims3_ray.data.images import ImageSet, open_images, split_locations
 from ims3_ray.data.transforms import decode
 from ims3_ray.display import escape_unprintable, first_few, format_bytes, one_line

@@ -7,8 +7,9 @@ import yaml
 
 from ims3_ray.config import load
 from ims3_ray.config.load import load_config, load_settings, parse_overrides, recipe_names
+from ims3_ray.config.pretrain import Pretrain
 from ims3_ray.config.sections import PAPER_BATCH, Finetune
-from ims3_ray.config.settings import Config, Pretrain
+from ims3_ray.config.settings import Config
 from ims3_ray.errors import InputError
 
 ONE_STEP = "im.target=one_step finetune.micro_batches=1"

@@ -18,7 +18,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from ims3_ray.cluster.resources import Machine, find_machine
 from ims3_ray.config.base import DeviceKind
 from ims3_ray.config.load import load_settings
-from ims3_ray.config.settings import Config, Pretrain, TrainExtractor, TrainTransformer, TrainVae
+from ims3_ray.config.pretrain import Pretrain, TrainSteps
+from ims3_ray.config.settings import Config
 from ims3_ray.display import format_bytes
 from ims3_ray.errors import InputError
 from ims3_ray.method.seeding import generator
@@ -32,7 +33,6 @@ from ims3_ray.stages.context import Context
 MATRIX = {"cpu": 1024, "cuda": 8192}  # rows and columns
 EFFICIENCY = 0.35  # fraction of the matrix rate that small models reach
 RATE_S = 0.25  # duration of a measurement
-Trained = TrainVae | TrainTransformer | TrainExtractor
 MEASURED_IMAGES = 4  # per forward and backward pass of a network of `ims3 pretrain`
 PROCESS_BYTES = 5e8  # a worker with torch
 DRIVER_BYTES = 7e8  # the driver with torch, Ray and MLflow
@@ -109,10 +109,11 @@ def run_seconds(config: Config, untrained: Pretrain | None = None, classes: Sequ
 
 
 def _save_untrained(config: Pretrain, classes: Sequence[str], folder: str) -> None:
+    from ims3_ray.jobs.pretrain.rows import Views
     from ims3_ray.jobs.pretrain.tasks import Models, build_vae  # imports diffusers, which takes seconds
     from ims3_ray.models.convert import save_pipeline
 
-    models = Models(config, len(classes), {})
+    models = Models(config, len(classes), Views(False, 0), {})
     dit = DiT(models.dit_config).initialize(generator("estimate"))
     save_pipeline(dit, build_vae(config.vae, config.image_size, 0), Path(folder), id2label=list(classes))
     save_extractor(models.classifier(0), Path(folder) / "extractor", mean=HALF, deviation=HALF)
@@ -140,20 +141,16 @@ def largest_pretraining(
     return best
 
 
-def num_steps(section: Trained, num_images: int) -> int:  # noqa: ARG001
-    """Return the steps of a training of `ims3 pretrain` on this number of images."""
-    return section.steps
-
-
 def pretrain_seconds(config: Pretrain, num_images: int, num_classes: int, machine: Machine) -> float:
     """Return estimated seconds of `ims3 pretrain`, from measured forward and backward passes.
 
     Raises InputError if a worker's part of a batch does not fit the memory.
     """
+    from ims3_ray.jobs.pretrain.rows import Views
     from ims3_ray.jobs.pretrain.tasks import Models, build_vae  # imports diffusers, which takes seconds
 
     device, side = torch.device(machine.device), config.image_size
-    models = Models(config, num_classes, {})
+    models = Models(config, num_classes, Views(False, 0), {})
     vae, phi = build_vae(config.vae, side, 0), models.classifier(0).to(device)
     torch.nn.Module.to(vae, device)
     dit = DiT(models.dit_config).initialize(generator("estimate")).to(device)
@@ -161,7 +158,7 @@ def pretrain_seconds(config: Pretrain, num_images: int, num_classes: int, machin
     z = torch.rand(MEASURED_IMAGES, *dit.config.latent_shape, device=device)
     label = torch.zeros(MEASURED_IMAGES, dtype=torch.int64, device=device)
     workers, total = machine.train_workers(config.micro_batches), 0.0
-    trainings: list[tuple[Trained, Callable[[], Tensor]]] = [
+    trainings: list[tuple[TrainSteps, Callable[[], Tensor]]] = [
         (config.vae, lambda: vae(images)[0].sum()),
         (config.transformer, lambda: dit(z, label, label).sum()),
         *[(config.extractor, lambda: phi(images).sum())] * 2,  # φ, and the judge
@@ -171,7 +168,8 @@ def pretrain_seconds(config: Pretrain, num_images: int, num_classes: int, machin
         needed = DRIVER_BYTES + workers * (PROCESS_BYTES + _graph_bytes(loss) * part / MEASURED_IMAGES)
         _check_bytes(needed, f"use --image-size {side // 2}, or --model none")
         rate = MEASURED_IMAGES * runs_per_second(machine.device, lambda loss=loss: loss().backward(), RATE_S)
-        total += num_steps(section, num_images) * section.batch_size / (rate * workers)
+        steps = section.num_steps(config.epochs, num_images)
+        total += steps * section.batch_size / (rate * workers)
     return total
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from ims3_ray.config.load import load_settings, parse_overrides
-from ims3_ray.config.settings import Pretrain
+from ims3_ray.config.pretrain import Pretrain
 from ims3_ray.errors import InputError
 from ims3_ray.jobs.next_steps import result_lines, shell_command
 from ims3_ray.progress import spinner

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ims3_ray.config.base import DeviceKind
-from ims3_ray.config.settings import Pretrain
+from ims3_ray.config.pretrain import Pretrain
 from ims3_ray.data.distilled import licence_entries
 from ims3_ray.data.images import ImageSet
 from ims3_ray.data.loader import CachedPixels

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ims3_ray.config.settings import Pretrain
+from ims3_ray.config.pretrain import Pretrain
 from ims3_ray.data.images import ImageSet
 from ims3_ray.data.loader import BatchReader, Payload
 from ims3_ray.errors import InputError

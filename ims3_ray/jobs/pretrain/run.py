@@ -16,7 +16,7 @@ import torch
 from ims3_ray.cluster.fan_out import Part, fan_out
 from ims3_ray.cluster.resources import MEMORY_PER_ACTOR, Machine
 from ims3_ray.cluster.train import Training, measure_part, train
-from ims3_ray.config.settings import Pretrain, TrainSteps, TrainTransformer
+from ims3_ray.config.pretrain import Pretrain, TrainSteps, TrainTransformer
 from ims3_ray.data.images import ImageSet
 from ims3_ray.data.loader import CachedPixels, payloads
 from ims3_ray.display import first_few, format_bytes

@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, l1_loss
 
-from ims3_ray.config.settings import NORM_GROUPS, Pretrain, TrainVae
+from ims3_ray.config.pretrain import NORM_GROUPS, Pretrain, TrainVae
 from ims3_ray.evaluation.augment import flip, resized_crop
 from ims3_ray.method import losses
 from ims3_ray.method.ddim import abar_at, add_noise, noise_of

@@ -38,7 +38,8 @@ from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.rows import part_names, read_index, read_rows
 
-from .worker import ClassPayload, RefineInput, Refiner, views_of
+from .refinement import views_of
+from .worker import ClassPayload, RefineInput, Refiner
 
 
 def run(

@@ -12,18 +12,15 @@ from PIL import Image
 from ray.actor import ActorHandle
 from torch import Tensor
 
-from ims3_ray.config.evaluation import Refine
 from ims3_ray.config.settings import Config
 from ims3_ray.data.images import Tiles
 from ims3_ray.data.loader import BatchReader, Payload
 from ims3_ray.data.transforms import decode, encode_png, resize_and_crop, square
 from ims3_ray.errors import InputError
-from ims3_ray.evaluation.augment import view
 from ims3_ray.evaluation.probes import differentiable, probe_protocols
-from ims3_ray.evaluation.protocols import Protocol
 from ims3_ray.method.coverage import find_copies
-from ims3_ray.method.packing import cut, enlarge, pack, unpack
-from ims3_ray.method.refine import OBJECTIVES, Match, Refinement, Statistic
+from ims3_ray.method.packing import cut, enlarge, pack
+from ims3_ray.method.refine import Match, Statistic
 from ims3_ray.method.seeding import generator, permutation
 from ims3_ray.models.classifiers import Classifier
 from ims3_ray.models.device import (
@@ -36,13 +33,13 @@ from ims3_ray.models.device import (
 )
 from ims3_ray.models.extractor import embed_pixels, load_extractor
 from ims3_ray.models.generator import load_vae
-from ims3_ray.models.vae import Vae
 from ims3_ray.stages.selected import SelectedCandidate, read_images
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.rows import Index
 from ims3_ray.storage.schemas import Columns
 
 from .probe import load_probes
+from .refinement import Sizes, refinement
 
 ORIGIN = ("label", "place", "subgroup", "index", "seed")
 POST_INTERVAL_S = 2.0  # between two progress messages
@@ -106,7 +103,7 @@ class Refiner:
         self._inputs, self._board, self._batch_size, self._device = inputs, board, batch_size, device
         self._settings, self._seed = settings, config.seed
         self._rules, self._real_of = differentiable(kinds[0]), -1
-        self._packing = Packing.of(inputs.tiles, inputs.stored_size, self._rules.image_size)
+        self._packing = Sizes.of(inputs.tiles, inputs.stored_size, self._rules.image_size)
         self._refinement = refinement(settings, self._vae, self._rules, self._packing, batch_size)
 
     def __call__(self, payload: ClassPayload) -> tuple[Columns, dict[str, str]]:
@@ -256,53 +253,3 @@ class Refiner:
         if len(real) < 2:
             return np.zeros(len(after), bool)
         return find_copies(real, after)[1] & ~find_copies(real, before)[1]
-
-
-@dataclass(frozen=True)
-class Packing:
-    """Sizes of a set in refinement; unpacked, a stored image is its own tile."""
-
-    factor: int
-    tile: int  # pixels per side, of a start and of a result
-    trained: int  # pixels per side at which classifiers see it
-
-    @classmethod
-    def of(cls, tiles: Tiles | None, stored: int, trained: int) -> "Packing":
-        """Return the sizes; `stored` is that of the set's images, `trained` the classifiers'."""
-        return cls(tiles.factor, tiles.side, trained) if tiles else cls(1, stored, trained)
-
-    def as_stored(self, images: Tensor) -> Tensor:
-        """Return decoded images (K, 3, H, H) at the size of stored ones."""
-        return enlarge(images, self.factor * self.tile)
-
-    def as_trained(self, images: Tensor) -> Tensor:
-        """Return the images (K · f², 3, S, S) that classifiers see of decoded ones (K, 3, H, H)."""
-        if self.factor == 1:
-            return enlarge(images, self.trained)
-        return unpack(self.as_stored(images), self.factor, self.trained)
-
-
-def refinement(settings: Refine, vae: Vae | None, rules: Protocol, packing: Packing, part: int) -> Refinement:
-    """Return the recipe's Refinement for the classifiers of a protocol; `part` images are decoded at once."""
-    return Refinement(
-        objective=OBJECTIVES[settings.objective],
-        decode=(lambda z: packing.as_trained((vae.decode_unclamped(z) + 1) / 2))
-        if vae and settings.space == "latent"
-        else packing.as_trained,
-        view=partial(_view, rules=rules),
-        steps=settings.steps,
-        lr=settings.lr,
-        views=views_of(settings, rules),
-        anchor_weight=settings.anchor_weight,
-        chunk=part,
-        clamp=settings.space == "pixel",
-    )
-
-
-def views_of(settings: Refine, rules: Protocol) -> int:
-    """Return views per image and step; siamese augmentation has one, that of the target."""
-    return 1 if rules.augmentations.siamese else settings.views
-
-
-def _view(images: Tensor, generator: torch.Generator, rules: Protocol) -> Tensor:
-    return view(images, rules, generator, siamese=True)

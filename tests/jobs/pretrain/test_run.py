@@ -15,7 +15,7 @@ from tiny import CLASSES, write_images
 from ims3_ray.cli import run_command
 from ims3_ray.cluster.resources import Machine
 from ims3_ray.config.load import load_settings, parse_overrides
-from ims3_ray.config.settings import Pretrain
+from ims3_ray.config.pretrain import Pretrain
 from ims3_ray.data.images import open_images
 from ims3_ray.data.loader import CachedPixels
 from ims3_ray.errors import InputError
