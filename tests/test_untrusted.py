@@ -21,7 +21,7 @@ from tiny_generator import small_dit, small_vae
 import ims3_ray
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.data.classes import class_map
-from ims3_ray.data.distilled import PARQUET, DistilledImage, card, to_table, write_parquet, write_pngs
+from ims3_ray.data.distilled import PARQUET, DistilledImage, Method, card, to_table, write_parquet, write_pngs
 from ims3_ray.data.images import open_labelled
 from ims3_ray.display import markdown_code, markdown_text
 from ims3_ray.errors import InputError
@@ -232,7 +232,7 @@ def test_names_in_a_card_are_text_and_leave_its_front_matter_intact():
     odd = [*MARKUP, 'x"\n---\nlicense: mit\n---', "\n# heading", "![](http://x/y.png)"]
     licence = {"id": "other", "name": odd[-3], "link": odd[-1]}
     licences = {"weights": licence, "images": licence}
-    text = card(len(odd), odd, "`` x\n# y", "x\n# y", "0" * 12, licences, "drawn.")
+    text = card(len(odd), odd, "`` x\n# y", "x\n# y", "0" * 12, licences, Method("synthetic", "drawn."))
     _, front, body = text.split("---\n", 2)
     assert {"license": "other", "license_name": odd[-3]}.items() <= yaml.safe_load(front).items()
     headings = [line for line in body.splitlines() if line.startswith("#")]

@@ -15,7 +15,6 @@ from ims3_ray.stages.evaluate import teacher
 from ims3_ray.stages.finetune import stage as finetune
 from ims3_ray.stages.refine import probe
 from ims3_ray.stages.refine import stage as refine
-from ims3_ray.stages.sample import real
 from ims3_ray.stages.sample import stage as sample
 from ims3_ray.stages.select import stage as select
 from ims3_ray.storage.artifacts import (
@@ -37,7 +36,7 @@ _logger = logging.getLogger(__name__)
 STAGES: tuple[Stage, ...] = tuple(
     module.STAGE
     for module in (
-        *(encode, invert, finetune, embed, sample, real, select, probe, refine, teacher, export, evaluate),
+        *(encode, invert, finetune, embed, sample, select, probe, refine, teacher, export, evaluate),
         report,
     )
 )
@@ -86,7 +85,7 @@ def plan(context: Context, last: str | None = None) -> list[Step]:
             key = fingerprint([stage.name, stage.version, stage.fingerprint_inputs(context), inputs])
             directory = context.storage / stage.output / key
             steps[stage.output] = Step(stage, directory, parents, *_state(directory))
-        if stage.name == last and stage.output in steps:  # two stages are called sample
+        if stage.name == last:
             break
     return list(steps.values())
 

@@ -14,6 +14,7 @@ import ims3_ray
 from benchmarks.__main__ import MODULES
 from ims3_ray.cli import COMMANDS
 from ims3_ray.config import settings
+from ims3_ray.config.pretrain import Pretrain
 
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
@@ -84,7 +85,7 @@ def fields_of(kind: type, prefix: str = "") -> Iterator[str]:
 @pytest.mark.parametrize("page", PRESENT)
 def test_fields_named_in_the_text_exist(page: str) -> None:
     """Every `section.field`, with a value or without."""
-    known = {*fields_of(settings.Config), *fields_of(settings.Pretrain)}
+    known = {*fields_of(settings.Config), *fields_of(Pretrain)}
     sections = {field.split(".")[0] for field in known if "." in field}
     dotted = re.findall(r"(?<![\w./-])([a-z_]+(?:\.[a-z_]+)+)(?![\w/(*-])", " ".join(spans(page)))
     named = {name for name in dotted if name.split(".")[0] in sections and not name.endswith(FILES)}

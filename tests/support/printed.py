@@ -11,6 +11,7 @@ from pathlib import Path
 from benchmarks.__main__ import parser_of
 from ims3_ray.cli import COMMANDS
 from ims3_ray.config import load, settings
+from ims3_ray.config.pretrain import Pretrain
 from ims3_ray.jobs.evaluate.command import parse_sets
 from ims3_ray.jobs.runs.command import read_mode
 from ims3_ray.jobs.runs.filters import read_conditions
@@ -96,7 +97,7 @@ RESOLVE: dict[str, Callable[[argparse.Namespace, dict], object]] = {
     **dict.fromkeys(("doctor", "init"), lambda arguments, overrides: load.load_config("digits", overrides)),
     "distill": resolve_recipe,
     "evaluate": resolve_evaluate,
-    "pretrain": resolve_settings(settings.Pretrain),
+    "pretrain": resolve_settings(Pretrain),
     "push": resolve_push,
     "runs": resolve_runs,
     "select": resolve_settings(settings.Selecting),

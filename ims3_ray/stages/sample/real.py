@@ -17,11 +17,9 @@ from ims3_ray.stages.base import (
     KEY_BYTES,
     Cost,
     Forward,
-    Stage,
     parts_bytes,
     pixel_bytes,
     png_bytes,
-    pool_usage,
 )
 from ims3_ray.stages.context import Context
 from ims3_ray.stages.selected import REAL
@@ -42,7 +40,7 @@ def run(context: Context, out: Directory, features: Directory) -> dict[str, Any]
         for place, row in enumerate(draw(context, label, len(rows))):
             subgroup, k = divmod(place, context.config.pool_ipc)
             candidates.append((label, subgroup, k, int(rows[row]), path_of[ids[rows[row]]]))
-    size = _part_rows(context)
+    size = part_rows(context)
     batches = [candidates[start : start + size] for start in range(0, len(candidates), size)]
     parts = [Part(number, len(batch), batch) for number, batch in enumerate(batches)]
     arguments = {
@@ -88,30 +86,20 @@ class RealImages:
         return columns, {}
 
 
-def _part_rows(context: Context) -> int:
+def part_rows(context: Context) -> int:
+    """Return the candidates per part."""
     return rows_per_part(context.num_candidates, context.batch_size(context.config.embed))
 
 
-def _fingerprint_inputs(context: Context) -> object:
+def fingerprint_inputs(context: Context) -> object:
+    """Return all but the features that decides the candidates."""
     config = context.config
     settings = [config.pool_ipc, config.sample.subgroups, config.select.unit, config.seed]
-    return [*settings, list(context.classes), context.image_size, _part_rows(context)]
+    return [*settings, list(context.classes), context.image_size, part_rows(context)]
 
 
-def _cost(context: Context, forward: Forward) -> Cost:
+def cost(context: Context, forward: Forward) -> Cost:
+    """Return the cost of reading and storing the images again."""
     rows, row = context.num_candidates, png_bytes(context) + 4 * forward.feature_dim
-    memory = parts_bytes(_part_rows(context), pixel_bytes(1, context.image_size) + row)
+    memory = parts_bytes(part_rows(context), pixel_bytes(1, context.image_size) + row)
     return Cost(rows, disk=rows * row, memory=memory, driver=rows * KEY_BYTES)
-
-
-STAGE = Stage(
-    name="sample",
-    output="candidates",
-    version=1,
-    inputs=("features",),
-    is_enabled=lambda context: context.generator is None,
-    run=run,
-    fingerprint_inputs=_fingerprint_inputs,
-    cost=_cost,
-    gpu_usage=lambda context: pool_usage(context, context.num_candidates, _part_rows(context)),
-)

@@ -36,6 +36,7 @@ from ims3_ray.stages.base import (
     KEY_BYTES,
     Cost,
     Forward,
+    GpuUsage,
     Stage,
     generator_bytes,
     parts_bytes,
@@ -48,6 +49,7 @@ from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.schemas import Columns
 
+from . import real
 from .anchors import Anchors, collect_anchors
 from .initial_latents import InitialLatents, collect_initial_latents
 
@@ -101,8 +103,12 @@ def run(
 ) -> dict[str, Any]:
     """Draw all candidates in batches that mix classes and subgroups; only the recipe decides their content.
 
-    With `guidance=transport` a batch holds whole subgroups, and each subgroup is moved as a set.
+    With `guidance=transport` a batch holds whole subgroups, and each subgroup is moved as a set. Without a
+    generator, the candidates are real images.
     """
+    if context.generator is None:
+        assert features, "needed without a generator"
+        return real.run(context, out, features)
     config = context.config
     places: list[Place] = [
         (label, subgroup, index)
@@ -230,6 +236,8 @@ class Sampler:
 
 def _fingerprint_inputs(context: Context) -> object:
     config = context.config
+    if context.generator is None:
+        return real.fingerprint_inputs(context)
     settings = context.values_of(config.sample) | {"pool_ipc": config.pool_ipc}
     unused = {"spacing"} if config.sample.sampler == "dpm" else set()
     if config.sample.start == "noise":
@@ -242,6 +250,8 @@ def _fingerprint_inputs(context: Context) -> object:
 
 def _needs_input(context: Context, noun: str) -> bool:
     settings = context.config.sample
+    if context.generator is None:
+        return noun == "features"
     if noun == "latents":
         return settings.guidance != "none"
     return noun == "adapter" or settings.start == "inversion"
@@ -249,6 +259,8 @@ def _needs_input(context: Context, noun: str) -> bool:
 
 def _cost(context: Context, forward: Forward) -> Cost:
     rows, settings = context.num_candidates, context.config.sample
+    if context.generator is None:
+        return real.cost(context, forward)
     timesteps = sampling_timesteps(context.config)
     doubled = (
         0 if settings.guidance_scale == 1 else int(in_interval(timesteps, settings.guidance_interval).sum())
@@ -261,17 +273,19 @@ def _cost(context: Context, forward: Forward) -> Cost:
     return Cost(rows, operations, disk, generator_bytes(context) + parts, rows * KEY_BYTES)
 
 
+def _gpu_usage(context: Context) -> GpuUsage:
+    size = context.batch_size(context.config.sample) if context.generator else real.part_rows(context)
+    return pool_usage(context, context.num_candidates, size)
+
+
 STAGE = Stage(
     name="sample",
     output="candidates",
     version=2,
     inputs=("adapter", "latents", "inversions", "features"),
     needs_input=_needs_input,
-    is_enabled=lambda context: context.generator is not None,
     run=run,
     fingerprint_inputs=_fingerprint_inputs,
     cost=_cost,
-    gpu_usage=lambda context: pool_usage(
-        context, context.num_candidates, context.batch_size(context.config.sample)
-    ),
+    gpu_usage=_gpu_usage,
 )

@@ -106,9 +106,10 @@ def test_a_dry_run_for_future_gpus_prints_the_gpus_of_each_stage_and_the_cost(ti
 def bad(tmp_path, tiny_images):
     """Bad arguments, and words that the error line must contain."""
     (tmp_path / "empty").mkdir()
-    one, wide = (tmp_path / name for name in ("one", "wide"))
+    one, wide, other = (tmp_path / name for name in ("one", "wide", "other"))
     write_images(one, 1, 0, classes=["only"])
-    write_images(wide, 6, 0, classes=["cat", "dog"])
+    for seed, folder in enumerate((wide, other)):
+        write_images(folder, 6, seed, classes=["cat", "dog"])
     for name in CLASSES:
         source, few = tiny_images / "train" / name, tmp_path / "few" / name
         shutil.copytree(source, few, ignore=lambda _, names: names[2:])
@@ -130,7 +131,7 @@ def bad(tmp_path, tiny_images):
         (f"data.train={one}", "data.train only 2 class"),
         (f"data.train={tmp_path}/junk", "data.train max_bad_fraction blue/0.png"),
         (f"data.train={tmp_path}/few", "data.train 'blue' ipc=6"),
-        (f"data.train={wide} data.test={wide}", "'cat' data.class_map"),
+        (f"data.train={wide} data.test={other}", "'cat' data.class_map"),
         (f"data.test={tiny_images}/train", "data.test training folder"),
         (f"data.test={tmp_path}/few", f"data.test 6 of 6 few blue/{few} = blue/{few}"),
         (f"model.path={tmp_path}/unet", "StableDiffusionPipeline"),

@@ -6,7 +6,7 @@ from loopback_hub import Hub
 from tiny import CLASSES
 
 from ims3_ray.config.load import load_config
-from ims3_ray.data.distilled import DistilledImage, card, to_table, write_parquet, write_pngs
+from ims3_ray.data.distilled import DistilledImage, Method, card, to_table, write_parquet, write_pngs
 from ims3_ray.data.transforms import encode_png
 from ims3_ray.runs import records
 from ims3_ray.storage.artifacts import complete, fingerprint, open_storage
@@ -43,7 +43,9 @@ def make_run(tmp_path):
         write_parquet(out, lambda: [to_table(images, CLASSES, IPC)])
         entries = write_pngs(out, images, CLASSES, IPC)
         licences = {"weights": None, "images": None}
-        out.write("README.md", card(len(images), CLASSES, "digits", "digits", name, licences, "").encode())
+        method = Method("synthetic", "")
+        text = card(len(images), CLASSES, "digits", "digits", name, licences, method)
+        out.write("README.md", text.encode())
         complete(out, {"fingerprint": name, "rows": len(images), "images": entries})
         artifacts = {"distilled": out}
         for noun, file, content in (
