@@ -226,7 +226,7 @@ def main(words: Sequence[str]) -> int:
     table = _table(results)
     (out / f"{TABLE}.json").write_text(json.dumps(results, indent=2) + "\n")
     (out / f"{TABLE}.md").write_text(table)
-    print(table)
+    print(table, end="")
     return 0 if all(result["passed"] for result in results.values()) else 1
 
 

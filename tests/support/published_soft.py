@@ -4,11 +4,13 @@
     PYTHONPATH=.:tests/support:RDED python tests/support/published_soft.py
 
 Runs its `validation.main.train` on the CPU, with torchvision's ResNet-18 in the initial weights of ours, on
-the views and mixed batches that `soft` draws: its own draws come from other generators. In float64, since
-AdamW's first steps follow the signs of gradients.
+the views and mixed batches that `soft` draws: its own draws come from other generators. In float64, images
+too, since AdamW's first steps follow the signs of gradients.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from types import SimpleNamespace
 
@@ -16,7 +18,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from ims3_ray.evaluation.augment import augment, cutmix
+from ims3_ray.evaluation import augment, train
+from ims3_ray.evaluation.augment import cutmix
 from ims3_ray.evaluation.protocols import get_protocol
 from ims3_ray.evaluation.schedule import batch_rows
 from ims3_ray.evaluation.train import budget_for, generator_for
@@ -40,9 +43,24 @@ def teacher() -> nn.Module:
     """A linear map of 4 × 4 means, with logits of about ±20, which a temperature of 20 makes about ±1."""
     network = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, CLASSES))
     with torch.no_grad():
-        network[2].weight.copy_(10 * torch.sin(torch.arange(48.0 * CLASSES)).view(CLASSES, 48))
+        network[2].weight.copy_(10 * torch.sin(torch.arange(48 * CLASSES).double()).view(CLASSES, 48))
         network[2].bias.zero_()
-    return network.double().requires_grad_(False)
+    return network.requires_grad_(False)
+
+
+@contextmanager
+def float64() -> Iterator[None]:
+    """Weights, draws and training views in float64: float32's last bits differ between kinds of CPU."""
+    original, default = train.augment, torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    augment._constant.cache_clear()
+    train.augment = lambda images, *words: augment.view(images.double() / 255, *words)
+    try:
+        yield
+    finally:
+        train.augment = original
+        torch.set_default_dtype(default)
+        augment._constant.cache_clear()
 
 
 def batches() -> list[tuple[Tensor, Tensor]]:
@@ -52,7 +70,7 @@ def batches() -> list[tuple[Tensor, Tensor]]:
     rows = list(islice(batch_rows(BUDGET, len(labels), order), STEPS))
     return [
         (
-            cutmix(augment(pixels[r], PROTOCOL, views), labels[r], PROTOCOL.cutmix, views)[0].double(),
+            cutmix(train.augment(pixels[r], PROTOCOL, views), labels[r], PROTOCOL.cutmix, views)[0],
             labels[r],
         )
         for r in rows
@@ -74,7 +92,6 @@ def main() -> None:
     weights = PROTOCOL.build(CLASSES, generator_for(SEED, "weights")).state_dict()
     student = torchvision.models.resnet18(num_classes=CLASSES)
     student.load_state_dict({name.removeprefix("body."): value for name, value in weights.items()})
-    student.double()
     groups = published.get_parameters(student)
     decay = {"lr": BUDGET.learning_rate, "weight_decay": BUDGET.weight_decay}
     optimiser = torch.optim.AdamW(groups, betas=[0.9, 0.999], **decay)
@@ -83,12 +100,14 @@ def main() -> None:
         optimiser, lambda step: 0.5 * (1.0 + math.cos(math.pi * step / epochs / 2))
     )
     args = SimpleNamespace(optimizer=optimiser, temperature=20, re_accum_steps=1, mix_type="none")
-    for step, batch in enumerate(batches()):
+    mixed = batches()
+    for step, batch in enumerate(mixed):
         published.train(step, [batch], teacher(), student, args)
         schedule.step()  # an epoch is one batch
     print("LOSSES =", [float(f"{loss:.7g}") for loss in losses[::3]])
-    print("LOGITS =", [float(f"{x:.7g}") for x in student.eval()(batches()[0][0][:1])[0].tolist()])
+    print("LOGITS =", [float(f"{x:.7g}") for x in student.eval()(mixed[0][0][:1])[0].tolist()])
 
 
 if __name__ == "__main__":
-    main()
+    with float64():
+        main()
