@@ -8,6 +8,7 @@ forks. If the server is gone, the client becomes PYTHON.
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -26,7 +27,7 @@ PRELOADED = (
     *("torch._dynamo", "diffusers.models.autoencoders.autoencoder_kl"),
     *("ims3_ray.models.generator", "ims3_ray.models.extractor", "ims3_ray.evaluation.train"),
 )
-PRELOADED_WITH_RAY = ("ims3_ray.pipeline.steps", "ray.train.torch")
+PRELOADED_WITH_RAY = ("ims3_ray.pipeline.steps", "ray.train.torch", "ray.dag", "pydantic.v1")
 NO_CUDA = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}  # asking for GPUs starts no CUDA, which would break forks
 NVIDIA_DRIVER = "/dev/nvidiactl"  # exists where a GPU may be used
 MAX_REQUEST = 2**20  # bytes
@@ -132,6 +133,7 @@ def _import(names: tuple[str, ...]) -> None:
     for name in names:
         with contextlib.suppress(Exception):  # a worker that needs the module raises the error
             importlib.import_module(name)
+    gc.freeze()  # else each fork copies the modules' pages in its first collections
 
 
 def _socket() -> socket.socket:

@@ -58,7 +58,7 @@ REMOVED = {  # field → the value that every run has now
 }
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.CSafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         if node.id == "mapping":  # else SafeLoader raises
             seen = set[tuple[str, str]]()

@@ -6,6 +6,7 @@ parent of all workers behind; each hands that parent its words, environment and 
 
 import argparse
 import contextlib
+import gc
 import importlib.util
 import json
 import os
@@ -18,6 +19,7 @@ from pathlib import Path
 
 IMPORTS = (
     "ray.train.torch ray.train.v2._internal.execution.controller torch._dynamo "
+    "diffusers.models.autoencoders.autoencoder_kl pydantic.v1 ray.dag "
     "ims3_ray.pipeline.steps ims3_ray.jobs.sweep.run"
 )
 ROOT = Path(__file__).parents[2]
@@ -69,14 +71,12 @@ def _product():
 
 def _serve(held: socket.socket, raylet: int) -> dict:
     """Fork for every request, until the raylet is gone; returns in the child, with the request."""
-    os.environ |= {
-        "OMP_NUM_THREADS": "1",
-        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
-    }  # CUDA does not survive a fork
+    os.environ |= {"OMP_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}  # no CUDA here
     with _product().unseeded_actor_ids():
         for name in IMPORTS.split():
             with contextlib.suppress(Exception):  # which a worker that needs it tells
                 importlib.import_module(name)
+    gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     held.settimeout(1.0)
     while True:
