@@ -48,14 +48,16 @@ def start() -> str:
         environment = {"OMP_NUM_THREADS": "1"} | os.environ | NO_CUDA  # Ray's default for CPU workers
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         words = [sys.executable, "-P", os.path.abspath(__file__), address]
+        reader, _ = os.pipe()  # closes when the driver ends
         process = subprocess.Popen(
             words,
-            stdin=subprocess.PIPE,  # closes when the driver ends
+            stdin=reader,
             stdout=subprocess.DEVNULL,  # a fork uses its worker's own streams
             stderr=subprocess.DEVNULL,
             env=environment,
             start_new_session=True,
         )
+        os.close(reader)
         _started[:] = [(address, process)]
     return shlex.join([sys.executable, "-S", "-E", os.path.abspath(__file__), _started[0][0], sys.executable])
 

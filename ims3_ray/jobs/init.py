@@ -198,6 +198,7 @@ class Draft:
             return [distil]
         words = [f"data.train={self.data.train}", f"image_size={self.size}"]
         words += [f"data.validation_split={self.data.split}"] if self.data.split else []
+        words += ["data.mirror=false"] if self.data.is_grey else []
         train = ["python", "jobs/pretrain.py", "--out", self.folder, *words, *self.storage]
         return [shlex.join(train), distil]
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from tiny import CLASSES, write_images
+from tiny import CLASSES, THREE, write_images
 
 from ims3_ray.cli import run_command
 from ims3_ray.config.load import load_config
@@ -83,7 +83,7 @@ def test_without_test_images_a_split_is_held_out_and_numbers_fit_small_classes(
     [
         ("own", CLASSES, "flowers-model", None, "quick-val"),
         (HUB, CLASSES, HUB, "new", "minimax-val"),
-        (HUB, ("n02086240", "n02087394", "n02088364"), HUB, None, "minimax-val"),
+        (HUB, THREE, HUB, None, "minimax-val"),
     ],
 )
 def test_the_model_decides_the_protocol_and_grey_images_are_not_mirrored(
@@ -94,6 +94,7 @@ def test_the_model_decides_the_protocol_and_grey_images_are_not_mirrored(
     assert config.model.path.removeprefix(f"{here}/") == path
     assert (config.data.mirror, config.data.class_map) == (False, class_map)
     assert config.evaluate.protocol == protocol
+    assert ("data.mirror=false" in (here / "flowers.yaml").read_text()) == (model == "own")
 
 
 def test_of_a_data_set_with_several_splits_the_test_split_is_scored(here, tiny_model):
