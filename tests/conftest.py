@@ -4,7 +4,7 @@ from jaxtyping import install_import_hook
 
 # Before any import of the package. Not checked: the selection, which checks plain numbers itself, the stages,
 # whose functions Ray replaces, and seeding, which imports torch only in its functions.
-METHOD = ("coresets", "coverage", "ddim", "guidance", "losses", "refine", "schedule")
+METHOD = ("coresets", "coverage", "ddim", "losses", "refine", "schedule")
 CHECKED = ("data", "evaluation", "models", *(f"method.{name}" for name in METHOD))
 install_import_hook([f"ims3_ray.{name}" for name in CHECKED], "typecheck.checker")
 

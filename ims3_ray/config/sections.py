@@ -176,16 +176,10 @@ class Sample(Section):
     """Guided latent channels. DiT's sampler guides 3 of 4."""
     guidance_interval: Interval | None = None
     """First and last timestep of classifier-free guidance. null: all."""
-    guidance: Literal["none", "modes", "transport", "anchors"] = "none"
-    """Guidance to medoids of real latents: one per image, an optimal plan per set, or the decoded medoids."""
-    anchor_strength: Weight = 0.1
-    """Strength of sample.guidance, in standard deviations per step."""
-    anchor_interval: Interval = (500, 999)
-    """First and last timestep of sample.guidance."""
     batch_size: BatchSize = BatchSize(cpu=25, cuda=64)
     """Images per forward pass. A batch is the work of one GPU, so large batches leave GPUs idle."""
 
-    @field_validator("guidance_interval", "anchor_interval")
+    @field_validator("guidance_interval")
     @classmethod
     def _check_order(cls, interval: tuple[int, ...] | None) -> tuple[int, ...] | None:
         if interval and interval[0] > interval[1]:

@@ -26,8 +26,6 @@ Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # timesteps (B,)
 PredictAt = Callable[[Tensor, int, Tensor], Tensor]  # the whole batch at one timestep
 # (z, model output at t, t, ᾱ_from, ᾱ_to) → z at ᾱ_to
 Step = Callable[[Latents, Tensor, int, Tensor, Tensor], Latents]
-# (x̂0, t, ᾱ_from, ᾱ_to) → added to the latents after a step
-Guidance = Callable[[Latents, int, Tensor, Tensor], Latents]
 
 
 def abar_at(
@@ -118,6 +116,18 @@ def with_guidance(predict: Predict, null_label: int, *, scale: float, channels: 
     return predict if scale == 1 else doubled
 
 
+def switch_predictor(interval: tuple[int, ...], *, inside: PredictAt, outside: PredictAt) -> PredictAt:
+    """Use `inside` for timesteps of the interval, ends included, `outside` for the others.
+
+    For example classifier-free guidance in a limited interval (Kynkäänniemi et al. 2024).
+    """
+
+    def predict(z: Tensor, t: int, labels: Tensor) -> Tensor:
+        return (inside if interval[0] <= t <= interval[1] else outside)(z, t, labels)
+
+    return predict
+
+
 def posterior_variance(*, abar_from: Tensor, abar_to: Tensor) -> tuple[Tensor, Tensor]:
     """Return β and β̃ of a step, the bounds of its variance (Ho et al. 2020, eq. 7)."""
     beta = 1 - abar_from / abar_to
@@ -176,18 +186,10 @@ def sample(
     labels: Labels,
     timesteps: Int[Tensor, " n"],
     abar: Float[Tensor, " T"],
-    guidance: Guidance | None = None,
 ) -> Latents:
-    """Denoise `z`, which is at the level of the last of `timesteps`, with one `step` per timestep.
-
-    If given, `guidance` is added to the latents after each step.
-    """
+    """Denoise `z`, which is at the level of the last of `timesteps`, with one `step` per timestep."""
     for t, abar_from, abar_to in descending_levels(timesteps, abar):
-        output = predict(z, t, labels)
-        before, z = z, step(z, output, t, abar_from, abar_to)
-        if guidance:
-            x0 = predicted_clean(before, noise_of(output, z.shape[1]), abar=abar_from)
-            z = z + guidance(x0, t, abar_from, abar_to)
+        z = step(z, predict(z, t, labels), t, abar_from, abar_to)
     return z
 
 

@@ -13,8 +13,7 @@ from ims3_ray.stages.base import Stage
 from ims3_ray.stages.context import Context
 from ims3_ray.stages.evaluate.classifiers import check_networks
 from ims3_ray.stages.evaluate.teacher import check_settings, is_soft
-from ims3_ray.stages.sample.anchors import check_anchors
-from ims3_ray.stages.sample.stage import check_intervals
+from ims3_ray.stages.sample.stage import check_interval
 from ims3_ray.storage.disk_cache import check_disk_space
 
 from .steps import Step
@@ -50,8 +49,7 @@ def _check_images(context: Context) -> None:
     channels, guided = context.info.config.in_channels, config.sample.guidance_channels
     if guided > channels:
         raise InputError(f"sample.guidance_channels: {guided} exceeds {channels} latent channels; lower it")
-    check_anchors(context)
-    check_intervals(config)
+    check_interval(config)
     tuned, batch = context.num_tuned, config.finetune.latents
     if config.finetune.epochs and tuned < batch:
         raise InputError(f"finetune.batch_size: {batch} exceeds the {tuned} images to tune on; lower it")

@@ -115,11 +115,7 @@ STAGE = Stage(
     name="encode",
     output="latents",
     version=2,
-    is_enabled=lambda context: (
-        context.is_tuned
-        or context.starts_from_inversions
-        or (context.generator is not None and context.config.sample.guidance != "none")
-    ),
+    is_enabled=lambda context: context.is_tuned or context.starts_from_inversions,
     run=run,
     fingerprint_inputs=_fingerprint_inputs,
     cost=_cost,

@@ -4,7 +4,6 @@ from crossings import META, Sent
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from ims3_ray.method import ddim
-from ims3_ray.method.guidance import switch_predictor
 from ims3_ray.method.schedule import alphas_bar, inversion_grid, space_timesteps
 
 ABAR = alphas_bar()
@@ -128,7 +127,7 @@ def test_no_step_synchronises_with_the_device(loop):
     def count_transfers(steps):
         z, abar, timesteps = torch.empty(2, 4, 3, 3, device=META), ABAR.to(META), space_timesteps(steps)
         model = ddim.broadcast_timestep(lambda z, t, labels: torch.cat([z, z], 1) * t[:, None, None, None])
-        model = switch_predictor((200, 700), inside=model, outside=model)
+        model = ddim.switch_predictor((200, 700), inside=model, outside=model)
         step = ddim.ddim_stepper
         if loop == "ancestral":
             step = ddim.ancestral_stepper(timesteps, lambda: torch.empty_like(z))
@@ -140,3 +139,8 @@ def test_no_step_synchronises_with_the_device(loop):
         return sent.count
 
     assert count_transfers(20) == count_transfers(3) <= 1
+
+
+def test_predictor_is_switched_at_the_ends_of_the_interval():
+    predict = ddim.switch_predictor((200, 600), inside=lambda z, *_: z + 1, outside=lambda z, *_: z)
+    assert [predict(torch.zeros(1), t, torch.zeros(1)) for t in (199, 200, 600, 601)] == [0, 1, 1, 0]

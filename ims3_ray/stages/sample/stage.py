@@ -1,8 +1,8 @@
 """Stage sample: draw G subgroups of IPC images per class with the tuned model. Writes candidates.
 
-A candidate starts from noise or from the inversion of a real image (`initial_latents`), and may be moved
-towards real images (`anchors`). Its generator is keyed by (seed, class, subgroup, index), so a smaller pool
-is a part of a larger one, unless the number of anchors differs. One actor samples, decodes and embeds.
+A candidate starts from noise or from the inversion of a real image (`initial_latents`). Its generator is
+keyed by (seed, class, subgroup, index), so a smaller pool is a part of a larger one. One actor samples,
+decodes and embeds.
 """
 
 from typing import Any
@@ -23,9 +23,9 @@ from ims3_ray.method.ddim import (
     ddim_stepper,
     mix_noise,
     sample,
+    switch_predictor,
     with_guidance,
 )
-from ims3_ray.method.guidance import switch_predictor
 from ims3_ray.method.schedule import alphas_bar, inversion_grid, space_timesteps, timesteps_from
 from ims3_ray.method.seeding import generator, key_seed, normal
 from ims3_ray.models.device import DECODER_LOCK, prepare_device, run_padded_batches, to_device, to_pixels
@@ -50,7 +50,6 @@ from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.schemas import Columns
 
 from . import real
-from .anchors import Anchors, collect_anchors
 from .initial_latents import InitialLatents, collect_initial_latents
 
 DECODE_BATCH = 32  # at 256 pixels, 256 images at once would take 26 to 38 GB in bf16
@@ -79,32 +78,27 @@ def in_interval(timesteps: Int[Tensor, " n"], interval: tuple[int, ...] | None) 
     return (interval[0] <= timesteps) & (timesteps <= interval[1])
 
 
-def check_intervals(config: Config) -> None:
-    """Raise InputError if an active interval of guidance holds none of the run's timesteps."""
+def check_interval(config: Config) -> None:
+    """Raise InputError if the interval of guidance holds none of the run's timesteps."""
     settings, timesteps = config.sample, sampling_timesteps(config)
-    intervals = {"guidance_interval": settings.guidance_interval}
-    if settings.guidance in ("modes", "transport"):
-        intervals["anchor_interval"] = settings.anchor_interval
-    for field, interval in intervals.items():
-        if not in_interval(timesteps, interval).any():
-            raise InputError(
-                f"sample.{field}: {list(interval or ())} holds none of the timesteps of {settings.steps} "
-                f"{settings.sampler} steps ({first_few(timesteps.flip(0).tolist())}); widen it"
-            )
+    interval = settings.guidance_interval
+    if not in_interval(timesteps, interval).any():
+        raise InputError(
+            f"sample.guidance_interval: {list(interval or ())} holds none of the timesteps of "
+            f"{settings.steps} {settings.sampler} steps ({first_few(timesteps.flip(0).tolist())}); widen it"
+        )
 
 
 def run(
     context: Context,
     out: Directory,
     adapter: Directory | None = None,
-    latents: Directory | None = None,
     inversions: Directory | None = None,
     features: Directory | None = None,
 ) -> dict[str, Any]:
     """Draw all candidates in batches that mix classes and subgroups; only the recipe decides their content.
 
-    With `guidance=transport` a batch holds whole subgroups, and each subgroup is moved as a set. Without a
-    generator, the candidates are real images.
+    Without a generator, the candidates are real images.
     """
     if context.generator is None:
         assert features, "needed without a generator"
@@ -117,16 +111,11 @@ def run(
         for index in range(config.pool_ipc)
     ]
     size = context.batch_size(config.sample)
-    if config.sample.guidance == "transport":
-        size -= size % config.pool_ipc
     batches = [places[start : start + size] for start in range(0, len(places), size)]
     arguments = sampler_arguments(context, adapter)
     if inversions and features:
         level, _ = start_point(config)
         collect_initial_latents(context, inversions, features, level=level).save(out)
-    if latents:
-        collect_anchors(context, latents).save(out)
-    if inversions or latents:
         arguments["saved"] = out
     parts = [Part(index, len(batch), batch) for index, batch in enumerate(batches)]
     return fan_out(
@@ -155,7 +144,7 @@ class Sampler:
         classes: tuple[str, ...],
         model_labels: list[int],
         batch_size: int,
-        saved: Directory | None = None,  # of initial latents and anchors
+        saved: Directory | None = None,  # initial latents
     ):
         device = self._device = prepare_device(model.numerics.device)
         loaded, settings = model.load(device), config.sample
@@ -172,17 +161,12 @@ class Sampler:
         if settings.guidance_interval:
             self._predict = switch_predictor(settings.guidance_interval, inside=self._predict, outside=plain)
         self._timesteps, self._abar = sampling_timesteps(config), alphas_bar().to(device)
-        self._starts = InitialLatents.load(saved) if saved and settings.start == "inversion" else None
-        self._anchors = Anchors.load(saved) if saved and settings.guidance != "none" else None
+        self._starts = InitialLatents.load(saved) if saved else None
 
     def __call__(self, payload: list[Place]) -> tuple[Columns, dict[str, str]]:
         places = label, subgroup, index = np.array(payload, dtype=np.int64).T
         keys = [("sample", self._seed, self._classes[c], int(g), int(k)) for c, g, k in payload]
-        if self._anchors and self._settings.guidance == "anchors":
-            latents = self._anchors.assign(places).astype(np.float32)
-        else:
-            latents = self._denoise(places, keys)
-        pixels = self._decode(latents)
+        pixels = self._decode(self._denoise(places, keys))
         columns = {
             "label": label,
             "subgroup": subgroup,
@@ -198,8 +182,6 @@ class Sampler:
         """Return latents (N, C, h, w). A short batch is padded, which gives the bits of a full batch."""
         generators = [generator(*key) for key in keys]
         padding = self._batch_size - len(generators)
-        batch = self._settings, self._batch_size, self._device
-        guidance = self._anchors.guidance(places, *batch) if self._anchors else None
 
         def draw_noise() -> Tensor:
             noise = normal(generators, self._shape)
@@ -215,7 +197,7 @@ class Sampler:
                 step = dpm_stepper(self._timesteps)
             else:
                 step = ancestral_stepper(self._timesteps, draw_noise)
-            return [sample(step, self._predict, z, labels, self._timesteps, self._abar, guidance)]
+            return [sample(step, self._predict, z, labels, self._timesteps, self._abar)]
 
         rows = [self._model_labels[places[0]]]
         if self._starts:
@@ -242,8 +224,6 @@ def _fingerprint_inputs(context: Context) -> object:
     unused = {"spacing"} if config.sample.sampler == "dpm" else set()
     if config.sample.start == "noise":
         unused |= {name for name in settings if name.startswith("start")}
-    if config.sample.guidance == "none":
-        unused |= {name for name in settings if name.startswith("anchor")}
     settings = {name: value for name, value in settings.items() if name not in unused}
     return [settings, config.seed, context.inputs["extractor"], context.generator_values()]
 
@@ -252,8 +232,6 @@ def _needs_input(context: Context, noun: str) -> bool:
     settings = context.config.sample
     if context.generator is None:
         return noun == "features"
-    if noun == "latents":
-        return settings.guidance != "none"
     return noun == "adapter" or settings.start == "inversion"
 
 
@@ -262,11 +240,9 @@ def _cost(context: Context, forward: Forward) -> Cost:
     if context.generator is None:
         return real.cost(context, forward)
     timesteps = sampling_timesteps(context.config)
-    doubled = (
-        0 if settings.guidance_scale == 1 else int(in_interval(timesteps, settings.guidance_interval).sum())
-    )
-    passes = 0 if settings.guidance == "anchors" else len(timesteps) + doubled
-    operations = passes * forward.dit + forward.decode + forward.embed
+    is_guided = settings.guidance_scale != 1
+    doubled = int(in_interval(timesteps, settings.guidance_interval).sum()) if is_guided else 0
+    operations = (len(timesteps) + doubled) * forward.dit + forward.decode + forward.embed
     disk = rows * (png_bytes(context) + 4 * forward.feature_dim)
     pixels = pixel_bytes(1, context.info.image_size)
     parts = parts_bytes(context.batch_size(settings), pixels + disk / rows)
@@ -282,7 +258,7 @@ STAGE = Stage(
     name="sample",
     output="candidates",
     version=2,
-    inputs=("adapter", "latents", "inversions", "features"),
+    inputs=("adapter", "inversions", "features"),
     needs_input=_needs_input,
     run=run,
     fingerprint_inputs=_fingerprint_inputs,

@@ -7,7 +7,7 @@ from planned import config_of, context_of
 from ims3_ray.errors import InputError
 from ims3_ray.method.schedule import space_timesteps, timesteps_from
 from ims3_ray.pipeline.steps import plan
-from ims3_ray.stages.sample.stage import check_intervals, in_interval, sampling_timesteps
+from ims3_ray.stages.sample.stage import check_interval, in_interval, sampling_timesteps
 
 DPM = "sample.sampler=dpm"
 INVERSION = "sample.start=inversion"
@@ -51,11 +51,4 @@ def test_an_interval_includes_both_ends():
 )
 def test_a_guidance_interval_without_a_timestep_is_refused(more, interval):
     with pytest.raises(InputError, match=r"sample\.guidance_interval: .*widen"):
-        check_intervals(config(*more, f"sample.guidance_interval={interval}"))
-
-
-def test_the_anchor_interval_is_checked_only_if_there_are_anchors():
-    words = "sample.anchor_interval=[1, 9]", "sample.guidance_interval=[300, 400]"
-    check_intervals(config(*words))
-    with pytest.raises(InputError, match=r"sample\.anchor_interval: .*none"):
-        check_intervals(config(*words, "sample.guidance=modes"))
+        check_interval(config(*more, f"sample.guidance_interval={interval}"))
