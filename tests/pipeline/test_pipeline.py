@@ -177,7 +177,7 @@ def test_mlflow_has_parameters_metrics_artifacts_and_dataset(result):
     assert [m.step for m in client.get_metric_history(result.mlflow_run_id, "finetune/diffusion")] == [4, 6]
 
 
-def test_run_is_reproducible_and_gc_finds_checkpoints_and_no_artefact_of_it_unneeded(words, result, monkeypatch):
+def test_run_is_reproducible_and_gc_keeps_its_artefacts(words, result, monkeypatch):
     from mlflow import MlflowClient
 
     from ims3_ray.config import reproduce as reproducing
