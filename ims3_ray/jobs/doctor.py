@@ -22,7 +22,7 @@ import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from importlib.metadata import version
+from importlib.metadata import distribution, version
 from pathlib import Path
 from typing import NamedTuple
 from urllib.error import HTTPError
@@ -40,7 +40,13 @@ OK, NONE, MISSING = "ok", "none", "missing"  # none: absent, but not needed for 
 TIMEOUT_S = 3.0  # per network request
 MIN_MEMORY, MIN_SHM, MIN_DISK = 4e9, 1e9, 1e9  # bytes that the recipe digits needs
 BF16_CAPABILITY = 8.0  # minimum CUDA compute capability
-QUERY = ("nvidia-smi", "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits")
+QUERY = (
+    *("nvidia-smi", "--query-gpu=name,memory.total,compute_cap,driver_version"),
+    "--format=csv,noheader,nounits",
+)
+# major CUDA version of a torch build → oldest driver (NVIDIA, CUDA compatibility, minor versions)
+OLDEST_DRIVER = {"11": 450, "12": 525, "13": 580}
+REINSTALL = "uv pip install --torch-backend auto --reinstall torch torchvision"
 WIDTH = 80
 
 
@@ -67,7 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"{check.name:<10} {check.state:<8} {one_line(check.detail)}", flush=True)
         checks.append(check)
     has_gpu = any(check.name == "GPU" and check.state == OK for check in checks)
-    print("", *recipe_table(has_gpu), sep="\n")
+    print("", *recipe_table(has_gpu, psutil.virtual_memory().total), sep="\n")
     if missing := [check.name for check in checks if check.state == MISSING]:
         raise InputError(f"no run can work here: {', '.join(missing)}; see the remedies above")
 
@@ -96,14 +102,33 @@ def check_gpus() -> Check:
     if answer.returncode or not answer.stdout.strip():
         output = answer.stdout or answer.stderr
         return Check("GPU", NONE, f"{cpus}; nvidia-smi fails: {output}; repair the driver")
-    if version("torch").endswith("+cpu"):
-        return Check("GPU", NONE, f"{cpus}; torch is built without CUDA: pip install torch from PyPI")
-    gpus = []
+    if (cuda := _torch_cuda()) is None:
+        return Check("GPU", NONE, f"{cpus}; torch is built without CUDA: {REINSTALL}")
+    gpus, driver = [], ""
     for line in answer.stdout.strip().splitlines():
-        name, mebibytes, capability = line.split(", ")
+        name, mebibytes, capability, driver = line.split(", ")
         bf16 = "bf16" if float(capability) >= BF16_CAPABILITY else "no bf16"
         gpus.append(f"{name} {format_bytes(float(mebibytes) * 2**20)} {bf16}")
-    return Check("GPU", OK, f"{first_few(gpus, 8, str)}; {cpus}")
+    oldest = OLDEST_DRIVER.get(cuda.partition(".")[0], 0)
+    if int(driver.partition(".")[0]) < oldest:
+        needs = f"driver {driver}, torch's CUDA {cuda} needs {oldest} or newer"
+        return Check("GPU", NONE, f"{cpus}; {needs}: update the driver, or {REINSTALL}")
+    links = [_links()] if len(gpus) > 1 else []
+    facts = [first_few(gpus, 8, str), *links, f"driver {driver}", f"CUDA {cuda}", cpus]
+    return Check("GPU", OK, "; ".join(facts))
+
+
+def _torch_cuda() -> str | None:
+    """The CUDA version that torch is built for; None if it is built without. Read from torch's own file."""
+    file = Path(str(distribution("torch").locate_file("torch/version.py")))
+    built = re.search(r"^cuda\b.*'([\d.]+)'", file.read_text(), re.M)
+    return built and built[1]
+
+
+def _links() -> str:
+    """Whether NVLink connects GPUs; `nvidia-smi topo -m` calls a connection of n links NVn."""
+    matrix = subprocess.run([QUERY[0], "topo", "-m"], capture_output=True, text=True, timeout=20).stdout
+    return "NVLink" if re.search(r"\bNV\d+\b", matrix) else "no NVLink"
 
 
 def check_storage(location: str) -> Check:
@@ -159,11 +184,15 @@ def check_cluster() -> Check:
     return Check("cluster", OK, address)
 
 
-def recipe_table(has_gpu: bool) -> Iterator[str]:
+def recipe_table(has_gpu: bool, memory: float) -> Iterator[str]:
     """Lines per recipe: name, fit and time; images, model, protocol and IPC; the header's first sentence."""
     for name in recipe_names():
         config, header = load_config(name), _header(name)
-        fits = "needs a GPU" if "GPU" in _stated(header, "Hardware") and not has_gpu else "fits this machine"
+        hardware, fits = _stated(header, "Hardware"), "fits this machine"
+        if "GPU" in hardware and not has_gpu:
+            fits = "needs a GPU"
+        elif (needed := re.search(r"(\d+) GB", hardware)) and memory < 0.9e9 * int(needed[1]):
+            fits = f"needs {needed[0]} of memory"
         time = _stated(header, "Time(?: and memory)?").removesuffix(" (measured)")
         classes = config.data.classes
         images = config.data.train or (f"{len(classes)} classes" if classes else "data.train=DIR")

@@ -9,6 +9,7 @@ import sys
 import threading
 
 import pytest
+import torch
 from processes import environment
 
 from ims3_ray.cli import main
@@ -117,23 +118,37 @@ def test_gpus_are_listed_with_memory_and_bf16_and_decide_which_recipes_fit(exami
     """A program in the place of nvidia-smi prints what NVIDIA's driver does."""
     (tmp_path / "bin").mkdir()
     program = tmp_path / "bin" / "nvidia-smi"
-    program.write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 81559, 9.0'\necho 'Tesla T4, 15360, 7.5'\n")
+    topology = "[ $1 = topo ] && printf 'GPU0 X NV4\\nGPU1 NV4 X\\n' && exit\n"
+    driver = "580.95.05"
+    gpus = "echo 'NVIDIA H100 80GB HBM3, 81559, 9.0, 580.95.05'\necho 'Tesla T4, 15360, 7.5, 580.95.05'\n"
+    program.write_text(f"#!/bin/sh\n{topology}{gpus}")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
-    monkeypatch.setattr(doctor, "version", lambda name: "2.13.0+cu130")
+    monkeypatch.setattr(doctor, "_torch_cuda", lambda: "13.0")
     _, checks, recipes, _ = examine()
     assert checks["GPU"][0] == doctor.OK
     assert "NVIDIA H100 80GB HBM3 85.5 GB bf16, Tesla T4 16.1 GB no bf16" in checks["GPU"][1]
+    assert checks["GPU"][1].partition("; ")[2].startswith(f"NVLink; driver {driver}; CUDA 13.0; ")
     assert "fits this machine" in recipes["imagewoof"]
-    monkeypatch.setattr(doctor, "version", lambda name: "2.13.0+cpu")
-    _, checks, recipes, _ = examine()
-    assert checks["GPU"][0] == doctor.NONE
-    assert "needs a GPU" in recipes["imagewoof"]
-    assert "fits this machine" in recipes["digits"]
+    program.write_text(f"#!/bin/sh\n{gpus.replace(driver, '550.54')}")
+    for cuda, reason in (("13.0", "550.54, torch's CUDA 13.0 needs 580"), (None, "without CUDA")):
+        monkeypatch.setattr(doctor, "_torch_cuda", lambda cuda=cuda: cuda)
+        _, checks, recipes, _ = examine()
+        assert checks["GPU"][0] == doctor.NONE
+        assert reason in checks["GPU"][1]
+        assert "--torch-backend auto" in checks["GPU"][1]
+        assert "needs a GPU" in recipes["imagewoof"]
+        assert "fits this machine" in recipes["digits"]
+    monkeypatch.setattr(doctor, "_torch_cuda", lambda: "12.8")
+    assert "no NVLink; driver 550.54" in examine()[1]["GPU"][1]
+
+
+def test_the_cuda_version_of_torch_is_read_without_importing_it():
+    assert doctor._torch_cuda() == torch.version.cuda
 
 
 def test_every_recipe_is_listed_with_time_model_protocol_and_a_sentence():
-    lines = "\n".join([*doctor.recipe_table(has_gpu=False), ""])
+    lines = "\n".join([*doctor.recipe_table(False, 64e9), ""])
     assert max(map(len, lines.splitlines())) <= doctor.WIDTH
     recipes = dict(re.findall(r"^(\S+) +(.*\n(?: {4}.*\n)+)", lines, re.MULTILINE))
     for name in recipe_names():
@@ -142,6 +157,7 @@ def test_every_recipe_is_listed_with_time_model_protocol_and_a_sentence():
         first, *_, last = recipes[name].splitlines()
         assert re.search(r"time: (\d+ s|not yet measured)$", first), first
         assert last.endswith(".")
+    assert "digits               needs 6 GB of memory; " in "\n".join(doctor.recipe_table(False, 5e9))
 
 
 def test_a_shown_recipe_can_be_loaded_and_an_unknown_one_is_refused_with_the_names(tmp_path, capsys):
