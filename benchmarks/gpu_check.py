@@ -186,7 +186,7 @@ def benchmark(name: str, *words: str) -> Callable[[str, Path], Result]:
         command = [sys.executable, "-m", "benchmarks", name, "--random-init", *size, "--out", str(path)]
         subprocess.run([*command, *words, *less, f"workers.device={kind}"], check=True)
         variants = json.loads(path.read_text())["variants"]
-        kept = ("images_per_s", "ratio", "peak_memory_bytes", "syncs_per_step")
+        kept = ("images_per_s", "operations_per_image", "ratio", "peak_memory_bytes", "syncs_per_step")
         return {f"{v['name']}, {v['batch_size']}": {name: v[name] for name in kept} for v in variants}
 
     return run

@@ -3,7 +3,7 @@
     python -m benchmarks plan --recipe imagenet1k --classes 1000 --images 1281 --gpus 8,64,512
 
 Operations are counted on networks without weights; memory and disk follow from shapes, as for `--dry-run`.
---tflops and --price are assumptions of the caller.
+--tflops and --price are assumptions of the caller; --rates takes a machine's measured rates instead.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.config.settings import Config, Workers
 from ims3_ray.data.images import ImageSet
 from ims3_ray.errors import InputError
-from ims3_ray.jobs.distill.estimate import Estimate, estimate_stages
+from ims3_ray.jobs.distill.estimate import Estimate, estimate_stages, read_rates
 from ims3_ray.models.device import Numerics
 from ims3_ray.pipeline.steps import STAGES
 from ims3_ray.stages.base import Stage
@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--images", type=int, default=100, metavar="N", help="images per class (default 100)")
     add("--gpus", default="8,64,512", metavar="N,…", help="numbers of GPUs (default 8,64,512)")
     add("--tflops", type=float, default=200.0, metavar="N", help="sustained TFLOP/s per GPU (default 200)")
+    add("--rates", metavar="FILE", help="measured rates instead: gpu-check.json of benchmarks/gpu_check.sh")
     add("--price", type=float, default=4.0, metavar="N", help="price per GPU hour (default 4)")
 
 
@@ -59,14 +60,16 @@ def run(arguments: argparse.Namespace, work: Path) -> Results:
         if not getattr(arguments, option) >= minimum:
             raise InputError(f"--{option}: {getattr(arguments, option)} is too low; give {minimum} or more")
     config = load_config(arguments.recipe, parse_overrides(arguments.overrides))
+    rates = read_rates(Path(arguments.rates)) if arguments.rates else {}
     images = label_sets(arguments.classes, arguments.images)
     contexts = {gpus: simulated_context(config, images, gpus, arguments.size, work) for gpus in counts}
     plans = [
         StagePlan(stage.name, dict(zip(counts, estimates, strict=True)))
-        for stage, estimates in _estimates(contexts, arguments.tflops * 1e12)
+        for stage, estimates in _estimates(contexts, arguments.tflops * 1e12, rates)
     ]
     data = f"{arguments.classes:,} classes of {arguments.images:,} images"
-    print(f"computed for {arguments.tflops:g} TFLOP/s per GPU; {data}")
+    source = f"the rates of {arguments.rates}" if rates else f"{arguments.tflops:g} TFLOP/s per GPU"
+    print(f"computed for {source}; {data}")
     print_head(COLUMNS.format(", ".join(map(str, counts))))
     for row in plans:
         _print_stage(row)
@@ -106,9 +109,12 @@ def simulated_context(
     return Context(config, storage, machine, images, info, labels, numerics, inputs)
 
 
-def _estimates(contexts: dict[int, Context], rate: float) -> list[tuple[Stage, tuple[Estimate, ...]]]:
+def _estimates(
+    contexts: dict[int, Context], rate: float, rates: dict[str, float]
+) -> list[tuple[Stage, tuple[Estimate, ...]]]:
     stages = [stage for stage in STAGES if stage.is_enabled(next(iter(contexts.values())))]
-    by_gpus = [estimate_stages(context, stages, rate) for context in contexts.values()]
+    rate = min(rates.values(), default=rate)
+    by_gpus = [estimate_stages(context, stages, rate, rates) for context in contexts.values()]
     return list(zip(stages, zip(*by_gpus, strict=True), strict=True))
 
 

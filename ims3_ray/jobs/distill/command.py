@@ -13,6 +13,7 @@ same arguments, shows the progress of a run.
 import argparse
 import json
 import math
+from pathlib import Path
 
 import yaml
 
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--recipe", default="digits", metavar="NAME|FILE", help="a named recipe, or a YAML file")
     add("--dry-run", action="store_true", help="print the resolved recipe and the cost of each stage")
+    add("--rates", metavar="FILE", help="with --dry-run: gpu-check.json of benchmarks/gpu_check.sh")
     add("--price", type=float, metavar="P", help="with --dry-run: price of an hour per GPU, or per CPU node")
     add("--status", action="store_true", help="print the progress of this run, which may be running or dead")
     add("--json", action="store_true", help="with --status: print one JSON document")
@@ -42,8 +44,10 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError("--dry-run, --status: exclude each other; give one")
     if arguments.price is not None and not (arguments.dry_run and 0 < arguments.price < math.inf):
         raise InputError("--price: takes a number above 0, together with --dry-run")
+    if arguments.rates and not arguments.dry_run:
+        raise InputError("--rates: only together with --dry-run")
     if arguments.dry_run:
-        _dry_run(config, arguments.price)
+        _dry_run(config, arguments.price, arguments.rates)
     elif arguments.status:
         status = read_status(config)
         print(json.dumps(status, indent=1) if arguments.json else "\n".join(status_lines(status)))
@@ -76,7 +80,7 @@ def _yaml(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _dry_run(config: Config, price: float | None) -> None:
+def _dry_run(config: Config, price: float | None, rates_file: str | None) -> None:
     if find_complete(config):
         print(_yaml(config), *status_lines(read_status(config)), "nothing would run", sep="\n")
         return
@@ -87,15 +91,16 @@ def _dry_run(config: Config, price: float | None) -> None:
         from ims3_ray.pipeline.prepare import prepare
         from ims3_ray.pipeline.steps import plan
 
-        from .estimate import DRIVER_BYTES, PROCESS_BYTES, estimate_steps
+        from .estimate import DRIVER_BYTES, PROCESS_BYTES, estimate_steps, read_rates
 
+    rates = read_rates(Path(rates_file)) if rates_file else {}
     check_device(config.workers)
     with spinner("start"):
         if has_address():
             connect()
         context = prepare(config, find_machine(config.workers, wait=False))
         machine, steps = context.machine, plan(context)
-        estimates = estimate_steps(context, steps)
+        estimates = estimate_steps(context, steps, rates)
     print(_yaml(context.config))
     print("\n".join(context.notes), end="\n" if context.notes else "")
     print(f"machine: {machine.device}, {machine.actors} actors, {machine.shards} shards")
@@ -110,7 +115,8 @@ def _dry_run(config: Config, price: float | None) -> None:
         rows.append([step.stage.name, state, gpus, str(cost.rows), f"{cost.seconds:.0f} s", *sizes])
     print("\n".join(align_columns(rows, left=(0, 1), indent=2)))
     missing_s = sum(c.seconds for step, c in zip(steps, estimates, strict=True) if not step.manifest)
-    print(f"estimated time of the stages that are missing: {missing_s:.0f} s")
+    source = f"{', '.join(rates)} by {rates_file}" if rates else "by matrix products, measured here"
+    print(f"estimated time of the stages that are missing: {missing_s:.0f} s ({source})")
     if price is not None:
         print(price_line(missing_s, machine.gpus if machine.on_gpus else None, price))
     for step in steps:

@@ -3,12 +3,15 @@
 Estimates were within a factor of two on the machines where they were compared with measurements.
 """
 
+import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import psutil
 import torch
@@ -31,6 +34,7 @@ from ims3_ray.stages.base import Stage, count_forward
 from ims3_ray.stages.context import Context
 
 MATRIX = {"cpu": 1024, "cuda": 8192}  # rows and columns
+MEASURED_STAGES = ("finetune", "sample", "refine", "invert")  # by benchmarks/gpu_check.sh
 EFFICIENCY = 0.35  # fraction of the matrix rate that small models reach
 RATE_S = 0.25  # duration of a measurement
 MEASURED_IMAGES = 4  # per forward and backward pass of a network of `ims3 pretrain`
@@ -56,20 +60,48 @@ class Estimate:
         return self.start_s + self.work_s
 
 
-def estimate_steps(context: Context, steps: list[Step]) -> list[Estimate]:
-    """Return an estimate per step, at the rate of this machine's device."""
-    return estimate_stages(context, [step.stage for step in steps], _measure_rate(context) * EFFICIENCY)
+def estimate_steps(
+    context: Context, steps: list[Step], rates: Mapping[str, float] | None = None
+) -> list[Estimate]:
+    """Return an estimate per step, at measured `rates` or the rate of this machine's device."""
+    rate = min(rates.values()) if rates else _measure_rate(context) * EFFICIENCY
+    return estimate_stages(context, [step.stage for step in steps], rate, rates or {})
 
 
-def estimate_stages(context: Context, stages: Sequence[Stage], rate: float) -> list[Estimate]:
-    """Return an estimate per stage, for workers that do `rate` operations per second."""
+def read_rates(path: Path) -> dict[str, float]:
+    """Return operations per second by stage from the gpu-check.json of benchmarks/gpu_check.sh.
+
+    Raises InputError if the file has none.
+    """
+    try:
+        checks: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        rates = {
+            stage: max(
+                variant["images_per_s"] * variant["operations_per_image"]
+                for name, variant in checks[stage].items()
+                if name.startswith("ours")
+            )
+            for stage in MEASURED_STAGES
+            if checks.get(stage, {}).get("passed")
+        }
+    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+        raise InputError(f"--rates: {path} is no gpu-check.json ({error!r}); name another") from error
+    if not rates:
+        raise InputError(f"--rates: {path} has no passed check of {', '.join(MEASURED_STAGES)}; run them")
+    return rates
+
+
+def estimate_stages(
+    context: Context, stages: Sequence[Stage], rate: float, rates: Mapping[str, float] = MappingProxyType({})
+) -> list[Estimate]:
+    """Return an estimate per stage, for workers of `rates[stage]`, or `rate`, operations per second."""
     forward = count_forward(context)
     listed = DRIVER_BYTES + LISTED_BYTES * sum(len(images) for images in context.images.values())
     estimates: list[Estimate] = []
     for stage in stages:
         cost, node_disk = stage.cost(context, forward), stage.node_disk(context)
         workers = stage.gpu_usage(context).workers
-        work_s = cost.rows * cost.operations / (rate * max(1, workers))
+        work_s = cost.rows * cost.operations / (rates.get(stage.name, rate) * max(1, workers))
         worker = PROCESS_BYTES + cost.memory if workers else 0.0
         driver = listed + cost.driver
         estimates.append(Estimate(cost.rows, cost.start_s, work_s, cost.disk, node_disk, driver, worker))

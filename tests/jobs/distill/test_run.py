@@ -1,5 +1,6 @@
 """The distill command: arguments, output, exit codes, and resuming after a kill or stop."""
 
+import json
 import os
 import re
 import shutil
@@ -77,6 +78,22 @@ def test_ctrl_c_stops_a_run_in_and_after_fine_tuning_and_it_resumes(
         assert (process.returncode, err.splitlines()[-1]) == (130, GO_ON), err
     assert run_command("distill", tiny_overrides) == 0
     assert checksums(tmp_path / "runs") == finished_images
+
+
+def test_a_dry_run_takes_measured_rates_and_names_their_file(tiny_overrides, tmp_path, capsys):
+    seconds, path = [], tmp_path / "gpu-check.json"
+    for rate in (1.0, 2.0):
+        slow = {"passed": True, "ours, 8": {"images_per_s": rate, "operations_per_image": 1e4}}
+        path.write_text(json.dumps({"finetune": slow, "sample": {"passed": False}}))
+        assert run_command("distill", ["--dry-run", "--rates", str(path), *tiny_overrides]) == 0
+        out = capsys.readouterr().out
+        assert f"(finetune by {path})" in out
+        seconds.append(int(re.findall(r"finetune .* (\d+) s ", out)[0]))
+    assert seconds[0] > 1.9 * seconds[1] > 1000
+    for text, reason in (("{}", "has no passed check"), ("[]", "is no gpu-check.json")):
+        path.write_text(text)
+        assert run_command("distill", ["--dry-run", "--rates", str(path), *tiny_overrides]) == 2
+        assert reason in capsys.readouterr().err
 
 
 def test_a_dry_run_prints_recipe_and_stages_and_makes_nothing(tiny_overrides, tmp_path, capsys):
