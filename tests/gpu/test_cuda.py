@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from PIL import Image
+from planned import steps_of
 from ray import cloudpickle
 from tiny import tiny_words
 
@@ -93,6 +94,20 @@ def test_stage_worker_equals_the_cpu_and_is_reproducible(stage, contexts, tmp_pa
             assert distance(values.astype(float), reference[name].astype(float)) < 0.02, name
         else:
             assert np.array_equal(values, reference[name]), name
+
+
+@pytest.mark.parametrize("space", ["latent", "pixel"])
+def test_features_probes_refined_images_and_scores_are_the_same_twice(
+    ray_cluster, tiny_model, tiny_images, tmp_path, space
+):
+    refine = "refine.steps=3", f"refine.space={space}", "refine.objective=gradients_l1", "refine.lr=0.01"
+    words = f"workers.device={DEVICE}", "probe.count=1", "probe.checkpoint_steps=[0, 2]", *refine
+    results = []
+    for place in ("first", "again"):
+        steps = steps_of([*tiny_words(tiny_model, tiny_images, tmp_path / place), *words], upto="evaluate")
+        files = {noun: steps[noun].manifest["checksums"] for noun in ("features", "probes", "refined")}
+        results.append((files, steps["evaluation"].directory.read_json("evaluation.json")["sets"]))
+    assert results[0] == results[1]
 
 
 class RecordsBackend(InversionMatchingTask):
