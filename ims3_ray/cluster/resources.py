@@ -9,11 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypedDict, TypeVar
 
+import psutil
 import ray
 import ray.exceptions
 from ray.util import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ims3_ray.config.allocation import granted_cpus, granted_memory
 from ims3_ray.config.base import DeviceKind
 from ims3_ray.config.settings import Workers
 from ims3_ray.errors import InputError
@@ -31,6 +33,7 @@ from .ray_patches import (
 )
 
 MEMORY_PER_ACTOR = 1.2e9  # bytes: a worker process with torch and a small model
+OBJECT_STORE_SHARE, WORKERS_SHARE = 0.3, 0.6  # of a grant of memory; the driver has the rest
 MIN_SHARDS = 2
 CONNECT_TIMEOUT_S = 10.0
 Result = TypeVar("Result")
@@ -132,10 +135,11 @@ class Machine:
         return self.actor_resources | share
 
 
-def connect() -> None:
+def connect(workers: Workers | None = None) -> None:
     """Join the cluster of RAY_ADDRESS, or start one that listens on loopback, unless already connected.
 
-    Raises InputError if RAY_ADDRESS is malformed or cannot be joined.
+    A started cluster has `workers.cpus` cores, by default those granted to this process. Raises InputError if
+    RAY_ADDRESS is malformed or cannot be joined.
     """
     if ray.is_initialized():
         return
@@ -148,6 +152,7 @@ def connect() -> None:
         make_private_token()
         options = {"address": "local", "dashboard_host": LOOPBACK, "_node_ip_address": LOOPBACK}
         options["runtime_env"] = {"py_executable": fork_server.start()}
+        options |= local_resources(workers or Workers())
     # workers' output is not needed: their errors arrive as exceptions, their metrics by MetricsActor
     try:
         with on_loopback() if starts_local_cluster() else contextlib.nullcontext():
@@ -158,6 +163,15 @@ def connect() -> None:
             "if it requires a token, that RAY_AUTH_MODE=token is exported here too"
         ) from error
     restore_sigterm()
+
+
+def local_resources(workers: Workers) -> dict[str, int]:
+    """Return the options of ray.init that keep a cluster on this machine within what is granted."""
+    resources, memory = {"num_cpus": workers.cpus or granted_cpus()}, granted_memory()
+    if memory < psutil.virtual_memory().total:
+        store = int(OBJECT_STORE_SHARE * memory)
+        resources |= {"object_store_memory": store, "_memory": int(WORKERS_SHARE * memory)}
+    return resources
 
 
 def _check_address(address: str) -> None:
@@ -190,8 +204,8 @@ def find_machine(workers: Workers, *, wait: bool = True) -> Machine:
     else:  # a dry run
         import torch
 
-        cpus, gpus, cpus_apart = os.cpu_count() or 1, torch.cuda.device_count(), 0
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 0.7
+        cpus, gpus, cpus_apart = workers.cpus or granted_cpus(), torch.cuda.device_count(), 0
+        memory = granted_memory() * 0.7
     gpus = gpus if wait else max(gpus, workers.gpus or 0)
     if workers.device == "cuda" and not gpus:
         raise InputError(

@@ -25,6 +25,8 @@ class Workers(Section):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the stages. auto: a GPU if there is one."""
+    cpus: Count | None = None
+    """CPU cores of a run on this machine. null: those that affinity, cgroup and Slurm grant."""
     gpus: Count | None = None
     """GPUs to wait for before work starts, on a cluster that scales up. null: do not wait."""
     wait_s: Count = 1800

@@ -28,8 +28,7 @@ from typing import NamedTuple
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
-import psutil
-
+from ims3_ray.config.allocation import granted_cpus, granted_memory
 from ims3_ray.config.load import load_config, parse_overrides, recipe_names, recipe_text
 from ims3_ray.display import first_few, format_bytes, one_line, redact_uris
 from ims3_ray.errors import InputError
@@ -73,7 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"{check.name:<10} {check.state:<8} {one_line(check.detail)}", flush=True)
         checks.append(check)
     has_gpu = any(check.name == "GPU" and check.state == OK for check in checks)
-    print("", *recipe_table(has_gpu, psutil.virtual_memory().total), sep="\n")
+    print("", *recipe_table(has_gpu, granted_memory()), sep="\n")
     if missing := [check.name for check in checks if check.state == MISSING]:
         raise InputError(f"no run can work here: {', '.join(missing)}; see the remedies above")
 
@@ -82,7 +81,7 @@ def run_checks(storage: str) -> Iterator[Check]:
     versions = ", ".join(f"{name} {version(name)}" for name in ("ims3-ray", "torch", "ray"))
     yield Check("versions", OK, f"Python {platform.python_version()}, {versions}")
     yield check_gpus()
-    memory = psutil.virtual_memory().total
+    memory = granted_memory()
     yield _check_bytes("memory", memory, MIN_MEMORY, "in total", "use a larger machine")
     if os.path.isdir("/dev/shm"):
         free = shutil.disk_usage("/dev/shm").free
@@ -95,7 +94,7 @@ def run_checks(storage: str) -> Iterator[Check]:
 
 def check_gpus() -> Check:
     """Asks nvidia-smi, since importing torch takes seconds."""
-    cpus = f"{os.cpu_count()} CPU cores"
+    cpus = f"{granted_cpus()} CPU cores"
     if not shutil.which(QUERY[0]):
         return Check("GPU", NONE, f"{cpus}; recipes for a GPU need NVIDIA's driver")
     answer = subprocess.run(QUERY, capture_output=True, text=True, timeout=20)

@@ -24,8 +24,8 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-import psutil
 
+from ims3_ray.config.allocation import granted_memory
 from ims3_ray.config.data import Data
 from ims3_ray.config.evaluation import Evaluate
 from ims3_ray.config.load import load_config, load_settings, parse_overrides
@@ -101,7 +101,7 @@ def run(arguments: argparse.Namespace) -> None:
         reason = error.strerror or error
         raise InputError(f"--out: {out} can't be written ({reason}); name another file") from error
     print(f"recipe  {out}: {draft.summary}")
-    print(f"machine {gpu.detail}; {format_bytes(psutil.virtual_memory().total)} of memory")
+    print(f"machine {gpu.detail}; {format_bytes(granted_memory())} of memory")
     hours = f"about {own[1]:.1f} h"
     for command, duration in zip(draft.commands, [hours, time][1 - draft.is_own :], strict=True):
         print(f"next    {command}  # {duration}")

@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
         files = arguments.candidates, arguments.real
         pool = open_candidates(*files, ("--candidates", "--real"), subgroup=config.select.subgroups)
         check_writable(out, f"--out: {out.uri}")
-        connect()
+        connect(config.workers)
         from ims3_ray.stages.select.run_selection import select_features  # heavy: faiss
 
     start = time.perf_counter()

@@ -50,7 +50,7 @@ def prepare_runs(configs: Sequence[Config], print_note: Callable[[str], None]) -
     check_run(first)
     for model in {str(config.model): config.model for config in configs if config.source != "real"}.values():
         inspect_generator(pin_revision(model.path), **_generator_options(model))
-    connect()
+    connect(first.workers)
     check_storage(first, num_nodes())
     # slow checks and those that may fail come before waiting for GPUs, which are billed from then on
     contexts = prepare_all(configs, find_machine(first.workers, wait=False))

@@ -89,7 +89,7 @@ def open_cache(key: str, parts: Parts, needed: float, remedy: str = REMEDY) -> C
     """
     root = cache_folder()
     with _locked(root / f"{key}.fill"):
-        use = (root / f"{key}.use").open("ab")
+        use = (root / f"{key}.use").open("a+b")
         fcntl.flock(use, fcntl.LOCK_SH)
         folder = root / key
         if not (folder / INDEX).exists():
@@ -105,7 +105,7 @@ def remove_unused(keys: Iterable[str]) -> None:
     """Remove those rows that no process of this machine uses or fills."""
     root = cache_folder()
     for key in keys:
-        with (root / f"{key}.use").open("ab") as use:
+        with (root / f"{key}.use").open("a+b") as use:
             if _try_lock(use):
                 shutil.rmtree(root / key, ignore_errors=True)
 
@@ -169,6 +169,6 @@ def _try_lock(use: IO[bytes]) -> bool:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Generator[None]:
-    with path.open("ab") as lock:
+    with path.open("a+b") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

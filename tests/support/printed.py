@@ -41,6 +41,8 @@ def job(words: list[str]) -> tuple[str, list[str]] | None:
     """(command, its words) where `words` start one of ours."""
     if words[:3] == ["ray", "job", "submit"] and "--" in words:
         words = words[words.index("--") + 1 :]
+    if words[0] == "sbatch":
+        words = ["ims3", *words[words.index("cluster/slurm.sh") + 1 :]]
     words = words[: words.index(">")] if ">" in words else words  # a file that takes the output
     if Path(words[0]).name == "ims3":
         return None if words[1] == "--print-completion" else (words[1], words[2:])

@@ -13,12 +13,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from ims3_ray.cluster.resources import Machine, find_machine
+from ims3_ray.config.allocation import granted_memory
 from ims3_ray.config.base import DeviceKind
 from ims3_ray.config.load import load_settings
 from ims3_ray.config.pretrain import Pretrain, TrainSteps
@@ -115,10 +115,10 @@ def check_memory(estimates: Sequence[Estimate], machine: Machine) -> None:
 
 
 def _check_bytes(needed: float, remedy: str) -> None:
-    if needed > (total := psutil.virtual_memory().total):
+    if needed > (granted := granted_memory()):
         raise InputError(
             f"memory: driver and workers need {format_bytes(needed)}, this machine has "
-            f"{format_bytes(total)}; {remedy}"
+            f"{format_bytes(granted)}; {remedy}"
         )
 
 

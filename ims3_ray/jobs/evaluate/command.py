@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
             connect()
         prepared = evaluating.prepare(config, locations, plain=arguments.augmentation_robust)
         check_writable(out, f"--out: {out.uri}")
-        connect()
+        connect(config.workers)
     document = evaluating.score(prepared, find_machine(config.workers), trust_labels=arguments.trust_labels)
     out.write_json(name, document)
     warnings = [f"warning: {line}" for line in document["audit"]["warnings"]]

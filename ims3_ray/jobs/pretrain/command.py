@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
         split_images(config, images)
         if not is_query:
             check_writable(open_directory(str(out.parent)), f"--out: {out.parent}")
-            connect()
+            connect(config.workers)
 
     pretraining = Pretraining(config, images, storage, find_machine(config.workers, wait=not is_query))
     if is_query:

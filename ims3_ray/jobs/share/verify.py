@@ -127,5 +127,5 @@ def _score(config: Evaluating, sets: Mapping[str, str], *, trust_labels: bool) -
         if has_address():  # the cluster's nodes inspect the images
             connect()
         prepared = evaluating.prepare(config, sets)
-        connect()
+        connect(config.workers)
     return evaluating.score(prepared, find_machine(config.workers), trust_labels=trust_labels)
