@@ -23,7 +23,7 @@ from typing import NoReturn
 
 from . import progress
 from .display import one_line, redact
-from .errors import InputError, error_chain
+from .errors import InputError, error_chain, is_termination
 from .jobs import COMMANDS
 from .storage.retry import disk_full_error, is_disk_full
 
@@ -158,7 +158,7 @@ def guarded(action: Callable[[], None]) -> int:
         _print_message(STOPPED)
         return INTERRUPTED
     except SystemExit as error:
-        if error.code != signal.SIGTERM:  # raised by Ray's handler and by ours
+        if not is_termination(error):
             raise
         _print_message(STOPPED)
         return TERMINATED

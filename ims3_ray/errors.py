@@ -1,5 +1,6 @@
 """InputError, the exception for user mistakes (one line, exit code 2), and helpers to describe exceptions."""
 
+import signal
 from collections.abc import Iterator
 
 from .display import one_line, redact
@@ -15,6 +16,12 @@ class InputError(ValueError):
 
     def __init__(self, message: str):
         super().__init__(one_line(redact(message)))
+
+
+def is_termination(error: SystemExit) -> bool:
+    """Whether SIGTERM raised it. Ray keeps the code only in a message if the signal comes in `ray.get`."""
+    message = str(getattr(error, "ray_terminate_msg", ""))
+    return error.code == signal.SIGTERM or message.endswith(f"Exit code: {int(signal.SIGTERM)}.")
 
 
 def describe_error(error: BaseException) -> str:

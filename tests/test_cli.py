@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from importlib.metadata import version
 
 import pytest
@@ -60,12 +61,14 @@ def test_bash_completes_commands_options_fields_and_recipes(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_sigterm_stops_a_run_with_one_line_and_exit_code_143(tiny_overrides):
-    process = job("distill", *tiny_overrides)
+@pytest.mark.parametrize(("stage", "wait_s"), [("encode", 0), ("finetune", 8)])
+def test_sigterm_stops_a_run_with_one_line_and_exit_code_143(tiny_overrides, stage, wait_s):
+    process = job("distill", *tiny_overrides, "finetune.epochs=2000")
 
     def stop():
         for line in process.stdout:
-            if line.startswith("[1/"):
+            if f"] {stage} " in line:
+                time.sleep(wait_s)  # fine-tuning is under way then, and the driver waits in ray.get
                 process.send_signal(signal.SIGTERM)
 
     reader = threading.Thread(target=stop)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import ray
 from ray._private import ray_constants
 
-from ims3_ray.errors import InputError
+from ims3_ray.errors import InputError, is_termination
 
 if TYPE_CHECKING:
     from .resources import Machine
@@ -99,7 +99,7 @@ def _interruptible() -> Iterator[None]:
     try:
         yield
     except SystemExit as error:
-        if error.code == signal.SIGTERM:
+        if is_termination(error):
             raise
         raise KeyboardInterrupt from error
     finally:
