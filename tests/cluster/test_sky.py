@@ -42,6 +42,7 @@ def test_the_head_distils_with_a_valid_recipe(task):
     assert (script, option) == ("jobs/distill.py", "--recipe")
     config = load_config(recipe, parse_overrides(words))
     assert (config.ipc, config.seed, config.storage) == (5, 1, "/shared/runs")
+    assert task["envs"]["MLFLOW_TRACKING_URI"]  # an object store requires it
 
 
 def test_a_submitted_job_sends_only_code_and_recipes(tmp_path):
