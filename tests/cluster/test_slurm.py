@@ -41,7 +41,8 @@ def test_a_job_that_slurm_stops_is_queued_again_and_ends_with_the_same_bytes(
         command("scancel", "--batch", "--signal=TERM", number)  # as --signal=B:TERM@… before the wall time
         wait_until(lambda: state() == "PENDING")
         assert "run the same command again to go on" in log.read_text()
-        command("scontrol", "update", f"JobId={number}", "StartTime=now")  # Slurm waits for two minutes
+        time.sleep(5)  # else Slurm finds the credential revoked; by itself it waits for two minutes
+        command("scontrol", "update", f"JobId={number}", "StartTime=now")
         wait_until(lambda: "accuracy on the test images" in log.read_text())
         wait_until(lambda: state() in ("COMPLETED", "COMPLETING", ""))
     assert log.read_text().count("] encode ") == 1
