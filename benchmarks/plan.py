@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace, work: Path) -> Results:
     contexts = {gpus: simulated_context(config, images, gpus, arguments.size, work) for gpus in counts}
     plans = [
         StagePlan(stage.name, dict(zip(counts, estimates, strict=True)))
-        for stage, estimates in _estimates(contexts, arguments.tflops * 1e12, rates)
+        for stage, estimates in _estimates(contexts, rates or arguments.tflops * 1e12)
     ]
     data = f"{arguments.classes:,} classes of {arguments.images:,} images"
     source = f"the rates of {arguments.rates}" if rates else f"{arguments.tflops:g} TFLOP/s per GPU"
@@ -110,11 +110,10 @@ def simulated_context(
 
 
 def _estimates(
-    contexts: dict[int, Context], rate: float, rates: dict[str, float]
+    contexts: dict[int, Context], rate: float | dict[str, float]
 ) -> list[tuple[Stage, tuple[Estimate, ...]]]:
     stages = [stage for stage in STAGES if stage.is_enabled(next(iter(contexts.values())))]
-    rate = min(rates.values(), default=rate)
-    by_gpus = [estimate_stages(context, stages, rate, rates) for context in contexts.values()]
+    by_gpus = [estimate_stages(context, stages, rate) for context in contexts.values()]
     return list(zip(stages, zip(*by_gpus, strict=True), strict=True))
 
 

@@ -1,6 +1,7 @@
 """CPU cores and memory that a scheduler grants to this process on its node: affinity, cgroup v2, Slurm.
 
 Ray counts the node's cores and memory, and starts as many workers, also in a job that has a share of them.
+Not in `cluster`, since commands read this before they import Ray.
 """
 
 import os

@@ -120,7 +120,8 @@ def test_gpus_are_listed_with_memory_and_bf16_and_decide_which_recipes_fit(exami
     program = tmp_path / "bin" / "nvidia-smi"
     topology = "[ $1 = topo ] && printf 'GPU0 X NV4\\nGPU1 NV4 X\\n' && exit\n"
     driver = "580.95.05"
-    gpus = "echo 'NVIDIA H100 80GB HBM3, 81559, 9.0, 580.95.05'\necho 'Tesla T4, 15360, 7.5, 580.95.05'\n"
+    rows = f"NVIDIA H100 80GB HBM3, 81559, 9.0, {driver}", f"Tesla T4, 15360, 7.5, {driver}"
+    gpus = "".join(f"echo '{row}'\n" for row in rows)
     program.write_text(f"#!/bin/sh\n{topology}{gpus}")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)

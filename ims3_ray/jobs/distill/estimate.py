@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -64,8 +63,8 @@ def estimate_steps(
     context: Context, steps: list[Step], rates: Mapping[str, float] | None = None
 ) -> list[Estimate]:
     """Return an estimate per step, at measured `rates` or the rate of this machine's device."""
-    rate = min(rates.values()) if rates else _measure_rate(context) * EFFICIENCY
-    return estimate_stages(context, [step.stage for step in steps], rate, rates or {})
+    rate = rates or _measure_rate(context) * EFFICIENCY
+    return estimate_stages(context, [step.stage for step in steps], rate)
 
 
 def read_rates(path: Path) -> dict[str, float]:
@@ -92,16 +91,20 @@ def read_rates(path: Path) -> dict[str, float]:
 
 
 def estimate_stages(
-    context: Context, stages: Sequence[Stage], rate: float, rates: Mapping[str, float] = MappingProxyType({})
+    context: Context, stages: Sequence[Stage], rate: float | Mapping[str, float]
 ) -> list[Estimate]:
-    """Return an estimate per stage, for workers of `rates[stage]`, or `rate`, operations per second."""
+    """Return an estimate per stage, for workers that do `rate` operations per second.
+
+    If rates are by stage, a stage without one has the lowest.
+    """
+    rates, others = (rate, min(rate.values())) if isinstance(rate, Mapping) else ({}, rate)
     forward = count_forward(context)
     listed = DRIVER_BYTES + LISTED_BYTES * sum(len(images) for images in context.images.values())
     estimates: list[Estimate] = []
     for stage in stages:
         cost, node_disk = stage.cost(context, forward), stage.node_disk(context)
         workers = stage.gpu_usage(context).workers
-        work_s = cost.rows * cost.operations / (rates.get(stage.name, rate) * max(1, workers))
+        work_s = cost.rows * cost.operations / (rates.get(stage.name, others) * max(1, workers))
         worker = PROCESS_BYTES + cost.memory if workers else 0.0
         driver = listed + cost.driver
         estimates.append(Estimate(cost.rows, cost.start_s, work_s, cost.disk, node_disk, driver, worker))
