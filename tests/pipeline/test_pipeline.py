@@ -203,10 +203,12 @@ def test_run_is_reproducible_and_gc_keeps_its_artefacts(words, result, monkeypat
     later = time.time() + 2 * gc.RECENT_S
     monkeypatch.setattr(gc, "store_time", lambda _: later)
     survey = gc.survey(open_directory(same.storage))
-    unneeded, own = {entry.place for entry in survey.unneeded}, artifacts_of(result)
-    assert {place.partition("/")[0] for place in unneeded} >= {"checkpoints"}
-    assert set(own) == set(gc.NOUNS) - {"probes", "refined", "teacher"}
-    assert not unneeded & {f"{noun}/{Path(place).name}" for noun, place in own.items()}
+    assert "checkpoints" in {entry.noun for entry in survey.unneeded}
+    assert set(artifacts_of(result)) == set(gc.NOUNS) - {"probes", "refined", "teacher"}
+    records = (json.loads(path.read_text()) for path in storage_of(result).glob("runs/*/run.json"))
+    kept = [Path(place).parts[-2:] for record in records for place in record["artifacts"].values()]
+    unneeded, places = ({x.place for x in some} for some in (survey.unneeded, survey.artifacts))
+    assert unneeded == places - {"/".join(parts) for parts in kept}
     assert survey.not_ours == survey.notes == []
 
 
