@@ -3,7 +3,7 @@
     python -m benchmarks plan --recipe imagenet1k --classes 1000 --images 1281 --gpus 8,64,512
 
 Operations are counted on networks without weights; memory and disk follow from shapes, as for `--dry-run`.
---tflops and --price are assumptions of the caller; --rates takes a machine's measured rates instead.
+--tflops, --bandwidth and --price are the caller's assumptions; --rates takes a machine's measured rates.
 """
 
 import argparse
@@ -48,6 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--images", type=int, default=100, metavar="N", help="images per class (default 100)")
     add("--gpus", default="8,64,512", metavar="N,…", help="numbers of GPUs (default 8,64,512)")
     add("--tflops", type=float, default=200.0, metavar="N", help="sustained TFLOP/s per GPU (default 200)")
+    add(
+        "--bandwidth", type=float, default=25.0, metavar="N", help="Gbit/s per GPU between nodes (default 25)"
+    )
     add("--rates", metavar="FILE", help="measured rates instead: gpu-check.json of benchmarks/gpu_check.sh")
     add("--price", type=float, default=4.0, metavar="N", help="price per GPU hour (default 4)")
 
@@ -55,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, work: Path) -> Results:
     """Print the table, and hours and money of the whole run; return all estimates."""
     counts = sorted(set(parse_counts(arguments.gpus, "--gpus", "8,64,512")))
-    minimums = {"classes": 2, "images": 1, "tflops": 1e-6, "price": 0}
+    minimums = {"classes": 2, "images": 1, "tflops": 1e-6, "bandwidth": 1e-3, "price": 0}
     for option, minimum in minimums.items():
         if not getattr(arguments, option) >= minimum:
             raise InputError(f"--{option}: {getattr(arguments, option)} is too low; give {minimum} or more")
@@ -65,11 +68,13 @@ def run(arguments: argparse.Namespace, work: Path) -> Results:
     contexts = {gpus: simulated_context(config, images, gpus, arguments.size, work) for gpus in counts}
     plans = [
         StagePlan(stage.name, dict(zip(counts, estimates, strict=True)))
-        for stage, estimates in _estimates(contexts, rates or arguments.tflops * 1e12)
+        for stage, estimates in _estimates(
+            contexts, rates or arguments.tflops * 1e12, arguments.bandwidth * 1e9 / 8
+        )
     ]
     data = f"{arguments.classes:,} classes of {arguments.images:,} images"
     source = f"the rates of {arguments.rates}" if rates else f"{arguments.tflops:g} TFLOP/s per GPU"
-    print(f"computed for {source}; {data}")
+    print(f"computed for {source}, {arguments.bandwidth:g} Gbit/s per GPU; {data}")
     print_head(COLUMNS.format(", ".join(map(str, counts))))
     for row in plans:
         _print_stage(row)
@@ -110,10 +115,10 @@ def simulated_context(
 
 
 def _estimates(
-    contexts: dict[int, Context], rate: float | dict[str, float]
+    contexts: dict[int, Context], rate: float | dict[str, float], bandwidth: float
 ) -> list[tuple[Stage, tuple[Estimate, ...]]]:
     stages = [stage for stage in STAGES if stage.is_enabled(next(iter(contexts.values())))]
-    by_gpus = [estimate_stages(context, stages, rate) for context in contexts.values()]
+    by_gpus = [estimate_stages(context, stages, rate, bandwidth) for context in contexts.values()]
     return list(zip(stages, zip(*by_gpus, strict=True), strict=True))
 
 

@@ -1,7 +1,7 @@
 """The training loop of fine-tuning and pretraining in plain torch; same bits for any number of workers.
 
-A global batch is split into micro-batches. Each worker computes the gradients of its micro-batches. All
-gradients are gathered and summed on every worker in the order of the micro-batches. So any number of workers,
+A global batch is split into micro-batches. Each worker computes the gradients of its micro-batches. The
+gradients are summed in the order of the micro-batches, each worker summing a slice. So any number of workers,
 up to the number of micro-batches, gives the same bits, and it may change during training when nodes fail or
 join. Steps, noise and batches are keyed by (seed, step, position), so a resumed run needs no generator state.
 
@@ -191,7 +191,7 @@ class Trainer:
                 parameter.copy_(value)
 
     def _gradients(self, separate: bool) -> tuple[Float[Tensor, "rows P"], Float[Tensor, " terms"]]:
-        """Return the batch's gradients, summed in order: one row per term, or of weighted sums of terms."""
+        """Return the batch's gradients, summed in order: a row per term, or one for their weighted sum."""
         rows: list[Tensor] = []
         values: list[Tensor] = []
         for micro_batch in self.micro_batches:
@@ -201,7 +201,8 @@ class Trainer:
             targets = list(losses.values()) if separate else self._weighted(losses)
             *others, last = targets  # the graph is freed after the last
             gradients = [self._gradient(target, keep=True) for target in others]
-            rows.append(torch.stack([*gradients, self._gradient(last, keep=False)]))
+            gradients.append(self._gradient(last, keep=False))
+            rows.append(torch.stack(gradients if separate else [sum(gradients[1:], start=gradients[0])]))
         return sum_in_order(torch.stack(rows), self.counts), sum_in_order(torch.stack(values), self.counts)
 
     def _weighted(self, losses: Tensors) -> list[Tensor]:

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ims3_ray.cluster.fan_out import CALLS_PER_ACTOR
 from ims3_ray.config.sections import PAPER_BATCH
 from ims3_ray.evaluation.protocols import Protocol
+from ims3_ray.method import difffit
 from ims3_ray.models.dit import DiT
 from ims3_ray.models.extractor import load_extractor, without_weights
 from ims3_ray.models.files import read_json
@@ -38,17 +39,19 @@ class Cost:
     memory: float = 0.0  # bytes per worker, beside its process
     driver: float = 0.0  # bytes in the driver, beside its process and the list of images
     start_s: float = START_S
+    sent: float = 0.0  # bytes that each worker sends to others
 
 
 @dataclass(frozen=True)
 class Forward:
-    """Operations per image of a forward pass through each network, and the dimension of φ's features."""
+    """Operations per image of a forward pass through each network, and sizes of the networks."""
 
     dit: float
     encode: float
     decode: float
     embed: float
-    feature_dim: int
+    feature_dim: int  # of φ
+    trained_values: int  # in fine-tuning
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,7 @@ def count_forward(context: Context) -> Forward:
     extractor, side = load_extractor(without_weights(context.config.embed.extractor)), context.image_size
     embed = count_operations(extractor, torch.zeros(1, 3, side, side)), extractor.dim
     if context.generator is None:
-        return Forward(0.0, 0.0, 0.0, *embed)
+        return Forward(0.0, 0.0, 0.0, *embed, 0)
     from diffusers import AutoencoderKL  # takes seconds to import; runs do not need it here
 
     info = context.info
@@ -150,7 +153,10 @@ def count_forward(context: Context) -> Forward:
         image = torch.zeros(1, 3, info.image_size, info.image_size)
     assert isinstance(vae, AutoencoderKL)  # from_config can also return unused values
     passes = count_operations(dit, z, label, label), count_operations(vae.encode, image)
-    return Forward(*passes, count_operations(vae.decode, z), *embed)
+    decode = count_operations(vae.decode, z)
+    difffit.prepare(dit)
+    trained = sum(parameter.numel() for parameter in difffit.trainable(dit).values())
+    return Forward(*passes, decode, *embed, trained)
 
 
 def count_operations(function: Callable[..., object], *arguments: torch.Tensor) -> float:

@@ -28,6 +28,7 @@ def test_fine_tuning_uses_at_most_one_gpu_per_micro_batch(tmp_path):
     two = plan(tmp_path, *size)["finetune"]
     eight = plan(tmp_path, *size, "finetune.micro_batches=8", "finetune.batch_size=8")["finetune"]
     auto = plan(tmp_path, *size, "finetune.batch_size=auto")["finetune"]
+    assert eight["64"]["exchange_s"] == pytest.approx(1.75 / 2.5 * eight["2"]["exchange_s"])
     assert two["2"]["work_s"] == two["64"]["work_s"] == auto["2"]["work_s"]
     assert auto["64"]["work_s"] < auto["2"]["work_s"] / 30
     assert eight["64"]["work_s"] == pytest.approx(eight["2"]["work_s"] / 4)

@@ -1,9 +1,13 @@
 """The training loop without Ray: micro-batches, loss weights, averages, resuming."""
 
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from ims3_ray.models import device
@@ -126,7 +130,40 @@ def test_unequal_shares_are_gathered_in_order(monkeypatch):
     monkeypatch.setattr(device.dist, "all_gather", all_gather)
     assert torch.equal(device.gather(parts[:1], [1, 2, 1]), parts)
     assert sent[0].shape == (2, 2)
-    assert torch.equal(device.sum_in_order(parts[:1], [1, 2, 1]), parts.sum(0))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 4, 8])
+def test_gradients_are_summed_in_order_for_twice_their_bytes(monkeypatch, workers):
+    """Eight micro-batches on real gloo, one thread per worker; the sum's bits depend on the order."""
+    rows = torch.randn(8, 2, 501, generator=torch.Generator().manual_seed(0)) * torch.logspace(-4, 4, 501)
+    expected = rows[0].clone()
+    for row in rows[1:]:
+        expected += row
+    assert not torch.equal(expected, rows.flip(0).sum(0))
+    shares, sent = split_micro_batches(8, workers), []
+    store, threads, counts = dist.HashStore(), threading.local(), [*map(len, shares)]
+
+    def all_to_all_single(received, mine, sizes, sent_sizes):
+        sent.append(sum(sent_sizes[:-1]))
+        threads.group.alltoall_base(received, mine, sizes, sent_sizes).wait()
+
+    def all_gather_into_tensor(received, mine):
+        sent.append(mine.numel() * (workers - 1))
+        threads.group._allgather_base(received, mine).wait()
+
+    monkeypatch.setattr(device.dist, "all_to_all_single", all_to_all_single)
+    monkeypatch.setattr(device.dist, "all_gather_into_tensor", all_gather_into_tensor)
+
+    def work(rank, share):
+        threads.group = dist.ProcessGroupGloo(store, rank, workers, timedelta(seconds=60))
+        return device.sum_in_order(rows[share.start : share.stop], counts)
+
+    with ThreadPoolExecutor(workers) as pool:
+        for total in pool.map(work, range(workers), shares):
+            assert torch.equal(total, expected)
+    per_sum = sum(sent) / workers / rows[0].numel()  # values that a worker sends
+    assert per_sum < 8 / workers + 1
+    assert (workers < 8) or per_sum < 2
 
 
 class Scored(Regression):

@@ -49,6 +49,7 @@ class Estimate:
     rows: int
     start_s: float  # to start the workers
     work_s: float  # with all workers in parallel
+    exchange_s: float  # of gradients
     disk: float
     node_disk: float
     driver: float
@@ -56,7 +57,7 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        return self.start_s + self.work_s
+        return self.start_s + self.work_s + self.exchange_s
 
 
 def estimate_steps(
@@ -91,9 +92,9 @@ def read_rates(path: Path) -> dict[str, float]:
 
 
 def estimate_stages(
-    context: Context, stages: Sequence[Stage], rate: float | Mapping[str, float]
+    context: Context, stages: Sequence[Stage], rate: float | Mapping[str, float], bandwidth: float = math.inf
 ) -> list[Estimate]:
-    """Return an estimate per stage, for workers that do `rate` operations per second.
+    """Return an estimate per stage. Per second, a worker does `rate` operations and sends `bandwidth` bytes.
 
     If rates are by stage, a stage without one has the lowest.
     """
@@ -107,7 +108,8 @@ def estimate_stages(
         work_s = cost.rows * cost.operations / (rates.get(stage.name, others) * max(1, workers))
         worker = PROCESS_BYTES + cost.memory if workers else 0.0
         driver = listed + cost.driver
-        estimates.append(Estimate(cost.rows, cost.start_s, work_s, cost.disk, node_disk, driver, worker))
+        times = cost.start_s, work_s, cost.sent / bandwidth
+        estimates.append(Estimate(cost.rows, *times, cost.disk, node_disk, driver, worker))
     return estimates
 
 

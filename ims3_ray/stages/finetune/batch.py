@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -86,7 +87,7 @@ class LatentSource:
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """The batch of a step: images and all random draws, one per row."""
+    """Rows of the batch of a step: images and all random draws."""
 
     z0: Float[Tensor, "B C H W"]  # sample of the image's posterior
     eps: Float[Tensor, "B C H W"]  # ε, the noise to predict
@@ -98,14 +99,27 @@ class TrainingBatch:
     dropped_again: Bool[Tensor, " B"]  # likewise in the pass of the published one-step inversion
     matched: Bool[Tensor, " B"]  # has a matching term: label not dropped, s above s_0
 
-    def part(self, rows: slice, device: torch.device) -> "TrainingBatch":
-        """Return these rows, on the device."""
+    def to(self, device: torch.device) -> "TrainingBatch":
         tensors = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
-        return replace(self, **{name: to_device(value[rows], device) for name, value in tensors.items()})
+        return replace(self, **{name: to_device(value, device) for name, value in tensors.items()})
+
+
+class FirstDraws(NamedTuple):
+    """The draws of rows that precede their noise, and the generators that go on with it."""
+
+    generators: list[torch.Generator]
+    is_mirrored: Bool[Tensor, " B"]
+    is_dropped: Bool[Tensor, " B"]
+    t: Int[Tensor, " B"]
+    k: Int[Tensor, " B"]  # index of s on the inversions' grid
+
+    @property
+    def is_matched(self) -> Bool[Tensor, " B"]:
+        return (self.k > 0) & ~self.is_dropped
 
 
 class LatentDataset:
-    """Latents and inversions of the training images on disk, of which one batch is in memory.
+    """Latents and inversions of the training images on disk, of which the drawn rows are in memory.
 
     All draws are keyed by (seed, step, position in the global batch).
     """
@@ -116,6 +130,7 @@ class LatentDataset:
         self._has_inversions = source.inversions is not None
         self._model_labels = np.array(source.model_labels)
         self._order = EpochOrder("epoch", seed)
+        self._counted = (-1, 0)  # a step, and its number of rows with a matching term
 
     def rows(self, step: int) -> Int[np.ndarray, " B"]:
         """Return the rows of the batch of `step`; an epoch is a permutation keyed by (seed, epoch)."""
@@ -128,16 +143,26 @@ class LatentDataset:
     def close(self) -> None:
         self._stored.close()
 
-    def draw(self, step: int) -> TrainingBatch:
-        """Return the global batch of `step`, on the CPU."""
-        rows = self.rows(step)
-        generators = [generator("finetune", self._seed, step, position) for position in range(len(rows))]
+    def num_matched(self, step: int) -> int:
+        """Return the number of rows with a matching term in the whole batch of `step`."""
+        if self._counted[0] != step:
+            first = self._first_draws(step, range(self._settings.latents))
+            self._counted = step, int(first.is_matched.sum())
+        return self._counted[1]
+
+    def _first_draws(self, step: int, positions: range) -> FirstDraws:
+        generators = [generator("finetune", self._seed, step, position) for position in positions]
         mirrored, dropped = torch.stack([torch.rand(2, generator=g) for g in generators]).double().T  # (B,)
-        times = [torch.randint(1, NUM_TRAIN_TIMESTEPS, (), generator=g) for g in generators]
+        t = torch.stack([torch.randint(1, NUM_TRAIN_TIMESTEPS, (), generator=g) for g in generators])
+        is_dropped = dropped < self._settings.label_dropout
+        return FirstDraws(generators, mirrored < 0.5, is_dropped, t, grid_index_below(t, self._grid))
+
+    def draw(self, step: int, positions: range) -> TrainingBatch:
+        """Return the rows at `positions` of the global batch of `step`, on the CPU."""
+        rows = self.rows(step)[positions.start : positions.stop]
+        generators, flip, is_dropped, t, k = first = self._first_draws(step, positions)
         noise = normal(generators, (2, *self._stored.shape("mean")))  # (B, 2, C, H, W)
         again = torch.stack([torch.rand((), generator=g) for g in generators])  # (B,)
-        t, is_dropped, flip = torch.stack(times), dropped < self._settings.label_dropout, mirrored < 0.5
-        k = grid_index_below(t, self._grid)  # (B,)
         below = (k - 1).clamp_min(0).numpy()
         mean, logvar = self._pick("mean", flip, rows), self._pick("logvar", flip, rows)  # (B, C, H, W)
         return TrainingBatch(
@@ -149,7 +174,7 @@ class LatentDataset:
             label=torch.from_numpy(self.labels(rows)),
             dropped=is_dropped,
             dropped_again=again < self._settings.label_dropout,
-            matched=(k > 0) & ~is_dropped,
+            matched=first.is_matched,
         )
 
     def _pick(self, column: str, flip: Bool[Tensor, " B"], *place: Int[np.ndarray, " B"]) -> Tensor:

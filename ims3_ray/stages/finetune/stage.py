@@ -86,13 +86,16 @@ def _fingerprint_inputs(context: Context) -> object:
 
 
 def _cost(context: Context, forward: Forward) -> Cost:
-    settings = context.config.finetune
+    settings, steps = context.config.finetune, num_steps(context.config.finetune, context.num_tuned)
+    workers = training_usage(context).workers
+    per_value = (settings.micro_batches / workers + 1) * (workers - 1) / workers  # see `sum_in_order`
     return Cost(
-        rows=num_steps(settings, context.num_tuned) * settings.latents,
+        rows=steps * settings.latents,
         operations=BACKWARD * forward.dit,
         disk=1e6,
         memory=2 * generator_bytes(context) + 16.0 * context.num_tuned,
         start_s=15.0,  # of Ray Train's workers
+        sent=4.0 * forward.trained_values * per_value * steps,
     )
 
 

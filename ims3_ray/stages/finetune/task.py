@@ -114,8 +114,7 @@ class InversionMatchingTask:
         self._dit, self._predict, self._device = loaded.dit, loaded.predict, device
         self.parameters = {n: p for n, p in loaded.dit.named_parameters() if p.requires_grad}
         self.images, self._im, self._abar = LatentDataset(source, finetune, seed), im, alphas_bar().to(device)
-        self._part_size = finetune.latents // finetune.micro_batches
-        self._drawn: tuple[int, TrainingBatch] | None = None  # a step, and its batch for all parts
+        self._batch_size, self._part_size = finetune.latents, finetune.latents // finetune.micro_batches
         self._minimax = MinimaxMemory(im.minimax) if im.minimax else None
         self.loss_weights = {"diffusion": 1.0}
         if loaded.dit.config.out_channels == 2 * loaded.dit.config.in_channels:
@@ -131,9 +130,9 @@ class InversionMatchingTask:
 
     def losses(self, step: int, part: int) -> dict[str, Tensor]:
         """Return the terms of one part of B images, each divided by its count in the global batch."""
-        batch, rows = self._batch(step), slice(part * self._part_size, (part + 1) * self._part_size)
-        total, num_matched = len(batch.t), int(batch.matched.sum())
-        draws = batch.part(rows, self._device)
+        positions = range(part * self._part_size, (part + 1) * self._part_size)
+        batch, total = self.images.draw(step, positions), self._batch_size
+        draws = batch.to(self._device)
         labels = draws.label.masked_fill(draws.dropped, self._dit.null_label)  # (B,)
 
         abar_t = abar_at(self._abar, draws.t)  # (B, 1, 1, 1)
@@ -149,16 +148,11 @@ class InversionMatchingTask:
             terms["matching"] = self._published_matching(draws, z_t, eps).sum() / total
         elif "matching" in self.loss_weights:
             distance = self._matching(draws, z_t, eps)  # (B,)
-            terms["matching"] = masked_mean(distance, draws.matched, num_matched)
+            terms["matching"] = masked_mean(distance, draws.matched, self.images.num_matched(step))
         if self._minimax:
             clean = predicted_clean(z_t, eps, abar=abar_t)  # (B, C, H, W)
-            terms |= self._minimax.losses(part, clean, draws.z0, batch.label[rows].tolist(), total)
+            terms |= self._minimax.losses(part, clean, draws.z0, batch.label.tolist(), total)
         return terms
-
-    def _batch(self, step: int) -> TrainingBatch:
-        if self._drawn is None or self._drawn[0] != step:
-            self._drawn = step, self.images.draw(step)
-        return self._drawn[1]
 
     def _matching(self, draws: TrainingBatch, z_t: Tensor, eps: Tensor) -> Tensor:
         """Return L_IM (B,) between z_s^inv and z̃_s, which the tuned model steps to from `z_t` (Eq. 4–7).

@@ -55,12 +55,17 @@ def all_in_memory(stored):
     return z | read_rows(stored.inversions, kind)
 
 
+def assert_rows_equal(part, batch, positions):
+    for name, values in vars(part).items():
+        assert torch.equal(values, getattr(batch, name)[positions.start : positions.stop]), name
+
+
 @pytest.mark.parametrize("mirror", [True, False])
 def test_a_batch_has_the_same_bits_as_with_all_images_in_memory(tmp_path, mirror):
     stored = source(tmp_path, mirror=mirror)
     images, held = LatentDataset(stored, SETTINGS, SEED), all_in_memory(stored)
     for step in range(6):
-        batch, rows = images.draw(step), images.rows(step)
+        batch, rows = images.draw(step, range(4)), images.rows(step)
         own = [generator("finetune", SEED, step, position) for position in range(4)]
         flips = torch.stack([torch.rand(2, generator=g) for g in own]).double()[:, 0] < 0.5
         t = torch.stack([torch.randint(1, NUM_TRAIN_TIMESTEPS, (), generator=g) for g in own])
@@ -77,6 +82,9 @@ def test_a_batch_has_the_same_bits_as_with_all_images_in_memory(tmp_path, mirror
         assert torch.equal(batch.eps, noise[:, 1])
         assert torch.equal(batch.inverted, pick("inversion", (k - 1).clamp_min(0).tolist()))
         assert batch.label.tolist() == [7 + held["label"][row] for row in rows]
+        assert images.num_matched(step) == batch.matched.sum()
+        for half in (range(2), range(2, 4)):
+            assert_rows_equal(images.draw(step, half), batch, half)
     images.close()
 
 
@@ -101,7 +109,7 @@ def test_memory_does_not_grow_with_the_data_set(tmp_path):
         tracemalloc.start()
         images = LatentDataset(stored, SETTINGS, SEED)
         for step in range(0, 5 * count, 7):
-            images.draw(step)
+            images.draw(step, range(4))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert pa.total_allocated_bytes() == before

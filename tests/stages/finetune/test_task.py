@@ -20,7 +20,7 @@ def test_the_published_target_matches_all_pairs_and_drops_labels_anew(build_task
     task = build_task(im={"target": "one_step"}, finetune={"label_dropout": 0.5}, inversions=False)
     labels_seen, predict = [], task._predict
     task._predict = lambda z, t, labels: labels_seen.append(labels.clone()) or predict(z, t, labels)
-    terms, batch = task.losses(0, 0), task.images.draw(0)
+    terms, batch = task.losses(0, 0), task.images.draw(0, range(task._batch_size))
     null = task._dit.null_label
     first, second = (batch.label.masked_fill(d, null) for d in (batch.dropped, batch.dropped_again))
     assert [labels.tolist() for labels in labels_seen] == [first.tolist(), second.tolist()]
@@ -35,7 +35,7 @@ def test_the_published_target_matches_all_pairs_and_drops_labels_anew(build_task
 def test_inversions_are_matched_per_image_for_any_number_of_parts(build_task, target):
     changes = {"im": {"target": target}, "finetune": {"label_dropout": 0.5}}
     task = build_task(**changes)
-    batch = task.images.draw(0)
+    batch = task.images.draw(0, range(task._batch_size))
     assert 0 < batch.matched.sum() < len(batch.t)
     changes["finetune"] = {"label_dropout": 0.5, "micro_batches": 2}
     whole, parts = task.losses(0, 0), build_task(**changes)
@@ -68,11 +68,10 @@ def test_a_step_reads_nothing_from_its_device_and_sends_only_its_batch(build_tas
         assert counted.count <= len(fields(TrainingBatch)) + more
 
 
-def test_the_parts_of_a_step_share_one_batch(build_task):
+def test_each_part_draws_only_its_own_rows(build_task):
     task, drawn = build_task(finetune={"micro_batches": 4}), []
     draw = task.images.draw
-    task.images.draw = lambda step: drawn.append(step) or draw(step)
-    for step in (0, 1, 0):
-        for part in range(4):
-            task.losses(step, part)
-    assert drawn == [0, 1, 0]
+    task.images.draw = lambda step, rows: drawn.append([*rows]) or draw(step, rows)
+    for part in range(4):
+        task.losses(0, part)
+    assert sum(drawn, start=[]) == [*range(task._batch_size)]
