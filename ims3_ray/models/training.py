@@ -18,11 +18,13 @@ from typing import Any, Literal, Protocol, TypedDict, cast, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd import grad
 
 from ims3_ray.storage.artifacts import Directory
 
 from .device import gather, split_micro_batches, sum_in_order
 
+ALIGNMENT = 16  # values, so 64 bytes: matrix products are slower on memory that is not aligned
 HELD_OUT = "held_out/"  # prefix of the metrics of held-out rows
 Metrics = dict[str, float]
 Tensors = dict[str, Tensor]
@@ -102,9 +104,8 @@ class TrainingConfig:
     def lr_at(self, step: int) -> float:
         lr = self.lr * min(1.0, (step + 1) / (self.warmup_steps + 1))
         if self.decay == "cosine":
-            lr *= 0.5 * (
-                1 + torch.cos(torch.tensor(torch.pi * step / self.steps, dtype=torch.float64)).item()
-            )
+            angle = torch.tensor(torch.pi * step / self.steps, dtype=torch.float64)
+            lr *= 0.5 * (1 + torch.cos(angle).item())
         return lr
 
     def ema_decay_at(self, step: int) -> float:
@@ -126,15 +127,21 @@ class TrainerState(TypedDict):
 
 
 class Trainer:
-    """The training state of one worker, equal on all workers. P is the number of trained values."""
+    """The training state of one worker, equal on all workers.
+
+    The parameters become views of one vector of P values, so that an optimiser step is a few operations.
+    """
 
     def __init__(self, task: Task, config: TrainingConfig, rank: int, world: int, device: torch.device):
         self.task, self.config, self.rank, self.device = task, config, rank, device
         shares = split_micro_batches(config.micro_batches, world)
         self.counts, self.micro_batches = [len(share) for share in shares], shares[rank]
         self.names, self.parameters = list(task.parameters), list(task.parameters.values())
-        self.ema = self.best = _flatten(self.parameters).detach().clone()
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=config.lr, weight_decay=config.weight_decay)
+        self.vector = nn.Parameter(_flatten(self.parameters).detach().clone())
+        for parameter, view in zip(self.parameters, self._views(self.vector.detach()), strict=True):
+            parameter.data = view
+        self.ema = self.best = self.vector.detach().clone()
+        self.optimizer = torch.optim.AdamW([self.vector], lr=config.lr, weight_decay=config.weight_decay)
         self.step, self._steps_since, self._since = 0, 0, time.perf_counter()
         self.history: list[Metrics] = []
 
@@ -146,14 +153,12 @@ class Trainer:
         gradients, terms = self._gradients(separate)
         norms = gradients.norm(dim=1)
         weights = self._weights(norms) if separate else torch.ones(len(gradients), device=self.device)
-        gradient = (weights[:, None] * gradients).sum(0)  # (P,)
-        for parameter, value in zip(self.parameters, _unflatten(self.parameters, gradient), strict=True):
-            parameter.grad = value
+        self.vector.grad = (weights[:, None] * gradients).sum(0)  # (P,)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr_at(self.step)
         self.optimizer.step()
         decay = self.config.ema_decay_at(self.step)
-        self.ema.lerp_(_flatten(self.parameters).detach(), 1 - decay)
+        self.ema.lerp_(self.vector.detach(), 1 - decay)
         self.task.after_step(self.step, lambda parts: gather(parts, self.counts))
         self.step += 1
         self._steps_since += 1
@@ -171,11 +176,11 @@ class Trainer:
 
     def _evaluate(self) -> Metrics:
         """Score the moving averages on the held-out rows, and keep them if no earlier score is lower."""
-        task, values = cast(ScoredTask, self.task), _flatten(self.parameters).detach().clone()
-        self._assign(self.ema)
+        task, values = cast(ScoredTask, self.task), self.vector.detach().clone()
         with torch.no_grad():
+            self.vector.copy_(self.ema)
             shares = [task.held_out_losses(part) for part in self.micro_batches]
-        self._assign(values)
+            self.vector.copy_(values)
         rows = torch.stack([torch.stack(list(share.values())) for share in shares])
         means = sum_in_order(rows, self.counts).tolist()
         metrics = {f"{HELD_OUT}{name}": mean for name, mean in zip(shares[0], means, strict=True)}
@@ -184,11 +189,6 @@ class Trainer:
             self.best = self.ema.clone()
         self._since = time.perf_counter()
         return metrics
-
-    def _assign(self, flat: Tensor) -> None:
-        with torch.no_grad():
-            for parameter, value in zip(self.parameters, _unflatten(self.parameters, flat), strict=True):
-                parameter.copy_(value)
 
     def _gradients(self, separate: bool) -> tuple[Float[Tensor, "rows P"], Float[Tensor, " terms"]]:
         """Return the batch's gradients, summed in order: a row per term, or one for their weighted sum."""
@@ -215,9 +215,7 @@ class Trainer:
     def _gradient(self, target: Tensor, keep: bool) -> Tensor:
         if not target.requires_grad:  # no image of this micro-batch has the term
             return torch.zeros_like(self.ema)
-        gradients = torch.autograd.grad(target, self.parameters, retain_graph=keep, allow_unused=True)
-        pairs = zip(self.parameters, gradients, strict=True)
-        return _flatten([torch.zeros_like(p) if g is None else g for p, g in pairs])  # pyright: ignore[reportUnnecessaryComparison]: allow_unused
+        return _flatten(grad(target, self.parameters, retain_graph=keep, materialize_grads=True))
 
     def _weights(self, norms: Float[Tensor, " terms"]) -> Float[Tensor, " terms"]:
         weights: list[Tensor] = []
@@ -244,8 +242,7 @@ class Trainer:
     def is_finite(self, metrics: Metrics) -> bool:
         """Return whether training has not diverged: checks the metrics, and all values at the last step."""
         if self.is_done:
-            values = torch.cat([_flatten(self.parameters).detach(), self.ema])
-            return bool(torch.isfinite(values).all())
+            return bool(torch.isfinite(torch.cat([self.vector.detach(), self.ema])).all())
         return all(map(math.isfinite, metrics.values()))
 
     def state_dict(self) -> TrainerState:
@@ -262,7 +259,8 @@ class Trainer:
 
     def load_state_dict(self, state: TrainerState) -> None:
         assert state["optimisation"] == asdict(self.config), "the checkpoint has another configuration"
-        self._assign(_flatten([state["values"][name] for name in self.names]))
+        with torch.no_grad():
+            self.vector.copy_(_flatten([state["values"][name] for name in self.names]))
         self.ema.copy_(state["ema"])
         self.best = state["best"].to(self.device) if self.config.eval_every else self.ema
         self.optimizer.load_state_dict(state["optimizer"])
@@ -270,14 +268,19 @@ class Trainer:
         self.task.load_state_dict(state["task"])
 
     def values(self) -> Tensors:
-        return self._by_name(_flatten(self.parameters).detach())
+        return self._by_name(self.vector.detach())
 
     def averages(self) -> Tensors:
         """Return the moving averages: those of the best score, if there are scores."""
         return self._by_name(self.best if self.config.eval_every else self.ema)
 
     def _by_name(self, flat: Tensor) -> Tensors:
-        return {n: v.clone() for n, v in zip(self.names, _unflatten(self.parameters, flat), strict=True)}
+        return {name: view.clone() for name, view in zip(self.names, self._views(flat), strict=True)}
+
+    def _views(self, flat: Tensor) -> list[Tensor]:
+        """Return views of `flat` with the parameters' shapes."""
+        parts = flat.split([p.numel() + -p.numel() % ALIGNMENT for p in self.parameters])
+        return [part[: p.numel()].view_as(p) for part, p in zip(parts, self.parameters, strict=True)]
 
 
 def scores(history: Sequence[Mapping[str, float]]) -> list[float]:
@@ -292,10 +295,6 @@ def gainless(curve: Sequence[float]) -> int:
 
 
 def _flatten(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([t.reshape(-1) for t in tensors])
-
-
-def _unflatten(parameters: Sequence[nn.Parameter], flat: Tensor) -> list[Tensor]:
-    """Return views of `flat` with the parameters' shapes."""
-    parts = flat.split([p.numel() for p in parameters])
-    return [part.view_as(p) for part, p in zip(parts, parameters, strict=True)]
+    """Return a vector of all values, each tensor's filled up with zeros to a multiple of `ALIGNMENT`."""
+    filling = tensors[0].new_zeros(ALIGNMENT)
+    return torch.cat([part for t in tensors for part in (t.reshape(-1), filling[: -t.numel() % ALIGNMENT])])
