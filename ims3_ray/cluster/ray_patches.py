@@ -10,10 +10,12 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from functools import partialmethod
 from typing import TYPE_CHECKING
 
 import ray
 from ray._private import ray_constants
+from ray._private.parameter import RayParams
 
 from ims3_ray.errors import InputError, is_termination
 
@@ -51,16 +53,19 @@ def set_environment() -> None:
 
 @contextlib.contextmanager
 def on_loopback() -> Iterator[None]:
-    """Let `ray.init` give a local node the address LOOPBACK, so that Ray's servers listen only there.
+    """Let `ray.init` give a local node the address LOOPBACK, and its dashboard agent a free port.
 
     On Linux Ray replaces that address by the machine's own and listens on every interface; this is its switch
-    for macOS and Windows. Goes when Ray keeps `_node_ip_address`.
+    for macOS and Windows. The agent would take the port that a later `ray start` needs for submitted jobs.
+    Goes when Ray keeps `_node_ip_address` and `ray.init` takes the agent's port.
     """
     before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    initialise = RayParams.__init__
+    RayParams.__init__ = partialmethod(initialise, dashboard_agent_listen_port=0)
     try:
         yield
     finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
+        ray_constants.ENABLE_RAY_CLUSTER, RayParams.__init__ = before, initialise
 
 
 def errors_only(logger: str) -> None:

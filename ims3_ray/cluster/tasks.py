@@ -2,14 +2,15 @@
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import ray
 
 from .resources import DEFAULT_PLACEMENT
 
-CPUS_PER_TASK = 0.5
+CPUS_PER_TASK = 0.5  # fits beside the actors of a machine of one core
+WAITING_CPUS = 16.0  # of tasks in flight beyond the present CPUs; more could start nodes with GPUs
 Result = TypeVar("Result")
 
 
@@ -22,17 +23,29 @@ def map_in_order(
     """Yield `function(*values)` for each of `arguments`, in order, each computed by its own task.
 
     At most `max_pending` tasks run or hold a result, which bounds memory. A task reserves CPUS_PER_TASK, or
-    `resources` (Ray's options).
+    `resources` (Ray's options). Tasks without a GPU are also limited to the present CPUs or WAITING_CPUS: an
+    autoscaling cluster starts a node with CPUs only for these, and nodes with GPUs for more.
     """
     options: dict[str, Any] = {"num_cpus": CPUS_PER_TASK} | resources
-    task = ray.remote(**options, **DEFAULT_PLACEMENT)(function)
+    task = ray.remote(**options, **DEFAULT_PLACEMENT)(
+        lambda *values: function(*values)
+    )  # `function` may be a partial
     pending: deque[Any] = deque()
+    limit = _max_in_flight(max_pending, options)
     for values in arguments:
-        if len(pending) == max_pending:
+        while len(pending) >= limit:
             yield ray.get(pending.popleft())
+            limit = _max_in_flight(max_pending, options)  # nodes may have joined
         pending.append(task.remote(*values))
     while pending:
         yield ray.get(pending.popleft())
+
+
+def _max_in_flight(max_pending: int, options: Mapping[str, Any]) -> int:
+    if options.get("num_gpus"):
+        return max_pending
+    cpus = max(WAITING_CPUS, ray.cluster_resources().get("CPU", 0.0))
+    return min(max_pending, max(1, int(cpus / options["num_cpus"])))
 
 
 def map_on_cluster(function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Result]:

@@ -27,22 +27,33 @@ from .ray_patches import MAX_START_FAILURES, patched_train
 from .resources import Machine
 
 STATE = "state.pt"
-MAX_FAILURES = 8  # lost workers or nodes per training; after more, the same command resumes
+MAX_FAILURES = 8  # without a checkpoint between them; after more, the same command resumes
 REPORT_EVERY = 10  # steps
 MEASURED_STEPS = 3
 STATE_COPIES = 12  # values, gradients by term and worker, moments, averages
 
 
-class EndOnBadInput(UserCallback):
-    """Ends a training if a worker raised InputError; other errors are retried MAX_FAILURES times."""
+class EndIfHopeless(UserCallback):
+    """Ends a training if a worker raised InputError, or after MAX_FAILURES failures since a checkpoint.
+
+    So a training on spot nodes may lose any number of them.
+    """
+
+    failures = 0
+
+    def after_report(self, run_context: object, metrics: object, checkpoint: Checkpoint | None) -> None:  # noqa: ARG002
+        self.failures = 0 if checkpoint else self.failures
 
     def after_exception(
         self,
         run_context: object,  # noqa: ARG002
         worker_exceptions: Mapping[int, BaseException],
     ) -> None:
+        self.failures += 1
         for error in worker_exceptions.values():
             raise_bad_input(error)
+            if self.failures > MAX_FAILURES:
+                raise error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +128,7 @@ def raise_bad_input(error: BaseException) -> None:
 def _ray_trainer(training: Training, machine: Machine, actor: ActorHandle) -> TorchTrainer:
     on_gpus, options = machine.on_gpus, machine.actor_resources
     resources = {"CPU": options["num_cpus"]} | ({"GPU": options["num_gpus"]} if on_gpus else {})
-    failures = FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_START_FAILURES)
+    failures = FailureConfig(max_failures=-1, controller_failure_limit=MAX_START_FAILURES)
     return TorchTrainer(
         _loop,
         train_loop_config={"training": training, "kind": machine.device, "metrics_actor": actor},
@@ -133,7 +144,7 @@ def _ray_trainer(training: Training, machine: Machine, actor: ActorHandle) -> To
             storage_filesystem=training.checkpoints.filesystem,
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             failure_config=failures,
-            callbacks=[EndOnBadInput()],
+            callbacks=[EndIfHopeless()],
         ),
     )
 

@@ -10,14 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential_jitter
 
 from ims3_ray.display import one_line, redact
 from ims3_ray.errors import InputError, error_chain
 
 MAX_RETRY_S = 120.0
 MAX_PAUSE_S = 15.0  # between tries
-PAUSES = wait_exponential(max=MAX_PAUSE_S)  # from 1 s, doubling
+PAUSES = wait_exponential_jitter(max=MAX_PAUSE_S)  # from 1 s, doubling, and up to 1 s more
 QUIET_S = 10.0  # without an error: the next error is logged again
 MAX_CHARACTERS = 200  # of an error
 GO_ON = "run the same command again to go on"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
 
 from ims3_ray.cluster.auth_token import MODE, TOKEN, TOKEN_PATH, make_private_token
 
@@ -17,7 +18,7 @@ connect()
 assert ray.get(ray.remote(num_cpus=0)(lambda: 3).remote()) == 3
 own = [psutil.Process(), *psutil.Process().children(recursive=True)]
 sockets = [c for process in own for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
-print(json.dumps([c.laddr.ip for c in sockets]))
+print(json.dumps([list(c.laddr) for c in sockets]))
 ray.shutdown()
 """
 
@@ -75,5 +76,6 @@ def test_every_server_of_a_local_cluster_listens_on_loopback(modes):
     assert done.returncode == 0, done.stderr
     addresses = json.loads(done.stdout.splitlines()[-1])
     assert len(addresses) > 5
-    assert {address.removeprefix("::ffff:") for address in addresses} == {"127.0.0.1"}
+    assert {address.removeprefix("::ffff:") for address, _ in addresses} == {"127.0.0.1"}
+    assert DEFAULT_DASHBOARD_AGENT_LISTEN_PORT not in {port for _, port in addresses}  # `ray start` needs it
     assert modes() == [0o700, 0o600]

@@ -3,13 +3,16 @@
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
 import tomllib
-from functools import partial
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import jsonschema
 import pytest
@@ -17,14 +20,15 @@ import ray
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
-from ray.autoscaler._private.node_provider_availability_tracker import NodeAvailabilitySummary
 from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
 from ims3_ray.cluster.metrics_actor import GAUGES
+from ims3_ray.cluster.tasks import WAITING_CPUS
 from ims3_ray.config.load import load_config, parse_overrides, recipe_names
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "cluster"
+aws_setup = SimpleNamespace(**runpy.run_path(str(FOLDER / "aws_setup.py")))
 TEXTS = {path.name: path.read_text() for path in FOLDER.iterdir() if path.is_file()}
 SECRETS = (
     r"AKIA|ASIA|SECRET_ACCESS|ACCESS_KEY_ID|SESSION_TOKEN|PRIVATE KEY|\.pem\b|AUTH_TOKEN=|password\s*[:=]"
@@ -109,6 +113,48 @@ def test_ray_up_creates_no_security_group_and_no_role(tmp_path, monkeypatch):
         assert own.items() <= made[name]["resources"].items()
 
 
+@pytest.mark.slow
+def test_an_account_is_prepared_once_and_fills_in_the_aws_file(monkeypatch):
+    """The stack on simulated AWS services; a second call changes nothing."""
+    import boto3
+    from moto import mock_aws
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "simulated")
+    with mock_aws():
+        stacks = boto3.client("cloudformation", "eu-west-1")
+        outputs = [aws_setup.deploy(stacks, "203.0.113.7/32") for _ in range(2)]
+        groups = boto3.client("ec2", "eu-west-1").describe_security_groups(
+            GroupIds=[outputs[0]["SecurityGroup"]]
+        )
+        opened = groups["SecurityGroups"][0]["IpPermissions"]
+        profile = boto3.client("iam").get_instance_profile(InstanceProfileName=outputs[0]["HeadProfile"])
+        boto3.client("s3").head_bucket(Bucket=outputs[0]["Bucket"])
+    assert outputs[0] == outputs[1]
+    assert [r["CidrIp"] for p in opened for r in p["IpRanges"]] == ["203.0.113.7/32"]
+    assert profile["InstanceProfile"]["Roles"]
+    filled = aws_setup.fill_in(TEXTS["aws.yaml"], outputs[0], "eu-west-1", "ami-1")
+    assert not re.search("FILL_IN|us-east-1", filled)
+    assert yaml.safe_load(filled)["available_node_types"]["cpu"]["node_config"]["ImageId"] == "ami-1"
+
+
+@pytest.mark.parametrize(
+    ("cpus", "missing"),
+    [({}, None), ({aws_setup.SPOT: 0}, None), ({aws_setup.SPOT: 0, aws_setup.ON_DEMAND: 8}, "a GPU worker")],
+)
+def test_a_quota_that_allows_no_gpu_worker_is_named_with_the_remedy(cpus, missing):
+    def get_service_quota(ServiceCode, QuotaCode):  # noqa: N803
+        return {"Quota": {"Value": cpus.get(QuotaCode, 64.0)}}
+
+    expected = (
+        pytest.raises(aws_setup.SetupError, match=f"{missing} needs 16; request")
+        if missing
+        else nullcontext()
+    )
+    with expected:
+        aws_setup.check_quotas(Mock(get_service_quota=get_service_quota), "us-east-1")
+
+
 def test_the_user_edits_only_the_first_block():
     first, rest = TEXTS["aws.yaml"].split("\ncluster_name:")
     assert "FILL_IN" in first
@@ -122,6 +168,7 @@ def test_no_port_is_open_to_the_world():
     assert not [name for name, text in TEXTS.items() if "::/0" in text]  # nor 0.0.0.0: tests/test_secrets.py
     for node in NODES.values():
         assert node["node_config"]["SecurityGroupIds"]
+        assert node["node_config"]["InstanceInitiatedShutdownBehavior"] == "terminate"  # by `shutdown`
         assert not {"NetworkInterfaces", "KeyName"} & set(node["node_config"])
     assert "security_group" not in AWS["provider"]
     assert option(start_command("head"), "--dashboard-host") == "127.0.0.1" == option(MLFLOW, "--host")
@@ -164,35 +211,51 @@ def test_spot_is_tried_before_on_demand():
     assert min(priorities[True]) > max(priorities[False])
 
 
-@pytest.mark.parametrize(("resource", "kinds"), [("CPU", {"cpu"}), ("GPU", {"gpu_spot", "gpu_on_demand"})])
-def test_rays_autoscaler_ranks_a_cpu_worker_first_for_cpu_work(resource, kinds):
-    from ray.autoscaler._private import resource_demand_scheduler as scheduler
+@pytest.mark.parametrize(
+    ("count", "resource", "kinds"),
+    [(int(WAITING_CPUS), "CPU", {"cpu"}), (64, "CPU", {"cpu", "gpu_spot"}), (2, "GPU", {"gpu_spot"})],
+)
+def test_cpu_work_in_flight_starts_no_gpu_node(count, resource, kinds):
+    """With the scheduler that `ray up` uses; 64 tasks at once would start nodes with GPUs."""
+    from ray.autoscaler._private.util import prepare_config
+    from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+    from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
+    from ray.autoscaler.v2.utils import ResourceRequestUtil as Requests
 
-    available = NodeAvailabilitySummary(node_availabilities={})
-    rank = partial(scheduler._default_utilization_scorer, node_availability_summary=available)
-    chosen, _ = scheduler.get_nodes_for(WORKERS, {}, "head", 1, [{resource: 1}], utilization_scorer=rank)
-    assert chosen
-    assert set(chosen) <= kinds
+    config = AutoscalingConfig(prepare_config(AWS | {"file_mounts": {}}))
+    request = SchedulingRequest(
+        disable_launch_config_check=True,
+        node_type_configs=config.get_node_type_configs(),
+        max_num_nodes=config.get_max_num_worker_nodes(),
+        resource_requests=Requests.group_by_count([Requests.make({resource: 1})] * count),
+    )
+    launches = ResourceDemandScheduler(Mock()).schedule(request).to_launch
+    assert {launch.instance_type for launch in launches} == kinds
 
 
 def test_nodes_are_in_one_zone_and_database_and_cache_are_on_the_host():
     assert "," not in AWS["provider"]["availability_zone"]
     made = " ".join(AWS["initialization_commands"])
     volumes = dict(v.split(":") for v in re.findall(r"--volume (\S+)", OPTIONS["head"]))
-    assert all(host in made for host in volumes)
+    scratch = option(OPTIONS["worker"], "--env TMPDIR")
+    ((host, _),) = [v for v in re.findall(r"--volume (\S+):(\S+)", OPTIONS["worker"]) if v[1] == scratch]
+    assert all(host in made for host in (*volumes, host))
     database, cache = (option(OPTIONS["head"], f"--env {n}") for n in ("MLFLOW_BACKEND_STORE_URI", "HF_HOME"))
     assert {str(Path(database.removeprefix("sqlite:///")).parent), cache} == set(volumes.values())
     assert cache in re.findall(r"--volume \S+:(\S+)", OPTIONS["worker"])
 
 
 def test_linters_accept_the_files():
-    """hadolint, and strict Kubernetes schemas for the accounts and each pod of the job."""
+    """hadolint, cfn-lint, promtool if there is one; Kubernetes schemas for documents and pods of the job."""
     validate = pytest.importorskip("kubernetes_validate").validate
     pods = [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": n}, "spec": p} for n, p in PODS.items()]
     for document in [d for d in DOCUMENTS if d != JOB] + pods:
         validate(document, "1.34", strict=True)
     beside_python = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     subprocess.run([shutil.which("hadolint", path=beside_python), FOLDER / "Dockerfile"], check=True)
+    subprocess.run([shutil.which("cfn-lint", path=beside_python), FOLDER / "aws-account.yaml"], check=True)
+    if promtool := shutil.which("promtool"):
+        subprocess.run([promtool, "check", "config", FOLDER / "prometheus.yml"], check=True)
 
 
 def test_buckets_are_accessed_by_roles_and_no_file_has_a_key():
@@ -244,7 +307,8 @@ def test_the_entrypoint_is_a_valid_run():
     assert (ROOT / "jobs/distill.py").is_file()
     assert recipe in recipe_names()
     config = load_config(recipe, parse_overrides(words))
-    assert 0 < config.workers.gpus <= sum(group["maxReplicas"] for group in GROUPS)
+    (gpus,) = (group["maxReplicas"] for group in GROUPS if group["groupName"] == "gpu")
+    assert 0 < config.workers.gpus <= gpus
     assert all(place.startswith("s3://") for place in (config.storage, config.data.train, config.data.test))
 
 
@@ -254,6 +318,18 @@ def test_the_rayjob_has_only_fields_of_kuberay():
     validator.check_schema(schema)
     assert list(validator.iter_errors(JOB)) == []
     assert not validator.is_valid(JOB | {"spec": JOB["spec"] | {"entryPoint": "true"}})
+
+
+def test_other_namespaces_reach_no_pod_and_the_node_autoscaler_evicts_none():
+    (policy,) = (document["spec"] for document in DOCUMENTS if document["kind"] == "NetworkPolicy")
+    own = policy["podSelector"]["matchLabels"].items()
+    assert policy["policyTypes"] == ["Ingress"]
+    assert {"podSelector": policy["podSelector"]} in policy["ingress"][0]["from"]
+    for template in TEMPLATES.values():
+        assert own <= template["metadata"]["labels"].items()
+        assert template["metadata"]["annotations"] == {
+            "cluster-autoscaler.kubernetes.io/safe-to-evict": "false"
+        }
 
 
 def test_pods_are_not_root_and_declare_their_resources():
@@ -288,10 +364,11 @@ def test_the_image_has_the_code_and_is_not_root():
     assert {line[1:] for line in ignored if line.startswith("!")} == sources
 
 
-def test_the_dashboard_queries_exported_metrics_by_their_labels():
+def test_dashboard_and_alerts_query_exported_metrics_by_their_labels():
     panels = json.loads(TEXTS["grafana.json"])["panels"]
     asked = "\n".join(target["expr"] for panel in panels for target in panel["targets"])
+    asked += TEXTS["alerts.yml"]
     assert set(re.findall(r"ray_(ims3_\w+)", asked)) == set(GAUGES)
     assert set(re.findall(r"ray_(node_\w+)", asked)) <= set(METRICS_GAUGES)
-    assert set(re.findall(r"by \(([^)]*)\)", asked)) <= {"run, stage, unit", "instance"}
+    assert set(re.findall(r"by \(([^)]*)\)", asked)) <= {"run, stage, unit", "run, stage", "instance"}
     assert len({panel["id"] for panel in panels}) == len(panels)

@@ -1,5 +1,6 @@
 """Ordered results of tasks."""
 
+from ims3_ray.cluster import tasks
 from ims3_ray.cluster.tasks import map_in_order, map_on_cluster
 
 
@@ -16,6 +17,19 @@ def test_results_are_in_order_and_arguments_are_consumed_lazily(ray_cluster):
         came.append(result)
         assert len(made) <= len(came) + 3
     assert came == [number**2 for number in range(9)]
+
+
+def test_cpu_tasks_in_flight_are_limited_by_the_present_cpus(ray_cluster, monkeypatch):
+    def in_flight(present, **resources):
+        monkeypatch.setattr(ray_cluster, "cluster_resources", lambda: {"CPU": present})
+        return tasks._max_in_flight(256, {"num_cpus": 1, **resources})
+
+    assert [in_flight(0.0), in_flight(64.0), in_flight(1000.0), in_flight(0.0, num_gpus=1)] == [
+        16,
+        64,
+        256,
+        256,
+    ]
 
 
 def test_without_cpus_in_the_cluster_the_work_is_done_in_this_process(ray_cluster, monkeypatch):

@@ -6,11 +6,11 @@ import time
 import pytest
 import torch
 from ray.exceptions import OutOfMemoryError
-from ray.train import WorkerGroupError
+from ray.train import Checkpoint, WorkerGroupError
 from torch import nn
 
 from ims3_ray.cluster.resources import find_machine
-from ims3_ray.cluster.train import Training, as_bad_input, train
+from ims3_ray.cluster.train import MAX_FAILURES, EndIfHopeless, Training, as_bad_input, train
 from ims3_ray.config.settings import Workers
 from ims3_ray.errors import InputError
 from ims3_ray.models.training import TrainingConfig
@@ -105,6 +105,18 @@ def test_bad_input_on_one_worker_ends_a_training_at_once(ray_cluster, tmp_path):
         train_on(2, training)
     assert tries.read_text() == "tried\n"
     assert not training.out.files()
+
+
+def test_only_failures_without_a_checkpoint_between_them_end_a_training():
+    callback, lost = EndIfHopeless(), {0: ConnectionError("lost")}
+    for _ in range(2 * MAX_FAILURES):
+        callback.after_exception(None, lost)
+        callback.after_report(None, [], Checkpoint("/nowhere"))
+    for _ in range(MAX_FAILURES):
+        callback.after_exception(None, lost)
+        callback.after_report(None, [], None)
+    with pytest.raises(ConnectionError):
+        callback.after_exception(None, lost)
 
 
 def test_an_exhausted_node_names_the_batch_size():

@@ -22,7 +22,7 @@ PAGES = {
 }
 PRESENT = [page for page in PAGES if page != "CHANGELOG.md"]  # which speaks of what went
 TOOLS = re.compile(
-    "aws|export|git|ims3|install|kubectl|make|openssl|pipx?|pre-commit|pytest|python|ray|sky|source|squeue|"
+    "aws|export|git|ims3|install|kubectl|make|openssl|pipx?|pre-commit|prometheus|pytest|python|ray|sky|source|squeue|"
     "umask|unset|uvx?"
 )
 FILES = (".csv", ".db", ".html", ".json", ".jsonl", ".md", ".py", ".safetensors", ".toml", ".yaml")

@@ -12,6 +12,7 @@ from unittest.mock import Mock
 import fsspec
 import pytest
 from pyarrow import fs
+from tenacity import wait_exponential
 
 from ims3_ray import cli
 from ims3_ray.errors import InputError
@@ -50,8 +51,9 @@ for name in ("open_input_file", "open_output_stream", "delete_dir"):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The pauses. They take no time and advance the clock of `retry`."""
+    """The pauses, without jitter. They take no time and advance the clock of `retry`."""
     pauses = []
+    monkeypatch.setattr(retry, "PAUSES", wait_exponential(max=retry.MAX_PAUSE_S))
     monkeypatch.setattr(retry, "_outages", {})
     monkeypatch.setattr(retry.time, "sleep", pauses.append)
     monkeypatch.setattr(retry.time, "monotonic", lambda: 1000.0 + sum(pauses))

@@ -5,12 +5,13 @@ image, down to its noise level; the sampler adds the rest. Starts spread over th
 sampling from pure noise seldom ends.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import ray
 import safetensors.numpy
 
+from ims3_ray.cluster.tasks import map_in_order
 from ims3_ray.method import coresets
 from ims3_ray.method.seeding import permutation
 from ims3_ray.stages.context import Context
@@ -19,7 +20,6 @@ from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.rows import Index, read_index
 
 STARTS = "starts.safetensors"
-CPUS_PER_TASK = 0.5
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,13 @@ def collect_initial_latents(
     row_of = {key: row for row, key in enumerate(_keys(inverted))}
     rows = np.array([row_of.get(key, -1) for key in _keys(real)])  # of `inverted`; -1 if absent
     count = settings.start_images or config.pool_ipc
-    tasks: list[ray.ObjectRef] = []
-    for label, name in enumerate(context.classes):
-        own = np.flatnonzero((rows >= 0) & (real.keys["label"] == label))
-        chosen = min(count, len(own)), config.seed, name
-        tasks.append(_read_class.remote(real.take(own), inverted.take(rows[own]), level, *chosen))
-    by_class = ray.get(tasks)
+
+    def by_name() -> Iterator[tuple[Index, Index, int, int, int, str]]:
+        for label, name in enumerate(context.classes):
+            own = np.flatnonzero((rows >= 0) & (real.keys["label"] == label))
+            yield real.take(own), inverted.take(rows[own]), level, min(count, len(own)), config.seed, name
+
+    by_class = list(map_in_order(_read_class, by_name(), len(context.classes)))
     latents = np.concatenate(by_class).astype(np.float32)
     variance = float(np.mean(latents.astype(np.float64) ** 2))
     noise = max(0.0, 1 - variance) if settings.start_noise is None else settings.start_noise
@@ -81,7 +82,6 @@ def _keys(index: Index) -> list[tuple[int, str]]:
     return list(zip(index.keys["label"].tolist(), index.keys["image_id"].tolist(), strict=True))
 
 
-@ray.remote(num_cpus=CPUS_PER_TASK)
 def _read_class(real: Index, inverted: Index, level: int, count: int, seed: int, name: str) -> np.ndarray:
     """Return the inversions (count, C, h, w) at `level` of the k-means medoids of one class.
 

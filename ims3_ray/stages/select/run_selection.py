@@ -7,9 +7,9 @@ from itertools import chain
 from typing import NotRequired, TypedDict, TypeVar
 
 import numpy as np
-import ray
 
-from ims3_ray.cluster.resources import DEFAULT_PLACEMENT, Machine
+from ims3_ray.cluster.resources import Machine
+from ims3_ray.cluster.tasks import map_in_order
 from ims3_ray.config.sections import Select
 from ims3_ray.errors import InputError
 from ims3_ray.method.s3.image_selection import ImageShards, solve_images
@@ -22,7 +22,6 @@ from ims3_ray.progress import timed
 from .candidates import Candidates
 from .shard_actors import ActorImageShards, ActorShards, SelectionInput, ShardPool
 
-CPUS_PER_TASK = 0.5  # fits beside the shards on a machine of one core
 Answer = TypeVar("Answer")
 
 
@@ -167,9 +166,4 @@ def _select_images(
 
 def run_tasks(function: Callable[..., Answer], arguments: Sequence[tuple[object, ...]]) -> list[Answer]:
     """Return `function` of each tuple of `arguments`, in order, each computed by a Ray task."""
-    return ray.get([_task.remote(function, *values) for values in arguments])
-
-
-@ray.remote(num_cpus=CPUS_PER_TASK, **DEFAULT_PLACEMENT)
-def _task(function: Callable[..., Answer], *arguments: object) -> Answer:
-    return function(*arguments)
+    return list(map_in_order(function, arguments, max(1, len(arguments))))
