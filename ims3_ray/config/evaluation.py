@@ -131,8 +131,6 @@ class Evaluate(Section):
     """Also train on all real images."""
     unrefined: bool = True
     """If refine.steps is above 0, also train on the selected images before refinement."""
-    membership_images: int = Field(default=1000, ge=0)
-    """Maximum training images, and scored ones, of the membership inference attack. 0: no attack."""
     neighbours: Count = 5
     """k of the k-NN balls in coverage metrics."""
     pool_images: Count | None = None

@@ -1,4 +1,4 @@
-"""A classifier's forward pass, accuracy and confidences on labelled images.
+"""A classifier's forward pass and accuracy on labelled images.
 
 On a CPU the network runs as written; on a GPU in bf16, channels last, and compiled for long trainings. The
 choice depends on the device's kind and abilities and on the number of steps, never on timing.
@@ -8,7 +8,6 @@ import functools
 import logging
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 from ims3_ray.models.device import Numerics, supported_numerics
 
 from .augment import normalise
-from .membership import confidence
 from .protocols import Protocol
 
 COMPILED_FROM = 10_000  # steps; estimated: a shorter training ends before compilation has paid off
@@ -67,19 +65,6 @@ def predict_batches(
         with torch.no_grad():
             logits = model(normalise(batch.to(device).float() / 255, protocol))
         yield logits
-
-
-def confidences(
-    model: Model,
-    images: UInt8[Tensor, "m 3 s s"],
-    labels: Int[Tensor, " m"],
-    protocol: Protocol,
-    device: Device,
-) -> Float[np.ndarray, " m"]:
-    """`membership.confidence` in each image's label, by a model on `device`."""
-    batches = zip(predict_batches(model, images, protocol, device), labels.split(SCORING_BATCH), strict=True)
-    values = [confidence(logits.float(), truth.to(device).long()).cpu() for logits, truth in batches]
-    return torch.cat(values).numpy()
 
 
 def accuracy(

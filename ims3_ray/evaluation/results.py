@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, NotRequired, TypedDict, TypeVar
 if TYPE_CHECKING:
     from ims3_ray.method.coverage import Values
 
-    from .membership import Membership
 
 Value = TypeVar("Value")
 CURVE = "distilled_accuracy"  # metric of the distilled set by step, while its classifiers train
@@ -53,7 +52,6 @@ class SetMetrics(TypedDict):
     best: Accuracies
     label_robust_score: NotRequired[float | None]
     augmentation_robust_score: NotRequired[float]
-    membership: "NotRequired[Membership]"
 
 
 class TeacherMetrics(TypedDict):
@@ -96,8 +94,6 @@ def headline_metrics(document: Evaluation) -> dict[str, float]:
         metrics[f"accuracy/{name}/last_interval"] = of_set["last"]["interval"]
         metrics[f"accuracy/{name}/best"] = of_set["best"]["mean"]
         metrics[f"label_robust_score/{name}"] = of_set.get("label_robust_score")
-        if membership := of_set.get("membership"):
-            metrics[f"membership_auc/{name}"] = membership["auc"]
     for label, sets in document.get("networks", {}).items():
         metrics |= {f"accuracy/{name}/last/{label}": of_set["last"]["mean"] for name, of_set in sets.items()}
     for name, values in document["coverage"].items():

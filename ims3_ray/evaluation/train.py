@@ -6,10 +6,9 @@ keyed by the seed, so (set, protocol, seed, kind of device) determines the accur
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
@@ -21,7 +20,7 @@ from ims3_ray.method.seeding import key_seed
 from ims3_ray.models.device import Numerics, keep_freed_memory, to_device
 
 from .augment import augment, cutmix
-from .inference import Device, Model, accuracy, confidences, forward_fn, numerics_for
+from .inference import Device, Model, accuracy, forward_fn, numerics_for
 from .protocols import Protocol
 from .schedule import Budget, batch_rows, plan
 
@@ -40,8 +39,6 @@ class Score:
     numerics: Numerics
     images: int
     """Number of training images."""
-    confidences: tuple[np.ndarray, ...] = ()
-    """Final `membership.confidence` in each image of each of `TrainExtras.confidence_sets`."""
 
 
 RESIDENT_BYTES = 8 * 2**30  # of images that a GPU holds during a training
@@ -54,19 +51,6 @@ Labels = Int[Tensor, " _"] | Float[Tensor, "_ _"]
 """Class indices (N,), or for training images probabilities (N, classes)."""
 Labelled = tuple[UInt8[Tensor, "_ 3 _ _"], Labels]
 """Images at the protocol's size, as `data.transforms.resize_and_crop` makes them, and their labels."""
-
-
-@dataclass(frozen=True)
-class TrainExtras:
-    """Optional inputs of a training."""
-
-    teacher: TeacherFn | None = None
-    """Source of the soft labels of a soft protocol; on the device."""
-    confidence_sets: Sequence[Labelled] = ()
-    """Sets whose final confidences go into the score."""
-
-
-NO_EXTRAS = TrainExtras()
 
 
 def final_score(evals: EvalStream) -> Score:
@@ -85,9 +69,9 @@ def train_with_evals(
     num_classes: int,
     seed: int,
     device: Device = "cpu",
-    extras: TrainExtras = NO_EXTRAS,
+    teacher: TeacherFn | None = None,
 ) -> EvalStream:
-    """Train the protocol's network on `train`, evaluating it on `scored`.
+    """Train the protocol's network on `train`, evaluating it on `scored`; a soft protocol needs a `teacher`.
 
     The mean number of images per class sets the number of epochs, so that a full set trains as full sets do.
     Raises InputError if images differ from the protocol's size, labels are outside the classes, a scored
@@ -109,7 +93,7 @@ def train_with_evals(
     train_loss: list[tuple[int, float]] = []
     losses: list[Tensor] = []
     start = time.perf_counter()
-    training = training_steps(model, forward, (images, labels), protocol, budget, seed, extras.teacher)
+    training = training_steps(model, forward, (images, labels), protocol, budget, seed, teacher)
     for step, loss in enumerate(training, start=1):
         losses.append(loss)
         if step in eval_steps:  # the only synchronisations with the device
@@ -121,9 +105,7 @@ def train_with_evals(
             yield history[-1]
     best = max(value for _, value in history)
     seconds = time.perf_counter() - start
-    model.eval()
-    final = tuple(confidences(forward, *of_set, protocol, device) for of_set in extras.confidence_sets)
-    return Score(history[-1][1], best, history, train_loss, seconds, numerics, len(labels), final)
+    return Score(history[-1][1], best, history, train_loss, seconds, numerics, len(labels))
 
 
 def training_steps(

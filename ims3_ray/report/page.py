@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 
-from ims3_ray.evaluation.membership import describe_attack
 from ims3_ray.evaluation.results import Evaluation, sort_sets
 
 from . import plots
@@ -53,13 +52,10 @@ def _evaluation(evaluation: Evaluation) -> dict[str, object]:
     sets, coverage, names = evaluation["sets"], evaluation["coverage"], _names(evaluation)
     metrics = [name for name in METRICS if any(name in values for values in coverage.values())]
     has_full = "full" in sets and "distilled" in sets
-    membership = {name: results["membership"] for name, results in sets.items() if "membership" in results}
     return {
         "accuracy": plots.accuracy(sets, names),
         "curves": plots.learning_curves(sets, names),
         "metrics": [(*METRICS[name], [values.get(name) for values in coverage.values()]) for name in metrics],
-        "membership": membership,
-        "membership_text": describe_attack(membership["distilled"]) if "distilled" in membership else "",
         "deciles": by_decile(
             coverage, partial(plots.set_name, names=names), plots.SET_COLOURS | {"ceiling": INK}
         ),

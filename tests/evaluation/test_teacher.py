@@ -12,7 +12,6 @@ from ims3_ray.evaluation.augment import normalise, shuffle_patches
 from ims3_ray.evaluation.protocols import Augmentations, get_protocol
 from ims3_ray.evaluation.teacher import check_teacher, load_teacher, teacher_protocol
 from ims3_ray.evaluation.train import (
-    TrainExtras,
     _optimiser,
     final_score,
     learning_rate_factor,
@@ -98,7 +97,7 @@ def test_a_student_learns_what_its_teacher_says_whatever_the_labels_are():
     images, labels = _striped(10, 1)
     for given in (labels, 1 - labels):
         sets = (images, given), _striped(20, 2)
-        assert final_score(train_with_evals(*sets, rules, 2, 0, extras=TrainExtras(knows))).last > 0.95
+        assert final_score(train_with_evals(*sets, rules, 2, 0, teacher=knows)).last > 0.95
 
 
 def test_a_teacher_sees_images_as_it_was_trained_to(tmp_path):

@@ -22,7 +22,6 @@ from pages import (
 )
 from PIL import Image
 
-from ims3_ray.evaluation.membership import attack
 from ims3_ray.report import plots
 from ims3_ray.report.feature_space import MAX_POINTS, feature_map
 from ims3_ray.report.formatting import claim
@@ -85,14 +84,13 @@ def test_coverage_table_has_the_random_reference_and_dashes_for_missing_values(p
 
 def test_optional_results_are_shown_only_if_present(page):
     text = Page(page).text
-    assert not any(title in text for title in ("Other networks", "Label-robust score", "Membership"))
+    assert not any(title in text for title in ("Other networks", "Label-robust score"))
     document = evaluation()
     document["sets"]["distilled"]["label_robust_score"] = 0.321
-    document["sets"]["distilled"]["membership"] = attack(np.arange(20.0), np.arange(20.0))
     second = {name: of_set | {"last": score(0.125, 0.125)} for name, of_set in document["sets"].items()}
     document["networks"] = {document["protocol"]: document["sets"], "quick-v1/resnet18": second}
     html = render(report(evaluation=document)).decode()
-    shown = "<b>0.321</b>", "0.500 ±0.18", "Membership", "<th>quick-v1/resnet18</th><td>12.5 ±0.0</td>"
+    shown = "<b>0.321</b>", "<th>quick-v1/resnet18</th><td>12.5 ±0.0</td>"
     assert all(part in html for part in shown)
 
 

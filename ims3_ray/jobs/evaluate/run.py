@@ -140,8 +140,7 @@ def score(prepared: Prepared, machine: Machine, *, trust_labels: bool = False) -
     )
     sets = compare.training_sets(own, baselines, train, seeds, settings.full)
     teacher = teacher_of(settings, train, None, machine)
-    scored = compare.with_members(prepared.scored, train, settings.membership_images)
-    document = compare.score(sets, own, scored, protocols, machine, teacher=teacher)
+    document = compare.score(sets, own, prepared.scored, protocols, machine, teacher=teacher)
     document["coverage"] = coverage
     _add_robust_scores(document, protocols[0], own)
     return {

@@ -1,9 +1,8 @@
 """List, compare and reproduce runs; clean and verify the storage.
 
     python jobs/runs.py --order accuracy --where "ipc=10"
-    python jobs/runs.py storage=/mnt/runs --where "accuracy>0.9" --csv runs.csv
+    python jobs/runs.py storage=/mnt/runs --where "accuracy>0.9"
     python jobs/runs.py --sweep 3f9c          its trials, best first
-    python jobs/runs.py --watch               repeats while a run is running
     python jobs/runs.py --best --metric coverage/distilled
     python jobs/runs.py --pareto accuracy,coverage/distilled
     python jobs/runs.py --diff 0cdc 91ab
@@ -23,10 +22,8 @@ import contextlib
 import json
 import math
 import re
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.errors import InputError
@@ -38,10 +35,9 @@ from ims3_ray.runs.query import Run
 from ims3_ray.storage.artifacts import Directory, check_format, open_directory
 
 from .filters import read_conditions
-from .table import as_csv, best_table, differences_table, fronts_table, table, trials_table
+from .table import best_table, differences_table, fronts_table, table, trials_table
 
 METRIC = re.compile(r"-?[\w./: -]+")  # MLflow's names; a minus means that less is better
-WATCH_S = 5.0
 MODES = ("best", "pareto", "diff", "reproduce", "gc", "verify", "rebuild_mlflow")
 FROM_MLFLOW = ("list", "best", "pareto", "diff", "reproduce")
 
@@ -55,7 +51,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     conditions = 'such as "ipc=10", "accuracy>0.9", "kind=ablation"'
     add("--where", action="append", default=[], metavar="COND", help=conditions)
     add("--sweep", metavar="RUN", help="list the trials of this sweep, which are otherwise hidden")
-    add("--watch", action="store_true", help="repeat the list while one of its runs is running")
     mode = parser.add_mutually_exclusive_group().add_argument
     mode("--best", action="store_true", help="the best run per protocol and IPC")
     mode("--pareto", metavar="METRIC,METRIC", help="the Pareto front of these metrics, per protocol")
@@ -66,7 +61,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     mode("--rebuild-mlflow", action="store_true", help="write MLflow's runs from the records of the storage")
     add("--metric", metavar="METRIC", help="the metric of --best (default accuracy)")
     add("--yes", action="store_true", help="with --gc, delete without asking; with --verify, delete damage")
-    add("--csv", metavar="FILE", help="write the listed runs, with all parameters and metrics")
     add("--json", action="store_true", help="print one JSON document instead of tables")
     add("overrides", nargs="*", metavar="storage=DIR", help="storage of the runs (default ./runs)")
 
@@ -92,8 +86,8 @@ def read_mode(arguments: argparse.Namespace) -> str:
     """Return one of MODES, or "list". Raises InputError for options that do not belong to it."""
     mode = next((mode for mode in MODES if getattr(arguments, mode)), "list")
     names = {"list": "a plain list"} | {other: f"--{other.replace('_', '-')}" for other in MODES}
-    rules = {"order": ("list",), "watch": ("list",), "metric": ("best",), "yes": ("gc", "verify")}
-    rules |= dict.fromkeys(("where", "sweep", "csv"), ("list", "best", "pareto"))
+    rules = {"order": ("list",), "metric": ("best",), "yes": ("gc", "verify")}
+    rules |= dict.fromkeys(("where", "sweep"), ("list", "best", "pareto"))
     for option, allowed in rules.items():
         if getattr(arguments, option) and mode not in allowed:
             with_these = ", ".join(names[other] for other in allowed)
@@ -129,24 +123,15 @@ def find_runs(storage: Directory, arguments: argparse.Namespace) -> tuple[list[R
 
 
 def _list(storage: Directory, arguments: argparse.Namespace) -> Answer:
-    printed: list[str] = []
-    while True:
-        runs, sweep = find_runs(storage, arguments)
-        lines = trials_table(sweep, runs) if sweep else table(runs)
-        if not arguments.watch or all(run["status"] != query.RUNNING for run in runs):
-            return {"runs": runs}, [*lines, *_write_csv(runs, arguments)]
-        if lines != printed and not arguments.json:
-            print("\n".join(lines), end="\n\n", flush=True)
-            printed = lines
-        time.sleep(WATCH_S)
+    runs, sweep = find_runs(storage, arguments)
+    return {"runs": runs}, trials_table(sweep, runs) if sweep else table(runs)
 
 
 def _best(storage: Directory, arguments: argparse.Namespace) -> Answer:
     (runs, _), metric = find_runs(storage, arguments), arguments.metric or "accuracy"
     query.check_metrics(runs, [metric])
     rows = query.best_runs(runs, metric)
-    written = _write_csv([row["run"] for row in rows], arguments)
-    return {"metric": metric, "best": rows}, [*best_table(rows, metric), *written]
+    return {"metric": metric, "best": rows}, best_table(rows, metric)
 
 
 def _pareto(storage: Directory, arguments: argparse.Namespace) -> Answer:
@@ -157,8 +142,7 @@ def _pareto(storage: Directory, arguments: argparse.Namespace) -> Answer:
     runs, _ = find_runs(storage, arguments)
     query.check_metrics(runs, names)
     fronts = query.pareto_fronts(runs, names)
-    written = _write_csv([run for front in fronts for run in front["runs"]], arguments)
-    return {"metrics": names, "fronts": fronts}, [*fronts_table(fronts, names), *written]
+    return {"metrics": names, "fronts": fronts}, fronts_table(fronts, names)
 
 
 def _diff(_storage: Directory, arguments: argparse.Namespace) -> Answer:
@@ -246,18 +230,6 @@ def _tracked(storage: Directory, stack: contextlib.ExitStack) -> Callable[[], Di
 
     print_line(f"note: {trouble}; this answer comes from the records in {storage.uri}/runs", message_stream())
     return stack.enter_context(records_as_mlflow(storage, partial(print_line, stream=message_stream())))
-
-
-def _write_csv(runs: list[Run], arguments: argparse.Namespace) -> list[str]:
-    if not arguments.csv:
-        return []
-    try:
-        Path(arguments.csv).write_text(as_csv(runs), encoding="utf-8", newline="")
-    except OSError as error:
-        raise InputError(
-            f"--csv: {arguments.csv} cannot be written ({error.strerror}); name another file"
-        ) from error
-    return [f"written: {arguments.csv}, {len(runs)} runs"]
 
 
 def finite(value: object) -> object:

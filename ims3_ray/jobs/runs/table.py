@@ -1,7 +1,5 @@
-"""Tables of runs for the terminal and as CSV."""
+"""Tables of runs for the terminal."""
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 
 from ims3_ray.display import align_columns
@@ -23,9 +21,6 @@ METRICS = {
     "coverage": "coverage/distilled",
     "low-density": "low_density_coverage/distilled",
 }
-CSV_FACTS = (
-    "name", "key", "kind", "protocol", "scored", "status", "start_time", "end_time", "run_id", "parent"
-)  # fmt: skip
 NONE = "–"
 
 
@@ -90,20 +85,6 @@ def differences_table(one: Run, other: Run, differences: Differences) -> list[st
                 rows[-1].append(NONE)
         lines += align_columns(rows, left=[0] if are_numbers else range(3))
     return lines
-
-
-def as_csv(runs: Iterable[Run]) -> str:
-    """A line per run; parameters and metrics have the column names of mlflow.search_runs."""
-    runs = list(runs)
-    params = sorted({name for run in runs for name in run["params"]})
-    metrics = sorted({name for run in runs for name in run["metrics"]})
-    sink = io.StringIO()
-    writer = csv.writer(sink, lineterminator="\n")
-    writer.writerow([*CSV_FACTS, *(f"params.{name}" for name in params), *(f"metrics.{m}" for m in metrics)])
-    for run in runs:
-        facts = [*(run[name] for name in CSV_FACTS), *(run["params"].get(name) for name in params)]
-        writer.writerow([*facts, *(run["metrics"].get(name, "") for name in metrics)])
-    return sink.getvalue()
 
 
 def _below_headings(groups: Mapping[str, Sequence[Run]], metrics: Mapping[str, str]) -> list[str]:

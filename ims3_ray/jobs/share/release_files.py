@@ -21,7 +21,6 @@ import yaml
 
 from ims3_ray.data.distilled import read_classes
 from ims3_ray.errors import InputError
-from ims3_ray.evaluation.membership import describe_attack
 from ims3_ray.evaluation.results import Evaluation, format_accuracy
 from ims3_ray.runs.mlflow_tracker import RECIPE_FILE
 from ims3_ray.storage.artifacts import MANIFEST, DamagedError, Directory, complete, read_manifest
@@ -112,7 +111,7 @@ def _in_memory(content: bytes) -> File:
 
 
 def _card_end(release: Release) -> str:
-    """The card's last sections: accuracy, privacy, and how to load the set."""
+    """The card's last sections: accuracy, copies, and how to load the set."""
     lines = ["", "## Accuracy", ""]
     if release.evaluation:
         lines += [
@@ -124,20 +123,16 @@ def _card_end(release: Release) -> str:
         if numerics := release.evaluation.get("numerics"):
             lines.append(f"- The classifiers were trained in {numerics}; the published protocols use fp32.")
         lines += ["", "`ims3 verify` checks checksums, class order and this accuracy."]
-        lines += _privacy(release.evaluation)
+        lines += _copies(release.evaluation)
     else:
         lines.append("Not measured.")
     lines += ["", "```python", 'ims3_ray.load_distilled("hf://ORG/NAME")  # a torch Dataset', "```", ""]
     return "\n".join(lines)
 
 
-def _privacy(evaluation: Evaluation) -> list[str]:
-    """Near copies of training images, and the result of the membership attack."""
-    lines: list[str] = []
+def _copies(evaluation: Evaluation) -> list[str]:
     copy_rate = evaluation["coverage"].get(DISTILLED, {}).get("copy_rate")
-    if isinstance(copy_rate, float):
-        share = f"{100 * copy_rate:.1f} % of the images are as close to a training image, in feature space"
-        lines.append(f"- {share}, as the closest percent of training images are to each other.")
-    if membership := evaluation["sets"][DISTILLED].get("membership"):
-        lines.append(f"- {describe_attack(membership)}")
-    return ["", "## Privacy", "", *lines] if lines else []
+    if not isinstance(copy_rate, float):
+        return []
+    share = f"{100 * copy_rate:.1f} % of the images are as close to a training image, in feature space"
+    return ["", "## Privacy", "", f"{share}, as the closest percent of training images are to each other."]

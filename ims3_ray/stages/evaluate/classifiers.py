@@ -20,14 +20,12 @@ from ims3_ray.data.transforms import decode, resize_and_crop
 from ims3_ray.display import first_few
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.inference import accuracy
-from ims3_ray.evaluation.membership import attack
 from ims3_ray.evaluation.probes import load_probe, train_network
 from ims3_ray.evaluation.protocols import Protocol
 from ims3_ray.evaluation.results import Accuracies, SetMetrics
 from ims3_ray.evaluation.statistics import label_robust_score, summary
 from ims3_ray.evaluation.teacher import TeacherSource, load_teacher
-from ims3_ray.evaluation.train import Labelled, Score, TrainExtras, budget_for, plan, train_with_evals
-from ims3_ray.method.seeding import permutation
+from ims3_ray.evaluation.train import Labelled, Score, budget_for, plan, train_with_evals
 from ims3_ray.models.device import prepare_device
 from ims3_ray.progress import bar
 from ims3_ray.storage.disk_cache import remove_unused
@@ -51,11 +49,9 @@ def train_all(
     machine: Machine,
     on_eval: OnEval | None = None,
     teacher: TeacherSource | None = None,
-    members: ImageSet | None = None,
 ) -> Scores:
     """Train a classifier for every set, seed and protocol, and score it on `tests`.
 
-    With `members` (training images), each score has the confidences in them and in as many of `tests`.
     The longest trainings start first; those of one set follow each other. An exception from `on_eval` ends
     all trainings. Raises InputError, before any training, if a set lacks a scored class or a network is too
     deep for its protocol's images.
@@ -65,15 +61,14 @@ def train_all(
     check_classes(sets, tests)
     resources = machine.classifier_resources(len(sets) * len(protocols))
     train: Any = ray.remote(num_returns="streaming", **resources, **DEFAULT_PLACEMENT)(stream_score)
-    distinct = {id(of_set): of_set for of_set in (tests, *sets.values(), *([members] if members else []))}
+    distinct = {id(of_set): of_set for of_set in (tests, *sets.values())}
     stored = {key: ray.put(of_set) for key, of_set in distinct.items()}
     jobs = [(protocol, *key) for key in sets for protocol in protocols]
     jobs.sort(key=lambda job: -images_seen(job[0], sets[job[1:]].num_trained, len(classes)))
     running: dict[Any, Training] = {}
     for protocol, name, seed in jobs:
         images = stored[id(sets[name, seed])], stored[id(tests)]
-        member_images = stored[id(members)] if members else None
-        stream = train.remote(*images, protocol, seed, machine.device, teacher, member_images)
+        stream = train.remote(*images, protocol, seed, machine.device, teacher)
         running[stream] = protocol.label, name, seed
     done = _collect(running, on_eval)
     sizes = {protocol.image_size for protocol in protocols}
@@ -118,23 +113,13 @@ def stream_score(
     seed: int,
     kind: str,
     teacher: TeacherSource | None,
-    members: ImageSet | None = None,
 ) -> Iterator[tuple[int, float] | Score]:
-    """Train one classifier on `data`: yields (step, accuracy) on `tests` at every evaluation, then the score.
-
-    With `members`, the score has the confidences in them and in as many of `tests`.
-    """
+    """Train a classifier on `data`: yields (step, accuracy) on `tests` at each evaluation, then the score."""
     device, size, classes = prepare_device(kind), protocol.image_size, tests.classes
     teacher_fn = None if teacher is None else load_teacher(teacher, protocol, classes, device)
     with ExitStack() as stack:
         scored, train = (stack.enter_context(open_pixels(images, size)) for images in (tests, data))
-        confidence_sets: list[Labelled] = []
-        if members is not None:
-            confidence_sets.append(stack.enter_context(open_pixels(members, size)))
-            rows = permutation(len(scored[1]), "membership")[: len(members)]
-            confidence_sets.append((scored[0][rows], scored[1][rows]))
-        extras = TrainExtras(teacher_fn, confidence_sets)
-        yield (yield from train_with_evals(train, scored, protocol, len(classes), seed, device, extras))
+        yield (yield from train_with_evals(train, scored, protocol, len(classes), seed, device, teacher_fn))
 
 
 def numerics_deviation(scores: Scores) -> str:
@@ -159,9 +144,6 @@ def summarise(scores: Mapping[str, Mapping[int, Score]], own: Collection[str]) -
             "last": _accuracies([run.last for run in runs]),
             "best": _accuracies([run.best for run in runs]),
         }
-        if runs[0].confidences:
-            of_seeds = zip(*(run.confidences for run in runs), strict=True)
-            sets[name]["membership"] = attack(*(np.mean(of_set, axis=0) for of_set in of_seeds))
     for name in own:
         random = sets.get("random") or sets.get(f"random {sets[name]['images']}")
         sets[name]["label_robust_score"] = None

@@ -6,7 +6,6 @@ feature space, by the ceiling.
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 
@@ -16,7 +15,6 @@ from ims3_ray.evaluation.protocols import Protocol
 from ims3_ray.evaluation.results import Evaluation
 from ims3_ray.evaluation.teacher import Teacher, teacher_name
 from ims3_ray.method.coverage import Values
-from ims3_ray.method.seeding import permutation
 from ims3_ray.storage.rows import Index
 
 from .baselines import SEEDED, ceiling, choose_coresets, measure_coverage
@@ -44,13 +42,6 @@ class Baseline:
 
 
 Baselines = Mapping[tuple[str, int], Baseline]  # {(name, classifier seed): baseline}
-
-
-class ScoredImages(NamedTuple):
-    """Images to score on, and training images for a membership attack."""
-
-    images: ImageSet
-    members: ImageSet | None = None
 
 
 def choose_baselines(
@@ -114,12 +105,6 @@ def training_sets(
     return sets
 
 
-def with_members(images: ImageSet, train: ImageSet, count: int) -> ScoredImages:
-    """Scored images with `count` training images, the same for every seed; none if 0."""
-    rows = np.sort(permutation(len(train), "members")[:count])
-    return ScoredImages(images, train.take(rows) if count else None)
-
-
 def cover(
     own: Mapping[str, Index],
     baselines: Baselines,
@@ -146,7 +131,7 @@ def real_features(
 def score(
     sets: Sets,
     own: Collection[str],
-    scored: ScoredImages,
+    scored: ImageSet,
     protocols: Sequence[Protocol],
     machine: Machine,
     on_eval: OnEval | None = None,
@@ -154,11 +139,10 @@ def score(
 ) -> Evaluation:
     """evaluation.json without coverage: every protocol's network trained on every set and scored.
 
-    Soft labels have no label-robust score, which is defined for hard labels. With `scored.members` each set
-    has the result of a membership attack.
+    Soft labels have no label-robust score, which is defined for hard labels.
     """
     first, source = protocols[0], teacher and teacher.source
-    scores = train_all(sets, scored.images, protocols, machine, on_eval, source, scored.members)
+    scores = train_all(sets, scored, protocols, machine, on_eval, source)
     compared = () if teacher else own
     by_network = {label: summarise(of_network, compared) for label, of_network in scores.items()}
     document = Evaluation(protocol=first.label, split=first.split, sets=by_network[first.label], coverage={})

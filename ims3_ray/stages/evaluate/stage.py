@@ -34,7 +34,7 @@ from ims3_ray.storage.rows import Index, read_index
 
 from .baselines import SEEDED
 from .classifiers import classifier_seeds, images_seen
-from .compare import FULL_SEEDS, Real, choose_baselines, cover, score, training_sets, with_members
+from .compare import FULL_SEEDS, Real, choose_baselines, cover, score, training_sets
 from .stored_size import stored_sizes
 from .teacher import is_soft, teacher_of
 
@@ -64,7 +64,7 @@ def run(context: Context, out: Directory, **inputs: Directory) -> dict[str, Any]
         lambda step, mean: context.on_metrics("evaluate", step, {CURVE: mean}),
     )
     teacher = teacher_of(settings, train, inputs.get("teacher"), context.machine)
-    scored = with_members(context.images[protocols[0].split], train, settings.membership_images)
+    scored = context.images[protocols[0].split]
     document = score(sets, own, scored, protocols, context.machine, curve, teacher)
     document["coverage"], document["names"] = coverage, set_names(config, baselines)
     if tiles:
@@ -214,14 +214,13 @@ def _node_disk(context: Context) -> float:
     sets = len(own_names(config)) + chosen
     images = len(context.images[protocol.split]) + config.unpacked_ipc * len(context.classes) * sets
     images += len(context.images["train"]) if settings.full else 0
-    images += settings.membership_images
     return pixels_bytes(images, protocol.image_size)
 
 
 STAGE = Stage(
     name="evaluate",
     output="evaluation",
-    version=8,
+    version=9,
     inputs=("distilled", "selection", "candidates", "features", "refined", "teacher"),
     unit="classifiers",
     is_enabled=lambda context: context.config.evaluate.protocol != NO_PROTOCOL,

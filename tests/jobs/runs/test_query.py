@@ -1,6 +1,5 @@
 """jobs/runs.py on an MLflow SQLite database."""
 
-import csv
 import io
 import json
 import shlex
@@ -14,12 +13,12 @@ from printed import FENCE, ROOT
 
 from ims3_ray.cli import main
 from ims3_ray.config.load import load_config, parse_overrides
-from ims3_ray.jobs.runs import command, gc
+from ims3_ray.jobs.runs import gc
 from ims3_ray.runs import query, records, tags
 from ims3_ray.runs.event_log import EventLog
 from ims3_ray.runs.mlflow_tracker import RECIPE_FILE, Tracker, client
 from ims3_ray.storage.artifacts import complete, open_storage
-from ims3_ray.storage.lease import heartbeat, write_heartbeat
+from ims3_ray.storage.lease import heartbeat
 
 A, B = "a" * 12, "b" * 12
 SPREAD = "coverage/distilled"
@@ -140,26 +139,6 @@ def test_only_a_run_of_this_storage_without_a_heartbeat_is_dead(running, ask):
     assert states["digits-k1aa"][0] == "FINISHED"
 
 
-def test_watch_prints_changes_until_no_run_is_running(running, ask, storage, monkeypatch):
-    looks = []
-
-    def later(seconds):
-        looks.append(seconds)
-        if len(looks) == 2:
-            EventLog(storage / "sweeps" / "digits-w").write("stage started", stage="sample")
-        if len(looks) == 3:
-            for run in query.find_runs(client(storage)):
-                if run["status"] == query.RUNNING:
-                    client(storage).set_terminated(run["run_id"], "FINISHED")
-
-    monkeypatch.setattr(command.time, "sleep", later)
-    write_heartbeat(running)
-    tables = ask("--watch", "--where", "kind!=ablation").strip().split("\n\n")
-    assert len(looks) == 3
-    assert ["RUNNING sample" in table for table in tables] == [False, True, False]
-    assert "RUNNING" not in tables[-1]
-
-
 def test_all_pages_are_read(storage, monkeypatch):
     monkeypatch.setattr(query, "PAGE", 2)
     assert len(query.find_runs(client(storage))) == len(RUNS) + 2 + len(TRIALS)
@@ -203,12 +182,6 @@ def test_a_run_is_found_by_key_prefix_name_or_id(storage):
     assert query.resolve(runs, "s9")["key"] == "s9"  # keys of trials begin so, too
 
 
-def test_csv_has_every_parameter_and_metric(ask, tmp_path):
-    assert "written" in ask("--csv", str(tmp_path / "runs.csv"))
-    rows = {row["key"]: row for row in csv.DictReader(io.StringIO((tmp_path / "runs.csv").read_text()))}
-    assert (rows["k2bb"]["params.sample.subgroups"], rows["k2bb"]["metrics.accuracy"]) == ("20", "0.8")
-
-
 @pytest.mark.slow
 def test_the_mlflow_snippet_of_the_page_works_after_the_first_run(tmp_path):
     page = (ROOT / "docs/query.md").read_text(encoding="utf-8")
@@ -245,11 +218,8 @@ def test_the_printed_command_reproduces_the_run(ask, storage):
         ("--reproduce k2", "digits-k2bb (key k2bb, MLflow id"),
         ("--reproduce digits-t", "recipe.yaml"),
         ("--sweep k1aa", "'k1aa'"),
-        ("--reproduce k1aa --csv x", "--csv: "),
         ("--metric accuracy", "--metric: "),
         ("--yes", "--yes: "),
-        ("--best --watch", "--watch: "),
-        ("--csv /proc/no/x.csv", "--csv: /proc/no/x.csv"),
         ("--where ipc~1", "ipc~1"),
         ("--where kind=nonsense", "distillation"),
         ("--where accuracy>inf", "number"),

@@ -13,8 +13,7 @@ from ims3_ray.storage.artifacts import complete, fingerprint, open_storage
 
 IPC = 2
 ACCURACY = {"mean": 0.945, "deviation": 0.002, "interval": 0.0025, "count": 5, "values": [0.945] * 5}
-ATTACK = {"auc": 0.512, "interval": 0.025, "found": 0.013, "images": 1000, "unseen": 1000}
-SET = {"images": 6, "seeds": [0], "curves": [], "last": ACCURACY, "best": ACCURACY, "membership": ATTACK}
+SET = {"images": 6, "seeds": [0], "curves": [], "last": ACCURACY, "best": ACCURACY}
 EVALUATION = {
     "protocol": "smoke-v2/convnet3-w8",
     "split": "test",

@@ -13,7 +13,7 @@ from ims3_ray.evaluation.inference import predict_batches
 from ims3_ray.evaluation.protocols import PROTOCOLS, get_protocol
 from ims3_ray.evaluation.results import evaluation_lines
 from ims3_ray.evaluation.teacher import TrainedTeacher, load_teacher, teacher_protocol
-from ims3_ray.evaluation.train import TrainExtras, final_score, train_with_evals
+from ims3_ray.evaluation.train import final_score, train_with_evals
 from ims3_ray.jobs.distill import run as distillation
 from ims3_ray.models.device import prepare_device
 from ims3_ray.pipeline.prepare import prepare
@@ -51,7 +51,7 @@ def test_students_of_a_trained_teacher_are_scored_beside_real_images(finished_ru
     answer = load_teacher(given, rules, classes, prepare_device("cpu"))
     rows = images["train"].take(images["train"].subset([6] * 3, "random", 0))
     with open_pixels(rows, 16) as train, open_pixels(images["test"], 16) as scored:
-        alone = final_score(train_with_evals(train, scored, rules, 3, 0, extras=TrainExtras(answer)))
+        alone = final_score(train_with_evals(train, scored, rules, 3, 0, teacher=answer))
     assert document["sets"]["random"]["curves"][0] == [list(look) for look in alone.history]
 
 
