@@ -1,4 +1,4 @@
-"""The web application: addresses, pages, state as JSON, and access control by a token."""
+"""The web application: addresses, pages, and access control by a token."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
@@ -11,7 +11,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from ims3_ray import progress
@@ -35,7 +35,7 @@ POLICY = (
 )
 REPORT_POLICY = f"{POLICY}; sandbox"  # for a page from the storage, which is untrusted
 HEADERS = {
-    "Content-Security-Policy": f"{POLICY}; script-src 'self'; connect-src 'self'; form-action 'self'",
+    "Content-Security-Policy": f"{POLICY}; script-src 'self'; form-action 'self'",
     "Referrer-Policy": "no-referrer",  # the first address contains the token
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
@@ -47,10 +47,8 @@ def make_app(store: RunStore, token: str) -> Starlette:
     """The application that serves a storage's runs to clients with the token."""
     views: dict[str, Callable[[RunStore, Request], Response]] = {
         "/": list_page,
-        "/state": list_state,
         "/compare": compare_page,
         "/runs/{run}": run_page,
-        "/runs/{run}/state": run_state,
         "/runs/{run}/report": report,
         "/runs/{run}/classes/{label:int}": class_page,
     }
@@ -99,14 +97,7 @@ def list_page(store: RunStore, request: Request) -> Response:
         rows=tables.run_rows(store, runs),
         sweep=store.run(sweep_id) if sweep_id else None,
         numeric_columns=tables.NUMERIC_COLUMNS,
-    )
-
-
-def list_state(store: RunStore, request: Request) -> Response:
-    """State and state text of the listed runs, by MLflow id."""
-    runs = store.runs(request.query_params.get("sweep", ""))
-    return JSONResponse(
-        {run["run_id"]: [tables.state_of(run), tables.state_text(store, run)] for run in runs}
+        is_running=running > 0,
     )
 
 
@@ -125,6 +116,7 @@ def run_page(store: RunStore, request: Request) -> Response:
         run=run,
         row=tables.run_rows(store, [run])[0],
         progress=tables.progress(store, run),
+        is_running=run["status"] == RUNNING,
         evaluation=evaluation,
         accuracy=evaluation and plots.accuracy(evaluation["sets"], names),
         coverage=sorted(coverage, key=lambda item: item[0] != "distilled"),
@@ -140,11 +132,6 @@ def run_page(store: RunStore, request: Request) -> Response:
 def _by_section(values: Mapping[str, str]) -> list[tuple[str, str, str]]:
     """(section, dotted name, value); the section of a top-level name is ""."""
     return [(name.rpartition(".")[0].partition(".")[0], name, text) for name, text in values.items()]
-
-
-def run_state(store: RunStore, request: Request) -> Response:
-    """Progress of a run."""
-    return JSONResponse(tables.progress(store, store.run(request.path_params["run"])))
 
 
 def report(store: RunStore, request: Request) -> Response:

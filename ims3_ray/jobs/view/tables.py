@@ -122,12 +122,10 @@ class StageRow(TypedDict):
 
 
 class Progress(TypedDict):
-    """Progress of a run; `done` counts complete stages, `last` is the last line of its log."""
+    """Progress of a run; `last` is the last line of its log."""
 
     state: str
     text: str
-    is_running: bool
-    done: int
     stages: list[StageRow]
     last: str
 
@@ -142,8 +140,6 @@ def progress(store: RunStore, run: Run) -> Progress:
     return Progress(
         state=state_of(run),
         text=state_text(store, run),
-        is_running=run["status"] == RUNNING,
-        done=sum(stage["state"] == COMPLETE for stage in stages),
         stages=[
             _stage_row(stage, run, events, seconds, 100 * (seconds or 0) / longest if longest else 0.0)
             for stage, seconds in zip(stages, times, strict=True)

@@ -3,9 +3,7 @@
 import os
 import time
 
-import fsspec
 import pytest
-from pyarrow import fs
 
 from ims3_ray.jobs.runs import gc
 from ims3_ray.runs import records
@@ -49,16 +47,6 @@ def test_only_artefacts_that_a_record_names_are_needed(storage):
     record(storage, "k", *(f"{noun}/{A}" for noun in gc.NOUNS))
     half_written = {place: "half-written" in why for place, why in unneeded(storage).items()}
     assert half_written == {f"{noun}/{B}": False for noun in gc.NOUNS} | {f"candidates/{C}": True}
-
-
-def test_an_artefact_of_two_runs_stays_until_both_records_are_gone(storage):
-    make(storage, f"latents/{A}")
-    record(storage, "k1", f"latents/{A}")
-    record(storage, "k2", f"latents/{A}")
-    for key in ("k1", "k2"):
-        assert unneeded(storage) == {}
-        (storage / f"runs/digits-{key}/run.json").delete()
-    assert set(unneeded(storage)) == {f"latents/{A}"}
 
 
 def test_all_artefacts_without_a_record_are_kept_while_one_is_recent(storage):
@@ -138,16 +126,3 @@ def test_only_the_link_to_an_artefact_is_deleted(tmp_path, storage):
     gc.delete(storage, unneeded(storage))
     assert not os.path.lexists(f"{storage.path}/latents/{B}")
     assert {path.name for path in target.iterdir()} == {"manifest.json", "part-00000.parquet"}
-
-
-def test_any_pyarrow_filesystem_is_collected():
-    storage = Directory(fs.PyFileSystem(fs.FSSpecHandler(fsspec.filesystem("memory"))), "/garbage-test/runs")
-    assert not storage.is_local
-    make(storage, f"latents/{A}")
-    make(storage, f"latents/{B}")
-    storage.write("notes.txt", b"mine")
-    record(storage, "k", f"latents/{A}")
-    assert set(unneeded(storage)) == {f"latents/{B}"}
-    gc.delete(storage, [f"latents/{B}"])
-    assert {name.split("/")[0] for name in storage.files()} == {"latents", "notes.txt", "runs"}
-    assert unneeded(storage) == {}

@@ -12,7 +12,6 @@ from viewed import CHOSEN, CLASSES, PER_SUBGROUP, REPORT, make_storage, track
 from ims3_ray.jobs.view.app import make_app
 from ims3_ray.jobs.view.run_store import RunStore
 from ims3_ray.runs import tags
-from ims3_ray.runs.event_log import EventLog
 from ims3_ray.storage.artifacts import complete, open_directory, open_storage
 
 TOKEN = "secret-" * 4
@@ -144,28 +143,12 @@ def test_report_is_served_unchanged_in_a_sandbox(viewed):
     assert [word in policy for word in ("default-src 'none'", "sandbox", "script-src")] == [True, True, False]
 
 
-def test_state_of_a_running_run_is_current(copy):
-    storage, ids = copy
-    client = browser(storage)
-
-    def now():
-        return client.get(f"/runs/{ids['running']}/state").json()
-
-    before = now()
-    (evaluate,) = (stage for stage in before["stages"] if stage["name"] == "evaluate")
-    assert (before["is_running"], before["done"]) == (True, 4)
-    assert (evaluate["state"], evaluate["detail"]) == ("running", "running, loss 0.25")
-    assert evaluate["seconds"]
-    place = storage / "evaluation" / ("0" * 12)
-    place.write_json("evaluation.json", {})
-    complete(place, {"rows": 17, "unit": "classifiers", "seconds": 9.0, "rate": 2.0})
-    EventLog(storage / "runs/digits-cccc").write("stage finished", stage="evaluate")
-    after = now()
-    assert after["done"] == 5
-    assert after["stages"][4]["rows"] == "17 classifiers"
-    assert "stage finished: evaluate" in after["last"]
-    state, text = client.get("/state").json()[ids["running"]]
-    assert (state, "5 of 6" in text) == ("running", True)
+def test_pages_reload_while_a_run_is_running(ask):
+    reloads = {
+        name: "data-running" in str(ask(f"/runs/{{{name}}}").elements) for name in ("running", "whole")
+    }
+    assert reloads == {"running": True, "whole": False}
+    assert "data-running" in str(ask("/").elements)
 
 
 def test_damaged_artefact_is_reported_and_the_rest_is_shown(copy):

@@ -10,16 +10,14 @@ from contextlib import contextmanager
 
 import pytest
 import uvicorn
-from pages import evaluation
 from processes import job
-from viewed import DETAILS, make_storage
+from viewed import make_storage
 
 from ims3_ray.cli import main
-from ims3_ray.jobs.view import tables
 from ims3_ray.jobs.view.app import make_app
 from ims3_ray.jobs.view.command import find_storage, listen
 from ims3_ray.jobs.view.run_store import RunStore
-from ims3_ray.storage.artifacts import complete, open_storage
+from ims3_ray.storage.artifacts import open_storage
 
 TOKEN = "t" * 32
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
@@ -106,25 +104,3 @@ def test_browser_sorts_and_filters_the_list(tmp_path):
         assert visible_runs(f"{address}#sort=6-")[:2] == ["whole", "failed"]  # accuracy, descending
         assert visible_runs(f"{address}#sort=6")[:2] == ["failed", "whole"]
         assert visible_runs(f"{address}#filter=digits+failed") == ["failed"]
-
-
-@pytest.mark.slow
-@needs_browser
-def test_run_page_reloads_when_a_stage_completes(tmp_path, monkeypatch):
-    storage, ids = make_storage(tmp_path / "runs")
-    calls, progress = [], tables.progress
-
-    def complete_on_second_call(*arguments):
-        """Complete the stage between rendering and the first poll."""
-        calls.append(arguments)
-        if len(calls) == 2:
-            place = storage / "evaluation" / ("0" * 12)
-            place.write_json("evaluation.json", evaluation())
-            complete(place, DETAILS | {"rows": 17, "unit": "classifiers"})
-        return progress(*arguments)
-
-    monkeypatch.setattr(tables, "progress", complete_on_second_call)
-    with served(storage) as address:
-        page = rendered(address.replace("/?", f"/runs/{ids['running']}?"), tmp_path / "profile", 10_000)
-    assert "17 classifiers" in page
-    assert len(calls) > 2

@@ -1,22 +1,17 @@
 "use strict";
-// Remove the token from the address and the history: the cookie has it progress.
+// Remove the token from the address and the history: the cookie has it.
 const address = new URL(location);
 if (address.searchParams.has("token")) {
   address.searchParams.delete("token");
   history.replaceState(null, "", address);
 }
 
-const POLL_MS = 2000;
-
-async function poll(url, show) {
-  for (;;) {
-    await new Promise((done) => setTimeout(done, POLL_MS));
-    if (document.hidden) continue;
-    try {
-      const answer = await fetch(url);
-      if (answer.ok) show(await answer.json());
-    } catch { /* the server has stopped; it may come back */ }
-  }
+// While a run is running, show its progress anew, unless somebody is at work on the page.
+const RELOAD_MS = 5000;
+if (document.querySelector("[data-running]")) {
+  setInterval(() => {
+    if (!document.hidden && !document.querySelector("#filter:focus, input:checked")) location.reload();
+  }, RELOAD_MS);
 }
 
 function list(table) {
@@ -78,32 +73,7 @@ function list(table) {
   }
   applyFilter();
   checkedRuns();
-  poll(`/state${location.search}`, (states) => {
-    const rows = [...body.rows];
-    const unchanged = rows.every((row) => states[row.id]?.[0] === row.dataset.state);
-    if (!unchanged || rows.length !== Object.keys(states).length) return location.reload();
-    for (const row of rows) row.querySelector("[data-head=State] span").textContent = states[row.id][1];
-  });
 }
 
 const runs = document.getElementById("runs");
 if (runs) list(runs);
-
-// Update the stages of a running run; reload the page when a stage completes, to show its results.
-function follow(section) {
-  const cells = (row, stage) => {
-    row.querySelector(".dot").className = `dot ${stage.state}`;
-    row.querySelector(".bar i").style.width = `${stage.width}%`;
-    for (const cell of row.querySelectorAll("[data-field]")) cell.textContent = stage[cell.dataset.field];
-  };
-  poll(section.dataset.follow, (progress) => {
-    if (String(progress.done) !== section.dataset.done || progress.state !== section.dataset.state) return location.reload();
-    document.querySelector("#state b").textContent = progress.text;
-    const last = document.getElementById("last");
-    if (last) last.textContent = progress.last;
-    for (const stage of progress.stages) cells(section.querySelector(`[data-stage="${stage.name}"]`), stage);
-  });
-}
-
-const section = document.querySelector("[data-follow]");
-if (section && section.dataset.state === "running") follow(section);
