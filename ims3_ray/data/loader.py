@@ -86,17 +86,16 @@ def scale_images(images: ImageSet, size: int, storage: Directory, max_bad_fracti
     """
 
     def batches() -> Iterator[Batch]:
-        for part in CachedPixels(images, size, resize_and_crop).stored(size):
-            names = [images.classes[label] for label in part["label"]]
-            yield names, [encode_png(image) for image in part["pixels"]], None
+        read, lost = BatchReader(images.directory, size, resize_and_crop), dict[str, str]()
+        for pixels, keys, bad in prefetch(read, payloads(images, range(len(images)), READ_ROWS), READ_AHEAD):
+            yield [images.classes[label] for label in keys["label"]], list(map(encode_png, pixels)), None
+            lost |= bad
+        check_bad("data.train", images.place, lost, len(images), max_bad_fraction)
 
-    identity, place = ["scaled-1", images.fingerprint, size], images.place
+    identity, place = ["scaled-2", images.fingerprint, size, max_bad_fraction], images.place
     folder = unpack_batches(batches, identity, storage, place, None, None)
     shared = {"name": "data.train", "seed": 0, "max_bad_fraction": max_bad_fraction}
-    scaled = replace(open_images(folder.uri, storage, **shared), unpacked_from=place, bad=images.bad)
-    lost = dict.fromkeys(images.paths[len(scaled) :], "cannot be decoded in full")
-    check_bad("data.train", place, lost, len(images), max_bad_fraction)
-    return scaled
+    return replace(open_images(folder.uri, storage, **shared), unpacked_from=place, bad=images.bad)
 
 
 def pixels_bytes(images: float, size: int) -> float:

@@ -49,6 +49,11 @@ PUBLISHED_SIDE = 256  # of the checkpoint on the hub
 MAX_QUICK_SIDE = 64  # for protocols of 32 pixels
 HUB = "facebook/DiT-XL-2-256"
 REAL_BATCH = 64  # of the recipe real
+REFINEMENT = (  # likewise, for an own generator
+    *("probe:", "  count: 8", "  checkpoint_steps: [0, 10, 30, 75]"),
+    *("refine:", "  steps: 200  # 0: without", "  objective: gradients_l1"),
+    *("  space: pixel", "  lr: 0.01", "  views: 1"),
+)
 INSPECTED = 64  # images, for size and colours
 SPLIT = 0.1  # of each class
 WNID = re.compile(r"n\d{8}")
@@ -228,6 +233,7 @@ class Draft:
         yield f"ipc: {max(1, min(Config().ipc, smallest // 2))}  # images per class of the distilled set"
         yield from self._data_section()
         yield from self._model_sections()
+        yield from self._refine_section(smallest)
         yield from self._evaluate_section(smallest)
 
     def _image_comments(self) -> Iterator[str]:
@@ -262,8 +268,6 @@ class Draft:
     def _model_sections(self) -> Iterator[str]:
         if self.model == "none":
             yield f"image_size: {self.size}  # pixels per side; images are read and scaled once"
-            if (smallest := min(self.data.tuned)) < REAL_BATCH:
-                yield from ("refine:", f"  real_batch: {smallest}  # images of the smallest class")
             return
         yield "model:"
         if self.model == HUB:
@@ -281,8 +285,19 @@ class Draft:
             yield "finetune:"
             yield f"  batch_size: 2  # there are only {total} images"
 
+    @property
+    def _is_quick(self) -> bool:
+        return self.size <= MAX_QUICK_SIDE or self.model in ("none", "own")
+
+    def _refine_section(self, smallest: int) -> Iterator[str]:
+        batch = min(smallest, REAL_BATCH)
+        if self.model == "none":
+            yield from ("refine:", f"  real_batch: {batch}  # images per class") if batch < REAL_BATCH else ()
+        elif self._is_quick:
+            yield from (*REFINEMENT, f"  real_batch: {batch}")
+
     def _evaluate_section(self, smallest: int) -> Iterator[str]:
-        data, is_quick = self.data, self.size <= MAX_QUICK_SIDE or self.model in ("none", "own")
+        data, is_quick = self.data, self._is_quick
         protocol = "quick" if is_quick else "minimax"
         yield "evaluate:"
         if smallest < 2 or not (data.test or data.split):

@@ -64,6 +64,7 @@ def prepare_device(kind: str) -> torch.device:
         torch.set_num_threads(1)
         keep_freed_memory()
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # it finds bugs, at an operation per tensor
     return torch.device(kind)
 
 

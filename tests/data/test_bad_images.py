@@ -10,8 +10,11 @@ from PIL import Image
 from tiny import write_images
 
 from ims3_ray.data import named
+from ims3_ray.data.images import open_images
+from ims3_ray.data.loader import scale_images
 from ims3_ray.data.transforms import MAX_PIXELS, decode, square
 from ims3_ray.errors import InputError
+from ims3_ray.storage.artifacts import open_storage
 
 RAMP = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
 
@@ -24,6 +27,16 @@ def grey(data):
     pixels = np.asarray(decode(data))
     assert (pixels == pixels[..., :1]).all()
     return pixels[..., 0]
+
+
+def test_images_that_break_after_the_first_look_are_named(tmp_path):
+    write_images(tmp_path / "images", 4, 0)
+    storage = open_storage(str(tmp_path / "runs"))
+    images = open_images(str(tmp_path / "images"), storage, name="data.train", seed=0, max_bad_fraction=0)
+    (tmp_path / "images" / images.paths[1]).write_bytes(b"no image")
+    with pytest.raises(InputError, match=f"1 of {len(images)} files .* first: {images.paths[1]} "):
+        scale_images(images, 8, storage, 0.0)
+    assert len(scale_images(images, 8, storage, 0.5)) == len(images) - 1
 
 
 @pytest.mark.parametrize(
