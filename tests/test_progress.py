@@ -29,11 +29,11 @@ def test_a_log_gets_a_line_per_minute_and_one_at_the_end(capsys, monkeypatch):
 
 
 class Terminal(io.StringIO):
-    """Sets `drawn` when a bar is drawn for the third time, and fails from then on if `is_broken`."""
+    """Sets `drawn` when a bar is drawn for the third time, and fails from then on."""
 
-    def __init__(self, is_broken=False):
+    def __init__(self):
         super().__init__()
-        self.draws, self.drawn, self.is_broken = 0, threading.Event(), is_broken
+        self.draws, self.drawn = 0, threading.Event()
 
     def isatty(self):
         return True
@@ -42,21 +42,12 @@ class Terminal(io.StringIO):
         self.draws += "images" in text
         if self.draws >= 3:
             self.drawn.set()
-            if self.is_broken:
-                raise BrokenPipeError
+            raise BrokenPipeError
         return super().write(text)
 
 
-def test_an_idle_bar_on_a_terminal_is_refreshed(monkeypatch):
+def test_an_idle_bar_is_refreshed_and_a_broken_stream_raises_and_never_blocks(monkeypatch):
     terminal = Terminal()
-    monkeypatch.setattr("sys.stderr", terminal)
-    monkeypatch.setattr("ims3_ray.progress.TERMINAL_S", 0.01)
-    with bar("encode", 3, "images"):
-        assert terminal.drawn.wait(timeout=60)
-
-
-def test_a_broken_stream_raises_and_never_blocks(monkeypatch):
-    terminal = Terminal(is_broken=True)
     monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setattr("ims3_ray.progress.TERMINAL_S", 0.01)
     shown = bar("encode", 3, "images")

@@ -8,8 +8,10 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import tomllib
 from contextlib import nullcontext
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -20,6 +22,7 @@ import ray
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
 from ims3_ray.cluster.metrics_actor import GAUGES
@@ -85,9 +88,9 @@ def test_ray_accepts_the_aws_file():
     assert not any("pip install" in line or "conda" in line for line in commands)
 
 
-@pytest.mark.chaos
-def test_ray_up_creates_no_security_group_and_no_role(tmp_path, monkeypatch):
-    """Run the part of `ray up` before the head starts, on simulated EC2 and IAM."""
+@pytest.mark.slow
+def test_an_account_is_prepared_once_and_ray_up_creates_nothing_more(tmp_path, monkeypatch):
+    """On simulated AWS: the stack twice, then the part of `ray up` before the head starts."""
     import boto3
     from moto import mock_aws
     from ray.autoscaler._private.commands import _bootstrap_config
@@ -97,45 +100,26 @@ def test_ray_up_creates_no_security_group_and_no_role(tmp_path, monkeypatch):
         monkeypatch.setenv(name, "simulated")
     monkeypatch.setenv("HOME", str(tmp_path))  # Ray writes an SSH key there
     with mock_aws():
-        ec2, iam = boto3.client("ec2", "us-east-1"), boto3.client("iam", "us-east-1")
-        vpc = ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
-        group = ec2.create_security_group(GroupName="own", Description="own", VpcId=vpc)["GroupId"]
-        before = ec2.describe_security_groups()["SecurityGroups"]
-        for name in ("FILL_IN-head", "FILL_IN-worker"):
-            iam.create_instance_profile(InstanceProfileName=name)
-        filled = yaml.safe_load(TEXTS["aws.yaml"].replace("sg-FILL_IN", group))
-        made = _bootstrap_config(prepare_config(filled), no_config_cache=True)["available_node_types"]
-        assert ec2.describe_security_groups()["SecurityGroups"] == before
-        assert not iam.list_roles()["Roles"]
-    assert all(node["node_config"]["SecurityGroupIds"] == [group] for node in made.values())
+        ec2, iam, stacks = (boto3.client(name, "us-east-1") for name in ("ec2", "iam", "cloudformation"))
+        outputs, again = (aws_setup.deploy(stacks, "203.0.113.7/32") for _ in range(2))
+        assert outputs == again
+
+        def account():
+            return ec2.describe_security_groups()["SecurityGroups"], iam.list_roles()["Roles"]
+
+        before = account()
+        filled = aws_setup.fill_in(TEXTS["aws.yaml"], outputs, "us-east-1", "ami-1")
+        bootstrapped = _bootstrap_config(prepare_config(yaml.safe_load(filled)), no_config_cache=True)
+        assert account() == before
+        boto3.client("s3").head_bucket(Bucket=outputs["Bucket"])
+    opened = [rule for group in before[0] for rule in group["IpPermissions"]]
+    assert [r["CidrIp"] for rule in opened for r in rule["IpRanges"]] == ["203.0.113.7/32"]
+    assert "FILL_IN" not in filled
+    nodes = bootstrapped["available_node_types"]
+    assert all(n["node_config"]["SecurityGroupIds"] == [outputs["SecurityGroup"]] for n in nodes.values())
     gpu_instance = {"CPU": 16, "GPU": 1, "accelerator_type:L40S": 1}
     for name, own in {"gpu_spot": gpu_instance, "gpu_on_demand": gpu_instance, "cpu": {"CPU": 16}}.items():
-        assert own.items() <= made[name]["resources"].items()
-
-
-@pytest.mark.slow
-def test_an_account_is_prepared_once_and_fills_in_the_aws_file(monkeypatch):
-    """The stack on simulated AWS services; a second call changes nothing."""
-    import boto3
-    from moto import mock_aws
-
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "simulated")
-    with mock_aws():
-        stacks = boto3.client("cloudformation", "eu-west-1")
-        outputs = [aws_setup.deploy(stacks, "203.0.113.7/32") for _ in range(2)]
-        groups = boto3.client("ec2", "eu-west-1").describe_security_groups(
-            GroupIds=[outputs[0]["SecurityGroup"]]
-        )
-        opened = groups["SecurityGroups"][0]["IpPermissions"]
-        profile = boto3.client("iam").get_instance_profile(InstanceProfileName=outputs[0]["HeadProfile"])
-        boto3.client("s3").head_bucket(Bucket=outputs[0]["Bucket"])
-    assert outputs[0] == outputs[1]
-    assert [r["CidrIp"] for p in opened for r in p["IpRanges"]] == ["203.0.113.7/32"]
-    assert profile["InstanceProfile"]["Roles"]
-    filled = aws_setup.fill_in(TEXTS["aws.yaml"], outputs[0], "eu-west-1", "ami-1")
-    assert not re.search("FILL_IN|us-east-1", filled)
-    assert yaml.safe_load(filled)["available_node_types"]["cpu"]["node_config"]["ImageId"] == "ami-1"
+        assert own.items() <= nodes[name]["resources"].items()
 
 
 @pytest.mark.parametrize(
@@ -231,6 +215,37 @@ def test_cpu_work_in_flight_starts_no_gpu_node(count, resource, kinds):
     )
     launches = ResourceDemandScheduler(Mock()).schedule(request).to_launch
     assert {launch.instance_type for launch in launches} == kinds
+
+
+def test_a_spot_notice_drains_the_node(tmp_path):
+    """The command of aws.yaml asks a server like EC2's. Its `ray` is a script that keeps the words."""
+
+    class Metadata(BaseHTTPRequestHandler):
+        answers = iter([404, 200])
+
+        def answer(self, status, body=b""):
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_PUT(self):
+            self.answer(200, b"key")
+
+        def do_GET(self):
+            self.answer(next(self.answers) if self.headers["X-aws-ec2-metadata-token"] == "key" else 401)
+
+    (tmp_path / "ray").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/words')
+    (tmp_path / "ray").chmod(0o700)
+    (command,) = (line for line in AWS["worker_start_ray_commands"] if "drain" in line)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Metadata) as server:
+        threading.Thread(target=server.serve_forever).start()
+        command = command.replace("169.254.169.254", f"127.0.0.1:{server.server_port}").rstrip("& \n")
+        env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RAY_HEAD_IP": "10.0.0.1"}
+        subprocess.run(["bash", "-c", command.replace("sleep 5", "sleep 0.1")], env=env, timeout=60)
+        server.shutdown()
+    words = (tmp_path / "words").read_text()
+    assert words.startswith("drain-node --address=10.0.0.1:6379 ")
+    assert DrainNodeReason.Value(option(words, "--reason"))
 
 
 def test_nodes_are_in_one_zone_and_database_and_cache_are_on_the_host():

@@ -14,7 +14,7 @@ from tiny import CLASSES, THREE, write_images
 
 from ims3_ray.cli import run_command
 from ims3_ray.config.load import load_config
-from ims3_ray.jobs.init import HUB
+from ims3_ray.jobs.recipe_draft import HUB
 
 
 @pytest.fixture

@@ -118,23 +118,9 @@ def test_micro_batches_are_divided_evenly_in_order(micro_batches, world):
     assert min(map(len, shares)) >= 1
 
 
-def test_unequal_shares_are_gathered_in_order(monkeypatch):
-    """Workers with 1, 2 and 1 micro-batches: each pads its tensor, and the padding is dropped."""
-    parts, sent = torch.arange(8.0).reshape(4, 2), []
-
-    def all_gather(out, mine):
-        sent.append(mine)
-        for tensor, (start, stop) in zip(out, ((0, 1), (1, 3), (3, 4)), strict=True):
-            tensor.zero_()[: stop - start] = parts[start:stop]
-
-    monkeypatch.setattr(device.dist, "all_gather", all_gather)
-    assert torch.equal(device.gather(parts[:1], [1, 2, 1]), parts)
-    assert sent[0].shape == (2, 2)
-
-
 @pytest.mark.parametrize("workers", [1, 2, 3, 4, 8])
-def test_gradients_are_summed_in_order_for_twice_their_bytes(monkeypatch, workers):
-    """Eight micro-batches on real gloo, one thread per worker; the sum's bits depend on the order."""
+def test_gradients_are_gathered_and_summed_in_order_for_twice_their_bytes(monkeypatch, workers):
+    """Eight micro-batches on gloo, one thread per worker."""
     rows = torch.randn(8, 2, 501, generator=torch.Generator().manual_seed(0)) * torch.logspace(-4, 4, 501)
     expected = rows[0].clone()
     for row in rows[1:]:
@@ -151,16 +137,22 @@ def test_gradients_are_summed_in_order_for_twice_their_bytes(monkeypatch, worker
         sent.append(mine.numel() * (workers - 1))
         threads.group._allgather_base(received, mine).wait()
 
+    def all_gather(received, mine):
+        threads.group.allgather([received], [mine]).wait()
+
+    monkeypatch.setattr(device.dist, "all_gather", all_gather)
     monkeypatch.setattr(device.dist, "all_to_all_single", all_to_all_single)
     monkeypatch.setattr(device.dist, "all_gather_into_tensor", all_gather_into_tensor)
 
     def work(rank, share):
         threads.group = dist.ProcessGroupGloo(store, rank, workers, timedelta(seconds=60))
-        return device.sum_in_order(rows[share.start : share.stop], counts)
+        own = rows[share.start : share.stop]
+        return device.sum_in_order(own, counts), device.gather(own, counts)
 
     with ThreadPoolExecutor(workers) as pool:
-        for total in pool.map(work, range(workers), shares):
+        for total, gathered in pool.map(work, range(workers), shares):
             assert torch.equal(total, expected)
+            assert torch.equal(gathered, rows)
     per_sum = sum(sent) / workers / rows[0].numel()  # values that a worker sends
     assert per_sum < 8 / workers + 1
     assert (workers < 8) or per_sum < 2

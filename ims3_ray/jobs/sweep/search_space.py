@@ -11,12 +11,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ims3_ray.config.load import accepts, check_field, read_text, read_yaml
+from ims3_ray.config.load import accepts, check_field, read_yaml
 from ims3_ray.errors import InputError
 
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -138,16 +137,19 @@ def json_key(values: Mapping[str, Value]) -> str:
 
 
 def read_space(words: Sequence[str], recipe: str, overrides: Mapping[str, Value]) -> Space:
-    """The space of `field=domain` words, or of a YAML file: field → list, {low, high, log} or such text.
+    """The space of `field=domain` words.
 
     Raises InputError for an unknown or fixed field, and for an invalid domain.
     """
-    is_file = len(words) == 1 and "=" not in words[0]
-    domains_by_field = _from_file(words[0]) if is_file else _from_words(words)
-    if not domains_by_field:
+    if not words:
         raise InputError("--space: is empty; name a field and its values, such as select.alpha=0.1:0.9")
-    domains = {}
-    for field, domain in domains_by_field.items():
+    domains: dict[str, Choice | Range] = {}
+    for word in words:
+        field, equals, domain = word.partition("=")
+        if not equals:
+            raise InputError(f"--space {word!r}: is no domain; write field=a,b,c or field=low:high")
+        if field in domains:
+            raise InputError(f"--space {field}: stands twice; give its values once")
         check_field(field)
         if field.split(".")[0] in FIXED:
             raise InputError(
@@ -158,46 +160,13 @@ def read_space(words: Sequence[str], recipe: str, overrides: Mapping[str, Value]
     return Space(domains)
 
 
-def _from_words(words: Sequence[str]) -> Values:
-    domains: Values = {}
-    for word in words:
-        field, equals, text = word.partition("=")
-        if not equals:
-            raise InputError(f"--space {word!r}: is no domain; write field=a,b,c or field=low:high")
-        if field in domains:
-            raise InputError(f"--space {field}: stands twice; give its values once")
-        domains[field] = text
-    return domains
-
-
-def _from_file(location: str) -> Values:
-    path = Path(location)
-    if path.suffix not in {".yaml", ".yml"} or not path.is_file():
-        raise InputError(f"--space {location!r}: is neither field=values nor a YAML file that exists")
-
-    def refuse(why: str) -> InputError:
-        return InputError(f"--space {location}: {why}")
-
-    domains = read_yaml(read_text(path, refuse), refuse) or {}
-    if not isinstance(domains, dict):
-        raise refuse(f"holds a {type(domains).__name__}; give a mapping of fields to values")
-    return {str(field): domain for field, domain in domains.items()}
-
-
-def _read_domain(field: str, domain: Value, is_accepted: Callable[[Value], bool]) -> Choice | Range:
-    """A domain from its text, list or {low, high, log}."""
-
+def _read_domain(field: str, domain: str, is_accepted: Callable[[Value], bool]) -> Choice | Range:
     def refuse(why: str) -> InputError:
         return InputError(f"--space {field}: {domain!r} {why}; write {field}=a,b,c")
 
-    if isinstance(domain, str) and (match := RANGE.fullmatch(domain.strip())):
-        low, high = (int(end) if re.fullmatch(r"[+-]?\d+", end) else float(end) for end in match.groups()[:2])
-        domain = {"low": low, "high": high, "log": bool(match[3])}
-    if isinstance(domain, Mapping):
-        return _read_range(field, domain, is_accepted)
-    values = domain if isinstance(domain, list) else [domain]
-    if isinstance(domain, str):
-        values = read_yaml(f"[{domain}]", refuse)
+    if match := RANGE.fullmatch(domain.strip()):
+        return _read_range(field, *match.groups(), is_accepted)
+    values = read_yaml(f"[{domain}]", refuse)
     if not values:
         raise refuse("has no values")
     try:
@@ -209,22 +178,20 @@ def _read_domain(field: str, domain: Value, is_accepted: Callable[[Value], bool]
     return Choice(tuple(values))
 
 
-def _read_range(field: str, spec: Mapping, is_accepted: Callable[[Value], bool]) -> Range:
+def _read_range(
+    field: str, first: str, last: str, log: str | None, is_accepted: Callable[[Value], bool]
+) -> Range:
     """A range of integers if both ends are and the recipe takes no number between them."""
-    if not {"low", "high"} <= set(spec) <= {"low", "high", "log"}:
-        raise InputError(f"--space {field}: {spec!r} is no range; give low, high and, if wanted, log")
-    ends = spec["low"], spec["high"]
-    if not all(isinstance(end, int | float) and not isinstance(end, bool) for end in ends):
-        raise InputError(f"--space {field}: low and high are numbers, not {ends[0]!r} and {ends[1]!r}")
-    low, high, log = float(ends[0]), float(ends[1]), bool(spec.get("log"))
+    low, high = float(first), float(last)
     if not math.isfinite(low) or not math.isfinite(high) or low >= high:
         raise InputError(
             f"--space {field}: {low:g}:{high:g} is no range; the first number is the smaller one"
         )
     if log and low <= 0:
         raise InputError(f"--space {field}: a logarithmic range begins above 0, not at {low:g}")
-    is_integer = all(isinstance(end, int) for end in ends) and not is_accepted(low + 0.5)
+    are_integers = all(re.fullmatch(r"[+-]?\d+", end) for end in (first, last))
+    is_integer = are_integers and not is_accepted(low + 0.5)
     for end in (low, high):
         if not is_accepted(int(end) if is_integer else end):
             raise InputError(f"--space {field}: takes no {end:g}; give values that the recipe takes")
-    return Range(low, high, log, is_integer)
+    return Range(low, high, bool(log), is_integer)

@@ -33,15 +33,6 @@ def test_values_are_yaml_and_ranges_are_of_integers_if_the_field_takes_nothing_e
     assert list(space(word).domains.values()) == [domain]
 
 
-def test_a_file_holds_the_same_as_words(tmp_path):
-    path = tmp_path / "space.yaml"
-    path.write_text(
-        'ipc: [1, 10]\nselect.alpha: {low: 0.1, high: 0.9, log: true}\nselect.beta: "0.1:0.9"\nseed: 3'
-    )
-    words = space("ipc=1,10", "select.alpha=0.1:0.9:log", "select.beta=0.1:0.9", "seed=3")
-    assert read_space([str(path)], "digits", {}) == words
-
-
 @pytest.mark.parametrize(
     ("words", "field"),
     [
