@@ -218,7 +218,7 @@ def test_cpu_work_in_flight_starts_no_gpu_node(count, resource, kinds):
 
 
 def test_a_spot_notice_drains_the_node(tmp_path):
-    """The command of aws.yaml asks a server like EC2's. Its `ray` is a script that keeps the words."""
+    """A server like EC2's; `ray` is a script that keeps its words."""
 
     class Metadata(BaseHTTPRequestHandler):
         answers = iter([404, 200])

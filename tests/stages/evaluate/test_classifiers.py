@@ -78,7 +78,7 @@ def test_images_are_read_where_classifiers_train_and_nothing_of_them_is_left_the
     ray_cluster, images, monkeypatch
 ):
     def refuse(*_):
-        pytest.fail("the driver reads pixels")
+        pytest.fail("read")
 
     monkeypatch.setattr(BatchReader, "__call__", refuse)
     sets, tests = {("mine", seed): images(3, seed) for seed in (5, 6)}, images(6, 9)
