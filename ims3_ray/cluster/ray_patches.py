@@ -61,7 +61,7 @@ def on_loopback() -> Iterator[None]:
     """
     before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
     initialise = RayParams.__init__
-    RayParams.__init__ = partialmethod(initialise, dashboard_agent_listen_port=0)
+    RayParams.__init__ = partialmethod(initialise, dashboard_agent_listen_port=0)  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:

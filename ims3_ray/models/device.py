@@ -64,7 +64,8 @@ def prepare_device(kind: str) -> torch.device:
         torch.set_num_threads(1)
         keep_freed_memory()
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # it finds bugs, at an operation per tensor
+    # filling finds errors, at the price of an operation per tensor
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]: the module's class has it
     return torch.device(kind)
 
 
@@ -245,7 +246,7 @@ def sum_in_order(local: Tensor, counts: list[int]) -> Tensor:
     own, sent = values.new_empty(sum(counts), size), [len(values) * size] * workers
     dist.all_to_all_single(own.view(-1), slices.view(-1), [n * size for n in counts], sent)
     total = values.new_empty(workers * size)
-    dist.all_gather_into_tensor(total, _sum_rows(own))
+    dist.all_gather_single(total, _sum_rows(own))
     return total[: values.shape[1]].view(local.shape[1:])
 
 

@@ -133,7 +133,7 @@ def test_gradients_are_gathered_and_summed_in_order_for_twice_their_bytes(monkey
         sent.append(sum(sent_sizes[:-1]))
         threads.group.alltoall_base(received, mine, sizes, sent_sizes).wait()
 
-    def all_gather_into_tensor(received, mine):
+    def all_gather_single(received, mine):
         sent.append(mine.numel() * (workers - 1))
         threads.group._allgather_base(received, mine).wait()
 
@@ -142,7 +142,7 @@ def test_gradients_are_gathered_and_summed_in_order_for_twice_their_bytes(monkey
 
     monkeypatch.setattr(device.dist, "all_gather", all_gather)
     monkeypatch.setattr(device.dist, "all_to_all_single", all_to_all_single)
-    monkeypatch.setattr(device.dist, "all_gather_into_tensor", all_gather_into_tensor)
+    monkeypatch.setattr(device.dist, "all_gather_single", all_gather_single)
 
     def work(rank, share):
         threads.group = dist.ProcessGroupGloo(store, rank, workers, timedelta(seconds=60))

@@ -165,7 +165,8 @@ def _read_domain(field: str, domain: str, is_accepted: Callable[[Value], bool]) 
         return InputError(f"--space {field}: {domain!r} {why}; write {field}=a,b,c")
 
     if match := RANGE.fullmatch(domain.strip()):
-        return _read_range(field, *match.groups(), is_accepted)
+        first, last, log = match.groups()
+        return _read_range(field, first, last, log, is_accepted)
     values = read_yaml(f"[{domain}]", refuse)
     if not values:
         raise refuse("has no values")
