@@ -56,18 +56,15 @@ FILES = {  # command → (text, expected)
         (ROWS % "workers: {actors: 2}", "'a'.*workers"),
         (ROWS % "1: 2", "1: "),
     ],
-    "sweep storage=runs --space": [
-        (text, "--space own.yaml: ") for text in (b"\xff", DEEP, "ipc: [1]\nipc: [2]")
-    ],
 }
 
 
 @pytest.mark.parametrize(
     ("command", "text", "expected"),
     [(command, *case) for command, cases in FILES.items() for case in cases],
-    ids=range(18),
+    ids=range(15),
 )
-def test_malformed_recipe_rows_or_search_space(rejected, tmp_path, command, text, expected):
+def test_malformed_recipe_or_rows(rejected, tmp_path, command, text, expected):
     (tmp_path / "own.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
     rejected(expected, *command.split(), "own.yaml")
     assert not (tmp_path / "elsewhere").exists()

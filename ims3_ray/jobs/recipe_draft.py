@@ -209,18 +209,22 @@ class Draft:
     def _is_quick(self) -> bool:
         return self.size <= MAX_QUICK_SIDE or self.model in ("none", "own")
 
+    @property
+    def _is_scored(self) -> bool:
+        return min(self.data.tuned) > 1 and bool(self.data.test or self.data.split)
+
     def _refine_section(self, smallest: int) -> Iterator[str]:
         batch = min(smallest, REAL_BATCH)
         if self.model == "none":
             yield from ("refine:", f"  real_batch: {batch}  # images per class") if batch < REAL_BATCH else ()
-        elif self._is_quick:
+        elif self._is_quick and self._is_scored:
             yield from (*REFINEMENT, f"  real_batch: {batch}")
 
     def _evaluate_section(self, smallest: int) -> Iterator[str]:
         data, is_quick = self.data, self._is_quick
         protocol = "quick" if is_quick else "minimax"
         yield "evaluate:"
-        if smallest < 2 or not (data.test or data.split):
+        if not self._is_scored:
             yield "  protocol: none  # too few images to hold out; use quick with test images"
             return
         size = "32 pixels, ConvNet-3" if is_quick else "224 pixels, ResNetAP-10: needs a GPU"
