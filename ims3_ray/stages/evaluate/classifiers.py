@@ -5,7 +5,7 @@ for all classifiers there that need them.
 """
 
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -117,8 +117,7 @@ def stream_score(
     """Train a classifier on `data`: yields (step, accuracy) on `tests` at each evaluation, then the score."""
     device, size, classes = prepare_device(kind), protocol.image_size, tests.classes
     teacher_fn = None if teacher is None else load_teacher(teacher, protocol, classes, device)
-    with ExitStack() as stack:
-        scored, train = (stack.enter_context(open_pixels(images, size)) for images in (tests, data))
+    with open_pixels(tests, size) as scored, open_pixels(data, size) as train:
         yield (yield from train_with_evals(train, scored, protocol, len(classes), seed, device, teacher_fn))
 
 
