@@ -2,7 +2,7 @@
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import ray
@@ -11,6 +11,7 @@ from .resources import DEFAULT_PLACEMENT
 
 CPUS_PER_TASK = 0.5  # fits beside the actors of a machine of one core
 WAITING_CPUS = 16.0  # of tasks in flight beyond the present CPUs; more could start nodes with GPUs
+WORTH_A_NODE = 256  # calls that take longer in one process than a node takes to start
 Result = TypeVar("Result")
 
 
@@ -48,12 +49,12 @@ def _max_in_flight(max_pending: int, options: Mapping[str, Any]) -> int:
     return min(max_pending, max(1, int(cpus / options["num_cpus"])))
 
 
-def map_on_cluster(function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
-    """`map_in_order` on the cluster's present CPUs, or in this process if there are none.
+def map_on_cluster(function: Callable[..., Result], arguments: Sequence[tuple[Any, ...]]) -> Iterator[Result]:
+    """`map_in_order`; in this process if there is no cluster, or little work and a cluster without CPUs.
 
-    Requests no further node: an autoscaling cluster would add, and bill, nodes with GPUs.
+    The head of an autoscaling cluster has no CPUs. More than WORTH_A_NODE calls make it start a node.
     """
-    num_tasks = int(ray.cluster_resources().get("CPU", 0) / CPUS_PER_TASK) if ray.is_initialized() else 0
-    if not num_tasks:
-        return itertools.starmap(function, arguments)
-    return map_in_order(function, arguments, 2 * num_tasks)  # as many again wait in the queue
+    has_cpus = ray.is_initialized() and ray.cluster_resources().get("CPU", 0)
+    if has_cpus or (ray.is_initialized() and len(arguments) > WORTH_A_NODE):
+        return map_in_order(function, arguments, len(arguments))
+    return itertools.starmap(function, arguments)

@@ -8,7 +8,7 @@ ImageNet's classes cost a hundredth of its whole tree.
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -33,7 +33,7 @@ Look = dict[str, str]  # {"id": content hash} or {"bad": reason}
 Looks = dict[str, Look]  # by path
 CLASS_FOLDERS = "give a folder with one folder of images per class"
 # (function, arguments of each call) → results in order. cluster/ replaces it by tasks on all nodes.
-EACH: Callable[[Callable[..., list[Look]], Iterable[tuple[Any, ...]]], Iterator[list[Look]]] = (
+EACH: Callable[[Callable[..., list[Look]], Sequence[tuple[Any, ...]]], Iterator[list[Look]]] = (
     itertools.starmap
 )
 
@@ -115,7 +115,7 @@ def inspect(directory: Directory, listing: Listing, storage: Directory) -> Looks
 def _look_at_all(directory: Directory, files: Sequence[tuple[str, fs.FileInfo | str]]) -> Iterator[Look]:
     sizes = [(path, it if isinstance(it, str) else it.size) for path, it in files]
     each = EACH if len(files) > FEW else itertools.starmap
-    batches = ((directory, sizes[start : start + BATCH]) for start in range(0, len(sizes), BATCH))
+    batches = [(directory, sizes[start : start + BATCH]) for start in range(0, len(sizes), BATCH)]
     return itertools.chain.from_iterable(each(_look_at, batches))
 
 

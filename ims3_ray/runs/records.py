@@ -1,7 +1,6 @@
 """Records: files that name the artefacts of each run, written before its first stage; --gc keeps those.
 
     runs/<recipe>-<key>/run.json             of a distillation
-    ablations/<recipe>-<key>/artifacts.json  of all cells of an ablation
     sweeps/<key>/trials/<trial>.json         of a trial
 
 `artifacts` in a record is a list of "noun/fingerprint", or a mapping from noun to URI. Removing the record
@@ -19,9 +18,7 @@ from ims3_ray.config.reproduce import NO_RESULT
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import Directory
 
-RECORD = re.compile(
-    r"runs/([^/]+)/run\.json|ablations/([^/]+)/artifacts\.json|sweeps/[^/]+/trials/([^/]+)\.json"
-)
+RECORD = re.compile(r"runs/([^/]+)/run\.json|sweeps/[^/]+/trials/([^/]+)\.json")
 PLANNED, RUNNING, FINISHED, FAILED, STOPPED = STATES = (
     "planned", "running", "finished", "failed", "stopped"
 )  # fmt: skip
@@ -63,7 +60,7 @@ def now() -> str:
 
 def read(storage: Directory) -> list[Record]:
     """Return every record. Raises InputError for an unreadable one, since its artefacts are unknown."""
-    names = [f"{top}/{name}" for top in ("runs", "ablations", "sweeps") for name in (storage / top).files()]
+    names = [f"{top}/{name}" for top in ("runs", "sweeps") for name in (storage / top).files()]
     return [_read(storage, match) for match in map(RECORD.fullmatch, names) if match]
 
 

@@ -19,7 +19,7 @@ RUN = "ims3.run"  # the run's key
 KIND, PROTOCOL, SCORED = "kind", "protocol", "scored"  # the protocol's label, the scored images' fingerprint
 PARENT = "mlflow.parentRunId"  # MLflow nests runs by it
 SWEEP_KEY, TRIAL_NUMBER, ERROR = "sweep", "trial", "error"  # of a trial
-DISTILLATION, ABLATION, SWEEP, TRIAL = KINDS = ("distillation", "ablation", "sweep", "trial")
+DISTILLATION, SWEEP, TRIAL = KINDS = ("distillation", "sweep", "trial")
 SPACE, OBJECTIVE = "space.", "objective"  # parameters of a sweep: prefix of a swept field; metrics by commas
 OBJECTIVES = {"accuracy": "accuracy"} | {  # objective → metric of a run
     name: f"{name}/distilled"

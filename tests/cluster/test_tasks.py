@@ -1,5 +1,7 @@
 """Ordered results of tasks."""
 
+import os
+
 from ims3_ray.cluster import tasks
 from ims3_ray.cluster.tasks import map_in_order, map_on_cluster
 
@@ -32,8 +34,14 @@ def test_cpu_tasks_in_flight_are_limited_by_the_present_cpus(ray_cluster, monkey
     ]
 
 
-def test_without_cpus_in_the_cluster_the_work_is_done_in_this_process(ray_cluster, monkeypatch):
-    here = []
+def test_without_cpus_in_the_cluster_little_work_is_done_here_and_much_requests_a_node(
+    ray_cluster, monkeypatch
+):
     monkeypatch.setattr(ray_cluster, "cluster_resources", lambda: {"CPU": 0.0})
-    assert list(map_on_cluster(lambda number: here.append(number) or -number, [(1,), (2,)])) == [-1, -2]
-    assert here == [1, 2]
+    monkeypatch.setattr(tasks, "WORTH_A_NODE", 2)
+
+    def processes(number):
+        return set(map_on_cluster(lambda _: os.getpid(), [(index,) for index in range(number)]))
+
+    assert processes(2) == {os.getpid()}
+    assert os.getpid() not in processes(3)

@@ -19,14 +19,14 @@ def needed(storage):
     return {artifact for record in records.read(storage) for artifact in record.artifacts}
 
 
-def test_runs_ablations_and_trials_are_read(tmp_path):
+def test_runs_and_trials_are_read(tmp_path):
     storage = open_storage(str(tmp_path))
     records.write(storage, "runs/digits-k1/run.json", {"latents": f"s3://elsewhere/runs/{A}"}, key="k1")
-    records.write(storage, "ablations/digits-k2/artifacts.json", [B, B], key="digits-k2", state="finished")
+    records.write(storage, "sweeps/k2/trials/0.json", [B, B], key="k2/0", state="finished")
     records.write(storage, "sweeps/k3/trials/7.json", [C], key="k3/7")
     (tmp_path / "sweeps" / "k3" / "state.json").write_text("no record")
     assert needed(storage) == {A, B, C}
-    assert [record.key for record in records.read(storage)] == ["k1", "digits-k2", "k3/7"]
+    assert [record.key for record in records.read(storage)] == ["k1", "k2/0", "k3/7"]
 
 
 def test_a_record_of_an_earlier_version_is_read(tmp_path):

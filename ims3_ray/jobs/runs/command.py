@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s [option …] [storage=DIR]"  # argparse's own is too wide
     add = parser.add_argument
     add("--order", metavar="METRIC", help="sort by this metric, best first (default: newest first)")
-    conditions = 'such as "ipc=10", "accuracy>0.9", "kind=ablation"'
+    conditions = 'such as "ipc=10", "accuracy>0.9", "kind=sweep"'
     add("--where", action="append", default=[], metavar="COND", help=conditions)
     add("--sweep", metavar="RUN", help="list the trials of this sweep, which are otherwise hidden")
     mode = parser.add_mutually_exclusive_group().add_argument
@@ -150,7 +150,7 @@ def _diff(_storage: Directory, arguments: argparse.Namespace) -> Answer:
 
     runs = _all(arguments)
     one, other = (query.resolve(runs, text) for text in arguments.diff)
-    differences = query.differences(one, other, [stage.name for stage in STAGES] + [tags.ABLATION])
+    differences = query.differences(one, other, [stage.name for stage in STAGES])
     pair = [{"name": run["name"], "key": run["key"], "run_id": run["run_id"]} for run in (one, other)]
     return {"runs": pair, **differences}, differences_table(one, other, differences)
 

@@ -26,9 +26,9 @@ CACHES = re.compile(
     rf"|pretrain/(vae|transformer|extractor|judge)|checkpoints/pretrain-(vae|transformer|extractor|judge)-{HEX}"
 )
 # records, MLflow's files, the format's version
-KEPT = re.compile(r"(runs|ablations|sweeps|mlartifacts)/.+|format\.json|writable|mlflow\.db.*")
+KEPT = re.compile(r"(runs|sweeps|mlartifacts)/.+|format\.json|writable|mlflow\.db.*")
 TOP = re.compile(
-    rf"index|digits|unpacked|embedded|pretrain|checkpoints|runs|ablations|sweeps|mlartifacts|{'|'.join(NOUNS)}"
+    rf"index|digits|unpacked|embedded|pretrain|checkpoints|runs|sweeps|mlartifacts|{'|'.join(NOUNS)}"
 )
 RECENT_S = 600  # a running stage may still write an artefact that changed less than this ago
 

@@ -1,7 +1,7 @@
 """Rebuild MLflow's runs from the records of a storage.
 
-A distillation gets its parameters, tags, metrics per stage, recipe, report and dataset. Ablations, sweeps and
-trials are not rebuilt; their results are in `ablations/` and `sweeps/`.
+A distillation gets its parameters, tags, metrics per stage, recipe, report and dataset. Sweeps and
+trials are not rebuilt; their results are in `sweeps/`.
 """
 
 import calendar

@@ -11,7 +11,7 @@ from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.integrity import reopen, verify
 
 NOUNS = (*(stage.output for stage in STAGES), embed.NOUN)
-STATE = ("index", "runs", "ablations", "sweeps")  # folders with JSON files
+STATE = ("index", "runs", "sweeps")  # folders with JSON files
 CACHE = "index/"
 
 

@@ -11,7 +11,7 @@ from ims3_ray.report.formatting import METRICS, duration, number, signed
 from ims3_ray.report.images import Strip
 from ims3_ray.report.inputs import PAGE_CLASSES, shown_classes
 from ims3_ray.report.plots import set_name
-from ims3_ray.runs import query, tags
+from ims3_ray.runs import query
 from ims3_ray.runs.query import Differences, Run, metric_value
 
 from . import thumbnails
@@ -31,7 +31,7 @@ class MetricPair:
 
 def differences(first: Run, second: Run) -> Differences:
     """Fields, versions, hardware and metrics that differ."""
-    return query.differences(first, second, [stage.name for stage in STAGES] + [tags.ABLATION])
+    return query.differences(first, second, [stage.name for stage in STAGES])
 
 
 def are_comparable(first: Run, second: Run) -> bool:

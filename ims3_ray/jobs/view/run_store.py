@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 ID = re.compile(r"[0-9a-f]{32}")  # MLflow's
-FOLDERS = {tags.ABLATION: "ablations", tags.SWEEP: "sweeps"}  # kinds of runs with their own page
 PAGE = "index.html"
 
 
@@ -80,8 +79,8 @@ class RunStore:
 
     def page(self, run: Run) -> Directory | None:
         """The folder of the run's own page (report, sweep), if there is one."""
-        if folder := FOLDERS.get(run["kind"]):
-            name = run["name"].removeprefix(f"{run['kind']}-")
-            directory = self.storage / folder / name if PLAIN_NAME.fullmatch(name) else None
+        if run["kind"] == tags.SWEEP:
+            name = run["name"].removeprefix(f"{tags.SWEEP}-")
+            directory = self.storage / "sweeps" / name if PLAIN_NAME.fullmatch(name) else None
             return directory if directory and directory.exists(PAGE) else None
         return self.complete(run, "report")

@@ -41,7 +41,7 @@ def track(storage, key, overrides, metrics, own_tags, parent=None, params=None):
     recipe = load_config("digits", overrides).results()
     tracker.start(key, f"digits-{key}", recipe | (params or {}), known | own_tags, parent)
     tracker.log(0, metrics)
-    if overrides:  # not for an ablation or a sweep
+    if overrides:  # not for a sweep
         tracker.log_file(RECIPE_FILE, yaml.safe_dump(recipe).encode())
     tracker.finish("FINISHED")
     return tracker.run_id
@@ -49,11 +49,10 @@ def track(storage, key, overrides, metrics, own_tags, parent=None, params=None):
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory):
-    """Six distillations, an ablation, and a sweep of two trials."""
+    """Six distillations, and a sweep of two trials."""
     root = open_storage(str(tmp_path_factory.mktemp("tracked")))
     for key, (overrides, metrics, own_tags) in RUNS.items():
         track(root, key, overrides, metrics, own_tags)
-    track(root, "digits-t", {}, {"ablation/DiT/accuracy": 0.1}, {tags.KIND: "ablation"})
     space = {"space.ipc": "1", "space.select": "2", "objective": "coverage,accuracy"}
     sweep = track(root, "s9", {}, {}, {tags.KIND: "sweep"}, params=space)
     for trial, (accuracy, spread, beta) in TRIALS.items():
@@ -89,7 +88,7 @@ def names(out):
     ("words", "expected"),
     [
         ("--order accuracy --where ipc=10 --where accuracy>0.75", "o1aa v1aa k2cc k2bb"),
-        ("--where kind=ablation", "digits-t"),
+        ("--where kind=sweep", "s9"),
         ("--where protocol!=quick-v1/n", "v1aa"),
         ("--where kind=trial --order accuracy", "s9/2 s9/3 s9/1"),
         ("--where run=s9/1", "s9/1"),
@@ -141,7 +140,7 @@ def test_only_a_run_of_this_storage_without_a_heartbeat_is_dead(running, ask):
 
 def test_all_pages_are_read(storage, monkeypatch):
     monkeypatch.setattr(query, "PAGE", 2)
-    assert len(query.find_runs(client(storage))) == len(RUNS) + 2 + len(TRIALS)
+    assert len(query.find_runs(client(storage))) == len(RUNS) + 1 + len(TRIALS)
 
 
 def test_best_never_mixes_protocols_or_scored_images(ask):
@@ -216,7 +215,7 @@ def test_the_printed_command_reproduces_the_run(ask, storage):
         ("--diff k2 k1", "2 runs"),
         ("--diff nobody k1", "'nobody'"),
         ("--reproduce k2", "digits-k2bb (key k2bb, MLflow id"),
-        ("--reproduce digits-t", "recipe.yaml"),
+        ("--reproduce s9", "recipe.yaml"),
         ("--sweep k1aa", "'k1aa'"),
         ("--metric accuracy", "--metric: "),
         ("--yes", "--yes: "),

@@ -176,8 +176,8 @@ def test_paths_out_of_the_storage_are_not_served(copy):
     (storage / "../x").write("index.html", b"outside")
     complete(storage / "../x", {})
     outside = track(storage, "zzzz", {}, own={"artifact.report": "../../x", "kind": "distillation"})
-    ablation = track(storage, "../../x", {}, own={"kind": "ablation"})
-    for run in (outside, ablation):
+    sweep = track(storage, "../../x", {}, own={"kind": "sweep"})
+    for run in (outside, sweep):
         assert browser(storage).get(f"/runs/{run}/report").status_code == 404
 
 
