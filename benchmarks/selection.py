@@ -24,11 +24,11 @@ from ims3_ray.config.load import load_settings, parse_overrides
 from ims3_ray.config.sections import Select
 from ims3_ray.config.settings import Selecting
 from ims3_ray.errors import InputError
+from ims3_ray.method.s3.bound import certify
+from ims3_ray.method.s3.branch_and_bound import branch_and_bound
 from ims3_ray.method.s3.descent import walk
 from ims3_ray.method.s3.distributed_descent import select_centroids, solve
 from ims3_ray.method.s3.objective import Objective, evaluate
-from ims3_ray.method.s3.proof.bound import certify
-from ims3_ray.method.s3.proof.branch_and_bound import branch_and_bound
 from ims3_ray.method.s3.shard import Shard
 from ims3_ray.stages.select.candidates import open_candidates
 from ims3_ray.stages.select.run_selection import run_tasks

@@ -80,8 +80,6 @@ def test_malformed_recipe_or_rows(rejected, tmp_path, command, text, expected):
         ("distill --dry-run", "storage=s3://", "bucket"),
         ("distill --dry-run", "storage=/proc/x", "storage: /proc/x"),
         ("distill --dry-run", "model.path=my-model", "my-model"),
-        ("distill --dry-run", "--price=nan", "--price: "),
-        ("distill", "--price=2", "--price: "),
         ("sweep --rows refine", "--seeds=99999999999", "--seeds: 99999999999"),
         ("sweep --rows refine", "--ipc=²", "--ipc"),
         ("sweep --rows refine", "--pool-images=-1", "--pool-images: -1"),

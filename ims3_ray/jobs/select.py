@@ -21,7 +21,7 @@ from ims3_ray.progress import spinner
 from ims3_ray.storage.directory import check_writable, open_directory
 
 if TYPE_CHECKING:
-    from ims3_ray.stages.select.run_selection import Document
+    from ims3_ray.storage.schemas import SelectionFile
 
 COVERAGE = {
     "balls": "mean covered share of real images",
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(*result_lines({"selection": arguments.out}, json_view(arguments.out)), sep="\n")
 
 
-def table(document: "Document") -> list[str]:
+def table(document: "SelectionFile") -> list[str]:
     """Return the lines of the result: the objective, its terms, the start, the bound."""
     terms, settings, start = document["terms"], document["settings"], document["start_objective"]
     rows: list[tuple[str, float | None, str]] = [

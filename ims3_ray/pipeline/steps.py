@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import cast
 
 from ims3_ray.cluster.environment import machine_environment
+from ims3_ray.cluster.monitor import gpu_load
 from ims3_ray.stages import embed, encode, export, invert, report
 from ims3_ray.stages.base import Stage
 from ims3_ray.stages.context import Context
@@ -119,7 +120,8 @@ def _run(context: Context, step: Step) -> Step:
         _logger.warning("%s; repairing it", DamagedError(step.directory, step.damage).finding)
         reopen(step.directory, step.damage)
     start = time.perf_counter()
-    details = stage.run(context, step.directory, **step.parents)
+    with gpu_load(context.machine) as load:
+        details = stage.run(context, step.directory, **step.parents)
     seconds = time.perf_counter() - start
     rows = cast(int, details.get("rows_made", details["rows"]))
     manifest = complete(
@@ -135,7 +137,7 @@ def _run(context: Context, step: Step) -> Step:
             "rate": round(rows / seconds, 3),
             "device": context.machine.device,
             "environment": asdict(machine_environment(context.machine)),
-            "gpus": _gpus(context, stage),
+            "gpus": {**_gpus(context, stage), **load},
         },
     )
     if metrics := stage.metrics(step.directory):

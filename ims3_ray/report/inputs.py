@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from ims3_ray.evaluation.results import Evaluation
+from ims3_ray.storage.schemas import SelectionFile
 
 PAGE_CLASSES = 24  # maximum number of classes with images on the page, which stays below 3 MB
 SHEET_CLASSES = 40  # maximum number of classes on the contact sheet
@@ -15,30 +16,6 @@ MAP_CLASSES = 12  # maximum number of classes on the map, one colour each
 
 History = Sequence[Mapping[str, float]]
 """Training metrics: one mapping per log step, with `step`."""
-
-
-class ClassSelection(TypedDict):
-    """One class in selection.json: subgroups; distances of each and of the selection to real images."""
-
-    subgroups: list[int]
-    distances_to_real: list[float]
-    distance_to_real: float
-
-
-class Selection(TypedDict):
-    """selection.json: a subgroup or single images by class name, and the quality of the selection."""
-
-    selection: dict[str, int | list[list[int]]]
-    per_class: dict[str, ClassSelection]
-    unit: str
-    objective: float
-    start_objective: float
-    terms: dict[str, float]
-    lower_bound: float | None
-    gap: float | None
-    certificate: str
-    solver: str
-    settings: dict[str, object]
 
 
 class Timing(TypedDict):
@@ -79,7 +56,7 @@ class ReportData:
     candidate_features: Float[np.ndarray, "m d"]
     candidate_labels: Int[np.ndarray, " m"]
     candidate_selected: Bool[np.ndarray, " m"]
-    selection: Selection
+    selection: SelectionFile
     history: History = ()
     """Fine-tuning; empty if it was off."""
     refinement: History = ()

@@ -12,10 +12,11 @@ from scipy.optimize import isotonic_regression
 
 from ims3_ray.evaluation.results import SET_TITLES, SetMetrics
 from ims3_ray.models.training import HELD_OUT
+from ims3_ray.storage.schemas import SelectionFile
 
 from . import svg
 from .feature_space import Map
-from .inputs import History, Selection, shortened
+from .inputs import History, shortened
 from .svg import (
     CLASS_COLOURS,
     DISTILLED,
@@ -180,7 +181,7 @@ def densest(points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "2"]:
     return points[np.argmin(distances[:, len(points) // 8])]
 
 
-def subgroups(selection: Selection, classes: Sequence[str]) -> Markup:
+def subgroups(selection: SelectionFile, classes: Sequence[str]) -> Markup:
     """Distance of each subgroup to its real class: one row per class, the selected subgroup filled."""
     drawing = svg.figure(WIDTH, 70 + 30 * len(classes))
     axes = drawing.add_subplot()
@@ -205,7 +206,7 @@ def subgroups(selection: Selection, classes: Sequence[str]) -> Markup:
     return svg.to_svg(drawing, "subgroups", description)
 
 
-def subgroup_rows(selection: Selection, classes: Sequence[str]) -> list[str]:
+def subgroup_rows(selection: SelectionFile, classes: Sequence[str]) -> list[str]:
     """The classes to plot: all, or those whose selected subgroup is farthest from its class."""
     if len(classes) <= MAX_ROWS:
         return list(classes)

@@ -10,11 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-import numpy as np
-
 from ims3_ray.display import first_few
 from ims3_ray.errors import InputError
-from ims3_ray.evaluation.statistics import pareto_front
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.lease import is_dead
 
@@ -58,14 +55,6 @@ class BestRun(TypedDict):
     ipc: str
     value: float
     run: Run
-
-
-class ParetoFront(TypedDict):
-    """The Pareto-optimal runs of one protocol and set of scored images."""
-
-    protocol: str
-    scored: str
-    runs: list[Run]
 
 
 Differences = dict[str, dict[str, list[object]]]  # kind → name → both values
@@ -204,18 +193,6 @@ def swept_fields(sweep: Run, trials: Sequence[Run]) -> list[str]:
         for name in names
         if name == field or (name.startswith(f"{field}.") and differs(name))
     ]
-
-
-def pareto_fronts(runs: Sequence[Run], names: Sequence[str]) -> list[ParetoFront]:
-    """Return the Pareto front per protocol and scored images, sorted by the first metric."""
-    rows: list[ParetoFront] = []
-    for (protocol, scored), comparable in group_comparable(runs).items():
-        places = pareto_front(np.array([[sort_value(run, name) for name in names] for run in comparable]))
-        if places:
-            rows.append(
-                ParetoFront(protocol=protocol, scored=scored, runs=[comparable[place] for place in places])
-            )
-    return rows
 
 
 def differences(one: Run, other: Run, stages: Collection[str]) -> Differences:

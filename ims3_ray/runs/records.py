@@ -18,7 +18,7 @@ from ims3_ray.config.reproduce import NO_RESULT
 from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import Directory
 
-RECORD = re.compile(r"runs/([^/]+)/run\.json|sweeps/[^/]+/trials/([^/]+)\.json")
+RECORD = re.compile(r"runs/[^/]+/run\.json|sweeps/[^/]+/trials/[^/]+\.json")
 PLANNED, RUNNING, FINISHED, FAILED, STOPPED = STATES = (
     "planned", "running", "finished", "failed", "stopped"
 )  # fmt: skip
@@ -61,18 +61,16 @@ def now() -> str:
 def read(storage: Directory) -> list[Record]:
     """Return every record. Raises InputError for an unreadable one, since its artefacts are unknown."""
     names = [f"{top}/{name}" for top in ("runs", "sweeps") for name in (storage / top).files()]
-    return [_read(storage, match) for match in map(RECORD.fullmatch, names) if match]
+    return [_read(storage, name) for name in names if RECORD.fullmatch(name)]
 
 
-def _read(storage: Directory, match: re.Match[str]) -> Record:
-    place = match[0]
+def _read(storage: Directory, place: str) -> Record:
     try:
         record = storage.read_json(place)
         needed = record["artifacts"]
         artifacts = frozenset(map(artifact_name, needed.values() if isinstance(needed, Mapping) else needed))
-        written = calendar.timegm(time.strptime(record["written"], TIME)) if "written" in record else 0.0
-        key = record.get("key") or next(filter(None, match.groups()))
-        return Record(place, key, record.get("state", FINISHED), written, artifacts)
+        written = calendar.timegm(time.strptime(record["written"], TIME))
+        return Record(place, record["key"], record["state"], written, artifacts)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"storage: {(storage / place).uri} is no readable record ({type(error).__name__}: {error}), "

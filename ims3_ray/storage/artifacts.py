@@ -79,11 +79,13 @@ class Summary(TypedDict):
 
 
 class GpuUse(TypedDict):
-    """GPUs that a stage used at once, those in the cluster, and what limited the use."""
+    """GPUs that a stage used at once, those in the cluster, what limited the use, and their load."""
 
     used: int
     of: int
     limit: str
+    utilisation: NotRequired[float]  # mean, 0 to 1
+    max_memory_gb: NotRequired[float]  # of one GPU
 
 
 class Manifest(Summary):

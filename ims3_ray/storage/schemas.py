@@ -7,12 +7,38 @@ fixed-shape tensors, which plain pyarrow reads.
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 Columns = dict[str, np.ndarray]
+
+
+class SelectedClass(TypedDict):
+    subgroups: list[int]
+    distances_to_real: list[float]  # of each subgroup
+    distance_to_real: float  # of the selection
+
+
+class SelectionFile(TypedDict):
+    """selection.json: the selection, its quality, and how it was made."""
+
+    unit: str
+    objective: float
+    terms: dict[str, float]
+    start_objective: float
+    lower_bound: float | None
+    gap: float | None
+    gap_of_gain: float | None
+    certificate: str
+    solver: str
+    rounds: int
+    settings: dict[str, object]
+    subgroup_selection: NotRequired[dict[str, float] | None]  # of the same pool, if images are selected
+    selection: dict[str, int | list[list[int]]]  # per class: a subgroup, or (subgroup, index) of each image
+    per_class: dict[str, SelectedClass]
 
 
 @dataclass(frozen=True)

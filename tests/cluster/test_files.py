@@ -187,14 +187,6 @@ def test_an_idle_cluster_has_no_workers():
     assert JOB["spec"]["activeDeadlineSeconds"]
 
 
-def test_spot_is_tried_before_on_demand():
-    priorities = {True: [], False: []}
-    for node in WORKERS.values():
-        if "GPU" in node["resources"]:
-            priorities["InstanceMarketOptions" in node["node_config"]].append(node["priority"])
-    assert min(priorities[True]) > max(priorities[False])
-
-
 @pytest.mark.parametrize(
     ("count", "resource", "kinds"),
     [(int(WAITING_CPUS), "CPU", {"cpu"}), (64, "CPU", {"cpu", "gpu_spot"}), (2, "GPU", {"gpu_spot"})],

@@ -29,12 +29,6 @@ def test_runs_and_trials_are_read(tmp_path):
     assert [record.key for record in records.read(storage)] == ["k1", "k2/0", "k3/7"]
 
 
-def test_a_record_of_an_earlier_version_is_read(tmp_path):
-    storage = open_storage(str(tmp_path))
-    storage.write_json("runs/digits-k1/run.json", {"key": "k1", "artifacts": {"latents": f"{tmp_path}/{A}"}})
-    assert needed(storage) == {A}
-
-
 def test_an_unreadable_record_stops_garbage_collection(tmp_path):
     storage = open_storage(str(tmp_path))
     for text in ("{", "[]", '{"key": "k"}', '{"artifacts": [3]}'):

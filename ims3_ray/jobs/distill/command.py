@@ -12,7 +12,6 @@ same arguments, shows the progress of a run.
 
 import argparse
 import json
-import math
 from pathlib import Path
 
 import yaml
@@ -32,7 +31,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--recipe", default="digits", metavar="NAME|FILE", help="a named recipe, or a YAML file")
     add("--dry-run", action="store_true", help="print the resolved recipe and the cost of each stage")
     add("--rates", metavar="FILE", help="with --dry-run: gpu-check.json of benchmarks/gpu_check.sh")
-    add("--price", type=float, metavar="P", help="with --dry-run: price of an hour per GPU, or per CPU node")
     add("--status", action="store_true", help="print the progress of this run, which may be running or dead")
     add("--json", action="store_true", help="with --status: print one JSON document")
     add("overrides", nargs="*", metavar="field=value", help="such as ipc=5 or storage=DIR")
@@ -42,12 +40,10 @@ def run(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.recipe, parse_overrides(arguments.overrides))
     if arguments.dry_run and arguments.status:
         raise InputError("--dry-run, --status: exclude each other; give one")
-    if arguments.price is not None and not (arguments.dry_run and 0 < arguments.price < math.inf):
-        raise InputError("--price: takes a number above 0, together with --dry-run")
     if arguments.rates and not arguments.dry_run:
         raise InputError("--rates: only together with --dry-run")
     if arguments.dry_run:
-        _dry_run(config, arguments.price, arguments.rates)
+        _dry_run(config, arguments.rates)
     elif arguments.status:
         status = read_status(config)
         print(json.dumps(status, indent=1) if arguments.json else "\n".join(status_lines(status)))
@@ -80,7 +76,7 @@ def _yaml(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _dry_run(config: Config, price: float | None, rates_file: str | None) -> None:
+def _dry_run(config: Config, rates_file: str | None) -> None:
     if find_complete(config):
         print(_yaml(config), *status_lines(read_status(config)), "nothing would run", sep="\n")
         return
@@ -117,14 +113,6 @@ def _dry_run(config: Config, price: float | None, rates_file: str | None) -> Non
     missing_s = sum(c.seconds for step, c in zip(steps, estimates, strict=True) if not step.manifest)
     source = f"{', '.join(rates)} by {rates_file}" if rates else "by matrix products, measured here"
     print(f"estimated time of the stages that are missing: {missing_s:.0f} s ({source})")
-    if price is not None:
-        print(price_line(missing_s, machine.gpus if machine.on_gpus else None, price))
     for step in steps:
         for line in idle_gpu_notes(context, step.stage):
             print(line)
-
-
-def price_line(seconds: float, gpus: int | None, price: float) -> str:
-    """The cost of a run: each GPU, or without GPUs the node, is paid from start to end."""
-    what, cost = "this machine" if gpus is None else f"{gpus} GPUs", seconds / 3600 * (gpus or 1) * price
-    return f"estimated cost of it: {cost:.2f}, {what} at {price:g} an hour each"

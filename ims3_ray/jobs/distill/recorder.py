@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import yaml
 
 from ims3_ray.cluster.environment import hardware, versions
+from ims3_ray.cluster.monitor import crashed_workers
 from ims3_ray.errors import InputError, describe_error
 from ims3_ray.pipeline.steps import Step
 from ims3_ray.progress import run_name
@@ -28,6 +29,7 @@ class Recorder:
         config, self.key = context.config, steps[-1].fingerprint
         self.name = f"{config.recipe}-{self.key}"
         self.stages: list[StageRun] = []
+        self._crashed: set[str] = set()  # workers in the log
         self._folder = context.storage / "runs" / self.name
         self._log = EventLog(self._folder)
         self._tags = run_tags(context) | provenance_tags()
@@ -57,6 +59,7 @@ class Recorder:
                 state = records.FAILED if isinstance(error, Exception) else records.STOPPED
                 # on a full disk, the original error is raised
                 with contextlib.suppress(OSError, InputError):
+                    self._log_crashes()
                     self._log.write(f"run {state}", error=describe_error(error))
                     self._write_record(state)
                 self.tracker.abort(error)
@@ -77,11 +80,16 @@ class Recorder:
         """Record a complete stage, whether this run made it or found it."""
         name, summary = step.stage.name, step.summary
         if step.ran:
+            self._log_crashes()
             self._log.write("stage finished", stage=name, **summary)
         gpus = step.manifest.get("gpus") if step.manifest else None
         self.stages.append({"name": name, "ran": step.ran, "gpus": gpus, **summary})
         if not self.tracker.is_finished:
             log_stage(self.tracker, step)
+
+    def _log_crashes(self) -> None:
+        for crash in crashed_workers(self._crashed):
+            self._log.write("worker crashed", **crash)
 
     def log_outputs(self, distilled: Step, report: Step) -> None:
         """Log the report and the distilled set, and finish the MLflow run."""

@@ -4,7 +4,6 @@
     python jobs/runs.py storage=/mnt/runs --where "accuracy>0.9"
     python jobs/runs.py --sweep 3f9c          its trials, best first
     python jobs/runs.py --best --metric coverage/distilled
-    python jobs/runs.py --pareto accuracy,coverage/distilled
     python jobs/runs.py --diff 0cdc 91ab
     python jobs/runs.py --reproduce 0cdc
     python jobs/runs.py --gc                  lists, asks, then deletes
@@ -13,8 +12,8 @@
 
 Runs come from MLflow or, if it cannot be reached, from the records in the
 storage. RUN is a key or its beginning, a name, or an MLflow id. A minus
-before a metric of --pareto means that less is better. --json prints any
-answer as one JSON document; --gc --json deletes only with --yes.
+before a metric means that less is better (--metric=-sample/seconds). --json
+prints any answer as one JSON document; --gc --json deletes only with --yes.
 """
 
 import argparse
@@ -35,11 +34,11 @@ from ims3_ray.runs.query import Run
 from ims3_ray.storage.artifacts import Directory, check_format, open_directory
 
 from .filters import read_conditions
-from .table import best_table, differences_table, fronts_table, table, trials_table
+from .table import best_table, differences_table, table, trials_table
 
 METRIC = re.compile(r"-?[\w./: -]+")  # MLflow's names; a minus means that less is better
-MODES = ("best", "pareto", "diff", "reproduce", "gc", "verify", "rebuild_mlflow")
-FROM_MLFLOW = ("list", "best", "pareto", "diff", "reproduce")
+MODES = ("best", "diff", "reproduce", "gc", "verify", "rebuild_mlflow")
+FROM_MLFLOW = ("list", "best", "diff", "reproduce")
 
 Answer = tuple[Mapping[str, object], list[str]]  # JSON document, lines of text
 
@@ -53,7 +52,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--sweep", metavar="RUN", help="list the trials of this sweep, which are otherwise hidden")
     mode = parser.add_mutually_exclusive_group().add_argument
     mode("--best", action="store_true", help="the best run per protocol and IPC")
-    mode("--pareto", metavar="METRIC,METRIC", help="the Pareto front of these metrics, per protocol")
     mode("--diff", nargs=2, metavar="RUN", help="the differences between two runs")
     mode("--reproduce", metavar="RUN", help="the command that repeats this run")
     mode("--gc", action="store_true", help="list what no run needs, ask, then delete it")
@@ -87,7 +85,7 @@ def read_mode(arguments: argparse.Namespace) -> str:
     mode = next((mode for mode in MODES if getattr(arguments, mode)), "list")
     names = {"list": "a plain list"} | {other: f"--{other.replace('_', '-')}" for other in MODES}
     rules = {"order": ("list",), "metric": ("best",), "yes": ("gc", "verify")}
-    rules |= dict.fromkeys(("where", "sweep"), ("list", "best", "pareto"))
+    rules |= dict.fromkeys(("where", "sweep"), ("list", "best"))
     for option, allowed in rules.items():
         if getattr(arguments, option) and mode not in allowed:
             with_these = ", ".join(names[other] for other in allowed)
@@ -132,17 +130,6 @@ def _best(storage: Directory, arguments: argparse.Namespace) -> Answer:
     query.check_metrics(runs, [metric])
     rows = query.best_runs(runs, metric)
     return {"metric": metric, "best": rows}, best_table(rows, metric)
-
-
-def _pareto(storage: Directory, arguments: argparse.Namespace) -> Answer:
-    names = [name.strip() for name in arguments.pareto.split(",")]
-    if len(names) < 2 or len({name.removeprefix("-") for name in names}) < len(names) or not all(names):
-        example = "give two or more different metrics, as accuracy,coverage/distilled"
-        raise InputError(f"--pareto {arguments.pareto!r}: {example}")
-    runs, _ = find_runs(storage, arguments)
-    query.check_metrics(runs, names)
-    fronts = query.pareto_fronts(runs, names)
-    return {"metrics": names, "fronts": fronts}, fronts_table(fronts, names)
 
 
 def _diff(_storage: Directory, arguments: argparse.Namespace) -> Answer:
@@ -199,7 +186,7 @@ def _rebuild(storage: Directory, _arguments: argparse.Namespace) -> Answer:
     return {"runs": found, "written": written}, [line]
 
 
-ANSWERS = {"list": _list, "best": _best, "pareto": _pareto, "diff": _diff, "reproduce": _reproduce, "gc": _gc}
+ANSWERS = {"list": _list, "best": _best, "diff": _diff, "reproduce": _reproduce, "gc": _gc}
 ANSWERS |= {"verify": _verify, "rebuild_mlflow": _rebuild}
 
 

@@ -6,7 +6,6 @@ from ims3_ray.display import align_columns
 from ims3_ray.runs.query import (
     BestRun,
     Differences,
-    ParetoFront,
     Run,
     metric_value,
     objectives,
@@ -58,14 +57,10 @@ def best_table(rows: Iterable[BestRun], metric: str) -> list[str]:
     metrics = {plain: plain} | {heading: name for heading, name in METRICS.items() if name != plain}
     groups: dict[str, list[Run]] = {}
     for row in rows:
-        groups.setdefault(_heading(row), []).append(row["run"])
-    return _below_headings(groups, metrics) or ["no run matches"]
-
-
-def fronts_table(fronts: Iterable[ParetoFront], names: Iterable[str]) -> list[str]:
-    metrics = {name.removeprefix("-"): name.removeprefix("-") for name in names}
-    groups = {_heading(front): front["runs"] for front in fronts}
-    return _below_headings(groups, metrics) or ["no run has all of these"]
+        scored = f", scored images {row['scored']}" if row["scored"] else ""
+        groups.setdefault(f"protocol {row['protocol'] or NONE}{scored}", []).append(row["run"])
+    tables = ([heading, *table(runs, metrics, indent=2)] for heading, runs in groups.items())
+    return [line for lines in tables for line in lines] or ["no run matches"]
 
 
 def differences_table(one: Run, other: Run, differences: Differences) -> list[str]:
@@ -85,16 +80,6 @@ def differences_table(one: Run, other: Run, differences: Differences) -> list[st
                 rows[-1].append(NONE)
         lines += align_columns(rows, left=[0] if are_numbers else range(3))
     return lines
-
-
-def _below_headings(groups: Mapping[str, Sequence[Run]], metrics: Mapping[str, str]) -> list[str]:
-    tables = ([heading, *table(runs, metrics, indent=2)] for heading, runs in groups.items())
-    return [line for lines in tables for line in lines]
-
-
-def _heading(group: BestRun | ParetoFront) -> str:
-    scored = f", scored images {group['scored']}" if group["scored"] else ""
-    return f"protocol {group['protocol'] or NONE}{scored}"
 
 
 def _text(value: object) -> str:

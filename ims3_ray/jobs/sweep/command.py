@@ -6,8 +6,8 @@
     python jobs/sweep.py --rows standard --ipc 1,5,10 --seeds 5
 
 A search scores on validation images. A domain is values (a,b,c) or a range
-(low:high, low:high:log); a YAML file maps fields to domains. Overrides hold
-for every trial and come before --space.
+(low:high, low:high:log). Overrides hold for every trial and come before
+--space.
 
 A comparison scores every row at every IPC with every generator seed as the
 recipe says, and tells which differences are larger than the noise. Rows are

@@ -12,12 +12,13 @@ from markupsafe import Markup
 from ims3_ray.data.distilled import is_selected
 from ims3_ray.report import plots
 from ims3_ray.report.images import PAGE_IMAGES, Strip, data_uri, is_enlarged
-from ims3_ray.report.inputs import PAGE_CLASSES, Selection, shown_classes
+from ims3_ray.report.inputs import PAGE_CLASSES, shown_classes
 from ims3_ray.runs.query import Run, metric_value
 from ims3_ray.stages.selected import KEYS
 from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import Directory, read_manifest
 from ims3_ray.storage.rows import Index, part_names, read_index
+from ims3_ray.storage.schemas import SelectionFile
 
 from .run_store import RunStore
 
@@ -58,7 +59,7 @@ def classes(store: RunStore, run: Run) -> list[str]:
     return [f"class {label}" for label in range(index.keys["label"].max() + 1)] if index else []
 
 
-def selection(store: RunStore, run: Run) -> Selection | None:
+def selection(store: RunStore, run: Run) -> SelectionFile | None:
     artifact = store.complete(run, "select")
     return artifact.read_json("selection.json") if artifact else None
 

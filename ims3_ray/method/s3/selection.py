@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Float32
 from numpy.typing import ArrayLike
 
+from .bound import TaskRunner, certify
+from .branch_and_bound import MAX_ROWS, branch_and_bound
 from .distributed_descent import Shards, fetch_pools, solve
 from .objective import Objective, Selection, real_centroid, subgroup_centroids
-from .proof.bound import TaskRunner, certify
-from .proof.branch_and_bound import MAX_ROWS, branch_and_bound
 from .shard import Shard
 
 MAX_PROVED = 200  # subgroups in total up to which solver "auto" is exact

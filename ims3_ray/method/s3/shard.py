@@ -116,7 +116,7 @@ class Shard:
         return np.concatenate(own) if len(own) else self._candidates[0][:0]
 
     def series_bounds(self, choice: Choice, chosen: Float32[np.ndarray, "C D"]) -> Float64[np.ndarray, "n O"]:
-        from .proof.bound import class_bounds  # which imports this module
+        from .bound import class_bounds  # which imports this module
 
         return class_bounds(self, choice, chosen, self._objective)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import NotRequired, TypedDict, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -12,12 +12,13 @@ from ims3_ray.cluster.resources import Machine
 from ims3_ray.cluster.tasks import map_in_order
 from ims3_ray.config.sections import Select
 from ims3_ray.errors import InputError
+from ims3_ray.method.s3.bound import certify
+from ims3_ray.method.s3.branch_and_bound import MAX_ROWS
 from ims3_ray.method.s3.image_selection import ImageShards, solve_images
 from ims3_ray.method.s3.objective import CoincidentError, Selection
-from ims3_ray.method.s3.proof.bound import certify
-from ims3_ray.method.s3.proof.branch_and_bound import MAX_ROWS
 from ims3_ray.method.s3.selection import is_exact, minimise, run_here
 from ims3_ray.progress import timed
+from ims3_ray.storage.schemas import SelectedClass, SelectionFile
 
 from .candidates import Candidates
 from .shard_actors import ActorImageShards, ActorShards, SelectionInput, ShardPool
@@ -25,36 +26,11 @@ from .shard_actors import ActorImageShards, ActorShards, SelectionInput, ShardPo
 Answer = TypeVar("Answer")
 
 
-class ClassResult(TypedDict):
-    subgroups: list[int]
-    distances_to_real: list[float]  # of each subgroup
-    distance_to_real: float  # of the selection
-
-
-class Document(TypedDict):
-    """selection.json: the selection, its quality, and how it was made."""
-
-    unit: str
-    objective: float
-    terms: dict[str, float]
-    start_objective: float
-    lower_bound: float | None
-    gap: float | None
-    gap_of_gain: float | None
-    certificate: str
-    solver: str
-    rounds: int
-    settings: dict[str, object]
-    subgroup_selection: NotRequired[dict[str, float] | None]  # of the same pool, if images are selected
-    selection: dict[str, object]  # per class: a subgroup, or (subgroup, index) of each image
-    per_class: dict[str, ClassResult]
-
-
 @dataclass(frozen=True)
 class Outcome:
     """A selection, with the number of shards and of subgroups that it took."""
 
-    document: Document
+    document: SelectionFile
     shards: int
     subgroups: int
 
@@ -107,7 +83,9 @@ def _select(source: SelectionInput, pool: ShardPool, report: Callable[[str], obj
     selection = minimise(
         groups, source.objective, exact=exact, restarts=settings.restarts, seed=source.seed, run=run
     )
-    places: list[object] = [int(ids[g]) for ids, g in zip(subgroups, selection.choice, strict=True)]
+    places: list[int | list[list[int]]] = [
+        int(ids[g]) for ids, g in zip(subgroups, selection.choice, strict=True)
+    ]
     nearness = [float(d[g]) for d, g in zip(distances, selection.choice, strict=True)]
     subgroup_selection: dict[str, float] | None = None
     if settings.unit == "image":
@@ -121,11 +99,11 @@ def _select(source: SelectionInput, pool: ShardPool, report: Callable[[str], obj
         report("bounding the objective")
         selection = certify(selection, groups, source.objective, method=lower_bound, run=run)
     results = (
-        ClassResult(subgroups=ids.tolist(), distances_to_real=d.tolist(), distance_to_real=near)
+        SelectedClass(subgroups=ids.tolist(), distances_to_real=d.tolist(), distance_to_real=near)
         for ids, d, near in zip(subgroups, distances, nearness, strict=True)
     )
     terms = selection.terms
-    document = Document(
+    document = SelectionFile(
         unit=settings.unit,
         objective=selection.objective,
         terms={name: getattr(terms, name) for name in ("attraction", "separation", "coverage")},

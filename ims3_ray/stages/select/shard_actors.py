@@ -19,9 +19,9 @@ from ims3_ray.cluster.resources import Machine
 from ims3_ray.config.sections import Select
 from ims3_ray.errors import InputError
 from ims3_ray.method.coverage import find_copies
+from ims3_ray.method.s3 import trws
 from ims3_ray.method.s3.image_selection import ImageShard, ball_table, closeness_table
 from ims3_ray.method.s3.objective import Objective, real_centroid, subgroup_centroids, unit_rows
-from ims3_ray.method.s3.proof import trws
 from ims3_ray.method.s3.shard import History, Moves, Shard, split_classes
 from ims3_ray.method.seeding import permutation
 

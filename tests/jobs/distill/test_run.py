@@ -105,13 +105,10 @@ def test_a_dry_run_prints_recipe_and_stages_and_makes_nothing(tiny_overrides, tm
     assert not (tmp_path / "runs" / "latents").exists()
 
 
-def test_a_dry_run_for_future_gpus_prints_the_gpus_of_each_stage_and_the_cost(tiny_overrides, capsys):
-    words = ["--dry-run", "--price=2.5", *tiny_overrides, "workers={gpus: 4, actors: null}"]
+def test_a_dry_run_for_future_gpus_prints_the_gpus_of_each_stage(tiny_overrides, capsys):
+    words = ["--dry-run", *tiny_overrides, "workers={gpus: 4, actors: null}"]
     assert run_command("distill", words) == 0
     out = capsys.readouterr().out
-    seconds = re.search(r"missing: (\d+) s", out)[1]
-    cost = re.search(r"cost of it: ([\d.]+), 4 GPUs", out)[1]
-    assert float(cost) == pytest.approx(int(seconds) / 3600 * 4 * 2.5, abs=0.01)
     held = {line.split()[0]: line for line in out.splitlines() if "would run" in line}
     assert max(map(len, held.values())) <= 80
     for stage, gpus in (("finetune", [" 2 of 4 "]), ("sample", [" 4 of 4 "]), ("select", [])):

@@ -156,14 +156,6 @@ def test_best_never_mixes_protocols_or_scored_images(ask):
     assert [(row["run"]["key"], row["value"]) for row in smallest][2] == ("k3dd", 0.7)
 
 
-def test_pareto_front_per_protocol(ask):
-    fronts = json.loads(ask("--pareto", "accuracy,coverage/distilled", "--json"))["fronts"]
-    held = {(front["protocol"], front["scored"]): [run["key"] for run in front["runs"]] for front in fronts}
-    assert held == {("quick-v1/n", "ours"): ["k2cc", "k2bb", "k1aa"], ("quick-val-v1/n", "ours"): ["v1aa"]}
-    fewest = json.loads(ask("--pareto", "accuracy,-ipc", "--json"))["fronts"]
-    assert [run["key"] for run in fewest[1]["runs"]] == ["k2cc", "k1aa"]
-
-
 def test_diff_has_exactly_the_differences(ask):
     found = json.loads(ask("--diff", "k1aa", "digits-k2bb", "--json"))
     assert found["params"] == {"ipc": ["1", "10"], "sample.subgroups": ["5", "20"]}
@@ -205,12 +197,8 @@ def test_the_printed_command_reproduces_the_run(ask, storage):
     ("words", "expected"),
     [
         ("--best --metric acuracy", "mean accuracy?"),
-        ("--pareto accuracy,speed", "speed: "),
-        ("--pareto accuracy", "--pareto"),
-        ("--pareto accuracy,-accuracy", "--pareto"),
         ("--order speed", "speed: "),
         ("--order a`b", "--order"),
-        ("--best --pareto a,b", "--pareto: "),
         ("--nonsense", "--nonsense"),
         ("--diff k2 k1", "2 runs"),
         ("--diff nobody k1", "'nobody'"),

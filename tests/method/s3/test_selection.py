@@ -10,9 +10,9 @@ from selections import LocalShards, attractions_of, exhaustive, problem, split_h
 import ims3_ray
 from ims3_ray.method.s3 import descent, distributed_descent
 from ims3_ray.method.s3 import objective as objectives
+from ims3_ray.method.s3.branch_and_bound import branch_and_bound
 from ims3_ray.method.s3.distributed_descent import accept, select_centroids, solve
 from ims3_ray.method.s3.objective import Objective, evaluate, pick, real_centroid, subgroup_centroids
-from ims3_ray.method.s3.proof.branch_and_bound import branch_and_bound
 from ims3_ray.method.s3.shard import History, Shard, split_classes
 
 PAPER = Objective(0.4, 0.9)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from selections import LocalShards, exhaustive, free_problem, split_here, unit
 
+from ims3_ray.method.s3 import bound, trws
 from ims3_ray.method.s3.distributed_descent import select_centroids
 from ims3_ray.method.s3.objective import Objective, evaluate, pick
-from ims3_ray.method.s3.proof import bound, trws
 from ims3_ray.method.s3.shard import Shard
 
 METHODS = ["series", "trws"]

@@ -13,10 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool, Float64, Int
 
-from ims3_ray.method.s3.distributed_descent import select_centroids
-from ims3_ray.method.s3.objective import Choice, Objective, Pools, Selection, evaluate, log_distances
-from ims3_ray.method.s3.shard import offsets_of
-
+from .distributed_descent import select_centroids
+from .objective import Choice, Objective, Pools, Selection, evaluate, log_distances
+from .shard import offsets_of
 from .trws import ABSENT, trws_pass
 
 MAX_ROWS = 2000  # candidates; the table has their square

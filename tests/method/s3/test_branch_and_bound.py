@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from selections import exhaustive, free_problem
 
-from ims3_ray.method.s3.distributed_descent import select_centroids
-from ims3_ray.method.s3.objective import Objective, evaluate
-from ims3_ray.method.s3.proof import branch_and_bound as search
-from ims3_ray.method.s3.proof.branch_and_bound import (
+from ims3_ray.method.s3 import branch_and_bound as search
+from ims3_ray.method.s3.branch_and_bound import (
     branch_and_bound,
     restrict,
     subgroup_bounds,
     tighten,
     whole_problem,
 )
+from ims3_ray.method.s3.distributed_descent import select_centroids
+from ims3_ray.method.s3.objective import Objective, evaluate
 
 PAPER = Objective(0.4, 0.9)
 VARIANTS = [Objective(0.4, 0.9), Objective(0.4, 0.9, 0.01, "none")]

@@ -30,10 +30,9 @@ from typing import Protocol, TypeVar
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int
 
-from ims3_ray.method.s3.distributed_descent import Shards, fetch_pools
-from ims3_ray.method.s3.objective import BLOCK, COINCIDENT, Choice, Objective, Selection
-from ims3_ray.method.s3.shard import Shard
-
+from .distributed_descent import Shards, fetch_pools
+from .objective import BLOCK, COINCIDENT, Choice, Objective, Selection
+from .shard import Shard
 from .trws import ROUNDING, fits, trws
 
 PROOF_GAP = 1e-4  # `auto` stops at this gap
