@@ -88,7 +88,6 @@ def names(out):
     ("words", "expected"),
     [
         ("--order accuracy --where ipc=10 --where accuracy>0.75", "o1aa v1aa k2cc k2bb"),
-        ("--where kind=sweep", "s9"),
         ("--where protocol!=quick-v1/n", "v1aa"),
         ("--where kind=trial --order accuracy", "s9/2 s9/3 s9/1"),
         ("--where run=s9/1", "s9/1"),
