@@ -1,8 +1,8 @@
-"""Ray tasks with ordered results and bounded memory."""
+"""Ray tasks with ordered results and bounded memory, and actors that stream the results of long jobs."""
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import ray
@@ -11,6 +11,7 @@ from .resources import DEFAULT_PLACEMENT
 
 CPUS_PER_TASK = 0.5  # fits beside the actors of a machine of one core
 WAITING_CPUS = 16.0  # of tasks in flight beyond the present CPUs; more could start nodes with GPUs
+MAX_ACTORS = 256
 WORTH_A_NODE = 256  # calls that take longer in one process than a node takes to start
 Result = TypeVar("Result")
 
@@ -47,6 +48,52 @@ def _max_in_flight(max_pending: int, options: Mapping[str, Any]) -> int:
         return max_pending
     cpus = max(WAITING_CPUS, ray.cluster_resources().get("CPU", 0.0))
     return min(max_pending, max(1, int(cpus / options["num_cpus"])))
+
+
+@ray.remote(max_restarts=-1, max_task_retries=-1)
+class JobActor:
+    def start(self) -> None:
+        """Return as soon as the process is up."""
+
+    def stream(self, function: Callable[..., Iterator[Any]], *arguments: Any) -> Iterator[Any]:
+        yield from function(*arguments)
+
+
+def stream_jobs(
+    function: Callable[..., Iterator[Any]], jobs: Sequence[tuple[Any, ...]], **resources: Any
+) -> Generator[tuple[int, Any]]:
+    """Yield (index of a job, item) for each item that `function(*job)` yields, as the items come.
+
+    Jobs start in their order, on actors with `resources` (Ray's options). An actor takes job after job, so
+    that its process starts CUDA, which takes seconds, only once. It ends when no job waits, since other runs
+    may need its resources. A job whose process dies is repeated. `close` ends all jobs.
+    """
+    waiting, pool = deque(enumerate(jobs)), JobActor.options(**resources, **DEFAULT_PLACEMENT)
+    actors: list[Any] = [pool.remote() for _ in range(min(len(jobs), MAX_ACTORS))]
+    starting = {actor.start.remote(): actor for actor in actors}
+    running: dict[Any, tuple[int, Any]] = {}
+    del actors
+    try:
+        while waiting or running:
+            event: Any = ray.wait([*starting, *running], num_returns=1)[0][0]
+            if event in running:
+                index, actor = running[event]
+                if (item := next(event, None)) is not None:
+                    yield index, ray.get(item)
+                    continue
+                del running[event]
+            else:
+                actor = starting.pop(event)
+                ray.get(event)
+            if waiting:
+                index, job = waiting.popleft()
+                running[actor.stream.remote(function, *job)] = index, actor
+            if not waiting:
+                starting.clear()
+            del actor
+    finally:
+        for actor in (*starting.values(), *(actor for _, actor in running.values())):
+            ray.kill(actor)
 
 
 def map_on_cluster(function: Callable[..., Result], arguments: Sequence[tuple[Any, ...]]) -> Iterator[Result]:

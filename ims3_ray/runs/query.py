@@ -237,13 +237,13 @@ def _search(client: "MlflowClient", conditions: str, order: list[str]) -> Iterat
 
 def _plain(run: "MlflowRun") -> Run:
     params, run_tags = dict(run.data.params), dict(run.data.tags)
-    protocol = run_tags.get(tags.PROTOCOL) or params.get("protocol") or params.get("evaluate.protocol")
+    protocol = run_tags.get(tags.PROTOCOL)
     split = "validation" if "-val" in (protocol or "") else "test"
     return Run(
         run_id=run.info.run_id,
         name=run.info.run_name or "",
         key=run_tags.get(tags.RUN),
-        kind=run_tags.get(tags.KIND, tags.DISTILLATION),  # old runs have no kind
+        kind=run_tags.get(tags.KIND, tags.DISTILLATION),
         protocol=protocol,
         scored=run_tags.get(tags.SCORED) or params.get(f"data.{split}"),
         status=run.info.status,

@@ -1,9 +1,10 @@
 """Ordered results of tasks."""
 
 import os
+import signal
 
 from ims3_ray.cluster import tasks
-from ims3_ray.cluster.tasks import map_in_order, map_on_cluster
+from ims3_ray.cluster.tasks import map_in_order, map_on_cluster, stream_jobs
 
 
 def test_results_are_in_order_and_arguments_are_consumed_lazily(ray_cluster):
@@ -36,3 +37,15 @@ def test_without_cpus_little_work_is_done_here_and_much_requests_a_node(ray_clus
 
     assert set(map_on_cluster(lambda _: os.getpid(), [(0,)] * 2)) == {os.getpid()}
     assert os.getpid() not in map_on_cluster(lambda _: os.getpid(), [(0,)] * 3)
+
+
+def test_actors_take_job_after_job_and_repeat_one_whose_process_died(ray_cluster, tmp_path):
+    def job(number):
+        yield number, os.getpid()
+        if number == 1 and not list(tmp_path.iterdir()):
+            (tmp_path / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    items = [item for _, item in stream_jobs(job, [(number,) for number in range(6)], num_cpus=2)]
+    assert sorted(number for number, _ in items) == list(range(6))
+    assert len({process for _, process in items}) <= 3  # two at once, and one restarted

@@ -12,12 +12,10 @@ from tiny_generator import edit, small_dit, small_vae
 from ims3_ray.cli import main
 from ims3_ray.cluster.resources import find_machine
 from ims3_ray.config.load import load_config, parse_overrides, recipe_names, recipe_text
-from ims3_ray.config.settings import Config
 from ims3_ray.data.classes import class_map
 from ims3_ray.errors import InputError
 from ims3_ray.models.convert import save_pipeline
 from ims3_ray.pipeline import prepare as preparation
-from ims3_ray.pipeline.inputs import image_places
 from ims3_ray.pipeline.steps import plan
 from ims3_ray.stages.finetune.batch import LatentDataset, LatentSource
 from ims3_ray.stages.sample.stage import Sampler
@@ -223,13 +221,6 @@ def test_a_models_card_changes_no_key_and_its_configuration_all_but_that_of_embe
     assert keys(model=model) == before
     edit(model / "model_index.json", lambda index: index.update(_diffusers_version="0"))
     assert stages_that_differ(before, keys(model=model)) == set(before) - {"embed"}
-
-
-def test_without_a_recipe_there_are_no_images_and_no_licence():
-    config = Config()
-    assert_values(config, "data.train=null data.licence=null")
-    with pytest.raises(InputError, match=r"data\.train"):
-        image_places(config)
 
 
 def test_a_recipes_frequency_shift_does_not_apply_to_other_weights():

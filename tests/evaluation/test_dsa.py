@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny_generator import seeded
 from torch.nn import functional
 
 from ims3_ray.evaluation import dsa
@@ -25,10 +26,6 @@ PUBLISHED_MNIST = {
     "scale": (0.0951, 0.0740, -0.0480, 0.2050, -0.1327, 0.1227),
     "rotate": (0.1247, 0.1076, 0.0010, 0.1831, 0.1193, 0.2024),
 }
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from tiny_generator import seeded
 from torch.nn import functional
 
 from ims3_ray.errors import InputError
@@ -25,12 +26,8 @@ SOFT, CPU = get_protocol("soft-32"), torch.device("cpu")
 THREE = ("n02086240", "n02087394", "n02088364")  # of ImageNet, labels 155, 159, 162
 
 
-def _seeded(seed):
-    return torch.Generator().manual_seed(seed)
-
-
 def test_the_loss_is_the_published_one():
-    ours, theirs = (3 * torch.randn(6, 5, generator=_seeded(seed)) for seed in (0, 1))
+    ours, theirs = (3 * torch.randn(6, 5, generator=seeded(seed)) for seed in (0, 1))
     expected = torch.nn.KLDivLoss(reduction="batchmean")(
         functional.log_softmax(ours / 20, dim=1), functional.softmax(theirs / 20, dim=1)
     )
@@ -59,7 +56,7 @@ def test_networks_have_the_published_rates():
 
 
 def test_neither_biases_nor_norms_decay():
-    model, rules = build("convnet3", 3, 8, _seeded(0), width=4), SOFT
+    model, rules = build("convnet3", 3, 8, seeded(0), width=4), SOFT
     groups = _optimiser(model, rules, rules.budget(1, 3)).param_groups
     decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     for name, parameter in model.named_parameters():
@@ -70,7 +67,7 @@ def test_neither_biases_nor_norms_decay():
 def test_patches_change_places_by_columns_and_rows_and_nothing_is_lost(size):
     height, width = size
     image = torch.arange(height * width, dtype=torch.float32).view(1, 1, height, width).expand(200, 3, -1, -1)
-    shuffled = shuffle_patches(image, 2, _seeded(0))
+    shuffled = shuffle_patches(image, 2, seeded(0))
     whole, (h, w) = image[0, 0], (height // 2, width // 2)
     across, down = torch.cat((whole[:, w:], whole[:, :w]), 1), torch.cat((whole[h:], whole[:h]), 0)
     both = torch.cat((across[h:], across[:h]), 0)
@@ -85,7 +82,7 @@ def _striped(per_class, seed):
     labels = torch.arange(2).repeat(per_class)
     across = (torch.arange(16) // 4 % 2 * 150).expand(3, 16, 16)
     stripes = torch.stack((across.transpose(1, 2), across))[labels]
-    noise = torch.randint(0, 100, stripes.shape, generator=_seeded(seed))
+    noise = torch.randint(0, 100, stripes.shape, generator=seeded(seed))
     return (stripes + noise).to(torch.uint8), labels
 
 
@@ -101,14 +98,14 @@ def test_a_student_learns_what_its_teacher_says_whatever_the_labels_are():
 
 
 def test_a_teacher_sees_images_as_it_was_trained_to(tmp_path):
-    model, own = build("convnet3", 3, 16, _seeded(0), width=4), {"mean": (0.3,) * 3, "deviation": (0.2,) * 3}
+    model, own = build("convnet3", 3, 16, seeded(0), width=4), {"mean": (0.3,) * 3, "deviation": (0.2,) * 3}
     save_extractor(model, tmp_path, **own)
-    classes, pixels = ("a", "b", "c"), torch.rand(4, 3, 16, 16, generator=_seeded(1))
+    classes, pixels = ("a", "b", "c"), torch.rand(4, 3, 16, 16, generator=seeded(1))
     rules = SOFT.model_copy(update={"image_size": 16})
     answers = load_teacher(str(tmp_path), rules, classes, CPU)(normalise(pixels, rules))
     assert torch.allclose(answers, model.half().float()((pixels - 0.3) / 0.2), atol=1e-4)
     grey = rules.model_copy(update={"channels": 1, "mean": (0.4,), "deviation": (0.5,), "image_size": 28})
-    larger = torch.rand(4, 3, 28, 28, generator=_seeded(2))
+    larger = torch.rand(4, 3, 28, 28, generator=seeded(2))
     assert load_teacher(str(tmp_path), grey, classes, CPU)(normalise(larger, grey)).shape == (4, 3)
 
 
@@ -116,7 +113,7 @@ def test_a_teacher_of_imagenet_answers_for_the_classes_with_these_ids():
     spec = "timm:test_resnet?pretrained=false"
     model, size, mean, deviation = load_timm(spec)
     rules = SOFT.model_copy(update={"image_size": size, "mean": mean, "deviation": deviation})
-    x = torch.randn(2, 3, size, size, generator=_seeded(0))
+    x = torch.randn(2, 3, size, size, generator=seeded(0))
     answers = load_teacher(spec, rules, THREE, CPU)(x)
     assert torch.equal(answers, model.eval()(x)[:, [155, 159, 162]])
     with pytest.raises(InputError, match=r"^evaluate.teacher: .*1000 .* 2"):

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from tiny_generator import seeded
 
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation import train
@@ -29,16 +30,12 @@ def _protocol(**changes):
     return get_protocol("quick").model_copy(update=tiny | changes)
 
 
-def _seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
 def _set(per_class, seed):
     """Class 0 has stripes across, class 1 stripes down, both under noise."""
     labels = torch.arange(2).repeat(per_class)
     across = (torch.arange(8) // 2 % 2 * 150).expand(3, 8, 8)
     stripes = torch.stack((across.transpose(1, 2), across))[labels]
-    return (stripes + torch.randint(0, 100, stripes.shape, generator=_seeded(seed))).to(torch.uint8), labels
+    return (stripes + torch.randint(0, 100, stripes.shape, generator=seeded(seed))).to(torch.uint8), labels
 
 
 def _score(train_set=None, test=None, *, seed=0, **changes):
@@ -71,7 +68,7 @@ def test_mixing_changes_no_loss_of_a_model_that_is_blind():
         model = Blind()
         expected = torch.nn.functional.cross_entropy(model(images), labels)
         optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
-        step = train_step(model, optimiser, images, labels, _protocol(cutmix=cutmix), _seeded())
+        step = train_step(model, optimiser, images, labels, _protocol(cutmix=cutmix), seeded())
         assert step.item() == pytest.approx(expected.item())
         assert not torch.equal(model.logits, torch.tensor([1.0, -1.0]))
 
@@ -79,14 +76,14 @@ def test_mixing_changes_no_loss_of_a_model_that_is_blind():
 @pytest.mark.parametrize("cutmix", [0.0, 1.0])
 def test_a_large_batch_in_parts_on_a_cpu_takes_the_same_step(cutmix, monkeypatch):
     protocol = _protocol(cutmix=cutmix, image_size=16)
-    images = torch.rand(10, 3, 16, 16, generator=_seeded())
+    images = torch.rand(10, 3, 16, 16, generator=seeded())
     images, labels, trained = (255 * images).to(torch.uint8), torch.arange(10) % 2, []
     for limit in (train.WHOLE_BATCH, 16**2 * 4):
         monkeypatch.setattr(train, "WHOLE_BATCH", limit)
         monkeypatch.setattr(train, "PASS", 16**2 * 4)
-        model = protocol.build(2, _seeded())
+        model = protocol.build(2, seeded())
         optimiser = torch.optim.SGD(model.parameters(), 0.1)
-        loss = train_step(model, optimiser, images, labels, protocol, _seeded())
+        loss = train_step(model, optimiser, images, labels, protocol, seeded())
         trained.append([loss, *model.parameters()])
     assert [len(range(10)[part]) for part in train.passes(10, protocol, "cpu")] == [4, 4, 2]
     with_batch_norm = protocol.model_copy(update={"network": "convnet3bn"})
@@ -162,7 +159,7 @@ def test_published_protocols_score_a_hundred_times_the_last_time_at_the_end():
 
 def test_epochs_see_every_image_once_and_keep_the_short_last_batch():
     budget = BASE.model_copy(update={"epochs": 3, "batch_size": 4})
-    batches = list(batch_rows(budget, 10, _seeded()))
+    batches = list(batch_rows(budget, 10, seeded()))
     assert [len(rows) for rows in batches] == [4, 4, 2] * 3
     epochs = [torch.cat(batches[start : start + 3]).tolist() for start in (0, 3, 6)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
@@ -171,7 +168,7 @@ def test_epochs_see_every_image_once_and_keep_the_short_last_batch():
 
 def test_steps_fill_every_batch_and_see_images_equally_often():
     budget = Budget(epochs=None, steps=7, batch_size=8, learning_rate=1.0, weight_decay=0.0)
-    rows = list(batch_rows(budget, 3, _seeded()))
+    rows = list(batch_rows(budget, 3, seeded()))
     assert [len(batch) for batch in rows] == [8] * 7
     counts = torch.bincount(torch.cat(rows)).tolist()
     assert sum(counts) == 56

@@ -2,6 +2,7 @@ import pytest
 import torch
 from crossings import META, Sent
 from diffusers import DDIMScheduler, DDPMScheduler
+from tiny_generator import draw
 
 from ims3_ray.method import ddim
 from ims3_ray.method.schedule import alphas_bar, inversion_grid, space_timesteps
@@ -9,10 +10,6 @@ from ims3_ray.method.schedule import alphas_bar, inversion_grid, space_timesteps
 ABAR = alphas_bar()
 LABELS = torch.zeros(2, dtype=torch.int64)
 LEVELS = torch.tensor(0.7, dtype=torch.float64), torch.tensor(0.2, dtype=torch.float64)
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def test_ddim_step_is_reversible_and_an_euler_step_in_the_variance_exploding_variable():

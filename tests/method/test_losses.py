@@ -2,15 +2,12 @@ import math
 
 import pytest
 import torch
+from tiny_generator import draw
 
 from ims3_ray.method import ddim, losses
 from ims3_ray.method.schedule import alphas_bar
 
 ABAR = alphas_bar()
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def test_matching_pairs_each_image_with_its_own_inversion_and_only_cosine_ignores_the_norm():

@@ -2,13 +2,10 @@
 
 import pytest
 import torch
+from tiny_generator import seeded
 
 from ims3_ray.errors import InputError
 from ims3_ray.models.classifiers import NETWORKS, SMALLEST_IMAGE, AvgPool2x2, build
-
-
-def _seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +32,7 @@ def test_parameter_counts_equal_the_published_ones(name, counts):
     ],
 )
 def test_small_networks_have_their_parameters_and_features(name, width, count, dim):
-    model = build(name, 10, 32, _seeded(0), width=width)
+    model = build(name, 10, 32, seeded(0), width=width)
     assert sum(p.numel() for p in model.parameters()) == count
     assert model.dim == dim
     assert model.features(torch.zeros(2, 3, 32, 32)).shape == (2, dim)
@@ -44,17 +41,17 @@ def test_small_networks_have_their_parameters_and_features(name, width, count, d
 @pytest.mark.parametrize("name", sorted(SMALLEST_IMAGE))
 def test_smallest_image_size_distinguishes_images_and_one_pixel_less_is_refused(name):
     size = SMALLEST_IMAGE[name]
-    logits = build(name, 3, size, _seeded(0), width=4)(torch.randn(2, 3, size, size, generator=_seeded(1)))
+    logits = build(name, 3, size, seeded(0), width=4)(torch.randn(2, 3, size, size, generator=seeded(1)))
     assert logits.shape == (2, 3)
     assert (logits[0] - logits[1]).abs().max() > 1e-3
     with pytest.raises(InputError, match=f"{name} .* {size} px, not {size - 1}"):
-        build(name, 3, size - 1, _seeded(0))
+        build(name, 3, size - 1, seeded(0))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_weights_depend_only_on_the_generator(name):
     before = torch.get_rng_state()
-    first, second, other = (build(name, 2, 64, _seeded(seed), width=4) for seed in (3, 3, 4))
+    first, second, other = (build(name, 2, 64, seeded(seed), width=4) for seed in (3, 3, 4))
     assert torch.equal(before, torch.get_rng_state())
     for name, weight in first.state_dict().items():
         assert torch.equal(weight, second.state_dict()[name])
@@ -62,11 +59,11 @@ def test_weights_depend_only_on_the_generator(name):
 
 
 def test_initial_spread_is_torchs_in_convnets_and_hes_in_resnets():
-    convnet = build("convnet3", 10, 32, _seeded(0))
+    convnet = build("convnet3", 10, 32, seeded(0))
     weight = convnet.body[4].weight  # 128 -> 128 channels, 3x3: uniform within 1/sqrt(1152)
     assert weight.abs().max() <= 1152**-0.5
     assert weight.std().item() == pytest.approx(1152**-0.5 / 3**0.5, rel=0.02)
-    resnet = build("resnet18", 10, 64, _seeded(0))
+    resnet = build("resnet18", 10, 64, seeded(0))
     weight = resnet.body[4].conv1.weight  # 64 -> 64 channels, 3x3
     assert weight.std().item() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.02)
 
@@ -81,15 +78,15 @@ def test_resnetap_strides_by_averaging_and_resnet_by_convolution(name, strides):
 
 @pytest.mark.parametrize("size", [(4, 6), (5, 4), (4, 7)])
 def test_pooling_equals_avg_pool2d_forward_and_backward(size):
-    x = torch.randn(2, 3, *size, generator=_seeded(0), dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2, 3, *size, generator=seeded(0), dtype=torch.float64, requires_grad=True)
     ours, theirs = AvgPool2x2()(x), torch.nn.functional.avg_pool2d(x, 2)
     assert torch.allclose(ours, theirs)
-    weight = torch.randn(theirs.shape, generator=_seeded(1), dtype=torch.float64)
+    weight = torch.randn(theirs.shape, generator=seeded(1), dtype=torch.float64)
     gradients = [torch.autograd.grad((y * weight).sum(), x)[0] for y in (ours, theirs)]
     assert torch.allclose(*gradients)
 
 
 @pytest.mark.parametrize("name", ["convnet4", "resnet8", "mlp"])
 def test_logits_do_not_depend_on_the_batch(name):
-    model, x = build(name, 3, 32, _seeded(0), width=8), torch.randn(4, 3, 32, 32, generator=_seeded(1))
+    model, x = build(name, 3, 32, seeded(0), width=8), torch.randn(4, 3, 32, 32, generator=seeded(1))
     assert torch.allclose(model(x)[1:2], model(x[1:2]), atol=1e-5)

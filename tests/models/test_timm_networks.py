@@ -4,13 +4,10 @@ import pytest
 import timm
 import torch
 from timm.layers import DropPath
+from tiny_generator import seeded
 
 from ims3_ray.errors import InputError
 from ims3_ray.models.timm_networks import build_timm, stem_for
-
-
-def _seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def _build(network: str, num_classes: int, size: int, generator=None, **options) -> torch.nn.Module:
@@ -47,11 +44,11 @@ def test_parameter_counts_equal_the_published_ones_and_small_images_keep_a_map(
 
 
 def test_network_equals_timms_own():
-    model = build_timm("timm:test_resnet", 7, 160, _seeded(0)).eval()
+    model = build_timm("timm:test_resnet", 7, 160, seeded(0)).eval()
     theirs = timm.create_model("test_resnet", num_classes=7).eval()
     head = {f"fc.{name}": value for name, value in model.fc.state_dict().items()}
     theirs.load_state_dict(model.body.state_dict() | head)
-    x = torch.randn(2, 3, 160, 160, generator=_seeded(1))
+    x = torch.randn(2, 3, 160, 160, generator=seeded(1))
     assert torch.equal(model(x), theirs(x))
     assert torch.equal(model(x), model.fc(model.features(x)))
 
@@ -59,7 +56,7 @@ def test_network_equals_timms_own():
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_vit"])
 def test_weights_depend_only_on_the_generator(name):
     before = torch.get_rng_state()
-    first, second, other = (_build(f"timm:{name}", 2, 32, _seeded(s), channels=1) for s in (3, 3, 4))
+    first, second, other = (_build(f"timm:{name}", 2, 32, seeded(s), channels=1) for s in (3, 3, 4))
     assert torch.equal(before, torch.get_rng_state())
     weights = dict(first.named_parameters())
     assert all(torch.equal(weights[name], value) for name, value in second.named_parameters())

@@ -23,7 +23,7 @@ PROCESSES = {  # title of such processes, and the stages where there are some
     "Ray Data worker": ("ray::MapWorker", ("encode", "invert", "embed", "sample")),
     "Train worker": ("ray::RayTrainWorker", ("finetune",)),
     "selection actor": ("ray::ShardActor", ("select",)),
-    "evaluation task": ("ray::stream_score", ("evaluate",)),
+    "evaluation actor": ("ray::JobActor.stream", ("evaluate",)),
 }
 KINDS = (*PROCESSES, NODE, DRIVER)
 POLL_S = 0.02

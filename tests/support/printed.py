@@ -14,7 +14,7 @@ from ims3_ray.config import load, settings
 from ims3_ray.config.pretrain import Pretrain
 from ims3_ray.jobs.evaluate.command import parse_sets
 from ims3_ray.jobs.runs.command import read_mode
-from ims3_ray.jobs.runs.filters import read_conditions
+from ims3_ray.jobs.runs.filters import read_condition
 from ims3_ray.jobs.share.push import parse_target
 from ims3_ray.jobs.sweep.rows import named_rows
 from ims3_ray.jobs.sweep.search_space import read_space
@@ -68,7 +68,8 @@ def resolve_recipe(arguments: argparse.Namespace, overrides: dict) -> str:
 
 def resolve_runs(arguments: argparse.Namespace, overrides: dict) -> None:
     read_mode(arguments)
-    read_conditions(arguments.where)
+    for text in arguments.where:
+        read_condition(text)
     assert set(overrides) <= {"storage"}
 
 

@@ -82,3 +82,11 @@ def small_adapter(path, own_classes=None, frequency_shift=None, **changes):
     save_adapter(directory, tuned["last"], tuned["ema"])
     complete(directory, {"stage": "finetune", "own_classes": own_classes, "frequency_shift": frequency_shift})
     return tuned
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=seeded(seed))

@@ -33,7 +33,7 @@ from ims3_ray.runs.mlflow_tracker import EXPERIMENT, RECIPE_FILE, client, mlflow
 from ims3_ray.runs.query import Run
 from ims3_ray.storage.artifacts import Directory, check_format, open_directory
 
-from .filters import read_conditions
+from .filters import TAGS, read_condition
 from .table import best_table, differences_table, table, trials_table
 
 METRIC = re.compile(r"-?[\w./: -]+")  # MLflow's names; a minus means that less is better
@@ -98,7 +98,7 @@ def find_runs(storage: Directory, arguments: argparse.Namespace) -> tuple[list[R
 
     With --sweep they are its trials, sorted by its first objective; without it no trial is among them.
     """
-    filters, predicates = read_conditions(arguments.where)
+    filters = [read_condition(text) for text in arguments.where]
     order = arguments.order or "start_time"
     if not METRIC.fullmatch(order):
         raise InputError(f"--order {order!r}: is no metric's name")
@@ -106,14 +106,13 @@ def find_runs(storage: Directory, arguments: argparse.Namespace) -> tuple[list[R
         return [], None
     mlflow_client, sweep = client(tracked), None
     runs = query.find_runs(mlflow_client, " and ".join(filters), order)
-    runs = [run for run in runs if all(is_met(run) for is_met in predicates)]
     if arguments.sweep:
         sweeps = [run for run in query.find_runs(mlflow_client) if run["kind"] == tags.SWEEP]
         sweep = query.resolve(sweeps, arguments.sweep)
         runs = [run for run in runs if run["parent"] == sweep["run_id"]]
         if not arguments.order:
             runs = query.sort_best_first(runs, query.objectives(sweep)[0])
-    elif not predicates and not any(f"tags.`{tags.RUN}`" in text for text in filters):
+    elif not any(f"tags.`{tag}`" in text for tag in TAGS.values() for text in filters):
         runs = [run for run in runs if run["kind"] != tags.TRIAL]
     if order != "start_time":
         query.check_metrics(runs, [order])

@@ -1,18 +1,18 @@
-"""Train classifiers on image sets, one Ray task per (protocol, set, seed), and summarise their accuracies.
+"""Train classifiers on image sets by Ray actors, one per (protocol, set, seed), and summarise accuracies.
 
 The driver handles keys only. Pixels are read on the node where a classifier trains, onto its own disk, once
 for all classifiers there that need them.
 """
 
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import closing, contextmanager
 
 import numpy as np
 import ray
 import torch
 
 from ims3_ray.cluster.resources import DEFAULT_PLACEMENT, Machine, run_on_every_node
+from ims3_ray.cluster.tasks import stream_jobs
 from ims3_ray.config.evaluation import SEEDS_PER_RUN
 from ims3_ray.data.images import ImageSet
 from ims3_ray.data.loader import READ_ROWS, CachedPixels
@@ -60,17 +60,26 @@ def train_all(
     check_networks(protocols, len(classes))
     check_classes(sets, tests)
     resources = machine.classifier_resources(len(sets) * len(protocols))
-    train: Any = ray.remote(num_returns="streaming", **resources, **DEFAULT_PLACEMENT)(stream_score)
     distinct = {id(of_set): of_set for of_set in (tests, *sets.values())}
     stored = {key: ray.put(of_set) for key, of_set in distinct.items()}
     jobs = [(protocol, *key) for key in sets for protocol in protocols]
     jobs.sort(key=lambda job: -images_seen(job[0], sets[job[1:]].num_trained, len(classes)))
-    running: dict[Any, Training] = {}
-    for protocol, name, seed in jobs:
-        images = stored[id(sets[name, seed])], stored[id(tests)]
-        stream = train.remote(*images, protocol, seed, machine.device, teacher)
-        running[stream] = protocol.label, name, seed
-    done = _collect(running, on_eval)
+    arguments = [
+        (stored[id(sets[name, seed])], stored[id(tests)], protocol, seed, machine.device, teacher)
+        for protocol, name, seed in jobs
+    ]
+    done: dict[Training, Score] = {}
+    with (
+        bar("evaluate", len(jobs), "classifiers") as progress,
+        closing(stream_jobs(stream_score, arguments, **resources)) as items,
+    ):
+        for index, item in items:
+            protocol, name, seed = jobs[index]
+            if isinstance(item, Score):
+                done[protocol.label, name, seed] = item
+                progress.update(1)
+            elif on_eval is not None:  # raises SystemExit if a sweep ends this trial
+                on_eval(protocol.label, name, seed, *item)
     sizes = {protocol.image_size for protocol in protocols}
     if machine.runs_at_once > 1:  # other runs score on the same images
         del distinct[id(tests)]
@@ -82,28 +91,6 @@ def train_all(
                 protocol.label, name, seed
             ]
     return scores
-
-
-def _collect(running: dict[Any, Training], on_eval: OnEval | None) -> dict[Training, Score]:
-    """Scores of the streaming trainings; any exception cancels the remaining ones."""
-    done: dict[Training, Score] = {}
-    pending = dict(running)
-    stream: Any  # of references
-    try:
-        with bar("evaluate", len(pending), "classifiers") as progress:
-            while pending:
-                stream = ray.wait(list(pending), num_returns=1)[0][0]
-                item = ray.get(next(stream))
-                if isinstance(item, Score):
-                    done[pending.pop(stream)] = item
-                    progress.update(1)
-                elif on_eval is not None:
-                    on_eval(*pending[stream], *item)
-    except BaseException:  # a sweep ends a trial by raising SystemExit
-        for training in pending:
-            ray.cancel(training, force=True)
-        raise
-    return done
 
 
 def stream_score(

@@ -3,14 +3,14 @@
 Runs share the artefact, since it depends only on the real images.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import ray
 import safetensors.torch
 import torch
 
-from ims3_ray.cluster.resources import DEFAULT_PLACEMENT
+from ims3_ray.cluster.tasks import stream_jobs
 from ims3_ray.config.evaluation import Probe
 from ims3_ray.data.images import ImageSet
 from ims3_ray.data.loader import pixels_bytes
@@ -54,13 +54,10 @@ def run(context: Context, out: Directory) -> dict[str, object]:
     missing = [network for network in networks if network.file not in intact]
     images = ray.put(train)
     resources = context.machine.classifier_resources(max(1, len(missing)))
-    train_one = ray.remote(**resources, **DEFAULT_PLACEMENT)(_train)
     shared = len(context.classes), settings.checkpoint_steps, context.machine.device, out
-    pending = [train_one.remote(images, network, *shared) for network in missing]
+    jobs = [(images, network, *shared) for network in missing]
     with bar("probe", len(networks), "networks", done=len(networks) - len(missing)) as progress_bar:
-        while pending:
-            (done,), pending = ray.wait(pending, num_returns=1)
-            ray.get(done)
+        for _ in stream_jobs(_train, jobs, **resources):
             progress_bar.update(1)
     remove_local_pixels([train], {rules.image_size for rules in kinds}, context.machine)
     return {"rows": len(networks), "rows_made": len(missing)}
@@ -92,7 +89,8 @@ def load_probes(
 
 def _train(
     images: ImageSet, network: Network, num_classes: int, points: tuple[int, ...], kind: str, out: Directory
-) -> None:
+) -> Iterator[str]:
+    """Train a network, write its file and yield the file's name."""
     rules, device = network.rules, prepare_device(kind)
     with open_pixels(images, rules.image_size) as train:
         states = train_checkpoints(train, rules, num_classes, network.seed, points, device)
@@ -104,6 +102,7 @@ def _train(
         )
     data = safetensors.torch.save(values, metadata={KEY: BLANK})
     out.write(network.file, embed_checksum(data, network.file))
+    yield network.file
 
 
 def _fingerprint_inputs(context: Context) -> object:

@@ -15,7 +15,7 @@ from ims3_ray.storage.artifacts import open_storage
 NODES = 3
 ON = ["workers={actors: 2, shards: 2, train_workers: 2, device: cpu}"]
 RUNS = 9
-SELECTION, EVALUATION = "selection actor", "evaluation task"
+SELECTION, EVALUATION = "selection actor", "evaluation actor"
 SEED = int(os.environ.get("CHAOS_SEED", "0"))
 # seconds from the first process of a kind to a kill; selection and evaluation are soon over
 LONGEST_S = dict.fromkeys(KINDS, 2.0) | {SELECTION: 0.3, EVALUATION: 0.3}
