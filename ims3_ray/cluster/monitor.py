@@ -1,7 +1,6 @@
 """Observe nodes while a stage runs: the load of their GPUs, and the last lines of workers that crashed."""
 
 import contextlib
-import shutil
 import subprocess
 import threading
 import time
@@ -29,9 +28,10 @@ class GpuMonitor:
     """Reads a node's GPUs every INTERVAL_S; keeps nothing if their number is not `num_gpus`, those of Ray."""
 
     def __init__(self, num_gpus: int, query: Sequence[str]):
-        first = read_gpus(query)
-        self._readings = first if len(first) == num_gpus else []
-        if self._readings:
+        self._readings = read_gpus(query)
+        if len(self._readings) != num_gpus:
+            self._readings = []
+        else:
             threading.Thread(target=self._watch, args=(query,), daemon=True).start()
 
     def _watch(self, query: Sequence[str]) -> None:
@@ -45,11 +45,9 @@ class GpuMonitor:
 
 def read_gpus(query: Sequence[str] = QUERY) -> list[Reading]:
     """Return a reading of each GPU of this node; [] without NVIDIA's driver."""
-    if shutil.which(query[0]):
+    with contextlib.suppress(OSError, ValueError):  # no nvidia-smi; "[N/A]" or an error message
         rows = subprocess.run(query, capture_output=True, text=True).stdout.splitlines()
-        with contextlib.suppress(ValueError):  # "[N/A]", or an error message
-            pairs = (row.split(",") for row in rows)
-            return [(float(busy) / 100, float(used) * 2**20 / 1e9) for busy, used in pairs]
+        return [(float(busy) / 100, float(used) * 2**20 / 1e9) for busy, used in (r.split(",") for r in rows)]
     return []
 
 

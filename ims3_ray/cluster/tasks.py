@@ -1,4 +1,4 @@
-"""Ray tasks with ordered results and bounded memory, and actors that stream the results of long jobs."""
+"""Ray tasks with ordered results and bounded memory, and actors for long jobs."""
 
 import itertools
 from collections import deque
@@ -53,7 +53,7 @@ def _max_in_flight(max_pending: int, options: Mapping[str, Any]) -> int:
 @ray.remote(max_restarts=-1, max_task_retries=-1)
 class JobActor:
     def start(self) -> None:
-        """Return as soon as the process is up."""
+        """Return, since the process is up."""
 
     def stream(self, function: Callable[..., Iterator[Any]], *arguments: Any) -> Iterator[Any]:
         yield from function(*arguments)

@@ -34,14 +34,15 @@ class EpochOrder:
     """Rows per training step: each epoch is a permutation keyed by (*key, epoch), drawn when it begins."""
 
     def __init__(self, *key: int | str):
-        self._key, self._epoch, self._order = key, -1, np.empty(0, np.int64)
+        self._key, self._current = key, (-1, np.empty(0, np.int64))
 
     def batch(self, step: int, size: int, count: int) -> np.ndarray:
         """Return the rows (size,) of step `step` among `count`; an epoch ends with its last full batch."""
         epoch, place = divmod(step, max(1, count // size))
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, permutation(count, *self._key, epoch)
-        return self._order[place * size : (place + 1) * size]
+        current = self._current  # threads may be in different epochs
+        if epoch != current[0]:
+            self._current = current = epoch, permutation(count, *self._key, epoch)
+        return current[1][place * size : (place + 1) * size]
 
 
 def generator(*key: int | str) -> "torch.Generator":

@@ -61,10 +61,10 @@ def now() -> str:
 def read(storage: Directory) -> list[Record]:
     """Return every record. Raises InputError for an unreadable one, since its artefacts are unknown."""
     names = [f"{top}/{name}" for top in ("runs", "sweeps") for name in (storage / top).files()]
-    return [_read(storage, name) for name in names if RECORD.fullmatch(name)]
+    return [read_one(storage, name) for name in names if RECORD.fullmatch(name)]
 
 
-def _read(storage: Directory, place: str) -> Record:
+def read_one(storage: Directory, place: str) -> Record:
     try:
         record = storage.read_json(place)
         needed = record["artifacts"]

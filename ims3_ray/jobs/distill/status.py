@@ -31,13 +31,13 @@ class Status(TypedDict):
 
 
 def read_status(config: Config) -> Status:
-    """Return the states of the run and its stages, and its last event."""
+    """Return the states of the run and its stages, and its last event. Raises InputError for damage."""
     storage = open_directory(config.storage)
     cached = plan_cache.find(storage, config) if check_format(storage) else None
     run, steps = (cached["run"], cached["steps"]) if cached else _plan(config)
-    folder = storage / "runs" / run
+    folder, place = storage / "runs" / run, f"runs/{run}/run.json"
     heartbeat, events = read_heartbeat(folder), read_events(folder)
-    state = _state(folder)
+    state = records.read_one(storage, place).state if storage.exists(place) else "not started"
     if state == records.RUNNING and (heartbeat is None or heartbeat.is_stale):
         state = "dead"
     return {
@@ -58,13 +58,6 @@ def _plan(config: Config) -> tuple[str, list[tuple[str, str]]]:
 
     steps = plan(prepare(config, find_machine(config.workers, wait=False)))
     return f"{config.recipe}-{steps[-1].fingerprint}", [(step.stage.name, step.artifact) for step in steps]
-
-
-def _state(folder: Directory) -> str:
-    """Return the state in run.json. Raises InputError if it is damaged."""
-    if not folder.exists("run.json"):
-        return "not started"
-    return folder.read_json("run.json").get("state", records.FINISHED)
 
 
 def describe_stage(storage: Directory, name: str, artifact: str) -> dict[str, Any]:

@@ -1,1 +1,0 @@
-"""Read-only web view of a storage's runs."""

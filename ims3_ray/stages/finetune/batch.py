@@ -1,5 +1,6 @@
 """Training batches of fine-tuning: latents of real images, noise, timesteps, stored inversions."""
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -121,7 +122,7 @@ class FirstDraws(NamedTuple):
 class LatentDataset:
     """Latents and inversions of the training images on disk, of which the drawn rows are in memory.
 
-    All draws are keyed by (seed, step, position in the global batch).
+    All draws are keyed by (seed, step, position in the global batch). A thread draws the next step's rows.
     """
 
     def __init__(self, source: LatentSource, settings: Finetune, seed: int):
@@ -131,6 +132,8 @@ class LatentDataset:
         self._model_labels = np.array(source.model_labels)
         self._order = EpochOrder("epoch", seed)
         self._counted = (-1, 0)  # a step, and its number of rows with a matching term
+        self._thread = ThreadPoolExecutor(1, "draw")
+        self._next: dict[range, tuple[int, Future[TrainingBatch]]] = {}  # positions → step, its rows
 
     def rows(self, step: int) -> Int[np.ndarray, " B"]:
         """Return the rows of the batch of `step`; an epoch is a permutation keyed by (seed, epoch)."""
@@ -141,6 +144,7 @@ class LatentDataset:
         return self._model_labels[self._stored.read("label", rows)]
 
     def close(self) -> None:
+        self._thread.shutdown(cancel_futures=True)
         self._stored.close()
 
     def num_matched(self, step: int) -> int:
@@ -159,6 +163,11 @@ class LatentDataset:
 
     def draw(self, step: int, positions: range) -> TrainingBatch:
         """Return the rows at `positions` of the global batch of `step`, on the CPU."""
+        drawn_step, drawn = self._next.get(positions, (None, None))
+        self._next[positions] = step + 1, self._thread.submit(self._draw, step + 1, positions)
+        return drawn.result() if drawn and drawn_step == step else self._draw(step, positions)
+
+    def _draw(self, step: int, positions: range) -> TrainingBatch:
         rows = self.rows(step)[positions.start : positions.stop]
         generators, flip, is_dropped, t, k = first = self._first_draws(step, positions)
         noise = normal(generators, (2, *self._stored.shape("mean")))  # (B, 2, C, H, W)
