@@ -50,7 +50,7 @@ def _max_in_flight(max_pending: int, options: Mapping[str, Any]) -> int:
     return min(max_pending, max(1, int(cpus / options["num_cpus"])))
 
 
-@ray.remote(max_restarts=-1, max_task_retries=-1)
+@ray.remote(max_restarts=-1, max_task_retries=3)  # as many retries as Ray's tasks have
 class JobActor:
     def start(self) -> None:
         """Return, since the process is up."""
@@ -66,7 +66,7 @@ def stream_jobs(
 
     Jobs start in their order, on actors with `resources` (Ray's options). An actor takes job after job, so
     that its process starts CUDA, which takes seconds, only once. It ends when no job waits, since other runs
-    may need its resources. A job whose process dies is repeated. `close` ends all jobs.
+    may need its resources. A job whose process dies is repeated, three times at most. `close` ends all jobs.
     """
     waiting, pool = deque(enumerate(jobs)), JobActor.options(**resources, **DEFAULT_PLACEMENT)
     actors: list[Any] = [pool.remote() for _ in range(min(len(jobs), MAX_ACTORS))]

@@ -10,7 +10,7 @@ from ims3_ray.cluster import monitor
 from ims3_ray.cluster.resources import find_machine
 from ims3_ray.config.settings import Workers
 
-GPUS = "sh", "-c", "printf '80, 1000\\n20, 3000\\n'"  # prints what nvidia-smi does
+GPUS = "sh", "-c", "printf '80, 1000\\n20, 3000\\n'"
 CRASH = """
 import json, os, ray
 from ims3_ray.cluster import monitor, resources

@@ -1,13 +1,14 @@
-"""Ordered results of tasks."""
+"""Tasks and job actors."""
 
 import os
-import signal
+
+import pytest
 
 from ims3_ray.cluster import tasks
 from ims3_ray.cluster.tasks import map_in_order, map_on_cluster, stream_jobs
 
 
-def test_results_are_in_order_and_arguments_are_consumed_lazily(ray_cluster):
+def test_results_are_in_order_and_arguments_consumed_lazily(ray_cluster):
     made = []
 
     def arguments():
@@ -22,7 +23,7 @@ def test_results_are_in_order_and_arguments_are_consumed_lazily(ray_cluster):
     assert came == [number**2 for number in range(9)]
 
 
-def test_cpu_tasks_in_flight_are_limited_by_the_present_cpus(ray_cluster, monkeypatch):
+def test_cpu_tasks_in_flight_are_limited_by_present_cpus(ray_cluster, monkeypatch):
     def in_flight(present, **resources):
         monkeypatch.setattr(ray_cluster, "cluster_resources", lambda: {"CPU": present})
         return tasks._max_in_flight(256, {"num_cpus": 1, **resources})
@@ -39,13 +40,16 @@ def test_without_cpus_little_work_is_done_here_and_much_requests_a_node(ray_clus
     assert os.getpid() not in map_on_cluster(lambda _: os.getpid(), [(0,)] * 3)
 
 
-def test_actors_take_job_after_job_and_repeat_one_whose_process_died(ray_cluster, tmp_path):
-    def job(number):
+def test_an_actor_takes_job_after_job_and_repeats_one_whose_process_died(ray_cluster, tmp_path):
+    def job(number, deaths):
         yield number, os.getpid()
-        if number == 1 and not list(tmp_path.iterdir()):
-            (tmp_path / "died").touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+        if len(os.listdir(tmp_path)) < deaths:
+            (tmp_path / str(os.getpid())).touch()
+            os.kill(os.getpid(), 9)
 
-    items = [item for _, item in stream_jobs(job, [(number,) for number in range(6)], num_cpus=2)]
+    jobs = [(number, int(number == 1)) for number in range(6)]
+    items = [item for _, item in stream_jobs(job, jobs, num_cpus=2)]
     assert sorted(number for number, _ in items) == list(range(6))
-    assert len({process for _, process in items}) <= 3  # two at once, and one restarted
+    assert len({process for _, process in items}) <= 3
+    with pytest.raises(ray_cluster.exceptions.RayActorError):
+        list(stream_jobs(job, [(0, 99)], num_cpus=1))
