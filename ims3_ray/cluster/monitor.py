@@ -17,7 +17,7 @@ from ims3_ray.display import one_line, redact
 from .resources import Machine
 
 QUERY = ("nvidia-smi", "--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits")
-INTERVAL_S, TIMEOUT_S = 5.0, 10.0
+INTERVAL_S, TIMEOUT_S = 5, 10
 CRASHES = ("SYSTEM_ERROR", "NODE_OUT_OF_MEMORY")  # exit types of Ray
 LINES = 20
 Reading = tuple[float, float]  # of a GPU: share of the time with a running kernel; GB used
@@ -81,7 +81,7 @@ def crashed_workers(known: set[str]) -> Iterator[dict[str, Any]]:
     from ray.util.state import get_log, list_workers  # slow to import
 
     context = ray.get_runtime_context()
-    where, job = {"address": context.gcs_address}, context.get_job_id()
+    where: Any = {"address": context.gcs_address, "timeout": TIMEOUT_S}
     with contextlib.suppress(Exception):  # the result does not depend on it
         dead: Any = [("is_alive", "=", "false")]
         workers: list[Any] = list_workers(**where, filters=dead, detail=True, limit=10_000)
@@ -89,7 +89,7 @@ def crashed_workers(known: set[str]) -> Iterator[dict[str, Any]]:
             if worker.exit_type not in CRASHES or worker.worker_id in known:
                 continue
             known.add(worker.worker_id)
-            name = f"worker-{worker.worker_id}-{job}-{worker.pid}"
+            name = f"worker-{worker.worker_id}-{context.get_job_id()}-{worker.pid}"
             with contextlib.suppress(Exception):  # of another job, or its node is lost
                 logs = [
                     "".join(get_log(**where, node_id=worker.node_id, filename=f"{name}.{end}", tail=LINES))
