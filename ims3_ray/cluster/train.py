@@ -29,6 +29,7 @@ from .resources import Machine
 STATE = "state.pt"
 MAX_FAILURES = 8  # without a checkpoint between them; after more, the same command resumes
 REPORT_EVERY = 10  # steps
+COLLECTIVE_S = 3 * 3600  # the first sum waits for the node whose disk cache is filled last
 MEASURED_STEPS = 3
 STATE_COPIES = 12  # values, gradients by term and worker, moments, averages
 
@@ -132,7 +133,7 @@ def _ray_trainer(training: Training, machine: Machine, actor: ActorHandle) -> To
     return TorchTrainer(
         _loop,
         train_loop_config={"training": training, "kind": machine.device, "metrics_actor": actor},
-        torch_config=TorchConfig(backend="nccl" if machine.device == "cuda" else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if on_gpus else "gloo", timeout_s=COLLECTIVE_S),
         scaling_config=ScalingConfig(
             num_workers=machine.elastic_train_workers(training.optimisation.micro_batches),
             use_gpu=on_gpus,
