@@ -101,7 +101,6 @@ def map_on_cluster(function: Callable[..., Result], arguments: Sequence[tuple[An
 
     The head of an autoscaling cluster has no CPUs. More than WORTH_A_NODE calls make it start a node.
     """
-    has_cpus = ray.is_initialized() and ray.cluster_resources().get("CPU", 0)
-    if has_cpus or (ray.is_initialized() and len(arguments) > WORTH_A_NODE):
+    if ray.is_initialized() and (ray.cluster_resources().get("CPU") or len(arguments) > WORTH_A_NODE):
         return map_in_order(function, arguments, len(arguments))
     return itertools.starmap(function, arguments)
