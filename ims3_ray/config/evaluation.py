@@ -121,7 +121,7 @@ class Evaluate(Section):
     """Classifiers: convnet3/3bn/4/6, resnet8/18, resnetap10, mlp or timm:NAME. null: the protocol's."""
     teacher: str | None = None
     """Teacher of soft protocols: timm:NAME, folder, hub id or package://digits. null: trained here."""
-    seeds: int = Field(default=3, ge=2, le=SEEDS_PER_RUN)
+    seeds: int = Field(default=3, ge=1, le=SEEDS_PER_RUN)
     """Classifiers per set and network. Intervals need at least 2."""
     baselines: tuple[Baseline, ...] = ("random",)
     """Selections of real images, of the same number, scored beside the set."""
