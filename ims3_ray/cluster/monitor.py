@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ims3_ray.display import one_line, redact
 
-from .resources import Machine
+from .resources import Machine, live_nodes
 
 QUERY = ("nvidia-smi", "--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits")
 INTERVAL_S, TIMEOUT_S = 5, 10
@@ -59,8 +59,8 @@ def gpu_load(machine: Machine, query: Sequence[str] = QUERY) -> Iterator[dict[st
     """
     load: dict[str, float] = {}
     monitors = []
-    for node in ray.nodes() if machine.on_gpus else []:
-        if node["Alive"] and (num_gpus := int(node["Resources"].get("GPU", 0))):
+    for node in live_nodes() if machine.on_gpus else []:
+        if num_gpus := int(node["Resources"].get("GPU", 0)):
             on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             monitors.append(GpuMonitor.options(scheduling_strategy=on_node).remote(num_gpus, query))
     yield load

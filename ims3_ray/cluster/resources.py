@@ -218,14 +218,14 @@ def find_machine(workers: Workers, *, wait: bool = True) -> Machine:
 
 def _environments(machine: Machine) -> tuple[Environment, ...]:
     """The environment of each present node; nodes that join later are not asked."""
-    if num_nodes() == 1 and not machine.on_gpus:
+    if len(live_nodes()) == 1 and not machine.on_gpus:
         return (find_environment(False),)  # faster than a task
     return tuple(run_on_every_node(machine, find_environment, machine.on_gpus))
 
 
 def _cpus_without_gpus() -> int:
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return int(sum(resources.get("CPU", 0) for resources in alive if not resources.get("GPU")))
+    resources = [node["Resources"] for node in live_nodes()]
+    return int(sum(of_node.get("CPU", 0) for of_node in resources if not of_node.get("GPU")))
 
 
 def wait_for_gpus(number: int, wait_s: float) -> None:
@@ -276,10 +276,11 @@ def run_on_every_node(machine: Machine, function: Callable[..., Result], *argume
     kind = "GPU" if machine.on_gpus else "CPU"
     # a process that has started CUDA would keep GPU memory
     task = ray.remote(num_cpus=0, max_calls=1 if machine.on_gpus else 0)(function)
-    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get(kind)]
+    nodes = [node["NodeID"] for node in live_nodes() if node["Resources"].get(kind)]
     strategies = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]  # a node may be lost
     return ray.get([task.options(scheduling_strategy=each).remote(*arguments) for each in strategies])
 
 
-def num_nodes() -> int:
-    return sum(node["Alive"] for node in ray.nodes())
+def live_nodes() -> list[dict[str, Any]]:
+    """Ray's description of each node that has not been lost."""
+    return [node for node in ray.nodes() if node["Alive"]]

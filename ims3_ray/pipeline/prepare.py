@@ -15,7 +15,7 @@ from ims3_ray.cluster.resources import (
     Machine,
     connect,
     find_machine,
-    num_nodes,
+    live_nodes,
 )
 from ims3_ray.config.base import canonical_location
 from ims3_ray.config.data import Data
@@ -51,7 +51,7 @@ def prepare_runs(configs: Sequence[Config], print_note: Callable[[str], None]) -
     for model in {str(config.model): config.model for config in configs if config.source != "real"}.values():
         inspect_generator(pin_revision(model.path), **_generator_options(model))
     connect(first.workers)
-    check_storage(first, num_nodes())
+    check_storage(first, len(live_nodes()))
     # slow checks and those that may fail come before waiting for GPUs, which are billed from then on
     contexts = prepare_all(configs, find_machine(first.workers, wait=False))
     contexts = _on_machine(contexts, find_machine(first.workers))
