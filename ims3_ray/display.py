@@ -112,6 +112,16 @@ def redact_uris(text: str) -> str:
     return _SECRET_FIELD.sub(rf"\1{HIDDEN}", _USER.sub(masked, text))
 
 
+def confirm(question: str) -> bool:
+    """Ask the user; without an answer, it is a no."""
+    print(f"{question} [y/N] ", end="", flush=True)  # input() would write it to stderr
+    try:
+        return input().strip().lower() in ("y", "yes")
+    except EOFError:
+        print()
+        return False
+
+
 def markdown_text(text: str) -> str:
     """Return one line of Markdown in which nothing is a tag, a link or emphasis."""
     return re.sub(r"[\\`*\[\]<>&|~$]|(?<!\w)_|_(?!\w)", lambda match: f"&#{ord(match[0])};", one_line(text))

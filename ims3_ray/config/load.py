@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_settings import SettingsError
 
 from ims3_ray.errors import InputError
 
@@ -163,6 +164,8 @@ def load_settings(kind: type[Kind], overrides: Overrides, recipe: Values | None 
     """Returns the settings of a command. `overrides` precede `recipe`, which precedes the defaults."""
     try:
         settings = kind(**_merge(recipe or {}, overrides))
+    except SettingsError as error:
+        raise InputError(f"IMS3_…: {error}; give an environment variable's list or table as JSON") from error
     except ValidationError as error:
         mistakes = [_explain(dict(e), kind) for e in error.errors()]
         if (more := len(mistakes) - MAX_MISTAKES) > 0:

@@ -95,7 +95,7 @@ class Pretrain(Settings):
     """Side of an image in pixels."""
     data: Data = Data(train="package://digits/train", mirror=False)
     micro_batches: Count = 2
-    """Parts of a batch, summed in a fixed order. The number of workers must divide it."""
+    """Parts of a batch, summed in a fixed order. As many workers can share a step."""
     epochs: Count = 60
     """Passes over the images, within the limits of `steps`."""
     patience: int = Field(default=5, ge=0)

@@ -91,7 +91,7 @@ class Finetune(Section):
     batch_size: Count | Literal["auto"] = PAPER_BATCH
     """Latents per step, a multiple of micro_batches. auto: 4 per GPU; scales lr, steps and ema_decay."""
     micro_batches: Count = 2
-    """Parts of a batch, summed in a fixed order. The number of workers must divide it."""
+    """Parts of a batch, summed in a fixed order. As many workers can share a step."""
     lr: float = Field(default=1e-3, gt=0)
     """Learning rate of AdamW (no weight decay), constant, as in the paper."""
     label_dropout: Share = 0.1

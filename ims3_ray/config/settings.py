@@ -36,7 +36,7 @@ class Workers(Section):
     min_actors: Count = 1
     """Minimum actors of a stage, while the cluster grows or after nodes are lost."""
     train_workers: Count | None = None
-    """Workers of a training. Must divide micro_batches."""
+    """Workers of a training. At most micro_batches."""
     min_train_workers: Count | None = None
     """Elastic fine-tuning: minimum workers after nodes are lost. null: not elastic."""
     shards: Count | None = None

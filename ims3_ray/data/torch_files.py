@@ -13,6 +13,7 @@ bits and clipped to the range of pixels.
 import io
 import logging
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -41,8 +42,9 @@ def unpack_tensors(location: str, storage: Directory, name: str, label_names: Cl
     """
     path, _, query = location.partition("?")
     where, file = f"{name}: {path}", open_directory(path)
-    (info,) = file.infos([file.path])
-    identity = ["tensors", file.uri, info.size, info.mtime_ns, query, label_names and list(label_names)]
+    infos = file.infos([file.path] + ([beside.path] if (beside := _beside(file)) else []))
+    stats = [value for info in infos for value in (info.size, info.mtime_ns)]
+    identity = ["tensors", file.uri, *stats, query, label_names and list(label_names)]
     read = lambda: _read_batches(file, dict(parse_qsl(query)), where)  # noqa: E731
     return unpack_batches(read, identity, storage, where, None, label_names)
 
@@ -65,9 +67,7 @@ def _read_batches(file: Directory, options: Mapping[str, str], where: str) -> It
 def _images_and_labels(file: Directory, where: str) -> tuple[object, object]:
     content = _read(file, where)
     if isinstance(content, Tensor):
-        head, slash, name = file.path.rpartition("/")
-        beside = open_directory(f"{head}{slash}{name.replace('images', 'labels')}")
-        if beside.path == file.path or not file.is_local:
+        if not (beside := _beside(file)):
             raise InputError(f"{where} holds only images; save (images, labels)")
         return content, _read(beside, where)
     if isinstance(content, dict):
@@ -77,6 +77,13 @@ def _images_and_labels(file: Directory, where: str) -> tuple[object, object]:
     if not isinstance(content, list | tuple) or len(content) != 2:
         raise InputError(f"{where} holds no (images, labels); save the two tensors")
     return content[0], content[1]
+
+
+def _beside(file: Directory) -> Directory | None:
+    """Returns the file of labels beside a local file of images."""
+    head, slash, name = file.path.rpartition("/")
+    beside = open_directory(f"{head}{slash}{name.replace('images', 'labels')}") if file.is_local else file
+    return beside if beside.path != file.path and Path(beside.path).is_file() else None
 
 
 def _read(file: Directory, where: str) -> Any:

@@ -2,8 +2,8 @@
 
 Exact duplicates have the same decoded pixels, which includes re-encoded copies; equal file bytes are found
 first, without decoding. Near duplicates are as close in feature space as the closest percent of a class's
-real images are to each other (`method.coverage.copies`). About one percent of unrelated images qualify too,
-so a warning needs significantly more.
+real images are to each other (`method.coverage.find_copies`). About one percent of unrelated images qualify
+too, so a warning needs significantly more.
 """
 
 import hashlib

@@ -97,14 +97,13 @@ def check_gpus() -> Check:
     cpus = f"{granted_cpus()} CPU cores"
     if not shutil.which(QUERY[0]):
         return Check("GPU", NONE, f"{cpus}; recipes for a GPU need NVIDIA's driver")
-    answer = subprocess.run(QUERY, capture_output=True, text=True, timeout=20)
-    if answer.returncode or not answer.stdout.strip():
-        output = answer.stdout or answer.stderr
+    is_known, output = _ask_driver(*QUERY)
+    if not is_known:
         return Check("GPU", NONE, f"{cpus}; nvidia-smi fails: {output}; repair the driver")
     if (cuda := _torch_cuda()) is None:
         return Check("GPU", NONE, f"{cpus}; torch is built without CUDA: {REINSTALL}")
     gpus, driver = [], ""
-    for line in answer.stdout.strip().splitlines():
+    for line in output.splitlines():
         name, mebibytes, capability, driver = line.split(", ")
         bf16 = "bf16" if float(capability) >= BF16_CAPABILITY else "no bf16"
         gpus.append(f"{name} {format_bytes(float(mebibytes) * 2**20)} {bf16}")
@@ -117,6 +116,16 @@ def check_gpus() -> Check:
     return Check("GPU", OK, "; ".join(facts))
 
 
+def _ask_driver(*words: str) -> tuple[bool, str]:
+    """Whether the command answers, and its output or error."""
+    try:
+        answer = subprocess.run(words, capture_output=True, text=True, timeout=20)
+    except subprocess.TimeoutExpired:
+        return False, "no answer in 20 s"
+    output = answer.stdout.strip()
+    return bool(output) and answer.returncode == 0, output or answer.stderr.strip()
+
+
 def _torch_cuda() -> str | None:
     """The CUDA version that torch is built for; None if it is built without. Read from torch's own file."""
     file = Path(str(distribution("torch").locate_file("torch/version.py")))
@@ -126,7 +135,7 @@ def _torch_cuda() -> str | None:
 
 def _links() -> str:
     """Whether NVLink connects GPUs; `nvidia-smi topo -m` calls a connection of n links NVn."""
-    matrix = subprocess.run([QUERY[0], "topo", "-m"], capture_output=True, text=True, timeout=20).stdout
+    _, matrix = _ask_driver(QUERY[0], "topo", "-m")
     return "NVLink" if re.search(r"\bNV\d+\b", matrix) else "no NVLink"
 
 

@@ -62,12 +62,12 @@ def pin_revision(path: str) -> str:
 def download(hub_id: str) -> Path:
     """Download a hub model; return its local folder, named by the commit.
 
-    Fetches JSON files and weights; of a generator only `transformer/` and `vae/`. Raises InputError on
+    Fetches JSON files and weights; of a generator only its parts. Raises InputError on
     failure.
     """
     hub_id = hub_name(hub_id) or hub_id
     folder = fetch(hub_id, ["*.json"])
-    parts = [f"{part}/*" for part in ("transformer", "vae") if (folder / part).is_dir()]
+    parts = [f"{part}/*" for part in ("transformer", "vae", "extractor") if (folder / part).is_dir()]
     patterns = parts or ["*.safetensors", "*.bin"]
     return fetch(f"{hub_id.partition('@')[0]}@{folder.name}", ["*.json", *patterns])
 

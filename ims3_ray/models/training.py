@@ -91,7 +91,6 @@ class TrainingConfig:
     batch_size: int  # only for images/s
     micro_batches: int
     lr: float
-    weight_decay: float = 0.0
     warmup_steps: int = 0
     decay: Literal["constant", "cosine"] = "constant"
     ema_decay: float = 0.9999
@@ -141,7 +140,7 @@ class Trainer:
         for parameter, view in zip(self.parameters, self._views(self.vector.detach()), strict=True):
             parameter.data = view
         self.ema = self.best = self.vector.detach().clone()
-        self.optimizer = torch.optim.AdamW([self.vector], lr=config.lr, weight_decay=config.weight_decay)
+        self.optimizer = torch.optim.AdamW([self.vector], lr=config.lr, weight_decay=0)
         self.step, self._steps_since, self._since = 0, 0, time.perf_counter()
         self.history: list[Metrics] = []
 
@@ -258,7 +257,8 @@ class Trainer:
         }
 
     def load_state_dict(self, state: TrainerState) -> None:
-        assert state["optimisation"] == asdict(self.config), "the checkpoint has another configuration"
+        changeable = {"checkpoint_every": state["optimisation"]["checkpoint_every"]}
+        assert state["optimisation"] == asdict(self.config) | changeable, "another configuration's checkpoint"
         with torch.no_grad():
             self.vector.copy_(_flatten([state["values"][name] for name in self.names]))
         self.ema.copy_(state["ema"])

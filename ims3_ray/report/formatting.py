@@ -37,10 +37,6 @@ METRICS = {
         "Copy rate",
         "share of synthetic images nearer to a real one than 99\u202f% of real images are to each other",
     ),
-    "agreement": (
-        "Label agreement",
-        "share of synthetic images that a classifier of real images assigns to their label",
-    ),
     "nearest": ("Nearest real image", "mean distance from a synthetic image to its nearest real one"),
     "least_nearest": ("Least distance to a real image", "smallest such distance in the set"),
     "vendi": ("Vendi score", "effective number of different images per class"),

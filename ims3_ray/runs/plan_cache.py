@@ -44,6 +44,8 @@ def signature(config: Config) -> str | None:
     try:
         inputs = [_model_stats(spec) for spec in weights if spec]
         inputs += [_image_stats(place, data.root) for place in places if not place.startswith(PACKAGED)]
+        if isinstance(data.class_map, str) and data.class_map != "new":
+            inputs.append(_stats(Path(data.class_map)))
     except (LookupError, OSError, InputError):
         return None
     devices = [config.workers.device, sorted(glob.glob(DEVICES)), os.environ.get("CUDA_VISIBLE_DEVICES")]
@@ -101,8 +103,8 @@ def _stats(path: Path) -> list[object]:
 
 
 def _image_stats(place: str, root: str | None) -> list[object]:
-    """Raises LookupError for a data set on the hub."""
-    if place.startswith(HUB):
+    """Raises LookupError for a data set on the hub, and for a tensor file: others may lie beside it."""
+    if place.startswith(HUB) or place.partition("?")[0].endswith(".pt"):
         raise LookupError(place)
     if place.startswith(TORCHVISION):
         return [place, _stats(Path(root or CACHE).expanduser())]

@@ -1,7 +1,7 @@
 """Records: files that name the artefacts of each run, written before its first stage; --gc keeps those.
 
     runs/<recipe>-<key>/run.json             of a distillation
-    sweeps/<key>/trials/<trial>.json         of a trial
+    sweeps/<recipe>-<key>/trials/<trial>.json         of a trial
 
 `artifacts` in a record is a list of "noun/fingerprint", or a mapping from noun to URI. Removing the record
 releases them.

@@ -21,6 +21,9 @@ def test_precedence_is_overrides_recipe_environment_defaults(monkeypatch):
     config = load_config("digits", parse_overrides(["ipc=3"]))
     assert (config.ipc, config.sample.guidance_scale) == (3, 1.5)
     assert (config.select.alpha, config.select.beta) == (0.25, 0.9)
+    monkeypatch.setenv("IMS3_EVALUATE__BASELINES", "herding")
+    with pytest.raises(InputError, match=r"evaluate.*as JSON"):
+        load_config("digits")
 
 
 @pytest.mark.parametrize(

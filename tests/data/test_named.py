@@ -63,14 +63,17 @@ def test_part_of_a_named_set_is_held_out_if_it_has_no_validation_split(root, tmp
     assert sizes(sets) == {"train": 10, "validation": 10}
 
 
-def test_rows_from_the_hub_equal_the_same_rows_in_files(tmp_path):
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["b", "a"])})
+def test_rows_from_the_hub_equal_the_same_rows_in_files_also_after_some_classes_were_read(tmp_path):
+    labels = datasets.ClassLabel(names=["b", "a", "c"])
+    features = datasets.Features({"image": datasets.Image(), "label": labels})
     place = tmp_path / "set"
     for split, first in (("train", 0), ("test", 4)):
-        cells = {"image": [{"bytes": png(first + i), "path": None} for i in range(4)], "label": [0, 1, 1, 0]}
+        cells = {"image": [{"bytes": png(first + i), "path": None} for i in range(4)], "label": [0, 1, 2, 0]}
         rows = datasets.Dataset.from_dict(cells, features=features)
         rows.to_parquet(place / f"{split}-00000-of-00001.parquet")
-    named = run_splits(tmp_path / "storage", f"data.train=hf:{place}", "data.test=null")
+    words = tmp_path / "storage", f"data.train=hf:{place}", "data.test=null"
+    some, named = run_splits(*words, "data.classes=[a,b]"), run_splits(*words)
+    assert (some["train"].classes, named["train"].classes) == (("a", "b"), ("a", "b", "c"))
     files = run_splits(tmp_path / "storage", f"data.train={place}", f"data.test={place}")
     for name in ("train", "test"):
         assert values(named[name]) == values(files[name])

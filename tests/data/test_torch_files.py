@@ -31,6 +31,8 @@ def test_labels_are_read_from_the_file_beside_the_images(tmp_path):
     torch.save(GREYS.expand(6, 3, 8, 8).byte(), tmp_path / "images_best.pt")
     torch.save(LABELS, tmp_path / "labels_best.pt")
     assert values(opened(tmp_path / "images_best.pt", tmp_path)) == EXPECTED
+    torch.save(LABELS.flip(0), tmp_path / "labels_best.pt")
+    assert values(opened(tmp_path / "images_best.pt", tmp_path)) != EXPECTED
 
 
 @pytest.mark.parametrize("make", [lambda x, y: (x, y), lambda x, y: {"images": x, "labels": y}])

@@ -83,6 +83,9 @@ def test_means_of_maps_and_of_the_embedding_are_exact_and_remove_their_hooks(pro
     (mean,) = embedding_mean(probe, x, 0, differentiable=False)
     torch.testing.assert_close(mean, probe.features(x).mean(0))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in probe.modules())
+    assert (
+        len(map_means(build("resnet8", 3, 16, generator("probe")), x, 0, differentiable=False)) == 1 + 3 * 2
+    )
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -87,6 +87,15 @@ def test_other_paths_are_not_changed_and_missing_files_cause_no_network_access(t
             resolve_model(name)
 
 
+def test_a_generator_comes_with_its_extractor(on_hub, tmp_path):
+    for part in ("transformer", "vae", "extractor", "elsewhere"):
+        (tmp_path / "model").mkdir(exist_ok=True)
+        model_folder(tmp_path / "model" / part, part)
+    on_hub.push("someone/model", tmp_path / "model")
+    parts = {file.parent.name for file in resolve_model("hf://someone/model").rglob("*.safetensors")}
+    assert parts == {"transformer", "vae", "extractor"}
+
+
 def test_a_run_pins_every_model(on_hub, tmp_path):
     for name in ("model", "vae", "extractor"):
         on_hub.push(f"someone/{name}", model_folder(tmp_path / name, name))

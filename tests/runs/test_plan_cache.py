@@ -34,13 +34,18 @@ def test_files_and_fields_change_the_signature_but_workers_do_not(words, tmp_pat
         found.append(signature(words))
     (tmp_path / "train" / "dog" / "b").write_bytes(b"2")
     found.append(signature(words))
-    assert len(set(found)) == 7
+    table = tmp_path / "map.yaml"
+    for text in ("cat: 1", "cat: 22"):
+        table.write_text(text)
+        found.append(signature(words, f"data.class_map={table}"))
+    assert len(set(found)) == 9
 
 
-def test_inputs_without_file_stats_have_no_signature(words, monkeypatch):
+def test_inputs_without_file_stats_have_no_signature(words, tmp_path, monkeypatch):
     assert signature(words, "model.path=some/model") is None
     assert signature(words, f"model.path=some/model@{'0' * 40}") is not None
     assert signature(words, "finetune.batch_size=auto") is None
+    assert signature(words, f"data.test={tmp_path}/images_best.pt?mean=0.5") is None
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
     assert signature(words) is None
 

@@ -29,19 +29,20 @@ from .status import read_status, status_lines
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--recipe", default="digits", metavar="NAME|FILE", help="a named recipe, or a YAML file")
-    add("--dry-run", action="store_true", help="print the resolved recipe and the cost of each stage")
+    query = parser.add_mutually_exclusive_group().add_argument
+    query("--dry-run", action="store_true", help="print the resolved recipe and the cost of each stage")
     add("--rates", metavar="FILE", help="with --dry-run: gpu-check.json of benchmarks/gpu_check.sh")
-    add("--status", action="store_true", help="print the progress of this run, which may be running or dead")
+    query("--status", action="store_true", help="print the progress of this run, running or dead")
     add("--json", action="store_true", help="with --status: print one JSON document")
     add("overrides", nargs="*", metavar="field=value", help="such as ipc=5 or storage=DIR")
 
 
 def run(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.recipe, parse_overrides(arguments.overrides))
-    if arguments.dry_run and arguments.status:
-        raise InputError("--dry-run, --status: exclude each other; give one")
     if arguments.rates and not arguments.dry_run:
         raise InputError("--rates: only together with --dry-run")
+    if arguments.json and not arguments.status:
+        raise InputError("--json: only together with --status")
     if arguments.dry_run:
         _dry_run(config, arguments.rates)
     elif arguments.status:

@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", help="new folder for the model")
-    parser.add_argument("--dry-run", action="store_true", help="print the settings and what would be trained")
-    parser.add_argument("--status", action="store_true", help="print the progress of every training")
+    queries = parser.add_mutually_exclusive_group()
+    queries.add_argument("--dry-run", action="store_true", help="print the settings and each training's plan")
+    queries.add_argument("--status", action="store_true", help="print the progress of every training")
     parser.add_argument("overrides", nargs="*", metavar="field=value", help="such as transformer.steps=20000")
 
 
@@ -81,7 +82,9 @@ def run(arguments: argparse.Namespace) -> None:
             raise InputError(f"{quality.problem}; the model and quality.html are in {out}")
     scoring = f"data.test={data.test}" if data.test else "evaluate.protocol=none"
     fields = {"model.path": out, "embed.extractor": out, "data.train": data.train, "storage": config.storage}
-    distill = shell_command("distill", *(f"{field}={place}" for field, place in fields.items()), scoring)
+    fields |= {"data.root": data.root} if data.root else {}
+    fields |= {"data.classes": f"[{','.join(data.classes)}]"} if data.classes else {}
+    distill = shell_command("distill", *(f"{field}={value}" for field, value in fields.items()), scoring)
     places = {"model": str(out)} | ({"quality": f"{out}/quality.html"} if quality else {})
     print("", *result_lines(places, {"distil": distill}), sep="\n")
 

@@ -227,6 +227,8 @@ def _nearest(real: Seen, others: Seen) -> tuple[np.ndarray, np.ndarray]:
     nearest, copies = np.zeros(len(others.label), np.int64), np.zeros(len(others.label), bool)
     for label in np.unique(others.label):
         own, rows = real.rows(label), others.rows(label)
+        if len(own) < 2:  # of a rare class
+            continue
         places, copies[rows] = find_copies(real.feature[own], others.feature[rows])
         nearest[rows] = own[places]
     return nearest, copies

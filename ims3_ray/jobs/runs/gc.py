@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ims3_ray.display import align_columns, noun
+from ims3_ray.display import align_columns, confirm, noun
 from ims3_ray.pipeline.steps import STAGES
 from ims3_ray.runs import records
 from ims3_ray.storage.artifacts import FINGERPRINT, MANIFEST, Directory
@@ -23,7 +23,7 @@ ARTIFACT = re.compile(rf"({'|'.join(NOUNS)})/{HEX}")
 CACHES = re.compile(
     rf"index/{HEX}\.json|digits/(train|validation|test)(\.complete)?|unpacked/{HEX}(\.complete)?|embedded/{HEX}"
     rf"|(index|digits|unpacked)/\.[^/]+\.tmp"
-    rf"|pretrain/(vae|transformer|extractor|judge)|checkpoints/pretrain-(vae|transformer|extractor|judge)-{HEX}"
+    rf"|pretrain/(vae|transformer|extractor|judge|latents/{HEX})|checkpoints/pretrain-(vae|transformer|extractor|judge)-{HEX}"
 )
 # records, MLflow's files, the format's version
 KEPT = re.compile(r"(runs|sweeps|mlartifacts)/.+|format\.json|writable|mlflow\.db.*")
@@ -76,7 +76,7 @@ def collect(storage: Directory, *, asks: bool, is_agreed: bool) -> tuple[dict[st
     if asks:
         print("\n".join(_lines(storage, found)))
     unneeded, deleted = found.unneeded, []
-    if unneeded and (is_agreed or (asks and _confirm(unneeded))):
+    if unneeded and (is_agreed or (asks and confirm(f"delete {_total(unneeded)}?"))):
         deleted = delete(storage, [entry.place for entry in unneeded])
     document = _document(storage, found) | {"deleted": _plain(deleted)}
     if not unneeded:
@@ -167,15 +167,6 @@ def _keep_recent(artifacts: list[Entry], now: float) -> list[str]:
         f"{latest.place}, which no record names, changed {max(0, age):.0f} s ago and may be in the making: "
         f"{len(unnamed)} without a record are kept until {RECENT_S // 60} minutes have passed"
     ]
-
-
-def _confirm(unneeded: Sequence[Entry]) -> bool:
-    try:
-        print(f"delete {_total(unneeded)}? [y/N] ", end="", flush=True)  # input() would write it to stderr
-        return input().strip().lower() in ("y", "yes")
-    except EOFError:
-        print()
-        return False
 
 
 def _lines(storage: Directory, found: Survey) -> list[str]:

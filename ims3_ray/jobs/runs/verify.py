@@ -10,7 +10,7 @@ from ims3_ray.stages import embed
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.integrity import reopen, verify
 
-NOUNS = (*(stage.output for stage in STAGES), embed.NOUN)
+NOUNS = (*(stage.output for stage in STAGES), embed.NOUN, "pretrain/latents")
 STATE = ("index", "runs", "sweeps")  # folders with JSON files
 CACHE = "index/"
 

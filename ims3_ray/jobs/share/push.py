@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ims3_ray.config.load import load_config, parse_overrides
-from ims3_ray.display import format_bytes, noun, one_line
+from ims3_ray.display import confirm, format_bytes, noun, one_line
 from ims3_ray.errors import InputError, describe_error
 from ims3_ray.jobs.next_steps import result_lines, shell_command
 from ims3_ray.progress import spinner
@@ -108,8 +108,7 @@ def _confirm(licences: list[str]) -> None:
     text = f"licences with terms for sharing: {', '.join(licences)}"
     if not sys.stdin.isatty():
         raise InputError(f"--to: {text}; read them, and give --accept-licence if they permit it")
-    print(f"{text}. Do they permit it? [y/N] ", end="", flush=True)
-    if input().strip().lower() not in ("y", "yes"):
+    if not confirm(f"{text}. Do they permit it?"):
         raise InputError("--to: nothing was pushed; write a local folder instead: --to ./NAME")
 
 

@@ -49,6 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     overrides = parse_overrides(arguments.overrides)
     with spinner("imports"):  # heavy: torch
+        from ims3_ray.stages.evaluate.teacher import is_soft
+
         from .release import DISTILLED, find_release
 
     release = find_release(arguments.place, load_settings(Evaluating, overrides).storage)
@@ -57,6 +59,9 @@ def run(arguments: argparse.Namespace) -> None:
         _print("accuracy", "none is stated: not measured")
         return
     config = load_settings(Evaluating, overrides, settings_of(release.recipe))
+    if is_soft(config.evaluate):
+        _print("accuracy", "is by soft labels, whose teacher a run trains: not measured")
+        return
     scored = _score(config, {DISTILLED: release.distilled.uri}, trust_labels=arguments.trust_labels)
     order = scored["audit"]["classes"][DISTILLED]
     own, real = 100 * order["own_share"], 100 * order["real_share"]

@@ -40,7 +40,7 @@ POOL_IMAGES = 40
 MAX_SEEDS = 1000
 # options of only one of the two modes, with their defaults
 SEARCH = {"search": None, "trials": 20, "objective": "accuracy", "asha": False}
-COMPARE = {"baseline": None, "ipc": "1,5,10", "seeds": 5, "pool_images": POOL_IMAGES, "agreement": False}
+COMPARE = {"baseline": None, "ipc": "1,5,10", "seeds": 5, "pool_images": POOL_IMAGES}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,8 +64,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seeds", type=int, metavar="N", help="generator seeds (default 5)")
     pool = f"candidates per class whose coverage is measured (default {POOL_IMAGES}); 0: none"
     add("--pool-images", type=int, metavar="N", help=pool)
-    agreement = "also judge the candidates' labels by a classifier of all real training images"
-    add("--agreement", action="store_true", help=agreement)
     add = parser.add_argument
     add("overrides", nargs="*", metavar="field=value", help="for every trial, such as storage=DIR")
 
@@ -133,12 +131,10 @@ def _read_comparison(arguments: argparse.Namespace, overrides: dict, values: Map
         raise InputError(f"--seeds: {count} generator seeds; give 1 to {MAX_SEEDS}, 2 or more for intervals")
     if pool_images < 0:
         raise InputError(f"--pool-images: {pool_images} candidates; give a number, or 0 for none")
-    if values["agreement"] and not pool_images:
-        raise InputError("--agreement: judges the labels of the candidates that --pool-images counts; not 0")
     if "ipc" in overrides:
         raise InputError("ipc: a comparison runs over several; give them as --ipc 1,5,10")
-    seeds, agreement = tuple(range(seed, seed + count)), values["agreement"]
-    return row_sweep(arguments.recipe, overrides, rows, ipcs, seeds, pool_images or None, agreement=agreement)
+    seeds = tuple(range(seed, seed + count))
+    return row_sweep(arguments.recipe, overrides, rows, ipcs, seeds, pool_images or None)
 
 
 def _read_ipcs(text: str) -> tuple[int, ...]:

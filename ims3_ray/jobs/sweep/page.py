@@ -214,5 +214,7 @@ def _coverage(rows: RowsDocument, numbers: Summaries) -> dict[str, Values]:
     coverage: dict[str, Values] = {}
     for row in rows["rows"]:
         keys = [(row["name"], rows["pool_images"], f"{POOL}decile_{tenth}") for tenth in range(1, 11)]
-        coverage[row["name"]] = {"deciles": [numbers[key].mean for key in keys]} if row["pool"] else {}
+        coverage[row["name"]] = (
+            {"deciles": [numbers[key].mean for key in keys]} if numbers.get(keys[0]) else {}
+        )
     return coverage | (rows["yardsticks"] or {})

@@ -10,6 +10,7 @@ from ims3_ray.errors import InputError
 from ims3_ray.evaluation.protocols import NO_PROTOCOL, validation_name
 from ims3_ray.runs.mlflow_tracker import flatten
 from ims3_ray.runs.tags import OBJECTIVE, OBJECTIVES, SPACE
+from ims3_ray.stages.evaluate.teacher import is_soft
 from ims3_ray.storage.artifacts import fingerprint
 
 from .rows import Rows
@@ -144,7 +145,6 @@ class RowSweep(Sweep):
 
     rows: Rows
     pool_images: int | None = None  # candidates per class whose coverage is measured; None: not measured
-    agreement: bool = False  # whether a classifier of all real images judges those candidates' labels
 
     last_shared: ClassVar[str] = "export"
     _option: ClassVar[str] = "--rows"
@@ -152,7 +152,7 @@ class RowSweep(Sweep):
     @property
     def key(self) -> str:
         rows = [[row.name, dict(row.overrides), row.real, row.packing] for row in self.rows.rows]
-        choices = [self.rows.baseline, rows, self.pool_images, self.agreement]
+        choices = [self.rows.baseline, rows, self.pool_images]
         return fingerprint([self.base.identity(), self.space.describe(), choices])
 
     @property
@@ -195,15 +195,16 @@ def row_sweep(
     ipcs: tuple[int, ...],
     seeds: tuple[int, ...],
     pool_images: int | None = None,
-    *,
-    agreement: bool = False,
 ) -> RowSweep:
     """The comparison of `rows` at every IPC with every generator seed. Raises InputError like `Rows`."""
     if "packing.factor" in overrides:
         raise InputError("packing.factor: rows set it; give it in a file of rows, as rows/packed.yaml does")
     domains = {"ipc": Choice(ipcs), "row": Choice(tuple(rows.generated)), "seed": Choice(seeds)}
-    options = {"pool_images": pool_images, "agreement": agreement}
-    return RowSweep(recipe=recipe, overrides=overrides, space=Space(domains), rows=rows, **options)
+    options = {"rows": rows, "pool_images": pool_images}
+    sweep = RowSweep(recipe=recipe, overrides=overrides, space=Space(domains), **options)
+    if is_soft(sweep.base.evaluate):
+        raise InputError("evaluate.protocol: rows are not compared by soft labels; use another protocol")
+    return sweep
 
 
 def as_words(values: Mapping[str, Value]) -> str:

@@ -3,14 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from ims3_ray.evaluation.protocols import get_protocols
 from ims3_ray.evaluation.results import Evaluation
-from ims3_ray.evaluation.teacher import teacher_protocol
 from ims3_ray.method.coverage import Values
 from ims3_ray.pipeline.steps import Step, plan
 from ims3_ray.stages.context import Context
 from ims3_ray.stages.evaluate.baselines import measure_coverage
-from ims3_ray.stages.evaluate.classifiers import classifier_seeds, label_agreement
+from ims3_ray.stages.evaluate.classifiers import classifier_seeds
 from ims3_ray.stages.evaluate.compare import Real, choose_baselines, real_features
 from ims3_ray.stages.evaluate.stage import first_of_pool
 from ims3_ray.stages.selected import KEYS, selected_rows
@@ -90,7 +88,7 @@ class Runs:
             train, neighbours = context.images["train"], context.config.evaluate.neighbours
             features = self._steps(host, max(self._sweep.ipcs), seed)["features"].directory
             index = read_index(features, FEATURES, ["image_id", "label"])
-            real = Real(train, train.ids, index.keys["image_id"].tolist(), index)
+            real = Real.by_id(train, index)
             candidates: dict[str, Index] = {}
             for name in rows.generated:
                 candidates |= self._candidates(name, count, seed)
@@ -101,9 +99,6 @@ class Runs:
             sets: dict[str, Index] = {**candidates, **{name: by_name[name] for name in YARDSTICKS}}
             sets |= {row.name: by_name[row.real] for row in rows.rows if row.real}
             coverage = measure_coverage(real.features, sets, neighbours, train.classes)
-            if self._sweep.agreement:
-                for name, share in _agreement(context, candidates).items():
-                    coverage[name]["agreement"] = share
             for name, values in coverage.items():
                 records.setdefault(name, []).append(values)
         return {name: _columns(by_seed) for name, by_seed in records.items()}
@@ -152,16 +147,3 @@ def _accuracies(scored: str, documents: Mapping[str, Sequence[Evaluation]]) -> d
 def _columns(records: Sequence[Mapping[str, Value]]) -> dict[str, Sequence[Value]]:
     """A mapping per generator seed as a list over the seeds per name."""
     return {name: [record[name] for record in records] for name in (records[0] if records else ())}
-
-
-def _agreement(context: Context, candidates: Mapping[str, Index]) -> dict[str, float]:
-    """By row, the share of labels that a classifier of all real training images gives.
-
-    It is of the protocol's first network; of soft protocols, it is trained as their teacher.
-    """
-    settings = context.config.evaluate
-    rules, train = get_protocols(settings.protocol, settings.networks)[0], context.images["train"]
-    if rules.is_soft:
-        rules = teacher_protocol(settings.protocol)
-    seed = classifier_seeds(context.config.seed, 1)[0]
-    return label_agreement(candidates, train, rules, seed, context.machine)

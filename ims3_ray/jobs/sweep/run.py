@@ -8,6 +8,7 @@ from dataclasses import replace
 import yaml
 
 from ims3_ray.config.settings import WEIGHTS
+from ims3_ray.errors import InputError
 from ims3_ray.pipeline.prepare import pinned, prepare_runs
 from ims3_ray.pipeline.steps import plan, run_step
 from ims3_ray.progress import print_line as print_to_terminal
@@ -42,6 +43,9 @@ def run(sweep: Sweep, print_line: Callable[[str], None] = print_to_terminal) -> 
     runs = [*(points or [sweep.space.first()]), *sweep.selection_points()]
     with spinner("start"):
         contexts = prepare_runs([sweep.config(values) for values in runs], print_line)
+    fewest = int(contexts[0].images["train"].counts().min())
+    if isinstance(sweep, RowSweep) and (sweep.pool_images or 0) > fewest:
+        raise InputError(f"--pool-images: {sweep.pool_images}, but a class has {fewest} images; lower it")
     by_key = dict(zip(map(trial_key, runs), contexts, strict=True))
     folder = contexts[0].storage / "sweeps" / f"{contexts[0].config.recipe}-{sweep.key}"
     with exclusive(folder):

@@ -18,7 +18,6 @@ POOL_HEADS = {
     "coverage": "coverage",
     "low_density_coverage": "low-density",
     "copy_rate": "copy rate",
-    "agreement": "agreement",
 }
 
 

@@ -68,7 +68,7 @@ class Shards(Protocol):
         ...
 
     def series_bounds(self, choice: Choice, chosen: Float32[np.ndarray, "C D"]) -> Float64[np.ndarray, "C O"]:
-        """Return each class's part of the series bound at `choice`, per order: see `proof.bound`."""
+        """Return each class's part of the series bound at `choice`, per order: see `bound`."""
         ...
 
 
@@ -123,7 +123,7 @@ def solve(shards: Shards, objective: Objective, *, restarts: int = 0, seed: int 
         terms, coincident = terms_of(choice, centroids)
         if best is None or terms.total < best.objective:
             solver, best_coincident = "rounds" if pools is None else "walk", coincident
-            best = Selection(choice, terms, start_total, solver, rounds, start)
+            best = Selection(choice, terms, start_total, solver, rounds)
     assert best is not None, restarts
     check_coincident(best_coincident)
     return best

@@ -10,7 +10,7 @@
 
     L(g) = α Σ_i log(d(c_{i,g_i}, r_i) + ε) - w Σ_{i<j} log(d(c_{i,g_i}, c_{j,g_j}) + ε)          (Eq. 8–11)
 
-`shard` scores candidates, `descent` and `distributed_descent` minimise L, `proof` bounds L from below.
+`shard` scores candidates, `descent` and `distributed_descent` minimise L, `bound` bounds L from below.
 """
 
 import math
@@ -73,7 +73,6 @@ class Selection:
     start: float  # objective of the closest-to-real choice
     solver: str
     rounds: int  # of the best start
-    best_start: int = 0  # 0: closest to real; r: the r-th restart
     lower_bound: float | None = None  # no choice has a smaller objective; None if not computed
     certificate: str = "none"  # method of the bound
 

@@ -11,16 +11,14 @@ import numpy as np
 import ray
 import torch
 
-from ims3_ray.cluster.resources import DEFAULT_PLACEMENT, Machine, run_on_every_node
+from ims3_ray.cluster.resources import Machine, run_on_every_node
 from ims3_ray.cluster.tasks import stream_jobs
 from ims3_ray.config.evaluation import SEEDS_PER_RUN
 from ims3_ray.data.images import ImageSet
-from ims3_ray.data.loader import READ_ROWS, CachedPixels
-from ims3_ray.data.transforms import decode, resize_and_crop
+from ims3_ray.data.loader import CachedPixels
+from ims3_ray.data.transforms import resize_and_crop
 from ims3_ray.display import first_few
 from ims3_ray.errors import InputError
-from ims3_ray.evaluation.inference import accuracy
-from ims3_ray.evaluation.probes import load_probe, train_network
 from ims3_ray.evaluation.protocols import Protocol
 from ims3_ray.evaluation.results import Accuracies, SetMetrics
 from ims3_ray.evaluation.statistics import label_robust_score, summary
@@ -29,7 +27,6 @@ from ims3_ray.evaluation.train import Labelled, Score, budget_for, plan, train_w
 from ims3_ray.models.device import prepare_device
 from ims3_ray.progress import bar
 from ims3_ray.storage.disk_cache import remove_unused
-from ims3_ray.storage.rows import Index
 
 Sets = Mapping[tuple[str, int], ImageSet]  # {(name of a set, classifier seed): training images}
 Training = tuple[str, str, int]  # protocol's label, name of a set, classifier seed
@@ -144,38 +141,6 @@ def _accuracies(values: list[float]) -> Accuracies:
     return Accuracies(
         mean=of.mean, deviation=of.deviation, interval=of.interval, count=of.count, values=values
     )
-
-
-def label_agreement(
-    sets: Mapping[str, Index], train: ImageSet, protocol: Protocol, seed: int, machine: Machine
-) -> dict[str, float]:
-    """{set: share of its images that a classifier trained on `train` gives their own label}.
-
-    The sets are rows of candidates; a task reads their encoded images, READ_ROWS at a time.
-    """
-    task = ray.remote(**machine.classifier_resources(1), **DEFAULT_PLACEMENT)(_label_agreement)
-    shares = ray.get(task.remote(dict(sets), train, protocol, seed, machine.device))
-    remove_local_pixels([train], {protocol.image_size}, machine)
-    return shares
-
-
-def _label_agreement(
-    sets: dict[str, Index], images: ImageSet, protocol: Protocol, seed: int, kind: str
-) -> dict[str, float]:
-    device, num_classes = prepare_device(kind), len(images.classes)
-    with open_pixels(images, protocol.image_size) as train:
-        state = train_network(train, protocol, num_classes, seed, device)
-    network = load_probe(protocol, num_classes, state, device)
-    shares: dict[str, float] = {}
-    for name, index in sets.items():
-        correct = 0.0
-        for indices in np.split(np.arange(len(index)), range(READ_ROWS, len(index), READ_ROWS)):
-            rows = index.take(indices)
-            x = np.stack([resize_and_crop(decode(png), protocol.image_size) for png in rows.read("image")])
-            pixels, labels = (torch.from_numpy(values).to(device) for values in (x, rows.keys["label"]))
-            correct += len(indices) * accuracy(network, pixels, labels, protocol)
-        shares[name] = correct / len(index)
-    return shares
 
 
 def check_networks(protocols: Sequence[Protocol], num_classes: int) -> None:

@@ -28,9 +28,17 @@ class Real:
     """The N training images, and the features of the M readable ones."""
 
     images: ImageSet
-    keys: Sequence[str]  # (N,) ids or paths
-    embedded: Sequence[str]  # (M,) the keys of the features
+    keys: Sequence[object]  # (N,) paths, or pairs of label and id: classes may share an image
+    embedded: Sequence[object]  # (M,) the keys of the features
     features: Index  # of M images
+
+    @classmethod
+    def by_id(cls, images: ImageSet, features: Index) -> "Real":
+        """Match images and features, with the key "image_id", by label and id."""
+        ids = [images.ids, features.keys["image_id"].tolist()]
+        labels = [images.labels.tolist(), features.labels.tolist()]
+        keys, embedded = ([*zip(*pair, strict=True)] for pair in zip(labels, ids, strict=True))
+        return cls(images, keys, embedded, features)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def run(context: Context, out: Directory, **inputs: Directory) -> dict[str, Any]
     settings, protocols = config.evaluate, _protocols(config)
     seeds = classifier_seeds(config.seed, settings.seeds)
     index = read_index(inputs["features"], schemas.FEATURES, ["image_id", "label"])
-    real = Real(train, train.ids, index.keys["image_id"].tolist(), index)
+    real = Real.by_id(train, index)
     ipc, tiles = config.unpacked_ipc, context.tiles
     sizes = [[ipc] * len(train.classes)]
     names = dict.fromkeys(("random", *settings.baselines))

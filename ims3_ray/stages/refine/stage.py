@@ -113,12 +113,13 @@ def _medoids(context: Context, features: Directory) -> list[SelectedCandidate]:
     real, train = read_index(features, schemas.FEATURES, ["image_id", "label"]), context.images["train"]
     seed, ipc = context.config.seed, context.config.unpacked_ipc
     places = choose_coresets(real, ["medoids"], ipc, [seed], context.classes)["medoids", seed]
-    row_of = {image_id: row for row, image_id in enumerate(train.ids)}
+    row_of = {key: row for row, key in enumerate(zip(train.labels.tolist(), train.ids, strict=True))}
     first = np.searchsorted(train.labels, np.arange(len(context.classes)))
     medoids = []
-    for place, image_id in enumerate(real.keys["image_id"][places]):
-        row = row_of[image_id]
-        label = int(train.labels[row])
+    ids = real.keys["image_id"].tolist()
+    for place, of_features in enumerate(places.tolist()):
+        label = int(real.labels[of_features])
+        row = row_of[label, ids[of_features]]  # another class may have the same image
         index = row - int(first[label])
         medoids.append(SelectedCandidate(label, place % ipc, REAL, index, REAL, train.paths[row], index))
     return medoids
@@ -178,7 +179,7 @@ def _use(context: Context) -> GpuUsage:
 STAGE = Stage(
     name="refine",
     output="refined",
-    version=3,
+    version=4,
     inputs=("features", "probes", "selection", "candidates"),
     needs_input=lambda context, noun: (
         noun == "features"

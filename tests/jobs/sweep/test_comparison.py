@@ -76,16 +76,6 @@ def test_the_page_has_the_same_bytes_every_time_and_shows_names_and_notes_withou
     assert HOSTILE.encode() not in page
 
 
-def test_a_metric_of_some_rows_is_a_column_with_dashes():
-    plain = row("DiT")
-    judged = row("IM", pool=plain["pool"] | {"agreement": [0.985] * SEEDS})
-    lines = "\n".join(comparison_lines(document(plain, judged)))
-    assert re.search(r"^IM .* 0\.985 ", lines, re.MULTILINE)
-    assert re.search(r"^DiT .* – ", lines, re.MULTILINE)
-    pages = [render_sweep(document(*rows)) for rows in ((plain, judged), (plain,))]
-    assert [b"Label agreement" in page for page in pages] == [True, False]
-
-
 def test_the_printed_tables_fit_a_terminal_and_have_every_accuracy_and_clear_difference():
     ipcs = (1, 5, 10, 50)
     scores = row("")["accuracy"]["1"]

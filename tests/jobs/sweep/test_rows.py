@@ -46,7 +46,7 @@ def ran(ray_cluster, tiny_model, tiny_images, tmp_path_factory):
     folder = tmp_path_factory.mktemp("comparison")
     overrides = parse_overrides(words_of(tiny_model, tiny_images, folder / "runs"))
     overrides["evaluate.networks"] = ["convnet3", "mlp"]
-    sweep = row_sweep("digits", overrides, read_rows(rows_file(folder)), (2, 3), (0, 1), 6, agreement=True)
+    sweep = row_sweep("digits", overrides, read_rows(rows_file(folder)), (2, 3), (0, 1), 6)
     lines = []
     return sweep, folder / "runs", lines, *run(sweep, lines.append)
 
@@ -82,7 +82,6 @@ def test_every_row_is_compared_with_the_baseline_over_the_seeds(ran):
             for accuracy in (row["accuracy"], by_mlp):
                 assert [len(by_seed) for by_seed in accuracy[ipc]["last"]] == [2, 2]
         assert len(row["pool"]["coverage"]) == 2
-        assert ("agreement" in row["pool"]) == (not row["is_real"])
     assert json.loads(json.dumps(document)) == document
     assert compare(document["comparison"]).baseline == "DiT"
     assert (document["best"], document["split"], len(document["trials"])) == ({}, "test", 8)
@@ -93,7 +92,7 @@ def test_the_command_finds_it_and_ends_with_a_command_to_run_next(ran, tmp_path,
     sweep, *_, out = ran
     words = [f"{name}={json.dumps(value)}" for name, value in sweep.overrides.items()]
     words += ["--recipe", "digits", "--rows", rows_file(tmp_path), "--ipc", "2,3", "--seeds", "2"]
-    assert run_command("sweep", [*words, "--pool-images", "6", "--agreement"]) == 0
+    assert run_command("sweep", [*words, "--pool-images", "6"]) == 0
     printed = capsys.readouterr().out
     assert (out / "index.html").uri in printed
     assert run_command(*job(next_commands(printed)["query"])) == 0

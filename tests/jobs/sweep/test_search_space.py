@@ -79,6 +79,7 @@ def test_an_invalid_search_is_refused_with_its_option(options, option):
         (["select.alpha=0.1:0.9"], {}, "select.alpha: 0.1:0.9 is a range"),
         (["select.unit=subgroup,image", "select.coverage=5,0"], {}, "select.unit=subgroup select.coverage=5"),
         (["ipc=1,2"], {"evaluate.protocol": "none"}, "evaluate.protocol"),
+        (["ipc=1,x"], {}, "ipc=x: "),
     ],
 )
 def test_a_grid_with_an_invalid_combination_is_refused_with_its_values(words, overrides, values):

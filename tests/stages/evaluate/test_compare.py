@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
-from flat import opened
-from stored import features_of
+from flat import opened, png
+from stored import artefact_of, features_of
 from tiny import write_images
 
 from ims3_ray.stages.evaluate.compare import FULL_SEEDS, Baseline, Real, choose_baselines, training_sets
+from ims3_ray.storage.rows import read_index
+from ims3_ray.storage.schemas import FEATURES
 
 
 def test_every_seed_trains_on_the_sets_and_baselines_and_the_first_on_all_images(tmp_path):
@@ -25,6 +27,20 @@ def test_every_seed_trains_on_the_sets_and_baselines_and_the_first_on_all_images
     assert [seed for name, seed in sets if name == "full"] == seeds[:FULL_SEEDS]
     assert sets["full", 7] is images
     assert not any(name == "full" for name, _ in training_sets(own, choices, images, seeds, full=False))
+
+
+def test_features_of_an_image_of_two_classes_are_found_by_its_class(tmp_path):
+    root = tmp_path / "set"
+    for name in ("a", "b"):
+        (root / name).mkdir(parents=True)
+        for value in (0, 10 if name == "a" else 200):  # the first image is the same
+            (root / name / f"{value}.png").write_bytes(png(value))
+    images = opened(root, tmp_path)
+    columns = {"label": images.labels, "image_id": np.array(images.ids, object)}
+    columns["feature"] = np.eye(4, dtype=np.float32)
+    index = read_index(artefact_of(tmp_path / "f", FEATURES, columns), FEATURES, ["image_id", "label"])
+    for one in choose_baselines(Real.by_id(images, index), ["random"], [[1, 1]], range(4)).values():
+        assert one.image_rows.tolist() == one.feature_rows.tolist()
 
 
 @pytest.mark.parametrize(("draws", "expected"), [(None, {4, 5}), (1, {4, 5}), (4, {4, 5, 6, 7})])
