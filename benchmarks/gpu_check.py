@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -118,10 +119,11 @@ def classifier(kind: str, _out: Path) -> Result:
 def decoding(kind: str, out: Path) -> Result:
     """Memory and images per second of decoding in parts of 32, 64 and 256."""
     place, size, found = prepare_device(kind), size_named("XL/2" if kind == "cuda" else "tiny"), {}
-    if not (out / "decoder").exists():
-        write_pipeline(size, out / "decoder")
+    folder = out / f"decoder-{kind}"
+    if not folder.exists():
+        write_pipeline(size, folder)
     dtype = torch.bfloat16 if kind == "cuda" else torch.float32
-    vae = load_vae(str(out / "decoder"), device=place, dtype=dtype)
+    vae = load_vae(str(folder), device=place, dtype=dtype)
     for rows in (32, 64, 256) if kind == "cuda" else (2, 4):
         z = torch.randn(rows, 4, size.image_size // 8, size.image_size // 8, generator=generator("z")).to(
             place
@@ -163,6 +165,7 @@ def distil(kind: str, out: Path) -> Result:
             "digits-paper",
             f"storage={storage}",
         ]
+        shutil.rmtree(storage, ignore_errors=True)
         started = time.perf_counter()
         subprocess.run([*words, *(tiny if kind == "cpu" else ()), f"workers.device={kind}"], check=True)
         seconds.append(time.perf_counter() - started)

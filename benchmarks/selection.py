@@ -80,7 +80,9 @@ def run(arguments: argparse.Namespace, work: Path) -> list[Results]:
             Problem(*size, 0.0, "structureless", name) for size, name in itertools.product(sizes, settings)
         ]
     connect()
-    if arguments.optimum:
+    if arguments.optimum is not None:
+        if arguments.optimum < 1 or arguments.overrides:
+            raise InputError("--optimum: takes a positive number, and no fields")
         print_head(OPTIMUM)
         return [
             _optimality(problem, arguments.optimum, restarts) for problem in problems for restarts in (0, 8)

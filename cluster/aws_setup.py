@@ -106,6 +106,8 @@ def main(words: list[str] | None = None) -> int:
     try:
         if out.exists():
             raise SetupError(f"--out: {out} exists; name another file, or remove it")
+        if not out.absolute().parent.is_dir():
+            raise SetupError(f"--out: {out.parent} is no folder; make it, or name another")
         check_quotas(client("service-quotas"), region)
         ami = client("ssm").get_parameter(Name=IMAGE)["Parameter"]["Value"]
         outputs = deploy(client("cloudformation"), arguments.ssh_from)

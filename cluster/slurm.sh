@@ -23,6 +23,7 @@ if [ "$SLURM_JOB_NUM_NODES" -eq 1 ]; then
     driver() { echo "$job"; }
 else
     # Ray's own way to run under Slurm: a node each, the command on the first, all stopped at its end.
+    trap 'timeout 30 srun rm -rf "$scratch"' EXIT  # on every node
     head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
     address=$head:$((20000 + SLURM_JOB_ID % 10000))  # apart from other jobs' and from Ray's worker ports
     export RAY_AUTH_MODE=token RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300

@@ -50,7 +50,7 @@ def train(memory, classes):
 random.seed(0)
 labels = range(len(test.classes))
 chosen = [i for label in labels for i in random.sample(of(real, [label]), len(of(distilled, [label])))]
-for seen in range(NEW, len(labels) + 1, NEW):
+for seen in [*range(NEW, len(labels), NEW), len(labels)]:
     scored, memory = (Subset(images, of(images, labels[:seen])) for images in (test, distilled))
     drawn = Subset(real, [i for i in chosen if real.targets[i] < seen])
     for name, images in {"distilled": memory, "random real": drawn}.items():

@@ -34,6 +34,8 @@ DESCRIBES = {
     ("model", "licence"): ("path", "vae"),
     ("model", "frequency_shift"): ("path",),
     ("data", "licence"): ("train", "class_map"),
+    ("data", "validation"): ("train",),
+    ("data", "test"): ("train",),
 }
 RENAMED = {
     "evaluate.draws": "evaluate.random_subsets",

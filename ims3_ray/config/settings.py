@@ -164,7 +164,7 @@ class Config(Settings):
     @property
     def kind_of_images(self) -> str:
         """The kind of images in the set, for its card."""
-        if self.source == "generator":
+        if self.source == "generator" and not (self.refine.steps and self.refine.start == "medoids"):
             return "synthetic"
         return "refined real" if self.refine.steps else "real"
 

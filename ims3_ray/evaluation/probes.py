@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from ims3_ray.config.evaluation import Probe
+from ims3_ray.errors import InputError
 from ims3_ray.models.classifiers import Classifier
 
 from .inference import Device, forward_fn, numerics_for
-from .protocols import VALIDATION, Protocol, get_protocols
+from .protocols import NO_PROTOCOL, VALIDATION, Protocol, get_protocol, get_protocols
 from .train import Labelled, budget_for, generator_for, plan, resident, training_steps
 
 State = dict[str, Tensor]
@@ -23,6 +24,15 @@ def probe_protocols(settings: Probe, evaluated: str) -> list[Protocol]:
     name = (settings.protocol or evaluated).removesuffix(VALIDATION)
     width = {"width": settings.width} if settings.width else {}
     return [protocol.model_copy(update=width) for protocol in get_protocols(name, settings.networks)]
+
+
+def check_probe_protocol(settings: Probe, evaluated: str) -> None:
+    """Raise InputError if the probes' protocol has no hard labels."""
+    name = settings.protocol or evaluated
+    if name == NO_PROTOCOL or get_protocol(name).is_soft:
+        raise InputError(
+            f"probe.protocol: {name} has no hard labels, probes need them; set one, such as quick"
+        )
 
 
 def train_checkpoints(

@@ -12,9 +12,9 @@ from ims3_ray.display import redact
 SCRIPTS = {"select": "select_subgroups"}  # scripts that are not named after their command
 
 
-def result_lines(results: Mapping[str, str], commands: Mapping[str, str]) -> list[str]:
+def result_lines(results: Mapping[str, str], commands: Mapping[str, str] | None = None) -> list[str]:
     """A line per result and per command: its name, then the place or the command."""
-    return [f"{name:<14} {redact(text)}" for name, text in {**results, **commands}.items()]
+    return [f"{name:<14} {redact(text)}" for name, text in {**results, **(commands or {})}.items()]
 
 
 def shell_command(job: str, *words: str) -> str:
@@ -34,10 +34,3 @@ def installed_program(name: str) -> str:
     if not path.exists() or (found and os.path.samefile(found, path) and Path(found).parent == path.parent):
         return name
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def json_view(document: str) -> dict[str, str]:
-    """A command that prints a JSON document with indentation; {} for a document in a bucket."""
-    if "://" in document:
-        return {}
-    return {"look": shlex.join([installed_program("python"), "-m", "json.tool", document])}

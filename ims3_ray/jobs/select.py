@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ims3_ray.config.load import load_settings, parse_overrides
 from ims3_ray.config.settings import Selecting
 from ims3_ray.errors import InputError
-from ims3_ray.jobs.next_steps import json_view, result_lines
+from ims3_ray.jobs.next_steps import result_lines
 from ims3_ray.progress import spinner
 from ims3_ray.storage.directory import check_writable, open_directory
 
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
     out.write_json(name, outcome.document)
     print("\n".join(table(outcome.document)))
     print(f"\n{outcome.subgroups} subgroups on {outcome.shards} actors in {seconds:.1f} s, reading included")
-    print(*result_lines({"selection": arguments.out}, json_view(arguments.out)), sep="\n")
+    print(*result_lines({"selection": arguments.out}), sep="\n")
 
 
 def table(document: "SelectionFile") -> list[str]:

@@ -124,18 +124,17 @@ class BasicBlock(nn.Module):
         pool = nn.AvgPool2d(stride) if average_pooling and stride > 1 else nn.Identity()
         self.conv1 = nn.Conv2d(channels_in, channels, kernel_size=3, stride=strided, padding=1, bias=False)
         self.norm1 = _norm(channels)
-        self.relu1, self.pool = nn.ReLU(), pool
+        self.relu, self.pool = nn.ReLU(), pool
         self.conv2 = nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False)
         self.norm2 = _norm(channels)
-        self.relu2 = nn.ReLU()
         self.shortcut = nn.Identity()
         if stride > 1 or channels_in != channels:
             projection = nn.Conv2d(channels_in, channels, kernel_size=1, stride=strided, bias=False)
             self.shortcut = nn.Sequential(projection, pool, _norm(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.pool(self.relu1(self.norm1(self.conv1(x))))
-        return self.relu2(self.norm2(self.conv2(y)) + self.shortcut(x))
+        y = self.pool(self.relu(self.norm1(self.conv1(x))))
+        return self.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
 
 
 class ResNet(Classifier):

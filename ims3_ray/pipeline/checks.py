@@ -7,7 +7,7 @@ from typing import cast
 from ims3_ray.cluster.environment import environment_name, machine_environment
 from ims3_ray.cluster.resources import Machine, run_on_every_node
 from ims3_ray.errors import InputError
-from ims3_ray.evaluation.probes import num_training_steps, probe_protocols
+from ims3_ray.evaluation.probes import check_probe_protocol, num_training_steps, probe_protocols
 from ims3_ray.evaluation.protocols import NO_PROTOCOL, get_protocols
 from ims3_ray.stages.base import Stage
 from ims3_ray.stages.context import Context
@@ -78,17 +78,12 @@ def _check_refinement(context: Context) -> None:
     config, settings, probe = context.config, context.config.refine, context.config.probe
     if not settings.steps:
         return
-    if NO_PROTOCOL in (probe.protocol, probe.protocol or config.evaluate.protocol):
-        raise InputError("probe.protocol: probes need a training protocol; set one, such as quick")
+    check_probe_protocol(probe, config.evaluate.protocol)
     try:
         probes = probe_protocols(probe, config.evaluate.protocol)
         check_networks(probes, len(context.classes))
     except InputError as error:
         raise InputError(f"probe.networks: {error}") from error
-    if probes[0].is_soft:
-        raise InputError(
-            f"probe.protocol: {probes[0].name} has soft labels, probes need hard ones; use another"
-        )
     counts = context.images["train"].counts()
     smallest = int(counts.argmin())
     for field, count in (("real_images", settings.real_images), ("real_batch", settings.real_batch)):

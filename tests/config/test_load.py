@@ -87,8 +87,8 @@ def test_a_recipe_replaces_fields_of_its_base(tmp_path):
     path.write_text("base: digits\ndata: {train: /mine}\nsample: {steps: 7}\n")
     config, base = load_config(str(path), {"ipc": 3}), load_config("digits")
     assert (config.recipe, config.ipc, config.sample.steps, config.data.train) == ("mine", 3, 7, "/mine")
-    assert (config.sample.subgroups, config.data.test) == (base.sample.subgroups, base.data.test)
-    assert (config.model.licence, config.data.licence) == (base.model.licence, None)  # of other images
+    assert (config.sample.subgroups, config.model.licence) == (base.sample.subgroups, base.model.licence)
+    assert (config.data.licence, config.data.validation, config.data.test) == (None,) * 3  # of other images
 
 
 @pytest.mark.parametrize(("text", "expected"), [("- 1", "mapping"), ("base: nowhere", "base: 'nowhere'")])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ims3_ray.jobs.next_steps import installed_program, json_view, result_lines, shell_command
+from ims3_ray.jobs.next_steps import installed_program, result_lines, shell_command
 
 
 @pytest.mark.parametrize("script", ["jobs/distill.py", "/code/jobs/sweep.py"])
@@ -33,6 +33,5 @@ def test_a_program_is_named_as_a_shell_finds_it(tmp_path, monkeypatch):
 
 
 def test_an_ending_has_a_line_each_without_secrets():
-    lines = result_lines({"evaluation": "s3://key:secret@bucket/e.json"}, json_view("s3://bucket/e.json"))
+    lines = result_lines({"evaluation": "s3://key:secret@bucket/e.json"})
     assert lines == ["evaluation     s3://***@bucket/e.json"]
-    assert shlex.split(json_view("my e.json")["look"])[1:] == ["-m", "json.tool", "my e.json"]

@@ -12,6 +12,7 @@ from benchmarks.__main__ import parser_of
 from ims3_ray.cli import COMMANDS
 from ims3_ray.config import load, settings
 from ims3_ray.config.pretrain import Pretrain
+from ims3_ray.evaluation.probes import check_probe_protocol
 from ims3_ray.jobs.evaluate.command import parse_sets
 from ims3_ray.jobs.runs.command import read_mode
 from ims3_ray.jobs.runs.filters import read_condition
@@ -62,7 +63,9 @@ def parsed(name: str, words: list[str]) -> argparse.Namespace:
 
 def resolve_recipe(arguments: argparse.Namespace, overrides: dict) -> str:
     recipe = "digits" if arguments.recipe.endswith(".yaml") else arguments.recipe  # a file is the reader's
-    load.load_config(recipe, overrides)
+    config = load.load_config(recipe, overrides)
+    if config.refine.steps:
+        check_probe_protocol(config.probe, config.evaluate.protocol)
     return recipe
 
 

@@ -19,7 +19,7 @@ from ims3_ray.config.load import load_settings, parse_overrides
 from ims3_ray.config.settings import Evaluating
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.results import evaluation_lines, score_lines
-from ims3_ray.jobs.next_steps import json_view, result_lines
+from ims3_ray.jobs.next_steps import result_lines
 from ims3_ray.pipeline.inputs import check_inputs
 from ims3_ray.progress import spinner
 from ims3_ray.storage.directory import check_writable, open_directory
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
     warnings = [f"warning: {line}" for line in document["audit"]["warnings"]]
     print("", *evaluation_lines(document), *score_lines(document), "", sep="\n")
     print(*warnings or ["audit          no shared, doubly labelled or swapped images"], sep="\n")
-    print("", *result_lines({"evaluation": arguments.out}, json_view(arguments.out)), sep="\n")
+    print("", *result_lines({"evaluation": arguments.out}), sep="\n")
 
 
 def parse_sets(words: list[str]) -> dict[str, str]:

@@ -12,6 +12,7 @@ size.
 """
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,13 +81,21 @@ def run(arguments: argparse.Namespace) -> None:
         print("{0.headline}. {0.detail}".format(quality.claim()))
         if quality.problem:
             raise InputError(f"{quality.problem}; the model and quality.html are in {out}")
-    scoring = f"data.test={data.test}" if data.test else "evaluate.protocol=none"
-    fields = {"model.path": out, "embed.extractor": out, "data.train": data.train, "storage": config.storage}
-    fields |= {"data.root": data.root} if data.root else {}
-    fields |= {"data.classes": f"[{','.join(data.classes)}]"} if data.classes else {}
-    distill = shell_command("distill", *(f"{field}={value}" for field, value in fields.items()), scoring)
+    distill = shell_command("distill", *(f"{field}={value}" for field, value in _fields(config, out).items()))
     places = {"model": str(out)} | ({"quality": f"{out}/quality.html"} if quality else {})
     print("", *result_lines(places, {"distil": distill}), sep="\n")
+
+
+def _fields(config: Pretrain, out: Path) -> Mapping[str, object]:
+    """Return the fields of a run with the models on their images."""
+    data, fields = config.data, {"model.path": out, "embed.extractor": out, "storage": config.storage}
+    classes = data.classes and f"[{','.join(data.classes)}]"
+    named = {"train": data.train, "root": data.root, "classes": classes, "test": data.test}
+    named |= {"validation_split": data.validation_split, "mirror": str(data.mirror).lower()}
+    fields |= {f"data.{name}": value for name, value in named.items() if value}
+    if not data.test:
+        fields["evaluate.protocol"] = "quick-val" if data.validation_split else "none"
+    return fields if data.test or data.validation_split else fields | {"probe.protocol": "quick"}
 
 
 def _plan(pretraining: "Pretraining") -> list[str]:

@@ -58,13 +58,14 @@ class Quality:
     """Share of samples to which the judge gives their class."""
     agreement_images: int
     chance: float
+    judged: str
+    """The real images of the figures: held-out or, without these, training images."""
     judge_accuracy: float
-    """On held-out images."""
     copy_rate: float
     """Share of samples as near to a training image, in φ's features, as one to another in a hundred."""
     held_out_copy_rate: float
     psnr: float
-    """Of the VAE's reconstructions of held-out images, in dB."""
+    """Of the VAE's reconstructions, in dB."""
 
     @property
     def problem(self) -> str | None:
@@ -95,8 +96,8 @@ class Quality:
         wanted = self.problem or "; ".join(text for text, holds in changes.items() if holds)
         numbers = (
             f"A second classifier is right on {self.agreement:.1%} of {self.agreement_images:,} samples, on "
-            f"{self.judge_accuracy:.1%} of held-out images; chance is {self.chance:.1%}. "
-            f"{self.copy_rate:.1%} of the samples and {self.held_out_copy_rate:.1%} of held-out images are "
+            f"{self.judge_accuracy:.1%} of {self.judged}; chance is {self.chance:.1%}. "
+            f"{self.copy_rate:.1%} of the samples and {self.held_out_copy_rate:.1%} of {self.judged} are "
             f"as near to a training image as a copy. Reconstructions have {self.psnr:.1f} dB."
         )
         verdict = "Usable, with weaknesses" if wanted else "Good enough to distil"
@@ -154,6 +155,7 @@ def assess(
         agreement=float(agrees.mean()),
         agreement_images=len(agrees),
         chance=1 / len(names),
+        judged="held-out images" if held_out else "training images",
         judge_accuracy=float((unseen.predicted == unseen.label).mean()),
         copy_rate=float(copies.mean()),
         held_out_copy_rate=float(_nearest(real, unseen)[1].mean()) if held_out else COPY_PERCENTILE / 100,

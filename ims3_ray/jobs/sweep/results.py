@@ -32,7 +32,6 @@ class Pool(TypedDict):
     fingerprint: str
     seconds: float
     trials: int
-    images: int
 
 
 class Document(TypedDict):
@@ -91,7 +90,7 @@ def describe_sweep(
         "seconds": round(seconds, 3),
         "written": now(),
         "trials": [{"status": t.state} | {name: getattr(t, name) for name in FIELDS} for t in trials],
-        "pools": _pools(trials, context.num_candidates),
+        "pools": _pools(trials),
         "upstream_seconds": round(sum(distinct.values()), 3),
         "saved_seconds": round(separate - sum(distinct.values()), 3),
         "best": best,
@@ -148,14 +147,12 @@ def trials_csv(document: Document) -> bytes:
     return sink.getvalue().encode()
 
 
-def _pools(trials: Sequence[Trial], images: int) -> list[Pool]:
+def _pools(trials: Sequence[Trial]) -> list[Pool]:
     """The pools in order of first use."""
     pools: dict[str, Pool] = {}
     for trial in trials:
         if trial.pool:
             seconds = trial.upstream.get(f"candidates/{trial.pool}", 0.0)
-            pool = pools.setdefault(
-                trial.pool, Pool(fingerprint=trial.pool, seconds=seconds, trials=0, images=images)
-            )
+            pool = pools.setdefault(trial.pool, Pool(fingerprint=trial.pool, seconds=seconds, trials=0))
             pool["trials"] += 1
     return list(pools.values())

@@ -35,10 +35,9 @@ class Real:
     @classmethod
     def by_id(cls, images: ImageSet, features: Index) -> "Real":
         """Match images and features, with the key "image_id", by label and id."""
-        ids = [images.ids, features.keys["image_id"].tolist()]
-        labels = [images.labels.tolist(), features.labels.tolist()]
-        keys, embedded = ([*zip(*pair, strict=True)] for pair in zip(labels, ids, strict=True))
-        return cls(images, keys, embedded, features)
+        keys = zip(images.labels.tolist(), images.ids, strict=True)
+        embedded = zip(features.labels.tolist(), features.keys["image_id"].tolist(), strict=True)
+        return cls(images, list(keys), list(embedded), features)
 
 
 @dataclass(frozen=True)

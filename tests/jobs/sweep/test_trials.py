@@ -105,7 +105,7 @@ def document(records, **options):
     sweep = Sweep(recipe="digits", overrides={"ipc": 4}, space=space, **options)
     machine = SimpleNamespace(device="cpu", trials=2)
     config, root = sweep.config({"ipc": 2}), open_directory("/my runs")
-    context = SimpleNamespace(config=config, machine=machine, num_candidates=90, storage=root)
+    context = SimpleNamespace(config=config, machine=machine, storage=root)
     return describe_sweep(sweep, context, root / "sweeps" / "s", records, 12.0)
 
 
@@ -129,7 +129,7 @@ def test_the_best_of_each_ipc_is_the_earliest_of_the_highest():
 def test_shared_artefacts_are_counted_once():
     failed = Trial(2, {"ipc": 10}, FAILED, error="it broke")
     found = document([finished(0, 2, 0.5), finished(1, 4, 0.5), failed])
-    assert found["pools"] == [{"fingerprint": "p", "seconds": 20.0, "trials": 2, "images": 90}]
+    assert found["pools"] == [{"fingerprint": "p", "seconds": 20.0, "trials": 2}]
     assert (found["upstream_seconds"], found["saved_seconds"]) == (25.0, 25.0)
     lines = trials_csv(found).decode().splitlines()
     assert lines[0].startswith("trial,status,ipc,accuracy,coverage,")
