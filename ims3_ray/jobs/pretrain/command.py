@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _fields(config: Pretrain, out: Path) -> Mapping[str, object]:
-    """Return the fields of a run with the models on their images."""
+    """Return a run's fields for the models."""
     data, fields = config.data, {"model.path": out, "embed.extractor": out, "storage": config.storage}
     classes = data.classes and f"[{','.join(data.classes)}]"
     named = {"train": data.train, "root": data.root, "classes": classes, "test": data.test}

@@ -58,14 +58,18 @@ class Quality:
     """Share of samples to which the judge gives their class."""
     agreement_images: int
     chance: float
-    judged: str
-    """The real images of the figures: held-out or, without these, training images."""
+    held_out_images: int
     judge_accuracy: float
     copy_rate: float
     """Share of samples as near to a training image, in φ's features, as one to another in a hundred."""
     held_out_copy_rate: float
     psnr: float
     """Of the VAE's reconstructions, in dB."""
+
+    @property
+    def judged(self) -> str:
+        """The real images of the figures."""
+        return "held-out images" if self.held_out_images else "training images"
 
     @property
     def problem(self) -> str | None:
@@ -155,7 +159,7 @@ def assess(
         agreement=float(agrees.mean()),
         agreement_images=len(agrees),
         chance=1 / len(names),
-        judged="held-out images" if held_out else "training images",
+        held_out_images=len(held_out or ()),
         judge_accuracy=float((unseen.predicted == unseen.label).mean()),
         copy_rate=float(copies.mean()),
         held_out_copy_rate=float(_nearest(real, unseen)[1].mean()) if held_out else COPY_PERCENTILE / 100,
@@ -229,7 +233,7 @@ def _nearest(real: Seen, others: Seen) -> tuple[np.ndarray, np.ndarray]:
     nearest, copies = np.zeros(len(others.label), np.int64), np.zeros(len(others.label), bool)
     for label in np.unique(others.label):
         own, rows = real.rows(label), others.rows(label)
-        if len(own) < 2:  # of a rare class
+        if len(own) < 2:
             continue
         places, copies[rows] = find_copies(real.feature[own], others.feature[rows])
         nearest[rows] = own[places]

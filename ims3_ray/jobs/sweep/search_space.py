@@ -44,7 +44,7 @@ class Choice:
         return self.values[0]
 
     def largest(self) -> Value:
-        return max((v for v in self.values if isinstance(v, int)), default=None)  # recipes refuse others
+        return max((v for v in self.values if isinstance(v, int)), default=None)
 
     def describe(self) -> dict[str, Value]:
         return {"values": list(self.values)}
