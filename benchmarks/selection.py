@@ -79,10 +79,10 @@ def run(arguments: argparse.Namespace, work: Path) -> list[Results]:
         problems += [
             Problem(*size, 0.0, "structureless", name) for size, name in itertools.product(sizes, settings)
         ]
+    if arguments.optimum is not None and (arguments.optimum < 1 or arguments.overrides):
+        raise InputError("--optimum: takes a positive number, and no fields")
     connect()
-    if arguments.optimum is not None:
-        if arguments.optimum < 1 or arguments.overrides:
-            raise InputError("--optimum: takes a positive number, and no fields")
+    if arguments.optimum:
         print_head(OPTIMUM)
         return [
             _optimality(problem, arguments.optimum, restarts) for problem in problems for restarts in (0, 8)
