@@ -16,6 +16,7 @@ from flat import encoded, opened, png
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tiny import tree
 
 from ims3_ray import cli
 from ims3_ray.config.load import load_config, parse_overrides, recipe_text
@@ -124,14 +125,11 @@ def images(folder, files):
 
 @contextlib.contextmanager
 def unchanged(folder):
-    def tree():
-        return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-    before = tree()
+    before = tree(folder)
     try:
         yield
     finally:
-        assert tree() == before
+        assert tree(folder) == before
 
 
 def saved(columns):

@@ -15,7 +15,7 @@ import timm
 import torch
 import yaml
 from flat import opened, png
-from tiny import write_images
+from tiny import tree, write_images
 from tiny_generator import small_dit, small_vae
 
 import ims3_ray
@@ -65,10 +65,6 @@ def bomb(tmp_path):
     Bomb.ran.unlink()
     yield Bomb()
     assert not Bomb.ran.exists()
-
-
-def tree(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def labelled(location, tmp_path):

@@ -5,7 +5,7 @@ import re
 
 import pytest
 from flat import opened
-from tiny import write_images
+from tiny import tree, write_images
 
 from ims3_ray import cli
 from ims3_ray.data.classes import check_class_names, is_folder_name
@@ -33,11 +33,6 @@ UNSAFE = [
     *("a\u2028b", "a\u202eb", "\udcff", "con", "CON", "nul.txt", "LPT1", "com¹", "c:", "a.", "a ", "<b>"),
     *('a"b', "a|b", "a?", "x" * 256, "ö" * 128),
 ]
-
-
-def tree(folder):
-    """Returns {path: content} of everything below."""
-    return {p: p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
 
 
 def is_one_line(text):

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from flat import opened, png, run_splits, values
 from loopback_store import BUCKET
-from tiny import write_images
+from tiny import tree, write_images
 
 from ims3_ray.data import unpacking
 from ims3_ray.data.images import open_labelled
@@ -57,10 +57,6 @@ def with_splits(form, folder, **firsts):
         for shard in range(2):
             dataset(first).shard(2, shard).to_parquet(folder / f"{split}-{shard:05d}-of-00002.parquet")
     return folder
-
-
-def tree(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def written(path, images, labels, column="label", names=None):

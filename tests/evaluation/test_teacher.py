@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from tiny_generator import seeded
+from tiny_generator import seeded, striped
 from torch.nn import functional
 
 from ims3_ray.errors import InputError
@@ -77,23 +77,14 @@ def test_patches_change_places_by_columns_and_rows_and_nothing_is_lost(size):
     assert torch.equal(shuffled[:, 0], shuffled[:, 2])
 
 
-def _striped(per_class, seed):
-    """Class 0 has stripes across, class 1 stripes down, both under noise."""
-    labels = torch.arange(2).repeat(per_class)
-    across = (torch.arange(16) // 4 % 2 * 150).expand(3, 16, 16)
-    stripes = torch.stack((across.transpose(1, 2), across))[labels]
-    noise = torch.randint(0, 100, stripes.shape, generator=seeded(seed))
-    return (stripes + noise).to(torch.uint8), labels
-
-
 def test_a_student_learns_what_its_teacher_says_whatever_the_labels_are():
     def knows(x):
         return 50 * torch.stack([x.mean(dim=(1, side)).var(dim=1) for side in (3, 2)], dim=1)
 
     rules = SOFT.model_copy(update={"image_size": 16, "width": 8, "epochs": 40, "learning_rate": 0.02})
-    images, labels = _striped(10, 1)
+    images, labels = striped(10, 1, side=16)
     for given in (labels, 1 - labels):
-        sets = (images, given), _striped(20, 2)
+        sets = (images, given), striped(20, 2, side=16)
         assert final_score(train_with_evals(*sets, rules, 2, 0, teacher=knows)).last > 0.95
 
 

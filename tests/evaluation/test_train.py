@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from tiny_generator import seeded
+from tiny_generator import seeded, striped
 
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation import train
@@ -30,16 +30,8 @@ def _protocol(**changes):
     return get_protocol("quick").model_copy(update=tiny | changes)
 
 
-def _set(per_class, seed):
-    """Class 0 has stripes across, class 1 stripes down, both under noise."""
-    labels = torch.arange(2).repeat(per_class)
-    across = (torch.arange(8) // 2 % 2 * 150).expand(3, 8, 8)
-    stripes = torch.stack((across.transpose(1, 2), across))[labels]
-    return (stripes + torch.randint(0, 100, stripes.shape, generator=seeded(seed))).to(torch.uint8), labels
-
-
 def _score(train_set=None, test=None, *, seed=0, **changes):
-    sets = train_set or _set(10, 1), test or _set(20, 2)
+    sets = train_set or striped(10, 1), test or striped(20, 2)
     return final_score(train_with_evals(*sets, _protocol(**changes), 2, seed))
 
 
@@ -48,7 +40,7 @@ def _values(score):
 
 
 def test_it_learns_what_can_be_learnt_and_the_labels_it_was_given():
-    images, labels = _set(10, 1)
+    images, labels = striped(10, 1)
     assert _score((images, labels), steps=60).last > 0.95
     assert _score((images, 1 - labels), steps=60).last < 0.05
     assert _score((images, labels), steps=120, cutmix=1.0).last > 0.95
@@ -63,7 +55,7 @@ def test_mixing_changes_no_loss_of_a_model_that_is_blind():
         def forward(self, x):
             return self.logits.expand(len(x), 2)
 
-    images, labels = _set(3, 1)
+    images, labels = striped(3, 1)
     for cutmix in (0.0, 1.0):
         model = Blind()
         expected = torch.nn.functional.cross_entropy(model(images), labels)
@@ -122,7 +114,7 @@ def test_a_network_trains_in_training_mode_and_is_scored_in_evaluation_mode(monk
 
 
 def test_scored_images_do_not_touch_the_training():
-    assert _score(test=_set(20, 2)).train_loss == _score(test=_set(20, 3)).train_loss
+    assert _score(test=striped(20, 2)).train_loss == _score(test=striped(20, 3)).train_loss
 
 
 @pytest.mark.parametrize(("per_class", "epochs"), [(10, 2000), (11, 1500), (60, 1000)])
@@ -130,7 +122,7 @@ def test_a_set_trains_for_the_epochs_of_its_own_size(per_class, epochs, monkeypa
     planned = []
     monkeypatch.setattr(train, "plan", lambda *work: planned.append(plan(*work)) or (1, {1}))
     monkeypatch.setattr(train, "batch_rows", lambda *work: [torch.arange(2)])
-    _score(_set(per_class, 1), _set(2, 2), steps=None, schedule="steps", warmup=0.0)
+    _score(striped(per_class, 1), striped(2, 2), steps=None, schedule="steps", warmup=0.0)
     assert planned[0][0] == epochs * -(-2 * per_class // 8)
 
 
@@ -196,7 +188,7 @@ def test_cosine_rises_to_one_and_falls_to_nearly_nothing():
 
 
 def test_impossible_sets_are_refused():
-    images, labels = _set(4, 1)
+    images, labels = striped(4, 1)
     for told, options in (
         ("no training image for class 1", {"train_set": (images[labels == 0], labels[labels == 0])}),
         ("test_labels: .*0 to 2 .*0 to 1", {"test": (images, labels * 2)}),

@@ -8,25 +8,17 @@ import torch
 from diffusers import UNet2DModel
 from loopback_hub import Hub
 from safetensors.torch import load_file, save_file
-from tiny_generator import NAMES, WEIGHTS, edit, inputs, original_file, small_dit, small_vae
+from tiny_generator import WEIGHTS, edit, inputs, original_file, small_dit, small_vae
 from torchvision.datasets import FashionMNIST
 
 from ims3_ray.errors import InputError
 from ims3_ray.method import difffit
 from ims3_ray.models.checkpoints import inspect_transformer, load_transformer
-from ims3_ray.models.convert import save_pipeline
 from ims3_ray.models.dit import DiT, DiTConfig
 from ims3_ray.models.extractor import load_extractor
 from ims3_ray.models.files import resolve_model
 from ims3_ray.models.generator import inspect_generator, load_vae
 from ims3_ray.models.vae import read_vae
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """A pipeline folder with 10 classes, 8x8 latents and 16x16 images."""
-    save_pipeline(small_dit(), small_vae(), tmp_path / "model", id2label=NAMES)
-    return tmp_path / "model"
 
 
 def test_ema_weights_of_a_training_file_are_preferred(tmp_path):

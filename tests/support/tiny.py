@@ -33,6 +33,11 @@ TINY = [  # the digits' path on three classes of 16-pixel images, in seconds
 ]
 
 
+def tree(folder):
+    """Returns {path: content} of all files below."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
 def write_images(folder, per_class, seed, classes=CLASSES):
     """Class folders of coloured noise, 20 pixels a side: each class has a tint of its own."""
     draws = np.random.default_rng(seed)

@@ -88,5 +88,13 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def striped(per_class, seed, side=8):
+    """Images and labels: class 0 has stripes across, class 1 stripes down, both under noise."""
+    labels = torch.arange(2).repeat(per_class)
+    across = (torch.arange(side) // (side // 4) % 2 * 150).expand(3, side, side)
+    stripes = torch.stack((across.transpose(1, 2), across))[labels]
+    return (stripes + torch.randint(0, 100, stripes.shape, generator=seeded(seed))).to(torch.uint8), labels
+
+
 def draw(*shape, seed=0):
     return torch.randn(*shape, generator=seeded(seed))

@@ -122,7 +122,8 @@ def _card_end(release: Release) -> str:
             lines.append(f"- `{label}`: {format_accuracy(of)} ({of['count']} seeds)")
         if numerics := release.evaluation.get("numerics"):
             lines.append(f"- The classifiers were trained in {numerics}; the published protocols use fp32.")
-        lines += ["", "`ims3 verify` checks checksums, class order and this accuracy."]
+        more = "" if "teacher" in release.evaluation else ", class order and this accuracy"
+        lines += ["", f"`ims3 verify` checks checksums{more}."]
         lines += _copies(release.evaluation)
     else:
         lines.append("Not measured.")

@@ -32,7 +32,7 @@ from ims3_ray.stages.base import (
     pool_usage,
 )
 from ims3_ray.stages.context import Context
-from ims3_ray.stages.evaluate.baselines import choose_coresets
+from ims3_ray.stages.evaluate.compare import Real, choose_baselines
 from ims3_ray.stages.selected import REAL, SelectedCandidate, find_selected
 from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import Directory
@@ -110,16 +110,14 @@ def class_payloads(
 
 def _medoids(context: Context, features: Directory) -> list[SelectedCandidate]:
     """Return the real medoids by class; `index` and `row` count the class's training images."""
-    real, train = read_index(features, schemas.FEATURES, ["image_id", "label"]), context.images["train"]
-    seed, ipc = context.config.seed, context.config.unpacked_ipc
-    places = choose_coresets(real, ["medoids"], ipc, [seed], context.classes)["medoids", seed]
-    row_of = {key: row for row, key in enumerate(zip(train.labels.tolist(), train.ids, strict=True))}
+    train, seed, ipc = context.images["train"], context.config.seed, context.config.unpacked_ipc
+    real = Real.by_id(train, read_index(features, schemas.FEATURES, ["image_id", "label"]))
+    sizes = [[ipc] * len(context.classes)]
+    rows = choose_baselines(real, ["medoids"], sizes, [seed])["medoids", seed].image_rows
     first = np.searchsorted(train.labels, np.arange(len(context.classes)))
     medoids = []
-    ids = real.keys["image_id"].tolist()
-    for place, of_features in enumerate(places.tolist()):
-        label = int(real.labels[of_features])
-        row = row_of[label, ids[of_features]]  # another class may have the same image
+    for place, row in enumerate(rows.tolist()):
+        label = int(train.labels[row])
         index = row - int(first[label])
         medoids.append(SelectedCandidate(label, place % ipc, REAL, index, REAL, train.paths[row], index))
     return medoids

@@ -6,7 +6,7 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 from printed import next_commands
-from tiny import CLASSES
+from tiny import CLASSES, tree
 
 import ims3_ray
 from ims3_ray.cli import main
@@ -29,10 +29,6 @@ def push(capsys):
     return run
 
 
-def contents(folder):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
 def pngs(loaded):
     return list(zip(loaded._pngs, loaded.targets, strict=True))
 
@@ -43,12 +39,12 @@ def test_a_folder_and_the_hub_get_the_same_tree_with_all_that_the_run_has(make_r
     assert code == 0
     assert set(next_commands(out)) == {"verify"}
     assert push(made.uri, "--to", "someone/mine")[0] == 0
-    tree = contents(tmp_path / "mine")
-    assert hub.holds("someone/mine") == tree
+    files = tree(tmp_path / "mine")
+    assert hub.holds("someone/mine") == files
     beside = {"adapter/adapter.safetensors", "adapter/manifest.json", "evaluation.json", "recipe.yaml"}
     beside |= {"teacher/teacher.safetensors", "teacher/manifest.json"}
-    assert set(tree) == {"README.md", "manifest.json", PARQUET, *beside}
-    assert all(figure in tree["README.md"] for figure in (b"94.50", b"25.0 %"))
+    assert set(files) == {"README.md", "manifest.json", PARQUET, *beside}
+    assert all(figure in files["README.md"] for figure in (b"94.50", b"25.0 %"))
     assert load_config(str(tmp_path / "mine" / "recipe.yaml")).results() == load_config("digits").results()
 
 
@@ -94,7 +90,7 @@ def test_a_run_is_found_by_its_key_its_name_and_its_set(make_run, push, tmp_path
     trees = []
     for place, name in enumerate((made.uri, run, run.removeprefix("digits-"), made.name[:8])):
         assert push(name, "--to", tmp_path / str(place), where)[0] == 0, name
-        trees.append(contents(tmp_path / str(place)))
+        trees.append(tree(tmp_path / str(place)))
     assert trees[1:] == trees[:-1]
     code, _, err = push("digits", "--to", tmp_path / "odd", where)
     assert (code, err.count("\n")) == (2, 1)
@@ -104,7 +100,7 @@ def test_a_run_is_found_by_its_key_its_name_and_its_set(make_run, push, tmp_path
 def test_a_folder_that_was_pushed_is_pushed_on_as_it_is(make_run, push, hub, tmp_path):
     push(make_run()[1].uri, "--to", tmp_path / "mine")
     assert push(tmp_path / "mine", "--to", "someone/mine")[0] == 0
-    assert hub.holds("someone/mine") == contents(tmp_path / "mine")
+    assert hub.holds("someone/mine") == tree(tmp_path / "mine")
 
 
 def test_a_dry_run_lists_files_sizes_and_licences_and_writes_nothing(make_run, push, hub, tmp_path):
@@ -127,7 +123,7 @@ def test_other_content_is_written_over_only_when_asked(make_run, push, hub, tmp_
     target = "someone/mine" if place == "hub" else tmp_path / "mine"
 
     def there():
-        return hub.holds("someone/mine") if place == "hub" else contents(tmp_path / "mine")
+        return hub.holds("someone/mine") if place == "hub" else tree(tmp_path / "mine")
 
     push(first, "--to", target)
     before = there()
@@ -138,7 +134,7 @@ def test_other_content_is_written_over_only_when_asked(make_run, push, hub, tmp_
     assert there() == before
     assert push(second, "--to", target, "--replace")[0] == 0
     push(second, "--to", tmp_path / "fresh")
-    assert there() == contents(tmp_path / "fresh")
+    assert there() == tree(tmp_path / "fresh")
 
 
 def test_a_folder_of_somebody_s_own_files_is_never_written_over(make_run, push, tmp_path):
@@ -146,7 +142,7 @@ def test_a_folder_of_somebody_s_own_files_is_never_written_over(make_run, push, 
     (tmp_path / "mine" / "thesis.tex").write_text("years")
     code, _, err = push(make_run()[1].uri, "--to", tmp_path / "mine", "--replace")
     assert (code, err.count("\n")) == (2, 1)
-    assert contents(tmp_path / "mine") == {"thesis.tex": b"years"}
+    assert tree(tmp_path / "mine") == {"thesis.tex": b"years"}
 
 
 def test_licences_with_terms_are_asked_about_before_the_hub_hears_of_it(make_run, push, hub, tmp_path):
