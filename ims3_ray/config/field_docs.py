@@ -146,7 +146,10 @@ def page() -> str:
         commands = [name for name, own in SETTINGS.items() if own is settings and name not in STORAGE_ONLY]
         lines += [f"## {', '.join(commands)}", "", (settings.__doc__ or "").partition("\n")[0], ""]
         all_groups = groups(settings)
-        shared = [group.name for group in all_groups if group.name and group.rows[0].field in documented]
+        names = [
+            group.name or row.field for group in all_groups for row in group.rows if row.field in documented
+        ]
+        shared = list(dict.fromkeys(names))
         others = [
             f"`{row.field}={row.default}`"
             for group in all_groups

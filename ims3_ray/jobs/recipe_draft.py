@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import shlex
 import tempfile
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ from ims3_ray.data.images import ImageSet, open_images
 from ims3_ray.data.transforms import decode
 from ims3_ray.display import escape_unprintable, first_few, one_line
 from ims3_ray.errors import InputError
+from ims3_ray.jobs.next_steps import shell_command
 from ims3_ray.storage.artifacts import Directory
 
 SIDES = (32, 64, 128, 256)  # image sizes of generators, in pixels
@@ -118,14 +118,13 @@ class Draft:
     @property
     def commands(self) -> list[str]:
         """The next commands to run."""
-        distil = shlex.join(["python", "jobs/distill.py", "--recipe", str(self.path), *self.storage])
+        distil = shell_command("distill", "--recipe", str(self.path), *self.storage)
         if not self.is_own:
             return [distil]
         words = [f"data.train={self.data.train}", f"image_size={self.size}"]
         words += [f"data.validation_split={self.data.split}"] if self.data.split else []
         words += ["data.mirror=false"] if self.data.is_grey else []
-        train = ["python", "jobs/pretrain.py", "--out", self.folder, *words, *self.storage]
-        return [shlex.join(train), distil]
+        return [shell_command("pretrain", "--out", self.folder, *words, *self.storage), distil]
 
     @property
     def alternative(self) -> str:
@@ -134,7 +133,7 @@ class Draft:
         words = ["--data", self.data.train, *(["--test", self.data.test] if self.data.test else [])]
         words += ["--model", other, *(["--image-size", str(self.own_size)] if other == "own" else [])]
         out = str(self.path.with_name(f"{self.path.stem}-{other}{self.path.suffix}"))
-        return shlex.join(["python", "jobs/init.py", *words, "--out", out, *self.storage])
+        return shell_command("init", *words, "--out", out, *self.storage)
 
     @property
     def summary(self) -> str:

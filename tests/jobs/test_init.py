@@ -56,7 +56,7 @@ def test_train_and_test_folders_give_a_recipe_that_runs_and_is_never_overwritten
     assert [time.split()[-1] for *_, time in times] == ["h", "min"]
     assert all(f"#   {command}\n" in text for command in commands)
     assert f"--out {config.model.path} data.train={config.data.train} image_size=32" in commands[0]
-    assert commands[1] == "python jobs/distill.py --recipe flowers.yaml"
+    assert commands[1].endswith("ims3 distill --recipe flowers.yaml")
     assert runs(config, tiny_model)
     assert run_command("init", ["--data", "flowers"]) == 2
     assert "flowers.yaml exists" in capsys.readouterr().err
@@ -138,7 +138,7 @@ def test_without_a_gpu_real_images_are_distilled_and_a_generator_is_the_alternat
     config = init("--data", "flowers")
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert (config.source, config.image_size, config.evaluate.protocol) == ("real", 64, "quick-val")
-    assert re.fullmatch(r"python jobs/distill\.py --recipe flowers\.yaml  # about \d+ min", lines["next"])
+    assert re.fullmatch(r"\S*ims3 distill --recipe flowers\.yaml  # about \d+ min", lines["next"])
     assert re.search(r"--model own --image-size (32|64) --out flowers-own\.yaml  # .* h", lines["or"])
     assert run_command("distill", ["--recipe", "flowers.yaml", "--dry-run"]) == 0
 

@@ -11,8 +11,9 @@ A search scores on validation images. A domain is values (a,b,c) or a range
 
 A comparison scores every row at every IPC with every generator seed as the
 recipe says, and tells which differences are larger than the noise. Rows are
-YAML: `baseline`, and `rows` of {name, overrides, note} or {name, real}, real
-images as in evaluate.baselines; ims3_ray/jobs/sweep/rows has examples.
+YAML: `baseline`, and `rows` of {name, overrides, note} or {name, real,
+packing}, real images as in evaluate.baselines; ims3_ray/jobs/sweep/rows has
+examples.
 
 Trials share what they have in common. The same command resumes a stopped
 sweep.
@@ -45,10 +46,10 @@ COMPARE = {"baseline": None, "ipc": "1,5,10", "seeds": 5, "pool_images": POOL_IM
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--recipe", default="digits-paper", metavar="NAME|FILE", help="as for distill")
+    add("--recipe", default="digits-paper", metavar="NAME|FILE", help="default digits-paper")
     add("--dry-run", action="store_true", help="list the trials and check their recipes; run nothing")
     add = parser.add_argument_group("search").add_argument
-    add("--space", nargs="+", default=[], metavar="field=DOMAIN", help="what varies, or a YAML file")
+    add("--space", nargs="+", default=[], metavar="field=DOMAIN", help="what varies")
     search = "default: grid, or random if there are ranges"
     add("--search", metavar="grid|random|bayes", help=search)
     add("--trials", type=int, metavar="N", help="of random or bayes (default 20)")
