@@ -99,7 +99,7 @@ class Pretrain(Settings):
     epochs: Count = 60
     """Passes over the images, within the limits of `steps`."""
     patience: int = Field(default=5, ge=0)
-    """A training stops after this many of 25 scores, on up to 2,000 held-out images, without gain. 0: none."""
+    """A training stops after this many of 25 scores on up to 2,000 held-out images without gain. 0: none."""
     vae: TrainVae = TrainVae()
     transformer: TrainTransformer = TrainTransformer()
     extractor: TrainExtractor = TrainExtractor()
