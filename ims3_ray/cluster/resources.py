@@ -158,6 +158,8 @@ def connect(workers: Workers | None = None) -> None:
         with on_loopback() if starts_local_cluster() else contextlib.nullcontext():
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, ValueError) as error:
+        if not has_address():
+            raise InputError(f"Ray cannot start on this machine: {error}; grant more memory") from error
         raise InputError(
             f"RAY_ADDRESS: {os.environ['RAY_ADDRESS']} cannot be joined; check that the cluster is up and, "
             "if it requires a token, that RAY_AUTH_MODE=token is exported here too"
@@ -256,7 +258,7 @@ def starts_local_cluster() -> bool:
 
 def has_address() -> bool:
     """Whether RAY_ADDRESS names a cluster."""
-    return bool(os.environ.get("RAY_ADDRESS"))
+    return os.environ.get("RAY_ADDRESS", "") not in ("", "local")
 
 
 def check_device(workers: Workers) -> None:

@@ -44,16 +44,15 @@ def canonical_location(location: str | None) -> str | None:
     return str(Path(location).expanduser().resolve())
 
 
+STRICT = ConfigDict(
+    frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False
+)
+
+
 class Section(BaseModel):
     """A frozen group of fields. Unknown fields are refused."""
 
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        validate_default=True,
-        use_attribute_docstrings=True,
-        allow_inf_nan=False,
-    )
+    model_config = STRICT
 
     @model_validator(mode="before")
     @classmethod
@@ -75,15 +74,7 @@ class Section(BaseModel):
 class Settings(BaseSettings):
     """All fields of one command. Environment variables set what nothing else sets."""
 
-    model_config = SettingsConfigDict(
-        frozen=True,
-        extra="forbid",
-        validate_default=True,
-        use_attribute_docstrings=True,
-        env_prefix="IMS3_",
-        env_nested_delimiter="__",
-        allow_inf_nan=False,
-    )
+    model_config = SettingsConfigDict(**STRICT, env_prefix="IMS3_", env_nested_delimiter="__")
 
 
 class PerDevice(Section, Generic[Value]):

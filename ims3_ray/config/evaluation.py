@@ -85,8 +85,8 @@ class Refine(Section):
 
     steps: int = Field(default=0, ge=0)
     """Gradient steps per class. 0: no refinement, as in the paper."""
-    objective: Literal["gradients", "filters", "gradients_l1", "features", "embeddings"] = "gradients"
-    """Matched: directions of gradients per tensor or filter, gradients, or means of maps or embeddings."""
+    objective: Literal["gradients", "filters", "gradients_l1", "embeddings"] = "gradients"
+    """Matched: directions of gradients per tensor or filter, gradients, or means of embeddings."""
     space: Literal["latent", "pixel"] = "latent"
     """Optimised variables: latents of the generator's VAE, or pixels at the classifiers' size."""
     start: Literal["selection", "medoids"] = "selection"

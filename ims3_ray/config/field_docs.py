@@ -160,7 +160,7 @@ def page() -> str:
             defaults = f".\nOther defaults: {', '.join(others)}" if others else ""
             lines += [f"As above: {', '.join(f'`{name}`' for name in shared)}{defaults}.", ""]
         for group in all_groups:
-            rows = [row for row in group.rows if not (group.name in shared or row.field in documented)]
+            rows = [row for row in group.rows if row.field not in documented]
             if rows:
                 lines += [f"### {group.name}", "", group.description, ""] if group.name else []
                 table = [HEADER, ("---",) * len(HEADER)]

@@ -72,7 +72,8 @@ def upgraded(recipe: Mapping[str, Any]) -> dict[str, Any]:
     for old, new in RENAMED.items():
         section, _, field = old.partition(".")
         if field in sections.get(section, {}):
-            sections[section][new.partition(".")[2]] = sections[section].pop(field)
+            to, _, name = new.rpartition(".")
+            (sections[to] if to else recipe)[name] = sections[section].pop(field)
     for old, value in REMOVED.items():
         section, _, field = old.rpartition(".")
         if sections.get(section, {}).get(field, ...) == value:

@@ -138,7 +138,9 @@ class Config(Settings):
         return self
 
     @model_validator(mode="after")
-    def _check_whole_batch(self) -> "Config":
+    def _check_combinations(self) -> "Config":
+        if self.refine.steps and not self.probe.count and not self.refine.real_batch:
+            raise ValueError("probe.count: 0, a new network per step, needs refine.real_batch, such as 128")
         is_split = self.finetune.micro_batches > 1 or self.finetune.batch_size == "auto"
         for field, needs_whole in (
             ("im.target: one_step", self.im.target == "one_step"),
@@ -148,12 +150,6 @@ class Config(Settings):
                 raise ValueError(
                     f"{field} compares a whole batch; set finetune.micro_batches=1 and a number as batch_size"
                 )
-        return self
-
-    @model_validator(mode="after")
-    def _check_networks(self) -> "Config":
-        if self.refine.steps and not self.probe.count and not self.refine.real_batch:
-            raise ValueError("probe.count: 0, a new network per step, needs refine.real_batch, such as 128")
         return self
 
     @property

@@ -1,6 +1,6 @@
 """evaluation.json: its types, the names of its sets, its metrics, and its text table."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NotRequired, TypedDict, TypeVar
 
 if TYPE_CHECKING:
@@ -170,3 +170,9 @@ def set_title(name: str) -> str:
 def format_accuracy(accuracies: Accuracies) -> str:
     """Percent with its 95 % interval: "94.50 ± 0.25"."""
     return f"{100 * accuracies['mean']:.2f} ± {100 * (accuracies['interval'] or 0):.2f}"
+
+
+def mean_curve(curves: Sequence[Sequence[Sequence[float]]]) -> list[tuple[int, float]]:
+    """(step, mean accuracy) of the seeds' curves, which share their steps."""
+    points = zip(*curves, strict=True)
+    return [(int(by_seed[0][0]), sum(value for _, value in by_seed) / len(by_seed)) for by_seed in points]

@@ -11,10 +11,11 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+import yaml
 
 from ims3_ray.config.data import Data
 from ims3_ray.config.evaluation import Evaluate
-from ims3_ray.config.load import load_config, load_settings
+from ims3_ray.config.load import load_config, load_settings, recipe_text
 from ims3_ray.config.pretrain import Pretrain
 from ims3_ray.config.sections import PAPER_BATCH, UNTRAINED
 from ims3_ray.config.settings import Config
@@ -30,11 +31,6 @@ MAX_ENLARGEMENT = 1.2  # of the median shorter side
 MAX_QUICK_SIDE = 64  # for protocols of 32 pixels
 HUB = "facebook/DiT-XL-2-256"
 REAL_BATCH = 64  # of the recipe real
-REFINEMENT = (  # likewise, for an own generator
-    *("probe:", "  count: 8", "  checkpoint_steps: [0, 10, 30, 75]"),
-    *("refine:", "  steps: 200  # 0: without", "  objective: gradients_l1"),
-    *("  space: pixel", "  lr: 0.01", "  views: 1"),
-)
 INSPECTED = 64  # images, for size and colours
 SPLIT = 0.1  # of each class
 WNID = re.compile(r"n\d{8}")
@@ -217,7 +213,9 @@ class Draft:
         if self.model == "none":
             yield from ("refine:", f"  real_batch: {batch}  # images per class") if batch < REAL_BATCH else ()
         elif self._is_quick and self._is_scored:
-            yield from (*REFINEMENT, f"  real_batch: {batch}")
+            real = yaml.safe_load(recipe_text("real")[1])
+            sections = {"probe": real["probe"], "refine": {**real["refine"], "real_batch": batch}}
+            yield from yaml.safe_dump(sections, sort_keys=False).splitlines()
 
     def _evaluate_section(self, smallest: int) -> Iterator[str]:
         data, is_quick = self.data, self._is_quick

@@ -6,7 +6,7 @@
 | `decode`    | D, from `z` to images (N, 3, S, S) of 0 … 1; N is K, or K · f² of a packed set           |
 | `view`      | A, a differentiable augmentation with parameters drawn from a generator                  |
 | `probe`     | θ, a network with random weights or trained on real images                               |
-| `Statistic` | matched tensors: gradients of θ, means of its maps, or of its embedding                  |
+| `Statistic` | matched tensors: gradients of θ, or the mean of its embedding                            |
 
 Classes are independent of each other. Sources: gradient matching, Zhao, Mopuri & Bilen 2021; networks trained
 on real images, Kim et al. 2022; in latent space, Cazenavette et al. 2023; feature means, Zhao & Bilen 2023.
@@ -26,7 +26,6 @@ Images = Float[Tensor, "n 3 s s"]
 Statistic = list[Tensor]
 View = Callable[[Images, Generator], Images]
 Decode = Callable[[Tensor], Images]
-ACTIVATIONS = (nn.ReLU, nn.GELU)  # map_means measures after these
 
 
 def loss_gradients(probe: nn.Module, images: Images, label: int, *, differentiable: bool) -> Statistic:
@@ -74,21 +73,6 @@ def absolute_distance(ours: Statistic, theirs: Statistic) -> Float[Tensor, ""]:
     return torch.stack([(a - b).abs().sum() for a, b in zip(ours, theirs, strict=True)]).sum()
 
 
-def map_means(probe: nn.Module, images: Images, _label: int, *, differentiable: bool) -> Statistic:
-    """Return the mean over the images of the maps after each activation, a tensor (c, h, w) each."""
-    means: Statistic = []
-    hooks = [
-        module.register_forward_hook(lambda _module, _inputs, maps: means.append(maps.mean(dim=0)))
-        for module in probe.modules()
-        if isinstance(module, ACTIVATIONS)
-    ]
-    with torch.set_grad_enabled(differentiable):
-        probe(images)
-    for hook in hooks:
-        hook.remove()
-    return means
-
-
 def embedding_mean(probe: nn.Module, images: Images, _label: int, *, differentiable: bool) -> Statistic:
     """Return the mean over the images of the last linear layer's input, (d,): Zhao & Bilen 2023."""
     means: Statistic = []
@@ -101,7 +85,7 @@ def embedding_mean(probe: nn.Module, images: Images, _label: int, *, differentia
 
 
 def mean_distance(ours: Statistic, theirs: Statistic) -> Float[Tensor, ""]:
-    """Σ over tensors of the mean of (a − b)² (Zhao & Bilen 2023, eq. 6, there for the embedding only)."""
+    """Σ over tensors of the mean of (a − b)² (Zhao & Bilen 2023, eq. 6)."""
     return torch.stack([(a - b).square().mean() for a, b in zip(ours, theirs, strict=True)]).sum()
 
 
@@ -126,7 +110,6 @@ OBJECTIVES = {
     "gradients_l1": MatchingObjective(
         "gradients of the loss, by absolute differences", loss_gradients, absolute_distance, second_order=True
     ),
-    "features": MatchingObjective("means of the maps", map_means, mean_distance),
     "embeddings": MatchingObjective(
         "means of the embedding before the last layer", embedding_mean, mean_distance
     ),

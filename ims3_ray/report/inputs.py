@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypedDict
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from ims3_ray.evaluation.results import Evaluation
+from ims3_ray.storage.artifacts import Summary
 from ims3_ray.storage.schemas import SelectionFile
 
 PAGE_CLASSES = 24  # maximum number of classes with images on the page, which stays below 3 MB
@@ -18,14 +18,10 @@ History = Sequence[Mapping[str, float]]
 """Training metrics: one mapping per log step, with `step`."""
 
 
-class Timing(TypedDict):
-    """A timed stage: rows in `unit`, and rows per second."""
+class Timing(Summary):
+    """A timed stage."""
 
     name: str
-    rows: int
-    unit: str
-    seconds: float
-    rate: float | None
 
 
 @dataclass(frozen=True)

@@ -73,9 +73,9 @@ def style(
         axes.set_title(title, color=INK, fontsize=13, loc="left", pad=10, parse_math=False)
 
 
-def log_ticks(edge: Axis, subs: Sequence[int] = (1, 2, 5)) -> None:
-    """Put plain numbers at `subs` of each decade."""
-    edge.set_major_locator(LogLocator(subs=subs))
+def log_ticks(edge: Axis) -> None:
+    """Put plain numbers at 1, 2 and 5 of each decade."""
+    edge.set_major_locator(LogLocator(subs=(1, 2, 5)))
     edge.set_minor_locator(NullLocator())
     edge.set_major_formatter("{x:g}")
 

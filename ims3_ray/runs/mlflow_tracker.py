@@ -114,14 +114,16 @@ class Tracker:
             with exclusive(self._storage / ARTIFACTS):  # two drivers could each create half a database
                 self._client = client(self._storage)
                 experiment = experiment_id(self._client, self._storage)
+            texts = {field: str(value)[:MAX_PARAM] for field, value in flatten(params).items()}
             if old := self._client.search_runs([experiment], f"tags.`{RUN}` = '{key}'"):
                 self.run_id, self.is_finished = old[0].info.run_id, old[0].info.status == "FINISHED"
                 self._is_old = True
-                return
-            all_tags = {RUN: key, **({PARENT: parent} if parent else {}), **self._tags}
-            self.run_id = self._client.create_run(experiment, at, all_tags, name).info.run_id
-            texts = {field: str(value)[:MAX_PARAM] for field, value in flatten(params).items()}
-            self._client.log_batch(self._run, params=[Param(*item) for item in texts.items()])
+                texts = {field: text for field, text in texts.items() if field not in old[0].data.params}
+            else:
+                all_tags = {RUN: key, **({PARENT: parent} if parent else {}), **self._tags}
+                self.run_id = self._client.create_run(experiment, at, all_tags, name).info.run_id
+            if texts:  # or what did not arrive
+                self._client.log_batch(self._run, params=[Param(*item) for item in texts.items()])
 
         self._do(find_or_create)
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PAGE = 1000
 RUNNING, DEAD = "RUNNING", "DEAD"  # DEAD is no status of MLflow
-PLAIN_NAME = re.compile(r"[\w-][\w.-]*")  # others can write to a tracking server
+PLAIN_NAME = re.compile(r"[^./\\\0-\x1f][^/\\\0-\x1f]*")  # others can write to a tracking server
 COMPARED_TAGS = (*tags.ENVIRONMENT, tags.KIND, tags.PROTOCOL, tags.SCORED)
 
 
@@ -60,15 +60,9 @@ class BestRun(TypedDict):
 Differences = dict[str, dict[str, list[object]]]  # kind → name → both values
 
 
-def find_runs(client: "MlflowClient", conditions: str = "", order: str = "start_time") -> list[Run]:
-    """Return all runs that meet `conditions` (MLflow's filter language), newest or best first.
-
-    `order` is "start_time" or a metric; a minus before the metric means that less is better.
-    """
-    by = "attributes.start_time DESC"
-    if order != "start_time":
-        by = f"metrics.`{order[1:]}` ASC" if order.startswith("-") else f"metrics.`{order}` DESC"
-    return [_plain(run) for run in _search(client, conditions, [by])]
+def find_runs(client: "MlflowClient", conditions: str = "") -> list[Run]:
+    """Return all runs that meet `conditions` (MLflow's filter language), newest first."""
+    return [_plain(run) for run in _search(client, conditions)]
 
 
 def with_live_status(storage: Directory, runs: Sequence[Run]) -> list[Run]:
@@ -224,7 +218,8 @@ def has_tracking(storage: Directory) -> bool:
     return bool(os.environ.get("MLFLOW_TRACKING_URI")) or not storage.is_local or storage.exists(DATABASE)
 
 
-def _search(client: "MlflowClient", conditions: str, order: list[str]) -> Iterator["MlflowRun"]:
+def _search(client: "MlflowClient", conditions: str) -> Iterator["MlflowRun"]:
+    order = ["attributes.start_time DESC"]
     experiment, token = client.get_experiment_by_name(EXPERIMENT), None
     while experiment:
         page = client.search_runs(

@@ -23,6 +23,7 @@ PLANNED, RUNNING, FINISHED, FAILED, STOPPED = STATES = (
     "planned", "running", "finished", "failed", "stopped"
 )  # fmt: skip
 UNENDED = (PLANNED, RUNNING)
+STATUS = {FINISHED: "FINISHED", STOPPED: "KILLED", FAILED: "FAILED"}  # MLflow's
 TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 

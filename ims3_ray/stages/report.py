@@ -34,7 +34,7 @@ from .selected import KEYS
 
 MAX_REAL = 10  # real images per class beside the distilled ones
 INPUTS = ("latents", "inversions", "adapter", "features", "candidates", "selection", "probes", "refined")
-INPUTS += ("distilled", "evaluation")
+INPUTS += ("teacher", "distilled", "evaluation")
 
 
 def run(context: Context, out: Directory, **inputs: Directory) -> dict[str, object]:

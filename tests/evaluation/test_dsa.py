@@ -75,9 +75,7 @@ def test_a_gradient_passes_every_differentiable_view(images):
         assert x.grad.abs().sum() > 0, kind
 
 
-@pytest.mark.parametrize(
-    ("name", "count"), [("dc-mnist", 317706), ("dsa-fashion", 317706), ("dc-cifar10", 320010)]
-)
+@pytest.mark.parametrize(("name", "count"), [("dsa-fashion", 317706), ("dc-cifar10", 320010)])
 def test_the_network_has_as_many_parameters_as_the_published_one(name, count):
     assert sum(p.numel() for p in get_protocol(name).build(10).parameters()) == count
 

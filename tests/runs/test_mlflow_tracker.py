@@ -23,7 +23,7 @@ def start(tmp_path):
         tracker.start("key", "name", {}, dict(tags), **options)
         return tracker
 
-    started.client = client(storage)
+    started.client, started.place = client(storage), str(tmp_path)
     return started
 
 
@@ -45,6 +45,13 @@ def test_a_resumed_run_is_running_until_it_ends_again(start, end):
     again.finish("FINISHED")
     assert seen()[0] == "FINISHED"
     assert seen()[2] > ended
+
+
+def test_parameters_that_did_not_reach_the_server_are_written_later(start):
+    run_id = start().run_id  # as if the server had gone after it created the run
+    again = Tracker(open_storage(start.place), pytest.fail)
+    again.start("key", "name", {"ipc": 10}, {})
+    assert (again.run_id, start.client.get_run(run_id).data.params) == (run_id, {"ipc": "10"})
 
 
 def test_a_run_has_provenance_tags_and_may_be_in_the_past(start):

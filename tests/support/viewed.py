@@ -81,7 +81,9 @@ def make_storage(root):
     figures = headline_metrics(json.loads(json.dumps(evaluation())))
     figures |= {"sample/seconds": 60.0, "evaluate/seconds": 5.0}
     ids = {"whole": track(storage, "aaaa", figures, own=artifact_tags)}
-    ids["failed"] = track(storage, "bbbb", {"accuracy": 0.2}, overrides={"seed": 7}, status="FAILED")
+    ids["failed"] = track(
+        storage, "bbbb", {"accuracy/distilled/last": 0.2}, overrides={"seed": 7}, status="FAILED"
+    )
     begun = artifact_tags | {"artifact.evaluation": "0" * 12, "artifact.report": "1" * 12}
     ids["running"] = track(storage, "cccc", {"evaluate/loss": 0.25}, own=begun, status="RUNNING")
     folder = storage / "runs/digits-cccc"
@@ -90,5 +92,7 @@ def make_storage(root):
     os.utime(f"{folder.path}/{HEARTBEAT}", (time.time() + 3600,) * 2)  # stays current during the tests
     ids["sweep"] = track(storage, "digits-s", {}, own={tags.KIND: tags.SWEEP})
     trial = {tags.KIND: tags.TRIAL}
-    ids["trial"] = track(storage, "digits-s-1", {"accuracy": 0.6}, own=trial, parent=ids["sweep"])
+    ids["trial"] = track(
+        storage, "digits-s-1", {"accuracy/distilled/last": 0.6}, own=trial, parent=ids["sweep"]
+    )
     return storage, ids

@@ -56,7 +56,7 @@ def find_complete(config: Config) -> Distillation | None:
     # workers.strict compares environments, which needs a plan
     may_be_cached = not config.workers.strict and check_format(storage)
     plan = plan_cache.find(storage, config) if may_be_cached else None
-    if not plan or not plan["is_finished"]:
+    if not plan or not plan["is_finished"] or not storage.exists(f"runs/{plan['run']}/run.json"):
         return None
     stages: list[StageRun] = []
     artifacts: dict[str, Directory] = {}

@@ -57,7 +57,7 @@ def _run(context: Context, signature: str | None, print_line: Callable[[str], No
                 step = run_step(context, step)
             recorder.end_stage(step)
             done[step.stage.output] = step
-    recorder.log_outputs(done["distilled"], done["report"])
+        recorder.log_outputs(done["distilled"], done["report"])
     cache(is_finished=recorder.tracker.is_finished)
     scored = done.get("evaluation")
     return Distillation(

@@ -24,6 +24,8 @@ import re
 from collections.abc import Callable, Mapping
 from functools import partial
 
+import yaml
+
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.errors import InputError
 from ims3_ray.progress import message_stream, print_line
@@ -31,9 +33,10 @@ from ims3_ray.runs import query, tags
 from ims3_ray.runs.mlflow_db import DATABASE, tracking_uri
 from ims3_ray.runs.mlflow_tracker import EXPERIMENT, RECIPE_FILE, client, mlflow_errors_as_input
 from ims3_ray.runs.query import Run
+from ims3_ray.runs.records import recipe_of
 from ims3_ray.storage.artifacts import Directory, check_format, open_directory
 
-from .filters import TAGS, read_condition
+from .filters import read_condition
 from .table import best_table, differences_table, table, trials_table
 
 METRIC = re.compile(r"-?[\w./: -]+")  # MLflow's names; a minus means that less is better
@@ -99,23 +102,24 @@ def find_runs(storage: Directory, arguments: argparse.Namespace) -> tuple[list[R
     With --sweep they are its trials, sorted by its first objective; without it no trial is among them.
     """
     filters = [read_condition(text) for text in arguments.where]
-    order = arguments.order or "start_time"
-    if not METRIC.fullmatch(order):
+    order = arguments.order
+    if order and not METRIC.fullmatch(order):
         raise InputError(f"--order {order!r}: is no metric's name")
     if (tracked := arguments.tracked()) is None:
         return [], None
     mlflow_client, sweep = client(tracked), None
-    runs = query.find_runs(mlflow_client, " and ".join(filters), order)
+    runs = query.find_runs(mlflow_client, " and ".join(filters))
     if arguments.sweep:
         sweeps = [run for run in query.find_runs(mlflow_client) if run["kind"] == tags.SWEEP]
         sweep = query.resolve(sweeps, arguments.sweep)
         runs = [run for run in runs if run["parent"] == sweep["run_id"]]
-        if not arguments.order:
+        if not order:
             runs = query.sort_best_first(runs, query.objectives(sweep)[0])
-    elif not any(f"tags.`{tag}`" in text for tag in TAGS.values() for text in filters):
+    elif not any(f"tags.`{tag}`" in text for tag in (tags.KIND, tags.RUN) for text in filters):
         runs = [run for run in runs if run["kind"] != tags.TRIAL]
-    if order != "start_time":
+    if order:
         query.check_metrics(runs, [order])
+        runs = query.sort_best_first(runs, order)
     return query.with_live_status(storage, runs), sweep
 
 
@@ -147,8 +151,9 @@ def _reproduce(storage: Directory, arguments: argparse.Namespace) -> Answer:
     wanted = query.resolve(_all(arguments), arguments.reproduce)
     folder = storage / "runs" / wanted["name"]
     recipe = query.logged_file(client(arguments.tracked()), wanted["run_id"], RECIPE_FILE)
-    if recipe is None and folder.exists("config.yaml"):
-        recipe = folder.read("config.yaml")
+    if recipe is None and query.PLAIN_NAME.fullmatch(wanted["name"]) and folder.exists("config.yaml"):
+        config = recipe_of(yaml.safe_load(folder.read("config.yaml")))
+        recipe = yaml.safe_dump(config).encode()
     if recipe is None:
         raise InputError(
             f"--reproduce: {wanted['name']} logged no {RECIPE_FILE}; name a distillation or a sweep's trial"

@@ -1,13 +1,14 @@
 """`--where`: translate conditions into MLflow's filter language."""
 
+import contextlib
 import re
 
-from ims3_ray.config.load import load_config
+from ims3_ray.config.load import load_config, read_yaml
 from ims3_ray.errors import InputError
 from ims3_ray.runs import tags
 from ims3_ray.runs.mlflow_tracker import flatten
 
-CONDITION = re.compile(r"([A-Za-z_][\w./]*)\s*(!=|>=|<=|=|>|<)\s*(.+)")
+CONDITION = re.compile(r"([A-Za-z_][\w./-]*)\s*(!=|>=|<=|=|>|<)\s*(.+)")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 TAGS = {"run": tags.RUN, "kind": tags.KIND, "protocol": tags.PROTOCOL}
 
@@ -29,6 +30,10 @@ def read_condition(text: str) -> str:
     if name in TAGS or name in fields:
         if operator not in ("=", "!="):
             raise InputError(f"--where {text!r}: {name} takes only = or !=")
+        if name in fields:  # as MLflow has it: null is None, true is True
+            with contextlib.suppress(InputError):
+                given = read_yaml(value, InputError)
+                value = str(flatten(load_config("digits", {name: given}).results()).get(name, value))
         if name == "kind" and value not in tags.KINDS:
             raise InputError(f"--where {text!r}: {value!r} is no kind; choose one of {', '.join(tags.KINDS)}")
         return f"{f'tags.`{TAGS[name]}`' if name in TAGS else f'params.`{name}`'} {operator} '{value}'"

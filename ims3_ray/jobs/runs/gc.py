@@ -23,7 +23,7 @@ ARTIFACT = re.compile(rf"({'|'.join(NOUNS)})/{HEX}")
 CACHES = re.compile(
     rf"index/{HEX}\.json|digits/(train|validation|test)(\.complete)?|unpacked/{HEX}(\.complete)?|embedded/{HEX}"
     rf"|(index|digits|unpacked)/\.[^/]+\.tmp"
-    rf"|pretrain/(vae|transformer|extractor|judge|latents/{HEX})|checkpoints/pretrain-(vae|transformer|extractor|judge)-{HEX}"
+    rf"|pretrain/(vae|transformer|extractor|judge|latents)|checkpoints/pretrain-(vae|transformer|extractor|judge)-{HEX}"
 )
 # records, MLflow's files, the format's version
 KEPT = re.compile(r"(runs|sweeps|mlartifacts)/.+|format\.json|writable|mlflow\.db.*")

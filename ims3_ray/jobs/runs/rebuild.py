@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ims3_ray.errors import InputError
-from ims3_ray.evaluation.results import CURVE
+from ims3_ray.evaluation.results import CURVE, mean_curve
 from ims3_ray.jobs.distill.recorder import log_outputs, log_stage
 from ims3_ray.pipeline.steps import STAGES, Step
 from ims3_ray.runs import records, tags
@@ -21,7 +21,6 @@ from ims3_ray.runs.event_log import read_events
 from ims3_ray.runs.mlflow_tracker import Tracker
 from ims3_ray.storage.artifacts import FINGERPRINT, DamagedError, Directory, open_directory, read_manifest
 
-STATUS = {records.FINISHED: "FINISHED", records.FAILED: "FAILED", records.STOPPED: "KILLED"}
 SERVER = "MLFLOW_TRACKING_URI"
 
 
@@ -85,7 +84,7 @@ def _write_run(
         tracker.log_recipe(params)
         if {"distilled", "report"} <= set(steps):
             log_outputs(tracker, steps["distilled"], steps["report"])
-    if status := STATUS.get(record["state"]):
+    if status := records.STATUS.get(record["state"]):
         tracker.finish(status, patient=False, ended=ended)
     return True
 
@@ -93,9 +92,8 @@ def _write_run(
 def _log_curve(tracker: Tracker, evaluation: Directory) -> None:
     """Log the distilled set's accuracy during training, averaged over seeds."""
     curves = evaluation.read_json("evaluation.json")["sets"]["distilled"]["curves"]
-    for looks in zip(*curves, strict=False):
-        accuracies = [accuracy for _, accuracy in looks]
-        tracker.log(int(looks[0][0]), {f"evaluate/{CURVE}": sum(accuracies) / len(accuracies)})
+    for step, accuracy in mean_curve(curves):
+        tracker.log(step, {f"evaluate/{CURVE}": accuracy})
 
 
 def _steps(storage: Directory, record: Mapping[str, Any]) -> dict[str, Step]:

@@ -60,7 +60,7 @@ def verify_storage(storage: Directory, *, removes: bool) -> tuple[dict[str, obje
 def _damaged_state_files(storage: Directory) -> Iterator[Damage]:
     for top in STATE:
         for name in (storage / top).files():
-            if name.endswith(".json"):
+            if name.endswith(".json") and "/tune/" not in name:  # Tune's hold lines of JSON
                 try:
                     storage.read_json(f"{top}/{name}")
                 except InputError:

@@ -16,14 +16,13 @@ from ims3_ray.evaluation.results import CURVE
 from ims3_ray.progress import Bar
 from ims3_ray.runs import tags
 from ims3_ray.runs.mlflow_tracker import Tracker
-from ims3_ray.runs.records import FAILED, FINISHED, RUNNING, STOPPED, UNENDED
+from ims3_ray.runs.records import FAILED, FINISHED, RUNNING, STATUS, UNENDED
 from ims3_ray.stages.context import Context
 from ims3_ray.storage.artifacts import Directory
 
+from .page import metric_text
 from .plan import Sweep, as_words
 from .trial import STEP, Trial, read_trial, read_trials
-
-STATUS = {FINISHED: "FINISHED", STOPPED: "KILLED", FAILED: "FAILED"}  # a trial's state → MLflow's status
 
 
 class MlflowCallback(tune.Callback):
@@ -61,6 +60,7 @@ class MlflowCallback(tune.Callback):
         record = self._record(trial)
         if result.get(STEP) and record and record.state == RUNNING:
             self._run_of(record).log(result[STEP], {f"evaluate/{CURVE}": result["accuracy"]})
+            self._running.add(record.key)
 
     def on_trial_complete(self, iteration: int, trials: list, trial: TuneTrial, **info: Any) -> None:
         self._end(self._record(trial) or self._new_record(trial))
@@ -123,10 +123,9 @@ class MlflowCallback(tune.Callback):
             self.bar.update()
         self._running.discard(record.key)
         self._write_run(record)
-        outcome, metrics = record.error or record.state, record.metrics
-        if metrics and not record.error:
-            names = [name for name in self._sweep.objective if name in metrics]
-            scores = ", ".join(f"{name} {100 * metrics[name]:.2f} %" for name in names)
+        outcome = record.error or record.state
+        if record.metrics and not record.error:
+            scores = ", ".join(f"{name} {metric_text(record, name)}" for name in self._sweep.objective)
             outcome = scores if record.state == FINISHED else f"{record.state} at {scores}"
         took = "found complete" if record.key in self.found else f"{record.seconds or 0:.0f} s"
         self._print_line(f"[{self._ended}/{self.count}] {as_words(record.values)}: {outcome} ({took})")

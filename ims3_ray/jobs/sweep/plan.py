@@ -31,6 +31,7 @@ class Sweep:
     trials: int = 20
     objective: tuple[str, ...] = ("accuracy",)
     asha: bool = False  # stop trials whose classifiers lag behind others of the same IPC
+    evaluations: str = ""  # of the trials, as soon as images and models are read
 
     last_shared: ClassVar[str] = "sample"  # the last stage that the driver runs before the trials
 
@@ -63,7 +64,7 @@ class Sweep:
         """Fingerprint of all that decides which trials there are and how they are scored."""
         trials = None if self.search == "grid" else self.trials
         choices = [self.search, trials, list(self.objective), self.asha]
-        return fingerprint([self.base.identity(), self.space.describe(), choices])
+        return fingerprint([self.base.identity(), self.space.describe(), choices, self.evaluations])
 
     def points(self) -> list[Values] | None:
         """The values of every trial; None if the search algorithm chooses them during the sweep.
@@ -135,7 +136,8 @@ class Sweep:
             fields["sample.subgroups"] = domains["sample.subgroups"].largest()
             fields["select.subgroups"] = values["sample.subgroups"]
         if "ipc" in domains and "sample.pool_ipc" not in domains and base.sample.pool_ipc is None:
-            fields["sample.pool_ipc"] = domains["ipc"].largest()
+            packing = domains.get("packing.factor", Choice((base.packing.factor,))).largest()
+            fields["sample.pool_ipc"] = domains["ipc"].largest() * packing**2
         return fields
 
 
@@ -153,7 +155,7 @@ class RowSweep(Sweep):
     def key(self) -> str:
         rows = [[row.name, dict(row.overrides), row.real, row.packing] for row in self.rows.rows]
         choices = [self.rows.baseline, rows, self.pool_images]
-        return fingerprint([self.base.identity(), self.space.describe(), choices])
+        return fingerprint([self.base.identity(), self.space.describe(), choices, self.evaluations])
 
     @property
     def ipcs(self) -> tuple[int, ...]:
@@ -197,11 +199,11 @@ def row_sweep(
     pool_images: int | None = None,
 ) -> RowSweep:
     """The comparison of `rows` at every IPC with every generator seed. Raises InputError like `Rows`."""
-    if "packing.factor" in overrides:
-        raise InputError("packing.factor: rows set it; give it in a file of rows, as rows/packed.yaml does")
     domains = {"ipc": Choice(ipcs), "row": Choice(tuple(rows.generated)), "seed": Choice(seeds)}
     options = {"rows": rows, "pool_images": pool_images}
     sweep = RowSweep(recipe=recipe, overrides=overrides, space=Space(domains), **options)
+    if sweep.base.packing.factor != 1:
+        raise InputError("packing.factor: rows set it; give it in a file of rows, as rows/packed.yaml does")
     if is_soft(sweep.base.evaluate):
         raise InputError("evaluate.protocol: rows are not compared by soft labels; use another protocol")
     return sweep

@@ -54,7 +54,6 @@ class Document(TypedDict):
     written: str
     trials: list[dict[str, Any]]  # FIELDS of each record, its state as `status`
     pools: list[Pool]
-    upstream_seconds: float
     saved_seconds: float  # further time up to the candidates if each trial had made its own
     best: dict[str, int]  # IPC, ascending → number of the trial; empty for a comparison
     commands: dict[str, str]  # IPC → command that runs its best trial on the test images
@@ -91,7 +90,6 @@ def describe_sweep(
         "written": now(),
         "trials": [{"status": t.state} | {name: getattr(t, name) for name in FIELDS} for t in trials],
         "pools": _pools(trials),
-        "upstream_seconds": round(sum(distinct.values()), 3),
         "saved_seconds": round(separate - sum(distinct.values()), 3),
         "best": best,
         "commands": {ipc: _command(folder / winner_file(ipc), context.storage) for ipc in best},

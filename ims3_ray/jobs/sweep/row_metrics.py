@@ -78,7 +78,7 @@ class Runs:
         """Coverage of `pool_images` images per class over the seeds, of every row and of the yardsticks.
 
         A row that selects single images has selected that many. Other rows take their first candidates,
-        before selection. Rows with fewer candidates are left out.
+        before selection. Rows with fewer candidates, or another extractor, are left out.
         """
         count, rows = self._sweep.pool_images or 0, self._sweep.rows
         records: dict[str, list[Values]] = {}
@@ -91,7 +91,8 @@ class Runs:
             real = Real.by_id(train, index)
             candidates: dict[str, Index] = {}
             for name in rows.generated:
-                candidates |= self._candidates(name, count, seed)
+                if self._steps(name, max(self._sweep.ipcs), seed)["features"].directory == features:
+                    candidates |= self._candidates(name, count, seed)
             names = dict.fromkeys(["random", *(row.real for row in rows.rows if row.real)])
             draw = classifier_seeds(seed, 1)
             choices = choose_baselines(real, names, [[count] * len(train.classes)], draw)
@@ -121,14 +122,13 @@ class Runs:
 
     def _candidates(self, row: str, count: int, seed: int) -> dict[str, Index]:
         """The row's selected candidates, or its first `count` per class if it has that many."""
-        context = self._context(row, max(self._sweep.ipcs), seed)
-        if trial_key({"seed": seed, "row": row, "ipc": count}) in self._contexts:
-            steps = self._steps(row, count, seed)
-            pool = read_index(steps["candidates"].directory, CANDIDATES, KEYS)
+        largest = max(self._sweep.ipcs)
+        context = self._context(row, largest, seed)
+        is_selected = context.config.select.unit == "image" and context.config.packing.factor == 1
+        steps = self._steps(row, count if is_selected else largest, seed)
+        pool = read_index(steps["candidates"].directory, CANDIDATES, KEYS)
+        if is_selected:
             return {row: selected_rows(pool, steps["selection"].directory, context.classes)}
-        pool = read_index(
-            self._steps(row, max(self._sweep.ipcs), seed)["candidates"].directory, CANDIDATES, KEYS
-        )
         first = first_of_pool(pool.keys, count)
         return {row: pool.take(first)} if len(first) == count * len(context.classes) else {}
 

@@ -110,6 +110,8 @@ def _read_row(row: object, file: str) -> Row:
         raise InputError(
             f"--rows: {name!r} sets {common[0]}, which holds for all rows; give it on the command line"
         )
+    if "packing" in (overrides if row.get("real") else {**overrides, **row}):
+        raise InputError(f"--rows: {name!r} sets packing; write overrides: {{packing.factor: 2}}")
     factor = row.get("packing", 1) if row.get("real") else overrides.get("packing.factor", 1)
     if not isinstance(factor, int):
         raise InputError(f"--rows: {name!r} has packing {factor!r}; give 1, 2 or 3")

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import yaml
@@ -10,15 +10,15 @@ import yaml
 from ims3_ray.config.settings import WEIGHTS
 from ims3_ray.errors import InputError
 from ims3_ray.pipeline.prepare import pinned, prepare_runs
-from ims3_ray.pipeline.steps import plan, run_step
+from ims3_ray.pipeline.steps import Step, plan, run_step
 from ims3_ray.progress import print_line as print_to_terminal
 from ims3_ray.progress import run_name, spinner
 from ims3_ray.runs import tags
 from ims3_ray.runs.event_log import save_library_log
 from ims3_ray.runs.mlflow_tracker import Tracker
-from ims3_ray.runs.records import PLANNED
+from ims3_ray.runs.records import FINISHED, PLANNED
 from ims3_ray.stages.context import Context
-from ims3_ray.storage.artifacts import Directory
+from ims3_ray.storage.artifacts import Directory, fingerprint
 from ims3_ray.storage.lease import exclusive, heartbeat
 
 from .mlflow_callback import MlflowCallback
@@ -40,15 +40,20 @@ def run(sweep: Sweep, print_line: Callable[[str], None] = print_to_terminal) -> 
     """
     sweep = pin_models(sweep)
     points = sweep.points()
-    runs = [*(points or [sweep.space.first()]), *sweep.selection_points()]
+    more = sweep.selection_points()
+    runs = [*(points or [sweep.space.first()]), *more]
     with spinner("start"):
         contexts = prepare_runs([sweep.config(values) for values in runs], print_line)
     fewest = int(contexts[0].images["train"].counts().min())
     if isinstance(sweep, RowSweep) and (sweep.pool_images or 0) > fewest:
         raise InputError(f"--pool-images: {sweep.pool_images}, but a class has {fewest} images; lower it")
+    last = [LAST] * (len(runs) - len(more)) + ["select"] * len(more)
+    steps = [plan(*run) for run in zip(contexts, last, strict=True)]
+    sweep = replace(sweep, evaluations=fingerprint([planned[-1].fingerprint for planned in steps]))
     by_key = dict(zip(map(trial_key, runs), contexts, strict=True))
     folder = contexts[0].storage / "sweeps" / f"{contexts[0].config.recipe}-{sweep.key}"
     with exclusive(folder):
+        plan_trials(sweep, points or [], dict(zip(by_key, steps, strict=True)), folder)
         return _run(sweep, points, by_key, folder, print_line), folder
 
 
@@ -60,9 +65,9 @@ def _run(
     print_line: Callable[[str], None],
 ) -> Document:
     first = next(iter(contexts.values()))
-    tracker = _start_tracking(sweep, first, print_line)
-    began = time.time()
-    plan_trials(sweep, points or [], contexts, folder)
+    began, tracker = time.time(), Tracker(first.storage, print_line)  # of the trials' parent run
+    own = tags.run_tags(first) | {tags.KIND: tags.SWEEP}
+    tracker.start(sweep.key, sweep.name, sweep.params(), own)
     count = len(points) if points and sweep.search == "grid" else sweep.trials
     callback = MlflowCallback(sweep, first, folder, count, tracker.run_id, print_line)
     if len(callback.found) < count:
@@ -92,16 +97,19 @@ def pin_models(sweep: Sweep) -> Sweep:
     return replace(sweep, overrides={**sweep.overrides, **pins})
 
 
-def plan_trials(sweep: Sweep, points: list[Values], contexts: dict[str, Context], folder: Directory) -> None:
+def plan_trials(
+    sweep: Sweep, points: list[Values], steps: Mapping[str, list[Step]], folder: Directory
+) -> None:
     """Record the trials to come before anything is made, so that what they need is not deleted.
 
-    The first trial's record also names the selections of `selection_points`.
+    The first trial's record also names the selections of `selection_points`. A finished trial whose
+    evaluation was deleted is to come again.
     """
-    more = [contexts[trial_key(values)] for values in sweep.selection_points()]
-    others = [step.artifact for context in more for step in plan(context, "select")]
+    others = [step.artifact for values in sweep.selection_points() for step in steps[trial_key(values)]]
     for number, values in enumerate(points):
-        if read_trial(folder, values) is None:
-            own = [step.artifact for step in plan(contexts[trial_key(values)], LAST)]
+        planned, trial = steps[trial_key(values)], read_trial(folder, values)
+        if trial is None or (trial.state == FINISHED and planned[-1].manifest is None):
+            own = [step.artifact for step in planned]
             trial = Trial(number, values, PLANNED, artifacts=[*others, *own], key=sweep.trial_tag(values))
             trial.write(folder)
         others = []
@@ -122,19 +130,12 @@ def make_shared(
                 run_step(context, step)
 
 
-def _start_tracking(sweep: Sweep, context: Context, print_line: Callable[[str], None]) -> Tracker:
-    """Start the sweep's MLflow run, the parent of its trials' runs."""
-    tracker = Tracker(context.storage, print_line)
-    own = tags.run_tags(context) | {tags.KIND: tags.SWEEP}
-    tracker.start(sweep.key, sweep.name, sweep.params(), own)
-    return tracker
-
-
 def _publish(
     sweep: Sweep, document: Document, trials: list[Trial], folder: Directory, tracker: Tracker
 ) -> None:
     """Write the sweep's files, and log them with its metrics to its MLflow run."""
     by_number = {trial.number: trial for trial in trials}
+    step = sum(trial.is_over for trial in trials)  # a resumed sweep logs its metrics anew
     files = {
         "sweep.json": json.dumps(document, indent=1).encode(),
         "sweep.csv": trials_csv(document),
@@ -143,19 +144,19 @@ def _publish(
     if comparison := document["comparison"]:
         lines = comparison_lines(document)
         files["comparison.txt"] = ("\n".join(lines) + "\n").encode()
-        tracker.log(0, metrics_for_mlflow(comparison))
+        tracker.log(step, metrics_for_mlflow(comparison))
     for ipc, number in document["best"].items():
         winner, metrics = by_number[number].values, by_number[number].metrics
         by = f"by {sweep.objective[0]} on {document['split']} images"
         head = f"# Sweep {sweep.key}: the best at {ipc} images per class {by}."
         body = yaml.safe_dump(sweep.winner(winner).results(), sort_keys=False, allow_unicode=True)
         files[winner_file(ipc)] = f"{head}\n{body}".encode()
-        tracker.log(0, {f"best/{name}/ipc{ipc}": metrics[name] for name in sweep.objective})
+        tracker.log(step, {f"best/{name}/ipc{ipc}": metrics[name] for name in sweep.objective})
     for name, data in files.items():
         folder.write(name, data)
     counts = {"trials": len(trials), "pools": len(document["pools"])}
     seconds = {"seconds": document["seconds"], "saved_seconds": document["saved_seconds"]}
-    tracker.log(0, counts | seconds)
+    tracker.log(step, counts | seconds)
     for name, data in files.items():
         tracker.log_file(name, data)
     tracker.finish("FINISHED")

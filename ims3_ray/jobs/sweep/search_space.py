@@ -21,7 +21,7 @@ from ims3_ray.errors import InputError
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 RANGE = re.compile(rf"({NUMBER}):({NUMBER})(:log)?")
 # sections whose values would make trials incomparable, or change no result
-FIXED = ("evaluate", "workers", "storage", "recipe")
+FIXED = ("data", "evaluate", "workers", "storage", "recipe")
 DIGITS = 4  # significant digits of a drawn number, since people read the best trial's recipe
 
 Value = Any  # of a recipe's field, as YAML gives it
@@ -151,7 +151,7 @@ def read_space(words: Sequence[str], recipe: str, overrides: Mapping[str, Value]
         if field in domains:
             raise InputError(f"--space {field}: stands twice; give its values once")
         check_field(field)
-        if field.split(".")[0] in FIXED:
+        if field.split(".")[0] in FIXED and field != "data.mirror":
             raise InputError(
                 f"--space {field}: can't be swept, trials would not compare; "
                 "give it as an override for all of them"

@@ -33,7 +33,7 @@ def comparison_lines(document: Document) -> list[str]:
         f"Accuracy in percent on the {document['split']} images: mean ± 95 % interval over {seeds} "
         f"{noun(seeds, 'generator seeds')} of {each} {noun(each, 'classifiers')} each. Below: points to "
         f"{shortened(one_line(rows['baseline']))}, paired by seed; * is larger than the noise "
-        "(p < 0.05 after Holm's adjustment)."
+        "(p < 0.05 after Holm's adjustment). Device: seconds times devices, per seed."
     )
     return [*lines, "", *_storage_lines(rows), *_cost_lines(rows), "", *textwrap.wrap(meaning, COLUMNS)]
 
@@ -62,7 +62,7 @@ def _cost_lines(rows: RowsDocument) -> list[str]:
     pool, summaries = rows["pool_images"], summarize(rows)
     names = [row["name"] for row in rows["rows"]]
     metrics = [m for m in POOL_HEADS if any((name, pool, POOL + m) in summaries for name in names)]
-    heads = [*(POOL_HEADS[metric] for metric in metrics), "time"]
+    heads = [*(POOL_HEADS[metric] for metric in metrics), "device"]
     widths = [max(10, len(head) + 2) for head in heads]
     lines = [_line(f"of {pool} images per class" if metrics else "", heads, widths)]
     for name in names:
@@ -109,10 +109,8 @@ def _distinct_names(names: Iterable[str]) -> dict[str, str]:
     """A name of letters, digits and underscores for each, no two alike."""
     plain: dict[str, str] = {}
     for name in names:
-        base = re.sub(r"[^A-Za-z0-9]+", "_", name.replace("³", "3")).strip("_")[:60] or "row"
-        candidate, count = base, 1
+        candidate = re.sub(r"[^A-Za-z0-9]+", "_", name.replace("³", "3")).strip("_")[:60] or "row"
         while candidate in plain.values():
-            count += 1
-            candidate = f"{base}_{count}"
+            candidate += "_"
         plain[name] = candidate
     return plain

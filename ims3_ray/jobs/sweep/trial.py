@@ -15,7 +15,7 @@ from ray.actor import ActorHandle
 
 from ims3_ray.cluster.resources import Machine
 from ims3_ray.errors import InputError, describe_error
-from ims3_ray.evaluation.results import CURVE, headline_metrics
+from ims3_ray.evaluation.results import CURVE, headline_metrics, mean_curve
 from ims3_ray.pipeline.prepare import prepare
 from ims3_ray.pipeline.steps import Step, plan, run_step
 from ims3_ray.progress import run_name
@@ -198,9 +198,3 @@ class Run:
         self._history.append((step, accuracy))
         self._metrics = {"accuracy": accuracy}
         self._trainable.report({"accuracy": accuracy, STEP: step}, len(self._history))
-
-
-def mean_curve(curves: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, float]]:
-    """(step, mean accuracy) of the seeds' curves, which share their steps."""
-    points = zip(*curves, strict=True)
-    return [(int(by_seed[0][0]), sum(value for _, value in by_seed) / len(by_seed)) for by_seed in points]

@@ -75,7 +75,7 @@ def run_trials(sweep: Sweep, context: Context, folder: Directory, callback: Mlfl
 def search_algorithm(sweep: Sweep, folder: Directory, max_concurrent: int) -> SearchAlgorithm | Searcher:
     """Tune's BasicVariantGenerator for grid and random; Optuna's TPE over the objectives for bayes.
 
-    Optuna first receives the values of trials that are over, whose results are read from their records.
+    Optuna first receives the values of an earlier driver's trials: those that are over report their records.
     """
     if sweep.search != "bayes":
         rng = np.random.default_rng(sweep.base.seed)  # as Space.points
@@ -84,13 +84,13 @@ def search_algorithm(sweep: Sweep, folder: Directory, max_concurrent: int) -> Se
     from ray.tune.search.optuna import OptunaSearch
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    over = [sweep.space.encode(trial.values) for trial in read_trials(folder) if trial.is_over]
+    known = [sweep.space.encode(trial.values) for trial in read_trials(folder)]
     several = len(sweep.objective) > 1
     search = OptunaSearch(
         metric=list(sweep.objective) if several else sweep.objective[0],
         mode=["max"] * len(sweep.objective) if several else "max",
-        points_to_evaluate=over,
-        seed=sweep.base.seed + len(over),  # else a resumed sweep would draw its first values again
+        points_to_evaluate=known,
+        seed=sweep.base.seed + len(known),  # else a resumed sweep would draw its first values again
     )
     return ConcurrencyLimiter(search, max_concurrent)
 

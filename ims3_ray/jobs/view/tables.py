@@ -73,8 +73,6 @@ def _run_row(store: RunStore, run: Run) -> RunRow:
 def accuracy(run: Run, name: str, note: str = "") -> Cell:
     """Accuracy after the last step on the run's set `name`, with the interval of its mean."""
     mean, interval = (metric_value(run, f"accuracy/{name}/{part}") for part in ("last", "last_interval"))
-    if name == "distilled" and math.isnan(mean):
-        mean = metric_value(run, "accuracy")  # the only accuracy that trials log
     if math.isnan(mean):
         return Cell(NONE, None)
     spread = "" if math.isnan(interval) else points(interval, " ± ")
@@ -171,7 +169,8 @@ def _stage_row(
     if state == COMPLETE:
         rows = f"{count(stage['rows'])} {noun(stage['rows'], stage['unit'])}"
         rate = f"{stage['rate']:.3g} /s" if stage["rate"] < 100 else f"{count(stage['rate'])} /s"
-        detail = "complete" if any(_is(event, FINISHED, name) for event in events) else "reused"
+        is_made = not events or any(_is(event, FINISHED, name) for event in events)  # as trials
+        detail = "complete" if is_made else "reused"
     elif _is_running(stage, run):
         parts = stage.get("parts")
         rows = f"{parts} {noun(parts, 'parts')} so far" if parts else ""

@@ -190,6 +190,10 @@ def test_a_run_with_a_missing_file_is_not_complete(finished_run, tmp_path, capsy
     words, made = finished_run
     assert run_command("distill", words) == 0
     root = shutil.copytree(Path(made.distilled).parents[1], tmp_path / "copy")
+    copied, one = load_config("digits", parse_overrides([*words, f"storage={root}"])), f"{made.key}/run.json"
+    next(root.glob(f"runs/*{one}")).rename(root / "record")
+    assert find_complete(copied) is None  # --gc would delete its artefacts
+    (root / "record").rename(root / "runs" / f"{copied.recipe}-{one}")
+    assert find_complete(copied).key == made.key
     next(root.glob(f"distilled/{Path(made.distilled).name}/train/*/*.png")).unlink()
-    assert find_complete(load_config("digits", parse_overrides([*words, f"storage={root}"]))) is None
-    assert find_complete(load_config("digits", parse_overrides(words))).key == made.key
+    assert find_complete(copied) is None

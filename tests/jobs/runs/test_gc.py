@@ -72,7 +72,7 @@ def test_caches_records_and_files_of_other_origin_stay(storage):
     ours = (
         f"index/{A}.json index/.{A}.json.0f.tmp digits/train/0/1.png digits/train.complete unpacked/{A}/a/0 "
         f"unpacked/.{A}.complete.0f.tmp embedded/{B}/part pretrain/vae/{A}/x checkpoints/pretrain-vae-{A}/x "
-        "sweeps/k/state mlflow.db mlartifacts/1/x"
+        f"pretrain/latents/{A}/x sweeps/k/state mlflow.db mlartifacts/1/x"
     ).split()
     strange = (
         f"notes.txt photos/1.png latents/mine/1.png latents/{C} candidates/{A}x/1 index/mine.json "

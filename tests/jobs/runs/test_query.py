@@ -88,6 +88,9 @@ def names(out):
     ("words", "expected"),
     [
         ("--order accuracy --where ipc=10 --where accuracy>0.75", "o1aa v1aa k2cc k2bb"),
+        ("--order sample.subgroups --where ipc=10 --where accuracy<0.95", "k2bb k3dd k2cc"),
+        ("--where data.mirror=false --where accuracy>=0.95", "o1aa v1aa"),
+        ("--where protocol=quick-v1/n --order accuracy", "o1aa k2cc k2bb k3dd k1aa s9"),
         ("--where protocol!=quick-v1/n", "v1aa"),
         ("--where kind=trial --order accuracy", "s9/2 s9/3 s9/1"),
         ("--where run=s9/1", "s9/1"),

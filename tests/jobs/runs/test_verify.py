@@ -19,6 +19,7 @@ def storage(tmp_path):
         complete(root / place, {"rows": 2})
     root.write_json("index/000000000000.json", {})
     root.write_json("runs/digits-1/run.json", {"artifacts": []})
+    root.write("sweeps/s/tune/t/result.json", b"")
     return root
 
 

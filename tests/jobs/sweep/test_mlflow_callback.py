@@ -9,7 +9,7 @@ from ims3_ray.cluster.resources import Machine
 from ims3_ray.config.settings import Workers
 from ims3_ray.jobs.sweep.mlflow_callback import MlflowCallback
 from ims3_ray.jobs.sweep.plan import Sweep, trial_key
-from ims3_ray.jobs.sweep.run import _start_tracking, plan_trials
+from ims3_ray.jobs.sweep.run import plan_trials
 from ims3_ray.jobs.sweep.search_space import read_space
 from ims3_ray.jobs.sweep.trial import Trial
 from ims3_ray.runs import mlflow_tracker, records, tags
@@ -30,7 +30,9 @@ class Driver:
         context = SimpleNamespace(config=self.sweep.base, storage=self.storage, machine=machine, inputs={})
         self.folder, self.said = self.storage / "sweeps" / "s", []
         self.points = self.sweep.points()
-        self.parent = _start_tracking(self.sweep, context, self.said.append).run_id
+        tracker = mlflow_tracker.Tracker(self.storage, self.said.append)
+        tracker.start(self.sweep.key, self.sweep.name, self.sweep.params(), {tags.KIND: tags.SWEEP})
+        self.parent = tracker.run_id
         options = len(self.points), self.parent, self.said.append
         self.callback = MlflowCallback(self.sweep, context, self.folder, *options)
 
@@ -106,9 +108,8 @@ def test_printed_lines_tell_complete_trials_from_new_ones(driver, tmp_path):
     assert [line.rsplit("(", 1)[1] for line in again.said] == ["found complete)", "3 s)"]
 
 
-def test_future_trials_are_planned(driver, monkeypatch):
-    monkeypatch.setattr("ims3_ray.jobs.sweep.run.plan", lambda context, last: [])
-    contexts = {trial_key(values): None for values in driver.points}
-    plan_trials(driver.sweep, driver.points, contexts, driver.folder)
+def test_future_trials_are_planned(driver):
+    steps = {trial_key(values): [] for values in driver.points}
+    plan_trials(driver.sweep, driver.points, steps, driver.folder)
     folder = driver.folder / "trials"
     assert {folder.read_json(name)["state"] for name in folder.files()} == {records.PLANNED}

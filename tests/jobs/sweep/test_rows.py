@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -68,6 +69,10 @@ def test_rows_share_what_they_have_in_common_and_a_second_run_makes_nothing(ran)
     assert all("found complete" in line for line in again)
     assert same.path == out.path
     assert (second["comparison"], second["trials"]) == (document["comparison"], document["trials"])
+    gone = next((storage / "evaluation").iterdir())
+    shutil.rmtree(gone)
+    run(sweep, again.append)
+    assert gone.is_dir()
 
 
 @pytest.mark.slow
@@ -130,8 +135,11 @@ def test_packed_controls_are_scored_by_a_packed_row_whose_pool_is_larger(tmp_pat
         read_rows(rows_file(tmp_path, ROWS + control))
     with pytest.raises(InputError, match=r"'medoids packed' has packing 'two'"):
         read_rows(rows_file(tmp_path, ROWS + packed + control.replace("2", "two")))
+    for text in (control.replace("real: medoids, ", ""), packed.replace("g.factor: 2", "g: {factor: 2}")):
+        with pytest.raises(InputError, match="sets packing; write overrides"):
+            read_rows(rows_file(tmp_path, ROWS + text))
     with pytest.raises(InputError, match=r"packing\.factor: rows set it"):
-        row_sweep("digits", {"packing.factor": 2}, read_rows(rows_file(tmp_path)), (1,), (0,))
+        row_sweep("digits", {"packing": {"factor": 2}}, read_rows(rows_file(tmp_path)), (1,), (0,))
 
 
 def test_a_row_with_an_unknown_field_is_refused_before_any_work(tmp_path):

@@ -15,11 +15,12 @@ from tiny import tiny_words
 from tracking_server import Server
 
 from ims3_ray.config.load import parse_overrides
-from ims3_ray.jobs.sweep.plan import Sweep, trial_key
+from ims3_ray.jobs.sweep.plan import Sweep
 from ims3_ray.jobs.sweep.run import run
 from ims3_ray.jobs.sweep.search_space import read_space
 from ims3_ray.jobs.sweep.trial import read_trials
 from ims3_ray.runs import mlflow_tracker, tags
+from ims3_ray.runs.records import RUNNING
 from ims3_ray.storage.artifacts import open_storage
 
 SPACE = ["ipc=2,4", "sample.subgroups=2,3"]
@@ -95,8 +96,8 @@ def test_a_sweep_samples_once_and_selects_once_a_trial(ran):
 
 @pytest.mark.slow
 def test_mlflow_holds_the_sweep_with_a_child_for_every_trial(ran):
-    plan, storage, _, document, _ = ran
-    client, parent, children = runs_of(storage, plan.key)
+    _, storage, _, document, _ = ran
+    client, parent, children = runs_of(storage, document["key"])
     assert (parent.data.tags["kind"], parent.info.status) == ("sweep", "FINISHED")
     assert {(c.data.tags["kind"], c.info.status) for c in children} == {("trial", "FINISHED")}
     assert sorted(int(c.data.tags["trial"]) for c in children) == list(range(4))
@@ -122,7 +123,7 @@ def test_the_same_command_again_and_the_winners_recipe_find_all_that_was_made(ra
     assert (manifests(storage), same) == (before, folder)
     lasting = document.keys() - {"written", "seconds"}
     assert {name: again[name] for name in lasting} == {name: document[name] for name in lasting}
-    assert len(runs_of(storage, plan.key)[2]) == 4
+    assert len(runs_of(storage, document["key"])[2]) == 4
     words = ("--recipe", f"{folder.path}/best-ipc4.yaml", f"storage={storage}", "workers.actors=1")
     code, out, err = finished("distill", *words, env=environment() | cluster_environment)
     assert code == 0, err
@@ -138,13 +139,13 @@ def test_a_failed_trial_is_recorded_with_its_error_and_the_others_go_on(ran, wor
     document, _ = run(plan, say_nothing)
     assert statuses(document) == ["failed", "failed", "finished", "finished"]
     assert document["trials"][0]["error"].startswith("InputError: select.coverage_neighbours: needs more")
-    _, _, children = runs_of(ran[1], plan.key)
+    _, _, children = runs_of(ran[1], document["key"])
     assert Counter(c.info.status for c in children) == {"FAILED": 2, "FINISHED": 2}
     assert any("coverage_neighbours" in c.data.tags.get("error", "") for c in children)
 
 
 @pytest.mark.slow
-def test_a_bayesian_search_resumes_from_the_trials_that_are_over_and_gives_a_pareto_front(words):
+def test_a_bayesian_search_resumes_a_killed_drivers_trials_and_gives_a_pareto_front(words):
     words = [*words, "ipc=4", "sample.pool_ipc=4"]
     alpha, other = "select.alpha=0.1:0.9", "select.normalization=per_class,none"
     options = {"search": "bayes", "objective": ("accuracy", "coverage")}
@@ -152,11 +153,10 @@ def test_a_bayesian_search_resumes_from_the_trials_that_are_over_and_gives_a_par
     document, folder = run(plan, say_nothing)
     assert statuses(document) == ["finished"] * 3
     assert document["pareto"]
-    # as if the driver had died before its end
-    os.remove(f"{folder.path}/trials/{trial_key(read_trials(folder)[2].values)}.json")
-    again = run(plan, say_nothing)[0]["trials"]
-    assert len(again) == 3
-    assert again[:2] == document["trials"][:2]
+    read_trials(folder)[2].write(folder, state=RUNNING)  # as if the driver had been killed
+    again = run(plan, say_nothing)[0]
+    assert statuses(again) == ["finished"] * 3
+    assert again["trials"][:2] == document["trials"][:2]
     sections = "select={coverage: 0},{unit: image, coverage: 1}"
     assert (
         statuses(run(plan_of(words, [sections, alpha], trials=2, **options), say_nothing)[0])
@@ -172,7 +172,7 @@ def test_trials_that_fall_behind_are_stopped(ran, words):
     counts = Counter(statuses(document))
     assert {t["values"]["ipc"] for t in document["trials"] if t["status"] == "finished"} == {2, 4}
     assert counts["stopped"] == 12 - counts["finished"] > 0
-    _, _, children = runs_of(ran[1], plan.key)
+    _, _, children = runs_of(ran[1], document["key"])
     ends = Counter(c.info.status for c in children)
     assert ends == {"FINISHED": counts["finished"], "KILLED": counts["stopped"]}
     assert all("accuracy" not in c.data.metrics for c in children if c.info.status == "KILLED")

@@ -49,6 +49,7 @@ def test_values_are_yaml_and_ranges_are_of_integers_if_the_field_takes_nothing_e
         ("ipc=[1", "--space ipc"),
         ("evaluate.protocol=quick,minimax", "--space evaluate.protocol"),
         ("workers.actors=1,2", "--space workers.actors"),
+        ("data.validation_split=0.1,0.3", "--space data.validation_split"),
     ],
 )
 def test_an_invalid_space_is_refused_with_its_field(words, field):
@@ -109,6 +110,8 @@ def test_trials_share_the_pool_that_the_largest_needs_unless_the_recipe_sets_it(
     own = sweep("ipc=1,10", "sample.subgroups=5,20", overrides={"sample.pool_ipc": 30, "select.subgroups": 4})
     config = own.config({"ipc": 1, "sample.subgroups": 5})
     assert (config.sample.pool_ipc, config.sample.subgroups, config.select.subgroups) == (30, 5, 4)
+    packed = sweep("ipc=1,10", overrides={"packing.factor": 2, "refine.steps": 0})
+    assert packed.config({"ipc": 1}).sample.pool_ipc == 40
 
 
 def test_trials_are_scored_on_validation_images_and_the_winner_as_the_recipe_says():
@@ -122,7 +125,7 @@ def test_trials_are_scored_on_validation_images_and_the_winner_as_the_recipe_say
 
 def test_the_key_covers_all_that_decides_trials_and_scores():
     options = [{}, {"overrides": {"seed": 1}}, {"search": "random"}, {"search": "random", "trials": 6}]
-    options += [{"asha": True}, {"objective": ("coverage",)}]
+    options += [{"asha": True}, {"objective": ("coverage",)}, {"evaluations": "of other images"}]
     keys = [*(sweep("ipc=1,2", **changes).key for changes in options), sweep("ipc=1,3").key]
     assert len(set(keys)) == len(keys)
     assert sweep("ipc=1,2", trials=9).key == keys[0]  # a grid has a number of trials of its own

@@ -123,7 +123,7 @@ def test_comparison_shows_fields_metrics_and_images(ask):
 
 def test_accuracies_of_different_protocols_are_not_compared(copy):
     storage, ids = copy
-    other = track(storage, "zzzz", {"accuracy": 0.5}, own={tags.PROTOCOL: "dc-v1/n"})
+    other = track(storage, "zzzz", {"accuracy/distilled/last": 0.5}, own={tags.PROTOCOL: "dc-v1/n"})
     page = Page(browser(storage).get(f"/compare?one={ids['whole']}&other={other}").content)
     assert "cannot be compared" in page.text
     assert "−41.0" not in page.text
