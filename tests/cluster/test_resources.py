@@ -25,6 +25,11 @@ def test_an_address_without_a_cluster_is_reported_before_ray_starts(address, exp
         resources.connect()
 
 
+def test_the_address_local_starts_a_private_cluster(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    assert not resources.has_address()
+
+
 def test_missing_gpus_are_an_error_with_the_present_number(ray_cluster):
     there = int(ray_cluster.cluster_resources().get("GPU", 0))
     with pytest.raises(InputError, match=rf"^workers.gpus: .* {there} of {there + 1} "):

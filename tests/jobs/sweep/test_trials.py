@@ -8,7 +8,7 @@ from loopback_hub import Hub
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
 
-from ims3_ray.errors import InputError
+from ims3_ray.errors import InputError, describe_error
 from ims3_ray.jobs.sweep import trial as trials
 from ims3_ray.jobs.sweep.plan import Sweep
 from ims3_ray.jobs.sweep.results import describe_sweep, trials_csv
@@ -144,3 +144,9 @@ def test_every_trial_takes_a_hub_model_at_one_commit(monkeypatch, tmp_path):
     for config in (sweep.config(VALUES), sweep.winner(VALUES)):
         assert config.model.path == f"facebook/DiT-XL-2-256@{commit}"
     assert pin_models(SWEEP) == SWEEP
+
+
+def test_a_record_has_the_bad_input_of_a_worker_instead_of_rays_trace():
+    error = RuntimeError("a trace")
+    error.cause = InputError("ipc: 0")
+    assert describe_error(error) == "InputError: ipc: 0"
