@@ -25,7 +25,7 @@ def test_an_address_without_a_cluster_is_reported_before_ray_starts(address, exp
         resources.connect()
 
 
-def test_the_address_local_starts_a_private_cluster(monkeypatch):
+def test_local_is_no_address(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "local")
     assert not resources.has_address()
 

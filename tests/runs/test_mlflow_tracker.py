@@ -18,12 +18,12 @@ def start(tmp_path):
     """Start a driver's tracker of the run "key"; an error line fails the test."""
     storage = open_storage(str(tmp_path))
 
-    def started(tags=(), **options):
+    def started(tags=(), params=(), **options):
         tracker = Tracker(storage, pytest.fail)
-        tracker.start("key", "name", {}, dict(tags), **options)
+        tracker.start("key", "name", dict(params), dict(tags), **options)
         return tracker
 
-    started.client, started.place = client(storage), str(tmp_path)
+    started.client = client(storage)
     return started
 
 
@@ -49,9 +49,10 @@ def test_a_resumed_run_is_running_until_it_ends_again(start, end):
 
 def test_parameters_that_did_not_reach_the_server_are_written_later(start):
     run_id = start().run_id  # as if the server had gone after it created the run
-    again = Tracker(open_storage(start.place), pytest.fail)
-    again.start("key", "name", {"ipc": 10}, {})
-    assert (again.run_id, start.client.get_run(run_id).data.params) == (run_id, {"ipc": "10"})
+    assert (start(params={"ipc": 10}).run_id, start.client.get_run(run_id).data.params) == (
+        run_id,
+        {"ipc": "10"},
+    )
 
 
 def test_a_run_has_provenance_tags_and_may_be_in_the_past(start):
