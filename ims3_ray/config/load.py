@@ -197,6 +197,14 @@ def parse_overrides(words: list[str]) -> dict[str, object]:
     return overrides
 
 
+def storage_override(words: list[str]) -> dict[str, object]:
+    """`parse_overrides` of a command that takes `storage` alone."""
+    overrides = parse_overrides(words)
+    if unknown := set(overrides) - {"storage"}:
+        raise InputError(f"{min(unknown)}: is no field of this command; only storage=DIR is")
+    return overrides
+
+
 def _bad_value(field: str, text: str, reason: str) -> InputError:
     return InputError(f"{field}: value {SHORT.repr(text)} {reason}; quote it")
 

@@ -206,8 +206,8 @@ def split_locations(data: str, test: str | None) -> tuple[str, str | None]:
     directory = open_directory(train)
     folders = [name for name in directory.folders() if not name.startswith(".")]
     if TRAIN in folders and set(folders) <= {TRAIN, *TESTS}:
-        tests = [f"{train}/{name}" for name in TESTS if name in folders]
-        return f"{train}/{TRAIN}", next(iter(tests), None)
+        tests = [(directory / name).uri for name in TESTS if name in folders]
+        return (directory / TRAIN).uri, next(iter(tests), None)
     try:
         rows = find_set(directory, "data.test", None)
     except InputError:  # no such split
@@ -232,7 +232,7 @@ def open_labelled(
     or else the sorted classes. If all classes are numbers, they are the labels. Raises InputError as
     `open_images` does, for an unknown class and for a missing class.
     """
-    is_numbered = all(cls.isdecimal() for cls in scored_classes)
+    is_numbered = all(cls.isdecimal() and cls == str(int(cls)) for cls in scored_classes)
     names = None if is_numbered else label_names or scored_classes
     images = open_images(
         location, storage, name=name, seed=seed, max_bad_fraction=max_bad_fraction, label_names=names

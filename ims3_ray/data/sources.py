@@ -63,6 +63,8 @@ class Rows:
 def find_packed(directory: Directory) -> Directory | None:
     """Returns the packed distilled set at a place, or around its `train` or `data`; None if there is none."""
     head, _, name = directory.path.rstrip("/").rpartition("/")
+    if directory.path.endswith(f"/{PARQUET}"):
+        head, name = directory.path.removesuffix(f"/{PARQUET}"), "data"
     around = [Directory(directory.filesystem, head)] if name in ("train", "data") and head else []
     return next((place for place in (directory, *around) if place.exists(STATEMENT)), None)
 

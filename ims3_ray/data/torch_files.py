@@ -107,6 +107,8 @@ def _pixels(images: Tensor, options: Mapping[str, str], where: str) -> Tensor:
             torch.tensor([float(v) for v in options[name].split(",")], dtype=torch.float64).view(1, -1, 1, 1)
             for name in ("mean", "deviation")
         )
+        if {mean.shape[1], deviation.shape[1]} - {1, images.shape[1]}:
+            raise ValueError(f"there are {images.shape[1]} channels")
         values = values * deviation + mean
     except KeyError as error:
         low, high = float(values.min()), float(values.max())

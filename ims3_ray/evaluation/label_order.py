@@ -20,7 +20,6 @@ POOR = 0.5  # warn if own_share is below this fraction of real_share
 class ClassOrder(TypedDict):
     """Shares of images that look like their own class: in the set, in the real images, per class."""
 
-    by: str
     own_share: float
     real_share: float
     per_class: dict[str, float]
@@ -40,7 +39,6 @@ def check_class_order(
     shares = assignment_shares(labels, assigned, len(classes))
     swapped = swapped_classes(shares)
     order: ClassOrder = {
-        "by": "centroid",
         "own_share": float((assigned == labels).mean()),
         "real_share": float((of_real == real_labels).mean()),
         "per_class": {classes[int(c)]: float(shares[c, c]) for c in np.unique(labels)},

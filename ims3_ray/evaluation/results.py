@@ -168,8 +168,9 @@ def set_title(name: str) -> str:
 
 
 def format_accuracy(accuracies: Accuracies) -> str:
-    """Percent with its 95 % interval: "94.50 ± 0.25"."""
-    return f"{100 * accuracies['mean']:.2f} ± {100 * (accuracies['interval'] or 0):.2f}"
+    """Percent, with its 95 % interval if there are several: "94.50 ± 0.25"."""
+    interval = accuracies["interval"]
+    return f"{100 * accuracies['mean']:.2f}" + ("" if interval is None else f" ± {100 * interval:.2f}")
 
 
 def mean_curve(curves: Sequence[Sequence[Sequence[float]]]) -> list[tuple[int, float]]:

@@ -100,6 +100,8 @@ def _device_kind(device: str | None) -> str:
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if kind not in ("cpu", "cuda"):
         raise InputError(f"device: {kind!r} is unknown; choose cpu or cuda")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError("device: there is no GPU; choose cpu")
     return kind
 
 

@@ -38,7 +38,6 @@ from .train import TeacherFn
 
 WEIGHTS = "teacher.safetensors"
 EPOCHS = 30  # over all training images
-MIN_LIFT = 2  # minimum accuracy of a teacher, as a multiple of guessing
 
 
 class TrainedTeacher(NamedTuple):
@@ -172,8 +171,8 @@ def check_teacher(
             f"evaluate.teacher: its class order differs from data.train's ({len(swapped)} of {len(classes)} "
             f"classes are swapped: {first}); name a teacher trained on these classes in this order"
         )
-    accuracy = float((predictions == labels).mean())
-    if accuracy < min(MIN_LIFT / len(classes), 0.9):
+    accuracy, chance = float((predictions == labels).mean()), 1 / len(classes)
+    if accuracy < chance + min(chance, (1 - chance) / 4):
         raise InputError(
             f"evaluate.teacher: it classifies {100 * accuracy:.1f} % of the real images correctly, little "
             "better than guessing; check its class order and whether it was trained"

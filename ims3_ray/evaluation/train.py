@@ -5,7 +5,6 @@ keyed by the seed, so (set, protocol, seed, kind of device) determines the accur
 """
 
 import math
-import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
@@ -35,7 +34,6 @@ class Score:
     """(step, accuracy) at every evaluation."""
     train_loss: list[tuple[int, float]]
     """(step, mean training loss since the previous evaluation)."""
-    seconds: float
     numerics: Numerics
     images: int
     """Number of training images."""
@@ -92,7 +90,6 @@ def train_with_evals(
     history: list[tuple[int, float]] = []
     train_loss: list[tuple[int, float]] = []
     losses: list[Tensor] = []
-    start = time.perf_counter()
     training = training_steps(model, forward, (images, labels), protocol, budget, seed, teacher)
     for step, loss in enumerate(training, start=1):
         losses.append(loss)
@@ -104,8 +101,7 @@ def train_with_evals(
             losses.clear()
             yield history[-1]
     best = max(value for _, value in history)
-    seconds = time.perf_counter() - start
-    return Score(history[-1][1], best, history, train_loss, seconds, numerics, len(labels))
+    return Score(history[-1][1], best, history, train_loss, numerics, len(labels))
 
 
 def training_steps(

@@ -29,7 +29,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 from ims3_ray.config.allocation import granted_cpus, granted_memory
-from ims3_ray.config.load import load_config, parse_overrides, recipe_names, recipe_text
+from ims3_ray.config.load import load_config, recipe_names, recipe_text, storage_override
 from ims3_ray.display import first_few, format_bytes, one_line, redact_uris
 from ims3_ray.errors import InputError
 from ims3_ray.runs.mlflow_db import tracking_uri
@@ -61,9 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    overrides = parse_overrides(arguments.overrides)
-    if unknown := set(overrides) - {"storage"}:
-        raise InputError(f"{', '.join(sorted(unknown))}: not valid here; doctor takes only storage=DIR")
+    overrides = storage_override(arguments.overrides)
     if arguments.show is not None:
         print(recipe_text(arguments.show)[1], end="")
         return
@@ -106,7 +104,8 @@ def check_gpus() -> Check:
     for line in output.splitlines():
         name, mebibytes, capability, driver = line.split(", ")
         bf16 = "bf16" if float(capability) >= BF16_CAPABILITY else "no bf16"
-        gpus.append(f"{name} {format_bytes(float(mebibytes) * 2**20)} {bf16}")
+        size = f" {format_bytes(float(mebibytes) * 2**20)}" if mebibytes.isdecimal() else ""  # "[N/A]"
+        gpus.append(f"{name}{size} {bf16}")
     oldest = OLDEST_DRIVER.get(cuda.partition(".")[0], 0)
     if int(driver.partition(".")[0]) < oldest:
         needs = f"driver {driver}, torch's CUDA {cuda} needs {oldest} or newer"
@@ -148,7 +147,7 @@ def check_storage(location: str) -> Check:
             return Check("storage", OK, f"{folder.uri} answers")
     except (InputError, OSError) as error:
         return Check("storage", MISSING, f"{error}; name another: storage=DIR")
-    parent = next(place for place in (Path(folder.path), *Path(folder.path).parents) if place.exists())
+    parent = next(place for place in (Path(folder.path), *Path(folder.path).parents) if os.path.exists(place))
     if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
         return Check("storage", MISSING, f"{parent} is not writable; name another: storage=DIR")
     free = shutil.disk_usage(parent).free

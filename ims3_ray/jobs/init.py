@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ims3_ray.config.allocation import granted_memory
 from ims3_ray.config.data import Data
-from ims3_ray.config.load import load_config, parse_overrides
+from ims3_ray.config.load import load_config, storage_override
 from ims3_ray.config.settings import Workers
 from ims3_ray.data.images import split_locations
 from ims3_ray.display import format_bytes
@@ -45,9 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    overrides = parse_overrides(arguments.overrides)
-    if unknown := set(overrides) - {"storage"}:
-        raise InputError(f"{', '.join(sorted(unknown))}: not valid here; edit the recipe instead")
+    overrides = storage_override(arguments.overrides)
     train, test = split_locations(arguments.data, arguments.test)
     name = re.sub(r"[^\w.-]+", "-", Data(train=train).name).strip("-.") or "my-images"
     out = Path(arguments.out or f"{name}.yaml")

@@ -169,10 +169,10 @@ class Draft:
     def _data_section(self) -> Iterator[str]:
         data = self.data
         yield "data:"
-        yield f"  train: {json.dumps(data.train)}"
+        yield f"  train: {json.dumps(data.train, ensure_ascii=False)}"
         if data.test:
-            yield f"  test: {json.dumps(data.test)}"
-        elif data.split:
+            yield f"  test: {json.dumps(data.test, ensure_ascii=False)}"
+        elif self._is_scored:
             yield f"  validation_split: {data.split}  # no test images: score on a tenth of each class"
         mirror = json.dumps(not data.is_grey)
         yield f"  mirror: {mirror}  # false if mirroring changes the meaning, as of letters"
@@ -191,10 +191,10 @@ class Draft:
             yield from ("embed:", "  extractor: timm:resnet18.tv_in1k")
             return
         origin = f"written by the first command, at {self.size} pixels" if self.is_own else "--model"
-        yield f"  path: {json.dumps(self.folder)}  # {origin}"
+        yield f"  path: {json.dumps(self.folder, ensure_ascii=False)}  # {origin}"
         yield "embed:"
         has_phi = self.is_own or (Path(self.folder) / "extractor").is_dir()
-        yield f"  extractor: {json.dumps(self.folder) if has_phi else UNTRAINED}"
+        yield f"  extractor: {json.dumps(self.folder, ensure_ascii=False) if has_phi else UNTRAINED}"
         yield from ("sample:", "  guidance_scale: 1.5", "  guidance_channels: 4")
         if (total := sum(self.data.tuned)) < PAPER_BATCH:
             yield "finetune:"
@@ -211,6 +211,7 @@ class Draft:
     def _refine_section(self, smallest: int) -> Iterator[str]:
         batch = min(smallest, REAL_BATCH)
         if self.model == "none":
+            yield from () if self._is_scored else ("probe:", "  protocol: quick")
             yield from ("refine:", f"  real_batch: {batch}  # images per class") if batch < REAL_BATCH else ()
         elif self._is_quick and self._is_scored:
             real = yaml.safe_load(recipe_text("real")[1])

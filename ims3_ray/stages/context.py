@@ -14,6 +14,7 @@ from ims3_ray.data.classes import NEW
 from ims3_ray.data.distilled import Licences
 from ims3_ray.data.images import ImageSet, Tiles
 from ims3_ray.evaluation.probes import probe_protocols
+from ims3_ray.evaluation.protocols import Protocol
 from ims3_ray.models.device import Numerics
 from ims3_ray.models.finetuned import TunedModel
 from ims3_ray.models.generator import GeneratorInfo
@@ -94,13 +95,18 @@ class Context:
         return per_class * len(self.classes)
 
     @property
+    def probe_kinds(self) -> list[Protocol]:
+        """Protocols of the probes."""
+        return probe_protocols(self.config.probe, self.config.evaluate.protocol)
+
+    @property
     def stored_size(self) -> int:
         """Pixels per side of an image of the distilled set."""
         config = self.config
         if self.generator is None or config.image_size:
             return real_size(config)
         if config.refine.steps and config.refine.space == "pixel":
-            return probe_protocols(config.probe, config.evaluate.protocol)[0].image_size
+            return self.probe_kinds[0].image_size
         return self.image_size
 
     @property

@@ -9,7 +9,6 @@ from ims3_ray.config import load
 from ims3_ray.config.load import load_config, load_settings, parse_overrides, recipe_names
 from ims3_ray.config.pretrain import Pretrain
 from ims3_ray.config.sections import PAPER_BATCH, Finetune
-from ims3_ray.config.settings import Config
 from ims3_ray.errors import InputError
 
 ONE_STEP = "im.target=one_step finetune.micro_batches=1"
@@ -97,12 +96,6 @@ def test_a_recipe_is_a_mapping_and_its_base_a_named_recipe(tmp_path, text, expec
     path.write_text(text)
     with pytest.raises(InputError, match=expected):
         load_config(str(path))
-
-
-def test_published_deviations_from_the_paper_are_off_by_default():
-    config = Config()
-    assert (config.im.minimax, config.im.target) == (None, "trajectory")
-    assert config.select.normalization == "per_class"
 
 
 def test_overrides_are_not_modified():

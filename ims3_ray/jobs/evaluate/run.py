@@ -31,6 +31,7 @@ from ims3_ray.storage.artifacts import Directory, open_storage
 from ims3_ray.storage.rows import Index
 
 RESERVED = set(SET_TITLES) - {"pool"}  # names of baselines
+TRAIN, SCORED = "/train", "/scored"  # no set is named so
 
 
 @dataclass(frozen=True)
@@ -121,11 +122,11 @@ def score(prepared: Prepared, machine: Machine, *, trust_labels: bool = False) -
     settings, seeds = config.evaluate, classifier_seeds(config.seed, config.evaluate.seeds)
     load_extractor(config.embed.extractor)  # missing weights raise InputError here, not in a task
     audited, features = _embed(prepared, machine)
-    findings = audit([audited[name] for name in ("train", "scored", *own)], train.classes)
+    findings = audit([audited[name] for name in (TRAIN, SCORED, *own)], train.classes)
     findings["warnings"] = list(dict.fromkeys(prepared.warnings + findings["warnings"]))
     if not trust_labels:
         _check_swapped(findings, own)
-    real = compare.Real(train, train.paths, audited["train"].paths, features["train"])
+    real = compare.Real(train, train.paths, audited[TRAIN].paths, features[TRAIN])
     sizes = [of_set.counts().tolist() for of_set in own.values()]
     baselines = compare.choose_baselines(real, settings.baselines, sizes, seeds, settings.random_subsets)
     counts = {count for of_set in sizes for count in of_set}
@@ -228,9 +229,9 @@ def _check_swapped(findings: Audit, names: Collection[str]) -> None:
 
 
 def _embed(prepared: Prepared, machine: Machine) -> tuple[dict[str, AuditedImages], dict[str, Index]]:
-    """Embed the training images ("train"), the scored images ("scored") and every set at one size."""
-    sets = {"train": ("data.train", prepared.train)}
-    sets["scored"] = (f"data.{prepared.protocols[0].split}", prepared.scored)
+    """Embed TRAIN, SCORED and every set at one size."""
+    sets = {TRAIN: ("data.train", prepared.train)}
+    sets[SCORED] = (f"data.{prepared.protocols[0].split}", prepared.scored)
     sets |= {name: (name, of_set) for name, of_set in prepared.sets.items()}
     config, extractor, storage = prepared.config, prepared.extractor_hash, prepared.storage
     embedded = {

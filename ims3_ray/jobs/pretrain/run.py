@@ -239,7 +239,8 @@ class Pretraining:
             classifier = self.models.trained_classifier("extractor")
             save_extractor(classifier, folder / "extractor", mean=half, deviation=half)
             claim = assessment and assessment.quality.claim()
-            (folder / "README.md").write_text(model_card(self.config, self.all_images, metrics, claim))
+            card = model_card(self.config, self.all_images, metrics, claim)
+            (folder / "README.md").write_text(card, encoding="utf-8")
             if assessment:
                 write_page(assessment, histories, folder)
             move_to(folder, out, self.storage)

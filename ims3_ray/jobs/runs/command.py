@@ -26,7 +26,7 @@ from functools import partial
 
 import yaml
 
-from ims3_ray.config.load import load_config, parse_overrides
+from ims3_ray.config.load import load_config, storage_override
 from ims3_ray.errors import InputError
 from ims3_ray.progress import message_stream, print_line
 from ims3_ray.runs import query, tags
@@ -68,9 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     mode = read_mode(arguments)
-    overrides = parse_overrides(arguments.overrides)
-    if unknown := set(overrides) - {"storage"}:
-        raise InputError(f"{', '.join(sorted(unknown))}: is no field of this command; only storage=DIR is")
+    overrides = storage_override(arguments.overrides)
     storage = open_directory(load_config("digits", overrides).storage)
     if not check_format(storage) and storage.is_local:
         raise InputError(f"storage: {storage.uri} holds no runs; name another storage=DIR")

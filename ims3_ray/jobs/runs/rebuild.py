@@ -79,7 +79,9 @@ def _write_run(
     for step in steps.values():
         log_stage(tracker, step)
     if "evaluation" in steps:
-        _log_curve(tracker, steps["evaluation"].directory)
+        document = steps["evaluation"].directory.read_json("evaluation.json")
+        for number, accuracy in mean_curve(document["sets"]["distilled"]["curves"]):
+            tracker.log(number, {f"evaluate/{CURVE}": accuracy})
     if with_files:
         tracker.log_recipe(params)
         if {"distilled", "report"} <= set(steps):
@@ -87,13 +89,6 @@ def _write_run(
     if status := records.STATUS.get(record["state"]):
         tracker.finish(status, patient=False, ended=ended)
     return True
-
-
-def _log_curve(tracker: Tracker, evaluation: Directory) -> None:
-    """Log the distilled set's accuracy during training, averaged over seeds."""
-    curves = evaluation.read_json("evaluation.json")["sets"]["distilled"]["curves"]
-    for step, accuracy in mean_curve(curves):
-        tracker.log(step, {f"evaluate/{CURVE}": accuracy})
 
 
 def _steps(storage: Directory, record: Mapping[str, Any]) -> dict[str, Step]:

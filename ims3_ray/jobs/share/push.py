@@ -20,7 +20,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ims3_ray.config.load import load_config, parse_overrides
+from ims3_ray.config.load import load_config, storage_override
 from ims3_ray.display import confirm, format_bytes, noun, one_line
 from ims3_ray.errors import InputError, describe_error
 from ims3_ray.jobs.next_steps import result_lines, shell_command
@@ -54,9 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    overrides = parse_overrides(arguments.overrides)
-    if unknown := set(overrides) - {"storage"}:
-        raise InputError(f"{', '.join(sorted(unknown))}: unknown here; only storage=DIR is valid")
+    overrides = storage_override(arguments.overrides)
     hub_name = parse_target(arguments.to)
     with spinner("imports"):  # heavy: torch
         from .release import find_release, licence_name
@@ -123,8 +121,10 @@ def _prepare_folder(out: Directory, checksums: dict[str, str], *, replace: bool)
     manifest = read_manifest(out) or {}
     if manifest.get("checksums") == checksums:
         return False
-    if not replace or "files" not in manifest:
-        remedy = "or give --replace" if "files" in manifest else "empty or not there yet"
+    pushed = {MANIFEST, *manifest.get("files", ())}
+    is_push = "recipe.yaml" in pushed and pushed >= set(out.files())
+    if not replace or not is_push:
+        remedy = "or give --replace" if is_push else "empty or not there yet"
         raise InputError(f"--to: {out.uri} holds other content; name another folder, {remedy}")
     for name in (MANIFEST, *manifest["files"]):
         (out / name).delete()

@@ -41,10 +41,10 @@ class Release:
     @property
     def licences(self) -> dict[str, Licence | None]:
         """Licences of the generator's weights and of the real images; the terms of both apply."""
-        return {
-            "weights": self.recipe["model"].get("licence"),
-            "images": self.recipe["data"].get("licence"),
-        }
+        sections = {"weights": "model", "images": "data"}
+        if self.recipe.get("source") == "real":
+            del sections["weights"]
+        return {part: self.recipe[section].get("licence") for part, section in sections.items()}
 
     @property
     def restricted(self) -> list[str]:

@@ -15,7 +15,7 @@ from ims3_ray.config.evaluation import Probe
 from ims3_ray.data.images import ImageSet
 from ims3_ray.data.loader import pixels_bytes
 from ims3_ray.errors import InputError
-from ims3_ray.evaluation.probes import load_probe, probe_protocols, train_checkpoints
+from ims3_ray.evaluation.probes import load_probe, train_checkpoints
 from ims3_ray.evaluation.protocols import Protocol
 from ims3_ray.models.classifiers import Classifier
 from ims3_ray.models.device import prepare_device
@@ -42,7 +42,7 @@ def run(context: Context, out: Directory) -> dict[str, object]:
     """Write one file per network, with its state at every point. Intact files are not made again."""
     settings, train = context.config.probe, context.images["train"]
     kinds, first = (
-        probe_protocols(settings, context.config.evaluate.protocol),
+        context.probe_kinds,
         context.config.seed * MAX_PROBES,
     )
     networks = [
@@ -109,7 +109,7 @@ def _fingerprint_inputs(context: Context) -> object:
     config = context.config
     kinds = [
         rules.model_dump(mode="json", exclude={"name", "version", "split", "evaluations"})
-        for rules in probe_protocols(config.probe, config.evaluate.protocol)
+        for rules in context.probe_kinds
     ]
     settings = [config.probe.count, list(config.probe.checkpoint_steps), config.seed]
     return [context.inputs["images"], kinds, settings, context.machine.device]
@@ -117,7 +117,7 @@ def _fingerprint_inputs(context: Context) -> object:
 
 def _cost(context: Context, forward: Forward) -> Cost:  # noqa: ARG001
     settings, num_classes = context.config.probe, len(context.classes)
-    kinds = probe_protocols(settings, context.config.evaluate.protocol)
+    kinds = context.probe_kinds
     operations = sum(
         BACKWARD
         * classifier_operations(rules, num_classes)
@@ -130,13 +130,11 @@ def _cost(context: Context, forward: Forward) -> Cost:  # noqa: ARG001
 
 
 def _num_networks(context: Context) -> int:
-    settings = context.config.probe
-    return settings.count * len(probe_protocols(settings, context.config.evaluate.protocol))
+    return context.config.probe.count * len(context.probe_kinds)
 
 
 def _node_disk(context: Context) -> float:
-    kinds = probe_protocols(context.config.probe, context.config.evaluate.protocol)
-    return pixels_bytes(len(context.images["train"]), kinds[0].image_size)
+    return pixels_bytes(len(context.images["train"]), context.probe_kinds[0].image_size)
 
 
 STAGE = Stage(

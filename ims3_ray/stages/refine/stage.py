@@ -14,7 +14,6 @@ import numpy as np
 from ims3_ray.cluster.fan_out import Part, fan_out
 from ims3_ray.cluster.metrics_actor import Message, receive_metrics, start_metrics_actor
 from ims3_ray.data.loader import payloads
-from ims3_ray.evaluation.probes import probe_protocols
 from ims3_ray.method.refine import OBJECTIVES
 from ims3_ray.progress import bar, hide_inner_bars
 from ims3_ray.stages.base import (
@@ -126,8 +125,7 @@ def _medoids(context: Context, features: Directory) -> list[SelectedCandidate]:
 def _fingerprint_inputs(context: Context) -> object:
     config = context.config
     settings, generator = context.values_of(config.refine), context.generator_values()
-    kinds = probe_protocols(config.probe, config.evaluate.protocol)
-    rules = [kind.model_dump(mode="json") for kind in kinds]
+    rules = [kind.model_dump(mode="json") for kind in context.probe_kinds]
     shared = [config.seed, list(context.classes), config.unpacked_ipc, context.inputs["extractor"], rules]
     tiles = [asdict(context.tiles)] if context.tiles else []
     if context.generator is None:
@@ -140,19 +138,18 @@ def step_operations(context: Context, forward: Forward) -> float:
     settings = context.config.refine
     decode = forward.decode * BACKWARD if settings.space == "latent" else 0.0
     passes = BACKWARD * (1 + OBJECTIVES[settings.objective].second_order)
-    rules = probe_protocols(context.config.probe, context.config.evaluate.protocol)[0]
-    return decode + views_of(settings, rules) * passes * _probe_operations(context)
+    return decode + views_of(settings, context.probe_kinds[0]) * passes * _probe_operations(context)
 
 
 def _probe_operations(context: Context) -> float:
-    kinds = probe_protocols(context.config.probe, context.config.evaluate.protocol)
+    kinds = context.probe_kinds
     return sum(classifier_operations(rules, len(context.classes)) for rules in kinds) / len(kinds)
 
 
 def _cost(context: Context, forward: Forward) -> Cost:
     """Cost of the steps, and of the targets: one per probe and class, or one per step."""
     config, rows = context.config, context.config.unpacked_ipc * len(context.classes)
-    kinds = probe_protocols(config.probe, config.evaluate.protocol)
+    kinds = context.probe_kinds
     probes = config.probe.count * len(config.probe.checkpoint_steps) * len(kinds)
     limit, times = config.refine.real_images, probes
     if config.refine.real_batch:

@@ -45,16 +45,16 @@ def parquet_of(folder, path):
 @pytest.mark.slow
 def test_folders_and_parquet_of_one_set_have_the_same_figures(ray_cluster, words, tmp_path, capsys):
     folder = write_images(tmp_path / "mine", 5, seed=7)
-    parquet = parquet_of(folder, tmp_path / "same.parquet")
+    parquet = parquet_of(folder, tmp_path / "train.parquet")
     code = main(["evaluate", "--set", str(folder), "--set", str(parquet), "--augmentation-robust", *words])
     assert code == 0, capsys.readouterr().err
     document = json.loads((tmp_path / "evaluation.json").read_text())
-    mine, same = (document["sets"][name] for name in ("mine", "same"))
+    mine, same = (document["sets"][name] for name in ("mine", "train"))
     assert mine == same
     assert mine["images"] == 15
     assert len(mine["last"]["values"]) == 2
-    assert document["coverage"]["mine"] == document["coverage"]["same"]
-    assert set(document["sets"]) == {"mine", "same", "random", "full"}
+    assert document["coverage"]["mine"] == document["coverage"]["train"]
+    assert set(document["sets"]) == {"mine", "train", "random", "full"}
     assert document["sets"]["random"]["images"] == 15
     accuracies = [
         (sets["mine"]["last"]["mean"], sets["random"]["last"]["mean"])
@@ -62,9 +62,9 @@ def test_folders_and_parquet_of_one_set_have_the_same_figures(ray_cluster, words
     ]
     assert mine["augmentation_robust_score"] == augmentation_robust_score(*accuracies)
     assert document["given"]["mine"]["per_class"] == {"blue": 5, "green": 5, "red": 5}
-    assert "same: 15 of 15 images are also in mine" in " ".join(document["audit"]["warnings"])
+    assert "train: 15 of 15 images are also in mine" in " ".join(document["audit"]["warnings"])
     out = capsys.readouterr().out
-    lines = ("accuracy on the test images, smoke-v2", "random real", "full real", "warning: same: 15 of 15")
+    lines = ("accuracy on the test images, smoke-v2", "random real", "full real", "warning: train: 15 of 15")
     lines += ("augmentation-robust 0.", "smoke-plain-v2")
     assert all(line in out for line in lines)
 

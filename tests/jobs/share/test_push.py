@@ -135,6 +135,8 @@ def test_other_content_is_written_over_only_when_asked(make_run, push, hub, tmp_
     assert push(second, "--to", target, "--replace")[0] == 0
     push(second, "--to", tmp_path / "fresh")
     assert there() == tree(tmp_path / "fresh")
+    (tmp_path / "fresh" / "mine.txt").touch()
+    assert push(first, "--to", tmp_path / "fresh", "--replace")[0] == 2
 
 
 def test_a_folder_of_somebody_s_own_files_is_never_written_over(make_run, push, tmp_path):

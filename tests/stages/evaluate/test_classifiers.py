@@ -54,7 +54,7 @@ def images(tmp_path):
 
 
 def run_of(last, images=4):
-    return Score(last, last, [(1, last)], [], 0.0, Numerics("cpu"), images)
+    return Score(last, last, [(1, last)], [], Numerics("cpu"), images)
 
 
 def test_ray_gives_what_the_plain_call_gives_for_every_network_set_and_seed(ray_cluster, images):
