@@ -169,7 +169,7 @@ def refused(tmp_path):
         (["{set}/nowhere", "--to", "./mine"], "holds no distilled set"),
         (["0123", "--to", "./mine", "storage={storage}"], "no run of"),
         (["{storage}/distilled/000000000000", "--to", "./mine"], "no run of"),
-        (["{set}", "--to", "./mine", "ipc=3"], "ipc: unknown here"),
+        (["{set}", "--to", "./mine", "ipc=3"], "ipc: is no field"),
         (["hf://someone/nothing", "--to", "./mine"], "does not serve it"),
     ]
 
