@@ -27,7 +27,7 @@ def is_termination(error: SystemExit) -> bool:
 def describe_error(error: BaseException) -> str:
     """Return type and message on one line for a record, without secrets, at most MAX_LENGTH characters.
 
-    Ray's trace of bad input gives way to the bad input.
+    Bad input replaces the trace in which Ray wraps it.
     """
     error = next((inner for inner in error_chain(error) if isinstance(inner, InputError)), error)
     return one_line(redact(f"{type(error).__name__}: {error}"))[:MAX_LENGTH]

@@ -198,7 +198,7 @@ def parse_overrides(words: list[str]) -> dict[str, object]:
 
 
 def storage_override(words: list[str]) -> dict[str, object]:
-    """`parse_overrides` of a command that takes `storage` alone."""
+    """Parse the overrides of a command that takes only `storage`."""
     overrides = parse_overrides(words)
     if unknown := set(overrides) - {"storage"}:
         raise InputError(f"{min(unknown)}: is no field of this command; only storage=DIR is")

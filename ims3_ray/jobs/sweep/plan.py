@@ -31,7 +31,7 @@ class Sweep:
     trials: int = 20
     objective: tuple[str, ...] = ("accuracy",)
     asha: bool = False  # stop trials whose classifiers lag behind others of the same IPC
-    evaluations: str = ""  # of the trials, as soon as images and models are read
+    evaluations: str = ""  # their fingerprint, once images are read
 
     last_shared: ClassVar[str] = "sample"  # the last stage that the driver runs before the trials
 
