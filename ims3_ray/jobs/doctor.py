@@ -108,7 +108,7 @@ def check_gpus() -> Check:
         gpus.append(f"{name}{size} {bf16}")
     oldest = OLDEST_DRIVER.get(cuda.partition(".")[0], 0)
     if int(driver.partition(".")[0]) < oldest:
-        needs = f"driver {driver}, torch's CUDA {cuda} needs {oldest} or newer"
+        needs = f"driver {driver}, torch's CUDA {cuda} needs {oldest}"
         return Check("GPU", NONE, f"{cpus}; {needs}: update the driver, or {REINSTALL}")
     links = [_links()] if len(gpus) > 1 else []
     facts = [first_few(gpus, 8, str), *links, f"driver {driver}", f"CUDA {cuda}", cpus]
@@ -184,7 +184,7 @@ def check_cluster() -> Check:
     """Whether the head node at RAY_ADDRESS accepts connections."""
     address = os.environ.get("RAY_ADDRESS")
     if not address or address in ("auto", "local"):
-        return Check("cluster", NONE, "RAY_ADDRESS is not set: a run starts Ray on this machine")
+        return Check("cluster", NONE, "RAY_ADDRESS names no machine: a run uses Ray on this one")
     if reason := _failure(lambda: _connect(address)):
         remedy = "start it there (ray start --head), or unset RAY_ADDRESS"
         return Check("cluster", MISSING, f"no answer from {address} ({reason}); {remedy}")

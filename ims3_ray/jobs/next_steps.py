@@ -1,4 +1,4 @@
-"""The last lines of a command: the places of its results, and shell commands to run next."""
+"""Result files of a command, its last lines, and shell commands to run next."""
 
 import os
 import shlex
@@ -8,8 +8,20 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ims3_ray.display import redact
+from ims3_ray.errors import InputError
+from ims3_ray.storage.directory import Directory, open_directory
 
 SCRIPTS = {"select": "select_subgroups"}  # scripts that are not named after their command
+
+
+def open_result(out: str) -> tuple[Directory, str]:
+    """Return directory and name of the file at `--out`. Raises InputError if it is a folder."""
+    place, mark, query = out.partition("?") if "://" in out else (out, "", "")
+    head, slash, name = place.rpartition("/")
+    directory = open_directory(f"{head or slash or '.'}{mark}{query}")
+    if not name or directory.has_directory(name):
+        raise InputError(f"--out: {out} is a folder; name a file")
+    return directory, name
 
 
 def result_lines(results: Mapping[str, str], commands: Mapping[str, str] | None = None) -> list[str]:

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING
 
 from ims3_ray.config.load import load_settings, parse_overrides
 from ims3_ray.config.settings import Selecting
-from ims3_ray.errors import InputError
-from ims3_ray.jobs.next_steps import result_lines
+from ims3_ray.jobs.next_steps import open_result, result_lines
 from ims3_ray.progress import spinner
-from ims3_ray.storage.directory import check_writable, open_directory
+from ims3_ray.storage.directory import check_writable
 
 if TYPE_CHECKING:
     from ims3_ray.storage.schemas import SelectionFile
@@ -42,10 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     config = load_settings(Selecting, parse_overrides(arguments.overrides))
-    folder, _, name = arguments.out.rpartition("/")
-    out = open_directory(folder or ("/" if arguments.out.startswith("/") else "."))
-    if not name or out.has_directory(name):
-        raise InputError(f"--out: {arguments.out} is a folder; name a file, such as selection.json")
+    out, name = open_result(arguments.out)
     with spinner("imports"):  # heavy: Ray
         from ims3_ray.cluster.resources import connect, find_machine
         from ims3_ray.stages.select.candidates import open_candidates

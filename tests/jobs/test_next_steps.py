@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ims3_ray.jobs.next_steps import installed_program, result_lines, shell_command
+from ims3_ray.jobs.next_steps import installed_program, open_result, result_lines, shell_command
 
 
 @pytest.mark.parametrize("script", ["jobs/distill.py", "/code/jobs/sweep.py"])
@@ -30,6 +30,11 @@ def test_a_program_is_named_as_a_shell_finds_it(tmp_path, monkeypatch):
     assert installed_program("mlflow") == "bin/mlflow"
     monkeypatch.setenv("PATH", f"{tmp_path}/bin{os.pathsep}{os.environ['PATH']}")
     assert installed_program("mlflow") == "mlflow"
+
+
+def test_the_directory_of_a_result_keeps_the_query_of_its_uri():
+    directory, name = open_result("mock:///runs/score.json?a=b")
+    assert (directory.uri, name) == ("mock:///runs?a=b", "score.json")
 
 
 def test_an_ending_has_a_line_each_without_secrets():

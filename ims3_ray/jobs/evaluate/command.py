@@ -19,10 +19,10 @@ from ims3_ray.config.load import load_settings, parse_overrides
 from ims3_ray.config.settings import Evaluating
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.results import evaluation_lines, score_lines
-from ims3_ray.jobs.next_steps import result_lines
+from ims3_ray.jobs.next_steps import open_result, result_lines
 from ims3_ray.pipeline.inputs import check_inputs
 from ims3_ray.progress import spinner
-from ims3_ray.storage.directory import check_writable, open_directory
+from ims3_ray.storage.directory import check_writable
 
 NAMED = re.compile(r"([A-Za-z0-9_.-]+)=(.+)")
 
@@ -46,10 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
         from ims3_ray.cluster.resources import check_device, connect, find_machine, has_address
 
     check_device(config.workers)
-    folder, _, name = arguments.out.rpartition("/")
-    out = open_directory(folder or ("/" if arguments.out.startswith("/") else "."))
-    if not name or out.has_directory(name):
-        raise InputError(f"--out: {arguments.out} is a folder; name a file, such as evaluation.json")
+    out, name = open_result(arguments.out)
     with spinner("imports"):  # heavy: torch, faiss
         from . import run as evaluating
 

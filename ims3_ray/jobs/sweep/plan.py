@@ -62,9 +62,12 @@ class Sweep:
     @property
     def key(self) -> str:
         """Fingerprint of all that decides which trials there are and how they are scored."""
+        return fingerprint([self.base.identity(), self.space.describe(), self._choices, self.evaluations])
+
+    @property
+    def _choices(self) -> list[object]:
         trials = None if self.search == "grid" else self.trials
-        choices = [self.search, trials, list(self.objective), self.asha]
-        return fingerprint([self.base.identity(), self.space.describe(), choices, self.evaluations])
+        return [self.search, trials, list(self.objective), self.asha]
 
     def points(self) -> list[Values] | None:
         """The values of every trial; None if the search algorithm chooses them during the sweep.
@@ -152,10 +155,9 @@ class RowSweep(Sweep):
     _option: ClassVar[str] = "--rows"
 
     @property
-    def key(self) -> str:
+    def _choices(self) -> list[object]:
         rows = [[row.name, dict(row.overrides), row.real, row.packing] for row in self.rows.rows]
-        choices = [self.rows.baseline, rows, self.pool_images]
-        return fingerprint([self.base.identity(), self.space.describe(), choices, self.evaluations])
+        return [self.rows.baseline, rows, self.pool_images]
 
     @property
     def ipcs(self) -> tuple[int, ...]:
