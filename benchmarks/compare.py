@@ -1,5 +1,6 @@
 """Measure variants of the same work side by side: one process each, taking turns on the device."""
 
+import contextvars
 import statistics
 import time
 import warnings
@@ -63,6 +64,7 @@ class Runner:
         self._device: DeviceKind = device
         self._threads = ThreadPoolExecutor(variant.calls_at_once)
         self._call = variant.build(**variant.arguments)
+        self._context = contextvars.copy_context()  # has torch's settings of compilation
         synchronize(device)
         self._load_s = time.perf_counter() - start
 
@@ -74,7 +76,7 @@ class Runner:
             calls = 0
             while not calls or time.perf_counter() - start < seconds:
                 with explain_out_of_memory(self._variant.batch_field, self._variant.batch_size):
-                    self._call()
+                    self._context.copy().run(self._call)
                     synchronize(self._device)
                 calls += 1
             return calls

@@ -41,7 +41,7 @@ def as_percent(share: float | None, digits: int = 1) -> str:
 
 def measure_worker_device(machine: Machine) -> DeviceFigures:
     """Measure the device of one worker of `machine`, in that worker, and print the result."""
-    measure = ray.remote(measure_device).options(**machine.actor_resources)
+    measure = ray.remote(**machine.actor_resources)(measure_device)
     device: DeviceFigures = ray.get(measure.remote(machine.device))
     print(device.line(), flush=True)
     return device

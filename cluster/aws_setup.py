@@ -122,6 +122,8 @@ def main(words: list[str] | None = None) -> int:
   aws ecr get-login-password --region {region} \\
       | docker login --username AWS --password-stdin {image.partition("/")[0]}
   docker push {image}
+  install -d -m 700 ~/.ims3-ray && (umask 077; openssl rand -hex 32 > ~/.ims3-ray/auth_token)
+  export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=~/.ims3-ray/auth_token
   ray up {out}""")
     return 0
 

@@ -13,24 +13,25 @@
 set -uo pipefail
 
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/ims3-XXXXXX")  # on the node, short: Ray's sockets lie below it
-trap 'rm -rf "$scratch"' EXIT
-export RAY_USAGE_STATS_ENABLED=0
+clean() { rm -rf "$scratch"; }
+trap clean EXIT
+export RAY_USAGE_STATS_ENABLED=0 RAY_TMPDIR=$scratch  # where `ray start` writes and `ray symmetric-run` looks
 
 if [ "$SLURM_JOB_NUM_NODES" -eq 1 ]; then
     # The command starts its own Ray on loopback, with the cores, memory and GPUs of the job.
-    RAY_TMPDIR=$scratch ims3 "$@" &
+    ims3 "$@" &
     job=$!
     driver() { echo "$job"; }
 else
     # Ray's own way to run under Slurm: a node each, the command on the first, all stopped at its end.
-    trap 'timeout 30 srun rm -rf "$scratch"' EXIT  # on every node
+    clean() { timeout 30 srun rm -rf "$scratch"; }  # on every node
     head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
     address=$head:$((20000 + SLURM_JOB_ID % 10000))  # apart from other jobs' and from Ray's worker ports
     export RAY_AUTH_MODE=token RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
     [ -e ~/.ray/auth_token ] || (umask 077; ray get-auth-token --generate > /dev/null)
     # shellcheck disable=SC2016  # expanded on the first node
-    srun ray symmetric-run --address "$address" --min-nodes "$SLURM_JOB_NUM_NODES" \
-        --num-cpus "$SLURM_CPUS_ON_NODE" --temp-dir "$scratch" -- \
+    srun --cpus-per-task="$SLURM_CPUS_ON_NODE" ray symmetric-run --address "$address" \
+        --min-nodes "$SLURM_JOB_NUM_NODES" --num-cpus "$SLURM_CPUS_ON_NODE" -- \
         env RAY_ADDRESS="$address" bash -c 'echo $$ > "$0"; exec ims3 "$@"' "$scratch/pid" "$@" &
     job=$!
     driver() { cat "$scratch/pid"; }
@@ -44,6 +45,8 @@ while kill -0 "$job" 2> /dev/null; do wait "$job"; code=$?; done  # a signal end
 # A job that is cancelled is not RUNNING any more.
 trap '' TERM  # Slurm also ends this script as it queues the job again
 if [ "$code" -eq 143 ] && [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ]; then
+    clean  # a job that is queued again can't start a step
+    trap - EXIT
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

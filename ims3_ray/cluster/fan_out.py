@@ -7,6 +7,7 @@ checksum and, in its footer, the names of skipped rows. While one part uses the 
 written.
 """
 
+import contextvars
 import hashlib
 import json
 import math
@@ -76,7 +77,9 @@ class Worker:
         self._table, self._out = table, out
         self._batch = batch_field, arguments["batch_size"]
         try:
-            self._work = build(**arguments)
+            work = build(**arguments)
+            context = contextvars.copy_context()  # torch keeps settings of compilation by thread and context
+            self._work = lambda payload: context.copy().run(work, payload)
         except InputError as error:  # raised with the first part: Ray loses the text if a constructor fails
             self._work = partial(_raise, str(error))
 

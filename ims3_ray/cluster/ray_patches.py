@@ -113,7 +113,7 @@ def _interruptible() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _time_to_grow(machine: "Machine") -> Iterator[None]:
-    """Give an autoscaling cluster (`workers.gpus`) `workers.wait_s` to provide the Train workers' resources.
+    """Give an autoscaling cluster (`workers.gpus`) or a sweep's trials `workers.wait_s` to free resources.
 
     Raises InputError if they do not come. Goes when ScalingConfig has a timeout and its error is public.
     """
@@ -121,7 +121,8 @@ def _time_to_grow(machine: "Machine") -> Iterator[None]:
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
     tries = 1 + MAX_START_FAILURES
-    wait_s = machine.workers.wait_s / tries if machine.workers.gpus else START_TIMEOUT_S
+    may_come = machine.workers.gpus or machine.runs_at_once > 1
+    wait_s = machine.workers.wait_s / tries if may_come else START_TIMEOUT_S
     os.environ.setdefault(START_TIMEOUT, str(max(START_TIMEOUT_S, wait_s)))
     try:
         yield

@@ -60,7 +60,7 @@ class Probe(Section):
     """Network architectures. null: those of the protocol."""
     width: Count | None = None
     """Channels of the first block. null: as the protocol, or as published."""
-    count: int = Field(default=4, ge=0)
+    count: int = Field(default=4, ge=0, le=SEEDS_PER_RUN)
     """Networks per architecture, each from its own seed. 0: a new untrained one per step of refinement."""
     checkpoint_steps: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 5, 10, 20)
     """Training steps at which a checkpoint of each network is kept. 0: untrained."""

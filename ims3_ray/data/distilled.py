@@ -186,7 +186,7 @@ configs:
 def _describe_terms(licences: Licences, kind: str) -> str:
     if "weights" not in licences:
         return f"The images are {kind} training images, whose terms apply:\n"
-    return f"""The images are synthetic. The generator's weights drew them, and they stand for real images; \
+    return f"""The images are {kind}. The generator's weights and the real images went into them; \
 the terms of both apply:
 
 - the generator's weights: {_describe(licences["weights"], "model.licence")}"""

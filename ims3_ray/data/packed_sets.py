@@ -14,12 +14,11 @@ from ims3_ray.method.packing import INTERPOLATION, unpack
 from ims3_ray.storage.artifacts import Directory
 
 from .images import Tiles
-from .sources import PARQUET, STATEMENT, Batch, Rows, read_rows
+from .sources import FACTOR, PARQUET, STATEMENT, Batch, Rows, read_rows
 from .transforms import decode, png_of
 from .unpacking import unpack_batches
 
 CARD = "README.md"
-FACTOR = "packing_factor"  # key in the statement, the card's front matter and the Parquet file's info
 IN_CARD = re.compile(rf"^{FACTOR}: *(\d+) *$", re.MULTILINE)
 
 
@@ -84,7 +83,7 @@ def unpack_set(directory: Directory, storage: Directory, where: str) -> Director
     identity = ["packed", directory.uri, info.size, info.mtime_ns, factor]
 
     def batches() -> Iterator[Batch]:
-        for labels, images, names in read_rows(rows, where):
+        for labels, images, names in read_rows(rows, where, factor):
             tiles = (tile for image in images for tile in unpacked(image["bytes"], factor, where))
             yield np.repeat(labels, factor**2).tolist(), [png_of(tile) for tile in tiles], names
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 SUFFIX = ".parquet"
 PARQUET = "data/train-00000-of-00001.parquet"  # of a distilled set
+FACTOR = "packing_factor"  # key in the statement, the card's front matter and the Parquet file's info
 STATEMENT = "distilled.json"  # of a distilled set: how to unpack it, and whether its images are real
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"  # of a Dataset, of a DatasetDict
 VALIDATION = ("validation", "valid", "val")
@@ -118,11 +119,17 @@ def label_names(schema: pa.Schema, column: str = "label") -> list[str] | None:
 
     Raises LookupError, TypeError or ValueError if the schema's metadata is damaged.
     """
-    metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    names = metadata["info"]["features"][column].get("names") if metadata else None
+    info = _info(schema)
+    names = info["features"][column].get("names") if info else None
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise ValueError("its labels have no names")
     return names
+
+
+def _info(schema: pa.Schema) -> dict[str, Any]:
+    """Returns what `datasets` states in a Parquet schema; raises as `label_names` does."""
+    metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    return metadata["info"] if metadata else {}
 
 
 def _is_product(directory: Directory) -> bool:
@@ -168,8 +175,11 @@ def _entries(directory: Directory) -> tuple[list[str], set[str]]:
     return sorted(name for name in kinds if name not in folders and not name.startswith(".")), folders
 
 
-def read_rows(rows: Rows, where: str) -> Iterator[Batch]:
-    """Yields the rows, not decoded. Raises InputError, prefixed with `where`, if they can't be read."""
+def read_rows(rows: Rows, where: str, factor: int = 1) -> Iterator[Batch]:
+    """Yields the rows, not decoded. Raises InputError, prefixed with `where`, if they can't be read.
+
+    So does a Parquet file that states another packing factor than `factor`.
+    """
     if not rows.is_parquet:
         yield from _read_saved(rows, where)
         return
@@ -182,6 +192,11 @@ def read_rows(rows: Rows, where: str) -> Iterator[Batch]:
         ):
             image, column = _columns(file.schema_arrow, where)
             names = label_names(file.schema_arrow, column)
+            if (stated := _info(file.schema_arrow).get(FACTOR, 1)) != factor:
+                raise InputError(
+                    f"{where}: {name} states {FACTOR} {stated}, and {STATEMENT} beside it does not; "
+                    "give the set's whole folder"
+                )
             for batch in file.iter_batches(ROWS, columns=[column, image]):
                 yield _values(batch, column), _values(batch, image), names
 

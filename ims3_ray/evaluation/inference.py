@@ -47,6 +47,8 @@ def forward_fn(model: nn.Module, numerics: Numerics) -> Model:
     if numerics.precision == "fp32" and not numerics.compiled:
         return model
     model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] torch's stub lacks it
+    if numerics.compiled:
+        torch.compiler.reset()  # beyond a limit of graphs, which all networks share, torch runs eagerly
     # dynamic=False: the only shapes are full and last batches
     run = torch.compile(model, dynamic=False) if numerics.compiled else model
 

@@ -42,14 +42,19 @@ def train_checkpoints(
     images, labels = resident(train[0], torch.device(device)), train[1].to(device)
     model = protocol.build(num_classes, generator_for(seed, "weights")).to(device)
     budget = budget_for(protocol, len(labels), num_classes)
-    forward = forward_fn(model, numerics_for(labels.device.type, plan(budget, len(labels), 1)[0]))
+    forward = forward_fn(model, numerics_for(labels.device.type, points[-1]))
     training = training_steps(model, forward, (images, labels), protocol, budget, seed)
     done = 0
     for point in points:
         while done < point:
             next(training)
             done += 1
-        yield done, {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+        yield done, {name: _copy(value) for name, value in model.state_dict().items()}
+
+
+def _copy(value: Tensor) -> Tensor:
+    """A contiguous copy on the CPU, for safetensors: on a GPU, weights are channels last."""
+    return value.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def train_network(train: Labelled, protocol: Protocol, num_classes: int, seed: int, device: Device) -> State:

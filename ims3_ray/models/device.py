@@ -86,7 +86,7 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
     """Copy host tensor `values` to `device` without waiting for queued work."""
     if device.type != "cuda":
         return values.to(device)
-    return values.pin_memory().to(device, non_blocking=True)
+    return values.contiguous().pin_memory().to(device, non_blocking=True)
 
 
 def keep_freed_memory() -> None:

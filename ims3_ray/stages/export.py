@@ -9,7 +9,6 @@ import pyarrow as pa
 import ray
 
 from ims3_ray.cluster.tasks import map_in_order
-from ims3_ray.config.evaluation import Refine
 from ims3_ray.config.load import subject
 from ims3_ray.config.settings import Config
 from ims3_ray.data import distilled
@@ -112,12 +111,10 @@ def _write_card(context: Context, out: Directory, count: int, labelling: Labelli
     )
     if context.tiles:
         card = packed_card(card, context.tiles)
-    is_real = context.config.source == "real"
-    if context.tiles or is_real:
+    kind = context.config.kind_of_images
+    if context.tiles or kind != "synthetic":
         statement = packing_statement(context.tiles or Tiles(1, context.stored_size))
-        if is_real:
-            statement["images"] = context.config.kind_of_images
-        out.write_json(STATEMENT, statement)
+        out.write_json(STATEMENT, statement if kind == "synthetic" else {**statement, "images": kind})
     out.write("README.md", card.encode())
 
 
@@ -185,7 +182,7 @@ def describe_method(config: Config) -> str:
     """How a run makes its images, for the card: completes "10 images per class, …"."""
     if config.refine.steps and config.refine.start == "medoids":
         start = "starting from real images, the k-means medoids of each class"
-        return f"{start}. {_describe_refinement(config.refine)}"
+        return f"{start}. {_describe_refinement(config)}"
     tuned, subgroups = config.is_tuned, config.select.subgroups or config.sample.subgroups
     model = "diffusion model" + (" that was fine-tuned with Inversion-Matching" if tuned else "")
     if config.select.unit == "image":
@@ -199,15 +196,18 @@ def describe_method(config: Config) -> str:
     if config.source == "real":
         method = f"real training images, scaled and {choice}."
         method += "" if config.refine.steps else " They are copies, not synthetic images."
-    return f"{method} {_describe_refinement(config.refine)}" if config.refine.steps else method
+    return f"{method} {_describe_refinement(config)}" if config.refine.steps else method
 
 
-def _describe_refinement(settings: Refine) -> str:
+def _describe_refinement(config: Config) -> str:
+    settings, probe = config.refine, config.probe
     matched = OBJECTIVES[settings.objective].description
     variables = {"latent": "latents", "pixel": "pixels"}[settings.space]
+    is_trained = probe.count and any(probe.checkpoint_steps)
+    networks = "networks trained on the real images" if is_trained else "untrained networks"
     return (
         f"Then refined in {settings.steps:,} steps: their {variables} were optimised until {matched} of "
-        "networks trained on the real images match those of real images."
+        f"{networks} match those of real images."
     )
 
 
@@ -267,7 +267,7 @@ def _needs_input(context: Context, kind: str) -> bool:
 STAGE = Stage(
     name="export",
     output="distilled",
-    version=4,
+    version=5,
     inputs=("selection", "candidates", "refined", "teacher"),
     needs_input=_needs_input,
     run=run,

@@ -226,7 +226,7 @@ def test_a_spot_notice_drains_the_node(tmp_path):
         def do_GET(self):
             self.answer(next(self.answers) if self.headers["X-aws-ec2-metadata-token"] == "key" else 401)
 
-    (tmp_path / "ray").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/words')
+    (tmp_path / "ray").write_text(f'#!/bin/sh\necho "$RAY_ADDRESS $@" > {tmp_path}/words')
     (tmp_path / "ray").chmod(0o700)
     (command,) = (line for line in AWS["worker_start_ray_commands"] if "drain" in line)
     with ThreadingHTTPServer(("127.0.0.1", 0), Metadata) as server:
@@ -236,7 +236,7 @@ def test_a_spot_notice_drains_the_node(tmp_path):
         subprocess.run(["bash", "-c", command.replace("sleep 5", "sleep 0.1")], env=env, timeout=60)
         server.shutdown()
     words = (tmp_path / "words").read_text()
-    assert words.startswith("drain-node --address=10.0.0.1:6379 ")
+    assert words.startswith("10.0.0.1:6379 drain-node --address=10.0.0.1:6379 ")
     assert DrainNodeReason.Value(option(words, "--reason"))
 
 
@@ -376,6 +376,6 @@ def test_dashboard_and_alerts_query_exported_metrics_by_their_labels():
     asked = "\n".join(target["expr"] for panel in panels for target in panel["targets"])
     asked += TEXTS["alerts.yml"]
     assert set(re.findall(r"ray_(ims3_\w+)", asked)) == set(GAUGES)
-    assert set(re.findall(r"ray_(node_\w+)", asked)) <= set(METRICS_GAUGES)
+    assert set(re.findall(r"ray_(node_\w+)", asked)) <= {*METRICS_GAUGES, "node_failure_total"}
     assert set(re.findall(r"by \(([^)]*)\)", asked)) <= {"run, stage, unit", "run, stage", "instance"}
     assert len({panel["id"] for panel in panels}) == len(panels)

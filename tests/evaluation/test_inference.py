@@ -3,10 +3,12 @@
 import logging
 
 import pytest
+import safetensors.torch
 import torch
 
-from ims3_ray.evaluation import inference
+from ims3_ray.evaluation import inference, probes
 from ims3_ray.evaluation.inference import COMPILED_FROM, forward_fn, numerics_for
+from ims3_ray.evaluation.protocols import get_protocol
 from ims3_ray.models.classifiers import build
 from ims3_ray.models.device import Numerics
 
@@ -38,6 +40,14 @@ def test_bf16_gives_float32_logits_and_gradients_near_fp32s(name):
     for fp32, bf16 in (logits, gradients):
         assert not torch.equal(fp32, bf16)
         assert (fp32 - bf16).norm() < 0.05 * fp32.norm()
+
+
+def test_checkpoints_can_be_saved_although_a_gpu_trains_channels_last(monkeypatch):
+    monkeypatch.setattr(probes, "numerics_for", lambda kind, steps: Numerics(kind, "bf16"))
+    rules = get_protocol("smoke")
+    train = torch.zeros(12, 3, *[rules.image_size] * 2, dtype=torch.uint8), torch.arange(12) % 3
+    states = dict(probes.train_checkpoints(train, rules, 3, -2, [0, 1], "cpu"))
+    assert all(safetensors.torch.save(state) for state in states.values())
 
 
 def test_a_missing_gpu_feature_is_logged_once_and_the_others_are_kept(monkeypatch, caplog):

@@ -10,6 +10,7 @@ import torch
 from ims3_ray import load_distilled, score
 from ims3_ray.config.load import load_config
 from ims3_ray.data.images import open_images
+from ims3_ray.data.sources import PARQUET
 from ims3_ray.data.transforms import decode, resize_and_crop
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.results import evaluation_lines
@@ -39,6 +40,10 @@ def distilled(packed):
     return packed["distilled"].directory
 
 
+def opened(place, storage):
+    return open_images(place, open_storage(str(storage)), name="--set mine", seed=0, max_bad_fraction=0.0)
+
+
 def pixels(png):
     return torch.from_numpy(np.asarray(decode(png)).transpose(2, 0, 1).copy())
 
@@ -52,7 +57,9 @@ def test_stored_images_hold_the_refined_tiles_and_say_how_to_unpack_them(packed,
     assert torch.equal(cut(stored, 2), torch.stack([pixels(png) for png in rows["image"]]))
     assert [entry["index"] for entry in entries] == rows["index"].reshape(3, 4).tolist()
     assert distilled.read_json("distilled.json")["packing_factor"] == 2
-    assert "\npacking_factor: 2\n---\n" in distilled.read("README.md").decode()
+    card = distilled.read("README.md").decode()
+    assert "\npacking_factor: 2\n---\n" in card
+    assert "embeddings of untrained networks match" in " ".join(card.split())
     assert "probes" not in packed
 
 
@@ -65,6 +72,7 @@ def test_a_packed_set_stands_beside_baselines_that_are_packed_likewise(packed):
     )
     assert {of["stored"]["pixels"] for name, of in sets.items() if name != "full"} == {16 * 16}
     assert all(of["stored"]["bytes"] > 100 for name, of in sets.items() if name != "full")
+    assert "random" not in document["coverage"]  # its features would be of whole images
     text = "\n".join(evaluation_lines(document))
     assert "refined, packed" in text
     assert "  pixels    bytes" in text
@@ -91,9 +99,7 @@ def test_a_loaded_set_is_unpacked_and_scores_as_the_run_says(packed, distilled, 
 def test_every_reader_unpacks_and_the_stored_images_come_with_a_warning(distilled, tmp_path):
     loaded = load_distilled(distilled.uri)
     for place in (distilled.uri, f"{distilled.uri}/train"):
-        found = open_images(
-            place, open_storage(str(tmp_path)), name="--set mine", seed=0, max_bad_fraction=0.0
-        )
+        found = opened(place, tmp_path)
         assert found.labels.tolist() == loaded.targets
         read = [resize_and_crop(decode(found.directory.read(path)), 16) for path in found.paths]
         assert all(
@@ -102,6 +108,12 @@ def test_every_reader_unpacks_and_the_stored_images_come_with_a_warning(distille
         )
     with pytest.warns(UserWarning, match="2 × 2 smaller ones"):
         assert len(load_distilled(distilled.uri, unpack=False)) == 3
+
+
+def test_a_packed_parquet_file_without_its_statement_is_refused(distilled, tmp_path):
+    (tmp_path / "mine.parquet").write_bytes(distilled.read(PARQUET))
+    with pytest.raises(InputError, match=r"mine\.parquet states packing_factor 2"):
+        opened(f"{tmp_path}/mine.parquet", tmp_path / "storage")
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,7 @@ def _add_robust_scores(document: Evaluation, protocol: Protocol, own: Collection
 
 
 def embed_side(images: ImageSet, image_size: int) -> int:
-    """Pixels per side at which to embed a set: its own if all images are equal squares, else `image_size`."""
+    """Side for embedding in pixels: the images' if all are squares of at most 2 · `image_size`, else that."""
 
     def dimensions(path: str) -> tuple[int, int]:
         with Image.open(io.BytesIO(images.directory.read(path))) as image:

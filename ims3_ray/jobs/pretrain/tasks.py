@@ -280,7 +280,7 @@ class ExtractorTask(RowsTask):
 def build_vae(settings: TrainVae, image_size: int, seed: int, scaling_factor: float = 1.0) -> AutoencoderKL:
     """Returns the VAE before training, initialised from `seed`. The global random state is unchanged."""
     depth = len(settings.channels)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator("vae-weights", seed).initial_seed())
         return AutoencoderKL(
             in_channels=3,

@@ -59,6 +59,7 @@ class Runs:
             actors = self._context(row.name, largest, sweep.seeds[0]).machine.actors
             device_seconds = [sum(by_stage.values()) * actors for by_stage in seconds]
         accuracies = _accuracies(scored, documents)
+        covered = {i: _columns([d["coverage"].get(scored, {}) for d in ds]) for i, ds in documents.items()}
         return {
             "name": row.name,
             "overrides": dict(row.overrides),
@@ -68,7 +69,7 @@ class Runs:
             "note": row.note,
             "accuracy": accuracies.pop(documents[str(sweep.ipcs[0])][0]["protocol"]),
             "networks": accuracies,
-            "metrics": {ipc: _columns([d["coverage"][scored] for d in ds]) for ipc, ds in documents.items()},
+            "metrics": covered,
             "seconds": _columns(seconds),
             "device_seconds": device_seconds,
             "pool": pool,
@@ -98,7 +99,7 @@ class Runs:
             choices = choose_baselines(real, names, [[count] * len(train.classes)], draw)
             by_name = real_features(choices, real, draw[0], neighbours, count)
             sets: dict[str, Index] = {**candidates, **{name: by_name[name] for name in YARDSTICKS}}
-            sets |= {row.name: by_name[row.real] for row in rows.rows if row.real}
+            sets |= {row.name: by_name[row.real] for row in rows.rows if row.real and row.packing == 1}
             coverage = measure_coverage(real.features, sets, neighbours, train.classes)
             for name, values in coverage.items():
                 records.setdefault(name, []).append(values)

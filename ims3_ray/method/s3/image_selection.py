@@ -142,7 +142,7 @@ class ImageShard:
 
     def own_terms(self, choice: Choice) -> Float64[np.ndarray, "n 2"]:
         distances = 1 - np.einsum("cd,cd->c", self.centroids(choice).astype(np.float64), self._real)
-        logs = own_logs(distances, self._ids.start + np.arange(len(distances)), self._objective.epsilon)
+        logs = own_logs(distances, self._ids.start + np.arange(len(distances)), self._objective)
         own = zip(self._covers, choice[self._ids], strict=True)
         covered = [covered_share(covers, chosen) for covers, chosen in own]
         return np.stack([logs, covered], axis=1)

@@ -104,7 +104,7 @@ def evaluate(choice: Choice, candidates: Pools, real: Centroids, objective: Obje
     """
     chosen = pick(candidates, choice).astype(np.float64)
     distances = 1 - np.einsum("cd,cd->c", chosen, real.astype(np.float64))
-    attraction = float(own_logs(distances, np.arange(len(chosen)), objective.epsilon).sum())
+    attraction = float(own_logs(distances, np.arange(len(chosen)), objective).sum())
     separation, coincident = pair_separation(chosen, objective.epsilon)
     check_coincident(coincident)
     total = objective.alpha * attraction - objective.pair_weight(len(chosen)) * separation
@@ -117,15 +117,16 @@ def pick(candidates: Pools, choice: Choice) -> Centroids:
 
 
 def own_logs(
-    distances: Float64[np.ndarray, " R"], classes: Int[np.ndarray, " R"], epsilon: float
+    distances: Float64[np.ndarray, " R"], classes: Int[np.ndarray, " R"], objective: Objective
 ) -> Float64[np.ndarray, " R"]:
     """Return log(d + ε) of distances to the real centroids of `classes`.
 
-    Raises CoincidentError if ε is 0 and a distance is rounding only: log d of it would outweigh all else.
+    Raises CoincidentError if only ε is 0 and a distance is rounding only: log d would outweigh all else.
     """
-    if not epsilon and distances.size and distances.min() < COINCIDENT:
+    epsilon = objective.epsilon
+    if objective.alpha and not epsilon and distances.size and distances.min() < COINCIDENT:
         raise CoincidentError(int(classes[distances.argmin()]), None)
-    return np.log(np.maximum(distances, 0) + epsilon)
+    return np.log(np.maximum(distances, 0 if epsilon else COINCIDENT) + epsilon)
 
 
 class Separation(NamedTuple):

@@ -144,7 +144,7 @@ class Shard:
         for rows, classes, _ in self.tiles():
             own = real[classes - self._ids.start]
             distances = 1 - np.einsum("rd,rd->r", rows.astype(np.float64), own)
-            logs.append(own_logs(distances, classes, self._objective.epsilon))
+            logs.append(own_logs(distances, classes, self._objective))
         return np.concatenate(logs)
 
     def tiles(self) -> Iterator[tuple[np.ndarray, np.ndarray, slice]]:

@@ -51,7 +51,8 @@ def run(context: Context, out: Directory, **inputs: Directory) -> dict[str, Any]
     names = dict.fromkeys(("random", *settings.baselines))
     baselines = choose_baselines(real, names, sizes, seeds, settings.random_subsets)
     features = _own_features(context, inputs["selection"], inputs["candidates"], inputs.get("refined"))
-    coverage = cover(features, baselines, real, seeds[0], settings.neighbours, ipc)
+    whole = {} if tiles else baselines  # features are of whole images, a packed baseline's are not known
+    coverage = cover(features, whole, real, seeds[0], settings.neighbours, ipc)
     own = {"distilled": list_images(inputs["distilled"], train.classes, tiles)}
     if "unrefined" in own_names(config):
         own["unrefined"] = unrefined_images(inputs["refined"], train.classes, tiles)
@@ -220,7 +221,7 @@ def _node_disk(context: Context) -> float:
 STAGE = Stage(
     name="evaluate",
     output="evaluation",
-    version=9,
+    version=10,
     inputs=("distilled", "selection", "candidates", "features", "refined", "teacher"),
     unit="classifiers",
     is_enabled=lambda context: context.config.evaluate.protocol != NO_PROTOCOL,

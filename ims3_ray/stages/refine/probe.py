@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from ims3_ray.cluster.tasks import stream_jobs
-from ims3_ray.config.evaluation import Probe
+from ims3_ray.config.evaluation import SEEDS_PER_RUN, Probe
 from ims3_ray.data.images import ImageSet
 from ims3_ray.data.loader import pixels_bytes
 from ims3_ray.errors import InputError
@@ -27,8 +27,6 @@ from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.checksums import BLANK, KEY, embed_checksum
 from ims3_ray.storage.integrity import intact_parts
 
-MAX_PROBES = 1000  # per seed of the run: seeds share no network
-
 
 class Network(NamedTuple):
     """A network to train: its protocol, seed and file."""
@@ -41,12 +39,9 @@ class Network(NamedTuple):
 def run(context: Context, out: Directory) -> dict[str, object]:
     """Write one file per network, with its state at every point. Intact files are not made again."""
     settings, train = context.config.probe, context.images["train"]
-    kinds, first = (
-        context.probe_kinds,
-        context.config.seed * MAX_PROBES,
-    )
+    kinds, seed = context.probe_kinds, context.config.seed
     networks = [
-        Network(rules, first + number, file_of(rules, number))
+        Network(rules, seed_of(seed, number), file_of(rules, number))
         for rules in kinds
         for number in range(settings.count)
     ]
@@ -61,6 +56,11 @@ def run(context: Context, out: Directory) -> dict[str, object]:
             progress_bar.update(1)
     remove_local_pixels([train], {rules.image_size for rules in kinds}, context.machine)
     return {"rows": len(networks), "rows_made": len(missing)}
+
+
+def seed_of(seed: int, number: int) -> int:
+    """Return a network's seed: below 0, so that no classifier of the evaluation starts from its weights."""
+    return -(2 + seed * SEEDS_PER_RUN + number)  # -1 is the teacher's
 
 
 def file_of(rules: Protocol, number: int) -> str:
@@ -140,7 +140,7 @@ def _node_disk(context: Context) -> float:
 STAGE = Stage(
     name="probe",
     output="probes",
-    version=2,
+    version=3,
     unit="networks",
     is_enabled=lambda context: context.config.refine.steps > 0 and context.config.probe.count > 0,
     run=run,

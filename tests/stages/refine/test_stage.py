@@ -7,10 +7,14 @@ import planned
 import pytest
 
 from ims3_ray.cluster.resources import find_machine
+from ims3_ray.config.evaluation import SEEDS_PER_RUN
 from ims3_ray.data.distilled import DistilledSet
 from ims3_ray.data.transforms import decode
 from ims3_ray.errors import InputError
 from ims3_ray.pipeline import prepare as preparation
+from ims3_ray.stages.evaluate.classifiers import classifier_seeds
+from ims3_ray.stages.evaluate.teacher import SEED as TEACHER_SEED
+from ims3_ray.stages.refine.probe import seed_of
 from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import MANIFEST
 from ims3_ray.storage.rows import part_names, read_rows
@@ -61,6 +65,13 @@ def test_evaluation_and_report_show_the_set_before_and_after(refined):
     assert "before refinement" in page
     assert "IM + S³" in page
     assert "Refinement of the images" in page
+
+
+def test_no_classifier_of_an_evaluation_starts_from_the_weights_of_a_probe():
+    probes = {seed_of(seed, number) for seed in range(3) for number in range(SEEDS_PER_RUN)}
+    classifiers = {seed for run in range(3) for seed in classifier_seeds(run, SEEDS_PER_RUN)}
+    assert len(probes) == 3 * SEEDS_PER_RUN
+    assert probes.isdisjoint({TEACHER_SEED, *classifiers})
 
 
 @pytest.mark.slow
