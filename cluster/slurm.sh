@@ -29,9 +29,10 @@ else
     address=$head:$((20000 + SLURM_JOB_ID % 10000))  # apart from other jobs' and from Ray's worker ports
     export RAY_AUTH_MODE=token RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
     [ -e ~/.ray/auth_token ] || (umask 077; ray get-auth-token --generate > /dev/null)
+    unset SLURM_CPUS_PER_TASK SLURM_TRES_PER_TASK  # else the step has only so many of the node's cores
     # shellcheck disable=SC2016  # expanded on the first node
-    srun --cpus-per-task="$SLURM_CPUS_ON_NODE" ray symmetric-run --address "$address" \
-        --min-nodes "$SLURM_JOB_NUM_NODES" --num-cpus "$SLURM_CPUS_ON_NODE" -- \
+    srun ray symmetric-run --address "$address" --min-nodes "$SLURM_JOB_NUM_NODES" \
+        --num-cpus "$SLURM_CPUS_ON_NODE" -- \
         env RAY_ADDRESS="$address" bash -c 'echo $$ > "$0"; exec ims3 "$@"' "$scratch/pid" "$@" &
     job=$!
     driver() { cat "$scratch/pid"; }
