@@ -72,7 +72,7 @@ def test_a_packed_set_stands_beside_baselines_that_are_packed_likewise(packed):
     )
     assert {of["stored"]["pixels"] for name, of in sets.items() if name != "full"} == {16 * 16}
     assert all(of["stored"]["bytes"] > 100 for name, of in sets.items() if name != "full")
-    assert "random" not in document["coverage"]  # its features would be of whole images
+    assert "random" not in document["coverage"]
     text = "\n".join(evaluation_lines(document))
     assert "refined, packed" in text
     assert "  pixels    bytes" in text

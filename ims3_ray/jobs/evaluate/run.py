@@ -196,9 +196,11 @@ def _check_counts(config: Evaluating, train: ImageSet, sets: Mapping[str, ImageS
             f"data.train: class {train.classes[smallest]!r} has {counts[smallest]} images, "
             f"evaluate.neighbours={neighbours} needs one more; add images or lower it"
         )
-    coresets = [name for name in baselines if name != "random"]
+    coresets, by_total = [name for name in baselines if name != "random"], dict[int, list[int]]()
     for name, of_set in sets.items():
         own = of_set.counts()
+        if baselines and by_total.setdefault(len(of_set), own.tolist()) != own.tolist():
+            raise InputError(f"--set {name}: as large as another set, by other classes; evaluate it alone")
         if baselines and (larger := np.flatnonzero(own > counts)).size:
             label = larger[0]
             raise InputError(

@@ -105,11 +105,13 @@ def test_uneven_sets_and_copies_of_test_images_are_told(ray_cluster, words, tiny
 
 def refused(tmp_path, images):
     """Words → what the one line must name."""
-    good, fewer, more, many = (tmp_path / n for n in ("good", "fewer", "more", "many"))
+    good, fewer, more, many, skewed = (tmp_path / n for n in ("good", "fewer", "more", "many", "skewed"))
     write_images(good, 2, seed=7)
     write_images(fewer, 2, seed=7, classes=("blue", "green"))
     write_images(more, 2, seed=7, classes=("blue", "green", "red", "teal"))
     write_images(many, 13, seed=7)
+    write_images(skewed, 2, seed=7)
+    (skewed / "red" / "000.png").rename(skewed / "blue" / "x.png")
     junk = write_images(tmp_path / "junk", 2, seed=7)
     (junk / "red" / "x.png").write_bytes(b"no image")
     one = [f"--set={good}"]
@@ -123,7 +125,7 @@ def refused(tmp_path, images):
         ([*one, *one], ["--set", "two sets", "'good'"]),
         ([*one, "evaluate.protocol=quick-val"], ["data.validation", "quick-val"]),
         ([*one, "evaluate.protocol=none"], ["evaluate.protocol"]),
-        ([*one, "evaluate.protocol=best"], ["best", "minimax"]),
+        ([*one, f"--set={skewed}"], ["--set skewed", "another set"]),
         ([*one, "evaluate.networks=[convnet6]"], ["convnet6", "16"]),
         ([*one, "evaluate.protocol=soft-32"], ["evaluate.teacher", "soft-32 needs one"]),
         ([*one, "evaluate.neighbours=12"], ["data.train", "evaluate.neighbours=12"]),
