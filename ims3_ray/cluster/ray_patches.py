@@ -113,7 +113,7 @@ def _interruptible() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _time_to_grow(machine: "Machine") -> Iterator[None]:
-    """Give an autoscaling cluster (`workers.gpus`) or a sweep's trials `workers.wait_s` to free resources.
+    """Wait `workers.wait_s` for Train workers if the cluster grows (`workers.gpus`) or other trials may end.
 
     Raises InputError if they do not come. Goes when ScalingConfig has a timeout and its error is public.
     """

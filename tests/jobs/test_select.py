@@ -74,7 +74,7 @@ def assert_refused(folder, capsys, tables, words, named):
 
 
 def test_bad_files_give_one_line_and_exit_code_2(tmp_path, capsys):
-    _, real = write_feature_tables(tmp_path, *feature_tables(2))
+    candidates, real = write_feature_tables(tmp_path, *feature_tables(2))
     out = tmp_path / "selection.json"
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.parquet").write_text("no parquet")
@@ -83,6 +83,7 @@ def test_bad_files_give_one_line_and_exit_code_2(tmp_path, capsys):
         ((tmp_path / "empty", real, out), ["--candidates", "no .parquet file"]),
         ((tmp_path / "text.parquet", real, out), ["--candidates", "no readable Parquet"]),
         ((real, real, out), ["--candidates", "no column subgroup, index"]),
+        ((candidates, real, tmp_path), ["--out", "is a folder"]),
     ):
         assert select(*files) == 2
         error = capsys.readouterr().err

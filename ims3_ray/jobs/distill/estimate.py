@@ -202,8 +202,8 @@ def pretrain_seconds(config: Pretrain, num_images: int, num_classes: int, machin
     ]
     for section, loss in trainings:
         part = math.ceil(section.batch_size / config.micro_batches)
-        needed = DRIVER_BYTES + workers * (PROCESS_BYTES + _graph_bytes(loss) * part / MEASURED_IMAGES)
         if device.type == "cpu":
+            needed = DRIVER_BYTES + workers * (PROCESS_BYTES + _graph_bytes(loss) * part / MEASURED_IMAGES)
             _check_bytes(needed, f"use --image-size {side // 2}, or --model none")
         rate = MEASURED_IMAGES * runs_per_second(machine.device, lambda loss=loss: loss().backward(), RATE_S)
         steps = section.num_steps(config.epochs, num_images)

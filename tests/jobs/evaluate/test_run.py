@@ -125,6 +125,7 @@ def refused(tmp_path, images):
         ([*one, *one], ["--set", "two sets", "'good'"]),
         ([*one, "evaluate.protocol=quick-val"], ["data.validation", "quick-val"]),
         ([*one, "evaluate.protocol=none"], ["evaluate.protocol"]),
+        ([*one, "evaluate.protocol=best"], ["best", "minimax"]),
         ([*one, f"--set={skewed}"], ["--set skewed", "another set"]),
         ([*one, "evaluate.networks=[convnet6]"], ["convnet6", "16"]),
         ([*one, "evaluate.protocol=soft-32"], ["evaluate.teacher", "soft-32 needs one"]),
