@@ -154,7 +154,7 @@ class RefinementStep:
         self._probe, views = network.to(device), differentiable(protocol)
         packing = Sizes.of(context.tiles, context.stored_size, size)
         self._refinement = refinement(config.refine, vae, views, packing, context.batch_size(config.refine))
-        self._start = torch.randn(config.ipc, *context.info.latent_shape, generator=rng).to(device)
+        self._start = torch.randn(config.ipc, *context.info.config.latent_shape, generator=rng).to(device)
         real = torch.rand(config.ipc, 3, size, size, generator=rng).to(device)
         measure = self._refinement.objective.measure
         self._target = [x.detach() for x in measure(self._probe, real, 0, differentiable=False)]

@@ -112,7 +112,7 @@ class Sampling(Published):
 
     @torch.no_grad()
     def __call__(self) -> list[bytes]:
-        shape = (self.images, *self._context.info.latent_shape)
+        shape = (self.images, *self._context.info.config.latent_shape)
 
         def fresh() -> Tensor:
             return torch.randn(shape, device=self._device)
@@ -213,7 +213,7 @@ class Inversion(Published):
         super().__init__(context)
         self._predict = broadcast_timestep(predictor(self._dit()))
         self._grid = inversion_grid(context.config.invert.steps)
-        self._views = torch.randn(self.images * context.num_views, 1, *context.info.latent_shape)
+        self._views = torch.randn(self.images * context.num_views, 1, *context.info.config.latent_shape)
 
     @staticmethod
     def operations(context: Context) -> float:

@@ -90,7 +90,6 @@ def describe_pipeline(size: Size, folder: Path) -> GeneratorInfo:
         kind="diffusers",
         config=config,
         image_size=size.image_size,
-        scaling_factor=size.scaling_factor,
         transformer_parameters=dit_size,
         vae_parameters=vae_size,
         id2label=None,
@@ -149,7 +148,7 @@ def write_images(size: Size, folder: Path, per_class: int) -> None:
 def write_latents(context: Context, work: Directory, parts: int, rows: int) -> tuple[Directory, Directory]:
     """Write normal latents and inversions in the stages' format: `parts` files of `rows` rows each."""
     mirror, classes = context.config.data.mirror, len(context.classes)
-    shape = context.info.latent_shape
+    shape = context.info.config.latent_shape
     latents, inversions = work / "latents", work / "inversions"
     latents.delete()  # an earlier benchmark may have left more parts
     inversions.delete()

@@ -110,14 +110,14 @@ def _speed(problem: Problem, folder: Directory, settings: Select, machine: Machi
     pool = open_candidates(files / "candidates", files / "real", ("candidates", "real"))
     source = SelectionInput(pool, tuple(map(str, pool.classes)), settings, 1, 0)
     shards = ShardPool(source, machine)
-    shards.each(lambda classes: classes.process())  # the first call reads the features
+    shards.each(lambda _: None)  # the first call reads the features
     times.append(time.perf_counter())
     groups = ActorShards(shards)
     selection = solve(groups, source.objective)
     times.append(time.perf_counter())
     selection = certify(selection, groups, source.objective, method=settings.lower_bound, run=run_tasks)
     times.append(time.perf_counter())
-    memory = max(size for _, size in shards.each(lambda classes: classes.process()))
+    memory = max(shards.each(lambda _: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0))
     num_shards = len(shards.ranges)
     driver = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     del shards, groups  # the actors end

@@ -25,6 +25,7 @@ from . import progress
 from .display import one_line, redact
 from .errors import InputError, error_chain, is_termination
 from .jobs import COMMANDS
+from .jobs.next_steps import shell_command
 from .storage.retry import disk_full_error, is_disk_full
 
 FAILURE, BAD_INPUT, INTERRUPTED, BROKEN_PIPE, TERMINATED = 1, 2, 130, 141, 143
@@ -133,7 +134,7 @@ def run_command(name: str, words: list[str]) -> int:
     def action() -> None:
         command = importlib.import_module(COMMANDS[name])
         raw = argparse.RawDescriptionHelpFormatter
-        parser = Parser(prog=name, description=command.__doc__, formatter_class=raw)
+        parser = Parser(prog=shell_command(name), description=command.__doc__, formatter_class=raw)
         command.add_arguments(parser)
         if {"-h", "--help"} & set(words):
             from .config.field_docs import help_text

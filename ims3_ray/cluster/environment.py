@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .resources import Machine
@@ -36,6 +36,15 @@ class Environment:
 def environment_name(environment: Mapping[str, object]) -> str:
     """`Environment.name` of an environment read from a manifest."""
     return f"{environment.get('gpu') or environment.get('cpu')}, torch {environment.get('torch')}"
+
+
+def stages_by_environment(manifests: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Return the stages of complete artefacts by the name of their environment, if they recorded one."""
+    stages: dict[str, list[str]] = {}
+    for manifest in manifests:
+        if recorded := manifest.get("environment"):
+            stages.setdefault(environment_name(recorded), []).append(manifest["stage"])
+    return stages
 
 
 def find_environment(on_gpu: bool) -> Environment:

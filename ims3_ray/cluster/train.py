@@ -1,10 +1,12 @@
 """Run a `models.training.Trainer` on Ray Train: workers, checkpoints, and recovery from lost nodes."""
 
 import contextlib
+import hashlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import ray.exceptions
@@ -18,7 +20,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ims3_ray.config.base import DeviceKind
 from ims3_ray.errors import InputError, error_chain
 from ims3_ray.models.device import explain_out_of_memory, prepare_device, strictly_deterministic
-from ims3_ray.models.training import Metrics, Task, Trainer, TrainingConfig
+from ims3_ray.models.training import Metrics, Task, Trainer, TrainerState, TrainingConfig
 from ims3_ray.progress import bar
 from ims3_ray.storage.artifacts import Directory
 
@@ -27,6 +29,7 @@ from .ray_patches import MAX_START_FAILURES, patched_train
 from .resources import Machine
 
 STATE = "state.pt"
+DIGEST = "state.sha256"
 MAX_FAILURES = 8  # without a checkpoint between them; after more, the same command resumes
 REPORT_EVERY = 10  # steps
 COLLECTIVE_S = 3 * 3600  # the first sum waits for the node whose disk cache is filled last
@@ -159,8 +162,8 @@ def _loop(config: dict[str, Any]) -> list[Metrics]:
     optimisation, task = training.optimisation, training.build(device=device, **training.arguments)
     trainer = Trainer(task, optimisation, context.get_world_rank(), context.get_world_size(), device)
     if checkpoint := ray.train.get_checkpoint():
-        with checkpoint.as_directory() as folder:  # on the host, since AdamW reads its step counts there
-            trainer.load_state_dict(torch.load(f"{folder}/{STATE}", map_location="cpu", weights_only=True))
+        with checkpoint.as_directory() as folder:
+            trainer.load_state_dict(load_state(folder, training))
     while not trainer.is_done:
         with strictly_deterministic(), explain_out_of_memory(training.batch_field, optimisation.batch_size):
             metrics = trainer.train_step()
@@ -176,6 +179,28 @@ def _loop(config: dict[str, Any]) -> list[Metrics]:
     return trainer.history
 
 
+def load_state(folder: str, training: Training) -> TrainerState:
+    """Return the checkpoint's state on the host, where AdamW reads its step counts.
+
+    Raises InputError if it is damaged: torch compares no checksums.
+    """
+    digest = Path(folder, DIGEST)
+    if digest.exists() and digest.read_text() != _digest(folder):
+        place = (training.checkpoints / training.name).uri
+        raise InputError(f"{place}: the last checkpoint is damaged; remove this folder to train from step 0")
+    return torch.load(f"{folder}/{STATE}", map_location="cpu", weights_only=True)
+
+
+def save_state(state: TrainerState, folder: str) -> None:
+    torch.save(state, f"{folder}/{STATE}")
+    Path(folder, DIGEST).write_text(_digest(folder))
+
+
+def _digest(folder: str) -> str:
+    with open(f"{folder}/{STATE}", "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _diverged(training: Training, step: int) -> InputError:
     section, lr = training.batch_field.partition(".")[0], training.optimisation.lr
     return InputError(f"{section}.lr: {lr:g} led to values that are not finite by step {step}; lower it")
@@ -186,7 +211,7 @@ def _save_checkpoint(trainer: Trainer) -> None:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = None
         if trainer.rank == 0:
-            torch.save(trainer.state_dict(), f"{folder}/{STATE}")
+            save_state(trainer.state_dict(), folder)
             checkpoint = Checkpoint.from_directory(folder)
         ray.train.report(
             {"step": trainer.step}, checkpoint=checkpoint, checkpoint_dir_name=f"step_{trainer.step:07d}"

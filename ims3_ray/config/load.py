@@ -103,10 +103,14 @@ def recipe_names() -> list[str]:
 
 
 def recipe_text(recipe: str) -> tuple[str, str]:
-    """Returns (name, YAML text) of a recipe, given its name or path."""
+    """Returns (name, YAML text) of a recipe, given its name, path or URI."""
     if recipe in recipe_names():
         return recipe, (RECIPES / f"{recipe}.yaml").read_text()
     path = Path(recipe)
+    if path.suffix == ".yaml" and "://" in recipe:
+        from ims3_ray.storage.directory import open_directory  # slow to import
+
+        return path.stem, open_directory(recipe.rpartition("/")[0]).read(path.name).decode()
     if path.suffix in {".yaml", ".yml"} and path.is_file():
         return path.stem, read_text(path, partial(_bad_recipe, recipe))
     raise InputError(

@@ -37,7 +37,7 @@ class Reproduction:
     @property
     def words(self) -> list[str]:
         fields = [f"{field}={_yaml_word(value)}" for field, value in self.overrides.items()]
-        return ["python", "jobs/distill.py", "--recipe", self.recipe, *fields]
+        return ["ims3", "distill", "--recipe", self.recipe, *fields]
 
     @property
     def command(self) -> str:

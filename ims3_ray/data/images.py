@@ -152,8 +152,9 @@ def open_images(
     good = [(label, path) for label, path in files if path not in bad]
     for row in permutation(len(good), "sampled-up-front", seed)[:SAMPLED_UP_FRONT]:
         path = good[row][1]
+        data = directory.read(path)
         try:
-            decode(directory.read(path))
+            decode(data)
         except ValueError as error:
             bad[path] = str(error)
     check_bad(name, location, bad, len(files), max_bad_fraction)
@@ -250,6 +251,14 @@ def open_labelled(
             f"{first_few(missing)}; add them, or score on fewer classes with data.classes"
         )
     return images
+
+
+def check_readable(
+    images: ImageSet, unreadable: Mapping[str, str], name: str, max_bad_fraction: float
+) -> None:
+    """Raise InputError if too many files can't be read, with those that a stage found `unreadable`."""
+    bad, total = {**images.bad, **unreadable}, len(images) + len(images.bad)
+    check_bad(name, images.place, bad, total, max_bad_fraction)
 
 
 def check_bad(name: str, location: str, bad: Mapping[str, str], total: int, max_bad_fraction: float) -> None:

@@ -9,6 +9,7 @@ from typing import TypedDict
 import numpy as np
 import torch
 from PIL import Image
+from PIL import __version__ as PILLOW
 
 from ims3_ray.method.packing import unpack
 from ims3_ray.storage.artifacts import Directory, fingerprint
@@ -24,6 +25,7 @@ from .unpacking import unpack_batches
 
 READ_ROWS = 256  # images per batch when a set is cached
 READ_AHEAD = 2  # batches
+CACHE_VERSION = 1  # raised if the cached pixels of the same images differ
 Scale = Callable[[Image.Image, int], np.ndarray]  # image and size → pixels (3, size, size) uint8
 
 
@@ -73,8 +75,9 @@ class BatchReader:
         return pixels, keys, bad
 
     def _read(self, path: str) -> np.ndarray | str:
+        data = self._directory.read(path)  # an outage of the storage is no bad image
         try:
-            return self._scale(decode(self._directory.read(path)), self._image_size)
+            return self._scale(decode(data), self._image_size)
         except ValueError as error:
             return str(error)
 
@@ -113,7 +116,9 @@ class CachedPixels:
 
     @property
     def key(self) -> str:
-        return fingerprint([self.images.fingerprint, self.scale.__name__, self.image_size])
+        return fingerprint(
+            [CACHE_VERSION, PILLOW, self.images.fingerprint, self.scale.__name__, self.image_size]
+        )
 
     def open(self) -> CachedRows:
         """Returns rows of `pixels` (3, S, S) uint8 and `label`. Raises InputError if they exceed the disk."""

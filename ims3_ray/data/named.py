@@ -95,8 +95,8 @@ def unpack_named(location: str, storage: Directory, name: str, classes: ClassNam
     field = name if name in SPLITS else "data.train"
     if location.startswith(HUB):
         data = _open_hub(spec.removeprefix(HUB), field, options, where)
-        identity = ["hf", sorted(file["filename"] for file in data.cache_files), len(data)]
-        identity.append(classes and sorted(classes))
+        files = sorted(file["filename"] for file in data.cache_files)  # none for a set in memory
+        identity = ["hf", files, len(data), location, str(data.split), classes and sorted(classes)]
         return unpack_batches(lambda: read_batches(data, where), identity, storage, where, classes, None)
     root = os.path.realpath(os.path.expanduser(options.pop("root", CACHE)))
     kind = _torchvision_class(spec.removeprefix(TORCHVISION), where)

@@ -39,6 +39,8 @@ def decode(data: bytes, *, small: bool = False) -> Image.Image:
             if small:
                 image.draft(image.mode, (1, 1))
             return _as_rgb(ImageOps.exif_transpose(image))
+    except MemoryError:
+        raise
     except UnidentifiedImageError as error:
         raise ValueError("is no readable image (its content is of none of the known formats)") from error
     except Exception as error:  # Pillow's decoders may raise anything for a malformed file

@@ -57,13 +57,6 @@ def _copy(value: Tensor) -> Tensor:
     return value.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
-def train_network(train: Labelled, protocol: Protocol, num_classes: int, seed: int, device: Device) -> State:
-    """Network values on the CPU after the whole training."""
-    steps = num_training_steps(protocol, len(train[1]), num_classes)
-    ((_, state),) = train_checkpoints(train, protocol, num_classes, seed, [steps], device)
-    return state
-
-
 def num_training_steps(protocol: Protocol, num_images: int, num_classes: int) -> int:
     """Optimiser steps of a training on `num_images` images."""
     return plan(budget_for(protocol, num_images, num_classes), num_images, 1)[0]

@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> None:
 def class_names(own: list[str] | None, info: "GeneratorInfo") -> list[str] | None:
     """Returns the class names of the run, the checkpoint or ImageNet; None if there are none."""
     names = own or info.id2label
-    return imagenet_names() if names is None and info.num_classes == IMAGENET else names
+    return imagenet_names() if names is None and info.config.num_classes == IMAGENET else names
 
 
 def lines(

@@ -6,16 +6,21 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ims3_ray.display import redact
 from ims3_ray.errors import InputError
-from ims3_ray.storage.directory import Directory, open_directory
+
+if TYPE_CHECKING:
+    from ims3_ray.storage.directory import Directory
 
 SCRIPTS = {"select": "select_subgroups"}  # scripts that are not named after their command
 
 
-def open_result(out: str) -> tuple[Directory, str]:
+def open_result(out: str) -> tuple["Directory", str]:
     """Return directory and name of the file at `--out`. Raises InputError if it is a folder."""
+    from ims3_ray.storage.directory import open_directory  # slow to import
+
     place, mark, query = out.partition("?") if "://" in out else (out, "", "")
     head, slash, name = place.rpartition("/")
     directory = open_directory(f"{head or slash or '.'}{mark}{query}")

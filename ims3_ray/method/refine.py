@@ -116,6 +116,10 @@ OBJECTIVES = {
 }
 
 
+class NoGradientError(ValueError):
+    """The decoded images pass no gradient."""
+
+
 class Match(NamedTuple):
     """One step's probe, its statistic of real images, and the generator of its views."""
 
@@ -147,8 +151,8 @@ class Refinement:
     ) -> Tensor:
         """Return the refined `start`.
 
-        `match(step)` is called once per step; `on_loss` receives the loss. Raises ValueError if the decoded
-        images have no gradient.
+        `match(step)` is called once per step; `on_loss` receives the loss. Raises NoGradientError if the
+        decoded images have no gradient.
         """
         z = start.clone().requires_grad_()
         optimiser = torch.optim.Adam([z], lr=self.lr)
@@ -156,8 +160,8 @@ class Refinement:
             for group in optimiser.param_groups:
                 group["lr"] = self.lr * decay(step, self.steps)
             loss, z.grad = self._gradient(z, start, label, match(step))
-            if step == 0 and not z.grad.abs().sum() > 0:
-                raise ValueError("decode: the decoded images have no gradient")
+            if step == 0 and loss and not z.grad.any():
+                raise NoGradientError("decode: the decoded images have no gradient")
             optimiser.step()
             if self.clamp:
                 with torch.no_grad():

@@ -47,7 +47,7 @@ def space_timesteps(
 
     - `linspace`: 0 to T − 1. Strides are accumulated as DiT's sampler does, whose rounding shows in one step
       of every fourth count.
-    - `leading`: 0 to T − T // steps, the default of diffusers' schedulers.
+    - `leading`: the multiples of T // steps from 0, the default of diffusers' schedulers.
     - `log_snr`: 0 to T − 1, even in λ (Lu et al. 2022) as far as distinct timesteps allow.
 
     Raises ValueError unless 2 <= steps <= T.

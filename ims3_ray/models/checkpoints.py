@@ -44,7 +44,6 @@ class Checkpoint(NamedTuple):
     kind: Literal["diffusers", "original"]
     files: list[Path]
     config: DiTConfig
-    table_rows: int  # of the stored class table; above classes + 1 if padded for diffusers' pipeline
 
 
 def load_transformer(path: str | Path, heads: int | None = None, frequency_shift: float | None = None) -> DiT:
@@ -116,7 +115,7 @@ def _inspect_original(path: Path, heads: int | None, frequency_shift: float | No
     expected = shapes_of(_meta_state(config))
     scales = {name: expected[f"{layer}.bias"] for name, layer in _published_scales(shapes).items()}
     check_shapes(shapes, expected | scales, path, f"an original DiT of {depth} blocks")
-    return Checkpoint("original", [path], config, rows)
+    return Checkpoint("original", [path], config)
 
 
 def _inspect_folder(path: Path, heads: int | None, frequency_shift: float | None) -> Checkpoint:
@@ -155,7 +154,7 @@ def _inspect_folder(path: Path, heads: int | None, frequency_shift: float | None
     weights = find_weights(path)
     expected = shapes_of(to_diffusers(_meta_state(config), config, rows))
     check_shapes(read_shapes(weights), expected, path, "the model of its config.json")
-    return Checkpoint("diffusers", weights, config, rows)
+    return Checkpoint("diffusers", weights, config)
 
 
 def _published_scales(names: Iterable[str]) -> dict[str, str]:

@@ -61,19 +61,9 @@ class GeneratorInfo:
     kind: Literal["diffusers", "original"]
     config: DiTConfig
     image_size: int
-    scaling_factor: float
     transformer_parameters: int  # without the fixed position table
     vae_parameters: int
     id2label: list[str] | None
-
-    @property
-    def num_classes(self) -> int:
-        return self.config.num_classes
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of one latent."""
-        return self.config.latent_shape
 
 
 def inspect_generator(
@@ -104,7 +94,6 @@ def inspect_generator(
         kind=checkpoint.kind,
         config=checkpoint.config,
         image_size=image_size(local, folder, vae_settings, checkpoint.config),
-        scaling_factor=vae_settings["scaling_factor"],
         transformer_parameters=sum(parameter.numel() for parameter in transformer.parameters()),
         vae_parameters=sum(map(math.prod, vae_weights.values())),
         id2label=_class_names(local / "model_index.json", checkpoint.config.num_classes),

@@ -88,7 +88,7 @@ class TrainingConfig:
     """Settings: AdamW; learning rate constant or cosine to zero, after a linear warm-up."""
 
     steps: int
-    batch_size: int  # only for images/s
+    batch_size: int  # for images/s and errors
     micro_batches: int
     lr: float
     warmup_steps: int = 0

@@ -1,10 +1,9 @@
 """Checks of a prepared run: numbers that fit its images and models, environments, disk space, idle GPUs."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import cast
+from collections.abc import Iterable, Sequence
 
-from ims3_ray.cluster.environment import environment_name, machine_environment
+from ims3_ray.cluster.environment import machine_environment, stages_by_environment
 from ims3_ray.cluster.resources import Machine, run_on_every_node
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.probes import check_probe_protocol, num_training_steps, probe_protocols
@@ -129,15 +128,9 @@ def check_environments(machine: Machine, steps: Sequence[Step]) -> list[str]:
 
 
 def _mixed_stages(machine: Machine, steps: Iterable[Step]) -> str:
-    stages_of: dict[str, list[str]] = {}
-    missing: list[str] = []
-    for step in steps:
-        if step.manifest is None:
-            missing.append(step.stage.name)
-        elif recorded := cast(Mapping[str, object], step.manifest).get("environment"):
-            name = environment_name(cast(Mapping[str, object], recorded))
-            stages_of.setdefault(name, []).append(step.stage.name)
-    if missing:
+    steps = list(steps)
+    stages_of = stages_by_environment(step.manifest for step in steps if step.manifest)
+    if missing := [step.stage.name for step in steps if step.manifest is None]:
         stages_of.setdefault(machine_environment(machine).name, []).extend(missing)
     if len(stages_of) < 2:
         return ""

@@ -157,7 +157,7 @@ def _open(config: Config, machine: Machine) -> Context:
     labels, weights = [], config.source
     if info:
         names = tuple(info.id2label) if info.id2label else None
-        labels = class_map(images["train"].classes, names, info.num_classes, config.data.class_map)
+        labels = class_map(images["train"].classes, names, info.config.num_classes, config.data.class_map)
         folders = [Path(info.path)] if model.vae is None else [Path(info.path), Path(info.vae_path)]
         weights = fingerprint([content_hash(folder, storage) for folder in folders])
     else:

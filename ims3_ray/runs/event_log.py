@@ -29,7 +29,8 @@ class EventLog:
     def write(self, event: str, **details: object) -> None:
         """Append an event to those in the file, which may come from earlier drivers."""
         line = json.dumps({"time": now(), "event": event, **details}, ensure_ascii=False)
-        self._folder.write(LOG, ("\n".join([*_read_lines(self._folder)[0], line]) + "\n").encode())
+        earlier = [line for line, _ in _read_lines(self._folder)[0]]
+        self._folder.write(LOG, ("\n".join([*earlier, line]) + "\n").encode())
 
 
 @contextlib.contextmanager
@@ -45,19 +46,17 @@ def save_library_log(folder: Directory) -> Iterator[None]:
 
 def read_events(folder: Directory) -> list[dict[str, Any]]:
     """Return a run's events, oldest first, without damaged lines; [] if there is no log."""
-    return [json.loads(line) for line in _read_lines(folder)[0]]
+    return [event for _, event in _read_lines(folder)[0]]
 
 
-def _read_lines(folder: Directory) -> tuple[list[str], int]:
-    """Return the valid lines, and the number of damaged ones."""
-    lines = folder.read(LOG).decode(errors="replace").splitlines() if folder.exists(LOG) else []
-    valid = [line for line in lines if _is_event(line)]
-    return valid, len(lines) - len(valid)
-
-
-def _is_event(line: str) -> bool:
-    try:
-        event = json.loads(line)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(event, dict) and {"time", "event"} <= set(event)
+def _read_lines(folder: Directory) -> tuple[list[tuple[str, dict[str, Any]]], int]:
+    """Return the valid lines with their events, and the number of damaged lines."""
+    valid, damaged = [], 0
+    text = folder.read(LOG).decode(errors="replace") if folder.exists(LOG) else ""
+    for line in filter(None, text.split("\n")):  # an event may contain other line separators
+        try:
+            event = json.loads(line)
+            valid.append((line, {"time": event["time"], "event": event["event"], **event}))
+        except (ValueError, RecursionError, TypeError, LookupError):
+            damaged += 1
+    return valid, damaged

@@ -149,7 +149,7 @@ def count_forward(context: Context) -> Forward:
     with torch.device("meta"):
         vae = AutoencoderKL.from_config(read_json(Path(info.vae_path) / "config.json"))
         dit = DiT(info.config)
-        z, label = torch.zeros(1, *info.latent_shape), torch.zeros(1, dtype=torch.int64)
+        z, label = torch.zeros(1, *info.config.latent_shape), torch.zeros(1, dtype=torch.int64)
         image = torch.zeros(1, 3, info.image_size, info.image_size)
     assert isinstance(vae, AutoencoderKL)  # from_config can also return unused values
     passes = count_operations(dit, z, label, label), count_operations(vae.encode, image)
@@ -189,7 +189,7 @@ def pixel_bytes(images: float, image_size: int) -> float:
 
 def latent_bytes(context: Context) -> int:
     """Bytes of one latent in float16."""
-    channels, height, width = context.info.latent_shape
+    channels, height, width = context.info.config.latent_shape
     return 2 * channels * height * width
 
 

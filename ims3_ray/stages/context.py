@@ -74,7 +74,8 @@ class Context:
     @property
     def matches_trajectories(self) -> bool:
         """Whether fine-tuning matches the stored inversions."""
-        return self.is_tuned and self.config.im.target != "one_step"
+        im = self.config.im
+        return self.is_tuned and im.target != "one_step" and bool(im.weight or im.grad_ratio)
 
     @property
     def starts_from_inversions(self) -> bool:
@@ -150,7 +151,7 @@ class Context:
             "classes": [list(self.classes), self.model_labels, seed],
         }
 
-    def tuned_model(self, adapter: Directory | None = None, weights: str = "ema") -> TunedModel:
+    def tuned_model(self, adapter: Directory | None = None) -> TunedModel:
         """The generator as actors load it, with `adapter` if given."""
         model = self.config.model
         return TunedModel(
@@ -161,5 +162,4 @@ class Context:
             new_classes=len(self.classes) if self.config.data.class_map == NEW else None,
             seed=self.config.seed,
             adapter=adapter,
-            weights=weights,
         )

@@ -8,7 +8,7 @@ from ims3_ray.cluster.fan_out import Part, fan_out, rows_per_part
 from ims3_ray.cluster.resources import Machine
 from ims3_ray.config.sections import Embed
 from ims3_ray.config.settings import Evaluating
-from ims3_ray.data.images import ImageSet, check_bad
+from ims3_ray.data.images import ImageSet, check_readable
 from ims3_ray.data.loader import BatchReader, Payload, payloads
 from ims3_ray.evaluation.audit import AuditedImages, pixel_hash
 from ims3_ray.models.device import prepare_device
@@ -49,10 +49,14 @@ class Embedder:
 
 
 def run(context: Context, out: Directory) -> dict[str, Any]:
-    """Embed every training image at the size of candidates."""
-    train, size = context.images["train"], context.image_size
-    details = _fan_out(train, context.config.embed, size, out, context.machine)
-    return details | {"bad_images": train.bad | details.pop("notes")}
+    """Embed every training image at the size of candidates.
+
+    Raises InputError if more files are unreadable than `data.max_bad_fraction` allows.
+    """
+    train, config = context.images["train"], context.config
+    details = _fan_out(train, config.embed, context.image_size, out, context.machine)
+    check_readable(train, details["notes"], "data.train", config.data.max_bad_fraction)
+    return details
 
 
 def embed_images(
@@ -78,8 +82,7 @@ def embed_images(
         if manifest is None:
             details = _fan_out(images, config.embed, image_size, out, machine, audit=True)
             manifest = complete(out, details)
-    bad = images.bad | manifest.get("notes", {})
-    check_bad(name, images.place, bad, len(images) + len(images.bad), config.data.max_bad_fraction)
+    check_readable(images, manifest.get("notes", {}), name, config.data.max_bad_fraction)
     index = read_index(out, EMBEDDED, ["path", "image_id", "pixels", "label"])
     paths, ids, pixels = (index.keys[column].tolist() for column in ("path", "image_id", "pixels"))
     return AuditedImages(name, paths, index.keys["label"], ids, pixels, index.read("feature")), index

@@ -7,7 +7,7 @@ import torch
 
 from ims3_ray.cluster.fan_out import Part, fan_out, rows_per_part
 from ims3_ray.config.sections import Model
-from ims3_ray.data.images import check_bad
+from ims3_ray.data.images import check_readable
 from ims3_ray.data.loader import BatchReader, Payload, payloads
 from ims3_ray.models.device import Numerics, prepare_device, run_padded_batches, to_images
 from ims3_ray.models.generator import load_vae
@@ -47,9 +47,8 @@ def run(context: Context, out: Directory) -> dict[str, Any]:
         machine=context.machine,
         stage="encode",
     )
-    bad = train.bad | details.pop("notes")
-    check_bad("data.train", train.place, bad, len(train) + len(train.bad), config.data.max_bad_fraction)
-    return details | {"bad_images": bad}
+    check_readable(train, details["notes"], "data.train", config.data.max_bad_fraction)
+    return details
 
 
 def part_rows(context: Context) -> int:

@@ -35,7 +35,7 @@ def run(context: Context, out: Directory, latents: Directory) -> dict[str, Any]:
         machine=context.machine,
         stage="invert",
     )
-    return details | {"grid": inversion_grid(config.invert.steps).tolist()}
+    return details
 
 
 def inverter_arguments(context: Context, latents: Directory) -> dict[str, Any]:

@@ -2,12 +2,11 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
 
 import numpy as np
 import yaml
 
-from ims3_ray.cluster.environment import environment_name, hardware, versions
+from ims3_ray.cluster.environment import hardware, stages_by_environment, versions
 from ims3_ray.config.load import subject
 from ims3_ray.config.reproduce import reproduce
 from ims3_ray.data.distilled import is_selected
@@ -93,10 +92,10 @@ def _gather(context: Context, key: str, inputs: dict[str, Directory]) -> ReportD
 
 
 def _commands(context: Context, key: str) -> dict[str, str]:
-    """Shell commands by purpose; they work from any directory."""
+    """Shell commands by purpose."""
     config, storage = context.config, context.storage.uri
     command = reproduce(yaml.safe_dump(config.results()).encode(), storage)
-    find = shlex.join(["python", "jobs/runs.py", f"storage={storage}", "--where", f"run={key}"])
+    find = shlex.join(["ims3", "runs", f"storage={storage}", "--where", f"run={key}"])
     return {
         "Reproduce or resume this run": redact(command.command),
         "Find this run": redact(find),
@@ -110,13 +109,8 @@ def _page_rows(context: Context, index: Index) -> Index:
 
 def _environments(manifests: Mapping[str, Manifest]) -> dict[str, str]:
     """Stages by environment; empty if all ran in the same one."""
-    stages_of: dict[str, list[str]] = {}
-    for manifest in manifests.values():
-        if environment := cast(Mapping[str, Any], manifest).get("environment"):
-            stages_of.setdefault(environment_name(environment), []).append(manifest["stage"])
-    if len(stages_of) < 2:
-        return {}
-    return {f"on {name}": ", ".join(stages) for name, stages in stages_of.items()}
+    by_name = stages_by_environment(manifests.values())
+    return {f"on {name}": ", ".join(stages) for name, stages in by_name.items()} if len(by_name) > 1 else {}
 
 
 def _history(manifest: Manifest | None) -> Sequence[Mapping[str, float]]:
@@ -183,7 +177,7 @@ def _cost(context: Context, forward: Forward) -> Cost:
 STAGE = Stage(
     name="report",
     output="report",
-    version=7,
+    version=8,
     inputs=INPUTS,
     unit="pages",
     run=run,

@@ -156,8 +156,7 @@ def read_manifest_file(directory: Directory, name: str = MANIFEST) -> Manifest |
 
 def manifest_checksums(manifest: Manifest) -> dict[str, str]:
     """Returns the checksums by file name. Raises TypeError or LookupError if the manifest is damaged."""
-    of_images = {str(entry["path"]): str(entry["sha256"]) for entry in manifest.get("images", [])}
-    return of_images | dict(manifest.get("checksums", {}))
+    return dict(manifest.get("checksums", {}))
 
 
 def changed_files(directory: Directory, sizes: Mapping[str, int]) -> dict[str, str]:
@@ -165,8 +164,6 @@ def changed_files(directory: Directory, sizes: Mapping[str, int]) -> dict[str, s
     found = directory.files()
     damaged = {}
     for name, size in sizes.items():
-        if name == MANIFEST:  # two drivers of an earlier version could list it
-            continue
         if name not in found:
             damaged[name] = "is not there"
         elif found[name].size != size:

@@ -39,7 +39,7 @@ def verify(directory: Directory) -> tuple[dict[str, str], int]:
     except DamagedError as error:
         manifest, damaged = None, error.files
     if manifest:
-        names = [name for name in manifest["files"] if name != MANIFEST]
+        names = list(manifest["files"])
         checksums = manifest_checksums(manifest)
         damaged |= changed_files(directory, manifest["files"])
     else:

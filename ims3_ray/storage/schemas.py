@@ -164,7 +164,10 @@ def to_arrow(columns: Columns, table: Table) -> pa.Table:
     arrays = {}
     for name, column in table.items():
         values = columns[name]
-        if column.shape:
+        if column.shape and not len(values):
+            tensor = pa.fixed_shape_tensor(pa.from_numpy_dtype(values.dtype), values.shape[1:])
+            arrays[name] = pa.ExtensionArray.from_storage(tensor, pa.array([], tensor.storage_type))
+        elif column.shape:
             arrays[name] = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values))
         elif column.dtype in ("str", "bytes"):
             arrays[name] = pa.array(

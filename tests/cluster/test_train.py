@@ -10,7 +10,15 @@ from ray.train import Checkpoint, WorkerGroupError
 from torch import nn
 
 from ims3_ray.cluster.resources import find_machine
-from ims3_ray.cluster.train import MAX_FAILURES, EndIfHopeless, Training, as_bad_input, train
+from ims3_ray.cluster.train import (
+    MAX_FAILURES,
+    EndIfHopeless,
+    Training,
+    as_bad_input,
+    load_state,
+    save_state,
+    train,
+)
 from ims3_ray.config.settings import Workers
 from ims3_ray.errors import InputError
 from ims3_ray.models.training import TrainingConfig
@@ -105,6 +113,17 @@ def test_bad_input_on_one_worker_ends_a_training_at_once(ray_cluster, tmp_path):
         train_on(2, training)
     assert tries.read_text() == "tried\n"
     assert not training.out.files()
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    training, file, state = training_of(None, tmp_path), tmp_path / "state.pt", {"w": torch.arange(40.0)}
+    save_state(state, str(tmp_path))
+    assert torch.equal(load_state(str(tmp_path), training)["w"], state["w"])
+    data = file.read_bytes()
+    for place in (0, data.index(state["w"].numpy().tobytes()) + 30, len(data) - 1):
+        file.write_bytes(data[:place] + bytes([data[place] ^ 16]) + data[place + 1 :])
+        with pytest.raises(InputError, match=r"checkpoints/training: .*damaged"):
+            load_state(str(tmp_path), training)
 
 
 def test_only_failures_without_a_checkpoint_between_them_end_a_training():

@@ -7,7 +7,12 @@ from torchvision.transforms import CenterCrop, Compose, Resize
 
 from ims3_ray.data.loader import BatchReader
 from ims3_ray.data.transforms import resize_and_crop, square
-from ims3_ray.storage.artifacts import open_directory
+from ims3_ray.errors import InputError
+from ims3_ray.storage.artifacts import Directory, open_directory
+
+
+def unreachable(*_):
+    raise InputError("outage")
 
 
 def picture(width, height):
@@ -29,7 +34,7 @@ def test_a_long_strip_is_cropped_before_it_is_scaled():
     assert (resize_and_crop(strip, 256) == np.array((10, 20, 30)).reshape(3, 1, 1)).all()
 
 
-def test_a_reader_scales_its_batch_and_reports_unreadable_images(tmp_path):
+def test_a_reader_scales_its_batch_and_reports_unreadable_images(tmp_path, monkeypatch):
     image, paths = picture(40, 57), ["a.png", "b.png"]
     image.save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"no image")
@@ -39,4 +44,7 @@ def test_a_reader_scales_its_batch_and_reports_unreadable_images(tmp_path):
         pixels, known, bad = read({"paths": paths, "ids": ["A", "B"], "labels": [3, 4]})
         assert np.array_equal(pixels, scale(image, 16)[None])
         assert (known["image_id"].tolist(), known["label"].tolist(), list(bad)) == (["A"], [3], ["b.png"])
+    monkeypatch.setattr(Directory, "read", unreachable)
+    with pytest.raises(InputError, match="outage"):  # no bad image, which a part would keep
+        BatchReader(directory, 16)({"paths": paths, "ids": ["A", "B"], "labels": [3, 4]})
     assert not np.array_equal(square(image, 16), resize_and_crop(image, 16))

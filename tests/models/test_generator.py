@@ -71,7 +71,7 @@ def test_encoding_scales_the_posterior_and_decoding_undoes_it(folder):
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     mean, logvar = vae.encode(images)
     posterior = small_vae().encode(images).latent_dist
-    assert mean.shape == logvar.shape == (2, *inspect_generator(folder).latent_shape)
+    assert mean.shape == logvar.shape == (2, *inspect_generator(folder).config.latent_shape)
     torch.testing.assert_close(mean, posterior.mean * 0.5)
     torch.testing.assert_close((logvar / 2).exp(), posterior.std * 0.5)
     decoded = small_vae().decode(posterior.mean).sample
@@ -87,8 +87,8 @@ def test_bf16_vae_encodes_and_decodes_fp32_tensors(folder):
 
 def test_inspected_facts_equal_the_loaded_model(folder):
     info, dit = inspect_generator(folder), load_transformer(folder)
-    assert (info.kind, info.num_classes, info.image_size, info.id2label) == ("diffusers", 10, 16, NAMES)
-    assert (info.config, info.latent_shape) == (dit.config, (4, 8, 8))
+    assert (info.kind, info.image_size, info.id2label) == ("diffusers", 16, NAMES)
+    assert (info.config, info.config.num_classes, info.config.latent_shape) == (dit.config, 10, (4, 8, 8))
     assert info.transformer_parameters == sum(p.numel() for p in dit.parameters())
     assert info.vae_parameters == sum(p.numel() for p in vae_of(folder).model.parameters())
 

@@ -64,13 +64,16 @@ def run(arguments: argparse.Namespace) -> None:
     print("", *result_lines({"evaluation": arguments.out}), sep="\n")
 
 
+def _last_part(place: str) -> str:
+    return place.partition("?")[0].rstrip("/").rsplit("/", 1)[-1].removesuffix(".parquet")
+
+
 def parse_sets(words: list[str]) -> dict[str, str]:
     """{name: place} of the --set options; an unnamed set is called like its file or folder."""
     sets: dict[str, str] = {}
     for word in words:
         match = NAMED.fullmatch(word)
-        name = match[1] if match else word.rstrip("/").rsplit("/", 1)[-1].removesuffix(".parquet")
-        place = match[2] if match else word
+        name, place = match.groups() if match else (_last_part(word), word)
         if not place or not name:
             raise InputError(f"--set: {word!r} names no set; write --set PLACE or --set NAME=PLACE")
         if name in sets:

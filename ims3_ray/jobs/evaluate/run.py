@@ -25,7 +25,7 @@ from ims3_ray.pipeline.inputs import check_splits, image_places
 from ims3_ray.pipeline.prepare import content_of, open_splits, pinned
 from ims3_ray.stages.embed import embed_images
 from ims3_ray.stages.evaluate import compare
-from ims3_ray.stages.evaluate.classifiers import check_networks, classifier_seeds
+from ims3_ray.stages.evaluate.classifiers import check_networks, classifier_seeds, train_all
 from ims3_ray.stages.evaluate.teacher import check_settings, teacher_of
 from ims3_ray.storage.artifacts import Directory, open_storage
 from ims3_ray.storage.rows import Index
@@ -141,7 +141,8 @@ def score(prepared: Prepared, machine: Machine, *, trust_labels: bool = False) -
     )
     sets = compare.training_sets(own, baselines, train, seeds, settings.full)
     teacher = teacher_of(settings, train, None, machine)
-    document = compare.score(sets, own, prepared.scored, protocols, machine, teacher=teacher)
+    scores = train_all(sets, prepared.scored, protocols, machine, teacher=teacher and teacher.source)
+    document = compare.describe(scores, own, protocols, teacher)
     document["coverage"] = coverage
     _add_robust_scores(document, protocols[0], own)
     return {

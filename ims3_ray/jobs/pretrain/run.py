@@ -37,13 +37,14 @@ from .quality import CHECK_STEPS, Assessment, Quality, assess, model_card, write
 from .rows import VIEWED_LATENTS, BlankRows, LatentEncoder, Latents, Views, scaling_factor, split_images
 from .tasks import ExtractorTask, Models, Rows, TransformerTask, VaeTask
 
+VERSION = 1  # raise it if a change of code alters the results
 JUDGE_SEED = 1  # added to the seed of the classifier that labels samples
 EMA_DECAY = 0.999
 LEARNING_RATE = 1e-3  # of VAE and extractor
 LOG_EVERY = 100  # steps
 NUM_SCORES = 25  # on held-out images, per training
 READ_BATCH = 256
-HISTORY = "history.json"  # metrics; complete results have it
+HISTORY = "history.json"  # metrics
 LABELS = {"judge": "extractor (judge)"}  # trainings that are not named as their section
 FEW_IMAGES = 200  # per class; below, images are also shifted
 SHIFT = 1 / 16  # of the side
@@ -59,7 +60,7 @@ class Pretraining:
         counts = zip(images.classes, images.counts(), strict=True)
         self.few = [name for name, count in counts if count < FEW_IMAGES]
         views = Views(config.data.mirror, round(SHIFT * config.image_size) if self.few else 0)
-        shared = [config.seed, config.image_size, config.micro_batches, images.fingerprint]
+        shared = [VERSION, config.seed, config.image_size, config.micro_batches, images.fingerprint]
         shared += [config.patience, asdict(views), machine.device]
         self.trainings: dict[str, tuple[type[PretrainTask], TrainSteps, int]] = {
             "vae": (VaeTask, config.vae, config.seed),
@@ -89,7 +90,7 @@ class Pretraining:
         for name, (_, section, _) in self.trainings.items():
             files = (self.storage / "checkpoints" / _training_name(name, folders[name])).files()
             step = max([0, *(int(match[1]) for file in files if (match := re.match(r"step_(\d+)/", file)))])
-            is_complete, steps = folders[name].exists(HISTORY), self._steps(section)
+            is_complete, steps = bool(read_manifest(folders[name])), self._steps(section)
             state = "complete" if is_complete else f"step {step:,}" if step else "would run"
             left = 0.0 if is_complete or not seconds else (steps - step) * seconds[name]
             time, total = f", about {duration(left)}" if left else "", total + left
@@ -163,9 +164,10 @@ class Pretraining:
         """Trains unless the result is complete. Returns the metrics of each log step."""
         training = self.training(name, rows, held_out, **arguments)
         with exclusive(training.out):
-            if not training.out.exists(HISTORY):
+            if read_or_reopen(training.out) is None:
                 history = train(training, self.machine, LABELS.get(name, name))
                 training.out.write_json(HISTORY, history)
+                complete(training.out, {"stage": "pretrain", "fingerprint": training.out.name})
             return training.out.read_json(HISTORY)
 
     def _on_blank_rows(self, name: str) -> Training:
@@ -263,11 +265,16 @@ def move_to(folder: Path, out: Path, storage: Directory) -> None:
 
 
 def check_network(config: Pretrain, num_classes: int) -> None:
-    """Raises InputError if the extractor's network is too deep for the image size."""
+    """Raises InputError if the extractor's network is too deep for the image size or has batch norm."""
     try:
-        classifiers.build(config.extractor.network, num_classes, config.image_size, None, width=1)
+        network = classifiers.build(config.extractor.network, num_classes, config.image_size, None, width=1)
     except InputError as error:
         raise InputError(f"extractor.{error}") from error
+    if list(network.buffers()):
+        raise InputError(
+            f"extractor.network: {config.extractor.network} has running statistics, and only parameters are "
+            "averaged and saved; set a network without batch norm, such as convnet3"
+        )
 
 
 def _line(name: str, state: str, work: str, place: str = "") -> str:

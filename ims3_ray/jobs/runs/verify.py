@@ -10,7 +10,8 @@ from ims3_ray.stages import embed
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.integrity import reopen, verify
 
-NOUNS = (*(stage.output for stage in STAGES), embed.NOUN, "pretrain/latents")
+PRETRAINED = tuple(f"pretrain/{name}" for name in ("vae", "latents", "transformer", "extractor", "judge"))
+NOUNS = (*(stage.output for stage in STAGES), embed.NOUN, *PRETRAINED)
 STATE = ("index", "runs", "sweeps")  # folders with JSON files
 CACHE = "index/"
 

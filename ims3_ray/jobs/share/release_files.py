@@ -99,7 +99,6 @@ def _artifact_files(artifact: Directory) -> dict[str, File]:
     return {
         name: File(size, checksums.get(name) or artifact.sha256(name), copier(name))
         for name, size in manifest["files"].items()
-        if name != MANIFEST
     }
 
 

@@ -139,10 +139,11 @@ def _read_comparison(arguments: argparse.Namespace, overrides: dict, values: Map
 
 
 def _read_ipcs(text: str) -> tuple[int, ...]:
-    parts = text.split(",")
-    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts) or len(set(parts)) < len(parts):
+    parts = [part.strip() for part in text.split(",")]
+    ipcs = {int(part) for part in parts if part.isdecimal()}
+    if len(ipcs) < len(parts) or 0 in ipcs:
         raise InputError(f"--ipc: {text!r} is no list of different numbers of images per class; write 1,5,10")
-    return tuple(sorted(int(part) for part in parts))
+    return tuple(sorted(ipcs))
 
 
 def summary(document: "Document") -> list[str]:

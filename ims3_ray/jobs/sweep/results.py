@@ -109,7 +109,7 @@ def winner_file(ipc: str) -> str:
 
 
 def _command(recipe: Directory, storage: Directory) -> str:
-    words = ["python", "jobs/distill.py", "--recipe", recipe.uri, f"storage={storage.uri}"]
+    words = ["ims3", "distill", "--recipe", recipe.uri, f"storage={storage.uri}"]
     return redact(shlex.join(words))
 
 

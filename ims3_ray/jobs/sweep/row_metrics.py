@@ -114,10 +114,7 @@ class Runs:
 
     def _seconds(self, row: str, ipc: int, seed: int) -> dict[str, float]:
         """A single run's time by stage; artefacts that other rows made count in full."""
-        context, steps = self._context(row, ipc, seed), self._steps(row, ipc, seed)
-        is_matched = bool(context.config.im.weight or context.config.im.grad_ratio)
-        if not (is_matched or context.starts_from_inversions):
-            steps.pop("inversions", None)  # made, but not read
+        steps = self._steps(row, ipc, seed)
         needed = (steps[noun] for noun in COSTS if noun in steps)
         return {step.stage.name: step.manifest["seconds"] for step in needed if step.manifest}
 

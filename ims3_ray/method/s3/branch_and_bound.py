@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int
 
 from .distributed_descent import select_centroids
-from .objective import Choice, Objective, Pools, Selection, evaluate, log_distances
+from .objective import Choice, Objective, Pools, Selection, evaluate, log_distances, own_logs
 from .shard import offsets_of
 from .trws import ABSENT, trws_pass
 
@@ -159,7 +159,7 @@ def whole_problem(candidates: Pools, real: np.ndarray, objective: Objective) -> 
     classes, first = np.repeat(np.arange(len(sizes)), sizes), offsets_of(sizes)[:-1, None]
     rows = np.concatenate(candidates).astype(np.float64)
     distances = 1 - np.einsum("rd,rd->r", rows, real.astype(np.float64)[classes])
-    unary = objective.alpha * np.log(np.maximum(distances, 0) + objective.epsilon)
+    unary = objective.alpha * own_logs(distances, classes, objective)
     weight = objective.pair_weight(len(sizes))
     pairs = -weight * log_distances(rows, rows, classes, classes, objective.epsilon)
     position = np.arange(sizes.max())

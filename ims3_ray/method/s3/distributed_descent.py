@@ -26,7 +26,6 @@ from .shard import (
     Moves,
     PerCandidate,
     Shard,
-    check_candidates,
     first_minimum,
     offsets_of,
 )
@@ -82,7 +81,6 @@ def select_centroids(
     candidates: Pools, real: np.ndarray, objective: Objective, *, restarts: int = 0, seed: int = 0
 ) -> Selection:
     """Choose one of `candidates[i]` (G_i, D) per class against `real` (C, D); rows have unit length."""
-    check_candidates(candidates, real)
     shard = Shard(0, candidates, real, objective, len(candidates))
     return solve(shard, objective, restarts=restarts, seed=seed)
 
@@ -125,7 +123,7 @@ def solve(shards: Shards, objective: Objective, *, restarts: int = 0, seed: int 
             solver, best_coincident = "rounds" if pools is None else "walk", coincident
             best = Selection(choice, terms, start_total, solver, rounds)
     assert best is not None, restarts
-    check_coincident(best_coincident)
+    check_coincident(best_coincident, objective)
     return best
 
 

@@ -83,7 +83,7 @@ def solve_images(shards: ImageShards, objective: Objective, *, start: Choice | N
     first = closest if start is None else start
     choice, _, rounds = descend(shards, first, shards.centroids(first), objective)
     terms, coincident = terms_of(choice)
-    check_coincident(coincident)
+    check_coincident(coincident, objective)
     return Selection(np.sort(choice), terms, terms_of(closest)[0].total, "swaps", rounds)
 
 

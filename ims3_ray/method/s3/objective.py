@@ -106,7 +106,7 @@ def evaluate(choice: Choice, candidates: Pools, real: Centroids, objective: Obje
     distances = 1 - np.einsum("cd,cd->c", chosen, real.astype(np.float64))
     attraction = float(own_logs(distances, np.arange(len(chosen)), objective).sum())
     separation, coincident = pair_separation(chosen, objective.epsilon)
-    check_coincident(coincident)
+    check_coincident(coincident, objective)
     total = objective.alpha * attraction - objective.pair_weight(len(chosen)) * separation
     return Terms(attraction, separation, total)
 
@@ -175,9 +175,9 @@ def log_distances(
     return table
 
 
-def check_coincident(classes: tuple[int, int] | None) -> None:
-    """Raise CoincidentError if two chosen centroids coincide."""
-    if classes:
+def check_coincident(classes: tuple[int, int] | None, objective: Objective) -> None:
+    """Raise CoincidentError if two chosen centroids coincide and their separation counts."""
+    if classes and objective.beta:
         raise CoincidentError(*classes)
 
 

@@ -4,8 +4,11 @@ The driver handles keys only. Pixels are read on the node where a classifier tra
 for all classifiers there that need them.
 """
 
+import itertools
+import json
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import asdict
 
 import numpy as np
 import ray
@@ -24,9 +27,12 @@ from ims3_ray.evaluation.results import Accuracies, SetMetrics
 from ims3_ray.evaluation.statistics import label_robust_score, summary
 from ims3_ray.evaluation.teacher import TeacherSource, load_teacher
 from ims3_ray.evaluation.train import Labelled, Score, budget_for, plan, train_with_evals
-from ims3_ray.models.device import prepare_device
+from ims3_ray.models.device import Numerics, prepare_device
 from ims3_ray.progress import bar
+from ims3_ray.storage.artifacts import Directory
+from ims3_ray.storage.checksums import BLANK, embed_checksum
 from ims3_ray.storage.disk_cache import remove_unused
+from ims3_ray.storage.integrity import intact_parts
 
 Sets = Mapping[tuple[str, int], ImageSet]  # {(name of a set, classifier seed): training images}
 Training = tuple[str, str, int]  # protocol's label, name of a set, classifier seed
@@ -46,47 +52,77 @@ def train_all(
     machine: Machine,
     on_eval: OnEval | None = None,
     teacher: TeacherSource | None = None,
+    out: Directory | None = None,
 ) -> Scores:
     """Train a classifier for every set, seed and protocol, and score it on `tests`.
 
     The longest trainings start first; those of one set follow each other. An exception from `on_eval` ends
-    all trainings. Raises InputError, before any training, if a set lacks a scored class or a network is too
-    deep for its protocol's images.
+    all trainings. With `out`, each score is kept there in a file, and intact ones are not computed again.
+    Raises InputError, before any training, if a set lacks a scored class or a network is too deep for its
+    protocol's images.
     """
     classes = tests.classes
     check_networks(protocols, len(classes))
     check_classes(sets, tests)
-    resources = machine.classifier_resources(len(sets) * len(protocols))
     distinct = {id(of_set): of_set for of_set in (tests, *sets.values())}
     stored = {key: ray.put(of_set) for key, of_set in distinct.items()}
-    jobs = [(protocol, *key) for key in sets for protocol in protocols]
+    done = _kept_scores(out, [(protocol.label, *key) for key in sets for protocol in protocols])
+    _report_evals(done, on_eval)
+    jobs = [(rules, *key) for key in sets for rules in protocols if (rules.label, *key) not in done]
     jobs.sort(key=lambda job: -images_seen(job[0], sets[job[1:]].num_trained, len(classes)))
+    resources = machine.classifier_resources(max(1, len(jobs)))
     arguments = [
         (stored[id(sets[name, seed])], stored[id(tests)], protocol, seed, machine.device, teacher)
         for protocol, name, seed in jobs
     ]
-    done: dict[Training, Score] = {}
     with (
-        bar("evaluate", len(jobs), "classifiers") as progress,
+        bar("evaluate", len(done) + len(jobs), "classifiers", done=len(done)) as progress,
         closing(stream_jobs(stream_score, arguments, **resources)) as items,
     ):
         for index, item in items:
             protocol, name, seed = jobs[index]
             if isinstance(item, Score):
                 done[protocol.label, name, seed] = item
+                if out:
+                    _keep_score(out, (protocol.label, name, seed), item)
                 progress.update(1)
             elif on_eval is not None:  # raises SystemExit if a sweep ends this trial
                 on_eval(protocol.label, name, seed, *item)
-    sizes = {protocol.image_size for protocol in protocols}
     if machine.runs_at_once > 1:  # other runs score on the same images
         del distinct[id(tests)]
-    remove_local_pixels(distinct.values(), sizes, machine)
+    remove_local_pixels(distinct.values(), {protocol.image_size for protocol in protocols}, machine)
     scores: Scores = {}
-    for protocol in protocols:
-        for name, seed in sets:
-            scores.setdefault(protocol.label, {}).setdefault(name, {})[seed] = done[
-                protocol.label, name, seed
-            ]
+    for rules, (name, seed) in itertools.product(protocols, sets):
+        scores.setdefault(rules.label, {}).setdefault(name, {})[seed] = done[rules.label, name, seed]
+    return scores
+
+
+def _report_evals(scores: Mapping[Training, Score], on_eval: OnEval | None) -> None:
+    for training, score in scores.items() if on_eval else ():
+        for step, accuracy in score.history:
+            assert on_eval
+            on_eval(*training, step, accuracy)
+
+
+def _score_file(training: Training) -> str:
+    label, name, seed = training
+    return f"scores/{label}/{name}-{seed}.json"
+
+
+def _keep_score(out: Directory, training: Training, score: Score) -> None:
+    file = _score_file(training)
+    out.write(file, embed_checksum(json.dumps({**asdict(score), "checksum": BLANK}).encode(), file))
+
+
+def _kept_scores(out: Directory | None, trainings: Sequence[Training]) -> dict[Training, Score]:
+    files = {_score_file(training): training for training in trainings}
+    scores = {}
+    for file, data in intact_parts(out, files) if out else ():
+        fields = json.loads(data)
+        del fields["checksum"]
+        for name in ("history", "train_loss"):
+            fields[name] = [(step, value) for step, value in fields[name]]
+        scores[files[file]] = Score(**{**fields, "numerics": Numerics(**fields["numerics"])})
     return scores
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ims3_ray.cluster.resources import Machine
 from ims3_ray.data.images import ImageSet, Tiles
 from ims3_ray.evaluation.protocols import Protocol
 from ims3_ray.evaluation.results import Evaluation
@@ -18,7 +17,7 @@ from ims3_ray.method.coverage import Values
 from ims3_ray.storage.rows import Index
 
 from .baselines import SEEDED, ceiling, choose_coresets, measure_coverage
-from .classifiers import OnEval, Sets, numerics_deviation, summarise, train_all
+from .classifiers import Scores, Sets, numerics_deviation, summarise
 
 FULL_SEEDS = 3  # maximum: the full set's accuracy varies least over seeds, and takes longest
 
@@ -135,21 +134,14 @@ def real_features(
     return {name: real.features.take(of_set) for name, of_set in rows.items()}
 
 
-def score(
-    sets: Sets,
-    own: Collection[str],
-    scored: ImageSet,
-    protocols: Sequence[Protocol],
-    machine: Machine,
-    on_eval: OnEval | None = None,
-    teacher: Teacher | None = None,
+def describe(
+    scores: Scores, own: Collection[str], protocols: Sequence[Protocol], teacher: Teacher | None
 ) -> Evaluation:
-    """evaluation.json without coverage: every protocol's network trained on every set and scored.
+    """evaluation.json of `scores` without coverage.
 
     Soft labels have no label-robust score, which is defined for hard labels.
     """
-    first, source = protocols[0], teacher and teacher.source
-    scores = train_all(sets, scored, protocols, machine, on_eval, source)
+    first = protocols[0]
     compared = () if teacher else own
     by_network = {label: summarise(of_network, compared) for label, of_network in scores.items()}
     document = Evaluation(protocol=first.label, split=first.split, sets=by_network[first.label], coverage={})

@@ -33,8 +33,8 @@ from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.rows import Index, read_index
 
 from .baselines import SEEDED
-from .classifiers import classifier_seeds, images_seen
-from .compare import FULL_SEEDS, Real, choose_baselines, cover, score, training_sets
+from .classifiers import classifier_seeds, images_seen, train_all
+from .compare import FULL_SEEDS, Real, choose_baselines, cover, describe, training_sets
 from .stored_size import stored_sizes
 from .teacher import is_soft, teacher_of
 
@@ -66,7 +66,10 @@ def run(context: Context, out: Directory, **inputs: Directory) -> dict[str, Any]
     )
     teacher = teacher_of(settings, train, inputs.get("teacher"), context.machine)
     scored = context.images[protocols[0].split]
-    document = score(sets, own, scored, protocols, context.machine, curve, teacher)
+    kept = sum(name.startswith("scores/") for name in out.files())
+    source = teacher and teacher.source
+    scores = train_all(sets, scored, protocols, context.machine, curve, source, out)
+    document = describe(scores, own, protocols, teacher)
     document["coverage"], document["names"] = coverage, set_names(config, baselines)
     if tiles:
         document["packing"] = tiles.factor
@@ -74,7 +77,8 @@ def run(context: Context, out: Directory, **inputs: Directory) -> dict[str, Any]
     for name, size in stored_sizes(stored, own, context.stored_size, protocols[0], config.packing).items():
         document["sets"][name]["stored"] = size
     out.write_json("evaluation.json", {**document, "ipc": config.ipc})
-    return {"rows": len(sets) * len(protocols)}
+    rows = len(sets) * len(protocols)
+    return {"rows": rows, "rows_made": rows - kept}
 
 
 def _protocols(config: Config) -> list[Protocol]:

@@ -16,7 +16,7 @@ from ims3_ray.data.images import ImageSet
 from ims3_ray.data.loader import pixels_bytes
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.inference import predict_batches
-from ims3_ray.evaluation.probes import num_training_steps, train_network
+from ims3_ray.evaluation.probes import num_training_steps, train_checkpoints
 from ims3_ray.evaluation.protocols import NO_PROTOCOL, Protocol, get_protocol
 from ims3_ray.evaluation.teacher import (
     WEIGHTS,
@@ -78,7 +78,8 @@ def run(context: Context, out: Directory) -> dict[str, object]:
 def _train(images: ImageSet, protocol: Protocol, kind: str, out: Directory) -> None:
     device, num_classes = prepare_device(kind), len(images.classes)
     with open_pixels(images, protocol.image_size) as train:
-        state = train_network(train, protocol, num_classes, SEED, device)
+        steps = num_training_steps(protocol, len(train[1]), num_classes)
+        ((_, state),) = train_checkpoints(train, protocol, num_classes, SEED, [steps], device)
     out.write(WEIGHTS, safetensors.torch.save(state))
 
 

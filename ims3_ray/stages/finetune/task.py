@@ -157,7 +157,8 @@ class InversionMatchingTask:
     def _matching(self, draws: TrainingBatch, z_t: Tensor, eps: Tensor) -> Tensor:
         """Return L_IM (B,) between z_s^inv and z̃_s, which the tuned model steps to from `z_t` (Eq. 4–7).
 
-        With `im.target=same_level`, z̃_s has the inversion's own noise in place of the predicted one.
+        With `im.target=same_level`, z̃_s has, in place of the predicted noise, that of z_s^inv relative to
+        z_0, the posterior's sample to which x̂_0 is trained.
         """
         assert draws.inverted is not None, "matching trajectories needs inversions"
         abar_t, abar_s = abar_at(self._abar, draws.t), abar_at(self._abar, draws.s)

@@ -20,7 +20,7 @@ from ims3_ray.errors import InputError
 from ims3_ray.evaluation.probes import differentiable, probe_protocols
 from ims3_ray.method.coverage import find_copies
 from ims3_ray.method.packing import cut, enlarge, pack
-from ims3_ray.method.refine import Match, Statistic
+from ims3_ray.method.refine import Match, NoGradientError, Statistic
 from ims3_ray.method.seeding import generator, permutation
 from ims3_ray.models.classifiers import Classifier
 from ims3_ray.models.device import (
@@ -160,7 +160,7 @@ class Refiner:
         log = LossLog(self._board, self._refinement.steps)
         try:
             z = self._refinement.run(z, label, match, log)
-        except ValueError as error:
+        except NoGradientError as error:
             raise InputError(
                 f"model.path: {error}: this VAE passes no gradient; set refine.space=pixel or refine.steps=0"
             ) from error

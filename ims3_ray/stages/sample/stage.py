@@ -153,8 +153,7 @@ class Sampler:
         self._extractor = load_extractor(config.embed.extractor, device)
         self._seed, self._settings, self._batch_size = config.seed, settings, batch_size
         self._classes, self._model_labels = classes, np.array(model_labels)
-        size = loaded.dit.config.sample_size
-        self._shape = loaded.dit.config.in_channels, size, size
+        self._shape = loaded.dit.config.latent_shape
         guidance = {"scale": settings.guidance_scale, "channels": settings.guidance_channels}
         plain = broadcast_timestep(loaded.predict)
         self._predict = broadcast_timestep(with_guidance(loaded.predict, loaded.dit.null_label, **guidance))

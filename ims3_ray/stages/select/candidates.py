@@ -13,7 +13,7 @@ from ims3_ray.errors import InputError
 from ims3_ray.storage.artifacts import Directory, open_directory
 from ims3_ray.storage.rows import part_names
 
-from .features import FEATURE, FeatureTable
+from .features import FEATURE, FORMAT, FeatureTable
 
 CLASS_COLUMNS = ("class", "label")  # artefacts of a run have the second
 CANDIDATE_KEYS, REAL_KEYS = ("subgroup", "index"), ()
@@ -100,12 +100,12 @@ def open_features(location: str | Directory, name: str, keys: tuple[str, ...]) -
         raise InputError(f"{name}: {location} {problem}; name one")
 
     def read_first() -> tuple[pa.Schema, pa.Table]:
-        dataset = pads.dataset(files, format="parquet", filesystem=directory.filesystem)
+        dataset = pads.dataset(files, format=FORMAT, filesystem=directory.filesystem)
         return dataset.schema, dataset.head(1, columns=[FEATURE] if FEATURE in dataset.schema.names else [])
 
     try:
         schema, first = directory.with_retries(read_first)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         why = one_line(str(error))[:200]
         raise InputError(f"{name}: {location} is no readable Parquet: {why}") from error
     class_column = _check_columns(schema, name, keys)

@@ -25,6 +25,9 @@ from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.rows import FILE, file_places, stored_keys
 
 FEATURE = "feature"
+FORMAT = pads.ParquetFileFormat(  # our own files carry checksums of their pages
+    default_fragment_scan_options=pads.ParquetFragmentScanOptions(page_checksum_verification=True)
+)
 MAX_OPEN_FILES = 256  # per data set, which keeps the footers of all of its files
 Keys = dict[str, np.ndarray]  # by column
 
@@ -104,6 +107,9 @@ class FeatureTable:
                 rows = order[
                     np.searchsorted(ordered, value, "left") : np.searchsorted(ordered, value, "right")
                 ]
+                if len(rows) != (count := self.counts.get(value, len(rows))):
+                    found = f"class {value} has {len(rows)} rows, its index {count}"
+                    raise InputError(f"{self.name}: {self.directory.uri} is damaged: {found}")
                 yield {name: column[rows] for name, column in keys.items()}, features[rows]
 
     def _batches(self, classes: Sequence, limit: int | None) -> Iterator[list]:
@@ -121,7 +127,7 @@ class FeatureTable:
 
     def _rows(self, columns: list[str], classes: Sequence | None = None) -> pa.Table:
         """Read the rows of these classes; None reads all."""
-        options = {"format": "parquet", "filesystem": self.directory.filesystem, "schema": self.schema}
+        options = {"format": FORMAT, "filesystem": self.directory.filesystem, "schema": self.schema}
         files, condition = list(self.files), self._filter(classes)
         if classes is not None and self.class_files:
             files = [

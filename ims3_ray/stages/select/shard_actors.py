@@ -5,8 +5,6 @@ so Ray can restart a killed actor: it reads the same files and gives the same an
 """
 
 import math
-import os
-import resource
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
@@ -113,10 +111,6 @@ class ClassRange:
         """Return per class (subgroup, index), as (K, 2), of the images that `choice` (C, K) selects."""
         own = zip(self._keys, choice[self._ids], strict=True)
         return [np.stack([keys["subgroup"][rows], keys["index"][rows]], axis=1) for keys, rows in own]
-
-    def process(self) -> tuple[int, float]:
-        """Return the process id, and the peak memory of the process in bytes."""
-        return os.getpid(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
 
     def _without_copies(
         self, keys: Keys, features: np.ndarray, real: np.ndarray, name: str

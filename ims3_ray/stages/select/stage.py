@@ -26,7 +26,7 @@ def run(context: Context, out: Directory, candidates: Directory, features: Direc
     )
     document = outcome.document | ({"ipc": ipc} if by_subgroup else {})
     out.write_json("selection.json", document)
-    return {"rows": outcome.subgroups, "shards": outcome.shards}
+    return {"rows": outcome.subgroups}
 
 
 def _figures(out: Directory) -> dict[str, float]:

@@ -12,7 +12,6 @@ from ims3_ray.cli import main
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.statistics import augmentation_robust_score
 from ims3_ray.jobs.evaluate.command import parse_sets
-from ims3_ray.stages.evaluate import compare
 
 TINY = [
     "evaluate.protocol=smoke",
@@ -76,7 +75,7 @@ def test_swapped_classes_end_an_evaluation_before_a_classifier_trains(
     folder = write_images(tmp_path / "theirs", 5, seed=7)
     for name, other in (("red", "kept"), ("blue", "red"), ("kept", "blue")):
         (folder / name).rename(folder / other)
-    monkeypatch.setattr(compare, "score", None)  # which would train
+    monkeypatch.setattr("ims3_ray.jobs.evaluate.run.train_all", None)  # which would train
     assert main(["evaluate", "--set", str(folder), *words]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("error: --set theirs: 2 of 3 classes look swapped: images of 'blue' like 'red'")

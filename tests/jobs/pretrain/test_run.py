@@ -214,7 +214,7 @@ def test_a_model_is_trained_measured_written_and_reused(ray_cluster, tiny_images
     words.append("check_images=0")
     assert run_command("pretrain", ["--out", str(tmp_path / "unchecked"), *words]) == 0
     info = inspect_generator(str(tmp_path / "model"))
-    assert (info.image_size, info.num_classes) == (16, 3)
+    assert (info.image_size, info.config.num_classes) == (16, 3)
     (latents,) = (tmp_path / "runs" / "pretrain" / "latents").iterdir()
     manifest = latents / "manifest.json"
     assert json.loads(manifest.read_text())["rows"] == 36

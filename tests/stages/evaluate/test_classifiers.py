@@ -18,6 +18,7 @@ from ims3_ray.evaluation.protocols import PROTOCOLS, get_protocols
 from ims3_ray.evaluation.results import protocol_title
 from ims3_ray.evaluation.train import Score
 from ims3_ray.models.device import Numerics
+from ims3_ray.stages.evaluate import classifiers
 from ims3_ray.stages.evaluate.classifiers import (
     classifier_seeds,
     local_pixels,
@@ -121,6 +122,22 @@ def test_every_look_is_heard_once_while_training_and_agrees_with_the_history(ray
             tuple(look) for look in scores[SMOKE.label]["distilled"][seed].history
         ]
         assert len(heard[SMOKE.label, "distilled", seed]) == SMOKE.evaluations
+
+
+def test_kept_scores_are_not_computed_again_unless_damaged(ray_cluster, images, tmp_path, monkeypatch):
+    sets = dict.fromkeys([("distilled", 5), ("distilled", 6), ("random", 5)], images(3, 0))
+    tests, out, heard, again = images(6, 9), open_directory(str(tmp_path / "out")), [], []
+    scores = train_all(sets, tests, [SMOKE], CPU, lambda *look: heard.append(look), None, out)
+    files = sorted(out.files())
+    assert len(files) == len(sets)
+    (out / files[0]).delete()
+    out.write(files[1], out.read(files[1]).replace(b"0.", b"1.", 1))
+    jobs, stream = [], classifiers.stream_jobs
+    monkeypatch.setattr(classifiers, "stream_jobs", lambda f, js, **o: jobs.extend(js) or stream(f, js, **o))
+    assert train_all(sets, tests, [SMOKE], CPU, lambda *look: again.append(look), None, out) == scores
+    assert len(jobs) == 2
+    assert sorted(again) == sorted(heard)
+    assert sorted(out.files()) == files
 
 
 def test_a_listener_that_raises_ends_the_trainings(ray_cluster, images):
